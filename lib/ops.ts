@@ -1,0 +1,59 @@
+/**
+ * The verbs that a model may use. One forward pass runs on whichever
+ * implementation it is given, so the CPU path is both the reference and the
+ * fallback and cannot drift from the GPU path.
+ *
+ * Verbs are as coarse as fusion needs: a GPU may run RMSNorm + GEMM for a prompt
+ * and one fused GEMV for a decode step under the same name.
+ *
+ * @module
+ */
+
+/** Element types. 16-bit weights stay as stored; arithmetic is f32. */
+export type Dtype = "f32" | "f16" | "bf16" | "u32";
+
+/** Keys and values of every layer, for one or more sequences. */
+export interface KvCache<T> {
+  /** Per layer, keys (normed and rotated) and values, each `[sequences, kvHeads, context, headDim]`. */
+  readonly layers: readonly { k: T; v: T }[];
+  /** Positions that a sequence has room for. */
+  readonly context: number;
+  /** Tokens already cached, per sequence. The caller advances it after a pass. */
+  readonly lengths: Uint32Array;
+  /**
+   * Which sequences the rows of this pass belong to: row `r` is token
+   * `r % tokens` of sequence `first + floor(r / tokens)`, at position
+   * `lengths[sequence] + r % tokens`.
+   */
+  pass: { first: number; tokens: number };
+}
+
+/** What a forward pass is made of. `T` is the implementation's tensor. */
+export interface Ops<T> {
+  /** Row `tokens[i]` of `table`: `[vocab, hidden]`, `[rows]` → f32 `[rows, hidden]`. */
+  embed(table: T, tokens: T): T;
+
+  /** `RMSNorm(x, norm) · wᵀ`: `[rows, k]`, `[k]`, `[n, k]` → `[rows, n]`. */
+  normMatmul(x: T, norm: T, w: T): T;
+
+  /**
+   * Causal grouped-query attention of new tokens over the cache and themselves.
+   * Splits `qkv` `[rows, (heads + 2 kvHeads) · headDim]`, norms each head of q
+   * and k (RMSNorm over headDim with `qNorm`, `kNorm`), rotates them (RoPE, the
+   * half-split form of Qwen3), appends k and v to the cache and attends with
+   * scale `1 / sqrt(headDim)` → `[rows, heads · headDim]`.
+   */
+  attend(qkv: T, qNorm: T, kNorm: T, cache: KvCache<T>, layer: number): T;
+
+  /** `residual + x · wᵀ`, in the place of `residual`: `[rows, k]`, `[n, k]` → `[rows, n]`. */
+  matmulAdd(x: T, w: T, residual: T): T;
+
+  /**
+   * `silu(g) · u` where `[g, u] = RMSNorm(x, norm) · gateUpᵀ`; `gateUp` is
+   * `[2 n, k]`, the rows of gate_proj first → `[rows, n]`.
+   */
+  normSwiglu(x: T, norm: T, gateUp: T): T;
+
+  /** The last row of `x` (of each sequence in a batch): `[rows, n]` → `[sequences, n]`. */
+  lastRow(x: T): T;
+}
