@@ -54,6 +54,6 @@ export interface Ops<T> {
    */
   normSwiglu(x: T, norm: T, gateUp: T): T;
 
-  /** The last row of `x` (of each sequence in a batch): `[rows, n]` → `[sequences, n]`. */
-  lastRow(x: T): T;
+  /** The last row of each sequence of the pass: `[rows, n]` → `[sequences, n]`. */
+  lastRow(x: T, cache: KvCache<T>): T;
 }

@@ -1,0 +1,143 @@
+import { kernel } from "../lib/kernel.ts";
+import { LANES } from "../lib/wgsl.ts";
+
+/**
+ * Causal attention of many new tokens per sequence over the KV cache, which holds
+ * their keys and values already. No `[tokens, tokens]` matrix reaches memory
+ * (FlashAttention-2, https://arxiv.org/abs/2307.08691).
+ *
+ * A workgroup takes one kv head and 64 rows, where a row is a (token, query head of
+ * the group) pair, so K and V are read once for the whole group. Per 64 keys: scores
+ * in slices of 16 of the head size, running maximum and sum per row, then P · V in
+ * slices of V_KEYS keys. 16 × 16 threads hold 4 × 4 scores and 4 rows of the output.
+ */
+export const attendPrefill = kernel({
+  name: "attendPrefill",
+  buffers: {
+    q: "m any as span",
+    lengths: "sequences",
+    k: "sequences kvHeads context headDim as span",
+    v: "sequences kvHeads context headDim as span",
+    y: "inout m any as span",
+  },
+  uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
+  constants: { HEAD_DIM: 128, WORKGROUP: 256, LOG_LANES: 4, SUBGROUPS: 1 },
+  derive: ({ HEAD_DIM }) => {
+    const NV = Math.ceil(Number(HEAD_DIM) / 64);
+    return {
+      NV,
+      V_KEYS: NV > 2 ? 8 : 16,
+      STAGE: Math.max(512, (NV > 2 ? 128 : 256) * NV),
+    };
+  },
+  grid: ({ m, tokens, group, kvHeads }) => [
+    Math.ceil(tokens * group / 64),
+    kvHeads,
+    m / tokens,
+  ],
+  body: /* wgsl */ `
+${LANES}
+var<workgroup> stage: array<vec4f, STAGE>; // q and k slices, or a v slice
+var<workgroup> weights: array<vec4f, 64 * 16>; // [key][rows]
+
+fn remaining(from: u32, size: u32, inside: bool) -> u32 {
+  return select(0u, size - min(from, size), inside);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
+  let kv_head = wg.y;
+  let heads = u.kvHeads * u.group;
+  let length = lengths[u.first + wg.z];
+  let cached = ((u.first + wg.z) * u.kvHeads + kv_head) * u.context * HEAD_DIM;
+  let first_row = wg.x * 64u;
+  let rows = u.tokens * u.group;
+  let tn = tid % 16u;
+  let tm = tid / 16u;
+  let last_token = min(first_row + 63u, rows - 1u) / u.group;
+  let keys = length + last_token + 1u;
+  // Where the four rows of this thread lie in q and y, and up to which key they see.
+  @split var at_row: array<u32, 4>;
+  @split var sees: array<u32, 4>;
+  @split var top: array<f32, 4>;
+  @split var total: array<f32, 4>;
+  @split var acc: array<vec4f, 4 * NV>;
+  @unroll for (var r = 0; r < 4; r++) {
+    let row = min(first_row + tm * 4u + r, rows - 1u);
+    at_row[r] = ((wg.z * u.tokens + row / u.group) * heads + kv_head * u.group + row % u.group) * HEAD_DIM;
+    sees[r] = length + row / u.group + 1u;
+    top[r] = -3.0e38;
+  }
+  for (var k0 = 0u; k0 < keys; k0 += 64u) {
+    @split var score: array<vec4f, 4>;
+    @unroll for (var r = 0; r < 4; r++) { score[r] = vec4f(); }
+    for (var d0 = 0u; d0 < HEAD_DIM; d0 += 16u) {
+      workgroupBarrier();
+      if (tid < 128u) {
+        // Threads 0 … 63 fetch a 4 × 4 block of q, 64 … 127 one of k, and transpose it.
+        let block = (tid % 64u) / 4u;
+        let d = d0 + tid % 4u * 4u;
+        @split var part: array<vec4f, 4>;
+        @unroll for (var i = 0; i < 4; i++) {
+          if (tid < 64u) {
+            let row = first_row + block * 4u + i;
+            let at = ((wg.z * u.tokens + row / u.group) * heads + kv_head * u.group + row % u.group) * HEAD_DIM;
+            part[i] = q_span(at + d, remaining(d, HEAD_DIM, row < rows));
+          } else {
+            let key = k0 + block * 4u + i;
+            part[i] = k_span(cached + key * HEAD_DIM + d, remaining(d, HEAD_DIM, key < keys));
+          }
+        }
+        let to = tid / 64u * 256u + tid % 4u * 64u + block;
+        stage[to] = vec4f(part[0].x, part[1].x, part[2].x, part[3].x);
+        stage[to + 16u] = vec4f(part[0].y, part[1].y, part[2].y, part[3].y);
+        stage[to + 32u] = vec4f(part[0].z, part[1].z, part[2].z, part[3].z);
+        stage[to + 48u] = vec4f(part[0].w, part[1].w, part[2].w, part[3].w);
+      }
+      workgroupBarrier();
+      @unroll for (var d = 0; d < 16; d++) {
+        let qv = stage[d * 16 + tm];
+        let kv = stage[256 + d * 16 + tn];
+        @unroll for (var r = 0; r < 4; r++) { score[r] = fma(vec4f(qv[r]), kv, score[r]); }
+      }
+    }
+    let key = vec4u(k0 + tn * 4u) + vec4u(0u, 1u, 2u, 3u);
+    @unroll for (var r = 0; r < 4; r++) {
+      let seen = select(vec4f(-3.0e38), score[r] * u.scale, key < vec4u(sees[r]));
+      let high = max(top[r], lanes_max(max(max(seen.x, seen.y), max(seen.z, seen.w)), tid));
+      score[r] = select(vec4f(), exp(seen - high), key < vec4u(sees[r]));
+      let shrink = exp(top[r] - high);
+      total[r] = total[r] * shrink + lanes_sum(dot(score[r], vec4f(1.0)), tid);
+      top[r] = high;
+      @unroll for (var j = 0; j < NV; j++) { acc[r * NV + j] *= shrink; }
+    }
+    @unroll for (var c = 0; c < 4; c++) {
+      weights[(tn * 4u + c) * 16u + tm] = vec4f(score[0][c], score[1][c], score[2][c], score[3][c]);
+    }
+    for (var s0 = 0u; s0 < min(64u, keys - k0); s0 += V_KEYS) {
+      workgroupBarrier();
+      for (var i = tid; i < V_KEYS * NV * 16u; i += WORKGROUP) {
+        let key = k0 + s0 + i / (NV * 16u);
+        let d = i % (NV * 16u) * 4u;
+        stage[i] = v_span(cached + key * HEAD_DIM + d, remaining(d, HEAD_DIM, key < keys));
+      }
+      workgroupBarrier();
+      @unroll for (var s = 0; s < V_KEYS; s++) {
+        let w = weights[(s0 + s) * 16u + tm];
+        @unroll for (var j = 0; j < NV; j++) {
+          let value = stage[s * (NV * 16) + j * 16 + tn];
+          @unroll for (var r = 0; r < 4; r++) { acc[r * NV + j] = fma(vec4f(w[r]), value, acc[r * NV + j]); }
+        }
+      }
+    }
+    workgroupBarrier(); // weights and stage are written again
+  }
+  @unroll for (var r = 0; r < 4; r++) {
+    let inside = first_row + tm * 4u + r < rows;
+    @unroll for (var j = 0; j < NV; j++) {
+      let d = j * 64u + tn * 4u;
+      y_store(at_row[r] + d, remaining(d, HEAD_DIM, inside), acc[r * NV + j] / total[r]);
+    }
+  }
+}`,
+});

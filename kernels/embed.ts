@@ -1,0 +1,26 @@
+import { kernel, splitGrid } from "../lib/kernel.ts";
+
+/**
+ * Rows of a table by index, as f32: the embedding of tokens. A table split over
+ * several buffers takes one dispatch each: rows outside `begin … begin + n` are
+ * left as they are.
+ */
+export const embed = kernel({
+  name: "embed",
+  buffers: { table: "n k as span", tokens: "m", x: "inout m k as span" },
+  uniforms: { begin: "u32" },
+  constants: { WORKGROUP: 64 },
+  grid: ({ m }) => splitGrid(m),
+  body: /* wgsl */ `
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let row = wg.y * groups.x + wg.x;
+  if (row >= u.m) { return; }
+  let token = tokens[row] - u.begin; // wraps below begin, so one comparison is enough
+  if (token >= u.n) { return; }
+  for (var e = tid * 4u; e < u.k; e += WORKGROUP * 4u) {
+    x_store(row * u.k + e, u.k - e, table_span(token * u.k + e, u.k - e));
+  }
+}`,
+});

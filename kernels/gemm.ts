@@ -1,0 +1,181 @@
+import { kernel } from "../lib/kernel.ts";
+
+/**
+ * One BM × BN tile of `c = a · b` per workgroup, TM × TN per thread.
+ *
+ * What makes it fast under naga: everything per k is unrolled in the text, the
+ * accumulators are named vec4f, both tiles lie in workgroup memory with k outermost
+ * (so a thread reads four rows or columns at once), and the next tile is fetched
+ * into registers while this one is multiplied.
+ *
+ * The text is shared with batched_gemm.ts, which sets the offsets by head.
+ */
+export const TILE = /* wgsl */ `
+const A_BLOCKS = (BM / 4u) * (BK / 4u);
+const BLOCKS = A_BLOCKS + (BN / 4u) * (BK / 4u);
+const A_STRIDE = BM / 4u + 1u;
+const B_STRIDE = BN / 4u + 1u;
+var<workgroup> a_tile: array<vec4f, BK * A_STRIDE>;
+var<workgroup> b_tile: array<vec4f, BK * B_STRIDE>;
+
+fn remaining(from: u32, size: u32, inside: bool) -> u32 {
+  return select(0u, size - min(from, size), inside);
+}
+
+// Output column of column j of this workgroup's tile; b row or column likewise.
+fn source_column(first: u32, j: u32) -> u32 {
+  @if EPILOGUE == 2 { return select(first + j, u.n / 2u + first + j - BN / 2u, j >= BN / 2u); }
+  @else { return first + j; }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
+  let first_row = wg.y * BM;
+  let first_column = wg.x * (BN / COLUMNS_PER_OUTPUT);
+  let offset = offsets(wg.z); // of a, b and c, in elements
+  let tn = tid % (BN / TN);
+  let tm = tid / (BN / TN);
+  @split var acc: array<vec4f, TM * TN4>;
+  @split var next: array<vec4f, LOADS * 4>;
+  for (var k0 = 0u; k0 < u.k + BK; k0 += BK) {
+    if (k0 > 0u) {
+      workgroupBarrier();
+      @unroll for (var l = 0; l < LOADS; l++) {
+        let block = tid + l * THREADS;
+        let kb = block % (BK / 4u) * 4u;
+        if (block < A_BLOCKS) {
+          let at = kb * A_STRIDE + block / (BK / 4u);
+          a_tile[at] = vec4f(next[l * 4].x, next[l * 4 + 1].x, next[l * 4 + 2].x, next[l * 4 + 3].x);
+          a_tile[at + A_STRIDE] = vec4f(next[l * 4].y, next[l * 4 + 1].y, next[l * 4 + 2].y, next[l * 4 + 3].y);
+          a_tile[at + 2u * A_STRIDE] = vec4f(next[l * 4].z, next[l * 4 + 1].z, next[l * 4 + 2].z, next[l * 4 + 3].z);
+          a_tile[at + 3u * A_STRIDE] = vec4f(next[l * 4].w, next[l * 4 + 1].w, next[l * 4 + 2].w, next[l * 4 + 3].w);
+        } else if (block < BLOCKS) {
+          @if B_BY_COLUMN {
+            let at = kb * B_STRIDE + (block - A_BLOCKS) / (BK / 4u);
+            b_tile[at] = vec4f(next[l * 4].x, next[l * 4 + 1].x, next[l * 4 + 2].x, next[l * 4 + 3].x);
+            b_tile[at + B_STRIDE] = vec4f(next[l * 4].y, next[l * 4 + 1].y, next[l * 4 + 2].y, next[l * 4 + 3].y);
+            b_tile[at + 2u * B_STRIDE] = vec4f(next[l * 4].z, next[l * 4 + 1].z, next[l * 4 + 2].z, next[l * 4 + 3].z);
+            b_tile[at + 3u * B_STRIDE] = vec4f(next[l * 4].w, next[l * 4 + 1].w, next[l * 4 + 2].w, next[l * 4 + 3].w);
+          } @else {
+            let j = block - A_BLOCKS;
+            let at = j / (BN / 4u) * 4u * B_STRIDE + j % (BN / 4u);
+            @unroll for (var i = 0; i < 4; i++) { b_tile[at + i * B_STRIDE] = next[l * 4 + i]; }
+          }
+        }
+      }
+      workgroupBarrier();
+    }
+    if (k0 < u.k) {
+      @unroll for (var l = 0; l < LOADS; l++) {
+        let block = tid + l * THREADS;
+        let kb = k0 + block % (BK / 4u) * 4u;
+        if (block < A_BLOCKS) {
+          let row = first_row + block / (BK / 4u) * 4u;
+          @unroll for (var i = 0; i < 4; i++) {
+            next[l * 4 + i] = a_span(offset.x + (row + i) * u.k + kb, remaining(kb, u.k, row + i < u.m));
+          }
+        } else if (block < BLOCKS) {
+          @if B_BY_COLUMN {
+            @unroll for (var i = 0; i < 4; i++) {
+              let column = source_column(first_column, (block - A_BLOCKS) / (BK / 4u) * 4u + i);
+              next[l * 4 + i] = b_span(offset.y + column * u.k + kb, remaining(kb, u.k, column < u.n));
+            }
+          } @else {
+            let j = block - A_BLOCKS;
+            let row = k0 + j / (BN / 4u) * 4u;
+            let column = first_column + j % (BN / 4u) * 4u;
+            @unroll for (var i = 0; i < 4; i++) {
+              next[l * 4 + i] = b_span(offset.y + (row + i) * u.n + column, remaining(column, u.n, row + i < u.k));
+            }
+          }
+        }
+      }
+    }
+    if (k0 > 0u) {
+      @split var av: array<vec4f, TM4>;
+      @split var bv: array<vec4f, TN4>;
+      @unroll for (var kk = 0; kk < BK; kk++) {
+        @unroll for (var i = 0; i < TM4; i++) { av[i] = a_tile[kk * A_STRIDE + i * (BM / 4u / TM4) + tm]; }
+        @unroll for (var j = 0; j < TN4; j++) { bv[j] = b_tile[kk * B_STRIDE + j * (BN / 4u / TN4) + tn]; }
+        @unroll for (var i = 0; i < TM4; i++) {
+          @unroll for (var j = 0; j < TN4; j++) {
+            acc[(i * 4) * TN4 + j] = fma(vec4f(av[i].x), bv[j], acc[(i * 4) * TN4 + j]);
+            acc[(i * 4 + 1) * TN4 + j] = fma(vec4f(av[i].y), bv[j], acc[(i * 4 + 1) * TN4 + j]);
+            acc[(i * 4 + 2) * TN4 + j] = fma(vec4f(av[i].z), bv[j], acc[(i * 4 + 2) * TN4 + j]);
+            acc[(i * 4 + 3) * TN4 + j] = fma(vec4f(av[i].w), bv[j], acc[(i * 4 + 3) * TN4 + j]);
+          }
+        }
+      }
+    }
+  }
+  let columns = u.n / COLUMNS_PER_OUTPUT;
+  @unroll for (var i = 0; i < TM4; i++) {
+    @unroll for (var r = 0; r < 4; r++) {
+      let row = first_row + i * (BM / TM4) + tm * 4u + r;
+      @if EPILOGUE == 2 {
+        // The left half of the tile is gates, the right half what they gate.
+        @unroll for (var j = 0; j < TN4 / 2; j++) {
+          let column = first_column + j * (BN / TN4) + tn * 4u;
+          let gate = acc[(i * 4 + r) * TN4 + j];
+          let value = gate / (1.0 + exp(-gate)) * acc[(i * 4 + r) * TN4 + TN4 / 2 + j];
+          c_store(offset.z + row * u.stride + u.column + column, remaining(column, columns, row < u.m), value);
+        }
+      } @else {
+        @unroll for (var j = 0; j < TN4; j++) {
+          let column = first_column + j * (BN / TN4) + tn * 4u;
+          let at = offset.z + row * u.stride + u.column + column;
+          let left = remaining(column, columns, row < u.m);
+          @if EPILOGUE == 1 { c_store(at, left, c_span(at, left) + acc[(i * 4 + r) * TN4 + j]); }
+          @else { c_store(at, left, acc[(i * 4 + r) * TN4 + j]); }
+        }
+      }
+    }
+  }
+}`;
+
+/** Constants of a tile and what follows from them. */
+export const tileConstants = {
+  BM: 64,
+  BN: 64,
+  BK: 16,
+  TM: 4,
+  TN: 8,
+  EPILOGUE: 0,
+  B_BY_COLUMN: 1,
+};
+
+/** What follows from a tile's constants. */
+export function deriveTile(c: Readonly<Record<string, number | string>>) {
+  const [BM, BN, BK, TM, TN] = ["BM", "BN", "BK", "TM", "TN"].map((x) =>
+    Number(c[x])
+  );
+  const THREADS = (BM / TM) * (BN / TN);
+  return {
+    THREADS,
+    TM4: TM / 4,
+    TN4: TN / 4,
+    LOADS: Math.ceil((BM + BN) / 4 * (BK / 4) / THREADS),
+    COLUMNS_PER_OUTPUT: c.EPILOGUE === 2 ? 2 : 1,
+  };
+}
+
+/**
+ * Many rows times a matrix: `c = a · b`, the Linear layers of a prompt.
+ *
+ * B_BY_COLUMN 1: `b` is `[n, k]`, as checkpoints store weights; 0: `[k, n]`.
+ * EPILOGUE 0: `c = …`, 1: `c += …` (residual), 2: SwiGLU, see gemv.ts.
+ */
+export const gemm = kernel({
+  name: "gemm",
+  buffers: ({ B_BY_COLUMN }) => ({
+    a: "m k as span",
+    b: `${B_BY_COLUMN ? "n k" : "k n"} as span`,
+    c: "inout m any as span",
+  }),
+  // c has rows of `stride` elements; this call's first column goes to `column`.
+  uniforms: { stride: "u32", column: "u32" },
+  constants: tileConstants,
+  derive: deriveTile,
+  grid: ({ m, n }, { BM, BN }) => [Math.ceil(n / BN), Math.ceil(m / BM), 1],
+  body: `fn offsets(z: u32) -> vec3u { return vec3u(); }\n${TILE}`,
+});

@@ -1,0 +1,163 @@
+import { kernel, splitGrid } from "../lib/kernel.ts";
+import { LANES } from "../lib/wgsl.ts";
+
+// Units of a chunk that lie beyond the row are zero, so they add nothing.
+const load = (chunk: string) => /* wgsl */ `
+  @unroll for (var s = 0; s < STEPS; s++) {
+    let unit = (${chunk} * STEPS + s) * LANES + lane;
+    @unroll for (var i = 0; i < ROWS; i++) {
+      @if EXACT { raw[i * STEPS + s] = w[base[i] + unit]; }
+      @else { raw[i * STEPS + s] = select(vec4u(), w[base[i] + min(unit, UNITS - 1u)], unit < UNITS); }
+    }
+  }`;
+
+/**
+ * One or a few rows times a matrix stored by output row: `y = x · wᵀ`, every
+ * Linear layer of a decode step.
+ *
+ * LANES neighbouring threads share ROWS rows of `w`, read as 16-byte units with
+ * all loads of a chunk issued before the first use; the M rows of `x` are reused
+ * for each. Fused around it, because a dispatch costs 2–3 µs:
+ *
+ * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. Weights of
+ *   the first chunk are already on their way while the workgroup norms.
+ * - EPILOGUE 0: `y = …`, 1: `y += …` (residual), 2: SwiGLU, `y = silu(g) · u`
+ *   with g from the first half of w's rows and u from the second.
+ *
+ * Rows of k that are not whole units take the plain loop at the end.
+ */
+export const gemv = kernel({
+  name: "gemv",
+  buffers: {
+    w: "n k as unit",
+    x: "m k as span",
+    norm: "any as span",
+    y: "inout any as scalar",
+  },
+  // y has rows of `stride` elements; this call's first row of w goes to column `column`.
+  uniforms: { stride: "u32", column: "u32", eps: "f32" },
+  constants: {
+    M: 1,
+    WORKGROUP: 128,
+    ROWS: 2,
+    LOG_LANES: 5,
+    SUBGROUPS: 1,
+    STEPS: 4,
+    NORM: 0,
+    EPILOGUE: 0,
+  },
+  derive: (c, { k }) => {
+    const units = Math.ceil(k / Number(c.W_UNIT)),
+      lanes = 1 << Number(c.LOG_LANES);
+    const steps = Math.max(
+      1,
+      Math.min(Number(c.STEPS), Math.ceil(units / lanes)),
+    );
+    return {
+      UNITS: units,
+      LANES: lanes,
+      STEPS: steps,
+      CHUNKS: Math.ceil(units / (lanes * steps)),
+      EXACT: units % (lanes * steps) === 0 ? 1 : 0,
+      HALVES: Number(c.W_UNIT) / 4,
+    };
+  },
+  grid: ({ n }, { WORKGROUP, LANES, ROWS }) =>
+    splitGrid(n / (ROWS * (WORKGROUP / LANES))),
+  body: /* wgsl */ `
+${LANES}
+const PER_WORKGROUP = WORKGROUP / LANES;
+var<workgroup> squares: array<f32, PER_WORKGROUP * M>;
+@if NORM { var<workgroup> staged: array<vec4f, M * HALVES * UNITS>; }
+
+// The row of w that accumulator i of lane group g sums.
+fn w_row(g: u32, i: u32) -> u32 {
+  @if EPILOGUE == 2 {
+    return (i & 1u) * (u.n / 2u) + min(g * (ROWS / 2u) + (i >> 1u), u.n / 2u - 1u);
+  } @else {
+    return min(g * ROWS + i, u.n - 1u);
+  }
+}
+
+fn write(m: u32, row: u32, rows: u32, value: f32) {
+  if (row >= rows) { return; }
+  let at = m * u.stride + u.column + row;
+  @if EPILOGUE == 1 { y[at] += value; } @else { y[at] = value; }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
+  @split var acc: array<f32, M * ROWS>;
+
+@if W_VIEW == "unit" {
+  @split var raw: array<vec4u, ROWS * STEPS>;
+  @split var base: array<u32, ROWS>;
+  @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
+  ${load("0u")}
+  @if NORM {
+    @unroll for (var m = 0; m < M; m++) {
+      var sum = 0.0;
+      for (var j = tid; j < HALVES * UNITS; j += WORKGROUP) {
+        let v = x_at(m * HALVES * UNITS + j);
+        sum += dot(v, v);
+        staged[(m * HALVES + j % HALVES) * UNITS + j / HALVES] = v * norm_at(j);
+      }
+      sum = lanes_sum(sum, tid);
+      if (lane == 0u) { squares[m * PER_WORKGROUP + tid / LANES] = sum; }
+    }
+    workgroupBarrier();
+  }
+  for (var c = 0u; c < CHUNKS; c++) {
+    @if CHUNKS > 1 { if (c > 0u) { ${load("c")} } }
+    @unroll for (var s = 0; s < STEPS; s++) {
+      let unit = min((c * STEPS + s) * LANES + lane, UNITS - 1u);
+      @unroll for (var m = 0; m < M; m++) {
+        @if NORM { let lo = staged[m * HALVES * UNITS + unit]; }
+        @else { let lo = x_at((m * UNITS + unit) * HALVES); }
+        @unroll for (var i = 0; i < ROWS; i++) {
+          acc[m * ROWS + i] += dot(w_lo(raw[i * STEPS + s]), lo);
+        }
+        @if HALVES == 2 {
+          @if NORM { let hi = staged[(m * HALVES + 1u) * UNITS + unit]; }
+          @else { let hi = x_at((m * UNITS + unit) * HALVES + 1u); }
+          @unroll for (var i = 0; i < ROWS; i++) {
+            acc[m * ROWS + i] += dot(w_hi(raw[i * STEPS + s]), hi);
+          }
+        }
+      }
+    }
+  }
+} @else {
+  for (var e = lane; e < u.k; e += LANES) {
+    @unroll for (var m = 0; m < M; m++) {
+      let v = x_span(m * u.k + e, 1u).x;
+      @unroll for (var i = 0; i < ROWS; i++) {
+        acc[m * ROWS + i] += w_at(w_row(g, i) * u.k + e) * v;
+      }
+    }
+  }
+}
+  @unroll for (var m = 0; m < M; m++) {
+    var scale = 1.0;
+    @if NORM {
+      var sum = 0.0;
+      @unroll for (var j = 0; j < WORKGROUP / LANES; j++) { sum += squares[m * PER_WORKGROUP + j]; }
+      scale = inverseSqrt(sum / f32(u.k) + u.eps);
+    }
+    @unroll for (var i = 0; i < ROWS; i++) { acc[m * ROWS + i] = lanes_sum(acc[m * ROWS + i], tid) * scale; }
+    if (lane == 0u) {
+      @if EPILOGUE == 2 {
+        @unroll for (var i = 0; i < ROWS; i += 2) {
+          let gate = acc[m * ROWS + i];
+          write(m, g * (ROWS / 2u) + i / 2u, u.n / 2u, gate / (1.0 + exp(-gate)) * acc[m * ROWS + i + 1]);
+        }
+      } @else {
+        @unroll for (var i = 0; i < ROWS; i++) { write(m, g * ROWS + i, u.n, acc[m * ROWS + i]); }
+      }
+    }
+  }
+}`,
+});

@@ -1,0 +1,97 @@
+import { kernel, splitGrid } from "../lib/kernel.ts";
+import { LANES } from "../lib/wgsl.ts";
+import { deriveHeads, HEADS, ROTATE } from "./heads.ts";
+
+/**
+ * What comes between the packed projection and attention, for every head of every
+ * row: norm and rotate q into its own tensor, norm and rotate k and append it with
+ * v to the KV cache. Row r is token `r % tokens` of sequence `first + r / tokens`.
+ *
+ * A cached value that f16 cannot hold raises `flags[0]`, so that nobody goes on
+ * with an infinity.
+ */
+export const qkNormRope = kernel({
+  name: "qkNormRope",
+  buffers: ({ VEC }) => {
+    const view = VEC === 4 ? "vec4" : "scalar";
+    return {
+      qkv: `m width as ${view}`,
+      qNorm: `headDim as ${view}`,
+      kNorm: `headDim as ${view}`,
+      angles: `positions headDim as ${view}`,
+      lengths: "sequences",
+      q: `inout m any as ${view}`,
+      k: `inout sequences kvHeads context headDim as ${view}`,
+      v: `inout sequences kvHeads context headDim as ${view}`,
+      flags: "inout any",
+    };
+  },
+  uniforms: { heads: "u32", first: "u32", tokens: "u32", eps: "f32" },
+  constants: {
+    HEAD_DIM: 128,
+    VEC: 4,
+    WORKGROUP: 128,
+    LOG_LANES: 4,
+    SUBGROUPS: 1,
+  },
+  derive: deriveHeads,
+  // One lane group for each of heads + 2 kvHeads heads of each row.
+  grid: ({ m, heads, kvHeads }, { WORKGROUP, LANES }) =>
+    splitGrid(m * (heads + 2 * kvHeads) / (WORKGROUP / LANES)),
+  body: /* wgsl */ `
+${LANES}
+${HEADS}
+fn guard(v: E) {
+  @if K_DTYPE == "f16" { if (any(abs(v) > vec4f(65504.0))) { flags[0] = 1u; } }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let all = u.heads + 2u * u.kvHeads;
+  let task = (wg.y * groups.x + wg.x) * (WORKGROUP / LANES) + tid / LANES;
+  let lane = tid % LANES;
+  let row = min(task / all, u.m - 1u);
+  let head = task % all;
+  let sequence = u.first + row / u.tokens;
+  let position = lengths[sequence] + row % u.tokens;
+  @split var a: array<E, PAIRS>;
+  @split var b: array<E, PAIRS>;
+  var sum = 0.0;
+  @unroll for (var p = 0; p < PAIRS; p++) {
+    let i = p * LANES + lane;
+    if (i < HALF) {
+      a[p] = qkv_at((row * all + head) * 2u * HALF + i);
+      b[p] = qkv_at((row * all + head) * 2u * HALF + HALF + i);
+      sum += squares(a[p]) + squares(b[p]);
+    }
+  }
+  sum = lanes_sum(sum, tid);
+  let scale = inverseSqrt(sum / f32(HEAD_DIM) + u.eps);
+  if (head < u.heads) { ${ROTATE("qNorm")} }
+  else if (head < u.heads + u.kvHeads) { ${ROTATE("kNorm")} }
+  if (task / all >= u.m) { return; }
+  @unroll for (var p = 0; p < PAIRS; p++) {
+    let i = p * LANES + lane;
+    if (i < HALF) {
+      if (head < u.heads) {
+        let at = (row * u.heads + head) * 2u * HALF + i;
+        q_put(at, a[p]);
+        q_put(at + HALF, b[p]);
+      } else {
+        let kv_head = (head - u.heads) % u.kvHeads;
+        let at = ((sequence * u.kvHeads + kv_head) * u.context + position) * 2u * HALF + i;
+        guard(a[p]);
+        guard(b[p]);
+        if (head < u.heads + u.kvHeads) {
+          k_put(at, a[p]);
+          k_put(at + HALF, b[p]);
+        } else {
+          v_put(at, a[p]);
+          v_put(at + HALF, b[p]);
+        }
+      }
+    }
+  }
+}`,
+});

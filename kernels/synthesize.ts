@@ -1,0 +1,30 @@
+import { kernel, splitGrid } from "../lib/kernel.ts";
+
+/**
+ * Synthetic bf16 weights without an upload: `w[i] = bf16(scale · u[i])`, the rule of
+ * lib/synthetic.ts, two weights per thread: words from `from` on of the
+ * tensor go to word `to` on of the buffer.
+ */
+export const synthesize = kernel({
+  name: "synthesize",
+  buffers: { w: "inout any as raw" },
+  uniforms: { seed: "u32", scale: "f32", from: "u32", to: "u32", words: "u32" },
+  constants: { WORKGROUP: 256 },
+  grid: ({ words }, { WORKGROUP }) => splitGrid(words / WORKGROUP),
+  body: /* wgsl */ `
+fn weight(i: u32) -> u32 {
+  var h = i + u.seed;
+  h = (h ^ (h >> 16u)) * 0x85ebca6bu;
+  h = (h ^ (h >> 13u)) * 0xc2b2ae35u;
+  h ^= h >> 16u;
+  let bits = bitcast<u32>(u.scale * (f32(h >> 8u) / 8388608.0 - 1.0));
+  return (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u; // to nearest even
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let i = (wg.y * groups.x + wg.x) * WORKGROUP + tid;
+  if (i < u.words) { w[u.to + i] = weight(2u * (u.from + i)) | (weight(2u * (u.from + i) + 1u) << 16u); }
+}`,
+});

@@ -1,0 +1,215 @@
+/**
+ * A small assembler for WebAssembly with SIMD (https://webassembly.github.io/spec/core/binary/).
+ *
+ * Code is a list of bytes. An instruction is a function from the code of its
+ * operands to the code that leaves its result on the stack, so that nested
+ * calls read as expressions: `f32x4.add(a.get, f32x4.splat(f32.const(1)))`.
+ *
+ * @module
+ */
+
+/** Bytes of instructions, ready to stand in a function body. */
+export type Code = readonly number[];
+type Instruction = (...operands: Code[]) => Code;
+
+const op = (...bytes: number[]): Instruction => (...operands) => [
+  ...operands.flat(),
+  ...bytes,
+];
+const simd = (number: number): Instruction => op(0xfd, ...unsigned(number));
+
+/** LEB128 of an unsigned integer. */
+function unsigned(value: number): number[] {
+  const bytes = [];
+  for (; value > 0x7f; value >>>= 7) bytes.push(value & 0x7f | 0x80);
+  return [...bytes, value];
+}
+
+/** LEB128 of a signed 32-bit integer. */
+function signed(value: number): number[] {
+  const bytes = [];
+  for (; value < -64 || value > 63; value >>= 7) {
+    bytes.push(value & 0x7f | 0x80);
+  }
+  return [...bytes, value & 0x7f];
+}
+
+/** A load or store at `offset` bytes past the address, which need not be aligned. */
+const access = (...opcode: number[]) => (offset = 0): Instruction =>
+  op(...opcode, 0, ...unsigned(offset));
+
+export const i32 = {
+  const: (value: number): Code => [0x41, ...signed(value | 0)],
+  load: access(0x28),
+  add: op(0x6a),
+  sub: op(0x6b),
+  mul: op(0x6c),
+  and: op(0x71),
+  shl: op(0x74),
+  lessUnsigned: op(0x49),
+};
+
+export const f32 = {
+  const: (
+    value: number,
+  ): Code => [0x43, ...new Uint8Array(Float32Array.of(value).buffer)],
+  store: access(0x38),
+  add: op(0x92),
+  mul: op(0x94),
+  div: op(0x95),
+  max: op(0x97),
+};
+
+export const v128 = {
+  load: access(0xfd, 0x00),
+  loadSplat32: access(0xfd, 0x09),
+  store: access(0xfd, 0x0b),
+  and: simd(0x4e),
+  or: simd(0x50),
+};
+
+export const i32x4 = {
+  splat: simd(0x11),
+  shiftLeft: simd(0xab),
+  shiftRight: simd(0xac),
+  add: simd(0xae),
+  /** From f32x4, rounding toward zero; NaN gives 0. */
+  truncate: simd(0xf8),
+};
+
+export const f32x4 = {
+  splat: simd(0x13),
+  lane: (lane: number): Instruction => op(0xfd, 0x1f, lane),
+  /** Lanes 0 to 3 are those of the first operand, 4 to 7 those of the second. */
+  shuffle: (...lanes: number[]): Instruction =>
+    op(
+      0xfd,
+      0x0d,
+      ...lanes.flatMap((lane) => [0, 1, 2, 3].map((byte) => 4 * lane + byte)),
+    ),
+  greaterEqual: simd(0x46),
+  nearest: simd(0x6a),
+  abs: simd(0xe0),
+  neg: simd(0xe1),
+  add: simd(0xe4),
+  sub: simd(0xe5),
+  mul: simd(0xe6),
+  div: simd(0xe7),
+  min: simd(0xe8),
+  max: simd(0xe9),
+  /** `a · b + c`, rounded once or twice as is fastest. */
+  relaxedMulAdd: simd(0x105),
+};
+
+const TYPES = { i32: 0x7f, f32: 0x7d, v128: 0x7b };
+type Type = keyof typeof TYPES;
+
+/** A local variable or parameter. */
+export interface Local {
+  get: Code;
+  set: (value: Code) => Code;
+}
+
+/** `if (condition) then else otherwise` */
+export const branch = (
+  condition: Code,
+  then: Code[],
+  otherwise: Code[] = [],
+): Code => [
+  ...condition,
+  ...[0x04, 0x40],
+  ...then.flat(),
+  0x05,
+  ...otherwise.flat(),
+  0x0b,
+];
+
+/** `while (condition) body` */
+export const loop = (condition: Code, body: Code[]): Code => [
+  ...condition,
+  ...[0x04, 0x40, 0x03, 0x40], // if, loop: the condition is then tested at the end
+  ...body.flat(),
+  ...condition,
+  ...[0x0d, 0x00, 0x0b, 0x0b], // br_if loop, end, end
+];
+
+/** `a < b ? a : b` of unsigned integers. */
+export const min = (a: Code, b: Code): Code => [
+  ...a,
+  ...b,
+  ...i32.lessUnsigned(a, b),
+  0x1b,
+];
+
+/** A function under construction: its parameters, and locals on demand. */
+export class FunctionBuilder<Parameter extends string> {
+  readonly parameters: Record<Parameter, Local>;
+  readonly parameterTypes: Type[];
+  readonly #locals: Type[] = [];
+
+  constructor(
+    readonly name: string,
+    parameters: Record<Parameter, "i32" | "f32">,
+  ) {
+    const names = Object.keys(parameters) as Parameter[];
+    this.parameterTypes = names.map((name) => parameters[name]);
+    this.parameters = Object.fromEntries(
+      names.map((name, index) => [name, variable(index)]),
+    ) as Record<Parameter, Local>;
+  }
+
+  local(type: Type): Local {
+    return variable(this.parameterTypes.length + this.#locals.push(type) - 1);
+  }
+
+  /** The type, and the body with its local declarations. */
+  finish(body: Code[]): { name: string; type: number[]; code: number[] } {
+    const types = this.parameterTypes.map((type) => TYPES[type]);
+    const code = [
+      ...vector(this.#locals.map((type) => [1, TYPES[type]])),
+      ...body.flat(),
+      0x0b,
+    ];
+    return {
+      name: this.name,
+      type: [0x60, ...unsigned(types.length), ...types, 0],
+      code: [...unsigned(code.length), ...code],
+    };
+  }
+}
+
+function variable(index: number): Local {
+  const bytes = unsigned(index);
+  return { get: [0x20, ...bytes], set: (value) => [...value, 0x21, ...bytes] };
+}
+
+const vector = (
+  items: number[][],
+) => [...unsigned(items.length), ...items.flat()];
+const section = (id: number, items: number[][]) => {
+  const body = vector(items);
+  return [id, ...unsigned(body.length), ...body];
+};
+const text = (value: string) =>
+  vector([...new TextEncoder().encode(value)].map((byte) => [byte]));
+
+/** A module that exports `functions` and imports a shared memory as `work.memory`. */
+export function assemble(
+  functions: ReturnType<FunctionBuilder<string>["finish"]>[],
+): Uint8Array<ArrayBuffer> {
+  const memory = [0x02, 0x03, 0, ...unsigned(65536)]; // shared, 0 to 65,536 pages
+  return Uint8Array.from([
+    ...[0x00, 0x61, 0x73, 0x6d, 1, 0, 0, 0], // magic, version
+    ...section(1, functions.map(({ type }) => type)),
+    ...section(2, [[...text("work"), ...text("memory"), ...memory]]),
+    ...section(3, functions.map((_, index) => unsigned(index))),
+    ...section(
+      7,
+      functions.map((
+        { name },
+        index,
+      ) => [...text(name), 0, ...unsigned(index)]),
+    ),
+    ...section(10, functions.map(({ code }) => code)),
+  ]);
+}

@@ -1,0 +1,554 @@
+/**
+ * The inner loops of the CPU path in WebAssembly SIMD.
+ *
+ * Memory 0 is the threads' work space (activations, f32), memory 1 holds stored
+ * tensors. Addresses and sizes named `…Bytes` are in bytes. 16-bit elements are
+ * unpacked as the even and the odd ones of eight, so x has to come with every
+ * eight elements as 0 2 4 6 1 3 5 7: see {@link packRows}.
+ *
+ * @module
+ */
+import {
+  assemble,
+  branch,
+  type Code,
+  f32,
+  f32x4,
+  FunctionBuilder,
+  i32,
+  i32x4,
+  type Local,
+  loop,
+  min,
+  v128,
+} from "./cpu_wasm_assembler.ts";
+
+/** Element types that products read from stored tensors. */
+export type StoredDtype = "f32" | "f16" | "bf16";
+
+/** What the module exports. */
+export type WasmKernels =
+  & {
+    /** `y[j] = x · w[j]` for `n` rows of w, read once: for a few rows of x. */
+    [D in StoredDtype as `dot_${D}`]: (
+      x: number,
+      w: number,
+      rowBytes: number,
+      n: number,
+      k: number,
+      tailMask: number,
+      y: number,
+    ) => void;
+  }
+  & {
+    /** Rows of w as f32, zeros after the last column, for {@link WasmKernels.tiles}. */
+    [D in StoredDtype as `unpack_${D}`]: (
+      w: number,
+      rowBytes: number,
+      n: number,
+      k: number,
+      tailMask: number,
+      out: number,
+      outBytes: number,
+    ) => void;
+  }
+  & {
+    /** `y = x · wᵀ` of four unpacked rows of w with each row of x, added to y if `add`. */
+    tiles(
+      x: number,
+      xBytes: number,
+      rows: number,
+      w: number,
+      wBytes: number,
+      kBytes: number,
+      y: number,
+      yBytes: number,
+      add: number,
+    ): void;
+    /** Softmax of `scale · x[0 .. count]` in place, zeros up to `total` (a multiple of 4). */
+    softmax(x: number, count: number, total: number, scale: number): void;
+    /** `out[r] = Σ weights[r, p] · values[p]` over `count` rows of `values`, added to out if `add`. */
+    weightedSum(
+      weights: number,
+      weightsBytes: number,
+      rows: number,
+      values: number,
+      rowBytes: number,
+      count: number,
+      out: number,
+      outBytes: number,
+      add: number,
+    ): void;
+    /** `g = silu(g) · u` in place, `count` elements (a multiple of 4). */
+    swiglu(g: number, u: number, count: number): void;
+  };
+
+/** Rows of w that one step of `dot` and `tiles` takes. */
+export const TILE = 4;
+/** Rows of x that one step of `tiles` takes. */
+export const TILE_ROWS = 3;
+
+/** The module, with or without relaxed SIMD's fused multiply-add. */
+export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
+  const mulAdd: MulAdd = relaxed
+    ? f32x4.relaxedMulAdd
+    : (a, b, c) => f32x4.add(f32x4.mul(a, b), c);
+  const types = ["f32", "f16", "bf16"] as const;
+  return assemble([
+    ...types.map((type) => dot(type, mulAdd)),
+    ...types.map((type) => unpack(type)),
+    tiles(mulAdd),
+    softmax(mulAdd),
+    weightedSum(mulAdd),
+    swiglu(mulAdd),
+  ]);
+}
+
+type MulAdd = (a: Code, b: Code, c: Code) => Code;
+const times = <T>(count: number, make: (index: number) => T): T[] =>
+  Array.from({ length: count }, (_, index) => make(index));
+const plus = (local: Local, amount: number | Code): Code =>
+  local.set(
+    i32.add(local.get, typeof amount === "number" ? i32.const(amount) : amount),
+  );
+const floats = (value: number) => f32x4.splat(f32.const(value));
+const ints = (value: number) => i32x4.splat(i32.const(value));
+
+/** Bytes of eight stored elements. */
+const GROUP = { f32: 32, f16: 16, bf16: 16 };
+
+/**
+ * Unpacks eight stored elements into two f32x4: the lower and upper four of f32,
+ * the even and odd ones of 16-bit types. Constants stay in locals: V8 would make
+ * them anew at every step of a loop.
+ */
+class Unpacker {
+  readonly halves: [Local, Local];
+  readonly #bits: Local;
+  readonly #constants = new Map<number, Local>();
+
+  constructor(
+    readonly type: StoredDtype,
+    private readonly f: FunctionBuilder<string>,
+  ) {
+    this.halves = [f.local("v128"), f.local("v128")];
+    this.#bits = f.local("v128");
+  }
+
+  #constant(bits: number): Code {
+    let local = this.#constants.get(bits);
+    if (!local) this.#constants.set(bits, local = this.f.local("v128"));
+    return local.get;
+  }
+
+  /** Sets the constants: goes before the code that {@link load} made. */
+  prepare(): Code[] {
+    return [...this.#constants].map(([bits, local]) =>
+      local.set(i32x4.splat(i32.const(bits)))
+    );
+  }
+
+  /** Sets `halves`, zero where `mask` (an address of two masks) is. */
+  load(address: Code, mask?: Code): Code[] {
+    const load = (offset: number) => v128.load(offset)(address);
+    const bits = this.#bits;
+    const halves = this.type === "f32" ? [load(0), load(16)] : [
+      i32x4.shiftLeft(bits.get, i32.const(16)),
+      v128.and(bits.get, this.#constant(0xffff0000)),
+    ];
+    return [
+      this.type === "f32" ? [] : bits.set(load(0)),
+      ...this.halves.flatMap((half, h) => [
+        half.set(
+          mask ? v128.and(halves[h], v128.load(16 * h)(mask)) : halves[h],
+        ),
+        this.type === "f16" ? this.#finishF16(half) : [],
+      ]),
+    ];
+  }
+
+  /**
+   * Moves sign, exponent and fraction into place; a product corrects the
+   * exponent's bias (and normalises subnormals, exactly); what had the largest
+   * exponent is infinity or NaN.
+   */
+  #finishF16(half: Local): Code {
+    return [
+      ...half.set(f32x4.mul(
+        v128.and(
+          i32x4.shiftRight(half.get, i32.const(3)),
+          this.#constant(0x8fffe000),
+        ),
+        this.#constant(f32Bits(2 ** 112)),
+      )),
+      ...half.set(v128.or(
+        half.get,
+        v128.and(
+          f32x4.greaterEqual(
+            f32x4.abs(half.get),
+            this.#constant(f32Bits(65536)),
+          ),
+          this.#constant(f32Bits(Infinity)),
+        ),
+      )),
+    ];
+  }
+}
+
+const f32Bits = (value: number) =>
+  new Uint32Array(Float32Array.of(value).buffer)[0];
+
+function dot(type: StoredDtype, mulAdd: MulAdd) {
+  const f = new FunctionBuilder(`dot_${type}`, {
+    x: "i32",
+    w: "i32",
+    rowBytes: "i32",
+    n: "i32",
+    k: "i32",
+    tailMask: "i32",
+    y: "i32",
+  });
+  const { x, w, rowBytes, n, k, tailMask, y } = f.parameters;
+  const [j, at, end] = times(3, () => f.local("i32"));
+  const rows = times(TILE, () => f.local("i32"));
+  const xs = times(2, () => f.local("v128"));
+  const unpacker = new Unpacker(type, f);
+  const sums = times(TILE, () => times(2, () => f.local("v128")));
+
+  const step = (mask?: Code): Code[] => [
+    ...xs.map((half, h) => half.set(v128.load(16 * h)(at.get))),
+    ...rows.flatMap((row, r) => [
+      ...unpacker.load(row.get, mask),
+      ...unpacker.halves.map((half, h) =>
+        sums[r][h].set(mulAdd(half.get, xs[h].get, sums[r][h].get))
+      ),
+      plus(row, GROUP[type]),
+    ]),
+    plus(at, 32),
+  ];
+  const body = [
+    loop(i32.lessUnsigned(j.get, n.get), [
+      // Rows past the last read the last one again; their sums are not used.
+      ...rows.map((row, r) => {
+        const index = min(
+          i32.add(j.get, i32.const(r)),
+          i32.sub(n.get, i32.const(1)),
+        );
+        return row.set(i32.add(w.get, i32.mul(rowBytes.get, index)));
+      }),
+      ...sums.flat().map((sum) => sum.set(floats(0))),
+      at.set(x.get),
+      loop(i32.lessUnsigned(at.get, end.get), step()),
+      branch(tailMask.get, step(tailMask.get)),
+      v128.store()(
+        y.get,
+        sumLanes(f, sums.map(([a, b]) => f32x4.add(a.get, b.get))),
+      ),
+      plus(y, 16),
+      plus(j, TILE),
+    ]),
+  ];
+  return f.finish([...unpacker.prepare(), end.set(groupsEnd(x, k)), ...body]);
+}
+
+/** The address in f32s from `x` on that lies after the last whole group of eight in `k`. */
+const groupsEnd = (x: Local, k: Local): Code =>
+  i32.add(x.get, i32.shl(i32.and(k.get, i32.const(-8)), i32.const(2)));
+
+/** The sums of the lanes of four vectors, as one vector. */
+function sumLanes(f: FunctionBuilder<string>, vectors: Code[]): Code {
+  const [a, b, c, d] = times(4, () => f.local("v128"));
+  const add = (p: Local, q: Local) =>
+    f32x4.add(
+      f32x4.shuffle(0, 4, 1, 5)(p.get, q.get),
+      f32x4.shuffle(2, 6, 3, 7)(p.get, q.get),
+    );
+  return [
+    ...[a, b, c, d].flatMap((local, i) => local.set(vectors[i])),
+    ...a.set(add(a, b)), // a0+a2, b0+b2, a1+a3, b1+b3
+    ...c.set(add(c, d)),
+    ...f32x4.add(
+      f32x4.shuffle(0, 1, 4, 5)(a.get, c.get),
+      f32x4.shuffle(2, 3, 6, 7)(a.get, c.get),
+    ),
+  ];
+}
+
+function unpack(type: StoredDtype) {
+  const f = new FunctionBuilder(`unpack_${type}`, {
+    w: "i32",
+    rowBytes: "i32",
+    n: "i32",
+    k: "i32",
+    tailMask: "i32",
+    out: "i32",
+    outBytes: "i32",
+  });
+  const { w, rowBytes, n, k, tailMask, out, outBytes } = f.parameters;
+  const [j, from, to, end] = times(4, () => f.local("i32"));
+  const unpacker = new Unpacker(type, f);
+  const step = (mask?: Code): Code[] => [
+    ...unpacker.load(from.get, mask),
+    ...unpacker.halves.map((half, h) => v128.store(16 * h)(to.get, half.get)),
+    plus(from, GROUP[type]),
+    plus(to, 32),
+  ];
+  const body = [
+    loop(i32.lessUnsigned(j.get, n.get), [
+      from.set(w.get),
+      to.set(out.get),
+      end.set(groupsEnd(out, k)),
+      loop(i32.lessUnsigned(to.get, end.get), step()),
+      branch(tailMask.get, step(tailMask.get)),
+      plus(w, rowBytes.get),
+      plus(out, outBytes.get),
+      plus(j, 1),
+    ]),
+  ];
+  return f.finish([...unpacker.prepare(), ...body]);
+}
+
+function tiles(mulAdd: MulAdd) {
+  const f = new FunctionBuilder("tiles", {
+    x: "i32",
+    xBytes: "i32",
+    rows: "i32",
+    w: "i32",
+    wBytes: "i32",
+    kBytes: "i32",
+    y: "i32",
+    yBytes: "i32",
+    add: "i32",
+  });
+  const { x, xBytes, rows, w, wBytes, kBytes, y, yBytes, add } = f.parameters;
+  const r = f.local("i32"), end = f.local("i32");
+  const xAt = times(TILE_ROWS, () => f.local("i32")),
+    wAt = times(TILE, () => f.local("i32"));
+  const xs = times(TILE_ROWS, () => f.local("v128")), wv = f.local("v128");
+  const sums = times(TILE_ROWS, () => times(TILE, () => f.local("v128")));
+  const UNROLL = 2; // steps of four elements; k is a multiple of 8
+
+  /** `count` rows of x against the four rows of w. */
+  const tile = (count: number): Code[] => [
+    ...xAt.slice(0, count).map((at, i) =>
+      at.set(i ? i32.add(xAt[i - 1].get, xBytes.get) : x.get)
+    ),
+    ...wAt.map((at, i) =>
+      at.set(i ? i32.add(wAt[i - 1].get, wBytes.get) : w.get)
+    ),
+    ...sums.slice(0, count).flat().map((sum) => sum.set(floats(0))),
+    end.set(i32.add(x.get, kBytes.get)),
+    loop(i32.lessUnsigned(xAt[0].get, end.get), [
+      ...times(UNROLL, (u) => [
+        ...xs.slice(0, count).map((value, i) =>
+          value.set(v128.load(16 * u)(xAt[i].get))
+        ),
+        ...wAt.flatMap((at, j) => [
+          wv.set(v128.load(16 * u)(at.get)),
+          ...xs.slice(0, count).map((value, i) =>
+            sums[i][j].set(mulAdd(wv.get, value.get, sums[i][j].get))
+          ),
+        ]),
+      ]).flat(),
+      ...[...xAt.slice(0, count), ...wAt].map((at) => plus(at, 16 * UNROLL)),
+    ]),
+    ...sums.slice(0, count).flatMap((row) => {
+      const total = wv;
+      return [
+        total.set(sumLanes(f, row.map((sum) => sum.get))),
+        branch(add.get, [
+          total.set(f32x4.add(total.get, v128.load()(y.get))),
+        ]),
+        v128.store()(y.get, total.get),
+        plus(y, yBytes.get),
+        plus(x, xBytes.get),
+      ];
+    }),
+    plus(r, count),
+  ];
+  return f.finish([
+    loop(
+      i32.lessUnsigned(i32.add(r.get, i32.const(TILE_ROWS - 1)), rows.get),
+      tile(TILE_ROWS),
+    ),
+    loop(i32.lessUnsigned(r.get, rows.get), tile(1)),
+  ]);
+}
+
+/**
+ * `exp(x)` to about one unit in the last place, `x` clamped to what f32 can
+ * hold: `2ⁿ · exp(x − n·ln 2)`, the second factor by its Taylor polynomial.
+ */
+function exp(x: Local, n: Local, mulAdd: MulAdd): Code {
+  const coefficients = [1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1, 1];
+  const [high, low] = [0.693359375, Math.LN2 - 0.693359375]; // n · high is exact
+  return [
+    ...x.set(f32x4.max(f32x4.min(x.get, floats(88)), floats(-87))),
+    ...n.set(f32x4.nearest(f32x4.mul(x.get, floats(Math.LOG2E)))),
+    ...x.set(mulAdd(n.get, floats(-high), x.get)),
+    ...x.set(mulAdd(n.get, floats(-low), x.get)),
+    ...x.set(f32x4.mul(
+      coefficients.slice(1).reduce(
+        (sum, next) => mulAdd(sum, x.get, floats(next)),
+        floats(coefficients[0]),
+      ),
+      i32x4.shiftLeft(
+        i32x4.add(i32x4.truncate(n.get), ints(127)),
+        i32.const(23),
+      ),
+    )),
+  ];
+}
+
+function softmax(mulAdd: MulAdd) {
+  const f = new FunctionBuilder("softmax", {
+    x: "i32",
+    count: "i32",
+    total: "i32",
+    scale: "f32",
+  });
+  const { x, count, total, scale } = f.parameters;
+  const at = f.local("i32"), end = f.local("i32");
+  const value = f.local("v128"),
+    n = f.local("v128"),
+    max = f.local("v128"),
+    sum = f.local("v128");
+  const lanes = (combine: typeof f32.add, local: Local) =>
+    [0, 1, 2, 3].map((lane) => f32x4.lane(lane)(local.get)).reduce((a, b) =>
+      combine(a, b)
+    );
+  const fill = (content: number) => [
+    at.set(end.get),
+    loop(i32.lessUnsigned(at.get, total.get), [
+      f32.store()(at.get, f32.const(content)),
+      plus(at, 4),
+    ]),
+  ];
+  const each = (body: Code[]) => [
+    at.set(x.get),
+    loop(i32.lessUnsigned(at.get, total.get), [...body, plus(at, 16)]),
+  ];
+  return f.finish([
+    end.set(i32.add(x.get, i32.shl(count.get, i32.const(2)))),
+    total.set(i32.add(x.get, i32.shl(total.get, i32.const(2)))),
+    ...fill(-3e38), // not -Infinity: that less the maximum must stay a number
+    max.set(floats(-Infinity)),
+    ...each([max.set(f32x4.max(max.get, v128.load()(at.get)))]),
+    max.set(f32x4.splat(lanes(f32.max, max))),
+    ...each([
+      value.set(f32x4.mul(
+        f32x4.sub(v128.load()(at.get), max.get),
+        f32x4.splat(scale.get),
+      )),
+      exp(value, n, mulAdd),
+      v128.store()(at.get, value.get),
+    ]),
+    ...fill(0),
+    sum.set(floats(0)),
+    ...each([sum.set(f32x4.add(sum.get, v128.load()(at.get)))]),
+    sum.set(f32x4.splat(f32.div(f32.const(1), lanes(f32.add, sum)))),
+    ...each([
+      v128.store()(at.get, f32x4.mul(v128.load()(at.get), sum.get)),
+    ]),
+  ]);
+}
+
+function weightedSum(mulAdd: MulAdd) {
+  const f = new FunctionBuilder("weightedSum", {
+    weights: "i32",
+    weightsBytes: "i32",
+    rows: "i32",
+    values: "i32",
+    rowBytes: "i32",
+    count: "i32",
+    out: "i32",
+    outBytes: "i32",
+    add: "i32",
+  });
+  const {
+    weights,
+    weightsBytes,
+    rows,
+    values,
+    rowBytes,
+    count,
+    out,
+    outBytes,
+    add,
+  } = f.parameters;
+  const r = f.local("i32"), d = f.local("i32"), p = f.local("i32");
+  const weightAt = times(2, () => f.local("i32")), from = f.local("i32");
+  const vs = times(4, () => f.local("v128")), weight = f.local("v128");
+  const sums = times(2, () => times(4, () => f.local("v128")));
+
+  /** `height` rows of weights and `width` vectors of each row of values. */
+  const tile = (height: number, width: number): Code[] => [
+    ...sums.slice(0, height).flatMap((row) =>
+      row.slice(0, width).map((sum) => sum.set(floats(0)))
+    ),
+    weightAt[0].set(weights.get),
+    weightAt[1].set(i32.add(weights.get, weightsBytes.get)),
+    from.set(i32.add(values.get, d.get)),
+    p.set(i32.const(0)),
+    loop(i32.lessUnsigned(p.get, count.get), [
+      ...vs.slice(0, width).map((v, i) => v.set(v128.load(16 * i)(from.get))),
+      ...weightAt.slice(0, height).flatMap((at, i) => [
+        weight.set(v128.loadSplat32()(at.get)),
+        ...vs.slice(0, width).map((v, j) =>
+          sums[i][j].set(mulAdd(weight.get, v.get, sums[i][j].get))
+        ),
+        plus(at, 4),
+      ]),
+      plus(from, rowBytes.get),
+      plus(p, 1),
+    ]),
+    ...sums.slice(0, height).flatMap((row, i) =>
+      row.slice(0, width).map((sum, j) =>
+        v128.store(16 * j)(
+          i32.add(i32.add(out.get, d.get), i ? outBytes.get : i32.const(0)),
+          sum.get,
+        )
+      )
+    ),
+    plus(d, 16 * width),
+  ];
+  const row = (height: number): Code[] => [
+    d.set(i32.const(0)),
+    loop(
+      i32.lessUnsigned(i32.add(d.get, i32.const(48)), rowBytes.get),
+      tile(height, 4),
+    ),
+    loop(i32.lessUnsigned(d.get, rowBytes.get), tile(height, 1)),
+    ...times(
+      height,
+      () => [plus(weights, weightsBytes.get), plus(out, outBytes.get)],
+    ).flat(),
+    plus(r, height),
+  ];
+  return f.finish([
+    loop(i32.lessUnsigned(i32.add(r.get, i32.const(1)), rows.get), row(2)),
+    loop(i32.lessUnsigned(r.get, rows.get), row(1)),
+  ]);
+}
+
+function swiglu(mulAdd: MulAdd) {
+  const f = new FunctionBuilder("swiglu", { g: "i32", u: "i32", count: "i32" });
+  const { g, u, count } = f.parameters;
+  const i = f.local("i32"), value = f.local("v128"), n = f.local("v128");
+  return f.finish([
+    loop(i32.lessUnsigned(i.get, count.get), [
+      value.set(f32x4.neg(v128.load()(g.get))),
+      exp(value, n, mulAdd),
+      v128.store()(
+        g.get,
+        f32x4.mul(
+          f32x4.div(v128.load()(g.get), f32x4.add(value.get, floats(1))),
+          v128.load()(u.get),
+        ),
+      ),
+      plus(g, 16),
+      plus(u, 16),
+      plus(i, 4),
+    ]),
+  ]);
+}

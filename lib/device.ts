@@ -1,0 +1,326 @@
+/**
+ * The GPU: adapter, limits, features, and every choice with its reason.
+ *
+ * @module
+ */
+import type { Dtype } from "./ops.ts";
+import { byteSize, count, Tensor, type TensorPart } from "./tensor.ts";
+
+/** Something that was decided, and why. */
+export interface Choice {
+  what: string;
+  value: string;
+  reason: string;
+}
+
+/** What {@linkcode openDevice} takes. */
+export interface DeviceOptions {
+  /** Any WebGPU implementation; `navigator.gpu` by default. */
+  gpu?: GPU;
+}
+
+/** No adapter could be had, or it refuses what is needed. */
+export class NoAdapterError extends Error {
+  override name = "NoAdapterError";
+}
+
+/** The device was lost, ran out of memory, or refused a command. */
+export class DeviceError extends Error {
+  override name = "DeviceError";
+}
+
+const BRINGS_ONE =
+  "install a Vulkan driver (Debian, Ubuntu: apt-get install mesa-vulkan-drivers brings a software one) or run on the CPU";
+
+/**
+ * Opens a GPU: asks for the adapter's own limits (WebGPU's defaults allow
+ * bindings of 128 MiB only), for f16, subgroups and timestamps where they can be had.
+ *
+ * @throws {NoAdapterError} if there is no adapter.
+ */
+export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
+  const implementation = options.gpu ?? navigator.gpu;
+  if (!implementation) {
+    throw new NoAdapterError(
+      "Cannot open a GPU: this runtime has no WebGPU (navigator.gpu), it must be Deno 2.9 or later, or pass one as `gpu`",
+    );
+  }
+  const request = () =>
+    implementation.requestAdapter({ powerPreference: "high-performance" });
+  let adapter = await request();
+  if (!adapter) {
+    throw new NoAdapterError(
+      `Cannot open a GPU: there is no WebGPU adapter here, ${BRINGS_ONE}`,
+    );
+  }
+  const choices: Choice[] = [];
+  const features: GPUFeatureName[] = [];
+  const want = (feature: GPUFeatureName, without: string) => {
+    const there = adapter!.features.has(feature);
+    if (there) features.push(feature);
+    choices.push({
+      what: feature,
+      value: there ? "on" : "off",
+      reason: there ? "the adapter has it" : `the adapter lacks it: ${without}`,
+    });
+    return there;
+  };
+  want("shader-f16", "products are computed in f32");
+  const timestamps = want("timestamp-query", "passes are timed by wall clock");
+  const requiredLimits: Record<string, number> = {};
+  for (const limit of LIMITS) {
+    requiredLimits[limit] = adapter.limits[limit] as number;
+  }
+  // Deno grants subgroups without listing them, so try, and do without if refused.
+  const subgroups = "subgroups" as GPUFeatureName;
+  let device: GPUDevice, why = "";
+  try {
+    device = await adapter.requestDevice({
+      requiredFeatures: [...features, subgroups],
+      requiredLimits,
+    });
+  } catch (error) {
+    why = error instanceof Error ? error.message : String(error);
+    adapter = await request(); // a refused request uses the adapter up
+    if (!adapter) {
+      throw new NoAdapterError("Cannot open a GPU: the adapter is gone");
+    }
+    device = await adapter.requestDevice({
+      requiredFeatures: features,
+      requiredLimits,
+    });
+  }
+  // A subgroup of which only the size range is known is used by its smallest size.
+  const smallest = why === "" ? adapter.info.subgroupMinSize ?? 0 : 0;
+  const subgroupSize = smallest >= 4 ? Math.min(smallest, 32) : 0;
+  choices.push({
+    what: "subgroups",
+    value: subgroupSize ? `${subgroupSize} lanes` : "off",
+    reason: subgroupSize
+      ? `granted; the adapter's subgroups have ${adapter.info.subgroupMinSize} to ${adapter.info.subgroupMaxSize} lanes`
+      : `sums go through workgroup memory: ${
+        why || "the adapter names no subgroup size"
+      }`,
+  });
+  return new Gpu(adapter, device, { subgroupSize, timestamps, choices });
+}
+
+const LIMITS = [
+  "maxBufferSize",
+  "maxStorageBufferBindingSize",
+  "maxComputeWorkgroupStorageSize",
+  "maxComputeInvocationsPerWorkgroup",
+  "maxComputeWorkgroupSizeX",
+  "maxStorageBuffersPerShaderStage",
+] as const;
+
+/** An open device. Made by {@linkcode openDevice}. */
+export class Gpu implements Disposable {
+  /** What the adapter calls itself. */
+  readonly name: string;
+  /** Whether it is a software renderer (llvmpipe, SwiftShader, …). */
+  readonly software: boolean;
+  /** Lanes that may exchange values directly; 0 without subgroups. */
+  readonly subgroupSize: number;
+  readonly f16: boolean;
+  readonly timestamps: boolean;
+  readonly limits: GPUSupportedLimits;
+  /** Every choice made when the device was opened. */
+  readonly choices: readonly Choice[];
+  /** Bytes allocated on the device and not freed. */
+  allocated = 0;
+  #failure?: DeviceError;
+  #disposed = false;
+
+  constructor(
+    readonly adapter: GPUAdapter,
+    readonly device: GPUDevice,
+    found: { subgroupSize: number; timestamps: boolean; choices: Choice[] },
+  ) {
+    const { info } = adapter;
+    this.name = info.description || info.device || info.vendor || "GPU";
+    this.software = info.isFallbackAdapter ||
+      /llvmpipe|swiftshader|software/i.test(this.name);
+    this.subgroupSize = found.subgroupSize;
+    this.timestamps = found.timestamps;
+    this.choices = found.choices;
+    this.f16 = device.features.has("shader-f16");
+    this.limits = device.limits;
+    device.addEventListener("uncapturederror", (event) => {
+      const { error } = event as GPUUncapturedErrorEvent;
+      this.#failure ??= new DeviceError(
+        `Cannot go on with ${this.name}: ${oneLine(error.message)} (${
+          megabytes(this.allocated)
+        } MB were allocated)`,
+      );
+    });
+    device.lost.then((info) => {
+      if (this.#disposed) return;
+      this.#failure ??= new DeviceError(
+        `Cannot go on with ${this.name}: the device was lost (${info.reason}: ${
+          oneLine(info.message)
+        }), ${megabytes(this.allocated)} MB were allocated`,
+      );
+    });
+  }
+
+  /** Throws what the device reported since the last call, if anything. */
+  check(): void {
+    if (this.#failure) throw this.#failure;
+  }
+
+  /**
+   * A buffer of at least `bytes` (rounded up to 16).
+   *
+   * @throws {DeviceError} if the adapter's limit is smaller.
+   */
+  buffer(
+    bytes: number,
+    label: string,
+    usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC |
+      GPUBufferUsage.COPY_DST,
+  ): GPUBuffer {
+    const size = Math.max(16, Math.ceil(bytes / 16) * 16);
+    if (size > this.limits.maxBufferSize) {
+      throw new DeviceError(
+        `Cannot allocate ${label}: ${size} bytes, ${this.name} allows ${this.limits.maxBufferSize} in one buffer`,
+      );
+    }
+    const buffer = this.device.createBuffer({ size, usage, label });
+    this.allocated += size;
+    const destroy = buffer.destroy.bind(buffer);
+    buffer.destroy = () => {
+      this.allocated -= size;
+      buffer.destroy = () => {};
+      destroy();
+    };
+    return buffer;
+  }
+
+  /**
+   * A tensor of `shape`, with `data` in it if given. With `split`, rows that one
+   * binding cannot hold are spread over several buffers: runs of rows, or `pairs`:
+   * each buffer then has a run of the first half of the rows and the same run of
+   * the second half (gate and up projections, which are read together).
+   *
+   * @throws {DeviceError} if the adapter's limits are smaller.
+   */
+  tensor(
+    dtype: Dtype,
+    shape: readonly number[],
+    data?: ArrayBufferView<ArrayBuffer>,
+    label = "tensor",
+    split?: "rows" | "pairs",
+  ): Tensor {
+    const bytes = count(shape) * byteSize(dtype);
+    const rows = shape[0] ?? 1, rowBytes = bytes / rows;
+    const limit = this.limits.maxStorageBufferBindingSize;
+    if (bytes <= limit) {
+      const part = {
+        buffer: this.buffer(bytes, label),
+        offset: 0,
+        begin: 0,
+        rows,
+      };
+      const tensor = new Tensor(this, dtype, shape, [part], label);
+      if (data) this.write(tensor, 0, data);
+      return tensor;
+    }
+    // Whole groups of 8 rows keep every run aligned to 16 bytes, whatever a row has.
+    const most = Math.floor(limit / rowBytes / 16) * 8;
+    if (!split || most === 0) {
+      throw new DeviceError(
+        `Cannot allocate ${label} of shape [${
+          shape.join(", ")
+        }]: ${bytes} bytes, ${this.name} binds at most ${limit}`,
+      );
+    }
+    const parts: TensorPart[] = [], runs: TensorPart[] = [];
+    const step = split === "pairs" ? most : 2 * most;
+    const end = split === "pairs" ? rows / 2 : rows;
+    for (let begin = 0; begin < end; begin += step) {
+      const n = Math.min(step, end - begin);
+      const stacked = split === "pairs" ? 2 * n : n;
+      const buffer = this.buffer(stacked * rowBytes, label);
+      parts.push({ buffer, offset: 0, begin, rows: stacked });
+      runs.push({ buffer, offset: 0, begin, rows: n });
+      if (split === "pairs") {
+        runs.push({
+          buffer,
+          offset: n * rowBytes,
+          begin: end + begin,
+          rows: n,
+        });
+      }
+    }
+    const tensor = new Tensor(this, dtype, shape, parts, label, runs);
+    if (data) this.write(tensor, 0, data);
+    return tensor;
+  }
+
+  /** Copies `data` into a tensor from byte `begin` on. */
+  write(
+    tensor: Tensor,
+    begin: number,
+    data: ArrayBufferView<ArrayBuffer>,
+  ): void {
+    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    const rowBytes = count(tensor.shape) * byteSize(tensor.dtype) /
+      (tensor.shape[0] ?? 1);
+    for (const run of tensor.runs) {
+      const from = run.begin * rowBytes;
+      const to = tensor.runs.length === 1
+        ? Infinity
+        : from + run.rows * rowBytes;
+      const a = Math.max(begin, from), b = Math.min(begin + bytes.length, to);
+      if (a >= b) continue;
+      const piece = bytes.subarray(a - begin, b - begin);
+      // writeBuffer takes multiples of 4 bytes; only a tensor's end may fall short.
+      const whole = piece.length & ~3;
+      const at = run.offset + a - from;
+      if (whole) this.device.queue.writeBuffer(run.buffer, at, piece, 0, whole);
+      if (whole < piece.length) {
+        const rest = new Uint8Array(4);
+        rest.set(piece.subarray(whole));
+        this.device.queue.writeBuffer(run.buffer, at + whole, rest);
+      }
+    }
+  }
+
+  /** The bytes of a buffer, after all submitted work. */
+  async readBuffer(
+    source: GPUBuffer,
+    offset: number,
+    bytes: number,
+  ): Promise<ArrayBuffer> {
+    this.check();
+    const size = Math.ceil(bytes / 4) * 4;
+    const staging = this.device.createBuffer({
+      size,
+      usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
+    });
+    try {
+      const encoder = this.device.createCommandEncoder();
+      encoder.copyBufferToBuffer(source, offset, staging, 0, size);
+      this.device.queue.submit([encoder.finish()]);
+      await staging.mapAsync(GPUMapMode.READ);
+      this.check();
+      const copy = staging.getMappedRange().slice(0);
+      staging.unmap();
+      return copy;
+    } catch (error) {
+      this.check();
+      throw error;
+    } finally {
+      staging.destroy();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#disposed = true;
+    this.device.destroy();
+  }
+}
+
+const oneLine = (text: string) => text.replaceAll(/\s+/g, " ").trim();
+const megabytes = (bytes: number) => Math.round(bytes / 1e6);

@@ -1,0 +1,28 @@
+/**
+ * Reading JSON that others wrote.
+ *
+ * @module
+ */
+
+/** Whether a parsed JSON value is an object (neither null nor a list). */
+export function isObject(json: unknown): json is Record<string, unknown> {
+  return typeof json === "object" && json !== null && !Array.isArray(json);
+}
+
+/**
+ * JSON.parse with an error of one line that names the file.
+ *
+ * @param where a path or URL, for the error
+ * @throws {Error} if `text` is not JSON
+ */
+export function parseJson(text: string, where: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    // V8 quotes the text around the error, line breaks included.
+    const why = (cause as Error).message.replace(/\s+/g, " ");
+    throw new Error(`Cannot read ${where}: it is not valid JSON (${why})`, {
+      cause,
+    });
+  }
+}

@@ -1,0 +1,100 @@
+/**
+ * The KV cache on the GPU, with the lengths that the kernels read beside it.
+ *
+ * @module
+ */
+import type { Qwen3Config } from "./config.ts";
+import type { Gpu } from "./device.ts";
+import type { KvCache } from "./ops.ts";
+import { ropeFrequencies } from "./rope.ts";
+import type { Tensor } from "./tensor.ts";
+
+/** Bytes that a cache of `sequences` × `context` positions takes. */
+export function cacheBytes(
+  config: Qwen3Config,
+  sequences: number,
+  context: number,
+  dtype: "f16" | "f32",
+): number {
+  const { numHiddenLayers, numKeyValueHeads, headDim } = config;
+  return 2 * numHiddenLayers * sequences * numKeyValueHeads * context *
+    headDim * (dtype === "f16" ? 2 : 4);
+}
+
+/** Keys and values of every layer on the device. */
+export class GpuKvCache implements KvCache<Tensor>, Disposable {
+  readonly layers: readonly { k: Tensor; v: Tensor }[];
+  /** Known to the host: what `lengthsOnDevice` holds once all submitted work is done. */
+  readonly lengths: Uint32Array<ArrayBuffer>;
+  /** u32 `[sequences]`; kernels read it, sampling advances it. */
+  readonly lengthsOnDevice: Tensor;
+  /** u32 `[4]`: `[0]` is set when a value did not fit the cache's type. */
+  readonly flags: Tensor;
+  /** f32 `[context, headDim]`: cos, then sin, of every position. */
+  readonly angles: Tensor;
+  pass: { first: number; tokens: number } = { first: 0, tokens: 1 };
+
+  constructor(
+    gpu: Gpu,
+    config: Qwen3Config,
+    readonly sequences: number,
+    readonly context: number,
+    readonly dtype: "f16" | "f32",
+  ) {
+    const { numHiddenLayers, numKeyValueHeads, headDim } = config;
+    const shape = [sequences, numKeyValueHeads, context, headDim];
+    this.layers = Array.from({ length: numHiddenLayers }, (_, i) => ({
+      k: gpu.tensor(dtype, shape, undefined, `layers.${i}.k_cache`),
+      v: gpu.tensor(dtype, shape, undefined, `layers.${i}.v_cache`),
+    }));
+    this.lengths = new Uint32Array(sequences);
+    this.lengthsOnDevice = gpu.tensor("u32", [sequences], undefined, "lengths");
+    this.flags = gpu.tensor("u32", [4], undefined, "flags");
+    this.angles = gpu.tensor(
+      "f32",
+      [context, headDim],
+      ropeTable(config, context),
+      "rope",
+    );
+  }
+
+  /** Sets the lengths, on host and device, and clears the flags. */
+  reset(lengths: ArrayLike<number>): void {
+    const { gpu } = this.flags;
+    this.lengths.set(Array.from(lengths));
+    gpu.write(this.lengthsOnDevice, 0, this.lengths);
+    gpu.write(this.flags, 0, new Uint32Array(4));
+  }
+
+  [Symbol.dispose](): void {
+    for (const { k, v } of this.layers) {
+      k[Symbol.dispose]();
+      v[Symbol.dispose]();
+    }
+    this.lengthsOnDevice[Symbol.dispose]();
+    this.flags[Symbol.dispose]();
+    this.angles[Symbol.dispose]();
+  }
+}
+
+/**
+ * cos and sin per position, `[context, headDim]`. The angle is rounded to f32 as
+ * transformers does, cos and sin are not left to the GPU: its own lose
+ * all precision at the large angles of late positions.
+ */
+export function ropeTable(
+  config: Pick<Qwen3Config, "headDim" | "ropeTheta" | "ropeScaling">,
+  context: number,
+): Float32Array<ArrayBuffer> {
+  const { inverse, scale } = ropeFrequencies(config);
+  const half = inverse.length;
+  const table = new Float32Array(context * 2 * half);
+  for (let p = 0, at = 0; p < context; p++, at += 2 * half) {
+    for (let i = 0; i < half; i++) {
+      const angle = Math.fround(p * inverse[i]);
+      table[at + i] = Math.cos(angle) * scale;
+      table[at + half + i] = Math.sin(angle) * scale;
+    }
+  }
+  return table;
+}

@@ -1,0 +1,228 @@
+/**
+ * The verbs of a model on the GPU. Each records dispatches into the current
+ * {@linkcode Plan}; nothing runs until the plan does.
+ *
+ * @module
+ */
+import { attendDecode } from "../kernels/attend_decode.ts";
+import { attendPrefill } from "../kernels/attend_prefill.ts";
+import { embed } from "../kernels/embed.ts";
+import { gemm } from "../kernels/gemm.ts";
+import { gemv } from "../kernels/gemv.ts";
+import { mergeSplits } from "../kernels/merge_splits.ts";
+import { qkNormRope } from "../kernels/qk_norm_rope.ts";
+import { rmsNorm } from "../kernels/rms_norm.ts";
+import { chooseLinear, exactLanes, laneConstants } from "./choose.ts";
+import type { Qwen3Config } from "./config.ts";
+import type { Gpu } from "./device.ts";
+import { splitGrid } from "./kernel.ts";
+import type { GpuKvCache } from "./kv_cache.ts";
+import type { KvCache, Ops } from "./ops.ts";
+import { Plan } from "./plan.ts";
+import type { Tensor } from "./tensor.ts";
+
+/** Keys that one workgroup of a decode step's attention takes before another is added. */
+const KEYS_PER_SPLIT = 128;
+const MAX_SPLITS = 64;
+
+/** {@linkcode Ops} on the GPU, with scratch memory of its own. */
+export class GpuOps implements Ops<Tensor>, Disposable {
+  /** Where the verbs record; set it before each forward pass. */
+  plan: Plan;
+  #buffers = new Map<string, Tensor>();
+  #owned: Tensor[] = [];
+
+  constructor(
+    readonly gpu: Gpu,
+    readonly config: Qwen3Config,
+    plan: Plan = new Plan(gpu),
+  ) {
+    this.plan = plan;
+  }
+
+  embed(table: Tensor, tokens: Tensor): Tensor {
+    const x = this.#rows("x", tokens.shape[0], table.shape[1]);
+    return this.#gather(table, tokens, x, "embed_tokens");
+  }
+
+  normMatmul(x: Tensor, norm: Tensor, w: Tensor): Tensor {
+    const y = this.#rows("projected", x.shape[0], w.shape[0]);
+    return this.#linear(x, w, y, { norm, epilogue: 0 });
+  }
+
+  matmulAdd(x: Tensor, w: Tensor, residual: Tensor): Tensor {
+    return this.#linear(x, w, residual, { epilogue: 1 });
+  }
+
+  normSwiglu(x: Tensor, norm: Tensor, gateUp: Tensor): Tensor {
+    const y = this.#rows("gated", x.shape[0], gateUp.shape[0] / 2);
+    return this.#linear(x, gateUp, y, { norm, epilogue: 2 });
+  }
+
+  attend(
+    qkv: Tensor,
+    qNorm: Tensor,
+    kNorm: Tensor,
+    cache: GpuKvCache,
+    layer: number,
+  ): Tensor {
+    const { k, v } = cache.layers[layer];
+    const { first, tokens } = cache.pass;
+    const { headDim, numAttentionHeads, numKeyValueHeads } = this.config;
+    const rows = qkv.shape[0];
+    const heads = numAttentionHeads, group = heads / numKeyValueHeads;
+    const y = this.#rows("attention", rows, heads * headDim);
+    const shared = { qkv, qNorm, kNorm, k, v, flags: cache.flags };
+    const state = { angles: cache.angles, lengths: cache.lengthsOnDevice };
+    const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
+    const VEC = headDim % 8 === 0 ? 4 : 1;
+    const lanes = laneConstants(
+      this.gpu,
+      Math.min(32, 2 ** Math.ceil(Math.log2(headDim / 2 / VEC))),
+    );
+    const constants = { HEAD_DIM: headDim, VEC, ...lanes };
+    const label = `layers.${layer}.attention`;
+    if (tokens === 1) {
+      const WORKGROUP = Math.max(128, 2 ** Math.ceil(Math.log2(headDim / VEC)));
+      const splits = (length: number) =>
+        Math.min(MAX_SPLITS, Math.floor(length / KEYS_PER_SPLIT) + 1);
+      const partial = this.#rows("partial", rows * MAX_SPLITS, heads * headDim);
+      const stats = this.#scratch("stats", "u32", rows * MAX_SPLITS, heads * 2);
+      this.plan.add(attendDecode, { ...shared, ...state, y, partial, stats }, {
+        label,
+        reason:
+          "one token per sequence: norm, RoPE, append and attention in one",
+        constants: {
+          ...constants,
+          GROUP: group,
+          WORKGROUP,
+          LOG_KEY_LANES: lanes.SUBGROUPS ? 2 : 0,
+          TILE: group > 8 ? 32 : 128,
+        },
+        uniforms: { first, eps, scale },
+        gridAt: ({ length }) => [splits(length), numKeyValueHeads, rows],
+      });
+      this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
+        label,
+        reason: `more than ${KEYS_PER_SPLIT} keys: split over workgroups`,
+        constants: { HEAD_DIM: headDim, VEC },
+        uniforms: { heads },
+        gridAt: ({ length }) =>
+          splits(length) > 1 ? splitGrid(rows * heads) : undefined,
+      });
+      return y;
+    }
+    const q = this.#rows("q", rows, heads * headDim);
+    this.plan.add(qkNormRope, { ...shared, ...state, q }, {
+      label: `layers.${layer}.qk_norm_rope`,
+      reason: "many tokens: q is normed once, then read by every tile of keys",
+      constants,
+      uniforms: { heads, first, tokens, eps },
+    });
+    this.plan.add(attendPrefill, { q, lengths: state.lengths, k, v, y }, {
+      label,
+      reason: "many tokens: 64 rows of a kv head share each tile of keys",
+      constants: { HEAD_DIM: headDim, ...exactLanes(this.gpu, 16) },
+      uniforms: { first, tokens, group, scale },
+    });
+    return y;
+  }
+
+  lastRow(x: Tensor, { pass: { tokens } }: KvCache<Tensor>): Tensor {
+    if (tokens === 1) return x;
+    const [rows, width] = x.shape;
+    const last = Uint32Array.from(
+      { length: rows / tokens },
+      (_, sequence) => (sequence + 1) * tokens - 1,
+    );
+    const index = this.gpu.tensor("u32", [last.length], last, "last rows");
+    this.#owned.push(index);
+    const y = this.#rows("last", last.length, width);
+    return this.#gather(x, index, y, "last_row");
+  }
+
+  #gather(table: Tensor, tokens: Tensor, x: Tensor, label: string): Tensor {
+    for (const part of table.parts) {
+      this.plan.add(embed, { table: { tensor: table, part }, tokens, x }, {
+        label,
+        reason: "rows by index",
+        uniforms: { begin: part.begin },
+      });
+    }
+    return x;
+  }
+
+  #linear(
+    x: Tensor,
+    w: Tensor,
+    y: Tensor,
+    { norm, epilogue }: { norm?: Tensor; epilogue: 0 | 1 | 2 },
+  ): Tensor {
+    const [m, k] = x.shape, stride = y.shape[1];
+    const label = w.label;
+    for (const part of w.parts) {
+      const choice = chooseLinear({
+        m,
+        n: part.rows,
+        k,
+        dtype: w.dtype,
+        norm: norm !== undefined,
+        swiglu: epilogue === 2,
+      }, this.gpu);
+      if (norm && !choice.fusedNorm && part === w.parts[0]) {
+        const normed = this.#rows("normed", m, k);
+        this.plan.add(rmsNorm, { x, norm, y: normed }, {
+          label: norm.label,
+          reason: "rows are normed once, then read by every tile",
+          constants: laneConstants(this.gpu),
+          uniforms: { eps: this.config.rmsNormEps },
+        });
+        x = normed;
+      }
+      const weight = { tensor: w, part };
+      const options = {
+        label,
+        reason: choice.reason,
+        constants: { ...choice.constants, EPILOGUE: epilogue },
+        uniforms: {
+          stride,
+          column: part.begin,
+          eps: this.config.rmsNormEps,
+        },
+      };
+      if (choice.kernel === "gemv") {
+        this.plan.add(gemv, { w: weight, x, norm: norm ?? x, y }, options);
+      } else this.plan.add(gemm, { a: x, b: weight, c: y }, options);
+    }
+    return y;
+  }
+
+  /** Scratch memory by use, as `[rows, width]`; one buffer serves every layer. */
+  #rows(use: string, rows: number, width: number): Tensor {
+    return this.#scratch(use, "f32", rows, width);
+  }
+
+  #scratch(
+    use: string,
+    dtype: "f32" | "u32",
+    rows: number,
+    width: number,
+  ): Tensor {
+    const capacity = 2 ** Math.ceil(Math.log2(rows));
+    const key = `${use} ${capacity} × ${width}`;
+    let tensor = this.#buffers.get(key);
+    if (!tensor) {
+      tensor = this.gpu.tensor(dtype, [capacity, width], undefined, use);
+      this.#buffers.set(key, tensor);
+    }
+    return tensor.rows(rows);
+  }
+
+  /** Frees the scratch memory; plans recorded before must not run again. */
+  [Symbol.dispose](): void {
+    for (const tensor of this.#buffers.values()) tensor[Symbol.dispose]();
+    for (const tensor of this.#owned) tensor[Symbol.dispose]();
+    this.#buffers.clear();
+    this.#owned = [];
+  }
+}

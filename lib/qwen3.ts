@@ -1,0 +1,55 @@
+/**
+ * Qwen3 (https://arxiv.org/abs/2505.09388), dense: the forward pass.
+ *
+ * @module
+ */
+import type { KvCache, Ops } from "./ops.ts";
+
+/** Weights as the forward pass reads them; `T` is the device's tensor. */
+export interface Weights<T> {
+  /** `[vocab, hidden]` */
+  embedTokens: T;
+  layers: Layer<T>[];
+  /** `[hidden]` */
+  norm: T;
+  /** `[vocab, hidden]`; `embedTokens` itself where the checkpoint ties them. */
+  lmHead: T;
+}
+
+/** One decoder layer. Projections are stored by output row. */
+export interface Layer<T> {
+  inputNorm: T;
+  /** q_proj, k_proj and v_proj, one below the other. */
+  qkvProj: T;
+  qNorm: T;
+  kNorm: T;
+  oProj: T;
+  postNorm: T;
+  /** gate_proj above up_proj. */
+  gateUpProj: T;
+  downProj: T;
+}
+
+/**
+ * Logits `[sequences, vocab]` after the last of `tokens` (`all`: after each,
+ * `[tokens, vocab]`). Prefill and decode are the same function: where the tokens
+ * stand comes from the cache.
+ */
+export function forward<T>(
+  ops: Ops<T>,
+  weights: Weights<T>,
+  tokens: T,
+  cache: KvCache<T>,
+  all = false,
+): T {
+  let x = ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
+  for (const [i, layer] of weights.layers.entries()) {
+    const qkv = ops.normMatmul(x, layer.inputNorm, layer.qkvProj);
+    const attended = ops.attend(qkv, layer.qNorm, layer.kNorm, cache, i);
+    x = ops.matmulAdd(attended, layer.oProj, x);
+    const gated = ops.normSwiglu(x, layer.postNorm, layer.gateUpProj);
+    x = ops.matmulAdd(gated, layer.downProj, x);
+  }
+  if (!all) x = ops.lastRow(x, cache);
+  return ops.normMatmul(x, weights.norm, weights.lmHead);
+}

@@ -1,0 +1,145 @@
+/**
+ * WGSL text that kernels share: typed views of buffers and sums over lanes.
+ *
+ * @module
+ */
+import type { Dtype } from "./ops.ts";
+
+/**
+ * How a kernel looks at a buffer.
+ *
+ * - `scalar`: `x_at(i)` is one element as f32 (u32 buffers: the array itself),
+ *   `x_put(i, v)` writes one (f32 only);
+ * - `vec4`: `x_at(i)` are elements 4i … 4i+3, `x_put(i, v)` writes them;
+ * - `span`: `x_span(e, left)` are elements e … e+3 of which `left` remain in the
+ *   row (zeros after them), `x_store(e, left, v)` writes those that remain; `vec4`
+ *   where the last dimension is a multiple of 4, else `scalar`;
+ * - `unit`: 16 bytes as `vec4u`, `x_lo(v)` and `x_hi(v)` are their first and second
+ *   four elements; `scalar` where the last dimension is not a multiple of `X_UNIT`;
+ * - `raw`: the array itself, of u32.
+ */
+export type View = "scalar" | "vec4" | "span" | "unit" | "raw";
+
+/** The view that a tensor's last dimension allows. */
+export function settleView(view: View, dtype: Dtype, last: number): View {
+  if (view === "unit" && last % unitSize(dtype) !== 0) return "scalar";
+  if (view === "span" && last % 4 === 0) return "vec4";
+  return view;
+}
+
+/** Elements in 16 bytes. */
+export function unitSize(dtype: Dtype): number {
+  return dtype === "f16" || dtype === "bf16" ? 8 : 4;
+}
+
+/** WGSL type of one array element under a view. */
+export function elementType(view: View, dtype: Dtype): string {
+  const wide = dtype === "f32" || dtype === "u32";
+  if (view === "unit") return "vec4u";
+  if (view === "raw") return "u32";
+  if (view === "vec4") {
+    return wide ? (dtype === "u32" ? "vec4u" : "vec4f") : "vec2u";
+  }
+  return dtype === "f32" ? "f32" : "u32";
+}
+
+/** Accessor functions of buffer `x` under its settled view. */
+export function accessors(
+  x: string,
+  view: View,
+  dtype: Dtype,
+  writable: boolean,
+): string {
+  if (dtype === "u32" || view === "raw") return "";
+  const bf16 = dtype === "bf16";
+  const pairs = (a: string, b: string) =>
+    bf16
+      ? `bitcast<vec4f>(vec4u(${a} << 16u, ${a} & 0xffff0000u, ${b} << 16u, ${b} & 0xffff0000u))`
+      : `vec4f(unpack2x16float(${a}), unpack2x16float(${b}))`;
+  if (view === "unit") {
+    return dtype === "f32"
+      ? `fn ${x}_lo(v: vec4u) -> vec4f { return bitcast<vec4f>(v); }\n`
+      : `fn ${x}_lo(v: vec4u) -> vec4f { return ${pairs("v.x", "v.y")}; }\n` +
+        `fn ${x}_hi(v: vec4u) -> vec4f { return ${pairs("v.z", "v.w")}; }\n`;
+  }
+  if (view === "vec4") {
+    const at = dtype === "f32"
+      ? `return ${x}[i];`
+      : `let p = ${x}[i]; return ${pairs("p.x", "p.y")};`;
+    const put = dtype === "f32"
+      ? `${x}[i] = v;`
+      : `${x}[i] = vec2u(pack2x16float(v.xy), pack2x16float(v.zw));`;
+    return `fn ${x}_at(i: u32) -> vec4f { ${at} }\n` +
+      `fn ${x}_span(e: u32, left: u32) -> vec4f { if (left == 0u) { return vec4f(); } return ${x}_at(e >> 2u); }\n` +
+      (writable
+        ? `fn ${x}_put(i: u32, v: vec4f) { ${put} }\n` +
+          `fn ${x}_store(e: u32, left: u32, v: vec4f) { if (left > 0u) { ${x}_put(e >> 2u, v); } }\n`
+        : "");
+  }
+  const at = dtype === "f32"
+    ? `return ${x}[i];`
+    : bf16
+    ? `let p = ${x}[i >> 1u]; return bitcast<f32>(select(p << 16u, p & 0xffff0000u, (i & 1u) == 1u));`
+    : `let p = unpack2x16float(${x}[i >> 1u]); return select(p.x, p.y, (i & 1u) == 1u);`;
+  return `fn ${x}_at(i: u32) -> f32 { ${at} }\n` +
+    `fn ${x}_span(e: u32, left: u32) -> vec4f {
+  var v = vec4f();
+  if (left > 0u) { v.x = ${x}_at(e); }
+  if (left > 1u) { v.y = ${x}_at(e + 1u); }
+  if (left > 2u) { v.z = ${x}_at(e + 2u); }
+  if (left > 3u) { v.w = ${x}_at(e + 3u); }
+  return v;
+}\n` +
+    (writable && dtype === "f32"
+      ? `fn ${x}_put(i: u32, v: f32) { ${x}[i] = v; }
+fn ${x}_store(e: u32, left: u32, v: vec4f) {
+  if (left > 0u) { ${x}[e] = v.x; }
+  if (left > 1u) { ${x}[e + 1u] = v.y; }
+  if (left > 2u) { ${x}[e + 2u] = v.z; }
+  if (left > 3u) { ${x}[e + 3u] = v.w; }
+}\n`
+      : "");
+}
+
+/**
+ * `lanes_sum(v, tid)` and `lanes_max(v, tid)`: over each LANES neighbouring
+ * threads, the result in all of them. LANES = 2^LOG_LANES must not exceed the
+ * smallest subgroup where SUBGROUPS is 1; without subgroups they go through
+ * workgroup memory and have to be called in uniform control flow.
+ */
+export const LANES = /* wgsl */ `
+@if SUBGROUPS {
+fn lanes_sum(v: f32, tid: u32) -> f32 {
+  var s = v;
+  @unroll for (var b = 0; b < LOG_LANES; b++) { s += subgroupShuffleXor(s, 1u << b); }
+  return s;
+}
+fn lanes_max(v: f32, tid: u32) -> f32 {
+  var s = v;
+  @unroll for (var b = 0; b < LOG_LANES; b++) { s = max(s, subgroupShuffleXor(s, 1u << b)); }
+  return s;
+}
+} @else {
+var<workgroup> lanes: array<f32, WORKGROUP>;
+fn lanes_sum(v: f32, tid: u32) -> f32 {
+  var s = v;
+  @unroll for (var b = 0; b < LOG_LANES; b++) {
+    lanes[tid] = s;
+    workgroupBarrier();
+    s += lanes[tid ^ (1u << b)];
+    workgroupBarrier();
+  }
+  return s;
+}
+fn lanes_max(v: f32, tid: u32) -> f32 {
+  var s = v;
+  @unroll for (var b = 0; b < LOG_LANES; b++) {
+    lanes[tid] = s;
+    workgroupBarrier();
+    s = max(s, lanes[tid ^ (1u << b)]);
+    workgroupBarrier();
+  }
+  return s;
+}
+}
+`;
