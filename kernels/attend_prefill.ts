@@ -40,8 +40,8 @@ ${LANES}
 var<workgroup> stage: array<vec4f, STAGE>; // q and k slices, or a v slice
 var<workgroup> weights: array<vec4f, 64 * 16>; // [key][rows]
 
-fn remaining(from: u32, size: u32, inside: bool) -> u32 {
-  return select(0u, size - min(from, size), inside);
+fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
+  return select(0u, size - min(begin, size), inside);
 }
 
 @compute @workgroup_size(WORKGROUP)

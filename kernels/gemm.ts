@@ -18,8 +18,8 @@ const B_STRIDE = BN / 4u + 1u;
 var<workgroup> a_tile: array<vec4f, BK * A_STRIDE>;
 var<workgroup> b_tile: array<vec4f, BK * B_STRIDE>;
 
-fn remaining(from: u32, size: u32, inside: bool) -> u32 {
-  return select(0u, size - min(from, size), inside);
+fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
+  return select(0u, size - min(begin, size), inside);
 }
 
 // Output column of column j of this workgroup's tile; b row or column likewise.

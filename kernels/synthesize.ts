@@ -2,13 +2,19 @@ import { kernel, splitGrid } from "../lib/kernel.ts";
 
 /**
  * Synthetic bf16 weights without an upload: `w[i] = bf16(scale · u[i])`, the rule of
- * lib/synthetic.ts, two weights per thread: words from `from` on of the
+ * lib/synthetic.ts, two weights per thread: words from `source` on of the
  * tensor go to word `to` on of the buffer.
  */
 export const synthesize = kernel({
   name: "synthesize",
   buffers: { w: "inout any as raw" },
-  uniforms: { seed: "u32", scale: "f32", from: "u32", to: "u32", words: "u32" },
+  uniforms: {
+    seed: "u32",
+    scale: "f32",
+    source: "u32",
+    to: "u32",
+    words: "u32",
+  },
   constants: { WORKGROUP: 256 },
   grid: ({ words }, { WORKGROUP }) => splitGrid(words / WORKGROUP),
   body: /* wgsl */ `
@@ -25,6 +31,6 @@ fn weight(i: u32) -> u32 {
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
   let i = (wg.y * groups.x + wg.x) * WORKGROUP + tid;
-  if (i < u.words) { w[u.to + i] = weight(2u * (u.from + i)) | (weight(2u * (u.from + i) + 1u) << 16u); }
+  if (i < u.words) { w[u.to + i] = weight(2u * (u.source + i)) | (weight(2u * (u.source + i) + 1u) << 16u); }
 }`,
 });

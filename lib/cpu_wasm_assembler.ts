@@ -95,8 +95,10 @@ export const f32x4 = {
   sub: simd(0xe5),
   mul: simd(0xe6),
   div: simd(0xe7),
-  min: simd(0xe8),
-  max: simd(0xe9),
+  /** `b < a ? b : a`, so a where either is NaN. */
+  min: simd(0xea),
+  /** `a < b ? b : a`, so a where either is NaN. */
+  max: simd(0xeb),
   /** `a · b + c`, rounded once or twice as is fastest. */
   relaxedMulAdd: simd(0x105),
 };

@@ -112,40 +112,49 @@ const plus = (local: Local, amount: number | Code): Code =>
     i32.add(local.get, typeof amount === "number" ? i32.const(amount) : amount),
   );
 const floats = (value: number) => f32x4.splat(f32.const(value));
-const ints = (value: number) => i32x4.splat(i32.const(value));
 
 /** Bytes of eight stored elements. */
 const GROUP = { f32: 32, f16: 16, bf16: 16 };
 
+/** Vectors of one value, kept in locals: V8 would make them anew at every step of a loop. */
+class Constants {
+  readonly #locals = new Map<number, Local>();
+
+  constructor(private readonly f: FunctionBuilder<string>) {}
+
+  ints(bits: number): Code {
+    let local = this.#locals.get(bits);
+    if (!local) this.#locals.set(bits, local = this.f.local("v128"));
+    return local.get;
+  }
+
+  floats(value: number): Code {
+    return this.ints(new Int32Array(Float32Array.of(value).buffer)[0]);
+  }
+
+  /** Sets the locals. Goes before the code that uses them, but is called after it was made. */
+  prepare(): Code[] {
+    return [...this.#locals].map(([bits, local]) =>
+      local.set(i32x4.splat(i32.const(bits)))
+    );
+  }
+}
+
 /**
  * Unpacks eight stored elements into two f32x4: the lower and upper four of f32,
- * the even and odd ones of 16-bit types. Constants stay in locals: V8 would make
- * them anew at every step of a loop.
+ * the even and odd ones of 16-bit types.
  */
 class Unpacker {
   readonly halves: [Local, Local];
   readonly #bits: Local;
-  readonly #constants = new Map<number, Local>();
 
   constructor(
     readonly type: StoredDtype,
-    private readonly f: FunctionBuilder<string>,
+    private readonly constants: Constants,
+    f: FunctionBuilder<string>,
   ) {
     this.halves = [f.local("v128"), f.local("v128")];
     this.#bits = f.local("v128");
-  }
-
-  #constant(bits: number): Code {
-    let local = this.#constants.get(bits);
-    if (!local) this.#constants.set(bits, local = this.f.local("v128"));
-    return local.get;
-  }
-
-  /** Sets the constants: goes before the code that {@link load} made. */
-  prepare(): Code[] {
-    return [...this.#constants].map(([bits, local]) =>
-      local.set(i32x4.splat(i32.const(bits)))
-    );
   }
 
   /** Sets `halves`, zero where `mask` (an address of two masks) is. */
@@ -154,7 +163,7 @@ class Unpacker {
     const bits = this.#bits;
     const halves = this.type === "f32" ? [load(0), load(16)] : [
       i32x4.shiftLeft(bits.get, i32.const(16)),
-      v128.and(bits.get, this.#constant(0xffff0000)),
+      v128.and(bits.get, this.constants.ints(0xffff0000)),
     ];
     return [
       this.type === "f32" ? [] : bits.set(load(0)),
@@ -177,26 +186,23 @@ class Unpacker {
       ...half.set(f32x4.mul(
         v128.and(
           i32x4.shiftRight(half.get, i32.const(3)),
-          this.#constant(0x8fffe000),
+          this.constants.ints(0x8fffe000),
         ),
-        this.#constant(f32Bits(2 ** 112)),
+        this.constants.floats(2 ** 112),
       )),
       ...half.set(v128.or(
         half.get,
         v128.and(
           f32x4.greaterEqual(
             f32x4.abs(half.get),
-            this.#constant(f32Bits(65536)),
+            this.constants.floats(65536),
           ),
-          this.#constant(f32Bits(Infinity)),
+          this.constants.floats(Infinity),
         ),
       )),
     ];
   }
 }
-
-const f32Bits = (value: number) =>
-  new Uint32Array(Float32Array.of(value).buffer)[0];
 
 function dot(type: StoredDtype, mulAdd: MulAdd) {
   const f = new FunctionBuilder(`dot_${type}`, {
@@ -212,7 +218,8 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
   const [j, at, end] = times(3, () => f.local("i32"));
   const rows = times(TILE, () => f.local("i32"));
   const xs = times(2, () => f.local("v128"));
-  const unpacker = new Unpacker(type, f);
+  const constants = new Constants(f);
+  const unpacker = new Unpacker(type, constants, f);
   const sums = times(TILE, () => times(2, () => f.local("v128")));
 
   const step = (mask?: Code): Code[] => [
@@ -248,7 +255,7 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
       plus(j, TILE),
     ]),
   ];
-  return f.finish([...unpacker.prepare(), end.set(groupsEnd(x, k)), ...body]);
+  return f.finish([...constants.prepare(), end.set(groupsEnd(x, k)), ...body]);
 }
 
 /** The address in f32s from `x` on that lies after the last whole group of eight in `k`. */
@@ -286,7 +293,8 @@ function unpack(type: StoredDtype) {
   });
   const { w, rowBytes, n, k, tailMask, out, outBytes } = f.parameters;
   const [j, from, to, end] = times(4, () => f.local("i32"));
-  const unpacker = new Unpacker(type, f);
+  const constants = new Constants(f);
+  const unpacker = new Unpacker(type, constants, f);
   const step = (mask?: Code): Code[] => [
     ...unpacker.load(from.get, mask),
     ...unpacker.halves.map((half, h) => v128.store(16 * h)(to.get, half.get)),
@@ -305,7 +313,7 @@ function unpack(type: StoredDtype) {
       plus(j, 1),
     ]),
   ];
-  return f.finish([...unpacker.prepare(), ...body]);
+  return f.finish([...constants.prepare(), ...body]);
 }
 
 function tiles(mulAdd: MulAdd) {
@@ -376,26 +384,29 @@ function tiles(mulAdd: MulAdd) {
 }
 
 /**
- * `exp(x)` to about one unit in the last place, `x` clamped to what f32 can
+ * `x = exp(x)` to about one unit in the last place, x clamped to what f32 can
  * hold: `2ⁿ · exp(x − n·ln 2)`, the second factor by its Taylor polynomial.
  */
-function exp(x: Local, n: Local, mulAdd: MulAdd): Code {
-  const coefficients = [1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1, 1];
+function exp(x: Local, n: Local, constants: Constants, mulAdd: MulAdd): Code {
+  const ints = (bits: number) => constants.ints(bits);
+  const floats = (value: number) => constants.floats(value);
+  const factorials = [5040, 720, 120, 24, 6, 2, 1, 1];
   const [high, low] = [0.693359375, Math.LN2 - 0.693359375]; // n · high is exact
+  const power = i32x4.shiftLeft(
+    i32x4.add(i32x4.truncate(n.get), ints(127)),
+    i32.const(23),
+  );
   return [
     ...x.set(f32x4.max(f32x4.min(x.get, floats(88)), floats(-87))),
     ...n.set(f32x4.nearest(f32x4.mul(x.get, floats(Math.LOG2E)))),
     ...x.set(mulAdd(n.get, floats(-high), x.get)),
     ...x.set(mulAdd(n.get, floats(-low), x.get)),
     ...x.set(f32x4.mul(
-      coefficients.slice(1).reduce(
-        (sum, next) => mulAdd(sum, x.get, floats(next)),
-        floats(coefficients[0]),
+      factorials.slice(1).reduce(
+        (sum, factorial) => mulAdd(sum, x.get, floats(1 / factorial)),
+        floats(1 / factorials[0]),
       ),
-      i32x4.shiftLeft(
-        i32x4.add(i32x4.truncate(n.get), ints(127)),
-        i32.const(23),
-      ),
+      power,
     )),
   ];
 }
@@ -408,6 +419,7 @@ function softmax(mulAdd: MulAdd) {
     scale: "f32",
   });
   const { x, count, total, scale } = f.parameters;
+  const constants = new Constants(f);
   const at = f.local("i32"), end = f.local("i32");
   const value = f.local("v128"),
     n = f.local("v128"),
@@ -428,7 +440,7 @@ function softmax(mulAdd: MulAdd) {
     at.set(x.get),
     loop(i32.lessUnsigned(at.get, total.get), [...body, plus(at, 16)]),
   ];
-  return f.finish([
+  const body = [
     end.set(i32.add(x.get, i32.shl(count.get, i32.const(2)))),
     total.set(i32.add(x.get, i32.shl(total.get, i32.const(2)))),
     ...fill(-3e38), // not -Infinity: that less the maximum must stay a number
@@ -440,7 +452,7 @@ function softmax(mulAdd: MulAdd) {
         f32x4.sub(v128.load()(at.get), max.get),
         f32x4.splat(scale.get),
       )),
-      exp(value, n, mulAdd),
+      exp(value, n, constants, mulAdd),
       v128.store()(at.get, value.get),
     ]),
     ...fill(0),
@@ -450,7 +462,8 @@ function softmax(mulAdd: MulAdd) {
     ...each([
       v128.store()(at.get, f32x4.mul(v128.load()(at.get), sum.get)),
     ]),
-  ]);
+  ];
+  return f.finish([...constants.prepare(), ...body]);
 }
 
 function weightedSum(mulAdd: MulAdd) {
@@ -476,15 +489,32 @@ function weightedSum(mulAdd: MulAdd) {
     outBytes,
     add,
   } = f.parameters;
-  const r = f.local("i32"), d = f.local("i32"), p = f.local("i32");
-  const weightAt = times(2, () => f.local("i32")), from = f.local("i32");
+  const [r, d, p, from] = times(4, () => f.local("i32"));
+  const [weightAt, to] = times(2, () => times(2, () => f.local("i32")));
   const vs = times(4, () => f.local("v128")), weight = f.local("v128");
   const sums = times(2, () => times(4, () => f.local("v128")));
 
+  const eachSum = (
+    height: number,
+    width: number,
+    body: (sum: Local, row: number, column: number) => Code,
+  ): Code[] =>
+    sums.slice(0, height).flatMap((row, i) =>
+      row.slice(0, width).map((sum, j) => body(sum, i, j))
+    );
+
   /** `height` rows of weights and `width` vectors of each row of values. */
   const tile = (height: number, width: number): Code[] => [
-    ...sums.slice(0, height).flatMap((row) =>
-      row.slice(0, width).map((sum) => sum.set(floats(0)))
+    to[0].set(i32.add(out.get, d.get)),
+    to[1].set(i32.add(to[0].get, outBytes.get)),
+    branch(
+      add.get,
+      eachSum(
+        height,
+        width,
+        (sum, i, j) => sum.set(v128.load(16 * j)(to[i].get)),
+      ),
+      eachSum(height, width, (sum) => sum.set(floats(0))),
     ),
     weightAt[0].set(weights.get),
     weightAt[1].set(i32.add(weights.get, weightsBytes.get)),
@@ -502,13 +532,10 @@ function weightedSum(mulAdd: MulAdd) {
       plus(from, rowBytes.get),
       plus(p, 1),
     ]),
-    ...sums.slice(0, height).flatMap((row, i) =>
-      row.slice(0, width).map((sum, j) =>
-        v128.store(16 * j)(
-          i32.add(i32.add(out.get, d.get), i ? outBytes.get : i32.const(0)),
-          sum.get,
-        )
-      )
+    ...eachSum(
+      height,
+      width,
+      (sum, i, j) => v128.store(16 * j)(to[i].get, sum.get),
     ),
     plus(d, 16 * width),
   ];
@@ -534,11 +561,12 @@ function weightedSum(mulAdd: MulAdd) {
 function swiglu(mulAdd: MulAdd) {
   const f = new FunctionBuilder("swiglu", { g: "i32", u: "i32", count: "i32" });
   const { g, u, count } = f.parameters;
+  const constants = new Constants(f);
   const i = f.local("i32"), value = f.local("v128"), n = f.local("v128");
-  return f.finish([
+  const body = [
     loop(i32.lessUnsigned(i.get, count.get), [
       value.set(f32x4.neg(v128.load()(g.get))),
-      exp(value, n, mulAdd),
+      exp(value, n, constants, mulAdd),
       v128.store()(
         g.get,
         f32x4.mul(
@@ -550,5 +578,6 @@ function swiglu(mulAdd: MulAdd) {
       plus(u, 16),
       plus(i, 4),
     ]),
-  ]);
+  ];
+  return f.finish([...constants.prepare(), ...body]);
 }

@@ -50,6 +50,7 @@ export class Plan implements Disposable {
   readonly dispatches: Dispatch[] = [];
   #prepared: { call: Prepared; options: AddOptions }[] = [];
   #uniforms?: GPUBuffer;
+  #owned: Disposable[] = [];
 
   constructor(readonly gpu: Gpu) {}
 
@@ -57,6 +58,11 @@ export class Plan implements Disposable {
   add(kernel: Kernel, operands: Operands, options: AddOptions = {}): void {
     const call = prepare(this.gpu, kernel, operands, options);
     this.#prepared.push({ call, options });
+  }
+
+  /** Frees `what` together with this plan. */
+  own(what: Disposable): void {
+    this.#owned.push(what);
   }
 
   /** Writes the uniforms and makes the bind groups of everything added since. */
@@ -131,5 +137,6 @@ export class Plan implements Disposable {
 
   [Symbol.dispose](): void {
     this.#uniforms?.destroy();
+    for (const what of this.#owned) what[Symbol.dispose]();
   }
 }

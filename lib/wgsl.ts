@@ -58,45 +58,49 @@ export function accessors(
       : `vec4f(unpack2x16float(${a}), unpack2x16float(${b}))`;
   if (view === "unit") {
     return dtype === "f32"
-      ? `fn ${x}_lo(v: vec4u) -> vec4f { return bitcast<vec4f>(v); }\n`
-      : `fn ${x}_lo(v: vec4u) -> vec4f { return ${pairs("v.x", "v.y")}; }\n` +
-        `fn ${x}_hi(v: vec4u) -> vec4f { return ${pairs("v.z", "v.w")}; }\n`;
+      ? `fn ${x}_lo(bits: vec4u) -> vec4f { return bitcast<vec4f>(bits); }\n`
+      : `fn ${x}_lo(bits: vec4u) -> vec4f { return ${
+        pairs("bits.x", "bits.y")
+      }; }\n` +
+        `fn ${x}_hi(bits: vec4u) -> vec4f { return ${
+          pairs("bits.z", "bits.w")
+        }; }\n`;
   }
   if (view === "vec4") {
     const at = dtype === "f32"
-      ? `return ${x}[i];`
-      : `let p = ${x}[i]; return ${pairs("p.x", "p.y")};`;
+      ? `return ${x}[at];`
+      : `let p = ${x}[at]; return ${pairs("p.x", "p.y")};`;
     const put = dtype === "f32"
-      ? `${x}[i] = v;`
-      : `${x}[i] = vec2u(pack2x16float(v.xy), pack2x16float(v.zw));`;
-    return `fn ${x}_at(i: u32) -> vec4f { ${at} }\n` +
-      `fn ${x}_span(e: u32, left: u32) -> vec4f { if (left == 0u) { return vec4f(); } return ${x}_at(e >> 2u); }\n` +
+      ? `${x}[at] = value;`
+      : `${x}[at] = vec2u(pack2x16float(value.xy), pack2x16float(value.zw));`;
+    return `fn ${x}_at(at: u32) -> vec4f { ${at} }\n` +
+      `fn ${x}_span(begin: u32, left: u32) -> vec4f { if (left == 0u) { return vec4f(); } return ${x}_at(begin >> 2u); }\n` +
       (writable
-        ? `fn ${x}_put(i: u32, v: vec4f) { ${put} }\n` +
-          `fn ${x}_store(e: u32, left: u32, v: vec4f) { if (left > 0u) { ${x}_put(e >> 2u, v); } }\n`
+        ? `fn ${x}_put(at: u32, value: vec4f) { ${put} }\n` +
+          `fn ${x}_store(begin: u32, left: u32, value: vec4f) { if (left > 0u) { ${x}_put(begin >> 2u, value); } }\n`
         : "");
   }
   const at = dtype === "f32"
-    ? `return ${x}[i];`
+    ? `return ${x}[at];`
     : bf16
-    ? `let p = ${x}[i >> 1u]; return bitcast<f32>(select(p << 16u, p & 0xffff0000u, (i & 1u) == 1u));`
-    : `let p = unpack2x16float(${x}[i >> 1u]); return select(p.x, p.y, (i & 1u) == 1u);`;
-  return `fn ${x}_at(i: u32) -> f32 { ${at} }\n` +
-    `fn ${x}_span(e: u32, left: u32) -> vec4f {
-  var v = vec4f();
-  if (left > 0u) { v.x = ${x}_at(e); }
-  if (left > 1u) { v.y = ${x}_at(e + 1u); }
-  if (left > 2u) { v.z = ${x}_at(e + 2u); }
-  if (left > 3u) { v.w = ${x}_at(e + 3u); }
-  return v;
+    ? `let p = ${x}[at >> 1u]; return bitcast<f32>(select(p << 16u, p & 0xffff0000u, (at & 1u) == 1u));`
+    : `let p = unpack2x16float(${x}[at >> 1u]); return select(p.x, p.y, (at & 1u) == 1u);`;
+  return `fn ${x}_at(at: u32) -> f32 { ${at} }\n` +
+    `fn ${x}_span(begin: u32, left: u32) -> vec4f {
+  var four = vec4f();
+  if (left > 0u) { four.x = ${x}_at(begin); }
+  if (left > 1u) { four.y = ${x}_at(begin + 1u); }
+  if (left > 2u) { four.z = ${x}_at(begin + 2u); }
+  if (left > 3u) { four.w = ${x}_at(begin + 3u); }
+  return four;
 }\n` +
     (writable && dtype === "f32"
-      ? `fn ${x}_put(i: u32, v: f32) { ${x}[i] = v; }
-fn ${x}_store(e: u32, left: u32, v: vec4f) {
-  if (left > 0u) { ${x}[e] = v.x; }
-  if (left > 1u) { ${x}[e + 1u] = v.y; }
-  if (left > 2u) { ${x}[e + 2u] = v.z; }
-  if (left > 3u) { ${x}[e + 3u] = v.w; }
+      ? `fn ${x}_put(at: u32, value: f32) { ${x}[at] = value; }
+fn ${x}_store(begin: u32, left: u32, value: vec4f) {
+  if (left > 0u) { ${x}[begin] = value.x; }
+  if (left > 1u) { ${x}[begin + 1u] = value.y; }
+  if (left > 2u) { ${x}[begin + 2u] = value.z; }
+  if (left > 3u) { ${x}[begin + 3u] = value.w; }
 }\n`
       : "");
 }

@@ -1,0 +1,364 @@
+/**
+ * A model on the GPU. Prompts go through in chunks; the decode loop never leaves
+ * the device: sampling writes each token where the next step reads it, and the
+ * host reads a ring of tokens once per chunk of steps.
+ *
+ * @module
+ */
+import { synthesize } from "../kernels/synthesize.ts";
+import type { Checkpoint } from "./checkpoint.ts";
+import type { Qwen3Config } from "./config.ts";
+import { type Choice, DeviceError, type Gpu } from "./device.ts";
+import { GpuKvCache } from "./kv_cache.ts";
+import { GpuOps } from "./ops_gpu.ts";
+import { Plan } from "./plan.ts";
+import { forward, type Weights } from "./qwen3.ts";
+import type { Runner } from "./runner.ts";
+import { addSampling, type SamplerState } from "./sampler.ts";
+import { markSeen, type Sampling } from "./sampling.ts";
+import type { Tensor } from "./tensor.ts";
+import { type LoadOptions, loadWeights, type WeightStore } from "./weights.ts";
+
+/** Prompt tokens that go through the model at once. */
+const PREFILL_ROWS = 2048;
+/** Steps whose tokens the device keeps until they are read. */
+const RING = 256;
+/** Steps submitted between two readbacks: few at first, so that text appears at once. */
+const FIRST_CHUNK = 4;
+const LARGEST_CHUNK = 64;
+/** Recorded passes that are kept; each length of prompt needs its own. */
+const MOST_PASSES = 8;
+/** In place of tokens: the cache could not hold a value. */
+const OVERFLOW: readonly number[] = [];
+/** A chunk that takes longer is not made larger: text should flow. */
+const LONG_CHUNK_MS = 150;
+
+/** How a {@linkcode GpuRunner} is loaded. */
+export interface GpuRunnerOptions extends LoadOptions {
+  context: number;
+  cacheDtype: "f16" | "f32";
+}
+
+/** {@linkcode Runner} on a GPU. */
+export class GpuRunner implements Runner {
+  readonly fallbacks = [];
+  readonly context: number;
+  /** What was decided since loading. */
+  readonly choices: Choice[] = [];
+  readonly #ops: GpuOps;
+  #cache: GpuKvCache;
+  #passes = new Map<string, Pass>();
+  readonly #state: SamplerState;
+
+  private constructor(
+    readonly gpu: Gpu,
+    readonly config: Qwen3Config,
+    readonly weights: Weights<Tensor>,
+    { context, cacheDtype }: GpuRunnerOptions,
+  ) {
+    this.context = context;
+    this.#ops = new GpuOps(gpu, config);
+    this.#cache = new GpuKvCache(gpu, config, 1, context, cacheDtype);
+    const u32 = (label: string, ...shape: number[]) =>
+      gpu.tensor("u32", shape, undefined, label);
+    this.#state = {
+      tokens: u32("tokens", 1),
+      ring: u32("ring", RING, 1),
+      lengths: this.#cache.lengthsOnDevice,
+      seen: u32("seen", 1, Math.ceil(config.vocabSize / 32)),
+      step: u32("step", 1),
+    };
+  }
+
+  /** Loads the weights of `checkpoint` onto `gpu`. */
+  static async load(
+    gpu: Gpu,
+    checkpoint: Checkpoint,
+    options: GpuRunnerOptions,
+  ): Promise<GpuRunner> {
+    const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
+    gpu.check();
+    return new GpuRunner(gpu, checkpoint.config, weights, options);
+  }
+
+  async logits(
+    tokens: readonly number[],
+    { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
+  ): Promise<Float32Array> {
+    const { vocabSize } = this.config;
+    // Logits of every position are large: as many rows at once as half a binding holds.
+    const room = this.gpu.limits.maxStorageBufferBindingSize / 2;
+    const rows = all
+      ? Math.max(1, Math.min(256, Math.floor(room / vocabSize / 4)))
+      : PREFILL_ROWS;
+    const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
+    let at = 0, last: Tensor | undefined;
+    for (const logits of this.#prefill(tokens, rows, all, signal)) {
+      last = logits;
+      if (!all) continue;
+      const part = await logits.read();
+      out.set(part, at);
+      at += part.length;
+    }
+    if (!all) out.set(await last!.read());
+    const flags = await this.#cache.flags.read();
+    if (flags[0] === 0) return out;
+    this.#widenCache();
+    return this.logits(tokens, { all, signal });
+  }
+
+  async *generate(
+    tokens: readonly number[],
+    sampling: Sampling,
+    maxTokens: number,
+    signal?: AbortSignal,
+  ): AsyncGenerator<readonly number[], void> {
+    const accepted = [...tokens];
+    const end = tokens.length + maxTokens;
+    while (accepted.length < end) {
+      const step = accepted.length - tokens.length;
+      const most = end - accepted.length;
+      let overflow = false;
+      for await (
+        const ids of this.#run(accepted, sampling, step, most, signal)
+      ) {
+        overflow = ids === OVERFLOW;
+        if (overflow) break;
+        accepted.push(...ids);
+        yield ids;
+      }
+      // Go on from what was accepted, with a cache that holds any value.
+      if (overflow) this.#widenCache();
+    }
+  }
+
+  async *#run(
+    tokens: readonly number[],
+    sampling: Sampling,
+    step: number,
+    maxTokens: number,
+    signal?: AbortSignal,
+  ): AsyncGenerator<readonly number[], void> {
+    const { gpu } = this, { device } = gpu, { ring } = this.#state;
+    const seen = new Uint32Array(Math.ceil(this.config.vocabSize / 32));
+    markSeen(seen, tokens);
+    gpu.write(this.#state.seen, 0, seen);
+    gpu.write(this.#state.step, 0, new Uint32Array([step]));
+    let logits: Tensor | undefined;
+    for (logits of this.#prefill(tokens, PREFILL_ROWS, false, signal));
+    using sampleFirst = new Plan(gpu);
+    using _first = addSampling(sampleFirst, logits!, sampling, this.#state);
+    sampleFirst.run();
+    // Sampling counts its token as cached; it is only once the next step has run.
+    gpu.write(this.#state.lengths, 0, this.#cache.lengths);
+    const decode = this.#pass(1, false);
+    using sample = new Plan(gpu);
+    using _next = addSampling(sample, decode.logits, sampling, this.#state);
+    sample.seal();
+
+    using reader = new RingReader(gpu, ring, this.#cache.flags);
+    device.queue.submit([reader.copy(device.createCommandEncoder())]);
+    // The host knows each step's length without asking the device.
+    let length = tokens.length, submitted = 1, delivered = 0;
+    const encode = (steps: number) => {
+      const encoder = device.createCommandEncoder();
+      const pass = encoder.beginComputePass();
+      for (let i = 0; i < steps; i++) {
+        decode.plan.encode(pass, { length: length++ });
+        sample.encode(pass);
+      }
+      pass.end();
+      submitted += steps;
+      return reader.copy(encoder);
+    };
+    for (let size = FIRST_CHUNK, end = 1; delivered < end;) {
+      const began = performance.now();
+      // Encoded while the device works, submitted when it is done: Deno's mapAsync
+      // waits for all submitted work, then sleeps 10 ms, which the next chunk uses.
+      const steps = Math.min(size, maxTokens - submitted);
+      const next = steps > 0 ? encode(steps) : undefined;
+      const arriving = reader.read(step + delivered, step + end);
+      if (next) device.queue.submit([next]);
+      const ids = await arriving;
+      gpu.check();
+      delivered = end;
+      end = submitted;
+      yield ids;
+      signal?.throwIfAborted();
+      if (performance.now() - began < LONG_CHUNK_MS && size < LARGEST_CHUNK) {
+        size *= 2;
+      }
+    }
+  }
+
+  /** Submits all chunks of a prompt into an empty cache; yields the logits of each. */
+  *#prefill(
+    tokens: readonly number[],
+    rows: number,
+    all: boolean,
+    signal?: AbortSignal,
+  ): Generator<Tensor, void> {
+    const cache = this.#cache;
+    cache.reset([0]);
+    for (let begin = 0; begin < tokens.length; begin += rows) {
+      signal?.throwIfAborted();
+      const chunk = Uint32Array.from(tokens.slice(begin, begin + rows));
+      const { plan, input, logits } = this.#pass(chunk.length, all);
+      this.gpu.write(input, 0, chunk);
+      this.gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+      plan.run({ length: begin });
+      cache.lengths[0] += chunk.length;
+      this.gpu.check();
+      yield logits;
+    }
+    this.gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+  }
+
+  /** The recorded forward pass of `rows` tokens. */
+  #pass(rows: number, all: boolean): Pass {
+    const key = `${rows} ${all}`;
+    const known = this.#passes.get(key);
+    if (known) return known;
+    if (this.#passes.size >= MOST_PASSES) {
+      const oldest = [...this.#passes.keys()].find((key) => key !== "1 false")!;
+      this.#passes.get(oldest)!.plan[Symbol.dispose]();
+      this.#passes.delete(oldest);
+    }
+    const plan = new Plan(this.gpu);
+    const input = rows === 1
+      ? this.#state.tokens
+      : this.gpu.tensor("u32", [rows], undefined, "prompt");
+    if (rows > 1) plan.own(input);
+    this.#ops.plan = plan;
+    this.#cache.pass = { first: 0, tokens: rows };
+    const logits = forward(this.#ops, this.weights, input, this.#cache, all);
+    const pass = { plan: plan.seal(), input, logits };
+    this.#passes.set(key, pass);
+    return pass;
+  }
+
+  /** Values beyond f16 were met: keep them as f32 from now on. */
+  #widenCache(): void {
+    if (this.#cache.dtype === "f32") {
+      throw new DeviceError(
+        "Cannot go on: a key or value is not a finite f32, the weights or the device are broken",
+      );
+    }
+    this.#forgetPasses();
+    const { context } = this;
+    this.#cache[Symbol.dispose]();
+    this.#cache = new GpuKvCache(this.gpu, this.config, 1, context, "f32");
+    this.#state.lengths = this.#cache.lengthsOnDevice;
+    this.choices.push({
+      what: "KV cache",
+      value: "f32",
+      reason: "a key or value exceeded 65,504, the largest f16",
+    });
+  }
+
+  #forgetPasses(): void {
+    for (const { plan } of this.#passes.values()) plan[Symbol.dispose]();
+    this.#passes.clear();
+  }
+
+  [Symbol.dispose](): void {
+    this.#forgetPasses();
+    this.#ops[Symbol.dispose]();
+    this.#cache[Symbol.dispose]();
+    this.gpu[Symbol.dispose]();
+  }
+}
+
+interface Pass {
+  plan: Plan;
+  input: Tensor;
+  logits: Tensor;
+}
+
+/** Reads the ring of tokens (and the cache's flags) without stopping the device for long. */
+class RingReader implements Disposable {
+  #free: GPUBuffer[] = [];
+  #filled: GPUBuffer[] = [];
+
+  constructor(
+    readonly gpu: Gpu,
+    readonly ring: Tensor,
+    readonly flags: Tensor,
+  ) {}
+
+  /** Ends `encoder` with a copy of the ring as it is then. */
+  copy(encoder: GPUCommandEncoder): GPUCommandBuffer {
+    const staging = this.#free.pop() ?? this.gpu.device.createBuffer({
+      size: 4 * (RING + 4),
+      usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
+    });
+    encoder.copyBufferToBuffer(this.ring.part.buffer, 0, staging, 0, 4 * RING);
+    encoder.copyBufferToBuffer(
+      this.flags.part.buffer,
+      0,
+      staging,
+      4 * RING,
+      16,
+    );
+    this.#filled.push(staging);
+    return encoder.finish();
+  }
+
+  /** Tokens of steps `from … to` of the oldest copy, or {@linkcode OVERFLOW}. */
+  async read(from: number, to: number): Promise<readonly number[]> {
+    const staging = this.#filled.shift()!;
+    await staging.mapAsync(GPUMapMode.READ);
+    const words = new Uint32Array(staging.getMappedRange());
+    const ids = Array.from(
+      { length: to - from },
+      (_, i) => words[(from + i) % RING],
+    );
+    const overflow = words[RING] !== 0;
+    staging.unmap();
+    this.#free.push(staging);
+    return overflow ? OVERFLOW : ids;
+  }
+
+  [Symbol.dispose](): void {
+    for (const buffer of [...this.#free, ...this.#filled]) buffer.destroy();
+  }
+}
+
+/** Puts weights into device memory; synthetic ones are made there. */
+function gpuStore(gpu: Gpu): WeightStore<Tensor> {
+  const { queue } = gpu.device;
+  return {
+    allocate: (dtype, shape, label, split) =>
+      gpu.tensor(dtype, shape, undefined, label, split),
+    write: (tensor, begin, bytes) => gpu.write(tensor, begin, bytes),
+    synthesize(tensor, row, rows, { seed, scale, offset }) {
+      const columns = tensor.shape[1];
+      if (offset !== 0 || columns === undefined || columns % 2) return false;
+      using plan = new Plan(gpu);
+      for (const run of tensor.runs) {
+        const begin = Math.max(row, run.begin);
+        const end = Math.min(row + rows, run.begin + run.rows);
+        if (begin >= end) continue;
+        const words = (rows: number) => rows * columns / 2;
+        const rowsBefore = run.offset / (2 * columns);
+        const part = { ...run, offset: 0, rows: rowsBefore + run.rows };
+        plan.add(synthesize, { w: { tensor, part } }, {
+          uniforms: {
+            seed,
+            scale,
+            source: words(begin - row),
+            to: run.offset / 4 + words(begin - run.begin),
+            words: words(end - begin),
+          },
+        });
+      }
+      plan.run();
+      return true;
+    },
+    async settle() {
+      queue.submit([]);
+      await queue.onSubmittedWorkDone();
+      gpu.check();
+    },
+  };
+}
