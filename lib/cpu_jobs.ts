@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { TILE, type WasmKernels } from "./cpu_wasm_kernels.ts";
+import { DOT_ROWS, TILE, type WasmKernels } from "./cpu_wasm_kernels.ts";
 
 /** `y = x · wᵀ`, split into chunks of rows of w. All but sizes are addresses and bytes. */
 export interface MatmulJob {
@@ -99,6 +99,8 @@ const BYTES = [4, 2, 2];
 
 const MASK_BYTES = 32;
 const TYPES_MASKS = 8 * MASK_BYTES; // per order of elements
+/** From this many rows of x on, w is unpacked once for all of them. */
+const DIRECT_ROWS = 5;
 /** Columns that are unpacked at a time: four rows of them and a few of x fit the first cache. */
 const PANEL = 512;
 const PANEL_BYTES = 4 * PANEL + 64; // not a multiple of 4 KiB, which would share cache lines
@@ -137,6 +139,12 @@ const tailMask = (dtype: number, k: number) =>
 
 /** Bytes from row to row of packed x: whole groups of eight, and off the 4 KiB grid. */
 export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;
+
+/** Bytes from row to row of results: kernels write up to the end of their last step. */
+export const resultBytes = (n: number): number => 16 * Math.ceil(n / 4) + 16;
+
+/** Chunks take multiples of this many rows of w: whole steps of the kernels. */
+export const CHUNK_ROWS = DOT_ROWS * TILE;
 
 /** Puts rows of x into work space in the order in which `dtype` is unpacked. */
 export function packRows(
@@ -201,7 +209,7 @@ export function runChunk(
     );}
 }
 
-/** `count` columns of y from column `begin` (a multiple of 4) on. */
+/** `count` columns of y from column `begin` (a multiple of CHUNK_ROWS) on. */
 function product(
   kernels: WasmKernels,
   { dtype, x, xBytes, rows, w, wBytes, k, y, yBytes }: Omit<
@@ -214,10 +222,10 @@ function product(
 ): void {
   w += begin * wBytes;
   y += begin * 4;
-  if (rows < 4) {
+  if (rows < DIRECT_ROWS) {
     const dot = kernels[`dot_${STORED[dtype]}`];
     const mask = tailMask(dtype, k);
-    const step = rows === 1 ? count : 4 * TILE; // the next row of x finds w in the cache
+    const step = rows === 1 ? count : 4 * DOT_ROWS; // the next row of x finds w in the cache
     for (let j = 0; j < count; j += step) {
       for (let r = 0; r < rows; r++) {
         dot(
@@ -286,7 +294,7 @@ function attention(
   const scores = threadSpace(thread) + TILE * PANEL_BYTES;
   const first = (kvHead * job.rows + row) * group * headBytes;
   const seen = position + rows; // by the last row
-  const scoreBytes = 16 * Math.ceil(seen / 4);
+  const scoreBytes = resultBytes(seen);
   const step = Math.max(Math.floor(SCORES_BYTES / scoreBytes), 1);
 
   for (let r = 0; r < rows * group; r += step) {

@@ -29,7 +29,10 @@ export type Finish =
 export interface Attention {
   /** `[rows, heads · headDim]`, normed and rotated. */
   q: Float32Array;
-  /** Keys and values `[sequences, kvHeads, context, headDim]` f32, those of this pass included. */
+  /**
+   * Keys and values `[sequences, kvHeads, context, headDim]` f32, those of this
+   * pass included: two parts of one allocated tensor.
+   */
   k: CpuTensor;
   v: CpuTensor;
   /** Which sequences and positions the rows are. */

@@ -75,7 +75,7 @@ export class PlainKernels implements CpuKernels {
       const row = Math.floor(at / headDim / heads);
       const sequence = first + Math.floor(row / tokens);
       const count = cache.lengths[sequence] + row % tokens + 1; // positions seen
-      const kvHead = Math.floor(head * kvHeads / heads);
+      const kvHead = Math.floor(head / (heads / kvHeads));
       const base = (sequence * kvHeads + kvHead) * cache.context * headDim;
 
       let max = -Infinity;

@@ -4,7 +4,7 @@
  * @module
  */
 import type { Dtype } from "./ops.ts";
-import { BYTES, type CpuTensor, elements } from "./cpu_dtype.ts";
+import { BYTES, type CpuTensor } from "./cpu_dtype.ts";
 import type {
   Attention,
   CpuInfo,
@@ -13,117 +13,98 @@ import type {
   Heads,
 } from "./cpu_kernels.ts";
 import {
+  CHUNK_ROWS,
   encodeAttention,
   encodeMatmul,
   packedBytes,
   packRows,
+  resultBytes,
   STORED,
   threadSpace,
   workBytes,
   writeMasks,
 } from "./cpu_jobs.ts";
+import { CpuMemory } from "./cpu_memory.ts";
 import { CpuPool, MAX_CHUNKS } from "./cpu_pool.ts";
 import { wasmKernels } from "./cpu_wasm_kernels.ts";
 
-const PAGE = 65536;
-/** What 32-bit addresses reach. */
-const MEMORY_BYTES = PAGE * PAGE;
-/** Kernels may read this far past a tensor (and do not use what they find). */
-const SLACK = 64;
-/** Products below this many multiplications take less time than waking a thread. */
+/** Jobs of fewer multiplications take less time than waking a thread. */
 const ALONE = 1 << 18;
 /** Bytes of weights that are worth claiming a chunk for. */
 const CHUNK_BYTES = 1 << 17;
-/** Rows of queries in a chunk of attention, about. */
-const BLOCK_ROWS = 32;
+/** Rows of x in a job, at most: its work space is then soon used again, in the cache. */
+const MATMUL_ROWS = 192;
+/** Query heads in a chunk of attention, about. */
+const BLOCK_HEADS = 32;
 
-/** Where a tensor is. Memories are numbered as in the pool. */
-interface Place {
-  memory: number;
-  address: number;
-  bytes: number;
+/** A module that this engine accepts. */
+export interface WasmChoice {
+  kernel: "wasm-relaxed-simd" | "wasm-simd";
+  reason: string;
+  bytes: Uint8Array<ArrayBuffer>;
 }
 
 /** The best module that this engine accepts, or why there is none. */
-export function chooseWasm(): {
-  bytes: Uint8Array<ArrayBuffer>;
-  kernel: CpuInfo["kernel"];
-  reason: string;
-} | { refusal: string } {
+export function chooseWasm(): WasmChoice | { refusal: string } {
   if (
     typeof WebAssembly === "undefined" ||
     typeof SharedArrayBuffer === "undefined"
   ) {
-    return { refusal: "no WebAssembly or no SharedArrayBuffer" };
+    return { refusal: "WebAssembly or SharedArrayBuffer is missing" };
   }
   const relaxed = wasmKernels(true);
   if (WebAssembly.validate(relaxed)) {
-    return {
-      bytes: relaxed,
-      kernel: "wasm-relaxed-simd",
-      reason: "the fastest",
-    };
+    const reason = "WebAssembly has relaxed SIMD";
+    return { kernel: "wasm-relaxed-simd", reason, bytes: relaxed };
   }
-  const plain = wasmKernels(false);
-  if (WebAssembly.validate(plain)) {
-    return {
-      bytes: plain,
-      kernel: "wasm-simd",
-      reason: "WebAssembly has no relaxed SIMD here",
-    };
+  const simd = wasmKernels(false);
+  if (WebAssembly.validate(simd)) {
+    const reason = "WebAssembly has SIMD, but not relaxed SIMD";
+    return { kernel: "wasm-simd", reason, bytes: simd };
   }
-  return { refusal: "WebAssembly has no SIMD here" };
+  return { refusal: "WebAssembly has no SIMD" };
 }
 
 /** Runs on the caller's thread and workers. */
 export class WasmCpuKernels implements CpuKernels {
   readonly #pool: CpuPool;
-  readonly #work: number;
-  readonly #places = new WeakMap<ArrayLike<number>, Place>();
-  /** First free byte of the last memory. */
-  #top = MEMORY_BYTES;
-  #free: Place[] = [];
+  readonly #memory: CpuMemory;
+  /** Where the work space that threads share begins in each memory, and its size. */
+  readonly #space: number;
+  readonly #room: number;
 
+  /** `threads` include the caller's. */
   constructor(
     private readonly heads: Heads,
     threads: number,
-    bytes: Uint8Array<ArrayBuffer>,
-    private readonly kernel: CpuInfo["kernel"],
-    private readonly reason: string,
+    private readonly choice: WasmChoice,
   ) {
-    this.#pool = new CpuPool(threads, new WebAssembly.Module(bytes));
-    this.#work = workBytes(threads);
+    const reserved = workBytes(threads);
+    this.#pool = new CpuPool(threads, new WebAssembly.Module(choice.bytes));
+    this.#memory = new CpuMemory(reserved, (memory) => {
+      writeMasks(memory.buffer);
+      this.#pool.add(memory);
+    });
+    this.#space = threadSpace(threads);
+    this.#room = reserved - this.#space;
   }
 
   get info(): CpuInfo {
     const { failure, threads } = this.#pool;
-    return failure === undefined
-      ? { kernel: this.kernel, reason: this.reason, threads }
-      : {
-        kernel: this.kernel,
-        reason: `${this.reason}; no workers: ${failure}`,
-        threads: 1,
-      };
+    const { kernel, reason } = this.choice;
+    return failure === undefined ? { kernel, reason, threads } : {
+      kernel,
+      reason: `${reason}; one thread, as workers failed: ${failure}`,
+      threads: 1,
+    };
   }
 
   allocate(dtype: Dtype, shape: readonly number[]): CpuTensor {
-    const size = elements(shape);
-    const place = this.#place(size * BYTES[dtype]);
-    const { buffer } = this.#pool.memories[place.memory].memory;
-    const data = dtype === "f32"
-      ? new Float32Array(buffer, place.address, size)
-      : dtype === "u32"
-      ? new Uint32Array(buffer, place.address, size)
-      : new Uint16Array(buffer, place.address, size);
-    this.#places.set(data, place);
-    return { dtype, shape, data };
+    return this.#memory.allocate(dtype, shape);
   }
 
-  release({ data }: CpuTensor): void {
-    const place = this.#places.get(data);
-    if (!place) return;
-    this.#places.delete(data);
-    this.#free.push(place);
+  release(tensor: CpuTensor): void {
+    this.#memory.release(tensor);
   }
 
   matmul(
@@ -134,29 +115,32 @@ export class WasmCpuKernels implements CpuKernels {
     finish: Finish,
   ): void {
     const [n, k] = w.shape;
-    const { memory, address } = this.#placeOf(w);
-    const { buffer } = this.#pool.memories[memory].memory;
-    const { kernels } = this.#pool.memories[memory];
-    const dtype = STORED.findIndex((type) => type === w.dtype);
     const wBytes = k * BYTES[w.dtype];
-    const xBytes = packedBytes(k), yBytes = 16 * Math.ceil(n / 4);
-    const room = this.#work - threadSpace(this.#pool.threads) - SLACK;
-    const most = Math.min(rows, Math.floor(room / (xBytes + yBytes)), 192);
-    if (most < 1) {
+    const xBytes = packedBytes(k), yBytes = resultBytes(n);
+    const fits = Math.floor(this.#room / (xBytes + yBytes));
+    if (fits < 1) {
       throw new Error(
         `Cannot multiply by [${n}, ${k}]: one row takes ${
           xBytes + yBytes
-        } bytes of work space, must be at most ${room}`,
+        } bytes ` +
+          `of work space, must be at most ${this.#room}`,
       );
     }
+    const { memory, address } = this.#memory.find(w);
+    const { kernels, memory: { buffer } } = this.#pool.memories[memory];
+    const dtype = STORED.findIndex((type) => type === w.dtype);
+    const perChunk = Math.max(
+      n / (8 * this.#pool.threads),
+      n / MAX_CHUNKS,
+      CHUNK_BYTES / wBytes,
+    );
+    const chunk = CHUNK_ROWS * Math.ceil(perChunk / CHUNK_ROWS);
+    const most = Math.min(fits, MATMUL_ROWS);
 
-    const perThread = Math.ceil(n / (this.#pool.threads * 8));
-    const chunk = 4 *
-      Math.ceil(Math.max(perThread, CHUNK_BYTES / wBytes, n / MAX_CHUNKS) / 4);
-    for (let r = 0; r < rows; r += most) {
-      const count = Math.min(most, rows - r);
-      const xAt = threadSpace(this.#pool.threads), yAt = xAt + count * xBytes;
-      packRows(x.subarray(r * k), count, k, dtype, buffer, xAt);
+    for (let done = 0; done < rows; done += most) {
+      const count = Math.min(most, rows - done);
+      const xAt = this.#space, yAt = xAt + count * xBytes;
+      packRows(x.subarray(done * k), count, k, dtype, buffer, xAt);
       this.#pool.run(
         memory,
         encodeMatmul({
@@ -176,11 +160,10 @@ export class WasmCpuKernels implements CpuKernels {
         count * n * k < ALONE,
       );
       const width = finish === "swiglu" ? n / 2 : n;
-      for (let i = 0; i < count; i++) {
-        const row = yAt + i * yBytes;
+      for (let r = 0; r < count; r++) {
+        const row = yAt + r * yBytes, to = (done + r) * width;
         if (finish === "swiglu") kernels.swiglu(row, row + 4 * width, width);
         const y = new Float32Array(buffer, row, width);
-        const to = (r + i) * width;
         if (finish === "add") {
           for (let j = 0; j < width; j++) out[to + j] += y[j];
         } else out.set(y, to);
@@ -192,15 +175,73 @@ export class WasmCpuKernels implements CpuKernels {
     const { heads, kvHeads, headDim } = this.heads;
     const { first, tokens } = cache.pass;
     const group = heads / kvHeads;
-    const width = heads * headDim;
-    const [keys, values] = [this.#placeOf(k), this.#placeOf(v)];
+    const rows = q.length / (heads * headDim);
+    const { memory, address } = this.#memory.find(k);
+    const { buffer } = this.#pool.memories[memory].memory;
     const headBytes = packedBytes(headDim);
-    const perBlock = Math.max(Math.floor(BLOCK_ROWS / group), 1);
-    const begin = threadSpace(this.#pool.threads);
-    const room = this.#work - begin - SLACK;
-    const most = Math.floor(room / (2 * heads * headBytes + 16));
-    // Values of another memory than the keys cannot be: see #place.
-    void values;
+    const perBlock = Math.max(Math.floor(BLOCK_HEADS / group), 1);
+    const most = Math.min(
+      Math.floor(this.#room / (2 * heads * headBytes + 16)),
+      Math.floor(MAX_CHUNKS / kvHeads),
+    );
+
+    for (let done = 0; done < rows; done += most) {
+      const count = Math.min(most, rows - done);
+      const blocks: number[][] = [];
+      let scores = 0; // per head
+      for (let r = 0, size; r < count; r += size) {
+        const sequence = first + Math.floor((done + r) / tokens);
+        const token = (done + r) % tokens;
+        const position = cache.lengths[sequence] + token;
+        size = Math.min(perBlock, tokens - token, count - r);
+        blocks.push([r, size, sequence, position]);
+        scores += size * (position + size);
+      }
+      const qAt = this.#space, outAt = qAt + count * heads * headBytes;
+      const blocksAt = outAt + count * heads * headBytes;
+      new Uint32Array(buffer, blocksAt, 4 * blocks.length).set(blocks.flat());
+
+      /** Each head in work space, `[kvHeads, rows, group]`, and where it is in q and out. */
+      const eachHead = (
+        at: number,
+        body: (head: Float32Array, index: number) => void,
+      ) => {
+        const all = new Float32Array(buffer, at, count * heads * headBytes / 4);
+        for (let r = 0; r < count; r++) {
+          for (let h = 0; h < heads; h++) {
+            const to = (Math.floor(h / group) * count + r) * group + h % group;
+            const head = all.subarray(
+              to * headBytes / 4,
+              (to + 1) * headBytes / 4,
+            );
+            body(head, ((done + r) * heads + h) * headDim);
+          }
+        }
+      };
+      eachHead(qAt, (head, from) => {
+        head.fill(0, headDim);
+        head.set(q.subarray(from, from + headDim));
+      });
+      this.#pool.run(
+        memory,
+        encodeAttention({
+          q: qAt,
+          headBytes,
+          rows: count,
+          group,
+          kvHeads,
+          headDim,
+          k: address,
+          v: this.#memory.find(v).address, // in the memory of k: see CpuKernels
+          context: cache.context,
+          out: outAt,
+          blocks: blocksAt,
+        }),
+        blocks.length * kvHeads,
+        2 * scores * heads * headDim < ALONE,
+      );
+      eachHead(outAt, (head, to) => out.set(head.subarray(0, headDim), to));
+    }
   }
 
   [Symbol.dispose](): void {

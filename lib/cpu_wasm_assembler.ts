@@ -40,7 +40,6 @@ const access = (...opcode: number[]) => (offset = 0): Instruction =>
 
 export const i32 = {
   const: (value: number): Code => [0x41, ...signed(value | 0)],
-  load: access(0x28),
   add: op(0x6a),
   sub: op(0x6b),
   mul: op(0x6c),
@@ -53,6 +52,7 @@ export const f32 = {
   const: (
     value: number,
   ): Code => [0x43, ...new Uint8Array(Float32Array.of(value).buffer)],
+  load: access(0x2a),
   store: access(0x38),
   add: op(0x92),
   mul: op(0x94),

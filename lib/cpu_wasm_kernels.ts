@@ -53,7 +53,7 @@ export type WasmKernels =
     ) => void;
   }
   & {
-    /** `y = x · wᵀ` of four unpacked rows of w with each row of x, added to y if `add`. */
+    /** `y = x · wᵀ` of TILE unpacked rows of w with each row of x, added to y if `add`. */
     tiles(
       x: number,
       xBytes: number,
@@ -83,10 +83,10 @@ export type WasmKernels =
     swiglu(g: number, u: number, count: number): void;
   };
 
-/** Rows of w that one step of `dot` and `tiles` takes. */
-export const TILE = 4;
-/** Rows of x that one step of `tiles` takes. */
-export const TILE_ROWS = 3;
+/** Rows of w that `dot` reads at once. */
+export const DOT_ROWS = 4;
+/** Rows of w, and of x, that `tiles` multiplies at once: 9 sums and 4 factors fit V8's 15 registers. */
+export const TILE = 3;
 
 /** The module, with or without relaxed SIMD's fused multiply-add. */
 export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
@@ -216,11 +216,11 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
   });
   const { x, w, rowBytes, n, k, tailMask, y } = f.parameters;
   const [j, at, end] = times(3, () => f.local("i32"));
-  const rows = times(TILE, () => f.local("i32"));
+  const rows = times(DOT_ROWS, () => f.local("i32"));
   const xs = times(2, () => f.local("v128"));
   const constants = new Constants(f);
   const unpacker = new Unpacker(type, constants, f);
-  const sums = times(TILE, () => times(2, () => f.local("v128")));
+  const sums = times(DOT_ROWS, () => times(2, () => f.local("v128")));
 
   const step = (mask?: Code): Code[] => [
     ...xs.map((half, h) => half.set(v128.load(16 * h)(at.get))),
@@ -252,7 +252,7 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
         sumLanes(f, sums.map(([a, b]) => f32x4.add(a.get, b.get))),
       ),
       plus(y, 16),
-      plus(j, TILE),
+      plus(j, DOT_ROWS),
     ]),
   ];
   return f.finish([...constants.prepare(), end.set(groupsEnd(x, k)), ...body]);
@@ -262,7 +262,7 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
 const groupsEnd = (x: Local, k: Local): Code =>
   i32.add(x.get, i32.shl(i32.and(k.get, i32.const(-8)), i32.const(2)));
 
-/** The sums of the lanes of four vectors, as one vector. */
+/** The sums of the lanes of up to four vectors, as one vector. */
 function sumLanes(f: FunctionBuilder<string>, vectors: Code[]): Code {
   const [a, b, c, d] = times(4, () => f.local("v128"));
   const add = (p: Local, q: Local) =>
@@ -271,7 +271,7 @@ function sumLanes(f: FunctionBuilder<string>, vectors: Code[]): Code {
       f32x4.shuffle(2, 6, 3, 7)(p.get, q.get),
     );
   return [
-    ...[a, b, c, d].flatMap((local, i) => local.set(vectors[i])),
+    ...[a, b, c, d].flatMap((local, i) => local.set(vectors[i] ?? floats(0))),
     ...a.set(add(a, b)), // a0+a2, b0+b2, a1+a3, b1+b3
     ...c.set(add(c, d)),
     ...f32x4.add(
@@ -330,24 +330,23 @@ function tiles(mulAdd: MulAdd) {
   });
   const { x, xBytes, rows, w, wBytes, kBytes, y, yBytes, add } = f.parameters;
   const r = f.local("i32"), end = f.local("i32");
-  const xAt = times(TILE_ROWS, () => f.local("i32")),
-    wAt = times(TILE, () => f.local("i32"));
-  const xs = times(TILE_ROWS, () => f.local("v128")), wv = f.local("v128");
-  const sums = times(TILE_ROWS, () => times(TILE, () => f.local("v128")));
-  const UNROLL = 2; // steps of four elements; k is a multiple of 8
+  const xAt = times(TILE, () => f.local("i32"));
+  const wAt = times(TILE, () => f.local("i32"));
+  const xs = times(TILE, () => f.local("v128")), wv = f.local("v128");
+  const sums = times(TILE, () => times(TILE, () => f.local("v128")));
 
-  /** `count` rows of x against the four rows of w. */
+  /** `count` rows of x against the rows of w. */
   const tile = (count: number): Code[] => [
     ...xAt.slice(0, count).map((at, i) =>
       at.set(i ? i32.add(xAt[i - 1].get, xBytes.get) : x.get)
     ),
-    ...wAt.map((at, i) =>
-      at.set(i ? i32.add(wAt[i - 1].get, wBytes.get) : w.get)
+    ...wAt.map((at, j) =>
+      at.set(j ? i32.add(wAt[j - 1].get, wBytes.get) : w.get)
     ),
     ...sums.slice(0, count).flat().map((sum) => sum.set(floats(0))),
     end.set(i32.add(x.get, kBytes.get)),
     loop(i32.lessUnsigned(xAt[0].get, end.get), [
-      ...times(UNROLL, (u) => [
+      ...times(2, (u) => [ // k is a multiple of 8
         ...xs.slice(0, count).map((value, i) =>
           value.set(v128.load(16 * u)(xAt[i].get))
         ),
@@ -358,28 +357,30 @@ function tiles(mulAdd: MulAdd) {
           ),
         ]),
       ]).flat(),
-      ...[...xAt.slice(0, count), ...wAt].map((at) => plus(at, 16 * UNROLL)),
+      ...[...xAt.slice(0, count), ...wAt].map((at) => plus(at, 32)),
     ]),
-    ...sums.slice(0, count).flatMap((row) => {
-      const total = wv;
-      return [
-        total.set(sumLanes(f, row.map((sum) => sum.get))),
-        branch(add.get, [
-          total.set(f32x4.add(total.get, v128.load()(y.get))),
-        ]),
-        v128.store()(y.get, total.get),
-        plus(y, yBytes.get),
-        plus(x, xBytes.get),
-      ];
-    }),
+    ...sums.slice(0, count).flatMap((row) => [
+      wv.set(sumLanes(f, row.map((sum) => sum.get))),
+      ...row.map((_, j) => {
+        const value = f32x4.lane(j)(wv.get);
+        return branch(
+          add.get,
+          [f32.store(4 * j)(y.get, f32.add(f32.load(4 * j)(y.get), value))],
+          [f32.store(4 * j)(y.get, value)],
+        );
+      }),
+      plus(y, yBytes.get),
+    ]),
+    ...times(count, () => plus(x, xBytes.get)),
     plus(r, count),
   ];
   return f.finish([
     loop(
-      i32.lessUnsigned(i32.add(r.get, i32.const(TILE_ROWS - 1)), rows.get),
-      tile(TILE_ROWS),
+      i32.lessUnsigned(i32.add(r.get, i32.const(TILE - 1)), rows.get),
+      tile(TILE),
     ),
-    loop(i32.lessUnsigned(r.get, rows.get), tile(1)),
+    loop(i32.lessUnsigned(i32.add(r.get, i32.const(1)), rows.get), tile(2)),
+    branch(i32.lessUnsigned(r.get, rows.get), tile(1)),
   ]);
 }
 

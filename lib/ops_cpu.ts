@@ -7,9 +7,10 @@
 import type { Qwen3Config } from "./config.ts";
 import type { Dtype, KvCache, Ops } from "./ops.ts";
 import { type CpuTensor, elements, f32, unpack } from "./cpu_dtype.ts";
-import type { CpuInfo, CpuKernels, Finish } from "./cpu_kernels.ts";
+import type { CpuInfo, CpuKernels, Finish, Heads } from "./cpu_kernels.ts";
 import { PlainKernels } from "./cpu_plain.ts";
 import { RopeTable } from "./cpu_rope.ts";
+import { chooseWasm, WasmCpuKernels } from "./cpu_wasm.ts";
 
 export type { CpuInfo, CpuTensor };
 
@@ -39,16 +40,16 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   /** Tokens per sequence in the pass that attended last. */
   #tokens: number | undefined;
 
-  constructor(config: Qwen3Config, _options: CpuOptions = {}) {
+  constructor(config: Qwen3Config, options: CpuOptions = {}) {
+    const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } =
+      config;
+    if (heads % kvHeads !== 0) {
+      throw new Error(
+        `Cannot share ${kvHeads} key/value heads among ${heads} heads: must divide them`,
+      );
+    }
     this.#config = config;
-    this.#kernels = new PlainKernels(
-      {
-        heads: config.numAttentionHeads,
-        kvHeads: config.numKeyValueHeads,
-        headDim: config.headDim,
-      },
-      "asked for",
-    );
+    this.#kernels = chooseKernels({ heads, kvHeads, headDim }, options);
     this.#rope = new RopeTable(config);
   }
 
@@ -66,20 +67,27 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   createCache(sequences: number, context: number): CpuKvCache {
     const { numHiddenLayers, numKeyValueHeads, headDim } = this.#config;
     const shape = [sequences, numKeyValueHeads, context, headDim];
-    const layers = Array.from({ length: numHiddenLayers }, () => ({
-      k: this.tensor("f32", shape),
-      v: this.tensor("f32", shape),
-    }));
+    const half = elements(shape);
+    const stored = Array.from(
+      { length: numHiddenLayers },
+      () => this.tensor("f32", [2, ...shape]),
+    );
+    const layers = stored.map((both) => {
+      const [k, v] = [0, half].map((begin): CpuTensor => ({
+        dtype: "f32",
+        shape,
+        data: both.data.subarray(begin, begin + half),
+      }));
+      return { k, v };
+    });
     return {
       layers,
       context,
       lengths: new Uint32Array(sequences),
       pass: { first: 0, tokens: 0 },
       [Symbol.dispose]: () => {
-        for (const { k, v } of layers.splice(0)) {
-          this.#kernels.release(k);
-          this.#kernels.release(v);
-        }
+        layers.length = 0;
+        for (const both of stored.splice(0)) this.#kernels.release(both);
       },
     };
   }
@@ -256,6 +264,15 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     }
     return y;
   }
+}
+
+function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
+  const { threads = navigator.hardwareConcurrency, simd = true } = options;
+  if (!simd) return new PlainKernels(heads, "simd: false was asked for");
+  const choice = chooseWasm();
+  return "refusal" in choice
+    ? new PlainKernels(heads, choice.refusal)
+    : new WasmCpuKernels(heads, threads, choice);
 }
 
 /** RMSNorm (https://arxiv.org/abs/1910.07467) of `weight.length` elements. */

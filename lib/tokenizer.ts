@@ -41,33 +41,45 @@ export interface Tokenizer {
   specialTokens: Readonly<Record<string, string>>;
 }
 
+/** What a tokenizer is made from; undefined where the checkpoint lacks it. */
+export interface TokenizerFiles {
+  /** `tokenizer.json` */
+  tokenizer: string | undefined;
+  /** `tokenizer_config.json` */
+  config: string | undefined;
+  /** `chat_template.jinja` */
+  chatTemplate: string | undefined;
+}
+
+/** Reads the files of a tokenizer, without parsing them: that takes longer, and not every caller needs it. */
+export async function readTokenizerFiles(
+  checkpoint: Pick<Checkpoint, "text">,
+): Promise<TokenizerFiles> {
+  const [tokenizer, config, chatTemplate] = await Promise.all(
+    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+      .map((file) => checkpoint.text(file)),
+  );
+  return { tokenizer, config, chatTemplate };
+}
+
 /**
- * Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
- *
- * ```ts ignore
- * const tokenizer = await loadTokenizer(checkpoint);
- * tokenizer.encode("Once upon a time");
- * ```
+ * The tokenizer of the checkpoint `name`.
  *
  * @throws {Error} if there is no tokenizer.json, a file is broken, or the
  * tokenizer is not byte-level.
  */
-export async function loadTokenizer(
-  checkpoint: Pick<Checkpoint, "text" | "name">,
-): Promise<Tokenizer> {
-  const { name } = checkpoint;
-  const [tokenizerText, configText, jinja] = await Promise.all(
-    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-      .map((file) => checkpoint.text(file)),
-  );
-  if (tokenizerText === undefined) {
+export function createTokenizer(
+  name: string,
+  files: TokenizerFiles,
+): Tokenizer {
+  if (files.tokenizer === undefined) {
     throw new Error(
       `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids (number[])`,
     );
   }
-  const json = parseObject(tokenizerText, `tokenizer.json of ${name}`);
+  const json = parseObject(files.tokenizer, `tokenizer.json of ${name}`);
   const config = parseObject(
-    configText ?? "{}",
+    files.config ?? "{}",
     `tokenizer_config.json of ${name}`,
   );
   const decoder = isObject(json.decoder) ? json.decoder.type : undefined;
@@ -92,7 +104,7 @@ export async function loadTokenizer(
   return {
     specialIds,
     bytes,
-    chatTemplate: jinja ?? chatTemplate(name, config),
+    chatTemplate: files.chatTemplate ?? chatTemplate(name, config),
     specialTokens: specialTokens(config),
     tokenId: (text) => encoder.token_to_id(text),
     encode: (text, { addSpecialTokens = true } = {}) =>

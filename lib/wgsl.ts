@@ -16,9 +16,10 @@ import type { Dtype } from "./ops.ts";
  *   where the last dimension is a multiple of 4, else `scalar`;
  * - `unit`: 16 bytes as `vec4u`, `x_lo(v)` and `x_hi(v)` are their first and second
  *   four elements; `scalar` where the last dimension is not a multiple of `X_UNIT`;
- * - `raw`: the array itself, of u32.
+ * - `raw`: the array itself, of u32;
+ * - `atomic`: the array itself, of atomic u32.
  */
-export type View = "scalar" | "vec4" | "span" | "unit" | "raw";
+export type View = "scalar" | "vec4" | "span" | "unit" | "raw" | "atomic";
 
 /** The view that a tensor's last dimension allows. */
 export function settleView(view: View, dtype: Dtype, last: number): View {
@@ -37,6 +38,7 @@ export function elementType(view: View, dtype: Dtype): string {
   const wide = dtype === "f32" || dtype === "u32";
   if (view === "unit") return "vec4u";
   if (view === "raw") return "u32";
+  if (view === "atomic") return "atomic<u32>";
   if (view === "vec4") {
     return wide ? (dtype === "u32" ? "vec4u" : "vec4f") : "vec2u";
   }

@@ -24,6 +24,8 @@ const ODD: Qwen3Config = {
 
 const KERNELS: Record<string, CpuOptions> = {
   plain: { simd: false },
+  "one thread": { threads: 1 },
+  "three threads": { threads: 3 },
 };
 
 const WEIGHTS = ["f32", "f16", "bf16"] as const;

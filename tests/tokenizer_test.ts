@@ -1,6 +1,10 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { Tokenizer as Library } from "npm:@huggingface/tokenizers@0.2.0";
-import { loadTokenizer } from "../lib/tokenizer.ts";
+import { createTokenizer, readTokenizerFiles } from "../lib/tokenizer.ts";
+
+type Source = Parameters<typeof readTokenizerFiles>[0] & { name: string };
+const load = async (checkpoint: Source) =>
+  createTokenizer(checkpoint.name, await readTokenizerFiles(checkpoint));
 
 const STORIES = new URL("../models/stories-3m/", import.meta.url);
 const GOLDEN = new URL("./fixtures/tokenizer/golden.json", import.meta.url);
@@ -20,7 +24,7 @@ const storiesText = (file: string) =>
   Deno.readTextFileSync(new URL(file, STORIES));
 
 const stories = () =>
-  loadTokenizer(files({
+  load(files({
     "tokenizer.json": storiesText("tokenizer.json"),
     "tokenizer_config.json": storiesText("tokenizer_config.json"),
   }));
@@ -41,7 +45,7 @@ async function qwen3Files() {
 
 Deno.test("Qwen3's tokenizer gives the ids and texts of Hugging Face's", async () => {
   const texts = await qwen3Files();
-  const tokenizer = await loadTokenizer(files(texts));
+  const tokenizer = await load(files(texts));
   const golden: Golden = JSON.parse(await Deno.readTextFile(GOLDEN));
   assertEquals(golden.encode.length, 30);
   for (const { text, ids, decoded } of golden.encode) {
@@ -133,7 +137,7 @@ Deno.test("a token may be a part of a character; bad UTF-8 becomes U+FFFD", asyn
 Deno.test("the chat template is a file, a string or a named one of a list", async () => {
   const json = storiesText("tokenizer.json");
   const template = async (chatTemplate: unknown, jinja?: string) => {
-    const tokenizer = await loadTokenizer(files({
+    const tokenizer = await load(files({
       "tokenizer.json": json,
       "tokenizer_config.json": JSON.stringify({ chat_template: chatTemplate }),
       ...(jinja !== undefined && { "chat_template.jinja": jinja }),
@@ -157,7 +161,7 @@ Deno.test("the chat template is a file, a string or a named one of a list", asyn
 });
 
 Deno.test("special tokens may be written with their flags", async () => {
-  const tokenizer = await loadTokenizer(files({
+  const tokenizer = await load(files({
     "tokenizer.json": storiesText("tokenizer.json"),
     "tokenizer_config.json": JSON.stringify({
       bos_token: { content: "<s>", special: true },
@@ -175,7 +179,7 @@ Deno.test("special tokens may be written with their flags", async () => {
 Deno.test("missing and broken files give one clear line", async () => {
   const reject = async (texts: Record<string, string>, message: string) => {
     const error = await assertRejects(
-      () => loadTokenizer(files(texts)),
+      () => load(files(texts)),
       Error,
       message,
     );

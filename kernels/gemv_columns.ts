@@ -1,0 +1,41 @@
+import { kernel, splitGrid } from "../lib/kernel.ts";
+
+/**
+ * One or a few rows times a matrix stored by input row: `y = x · b`, `[m, k] × [k, n]`.
+ *
+ * A thread keeps four neighbouring columns, so a row of `b` is read in whole lines;
+ * RUNS threads share a column's k and meet in workgroup memory.
+ */
+export const gemvColumns = kernel({
+  name: "gemvColumns",
+  buffers: { x: "m k as scalar", b: "k n as span", y: "inout m n as span" },
+  constants: { M: 1, COLUMNS: 32, RUNS: 8 },
+  derive: ({ COLUMNS, RUNS }) => ({
+    WORKGROUP: Number(COLUMNS) * Number(RUNS),
+  }),
+  grid: ({ n }, { COLUMNS }) => splitGrid(n / (4 * COLUMNS)),
+  body: /* wgsl */ `
+var<workgroup> sums: array<vec4f, WORKGROUP>;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let column = ((wg.y * groups.x + wg.x) * COLUMNS + tid % COLUMNS) * 4u;
+  let left = u.n - min(column, u.n);
+  @split var acc: array<vec4f, M>;
+  for (var i = tid / COLUMNS; i < u.k; i += RUNS) {
+    let v = b_span(i * u.n + column, left);
+    @unroll for (var m = 0; m < M; m++) { acc[m] += x_at(m * u.k + i) * v; }
+  }
+  @unroll for (var m = 0; m < M; m++) {
+    sums[tid] = acc[m];
+    workgroupBarrier();
+    if (tid < COLUMNS) {
+      var sum = sums[tid];
+      for (var r = 1u; r < RUNS; r++) { sum += sums[r * COLUMNS + tid]; }
+      y_store(m * u.n + column, left, sum);
+    }
+    workgroupBarrier();
+  }
+}`,
+});

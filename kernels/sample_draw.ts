@@ -1,0 +1,171 @@
+import { kernel } from "../lib/kernel.ts";
+import { BIN, BINS } from "./sample_histogram.ts";
+import {
+  BEST,
+  deriveChunk,
+  GUMBEL,
+  LOAD_SCORES,
+  logitsContract,
+  ROW_TOP,
+  SAMPLE_CONSTANTS,
+  SCORES,
+} from "./sample_scores.ts";
+
+/**
+ * Draws from each chunk: the token with the highest `(score − top) / temperature
+ * + gumbel` among those that reach min-p.
+ *
+ * With a HISTOGRAM the limits of top-k and top-p are first narrowed down to a
+ * few bins. Tokens above them are drawn from, those within become candidates
+ * `[key, id]` for sample_finish.ts to decide on, those below are out. Records are
+ * `[key of the draw, id, candidates, 0]`; `limits` says what lies above the bins:
+ * `[top, tokens above, mass above, mass of all, upper edge]`, f32 but the count.
+ */
+export const sampleDraw = kernel({
+  name: "sampleDraw",
+  buffers: (c) => ({
+    ...logitsContract(c),
+    highest: "sequences chunks any",
+    step: "sequences",
+    records: "out sequences chunks any",
+    ...(c.HISTOGRAM
+      ? {
+        histogram: "sequences sums bins",
+        candidates: "out sequences chunks room any",
+        limits: "out sequences any",
+      }
+      : {}),
+  }),
+  uniforms: {
+    penalty: "f32",
+    temperature: "f32",
+    lowest: "f32",
+    seed: "u32",
+    width: "f32",
+    k: "u32",
+    p: "f32",
+  },
+  constants: { ...SAMPLE_CONSTANTS, BINS, HISTOGRAM: 0, TOP_K: 0, TOP_P: 0 },
+  derive: (c, dims) => ({
+    ...deriveChunk(c, dims),
+    LOG_WORKGROUP: Math.log2(Number(c.WORKGROUP)),
+    OWN: Number(c.BINS) / Number(c.WORKGROUP),
+  }),
+  grid: ({ chunks, sequences }) => [chunks, sequences, 1],
+  body: /* wgsl */ `
+${SCORES}
+${ROW_TOP}
+${BEST}
+${GUMBEL}
+@if HISTOGRAM {
+${BIN}
+var<workgroup> running: array<vec2f, WORKGROUP>;
+var<workgroup> last_bins: array<atomic<u32>, 2>;
+var<workgroup> before: array<vec2f, 2>;
+var<workgroup> count: atomic<u32>;
+
+// Tokens and mass of this thread's bins, by row of the histogram.
+fn bin_sums(sequence: u32, b: u32, temperature: f32) -> vec2f {
+  let base = sequence * u.sums * BINS + b;
+  let units = f32(histogram[base + BINS]) * 65536.0 + f32(histogram[base]);
+  return vec2f(f32(histogram[base + 2u * BINS]), units * 0x1p-19f * exp(-f32(b) * u.width / temperature));
+}
+
+// The first bin at which a running sum reaches what this thread's bins say it does.
+fn note_first(which: u32, b: u32) { atomicMax(&last_bins[which], BINS - b); }
+fn noted(which: u32) -> u32 { return min(BINS - atomicLoad(&last_bins[which]), BINS - 1u); }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
+  ${LOAD_SCORES}
+  let top = row_top(sequence, tid);
+  @if HISTOGRAM {
+    @split var upto: array<vec2f, OWN + 1>; // sums before each bin of this thread, and after the last
+    upto[0] = vec2f();
+    @unroll for (var i = 0; i < OWN; i++) { upto[i + 1] = upto[i] + bin_sums(sequence, tid * OWN + i, u.temperature); }
+    var sum = upto[OWN];
+    @unroll for (var i = 0; i < LOG_WORKGROUP; i++) {
+      running[tid] = sum;
+      workgroupBarrier();
+      if (tid >= (1u << i)) { sum += running[tid - (1u << i)]; }
+      workgroupBarrier();
+    }
+    running[tid] = sum;
+    workgroupBarrier();
+    let all = running[WORKGROUP - 1u].y;
+    var start = vec2f();
+    if (tid > 0u) { start = running[tid - 1u]; }
+    // Bins begin … end are left open. Top-p leaves room for the rounding of sums.
+    var end = 0u;
+    var survivors = all; // at least as much mass passes top-k
+    @if TOP_K {
+      @unroll for (var i = 0; i < OWN; i++) {
+        if (u32(start.x + upto[i + 1].x) >= u.k) { note_first(0u, tid * OWN + i); }
+      }
+      workgroupBarrier();
+      end = noted(0u);
+      @unroll for (var i = 0; i < OWN; i++) { if (end == tid * OWN + i) { before[0] = start + upto[i]; } }
+      workgroupBarrier();
+      survivors = before[0].y;
+    } @else {
+      @unroll for (var i = 0; i < OWN; i++) {
+        if (start.y + upto[i + 1].y >= u.p * all * 1.00001) { note_first(0u, tid * OWN + i); }
+      }
+      workgroupBarrier();
+      end = noted(0u);
+    }
+    var begin = end;
+    @if TOP_P {
+      @unroll for (var i = 0; i < OWN; i++) {
+        if (start.y + upto[i + 1].y >= u.p * survivors * 0.99999) { note_first(1u, tid * OWN + i); }
+      }
+      workgroupBarrier();
+      begin = min(noted(1u), end);
+    }
+    @unroll for (var i = 0; i < OWN; i++) { if (begin == tid * OWN + i) { before[1] = start + upto[i]; } }
+    workgroupBarrier();
+    if (chunk == 0u && tid == 0u) {
+      limits[sequence * 8u] = bitcast<u32>(top);
+      limits[sequence * 8u + 1u] = u32(before[1].x);
+      limits[sequence * 8u + 2u] = bitcast<u32>(before[1].y);
+      limits[sequence * 8u + 3u] = bitcast<u32>(all);
+      limits[sequence * 8u + 4u] = bitcast<u32>(top - f32(begin) * u.width);
+    }
+    let base = (sequence * u.chunks + chunk) * u.room;
+  }
+
+  let key = step_key(u.seed + sequence, step[sequence]);
+  var score = ABSENT;
+  var id = 0u;
+  @unroll for (var i = 0; i < STEPS; i++) {
+    @unroll for (var c = 0; c < 4; c++) {
+      if (x[i][c] > ABSENT) {
+        let token = first + i * 4u * WORKGROUP + c;
+        var sure = true;
+        @if HISTOGRAM {
+          let b = bin_of(x[i][c], top);
+          sure = b < begin;
+          if (b >= begin && b <= end) {
+            let at = (base + atomicAdd(&count, 1u)) * 2u;
+            candidates[at] = order(x[i][c]);
+            candidates[at + 1u] = token;
+          }
+        }
+        let scaled = (x[i][c] - top) / u.temperature;
+        if (sure && scaled >= u.lowest) {
+          let noisy = scaled + gumbel(key, token);
+          if (noisy > score) { score = noisy; id = token; }
+        }
+      }
+    }
+  }
+  let best = workgroup_best(score, id, tid);
+  if (tid == 0u) {
+    let record = (sequence * u.chunks + chunk) * 4u;
+    records[record] = best.x;
+    records[record + 1u] = best.y;
+    @if HISTOGRAM { records[record + 2u] = atomicLoad(&count); } @else { records[record + 2u] = 0u; }
+  }
+}`,
+});

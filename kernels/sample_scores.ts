@@ -1,0 +1,154 @@
+/**
+ * WGSL that the sampling kernels share. They split a row of logits into chunks,
+ * one workgroup each; a thread holds its STEPS · 4 scores of the chunk in
+ * registers, so that a kernel reads the logits once, all loads in flight at once.
+ *
+ * What a chunk found out is a record of four words in `[sequences, chunks, 4]`.
+ * Scores are stored as u32 keys of the same order, 0 where there is none.
+ *
+ * @module
+ */
+import type { Dims } from "../lib/kernel.ts";
+import type { Constants } from "../lib/unroll.ts";
+import { LANES } from "../lib/wgsl.ts";
+
+/** Threads of every sampling workgroup; at least the chunks of a row. */
+export const WORKGROUP = 256;
+
+/** Defaults of every sampling kernel. PENALTY reads `seen` and needs the uniform `penalty`. */
+export const SAMPLE_CONSTANTS = {
+  WORKGROUP,
+  LOG_LANES: 5,
+  SUBGROUPS: 1,
+  PENALTY: 0,
+};
+
+/** Logits, and with a penalty the bitset of tokens that it falls on. */
+export function logitsContract({ PENALTY }: Constants) {
+  return {
+    logits: "sequences vocab as span",
+    ...(PENALTY ? { seen: "sequences words" } : {}),
+  };
+}
+
+/** Elements of a chunk, a multiple of 4, and how often a thread loads 4 of them. */
+export function deriveChunk(
+  { LOG_LANES }: Constants,
+  { vocab, chunks }: Dims,
+): Constants {
+  const CHUNK = chunkLength(vocab, chunks);
+  return {
+    LANES: 1 << Number(LOG_LANES),
+    CHUNK,
+    STEPS: Math.ceil(CHUNK / (4 * WORKGROUP)),
+  };
+}
+
+/** Elements in each of `chunks` chunks of a row. */
+export function chunkLength(vocab: number, chunks: number): number {
+  return Math.ceil(vocab / chunks / 4) * 4;
+}
+
+/** Keys of scores: order(a) < order(b) where a < b, and −0 = 0. */
+export const ORDER = /* wgsl */ `
+fn order(x: f32) -> u32 {
+  let bits = bitcast<u32>(x);
+  if (bits >= 0x80000000u) { return select(~bits, 0x80000000u, bits == 0x80000000u); }
+  return bits | 0x80000000u;
+}
+fn score_of(key: u32) -> f32 {
+  return bitcast<f32>(select(~key, key & 0x7fffffffu, key >= 0x80000000u));
+}
+`;
+
+/** The highest score of a workgroup, and of equal ones the lowest id. */
+export const BEST = /* wgsl */ `
+${LANES}
+var<workgroup> best_key: atomic<u32>;
+var<workgroup> best_not_id: atomic<u32>;
+fn workgroup_best(score: f32, id: u32, tid: u32) -> vec2u {
+  if (tid == 0u) { atomicStore(&best_key, 0u); atomicStore(&best_not_id, 0u); }
+  workgroupBarrier();
+  let highest = lanes_max(score, tid);
+  if (tid % LANES == 0u) { atomicMax(&best_key, order(highest)); }
+  workgroupBarrier();
+  let key = atomicLoad(&best_key);
+  if (order(score) == key) { atomicMax(&best_not_id, ~id); }
+  workgroupBarrier();
+  return vec2u(key, ~atomicLoad(&best_not_id));
+}
+`;
+
+/**
+ * `scores_at(sequence, e)`: logits e … e + 3 after the penalty, ABSENT outside
+ * the vocabulary. What is not finite becomes LOWEST (NaN too) or −LOWEST: the
+ * choice is then some valid token, always the same.
+ */
+export const SCORES = /* wgsl */ `
+${ORDER}
+const ABSENT = -3.0e38;
+const LOWEST = -1.0e30;
+fn finite(logit: f32, seen_before: u32, present: bool) -> f32 {
+  if (!present) { return ABSENT; }
+  if ((bitcast<u32>(logit) & 0x7fffffffu) > 0x7f800000u) { return LOWEST; }
+  let x = clamp(logit, LOWEST, -LOWEST);
+  @if PENALTY {
+    if ((seen_before & 1u) == 0u) { return x; }
+    if (x < 0.0) { return x * u.penalty; }
+    return x / u.penalty;
+  } @else { return x; }
+}
+fn scores_at(sequence: u32, e: u32, chunk: u32) -> vec4f {
+  let end = min((chunk + 1u) * CHUNK, u.vocab);
+  let left = select(0u, end - e, e < end);
+  let x = logits_span(sequence * u.vocab + e, left);
+  var bits = 0u;
+  @if PENALTY { if (left > 0u) { bits = seen[sequence * u.words + e / 32u] >> (e % 32u); } }
+  return vec4f(finite(x.x, bits, left > 0u), finite(x.y, bits >> 1u, left > 1u),
+               finite(x.z, bits >> 2u, left > 2u), finite(x.w, bits >> 3u, left > 3u));
+}
+`;
+
+/** Declares a thread's scores `x[i][c]`, of token `first + i * 4 * WORKGROUP + c`. */
+export const LOAD_SCORES = /* wgsl */ `
+  let chunk = wg.x;
+  let sequence = wg.y;
+  let first = chunk * CHUNK + tid * 4u;
+  @split var x: array<vec4f, STEPS>;
+  @unroll for (var i = 0; i < STEPS; i++) { x[i] = scores_at(sequence, first + i * 4u * WORKGROUP, chunk); }
+`;
+
+/** The highest score of a row, by the records that argmax left. */
+export const ROW_TOP = /* wgsl */ `
+var<workgroup> row_top_key: atomic<u32>;
+fn row_top(sequence: u32, tid: u32) -> f32 {
+  if (tid < u.chunks) { atomicMax(&row_top_key, highest[(sequence * u.chunks + tid) * 4u]); }
+  workgroupBarrier();
+  return score_of(atomicLoad(&row_top_key));
+}
+`;
+
+/**
+ * Random bits and the Gumbel noise of lib/sampling.ts, whose `gumbel` says how
+ * f32 loses small x. Here −ln(1 − x) below a half is 2 artanh(x / (2 − x)), as
+ * WGSL's log has an absolute error of 2⁻²¹ near 1.
+ */
+export const GUMBEL = /* wgsl */ `
+fn fmix32(bits: u32) -> u32 {
+  var h = bits;
+  h = (h ^ (h >> 16u)) * 0x85ebca6bu;
+  h = (h ^ (h >> 13u)) * 0xc2b2ae35u;
+  return h ^ (h >> 16u);
+}
+fn step_key(seed: u32, step: u32) -> u32 {
+  return fmix32(fmix32(seed + 0x9e3779b9u) ^ fmix32(step + 0x7f4a7c15u));
+}
+fn gumbel(key: u32, id: u32) -> f32 {
+  let hash = fmix32(key ^ fmix32(id + 0x94d049bbu));
+  let x = min((f32(hash) + 0.5) * 0x1p-32f, 1.0 - 0x1p-24f);
+  let r = x / (2.0 - x);
+  let q = r * r;
+  let series = 2.0 * r * (1.0 + q * (1.0 / 3.0 + q * (1.0 / 5.0 + q * (1.0 / 7.0 + q * (1.0 / 9.0 + q * (1.0 / 11.0 + q / 13.0))))));
+  return -log(select(-log(1.0 - x), series, x < 0.5));
+}
+`;

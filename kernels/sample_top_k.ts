@@ -1,0 +1,72 @@
+import { kernel } from "../lib/kernel.ts";
+import {
+  deriveChunk,
+  LOAD_SCORES,
+  logitsContract,
+  SAMPLE_CONSTANTS,
+  SCORES,
+} from "./sample_scores.ts";
+
+/**
+ * Every token of a chunk that may be among the `k ≤ WORKGROUP` highest of its
+ * row: the scores that reach the k-th highest of the threads' own maxima. At
+ * least k do, ties included, and seldom many more. Candidates are `[key, id]`
+ * in no certain order; records are `[that bound, 0, candidates, highest key]`.
+ */
+export const sampleTopK = kernel({
+  name: "sampleTopK",
+  buffers: (c) => ({
+    ...logitsContract(c),
+    candidates: "out sequences chunks room any",
+    records: "out sequences chunks any",
+  }),
+  uniforms: { penalty: "f32", k: "u32" },
+  constants: SAMPLE_CONSTANTS,
+  derive: deriveChunk,
+  grid: ({ chunks, sequences }) => [chunks, sequences, 1],
+  body: /* wgsl */ `
+${SCORES}
+var<workgroup> maxima: array<vec4f, WORKGROUP / 4>;
+var<workgroup> not_bound: atomic<u32>;
+var<workgroup> top: atomic<u32>;
+var<workgroup> count: atomic<u32>;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
+  ${LOAD_SCORES}
+  var own = vec4f(ABSENT);
+  @unroll for (var i = 0; i < STEPS; i++) { own = max(own, x[i]); }
+  let most = max(max(own.x, own.y), max(own.z, own.w));
+  maxima[tid / 4u][tid % 4u] = most;
+  workgroupBarrier();
+
+  var ahead = vec4u();
+  for (var j = 0u; j < WORKGROUP / 4u; j += 8u) {
+    @unroll for (var i = 0; i < 8; i++) { ahead += select(vec4u(), vec4u(1u), maxima[j + i] > vec4f(most)); }
+  }
+  let rank = ahead.x + ahead.y + ahead.z + ahead.w;
+  if (rank < u.k) { atomicMax(&not_bound, ~order(max(most, LOWEST))); }
+  if (rank == 0u) { atomicMax(&top, order(most)); }
+  workgroupBarrier();
+
+  let bound = score_of(~atomicLoad(&not_bound));
+  let base = (sequence * u.chunks + chunk) * u.room;
+  @unroll for (var i = 0; i < STEPS; i++) {
+    @unroll for (var c = 0; c < 4; c++) {
+      if (x[i][c] >= bound) {
+        let at = (base + atomicAdd(&count, 1u)) * 2u;
+        candidates[at] = order(x[i][c]);
+        candidates[at + 1u] = first + i * 4u * WORKGROUP + c;
+      }
+    }
+  }
+  workgroupBarrier();
+  if (tid == 0u) {
+    let record = (sequence * u.chunks + chunk) * 4u;
+    records[record] = order(bound);
+    records[record + 1u] = 0u;
+    records[record + 2u] = atomicLoad(&count);
+    records[record + 3u] = atomicLoad(&top);
+  }
+}`,
+});

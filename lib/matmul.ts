@@ -1,0 +1,143 @@
+/**
+ * Matrix products of tensors on a GPU.
+ *
+ * @module
+ */
+import { batchedGemm as batchedGemmKernel } from "../kernels/batched_gemm.ts";
+import { gemm as gemmKernel } from "../kernels/gemm.ts";
+import { gemv as gemvKernel } from "../kernels/gemv.ts";
+import { gemvColumns } from "../kernels/gemv_columns.ts";
+import {
+  chooseMatmul,
+  type MatmulChoice,
+  type MatmulKernel,
+} from "./choose.ts";
+import { Plan } from "./plan.ts";
+import type { Tensor } from "./tensor.ts";
+
+/** How a product is made. */
+export interface MatmulOptions {
+  /** `b`'s last two sizes are `[n, k]`, as checkpoints store weights. */
+  transposeB?: boolean;
+  /** Told which kernel was chosen, with which constants, and why. */
+  onChoice?: (choice: MatmulChoice) => void;
+}
+
+/**
+ * `a · b` in f32, by whichever kernel fits the shapes: a matrix times a vector, one
+ * row, few rows or many rows times a matrix, or a batch of heads (see
+ * {@linkcode chooseMatmul}). The work is submitted, not awaited: `read()` waits.
+ *
+ * ```ts
+ * import { matmul, openDevice } from "../mod.ts";
+ *
+ * using gpu = await openDevice();
+ * using a = gpu.tensor("f32", [1, 2], new Float32Array([1, 2]));
+ * using b = gpu.tensor("f32", [2, 3], new Float32Array([1, 2, 3, 4, 5, 6]));
+ * using c = matmul(a, b, { onChoice: ({ kernel, reason }) => console.log(kernel, reason) });
+ * console.log(await c.read()); // [9, 12, 15]
+ * ```
+ *
+ * @throws {Error} if no kernel takes the shapes, saying why; nothing falls back.
+ */
+export function matmul(
+  a: Tensor,
+  b: Tensor,
+  options: MatmulOptions = {},
+): Tensor {
+  return multiply("multiply", a, b, options);
+}
+
+/**
+ * `[m, k] × [k, n] → [m, n]`, tiled; for many rows.
+ *
+ * @throws {Error} if the shapes are not those.
+ */
+export function gemm(
+  a: Tensor,
+  b: Tensor,
+  options: MatmulOptions = {},
+): Tensor {
+  return multiply("run gemm", a, b, options, ["gemm"]);
+}
+
+/**
+ * `[batch, heads, m, k] × [batch, kvHeads, k, n] → [batch, heads, m, n]`; `heads` is
+ * a multiple of `kvHeads`, which groups of heads share without a copy.
+ *
+ * @throws {Error} if the shapes are not those.
+ */
+export function batchedGemm(
+  a: Tensor,
+  b: Tensor,
+  options: MatmulOptions = {},
+): Tensor {
+  return multiply("run batchedGemm", a, b, options, ["batchedGemm"]);
+}
+
+/**
+ * A matrix times a vector, `[m, k] × [k] → [m]`, or a vector or up to eight rows
+ * times a matrix, `[k] × [k, n]`, `[m, k] × [k, n]`; the matrix is read once.
+ *
+ * @throws {Error} if the shapes are not those.
+ */
+export function gemv(
+  a: Tensor,
+  b: Tensor,
+  options: MatmulOptions = {},
+): Tensor {
+  return multiply("run gemv", a, b, options, ["gemv", "gemvColumns"]);
+}
+
+function multiply(
+  action: string,
+  a: Tensor,
+  b: Tensor,
+  { transposeB = false, onChoice }: MatmulOptions,
+  kernels?: MatmulKernel[],
+): Tensor {
+  const { gpu } = a;
+  if (b.gpu !== gpu) {
+    throw new Error(`Cannot ${action}: a and b lie on different devices`);
+  }
+  for (const [name, { dtype }] of Object.entries({ a, b })) {
+    if (dtype === "u32") {
+      throw new Error(
+        `Cannot ${action}: ${name} is u32, it must be f32, f16 or bf16`,
+      );
+    }
+  }
+  const matrix = b.shape.length === 1 ? a : b; // what gemv reads once
+  const choice = chooseMatmul(a.shape, b.shape, gpu, {
+    transposeB,
+    dtype: matrix.dtype,
+    kernels,
+  });
+  onChoice?.(choice);
+  if (!choice.kernel) throw new Error(`Cannot ${action}: ${choice.reason}`);
+  const { kernel, m, n, k, shape, constants } = choice;
+  const c = gpu.tensor("f32", shape, undefined, "product");
+  using plan = new Plan(gpu);
+  const uniforms = { stride: n, column: 0, eps: 0 };
+  if (kernel === "gemv") {
+    const vector = b.shape.length === 1;
+    const x = vector ? b.view(1, k) : a.view(m, k);
+    const y = vector ? c.view(1, m) : c.view(m, n);
+    const w = vector ? a : b;
+    plan.add(gemvKernel, { w, x, norm: x, y }, {
+      constants,
+      uniforms: { ...uniforms, stride: y.shape[1] },
+    });
+  } else if (kernel === "gemvColumns") {
+    plan.add(gemvColumns, { x: a.view(m, k), b, y: c.view(m, n) }, {
+      constants,
+    });
+  } else if (kernel === "gemm") {
+    plan.add(gemmKernel, { a, b, c }, { constants, uniforms });
+  } else {
+    plan.add(batchedGemmKernel, { a, b, c }, { constants, uniforms });
+  }
+  plan.run();
+  gpu.check();
+  return c;
+}

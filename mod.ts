@@ -1,0 +1,62 @@
+/**
+ * Run Qwen3 from TypeScript on Deno's built-in WebGPU, or on the CPU: no native
+ * add-on, no build step, no model conversion.
+ *
+ * ```ts
+ * import { loadQwen3 } from "./mod.ts";
+ *
+ * using qwen = await loadQwen3(); // the embedded story model; or "Qwen/Qwen3-0.6B"
+ * const run = qwen.generate("Once upon a time", { maxTokens: 16, temperature: 0 });
+ * for await (const { text } of run) console.log(text);
+ * console.log(run.finishReason, run.stats.summary);
+ * ```
+ *
+ * The kernels beneath are there to be used alone: {@linkcode openDevice},
+ * {@linkcode matmul} and what it chooses from.
+ *
+ * @module
+ */
+export {
+  DEFAULT_MODEL,
+  type Device,
+  loadQwen3,
+  type Qwen3,
+  type Qwen3Options,
+} from "./lib/model.ts";
+export type {
+  FinishReason,
+  GenerateOptions,
+  Piece,
+  Run,
+  RunStats,
+} from "./lib/generate.ts";
+export type { Message, Tool, ToolCall } from "./lib/chat_template.ts";
+export type { LoadProgress } from "./lib/checkpoint.ts";
+export type { Qwen3Config, YarnScaling } from "./lib/config.ts";
+export type { Fallback } from "./lib/runner.ts";
+export type { Sampling, SamplingOptions } from "./lib/sampling.ts";
+export type { DeviceKind } from "./lib/select_device.ts";
+export type { Tokenizer } from "./lib/tokenizer.ts";
+export {
+  type Choice,
+  DeviceError,
+  type DeviceOptions,
+  Gpu,
+  NoAdapterError,
+  openDevice,
+} from "./lib/device.ts";
+export type { Dtype } from "./lib/ops.ts";
+export { Tensor, type TensorPart } from "./lib/tensor.ts";
+export {
+  batchedGemm,
+  gemm,
+  gemv,
+  matmul,
+  type MatmulOptions,
+} from "./lib/matmul.ts";
+export {
+  type Capabilities,
+  chooseMatmul,
+  type MatmulChoice,
+  type MatmulKernel,
+} from "./lib/choose.ts";

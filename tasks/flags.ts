@@ -1,0 +1,104 @@
+/**
+ * Flags that tasks share: parsed strictly, so that a typo is an answer, not a default.
+ *
+ * @module
+ */
+import { parseArgs } from "@std/cli/parse-args";
+
+/** What a flag takes. */
+export type FlagType = "text" | "texts" | "number" | "switch";
+
+/** Flags by name, with what they take and what they are for. */
+export type FlagTable = Record<string, [type: FlagType, help: string]>;
+
+/** What was given: by kebab-case name, and the words beside the flags. */
+export interface Flags {
+  text(name: string): string | undefined;
+  texts(name: string): string[] | undefined;
+  number(name: string): number | undefined;
+  /** true, or false for `--no-name`, or undefined. */
+  on(name: string): boolean | undefined;
+  words: string[];
+}
+
+/** Reads `args` by `table`. A switch may be given as `--name` or `--no-name`. */
+export function readFlags(args: string[], table: FlagTable): Flags {
+  const of = (...types: FlagType[]) =>
+    Object.keys(table).filter((name) => types.includes(table[name][0]));
+  const values = of("text", "texts", "number"), switches = of("switch");
+  args.forEach((arg, i) => {
+    const [, name, joined] = /^--([^=]+)(=.*)?$/.exec(arg) ?? [];
+    if (name === undefined || args.slice(0, i).includes("--")) return;
+    const bare = name.replace(/^no-/, "");
+    const known = values.includes(name) || switches.includes(name) ||
+      switches.includes(bare);
+    if (!known) {
+      throw new Error(
+        `Cannot read the flags: --${name} is unknown, must be one of ${
+          Object.keys(table).map((flag) => `--${flag}`).join(", ")
+        }`,
+      );
+    }
+    const next = args[i + 1];
+    const lacks = joined === undefined &&
+      (next === undefined || /^--[a-z]/.test(next));
+    if (values.includes(name) && lacks) {
+      throw new Error(
+        `Cannot read the flags: --${name} has no value, must have ${
+          table[name][0] === "number" ? "a number" : "a text"
+        }`,
+      );
+    }
+  });
+  const parsed = parseArgs(args, {
+    string: [...values, "_"],
+    boolean: switches,
+    negatable: switches,
+    collect: of("texts"),
+    default: Object.fromEntries(switches.map((name) => [name, undefined])),
+  });
+  const text = (name: string) => parsed[name] as string | undefined;
+  return {
+    text,
+    texts: (name) => {
+      const all = parsed[name] as string[] | undefined;
+      return all?.length ? all : undefined;
+    },
+    number(name) {
+      const value = text(name);
+      if (value === undefined) return undefined;
+      const number = Number(value);
+      if (value.trim() === "" || !Number.isFinite(number)) {
+        throw new Error(
+          `Cannot read the flags: --${name} is "${value}", must be a finite number`,
+        );
+      }
+      return number;
+    },
+    on: (name) => parsed[name] as boolean | undefined,
+    words: parsed._.map(String),
+  };
+}
+
+/** The table as lines for `--help`. */
+export function helpText(usage: string, table: FlagTable): string {
+  const width = Math.max(...Object.keys(table).map((name) => name.length));
+  const lines = Object.entries(table).map(([name, [type, help]]) => {
+    const flag = `--${name}${type === "switch" ? "" : " …"}`;
+    return `  ${flag.padEnd(width + 5)} ${help}`;
+  });
+  return `${usage}\n\n${lines.join("\n")}`;
+}
+
+/** Runs a task: an error is one line on stderr and exit code 1. */
+export async function runTask(main: () => Promise<number>): Promise<never> {
+  // Vulkan's loader complains on stderr where this is unset.
+  if (!Deno.env.get("XDG_RUNTIME_DIR")) Deno.env.set("XDG_RUNTIME_DIR", "/tmp");
+  try {
+    Deno.exit(await main());
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error);
+    console.error(`error: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
+    Deno.exit(1);
+  }
+}
