@@ -149,6 +149,11 @@ export function deriveTile(c: Readonly<Record<string, number | string>>) {
   const [BM, BN, BK, TM, TN] = ["BM", "BN", "BK", "TM", "TN"].map((x) =>
     Number(c[x])
   );
+  if (c.EPILOGUE === 2 && (TN < 8 || !c.B_BY_COLUMN)) {
+    throw new Error(
+      `Cannot gate (EPILOGUE 2) in a tile with TN ${TN} and B_BY_COLUMN ${c.B_BY_COLUMN}: they must be 8 or more and 1`,
+    );
+  }
   const THREADS = (BM / TM) * (BN / TN);
   return {
     THREADS,
@@ -173,6 +178,7 @@ export const gemm = kernel({
     c: "inout m any as span",
   }),
   // c has rows of `stride` elements; this call's first column goes to `column`.
+  // Where stride is a multiple of 4, so must column and the number of columns be.
   uniforms: { stride: "u32", column: "u32" },
   constants: tileConstants,
   derive: deriveTile,

@@ -47,6 +47,11 @@ export const gemv = kernel({
     EPILOGUE: 0,
   },
   derive: (c, { k }) => {
+    if (c.NORM && c.W_VIEW !== "unit") {
+      throw new Error(
+        `Cannot norm rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}`,
+      );
+    }
     const units = Math.ceil(k / Number(c.W_UNIT)),
       lanes = 1 << Number(c.LOG_LANES);
     const steps = Math.max(
@@ -81,8 +86,7 @@ fn w_row(g: u32, i: u32) -> u32 {
 
 fn write(m: u32, row: u32, rows: u32, value: f32) {
   if (row >= rows) { return; }
-  let at = m * u.stride + u.column + row;
-  @if EPILOGUE == 1 { y[at] += value; } @else { y[at] = value; }
+  y[m * u.stride + u.column + row] = value;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -91,7 +95,17 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let lane = tid % LANES;
   let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
   @split var acc: array<f32, M * ROWS>;
-
+  @if EPILOGUE == 1 {
+    // The residual is fetched now, so that nothing waits for it at the end.
+    @split var residual: array<f32, M * ROWS>;
+    if (lane == 0u) {
+      @unroll for (var m = 0; m < M; m++) {
+        @unroll for (var i = 0; i < ROWS; i++) {
+          residual[m * ROWS + i] = y[m * u.stride + u.column + w_row(g, i)];
+        }
+      }
+    }
+  }
 @if W_VIEW == "unit" {
   @split var raw: array<vec4u, ROWS * STEPS>;
   @split var base: array<u32, ROWS>;
@@ -131,11 +145,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
 } @else {
-  for (var e = lane; e < u.k; e += LANES) {
+  for (var e = lane * 4u; e < u.k; e += LANES * 4u) {
     @unroll for (var m = 0; m < M; m++) {
-      let v = x_span(m * u.k + e, 1u).x;
+      let four = x_span(m * u.k + e, u.k - e);
       @unroll for (var i = 0; i < ROWS; i++) {
-        acc[m * ROWS + i] += w_at(w_row(g, i) * u.k + e) * v;
+        acc[m * ROWS + i] += dot(w_span(w_row(g, i) * u.k + e, u.k - e), four);
       }
     }
   }
@@ -155,7 +169,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           write(m, g * (ROWS / 2u) + i / 2u, u.n / 2u, gate / (1.0 + exp(-gate)) * acc[m * ROWS + i + 1]);
         }
       } @else {
-        @unroll for (var i = 0; i < ROWS; i++) { write(m, g * ROWS + i, u.n, acc[m * ROWS + i]); }
+        @unroll for (var i = 0; i < ROWS; i++) {
+          @if EPILOGUE == 1 { acc[m * ROWS + i] += residual[m * ROWS + i]; }
+          write(m, g * ROWS + i, u.n, acc[m * ROWS + i]);
+        }
       }
     }
   }

@@ -1,9 +1,9 @@
 import { kernel } from "../lib/kernel.ts";
 import { BEST, GUMBEL, ORDER, SAMPLE_CONSTANTS } from "./sample_scores.ts";
 
-/** Runs `body` for every candidate `key`, `id` of this thread. */
+/** Runs `body` for every candidate `key`, `id` of this thread: SHARE threads go through a chunk's. */
 const each = (body: string) => /* wgsl */ `
-  for (var j = tid / u.chunks; j < mine; j += WORKGROUP / u.chunks) {
+  for (var j = tid % SHARE; j < mine; j += SHARE) {
     let key = candidates[base + j * 2u];
     let id = candidates[base + j * 2u + 1u];
     ${body}
@@ -53,7 +53,10 @@ export const sampleFinish = kernel({
     TOP_K: 0,
     TOP_P: 0,
   },
-  derive: (c) => ({ LANES: 1 << Number(c.LOG_LANES) }),
+  derive: (c, { chunks }) => ({
+    LANES: 1 << Number(c.LOG_LANES),
+    SHARE: Number(c.WORKGROUP) / chunks,
+  }),
   grid: ({ sequences }) => [sequences, 1, 1],
   body: /* wgsl */ `
 ${ORDER}
@@ -69,7 +72,8 @@ var<workgroup> units_low: atomic<u32>;
 var<workgroup> drawn_key: u32;
 
 // Probability mass relative to score edge, in units of 2⁻²⁸: whole numbers in
-// two halves, so that sums neither overflow nor depend on the order of threads.
+// two halves, so that the sum of fewer than 2¹⁸ of them neither overflows nor
+// depends on the order of threads.
 fn units_of(key: u32, edge: f32, temperature: f32) -> vec2u {
   let share = min(exp((score_of(key) - edge) / temperature), 1.0);
   let units = u32(share * 0x1p28f + 0.5);
@@ -100,7 +104,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   @if !CANDIDATES { let best = workgroup_best(score, token, tid); }
   @else {
     let noise = step_key(u.seed + sequence, at);
-    let chunk = sequence * u.chunks + tid % u.chunks;
+    let chunk = sequence * u.chunks + tid / SHARE;
     let base = chunk * u.room * 2u;
     let mine = records[chunk * 4u + 2u];
     @if LIMITS {
@@ -112,7 +116,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       var low = 0u;
       var high = order(top);
     } @else {
-      if (tid < u.chunks) {
+      if (tid % SHARE == 0u) {
         atomicMax(&bound_key, records[chunk * 4u]);
         atomicMax(&top_key, records[chunk * 4u + 3u]);
       }

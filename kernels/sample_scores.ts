@@ -12,7 +12,7 @@ import type { Dims } from "../lib/kernel.ts";
 import type { Constants } from "../lib/unroll.ts";
 import { LANES } from "../lib/wgsl.ts";
 
-/** Threads of every sampling workgroup; at least the chunks of a row. */
+/** Threads of every sampling workgroup, a multiple of the chunks of a row. */
 export const WORKGROUP = 256;
 
 /** Defaults of every sampling kernel. PENALTY reads `seen` and needs the uniform `penalty`. */
@@ -94,8 +94,7 @@ fn finite(logit: f32, seen_before: u32, present: bool) -> f32 {
   let x = clamp(logit, LOWEST, -LOWEST);
   @if PENALTY {
     if ((seen_before & 1u) == 0u) { return x; }
-    if (x < 0.0) { return x * u.penalty; }
-    return x / u.penalty;
+    return clamp(select(x / u.penalty, x * u.penalty, x < 0.0), LOWEST, -LOWEST);
   } @else { return x; }
 }
 fn scores_at(sequence: u32, e: u32, chunk: u32) -> vec4f {

@@ -8,10 +8,10 @@ import {
 } from "./sample_scores.ts";
 
 /**
- * Every token of a chunk that may be among the `k ≤ WORKGROUP` highest of its
- * row: the scores that reach the k-th highest of the threads' own maxima. At
- * least k do, ties included, and seldom many more. Candidates are `[key, id]`
- * in no certain order; records are `[that bound, 0, candidates, highest key]`.
+ * Every token of a chunk that may be among the `k` highest of its row: the
+ * scores that reach the k-th highest of PARTS ≥ k partial maxima. At least k do,
+ * ties included, and hardly more where PARTS is 2 k. Candidates are `[key, id]` in no
+ * certain order; records are `[that bound, 0, candidates, highest key]`.
  */
 export const sampleTopK = kernel({
   name: "sampleTopK",
@@ -21,12 +21,13 @@ export const sampleTopK = kernel({
     records: "out sequences chunks any",
   }),
   uniforms: { penalty: "f32", k: "u32" },
-  constants: SAMPLE_CONSTANTS,
+  constants: { ...SAMPLE_CONSTANTS, PARTS: 64 },
   derive: deriveChunk,
   grid: ({ chunks, sequences }) => [chunks, sequences, 1],
   body: /* wgsl */ `
 ${SCORES}
-var<workgroup> maxima: array<vec4f, WORKGROUP / 4>;
+var<workgroup> own: array<f32, WORKGROUP>;
+var<workgroup> maxima: array<vec4f, PARTS / 4>;
 var<workgroup> not_bound: atomic<u32>;
 var<workgroup> top: atomic<u32>;
 var<workgroup> count: atomic<u32>;
@@ -34,19 +35,25 @@ var<workgroup> count: atomic<u32>;
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   ${LOAD_SCORES}
-  var own = vec4f(ABSENT);
-  @unroll for (var i = 0; i < STEPS; i++) { own = max(own, x[i]); }
-  let most = max(max(own.x, own.y), max(own.z, own.w));
-  maxima[tid / 4u][tid % 4u] = most;
+  var most = vec4f(ABSENT);
+  @unroll for (var i = 0; i < STEPS; i++) { most = max(most, x[i]); }
+  own[tid] = max(max(most.x, most.y), max(most.z, most.w));
   workgroupBarrier();
-
-  var ahead = vec4u();
-  for (var j = 0u; j < WORKGROUP / 4u; j += 8u) {
-    @unroll for (var i = 0; i < 8; i++) { ahead += select(vec4u(), vec4u(1u), maxima[j + i] > vec4f(most)); }
+  var part = ABSENT;
+  if (tid < PARTS) {
+    @unroll for (var i = 0; i < WORKGROUP / PARTS; i++) { part = max(part, own[tid + i * PARTS]); }
+    maxima[tid / 4u][tid % 4u] = part;
   }
-  let rank = ahead.x + ahead.y + ahead.z + ahead.w;
-  if (rank < u.k) { atomicMax(&not_bound, ~order(max(most, LOWEST))); }
-  if (rank == 0u) { atomicMax(&top, order(most)); }
+  workgroupBarrier();
+  if (tid < PARTS) {
+    var ahead = vec4u();
+    for (var j = 0u; j < PARTS / 4u; j += 8u) {
+      @unroll for (var i = 0; i < 8; i++) { ahead += select(vec4u(), vec4u(1u), maxima[j + i] > vec4f(part)); }
+    }
+    let rank = ahead.x + ahead.y + ahead.z + ahead.w;
+    if (rank < u.k) { atomicMax(&not_bound, ~order(max(part, LOWEST))); }
+    if (rank == 0u) { atomicMax(&top, order(part)); }
+  }
   workgroupBarrier();
 
   let bound = score_of(~atomicLoad(&not_bound));

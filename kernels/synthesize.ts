@@ -23,7 +23,7 @@ fn weight(i: u32) -> u32 {
   h = (h ^ (h >> 16u)) * 0x85ebca6bu;
   h = (h ^ (h >> 13u)) * 0xc2b2ae35u;
   h ^= h >> 16u;
-  let bits = bitcast<u32>(u.scale * (f32(h >> 8u) / 8388608.0 - 1.0));
+  let bits = bitcast<u32>(u.scale * (f32(h >> 8u) * 0x1p-23 - 1.0));
   return (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u; // to nearest even
 }
 

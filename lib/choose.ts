@@ -16,6 +16,13 @@ export interface Capabilities {
     maxComputeWorkgroupStorageSize: number;
     maxComputeInvocationsPerWorkgroup: number;
   };
+  /** Constants that were measured to be best on this adapter, by {@linkcode tuningKey}. */
+  tuned?: ReadonlyMap<string, Constants>;
+}
+
+/** Names a kernel at a size: what tuned constants are stored under. */
+export function tuningKey(kernel: string, ...sizes: number[]): string {
+  return [kernel, ...sizes].join(" ");
 }
 
 /** A Linear layer: `[m, k] × [n, k]ᵀ`. */
@@ -78,14 +85,19 @@ export function chooseLinear(
     const units = Math.ceil(k / unitSize(dtype));
     const room = device.limits.maxComputeWorkgroupStorageSize - 1024;
     const fusedNorm = norm && whole && m * k * 4 <= room;
+    const lanes = laneConstants(device, Math.max(4, units));
+    const steps = Math.ceil(units / 2 ** lanes.LOG_LANES);
     return {
       kernel: "gemv",
       constants: {
         M: m,
         ROWS: 2,
+        // All loads of a row in flight at once, as far as registers go.
+        STEPS: Math.ceil(steps / Math.ceil(steps / (m > 1 ? 4 : 12))),
         EPILOGUE,
         NORM: fusedNorm ? 1 : 0,
-        ...laneConstants(device, Math.max(4, units)),
+        ...lanes,
+        ...device.tuned?.get(tuningKey("gemv", m, n, k)),
       },
       fusedNorm,
       reason: `${m} ${m === 1 ? "row" : "rows"}: the matrix is read once${
@@ -97,10 +109,58 @@ export function chooseLinear(
   }
   return {
     kernel: "gemm",
-    constants: { EPILOGUE, ...tileFor(m, n) },
+    constants: {
+      EPILOGUE,
+      ...tileFor(m, n),
+      ...device.tuned?.get(tuningKey("gemm", m, n, k)),
+    },
     fusedNorm: false,
     reason: `${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`,
   };
+}
+
+/** A decode step's attention: constants, and how many keys a workgroup takes at least. */
+export interface DecodeAttentionChoice {
+  constants: Constants;
+  keysPerSplit: number;
+  maxSplits: number;
+  reason: string;
+}
+
+/** Chooses how a decode step's attention is laid out. */
+export function chooseDecodeAttention(
+  { headDim, group }: { headDim: number; group: number },
+  device: Capabilities,
+): DecodeAttentionChoice {
+  const VEC = headDim % 8 === 0 ? 4 : 1;
+  const lanes = headLanes(headDim, device);
+  const constants: Record<string, number | string> = {
+    HEAD_DIM: headDim,
+    VEC,
+    GROUP: group,
+    WORKGROUP: Math.max(128, 2 ** Math.ceil(Math.log2(headDim / VEC))),
+    LOG_KEY_LANES: lanes.SUBGROUPS ? 2 : 0,
+    TILE: group > 8 ? 32 : 128,
+    KEYS_PER_SPLIT: 128,
+    ...lanes,
+    ...device.tuned?.get(tuningKey("attendDecode", headDim, group)),
+  };
+  const { KEYS_PER_SPLIT, ...rest } = constants;
+  return {
+    constants: rest,
+    keysPerSplit: Number(KEYS_PER_SPLIT),
+    maxSplits: 64,
+    reason: "one token per sequence: norm, RoPE, append and attention in one",
+  };
+}
+
+/** Lanes that share a head when it is normed and rotated. */
+export function headLanes(headDim: number, device: Capabilities) {
+  const pairs = headDim / 2 / (headDim % 8 === 0 ? 4 : 1);
+  return laneConstants(
+    device,
+    Math.min(32, 2 ** Math.ceil(Math.log2(pairs))),
+  );
 }
 
 /** The tile of a product by its size: large where there is enough work to fill a GPU. */

@@ -98,22 +98,23 @@ export const STORED = ["f32", "f16", "bf16"] as const;
 const BYTES = [4, 2, 2];
 
 const MASK_BYTES = 32;
-const TYPES_MASKS = 8 * MASK_BYTES; // per order of elements
+const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
 /** From this many rows of x on, w is unpacked once for all of them. */
 const DIRECT_ROWS = 5;
-/** Columns that are unpacked at a time: four rows of them and a few of x fit the first cache. */
+/** Columns that are unpacked at a time: TILE rows of them and of x fit the first cache. */
 const PANEL = 512;
 const PANEL_BYTES = 4 * PANEL + 64; // not a multiple of 4 KiB, which would share cache lines
 /** Rows of x that stay in the second cache while rows of w pass. */
 const ROW_BLOCK = 96;
 /** Positions whose values stay in the second cache while rows of weights pass. */
 const VALUE_BLOCK = 128;
-const SCORES_BYTES = 1 << 20;
+/** Scores of one chunk of attention; at least a row of them must fit. */
+export const SCORES_BYTES = 1 << 20;
 const THREAD_BYTES = TILE * PANEL_BYTES + SCORES_BYTES;
 
 /** Where a thread's own space begins; the space after the last thread's is shared. */
 export const threadSpace = (thread: number): number =>
-  2 * TYPES_MASKS + thread * THREAD_BYTES;
+  2 * MASKS_BYTES + thread * THREAD_BYTES;
 /** Work space that threads share. */
 const SHARED_BYTES = 32 << 20;
 /** Work space of a memory. */
@@ -125,17 +126,17 @@ const EVEN_FIRST = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /** Writes the masks that the kernels use for the last `k % 8` columns. */
 export function writeMasks(memory: ArrayBufferLike): void {
-  const masks = new Uint32Array(memory, 0, 2 * TYPES_MASKS / 4);
+  const masks = new Uint32Array(memory, 0, 2 * MASKS_BYTES / 4);
   for (let count = 0; count < 8; count++) {
     for (let i = 0; i < count; i++) {
       masks[count * 8 + i] = 0xffffffff;
-      masks[TYPES_MASKS / 4 + count * 8 + EVEN_FIRST[i]] = 0xffffffff;
+      masks[MASKS_BYTES / 4 + count * 8 + EVEN_FIRST[i]] = 0xffffffff;
     }
   }
 }
 
 const tailMask = (dtype: number, k: number) =>
-  k % 8 && (dtype ? TYPES_MASKS : 0) + k % 8 * MASK_BYTES;
+  k % 8 && (dtype ? MASKS_BYTES : 0) + k % 8 * MASK_BYTES;
 
 /** Bytes from row to row of packed x: whole groups of eight, and off the 4 KiB grid. */
 export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;

@@ -19,6 +19,7 @@ import {
   packedBytes,
   packRows,
   resultBytes,
+  SCORES_BYTES,
   STORED,
   threadSpace,
   workBytes,
@@ -30,7 +31,7 @@ import { wasmKernels } from "./cpu_wasm_kernels.ts";
 
 /** Jobs of fewer multiplications take less time than waking a thread. */
 const ALONE = 1 << 18;
-/** Bytes of weights that are worth claiming a chunk for. */
+/** Bytes of weights, times rows of x, that are worth claiming a chunk for. */
 const CHUNK_BYTES = 1 << 17;
 /** Rows of x in a job, at most: its work space is then soon used again, in the cache. */
 const MATMUL_ROWS = 192;
@@ -132,7 +133,7 @@ export class WasmCpuKernels implements CpuKernels {
     const perChunk = Math.max(
       n / (8 * this.#pool.threads),
       n / MAX_CHUNKS,
-      CHUNK_BYTES / wBytes,
+      CHUNK_BYTES / (wBytes * rows),
     );
     const chunk = CHUNK_ROWS * Math.ceil(perChunk / CHUNK_ROWS);
     const most = Math.min(fits, MATMUL_ROWS);
@@ -174,6 +175,13 @@ export class WasmCpuKernels implements CpuKernels {
   attention({ q, k, v, cache, out }: Attention): void {
     const { heads, kvHeads, headDim } = this.heads;
     const { first, tokens } = cache.pass;
+    if (resultBytes(cache.context) > SCORES_BYTES) {
+      throw new Error(
+        `Cannot attend over ${cache.context} positions: must be less than ${
+          SCORES_BYTES / 4
+        }`,
+      );
+    }
     const group = heads / kvHeads;
     const rows = q.length / (heads * headDim);
     const { memory, address } = this.#memory.find(k);

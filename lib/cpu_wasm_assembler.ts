@@ -143,32 +143,62 @@ export const min = (a: Code, b: Code): Code => [
   0x1b,
 ];
 
-/** A function under construction: its parameters, and locals on demand. */
+/** A list of `make(0)`, `make(1)`, …: loops that are unrolled in the code. */
+export const times = <T>(count: number, make: (index: number) => T): T[] =>
+  Array.from({ length: count }, (_, index) => make(index));
+
+/** `local += amount` */
+export const increase = (local: Local, amount: number | Code): Code =>
+  local.set(
+    i32.add(local.get, typeof amount === "number" ? i32.const(amount) : amount),
+  );
+
+/** A function under construction: its parameters; locals and constants on demand. */
 export class FunctionBuilder<Parameter extends string> {
   readonly parameters: Record<Parameter, Local>;
-  readonly parameterTypes: Type[];
+  readonly #parameterTypes: Type[];
   readonly #locals: Type[] = [];
+  readonly #constants = new Map<number, Local>();
 
   constructor(
     readonly name: string,
     parameters: Record<Parameter, "i32" | "f32">,
   ) {
     const names = Object.keys(parameters) as Parameter[];
-    this.parameterTypes = names.map((name) => parameters[name]);
+    this.#parameterTypes = names.map((name) => parameters[name]);
     this.parameters = Object.fromEntries(
       names.map((name, index) => [name, variable(index)]),
     ) as Record<Parameter, Local>;
   }
 
   local(type: Type): Local {
-    return variable(this.parameterTypes.length + this.#locals.push(type) - 1);
+    return variable(this.#parameterTypes.length + this.#locals.push(type) - 1);
+  }
+
+  /**
+   * Four times the 32 `bits`. Constants stay in locals that are set at the
+   * start: V8 would make them anew at every step of a loop.
+   */
+  ints(bits: number): Code {
+    let local = this.#constants.get(bits);
+    if (!local) this.#constants.set(bits, local = this.local("v128"));
+    return local.get;
+  }
+
+  /** Four times `value`. */
+  floats(value: number): Code {
+    return this.ints(new Int32Array(Float32Array.of(value).buffer)[0]);
   }
 
   /** The type, and the body with its local declarations. */
   finish(body: Code[]): { name: string; type: number[]; code: number[] } {
-    const types = this.parameterTypes.map((type) => TYPES[type]);
+    const types = this.#parameterTypes.map((type) => TYPES[type]);
+    const constants = [...this.#constants].map(([bits, local]) =>
+      local.set(i32x4.splat(i32.const(bits)))
+    );
     const code = [
       ...vector(this.#locals.map((type) => [1, TYPES[type]])),
+      ...constants.flat(),
       ...body.flat(),
       0x0b,
     ];
@@ -185,33 +215,31 @@ function variable(index: number): Local {
   return { get: [0x20, ...bytes], set: (value) => [...value, 0x21, ...bytes] };
 }
 
-const vector = (
-  items: number[][],
-) => [...unsigned(items.length), ...items.flat()];
-const section = (id: number, items: number[][]) => {
+function vector(items: number[][]): number[] {
+  return [...unsigned(items.length), ...items.flat()];
+}
+
+function text(value: string): number[] {
+  return vector([...new TextEncoder().encode(value)].map((byte) => [byte]));
+}
+
+function section(id: number, items: number[][]): number[] {
   const body = vector(items);
   return [id, ...unsigned(body.length), ...body];
-};
-const text = (value: string) =>
-  vector([...new TextEncoder().encode(value)].map((byte) => [byte]));
+}
 
 /** A module that exports `functions` and imports a shared memory as `work.memory`. */
 export function assemble(
   functions: ReturnType<FunctionBuilder<string>["finish"]>[],
 ): Uint8Array<ArrayBuffer> {
   const memory = [0x02, 0x03, 0, ...unsigned(65536)]; // shared, 0 to 65,536 pages
+  const names = functions.map(({ name }) => text(name));
   return Uint8Array.from([
     ...[0x00, 0x61, 0x73, 0x6d, 1, 0, 0, 0], // magic, version
     ...section(1, functions.map(({ type }) => type)),
     ...section(2, [[...text("work"), ...text("memory"), ...memory]]),
     ...section(3, functions.map((_, index) => unsigned(index))),
-    ...section(
-      7,
-      functions.map((
-        { name },
-        index,
-      ) => [...text(name), 0, ...unsigned(index)]),
-    ),
+    ...section(7, names.map((name, index) => [...name, 0, ...unsigned(index)])),
     ...section(10, functions.map(({ code }) => code)),
   ]);
 }

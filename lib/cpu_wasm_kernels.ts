@@ -1,13 +1,21 @@
 /**
  * The inner loops of the CPU path in WebAssembly SIMD.
  *
- * Memory 0 is the threads' work space (activations, f32), memory 1 holds stored
- * tensors. Addresses and sizes named `…Bytes` are in bytes. 16-bit elements are
- * unpacked as the even and the odd ones of eight, so x has to come with every
- * eight elements as 0 2 4 6 1 3 5 7: see {@link packRows}.
+ * Arguments are addresses, distances between rows in bytes (`…Bytes`) and
+ * counts. 16-bit elements are unpacked as the even and the odd ones of eight, so
+ * x has to come with every eight elements as 0 2 4 6 1 3 5 7.
+ *
+ * Deno has no trap handler, so V8 puts a check before every load: kernels are
+ * built to do much with each.
  *
  * @module
  */
+import {
+  type MulAdd,
+  softmax,
+  swiglu,
+  weightedSum,
+} from "./cpu_wasm_attention.ts";
 import {
   assemble,
   branch,
@@ -17,9 +25,11 @@ import {
   FunctionBuilder,
   i32,
   i32x4,
+  increase,
   type Local,
   loop,
   min,
+  times,
   v128,
 } from "./cpu_wasm_assembler.ts";
 
@@ -104,41 +114,8 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
   ]);
 }
 
-type MulAdd = (a: Code, b: Code, c: Code) => Code;
-const times = <T>(count: number, make: (index: number) => T): T[] =>
-  Array.from({ length: count }, (_, index) => make(index));
-const plus = (local: Local, amount: number | Code): Code =>
-  local.set(
-    i32.add(local.get, typeof amount === "number" ? i32.const(amount) : amount),
-  );
-const floats = (value: number) => f32x4.splat(f32.const(value));
-
 /** Bytes of eight stored elements. */
 const GROUP = { f32: 32, f16: 16, bf16: 16 };
-
-/** Vectors of one value, kept in locals: V8 would make them anew at every step of a loop. */
-class Constants {
-  readonly #locals = new Map<number, Local>();
-
-  constructor(private readonly f: FunctionBuilder<string>) {}
-
-  ints(bits: number): Code {
-    let local = this.#locals.get(bits);
-    if (!local) this.#locals.set(bits, local = this.f.local("v128"));
-    return local.get;
-  }
-
-  floats(value: number): Code {
-    return this.ints(new Int32Array(Float32Array.of(value).buffer)[0]);
-  }
-
-  /** Sets the locals. Goes before the code that uses them, but is called after it was made. */
-  prepare(): Code[] {
-    return [...this.#locals].map(([bits, local]) =>
-      local.set(i32x4.splat(i32.const(bits)))
-    );
-  }
-}
 
 /**
  * Unpacks eight stored elements into two f32x4: the lower and upper four of f32,
@@ -150,8 +127,7 @@ class Unpacker {
 
   constructor(
     readonly type: StoredDtype,
-    private readonly constants: Constants,
-    f: FunctionBuilder<string>,
+    private readonly f: FunctionBuilder<string>,
   ) {
     this.halves = [f.local("v128"), f.local("v128")];
     this.#bits = f.local("v128");
@@ -163,7 +139,7 @@ class Unpacker {
     const bits = this.#bits;
     const halves = this.type === "f32" ? [load(0), load(16)] : [
       i32x4.shiftLeft(bits.get, i32.const(16)),
-      v128.and(bits.get, this.constants.ints(0xffff0000)),
+      v128.and(bits.get, this.f.ints(0xffff0000)),
     ];
     return [
       this.type === "f32" ? [] : bits.set(load(0)),
@@ -186,18 +162,18 @@ class Unpacker {
       ...half.set(f32x4.mul(
         v128.and(
           i32x4.shiftRight(half.get, i32.const(3)),
-          this.constants.ints(0x8fffe000),
+          this.f.ints(0x8fffe000),
         ),
-        this.constants.floats(2 ** 112),
+        this.f.floats(2 ** 112),
       )),
       ...half.set(v128.or(
         half.get,
         v128.and(
           f32x4.greaterEqual(
             f32x4.abs(half.get),
-            this.constants.floats(65536),
+            this.f.floats(65536),
           ),
-          this.constants.floats(Infinity),
+          this.f.floats(Infinity),
         ),
       )),
     ];
@@ -218,8 +194,7 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
   const [j, at, end] = times(3, () => f.local("i32"));
   const rows = times(DOT_ROWS, () => f.local("i32"));
   const xs = times(2, () => f.local("v128"));
-  const constants = new Constants(f);
-  const unpacker = new Unpacker(type, constants, f);
+  const unpacker = new Unpacker(type, f);
   const sums = times(DOT_ROWS, () => times(2, () => f.local("v128")));
 
   const step = (mask?: Code): Code[] => [
@@ -229,11 +204,12 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
       ...unpacker.halves.map((half, h) =>
         sums[r][h].set(mulAdd(half.get, xs[h].get, sums[r][h].get))
       ),
-      plus(row, GROUP[type]),
+      increase(row, GROUP[type]),
     ]),
-    plus(at, 32),
+    increase(at, 32),
   ];
-  const body = [
+  return f.finish([
+    end.set(groupsEnd(x, k)),
     loop(i32.lessUnsigned(j.get, n.get), [
       // Rows past the last read the last one again; their sums are not used.
       ...rows.map((row, r) => {
@@ -243,7 +219,7 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
         );
         return row.set(i32.add(w.get, i32.mul(rowBytes.get, index)));
       }),
-      ...sums.flat().map((sum) => sum.set(floats(0))),
+      ...sums.flat().map((sum) => sum.set(f.floats(0))),
       at.set(x.get),
       loop(i32.lessUnsigned(at.get, end.get), step()),
       branch(tailMask.get, step(tailMask.get)),
@@ -251,11 +227,10 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
         y.get,
         sumLanes(f, sums.map(([a, b]) => f32x4.add(a.get, b.get))),
       ),
-      plus(y, 16),
-      plus(j, DOT_ROWS),
+      increase(y, 16),
+      increase(j, DOT_ROWS),
     ]),
-  ];
-  return f.finish([...constants.prepare(), end.set(groupsEnd(x, k)), ...body]);
+  ]);
 }
 
 /** The address in f32s from `x` on that lies after the last whole group of eight in `k`. */
@@ -271,7 +246,7 @@ function sumLanes(f: FunctionBuilder<string>, vectors: Code[]): Code {
       f32x4.shuffle(2, 6, 3, 7)(p.get, q.get),
     );
   return [
-    ...[a, b, c, d].flatMap((local, i) => local.set(vectors[i] ?? floats(0))),
+    ...[a, b, c, d].flatMap((local, i) => local.set(vectors[i] ?? f.floats(0))),
     ...a.set(add(a, b)), // a0+a2, b0+b2, a1+a3, b1+b3
     ...c.set(add(c, d)),
     ...f32x4.add(
@@ -293,27 +268,25 @@ function unpack(type: StoredDtype) {
   });
   const { w, rowBytes, n, k, tailMask, out, outBytes } = f.parameters;
   const [j, from, to, end] = times(4, () => f.local("i32"));
-  const constants = new Constants(f);
-  const unpacker = new Unpacker(type, constants, f);
+  const unpacker = new Unpacker(type, f);
   const step = (mask?: Code): Code[] => [
     ...unpacker.load(from.get, mask),
     ...unpacker.halves.map((half, h) => v128.store(16 * h)(to.get, half.get)),
-    plus(from, GROUP[type]),
-    plus(to, 32),
+    increase(from, GROUP[type]),
+    increase(to, 32),
   ];
-  const body = [
+  return f.finish([
     loop(i32.lessUnsigned(j.get, n.get), [
       from.set(w.get),
       to.set(out.get),
       end.set(groupsEnd(out, k)),
       loop(i32.lessUnsigned(to.get, end.get), step()),
       branch(tailMask.get, step(tailMask.get)),
-      plus(w, rowBytes.get),
-      plus(out, outBytes.get),
-      plus(j, 1),
+      increase(w, rowBytes.get),
+      increase(out, outBytes.get),
+      increase(j, 1),
     ]),
-  ];
-  return f.finish([...constants.prepare(), ...body]);
+  ]);
 }
 
 function tiles(mulAdd: MulAdd) {
@@ -343,7 +316,7 @@ function tiles(mulAdd: MulAdd) {
     ...wAt.map((at, j) =>
       at.set(j ? i32.add(wAt[j - 1].get, wBytes.get) : w.get)
     ),
-    ...sums.slice(0, count).flat().map((sum) => sum.set(floats(0))),
+    ...sums.slice(0, count).flat().map((sum) => sum.set(f.floats(0))),
     end.set(i32.add(x.get, kBytes.get)),
     loop(i32.lessUnsigned(xAt[0].get, end.get), [
       ...times(2, (u) => [ // k is a multiple of 8
@@ -357,7 +330,7 @@ function tiles(mulAdd: MulAdd) {
           ),
         ]),
       ]).flat(),
-      ...[...xAt.slice(0, count), ...wAt].map((at) => plus(at, 32)),
+      ...[...xAt.slice(0, count), ...wAt].map((at) => increase(at, 32)),
     ]),
     ...sums.slice(0, count).flatMap((row) => [
       wv.set(sumLanes(f, row.map((sum) => sum.get))),
@@ -369,10 +342,10 @@ function tiles(mulAdd: MulAdd) {
           [f32.store(4 * j)(y.get, value)],
         );
       }),
-      plus(y, yBytes.get),
+      increase(y, yBytes.get),
     ]),
-    ...times(count, () => plus(x, xBytes.get)),
-    plus(r, count),
+    ...times(count, () => increase(x, xBytes.get)),
+    increase(r, count),
   ];
   return f.finish([
     loop(
@@ -382,203 +355,4 @@ function tiles(mulAdd: MulAdd) {
     loop(i32.lessUnsigned(i32.add(r.get, i32.const(1)), rows.get), tile(2)),
     branch(i32.lessUnsigned(r.get, rows.get), tile(1)),
   ]);
-}
-
-/**
- * `x = exp(x)` to about one unit in the last place, x clamped to what f32 can
- * hold: `2ⁿ · exp(x − n·ln 2)`, the second factor by its Taylor polynomial.
- */
-function exp(x: Local, n: Local, constants: Constants, mulAdd: MulAdd): Code {
-  const ints = (bits: number) => constants.ints(bits);
-  const floats = (value: number) => constants.floats(value);
-  const factorials = [5040, 720, 120, 24, 6, 2, 1, 1];
-  const [high, low] = [0.693359375, Math.LN2 - 0.693359375]; // n · high is exact
-  const power = i32x4.shiftLeft(
-    i32x4.add(i32x4.truncate(n.get), ints(127)),
-    i32.const(23),
-  );
-  return [
-    ...x.set(f32x4.max(f32x4.min(x.get, floats(88)), floats(-87))),
-    ...n.set(f32x4.nearest(f32x4.mul(x.get, floats(Math.LOG2E)))),
-    ...x.set(mulAdd(n.get, floats(-high), x.get)),
-    ...x.set(mulAdd(n.get, floats(-low), x.get)),
-    ...x.set(f32x4.mul(
-      factorials.slice(1).reduce(
-        (sum, factorial) => mulAdd(sum, x.get, floats(1 / factorial)),
-        floats(1 / factorials[0]),
-      ),
-      power,
-    )),
-  ];
-}
-
-function softmax(mulAdd: MulAdd) {
-  const f = new FunctionBuilder("softmax", {
-    x: "i32",
-    count: "i32",
-    total: "i32",
-    scale: "f32",
-  });
-  const { x, count, total, scale } = f.parameters;
-  const constants = new Constants(f);
-  const at = f.local("i32"), end = f.local("i32");
-  const value = f.local("v128"),
-    n = f.local("v128"),
-    max = f.local("v128"),
-    sum = f.local("v128");
-  const lanes = (combine: typeof f32.add, local: Local) =>
-    [0, 1, 2, 3].map((lane) => f32x4.lane(lane)(local.get)).reduce((a, b) =>
-      combine(a, b)
-    );
-  const fill = (content: number) => [
-    at.set(end.get),
-    loop(i32.lessUnsigned(at.get, total.get), [
-      f32.store()(at.get, f32.const(content)),
-      plus(at, 4),
-    ]),
-  ];
-  const each = (body: Code[]) => [
-    at.set(x.get),
-    loop(i32.lessUnsigned(at.get, total.get), [...body, plus(at, 16)]),
-  ];
-  const body = [
-    end.set(i32.add(x.get, i32.shl(count.get, i32.const(2)))),
-    total.set(i32.add(x.get, i32.shl(total.get, i32.const(2)))),
-    ...fill(-3e38), // not -Infinity: that less the maximum must stay a number
-    max.set(floats(-Infinity)),
-    ...each([max.set(f32x4.max(max.get, v128.load()(at.get)))]),
-    max.set(f32x4.splat(lanes(f32.max, max))),
-    ...each([
-      value.set(f32x4.mul(
-        f32x4.sub(v128.load()(at.get), max.get),
-        f32x4.splat(scale.get),
-      )),
-      exp(value, n, constants, mulAdd),
-      v128.store()(at.get, value.get),
-    ]),
-    ...fill(0),
-    sum.set(floats(0)),
-    ...each([sum.set(f32x4.add(sum.get, v128.load()(at.get)))]),
-    sum.set(f32x4.splat(f32.div(f32.const(1), lanes(f32.add, sum)))),
-    ...each([
-      v128.store()(at.get, f32x4.mul(v128.load()(at.get), sum.get)),
-    ]),
-  ];
-  return f.finish([...constants.prepare(), ...body]);
-}
-
-function weightedSum(mulAdd: MulAdd) {
-  const f = new FunctionBuilder("weightedSum", {
-    weights: "i32",
-    weightsBytes: "i32",
-    rows: "i32",
-    values: "i32",
-    rowBytes: "i32",
-    count: "i32",
-    out: "i32",
-    outBytes: "i32",
-    add: "i32",
-  });
-  const {
-    weights,
-    weightsBytes,
-    rows,
-    values,
-    rowBytes,
-    count,
-    out,
-    outBytes,
-    add,
-  } = f.parameters;
-  const [r, d, p, from] = times(4, () => f.local("i32"));
-  const [weightAt, to] = times(2, () => times(2, () => f.local("i32")));
-  const vs = times(4, () => f.local("v128")), weight = f.local("v128");
-  const sums = times(2, () => times(4, () => f.local("v128")));
-
-  const eachSum = (
-    height: number,
-    width: number,
-    body: (sum: Local, row: number, column: number) => Code,
-  ): Code[] =>
-    sums.slice(0, height).flatMap((row, i) =>
-      row.slice(0, width).map((sum, j) => body(sum, i, j))
-    );
-
-  /** `height` rows of weights and `width` vectors of each row of values. */
-  const tile = (height: number, width: number): Code[] => [
-    to[0].set(i32.add(out.get, d.get)),
-    to[1].set(i32.add(to[0].get, outBytes.get)),
-    branch(
-      add.get,
-      eachSum(
-        height,
-        width,
-        (sum, i, j) => sum.set(v128.load(16 * j)(to[i].get)),
-      ),
-      eachSum(height, width, (sum) => sum.set(floats(0))),
-    ),
-    weightAt[0].set(weights.get),
-    weightAt[1].set(i32.add(weights.get, weightsBytes.get)),
-    from.set(i32.add(values.get, d.get)),
-    p.set(i32.const(0)),
-    loop(i32.lessUnsigned(p.get, count.get), [
-      ...vs.slice(0, width).map((v, i) => v.set(v128.load(16 * i)(from.get))),
-      ...weightAt.slice(0, height).flatMap((at, i) => [
-        weight.set(v128.loadSplat32()(at.get)),
-        ...vs.slice(0, width).map((v, j) =>
-          sums[i][j].set(mulAdd(weight.get, v.get, sums[i][j].get))
-        ),
-        plus(at, 4),
-      ]),
-      plus(from, rowBytes.get),
-      plus(p, 1),
-    ]),
-    ...eachSum(
-      height,
-      width,
-      (sum, i, j) => v128.store(16 * j)(to[i].get, sum.get),
-    ),
-    plus(d, 16 * width),
-  ];
-  const row = (height: number): Code[] => [
-    d.set(i32.const(0)),
-    loop(
-      i32.lessUnsigned(i32.add(d.get, i32.const(48)), rowBytes.get),
-      tile(height, 4),
-    ),
-    loop(i32.lessUnsigned(d.get, rowBytes.get), tile(height, 1)),
-    ...times(
-      height,
-      () => [plus(weights, weightsBytes.get), plus(out, outBytes.get)],
-    ).flat(),
-    plus(r, height),
-  ];
-  return f.finish([
-    loop(i32.lessUnsigned(i32.add(r.get, i32.const(1)), rows.get), row(2)),
-    loop(i32.lessUnsigned(r.get, rows.get), row(1)),
-  ]);
-}
-
-function swiglu(mulAdd: MulAdd) {
-  const f = new FunctionBuilder("swiglu", { g: "i32", u: "i32", count: "i32" });
-  const { g, u, count } = f.parameters;
-  const constants = new Constants(f);
-  const i = f.local("i32"), value = f.local("v128"), n = f.local("v128");
-  const body = [
-    loop(i32.lessUnsigned(i.get, count.get), [
-      value.set(f32x4.neg(v128.load()(g.get))),
-      exp(value, n, constants, mulAdd),
-      v128.store()(
-        g.get,
-        f32x4.mul(
-          f32x4.div(v128.load()(g.get), f32x4.add(value.get, floats(1))),
-          v128.load()(u.get),
-        ),
-      ),
-      plus(g, 16),
-      plus(u, 16),
-      plus(i, 4),
-    ]),
-  ];
-  return f.finish([...constants.prepare(), ...body]);
 }

@@ -4,6 +4,7 @@
  * @module
  */
 import type { Dtype } from "./ops.ts";
+import type { Constants } from "./unroll.ts";
 import { byteSize, count, Tensor, type TensorPart } from "./tensor.ts";
 
 /** Something that was decided, and why. */
@@ -127,6 +128,8 @@ export class Gpu implements Disposable {
   readonly limits: GPUSupportedLimits;
   /** Every choice made when the device was opened. */
   readonly choices: readonly Choice[];
+  /** Constants that were measured to be best on this adapter (see choose.ts). */
+  readonly tuned: Map<string, Constants> = new Map();
   /** Bytes allocated on the device and not freed. */
   allocated = 0;
   #failure?: DeviceError;

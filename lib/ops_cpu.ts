@@ -269,6 +269,11 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
 function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
   const { threads = navigator.hardwareConcurrency, simd = true } = options;
   if (!simd) return new PlainKernels(heads, "simd: false was asked for");
+  if (!Number.isInteger(threads) || threads < 1) {
+    throw new Error(
+      `Cannot use ${threads} threads: must be a whole number from 1 on`,
+    );
+  }
   const choice = chooseWasm();
   return "refusal" in choice
     ? new PlainKernels(heads, choice.refusal)

@@ -12,7 +12,13 @@ import { gemv } from "../kernels/gemv.ts";
 import { mergeSplits } from "../kernels/merge_splits.ts";
 import { qkNormRope } from "../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../kernels/rms_norm.ts";
-import { chooseLinear, exactLanes, laneConstants } from "./choose.ts";
+import {
+  chooseDecodeAttention,
+  chooseLinear,
+  exactLanes,
+  headLanes,
+  laneConstants,
+} from "./choose.ts";
 import type { Qwen3Config } from "./config.ts";
 import type { Gpu } from "./device.ts";
 import { splitGrid } from "./kernel.ts";
@@ -20,10 +26,6 @@ import type { GpuKvCache } from "./kv_cache.ts";
 import type { KvCache, Ops } from "./ops.ts";
 import { Plan } from "./plan.ts";
 import type { Tensor } from "./tensor.ts";
-
-/** Keys that one workgroup of a decode step's attention takes before another is added. */
-const KEYS_PER_SPLIT = 128;
-const MAX_SPLITS = 64;
 
 /** {@linkcode Ops} on the GPU, with scratch memory of its own. */
 export class GpuOps implements Ops<Tensor>, Disposable {
@@ -75,19 +77,14 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const shared = { qkv, qNorm, kNorm, k, v, flags: cache.flags };
     const state = { angles: cache.angles, lengths: cache.lengthsOnDevice };
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
-    const VEC = headDim % 8 === 0 ? 4 : 1;
-    const lanes = laneConstants(
-      this.gpu,
-      Math.min(32, 2 ** Math.ceil(Math.log2(headDim / 2 / VEC))),
-    );
-    const constants = { HEAD_DIM: headDim, VEC, ...lanes };
     const label = `layers.${layer}.attention`;
     if (tokens === 1) {
-      const WORKGROUP = Math.max(128, 2 ** Math.ceil(Math.log2(headDim / VEC)));
+      const { constants, keysPerSplit, maxSplits, reason } =
+        chooseDecodeAttention({ headDim, group }, this.gpu);
       const splits = (length: number) =>
-        Math.min(MAX_SPLITS, Math.floor(length / KEYS_PER_SPLIT) + 1);
-      const partial = this.#rows("partial", rows * MAX_SPLITS, heads * headDim);
-      const stats = this.#scratch("stats", "u32", rows * MAX_SPLITS, heads * 2);
+        Math.min(maxSplits, Math.floor(length / keysPerSplit) + 1);
+      const partial = this.#rows("partial", rows * maxSplits, heads * headDim);
+      const stats = this.#scratch("stats", "u32", rows * maxSplits, heads * 2);
       this.plan.add(attendDecode, { ...shared, ...state, y, partial, stats }, {
         label,
         reason:
@@ -104,8 +101,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       });
       this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
         label,
-        reason: `more than ${KEYS_PER_SPLIT} keys: split over workgroups`,
-        constants: { HEAD_DIM: headDim, VEC },
+        reason: `more than ${keysPerSplit} keys: split over workgroups`,
+        constants: { HEAD_DIM: headDim, VEC: constants.VEC },
         uniforms: { heads },
         gridAt: ({ length }) =>
           splits(length) > 1 ? splitGrid(rows * heads) : undefined,
@@ -116,7 +113,11 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     this.plan.add(qkNormRope, { ...shared, ...state, q }, {
       label: `layers.${layer}.qk_norm_rope`,
       reason: "many tokens: q is normed once, then read by every tile of keys",
-      constants,
+      constants: {
+        HEAD_DIM: headDim,
+        VEC: headDim % 8 === 0 ? 4 : 1,
+        ...headLanes(headDim, this.gpu),
+      },
       uniforms: { heads, first, tokens, eps },
     });
     this.plan.add(attendPrefill, { q, lengths: state.lengths, k, v, y }, {

@@ -114,9 +114,16 @@ export class Plan implements Disposable {
     return this;
   }
 
-  /** Records all dispatches into a pass. */
-  encode(pass: GPUComputePassEncoder, moment: Moment = { length: 0 }): void {
-    for (const { pipeline, bindGroup, grid, gridAt } of this.dispatches) {
+  /** Records all dispatches, or the one at `only`, into a pass. */
+  encode(
+    pass: GPUComputePassEncoder,
+    moment: Moment = { length: 0 },
+    only?: number,
+  ): void {
+    const chosen = only === undefined
+      ? this.dispatches
+      : [this.dispatches[only]];
+    for (const { pipeline, bindGroup, grid, gridAt } of chosen) {
       const groups = gridAt ? gridAt(moment) : grid;
       if (!groups) continue;
       pass.setPipeline(pipeline);

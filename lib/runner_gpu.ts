@@ -151,7 +151,7 @@ export class GpuRunner implements Runner {
     sampleFirst.run();
     // Sampling counts its token as cached; it is only once the next step has run.
     gpu.write(this.#state.lengths, 0, this.#cache.lengths);
-    const decode = this.#pass(1, false);
+    const decode = this.pass(1, false);
     using sample = new Plan(gpu);
     using _next = addSampling(sample, decode.logits, sampling, this.#state);
     sample.seal();
@@ -203,7 +203,7 @@ export class GpuRunner implements Runner {
     for (let begin = 0; begin < tokens.length; begin += rows) {
       signal?.throwIfAborted();
       const chunk = Uint32Array.from(tokens.slice(begin, begin + rows));
-      const { plan, input, logits } = this.#pass(chunk.length, all);
+      const { plan, input, logits } = this.pass(chunk.length, all);
       this.gpu.write(input, 0, chunk);
       this.gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
       plan.run({ length: begin });
@@ -214,8 +214,8 @@ export class GpuRunner implements Runner {
     this.gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
   }
 
-  /** The recorded forward pass of `rows` tokens. */
-  #pass(rows: number, all: boolean): Pass {
+  /** The recorded forward pass of `rows` tokens; `all`: with logits of each. */
+  pass(rows: number, all: boolean): Pass {
     const key = `${rows} ${all}`;
     const known = this.#passes.get(key);
     if (known) return known;
@@ -269,7 +269,8 @@ export class GpuRunner implements Runner {
   }
 }
 
-interface Pass {
+/** A forward pass: write tokens to `input`, run `plan`, read `logits`. */
+export interface Pass {
   plan: Plan;
   input: Tensor;
   logits: Tensor;

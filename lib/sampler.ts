@@ -48,7 +48,12 @@ export function createSamplerState(
     seen: u32("seen", sequences, Math.ceil(vocab / 32)),
     step: u32("step", sequences),
   };
-  return { ...state, [Symbol.dispose]: () => free(Object.values(state)) };
+  return {
+    ...state,
+    [Symbol.dispose]() {
+      for (const tensor of Object.values(state)) tensor[Symbol.dispose]();
+    },
+  };
 }
 
 /** Which dispatches choose a token. */
@@ -91,7 +96,7 @@ export function chooseSampling(
  *
  * Dispose the result when the plan is not run any more: it holds scratch memory.
  *
- * @throws {Error} if the vocabulary is larger than 1,048,576, or a shape disagrees.
+ * @throws {Error} if the vocabulary is not below 262,144, or a shape disagrees.
  */
 export function addSampling(
   plan: Plan,
@@ -106,12 +111,9 @@ export function addSampling(
   const { path, reason } = chooseSampling(sampling, vocab);
   const { temperature, topK, topP, minP, repetitionPenalty, seed } = sampling;
 
-  const scratch: Tensor[] = [];
-  const u32 = (name: string, ...shape: number[]) => {
-    const tensor = gpu.tensor("u32", shape, undefined, `sampling ${name}`);
-    scratch.push(tensor);
-    return tensor;
-  };
+  using scratch = new DisposableStack();
+  const u32 = (name: string, ...shape: number[]) =>
+    scratch.use(gpu.tensor("u32", shape, undefined, `sampling ${name}`));
   const constants = {
     ...laneConstants(gpu),
     PENALTY: repetitionPenalty === 1 ? 0 : 1,
@@ -120,8 +122,8 @@ export function addSampling(
     TOP_P: topP < 1 ? 1 : 0,
   };
   const uniforms = {
-    penalty: repetitionPenalty,
-    temperature: Math.max(temperature, 1e-20), // which f32 can hold
+    penalty: inF32(repetitionPenalty),
+    temperature: inF32(temperature),
     lowest: Math.max(Math.log(minP), -3e38),
     width: 32 * Math.max(temperature, 1) / BINS, // e⁻³² is as good as nothing
     seed,
@@ -151,7 +153,9 @@ export function addSampling(
     add(sampleFinish, { records, ...state });
   } else if (path === "top-k") {
     const candidates = u32("candidates", sequences, chunks, room, 2);
-    add(sampleTopK, { ...row, candidates, records });
+    add(sampleTopK, { ...row, candidates, records }, {
+      PARTS: topK <= 32 ? 64 : 128,
+    });
     add(sampleFinish, { records, candidates, ...state }, {
       WINNERS: 0,
       CANDIDATES: 1,
@@ -177,23 +181,19 @@ export function addSampling(
       });
     }
   }
-  return { [Symbol.dispose]: () => free(scratch) };
+  return scratch.move();
 }
 
 /** Workgroups over a row: a power of 2, each with at most 16 logits a thread. */
 function chunksOf(vocab: number): number {
-  const powerOf2 = (n: number) => 2 ** Math.ceil(Math.log2(Math.max(1, n)));
-  const needed = powerOf2(vocab / (16 * WORKGROUP));
-  if (needed > WORKGROUP) {
+  if (vocab >= 2 ** 18) {
     throw new Error(
-      `Cannot sample: the vocabulary is ${vocab}, it must be at most ${
-        16 * WORKGROUP * WORKGROUP
-      }`,
+      `Cannot sample: the vocabulary is ${vocab}, it must be below ${2 ** 18}`,
     );
   }
-  return Math.max(needed, Math.min(64, powerOf2(vocab / 1024)));
+  const most = 2 ** 18 / (16 * WORKGROUP); // 64
+  return Math.min(most, 2 ** Math.ceil(Math.log2(Math.max(1, vocab / 1024))));
 }
 
-function free(tensors: Tensor[]): void {
-  for (const tensor of tensors) tensor[Symbol.dispose]();
-}
+/** A factor that f32 can hold, and products with logits too. */
+const inF32 = (factor: number) => Math.min(Math.max(factor, 1e-20), 1e30);

@@ -1,0 +1,101 @@
+/**
+ * GPU time by timestamp queries.
+ *
+ * @module
+ */
+import type { Gpu } from "./device.ts";
+import type { Moment, Plan } from "./plan.ts";
+
+/**
+ * Milliseconds on the GPU of each of `times` runs of a plan, one pass each,
+ * submitted together so that the GPU stays busy (an idle one lowers its clocks).
+ *
+ * @throws {Error} if the adapter has no timestamps.
+ */
+export async function timePlan(
+  gpu: Gpu,
+  plan: Plan,
+  times: number,
+  moment?: Moment,
+): Promise<number[]> {
+  plan.seal();
+  return await timePasses(
+    gpu,
+    Array.from({ length: times }, () => (pass) => plan.encode(pass, moment)),
+  );
+}
+
+/**
+ * Milliseconds of each dispatch of a plan, in order (0 where the moment skips it).
+ * Each gets a pass of its own, which makes the whole slower than it is unprofiled.
+ *
+ * @throws {Error} if the adapter has no timestamps.
+ */
+export async function timeDispatches(
+  gpu: Gpu,
+  plan: Plan,
+  moment?: Moment,
+): Promise<number[]> {
+  plan.seal();
+  return await timePasses(
+    gpu,
+    plan.dispatches.map((_, i) => (pass) => plan.encode(pass, moment, i)),
+  );
+}
+
+/** Query sets hold this many timestamps at most. */
+const MOST_QUERIES = 4096;
+
+async function timePasses(
+  gpu: Gpu,
+  passes: ((pass: GPUComputePassEncoder) => void)[],
+): Promise<number[]> {
+  if (!gpu.timestamps) {
+    throw new Error(
+      `Cannot time on the GPU: ${gpu.name} has no timestamp-query, time whole runs by wall clock`,
+    );
+  }
+  const out: number[] = [];
+  for (let at = 0; at < passes.length; at += MOST_QUERIES / 2) {
+    const some = passes.slice(at, at + MOST_QUERIES / 2);
+    const count = 2 * some.length;
+    const { device } = gpu;
+    const querySet = device.createQuerySet({ type: "timestamp", count });
+    const resolved = gpu.buffer(
+      8 * count,
+      "timestamps",
+      GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC,
+    );
+    const encoder = device.createCommandEncoder();
+    some.forEach((record, i) => {
+      const pass = encoder.beginComputePass({
+        timestampWrites: {
+          querySet,
+          beginningOfPassWriteIndex: 2 * i,
+          endOfPassWriteIndex: 2 * i + 1,
+        },
+      });
+      record(pass);
+      pass.end();
+    });
+    encoder.resolveQuerySet(querySet, 0, count, resolved, 0);
+    device.queue.submit([encoder.finish()]);
+    const bytes = await gpu.readBuffer(resolved, 0, 8 * count);
+    resolved.destroy();
+    querySet.destroy();
+    const ticks = new BigUint64Array(bytes); // nanoseconds
+    for (let i = 0; i < count; i += 2) {
+      out.push(Number(ticks[i + 1] - ticks[i]) / 1e6);
+    }
+  }
+  return out;
+}
+
+/** The middle value, and those that an eighth lie below and above: `{ median, low, high }`. */
+export function spread(
+  values: readonly number[],
+): { median: number; low: number; high: number } {
+  const sorted = values.toSorted((a, b) => a - b);
+  const at = (share: number) => sorted[Math.round(share * (sorted.length - 1))];
+  return { median: at(0.5), low: at(0.125), high: at(0.875) };
+}

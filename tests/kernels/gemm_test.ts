@@ -1,0 +1,167 @@
+import { assertThrows } from "@std/assert";
+import { gemm } from "../../kernels/gemm.ts";
+import { chooseLinear } from "../../lib/choose.ts";
+import { toF32 } from "../../lib/cpu_dtype.ts";
+import type { Dtype } from "../../lib/ops.ts";
+import type { Constants } from "../../lib/unroll.ts";
+import { assertAllClose } from "../assert_all_close.ts";
+import { gpuTest, type Trial } from "../gpu.ts";
+import { assertSums, epilogue, linear, transpose } from "../reference.ts";
+
+const SIZES = [1, 2, 3, 4, 5, 8, 16, 17, 31, 32, 63, 64, 65, 100, 129];
+const SMALL = { BM: 32, BN: 32, BK: 8, TM: 4, TN: 4 };
+
+interface Case {
+  m: number;
+  n: number;
+  k: number;
+  a?: Dtype;
+  b?: Dtype;
+  /** Whether b is `[n, k]`, not `[k, n]`. */
+  byColumn?: boolean;
+  epilogue?: 0 | 1 | 2;
+  /** Where the result lies in a wider c. */
+  column?: number;
+  beside?: number;
+  constants?: Constants;
+}
+
+/** Runs one case and compares all of c, also around the result. */
+async function check(trial: Trial, given: Case): Promise<void> {
+  const { m, n, k, a = "f32", b = "bf16", byColumn = true } = given;
+  const { epilogue: kind = 0, column = 0, beside = 0 } = given;
+  const { random } = trial, before = 3, message = JSON.stringify(given);
+  const left = random.tensor(a, [m, k], 2);
+  const right = random.tensor(b, byColumn ? [n, k] : [k, n]);
+  const width = kind === 2 ? n / 2 : n, stride = column + width + beside;
+  const poison = kind === 1 ? before : NaN;
+  const c = trial.filled([m + 2, stride], poison);
+  trial.run(gemm, {
+    a: trial.upload(left),
+    b: trial.upload(right),
+    c: c.rows(m),
+  }, {
+    constants: {
+      ...SMALL,
+      B_BY_COLUMN: byColumn ? 1 : 0,
+      EPILOGUE: kind,
+      ...given.constants,
+    },
+    uniforms: { stride, column },
+  });
+  const columns = toF32(right);
+  const w = byColumn ? columns : transpose(columns, k, n);
+  const product = linear(toF32(left), w, { m, n, k });
+  const all = await c.read();
+  const inside = (at: number) => {
+    const x = at % stride - column;
+    return at < m * stride && x >= 0 && x < width;
+  };
+  const around = all.filter((_, at) => !inside(at));
+  assertAllClose(around, around.map(() => poison), {}, `around ${message}`);
+  const actual = all.filter((_, at) => inside(at));
+  assertSums(actual, epilogue(kind, product, n, before), message);
+}
+
+gpuTest(
+  "gemm multiplies matrices of any size, stored by row or by column",
+  async (_, trial) => {
+    const { random } = trial;
+    for (const byColumn of [true, false]) {
+      for (let i = 0; i < 60; i++) {
+        const [m, n, k] = [0, 0, 0].map(() => random.pick(SIZES));
+        await check(trial, { m, n, k, byColumn });
+      }
+    }
+  },
+);
+
+gpuTest("gemm reads a and b of every type", async (_, trial) => {
+  const { random } = trial;
+  for (const b of ["f32", "f16", "bf16"] as const) {
+    await check(trial, { m: 17, n: 36, k: 20, b });
+    await check(trial, { m: 5, n: 33, k: 19, b });
+    const [n, k] = [random.pick(SIZES), random.pick(SIZES)];
+    await check(trial, { m: 20, n, k, b, byColumn: false });
+  }
+  for (const a of ["f16", "bf16"] as const) {
+    await check(trial, { m: 35, n: 9, k: random.pick([7, 20]), a, b: a });
+  }
+});
+
+gpuTest("gemm adds to c and gates", async (_, trial) => {
+  const { random } = trial;
+  const odd = SIZES.filter((size) => size % 2), constants = { TN: 8 };
+  for (let i = 0; i < 12; i++) {
+    const [m, n, k] = [0, 0, 0].map(() => random.pick(odd));
+    await check(trial, { m, n, k, epilogue: 1 });
+    await check(trial, { m, n: 2 * n, k, epilogue: 2, constants });
+    const whole = { m, n: 8 * n, k: 4 * k };
+    await check(trial, { ...whole, epilogue: 1 });
+    await check(trial, { ...whole, epilogue: 2, constants });
+  }
+});
+
+// Where c has rows of whole vec4, its windows must be whole too.
+gpuTest(
+  "gemm writes its columns of a wider c and nothing else",
+  async (_, trial) => {
+    for (const kind of [0, 1, 2] as const) {
+      const constants = { TN: kind === 2 ? 8 : 4 };
+      const shape = { m: 33, k: 20, epilogue: kind, constants };
+      await check(trial, { ...shape, n: 40, column: 16, beside: 8 });
+      await check(trial, { ...shape, n: 72, column: 64, beside: 0 });
+      await check(trial, { ...shape, n: 38, column: 16, beside: 1 });
+      await check(trial, { ...shape, n: 38, column: 3, beside: 1 });
+    }
+  },
+);
+
+gpuTest(
+  "gemm refuses to gate with what cannot hold a gate and its pair",
+  (_, trial) => {
+    const operands = {
+      a: trial.filled([9, 8], 0),
+      b: trial.filled([8, 8], 0),
+      c: trial.filled([9, 4], 0),
+    };
+    const uniforms = { stride: 4, column: 0 };
+    const wrong: Constants[] = [{ TN: 4 }, { B_BY_COLUMN: 0 }];
+    for (const constants of wrong) {
+      assertThrows(
+        () =>
+          trial.run(gemm, operands, {
+            constants: { ...SMALL, TN: 8, ...constants, EPILOGUE: 2 },
+            uniforms,
+          }),
+        Error,
+        "Cannot gate (EPILOGUE 2) in a tile with TN",
+      );
+    }
+  },
+);
+
+gpuTest("gemm gives the same with any tile", async (gpu, trial) => {
+  const chosen = new Map<string, Constants>();
+  for (const m of [9, 17, 33, 65, 300, 2048, 8192]) {
+    for (const n of [8, 64, 1024, 6144, 151936]) {
+      const shape = { m, n, k: 1024, dtype: "bf16", norm: false } as const;
+      const choice = chooseLinear({ ...shape, swiglu: false }, gpu);
+      const { EPILOGUE: _, ...tile } = choice.constants;
+      if (choice.kernel === "gemm") chosen.set(JSON.stringify(tile), tile);
+    }
+  }
+  const others: Constants[] = [
+    { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
+    { BM: 64, BN: 32, BK: 32, TM: 4, TN: 4 },
+    { BM: 128, BN: 32, BK: 8, TM: 8, TN: 4 },
+  ];
+  for (const constants of [...chosen.values(), ...others]) {
+    await check(trial, { m: 131, n: 140, k: 68, constants });
+  }
+  const tile = trial.random.pick([...chosen.values()]);
+  await check(trial, { m: 65, n: 280, k: 36, epilogue: 2, constants: tile });
+  const other = trial.random.pick(others);
+  const shape = { m: 35, n: 131, k: 33, byColumn: false };
+  await check(trial, { ...shape, constants: other });
+});
