@@ -87,15 +87,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       const stats = this.#scratch("stats", "u32", rows * maxSplits, heads * 2);
       this.plan.add(attendDecode, { ...shared, ...state, y, partial, stats }, {
         label,
-        reason:
-          "one token per sequence: norm, RoPE, append and attention in one",
-        constants: {
-          ...constants,
-          GROUP: group,
-          WORKGROUP,
-          LOG_KEY_LANES: lanes.SUBGROUPS ? 2 : 0,
-          TILE: group > 8 ? 32 : 128,
-        },
+        reason,
+        constants,
         uniforms: { first, eps, scale },
         gridAt: ({ length }) => [splits(length), numKeyValueHeads, rows],
       });
