@@ -15,8 +15,9 @@ const A_BLOCKS = (BM / 4u) * (BK / 4u);
 const BLOCKS = A_BLOCKS + (BN / 4u) * (BK / 4u);
 const A_STRIDE = BM / 4u + 1u;
 const B_STRIDE = BN / 4u + 1u;
-var<workgroup> a_tile: array<vec4f, BK * A_STRIDE>;
-var<workgroup> b_tile: array<vec4f, BK * B_STRIDE>;
+@if F16 { alias T = vec4<f16>; } @else { alias T = vec4f; }
+var<workgroup> a_tile: array<T, BK * A_STRIDE>;
+var<workgroup> b_tile: array<T, BK * B_STRIDE>;
 
 fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
   return select(0u, size - min(begin, size), inside);
@@ -36,26 +37,28 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let tn = tid % (BN / TN);
   let tm = tid / (BN / TN);
   @split var acc: array<vec4f, TM * TN4>;
-  @split var next: array<vec4f, LOADS * 4>;
-  for (var k0 = 0u; k0 < u.k + BK; k0 += BK) {
-    if (k0 > 0u) {
+  @split var next: array<T, LOADS * 4>;
+  let k_begin = select(0u, wg.z * u.k_run, SPLITS > 1u);
+  let k_end = select(u.k, min(u.k, k_begin + u.k_run), SPLITS > 1u);
+  for (var k0 = k_begin; k0 < k_end + BK; k0 += BK) {
+    if (k0 > k_begin) {
       workgroupBarrier();
       @unroll for (var l = 0; l < LOADS; l++) {
         let block = tid + l * THREADS;
         let kb = block % (BK / 4u) * 4u;
         if (block < A_BLOCKS) {
           let at = kb * A_STRIDE + block / (BK / 4u);
-          a_tile[at] = vec4f(next[l * 4].x, next[l * 4 + 1].x, next[l * 4 + 2].x, next[l * 4 + 3].x);
-          a_tile[at + A_STRIDE] = vec4f(next[l * 4].y, next[l * 4 + 1].y, next[l * 4 + 2].y, next[l * 4 + 3].y);
-          a_tile[at + 2u * A_STRIDE] = vec4f(next[l * 4].z, next[l * 4 + 1].z, next[l * 4 + 2].z, next[l * 4 + 3].z);
-          a_tile[at + 3u * A_STRIDE] = vec4f(next[l * 4].w, next[l * 4 + 1].w, next[l * 4 + 2].w, next[l * 4 + 3].w);
+          a_tile[at] = T(next[l * 4].x, next[l * 4 + 1].x, next[l * 4 + 2].x, next[l * 4 + 3].x);
+          a_tile[at + A_STRIDE] = T(next[l * 4].y, next[l * 4 + 1].y, next[l * 4 + 2].y, next[l * 4 + 3].y);
+          a_tile[at + 2u * A_STRIDE] = T(next[l * 4].z, next[l * 4 + 1].z, next[l * 4 + 2].z, next[l * 4 + 3].z);
+          a_tile[at + 3u * A_STRIDE] = T(next[l * 4].w, next[l * 4 + 1].w, next[l * 4 + 2].w, next[l * 4 + 3].w);
         } else if (block < BLOCKS) {
           @if B_BY_COLUMN {
             let at = kb * B_STRIDE + (block - A_BLOCKS) / (BK / 4u);
-            b_tile[at] = vec4f(next[l * 4].x, next[l * 4 + 1].x, next[l * 4 + 2].x, next[l * 4 + 3].x);
-            b_tile[at + B_STRIDE] = vec4f(next[l * 4].y, next[l * 4 + 1].y, next[l * 4 + 2].y, next[l * 4 + 3].y);
-            b_tile[at + 2u * B_STRIDE] = vec4f(next[l * 4].z, next[l * 4 + 1].z, next[l * 4 + 2].z, next[l * 4 + 3].z);
-            b_tile[at + 3u * B_STRIDE] = vec4f(next[l * 4].w, next[l * 4 + 1].w, next[l * 4 + 2].w, next[l * 4 + 3].w);
+            b_tile[at] = T(next[l * 4].x, next[l * 4 + 1].x, next[l * 4 + 2].x, next[l * 4 + 3].x);
+            b_tile[at + B_STRIDE] = T(next[l * 4].y, next[l * 4 + 1].y, next[l * 4 + 2].y, next[l * 4 + 3].y);
+            b_tile[at + 2u * B_STRIDE] = T(next[l * 4].z, next[l * 4 + 1].z, next[l * 4 + 2].z, next[l * 4 + 3].z);
+            b_tile[at + 3u * B_STRIDE] = T(next[l * 4].w, next[l * 4 + 1].w, next[l * 4 + 2].w, next[l * 4 + 3].w);
           } @else {
             let j = block - A_BLOCKS;
             let at = j / (BN / 4u) * 4u * B_STRIDE + j % (BN / 4u);
@@ -65,53 +68,61 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       }
       workgroupBarrier();
     }
-    if (k0 < u.k) {
+    if (k0 < k_end) {
       @unroll for (var l = 0; l < LOADS; l++) {
         let block = tid + l * THREADS;
         let kb = k0 + block % (BK / 4u) * 4u;
         if (block < A_BLOCKS) {
           let row = first_row + block / (BK / 4u) * 4u;
           @unroll for (var i = 0; i < 4; i++) {
-            next[l * 4 + i] = a_span(offset.x + (row + i) * u.k + kb, remaining(kb, u.k, row + i < u.m));
+            next[l * 4 + i] = T(a_span(offset.x + (row + i) * u.k + kb, remaining(kb, k_end, row + i < u.m)));
           }
         } else if (block < BLOCKS) {
           @if B_BY_COLUMN {
             @unroll for (var i = 0; i < 4; i++) {
               let column = source_column(first_column, (block - A_BLOCKS) / (BK / 4u) * 4u + i);
-              next[l * 4 + i] = b_span(offset.y + column * u.k + kb, remaining(kb, u.k, column < u.n));
+              next[l * 4 + i] = T(b_span(offset.y + column * u.k + kb, remaining(kb, k_end, column < u.n)));
             }
           } @else {
             let j = block - A_BLOCKS;
             let row = k0 + j / (BN / 4u) * 4u;
             let column = first_column + j % (BN / 4u) * 4u;
             @unroll for (var i = 0; i < 4; i++) {
-              next[l * 4 + i] = b_span(offset.y + (row + i) * u.n + column, remaining(column, u.n, row + i < u.k));
+              next[l * 4 + i] = T(b_span(offset.y + (row + i) * u.n + column, remaining(column, u.n, row + i < k_end)));
             }
           }
         }
       }
     }
-    if (k0 > 0u) {
-      @split var av: array<vec4f, TM4>;
-      @split var bv: array<vec4f, TN4>;
+    if (k0 > k_begin) {
+      @split var av: array<T, TM4>;
+      @split var bv: array<T, TN4>;
+      // f16 products are summed in f16 over one tile of k only.
+      @if F16 { @split var sum: array<T, TM * TN4>; }
+      @if F16 { @unroll for (var i = 0; i < TM * TN4; i++) { sum[i] = T(); } }
       @unroll for (var kk = 0; kk < BK; kk++) {
         @unroll for (var i = 0; i < TM4; i++) { av[i] = a_tile[kk * A_STRIDE + i * (BM / 4u / TM4) + tm]; }
         @unroll for (var j = 0; j < TN4; j++) { bv[j] = b_tile[kk * B_STRIDE + j * (BN / 4u / TN4) + tn]; }
         @unroll for (var i = 0; i < TM4; i++) {
           @unroll for (var j = 0; j < TN4; j++) {
-            acc[(i * 4) * TN4 + j] = fma(vec4f(av[i].x), bv[j], acc[(i * 4) * TN4 + j]);
-            acc[(i * 4 + 1) * TN4 + j] = fma(vec4f(av[i].y), bv[j], acc[(i * 4 + 1) * TN4 + j]);
-            acc[(i * 4 + 2) * TN4 + j] = fma(vec4f(av[i].z), bv[j], acc[(i * 4 + 2) * TN4 + j]);
-            acc[(i * 4 + 3) * TN4 + j] = fma(vec4f(av[i].w), bv[j], acc[(i * 4 + 3) * TN4 + j]);
+            @unroll for (var r = 0; r < 4; r++) {
+              @if F16 { sum[(i * 4 + r) * TN4 + j] = fma(T(av[i][r]), bv[j], sum[(i * 4 + r) * TN4 + j]); }
+              @else { acc[(i * 4 + r) * TN4 + j] = fma(T(av[i][r]), bv[j], acc[(i * 4 + r) * TN4 + j]); }
+            }
           }
         }
       }
+      @if F16 { @unroll for (var i = 0; i < TM * TN4; i++) { acc[i] += vec4f(sum[i]); } }
     }
   }
   let columns = u.n / COLUMNS_PER_OUTPUT;
   @unroll for (var i = 0; i < TM4; i++) {
     @unroll for (var r = 0; r < 4; r++) {
       let row = first_row + i * (BM / TM4) + tm * 4u + r;
+      @if SCALED {
+        let scale = scales[min(row, u.m - 1u)];
+        @unroll for (var j = 0; j < TN4; j++) { acc[(i * 4 + r) * TN4 + j] *= scale; }
+      }
       @if EPILOGUE == 2 {
         // The left half of the tile is gates, the right half what they gate.
         @unroll for (var j = 0; j < TN4 / 2; j++) {
@@ -142,6 +153,9 @@ export const tileConstants = {
   TN: 8,
   EPILOGUE: 0,
   B_BY_COLUMN: 1,
+  F16: 0,
+  SCALED: 0,
+  SPLITS: 1,
 };
 
 /** What follows from a tile's constants. */
@@ -169,6 +183,13 @@ export function deriveTile(c: Readonly<Record<string, number | string>>) {
  *
  * B_BY_COLUMN 1: `b` is `[n, k]`, as checkpoints store weights; 0: `[k, n]`.
  * EPILOGUE 0: `c = …`, 1: `c += …` (residual), 2: SwiGLU, see gemv.ts.
+ *
+ * F16 1: products in f16, summed in f16 over BK and in f32 beyond. `a` is then f16
+ * with a factor per row in `scales` (SCALED 1, see to_f16.ts), so that no activation
+ * leaves f16's range.
+ *
+ * SPLITS > 1 cuts k into runs of `k_run` where m × n alone is too small to fill a
+ * GPU; each writes its own m rows of `c`, see sum_splits.ts.
  */
 export const gemm = kernel({
   name: "gemm",

@@ -10,8 +10,8 @@ import {
 /**
  * Every token of a chunk that may be among the `k` highest of its row: the
  * scores that reach the k-th highest of PARTS ≥ k partial maxima. At least k do,
- * ties included, and hardly more where PARTS is 2 k. Candidates are `[key, id]` in no
- * certain order; records are `[that bound, 0, candidates, highest key]`.
+ * ties included, and hardly more where PARTS is 2 k. Candidates are `[key, id]` in
+ * no certain order; records are `[that bound, 0, candidates, highest key]`.
  */
 export const sampleTopK = kernel({
   name: "sampleTopK",

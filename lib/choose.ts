@@ -36,6 +36,8 @@ export interface LinearShape {
   norm: boolean;
   /** SwiGLU after it: pairs of w's rows become one output. */
   swiglu: boolean;
+  /** The largest absolute weight, where it was measured; products in f16 need it. */
+  largest?: number;
 }
 
 /** A kernel, its constants, and the reason. */
@@ -44,6 +46,10 @@ export interface LinearChoice {
   constants: Constants;
   /** Whether the kernel norms the rows itself; else rmsNorm runs before it. */
   fusedNorm: boolean;
+  /** Products in f16: rows are scaled so that their largest value is about this. */
+  headroom?: number;
+  /** Runs of k that go to different workgroups, summed afterwards. */
+  splits: number;
   reason: string;
 }
 
@@ -100,6 +106,7 @@ export function chooseLinear(
         ...device.tuned?.get(tuningKey("gemv", m, n, k)),
       },
       fusedNorm,
+      splits: 1,
       reason: `${m} ${m === 1 ? "row" : "rows"}: the matrix is read once${
         whole
           ? ""
@@ -107,16 +114,45 @@ export function chooseLinear(
       }`,
     };
   }
+  const tile = {
+    ...tileFor(m, n),
+    ...device.tuned?.get(tuningKey("gemm", m, n, k)),
+  };
+  // BK products of a row's largest value with the largest weight must fit f16.
+  const most = shape.largest === undefined
+    ? 0
+    : 32768 / (Number(tile.BK) * shape.largest);
+  const headroom = most >= 1 && k % 4 === 0
+    ? 2 ** Math.min(14, Math.floor(Math.log2(most)) - 1)
+    : undefined;
+  const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
+  const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
+  if (headroom) reasons.push("f16 products, rows scaled into range");
+  if (splits > 1) reasons.push(`k in ${splits} runs to fill the GPU`);
   return {
     kernel: "gemm",
     constants: {
+      ...tile,
       EPILOGUE,
-      ...tileFor(m, n),
-      ...device.tuned?.get(tuningKey("gemm", m, n, k)),
+      F16: headroom ? 1 : 0,
+      SCALED: headroom ? 1 : 0,
+      SPLITS: splits,
     },
     fusedNorm: false,
-    reason: `${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`,
+    headroom,
+    splits,
+    reason: reasons.join("; "),
   };
+}
+
+/** Workgroups that keep a large GPU busy. */
+const ENOUGH_WORKGROUPS = 256;
+
+/** Into how many runs k is cut, where tiles of m × n alone are too few. */
+function splitsOfK(m: number, n: number, k: number, tile: Constants): number {
+  const tiles = Math.ceil(m / Number(tile.BM)) * Math.ceil(n / Number(tile.BN));
+  const wanted = Math.floor(ENOUGH_WORKGROUPS / tiles);
+  return Math.max(1, Math.min(8, wanted, Math.floor(k / 256)));
 }
 
 /** A decode step's attention: constants, and how many keys a workgroup takes at least. */

@@ -404,7 +404,19 @@ async function placeOnGpu(
     ...options,
     context: context.tokens,
     cacheDtype,
+    f16Products: gpu.f16 && !exact && !gpu.software,
   });
+  const products: Choice = {
+    what: "products of many rows",
+    value: gpu.f16 && !exact && !gpu.software ? "f16, summed in f32" : "f32",
+    reason: exact
+      ? "precision f32 was asked for"
+      : gpu.software
+      ? "f16 is not faster on a software renderer"
+      : gpu.f16
+      ? "faster; rows are scaled into f16's range"
+      : "the adapter lacks shader-f16",
+  };
   const cache: Choice = {
     what: "KV cache",
     value: cacheDtype,
@@ -414,7 +426,7 @@ async function placeOnGpu(
       ? "half the memory; a value beyond 65,504 makes it f32"
       : `a head of ${config.headDim} values is not whole 16-byte units`,
   };
-  const choices = [choice, ...gpu.choices, cache, context.choice];
+  const choices = [choice, ...gpu.choices, products, cache, context.choice];
   return {
     runner,
     device: {

@@ -12,6 +12,8 @@ import { gemv } from "../kernels/gemv.ts";
 import { mergeSplits } from "../kernels/merge_splits.ts";
 import { qkNormRope } from "../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../kernels/rms_norm.ts";
+import { sumSplits } from "../kernels/sum_splits.ts";
+import { toF16 } from "../kernels/to_f16.ts";
 import {
   chooseDecodeAttention,
   chooseLinear,
@@ -153,8 +155,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     { norm, epilogue }: { norm?: Tensor; epilogue: 0 | 1 | 2 },
   ): Tensor {
     const [m, k] = x.shape, stride = y.shape[1];
-    const label = w.label;
+    const eps = this.config.rmsNormEps, { label } = w;
     for (const part of w.parts) {
+      const weight = { tensor: w, part };
       const choice = chooseLinear({
         m,
         n: part.rows,
@@ -162,33 +165,79 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         dtype: w.dtype,
         norm: norm !== undefined,
         swiglu: epilogue === 2,
+        largest: w.largest,
       }, this.gpu);
-      if (norm && !choice.fusedNorm && part === w.parts[0]) {
-        const normed = this.#rows("normed", m, k);
-        this.plan.add(rmsNorm, { x, norm, y: normed }, {
-          label: norm.label,
-          reason: "rows are normed once, then read by every tile",
-          constants: laneConstants(this.gpu),
-          uniforms: { eps: this.config.rmsNormEps },
-        });
-        x = normed;
-      }
-      const weight = { tensor: w, part };
-      const options = {
-        label,
-        reason: choice.reason,
-        constants: { ...choice.constants, EPILOGUE: epilogue },
-        uniforms: {
-          stride,
-          column: part.begin,
-          eps: this.config.rmsNormEps,
-        },
-      };
+      const { constants, reason, splits } = choice;
+      const column = part.begin;
       if (choice.kernel === "gemv") {
-        this.plan.add(gemv, { w: weight, x, norm: norm ?? x, y }, options);
-      } else this.plan.add(gemm, { a: x, b: weight, c: y }, options);
+        const input = norm && !choice.fusedNorm ? this.#normed(x, norm) : x;
+        this.plan.add(gemv, { w: weight, x: input, norm: norm ?? x, y }, {
+          label,
+          reason,
+          constants: { ...constants, EPILOGUE: epilogue },
+          uniforms: { stride, column, eps },
+        });
+        continue;
+      }
+      const [a, scales] = choice.headroom
+        ? this.#half(x, norm, choice.headroom)
+        : [norm ? this.#normed(x, norm) : x, x];
+      const k_run = Math.ceil(k / splits / 32) * 32;
+      if (splits === 1) {
+        this.plan.add(gemm, { a, b: weight, scales, c: y }, {
+          label,
+          reason,
+          constants: { ...constants, EPILOGUE: epilogue },
+          uniforms: { stride, column, k_run },
+        });
+        continue;
+      }
+      const n = part.rows;
+      const partial = this.#rows("splits", splits * m, n);
+      this.plan.add(gemm, { a, b: weight, scales, c: partial }, {
+        label,
+        reason,
+        constants,
+        uniforms: { stride: n, column: 0, k_run },
+      });
+      this.plan.add(sumSplits, { partial, y }, {
+        label,
+        reason: "the runs of k are summed",
+        constants: { SPLITS: splits, ADD: epilogue === 1 ? 1 : 0 },
+        uniforms: { stride, column },
+      });
     }
     return y;
+  }
+
+  #normed(x: Tensor, norm: Tensor): Tensor {
+    const [m, k] = x.shape;
+    const y = this.#rows("normed", m, k);
+    this.plan.add(rmsNorm, { x, norm, y }, {
+      label: norm.label,
+      reason: "rows are normed once, then read by every tile",
+      constants: laneConstants(this.gpu),
+      uniforms: { eps: this.config.rmsNormEps },
+    });
+    return y;
+  }
+
+  /** Rows of `x`, normed if `norm` is given, as f16 with a factor for each. */
+  #half(
+    x: Tensor,
+    norm: Tensor | undefined,
+    headroom: number,
+  ): [Tensor, Tensor] {
+    const [m, k] = x.shape;
+    const y = this.#scratch("half", "f16", m, k);
+    const scales = this.#scratch("scales", "f32", m, 1).view(m);
+    this.plan.add(toF16, { x, norm: norm ?? x, y, scales }, {
+      label: norm?.label ?? "to_f16",
+      reason: "f16 products: each row is scaled into range",
+      constants: { NORM: norm ? 1 : 0, ...laneConstants(this.gpu) },
+      uniforms: { eps: this.config.rmsNormEps, headroom },
+    });
+    return [y, scales];
   }
 
   /** Scratch memory by use, as `[rows, width]`; one buffer serves every layer. */
@@ -198,7 +247,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   #scratch(
     use: string,
-    dtype: "f32" | "u32",
+    dtype: "f32" | "f16" | "u32",
     rows: number,
     width: number,
   ): Tensor {

@@ -5,8 +5,10 @@
  *
  * @module
  */
+import { maxAbs } from "../kernels/max_abs.ts";
 import { synthesize } from "../kernels/synthesize.ts";
 import type { Checkpoint } from "./checkpoint.ts";
+import { laneConstants } from "./choose.ts";
 import type { Qwen3Config } from "./config.ts";
 import { type Choice, DeviceError, type Gpu } from "./device.ts";
 import { GpuKvCache } from "./kv_cache.ts";
@@ -37,6 +39,8 @@ const LONG_CHUNK_MS = 150;
 export interface GpuRunnerOptions extends LoadOptions {
   context: number;
   cacheDtype: "f16" | "f32";
+  /** Products of many rows may be computed in f16, summed in f32. */
+  f16Products: boolean;
 }
 
 /** {@linkcode Runner} on a GPU. */
@@ -77,6 +81,8 @@ export class GpuRunner implements Runner {
     options: GpuRunnerOptions,
   ): Promise<GpuRunner> {
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
+    // Only hardware is faster in f16; the widest weight tells how far rows may reach.
+    if (options.f16Products) await measureLargest(gpu, weights);
     gpu.check();
     return new GpuRunner(gpu, checkpoint.config, weights, options);
   }
@@ -323,6 +329,31 @@ class RingReader implements Disposable {
   [Symbol.dispose](): void {
     for (const buffer of [...this.#free, ...this.#filled]) buffer.destroy();
   }
+}
+
+/** Measures the largest absolute value of every Linear weight, with one readback. */
+async function measureLargest(
+  gpu: Gpu,
+  { layers }: Weights<Tensor>,
+): Promise<void> {
+  const linears = layers.flatMap((
+    { qkvProj, oProj, gateUpProj, downProj },
+  ) => [qkvProj, oProj, gateUpProj, downProj]);
+  const size = linears.length;
+  using found = gpu.tensor("u32", [size], new Uint32Array(size), "largest");
+  using plan = new Plan(gpu);
+  linears.forEach((tensor, at) => {
+    for (const part of tensor.parts) {
+      plan.add(maxAbs, { w: { tensor, part }, largest: found }, {
+        constants: laneConstants(gpu),
+        uniforms: { at },
+      });
+    }
+  });
+  plan.run();
+  const bits = await gpu.readBuffer(found.part.buffer, 0, 4 * size);
+  const values = new Float32Array(bits);
+  linears.forEach((tensor, at) => tensor.largest = values[at]);
 }
 
 /** Puts weights into device memory; synthetic ones are made there. */

@@ -125,10 +125,10 @@ export function addSampling(
     penalty: inF32(repetitionPenalty),
     temperature: inF32(temperature),
     lowest: Math.max(Math.log(minP), -3e38),
-    width: 32 * Math.max(temperature, 1) / BINS, // e⁻³² is as good as nothing
+    width: 32 * Math.max(inF32(temperature), 1) / BINS, // e⁻³² is as good as nothing
     seed,
     k: topK,
-    p: topP,
+    p: inF32(topP),
     advance,
   };
   const add = (
@@ -195,5 +195,5 @@ function chunksOf(vocab: number): number {
   return Math.min(most, 2 ** Math.ceil(Math.log2(Math.max(1, vocab / 1024))));
 }
 
-/** A factor that f32 can hold, and products with logits too. */
-const inF32 = (factor: number) => Math.min(Math.max(factor, 1e-20), 1e30);
+/** A positive number that f32 can hold, and its products with logits too (at most 10³⁰). */
+const inF32 = (x: number) => Math.min(Math.max(x, 1e-20), 1e20);

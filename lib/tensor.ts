@@ -32,6 +32,9 @@ export interface TensorPart {
  * may be has several `parts`, each a run of rows.
  */
 export class Tensor implements Disposable {
+  /** The largest absolute value, where somebody measured it. */
+  largest?: number;
+
   constructor(
     readonly gpu: Gpu,
     readonly dtype: Dtype,

@@ -93,6 +93,9 @@ const OPTIONS: SamplingOptions[] = [
   { temperature: 0.01, topK: 40, topP: 0.9 },
   { temperature: 0.05, topP: 0.97 },
   { temperature: 30, topP: 0.7, seed: 0xffffffff },
+  { topP: 1e-50 },
+  { temperature: 1e9, topP: 0.5 },
+  { temperature: 1e-300, topK: 5 },
 ];
 
 /**

@@ -1,0 +1,30 @@
+import { kernel } from "../lib/kernel.ts";
+import { LANES } from "../lib/wgsl.ts";
+
+/**
+ * The largest absolute value of a weight, as f32 bits in `largest[at]` (they order
+ * like u32). Decides how large activations may be in f16 products.
+ */
+export const maxAbs = kernel({
+  name: "maxAbs",
+  buffers: { w: "n k as span", largest: "inout any as atomic" },
+  uniforms: { at: "u32" },
+  constants: { WORKGROUP: 256, LOG_LANES: 5, SUBGROUPS: 1 },
+  derive: ({ LOG_LANES }) => ({ LANES: 1 << Number(LOG_LANES) }),
+  grid: ({ n }) => [Math.min(n, 1024), 1, 1],
+  body: /* wgsl */ `
+${LANES}
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  var high = 0.0;
+  for (var row = wg.x; row < u.n; row += groups.x) {
+    for (var e = tid * 4u; e < u.k; e += WORKGROUP * 4u) {
+      let size = abs(w_span(row * u.k + e, u.k - e));
+      high = max(high, max(max(size.x, size.y), max(size.z, size.w)));
+    }
+  }
+  high = lanes_max(high, tid);
+  if (tid % LANES == 0u) { atomicMax(&largest[u.at], bitcast<u32>(high)); }
+}`,
+});

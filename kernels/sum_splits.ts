@@ -1,0 +1,29 @@
+import { kernel, splitGrid } from "../lib/kernel.ts";
+
+/**
+ * Adds what the SPLITS runs of a gemm over k wrote, `[splits · m, n]`, into `y`.
+ * ADD 1 keeps what is there (residual).
+ */
+export const sumSplits = kernel({
+  name: "sumSplits",
+  buffers: { partial: "any n as span", y: "inout m any as span" },
+  // y has rows of `stride` elements; the first column goes to `column`.
+  uniforms: { stride: "u32", column: "u32" },
+  constants: { SPLITS: 2, ADD: 0, WORKGROUP: 128 },
+  grid: ({ m, n }, { WORKGROUP }) =>
+    splitGrid(m * Math.ceil(n / 4) / WORKGROUP),
+  body: /* wgsl */ `
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let quads = (u.n + 3u) / 4u;
+  let i = (wg.y * groups.x + wg.x) * WORKGROUP + tid;
+  let row = i / quads;
+  let e = i % quads * 4u;
+  let left = select(0u, u.n - e, row < u.m);
+  let at = row * u.stride + u.column + e;
+  @if ADD { var sum = y_span(at, left); } @else { var sum = vec4f(); }
+  @unroll for (var s = 0; s < SPLITS; s++) { sum += partial_span((s * u.m + row) * u.n + e, left); }
+  y_store(at, left, sum);
+}`,
+});

@@ -1,0 +1,67 @@
+import { kernel, splitGrid } from "../lib/kernel.ts";
+import { LANES } from "../lib/wgsl.ts";
+
+/**
+ * Rows as f16 for products in f16, each scaled by a power of two so that its largest
+ * value lies in [headroom, 2 · headroom): no activation overflows (real checkpoints
+ * exceed 65,504), small values keep their precision beside large ones, and scaling
+ * back is exact. NORM 1 RMS-norms the row first. One workgroup per row.
+ */
+export const toF16 = kernel({
+  name: "toF16",
+  buffers: {
+    x: "m k as vec4",
+    norm: "any as vec4",
+    y: "out m k as vec4",
+    scales: "out m",
+  },
+  uniforms: { eps: "f32", headroom: "f32" },
+  constants: { NORM: 0, WORKGROUP: 128, LOG_LANES: 5, SUBGROUPS: 1 },
+  derive: ({ LOG_LANES }) => ({ LANES: 1 << Number(LOG_LANES) }),
+  grid: ({ m }) => splitGrid(m),
+  body: /* wgsl */ `
+${LANES}
+var<workgroup> squares: array<f32, WORKGROUP / LANES>;
+var<workgroup> largest: array<f32, WORKGROUP / LANES>;
+
+fn normed(row: u32, i: u32) -> vec4f {
+  @if NORM { return x_at(row * (u.k / 4u) + i) * norm_at(i); }
+  @else { return x_at(row * (u.k / 4u) + i); }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let at = wg.y * groups.x + wg.x;
+  let row = min(at, u.m - 1u);
+  var sum = 0.0;
+  var high = 0.0;
+  for (var i = tid; i < u.k / 4u; i += WORKGROUP) {
+    let v = x_at(row * (u.k / 4u) + i);
+    sum += dot(v, v);
+    let size = abs(normed(row, i));
+    high = max(high, max(max(size.x, size.y), max(size.z, size.w)));
+  }
+  sum = lanes_sum(sum, tid);
+  high = lanes_max(high, tid);
+  if (tid % LANES == 0u) {
+    squares[tid / LANES] = sum;
+    largest[tid / LANES] = high;
+  }
+  workgroupBarrier();
+  sum = 0.0;
+  high = 0.0;
+  for (var i = 0u; i < WORKGROUP / LANES; i++) {
+    sum += squares[i];
+    high = max(high, largest[i]);
+  }
+  // The power of two at or below the largest value, from its exponent bits.
+  let unit = bitcast<f32>(clamp(bitcast<u32>(high) & 0x7f800000u, 0x10000000u, 0x7e800000u)) / u.headroom;
+  if (at >= u.m) { return; }
+  for (var i = tid; i < u.k / 4u; i += WORKGROUP) { y_put(row * (u.k / 4u) + i, normed(row, i) / unit); }
+  if (tid == 0u) {
+    @if NORM { scales[row] = unit * inverseSqrt(sum / f32(u.k) + u.eps); }
+    @else { scales[row] = unit; }
+  }
+}`,
+});
