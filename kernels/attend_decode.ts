@@ -2,6 +2,15 @@ import { kernel } from "../lib/kernel.ts";
 import { LANES } from "../lib/wgsl.ts";
 import { deriveHeads, HEADS, ROTATE } from "./heads.ts";
 
+// The new key is not in the cache yet: its place is fetched as another's and replaced.
+const fetchKeys = (begin: string) => /* wgsl */ `
+  @unroll for (var s = 0; s < STEPS; s++) {
+    let at = cached + min(${begin} + s * KEYS + key_team, last) * WIDTH;
+    @unroll for (var i = 0; i < KEY_STEPS; i++) {
+      kv[s * KEY_STEPS + i] = k_at(at + min(i * KEY_LANES + key_lane, WIDTH - 1u));
+    }
+  }`;
+
 /**
  * Attention of one new token per sequence over its KV cache, with everything that
  * comes before it in the same dispatch: q and k norm, RoPE, and the append of k
@@ -44,28 +53,39 @@ export const attendDecode = kernel({
   },
   derive: (c) => {
     const KEY_LANES = 1 << Number(c.LOG_KEY_LANES);
+    const WIDTH = Number(c.HEAD_DIM) / Number(c.VEC); // elements in a head
+    const KEYS = Number(c.WORKGROUP) / KEY_LANES; // keys of a step
+    const RUNS = Math.floor(Number(c.WORKGROUP) / WIDTH); // threads per output element
     return {
       ...deriveHeads(c),
       KEY_LANES,
-      KEYS: Number(c.WORKGROUP) / KEY_LANES,
-      WIDTH: Number(c.HEAD_DIM) / Number(c.VEC), // elements in a head
-      KEY_STEPS: Math.ceil(Number(c.HEAD_DIM) / Number(c.VEC) / KEY_LANES),
+      KEYS,
+      WIDTH,
+      RUNS,
+      STEPS: Number(c.TILE) / KEYS,
+      KEY_STEPS: Math.ceil(WIDTH / KEY_LANES),
+      VALUES: Math.ceil(Number(c.TILE) / RUNS),
     };
   },
   grid: ({ kvHeads, m }) => [1, kvHeads, m],
   body: /* wgsl */ `
 ${LANES}
 ${HEADS}
-const RUNS = WORKGROUP / WIDTH; // threads that share an element of the output
+const TEAMS = WORKGROUP / LANES;
+const LOW = -3.0e38; // below every score
 var<workgroup> queries: array<E, GROUP * WIDTH>;
-var<workgroup> scores: array<f32, GROUP * TILE>;
-var<workgroup> highest: array<f32, GROUP>;
-var<workgroup> total: array<f32, GROUP>;
-var<workgroup> shrink: array<f32, GROUP>;
+var<workgroup> fresh: array<E, 2u * WIDTH>; // the new key and value, as the cache will hold them
+var<workgroup> weights: array<f32, GROUP * TILE>;
+var<workgroup> team_top: array<f32, GROUP * TEAMS>;
+var<workgroup> team_sum: array<f32, GROUP * TEAMS>;
 var<workgroup> sums: array<E, WORKGROUP>;
 
 fn guard(v: E) {
   @if K_DTYPE == "f16" { if (any(abs(v) > vec4f(65504.0))) { flags[0] = 1u; } }
+}
+fn stored(v: E) -> E {
+  @if K_DTYPE == "f16" { return vec4f(unpack2x16float(pack2x16float(v.xy)), unpack2x16float(pack2x16float(v.zw))); }
+  @else { return v; }
 }
 fn product(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
 fn key_sum(v: f32) -> f32 {
@@ -83,16 +103,25 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let position = lengths[sequence];
   let heads = u.kvHeads * GROUP;
   let lane = tid % LANES;
+  let team = tid / LANES;
   let cached = (sequence * u.kvHeads + kv_head) * u.context * WIDTH;
   let tiles = (position + TILE) / TILE; // of position + 1 keys
   let per_split = (tiles + groups.x - 1u) / groups.x * TILE;
   let begin = wg.x * per_split;
   let end = min(begin + per_split, position + 1u);
-  let appends = begin <= position && position < begin + per_split;
+  let last = max(position, 1u) - 1u; // the last key that is in the cache already
+  let key_lane = tid % KEY_LANES;
+  let key_team = tid / KEY_LANES;
+  let element = tid % WIDTH;
+  let run = tid / WIDTH;
+
+  // Keys of the first tile are on their way while q is normed.
+  @split var kv: array<E, STEPS * KEY_STEPS>;
+  ${fetchKeys("begin")}
 
   // GROUP heads of q, then k and v.
-  for (var h0 = 0u; h0 < GROUP + 2u; h0 += WORKGROUP / LANES) {
-    let h = min(h0 + tid / LANES, GROUP + 1u);
+  for (var h0 = 0u; h0 < GROUP + 2u; h0 += TEAMS) {
+    let h = min(h0 + team, GROUP + 1u);
     var head = kv_head * GROUP + h;
     if (h == GROUP) { head = heads + kv_head; }
     if (h == GROUP + 1u) { head = heads + u.kvHeads + kv_head; }
@@ -117,91 +146,89 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         if (h < GROUP) {
           queries[h * WIDTH + i] = a[p] * u.scale;
           queries[h * WIDTH + HALF + i] = b[p] * u.scale;
-        } else if (appends) {
-          let at = cached + position * WIDTH + i;
-          guard(a[p]);
-          guard(b[p]);
-          if (h == GROUP) {
-            k_put(at, a[p]);
-            k_put(at + HALF, b[p]);
-          } else {
-            v_put(at, a[p]);
-            v_put(at + HALF, b[p]);
-          }
-        }
-      }
-    }
-  }
-  for (var g = tid; g < GROUP; g += WORKGROUP) {
-    highest[g] = -3.0e38;
-    total[g] = 0.0;
-  }
-  storageBarrier();
-  workgroupBarrier();
-
-  let element = tid % WIDTH;
-  let run = tid / WIDTH;
-  @split var acc: array<E, GROUP>;
-  for (var t0 = begin; t0 < end; t0 += TILE) {
-    @unroll for (var s = 0; s < TILE / KEYS; s++) {
-      let key = t0 + s * KEYS + tid / KEY_LANES;
-      let at = cached + min(key, position) * WIDTH;
-      @split var kv: array<E, KEY_STEPS>;
-      @unroll for (var i = 0; i < KEY_STEPS; i++) {
-        kv[i] = k_at(at + min(i * KEY_LANES + tid % KEY_LANES, WIDTH - 1u));
-      }
-      @unroll for (var g = 0; g < GROUP; g++) {
-        var sum = 0.0;
-        @unroll for (var i = 0; i < KEY_STEPS; i++) {
-          let e = i * KEY_LANES + tid % KEY_LANES;
-          if (e < WIDTH) { sum += product(queries[g * WIDTH + e], kv[i]); }
-        }
-        sum = key_sum(sum);
-        if (tid % KEY_LANES == 0u) {
-          scores[g * TILE + s * KEYS + tid / KEY_LANES] = select(-3.0e38, sum, key < end);
-        }
-      }
-    }
-    workgroupBarrier();
-    for (var g0 = 0u; g0 < GROUP; g0 += WORKGROUP / LANES) {
-      let g = min(g0 + tid / LANES, GROUP - 1u);
-      var top = -3.0e38;
-      for (var i = lane; i < TILE; i += LANES) { top = max(top, scores[g * TILE + i]); }
-      top = max(lanes_max(top, tid), highest[g]);
-      var sum = 0.0;
-      if (g0 + tid / LANES < GROUP) {
-        for (var i = lane; i < TILE; i += LANES) {
-          let p = exp(scores[g * TILE + i] - top);
-          scores[g * TILE + i] = p;
-          sum += p;
-        }
-      }
-      sum = lanes_sum(sum, tid);
-      if (lane == 0u && g0 + tid / LANES < GROUP) {
-        shrink[g] = exp(highest[g] - top);
-        total[g] = total[g] * shrink[g] + sum;
-        highest[g] = top;
-      }
-    }
-    workgroupBarrier();
-    if (run < RUNS) {
-      @unroll for (var g = 0; g < GROUP; g++) { acc[g] *= shrink[g]; }
-      let keys = min(TILE, end - t0);
-      for (var j = run; j < keys; j += RUNS * 4u) {
-        @split var value: array<E, 4>;
-        @unroll for (var i = 0; i < 4; i++) {
-          value[i] = v_at(cached + (t0 + min(j + i * RUNS, keys - 1u)) * WIDTH + element);
-        }
-        @unroll for (var i = 0; i < 4; i++) {
-          if (j + i * RUNS < keys) {
-            @unroll for (var g = 0; g < GROUP; g++) {
-              acc[g] += scores[g * TILE + j + i * RUNS] * value[i];
+        } else {
+          fresh[(h - GROUP) * WIDTH + i] = stored(a[p]);
+          fresh[(h - GROUP) * WIDTH + HALF + i] = stored(b[p]);
+          if (begin <= position && position < begin + per_split) {
+            let at = cached + position * WIDTH + i;
+            guard(a[p]);
+            guard(b[p]);
+            if (h == GROUP) {
+              k_put(at, a[p]);
+              k_put(at + HALF, b[p]);
+            } else {
+              v_put(at, a[p]);
+              v_put(at + HALF, b[p]);
             }
           }
         }
       }
     }
+  }
+  workgroupBarrier();
+
+  @split var acc: array<E, GROUP>;
+  @split var top: array<f32, GROUP>;
+  @split var total: array<f32, GROUP>;
+  @unroll for (var g = 0; g < GROUP; g++) { top[g] = LOW; }
+  for (var t0 = begin; t0 < end; t0 += TILE) {
+    if (t0 > begin) { ${fetchKeys("t0")} }
+    @split var score: array<f32, GROUP * STEPS>;
+    @unroll for (var g = 0; g < GROUP; g++) {
+      var high = LOW;
+      @unroll for (var s = 0; s < STEPS; s++) {
+        let key = t0 + s * KEYS + key_team;
+        var sum = 0.0;
+        @unroll for (var i = 0; i < KEY_STEPS; i++) {
+          let e = i * KEY_LANES + key_lane;
+          if (e < WIDTH) {
+            sum += product(queries[g * WIDTH + e], select(kv[s * KEY_STEPS + i], fresh[e], key == position));
+          }
+        }
+        score[g * STEPS + s] = select(LOW, key_sum(sum), key < end);
+        high = max(high, score[g * STEPS + s]);
+      }
+      high = lanes_max(high, tid);
+      if (lane == 0u) { team_top[g * TEAMS + team] = high; }
+    }
+    // Values are fetched while the workgroup agrees on the highest scores.
+    @split var value: array<E, VALUES>;
+    @unroll for (var i = 0; i < VALUES; i++) {
+      value[i] = v_at(cached + min(t0 + i * RUNS + run, last) * WIDTH + element);
+    }
     workgroupBarrier();
+    @unroll for (var g = 0; g < GROUP; g++) {
+      var high = top[g];
+      for (var j = 0u; j < TEAMS; j++) { high = max(high, team_top[g * TEAMS + j]); }
+      let shrink = exp(top[g] - high);
+      top[g] = high;
+      acc[g] *= shrink;
+      total[g] *= shrink;
+      var sum = 0.0;
+      @unroll for (var s = 0; s < STEPS; s++) {
+        let weight = exp(score[g * STEPS + s] - high); // 0 beyond the end
+        if (key_lane == 0u) {
+          weights[g * TILE + s * KEYS + key_team] = weight;
+          sum += weight;
+        }
+      }
+      sum = lanes_sum(sum, tid);
+      if (lane == 0u) { team_sum[g * TEAMS + team] = sum; }
+    }
+    workgroupBarrier();
+    @unroll for (var g = 0; g < GROUP; g++) {
+      for (var j = 0u; j < TEAMS; j++) { total[g] += team_sum[g * TEAMS + j]; }
+    }
+    if (run < RUNS) {
+      @unroll for (var i = 0; i < VALUES; i++) {
+        let j = i * RUNS + run;
+        if (j < TILE) {
+          let v = select(value[i], fresh[WIDTH + element], t0 + j == position);
+          @unroll for (var g = 0; g < GROUP; g++) { acc[g] += weights[g * TILE + j] * v; }
+        }
+      }
+    }
+    workgroupBarrier(); // weights and the teams' values are written again
   }
   @unroll for (var g = 0; g < GROUP; g++) {
     sums[tid] = acc[g];
@@ -212,14 +239,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       let head = row * heads + kv_head * GROUP + g;
       if (groups.x == 1u) { y_put(head * WIDTH + tid, sum / total[g]); }
       else { partial_put((head * groups.x + wg.x) * WIDTH + tid, sum); }
+      if (tid == 0u && groups.x > 1u) {
+        stats[(head * groups.x + wg.x) * 2u] = bitcast<u32>(top[g]);
+        stats[(head * groups.x + wg.x) * 2u + 1u] = bitcast<u32>(total[g]);
+      }
     }
     workgroupBarrier();
   }
   if (tid == 0u) { flags[1] = groups.x; } // how many splits there are to merge
-  if (tid < GROUP && groups.x > 1u) {
-    let at = ((row * heads + kv_head * GROUP + tid) * groups.x + wg.x) * 2u;
-    stats[at] = bitcast<u32>(highest[tid]);
-    stats[at + 1u] = bitcast<u32>(total[tid]);
-  }
 }`,
 });

@@ -13,12 +13,16 @@ import { LANES } from "../lib/wgsl.ts";
  */
 export const attendPrefill = kernel({
   name: "attendPrefill",
-  buffers: {
-    q: "m any as span",
-    lengths: "sequences",
-    k: "sequences kvHeads context headDim as span",
-    v: "sequences kvHeads context headDim as span",
-    y: "inout m any as span",
+  buffers: ({ HEAD_DIM }) => {
+    // Heads are what must be whole vec4, not rows of them.
+    const view = Number(HEAD_DIM) % 4 === 0 ? "span" : "scalar";
+    return {
+      q: `m any as ${view}`,
+      lengths: "sequences",
+      k: `sequences kvHeads context headDim as ${view}`,
+      v: `sequences kvHeads context headDim as ${view}`,
+      y: `inout m any as ${view}`,
+    };
   },
   uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
   constants: { HEAD_DIM: 128, WORKGROUP: 256, LOG_LANES: 4, SUBGROUPS: 1 },

@@ -15,7 +15,7 @@ export const batchedGemm = kernel({
     b: `batch kvHeads ${B_BY_COLUMN ? "n k" : "k n"} as span`,
     c: "inout batch heads m n as span",
   }),
-  uniforms: { stride: "u32", column: "u32", k_run: "u32" },
+  uniforms: { stride: "u32", column: "u32" },
   constants: { ...tileConstants, B_BY_COLUMN: 0 },
   derive: deriveTile,
   grid: ({ m, n, batch, heads }, { BM, BN }) => [

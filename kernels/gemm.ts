@@ -1,5 +1,80 @@
 import { kernel } from "../lib/kernel.ts";
 
+/** What thread block l of a tile does: all of them the same, unless a's blocks end within. */
+const perBlock = (a: string, b: string) => /* wgsl */ `
+  @if (l + 1) * THREADS <= A_BLOCKS { ${a} } @else {
+    @if l * THREADS >= A_BLOCKS && (l + 1) * THREADS <= BLOCKS { ${b} } @else {
+      if (block < A_BLOCKS) { ${a} } else if (block < BLOCKS) { ${b} }
+    }
+  }`;
+
+/** Stores a 4 × 4 block so that k is outermost. */
+const transpose = (tile: string, stride: string) =>
+  ["x", "y", "z", "w"].map((c, i) =>
+    `${tile}[at + ${i}u * ${stride}] = T(next[l * 4].${c}, next[l * 4 + 1].${c}, next[l * 4 + 2].${c}, next[l * 4 + 3].${c});`
+  ).join("\n");
+
+const storeA = /* wgsl */ `
+  let at = block % (BK / 4u) * 4u * A_STRIDE + block / (BK / 4u);
+  ${transpose("a_tile", "A_STRIDE")}`;
+
+const storeB = /* wgsl */ `
+  let j = block - A_BLOCKS;
+  @if B_BY_COLUMN {
+    let at = j % (BK / 4u) * 4u * B_STRIDE + j / (BK / 4u);
+    ${transpose("b_tile", "B_STRIDE")}
+  } @else {
+    let at = j / (BN / 4u) * 4u * B_STRIDE + j % (BN / 4u);
+    @unroll for (var i = 0; i < 4; i++) { b_tile[at + i * B_STRIDE] = next[l * 4 + i]; }
+  }`;
+
+// WHOLE: no row of a or b ends within a tile of k, so a load needs no check; rows
+// beyond the matrix are others' again, and never stored.
+const beginA = /* wgsl */ `
+  let row = first_row + block / (BK / 4u) * 4u;
+  @unroll for (var i = 0; i < 4; i++) {
+    begin[l * 4 + i] = offset.x + min(row + i, u.m - 1u) * u.k + block % (BK / 4u) * 4u;
+  }`;
+
+const beginB = /* wgsl */ `
+  let j = block - A_BLOCKS;
+  @unroll for (var i = 0; i < 4; i++) {
+    @if B_BY_COLUMN {
+      let column = source_column(first_column, j / (BK / 4u) * 4u + i);
+      begin[l * 4 + i] = offset.y + min(column, u.n - 1u) * u.k + j % (BK / 4u) * 4u;
+    } @else {
+      let column = min(first_column + j % (BN / 4u) * 4u, u.n - 4u);
+      begin[l * 4 + i] = offset.y + (j / (BN / 4u) * 4u + i) * u.n + column;
+    }
+  }`;
+
+const loadA = /* wgsl */ `
+  @unroll for (var i = 0; i < 4; i++) {
+    @if WHOLE { next[l * 4 + i] = T(a_at((begin[l * 4 + i] + k0) >> 2u)); } @else {
+      let k = k0 + block % (BK / 4u) * 4u;
+      let row = first_row + block / (BK / 4u) * 4u + i;
+      next[l * 4 + i] = T(a_span(offset.x + row * u.k + k, remaining(k, k_end, row < u.m)));
+    }
+  }`;
+
+const loadB = /* wgsl */ `
+  let j = block - A_BLOCKS;
+  @unroll for (var i = 0; i < 4; i++) {
+    @if B_BY_COLUMN {
+      @if WHOLE { next[l * 4 + i] = T(b_at((begin[l * 4 + i] + k0) >> 2u)); } @else {
+        let k = k0 + j % (BK / 4u) * 4u;
+        let column = source_column(first_column, j / (BK / 4u) * 4u + i);
+        next[l * 4 + i] = T(b_span(offset.y + column * u.k + k, remaining(k, k_end, column < u.n)));
+      }
+    } @else {
+      @if WHOLE { next[l * 4 + i] = T(b_at((begin[l * 4 + i] + k0 * u.n) >> 2u)); } @else {
+        let row = k0 + j / (BN / 4u) * 4u + i;
+        let column = first_column + j % (BN / 4u) * 4u;
+        next[l * 4 + i] = T(b_span(offset.y + row * u.n + column, remaining(column, u.n, row < k_end)));
+      }
+    }
+  }`;
+
 /**
  * One BM × BN tile of `c = a · b` per workgroup, TM × TN per thread.
  *
@@ -11,8 +86,6 @@ import { kernel } from "../lib/kernel.ts";
  * The text is shared with batched_gemm.ts, which sets the offsets by head.
  */
 export const TILE = /* wgsl */ `
-const A_BLOCKS = (BM / 4u) * (BK / 4u);
-const BLOCKS = A_BLOCKS + (BN / 4u) * (BK / 4u);
 const A_STRIDE = BM / 4u + 1u;
 const B_STRIDE = BN / 4u + 1u;
 @if F16 { alias T = vec4<f16>; } @else { alias T = vec4f; }
@@ -38,60 +111,29 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let tm = tid / (BN / TN);
   @split var acc: array<vec4f, TM * TN4>;
   @split var next: array<T, LOADS * 4>;
-  let k_begin = select(0u, wg.z * u.k_run, SPLITS > 1u);
-  let k_end = select(u.k, min(u.k, k_begin + u.k_run), SPLITS > 1u);
+  let k_run = (u.k + SPLITS * BK - 1u) / (SPLITS * BK) * BK;
+  let k_begin = select(0u, wg.z * k_run, SPLITS > 1u);
+  let k_end = select(u.k, min(u.k, k_begin + k_run), SPLITS > 1u);
+  @if WHOLE {
+    @split var begin: array<u32, LOADS * 4>;
+    @unroll for (var l = 0; l < LOADS; l++) {
+      let block = tid + l * THREADS;
+      ${perBlock(beginA, beginB)}
+    }
+  }
   for (var k0 = k_begin; k0 < k_end + BK; k0 += BK) {
     if (k0 > k_begin) {
       workgroupBarrier();
       @unroll for (var l = 0; l < LOADS; l++) {
         let block = tid + l * THREADS;
-        let kb = block % (BK / 4u) * 4u;
-        if (block < A_BLOCKS) {
-          let at = kb * A_STRIDE + block / (BK / 4u);
-          a_tile[at] = T(next[l * 4].x, next[l * 4 + 1].x, next[l * 4 + 2].x, next[l * 4 + 3].x);
-          a_tile[at + A_STRIDE] = T(next[l * 4].y, next[l * 4 + 1].y, next[l * 4 + 2].y, next[l * 4 + 3].y);
-          a_tile[at + 2u * A_STRIDE] = T(next[l * 4].z, next[l * 4 + 1].z, next[l * 4 + 2].z, next[l * 4 + 3].z);
-          a_tile[at + 3u * A_STRIDE] = T(next[l * 4].w, next[l * 4 + 1].w, next[l * 4 + 2].w, next[l * 4 + 3].w);
-        } else if (block < BLOCKS) {
-          @if B_BY_COLUMN {
-            let at = kb * B_STRIDE + (block - A_BLOCKS) / (BK / 4u);
-            b_tile[at] = T(next[l * 4].x, next[l * 4 + 1].x, next[l * 4 + 2].x, next[l * 4 + 3].x);
-            b_tile[at + B_STRIDE] = T(next[l * 4].y, next[l * 4 + 1].y, next[l * 4 + 2].y, next[l * 4 + 3].y);
-            b_tile[at + 2u * B_STRIDE] = T(next[l * 4].z, next[l * 4 + 1].z, next[l * 4 + 2].z, next[l * 4 + 3].z);
-            b_tile[at + 3u * B_STRIDE] = T(next[l * 4].w, next[l * 4 + 1].w, next[l * 4 + 2].w, next[l * 4 + 3].w);
-          } @else {
-            let j = block - A_BLOCKS;
-            let at = j / (BN / 4u) * 4u * B_STRIDE + j % (BN / 4u);
-            @unroll for (var i = 0; i < 4; i++) { b_tile[at + i * B_STRIDE] = next[l * 4 + i]; }
-          }
-        }
+        ${perBlock(storeA, storeB)}
       }
       workgroupBarrier();
     }
     if (k0 < k_end) {
       @unroll for (var l = 0; l < LOADS; l++) {
         let block = tid + l * THREADS;
-        let kb = k0 + block % (BK / 4u) * 4u;
-        if (block < A_BLOCKS) {
-          let row = first_row + block / (BK / 4u) * 4u;
-          @unroll for (var i = 0; i < 4; i++) {
-            next[l * 4 + i] = T(a_span(offset.x + (row + i) * u.k + kb, remaining(kb, k_end, row + i < u.m)));
-          }
-        } else if (block < BLOCKS) {
-          @if B_BY_COLUMN {
-            @unroll for (var i = 0; i < 4; i++) {
-              let column = source_column(first_column, (block - A_BLOCKS) / (BK / 4u) * 4u + i);
-              next[l * 4 + i] = T(b_span(offset.y + column * u.k + kb, remaining(kb, k_end, column < u.n)));
-            }
-          } @else {
-            let j = block - A_BLOCKS;
-            let row = k0 + j / (BN / 4u) * 4u;
-            let column = first_column + j % (BN / 4u) * 4u;
-            @unroll for (var i = 0; i < 4; i++) {
-              next[l * 4 + i] = T(b_span(offset.y + (row + i) * u.n + column, remaining(column, u.n, row + i < k_end)));
-            }
-          }
-        }
+        ${perBlock(loadA, loadB)}
       }
     }
     if (k0 > k_begin) {
@@ -159,7 +201,10 @@ export const tileConstants = {
 };
 
 /** What follows from a tile's constants. */
-export function deriveTile(c: Readonly<Record<string, number | string>>) {
+export function deriveTile(
+  c: Readonly<Record<string, number | string>>,
+  { k }: Readonly<Record<string, number>>,
+) {
   const [BM, BN, BK, TM, TN] = ["BM", "BN", "BK", "TM", "TN"].map((x) =>
     Number(c[x])
   );
@@ -173,7 +218,10 @@ export function deriveTile(c: Readonly<Record<string, number | string>>) {
     THREADS,
     TM4: TM / 4,
     TN4: TN / 4,
+    A_BLOCKS: BM / 4 * (BK / 4),
+    BLOCKS: (BM + BN) / 4 * (BK / 4),
     LOADS: Math.ceil((BM + BN) / 4 * (BK / 4) / THREADS),
+    WHOLE: k % BK === 0 && c.A_VIEW === "vec4" && c.B_VIEW === "vec4" ? 1 : 0,
     COLUMNS_PER_OUTPUT: c.EPILOGUE === 2 ? 2 : 1,
   };
 }
@@ -188,21 +236,28 @@ export function deriveTile(c: Readonly<Record<string, number | string>>) {
  * with a factor per row in `scales` (SCALED 1, see to_f16.ts), so that no activation
  * leaves f16's range.
  *
- * SPLITS > 1 cuts k into runs of `k_run` where m × n alone is too small to fill a
+ * SPLITS > 1 cuts k into as many runs where m × n alone is too small to fill a
  * GPU; each writes its own m rows of `c`, see sum_splits.ts.
  */
 export const gemm = kernel({
   name: "gemm",
-  buffers: ({ B_BY_COLUMN }) => ({
+  buffers: ({ B_BY_COLUMN, SCALED, SPLITS }) => ({
     a: "m k as span",
     b: `${B_BY_COLUMN ? "n k" : "k n"} as span`,
-    c: "inout m any as span",
+    ...(SCALED ? { scales: "m" } : {}),
+    c: `inout ${SPLITS === 1 ? "m" : "any"} any as span`,
   }),
   // c has rows of `stride` elements; this call's first column goes to `column`.
   // Where stride is a multiple of 4, so must column and the number of columns be.
   uniforms: { stride: "u32", column: "u32" },
   constants: tileConstants,
   derive: deriveTile,
-  grid: ({ m, n }, { BM, BN }) => [Math.ceil(n / BN), Math.ceil(m / BM), 1],
-  body: `fn offsets(z: u32) -> vec3u { return vec3u(); }\n${TILE}`,
+  grid: ({ m, n }, { BM, BN, SPLITS }) => [
+    Math.ceil(n / BN),
+    Math.ceil(m / BM),
+    SPLITS,
+  ],
+  body: `
+fn offsets(z: u32) -> vec3u { return vec3u(0u, 0u, z * u.m * u.stride); }
+${TILE}`,
 });

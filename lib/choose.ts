@@ -169,15 +169,21 @@ export function chooseDecodeAttention(
   device: Capabilities,
 ): DecodeAttentionChoice {
   const VEC = headDim % 8 === 0 ? 4 : 1;
-  const lanes = headLanes(headDim, device);
+  const lanes = laneConstants(device);
+  // As many threads as a row of values has elements, and keys for all of them.
+  const WORKGROUP = Math.max(256, 2 ** Math.ceil(Math.log2(headDim / VEC)));
+  const LOG_KEY_LANES = lanes.SUBGROUPS ? 2 : 0;
+  const KEYS = WORKGROUP >> LOG_KEY_LANES;
+  // Scores of GROUP heads lie in workgroup memory.
+  const TILE = group > 8 ? KEYS : Math.max(KEYS, 256);
   const constants: Record<string, number | string> = {
     HEAD_DIM: headDim,
     VEC,
     GROUP: group,
-    WORKGROUP: Math.max(128, 2 ** Math.ceil(Math.log2(headDim / VEC))),
-    LOG_KEY_LANES: lanes.SUBGROUPS ? 2 : 0,
-    TILE: group > 8 ? 32 : 128,
-    KEYS_PER_SPLIT: 128,
+    WORKGROUP,
+    LOG_KEY_LANES,
+    TILE,
+    KEYS_PER_SPLIT: 256,
     ...lanes,
     ...device.tuned?.get(tuningKey("attendDecode", headDim, group)),
   };

@@ -118,7 +118,7 @@ function multiply(
   const { kernel, m, n, k, shape, constants } = choice;
   const c = gpu.tensor("f32", shape, undefined, "product");
   using plan = new Plan(gpu);
-  const uniforms = { stride: n, column: 0, eps: 0, k_run: k };
+  const uniforms = { stride: n, column: 0, eps: 0 };
   if (kernel === "gemv") {
     const vector = b.shape.length === 1;
     const x = vector ? b.view(1, k) : a.view(m, k);
@@ -133,7 +133,7 @@ function multiply(
       constants,
     });
   } else if (kernel === "gemm") {
-    plan.add(gemmKernel, { a, b, scales: a, c }, { constants, uniforms });
+    plan.add(gemmKernel, { a, b, c }, { constants, uniforms });
   } else {
     plan.add(batchedGemmKernel, { a, b, c }, { constants, uniforms });
   }

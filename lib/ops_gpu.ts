@@ -182,13 +182,12 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       const [a, scales] = choice.headroom
         ? this.#half(x, norm, choice.headroom)
         : [norm ? this.#normed(x, norm) : x, x];
-      const k_run = Math.ceil(k / splits / 32) * 32;
       if (splits === 1) {
         this.plan.add(gemm, { a, b: weight, scales, c: y }, {
           label,
           reason,
           constants: { ...constants, EPILOGUE: epilogue },
-          uniforms: { stride, column, k_run },
+          uniforms: { stride, column },
         });
         continue;
       }
@@ -198,7 +197,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         label,
         reason,
         constants,
-        uniforms: { stride: n, column: 0, k_run },
+        uniforms: { stride: n, column: 0 },
       });
       this.plan.add(sumSplits, { partial, y }, {
         label,

@@ -19,10 +19,11 @@ export async function timePlan(
   moment?: Moment,
 ): Promise<number[]> {
   plan.seal();
-  return await timePasses(
+  const spans = await timePasses(
     gpu,
     Array.from({ length: times }, () => (pass) => plan.encode(pass, moment)),
   );
+  return spans.map(({ begin, end }) => end - begin);
 }
 
 /**
@@ -37,25 +38,38 @@ export async function timeDispatches(
   moment?: Moment,
 ): Promise<number[]> {
   plan.seal();
-  return await timePasses(
+  const spans = await timePasses(
     gpu,
     plan.dispatches.map((_, i) => (pass) => plan.encode(pass, moment, i)),
   );
+  return spans.map(({ begin, end }) => end - begin);
 }
 
 /** Query sets hold this many timestamps at most. */
-const MOST_QUERIES = 4096;
+export const MOST_QUERIES = 4096;
 
-async function timePasses(
+/** From when to when, in milliseconds; the GPU's clock begins anywhere. */
+export interface Span {
+  begin: number;
+  end: number;
+}
+
+/**
+ * When each pass ran, by the GPU's clock. As many as a query set has room for are
+ * submitted together.
+ *
+ * @throws {Error} if the adapter has no timestamps.
+ */
+export async function timePasses(
   gpu: Gpu,
   passes: ((pass: GPUComputePassEncoder) => void)[],
-): Promise<number[]> {
+): Promise<Span[]> {
   if (!gpu.timestamps) {
     throw new Error(
       `Cannot time on the GPU: ${gpu.name} has no timestamp-query, time whole runs by wall clock`,
     );
   }
-  const out: number[] = [];
+  const out: Span[] = [];
   for (let at = 0; at < passes.length; at += MOST_QUERIES / 2) {
     const some = passes.slice(at, at + MOST_QUERIES / 2);
     const count = 2 * some.length;
@@ -85,10 +99,15 @@ async function timePasses(
     querySet.destroy();
     const ticks = new BigUint64Array(bytes); // nanoseconds
     for (let i = 0; i < count; i += 2) {
-      out.push(Number(ticks[i + 1] - ticks[i]) / 1e6);
+      out.push(span(ticks[i], ticks[i + 1]));
     }
   }
   return out;
+}
+
+/** Timestamps, which are nanoseconds, as a span. */
+export function span(begin: bigint, end: bigint): Span {
+  return { begin: Number(begin) / 1e6, end: Number(end) / 1e6 };
 }
 
 /** The middle value, and those that an eighth lie below and above: `{ median, low, high }`. */

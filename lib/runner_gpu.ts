@@ -220,6 +220,11 @@ export class GpuRunner implements Runner {
     this.gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
   }
 
+  /** Sets how many tokens the cache holds, for whoever runs a {@linkcode pass} by hand. */
+  setLength(tokens: number): void {
+    this.#cache.reset([tokens]);
+  }
+
   /** The recorded forward pass of `rows` tokens; `all`: with logits of each. */
   pass(rows: number, all: boolean): Pass {
     const key = `${rows} ${all}`;

@@ -76,6 +76,13 @@ export class Tensor implements Disposable {
   /** The first `rows` rows, the same memory. */
   rows(rows: number): Tensor {
     const { buffer, offset } = this.part;
+    if (rows > this.shape[0]) {
+      throw new Error(
+        `Cannot take ${rows} rows of a tensor of shape [${
+          this.shape.join(", ")
+        }]: it has ${this.shape[0]}`,
+      );
+    }
     return new Tensor(this.gpu, this.dtype, [rows, ...this.shape.slice(1)], [
       { buffer, offset, begin: 0, rows },
     ], this.label);

@@ -45,7 +45,11 @@ export function elementType(view: View, dtype: Dtype): string {
   return dtype === "f32" ? "f32" : "u32";
 }
 
-/** Accessor functions of buffer `x` under its settled view. */
+/**
+ * Accessor functions of buffer `x` under its settled view.
+ *
+ * @throws {Error} if it is writable and of a type that kernels cannot write.
+ */
 export function accessors(
   x: string,
   view: View,
@@ -54,6 +58,11 @@ export function accessors(
 ): string {
   if (dtype === "u32" || view === "raw") return "";
   const bf16 = dtype === "bf16";
+  if (writable && (bf16 || dtype === "f16" && view !== "vec4")) {
+    throw new Error(
+      `Cannot write ${x} as ${dtype}: kernels write f32, or f16 in rows of whole vec4`,
+    );
+  }
   const pairs = (a: string, b: string) =>
     bf16
       ? `bitcast<vec4f>(vec4u(${a} << 16u, ${a} & 0xffff0000u, ${b} << 16u, ${b} & 0xffff0000u))`

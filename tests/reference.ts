@@ -4,6 +4,7 @@ import {
   elements,
   f32ToBf16Bits,
   f32ToF16Bits,
+  toF32,
 } from "../lib/cpu_dtype.ts";
 import type { Dtype } from "../lib/ops.ts";
 import { assertAllClose } from "./assert_all_close.ts";
@@ -169,15 +170,109 @@ export function epilogue(
   return out;
 }
 
-/** Sizes of attention. */
-export interface Heads {
+/** Sizes of attention: row `r` is token `r % tokens` of sequence `first + floor(r / tokens)`. */
+export interface Attention {
   heads: number;
   kvHeads: number;
   headDim: number;
+  context: number;
+  /** Tokens in the cache before the pass, per sequence. */
+  lengths: readonly number[];
+  first: number;
+  tokens: number;
+  rows: number;
+  eps: number;
 }
 
-/** Norms and rotates heads of one row: `[heads, headDim]` at `position`. */
-export function normedRotated(
+/** Random inputs of a pass; the cache is NaN where no token was cached. */
+export interface AttentionInputs {
+  qkv: CpuTensor;
+  qNorm: CpuTensor;
+  kNorm: CpuTensor;
+  angles: CpuTensor;
+  k: CpuTensor;
+  v: CpuTensor;
+}
+
+/** Makes the inputs of a pass, with `more` tokens per sequence cached beyond its length. */
+export function attentionInputs(
+  random: Random,
+  sizes: Attention,
+  dtypes: { cache: "f32" | "f16"; norm?: Dtype },
+  more = 0,
+): AttentionInputs {
+  const { heads, kvHeads, headDim, context, lengths, rows } = sizes;
+  const angles = random.tensor("f32", [context, headDim]);
+  for (let at = 0; at < angles.data.length; at += headDim) {
+    for (let i = 0; i < headDim / 2; i++) {
+      const angle = Math.PI * random.next();
+      angles.data[at + i] = Math.cos(angle);
+      angles.data[at + headDim / 2 + i] = Math.sin(angle);
+    }
+  }
+  const cache = () => {
+    const shape = [lengths.length, kvHeads, context, headDim];
+    const tensor = random.tensor(dtypes.cache, shape);
+    const nan = ENCODE[dtypes.cache](NaN);
+    for (let head = 0; head < lengths.length * kvHeads; head++) {
+      const length = lengths[Math.floor(head / kvHeads)] + more;
+      const begin = (head * context + length) * headDim;
+      tensor.data.fill(nan, begin, (head + 1) * context * headDim);
+    }
+    return tensor;
+  };
+  const norm = dtypes.norm ?? "f32";
+  return {
+    qkv: random.tensor("f32", [rows, (heads + 2 * kvHeads) * headDim], 2),
+    qNorm: random.tensor(norm, [headDim], 0.5, 1),
+    kNorm: random.tensor(norm, [headDim], 0.5, 1),
+    angles,
+    k: cache(),
+    v: cache(),
+  };
+}
+
+/** The sequence and position of a row. */
+export function place(
+  row: number,
+  { first, tokens, lengths }: Attention,
+): { sequence: number; position: number } {
+  const sequence = first + Math.floor(row / tokens);
+  return { sequence, position: lengths[sequence] + row % tokens };
+}
+
+/** Normed and rotated q `[rows, heads · headDim]`, and the caches after the append. */
+export function appended(
+  inputs: AttentionInputs,
+  sizes: Attention,
+): { q: Float64Array; k: Float64Array; v: Float64Array } {
+  const { heads, kvHeads, headDim, context, rows, eps } = sizes;
+  const qkv = toF32(inputs.qkv), angles = toF32(inputs.angles);
+  const qNorm = toF32(inputs.qNorm), kNorm = toF32(inputs.kNorm);
+  const k = Float64Array.from(toF32(inputs.k));
+  const v = Float64Array.from(toF32(inputs.v));
+  const q = new Float64Array(rows * heads * headDim);
+  for (let row = 0; row < rows; row++) {
+    const { sequence, position } = place(row, sizes);
+    const head = (h: number) => {
+      const at = (row * (heads + 2 * kvHeads) + h) * headDim;
+      return qkv.subarray(at, at + headDim);
+    };
+    for (let h = 0; h < heads; h++) {
+      const turned = normedRotated(head(h), qNorm, angles, position, eps);
+      q.set(turned, (row * heads + h) * headDim);
+    }
+    for (let h = 0; h < kvHeads; h++) {
+      const at = ((sequence * kvHeads + h) * context + position) * headDim;
+      k.set(normedRotated(head(heads + h), kNorm, angles, position, eps), at);
+      v.set(head(heads + kvHeads + h), at);
+    }
+  }
+  return { q, k, v };
+}
+
+/** RMSNorm and RoPE (half-split) of one head at `position`. */
+function normedRotated(
   x: ArrayLike<number>,
   norm: ArrayLike<number>,
   angles: ArrayLike<number>,
@@ -185,48 +280,50 @@ export function normedRotated(
   eps: number,
 ): Float64Array {
   const size = norm.length, half = size / 2;
-  const normed = rmsNormed(x, norm, eps), y = new Float64Array(x.length);
-  for (let at = 0; at < x.length; at += size) {
-    for (let i = 0; i < half; i++) {
-      const c = angles[position * size + i];
-      const s = angles[position * size + half + i];
-      y[at + i] = normed[at + i] * c - normed[at + half + i] * s;
-      y[at + half + i] = normed[at + half + i] * c + normed[at + i] * s;
-    }
+  const normed = rmsNormed(x, norm, eps), y = new Float64Array(size);
+  for (let i = 0; i < half; i++) {
+    const c = angles[position * size + i];
+    const s = angles[position * size + half + i];
+    y[i] = normed[i] * c - normed[half + i] * s;
+    y[half + i] = normed[half + i] * c + normed[i] * s;
   }
   return y;
 }
 
-/**
- * Softmax attention of one query over keys `0 … keys - 1` of one kv head.
- *
- * @param q `[headDim]`
- * @param k `[.., headDim]`, from element `at` on; `v` likewise
- */
+/** Causal softmax attention of all rows over a cache that has them: `[rows, heads · headDim]`. */
 export function attended(
-  q: ArrayLike<number>,
-  k: ArrayLike<number>,
-  v: ArrayLike<number>,
-  at: number,
-  keys: number,
-  scale: number,
+  { q, k, v }: Record<"q" | "k" | "v", ArrayLike<number>>,
+  sizes: Attention,
 ): Expected {
-  const headDim = q.length;
-  const scores = Float64Array.from({ length: keys }, (_, key) => {
-    let sum = 0;
-    for (let i = 0; i < headDim; i++) sum += q[i] * k[at + key * headDim + i];
-    return sum * scale;
-  });
-  const top = scores.reduce((a, b) => Math.max(a, b));
-  const weights = scores.map((score) => Math.exp(score - top));
-  const total = weights.reduce((a, b) => a + b);
-  const values = new Float64Array(headDim), norms = new Float64Array(headDim);
-  for (let key = 0; key < keys; key++) {
-    const weight = weights[key] / total;
-    for (let i = 0; i < headDim; i++) {
-      const product = weight * v[at + key * headDim + i];
-      values[i] += product;
-      norms[i] += Math.abs(product); // each weight is off by exp's error of its score
+  const { heads, kvHeads, headDim, context, rows } = sizes;
+  const values = new Float64Array(q.length), norms = new Float64Array(q.length);
+  const scores = new Float64Array(context);
+  for (let row = 0; row < rows; row++) {
+    const { sequence, position } = place(row, sizes);
+    for (let h = 0; h < heads; h++) {
+      const kvHead = Math.floor(h / (heads / kvHeads));
+      const cached = (sequence * kvHeads + kvHead) * context * headDim;
+      const to = (row * heads + h) * headDim;
+      let top = -Infinity, total = 0;
+      for (let key = 0; key <= position; key++) {
+        let sum = 0;
+        for (let i = 0; i < headDim; i++) {
+          sum += q[to + i] * k[cached + key * headDim + i];
+        }
+        scores[key] = sum / Math.sqrt(headDim);
+        top = Math.max(top, scores[key]);
+      }
+      for (let key = 0; key <= position; key++) {
+        total += scores[key] = Math.exp(scores[key] - top);
+      }
+      for (let key = 0; key <= position; key++) {
+        const weight = scores[key] / total;
+        for (let i = 0; i < headDim; i++) {
+          const product = weight * v[cached + key * headDim + i];
+          values[to + i] += product;
+          norms[to + i] += Math.abs(product); // each weight is off by its score's error
+        }
+      }
     }
   }
   return { values, norms };

@@ -112,7 +112,7 @@ gpuTest(
       await check(trial, { ...shape, n: 40, column: 16, beside: 8 });
       await check(trial, { ...shape, n: 72, column: 64, beside: 0 });
       const beside = kind === 2 ? 2 : 1;
-    await check(trial, { ...shape, n: 38, column: 16, beside });
+      await check(trial, { ...shape, n: 38, column: 16, beside });
       await check(trial, { ...shape, n: 38, column: 3, beside: 1 });
     }
   },

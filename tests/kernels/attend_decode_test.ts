@@ -1,0 +1,192 @@
+import { assertEquals } from "@std/assert";
+import { attendDecode } from "../../kernels/attend_decode.ts";
+import { mergeSplits } from "../../kernels/merge_splits.ts";
+import type { Constants } from "../../lib/unroll.ts";
+import { assertAllClose } from "../assert_all_close.ts";
+import { gpuTest, lanes, type Trial } from "../gpu.ts";
+import {
+  appended,
+  assertSums,
+  attended,
+  type Attention,
+  type AttentionInputs,
+  attentionInputs,
+} from "../reference.ts";
+
+const ONE = { first: 0, tokens: 1, rows: 1, eps: 1e-6 };
+
+/** One step with `splits` runs of keys; what they leave is merged if there are several. */
+function run(
+  trial: Trial,
+  inputs: AttentionInputs,
+  sizes: Attention,
+  splits: number,
+  constants: Constants = {},
+) {
+  const { heads, kvHeads, headDim, first, rows, eps } = sizes;
+  const group = heads / kvHeads, VEC = headDim % 8 === 0 ? 4 : 1;
+  const { SUBGROUPS, LOG_LANES } = lanes(trial.gpu, true);
+  const upload = (name: keyof AttentionInputs) => trial.upload(inputs[name]);
+  const [k, v, flags] = [upload("k"), upload("v"), trial.u32(0, 0, 0, 0)];
+  const partial = trial.filled([rows * splits, heads * headDim]);
+  const stats = trial.filled([rows * splits, heads * 2], 0x7fc00000, "u32");
+  const y = trial.filled([rows, heads * headDim]);
+  trial.run(attendDecode, {
+    qkv: upload("qkv"),
+    qNorm: upload("qNorm"),
+    kNorm: upload("kNorm"),
+    angles: upload("angles"),
+    lengths: trial.u32(...sizes.lengths),
+    ...{ k, v, y, partial, stats, flags },
+  }, {
+    constants: {
+      ...{ HEAD_DIM: headDim, GROUP: group, VEC, SUBGROUPS, LOG_LANES },
+      ...{ LOG_KEY_LANES: SUBGROUPS ? 2 : 0, TILE: SUBGROUPS ? 32 : 128 },
+      ...constants,
+    },
+    uniforms: { first, eps, scale: headDim ** -0.5 },
+    gridAt: () => [splits, kvHeads, rows],
+  });
+  if (splits > 1) {
+    trial.run(mergeSplits, { partial, stats, flags, y }, {
+      constants: { HEAD_DIM: headDim, VEC },
+      uniforms: { heads },
+    });
+  }
+  return { k, v, y, flags };
+}
+
+async function check(
+  trial: Trial,
+  sizes: Attention,
+  cache: "f32" | "f16",
+  splits: number,
+  constants?: Constants,
+): Promise<void> {
+  const norm = trial.random.pick(["f32", "f16", "bf16"] as const);
+  const inputs = attentionInputs(trial.random, sizes, { cache, norm });
+  const { k, v, y, flags } = run(trial, inputs, sizes, splits, constants);
+  const expected = appended(inputs, sizes);
+  const message = JSON.stringify({ ...sizes, cache, norm, splits, constants });
+  // Half a unit in the last place of f16, and what f32 adds to a tie.
+  const relative = cache === "f32" ? 2e-6 : 2 ** -11;
+  const [keys, values] = [await k.read(), await v.read()];
+  const close = { absolute: 2e-6, relative };
+  assertAllClose(keys, expected.k, close, `k of ${message}`);
+  assertAllClose(values, expected.v, close, `v of ${message}`);
+  const stored = { q: expected.q, k: keys, v: values };
+  assertSums(await y.read(), attended(stored, sizes), `y of ${message}`);
+  assertEquals((await flags.read())[0], 0);
+}
+
+gpuTest(
+  "attendDecode attends with heads of any size and ratio",
+  async (_, trial) => {
+    const { random } = trial;
+    for (
+      const [headDim, ratio] of [
+        [2, 1],
+        [6, 2],
+        [16, 6],
+        [20, 8],
+        [64, 1],
+        [80, 3],
+        [100, 1],
+        [128, 2],
+        [256, 1],
+      ]
+    ) {
+      const cache = headDim % 8 ? "f32" : random.pick(["f32", "f16"] as const);
+      const kvHeads = random.int(1, 2), heads = ratio * kvHeads;
+      const shape = { ...ONE, heads, kvHeads, headDim, context: 140 };
+      for (const splits of [1, 2, 7]) {
+        const lengths = [random.int(0, 139), random.int(0, 139)];
+        const pass = { lengths, rows: 2 };
+        await check(trial, { ...shape, ...pass }, cache, splits);
+      }
+    }
+  },
+);
+
+gpuTest(
+  "attendDecode attends at every border of tiles and splits",
+  async (_, trial) => {
+    const { random } = trial;
+    const shape = { ...ONE, heads: 4, kvHeads: 2, headDim: 16, context: 1001 };
+    const borders = [0, 1, 31, 32, 33, 63, 127, 128, 129, 255, 300, 1000];
+    for (const splits of [1, 2, 7, 64]) {
+      const lengths = [random.int(0, 999), ...borders, random.int(0, 999)];
+      const pass = { lengths, first: 1, rows: borders.length };
+      await check(trial, { ...shape, ...pass }, "f16", splits);
+    }
+  },
+);
+
+gpuTest(
+  "attendDecode gives the same for every choice of threads and lanes",
+  async (_, trial) => {
+    const { random } = trial;
+    const shape = { ...ONE, heads: 2, kvHeads: 1, headDim: 16, context: 301 };
+    const none = { SUBGROUPS: 0, LOG_KEY_LANES: 0 };
+    const choices: Constants[] = [
+      { ...none, LOG_LANES: 5, WORKGROUP: 128, TILE: 128 },
+      { ...none, LOG_LANES: 1, WORKGROUP: 64, TILE: 64 },
+      { WORKGROUP: 64, TILE: 32, LOG_KEY_LANES: 1, LOG_LANES: 2 },
+      { WORKGROUP: 256, TILE: 128 },
+      { TILE: 16, LOG_KEY_LANES: 3 },
+    ];
+    const subgroups = trial.gpu.subgroupSize >= 8;
+    for (const constants of choices) {
+      if (!subgroups && constants.SUBGROUPS !== 0) continue;
+      const lengths = [0, 300, random.int(1, 299)];
+      const pass = { lengths, rows: 3 };
+      for (const splits of [1, 3]) {
+        await check(trial, { ...shape, ...pass }, "f32", splits, constants);
+      }
+    }
+  },
+);
+
+gpuTest(
+  "attendDecode raises the flag exactly when f16 cannot hold a value",
+  async (_, trial) => {
+    const { random } = trial;
+    const shape = { ...ONE, heads: 2, kvHeads: 1, headDim: 16, context: 201 };
+    const sizes = { ...shape, lengths: [random.int(0, 200)] };
+    const flag = async (
+      cache: "f32" | "f16",
+      column: number,
+      value: number,
+    ) => {
+      const inputs = attentionInputs(random, sizes, { cache });
+      inputs.qkv.data[column] = value;
+      const splits = random.pick([1, 2, 7]);
+      const { flags } = run(trial, inputs, sizes, splits);
+      return (await flags.read())[0];
+    };
+    const v = 3 * 16; // columns: q of two heads, k, v
+    for (const sign of [1, -1]) {
+      const column = v + random.int(0, 15);
+      assertEquals(await flag("f16", column, sign * 65504), 0);
+      assertEquals(await flag("f16", column, sign * 65504.01), 1);
+      assertEquals(await flag("f16", column, sign * Infinity), 1);
+      assertEquals(await flag("f16", v - 1, sign * 1e6), 0); // k is normed
+      assertEquals(await flag("f16", 0, sign * 1e6), 0);
+      assertEquals(await flag("f32", column, sign * 1e30), 0);
+    }
+  },
+);
+
+gpuTest("attendDecode stands large scores", async (_, trial) => {
+  const shape = { ...ONE, heads: 4, kvHeads: 2, headDim: 16, context: 301 };
+  const sizes = { ...shape, lengths: [300] };
+  const inputs = attentionInputs(trial.random, sizes, { cache: "f32" });
+  inputs.qNorm.data.fill(200);
+  for (const splits of [1, 3]) {
+    const { k, v, y } = run(trial, inputs, sizes, splits);
+    const { q } = appended(inputs, sizes);
+    const stored = { q, k: await k.read(), v: await v.read() };
+    // A score of some hundreds is off by more than one of a few.
+    assertSums(await y.read(), attended(stored, sizes), `${splits}`, 3e-4);
+  }
+});
