@@ -181,9 +181,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         var sum = 0.0;
         @unroll for (var i = 0; i < KEY_STEPS; i++) {
           let e = i * KEY_LANES + key_lane;
-          if (e < WIDTH) {
-            sum += product(queries[g * WIDTH + e], select(kv[s * KEY_STEPS + i], fresh[e], key == position));
-          }
+          if (e < WIDTH) { sum += product(queries[g * WIDTH + e], kv[s * KEY_STEPS + i]); }
+        }
+        if (key == position) {
+          sum = 0.0;
+          for (var e = key_lane; e < WIDTH; e += KEY_LANES) { sum += product(queries[g * WIDTH + e], fresh[e]); }
         }
         score[g * STEPS + s] = select(LOW, key_sum(sum), key < end);
         high = max(high, score[g * STEPS + s]);
@@ -199,7 +201,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     workgroupBarrier();
     @unroll for (var g = 0; g < GROUP; g++) {
       var high = top[g];
-      for (var j = 0u; j < TEAMS; j++) { high = max(high, team_top[g * TEAMS + j]); }
+      for (var j = lane; j < TEAMS; j += LANES) { high = max(high, team_top[g * TEAMS + j]); }
+      high = lanes_max(high, tid);
       let shrink = exp(top[g] - high);
       top[g] = high;
       acc[g] *= shrink;
@@ -217,16 +220,20 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     workgroupBarrier();
     @unroll for (var g = 0; g < GROUP; g++) {
-      for (var j = 0u; j < TEAMS; j++) { total[g] += team_sum[g * TEAMS + j]; }
+      var sum = 0.0;
+      for (var j = lane; j < TEAMS; j += LANES) { sum += team_sum[g * TEAMS + j]; }
+      total[g] += lanes_sum(sum, tid);
     }
     if (run < RUNS) {
       @unroll for (var i = 0; i < VALUES; i++) {
         let j = i * RUNS + run;
-        if (j < TILE) {
-          let v = select(value[i], fresh[WIDTH + element], t0 + j == position);
-          @unroll for (var g = 0; g < GROUP; g++) { acc[g] += weights[g * TILE + j] * v; }
+        if (j < TILE && t0 + j < position) { // 0 · NaN is not 0: there may be anything after it
+          @unroll for (var g = 0; g < GROUP; g++) { acc[g] += weights[g * TILE + j] * value[i]; }
         }
       }
+    }
+    if (run == 0u && t0 <= position && position < t0 + TILE) {
+      @unroll for (var g = 0; g < GROUP; g++) { acc[g] += weights[g * TILE + position - t0] * fresh[WIDTH + element]; }
     }
     workgroupBarrier(); // weights and the teams' values are written again
   }
@@ -235,7 +242,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     workgroupBarrier();
     if (tid < WIDTH) {
       var sum = sums[tid];
-      for (var r = 1u; r < RUNS; r++) { sum += sums[r * WIDTH + tid]; }
+      @unroll for (var r = 1; r < RUNS; r++) { sum += sums[r * WIDTH + tid]; }
       let head = row * heads + kv_head * GROUP + g;
       if (groups.x == 1u) { y_put(head * WIDTH + tid, sum / total[g]); }
       else { partial_put((head * groups.x + wg.x) * WIDTH + tid, sum); }

@@ -115,7 +115,7 @@ export function chooseLinear(
     };
   }
   const tile = {
-    ...tileFor(m, n),
+    ...tileFor(m, n, shape.largest !== undefined),
     ...device.tuned?.get(tuningKey("gemm", m, n, k)),
   };
   // BK products of a row's largest value with the largest weight must fit f16.
@@ -170,12 +170,16 @@ export function chooseDecodeAttention(
 ): DecodeAttentionChoice {
   const VEC = headDim % 8 === 0 ? 4 : 1;
   const lanes = laneConstants(device);
-  // As many threads as a row of values has elements, and keys for all of them.
-  const WORKGROUP = Math.max(256, 2 ** Math.ceil(Math.log2(headDim / VEC)));
+  // Few workgroups run, so each takes many threads; not where threads are emulated.
+  const many = device.subgroupSize >= 32 ? 1024 : 128;
+  const WORKGROUP = Math.max(
+    Math.min(many, device.limits.maxComputeInvocationsPerWorkgroup),
+    2 ** Math.ceil(Math.log2(headDim / VEC)),
+  );
   const LOG_KEY_LANES = lanes.SUBGROUPS ? 2 : 0;
   const KEYS = WORKGROUP >> LOG_KEY_LANES;
   // Scores of GROUP heads lie in workgroup memory.
-  const TILE = group > 8 ? KEYS : Math.max(KEYS, 256);
+  const TILE = group > 8 ? KEYS : Math.max(KEYS, many / 4);
   const constants: Record<string, number | string> = {
     HEAD_DIM: headDim,
     VEC,
@@ -183,7 +187,7 @@ export function chooseDecodeAttention(
     WORKGROUP,
     LOG_KEY_LANES,
     TILE,
-    KEYS_PER_SPLIT: 256,
+    KEYS_PER_SPLIT: 512,
     ...lanes,
     ...device.tuned?.get(tuningKey("attendDecode", headDim, group)),
   };
@@ -206,7 +210,8 @@ export function headLanes(headDim: number, device: Capabilities) {
 }
 
 /** The tile of a product by its size: large where there is enough work to fill a GPU. */
-export function tileFor(m: number, n: number): Constants {
+export function tileFor(m: number, n: number, f16 = false): Constants {
+  if (f16 && m > 64) return { BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 };
   if (m >= 256 && m * n >= 1 << 21) {
     return { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 };
   }

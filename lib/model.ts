@@ -144,6 +144,11 @@ export class Qwen3 implements Disposable {
     return this.#placed.device;
   }
 
+  /** What runs it, for whoever measures or checks it. */
+  get runner(): Runner {
+    return this.#placed.runner;
+  }
+
   /** Tokens that a sequence may have, prompt included. */
   get context(): number {
     return this.#placed.runner.context;

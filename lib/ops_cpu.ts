@@ -281,7 +281,7 @@ function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
 }
 
 /** RMSNorm (https://arxiv.org/abs/1910.07467) of `weight.length` elements. */
-function normalize(
+export function normalize(
   x: Float32Array,
   from: number,
   weight: Float32Array,

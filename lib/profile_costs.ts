@@ -47,7 +47,9 @@ export function costsOf(dispatch: Costed, context: CostContext): Cost[] {
   const role = label.replace(/^layers\.\d+\./, "");
   const size = (buffer: string) => byteSize(dtypeOf(dispatch, buffer));
   const { m = context.sequences * context.tokens, n = 0, k = 0 } = dims;
-  const whole = (cost: Partial<Cost> & Pick<Cost, "name" | "group">): Cost[] => [
+  const whole = (
+    cost: Partial<Cost> & Pick<Cost, "name" | "group">,
+  ): Cost[] => [
     {
       matmul: false,
       shape: k ? `[${m}, ${k}]` : `[${m}]`,

@@ -101,8 +101,10 @@ export interface Operation {
   shape: string;
   /** `f32 × bf16 → f32` */
   dtypes: string;
-  /** Kernels that ran, with what they also did. */
+  /** Kernels that ran. */
   kernel: string;
+  /** What the same dispatches also did: `RMSNorm`, `residual add`, … */
+  fused: string[];
   constants: Constants;
   /** Why this kernel with these constants. */
   reason: string;

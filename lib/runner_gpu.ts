@@ -22,7 +22,7 @@ import type { Tensor } from "./tensor.ts";
 import { type LoadOptions, loadWeights, type WeightStore } from "./weights.ts";
 
 /** Prompt tokens that go through the model at once. */
-const PREFILL_ROWS = 2048;
+export const PREFILL_ROWS = 2048;
 /** Steps whose tokens the device keeps until they are read. */
 const RING = 256;
 /** Steps submitted between two readbacks: few at first, so that text appears at once. */
@@ -43,12 +43,24 @@ export interface GpuRunnerOptions extends LoadOptions {
   f16Products: boolean;
 }
 
+/** Told what a decode loop does, by whoever measures it; times are `performance.now()`. */
+export interface LoopWatcher {
+  /** Steps between two readbacks, always, instead of more and more. */
+  chunk?: number;
+  /** Where the pass of the next `steps` steps writes its timestamps. */
+  timestamps(steps: number): GPUComputePassTimestampWrites | undefined;
+  /** Something ended that began at `began`. */
+  did(what: "encode" | "submit" | "wait" | "readback", began: number): void;
+}
+
 /** {@linkcode Runner} on a GPU. */
 export class GpuRunner implements Runner {
   readonly fallbacks = [];
   readonly context: number;
   /** What was decided since loading. */
   readonly choices: Choice[] = [];
+  /** Set to watch the decode loop. */
+  watcher?: LoopWatcher;
   readonly #ops: GpuOps;
   #cache: GpuKvCache;
   #passes = new Map<string, Pass>();
@@ -162,38 +174,48 @@ export class GpuRunner implements Runner {
     using _next = addSampling(sample, decode.logits, sampling, this.#state);
     sample.seal();
 
-    using reader = new RingReader(gpu, ring, this.#cache.flags);
+    const { watcher } = this;
+    using reader = new RingReader(gpu, ring, this.#cache.flags, watcher);
     device.queue.submit([reader.copy(device.createCommandEncoder())]);
     // The host knows each step's length without asking the device.
     let length = tokens.length, submitted = 1, delivered = 0;
     const encode = (steps: number) => {
+      const began = performance.now();
       const encoder = device.createCommandEncoder();
-      const pass = encoder.beginComputePass();
+      const timestampWrites = watcher?.timestamps(steps);
+      const pass = encoder.beginComputePass({ timestampWrites });
       for (let i = 0; i < steps; i++) {
         decode.plan.encode(pass, { length: length++ });
         sample.encode(pass);
       }
       pass.end();
       submitted += steps;
-      return reader.copy(encoder);
+      const commands = reader.copy(encoder);
+      watcher?.did("encode", began);
+      return commands;
     };
-    for (let size = FIRST_CHUNK, end = 1; delivered < end;) {
+    const submit = (commands: GPUCommandBuffer) => {
+      const began = performance.now();
+      device.queue.submit([commands]);
+      watcher?.did("submit", began);
+    };
+    let size = watcher?.chunk ?? FIRST_CHUNK;
+    for (let end = 1; delivered < end;) {
       const began = performance.now();
       // Encoded while the device works, submitted when it is done: Deno's mapAsync
       // waits for all submitted work, then sleeps 10 ms, which the next chunk uses.
       const steps = Math.min(size, maxTokens - submitted);
       const next = steps > 0 ? encode(steps) : undefined;
       const arriving = reader.read(step + delivered, step + end);
-      if (next) device.queue.submit([next]);
+      if (next) submit(next);
       const ids = await arriving;
       gpu.check();
       delivered = end;
       end = submitted;
       yield ids;
       signal?.throwIfAborted();
-      if (performance.now() - began < LONG_CHUNK_MS && size < LARGEST_CHUNK) {
-        size *= 2;
-      }
+      const quick = performance.now() - began < LONG_CHUNK_MS;
+      if (quick && size < LARGEST_CHUNK && !watcher?.chunk) size *= 2;
     }
   }
 
@@ -218,6 +240,11 @@ export class GpuRunner implements Runner {
       yield logits;
     }
     this.gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+  }
+
+  /** How keys and values are kept. */
+  get cacheDtype(): "f16" | "f32" {
+    return this.#cache.dtype;
   }
 
   /** Sets how many tokens the cache holds, for whoever runs a {@linkcode pass} by hand. */
@@ -296,6 +323,7 @@ class RingReader implements Disposable {
     readonly gpu: Gpu,
     readonly ring: Tensor,
     readonly flags: Tensor,
+    readonly watcher?: LoopWatcher,
   ) {}
 
   /** Ends `encoder` with a copy of the ring as it is then. */
@@ -319,7 +347,10 @@ class RingReader implements Disposable {
   /** Tokens of steps `from … to` of the oldest copy, or {@linkcode OVERFLOW}. */
   async read(from: number, to: number): Promise<readonly number[]> {
     const staging = this.#filled.shift()!;
+    const began = performance.now();
     await staging.mapAsync(GPUMapMode.READ);
+    this.watcher?.did("wait", began);
+    const mapped = performance.now();
     const words = new Uint32Array(staging.getMappedRange());
     const ids = Array.from(
       { length: to - from },
@@ -328,6 +359,7 @@ class RingReader implements Disposable {
     const overflow = words[RING] !== 0;
     staging.unmap();
     this.#free.push(staging);
+    this.watcher?.did("readback", mapped);
     return overflow ? OVERFLOW : ids;
   }
 

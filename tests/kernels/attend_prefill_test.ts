@@ -50,7 +50,8 @@ gpuTest(
   "attendPrefill attends with heads of any size and ratio",
   async (_, trial) => {
     const { random } = trial;
-    for (const headDim of [2, 6, 16, 20, 64, 80, 100, 128, 256]) {
+    const sizes = [2, 16, 20, 80, 128, 256, random.pick([6, 64, 100])];
+    for (const headDim of sizes) {
       const cache = headDim % 8 ? "f32" : random.pick(["f32", "f16"] as const);
       for (const ratio of [1, 2, 3, 6, 8]) {
         const kvHeads = random.int(1, 2), tokens = random.int(1, 25);

@@ -1,0 +1,33 @@
+import { kernel } from "../lib/kernel.ts";
+
+/**
+ * Reads a whole buffer and does next to nothing with it: how fast memory can be.
+ * Each thread has eight 16-byte loads in flight, neighbours read neighbours.
+ */
+export const peakRead = kernel({
+  name: "peakRead",
+  buffers: { x: "n as unit", y: "inout any" },
+  constants: { WORKGROUP: 256, LOADS: 8 },
+  grid: ({ n }, { WORKGROUP, LOADS }) => [
+    Math.min(4096, Math.ceil(n / 4 / (WORKGROUP * LOADS))),
+    1,
+    1,
+  ],
+  body: /* wgsl */ `
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let units = u.n / 4u;
+  @split var acc: array<vec4u, LOADS>;
+  let stride = groups.x * WORKGROUP * LOADS;
+  for (var at = wg.x * WORKGROUP * LOADS + tid; at < units; at += stride) {
+    @unroll for (var i = 0; i < LOADS; i++) {
+      acc[i] ^= x[min(at + i * WORKGROUP, units - 1u)];
+    }
+  }
+  var all = vec4u();
+  @unroll for (var i = 0; i < LOADS; i++) { all ^= acc[i]; }
+  // Never true of a buffer of zeros, which the compiler cannot know.
+  if ((all.x ^ all.y ^ all.z ^ all.w) == 1u) { y[0] = 1u; }
+}`,
+});

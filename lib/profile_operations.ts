@@ -1,0 +1,139 @@
+/**
+ * From timed dispatches to a breakdown by operation.
+ *
+ * @module
+ */
+import type { Dispatch } from "./plan.ts";
+import {
+  type Cost,
+  type CostContext,
+  type Costed,
+  costsOf,
+} from "./profile_costs.ts";
+import type { Operation, Peaks, Phase } from "./profile_report.ts";
+
+/** A dispatch, or a verb of the CPU, and what it took. */
+export interface Sample {
+  dispatch: Costed & Pick<Dispatch, "reason">;
+  context: CostContext;
+  /** Workgroups. */
+  workgroups: number;
+  /** Undefined where it could not be timed alone. */
+  ms?: number;
+  /** Where they do not follow from the dispatch. */
+  costs?: readonly Cost[];
+}
+
+/** Operations of `steps` timed steps, per step, in the order of the first. */
+export function operationsOf(
+  samples: readonly Sample[],
+  steps: number,
+  peaks?: Peaks,
+): Operation[] {
+  const found = new Map<string, Operation>();
+  const main = new Map<string, string>(); // where helpers of an operation go
+  for (const { dispatch, context, workgroups, ms, costs } of samples) {
+    for (const cost of costs ?? costsOf(dispatch, context)) {
+      // Keys grow from step to step, so attention is told by its name alone.
+      let key = cost.group === "attention" && context.tokens === 1
+        ? cost.name
+        : `${cost.name} ${cost.shape}`;
+      if (cost.matmul) main.set(cost.name, key);
+      else key = main.get(cost.name) ?? key;
+      let operation = found.get(key);
+      if (!operation) {
+        operation = begin(dispatch, cost);
+        found.set(key, operation);
+      }
+      add(operation, dispatch, cost, workgroups, ms, steps);
+    }
+  }
+  const operations = [...found.values()];
+  const total = operations.reduce((sum, { ms }) => sum + (ms ?? 0), 0);
+  for (const operation of operations) {
+    if (operation.ms === undefined) continue;
+    operation.share = total > 0 ? operation.ms / total : 0;
+    rate(operation, peaks);
+  }
+  return operations;
+}
+
+function begin(dispatch: Sample["dispatch"], cost: Cost): Operation {
+  const { kernel, constants, reason } = dispatch;
+  const { name, group, matmul, shape, dtypes } = cost;
+  return {
+    name,
+    group,
+    matmul,
+    shape,
+    dtypes,
+    kernel,
+    fused: fusedIn(dispatch, cost),
+    constants,
+    reason,
+    calls: 0,
+    workgroups: 0,
+    threads: numeric(constants.THREADS ?? constants.WORKGROUP),
+    flops: 0,
+    bytes: 0,
+  };
+}
+
+function add(
+  operation: Operation,
+  { kernel }: Sample["dispatch"],
+  cost: Cost,
+  workgroups: number,
+  ms: number | undefined,
+  steps: number,
+): void {
+  if (!operation.kernel.split(" + ").includes(kernel)) {
+    operation.kernel += ` + ${kernel}`;
+  }
+  operation.calls += 1 / steps;
+  operation.workgroups = Math.max(operation.workgroups, workgroups);
+  operation.flops += cost.flops / steps;
+  operation.bytes += cost.bytes / steps;
+  if (ms !== undefined) {
+    operation.ms = (operation.ms ?? 0) + ms * cost.part / steps;
+  }
+}
+
+/** Rates, and which limit of the adapter they are measured against. */
+function rate(operation: Operation, peaks?: Peaks): void {
+  const { flops, bytes, ms, constants } = operation;
+  if (!ms) return;
+  operation.tflops = flops / ms / 1e9;
+  operation.gbps = bytes / ms / 1e6;
+  if (!peaks || flops + bytes === 0) return;
+  const half = constants.F16 === 1 && peaks.f16TFLOPS !== undefined;
+  const rate = half ? peaks.f16TFLOPS! : peaks.f32TFLOPS;
+  const compute = flops / rate / 1e9, memory = bytes / peaks.readGBps / 1e6;
+  operation.bound = memory >= compute ? "memory" : half ? "f16" : "f32";
+  operation.fraction = Math.max(memory, compute) / ms;
+}
+
+function fusedIn({ kernel, constants }: Costed, { part }: Cost): string[] {
+  const fused: string[] = [];
+  if (constants.NORM === 1) fused.push("RMSNorm");
+  if (constants.EPILOGUE === 1) fused.push("residual add");
+  if (constants.EPILOGUE === 2) fused.push("SwiGLU");
+  if (kernel === "attendDecode") fused.push("q_norm, k_norm, RoPE, KV append");
+  if (part < 1) {
+    fused.push("scores, softmax and values in one; time split by FLOPs");
+  }
+  return fused;
+}
+
+const numeric = (value: unknown) =>
+  typeof value === "number" ? value : undefined;
+
+/** Sums over operations. */
+export function totals(
+  operations: readonly Operation[],
+): Pick<Phase, "flops" | "bytes"> {
+  return {
+    flops: operations.reduce((sum, { flops }) => sum + flops, 0),
+    bytes: operations.reduce((sum, { bytes }) => sum + bytes, 0),
+  };
+}

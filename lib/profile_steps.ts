@@ -1,0 +1,271 @@
+/**
+ * A prefill and decode steps on the GPU, timed dispatch by dispatch and, beside
+ * it, as they run unprofiled.
+ *
+ * @module
+ */
+import type { Qwen3Config } from "./config.ts";
+import type { Gpu } from "./device.ts";
+import { GpuKvCache } from "./kv_cache.ts";
+import { GpuOps } from "./ops_gpu.ts";
+import { timeByWall } from "./peaks.ts";
+import { Plan } from "./plan.ts";
+import type { CostContext } from "./profile_costs.ts";
+import { operationsOf, type Sample, totals } from "./profile_operations.ts";
+import type { Peaks, Phase, TimelineEvent } from "./profile_report.ts";
+import { type Span, timePasses } from "./profiler.ts";
+import { forward, type Weights } from "./qwen3.ts";
+import { addSampling, createSamplerState } from "./sampler.ts";
+import type { Sampling } from "./sampling.ts";
+import type { Tensor } from "./tensor.ts";
+
+/** What is profiled. */
+export interface StepSetting {
+  gpu: Gpu;
+  config: Qwen3Config;
+  weights: Weights<Tensor>;
+  cacheDtype: "f16" | "f32";
+  sampling: Sampling;
+  promptTokens: number;
+  maxTokens: number;
+  batch: number;
+  /** Prompt tokens that go through the model at once. */
+  prefillRows: number;
+  peaks?: Peaks;
+  /** Puts the GPU's clock on the timeline. */
+  toTimeline: (gpuMs: number) => number;
+  signal?: AbortSignal;
+}
+
+/** Repetitions of a step: at least one, more while they take less than this. */
+const BUDGET_MS = 300, MOST_REPEATS = 7;
+/** Positions at which decode steps are sampled. */
+const DECODE_SAMPLES = 3;
+
+/** A recorded step. */
+interface Step {
+  plan: Plan;
+  context: CostContext;
+}
+
+/** What timing a step gave. */
+interface Timed {
+  ms: number;
+  samples: Sample[];
+  profiledMs?: number;
+  spans: Span[];
+}
+
+/** Times prefill and decode. */
+export async function profileSteps(
+  setting: StepSetting,
+): Promise<{ phases: Phase[]; timeline: TimelineEvent[] }> {
+  const { gpu, config, batch, promptTokens, maxTokens } = setting;
+  using stack = new DisposableStack();
+  const ops = stack.use(new GpuOps(gpu, config));
+  const cache = stack.use(
+    new GpuKvCache(
+      gpu,
+      config,
+      batch,
+      promptTokens + maxTokens,
+      setting.cacheDtype,
+    ),
+  );
+  const state = stack.use(
+    createSamplerState(gpu, {
+      sequences: batch,
+      vocab: config.vocabSize,
+      steps: 1,
+    }),
+  );
+  const first = stack.use(
+    createSamplerState(gpu, {
+      sequences: 1,
+      vocab: config.vocabSize,
+      steps: 1,
+    }),
+  );
+  /** `sequences` × `tokens` through the model; the sampling of the next one if it is the last. */
+  const record = (
+    sequences: number,
+    tokens: number,
+    length: number,
+    last: boolean,
+  ): Step => {
+    const plan = stack.use(new Plan(gpu));
+    const rows = sequences * tokens;
+    const ids = Uint32Array.from(
+      { length: rows },
+      (_, i) => (length + i) * 7919 % config.vocabSize,
+    );
+    const input = stack.use(gpu.tensor("u32", [rows], ids, "tokens"));
+    ops.plan = plan;
+    cache.pass = { first: 0, tokens };
+    const logits = forward(ops, setting.weights, input, cache);
+    if (last) {
+      const to = sequences === batch ? state : first;
+      stack.use(addSampling(plan, logits, setting.sampling, to));
+    }
+    plan.seal();
+    return { plan, context: { config, sequences, tokens, length } };
+  };
+  const time = async (steps: Step[]): Promise<Timed[]> => {
+    const timed: Timed[] = [];
+    for (const { plan, context } of steps) {
+      setting.signal?.throwIfAborted();
+      cache.reset(Array(batch).fill(context.length));
+      timed.push(await timeStep(gpu, plan, context));
+    }
+    gpu.check();
+    return timed;
+  };
+
+  const chunks: Step[] = [];
+  const { prefillRows } = setting;
+  for (let begin = 0; begin < promptTokens; begin += prefillRows) {
+    const rows = Math.min(prefillRows, promptTokens - begin);
+    chunks.push(record(1, rows, begin, begin + rows === promptTokens));
+  }
+  const prefill = await time(chunks);
+  const step = record(batch, 1, promptTokens, true);
+  const lengths = decodeLengths(promptTokens, maxTokens);
+  const decode = await time(lengths.map((length) => ({
+    plan: step.plan,
+    context: { ...step.context, length },
+  })));
+  const dispatches = (plan: Plan, length: number) =>
+    plan.dispatches.filter(({ gridAt }) => !gridAt || gridAt({ length }))
+      .length;
+  return {
+    phases: [
+      phase("prefill", promptTokens, prefill, 1, setting.peaks, {
+        dispatches: chunks.reduce(
+          (n, { plan, context }) => n + dispatches(plan, context.length),
+          0,
+        ),
+      }),
+      phase("decode", batch, decode, decode.length, setting.peaks, {
+        dispatches: dispatches(step.plan, lengths.at(-1)!),
+      }),
+    ],
+    timeline: [prefill, decode].flatMap((timed, i) =>
+      timed.flatMap(({ samples, spans }) =>
+        spans.map(({ begin, end }, at) => ({
+          lane: "GPU" as const,
+          part: i ? "profiled decode" as const : "profiled prefill" as const,
+          name: samples[at].dispatch.label,
+          begin: setting.toTimeline(begin),
+          ms: end - begin,
+        }))
+      )
+    ),
+  };
+}
+
+/** KV lengths at which decode steps are sampled: first, middle and last. */
+export function decodeLengths(
+  promptTokens: number,
+  maxTokens: number,
+): number[] {
+  const last = Math.max(0, maxTokens - 2);
+  const wanted = Array.from(
+    { length: DECODE_SAMPLES },
+    (_, i) => promptTokens + Math.round(last * i / (DECODE_SAMPLES - 1)),
+  );
+  return [...new Set(wanted)];
+}
+
+async function timeStep(
+  gpu: Gpu,
+  plan: Plan,
+  context: CostContext,
+): Promise<Timed> {
+  const moment = { length: context.length };
+  const samples: Sample[] = [], indices: number[] = [];
+  plan.dispatches.forEach((dispatch, i) => {
+    const grid = dispatch.gridAt ? dispatch.gridAt(moment) : dispatch.grid;
+    if (!grid) return;
+    const workgroups = grid[0] * grid[1] * grid[2];
+    samples.push({ dispatch, context, workgroups });
+    indices.push(i);
+  });
+  plan.run(moment); // compiles, and makes memory real
+  await gpu.device.queue.onSubmittedWorkDone();
+  if (!gpu.timestamps) {
+    return { ms: await timeByWall(gpu, plan, 3, moment), samples, spans: [] };
+  }
+  const whole = (pass: GPUComputePassEncoder) => plan.encode(pass, moment);
+  const passes = [
+    whole,
+    whole,
+    ...indices.map((i) => (pass: GPUComputePassEncoder) =>
+      plan.encode(pass, moment, i)
+    ),
+    whole,
+  ];
+  const wholes: number[] = [], runs: Span[][] = [];
+  const began = performance.now();
+  do {
+    const spans = await timePasses(gpu, passes);
+    // The first only wakes the GPU up.
+    wholes.push(
+      ...[spans[1], spans.at(-1)!].map(({ begin, end }) => end - begin),
+    );
+    runs.push(spans.slice(2, -1));
+  } while (
+    runs.length < MOST_REPEATS && performance.now() - began < BUDGET_MS
+  );
+  const duration = (spans: Span[]) => spans.at(-1)!.end - spans[0].begin;
+  const spans = middle(runs, duration);
+  spans.forEach(({ begin, end }, i) => samples[i].ms = end - begin);
+  return {
+    ms: middle(wholes, (ms) => ms),
+    samples,
+    profiledMs: duration(spans),
+    spans,
+  };
+}
+
+/** The item in the middle by `value`; of two, the smaller. */
+function middle<T>(items: readonly T[], value: (item: T) => number): T {
+  const sorted = items.toSorted((a, b) => value(a) - value(b));
+  return sorted[Math.floor((sorted.length - 1) / 2)];
+}
+
+function phase(
+  name: Phase["name"],
+  tokens: number,
+  timed: readonly Timed[],
+  steps: number,
+  peaks: Peaks | undefined,
+  { dispatches }: { dispatches: number },
+): Phase {
+  const mean = (value: (timed: Timed) => number) =>
+    timed.reduce((sum, one) => sum + value(one), 0) / steps;
+  const operations = operationsOf(
+    timed.flatMap(({ samples }) => samples),
+    steps,
+    peaks,
+  );
+  const ms = mean(({ ms }) => ms);
+  const profiled = timed.every(({ profiledMs }) => profiledMs !== undefined)
+    ? mean(({ profiledMs }) => profiledMs!)
+    : undefined;
+  const inside = operations.reduce((sum, { ms }) => sum + (ms ?? 0), 0);
+  return {
+    name,
+    tokens,
+    sampledSteps: timed.length,
+    ms,
+    ...(profiled !== undefined && {
+      profiledMs: profiled,
+      factor: profiled / ms,
+      betweenMs: profiled - inside,
+    }),
+    dispatches,
+    tokensPerSecond: tokens / ms * 1000,
+    ...totals(operations),
+    operations,
+  };
+}
