@@ -277,6 +277,9 @@ async function profileUnpacked(
   };
   progress(`running the model on ${kernels.join(", ")} alone`);
   const ids = promptIds(promptTokens, runner.config.vocabSize);
+  await model.forward([0], cache, signal); // compiles
+  cache.lengths[0] = 0;
+  model.reset();
   const prefillMs = await run(ids, "profiled prefill");
   const prefill = model.samples.splice(0);
   const steps = Math.min(UNPACKED_STEPS, maxTokens - 1);

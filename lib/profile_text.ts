@@ -88,10 +88,10 @@ function phaseText(phase: Phase): string[] {
         "calls",
         "time",
         "share",
-        "GFLOP",
-        "MB",
-        "GFLOP/s",
-        "GB/s",
+        "FLOPs",
+        "bytes",
+        "FLOP/s",
+        "bytes/s",
         "of its limit",
       ],
       operations.map((o) => [
@@ -101,10 +101,10 @@ function phaseText(phase: Phase): string[] {
         significant(o.calls).replace(/\.0$/, ""),
         o.ms === undefined ? "–" : milliseconds(o.ms),
         o.share === undefined ? "–" : percent(o.share),
-        o.flops ? significant(o.flops / 1e9) : "–",
-        o.bytes ? significant(o.bytes / 1e6) : "–",
-        o.flops && o.tflops ? significant(o.tflops * 1000) : "–",
-        o.bytes && o.gbps ? significant(o.gbps) : "–",
+        o.flops ? prefixed(o.flops) : "–",
+        o.bytes ? prefixed(o.bytes) : "–",
+        o.flops && o.tflops ? prefixed(o.tflops * 1e12) : "–",
+        o.bytes && o.gbps ? prefixed(o.gbps * 1e9) : "–",
         o.fraction === undefined ? "–" : `${percent(o.fraction)} ${o.bound}`,
       ]),
       3,
@@ -120,7 +120,15 @@ function choices(operations: readonly Operation[]): string[] {
     const line = `${kernelText(operation)}: ${operation.reason}`;
     lines.set(line, [...lines.get(line) ?? [], operation.name]);
   }
-  return [...lines].map(([line, names]) => `  ${names.join(", ")}: ${line}`);
+  return [...lines].map(([line, names]) =>
+    `  ${[...new Set(names)].join(", ")}: ${line}`
+  );
+}
+
+/** `18.2 M`: three digits and the prefix of a power of 1,000. */
+export function prefixed(value: number): string {
+  const power = Math.min(4, Math.max(0, Math.floor(Math.log10(value) / 3)));
+  return `${significant(value / 1000 ** power)} ${" kMGT"[power]}`.trimEnd();
 }
 
 /** `gemv M=1 ROWS=2 (with RMSNorm)` */

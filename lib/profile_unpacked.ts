@@ -151,6 +151,14 @@ export class UnpackedModel implements Disposable {
     return logits;
   }
 
+  /** Forgets what was noted, as after a run that only compiled. */
+  reset(): void {
+    const { calls, flops, refusals } = this.coverage;
+    Object.assign(calls, { gpu: 0, total: 0 });
+    Object.assign(flops, { gpu: 0, total: 0 });
+    refusals.length = this.samples.length = this.fallbacks.length = 0;
+  }
+
   /** Products of `x` with runs of the rows of a packed weight. */
   async #split(
     at: string,

@@ -13,6 +13,9 @@ import {
 
 const SIZES = { first: 0, tokens: 1, rows: 1, eps: 1e-6 };
 
+/** Types of norm weights, by size: each is another kernel to compile. */
+const NORMS = ["bf16", "f16", "f32"] as const;
+
 function run(
   trial: Trial,
   inputs: AttentionInputs,
@@ -47,7 +50,7 @@ async function check(
   cache: "f32" | "f16",
   constants?: ReturnType<typeof lanes>,
 ): Promise<void> {
-  const norm = trial.random.pick(["f32", "f16", "bf16"] as const);
+  const norm = NORMS[sizes.headDim % 3];
   const inputs = attentionInputs(trial.random, sizes, { cache, norm });
   const { q, k, v, flags } = run(trial, inputs, sizes, constants);
   const expected = appended(inputs, sizes);
@@ -64,15 +67,16 @@ async function check(
 gpuTest(
   "qkNormRope norms, rotates and appends heads of any size",
   async (gpu, trial) => {
+    const { random } = trial;
     for (const headDim of [2, 6, 16, 20, 64, 80, 100, 128, 256]) {
       const shape = { heads: 4, kvHeads: 2, headDim, context: 11 };
       const pass = { lengths: [3, 0, 7], first: 0, tokens: 4, rows: 12 };
       const all = { ...SIZES, ...shape, ...pass };
-      await check(trial, all, "f32");
-      if (headDim % 8 === 0) await check(trial, all, "f16");
+      const cache = headDim % 8 ? "f32" : random.pick(["f32", "f16"] as const);
+      await check(trial, all, cache);
     }
     const constants = lanes(gpu, false);
-    const sizes = { ...SIZES, heads: 6, kvHeads: 2, headDim: 80, context: 9 };
+    const sizes = { ...SIZES, heads: 6, kvHeads: 2, headDim: 16, context: 9 };
     for (const LOG_LANES of [0, 3, 5]) {
       const given = { ...constants, LOG_LANES };
       await check(trial, { ...sizes, lengths: [8] }, "f16", given);

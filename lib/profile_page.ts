@@ -1,0 +1,401 @@
+/**
+ * Style and script of the page that lib/profile_html.ts writes; they run in a browser.
+ *
+ * @module
+ */
+
+/** Colours are variables, so that dark and light differ in one place. */
+export const STYLE = /* css */ `
+:root {
+  --bg: #f6f7f9; --card: #fff; --text: #1b2330; --soft: #5d6878; --line: #e1e5eb;
+  --red: #c8321f; --yellow: #b06f00; --green: #1b7f4b; --tint: 7%;
+  --linear: #2f6fde; --attention: #e07b1a; --norm: #159a8c; --embedding: #8a93a3;
+  --sampling: #8d56d6; --other: #b0577f; --roof: #6b7686;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --bg: #0f1319; --card: #181d26; --text: #e6eaf1; --soft: #98a3b3; --line: #2a313d;
+    --red: #ff7a66; --yellow: #f2b544; --green: #4fcf8d; --tint: 12%;
+    --linear: #6a9dff; --attention: #ffa04d; --norm: #3fcabb; --embedding: #9aa4b5;
+    --sampling: #b98cff; --other: #e28ab3; --roof: #8b97a9;
+  }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--bg); color: var(--text);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px; }
+h1 { font-size: 24px; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; letter-spacing: -0.01em; }
+h2 { font-size: 17px; margin: 0 0 2px; }
+.soft { color: var(--soft); } p { margin: 0; }
+.small { font-size: 13px; }
+header { margin-bottom: 20px; }
+.verdicts { display: grid; gap: 10px; margin-bottom: 18px; padding: 0; list-style: none; }
+.verdict { border-radius: 10px; padding: 11px 14px; background: color-mix(in srgb, var(--tone) var(--tint), var(--card));
+  border: 1px solid color-mix(in srgb, var(--tone) 35%, transparent); display: flex; gap: 11px; }
+.verdict b { color: var(--tone); font-size: 16px; line-height: 1.4; }
+.verdict:first-child { font-size: 17px; font-weight: 600; }
+.red { --tone: var(--red); } .yellow { --tone: var(--yellow); } .green { --tone: var(--green); }
+.tiles { display: grid; gap: 10px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-bottom: 18px; }
+.tile, section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
+.tile { padding: 11px 14px; } .tile strong { display: block; font-size: 21px; line-height: 1.3; font-variant-numeric: tabular-nums; }
+section { padding: 16px 18px; margin-bottom: 18px; min-width: 0; }
+.chart { width: 100%; height: 360px; margin-top: 10px; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 0 18px; }
+.bar { height: 12px; border-radius: 6px; overflow: hidden; background: color-mix(in srgb, var(--red) 75%, var(--card)); margin: 5px 0 12px; }
+.bar i { display: block; height: 100%; background: var(--green); }
+.scroll { overflow-x: auto; margin: 10px -18px 0; padding: 0 18px; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { text-align: right; padding: 6px 9px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child, .left { text-align: left; }
+td:first-child { position: sticky; left: -18px; background: var(--card); font-weight: 600; }
+td.why { white-space: normal; min-width: 340px; text-align: left; color: var(--soft); }
+td i { display: inline-block; width: 9px; height: 9px; border-radius: 3px; margin-right: 7px; }
+code { font: 12px/1.5 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
+.tabs { display: flex; flex-wrap: wrap; gap: 6px; margin-top: 10px; }
+button { font: inherit; font-size: 13px; color: var(--text); background: transparent; border: 1px solid var(--line);
+  border-radius: 8px; padding: 5px 11px; cursor: pointer; }
+button[aria-pressed="true"] { background: color-mix(in srgb, var(--linear) 15%, var(--card)); border-color: var(--linear); }
+button:focus-visible { outline: 2px solid var(--linear); outline-offset: 2px; }
+details { margin-top: 10px; } summary { cursor: pointer; font-size: 13px; color: var(--soft); }
+.choice { margin-top: 8px; }
+ul.notes { margin: 8px 0 0; padding-left: 18px; }
+h3 { font-size: 14px; margin: 14px 0 0; }
+@media (max-width: 760px) {
+  main { padding: 18px 12px 40px; } h1 { font-size: 20px; }
+  .pair { grid-template-columns: 1fr; } section { padding: 14px; }
+  .tiles { grid-template-columns: repeat(2, 1fr); }
+  .scroll { margin: 10px -14px 0; padding: 0 14px; } td:first-child { left: -14px; }
+  .verdict:first-child { font-size: 16px; }
+}`;
+
+/** Draws the report into `main`. Plain browser JavaScript, without template strings. */
+export const SCRIPT = /* js */ `
+"use strict";
+const report = JSON.parse(document.getElementById("report").textContent);
+const page = document.getElementById("page");
+const charts = [];
+const GROUPS = ["linear", "attention", "norm", "embedding", "sampling", "other"];
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+
+function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+function digits(value) {
+  if (value === 0) return "0";
+  if (value >= 100) return Math.round(value).toLocaleString("en-US");
+  return value >= 10 ? value.toFixed(1) : value.toPrecision(2);
+}
+function prefixed(value) {
+  const power = Math.min(4, Math.max(0, Math.floor(Math.log10(value) / 3)));
+  return digits(value / 1000 ** power) + " " + ["", "k", "M", "G", "T"][power];
+}
+/** Powers of ten, for axes. */
+function round(value) {
+  if (value < 1) return String(+value.toPrecision(1));
+  const power = Math.min(4, Math.floor(Math.log10(value) / 3 + 1e-9));
+  return +(value / 1000 ** power).toPrecision(3) + " " + ["", "k", "M", "G", "T"][power];
+}
+const count = (value) => Number.isInteger(+value.toFixed(6)) ? Math.round(value).toLocaleString("en-US") : digits(value);
+const time = (ms) => ms < 1 ? digits(ms * 1000) + " µs" : ms < 10000 ? digits(ms) + " ms" : digits(ms / 1000) + " s";
+function percent(share) {
+  const value = 100 * share;
+  if (value > 0 && value < 0.1) return "< 0.1 %";
+  return value.toFixed((value > 0 && value < 2) || (value > 99 && value < 100) ? 1 : 0) + " %";
+}
+const escape = (text) => String(text).replace(/[&<>"]/g, (c) => "&#" + c.charCodeAt(0) + ";");
+const narrow = () => innerWidth <= 760;
+
+function section(id, title, text) {
+  const node = el("section", { id }, el("h2", {}, title), el("p", { class: "soft small" }, text));
+  page.append(node);
+  return node;
+}
+/** A chart that is drawn again when the window or the colours change. */
+function chart(parent, label, height, option) {
+  const box = el("div", { class: "chart", role: "img", "aria-label": label });
+  parent.append(box);
+  const tall = () => typeof height === "function" ? height() : height;
+  box.style.height = tall() + "px";
+  const instance = echarts.init(box, null, { renderer: "svg" });
+  const draw = () => {
+    box.style.height = tall() + "px";
+    instance.resize();
+    instance.setOption(option(), true);
+  };
+  charts.push(draw);
+  draw();
+  return { instance, draw };
+}
+function base() {
+  return {
+    animation: false,
+    textStyle: { fontFamily: getComputedStyle(document.body).fontFamily, color: color("text") },
+    tooltip: {
+      confine: true, backgroundColor: color("card"), borderColor: color("line"),
+      textStyle: { color: color("text"), fontSize: 13 }, extraCssText: "max-width:340px;white-space:normal;box-shadow:0 4px 18px rgba(0,0,0,.18)",
+    },
+  };
+}
+function axis(more) {
+  return Object.assign({
+    axisLine: { lineStyle: { color: color("line") } }, axisTick: { show: false },
+    axisLabel: { color: color("soft"), hideOverlap: true }, splitLine: { lineStyle: { color: color("line") } },
+    nameTextStyle: { color: color("soft") },
+  }, more);
+}
+function tip(phase, o) {
+  const lines = [
+    "<b>" + escape(o.name) + "</b> · " + phase.name,
+    escape(o.shape), escape(o.dtypes),
+    o.ms === undefined ? "" : "<b>" + time(o.ms) + "</b> in " + count(o.calls) + (o.calls === 1 ? " call, " : " calls, ") + percent(o.share || 0),
+    o.fraction === undefined ? "" : percent(o.fraction) + " of its limit, " + o.bound,
+    o.tflops ? prefixed(o.tflops * 1e12) + "FLOP/s, " + prefixed(o.gbps * 1e9) + "B/s" : "",
+    "<span style='color:" + color("soft") + "'>" + escape(o.kernel) + (o.fused.length ? " with " + escape(o.fused.join(", ")) : "") + "</span>",
+  ];
+  return lines.filter(Boolean).join("<br>");
+}
+
+function head() {
+  const sub = report.device.adapter + " · prompt of " + report.promptTokens + ", " + report.maxTokens + " tokens" +
+    (report.batch > 1 ? ", " + report.batch + " sequences" : "");
+  page.append(el("header", {}, el("h1", {}, report.model.replace(/^file:.*\\/([^/]+)\\/?$/, "$1")), el("p", { class: "soft" }, sub)));
+  const marks = { red: "✗", yellow: "!", green: "✓" };
+  page.append(el("ul", { class: "verdicts", id: "verdict" }, ...report.verdicts.map((v) =>
+    el("li", { class: "verdict " + v.severity }, el("b", { "aria-label": v.severity }, marks[v.severity]), el("span", {}, v.text)))));
+  const tiles = el("div", { class: "tiles" });
+  const tile = (value, label) => tiles.append(el("div", { class: "tile" }, el("span", { class: "soft small" }, label), el("strong", {}, value)));
+  for (const p of report.phases) tile(digits(p.tokensPerSecond) + " /s", p.name + ", tokens");
+  const { flops } = report.coverage;
+  tile(percent(flops.total ? flops.gpu / flops.total : 0), "matmuls on the GPU");
+  if (report.loop) {
+    tile(digits(report.loop.tokensPerSecond) + " /s", "decode loop, tokens");
+    if (report.loop.idle !== undefined) tile(percent(report.loop.idle), "GPU idle");
+  }
+  if (report.peaks) tile(prefixed(report.peaks.readGBps * 1e9) + "B/s", "memory, measured");
+  page.append(tiles);
+}
+
+function breakdown() {
+  const timed = report.phases.some((p) => p.operations.some((o) => o.ms !== undefined));
+  const s = section("breakdown", "Where the time goes", timed
+    ? "Time of one step by operation; hover or tap a bar for shape, kernel and rates."
+    : "This adapter has no timestamps: only whole passes could be timed.");
+  if (!timed) return;
+  const legend = el("p", { class: "small soft" });
+  const present = GROUPS.filter((g) => report.phases.some((p) => p.operations.some((o) => o.group === g)));
+  present.forEach((g) => {
+    const dot = el("i");
+    dot.style.cssText = "display:inline-block;width:10px;height:10px;border-radius:3px;margin:0 5px 0 0;background:var(--" + g + ")";
+    const item = el("span", {}, dot, g);
+    item.style.cssText = "margin-right:14px;white-space:nowrap";
+    legend.append(item);
+  });
+  s.append(legend);
+  const pair = el("div", { class: "pair" });
+  s.append(pair);
+  for (const phase of report.phases) {
+    const rows = phase.operations.filter((o) => o.ms !== undefined).sort((a, b) => a.ms - b.ms).slice(-14);
+    const box = el("div", {}, el("h3", {}, phase.name + ": " + time(phase.ms) + (phase.name === "prefill" ? " a prompt" : " a step")));
+    pair.append(box);
+    const { instance } = chart(box, "Time by operation, " + phase.name, () => 40 + rows.length * 27, () => Object.assign(base(), {
+      grid: { left: 148, right: 62, top: 6, bottom: 4 },
+      tooltip: Object.assign(base().tooltip, { trigger: "axis", axisPointer: { type: "shadow", shadowStyle: { color: color("roof"), opacity: 0.12 } }, formatter: (p) => tip(phase, rows[p[0].dataIndex]) }),
+      xAxis: axis({ type: "value", axisLabel: { show: false }, splitLine: { show: false } }),
+      yAxis: axis({ type: "category", data: rows.map((o) => o.name), axisLabel: { color: color("text"), fontSize: 12, width: 136, overflow: "truncate" } }),
+      series: [{
+        type: "bar", barWidth: 15, cursor: "default",
+        data: rows.map((o) => ({ value: o.ms, itemStyle: { color: color(o.group), borderRadius: [0, 4, 4, 0] } })),
+        label: { show: true, position: "right", color: color("soft"), fontSize: 12, formatter: (p) => percent(rows[p.dataIndex].share) },
+      }],
+    }));
+    box.addEventListener("mouseleave", () => instance.dispatchAction({ type: "hideTip" }));
+  }
+}
+
+function roofline() {
+  const { peaks } = report;
+  if (!peaks) return;
+  const marks = report.phases.flatMap((phase) => phase.operations
+    .filter((o) => o.ms && o.flops && o.bytes)
+    .map((o) => ({ phase, o, value: [o.flops / o.bytes, o.tflops * 1e12] })));
+  if (!marks.length) return;
+  const s = section("roofline", "Roofline", "How near each operation comes to what this adapter can do, measured in the same run. Circles: decode, diamonds: prefill; larger takes more time.");
+  const xs = marks.map((m) => m.value[0]), ys = marks.map((m) => m.value[1]);
+  const bandwidth = peaks.readGBps * 1e9;
+  const roofs = [["f32", peaks.f32TFLOPS * 1e12], ["f16", (peaks.f16TFLOPS || 0) * 1e12]].filter((r) => r[1] > 0);
+  const left = 10 ** Math.floor(Math.log10(Math.min(...xs)) - 0.2);
+  const highest = Math.max(...roofs.map((r) => r[1]));
+  const right = 10 ** Math.ceil(Math.log10(Math.max(...xs, highest / bandwidth * 3)));
+  const bottom = 10 ** Math.floor(Math.log10(Math.min(...ys, left * bandwidth)));
+  const top = 10 ** Math.ceil(Math.log10(Math.max(...ys, highest)));
+  chart(s, "Roofline", () => narrow() ? 380 : 460, () => Object.assign(base(), {
+    grid: { left: 8, right: 22, top: 34, bottom: 30, containLabel: true },
+    tooltip: Object.assign(base().tooltip, { trigger: "item", formatter: (p) => p.data.o ? tip(p.data.phase, p.data.o) + "<br>" + digits(p.value[0]) + " FLOP a byte" : "" }),
+    xAxis: axis({ type: "log", min: left, max: right, name: "FLOPs a byte", nameLocation: "middle", nameGap: 26, axisLabel: { color: color("soft"), hideOverlap: true, formatter: round } }),
+    yAxis: axis({ type: "log", min: bottom, max: top, name: "FLOP/s", axisLabel: { color: color("soft"), hideOverlap: true, formatter: round } }),
+    series: [
+      ...roofs.map(([name, rate], i) => ({
+        type: "line", silent: true, symbol: "none", z: 1, name,
+        data: [[left, left * bandwidth], [rate / bandwidth, rate], [right, rate]],
+        lineStyle: { color: color("roof"), width: 1.6, type: i ? "dashed" : "solid" },
+        endLabel: { show: true, formatter: () => name + " " + prefixed(rate) + "FLOP/s", color: color("soft"), fontSize: 12, align: "right", offset: [-8, rate === highest ? -10 : 12] },
+      })),
+      {
+        type: "scatter", z: 3, cursor: "default", labelLayout: { hideOverlap: true },
+        data: marks.map(({ phase, o, value }) => ({
+          value, phase, o, symbol: phase.name === "decode" ? "circle" : "diamond",
+          symbolSize: 9 + 24 * Math.sqrt(o.share || 0),
+          itemStyle: { color: color(o.group), opacity: 0.85, borderColor: color("card"), borderWidth: 1 },
+        })),
+        label: { show: true, position: "right", color: color("text"), fontSize: 11, formatter: (p) => p.data.o.share > (narrow() ? 0.15 : 0.04) ? p.data.o.name : "" },
+      },
+    ],
+  }));
+}
+
+/** Events that follow each other closely; of several such runs, the longest. */
+function together(events) {
+  const runs = [];
+  let end = -Infinity;
+  for (const e of events) {
+    if (e.begin - end > Math.max(40, 0)) runs.push([]);
+    runs[runs.length - 1].push(e);
+    end = Math.max(end, e.begin + e.ms);
+  }
+  return runs.sort((a, b) => b.length - a.length)[0] || [];
+}
+function timeline() {
+  const parts = ["decode loop", "profiled decode", "profiled prefill"].filter((p) => report.timeline.some((e) => e.part === p));
+  if (!parts.length) return;
+  const s = section("timeline", "Timeline", "What the GPU and the CPU did, by one clock. Scroll or pinch to zoom, drag to move.");
+  const tabs = el("div", { class: "tabs" });
+  s.append(tabs);
+  let part = parts[0];
+  const group = (name) => {
+    for (const p of report.phases) for (const o of p.operations) {
+      const role = name.replace(/^layers\\.\\d+\\./, "");
+      if (o.name === role || (role === "attention" && o.group === "attention") || (role.startsWith("sampling") && o.group === "sampling")) return o.group;
+    }
+    return /norm|rope|f16/.test(name) ? "norm" : /embed|row/.test(name) ? "embedding" : "linear";
+  };
+  const cpu = { encode: "attention", submit: "sampling", wait: "embedding", readback: "norm" };
+  const { draw } = chart(s, "Timeline", 230, () => {
+    let events = report.timeline.filter((e) => e.part === part).sort((a, b) => a.begin - b.begin);
+    if (part !== "decode loop") events = together(events);
+    const lanes = ["CPU", "GPU"].filter((l) => events.some((e) => e.lane === l));
+    const origin = Math.min(...events.map((e) => e.begin));
+    return Object.assign(base(), {
+      grid: { left: 4, right: 20, top: 12, bottom: 58, containLabel: true },
+      tooltip: Object.assign(base().tooltip, { trigger: "item", formatter: (p) => "<b>" + escape(p.data.event.name) + "</b><br>" + p.data.event.lane + ", " + time(p.data.event.ms) + "<br>from " + time(Math.max(0, p.value[1])) }),
+      xAxis: axis({ type: "value", min: 0, max: "dataMax", axisLabel: { color: color("soft"), hideOverlap: true, formatter: (v) => +v.toPrecision(4) + " ms" } }),
+      yAxis: axis({ type: "category", data: lanes, axisLabel: { color: color("text"), fontWeight: 600 } }),
+      dataZoom: [
+        { type: "inside", filterMode: "weakFilter" },
+        { type: "slider", filterMode: "weakFilter", height: 20, bottom: 8, showDetail: false, borderColor: color("line"), fillerColor: color("linear") + "26", handleStyle: { color: color("card"), borderColor: color("soft") }, moveHandleStyle: { color: color("line") }, dataBackground: { lineStyle: { opacity: 0 }, areaStyle: { opacity: 0 } } },
+      ],
+      series: [{
+        type: "custom", clip: true, encode: { x: [1, 2], y: 0 },
+        renderItem: (params, api) => {
+          const from = api.coord([api.value(1), api.value(0)]), to = api.coord([api.value(2), api.value(0)]);
+          const height = Math.min(46, api.size([0, 1])[1] * 0.6);
+          const shape = echarts.graphic.clipRectByRect(
+            { x: from[0], y: from[1] - height / 2, width: Math.max(1, to[0] - from[0] - 0.5), height },
+            { x: params.coordSys.x, y: params.coordSys.y, width: params.coordSys.width, height: params.coordSys.height });
+          return shape && { type: "rect", shape: Object.assign({ r: 2 }, shape), style: { fill: api.visual("color") } };
+        },
+        data: events.map((event) => ({
+          event, value: [lanes.indexOf(event.lane), event.begin - origin, event.begin - origin + event.ms],
+          itemStyle: { color: color(event.lane === "CPU" && cpu[event.name] || (part === "decode loop" ? "linear" : group(event.name))) },
+        })),
+      }],
+    });
+  });
+  const buttons = parts.map((name) => {
+    const button = el("button", { type: "button", "aria-pressed": String(name === part) }, name);
+    button.addEventListener("click", () => {
+      part = name;
+      buttons.forEach((b) => b.setAttribute("aria-pressed", String(b === button)));
+      draw();
+    });
+    return button;
+  });
+  tabs.append(...buttons);
+  const { loop } = report;
+  if (!loop) return;
+  s.append(el("p", { class: "small soft" }, "A token on the CPU: encode " + time(loop.encodeMs) + ", submit " + time(loop.submitMs) + ", wait " + time(loop.waitMs) + ", readback " + time(loop.readbackMs) +
+    (loop.gpuMs === undefined ? "." : ". On the GPU " + time(loop.gpuMs) + "; without gaps it would be " + digits(loop.tokensPerSecondWithoutIdle) + " tokens/s instead of " + digits(loop.tokensPerSecond) + ".")));
+}
+
+function coverage() {
+  const { calls, flops, refusals } = report.coverage;
+  const s = section("coverage", "Coverage", "How much of the matrix products ran on the GPU.");
+  for (const [name, { gpu, total }] of [["calls", calls], ["FLOPs", flops]]) {
+    const share = total ? gpu / total : 0;
+    s.append(el("p", { class: "small" }, percent(share) + " of " + prefixed(total).trim() + (name === "calls" ? " calls" : "FLOPs")));
+    const fill = el("i");
+    fill.style.width = 100 * share + "%";
+    s.append(el("div", { class: "bar", role: "img", "aria-label": percent(share) + " of " + name + " on the GPU" }, fill));
+  }
+  if (!refusals.length) return;
+  const rows = refusals.map((r) => el("tr", {}, el("td", {}, r.operations.join(", ")), el("td", {}, digits(r.count)), el("td", { class: "why" }, el("code", {}, r.line))));
+  s.append(el("div", { class: "scroll" }, el("table", { id: "refusals" }, el("thead", {}, el("tr", {}, el("th", {}, "operation"), el("th", {}, "count"), el("th", { class: "left" }, "refusal"))), el("tbody", {}, ...rows))));
+}
+
+function comparison() {
+  if (!report.compare) return;
+  const s = section("compare", "GPU over CPU", "The same steps on the CPU path, beside what a GPU should give.");
+  const rows = report.compare.map((c) => el("tr", {}, el("td", {}, c.phase + ", " + c.what), el("td", {}, c.gpuMs === undefined ? "–" : time(c.gpuMs)),
+    el("td", {}, time(c.cpuMs)), el("td", {}, c.factor === undefined ? "–" : digits(c.factor) + "×"), el("td", {}, c.target.join("–") + "×")));
+  s.append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...["", "GPU", "CPU", "factor", "target"].map((t) => el("th", {}, t)))), el("tbody", {}, ...rows))));
+}
+
+function tables() {
+  const s = section("table", "Every operation", "Per step. The limit is memory or arithmetic, whichever would take longer at this adapter's measured best.");
+  for (const phase of report.phases) {
+    s.append(el("h3", {}, phase.name + (phase.factor && phase.factor !== 1 ? ": " + time(phase.ms) + " as it runs, " + time(phase.profiledMs) + " while each dispatch was timed" : ": " + time(phase.ms))));
+    const titles = ["operation", "shape", "types", "calls", "time", "share", "FLOPs", "bytes", "FLOP/s", "B/s", "of its limit", "kernel"];
+    const whys = new Map();
+    const rows = phase.operations.map((o) => {
+      const dot = el("i");
+      dot.style.background = "var(--" + o.group + ")";
+      const why = o.kernel + (o.fused.length ? " with " + o.fused.join(", ") : "") + ": " + o.reason;
+      const constants = Object.entries(o.constants).filter(([k]) => !/_(DTYPE|VIEW|UNIT)$/.test(k)).map(([k, v]) => k + "=" + v).join(" ");
+      const key = why + "\\n" + constants;
+      if (!whys.has(key)) whys.set(key, { why, constants, names: new Set() });
+      whys.get(key).names.add(o.name);
+      return el("tr", {}, el("td", {}, dot, o.name), el("td", { class: "left" }, o.shape), el("td", { class: "left" }, o.dtypes),
+        el("td", {}, count(o.calls)), el("td", {}, o.ms === undefined ? "–" : time(o.ms)), el("td", {}, o.share === undefined ? "–" : percent(o.share)),
+        el("td", {}, o.flops ? prefixed(o.flops) : "–"), el("td", {}, o.bytes ? prefixed(o.bytes) : "–"),
+        el("td", {}, o.flops && o.tflops ? prefixed(o.tflops * 1e12) : "–"), el("td", {}, o.bytes && o.gbps ? prefixed(o.gbps * 1e9) : "–"),
+        el("td", {}, o.fraction === undefined ? "–" : percent(o.fraction) + " " + o.bound),
+        el("td", { class: "left" }, o.kernel));
+    });
+    s.append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...titles.map((t, i) => el("th", i === 1 || i === 2 || i === 11 ? { class: "left" } : {}, t)))), el("tbody", {}, ...rows))));
+    s.append(el("details", {}, el("summary", {}, "Why these kernels, with their constants"), ...[...whys.values()].map(({ why, constants, names }) =>
+      el("p", { class: "small choice" }, el("b", {}, [...names].join(", ")), " " + why + " ", el("code", { class: "soft" }, constants)))));
+  }
+}
+
+function notes() {
+  const s = section("notes", "Notes", "How these numbers were made.");
+  const choices = report.device.choices.map((c) => c.what + ": " + c.value + " (" + c.reason + ")");
+  s.append(el("ul", { class: "notes small" }, ...[...report.notes, ...choices].map((n) => el("li", {}, n))));
+}
+
+head();
+breakdown();
+roofline();
+timeline();
+coverage();
+comparison();
+tables();
+notes();
+const redraw = () => charts.forEach((draw) => draw());
+let waiting;
+addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(redraw, 100); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+`;

@@ -1,0 +1,282 @@
+import { assert, assertEquals } from "@std/assert";
+import { attendDecode } from "../kernels/attend_decode.ts";
+import { gemm } from "../kernels/gemm.ts";
+import { gemv } from "../kernels/gemv.ts";
+import {
+  type Capabilities,
+  chooseDecodeAttention,
+  chooseLinear,
+  chooseMatmul,
+  exactLanes,
+  FEW_ROWS,
+  laneConstants,
+  type LinearChoice,
+  type LinearShape,
+  tuningKey,
+} from "../lib/choose.ts";
+import type { Gpu } from "../lib/device.ts";
+import { type Operands, showWgsl } from "../lib/kernel.ts";
+import type { Dtype } from "../lib/ops.ts";
+import { Tensor } from "../lib/tensor.ts";
+import type { Constants } from "../lib/unroll.ts";
+
+/** Adapters from what WebGPU guarantees up to a large one. */
+const DEVICES: Capabilities[] = [
+  [0, 16384, 256],
+  [4, 16384, 256],
+  [8, 32768, 1024],
+  [16, 32768, 512],
+  [32, 49152, 1024],
+].map(([subgroupSize, storage, threads]) => ({
+  subgroupSize,
+  limits: {
+    maxComputeWorkgroupStorageSize: storage,
+    maxComputeInvocationsPerWorkgroup: threads,
+  },
+}));
+
+function* linearShapes(): Generator<LinearShape> {
+  for (const m of [1, 2, 8, 9, 64, 65, 512, 4096]) {
+    for (const [n, k] of [[2, 1], [74, 100], [6144, 1024], [151936, 5120]]) {
+      for (const dtype of ["f32", "bf16"] as const) {
+        for (const norm of [false, true]) {
+          for (const swiglu of [false, true]) {
+            for (const largest of [undefined, 0.5]) {
+              yield { m, n, k, dtype, norm, swiglu, largest };
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+/** A tensor of which only type and shape are looked at. */
+function shaped(dtype: Dtype, ...shape: number[]): Tensor {
+  const part = { buffer: {} as GPUBuffer, offset: 0, begin: 0, rows: shape[0] };
+  return new Tensor({} as Gpu, dtype, shape, [part]);
+}
+
+/** Asserts that a device has the threads and the workgroup memory that WGSL asks for. */
+function assertFits(
+  wgsl: string,
+  { limits, subgroupSize }: Capabilities,
+  message: string,
+) {
+  const known: Record<string, number> = {};
+  const value = (expression: string): number => {
+    const plain = expression.replaceAll(/\b(\d+)u\b/g, "$1")
+      .replaceAll(/\b[A-Z]\w*\b/g, (name) => `${known[name]}`);
+    assert(/^[\d\s+*/().-]+$/.test(plain), `${expression} is ${plain}`);
+    return Math.floor(Number(new Function(`return ${plain}`)()));
+  };
+  for (
+    const [, name, text] of wgsl.matchAll(/^const (\w+)(?:: u32)? = ([^;]+);/gm)
+  ) {
+    if (!text.includes("e38")) known[name] = value(text);
+  }
+  const alias: Record<string, string> = {};
+  for (const [, name, type] of wgsl.matchAll(/alias (\w+) = ([^;]+);/g)) {
+    alias[name] = type;
+  }
+  const bytes: Record<string, number> = {
+    f32: 4,
+    u32: 4,
+    vec4f: 16,
+    "vec4<f16>": 8,
+  };
+  let storage = 0;
+  for (
+    const [, type, size] of wgsl.matchAll(
+      /var<workgroup> \w+: array<([\w<>]+), ([^;]+)>;/g,
+    )
+  ) storage += bytes[alias[type] ?? type] * value(size);
+  assert(
+    storage <= limits.maxComputeWorkgroupStorageSize,
+    `${message}: ${storage} bytes of workgroup memory, there are ${limits.maxComputeWorkgroupStorageSize}`,
+  );
+  const threads = value(wgsl.match(/@workgroup_size\(([^)]+)\)/)![1]);
+  assert(
+    threads <= limits.maxComputeInvocationsPerWorkgroup,
+    `${message}: ${threads} threads, at most ${limits.maxComputeInvocationsPerWorkgroup} fit`,
+  );
+  assertEquals(wgsl.includes("subgroupShuffle") && !subgroupSize, false);
+}
+
+/** The WGSL of a chosen Linear layer. */
+function linearWgsl(
+  { m, n, k, dtype, swiglu }: LinearShape,
+  { kernel, constants }: LinearChoice,
+): string {
+  const y = shaped("f32", m, swiglu ? n / 2 : n), x = shaped("f32", m, k);
+  if (kernel === "gemv") {
+    const operands = { w: shaped(dtype, n, k), x, norm: shaped("f32", k), y };
+    return showWgsl(gemv, operands, { constants });
+  }
+  const operands: Operands = {
+    a: constants.F16 ? shaped("f16", m, k) : x,
+    b: shaped(dtype, n, k),
+    c: y,
+    scales: shaped("f32", m),
+  };
+  return showWgsl(gemm, operands, { constants });
+}
+
+Deno.test("few rows go to gemv, many to gemm, with a reason", () => {
+  for (const device of DEVICES) {
+    for (const shape of linearShapes()) {
+      const choice = chooseLinear(shape, device);
+      const message = JSON.stringify({ shape, choice });
+      assertEquals(
+        choice.kernel,
+        shape.m > FEW_ROWS ? "gemm" : "gemv",
+        message,
+      );
+      assert(choice.reason.includes(`${shape.m} row`), message);
+      assertEquals(choice.constants.EPILOGUE, shape.swiglu ? 2 : 0, message);
+      if (choice.fusedNorm) assert(shape.norm && choice.kernel === "gemv");
+      assertEquals(choice.constants.NORM === 1, choice.fusedNorm, message);
+    }
+  }
+});
+
+Deno.test("what is chosen for a Linear layer fits the device", () => {
+  const seen = new Set<string>();
+  for (const device of DEVICES) {
+    for (const shape of linearShapes()) {
+      const choice = chooseLinear(shape, device);
+      // The text depends on little else; expanding it thousands of times takes long.
+      const key = JSON.stringify([
+        device,
+        choice.constants,
+        shape.k,
+        shape.dtype,
+      ]);
+      if (seen.has(key)) continue;
+      seen.add(key);
+      assertFits(linearWgsl(shape, choice), device, JSON.stringify(shape));
+    }
+  }
+});
+
+Deno.test("f16 products cannot overflow", () => {
+  for (const largest of [1e-6, 0.01, 0.5, 3, 100, 5000]) {
+    for (const m of [9, 100, 4096]) {
+      const shape = { m, n: 4096, k: 1024, dtype: "bf16", norm: true } as const;
+      const choice = chooseLinear(
+        { ...shape, swiglu: false, largest },
+        DEVICES[4],
+      );
+      const { headroom, constants: { BK, F16, SCALED } } = choice;
+      assertEquals([F16, SCALED], headroom ? [1, 1] : [0, 0]);
+      if (!headroom) continue;
+      assertEquals(Math.log2(headroom) % 1, 0);
+      // Rows are scaled below twice the headroom.
+      assert(2 * headroom <= 65504, `${headroom}`);
+      const sum = Number(BK) * 2 * headroom * largest;
+      assert(sum <= 65504, `${largest}: ${BK} products sum to ${sum}`);
+    }
+  }
+});
+
+Deno.test("lanes are a power of two within a subgroup", () => {
+  for (const { subgroupSize } of DEVICES) {
+    for (const most of [1, 2, 3, 10, 32]) {
+      const { LOG_LANES, SUBGROUPS } = laneConstants({ subgroupSize }, most);
+      assert(Number.isInteger(LOG_LANES) && 2 ** LOG_LANES <= most);
+      assertEquals(SUBGROUPS, subgroupSize ? 1 : 0);
+      if (SUBGROUPS) assert(2 ** LOG_LANES <= subgroupSize);
+    }
+    const { LOG_LANES, SUBGROUPS } = exactLanes({ subgroupSize }, 16);
+    assertEquals([LOG_LANES, SUBGROUPS], [4, subgroupSize >= 16 ? 1 : 0]);
+  }
+});
+
+Deno.test("the attention of a decode step fits the device, for any head", () => {
+  for (const device of DEVICES) {
+    for (const headDim of [2, 16, 20, 64, 100, 128, 256]) {
+      for (const group of [1, 2, 5, 8]) {
+        const choice = chooseDecodeAttention({ headDim, group }, device);
+        const cache = shaped(headDim % 8 ? "f32" : "f16", 1, 1, 64, headDim);
+        const flat = shaped("f32", 1, headDim * group);
+        const operands = {
+          qkv: shaped("f32", 1, (group + 2) * headDim),
+          qNorm: shaped("bf16", headDim),
+          kNorm: shaped("bf16", headDim),
+          angles: shaped("f32", 64, headDim),
+          lengths: shaped("u32", 1),
+          ...{ k: cache, v: cache, y: flat, partial: flat.view(flat.shape[1]) },
+          ...{ stats: shaped("u32", 2), flags: shaped("u32", 4) },
+        };
+        const { constants, maxSplits } = choice;
+        const derived = attendDecode.derive!({
+          ...attendDecode.constants,
+          ...constants,
+        }, {});
+        const all: Constants = {
+          ...attendDecode.constants,
+          ...constants,
+          ...derived,
+        };
+        const message = JSON.stringify({ device, headDim, group, all });
+        assertEquals(Number(all.TILE) % Number(all.KEYS), 0, message);
+        assert(Number(all.WORKGROUP) >= Number(all.WIDTH), message);
+        assert(Number(all.WORKGROUP) >= Number(all.LANES), message);
+        assert(maxSplits >= 1 && choice.reason !== "", message);
+        const wgsl = showWgsl(attendDecode, operands, { constants });
+        assertFits(wgsl, device, message);
+      }
+    }
+  }
+});
+
+Deno.test("tuned constants take the place of chosen ones, for their size alone", () => {
+  const [device] = DEVICES, shape = { n: 64, k: 128, dtype: "bf16" } as const;
+  const tuned = new Map<string, Constants>([
+    [tuningKey("gemv", 1, 64, 128), { ROWS: 4 }],
+    [tuningKey("gemm", 100, 64, 128), { BK: 8 }],
+    [tuningKey("attendDecode", 128, 2), { TILE: 512 }],
+  ]);
+  const linear = (m: number, tuned?: Map<string, Constants>) =>
+    chooseLinear({ ...shape, m, norm: false, swiglu: false }, {
+      ...device,
+      tuned,
+    }).constants;
+  assertEquals(linear(1, tuned), { ...linear(1), ROWS: 4 });
+  assertEquals(linear(100, tuned), { ...linear(100), BK: 8 });
+  assertEquals(linear(2, tuned), linear(2));
+  const heads = { headDim: 128, group: 2 };
+  const attention = chooseDecodeAttention(heads, { ...device, tuned });
+  assertEquals(attention.constants.TILE, 512);
+});
+
+Deno.test("chooseMatmul picks a kernel by shape, or says why none fits", () => {
+  const [device] = DEVICES;
+  const chosen = (a: number[], b: number[], transposeB = false) => {
+    const { kernel, reason } = chooseMatmul(a, b, device, { transposeB });
+    assert(reason !== "");
+    return kernel ?? reason;
+  };
+  assertEquals(chosen([5, 8], [8]), "gemv");
+  assertEquals(chosen([8], [8, 5]), "gemvColumns");
+  assertEquals(chosen([8], [5, 8], true), "gemv");
+  assertEquals(chosen([1, 8], [8, 5]), "gemvColumns");
+  assertEquals(chosen([8, 8], [5, 8], true), "gemv");
+  assertEquals(chosen([9, 8], [8, 5]), "gemm");
+  assertEquals(chosen([9, 8], [5, 8], true), "gemm");
+  assertEquals(chosen([1, 16, 5, 128], [1, 16, 128, 5]), "batchedGemm");
+  assertEquals(chosen([2, 6, 1, 8], [2, 1, 8, 5]), "batchedGemm");
+  const refused: [number[], number[], string][] = [
+    [[5, 8], [7, 5], "[5, 8] × [7, 5]: the inner sizes 8 and 7 differ"],
+    [[8], [8], "[8] × [8]: 1D×1D is not among"],
+    [[2, 3, 4], [4, 5], "3D×2D is not among"],
+    [[2, 2, 3, 4], [1, 2, 4, 5], "the batches 2 and 1 differ"],
+    [[1, 3, 3, 4], [1, 2, 4, 5], "3 heads are not a multiple of 2"],
+    [[0, 8], [8, 5], "a size is 0"],
+  ];
+  for (const [a, b, reason] of refused) {
+    assert(chosen(a, b).includes(reason), `${chosen(a, b)} has ${reason}`);
+  }
+  const only = chooseMatmul([9, 8], [8, 5], device, { kernels: ["gemv"] });
+  assertEquals(only.kernel, undefined);
+});

@@ -1,0 +1,280 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { chooseMatmul, type MatmulChoice } from "../lib/choose.ts";
+import { toF32 } from "../lib/cpu_dtype.ts";
+import { openDevice } from "../lib/device.ts";
+import { batchedGemm, gemm, gemv, matmul } from "../lib/matmul.ts";
+import type { Dtype } from "../lib/ops.ts";
+import { count, type Tensor } from "../lib/tensor.ts";
+import { gpuTest, type Trial } from "./gpu.ts";
+import { assertSums, type Expected, linear, transpose } from "./reference.ts";
+
+type Shape = readonly number[];
+
+interface Product {
+  a: Shape;
+  b: Shape;
+  transposeB?: boolean;
+  kernel: MatmulChoice["kernel"];
+  shape: Shape;
+}
+
+/** One of each row of the dispatch, odd sizes among them. */
+const PRODUCTS: Product[] = [
+  // A prompt of five tokens and one token through a Linear layer.
+  {
+    a: [5, 1024],
+    b: [1024, 2048],
+    kernel: "gemvColumns",
+    shape: [5, 2048],
+  },
+  {
+    a: [1, 1024],
+    b: [1024, 2048],
+    kernel: "gemvColumns",
+    shape: [1, 2048],
+  },
+  // Attention scores of sixteen heads, and the same with eight key heads.
+  {
+    a: [1, 16, 5, 128],
+    b: [1, 16, 128, 5],
+    kernel: "batchedGemm",
+    shape: [1, 16, 5, 5],
+  },
+  {
+    a: [1, 16, 5, 128],
+    b: [1, 8, 5, 128],
+    transposeB: true,
+    kernel: "batchedGemm",
+    shape: [1, 16, 5, 5],
+  },
+  { a: [37, 61], b: [61], kernel: "gemv", shape: [37] },
+  { a: [2048, 1024], b: [1024], kernel: "gemv", shape: [2048] },
+  { a: [61], b: [61, 37], kernel: "gemvColumns", shape: [37] },
+  {
+    a: [64],
+    b: [37, 64],
+    transposeB: true,
+    kernel: "gemv",
+    shape: [37],
+  },
+  {
+    a: [1, 64],
+    b: [37, 64],
+    transposeB: true,
+    kernel: "gemv",
+    shape: [1, 37],
+  },
+  {
+    a: [8, 61],
+    b: [37, 61],
+    transposeB: true,
+    kernel: "gemv",
+    shape: [8, 37],
+  },
+  { a: [8, 61], b: [61, 37], kernel: "gemvColumns", shape: [8, 37] },
+  { a: [9, 61], b: [61, 37], kernel: "gemm", shape: [9, 37] },
+  { a: [9, 64], b: [64, 40], kernel: "gemm", shape: [9, 40] },
+  {
+    a: [70, 67],
+    b: [129, 67],
+    transposeB: true,
+    kernel: "gemm",
+    shape: [70, 129],
+  },
+  {
+    a: [2, 6, 3, 17],
+    b: [2, 3, 17, 9],
+    kernel: "batchedGemm",
+    shape: [2, 6, 3, 9],
+  },
+  { a: [1, 1], b: [1, 1], kernel: "gemvColumns", shape: [1, 1] },
+];
+
+const DTYPES: [Dtype, Dtype][] = [
+  ["f32", "f32"],
+  ["f32", "bf16"],
+  ["f32", "f16"],
+  ["bf16", "bf16"],
+  ["f16", "f32"],
+];
+
+const show = (shape: Shape) => `[${shape.join(", ")}]`;
+
+gpuTest(
+  "matmul multiplies all shapes in all element types, and says by what",
+  async (_, trial) => {
+    for (const product of PRODUCTS) {
+      // The large ones once, the others in every type.
+      const large = count(product.b) > 1e5 || count(product.a) > 1e5;
+      for (const dtypes of large ? DTYPES.slice(0, 2) : DTYPES) {
+        const { choices } = await multiply(trial, product, dtypes, matmul);
+        assertEquals(choices.length, 1);
+        const [choice] = choices;
+        assertEquals(choice.kernel, product.kernel, choice.reason);
+        assert(choice.reason.length > 10);
+      }
+    }
+  },
+);
+
+gpuTest(
+  "gemm, batchedGemm and gemv take their own shapes",
+  async (_, trial) => {
+    for (const product of PRODUCTS) {
+      if (count(product.b) > 1e5 || count(product.a) > 1e5) continue;
+      const own =
+        { gemm, batchedGemm, gemv, gemvColumns: gemv }[product.kernel!];
+      await multiply(trial, product, ["f32", "f32"], own);
+      // Tiles take few rows too, where they are asked for.
+      if (product.a.length === 2 && product.b.length === 2) {
+        const { choices } = await multiply(
+          trial,
+          product,
+          ["f32", "f32"],
+          gemm,
+        );
+        assertEquals(choices[0].kernel, "gemm");
+      }
+    }
+  },
+);
+
+/** Multiplies random tensors and compares with float64. */
+async function multiply(
+  trial: Trial,
+  { a, b, transposeB = false, shape }: Product,
+  [typeA, typeB]: [Dtype, Dtype],
+  product: typeof matmul,
+): Promise<{ choices: MatmulChoice[] }> {
+  const hostA = trial.random.tensor(typeA, a);
+  const hostB = trial.random.tensor(typeB, b);
+  const choices: MatmulChoice[] = [];
+  using c = product(trial.upload(hostA), trial.upload(hostB), {
+    transposeB,
+    onChoice: (choice) => choices.push(choice),
+  });
+  assertEquals(c.shape, [...shape]);
+  assertEquals(c.dtype, "f32");
+  assertSums(
+    await c.read(),
+    expected(toF32(hostA), a, toF32(hostB), b, transposeB),
+    `${typeA} ${show(a)} × ${typeB} ${show(b)}${transposeB ? "ᵀ" : ""} by ${
+      choices[0].kernel
+    }`,
+  );
+  return { choices };
+}
+
+/** The product in float64, matrix by matrix; heads of `b` are shared by groups of `a`'s. */
+function expected(
+  a: Float32Array,
+  shapeA: Shape,
+  b: Float32Array,
+  shapeB: Shape,
+  transposeB: boolean,
+): Expected {
+  if (shapeB.length === 1) {
+    return linear(a, b, { m: shapeA[0], n: 1, k: shapeB[0] });
+  }
+  const [m, k] = [shapeA.at(-2) ?? 1, shapeA.at(-1)!];
+  const n = transposeB ? shapeB.at(-2)! : shapeB.at(-1)!;
+  const [batch, heads] = shapeA.length === 4 ? shapeA : [1, 1];
+  const group = shapeA.length === 4 ? heads / shapeB[1] : 1;
+  const values: number[] = [], norms: number[] = [];
+  for (let i = 0; i < batch * heads; i++) {
+    const j = Math.floor(i / group);
+    const matrix = b.subarray(j * k * n, (j + 1) * k * n);
+    const one = linear(
+      a.subarray(i * m * k, (i + 1) * m * k),
+      transposeB ? matrix : transpose(matrix, k, n),
+      { m, n, k },
+    );
+    values.push(...one.values);
+    norms.push(...one.norms);
+  }
+  return {
+    values: Float64Array.from(values),
+    norms: Float64Array.from(norms),
+  };
+}
+
+gpuTest(
+  "products are refused in one line that names the shapes, and nothing falls back",
+  async (gpu, trial) => {
+    const of = (...shape: number[]) => trial.filled(shape, 1);
+    const refused: [() => Tensor, string][] = [
+      [
+        () => matmul(of(2, 3), of(4, 5)),
+        "Cannot multiply: [2, 3] × [4, 5]: the inner sizes 3 and 4 differ",
+      ],
+      [
+        () => matmul(of(2, 3), of(3, 5), { transposeB: true }),
+        "Cannot multiply: [2, 3] × [3, 5] transposed: the inner sizes 3 and 5 differ",
+      ],
+      [
+        () => matmul(of(2, 3, 4), of(4, 5)),
+        "Cannot multiply: [2, 3, 4] × [4, 5]: 3D×2D is not among 2D×1D, 1D×2D, 2D×2D and 4D×4D",
+      ],
+      [() => matmul(of(3), of(3)), "1D×1D is not among"],
+      [
+        () => matmul(of(1, 6, 2, 3), of(1, 4, 3, 2)),
+        "6 heads are not a multiple of 4",
+      ],
+      [
+        () => matmul(of(2, 6, 2, 3), of(1, 6, 3, 2)),
+        "the batches 2 and 1 differ",
+      ],
+      [
+        () => gemm(of(2, 3), of(3)),
+        "Cannot run gemm: [2, 3] × [3]: these shapes are for gemv, not for gemm",
+      ],
+      [
+        () => gemv(of(9, 3), of(3, 4)),
+        "Cannot run gemv: [9, 3] × [3, 4]: these shapes are for gemm, not for gemv or gemvColumns",
+      ],
+      [
+        () => batchedGemm(of(2, 3), of(3, 4)),
+        "Cannot run batchedGemm: [2, 3] × [3, 4]: these shapes are for gemvColumns or gemm, not for batchedGemm",
+      ],
+      [
+        () => matmul(trial.u32(1, 2), of(2, 2)),
+        "Cannot multiply: a is u32, it must be f32, f16 or bf16",
+      ],
+    ];
+    const before = gpu.allocated;
+    for (const [product, message] of refused) {
+      const { message: actual } = assertThrows(product, Error, message);
+      assert(!actual.includes("\n"), actual);
+    }
+    assert(gpu.allocated > before); // the operands; no product was made
+    using other = await openDevice();
+    using elsewhere = other.tensor("f32", [3, 4]);
+    assertThrows(
+      () => matmul(of(2, 3), elsewhere),
+      Error,
+      "Cannot multiply: a and b lie on different devices",
+    );
+  },
+);
+
+Deno.test("chooseMatmul is a pure function with a reason for every shape", () => {
+  const device = {
+    subgroupSize: 32,
+    limits: {
+      maxComputeWorkgroupStorageSize: 32768,
+      maxComputeInvocationsPerWorkgroup: 1024,
+    },
+  };
+  for (const { a, b, transposeB, kernel, shape } of PRODUCTS) {
+    const choice = chooseMatmul(a, b, device, { transposeB });
+    assertEquals(choice.kernel, kernel);
+    assert(choice.kernel);
+    assertEquals(choice.shape, [...shape]);
+    assert(!/undefined|NaN/.test(choice.reason), choice.reason);
+  }
+  const empty = chooseMatmul([0, 3], [3, 2], device);
+  assertEquals(empty, {
+    kernel: undefined,
+    reason: "[0, 3] × [3, 2]: a size is 0",
+  });
+});
