@@ -1,13 +1,19 @@
 import { kernel, splitGrid } from "../lib/kernel.ts";
 
 /**
- * Rows of a table by index, as f32: the embedding of tokens. A table split over
- * several buffers takes one dispatch each: rows outside `begin … begin + n` are
- * left as they are.
+ * Rows of a table by index, as f32: the embedding of tokens, and partial sums of
+ * each row's squares (WORKGROUP of them) for the norm that follows. A table split
+ * over several buffers takes one dispatch each: rows outside `begin … begin + n`
+ * are left as they are.
  */
 export const embed = kernel({
   name: "embed",
-  buffers: { table: "n k as span", tokens: "m", x: "inout m k as span" },
+  buffers: {
+    table: "n k as span",
+    tokens: "m",
+    x: "inout m k as span",
+    squares: "inout m parts",
+  },
   uniforms: { begin: "u32" },
   constants: { WORKGROUP: 64 },
   grid: ({ m }) => splitGrid(m),
@@ -19,8 +25,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   if (row >= u.m) { return; }
   let token = tokens[row] - u.begin; // wraps below begin, so one comparison is enough
   if (token >= u.n) { return; }
+  var sum = 0.0;
   for (var e = tid * 4u; e < u.k; e += WORKGROUP * 4u) {
-    x_store(row * u.k + e, u.k - e, table_span(token * u.k + e, u.k - e));
+    let v = table_span(token * u.k + e, u.k - e);
+    sum += dot(v, v);
+    x_store(row * u.k + e, u.k - e, v);
   }
+  squares[row * WORKGROUP + tid] = sum;
 }`,
 });

@@ -11,6 +11,15 @@ const load = (chunk: string) => /* wgsl */ `
     }
   }`;
 
+/** Sums of squares that a gemv with EPILOGUE 1 leaves per row: one per lane group. */
+export function squareParts(
+  n: number,
+  { WORKGROUP, LOG_LANES, ROWS }: Readonly<Record<string, number | string>>,
+): number {
+  const groups = Number(WORKGROUP) >> Number(LOG_LANES);
+  return Math.ceil(n / (groups * Number(ROWS))) * groups;
+}
+
 /**
  * One or a few rows times a matrix stored by output row: `y = x · wᵀ`, every
  * Linear layer of a decode step.
@@ -19,21 +28,24 @@ const load = (chunk: string) => /* wgsl */ `
  * all loads of a chunk issued before the first use; the M rows of `x` are reused
  * for each. Fused around it, because a dispatch costs 2–3 µs:
  *
- * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. Weights of
- *   the first chunk are already on their way while the workgroup norms.
- * - EPILOGUE 0: `y = …`, 1: `y += …` (residual), 2: SwiGLU, `y = silu(g) · u`
+ * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. The factor of
+ *   a row waits for nobody: whoever wrote the row left PARTS partial sums of its
+ *   squares in `squares`.
+ * - EPILOGUE 0: `y = …`, 1: `y += …` (residual) and partial sums of the new
+ *   rows' squares, one per lane group, 2: SwiGLU, `y = silu(g) · u`
  *   with g from the first half of w's rows and u from the second.
  *
  * Rows of k that are not whole units take the plain loop at the end.
  */
 export const gemv = kernel({
   name: "gemv",
-  buffers: {
+  buffers: ({ NORM, EPILOGUE }) => ({
     w: "n k as unit",
     x: "m k as span",
-    norm: "any as span",
     y: "inout any as scalar",
-  },
+    ...(NORM ? { norm: "k as span", squares: "m parts as vec4" } : {}),
+    ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
+  }),
   // y has rows of `stride` elements; this call's first row of w goes to column `column`.
   uniforms: { stride: "u32", column: "u32", eps: "f32" },
   constants: {
@@ -46,7 +58,7 @@ export const gemv = kernel({
     NORM: 0,
     EPILOGUE: 0,
   },
-  derive: (c, { k }) => {
+  derive: (c, { k, parts }) => {
     if (c.NORM && c.W_VIEW !== "unit") {
       throw new Error(
         `Cannot norm rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}`,
@@ -65,6 +77,8 @@ export const gemv = kernel({
       CHUNKS: Math.ceil(units / (lanes * steps)),
       EXACT: units % (lanes * steps) === 0 ? 1 : 0,
       HALVES: Number(c.W_UNIT) / 4,
+      PARTS: parts ?? 0,
+      PART_STEPS: Math.ceil((parts ?? 0) / 4 / lanes),
     };
   },
   grid: ({ n }, { WORKGROUP, LANES, ROWS }) =>
@@ -72,8 +86,6 @@ export const gemv = kernel({
   body: /* wgsl */ `
 ${LANES}
 const PER_WORKGROUP = WORKGROUP / LANES;
-var<workgroup> squares: array<f32, PER_WORKGROUP * M>;
-@if NORM { var<workgroup> staged: array<vec4f, M * HALVES * UNITS>; }
 
 // The row of w that accumulator i of lane group g sums.
 fn w_row(g: u32, i: u32) -> u32 {
@@ -95,6 +107,18 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let lane = tid % LANES;
   let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
   @split var acc: array<f32, M * ROWS>;
+  @if NORM {
+    @split var factor: array<f32, M>;
+    @unroll for (var m = 0; m < M; m++) {
+      var sum = 0.0;
+      @unroll for (var i = 0; i < PART_STEPS; i++) {
+        let part = i * LANES + lane;
+        let four = squares_at(m * (PARTS / 4u) + min(part, PARTS / 4u - 1u));
+        sum += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
+      }
+      factor[m] = inverseSqrt(lanes_sum(sum, tid) / f32(u.k) + u.eps);
+    }
+  }
   @if EPILOGUE == 1 {
     // The residual is fetched now, so that nothing waits for it at the end.
     @split var residual: array<f32, M * ROWS>;
@@ -111,31 +135,20 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @split var base: array<u32, ROWS>;
   @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
   ${load("0u")}
-  @if NORM {
-    @unroll for (var m = 0; m < M; m++) {
-      var sum = 0.0;
-      for (var j = tid; j < HALVES * UNITS; j += WORKGROUP) {
-        let v = x_at(m * HALVES * UNITS + j);
-        sum += dot(v, v);
-        staged[(m * HALVES + j % HALVES) * UNITS + j / HALVES] = v * norm_at(j);
-      }
-      sum = lanes_sum(sum, tid);
-      if (lane == 0u) { squares[m * PER_WORKGROUP + tid / LANES] = sum; }
-    }
-    workgroupBarrier();
-  }
   for (var c = 0u; c < CHUNKS; c++) {
     @if CHUNKS > 1 { if (c > 0u) { ${load("c")} } }
     @unroll for (var s = 0; s < STEPS; s++) {
       let unit = min((c * STEPS + s) * LANES + lane, UNITS - 1u);
+      @if NORM { let norm_lo = norm_at(unit * HALVES); }
+      @if NORM && HALVES == 2 { let norm_hi = norm_at(unit * HALVES + 1u); }
       @unroll for (var m = 0; m < M; m++) {
-        @if NORM { let lo = staged[m * HALVES * UNITS + unit]; }
+        @if NORM { let lo = x_at((m * UNITS + unit) * HALVES) * norm_lo; }
         @else { let lo = x_at((m * UNITS + unit) * HALVES); }
         @unroll for (var i = 0; i < ROWS; i++) {
           acc[m * ROWS + i] += dot(w_lo(raw[i * STEPS + s]), lo);
         }
         @if HALVES == 2 {
-          @if NORM { let hi = staged[(m * HALVES + 1u) * UNITS + unit]; }
+          @if NORM { let hi = x_at((m * UNITS + unit) * HALVES + 1u) * norm_hi; }
           @else { let hi = x_at((m * UNITS + unit) * HALVES + 1u); }
           @unroll for (var i = 0; i < ROWS; i++) {
             acc[m * ROWS + i] += dot(w_hi(raw[i * STEPS + s]), hi);
@@ -155,12 +168,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
 }
   @unroll for (var m = 0; m < M; m++) {
-    var scale = 1.0;
-    @if NORM {
-      var sum = 0.0;
-      @unroll for (var j = 0; j < WORKGROUP / LANES; j++) { sum += squares[m * PER_WORKGROUP + j]; }
-      scale = inverseSqrt(sum / f32(u.k) + u.eps);
-    }
+    @if NORM { let scale = factor[m]; } @else { let scale = 1.0; }
     @unroll for (var i = 0; i < ROWS; i++) { acc[m * ROWS + i] = lanes_sum(acc[m * ROWS + i], tid) * scale; }
     if (lane == 0u) {
       @if EPILOGUE == 2 {
@@ -169,10 +177,15 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           write(m, g * (ROWS / 2u) + i / 2u, u.n / 2u, gate / (1.0 + exp(-gate)) * acc[m * ROWS + i + 1]);
         }
       } @else {
+        @if EPILOGUE == 1 { var sum = 0.0; }
         @unroll for (var i = 0; i < ROWS; i++) {
-          @if EPILOGUE == 1 { acc[m * ROWS + i] += residual[m * ROWS + i]; }
+          @if EPILOGUE == 1 {
+            acc[m * ROWS + i] += residual[m * ROWS + i];
+            if (g * ROWS + i < u.n) { sum += acc[m * ROWS + i] * acc[m * ROWS + i]; }
+          }
           write(m, g * ROWS + i, u.n, acc[m * ROWS + i]);
         }
+        @if EPILOGUE == 1 { if (g < PARTS) { squares[m * PARTS + g] = sum; } }
       }
     }
   }

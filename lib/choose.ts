@@ -89,8 +89,7 @@ export function chooseLinear(
   if (m <= FEW_ROWS) {
     const whole = k % unitSize(dtype) === 0;
     const units = Math.ceil(k / unitSize(dtype));
-    const room = device.limits.maxComputeWorkgroupStorageSize - 1024;
-    const fusedNorm = norm && whole && m * k * 4 <= room;
+    const fusedNorm = norm && whole;
     const lanes = laneConstants(device, Math.max(4, units));
     const steps = Math.ceil(units / 2 ** lanes.LOG_LANES);
     return {
@@ -98,6 +97,7 @@ export function chooseLinear(
       constants: {
         M: m,
         ROWS: 2,
+        WORKGROUP: 128,
         // All loads of a row in flight at once, as far as registers go.
         STEPS: Math.ceil(steps / Math.ceil(steps / (m > 1 ? 4 : 12))),
         EPILOGUE,
@@ -303,7 +303,7 @@ export function chooseMatmul(
     ],
     [
       "gemv",
-      a.length < 4 && byColumn && m <= FEW_ROWS,
+      b.length === 2 && byColumn && m <= FEW_ROWS,
       lanes(Math.min(m, FEW_ROWS), n).constants,
       `${rows}: the matrix is read once`,
     ],

@@ -124,7 +124,7 @@ function multiply(
     const x = vector ? b.view(1, k) : a.view(m, k);
     const y = vector ? c.view(1, m) : c.view(m, n);
     const w = vector ? a : b;
-    plan.add(gemvKernel, { w, x, norm: x, y }, {
+    plan.add(gemvKernel, { w, x, y }, {
       constants,
       uniforms: { ...uniforms, stride: y.shape[1] },
     });

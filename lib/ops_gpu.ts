@@ -8,7 +8,7 @@ import { attendDecode } from "../kernels/attend_decode.ts";
 import { attendPrefill } from "../kernels/attend_prefill.ts";
 import { embed } from "../kernels/embed.ts";
 import { gemm } from "../kernels/gemm.ts";
-import { gemv } from "../kernels/gemv.ts";
+import { gemv, squareParts } from "../kernels/gemv.ts";
 import { mergeSplits } from "../kernels/merge_splits.ts";
 import { qkNormRope } from "../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../kernels/rms_norm.ts";
@@ -35,6 +35,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   plan: Plan;
   #buffers = new Map<string, Tensor>();
   #owned: Tensor[] = [];
+  /** By the buffer of a tensor: partial sums of its rows' squares. */
+  #squares = new Map<GPUBuffer, Tensor>();
 
   constructor(
     readonly gpu: Gpu,
@@ -138,8 +140,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   }
 
   #gather(table: Tensor, tokens: Tensor, x: Tensor, label: string): Tensor {
+    const squares = this.#leaveSquares(x, Number(embed.constants.WORKGROUP));
     for (const part of table.parts) {
-      this.plan.add(embed, { table: { tensor: table, part }, tokens, x }, {
+      const operands = { table: { tensor: table, part }, tokens, x, squares };
+      this.plan.add(embed, operands, {
         label,
         reason: "rows by index",
         uniforms: { begin: part.begin },
@@ -170,15 +174,33 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       const { constants, reason, splits } = choice;
       const column = part.begin;
       if (choice.kernel === "gemv") {
-        const input = norm && !choice.fusedNorm ? this.#normed(x, norm) : x;
-        this.plan.add(gemv, { w: weight, x: input, norm: norm ?? x, y }, {
+        const squares = this.#squares.get(x.part.buffer);
+        const fused = norm && choice.fusedNorm && squares;
+        const input = norm && !fused ? this.#normed(x, norm) : x;
+        const leaves = epilogue === 1
+          ? this.#leaveSquares(y, squareParts(part.rows, constants))
+          : undefined;
+        this.plan.add(gemv, {
+          w: weight,
+          x: input,
+          y,
+          ...(fused ? { norm, squares } : {}),
+          ...(leaves ? { squares: leaves } : {}),
+        }, {
           label,
           reason,
-          constants: { ...constants, EPILOGUE: epilogue },
+          constants: {
+            ...constants,
+            EPILOGUE: epilogue,
+            NORM: fused ? 1 : 0,
+          },
           uniforms: { stride, column, eps },
         });
+        // A split weight leaves sums of its own rows only.
+        if (leaves && w.parts.length > 1) this.#squares.delete(y.part.buffer);
         continue;
       }
+      if (epilogue === 1) this.#squares.delete(y.part.buffer);
       const [a, scales] = choice.headroom
         ? this.#half(x, norm, choice.headroom)
         : [norm ? this.#normed(x, norm) : x, x];
@@ -207,6 +229,13 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       });
     }
     return y;
+  }
+
+  /** Room for partial sums of the squares of `x`'s rows, found again by its buffer. */
+  #leaveSquares(x: Tensor, parts: number): Tensor {
+    const squares = this.#rows(`squares of ${parts}`, x.shape[0], parts);
+    this.#squares.set(x.part.buffer, squares);
+    return squares;
   }
 
   #normed(x: Tensor, norm: Tensor): Tensor {

@@ -5,10 +5,8 @@
  * @module
  */
 import { type Checkpoint, openCheckpoint } from "./checkpoint.ts";
-import type { Choice } from "./device.ts";
 import { DEFAULT_MODEL, Qwen3 } from "./model.ts";
 import { measurePeaks } from "./peaks.ts";
-import { openDevice } from "./device.ts";
 import { comparisonOf } from "./profile_compare.ts";
 import { profileCpu } from "./profile_cpu.ts";
 import {
@@ -17,57 +15,22 @@ import {
   loopTimeline,
   watchLoop,
 } from "./profile_loop.ts";
-import { operationsOf, totals } from "./profile_operations.ts";
-import type {
-  Coverage,
-  Phase,
-  ProfileReport,
-  TimelineEvent,
-} from "./profile_report.ts";
+import type { Coverage, Phase, ProfileReport } from "./profile_report.ts";
+import { profileRestricted } from "./profile_restricted.ts";
+import {
+  type Profiled,
+  type ProfileOptions,
+  promptIds,
+  type Setting,
+  settle,
+  subject,
+} from "./profile_setting.ts";
 import { decodeLengths, profileSteps } from "./profile_steps.ts";
-import { type AllowedKernel, UnpackedModel } from "./profile_unpacked.ts";
-import { type Findings, verdictsOf } from "./profile_verdict.ts";
+import { verdictsOf } from "./profile_verdict.ts";
 import { CpuRunner } from "./runner_cpu.ts";
 import { GpuRunner, PREFILL_ROWS } from "./runner_gpu.ts";
-import { resolveSampling, type Sampling } from "./sampling.ts";
-import type { DeviceKind } from "./select_device.ts";
 
-/** What {@linkcode profile} takes. */
-export interface ProfileOptions {
-  device?: DeviceKind;
-  /** Tokens of the prompt; by default 512, or what the checkpoint has room for. */
-  promptTokens?: number;
-  /** Tokens to generate; 64 by default. */
-  maxTokens?: number;
-  /** Sequences that are decoded together. */
-  batch?: number;
-  /** Steps between two readbacks; by default a growing number. */
-  chunk?: number;
-  /** Runs the model unpacked on these matmul kernels alone. */
-  kernels?: readonly AllowedKernel[];
-  /** Runs the CPU path too. */
-  compare?: boolean;
-  /** Any WebGPU implementation instead of `navigator.gpu`. */
-  gpu?: GPU;
-  /** Told what is going on. */
-  onProgress?: (what: string) => void;
-  signal?: AbortSignal;
-}
-
-const PROMPT_TOKENS = 512, MAX_TOKENS = 64;
-const MOST_BATCH = 256, MOST_CHUNK = 128;
-
-/** Options with every default settled. */
-interface Setting extends ProfileOptions {
-  promptTokens: number;
-  maxTokens: number;
-  batch: number;
-  sampling: Sampling;
-  notes: string[];
-  /** When the timeline begins. */
-  origin: number;
-  progress: (what: string) => void;
-}
+export type { ProfileOptions, ProfileReport };
 
 /**
  * Profiles a model.
@@ -95,52 +58,12 @@ export async function profile(
     throw error;
   }
   const done = options.kernels
-    ? await profileUnpacked(checkpoint, setting, options.kernels)
+    ? await profileRestricted(checkpoint, setting, options.kernels)
     : await profileModel(checkpoint, setting);
   const { findings, timeline } = done;
   timeline.sort((a, b) => a.begin - b.begin);
   return { verdicts: verdictsOf(findings), ...findings, timeline };
 }
-
-/** Checks the options before anything long begins. */
-function settle(
-  { config, generation, name }: Checkpoint,
-  options: ProfileOptions,
-): Setting {
-  const whole = (what: string, value: number, least: number, most: number) => {
-    if (Number.isInteger(value) && value >= least && value <= most) return;
-    throw new RangeError(
-      `Cannot profile ${name}: ${what} is ${value}, must be an integer from ${least} to ${most}`,
-    );
-  };
-  const room = config.maxPositionEmbeddings;
-  const { maxTokens = Math.min(MAX_TOKENS, room - 1), batch = 1, chunk } =
-    options;
-  whole("maxTokens", maxTokens, 2, room - 1);
-  const most = room - maxTokens;
-  const promptTokens = options.promptTokens ?? Math.min(PROMPT_TOKENS, most);
-  whole("promptTokens", promptTokens, 1, most);
-  whole("batch", batch, 1, MOST_BATCH);
-  if (chunk !== undefined) whole("chunk", chunk, 1, MOST_CHUNK);
-  const notes: string[] = [];
-  if (options.promptTokens === undefined && promptTokens < PROMPT_TOKENS) {
-    notes.push(
-      `the prompt has ${promptTokens} tokens instead of ${PROMPT_TOKENS}: with ${maxTokens} generated the context of ${room} is full`,
-    );
-  }
-  return {
-    ...options,
-    promptTokens,
-    maxTokens,
-    batch,
-    notes,
-    sampling: resolveSampling({ seed: 1 }, generation),
-    origin: performance.now(),
-    progress: options.onProgress ?? (() => {}),
-  };
-}
-
-type Profiled = { findings: Findings; timeline: TimelineEvent[] };
 
 async function profileModel(
   checkpoint: Checkpoint,
@@ -247,120 +170,6 @@ async function load(checkpoint: Checkpoint, setting: Setting): Promise<Qwen3> {
   }
 }
 
-/** The original failure, and what would have been better. */
-async function profileUnpacked(
-  checkpoint: Checkpoint,
-  setting: Setting,
-  kernels: readonly AllowedKernel[],
-): Promise<Profiled> {
-  const { promptTokens, maxTokens, progress, signal } = setting;
-  await using _checkpoint = checkpoint;
-  using gpu = await openDevice({ gpu: setting.gpu });
-  progress("loading the weights");
-  using runner = await CpuRunner.load(checkpoint, {
-    context: promptTokens + maxTokens,
-    signal,
-  });
-  using model = new UnpackedModel(gpu, runner, kernels);
-  using cache = runner.ops.createCache(1, promptTokens + maxTokens);
-  const timeline: TimelineEvent[] = [];
-  const run = async (ids: number[], part: TimelineEvent["part"]) => {
-    const began = performance.now(), from = model.samples.length;
-    await model.forward(ids, cache, signal);
-    const ms = performance.now() - began;
-    let at = began - setting.origin;
-    for (const { dispatch, ms = 0 } of model.samples.slice(from)) {
-      timeline.push({ lane: "CPU", part, name: dispatch.label, begin: at, ms });
-      at += ms;
-    }
-    return ms;
-  };
-  progress(`running the model on ${kernels.join(", ")} alone`);
-  const ids = promptIds(promptTokens, runner.config.vocabSize);
-  await model.forward([0], cache, signal); // compiles
-  cache.lengths[0] = 0;
-  model.reset();
-  const prefillMs = await run(ids, "profiled prefill");
-  const prefill = model.samples.splice(0);
-  const steps = Math.min(UNPACKED_STEPS, maxTokens - 1);
-  let decodeMs = 0;
-  for (let i = 0; i < steps; i++) decodeMs += await run([i], "profiled decode");
-  const decode = model.samples.splice(0);
-  const phases = [
-    unpackedPhase("prefill", promptTokens, prefillMs, prefill, 1),
-    unpackedPhase("decode", 1, decodeMs / steps, decode, steps),
-  ];
-  const choice: Choice = {
-    what: "device",
-    value: `gpu: ${gpu.name}`,
-    reason: `--kernels ${kernels.join(",")}: what they refuse runs on the CPU`,
-  };
-  return {
-    findings: {
-      ...subject(checkpoint, setting, {
-        kind: "gpu",
-        adapter: gpu.name,
-        choices: [choice, ...gpu.choices],
-        software: gpu.software,
-      }),
-      timedBy: "verbs",
-      notes: [
-        ...setting.notes,
-        `the model ran unpacked and unfused on ${
-          kernels.join(", ")
-        } alone, every product on its own: times are wall clock, uploads and readbacks included`,
-        `decode: ${steps} of ${maxTokens - 1} steps were run`,
-        ...setting.batch > 1 ? ["one sequence was run instead of a batch"] : [],
-      ],
-      phases,
-      coverage: model.coverage,
-      fallbacks: model.fallbacks,
-    },
-    timeline,
-  };
-}
-
-/** Decode steps of a run with `--kernels`, whose every product may be read back. */
-const UNPACKED_STEPS = 2;
-
-function unpackedPhase(
-  name: Phase["name"],
-  tokens: number,
-  ms: number,
-  samples: UnpackedModel["samples"],
-  steps: number,
-): Phase {
-  const operations = operationsOf(samples, steps);
-  const inside = operations.reduce((sum, { ms = 0 }) => sum + ms, 0);
-  return {
-    name,
-    tokens,
-    sampledSteps: steps,
-    ms,
-    profiledMs: ms,
-    factor: 1,
-    betweenMs: ms - inside,
-    dispatches: Math.round(samples.length / steps),
-    tokensPerSecond: tokens / ms * 1000,
-    ...totals(operations),
-    operations,
-  };
-}
-
-function subject(
-  { name }: Checkpoint,
-  { promptTokens, maxTokens, batch }: Setting,
-  { kind, adapter, software, choices }: ProfileReport["device"],
-) {
-  return {
-    model: name,
-    device: { kind, adapter, software, choices },
-    promptTokens,
-    maxTokens,
-    batch,
-  };
-}
-
 /** Products of a prefill and all decode steps, all on one device. */
 function coverageOf(
   phases: readonly Phase[],
@@ -422,9 +231,4 @@ function cpuNotes({ maxTokens, batch }: Setting, phases: readonly Phase[]) {
       : [],
     ...batch > 1 ? ["one sequence was run instead of a batch"] : [],
   ];
-}
-
-/** Ids all over the vocabulary. */
-function promptIds(tokens: number, vocab: number): number[] {
-  return Array.from({ length: tokens }, (_, i) => i * 7919 % vocab);
 }

@@ -6,7 +6,7 @@
 import type { KvCache, Ops } from "./ops.ts";
 import type { CpuKvCache, CpuTensor } from "./ops_cpu.ts";
 import { type Cost, type CostContext, costsOf } from "./profile_costs.ts";
-import { operationsOf, type Sample, totals } from "./profile_operations.ts";
+import { type Sample, wallPhase } from "./profile_operations.ts";
 import type { Phase, TimelineEvent } from "./profile_report.ts";
 import { forward, type Weights } from "./qwen3.ts";
 import type { CpuRunner } from "./runner_cpu.ts";
@@ -16,6 +16,11 @@ import { sample, type Sampling } from "./sampling.ts";
 const BUDGET_MS = 2000, MOST_STEPS = 16;
 /** Prompt tokens that go through the model at once. */
 const ROWS = 256;
+
+const BETWEEN = {
+  name: "between verbs",
+  reason: "the forward pass itself, and the copy of the logits",
+};
 
 /** Times a prefill of `promptTokens` and sampled decode steps of one sequence on the CPU. */
 export async function profileCpu(
@@ -77,34 +82,10 @@ export async function profileCpu(
   }
   return {
     phases: [
-      phase("prefill", promptTokens, prefillMs, 1, prefill),
-      phase("decode", 1, decodeMs / steps, steps, timed.samples),
+      wallPhase("prefill", promptTokens, prefillMs, prefill, 1, BETWEEN),
+      wallPhase("decode", 1, decodeMs / steps, timed.samples, steps, BETWEEN),
     ],
     timeline,
-  };
-}
-
-function phase(
-  name: Phase["name"],
-  tokens: number,
-  ms: number,
-  sampledSteps: number,
-  samples: Sample[],
-): Phase {
-  const operations = operationsOf(samples, sampledSteps);
-  const inside = operations.reduce((sum, { ms = 0 }) => sum + ms, 0);
-  return {
-    name,
-    tokens,
-    sampledSteps,
-    ms,
-    profiledMs: ms,
-    factor: 1,
-    betweenMs: ms - inside,
-    dispatches: Math.round(samples.length / sampledSteps),
-    tokensPerSecond: tokens / ms * 1000,
-    ...totals(operations),
-    operations,
   };
 }
 

@@ -49,13 +49,84 @@ export function operationsOf(
     }
   }
   const operations = [...found.values()];
+  share(operations);
+  for (const operation of operations) rate(operation, peaks);
+  return operations;
+}
+
+/** Gives each operation its part of the time of all. */
+function share(operations: readonly Operation[]): void {
   const total = operations.reduce((sum, { ms }) => sum + (ms ?? 0), 0);
   for (const operation of operations) {
     if (operation.ms === undefined) continue;
     operation.share = total > 0 ? operation.ms / total : 0;
-    rate(operation, peaks);
   }
-  return operations;
+}
+
+/**
+ * A step of `stepMs` from its operations, with a last one for what lies between
+ * them; `real`: it is there unprofiled too, so it has a share.
+ */
+export function withBetween(
+  operations: Operation[],
+  stepMs: number,
+  { name, reason, calls, real }: {
+    name: string;
+    reason: string;
+    calls: number;
+    real: boolean;
+  },
+): { operations: Operation[]; betweenMs: number } {
+  const inside = operations.reduce((sum, { ms = 0 }) => sum + ms, 0);
+  const betweenMs = Math.max(0, stepMs - inside);
+  const between: Operation = {
+    name,
+    group: "other",
+    matmul: false,
+    shape: "",
+    dtypes: "",
+    kernel: "none",
+    fused: [],
+    constants: {},
+    reason,
+    calls,
+    workgroups: 0,
+    ms: betweenMs,
+    flops: 0,
+    bytes: 0,
+  };
+  if (real) share([...operations, between]);
+  return { operations: [...operations, between], betweenMs };
+}
+
+/** A step that the CPU times by wall clock. */
+export function wallPhase(
+  name: Phase["name"],
+  tokens: number,
+  ms: number,
+  samples: readonly Sample[],
+  sampledSteps: number,
+  between: { name: string; reason: string },
+): Phase {
+  const dispatches = Math.round(samples.length / sampledSteps);
+  const { operations, betweenMs } = withBetween(
+    operationsOf(samples, sampledSteps),
+    ms,
+    { ...between, calls: dispatches, real: true },
+  );
+  return {
+    name,
+    tokens,
+    sampledSteps,
+    ms,
+    profiledMs: ms,
+    factor: 1,
+    betweenMs,
+    dispatches,
+    tokensPerSecond: tokens / ms * 1000,
+    ...totals(operations),
+    operations,
+  };
 }
 
 function begin(dispatch: Sample["dispatch"], cost: Cost): Operation {

@@ -198,7 +198,7 @@ function breakdown() {
   const pair = el("div", { class: "pair" });
   s.append(pair);
   for (const phase of report.phases) {
-    const rows = phase.operations.filter((o) => o.ms !== undefined).sort((a, b) => a.ms - b.ms).slice(-14);
+    const rows = phase.operations.filter((o) => o.share !== undefined).sort((a, b) => a.ms - b.ms).slice(-14);
     const box = el("div", {}, el("h3", {}, phase.name + ": " + time(phase.ms) + (phase.name === "prefill" ? " a prompt" : " a step")));
     pair.append(box);
     const { instance } = chart(box, "Time by operation, " + phase.name, () => 40 + rows.length * 27, () => Object.assign(base(), {

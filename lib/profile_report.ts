@@ -87,6 +87,7 @@ export interface Phase {
   tokensPerSecond: number;
   flops: number;
   bytes: number;
+  /** The last one is what lies between the others, so that their times sum to `profiledMs`. */
   operations: Operation[];
 }
 
@@ -116,7 +117,7 @@ export interface Operation {
   threads?: number;
   /** Per profiled step; absent where the adapter has no timestamps. */
   ms?: number;
-  /** Of all operations of the phase. */
+  /** Of the step as it runs; `between passes` has none, it is not there unprofiled. */
   share?: number;
   flops: number;
   /** Bytes that must move at least: each operand once. */

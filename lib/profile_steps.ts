@@ -11,7 +11,12 @@ import { GpuOps } from "./ops_gpu.ts";
 import { timeByWall } from "./peaks.ts";
 import { Plan } from "./plan.ts";
 import type { CostContext } from "./profile_costs.ts";
-import { operationsOf, type Sample, totals } from "./profile_operations.ts";
+import {
+  operationsOf,
+  type Sample,
+  totals,
+  withBetween,
+} from "./profile_operations.ts";
 import type { Peaks, Phase, TimelineEvent } from "./profile_report.ts";
 import { type Span, timePasses } from "./profiler.ts";
 import { forward, type Weights } from "./qwen3.ts";
@@ -243,7 +248,7 @@ function phase(
 ): Phase {
   const mean = (value: (timed: Timed) => number) =>
     timed.reduce((sum, one) => sum + value(one), 0) / steps;
-  const operations = operationsOf(
+  const found = operationsOf(
     timed.flatMap(({ samples }) => samples),
     steps,
     peaks,
@@ -252,7 +257,14 @@ function phase(
   const profiled = timed.every(({ profiledMs }) => profiledMs !== undefined)
     ? mean(({ profiledMs }) => profiledMs!)
     : undefined;
-  const inside = operations.reduce((sum, { ms }) => sum + (ms ?? 0), 0);
+  const { operations, betweenMs } = profiled === undefined
+    ? { operations: found, betweenMs: undefined }
+    : withBetween(found, profiled, {
+      name: "between passes",
+      reason: "a pass for each dispatch; not there when it runs unprofiled",
+      calls: dispatches,
+      real: false,
+    });
   return {
     name,
     tokens,
@@ -261,7 +273,7 @@ function phase(
     ...(profiled !== undefined && {
       profiledMs: profiled,
       factor: profiled / ms,
-      betweenMs: profiled - inside,
+      betweenMs,
     }),
     dispatches,
     tokensPerSecond: tokens / ms * 1000,

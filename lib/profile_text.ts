@@ -117,7 +117,10 @@ function phaseText(phase: Phase): string[] {
 function choices(operations: readonly Operation[]): string[] {
   const lines = new Map<string, string[]>();
   for (const operation of operations) {
-    const line = `${kernelText(operation)}: ${operation.reason}`;
+    const { kernel, reason } = operation;
+    const line = kernel === "none"
+      ? reason
+      : `${kernelText(operation)}: ${reason}`;
     lines.set(line, [...lines.get(line) ?? [], operation.name]);
   }
   return [...lines].map(([line, names]) =>

@@ -5,88 +5,32 @@
  *
  * @module
  */
-import {
-  type Capabilities,
-  chooseMatmul,
-  type MatmulKernel,
-} from "./choose.ts";
 import { RopeTable } from "./cpu_rope.ts";
-import { elements, unpack } from "./cpu_dtype.ts";
+import { unpack } from "./cpu_dtype.ts";
 import type { Gpu } from "./device.ts";
 import { batchedGemm, gemm } from "./matmul.ts";
 import { type CpuKvCache, type CpuTensor, normalize } from "./ops_cpu.ts";
 import { type Cost, type CostContext, costsOf } from "./profile_costs.ts";
+import {
+  add,
+  append,
+  byHead,
+  exact,
+  f32,
+  softmax,
+  tensor,
+} from "./profile_host.ts";
+import {
+  type AllowedKernel,
+  chooseAllowed,
+  type Refused,
+} from "./profile_kernels.ts";
 import type { Sample } from "./profile_operations.ts";
-import type { Coverage, Refusal } from "./profile_report.ts";
+import type { Coverage } from "./profile_report.ts";
 import type { Layer } from "./qwen3.ts";
 import type { Fallback } from "./runner.ts";
 import type { CpuRunner } from "./runner_cpu.ts";
 import { byteSize, type Tensor } from "./tensor.ts";
-
-/** Kernels that `--kernels` may name, with the shapes that each takes. */
-export const SHAPES_TAKEN = {
-  gemv: "2D×1D",
-  gemm: "2D×2D",
-  batchedGemm: "4D×4D",
-} as const;
-
-/** A kernel that `--kernels` may name. */
-export type AllowedKernel = keyof typeof SHAPES_TAKEN;
-
-/**
- * Reads `gemv,gemm`.
- *
- * @throws {Error} if a name is unknown.
- */
-export function parseKernels(list: string): AllowedKernel[] {
-  const names = list.split(",").map((name) => name.trim()).filter(Boolean);
-  const known = Object.keys(SHAPES_TAKEN);
-  const unknown = names.find((name) => !known.includes(name));
-  if (unknown !== undefined || names.length === 0) {
-    throw new Error(
-      `Cannot restrict the kernels: ${
-        unknown === undefined ? "the list is empty" : `${unknown} is unknown`
-      }, must be of ${known.join(", ")}`,
-    );
-  }
-  return names as AllowedKernel[];
-}
-
-/**
- * The allowed kernel that takes `[m, k] × [k, n]` (or a product per head), or why none
- * does; `bytes` is the size of the larger operand.
- */
-export function chooseAllowed(
-  a: readonly number[],
-  b: readonly number[],
-  allowed: readonly AllowedKernel[],
-  device: Capabilities & { limits: { maxStorageBufferBindingSize: number } },
-  bytes = 0,
-): { kernel: MatmulKernel } | {
-  refusals: Omit<Refusal, "operations" | "count">[];
-} {
-  const choice = chooseMatmul(a, b, device, { kernels: allowed });
-  const most = device.limits.maxStorageBufferBindingSize;
-  const large = bytes > most;
-  if (choice.kernel && !large) return { kernel: choice.kernel };
-  const got = `${a.length}D×${b.length}D`;
-  const shape = `[${a.join(", ")}] × [${b.join(", ")}]`;
-  return {
-    refusals: allowed.map((kernel) => {
-      const need = SHAPES_TAKEN[kernel];
-      const why = kernel === choice.kernel
-        ? `binding too large (at most ${most} bytes, got ${bytes})`
-        : `shape mismatch (need ${need}, got ${got})`;
-      return {
-        line: `[GPU] ${kernel.toUpperCase()} rejected: ${why}: ${shape}`,
-        kernel,
-        need,
-        got,
-        shape,
-      };
-    }),
-  };
-}
 
 /** A model of separate products. Dispose it to free the weights that it put on the GPU. */
 export class UnpackedModel implements Disposable {
@@ -360,7 +304,7 @@ export class UnpackedModel implements Disposable {
 
   #refuse(
     cost: Cost,
-    refusals: Omit<Refusal, "operations" | "count">[],
+    refusals: Refused[],
   ): void {
     this.#count(cost, false);
     for (const refusal of refusals) {
@@ -437,71 +381,5 @@ export class UnpackedModel implements Disposable {
 
   [Symbol.dispose](): void {
     for (const tensor of this.#uploaded.values()) tensor[Symbol.dispose]();
-  }
-}
-
-const f32 = ({ data }: CpuTensor) => data as Float32Array;
-/** Memory of its own, which is what a GPU takes data from. */
-const exact = (x: Float32Array): Float32Array<ArrayBuffer> =>
-  Float32Array.from(x);
-
-function tensor(shape: number[], data: Float32Array): CpuTensor {
-  return { dtype: "f32", shape, data: data.subarray(0, elements(shape)) };
-}
-
-const add = (x: Float32Array, y: Float32Array) => x.map((v, i) => v + y[i]);
-
-/** `[outer, inner, headDim]` as `[inner, outer, headDim]`. */
-function byHead(
-  x: Float32Array,
-  outer: number,
-  inner: number,
-  headDim: number,
-): Float32Array<ArrayBuffer> {
-  const out = new Float32Array(x.length);
-  for (let o = 0; o < outer; o++) {
-    for (let i = 0; i < inner; i++) {
-      const from = (o * inner + i) * headDim;
-      out.set(x.subarray(from, from + headDim), (i * outer + o) * headDim);
-    }
-  }
-  return out;
-}
-
-/** Puts `m` rows behind the `length` that a cache of `[kvHeads, context, headDim]` has. */
-function append(
-  cache: Float32Array,
-  rows: Float32Array,
-  m: number,
-  kvHeads: number,
-  headDim: number,
-  context: number,
-  length: number,
-): void {
-  for (let r = 0; r < m; r++) {
-    for (let h = 0; h < kvHeads; h++) {
-      const from = (r * kvHeads + h) * headDim;
-      const to = (h * context + length + r) * headDim;
-      cache.set(rows.subarray(from, from + headDim), to);
-    }
-  }
-}
-
-/** Causal softmax of rows of `keys` scores, in place. */
-function softmax(
-  x: Float32Array,
-  m: number,
-  keys: number,
-  length: number,
-  scale: number,
-): void {
-  for (let at = 0, row = 0; at < x.length; at += keys, row++) {
-    const seen = length + row % m + 1;
-    let high = -Infinity, sum = 0;
-    for (let i = 0; i < seen; i++) high = Math.max(high, x[at + i]);
-    for (let i = 0; i < seen; i++) {
-      sum += x[at + i] = Math.exp((x[at + i] - high) * scale);
-    }
-    for (let i = 0; i < keys; i++) x[at + i] = i < seen ? x[at + i] / sum : 0;
   }
 }

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { SHAPES_TAKEN } from "./profile_unpacked.ts";
+import { SHAPES_TAKEN } from "./profile_kernels.ts";
 import type {
   Loop,
   Operation,
@@ -136,7 +136,7 @@ function idling(loop: Loop): Verdict {
 /** Which limit a phase is held by, and how near it comes. */
 function bound(phase: Phase, peaks?: Peaks): Verdict {
   const { name, ms, operations, dispatches } = phase;
-  const timed = operations.filter(({ ms }) => ms !== undefined);
+  const timed = operations.filter(({ share }) => share !== undefined);
   const most = largest(timed);
   if (!peaks) {
     return {

@@ -89,7 +89,7 @@ async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
   const shape = { m: 1, n, k, norm: false, swiglu: false };
   const { constants } = chooseLinear({ ...shape, dtype: "bf16" }, gpu);
   for (let i = 0; i < ROUNDS; i++) {
-    plan.add(gemv, { w, x, norm: x, y }, {
+    plan.add(gemv, { w, x, y }, {
       constants,
       uniforms: { stride: n, column: 0, eps: 0 },
     });

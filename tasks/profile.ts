@@ -32,7 +32,7 @@ import { profile } from "../lib/profile.ts";
 import { profileHtml } from "../lib/profile_html.ts";
 import { profileText } from "../lib/profile_text.ts";
 import { traceOf } from "../lib/profile_trace.ts";
-import { parseKernels } from "../lib/profile_unpacked.ts";
+import { parseKernels } from "../lib/profile_kernels.ts";
 import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {

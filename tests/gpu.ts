@@ -1,6 +1,6 @@
 /** Tests that need a GPU: one device per file, seeded inputs, poisoned outputs. */
 import type { CpuTensor } from "../lib/cpu_dtype.ts";
-import { type Gpu, openDevice } from "../lib/device.ts";
+import { Gpu, openDevice } from "../lib/device.ts";
 import type { Kernel, Operands } from "../lib/kernel.ts";
 import type { Dtype } from "../lib/ops.ts";
 import { type AddOptions, Plan } from "../lib/plan.ts";
@@ -91,4 +91,19 @@ export function lanes(gpu: Gpu, subgroups: boolean) {
   return subgroups && gpu.subgroupSize
     ? { SUBGROUPS: 1, LOG_LANES: Math.log2(gpu.subgroupSize) }
     : { SUBGROUPS: 0, LOG_LANES: 5 };
+}
+
+/** The same device, but a binding may have only so many bytes. */
+export function withBinding(gpu: Gpu, bytes: number): Gpu {
+  const limits = { maxStorageBufferBindingSize: bytes };
+  const narrow = <T extends object>(target: T, own: object): T =>
+    new Proxy(target, {
+      get(target, name) {
+        if (name in own) return Reflect.get(own, name);
+        const value = Reflect.get(target, name, target);
+        return typeof value === "function" ? value.bind(target) : value;
+      },
+    });
+  const device = narrow(gpu.device, { limits: narrow(gpu.limits, limits) });
+  return new Gpu(gpu.adapter, device, { ...gpu, choices: [] });
 }

@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import type { Qwen3Config } from "../lib/config.ts";
 import { type CpuTensor, toF32 } from "../lib/cpu_dtype.ts";
 import { GpuKvCache } from "../lib/kv_cache.ts";
@@ -10,7 +10,7 @@ import { forward, type Weights } from "../lib/qwen3.ts";
 import { tensorShapes } from "../lib/synthetic.ts";
 import type { Tensor } from "../lib/tensor.ts";
 import { assertAllClose } from "./assert_all_close.ts";
-import { gpuTest, type Trial } from "./gpu.ts";
+import { gpuTest, type Trial, withBinding } from "./gpu.ts";
 
 const ODD: Qwen3Config = {
   vocabSize: 301,
@@ -228,6 +228,70 @@ for (
     }
   });
 }
+
+gpuTest(
+  "weights split over several buffers give what the CPU gives",
+  async (gpu, trial) => {
+    const { random } = trial, small = withBinding(gpu, 32 * 160);
+    using pair = new Pair(trial, ODD, 1);
+    const host = weightsOf(trial, ODD, "bf16"), [layer] = host.layers;
+    const split = (
+      { dtype, shape, data }: CpuTensor,
+      how: "rows" | "pairs",
+    ) => {
+      const bits = data as Uint16Array<ArrayBuffer>;
+      const tensor = trial.own(small.tensor(dtype, shape, bits, "w", how));
+      assert(tensor.parts.length > 1);
+      return tensor;
+    };
+    const table = split(host.embedTokens, "rows");
+    const qkvProj = split(layer.qkvProj, "rows");
+    const downProj = split(layer.downProj, "rows");
+    const gateUp = split(layer.gateUpProj, "pairs");
+    const inputNorm = trial.upload(layer.inputNorm);
+    for (const rows of [2, 11]) {
+      const ids = Array.from({ length: rows }, () => random.int(0, 300));
+      const data = Uint32Array.from(ids);
+      const tokens = { dtype: "u32", shape: [rows], data } as const;
+      const onDevice = trial.upload(tokens);
+      const x = random.tensor("f32", [rows, 80]), given = trial.upload(x);
+      const gated = random.tensor("f32", [rows, 52]);
+      const input = trial.upload(gated), sum = trial.upload(x);
+      const { cpu } = pair;
+      const same = async (
+        verb: string,
+        record: (ops: GpuOps) => Tensor,
+        expected: CpuTensor,
+      ) =>
+        assertAllClose(
+          await pair.run(record),
+          toF32(expected),
+          CLOSE,
+          `${verb}, ${rows} rows`,
+        );
+      await same(
+        "embed",
+        (ops) => ops.embed(table, onDevice),
+        cpu.embed(host.embedTokens, tokens),
+      );
+      await same(
+        "normMatmul",
+        (ops) => ops.normMatmul(given, inputNorm, qkvProj),
+        cpu.normMatmul(x, layer.inputNorm, layer.qkvProj),
+      );
+      await same(
+        "normSwiglu",
+        (ops) => ops.normSwiglu(given, inputNorm, gateUp),
+        cpu.normSwiglu(x, layer.inputNorm, layer.gateUpProj),
+      );
+      await same(
+        "matmulAdd",
+        (ops) => ops.matmulAdd(input, downProj, sum),
+        cpu.matmulAdd(gated, layer.downProj, x),
+      );
+    }
+  },
+);
 
 gpuTest(
   "a prompt, in one pass, in chunks or token by token, gives what the CPU gives",

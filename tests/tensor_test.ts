@@ -1,25 +1,10 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { toF32 } from "../lib/cpu_dtype.ts";
-import { DeviceError, Gpu } from "../lib/device.ts";
+import { DeviceError } from "../lib/device.ts";
 import { assertAllClose } from "./assert_all_close.ts";
-import { gpuTest } from "./gpu.ts";
+import { gpuTest, withBinding } from "./gpu.ts";
 
 const DTYPES = ["f32", "f16", "bf16"] as const;
-
-/** The same device, but a binding may have only so many bytes. */
-function withBinding(gpu: Gpu, bytes: number): Gpu {
-  const limits = { maxStorageBufferBindingSize: bytes };
-  const narrow = <T extends object>(target: T, own: object): T =>
-    new Proxy(target, {
-      get(target, name) {
-        if (name in own) return Reflect.get(own, name);
-        const value = Reflect.get(target, name, target);
-        return typeof value === "function" ? value.bind(target) : value;
-      },
-    });
-  const device = narrow(gpu.device, { limits: narrow(gpu.limits, limits) });
-  return new Gpu(gpu.adapter, device, { ...gpu, choices: [] });
-}
 
 gpuTest(
   "a tensor gives back what was written, of any type and length",

@@ -1,0 +1,112 @@
+import { assert } from "@std/assert";
+import { gemm } from "../../kernels/gemm.ts";
+import { toF16 } from "../../kernels/to_f16.ts";
+import { chooseLinear } from "../../lib/choose.ts";
+import { type CpuTensor, toF32 } from "../../lib/cpu_dtype.ts";
+import { assertAllClose } from "../assert_all_close.ts";
+import { gpuTest, lanes, type Trial } from "../gpu.ts";
+import { assertSums, linear, rmsNormed } from "../reference.ts";
+
+const eps = 1e-6;
+
+function run(
+  trial: Trial,
+  x: CpuTensor,
+  norm: CpuTensor | undefined,
+  headroom: number,
+  subgroups = true,
+) {
+  const [m, k] = x.shape, given = trial.upload(x);
+  const y = trial.filled([m, k], NaN, "f16"), scales = trial.filled([m]);
+  const operands = { x: given, norm: norm ? trial.upload(norm) : given };
+  trial.run(toF16, { ...operands, y, scales }, {
+    constants: { NORM: norm ? 1 : 0, ...lanes(trial.gpu, subgroups) },
+    uniforms: { eps, headroom },
+  });
+  return { y, scales };
+}
+
+gpuTest(
+  "toF16 scales rows into range, whatever their magnitude",
+  async (_, trial) => {
+    const { random } = trial;
+    for (const magnitude of [1e-20, 1e-3, 1, 70000, 1e12]) {
+      for (const k of [4, 80, 1028]) {
+        const m = random.int(1, 5), headroom = 2 ** random.int(-3, 14);
+        const x = random.tensor("f32", [m, k], magnitude);
+        x.data[random.int(0, x.data.length - 1)] *= 1000;
+        const norm = random.pick([true, false])
+          ? random.tensor("bf16", [k], 0.5, 1)
+          : undefined;
+        const message = JSON.stringify({
+          magnitude,
+          m,
+          k,
+          headroom,
+          norm: !!norm,
+        });
+        const { y, scales } = run(
+          trial,
+          x,
+          norm,
+          headroom,
+          random.pick([true, false]),
+        );
+        const expected = norm
+          ? rmsNormed(toF32(x), toF32(norm), eps)
+          : Float64Array.from(toF32(x));
+        const [halves, factors] = [await y.read(), await scales.read()];
+        for (let row = 0; row < m; row++) {
+          const part = halves.subarray(row * k, (row + 1) * k);
+          const high = part.reduce((a, v) => Math.max(a, Math.abs(v)), 0);
+          const most = `row ${row} of ${message} has ${high}`;
+          assert(high >= headroom && high <= 2 * headroom, most);
+          const values = Float64Array.from(part, (v) => v * factors[row]);
+          // f16 keeps 11 bits, down to 2⁻²⁴ of what it is scaled to.
+          const absolute = 2 ** -24 * factors[row];
+          const wanted = expected.subarray(row * k, (row + 1) * k);
+          assertAllClose(
+            values,
+            wanted,
+            { absolute, relative: 2 ** -10.9 },
+            message,
+          );
+        }
+      }
+    }
+  },
+);
+
+gpuTest("toF16 leaves a row of zeros at zero", async (_, trial) => {
+  const x = trial.random.filled("f32", [2, 8], 0);
+  const { y, scales } = run(trial, x, undefined, 16);
+  assertAllClose(await y.read(), new Float32Array(16));
+  assert((await scales.read()).every(Number.isFinite));
+});
+
+gpuTest(
+  "gemm multiplies scaled f16 rows about as well as f16 can",
+  async (gpu, trial) => {
+    if (!gpu.f16) return; // such a gemm is never chosen then
+    const { random } = trial;
+    for (const [magnitude, largest] of [[1, 0.1], [1e6, 3], [1e-6, 100]]) {
+      const m = 70, n = 52, k = 100;
+      const x = random.tensor("f32", [m, k], magnitude);
+      x.data[5] *= 1000;
+      const w = random.tensor("bf16", [n, k], largest);
+      const { headroom, constants } = chooseLinear({
+        ...{ m, n, k, dtype: "bf16", norm: false, swiglu: false, largest },
+      }, gpu);
+      assert(headroom, `${largest}: no headroom`);
+      const { y, scales } = run(trial, x, undefined, headroom);
+      const c = trial.filled([m, n]);
+      const operands = { a: y, b: trial.upload(w), scales, c };
+      trial.run(gemm, operands, {
+        constants: { ...constants, SPLITS: 1 },
+        uniforms: { stride: n, column: 0 },
+      });
+      const expected = linear(toF32(x), toF32(w), { m, n, k });
+      assertSums(await c.read(), expected, `${magnitude} × ${largest}`, 1e-2);
+    }
+  },
+);
