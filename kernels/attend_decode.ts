@@ -14,8 +14,8 @@ const fetchKeys = (begin: string) => /* wgsl */ `
 /**
  * Attention of one new token per sequence over its KV cache, with everything that
  * comes before it in the same dispatch: q and k norm, RoPE, and the append of k
- * and v. A workgroup takes one kv head, whose GROUP query heads share what it
- * reads, and one of `splits` runs of keys (flash decoding,
+ * and v. A workgroup takes one kv head for GROUP of its query heads, which share
+ * what it reads (SHARES workgroups take all of them), and one of `splits` runs of keys (flash decoding,
  * https://pytorch.org/blog/flash-decoding/), in tiles of TILE keys with a running
  * maximum (online softmax, https://arxiv.org/abs/1805.02867).
  *
@@ -44,6 +44,7 @@ export const attendDecode = kernel({
   constants: {
     HEAD_DIM: 128,
     GROUP: 2,
+    SHARES: 1,
     VEC: 4,
     WORKGROUP: 128,
     LOG_LANES: 4,
@@ -67,7 +68,7 @@ export const attendDecode = kernel({
       VALUES: Math.ceil(Number(c.TILE) / RUNS),
     };
   },
-  grid: ({ kvHeads, m }) => [1, kvHeads, m],
+  grid: ({ kvHeads, m }, { SHARES }) => [1, kvHeads * SHARES, m],
   body: /* wgsl */ `
 ${LANES}
 ${HEADS}
@@ -97,11 +98,11 @@ fn key_sum(v: f32) -> f32 {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
-  let kv_head = wg.y;
+  let kv_head = wg.y / SHARES;
   let row = wg.z;
   let sequence = u.first + row;
   let position = lengths[sequence];
-  let heads = u.kvHeads * GROUP;
+  let heads = u.kvHeads * SHARES * GROUP;
   let lane = tid % LANES;
   let team = tid / LANES;
   let cached = (sequence * u.kvHeads + kv_head) * u.context * WIDTH;
@@ -122,7 +123,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   // GROUP heads of q, then k and v.
   for (var h0 = 0u; h0 < GROUP + 2u; h0 += TEAMS) {
     let h = min(h0 + team, GROUP + 1u);
-    var head = kv_head * GROUP + h;
+    var head = wg.y * GROUP + h;
     if (h == GROUP) { head = heads + kv_head; }
     if (h == GROUP + 1u) { head = heads + u.kvHeads + kv_head; }
     @split var a: array<E, PAIRS>;
@@ -149,7 +150,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         } else {
           fresh[(h - GROUP) * WIDTH + i] = stored(a[p]);
           fresh[(h - GROUP) * WIDTH + HALF + i] = stored(b[p]);
-          if (begin <= position && position < begin + per_split) {
+          if (wg.y % SHARES == 0u && begin <= position && position < begin + per_split) {
             let at = cached + position * WIDTH + i;
             guard(a[p]);
             guard(b[p]);
@@ -243,7 +244,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     if (tid < WIDTH) {
       var sum = sums[tid];
       @unroll for (var r = 1; r < RUNS; r++) { sum += sums[r * WIDTH + tid]; }
-      let head = row * heads + kv_head * GROUP + g;
+      let head = row * heads + wg.y * GROUP + g;
       if (groups.x == 1u) { y_put(head * WIDTH + tid, sum / total[g]); }
       else { partial_put((head * groups.x + wg.x) * WIDTH + tid, sum); }
       if (tid == 0u && groups.x > 1u) {

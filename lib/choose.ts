@@ -160,6 +160,8 @@ export interface DecodeAttentionChoice {
   constants: Constants;
   keysPerSplit: number;
   maxSplits: number;
+  /** Workgroups that a kv head's query heads are divided among. */
+  shares: number;
   reason: string;
 }
 
@@ -183,7 +185,7 @@ export function chooseDecodeAttention(
   const constants: Record<string, number | string> = {
     HEAD_DIM: headDim,
     VEC,
-    GROUP: group,
+    SHARES: 1,
     WORKGROUP,
     LOG_KEY_LANES,
     TILE,
@@ -192,8 +194,10 @@ export function chooseDecodeAttention(
     ...device.tuned?.get(tuningKey("attendDecode", headDim, group)),
   };
   const { KEYS_PER_SPLIT, ...rest } = constants;
+  const shares = Number(rest.SHARES);
   return {
-    constants: rest,
+    constants: { ...rest, GROUP: group / shares },
+    shares,
     keysPerSplit: Number(KEYS_PER_SPLIT),
     maxSplits: 64,
     reason: "one token per sequence: norm, RoPE, append and attention in one",

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import type { Gpu } from "./device.ts";
+import { DeviceError, type Gpu } from "./device.ts";
 import type { Tensor, TensorPart } from "./tensor.ts";
 import { byteSize, count } from "./tensor.ts";
 import { type Constants, unroll } from "./unroll.ts";
@@ -95,6 +95,7 @@ interface Bound {
  * Checks shapes, compiles (once) and gathers what a dispatch needs.
  *
  * @throws {Error} if a shape disagrees with the contract, naming both sides.
+ * @throws {DeviceError} if the adapter binds fewer buffers than the kernel has.
  */
 export function prepare(
   gpu: Gpu,
@@ -103,6 +104,12 @@ export function prepare(
   options: CallOptions = {},
 ): Prepared {
   const { bound, dims, constants, code } = resolve(kernel, operands, options);
+  const most = gpu.limits.maxStorageBuffersPerShaderStage;
+  if (bound.length > most) {
+    throw new DeviceError(
+      `Cannot run ${kernel.name}: it binds ${bound.length} buffers, ${gpu.name} allows ${most} (maxStorageBuffersPerShaderStage)`,
+    );
+  }
   const compiled = compile(gpu, kernel, bound, code);
   const uniforms = uniformData(kernel, dims, options.uniforms ?? {});
   const grid = kernel.grid(

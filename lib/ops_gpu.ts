@@ -83,7 +83,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
     const label = `layers.${layer}.attention`;
     if (tokens === 1) {
-      const { constants, keysPerSplit, maxSplits, reason } =
+      const { constants, keysPerSplit, maxSplits, shares, reason } =
         chooseDecodeAttention({ headDim, group }, this.gpu);
       const splits = (length: number) =>
         Math.min(maxSplits, Math.floor(length / keysPerSplit) + 1);
@@ -94,7 +94,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         reason,
         constants,
         uniforms: { first, eps, scale },
-        gridAt: ({ length }) => [splits(length), numKeyValueHeads, rows],
+        gridAt: (
+          { length },
+        ) => [splits(length), numKeyValueHeads * shares, rows],
       });
       this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
         label,

@@ -107,8 +107,11 @@ export class GpuRunner implements Runner {
     // Logits of every position are large: as many rows at once as half a binding holds.
     const room = this.gpu.limits.maxStorageBufferBindingSize / 2;
     const rows = all
-      ? Math.max(1, Math.min(256, Math.floor(room / vocabSize / 4)))
-      : PREFILL_ROWS;
+      ? Math.max(
+        1,
+        Math.min(256, this.prefillRows, Math.floor(room / vocabSize / 4)),
+      )
+      : this.prefillRows;
     const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
     let at = 0, last: Tensor | undefined;
     for (const logits of this.#prefill(tokens, rows, all, signal)) {
@@ -163,7 +166,7 @@ export class GpuRunner implements Runner {
     gpu.write(this.#state.seen, 0, seen);
     gpu.write(this.#state.step, 0, new Uint32Array([step]));
     let logits: Tensor | undefined;
-    for (logits of this.#prefill(tokens, PREFILL_ROWS, false, signal));
+    for (logits of this.#prefill(tokens, this.prefillRows, false, signal));
     using sampleFirst = new Plan(gpu);
     using _first = addSampling(sampleFirst, logits!, sampling, this.#state);
     sampleFirst.run();
@@ -217,6 +220,16 @@ export class GpuRunner implements Runner {
       const quick = performance.now() - began < LONG_CHUNK_MS;
       if (quick && size < LARGEST_CHUNK && !watcher?.chunk) size *= 2;
     }
+  }
+
+  /** Prompt tokens that go through at once: what one binding holds of the widest activation. */
+  get prefillRows(): number {
+    const { config, gpu } = this;
+    const heads = config.numAttentionHeads + 2 * config.numKeyValueHeads;
+    const widest = Math.max(heads * config.headDim, config.intermediateSize);
+    const room = gpu.limits.maxStorageBufferBindingSize / 4 / widest;
+    const fits = Math.max(1, 2 ** Math.floor(Math.log2(room))); // scratch grows by doubling
+    return Math.min(PREFILL_ROWS, fits);
   }
 
   /** Submits all chunks of a prompt into an empty cache; yields the logits of each. */

@@ -50,8 +50,9 @@ gpuTest(
   "attendPrefill attends with heads of any size and ratio",
   async (_, trial) => {
     const { random } = trial;
-    const sizes = [2, 16, 20, 80, 128, 256, random.pick([6, 64, 100])];
-    for (const headDim of sizes) {
+    const sizes = [[2, 6], [20, 100], [16, 64, 80], [128], [256]];
+    for (const some of sizes) {
+      const headDim = random.pick(some);
       const cache = headDim % 8 ? "f32" : random.pick(["f32", "f16"] as const);
       for (const ratio of [1, 2, 3, 6, 8]) {
         const kvHeads = random.int(1, 2), tokens = random.int(1, 25);

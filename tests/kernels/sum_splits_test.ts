@@ -11,10 +11,10 @@ gpuTest(
   "sumSplits sums what the runs of a gemm over k leave",
   async (_, trial) => {
     const { random } = trial;
-    for (const splits of [2, 3, 8]) {
-      for (const k of [1, 8, 17, 64, 200]) {
-        const m = random.int(1, 70), n = random.pick([5, 33, 36, 64]);
-        const ADD = random.int(0, 1), before = 3, column = random.pick([0, 16]);
+    for (const splits of [2, 7]) {
+      for (const k of [1, 17, 64, 200]) {
+        const m = random.int(1, 70), n = random.pick([5, 64]);
+        const ADD = random.int(0, 1), before = 3, column = 16;
         const stride = column + n + (n % 4 ? 1 : 4);
         const message = JSON.stringify({
           splits,
