@@ -64,6 +64,11 @@ export const gemv = kernel({
         `Cannot norm rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}`,
       );
     }
+    if (c.NORM && parts % 4) {
+      throw new Error(
+        `Cannot norm rows by ${parts} sums of squares: there must be a multiple of 4`,
+      );
+    }
     const units = Math.ceil(k / Number(c.W_UNIT)),
       lanes = 1 << Number(c.LOG_LANES);
     const steps = Math.max(

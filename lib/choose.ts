@@ -204,6 +204,15 @@ export function chooseDecodeAttention(
   };
 }
 
+/** Rows of a workgroup in a prompt's attention: 64 where there are many and memory allows. */
+export function choosePrefillRows(
+  rows: number,
+  device: Capabilities,
+): { ROWS: number } {
+  const room = device.limits.maxComputeWorkgroupStorageSize;
+  return { ROWS: rows >= 2048 && room >= 40960 ? 64 : 32 };
+}
+
 /** Lanes that share a head when it is normed and rotated. */
 export function headLanes(headDim: number, device: Capabilities) {
   const pairs = headDim / 2 / (headDim % 8 === 0 ? 4 : 1);

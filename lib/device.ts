@@ -321,7 +321,8 @@ export class Gpu implements Disposable {
 
   [Symbol.dispose](): void {
     this.#disposed = true;
-    this.device.destroy();
+    this.device.destroy(); // with all its memory
+    this.allocated = 0;
   }
 }
 

@@ -6,6 +6,7 @@
  */
 import { attendDecode } from "../kernels/attend_decode.ts";
 import { attendPrefill } from "../kernels/attend_prefill.ts";
+import { attendPrefillF16 } from "../kernels/attend_prefill_f16.ts";
 import { embed } from "../kernels/embed.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { gemv, squareParts } from "../kernels/gemv.ts";
@@ -17,6 +18,7 @@ import { toF16 } from "../kernels/to_f16.ts";
 import {
   chooseDecodeAttention,
   chooseLinear,
+  choosePrefillRows,
   exactLanes,
   headLanes,
   laneConstants,
@@ -34,7 +36,6 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   /** Where the verbs record; set it before each forward pass. */
   plan: Plan;
   #buffers = new Map<string, Tensor>();
-  #owned: Tensor[] = [];
   /** By the buffer of a tensor: partial sums of its rows' squares. */
   #squares = new Map<GPUBuffer, Tensor>();
 
@@ -119,10 +120,25 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       },
       uniforms: { heads, first, tokens, eps },
     });
-    this.plan.add(attendPrefill, { q, lengths: state.lengths, k, v, y }, {
+    const half = cache.dtype === "f16" &&
+      (headDim === 64 || headDim === 128) &&
+      Number(qNorm.largest) * Number(kNorm.largest) * headDim <= 16384;
+    this.plan.add(half ? attendPrefillF16 : attendPrefill, {
+      q,
+      lengths: state.lengths,
+      k,
+      v,
+      y,
+    }, {
       label,
-      reason: "many tokens: 64 rows of a kv head share each tile of keys",
-      constants: { HEAD_DIM: headDim, ...exactLanes(this.gpu, 16) },
+      reason: half
+        ? "many tokens: rows of a kv head share each tile of keys; f16 products, in range by the norms' weights"
+        : "many tokens: 64 rows of a kv head share each tile of keys",
+      constants: {
+        HEAD_DIM: headDim,
+        ...exactLanes(this.gpu, 16),
+        ...(half ? choosePrefillRows(tokens * group, this.gpu) : {}),
+      },
       uniforms: { first, tokens, group, scale },
     });
     return y;
@@ -136,7 +152,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       (_, sequence) => (sequence + 1) * tokens - 1,
     );
     const index = this.gpu.tensor("u32", [last.length], last, "last rows");
-    this.#owned.push(index);
+    this.plan.own(index);
     const y = this.#rows("last", last.length, width);
     return this.#gather(x, index, y, "last_row");
   }
@@ -294,8 +310,6 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   /** Frees the scratch memory; plans recorded before must not run again. */
   [Symbol.dispose](): void {
     for (const tensor of this.#buffers.values()) tensor[Symbol.dispose]();
-    for (const tensor of this.#owned) tensor[Symbol.dispose]();
     this.#buffers.clear();
-    this.#owned = [];
   }
 }

@@ -45,10 +45,16 @@ export function operationsOf(
         operation = begin(dispatch, cost);
         found.set(key, operation);
       }
-      add(operation, dispatch, cost, workgroups, ms, steps);
+      add(operation, dispatch, cost, workgroups, ms);
     }
   }
   const operations = [...found.values()];
+  for (const operation of operations) {
+    operation.calls /= steps;
+    operation.flops /= steps;
+    operation.bytes /= steps;
+    if (operation.ms !== undefined) operation.ms /= steps;
+  }
   share(operations);
   for (const operation of operations) rate(operation, peaks);
   return operations;
@@ -156,18 +162,30 @@ function add(
   cost: Cost,
   workgroups: number,
   ms: number | undefined,
-  steps: number,
 ): void {
   if (!operation.kernel.split(" + ").includes(kernel)) {
     operation.kernel += ` + ${kernel}`;
   }
-  operation.calls += 1 / steps;
+  // What only sums the parts of a product is no call of its own.
+  if (cost.matmul || !operation.matmul) operation.calls++;
+  if (cost.matmul) operation.shape = spanned(operation.shape, cost.shape);
   operation.workgroups = Math.max(operation.workgroups, workgroups);
-  operation.flops += cost.flops / steps;
-  operation.bytes += cost.bytes / steps;
+  operation.flops += cost.flops;
+  operation.bytes += cost.bytes;
   if (ms !== undefined) {
-    operation.ms = (operation.ms ?? 0) + ms * cost.part / steps;
+    operation.ms = (operation.ms ?? 0) + ms * cost.part;
   }
+}
+
+/** `[1, 6, 1, 64] × [1, 2, 64, 13 … 58]` from the shapes of several steps. */
+function spanned(from: string, to: string): string {
+  const sizes = /\d+(?: … \d+)?/g;
+  const ends = to.match(sizes)!;
+  let at = 0;
+  return from.replaceAll(sizes, (size) => {
+    const [first] = size.split(" … "), end = ends[at++];
+    return first === end ? size : `${first} … ${end}`;
+  });
 }
 
 /** Rates, and which limit of the adapter they are measured against. */

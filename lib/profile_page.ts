@@ -289,7 +289,7 @@ function timeline() {
     const lanes = ["CPU", "GPU"].filter((l) => events.some((e) => e.lane === l));
     const origin = Math.min(...events.map((e) => e.begin));
     return Object.assign(base(), {
-      grid: { left: 4, right: 20, top: 12, bottom: 58, containLabel: true },
+      grid: { left: 4, right: 36, top: 12, bottom: 58, containLabel: true },
       tooltip: Object.assign(base().tooltip, { trigger: "item", formatter: (p) => "<b>" + escape(p.data.event.name) + "</b><br>" + p.data.event.lane + ", " + time(p.data.event.ms) + "<br>from " + time(Math.max(0, p.value[1])) }),
       xAxis: axis({ type: "value", min: 0, max: "dataMax", axisLabel: { color: color("soft"), hideOverlap: true, formatter: (v) => +v.toPrecision(4) + " ms" } }),
       yAxis: axis({ type: "category", data: lanes, axisLabel: { color: color("text"), fontWeight: 600 } }),
@@ -362,7 +362,7 @@ function tables() {
     const rows = phase.operations.map((o) => {
       const dot = el("i");
       dot.style.background = "var(--" + o.group + ")";
-      const why = o.kernel + (o.fused.length ? " with " + o.fused.join(", ") : "") + ": " + o.reason;
+      const why = o.kernel === "none" ? o.reason : o.kernel + (o.fused.length ? " with " + o.fused.join(", ") : "") + ": " + o.reason;
       const constants = Object.entries(o.constants).filter(([k]) => !/_(DTYPE|VIEW|UNIT)$/.test(k)).map(([k, v]) => k + "=" + v).join(" ");
       const key = why + "\\n" + constants;
       if (!whys.has(key)) whys.set(key, { why, constants, names: new Set() });
@@ -372,7 +372,7 @@ function tables() {
         el("td", {}, o.flops ? prefixed(o.flops) : "–"), el("td", {}, o.bytes ? prefixed(o.bytes) : "–"),
         el("td", {}, o.flops && o.tflops ? prefixed(o.tflops * 1e12) : "–"), el("td", {}, o.bytes && o.gbps ? prefixed(o.gbps * 1e9) : "–"),
         el("td", {}, o.fraction === undefined ? "–" : percent(o.fraction) + " " + o.bound),
-        el("td", { class: "left" }, o.kernel));
+        el("td", { class: "left" }, o.kernel === "none" ? "–" : o.kernel));
     });
     s.append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...titles.map((t, i) => el("th", i === 1 || i === 2 || i === 11 ? { class: "left" } : {}, t)))), el("tbody", {}, ...rows))));
     s.append(el("details", {}, el("summary", {}, "Why these kernels, with their constants"), ...[...whys.values()].map(({ why, constants, names }) =>

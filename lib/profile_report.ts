@@ -109,7 +109,7 @@ export interface Operation {
   constants: Constants;
   /** Why this kernel with these constants. */
   reason: string;
-  /** Dispatches per step. */
+  /** Dispatches per step, but for those that only sum the parts of a product. */
   calls: number;
   /** Workgroups of the largest dispatch. */
   workgroups: number;

@@ -10,7 +10,7 @@ import { GpuKvCache } from "./kv_cache.ts";
 import { GpuOps } from "./ops_gpu.ts";
 import { timeByWall } from "./peaks.ts";
 import { Plan } from "./plan.ts";
-import type { CostContext } from "./profile_costs.ts";
+import { type CostContext, costsOf } from "./profile_costs.ts";
 import {
   operationsOf,
   type Sample,
@@ -159,13 +159,19 @@ export async function profileSteps(
         spans.map(({ begin, end }, at) => ({
           lane: "GPU" as const,
           part: i ? "profiled decode" as const : "profiled prefill" as const,
-          name: samples[at].dispatch.label,
+          name: timelineName(samples[at]),
           begin: setting.toTimeline(begin),
           ms: end - begin,
         }))
       )
     ),
   };
+}
+
+/** The label; a tied head carries the embedding's. */
+function timelineName({ dispatch, context }: Sample): string {
+  const [{ name }] = costsOf(dispatch, context);
+  return name === "lm_head" ? name : dispatch.label;
 }
 
 /** KV lengths at which decode steps are sampled: first, middle and last. */

@@ -381,20 +381,23 @@ class RingReader implements Disposable {
   }
 }
 
-/** Measures the largest absolute value of every Linear weight, with one readback. */
+/** Measures the largest absolute value of every Linear weight and head norm, with one readback. */
 async function measureLargest(
   gpu: Gpu,
   { layers }: Weights<Tensor>,
 ): Promise<void> {
   const linears = layers.flatMap((
-    { qkvProj, oProj, gateUpProj, downProj },
-  ) => [qkvProj, oProj, gateUpProj, downProj]);
+    { qkvProj, oProj, gateUpProj, downProj, qNorm, kNorm },
+  ) => [qkvProj, oProj, gateUpProj, downProj, qNorm, kNorm]);
   const size = linears.length;
   using found = gpu.tensor("u32", [size], new Uint32Array(size), "largest");
   using plan = new Plan(gpu);
   linears.forEach((tensor, at) => {
     for (const part of tensor.parts) {
-      plan.add(maxAbs, { w: { tensor, part }, largest: found }, {
+      const w = tensor.shape.length === 1
+        ? tensor.view(1, tensor.shape[0])
+        : { tensor, part };
+      plan.add(maxAbs, { w, largest: found }, {
         constants: laneConstants(gpu),
         uniforms: { at },
       });

@@ -16,10 +16,18 @@ import type { Dtype } from "./ops.ts";
  *   where the last dimension is a multiple of 4, else `scalar`;
  * - `unit`: 16 bytes as `vec4u`, `x_lo(v)` and `x_hi(v)` are their first and second
  *   four elements; `scalar` where the last dimension is not a multiple of `X_UNIT`;
+ * - `half`: `x_at(i)` are elements 4i … 4i+3 as vec4<f16> (f16 only, F16 1);
  * - `raw`: the array itself, of u32;
  * - `atomic`: the array itself, of atomic u32.
  */
-export type View = "scalar" | "vec4" | "span" | "unit" | "raw" | "atomic";
+export type View =
+  | "scalar"
+  | "vec4"
+  | "span"
+  | "unit"
+  | "half"
+  | "raw"
+  | "atomic";
 
 /** The view that a tensor's last dimension allows. */
 export function settleView(view: View, dtype: Dtype, last: number): View {
@@ -37,6 +45,7 @@ export function unitSize(dtype: Dtype): number {
 export function elementType(view: View, dtype: Dtype): string {
   const wide = dtype === "f32" || dtype === "u32";
   if (view === "unit") return "vec4u";
+  if (view === "half") return "vec4<f16>";
   if (view === "raw") return "u32";
   if (view === "atomic") return "atomic<u32>";
   if (view === "vec4") {
@@ -76,6 +85,9 @@ export function accessors(
         `fn ${x}_hi(bits: vec4u) -> vec4f { return ${
           pairs("bits.z", "bits.w")
         }; }\n`;
+  }
+  if (view === "half") {
+    return `fn ${x}_at(at: u32) -> vec4<f16> { return ${x}[at]; }\n`;
   }
   if (view === "vec4") {
     const at = dtype === "f32"

@@ -110,7 +110,8 @@ function linearWgsl(
 ): string {
   const y = shaped("f32", m, swiglu ? n / 2 : n), x = shaped("f32", m, k);
   if (kernel === "gemv") {
-    const operands = { w: shaped(dtype, n, k), x, norm: shaped("f32", k), y };
+    const norm = shaped("f32", k), squares = shaped("f32", m, 64);
+    const operands = { w: shaped(dtype, n, k), x, norm, squares, y };
     return showWgsl(gemv, operands, { constants });
   }
   const operands: Operands = {

@@ -130,7 +130,7 @@ Deno.test("a split product keeps its sum beside it", () => {
     1,
   );
   assertEquals(operations.map(({ kernel }) => kernel), ["gemm + sumSplits"]);
-  assertEquals(operations[0].ms, 2);
+  assertEquals([operations[0].ms, operations[0].calls], [2, 1]);
 });
 
 Deno.test("what lies between has a share only if it is there unprofiled", () => {
@@ -153,4 +153,24 @@ Deno.test("what lies between has a share only if it is there unprofiled", () => 
       real ? [0.75, 0.25] : [1, undefined],
     );
   }
+});
+
+Deno.test("keys that grow from step to step are shown as a span", () => {
+  const at = (length: number) => ({
+    dispatch: {
+      label: "layers.0.attention",
+      kernel: "attendDecode",
+      dims: {},
+      constants: {},
+      reason: "",
+    },
+    context: { ...step, length },
+    workgroups: 1,
+    ms: 1,
+  });
+  const operations = operationsOf([at(9), at(12), at(15)], 3);
+  assertEquals(operations.map(({ shape, calls }) => [shape, calls]), [
+    ["[1, 16, 1, 128] × [1, 8, 128, 10 … 16]", 1],
+    ["[1, 16, 1, 10 … 16] × [1, 8, 10 … 16, 128]", 1],
+  ]);
 });

@@ -1,0 +1,165 @@
+import { kernel } from "../lib/kernel.ts";
+import { LANES } from "../lib/wgsl.ts";
+
+// Blocks of 4 keys × 4 values of the head size, and whole rows of values.
+const fetchKeys = (k0: string) => /* wgsl */ `
+  @unroll for (var l = 0; l < KEY_BLOCKS; l++) {
+    let block = l * WORKGROUP + tid;
+    @unroll for (var i = 0; i < 4; i++) {
+      let key = min(${k0} + block / WIDTH * 4u + i, keys - 1u);
+      next[l * 4 + i] = k_at(cached + key * WIDTH + block % WIDTH);
+    }
+  }`;
+
+/**
+ * attend_prefill.ts in f16, for an f16 cache and heads of 64 or 128 values: a tile of
+ * 64 keys, then their values, lies whole in workgroup memory beside q, and the next
+ * is fetched into registers while this one is multiplied.
+ *
+ * Products are summed in f16 over 32 terms, in f32 beyond. They stay in range: q is
+ * scaled first and the norms' weights bound both sides (the caller checks them), and
+ * weights of values are divided by 32, so that 32 of them cannot exceed the largest
+ * value.
+ */
+export const attendPrefillF16 = kernel({
+  name: "attendPrefillF16",
+  buffers: {
+    q: "m any as vec4",
+    lengths: "sequences",
+    k: "sequences kvHeads context headDim as half",
+    v: "sequences kvHeads context headDim as half",
+    y: "inout m any as vec4",
+  },
+  uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
+  constants: { HEAD_DIM: 128, ROWS: 64, LOG_LANES: 4, SUBGROUPS: 1, F16: 1 },
+  derive: (c) => {
+    const WIDTH = Number(c.HEAD_DIM) / 4, ROWS = Number(c.ROWS);
+    const WORKGROUP = 4 * ROWS;
+    return {
+      WIDTH,
+      WORKGROUP,
+      NV: Math.ceil(WIDTH / 16),
+      KEY_BLOCKS: 16 * WIDTH / WORKGROUP,
+      VALUE_LOADS: 64 * WIDTH / WORKGROUP,
+    };
+  },
+  grid: ({ m, tokens, group, kvHeads }, { ROWS }) => [
+    Math.ceil(tokens * group / ROWS),
+    kvHeads,
+    m / tokens,
+  ],
+  body: /* wgsl */ `
+${LANES}
+alias T = vec4<f16>;
+const TEAM = ROWS / 4u;
+var<workgroup> queries: array<T, HEAD_DIM * TEAM>; // [d][rows]
+var<workgroup> stage: array<T, HEAD_DIM * 16u>; // keys [d][keys], then values [key][d]
+var<workgroup> weights: array<T, 64u * TEAM>; // [key][rows]
+
+// Where row r of this workgroup, a (token, head of the group) pair, lies in q and y.
+fn row_at(r: u32, kv_head: u32, sequence: u32) -> u32 {
+  let token = sequence * u.tokens + r / u.group;
+  return (token * u.kvHeads * u.group + kv_head * u.group + r % u.group) * WIDTH;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
+  let kv_head = wg.y;
+  let length = lengths[u.first + wg.z];
+  let cached = ((u.first + wg.z) * u.kvHeads + kv_head) * u.context * WIDTH;
+  let first_row = wg.x * ROWS;
+  let rows = u.tokens * u.group;
+  let tn = tid % 16u;
+  let tm = tid / 16u;
+  let keys = length + min(first_row + ROWS - 1u, rows - 1u) / u.group + 1u;
+  @split var next: array<T, KEY_BLOCKS * 4>;
+  ${fetchKeys("0u")}
+  for (var block = tid; block < TEAM * WIDTH; block += WORKGROUP) {
+    @split var part: array<T, 4>;
+    @unroll for (var i = 0; i < 4; i++) {
+      let row = min(first_row + block / WIDTH * 4u + i, rows - 1u);
+      part[i] = T(q_at(row_at(row, kv_head, wg.z) + block % WIDTH) * u.scale);
+    }
+    let to = block % WIDTH * 4u * TEAM + block / WIDTH;
+    queries[to] = T(part[0].x, part[1].x, part[2].x, part[3].x);
+    queries[to + TEAM] = T(part[0].y, part[1].y, part[2].y, part[3].y);
+    queries[to + 2u * TEAM] = T(part[0].z, part[1].z, part[2].z, part[3].z);
+    queries[to + 3u * TEAM] = T(part[0].w, part[1].w, part[2].w, part[3].w);
+  }
+  @split var sees: array<u32, 4>; // up to which key a row sees
+  @split var top: array<f32, 4>;
+  @split var total: array<f32, 4>;
+  @split var acc: array<vec4f, 4 * NV>;
+  @unroll for (var r = 0; r < 4; r++) {
+    sees[r] = length + min(first_row + tm * 4u + r, rows - 1u) / u.group + 1u;
+    top[r] = -3.0e38;
+  }
+  for (var k0 = 0u; k0 < keys; k0 += 64u) {
+    @unroll for (var l = 0; l < KEY_BLOCKS; l++) {
+      let block = l * WORKGROUP + tid;
+      let to = block % WIDTH * 64u + block / WIDTH;
+      stage[to] = T(next[l * 4].x, next[l * 4 + 1].x, next[l * 4 + 2].x, next[l * 4 + 3].x);
+      stage[to + 16u] = T(next[l * 4].y, next[l * 4 + 1].y, next[l * 4 + 2].y, next[l * 4 + 3].y);
+      stage[to + 32u] = T(next[l * 4].z, next[l * 4 + 1].z, next[l * 4 + 2].z, next[l * 4 + 3].z);
+      stage[to + 48u] = T(next[l * 4].w, next[l * 4 + 1].w, next[l * 4 + 2].w, next[l * 4 + 3].w);
+    }
+    workgroupBarrier();
+    @split var value: array<T, VALUE_LOADS>;
+    @unroll for (var l = 0; l < VALUE_LOADS; l++) {
+      let i = l * WORKGROUP + tid;
+      value[l] = v_at(cached + min(k0 + i / WIDTH, keys - 1u) * WIDTH + i % WIDTH);
+    }
+    @split var score: array<vec4f, 4>;
+    @unroll for (var r = 0; r < 4; r++) { score[r] = vec4f(); }
+    for (var d0 = 0u; d0 < HEAD_DIM; d0 += 32u) {
+      @split var sum: array<T, 4>;
+      @unroll for (var r = 0; r < 4; r++) { sum[r] = T(); }
+      @unroll for (var d = 0; d < 32; d++) {
+        let qv = queries[(d0 + d) * TEAM + tm];
+        let kv = stage[(d0 + d) * 16u + tn];
+        @unroll for (var r = 0; r < 4; r++) { sum[r] = fma(T(qv[r]), kv, sum[r]); }
+      }
+      @unroll for (var r = 0; r < 4; r++) { score[r] += vec4f(sum[r]); }
+    }
+    let key = vec4u(k0 + tn * 4u) + vec4u(0u, 1u, 2u, 3u);
+    @unroll for (var r = 0; r < 4; r++) {
+      let seen = select(vec4f(-3.0e38), score[r], key < vec4u(sees[r]));
+      let high = max(top[r], lanes_max(max(max(seen.x, seen.y), max(seen.z, seen.w)), tid));
+      score[r] = select(vec4f(), exp(seen - high), key < vec4u(sees[r]));
+      let shrink = exp(top[r] - high);
+      total[r] = total[r] * shrink + lanes_sum(dot(score[r], vec4f(1.0)), tid);
+      top[r] = high;
+      @unroll for (var j = 0; j < NV; j++) { acc[r * NV + j] *= shrink; }
+    }
+    workgroupBarrier(); // keys have been read
+    @unroll for (var c = 0; c < 4; c++) {
+      weights[(tn * 4u + c) * TEAM + tm] = T(vec4f(score[0][c], score[1][c], score[2][c], score[3][c]) / 32.0);
+    }
+    @unroll for (var l = 0; l < VALUE_LOADS; l++) { stage[l * WORKGROUP + tid] = value[l]; }
+    workgroupBarrier();
+    if (k0 + 64u < keys) { ${fetchKeys("k0 + 64u")} }
+    for (var s0 = 0u; s0 < 64u; s0 += 32u) {
+      @split var sum: array<T, 4 * NV>;
+      @unroll for (var i = 0; i < 4 * NV; i++) { sum[i] = T(); }
+      @unroll for (var s = 0; s < 32; s++) {
+        let w = weights[(s0 + s) * TEAM + tm];
+        @unroll for (var j = 0; j < NV; j++) {
+          let value = stage[(s0 + s) * WIDTH + min(j * 16u + tn, WIDTH - 1u)];
+          @unroll for (var r = 0; r < 4; r++) { sum[r * NV + j] = fma(T(w[r]), value, sum[r * NV + j]); }
+        }
+      }
+      @unroll for (var i = 0; i < 4 * NV; i++) { acc[i] += vec4f(sum[i]) * 32.0; }
+    }
+    workgroupBarrier(); // values and weights have been read
+  }
+  @unroll for (var r = 0; r < 4; r++) {
+    let row = first_row + tm * 4u + r;
+    if (row < rows) {
+      @unroll for (var j = 0; j < NV; j++) {
+        let d = j * 16u + tn;
+        if (d < WIDTH) { y_put(row_at(row, kv_head, wg.z) + d, acc[r * NV + j] / total[r]); }
+      }
+    }
+  }
+}`,
+});

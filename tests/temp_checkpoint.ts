@@ -1,0 +1,56 @@
+/** Checkpoints made for a test: copies of others with some files changed. */
+
+/** A folder that goes when disposed. */
+export interface TempCheckpoint extends AsyncDisposable {
+  path: string;
+}
+
+/** Copies a checkpoint's folder; `changes` are files by name, undefined ones are left out. */
+export async function copyCheckpoint(
+  folder: URL | string,
+  changes: Record<string, string | Uint8Array | undefined> = {},
+): Promise<TempCheckpoint> {
+  const from = new URL(folder);
+  const path = await Deno.realPath(await Deno.makeTempDir());
+  for await (const { name, isFile } of Deno.readDir(from)) {
+    if (!isFile || name in changes || name.startsWith("golden.")) continue;
+    await Deno.copyFile(new URL(name, from), `${path}/${name}`);
+  }
+  for (const [name, content] of Object.entries(changes)) {
+    if (content === undefined) continue;
+    const data = typeof content === "string"
+      ? new TextEncoder().encode(content)
+      : content;
+    await Deno.writeFile(`${path}/${name}`, data);
+  }
+  return {
+    path,
+    [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }),
+  };
+}
+
+/** Multiplies the weights of tensors whose name matches by 2 ** exponent, in a bf16 file. */
+export function scaleWeights(
+  safetensors: Uint8Array<ArrayBuffer>,
+  names: RegExp,
+  exponent: number,
+): Uint8Array<ArrayBuffer> {
+  const file = safetensors.slice();
+  const data = 8 + Number(new DataView(file.buffer).getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(file.subarray(8, data)));
+  for (const [name, { data_offsets }] of Object.entries<Entry>(header)) {
+    if (!names.test(name)) continue;
+    const [begin, end] = data_offsets;
+    const bits = new DataView(file.buffer, data + begin, end - begin);
+    for (let at = 0; at < bits.byteLength; at += 2) {
+      const old = bits.getUint16(at, true);
+      // 8 bits of exponent lie above 7 of the fraction; zeros stay.
+      if (old & 0x7fff) bits.setUint16(at, old + (exponent << 7), true);
+    }
+  }
+  return file;
+}
+
+interface Entry {
+  data_offsets: [begin: number, end: number];
+}
