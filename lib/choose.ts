@@ -96,10 +96,7 @@ export function chooseLinear(
       kernel: "gemv",
       constants: {
         M: m,
-        ROWS: 2,
-        WORKGROUP: 128,
-        // All loads of a row in flight at once, as far as registers go.
-        STEPS: Math.ceil(steps / Math.ceil(steps / (m > 1 ? 4 : 12))),
+        ...gemvRows(n, m > 1 ? Math.min(4, steps) : steps, swiglu),
         EPILOGUE,
         NORM: fusedNorm ? 1 : 0,
         ...lanes,
@@ -145,6 +142,23 @@ export function chooseLinear(
   };
 }
 
+/**
+ * Rows and loads per thread, measured on an H200: many rows share x where there are
+ * enough of them, all loads of a row are in flight at once as far as registers go.
+ */
+function gemvRows(n: number, steps: number, swiglu: boolean): Constants {
+  if (n >= 32768) return { WORKGROUP: 256, ROWS: 2, STEPS: Math.min(2, steps) };
+  if (swiglu) return { WORKGROUP: 128, ROWS: 4, STEPS: Math.min(4, steps) };
+  if (n <= 2048 && steps <= 8) {
+    return { WORKGROUP: 256, ROWS: 1, STEPS: Math.min(4, steps) };
+  }
+  return {
+    WORKGROUP: 128,
+    ROWS: 2,
+    STEPS: Math.ceil(steps / Math.ceil(steps / 12)),
+  };
+}
+
 /** Workgroups that keep a large GPU busy. */
 const ENOUGH_WORKGROUPS = 256;
 
@@ -155,10 +169,11 @@ function splitsOfK(m: number, n: number, k: number, tile: Constants): number {
   return Math.max(1, Math.min(8, wanted, Math.floor(k / 256)));
 }
 
-/** A decode step's attention: constants, and how many keys a workgroup takes at least. */
+/** A decode step's attention: constants, and how its keys are divided. */
 export interface DecodeAttentionChoice {
   constants: Constants;
-  keysPerSplit: number;
+  /** Runs of keys that different workgroups take, for `length` cached tokens. */
+  splits: (length: number) => number;
   maxSplits: number;
   /** Workgroups that a kv head's query heads are divided among. */
   shares: number;
@@ -173,33 +188,36 @@ export function chooseDecodeAttention(
   const VEC = headDim % 8 === 0 ? 4 : 1;
   const lanes = laneConstants(device);
   // Few workgroups run, so each takes many threads; not where threads are emulated.
-  const many = device.subgroupSize >= 32 ? 1024 : 128;
+  const many = device.subgroupSize >= 32;
   const WORKGROUP = Math.max(
-    Math.min(many, device.limits.maxComputeInvocationsPerWorkgroup),
+    Math.min(many ? 512 : 128, device.limits.maxComputeInvocationsPerWorkgroup),
     2 ** Math.ceil(Math.log2(headDim / VEC)),
   );
   const LOG_KEY_LANES = lanes.SUBGROUPS ? 2 : 0;
-  const KEYS = WORKGROUP >> LOG_KEY_LANES;
-  // Scores of GROUP heads lie in workgroup memory.
-  const TILE = group > 8 ? KEYS : Math.max(KEYS, many / 4);
+  const SHARES = many && group % 2 === 0 ? 2 : 1;
   const constants: Record<string, number | string> = {
     HEAD_DIM: headDim,
     VEC,
-    SHARES: 1,
+    SHARES,
     WORKGROUP,
     LOG_KEY_LANES,
-    TILE,
-    KEYS_PER_SPLIT: 512,
+    TILE: WORKGROUP >> LOG_KEY_LANES,
     ...lanes,
     ...device.tuned?.get(tuningKey("attendDecode", headDim, group)),
   };
-  const { KEYS_PER_SPLIT, ...rest } = constants;
-  const shares = Number(rest.SHARES);
+  const shares = Number(constants.SHARES);
+  const maxSplits = 64;
   return {
-    constants: { ...rest, GROUP: group / shares },
+    constants: { ...constants, GROUP: group / shares },
     shares,
-    keysPerSplit: Number(KEYS_PER_SPLIT),
-    maxSplits: 64,
+    // Merging costs a dispatch, so a short context is one run.
+    splits: (length) =>
+      length < 256
+        ? 1
+        : length < 1024
+        ? Math.ceil((length + 1) / 128)
+        : Math.min(maxSplits, Math.ceil((length + 1) / 256)),
+    maxSplits,
     reason: "one token per sequence: norm, RoPE, append and attention in one",
   };
 }
@@ -210,7 +228,7 @@ export function choosePrefillRows(
   device: Capabilities,
 ): { ROWS: number } {
   const room = device.limits.maxComputeWorkgroupStorageSize;
-  return { ROWS: rows >= 2048 && room >= 40960 ? 64 : 32 };
+  return { ROWS: rows >= 1024 && room >= 40960 ? 64 : 32 };
 }
 
 /** Lanes that share a head when it is normed and rotated. */

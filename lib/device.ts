@@ -306,17 +306,34 @@ export class Gpu implements Disposable {
       const encoder = this.device.createCommandEncoder();
       encoder.copyBufferToBuffer(source, offset, staging, 0, size);
       this.device.queue.submit([encoder.finish()]);
-      await staging.mapAsync(GPUMapMode.READ);
-      this.check();
-      const copy = staging.getMappedRange().slice(0);
+      const copy = (await this.map(staging)).slice(0);
       staging.unmap();
       return copy;
-    } catch (error) {
-      this.check();
-      throw error;
     } finally {
       staging.destroy();
     }
+  }
+
+  /**
+   * Maps a buffer for reading, after all submitted work.
+   *
+   * @throws {DeviceError} if the device was lost or reported anything.
+   */
+  async map(buffer: GPUBuffer): Promise<ArrayBuffer> {
+    try {
+      await buffer.mapAsync(GPUMapMode.READ);
+    } catch (error) {
+      await new Promise((resolve) => setTimeout(resolve, 0)); // why comes after that
+      this.check();
+      throw new DeviceError(
+        `Cannot read from ${this.name}: ${oneLine(String(error))} (${
+          megabytes(this.allocated)
+        } MB were allocated)`,
+      );
+    }
+    if (this.#failure) buffer.unmap(); // a device with a mapped buffer may hang at its end
+    this.check();
+    return buffer.getMappedRange();
   }
 
   [Symbol.dispose](): void {

@@ -74,13 +74,16 @@ export class Run implements AsyncIterable<Piece> {
   /** Ids generated so far, an end-of-text token included. */
   readonly tokenIds: number[] = [];
   readonly #parts: RunParts;
+  readonly #text?: TextStream;
   #began = 0;
   #first = 0;
   #last = 0;
   #started = false;
 
   constructor(parts: RunParts) {
+    const { tokenizer, stop } = parts;
     this.#parts = parts;
+    this.#text = tokenizer && new TextStream(tokenizer, { stop });
   }
 
   /** How the run goes, or went. */
@@ -114,8 +117,8 @@ export class Run implements AsyncIterable<Piece> {
       );
     }
     this.#started = true;
-    const { eosTokenIds, tokenizer, stop, signal, maxTokens } = this.#parts;
-    const text = tokenizer && new TextStream(tokenizer, { stop });
+    const { eosTokenIds, signal, maxTokens } = this.#parts;
+    const text = this.#text;
     const ended = new Set(eosTokenIds);
     this.#began = performance.now();
     try {

@@ -84,10 +84,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
     const label = `layers.${layer}.attention`;
     if (tokens === 1) {
-      const { constants, keysPerSplit, maxSplits, shares, reason } =
+      const { constants, splits, maxSplits, shares, reason } =
         chooseDecodeAttention({ headDim, group }, this.gpu);
-      const splits = (length: number) =>
-        Math.min(maxSplits, Math.floor(length / keysPerSplit) + 1);
       const partial = this.#rows("partial", rows * maxSplits, heads * headDim);
       const stats = this.#scratch("stats", "u32", rows * maxSplits, heads * 2);
       this.plan.add(attendDecode, { ...shared, ...state, y, partial, stats }, {
@@ -101,7 +99,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       });
       this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
         label,
-        reason: `more than ${keysPerSplit} keys: split over workgroups`,
+        reason: "many keys: runs of them go to different workgroups",
         constants: { HEAD_DIM: headDim, VEC: constants.VEC },
         uniforms: { heads },
         gridAt: ({ length }) =>

@@ -33,7 +33,7 @@ export async function measurePeaks(gpu: Gpu): Promise<Peaks> {
 /** GB/s of a read that no cache holds. */
 async function readRate(gpu: Gpu): Promise<number> {
   const bytes = Math.min(
-    gpu.software ? 4 << 20 : 1 << 30,
+    gpu.software ? 4 << 20 : 1 << 28,
     gpu.limits.maxStorageBufferBindingSize & ~0xffff,
   );
   using x = gpu.tensor("u32", [bytes / 4], undefined, "peak read");

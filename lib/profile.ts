@@ -38,7 +38,7 @@ export type { ProfileOptions, ProfileReport };
  * ```ts
  * import { profile } from "./profile.ts";
  *
- * const report = await profile(undefined, { promptTokens: 8, maxTokens: 4 });
+ * const report = await profile(undefined, { device: "cpu", promptTokens: 8, maxTokens: 4 });
  * console.log(report.verdicts[0].text);
  * ```
  *
@@ -113,7 +113,7 @@ async function profileModel(
     runner,
     promptIds(promptTokens, config.vocabSize),
     setting.sampling,
-    setting,
+    { ...setting, warm: steps.phases[0].ms < 1000 },
   );
   const loop = loopOf(watched);
   const timeline = [
@@ -223,12 +223,19 @@ function gpuNotes(
   return notes;
 }
 
-function cpuNotes({ maxTokens, batch }: Setting, phases: readonly Phase[]) {
+function cpuNotes(
+  { maxTokens, batch, chunk, compare }: Setting,
+  phases: readonly Phase[],
+) {
   const steps = phases[1].sampledSteps;
   return [
     ...steps < maxTokens - 1
       ? [`decode: the first ${steps} of ${maxTokens - 1} steps were timed`]
       : [],
     ...batch > 1 ? ["one sequence was run instead of a batch"] : [],
+    ...chunk === undefined
+      ? []
+      : ["there are no readbacks on the CPU, so there are no chunks"],
+    ...compare ? ["nothing was compared: the CPU path ran alone"] : [],
   ];
 }

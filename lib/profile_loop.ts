@@ -31,16 +31,17 @@ export async function watchLoop(
   runner: GpuRunner,
   tokens: readonly number[],
   sampling: Sampling,
-  { maxTokens, chunk, signal }: {
+  { maxTokens, chunk, warm, signal }: {
     maxTokens: number;
+    /** Runs once before, so that nothing is compiled or made while it is watched. */
+    warm: boolean;
     /** Steps between two readbacks; by default as `generate` does. */
     chunk?: number;
     signal?: AbortSignal;
   },
 ): Promise<Watched> {
   const { gpu } = runner;
-  // A first run compiles what a later one does not pay for.
-  await run(runner, tokens, sampling, Math.min(maxTokens, 2), signal);
+  if (warm) await run(runner, tokens, sampling, Math.min(maxTokens, 2), signal);
   using recorder = new Recorder(gpu, chunk);
   runner.watcher = recorder;
   try {

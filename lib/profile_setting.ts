@@ -73,6 +73,17 @@ export function settle(
   whole("promptTokens", promptTokens, 1, most);
   whole("batch", batch, 1, MOST_BATCH);
   if (chunk !== undefined) whole("chunk", chunk, 1, MOST_CHUNK);
+  const { kernels, compare, device } = options;
+  const against = [
+    device === "cpu" ? "on the CPU" : "",
+    compare ? "in a comparison" : "",
+    chunk === undefined ? "" : "with a fixed chunk",
+  ].find(Boolean);
+  if (kernels && against) {
+    throw new Error(
+      `Cannot profile ${name}: kernels cannot be restricted ${against}, leave one of the two out`,
+    );
+  }
   const notes: string[] = [];
   if (options.promptTokens === undefined && promptTokens < PROMPT_TOKENS) {
     notes.push(

@@ -205,12 +205,16 @@ export class GpuRunner implements Runner {
     let size = watcher?.chunk ?? FIRST_CHUNK;
     for (let end = 1; delivered < end;) {
       const began = performance.now();
-      // Encoded while the device works, submitted when it is done: Deno's mapAsync
-      // waits for all submitted work, then sleeps 10 ms, which the next chunk uses.
+      // Encoded while the device works, submitted when it is done: on its first turn
+      // of the event loop Deno's mapAsync waits for all submitted work, then it sleeps
+      // 10 ms, which the next chunk uses.
       const steps = Math.min(size, maxTokens - submitted);
       const next = steps > 0 ? encode(steps) : undefined;
       const arriving = reader.read(step + delivered, step + end);
-      if (next) submit(next);
+      if (next) {
+        await turn();
+        submit(next);
+      }
       const ids = await arriving;
       gpu.check();
       delivered = end;
@@ -320,6 +324,9 @@ export class GpuRunner implements Runner {
   }
 }
 
+/** One turn of the event loop. */
+const turn = () => new Promise<void>((resolve) => setTimeout(resolve, 0));
+
 /** A forward pass: write tokens to `input`, run `plan`, read `logits`. */
 export interface Pass {
   plan: Plan;
@@ -361,10 +368,10 @@ class RingReader implements Disposable {
   async read(from: number, to: number): Promise<readonly number[]> {
     const staging = this.#filled.shift()!;
     const began = performance.now();
-    await staging.mapAsync(GPUMapMode.READ);
+    const mapping = await this.gpu.map(staging);
     this.watcher?.did("wait", began);
     const mapped = performance.now();
-    const words = new Uint32Array(staging.getMappedRange());
+    const words = new Uint32Array(mapping);
     const ids = Array.from(
       { length: to - from },
       (_, i) => words[(from + i) % RING],

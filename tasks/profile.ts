@@ -129,7 +129,13 @@ function bareJson(args: string[]): string[] {
 /** Refuses a file that cannot be written before anything long begins. */
 function requireWritable(flag: string, path: string): void {
   try {
-    Deno.openSync(path, { write: true, create: true }).close();
+    try {
+      Deno.openSync(path, { write: true, createNew: true }).close();
+      Deno.removeSync(path); // nothing is left behind should profiling fail
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+      Deno.openSync(path, { write: true }).close();
+    }
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     throw new Error(

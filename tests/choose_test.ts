@@ -20,10 +20,10 @@ import type { Dtype } from "../lib/ops.ts";
 import { Tensor } from "../lib/tensor.ts";
 import type { Constants } from "../lib/unroll.ts";
 
-/** Adapters from what WebGPU guarantees up to a large one. */
+/** Adapters from the least that prefill's attention needs up to a large one. */
 const DEVICES: Capabilities[] = [
-  [0, 16384, 256],
-  [4, 16384, 256],
+  [0, 32768, 256],
+  [4, 32768, 256],
   [8, 32768, 1024],
   [16, 32768, 512],
   [32, 49152, 1024],

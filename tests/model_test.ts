@@ -52,7 +52,7 @@ eachDevice("a prompt is words or token ids", async (device) => {
   const text = await read(words);
   assertEquals(
     text,
-    ", there was a little girl named Lily. She loved to play outside near the river.",
+    ", there was a little girl named Lily. She loved to play outside near the river. One day, Lily saw a",
   );
   assertEquals([await read(byId), byId.tokenIds], [text, words.tokenIds]);
   assertEquals(words.finishReason, "length");

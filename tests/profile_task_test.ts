@@ -68,6 +68,14 @@ for (
     ],
     [["--max-tokens", "1"], /maxTokens is 1, must be/],
     [["--chunk", "0"], /chunk is 0, must be/],
+    [
+      ["--kernels", "gemm", "--device", "cpu"],
+      /cannot be restricted on the CPU/,
+    ],
+    [
+      ["--kernels", "gemm", "--compare"],
+      /cannot be restricted in a comparison/,
+    ],
     [["--device", "tpu"], /--device is "tpu", must be auto, gpu or cpu/],
     [["words"], /words is not a flag/],
   ] as const

@@ -42,7 +42,9 @@ function run(
   constants: Constants = {},
 ) {
   const { heads, kvHeads, headDim, first, rows, eps } = sizes;
-  const group = heads / kvHeads, VEC = headDim % 8 === 0 ? 4 : 1;
+  const SHARES = Number(constants.SHARES ?? 1),
+    GROUP = heads / kvHeads / SHARES;
+  const VEC = headDim % 8 === 0 ? 4 : 1;
   const upload = (name: keyof AttentionInputs) => trial.upload(inputs[name]);
   const [k, v, flags] = [upload("k"), upload("v"), trial.u32(0, 0, 0, 0)];
   const partial = trial.filled([rows * splits, heads * headDim]);
@@ -57,12 +59,12 @@ function run(
     ...{ k, v, y, partial, stats, flags },
   }, {
     constants: {
-      ...{ HEAD_DIM: headDim, GROUP: group, VEC },
+      ...{ HEAD_DIM: headDim, GROUP, VEC },
       ...small(trial.gpu),
       ...constants,
     },
     uniforms: { first, eps, scale: headDim ** -0.5 },
-    gridAt: () => [splits, kvHeads, rows],
+    gridAt: () => [splits, kvHeads * SHARES, rows],
   });
   if (splits > 1) {
     trial.run(mergeSplits, { partial, stats, flags, y }, {
@@ -145,13 +147,13 @@ gpuTest(
   "attendDecode gives the same for every choice of threads and lanes",
   async (_, trial) => {
     const { random } = trial;
-    const shape = { ...ONE, heads: 2, kvHeads: 1, headDim: 6, context: 301 };
+    const shape = { ...ONE, heads: 4, kvHeads: 2, headDim: 6, context: 301 };
     const none = { SUBGROUPS: 0, LOG_KEY_LANES: 0 };
     const choices: Constants[] = [
       { ...none, LOG_LANES: 5, WORKGROUP: 64, TILE: 128 },
-      { ...none, LOG_LANES: 1, WORKGROUP: 32, TILE: 32 },
+      { ...none, LOG_LANES: 1, WORKGROUP: 32, TILE: 32, SHARES: 2 },
       { WORKGROUP: 64, TILE: 32, LOG_KEY_LANES: 1, LOG_LANES: 2 },
-      { WORKGROUP: 256, TILE: 64, LOG_KEY_LANES: 2 },
+      { WORKGROUP: 256, TILE: 64, LOG_KEY_LANES: 2, SHARES: 2 },
     ];
     const subgroups = trial.gpu.subgroupSize >= 8;
     for (const constants of choices) {

@@ -36,7 +36,6 @@ async function check(trial: Trial, given: Case): Promise<void> {
   const width = kind === 2 ? n / 2 : n, stride = column + width + beside;
   const poison = kind === 1 ? before : NaN;
   const y = trial.filled([m + 1, stride], poison);
-  const xOnDevice = trial.upload(rows);
   // Sums of a row's squares, as who wrote it left them.
   const parts = random.pick([4, 12, 132]), given32 = toF32(rows);
   const sums = random.filled("f32", [m, parts], 0);
