@@ -172,54 +172,61 @@ function splitsOfK(m: number, n: number, k: number, tile: Constants): number {
 /** A decode step's attention: constants, and how its keys are divided. */
 export interface DecodeAttentionChoice {
   constants: Constants;
-  /** Runs of keys that different workgroups take, for `length` cached tokens. */
+  /** Runs of keys for different workgroups at `length` cached tokens; 0: another choice's. */
   splits: (length: number) => number;
-  maxSplits: number;
   /** Workgroups that a kv head's query heads are divided among. */
   shares: number;
   reason: string;
 }
 
-/** Chooses how a decode step's attention is laid out. */
+/** Runs of keys at most. */
+export const MOST_SPLITS = 64;
+
+/** From here on a context is long: reading keys once matters more than many threads. */
+const LONG_CONTEXT = 1024;
+
+/** Chooses how a decode step's attention is laid out, for short contexts and for long ones. */
 export function chooseDecodeAttention(
   { headDim, group }: { headDim: number; group: number },
   device: Capabilities,
-): DecodeAttentionChoice {
+): DecodeAttentionChoice[] {
   const VEC = headDim % 8 === 0 ? 4 : 1;
   const lanes = laneConstants(device);
+  const LOG_KEY_LANES = lanes.SUBGROUPS ? 2 : 0;
   // Few workgroups run, so each takes many threads; not where threads are emulated.
   const many = device.subgroupSize >= 32;
-  const WORKGROUP = Math.max(
-    Math.min(many ? 512 : 128, device.limits.maxComputeInvocationsPerWorkgroup),
-    2 ** Math.ceil(Math.log2(headDim / VEC)),
-  );
-  const LOG_KEY_LANES = lanes.SUBGROUPS ? 2 : 0;
-  const SHARES = many && group % 2 === 0 ? 2 : 1;
-  const constants: Record<string, number | string> = {
-    HEAD_DIM: headDim,
-    VEC,
-    SHARES,
-    WORKGROUP,
-    LOG_KEY_LANES,
-    TILE: WORKGROUP >> LOG_KEY_LANES,
-    ...lanes,
-    ...device.tuned?.get(tuningKey("attendDecode", headDim, group)),
+  const layout = (what: string, threads: number, SHARES: number) => {
+    const WORKGROUP = Math.max(
+      Math.min(threads, device.limits.maxComputeInvocationsPerWorkgroup),
+      2 ** Math.ceil(Math.log2(headDim / VEC)),
+    );
+    const constants: Record<string, number | string> = {
+      HEAD_DIM: headDim,
+      VEC,
+      SHARES,
+      WORKGROUP,
+      LOG_KEY_LANES,
+      TILE: WORKGROUP >> LOG_KEY_LANES,
+      ...lanes,
+      ...device.tuned?.get(tuningKey(`attendDecode ${what}`, headDim, group)),
+    };
+    const shares = Number(constants.SHARES);
+    return { constants: { ...constants, GROUP: group / shares }, shares };
   };
-  const shares = Number(constants.SHARES);
-  const maxSplits = 64;
-  return {
-    constants: { ...constants, GROUP: group / shares },
-    shares,
-    // Merging costs a dispatch, so a short context is one run.
+  const keys = (length: number, each: number) =>
+    Math.min(MOST_SPLITS, Math.ceil((length + 1) / each));
+  const one = "norm, RoPE, append and attention in one";
+  return [{
+    ...layout("short", many ? 512 : 128, many && group % 2 === 0 ? 2 : 1),
+    // Merging runs costs a dispatch, so a very short context is one run.
     splits: (length) =>
-      length < 256
-        ? 1
-        : length < 1024
-        ? Math.ceil((length + 1) / 128)
-        : Math.min(maxSplits, Math.ceil((length + 1) / 256)),
-    maxSplits,
-    reason: "one token per sequence: norm, RoPE, append and attention in one",
-  };
+      length >= LONG_CONTEXT ? 0 : length < 256 ? 1 : keys(length, 128),
+    reason: `one token per sequence, under ${LONG_CONTEXT} keys: ${one}`,
+  }, {
+    ...layout("long", many ? 256 : 128, 1),
+    splits: (length) => length >= LONG_CONTEXT ? keys(length, 64) : 0,
+    reason: `one token per sequence, ${LONG_CONTEXT} keys or more: ${one}`,
+  }];
 }
 
 /** Rows of a workgroup in a prompt's attention: 64 where there are many and memory allows. */

@@ -22,6 +22,7 @@ import {
   exactLanes,
   headLanes,
   laneConstants,
+  MOST_SPLITS,
 } from "./choose.ts";
 import type { Qwen3Config } from "./config.ts";
 import type { Gpu } from "./device.ts";
@@ -84,26 +85,40 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
     const label = `layers.${layer}.attention`;
     if (tokens === 1) {
-      const { constants, splits, maxSplits, shares, reason } =
-        chooseDecodeAttention({ headDim, group }, this.gpu);
-      const partial = this.#rows("partial", rows * maxSplits, heads * headDim);
-      const stats = this.#scratch("stats", "u32", rows * maxSplits, heads * 2);
-      this.plan.add(attendDecode, { ...shared, ...state, y, partial, stats }, {
-        label,
-        reason,
-        constants,
-        uniforms: { first, eps, scale },
-        gridAt: (
-          { length },
-        ) => [splits(length), numKeyValueHeads * shares, rows],
-      });
+      const choices = chooseDecodeAttention({ headDim, group }, this.gpu);
+      const partial = this.#rows(
+        "partial",
+        rows * MOST_SPLITS,
+        heads * headDim,
+      );
+      const stats = this.#scratch(
+        "stats",
+        "u32",
+        rows * MOST_SPLITS,
+        heads * 2,
+      );
+      for (const { constants, splits, shares, reason } of choices) {
+        const operands = { ...shared, ...state, y, partial, stats };
+        this.plan.add(attendDecode, operands, {
+          label,
+          reason,
+          constants,
+          uniforms: { first, eps, scale },
+          gridAt: ({ length }) =>
+            splits(length)
+              ? [splits(length), numKeyValueHeads * shares, rows]
+              : undefined,
+        });
+      }
       this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
         label,
         reason: "many keys: runs of them go to different workgroups",
-        constants: { HEAD_DIM: headDim, VEC: constants.VEC },
+        constants: { HEAD_DIM: headDim, VEC: choices[0].constants.VEC },
         uniforms: { heads },
         gridAt: ({ length }) =>
-          splits(length) > 1 ? splitGrid(rows * heads) : undefined,
+          choices.some(({ splits }) => splits(length) > 1)
+            ? splitGrid(rows * heads)
+            : undefined,
       });
       return y;
     }

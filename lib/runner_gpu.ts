@@ -28,6 +28,7 @@ const RING = 256;
 /** Steps submitted between two readbacks: few at first, so that text appears at once. */
 const FIRST_CHUNK = 4;
 const LARGEST_CHUNK = 64;
+const CHUNK_GROWTH = 1.5;
 /** Recorded passes that are kept; each length of prompt needs its own. */
 const MOST_PASSES = 8;
 /** In place of tokens: the cache could not hold a value. */
@@ -202,27 +203,33 @@ export class GpuRunner implements Runner {
       device.queue.submit([commands]);
       watcher?.did("submit", began);
     };
-    let size = watcher?.chunk ?? FIRST_CHUNK;
-    for (let end = 1; delivered < end;) {
-      const began = performance.now();
-      // Encoded while the device works, submitted when it is done: on its first turn
-      // of the event loop Deno's mapAsync waits for all submitted work, then it sleeps
-      // 10 ms, which the next chunk uses.
-      const steps = Math.min(size, maxTokens - submitted);
-      const next = steps > 0 ? encode(steps) : undefined;
-      const arriving = reader.read(step + delivered, step + end);
-      if (next) {
-        await turn();
-        submit(next);
+    let size = watcher?.chunk ?? FIRST_CHUNK, quick = true;
+    /** The next chunk, if more tokens are wanted; each is longer than the last. */
+    const following = () => {
+      const steps = Math.min(Math.floor(size), maxTokens - submitted);
+      if (steps <= 0) return undefined;
+      if (quick && !watcher?.chunk) {
+        size = Math.min(LARGEST_CHUNK, size * CHUNK_GROWTH);
       }
+      return { steps, commands: encode(steps) };
+    };
+    let next = following();
+    for (let steps = 1; steps > 0;) {
+      const began = performance.now();
+      // Deno's mapAsync blocks until the submitted work is done, then sleeps 10 ms. So
+      // the next chunk goes out right after it, and the one after that is encoded
+      // while the device works and Deno sleeps.
+      const arriving = reader.read(step + delivered, step + delivered + steps);
+      if (next) submit(next.commands);
+      const after = next && following();
       const ids = await arriving;
       gpu.check();
-      delivered = end;
-      end = submitted;
+      delivered += steps;
+      quick = performance.now() - began < LONG_CHUNK_MS;
       yield ids;
       signal?.throwIfAborted();
-      const quick = performance.now() - began < LONG_CHUNK_MS;
-      if (quick && size < LARGEST_CHUNK && !watcher?.chunk) size *= 2;
+      steps = next?.steps ?? 0;
+      next = after;
     }
   }
 
@@ -323,9 +330,6 @@ export class GpuRunner implements Runner {
     this.gpu[Symbol.dispose]();
   }
 }
-
-/** One turn of the event loop. */
-const turn = () => new Promise<void>((resolve) => setTimeout(resolve, 0));
 
 /** A forward pass: write tokens to `input`, run `plan`, read `logits`. */
 export interface Pass {
