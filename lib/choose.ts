@@ -92,11 +92,12 @@ export function chooseLinear(
     const fusedNorm = norm && whole;
     const lanes = laneConstants(device, Math.max(4, units));
     const steps = Math.ceil(units / 2 ** lanes.LOG_LANES);
+    const emulated = device.subgroupSize > 0 && device.subgroupSize < 16;
     return {
       kernel: "gemv",
       constants: {
         M: m,
-        ...gemvRows(n, m > 1 ? Math.min(4, steps) : steps, swiglu),
+        ...gemvRows(n, m > 1 ? Math.min(4, steps) : steps, swiglu, emulated),
         EPILOGUE,
         NORM: fusedNorm ? 1 : 0,
         ...lanes,
@@ -143,10 +144,16 @@ export function chooseLinear(
 }
 
 /**
- * Rows and loads per thread, measured on an H200: many rows share x where there are
+ * Rows and loads per thread, measured on an H200 (and llvmpipe, `emulated`): many rows share x where there are
  * enough of them, all loads of a row are in flight at once as far as registers go.
  */
-function gemvRows(n: number, steps: number, swiglu: boolean): Constants {
+function gemvRows(
+  n: number,
+  steps: number,
+  swiglu: boolean,
+  emulated: boolean,
+): Constants {
+  if (emulated) return { WORKGROUP: 64, ROWS: 4, STEPS: Math.min(4, steps) };
   if (n >= 32768) return { WORKGROUP: 256, ROWS: 2, STEPS: Math.min(2, steps) };
   if (swiglu) return { WORKGROUP: 128, ROWS: 4, STEPS: Math.min(4, steps) };
   if (n <= 2048 && steps <= 8) {

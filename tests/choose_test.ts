@@ -2,6 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { attendDecode } from "../kernels/attend_decode.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { gemv } from "../kernels/gemv.ts";
+import { mergeSplits } from "../kernels/merge_splits.ts";
 import {
   type Capabilities,
   chooseDecodeAttention,
@@ -12,6 +13,7 @@ import {
   laneConstants,
   type LinearChoice,
   type LinearShape,
+  MOST_SPLITS,
   tuningKey,
 } from "../lib/choose.ts";
 import type { Gpu } from "../lib/device.ts";
@@ -197,7 +199,7 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
   for (const device of DEVICES) {
     for (const headDim of [2, 16, 20, 64, 100, 128, 256]) {
       for (const group of [1, 2, 5, 8]) {
-        const choice = chooseDecodeAttention({ headDim, group }, device);
+        const choices = chooseDecodeAttention({ headDim, group }, device);
         const cache = shaped(headDim % 8 ? "f32" : "f16", 1, 1, 64, headDim);
         const flat = shaped("f32", 1, headDim * group);
         const operands = {
@@ -209,26 +211,30 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
           ...{ k: cache, v: cache, y: flat, partial: flat.view(flat.shape[1]) },
           ...{ stats: shaped("u32", 2), flags: shaped("u32", 4) },
         };
-        const { constants, maxSplits } = choice;
-        const derived = attendDecode.derive!({
-          ...attendDecode.constants,
-          ...constants,
-        }, {});
-        const all: Constants = {
-          ...attendDecode.constants,
-          ...constants,
-          ...derived,
-        };
-        const message = JSON.stringify({ device, headDim, group, all });
-        assertEquals(Number(all.TILE) % Number(all.KEYS), 0, message);
-        assert(Number(all.WORKGROUP) >= Number(all.WIDTH), message);
-        assert(Number(all.WORKGROUP) >= Number(all.LANES), message);
-        assert(maxSplits >= 1 && choice.reason !== "", message);
-        const wgsl = showWgsl(attendDecode, operands, { constants });
-        assertFits(wgsl, device, message);
+        for (const { constants, shares, reason } of choices) {
+          const given = { ...attendDecode.constants, ...constants };
+          const derived = attendDecode.derive!(given, {});
+          const all: Constants = { ...given, ...derived };
+          const message = JSON.stringify({ device, headDim, group, all });
+          assertEquals(Number(all.TILE) % Number(all.KEYS), 0, message);
+          assert(Number(all.WORKGROUP) >= Number(all.WIDTH), message);
+          assert(Number(all.WORKGROUP) >= Number(all.LANES), message);
+          assertEquals(Number(all.GROUP) * shares, group, message);
+          assert(reason !== "", message);
+          const wgsl = showWgsl(attendDecode, operands, { constants });
+          assertFits(wgsl, device, message);
+        }
+        // One of them runs, with as many splits as can be merged.
+        for (const length of [0, 1, 255, 256, 1023, 1024, 5000, 40959]) {
+          const splits = choices.map((choice) => choice.splits(length));
+          const running = splits.filter((n) => n > 0);
+          assertEquals(running.length, 1, `${length}: ${splits}`);
+          assert(running[0] <= MOST_SPLITS, `${length}: ${splits}`);
+        }
       }
     }
   }
+  assert(MOST_SPLITS <= Number(mergeSplits.constants.WORKGROUP));
 });
 
 Deno.test("tuned constants take the place of chosen ones, for their size alone", () => {
@@ -236,7 +242,7 @@ Deno.test("tuned constants take the place of chosen ones, for their size alone",
   const tuned = new Map<string, Constants>([
     [tuningKey("gemv", 1, 64, 128), { ROWS: 4 }],
     [tuningKey("gemm", 100, 64, 128), { BK: 8 }],
-    [tuningKey("attendDecode", 128, 2), { TILE: 512 }],
+    [tuningKey("attendDecode long", 128, 2), { TILE: 512 }],
   ]);
   const linear = (m: number, tuned?: Map<string, Constants>) =>
     chooseLinear({ ...shape, m, norm: false, swiglu: false }, {
@@ -247,8 +253,8 @@ Deno.test("tuned constants take the place of chosen ones, for their size alone",
   assertEquals(linear(100, tuned), { ...linear(100), BK: 8 });
   assertEquals(linear(2, tuned), linear(2));
   const heads = { headDim: 128, group: 2 };
-  const attention = chooseDecodeAttention(heads, { ...device, tuned });
-  assertEquals(attention.constants.TILE, 512);
+  const [, long] = chooseDecodeAttention(heads, { ...device, tuned });
+  assertEquals(long.constants.TILE, 512);
 });
 
 Deno.test("chooseMatmul picks a kernel by shape, or says why none fits", () => {

@@ -108,7 +108,7 @@ function testGolden(name: string, read: () => Promise<Golden>) {
         const error = relativeError(onGpu, onCpu.get(name)!);
         assert(
           error <= DEVICE_ERROR,
-          `${name}, precision ${precision}: they differ by ${error}, must by at most ${DEVICE_ERROR}`,
+          `${name}, precision ${precision}: they differ by ${error}, must be at most ${DEVICE_ERROR}`,
         );
       }
     }

@@ -1,3 +1,4 @@
+import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { type CpuTensor, toF32 } from "../../lib/cpu_dtype.ts";
 import { assertAllClose } from "../assert_all_close.ts";
@@ -14,18 +15,22 @@ function run(
   trial: Trial,
   { q, k, v }: Record<"q" | "k" | "v", CpuTensor>,
   { heads, kvHeads, headDim, lengths, first, tokens, rows }: Attention,
-  subgroups = true,
+  half = false,
 ) {
-  const SUBGROUPS = subgroups && trial.gpu.subgroupSize >= 16 ? 1 : 0;
+  const SUBGROUPS = trial.gpu.subgroupSize >= 16 ? 1 : 0;
   const y = trial.filled([rows, heads * headDim]);
-  trial.run(attendPrefill, {
+  trial.run(half ? attendPrefillF16 : attendPrefill, {
     q: trial.upload(q),
     k: trial.upload(k),
     v: trial.upload(v),
     lengths: trial.u32(...lengths),
     y,
   }, {
-    constants: { HEAD_DIM: headDim, SUBGROUPS, LOG_LANES: 4 },
+    constants: {
+      HEAD_DIM: headDim,
+      ...(half ? { ROWS: trial.random.pick([32, 64]) } : {}),
+      ...{ SUBGROUPS, LOG_LANES: 4 },
+    },
     uniforms: { first, tokens, group: heads / kvHeads, scale: headDim ** -0.5 },
   });
   return y;
@@ -126,5 +131,63 @@ gpuTest(
       // A score of some hundreds is off by more than one of a few.
       assertSums(await y.read(), attended(values, sizes), `${scale}`, 3e-4);
     }
+  },
+);
+
+/** Heads of 64 or 128 and an f16 cache are what it takes. */
+function halfTest(name: string, fn: (trial: Trial) => Promise<void>): void {
+  gpuTest(name, async (gpu, trial) => {
+    if (gpu.f16) await fn(trial); // never chosen without
+  });
+}
+
+halfTest("attendPrefillF16 attends about as well as f16 can", async (trial) => {
+  const { random } = trial;
+  for (const headDim of [64, 128]) {
+    for (const length of [0, 1, 63, 64, 65, 300]) {
+      const kvHeads = random.int(1, 2),
+        heads = kvHeads * random.pick([1, 2, 3, 8]);
+      const tokens = random.pick([2, 21, 32, 33, 65]);
+      const lengths = [random.int(0, 300), length, random.int(0, 300)];
+      const shape = { heads, kvHeads, headDim, context: 370, eps: 0 };
+      const sizes = { ...shape, lengths, first: 1, tokens, rows: 2 * tokens };
+      const { q, k, v } = inputs(trial, sizes, "f16");
+      const y = run(trial, { q, k, v }, sizes, true);
+      const values = { q: toF32(q), k: toF32(k), v: toF32(v) };
+      const message = JSON.stringify(sizes);
+      assertSums(await y.read(), attended(values, sizes), message, 4e-3);
+    }
+  }
+});
+
+halfTest(
+  "attendPrefillF16 counts many small weights beside a large one",
+  async (trial) => {
+    // One key has e⁸ times the weight of each of 1,000 others: a quarter of it in all.
+    const shape = { heads: 1, kvHeads: 1, headDim: 64, context: 1002, eps: 0 };
+    const sizes = { ...shape, lengths: [1000], first: 0, tokens: 2, rows: 2 };
+    const { q, k, v } = inputs(trial, sizes, "f16");
+    q.data.fill(1);
+    const one = 0x3c00; // in f16
+    k.data.fill(0);
+    k.data.fill(one, 5 * 64, 6 * 64); // a score of 64 / sqrt(64)
+    v.data.fill(one);
+    v.data.fill(0, 5 * 64, 6 * 64);
+    const y = run(trial, { q, k, v }, sizes, true);
+    const values = { q: toF32(q), k: toF32(k), v: toF32(v) };
+    const { values: expected } = attended(values, sizes);
+    assertAllClose(await y.read(), expected, { relative: 4e-3 });
+  },
+);
+
+halfTest(
+  "attendPrefillF16 holds the largest values that f16 does",
+  async (trial) => {
+    const shape = { heads: 2, kvHeads: 1, headDim: 64, context: 100, eps: 0 };
+    const sizes = { ...shape, lengths: [60], first: 0, tokens: 40, rows: 40 };
+    const { q, k, v } = inputs(trial, sizes, "f16");
+    v.data.fill(0x7bff); // 65,504
+    const y = await run(trial, { q, k, v }, sizes, true).read();
+    assertAllClose(y, y.map(() => 65504), { relative: 2e-3 });
   },
 );
