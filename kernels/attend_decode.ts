@@ -75,7 +75,7 @@ ${HEADS}
 const TEAMS = WORKGROUP / LANES;
 const LOW = -3.0e38; // below every score
 var<workgroup> queries: array<E, GROUP * WIDTH>;
-var<workgroup> fresh: array<E, 2u * WIDTH>; // the new key and value, as the cache will hold them
+var<workgroup> fresh: array<E, 2u * WIDTH>; // the new key and value, not rounded to the cache's type
 var<workgroup> weights: array<f32, GROUP * TILE>;
 var<workgroup> team_top: array<f32, GROUP * TEAMS>;
 var<workgroup> team_sum: array<f32, GROUP * TEAMS>;
@@ -83,10 +83,6 @@ var<workgroup> sums: array<E, WORKGROUP>;
 
 fn guard(v: E) {
   @if K_DTYPE == "f16" { if (any(abs(v) > vec4f(65504.0))) { flags[0] = 1u; } }
-}
-fn stored(v: E) -> E {
-  @if K_DTYPE == "f16" { return vec4f(unpack2x16float(pack2x16float(v.xy)), unpack2x16float(pack2x16float(v.zw))); }
-  @else { return v; }
 }
 fn product(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
 fn key_sum(v: f32) -> f32 {
@@ -148,8 +144,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           queries[h * WIDTH + i] = a[p] * u.scale;
           queries[h * WIDTH + HALF + i] = b[p] * u.scale;
         } else {
-          fresh[(h - GROUP) * WIDTH + i] = stored(a[p]);
-          fresh[(h - GROUP) * WIDTH + HALF + i] = stored(b[p]);
+          fresh[(h - GROUP) * WIDTH + i] = a[p];
+          fresh[(h - GROUP) * WIDTH + HALF + i] = b[p];
           if (wg.y % SHARES == 0u && begin <= position && position < begin + per_split) {
             let at = cached + position * WIDTH + i;
             guard(a[p]);

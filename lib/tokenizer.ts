@@ -74,7 +74,7 @@ export function createTokenizer(
 ): Tokenizer {
   if (files.tokenizer === undefined) {
     throw new Error(
-      `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids (number[])`,
+      `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids, as in 1 2 3`,
     );
   }
   const json = parseObject(files.tokenizer, `tokenizer.json of ${name}`);

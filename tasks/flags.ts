@@ -26,32 +26,48 @@ export function readFlags(args: string[], table: FlagTable): Flags {
   const of = (...types: FlagType[]) =>
     Object.keys(table).filter((name) => types.includes(table[name][0]));
   const values = of("text", "texts", "number"), switches = of("switch");
-  args.forEach((arg, i) => {
-    const [, name, joined] = /^--([^=]+)(=.*)?$/.exec(arg) ?? [];
-    if (name === undefined || args.slice(0, i).includes("--")) return;
-    const bare = name.replace(/^no-/, "");
-    const known = values.includes(name) || switches.includes(name) ||
-      switches.includes(bare);
-    if (!known) {
-      throw new Error(
-        `Cannot read the flags: --${name} is unknown, must be one of ${
+  const given: string[] = [], words: string[] = [];
+  const refuse = (problem: string): never => {
+    throw new Error(`Cannot read the flags: ${problem}`);
+  };
+  for (let i = 0; i < args.length; i++) {
+    const arg = args[i];
+    if (arg === "--") {
+      words.push(...args.slice(i + 1));
+      break;
+    }
+    if (!/^-[^\s]/.test(arg)) {
+      words.push(arg);
+      continue;
+    }
+    const [, name = "", joined] = /^--([^=]+)(=.*)?$/s.exec(arg) ?? [];
+    const isSwitch = switches.includes(name.replace(/^no-/, ""));
+    if (!values.includes(name) && !isSwitch) {
+      refuse(
+        `${name ? `--${name}` : arg} is unknown, must be one of ${
           Object.keys(table).map((flag) => `--${flag}`).join(", ")
+        } (text that begins with - comes after --)`,
+      );
+    }
+    if (isSwitch && joined !== undefined) {
+      refuse(`--${name} takes no value, but ${joined.slice(1)} was given`);
+    }
+    if (isSwitch || joined !== undefined) {
+      given.push(arg);
+      continue;
+    }
+    const next = args[++i];
+    if (next === undefined || /^--[a-z]/.test(next)) {
+      refuse(
+        `--${name} has no value, must be followed by a ${
+          table[name][0] === "number" ? "number" : "text"
         }`,
       );
     }
-    const next = args[i + 1];
-    const lacks = joined === undefined &&
-      (next === undefined || /^--[a-z]/.test(next));
-    if (values.includes(name) && lacks) {
-      throw new Error(
-        `Cannot read the flags: --${name} has no value, must have ${
-          table[name][0] === "number" ? "a number" : "a text"
-        }`,
-      );
-    }
-  });
-  const parsed = parseArgs(args, {
-    string: [...values, "_"],
+    given.push(`--${name}=${next}`); // as one: it may begin with -
+  }
+  const parsed = parseArgs(given, {
+    string: values,
     boolean: switches,
     negatable: switches,
     collect: of("texts"),
@@ -76,7 +92,7 @@ export function readFlags(args: string[], table: FlagTable): Flags {
       return number;
     },
     on: (name) => parsed[name] as boolean | undefined,
-    words: parsed._.map(String),
+    words,
   };
 }
 
@@ -97,6 +113,7 @@ export async function runTask(main: () => Promise<number>): Promise<never> {
   try {
     Deno.exit(await main());
   } catch (error) {
+    if (error instanceof Deno.errors.BrokenPipe) Deno.exit(0); // the reader left
     const message = error instanceof Error ? error.message : String(error);
     console.error(`error: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
     Deno.exit(1);

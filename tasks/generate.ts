@@ -4,18 +4,14 @@
  *   deno task generate "Once upon a time"
  *   deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B
  */
-import {
-  DEFAULT_MODEL,
-  type DeviceKind,
-  type LoadProgress,
-  loadQwen3,
-} from "../mod.ts";
+import { resolveSampling } from "../lib/sampling.ts";
+import { type DeviceKind, type LoadProgress, loadQwen3 } from "../mod.ts";
 import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "directory, URL, owner/name[@revision] or synthetic:qwen3-0.6b; default: the embedded story model",
+    "directory, URL, owner/name[@revision] or synthetic:qwen3-0.6b (which takes token ids, as it has no tokenizer); default: the embedded story model",
   ],
   "device": ["text", "auto (default), gpu or cpu"],
   "precision": ["text", "auto (default) or f32 throughout"],
@@ -48,6 +44,9 @@ const FLAGS: FlagTable = {
   "help": ["switch", "this text"],
 };
 
+/** The exit code of a shell for a program that SIGINT ended. */
+const INTERRUPTED = 130;
+
 await runTask(async () => {
   const flags = readFlags(Deno.args, FLAGS);
   if (flags.on("help")) {
@@ -59,36 +58,40 @@ await runTask(async () => {
     );
     return 0;
   }
-  const interrupt = new AbortController();
-  const onInterrupt = () => interrupt.abort();
-  Deno.addSignalListener("SIGINT", onInterrupt);
-  const { signal } = interrupt;
+  // Read, and refused, before anything is downloaded or loaded.
+  const sampling = {
+    temperature: flags.number("temperature"),
+    topK: flags.number("top-k"),
+    topP: flags.number("top-p"),
+    minP: flags.number("min-p"),
+    repetitionPenalty: flags.number("repetition-penalty"),
+    seed: flags.number("seed"),
+  };
+  resolveSampling(sampling);
+  const maxTokens = flags.number("max-tokens");
+  const placement = {
+    device: flags.text("device") as DeviceKind | undefined,
+    precision: flags.text("precision") as "auto" | "f32" | undefined,
+    context: flags.number("context"),
+  };
   const prompt = await readPrompt(flags.words);
-  const model = flags.text("model");
-  if (model === undefined) {
-    say(
-      "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
-    );
-  }
+  const model = flags.text("model"), json = flags.on("json");
+
+  const interrupt = new AbortController(), { signal } = interrupt;
+  Deno.addSignalListener("SIGINT", () => {
+    if (signal.aborted) Deno.exit(INTERRUPTED); // the second one insists
+    interrupt.abort();
+  });
   try {
-    using qwen = await loadQwen3(model ?? DEFAULT_MODEL, {
-      device: flags.text("device") as DeviceKind | undefined,
-      precision: flags.text("precision") as "auto" | "f32" | undefined,
-      context: flags.number("context"),
+    using qwen = await loadQwen3(model, {
+      ...placement,
       onProgress: progressLine(),
       onNotice: say,
       signal,
     });
-    const [device] = qwen.device.choices;
-    say(`Running on ${device.value}: ${device.reason}.`);
-    const run = qwen.generate(prompt, {
-      maxTokens: flags.number("max-tokens"),
-      temperature: flags.number("temperature"),
-      topK: flags.number("top-k"),
-      topP: flags.number("top-p"),
-      minP: flags.number("min-p"),
-      repetitionPenalty: flags.number("repetition-penalty"),
-      seed: flags.number("seed"),
+    const run = qwen.generate(qwen.hasTokenizer ? prompt : asIds(prompt), {
+      ...sampling,
+      maxTokens,
       stop: flags.texts("stop"),
       ignoreEos: flags.on("ignore-eos"),
       system: flags.text("system"),
@@ -96,7 +99,14 @@ await runTask(async () => {
       raw: flags.on("raw"),
       signal,
     });
-    const json = flags.on("json");
+    // Said only now, so that a refusal is the one line on stderr.
+    if (model === undefined) {
+      say(
+        "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
+      );
+    }
+    const [device] = qwen.device.choices;
+    say(`Running on ${device.value}: ${device.reason}.`);
     if (!qwen.hasTokenizer && !json) {
       say("The checkpoint has no tokenizer: token ids are printed.");
     }
@@ -116,37 +126,46 @@ await runTask(async () => {
       })`,
     );
     if (json) {
-      console.log(JSON.stringify({
-        text,
-        tokenIds: run.tokenIds,
-        promptTokens: stats.promptTokens,
-        finishReason: run.finishReason,
-        device: qwen.device.kind,
-        adapter: qwen.device.adapter,
-        timeToFirstTokenMs: round(stats.timeToFirstTokenMs),
-        prefillTokensPerSecond: round(stats.prefillTokensPerSecond),
-        decodeTokensPerSecond: round(stats.decodeTokensPerSecond),
-        fallbacks: qwen.fallbacks,
-      }));
+      write(
+        JSON.stringify({
+          text,
+          tokenIds: run.tokenIds,
+          promptTokens: stats.promptTokens,
+          finishReason: run.finishReason,
+          device: qwen.device.kind,
+          adapter: qwen.device.adapter,
+          timeToFirstTokenMs: round(stats.timeToFirstTokenMs),
+          prefillTokensPerSecond: round(stats.prefillTokensPerSecond),
+          decodeTokensPerSecond: round(stats.decodeTokensPerSecond),
+          fallbacks: qwen.fallbacks,
+        }) + "\n",
+      );
     }
     return 0;
   } catch (error) {
     if (!signal.aborted) throw error;
-    return 0; // interrupted while loading: nothing was written
-  } finally {
-    Deno.removeSignalListener("SIGINT", onInterrupt);
+    say("Interrupted before the first token.");
+    return INTERRUPTED;
   }
 });
 
-/** The words given, else stdin; a prompt of numbers alone is token ids for a checkpoint without a tokenizer. */
+/** The words given, else stdin. */
 async function readPrompt(words: string[]): Promise<string> {
-  if (words.length) return words.join(" ");
-  if (Deno.stdin.isTerminal()) {
-    throw new Error(
-      "Cannot generate: there is no prompt, give it as words or on stdin",
-    );
-  }
-  return (await new Response(Deno.stdin.readable).text()).trimEnd();
+  const asked = words.length > 0 || Deno.stdin.isTerminal();
+  const prompt = asked
+    ? words.join(" ")
+    : (await new Response(Deno.stdin.readable).text()).trimEnd();
+  if (prompt !== "") return prompt;
+  throw new Error(
+    "Cannot generate: the prompt is empty, give it as words or on stdin",
+  );
+}
+
+/** Token ids, where the prompt is nothing else: a checkpoint without a tokenizer takes them. */
+function asIds(prompt: string): string | number[] {
+  return /^\d+(\s+\d+)*$/.test(prompt)
+    ? prompt.split(/\s+/).map(Number)
+    : prompt;
 }
 
 /** Progress on one line of stderr that is rewritten, or nothing where that is no terminal. */

@@ -29,16 +29,46 @@ export async function copyCheckpoint(
   };
 }
 
+/** The header of a safetensors file: where its tensors lie. */
+export type Header = Record<string, {
+  dtype: string;
+  shape: number[];
+  data_offsets: [begin: number, end: number];
+}>;
+
+/** A safetensors file's header, and where its data begins. */
+function readHeader(file: Uint8Array): { header: Header; data: number } {
+  const view = new DataView(file.buffer, file.byteOffset);
+  const data = 8 + Number(view.getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(file.subarray(8, data)));
+  delete header.__metadata__;
+  return { header, data };
+}
+
+/** The same data under a header that `edit` changed. */
+export function editHeader(
+  file: Uint8Array,
+  edit: (header: Header) => void,
+): Uint8Array<ArrayBuffer> {
+  const { header, data } = readHeader(file);
+  edit(header);
+  const text = new TextEncoder().encode(JSON.stringify(header));
+  const edited = new Uint8Array(8 + text.length + file.length - data);
+  new DataView(edited.buffer).setBigUint64(0, BigInt(text.length), true);
+  edited.set(text, 8);
+  edited.set(file.subarray(data), 8 + text.length);
+  return edited;
+}
+
 /** Multiplies the weights of tensors whose name matches by 2 ** exponent, in a bf16 file. */
 export function scaleWeights(
-  safetensors: Uint8Array<ArrayBuffer>,
+  safetensors: Uint8Array,
   names: RegExp,
   exponent: number,
 ): Uint8Array<ArrayBuffer> {
-  const file = safetensors.slice();
-  const data = 8 + Number(new DataView(file.buffer).getBigUint64(0, true));
-  const header = JSON.parse(new TextDecoder().decode(file.subarray(8, data)));
-  for (const [name, { data_offsets }] of Object.entries<Entry>(header)) {
+  const file = Uint8Array.from(safetensors);
+  const { header, data } = readHeader(file);
+  for (const [name, { data_offsets }] of Object.entries(header)) {
     if (!names.test(name)) continue;
     const [begin, end] = data_offsets;
     const bits = new DataView(file.buffer, data + begin, end - begin);
@@ -49,8 +79,4 @@ export function scaleWeights(
     }
   }
   return file;
-}
-
-interface Entry {
-  data_offsets: [begin: number, end: number];
 }

@@ -188,7 +188,7 @@ Deno.test("missing and broken files give one clear line", async () => {
   const json = storiesText("tokenizer.json");
   await reject(
     {},
-    "Cannot encode text: a-checkpoint has no tokenizer.json, so a prompt must be token ids (number[])",
+    "Cannot encode text: a-checkpoint has no tokenizer.json, so a prompt must be token ids, as in 1 2 3",
   );
   await reject(
     { "tokenizer.json": '{\n "model": oops\n}' },

@@ -52,7 +52,7 @@ gpuTest(
     const x = random.tensor("f32", [70001, 2]), y = trial.filled([70001, 2]);
     const norm = random.tensor("f32", [2]);
     trial.run(rmsNorm, { x: trial.upload(x), norm: trial.upload(norm), y }, {
-      constants: { ...lanes(gpu, true), WORKGROUP: 8 },
+      constants: { ...lanes(gpu, true), WORKGROUP: 32 },
       uniforms: { eps: 1e-6 },
     });
     const expected = rmsNormed(toF32(x), toF32(norm), 1e-6);
