@@ -82,7 +82,7 @@ var<workgroup> team_sum: array<f32, GROUP * TEAMS>;
 var<workgroup> sums: array<E, WORKGROUP>;
 
 fn guard(v: E) {
-  @if K_DTYPE == "f16" { if (any(abs(v) > vec4f(65504.0))) { flags[0] = 1u; } }
+  @if K_DTYPE == "f16" { if (!all(abs(v) <= vec4f(65504.0))) { flags[0] = 1u; } }
 }
 fn product(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
 fn key_sum(v: f32) -> f32 {

@@ -42,7 +42,7 @@ export const qkNormRope = kernel({
 ${LANES}
 ${HEADS}
 fn guard(v: E) {
-  @if K_DTYPE == "f16" { if (any(abs(v) > vec4f(65504.0))) { flags[0] = 1u; } }
+  @if K_DTYPE == "f16" { if (!all(abs(v) <= vec4f(65504.0))) { flags[0] = 1u; } }
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -112,17 +112,16 @@ export function chooseLinear(
       }`,
     };
   }
-  const tile = {
-    ...tileFor(m, n, shape.largest !== undefined),
-    ...device.tuned?.get(tuningKey("gemm", m, n, k)),
-  };
+  const tuned = device.tuned?.get(tuningKey("gemm", m, n, k));
+  const half = { ...tileFor(m, n, true), ...tuned };
   // BK products of a row's largest value with the largest weight must fit f16.
   const most = shape.largest === undefined
     ? 0
-    : 32768 / (Number(tile.BK) * shape.largest);
+    : 32768 / (Number(half.BK) * shape.largest);
   const headroom = most >= 1 && k % 4 === 0
     ? 2 ** Math.min(14, Math.floor(Math.log2(most)) - 1)
     : undefined;
+  const tile = headroom ? half : { ...tileFor(m, n), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
   if (headroom) reasons.push("f16 products, rows scaled into range");

@@ -54,6 +54,12 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
       `Cannot open a GPU: there is no WebGPU adapter here, ${BRINGS_ONE}`,
     );
   }
+  const workgroup = adapter.limits.maxComputeWorkgroupStorageSize;
+  if (workgroup < 32768) {
+    throw new NoAdapterError(
+      `Cannot open a GPU: ${adapter.info.description} has ${workgroup} bytes of workgroup memory, the kernels must have 32768`,
+    );
+  }
   const choices: Choice[] = [];
   const features: GPUFeatureName[] = [];
   const want = (feature: GPUFeatureName, without: string) => {

@@ -206,7 +206,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       const column = part.begin;
       if (choice.kernel === "gemv") {
         const squares = this.#squares.get(x.part.buffer);
-        const fused = norm && choice.fusedNorm && squares;
+        const fused = norm && choice.fusedNorm && squares &&
+          squares.shape[1] % 4 === 0; // they are read four at a time
         const input = norm && !fused ? this.#normed(x, norm) : x;
         const leaves = epilogue === 1
           ? this.#leaveSquares(y, squareParts(part.rows, constants))

@@ -1,0 +1,111 @@
+/** A script elsewhere that imports mod.ts by URL, as people do. */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { gpuTest } from "./gpu.ts";
+import { rangeResponse } from "./serve_folder.ts";
+
+const ROOT = new URL("../", import.meta.url);
+
+/** Serves what a person may import, and what that loads. */
+function serveTree(): AsyncDisposable & { url: string; paths: string[] } {
+  const paths: string[] = [];
+  const server = Deno.serve(
+    { hostname: "127.0.0.1", port: 0, onListen() {} },
+    async (request) => {
+      const { pathname } = new URL(request.url);
+      paths.push(pathname);
+      if (!/^\/(mod\.ts|(lib|kernels|models)\/.*)$/.test(pathname)) {
+        return new Response("not public", { status: 403 });
+      }
+      try {
+        const file = await Deno.readFile(new URL(`.${pathname}`, ROOT));
+        return rangeResponse(request, file);
+      } catch {
+        return new Response("no such file", { status: 404 });
+      }
+    },
+  );
+  return {
+    url: `http://127.0.0.1:${server.addr.port}`,
+    paths,
+    [Symbol.asyncDispose]: () => server.shutdown(),
+  };
+}
+
+/** Runs a script in an empty folder; returns what it printed as JSON. */
+async function runScript(source: string, url: string) {
+  const cwd = await Deno.makeTempDir();
+  try {
+    await Deno.writeTextFile(`${cwd}/main.ts`, source);
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: [
+        "run",
+        "--no-config",
+        `--allow-import=${new URL(url).host}`,
+        // What the README tells: the model, its cache, and the machine's memory.
+        ...["--allow-net", "--allow-read", "--allow-env", "--allow-sys"],
+        "main.ts",
+      ],
+      cwd,
+      env: { NO_COLOR: "1" },
+    }).output();
+    const text = new TextDecoder();
+    assertEquals(code, 0, text.decode(stderr));
+    return JSON.parse(text.decode(stdout));
+  } finally {
+    await Deno.remove(cwd, { recursive: true });
+  }
+}
+
+for (const device of ["cpu", "gpu"]) {
+  const test = device === "gpu" ? gpuTest : Deno.test;
+  test(`mod.ts imported by URL finds the embedded model beside it (${device})`, async () => {
+    await using server = serveTree();
+    const script = `
+      import { loadQwen3 } from "${server.url}/mod.ts";
+      using qwen = await loadQwen3(undefined, { device: "${device}" });
+      const run = qwen.generate("Once upon a time", { temperature: 0, maxTokens: 9 });
+      let text = "";
+      for await (const piece of run) text += piece.text;
+      console.log(JSON.stringify({ text, kind: qwen.device.kind }));
+    `;
+    assertEquals(await runScript(script, server.url), {
+      text: ", there was a little girl named Lily.",
+      kind: device,
+    });
+    const { paths } = server;
+    assert(paths.includes("/models/stories-3m/model.safetensors"));
+    const refused = paths.filter((path) =>
+      !/^\/(mod|lib|kern|mode)/.test(path)
+    );
+    assertEquals(refused, []);
+  });
+}
+
+Deno.test("threads of the CPU path start where the modules came by URL", async () => {
+  await using server = serveTree();
+  // Large enough for threads to be worth it; then they have had time to start.
+  const script = `
+    import { loadQwen3 } from "${server.url}/mod.ts";
+    using qwen = await loadQwen3("synthetic:qwen3-0.6b?layers=2&vocab=4096", { device: "cpu" });
+    for (let i = 0; i < 3; i++) {
+      await qwen.logits([1, 2, 3]);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    const { adapter, choices } = qwen.device;
+    const runner = qwen.runner as unknown as { ops: { info: { threads: number; reason: string } } };
+    const { threads, reason } = runner.ops.info;
+    console.log(JSON.stringify({ adapter, choices, threads, reason }));
+  `;
+  const { adapter, choices, threads, reason } = await runScript(
+    script,
+    server.url,
+  );
+  const cores = navigator.hardwareConcurrency;
+  assertEquals([threads, reason.includes("failed")], [cores, false], reason);
+  assertMatch(adapter, new RegExp(`^CPU \\(${cores} thread`));
+  assert(choices.length >= 3);
+  assertEquals(
+    server.paths.includes("/lib/cpu_worker.ts"),
+    cores > 1,
+  );
+});
