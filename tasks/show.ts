@@ -1,0 +1,102 @@
+/**
+ * The finished WGSL of a kernel, with the constants chosen for this adapter.
+ *
+ *   deno task show gemm
+ *   deno task show attend_decode --model Qwen/Qwen3-4B
+ *   deno task show gemv --dtype f16 --set WORKGROUP=64 --set ROWS=4
+ */
+import { openCheckpoint } from "../lib/checkpoint.ts";
+import { NoAdapterError, openDevice } from "../lib/device.ts";
+import type { Dtype } from "../lib/ops.ts";
+import {
+  KERNEL_NAMES,
+  showKernel,
+  type Sketched,
+  STATED_DEVICE,
+} from "../lib/show.ts";
+import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
+
+const FLAGS: FlagTable = {
+  "model": ["text", "whose sizes; synthetic:qwen3-0.6b by default"],
+  "tokens": [
+    "number",
+    "tokens of the pass; 512 by default, 1 is a decode step",
+  ],
+  "dtype": ["text", "type of the weights: bf16 (default), f16 or f32"],
+  "set": ["texts", "NAME=NUMBER, a constant; may be given several times"],
+  "help": ["switch", "this text"],
+};
+
+await runTask(async () => {
+  const flags = readFlags(Deno.args, FLAGS);
+  if (flags.on("help")) {
+    console.log(
+      helpText(
+        `deno task show KERNEL [flags]; kernels: ${KERNEL_NAMES.join(", ")}`,
+        FLAGS,
+      ),
+    );
+    return 0;
+  }
+  const [name, ...more] = flags.words;
+  if (name === undefined || more.length) {
+    throw new Error(
+      `Cannot show ${flags.words.length} kernels: name one of ${
+        KERNEL_NAMES.join(", ")
+      }`,
+    );
+  }
+  const tokens = flags.number("tokens");
+  if (tokens !== undefined && !(Number.isInteger(tokens) && tokens > 0)) {
+    throw new Error(
+      `Cannot show ${name}: --tokens is ${tokens}, must be a whole number from 1 on`,
+    );
+  }
+  const dtype = flags.text("dtype") ?? "bf16";
+  if (!["bf16", "f16", "f32"].includes(dtype)) {
+    throw new Error(
+      `Cannot show ${name}: --dtype is "${dtype}", must be bf16, f16 or f32`,
+    );
+  }
+  const constants = Object.fromEntries(
+    (flags.texts("set") ?? []).map((pair) => {
+      const [, constant, value] = /^(\w+)=(\d+)$/.exec(pair) ?? [];
+      if (!constant) {
+        throw new Error(
+          `Cannot show ${name}: --set is "${pair}", must be like WORKGROUP=64`,
+        );
+      }
+      return [constant, Number(value)];
+    }),
+  );
+  const model = flags.text("model") ?? "synthetic:qwen3-0.6b";
+  await using checkpoint = await openCheckpoint(model);
+  const device = await findDevice();
+  const shown = showKernel(name, device, {
+    config: checkpoint.config,
+    tokens,
+    dtype: dtype as Dtype,
+    constants,
+  });
+  console.log(`// ${shown.kernel} on ${device.name}
+// ${model}: ${shown.label}${
+    shown.also.length ? ` (also ${shown.also.join(", ")})` : ""
+  }
+// ${
+    shown.operands.map(({ name, dtype, shape }) =>
+      `${name}: ${dtype} [${shape.join(", ")}]`
+    ).join(", ")
+  }
+// ${shown.reason}
+${shown.wgsl}`);
+  return 0;
+});
+
+async function findDevice(): Promise<Sketched> {
+  try {
+    return await openDevice();
+  } catch (error) {
+    if (error instanceof NoAdapterError) return STATED_DEVICE;
+    throw error;
+  }
+}
