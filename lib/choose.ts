@@ -53,6 +53,10 @@ export interface LinearChoice {
   reason: string;
 }
 
+/** Whether threads are emulated on a CPU (llvmpipe): subgroups as narrow as its SIMD. */
+const emulated = ({ subgroupSize }: Pick<Capabilities, "subgroupSize">) =>
+  subgroupSize > 0 && subgroupSize < 16;
+
 /** Up to this many rows the matrix is read once for all of them by gemv. */
 export const FEW_ROWS = 8;
 
@@ -92,12 +96,16 @@ export function chooseLinear(
     const fusedNorm = norm && whole;
     const lanes = laneConstants(device, Math.max(4, units));
     const steps = Math.ceil(units / 2 ** lanes.LOG_LANES);
-    const emulated = device.subgroupSize > 0 && device.subgroupSize < 16;
     return {
       kernel: "gemv",
       constants: {
         M: m,
-        ...gemvRows(n, m > 1 ? Math.min(4, steps) : steps, swiglu, emulated),
+        ...gemvRows(
+          n,
+          m > 1 ? Math.min(4, steps) : steps,
+          swiglu,
+          emulated(device),
+        ),
         EPILOGUE,
         NORM: fusedNorm ? 1 : 0,
         ...lanes,
@@ -113,7 +121,7 @@ export function chooseLinear(
     };
   }
   const tuned = device.tuned?.get(tuningKey("gemm", m, n, k));
-  const half = { ...tileFor(m, n, true), ...tuned };
+  const half = { ...tileFor(m, n, { f16: true }), ...tuned };
   // BK products of a row's largest value with the largest weight must fit f16.
   const most = shape.largest === undefined
     ? 0
@@ -121,7 +129,9 @@ export function chooseLinear(
   const headroom = most >= 1 && k % 4 === 0
     ? 2 ** Math.min(14, Math.floor(Math.log2(most)) - 1)
     : undefined;
-  const tile = headroom ? half : { ...tileFor(m, n), ...tuned };
+  const tile = headroom
+    ? half
+    : { ...tileFor(m, n, { emulated: emulated(device) }), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
   if (headroom) reasons.push("f16 products, rows scaled into range");
@@ -152,7 +162,7 @@ function gemvRows(
   swiglu: boolean,
   emulated: boolean,
 ): Constants {
-  if (emulated) return { WORKGROUP: 64, ROWS: 4, STEPS: Math.min(4, steps) };
+  if (emulated) return { WORKGROUP: 32, ROWS: 4, STEPS: Math.min(2, steps) };
   if (n >= 32768) return { WORKGROUP: 256, ROWS: 2, STEPS: Math.min(2, steps) };
   if (swiglu) return { WORKGROUP: 128, ROWS: 4, STEPS: Math.min(4, steps) };
   if (n <= 2048 && steps <= 8) {
@@ -254,8 +264,15 @@ export function headLanes(headDim: number, device: Capabilities) {
 }
 
 /** The tile of a product by its size: large where there is enough work to fill a GPU. */
-export function tileFor(m: number, n: number, f16 = false): Constants {
+export function tileFor(
+  m: number,
+  n: number,
+  { f16 = false, emulated = false } = {},
+): Constants {
+  // Emulated threads cost more at each barrier than wide tiles do.
+  if (emulated) return { BM: m <= 32 ? 32 : 64, BN: 64, BK: 16, TM: 8, TN: 8 };
   if (f16 && m > 64) return { BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 };
+  if (m <= 32) return { BM: 32, BN: 64, BK: 16, TM: 4, TN: 4 };
   if (m >= 256 && m * n >= 1 << 21) {
     return { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 };
   }
@@ -333,7 +350,11 @@ export function chooseMatmul(
   }
   const rows = m === 1 ? "1 row" : `${m} rows`;
   const shape = b.length === 1 ? [m] : [...a.slice(0, -1), n];
-  const tile = { ...tileFor(m, n), EPILOGUE: 0, B_BY_COLUMN: byColumn ? 1 : 0 };
+  const tile = {
+    ...tileFor(m, n, { emulated: emulated(device) }),
+    EPILOGUE: 0,
+    B_BY_COLUMN: byColumn ? 1 : 0,
+  };
   const lanes = (m: number, n: number) =>
     chooseLinear({ m, n, k, dtype, norm: false, swiglu: false }, device);
   /** From the best on; the first that is allowed runs. */

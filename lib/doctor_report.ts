@@ -1,0 +1,33 @@
+/**
+ * What {@linkcode doctor} finds, as data and as lines.
+ *
+ * @module
+ */
+
+/** `green`; `yellow`: works, but slower, and why; `red`: what to do. */
+export type Severity = "green" | "yellow" | "red";
+
+/** One line of a diagnosis. */
+export interface Finding {
+  severity: Severity;
+  /** What was looked at: `runtime`, `adapter`, `shader-f16`, `gemm`, … */
+  topic: string;
+  /** One sentence. */
+  text: string;
+  /** The numbers behind it. */
+  data?: Readonly<Record<string, unknown>>;
+}
+
+/** A whole diagnosis. */
+export interface DoctorReport {
+  /** False where a finding is red. */
+  ok: boolean;
+  findings: Finding[];
+}
+
+const MARKS: Record<Severity, string> = { green: "✓", yellow: "!", red: "✗" };
+
+/** A finding as a line. */
+export function findingText({ severity, topic, text }: Finding): string {
+  return `${MARKS[severity]} ${topic.padEnd(18)} ${text}`;
+}
