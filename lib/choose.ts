@@ -272,7 +272,7 @@ export function tileFor(
   // Emulated threads cost more at each barrier than wide tiles do.
   if (emulated) return { BM: m <= 32 ? 32 : 64, BN: 64, BK: 16, TM: 8, TN: 8 };
   if (f16 && m > 64) return { BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 };
-  if (m <= 32) return { BM: 32, BN: 64, BK: 16, TM: 4, TN: 4 };
+  if (m <= 32) return { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 };
   if (m >= 256 && m * n >= 1 << 21) {
     return { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 };
   }

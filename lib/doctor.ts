@@ -161,7 +161,8 @@ async function open(
     const severity = value === "off" ? "yellow" : "green";
     find(severity, what, `${value}: ${reason}`, { value, reason });
   }
-  const { limits } = gpu, mib = (bytes: number) => `${bytes / 2 ** 20} MiB`;
+  const { limits } = gpu,
+    mib = (bytes: number) => `${Math.round(bytes / 2 ** 20)} MiB`;
   find(
     "green",
     "limits",
@@ -187,7 +188,7 @@ async function measure(
     "green",
     "bandwidth",
     `reads ${readGBps.toFixed(1)} GB/s${
-      most ? `: at most ${most.toFixed(0)} tokens/s for this model` : ""
+      most ? `: at most ${most.toPrecision(2)} tokens/s for this model` : ""
     }`,
     { readGBps, mostTokensPerSecond: most },
   );

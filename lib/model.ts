@@ -10,6 +10,7 @@ import {
   openCheckpoint,
 } from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
+import { DebugRunner } from "./debug.ts";
 import { type Choice, DeviceError, type Gpu } from "./device.ts";
 import { type GenerateOptions, Run } from "./generate.ts";
 import { cacheBytes } from "./kv_cache.ts";
@@ -50,6 +51,11 @@ export interface Qwen3Options {
   signal?: AbortSignal;
   /** Any WebGPU implementation instead of `navigator.gpu`. */
   gpu?: GPU;
+  /**
+   * With `device: "gpu"`: checks every operation against the CPU as the model runs,
+   * slowly, and throws at the first that differs, naming layer, operation and values.
+   */
+  debug?: boolean;
 }
 
 /** Where a model runs. */
@@ -93,6 +99,11 @@ export async function loadQwen3(
   if (!["auto", "f32"].includes(precision)) {
     throw new Error(
       `Cannot load ${model}: precision is "${precision}", must be auto or f32`,
+    );
+  }
+  if (options.debug && kind !== "gpu") {
+    throw new Error(
+      `Cannot load ${model}: debug compares a GPU with the CPU, device is "${kind}", must be gpu`,
     );
   }
   const { signal, onProgress } = options;
@@ -405,12 +416,16 @@ async function placeOnGpu(
     whose: `${gpu.name} binds at most`,
   });
   if (gpu.software) requireMemory(checkpoint, context.tokens, cacheDtype);
-  const runner = await GpuRunner.load(gpu, checkpoint, {
-    ...options,
-    context: context.tokens,
-    cacheDtype,
-    f16Products: gpu.f16 && !exact && !gpu.software,
-  });
+  const runner = await (options.debug ? DebugRunner : GpuRunner).load(
+    gpu,
+    checkpoint,
+    {
+      ...options,
+      context: context.tokens,
+      cacheDtype,
+      f16Products: gpu.f16 && !exact && !gpu.software,
+    },
+  );
   const products: Choice = {
     what: "products of many rows",
     value: gpu.f16 && !exact && !gpu.software ? "f16, summed in f32" : "f32",

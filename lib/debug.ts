@@ -1,0 +1,256 @@
+/**
+ * A model on the GPU of which every operation is checked against the CPU as it runs.
+ * Slow by design: each verb is awaited and read back.
+ *
+ * @module
+ */
+import type { Checkpoint } from "./checkpoint.ts";
+import { type CpuTensor, f32 } from "./cpu_dtype.ts";
+import type { Choice, Gpu } from "./device.ts";
+import { GpuKvCache } from "./kv_cache.ts";
+import type { KvCache, Ops } from "./ops.ts";
+import { GpuOps } from "./ops_gpu.ts";
+import { Plan } from "./plan.ts";
+import { forward, type Weights } from "./qwen3.ts";
+import type { Runner } from "./runner.ts";
+import { CpuRunner } from "./runner_cpu.ts";
+import { GpuRunner, type GpuRunnerOptions } from "./runner_gpu.ts";
+import { markSeen, sample, type Sampling } from "./sampling.ts";
+import type { Tensor } from "./tensor.ts";
+
+/** One verb: its dispatches, what it reads and what it gives. */
+interface Step {
+  name: string;
+  plan: Plan;
+  inputs: Tensor[];
+  output: Tensor;
+  /** The same on the CPU. */
+  onCpu: (...inputs: CpuTensor[]) => CpuTensor;
+}
+
+/** {@linkcode Runner} that throws at the first operation that differs from the CPU's. */
+export class DebugRunner implements Runner {
+  readonly fallbacks = [];
+  readonly choices: Choice[] = [];
+  readonly context: number;
+  /** What the CPU's weights are, by the GPU's. */
+  readonly #twins = new Map<Tensor, CpuTensor>();
+
+  private constructor(
+    readonly gpu: GpuRunner,
+    readonly cpu: CpuRunner,
+    readonly options: GpuRunnerOptions,
+  ) {
+    this.context = options.context;
+    const pair = (on: Weights<Tensor>, off: Weights<CpuTensor>) => {
+      this.#twins.set(on.embedTokens, off.embedTokens);
+      this.#twins.set(on.norm, off.norm).set(on.lmHead, off.lmHead);
+      on.layers.forEach((layer, i) => {
+        for (const name of Object.keys(layer) as (keyof typeof layer)[]) {
+          this.#twins.set(layer[name], off.layers[i][name]);
+        }
+      });
+    };
+    pair(gpu.weights, cpu.weights);
+  }
+
+  /** Loads the weights twice. */
+  static async load(
+    gpu: Gpu,
+    checkpoint: Checkpoint,
+    options: GpuRunnerOptions,
+  ): Promise<DebugRunner> {
+    const cpu = await CpuRunner.load(checkpoint, options);
+    const on = await GpuRunner.load(gpu, checkpoint, options);
+    return new DebugRunner(on, cpu, options);
+  }
+
+  async logits(
+    tokens: readonly number[],
+    { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
+  ): Promise<Float32Array> {
+    using caches = this.#caches();
+    return await this.#append(tokens, caches, all, signal);
+  }
+
+  /** Empty caches on both sides. */
+  #caches() {
+    const { gpu, config } = this.gpu, { context, cacheDtype } = this.options;
+    const onGpu = new GpuKvCache(gpu, config, 1, context, cacheDtype);
+    const onCpu = this.cpu.ops.createCache(1, context);
+    onGpu.reset([0]);
+    return {
+      onGpu,
+      onCpu,
+      [Symbol.dispose]() {
+        onGpu[Symbol.dispose]();
+        onCpu[Symbol.dispose]();
+      },
+    };
+  }
+
+  async #append(
+    tokens: readonly number[],
+    { onGpu: cache, onCpu: cpuCache }: {
+      onGpu: GpuKvCache;
+      onCpu: KvCache<CpuTensor>;
+    },
+    all: boolean,
+    signal?: AbortSignal,
+  ): Promise<Float32Array> {
+    const { gpu, config } = this.gpu;
+    const rows = this.gpu.prefillRows, parts: Float32Array[] = [];
+    for (let at = 0; at < tokens.length; at += rows) {
+      signal?.throwIfAborted();
+      const chunk = Uint32Array.from(tokens.slice(at, at + rows));
+      parts.push(await this.#pass(chunk, all, cache, cpuCache));
+      cache.lengths[0] += chunk.length;
+      cpuCache.lengths[0] += chunk.length;
+      gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+    }
+    if (!all) return parts.at(-1)!;
+    const out = new Float32Array(tokens.length * config.vocabSize);
+    parts.reduce((at, part) => (out.set(part, at), at + part.length), 0);
+    return out;
+  }
+
+  async *generate(
+    tokens: readonly number[],
+    sampling: Sampling,
+    maxTokens: number,
+    signal?: AbortSignal,
+  ): AsyncGenerator<readonly number[], void> {
+    const { vocabSize } = this.gpu.config;
+    using caches = this.#caches();
+    let next = tokens;
+    const seen = new Uint32Array(Math.ceil(vocabSize / 32));
+    markSeen(seen, tokens);
+    for (let step = 0; step < maxTokens; step++) {
+      const logits = await this.#append(next, caches, false, signal);
+      const id = sample(logits, sampling, seen, step);
+      markSeen(seen, [id]);
+      next = [id];
+      yield [id];
+    }
+  }
+
+  async #pass(
+    chunk: Uint32Array<ArrayBuffer>,
+    all: boolean,
+    cache: GpuKvCache,
+    cpuCache: KvCache<CpuTensor>,
+  ): Promise<Float32Array> {
+    const { gpu, config } = this.gpu, { ops } = this.cpu;
+    const pass = { first: 0, tokens: chunk.length };
+    cache.pass = cpuCache.pass = pass;
+    using onGpu = new GpuOps(gpu, config);
+    using input = gpu.tensor("u32", [chunk.length], chunk, "tokens");
+    const steps: Step[] = [];
+    const cpu = (tensor: Tensor) => this.#twins.get(tensor)!;
+    const record = (
+      name: string,
+      inputs: Tensor[],
+      run: () => Tensor,
+      onCpu: Step["onCpu"],
+    ) => {
+      const plan = onGpu.plan = new Plan(gpu);
+      const output = run();
+      steps.push({ name, plan, inputs, output, onCpu });
+      return output;
+    };
+    const recording: Ops<Tensor> = {
+      embed: (table, tokens) =>
+        record(
+          "embed",
+          [],
+          () => onGpu.embed(table, tokens),
+          () =>
+            ops.embed(cpu(table), {
+              ...{ dtype: "u32", shape: [chunk.length], data: chunk },
+            }),
+        ),
+      normMatmul: (x, norm, w) =>
+        record(
+          `${w.label} (normMatmul)`,
+          [x],
+          () => onGpu.normMatmul(x, norm, w),
+          (x) => ops.normMatmul(x, cpu(norm), cpu(w)),
+        ),
+      attend: (qkv, q, k, _, layer) =>
+        record(
+          `layers.${layer}.attention (attend)`,
+          [qkv],
+          () => onGpu.attend(qkv, q, k, cache, layer),
+          (qkv) => ops.attend(qkv, cpu(q), cpu(k), cpuCache, layer),
+        ),
+      matmulAdd: (x, w, y) =>
+        record(
+          `${w.label} (matmulAdd)`,
+          [x, y],
+          () => onGpu.matmulAdd(x, w, y),
+          (x, y) => ops.matmulAdd(x, cpu(w), y),
+        ),
+      normSwiglu: (x, norm, w) =>
+        record(
+          `${w.label} (normSwiglu)`,
+          [x],
+          () => onGpu.normSwiglu(x, norm, w),
+          (x) => ops.normSwiglu(x, cpu(norm), cpu(w)),
+        ),
+      lastRow: (x) =>
+        record(
+          "lastRow",
+          [x],
+          () => onGpu.lastRow(x, cache),
+          (x) => ops.lastRow(x),
+        ),
+    };
+    forward(recording, this.gpu.weights, input, cache, all);
+    let last = new Float32Array();
+    for (const { name, plan, inputs, output, onCpu } of steps) {
+      using _plan = plan;
+      const given: CpuTensor[] = [];
+      for (const tensor of inputs) {
+        const data = await tensor.read();
+        given.push({ dtype: "f32", shape: tensor.shape, data });
+      }
+      plan.run({ length: cache.lengths[0] });
+      last = await output.read() as Float32Array<ArrayBuffer>;
+      gpu.check();
+      this.#compare(name, last, f32(onCpu(...given)), output.shape);
+    }
+    return last;
+  }
+
+  /** Rows are off by a small share of their root mean square at most. */
+  #compare(
+    name: string,
+    actual: Float32Array,
+    expected: Float32Array,
+    shape: readonly number[],
+  ): void {
+    const { f16Products, cacheDtype } = this.options, width = shape[1];
+    const half = f16Products || cacheDtype === "f16" && /attend/.test(name);
+    for (let begin = 0; begin < expected.length; begin += width) {
+      const row = expected.subarray(begin, begin + width);
+      const squares = row.reduce((sum, v) => sum + v * v, 0);
+      const allowed = (half ? 2e-2 : 1e-4) * Math.sqrt(squares / width) + 1e-6;
+      const at = row.findIndex((v, i) =>
+        !(Math.abs(actual[begin + i] - v) <= allowed + 1e-4 * Math.abs(v))
+      );
+      if (at < 0) continue;
+      throw new Error(
+        `Cannot trust ${this.gpu.gpu.name}: ${name} differs from the CPU at [${
+          begin / width
+        }, ${at}]: ${actual[begin + at]} on the GPU, ${
+          row[at]
+        } on the CPU, at most ${allowed.toExponential(1)} apart are allowed`,
+      );
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.cpu[Symbol.dispose]();
+    this.gpu[Symbol.dispose]();
+  }
+}

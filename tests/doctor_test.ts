@@ -1,0 +1,77 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { doctor } from "../lib/doctor.ts";
+import { findingText } from "../lib/doctor_report.ts";
+import { KERNEL_NAMES } from "../lib/show.ts";
+import { gpuTest } from "./gpu.ts";
+import { tamperedGpu } from "./tampered_gpu.ts";
+import { NO_ADAPTER, wrapGpu } from "./wrapped_gpu.ts";
+
+const MODEL = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
+
+gpuTest("every kernel that computes is tested, and agrees", async () => {
+  const told: string[] = [];
+  const { ok, findings } = await doctor({
+    model: MODEL,
+    onFinding: (finding) => told.push(findingText(finding)),
+  });
+  assert(ok, told.join("\n"));
+  assertEquals(told.length, findings.length);
+  const topics = findings.map(({ topic }) => topic);
+  for (const name of KERNEL_NAMES) {
+    if (/^peak/.test(name) || /F16$/.test(name)) continue;
+    assert(topics.includes(name), name);
+  }
+  for (const topic of ["bandwidth", "readback", "first use", "memory"]) {
+    assert(topics.includes(topic), topic);
+  }
+});
+
+gpuTest(
+  "a kernel that computes wrongly is found, with both values",
+  async () => {
+    const gpu = tamperedGpu(
+      "rmsNorm",
+      (wgsl) => wgsl.replaceAll("inverseSqrt(", "1.01 * inverseSqrt("),
+    );
+    const { ok, findings } = await doctor({ model: MODEL, gpu });
+    assertEquals(ok, false);
+    const red = findings.filter(({ severity }) => severity === "red");
+    assertEquals(red.map(({ topic }) => topic), ["rmsNorm"]);
+    assertMatch(
+      findingText(red[0]),
+      /^✗ rmsNorm .* WRONG; worst error 1\.\de-2 .* at \[\d+\] of .* on the GPU, .* on the CPU/,
+    );
+  },
+);
+
+Deno.test("without an adapter it answers, and names the package that brings one", async () => {
+  const { ok, findings } = await doctor({ model: MODEL, gpu: NO_ADAPTER });
+  assertEquals(ok, false);
+  const red = findings.filter(({ severity }) => severity === "red");
+  assertEquals(red.map(({ topic }) => topic), ["adapter"]);
+  assertMatch(red[0].text, /apt-get install mesa-vulkan-drivers/);
+  assert(findings.some(({ topic }) => topic === "CPU path"));
+});
+
+Deno.test("a broken model and an impossible context are findings", async () => {
+  const reds = async (model: string, context?: number) =>
+    (await doctor({ model, context, gpu: NO_ADAPTER })).findings
+      .filter(({ severity }) => severity === "red").map(({ text }) => text);
+  assertMatch((await reds("/nowhere/at/all"))[1], /Cannot open/);
+  assertMatch((await reds(MODEL, 10_000_000))[1], /--context is 10000000/);
+});
+
+gpuTest("splits and refused contexts follow the adapter's limits", async () => {
+  const { modelNeeds } = await import("../lib/doctor_needs.ts");
+  const { openCheckpoint } = await import("../lib/checkpoint.ts");
+  const { openDevice } = await import("../lib/device.ts");
+  const limits = { maxStorageBufferBindingSize: 1 << 26 };
+  using gpu = await openDevice({ gpu: wrapGpu({ limits }).gpu });
+  await using checkpoint = await openCheckpoint("synthetic:qwen3-0.6b");
+  const needs = await modelNeeds(checkpoint, 40960, gpu);
+  const of = (topic: string) => needs.find((need) => need.topic === topic)!;
+  assertEquals(of("largest binding").severity, "yellow");
+  assertMatch(of("largest binding").text, /embed_tokens goes into 5 buffers/);
+  assertEquals(of("context").severity, "red");
+  assertMatch(of("context").text, /use --context 32768 or less/);
+});
