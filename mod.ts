@@ -16,13 +16,8 @@
  *
  * @module
  */
-export {
-  DEFAULT_MODEL,
-  type Device,
-  loadQwen3,
-  type Qwen3,
-  type Qwen3Options,
-} from "./lib/model.ts";
+export { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "./lib/model.ts";
+export type { Device, Qwen3Options } from "./lib/place.ts";
 export type {
   FinishReason,
   GenerateOptions,

@@ -4,21 +4,21 @@
  * @module
  */
 import { type Message, renderChat } from "./chat_template.ts";
-import {
-  type Checkpoint,
-  type LoadProgress,
-  openCheckpoint,
-} from "./checkpoint.ts";
+import { type Checkpoint, openCheckpoint } from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
-import { DebugRunner } from "./debug.ts";
-import { type Choice, DeviceError, type Gpu } from "./device.ts";
+import { DeviceError } from "./device.ts";
 import { type GenerateOptions, Run } from "./generate.ts";
-import { cacheBytes } from "./kv_cache.ts";
+import {
+  checkContext,
+  type Device,
+  gone,
+  place,
+  type Placed,
+  placeOnCpu,
+  type Qwen3Options,
+} from "./place.ts";
 import type { Fallback, Runner } from "./runner.ts";
-import { CpuRunner } from "./runner_cpu.ts";
-import { GpuRunner } from "./runner_gpu.ts";
 import { resolveSampling, type Sampling } from "./sampling.ts";
-import { type DeviceKind, selectDevice } from "./select_device.ts";
 import {
   createTokenizer,
   readTokenizerFiles,
@@ -29,43 +29,6 @@ import {
 /** The embedded story model, beside this module wherever that was loaded from. */
 export const DEFAULT_MODEL: string =
   new URL("../models/stories-3m/", import.meta.url).href;
-
-/** Positions that a model has room for unless asked for more. */
-const DEFAULT_CONTEXT = 4096;
-
-/** How a model is loaded. */
-export interface Qwen3Options {
-  /** Where it runs; `auto` by default. */
-  device?: DeviceKind;
-  /**
-   * `f32` computes and caches in f32 throughout; `auto` may use f16 where that is
-   * faster and safe. Weights stay as stored under both.
-   */
-  precision?: "auto" | "f32";
-  /** Tokens that a sequence may have; by default 4,096 or what model and device allow. */
-  context?: number;
-  onProgress?: (progress: LoadProgress) => void;
-  /** Told once, in a line, what a person should know: a change of device. */
-  onNotice?: (notice: string) => void;
-  /** Ends loading. */
-  signal?: AbortSignal;
-  /** Any WebGPU implementation instead of `navigator.gpu`. */
-  gpu?: GPU;
-  /**
-   * With `device: "gpu"`: checks every operation against the CPU as the model runs,
-   * slowly, and throws at the first that differs, naming layer, operation and values.
-   */
-  debug?: boolean;
-}
-
-/** Where a model runs. */
-export interface Device {
-  kind: "gpu" | "cpu";
-  /** The adapter's own name, or what the CPU path uses. */
-  adapter: string;
-  /** Every choice made, with its reason. */
-  choices: readonly Choice[];
-}
 
 /**
  * Loads a Qwen3.
@@ -365,182 +328,4 @@ export class Qwen3 implements Disposable {
     this.#placed.runner[Symbol.dispose]();
     Promise.resolve(this.#checkpoint[Symbol.asyncDispose]()).catch(() => {});
   }
-}
-
-/** A runner and how it came to be. */
-interface Placed {
-  runner: Runner;
-  device: Device;
-}
-
-async function place(
-  checkpoint: Checkpoint,
-  options: Qwen3Options,
-): Promise<Placed> {
-  const kind = options.device ?? "auto";
-  const { gpu, choice } = await selectDevice(
-    kind,
-    checkpoint.config,
-    options.gpu,
-  );
-  if (!gpu) return await placeOnCpu(checkpoint, options, choice);
-  try {
-    return await placeOnGpu(checkpoint, options, gpu, choice);
-  } catch (error) {
-    gpu[Symbol.dispose]();
-    if (kind !== "auto" || !(error instanceof DeviceError)) throw error;
-    return await placeOnCpu(checkpoint, options, gone(error, options));
-  }
-}
-
-/** The choice that follows the loss of a GPU; tells who wants to know. */
-function gone(error: DeviceError, options: Qwen3Options): Choice {
-  options.onNotice?.(`${error.message}; going on with the CPU`);
-  return { what: "device", value: "cpu", reason: error.message };
-}
-
-async function placeOnGpu(
-  checkpoint: Checkpoint,
-  options: Qwen3Options,
-  gpu: Gpu,
-  choice: Choice,
-): Promise<Placed> {
-  const { config } = checkpoint;
-  const exact = options.precision === "f32";
-  const whole = config.headDim % 8 === 0;
-  const cacheDtype = exact || !whole ? "f32" : "f16";
-  const context = chooseContext(checkpoint, options, {
-    bytes: gpu.limits.maxStorageBufferBindingSize,
-    perPosition: cacheBytes(config, 1, 1, cacheDtype) /
-      (2 * config.numHiddenLayers),
-    whose: `${gpu.name} binds at most`,
-  });
-  if (gpu.software) requireMemory(checkpoint, context.tokens, cacheDtype);
-  const runner = await (options.debug ? DebugRunner : GpuRunner).load(
-    gpu,
-    checkpoint,
-    {
-      ...options,
-      context: context.tokens,
-      cacheDtype,
-      f16Products: gpu.f16 && !exact && !gpu.software,
-    },
-  );
-  const products: Choice = {
-    what: "products of many rows",
-    value: gpu.f16 && !exact && !gpu.software ? "f16, summed in f32" : "f32",
-    reason: exact
-      ? "precision f32 was asked for"
-      : gpu.software
-      ? "f16 is not faster on a software renderer"
-      : gpu.f16
-      ? "faster; rows are scaled into f16's range"
-      : "the adapter lacks shader-f16",
-  };
-  const cache: Choice = {
-    what: "KV cache",
-    value: cacheDtype,
-    reason: exact
-      ? "precision f32 was asked for"
-      : whole
-      ? "half the memory; a value beyond 65,504 makes it f32"
-      : `a head of ${config.headDim} values is not whole 16-byte units`,
-  };
-  const choices = [choice, ...gpu.choices, products, cache, context.choice];
-  return {
-    runner,
-    device: {
-      kind: "gpu",
-      adapter: gpu.name,
-      get choices() {
-        return [...choices, ...runner.choices];
-      },
-    },
-  };
-}
-
-async function placeOnCpu(
-  checkpoint: Checkpoint,
-  options: Qwen3Options,
-  choice: Choice,
-): Promise<Placed> {
-  const context = chooseContext(checkpoint, options);
-  requireMemory(checkpoint, context.tokens, "f32");
-  const runner = await CpuRunner.load(checkpoint, {
-    ...options,
-    context: context.tokens,
-  });
-  const { kernel, reason, threads } = runner.ops.info;
-  const adapter = `CPU (${threads} ${threads === 1 ? "thread" : "threads"})`;
-  const choices = [choice, context.choice, {
-    what: "CPU kernels",
-    value: kernel,
-    reason,
-  }];
-  return { runner, device: { kind: "cpu", adapter, choices } };
-}
-
-/** The context that was asked for, or the largest of at most 4,096 that fits. */
-function chooseContext(
-  { name, config }: Checkpoint,
-  { context }: Qwen3Options,
-  room?: { bytes: number; perPosition: number; whose: string },
-): { tokens: number; choice: Choice } {
-  const trained = config.maxPositionEmbeddings;
-  const fits = room ? Math.floor(room.bytes / room.perPosition) : Infinity;
-  const choice = (tokens: number, reason: string) => ({
-    tokens,
-    choice: { what: "context", value: `${tokens} tokens`, reason },
-  });
-  if (context === undefined) {
-    if (fits < Math.min(trained, DEFAULT_CONTEXT)) {
-      return choice(
-        fits,
-        `${room!.whose} ${room!.bytes} bytes of one layer's keys`,
-      );
-    }
-    return trained <= DEFAULT_CONTEXT
-      ? choice(trained, "as long as the checkpoint was trained for")
-      : choice(
-        DEFAULT_CONTEXT,
-        `the default; the checkpoint allows ${trained}`,
-      );
-  }
-  if (context > fits) {
-    throw new DeviceError(
-      `Cannot load ${name}: a context of ${context} tokens takes ${
-        context * room!.perPosition
-      } bytes for one layer's keys, ${room!.whose} ${room!.bytes}`,
-    );
-  }
-  return choice(context, "it was asked for");
-}
-
-function checkContext({ name, config }: Checkpoint, context?: number): void {
-  if (context === undefined) return;
-  const most = config.maxPositionEmbeddings;
-  if (!Number.isInteger(context) || context < 1 || context > most) {
-    throw new RangeError(
-      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${most}, what the checkpoint was trained for`,
-    );
-  }
-}
-
-/** Refuses before anything is allocated what main memory cannot hold. */
-function requireMemory(
-  { name, config, tensors }: Checkpoint,
-  context: number,
-  dtype: "f16" | "f32",
-): void {
-  let weights = 0;
-  for (const { byteLength } of tensors.values()) weights += byteLength;
-  const cache = cacheBytes(config, 1, context, dtype);
-  const { available } = Deno.systemMemoryInfo();
-  if (weights + cache <= available) return;
-  const mb = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
-  throw new DeviceError(
-    `Cannot load ${name}: it needs ${mb(weights)} for weights and ${
-      mb(cache)
-    } for a context of ${context} tokens, ${mb(available)} of memory are free`,
-  );
 }
