@@ -31,11 +31,13 @@ export interface MatmulOptions {
  * ```ts
  * import { matmul, openDevice } from "../mod.ts";
  *
- * using gpu = await openDevice();
- * using a = gpu.tensor("f32", [1, 2], new Float32Array([1, 2]));
- * using b = gpu.tensor("f32", [2, 3], new Float32Array([1, 2, 3, 4, 5, 6]));
- * using c = matmul(a, b, { onChoice: ({ kernel, reason }) => console.log(kernel, reason) });
- * console.log(await c.read()); // [9, 12, 15]
+ * if (await navigator.gpu.requestAdapter()) { // openDevice throws where there is none
+ *   using gpu = await openDevice();
+ *   using a = gpu.tensor("f32", [1, 2], new Float32Array([1, 2]));
+ *   using b = gpu.tensor("f32", [2, 3], new Float32Array([1, 2, 3, 4, 5, 6]));
+ *   using c = matmul(a, b, { onChoice: ({ kernel, reason }) => console.log(kernel, reason) });
+ *   console.log(await c.read()); // [9, 12, 15]
+ * }
  * ```
  *
  * @throws {Error} if no kernel takes the shapes, saying why; nothing falls back.

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { Gpu, openDevice } from "../lib/device.ts";
+import { Gpu } from "../lib/device.ts";
 import { Plan } from "../lib/plan.ts";
 import {
   addSampling,
@@ -14,6 +14,7 @@ import {
   type Sampling,
   type SamplingOptions,
 } from "../lib/sampling.ts";
+import { gpuTest } from "./gpu.ts";
 
 /** Everything off but what is given. */
 const only = (options: SamplingOptions): Sampling => ({
@@ -236,37 +237,40 @@ Deno.test("what excuses a difference is narrow", () => {
 });
 
 for (const [vocab, steps] of [[1, 2], [37, 12], [500, 8], [4096, 4]]) {
-  Deno.test(`the GPU samples as the CPU does: vocabulary ${vocab}`, async () => {
-    using gpu = await openDevice();
-    let checked = 0, excused = 0;
-    for (const options of OPTIONS) {
-      const done = await compare(gpu, vocab, options, steps);
-      checked += done.checked;
-      excused += done.excused;
-    }
-    assert(excused * 200 <= checked, `${excused} of ${checked} were excused`);
-  });
+  gpuTest(
+    `the GPU samples as the CPU does: vocabulary ${vocab}`,
+    async (gpu) => {
+      let checked = 0, excused = 0;
+      for (const options of OPTIONS) {
+        const done = await compare(gpu, vocab, options, steps);
+        checked += done.checked;
+        excused += done.excused;
+      }
+      assert(excused * 200 <= checked, `${excused} of ${checked} were excused`);
+    },
+  );
 }
 
 for (const vocab of [151_936, 151_935]) {
-  Deno.test(`the GPU samples as the CPU does: vocabulary ${vocab}`, async () => {
-    using gpu = await openDevice();
-    for (
-      const options of [
-        { temperature: 0 },
-        { minP: 0.01 },
-        { temperature: 0.6, topK: 20, topP: 0.95, repetitionPenalty: 1.1 },
-        { temperature: 1.5, topK: 100, topP: 0.9 },
-        { topP: 0.9 },
-      ]
-    ) {
-      await compare(gpu, vocab, options, 1);
-    }
-  });
+  gpuTest(
+    `the GPU samples as the CPU does: vocabulary ${vocab}`,
+    async (gpu) => {
+      for (
+        const options of [
+          { temperature: 0 },
+          { minP: 0.01 },
+          { temperature: 0.6, topK: 20, topP: 0.95, repetitionPenalty: 1.1 },
+          { temperature: 1.5, topK: 100, topP: 0.9 },
+          { topP: 0.9 },
+        ]
+      ) {
+        await compare(gpu, vocab, options, 1);
+      }
+    },
+  );
 }
 
-Deno.test("sampling without subgroups is the same", async () => {
-  using gpu = await openDevice();
+gpuTest("sampling without subgroups is the same", async (gpu) => {
   const plain = new Gpu(gpu.adapter, gpu.device, {
     subgroupSize: 0,
     timestamps: false,
@@ -277,60 +281,62 @@ Deno.test("sampling without subgroups is the same", async () => {
   }
 });
 
-Deno.test("64 sequences draw apart", async () => {
-  using gpu = await openDevice();
+gpuTest("64 sequences draw apart", async (gpu) => {
   const shapes = Array.from({ length: 64 }, () => "equal");
   await compare(gpu, 500, { topP: 0.9 }, 3, shapes);
   await compare(gpu, 500, { topK: 5, topP: 0.9 }, 3, shapes);
 });
 
-Deno.test("the ring wraps, steps go on, nothing but the plan runs", async () => {
-  using gpu = await openDevice();
-  const vocab = 50, sampling = only({ topK: 20, seed: 9 });
-  const row = SHAPES.ordinary(lcg(5), vocab);
-  using logits = gpu.tensor("f32", [1, vocab], row);
-  using state = createSamplerState(gpu, { sequences: 1, vocab, steps: 3 });
-  using plan = new Plan(gpu);
-  using _scratch = addSampling(plan, logits, sampling, state);
-  for (let n = 0; n < 7; n++) plan.run();
-  const expected = [6, 4, 5].map((n) =>
-    sample(row, sampling, new Uint32Array(2), n)
-  );
-  assertEquals([...await state.ring.read()], expected);
-  assertEquals([...await state.lengths.read()], [7]);
-  assertEquals([...await state.step.read()], [7]);
-});
-
-Deno.test("NaN and infinite logits give a valid token, the same every time", async () => {
-  using gpu = await openDevice();
-  const vocab = 1000;
-  const ordinary = SHAPES.ordinary(lcg(8), vocab);
-  const rows = [
-    ordinary.map((l, id) => id % 3 === 0 ? NaN : l),
-    ordinary.map((l, id) => id === 500 ? Infinity : l),
-    new Float32Array(vocab).fill(NaN),
-    new Float32Array(vocab).fill(-Infinity),
-  ];
-  using logits = gpu.tensor("f32", [4, vocab]);
-  rows.forEach((row, s) => gpu.write(logits, s * vocab * 4, row));
-  const stand = (l: number) =>
-    Number.isNaN(l) ? -1e30 : Math.max(-1e30, Math.min(l, 1e30));
-  for (const options of OPTIONS) {
-    const sampling = only({ ...options, repetitionPenalty: 1 });
-    using state = createSamplerState(gpu, { sequences: 4, vocab, steps: 1 });
+gpuTest(
+  "the ring wraps, steps go on, nothing but the plan runs",
+  async (gpu) => {
+    const vocab = 50, sampling = only({ topK: 20, seed: 9 });
+    const row = SHAPES.ordinary(lcg(5), vocab);
+    using logits = gpu.tensor("f32", [1, vocab], row);
+    using state = createSamplerState(gpu, { sequences: 1, vocab, steps: 3 });
     using plan = new Plan(gpu);
     using _scratch = addSampling(plan, logits, sampling, state);
-    plan.run();
-    const expected = rows.map((row, s) => {
-      const own = { ...sampling, seed: (sampling.seed + s) >>> 0 };
-      return sample(row.map(stand), own, new Uint32Array(32), 0);
-    });
-    assertEquals([...await state.tokens.read()], expected);
-  }
-});
+    for (let n = 0; n < 7; n++) plan.run();
+    const expected = [6, 4, 5].map((n) =>
+      sample(row, sampling, new Uint32Array(2), n)
+    );
+    assertEquals([...await state.ring.read()], expected);
+    assertEquals([...await state.lengths.read()], [7]);
+    assertEquals([...await state.step.read()], [7]);
+  },
+);
 
-Deno.test("dispatches: few, and each says why", async () => {
-  using gpu = await openDevice();
+gpuTest(
+  "NaN and infinite logits give a valid token, the same every time",
+  async (gpu) => {
+    const vocab = 1000;
+    const ordinary = SHAPES.ordinary(lcg(8), vocab);
+    const rows = [
+      ordinary.map((l, id) => id % 3 === 0 ? NaN : l),
+      ordinary.map((l, id) => id === 500 ? Infinity : l),
+      new Float32Array(vocab).fill(NaN),
+      new Float32Array(vocab).fill(-Infinity),
+    ];
+    using logits = gpu.tensor("f32", [4, vocab]);
+    rows.forEach((row, s) => gpu.write(logits, s * vocab * 4, row));
+    const stand = (l: number) =>
+      Number.isNaN(l) ? -1e30 : Math.max(-1e30, Math.min(l, 1e30));
+    for (const options of OPTIONS) {
+      const sampling = only({ ...options, repetitionPenalty: 1 });
+      using state = createSamplerState(gpu, { sequences: 4, vocab, steps: 1 });
+      using plan = new Plan(gpu);
+      using _scratch = addSampling(plan, logits, sampling, state);
+      plan.run();
+      const expected = rows.map((row, s) => {
+        const own = { ...sampling, seed: (sampling.seed + s) >>> 0 };
+        return sample(row.map(stand), own, new Uint32Array(32), 0);
+      });
+      assertEquals([...await state.tokens.read()], expected);
+    }
+  },
+);
+
+gpuTest("dispatches: few, and each says why", async (gpu) => {
   const vocab = 151_936;
   using logits = gpu.tensor("f32", [1, vocab]);
   using state = createSamplerState(gpu, { sequences: 1, vocab, steps: 1 });
@@ -358,22 +364,28 @@ Deno.test("dispatches: few, and each says why", async () => {
   });
 });
 
-Deno.test("shapes that disagree and vocabularies that are too large are refused", async () => {
-  using gpu = await openDevice();
-  using plan = new Plan(gpu);
-  using state = createSamplerState(gpu, { sequences: 2, vocab: 64, steps: 1 });
-  using three = gpu.tensor("f32", [3, 64]);
-  using large = gpu.tensor("f32", [1, 2 ** 18]);
-  const before = gpu.allocated;
-  assertThrows(
-    () => addSampling(plan, three, only({ temperature: 0 }), state),
-    Error,
-    "Cannot run sampleFinish: tokens has shape [2], but sequences is 3 in records and 2 in tokens",
-  );
-  assertThrows(
-    () => addSampling(plan, large, only({}), state),
-    Error,
-    "Cannot sample: the vocabulary is 262144, it must be below 262144",
-  );
-  assertEquals(gpu.allocated, before);
-});
+gpuTest(
+  "shapes that disagree and vocabularies that are too large are refused",
+  async (gpu) => {
+    using plan = new Plan(gpu);
+    using state = createSamplerState(gpu, {
+      sequences: 2,
+      vocab: 64,
+      steps: 1,
+    });
+    using three = gpu.tensor("f32", [3, 64]);
+    using large = gpu.tensor("f32", [1, 2 ** 18]);
+    const before = gpu.allocated;
+    assertThrows(
+      () => addSampling(plan, three, only({ temperature: 0 }), state),
+      Error,
+      "Cannot run sampleFinish: tokens has shape [2], but sequences is 3 in records and 2 in tokens",
+    );
+    assertThrows(
+      () => addSampling(plan, large, only({}), state),
+      Error,
+      "Cannot sample: the vocabulary is 262144, it must be below 262144",
+    );
+    assertEquals(gpu.allocated, before);
+  },
+);
