@@ -12,7 +12,8 @@ export function tamperedGpu(name: string, edit: (wgsl: string) => string): GPU {
     });
   return wrap(navigator.gpu, {
     async requestAdapter(options: GPURequestAdapterOptions) {
-      const adapter = (await navigator.gpu.requestAdapter(options))!;
+      const adapter = await navigator.gpu.requestAdapter(options);
+      if (!adapter) return null; // not every machine has each kind
       return wrap(adapter, {
         async requestDevice(options: GPUDeviceDescriptor) {
           const device = await adapter.requestDevice(options);
