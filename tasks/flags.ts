@@ -108,8 +108,7 @@ export function helpText(usage: string, table: FlagTable): string {
 
 /** Runs a task: an error is one line on stderr and exit code 1. */
 export async function runTask(main: () => Promise<number>): Promise<never> {
-  // Vulkan's loader complains on stderr where this is unset.
-  if (!Deno.env.get("XDG_RUNTIME_DIR")) Deno.env.set("XDG_RUNTIME_DIR", "/tmp");
+  prepareEnvironment();
   try {
     Deno.exit(await main());
   } catch (error) {
@@ -117,5 +116,15 @@ export async function runTask(main: () => Promise<number>): Promise<never> {
     const message = error instanceof Error ? error.message : String(error);
     console.error(`error: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
     Deno.exit(1);
+  }
+}
+
+/** What Deno's WebGPU reads from the environment, where nobody set it. */
+export function prepareEnvironment(): void {
+  // Vulkan's loader complains on stderr where this is unset.
+  if (!Deno.env.get("XDG_RUNTIME_DIR")) Deno.env.set("XDG_RUNTIME_DIR", "/tmp");
+  // Left to itself, Deno may offer a GL adapter, which lacks f16 and may hang.
+  if (!Deno.env.get("DENO_WEBGPU_BACKEND")) {
+    Deno.env.set("DENO_WEBGPU_BACKEND", "vulkan,metal,dx12");
   }
 }

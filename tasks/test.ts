@@ -9,14 +9,11 @@
  * run, and the summary says what brings it. The last line is `N passed, N failed`,
  * with the number that was not run, if any.
  */
+import { prepareEnvironment } from "./flags.ts";
+
 const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/gpu.ts
 
-// Vulkan's loader complains on stderr where this is unset.
-if (!Deno.env.get("XDG_RUNTIME_DIR")) Deno.env.set("XDG_RUNTIME_DIR", "/tmp");
-// Not OpenGL, which Deno may offer where there is no Vulkan driver: it lacks f16.
-if (!Deno.env.get("DENO_WEBGPU_BACKEND")) {
-  Deno.env.set("DENO_WEBGPU_BACKEND", "vulkan,metal,dx12");
-}
+prepareEnvironment();
 const args = Deno.args.filter((arg) => arg !== "--require-gpu");
 if (args.length < Deno.args.length) Deno.env.set(REQUIRE_GPU, "1");
 const adapter = await navigator.gpu?.requestAdapter() != null;

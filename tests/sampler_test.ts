@@ -336,7 +336,7 @@ gpuTest(
   },
 );
 
-gpuTest("dispatches: few, and each says why", async (gpu) => {
+gpuTest("dispatches: few, and each says why", (gpu) => {
   const vocab = 151_936;
   using logits = gpu.tensor("f32", [1, vocab]);
   using state = createSamplerState(gpu, { sequences: 1, vocab, steps: 1 });
@@ -366,7 +366,7 @@ gpuTest("dispatches: few, and each says why", async (gpu) => {
 
 gpuTest(
   "shapes that disagree and vocabularies that are too large are refused",
-  async (gpu) => {
+  (gpu) => {
     using plan = new Plan(gpu);
     using state = createSamplerState(gpu, {
       sequences: 2,
