@@ -4,7 +4,14 @@
  *
  * @module
  */
+import {
+  type AdapterClass,
+  type Defaults,
+  defaultsFor,
+  tileFor,
+} from "./defaults.ts";
 import type { Dtype } from "./ops.ts";
+import { attendKey, linearKey } from "./tuning_key.ts";
 import type { Constants } from "./unroll.ts";
 import { unitSize } from "./wgsl.ts";
 
@@ -12,17 +19,14 @@ import { unitSize } from "./wgsl.ts";
 export interface Capabilities {
   /** Lanes that exchange values directly; 0 without subgroups. */
   subgroupSize: number;
+  /** Whose defaults apply; `other` if absent. */
+  adapterClass?: AdapterClass;
   limits: {
     maxComputeWorkgroupStorageSize: number;
     maxComputeInvocationsPerWorkgroup: number;
   };
-  /** Constants that were measured to be best on this adapter, by {@linkcode tuningKey}. */
+  /** Constants that were measured to be best on this adapter, by the keys of tuning_key.ts. */
   tuned?: ReadonlyMap<string, Constants>;
-}
-
-/** Names a kernel at a size: what tuned constants are stored under. */
-export function tuningKey(kernel: string, ...sizes: number[]): string {
-  return [kernel, ...sizes].join(" ");
 }
 
 /** A Linear layer: `[m, k] × [n, k]ᵀ`. */
@@ -53,9 +57,9 @@ export interface LinearChoice {
   reason: string;
 }
 
-/** Whether threads are emulated on a CPU (llvmpipe): subgroups as narrow as its SIMD. */
-const emulated = ({ subgroupSize }: Pick<Capabilities, "subgroupSize">) =>
-  subgroupSize > 0 && subgroupSize < 16;
+/** Where constants come from, as the end of a reason. */
+const origin = (tuned: Constants | undefined, { source }: Defaults) =>
+  tuned ? "tuned for this adapter" : source;
 
 /** Up to this many rows the matrix is read once for all of them by gemv. */
 export const FEW_ROWS = 8;
@@ -90,7 +94,9 @@ export function chooseLinear(
 ): LinearChoice {
   const { m, n, k, dtype, norm, swiglu } = shape;
   const EPILOGUE = swiglu ? 2 : 0;
+  const defaults = defaultsFor(device);
   if (m <= FEW_ROWS) {
+    const tuned = device.tuned?.get(linearKey("gemv", shape));
     const whole = k % unitSize(dtype) === 0;
     const units = Math.ceil(k / unitSize(dtype));
     const fusedNorm = norm && whole;
@@ -104,12 +110,12 @@ export function chooseLinear(
           n,
           m > 1 ? Math.min(4, steps) : steps,
           swiglu,
-          emulated(device),
+          defaults,
         ),
         EPILOGUE,
         NORM: fusedNorm ? 1 : 0,
         ...lanes,
-        ...device.tuned?.get(tuningKey("gemv", m, n, k)),
+        ...tuned,
       },
       fusedNorm,
       splits: 1,
@@ -117,11 +123,11 @@ export function chooseLinear(
         whole
           ? ""
           : `, element by element, because k = ${k} is not whole 16-byte units`
-      }`,
+      }; ${origin(tuned, defaults)}`,
     };
   }
-  const tuned = device.tuned?.get(tuningKey("gemm", m, n, k));
-  const half = { ...tileFor(m, n, { f16: true }), ...tuned };
+  const tunedHalf = device.tuned?.get(linearKey("gemm", shape, true));
+  const half = { ...tileFor(m, n, defaults, true), ...tunedHalf };
   // BK products of a row's largest value with the largest weight must fit f16.
   const most = shape.largest === undefined
     ? 0
@@ -129,13 +135,15 @@ export function chooseLinear(
   const headroom = most >= 1 && k % 4 === 0
     ? 2 ** Math.min(14, Math.floor(Math.log2(most)) - 1)
     : undefined;
-  const tile = headroom
-    ? half
-    : { ...tileFor(m, n, { emulated: emulated(device) }), ...tuned };
+  const tuned = headroom
+    ? tunedHalf
+    : device.tuned?.get(linearKey("gemm", shape));
+  const tile = headroom ? half : { ...tileFor(m, n, defaults), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
   if (headroom) reasons.push("f16 products, rows scaled into range");
   if (splits > 1) reasons.push(`k in ${splits} runs to fill the GPU`);
+  reasons.push(origin(tuned, defaults));
   return {
     kernel: "gemm",
     constants: {
@@ -153,26 +161,23 @@ export function chooseLinear(
 }
 
 /**
- * Rows and loads per thread, measured on an H200 (and llvmpipe, `emulated`): many rows share x where there are
- * enough of them, all loads of a row are in flight at once as far as registers go.
+ * Rows and loads per thread: many rows share x where there are enough of them, all
+ * loads of a row are in flight at once as far as registers go.
  */
 function gemvRows(
   n: number,
   steps: number,
   swiglu: boolean,
-  emulated: boolean,
+  { gemv }: Defaults,
 ): Constants {
-  if (emulated) return { WORKGROUP: 32, ROWS: 4, STEPS: Math.min(2, steps) };
-  if (n >= 32768) return { WORKGROUP: 256, ROWS: 2, STEPS: Math.min(2, steps) };
-  if (swiglu) return { WORKGROUP: 128, ROWS: 4, STEPS: Math.min(4, steps) };
-  if (n <= 2048 && steps <= 8) {
-    return { WORKGROUP: 256, ROWS: 1, STEPS: Math.min(4, steps) };
-  }
-  return {
-    WORKGROUP: 128,
-    ROWS: 2,
-    STEPS: Math.ceil(steps / Math.ceil(steps / 12)),
-  };
+  const row = n >= 32768
+    ? gemv.tall
+    : swiglu
+    ? gemv.gated
+    : n <= 2048 && steps <= 8
+    ? gemv.narrow
+    : gemv.other;
+  return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
 }
 
 /** Workgroups that keep a large GPU busy. */
@@ -209,9 +214,10 @@ export function chooseDecodeAttention(
   const VEC = headDim % 8 === 0 ? 4 : 1;
   const lanes = laneConstants(device);
   const LOG_KEY_LANES = lanes.SUBGROUPS ? 2 : 0;
-  // Few workgroups run, so each takes many threads; not where threads are emulated.
-  const many = device.subgroupSize >= 32;
-  const layout = (what: string, threads: number, SHARES: number) => {
+  const defaults = defaultsFor(device);
+  const layout = (what: "short" | "long") => {
+    const { WORKGROUP: threads, SHARES } = defaults.attendDecode[what];
+    const tuned = device.tuned?.get(attendKey(what, headDim, group));
     const WORKGROUP = Math.max(
       Math.min(threads, device.limits.maxComputeInvocationsPerWorkgroup),
       2 ** Math.ceil(Math.log2(headDim / VEC)),
@@ -219,29 +225,34 @@ export function chooseDecodeAttention(
     const constants: Record<string, number | string> = {
       HEAD_DIM: headDim,
       VEC,
-      SHARES,
+      SHARES: group % SHARES ? 1 : SHARES,
       WORKGROUP,
       LOG_KEY_LANES,
       TILE: WORKGROUP >> LOG_KEY_LANES,
       ...lanes,
-      ...device.tuned?.get(tuningKey(`attendDecode ${what}`, headDim, group)),
+      ...tuned,
     };
     const shares = Number(constants.SHARES);
-    return { constants: { ...constants, GROUP: group / shares }, shares };
+    return {
+      constants: { ...constants, GROUP: group / shares },
+      shares,
+      reason: `one token per sequence, ${
+        what === "long"
+          ? `${LONG_CONTEXT} keys or more`
+          : `under ${LONG_CONTEXT} keys`
+      }: norm, RoPE, append and attention in one; ${origin(tuned, defaults)}`,
+    };
   };
   const keys = (length: number, each: number) =>
     Math.min(MOST_SPLITS, Math.ceil((length + 1) / each));
-  const one = "norm, RoPE, append and attention in one";
   return [{
-    ...layout("short", many ? 512 : 128, many && group % 2 === 0 ? 2 : 1),
+    ...layout("short"),
     // Merging runs costs a dispatch, so a very short context is one run.
     splits: (length) =>
       length >= LONG_CONTEXT ? 0 : length < 256 ? 1 : keys(length, 128),
-    reason: `one token per sequence, under ${LONG_CONTEXT} keys: ${one}`,
   }, {
-    ...layout("long", many ? 256 : 128, 1),
+    ...layout("long"),
     splits: (length) => length >= LONG_CONTEXT ? keys(length, 64) : 0,
-    reason: `one token per sequence, ${LONG_CONTEXT} keys or more: ${one}`,
   }];
 }
 
@@ -261,22 +272,6 @@ export function headLanes(headDim: number, device: Capabilities) {
     device,
     Math.min(32, 2 ** Math.ceil(Math.log2(pairs))),
   );
-}
-
-/** The tile of a product by its size: large where there is enough work to fill a GPU. */
-export function tileFor(
-  m: number,
-  n: number,
-  { f16 = false, emulated = false } = {},
-): Constants {
-  // Emulated threads cost more at each barrier than wide tiles do.
-  if (emulated) return { BM: m <= 32 ? 32 : 64, BN: 64, BK: 16, TM: 8, TN: 8 };
-  if (f16 && m > 64) return { BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 };
-  if (m <= 32) return { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 };
-  if (m >= 256 && m * n >= 1 << 21) {
-    return { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 };
-  }
-  return { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 };
 }
 
 /** The kernels that {@linkcode chooseMatmul} may pick. */
@@ -351,7 +346,7 @@ export function chooseMatmul(
   const rows = m === 1 ? "1 row" : `${m} rows`;
   const shape = b.length === 1 ? [m] : [...a.slice(0, -1), n];
   const tile = {
-    ...tileFor(m, n, { emulated: emulated(device) }),
+    ...tileFor(m, n, defaultsFor(device)),
     EPILOGUE: 0,
     B_BY_COLUMN: byColumn ? 1 : 0,
   };

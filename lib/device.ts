@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { type AdapterClass, adapterClass, defaultsFor } from "./defaults.ts";
 import type { Dtype } from "./ops.ts";
 import type { Constants } from "./unroll.ts";
 import { byteSize, count, Tensor, type TensorPart } from "./tensor.ts";
@@ -109,7 +110,13 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
         why || "the adapter names no subgroup size"
       }`,
   });
-  return new Gpu(adapter, device, { subgroupSize, timestamps, choices });
+  const gpu = new Gpu(adapter, device, { subgroupSize, timestamps, choices });
+  choices.push({
+    what: "kernel constants",
+    value: `defaults for ${gpu.adapterClass}`,
+    reason: defaultsFor(gpu).source,
+  });
+  return gpu;
 }
 
 const LIMITS = [
@@ -129,6 +136,13 @@ export class Gpu implements Disposable {
   readonly software: boolean;
   /** Lanes that may exchange values directly; 0 without subgroups. */
   readonly subgroupSize: number;
+  /**
+   * Whether a buffer's bytes are there as soon as `mapAsync` was called for it, not
+   * only when its promise settles (in Deno 10 ms later).
+   */
+  readonly readsAtOnce: boolean;
+  /** Whose defaults the kernels take. */
+  readonly adapterClass: AdapterClass;
   readonly f16: boolean;
   readonly timestamps: boolean;
   readonly limits: GPUSupportedLimits;
@@ -144,14 +158,21 @@ export class Gpu implements Disposable {
   constructor(
     readonly adapter: GPUAdapter,
     readonly device: GPUDevice,
-    found: { subgroupSize: number; timestamps: boolean; choices: Choice[] },
+    found: {
+      subgroupSize: number;
+      timestamps: boolean;
+      readsAtOnce: boolean;
+      choices: Choice[];
+    },
   ) {
     const { info } = adapter;
     this.name = info.description || info.device || info.vendor || "GPU";
     this.software = info.isFallbackAdapter ||
       /llvmpipe|swiftshader|software/i.test(this.name);
+    this.adapterClass = adapterClass(info, this.software);
     this.subgroupSize = found.subgroupSize;
     this.timestamps = found.timestamps;
+    this.readsAtOnce = found.readsAtOnce;
     this.choices = found.choices;
     this.f16 = device.features.has("shader-f16");
     this.limits = device.limits;
@@ -321,13 +342,16 @@ export class Gpu implements Disposable {
   }
 
   /**
-   * Maps a buffer for reading, after all submitted work.
+   * Maps a buffer for reading, after all submitted work, unless `mapping` has begun.
    *
    * @throws {DeviceError} if the device was lost or reported anything.
    */
-  async map(buffer: GPUBuffer): Promise<ArrayBuffer> {
+  async map(
+    buffer: GPUBuffer,
+    mapping = buffer.mapAsync(GPUMapMode.READ),
+  ): Promise<ArrayBuffer> {
     try {
-      await buffer.mapAsync(GPUMapMode.READ);
+      await mapping;
     } catch (error) {
       await new Promise((resolve) => setTimeout(resolve, 0)); // why comes after that
       this.check();

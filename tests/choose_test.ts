@@ -14,12 +14,12 @@ import {
   type LinearChoice,
   type LinearShape,
   MOST_SPLITS,
-  tuningKey,
 } from "../lib/choose.ts";
 import type { Gpu } from "../lib/device.ts";
 import { type Operands, showWgsl } from "../lib/kernel.ts";
 import type { Dtype } from "../lib/ops.ts";
 import { Tensor } from "../lib/tensor.ts";
+import { attendKey, linearKey } from "../lib/tuning_key.ts";
 import type { Constants } from "../lib/unroll.ts";
 
 /** Adapters from the least that prefill's attention needs up to a large one. */
@@ -237,24 +237,42 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
   assert(MOST_SPLITS <= Number(mergeSplits.constants.WORKGROUP));
 });
 
-Deno.test("tuned constants take the place of chosen ones, for their size alone", () => {
-  const [device] = DEVICES, shape = { n: 64, k: 128, dtype: "bf16" } as const;
+Deno.test("tuned constants take the place of chosen ones, for their class alone", () => {
+  const device = { ...DEVICES[4], adapterClass: "NVIDIA" } as const;
+  const sizes = { m: 1, n: 64, k: 128 };
+  const kind = { dtype: "bf16", norm: false, swiglu: false } as const;
+  const shape: LinearShape = { ...sizes, ...kind };
+  const half = { ...shape, m: 100, largest: 0.5 };
   const tuned = new Map<string, Constants>([
-    [tuningKey("gemv", 1, 64, 128), { ROWS: 4 }],
-    [tuningKey("gemm", 100, 64, 128), { BK: 8 }],
-    [tuningKey("attendDecode long", 128, 2), { TILE: 512 }],
+    [linearKey("gemv", shape), { ROWS: 4 }],
+    [linearKey("gemm", { ...shape, m: 100 }), { BK: 8 }],
+    [linearKey("gemm", half, true), { BK: 64 }],
+    [attendKey("long", 128, 2), { TILE: 512 }],
   ]);
-  const linear = (m: number, tuned?: Map<string, Constants>) =>
-    chooseLinear({ ...shape, m, norm: false, swiglu: false }, {
-      ...device,
-      tuned,
-    }).constants;
-  assertEquals(linear(1, tuned), { ...linear(1), ROWS: 4 });
-  assertEquals(linear(100, tuned), { ...linear(100), BK: 8 });
-  assertEquals(linear(2, tuned), linear(2));
+  const linear = (
+    given: Partial<LinearShape>,
+    tuned?: Map<string, Constants>,
+  ) => chooseLinear({ ...shape, ...given }, { ...device, tuned });
+  const changes = (given: Partial<LinearShape>, own: Constants) => {
+    const { constants, reason } = linear(given, tuned);
+    assertEquals(constants, { ...linear(given).constants, ...own });
+    const is = Object.keys(own).length ? "tuned for this adapter" : "an H200";
+    assert(reason.endsWith(is), reason);
+    assert(linear(given).reason.endsWith("an H200"));
+  };
+  changes({ m: 1 }, { ROWS: 4 });
+  changes({ m: 2 }, {});
+  changes({ m: 1, swiglu: true }, {});
+  changes({ m: 1, dtype: "f32" }, {});
+  changes({ m: 1, k: 256 }, {});
+  for (const m of [65, 100, 256]) changes({ m }, { BK: 8 });
+  for (const m of [64, 257]) changes({ m }, {});
+  changes(half, { BK: 64 });
   const heads = { headDim: 128, group: 2 };
-  const [, long] = chooseDecodeAttention(heads, { ...device, tuned });
+  const [short, long] = chooseDecodeAttention(heads, { ...device, tuned });
   assertEquals(long.constants.TILE, 512);
+  assert(long.reason.endsWith("tuned for this adapter"));
+  assert(short.reason.endsWith("an H200"));
 });
 
 Deno.test("chooseMatmul picks a kernel by shape, or says why none fits", () => {

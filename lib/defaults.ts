@@ -1,0 +1,175 @@
+/**
+ * Constants of the kernels by kind of adapter, where nothing was tuned on the adapter
+ * itself (see tuning.ts). One row per kind; choose.ts picks within a row by shape.
+ *
+ * @module
+ */
+
+/** Kinds of adapter that have a row of their own. */
+export type AdapterClass =
+  | "NVIDIA"
+  | "AMD"
+  | "Intel"
+  | "Apple"
+  | "software"
+  | "other";
+
+/** Threads of a workgroup, rows of w that a lane group sums, loads in flight per row at most. */
+type GemvConstants = Readonly<
+  { WORKGROUP: number; ROWS: number; STEPS: number }
+>;
+/** A tile of a workgroup, and of a thread; see kernels/gemm.ts. */
+type TileConstants = Readonly<
+  { BM: number; BN: number; BK: number; TM: number; TN: number }
+>;
+/** Threads of a workgroup, and workgroups that a kv head's query heads are divided among. */
+type AttendConstants = Readonly<{ WORKGROUP: number; SHARES: number }>;
+
+/** One kind's constants. */
+export interface Defaults {
+  /** Where they come from: ends the reason of whatever uses them. */
+  source: string;
+  gemv: {
+    /** Matrices of very many rows: the LM head. */
+    tall: GemvConstants;
+    /** Gate and up projections. */
+    gated: GemvConstants;
+    /** Few and short rows: workgroups are scarce. */
+    narrow: GemvConstants;
+    other: GemvConstants;
+  };
+  gemm: {
+    /** Up to 32 rows. */
+    few: TileConstants;
+    /** Products in f16, more than 64 rows. */
+    half: TileConstants;
+    /** Products in f32, many tiles. */
+    large: TileConstants;
+    other: TileConstants;
+  };
+  attendDecode: { short: AttendConstants; long: AttendConstants };
+}
+
+const NVIDIA: Defaults = {
+  source: "NVIDIA's defaults, measured on an H200",
+  gemv: {
+    tall: { WORKGROUP: 256, ROWS: 2, STEPS: 2 },
+    gated: { WORKGROUP: 128, ROWS: 4, STEPS: 4 },
+    narrow: { WORKGROUP: 256, ROWS: 1, STEPS: 4 },
+    other: { WORKGROUP: 128, ROWS: 2, STEPS: 12 },
+  },
+  gemm: {
+    few: { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
+    half: { BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 },
+    large: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
+    other: { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 },
+  },
+  attendDecode: {
+    short: { WORKGROUP: 512, SHARES: 2 },
+    long: { WORKGROUP: 256, SHARES: 1 },
+  },
+};
+
+/** Small workgroups of attention, where threads may be few or subgroups narrow. */
+const NARROW: Defaults["attendDecode"] = {
+  short: { WORKGROUP: 128, SHARES: 1 },
+  long: { WORKGROUP: 128, SHARES: 1 },
+};
+
+const AMD: Defaults = {
+  ...NVIDIA,
+  source: "AMD's defaults, not measured: as on NVIDIA",
+};
+
+// Deno counts on an Intel GPU's smallest subgroups (8 lanes), so threads are many already.
+const INTEL: Defaults = {
+  ...NVIDIA,
+  source: "Intel's defaults, not measured",
+  attendDecode: NARROW,
+};
+
+const APPLE: Defaults = {
+  ...NVIDIA,
+  source: "Apple's defaults, not measured: as on NVIDIA",
+};
+
+// Emulated threads cost more at each barrier than wide tiles and rows do.
+const SOFTWARE: Defaults = {
+  source: "defaults for threads emulated on a CPU, measured on llvmpipe",
+  gemv: {
+    tall: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
+    gated: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
+    narrow: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
+    other: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
+  },
+  gemm: {
+    few: { BM: 32, BN: 64, BK: 16, TM: 8, TN: 8 },
+    half: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
+    large: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
+    other: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
+  },
+  attendDecode: NARROW,
+};
+
+const ROWS: Readonly<Record<AdapterClass, Defaults>> = {
+  NVIDIA,
+  AMD,
+  Intel: INTEL,
+  Apple: APPLE,
+  software: SOFTWARE,
+  other: {
+    ...NVIDIA,
+    source: "defaults for an adapter of unknown make, not measured",
+    attendDecode: NARROW,
+  },
+};
+
+/** The row for an adapter; one that does not say what it is counts as `other`. */
+export function defaultsFor(
+  { adapterClass = "other" }: { adapterClass?: AdapterClass },
+): Defaults {
+  return ROWS[adapterClass];
+}
+
+/** The tile of a product by its size: large where there is enough work to fill a GPU. */
+export function tileFor(
+  m: number,
+  n: number,
+  { gemm }: Defaults,
+  half = false,
+): TileConstants {
+  if (m <= 32) return gemm.few;
+  if (half && m > 64) return gemm.half;
+  return m >= 256 && m * n >= 1 << 21 ? gemm.large : gemm.other;
+}
+
+// PCI vendor ids, and those that Mesa's software renderers and Metal give instead.
+const VENDORS: Readonly<Record<number, AdapterClass>> = {
+  0x10de: "NVIDIA",
+  0x1002: "AMD",
+  0x1022: "AMD",
+  0x8086: "Intel",
+  0x106b: "Apple",
+  0x10005: "software",
+};
+const NAMES: [RegExp, AdapterClass][] = [
+  [/nvidia|geforce|quadro|tesla/i, "NVIDIA"],
+  [/\bamd\b|radeon|radv/i, "AMD"],
+  [/intel/i, "Intel"],
+  [/apple/i, "Apple"],
+];
+
+/**
+ * What kind an adapter is, by its vendor (a PCI id in Deno, a name elsewhere) or else
+ * by what it calls itself.
+ */
+export function adapterClass(
+  { vendor, description }: Pick<GPUAdapterInfo, "vendor" | "description">,
+  software: boolean,
+): AdapterClass {
+  if (software) return "software";
+  const known = VENDORS[Number(vendor)];
+  if (known) return known;
+  const named = NAMES.find(([name]) => name.test(`${vendor} ${description}`));
+  return named?.[1] ?? "other";
+}
