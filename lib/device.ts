@@ -110,7 +110,20 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
         why || "the adapter names no subgroup size"
       }`,
   });
-  const gpu = new Gpu(adapter, device, { subgroupSize, timestamps, choices });
+  // Other versions may panic where this one has the bytes, so it is not tried there.
+  const readsAtOnce = options.gpu === undefined &&
+    Deno.version.deno === READS_AT_ONCE;
+  choices.push({
+    what: "readback",
+    value: readsAtOnce ? "at once" : "when mapAsync settles",
+    reason: readsAtOnce
+      ? `Deno ${READS_AT_ONCE} has a buffer mapped when mapAsync returns, 10 ms before its promise settles`
+      : options.gpu === undefined
+      ? `Deno ${Deno.version.deno} was not tested for more, ${READS_AT_ONCE} was`
+      : "another WebGPU than Deno's own",
+  });
+  const found = { subgroupSize, timestamps, readsAtOnce, choices };
+  const gpu = new Gpu(adapter, device, found);
   choices.push({
     what: "kernel constants",
     value: `defaults for ${gpu.adapterClass}`,
@@ -118,6 +131,9 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
   });
   return gpu;
 }
+
+/** The Deno whose buffers were found mapped when `mapAsync` returns. */
+const READS_AT_ONCE = "2.9.6";
 
 const LIMITS = [
   "maxBufferSize",

@@ -15,6 +15,7 @@ import { GpuKvCache } from "./kv_cache.ts";
 import { GpuOps } from "./ops_gpu.ts";
 import { Plan } from "./plan.ts";
 import { forward, type Weights } from "./qwen3.ts";
+import { OVERFLOW, type ReadWatcher, RingReader } from "./ring_reader.ts";
 import type { Runner } from "./runner.ts";
 import { addSampling, type SamplerState } from "./sampler.ts";
 import { markSeen, type Sampling } from "./sampling.ts";
@@ -25,14 +26,20 @@ import { type LoadOptions, loadWeights, type WeightStore } from "./weights.ts";
 export const PREFILL_ROWS = 2048;
 /** Steps whose tokens the device keeps until they are read. */
 const RING = 256;
-/** Steps submitted between two readbacks: few at first, so that text appears at once. */
-const FIRST_CHUNK = 4;
-const LARGEST_CHUNK = 64;
+/**
+ * Steps submitted between two readbacks: few at first, so that text appears at once,
+ * and fewer altogether where a readback does not sleep. Each chunk is encoded while
+ * the one before it runs, in about two thirds of its time.
+ */
+const CHUNKS = {
+  atOnce: { first: 1, largest: 16 },
+  sleeping: { first: 4, largest: 64 },
+};
 const CHUNK_GROWTH = 1.5;
+/** Readbacks whose promises Deno still sleeps on while others go out. */
+const READBACKS = 8;
 /** Recorded passes that are kept; each length of prompt needs its own. */
 const MOST_PASSES = 8;
-/** In place of tokens: the cache could not hold a value. */
-const OVERFLOW: readonly number[] = [];
 /** A chunk that takes longer is not made larger: text should flow. */
 const LONG_CHUNK_MS = 150;
 
@@ -45,7 +52,7 @@ export interface GpuRunnerOptions extends LoadOptions {
 }
 
 /** Told what a decode loop does, by whoever measures it; times are `performance.now()`. */
-export interface LoopWatcher {
+export interface LoopWatcher extends ReadWatcher {
   /** Steps between two readbacks, always, instead of more and more. */
   chunk?: number;
   /** Where the pass of the next `steps` steps writes its timestamps. */
@@ -63,6 +70,7 @@ export class GpuRunner implements Runner {
   /** Set to watch the decode loop. */
   watcher?: LoopWatcher;
   readonly #ops: GpuOps;
+  readonly #reader: RingReader;
   #cache: GpuKvCache;
   #passes = new Map<string, Pass>();
   readonly #state: SamplerState;
@@ -85,6 +93,7 @@ export class GpuRunner implements Runner {
       seen: u32("seen", 1, Math.ceil(config.vocabSize / 32)),
       step: u32("step", 1),
     };
+    this.#reader = new RingReader(gpu, this.#state.ring);
   }
 
   /** Loads the weights of `checkpoint` onto `gpu`. */
@@ -97,7 +106,9 @@ export class GpuRunner implements Runner {
     // Only hardware is faster in f16; the widest weight tells how far rows may reach.
     if (options.f16Products) await measureLargest(gpu, weights);
     gpu.check();
-    return new GpuRunner(gpu, checkpoint.config, weights, options);
+    const runner = new GpuRunner(gpu, checkpoint.config, weights, options);
+    await runner.#reader.prepare(READBACKS);
+    return runner;
   }
 
   async logits(
@@ -161,7 +172,7 @@ export class GpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
   ): AsyncGenerator<readonly number[], void> {
-    const { gpu } = this, { device } = gpu, { ring } = this.#state;
+    const { gpu } = this, { device } = gpu;
     const seen = new Uint32Array(Math.ceil(this.config.vocabSize / 32));
     markSeen(seen, tokens);
     gpu.write(this.#state.seen, 0, seen);
@@ -178,9 +189,9 @@ export class GpuRunner implements Runner {
     using _next = addSampling(sample, decode.logits, sampling, this.#state);
     sample.seal();
 
-    const { watcher } = this;
-    using reader = new RingReader(gpu, ring, this.#cache.flags, watcher);
-    device.queue.submit([reader.copy(device.createCommandEncoder())]);
+    const { watcher } = this, reader = this.#reader, { flags } = this.#cache;
+    reader.drop();
+    device.queue.submit([reader.copy(device.createCommandEncoder(), flags)]);
     // The host knows each step's length without asking the device.
     let length = tokens.length, submitted = 1, delivered = 0;
     const encode = (steps: number) => {
@@ -194,7 +205,7 @@ export class GpuRunner implements Runner {
       }
       pass.end();
       submitted += steps;
-      const commands = reader.copy(encoder);
+      const commands = reader.copy(encoder, flags);
       watcher?.did("encode", began);
       return commands;
     };
@@ -203,23 +214,25 @@ export class GpuRunner implements Runner {
       device.queue.submit([commands]);
       watcher?.did("submit", began);
     };
-    let size = watcher?.chunk ?? FIRST_CHUNK, quick = true;
+    const { first, largest } = CHUNKS[gpu.readsAtOnce ? "atOnce" : "sleeping"];
+    let size = watcher?.chunk ?? first, quick = true;
     /** The next chunk, if more tokens are wanted; each is longer than the last. */
     const following = () => {
       const steps = Math.min(Math.floor(size), maxTokens - submitted);
       if (steps <= 0) return undefined;
       if (quick && !watcher?.chunk) {
-        size = Math.min(LARGEST_CHUNK, size * CHUNK_GROWTH);
+        size = Math.min(largest, size * CHUNK_GROWTH);
       }
       return { steps, commands: encode(steps) };
     };
     let next = following();
     for (let steps = 1; steps > 0;) {
       const began = performance.now();
-      // Deno's mapAsync blocks until the submitted work is done, then sleeps 10 ms. So
-      // the next chunk goes out right after it, and the one after that is encoded
-      // while the device works and Deno sleeps.
-      const arriving = reader.read(step + delivered, step + delivered + steps);
+      // Reading blocks until the submitted work is done (and Deno may sleep 10 ms
+      // then). So the next chunk goes out right after it, and the one after that is
+      // encoded while the device works.
+      const from = step + delivered;
+      const arriving = reader.read(from, from + steps, watcher);
       if (next) submit(next.commands);
       const after = next && following();
       const ids = await arriving;
@@ -336,60 +349,6 @@ export interface Pass {
   plan: Plan;
   input: Tensor;
   logits: Tensor;
-}
-
-/** Reads the ring of tokens (and the cache's flags) without stopping the device for long. */
-class RingReader implements Disposable {
-  #free: GPUBuffer[] = [];
-  #filled: GPUBuffer[] = [];
-
-  constructor(
-    readonly gpu: Gpu,
-    readonly ring: Tensor,
-    readonly flags: Tensor,
-    readonly watcher?: LoopWatcher,
-  ) {}
-
-  /** Ends `encoder` with a copy of the ring as it is then. */
-  copy(encoder: GPUCommandEncoder): GPUCommandBuffer {
-    const staging = this.#free.pop() ?? this.gpu.device.createBuffer({
-      size: 4 * (RING + 4),
-      usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
-    });
-    encoder.copyBufferToBuffer(this.ring.part.buffer, 0, staging, 0, 4 * RING);
-    encoder.copyBufferToBuffer(
-      this.flags.part.buffer,
-      0,
-      staging,
-      4 * RING,
-      16,
-    );
-    this.#filled.push(staging);
-    return encoder.finish();
-  }
-
-  /** Tokens of steps `from … to` of the oldest copy, or {@linkcode OVERFLOW}. */
-  async read(from: number, to: number): Promise<readonly number[]> {
-    const staging = this.#filled.shift()!;
-    const began = performance.now();
-    const mapping = await this.gpu.map(staging);
-    this.watcher?.did("wait", began);
-    const mapped = performance.now();
-    const words = new Uint32Array(mapping);
-    const ids = Array.from(
-      { length: to - from },
-      (_, i) => words[(from + i) % RING],
-    );
-    const overflow = words[RING] !== 0;
-    staging.unmap();
-    this.#free.push(staging);
-    this.watcher?.did("readback", mapped);
-    return overflow ? OVERFLOW : ids;
-  }
-
-  [Symbol.dispose](): void {
-    for (const buffer of [...this.#free, ...this.#filled]) buffer.destroy();
-  }
 }
 
 /** Measures the largest absolute value of every Linear weight and head norm, with one readback. */

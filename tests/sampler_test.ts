@@ -274,6 +274,7 @@ gpuTest("sampling without subgroups is the same", async (gpu) => {
   const plain = new Gpu(gpu.adapter, gpu.device, {
     subgroupSize: 0,
     timestamps: false,
+    readsAtOnce: false,
     choices: [],
   });
   for (const options of [{ temperature: 0 }, {}, { topK: 20, topP: 0.9 }]) {
