@@ -204,7 +204,7 @@ export interface DecodeAttentionChoice {
 export const MOST_SPLITS = 64;
 
 /** From here on a context is long: reading keys once matters more than many threads. */
-const LONG_CONTEXT = 1024;
+export const LONG_CONTEXT = 1024;
 
 /** Chooses how a decode step's attention is laid out, for short contexts and for long ones. */
 export function chooseDecodeAttention(

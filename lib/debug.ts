@@ -12,6 +12,7 @@ import type { KvCache, Ops } from "./ops.ts";
 import { GpuOps } from "./ops_gpu.ts";
 import { Plan } from "./plan.ts";
 import { forward, type Weights } from "./qwen3.ts";
+import { differenceText, rowDifference } from "./row_difference.ts";
 import type { Runner } from "./runner.ts";
 import { CpuRunner } from "./runner_cpu.ts";
 import { GpuRunner, type GpuRunnerOptions } from "./runner_gpu.ts";
@@ -222,31 +223,19 @@ export class DebugRunner implements Runner {
     return last;
   }
 
-  /** Rows are off by a small share of their root mean square at most. */
   #compare(
     name: string,
     actual: Float32Array,
     expected: Float32Array,
     shape: readonly number[],
   ): void {
-    const { f16Products, cacheDtype } = this.options, width = shape[1];
+    const { f16Products, cacheDtype } = this.options;
     const half = f16Products || cacheDtype === "f16" && /attend/.test(name);
-    for (let begin = 0; begin < expected.length; begin += width) {
-      const row = expected.subarray(begin, begin + width);
-      const squares = row.reduce((sum, v) => sum + v * v, 0);
-      const allowed = (half ? 2e-2 : 1e-4) * Math.sqrt(squares / width) + 1e-6;
-      const at = row.findIndex((v, i) =>
-        !(Math.abs(actual[begin + i] - v) <= allowed + 1e-4 * Math.abs(v))
-      );
-      if (at < 0) continue;
-      throw new Error(
-        `Cannot trust ${this.gpu.gpu.name}: ${name} differs from the CPU at [${
-          begin / width
-        }, ${at}]: ${actual[begin + at]} on the GPU, ${
-          row[at]
-        } on the CPU, at most ${allowed.toExponential(1)} apart are allowed`,
-      );
-    }
+    const found = rowDifference(actual, expected, shape[1], half);
+    if (!found) return;
+    throw new Error(
+      `Cannot trust ${this.gpu.gpu.name}: ${name} ${differenceText(found)}`,
+    );
   }
 
   [Symbol.dispose](): void {

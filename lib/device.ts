@@ -129,6 +129,9 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
     value: `defaults for ${gpu.adapterClass}`,
     reason: defaultsFor(gpu).source,
   });
+  // Imported late: the kernels whose text it looks at import this module.
+  const { loadTuning } = await import("./tuning.ts");
+  choices.push(await loadTuning(gpu));
   return gpu;
 }
 

@@ -4,6 +4,7 @@
  * @module
  */
 import type { LinearShape } from "./choose.ts";
+import type { Dtype } from "./ops.ts";
 
 /** Rows of a prompt by class: what is tuned for one number serves its neighbours. */
 export const ROW_CLASSES: readonly number[] = [32, 64, 256, 512];
@@ -28,4 +29,57 @@ export function attendKey(
   group: number,
 ): string {
   return `attendDecode ${what} ${headDim} ${group}`;
+}
+
+/** Kernels that can be tuned. */
+export const TUNED_KERNELS = ["gemv", "gemm", "attendDecode"] as const;
+
+/** One of {@linkcode TUNED_KERNELS}. */
+export type TunedKernel = typeof TUNED_KERNELS[number];
+
+/** What a key is for. */
+export type TuningTarget =
+  | {
+    kernel: "gemv" | "gemm";
+    dtype: Exclude<Dtype, "u32">;
+    swiglu: boolean;
+    half: boolean;
+    /** Rows: of a gemv exactly, of a gemm at most. */
+    m: number;
+    n: number;
+    k: number;
+  }
+  | {
+    kernel: "attendDecode";
+    what: "short" | "long";
+    headDim: number;
+    group: number;
+  };
+
+/** What a key is for; undefined where it is not one. */
+export function parseKey(key: string): TuningTarget | undefined {
+  const linear =
+    /^(gemv|gemm) (f32|f16|bf16)( swiglu)?( half)? (\d+) (\d+) (\d+)$/.exec(
+      key,
+    );
+  if (linear) {
+    const [, kernel, dtype, swiglu, half, ...sizes] = linear;
+    const [m, n, k] = sizes.map(Number);
+    return {
+      kernel: kernel as "gemv",
+      dtype: dtype as "f32",
+      swiglu: swiglu !== undefined,
+      half: half !== undefined,
+      ...{ m, n, k },
+    };
+  }
+  const attend = /^attendDecode (short|long) (\d+) (\d+)$/.exec(key);
+  if (!attend) return undefined;
+  const [, what, headDim, group] = attend;
+  return {
+    kernel: "attendDecode",
+    what: what as "short",
+    headDim: Number(headDim),
+    group: Number(group),
+  };
 }

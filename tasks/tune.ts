@@ -1,0 +1,114 @@
+/**
+ * Find the constants of the kernels that are best on this adapter, and keep them for
+ * every later run: a file in the cache directory (QWEN3_TUNING_DIR names another).
+ *
+ *   deno task tune --model Qwen/Qwen3-0.6B
+ *   deno task tune --kernels gemv,attendDecode --budget-seconds 60
+ *
+ * Each candidate is checked against the CPU, then timed in the passes of the model by
+ * the GPU's clock, all of them taking turns. One that beats the default by more than
+ * the spread of the rounds is stored; one that computes wrongly never is, and makes
+ * the exit code 1. stdout is for a program: `--json` prints one line, a `TuneReport` of
+ * lib/tune.ts, where every field is described.
+ */
+import { DEFAULT_MODEL } from "../lib/model.ts";
+import { candidateText, type CaseReport, tune } from "../lib/tune.ts";
+import { TUNED_KERNELS, type TunedKernel } from "../lib/tuning_key.ts";
+import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
+
+const FLAGS: FlagTable = {
+  "model": [
+    "text",
+    "directory, URL, owner/name[@revision] or synthetic:qwen3-0.6b; default: the embedded story model",
+  ],
+  "kernels": [
+    "text",
+    `tune only these, of ${TUNED_KERNELS.join(", ")}; a list with commas`,
+  ],
+  "budget-seconds": ["number", "how long it may take; 180 by default"],
+  "dry-run": ["switch", "store nothing"],
+  "json": ["switch", "the report as one line of JSON on stdout"],
+  "help": ["switch", "this text"],
+};
+
+await runTask(async () => {
+  const flags = readFlags(Deno.args, FLAGS);
+  if (flags.on("help")) {
+    console.log(helpText("deno task tune [flags]", FLAGS));
+    return 0;
+  }
+  if (flags.words.length) {
+    throw new Error(
+      `Cannot tune: ${
+        flags.words[0]
+      } is not a flag, all there is to say is said by flags`,
+    );
+  }
+  const list = flags.text("kernels");
+  const interrupted = new AbortController();
+  Deno.addSignalListener("SIGINT", () => {
+    interrupted.abort(new Error("Interrupted: what was decided is stored"));
+  });
+  const report = await tune(flags.text("model") ?? DEFAULT_MODEL, {
+    kernels: list === undefined ? undefined : parseKernels(list),
+    budgetSeconds: flags.number("budget-seconds"),
+    dryRun: flags.on("dry-run"),
+    onProgress: (what) => console.error(`${what} …`),
+    onCase: (found) => console.error(caseText(found)),
+    signal: interrupted.signal,
+  });
+  for (const note of report.notes) console.error(`! ${note}`);
+  for (const { key, constants, problem } of report.wrong) {
+    console.error(
+      `✗ ${key} is WRONG with ${candidateText(constants)}: ${problem}`,
+    );
+  }
+  const { winners, cases, file, seconds, adapter } = report;
+  console.error(
+    `${winners} of ${cases.length} shapes are faster tuned on ${adapter} (${
+      seconds.toFixed(0)
+    } s); ${file ? `stored in ${file}` : "nothing was stored (--dry-run)"}`,
+  );
+  if (flags.on("json")) console.log(JSON.stringify(report));
+  return report.wrong.length ? 1 : 0;
+});
+
+function parseKernels(list: string): TunedKernel[] {
+  const names = list.split(",").map((name) => name.trim()).filter(Boolean);
+  const known: readonly string[] = TUNED_KERNELS;
+  const unknown = names.find((name) => !known.includes(name));
+  if (unknown !== undefined || names.length === 0) {
+    throw new Error(
+      `Cannot tune: ${
+        unknown === undefined
+          ? "the list of kernels is empty"
+          : `${unknown} is unknown`
+      }, must be of ${known.join(", ")}`,
+    );
+  }
+  return names as TunedKernel[];
+}
+
+/** A case in a few lines: default, winner, gain and spread, candidates. */
+function caseText(found: CaseReport): string {
+  const { gain, spread, defaultMs, bestMs, winner } = found;
+  const percent = (share: number) => `${(100 * share).toFixed(1)}%`;
+  const lines = [`  default ${candidateText(found.default)}`];
+  if (winner) lines.push(`  winner  ${candidateText(winner)}`);
+  if (gain !== undefined) {
+    lines.push(
+      `  gain    ${percent(gain)} of a pass, spread ${percent(spread!)} (${
+        defaultMs!.toPrecision(3)
+      } → ${bestMs!.toPrecision(3)} ms)`,
+    );
+  }
+  const counts = (["invalid", "refused", "wrong", "untried"] as const)
+    .filter((name) => found[name])
+    .map((name) => `${found[name]} ${name}`);
+  lines.push(
+    `  ${found.outcome}: ${
+      [`${found.timed} candidates timed`, ...counts].join(", ")
+    }`,
+  );
+  return lines.join("\n");
+}
