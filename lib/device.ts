@@ -3,10 +3,11 @@
  *
  * @module
  */
+import { BYTES, elements } from "./cpu_dtype.ts";
 import { type AdapterClass, adapterClass, defaultsFor } from "./defaults.ts";
 import type { Dtype } from "./ops.ts";
 import type { Constants } from "./unroll.ts";
-import { byteSize, count, Tensor, type TensorPart } from "./tensor.ts";
+import { Tensor, type TensorPart } from "./tensor.ts";
 
 /** Something that was decided, and why. */
 export interface Choice {
@@ -261,7 +262,7 @@ export class Gpu implements Disposable {
     label = "tensor",
     split?: "rows" | "pairs",
   ): Tensor {
-    const bytes = count(shape) * byteSize(dtype);
+    const bytes = elements(shape) * BYTES[dtype];
     const rows = shape[0] ?? 1, rowBytes = bytes / rows;
     const limit = this.limits.maxStorageBufferBindingSize;
     if (bytes <= limit) {
@@ -314,7 +315,7 @@ export class Gpu implements Disposable {
     data: ArrayBufferView<ArrayBuffer>,
   ): void {
     const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-    const rowBytes = count(tensor.shape) * byteSize(tensor.dtype) /
+    const rowBytes = elements(tensor.shape) * BYTES[tensor.dtype] /
       (tensor.shape[0] ?? 1);
     for (const run of tensor.runs) {
       const from = run.begin * rowBytes;

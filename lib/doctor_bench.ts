@@ -4,12 +4,12 @@
  *
  * @module
  */
-import type { CpuTensor } from "./cpu_dtype.ts";
+import { type CpuTensor, elements } from "./cpu_dtype.ts";
 import type { Gpu } from "./device.ts";
 import type { Expected, Random } from "./doctor_reference.ts";
 import type { Kernel, Operands } from "./kernel.ts";
 import { type AddOptions, Plan } from "./plan.ts";
-import { count, type Tensor } from "./tensor.ts";
+import type { Tensor } from "./tensor.ts";
 
 /** One result of a kernel beside what it should be. */
 export interface Trial {
@@ -49,7 +49,7 @@ export class Bench implements Disposable {
 
   /** Room for a result, full of `value`: NaN shows wherever it was left. */
   room(shape: readonly number[], value = NaN): Tensor {
-    const data = new Float32Array(count(shape)).fill(value);
+    const data = new Float32Array(elements(shape)).fill(value);
     return this.upload({ dtype: "f32", shape, data });
   }
 

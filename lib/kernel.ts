@@ -5,9 +5,9 @@
  *
  * @module
  */
+import { BYTES, elements } from "./cpu_dtype.ts";
 import { DeviceError, type Gpu } from "./device.ts";
 import type { Tensor, TensorPart } from "./tensor.ts";
-import { byteSize, count } from "./tensor.ts";
 import { type Constants, unroll } from "./unroll.ts";
 import {
   accessors,
@@ -128,7 +128,7 @@ export function prepare(
     resource: {
       buffer: part.buffer,
       offset: part.offset,
-      size: Math.max(16, Math.ceil(count(shape) * byteSize(dtype) / 16) * 16),
+      size: Math.max(16, Math.ceil(elements(shape) * BYTES[dtype] / 16) * 16),
     },
   }));
   return { kernel, ...compiled, entries, uniforms, dims, constants, grid };

@@ -5,10 +5,10 @@
  * @module
  */
 import type { Qwen3Config } from "./config.ts";
+import { BYTES } from "./cpu_dtype.ts";
 import type { Dtype } from "./ops.ts";
 import type { Dispatch } from "./plan.ts";
 import type { Operation } from "./profile_report.ts";
-import { byteSize } from "./tensor.ts";
 
 /** What a dispatch's costs depend on beside itself. */
 export interface CostContext {
@@ -45,7 +45,7 @@ const LINEAR = new Set(["gemv", "gemm"]);
 export function costsOf(dispatch: Costed, context: CostContext): Cost[] {
   const { kernel, label, dims, constants } = dispatch;
   const role = label.replace(/^layers\.\d+\./, "");
-  const size = (buffer: string) => byteSize(dtypeOf(dispatch, buffer));
+  const size = (buffer: string) => BYTES[dtypeOf(dispatch, buffer)];
   const { m = context.sequences * context.tokens, n = 0, k = 0 } = dims;
   const whole = (
     cost: Partial<Cost> & Pick<Cost, "name" | "group">,
@@ -143,7 +143,7 @@ function attention(dispatch: Costed, context: CostContext): Cost[] {
   const flops = 2 * sequences * heads * headDim * causalPairs(tokens, length);
   const dtype = dtypeOf(dispatch, "k");
   const cached = sequences * numKeyValueHeads * keys * headDim *
-    byteSize(dtype);
+    BYTES[dtype];
   const rows = 4 * sequences * tokens * heads * headDim;
   const shape = (q: number[], k: number[]) =>
     `[${q.join(", ")}] × [${k.join(", ")}]`;
@@ -178,7 +178,7 @@ function rope(
 ): Partial<Cost> & Pick<Cost, "name" | "group"> {
   const { numAttentionHeads: heads, numKeyValueHeads: kv, headDim } = config;
   const rows = sequences * tokens;
-  const cached = byteSize(dtypeOf(dispatch, "k"));
+  const cached = BYTES[dtypeOf(dispatch, "k")];
   return {
     name: "q_norm, k_norm, rope",
     group: "norm",

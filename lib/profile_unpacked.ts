@@ -6,7 +6,7 @@
  * @module
  */
 import { RopeTable } from "./cpu_rope.ts";
-import { unpack } from "./cpu_dtype.ts";
+import { BYTES, unpack } from "./cpu_dtype.ts";
 import type { Gpu } from "./device.ts";
 import { batchedGemm, gemm } from "./matmul.ts";
 import { type CpuKvCache, type CpuTensor, normalize } from "./ops_cpu.ts";
@@ -30,7 +30,7 @@ import type { Coverage } from "./profile_report.ts";
 import type { Layer } from "./qwen3.ts";
 import type { Fallback } from "./runner.ts";
 import type { CpuRunner } from "./runner_cpu.ts";
-import { byteSize, type Tensor } from "./tensor.ts";
+import type { Tensor } from "./tensor.ts";
 
 /** A model of separate products. Dispose it to free the weights that it put on the GPU. */
 export class UnpackedModel implements Disposable {
@@ -148,7 +148,7 @@ export class UnpackedModel implements Disposable {
         const out = tensor([m, n], new Float32Array(m * n));
         return f32(ops.matmulAdd(tensor([m, k], x), w, out));
       },
-    }, n * k * byteSize(w.dtype));
+    }, n * k * BYTES[w.dtype]);
   }
 
   async #attention(

@@ -5,17 +5,7 @@
  */
 import type { Gpu } from "./device.ts";
 import type { Dtype } from "./ops.ts";
-import { f16ToF32 } from "./cpu_dtype.ts";
-
-/** Bytes of one element. */
-export function byteSize(dtype: Dtype): number {
-  return dtype === "f16" || dtype === "bf16" ? 2 : 4;
-}
-
-/** Elements in a shape. */
-export function count(shape: readonly number[]): number {
-  return shape.reduce((a, b) => a * b, 1);
-}
+import { BYTES, elements, f16ToF32 } from "./cpu_dtype.ts";
 
 /** Rows of a tensor that lie in one buffer. */
 export interface TensorPart {
@@ -60,11 +50,11 @@ export class Tensor implements Disposable {
 
   /** The same memory under another shape of as many elements. */
   view(...shape: number[]): Tensor {
-    if (count(shape) !== count(this.shape)) {
+    if (elements(shape) !== elements(this.shape)) {
       throw new Error(
         `Cannot view [${this.shape.join(", ")}] as [${shape.join(", ")}]: ${
-          count(this.shape)
-        } elements are not ${count(shape)}`,
+          elements(this.shape)
+        } elements are not ${elements(shape)}`,
       );
     }
     const { buffer, offset } = this.part;
@@ -90,16 +80,16 @@ export class Tensor implements Disposable {
 
   /** The elements as f32, in row order. Waits for the GPU (10 ms at least in Deno). */
   async read(): Promise<Float32Array> {
-    const out = new Float32Array(count(this.shape));
+    const out = new Float32Array(elements(this.shape));
     const row = out.length / (this.shape[0] ?? 1);
     for (const run of this.runs) {
-      const elements = this.runs.length === 1 ? out.length : run.rows * row;
+      const size = this.runs.length === 1 ? out.length : run.rows * row;
       const bytes = await this.gpu.readBuffer(
         run.buffer,
         run.offset,
-        elements * byteSize(this.dtype),
+        size * BYTES[this.dtype],
       );
-      out.set(decode(bytes, this.dtype, elements), run.begin * row);
+      out.set(decode(bytes, this.dtype, size), run.begin * row);
     }
     return out;
   }
@@ -113,11 +103,11 @@ export class Tensor implements Disposable {
 function decode(
   bytes: ArrayBuffer,
   dtype: Dtype,
-  elements: number,
+  size: number,
 ): ArrayLike<number> {
-  if (dtype === "f32") return new Float32Array(bytes, 0, elements);
-  if (dtype === "u32") return new Uint32Array(bytes, 0, elements);
-  const bits = new Uint16Array(bytes, 0, elements);
+  if (dtype === "f32") return new Float32Array(bytes, 0, size);
+  if (dtype === "u32") return new Uint32Array(bytes, 0, size);
+  const bits = new Uint16Array(bytes, 0, size);
   if (dtype === "f16") return Float32Array.from(bits, f16ToF32);
   return new Float32Array(Uint32Array.from(bits, (b) => b << 16).buffer);
 }

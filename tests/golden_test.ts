@@ -5,8 +5,8 @@
  * cost too much are left out unless QWEN3_ALL_LENGTHS=1 asks for all of them.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
+import { elements } from "../lib/cpu_dtype.ts";
 import { tensorShapes } from "../lib/synthetic.ts";
-import { count } from "../lib/tensor.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import {
   assertGreedy,
@@ -170,6 +170,6 @@ async function check(
 /** Weights that one token is multiplied with. */
 function weightCount({ config }: Qwen3): number {
   let sum = 0;
-  for (const shape of tensorShapes(config).values()) sum += count(shape);
+  for (const shape of tensorShapes(config).values()) sum += elements(shape);
   return sum;
 }

@@ -1,10 +1,10 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { chooseMatmul, type MatmulChoice } from "../lib/choose.ts";
-import { toF32 } from "../lib/cpu_dtype.ts";
+import { elements, toF32 } from "../lib/cpu_dtype.ts";
 import { openDevice } from "../lib/device.ts";
 import { batchedGemm, gemm, gemv, matmul } from "../lib/matmul.ts";
 import type { Dtype } from "../lib/ops.ts";
-import { count, type Tensor } from "../lib/tensor.ts";
+import type { Tensor } from "../lib/tensor.ts";
 import { gpuTest, type Trial } from "./gpu.ts";
 import { assertSums, type Expected, linear, transpose } from "./reference.ts";
 
@@ -105,7 +105,7 @@ gpuTest(
   async (_, trial) => {
     for (const product of PRODUCTS) {
       // The large ones once, the others in every type.
-      const large = count(product.b) > 1e5 || count(product.a) > 1e5;
+      const large = elements(product.b) > 1e5 || elements(product.a) > 1e5;
       for (const dtypes of large ? DTYPES.slice(0, 2) : DTYPES) {
         const { choices } = await multiply(trial, product, dtypes, matmul);
         assertEquals(choices.length, 1);
@@ -121,7 +121,7 @@ gpuTest(
   "gemm, batchedGemm and gemv take their own shapes",
   async (_, trial) => {
     for (const product of PRODUCTS) {
-      if (count(product.b) > 1e5 || count(product.a) > 1e5) continue;
+      if (elements(product.b) > 1e5 || elements(product.a) > 1e5) continue;
       const own =
         { gemm, batchedGemm, gemv, gemvColumns: gemv }[product.kernel!];
       await multiply(trial, product, ["f32", "f32"], own);

@@ -5,10 +5,9 @@ import {
   openCheckpoint,
   type TensorInfo,
 } from "../lib/checkpoint.ts";
-import { BYTES, f32ToBf16Bits } from "../lib/cpu_dtype.ts";
+import { BYTES, elements, f32ToBf16Bits } from "../lib/cpu_dtype.ts";
 import type { Dtype } from "../lib/ops.ts";
 import { syntheticCheckpoint, type SyntheticRule } from "../lib/synthetic.ts";
-import { count } from "../lib/tensor.ts";
 import { loadWeights, type WeightStore } from "../lib/weights.ts";
 
 const fixture = (name: string) =>
@@ -36,7 +35,7 @@ function memoryStore(): WeightStore<Stored> & {
       shape,
       label,
       split,
-      bytes: new Uint8Array(count(shape) * BYTES[dtype]),
+      bytes: new Uint8Array(elements(shape) * BYTES[dtype]),
     }),
     write(tensor, begin, bytes) {
       this.pieces.push(bytes.length);
