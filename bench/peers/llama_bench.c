@@ -1,0 +1,153 @@
+/*
+ * Times llama.cpp through its C API, one JSON line for each workload:
+ *
+ *   llama_bench MODEL.gguf LIBRARIES gpu|cpu RUNS WORKLOAD…
+ *
+ *   pp512      prefill of 512 tokens, from an empty cache
+ *   pp2048:1024  the same of 2,048, at most 1,024 in one graph (default 512)
+ *   tg@128     64 single tokens after a prompt of 128, one graph for each
+ *   tg@128x16  the same, 16 sequences together
+ *
+ * A first run of each is thrown away; then the median and the extremes of RUNS.
+ * Nothing is sampled: each graph ends with its logits on the host, as in llama-bench.
+ */
+#include "ggml-backend.h"
+#include "llama.h"
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { DECODED = 64, DEFAULT_UBATCH = 512, MOST_RUNS = 100 };
+
+struct workload {
+  bool decode;
+  int prompt, sequences, ubatch;
+};
+
+static double seconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+static void fail(const char *what, const char *which) {
+  fprintf(stderr, "error: Cannot %s: %s\n", what, which);
+  exit(1);
+}
+
+static void only_errors(enum ggml_log_level level, const char *text, void *user) {
+  (void)user;
+  if (level == GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
+}
+
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static struct workload parse(const char *word) {
+  struct workload w = {.sequences = 1, .ubatch = DEFAULT_UBATCH};
+  w.decode = strncmp(word, "tg@", 3) == 0;
+  const char *form = w.decode ? "tg@%dx%d" : "pp%d:%d";
+  int *second = w.decode ? &w.sequences : &w.ubatch;
+  if (sscanf(word, form, &w.prompt, second) < 1 || w.prompt < 1 || *second < 1)
+    fail("read a workload, must be ppN[:UBATCH] or tg@N[xSEQUENCES]", word);
+  return w;
+}
+
+/* One graph (or several of at most n_batch) with `count` tokens for each sequence. */
+static void decode(struct llama_context *context, struct llama_batch *batch,
+                   int vocab, int sequences, int first, int count) {
+  static unsigned token;
+  const int most = llama_n_batch(context) / sequences;
+  for (int done = 0; done < count; done += most) {
+    const int some = count - done < most ? count - done : most;
+    batch->n_tokens = 0;
+    for (int s = 0; s < sequences; s++)
+      for (int i = 0; i < some; i++) {
+        const int at = batch->n_tokens++;
+        batch->token[at] = (token += 7919) % vocab;
+        batch->pos[at] = first + done + i;
+        batch->n_seq_id[at] = 1;
+        batch->seq_id[at][0] = s;
+        batch->logits[at] = done + i == count - 1;
+      }
+    if (llama_decode(context, *batch) != 0) fail("run a graph", "llama_decode");
+  }
+  llama_synchronize(context);
+}
+
+/* Tokens per second of each run, sorted. */
+static void measure(struct llama_model *model, struct workload w, int runs,
+                    double *rates) {
+  const int vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+  const int cores = sysconf(_SC_NPROCESSORS_ONLN);
+  struct llama_context_params params = llama_context_default_params();
+  params.n_ctx = w.sequences * (w.prompt + (w.decode ? DECODED : 0));
+  params.n_batch = params.n_ctx < 2048 ? params.n_ctx : 2048;
+  params.n_ubatch = w.ubatch < (int)params.n_batch ? w.ubatch : (int)params.n_batch;
+  params.n_seq_max = w.sequences;
+  params.n_threads = params.n_threads_batch = cores;
+  params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+  struct llama_context *context = llama_init_from_model(model, params);
+  if (!context) fail("make a context", "llama_init_from_model");
+  llama_memory_t memory = llama_get_memory(context);
+  struct llama_batch batch = llama_batch_init(params.n_batch, 0, 1);
+  if (w.decode) decode(context, &batch, vocab, w.sequences, 0, w.prompt);
+  for (int run = -1; run < runs; run++) {
+    const int from = w.decode ? w.prompt : 0;
+    for (int s = 0; s < w.sequences; s++)
+      llama_memory_seq_rm(memory, s, from, -1);
+    const double began = seconds();
+    if (w.decode)
+      for (int i = 0; i < DECODED; i++)
+        decode(context, &batch, vocab, w.sequences, w.prompt + i, 1);
+    else
+      decode(context, &batch, vocab, 1, 0, w.prompt);
+    const double took = seconds() - began;
+    const int tokens = w.decode ? DECODED * w.sequences : w.prompt;
+    if (run >= 0) rates[run] = tokens / took;
+  }
+  qsort(rates, runs, sizeof *rates, by_value);
+  llama_batch_free(batch);
+  llama_free(context);
+}
+
+int main(int count, char **words) {
+  if (count < 6)
+    fail("start", "must be llama_bench MODEL LIBRARIES gpu|cpu RUNS WORKLOAD…");
+  const bool gpu = strcmp(words[3], "gpu") == 0;
+  const int runs = atoi(words[4]);
+  if (runs < 1 || runs > MOST_RUNS) fail("use this number of runs, must be 1 to 100", words[4]);
+  llama_log_set(only_errors, NULL);
+  ggml_backend_load_all_from_path(words[2]);
+  llama_backend_init();
+
+  ggml_backend_dev_t device = ggml_backend_dev_by_type(
+      gpu ? GGML_BACKEND_DEVICE_TYPE_GPU : GGML_BACKEND_DEVICE_TYPE_CPU);
+  if (!device && gpu) device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_IGPU);
+  if (!device) fail("find a device, llama.cpp has none of this kind", words[3]);
+  ggml_backend_dev_t devices[] = {gpu ? device : NULL, NULL};
+  struct llama_model_params params = llama_model_default_params();
+  params.devices = devices;
+  params.n_gpu_layers = gpu ? 999 : 0;
+  const double began = seconds();
+  struct llama_model *model = llama_model_load_from_file(words[1], params);
+  if (!model) fail("load", words[1]);
+  const double load = seconds() - began;
+
+  for (int i = 5; i < count; i++) {
+    double rates[MOST_RUNS];
+    measure(model, parse(words[i]), runs, rates);
+    printf("{\"workload\":\"%s\",\"tokensPerSecond\":%.1f,\"low\":%.1f,"
+           "\"high\":%.1f,\"runs\":%d,\"loadSeconds\":%.2f,\"device\":\"%s\"}\n",
+           words[i], rates[runs / 2], rates[0], rates[runs - 1], runs, load,
+           ggml_backend_dev_description(device));
+    fflush(stdout);
+  }
+  llama_model_free(model);
+  return 0;
+}

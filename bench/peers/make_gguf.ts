@@ -1,0 +1,183 @@
+/**
+ * Writes a checkpoint as a GGUF of f16 for llama.cpp: configuration and weights, no
+ * tokenizer. `synthetic:` models get the very weights that ours run with.
+ *
+ *   deno run -A bench/peers/make_gguf.ts synthetic:qwen3-0.6b /tmp/model.gguf
+ *
+ * The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+ */
+import { type Checkpoint, openCheckpoint } from "../../lib/checkpoint.ts";
+import type { Qwen3Config } from "../../lib/config.ts";
+import { bf16ToF32, f16ToF32, f32ToF16Bits } from "../../lib/cpu_dtype.ts";
+import { runTask } from "../../tasks/flags.ts";
+
+const ALIGNMENT = 32, CHUNK = 1 << 24;
+/** Codes of the format: kinds of values, and of tensors. */
+const U32 = 4, F32 = 6, BOOL = 7, TEXT = 8, TENSOR = { f32: 0, f16: 1 };
+
+/** Ours (transformers') to llama.cpp's. */
+const NAMES: [pattern: RegExp, name: string][] = [
+  [/^model\.embed_tokens/, "token_embd"],
+  [/^model\.norm/, "output_norm"],
+  [/^lm_head/, "output"],
+  [/^model\.layers\.(\d+)\.self_attn\.([qkv])_proj/, "blk.$1.attn_$2"],
+  [/^model\.layers\.(\d+)\.self_attn\.o_proj/, "blk.$1.attn_output"],
+  [/^model\.layers\.(\d+)\.self_attn\.([qk])_norm/, "blk.$1.attn_$2_norm"],
+  [/^model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj/, "blk.$1.ffn_$2"],
+  [/^model\.layers\.(\d+)\.input_layernorm/, "blk.$1.attn_norm"],
+  [/^model\.layers\.(\d+)\.post_attention_layernorm/, "blk.$1.ffn_norm"],
+];
+
+function peerName(name: string): string {
+  const [pattern, replacement] = NAMES.find(([pattern]) => pattern.test(name))!;
+  return name.replace(pattern, replacement);
+}
+
+type Value = [kind: number, value: number | string | boolean];
+
+function metadata(config: Qwen3Config): Record<string, Value> {
+  return {
+    "general.architecture": [TEXT, "qwen3"],
+    "general.alignment": [U32, ALIGNMENT],
+    "qwen3.block_count": [U32, config.numHiddenLayers],
+    "qwen3.context_length": [U32, config.maxPositionEmbeddings],
+    "qwen3.embedding_length": [U32, config.hiddenSize],
+    "qwen3.feed_forward_length": [U32, config.intermediateSize],
+    "qwen3.attention.head_count": [U32, config.numAttentionHeads],
+    "qwen3.attention.head_count_kv": [U32, config.numKeyValueHeads],
+    "qwen3.attention.key_length": [U32, config.headDim],
+    "qwen3.attention.value_length": [U32, config.headDim],
+    "qwen3.attention.layer_norm_rms_epsilon": [F32, config.rmsNormEps],
+    "qwen3.rope.freq_base": [F32, config.ropeTheta],
+    "qwen3.vocab_size": [U32, config.vocabSize],
+    "tokenizer.ggml.model": [TEXT, "none"],
+    "tokenizer.ggml.add_bos_token": [BOOL, false],
+  };
+}
+
+/** Little-endian numbers and texts, in order. */
+class Writer {
+  readonly #parts: Uint8Array[] = [];
+  number(bytes: number, write: (view: DataView) => void) {
+    const view = new DataView(new ArrayBuffer(bytes));
+    write(view);
+    this.#parts.push(new Uint8Array(view.buffer));
+  }
+  u32 = (value: number) => this.number(4, (v) => v.setUint32(0, value, true));
+  u64 = (value: number) =>
+    this.number(8, (v) => v.setBigUint64(0, BigInt(value), true));
+  text(value: string) {
+    const bytes = new TextEncoder().encode(value);
+    this.u64(bytes.length);
+    this.#parts.push(bytes);
+  }
+  value([kind, value]: Value) {
+    this.u32(kind);
+    if (kind === TEXT) this.text(String(value));
+    else if (kind === U32) this.u32(Number(value));
+    else if (kind === BOOL) this.number(1, (v) => v.setUint8(0, Number(value)));
+    else this.number(4, (v) => v.setFloat32(0, Number(value), true));
+  }
+  /** Everything, padded to the alignment. */
+  async bytes(): Promise<Uint8Array> {
+    const all = await new Blob(this.#parts as BlobPart[]).bytes();
+    const padded = new Uint8Array(aligned(all.length));
+    padded.set(all);
+    return padded;
+  }
+}
+
+const aligned = (bytes: number) => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
+
+/** Norms stay f32, as llama.cpp wants them. */
+const typeOf = (shape: readonly number[]) => shape.length > 1 ? "f16" : "f32";
+
+async function header({ config, tensors }: Checkpoint): Promise<Uint8Array> {
+  const writer = new Writer();
+  const entries = Object.entries(metadata(config));
+  writer.u32(0x46554747); // "GGUF"
+  writer.u32(3);
+  writer.u64(tensors.size);
+  writer.u64(entries.length);
+  for (const [key, value] of entries) {
+    writer.text(key);
+    writer.value(value);
+  }
+  let offset = 0;
+  for (const { name, shape } of tensors.values()) {
+    writer.text(peerName(name));
+    writer.u32(shape.length);
+    shape.toReversed().forEach(writer.u64); // the fastest dimension first
+    writer.u32(TENSOR[typeOf(shape)]);
+    writer.u64(offset);
+    const elements = shape.reduce((product, size) => product * size);
+    offset += aligned(elements * (typeOf(shape) === "f16" ? 2 : 4));
+  }
+  return await writer.bytes();
+}
+
+// Every bf16 as an f16: a look-up for each weight.
+const bf16AsF16 = Uint16Array.from(
+  { length: 1 << 16 },
+  (_, bits) => f32ToF16Bits(bf16ToF32(bits)),
+);
+
+/** Stored `bytes` as f16 bits or f32. */
+function converted(
+  bytes: Uint8Array<ArrayBuffer>,
+  from: "f32" | "f16" | "bf16",
+  to: "f32" | "f16",
+): Uint8Array {
+  const { buffer } = bytes;
+  const out = from === "f32"
+    ? new Float32Array(buffer, 0, bytes.length / 4)
+    : new Uint16Array(buffer, 0, bytes.length / 2);
+  if (from === to) return bytes;
+  if (to === "f32") {
+    const value = from === "f16" ? f16ToF32 : bf16ToF32;
+    return new Uint8Array(Float32Array.from(out, value).buffer);
+  }
+  if (from === "bf16") {
+    for (let i = 0; i < out.length; i++) out[i] = bf16AsF16[out[i]];
+    return bytes;
+  }
+  return new Uint8Array(Uint16Array.from(out, f32ToF16Bits).buffer);
+}
+
+await runTask(async () => {
+  const [model, path] = Deno.args;
+  if (path === undefined) {
+    throw new Error(
+      "Cannot write a GGUF: must be make_gguf.ts MODEL FILE, with two words",
+    );
+  }
+  await using checkpoint = await openCheckpoint(model);
+  if (checkpoint.config.ropeScaling) {
+    throw new Error(
+      `Cannot write ${model} as GGUF: it scales RoPE, must be a model that does not`,
+    );
+  }
+  using file = await Deno.create(path);
+  const write = async (bytes: Uint8Array) => {
+    for (let at = 0; at < bytes.length;) {
+      at += await file.write(bytes.subarray(at));
+    }
+  };
+  await write(await header(checkpoint));
+  for (
+    const { name, dtype, shape, byteLength } of checkpoint.tensors.values()
+  ) {
+    let written = 0;
+    for (let begin = 0; begin < byteLength; begin += CHUNK) {
+      const bytes = new Uint8Array(Math.min(CHUNK, byteLength - begin));
+      await checkpoint.read(name, begin, bytes);
+      const out = converted(bytes, dtype, typeOf(shape));
+      await write(out);
+      written += out.length;
+    }
+    await write(new Uint8Array(aligned(written) - written));
+  }
+  const { size } = await file.stat();
+  console.error(`${path}: ${(size / 1e6).toFixed(0)} MB`);
+  return 0;
+});

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Times llama.cpp beside ours: one JSON line on stdout for each program and workload
+# (see llama_bench.c). From the project's root, with a folder made by pack.sh:
+#
+#   bash bench/peers/run.sh .peers synthetic:qwen3-0.6b pp512 tg@128
+#
+# PROGRAMS chooses among vulkan, vulkan-without-tensor-cores and cpu; RUNS is 5.
+set -euo pipefail
+folder=$1 model=$2
+shift 2
+programs=${PROGRAMS:-vulkan vulkan-without-tensor-cores cpu}
+work=${TMPDIR:-/tmp}/toolkit-peers
+unpacked=$work/$(cksum < "$folder/llama.tar.xz" | tr ' ' -)
+if [[ ! -x $unpacked/llama_bench ]]; then
+  rm -rf "$unpacked.part"
+  mkdir -p "$unpacked.part"
+  tar --extract --xz --file "$folder/llama.tar.xz" --directory "$unpacked.part"
+  mv "$unpacked.part" "$unpacked"
+fi
+gguf=$work/$(cksum <<< "$model" | tr ' ' -).gguf
+if [[ ! -f $gguf ]]; then
+  deno run -A --no-check "$(dirname "$0")/make_gguf.ts" "$model" "$gguf.part"
+  mv "$gguf.part" "$gguf"
+fi
+
+for program in $programs; do
+  kind=gpu settings=()
+  workloads=(pp512 pp2048 pp2048:2048 tg@128 tg@2048 tg@128x16 tg@32768)
+  [[ $program != cpu ]] || kind=cpu workloads=(pp128 tg@128)
+  [[ $# -eq 0 ]] || workloads=("$@")
+  [[ $program != vulkan-without-tensor-cores ]] ||
+    settings=(GGML_VK_DISABLE_COOPMAT=1 GGML_VK_DISABLE_COOPMAT2=1)
+  echo "llama.cpp $program …" >&2
+  env "${settings[@]}" LD_LIBRARY_PATH="$unpacked" \
+    "$unpacked/llama_bench" "$gguf" "$unpacked" "$kind" "${RUNS:-5}" "${workloads[@]}" |
+    sed --unbuffered "s/^{/{\"program\":\"llama.cpp $program\",/"
+done
