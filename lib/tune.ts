@@ -26,8 +26,8 @@ export interface TuneOptions {
   gpu?: GPU;
   /** Told each case as it is decided. */
   onCase?: (report: CaseReport) => void;
-  /** Told what is going on. */
-  onProgress?: (what: string) => void;
+  /** Told once what is tuned on what, when that is loaded. */
+  onBegin?: (what: string) => void;
   /** Ends it; what was decided before is stored. */
   signal?: AbortSignal;
 }
@@ -122,15 +122,16 @@ export async function tune(
     if (replaced) report.notes.push(`a new file was begun: ${replaced}`);
   };
   await store();
-  options.onProgress?.(`loading layers of ${checkpoint.name}`);
   const bench = await Bench.load(gpu, checkpoint, signal);
   closing.use(bench);
   const { cases, notes } = casesOf(bench, kernels);
   report.notes.push(...notes);
+  options.onBegin?.(
+    `${cases.length} shapes of ${checkpoint.name} on ${gpu.name}, timed in passes through ${bench.layersText}`,
+  );
   for (const [i, one] of cases.entries()) {
     const now = performance.now();
     const deadline = now + Math.max(0, end - now) / (cases.length - i);
-    options.onProgress?.(`${one.key} (${one.labels.join(", ")})`);
     const { decided, ...found } = await tuneCase(bench, one, {
       ...{ deadline, signal, wrong: report.wrong, notes: report.notes },
     });

@@ -66,6 +66,12 @@ export class Bench implements Disposable {
     return this.runner.config;
   }
 
+  /** How much of the model there is. */
+  get layersText(): string {
+    const { numHiddenLayers: layers } = this.config;
+    return layers === 1 ? "1 layer" : `${layers} layers`;
+  }
+
   /** Rows of a prompt's pass, at most. */
   get mostRows(): number {
     return Math.min(

@@ -31,6 +31,17 @@ const FLAGS: FlagTable = {
   "help": ["switch", "this text"],
 };
 
+/** Of the table. */
+const WIDTHS = [34, 46, 34, 8, 8];
+const COLUMNS = [
+  "kernel and shape",
+  "default",
+  "winner",
+  "gain",
+  "spread",
+  "candidates",
+];
+
 await runTask(async () => {
   const flags = readFlags(Deno.args, FLAGS);
   if (flags.on("help")) {
@@ -53,10 +64,11 @@ await runTask(async () => {
     kernels: list === undefined ? undefined : parseKernels(list),
     budgetSeconds: flags.number("budget-seconds"),
     dryRun: flags.on("dry-run"),
-    onProgress: (what) => console.error(`${what} …`),
-    onCase: (found) => console.error(caseText(found)),
+    onBegin: (what) => console.error(`${what}\n\n${row(...COLUMNS)}`),
+    onCase: (found) => console.error(caseRow(found)),
     signal: interrupted.signal,
   });
+  console.error("");
   for (const note of report.notes) console.error(`! ${note}`);
   for (const { key, constants, problem } of report.wrong) {
     console.error(
@@ -89,26 +101,28 @@ function parseKernels(list: string): TunedKernel[] {
   return names as TunedKernel[];
 }
 
-/** A case in a few lines: default, winner, gain and spread, candidates. */
-function caseText(found: CaseReport): string {
-  const { gain, spread, defaultMs, bestMs, winner } = found;
-  const percent = (share: number) => `${(100 * share).toFixed(1)}%`;
-  const lines = [`  default ${candidateText(found.default)}`];
-  if (winner) lines.push(`  winner  ${candidateText(winner)}`);
-  if (gain !== undefined) {
-    lines.push(
-      `  gain    ${percent(gain)} of a pass, spread ${percent(spread!)} (${
-        defaultMs!.toPrecision(3)
-      } → ${bestMs!.toPrecision(3)} ms)`,
-    );
-  }
-  const counts = (["invalid", "refused", "wrong", "untried"] as const)
+/** A line of the table; text that is too long pushes the rest aside. */
+function row(...columns: string[]): string {
+  return columns.map((text, i) => text.padEnd(WIDTHS[i] ?? 0)).join(" ")
+    .trimEnd();
+}
+
+/** A case: what of the default the winner changes, and which share of a pass that saves. */
+function caseRow(found: CaseReport): string {
+  const { key, gain, spread, winner } = found;
+  const changed = Object.entries(winner ?? {})
+    .filter(([name, value]) => found.default[name] !== value);
+  const percent = (share?: number) =>
+    share === undefined ? "" : `${(100 * share).toFixed(1)}%`;
+  const counts = (["timed", "invalid", "refused", "wrong", "untried"] as const)
     .filter((name) => found[name])
     .map((name) => `${found[name]} ${name}`);
-  lines.push(
-    `  ${found.outcome}: ${
-      [`${found.timed} candidates timed`, ...counts].join(", ")
-    }`,
+  return row(
+    key,
+    candidateText(found.default),
+    winner ? candidateText(Object.fromEntries(changed)) : found.outcome,
+    percent(gain),
+    percent(spread),
+    counts.join(", "),
   );
-  return lines.join("\n");
 }
