@@ -5,6 +5,7 @@
  * @module
  */
 import type { GenerationDefaults } from "./checkpoint.ts";
+import { fmix32 } from "./fmix32.ts";
 
 /** What a caller may ask for. */
 export interface SamplingOptions {
@@ -267,13 +268,6 @@ function nucleus(
     count--;
   }
   return kept.subarray(0, count);
-}
-
-/** murmur3's finaliser: a bijection of 32 bits in which every bit depends on every other. */
-function fmix32(h: number): number {
-  h = Math.imul(h ^ h >>> 16, 0x85ebca6b);
-  h = Math.imul(h ^ h >>> 13, 0xc2b2ae35);
-  return (h ^ h >>> 16) >>> 0;
 }
 
 // fmix32(0) is 0: the constants keep small seeds, steps and ids off it and apart.

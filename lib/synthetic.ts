@@ -7,13 +7,13 @@
  *     u[i]  = (fmix32(i + seed') >> 8) / 2²³ − 1               in [−1, 1)
  *     w[i]  = bf16(offset + scale · u[i])                      in f32, to nearest even
  *
- * FNV-1a: http://www.isthe.com/chongo/tech/comp/fnv; fmix32 is the finaliser of
- * MurmurHash3: https://github.com/aappleby/smhasher.
+ * FNV-1a: http://www.isthe.com/chongo/tech/comp/fnv; fmix32: lib/fmix32.ts.
  *
  * @module
  */
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
+import { fmix32 } from "./fmix32.ts";
 import { checkRange } from "./sources.ts";
 
 type Size = Pick<
@@ -107,7 +107,7 @@ export function syntheticTokens(
   const start = Math.imul(seed + count, 7919);
   return Uint32Array.from(
     { length: count },
-    (_, i) => (fmix32((i + start) | 0) >>> 0) % vocab,
+    (_, i) => fmix32((i + start) | 0) % vocab,
   );
 }
 
@@ -270,10 +270,4 @@ function fnv1a(text: string): number {
     hash = Math.imul(hash ^ byte, 0x01000193);
   }
   return hash >>> 0;
-}
-
-function fmix32(h: number): number {
-  h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
-  h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
-  return h ^ (h >>> 16);
 }
