@@ -4,22 +4,21 @@
  * @module
  */
 import type { Qwen3Config } from "./config.ts";
-import { ropeFrequencies } from "./rope.ts";
+import { fillAngles, type RopeFrequencies, ropeFrequencies } from "./rope.ts";
 
 /** Cosines and sines of the positions asked for so far. */
 export class RopeTable {
-  readonly #inverse: Float32Array;
-  readonly #scale: number;
+  readonly #frequencies: RopeFrequencies;
   /** Per position, `headDim / 2` cosines, then as many sines. */
   #table = new Float32Array(0);
 
   constructor(config: Qwen3Config) {
-    ({ inverse: this.#inverse, scale: this.#scale } = ropeFrequencies(config));
+    this.#frequencies = ropeFrequencies(config);
   }
 
   /** Rotates `x[at .. at + headDim]` in place: element i pairs with i + headDim / 2. */
   rotate(x: Float32Array, at: number, position: number): void {
-    const half = this.#inverse.length;
+    const half = this.#frequencies.inverse.length;
     const begin = position * 2 * half;
     if (begin >= this.#table.length) this.#grow(position + 1);
     const table = this.#table;
@@ -32,19 +31,13 @@ export class RopeTable {
   }
 
   #grow(positions: number): void {
-    const half = this.#inverse.length;
-    const known = this.#table.length / (2 * half);
+    const headDim = 2 * this.#frequencies.inverse.length;
+    const known = this.#table.length / headDim;
     const table = new Float32Array(
-      2 * half * Math.max(positions, 2 * known, 64),
+      headDim * Math.max(positions, 2 * known, 64),
     );
     table.set(this.#table);
-    for (let p = known; p < table.length / (2 * half); p++) {
-      for (let i = 0; i < half; i++) {
-        const angle = Math.fround(p * this.#inverse[i]); // an f32, as in transformers
-        table[p * 2 * half + i] = Math.cos(angle) * this.#scale;
-        table[p * 2 * half + half + i] = Math.sin(angle) * this.#scale;
-      }
-    }
+    fillAngles(this.#frequencies, table, known);
     this.#table = table;
   }
 }

@@ -6,7 +6,7 @@
 import type { Qwen3Config } from "./config.ts";
 import type { Gpu } from "./device.ts";
 import type { KvCache } from "./ops.ts";
-import { ropeFrequencies } from "./rope.ts";
+import { fillAngles, ropeFrequencies } from "./rope.ts";
 import type { Tensor } from "./tensor.ts";
 
 /** Bytes that a cache of `sequences` × `context` positions takes. */
@@ -50,12 +50,9 @@ export class GpuKvCache implements KvCache<Tensor>, Disposable {
     this.lengths = new Uint32Array(sequences);
     this.lengthsOnDevice = gpu.tensor("u32", [sequences], undefined, "lengths");
     this.flags = gpu.tensor("u32", [4], undefined, "flags");
-    this.angles = gpu.tensor(
-      "f32",
-      [context, headDim],
-      ropeTable(config, context),
-      "rope",
-    );
+    const angles = new Float32Array(context * headDim);
+    fillAngles(ropeFrequencies(config), angles);
+    this.angles = gpu.tensor("f32", [context, headDim], angles, "rope");
   }
 
   /** Sets the lengths, on host and device, and clears the flags. */
@@ -75,26 +72,4 @@ export class GpuKvCache implements KvCache<Tensor>, Disposable {
     this.flags[Symbol.dispose]();
     this.angles[Symbol.dispose]();
   }
-}
-
-/**
- * cos and sin per position, `[context, headDim]`. The angle is rounded to f32 as
- * transformers does, cos and sin are not left to the GPU: its own lose
- * all precision at the large angles of late positions.
- */
-export function ropeTable(
-  config: Pick<Qwen3Config, "headDim" | "ropeTheta" | "ropeScaling">,
-  context: number,
-): Float32Array<ArrayBuffer> {
-  const { inverse, scale } = ropeFrequencies(config);
-  const half = inverse.length;
-  const table = new Float32Array(context * 2 * half);
-  for (let p = 0, at = 0; p < context; p++, at += 2 * half) {
-    for (let i = 0; i < half; i++) {
-      const angle = Math.fround(p * inverse[i]);
-      table[at + i] = Math.cos(angle) * scale;
-      table[at + half + i] = Math.sin(angle) * scale;
-    }
-  }
-  return table;
 }

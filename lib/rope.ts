@@ -1,6 +1,7 @@
 /**
- * Frequencies of rotary position embeddings (https://arxiv.org/abs/2104.09864),
- * plain or stretched by YaRN (https://arxiv.org/abs/2309.00071).
+ * Frequencies and angles of rotary position embeddings
+ * (https://arxiv.org/abs/2104.09864), plain or stretched by YaRN
+ * (https://arxiv.org/abs/2309.00071).
  *
  * @module
  */
@@ -57,4 +58,26 @@ export function ropeFrequencies(
     return frequency / factor * slowed + frequency * (1 - slowed);
   });
   return { inverse, scale: attentionFactor };
+}
+
+/**
+ * Fills `table` `[positions, headDim]`, from position `begin` on, with the
+ * `headDim / 2` cosines and then as many sines of each position. The angle is
+ * rounded to f32 as transformers does; cos and sin are not left to a GPU, whose
+ * own lose all precision at the large angles of late positions.
+ */
+export function fillAngles(
+  { inverse, scale }: RopeFrequencies,
+  table: Float32Array,
+  begin = 0,
+): void {
+  const half = inverse.length;
+  for (let at = begin * 2 * half, p = begin; at < table.length; p++) {
+    for (let i = 0; i < half; i++, at++) {
+      const angle = Math.fround(p * inverse[i]);
+      table[at] = Math.cos(angle) * scale;
+      table[at + half] = Math.sin(angle) * scale;
+    }
+    at += half;
+  }
 }

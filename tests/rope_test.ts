@@ -1,5 +1,5 @@
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
-import { ropeFrequencies } from "../lib/rope.ts";
+import { fillAngles, ropeFrequencies } from "../lib/rope.ts";
 import { parseConfig } from "../lib/config.ts";
 
 const yarn = {
@@ -91,5 +91,23 @@ Deno.test("YaRN of the tiny checkpoint, where the first boundary is clamped to 0
   for (let i = 0; i < 16; i++) {
     const kept = Math.max(1 - i / 6, 0);
     assertClose(inverse[i], 10 ** (-i / 4) * (kept + (1 - kept) / 4));
+  }
+});
+
+Deno.test("angles go on where a table ends, rounded to f32 before cos and sin", () => {
+  const frequencies = {
+    inverse: Float32Array.of(1, 0.3, 0.1),
+    scale: 1.5,
+  };
+  const table = new Float32Array(40_000 * 6).fill(NaN);
+  fillAngles(frequencies, table, 30_000);
+  assert(table.subarray(0, 30_000 * 6).every(Number.isNaN));
+  for (const position of [30_000, 33_333, 39_999]) {
+    frequencies.inverse.forEach((inverse, i) => {
+      const angle = Math.fround(position * inverse);
+      const [cos, sin] = [0, 3].map((half) => table[position * 6 + half + i]);
+      assertEquals(cos, Math.fround(1.5 * Math.cos(angle)));
+      assertEquals(sin, Math.fround(1.5 * Math.sin(angle)));
+    });
   }
 });
