@@ -91,6 +91,7 @@ async function placeOnGpu(
 ): Promise<Placed> {
   const { config } = checkpoint;
   const exact = options.precision === "f32";
+  const f16Products = gpu.f16 && !exact && !gpu.software;
   const whole = config.headDim % 8 === 0;
   const cacheDtype = exact || !whole ? "f32" : "f16";
   const context = chooseContext(checkpoint, options, {
@@ -107,12 +108,12 @@ async function placeOnGpu(
       ...options,
       context: context.tokens,
       cacheDtype,
-      f16Products: gpu.f16 && !exact && !gpu.software,
+      f16Products,
     },
   );
   const products: Choice = {
     what: "products of many rows",
-    value: gpu.f16 && !exact && !gpu.software ? "f16, summed in f32" : "f32",
+    value: f16Products ? "f16, summed in f32" : "f32",
     reason: exact
       ? "precision f32 was asked for"
       : gpu.software
