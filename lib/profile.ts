@@ -28,7 +28,7 @@ import {
 import { decodeLengths, profileSteps } from "./profile_steps.ts";
 import { verdictsOf } from "./profile_verdict.ts";
 import { CpuRunner } from "./runner_cpu.ts";
-import { GpuRunner, PREFILL_ROWS } from "./runner_gpu.ts";
+import { GpuRunner } from "./runner_gpu.ts";
 
 export type { ProfileOptions, ProfileReport };
 
@@ -104,7 +104,7 @@ async function profileModel(
     config,
     weights,
     cacheDtype,
-    prefillRows: PREFILL_ROWS,
+    prefillRows: runner.prefillRows,
     peaks,
     toTimeline,
   });

@@ -23,7 +23,7 @@ import type { Tensor } from "./tensor.ts";
 import { type LoadOptions, loadWeights, type WeightStore } from "./weights.ts";
 
 /** Prompt tokens that go through the model at once. */
-export const PREFILL_ROWS = 2048;
+const PREFILL_ROWS = 2048;
 /** Steps whose tokens the device keeps until they are read. */
 const RING = 256;
 /**
