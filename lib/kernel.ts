@@ -183,7 +183,7 @@ function bind(
   )!;
   const split = "tensor" in operand;
   const tensor = split ? operand.tensor : operand;
-  const part = split ? operand.part : operand.part;
+  const { part } = operand;
   const shape = split ? [part.rows, ...tensor.shape.slice(1)] : tensor.shape;
   const last = shape.at(-1) ?? 1;
   return {
