@@ -203,7 +203,7 @@ export class DebugRunner implements Runner {
           "lastRow",
           [x],
           () => onGpu.lastRow(x, cache),
-          (x) => ops.lastRow(x),
+          (x) => ops.lastRow(x, cpuCache),
         ),
     };
     forward(recording, this.gpu.weights, input, cache, all);

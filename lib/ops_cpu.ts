@@ -37,8 +37,6 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   readonly #kernels: CpuKernels;
   readonly #rope: RopeTable;
   readonly #results = new ResultPool();
-  /** Tokens per sequence in the pass that attended last. */
-  #tokens: number | undefined;
 
   constructor(config: Qwen3Config, options: CpuOptions = {}) {
     const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } =
@@ -96,7 +94,6 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     const [vocab, hidden] = table.shape;
     const rows = elements(tokens.shape);
     this.#results.recycle();
-    this.#tokens = undefined;
     const out = this.#results.tensor([rows, hidden]);
     for (let r = 0; r < rows; r++) {
       const token = tokens.data[r];
@@ -155,7 +152,6 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     requireShape("attend to qkv", qkv, [rows, width]);
     requireRoom(cache, rows);
     const { first, tokens } = cache.pass;
-    this.#tokens = tokens;
 
     const { k, v } = cache.layers[layer];
     const keys = f32(k);
@@ -202,14 +198,8 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     return out;
   }
 
-  /**
-   * The last row of `x`, of each sequence in the pass that attended last.
-   *
-   * @throws {Error} where nothing attended since {@link CpuOps.embed} and `x` has several rows
-   */
-  lastRow(x: CpuTensor): CpuTensor {
+  lastRow(x: CpuTensor, { pass: { tokens } }: KvCache<CpuTensor>): CpuTensor {
     const [rows, n] = x.shape;
-    const tokens = this.#tokens ?? rows;
     const out = this.#results.tensor([rows / tokens, n]);
     for (let s = 0; s < rows / tokens; s++) {
       const begin = ((s + 1) * tokens - 1) * n;

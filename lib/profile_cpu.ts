@@ -174,8 +174,9 @@ class TimedOps implements Ops<CpuTensor> {
     );
   }
 
-  lastRow(x: CpuTensor): CpuTensor {
-    return this.#time(() => this.runner.ops.lastRow(x), "last_row", "", {}, {});
+  lastRow(x: CpuTensor, cache: KvCache<CpuTensor>): CpuTensor {
+    const { ops } = this.runner;
+    return this.#time(() => ops.lastRow(x, cache), "last_row", "", {}, {});
   }
 
   #linear(

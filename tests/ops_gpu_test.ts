@@ -222,7 +222,7 @@ for (
         await same(
           "lastRow",
           (ops) => ops.lastRow(given, pair.gpuCache),
-          cpu.lastRow(qkv),
+          cpu.lastRow(qkv, pair.cpuCache),
         );
       }
     }
