@@ -23,6 +23,8 @@ import { ROW_CLASSES } from "./tuning_key.ts";
 
 /** Layers are as many as no cache holds, so that weights come from memory as they do in a model. */
 const BEYOND_CACHES = 160e6;
+/** Of a prompt's pass, which reads weights less often than it uses them. */
+const PROMPT_LAYERS = 2;
 /** Positions of the timed passes, at most; checks take fewer. */
 const CONTEXT = 2560;
 const CHECK_CONTEXT = 1536;
@@ -131,7 +133,12 @@ export class Bench implements Disposable {
       plan.own(tokens);
       // Where the LM head is not looked at, a smaller matrix ends the pass.
       const last = head ? weights.lmHead : weights.layers[0].qkvProj;
-      forward(this.#ops, { ...weights, lmHead: last }, tokens, this.#cache);
+      const layers = weights.layers.slice(
+        0,
+        rows > 1 ? PROMPT_LAYERS : Infinity,
+      );
+      const some = { ...weights, layers, lmHead: last };
+      forward(this.#ops, some, tokens, this.#cache);
       plan.seal();
     });
     return plan;
