@@ -36,11 +36,25 @@ export class Bench implements Disposable {
   readonly trials: Trial[] = [];
   /** Milliseconds of each kernel's first use, compilation included. */
   readonly firstUses: { kernel: string; ms: number }[] = [];
-  /** The kernel that ran last, for whoever catches what it threw. */
-  running?: string;
+  #running?: string;
   #tensors = new DisposableStack();
 
-  constructor(readonly gpu: Gpu, readonly random: Random) {}
+  constructor(
+    readonly gpu: Gpu,
+    readonly random: Random,
+    readonly onStart?: (kernel: string) => void,
+  ) {}
+
+  /** The kernel that started last, for whoever catches what it threw. */
+  get running(): string | undefined {
+    return this.#running;
+  }
+
+  /** Says that `kernel` runs next. */
+  start(kernel: string): void {
+    this.#running = kernel;
+    this.onStart?.(kernel);
+  }
 
   upload({ dtype, shape, data }: CpuTensor): Tensor {
     const values = data as Float32Array<ArrayBuffer>;
@@ -70,7 +84,7 @@ export class Bench implements Disposable {
     options: AddOptions = {},
   ): Promise<void> {
     const began = performance.now();
-    this.running = kernel.name;
+    this.start(kernel.name);
     using plan = new Plan(this.gpu);
     plan.add(kernel, operands, options);
     plan.run();

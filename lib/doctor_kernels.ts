@@ -280,7 +280,7 @@ export async function trySampling(bench: Bench): Promise<void> {
       createSamplerState(gpu, { sequences: 1, vocab, steps: 1 }),
     );
     const actual: number[] = [], values: number[] = [];
-    bench.running = kernel;
+    bench.start(kernel);
     using plan = new Plan(gpu);
     using _scratch = addSampling(plan, given, sampling, state);
     const began = performance.now();

@@ -25,9 +25,22 @@ export interface DoctorReport {
   findings: Finding[];
 }
 
+/** Takes what was found; the text may have several lines. */
+export type Find = (
+  severity: Severity,
+  topic: string,
+  text: string,
+  data?: Finding["data"],
+) => void;
+
 const MARKS: Record<Severity, string> = { green: "✓", yellow: "!", red: "✗" };
 
 /** A finding as a line. */
 export function findingText({ severity, topic, text }: Finding): string {
   return `${MARKS[severity]} ${topic.padEnd(18)} ${text}`;
+}
+
+/** What went wrong, as text. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }

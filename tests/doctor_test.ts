@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { doctor } from "../lib/doctor.ts";
-import { findingText } from "../lib/doctor_report.ts";
+import { examineApart } from "../lib/doctor_apart.ts";
+import { type Finding, findingText } from "../lib/doctor_report.ts";
 import { KERNEL_NAMES } from "../lib/show.ts";
 import { gpuTest } from "./gpu.ts";
 import { tamperedGpu } from "./tampered_gpu.ts";
@@ -43,6 +44,29 @@ gpuTest(
     );
   },
 );
+
+gpuTest("a kernel that hangs or ends its process is named", async () => {
+  const ways = [
+    ["hang", /^✗ rmsNorm +hangs: not done in 10 s, .*DENO_WEBGPU_BACKEND/],
+    [
+      "crash",
+      /^✗ rmsNorm .* ended with exit code 3: driver: assertion failed;/,
+    ],
+  ] as const;
+  for (const [way, expected] of ways) {
+    const found: Finding[] = [];
+    await examineApart(
+      undefined,
+      (severity, topic, text) => found.push({ severity, topic, text }),
+      {
+        script: new URL(`failing_examination.ts?${way}`, import.meta.url),
+        deadlineMs: 10_000,
+      },
+    );
+    assertEquals(found.length, 1);
+    assertMatch(findingText(found[0]), expected);
+  }
+});
 
 Deno.test("without an adapter it answers, and names the package that brings one", async () => {
   const { ok, findings } = await doctor({ model: MODEL, gpu: NO_ADAPTER });

@@ -1,0 +1,23 @@
+/**
+ * The process of lib/doctor_apart.ts: examines the default adapter.
+ *
+ *   deno run -A lib/doctor_process.ts [bytes of a model's weights]
+ *
+ * @module
+ */
+import { openDevice } from "./device.ts";
+import type { News } from "./doctor_apart.ts";
+import { examineDevice, type Told } from "./doctor_device.ts";
+
+const print = (news: News) => console.log(JSON.stringify(news));
+
+/** Prints a line of JSON for each kernel that starts and each finding. */
+export const printed: Told = {
+  find: (severity, topic, text, data) => print({ severity, topic, text, data }),
+  onStart: (starts) => print({ starts }),
+};
+
+if (import.meta.main) {
+  using gpu = await openDevice();
+  await examineDevice(gpu, Number(Deno.args[0]) || undefined, printed);
+}
