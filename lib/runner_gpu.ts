@@ -37,7 +37,7 @@ const CHUNKS = {
 };
 const CHUNK_GROWTH = 1.5;
 /** Readbacks whose promises Deno still sleeps on while others go out. */
-const READBACKS = 8;
+const READBACKS = 16;
 /** Recorded passes that are kept; each length of prompt needs its own. */
 const MOST_PASSES = 8;
 /** A chunk that takes longer is not made larger: text should flow. */
