@@ -77,6 +77,7 @@ export interface TuneReport {
 }
 
 const BUDGET_SECONDS = 180;
+const LATE = "no time was left to decide";
 /** Share of a case's time in which candidates are compiled and checked. */
 const PREPARING = 0.5;
 
@@ -152,6 +153,12 @@ export async function tune(
       },
     );
   }
+  const late = report.cases.filter(({ outcome }) => outcome === LATE).length;
+  if (late) {
+    report.notes.push(
+      `${late} of ${cases.length} shapes had no time, more than ${budgetSeconds} seconds gives them some`,
+    );
+  }
   report.seconds = (performance.now() - began) / 1000;
   return report;
 }
@@ -185,9 +192,8 @@ async function tuneCase(
     outcome,
     decided,
   });
-  const late = "no time was left to decide";
   const began = performance.now(), room = deadline - began;
-  if (room <= 0) return end(late);
+  if (room <= 0) return end(LATE);
   using plans = new DisposableStack();
   const problem = await bench.check(one);
   if (problem) {
@@ -219,12 +225,12 @@ async function tuneCase(
     }
   }
   if (!others.length) {
-    return report.untried ? end(late) : end("nothing else can run", true);
+    return report.untried ? end(LATE) : end("nothing else can run", true);
   }
   const best = await race(gpu, first, others, { length, deadline, signal });
   if (!best) {
     report.untried += others.length;
-    return end(late);
+    return end(LATE);
   }
   Object.assign(report, {
     timed: others.length,

@@ -142,7 +142,9 @@ export async function loadTuning(gpu: TunedDevice): Promise<Choice> {
       entries.size === 0
         ? "none"
         : `${entries.size} ${entries.size === 1 ? "shape" : "shapes"}`,
-      [`from ${path}`, ...left].join("; "),
+      [entries.size ? `from ${path}` : `${path} holds none`, ...left].join(
+        "; ",
+      ),
     );
   } catch (error) {
     return choice("off", messageOf(error));
