@@ -40,9 +40,14 @@ export async function tryAttention(bench: Bench): Promise<void> {
   const odd = { heads: 3, kvHeads: 1, headDim: 6, context: 40, length: 0 };
   await tryPrompt(bench, { ...real, tokens: 9 }, "bf16");
   await tryPrompt(bench, { ...odd, tokens: 5 }, "f32");
-  await tryDecode(bench, { ...real, tokens: 1 }, "bf16", 1);
-  await tryDecode(bench, { ...real, tokens: 1 }, "bf16", 2);
-  await tryDecode(bench, { ...odd, length: 33, tokens: 1 }, "f32", 1);
+  for (const layout of ["short", "long"] as const) {
+    for (const splits of [1, 2, 5]) {
+      await tryDecode(bench, { ...real, tokens: 1 }, "bf16", layout, splits);
+    }
+    const shorter = { ...odd, length: 33, tokens: 1 };
+    await tryDecode(bench, shorter, "f32", layout, 1);
+    await tryDecode(bench, shorter, "f32", layout, 3);
+  }
 }
 
 /** Random inputs of a pass, on the device, and what it must give. */
@@ -149,17 +154,16 @@ async function tryDecode(
   bench: Bench,
   sizes: Attention,
   norm: "bf16" | "f32",
+  layout: "short" | "long",
   splits: number,
 ) {
   const { heads, kvHeads, headDim } = sizes, group = heads / kvHeads;
-  const given = inputs(bench, sizes, norm), { operands, what } = given;
+  const given = inputs(bench, sizes, norm), { operands } = given;
   const y = bench.room([1, heads * headDim]);
   const partial = bench.room([splits, heads * headDim]);
   const stats = bench.u32(...new Uint32Array(splits * heads * 2));
-  const [{ constants, shares }] = chooseDecodeAttention(
-    { headDim, group },
-    bench.gpu,
-  );
+  const [short, long] = chooseDecodeAttention({ headDim, group }, bench.gpu);
+  const { constants, shares } = layout === "short" ? short : long;
   await bench.run(attendDecode, { ...operands, y, partial, stats }, {
     constants,
     uniforms: { first: 0, eps: EPS, scale: given.scale },
@@ -172,6 +176,8 @@ async function tryDecode(
   }
   const expected = attended(given.q, given.keys, given.values, sizes);
   const kernel = splits > 1 ? "mergeSplits" : "attendDecode";
+  const what = `${given.what}, laid out for a ${layout} context` +
+    (splits > 1 ? `, in ${splits} runs` : "");
   // The cache is read as it is, the new token's own key and value before rounding.
   bench.compare(kernel, what, await y.read(), expected, SUM);
 }

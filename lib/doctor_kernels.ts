@@ -15,7 +15,7 @@ import { sumSplits } from "../kernels/sum_splits.ts";
 import { synthesize } from "../kernels/synthesize.ts";
 import { toF16 } from "../kernels/to_f16.ts";
 import { chooseLinear, chooseMatmul, laneConstants } from "./choose.ts";
-import { toF32 } from "./cpu_dtype.ts";
+import { type CpuTensor, toF32 } from "./cpu_dtype.ts";
 import type { Bench } from "./doctor_bench.ts";
 import { gated, linear, normed, transposed } from "./doctor_reference.ts";
 import { Plan } from "./plan.ts";
@@ -43,6 +43,13 @@ export async function tryLinear(bench: Bench): Promise<void> {
     await tryGemv(bench, "bf16", [3, 74, 88], epilogue);
     await tryGemm(bench, "bf16", [21, 74, 88], epilogue);
   }
+  for (const epilogue of [0, 2] as const) {
+    await tryGemv(bench, "bf16", [1, 74, 1024], epilogue, true);
+    await tryGemv(bench, "f32", [3, 74, 76], epilogue, true);
+  }
+  // So long that they are summed in runs of k.
+  await tryGemm(bench, "f32", [21, 37, 1019]);
+  await tryGemm(bench, "bf16", [21, 74, 1024], 1);
   if (bench.gpu.f16) await tryGemm(bench, "bf16", [70, 96, 128], 0, 0.5);
   await tryBatched(bench, "f32", [7, 10, 12]);
   await tryBatched(bench, "f16", [5, 77, 128]);
@@ -60,7 +67,7 @@ const naming = (dtype: Type, [m, n, k]: Size, epilogue = 0) =>
 const BEFORE = 3;
 
 function expectedLinear(
-  x: Float32Array,
+  x: ArrayLike<number>,
   w: Float32Array,
   [, n, k]: Size,
   epilogue: number,
@@ -79,23 +86,36 @@ async function tryGemv(
   dtype: Type,
   size: Size,
   epilogue: 0 | 1 | 2 = 0,
+  normFirst = false,
 ) {
   const [m, n, k] = size, swiglu = epilogue === 2;
   const x = bench.random.tensor("f32", [m, k], 2);
+  const norm = bench.random.tensor("bf16", [k], 0.5, 1);
   const w = bench.random.tensor(dtype, [n, k]);
-  const shape = { m, n, k, dtype, norm: false, swiglu };
+  const shape = { m, n, k, dtype, norm: normFirst, swiglu };
   const { constants } = chooseLinear(shape, bench.gpu);
   const width = swiglu ? n / 2 : n;
   const y = bench.room([m, width], epilogue === 1 ? BEFORE : NaN);
-  const squares = bench.room([m, squareParts(n, constants)]);
+  const squares = normFirst
+    ? bench.upload(partialSquares(toF32(x), k))
+    : bench.room([m, squareParts(n, constants)]);
   const operands = { w: bench.upload(w), x: bench.upload(x), y, squares };
-  await bench.run(gemv, operands, {
+  await bench.run(gemv, { ...operands, norm: bench.upload(norm) }, {
     constants: { ...constants, EPILOGUE: epilogue },
     uniforms: { stride: width, column: 0, eps: EPS },
   });
-  const expected = expectedLinear(toF32(x), toF32(w), size, epilogue);
-  const what = naming(dtype, size, epilogue);
+  const rows = normFirst ? normed(toF32(x), toF32(norm), EPS) : toF32(x);
+  const expected = expectedLinear(rows, toF32(w), size, epilogue);
+  const what = naming(dtype, size, epilogue) +
+    (normFirst ? ", normed first" : "");
   bench.compare("gemv", what, await y.read(), expected, SUM);
+}
+
+/** What the writer of rows of `k` leaves for their norm: eight parts of the sum of squares. */
+function partialSquares(x: Float32Array, k: number): CpuTensor {
+  const m = x.length / k, data = new Float32Array(8 * m);
+  x.forEach((v, at) => data[8 * Math.floor(at / k) + at % k % 8] += v * v);
+  return { dtype: "f32", shape: [m, 8], data };
 }
 
 /** With `largest`, the largest weight, products are in f16: rows go through toF16. */
@@ -110,7 +130,7 @@ async function tryGemm(
   const x = bench.random.tensor("f32", [m, k], 2);
   const w = bench.random.tensor(dtype, [n, k], largest);
   const shape = { m, n, k, dtype, norm: false, swiglu, largest };
-  const { constants, headroom } = chooseLinear(shape, bench.gpu);
+  const { constants, headroom, splits } = chooseLinear(shape, bench.gpu);
   const width = swiglu ? n / 2 : n, given = bench.upload(x);
   const c = bench.room([m, width], epilogue === 1 ? BEFORE : NaN);
   let a = given, scales = given;
@@ -122,12 +142,24 @@ async function tryGemm(
       uniforms: { eps: EPS, headroom },
     });
   }
-  await bench.run(gemm, { a, b: bench.upload(w), scales, c }, {
-    constants: { ...constants, SPLITS: 1, EPILOGUE: epilogue },
-    uniforms: { stride: width, column: 0 },
-  });
+  const operands = { a, b: bench.upload(w), scales };
+  const uniforms = { stride: width, column: 0 };
+  if (splits === 1) {
+    await bench.run(gemm, { ...operands, c }, {
+      constants: { ...constants, EPILOGUE: epilogue },
+      uniforms,
+    });
+  } else {
+    const partial = bench.room([splits * m, n]);
+    await bench.run(gemm, { ...operands, c: partial }, { constants, uniforms });
+    await bench.run(sumSplits, { partial, y: c }, {
+      constants: { SPLITS: splits, ADD: epilogue },
+      uniforms,
+    });
+  }
   const expected = expectedLinear(toF32(x), toF32(w), size, epilogue);
-  const what = naming(dtype, size, epilogue) + (headroom ? " in f16" : "");
+  const what = naming(dtype, size, epilogue) + (headroom ? " in f16" : "") +
+    (splits > 1 ? `, k in ${splits} runs` : "");
   const tolerance = headroom ? HALF_SUM : SUM;
   bench.compare("gemm", what, await c.read(), expected, tolerance);
 }

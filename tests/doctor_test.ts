@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { doctor } from "../lib/doctor.ts";
 import { examineApart } from "../lib/doctor_apart.ts";
+import type { Trial } from "../lib/doctor_bench.ts";
 import { type Finding, findingText } from "../lib/doctor_report.ts";
 import { KERNEL_NAMES } from "../lib/show.ts";
 import { gpuTest } from "./gpu.ts";
@@ -9,7 +10,7 @@ import { NO_ADAPTER, wrapGpu } from "./wrapped_gpu.ts";
 
 const MODEL = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
 
-gpuTest("every kernel that computes is tested, and agrees", async () => {
+gpuTest("every kernel is tested, in all its forms, and agrees", async (gpu) => {
   const told: string[] = [];
   const { ok, findings } = await doctor({
     model: MODEL,
@@ -19,8 +20,20 @@ gpuTest("every kernel that computes is tested, and agrees", async () => {
   assertEquals(told.length, findings.length);
   const topics = findings.map(({ topic }) => topic);
   for (const name of KERNEL_NAMES) {
-    if (/^peak/.test(name) || /F16$/.test(name)) continue;
+    if (/^peak/.test(name)) continue; // they compute nothing, and are timed
+    if (name === "attendPrefillF16" && !gpu.f16) continue;
     assert(topics.includes(name), name);
+  }
+  const forms: [kernel: string, form: RegExp][] = [
+    ["gemv", /normed first/],
+    ["gemm", /k in \d runs/],
+    ["attendDecode", /long context$/],
+    ["mergeSplits", /short context, in 5 runs/],
+  ];
+  for (const [name, form] of forms) {
+    const { data } = findings.find(({ topic }) => topic === name)!;
+    const trials = data!.trials as Trial[];
+    assert(trials.some(({ what }) => form.test(what)), `${name}: ${form}`);
   }
   for (const topic of ["bandwidth", "readback", "first use", "memory"]) {
     assert(topics.includes(topic), topic);
