@@ -1,0 +1,87 @@
+/**
+ * Rows of the CPU path, alone and against the GPU.
+ *
+ * @module
+ */
+import { openCheckpoint } from "../lib/checkpoint.ts";
+import { loadQwen3 } from "../lib/model.ts";
+import { profile } from "../lib/profile.ts";
+import { comparisonOf } from "../lib/profile_compare.ts";
+import { profileCpu } from "../lib/profile_cpu.ts";
+import type { Comparison } from "../lib/profile_report.ts";
+import { CpuRunner } from "../lib/runner_cpu.ts";
+import { resolveSampling } from "../lib/sampling.ts";
+import { generate } from "./model_rows.ts";
+import { measure, type Measured } from "./report.ts";
+import type { BenchSetting } from "./setting.ts";
+
+const FEW_RUNS = 3;
+/** The CPU takes long. */
+const MOST_TOKENS = 32;
+
+/** Prefill and decode of the CPU path, through generate. */
+export async function cpuRow(
+  setting: BenchSetting,
+  prompt: number,
+): Promise<Measured> {
+  const { model, maxTokens, runs } = setting.options;
+  setting.freeModel();
+  const tokens = Math.min(maxTokens, MOST_TOKENS);
+  using qwen = await loadQwen3(model, {
+    device: "cpu",
+    context: prompt + tokens,
+  });
+  const stats = await setting.repeat(
+    () => generate(qwen, prompt, tokens),
+    Math.min(runs, FEW_RUNS),
+  );
+  const rates = (
+    name: string,
+    key: "decodeTokensPerSecond" | "prefillTokensPerSecond",
+  ) => measure(name, "tokens/s", stats.map((one) => one[key]));
+  return {
+    measures: [
+      rates("generate", "decodeTokensPerSecond"),
+      rates("generate, to first token", "prefillTokensPerSecond"),
+    ],
+    notes: [`${qwen.device.adapter}, ${tokens} tokens`],
+  };
+}
+
+/** How much faster the GPU is at Linear layers, attention and all of a step. */
+export async function compareRow(
+  setting: BenchSetting,
+  promptTokens: number,
+): Promise<Measured> {
+  const { model, runs } = setting.options;
+  setting.freeModel();
+  const maxTokens = MOST_TOKENS;
+  const { phases } = await profile(model, {
+    device: "gpu",
+    promptTokens,
+    maxTokens,
+  });
+  await using checkpoint = await openCheckpoint(model);
+  using cpu = await CpuRunner.load(checkpoint, {
+    context: promptTokens + maxTokens,
+  });
+  const sampling = resolveSampling({ temperature: 0 }, {});
+  const origin = performance.now();
+  const found: Comparison[][] = [];
+  for (let run = 0; run < Math.min(runs, FEW_RUNS); run++) {
+    const onCpu = await profileCpu(cpu, {
+      ...{ promptTokens, maxTokens, sampling, origin },
+    });
+    found.push(comparisonOf(phases, onCpu.phases));
+  }
+  return {
+    measures: found[0].flatMap(({ phase, what, factor }, i) =>
+      factor === undefined ? [] : [measure(
+        `${phase}, ${what}`,
+        "×",
+        found.map((run) => run[i].factor!),
+      )]
+    ),
+    notes: [`${cpu.ops.info.kernel}, ${cpu.ops.info.threads} threads`],
+  };
+}

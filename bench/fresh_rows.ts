@@ -1,0 +1,110 @@
+/**
+ * Rows that need a process of their own: loading, memory, first use.
+ *
+ * @module
+ */
+import type { Fresh } from "./fresh.ts";
+import { CheckpointFolder } from "./checkpoint_folder.ts";
+import { measure, type Measured, Unmeasurable } from "./report.ts";
+import type { BenchSetting } from "./setting.ts";
+
+/** Processes are slow to begin. */
+const FEW_RUNS = 3;
+const PROMPT = 128;
+/** So that pipelines are compiled, not found where a driver keeps them. */
+const NO_SHADER_CACHES = {
+  __GL_SHADER_DISK_CACHE: "0",
+  MESA_SHADER_CACHE_DISABLE: "true",
+};
+
+/** What fresh processes see, measured once for every row that asks. */
+export class FreshProcesses {
+  #seen?: Promise<{ runtime: Fresh; loaded: Required<Fresh>[] }>;
+
+  /** From the call of loadQwen3 until the weights are on the device. */
+  async load(setting: BenchSetting): Promise<Measured> {
+    const { loaded } = await this.#see(setting);
+    return {
+      measures: [
+        measure("loadQwen3", "ms", loaded.map(({ loaded }) => loaded.loadMs)),
+      ],
+    };
+  }
+
+  /** Resident memory beyond that of a process that only opens a device. */
+  async memory(setting: BenchSetting): Promise<Measured> {
+    const { runtime, loaded } = await this.#see(setting);
+    const above = (bytes: number) => (bytes - runtime.peakBytes) / 1e6;
+    return {
+      measures: [
+        measure(
+          "peak of loading",
+          "MB",
+          loaded.map(({ loaded }) => above(loaded.loadPeakBytes)),
+        ),
+        measure(
+          "peak, first tokens too",
+          "MB",
+          loaded.map(({ peakBytes }) => above(peakBytes)),
+        ),
+        measure("the runtime's", "MB", [runtime.peakBytes / 1e6]),
+      ],
+      notes: setting.gpu.software
+        ? ["a software renderer keeps device memory in the host's"]
+        : [],
+    };
+  }
+
+  /** From the call of generate to its first token, all pipelines to be compiled. */
+  async firstUse(setting: BenchSetting): Promise<Measured> {
+    const { loaded } = await this.#see(setting);
+    return {
+      measures: [
+        measure(
+          "generate",
+          "ms",
+          loaded.map(({ loaded }) => loaded.firstTokenMs),
+        ),
+        measure(
+          "from the process's start",
+          "ms",
+          loaded.map(({ loaded }) => loaded.processMs),
+        ),
+      ],
+      notes: ["the driver's shader caches are off"],
+    };
+  }
+
+  #see(setting: BenchSetting) {
+    return this.#seen ??= see(setting);
+  }
+}
+
+async function see(setting: BenchSetting) {
+  if (Deno.build.os !== "linux") {
+    throw new Unmeasurable("a process tells its peak of memory on Linux only");
+  }
+  const { model, runs } = setting.options;
+  setting.freeModel();
+  await using folder = await CheckpointFolder.of(model);
+  const runtime = await fresh();
+  // The first is thrown away: it reads the files into the page cache.
+  const loaded = await setting.repeat(
+    () => fresh(folder.path, String(PROMPT)) as Promise<Required<Fresh>>,
+    Math.min(runs, FEW_RUNS),
+  );
+  return { runtime, loaded };
+}
+
+async function fresh(...args: string[]): Promise<Fresh> {
+  const script = new URL("fresh.ts", import.meta.url);
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "--no-check", script.href, ...args],
+    env: NO_SHADER_CACHES,
+  }).output();
+  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim();
+  if (code !== 0) {
+    throw new Error(`Cannot measure a fresh process: ${text(stderr)}`);
+  }
+  return JSON.parse(text(stdout).split("\n").at(-1)!);
+}

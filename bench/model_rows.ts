@@ -1,0 +1,202 @@
+/**
+ * Rows that run a whole model on the GPU.
+ *
+ * @module
+ */
+import type { RunStats } from "../lib/generate.ts";
+import type { Qwen3 } from "../lib/model.ts";
+import type { Plan } from "../lib/plan.ts";
+import { costsOf } from "../lib/profile_costs.ts";
+import { loopOf, watchLoop } from "../lib/profile_loop.ts";
+import { promptIds } from "../lib/profile_setting.ts";
+import type { GpuRunner } from "../lib/runner_gpu.ts";
+import { resolveSampling } from "../lib/sampling.ts";
+import { type Measure, measure, type Measured, withBound } from "./report.ts";
+import { type BenchSetting, hotTimes } from "./setting.ts";
+
+/** The best token at each step: what peers are measured with too. */
+const GREEDY = { temperature: 0 };
+/** A long prompt takes long to prefill. */
+const FEW_RUNS = 3;
+
+/** Generates `maxTokens` tokens, whatever they are. */
+export async function generate(
+  qwen: Qwen3,
+  prompt: number,
+  maxTokens: number,
+): Promise<RunStats> {
+  const ids = promptIds(prompt, qwen.config.vocabSize);
+  const run = qwen.generate(ids, { ...GREEDY, maxTokens, ignoreEos: true });
+  await Array.fromAsync(run);
+  return run.stats;
+}
+
+/** Decode after a prompt. */
+export async function decodeRow(
+  setting: BenchSetting,
+  prompt: number,
+): Promise<Measured> {
+  const { options: { maxTokens }, peaks } = setting;
+  const { qwen, runner } = await setting.model(prompt + maxTokens);
+  const stats = await setting.repeat(() => generate(qwen, prompt, maxTokens));
+  const wall = measure(
+    "generate",
+    "tokens/s",
+    stats.map(({ decodeTokensPerSecond }) => decodeTokensPerSecond),
+  );
+  // A step reads more the longer the context is: the middle stands for all.
+  const middle = prompt + Math.floor(maxTokens / 2);
+  const { bytes } = workOf(runner, runner.pass(1, false).plan, 1, middle);
+  const measures = [withBound(wall, peaks, "memory", bytes)];
+  if (runner.gpu.timestamps) {
+    const loops = await setting.repeat(async () =>
+      loopOf(
+        await watchLoop(
+          runner,
+          promptIds(prompt, runner.config.vocabSize),
+          resolveSampling(GREEDY, {}),
+          { maxTokens, warm: false },
+        ),
+      )
+    );
+    const rates = loops.map(({ gpuMs }) => 1000 / gpuMs!);
+    const busy = measure("GPU time", "tokens/s", rates);
+    measures.push(
+      withBound(busy, peaks, "memory", bytes),
+      measure("GPU time of a token", "ms", loops.map(({ gpuMs }) => gpuMs!)),
+    );
+  }
+  return {
+    measures,
+    notes: [`a step reads ${(bytes / 1e9).toFixed(2)} GB at least`],
+  };
+}
+
+/** A prompt of `tokens` tokens. */
+export async function prefillRow(
+  setting: BenchSetting,
+  tokens: number,
+): Promise<Measured> {
+  const { options: { runs }, peaks } = setting;
+  const { qwen, runner } = await setting.model(tokens + 1);
+  const stats = await setting.repeat(() => generate(qwen, tokens, 1));
+  const wall = measure(
+    "generate, to first token",
+    "tokens/s",
+    stats.map(({ prefillTokensPerSecond }) => prefillTokensPerSecond),
+  );
+  const each = Array(runs).fill(0);
+  let flops = 0, half = false;
+  for (let begin = 0; begin < tokens; begin += runner.prefillRows) {
+    const rows = Math.min(runner.prefillRows, tokens - begin);
+    const { plan } = runner.pass(rows, false);
+    runner.setLength(begin);
+    const times = await hotTimes(runner.gpu, plan, runs, { length: begin });
+    each.forEach((_, i) => each[i] += times[i] ?? times[0]);
+    flops += workOf(runner, plan, rows, begin).flops;
+    half ||= plan.dispatches.some(({ constants }) => constants.F16 === 1);
+  }
+  const bound = half ? "f16" : "f32";
+  const busy = measure(
+    "GPU time",
+    "tokens/s",
+    each.map((ms) => 1000 * tokens / ms),
+  );
+  return {
+    measures: [
+      withBound(wall, peaks, bound, flops / tokens),
+      withBound(busy, peaks, bound, flops / tokens),
+      measure("GPU time of the prompt", "ms", each),
+    ],
+    notes: [`${(flops / 1e9).toFixed(1)} GFLOP`],
+  };
+}
+
+/** From the call to the first token, everything compiled. */
+export async function firstTokenRow(
+  setting: BenchSetting,
+  prompt: number,
+): Promise<Measured> {
+  const maxTokens = 16;
+  const { qwen } = await setting.model(prompt + maxTokens);
+  const stats = await setting.repeat(() => generate(qwen, prompt, maxTokens));
+  return {
+    measures: [
+      measure(
+        "generate",
+        "ms",
+        stats.map(({ timeToFirstTokenMs }) => timeToFirstTokenMs),
+      ),
+    ],
+  };
+}
+
+/** Decode at the end of a long context over decode after a short prompt. */
+export async function contextRow(
+  setting: BenchSetting,
+  context: number,
+  short: number,
+): Promise<Measured> {
+  const { maxTokens, runs } = setting.options;
+  const { qwen, runner } = await setting.model(context);
+  const rate = async (prompt: number) => {
+    const { decodeTokensPerSecond } = await generate(qwen, prompt, maxTokens);
+    return decodeTokensPerSecond;
+  };
+  const near = await setting.repeat(() => rate(short));
+  const far = await setting.repeat(
+    () => rate(context - maxTokens),
+    Math.min(runs, FEW_RUNS),
+  );
+  const step = async (length: number): Promise<[Measure, number[]]> => {
+    const { plan } = runner.pass(1, false);
+    runner.setLength(length);
+    const times = await hotTimes(runner.gpu, plan, 4 * runs, { length });
+    const { bytes } = workOf(runner, plan, 1, length);
+    const rates = measure(
+      `GPU time of a step at ${length}`,
+      "tokens/s",
+      times.map((ms) => 1000 / ms),
+    );
+    return [withBound(rates, setting.peaks, "memory", bytes), times];
+  };
+  const [nearStep] = await step(short);
+  const [farStep] = await step(context - 1);
+  const nearRate = measure("generate at the start", "tokens/s", near);
+  const farRate = measure("generate at the end", "tokens/s", far);
+  return {
+    measures: [
+      farRate,
+      nearRate,
+      measure(
+        "generate, end over start",
+        "%",
+        far.map((rate) => 100 * rate / nearRate.median),
+      ),
+      farStep,
+      nearStep,
+      measure("GPU time, end over start", "%", [
+        100 * farStep.median / nearStep.median,
+      ]),
+    ],
+  };
+}
+
+/** What a pass computes and moves at least. */
+function workOf(
+  { config }: GpuRunner,
+  plan: Plan,
+  tokens: number,
+  length: number,
+): { flops: number; bytes: number } {
+  let flops = 0, bytes = 0;
+  for (const dispatch of plan.dispatches) {
+    if (dispatch.gridAt && !dispatch.gridAt({ length })) continue;
+    const context = { config, sequences: 1, tokens, length };
+    for (const cost of costsOf(dispatch, context)) {
+      flops += cost.flops;
+      bytes += cost.bytes;
+    }
+  }
+  return { flops, bytes };
+}

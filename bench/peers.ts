@@ -1,0 +1,79 @@
+/**
+ * llama.cpp beside ours, by bench/peers/run.sh.
+ *
+ * @module
+ */
+import type { PeerMeasure, Row } from "./report.ts";
+import type { RowKind } from "./rows.ts";
+
+const ROOT = new URL("..", import.meta.url).pathname;
+/** What run.sh can run, and on what. */
+const PROGRAMS = [
+  ["vulkan", undefined],
+  ["vulkan-without-tensor-cores", undefined],
+  ["cpu", "cpu"],
+] as const;
+
+/** What peers need, checked before anything long begins. */
+export function requirePeers(folder: string): void {
+  try {
+    Deno.statSync(`${folder}/llama.tar.xz`);
+  } catch {
+    throw new Error(
+      `Cannot run peers: ${folder} has no llama.tar.xz, it must be a folder made by bench/peers/pack.sh`,
+    );
+  }
+}
+
+/** Runs each program once with all workloads of `rows`, and gives each row its own; returns what failed. */
+export async function runPeers(
+  { folder, model, runs, rows, kinds, onProgress }: {
+    folder: string;
+    model: string;
+    runs: number;
+    rows: readonly Row[];
+    kinds: ReadonlyMap<string, RowKind>;
+    onProgress: (what: string) => void;
+  },
+): Promise<string[]> {
+  const failed: string[] = [];
+  for (const [program, on] of PROGRAMS) {
+    const mine = rows.filter(({ row, measures }) => {
+      const { peers } = kinds.get(row)!;
+      return measures.length && peers && peers.on === on;
+    });
+    const workloads = new Set(
+      mine.flatMap(({ row }) => Object.keys(kinds.get(row)!.peers!.workloads)),
+    );
+    if (workloads.size === 0) continue;
+    onProgress(`llama.cpp ${program}`);
+    const found: PeerMeasure[] = [];
+    const words = [folder, model, ...workloads];
+    const { code, stdout, stderr } = await new Deno.Command("bash", {
+      args: ["bench/peers/run.sh", ...words],
+      cwd: ROOT,
+      env: { PROGRAMS: program, RUNS: String(runs) },
+    }).output();
+    const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim();
+    for (const line of text(stdout).split("\n")) {
+      if (line) found.push(JSON.parse(line));
+    }
+    if (code !== 0) {
+      failed.push(`${program}: ${text(stderr).split("\n").at(-1)}`);
+    }
+    for (const row of mine) {
+      const { workloads } = kinds.get(row.row)!.peers!;
+      for (const peer of found) {
+        const like = workloads[peer.workload];
+        if (like === undefined) continue;
+        const ours = row.measures.find(({ name }) => name === like);
+        row.peers.push(
+          ours?.unit === "tokens/s"
+            ? { ...peer, factor: ours.median / peer.tokensPerSecond }
+            : peer,
+        );
+      }
+    }
+  }
+  return failed;
+}

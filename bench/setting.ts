@@ -1,0 +1,128 @@
+/**
+ * What the rows of `deno task bench` share: the device, its peaks, a loaded model,
+ * and how things are repeated.
+ *
+ * @module
+ */
+import { type Gpu, openDevice } from "../lib/device.ts";
+import { loadQwen3, type Qwen3 } from "../lib/model.ts";
+import { measurePeaks, timeByWall } from "../lib/peaks.ts";
+import type { Moment, Plan } from "../lib/plan.ts";
+import type { Peaks } from "../lib/profile_report.ts";
+import { timePlan } from "../lib/profiler.ts";
+import { GpuRunner } from "../lib/runner_gpu.ts";
+import { Unmeasurable } from "./report.ts";
+
+/** Work that precedes a timed pass: an idle GPU lowers its clocks. */
+const WARM_MS = 30, MOST_WARM = 256;
+
+/** What rows are asked for. */
+export interface BenchOptions {
+  model: string;
+  /** Timed runs of each measure, beside those that warm up. */
+  runs: number;
+  /** Tokens of a generation. */
+  maxTokens: number;
+}
+
+/** A model on the GPU, and what runs it. */
+export interface Loaded {
+  qwen: Qwen3;
+  runner: GpuRunner;
+}
+
+/** The device and, once a row asks for it, the model; disposing frees both. */
+export class BenchSetting implements Disposable {
+  #loaded?: Loaded;
+
+  private constructor(
+    readonly options: BenchOptions,
+    readonly gpu: Gpu,
+    readonly peaks: Peaks,
+  ) {}
+
+  static async open(options: BenchOptions): Promise<BenchSetting> {
+    const gpu = await openDevice();
+    return new BenchSetting(options, gpu, await measurePeaks(gpu));
+  }
+
+  /**
+   * The model with room for `context` tokens.
+   *
+   * @throws {Unmeasurable} if the checkpoint was not made for as many.
+   */
+  async model(context: number): Promise<Loaded> {
+    if (this.#loaded && this.#loaded.qwen.context >= context) {
+      return this.#loaded;
+    }
+    const known = this.#loaded?.qwen.config.maxPositionEmbeddings ?? Infinity;
+    if (context > known) refuseContext(context, known);
+    this.freeModel();
+    const { model } = this.options;
+    const qwen = await loadQwen3(model, { device: "gpu" });
+    const most = qwen.config.maxPositionEmbeddings;
+    if (qwen.context >= context) return this.#keep(qwen);
+    if (context > most) {
+      this.#keep(qwen); // for rows that need less
+      refuseContext(context, most);
+    }
+    qwen[Symbol.dispose]();
+    return this.#keep(await loadQwen3(model, { device: "gpu", context }));
+  }
+
+  #keep(qwen: Qwen3): Loaded {
+    const { runner } = qwen;
+    if (!(runner instanceof GpuRunner)) {
+      throw new Error("Cannot measure: the model is not on the GPU");
+    }
+    return this.#loaded = { qwen, runner };
+  }
+
+  /** Leaves the device to others. */
+  freeModel(): void {
+    this.#loaded?.qwen[Symbol.dispose]();
+    this.#loaded = undefined;
+  }
+
+  /** What `run` gives, after a run that only warms up. */
+  async repeat<T>(
+    run: () => Promise<T>,
+    runs: number = this.options.runs,
+  ): Promise<T[]> {
+    await run();
+    const all: T[] = [];
+    for (let i = 0; i < runs; i++) all.push(await run());
+    return all;
+  }
+
+  [Symbol.dispose](): void {
+    this.freeModel();
+    this.gpu[Symbol.dispose]();
+  }
+}
+
+function refuseContext(context: number, most: number): never {
+  throw new Unmeasurable(
+    `it takes a context of ${context} tokens, the checkpoint has ${most}`,
+  );
+}
+
+/**
+ * Milliseconds on the GPU of each of `runs` runs of a plan, right after others that
+ * only keep it busy; by wall clock, and one number, where there are no timestamps.
+ */
+export async function hotTimes(
+  gpu: Gpu,
+  plan: Plan,
+  runs: number,
+  moment?: Moment,
+): Promise<number[]> {
+  if (!gpu.timestamps) return [await timeByWall(gpu, plan, runs, moment)];
+  const [first] = await timePlan(gpu, plan, 1, moment);
+  const warm = gpu.software
+    ? 1
+    : Math.min(MOST_WARM, Math.ceil(WARM_MS / Math.max(first, 1e-3)));
+  const times = await timePlan(gpu, plan, warm + runs, moment);
+  gpu.check();
+  return times.slice(warm);
+}
