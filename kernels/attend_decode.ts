@@ -1,4 +1,4 @@
-import { kernel } from "../lib/kernel.ts";
+import { type Grid, kernel } from "../lib/kernel.ts";
 import { LANES } from "../lib/wgsl.ts";
 import { deriveHeads, HEADS, ROTATE } from "./heads.ts";
 
@@ -11,6 +11,27 @@ const fetchKeys = (begin: string) => /* wgsl */ `
     }
   }`;
 
+const fetchAll = (x: string) => /* wgsl */ `
+  let ${x}_units = arrayLength(&${x});
+  for (var i = worker; i < ${x}_units; i += workers * 8u) {
+    @unroll for (var j = 0; j < 8; j++) {
+      let unit = ${x}[min(i + workers * j, ${x}_units - 1u)];
+      @if ${x.toUpperCase()}_VIEW == "unit" { seen ^= unit; }
+      @else { seen.x ^= bitcast<u32>(unit); }
+    }
+  }`;
+
+/**
+ * The grid of a step: `splits` runs of keys, `shares` workgroups for all kv heads,
+ * and at least `fetchers` more that read ahead.
+ */
+export const decodeGrid = (
+  splits: number,
+  shares: number,
+  rows: number,
+  fetchers: number,
+): Grid => [splits, shares + Math.ceil(fetchers / splits / rows), rows];
+
 /**
  * Attention of one new token per sequence over its KV cache, with everything that
  * comes before it in the same dispatch: q and k norm, RoPE, and the append of k
@@ -21,10 +42,13 @@ const fetchKeys = (begin: string) => /* wgsl */ `
  *
  * KEY_LANES threads share a key's product. With one split the result is written
  * at once; with more, `partial` and `stats` go to merge_splits.ts.
+ *
+ * Few workgroups wait for one another here while the memory idles, so with FETCHERS
+ * others read the matrices `next` and `after` meanwhile.
  */
 export const attendDecode = kernel({
   name: "attendDecode",
-  buffers: ({ VEC }) => {
+  buffers: ({ VEC, FETCHERS }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
     return {
       qkv: `m width as ${view}`,
@@ -38,6 +62,7 @@ export const attendDecode = kernel({
       partial: `inout any as ${view}`,
       stats: "inout any",
       flags: "inout any",
+      ...(FETCHERS ? { next: "any as unit", after: "any as unit" } : {}),
     };
   },
   uniforms: { first: "u32", eps: "f32", scale: "f32" },
@@ -51,6 +76,7 @@ export const attendDecode = kernel({
     SUBGROUPS: 1,
     LOG_KEY_LANES: 2,
     TILE: 128,
+    FETCHERS: 0,
   },
   derive: (c) => {
     const KEY_LANES = 1 << Number(c.LOG_KEY_LANES);
@@ -68,7 +94,8 @@ export const attendDecode = kernel({
       VALUES: Math.ceil(Number(c.TILE) / RUNS),
     };
   },
-  grid: ({ kvHeads, m }, { SHARES }) => [1, kvHeads * SHARES, m],
+  grid: ({ kvHeads, m }, { SHARES, FETCHERS }) =>
+    decodeGrid(1, kvHeads * SHARES, m, FETCHERS),
   body: /* wgsl */ `
 ${LANES}
 ${HEADS}
@@ -80,6 +107,18 @@ var<workgroup> weights: array<f32, GROUP * TILE>;
 var<workgroup> team_top: array<f32, GROUP * TEAMS>;
 var<workgroup> team_sum: array<f32, GROUP * TEAMS>;
 var<workgroup> sums: array<E, WORKGROUP>;
+
+
+@if FETCHERS {
+// Reads what is wanted next, so that it is in the cache then. What is read must not
+// look unused, so it is compared with what it hardly is.
+fn fetch(worker: u32, workers: u32) {
+  var seen = vec4u();
+  ${fetchAll("next")}
+  ${fetchAll("after")}
+  if (all(seen == vec4u(0x9e3779b9u, 0x7f4a7c15u, 0xf39cc060u, 0x5cedc834u))) { flags[3] = 1u; }
+}
+}
 
 fn guard(v: E) {
   @if K_DTYPE == "f16" { if (!all(abs(v) <= vec4f(65504.0))) { flags[0] = 1u; } }
@@ -94,6 +133,14 @@ fn key_sum(v: f32) -> f32 {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
+  @if FETCHERS {
+    if (wg.y >= u.kvHeads * SHARES) {
+      let lines = groups.y - u.kvHeads * SHARES;
+      let fetcher = (wg.z * lines + wg.y - u.kvHeads * SHARES) * groups.x + wg.x;
+      fetch(fetcher * WORKGROUP + tid, groups.z * lines * groups.x * WORKGROUP);
+      return;
+    }
+  }
   let kv_head = wg.y / SHARES;
   let row = wg.z;
   let sequence = u.first + row;

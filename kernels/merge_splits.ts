@@ -1,6 +1,11 @@
 import { kernel, splitGrid } from "../lib/kernel.ts";
+import { LANES } from "../lib/wgsl.ts";
 
-/** Combines the splits of attend_decode.ts, `flags[1]` of them. One workgroup per head. */
+/**
+ * Combines the splits of attend_decode.ts, `flags[1]` of them and at most MOST. One
+ * workgroup per head; RUNS threads share an element, each with BATCH splits on their
+ * way at once, the first of them before anything else is known.
+ */
 export const mergeSplits = kernel({
   name: "mergeSplits",
   buffers: ({ VEC }) => {
@@ -13,45 +18,88 @@ export const mergeSplits = kernel({
     };
   },
   uniforms: { heads: "u32" },
-  constants: { HEAD_DIM: 128, VEC: 4, WORKGROUP: 64 },
-  derive: (c) => ({ WIDTH: Number(c.HEAD_DIM) / Number(c.VEC) }),
+  constants: {
+    HEAD_DIM: 128,
+    VEC: 4,
+    WORKGROUP: 256,
+    MOST: 64,
+    BATCH: 4,
+    LOG_LANES: 5,
+    SUBGROUPS: 0,
+  },
+  derive: (c) => {
+    const WIDTH = Number(c.HEAD_DIM) / Number(c.VEC);
+    const LANES = 1 << Number(c.LOG_LANES);
+    return {
+      WIDTH,
+      LANES,
+      COLUMNS: Math.min(WIDTH, Number(c.WORKGROUP)),
+      RUNS: Math.max(1, Math.floor(Number(c.WORKGROUP) / WIDTH)),
+      OWN: Math.ceil(Number(c.MOST) / LANES),
+    };
+  },
   grid: ({ m, heads }) => splitGrid(m * heads),
   body: /* wgsl */ `
-var<workgroup> tops: array<f32, WORKGROUP>;
-var<workgroup> sums: array<f32, WORKGROUP>;
-var<workgroup> weights: array<f32, WORKGROUP>;
+${LANES}
+@if VEC == 4 { alias E = vec4f; } @else { alias E = f32; }
+var<workgroup> weights: array<f32, OWN * LANES>;
+var<workgroup> sums: array<E, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
   let head = min(wg.y * groups.x + wg.x, u.m * u.heads - 1u);
   let splits = flags[1];
-  // A thread weighs a split: at most WORKGROUP of them.
-  var own = -3.0e38;
-  var sum = 0.0;
-  if (tid < splits) {
-    own = bitcast<f32>(stats[(head * splits + tid) * 2u]);
-    sum = bitcast<f32>(stats[(head * splits + tid) * 2u + 1u]);
+  let column = tid % COLUMNS;
+  let run = tid / COLUMNS;
+  @split var value: array<E, BATCH>;
+  @unroll for (var i = 0; i < BATCH; i++) {
+    value[i] = partial_at((head * splits + min(i * RUNS + run, splits - 1u)) * WIDTH + column);
   }
-  tops[tid] = own;
-  workgroupBarrier();
-  var top = -3.0e38;
-  for (var s = 0u; s < splits; s++) { top = max(top, tops[s]); }
-  let weight = exp(own - top);
-  weights[tid] = weight;
-  sums[tid] = sum * weight;
-  workgroupBarrier();
+  // Each group of lanes weighs all splits.
+  let lane = tid % LANES;
+  @split var top: array<f32, OWN>;
+  @split var sum: array<f32, OWN>;
+  var high = -3.0e38;
+  @unroll for (var i = 0; i < OWN; i++) {
+    let split = i * LANES + lane;
+    top[i] = -3.0e38;
+    if (split < splits) {
+      top[i] = bitcast<f32>(stats[(head * splits + split) * 2u]);
+      sum[i] = bitcast<f32>(stats[(head * splits + split) * 2u + 1u]);
+    }
+    high = max(high, top[i]);
+  }
+  high = lanes_max(high, tid);
   var total = 0.0;
-  for (var s = 0u; s < splits; s++) { total += sums[s]; }
-  for (var e = tid; e < WIDTH; e += WORKGROUP) {
-    @if VEC == 4 { var sum = vec4f(); } @else { var sum = 0.0; }
-    for (var s = 0u; s < splits; s += 8u) {
-      @unroll for (var i = 0; i < 8; i++) {
-        let split = min(s + i, splits - 1u);
-        sum += partial_at((head * splits + split) * WIDTH + e) * select(0.0, weights[split], s + i < splits);
+  @unroll for (var i = 0; i < OWN; i++) {
+    top[i] = exp(top[i] - high);
+    total += top[i] * sum[i];
+    if (tid < LANES) { weights[i * LANES + lane] = top[i]; }
+  }
+  total = lanes_sum(total, tid);
+  workgroupBarrier();
+  for (var begin = 0u; begin < WIDTH; begin += COLUMNS) {
+    var acc = E();
+    for (var s = run; s < splits; s += RUNS * BATCH) {
+      if (begin > 0u || s > run) {
+        @unroll for (var i = 0; i < BATCH; i++) {
+          let at = (head * splits + min(s + i * RUNS, splits - 1u)) * WIDTH;
+          value[i] = partial_at(at + min(begin + column, WIDTH - 1u));
+        }
+      }
+      @unroll for (var i = 0; i < BATCH; i++) {
+        let split = s + i * RUNS;
+        if (split < splits) { acc += value[i] * weights[split]; }
       }
     }
-    y_put(head * WIDTH + e, sum / total);
+    sums[tid] = acc;
+    workgroupBarrier();
+    if (tid < COLUMNS && begin + tid < WIDTH) {
+      @unroll for (var r = 1; r < RUNS; r++) { acc += sums[r * COLUMNS + tid]; }
+      y_put(head * WIDTH + begin + tid, acc / total);
+    }
+    workgroupBarrier();
   }
 }`,
 });

@@ -203,8 +203,11 @@ export interface DecodeAttentionChoice {
 /** Runs of keys at most. */
 export const MOST_SPLITS = 64;
 
-/** From here on a context is long: reading keys once matters more than many threads. */
-export const LONG_CONTEXT = 1024;
+/**
+ * From here on a context is long: runs of its keys go to different workgroups, and
+ * reading keys once matters more than many threads. Merging runs costs a dispatch.
+ */
+export const LONG_CONTEXT = 256;
 
 /** Chooses how a decode step's attention is laid out, for short contexts and for long ones. */
 export function chooseDecodeAttention(
@@ -216,7 +219,8 @@ export function chooseDecodeAttention(
   const LOG_KEY_LANES = lanes.SUBGROUPS ? 2 : 0;
   const defaults = defaultsFor(device);
   const layout = (what: "short" | "long") => {
-    const { WORKGROUP: threads, SHARES } = defaults.attendDecode[what];
+    const { WORKGROUP: threads, SHARES, STEPS = 1 } =
+      defaults.attendDecode[what];
     const tuned = device.tuned?.get(attendKey(what, headDim, group));
     const WORKGROUP = Math.max(
       Math.min(threads, device.limits.maxComputeInvocationsPerWorkgroup),
@@ -228,7 +232,7 @@ export function chooseDecodeAttention(
       SHARES: group % SHARES ? 1 : SHARES,
       WORKGROUP,
       LOG_KEY_LANES,
-      TILE: WORKGROUP >> LOG_KEY_LANES,
+      TILE: STEPS * WORKGROUP >> LOG_KEY_LANES,
       ...lanes,
       ...tuned,
     };
@@ -243,17 +247,35 @@ export function chooseDecodeAttention(
       }: norm, RoPE, append and attention in one; ${origin(tuned, defaults)}`,
     };
   };
-  const keys = (length: number, each: number) =>
-    Math.min(MOST_SPLITS, Math.ceil((length + 1) / each));
   return [{
     ...layout("short"),
-    // Merging runs costs a dispatch, so a very short context is one run.
-    splits: (length) =>
-      length >= LONG_CONTEXT ? 0 : length < 256 ? 1 : keys(length, 128),
+    splits: (length) => length < LONG_CONTEXT ? 1 : 0,
   }, {
     ...layout("long"),
-    splits: (length) => length >= LONG_CONTEXT ? keys(length, 64) : 0,
+    splits: (length) =>
+      length < LONG_CONTEXT
+        ? 0
+        : Math.min(MOST_SPLITS, Math.ceil((length + 1) / 64)),
   }];
+}
+
+/**
+ * Workgroups that read the matrices wanted next, `bytes` together, while a decode
+ * step's attention leaves the memory idle; 0 where that was not measured to help.
+ */
+export function chooseFetchers(
+  bytes: number,
+  device: Capabilities,
+): { FETCHERS: number; reason: string } {
+  const { fetch } = defaultsFor(device);
+  if (!fetch || bytes > fetch.bytes) return { FETCHERS: 0, reason: "" };
+  const { FETCHERS } = fetch;
+  const megabytes = Math.round(bytes / 1e6);
+  return {
+    FETCHERS,
+    reason:
+      `; ${FETCHERS} workgroups beside it bring the next ${megabytes} MB of weights into the cache`,
+  };
 }
 
 /** Rows of a workgroup in a prompt's attention: 64 where there are many and memory allows. */

@@ -8,6 +8,7 @@
 /** Kinds of adapter that have a row of their own. */
 export type AdapterClass =
   | "NVIDIA"
+  | "NVIDIA, large cache"
   | "AMD"
   | "Intel"
   | "Apple"
@@ -22,8 +23,13 @@ type GemvConstants = Readonly<
 type TileConstants = Readonly<
   { BM: number; BN: number; BK: number; TM: number; TN: number }
 >;
-/** Threads of a workgroup, and workgroups that a kv head's query heads are divided among. */
-type AttendConstants = Readonly<{ WORKGROUP: number; SHARES: number }>;
+/**
+ * Threads of a workgroup, workgroups that a kv head's query heads are divided among,
+ * and keys of a tile that a thread takes part in.
+ */
+type AttendConstants = Readonly<
+  { WORKGROUP: number; SHARES: number; STEPS?: number }
+>;
 
 /** One kind's constants. */
 export interface Defaults {
@@ -48,6 +54,8 @@ export interface Defaults {
     other: TileConstants;
   };
   attendDecode: { short: AttendConstants; long: AttendConstants };
+  /** Workgroups that read ahead during attention, and how much the cache has room for. */
+  fetch?: Readonly<{ FETCHERS: number; bytes: number }>;
 }
 
 const NVIDIA: Defaults = {
@@ -65,9 +73,14 @@ const NVIDIA: Defaults = {
     other: { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 },
   },
   attendDecode: {
-    short: { WORKGROUP: 512, SHARES: 2 },
+    short: { WORKGROUP: 512, SHARES: 2, STEPS: 2 },
     long: { WORKGROUP: 256, SHARES: 1 },
   },
+};
+
+const LARGE_CACHE: Defaults = {
+  ...NVIDIA,
+  fetch: { FETCHERS: 48, bytes: 24 << 20 },
 };
 
 /** Small workgroups of attention, where threads may be few or subgroups narrow. */
@@ -76,9 +89,19 @@ const NARROW: Defaults["attendDecode"] = {
   long: { WORKGROUP: 128, SHARES: 1 },
 };
 
+// By registers and waves to a SIMD, as RADV compiles the kernels (`deno task radv`).
 const AMD: Defaults = {
   ...NVIDIA,
-  source: "AMD's defaults, not measured: as on NVIDIA",
+  source: "AMD's defaults, by RADV's compiler, not measured",
+  gemv: { ...NVIDIA.gemv, gated: { WORKGROUP: 128, ROWS: 2, STEPS: 4 } },
+  gemm: {
+    ...NVIDIA.gemm,
+    half: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
+  },
+  attendDecode: {
+    short: { WORKGROUP: 512, SHARES: 2 },
+    long: { WORKGROUP: 256, SHARES: 1 },
+  },
 };
 
 // Deno counts on an Intel GPU's smallest subgroups (8 lanes), so threads are many already.
@@ -113,6 +136,7 @@ const SOFTWARE: Defaults = {
 
 const ROWS: Readonly<Record<AdapterClass, Defaults>> = {
   NVIDIA,
+  "NVIDIA, large cache": LARGE_CACHE,
   AMD,
   Intel: INTEL,
   Apple: APPLE,
@@ -143,6 +167,10 @@ export function tileFor(
   return m >= 256 && m * n >= 1 << 21 ? gemm.large : gemm.other;
 }
 
+/** 40 MB of L2 or more, as NVIDIA states them: fetching ahead needs the room. */
+const LARGE_L2 =
+  /\b(A100|A800|[HB][128]00|H20|GH200|L40S?|RTX (40[89]|50[89])0)\b/;
+
 // PCI vendor ids, and those that Mesa's software renderers and Metal give instead.
 const VENDORS: Readonly<Record<number, AdapterClass>> = {
   0x10de: "NVIDIA",
@@ -168,8 +196,8 @@ export function adapterClass(
   software: boolean,
 ): AdapterClass {
   if (software) return "software";
-  const known = VENDORS[Number(vendor)];
-  if (known) return known;
   const named = NAMES.find(([name]) => name.test(`${vendor} ${description}`));
-  return named?.[1] ?? "other";
+  const known = VENDORS[Number(vendor)] ?? named?.[1] ?? "other";
+  const large = known === "NVIDIA" && LARGE_L2.test(description);
+  return large ? "NVIDIA, large cache" : known;
 }

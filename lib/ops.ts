@@ -41,9 +41,18 @@ export interface Ops<T> {
    * Splits `qkv` `[rows, (heads + 2 kvHeads) · headDim]`, norms each head of q
    * and k (RMSNorm over headDim with `qNorm`, `kNorm`), rotates them (RoPE, the
    * half-split form of Qwen3), appends k and v to the cache and attends with
-   * scale `1 / sqrt(headDim)` → `[rows, heads · headDim]`.
+   * scale `1 / sqrt(headDim)` → `[rows, heads · headDim]`. `next` are
+   * matrices that are wanted soon: attention leaves the memory idle, so a device
+   * may bring them nearer.
    */
-  attend(qkv: T, qNorm: T, kNorm: T, cache: KvCache<T>, layer: number): T;
+  attend(
+    qkv: T,
+    qNorm: T,
+    kNorm: T,
+    cache: KvCache<T>,
+    layer: number,
+    next?: readonly [T, T],
+  ): T;
 
   /** `residual + x · wᵀ`, in the place of `residual`: `[rows, k]`, `[n, k]` → `[rows, n]`. */
   matmulAdd(x: T, w: T, residual: T): T;

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { attendDecode } from "../kernels/attend_decode.ts";
+import { attendDecode, decodeGrid } from "../kernels/attend_decode.ts";
 import { attendPrefill } from "../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../kernels/attend_prefill_f16.ts";
 import { embed } from "../kernels/embed.ts";
@@ -17,6 +17,7 @@ import { sumSplits } from "../kernels/sum_splits.ts";
 import { toF16 } from "../kernels/to_f16.ts";
 import {
   chooseDecodeAttention,
+  chooseFetchers,
   chooseLinear,
   choosePrefillRows,
   exactLanes,
@@ -73,6 +74,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     kNorm: Tensor,
     cache: GpuKvCache,
     layer: number,
+    next?: readonly [Tensor, Tensor],
   ): Tensor {
     const { k, v } = cache.layers[layer];
     const { first, tokens } = cache.pass;
@@ -97,23 +99,38 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         rows * MOST_SPLITS,
         heads * 2,
       );
+      const whole = next?.every(({ parts }) => parts.length === 1);
+      const fetch = chooseFetchers(
+        next && whole ? next[0].bytes + next[1].bytes : Infinity,
+        this.gpu,
+      );
+      const fetched = fetch.FETCHERS ? { next: next![0], after: next![1] } : {};
       for (const { constants, splits, shares, reason } of choices) {
         const operands = { ...shared, ...state, y, partial, stats };
-        this.plan.add(attendDecode, operands, {
+        this.plan.add(attendDecode, { ...operands, ...fetched }, {
           label,
-          reason,
-          constants,
+          reason: reason + fetch.reason,
+          constants: { ...constants, FETCHERS: fetch.FETCHERS },
           uniforms: { first, eps, scale },
           gridAt: ({ length }) =>
             splits(length)
-              ? [splits(length), numKeyValueHeads * shares, rows]
+              ? decodeGrid(
+                splits(length),
+                numKeyValueHeads * shares,
+                rows,
+                fetch.FETCHERS,
+              )
               : undefined,
         });
       }
       this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
         label,
         reason: "many keys: runs of them go to different workgroups",
-        constants: { HEAD_DIM: headDim, VEC: choices[0].constants.VEC },
+        constants: {
+          HEAD_DIM: headDim,
+          VEC: choices[0].constants.VEC,
+          ...laneConstants(this.gpu),
+        },
         uniforms: { heads },
         gridAt: ({ length }) =>
           choices.some(({ splits }) => splits(length) > 1)

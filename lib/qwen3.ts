@@ -45,10 +45,12 @@ export function forward<T>(
   let x = ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
   for (const [i, layer] of weights.layers.entries()) {
     const qkv = ops.normMatmul(x, layer.inputNorm, layer.qkvProj);
-    const attended = ops.attend(qkv, layer.qNorm, layer.kNorm, cache, i);
+    const { qNorm, kNorm, gateUpProj, downProj } = layer;
+    const next = [gateUpProj, downProj] as const;
+    const attended = ops.attend(qkv, qNorm, kNorm, cache, i, next);
     x = ops.matmulAdd(attended, layer.oProj, x);
-    const gated = ops.normSwiglu(x, layer.postNorm, layer.gateUpProj);
-    x = ops.matmulAdd(gated, layer.downProj, x);
+    const gated = ops.normSwiglu(x, layer.postNorm, gateUpProj);
+    x = ops.matmulAdd(gated, downProj, x);
   }
   if (!all) x = ops.lastRow(x, cache);
   return ops.normMatmul(x, weights.norm, weights.lmHead);

@@ -36,6 +36,11 @@ export class Tensor implements Disposable {
     readonly runs: readonly TensorPart[] = parts,
   ) {}
 
+  /** How much memory it takes. */
+  get bytes(): number {
+    return elements(this.shape) * BYTES[this.dtype];
+  }
+
   /** The one buffer of a tensor that is not split. */
   get part(): TensorPart {
     if (this.parts.length !== 1) {

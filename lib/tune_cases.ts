@@ -112,7 +112,7 @@ export function casesOf(
       const most = Math.min(long ? LONG_CONTEXT + 400 : LONG_CONTEXT, context);
       const lengths = long
         ? [LONG_CONTEXT, most - 2]
-        : [0, 37, 300, most - 2].filter((length) => length < most - 1);
+        : [0, 37, 130, most - 2].filter((length) => length < most - 1);
       cases.set(key, {
         key,
         target: parseKey(key)!,
@@ -120,8 +120,8 @@ export function casesOf(
         now: pick("attendDecode", choices[i].constants),
         rows: 1,
         length: long
-          ? Math.min(2 * LONG_CONTEXT, context - 1)
-          : Math.min(512, context / 2),
+          ? Math.min(8 * LONG_CONTEXT, context - 1)
+          : Math.min(LONG_CONTEXT, context) / 2,
         head: false,
         // Each token's key and value are read by the one after it.
         trials: lengths.flatMap((length) => [length, length + 1]).map((

@@ -2,10 +2,12 @@ import { assert, assertEquals } from "@std/assert";
 import { attendDecode } from "../kernels/attend_decode.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { gemv } from "../kernels/gemv.ts";
+import { adapterClass } from "../lib/defaults.ts";
 import { mergeSplits } from "../kernels/merge_splits.ts";
 import {
   type Capabilities,
   chooseDecodeAttention,
+  chooseFetchers,
   chooseLinear,
   chooseMatmul,
   exactLanes,
@@ -234,7 +236,26 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
       }
     }
   }
-  assert(MOST_SPLITS <= Number(mergeSplits.constants.WORKGROUP));
+  assert(MOST_SPLITS <= Number(mergeSplits.constants.MOST));
+});
+
+Deno.test("matrices are read ahead only where the cache has room for them", () => {
+  const kind = (description: string) =>
+    adapterClass({ vendor: "4318", description }, false); // 0x10de
+  const device = (description: string) => ({
+    ...DEVICES[4],
+    adapterClass: kind(description),
+  });
+  assertEquals(kind("NVIDIA H200"), "NVIDIA, large cache");
+  assertEquals(kind("NVIDIA GeForce RTX 3060"), "NVIDIA");
+  assertEquals(kind("NVIDIA GeForce RTX 4060"), "NVIDIA");
+  const fetchers = (bytes: number, description = "NVIDIA H200") =>
+    chooseFetchers(bytes, device(description)).FETCHERS;
+  assert(fetchers(18e6) > 0);
+  assertEquals(fetchers(26e6), 0);
+  assertEquals(fetchers(Infinity), 0);
+  assertEquals(fetchers(18e6, "NVIDIA GeForce RTX 3060"), 0);
+  assertEquals(chooseFetchers(18e6, DEVICES[0]).FETCHERS, 0);
 });
 
 Deno.test("tuned constants take the place of chosen ones, for their class alone", () => {

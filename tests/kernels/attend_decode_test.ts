@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { attendDecode } from "../../kernels/attend_decode.ts";
+import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import type { Gpu } from "../../lib/device.ts";
 import type { Constants } from "../../lib/unroll.ts";
@@ -50,13 +50,17 @@ function run(
   const partial = trial.filled([rows * splits, heads * headDim]);
   const stats = trial.filled([rows * splits, heads * 2], 0x7fc00000, "u32");
   const y = trial.filled([rows, heads * headDim]);
+  const fetchers = Number(constants.FETCHERS ?? 0);
+  const ahead = fetchers
+    ? { next: trial.filled([70, 24]), after: trial.filled([7, 3]) }
+    : {};
   trial.run(attendDecode, {
     qkv: upload("qkv"),
     qNorm: upload("qNorm"),
     kNorm: upload("kNorm"),
     angles: upload("angles"),
     lengths: trial.u32(...sizes.lengths),
-    ...{ k, v, y, partial, stats, flags },
+    ...{ k, v, y, partial, stats, flags, ...ahead },
   }, {
     constants: {
       ...{ HEAD_DIM: headDim, GROUP, VEC },
@@ -64,7 +68,7 @@ function run(
       ...constants,
     },
     uniforms: { first, eps, scale: headDim ** -0.5 },
-    gridAt: () => [splits, kvHeads * SHARES, rows],
+    gridAt: () => decodeGrid(splits, kvHeads * SHARES, rows, fetchers),
   });
   if (splits > 1) {
     trial.run(mergeSplits, { partial, stats, flags, y }, {
@@ -154,6 +158,7 @@ gpuTest(
       { ...none, LOG_LANES: 1, WORKGROUP: 32, TILE: 32, SHARES: 2 },
       { WORKGROUP: 64, TILE: 32, LOG_KEY_LANES: 1, LOG_LANES: 2 },
       { WORKGROUP: 256, TILE: 64, LOG_KEY_LANES: 2, SHARES: 2 },
+      { ...none, LOG_LANES: 5, WORKGROUP: 64, TILE: 128, FETCHERS: 5 },
     ];
     const subgroups = trial.gpu.subgroupSize >= 8;
     for (const constants of choices) {
