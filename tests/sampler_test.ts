@@ -15,28 +15,10 @@ import {
   type SamplingOptions,
 } from "../lib/sampling.ts";
 import { gpuTest } from "./gpu.ts";
-
-/** Everything off but what is given. */
-const only = (options: SamplingOptions): Sampling => ({
-  temperature: 1,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  seed: 1,
-  ...options,
-});
+import { lcg, only } from "./sampling_inputs.ts";
 
 const concatenate = (rows: Uint32Array[]) =>
   Uint32Array.from(rows.flatMap((row) => [...row]));
-
-/** Repeatable random numbers in [0, 1). */
-function lcg(state: number) {
-  return () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return state / 2 ** 32;
-  };
-}
 
 /** Logits of one sequence. */
 type Shape = (
@@ -177,7 +159,9 @@ async function compare(
   gpu.write(state.seen, 0, concatenate(seen));
   gpu.write(state.lengths, 0, new Uint32Array(sequences).fill(7));
   using plan = new Plan(gpu);
-  using _scratch = addSampling(plan, logits, sampling, state, 2);
+  using _scratch = addSampling(plan, logits, sampling, state, {
+    advance: 2,
+  });
   for (const row of rows) {
     row.forEach((l, s) => gpu.write(logits, s * vocab * 4, l));
     plan.run();
@@ -289,20 +273,20 @@ gpuTest("64 sequences draw apart", async (gpu) => {
 });
 
 gpuTest(
-  "the ring wraps, steps go on, nothing but the plan runs",
+  "the ring wraps, lengths end at the longest, steps go on, nothing but the plan runs",
   async (gpu) => {
     const vocab = 50, sampling = only({ topK: 20, seed: 9 });
     const row = SHAPES.ordinary(lcg(5), vocab);
     using logits = gpu.tensor("f32", [1, vocab], row);
     using state = createSamplerState(gpu, { sequences: 1, vocab, steps: 3 });
     using plan = new Plan(gpu);
-    using _scratch = addSampling(plan, logits, sampling, state);
+    using _scratch = addSampling(plan, logits, sampling, state, { longest: 5 });
     for (let n = 0; n < 7; n++) plan.run();
     const expected = [6, 4, 5].map((n) =>
       sample(row, sampling, new Uint32Array(2), n)
     );
     assertEquals([...await state.ring.read()], expected);
-    assertEquals([...await state.lengths.read()], [7]);
+    assertEquals([...await state.lengths.read()], [5]);
     assertEquals([...await state.step.read()], [7]);
   },
 );

@@ -13,27 +13,9 @@ import {
   type Sampling,
   type SamplingOptions,
 } from "../lib/sampling.ts";
+import { lcg, only } from "./sampling_inputs.ts";
 
 const NONE = new Uint32Array(0);
-
-/** Everything off but what is given. */
-const only = (options: SamplingOptions): Sampling => ({
-  temperature: 1,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  seed: 1,
-  ...options,
-});
-
-/** Repeatable random numbers in [0, 1). */
-function lcg(state: number) {
-  return () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return state / 2 ** 32;
-  };
-}
 
 /**
  * The processors of transformers as it writes them, over plain numbers:
