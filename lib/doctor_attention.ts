@@ -14,13 +14,12 @@ import {
   exactLanes,
   headLanes,
 } from "./choose.ts";
-import { toF32 } from "./cpu_dtype.ts";
 import type { Bench } from "./doctor_bench.ts";
 import {
+  appended,
   attended,
   type Attention,
-  normed,
-  rotated,
+  attentionInputs,
 } from "./doctor_reference.ts";
 
 const EPS = 1e-6;
@@ -30,85 +29,52 @@ const HALF = 4e-3;
 
 /** Heads of a model with an f16 cache, and odd ones with an f32 cache. */
 export async function tryAttention(bench: Bench): Promise<void> {
-  const real = {
-    heads: 4,
-    kvHeads: 2,
-    headDim: 128,
-    context: 160,
-    length: 145,
+  const real = { heads: 4, kvHeads: 2, headDim: 128, context: 160 };
+  const odd = { heads: 3, kvHeads: 1, headDim: 6, context: 40 };
+  const pass = (model: typeof real, length: number, tokens: number) => {
+    const rows = { first: 0, tokens, rows: tokens };
+    return { ...model, ...rows, lengths: [length], eps: EPS };
   };
-  const odd = { heads: 3, kvHeads: 1, headDim: 6, context: 40, length: 0 };
-  await tryPrompt(bench, { ...real, tokens: 9 }, "bf16");
-  await tryPrompt(bench, { ...odd, tokens: 5 }, "f32");
+  await tryPrompt(bench, pass(real, 145, 9), "bf16");
+  await tryPrompt(bench, pass(odd, 0, 5), "f32");
   for (const layout of ["short", "long"] as const) {
     for (const splits of [1, 2, 5]) {
-      await tryDecode(bench, { ...real, tokens: 1 }, "bf16", layout, splits);
+      await tryDecode(bench, pass(real, 145, 1), "bf16", layout, splits);
     }
-    const shorter = { ...odd, length: 33, tokens: 1 };
-    await tryDecode(bench, shorter, "f32", layout, 1);
-    await tryDecode(bench, shorter, "f32", layout, 3);
+    for (const splits of [1, 3]) {
+      await tryDecode(bench, pass(odd, 33, 1), "f32", layout, splits);
+    }
   }
 }
 
 /** Random inputs of a pass, on the device, and what it must give. */
 function inputs(bench: Bench, sizes: Attention, norm: "bf16" | "f32") {
-  const { heads, kvHeads, headDim, context, length, tokens } = sizes;
-  const { random, gpu } = bench;
-  const cacheType = headDim % 8 === 0 ? "f16" as const : "f32" as const;
-  const width = heads + 2 * kvHeads, shape = [1, kvHeads, context, headDim];
-  const qkv = random.tensor("f32", [tokens, width * headDim], 2);
-  const angles = random.tensor("f32", [context, headDim]);
-  const qNorm = random.tensor(norm, [headDim], 0.5, 1);
-  const kNorm = random.tensor(norm, [headDim], 0.5, 1);
-  const k = random.tensor(cacheType, shape);
-  const v = random.tensor(cacheType, shape);
-  const operands = {
-    qkv: bench.upload(qkv),
-    qNorm: bench.upload(qNorm),
-    kNorm: bench.upload(kNorm),
-    angles: bench.upload(angles),
-    lengths: bench.u32(length),
-    k: bench.upload(k),
-    v: bench.upload(v),
-    flags: bench.u32(0, 0, 0, 0),
-  };
-  const keys = Float64Array.from(toF32(k)),
-    values = Float64Array.from(toF32(v));
-  const q = new Float64Array(tokens * heads * headDim);
-  const from = toF32(qkv), turns = toF32(angles);
-  for (let row = 0; row < tokens; row++) {
-    const position = length + row;
-    const head = (at: number) => {
-      const begin = (row * width + at) * headDim;
-      return from.subarray(begin, begin + headDim);
-    };
-    const turned = (at: number, weight: Float32Array) =>
-      rotated(
-        normed(head(at), weight, EPS),
-        turns.subarray(position * headDim, (position + 1) * headDim),
-      );
-    for (let h = 0; h < heads; h++) {
-      q.set(turned(h, toF32(qNorm)), (row * heads + h) * headDim);
-    }
-    for (let h = 0; h < kvHeads; h++) {
-      const at = (h * context + position) * headDim;
-      keys.set(turned(heads + h, toF32(kNorm)), at);
-      values.set(head(heads + kvHeads + h), at);
-    }
-  }
+  const { heads, kvHeads, headDim, lengths: [length], tokens } = sizes;
+  const cache = headDim % 8 === 0 ? "f16" as const : "f32" as const;
+  const given = attentionInputs(bench.random, sizes, { cache, norm });
+  const { q, k, v } = appended(given, sizes);
   const what = `${heads} heads of ${headDim} over ${kvHeads}, ${
     length + tokens
-  } keys in ${cacheType}, norms in ${norm}`;
+  } keys in ${cache}, norms in ${norm}`;
   return {
-    operands,
+    operands: {
+      qkv: bench.upload(given.qkv),
+      qNorm: bench.upload(given.qNorm),
+      kNorm: bench.upload(given.kNorm),
+      angles: bench.upload(given.angles),
+      k: bench.upload(given.k),
+      v: bench.upload(given.v),
+      lengths: bench.u32(length),
+      flags: bench.u32(0, 0, 0, 0),
+    },
     q,
-    keys,
-    values,
+    k,
+    v,
     what,
-    stored: cacheType === "f16" ? HALF : SUM,
+    stored: cache === "f16" ? HALF : SUM,
     constants: { HEAD_DIM: headDim, VEC: headDim % 8 === 0 ? 4 : 1 },
     scale: headDim ** -0.5,
-    lanes: headLanes(headDim, gpu),
+    lanes: headLanes(headDim, bench.gpu),
   };
 }
 
@@ -124,15 +90,14 @@ async function tryPrompt(
     constants: { ...given.constants, ...given.lanes },
     uniforms: { heads, first: 0, tokens, eps: EPS },
   });
-  const { values: v, keys: k } = given, sum = { values: given.q };
+  const sum = { values: given.q };
   bench.compare("qkNormRope", `q, ${what}`, await q.read(), sum, SUM);
-  const appended = [["k", k, operands.k], ["v", v, operands.v]] as const;
-  for (const [name, values, tensor] of appended) {
-    const stored = await tensor.read();
+  for (const name of ["k", "v"] as const) {
+    const stored = await operands[name].read(), values = given[name];
     const of = `${name} cache, ${what}`;
     bench.compare("qkNormRope", of, stored, { values }, given.stored);
   }
-  const expected = attended(given.q, k, v, sizes);
+  const expected = attended(given, sizes);
   const half = gpu.f16 && headDim === 128;
   for (const kernel of [attendPrefill, ...(half ? [attendPrefillF16] : [])]) {
     const y = bench.room([tokens, heads * headDim]);
@@ -174,7 +139,7 @@ async function tryDecode(
       ...{ partial, stats, flags: operands.flags, y },
     }, { constants: given.constants, uniforms: { heads } });
   }
-  const expected = attended(given.q, given.keys, given.values, sizes);
+  const expected = attended(given, sizes);
   const kernel = splits > 1 ? "mergeSplits" : "attendDecode";
   const what = `${given.what}, laid out for a ${layout} context` +
     (splits > 1 ? `, in ${splits} runs` : "");

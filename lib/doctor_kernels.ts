@@ -17,7 +17,7 @@ import { toF16 } from "../kernels/to_f16.ts";
 import { chooseLinear, chooseMatmul, laneConstants } from "./choose.ts";
 import { type CpuTensor, toF32 } from "./cpu_dtype.ts";
 import type { Bench } from "./doctor_bench.ts";
-import { gated, linear, normed, transposed } from "./doctor_reference.ts";
+import { epilogue, linear, rmsNormed, transpose } from "./doctor_reference.ts";
 import { Plan } from "./plan.ts";
 import { addSampling, createSamplerState } from "./sampler.ts";
 import { resolveSampling, sample, type SamplingOptions } from "./sampling.ts";
@@ -58,28 +58,20 @@ export async function tryLinear(bench: Bench): Promise<void> {
 type Size = [m: number, n: number, k: number];
 type Type = typeof TYPES[number];
 
-const naming = (dtype: Type, [m, n, k]: Size, epilogue = 0) =>
+const naming = (dtype: Type, [m, n, k]: Size, kind = 0) =>
   `${dtype} [${m}, ${k}] × [${n}, ${k}]ᵀ${
-    ["", " added to a residual", " with SwiGLU"][epilogue]
+    ["", " added to a residual", " with SwiGLU"][kind]
   }`;
 
 /** What is in the residual before. */
 const BEFORE = 3;
 
-function expectedLinear(
+const expectedLinear = (
   x: ArrayLike<number>,
-  w: Float32Array,
-  [, n, k]: Size,
-  epilogue: number,
-) {
-  const { values, norms } = linear(x, w, k);
-  if (epilogue === 2) return gated({ values, norms }, n);
-  if (epilogue === 0) return { values, norms };
-  return {
-    values: values.map((v) => v + BEFORE),
-    norms: norms.map((v) => v + BEFORE),
-  };
-}
+  w: ArrayLike<number>,
+  [m, n, k]: Size,
+  kind: number,
+) => epilogue(kind, linear(x, w, { m, n, k }), n, BEFORE);
 
 async function tryGemv(
   bench: Bench,
@@ -104,7 +96,7 @@ async function tryGemv(
     constants: { ...constants, EPILOGUE: epilogue },
     uniforms: { stride: width, column: 0, eps: EPS },
   });
-  const rows = normFirst ? normed(toF32(x), toF32(norm), EPS) : toF32(x);
+  const rows = normFirst ? rmsNormed(toF32(x), toF32(norm), EPS) : toF32(x);
   const expected = expectedLinear(rows, toF32(w), size, epilogue);
   const what = naming(dtype, size, epilogue) +
     (normFirst ? ", normed first" : "");
@@ -169,7 +161,8 @@ async function tryColumns(bench: Bench, dtype: Type, [m, n, k]: Size) {
   const b = bench.random.tensor(dtype, [k, n]), y = bench.room([m, n]);
   const operands = { x: bench.upload(x), b: bench.upload(b), y };
   await bench.run(gemvColumns, operands, { constants: { M: m } });
-  const expected = linear(toF32(x), transposed(toF32(b), n), k);
+  const columns = transpose(toF32(b), k, n);
+  const expected = linear(toF32(x), columns, { m, n, k });
   const what = `${dtype} [${m}, ${k}] × [${k}, ${n}]`;
   bench.compare("gemvColumns", what, await y.read(), expected, SUM);
 }
@@ -195,7 +188,7 @@ async function tryBatched(bench: Bench, dtype: Type, [m, n, k]: Size) {
     const own = linear(
       left.subarray(head * m * k, (head + 1) * m * k),
       right.subarray(at * n * k, (at + 1) * n * k),
-      k,
+      { m, n, k },
     );
     values.push(...own.values);
     norms.push(...own.norms);
@@ -225,7 +218,7 @@ export async function tryRows(bench: Bench): Promise<void> {
         constants: lanes,
         uniforms: { eps: EPS },
       });
-      const values = normed(rows, toF32(norm), EPS);
+      const values = rmsNormed(rows, toF32(norm), EPS);
       bench.compare("rmsNorm", `[3, ${k}] by ${dtype}`, await y.read(), {
         values,
         norms: values.map(Math.abs),
@@ -258,7 +251,7 @@ async function tryToF16(bench: Bench) {
   });
   const halves = await y.read(), factors = await scales.read();
   const actual = halves.map((half, at) => half * factors[Math.floor(at / k)]);
-  const values = normed(toF32(x), toF32(norm), EPS);
+  const values = rmsNormed(toF32(x), toF32(norm), EPS);
   // f16 keeps 11 bits, down to 2⁻²⁴ of what a row is scaled to.
   const norms = values.map((v) => Math.abs(v) + 1e-3);
   const what = `[${m}, ${k}], normed by bf16`;
