@@ -118,6 +118,31 @@ export function showKernel(
   throw new Error(`Cannot show ${wanted}: nothing here runs it`);
 }
 
+/**
+ * Every distinct text of the named kernels in passes of `tokens` tokens (512 by
+ * default) on `device`, in the order in which they run.
+ */
+export function showVariants(
+  names: readonly string[],
+  device: Sketched,
+  options: ShowOptions,
+): Shown[] {
+  const tokens = options.tokens ?? 512;
+  const calls = [
+    ...recordPasses(device, tokens, options),
+    ...recordRest(device, tokens, options),
+  ];
+  const variants = new Map<string, Shown>();
+  for (const call of calls) {
+    if (!names.includes(call.kernel.name)) continue;
+    const shown = describe(call, options.constants);
+    const known = variants.get(shown.wgsl);
+    if (!known) variants.set(shown.wgsl, shown);
+    else if (!known.also.includes(shown.label)) known.also.push(shown.label);
+  }
+  return [...variants.values()];
+}
+
 interface Call {
   kernel: Kernel;
   operands: Operands;

@@ -4,6 +4,7 @@
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
+import type { Dtype } from "../lib/ops.ts";
 
 /** What a flag takes. */
 export type FlagType = "text" | "texts" | "number" | "switch";
@@ -94,6 +95,35 @@ export function readFlags(args: string[], table: FlagTable): Flags {
     on: (name) => parsed[name] as boolean | undefined,
     words,
   };
+}
+
+/** `--set NAME=NUMBER`, given any number of times, as constants of a kernel. */
+export function readConstants(
+  flags: Flags,
+  cannot: string,
+): Record<string, number> {
+  return Object.fromEntries(
+    (flags.texts("set") ?? []).map((pair) => {
+      const [, constant, value] = /^(\w+)=(\d+)$/.exec(pair) ?? [];
+      if (!constant) {
+        throw new Error(
+          `${cannot}: --set is "${pair}", must be like WORKGROUP=64`,
+        );
+      }
+      return [constant, Number(value)];
+    }),
+  );
+}
+
+/** `--dtype`, the type of a model's weights; bf16 by default. */
+export function readDtype(flags: Flags, cannot: string): Dtype {
+  const dtype = flags.text("dtype") ?? "bf16";
+  if (!["bf16", "f16", "f32"].includes(dtype)) {
+    throw new Error(
+      `${cannot}: --dtype is "${dtype}", must be bf16, f16 or f32`,
+    );
+  }
+  return dtype as Dtype;
 }
 
 /** The table as lines for `--help`. */

@@ -7,14 +7,20 @@
  */
 import { openCheckpoint } from "../lib/checkpoint.ts";
 import { NoAdapterError, openDevice } from "../lib/device.ts";
-import type { Dtype } from "../lib/ops.ts";
 import {
   KERNEL_NAMES,
   showKernel,
   type Sketched,
   STATED_DEVICE,
 } from "../lib/show.ts";
-import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
+import {
+  type FlagTable,
+  helpText,
+  readConstants,
+  readDtype,
+  readFlags,
+  runTask,
+} from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": ["text", "whose sizes; synthetic:qwen3-0.6b by default"],
@@ -52,30 +58,15 @@ await runTask(async () => {
       `Cannot show ${name}: --tokens is ${tokens}, must be a whole number from 1 on`,
     );
   }
-  const dtype = flags.text("dtype") ?? "bf16";
-  if (!["bf16", "f16", "f32"].includes(dtype)) {
-    throw new Error(
-      `Cannot show ${name}: --dtype is "${dtype}", must be bf16, f16 or f32`,
-    );
-  }
-  const constants = Object.fromEntries(
-    (flags.texts("set") ?? []).map((pair) => {
-      const [, constant, value] = /^(\w+)=(\d+)$/.exec(pair) ?? [];
-      if (!constant) {
-        throw new Error(
-          `Cannot show ${name}: --set is "${pair}", must be like WORKGROUP=64`,
-        );
-      }
-      return [constant, Number(value)];
-    }),
-  );
+  const dtype = readDtype(flags, `Cannot show ${name}`);
+  const constants = readConstants(flags, `Cannot show ${name}`);
   const model = flags.text("model") ?? "synthetic:qwen3-0.6b";
   await using checkpoint = await openCheckpoint(model);
   const device = await findDevice();
   const shown = showKernel(name, device, {
     config: checkpoint.config,
     tokens,
-    dtype: dtype as Dtype,
+    dtype,
     constants,
   });
   console.log(`// ${shown.kernel} on ${device.name}

@@ -1,0 +1,95 @@
+/**
+ * What AMD's driver RADV makes of the kernels, without an AMD card: every variant that
+ * a model's passes run on AMD, compiled for each chip as Deno hands it to the driver.
+ *
+ *   tasks/get_mesa.sh ~/.cache/mesa
+ *   deno task radv --mesa ~/.cache/mesa
+ *   deno task radv gemm attend_decode --mesa ~/.cache/mesa --chips navi31 --set BM=64
+ *
+ * A table on stderr: vector registers of a lane, spilled registers (vector/scalar),
+ * bytes of scratch and workgroup memory, waves that fit a SIMD, bytes of code, and the
+ * compiler's estimates of latency and inverse throughput in cycles; nothing is
+ * executed. `--json` prints the rows of lib/radv.ts's `RadvStatistics` on stdout. Exit
+ * code 1 where a kernel that a token waits for spills.
+ */
+import { openCheckpoint } from "../lib/checkpoint.ts";
+import {
+  PASSES,
+  radvTable,
+  readChips,
+  spilling,
+  statisticsOf,
+  variantsOnAmd,
+} from "../lib/radv.ts";
+import { RadvCompiler } from "../lib/radv_compiler.ts";
+import { KERNEL_NAMES } from "../lib/show.ts";
+import {
+  type FlagTable,
+  helpText,
+  readConstants,
+  readDtype,
+  readFlags,
+  runTask,
+} from "./flags.ts";
+
+const FLAGS: FlagTable = {
+  "chips": ["text", "comma-separated; navi21,navi31,gfx1200 by default"],
+  "mesa": ["text", "where tasks/get_mesa.sh unpacked Mesa"],
+  "model": ["text", "whose sizes; synthetic:qwen3-0.6b by default"],
+  "tokens": ["number", `tokens of the pass; by default ${PASSES.join(", ")}`],
+  "dtype": ["text", "type of the weights: bf16 (default), f16 or f32"],
+  "set": [
+    "texts",
+    "NAME=NUMBER, in place of what is chosen; may be given several times",
+  ],
+  "wave32": ["switch", "as with RADV_PERFTEST=cswave32, not as RADV chooses"],
+  "json": ["switch", "the rows as one line of JSON on stdout"],
+  "help": ["switch", "this text"],
+};
+
+await runTask(async () => {
+  const flags = readFlags(Deno.args, FLAGS);
+  if (flags.on("help")) {
+    console.log(
+      helpText(
+        `deno task radv [KERNEL…] [flags]; kernels: ${KERNEL_NAMES.join(", ")}`,
+        FLAGS,
+      ),
+    );
+    return 0;
+  }
+  const cannot = "Cannot compile for RADV";
+  const chips = readChips(flags.text("chips") ?? "navi21,navi31,gfx1200");
+  const tokens = flags.number("tokens");
+  if (tokens !== undefined && !(Number.isInteger(tokens) && tokens > 0)) {
+    throw new Error(
+      `${cannot}: --tokens is ${tokens}, must be a whole number from 1 on`,
+    );
+  }
+  using compiler = new RadvCompiler(flags.text("mesa"));
+  await using checkpoint = await openCheckpoint(
+    flags.text("model") ?? "synthetic:qwen3-0.6b",
+  );
+  const variants = variantsOnAmd({
+    config: checkpoint.config,
+    kernels: flags.words,
+    tokens: tokens === undefined ? PASSES : [tokens],
+    dtype: readDtype(flags, cannot),
+    constants: readConstants(flags, cannot),
+  });
+  const shaders = await compiler.spirv(variants);
+  const rows = chips.flatMap((chip) =>
+    compiler.compile(chip, shaders, flags.on("wave32")).map((compiled, i) =>
+      statisticsOf(variants[i], chip, compiled)
+    )
+  );
+  console.error(radvTable(rows));
+  if (flags.on("json")) console.log(JSON.stringify(rows));
+  const spilled = spilling(rows);
+  for (const { kernel, chip, spilledVgprs, scratch } of spilled) {
+    console.error(
+      `✗ ${kernel} on ${chip}: ${spilledVgprs} vector registers spilled, ${scratch} bytes of scratch`,
+    );
+  }
+  return spilled.length ? 1 : 0;
+});
