@@ -3,8 +3,9 @@
  *
  * @module
  */
-import { SCRIPT, STYLE } from "./profile_page.ts";
+import { SCRIPT } from "./profile_page.ts";
 import type { ProfileReport } from "./profile_report.ts";
+import { STYLE } from "./profile_style.ts";
 
 /** The page. Its charts are drawn by Apache ECharts, which is embedded. */
 export async function profileHtml(report: ProfileReport): Promise<string> {
