@@ -128,7 +128,7 @@ export async function tune(
   const { cases, notes } = casesOf(bench, kernels);
   report.notes.push(...notes);
   options.onBegin?.(
-    `${cases.length} shapes of ${checkpoint.name} on ${gpu.name}, timed in passes through ${bench.layersText}`,
+    `${checkpoint.name} on ${gpu.name}, timed in passes through ${bench.layersText}`,
   );
   for (const [i, one] of cases.entries()) {
     const now = performance.now();
@@ -233,7 +233,8 @@ async function tuneCase(
     return end(LATE);
   }
   Object.assign(report, {
-    timed: others.length,
+    timed: best.entered,
+    untried: report.untried + others.length - best.entered,
     gain: best.gain,
     spread: best.spread,
     defaultMs: best.firstMs,

@@ -25,6 +25,8 @@ export interface RaceResult<T> {
   gain: number;
   spread: number;
   rounds: number;
+  /** How many took part beside the first. */
+  entered: number;
 }
 
 /** How a race is run. */
@@ -39,6 +41,11 @@ export interface RaceOptions {
 /** Rounds and survivors of each heat; the last decides. */
 const HEATS = [{ rounds: 3, keep: 8 }, { rounds: 5, keep: 3 }] as const;
 const LEAST_ROUNDS = 9, MOST_ROUNDS = 25;
+/** Passes of all heats but the first, at least. */
+const LATER_PASSES = HEATS[1].rounds * (HEATS[0].keep + 1) +
+  LEAST_ROUNDS * (HEATS[1].keep + 1);
+/** Share of the time that is planned: passes do not all take as long as the first. */
+const SURE = 0.8;
 /** A pass is repeated to take this long at least: clocks tick in microseconds. */
 const LONG_MS = 1.5;
 /** Work that goes out at once, so that the GPU stays busy. */
@@ -47,7 +54,8 @@ const SUBMITTED_MS = 60;
 const WARM_MS = 5;
 
 /**
- * Races `others` against `first`. Undefined where the deadline came before a decision.
+ * Races `others` against `first`: as many of them, from the front, as there is time for.
+ * Undefined where the deadline came before a decision.
  *
  * @throws {Error} if the adapter has no timestamps.
  */
@@ -102,7 +110,11 @@ export async function race<T>(
     }
   };
 
-  let field = others.map(racer);
+  // What is left after the later heats is for the first one, in which all run.
+  const later = LATER_PASSES * passMs;
+  const room = (left() * SURE - later) / (HEATS[0].rounds * passMs);
+  let field = others.slice(0, Math.max(0, Math.floor(room))).map(racer);
+  const entered = field.length;
   for (const { rounds, keep } of HEATS) {
     if (field.length <= keep) continue;
     await run([leader, ...field], rounds);
@@ -122,6 +134,7 @@ export async function race<T>(
       gain: saved.median,
       spread: (saved.high - saved.low) / 2,
       rounds: ms.length,
+      entered,
     };
   });
   return results.reduce((a, b) => b.gain > a.gain ? b : a);

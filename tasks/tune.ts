@@ -77,7 +77,7 @@ await runTask(async () => {
   }
   const { winners, cases, file, seconds, adapter } = report;
   console.error(
-    `${winners} of ${cases.length} shapes are faster tuned on ${adapter} (${
+    `tuned constants beat the defaults at ${winners} of ${cases.length} shapes on ${adapter} (${
       seconds.toFixed(0)
     } s); ${file ? `stored in ${file}` : "nothing was stored (--dry-run)"}`,
   );
