@@ -93,7 +93,11 @@ const NARROW: Defaults["attendDecode"] = {
 const AMD: Defaults = {
   ...NVIDIA,
   source: "AMD's defaults, by RADV's compiler, not measured",
-  gemv: { ...NVIDIA.gemv, gated: { WORKGROUP: 128, ROWS: 2, STEPS: 4 } },
+  gemv: {
+    ...NVIDIA.gemv,
+    gated: { WORKGROUP: 128, ROWS: 2, STEPS: 4 },
+    other: { WORKGROUP: 128, ROWS: 2, STEPS: 6 },
+  },
   gemm: {
     ...NVIDIA.gemm,
     half: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
