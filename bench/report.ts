@@ -3,11 +3,19 @@
  *
  * @module
  */
+import type { Choice } from "../lib/device.ts";
 import type { Peaks } from "../lib/profile_report.ts";
 import { spread } from "../lib/profiler.ts";
 
-/** What a measure is counted in; of tokens/s, TFLOP/s, × and % more is better. */
-export type Unit = "tokens/s" | "TFLOP/s" | "ms" | "MB" | "×" | "%";
+/** What a measure is counted in; rates, × and % are better the higher. */
+export type Unit =
+  | "tokens/s"
+  | "TFLOP/s"
+  | "GB/s"
+  | "ms"
+  | "MB"
+  | "×"
+  | "%";
 
 /** One quantity: the middle of several runs, and what an eighth lie below and above. */
 export interface Measure {
@@ -62,6 +70,8 @@ export interface BenchReport {
   model: string;
   adapter: string;
   software: boolean;
+  /** What was chosen when the device was opened, with reasons; tuned constants too. */
+  choices: readonly Choice[];
   deno: string;
   peaks: Peaks;
   runs: number;

@@ -92,6 +92,7 @@ await runTask(async () => {
     model: options.model,
     adapter: gpu.name,
     software: gpu.software,
+    choices: gpu.choices,
     deno: Deno.version.deno,
     peaks,
     runs: options.runs,

@@ -1,0 +1,71 @@
+/**
+ * Attention as a model runs it, norm, RoPE and the append to the cache included, in
+ * Qwen3-0.6B's shape: one token after many, and prompts. A dispatch stands for one
+ * layer, each with a cache of its own.
+ *
+ *   deno bench -A bench/attention_bench.ts
+ */
+import { BYTES } from "../lib/cpu_dtype.ts";
+import { GpuKvCache } from "../lib/kv_cache.ts";
+import { GpuOps } from "../lib/ops_gpu.ts";
+import type { Plan } from "../lib/plan.ts";
+import { causalPairs } from "../lib/profile_costs.ts";
+import { parseSynthetic } from "../lib/synthetic.ts";
+import { benchPlans, copiesOf, openBench } from "./plans.ts";
+import { randomMatrix } from "./products.ts";
+
+const gpu = await openBench();
+const { config } = parseSynthetic("synthetic:qwen3-0.6b");
+const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } = config;
+const shapes = gpu.software ? [[1, 128], [32, 0]] : [
+  [1, 128],
+  [1, 2048],
+  [1, 32767],
+  [512, 0],
+  [2048, 0],
+];
+
+benchPlans(
+  gpu,
+  "attention",
+  shapes.map(([tokens, length]) => {
+    const keys = length + tokens, decode = tokens === 1;
+    const cached = (dtype: "f16" | "f32") =>
+      2 * kvHeads * keys * headDim * BYTES[dtype];
+    const copies = copiesOf(gpu, cached("f16"));
+    const record = (plan: Plan, dtype: "f16" | "f32") => {
+      const cache = new GpuKvCache(
+        gpu,
+        { ...config, numHiddenLayers: copies },
+        ...[1, keys, dtype] as const,
+      );
+      const ops = new GpuOps(gpu, config, plan);
+      plan.own(ops);
+      plan.own(cache);
+      const width = (heads + 2 * kvHeads) * headDim;
+      const qkv = randomMatrix(gpu, "f32", [tokens, width]);
+      const norm = randomMatrix(gpu, "f32", [headDim]);
+      norm.largest = 1;
+      plan.own(qkv);
+      plan.own(norm);
+      cache.reset([length]);
+      cache.pass = { first: 0, tokens };
+      for (let layer = 0; layer < copies; layer++) {
+        ops.attend(qkv, norm, norm, cache, layer);
+      }
+    };
+    return {
+      name: decode ? `1 token after ${length}` : `a prompt of ${tokens}`,
+      copies,
+      batch: gpu.software ? 1 : decode ? 32 : 4,
+      flops: 4 * heads * headDim * causalPairs(tokens, length),
+      length,
+      cases: (["f32", "f16"] as const).map((dtype) => ({
+        name: `cache in ${dtype}`,
+        bound: decode ? "memory" : dtype,
+        bytes: cached(dtype),
+        record: (plan) => record(plan, dtype),
+      })),
+    };
+  }),
+);

@@ -1,0 +1,77 @@
+/**
+ * One row times a matrix of bf16, every Linear layer of a decode step, read from
+ * memory and not from a cache; what a kernel of its own gives over one tile of gemm.
+ *
+ *   deno bench -A bench/gemv_bench.ts
+ */
+import { gemm } from "../kernels/gemm.ts";
+import { gemv } from "../kernels/gemv.ts";
+import { chooseLinear, chooseMatmul } from "../lib/choose.ts";
+import type { Kernel, Operands } from "../lib/kernel.ts";
+import type { Plan } from "../lib/plan.ts";
+import type { Constants } from "../lib/unroll.ts";
+import { benchPlans, copiesOf, openBench } from "./plans.ts";
+import { randomMatrix } from "./products.ts";
+
+const gpu = await openBench();
+// Qwen3-0.6B's, by output and input size; the last is the LM head.
+const shapes = gpu.software ? [[256, 1024], [8192, 128]] : [
+  [4096, 1024],
+  [1024, 2048],
+  [6144, 1024],
+  [1024, 3072],
+  [151936, 1024],
+];
+
+benchPlans(
+  gpu,
+  "gemv",
+  shapes.map(([n, k]) => {
+    const bytes = 2 * n * k, copies = copiesOf(gpu, bytes);
+    const linear = { m: 1, n, k, dtype: "bf16" as const };
+    const forGemv = chooseLinear(
+      { ...linear, norm: false, swiglu: false },
+      gpu,
+    );
+    const forGemm = chooseMatmul([1, k], [n, k], gpu, {
+      transposeB: true,
+      kernels: ["gemm"],
+    });
+    if (!forGemm.kernel) throw new Error(forGemm.reason);
+    const record = (plan: Plan, kernel: Kernel, constants: Constants) => {
+      const x = randomMatrix(gpu, "f32", [1, k]);
+      const y = gpu.tensor("f32", [1, n], undefined, "product");
+      plan.own(x);
+      plan.own(y);
+      for (let copy = 0; copy < copies; copy++) {
+        const w = randomMatrix(gpu, "bf16", [n, k]);
+        plan.own(w);
+        const operands: Operands = kernel === gemv
+          ? { w, x, y }
+          : { a: x, b: w, c: y };
+        const uniforms = { stride: n, column: 0 };
+        plan.add(kernel, operands, {
+          constants,
+          uniforms: kernel === gemv ? { ...uniforms, eps: 0 } : uniforms,
+        });
+      }
+    };
+    return {
+      name: `[1, ${k}] × [${k}, ${n}]`,
+      copies,
+      batch: gpu.software ? 2 : 64,
+      flops: 2 * n * k,
+      cases: [{
+        name: "a tile of gemm",
+        bound: "memory",
+        bytes,
+        record: (plan) => record(plan, gemm, forGemm.constants),
+      }, {
+        name: "gemv",
+        bound: "memory",
+        bytes,
+        record: (plan) => record(plan, gemv, forGemv.constants),
+      }],
+    };
+  }),
+);

@@ -1,0 +1,134 @@
+/**
+ * Kernels under `deno bench`, which knows wall time only: an iteration is a batch of
+ * dispatches, long enough that waiting for them counts for little. A table with GPU
+ * time from timestamp queries follows at the end of a file.
+ *
+ * @module
+ */
+import { type Gpu, openDevice } from "../lib/device.ts";
+import { measurePeaks } from "../lib/peaks.ts";
+import { Plan } from "../lib/plan.ts";
+import type { Peaks } from "../lib/profile_report.ts";
+import { prepareEnvironment } from "../tasks/flags.ts";
+import {
+  type Measure,
+  measure,
+  number,
+  peaksText,
+  withBound,
+} from "./report.ts";
+import { hotTimes } from "./setting.ts";
+
+/** Iterations that Deno times, and runs for GPU time. */
+const ITERATIONS = 10, SOFTWARE_ITERATIONS = 2;
+
+/** Cases that do the same work, compared with their baseline. */
+export interface PlanGroup {
+  /** Shapes. */
+  name: string;
+  /** Dispatches of a plan, each on memory of its own. */
+  copies: number;
+  /** Runs of the plan in an iteration: Deno needs 10 ms to see that a GPU is done. */
+  batch: number;
+  /** Of one dispatch. */
+  flops: number;
+  /** Tokens in the KV cache, where it matters. */
+  length?: number;
+  /** The first is the baseline. */
+  cases: PlanCase[];
+}
+
+/** Something to time. */
+export interface PlanCase {
+  name: string;
+  /** Which peak limits it. */
+  bound: NonNullable<Measure["bound"]>;
+  /** Bytes that a dispatch must move at least, where memory limits it. */
+  bytes?: number;
+  /** Records the group's number of dispatches; the plan owns what it makes. */
+  record(plan: Plan): void;
+}
+
+/** The device that a bench file runs on. */
+export async function openBench(): Promise<Gpu> {
+  prepareEnvironment();
+  return await openDevice();
+}
+
+/** Enough copies of `bytes` that no cache of a GPU holds them all. */
+export function copiesOf(gpu: Gpu, bytes: number): number {
+  const beyond = gpu.software ? 0 : 256e6;
+  return Math.min(64, Math.max(1, Math.ceil(beyond / bytes)));
+}
+
+/** Registers the groups; the table of GPU times goes to stderr when all are done. */
+export function benchPlans(
+  gpu: Gpu,
+  title: string,
+  groups: readonly PlanGroup[],
+): void {
+  const lines: string[] = [];
+  let peaks: Promise<Peaks> | undefined;
+  let current: { of: PlanCase; plan: Plan } | undefined;
+  for (const group of groups) {
+    for (const [i, one] of group.cases.entries()) {
+      const { length = 0, batch, copies } = group;
+      Deno.bench({
+        name: one.name,
+        group: `${batch * copies} × ${group.name}`,
+        baseline: i === 0,
+        warmup: 1,
+        n: gpu.software ? SOFTWARE_ITERATIONS : ITERATIONS,
+        async fn(b) {
+          if (current?.of !== one) { // the first call, which Deno does not count
+            peaks ??= measurePeaks(gpu);
+            const known = await peaks;
+            if (lines.length === 0) lines.push("", title, peaksText(known));
+            current?.plan[Symbol.dispose]();
+            const plan = new Plan(gpu);
+            current = { of: one, plan };
+            one.record(plan);
+            plan.seal();
+            lines.push(await gpuLine(gpu, plan, known, group, one));
+          }
+          const { plan } = current;
+          b.start();
+          for (let run = 0; run < batch; run++) plan.run({ length });
+          await gpu.device.queue.onSubmittedWorkDone();
+          b.end();
+          gpu.check();
+        },
+      });
+    }
+  }
+  addEventListener("unload", () => {
+    if (lines.length) console.error(lines.join("\n"));
+  });
+}
+
+async function gpuLine(
+  gpu: Gpu,
+  plan: Plan,
+  peaks: Peaks,
+  { name: shapes, copies, flops, length = 0 }: PlanGroup,
+  { name, bound, bytes = 0 }: PlanCase,
+): Promise<string> {
+  const runs = gpu.software ? SOFTWARE_ITERATIONS : ITERATIONS;
+  const times = (await hotTimes(gpu, plan, runs, { length })).map((ms) =>
+    ms / copies
+  );
+  const { median, low, high } = measure("GPU time", "ms", times);
+  const memory = bound === "memory";
+  const work = memory ? bytes / 1e9 : flops / 1e12;
+  const rate = measure(
+    "GPU time",
+    memory ? "GB/s" : "TFLOP/s",
+    times.map((ms) => work / ms * 1000),
+  );
+  const { fraction } = withBound(rate, peaks, bound, memory ? 1e9 : 1e12);
+  return `  ${shapes.padEnd(44)} ${name.padEnd(22)} ${
+    `${number(1000 * median)} µs`.padStart(12)
+  } (${number(1000 * low)}–${number(1000 * high)}) ${
+    `${number(rate.median)} ${rate.unit}`.padStart(16)
+  }, ${(100 * fraction!).toFixed(1)}% of the ${bound} peak`;
+}
