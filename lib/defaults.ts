@@ -135,7 +135,10 @@ const SOFTWARE: Defaults = {
     large: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
     other: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
   },
-  attendDecode: NARROW,
+  attendDecode: {
+    short: { WORKGROUP: 128, SHARES: 1 },
+    long: { WORKGROUP: 64, SHARES: 1 },
+  },
 };
 
 const ROWS: Readonly<Record<AdapterClass, Defaults>> = {

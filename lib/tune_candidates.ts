@@ -28,13 +28,16 @@ const GRIDS: Record<TunedKernel, Record<string, number[]>> = {
     WORKGROUP: [64, 128, 256, 512],
     SHARES: [1, 2, 4],
     LOG_KEY_LANES: [0, 1, 2, 3],
+    STEPS: [1, 2], // keys per thread of a tile: they give TILE
   },
 };
 
 /** The constants that a kernel's tuning decides. */
 export function tunedNames(kernel: TunedKernel): string[] {
   const names = Object.keys(GRIDS[kernel]);
-  return kernel === "attendDecode" ? [...names, "TILE"] : names;
+  return kernel === "attendDecode"
+    ? names.map((name) => name === "STEPS" ? "TILE" : name)
+    : names;
 }
 
 /** Emulated threads: more make llvmpipe slow, 1,024 of them hang it. */
@@ -83,7 +86,7 @@ function settled(
   const names = tunedNames(target.kernel);
   const own = Object.fromEntries(names.map((name) => [name, given[name]]));
   if (target.kernel === "attendDecode") {
-    own.TILE = own.WORKGROUP >> own.LOG_KEY_LANES;
+    own.TILE ??= given.STEPS * own.WORKGROUP >> own.LOG_KEY_LANES;
   }
   if (target.kernel === "gemv") {
     const steps = Math.ceil(unitsOf(target) / gemvLanes(target, device));
@@ -210,8 +213,7 @@ function attendNeeds(
       ? `${keyLanes} lanes share a key of ${width} elements`
       : TILE % (WORKGROUP / keyLanes)
       ? `TILE is ${TILE}, must be whole steps of ${WORKGROUP / keyLanes} keys`
-      : Math.max(TILE / (WORKGROUP / width), width / keyLanes) >
-          MOST_IN_FLIGHT
+      : TILE * width / WORKGROUP > MOST_IN_FLIGHT
       ? `more than ${MOST_IN_FLIGHT} loads in flight per thread`
       : undefined,
   };
