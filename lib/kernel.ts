@@ -94,7 +94,8 @@ interface Bound {
 /**
  * Checks shapes, compiles (once) and gathers what a dispatch needs.
  *
- * @throws {Error} if a shape disagrees with the contract, naming both sides.
+ * @throws {Error} if a shape disagrees with the contract, naming both sides, or if
+ * the kernel lacks a constant or uniform that is given, naming those it has.
  * @throws {DeviceError} if the adapter binds fewer buffers than the kernel has.
  */
 export function prepare(
@@ -144,6 +145,8 @@ export function showWgsl(
 }
 
 function resolve(kernel: Kernel, operands: Operands, options: CallOptions) {
+  refuseUnknown(kernel, "constant", options.constants, kernel.constants);
+  refuseUnknown(kernel, "uniform", options.uniforms, kernel.uniforms);
   const given: Record<string, number | string> = {
     ...kernel.constants,
     ...options.constants,
@@ -167,6 +170,22 @@ function resolve(kernel: Kernel, operands: Operands, options: CallOptions) {
     constants,
     code: source(kernel, bound, dims, constants),
   };
+}
+
+/** A misspelled name would be a default in silence. */
+function refuseUnknown(
+  { name }: Kernel,
+  what: "constant" | "uniform",
+  given: object = {},
+  known: object = {},
+): void {
+  const unknown = Object.keys(given).find((key) => !(key in known));
+  if (unknown === undefined) return;
+  throw new Error(
+    `Cannot run ${name}: it has no ${what} ${unknown}, but ${
+      Object.keys(known).join(", ") || "none"
+    }`,
+  );
 }
 
 function bind(

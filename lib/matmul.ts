@@ -120,7 +120,7 @@ function multiply(
   const { kernel, m, n, k, shape, constants } = choice;
   const c = gpu.tensor("f32", shape, undefined, "product");
   using plan = new Plan(gpu);
-  const uniforms = { stride: n, column: 0, eps: 0 };
+  const uniforms = { stride: n, column: 0 };
   if (kernel === "gemv") {
     const vector = b.shape.length === 1;
     const x = vector ? b.view(1, k) : a.view(m, k);
@@ -128,7 +128,7 @@ function multiply(
     const w = vector ? a : b;
     plan.add(gemvKernel, { w, x, y }, {
       constants,
-      uniforms: { ...uniforms, stride: y.shape[1] },
+      uniforms: { ...uniforms, stride: y.shape[1], eps: 0 },
     });
   } else if (kernel === "gemvColumns") {
     plan.add(gemvColumns, { x: a.view(m, k), b, y: c.view(m, n) }, {

@@ -139,8 +139,8 @@ export function addSampling(
     plan.add(kernel, operands, {
       label: `sampling.${kernel.name}`,
       reason,
-      constants: { ...constants, ...more },
-      uniforms,
+      constants: { ...of(constants, kernel.constants), ...more },
+      uniforms: of(uniforms, kernel.uniforms),
     });
 
   const row: Operands = constants.PENALTY
@@ -182,6 +182,16 @@ export function addSampling(
     }
   }
   return scratch.move();
+}
+
+/** Of the settings of all kernels, those that one of them has. */
+function of(
+  settings: Record<string, number>,
+  known: object = {},
+): Record<string, number> {
+  return Object.fromEntries(
+    Object.entries(settings).filter(([name]) => name in known),
+  );
 }
 
 /** Workgroups over a row: a power of 2, each with at most 16 logits a thread. */

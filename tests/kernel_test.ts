@@ -72,6 +72,25 @@ Deno.test("a call whose shapes disagree is refused, with both sides", () => {
   );
 });
 
+Deno.test("a constant or uniform that a kernel lacks is refused", () => {
+  assertThrows(
+    () => showWgsl(scaled, operands(), { constants: { TIMS: 5 } }),
+    Error,
+    "Cannot run scaled: it has no constant TIMS, but WORKGROUP, TIMES",
+  );
+  assertThrows(
+    () => showWgsl(scaled, operands(), { uniforms: { factr: 5 } }),
+    Error,
+    "Cannot run scaled: it has no uniform factr, but factor, shift",
+  );
+  const bare = kernel({ ...scaled, uniforms: undefined });
+  assertThrows(
+    () => showWgsl(bare, operands(), { uniforms: { shift: 5 } }),
+    Error,
+    "Cannot run scaled: it has no uniform shift, but none",
+  );
+});
+
 Deno.test("a size named any is free, and so is a shape", () => {
   showWgsl(scaled, operands({ y: shaped("f32", 3, 100) }));
   const free = kernel({
