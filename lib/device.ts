@@ -266,13 +266,9 @@ export class Gpu implements Disposable {
     const rows = shape[0] ?? 1, rowBytes = bytes / rows;
     const limit = this.limits.maxStorageBufferBindingSize;
     if (bytes <= limit) {
-      const part = {
-        buffer: this.buffer(bytes, label),
-        offset: 0,
-        begin: 0,
-        rows,
-      };
-      const tensor = new Tensor(this, dtype, shape, [part], label);
+      const part = { buffer: this.buffer(bytes, label), offset: 0 };
+      const all = [{ ...part, begin: 0, rows }];
+      const tensor = new Tensor(this, dtype, shape, all, label);
       if (data) this.write(tensor, 0, data);
       return tensor;
     }
@@ -308,7 +304,7 @@ export class Gpu implements Disposable {
     return tensor;
   }
 
-  /** Copies `data` into a tensor from byte `begin` on. */
+  /** Copies `data` into a tensor from byte `begin` on. @throws {DeviceError} off 4 bytes */
   write(
     tensor: Tensor,
     begin: number,
@@ -328,6 +324,11 @@ export class Gpu implements Disposable {
       // writeBuffer takes multiples of 4 bytes; only a tensor's end may fall short.
       const whole = piece.length & ~3;
       const at = run.offset + a - from;
+      if (at % 4) {
+        throw new DeviceError(
+          `Cannot write ${tensor.label}: rows begin at byte ${at} of a buffer, must be at a multiple of 4`,
+        );
+      }
       if (whole) this.device.queue.writeBuffer(run.buffer, at, piece, 0, whole);
       if (whole < piece.length) {
         const rest = new Uint8Array(4);

@@ -109,6 +109,27 @@ gpuTest(
 );
 
 gpuTest(
+  "16-bit rows that would begin between two words are refused",
+  (gpu, trial) => {
+    // 35 rows of either half: their last run has 3, of 5 elements each.
+    const small = withBinding(gpu, 16 * 5 * 2 * 2);
+    const { data, shape } = trial.random.tensor("bf16", [70, 5]);
+    const bytes = data as Uint16Array<ArrayBuffer>;
+    assertThrows(
+      () => small.tensor("bf16", shape, bytes, "w", "pairs"),
+      DeviceError,
+      "Cannot write w: rows begin at byte 30 of a buffer, must be at a multiple of 4",
+    );
+    const tensor = trial.own(gpu.tensor("bf16", shape));
+    assertThrows(
+      () => gpu.write(tensor, 10, bytes.subarray(5)),
+      DeviceError,
+      "rows begin at byte 10 of a buffer",
+    );
+  },
+);
+
+gpuTest(
   "a tensor too large to bind, or with too large a row, is refused",
   (gpu) => {
     const small = withBinding(gpu, 256);
