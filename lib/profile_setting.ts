@@ -17,7 +17,7 @@ export interface ProfileOptions {
   promptTokens?: number;
   /** Tokens to generate; 64 by default. */
   maxTokens?: number;
-  /** Sequences that are decoded together. */
+  /** Sequences in a decode step; prefill and the decode loop are of one. */
   batch?: number;
   /** Steps between two readbacks; by default a growing number. */
   chunk?: number;

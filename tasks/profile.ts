@@ -43,7 +43,10 @@ const FLAGS: FlagTable = {
   "device": ["text", "auto (default), gpu or cpu"],
   "prompt-tokens": ["number", "tokens of the prompt; 512 by default"],
   "max-tokens": ["number", "tokens to generate; 64 by default"],
-  "batch": ["number", "sequences that are decoded together; 1 by default"],
+  "batch": [
+    "number",
+    "sequences in a decode step, 1 by default; prefill and decode loop are of one",
+  ],
   "chunk": [
     "number",
     "steps between two readbacks, always; 1 shows what a readback costs",
