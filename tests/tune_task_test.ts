@@ -42,7 +42,7 @@ gpuTest("winners are stored, and found by the next device", async () => {
     const { code, stdout, stderr } = await task(
       folder,
       ...["--model", TINY, "--kernels", "gemv"],
-      ...["--budget-seconds", "10", "--json"],
+      ...["--budget-seconds", "20", "--json"],
     );
     assertEquals(code, 0, stderr);
     assertEquals(stdout.trimEnd().split("\n").length, 1);
@@ -77,18 +77,26 @@ gpuTest("winners are stored, and found by the next device", async () => {
   }
 });
 
-// Wrong only where a workgroup has 64 threads, and only a little.
+const WRONG_GEMV = [
+  /(u\.column \+ row\]) = value;/,
+  "$1 = 1.01 * value;",
+] as const;
+
+// Wrong only with a constant that is nobody's default, and only a little.
 for (
-  const [kernel, from, to] of [
-    ["gemv", /(u\.column \+ row\]) = value;/, "$1 = 1.01 * value;"],
-    ["attendDecode", /exp\(score_0 - high\)/, "exp(0.9 * (score_0 - high))"],
+  const [kernel, name, value, from, to] of [
+    ["gemv", "WORKGROUP", 64, ...WRONG_GEMV],
+    [
+      ...["attendDecode", "LOG_KEY_LANES", 1] as const,
+      ...[/exp\(score_0 - high\)/, "exp(0.9 * (score_0 - high))"] as const,
+    ],
   ] as const
 ) {
   gpuTest(
     `a candidate of ${kernel} that computes wrongly is told and never taken`,
     async () => {
       const wrongs = (wgsl: string) =>
-        wgsl.includes("const WORKGROUP: u32 = 64u;") && from.test(wgsl);
+        wgsl.includes(`const ${name}: u32 = ${value}u;`) && from.test(wgsl);
       let planted = 0;
       const gpu = tamperedGpu(kernel, (wgsl) => {
         if (!wrongs(wgsl)) return wgsl + "\n"; // as good as before
@@ -96,19 +104,19 @@ for (
         return wgsl.replace(from, to);
       });
       const { cases, wrong, winners, file } = await tune(TINY, {
-        ...{ gpu, kernels: [kernel], budgetSeconds: 8, dryRun: true },
+        ...{ gpu, kernels: [kernel], budgetSeconds: 20, dryRun: true },
       });
       assert(planted > 0, "nothing was planted");
       assert(wrong.length > 0);
       for (const { key, constants, problem } of wrong) {
-        assertEquals(constants.WORKGROUP, 64);
+        assertEquals(constants[name], value);
         assertMatch(key, new RegExp(`^${kernel}`));
         assertMatch(
           problem,
           /differs from the CPU at \[\d+, \d+\]: .* on the GPU/,
         );
       }
-      for (const { winner } of cases) assert(winner?.WORKGROUP !== 64);
+      for (const { winner } of cases) assert(winner?.[name] !== value);
       assertEquals(
         cases.reduce((sum, { wrong }) => sum + wrong, 0),
         wrong.length,
@@ -118,6 +126,19 @@ for (
     },
   );
 }
+
+gpuTest("where the default itself is wrong, nothing is taken", async () => {
+  const gpu = tamperedGpu("gemv", (wgsl) => wgsl.replace(...WRONG_GEMV));
+  const { cases, wrong, winners } = await tune(TINY, {
+    ...{ gpu, kernels: ["gemv"], budgetSeconds: 20, dryRun: true },
+  });
+  assertEquals([wrong.length, winners], [cases.length, 0]);
+  for (const [i, { key, outcome, timed }] of cases.entries()) {
+    assertMatch(outcome, /the DEFAULT is wrong, run deno task doctor/);
+    assertEquals([wrong[i].key, wrong[i].constants], [key, cases[i].default]);
+    assertEquals(timed, 0);
+  }
+});
 
 for (
   const [args, message] of [
