@@ -20,7 +20,7 @@ import {
 import { hotTimes } from "./setting.ts";
 
 /** Iterations that Deno times, and runs for GPU time. */
-const ITERATIONS = 10, SOFTWARE_ITERATIONS = 2;
+const ITERATIONS = 11, SOFTWARE_ITERATIONS = 3;
 
 /** Cases that do the same work, compared with their baseline. */
 export interface PlanGroup {

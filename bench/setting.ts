@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { openCheckpoint } from "../lib/checkpoint.ts";
 import { type Gpu, openDevice } from "../lib/device.ts";
 import { loadQwen3, type Qwen3 } from "../lib/model.ts";
 import { measurePeaks, timeByWall } from "../lib/peaks.ts";
@@ -41,7 +42,9 @@ export class BenchSetting implements Disposable {
     readonly peaks: Peaks,
   ) {}
 
+  /** @throws {Error} if there is no such model, or no adapter. */
   static async open(options: BenchOptions): Promise<BenchSetting> {
+    await using _ = await openCheckpoint(options.model);
     const gpu = await openDevice();
     return new BenchSetting(options, gpu, await measurePeaks(gpu));
   }

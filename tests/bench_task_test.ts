@@ -27,6 +27,7 @@ async function task(args: string[], env: Record<string, string> = {}) {
 /** A folder in place of bench/peers/pack.sh's: its benchmark only says what it was asked. */
 async function pretendPeers(folder: string): Promise<void> {
   const script = `#!/bin/sh
+[ "$3" = gpu ] || { echo "no such device" >&2; exit 1; }
 shift 2; kind=$1; runs=$2; shift 2
 for workload in "$@"; do
   echo "{\\"workload\\":\\"$workload\\",\\"tokensPerSecond\\":2,\\"low\\":1,\\"high\\":3,\\"runs\\":$runs,\\"device\\":\\"$kind\\"}"
@@ -93,6 +94,26 @@ gpuTest("rows with spread, the peaks, peers, and JSON last", async () => {
   }
 });
 
+gpuTest("a peer that fails is named, and the exit code says so", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await pretendPeers(folder);
+    const { code, stdout } = await task([
+      ...["--model", STORIES, "--only", "cpu", "--json"],
+      ...["--runs", "1", "--max-tokens", "8", "--peers", folder],
+    ], { TMPDIR: folder });
+    assertEquals(code, 1);
+    const { rows: [cpu], peersFailed }: BenchReport = JSON.parse(stdout);
+    assertEquals(peersFailed, ["cpu: no such device"]);
+    assertEquals(cpu.peers, []);
+    assertEquals(cpu.measures.map(({ unit }) => unit), [
+      ...["tokens/s", "tokens/s"],
+    ]);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
 gpuTest("a fresh process loads, and tells its memory; JSON alone", async () => {
   const { code, stdout, stderr } = await task([
     ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
@@ -128,6 +149,7 @@ for (
     [["--only", ","], /--only has no rows, must be of decode-128, /],
     [["--runs", "0"], /--runs is 0, must be an integer from 1 to 100/],
     [["--max-tokens", "1.5"], /--max-tokens is 1.5, must be an integer/],
+    [["--model", "/nowhere/at/all"], /^error: Cannot open "\/nowhere/],
     [["--row", "load"], /--row is unknown/],
     [["words"], /words is not a flag/],
   ] as const
