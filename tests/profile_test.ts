@@ -235,18 +235,31 @@ gpuTest("small grids on an adapter that takes more are found", async () => {
   );
 });
 
-gpuTest("decode is bound by memory where weights are wide", async () => {
-  const report = await profile(fixture("tiny-untied-f32"), {
-    device: "gpu",
-    promptTokens: 1,
-    maxTokens: 4,
-  });
-  const verdict = report.verdicts.find(({ rule }) => rule === "decode");
-  assertMatch(
-    verdict!.text,
-    /^decode (is bound by memory: \d+ %|reaches [\d.]+ % of its bound, memory)/,
-  );
-});
+gpuTest(
+  "decode is bound by memory where weights are wide, by dispatches where they are not",
+  async () => {
+    const decode = async (model: string) => {
+      const { verdicts } = await profile(model, {
+        device: "gpu",
+        promptTokens: 1,
+        maxTokens: 4,
+      });
+      return verdicts.find(({ rule }) => rule === "decode")!;
+    };
+    const wide = await decode("synthetic:qwen3-8b?layers=1&vocab=64");
+    assertMatch(
+      wide.text,
+      /^decode is bound by memory: \d+ % of .*gate_up_proj/,
+    );
+    assertEquals(wide.severity, "green");
+    const narrow = await decode(fixture("tiny-untied-f32"));
+    assertMatch(
+      narrow.text,
+      /^decode reaches [\d.]+ % of its bound, memory at .* dispatches of/,
+    );
+    assertEquals(narrow.severity, "yellow");
+  },
+);
 
 Deno.test("the CPU is profiled verb by verb, and said to be chosen", async () => {
   const report = await profile(TINY, {
