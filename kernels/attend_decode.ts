@@ -12,7 +12,8 @@ const fetchKeys = (begin: string) => /* wgsl */ `
   }`;
 
 const fetchAll = (x: string) => /* wgsl */ `
-  let ${x}_units = arrayLength(&${x});
+  let ${x}_units = min(arrayLength(&${x}), left);
+  left -= ${x}_units;
   for (var i = worker; i < ${x}_units; i += workers * 8u) {
     @unroll for (var j = 0; j < 8; j++) {
       let unit = ${x}[min(i + workers * j, ${x}_units - 1u)];
@@ -44,7 +45,7 @@ export const decodeGrid = (
  * at once; with more, `partial` and `stats` go to merge_splits.ts.
  *
  * Few workgroups wait for one another here while the memory idles, so with FETCHERS
- * others read the matrices `next` and `after` meanwhile.
+ * others read the matrices `next` and `after` meanwhile, AHEAD units of 16 bytes at most.
  */
 export const attendDecode = kernel({
   name: "attendDecode",
@@ -77,6 +78,7 @@ export const attendDecode = kernel({
     LOG_KEY_LANES: 2,
     TILE: 128,
     FETCHERS: 0,
+    AHEAD: 0,
   },
   derive: (c) => {
     const KEY_LANES = 1 << Number(c.LOG_KEY_LANES);
@@ -114,6 +116,7 @@ var<workgroup> sums: array<E, WORKGROUP>;
 // look unused, so it is compared with what it hardly is.
 fn fetch(worker: u32, workers: u32) {
   var seen = vec4u();
+  var left = AHEAD;
   ${fetchAll("next")}
   ${fetchAll("after")}
   if (all(seen == vec4u(0x9e3779b9u, 0x7f4a7c15u, 0xf39cc060u, 0x5cedc834u))) { flags[3] = 1u; }

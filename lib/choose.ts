@@ -197,6 +197,10 @@ export interface DecodeAttentionChoice {
   splits: (length: number) => number;
   /** Workgroups that a kv head's query heads are divided among. */
   shares: number;
+  /** Constants of reading ahead, where that was measured to help. */
+  ahead?: { FETCHERS: number; AHEAD: number };
+  /** Workgroups that read ahead at `length` cached tokens. */
+  fetchers: (length: number) => number;
   reason: string;
 }
 
@@ -237,9 +241,15 @@ export function chooseDecodeAttention(
       ...tuned,
     };
     const shares = Number(constants.SHARES);
+    const { fetch } = defaults.attendDecode[what];
+    const ahead = fetch &&
+      { FETCHERS: fetch.workgroups, AHEAD: fetch.bytes / 16 };
     return {
       constants: { ...constants, GROUP: group / shares },
       shares,
+      ahead,
+      // From there on keys and values keep the memory busy.
+      fetchers: (length: number) => length < 1024 ? fetch?.workgroups ?? 0 : 0,
       reason: `one token per sequence, ${
         what === "long"
           ? `${LONG_CONTEXT} keys or more`
@@ -252,30 +262,13 @@ export function chooseDecodeAttention(
     splits: (length) => length < LONG_CONTEXT ? 1 : 0,
   }, {
     ...layout("long"),
-    splits: (length) =>
-      length < LONG_CONTEXT
-        ? 0
-        : Math.min(MOST_SPLITS, Math.ceil((length + 1) / 64)),
+    splits: (length) => {
+      if (length < LONG_CONTEXT) return 0;
+      // Short runs while they all find room on a large GPU at once.
+      const keys = length < 3072 ? 64 : 128;
+      return Math.min(MOST_SPLITS, Math.ceil((length + 1) / keys));
+    },
   }];
-}
-
-/**
- * Workgroups that read the matrices wanted next, `bytes` together, while a decode
- * step's attention leaves the memory idle; 0 where that was not measured to help.
- */
-export function chooseFetchers(
-  bytes: number,
-  device: Capabilities,
-): { FETCHERS: number; reason: string } {
-  const { fetch } = defaultsFor(device);
-  if (!fetch || bytes > fetch.bytes) return { FETCHERS: 0, reason: "" };
-  const { FETCHERS } = fetch;
-  const megabytes = Math.round(bytes / 1e6);
-  return {
-    FETCHERS,
-    reason:
-      `; ${FETCHERS} workgroups beside it bring the next ${megabytes} MB of weights into the cache`,
-  };
 }
 
 /** Rows of a workgroup in a prompt's attention: 64 where there are many and memory allows. */

@@ -25,10 +25,16 @@ type TileConstants = Readonly<
 >;
 /**
  * Threads of a workgroup, workgroups that a kv head's query heads are divided among,
- * and keys of a tile that a thread takes part in.
+ * keys of a tile that a thread takes part in, and workgroups that meanwhile read so
+ * many bytes of the next weights into the cache.
  */
 type AttendConstants = Readonly<
-  { WORKGROUP: number; SHARES: number; STEPS?: number }
+  {
+    WORKGROUP: number;
+    SHARES: number;
+    STEPS?: number;
+    fetch?: { workgroups: number; bytes: number };
+  }
 >;
 
 /** One kind's constants. */
@@ -54,8 +60,6 @@ export interface Defaults {
     other: TileConstants;
   };
   attendDecode: { short: AttendConstants; long: AttendConstants };
-  /** Workgroups that read ahead during attention, and how much the cache has room for. */
-  fetch?: Readonly<{ FETCHERS: number; bytes: number }>;
 }
 
 const NVIDIA: Defaults = {
@@ -74,13 +78,22 @@ const NVIDIA: Defaults = {
   },
   attendDecode: {
     short: { WORKGROUP: 512, SHARES: 2, STEPS: 2 },
-    long: { WORKGROUP: 256, SHARES: 1 },
+    long: { WORKGROUP: 128, SHARES: 1, STEPS: 2 },
   },
 };
 
 const LARGE_CACHE: Defaults = {
   ...NVIDIA,
-  fetch: { FETCHERS: 48, bytes: 24 << 20 },
+  attendDecode: {
+    short: {
+      ...NVIDIA.attendDecode.short,
+      fetch: { workgroups: 48, bytes: 20 << 20 },
+    },
+    long: {
+      ...NVIDIA.attendDecode.long,
+      fetch: { workgroups: 128, bytes: 8 << 20 },
+    },
+  },
 };
 
 /** Small workgroups of attention, where threads may be few or subgroups narrow. */

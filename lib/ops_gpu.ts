@@ -17,7 +17,6 @@ import { sumSplits } from "../kernels/sum_splits.ts";
 import { toF16 } from "../kernels/to_f16.ts";
 import {
   chooseDecodeAttention,
-  chooseFetchers,
   chooseLinear,
   choosePrefillRows,
   exactLanes,
@@ -100,17 +99,17 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         heads * 2,
       );
       const whole = next?.every(({ parts }) => parts.length === 1);
-      const fetch = chooseFetchers(
-        next && whole ? next[0].bytes + next[1].bytes : Infinity,
-        this.gpu,
-      );
-      const fetched = fetch.FETCHERS ? { next: next![0], after: next![1] } : {};
-      for (const { constants, splits, shares, reason } of choices) {
+      for (const choice of choices) {
+        const { constants, splits, shares, fetchers, reason } = choice;
+        const ahead = whole ? choice.ahead : undefined;
         const operands = { ...shared, ...state, y, partial, stats };
+        const fetched = ahead && { next: next![0], after: next![1] };
         this.plan.add(attendDecode, { ...operands, ...fetched }, {
           label,
-          reason: reason + fetch.reason,
-          constants: { ...constants, FETCHERS: fetch.FETCHERS },
+          reason: ahead
+            ? `${reason}; ${ahead.FETCHERS} workgroups beside it bring the next weights into the cache`
+            : reason,
+          constants: { ...constants, ...ahead },
           uniforms: { first, eps, scale },
           gridAt: ({ length }) =>
             splits(length)
@@ -118,7 +117,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
                 splits(length),
                 numKeyValueHeads * shares,
                 rows,
-                fetch.FETCHERS,
+                ahead ? fetchers(length) : 0,
               )
               : undefined,
         });

@@ -7,7 +7,6 @@ import { mergeSplits } from "../kernels/merge_splits.ts";
 import {
   type Capabilities,
   chooseDecodeAttention,
-  chooseFetchers,
   chooseLinear,
   chooseMatmul,
   exactLanes,
@@ -249,13 +248,14 @@ Deno.test("matrices are read ahead only where the cache has room for them", () =
   assertEquals(kind("NVIDIA H200"), "NVIDIA, large cache");
   assertEquals(kind("NVIDIA GeForce RTX 3060"), "NVIDIA");
   assertEquals(kind("NVIDIA GeForce RTX 4060"), "NVIDIA");
-  const fetchers = (bytes: number, description = "NVIDIA H200") =>
-    chooseFetchers(bytes, device(description)).FETCHERS;
-  assert(fetchers(18e6) > 0);
-  assertEquals(fetchers(26e6), 0);
-  assertEquals(fetchers(Infinity), 0);
-  assertEquals(fetchers(18e6, "NVIDIA GeForce RTX 3060"), 0);
-  assertEquals(chooseFetchers(18e6, DEVICES[0]).FETCHERS, 0);
+  const ahead = (description: string) =>
+    chooseDecodeAttention({ headDim: 128, group: 2 }, device(description))
+      .map(({ ahead, fetchers }) => [ahead?.FETCHERS, fetchers(0) > 0]);
+  assertEquals(ahead("NVIDIA H200"), [[48, true], [128, true]]);
+  assertEquals(ahead("NVIDIA GeForce RTX 3060"), [
+    [undefined, false],
+    [undefined, false],
+  ]);
 });
 
 Deno.test("tuned constants take the place of chosen ones, for their class alone", () => {

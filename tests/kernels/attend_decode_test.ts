@@ -158,7 +158,7 @@ gpuTest(
       { ...none, LOG_LANES: 1, WORKGROUP: 32, TILE: 32, SHARES: 2 },
       { WORKGROUP: 64, TILE: 32, LOG_KEY_LANES: 1, LOG_LANES: 2 },
       { WORKGROUP: 256, TILE: 64, LOG_KEY_LANES: 2, SHARES: 2 },
-      { ...none, LOG_LANES: 5, WORKGROUP: 64, TILE: 128, FETCHERS: 5 },
+      { ...none, LOG_LANES: 5, WORKGROUP: 64, TILE: 128, FETCHERS: 5, AHEAD: 425 },
     ];
     const subgroups = trial.gpu.subgroupSize >= 8;
     for (const constants of choices) {
