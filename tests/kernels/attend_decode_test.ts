@@ -2,6 +2,7 @@ import { assertEquals } from "@std/assert";
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import type { Gpu } from "../../lib/device.ts";
+import type { Operands } from "../../lib/kernel.ts";
 import type { Constants } from "../../lib/unroll.ts";
 import { assertAllClose } from "../assert_all_close.ts";
 import { gpuTest, lanes, type Trial } from "../gpu.ts";
@@ -51,7 +52,7 @@ function run(
   const stats = trial.filled([rows * splits, heads * 2], 0x7fc00000, "u32");
   const y = trial.filled([rows, heads * headDim]);
   const fetchers = Number(constants.FETCHERS ?? 0);
-  const ahead = fetchers
+  const ahead: Operands = fetchers
     ? { next: trial.filled([70, 24]), after: trial.filled([7, 3]) }
     : {};
   trial.run(attendDecode, {
@@ -158,7 +159,14 @@ gpuTest(
       { ...none, LOG_LANES: 1, WORKGROUP: 32, TILE: 32, SHARES: 2 },
       { WORKGROUP: 64, TILE: 32, LOG_KEY_LANES: 1, LOG_LANES: 2 },
       { WORKGROUP: 256, TILE: 64, LOG_KEY_LANES: 2, SHARES: 2 },
-      { ...none, LOG_LANES: 5, WORKGROUP: 64, TILE: 128, FETCHERS: 5, AHEAD: 425 },
+      {
+        ...none,
+        LOG_LANES: 5,
+        WORKGROUP: 64,
+        TILE: 128,
+        FETCHERS: 5,
+        AHEAD: 425,
+      },
     ];
     const subgroups = trial.gpu.subgroupSize >= 8;
     for (const constants of choices) {
