@@ -1,23 +1,12 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import type { DoctorReport, Finding } from "../lib/doctor_report.ts";
 import { gpuTest } from "./gpu.ts";
+import { runTask } from "./run_task.ts";
 
-const ROOT = new URL("..", import.meta.url).pathname;
 const TINY = "tests/fixtures/tiny-tied-bf16";
 
-async function task(args: string[], env: Record<string, string> = {}) {
-  const output = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "tasks/doctor.ts", ...args],
-    cwd: ROOT,
-    env,
-  }).output();
-  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-  return {
-    code: output.code,
-    stdout: text(output.stdout),
-    stderr: text(output.stderr),
-  };
-}
+const task = (args: string[], env?: Record<string, string>) =>
+  runTask("doctor", args, env);
 
 /** Vulkan without a driver, as on a machine that has none. */
 const NO_DRIVER = { VK_DRIVER_FILES: "/none", DENO_WEBGPU_BACKEND: "vulkan" };

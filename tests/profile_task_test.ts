@@ -4,23 +4,11 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
+import { runTask } from "./run_task.ts";
 
-const ROOT = new URL("..", import.meta.url).pathname;
 const TINY = "tests/fixtures/tiny-tied-bf16";
 
-async function task(...args: string[]) {
-  const output = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "tasks/profile.ts", ...args],
-    cwd: ROOT,
-    env: { XDG_RUNTIME_DIR: "/tmp" },
-  }).output();
-  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-  return {
-    code: output.code,
-    stdout: text(output.stdout),
-    stderr: text(output.stderr),
-  };
-}
+const task = (...args: string[]) => runTask("profile", args);
 
 Deno.test("the verdict is the first thing printed, JSON the last", async () => {
   const { code, stdout } = await task(

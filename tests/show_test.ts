@@ -8,6 +8,7 @@ import {
 import { openCheckpoint } from "../lib/checkpoint.ts";
 import { KERNEL_NAMES, showKernel, STATED_DEVICE } from "../lib/show.ts";
 import { gpuTest } from "./gpu.ts";
+import { runTask } from "./run_task.ts";
 
 const ROOT = new URL("..", import.meta.url);
 const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
@@ -61,20 +62,13 @@ Deno.test("tokens, types and constants change what is shown", () => {
 });
 
 Deno.test("the task prints WGSL, or one line that lists the kernels", async () => {
-  const run = async (...args: string[]) => {
-    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-      args: ["run", "-A", "tasks/show.ts", ...args],
-      cwd: ROOT,
-    }).output();
-    const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-    return [code, text(stdout), text(stderr)] as const;
-  };
-  const [code, wgsl] = await run("gemv", "--set", "ROWS=3");
-  assertEquals(code, 0);
+  const run = (...args: string[]) => runTask("show", args);
+  const { code, stdout: wgsl, stderr } = await run("gemv", "--set", "ROWS=3");
+  assertEquals(code, 0, stderr);
   assertMatch(wgsl, /^\/\/ gemv on .*\n\/\/ synthetic:qwen3-0.6b: layers\.0/);
   assertStringIncludes(wgsl, "const ROWS: u32 = 3u;");
   for (const args of [["gem"], [], ["gemm", "--dtype", "u8"]]) {
-    const [code, stdout, stderr] = await run(...args);
+    const { code, stdout, stderr } = await run(...args);
     assertEquals([code, stdout], [1, ""]);
     assertMatch(stderr, /^error: Cannot show .*(argmax, .*toF16|bf16).*\n$/);
   }

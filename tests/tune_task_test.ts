@@ -8,24 +8,14 @@ import { openDevice } from "../lib/device.ts";
 import { tune } from "../lib/tune.ts";
 import { saveTuning, TUNING_DIR } from "../lib/tuning.ts";
 import { gpuTest } from "./gpu.ts";
+import { runTask } from "./run_task.ts";
 import { tamperedGpu } from "./tampered_gpu.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
 const TINY = `${ROOT}tests/fixtures/tiny-tied-bf16`;
 
-async function task(folder: string, ...args: string[]) {
-  const output = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "tasks/tune.ts", ...args],
-    cwd: ROOT,
-    env: { XDG_RUNTIME_DIR: "/tmp", [TUNING_DIR]: folder },
-  }).output();
-  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-  return {
-    code: output.code,
-    stdout: text(output.stdout),
-    stderr: text(output.stderr),
-  };
-}
+const task = (folder: string, ...args: string[]) =>
+  runTask("tune", args, { [TUNING_DIR]: folder });
 
 gpuTest("winners are stored, and found by the next device", async () => {
   const folder = await Deno.makeTempDir(), before = Deno.env.get(TUNING_DIR);
