@@ -16,14 +16,23 @@
  *
  * @module
  */
-export { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "./lib/model.ts";
+export {
+  DEFAULT_MODEL,
+  loadQwen3,
+  type Prompt,
+  type Qwen3,
+} from "./lib/model.ts";
+export { MemoryError } from "./lib/cache_room.ts";
 export type { Device, Qwen3Options } from "./lib/place.ts";
 export type {
+  BatchPiece,
+  BatchRun,
   FinishReason,
   GenerateOptions,
   Piece,
   Run,
   RunStats,
+  Sequence,
 } from "./lib/generate.ts";
 export type { Message, Tool, ToolCall } from "./lib/chat_template.ts";
 export type { LoadProgress } from "./lib/checkpoint.ts";

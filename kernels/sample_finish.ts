@@ -39,6 +39,7 @@ export const sampleFinish = kernel({
   }),
   uniforms: {
     advance: "u32",
+    longest: "u32",
     temperature: "f32",
     lowest: "f32",
     seed: "u32",
@@ -190,7 +191,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   if (tid == 0u) {
     tokens[sequence] = best.y;
     ring[(at % u.steps) * u.sequences + sequence] = best.y;
-    lengths[sequence] += u.advance;
+    lengths[sequence] = min(lengths[sequence] + u.advance, u.longest);
     seen[sequence * u.words + best.y / 32u] |= 1u << (best.y % 32u);
     step[sequence] = at + 1u;
   }

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { positionsOf } from "./cache_room.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import { type CpuTensor, f32 } from "./cpu_dtype.ts";
 import type { Choice, Gpu } from "./device.ts";
@@ -16,7 +17,7 @@ import { differenceText, rowDifference } from "./row_difference.ts";
 import type { Runner } from "./runner.ts";
 import { CpuRunner } from "./runner_cpu.ts";
 import { GpuRunner, type GpuRunnerOptions } from "./runner_gpu.ts";
-import { markSeen, sample, type Sampling } from "./sampling.ts";
+import { sampleEach, type Sampling, seenBits } from "./sampling.ts";
 import type { Tensor } from "./tensor.ts";
 
 /** One verb: its dispatches, what it reads and what it gives. */
@@ -27,6 +28,12 @@ interface Step {
   output: Tensor;
   /** The same on the CPU. */
   onCpu: (...inputs: CpuTensor[]) => CpuTensor;
+}
+
+/** Both sides' keys and values. */
+interface Caches {
+  onGpu: GpuKvCache;
+  onCpu: KvCache<CpuTensor>;
 }
 
 /** {@linkcode Runner} that throws at the first operation that differs from the CPU's. */
@@ -70,16 +77,16 @@ export class DebugRunner implements Runner {
     tokens: readonly number[],
     { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
-    using caches = this.#caches();
-    return await this.#append(tokens, caches, all, signal);
+    using caches = this.#caches(1, this.context);
+    return await this.#append(tokens, 0, caches, all, signal);
   }
 
   /** Empty caches on both sides. */
-  #caches() {
-    const { gpu, config } = this.gpu, { context, cacheDtype } = this.options;
-    const onGpu = new GpuKvCache(gpu, config, 1, context, cacheDtype);
-    const onCpu = this.cpu.ops.createCache(1, context);
-    onGpu.reset([0]);
+  #caches(sequences: number, context: number) {
+    const { gpu, config } = this.gpu, { cacheDtype } = this.options;
+    const onGpu = new GpuKvCache(gpu, config, sequences, context, cacheDtype);
+    const onCpu = this.cpu.ops.createCache(sequences, context);
+    onGpu.reset(onCpu.lengths);
     return {
       onGpu,
       onCpu,
@@ -92,58 +99,75 @@ export class DebugRunner implements Runner {
 
   async #append(
     tokens: readonly number[],
-    { onGpu: cache, onCpu: cpuCache }: {
-      onGpu: GpuKvCache;
-      onCpu: KvCache<CpuTensor>;
-    },
+    sequence: number,
+    caches: Caches,
     all: boolean,
     signal?: AbortSignal,
   ): Promise<Float32Array> {
-    const { gpu, config } = this.gpu;
     const rows = this.gpu.prefillRows, parts: Float32Array[] = [];
     for (let at = 0; at < tokens.length; at += rows) {
       signal?.throwIfAborted();
       const chunk = Uint32Array.from(tokens.slice(at, at + rows));
-      parts.push(await this.#pass(chunk, all, cache, cpuCache));
-      cache.lengths[0] += chunk.length;
-      cpuCache.lengths[0] += chunk.length;
-      gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+      const pass = { first: sequence, tokens: chunk.length };
+      parts.push(await this.#pass(chunk, pass, all, caches));
     }
     if (!all) return parts.at(-1)!;
-    const out = new Float32Array(tokens.length * config.vocabSize);
+    const out = new Float32Array(tokens.length * this.gpu.config.vocabSize);
     parts.reduce((at, part) => (out.set(part, at), at + part.length), 0);
     return out;
   }
 
+  requireRoom(sequences: number, context: number): void {
+    this.gpu.requireRoom(sequences, context);
+    this.cpu.requireRoom(sequences, context);
+  }
+
   async *generate(
-    tokens: readonly number[],
+    prompts: readonly (readonly number[])[],
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
   ): AsyncGenerator<readonly number[], void> {
     const { vocabSize } = this.gpu.config;
-    using caches = this.#caches();
-    let next = tokens;
-    const seen = new Uint32Array(Math.ceil(vocabSize / 32));
-    markSeen(seen, tokens);
+    const context = positionsOf(prompts, maxTokens, this.context);
+    this.requireRoom(prompts.length, context);
+    using caches = this.#caches(prompts.length, context);
+    const rows: Float32Array[] = [];
+    for (const [s, prompt] of prompts.entries()) {
+      rows.push(await this.#append(prompt, s, caches, false, signal));
+    }
+    const seen = prompts.map((prompt) => seenBits(vocabSize, prompt));
     for (let step = 0; step < maxTokens; step++) {
-      const logits = await this.#append(next, caches, false, signal);
-      const id = sample(logits, sampling, seen, step);
-      markSeen(seen, [id]);
-      next = [id];
-      yield [id];
+      const ids = sampleEach(rows, sampling, seen, step);
+      yield ids;
+      if (step === maxTokens - 1) return;
+      signal?.throwIfAborted();
+      for (const { lengths } of [caches.onGpu, caches.onCpu]) {
+        lengths.forEach((n, s) => lengths[s] = Math.min(n, context - 1));
+      }
+      const pass = { first: 0, tokens: 1 };
+      const logits = await this.#pass(
+        Uint32Array.from(ids),
+        pass,
+        false,
+        caches,
+      );
+      rows.forEach((_, s) =>
+        rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
+      );
     }
   }
 
   async #pass(
     chunk: Uint32Array<ArrayBuffer>,
+    pass: KvCache<Tensor>["pass"],
     all: boolean,
-    cache: GpuKvCache,
-    cpuCache: KvCache<CpuTensor>,
+    { onGpu: cache, onCpu: cpuCache }: Caches,
   ): Promise<Float32Array> {
     const { gpu, config } = this.gpu, { ops } = this.cpu;
-    const pass = { first: 0, tokens: chunk.length };
     cache.pass = cpuCache.pass = pass;
+    gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+    const length = Math.max(...cache.lengths);
     using onGpu = new GpuOps(gpu, config);
     using input = gpu.tensor("u32", [chunk.length], chunk, "tokens");
     const steps: Step[] = [];
@@ -215,10 +239,14 @@ export class DebugRunner implements Runner {
         const data = await tensor.read();
         given.push({ dtype: "f32", shape: tensor.shape, data });
       }
-      plan.run({ length: cache.lengths[0] });
+      plan.run({ length });
       last = await output.read() as Float32Array<ArrayBuffer>;
       gpu.check();
       this.#compare(name, last, f32(onCpu(...given)), output.shape);
+    }
+    for (let s = 0; s < chunk.length / pass.tokens; s++) {
+      cache.lengths[pass.first + s] += pass.tokens;
+      cpuCache.lengths[pass.first + s] += pass.tokens;
     }
     return last;
   }

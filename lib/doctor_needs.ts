@@ -6,7 +6,7 @@
 import type { Checkpoint } from "./checkpoint.ts";
 import { DeviceError, type Gpu } from "./device.ts";
 import type { Finding } from "./doctor_report.ts";
-import { cacheBytes } from "./kv_cache.ts";
+import { cacheBytes } from "./cache_room.ts";
 
 /** Positions if nobody asks for more. */
 const DEFAULT_CONTEXT = 4096;

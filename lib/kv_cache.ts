@@ -3,23 +3,12 @@
  *
  * @module
  */
+import { cacheBytes, MemoryError, sizeText } from "./cache_room.ts";
 import type { Qwen3Config } from "./config.ts";
 import type { Gpu } from "./device.ts";
 import type { KvCache } from "./ops.ts";
 import { fillAngles, ropeFrequencies } from "./rope.ts";
 import type { Tensor } from "./tensor.ts";
-
-/** Bytes that a cache of `sequences` × `context` positions takes. */
-export function cacheBytes(
-  config: Qwen3Config,
-  sequences: number,
-  context: number,
-  dtype: "f16" | "f32",
-): number {
-  const { numHiddenLayers, numKeyValueHeads, headDim } = config;
-  return 2 * numHiddenLayers * sequences * numKeyValueHeads * context *
-    headDim * (dtype === "f16" ? 2 : 4);
-}
 
 /** Keys and values of every layer on the device. */
 export class GpuKvCache implements KvCache<Tensor>, Disposable {
@@ -53,6 +42,35 @@ export class GpuKvCache implements KvCache<Tensor>, Disposable {
     const angles = new Float32Array(context * headDim);
     fillAngles(ropeFrequencies(config), angles);
     this.angles = gpu.tensor("f32", [context, headDim], angles, "rope");
+  }
+
+  /**
+   * The same, but out of memory is met here: WebGPU does not tell how much there is.
+   *
+   * @throws {MemoryError} if there is none left for it.
+   */
+  static async create(
+    ...[gpu, config, sequences, context, dtype]: ConstructorParameters<
+      typeof GpuKvCache
+    >
+  ): Promise<GpuKvCache> {
+    const used = gpu.allocated;
+    gpu.device.pushErrorScope("out-of-memory");
+    let cache: GpuKvCache | undefined, error: GPUError | null;
+    try {
+      cache = new GpuKvCache(gpu, config, sequences, context, dtype);
+    } finally {
+      error = await gpu.device.popErrorScope();
+    }
+    if (!error) return cache;
+    cache[Symbol.dispose]();
+    const bytes = cacheBytes(config, sequences, context, dtype);
+    const size = sizeText({ sequences, context }, bytes);
+    throw new MemoryError(
+      `Cannot allocate keys and values of ${size}: ${gpu.name} has no memory for ${bytes} bytes beside the ${used} in use, there must be fewer sequences or tokens (${
+        error.message.replaceAll(/\s+/g, " ").trim()
+      })`,
+    );
   }
 
   /** Sets the lengths, on host and device, and clears the flags. */

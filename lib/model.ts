@@ -5,9 +5,15 @@
  */
 import { type Message, renderChat } from "./chat_template.ts";
 import { type Checkpoint, openCheckpoint } from "./checkpoint.ts";
+import { MemoryError, positionsOf } from "./cache_room.ts";
 import type { Qwen3Config } from "./config.ts";
 import { DeviceError } from "./device.ts";
-import { type GenerateOptions, Run } from "./generate.ts";
+import {
+  BatchRun,
+  type GenerateOptions,
+  Run,
+  type RunParts,
+} from "./generate.ts";
 import {
   checkContext,
   type Device,
@@ -25,6 +31,9 @@ import {
   type Tokenizer,
   type TokenizerFiles,
 } from "./tokenizer.ts";
+
+/** What text is generated after: words, a conversation, or token ids. */
+export type Prompt = string | readonly Message[] | readonly number[];
 
 /** The embedded story model, beside this module wherever that was loaded from. */
 export const DEFAULT_MODEL: string =
@@ -172,42 +181,95 @@ export class Qwen3 implements Disposable {
    * @throws {Error} if the prompt is empty or longer than the context, an option is
    * out of range, or text is given to a checkpoint without a tokenizer.
    */
-  generate(
-    prompt: string | readonly Message[] | readonly number[],
+  generate(prompt: Prompt, options: GenerateOptions = {}): Run {
+    return new Run(this.#parts([prompt], options));
+  }
+
+  /**
+   * Generates text after each of several prompts together, which takes little longer
+   * than one. Each text is what `generate` gives for its prompt alone, up to rounding;
+   * where it is sampled, with the seed `(seed + index) mod 2³²`. Options hold for each:
+   * every text ends by itself, and a signal ends all. Memory is taken for as many tokens
+   * as the longest text may have, so give `maxTokens`.
+   *
+   * ```ts
+   * import { loadQwen3 } from "../mod.ts";
+   *
+   * using qwen = await loadQwen3();
+   * const run = qwen.generateBatch(["Once upon a time", "A dog"], { maxTokens: 8 });
+   * for await (const { sequence, text } of run) console.log(sequence, text);
+   * for (const { text, finishReason } of run.sequences) {
+   *   console.log(text, finishReason);
+   * }
+   * console.log(run.stats.summary);
+   * ```
+   *
+   * @throws {Error} as `generate` does, naming the prompt, and if there is none.
+   * @throws {MemoryError} if the device has no room for so many and so long texts;
+   * where only allocation can tell, on iteration.
+   */
+  generateBatch(
+    prompts: readonly Prompt[],
     options: GenerateOptions = {},
-  ): Run {
+  ): BatchRun {
+    if (prompts.length === 0) {
+      throw new Error(
+        "Cannot generate: there are no prompts, there must be one at least",
+      );
+    }
+    return new BatchRun(this.#parts(prompts, options));
+  }
+
+  /** Checks everything that can be checked before anything runs. */
+  #parts(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
-    const tokens = this.#check("generate", this.#encode(prompt, options));
-    const room = this.context - tokens.length + 1; // the last token is not cached
-    const { maxTokens = room, stop = [], signal } = options;
-    if (!Number.isInteger(maxTokens) || maxTokens < 1) {
+    const ids = prompts.map((prompt, i) =>
+      this.#check(
+        "generate",
+        this.#encode(prompt, options),
+        prompts.length > 1 ? `prompt ${i}` : "the prompt",
+      )
+    );
+    const { maxTokens, stop = [], signal } = options;
+    if (
+      maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
+    ) {
       throw new RangeError(
         `Cannot generate: maxTokens is ${maxTokens}, must be an integer of at least 1`,
       );
     }
     const stops = typeof stop === "string" ? [stop] : stop;
     if (stops.length && !this.hasTokenizer) void this.tokenizer; // throws
-    const eosTokenIds = options.ignoreEos
-      ? []
-      : generation.eosTokenIds ?? this.config.eosTokenIds;
-    const most = Math.min(maxTokens, room);
-    return new Run({
-      start: () => this.#start(tokens, sampling, most, signal),
-      promptTokens: tokens.length,
-      maxTokens: most,
+    const sizes = ids.map(({ length }) => {
+      const room = this.context - length + 1; // the last token is not cached
+      return {
+        promptTokens: length,
+        maxTokens: Math.min(maxTokens ?? room, room),
+      };
+    });
+    const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
+    if (ids.length > 1) {
+      const positions = positionsOf(ids, most, this.context);
+      this.#placed.runner.requireRoom(ids.length, positions);
+    }
+    return {
+      start: () => this.#start(ids, sampling, most, signal),
+      sizes,
       sampling,
-      eosTokenIds,
+      eosTokenIds: options.ignoreEos
+        ? []
+        : generation.eosTokenIds ?? this.config.eosTokenIds,
       stop: stops,
       tokenizer: this.hasTokenizer ? this.tokenizer : undefined,
       device: () => this.device.adapter,
       signal,
-    });
+    };
   }
 
   /** Runs on the device; under `auto` once more on the CPU if that fails before the first token. */
   async *#start(
-    tokens: number[],
+    prompts: readonly (readonly number[])[],
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
@@ -216,7 +278,7 @@ export class Qwen3 implements Disposable {
     let begun = false;
     try {
       const run = () =>
-        this.#placed.runner.generate(tokens, sampling, maxTokens, signal);
+        this.#placed.runner.generate(prompts, sampling, maxTokens, signal);
       try {
         for await (const ids of run()) {
           begun = true;
@@ -224,6 +286,7 @@ export class Qwen3 implements Disposable {
         }
       } catch (error) {
         const retry = error instanceof DeviceError && !begun &&
+          !(error instanceof MemoryError && prompts.length > 1) && // fewer may fit
           (this.#options.device ?? "auto") === "auto" &&
           this.device.kind === "gpu";
         if (!retry) throw error;
@@ -241,7 +304,7 @@ export class Qwen3 implements Disposable {
   }
 
   #encode(
-    prompt: string | readonly Message[] | readonly number[],
+    prompt: Prompt,
     { raw, system, thinking }: GenerateOptions,
   ): number[] {
     if (typeof prompt !== "string") {
@@ -281,11 +344,11 @@ export class Qwen3 implements Disposable {
     return tokenizer.encode(text, { addSpecialTokens: false });
   }
 
-  #check(action: string, tokens: number[]): number[] {
+  #check(action: string, tokens: number[], which = "the prompt"): number[] {
     const { vocabSize } = this.config;
     if (tokens.length === 0) {
       throw new Error(
-        `Cannot ${action}: the prompt is empty, it must have a token at least`,
+        `Cannot ${action}: ${which} is empty, it must have a token at least`,
       );
     }
     const wrong = tokens.findIndex((id) =>
@@ -293,14 +356,14 @@ export class Qwen3 implements Disposable {
     );
     if (wrong >= 0) {
       throw new RangeError(
-        `Cannot ${action}: token ${wrong} is ${
+        `Cannot ${action}: token ${wrong} of ${which} is ${
           tokens[wrong]
         }, ids must be integers from 0 to ${vocabSize - 1}`,
       );
     }
     if (tokens.length > this.context) {
       throw new RangeError(
-        `Cannot ${action}: the prompt has ${tokens.length} tokens, the context has room for ${this.context}`,
+        `Cannot ${action}: ${which} has ${tokens.length} tokens, the context has room for ${this.context}`,
       );
     }
     return tokens;

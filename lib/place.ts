@@ -7,7 +7,7 @@
 import type { Checkpoint, LoadProgress } from "./checkpoint.ts";
 import { DebugRunner } from "./debug.ts";
 import { type Choice, DeviceError, type Gpu } from "./device.ts";
-import { cacheBytes } from "./kv_cache.ts";
+import { cacheBytes } from "./cache_room.ts";
 import type { Runner } from "./runner.ts";
 import { CpuRunner } from "./runner_cpu.ts";
 import { GpuRunner } from "./runner_gpu.ts";

@@ -67,7 +67,7 @@ async function run(
   const began = performance.now();
   let first = 0, last = 0;
   for await (
-    const _ of runner.generate(tokens, sampling, maxTokens, signal)
+    const _ of runner.generate([tokens], sampling, maxTokens, signal)
   ) {
     last = performance.now();
     first ||= last;

@@ -15,10 +15,11 @@ export interface ReadWatcher {
 }
 
 /** Copies of a ring `[steps, sequences]` and of the cache's flags, on their way to the host. */
-export class RingReader {
+export class RingReader implements Disposable {
   /** Buffers that nobody uses. */
   #free: GPUBuffer[] = [];
   #filled: GPUBuffer[] = [];
+  #disposed = false;
   /** May be read at once: mapped before, because Deno 2.9.6 panics at a first mapping. */
   readonly #mapped = new WeakSet<GPUBuffer>();
 
@@ -65,9 +66,10 @@ export class RingReader {
   }
 
   /**
-   * Tokens of steps `from … to` of the oldest copy, or {@linkcode OVERFLOW}. The
-   * call itself waits for all submitted work; what it returns may take another
-   * turn of the event loop, or 10 ms where `gpu.readsAtOnce` is false.
+   * Tokens of steps `from … to` of the oldest copy, one of each sequence for a step,
+   * or {@linkcode OVERFLOW}. The call itself waits for all submitted work; what it
+   * returns may take another turn of the event loop, or 10 ms where
+   * `gpu.readsAtOnce` is false.
    */
   async read(
     from: number,
@@ -84,7 +86,10 @@ export class RingReader {
       const ids = this.#tokens(mapping, from, to, watcher);
       staging.unmap();
       // The promise only ends Deno's sleep; a lost device is met by `check`.
-      settled.then(() => this.#free.push(staging), () => staging.destroy());
+      settled.then(
+        () => this.#disposed ? staging.destroy() : this.#free.push(staging),
+        () => staging.destroy(),
+      );
       await (to - from < LONG_CHUNK ? turn() : pause());
       return ids;
     }
@@ -112,6 +117,12 @@ export class RingReader {
     const overflow = words[this.#words] !== 0;
     watcher?.did("readback", began);
     return overflow ? OVERFLOW : ids;
+  }
+
+  [Symbol.dispose](): void {
+    this.#disposed = true;
+    this.drop();
+    for (const buffer of this.#free.splice(0)) buffer.destroy();
   }
 }
 

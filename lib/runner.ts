@@ -23,11 +23,21 @@ export interface Runner extends Disposable {
     options: { all?: boolean; signal?: AbortSignal },
   ): Promise<Float32Array>;
   /**
-   * Samples up to `maxTokens` tokens after `tokens`, in chunks as they become
-   * known. The first chunk is the first token. The consumer stops by leaving.
+   * @throws {MemoryError} if it cannot hold `sequences` of `context` tokens each,
+   * keys and values of a batch.
+   */
+  requireRoom(sequences: number, context: number): void;
+  /**
+   * Samples up to `maxTokens` tokens after each prompt, all sequences in step, in
+   * chunks as they become known: one token of each sequence, then the next of each.
+   * The first chunk is the first token of each. Sequence `s` draws with the seed
+   * `(seed + s) mod 2³²`. None is told to end, but one that reaches the context goes
+   * on in its last place, and its tokens mean nothing. The consumer stops by leaving.
+   *
+   * @throws {MemoryError} if several do not fit (see `requireRoom`).
    */
   generate(
-    tokens: readonly number[],
+    prompts: readonly (readonly number[])[],
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,

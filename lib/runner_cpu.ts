@@ -3,12 +3,13 @@
  *
  * @module
  */
+import { positionsOf, requireRoom } from "./cache_room.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
 import { type CpuKvCache, CpuOps, type CpuTensor } from "./ops_cpu.ts";
 import { forward, type Weights } from "./qwen3.ts";
 import type { Runner } from "./runner.ts";
-import { markSeen, sample, type Sampling } from "./sampling.ts";
+import { sampleEach, type Sampling, seenBits } from "./sampling.ts";
 import { type LoadOptions, loadWeights } from "./weights.ts";
 
 /** Prompt tokens that go through the model at once. */
@@ -56,56 +57,97 @@ export class CpuRunner implements Runner {
     const { vocabSize } = this.config;
     const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
     let at = 0;
-    for await (const logits of this.#prefill(tokens, all, signal)) {
+    this.#cache.lengths.fill(0);
+    const prefill = this.#prefill(this.#cache, 0, tokens, all, signal);
+    for await (const logits of prefill) {
       out.set(logits, at);
       if (all) at += logits.length;
     }
     return out;
   }
 
+  requireRoom(sequences: number, context: number): void {
+    requireRoom(this.config, { sequences, context, dtype: "f32" }, {
+      name: "the CPU",
+      free: Deno.systemMemoryInfo().available,
+    });
+  }
+
   async *generate(
-    tokens: readonly number[],
+    prompts: readonly (readonly number[])[],
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
   ): AsyncGenerator<readonly number[], void> {
-    const seen = new Uint32Array(Math.ceil(this.config.vocabSize / 32));
-    markSeen(seen, tokens);
-    let logits: Float32Array | undefined;
-    for await (logits of this.#prefill(tokens, false, signal));
+    const { vocabSize } = this.config, sequences = prompts.length;
+    using several = sequences > 1
+      ? this.#several(sequences, positionsOf(prompts, maxTokens, this.context))
+      : undefined;
+    const cache = several ?? this.#cache;
+    cache.lengths.fill(0);
+    const rows: Float32Array[] = [];
+    for (const [s, prompt] of prompts.entries()) {
+      let last: Float32Array;
+      for await (last of this.#prefill(cache, s, prompt, false, signal));
+      rows.push(last!.slice()); // the next prompt's come into the same place
+    }
+    const seen = prompts.map((prompt) => seenBits(vocabSize, prompt));
     for (let step = 0; step < maxTokens; step++) {
-      const id = sample(logits!, sampling, seen, step);
-      markSeen(seen, [id]);
-      yield [id];
+      const ids = sampleEach(rows, sampling, seen, step);
+      yield ids;
       if (step === maxTokens - 1) return;
       await breathe();
       signal?.throwIfAborted();
-      logits = this.#forward([id], false);
+      // A sequence that is over while others go on writes its last place again.
+      cache.lengths.forEach((n, s) =>
+        cache.lengths[s] = Math.min(n, cache.context - 1)
+      );
+      const logits = this.#forward(cache, { first: 0, tokens: 1 }, ids, false);
+      rows.forEach((_, s) =>
+        rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
+      );
     }
   }
 
+  #several(sequences: number, context: number): CpuKvCache {
+    this.requireRoom(sequences, context);
+    return this.ops.createCache(sequences, context);
+  }
+
+  /** A prompt into a sequence that the cache has nothing of; logits of each chunk. */
   async *#prefill(
+    cache: CpuKvCache,
+    sequence: number,
     tokens: readonly number[],
     all: boolean,
     signal?: AbortSignal,
   ): AsyncGenerator<Float32Array, void> {
-    this.#cache.lengths.fill(0);
     for (let begin = 0; begin < tokens.length; begin += PREFILL_ROWS) {
       await breathe();
       signal?.throwIfAborted();
-      yield this.#forward(tokens.slice(begin, begin + PREFILL_ROWS), all);
+      const chunk = tokens.slice(begin, begin + PREFILL_ROWS);
+      const pass = { first: sequence, tokens: chunk.length };
+      yield this.#forward(cache, pass, chunk, all);
     }
   }
 
-  #forward(tokens: readonly number[], all: boolean): Float32Array {
-    this.#cache.pass = { first: 0, tokens: tokens.length };
+  #forward(
+    cache: CpuKvCache,
+    pass: CpuKvCache["pass"],
+    tokens: readonly number[],
+    all: boolean,
+  ): Float32Array {
+    cache.pass = pass;
     const input: CpuTensor = {
       dtype: "u32",
       shape: [tokens.length],
       data: Uint32Array.from(tokens),
     };
-    const logits = forward(this.ops, this.weights, input, this.#cache, all);
-    this.#cache.lengths[0] += tokens.length;
+    const logits = forward(this.ops, this.weights, input, cache, all);
+    const sequences = tokens.length / pass.tokens;
+    for (let s = 0; s < sequences; s++) {
+      cache.lengths[pass.first + s] += pass.tokens;
+    }
     return logits.data as Float32Array;
   }
 

@@ -5,27 +5,24 @@
  *
  * @module
  */
-import { maxAbs } from "../kernels/max_abs.ts";
-import { synthesize } from "../kernels/synthesize.ts";
+import { positionsOf, requireRoom } from "./cache_room.ts";
 import type { Checkpoint } from "./checkpoint.ts";
-import { laneConstants } from "./choose.ts";
 import type { Qwen3Config } from "./config.ts";
-import { type Choice, DeviceError, type Gpu } from "./device.ts";
-import { GpuKvCache } from "./kv_cache.ts";
+import type { Choice, Gpu } from "./device.ts";
+import { GpuSequences, type Pass } from "./gpu_sequences.ts";
+import { gpuStore, measureLargest } from "./gpu_store.ts";
 import { GpuOps } from "./ops_gpu.ts";
 import { Plan } from "./plan.ts";
-import { forward, type Weights } from "./qwen3.ts";
-import { OVERFLOW, type ReadWatcher, RingReader } from "./ring_reader.ts";
+import type { Weights } from "./qwen3.ts";
+import { OVERFLOW, type ReadWatcher } from "./ring_reader.ts";
 import type { Runner } from "./runner.ts";
-import { addSampling, type SamplerState } from "./sampler.ts";
-import { markSeen, type Sampling } from "./sampling.ts";
+import { addSampling } from "./sampler.ts";
+import { type Sampling, seenBits } from "./sampling.ts";
 import type { Tensor } from "./tensor.ts";
-import { type LoadOptions, loadWeights, type WeightStore } from "./weights.ts";
+import { type LoadOptions, loadWeights } from "./weights.ts";
 
 /** Prompt tokens that go through the model at once. */
 const PREFILL_ROWS = 2048;
-/** Steps whose tokens the device keeps until they are read. */
-const RING = 256;
 /**
  * Steps submitted between two readbacks: few at first, so that text appears at once,
  * and fewer altogether where a readback does not sleep. Each chunk is encoded while
@@ -36,10 +33,6 @@ const CHUNKS = {
   sleeping: { first: 4, largest: 64 },
 };
 const CHUNK_GROWTH = 1.5;
-/** Readbacks whose promises Deno still sleeps on while others go out. */
-const READBACKS = 16;
-/** Recorded passes that are kept; each length of prompt needs its own. */
-const MOST_PASSES = 8;
 /** A chunk that takes longer is not made larger: text should flow. */
 const LONG_CHUNK_MS = 150;
 
@@ -70,30 +63,18 @@ export class GpuRunner implements Runner {
   /** Set to watch the decode loop. */
   watcher?: LoopWatcher;
   readonly #ops: GpuOps;
-  readonly #reader: RingReader;
-  #cache: GpuKvCache;
-  #passes = new Map<string, Pass>();
-  readonly #state: SamplerState;
+  /** For one text at a time; its memory is there from the beginning. */
+  readonly #one: GpuSequences;
 
   private constructor(
     readonly gpu: Gpu,
     readonly config: Qwen3Config,
     readonly weights: Weights<Tensor>,
-    { context, cacheDtype }: GpuRunnerOptions,
+    one: GpuSequences,
   ) {
-    this.context = context;
-    this.#ops = new GpuOps(gpu, config);
-    this.#cache = new GpuKvCache(gpu, config, 1, context, cacheDtype);
-    const u32 = (label: string, ...shape: number[]) =>
-      gpu.tensor("u32", shape, undefined, label);
-    this.#state = {
-      tokens: u32("tokens", 1),
-      ring: u32("ring", RING, 1),
-      lengths: this.#cache.lengthsOnDevice,
-      seen: u32("seen", 1, Math.ceil(config.vocabSize / 32)),
-      step: u32("step", 1),
-    };
-    this.#reader = new RingReader(gpu, this.#state.ring);
+    this.context = one.cache.context;
+    this.#ops = one.ops;
+    this.#one = one;
   }
 
   /** Loads the weights of `checkpoint` onto `gpu`. */
@@ -102,13 +83,15 @@ export class GpuRunner implements Runner {
     checkpoint: Checkpoint,
     options: GpuRunnerOptions,
   ): Promise<GpuRunner> {
+    const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
     // Only hardware is faster in f16; the widest weight tells how far rows may reach.
     if (options.f16Products) await measureLargest(gpu, weights);
     gpu.check();
-    const runner = new GpuRunner(gpu, checkpoint.config, weights, options);
-    await runner.#reader.prepare(READBACKS);
-    return runner;
+    const size = { sequences: 1, context, dtype };
+    const ops = new GpuOps(gpu, config);
+    const one = await GpuSequences.create(ops, weights, size);
+    return new GpuRunner(gpu, config, weights, one);
   }
 
   async logits(
@@ -126,7 +109,10 @@ export class GpuRunner implements Runner {
       : this.prefillRows;
     const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
     let at = 0, last: Tensor | undefined;
-    for (const logits of this.#prefill(tokens, rows, all, signal)) {
+    const one = this.#one;
+    one.cache.reset([0]);
+    const options = { sequence: 0, rows, all, signal };
+    for (const logits of one.prefill(tokens, options)) {
       last = logits;
       if (!all) continue;
       const part = await logits.read();
@@ -134,74 +120,114 @@ export class GpuRunner implements Runner {
       at += part.length;
     }
     if (!all) out.set(await last!.read());
-    const flags = await this.#cache.flags.read();
+    const flags = await one.cache.flags.read();
     if (flags[0] === 0) return out;
-    this.#widenCache();
+    await this.#widen();
     return this.logits(tokens, { all, signal });
   }
 
+  requireRoom(sequences: number, context: number): void {
+    const { gpu, config, cacheDtype: dtype } = this;
+    const { maxStorageBufferBindingSize, maxBufferSize } = gpu.limits;
+    requireRoom(config, { sequences, context, dtype }, {
+      name: gpu.name,
+      binding: Math.min(maxStorageBufferBindingSize, maxBufferSize),
+      free: gpu.software ? Deno.systemMemoryInfo().available : undefined,
+    });
+  }
+
   async *generate(
-    tokens: readonly number[],
+    prompts: readonly (readonly number[])[],
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
   ): AsyncGenerator<readonly number[], void> {
-    const accepted = [...tokens];
-    const end = tokens.length + maxTokens;
-    while (accepted.length < end) {
-      const step = accepted.length - tokens.length;
-      const most = end - accepted.length;
+    const sequences = prompts.length;
+    using several = sequences > 1
+      ? await this.#several(
+        sequences,
+        positionsOf(prompts, maxTokens, this.context),
+      )
+      : undefined;
+    const texts = prompts.map((prompt) => [...prompt]);
+    for (let step = 0; step < maxTokens;) {
+      const run = this.#run(
+        several ?? this.#one,
+        texts,
+        sampling,
+        { step, maxTokens: maxTokens - step, signal },
+      );
       let overflow = false;
-      for await (
-        const ids of this.#run(accepted, sampling, step, most, signal)
-      ) {
+      for await (const ids of run) {
         overflow = ids === OVERFLOW;
         if (overflow) break;
-        accepted.push(...ids);
+        ids.forEach((id, i) => texts[i % sequences].push(id));
+        step += ids.length / sequences;
         yield ids;
       }
       // Go on from what was accepted, with a cache that holds any value.
-      if (overflow) this.#widenCache();
+      if (overflow) await this.#widen(several);
     }
   }
 
+  async #several(sequences: number, context: number): Promise<GpuSequences> {
+    this.requireRoom(sequences, context);
+    const dtype = this.cacheDtype;
+    return await GpuSequences.create(this.#ops, this.weights, {
+      sequences,
+      context,
+      dtype,
+    });
+  }
+
   async *#run(
-    tokens: readonly number[],
+    batch: GpuSequences,
+    texts: readonly (readonly number[])[],
     sampling: Sampling,
-    step: number,
-    maxTokens: number,
-    signal?: AbortSignal,
+    { step, maxTokens, signal }: {
+      /** Tokens that were chosen before. */
+      step: number;
+      maxTokens: number;
+      signal?: AbortSignal;
+    },
   ): AsyncGenerator<readonly number[], void> {
-    const { gpu } = this, { device } = gpu;
-    const seen = new Uint32Array(Math.ceil(this.config.vocabSize / 32));
-    markSeen(seen, tokens);
-    gpu.write(this.#state.seen, 0, seen);
-    gpu.write(this.#state.step, 0, new Uint32Array([step]));
-    let logits: Tensor | undefined;
-    for (logits of this.#prefill(tokens, this.prefillRows, false, signal));
+    const { gpu } = this, { device } = gpu, { cache, state } = batch;
+    const { sequences } = cache;
+    texts.forEach((ids, s) => {
+      const seen = seenBits(this.config.vocabSize, ids);
+      gpu.write(state.seen, s * seen.byteLength, seen);
+    });
+    gpu.write(state.step, 0, new Uint32Array(sequences).fill(step));
+    const logits = batch.prefillAll(texts, this.prefillRows, signal);
+    // A sequence that is over while others go on writes its last place again.
+    const longest = cache.context - 1;
     using sampleFirst = new Plan(gpu);
-    using _first = addSampling(sampleFirst, logits!, sampling, this.#state);
+    using _first = addSampling(sampleFirst, logits, sampling, state);
     sampleFirst.run();
     // Sampling counts its token as cached; it is only once the next step has run.
-    gpu.write(this.#state.lengths, 0, this.#cache.lengths);
-    const decode = this.pass(1, false);
+    const lengths = cache.lengths.map((length) => Math.min(length, longest));
+    gpu.write(state.lengths, 0, lengths);
+    const { decode } = batch;
     using sample = new Plan(gpu);
-    using _next = addSampling(sample, decode.logits, sampling, this.#state);
+    using _next = addSampling(sample, decode.logits, sampling, state, {
+      longest,
+    });
     sample.seal();
 
-    const { watcher } = this, reader = this.#reader, { flags } = this.#cache;
+    const { watcher } = this, { reader } = batch, { flags } = cache;
     reader.drop();
     device.queue.submit([reader.copy(device.createCommandEncoder(), flags)]);
     // The host knows each step's length without asking the device.
-    let length = tokens.length, submitted = 1, delivered = 0;
+    let length = Math.max(...lengths), submitted = 1, delivered = 0;
     const encode = (steps: number) => {
       const began = performance.now();
       const encoder = device.createCommandEncoder();
       const timestampWrites = watcher?.timestamps(steps);
       const pass = encoder.beginComputePass({ timestampWrites });
       for (let i = 0; i < steps; i++) {
-        decode.plan.encode(pass, { length: length++ });
+        decode.plan.encode(pass, { length });
         sample.encode(pass);
+        length = Math.min(length + 1, longest);
       }
       pass.end();
       submitted += steps;
@@ -256,74 +282,25 @@ export class GpuRunner implements Runner {
     return Math.min(PREFILL_ROWS, fits);
   }
 
-  /** Submits all chunks of a prompt into an empty cache; yields the logits of each. */
-  *#prefill(
-    tokens: readonly number[],
-    rows: number,
-    all: boolean,
-    signal?: AbortSignal,
-  ): Generator<Tensor, void> {
-    const cache = this.#cache;
-    cache.reset([0]);
-    for (let begin = 0; begin < tokens.length; begin += rows) {
-      signal?.throwIfAborted();
-      const chunk = Uint32Array.from(tokens.slice(begin, begin + rows));
-      const { plan, input, logits } = this.pass(chunk.length, all);
-      this.gpu.write(input, 0, chunk);
-      this.gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
-      plan.run({ length: begin });
-      cache.lengths[0] += chunk.length;
-      this.gpu.check();
-      yield logits;
-    }
-    this.gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
-  }
-
   /** How keys and values are kept. */
   get cacheDtype(): "f16" | "f32" {
-    return this.#cache.dtype;
+    return this.#one.cache.dtype;
   }
 
   /** Sets how many tokens the cache holds, for whoever runs a {@linkcode pass} by hand. */
   setLength(tokens: number): void {
-    this.#cache.reset([tokens]);
+    this.#one.cache.reset([tokens]);
   }
 
-  /** The recorded forward pass of `rows` tokens; `all`: with logits of each. */
-  pass(rows: number, all: boolean): Pass {
-    const key = `${rows} ${all}`;
-    const known = this.#passes.get(key);
-    if (known) return known;
-    if (this.#passes.size >= MOST_PASSES) {
-      const oldest = [...this.#passes.keys()].find((key) => key !== "1 false")!;
-      this.#passes.get(oldest)!.plan[Symbol.dispose]();
-      this.#passes.delete(oldest);
-    }
-    const plan = new Plan(this.gpu);
-    const input = rows === 1
-      ? this.#state.tokens
-      : this.gpu.tensor("u32", [rows], undefined, "prompt");
-    if (rows > 1) plan.own(input);
-    this.#ops.plan = plan;
-    this.#cache.pass = { first: 0, tokens: rows };
-    const logits = forward(this.#ops, this.weights, input, this.#cache, all);
-    const pass = { plan: plan.seal(), input, logits };
-    this.#passes.set(key, pass);
-    return pass;
+  /** The recorded forward pass of `tokens` tokens; `all`: with logits of each. */
+  pass(tokens: number, all: boolean): Pass {
+    return this.#one.pass({ first: 0, sequences: 1, tokens, all });
   }
 
   /** Values beyond f16 were met: keep them as f32 from now on. */
-  #widenCache(): void {
-    if (this.#cache.dtype === "f32") {
-      throw new DeviceError(
-        "Cannot go on: a key or value is not a finite f32, the weights or the device are broken",
-      );
-    }
-    this.#forgetPasses();
-    const { context } = this;
-    this.#cache[Symbol.dispose]();
-    this.#cache = new GpuKvCache(this.gpu, this.config, 1, context, "f32");
-    this.#state.lengths = this.#cache.lengthsOnDevice;
+  async #widen(several?: GpuSequences): Promise<void> {
+    await this.#one.widen();
+    await several?.widen();
     this.choices.push({
       what: "KV cache",
       value: "f32",
@@ -331,89 +308,9 @@ export class GpuRunner implements Runner {
     });
   }
 
-  #forgetPasses(): void {
-    for (const { plan } of this.#passes.values()) plan[Symbol.dispose]();
-    this.#passes.clear();
-  }
-
   [Symbol.dispose](): void {
-    this.#forgetPasses();
+    this.#one[Symbol.dispose]();
     this.#ops[Symbol.dispose]();
-    this.#cache[Symbol.dispose]();
     this.gpu[Symbol.dispose]();
   }
-}
-
-/** A forward pass: write tokens to `input`, run `plan`, read `logits`. */
-export interface Pass {
-  plan: Plan;
-  input: Tensor;
-  logits: Tensor;
-}
-
-/** Measures the largest absolute value of every Linear weight and head norm, with one readback. */
-async function measureLargest(
-  gpu: Gpu,
-  { layers }: Weights<Tensor>,
-): Promise<void> {
-  const linears = layers.flatMap((
-    { qkvProj, oProj, gateUpProj, downProj, qNorm, kNorm },
-  ) => [qkvProj, oProj, gateUpProj, downProj, qNorm, kNorm]);
-  const size = linears.length;
-  using found = gpu.tensor("u32", [size], new Uint32Array(size), "largest");
-  using plan = new Plan(gpu);
-  linears.forEach((tensor, at) => {
-    for (const part of tensor.parts) {
-      const w = tensor.shape.length === 1
-        ? tensor.view(1, tensor.shape[0])
-        : { tensor, part };
-      plan.add(maxAbs, { w, largest: found }, {
-        constants: laneConstants(gpu),
-        uniforms: { at },
-      });
-    }
-  });
-  plan.run();
-  const bits = await gpu.readBuffer(found.part.buffer, 0, 4 * size);
-  const values = new Float32Array(bits);
-  linears.forEach((tensor, at) => tensor.largest = values[at]);
-}
-
-/** Puts weights into device memory; synthetic ones are made there. */
-function gpuStore(gpu: Gpu): WeightStore<Tensor> {
-  const { queue } = gpu.device;
-  return {
-    allocate: (dtype, shape, label, split) =>
-      gpu.tensor(dtype, shape, undefined, label, split),
-    write: (tensor, begin, bytes) => gpu.write(tensor, begin, bytes),
-    synthesize(tensor, row, rows, { seed, scale, offset }) {
-      const columns = tensor.shape[1];
-      if (offset !== 0 || columns === undefined || columns % 2) return false;
-      using plan = new Plan(gpu);
-      for (const run of tensor.runs) {
-        const begin = Math.max(row, run.begin);
-        const end = Math.min(row + rows, run.begin + run.rows);
-        if (begin >= end) continue;
-        const words = (rows: number) => rows * columns / 2;
-        const rowsBefore = run.offset / (2 * columns);
-        const part = { ...run, offset: 0, rows: rowsBefore + run.rows };
-        plan.add(synthesize, { w: { tensor, part } }, {
-          uniforms: {
-            seed,
-            scale,
-            source: words(begin - row),
-            to: run.offset / 4 + words(begin - run.begin),
-            words: words(end - begin),
-          },
-        });
-      }
-      plan.run();
-      return true;
-    },
-    async settle() {
-      queue.submit([]);
-      await queue.onSubmittedWorkDone();
-      gpu.check();
-    },
-  };
 }

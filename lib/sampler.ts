@@ -90,8 +90,8 @@ export function chooseSampling(
  * {@linkcode sample} does with `(seed + s) mod 2³²` at its `state.step`.
  *
  * Each run then writes `tokens` and a row of `ring`, marks `seen`, adds `advance`
- * to `lengths` (1 after a decode step, the prompt's tokens after a prefill) and
- * counts `step` up. A logit that is NaN or −Infinity counts as −10³⁰, +Infinity
+ * to `lengths` (1 after a decode step, the prompt's tokens after a prefill), up to
+ * `longest`, and counts `step` up. A logit that is NaN or −Infinity counts as −10³⁰, +Infinity
  * as 10³⁰: some token is always chosen.
  *
  * Dispose the result when the plan is not run any more: it holds scratch memory.
@@ -103,7 +103,10 @@ export function addSampling(
   logits: Tensor,
   sampling: Sampling,
   state: SamplerState,
-  advance = 1,
+  { advance = 1, longest = 2 ** 32 - 1 }: {
+    advance?: number;
+    longest?: number;
+  } = {},
 ): Disposable {
   const { gpu } = plan;
   const [sequences, vocab] = logits.shape;
@@ -130,6 +133,7 @@ export function addSampling(
     k: topK,
     p: inF32(topP),
     advance,
+    longest,
   };
   const add = (
     kernel: typeof argmax,

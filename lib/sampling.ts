@@ -103,6 +103,34 @@ export function markSeen(seen: Uint32Array, ids: Iterable<number>): void {
   for (const id of ids) seen[id >>> 5] |= 1 << (id & 31);
 }
 
+/** The bits of {@linkcode markSeen} for `ids` alone. */
+export function seenBits(
+  vocab: number,
+  ids: Iterable<number>,
+): Uint32Array<ArrayBuffer> {
+  const seen = new Uint32Array(Math.ceil(vocab / 32));
+  markSeen(seen, ids);
+  return seen;
+}
+
+/**
+ * The next token of each sequence of a batch, from its row of logits; marked in its
+ * `seen`. Sequence `s` draws as one alone with the seed `(seed + s) mod 2³²`.
+ */
+export function sampleEach(
+  rows: readonly Float32Array[],
+  sampling: Sampling,
+  seen: readonly Uint32Array[],
+  step: number,
+): number[] {
+  return rows.map((row, s) => {
+    const own = { ...sampling, seed: (sampling.seed + s) >>> 0 };
+    const id = sample(row, own, seen[s], step);
+    markSeen(seen[s], [id]);
+    return id;
+  });
+}
+
 /**
  * The next token. `logits` is `[vocab]` and stays as it is; `seen` has a bit
  * for each token (see {@linkcode markSeen}) and is read only where there is a

@@ -20,7 +20,7 @@ import {
 } from "../mod.ts";
 import { generateGreedily, readGolden, relativeError } from "./golden.ts";
 import { gpuTest } from "./gpu.ts";
-import { copyCheckpoint, scaleWeights } from "./temp_checkpoint.ts";
+import { copyCheckpoint, withLargeValues } from "./temp_checkpoint.ts";
 import { HARDWARE, NO_ADAPTER, wrapGpu } from "./wrapped_gpu.ts";
 
 const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
@@ -315,7 +315,7 @@ Deno.test("options out of range are refused before anything runs", async () => {
     assertThrows(
       () => qwen.generate([1, id]),
       RangeError,
-      `Cannot generate: token 1 is ${id}, ids must be integers from 0 to 2047`,
+      `Cannot generate: token 1 of the prompt is ${id}, ids must be integers from 0 to 2047`,
     );
     await assertRejects(() => qwen.logits([1, id]), RangeError, `is ${id}`);
   }
@@ -424,15 +424,6 @@ gpuTest(
   },
 );
 
-/** tiny-tied with values that f16 cannot hold: v_proj times 2²⁴, o_proj divided by it. */
-async function withLargeValues() {
-  const file = await Deno.readFile(new URL("model.safetensors", TINY));
-  const larger = scaleWeights(file, /v_proj/, 24);
-  return await copyCheckpoint(TINY, {
-    "model.safetensors": scaleWeights(larger, /o_proj/, -24),
-  });
-}
-
 Deno.test("scaling bf16 weights by a power of two is exact", () => {
   assertEquals(f32ToBf16Bits(1.5) + (3 << 7), f32ToBf16Bits(12));
 });
@@ -440,7 +431,7 @@ Deno.test("scaling bf16 weights by a power of two is exact", () => {
 gpuTest(
   "values beyond f16 make the cache f32, once, and nothing is lost",
   async () => {
-    await using checkpoint = await withLargeValues();
+    await using checkpoint = await withLargeValues(TINY);
     const { cases } = await readGolden("tiny-tied-bf16");
     using exact = await loadQwen3(checkpoint.path, {
       device: "gpu",

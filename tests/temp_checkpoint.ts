@@ -80,3 +80,14 @@ export function scaleWeights(
   }
   return file;
 }
+
+/** A copy with values that f16 cannot hold: v_proj times 2²⁴, o_proj divided by it. */
+export async function withLargeValues(
+  folder: string,
+): Promise<TempCheckpoint> {
+  const file = await Deno.readFile(new URL("model.safetensors", folder));
+  const larger = scaleWeights(file, /v_proj/, 24);
+  return await copyCheckpoint(folder, {
+    "model.safetensors": scaleWeights(larger, /o_proj/, -24),
+  });
+}

@@ -8,6 +8,8 @@ export interface Pretence {
   limits?: Record<string, number>;
   /** Features that it lacks. */
   without?: string[];
+  /** Bytes of memory; buffers beyond them are out of memory. */
+  memory?: number;
 }
 
 /** A `gpu` for loadQwen3 and openDevice, and every device that was made with it. */
@@ -18,7 +20,7 @@ export interface WrappedGpu {
 
 /** Wraps `navigator.gpu`. */
 export function wrapGpu(pretence: Pretence): WrappedGpu {
-  const { info = {}, limits = {}, without = [] } = pretence;
+  const { info = {}, limits = {}, without = [], memory } = pretence;
   const devices: GPUDevice[] = [];
   const restrict = <T extends GPUAdapter | GPUDevice>(target: T, own: object) =>
     override(target, {
@@ -39,7 +41,7 @@ export function wrapGpu(pretence: Pretence): WrappedGpu {
           if (refused.length) throw new TypeError(`no ${refused.join()} here`);
           const device = await adapter.requestDevice(options);
           devices.push(device);
-          return restrict(device, {});
+          return restrict(device, memory ? withMemory(device, memory) : {});
         },
       });
     },
@@ -67,4 +69,21 @@ function override<T extends object>(target: T, own: object): T {
     },
     set: (target, name, value) => Reflect.set(target, name, value, target),
   });
+}
+
+/** Methods of a device with `left` bytes, which tells its error scopes of more. */
+function withMemory(device: GPUDevice, left: number) {
+  const scopes: (GPUOutOfMemoryError | null)[] = [];
+  return {
+    createBuffer(descriptor: GPUBufferDescriptor) {
+      left -= descriptor.size;
+      if (left < 0) scopes[0] ??= new GPUOutOfMemoryError("Not enough memory");
+      const buffer = device.createBuffer(descriptor);
+      const destroy = buffer.destroy.bind(buffer);
+      buffer.destroy = () => (left += descriptor.size, destroy());
+      return buffer;
+    },
+    pushErrorScope: () => void scopes.unshift(null),
+    popErrorScope: () => Promise.resolve(scopes.shift() ?? null),
+  };
 }

@@ -1,0 +1,423 @@
+/** qwen.generateBatch: as good as one by one, whatever ends when, and what it refuses. */
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
+import { requireRoom } from "../lib/cache_room.ts";
+import { GpuSequences } from "../lib/gpu_sequences.ts";
+import { GpuOps } from "../lib/ops_gpu.ts";
+import { GpuRunner } from "../lib/runner_gpu.ts";
+import {
+  type BatchRun,
+  type GenerateOptions,
+  loadQwen3,
+  MemoryError,
+  type Qwen3,
+} from "../mod.ts";
+import { relativeError } from "./golden.ts";
+import { gpuTest } from "./gpu.ts";
+import { copyCheckpoint, withLargeValues } from "./temp_checkpoint.ts";
+import { HARDWARE, wrapGpu } from "./wrapped_gpu.ts";
+
+const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
+/** 1 to 4 rows, as many as gemv takes, more, and past a power of 2. */
+const SIZES = [1, 2, 3, 8, 9, 16, 17];
+
+/** A test on the CPU and, where there is one, on the GPU; both in f32. */
+function eachDevice(
+  name: string,
+  fn: (
+    load: (model?: string, context?: number) => Promise<Qwen3>,
+  ) => Promise<void>,
+) {
+  for (const device of ["cpu", "gpu"] as const) {
+    const run = () =>
+      fn((model, context) =>
+        loadQwen3(model, { device, context, precision: "f32" })
+      );
+    const title = `${name} (${device})`;
+    device === "cpu" ? Deno.test(title, run) : gpuTest(title, run);
+  }
+}
+
+/** `count` prompts of 1 to 23 tokens, no two alike. */
+const promptsOf = (count: number) =>
+  Array.from(
+    { length: count },
+    (_, s) =>
+      Array.from({ length: 1 + s * 7 % 23 }, (_, i) => (97 * s + 5 * i) % 512),
+  );
+
+/** Reads a run to its end; what the pieces say must be what `sequences` says. */
+async function read(run: BatchRun) {
+  const texts = run.sequences.map(() => "");
+  const ids = run.sequences.map((): number[] => []);
+  for await (const { sequence, text, tokenId } of run) {
+    texts[sequence] += text;
+    if (tokenId !== null) ids[sequence].push(tokenId);
+  }
+  assertEquals(run.sequences.map(({ text }) => text), texts);
+  assertEquals(run.sequences.map(({ tokenIds }) => tokenIds), ids);
+  return run.sequences.map(({ text, tokenIds, finishReason }) => ({
+    text,
+    tokenIds,
+    finishReason,
+  }));
+}
+
+/** The same from a run for each prompt, with the seeds of a batch. */
+async function oneByOne(
+  qwen: Qwen3,
+  prompts: readonly (string | number[])[],
+  options: GenerateOptions,
+) {
+  const results = [];
+  for (const [s, prompt] of prompts.entries()) {
+    const seed = options.seed === undefined
+      ? undefined
+      : (options.seed + s) % 2 ** 32;
+    const run = qwen.generate(prompt, { ...options, seed });
+    let text = "";
+    for await (const piece of run) text += piece.text;
+    const { tokenIds, finishReason } = run;
+    results.push({ text, tokenIds, finishReason });
+  }
+  return results;
+}
+
+eachDevice("greedy texts are those of each prompt alone", async (load) => {
+  using qwen = await load();
+  const options = { temperature: 0, maxTokens: 12, ignoreEos: true };
+  const prompts = promptsOf(SIZES.at(-1)!);
+  const alone = await oneByOne(qwen, prompts, options);
+  for (const size of SIZES) {
+    const run = qwen.generateBatch(prompts.slice(0, size), options);
+    const together = await read(run);
+    for (const [s, { tokenIds }] of together.entries()) {
+      const expected = alone[s].tokenIds;
+      const at = tokenIds.findIndex((id, i) => id !== expected[i]);
+      if (at < 0) continue;
+      // Only a tie may go either way.
+      const logits = await qwen.logits([
+        ...prompts[s],
+        ...expected.slice(0, at),
+      ]);
+      const gap = logits[expected[at]] - logits[tokenIds[at]];
+      assert(gap < 1e-4, `${s} of ${size}: step ${at} is ${gap} worse`);
+    }
+    const { sequences, tokens, promptTokens, summary } = run.stats;
+    assertEquals([sequences, tokens], [size, 12 * size]);
+    const all = prompts.slice(0, size).flat().length;
+    assertEquals(promptTokens, all);
+    assertMatch(summary, new RegExp(`${all} prompt tokens at .*/s, `));
+    assert(run.stats.decodeTokensPerSecond > 0);
+  }
+});
+
+gpuTest("logits of a batch are those of each prompt alone", async () => {
+  for (const [precision, most] of [["f32", 1e-4], ["auto", 1e-3]] as const) {
+    using qwen = await loadQwen3(undefined, { device: "gpu", precision });
+    const { runner } = qwen;
+    assert(runner instanceof GpuRunner);
+    const { gpu, config, weights, cacheDtype: dtype } = runner;
+    const { vocabSize } = config;
+    using ops = new GpuOps(gpu, config);
+    /** Of each prompt and a token more: logits before and after that one. */
+    const alone: [Float32Array, Float32Array][] = [];
+    const next = (s: number) => 500 + s;
+    for (const [s, prompt] of promptsOf(SIZES.at(-1)!).entries()) {
+      const all = await qwen.logits([...prompt, next(s)], { all: true });
+      const end = all.length - vocabSize;
+      alone.push([all.slice(end - vocabSize, end), all.slice(end)]);
+    }
+    for (const sequences of SIZES) {
+      const prompts = promptsOf(sequences);
+      using batch = await GpuSequences.create(ops, weights, {
+        sequences,
+        context: 32,
+        dtype,
+      });
+      const compare = (logits: Float32Array, step: 0 | 1) => {
+        for (let s = 0; s < sequences; s++) {
+          const row = logits.subarray(s * vocabSize, (s + 1) * vocabSize);
+          const error = relativeError(row, alone[s][step]);
+          assert(error < most, `${s} of ${sequences}, ${precision}: ${error}`);
+        }
+      };
+      // Chunks of 8, so that prompts take up to three.
+      compare(await batch.prefillAll(prompts, 8).read(), 0);
+      gpu.write(
+        batch.state.tokens,
+        0,
+        Uint32Array.from(prompts, (_, s) => next(s)),
+      );
+      batch.decode.plan.run({ length: Math.max(...batch.cache.lengths) });
+      compare(await batch.decode.logits.read(), 1);
+    }
+  }
+});
+
+eachDevice("sequence s draws with seed + s", async (load) => {
+  using qwen = await load();
+  const prompts = ["Once upon a time", "A dog", "Once upon a time"];
+  for (
+    const sampling of [
+      { temperature: 1, topK: 0, seed: 5 },
+      { temperature: 0.9, topK: 20, topP: 0.9, seed: 2 ** 32 - 2 },
+      {
+        temperature: 1.2,
+        topK: 0,
+        topP: 0.9,
+        repetitionPenalty: 1.3,
+        seed: 3,
+      },
+    ]
+  ) {
+    const options = { ...sampling, maxTokens: 12 };
+    const together = await read(qwen.generateBatch(prompts, options));
+    assertEquals(together, await oneByOne(qwen, prompts, options));
+    assert(together[0].text !== together[2].text);
+  }
+});
+
+eachDevice("each text ends by itself, and the others go on", async (load) => {
+  using plain = await load();
+  const prompts = ["Once upon a time", "The dog", [1, 2, 3], "Tom and Lily"];
+  const options = { temperature: 0, maxTokens: 30 };
+  const whole = await oneByOne(plain, prompts, options);
+  const end = whole[0].tokenIds[7], stop = whole[1].text.slice(40, 46);
+  await using changed = await copyCheckpoint(
+    new URL("../models/stories-3m/", import.meta.url),
+    { "generation_config.json": JSON.stringify({ eos_token_id: [end] }) },
+  );
+  using qwen = await load(changed.path);
+  const both = { ...options, stop };
+  const together = await read(qwen.generateBatch(prompts, both));
+  assertEquals(together, await oneByOne(qwen, prompts, both));
+  assertEquals(together[0].finishReason, "stop");
+  assertEquals(together[0].tokenIds.at(-1), end);
+  assert(together[0].tokenIds.length <= 8);
+  assertEquals(together[1].finishReason, "stop");
+  assert(!together[1].text.includes(stop));
+  const lengths = together.map(({ tokenIds }) => tokenIds.length);
+  assert(new Set(lengths).size > 2, `they end after ${lengths} tokens`);
+});
+
+eachDevice("the context bounds each text by itself", async (load) => {
+  using qwen = await load(undefined, 16);
+  // Three go on after the second is full, and must not be touched by it.
+  const prompts = [12, 16, 3, 9].map((n, s) =>
+    Array.from({ length: n }, (_, i) => 300 + 40 * s + i)
+  );
+  const options = { temperature: 0, ignoreEos: true };
+  const together = await read(qwen.generateBatch(prompts, options));
+  assertEquals(together.map(({ tokenIds }) => tokenIds.length), [5, 1, 14, 8]);
+  for (const { finishReason } of together) assertEquals(finishReason, "length");
+  assertEquals(together, await oneByOne(qwen, prompts, options));
+});
+
+eachDevice("a checkpoint without a tokenizer", async (load) => {
+  using qwen = await load(TINY);
+  const prompts = promptsOf(3), options = { temperature: 0, maxTokens: 4 };
+  const together = await read(qwen.generateBatch(prompts, options));
+  assertEquals(together, await oneByOne(qwen, prompts, options));
+  assertEquals(together.map(({ text }) => text), ["", "", ""]);
+  assertThrows(() => qwen.generateBatch([[1], "words"]), Error, "has no tok");
+});
+
+eachDevice("a signal or the consumer ends all, another runs", async (load) => {
+  using qwen = await load();
+  const prompts = promptsOf(3), options = { temperature: 0, maxTokens: 20 };
+  const whole = await read(qwen.generateBatch(prompts, options));
+  const abort = new AbortController();
+  const aborted = qwen.generateBatch(prompts, {
+    ...options,
+    signal: abort.signal,
+  });
+  let pieces = 0;
+  for await (const _ of aborted) if (++pieces === 8) abort.abort();
+  const left = qwen.generateBatch(prompts, options);
+  for await (const { sequence } of left) if (sequence === 1) break;
+  await assertRejects(() => read(left), Error, "iterate over a run twice");
+  for (const [run, tokens] of [[aborted, [3, 3, 2]], [left, [1, 1, 0]]]) {
+    const { sequences } = run as BatchRun;
+    assertEquals(sequences.map(({ tokenIds }) => tokenIds.length), tokens);
+    for (const [s, { text, finishReason }] of sequences.entries()) {
+      assertEquals(finishReason, "aborted");
+      assert(whole[s].text.startsWith(text), text);
+    }
+  }
+  const never = qwen.generateBatch(prompts, { signal: AbortSignal.abort() });
+  for (const { tokenIds, finishReason } of await read(never)) {
+    assertEquals([tokenIds, finishReason], [[], "aborted"]);
+  }
+  for await (const _ of qwen.generateBatch(prompts, options)) {
+    const refusal = "Cannot run a model twice at once";
+    await assertRejects(() => qwen.logits([1]), Error, refusal);
+    break;
+  }
+  assertEquals(await read(qwen.generateBatch(prompts, options)), whole);
+});
+
+gpuTest("batches leave nothing on the device", async () => {
+  using qwen = await loadQwen3(undefined, { device: "gpu" });
+  assert(qwen.runner instanceof GpuRunner);
+  const { gpu } = qwen.runner;
+  const allocated: number[] = [];
+  for (let round = 0; round < 3; round++) {
+    await read(qwen.generateBatch(promptsOf(5), { maxTokens: 3 }));
+    for await (const _ of qwen.generateBatch(promptsOf(5))) break;
+    allocated.push(gpu.allocated);
+  }
+  assertEquals(allocated[1], allocated[0]);
+  assertEquals(allocated[2], allocated[0]);
+});
+
+gpuTest("values beyond f16 make a batch's cache f32", async () => {
+  await using checkpoint = await withLargeValues(TINY);
+  using exact = await loadQwen3(checkpoint.path, {
+    device: "gpu",
+    precision: "f32",
+  });
+  using qwen = await loadQwen3(checkpoint.path, { device: "gpu" });
+  // The second text is full while the others go on.
+  const context = qwen.context;
+  const prompts = [[1], Array.from({ length: context }, (_, i) => i % 50), [7]];
+  const options = { temperature: 0, maxTokens: 4, ignoreEos: true };
+  for (let round = 0; round < 2; round++) {
+    const together = await read(qwen.generateBatch(prompts, options));
+    assertEquals(together, await oneByOne(exact, prompts, options));
+    assertEquals(together.map(({ tokenIds }) => tokenIds.length), [4, 1, 4]);
+    const caches = qwen.device.choices
+      .filter(({ what }) => what === "KV cache").map(({ value }) => value);
+    assertEquals(caches, ["f16", "f32"]);
+  }
+});
+
+gpuTest("debug checks a batch too", async () => {
+  const options = { temperature: 0, maxTokens: 3 };
+  using qwen = await loadQwen3(TINY, { device: "gpu", debug: true });
+  using plain = await loadQwen3(TINY, { device: "cpu" });
+  const prompts = promptsOf(3);
+  const together = await read(qwen.generateBatch(prompts, options));
+  assertEquals(together, await oneByOne(plain, prompts, options));
+});
+
+gpuTest("a device that is lost first: auto goes on with the CPU", async () => {
+  const { gpu, devices } = wrapGpu(HARDWARE);
+  using qwen = await loadQwen3(undefined, { gpu });
+  devices[0].destroy();
+  const options = { temperature: 0, maxTokens: 5 };
+  const together = await read(qwen.generateBatch(promptsOf(2), options));
+  assertEquals(qwen.device.kind, "cpu");
+  assertEquals(together, await oneByOne(qwen, promptsOf(2), options));
+});
+
+Deno.test("prompts are refused by their number", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu", context: 16 });
+  const refused: [number[][], string][] = [
+    [[], "there are no prompts, there must be one at least"],
+    [[[1], []], "prompt 1 is empty, it must have a token at least"],
+    [
+      [[1], [2], Array(17).fill(1)],
+      "prompt 2 has 17 tokens, the context has room for 16",
+    ],
+    [[[1], [2, -1]], "token 1 of prompt 1 is -1, ids must be"],
+  ];
+  for (const [prompts, message] of refused) {
+    assertThrows(
+      () => qwen.generateBatch(prompts),
+      Error,
+      `Cannot generate: ${message}`,
+    );
+  }
+});
+
+gpuTest("a batch beyond a binding is refused by numbers", async () => {
+  // Keys of one layer take 512 bytes per position in f16, and there are 2,048 logits.
+  const limits = { maxStorageBufferBindingSize: 1 << 20 };
+  const { gpu } = wrapGpu({ ...HARDWARE, limits });
+  using qwen = await loadQwen3(undefined, { gpu, context: 512 });
+  const { config } = qwen;
+  const bytes = config.numKeyValueHeads * config.headDim * 2;
+  const fits = Math.floor((1 << 20) / (512 * bytes));
+  const prompts = promptsOf(fits + 1);
+  assert(qwen.runner instanceof GpuRunner);
+  const before = qwen.runner.gpu.allocated;
+  assertThrows(
+    () => qwen.generateBatch(prompts),
+    MemoryError,
+    `Cannot generate: one layer's keys of ${
+      fits + 1
+    } sequences × 512 tokens × ${bytes} bytes are ${
+      (fits + 1) * 512 * bytes
+    } bytes, Test GPU binds at most 1048576`,
+  );
+  const many = Array.from({ length: 200 }, () => [1]);
+  assertThrows(
+    () => qwen.generateBatch(many, { maxTokens: 1 }),
+    MemoryError,
+    "bytes, rounded up to a power of 2, Test GPU binds at most 1048576",
+  );
+  assertEquals(qwen.runner.gpu.allocated, before);
+  await read(qwen.generateBatch(prompts.slice(1), { maxTokens: 2 }));
+  assertEquals(qwen.device.kind, "gpu");
+});
+
+Deno.test("a batch beyond free memory is refused by numbers", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const size = { sequences: 16, context: 1000, dtype: "f32" } as const;
+  const { numHiddenLayers, numKeyValueHeads, headDim } = qwen.config;
+  const each = 2 * numHiddenLayers * numKeyValueHeads * headDim * 4;
+  const needed = 16_000 * each;
+  requireRoom(qwen.config, size, { name: "it", free: needed });
+  assertThrows(
+    () => requireRoom(qwen.config, size, { name: "it", free: needed - 1 }),
+    MemoryError,
+    `Cannot generate: keys and values of 16 sequences × 1000 tokens × ${each} bytes are ${needed} bytes, ${
+      needed - 1
+    } of main memory are free`,
+  );
+  const { available } = Deno.systemMemoryInfo();
+  const many = Math.ceil(2 * available / each / qwen.context);
+  assertThrows(
+    () => qwen.generateBatch(Array.from({ length: many }, () => [1])),
+    MemoryError,
+    `${many} sequences × ${qwen.context} tokens × ${each} bytes`,
+  );
+});
+
+gpuTest("a batch that the device has no memory for is refused", async () => {
+  const { gpu } = wrapGpu({ ...HARDWARE, memory: 60e6 });
+  const notices: string[] = [];
+  using qwen = await loadQwen3(undefined, {
+    gpu,
+    onNotice: (notice) => notices.push(notice),
+  });
+  assert(qwen.runner instanceof GpuRunner);
+  const before = qwen.runner.gpu.allocated;
+  const run = qwen.generateBatch(promptsOf(16));
+  const error = await assertRejects(() => read(run), MemoryError);
+  assertMatch(
+    error.message,
+    /^Cannot allocate keys and values of 16 sequences × 1024 tokens × \d+ bytes: Test GPU has no memory for \d+ bytes beside the \d+ in use, there must be fewer sequences or tokens \(Not enough memory\)$/,
+  );
+  assertEquals(qwen.runner.gpu.allocated, before);
+  // The device is as good as before, so nobody leaves it.
+  const options = { temperature: 0, maxTokens: 4 };
+  const together = await read(qwen.generateBatch(promptsOf(2), options));
+  assertEquals(together, await oneByOne(qwen, promptsOf(2), options));
+  assertEquals([qwen.device.kind, notices], ["gpu", []]);
+});
+
+gpuTest("a context that the device has no memory for is refused", async () => {
+  const { gpu } = wrapGpu({ ...HARDWARE, memory: 8e6 });
+  await assertRejects(
+    () => loadQwen3(undefined, { gpu, device: "gpu" }),
+    MemoryError,
+    "Cannot allocate keys and values of 1 sequence × 1024 tokens",
+  );
+});
