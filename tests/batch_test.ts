@@ -1,4 +1,4 @@
-/** qwen.generateBatch: as good as one by one, whatever ends when, and what it refuses. */
+/** qwen.generateBatch: as good as one by one, whatever ends when. */
 import {
   assert,
   assertEquals,
@@ -6,17 +6,11 @@ import {
   assertRejects,
   assertThrows,
 } from "@std/assert";
-import { requireRoom } from "../lib/cache_room.ts";
 import { GpuSequences } from "../lib/gpu_sequences.ts";
 import { GpuOps } from "../lib/ops_gpu.ts";
 import { GpuRunner } from "../lib/runner_gpu.ts";
-import {
-  type BatchRun,
-  type GenerateOptions,
-  loadQwen3,
-  MemoryError,
-  type Qwen3,
-} from "../mod.ts";
+import { type BatchRun, loadQwen3, type Qwen3 } from "../mod.ts";
+import { oneByOne, promptsOf, read } from "./batch.ts";
 import { relativeError } from "./golden.ts";
 import { gpuTest } from "./gpu.ts";
 import { copyCheckpoint, withLargeValues } from "./temp_checkpoint.ts";
@@ -41,51 +35,6 @@ function eachDevice(
     const title = `${name} (${device})`;
     device === "cpu" ? Deno.test(title, run) : gpuTest(title, run);
   }
-}
-
-/** `count` prompts of 1 to 23 tokens, no two alike. */
-const promptsOf = (count: number) =>
-  Array.from(
-    { length: count },
-    (_, s) =>
-      Array.from({ length: 1 + s * 7 % 23 }, (_, i) => (97 * s + 5 * i) % 512),
-  );
-
-/** Reads a run to its end; what the pieces say must be what `sequences` says. */
-async function read(run: BatchRun) {
-  const texts = run.sequences.map(() => "");
-  const ids = run.sequences.map((): number[] => []);
-  for await (const { sequence, text, tokenId } of run) {
-    texts[sequence] += text;
-    if (tokenId !== null) ids[sequence].push(tokenId);
-  }
-  assertEquals(run.sequences.map(({ text }) => text), texts);
-  assertEquals(run.sequences.map(({ tokenIds }) => tokenIds), ids);
-  return run.sequences.map(({ text, tokenIds, finishReason }) => ({
-    text,
-    tokenIds,
-    finishReason,
-  }));
-}
-
-/** The same from a run for each prompt, with the seeds of a batch. */
-async function oneByOne(
-  qwen: Qwen3,
-  prompts: readonly (string | number[])[],
-  options: GenerateOptions,
-) {
-  const results = [];
-  for (const [s, prompt] of prompts.entries()) {
-    const seed = options.seed === undefined
-      ? undefined
-      : (options.seed + s) % 2 ** 32;
-    const run = qwen.generate(prompt, { ...options, seed });
-    let text = "";
-    for await (const piece of run) text += piece.text;
-    const { tokenIds, finishReason } = run;
-    results.push({ text, tokenIds, finishReason });
-  }
-  return results;
 }
 
 eachDevice("greedy texts are those of each prompt alone", async (load) => {
@@ -334,90 +283,4 @@ Deno.test("prompts are refused by their number", async () => {
       `Cannot generate: ${message}`,
     );
   }
-});
-
-gpuTest("a batch beyond a binding is refused by numbers", async () => {
-  // Keys of one layer take 512 bytes per position in f16, and there are 2,048 logits.
-  const limits = { maxStorageBufferBindingSize: 1 << 20 };
-  const { gpu } = wrapGpu({ ...HARDWARE, limits });
-  using qwen = await loadQwen3(undefined, { gpu, context: 512 });
-  const { config } = qwen;
-  const bytes = config.numKeyValueHeads * config.headDim * 2;
-  const fits = Math.floor((1 << 20) / (512 * bytes));
-  const prompts = promptsOf(fits + 1);
-  assert(qwen.runner instanceof GpuRunner);
-  const before = qwen.runner.gpu.allocated;
-  assertThrows(
-    () => qwen.generateBatch(prompts),
-    MemoryError,
-    `Cannot generate: one layer's keys of ${
-      fits + 1
-    } sequences × 512 tokens × ${bytes} bytes are ${
-      (fits + 1) * 512 * bytes
-    } bytes, Test GPU binds at most 1048576`,
-  );
-  const many = Array.from({ length: 200 }, () => [1]);
-  assertThrows(
-    () => qwen.generateBatch(many, { maxTokens: 1 }),
-    MemoryError,
-    "bytes, rounded up to a power of 2, Test GPU binds at most 1048576",
-  );
-  assertEquals(qwen.runner.gpu.allocated, before);
-  await read(qwen.generateBatch(prompts.slice(1), { maxTokens: 2 }));
-  assertEquals(qwen.device.kind, "gpu");
-});
-
-Deno.test("a batch beyond free memory is refused by numbers", async () => {
-  using qwen = await loadQwen3(undefined, { device: "cpu" });
-  const size = { sequences: 16, context: 1000, dtype: "f32" } as const;
-  const { numHiddenLayers, numKeyValueHeads, headDim } = qwen.config;
-  const each = 2 * numHiddenLayers * numKeyValueHeads * headDim * 4;
-  const needed = 16_000 * each;
-  requireRoom(qwen.config, size, { name: "it", free: needed });
-  assertThrows(
-    () => requireRoom(qwen.config, size, { name: "it", free: needed - 1 }),
-    MemoryError,
-    `Cannot generate: keys and values of 16 sequences × 1000 tokens × ${each} bytes are ${needed} bytes, ${
-      needed - 1
-    } of main memory are free`,
-  );
-  const { available } = Deno.systemMemoryInfo();
-  const many = Math.ceil(2 * available / each / qwen.context);
-  assertThrows(
-    () => qwen.generateBatch(Array.from({ length: many }, () => [1])),
-    MemoryError,
-    `${many} sequences × ${qwen.context} tokens × ${each} bytes`,
-  );
-});
-
-gpuTest("a batch that the device has no memory for is refused", async () => {
-  const { gpu } = wrapGpu({ ...HARDWARE, memory: 60e6 });
-  const notices: string[] = [];
-  using qwen = await loadQwen3(undefined, {
-    gpu,
-    onNotice: (notice) => notices.push(notice),
-  });
-  assert(qwen.runner instanceof GpuRunner);
-  const before = qwen.runner.gpu.allocated;
-  const run = qwen.generateBatch(promptsOf(16));
-  const error = await assertRejects(() => read(run), MemoryError);
-  assertMatch(
-    error.message,
-    /^Cannot allocate keys and values of 16 sequences × 1024 tokens × \d+ bytes: Test GPU has no memory for \d+ bytes beside the \d+ in use, there must be fewer sequences or tokens \(Not enough memory\)$/,
-  );
-  assertEquals(qwen.runner.gpu.allocated, before);
-  // The device is as good as before, so nobody leaves it.
-  const options = { temperature: 0, maxTokens: 4 };
-  const together = await read(qwen.generateBatch(promptsOf(2), options));
-  assertEquals(together, await oneByOne(qwen, promptsOf(2), options));
-  assertEquals([qwen.device.kind, notices], ["gpu", []]);
-});
-
-gpuTest("a context that the device has no memory for is refused", async () => {
-  const { gpu } = wrapGpu({ ...HARDWARE, memory: 8e6 });
-  await assertRejects(
-    () => loadQwen3(undefined, { gpu, device: "gpu" }),
-    MemoryError,
-    "Cannot allocate keys and values of 1 sequence × 1024 tokens",
-  );
 });
