@@ -99,7 +99,7 @@ async function see(setting: BenchSetting) {
 async function fresh(...args: string[]): Promise<Fresh> {
   const script = new URL("fresh.ts", import.meta.url);
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-check", script.href, ...args],
+    args: ["run", "-A", "--no-lock", "--no-check", script.href, ...args],
     env: NO_SHADER_CACHES,
   }).output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim();

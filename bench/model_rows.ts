@@ -15,7 +15,7 @@ import { type Measure, measure, type Measured, withBound } from "./report.ts";
 import { type BenchSetting, hotTimes } from "./setting.ts";
 
 /** The best token at each step: what peers are measured with too. */
-const GREEDY = { temperature: 0 };
+export const GREEDY = { temperature: 0 };
 /** A long prompt takes long to prefill. */
 const FEW_RUNS = 3;
 

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { batchRow } from "./batch_row.ts";
 import { compareRow, cpuRow } from "./cpu_rows.ts";
 import { FreshProcesses } from "./fresh_rows.ts";
 import {
@@ -26,7 +27,7 @@ export interface RowKind {
   peers?: { on?: "cpu"; workloads: Record<string, string> };
 }
 
-const CONTEXT = 32768, SHORT = 128;
+const CONTEXT = 32768, SHORT = 128, BATCH = 16;
 /** Prompts are measured to the first token. */
 const FIRST = "generate, to first token";
 
@@ -59,6 +60,11 @@ export function rowKinds(): Map<string, RowKind> {
       what: `from the call to the first token, prompt of ${SHORT}, warm`,
       measure: (setting) => firstTokenRow(setting, SHORT),
       peers: { workloads: { [`pp${SHORT}`]: "generate" } },
+    }],
+    [`batch-${BATCH}`, {
+      what: `${BATCH} sequences decoded together after prompts of ${SHORT}`,
+      measure: (setting) => batchRow(setting, SHORT, BATCH),
+      peers: { workloads: { [`tg@${SHORT}x${BATCH}`]: "generateBatch" } },
     }],
     ["context", {
       what:

@@ -6,23 +6,12 @@ import {
 } from "@std/assert";
 import type { BenchReport } from "../bench/report.ts";
 import { gpuTest } from "./gpu.ts";
+import { runTask } from "./run_task.ts";
 
-const ROOT = new URL("..", import.meta.url).pathname;
-const STORIES = `${ROOT}models/stories-3m`;
+const STORIES = "models/stories-3m";
 
-async function task(args: string[], env: Record<string, string> = {}) {
-  const output = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-check", "tasks/bench.ts", ...args],
-    cwd: ROOT,
-    env: { XDG_RUNTIME_DIR: "/tmp", ...env },
-  }).output();
-  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-  return {
-    code: output.code,
-    stdout: text(output.stdout),
-    stderr: text(output.stderr),
-  };
-}
+const task = (args: string[], env?: Record<string, string>) =>
+  runTask("bench", args, env);
 
 /** A folder in place of bench/peers/pack.sh's: its benchmark only says what it was asked. */
 async function pretendPeers(folder: string): Promise<void> {
@@ -46,8 +35,9 @@ gpuTest("rows with spread, the peaks, peers, and JSON last", async () => {
   try {
     await pretendPeers(folder);
     const { code, stdout, stderr } = await task([
-      ...["--model", STORIES, "--only", "gemm-f32,decode-128,prefill-2048"],
-      ...["--runs", "2", "--max-tokens", "8", "--peers", folder],
+      ...["--model", STORIES, "--runs", "2", "--max-tokens", "8"],
+      ...["--only", "gemm-f32,decode-128,prefill-2048,batch-16"],
+      ...["--peers", folder],
     ], { TMPDIR: folder });
     assertEquals(code, 0, stderr);
     const lines = stdout.trimEnd().split("\n");
@@ -56,7 +46,7 @@ gpuTest("rows with spread, the peaks, peers, and JSON last", async () => {
     assertEquals(report.runs, 2);
     assert(report.peaks.readGBps > 0 && report.peaks.f32TFLOPS > 0);
     assertEquals(report.peersFailed, []);
-    const [decode, prefill, gemm] = report.rows;
+    const [decode, prefill, batch, gemm] = report.rows;
 
     assertEquals(decode.row, "decode-128");
     const [wall] = decode.measures;
@@ -78,6 +68,13 @@ gpuTest("rows with spread, the peaks, peers, and JSON last", async () => {
     assertEquals(prefill.measures, []);
     assertMatch(prefill.unmeasured!, /2049 tokens, the checkpoint has 1024/);
     assertEquals(prefill.peers, []);
+
+    assertEquals(batch.row, "batch-16");
+    const [all, factor, one] = batch.measures;
+    assert(Math.abs(factor.high * one.median / all.high - 1) < 1e-6);
+    assertEquals(batch.peers.map(({ workload }) => workload), [
+      ...["tg@128x16", "tg@128x16"],
+    ]);
 
     assertEquals(gemm.row, "gemm-f32");
     const [rate, time] = gemm.measures;

@@ -61,7 +61,10 @@ for (
     try {
       const folder = `${ROOT}tests/fixtures/${model}`;
       const { success, stderr } = await new Deno.Command(Deno.execPath(), {
-        args: ["run", "-A", "bench/peers/make_gguf.ts", folder, path],
+        args: [
+          ...["run", "-A", "--no-lock", "--no-check"],
+          ...["bench/peers/make_gguf.ts", folder, path],
+        ],
         cwd: ROOT,
       }).output();
       assert(success, new TextDecoder().decode(stderr));

@@ -1,0 +1,58 @@
+/**
+ * The row of several sequences that are decoded together.
+ *
+ * @module
+ */
+import { profile } from "../lib/profile.ts";
+import { promptIds } from "../lib/profile_setting.ts";
+import { generate, GREEDY } from "./model_rows.ts";
+import { measure, type Measured, withBound } from "./report.ts";
+import type { BenchSetting } from "./setting.ts";
+
+/** Tokens of all sequences per second, and how many times that of one alone it is. */
+export async function batchRow(
+  setting: BenchSetting,
+  prompt: number,
+  sequences: number,
+): Promise<Measured> {
+  const { options: { model, maxTokens }, peaks } = setting;
+  const { qwen } = await setting.model(prompt + maxTokens);
+  const { vocabSize } = qwen.config;
+  const prompts = Array.from(
+    { length: sequences },
+    (_, i) => promptIds(prompt, vocabSize).map((id) => (id + i) % vocabSize),
+  );
+  const together = await setting.repeat(async () => {
+    const options = { ...GREEDY, maxTokens, ignoreEos: true };
+    const run = qwen.generateBatch(prompts, options);
+    await Array.fromAsync(run);
+    return run.stats.decodeTokensPerSecond;
+  });
+  const one = measure(
+    "generate, one sequence",
+    "tokens/s",
+    (await setting.repeat(() => generate(qwen, prompt, maxTokens)))
+      .map(({ decodeTokensPerSecond }) => decodeTokensPerSecond),
+  );
+  const { phases: [, step] } = await profile(model, {
+    device: "gpu",
+    batch: sequences,
+    promptTokens: prompt,
+    maxTokens,
+  });
+  const bound = (rates: ReturnType<typeof measure>) =>
+    withBound(rates, peaks, "memory", step.bytes / sequences);
+  return {
+    measures: [
+      bound(measure("generateBatch", "tokens/s", together)),
+      measure(
+        "over one sequence",
+        "×",
+        together.map((rate) => rate / one.median),
+      ),
+      one,
+      bound(measure("GPU time", "tokens/s", [step.tokensPerSecond])),
+    ],
+    notes: [`${sequences} sequences, tokens of all of them`],
+  };
+}
