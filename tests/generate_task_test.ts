@@ -1,6 +1,7 @@
 /** `deno task generate` as a person runs it: a process with stdin, stdout, stderr and an exit code. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { gpuTest } from "./gpu.ts";
+import { RUN } from "./run_task.ts";
 import {
   copyCheckpoint,
   editHeader,
@@ -18,7 +19,7 @@ interface Outcome {
   stderr: string;
 }
 
-function spawn(args: string[], command = ["run", "-A", "tasks/generate.ts"]) {
+function spawn(args: string[], command = [...RUN, "tasks/generate.ts"]) {
   return new Deno.Command(Deno.execPath(), {
     args: [...command, ...args],
     cwd: ROOT,

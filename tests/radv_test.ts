@@ -17,8 +17,7 @@ import {
   variantsOnAmd,
 } from "../lib/radv.ts";
 import { KERNEL_NAMES } from "../lib/show.ts";
-
-const ROOT = new URL("..", import.meta.url);
+import { runTask } from "./run_task.ts";
 const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
 
 /** Statistics as RADV names them. */
@@ -150,16 +149,12 @@ Deno.test("without Mesa the task is one line that says how to get it", async () 
         [["--tokens", "0"], "--tokens is 0, must be a whole number"],
       ] as const
     ) {
-      const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-        args: ["run", "-A", "tasks/radv.ts", ...args],
-        cwd: ROOT,
-      }).output();
-      const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-      assertEquals([code, text(stdout)], [1, ""]);
-      assertMatch(text(stderr), /^error: [^\n]*\n$/);
-      assertStringIncludes(text(stderr), error);
+      const { code, stdout, stderr } = await runTask("radv", args);
+      assertEquals([code, stdout], [1, ""]);
+      assertMatch(stderr, /^error: [^\n]*\n$/);
+      assertStringIncludes(stderr, error);
       if (!/^--chips|^--tokens/.test(args[0] ?? "")) {
-        assertStringIncludes(text(stderr), "tasks/get_mesa.sh DIR unpacks");
+        assertStringIncludes(stderr, "tasks/get_mesa.sh DIR unpacks");
       }
     }
   } finally {

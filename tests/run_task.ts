@@ -6,17 +6,20 @@ export interface Outcome {
 }
 
 /**
- * Runs `tasks/NAME.ts` as a process, to its end. Without the lockfile, because by it
- * Deno wants every package that any test imports before it runs anything: on a
- * machine without network that lacks one of them, a task that needs none would fail.
+ * How a test runs a task. Without the lockfile, because by it Deno wants every
+ * package that any test imports before it runs anything: on a machine without
+ * network that lacks one of them, a task that needs none would fail.
  */
+export const RUN: readonly string[] = ["run", "-A", "--no-check", "--no-lock"];
+
+/** Runs `tasks/NAME.ts` as a process, to its end. */
 export async function runTask(
   name: string,
   args: readonly string[],
   env: Record<string, string> = {},
 ): Promise<Outcome> {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-lock", `tasks/${name}.ts`, ...args],
+    args: [...RUN, `tasks/${name}.ts`, ...args],
     cwd: new URL("..", import.meta.url),
     env: { NO_COLOR: "1", ...env },
   }).output();
