@@ -36,10 +36,12 @@ interface Caches {
   onCpu: KvCache<CpuTensor>;
 }
 
+/** A key or value did not fit an f16 cache. */
+class CacheOverflow extends Error {}
+
 /** {@linkcode Runner} that throws at the first operation that differs from the CPU's. */
 export class DebugRunner implements Runner {
   readonly fallbacks = [];
-  readonly choices: Choice[] = [];
   readonly context: number;
   /** What the CPU's weights are, by the GPU's. */
   readonly #twins = new Map<Tensor, CpuTensor>();
@@ -62,6 +64,11 @@ export class DebugRunner implements Runner {
     pair(gpu.weights, cpu.weights);
   }
 
+  /** What the GPU's runner decided since loading. */
+  get choices(): readonly Choice[] {
+    return this.gpu.choices;
+  }
+
   /** Loads the weights twice. */
   static async load(
     gpu: Gpu,
@@ -77,13 +84,24 @@ export class DebugRunner implements Runner {
     tokens: readonly number[],
     { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
-    using caches = this.#caches(1, this.context);
-    return await this.#append(tokens, 0, caches, all, signal);
+    try {
+      using caches = this.#caches(1, this.context);
+      return await this.#append(tokens, 0, caches, all, signal);
+    } catch (error) {
+      await this.#widenAfter(error);
+      return this.logits(tokens, { all, signal });
+    }
+  }
+
+  /** Goes on with f32 caches, or throws what is no reason to. */
+  async #widenAfter(error: unknown): Promise<void> {
+    if (!(error instanceof CacheOverflow)) throw error;
+    await this.gpu.widen();
   }
 
   /** Empty caches on both sides. */
   #caches(sequences: number, context: number) {
-    const { gpu, config } = this.gpu, { cacheDtype } = this.options;
+    const { gpu, config, cacheDtype } = this.gpu;
     const onGpu = new GpuKvCache(gpu, config, sequences, context, cacheDtype);
     const onCpu = this.cpu.ops.createCache(sequences, context);
     onGpu.reset(onCpu.lengths);
@@ -128,16 +146,43 @@ export class DebugRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
   ): AsyncGenerator<readonly number[], void> {
-    const { vocabSize } = this.gpu.config;
     const context = positionsOf(prompts, maxTokens, this.context);
-    this.requireRoom(prompts.length, context);
-    using caches = this.#caches(prompts.length, context);
-    const rows: Float32Array[] = [];
-    for (const [s, prompt] of prompts.entries()) {
-      rows.push(await this.#append(prompt, s, caches, false, signal));
+    const texts = prompts.map((prompt) => [...prompt]);
+    for (let step = 0; step < maxTokens;) {
+      const steps = { step, maxTokens, signal };
+      try {
+        for await (const ids of this.#run(texts, context, sampling, steps)) {
+          ids.forEach((id, s) => texts[s].push(id));
+          step++;
+          yield ids;
+        }
+      } catch (error) {
+        await this.#widenAfter(error); // from what was accepted
+      }
     }
-    const seen = prompts.map((prompt) => seenBits(vocabSize, prompt));
-    for (let step = 0; step < maxTokens; step++) {
+  }
+
+  async *#run(
+    texts: readonly (readonly number[])[],
+    context: number,
+    sampling: Sampling,
+    { step, maxTokens, signal }: {
+      /** Tokens that were chosen before. */
+      step: number;
+      maxTokens: number;
+      signal?: AbortSignal;
+    },
+  ): AsyncGenerator<readonly number[], void> {
+    const { vocabSize } = this.gpu.config;
+    this.requireRoom(texts.length, context);
+    using caches = this.#caches(texts.length, context);
+    const seen = texts.map((text) => seenBits(vocabSize, text));
+    const rows: Float32Array[] = [];
+    for (const [s, text] of texts.entries()) {
+      const fits = text.slice(0, context);
+      rows.push(await this.#append(fits, s, caches, false, signal));
+    }
+    for (; step < maxTokens; step++) {
       const ids = sampleEach(rows, sampling, seen, step);
       yield ids;
       if (step === maxTokens - 1) return;
@@ -232,6 +277,8 @@ export class DebugRunner implements Runner {
     };
     forward(recording, this.gpu.weights, input, cache, all);
     let last = new Float32Array();
+    const overflows = async () =>
+      cache.dtype === "f16" && (await cache.flags.read())[0] !== 0;
     for (const { name, plan, inputs, output, onCpu } of steps) {
       using _plan = plan;
       const given: CpuTensor[] = [];
@@ -242,8 +289,12 @@ export class DebugRunner implements Runner {
       plan.run({ length });
       last = await output.read() as Float32Array<ArrayBuffer>;
       gpu.check();
-      this.#compare(name, last, f32(onCpu(...given)), output.shape);
+      const wrong = this.#compare(name, last, f32(onCpu(...given)), output);
+      if (!wrong) continue;
+      if (await overflows()) break;
+      throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
     }
+    if (await overflows()) throw new CacheOverflow();
     for (let s = 0; s < chunk.length / pass.tokens; s++) {
       cache.lengths[pass.first + s] += pass.tokens;
       cpuCache.lengths[pass.first + s] += pass.tokens;
@@ -251,19 +302,17 @@ export class DebugRunner implements Runner {
     return last;
   }
 
+  /** How `actual` differs from `expected`, if it does. */
   #compare(
     name: string,
     actual: Float32Array,
     expected: Float32Array,
-    shape: readonly number[],
-  ): void {
-    const { f16Products, cacheDtype } = this.options;
+    { shape }: Tensor,
+  ): string | undefined {
+    const { f16Products } = this.options, { cacheDtype } = this.gpu;
     const half = f16Products || cacheDtype === "f16" && /attend/.test(name);
     const found = rowDifference(actual, expected, shape[1], half);
-    if (!found) return;
-    throw new Error(
-      `Cannot trust ${this.gpu.gpu.name}: ${name} ${differenceText(found)}`,
-    );
+    return found && `${name} ${differenceText(found)}`;
   }
 
   [Symbol.dispose](): void {

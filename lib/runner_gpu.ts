@@ -122,7 +122,7 @@ export class GpuRunner implements Runner {
     if (!all) out.set(await last!.read());
     const flags = await one.cache.flags.read();
     if (flags[0] === 0) return out;
-    await this.#widen();
+    await this.widen();
     return this.logits(tokens, { all, signal });
   }
 
@@ -166,7 +166,7 @@ export class GpuRunner implements Runner {
         yield ids;
       }
       // Go on from what was accepted, with a cache that holds any value.
-      if (overflow) await this.#widen(several);
+      if (overflow) await this.widen(several);
     }
   }
 
@@ -298,7 +298,7 @@ export class GpuRunner implements Runner {
   }
 
   /** Values beyond f16 were met: keep them as f32 from now on. */
-  async #widen(several?: GpuSequences): Promise<void> {
+  async widen(several?: GpuSequences): Promise<void> {
     await this.#one.widen();
     await several?.widen();
     this.choices.push({

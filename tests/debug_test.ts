@@ -2,6 +2,7 @@ import { assertEquals, assertRejects } from "@std/assert";
 import { loadQwen3 } from "../mod.ts";
 import { gpuTest } from "./gpu.ts";
 import { tamperedGpu } from "./tampered_gpu.ts";
+import { withLargeValues } from "./temp_checkpoint.ts";
 
 const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
 
@@ -14,6 +15,32 @@ gpuTest("debug runs as without it where all is right", async () => {
     return run.tokenIds;
   };
   assertEquals(await ids(debug), await ids(plain));
+});
+
+gpuTest("debug widens a cache that overflows, and says so", async () => {
+  await using checkpoint = await withLargeValues(TINY);
+  using plain = await loadQwen3(checkpoint.path, { device: "gpu" });
+  const expected = await plain.logits([1, 2, 3]);
+  for (const first of ["logits", "generate"]) {
+    using debug = await loadQwen3(checkpoint.path, {
+      device: "gpu",
+      debug: true,
+    });
+    const caches = () =>
+      debug.device.choices.filter(({ what }) => what === "KV cache")
+        .map(({ value }) => value);
+    assertEquals(caches(), ["f16"]);
+    if (first === "generate") {
+      const ids = async (qwen: typeof plain) => {
+        const run = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 3 });
+        for await (const _ of run);
+        return run.tokenIds;
+      };
+      assertEquals(await ids(debug), await ids(plain));
+    }
+    assertEquals(await debug.logits([1, 2, 3]), expected);
+    assertEquals(caches(), ["f16", "f32"]);
+  }
 });
 
 gpuTest(
