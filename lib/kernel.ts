@@ -277,7 +277,21 @@ function source(
   for (const { name, view, dtype, access } of bound) {
     lines.push(accessors(name, view, dtype, access !== "in"));
   }
-  return lines.join("\n") + unroll(kernel.body, constants);
+  return lines.join("\n") + expand(kernel, constants);
+}
+
+/** Bodies, expanded, by their constants: every layer of a model asks for the same. */
+const expanded = new WeakMap<Kernel, Map<string, string>>();
+
+function expand(kernel: Kernel, constants: Constants): string {
+  let known = expanded.get(kernel);
+  if (!known) expanded.set(kernel, known = new Map());
+  const key = JSON.stringify(constants);
+  let body = known.get(key);
+  if (body === undefined) {
+    known.set(key, body = unroll(kernel.body, constants));
+  }
+  return body;
 }
 
 function uniformData(
