@@ -28,5 +28,6 @@ fn offsets(z: u32) -> vec3u {
   let kv_head = z / u.heads * u.kvHeads + z % u.heads / (u.heads / u.kvHeads);
   return vec3u(z * u.m * u.k, kv_head * u.k * u.n, z * u.m * u.n);
 }
+fn runs_of_k(groups: vec3u) -> u32 { return 1u; }
 ${TILE}`,
 });

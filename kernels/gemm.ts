@@ -9,23 +9,23 @@ const perBlock = (a: string, b: string) => /* wgsl */ `
   }`;
 
 /** Stores a 4 × 4 block so that k is outermost. */
-const transpose = (tile: string, stride: string) =>
+const transpose = (tile: string, block: string) =>
   ["x", "y", "z", "w"].map((c, i) =>
-    `${tile}[at + ${i}u * ${stride}] = T(next[l * 4].${c}, next[l * 4 + 1].${c}, next[l * 4 + 2].${c}, next[l * 4 + 3].${c});`
+    `${tile}[at / UNROLL][at % UNROLL + ${i}u][${block}] = T(next[l * 4].${c}, next[l * 4 + 1].${c}, next[l * 4 + 2].${c}, next[l * 4 + 3].${c});`
   ).join("\n");
 
 const storeA = /* wgsl */ `
-  let at = block % (BK / 4u) * 4u * A_STRIDE + block / (BK / 4u);
-  ${transpose("a_tile", "A_STRIDE")}`;
+  let at = block % (BK / 4u) * 4u;
+  ${transpose("a_tile", "block / (BK / 4u)")}`;
 
 const storeB = /* wgsl */ `
   let j = block - A_BLOCKS;
   @if B_BY_COLUMN {
-    let at = j % (BK / 4u) * 4u * B_STRIDE + j / (BK / 4u);
-    ${transpose("b_tile", "B_STRIDE")}
+    let at = j % (BK / 4u) * 4u;
+    ${transpose("b_tile", "j / (BK / 4u)")}
   } @else {
-    let at = j / (BN / 4u) * 4u * B_STRIDE + j % (BN / 4u);
-    @unroll for (var i = 0; i < 4; i++) { b_tile[at + i * B_STRIDE] = next[l * 4 + i]; }
+    let at = j / (BN / 4u) * 4u;
+    @unroll for (var i = 0; i < 4; i++) { b_tile[at / UNROLL][at % UNROLL + i][j % (BN / 4u)] = next[l * 4 + i]; }
   }`;
 
 // WHOLE: no row of a or b ends within a tile of k, so a load needs no check; rows
@@ -75,10 +75,26 @@ const loadB = /* wgsl */ `
     }
   }`;
 
+/** UNROLL steps of k from step `q` of the tile on. */
+const multiply = (q: string) => /* wgsl */ `
+  @unroll for (var kk = 0; kk < UNROLL; kk++) {
+    @unroll for (var i = 0; i < TM4; i++) { av[i] = a_tile[${q}][kk][i * (BM / 4u / TM4) + tm]; }
+    @unroll for (var j = 0; j < TN4; j++) { bv[j] = b_tile[${q}][kk][j * (BN / 4u / TN4) + tn]; }
+    @unroll for (var i = 0; i < TM4; i++) {
+      @unroll for (var j = 0; j < TN4; j++) {
+        @unroll for (var r = 0; r < 4; r++) {
+          @if F16 { sum[(i * 4 + r) * TN4 + j] = fma(T(av[i][r]), bv[j], sum[(i * 4 + r) * TN4 + j]); }
+          @else { acc[(i * 4 + r) * TN4 + j] = fma(T(av[i][r]), bv[j], acc[(i * 4 + r) * TN4 + j]); }
+        }
+      }
+    }
+  }`;
+
 /**
  * One BM × BN tile of `c = a · b` per workgroup, TM × TN per thread.
  *
- * What makes it fast under naga: everything per k is unrolled in the text, the
+ * What makes it fast under naga: UNROLL steps of k at once are unrolled in the text
+ * (all of a tile is fastest in f16, 8 in f32, and quicker to compile), the
  * accumulators are named vec4f, both tiles lie in workgroup memory with k outermost
  * (so a thread reads four rows or columns at once), and the next tile is fetched
  * into registers while this one is multiplied.
@@ -89,8 +105,10 @@ export const TILE = /* wgsl */ `
 const A_STRIDE = BM / 4u + 1u;
 const B_STRIDE = BN / 4u + 1u;
 @if F16 { alias T = vec4<f16>; } @else { alias T = vec4f; }
-var<workgroup> a_tile: array<T, BK * A_STRIDE>;
-var<workgroup> b_tile: array<T, BK * B_STRIDE>;
+// Arrays in arrays: naga checks each index against its bound, and this way those that
+// depend on the thread are the same for every k.
+var<workgroup> a_tile: array<array<array<T, A_STRIDE>, UNROLL>, BK / UNROLL>;
+var<workgroup> b_tile: array<array<array<T, B_STRIDE>, UNROLL>, BK / UNROLL>;
 
 fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
   return select(0u, size - min(begin, size), inside);
@@ -103,7 +121,8 @@ fn source_column(first: u32, j: u32) -> u32 {
 }
 
 @compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
   let first_row = wg.y * BM;
   let first_column = wg.x * (BN / COLUMNS_PER_OUTPUT);
   let offset = offsets(wg.z); // of a, b and c, in elements
@@ -111,9 +130,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let tm = tid / (BN / TN);
   @split var acc: array<vec4f, TM * TN4>;
   @split var next: array<T, LOADS * 4>;
-  let k_run = (u.k + SPLITS * BK - 1u) / (SPLITS * BK) * BK;
-  let k_begin = select(0u, wg.z * k_run, SPLITS > 1u);
-  let k_end = select(u.k, min(u.k, k_begin + k_run), SPLITS > 1u);
+  let runs = runs_of_k(groups);
+  let k_run = (u.k + runs * BK - 1u) / (runs * BK) * BK;
+  let k_begin = wg.z % runs * k_run;
+  let k_end = min(u.k, k_begin + k_run);
   @if WHOLE {
     @split var begin: array<u32, LOADS * 4>;
     @unroll for (var l = 0; l < LOADS; l++) {
@@ -142,18 +162,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       // f16 products are summed in f16 over one tile of k only.
       @if F16 { @split var sum: array<T, TM * TN4>; }
       @if F16 { @unroll for (var i = 0; i < TM * TN4; i++) { sum[i] = T(); } }
-      @unroll for (var kk = 0; kk < BK; kk++) {
-        @unroll for (var i = 0; i < TM4; i++) { av[i] = a_tile[kk * A_STRIDE + i * (BM / 4u / TM4) + tm]; }
-        @unroll for (var j = 0; j < TN4; j++) { bv[j] = b_tile[kk * B_STRIDE + j * (BN / 4u / TN4) + tn]; }
-        @unroll for (var i = 0; i < TM4; i++) {
-          @unroll for (var j = 0; j < TN4; j++) {
-            @unroll for (var r = 0; r < 4; r++) {
-              @if F16 { sum[(i * 4 + r) * TN4 + j] = fma(T(av[i][r]), bv[j], sum[(i * 4 + r) * TN4 + j]); }
-              @else { acc[(i * 4 + r) * TN4 + j] = fma(T(av[i][r]), bv[j], acc[(i * 4 + r) * TN4 + j]); }
-            }
-          }
-        }
-      }
+      @if UNROLL == BK { ${multiply("0")} }
+      @else { for (var q = 0u; q < BK / UNROLL; q++) { ${multiply("q")} } }
       @if F16 { @unroll for (var i = 0; i < TM * TN4; i++) { acc[i] += vec4f(sum[i]); } }
     }
   }
@@ -198,6 +208,7 @@ export const tileConstants = {
   F16: 0,
   SCALED: 0,
   SPLITS: 1,
+  UNROLL: 32,
 };
 
 /** What follows from a tile's constants. */
@@ -216,6 +227,7 @@ export function deriveTile(
   const THREADS = (BM / TM) * (BN / TN);
   return {
     THREADS,
+    UNROLL: Math.min(BK, Number(c.UNROLL)),
     TM4: TM / 4,
     TN4: TN / 4,
     A_BLOCKS: BM / 4 * (BK / 4),
@@ -259,5 +271,6 @@ export const gemm = kernel({
   ],
   body: `
 fn offsets(z: u32) -> vec3u { return vec3u(0u, 0u, z * u.m * u.stride); }
+fn runs_of_k(groups: vec3u) -> u32 { return groups.z; }
 ${TILE}`,
 });

@@ -11,7 +11,7 @@ const load = (chunk: string) => /* wgsl */ `
     }
   }`;
 
-/** Sums of squares that a gemv with EPILOGUE 1 leaves per row: one per lane group. */
+/** Sums of squares that a gemv with EPILOGUE 1 leaves: one per lane group. */
 export function squareParts(
   n: number,
   { WORKGROUP, LOG_LANES, ROWS }: Readonly<Record<string, number | string>>,
@@ -21,18 +21,18 @@ export function squareParts(
 }
 
 /**
- * One or a few rows times a matrix stored by output row: `y = x · wᵀ`, every
- * Linear layer of a decode step.
+ * One row times a matrix stored by output row: `y = x · wᵀ`, every Linear layer of a
+ * decode step. More rows: gemv_rows.ts.
  *
  * LANES neighbouring threads share ROWS rows of `w`, read as 16-byte units with
- * all loads of a chunk issued before the first use; the M rows of `x` are reused
- * for each. Fused around it, because a dispatch costs 2–3 µs:
+ * all loads of a chunk issued before the first use. Fused around it, because a
+ * dispatch costs 2–3 µs:
  *
- * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. The factor of
- *   a row waits for nobody: whoever wrote the row left PARTS partial sums of its
- *   squares in `squares`.
+ * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. The factor
+ *   waits for nobody: whoever wrote the row left PARTS partial sums of its squares
+ *   in `squares`.
  * - EPILOGUE 0: `y = …`, 1: `y += …` (residual) and partial sums of the new
- *   rows' squares, one per lane group, 2: SwiGLU, `y = silu(g) · u`
+ *   row's squares, one per lane group, 2: SwiGLU, `y = silu(g) · u`
  *   with g from the first half of w's rows and u from the second.
  *
  * Rows of k that are not whole units take the plain loop at the end.
@@ -46,10 +46,9 @@ export const gemv = kernel({
     ...(NORM ? { norm: "k as span", squares: "m parts as vec4" } : {}),
     ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
   }),
-  // y has rows of `stride` elements; this call's first row of w goes to column `column`.
+  // As gemv_rows.ts has them; this call's first row of w goes to column `column` of y.
   uniforms: { stride: "u32", column: "u32", eps: "f32" },
   constants: {
-    M: 1,
     WORKGROUP: 128,
     ROWS: 2,
     LOG_LANES: 5,
@@ -58,7 +57,10 @@ export const gemv = kernel({
     NORM: 0,
     EPILOGUE: 0,
   },
-  derive: (c, { k, parts }) => {
+  derive: (c, { m, k, parts }) => {
+    if (m > 1) {
+      throw new Error(`Cannot multiply ${m} rows in gemv: it takes one`);
+    }
     if (c.NORM && c.W_VIEW !== "unit") {
       throw new Error(
         `Cannot norm rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}`,
@@ -101,9 +103,9 @@ fn w_row(g: u32, i: u32) -> u32 {
   }
 }
 
-fn write(m: u32, row: u32, rows: u32, value: f32) {
+fn write(row: u32, rows: u32, value: f32) {
   if (row >= rows) { return; }
-  y[m * u.stride + u.column + row] = value;
+  y[u.column + row] = value;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -111,28 +113,21 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         @builtin(local_invocation_index) tid: u32) {
   let lane = tid % LANES;
   let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
-  @split var acc: array<f32, M * ROWS>;
+  @split var acc: array<f32, ROWS>;
   @if NORM {
-    @split var factor: array<f32, M>;
-    @unroll for (var m = 0; m < M; m++) {
-      var sum = 0.0;
-      @unroll for (var i = 0; i < PART_STEPS; i++) {
-        let part = i * LANES + lane;
-        let four = squares_at(m * (PARTS / 4u) + min(part, PARTS / 4u - 1u));
-        sum += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
-      }
-      factor[m] = inverseSqrt(lanes_sum(sum, tid) / f32(u.k) + u.eps);
+    var squared = 0.0;
+    @unroll for (var i = 0; i < PART_STEPS; i++) {
+      let part = i * LANES + lane;
+      let four = squares_at(min(part, PARTS / 4u - 1u));
+      squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
     }
-  }
+    let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
+  } @else { let factor = 1.0; }
   @if EPILOGUE == 1 {
     // The residual is fetched now, so that nothing waits for it at the end.
-    @split var residual: array<f32, M * ROWS>;
+    @split var residual: array<f32, ROWS>;
     if (lane == 0u) {
-      @unroll for (var m = 0; m < M; m++) {
-        @unroll for (var i = 0; i < ROWS; i++) {
-          residual[m * ROWS + i] = y[m * u.stride + u.column + w_row(g, i)];
-        }
-      }
+      @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }
     }
   }
 @if W_VIEW == "unit" {
@@ -144,54 +139,40 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @if CHUNKS > 1 { if (c > 0u) { ${load("c")} } }
     @unroll for (var s = 0; s < STEPS; s++) {
       let unit = min((c * STEPS + s) * LANES + lane, UNITS - 1u);
-      @if NORM { let norm_lo = norm_at(unit * HALVES); }
-      @if NORM && HALVES == 2 { let norm_hi = norm_at(unit * HALVES + 1u); }
-      @unroll for (var m = 0; m < M; m++) {
-        @if NORM { let lo = x_at((m * UNITS + unit) * HALVES) * norm_lo; }
-        @else { let lo = x_at((m * UNITS + unit) * HALVES); }
-        @unroll for (var i = 0; i < ROWS; i++) {
-          acc[m * ROWS + i] += dot(w_lo(raw[i * STEPS + s]), lo);
-        }
-        @if HALVES == 2 {
-          @if NORM { let hi = x_at((m * UNITS + unit) * HALVES + 1u) * norm_hi; }
-          @else { let hi = x_at((m * UNITS + unit) * HALVES + 1u); }
-          @unroll for (var i = 0; i < ROWS; i++) {
-            acc[m * ROWS + i] += dot(w_hi(raw[i * STEPS + s]), hi);
-          }
-        }
+      @if NORM { let lo = x_at(unit * HALVES) * norm_at(unit * HALVES); }
+      @else { let lo = x_at(unit * HALVES); }
+      @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_lo(raw[i * STEPS + s]), lo); }
+      @if HALVES == 2 {
+        @if NORM { let hi = x_at(unit * HALVES + 1u) * norm_at(unit * HALVES + 1u); }
+        @else { let hi = x_at(unit * HALVES + 1u); }
+        @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_hi(raw[i * STEPS + s]), hi); }
       }
     }
   }
 } @else {
   for (var e = lane * 4u; e < u.k; e += LANES * 4u) {
-    @unroll for (var m = 0; m < M; m++) {
-      let four = x_span(m * u.k + e, u.k - e);
-      @unroll for (var i = 0; i < ROWS; i++) {
-        acc[m * ROWS + i] += dot(w_span(w_row(g, i) * u.k + e, u.k - e), four);
-      }
+    let four = x_span(e, u.k - e);
+    @unroll for (var i = 0; i < ROWS; i++) {
+      acc[i] += dot(w_span(w_row(g, i) * u.k + e, u.k - e), four);
     }
   }
 }
-  @unroll for (var m = 0; m < M; m++) {
-    @if NORM { let scale = factor[m]; } @else { let scale = 1.0; }
-    @unroll for (var i = 0; i < ROWS; i++) { acc[m * ROWS + i] = lanes_sum(acc[m * ROWS + i], tid) * scale; }
-    if (lane == 0u) {
-      @if EPILOGUE == 2 {
-        @unroll for (var i = 0; i < ROWS; i += 2) {
-          let gate = acc[m * ROWS + i];
-          write(m, g * (ROWS / 2u) + i / 2u, u.n / 2u, gate / (1.0 + exp(-gate)) * acc[m * ROWS + i + 1]);
-        }
-      } @else {
-        @if EPILOGUE == 1 { var sum = 0.0; }
-        @unroll for (var i = 0; i < ROWS; i++) {
-          @if EPILOGUE == 1 {
-            acc[m * ROWS + i] += residual[m * ROWS + i];
-            if (g * ROWS + i < u.n) { sum += acc[m * ROWS + i] * acc[m * ROWS + i]; }
-          }
-          write(m, g * ROWS + i, u.n, acc[m * ROWS + i]);
-        }
-        @if EPILOGUE == 1 { if (g < PARTS) { squares[m * PARTS + g] = sum; } }
+  @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
+  if (lane == 0u) {
+    @if EPILOGUE == 2 {
+      @unroll for (var i = 0; i < ROWS; i += 2) {
+        write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);
       }
+    } @else {
+      @if EPILOGUE == 1 { var sum = 0.0; }
+      @unroll for (var i = 0; i < ROWS; i++) {
+        @if EPILOGUE == 1 {
+          acc[i] += residual[i];
+          if (g * ROWS + i < u.n) { sum += acc[i] * acc[i]; }
+        }
+        write(g * ROWS + i, u.n, acc[i]);
+      }
+      @if EPILOGUE == 1 { if (g < PARTS) { squares[g] = sum; } }
     }
   }
 }`,

@@ -46,7 +46,7 @@ export interface LinearShape {
 
 /** A kernel, its constants, and the reason. */
 export interface LinearChoice {
-  kernel: "gemv" | "gemm";
+  kernel: "gemv" | "gemvRows" | "gemm";
   constants: Constants;
   /** Whether the kernel norms the rows itself; else rmsNorm runs before it. */
   fusedNorm: boolean;
@@ -61,8 +61,12 @@ export interface LinearChoice {
 const origin = (tuned: Constants | undefined, { source }: Defaults) =>
   tuned ? "tuned for this adapter" : source;
 
-/** Up to this many rows the matrix is read once for all of them by gemv. */
-export const FEW_ROWS = 8;
+/** Up to this many rows the matrix is read once for all of them. */
+export const FEW_ROWS = 32;
+/** The same of a matrix that is stored by input row. */
+const FEW_COLUMNS = 8;
+/** Sums that a lane of gemvRows holds: more leave no registers for what is in flight. */
+const MOST_SUMS = 64;
 
 /** Lanes that share a sum: constants for kernels that use lib/wgsl.ts's LANES. */
 export function laneConstants(
@@ -95,7 +99,34 @@ export function chooseLinear(
   const { m, n, k, dtype, norm, swiglu } = shape;
   const EPILOGUE = swiglu ? 2 : 0;
   const defaults = defaultsFor(device);
-  if (m <= FEW_ROWS) {
+  if (m > 1 && m <= FEW_ROWS) {
+    const tuned = device.tuned?.get(linearKey("gemvRows", shape));
+    const { narrow, other } = defaults.gemvRows;
+    const row = n <= 2048 ? narrow : other;
+    return {
+      kernel: "gemvRows",
+      constants: {
+        ...row,
+        ROWS: Math.min(
+          row.ROWS,
+          m > 4 ? 2 ** Math.floor(Math.log2(MOST_SUMS / m)) : 2,
+        ),
+        ...laneConstants(device, Math.max(4, Math.ceil(k / 4))),
+        ...tuned,
+        M: m,
+        EPILOGUE,
+        NORM: norm ? 1 : 0,
+      },
+      fusedNorm: norm,
+      splits: 1,
+      reason: `${m} rows: the matrix is read once for all of them${
+        k % 4
+          ? `, element by element, because k = ${k} is not a multiple of 4`
+          : ""
+      }; ${origin(tuned, defaults)}`,
+    };
+  }
+  if (m === 1) {
     const tuned = device.tuned?.get(linearKey("gemv", shape));
     const whole = k % unitSize(dtype) === 0;
     const units = Math.ceil(k / unitSize(dtype));
@@ -105,13 +136,7 @@ export function chooseLinear(
     return {
       kernel: "gemv",
       constants: {
-        M: m,
-        ...gemvRows(
-          n,
-          m > 1 ? Math.min(4, steps) : steps,
-          swiglu,
-          defaults,
-        ),
+        ...gemvConstants(n, steps, swiglu, defaults),
         EPILOGUE,
         NORM: fusedNorm ? 1 : 0,
         ...lanes,
@@ -119,7 +144,7 @@ export function chooseLinear(
       },
       fusedNorm,
       splits: 1,
-      reason: `${m} ${m === 1 ? "row" : "rows"}: the matrix is read once${
+      reason: `1 row: the matrix is read once${
         whole
           ? ""
           : `, element by element, because k = ${k} is not whole 16-byte units`
@@ -164,7 +189,7 @@ export function chooseLinear(
  * Rows and loads per thread: many rows share x where there are enough of them, all
  * loads of a row are in flight at once as far as registers go.
  */
-function gemvRows(
+function gemvConstants(
   n: number,
   steps: number,
   swiglu: boolean,
@@ -290,7 +315,12 @@ export function headLanes(headDim: number, device: Capabilities) {
 }
 
 /** The kernels that {@linkcode chooseMatmul} may pick. */
-export type MatmulKernel = "gemv" | "gemvColumns" | "gemm" | "batchedGemm";
+export type MatmulKernel =
+  | "gemv"
+  | "gemvRows"
+  | "gemvColumns"
+  | "gemm"
+  | "batchedGemm";
 
 /** What a product runs on, or why none can. */
 export type MatmulChoice =
@@ -377,14 +407,14 @@ export function chooseMatmul(
       "a matrix times a vector: the matrix is read once",
     ],
     [
-      "gemv",
+      m === 1 ? "gemv" : "gemvRows",
       b.length === 2 && byColumn && m <= FEW_ROWS,
       lanes(Math.min(m, FEW_ROWS), n).constants,
       `${rows}: the matrix is read once`,
     ],
     [
       "gemvColumns",
-      a.length < 4 && !byColumn && m <= FEW_ROWS,
+      a.length < 4 && !byColumn && m <= FEW_COLUMNS,
       { M: m },
       `${rows}: the matrix is read once`,
     ],
@@ -392,8 +422,10 @@ export function chooseMatmul(
       "gemm",
       a.length === 2 && b.length === 2,
       tile,
-      m > FEW_ROWS
-        ? `${rows}: more than ${FEW_ROWS}, tiles reuse the matrix`
+      m > (byColumn ? FEW_ROWS : FEW_COLUMNS)
+        ? `${rows}: more than ${
+          byColumn ? FEW_ROWS : FEW_COLUMNS
+        }, tiles reuse the matrix`
         : `${rows}: asked for`,
     ],
   ];

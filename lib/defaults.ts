@@ -19,6 +19,10 @@ export type AdapterClass =
 type GemvConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number }
 >;
+/** The same, at most, for a few rows of x; lane groups that share rows of w. */
+type GemvRowsConstants = Readonly<
+  { WORKGROUP: number; ROWS: number; STEPS: number; SLICES: number }
+>;
 /** A tile of a workgroup, and of a thread; see kernels/gemm.ts. */
 type TileConstants = Readonly<
   { BM: number; BN: number; BK: number; TM: number; TN: number }
@@ -50,6 +54,11 @@ export interface Defaults {
     narrow: GemvConstants;
     other: GemvConstants;
   };
+  gemvRows: {
+    /** Few rows of w: workgroups are scarce. */
+    narrow: GemvRowsConstants;
+    other: GemvRowsConstants;
+  };
   gemm: {
     /** Up to 32 rows. */
     few: TileConstants;
@@ -69,6 +78,10 @@ const NVIDIA: Defaults = {
     gated: { WORKGROUP: 128, ROWS: 4, STEPS: 4 },
     narrow: { WORKGROUP: 256, ROWS: 1, STEPS: 4 },
     other: { WORKGROUP: 128, ROWS: 2, STEPS: 12 },
+  },
+  gemvRows: {
+    narrow: { WORKGROUP: 128, ROWS: 4, STEPS: 2, SLICES: 4 },
+    other: { WORKGROUP: 128, ROWS: 4, STEPS: 2, SLICES: 1 },
   },
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
@@ -141,6 +154,10 @@ const SOFTWARE: Defaults = {
     gated: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
     narrow: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
     other: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
+  },
+  gemvRows: {
+    narrow: { WORKGROUP: 32, ROWS: 4, STEPS: 1, SLICES: 1 },
+    other: { WORKGROUP: 32, ROWS: 4, STEPS: 1, SLICES: 1 },
   },
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 8, TN: 8 },

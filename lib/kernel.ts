@@ -253,8 +253,10 @@ function source(
 ): string {
   const lines = [`// ${kernel.name}`];
   if (constants.F16 === 1) lines.push("enable f16;");
+  // What only the grid depends on would make another pipeline of the same text.
+  const mentioned = new Set(kernel.body.match(/\b[A-Z]\w*\b/g));
   for (const [name, value] of Object.entries(constants)) {
-    if (typeof value === "number") {
+    if (typeof value === "number" && mentioned.has(name)) {
       lines.push(`const ${name}: u32 = ${value}u;`);
     }
   }

@@ -6,6 +6,7 @@
 import { batchedGemm as batchedGemmKernel } from "../kernels/batched_gemm.ts";
 import { gemm as gemmKernel } from "../kernels/gemm.ts";
 import { gemv as gemvKernel } from "../kernels/gemv.ts";
+import { gemvRows } from "../kernels/gemv_rows.ts";
 import { gemvColumns } from "../kernels/gemv_columns.ts";
 import {
   chooseMatmul,
@@ -78,8 +79,9 @@ export function batchedGemm(
 }
 
 /**
- * A matrix times a vector, `[m, k] × [k] → [m]`, or a vector or up to eight rows
- * times a matrix, `[k] × [k, n]`, `[m, k] × [k, n]`; the matrix is read once.
+ * A matrix times a vector, `[m, k] × [k] → [m]`, or a vector or a few rows times a
+ * matrix, `[k] × [k, n]`, `[m, k] × [k, n]`: up to eight, with `transposeB` up to 32.
+ * The matrix is read once.
  *
  * @throws {Error} if the shapes are not those.
  */
@@ -88,7 +90,8 @@ export function gemv(
   b: Tensor,
   options: MatmulOptions = {},
 ): Tensor {
-  return multiply("run gemv", a, b, options, ["gemv", "gemvColumns"]);
+  const kernels = ["gemv", "gemvRows", "gemvColumns"] as const;
+  return multiply("run gemv", a, b, options, kernels);
 }
 
 function multiply(
@@ -96,7 +99,7 @@ function multiply(
   a: Tensor,
   b: Tensor,
   { transposeB = false, onChoice }: MatmulOptions,
-  kernels?: MatmulKernel[],
+  kernels?: readonly MatmulKernel[],
 ): Tensor {
   const { gpu } = a;
   if (b.gpu !== gpu) {
@@ -121,12 +124,12 @@ function multiply(
   const c = gpu.tensor("f32", shape, undefined, "product");
   using plan = new Plan(gpu);
   const uniforms = { stride: n, column: 0 };
-  if (kernel === "gemv") {
+  if (kernel === "gemv" || kernel === "gemvRows") {
     const vector = b.shape.length === 1;
     const x = vector ? b.view(1, k) : a.view(m, k);
     const y = vector ? c.view(1, m) : c.view(m, n);
     const w = vector ? a : b;
-    plan.add(gemvKernel, { w, x, y }, {
+    plan.add(kernel === "gemv" ? gemvKernel : gemvRows, { w, x, y }, {
       constants,
       uniforms: { ...uniforms, stride: y.shape[1], eps: 0 },
     });

@@ -10,6 +10,7 @@ import { attendPrefillF16 } from "../kernels/attend_prefill_f16.ts";
 import { embed } from "../kernels/embed.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { gemv, squareParts } from "../kernels/gemv.ts";
+import { gemvRows, rowParts } from "../kernels/gemv_rows.ts";
 import { mergeSplits } from "../kernels/merge_splits.ts";
 import { qkNormRope } from "../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../kernels/rms_norm.ts";
@@ -220,15 +221,19 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       }, this.gpu);
       const { constants, reason, splits } = choice;
       const column = part.begin;
-      if (choice.kernel === "gemv") {
+      if (choice.kernel !== "gemm") {
+        const one = choice.kernel === "gemv";
         const squares = this.#squares.get(x.part.buffer);
         const fused = norm && choice.fusedNorm && squares &&
-          squares.shape[1] % 4 === 0; // they are read four at a time
+          !(one && squares.shape[1] % 4); // gemv reads them four at a time
         const input = norm && !fused ? this.#normed(x, norm) : x;
         const leaves = epilogue === 1
-          ? this.#leaveSquares(y, squareParts(part.rows, constants))
+          ? this.#leaveSquares(
+            y,
+            (one ? squareParts : rowParts)(part.rows, constants),
+          )
           : undefined;
-        this.plan.add(gemv, {
+        this.plan.add(one ? gemv : gemvRows, {
           w: weight,
           x: input,
           y,

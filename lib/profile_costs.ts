@@ -39,7 +39,7 @@ export interface Cost extends
   part: number;
 }
 
-const LINEAR = new Set(["gemv", "gemm"]);
+const LINEAR = new Set(["gemv", "gemvRows", "gemm"]);
 
 /** What a dispatch is; a fused attention is two operations, split by their FLOPs. */
 export function costsOf(dispatch: Costed, context: CostContext): Cost[] {
@@ -61,7 +61,7 @@ export function costsOf(dispatch: Costed, context: CostContext): Cost[] {
     },
   ];
   if (LINEAR.has(kernel)) {
-    const [x, w] = kernel === "gemv" ? ["x", "w"] : ["a", "b"];
+    const [x, w] = kernel === "gemm" ? ["a", "b"] : ["x", "w"];
     const splits = Number(constants.SPLITS ?? 1);
     const epilogue = constants.EPILOGUE;
     const written = m * (epilogue === 2 ? n / 2 : n) * splits;

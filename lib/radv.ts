@@ -92,8 +92,8 @@ export interface VariantOptions {
   constants?: Constants;
 }
 
-/** Tokens of a decode step, of prompts of each class of tiles, and with rows that fill no tile. */
-export const PASSES: readonly number[] = [1, 8, 17, 64, 512, 2048];
+/** Tokens of a decode step, few and many, of prompts of each class of tiles, and with rows that fill no tile. */
+export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
 
 /**
  * Every distinct text that a model's passes run on AMD, with f16 products and without.
@@ -172,7 +172,7 @@ export interface RadvStatistics {
 
 /** Constants that tell variants apart; the others follow from them. */
 const TELLING =
-  /^const (M|WORKGROUP|ROWS|STEPS|NORM|EPILOGUE|BM|BN|BK|TM|TN|F16|SPLITS|SHARES|TILE|TOP_K|TOP_P|WINNERS|CANDIDATES|MOST|FETCHERS): u32 = (\d+)u;$/gm;
+  /^const (M|SLICES|WORKGROUP|ROWS|STEPS|NORM|EPILOGUE|BM|BN|BK|TM|TN|F16|SHARES|TILE|TOP_K|TOP_P|WINNERS|CANDIDATES|MOST|FETCHERS): u32 = (\d+)u;$/gm;
 
 /** Threads of a workgroup, by the text of a kernel. */
 export function threadsOf(wgsl: string): number {

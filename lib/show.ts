@@ -65,7 +65,15 @@ export interface Shown {
 /** Names of all kernels. */
 export const KERNEL_NAMES: readonly string[] = [
   ...["argmax", "attendDecode", "attendPrefill", "attendPrefillF16"],
-  ...["batchedGemm", "embed", "gemm", "gemv", "gemvColumns", "maxAbs"],
+  ...[
+    "batchedGemm",
+    "embed",
+    "gemm",
+    "gemv",
+    "gemvColumns",
+    "gemvRows",
+    "maxAbs",
+  ],
   ...["mergeSplits", "peakFma", "peakRead", "qkNormRope", "rmsNorm"],
   ...["sampleDraw", "sampleFinish", "sampleHistogram", "sampleTopK"],
   ...["sumSplits", "synthesize", "toF16"],
@@ -92,8 +100,8 @@ export function showKernel(
   // First as it is here, then as it would be with the other kind of products.
   const other = { ...device, f16: true, software: false };
   const none = { ...device, f16: false };
-  const usual = wanted === "gemv" ? 1 : 512;
-  const order = [options.tokens ?? usual, 1, 64];
+  const usual = wanted === "gemv" ? 1 : wanted === "gemvRows" ? 16 : 512;
+  const order = [options.tokens ?? usual, 1, 16, 64];
   for (const chosen of [device, other, none]) {
     for (const tokens of order) {
       const calls = [

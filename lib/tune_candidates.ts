@@ -17,6 +17,12 @@ const GRIDS: Record<TunedKernel, Record<string, number[]>> = {
     ROWS: [1, 2, 4],
     STEPS: [1, 2, 4, 8, 12, 16],
   },
+  gemvRows: {
+    WORKGROUP: [32, 64, 128, 256],
+    ROWS: [1, 2, 4, 8],
+    STEPS: [1, 2, 4],
+    SLICES: [1, 2, 4, 8],
+  },
   gemm: {
     BM: [32, 64, 128],
     BN: [32, 64, 128],
@@ -44,6 +50,8 @@ export function tunedNames(kernel: TunedKernel): string[] {
 const MOST_EMULATED_THREADS = 128;
 /** 16-byte values in flight that registers may hold. */
 const MOST_IN_FLIGHT = 48;
+/** Sums that a thread may hold in registers. */
+const MOST_SUMS = 128;
 
 /** Every candidate that can run, those nearest to `now` first, and how many cannot. */
 export function candidatesFor(
@@ -88,6 +96,10 @@ function settled(
   if (target.kernel === "attendDecode") {
     own.TILE ??= given.STEPS * own.WORKGROUP >> own.LOG_KEY_LANES;
   }
+  if (target.kernel === "gemvRows") {
+    const lanes = gemvRowsLanes(target, device);
+    own.STEPS = Math.min(own.STEPS, Math.ceil(target.k / 4 / lanes));
+  }
   if (target.kernel === "gemv") {
     const steps = Math.ceil(unitsOf(target) / gemvLanes(target, device));
     own.STEPS = Math.ceil(steps / Math.ceil(steps / own.STEPS));
@@ -95,12 +107,15 @@ function settled(
   return own;
 }
 
-type Linear = Extract<TuningTarget, { kernel: "gemv" | "gemm" }>;
+type Linear = Exclude<TuningTarget, { kernel: "attendDecode" }>;
 type Attend = Extract<TuningTarget, { kernel: "attendDecode" }>;
 
 const unitsOf = ({ k, dtype }: Linear) => Math.ceil(k / unitSize(dtype));
 const gemvLanes = (target: Linear, device: Capabilities) =>
   2 ** laneConstants(device, Math.max(4, unitsOf(target))).LOG_LANES;
+
+const gemvRowsLanes = ({ k }: Linear, device: Capabilities) =>
+  2 ** laneConstants(device, Math.max(4, Math.ceil(k / 4))).LOG_LANES;
 
 /** Why a device cannot run a kernel with these constants; undefined where it can. */
 export function misfit(
@@ -121,6 +136,8 @@ export function misfit(
     ? attendNeeds(target, constants, device)
     : target.kernel === "gemm"
     ? gemmNeeds(target, constants)
+    : target.kernel === "gemvRows"
+    ? gemvRowsNeeds(target, constants, device)
     : gemvNeeds(target, constants, device);
   if (problem) return problem;
   const most = Math.min(
@@ -156,6 +173,33 @@ function gemvNeeds(
       ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
       : target.swiglu && ROWS % 2
       ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
+      : ROWS * STEPS > MOST_IN_FLIGHT
+      ? `${
+        ROWS * STEPS
+      } loads in flight, at most ${MOST_IN_FLIGHT} fit registers`
+      : undefined,
+  };
+}
+
+function gemvRowsNeeds(
+  target: Linear,
+  { WORKGROUP, ROWS, STEPS, SLICES }: Candidate,
+  device: Capabilities,
+): Needs {
+  const lanes = gemvRowsLanes(target, device), groups = WORKGROUP / lanes;
+  const sums = 2 ** Math.ceil(Math.log2(target.m * ROWS));
+  return {
+    threads: WORKGROUP,
+    bytes: 4 * (target.m + 2 * groups * sums) +
+      (device.subgroupSize ? 0 : 4 * WORKGROUP),
+    problem: WORKGROUP % lanes || !isPower(WORKGROUP)
+      ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+      : groups % SLICES || !isPower(SLICES)
+      ? `SLICES is ${SLICES}, must be a power of 2 that divides the ${groups} lane groups`
+      : !isPower(ROWS) || target.swiglu && ROWS % 2
+      ? `ROWS is ${ROWS}, must be a power of 2, and even where gates and what they gate are summed together`
+      : sums > MOST_SUMS
+      ? `${sums} sums in a thread, at most ${MOST_SUMS} fit registers`
       : ROWS * STEPS > MOST_IN_FLIGHT
       ? `${
         ROWS * STEPS

@@ -17,6 +17,7 @@ import { type Candidate, tunedNames } from "./tune_candidates.ts";
 import type { Bench } from "./tune_bench.ts";
 import {
   attendKey,
+  FEW_ROW_CLASSES,
   linearKey,
   parseKey,
   ROW_CLASSES,
@@ -138,12 +139,17 @@ export function casesOf(
       });
     }
   }
-  if (kernels.includes("gemm")) {
-    for (const most of ROW_CLASSES.toReversed()) {
-      const fewer = ROW_CLASSES[ROW_CLASSES.indexOf(most) - 1] ?? FEW_ROWS;
+  const byClass = [
+    ["gemvRows", FEW_ROW_CLASSES, 1],
+    ["gemm", ROW_CLASSES, FEW_ROWS],
+  ] as const;
+  for (const [kernel, classes, below] of byClass) {
+    if (!kernels.includes(kernel)) continue;
+    for (const most of classes.toReversed()) {
+      const fewer = classes[classes.indexOf(most) - 1] ?? below;
       const rows = Math.min(most, bench.mostRows);
       if (rows > fewer) addLinear(cases, bench, rows, fewer + 1);
-      else notes.push(`gemm: there is no room for ${fewer + 1} rows`);
+      else notes.push(`${kernel}: there is no room for ${fewer + 1} rows`);
     }
   }
   return { cases: [...cases.values()], notes };

@@ -7,6 +7,7 @@
 import { attendDecode } from "../kernels/attend_decode.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { gemv } from "../kernels/gemv.ts";
+import { gemvRows } from "../kernels/gemv_rows.ts";
 import type { Choice, Gpu } from "./device.ts";
 import { isObject, parseJson } from "./json.ts";
 import { isAbsent } from "./sources.ts";
@@ -59,6 +60,7 @@ interface Loaded {
 
 const BODIES: Record<TunedKernel, string> = {
   gemv: gemv.body,
+  gemvRows: gemvRows.body,
   gemm: gemm.body,
   attendDecode: attendDecode.body,
 };

@@ -7,17 +7,23 @@ import type { LinearShape } from "./choose.ts";
 import type { Dtype } from "./ops.ts";
 
 /** Rows of a prompt by class: what is tuned for one number serves its neighbours. */
-export const ROW_CLASSES: readonly number[] = [32, 64, 256, 512];
+export const ROW_CLASSES: readonly number[] = [64, 256, 512];
+/** The same of rows that are few. */
+export const FEW_ROW_CLASSES: readonly number[] = [4, 8, 16, 32];
+
+/** The class that `m` rows belong to. */
+const classOf = (m: number, classes: readonly number[]) =>
+  classes.find((most) => m <= most) ?? classes.at(-1)!;
 
 /** Key of a Linear layer; `half`: its products are in f16. */
 export function linearKey(
-  kernel: "gemv" | "gemm",
+  kernel: "gemv" | "gemvRows" | "gemm",
   { m, n, k, dtype, swiglu }: Omit<LinearShape, "norm" | "largest">,
   half = false,
 ): string {
   const rows = kernel === "gemv"
     ? m
-    : ROW_CLASSES.find((most) => m <= most) ?? ROW_CLASSES.at(-1);
+    : classOf(m, kernel === "gemm" ? ROW_CLASSES : FEW_ROW_CLASSES);
   const kind = [kernel, dtype, ...(swiglu ? ["swiglu"] : [])];
   return [...kind, ...(half ? ["half"] : []), rows, n, k].join(" ");
 }
@@ -32,7 +38,12 @@ export function attendKey(
 }
 
 /** Kernels that can be tuned. */
-export const TUNED_KERNELS = ["gemv", "gemm", "attendDecode"] as const;
+export const TUNED_KERNELS = [
+  "gemv",
+  "gemvRows",
+  "gemm",
+  "attendDecode",
+] as const;
 
 /** One of {@linkcode TUNED_KERNELS}. */
 export type TunedKernel = typeof TUNED_KERNELS[number];
@@ -40,11 +51,11 @@ export type TunedKernel = typeof TUNED_KERNELS[number];
 /** What a key is for. */
 export type TuningTarget =
   | {
-    kernel: "gemv" | "gemm";
+    kernel: "gemv" | "gemvRows" | "gemm";
     dtype: Exclude<Dtype, "u32">;
     swiglu: boolean;
     half: boolean;
-    /** Rows: of a gemv exactly, of a gemm at most. */
+    /** Rows: of a gemv exactly, else at most. */
     m: number;
     n: number;
     k: number;
@@ -59,9 +70,10 @@ export type TuningTarget =
 /** What a key is for; undefined where it is not one. */
 export function parseKey(key: string): TuningTarget | undefined {
   const linear =
-    /^(gemv|gemm) (f32|f16|bf16)( swiglu)?( half)? (\d+) (\d+) (\d+)$/.exec(
-      key,
-    );
+    /^(gemv|gemvRows|gemm) (f32|f16|bf16)( swiglu)?( half)? (\d+) (\d+) (\d+)$/
+      .exec(
+        key,
+      );
   if (linear) {
     const [, kernel, dtype, swiglu, half, ...sizes] = linear;
     const [m, n, k] = sizes.map(Number);

@@ -10,7 +10,8 @@ import type { Dtype } from "./ops.ts";
  *
  * - `scalar`: `x_at(i)` is one element as f32 (u32 buffers: the array itself),
  *   `x_put(i, v)` writes one (f32 only);
- * - `vec4`: `x_at(i)` are elements 4i … 4i+3, `x_put(i, v)` writes them;
+ * - `vec4`: `x_at(i)` are elements 4i … 4i+3, `x_put(i, v)` writes them, `x_of(v)` are
+ *   those of an array element v;
  * - `span`: `x_span(e, left)` are elements e … e+3 of which `left` remain in the
  *   row (zeros after them), `x_store(e, left, v)` writes those that remain; `vec4`
  *   where the last dimension is a multiple of 4, else `scalar`;
@@ -90,13 +91,13 @@ export function accessors(
     return `fn ${x}_at(at: u32) -> vec4<f16> { return ${x}[at]; }\n`;
   }
   if (view === "vec4") {
-    const at = dtype === "f32"
-      ? `return ${x}[at];`
-      : `let p = ${x}[at]; return ${pairs("p.x", "p.y")};`;
+    const of = dtype === "f32" ? "raw" : pairs("raw.x", "raw.y");
     const put = dtype === "f32"
       ? `${x}[at] = value;`
       : `${x}[at] = vec2u(pack2x16float(value.xy), pack2x16float(value.zw));`;
-    return `fn ${x}_at(at: u32) -> vec4f { ${at} }\n` +
+    const type = elementType(view, dtype);
+    return `fn ${x}_of(raw: ${type}) -> vec4f { return ${of}; }\n` +
+      `fn ${x}_at(at: u32) -> vec4f { return ${x}_of(${x}[at]); }\n` +
       `fn ${x}_span(begin: u32, left: u32) -> vec4f { if (left == 0u) { return vec4f(); } return ${x}_at(begin >> 2u); }\n` +
       (writable
         ? `fn ${x}_put(at: u32, value: vec4f) { ${put} }\n` +

@@ -2,6 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { attendDecode } from "../kernels/attend_decode.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { gemv } from "../kernels/gemv.ts";
+import { gemvRows } from "../kernels/gemv_rows.ts";
 import { adapterClass } from "../lib/defaults.ts";
 import { mergeSplits } from "../kernels/merge_splits.ts";
 import {
@@ -88,12 +89,16 @@ function assertFits(
     vec4f: 16,
     "vec4<f16>": 8,
   };
+  const sizeOf = (type: string): number => {
+    const array = /^array<(.+), ([^,]+)>$/.exec(type);
+    return array
+      ? sizeOf(array[1]) * value(array[2])
+      : bytes[alias[type] ?? type];
+  };
   let storage = 0;
-  for (
-    const [, type, size] of wgsl.matchAll(
-      /var<workgroup> \w+: array<([\w<>]+), ([^;]+)>;/g,
-    )
-  ) storage += bytes[alias[type] ?? type] * value(size);
+  for (const [, type] of wgsl.matchAll(/var<workgroup> \w+: ([^;]+);/g)) {
+    storage += sizeOf(type);
+  }
   assert(
     storage <= limits.maxComputeWorkgroupStorageSize,
     `${message}: ${storage} bytes of workgroup memory, there are ${limits.maxComputeWorkgroupStorageSize}`,
@@ -112,10 +117,12 @@ function linearWgsl(
   { kernel, constants }: LinearChoice,
 ): string {
   const y = shaped("f32", m, swiglu ? n / 2 : n), x = shaped("f32", m, k);
-  if (kernel === "gemv") {
+  if (kernel !== "gemm") {
     const norm = shaped("f32", k), squares = shaped("f32", m, 64);
     const operands = { w: shaped(dtype, n, k), x, norm, squares, y };
-    return showWgsl(gemv, operands, { constants });
+    return showWgsl(kernel === "gemv" ? gemv : gemvRows, operands, {
+      constants,
+    });
   }
   const operands: Operands = {
     a: constants.F16 ? shaped("f16", m, k) : x,
@@ -126,19 +133,19 @@ function linearWgsl(
   return showWgsl(gemm, operands, { constants });
 }
 
-Deno.test("few rows go to gemv, many to gemm, with a reason", () => {
+Deno.test("one row goes to gemv, few to gemvRows, many to gemm, with a reason", () => {
   for (const device of DEVICES) {
     for (const shape of linearShapes()) {
       const choice = chooseLinear(shape, device);
       const message = JSON.stringify({ shape, choice });
       assertEquals(
         choice.kernel,
-        shape.m > FEW_ROWS ? "gemm" : "gemv",
+        shape.m > FEW_ROWS ? "gemm" : shape.m > 1 ? "gemvRows" : "gemv",
         message,
       );
       assert(choice.reason.includes(`${shape.m} row`), message);
       assertEquals(choice.constants.EPILOGUE, shape.swiglu ? 2 : 0, message);
-      if (choice.fusedNorm) assert(shape.norm && choice.kernel === "gemv");
+      if (choice.fusedNorm) assert(shape.norm && choice.kernel !== "gemm");
       assertEquals(choice.constants.NORM === 1, choice.fusedNorm, message);
     }
   }
@@ -165,7 +172,7 @@ Deno.test("what is chosen for a Linear layer fits the device", () => {
 
 Deno.test("f16 products cannot overflow", () => {
   for (const largest of [1e-6, 0.01, 0.5, 3, 100, 5000]) {
-    for (const m of [9, 100, 4096]) {
+    for (const m of [33, 100, 4096]) {
       const shape = { m, n: 4096, k: 1024, dtype: "bf16", norm: true } as const;
       const choice = chooseLinear(
         { ...shape, swiglu: false, largest },
@@ -266,6 +273,7 @@ Deno.test("tuned constants take the place of chosen ones, for their class alone"
   const half = { ...shape, m: 100, largest: 0.5 };
   const tuned = new Map<string, Constants>([
     [linearKey("gemv", shape), { ROWS: 4 }],
+    [linearKey("gemvRows", { ...shape, m: 3 }), { SLICES: 2 }],
     [linearKey("gemm", { ...shape, m: 100 }), { BK: 8 }],
     [linearKey("gemm", half, true), { BK: 64 }],
     [attendKey("long", 128, 2), { TILE: 512 }],
@@ -282,7 +290,8 @@ Deno.test("tuned constants take the place of chosen ones, for their class alone"
     assert(linear(given).reason.endsWith("an H200"));
   };
   changes({ m: 1 }, { ROWS: 4 });
-  changes({ m: 2 }, {});
+  for (const m of [2, 3, 4]) changes({ m }, { SLICES: 2 });
+  for (const m of [5, 16]) changes({ m }, {});
   changes({ m: 1, swiglu: true }, {});
   changes({ m: 1, dtype: "f32" }, {});
   changes({ m: 1, k: 256 }, {});
@@ -307,9 +316,10 @@ Deno.test("chooseMatmul picks a kernel by shape, or says why none fits", () => {
   assertEquals(chosen([8], [8, 5]), "gemvColumns");
   assertEquals(chosen([8], [5, 8], true), "gemv");
   assertEquals(chosen([1, 8], [8, 5]), "gemvColumns");
-  assertEquals(chosen([8, 8], [5, 8], true), "gemv");
+  assertEquals(chosen([8, 8], [5, 8], true), "gemvRows");
+  assertEquals(chosen([32, 8], [5, 8], true), "gemvRows");
   assertEquals(chosen([9, 8], [8, 5]), "gemm");
-  assertEquals(chosen([9, 8], [5, 8], true), "gemm");
+  assertEquals(chosen([33, 8], [5, 8], true), "gemm");
   assertEquals(chosen([1, 16, 5, 128], [1, 16, 128, 5]), "batchedGemm");
   assertEquals(chosen([2, 6, 1, 8], [2, 1, 8, 5]), "batchedGemm");
   const refused: [number[], number[], string][] = [

@@ -68,7 +68,7 @@ const PRODUCTS: Product[] = [
     a: [8, 61],
     b: [37, 61],
     transposeB: true,
-    kernel: "gemv",
+    kernel: "gemvRows",
     shape: [8, 37],
   },
   { a: [8, 61], b: [61, 37], kernel: "gemvColumns", shape: [8, 37] },
@@ -123,7 +123,9 @@ gpuTest(
     for (const product of PRODUCTS) {
       if (elements(product.b) > 1e5 || elements(product.a) > 1e5) continue;
       const own =
-        { gemm, batchedGemm, gemv, gemvColumns: gemv }[product.kernel!];
+        { gemm, batchedGemm, gemv, gemvRows: gemv, gemvColumns: gemv }[
+          product.kernel!
+        ];
       await multiply(trial, product, ["f32", "f32"], own);
       // Tiles take few rows too, where they are asked for.
       if (product.a.length === 2 && product.b.length === 2) {
@@ -230,7 +232,7 @@ gpuTest(
       ],
       [
         () => gemv(of(9, 3), of(3, 4)),
-        "Cannot run gemv: [9, 3] × [3, 4]: these shapes are for gemm, not for gemv or gemvColumns",
+        "Cannot run gemv: [9, 3] × [3, 4]: these shapes are for gemm, not for gemv or gemvRows or gemvColumns",
       ],
       [
         () => batchedGemm(of(2, 3), of(3, 4)),

@@ -46,8 +46,8 @@ Deno.test("tokens, types and constants change what is shown", () => {
     showKernel(name, STATED_DEVICE, { config, ...options });
   assertMatch(show("gemm").wgsl, /const BM: u32 = 64u;/);
   assertMatch(show("gemm", { constants: { BM: 32 } }).wgsl, /BM: u32 = 32u;/);
-  assertMatch(show("gemv").wgsl, /const M: u32 = 1u;/);
-  assertMatch(show("gemv", { tokens: 3 }).wgsl, /const M: u32 = 3u;/);
+  assertMatch(show("gemvRows").wgsl, /const M: u32 = 16u;/);
+  assertMatch(show("gemvRows", { tokens: 3 }).wgsl, /const M: u32 = 3u;/);
   const [w] = show("gemv", { dtype: "f16" }).operands;
   assertEquals(w, { name: "w", dtype: "f16", shape: [4096, 1024] });
   assertMatch(show("attend_decode").label, /^layers\.0\.attention, 1 token/);

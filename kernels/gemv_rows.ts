@@ -1,0 +1,228 @@
+import { kernel, splitGrid } from "../lib/kernel.ts";
+import { LANES } from "../lib/wgsl.ts";
+
+// Fours of a chunk that lie beyond the row are zero, so they add nothing.
+const load = (chunk: string) => /* wgsl */ `
+  @unroll for (var s = 0; s < STEPS; s++) {
+    let four = (${chunk} * STEPS + s) * LANES + lane;
+    @unroll for (var i = 0; i < ROWS; i++) {
+      @if EXACT { raw[i * STEPS + s] = w[base[i] + four]; }
+      @else { raw[i * STEPS + s] = select(RAW(), w[base[i] + min(four, FOURS - 1u)], four < FOURS); }
+    }
+  }`;
+
+/** Sums of squares that EPILOGUE 1 leaves per row of x: one per workgroup. */
+export function rowParts(
+  n: number,
+  { WORKGROUP, LOG_LANES, ROWS, SLICES }: Readonly<
+    Record<string, number | string>
+  >,
+): number {
+  const groups = Number(WORKGROUP) >> Number(LOG_LANES);
+  return Math.ceil(n / (groups / Number(SLICES) * Number(ROWS)));
+}
+
+/**
+ * A few rows times a matrix stored by output row, `y = x · wᵀ`: the Linear layers of
+ * sequences that decode together, and of short prompts.
+ *
+ * Like gemv.ts, but M rows of `x` share each value of `w`, so arithmetic and reads of
+ * `x` from the cache limit it. LANES neighbouring threads share ROWS rows of `w` and
+ * take four elements at a time, so that their reads of `x` are neighbours too. Each
+ * ends with M · ROWS sums; every exchange between lanes adds half of them and leaves
+ * the other half to its partner, so each lane ends with its own few results: log₂
+ * steps for all sums together, and no lane writes alone. Where rows of `w` are too few
+ * to fill a GPU, SLICES lane groups of a workgroup share them, each a part of k.
+ *
+ * NORM and EPILOGUE are gemv.ts's; the sums of squares for the next norm are one per
+ * workgroup.
+ */
+export const gemvRows = kernel({
+  name: "gemvRows",
+  buffers: ({ NORM, EPILOGUE }) => ({
+    w: "n k as span",
+    x: "m k as span",
+    y: "inout any as scalar",
+    ...(NORM ? { norm: "k as span", squares: "m parts" } : {}),
+    ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
+  }),
+  // y has rows of `stride` elements; this call's first row of w goes to column `column`.
+  uniforms: { stride: "u32", column: "u32", eps: "f32" },
+  constants: {
+    M: 2,
+    WORKGROUP: 128,
+    ROWS: 4,
+    LOG_LANES: 5,
+    SUBGROUPS: 1,
+    STEPS: 2,
+    SLICES: 1,
+    NORM: 0,
+    EPILOGUE: 0,
+  },
+  derive: (c, { k, parts }) => {
+    const [m, rows] = [Number(c.M), Number(c.ROWS)];
+    const fours = Math.ceil(k / 4), lanes = 1 << Number(c.LOG_LANES);
+    const steps = Math.max(
+      1,
+      Math.min(Number(c.STEPS), Math.ceil(fours / lanes)),
+    );
+    const sums = 2 ** Math.ceil(Math.log2(m * rows));
+    return {
+      FOURS: fours,
+      LANES: lanes,
+      STEPS: steps,
+      CHUNKS: Math.ceil(fours / (lanes * steps)),
+      EXACT: fours % (lanes * steps) === 0 ? 1 : 0,
+      GROUPS: Number(c.WORKGROUP) / lanes,
+      SUMS: sums,
+      OWN: Math.max(1, sums / lanes), // sums that end in a lane
+      SHARERS: Math.max(1, lanes / sums), // lanes that end with the same
+      PARTS: parts ?? 0,
+    };
+  },
+  grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
+    splitGrid(n / (ROWS * (GROUPS / SLICES))),
+  body: /* wgsl */ `
+${LANES}
+@if W_VIEW == "vec4" { @if W_DTYPE == "f32" { alias RAW = vec4f; } @else { alias RAW = vec2u; } }
+@if NORM { var<workgroup> factors: array<f32, M>; }
+@if EPILOGUE == 1 { var<workgroup> squared: array<f32, GROUPS / SLICES * SUMS>; }
+@if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
+
+// The row of w that accumulators of number i in lane group g sum.
+fn w_row(g: u32, i: u32) -> u32 {
+  @if EPILOGUE == 2 {
+    return (i & 1u) * (u.n / 2u) + min(g * (ROWS / 2u) + (i >> 1u), u.n / 2u - 1u);
+  } @else {
+    return min(g * ROWS + i, u.n - 1u);
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  let group = tid / LANES;
+  let part = wg.y * groups.x + wg.x;
+  let slice = group % SLICES;
+  let g = part * (GROUPS / SLICES) + group / SLICES;
+  @split var acc: array<f32, SUMS>;
+  @if W_VIEW == "vec4" {
+    @split var raw: array<RAW, ROWS * STEPS>;
+    @split var base: array<u32, ROWS>;
+    @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * FOURS; }
+    ${load("slice")}
+  }
+  @if NORM {
+    // Whoever wrote a row left PARTS partial sums of its squares.
+    for (var m0 = 0u; m0 < M; m0 += GROUPS) {
+      let m = min(m0 + group, M - 1u);
+      var sum = 0.0;
+      for (var i = lane; i < PARTS; i += LANES) { sum += squares[m * PARTS + i]; }
+      sum = lanes_sum(sum, tid);
+      if (lane == 0u) { factors[m] = inverseSqrt(sum / f32(u.k) + u.eps); }
+    }
+    workgroupBarrier();
+  }
+@if W_VIEW == "vec4" {
+  for (var c = slice; c < CHUNKS; c += SLICES) {
+    @if CHUNKS > SLICES { if (c > slice) { ${load("c")} } }
+    @unroll for (var s = 0; s < STEPS; s++) {
+      let four = min((c * STEPS + s) * LANES + lane, FOURS - 1u);
+      @split var wv: array<vec4f, ROWS>;
+      @if NORM { let scale = norm_at(four); }
+      @unroll for (var i = 0; i < ROWS; i++) {
+        @if NORM { wv[i] = w_of(raw[i * STEPS + s]) * scale; } @else { wv[i] = w_of(raw[i * STEPS + s]); }
+      }
+      @unroll for (var m = 0; m < M; m++) {
+        let xv = x_at(m * FOURS + four);
+        @unroll for (var i = 0; i < ROWS; i++) { acc[m * ROWS + i] += dot(wv[i], xv); }
+      }
+    }
+  }
+} @else {
+  for (var e = (slice * LANES + lane) * 4u; e < u.k; e += SLICES * LANES * 4u) {
+    @if NORM { let scale = norm_span(e, u.k - e); } @else { let scale = vec4f(1.0); }
+    @unroll for (var m = 0; m < M; m++) {
+      let xv = x_span(m * u.k + e, u.k - e) * scale;
+      @unroll for (var i = 0; i < ROWS; i++) {
+        acc[m * ROWS + i] += dot(w_span(w_row(g, i) * u.k + e, u.k - e), xv);
+      }
+    }
+  }
+}
+  @if SUBGROUPS {
+    @unroll for (var s = 0; s < LOG_LANES; s++) {
+      @if (SUMS >> s) > 1 {
+        let upper = (lane & (1u << (LOG_LANES - 1u - s))) != 0u;
+        @unroll for (var i = 0; i < (SUMS >> s) / 2; i++) {
+          let away = select(acc[i + (SUMS >> s) / 2], acc[i], upper);
+          acc[i] = select(acc[i], acc[i + (SUMS >> s) / 2], upper) + subgroupShuffleXor(away, 1u << (LOG_LANES - 1u - s));
+        }
+      } @else {
+        acc[0] += subgroupShuffleXor(acc[0], 1u << (LOG_LANES - 1u - s));
+      }
+    }
+  } @else {
+    @unroll for (var i = 0; i < M * ROWS; i++) {
+      let sum = lanes_sum(acc[i], tid);
+      if (lane == 0u) { sums[group * SUMS + i] = sum; }
+    }
+    workgroupBarrier();
+    @unroll for (var j = 0; j < OWN; j++) { acc[j] = sums[group * SUMS + lane / SHARERS * OWN + j]; }
+  }
+  @if SLICES > 1 {
+    @if SUBGROUPS {
+      @unroll for (var j = 0; j < OWN; j++) { sums[group * SUMS + lane / SHARERS * OWN + j] = acc[j]; }
+      workgroupBarrier();
+    }
+    @unroll for (var q = 1; q < SLICES; q++) {
+      @unroll for (var j = 0; j < OWN; j++) {
+        acc[j] += sums[min(group + q, GROUPS - 1u) * SUMS + lane / SHARERS * OWN + j];
+      }
+    }
+  }
+  let writes = slice == 0u && lane % SHARERS == 0u;
+  @unroll for (var j = 0; j < OWN; j++) {
+    let at = lane / SHARERS * OWN + j;
+    let m = at / ROWS;
+    let i = at % ROWS;
+    @if NORM { let factor = factors[min(m, M - 1u)]; } @else { let factor = 1.0; }
+    @if EPILOGUE == 2 {
+      // Gates are the even ones, what they gate follows.
+      @if OWN > 1 { @if j % 2 == 0 { let other = acc[j + 1]; } @else { let other = 0.0; } }
+      @else {
+        @if SUBGROUPS { let other = subgroupShuffleXor(acc[0], SHARERS); }
+        @else {
+          var other = 0.0;
+          @unroll for (var q = 0; q < SLICES; q++) { other += sums[min(group + q, GROUPS - 1u) * SUMS + min(at + 1u, SUMS - 1u)]; }
+        }
+      }
+      let gate = acc[j] * factor;
+      let output = g * (ROWS / 2u) + i / 2u;
+      if (writes && m < M && i % 2u == 0u && output < u.n / 2u) {
+        y[m * u.stride + u.column + output] = gate / (1.0 + exp(-gate)) * other * factor;
+      }
+    } @else {
+      let row = g * ROWS + i;
+      let inside = writes && m < M && row < u.n;
+      var value = acc[j] * factor;
+      @if EPILOGUE == 1 {
+        if (inside) { value += y[m * u.stride + u.column + row]; }
+        if (writes) { squared[group / SLICES * SUMS + at] = select(0.0, value * value, inside); }
+      }
+      if (inside) { y[m * u.stride + u.column + row] = value; }
+    }
+  }
+  @if EPILOGUE == 1 {
+    workgroupBarrier();
+    for (var m = tid; m < M; m += WORKGROUP) {
+      var sum = 0.0;
+      @unroll for (var q = 0; q < GROUPS / SLICES; q++) {
+        @unroll for (var i = 0; i < ROWS; i++) { sum += squared[q * SUMS + m * ROWS + i]; }
+      }
+      if (part < PARTS) { squares[m * PARTS + part] = sum; }
+    }
+  }
+}`,
+});

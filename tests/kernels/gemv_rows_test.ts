@@ -1,0 +1,106 @@
+import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
+import type { Constants } from "../../lib/unroll.ts";
+import { gpuTest, lanes, type Trial } from "../gpu.ts";
+import { checkRows, type RowsCase } from "./rows_case.ts";
+
+const WEIGHTS = ["f32", "f16", "bf16"] as const;
+const SMALL = { WORKGROUP: 32, STEPS: 1 };
+
+const check = (trial: Trial, given: RowsCase) =>
+  checkRows(trial, gemvRows, rowParts, {
+    ...given,
+    constants: { ...SMALL, ...given.constants },
+  });
+
+gpuTest(
+  "gemvRows multiplies rows of any length, by weights of any type",
+  async (_, trial) => {
+    for (const k of [1, 3, 4, 7, 8, 12, 80, 100, 1000, 1024]) {
+      for (const w of WEIGHTS) await check(trial, { m: 5, n: 37, k, w });
+    }
+  },
+);
+
+gpuTest("gemvRows takes one to 32 rows of x", async (_, trial) => {
+  for (let m = 1; m <= 32; m++) {
+    const constants = { ROWS: m > 16 ? 2 : 4 };
+    await check(trial, { m, n: 37, k: 80, constants });
+    if (m % 3) continue;
+    await check(trial, { m, n: 38, k: 20, norm: "f32", constants });
+    await check(trial, { m, n: 38, k: 20, epilogue: 1, constants });
+    await check(trial, { m, n: 38, k: 20, epilogue: 2, constants });
+  }
+});
+
+gpuTest(
+  "gemvRows makes any number of outputs, more than one dimension of a grid has",
+  async (_, trial) => {
+    for (const n of [1, 2, 3, 37, 1024]) {
+      await check(trial, { m: 3, n, k: 80 });
+      await check(trial, { m: 3, n, k: 7 });
+    }
+    const one = { WORKGROUP: 8, LOG_LANES: 3, ROWS: 1 }; // 151,936 workgroups
+    await check(trial, { m: 2, n: 151936, k: 8, constants: one });
+  },
+);
+
+gpuTest("gemvRows norms rows, adds to y and gates", async (_, trial) => {
+  for (const w of WEIGHTS) {
+    for (const kind of [0, 1, 2] as const) {
+      const shape = { m: 6, n: 74, w, epilogue: kind };
+      await check(trial, { ...shape, k: 80 });
+      if (kind !== 1) {
+        await check(trial, { ...shape, k: 1000, norm: w });
+        await check(trial, { ...shape, k: 45, norm: w });
+      }
+      await check(trial, { ...shape, k: 5 });
+    }
+  }
+});
+
+gpuTest("gemvRows reads 16-bit x", async (_, trial) => {
+  for (const x of ["f16", "bf16"] as const) {
+    for (const k of [7, 20, 80]) await check(trial, { m: 3, n: 9, k, x });
+    await check(trial, { m: 3, n: 9, k: 80, x, norm: "bf16" });
+  }
+});
+
+gpuTest(
+  "gemvRows writes its columns of a wider y and nothing else",
+  async (_, trial) => {
+    for (const kind of [0, 1, 2] as const) {
+      for (const [column, beside] of [[0, 5], [3, 0], [16, 3]]) {
+        const place = { column, beside, epilogue: kind };
+        await check(trial, { m: 5, n: 38, k: 80, ...place });
+      }
+    }
+  },
+);
+
+gpuTest(
+  "gemvRows gives the same for every choice of threads, lanes, rows and slices",
+  async (gpu, trial) => {
+    const none = { SUBGROUPS: 0 };
+    const choices: Constants[] = [
+      { ...none, LOG_LANES: 5, WORKGROUP: 32 },
+      { ...none, LOG_LANES: 5, WORKGROUP: 128, ROWS: 2, SLICES: 4 },
+      { ...none, LOG_LANES: 4, WORKGROUP: 64, ROWS: 4, SLICES: 2, STEPS: 2 },
+      { ...none, LOG_LANES: 2, WORKGROUP: 32, ROWS: 4, SLICES: 8 },
+      { ...none, LOG_LANES: 0, WORKGROUP: 32 },
+      ...[32, 64, 128].map((WORKGROUP) => ({ WORKGROUP })),
+      ...[1, 2, 4, 8].map((ROWS) => ({ ROWS })),
+      ...[1, 2, 3].map((STEPS) => ({ STEPS })),
+      ...[1, 2, 4].map((SLICES) => ({ SLICES })),
+      ...[1, 2, 4].map((SLICES) => ({ SLICES, ROWS: 2, WORKGROUP: 64 })),
+      { ...lanes(gpu, true), LOG_LANES: 2, SLICES: 8 },
+    ];
+    for (const constants of choices) {
+      const m = 5, n = 38;
+      await check(trial, { m, n, k: 392, norm: "f32", constants });
+      await check(trial, { m, n, k: 264, epilogue: 1, constants });
+      if (Number(constants.ROWS ?? 4) % 2) continue; // pairs of rows
+      await check(trial, { m, n, k: 40, epilogue: 2, constants });
+      await check(trial, { m, n, k: 33, epilogue: 2, constants });
+    }
+  },
+);
