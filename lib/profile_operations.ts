@@ -20,6 +20,8 @@ export interface Sample {
   workgroups: number;
   /** Undefined where it could not be timed alone. */
   ms?: number;
+  /** How many like it there are where only this one was timed; 1 by default. */
+  runs?: number;
   /** Where they do not follow from the dispatch. */
   costs?: readonly Cost[];
 }
@@ -32,7 +34,8 @@ export function operationsOf(
 ): Operation[] {
   const found = new Map<string, Operation>();
   const main = new Map<string, string>(); // where helpers of an operation go
-  for (const { dispatch, context, workgroups, ms, costs } of samples) {
+  for (const sample of samples) {
+    const { dispatch, context, costs } = sample;
     for (const cost of costs ?? costsOf(dispatch, context)) {
       // Keys grow from step to step, so attention is told by its name alone.
       let key = cost.group === "attention" && context.tokens === 1
@@ -45,7 +48,7 @@ export function operationsOf(
         operation = begin(dispatch, cost);
         found.set(key, operation);
       }
-      add(operation, dispatch, cost, workgroups, ms);
+      add(operation, sample, cost);
     }
   }
   const operations = [...found.values()];
@@ -114,7 +117,8 @@ export function wallPhase(
   sampledSteps: number,
   between: { name: string; reason: string },
 ): Phase {
-  const dispatches = Math.round(samples.length / sampledSteps);
+  const calls = samples.reduce((sum, { runs = 1 }) => sum + runs, 0);
+  const dispatches = Math.round(calls / sampledSteps);
   const { operations, betweenMs } = withBetween(
     operationsOf(samples, sampledSteps),
     ms,
@@ -158,22 +162,20 @@ function begin(dispatch: Sample["dispatch"], cost: Cost): Operation {
 
 function add(
   operation: Operation,
-  { kernel }: Sample["dispatch"],
+  { dispatch: { kernel }, workgroups, ms, runs = 1 }: Sample,
   cost: Cost,
-  workgroups: number,
-  ms: number | undefined,
 ): void {
   if (!operation.kernel.split(" + ").includes(kernel)) {
     operation.kernel += ` + ${kernel}`;
   }
   // What only sums the parts of a product is no call of its own.
-  if (cost.matmul || !operation.matmul) operation.calls++;
+  if (cost.matmul || !operation.matmul) operation.calls += runs;
   if (cost.matmul) operation.shape = spanned(operation.shape, cost.shape);
   operation.workgroups = Math.max(operation.workgroups, workgroups);
-  operation.flops += cost.flops;
-  operation.bytes += cost.bytes;
+  operation.flops += runs * cost.flops;
+  operation.bytes += runs * cost.bytes;
   if (ms !== undefined) {
-    operation.ms = (operation.ms ?? 0) + ms * cost.part;
+    operation.ms = (operation.ms ?? 0) + runs * ms * cost.part;
   }
 }
 

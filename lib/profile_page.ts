@@ -134,7 +134,7 @@ function breakdown() {
   s.append(pair);
   for (const phase of report.phases) {
     const rows = phase.operations.filter((o) => o.share !== undefined).sort((a, b) => a.ms - b.ms).slice(-14);
-    const box = el("div", {}, el("h3", {}, phase.name + ": " + time(phase.ms) + (phase.name === "prefill" ? " a prompt" : " a step")));
+    const box = el("div", {}, el("h3", {}, phase.name + ": " + time(phase.ms) + (phase.name === "decode" ? " a step" : report.batch > 1 ? " all prompts" : " a prompt")));
     pair.append(box);
     const { instance } = chart(box, "Time by operation, " + phase.name, () => 40 + rows.length * 27, () => Object.assign(base(), {
       grid: { left: 148, right: 62, top: 6, bottom: 4 },
@@ -261,7 +261,7 @@ function timeline() {
   tabs.append(...buttons);
   const { loop } = report;
   if (!loop) return;
-  s.append(el("p", { class: "small soft" }, "A token on the CPU: encode " + time(loop.encodeMs) + ", submit " + time(loop.submitMs) + ", wait " + time(loop.waitMs) + ", readback " + time(loop.readbackMs) +
+  s.append(el("p", { class: "small soft" }, "A " + (report.batch > 1 ? "step of " + report.batch + " tokens" : "token") + " on the CPU: encode " + time(loop.encodeMs) + ", submit " + time(loop.submitMs) + ", wait " + time(loop.waitMs) + ", readback " + time(loop.readbackMs) +
     (loop.gpuMs === undefined ? "." : ". On the GPU " + time(loop.gpuMs) + "; without gaps it would be " + digits(loop.tokensPerSecondWithoutIdle) + " tokens/s instead of " + digits(loop.tokensPerSecond) + ".")));
 }
 

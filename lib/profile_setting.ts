@@ -17,7 +17,7 @@ export interface ProfileOptions {
   promptTokens?: number;
   /** Tokens to generate; 64 by default. */
   maxTokens?: number;
-  /** Sequences in a decode step; prefill and the decode loop are of one. */
+  /** Sequences that run together, as `generateBatch` does; 1 by default. */
   batch?: number;
   /** Steps between two readbacks; by default a growing number. */
   chunk?: number;
@@ -115,6 +115,11 @@ export function subject(
     maxTokens,
     batch,
   };
+}
+
+/** Sequences of a batch whose prompts are timed; all are of one length. */
+export function prefillSamples(batch: number): number[] {
+  return batch === 1 ? [0] : [0, batch - 1];
 }
 
 /** Ids all over the vocabulary. */

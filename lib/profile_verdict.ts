@@ -97,9 +97,10 @@ function cpuChosen({ device }: Findings): Verdict {
 
 function idling(loop: Loop): Verdict {
   const idle = `GPU idle ${percent(loop.idle!)}`;
-  const readbacks = loop.tokens / loop.chunk;
+  const readbacks = Math.ceil(loop.steps / loop.chunk);
   const encode = loop.encodeMs + loop.submitMs;
-  const total = 1000 / loop.tokensPerSecond;
+  const each = loop.tokens > loop.steps ? "step" : "token";
+  const total = 1000 * loop.tokens / loop.steps / loop.tokensPerSecond;
   const could = loop.tokensPerSecondWithoutIdle;
   const gain = could
     ? ` (${rate(could)} tokens/s instead of ${rate(loop.tokensPerSecond)})`
@@ -110,7 +111,7 @@ function idling(loop: Loop): Verdict {
       severity: "yellow",
       text: `${idle}: the CPU takes ${
         milliseconds(encode)
-      } a token to encode and submit what the GPU does in ${
+      } a ${each} to encode and submit what the GPU does in ${
         milliseconds(loop.gpuMs ?? 0)
       }; fuse operations into fewer dispatches${gain}`,
     };
@@ -119,17 +120,16 @@ function idling(loop: Loop): Verdict {
     return {
       rule: "readbacks",
       severity: "yellow",
-      text: `${idle}: one readback a token, and each takes ${
+      text: `${idle}: one readback a ${each}, and each takes ${
         milliseconds(loop.waitMs)
-      }; read several tokens at once, as without --chunk${gain}`,
+      }; read back after several steps, as without --chunk${gain}`,
     };
   }
   return {
     rule: "idle",
     severity: "yellow",
-    text: `${idle}: it waits for readbacks, ${
-      Math.ceil(readbacks)
-    } for ${loop.tokens} tokens; ask for more tokens, so that chunks grow${gain}`,
+    text:
+      `${idle}: it waits for readbacks, ${readbacks} for ${loop.steps} steps; ask for more tokens, so that chunks grow${gain}`,
   };
 }
 

@@ -22,8 +22,9 @@
  *   f32, f16) and the `fraction` of it that was reached, per step;
  * - `coverage`: `calls` and `flops` of matrix products on the GPU and in total, and
  *   `refusals` by reason and shape; `fallbacks`: the operations that they hit;
- * - `loop`: the decode loop per token: `encodeMs`, `submitMs`, `waitMs`,
- *   `readbackMs`, `gpuMs`, `idle`, `gaps`, `tokensPerSecond` with and without idling;
+ * - `loop`: the decode loop: `steps` and `tokens`, and of each step `encodeMs`,
+ *   `submitMs`, `waitMs`, `readbackMs`, `gpuMs`; `idle`, `gaps`, `tokensPerSecond`
+ *   with and without idling;
  * - `compare`: GPU and CPU times of Linear layers, attention and the whole;
  * - `timeline`: what `--trace` has, in milliseconds.
  */
@@ -45,7 +46,7 @@ const FLAGS: FlagTable = {
   "max-tokens": ["number", "tokens to generate; 64 by default"],
   "batch": [
     "number",
-    "sequences in a decode step, 1 by default; prefill and decode loop are of one",
+    "sequences that run together, 1 by default",
   ],
   "chunk": [
     "number",

@@ -412,15 +412,63 @@ Deno.test("options out of range are refused before anything is loaded", async ()
   }
 });
 
-gpuTest("a batch is decoded together", async () => {
-  const { phases, notes } = await profile(TINY, {
-    device: "gpu",
-    promptTokens: 1,
-    maxTokens: 2,
-    batch: 3,
-  });
-  const qkv = phases[1].operations.find(({ name }) => name === "qkv_proj")!;
-  assertEquals(qkv.shape, "[3, 64] × [64, 256]");
-  assertEquals(phases[1].tokens, 3);
-  assert(notes.some((note) => note.includes("3 sequences")));
+gpuTest("a batch goes through prefill, decode and loop together", async () => {
+  const options = { promptTokens: 9, maxTokens: 3, batch: 3 };
+  const onGpu = await profile(TINY, { ...options, device: "gpu" });
+  const onCpu = await profile(TINY, { ...options, device: "cpu" });
+  for (const { phases: [prefill, decode], batch, notes } of [onGpu, onCpu]) {
+    const of = (phase: Phase, name: string) =>
+      phase.operations.find((operation) => operation.name === name)!;
+    assertEquals([batch, prefill.tokens, decode.tokens], [3, 27, 3]);
+    // Prompts one after the other, two layers each; then a token of each is chosen.
+    assertEquals(of(prefill, "qkv_proj").shape, "[9, 64] × [64, 256]");
+    assertEquals(of(prefill, "qkv_proj").calls, 6);
+    assertEquals(of(prefill, "qkv_proj").flops, 6 * 2 * 9 * 64 * 256);
+    assertEquals(of(prefill, "sampling").shape, "[3, 512]");
+    assertEquals(of(decode, "qkv_proj").shape, "[3, 64] × [64, 256]");
+    assertEquals(of(decode, "qkv_proj").calls, 2);
+    assertAlmostEquals(
+      sum(prefill.operations.map(({ ms = 0 }) => ms)) / prefill.profiledMs!,
+      1,
+      0.1,
+    );
+    assert(notes.some((note) => /of 3 prompts the first and the/.test(note)));
+  }
+  const { loop } = onGpu;
+  assertEquals([loop!.steps, loop!.tokens], [2, 6]);
+  const said = profileText(onGpu);
+  assertStringIncludes(said, "for 3 prompts of 9, ");
+  assertStringIncludes(said, "6 tokens after the first 3, ");
 });
+
+gpuTest("a batch that does not fit is refused by its numbers", async () => {
+  await assertRejects(
+    () =>
+      profile("synthetic:qwen3-0.6b?layers=1&vocab=64", {
+        device: "gpu",
+        promptTokens: 40_000,
+        maxTokens: 2,
+        batch: 256,
+      }),
+    Error,
+    "256 sequences × 40002 tokens",
+  );
+});
+
+gpuTest(
+  "numbers of the text stand in columns, and it is no wider than 110",
+  async () => {
+    const said = profileText(await layer());
+    const tables = said.split(/\n\n| {2}Why/).filter((part) =>
+      /^ {2}operation/m.test(part)
+    );
+    assertEquals(tables.length, 4);
+    for (const line of said.split("\n").filter((line) => /^ /.test(line))) {
+      assert(line.length <= 110, `${line.length} characters: ${line}`);
+    }
+    const [numbers] = tables;
+    const lines = numbers.split("\n").filter((line) => /memory$/.test(line));
+    assert(lines.length > 5);
+    assertEquals(new Set(lines.map((line) => line.length)).size, 1);
+  },
+);

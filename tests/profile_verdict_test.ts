@@ -48,6 +48,7 @@ function phase(
 }
 
 const loop: Loop = {
+  steps: 64,
   tokens: 64,
   chunk: 64,
   encodeMs: 0.1,
