@@ -98,8 +98,17 @@ await runTask(async () => {
     trace: flags.text("trace"),
     html: flags.text("html"),
   };
+  const flagOf = new Map<string, string>();
   for (const [flag, path] of Object.entries(files)) {
-    if (path !== undefined && path !== STDOUT) requireWritable(flag, path);
+    if (path === undefined) continue;
+    const other = flagOf.get(path);
+    if (other !== undefined) {
+      throw new Error(
+        `Cannot write --${flag} to ${path}: --${other} goes there, it must be another file`,
+      );
+    }
+    flagOf.set(path, flag);
+    if (path !== STDOUT) requireWritable(flag, path);
   }
   const report = await profile(flags.text("model"), {
     device: device as DeviceKind | undefined,
@@ -141,11 +150,17 @@ function requireWritable(flag: string, path: string): void {
       Deno.openSync(path, { write: true }).close();
     }
   } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
+    const why = error instanceof Deno.errors.NotFound
+      ? "there is no such folder"
+      : error instanceof Deno.errors.IsADirectory
+      ? "it is a folder"
+      : error instanceof Deno.errors.PermissionDenied
+      ? "there is no permission"
+      : error instanceof Error
+      ? error.message
+      : String(error);
     throw new Error(
-      `Cannot write --${flag} to ${path}: ${
-        why.replace(/^writefile .*?: /, "")
-      }`,
+      `Cannot write --${flag} to "${path}": ${why}, must be a file that can be written`,
     );
   }
 }
