@@ -34,9 +34,15 @@ export function operationsOf(
 ): Operation[] {
   const found = new Map<string, Operation>();
   const main = new Map<string, string>(); // where helpers of an operation go
+  const wholes = wholeRows(samples);
   for (const sample of samples) {
-    const { dispatch, context, costs } = sample;
-    for (const cost of costs ?? costsOf(dispatch, context)) {
+    const { dispatch, context, costs = costsOf(dispatch, context) } = sample;
+    const n = wholes.get(sample);
+    for (let cost of costs) {
+      if (n !== undefined) {
+        const whole = { ...dispatch, dims: { ...dispatch.dims, n } };
+        cost = { ...cost, shape: costsOf(whole, context)[0].shape };
+      }
       // Keys grow from step to step, so attention is told by its name alone.
       let key = cost.group === "attention" && context.tokens === 1
         ? cost.name
@@ -61,6 +67,24 @@ export function operationsOf(
   share(operations);
   for (const operation of operations) rate(operation, peaks);
   return operations;
+}
+
+/** Rows of a weight that is split over bindings, for each of the dispatches that read it. */
+function wholeRows(samples: readonly Sample[]): Map<Sample, number> {
+  const wholes = new Map<Sample, number>();
+  let run: Sample[] = [];
+  for (const sample of samples) {
+    const { label, kernel, dims: { n } } = sample.dispatch;
+    const before = run[0]?.dispatch;
+    if (label === before?.label && kernel === "sumSplits") continue;
+    const goes = label === before?.label && kernel === before.kernel &&
+      n !== undefined && sample.context === run[0].context;
+    run = goes ? [...run, sample] : [sample];
+    if (!goes) continue;
+    const rows = run.reduce((sum, { dispatch }) => sum + dispatch.dims.n, 0);
+    for (const part of run) wholes.set(part, rows);
+  }
+  return wholes;
 }
 
 /** Gives each operation its part of the time of all. */

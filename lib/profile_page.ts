@@ -113,11 +113,11 @@ function head() {
     el("li", { class: "verdict " + v.severity }, el("b", { "aria-label": v.severity }, marks[v.severity]), el("span", {}, v.text)))));
   const tiles = el("div", { class: "tiles" });
   const tile = (value, label) => tiles.append(el("div", { class: "tile" }, el("span", { class: "soft small" }, label), el("strong", {}, value)));
-  for (const p of report.phases) tile(digits(p.tokensPerSecond) + " /s", p.name + ", tokens");
+  for (const p of report.phases) tile(digits(p.tokensPerSecond), p.name + ", tokens/s");
   const { flops } = report.coverage;
   tile(percent(flops.total ? flops.gpu / flops.total : 0), "matmuls on the GPU");
   if (report.loop) {
-    tile(digits(report.loop.tokensPerSecond) + " /s", "decode loop, tokens");
+    tile(digits(report.loop.tokensPerSecond), "decode loop, tokens/s");
     if (report.loop.idle !== undefined) tile(percent(report.loop.idle), "GPU idle");
   }
   if (report.peaks) tile(prefixed(report.peaks.readGBps * 1e9) + "B/s", "memory, measured");
@@ -290,7 +290,7 @@ function timeline() {
     const origin = Math.min(...events.map((e) => e.begin));
     return Object.assign(base(), {
       grid: { left: 4, right: 36, top: 12, bottom: 58, containLabel: true },
-      tooltip: Object.assign(base().tooltip, { trigger: "item", formatter: (p) => "<b>" + escape(p.data.event.name) + "</b><br>" + p.data.event.lane + ", " + time(p.data.event.ms) + "<br>from " + time(Math.max(0, p.value[1])) }),
+      tooltip: Object.assign(base().tooltip, { trigger: "item", formatter: (p) => "<b>" + escape(p.data.event.name) + "</b><br>" + (p.data.event.detail ? escape(p.data.event.detail) + "<br>" : "") + p.data.event.lane + ", " + time(p.data.event.ms) + "<br>from " + time(Math.max(0, p.value[1])) }),
       xAxis: axis({ type: "value", min: 0, max: "dataMax", axisLabel: { color: color("soft"), hideOverlap: true, formatter: (v) => +v.toPrecision(4) + " ms" } }),
       yAxis: axis({ type: "category", data: lanes, axisLabel: { color: color("text"), fontWeight: 600 } }),
       dataZoom: [
@@ -335,13 +335,13 @@ function coverage() {
   const s = section("coverage", "Coverage", "How much of the matrix products ran on the GPU.");
   for (const [name, { gpu, total }] of [["calls", calls], ["FLOPs", flops]]) {
     const share = total ? gpu / total : 0;
-    s.append(el("p", { class: "small" }, percent(share) + " of " + prefixed(total).trim() + (name === "calls" ? " calls" : "FLOPs")));
+    s.append(el("p", { class: "small" }, percent(share) + " of " + (name === "calls" ? count(total) + " calls" : prefixed(total) + "FLOPs")));
     const fill = el("i");
     fill.style.width = 100 * share + "%";
     s.append(el("div", { class: "bar", role: "img", "aria-label": percent(share) + " of " + name + " on the GPU" }, fill));
   }
   if (!refusals.length) return;
-  const rows = refusals.map((r) => el("tr", {}, el("td", {}, r.operations.join(", ")), el("td", {}, digits(r.count)), el("td", { class: "why" }, el("code", {}, r.line))));
+  const rows = refusals.map((r) => el("tr", {}, el("td", {}, r.operations.join(", ")), el("td", {}, count(r.count)), el("td", { class: "why" }, el("code", {}, r.line))));
   s.append(el("div", { class: "scroll" }, el("table", { id: "refusals" }, el("thead", {}, el("tr", {}, el("th", {}, "operation"), el("th", {}, "count"), el("th", { class: "left" }, "refusal"))), el("tbody", {}, ...rows))));
 }
 

@@ -46,6 +46,7 @@ export interface Verdict {
   rule:
     | "coverage"
     | "cpu chosen"
+    | "unpacked"
     | "software renderer"
     | "readbacks"
     | "encoding"
@@ -83,6 +84,7 @@ export interface Phase {
   factor?: number;
   /** What `profiledMs` has beyond its operations: between passes. */
   betweenMs?: number;
+  /** Dispatches of a step; verbs on the CPU. */
   dispatches: number;
   tokensPerSecond: number;
   flops: number;
@@ -191,6 +193,8 @@ export interface TimelineEvent {
   /** What was going on. */
   part: "decode loop" | "profiled prefill" | "profiled decode";
   name: string;
+  /** Kernel, shape and element types of what was timed alone. */
+  detail?: string;
   begin: number;
   ms: number;
 }

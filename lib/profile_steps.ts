@@ -177,7 +177,7 @@ export async function profileSteps(
         spans.map(({ begin, end }, at) => ({
           lane: "GPU" as const,
           part: i ? "profiled decode" as const : "profiled prefill" as const,
-          name: timelineName(samples[at]),
+          ...described(samples[at]),
           begin: setting.toTimeline(begin),
           ms: end - begin,
         }))
@@ -186,10 +186,15 @@ export async function profileSteps(
   };
 }
 
-/** The label; a tied head carries the embedding's. */
-function timelineName({ dispatch, context }: Sample): string {
-  const [{ name }] = costsOf(dispatch, context);
-  return name === "lm_head" ? name : dispatch.label;
+/** The label, and what was run; a tied head carries the embedding's. */
+function described({ dispatch, context }: Sample) {
+  const costs = costsOf(dispatch, context);
+  const [{ name, dtypes }] = costs;
+  const shapes = costs.map(({ shape }) => shape).join(", ");
+  return {
+    name: name === "lm_head" ? name : dispatch.label,
+    detail: `${dispatch.kernel}: ${shapes}, ${dtypes}`,
+  };
 }
 
 /** KV lengths at which decode steps are sampled: first, middle and last. */

@@ -71,7 +71,7 @@ export function profileText(report: ProfileReport): string {
 
 function phaseText(
   phase: Phase,
-  { promptTokens, batch }: ProfileReport,
+  { promptTokens, batch, timedBy }: ProfileReport,
 ): string[] {
   const { name, ms, tokensPerSecond, dispatches, operations } = phase;
   const what = name === "decode"
@@ -82,9 +82,9 @@ function phaseText(
   return [
     `${name === "prefill" ? "Prefill" : "Decode"}: ${
       milliseconds(ms)
-    } for ${what}, ${
-      significant(tokensPerSecond)
-    } tokens/s, ${dispatches} dispatches`,
+    } for ${what}, ${significant(tokensPerSecond)} tokens/s, ${dispatches} ${
+      timedBy === "verbs" ? "operations" : "dispatches"
+    }`,
     ...phase.factor === undefined || phase.factor === 1 ? [] : [
       `  times below are of ${
         milliseconds(phase.profiledMs!)

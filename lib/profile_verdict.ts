@@ -7,7 +7,6 @@ import { SHAPES_TAKEN } from "./profile_kernels.ts";
 import type {
   Loop,
   Operation,
-  Peaks,
   Phase,
   ProfileReport,
   Verdict,
@@ -23,10 +22,18 @@ export type Findings = Omit<ProfileReport, "verdicts" | "timeline">;
 
 /** What holds a run back and what to do, the most important first; never empty. */
 export function verdictsOf(report: Findings): Verdict[] {
-  const { device, loop, phases, peaks, coverage } = report;
+  const { device, loop, phases, coverage } = report;
   const found: Verdict[] = [];
   if (coverage.refusals.length > 0) found.push(covered(report));
   else if (device.kind === "cpu") found.push(cpuChosen(report));
+  if (report.timedBy === "verbs" && coverage.calls.gpu > 0) {
+    found.push({
+      rule: "unpacked",
+      severity: "yellow",
+      text:
+        "every product ran by itself: operands went to the GPU and results came back each time; leave --kernels out for passes that stay there",
+    });
+  }
   if (device.kind === "gpu" && device.software) {
     found.push({
       rule: "software renderer",
@@ -46,7 +53,7 @@ export function verdictsOf(report: Findings): Verdict[] {
   }
   for (const name of ["decode", "prefill"] as const) {
     const phase = phases.find((phase) => phase.name === name);
-    if (phase) found.push(bound(phase, peaks));
+    if (phase) found.push(bound(phase, report));
   }
   return found;
 }
@@ -134,14 +141,14 @@ function idling(loop: Loop): Verdict {
 }
 
 /** Which limit a phase is held by, and how near it comes. */
-function bound(phase: Phase, peaks?: Peaks): Verdict {
+function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
   const { name, ms, operations, dispatches } = phase;
   const timed = operations.filter(({ share }) => share !== undefined);
   const most = largest(timed);
   if (!peaks) {
     return {
       rule: name,
-      severity: "green",
+      severity: coverage.refusals.length ? "yellow" : "green",
       text: `${name} runs at ${rate(phase.tokensPerSecond)} tokens/s: ${most}`,
     };
   }
@@ -159,6 +166,11 @@ function bound(phase: Phase, peaks?: Peaks): Verdict {
     : `the ${half ? "f16" : "f32"} rate of ${arithmetic(tflops)}`;
   const severity = fraction >= NEAR ? "green" : "yellow";
   const say = (text: string): Verdict => ({ rule: name, severity, text });
+  if (memory && fraction > 1.05) {
+    return say(
+      `${name} is bound by memory, at more than the ${of} measured here: its weights fit a cache, or other work slowed the measurement; ${most}`,
+    );
+  }
   if (memory && fraction >= NEAR) {
     return say(
       `${name} is bound by memory: ${

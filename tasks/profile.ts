@@ -26,7 +26,8 @@
  *   `submitMs`, `waitMs`, `readbackMs`, `gpuMs`; `idle`, `gaps`, `tokensPerSecond`
  *   with and without idling;
  * - `compare`: GPU and CPU times of Linear layers, attention and the whole;
- * - `timeline`: what `--trace` has, in milliseconds.
+ * - `timeline`: what `--trace` has: `lane`, `part`, `name`, `detail`, `begin` and `ms`,
+ *   in milliseconds.
  */
 import type { DeviceKind } from "../mod.ts";
 import { profile } from "../lib/profile.ts";
@@ -62,7 +63,7 @@ const FLAGS: FlagTable = {
   ],
   "json": [
     "text",
-    "the report as one line of JSON, last on stdout or to a file",
+    "the report as one line of JSON, last on stdout or to a file; lib/profile_report.ts has its fields",
   ],
   "trace": ["text", "a file for Chrome trace events, for ui.perfetto.dev"],
   "html": ["text", "a file for one self-contained page"],

@@ -178,6 +178,8 @@ gpuTest("allowing gemm and batchedGemm brings all products back", async () => {
   const whole = await run(["gemm", "batchedGemm"]);
   assertEquals(whole.coverage.flops.gpu, whole.coverage.flops.total);
   assertEquals(whole.fallbacks, []);
+  assertEquals(whole.verdicts[0].rule, "unpacked");
+  assertStringIncludes(whole.verdicts[0].text, "leave --kernels out");
   const linear = await run(["gemv", "gemm"]);
   const { flops, refusals } = linear.coverage;
   assert(flops.gpu > 0.9 * flops.total && flops.gpu < flops.total);
@@ -383,14 +385,49 @@ gpuTest("shares hold for the unprofiled step", async (gpu) => {
 
 gpuTest("a trace has a GPU and a CPU lane on one clock", async () => {
   const report = await tiny();
-  const { traceEvents } = JSON.parse(JSON.stringify(traceOf(report)));
-  const lanes = new Set<number>();
-  for (const { ph, ts, dur, tid } of traceEvents) {
-    if (ph !== "X") continue;
-    assert(Number.isFinite(ts) && dur >= 0, `${ts} ${dur}`);
-    lanes.add(tid);
+  const sleeping = await profile(TINY, {
+    device: "gpu",
+    gpu: navigator.gpu, // given, its readbacks are waited for while the next chunk is encoded
+    promptTokens: 2,
+    maxTokens: 20,
+  });
+  for (const profiled of [report, sleeping]) {
+    const trace: ReturnType<typeof traceOf> = JSON.parse(
+      JSON.stringify(traceOf(profiled)),
+    );
+    const lanes = new Map<number, string>();
+    for (const { ph, name, tid, args } of trace.traceEvents) {
+      if (ph === "M" && name === "thread_name") {
+        lanes.set(tid, String(args!.name));
+      }
+    }
+    assertEquals([...lanes.values()], [
+      `GPU: ${profiled.device.adapter}`,
+      "CPU",
+    ]);
+    let before = -Infinity;
+    const open = new Map<number, number[]>(); // ends of what is going on, by lane
+    for (const { ph, ts, dur, tid, name } of trace.traceEvents) {
+      if (ph !== "X") continue;
+      assert(ts! >= before && ts! >= 0, `${name} at ${ts} after ${before}`);
+      assert(dur! >= 0 && lanes.has(tid), `${name}: ${dur}`);
+      before = ts!;
+      const ends = (open.get(tid) ?? []).filter((end) => end > ts! + 1);
+      // What begins inside of another ends inside of it, or a viewer misplaces it.
+      for (const end of ends) {
+        assert(ts! + dur! <= end + 1, `${name} ends after what it is in`);
+      }
+      open.set(tid, [...ends, ts! + dur!]);
+    }
+    assertEquals(open.size, 2);
+    const qkv = trace.traceEvents.find(({ name }) =>
+      name === "layers.1.qkv_proj"
+    )!;
+    assertMatch(
+      String(qkv.args!.detail),
+      /^gem[mv]: \[\d+, 64\] × \[64, 256\], f32 × bf16 → f32$/,
+    );
   }
-  assertEquals(lanes.size, 2);
   // A chunk runs on the GPU after it was submitted, up to a little error of clocks.
   const first = (lane: string, name: RegExp) =>
     report.timeline.find((e) =>
@@ -431,6 +468,28 @@ Deno.test("options out of range are refused before anything is loaded", async ()
     const error = await assertRejects(() => profile(TINY, options), RangeError);
     assertMatch(error.message, message);
   }
+});
+
+gpuTest("a weight that is split over bindings is one operation", async () => {
+  const limits = { maxStorageBufferBindingSize: 40 << 10 };
+  const { phases, coverage } = await profile(TINY, {
+    device: "gpu",
+    gpu: wrapGpu({ limits }).gpu,
+    promptTokens: 3,
+    maxTokens: 2,
+  });
+  for (const { operations } of phases) {
+    const heads = operations.filter(({ name }) => name === "lm_head");
+    assertEquals(heads.map(({ shape }) => shape), ["[1, 64] × [64, 512]"]);
+    assertEquals(heads[0].calls, 2);
+    assertEquals(heads[0].flops, 2 * 64 * 512);
+    const tables = operations.filter(({ name }) => name === "embedding");
+    assertMatch(
+      tables.map(({ shape }) => shape).join(),
+      /^\[\d\] of \[512, 64\]$/,
+    );
+  }
+  assertEquals(coverage.calls.gpu, coverage.calls.total);
 });
 
 gpuTest("a batch goes through prefill, decode and loop together", async () => {
@@ -491,5 +550,35 @@ gpuTest(
     const lines = numbers.split("\n").filter((line) => /memory$/.test(line));
     assert(lines.length > 5);
     assertEquals(new Set(lines.map((line) => line.length)).size, 1);
+  },
+);
+
+gpuTest(
+  "every field of a report is described where it is declared",
+  async () => {
+    const source = await Deno.readTextFile(
+      new URL("../lib/profile_report.ts", import.meta.url),
+    );
+    const declared = new Set(
+      [...source.matchAll(/\b(\w+)\??:\s/g)].map(([, name]) => name),
+    );
+    const elsewhere = new Set(["choices", "fallbacks", "constants"]);
+    const check = (value: unknown, path: string) => {
+      if (typeof value !== "object" || value === null) return;
+      for (const [name, inner] of Object.entries(value)) {
+        if (!Array.isArray(value)) {
+          assert(declared.has(name), `${path}.${name} is not declared`);
+          if (elsewhere.has(name)) continue;
+        }
+        check(inner, `${path}.${name}`);
+      }
+    };
+    check(JSON.parse(JSON.stringify(await tiny())), "report");
+    const task = await Deno.readTextFile(
+      new URL("../tasks/profile.ts", import.meta.url),
+    );
+    for (const name of Object.keys(await tiny())) {
+      assertStringIncludes(task, `\`${name}\``);
+    }
   },
 );

@@ -106,6 +106,14 @@ Deno.test("decode near its memory bound says how near", () => {
   );
 });
 
+Deno.test("decode beyond its memory bound is not said to be a share of it", () => {
+  const decode = phase("decode", 1, operation({ bytes: 1.3 * 4.5e9 }));
+  assertMatch(
+    text({ phases: [decode] }),
+    /^decode is bound by memory, at more than the 4.50 TB\/s measured here: .*cache/,
+  );
+});
+
 Deno.test("decode far from its memory bound names dispatches and the largest", () => {
   const decode = phase("decode", 4, operation({ bytes: 4.5e9 }));
   const said = text({ phases: [decode] });
