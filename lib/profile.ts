@@ -11,6 +11,7 @@ import { comparisonOf } from "./profile_compare.ts";
 import { profileCpu } from "./profile_cpu.ts";
 import {
   clockOffset,
+  loopNotes,
   loopOf,
   loopTimeline,
   watchLoop,
@@ -125,6 +126,7 @@ async function profileModel(
   const notes = [
     ...setting.notes,
     ...gpuNotes(setting, phases, gpu.timestamps),
+    ...loopNotes(watched),
   ];
   let compare: ProfileReport["compare"];
   if (setting.compare) {

@@ -171,6 +171,15 @@ export function loopOf(watched: Watched): Loop {
   };
 }
 
+/** What of a watched loop was not timed: a query set has room for so many chunks. */
+export function loopNotes({ gpu, chunks }: Watched): string[] {
+  return gpu.length > 0 && gpu.length < chunks.length
+    ? [
+      `decode loop: the GPU's time and gaps are of the first ${gpu.length} of ${chunks.length} chunks, timestamps have room for no more`,
+    ]
+    : [];
+}
+
 /** Gaps of about the same length together, the longest first. */
 function grouped(gaps: readonly number[]): Loop["gaps"] {
   const groups = new Map<number, number[]>();

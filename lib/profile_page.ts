@@ -285,7 +285,7 @@ function timeline() {
     const tone = (e) => e.lane === "CPU" && cpu[e.name] || (part === "decode loop" ? "linear" : group(e.name));
     const tones = new Set(events.map(tone));
     legend(key, part === "decode loop"
-      ? [["linear", "GPU: steps up to a readback"], ...Object.entries(cpu).map(([what, name]) => [name, "CPU: " + what])]
+      ? [...(lanes.includes("GPU") ? [["linear", "GPU: steps up to a readback"]] : []), ...Object.entries(cpu).map(([what, name]) => [name, "CPU: " + what])]
       : groupItems((g) => tones.has(g)));
     const origin = Math.min(...events.map((e) => e.begin));
     return Object.assign(base(), {

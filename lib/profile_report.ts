@@ -51,6 +51,7 @@ export interface Verdict {
     | "readbacks"
     | "encoding"
     | "idle"
+    | "compare"
     | "decode"
     | "prefill"
     | "untimed";

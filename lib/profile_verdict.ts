@@ -5,6 +5,7 @@
  */
 import { SHAPES_TAKEN } from "./profile_kernels.ts";
 import type {
+  Comparison,
   Loop,
   Operation,
   Phase,
@@ -51,6 +52,7 @@ export function verdictsOf(report: Findings): Verdict[] {
         `${device.adapter} has no timestamp-query: whole passes are timed by wall clock, operations are not; take an adapter that has it to see where the time goes`,
     });
   }
+  if (report.compare) found.push(compared(report.compare));
   for (const name of ["decode", "prefill"] as const) {
     const phase = phases.find((phase) => phase.name === name);
     if (phase) found.push(bound(phase, report));
@@ -98,6 +100,28 @@ function cpuChosen({ device }: Findings): Verdict {
       asked
         ? "leave --device out, or give --device gpu"
         : "--device gpu insists on the adapter, deno task doctor says what is there"
+    }`,
+  };
+}
+
+function compared(compare: readonly Comparison[]): Verdict {
+  const wholes = compare.filter(({ what, factor }) =>
+    what === "whole" && factor
+  );
+  const slower = wholes.some(({ factor }) => factor! < 1);
+  const below = wholes.some(({ factor, target }) => factor! < target[0]);
+  const [{ target: [least] }] = wholes;
+  return {
+    rule: "compare",
+    severity: below ? "yellow" : "green",
+    text: `GPU over CPU: ${
+      wholes.map(({ phase, factor }) => `${phase} ${rate(factor!)}×`).join(", ")
+    }${
+      slower
+        ? "; run with --device cpu what is slower here"
+        : below
+        ? `, below the ${least}× that a GPU should give; what follows says where it loses`
+        : ""
     }`,
   };
 }
