@@ -70,7 +70,7 @@ export async function compareRow(
   const found: Comparison[][] = [];
   for (let run = 0; run < Math.min(runs, FEW_RUNS); run++) {
     const onCpu = await profileCpu(cpu, {
-      ...{ promptTokens, maxTokens, sampling, origin },
+      ...{ promptTokens, maxTokens, batch: 1, sampling, origin },
     });
     found.push(comparisonOf(phases, onCpu.phases));
   }

@@ -53,7 +53,7 @@ export async function decodeRow(
       loopOf(
         await watchLoop(
           runner,
-          promptIds(prompt, runner.config.vocabSize),
+          [promptIds(prompt, runner.config.vocabSize)],
           resolveSampling(GREEDY, {}),
           { maxTokens, warm: false },
         ),

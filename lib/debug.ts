@@ -10,6 +10,7 @@ import { type CpuTensor, f32 } from "./cpu_dtype.ts";
 import type { Choice, Gpu } from "./device.ts";
 import { GpuKvCache } from "./kv_cache.ts";
 import type { KvCache, Ops } from "./ops.ts";
+import { SamplingTwin } from "./debug_sampling.ts";
 import { GpuOps } from "./ops_gpu.ts";
 import { Plan } from "./plan.ts";
 import { forward, type Weights } from "./qwen3.ts";
@@ -39,7 +40,11 @@ interface Caches {
 /** A key or value did not fit an f16 cache. */
 class CacheOverflow extends Error {}
 
-/** {@linkcode Runner} that throws at the first operation that differs from the CPU's. */
+/**
+ * {@linkcode Runner} that throws at the first operation, or choice of a token, that
+ * differs from the CPU's. Its tokens are the CPU's choice from the GPU's logits. The
+ * loop of `generate`, which leaves tokens on the device, is not what runs here.
+ */
 export class DebugRunner implements Runner {
   readonly fallbacks = [];
   readonly context: number;
@@ -176,6 +181,10 @@ export class DebugRunner implements Runner {
     const { vocabSize } = this.gpu.config;
     this.requireRoom(texts.length, context);
     using caches = this.#caches(texts.length, context);
+    const { gpu } = this.gpu, sequences = texts.length;
+    using twin = new SamplingTwin(gpu, sampling, {
+      ...{ sequences, vocab: vocabSize },
+    });
     const seen = texts.map((text) => seenBits(vocabSize, text));
     const rows: Float32Array[] = [];
     for (const [s, text] of texts.entries()) {
@@ -183,7 +192,10 @@ export class DebugRunner implements Runner {
       rows.push(await this.#append(fits, s, caches, false, signal));
     }
     for (; step < maxTokens; step++) {
+      const before = seen.map((bits) => bits.slice());
       const ids = sampleEach(rows, sampling, seen, step);
+      const wrong = await twin.difference(rows, before, step, ids);
+      if (wrong) throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
       yield ids;
       if (step === maxTokens - 1) return;
       signal?.throwIfAborted();

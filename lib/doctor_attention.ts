@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { attendDecode } from "../kernels/attend_decode.ts";
+import { attendDecode, decodeGrid } from "../kernels/attend_decode.ts";
 import { attendPrefill } from "../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../kernels/attend_prefill_f16.ts";
 import { mergeSplits } from "../kernels/merge_splits.ts";
@@ -13,6 +13,7 @@ import {
   choosePrefillRows,
   exactLanes,
   headLanes,
+  laneConstants,
 } from "./choose.ts";
 import type { Bench } from "./doctor_bench.ts";
 import {
@@ -21,41 +22,53 @@ import {
   type Attention,
   attentionInputs,
 } from "./doctor_reference.ts";
+import type { Dtype } from "./ops.ts";
 
 const EPS = 1e-6;
 const SUM = 1e-5;
 /** What an f16 cache, or products in f16, may be off. */
 const HALF = 4e-3;
 
-/** Heads of a model with an f16 cache, and odd ones with an f32 cache. */
+/** Element types of a pass. */
+interface Types {
+  cache: "f16" | "f32";
+  norm: Dtype;
+}
+
+/** Heads of a model and odd ones, with caches and norms of every type. */
 export async function tryAttention(bench: Bench): Promise<void> {
   const real = { heads: 4, kvHeads: 2, headDim: 128, context: 160 };
   const odd = { heads: 3, kvHeads: 1, headDim: 6, context: 40 };
-  const pass = (model: typeof real, length: number, tokens: number) => {
-    const rows = { first: 0, tokens, rows: tokens };
-    return { ...model, ...rows, lengths: [length], eps: EPS };
+  const pass = (model: typeof real, lengths: number[], tokens: number) => {
+    const rows = { first: 0, tokens, rows: lengths.length * tokens };
+    return { ...model, ...rows, lengths, eps: EPS };
   };
-  await tryPrompt(bench, pass(real, 145, 9), "bf16");
-  await tryPrompt(bench, pass(odd, 0, 5), "f32");
+  const half: Types = { cache: "f16", norm: "bf16" };
+  const widened: Types = { cache: "f32", norm: "f16" };
+  const single: Types = { cache: "f32", norm: "f32" };
+  await tryPrompt(bench, pass(real, [145], 9), half);
+  await tryPrompt(bench, pass(real, [17], 5), widened);
+  await tryPrompt(bench, pass(odd, [0], 5), single);
   for (const layout of ["short", "long"] as const) {
     for (const splits of [1, 2, 5]) {
-      await tryDecode(bench, pass(real, 145, 1), "bf16", layout, splits);
+      await tryDecode(bench, pass(real, [145], 1), half, layout, splits);
     }
     for (const splits of [1, 3]) {
-      await tryDecode(bench, pass(odd, 33, 1), "f32", layout, splits);
+      await tryDecode(bench, pass(odd, [33], 1), single, layout, splits);
     }
   }
+  // Of a batch, whose sequences are of different lengths.
+  await tryDecode(bench, pass(real, [145, 20, 99], 1), widened, "short", 2);
 }
 
 /** Random inputs of a pass, on the device, and what it must give. */
-function inputs(bench: Bench, sizes: Attention, norm: "bf16" | "f32") {
-  const { heads, kvHeads, headDim, lengths: [length], tokens } = sizes;
-  const cache = headDim % 8 === 0 ? "f16" as const : "f32" as const;
+function inputs(bench: Bench, sizes: Attention, { cache, norm }: Types) {
+  const { heads, kvHeads, headDim, lengths, tokens } = sizes;
   const given = attentionInputs(bench.random, sizes, { cache, norm });
   const { q, k, v } = appended(given, sizes);
-  const what = `${heads} heads of ${headDim} over ${kvHeads}, ${
-    length + tokens
-  } keys in ${cache}, norms in ${norm}`;
+  const keys = lengths.map((length) => length + tokens).join(" and ");
+  const what =
+    `${heads} heads of ${headDim} over ${kvHeads}, ${keys} keys in ${cache}, norms in ${norm}`;
   return {
     operands: {
       qkv: bench.upload(given.qkv),
@@ -64,7 +77,7 @@ function inputs(bench: Bench, sizes: Attention, norm: "bf16" | "f32") {
       angles: bench.upload(given.angles),
       k: bench.upload(given.k),
       v: bench.upload(given.v),
-      lengths: bench.u32(length),
+      lengths: bench.u32(...lengths),
       flags: bench.u32(0, 0, 0, 0),
     },
     q,
@@ -81,10 +94,10 @@ function inputs(bench: Bench, sizes: Attention, norm: "bf16" | "f32") {
 async function tryPrompt(
   bench: Bench,
   sizes: Attention,
-  norm: "bf16" | "f32",
+  types: Types,
 ) {
   const { heads, kvHeads, headDim, tokens } = sizes, { gpu } = bench;
-  const given = inputs(bench, sizes, norm), { operands, what } = given;
+  const given = inputs(bench, sizes, types), { operands, what } = given;
   const q = bench.room([tokens, heads * headDim]), group = heads / kvHeads;
   await bench.run(qkNormRope, { ...operands, q }, {
     constants: { ...given.constants, ...given.lanes },
@@ -98,7 +111,7 @@ async function tryPrompt(
     bench.compare("qkNormRope", of, stored, { values }, given.stored);
   }
   const expected = attended(given, sizes);
-  const half = gpu.f16 && headDim === 128;
+  const half = gpu.f16 && types.cache === "f16";
   for (const kernel of [attendPrefill, ...(half ? [attendPrefillF16] : [])]) {
     const y = bench.room([tokens, heads * headDim]);
     await bench.run(kernel, { ...operands, q, y }, {
@@ -118,26 +131,37 @@ async function tryPrompt(
 async function tryDecode(
   bench: Bench,
   sizes: Attention,
-  norm: "bf16" | "f32",
+  types: Types,
   layout: "short" | "long",
   splits: number,
 ) {
-  const { heads, kvHeads, headDim } = sizes, group = heads / kvHeads;
-  const given = inputs(bench, sizes, norm), { operands } = given;
-  const y = bench.room([1, heads * headDim]);
-  const partial = bench.room([splits, heads * headDim]);
-  const stats = bench.u32(...new Uint32Array(splits * heads * 2));
+  const { heads, kvHeads, headDim, rows } = sizes, group = heads / kvHeads;
+  const given = inputs(bench, sizes, types), { operands } = given;
+  const y = bench.room([rows, heads * headDim]);
+  const partial = bench.room([rows * splits, heads * headDim]);
+  const stats = bench.u32(...new Uint32Array(rows * splits * heads * 2));
   const [short, long] = chooseDecodeAttention({ headDim, group }, bench.gpu);
-  const { constants, shares } = layout === "short" ? short : long;
-  await bench.run(attendDecode, { ...operands, y, partial, stats }, {
-    constants,
+  const { constants, shares, ahead } = layout === "short" ? short : long;
+  // Where some workgroups read the next weights ahead, they must change nothing.
+  const weights = () => bench.upload(bench.random.tensor("bf16", [64, 128]));
+  const next = ahead && { next: weights(), after: weights() };
+  const fetchers = ahead ? 4 : 0;
+  await bench.run(attendDecode, {
+    ...operands,
+    ...{ y, partial, stats },
+    ...next,
+  }, {
+    constants: { ...constants, ...ahead },
     uniforms: { first: 0, eps: EPS, scale: given.scale },
-    gridAt: () => [splits, kvHeads * shares, 1],
+    gridAt: () => decodeGrid(splits, kvHeads * shares, rows, fetchers),
   });
   if (splits > 1) {
     await bench.run(mergeSplits, {
       ...{ partial, stats, flags: operands.flags, y },
-    }, { constants: given.constants, uniforms: { heads } });
+    }, {
+      constants: { ...given.constants, ...laneConstants(bench.gpu) },
+      uniforms: { heads },
+    });
   }
   const expected = attended(given, sizes);
   const kernel = splits > 1 ? "mergeSplits" : "attendDecode";

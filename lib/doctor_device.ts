@@ -10,6 +10,7 @@ import { tryLinear, tryRows, trySampling } from "./doctor_kernels.ts";
 import { Random } from "./doctor_reference.ts";
 import { type Find, messageOf } from "./doctor_report.ts";
 import { measurePeaks } from "./peaks.ts";
+import { arithmetic, bandwidth } from "./profile_verdict.ts";
 
 /** Deno's WebGPU sleeps 10 ms in every readback; more is the driver's. */
 const SLOW_READBACK_MS = 20;
@@ -48,18 +49,18 @@ async function measure(gpu: Gpu, weights: number | undefined, find: Find) {
   find(
     "green",
     "bandwidth",
-    `reads ${readGBps.toFixed(1)} GB/s${
+    `reads ${bandwidth(readGBps)}${
       most ? `: at most ${most.toPrecision(2)} tokens/s for this model` : ""
     }`,
     { readGBps, mostTokensPerSecond: most },
   );
   const half = f16TFLOPS === undefined
     ? ""
-    : `, ${f16TFLOPS.toFixed(3)} TFLOP/s in f16`;
+    : `, ${arithmetic(f16TFLOPS)} in f16`;
   find(
     "green",
     "arithmetic",
-    `${f32TFLOPS.toFixed(3)} TFLOP/s in f32${half}`,
+    `${arithmetic(f32TFLOPS)} in f32${half}`,
     { f32TFLOPS, f16TFLOPS },
   );
   using word = gpu.tensor("u32", [4]);

@@ -34,10 +34,16 @@ const TYPES = ["f32", "f16", "bf16"] as const;
 export async function tryLinear(bench: Bench): Promise<void> {
   for (const dtype of TYPES) {
     await tryGemv(bench, dtype, [1, 37, 19]);
-    await tryGemv(bench, dtype, [1, 96, 1024]);
     await tryGemm(bench, dtype, [21, 37, 19]);
-    await tryGemm(bench, dtype, [64, 96, 128]);
     await tryColumns(bench, dtype, [1, 37, 19]);
+    // Of Qwen3-0.6B: down_proj in a decode step, k_proj in a prompt.
+    await tryGemv(bench, dtype, [1, 1024, 3072]);
+    await tryGemm(bench, dtype, [33, 1024, 1024]);
+    await tryBatched(
+      bench,
+      dtype,
+      dtype === "f32" ? [7, 10, 12] : [5, 77, 128],
+    );
   }
   for (const epilogue of [1, 2] as const) {
     await tryGemv(bench, "bf16", [3, 74, 88], epilogue);
@@ -50,9 +56,7 @@ export async function tryLinear(bench: Bench): Promise<void> {
   // So long that they are summed in runs of k.
   await tryGemm(bench, "f32", [21, 37, 1019]);
   await tryGemm(bench, "bf16", [21, 74, 1024], 1);
-  if (bench.gpu.f16) await tryGemm(bench, "bf16", [70, 96, 128], 0, 0.5);
-  await tryBatched(bench, "f32", [7, 10, 12]);
-  await tryBatched(bench, "f16", [5, 77, 128]);
+  if (bench.gpu.f16) await tryGemm(bench, "bf16", [70, 1024, 1024], 0, 0.5);
 }
 
 type Size = [m: number, n: number, k: number];
@@ -234,15 +238,15 @@ export async function tryRows(bench: Bench): Promise<void> {
     const found = new Float32Array(bits);
     bench.compare("maxAbs", `${dtype} [7, 45]`, found, { values }, 0);
   }
-  await tryToF16(bench);
+  for (const dtype of TYPES) await tryToF16(bench, dtype);
   await trySumSplits(bench);
   await trySynthesize(bench);
 }
 
-async function tryToF16(bench: Bench) {
+async function tryToF16(bench: Bench, dtype: Type) {
   const m = 3, k = 100, headroom = 64, { random, gpu } = bench;
   const x = random.tensor("f32", [m, k], 1e6);
-  const norm = random.tensor("bf16", [k], 0.5, 1);
+  const norm = random.tensor(dtype, [k], 0.5, 1);
   const y = bench.own(gpu.tensor("f16", [m, k])), scales = bench.room([m]);
   const operands = { x: bench.upload(x), norm: bench.upload(norm), y, scales };
   await bench.run(toF16, operands, {
@@ -254,7 +258,7 @@ async function tryToF16(bench: Bench) {
   const values = rmsNormed(toF32(x), toF32(norm), EPS);
   // f16 keeps 11 bits, down to 2⁻²⁴ of what a row is scaled to.
   const norms = values.map((v) => Math.abs(v) + 1e-3);
-  const what = `[${m}, ${k}], normed by bf16`;
+  const what = `[${m}, ${k}], normed by ${dtype}`;
   bench.compare("toF16", what, actual, { values, norms }, 2 ** -10.9);
 }
 

@@ -40,6 +40,22 @@ export function findingText({ severity, topic, text }: Finding): string {
   return `${MARKS[severity]} ${topic.padEnd(18)} ${text}`;
 }
 
+/** All findings in a line, for the end of a list that scrolled by. */
+export function summaryText({ findings }: DoctorReport): string {
+  const of = (wanted: Severity) =>
+    [
+      ...new Set(
+        findings.filter(({ severity }) => severity === wanted)
+          .map(({ topic }) => topic),
+      ),
+    ].join(", ");
+  const wrong = of("red"), slower = of("yellow");
+  if (wrong) return `✗ to be mended: ${wrong}`;
+  return slower
+    ? `! everything works, slower than it could: ${slower}`
+    : "✓ everything is fine";
+}
+
 /** What went wrong, as text. */
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);

@@ -41,7 +41,7 @@ async function readRate(gpu: Gpu): Promise<number> {
   using plan = new Plan(gpu);
   plan.add(peakRead, { x, y });
   await fastest(gpu, plan, 2); // the first touch makes memory real
-  return bytes / await fastest(gpu, plan, gpu.software ? 3 : 10) / 1e6;
+  return bytes / await fastest(gpu, plan, 10) / 1e6;
 }
 
 interface Rate {

@@ -35,8 +35,10 @@ export interface Qwen3Options {
   /** Any WebGPU implementation instead of `navigator.gpu`. */
   gpu?: GPU;
   /**
-   * With `device: "gpu"`: checks every operation against the CPU as the model runs,
-   * slowly, and throws at the first that differs, naming layer, operation and values.
+   * With `device: "gpu"`: checks every operation, and every token that is chosen,
+   * against the CPU as the model runs, slowly, and throws at the first that differs,
+   * naming layer, operation and values. The loop that keeps tokens on the device is
+   * not run.
    */
   debug?: boolean;
 }

@@ -11,6 +11,7 @@ import { comparisonOf } from "./profile_compare.ts";
 import { profileCpu } from "./profile_cpu.ts";
 import {
   clockOffset,
+  loopNotes,
   loopOf,
   loopTimeline,
   watchLoop,
@@ -26,7 +27,7 @@ import {
   subject,
 } from "./profile_setting.ts";
 import { decodeLengths, profileSteps } from "./profile_steps.ts";
-import { verdictsOf } from "./profile_verdict.ts";
+import { milliseconds, verdictsOf } from "./profile_verdict.ts";
 import { CpuRunner } from "./runner_cpu.ts";
 import { GpuRunner } from "./runner_gpu.ts";
 
@@ -69,7 +70,7 @@ async function profileModel(
   checkpoint: Checkpoint,
   setting: Setting,
 ): Promise<Profiled> {
-  const { promptTokens, maxTokens, progress, signal } = setting;
+  const { promptTokens, maxTokens, batch, progress, signal } = setting;
   progress("loading the weights");
   using qwen = await load(checkpoint, setting);
   const { runner, device } = qwen;
@@ -93,6 +94,7 @@ async function profileModel(
     throw new Error("Cannot profile: the runner is of an unknown kind");
   }
   const { gpu, config, weights, cacheDtype } = runner;
+  runner.requireRoom(batch, promptTokens + maxTokens);
   progress("measuring what the adapter can do");
   const peaks = await measurePeaks(gpu);
   const offset = await clockOffset(gpu);
@@ -111,7 +113,7 @@ async function profileModel(
   progress("watching the decode loop");
   const watched = await watchLoop(
     runner,
-    promptIds(promptTokens, config.vocabSize),
+    Array(batch).fill(promptIds(promptTokens, config.vocabSize)),
     setting.sampling,
     { ...setting, warm: steps.phases[0].ms < 1000 },
   );
@@ -124,6 +126,7 @@ async function profileModel(
   const notes = [
     ...setting.notes,
     ...gpuNotes(setting, phases, gpu.timestamps),
+    ...loopNotes(watched),
   ];
   let compare: ProfileReport["compare"];
   if (setting.compare) {
@@ -133,7 +136,7 @@ async function profileModel(
       signal,
     });
     using _cpu = cpu;
-    const { phases: onCpu } = await profileCpu(cpu, { ...setting });
+    const { phases: onCpu } = await profileCpu(cpu, setting);
     compare = comparisonOf(phases, onCpu);
     notes.push(
       `the CPU path: ${cpu.ops.info.kernel}, ${cpu.ops.info.threads} threads`,
@@ -192,12 +195,14 @@ function coverageOf(
 }
 
 function gpuNotes(
-  { promptTokens, maxTokens, batch }: Setting,
+  setting: Setting,
   phases: readonly Phase[],
   timestamps: boolean,
 ): string[] {
+  const { promptTokens, maxTokens } = setting;
   const lengths = decodeLengths(promptTokens, maxTokens);
   const notes = [
+    ...batchNotes(setting),
     `decode: ${lengths.length} of ${maxTokens - 1} steps were sampled, with ${
       lengths.join(", ")
     } tokens in the KV cache`,
@@ -211,28 +216,33 @@ function gpuNotes(
     if (factor === undefined) continue;
     notes.push(
       `${name}: timing each dispatch needs a pass each, ${
-        profiledMs!.toFixed(2)
-      } ms instead of ${ms.toFixed(2)} (factor ${factor.toFixed(2)})`,
-    );
-  }
-  if (batch > 1) {
-    notes.push(
-      `decode steps are of ${batch} sequences; prefill and the decode loop are of one`,
+        milliseconds(profiledMs!)
+      } instead of ${milliseconds(ms)} (factor ${factor.toFixed(2)})`,
     );
   }
   return notes;
 }
 
+/** What of a batch was timed, if not all of it. */
+function batchNotes({ batch }: Setting): string[] {
+  return batch > 2
+    ? [
+      `prefill: of ${batch} prompts the first and the last were timed, and stand for all`,
+    ]
+    : [];
+}
+
 function cpuNotes(
-  { maxTokens, batch, chunk, compare }: Setting,
+  setting: Setting,
   phases: readonly Phase[],
 ) {
+  const { maxTokens, chunk, compare } = setting;
   const steps = phases[1].sampledSteps;
   return [
+    ...batchNotes(setting),
     ...steps < maxTokens - 1
       ? [`decode: the first ${steps} of ${maxTokens - 1} steps were timed`]
       : [],
-    ...batch > 1 ? ["one sequence was run instead of a batch"] : [],
     ...chunk === undefined
       ? []
       : ["there are no readbacks on the CPU, so there are no chunks"],

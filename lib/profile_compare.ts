@@ -22,14 +22,12 @@ export function comparisonOf(
     return (["Linear", "attention", "whole"] as const).map((what) => {
       const gpuMs = timeOf(onGpu, what), cpuMs = timeOf(onCpu, what)!;
       const target = TARGETS[what];
-      // A GPU may decode a batch; the CPU decodes one sequence.
-      const each = onGpu.name === "decode" ? onGpu.tokens : 1;
       return {
         phase: onGpu.name,
         what,
         cpuMs,
         target,
-        ...(gpuMs !== undefined && { gpuMs, factor: cpuMs * each / gpuMs }),
+        ...(gpuMs !== undefined && { gpuMs, factor: cpuMs / gpuMs }),
       };
     });
   });

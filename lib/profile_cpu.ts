@@ -8,9 +8,10 @@ import type { CpuKvCache, CpuTensor } from "./ops_cpu.ts";
 import { type Cost, type CostContext, costsOf } from "./profile_costs.ts";
 import { type Sample, wallPhase } from "./profile_operations.ts";
 import type { Phase, TimelineEvent } from "./profile_report.ts";
+import { prefillSamples, promptIds, type Setting } from "./profile_setting.ts";
 import { forward, type Weights } from "./qwen3.ts";
 import type { CpuRunner } from "./runner_cpu.ts";
-import { sample, type Sampling } from "./sampling.ts";
+import { sampleEach, seenBits } from "./sampling.ts";
 
 /** Decode steps are timed for this long at most. */
 const BUDGET_MS = 2000, MOST_STEPS = 16;
@@ -22,68 +23,117 @@ const BETWEEN = {
   reason: "the forward pass itself, and the copy of the logits",
 };
 
-/** Times a prefill of `promptTokens` and sampled decode steps of one sequence on the CPU. */
+/** Times a prefill of every prompt and sampled decode steps of all on the CPU. */
 export async function profileCpu(
   runner: CpuRunner,
-  { promptTokens, maxTokens, sampling, origin, signal }: {
-    promptTokens: number;
-    maxTokens: number;
-    sampling: Sampling;
-    /** When the timeline begins. */
-    origin: number;
-    signal?: AbortSignal;
-  },
+  { promptTokens, maxTokens, batch, sampling, origin, signal }: Pick<
+    Setting,
+    | "promptTokens"
+    | "maxTokens"
+    | "batch"
+    | "sampling"
+    | "origin"
+    | "signal"
+  >,
 ): Promise<{ phases: Phase[]; timeline: TimelineEvent[] }> {
-  using cache = runner.ops.createCache(1, promptTokens + maxTokens);
+  const { vocabSize } = runner.config;
+  runner.requireRoom(batch, promptTokens + maxTokens);
+  using cache = runner.ops.createCache(batch, promptTokens + maxTokens);
   const timed = new TimedOps(runner);
   const timeline: TimelineEvent[] = [];
-  const run = async (ids: number[], part: TimelineEvent["part"]) => {
+  /** Notes on the timeline what was timed since the sample at `from`. */
+  const note = (
+    part: TimelineEvent["part"],
+    from: number,
+    began: number,
+    runs = 1,
+  ) => {
+    let at = began - origin;
+    for (const sample of timed.samples.slice(from)) {
+      const { dispatch: { label: name }, ms = 0 } = sample;
+      timeline.push({ lane: "CPU", part, name, begin: at, ms });
+      at += ms;
+      sample.runs = runs;
+    }
+  };
+  const run = async (
+    ids: readonly number[],
+    pass: CpuKvCache["pass"],
+    part: TimelineEvent["part"],
+    runs?: number,
+  ) => {
     await new Promise((resolve) => setTimeout(resolve, 0)); // lets signals in
     signal?.throwIfAborted();
     const began = performance.now(), from = timed.samples.length;
-    const logits = timed.forward(ids, cache);
+    const logits = timed.forward(ids, cache, pass);
     const ms = performance.now() - began;
-    let at = began - origin;
-    for (const { dispatch, ms = 0 } of timed.samples.slice(from)) {
-      timeline.push({ lane: "CPU", part, name: dispatch.label, begin: at, ms });
-      at += ms;
-    }
+    note(part, from, began, runs);
     return { logits, ms };
   };
-  const ids = Array.from(
-    { length: promptTokens },
-    (_, i) => i * 7919 % runner.config.vocabSize,
-  );
-  await run([0], "profiled decode"); // compiles
-  cache.lengths[0] = 0;
-  timed.samples.length = timeline.length = 0;
-  let prefillMs = 0;
-  let logits: Float32Array = new Float32Array();
-  for (let at = 0; at < ids.length; at += ROWS) {
-    const done = await run(ids.slice(at, at + ROWS), "profiled prefill");
-    prefillMs += done.ms;
-    logits = done.logits;
+  const ids = promptIds(promptTokens, vocabSize);
+  for (const warm of [ids.slice(0, ROWS / 16), [0]]) { // compiles
+    await run(warm, { first: 0, tokens: warm.length }, "profiled prefill");
   }
+  cache.lengths.fill(0);
+  timed.samples.length = timeline.length = 0;
+
+  const seen = Array.from({ length: batch }, () => seenBits(vocabSize, []));
+  let step = 0;
+  /** The next token of each sequence, and how long it took to choose them. */
+  const sample = (
+    rows: readonly Float32Array[],
+    part: TimelineEvent["part"],
+  ) => {
+    const began = performance.now(), from = timed.samples.length;
+    const next = sampleEach(rows, sampling, seen, step++);
+    const ms = performance.now() - began;
+    timed.sampled(batch, cache.lengths[0], ms);
+    note(part, from, began);
+    return { next, ms };
+  };
+  const prompts = prefillSamples(batch), runs = batch / prompts.length;
+  let prefillMs = 0, last: Float32Array = new Float32Array();
+  for (const first of prompts) {
+    for (let at = 0; at < ids.length; at += ROWS) {
+      const chunk = ids.slice(at, at + ROWS);
+      const pass = { first, tokens: chunk.length };
+      const done = await run(chunk, pass, "profiled prefill", runs);
+      prefillMs += runs * done.ms;
+      last = done.logits;
+    }
+  }
+  cache.lengths.fill(promptTokens); // of those that were not timed, too
+  const rows: Float32Array[] = Array(batch).fill(last);
+  const first = sample(rows, "profiled prefill");
+  prefillMs += first.ms;
   const prefill = timed.samples.splice(0);
-  const seen = new Uint32Array(Math.ceil(runner.config.vocabSize / 32));
-  let decodeMs = 0, steps = 0;
+  let decodeMs = 0, steps = 0, { next } = first;
   while (
     steps < Math.min(MOST_STEPS, maxTokens - 1) &&
     (steps === 0 || decodeMs < BUDGET_MS)
   ) {
-    const began = performance.now();
-    const id = sample(logits, sampling, seen, steps);
-    const ms = performance.now() - began;
-    timed.sampled(cache.lengths[0], ms);
-    const done = await run([id], "profiled decode");
-    logits = done.logits;
-    decodeMs += ms + done.ms;
+    const pass = { first: 0, tokens: 1 };
+    const { logits, ms } = await run(next, pass, "profiled decode");
+    const sampled = sample(
+      rows.map((_, s) => logits.subarray(s * vocabSize, (s + 1) * vocabSize)),
+      "profiled decode",
+    );
+    next = sampled.next;
+    decodeMs += ms + sampled.ms;
     steps++;
   }
+  const tokens = batch * promptTokens;
   return {
     phases: [
-      wallPhase("prefill", promptTokens, prefillMs, prefill, 1, BETWEEN),
-      wallPhase("decode", 1, decodeMs / steps, timed.samples, steps, BETWEEN),
+      wallPhase("prefill", tokens, prefillMs, prefill, 1, BETWEEN),
+      wallPhase(
+        "decode",
+        batch,
+        decodeMs / steps,
+        timed.samples,
+        steps,
+        BETWEEN,
+      ),
     ],
     timeline,
   };
@@ -101,22 +151,27 @@ class TimedOps implements Ops<CpuTensor> {
     this.#context = { config, sequences: 1, tokens: 1, length: 0 };
   }
 
-  /** Logits after the last of `ids`, which are appended to `cache`. */
-  forward(ids: readonly number[], cache: CpuKvCache): Float32Array {
-    const { config, weights } = this.runner;
-    const tokens = ids.length, [length] = cache.lengths;
-    this.#context = { config, sequences: 1, tokens, length };
-    cache.pass = { first: 0, tokens };
+  /** Logits after the last token of each sequence; `ids` are appended to `cache`. */
+  forward(
+    ids: readonly number[],
+    cache: CpuKvCache,
+    pass: CpuKvCache["pass"],
+  ): Float32Array {
+    const { config, weights } = this.runner, { first, tokens } = pass;
+    const sequences = ids.length / tokens, length = cache.lengths[first];
+    this.#context = { config, sequences, tokens, length };
+    cache.pass = pass;
     const data = Uint32Array.from(ids);
-    const input: CpuTensor = { dtype: "u32", shape: [tokens], data };
+    const input: CpuTensor = { dtype: "u32", shape: [ids.length], data };
     const logits = forward(this, weights, input, cache);
-    cache.lengths[0] += tokens;
+    for (let s = 0; s < sequences; s++) cache.lengths[first + s] += tokens;
     return (logits.data as Float32Array).slice();
   }
 
   /** Notes what sampling took. */
-  sampled(length: number, ms: number): void {
-    const context = { ...this.#context, tokens: 1, length };
+  sampled(sequences: number, length: number, ms: number): void {
+    const { config } = this.runner;
+    const context = { config, sequences, tokens: 1, length };
     this.#note("sampling.sample", "sample", {}, {}, ms, context);
   }
 

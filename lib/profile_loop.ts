@@ -21,15 +21,16 @@ export interface Watched {
   gpu: Span[];
   /** Steps of each chunk. */
   chunks: number[];
+  sequences: number;
   began: number;
   first: number;
   last: number;
 }
 
-/** Watches a decode loop of `maxTokens` tokens after `tokens`. */
+/** Watches a decode loop of `maxTokens` tokens after each of `prompts`. */
 export async function watchLoop(
   runner: GpuRunner,
-  tokens: readonly number[],
+  prompts: readonly (readonly number[])[],
   sampling: Sampling,
   { maxTokens, chunk, warm, signal }: {
     maxTokens: number;
@@ -41,15 +42,18 @@ export async function watchLoop(
   },
 ): Promise<Watched> {
   const { gpu } = runner;
-  if (warm) await run(runner, tokens, sampling, Math.min(maxTokens, 2), signal);
+  if (warm) {
+    await run(runner, prompts, sampling, Math.min(maxTokens, 2), signal);
+  }
   using recorder = new Recorder(gpu, chunk);
   runner.watcher = recorder;
   try {
-    const times = await run(runner, tokens, sampling, maxTokens, signal);
+    const times = await run(runner, prompts, sampling, maxTokens, signal);
     return {
       cpu: recorder.cpu,
       gpu: await recorder.passes(),
       chunks: recorder.chunks,
+      sequences: prompts.length,
       ...times,
     };
   } finally {
@@ -59,7 +63,7 @@ export async function watchLoop(
 
 async function run(
   runner: GpuRunner,
-  tokens: readonly number[],
+  prompts: readonly (readonly number[])[],
   sampling: Sampling,
   maxTokens: number,
   signal?: AbortSignal,
@@ -67,7 +71,7 @@ async function run(
   const began = performance.now();
   let first = 0, last = 0;
   for await (
-    const _ of runner.generate([tokens], sampling, maxTokens, signal)
+    const _ of runner.generate(prompts, sampling, maxTokens, signal)
   ) {
     last = performance.now();
     first ||= last;
@@ -129,16 +133,18 @@ class Recorder implements LoopWatcher, Disposable {
   }
 }
 
-/** Numbers of a watched loop, per token; the first token belongs to the prefill. */
+/** Numbers of a watched loop, per step; the first tokens belong to the prefill. */
 export function loopOf(watched: Watched): Loop {
-  const { cpu, gpu, chunks, began, first, last } = watched;
-  const tokens = chunks.reduce((sum, steps) => sum + steps, 0);
+  const { cpu, gpu, chunks, sequences, began, first, last } = watched;
+  const steps = chunks.reduce((sum, steps) => sum + steps, 0);
+  const tokens = sequences * steps;
   const of = (what: CpuSpan["what"]) =>
     cpu.reduce(
       (sum, span) => span.what === what ? sum + span.end - span.begin : sum,
       0,
-    ) / Math.max(1, tokens);
+    ) / Math.max(1, steps);
   const loop: Loop = {
+    steps,
     tokens,
     chunk: Math.max(0, ...chunks),
     encodeMs: of("encode"),
@@ -159,10 +165,19 @@ export function loopOf(watched: Watched): Loop {
   return {
     ...loop,
     gpuMs: busy / timed,
-    tokensPerSecondWithoutIdle: timed / busy * 1000,
+    tokensPerSecondWithoutIdle: sequences * timed / busy * 1000,
     idle: idle / (idle + busy),
     gaps: grouped(gaps),
   };
+}
+
+/** What of a watched loop was not timed: a query set has room for so many chunks. */
+export function loopNotes({ gpu, chunks }: Watched): string[] {
+  return gpu.length > 0 && gpu.length < chunks.length
+    ? [
+      `decode loop: the GPU's time and gaps are of the first ${gpu.length} of ${chunks.length} chunks, timestamps have room for no more`,
+    ]
+    : [];
 }
 
 /** Gaps of about the same length together, the longest first. */

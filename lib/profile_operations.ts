@@ -20,6 +20,8 @@ export interface Sample {
   workgroups: number;
   /** Undefined where it could not be timed alone. */
   ms?: number;
+  /** How many like it there are where only this one was timed; 1 by default. */
+  runs?: number;
   /** Where they do not follow from the dispatch. */
   costs?: readonly Cost[];
 }
@@ -32,8 +34,15 @@ export function operationsOf(
 ): Operation[] {
   const found = new Map<string, Operation>();
   const main = new Map<string, string>(); // where helpers of an operation go
-  for (const { dispatch, context, workgroups, ms, costs } of samples) {
-    for (const cost of costs ?? costsOf(dispatch, context)) {
+  const wholes = wholeRows(samples);
+  for (const sample of samples) {
+    const { dispatch, context, costs = costsOf(dispatch, context) } = sample;
+    const n = wholes.get(sample);
+    for (let cost of costs) {
+      if (n !== undefined) {
+        const whole = { ...dispatch, dims: { ...dispatch.dims, n } };
+        cost = { ...cost, shape: costsOf(whole, context)[0].shape };
+      }
       // Keys grow from step to step, so attention is told by its name alone.
       let key = cost.group === "attention" && context.tokens === 1
         ? cost.name
@@ -45,7 +54,7 @@ export function operationsOf(
         operation = begin(dispatch, cost);
         found.set(key, operation);
       }
-      add(operation, dispatch, cost, workgroups, ms);
+      add(operation, sample, cost);
     }
   }
   const operations = [...found.values()];
@@ -58,6 +67,24 @@ export function operationsOf(
   share(operations);
   for (const operation of operations) rate(operation, peaks);
   return operations;
+}
+
+/** Rows of a weight that is split over bindings, for each of the dispatches that read it. */
+function wholeRows(samples: readonly Sample[]): Map<Sample, number> {
+  const wholes = new Map<Sample, number>();
+  let run: Sample[] = [];
+  for (const sample of samples) {
+    const { label, kernel, dims: { n } } = sample.dispatch;
+    const before = run[0]?.dispatch;
+    if (label === before?.label && kernel === "sumSplits") continue;
+    const goes = label === before?.label && kernel === before.kernel &&
+      n !== undefined && sample.context === run[0].context;
+    run = goes ? [...run, sample] : [sample];
+    if (!goes) continue;
+    const rows = run.reduce((sum, { dispatch }) => sum + dispatch.dims.n, 0);
+    for (const part of run) wholes.set(part, rows);
+  }
+  return wholes;
 }
 
 /** Gives each operation its part of the time of all. */
@@ -114,7 +141,8 @@ export function wallPhase(
   sampledSteps: number,
   between: { name: string; reason: string },
 ): Phase {
-  const dispatches = Math.round(samples.length / sampledSteps);
+  const calls = samples.reduce((sum, { runs = 1 }) => sum + runs, 0);
+  const dispatches = Math.round(calls / sampledSteps);
   const { operations, betweenMs } = withBetween(
     operationsOf(samples, sampledSteps),
     ms,
@@ -158,22 +186,20 @@ function begin(dispatch: Sample["dispatch"], cost: Cost): Operation {
 
 function add(
   operation: Operation,
-  { kernel }: Sample["dispatch"],
+  { dispatch: { kernel }, workgroups, ms, runs = 1 }: Sample,
   cost: Cost,
-  workgroups: number,
-  ms: number | undefined,
 ): void {
   if (!operation.kernel.split(" + ").includes(kernel)) {
     operation.kernel += ` + ${kernel}`;
   }
   // What only sums the parts of a product is no call of its own.
-  if (cost.matmul || !operation.matmul) operation.calls++;
+  if (cost.matmul || !operation.matmul) operation.calls += runs;
   if (cost.matmul) operation.shape = spanned(operation.shape, cost.shape);
   operation.workgroups = Math.max(operation.workgroups, workgroups);
-  operation.flops += cost.flops;
-  operation.bytes += cost.bytes;
+  operation.flops += runs * cost.flops;
+  operation.bytes += runs * cost.bytes;
   if (ms !== undefined) {
-    operation.ms = (operation.ms ?? 0) + ms * cost.part;
+    operation.ms = (operation.ms ?? 0) + runs * ms * cost.part;
   }
 }
 

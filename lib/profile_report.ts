@@ -22,7 +22,7 @@ export interface ProfileReport {
   };
   promptTokens: number;
   maxTokens: number;
-  /** Sequences that are decoded together. */
+  /** Sequences that run together. */
   batch: number;
   /** What this adapter can do, measured in this run; absent on the CPU. */
   peaks?: Peaks;
@@ -46,10 +46,12 @@ export interface Verdict {
   rule:
     | "coverage"
     | "cpu chosen"
+    | "unpacked"
     | "software renderer"
     | "readbacks"
     | "encoding"
     | "idle"
+    | "compare"
     | "decode"
     | "prefill"
     | "untimed";
@@ -71,11 +73,11 @@ export interface Peaks {
 /** Prefill or decode. */
 export interface Phase {
   name: "prefill" | "decode";
-  /** Tokens of one step: the prompt, or one of each sequence. */
+  /** Tokens of one step: all prompts, or one of each sequence. */
   tokens: number;
-  /** Steps that were timed, and how many each stands for is in `notes`. */
+  /** Decode steps, or prompts of a batch, that were timed; `notes` says which. */
   sampledSteps: number;
-  /** One step as `generate` runs it, all dispatches in one pass. */
+  /** One step as `generate` runs it; a prefill is all prompts, one after the other. */
   ms: number;
   /** The same step with a pass for each dispatch; absent where not timed so. */
   profiledMs?: number;
@@ -83,6 +85,7 @@ export interface Phase {
   factor?: number;
   /** What `profiledMs` has beyond its operations: between passes. */
   betweenMs?: number;
+  /** Dispatches of a step; verbs on the CPU. */
   dispatches: number;
   tokensPerSecond: number;
   flops: number;
@@ -149,14 +152,17 @@ export interface Refusal {
   count: number;
 }
 
-/** The decode loop, per token unless said otherwise. */
+/** The decode loop; times are of a step, which gives a token of each sequence. */
 export interface Loop {
+  /** After the first tokens, which belong to the prefill. */
+  steps: number;
+  /** Of all sequences in these steps. */
   tokens: number;
   /** Steps between two readbacks; the largest. */
   chunk: number;
   encodeMs: number;
   submitMs: number;
-  /** Until a readback is mapped; the GPU works during it. */
+  /** Until a readback is mapped; the GPU works meanwhile. */
   waitMs: number;
   readbackMs: number;
   /** The GPU's own time; absent without timestamps. */
@@ -188,6 +194,8 @@ export interface TimelineEvent {
   /** What was going on. */
   part: "decode loop" | "profiled prefill" | "profiled decode";
   name: string;
+  /** Kernel, shape and element types of what was timed alone. */
+  detail?: string;
   begin: number;
   ms: number;
 }

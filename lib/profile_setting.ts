@@ -17,7 +17,7 @@ export interface ProfileOptions {
   promptTokens?: number;
   /** Tokens to generate; 64 by default. */
   maxTokens?: number;
-  /** Sequences in a decode step; prefill and the decode loop are of one. */
+  /** Sequences that run together, as `generateBatch` does; 1 by default. */
   batch?: number;
   /** Steps between two readbacks; by default a growing number. */
   chunk?: number;
@@ -58,19 +58,37 @@ export function settle(
   { config, generation, name }: Checkpoint,
   options: ProfileOptions,
 ): Setting {
-  const whole = (what: string, value: number, least: number, most: number) => {
+  const whole = (
+    what: string,
+    value: number,
+    least: number,
+    most: number,
+    why = "",
+  ) => {
     if (Number.isInteger(value) && value >= least && value <= most) return;
     throw new RangeError(
-      `Cannot profile ${name}: ${what} is ${value}, must be an integer from ${least} to ${most}`,
+      `Cannot profile ${name}: ${what} is ${value}, must be an integer from ${least} to ${most}${why}`,
     );
   };
   const room = config.maxPositionEmbeddings;
   const { maxTokens = Math.min(MAX_TOKENS, room - 1), batch = 1, chunk } =
     options;
-  whole("maxTokens", maxTokens, 2, room - 1);
+  whole(
+    "maxTokens",
+    maxTokens,
+    2,
+    room - 1,
+    " (the prompt gives the first, a decode step the second)",
+  );
   const most = room - maxTokens;
   const promptTokens = options.promptTokens ?? Math.min(PROMPT_TOKENS, most);
-  whole("promptTokens", promptTokens, 1, most);
+  whole(
+    "promptTokens",
+    promptTokens,
+    1,
+    most,
+    ` (with ${maxTokens} generated the context of ${room} is full)`,
+  );
   whole("batch", batch, 1, MOST_BATCH);
   if (chunk !== undefined) whole("chunk", chunk, 1, MOST_CHUNK);
   const { kernels, compare, device } = options;
@@ -115,6 +133,11 @@ export function subject(
     maxTokens,
     batch,
   };
+}
+
+/** Sequences of a batch whose prompts are timed; all are of one length. */
+export function prefillSamples(batch: number): number[] {
+  return batch === 1 ? [0] : [0, batch - 1];
 }
 
 /** Ids all over the vocabulary. */

@@ -18,6 +18,7 @@ import {
   withBetween,
 } from "./profile_operations.ts";
 import type { Peaks, Phase, TimelineEvent } from "./profile_report.ts";
+import { prefillSamples } from "./profile_setting.ts";
 import { type Span, timePasses } from "./profiler.ts";
 import { forward, type Weights } from "./qwen3.ts";
 import { addSampling, createSamplerState } from "./sampler.ts";
@@ -49,14 +50,17 @@ const LONG_MS = 1000;
 /** Positions at which decode steps are sampled. */
 const DECODE_SAMPLES = 3;
 
-/** A recorded step. */
+/** A recorded step, or a part of one. */
 interface Step {
   plan: Plan;
   context: CostContext;
+  /** How many like it there are where it is the only one that is timed. */
+  runs: number;
 }
 
 /** What timing a step gave. */
 interface Timed {
+  runs: number;
   ms: number;
   samples: Sample[];
   profiledMs?: number;
@@ -71,7 +75,7 @@ export async function profileSteps(
   using stack = new DisposableStack();
   const ops = stack.use(new GpuOps(gpu, config));
   const cache = stack.use(
-    new GpuKvCache(
+    await GpuKvCache.create(
       gpu,
       config,
       batch,
@@ -86,73 +90,85 @@ export async function profileSteps(
       steps: 1,
     }),
   );
-  const first = stack.use(
-    createSamplerState(gpu, {
-      sequences: 1,
-      vocab: config.vocabSize,
-      steps: 1,
-    }),
-  );
-  /** `sequences` × `tokens` through the model; the sampling of the next one if it is the last. */
+  const plan = () => ops.plan = stack.use(new Plan(gpu));
+  /** `tokens` of each of `sequences` from `first` on through the model. */
   const record = (
+    first: number,
     sequences: number,
     tokens: number,
     length: number,
-    last: boolean,
-  ): Step => {
-    const plan = stack.use(new Plan(gpu));
+  ) => {
     const rows = sequences * tokens;
     const ids = Uint32Array.from(
       { length: rows },
       (_, i) => (length + i) * 7919 % config.vocabSize,
     );
+    const recorded = plan();
     const input = stack.use(gpu.tensor("u32", [rows], ids, "tokens"));
-    ops.plan = plan;
-    cache.pass = { first: 0, tokens };
+    cache.pass = { first, tokens };
     const logits = forward(ops, setting.weights, input, cache);
-    if (last) {
-      const to = sequences === batch ? state : first;
-      stack.use(addSampling(plan, logits, setting.sampling, to));
-    }
-    plan.seal();
-    return { plan, context: { config, sequences, tokens, length } };
+    const context = { config, sequences, tokens, length };
+    return { plan: recorded, context, logits };
   };
+  const sample = (plan: Plan, logits: Tensor) =>
+    stack.use(addSampling(plan, logits, setting.sampling, state));
   const time = async (steps: Step[]): Promise<Timed[]> => {
     const timed: Timed[] = [];
-    for (const { plan, context } of steps) {
+    for (const step of steps) {
       setting.signal?.throwIfAborted();
-      cache.reset(Array(batch).fill(context.length));
-      timed.push(await timeStep(gpu, plan, context));
+      cache.reset(Array(batch).fill(step.context.length));
+      timed.push(await timeStep(gpu, step));
     }
     gpu.check();
     return timed;
   };
 
+  // As a batch begins: prompts one after the other, then all are sampled.
   const chunks: Step[] = [];
+  const prompts = prefillSamples(batch);
   const { prefillRows } = setting;
-  for (let begin = 0; begin < promptTokens; begin += prefillRows) {
-    const rows = Math.min(prefillRows, promptTokens - begin);
-    chunks.push(record(1, rows, begin, begin + rows === promptTokens));
+  for (const first of prompts) {
+    for (let begin = 0; begin < promptTokens; begin += prefillRows) {
+      const rows = Math.min(prefillRows, promptTokens - begin);
+      const runs = batch / prompts.length;
+      chunks.push({ ...record(first, 1, rows, begin), runs });
+    }
   }
+  const afterPrompts = { config, sequences: batch, tokens: 1 };
+  const logits = gpu.tensor("f32", [batch, config.vocabSize]);
+  const first = plan();
+  sample(first, stack.use(logits));
+  chunks.push({
+    plan: first.seal(),
+    context: { ...afterPrompts, length: promptTokens },
+    runs: 1,
+  });
+  for (const { plan } of chunks) plan.seal();
   const prefill = await time(chunks);
-  const step = record(batch, 1, promptTokens, true);
+  const step = record(0, batch, 1, promptTokens);
+  sample(step.plan, step.logits);
+  step.plan.seal();
   const lengths = decodeLengths(promptTokens, maxTokens);
   const decode = await time(lengths.map((length) => ({
     plan: step.plan,
     context: { ...step.context, length },
+    runs: 1,
   })));
   const dispatches = (plan: Plan, length: number) =>
     plan.dispatches.filter(({ gridAt }) => !gridAt || gridAt({ length }))
       .length;
   return {
     phases: [
-      phase("prefill", promptTokens, prefill, 1, setting.peaks, {
+      phase("prefill", batch * promptTokens, prefill, 1, setting.peaks, {
+        sampled: prompts.length,
         dispatches: chunks.reduce(
-          (n, { plan, context }) => n + dispatches(plan, context.length),
+          (n, { plan, context, runs }) =>
+            n + runs * dispatches(plan, context.length),
           0,
         ),
       }),
       phase("decode", batch, decode, decode.length, setting.peaks, {
+        sampled: decode.length,
         dispatches: dispatches(step.plan, lengths.at(-1)!),
       }),
     ],
@@ -161,7 +177,7 @@ export async function profileSteps(
         spans.map(({ begin, end }, at) => ({
           lane: "GPU" as const,
           part: i ? "profiled decode" as const : "profiled prefill" as const,
-          name: timelineName(samples[at]),
+          ...described(samples[at]),
           begin: setting.toTimeline(begin),
           ms: end - begin,
         }))
@@ -170,10 +186,15 @@ export async function profileSteps(
   };
 }
 
-/** The label; a tied head carries the embedding's. */
-function timelineName({ dispatch, context }: Sample): string {
-  const [{ name }] = costsOf(dispatch, context);
-  return name === "lm_head" ? name : dispatch.label;
+/** The label, and what was run; a tied head carries the embedding's. */
+function described({ dispatch, context }: Sample) {
+  const costs = costsOf(dispatch, context);
+  const [{ name, dtypes }] = costs;
+  const shapes = costs.map(({ shape }) => shape).join(", ");
+  return {
+    name: name === "lm_head" ? name : dispatch.label,
+    detail: `${dispatch.kernel}: ${shapes}, ${dtypes}`,
+  };
 }
 
 /** KV lengths at which decode steps are sampled: first, middle and last. */
@@ -191,8 +212,7 @@ export function decodeLengths(
 
 async function timeStep(
   gpu: Gpu,
-  plan: Plan,
-  context: CostContext,
+  { plan, context, runs }: Step,
 ): Promise<Timed> {
   const moment = { length: context.length };
   const samples: Sample[] = [], indices: number[] = [];
@@ -200,14 +220,15 @@ async function timeStep(
     const grid = dispatch.gridAt ? dispatch.gridAt(moment) : dispatch.grid;
     if (!grid) return;
     const workgroups = grid[0] * grid[1] * grid[2];
-    samples.push({ dispatch, context, workgroups });
+    samples.push({ dispatch, context, workgroups, runs });
     indices.push(i);
   });
   const woken = performance.now();
   plan.run(moment); // compiles, and makes memory real
   await gpu.device.queue.onSubmittedWorkDone();
   if (!gpu.timestamps) {
-    return { ms: await timeByWall(gpu, plan, 3, moment), samples, spans: [] };
+    const ms = await timeByWall(gpu, plan, 3, moment);
+    return { runs, ms, samples, spans: [] };
   }
   const whole = (pass: GPUComputePassEncoder) => plan.encode(pass, moment);
   // The first only wakes the GPU up, which is no matter for a long step.
@@ -219,7 +240,7 @@ async function timeStep(
     ),
     whole,
   ];
-  const wholes: number[] = [], runs: Span[][] = [];
+  const wholes: number[] = [], parts: Span[][] = [];
   const began = performance.now();
   do {
     const spans = await timePasses(gpu, passes);
@@ -227,14 +248,15 @@ async function timeStep(
     wholes.push(
       ...unprofiled.map(({ begin, end }) => end - begin),
     );
-    runs.push(spans.slice(before.length, -1));
+    parts.push(spans.slice(before.length, -1));
   } while (
-    runs.length < MOST_REPEATS && performance.now() - began < BUDGET_MS
+    parts.length < MOST_REPEATS && performance.now() - began < BUDGET_MS
   );
   const duration = (spans: Span[]) => spans.at(-1)!.end - spans[0].begin;
-  const spans = middle(runs, duration);
+  const spans = middle(parts, duration);
   spans.forEach(({ begin, end }, i) => samples[i].ms = end - begin);
   return {
+    runs,
     ms: middle(wholes, (ms) => ms),
     samples,
     profiledMs: duration(spans),
@@ -254,10 +276,10 @@ function phase(
   timed: readonly Timed[],
   steps: number,
   peaks: Peaks | undefined,
-  { dispatches }: { dispatches: number },
+  { sampled, dispatches }: { sampled: number; dispatches: number },
 ): Phase {
   const mean = (value: (timed: Timed) => number) =>
-    timed.reduce((sum, one) => sum + value(one), 0) / steps;
+    timed.reduce((sum, one) => sum + one.runs * value(one), 0) / steps;
   const found = operationsOf(
     timed.flatMap(({ samples }) => samples),
     steps,
@@ -278,7 +300,7 @@ function phase(
   return {
     name,
     tokens,
-    sampledSteps: timed.length,
+    sampledSteps: sampled,
     ms,
     ...(profiled !== undefined && {
       profiledMs: profiled,

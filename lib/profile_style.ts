@@ -50,7 +50,10 @@ th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child, .left { text-align: left; }
 td:first-child { position: sticky; left: -18px; background: var(--card); font-weight: 600; }
 td.why { white-space: normal; min-width: 340px; text-align: left; color: var(--soft); }
-td i { display: inline-block; width: 9px; height: 9px; border-radius: 3px; margin-right: 7px; }
+td i, .legend i { display: inline-block; width: 9px; height: 9px; border-radius: 3px; margin-right: 7px; }
+td small { display: block; min-height: 1.4em; font-size: 11.5px; line-height: 1.4; font-weight: 400; color: var(--soft); } td:first-child small { margin-left: 16px; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-top: 6px; font-size: 13px; color: var(--soft); } .legend span { white-space: nowrap; }
+.legend i.circle { border-radius: 50%; } .legend i.diamond { border-radius: 0; transform: rotate(45deg); }
 code { font: 12px/1.5 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 .tabs { display: flex; flex-wrap: wrap; gap: 6px; margin-top: 10px; }
 button { font: inherit; font-size: 13px; color: var(--text); background: transparent; border: 1px solid var(--line);

@@ -37,13 +37,13 @@ export function profileText(report: ProfileReport): string {
             peaks.f16TFLOPS === undefined
               ? ""
               : `, ${arithmetic(peaks.f16TFLOPS)} in f16`
-          }; filled by ${peaks.fillWorkgroups * 256} threads`,
+          }; ${peaks.fillWorkgroups * 256} threads fill it`,
         ]
         : [],
     ],
-    ...report.phases.map(phaseText),
+    ...report.phases.map((phase) => phaseText(phase, report)),
     coverageText(report.coverage),
-    ...loop ? [loopText(loop)] : [],
+    ...loop ? [loopText(loop, report.batch)] : [],
     ...compare
       ? [[
         "GPU over CPU",
@@ -60,31 +60,41 @@ export function profileText(report: ProfileReport): string {
         ),
       ]]
       : [],
-    notes.length ? ["Notes", ...notes.map((note) => `  ${note}`)] : [],
+    notes.length
+      ? ["Notes", ...notes.flatMap((note) => wrap(note, "  ", "    "))]
+      : [],
   ];
   return sections.filter((lines) => lines.length).map((lines) =>
     lines.join("\n")
   ).join("\n\n");
 }
 
-function phaseText(phase: Phase): string[] {
+function phaseText(
+  phase: Phase,
+  { promptTokens, batch, timedBy }: ProfileReport,
+): string[] {
   const { name, ms, tokensPerSecond, dispatches, operations } = phase;
-  const measured = phase.factor === undefined || phase.factor === 1
-    ? ""
-    : `; ${milliseconds(phase.profiledMs!)} while each dispatch was timed, ${
-      milliseconds(phase.betweenMs!)
-    } of it between passes`;
+  const what = name === "decode"
+    ? "a step"
+    : batch > 1
+    ? `${batch} prompts of ${promptTokens}`
+    : `a prompt of ${promptTokens}`;
   return [
-    `${name === "prefill" ? "Prefill" : "Decode"}: ${milliseconds(ms)} a ${
-      name === "prefill" ? `prompt of ${phase.tokens}` : "step"
-    }, ${
-      significant(tokensPerSecond)
-    } tokens/s, ${dispatches} dispatches${measured}`,
+    `${name === "prefill" ? "Prefill" : "Decode"}: ${
+      milliseconds(ms)
+    } for ${what}, ${significant(tokensPerSecond)} tokens/s, ${dispatches} ${
+      timedBy === "verbs" ? "operations" : "dispatches"
+    }`,
+    ...phase.factor === undefined || phase.factor === 1 ? [] : [
+      `  times below are of ${
+        milliseconds(phase.profiledMs!)
+      } while each dispatch was timed, ${
+        milliseconds(phase.betweenMs!)
+      } of it between them`,
+    ],
     ...table(
       [
         "operation",
-        "shape",
-        "types",
         "calls",
         "time",
         "share",
@@ -96,8 +106,6 @@ function phaseText(phase: Phase): string[] {
       ],
       operations.map((o) => [
         o.name,
-        o.shape,
-        o.dtypes,
         significant(o.calls).replace(/\.0$/, ""),
         o.ms === undefined ? "–" : milliseconds(o.ms),
         o.share === undefined ? "–" : percent(o.share),
@@ -107,25 +115,57 @@ function phaseText(phase: Phase): string[] {
         o.bytes && o.gbps ? prefixed(o.gbps * 1e9) : "–",
         o.fraction === undefined ? "–" : `${percent(o.fraction)} ${o.bound}`,
       ]),
-      3,
+      1,
     ),
+    "",
+    ...table(
+      ["operation", "shape", "types", "kernel"],
+      operations.filter(({ kernel }) => kernel !== "none").map((o) => [
+        o.name,
+        o.shape,
+        o.dtypes,
+        o.kernel,
+      ]),
+      4,
+    ),
+    "",
+    "  Why these kernels, with their constants",
     ...choices(operations),
   ];
 }
 
-/** Which kernel ran what, and why; once where it is the same for several. */
+/** Why which kernel ran what; once where it is the same for several. */
 function choices(operations: readonly Operation[]): string[] {
   const lines = new Map<string, string[]>();
   for (const operation of operations) {
     const { kernel, reason } = operation;
+    const constants = constantsText(operation);
     const line = kernel === "none"
       ? reason
-      : `${kernelText(operation)}: ${reason}`;
+      : `${kernel}${
+        operation.fused.length ? ` with ${operation.fused.join(", ")}` : ""
+      }: ${reason}${constants && ` (${constants})`}`;
     lines.set(line, [...lines.get(line) ?? [], operation.name]);
   }
-  return [...lines].map(([line, names]) =>
-    `  ${[...new Set(names)].join(", ")}: ${line}`
+  return [...lines].flatMap(([line, names]) =>
+    wrap(`${[...new Set(names)].join(", ")}: ${line}`, "  ", "    ")
   );
+}
+
+/** A line of text wraps here, as no column does. */
+const WIDTH = 108;
+
+/** Words in lines of `WIDTH`, the first after `first`, others after `rest`. */
+function wrap(text: string, first: string, rest: string): string[] {
+  const lines = [first];
+  for (const word of text.split(" ")) {
+    const line = lines.at(-1)!;
+    const begins = line === first || line === rest;
+    if (!begins && line.length + 1 + word.length > WIDTH) {
+      lines.push(rest + word);
+    } else lines[lines.length - 1] = begins ? line + word : `${line} ${word}`;
+  }
+  return lines;
 }
 
 /** `18.2 M`: three digits and the prefix of a power of 1,000. */
@@ -134,14 +174,11 @@ export function prefixed(value: number): string {
   return `${significant(value / 1000 ** power)} ${" kMGT"[power]}`.trimEnd();
 }
 
-/** `gemv M=1 ROWS=2 (with RMSNorm)` */
-export function kernelText({ kernel, constants, fused }: Operation): string {
-  const values = Object.entries(constants)
+/** `M=1 ROWS=2`, without what says the types again. */
+function constantsText({ constants }: Operation): string {
+  return Object.entries(constants)
     .filter(([name]) => !/_(DTYPE|VIEW|UNIT)$/.test(name))
-    .map(([name, value]) => ` ${name}=${value}`);
-  return `${kernel}${values.join("")}${
-    fused.length ? ` (with ${fused.join(", ")})` : ""
-  }`;
+    .map(([name, value]) => `${name}=${value}`).join(" ");
 }
 
 function coverageText({ calls, flops, refusals }: Coverage): string[] {
@@ -157,14 +194,17 @@ function coverageText({ calls, flops, refusals }: Coverage): string[] {
   ];
 }
 
-function loopText(loop: Loop): string[] {
+function loopText(loop: Loop, batch: number): string[] {
+  const each = batch > 1 ? `step of ${batch} tokens` : "token";
   const lines = [
-    `Decode loop: ${loop.tokens} tokens after the first at ${
-      significant(loop.tokensPerSecond)
-    }/s, up to ${loop.chunk} between two readbacks; the first token after ${
+    `Decode loop: ${loop.tokens} tokens after the first${
+      batch > 1 ? ` ${batch}` : ""
+    }, ${significant(loop.tokensPerSecond)} a second, up to ${loop.chunk} ${
+      loop.chunk === 1 ? "step" : "steps"
+    } between two readbacks; the first after ${
       milliseconds(loop.firstTokenMs)
     }`,
-    `  a token on the CPU: encode ${milliseconds(loop.encodeMs)}, submit ${
+    `  a ${each} on the CPU: encode ${milliseconds(loop.encodeMs)}, submit ${
       milliseconds(loop.submitMs)
     }, wait ${milliseconds(loop.waitMs)}, readback ${
       milliseconds(loop.readbackMs)
@@ -172,7 +212,7 @@ function loopText(loop: Loop): string[] {
   ];
   if (loop.gpuMs === undefined || loop.idle === undefined) return lines;
   lines.push(
-    `  a token on the GPU: ${milliseconds(loop.gpuMs)}, idle ${
+    `  a ${each} on the GPU: ${milliseconds(loop.gpuMs)}, idle ${
       percent(loop.idle)
     }; without gaps ${significant(loop.tokensPerSecondWithoutIdle!)} tokens/s`,
   );

@@ -26,20 +26,26 @@ const LANES: Record<TimelineEvent["lane"], number> = { GPU: 1, CPU: 2 };
 export function traceOf(
   { timeline, model, device }: ProfileReport,
 ): { traceEvents: TraceEvent[]; displayTimeUnit: "ms" } {
-  const named = (name: string, tid: number, value: string): TraceEvent => ({
-    name,
-    ph: "M",
-    pid: PROCESS,
-    tid,
-    args: { name: value },
-  });
+  const about = (
+    name: string,
+    tid: number,
+    args: TraceEvent["args"],
+  ): TraceEvent => ({ name, ph: "M", pid: PROCESS, tid, args });
+  const lanes = [
+    [LANES.GPU, `GPU: ${device.adapter}`],
+    [LANES.CPU, "CPU"],
+  ] as const;
   return {
     displayTimeUnit: "ms",
     traceEvents: [
-      named("process_name", 0, model),
-      named("thread_name", LANES.GPU, `GPU: ${device.adapter}`),
-      named("thread_name", LANES.CPU, "CPU"),
-      ...timeline.map(({ lane, part, name, begin, ms }): TraceEvent => ({
+      about("process_name", 0, { name: model }),
+      ...lanes.flatMap(([tid, name]) => [
+        about("thread_name", tid, { name }),
+        about("thread_sort_index", tid, { sort_index: tid }),
+      ]),
+      ...timeline.map((
+        { lane, part, name, detail, begin, ms },
+      ): TraceEvent => ({
         name,
         ph: "X",
         pid: PROCESS,
@@ -47,6 +53,7 @@ export function traceOf(
         ts: begin * 1000,
         dur: ms * 1000,
         cat: part,
+        args: { part, ...(detail !== undefined && { detail }) },
       })),
     ],
   };

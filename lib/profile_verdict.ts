@@ -5,9 +5,9 @@
  */
 import { SHAPES_TAKEN } from "./profile_kernels.ts";
 import type {
+  Comparison,
   Loop,
   Operation,
-  Peaks,
   Phase,
   ProfileReport,
   Verdict,
@@ -23,10 +23,18 @@ export type Findings = Omit<ProfileReport, "verdicts" | "timeline">;
 
 /** What holds a run back and what to do, the most important first; never empty. */
 export function verdictsOf(report: Findings): Verdict[] {
-  const { device, loop, phases, peaks, coverage } = report;
+  const { device, loop, phases, coverage } = report;
   const found: Verdict[] = [];
   if (coverage.refusals.length > 0) found.push(covered(report));
   else if (device.kind === "cpu") found.push(cpuChosen(report));
+  if (report.timedBy === "verbs" && coverage.calls.gpu > 0) {
+    found.push({
+      rule: "unpacked",
+      severity: "yellow",
+      text:
+        "every product ran by itself: operands went to the GPU and results came back each time; leave --kernels out for passes that stay there",
+    });
+  }
   if (device.kind === "gpu" && device.software) {
     found.push({
       rule: "software renderer",
@@ -44,9 +52,10 @@ export function verdictsOf(report: Findings): Verdict[] {
         `${device.adapter} has no timestamp-query: whole passes are timed by wall clock, operations are not; take an adapter that has it to see where the time goes`,
     });
   }
+  if (report.compare) found.push(compared(report.compare));
   for (const name of ["decode", "prefill"] as const) {
     const phase = phases.find((phase) => phase.name === name);
-    if (phase) found.push(bound(phase, peaks));
+    if (phase) found.push(bound(phase, report));
   }
   return found;
 }
@@ -95,11 +104,34 @@ function cpuChosen({ device }: Findings): Verdict {
   };
 }
 
+function compared(compare: readonly Comparison[]): Verdict {
+  const wholes = compare.filter(({ what, factor }) =>
+    what === "whole" && factor
+  );
+  const slower = wholes.some(({ factor }) => factor! < 1);
+  const below = wholes.some(({ factor, target }) => factor! < target[0]);
+  const [{ target: [least] }] = wholes;
+  return {
+    rule: "compare",
+    severity: below ? "yellow" : "green",
+    text: `GPU over CPU: ${
+      wholes.map(({ phase, factor }) => `${phase} ${rate(factor!)}×`).join(", ")
+    }${
+      slower
+        ? "; run with --device cpu what is slower here"
+        : below
+        ? `, below the ${least}× that a GPU should give; what follows says where it loses`
+        : ""
+    }`,
+  };
+}
+
 function idling(loop: Loop): Verdict {
   const idle = `GPU idle ${percent(loop.idle!)}`;
-  const readbacks = loop.tokens / loop.chunk;
+  const readbacks = Math.ceil(loop.steps / loop.chunk);
   const encode = loop.encodeMs + loop.submitMs;
-  const total = 1000 / loop.tokensPerSecond;
+  const each = loop.tokens > loop.steps ? "step" : "token";
+  const total = 1000 * loop.tokens / loop.steps / loop.tokensPerSecond;
   const could = loop.tokensPerSecondWithoutIdle;
   const gain = could
     ? ` (${rate(could)} tokens/s instead of ${rate(loop.tokensPerSecond)})`
@@ -110,7 +142,7 @@ function idling(loop: Loop): Verdict {
       severity: "yellow",
       text: `${idle}: the CPU takes ${
         milliseconds(encode)
-      } a token to encode and submit what the GPU does in ${
+      } a ${each} to encode and submit what the GPU does in ${
         milliseconds(loop.gpuMs ?? 0)
       }; fuse operations into fewer dispatches${gain}`,
     };
@@ -119,29 +151,28 @@ function idling(loop: Loop): Verdict {
     return {
       rule: "readbacks",
       severity: "yellow",
-      text: `${idle}: one readback a token, and each takes ${
+      text: `${idle}: one readback a ${each}, and each takes ${
         milliseconds(loop.waitMs)
-      }; read several tokens at once, as without --chunk${gain}`,
+      }; read back after several steps, as without --chunk${gain}`,
     };
   }
   return {
     rule: "idle",
     severity: "yellow",
-    text: `${idle}: it waits for readbacks, ${
-      Math.ceil(readbacks)
-    } for ${loop.tokens} tokens; ask for more tokens, so that chunks grow${gain}`,
+    text:
+      `${idle}: it waits for readbacks, ${readbacks} for ${loop.steps} steps; ask for more tokens, so that chunks grow${gain}`,
   };
 }
 
 /** Which limit a phase is held by, and how near it comes. */
-function bound(phase: Phase, peaks?: Peaks): Verdict {
+function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
   const { name, ms, operations, dispatches } = phase;
   const timed = operations.filter(({ share }) => share !== undefined);
   const most = largest(timed);
   if (!peaks) {
     return {
       rule: name,
-      severity: "green",
+      severity: coverage.refusals.length ? "yellow" : "green",
       text: `${name} runs at ${rate(phase.tokensPerSecond)} tokens/s: ${most}`,
     };
   }
@@ -159,6 +190,11 @@ function bound(phase: Phase, peaks?: Peaks): Verdict {
     : `the ${half ? "f16" : "f32"} rate of ${arithmetic(tflops)}`;
   const severity = fraction >= NEAR ? "green" : "yellow";
   const say = (text: string): Verdict => ({ rule: name, severity, text });
+  if (memory && fraction > 1.05) {
+    return say(
+      `${name} is bound by memory, at more than the ${of} measured here: its weights fit a cache, or other work slowed the measurement; ${most}`,
+    );
+  }
   if (memory && fraction >= NEAR) {
     return say(
       `${name} is bound by memory: ${

@@ -33,6 +33,9 @@ export function unroll(text: string, constants: Constants): string {
 const DIRECTIVE =
   /@unroll\s+for\s*\(\s*var\s+(\w+)\s*=\s*([^;]+);\s*\w+\s*<\s*([^;]+);\s*\w+\s*(?:\+\+|\+=\s*([^)]+))\s*\)\s*\{|@if\s+([^{]+)\{|@split\s+var\s+(\w+)\s*:\s*array<\s*([^,]+),\s*([^>]+)>\s*;/g;
 
+/** More copies of one body than this are no shader but a mistake. */
+const MOST_COPIES = 4096;
+
 function expandBlocks(
   text: string,
   constants: Constants,
@@ -50,6 +53,11 @@ function expandBlocks(
     let end = match.index + whole.length;
     if (array !== undefined) {
       const n = evaluate(size, constants);
+      if (!(n <= MOST_COPIES)) {
+        throw new Error(
+          `Cannot unroll: ${array} has ${n} elements, must be at most ${MOST_COPIES}`,
+        );
+      }
       split.set(array, n);
       for (let i = 0; i < n; i++) out += `var ${array}_${i}: ${type}; `;
     } else if (loop !== undefined) {
@@ -58,6 +66,12 @@ function expandBlocks(
       const first = evaluate(start, constants),
         last = evaluate(limit, constants);
       const by = step === undefined ? 1 : evaluate(step, constants);
+      const rounds = (last - first) / by;
+      if (!(by > 0 && rounds <= MOST_COPIES)) {
+        throw new Error(
+          `Cannot unroll: ${loop} goes from ${first} to ${last} by ${by}, must be at most ${MOST_COPIES} rounds`,
+        );
+      }
       const copies = [];
       for (let i = first; i < last; i += by) {
         const copy = body.replaceAll(new RegExp(`\\b${loop}\\b`, "g"), `${i}`);

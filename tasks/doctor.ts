@@ -4,14 +4,14 @@
  *   deno task doctor
  *   deno task doctor --model Qwen/Qwen3-0.6B --context 32768
  *
- * A line for each finding: ✓ fine, ! works but slower, and why, ✗ what to do. Exit
- * code 1 where there is a ✗. `--json` prints one line of JSON instead, a
+ * A line for each finding: ✓ fine, ! works but slower, and why, ✗ what to do; the
+ * last line sums up. Exit code 1 where there is a ✗. `--json` prints one line of JSON instead, a
  * `DoctorReport` of lib/doctor_report.ts: `ok` and `findings`, each with `severity`
  * (green, yellow, red), `topic`, `text` and the numbers behind it in `data`; kernels
  * have `trials` with `what`, `error`, `tolerance`, `index`, `actual`, `expected`.
  */
 import { doctor } from "../lib/doctor.ts";
-import { findingText } from "../lib/doctor_report.ts";
+import { findingText, summaryText } from "../lib/doctor_report.ts";
 import { DEFAULT_MODEL } from "../lib/model.ts";
 import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 
@@ -44,6 +44,6 @@ await runTask(async () => {
     context: flags.number("context"),
     onFinding: (finding) => json || console.log(findingText(finding)),
   });
-  if (json) console.log(JSON.stringify(report));
+  console.log(json ? JSON.stringify(report) : `\n${summaryText(report)}`);
   return report.ok ? 0 : 1;
 });

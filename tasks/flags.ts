@@ -27,7 +27,7 @@ export function readFlags(args: string[], table: FlagTable): Flags {
   const of = (...types: FlagType[]) =>
     Object.keys(table).filter((name) => types.includes(table[name][0]));
   const values = of("text", "texts", "number"), switches = of("switch");
-  const given: string[] = [], words: string[] = [];
+  const given: string[] = [], words: string[] = [], seen = new Set<string>();
   const refuse = (problem: string): never => {
     throw new Error(`Cannot read the flags: ${problem}`);
   };
@@ -50,6 +50,11 @@ export function readFlags(args: string[], table: FlagTable): Flags {
         } (text that begins with - comes after --)`,
       );
     }
+    const flag = name.replace(/^no-/, "");
+    if (table[flag]?.[0] !== "texts" && seen.has(flag)) {
+      refuse(`--${flag} is given twice, must be given once`);
+    }
+    seen.add(flag);
     if (isSwitch && joined !== undefined) {
       refuse(`--${name} takes no value, but ${joined.slice(1)} was given`);
     }

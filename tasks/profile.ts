@@ -22,10 +22,12 @@
  *   f32, f16) and the `fraction` of it that was reached, per step;
  * - `coverage`: `calls` and `flops` of matrix products on the GPU and in total, and
  *   `refusals` by reason and shape; `fallbacks`: the operations that they hit;
- * - `loop`: the decode loop per token: `encodeMs`, `submitMs`, `waitMs`,
- *   `readbackMs`, `gpuMs`, `idle`, `gaps`, `tokensPerSecond` with and without idling;
+ * - `loop`: the decode loop: `steps` and `tokens`, and of each step `encodeMs`,
+ *   `submitMs`, `waitMs`, `readbackMs`, `gpuMs`; `idle`, `gaps`, `tokensPerSecond`
+ *   with and without idling;
  * - `compare`: GPU and CPU times of Linear layers, attention and the whole;
- * - `timeline`: what `--trace` has, in milliseconds.
+ * - `timeline`: what `--trace` has: `lane`, `part`, `name`, `detail`, `begin` and `ms`,
+ *   in milliseconds.
  */
 import type { DeviceKind } from "../mod.ts";
 import { profile } from "../lib/profile.ts";
@@ -45,7 +47,7 @@ const FLAGS: FlagTable = {
   "max-tokens": ["number", "tokens to generate; 64 by default"],
   "batch": [
     "number",
-    "sequences in a decode step, 1 by default; prefill and decode loop are of one",
+    "sequences that run together, 1 by default",
   ],
   "chunk": [
     "number",
@@ -61,7 +63,7 @@ const FLAGS: FlagTable = {
   ],
   "json": [
     "text",
-    "the report as one line of JSON, last on stdout or to a file",
+    "the report as one line of JSON, last on stdout or to a file; lib/profile_report.ts has its fields",
   ],
   "trace": ["text", "a file for Chrome trace events, for ui.perfetto.dev"],
   "html": ["text", "a file for one self-contained page"],
@@ -97,8 +99,17 @@ await runTask(async () => {
     trace: flags.text("trace"),
     html: flags.text("html"),
   };
+  const flagOf = new Map<string, string>();
   for (const [flag, path] of Object.entries(files)) {
-    if (path !== undefined && path !== STDOUT) requireWritable(flag, path);
+    if (path === undefined) continue;
+    const other = flagOf.get(path);
+    if (other !== undefined) {
+      throw new Error(
+        `Cannot write --${flag} to ${path}: --${other} goes there, it must be another file`,
+      );
+    }
+    flagOf.set(path, flag);
+    if (path !== STDOUT) requireWritable(flag, path);
   }
   const report = await profile(flags.text("model"), {
     device: device as DeviceKind | undefined,
@@ -140,11 +151,17 @@ function requireWritable(flag: string, path: string): void {
       Deno.openSync(path, { write: true }).close();
     }
   } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
+    const why = error instanceof Deno.errors.NotFound
+      ? "there is no such folder"
+      : error instanceof Deno.errors.IsADirectory
+      ? "it is a folder"
+      : error instanceof Deno.errors.PermissionDenied
+      ? "there is no permission"
+      : error instanceof Error
+      ? error.message
+      : String(error);
     throw new Error(
-      `Cannot write --${flag} to ${path}: ${
-        why.replace(/^writefile .*?: /, "")
-      }`,
+      `Cannot write --${flag} to "${path}": ${why}, must be a file that can be written`,
     );
   }
 }

@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { loadQwen3 } from "../mod.ts";
 import { gpuTest } from "./gpu.ts";
 import { tamperedGpu } from "./tampered_gpu.ts";
@@ -76,6 +76,56 @@ gpuTest(
     );
   },
 );
+
+gpuTest("debug names the token that wrong sampling chooses", async () => {
+  const ways = [
+    ["argmax", { temperature: 0 }, "(score, id, tid)", "(score, id ^ 1u, tid)"],
+    [
+      "sampleFinish",
+      { temperature: 2, topK: 20, seed: 3 },
+      "u.seed + sequence",
+      "u.seed + sequence + 1u",
+    ],
+  ] as const;
+  for (const [kernel, sampling, from, to] of ways) {
+    const gpu = tamperedGpu(kernel, (wgsl) => wgsl.replaceAll(from, to));
+    using qwen = await loadQwen3(TINY, { device: "gpu", debug: true, gpu });
+    const batch = qwen.generateBatch([[1, 2, 3], [4]], {
+      ...sampling,
+      maxTokens: 12,
+    });
+    const { message } = await assertRejects(
+      async () => {
+        for await (const _ of batch);
+      },
+      Error,
+    );
+    assertMatch(
+      message,
+      /^Cannot trust .*: sampling of token \d+ of sequence \d differs from the CPU: \d+ on the GPU \(logit .*\), \d+ on the CPU \(logit /,
+    );
+  }
+});
+
+gpuTest("debug agrees with sampling of every kind", async () => {
+  using qwen = await loadQwen3(TINY, { device: "gpu", debug: true });
+  for (
+    const sampling of [
+      { temperature: 0, repetitionPenalty: 1.3 },
+      { temperature: 0.7, topK: 20, topP: 0.8 },
+      { temperature: 1, topK: 0 },
+      { temperature: 1, topK: 0, topP: 0.9 },
+    ]
+  ) {
+    const run = qwen.generate([1, 2, 3], {
+      ...sampling,
+      seed: 5,
+      maxTokens: 6,
+    });
+    for await (const _ of run);
+    assertEquals(run.tokenIds.length, 6);
+  }
+});
 
 Deno.test("debug needs the GPU", async () => {
   await assertRejects(

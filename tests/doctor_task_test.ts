@@ -44,11 +44,17 @@ Deno.test("a wrong flag, word or context ends with exit code 1", async () => {
   );
   assertEquals(code, 1);
   assertMatch(stdout, /^✗ context +--context is 1000000, /m);
+  assertMatch(stdout, /\n✗ to be mended: adapter, context\n$/);
 });
 
 gpuTest("with an adapter every line is fine, exit code 0", async () => {
   const { code, stdout, stderr } = await task(["--model", TINY]);
   assertEquals([code, stderr], [0, ""], stdout);
-  for (const line of stdout.trimEnd().split("\n")) assertMatch(line, /^[✓!] /);
+  const lines = stdout.trimEnd().split("\n").filter(Boolean);
+  for (const line of lines) assertMatch(line, /^[✓!] /);
+  assertMatch(
+    lines.at(-1)!,
+    /^✓ everything is fine$|^! everything works, slower than it could: /,
+  );
   assertMatch(stdout, /^✓ gemv +\d+ cases, all right/m);
 });

@@ -8,6 +8,7 @@ import { gpuTest } from "./gpu.ts";
 import { tamperedGpu } from "./tampered_gpu.ts";
 import { NO_ADAPTER, wrapGpu } from "./wrapped_gpu.ts";
 
+const TYPES = ["f32", "f16", "bf16"];
 const MODEL = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
 
 gpuTest("every kernel is tested, in all its forms, and agrees", async (gpu) => {
@@ -29,6 +30,25 @@ gpuTest("every kernel is tested, in all its forms, and agrees", async (gpu) => {
     ["gemm", /k in \d runs/],
     ["attendDecode", /long context$/],
     ["mergeSplits", /short context, in 5 runs/],
+    ["mergeSplits", /146 and 21 and 100 keys/],
+    ["gemv", /\[1, 3072\] × \[1024, 3072\]/],
+    ["gemm", /\[33, 1024\] × \[1024, 1024\]/],
+    ...["gemv", "gemm", "gemvColumns", "batchedGemm", "embed", "maxAbs"]
+      .flatMap((name) =>
+        TYPES.map((type): typeof forms[number] => [name, RegExp(`^${type} `)])
+      ),
+    ...["rmsNorm", "toF16"].flatMap((name) =>
+      TYPES.map((type): typeof forms[number] => [name, RegExp(`by ${type}$`)])
+    ),
+    ...TYPES.map((type): typeof forms[number] => [
+      "qkNormRope",
+      RegExp(`norms in ${type}$`),
+    ]),
+    ...["qkNormRope", "attendPrefill", "attendDecode", "mergeSplits"]
+      .flatMap((name) => [
+        [name, /keys in f16/] as typeof forms[number],
+        [name, /keys in f32/] as typeof forms[number],
+      ]),
   ];
   for (const [name, form] of forms) {
     const { data } = findings.find(({ topic }) => topic === name)!;

@@ -27,7 +27,7 @@ Deno.test("what was not given is undefined", () => {
   assertEquals(read("--no-think").on("think"), false);
 });
 
-Deno.test("values may be negative, empty, hold = or lines, and be given several times", () => {
+Deno.test("values may be negative, empty, hold = or lines, and those of a list be given several times", () => {
   assertEquals(read("--top-k", "-1").number("top-k"), -1);
   assertEquals(read("--top-k=-1e-3").number("top-k"), -0.001);
   assertEquals(read("--model", "").text("model"), "");
@@ -37,7 +37,6 @@ Deno.test("values may be negative, empty, hold = or lines, and be given several 
     read(...stops.flatMap((stop) => ["--stop", stop])).texts("stop"),
     stops,
   );
-  assertEquals(read("--model", "x", "--model", "y").text("model"), "y");
 });
 
 Deno.test("after -- everything is words, and so is a dash that begins no flag", () => {
@@ -66,6 +65,8 @@ Deno.test("unknown flags and missing or wrong values are refused", () => {
     [["--model"], "--model has no value, must be followed by a text"],
     [["--top-k"], "--top-k has no value, must be followed by a number"],
     [["--model", "--think"], "--model has no value"],
+    [["--model", "x", "--model=y"], "--model is given twice, must be given on"],
+    [["--think", "--no-think"], "--think is given twice"],
     [["--think=yes"], "--think takes no value, but yes was given"],
   ];
   for (const [args, message] of refused) {

@@ -208,7 +208,8 @@ Deno.test("a reader that leaves is no error", async () => {
 
 /** Runs the task and asserts exit code 1, no stdout and one line that has all `parts`. */
 async function assertRefused(args: string[], ...parts: string[]) {
-  const { code, stdout, stderr } = await generate(["--device", "cpu", ...args]);
+  const device = args.includes("--device") ? [] : ["--device", "cpu"];
+  const { code, stdout, stderr } = await generate([...device, ...args]);
   const what = `${args.join(" ").slice(0, 80)} gave: ${stderr}`;
   assertEquals([code, stdout], [1, ""], what);
   assertMatch(stderr, /^error: Cannot [^\n]*\n$/, what);
@@ -247,6 +248,7 @@ Deno.test("wrong prompts, options and flags: one line, exit code 1, nothing on s
     [hi("--seed", "-1"), "seed is -1, must be an integer from 0"],
     [hi("--stop", ""), 'Cannot stop at ""'],
     [hi("--json=yes"), "--json takes no value"],
+    [hi("--seed", "1", "--seed", "2"), "--seed is given twice, must be given"],
     [hi("--device", "tpu"), 'device is "tpu", must be auto, gpu or cpu'],
     [hi("--precision", "f64"), 'precision is "f64", must be auto or f32'],
     [hi("--context", "0"), "context is 0, must be an integer from 1 to 1024"],

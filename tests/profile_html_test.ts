@@ -92,6 +92,11 @@ pageTest(
         rows,
         report.phases.flatMap(({ operations }) => operations).length,
       );
+      const cut = await page.evaluate(
+        `[...document.querySelectorAll("#table .scroll")]
+          .filter((e) => e.scrollWidth > e.clientWidth).length`,
+      );
+      assertEquals(cut, 0, "a table is wider than the page");
       // The slowest operation is the uppermost bar.
       const chart = page.locator("#breakdown .chart").nth(1);
       const box = (await chart.boundingBox())!;
@@ -108,6 +113,47 @@ pageTest(
     });
   },
 );
+
+/** Pairs of texts of a chart that lie on one another, as a script of the page. */
+const overlapping = (id: string) =>
+  `(() => {
+  const boxes = [...document.querySelectorAll("#${id} svg text")]
+    .map((text) => [text.textContent, text.getBoundingClientRect()]);
+  return boxes.flatMap(([a, x], i) => boxes.slice(i + 1).filter(([, y]) =>
+    x.left < y.right - 1 && y.left < x.right - 1 && x.top < y.bottom - 2 && y.top < x.bottom - 2
+  ).map(([b]) => a + " on " + b));
+})()`;
+
+pageTest("no text lies on another, and legends say what is drawn", async () => {
+  const report = await tiny();
+  // Marks at one place are the worst: decode's products all read each weight once.
+  for (const operation of report.phases.flatMap((phase) => phase.operations)) {
+    if (operation.group === "linear") operation.tflops = 1e-3;
+  }
+  for (const look of [DESK, DARK_PHONE]) {
+    await open(report, look, async (page) => {
+      for (const id of ["breakdown", "roofline", "timeline"]) {
+        assertEquals(await page.evaluate(overlapping(id)), [], id);
+      }
+      const named = await page.locator("#roofline svg text").allTextContents();
+      assert(named.some((text) => /gate_up_proj/.test(text)), named.join());
+      const legend = (id: string) =>
+        page.locator(`#${id} .legend span`).allInnerTexts();
+      assertEquals((await legend("roofline")).slice(0, 3), [
+        "decode",
+        "prefill",
+        "linear",
+      ]);
+      assertEquals(await legend("timeline"), [
+        "GPU: steps up to a readback",
+        "CPU: encode",
+        "CPU: submit",
+        "CPU: wait",
+        "CPU: readback",
+      ]);
+    });
+  }
+});
 
 pageTest(
   "the page fits a phone in the dark, and its timeline has parts",

@@ -42,8 +42,24 @@ Deno.test("files are written", async () => {
 
 for (
   const [args, message] of [
-    [["--json", "/nowhere/at/all.json"], /Cannot write --json to \/nowhere/],
-    [["--html", "/"], /Cannot write --html to \//],
+    [
+      ["--json", "/nowhere/at/all.json"],
+      /Cannot write --json to "\/nowhere.*": there is no such folder, must be/,
+    ],
+    [["--html", "/"], /Cannot write --html to "\/": it is a folder, must be/],
+    [["--html", ""], /Cannot write --html to "": .*, must be/],
+    [
+      ["--html", "/dev/null", "--trace", "/dev/null"],
+      /Cannot write --html to \/dev\/null: --trace goes there/,
+    ],
+    [["--chunk", "2", "--chunk", "3"], /--chunk is given twice, must be/],
+    [["--compare", "--no-compare"], /--compare is given twice, must be/],
+    [["--json", "--json", "a"], /--json is given twice, must be/],
+    [["--prompt-tokens", "-3"], /promptTokens is -3, must be/],
+    [["--max-tokens", "2.5"], /maxTokens is 2.5, must be/],
+    [["--max-tokens", "many"], /--max-tokens is "many", must be a finite/],
+    [["--batch", "0"], /batch is 0, must be an integer from 1 to 256/],
+    [["--chunk", "-1"], /chunk is -1, must be/],
     [
       ["--kernels", "gemv,gem"],
       /gem is unknown, must be of gemv, gemm, batchedGemm/,

@@ -2,6 +2,7 @@ import {
   assert,
   assertAlmostEquals,
   assertEquals,
+  AssertionError,
   assertMatch,
   assertRejects,
   assertStringIncludes,
@@ -45,6 +46,17 @@ const layer = () =>
 
 const rules = ({ verdicts }: ProfileReport) => verdicts.map(({ rule }) => rule);
 const sum = (values: number[]) => values.reduce((a, b) => a + b, 0);
+
+/** A measurement that other work on this machine may disturb: one of a few must hold. */
+async function undisturbed(measure: () => Promise<void>, attempts = 5) {
+  for (let left = attempts;; left--) {
+    try {
+      return await measure();
+    } catch (error) {
+      if (left === 1 || !(error instanceof AssertionError)) throw error;
+    }
+  }
+}
 
 gpuTest("a profile names every operation of prefill and decode", async () => {
   const { phases } = await tiny();
@@ -166,6 +178,8 @@ gpuTest("allowing gemm and batchedGemm brings all products back", async () => {
   const whole = await run(["gemm", "batchedGemm"]);
   assertEquals(whole.coverage.flops.gpu, whole.coverage.flops.total);
   assertEquals(whole.fallbacks, []);
+  assertEquals(whole.verdicts[0].rule, "unpacked");
+  assertStringIncludes(whole.verdicts[0].text, "leave --kernels out");
   const linear = await run(["gemv", "gemm"]);
   const { flops, refusals } = linear.coverage;
   assert(flops.gpu > 0.9 * flops.total && flops.gpu < flops.total);
@@ -247,12 +261,14 @@ gpuTest(
       });
       return verdicts.find(({ rule }) => rule === "decode")!;
     };
-    const wide = await decode("synthetic:qwen3-8b?layers=1&vocab=64");
-    assertMatch(
-      wide.text,
-      /^decode is bound by memory: \d+ % of .*gate_up_proj/,
-    );
-    assertEquals(wide.severity, "green");
+    await undisturbed(async () => {
+      const wide = await decode("synthetic:qwen3-8b?layers=1&vocab=64");
+      assertMatch(
+        wide.text,
+        /^decode is bound by memory: \d+ % of .*gate_up_proj/,
+      );
+      assertEquals(wide.severity, "green");
+    });
     const narrow = await decode(fixture("tiny-untied-f32"));
     assertMatch(
       narrow.text,
@@ -347,29 +363,71 @@ gpuTest("shares hold for the unprofiled step", async (gpu) => {
   plan.seal();
   const name = "gate_up_proj";
   const context = { config, sequences: 1, tokens: 1, length: 0 };
-  const { operations } = (await layer()).phases[1];
-  const share = operations.find((o) => o.name === name)!.share! /
-    (1 - (operations.find((o) => o.name === "sampling")!.share ?? 0));
   const all = [...plan.dispatches];
   const without = all.filter((d) => costsOf(d, context)[0].name !== name);
   const least = async (dispatches: typeof all) => {
     plan.dispatches.splice(0, Infinity, ...dispatches);
     return Math.min(...await timePlan(gpu, plan, 4));
   };
-  const saved = 1 - await least(without) / await least(all);
-  assertAlmostEquals(saved, share, 0.15);
+  await undisturbed(async () => {
+    const report = await profile(SHAPES, {
+      device: "gpu",
+      promptTokens: 1,
+      maxTokens: 2,
+    });
+    const { operations } = report.phases[1];
+    const share = operations.find((o) => o.name === name)!.share! /
+      (1 - (operations.find((o) => o.name === "sampling")!.share ?? 0));
+    const saved = 1 - await least(without) / await least(all);
+    assertAlmostEquals(saved, share, 0.15);
+  });
 });
 
 gpuTest("a trace has a GPU and a CPU lane on one clock", async () => {
   const report = await tiny();
-  const { traceEvents } = JSON.parse(JSON.stringify(traceOf(report)));
-  const lanes = new Set<number>();
-  for (const { ph, ts, dur, tid } of traceEvents) {
-    if (ph !== "X") continue;
-    assert(Number.isFinite(ts) && dur >= 0, `${ts} ${dur}`);
-    lanes.add(tid);
+  const sleeping = await profile(TINY, {
+    device: "gpu",
+    gpu: navigator.gpu, // given, its readbacks are waited for while the next chunk is encoded
+    promptTokens: 2,
+    maxTokens: 20,
+  });
+  for (const profiled of [report, sleeping]) {
+    const trace: ReturnType<typeof traceOf> = JSON.parse(
+      JSON.stringify(traceOf(profiled)),
+    );
+    const lanes = new Map<number, string>();
+    for (const { ph, name, tid, args } of trace.traceEvents) {
+      if (ph === "M" && name === "thread_name") {
+        lanes.set(tid, String(args!.name));
+      }
+    }
+    assertEquals([...lanes.values()], [
+      `GPU: ${profiled.device.adapter}`,
+      "CPU",
+    ]);
+    let before = -Infinity;
+    const open = new Map<number, number[]>(); // ends of what is going on, by lane
+    for (const { ph, ts, dur, tid, name } of trace.traceEvents) {
+      if (ph !== "X") continue;
+      assert(ts! >= before && ts! >= 0, `${name} at ${ts} after ${before}`);
+      assert(dur! >= 0 && lanes.has(tid), `${name}: ${dur}`);
+      before = ts!;
+      const ends = (open.get(tid) ?? []).filter((end) => end > ts! + 1);
+      // What begins inside of another ends inside of it, or a viewer misplaces it.
+      for (const end of ends) {
+        assert(ts! + dur! <= end + 1, `${name} ends after what it is in`);
+      }
+      open.set(tid, [...ends, ts! + dur!]);
+    }
+    assertEquals(open.size, 2);
+    const qkv = trace.traceEvents.find(({ name }) =>
+      name === "layers.1.qkv_proj"
+    )!;
+    assertMatch(
+      String(qkv.args!.detail),
+      /^gem[mv]: \[\d+, 64\] × \[64, 256\], f32 × bf16 → f32$/,
+    );
   }
-  assertEquals(lanes.size, 2);
   // A chunk runs on the GPU after it was submitted, up to a little error of clocks.
   const first = (lane: string, name: RegExp) =>
     report.timeline.find((e) =>
@@ -412,15 +470,115 @@ Deno.test("options out of range are refused before anything is loaded", async ()
   }
 });
 
-gpuTest("a batch is decoded together", async () => {
-  const { phases, notes } = await profile(TINY, {
+gpuTest("a weight that is split over bindings is one operation", async () => {
+  const limits = { maxStorageBufferBindingSize: 40 << 10 };
+  const { phases, coverage } = await profile(TINY, {
     device: "gpu",
-    promptTokens: 1,
+    gpu: wrapGpu({ limits }).gpu,
+    promptTokens: 3,
     maxTokens: 2,
-    batch: 3,
   });
-  const qkv = phases[1].operations.find(({ name }) => name === "qkv_proj")!;
-  assertEquals(qkv.shape, "[3, 64] × [64, 256]");
-  assertEquals(phases[1].tokens, 3);
-  assert(notes.some((note) => note.includes("3 sequences")));
+  for (const { operations } of phases) {
+    const heads = operations.filter(({ name }) => name === "lm_head");
+    assertEquals(heads.map(({ shape }) => shape), ["[1, 64] × [64, 512]"]);
+    assertEquals(heads[0].calls, 2);
+    assertEquals(heads[0].flops, 2 * 64 * 512);
+    const tables = operations.filter(({ name }) => name === "embedding");
+    assertMatch(
+      tables.map(({ shape }) => shape).join(),
+      /^\[\d\] of \[512, 64\]$/,
+    );
+  }
+  assertEquals(coverage.calls.gpu, coverage.calls.total);
 });
+
+gpuTest("a batch goes through prefill, decode and loop together", async () => {
+  const options = { promptTokens: 9, maxTokens: 3, batch: 3 };
+  const onGpu = await profile(TINY, { ...options, device: "gpu" });
+  const onCpu = await profile(TINY, { ...options, device: "cpu" });
+  for (const { phases: [prefill, decode], batch, notes } of [onGpu, onCpu]) {
+    const of = (phase: Phase, name: string) =>
+      phase.operations.find((operation) => operation.name === name)!;
+    assertEquals([batch, prefill.tokens, decode.tokens], [3, 27, 3]);
+    // Prompts one after the other, two layers each; then a token of each is chosen.
+    assertEquals(of(prefill, "qkv_proj").shape, "[9, 64] × [64, 256]");
+    assertEquals(of(prefill, "qkv_proj").calls, 6);
+    assertEquals(of(prefill, "qkv_proj").flops, 6 * 2 * 9 * 64 * 256);
+    assertEquals(of(prefill, "sampling").shape, "[3, 512]");
+    assertEquals(of(decode, "qkv_proj").shape, "[3, 64] × [64, 256]");
+    assertEquals(of(decode, "qkv_proj").calls, 2);
+    assertAlmostEquals(
+      sum(prefill.operations.map(({ ms = 0 }) => ms)) / prefill.profiledMs!,
+      1,
+      0.1,
+    );
+    assert(notes.some((note) => /of 3 prompts the first and the/.test(note)));
+  }
+  const { loop } = onGpu;
+  assertEquals([loop!.steps, loop!.tokens], [2, 6]);
+  const said = profileText(onGpu);
+  assertStringIncludes(said, "for 3 prompts of 9, ");
+  assertStringIncludes(said, "6 tokens after the first 3, ");
+});
+
+gpuTest("a batch that does not fit is refused by its numbers", async () => {
+  await assertRejects(
+    () =>
+      profile("synthetic:qwen3-0.6b?layers=1&vocab=64", {
+        device: "gpu",
+        promptTokens: 40_000,
+        maxTokens: 2,
+        batch: 256,
+      }),
+    Error,
+    "256 sequences × 40002 tokens",
+  );
+});
+
+gpuTest(
+  "numbers of the text stand in columns, and it is no wider than 110",
+  async () => {
+    const said = profileText(await layer());
+    const tables = said.split(/\n\n| {2}Why/).filter((part) =>
+      /^ {2}operation/m.test(part)
+    );
+    assertEquals(tables.length, 4);
+    for (const line of said.split("\n").filter((line) => /^ /.test(line))) {
+      assert(line.length <= 110, `${line.length} characters: ${line}`);
+    }
+    const [numbers] = tables;
+    const lines = numbers.split("\n").filter((line) => /memory$/.test(line));
+    assert(lines.length > 5);
+    assertEquals(new Set(lines.map((line) => line.length)).size, 1);
+  },
+);
+
+gpuTest(
+  "every field of a report is described where it is declared",
+  async () => {
+    const source = await Deno.readTextFile(
+      new URL("../lib/profile_report.ts", import.meta.url),
+    );
+    const declared = new Set(
+      [...source.matchAll(/\b(\w+)\??:\s/g)].map(([, name]) => name),
+    );
+    const elsewhere = new Set(["choices", "fallbacks", "constants"]);
+    const check = (value: unknown, path: string) => {
+      if (typeof value !== "object" || value === null) return;
+      for (const [name, inner] of Object.entries(value)) {
+        if (!Array.isArray(value)) {
+          assert(declared.has(name), `${path}.${name} is not declared`);
+          if (elsewhere.has(name)) continue;
+        }
+        check(inner, `${path}.${name}`);
+      }
+    };
+    check(JSON.parse(JSON.stringify(await tiny())), "report");
+    const task = await Deno.readTextFile(
+      new URL("../tasks/profile.ts", import.meta.url),
+    );
+    for (const name of Object.keys(await tiny())) {
+      assertStringIncludes(task, `\`${name}\``);
+    }
+  },
+);

@@ -5,6 +5,7 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import type { Loop, Operation, Phase } from "../lib/profile_report.ts";
+import { loopNotes } from "../lib/profile_loop.ts";
 import { type Findings, percent, verdictsOf } from "../lib/profile_verdict.ts";
 
 function operation(more: Partial<Operation> = {}): Operation {
@@ -48,6 +49,7 @@ function phase(
 }
 
 const loop: Loop = {
+  steps: 64,
   tokens: 64,
   chunk: 64,
   encodeMs: 0.1,
@@ -102,6 +104,14 @@ Deno.test("decode near its memory bound says how near", () => {
   assertStringIncludes(
     verdict.text,
     "decode is bound by memory: 71 % of 4.50 TB/s",
+  );
+});
+
+Deno.test("decode beyond its memory bound is not said to be a share of it", () => {
+  const decode = phase("decode", 1, operation({ bytes: 1.3 * 4.5e9 }));
+  assertMatch(
+    text({ phases: [decode] }),
+    /^decode is bound by memory, at more than the 4.50 TB\/s measured here: .*cache/,
   );
 });
 
@@ -177,6 +187,45 @@ Deno.test("refusals come first, and name what to allow", () => {
   });
   assertStringIncludes(partly, "95 % of matmul FLOPs");
   assertStringIncludes(partly, "allow batchedGemm");
+});
+
+Deno.test("GPU over CPU is judged by its target", () => {
+  const said = (...factors: number[]) =>
+    verdictsOf(findings({
+      compare: factors.map((factor, i) => ({
+        phase: i ? "decode" : "prefill",
+        what: "whole",
+        gpuMs: 1,
+        cpuMs: factor,
+        factor,
+        target: [5, 10],
+      })),
+    }))[0];
+  assertEquals(said(263, 43), {
+    rule: "compare",
+    severity: "green",
+    text: "GPU over CPU: prefill 263×, decode 43.0×",
+  });
+  assertMatch(
+    said(12, 2.5).text,
+    /decode 2.5×, below the 5× that a GPU should/,
+  );
+  assertMatch(said(12, 0.25).text, /decode 0.25×; run with --device cpu/);
+  assertEquals(said(12, 0.25).severity, "yellow");
+});
+
+Deno.test("chunks that were not timed are told", () => {
+  const span = { begin: 0, end: 1 };
+  const watched = {
+    cpu: [],
+    gpu: [span, span],
+    chunks: [1, 1, 1],
+    sequences: 1,
+    ...{ began: 0, first: 1, last: 2 },
+  };
+  assertMatch(loopNotes(watched).join(), /of the first 2 of 3 chunks/);
+  assertEquals(loopNotes({ ...watched, gpu: [span, span, span] }), []);
+  assertEquals(loopNotes({ ...watched, gpu: [] }), []);
 });
 
 Deno.test("shares near the ends are not rounded to them", () => {

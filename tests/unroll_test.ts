@@ -42,5 +42,18 @@ Deno.test("unroll refuses what is not constant, out of range or unclosed", () =>
     Error,
     "Cannot unroll: a[2] is used, it has 2 elements",
   );
+  const loop = "@unroll for (var i = 0; i < 8 / N; i += S) { }";
+  for (const [N, S] of [[0, 1], [1, 0], [1, -1]]) {
+    assertThrows(
+      () => unroll(loop, { N, S }),
+      Error,
+      `Cannot unroll: i goes from 0 to ${8 / N} by ${S}, must be at most 4096`,
+    );
+  }
+  assertThrows(
+    () => unroll("@split var a: array<f32, 8 / N>;", { N: 0 }),
+    Error,
+    "Cannot unroll: a has Infinity elements, must be at most 4096",
+  );
   assertThrows(() => unroll("@if 1 { a", {}), Error, "no closing brace");
 });
