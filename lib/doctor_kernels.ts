@@ -9,6 +9,7 @@ import { embed } from "../kernels/embed.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { gemv, squareParts } from "../kernels/gemv.ts";
 import { gemvColumns } from "../kernels/gemv_columns.ts";
+import { gemvRows, rowParts } from "../kernels/gemv_rows.ts";
 import { maxAbs } from "../kernels/max_abs.ts";
 import { rmsNorm } from "../kernels/rms_norm.ts";
 import { sumSplits } from "../kernels/sum_splits.ts";
@@ -34,10 +35,12 @@ const TYPES = ["f32", "f16", "bf16"] as const;
 export async function tryLinear(bench: Bench): Promise<void> {
   for (const dtype of TYPES) {
     await tryGemv(bench, dtype, [1, 37, 19]);
-    await tryGemm(bench, dtype, [21, 37, 19]);
+    await tryGemv(bench, dtype, [5, 37, 19]);
+    await tryGemm(bench, dtype, [41, 37, 19]);
     await tryColumns(bench, dtype, [1, 37, 19]);
     // Of Qwen3-0.6B: down_proj in a decode step, k_proj in a prompt.
     await tryGemv(bench, dtype, [1, 1024, 3072]);
+    await tryGemv(bench, dtype, [16, 1024, 1024]);
     await tryGemm(bench, dtype, [33, 1024, 1024]);
     await tryBatched(
       bench,
@@ -46,16 +49,17 @@ export async function tryLinear(bench: Bench): Promise<void> {
     );
   }
   for (const epilogue of [1, 2] as const) {
+    await tryGemv(bench, "bf16", [1, 74, 88], epilogue);
     await tryGemv(bench, "bf16", [3, 74, 88], epilogue);
-    await tryGemm(bench, "bf16", [21, 74, 88], epilogue);
+    await tryGemm(bench, "bf16", [41, 74, 88], epilogue);
   }
   for (const epilogue of [0, 2] as const) {
     await tryGemv(bench, "bf16", [1, 74, 1024], epilogue, true);
-    await tryGemv(bench, "f32", [3, 74, 76], epilogue, true);
+    await tryGemv(bench, "f32", [17, 74, 76], epilogue, true);
   }
   // So long that they are summed in runs of k.
-  await tryGemm(bench, "f32", [21, 37, 1019]);
-  await tryGemm(bench, "bf16", [21, 74, 1024], 1);
+  await tryGemm(bench, "f32", [41, 37, 1019]);
+  await tryGemm(bench, "bf16", [41, 74, 1024], 1);
   if (bench.gpu.f16) await tryGemm(bench, "bf16", [70, 1024, 1024], 0, 0.5);
 }
 
@@ -77,6 +81,7 @@ const expectedLinear = (
   kind: number,
 ) => epilogue(kind, linear(x, w, { m, n, k }), n, BEFORE);
 
+/** One row by gemv, more by gemvRows. */
 async function tryGemv(
   bench: Bench,
   dtype: Type,
@@ -94,9 +99,10 @@ async function tryGemv(
   const y = bench.room([m, width], epilogue === 1 ? BEFORE : NaN);
   const squares = normFirst
     ? bench.upload(partialSquares(toF32(x), k))
-    : bench.room([m, squareParts(n, constants)]);
+    : bench.room([m, (m === 1 ? squareParts : rowParts)(n, constants)]);
   const operands = { w: bench.upload(w), x: bench.upload(x), y, squares };
-  await bench.run(gemv, { ...operands, norm: bench.upload(norm) }, {
+  const kernel = m === 1 ? gemv : gemvRows;
+  await bench.run(kernel, { ...operands, norm: bench.upload(norm) }, {
     constants: { ...constants, EPILOGUE: epilogue },
     uniforms: { stride: width, column: 0, eps: EPS },
   });
@@ -104,7 +110,7 @@ async function tryGemv(
   const expected = expectedLinear(rows, toF32(w), size, epilogue);
   const what = naming(dtype, size, epilogue) +
     (normFirst ? ", normed first" : "");
-  bench.compare("gemv", what, await y.read(), expected, SUM);
+  bench.compare(kernel.name, what, await y.read(), expected, SUM);
 }
 
 /** What the writer of rows of `k` leaves for their norm: eight parts of the sum of squares. */

@@ -27,13 +27,23 @@ gpuTest("every kernel is tested, in all its forms, and agrees", async (gpu) => {
   }
   const forms: [kernel: string, form: RegExp][] = [
     ["gemv", /normed first/],
+    ["gemvRows", /normed first/],
     ["gemm", /k in \d runs/],
     ["attendDecode", /long context$/],
     ["mergeSplits", /short context, in 5 runs/],
     ["mergeSplits", /146 and 21 and 100 keys/],
     ["gemv", /\[1, 3072\] × \[1024, 3072\]/],
+    ["gemvRows", /\[16, 1024\] × \[1024, 1024\]/],
     ["gemm", /\[33, 1024\] × \[1024, 1024\]/],
-    ...["gemv", "gemm", "gemvColumns", "batchedGemm", "embed", "maxAbs"]
+    ...[
+      "gemv",
+      "gemvRows",
+      "gemm",
+      "gemvColumns",
+      "batchedGemm",
+      "embed",
+      "maxAbs",
+    ]
       .flatMap((name) =>
         TYPES.map((type): typeof forms[number] => [name, RegExp(`^${type} `)])
       ),
