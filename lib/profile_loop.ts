@@ -17,10 +17,12 @@ export interface CpuSpan extends Span {
 /** What was seen of a decode loop. */
 export interface Watched {
   cpu: CpuSpan[];
-  /** Passes of chunks, by the GPU's clock. */
+  /** Passes of a few steps, by the GPU's clock. */
   gpu: Span[];
-  /** Steps of each chunk. */
-  chunks: number[];
+  /** Steps of each pass. */
+  steps: number[];
+  /** The most steps between two readbacks. */
+  chunk: number;
   began: number;
   first: number;
   last: number;
@@ -49,7 +51,8 @@ export async function watchLoop(
     return {
       cpu: recorder.cpu,
       gpu: await recorder.passes(),
-      chunks: recorder.chunks,
+      steps: recorder.steps,
+      chunk: recorder.largest,
       ...times,
     };
   } finally {
@@ -77,7 +80,8 @@ async function run(
 
 class Recorder implements LoopWatcher, Disposable {
   readonly cpu: CpuSpan[] = [];
-  readonly chunks: number[] = [];
+  readonly steps: number[] = [];
+  largest = 0;
   #queries?: GPUQuerySet;
 
   constructor(readonly gpu: Gpu, readonly chunk?: number) {
@@ -88,8 +92,12 @@ class Recorder implements LoopWatcher, Disposable {
     });
   }
 
-  timestamps(steps: number): GPUComputePassTimestampWrites | undefined {
-    const at = 2 * this.chunks.push(steps) - 2;
+  timestamps(
+    steps: number,
+    chunk: number,
+  ): GPUComputePassTimestampWrites | undefined {
+    const at = 2 * this.steps.push(steps) - 2;
+    this.largest = Math.max(this.largest, chunk);
     if (!this.#queries || at >= MOST_QUERIES) return undefined;
     return {
       querySet: this.#queries,
@@ -103,7 +111,7 @@ class Recorder implements LoopWatcher, Disposable {
   }
 
   async passes(): Promise<Span[]> {
-    const count = Math.min(2 * this.chunks.length, MOST_QUERIES);
+    const count = Math.min(2 * this.steps.length, MOST_QUERIES);
     if (!this.#queries || count === 0) return [];
     const { gpu } = this;
     const resolved = gpu.buffer(
@@ -131,8 +139,8 @@ class Recorder implements LoopWatcher, Disposable {
 
 /** Numbers of a watched loop, per token; the first token belongs to the prefill. */
 export function loopOf(watched: Watched): Loop {
-  const { cpu, gpu, chunks, began, first, last } = watched;
-  const tokens = chunks.reduce((sum, steps) => sum + steps, 0);
+  const { cpu, gpu, steps, chunk, began, first, last } = watched;
+  const tokens = steps.reduce((a, b) => a + b, 0);
   const of = (what: CpuSpan["what"]) =>
     cpu.reduce(
       (sum, span) => span.what === what ? sum + span.end - span.begin : sum,
@@ -140,7 +148,7 @@ export function loopOf(watched: Watched): Loop {
     ) / Math.max(1, tokens);
   const loop: Loop = {
     tokens,
-    chunk: Math.max(0, ...chunks),
+    chunk,
     encodeMs: of("encode"),
     submitMs: of("submit"),
     waitMs: of("wait"),
@@ -150,7 +158,7 @@ export function loopOf(watched: Watched): Loop {
     firstTokenMs: first - began,
   };
   if (gpu.length === 0) return loop;
-  const timed = chunks.slice(0, gpu.length).reduce((a, b) => a + b, 0);
+  const timed = steps.slice(0, gpu.length).reduce((a, b) => a + b, 0);
   const busy = gpu.reduce((sum, { begin, end }) => sum + end - begin, 0);
   const gaps = gpu.slice(1).map(({ begin }, i) =>
     Math.max(0, begin - gpu[i].end)
@@ -182,7 +190,7 @@ function grouped(gaps: readonly number[]): Loop["gaps"] {
 
 /** What the CPU and the GPU did, for the timeline. */
 export function loopTimeline(
-  { cpu, gpu, chunks }: Watched,
+  { cpu, gpu, steps }: Watched,
   toTimeline: (gpuMs: number) => number,
   origin: number,
 ): TimelineEvent[] {
@@ -198,7 +206,7 @@ export function loopTimeline(
     ...gpu.map(({ begin, end }, i) => ({
       lane: "GPU" as const,
       part: part as typeof part,
-      name: `${chunks[i]} ${chunks[i] === 1 ? "step" : "steps"}`,
+      name: `${steps[i]} ${steps[i] === 1 ? "step" : "steps"}`,
       begin: toTimeline(begin),
       ms: end - begin,
     })),
