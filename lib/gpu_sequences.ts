@@ -17,7 +17,7 @@ import type { Tensor } from "./tensor.ts";
 /** Steps whose tokens the device keeps until they are read. */
 const RING = 256;
 /** Readbacks whose promises Deno still sleeps on while others go out. */
-const READBACKS = 16;
+const READBACKS = 32;
 /** Recorded passes that are kept; each length of prompt needs its own. */
 const MOST_PASSES = 8;
 

@@ -16,6 +16,9 @@ import {
   type Prepared,
 } from "./kernel.ts";
 
+/** Dispatches that {@linkcode Plan.run} submits first, and how many times as many next. */
+const FIRST_PIECE = 8, PIECE_GROWTH = 4;
+
 /** What only the moment of a replay knows. */
 export interface Moment {
   /** Tokens in the KV cache before this pass, of the longest sequence. */
@@ -120,10 +123,16 @@ export class Plan implements Disposable {
     moment: Moment = { length: 0 },
     only?: number,
   ): void {
-    const chosen = only === undefined
-      ? this.dispatches
-      : [this.dispatches[only]];
-    for (const { pipeline, bindGroup, grid, gridAt } of chosen) {
+    if (only === undefined) this.#encode(pass, moment, this.dispatches);
+    else this.#encode(pass, moment, [this.dispatches[only]]);
+  }
+
+  #encode(
+    pass: GPUComputePassEncoder,
+    moment: Moment,
+    dispatches: readonly Dispatch[],
+  ): void {
+    for (const { pipeline, bindGroup, grid, gridAt } of dispatches) {
       const groups = gridAt ? gridAt(moment) : grid;
       if (!groups) continue;
       pass.setPipeline(pipeline);
@@ -132,14 +141,23 @@ export class Plan implements Disposable {
     }
   }
 
-  /** Seals if need be, encodes into one pass and submits. */
-  run(moment?: Moment): void {
+  /**
+   * Seals if need be, encodes and submits: first a few dispatches, so that the device
+   * begins at once, then more and more while it works.
+   */
+  run(moment: Moment = { length: 0 }): void {
     this.seal();
-    const encoder = this.gpu.device.createCommandEncoder();
-    const pass = encoder.beginComputePass();
-    this.encode(pass, moment);
-    pass.end();
-    this.gpu.device.queue.submit([encoder.finish()]);
+    const { device } = this.gpu, { dispatches } = this;
+    let size = FIRST_PIECE;
+    for (let begin = 0; begin < dispatches.length;) {
+      const encoder = device.createCommandEncoder();
+      const pass = encoder.beginComputePass();
+      this.#encode(pass, moment, dispatches.slice(begin, begin + size));
+      pass.end();
+      device.queue.submit([encoder.finish()]);
+      begin += size;
+      size *= PIECE_GROWTH;
+    }
   }
 
   [Symbol.dispose](): void {

@@ -17,10 +17,12 @@ export interface CpuSpan extends Span {
 /** What was seen of a decode loop. */
 export interface Watched {
   cpu: CpuSpan[];
-  /** Passes of chunks, by the GPU's clock. */
+  /** Passes of a few steps, by the GPU's clock. */
   gpu: Span[];
-  /** Steps of each chunk. */
-  chunks: number[];
+  /** Steps of each pass. */
+  passes: number[];
+  /** The most steps between two readbacks. */
+  chunk: number;
   sequences: number;
   began: number;
   first: number;
@@ -52,7 +54,8 @@ export async function watchLoop(
     return {
       cpu: recorder.cpu,
       gpu: await recorder.passes(),
-      chunks: recorder.chunks,
+      passes: recorder.steps,
+      chunk: recorder.largest,
       sequences: prompts.length,
       ...times,
     };
@@ -81,7 +84,8 @@ async function run(
 
 class Recorder implements LoopWatcher, Disposable {
   readonly cpu: CpuSpan[] = [];
-  readonly chunks: number[] = [];
+  readonly steps: number[] = [];
+  largest = 0;
   #queries?: GPUQuerySet;
 
   constructor(readonly gpu: Gpu, readonly chunk?: number) {
@@ -92,8 +96,12 @@ class Recorder implements LoopWatcher, Disposable {
     });
   }
 
-  timestamps(steps: number): GPUComputePassTimestampWrites | undefined {
-    const at = 2 * this.chunks.push(steps) - 2;
+  timestamps(
+    steps: number,
+    chunk: number,
+  ): GPUComputePassTimestampWrites | undefined {
+    const at = 2 * this.steps.push(steps) - 2;
+    this.largest = Math.max(this.largest, chunk);
     if (!this.#queries || at >= MOST_QUERIES) return undefined;
     return {
       querySet: this.#queries,
@@ -107,7 +115,7 @@ class Recorder implements LoopWatcher, Disposable {
   }
 
   async passes(): Promise<Span[]> {
-    const count = Math.min(2 * this.chunks.length, MOST_QUERIES);
+    const count = Math.min(2 * this.steps.length, MOST_QUERIES);
     if (!this.#queries || count === 0) return [];
     const { gpu } = this;
     const resolved = gpu.buffer(
@@ -135,8 +143,8 @@ class Recorder implements LoopWatcher, Disposable {
 
 /** Numbers of a watched loop, per step; the first tokens belong to the prefill. */
 export function loopOf(watched: Watched): Loop {
-  const { cpu, gpu, chunks, sequences, began, first, last } = watched;
-  const steps = chunks.reduce((sum, steps) => sum + steps, 0);
+  const { cpu, gpu, passes, chunk, sequences, began, first, last } = watched;
+  const steps = passes.reduce((a, b) => a + b, 0);
   const tokens = sequences * steps;
   const of = (what: CpuSpan["what"]) =>
     cpu.reduce(
@@ -146,7 +154,7 @@ export function loopOf(watched: Watched): Loop {
   const loop: Loop = {
     steps,
     tokens,
-    chunk: Math.max(0, ...chunks),
+    chunk,
     encodeMs: of("encode"),
     submitMs: of("submit"),
     waitMs: of("wait"),
@@ -156,7 +164,7 @@ export function loopOf(watched: Watched): Loop {
     firstTokenMs: first - began,
   };
   if (gpu.length === 0) return loop;
-  const timed = chunks.slice(0, gpu.length).reduce((a, b) => a + b, 0);
+  const timed = passes.slice(0, gpu.length).reduce((a, b) => a + b, 0);
   const busy = gpu.reduce((sum, { begin, end }) => sum + end - begin, 0);
   const gaps = gpu.slice(1).map(({ begin }, i) =>
     Math.max(0, begin - gpu[i].end)
@@ -171,11 +179,11 @@ export function loopOf(watched: Watched): Loop {
   };
 }
 
-/** What of a watched loop was not timed: a query set has room for so many chunks. */
-export function loopNotes({ gpu, chunks }: Watched): string[] {
-  return gpu.length > 0 && gpu.length < chunks.length
+/** What of a watched loop was not timed: a query set has room for so many passes. */
+export function loopNotes({ gpu, passes }: Watched): string[] {
+  return gpu.length > 0 && gpu.length < passes.length
     ? [
-      `decode loop: the GPU's time and gaps are of the first ${gpu.length} of ${chunks.length} chunks, timestamps have room for no more`,
+      `decode loop: the GPU's time and gaps are of the first ${gpu.length} of ${passes.length} passes, timestamps have room for no more`,
     ]
     : [];
 }
@@ -197,7 +205,7 @@ function grouped(gaps: readonly number[]): Loop["gaps"] {
 
 /** What the CPU and the GPU did, for the timeline. */
 export function loopTimeline(
-  { cpu, gpu, chunks }: Watched,
+  { cpu, gpu, passes }: Watched,
   toTimeline: (gpuMs: number) => number,
   origin: number,
 ): TimelineEvent[] {
@@ -213,7 +221,7 @@ export function loopTimeline(
     ...gpu.map(({ begin, end }, i) => ({
       lane: "GPU" as const,
       part: part as typeof part,
-      name: `${chunks[i]} ${chunks[i] === 1 ? "step" : "steps"}`,
+      name: `${passes[i]} ${passes[i] === 1 ? "step" : "steps"}`,
       begin: toTimeline(begin),
       ms: end - begin,
     })),

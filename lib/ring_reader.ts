@@ -62,14 +62,13 @@ export class RingReader implements Disposable {
 
   /** Forgets copies that were not read. */
   drop(): void {
-    for (const buffer of this.#filled.splice(0)) buffer.destroy();
+    this.#free.push(...this.#filled.splice(0));
   }
 
   /**
    * Tokens of steps `from … to` of the oldest copy, one of each sequence for a step,
    * or {@linkcode OVERFLOW}. The call itself waits for all submitted work; what it
-   * returns may take another turn of the event loop, or 10 ms where
-   * `gpu.readsAtOnce` is false.
+   * returns may take another 10 ms where `gpu.readsAtOnce` is false.
    */
   async read(
     from: number,
@@ -90,7 +89,6 @@ export class RingReader implements Disposable {
         () => this.#disposed ? staging.destroy() : this.#free.push(staging),
         () => staging.destroy(),
       );
-      await (to - from < LONG_CHUNK ? turn() : pause());
       return ids;
     }
     const mapping = await gpu.map(staging, settled);
@@ -98,6 +96,14 @@ export class RingReader implements Disposable {
     const ids = this.#tokens(mapping, from, to, watcher);
     this.#release(staging);
     return ids;
+  }
+
+  /** Lets events in while the device works, so that timers fire and buffers come back. */
+  async rest(): Promise<void> {
+    if (!this.gpu.readsAtOnce) return;
+    await turns(4);
+    // Some promises of a busy event loop are left out for long.
+    if (this.#free.length < FEW) await pause();
   }
 
   #tokens(
@@ -126,23 +132,23 @@ export class RingReader implements Disposable {
   }
 }
 
-/** Steps that take so long on any device that the host may rest while the next run. */
-const LONG_CHUNK = 8;
+/** With fewer buffers left, all are waited for. */
+const FEW = 4;
 
-/** Rests for a moment: timers fire, and promises settle that wait for one. */
+/** Rests for one or two milliseconds: whatever is due happens. */
 function pause(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 0));
 }
 
-/** Lets events in, in microseconds; timers may not fire. */
-function turn(): Promise<void> {
+/** Takes turns of the event loop, each in microseconds: much of what is due happens. */
+async function turns(count: number): Promise<void> {
   const { port1, port2 } = new MessageChannel();
-  return new Promise((resolve) => {
-    port1.onmessage = () => {
-      port1.close();
-      port2.close();
-      resolve();
-    };
-    port2.postMessage(null);
-  });
+  for (let i = 0; i < count; i++) {
+    await new Promise((resolve) => {
+      port1.onmessage = resolve;
+      port2.postMessage(null);
+    });
+  }
+  port1.close();
+  port2.close();
 }

@@ -214,16 +214,17 @@ Deno.test("GPU over CPU is judged by its target", () => {
   assertEquals(said(12, 0.25).severity, "yellow");
 });
 
-Deno.test("chunks that were not timed are told", () => {
+Deno.test("passes that were not timed are told", () => {
   const span = { begin: 0, end: 1 };
   const watched = {
     cpu: [],
     gpu: [span, span],
-    chunks: [1, 1, 1],
+    passes: [1, 1, 1],
+    chunk: 1,
     sequences: 1,
     ...{ began: 0, first: 1, last: 2 },
   };
-  assertMatch(loopNotes(watched).join(), /of the first 2 of 3 chunks/);
+  assertMatch(loopNotes(watched).join(), /of the first 2 of 3 passes/);
   assertEquals(loopNotes({ ...watched, gpu: [span, span, span] }), []);
   assertEquals(loopNotes({ ...watched, gpu: [] }), []);
 });
