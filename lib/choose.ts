@@ -65,8 +65,6 @@ const origin = (tuned: Constants | undefined, { source }: Defaults) =>
 export const FEW_ROWS = 32;
 /** The same of a matrix that is stored by input row. */
 const FEW_COLUMNS = 8;
-/** Sums that a lane of gemvRows holds: more leave no registers for what is in flight. */
-const MOST_SUMS = 64;
 
 /** Lanes that share a sum: constants for kernels that use lib/wgsl.ts's LANES. */
 export function laneConstants(
@@ -101,16 +99,13 @@ export function chooseLinear(
   const defaults = defaultsFor(device);
   if (m > 1 && m <= FEW_ROWS) {
     const tuned = device.tuned?.get(linearKey("gemvRows", shape));
-    const { narrow, other } = defaults.gemvRows;
+    const { narrow, other, sums } = defaults.gemvRows;
     const row = n <= 2048 ? narrow : other;
     return {
       kernel: "gemvRows",
       constants: {
         ...row,
-        ROWS: Math.min(
-          row.ROWS,
-          m > 4 ? 2 ** Math.floor(Math.log2(MOST_SUMS / m)) : 2,
-        ),
+        ROWS: Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / m))),
         ...laneConstants(device, Math.max(4, Math.ceil(k / 4))),
         ...tuned,
         M: m,

@@ -58,6 +58,8 @@ export interface Defaults {
     /** Few rows of w: workgroups are scarce. */
     narrow: GemvRowsConstants;
     other: GemvRowsConstants;
+    /** What a thread sums, at most: more leaves no registers for what is in flight. */
+    sums: number;
   };
   gemm: {
     /** Up to 32 rows. */
@@ -82,6 +84,7 @@ const NVIDIA: Defaults = {
   gemvRows: {
     narrow: { WORKGROUP: 128, ROWS: 4, STEPS: 2, SLICES: 4 },
     other: { WORKGROUP: 128, ROWS: 4, STEPS: 2, SLICES: 1 },
+    sums: 64,
   },
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
@@ -156,8 +159,9 @@ const SOFTWARE: Defaults = {
     other: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
   },
   gemvRows: {
-    narrow: { WORKGROUP: 32, ROWS: 4, STEPS: 1, SLICES: 1 },
-    other: { WORKGROUP: 32, ROWS: 4, STEPS: 1, SLICES: 1 },
+    narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
+    other: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
+    sums: 256,
   },
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 8, TN: 8 },

@@ -27,7 +27,7 @@ const PREFILL_ROWS = 2048;
  * Steps between two readbacks, a chunk: few at first, so that text flows at once, then
  * twice as many each time, fewer altogether where a readback does not sleep.
  */
-const FIRST_CHUNK = { hardware: 4, software: 1 };
+const FIRST_CHUNK = { hardware: 2, software: 1 };
 const LARGEST_CHUNK = { atOnce: 32, sleeping: 64 };
 /**
  * Steps that are encoded and submitted together. A readback returns when all that was

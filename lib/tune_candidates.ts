@@ -51,7 +51,7 @@ const MOST_EMULATED_THREADS = 128;
 /** 16-byte values in flight that registers may hold. */
 const MOST_IN_FLIGHT = 48;
 /** Sums that a thread may hold in registers. */
-const MOST_SUMS = 128;
+const MOST_SUMS = 256;
 
 /** Every candidate that can run, those nearest to `now` first, and how many cannot. */
 export function candidatesFor(
