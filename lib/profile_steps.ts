@@ -134,13 +134,12 @@ export async function profileSteps(
       chunks.push({ ...record(first, 1, rows, begin), runs });
     }
   }
-  const afterPrompts = { config, sequences: batch, tokens: 1 };
   const logits = gpu.tensor("f32", [batch, config.vocabSize]);
   const first = plan();
   sample(first, stack.use(logits));
   chunks.push({
     plan: first.seal(),
-    context: { ...afterPrompts, length: promptTokens },
+    context: { config, sequences: batch, tokens: 1, length: promptTokens },
     runs: 1,
   });
   for (const { plan } of chunks) plan.seal();
