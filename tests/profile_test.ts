@@ -34,7 +34,7 @@ let known: Promise<ProfileReport> | undefined;
 const tiny = () =>
   known ??= profile(TINY, {
     device: "gpu",
-    promptTokens: 12,
+    promptTokens: 36,
     maxTokens: 24,
     compare: true,
   });
@@ -82,13 +82,13 @@ gpuTest("a profile names every operation of prefill and decode", async () => {
   assert(names(prefill).includes("q_norm, k_norm, rope"));
   const of = (phase: Phase, name: string) =>
     phase.operations.find((operation) => operation.name === name)!;
-  assertEquals(of(prefill, "qkv_proj").shape, "[12, 64] × [64, 256]");
+  assertEquals(of(prefill, "qkv_proj").shape, "[36, 64] × [64, 256]");
   assertEquals(of(decode, "qkv_proj").shape, "[1, 64] × [64, 256]");
   assertEquals(of(decode, "qkv_proj").calls, 2);
   assertEquals(of(decode, "qkv_proj").dtypes, "f32 × bf16 → f32");
   assertEquals(
     of(prefill, "attention scores").shape,
-    "[1, 4, 12, 32] × [1, 2, 32, 12]",
+    "[1, 4, 36, 32] × [1, 2, 32, 36]",
   );
   assertMatch(of(decode, "qkv_proj").reason, /1 row/);
 });
@@ -281,7 +281,7 @@ gpuTest(
 Deno.test("the CPU is profiled verb by verb, and said to be chosen", async () => {
   const report = await profile(TINY, {
     device: "cpu",
-    promptTokens: 12,
+    promptTokens: 36,
     maxTokens: 6,
   });
   assertEquals(report.verdicts[0].rule, "cpu chosen");
@@ -297,7 +297,7 @@ gpuTest("CPU and GPU agree on what there is to compute", async () => {
   const [onGpu] = (await tiny()).phases;
   const onCpu = (await profile(TINY, {
     device: "cpu",
-    promptTokens: 12,
+    promptTokens: 36,
     maxTokens: 6,
   })).phases[0];
   const flops = ({ operations }: Phase) =>
@@ -425,7 +425,7 @@ gpuTest("a trace has a GPU and a CPU lane on one clock", async () => {
     )!;
     assertMatch(
       String(qkv.args!.detail),
-      /^gem[mv]: \[\d+, 64\] × \[64, 256\], f32 × bf16 → f32$/,
+      /^(gemm|gemv|gemvRows): \[\d+, 64\] × \[64, 256\], f32 × bf16 → f32$/,
     );
   }
   // A chunk runs on the GPU after it was submitted, up to a little error of clocks.
