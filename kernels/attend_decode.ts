@@ -1,15 +1,64 @@
 import { type Grid, kernel } from "../lib/kernel.ts";
 import { LANES } from "../lib/wgsl.ts";
-import { deriveHeads, HEADS, ROTATE } from "./heads.ts";
+import { HEADS } from "./heads.ts";
 
-// The new key is not in the cache yet: its place is fetched as another's and replaced.
-const fetchKeys = (begin: string) => /* wgsl */ `
+// Where in half a head a lane's pair p is.
+const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";
+
+// Keys or values of a tile from `at` on, as far as the run goes.
+const fetch = (x: string, at: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
-    let at = cached + min(${begin} + s * KEYS + key_team, last) * WIDTH;
-    @unroll for (var i = 0; i < KEY_STEPS; i++) {
-      kv[s * KEY_STEPS + i] = k_at(at + min(i * KEY_LANES + key_lane, WIDTH - 1u));
+    let key = cached + min(${at} + s * KEYS + key_team, last) * (WIDTH / PER);
+    @unroll for (var i = 0; i < UNITS; i++) {
+      let at = key + min(i * KEY_LANES + key_lane, HALF / PER - 1u);
+      ${x}s[(s * UNITS + i) * 2] = ${x}_unit(at);
+      ${x}s[(s * UNITS + i) * 2 + 1] = ${x}_unit(at + HALF / PER);
     }
   }`;
+
+// A lane's pairs of a head into `x` from n on, zeros where the head has no more.
+const takeHead = (x: string, n: string, head: string) => /* wgsl */ `
+  @unroll for (var p = 0; p < PAIRS; p++) {
+    let i = ${PLACE};
+    let at = row * (u.width / VEC) + (${head}) * WIDTH + min(i, HALF - 1u);
+    ${x}[${n} + 2 * p] = qkv_at(at);
+    ${x}[${n} + 2 * p + 1] = qkv_at(at + HALF);
+    if (i >= HALF) { ${x}[${n} + 2 * p] = E(); ${x}[${n} + 2 * p + 1] = E(); }
+  }`;
+
+// A lane's pairs of weights or angles into `x`, the first at `begin`.
+const take = (x: string, of: string, begin: string) => /* wgsl */ `
+  @unroll for (var p = 0; p < PAIRS; p++) {
+    let at = ${begin} + min(${PLACE}, HALF - 1u);
+    ${x}[2 * p] = ${of}_at(at);
+    ${x}[2 * p + 1] = ${of}_at(at + HALF);
+  }`;
+
+// Norms and rotates the head in `x` from n on.
+const turn = (x: string, n: string, gain: string) => /* wgsl */ `
+  var squared = 0.0;
+  @unroll for (var e = 0; e < ELEMENTS; e++) { squared += squares(${x}[${n} + e]); }
+  let factor = inverseSqrt(key_sum(squared, tid) / f32(HEAD_DIM) + u.eps);
+  @unroll for (var p = 0; p < PAIRS; p++) {
+    let a = ${x}[${n} + 2 * p] * factor * ${gain}[2 * p];
+    let b = ${x}[${n} + 2 * p + 1] * factor * ${gain}[2 * p + 1];
+    ${x}[${n} + 2 * p] = a * angle[2 * p] - b * angle[2 * p + 1];
+    ${x}[${n} + 2 * p + 1] = b * angle[2 * p] + a * angle[2 * p + 1];
+  }`;
+
+// What `count` teams have left of element i % WIDTH of head i / WIDTH.
+const gather = (count: string) => /* wgsl */ `
+  let g = i / WIDTH;
+  var high = LOW;
+  @unroll for (var j = 0; j < ${count}; j++) { high = max(high, stat[j * GROUP + g].x); }
+  var all = 0.0;
+  var sum = E();
+  @unroll for (var j = 0; j < ${count}; j++) {
+    let weight = exp(stat[j * GROUP + g].x - high);
+    all += weight * stat[j * GROUP + g].y;
+    sum += weight * sums[j * GROUP * WIDTH + i];
+  }
+  let head = row * heads + wg.y * GROUP + g;`;
 
 const fetchAll = (x: string) => /* wgsl */ `
   let ${x}_units = min(arrayLength(&${x}), left);
@@ -37,32 +86,43 @@ export const decodeGrid = (
  * Attention of one new token per sequence over its KV cache, with everything that
  * comes before it in the same dispatch: q and k norm, RoPE, and the append of k
  * and v. A workgroup takes one kv head for GROUP of its query heads, which share
- * what it reads (SHARES workgroups take all of them), and one of `splits` runs of keys (flash decoding,
- * https://pytorch.org/blog/flash-decoding/), in tiles of TILE keys with a running
- * maximum (online softmax, https://arxiv.org/abs/1805.02867).
+ * what it reads (SHARES workgroups take all of them), and one of `splits` runs of
+ * keys (flash decoding, https://pytorch.org/blog/flash-decoding/).
  *
- * KEY_LANES threads share a key's product. With one split the result is written
- * at once; with more, `partial` and `stats` go to merge_splits.ts.
+ * KEY_LANES threads share a key: each holds pairs of elements half a head apart, of
+ * q, of the key, of the value and of the result, so that norm, RoPE, scores and
+ * weights need no exchange but sums over these lanes. Each such team goes through
+ * keys of its own, STEPS at once, with a running maximum (online softmax,
+ * https://arxiv.org/abs/1805.02867). What they leave is summed in each group of
+ * LANES by shuffles, then over the workgroup, behind the only barrier.
+ *
+ * With one split the result is written at once. With more, `partial`
+ * `[m, heads, splits, headDim]` and `stats` (maximum and sum, `[m, heads, splits,
+ * 2]`) are merged by the workgroup that counts itself the last in `arrived`
+ * (MERGE 1), or by merge_splits.ts, for which `flags[1]` tells how many they are.
  *
  * Few workgroups wait for one another here while the memory idles, so with FETCHERS
  * others read the matrices `next` and `after` meanwhile, AHEAD units of 16 bytes at most.
  */
 export const attendDecode = kernel({
   name: "attendDecode",
-  buffers: ({ VEC, FETCHERS }) => {
+  buffers: ({ VEC, FETCHERS, MERGE, HEAD_DIM }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
+    // Half a head in whole units of 16 bytes.
+    const cache = Number(HEAD_DIM) % 16 === 0 ? "unit" : view;
     return {
       qkv: `m width as ${view}`,
       qNorm: `headDim as ${view}`,
       kNorm: `headDim as ${view}`,
       angles: `positions headDim as ${view}`,
       lengths: "sequences",
-      k: `inout sequences kvHeads context headDim as ${view}`,
-      v: `inout sequences kvHeads context headDim as ${view}`,
+      k: `inout sequences kvHeads context headDim as ${cache}`,
+      v: `inout sequences kvHeads context headDim as ${cache}`,
       y: `inout m any as ${view}`,
       partial: `inout any as ${view}`,
-      stats: "inout any",
+      stats: "inout any as atomic",
       flags: "inout any",
+      ...(MERGE ? { arrived: "inout any as atomic" } : {}),
       ...(FETCHERS ? { next: "any as unit", after: "any as unit" } : {}),
     };
   },
@@ -73,27 +133,48 @@ export const attendDecode = kernel({
     SHARES: 1,
     VEC: 4,
     WORKGROUP: 128,
-    LOG_LANES: 4,
+    LOG_LANES: 5,
     SUBGROUPS: 1,
-    LOG_KEY_LANES: 2,
-    TILE: 128,
+    LOG_KEY_LANES: 3,
+    STEPS: 2,
+    MERGE: 0,
+    BATCH: 8,
     FETCHERS: 0,
     AHEAD: 0,
   },
   derive: (c) => {
-    const KEY_LANES = 1 << Number(c.LOG_KEY_LANES);
-    const WIDTH = Number(c.HEAD_DIM) / Number(c.VEC); // elements in a head
-    const KEYS = Number(c.WORKGROUP) / KEY_LANES; // keys of a step
-    const RUNS = Math.floor(Number(c.WORKGROUP) / WIDTH); // threads per output element
+    const VEC = Number(c.VEC), HEAD_DIM = Number(c.HEAD_DIM);
+    const LOG_KEY_LANES = Number(c.LOG_KEY_LANES);
+    // Without subgroups all teams meet in workgroup memory.
+    const LOG_LANES = c.SUBGROUPS ? Number(c.LOG_LANES) : LOG_KEY_LANES;
+    const KEY_LANES = 1 << LOG_KEY_LANES, LANES = 1 << LOG_LANES;
+    const WORKGROUP = Number(c.WORKGROUP), GROUP = Number(c.GROUP);
+    const PER = c.K_VIEW === "unit" ? Number(c.K_UNIT) / 4 : 1; // elements of a load
+    const WIDTH = HEAD_DIM / VEC; // elements in a head
+    const UNITS = Math.ceil(WIDTH / 2 / PER / KEY_LANES);
+    const ELEMENTS = 2 * UNITS * PER; // that a lane holds
+    const LOG_TEAMS = LOG_LANES - LOG_KEY_LANES;
+    const SCATTER = ELEMENTS % (1 << LOG_TEAMS) === 0 ? 1 : 0;
+    const TEAMS = WORKGROUP / LANES;
+    const COLUMNS = Math.min(GROUP * WIDTH, WORKGROUP);
+    const RUNS = Math.floor(WORKGROUP / COLUMNS);
     return {
-      ...deriveHeads(c),
+      LOG_LANES,
+      LANES,
       KEY_LANES,
-      KEYS,
+      KEYS: WORKGROUP / KEY_LANES, // keys of a step
+      PER,
       WIDTH,
+      UNITS,
+      PAIRS: ELEMENTS / 2,
+      ELEMENTS,
+      LOG_TEAMS,
+      SCATTER,
+      KEPT: SCATTER ? ELEMENTS >> LOG_TEAMS : ELEMENTS,
+      TEAMS,
+      COLUMNS,
       RUNS,
-      STEPS: Number(c.TILE) / KEYS,
-      KEY_STEPS: Math.ceil(WIDTH / KEY_LANES),
-      VALUES: Math.ceil(Number(c.TILE) / RUNS),
+      PLACES: Math.max(TEAMS, c.MERGE ? RUNS : 0),
     };
   },
   grid: ({ kvHeads, m }, { SHARES, FETCHERS }) =>
@@ -101,15 +182,35 @@ export const attendDecode = kernel({
   body: /* wgsl */ `
 ${LANES}
 ${HEADS}
-const TEAMS = WORKGROUP / LANES;
+const TILE = STEPS * KEYS;
 const LOW = -3.0e38; // below every score
-var<workgroup> queries: array<E, GROUP * WIDTH>;
-var<workgroup> fresh: array<E, 2u * WIDTH>; // the new key and value, not rounded to the cache's type
-var<workgroup> weights: array<f32, GROUP * TILE>;
-var<workgroup> team_top: array<f32, GROUP * TEAMS>;
-var<workgroup> team_sum: array<f32, GROUP * TEAMS>;
-var<workgroup> sums: array<E, WORKGROUP>;
+var<workgroup> sums: array<E, PLACES * GROUP * WIDTH>;
+var<workgroup> stat: array<vec2f, PLACES * GROUP>; // maximum and sum of weights
+@if MERGE { var<workgroup> before: u32; }
 
+@if K_VIEW == "unit" {
+  alias Unit = vec4u;
+  fn k_unit(at: u32) -> Unit { return k[at]; }
+  fn v_unit(at: u32) -> Unit { return v[at]; }
+  @if PER == 2 {
+    fn element(unit: Unit, n: u32) -> E { if (n == 1u) { return k_hi(unit); } return k_lo(unit); }
+    fn unit(a: E, b: E) -> Unit {
+      return vec4u(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
+    }
+  } @else {
+    fn element(unit: Unit, n: u32) -> E { return k_lo(unit); }
+    fn unit(a: E, b: E) -> Unit { return bitcast<vec4u>(a); }
+  }
+  fn k_keep(at: u32, a: E, b: E) { k[at] = unit(a, b); }
+  fn v_keep(at: u32, a: E, b: E) { v[at] = unit(a, b); }
+} @else {
+  alias Unit = E;
+  fn k_unit(at: u32) -> Unit { return k_at(at); }
+  fn v_unit(at: u32) -> Unit { return v_at(at); }
+  fn element(unit: Unit, n: u32) -> E { return unit; }
+  fn k_keep(at: u32, a: E, b: E) { k_put(at, a); }
+  fn v_keep(at: u32, a: E, b: E) { v_put(at, a); }
+}
 
 @if FETCHERS {
 // Reads what is wanted next, so that it is in the cache then. What is read must not
@@ -127,10 +228,12 @@ fn guard(v: E) {
   @if K_DTYPE == "f16" { if (!all(abs(v) <= vec4f(65504.0))) { flags[0] = 1u; } }
 }
 fn product(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
-fn key_sum(v: f32) -> f32 {
-  var s = v;
-  @unroll for (var b = 0; b < LOG_KEY_LANES; b++) { s += subgroupShuffleXor(s, 1u << b); }
-  return s;
+fn key_sum(v: f32, tid: u32) -> f32 {
+  @if SUBGROUPS {
+    var s = v;
+    @unroll for (var b = 0; b < LOG_KEY_LANES; b++) { s += subgroupShuffleXor(s, 1u << b); }
+    return s;
+  } @else { return lanes_sum(v, tid); }
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -151,155 +254,225 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let heads = u.kvHeads * SHARES * GROUP;
   let lane = tid % LANES;
   let team = tid / LANES;
-  let cached = (sequence * u.kvHeads + kv_head) * u.context * WIDTH;
-  let tiles = (position + TILE) / TILE; // of position + 1 keys
-  let per_split = (tiles + groups.x - 1u) / groups.x * TILE;
-  let begin = wg.x * per_split;
-  let end = min(begin + per_split, position + 1u);
-  let last = max(position, 1u) - 1u; // the last key that is in the cache already
   let key_lane = tid % KEY_LANES;
   let key_team = tid / KEY_LANES;
-  let element = tid % WIDTH;
-  let run = tid / WIDTH;
+  let cached = (sequence * u.kvHeads + kv_head) * u.context * (WIDTH / PER);
+  // Each split has as many steps of keys; the new token's is the last one's.
+  let run = ((position + KEYS - 1u) / KEYS + groups.x - 1u) / groups.x * KEYS;
+  let begin = wg.x * run;
+  let end = min(begin + run, position);
+  let last = max(end, 1u) - 1u; // what is fetched in vain is this key
 
-  // Keys of the first tile are on their way while q is normed.
-  @split var kv: array<E, STEPS * KEY_STEPS>;
-  ${fetchKeys("begin")}
+  var newest = wg.x + 1u == groups.x;
+  @if SUBGROUPS { newest = newest && team == TEAMS - 1u; }
 
-  // GROUP heads of q, then k and v.
-  for (var h0 = 0u; h0 < GROUP + 2u; h0 += TEAMS) {
-    let h = min(h0 + team, GROUP + 1u);
-    var head = wg.y * GROUP + h;
-    if (h == GROUP) { head = heads + kv_head; }
-    if (h == GROUP + 1u) { head = heads + u.kvHeads + kv_head; }
-    @split var a: array<E, PAIRS>;
-    @split var b: array<E, PAIRS>;
-    var sum = 0.0;
-    @unroll for (var p = 0; p < PAIRS; p++) {
-      let i = p * LANES + lane;
-      if (i < HALF) {
-        a[p] = qkv_at(row * (u.width / VEC) + head * WIDTH + i);
-        b[p] = qkv_at(row * (u.width / VEC) + head * WIDTH + HALF + i);
-        sum += squares(a[p]) + squares(b[p]);
+  // All that is read is on its way before anything is needed. A load in a conditional
+  // block would be waited for at the block's end, so some fetch in vain instead.
+  @split var q: array<E, GROUP * ELEMENTS>;
+  @unroll for (var g = 0; g < GROUP; g++) { ${
+    takeHead("q", "g * ELEMENTS", "wg.y * GROUP + g")
+  } }
+  @split var gain: array<E, ELEMENTS>;
+  ${take("gain", "qNorm", "0u")}
+  @split var angle: array<E, ELEMENTS>;
+  ${take("angle", "angles", "position * 2u * HALF")}
+  @split var ks: array<Unit, STEPS * UNITS * 2>;
+  @split var vs: array<Unit, STEPS * UNITS * 2>;
+  ${fetch("k", "begin")}
+  ${fetch("v", "begin")}
+
+  @split var acc: array<E, GROUP * ELEMENTS>;
+  @split var top: array<f32, GROUP>;
+  @split var total: array<f32, GROUP>;
+  @unroll for (var g = 0; g < GROUP; g++) {
+    ${turn("q", "g * ELEMENTS", "gain")}
+    @unroll for (var e = 0; e < ELEMENTS; e++) { q[g * ELEMENTS + e] *= u.scale; }
+    top[g] = LOW;
+  }
+
+  // The new key and value take part as they are before they are rounded to the cache's type.
+  if (newest) {
+    @split var fresh: array<E, ELEMENTS>;
+    @split var value: array<E, ELEMENTS>;
+    @split var key_gain: array<E, ELEMENTS>;
+    ${takeHead("fresh", "0", "heads + kv_head")}
+    ${takeHead("value", "0", "heads + u.kvHeads + kv_head")}
+    ${take("key_gain", "kNorm", "0u")}
+    ${turn("fresh", "0", "key_gain")}
+    @unroll for (var g = 0; g < GROUP; g++) {
+      var sum = 0.0;
+      @unroll for (var e = 0; e < ELEMENTS; e++) { sum += product(q[g * ELEMENTS + e], fresh[e]); }
+      sum = key_sum(sum, tid);
+      if (tid >= WORKGROUP - KEY_LANES) {
+        top[g] = sum;
+        total[g] = 1.0;
+        @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] = value[e]; }
       }
     }
-    sum = lanes_sum(sum, tid);
-    let scale = inverseSqrt(sum / f32(HEAD_DIM) + u.eps);
-    if (h < GROUP) { ${ROTATE("qNorm")} }
-    else if (h == GROUP) { ${ROTATE("kNorm")} }
-    @unroll for (var p = 0; p < PAIRS; p++) {
-      let i = p * LANES + lane;
-      if (i < HALF) {
-        if (h < GROUP) {
-          queries[h * WIDTH + i] = a[p] * u.scale;
-          queries[h * WIDTH + HALF + i] = b[p] * u.scale;
-        } else {
-          fresh[(h - GROUP) * WIDTH + i] = a[p];
-          fresh[(h - GROUP) * WIDTH + HALF + i] = b[p];
-          if (wg.y % SHARES == 0u && begin <= position && position < begin + per_split) {
-            let at = cached + position * WIDTH + i;
-            guard(a[p]);
-            guard(b[p]);
-            if (h == GROUP) {
-              k_put(at, a[p]);
-              k_put(at + HALF, b[p]);
-            } else {
-              v_put(at, a[p]);
-              v_put(at + HALF, b[p]);
-            }
+    if (tid >= WORKGROUP - KEY_LANES && wg.y % SHARES == 0u) {
+      @unroll for (var e = 0; e < ELEMENTS; e++) {
+        guard(fresh[e]);
+        guard(value[e]);
+      }
+      @unroll for (var i = 0; i < UNITS; i++) {
+        if (i * KEY_LANES + key_lane < HALF / PER) {
+          let at = cached + position * (WIDTH / PER) + i * KEY_LANES + key_lane;
+          @unroll for (var h = 0; h < 2; h++) {
+            k_keep(at + h * (HALF / PER), fresh[2 * i * PER + h], fresh[2 * (i * PER + PER - 1) + h]);
+            v_keep(at + h * (HALF / PER), value[2 * i * PER + h], value[2 * (i * PER + PER - 1) + h]);
           }
         }
       }
     }
   }
-  workgroupBarrier();
 
-  @split var acc: array<E, GROUP>;
-  @split var top: array<f32, GROUP>;
-  @split var total: array<f32, GROUP>;
-  @unroll for (var g = 0; g < GROUP; g++) { top[g] = LOW; }
   for (var t0 = begin; t0 < end; t0 += TILE) {
-    if (t0 > begin) { ${fetchKeys("t0")} }
     @split var score: array<f32, GROUP * STEPS>;
-    @unroll for (var g = 0; g < GROUP; g++) {
-      var high = LOW;
-      @unroll for (var s = 0; s < STEPS; s++) {
-        let key = t0 + s * KEYS + key_team;
+    @unroll for (var s = 0; s < STEPS; s++) {
+      @unroll for (var g = 0; g < GROUP; g++) {
         var sum = 0.0;
-        @unroll for (var i = 0; i < KEY_STEPS; i++) {
-          let e = i * KEY_LANES + key_lane;
-          if (e < WIDTH) { sum += product(queries[g * WIDTH + e], kv[s * KEY_STEPS + i]); }
+        @unroll for (var p = 0; p < PAIRS; p++) {
+          @unroll for (var h = 0; h < 2; h++) {
+            sum += product(q[g * ELEMENTS + 2 * p + h], element(ks[(s * UNITS + p / PER) * 2 + h], p % PER));
+          }
         }
-        if (key == position) {
-          sum = 0.0;
-          for (var e = key_lane; e < WIDTH; e += KEY_LANES) { sum += product(queries[g * WIDTH + e], fresh[e]); }
-        }
-        score[g * STEPS + s] = select(LOW, key_sum(sum), key < end);
-        high = max(high, score[g * STEPS + s]);
+        score[g * STEPS + s] = key_sum(sum, tid);
       }
-      high = lanes_max(high, tid);
-      if (lane == 0u) { team_top[g * TEAMS + team] = high; }
     }
-    // Values are fetched while the workgroup agrees on the highest scores.
-    @split var value: array<E, VALUES>;
-    @unroll for (var i = 0; i < VALUES; i++) {
-      value[i] = v_at(cached + min(t0 + i * RUNS + run, last) * WIDTH + element);
-    }
-    workgroupBarrier();
     @unroll for (var g = 0; g < GROUP; g++) {
       var high = top[g];
-      for (var j = lane; j < TEAMS; j += LANES) { high = max(high, team_top[g * TEAMS + j]); }
-      high = lanes_max(high, tid);
+      @unroll for (var s = 0; s < STEPS; s++) {
+        high = select(high, max(high, score[g * STEPS + s]), t0 + s * KEYS + key_team < end);
+      }
       let shrink = exp(top[g] - high);
       top[g] = high;
-      acc[g] *= shrink;
       total[g] *= shrink;
-      var sum = 0.0;
-      @unroll for (var s = 0; s < STEPS; s++) {
-        let weight = exp(score[g * STEPS + s] - high); // 0 beyond the end
-        if (key_lane == 0u) {
-          weights[g * TILE + s * KEYS + key_team] = weight;
-          sum += weight;
-        }
-      }
-      sum = lanes_sum(sum, tid);
-      if (lane == 0u) { team_sum[g * TEAMS + team] = sum; }
+      @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] *= shrink; }
     }
-    workgroupBarrier();
-    @unroll for (var g = 0; g < GROUP; g++) {
-      var sum = 0.0;
-      for (var j = lane; j < TEAMS; j += LANES) { sum += team_sum[g * TEAMS + j]; }
-      total[g] += lanes_sum(sum, tid);
-    }
-    if (run < RUNS) {
-      @unroll for (var i = 0; i < VALUES; i++) {
-        let j = i * RUNS + run;
-        if (j < TILE && t0 + j < position) { // 0 · NaN is not 0: there may be anything after it
-          @unroll for (var g = 0; g < GROUP; g++) { acc[g] += weights[g * TILE + j] * value[i]; }
+    @unroll for (var s = 0; s < STEPS; s++) {
+      if (t0 + s * KEYS + key_team < end) {
+        @unroll for (var g = 0; g < GROUP; g++) {
+          let weight = exp(score[g * STEPS + s] - top[g]);
+          total[g] += weight;
+          @unroll for (var p = 0; p < PAIRS; p++) {
+            @unroll for (var h = 0; h < 2; h++) {
+              acc[g * ELEMENTS + 2 * p + h] += weight * element(vs[(s * UNITS + p / PER) * 2 + h], p % PER);
+            }
+          }
         }
       }
     }
-    if (run == 0u && t0 <= position && position < t0 + TILE) {
-      @unroll for (var g = 0; g < GROUP; g++) { acc[g] += weights[g * TILE + position - t0] * fresh[WIDTH + element]; }
+    if (t0 + TILE < end) {
+      ${fetch("k", "t0 + TILE")}
+      ${fetch("v", "t0 + TILE")}
     }
-    workgroupBarrier(); // weights and the teams' values are written again
+  }
+
+  // The teams of a lane group halve among them what they sum, as often as there are teams.
+  var kept = 0u;
+  @unroll for (var b = 0; b < LOG_TEAMS; b++) {
+    if ((lane & (LANES >> (b + 1u))) != 0u) { kept += ELEMENTS >> (b + 1u); }
   }
   @unroll for (var g = 0; g < GROUP; g++) {
-    sums[tid] = acc[g];
-    workgroupBarrier();
-    if (tid < WIDTH) {
-      var sum = sums[tid];
-      @unroll for (var r = 1; r < RUNS; r++) { sum += sums[r * WIDTH + tid]; }
-      let head = row * heads + wg.y * GROUP + g;
-      if (groups.x == 1u) { y_put(head * WIDTH + tid, sum / total[g]); }
-      else { partial_put((head * groups.x + wg.x) * WIDTH + tid, sum); }
-      if (tid == 0u && groups.x > 1u) {
-        stats[(head * groups.x + wg.x) * 2u] = bitcast<u32>(top[g]);
-        stats[(head * groups.x + wg.x) * 2u + 1u] = bitcast<u32>(total[g]);
+    @if LOG_TEAMS > 0 {
+      var high = top[g];
+      @unroll for (var b = 0; b < LOG_TEAMS; b++) { high = max(high, subgroupShuffleXor(high, LANES >> (b + 1u))); }
+      let shrink = exp(top[g] - high);
+      top[g] = high;
+      total[g] *= shrink;
+      @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] *= shrink; }
+      @unroll for (var b = 0; b < LOG_TEAMS; b++) {
+        total[g] += subgroupShuffleXor(total[g], LANES >> (b + 1u));
+        @if SCATTER {
+          let upper = (lane & (LANES >> (b + 1u))) != 0u;
+          @unroll for (var e = 0; e < ELEMENTS >> (b + 1); e++) {
+            let other = select(acc[g * ELEMENTS + e + (ELEMENTS >> (b + 1))], acc[g * ELEMENTS + e], upper);
+            let own = select(acc[g * ELEMENTS + e], acc[g * ELEMENTS + e + (ELEMENTS >> (b + 1))], upper);
+            acc[g * ELEMENTS + e] = own + subgroupShuffleXor(other, LANES >> (b + 1u));
+          }
+        } @else {
+          @unroll for (var e = 0; e < ELEMENTS; e++) {
+            acc[g * ELEMENTS + e] += subgroupShuffleXor(acc[g * ELEMENTS + e], LANES >> (b + 1u));
+          }
+        }
       }
     }
-    workgroupBarrier();
+    if (lane == 0u) { stat[team * GROUP + g] = vec2f(top[g], total[g]); }
+    if (SCATTER == 1u || lane < KEY_LANES) {
+      @unroll for (var e = 0; e < KEPT; e++) {
+        let n = select(0u, kept, SCATTER == 1u) + e;
+        let p = n / 2u;
+        let i = ${PLACE};
+        if (i < HALF) { sums[(team * GROUP + g) * WIDTH + n % 2u * HALF + i] = acc[g * ELEMENTS + e]; }
+      }
+    }
   }
-  if (tid == 0u) { flags[1] = groups.x; } // how many splits there are to merge
+  workgroupBarrier();
+  for (var i = tid; i < GROUP * WIDTH; i += WORKGROUP) {
+    ${gather("TEAMS")}
+    if (groups.x == 1u) { y_put(head * WIDTH + i % WIDTH, sum / all); }
+    else {
+      partial_put((head * groups.x + wg.x) * WIDTH + i % WIDTH, sum);
+      if (i % WIDTH == 0u) {
+        atomicStore(&stats[(head * groups.x + wg.x) * 2u], bitcast<u32>(high));
+        atomicStore(&stats[(head * groups.x + wg.x) * 2u + 1u], bitcast<u32>(all));
+      }
+    }
+  }
+  @if MERGE {
+    if (groups.x > 1u) {
+      // What this workgroup has written is there before it is counted; the last one
+      // to be counted finds all of it. Nobody waits.
+      storageBarrier();
+      let count = row * u.kvHeads * SHARES + wg.y;
+      if (tid == 0u) { before = atomicAdd(&arrived[count], 1u); }
+      if (workgroupUniformLoad(&before) + 1u == groups.x) {
+        storageBarrier();
+        if (tid == 0u) { atomicStore(&arrived[count], 0u); } // for the next step
+        let column = tid % COLUMNS;
+        let share = tid / COLUMNS;
+        for (var i = column; i < GROUP * WIDTH && share < RUNS; i += COLUMNS) {
+          let g = i / WIDTH;
+          let at = (row * heads + wg.y * GROUP + g) * groups.x;
+          var high = LOW;
+          var all = 0.0;
+          var sum = E();
+          for (var s0 = share; s0 < groups.x; s0 += RUNS * BATCH) {
+            @split var part: array<E, BATCH>;
+            @split var most: array<f32, BATCH>;
+            @split var many: array<f32, BATCH>;
+            @unroll for (var j = 0; j < BATCH; j++) {
+              let s = at + min(s0 + j * RUNS, groups.x - 1u);
+              most[j] = bitcast<f32>(atomicLoad(&stats[s * 2u]));
+              many[j] = bitcast<f32>(atomicLoad(&stats[s * 2u + 1u]));
+              part[j] = partial_at(s * WIDTH + i % WIDTH);
+            }
+            var higher = high;
+            @unroll for (var j = 0; j < BATCH; j++) { higher = max(higher, most[j]); }
+            let shrink = exp(high - higher);
+            high = higher;
+            all *= shrink;
+            sum *= shrink;
+            @unroll for (var j = 0; j < BATCH; j++) {
+              if (s0 + j * RUNS < groups.x) {
+                let weight = exp(most[j] - high);
+                all += weight * many[j];
+                sum += weight * part[j];
+              }
+            }
+          }
+          sums[share * GROUP * WIDTH + i] = sum;
+          if (i % WIDTH == 0u) { stat[share * GROUP + g] = vec2f(high, all); }
+        }
+        workgroupBarrier();
+        for (var i = tid; i < GROUP * WIDTH; i += WORKGROUP) {
+          ${gather("RUNS")}
+          y_put(head * WIDTH + i % WIDTH, sum / all);
+        }
+      }
+    }
+  } @else {
+    if (tid == 0u) { flags[1] = groups.x; } // how many splits there are to merge
+  }
 }`,
 });

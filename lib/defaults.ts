@@ -5,6 +5,8 @@
  * @module
  */
 
+import type { ContextClass } from "./tuning_key.ts";
+
 /** Kinds of adapter that have a row of their own. */
 export type AdapterClass =
   | "NVIDIA"
@@ -28,9 +30,9 @@ type TileConstants = Readonly<
   { BM: number; BN: number; BK: number; TM: number; TN: number }
 >;
 /**
- * Threads of a workgroup, workgroups that a kv head's query heads are divided among,
- * keys of a tile that a thread takes part in, and workgroups that meanwhile read so
- * many bytes of the next weights into the cache.
+ * Threads of a workgroup, workgroups at least that a kv head's query heads are divided
+ * among, keys that a thread takes part in at once, and workgroups that meanwhile read
+ * so many bytes of the next weights into the cache.
  */
 type AttendConstants = Readonly<
   {
@@ -70,7 +72,7 @@ export interface Defaults {
     large: TileConstants;
     other: TileConstants;
   };
-  attendDecode: { short: AttendConstants; long: AttendConstants };
+  attendDecode: Readonly<Record<ContextClass, AttendConstants>>;
 }
 
 const NVIDIA: Defaults = {
@@ -94,6 +96,7 @@ const NVIDIA: Defaults = {
   },
   attendDecode: {
     short: { WORKGROUP: 512, SHARES: 2, STEPS: 2 },
+    middle: { WORKGROUP: 128, SHARES: 2, STEPS: 4 },
     long: { WORKGROUP: 128, SHARES: 1, STEPS: 2 },
   },
 };
@@ -103,18 +106,20 @@ const LARGE_CACHE: Defaults = {
   attendDecode: {
     short: {
       ...NVIDIA.attendDecode.short,
-      fetch: { workgroups: 48, bytes: 20 << 20 },
+      fetch: { workgroups: 32, bytes: 6 << 20 },
     },
-    long: {
-      ...NVIDIA.attendDecode.long,
+    middle: {
+      ...NVIDIA.attendDecode.middle,
       fetch: { workgroups: 128, bytes: 8 << 20 },
     },
+    long: NVIDIA.attendDecode.long, // keys and values keep the memory busy
   },
 };
 
 /** Small workgroups of attention, where threads may be few or subgroups narrow. */
 const NARROW: Defaults["attendDecode"] = {
   short: { WORKGROUP: 128, SHARES: 1 },
+  middle: { WORKGROUP: 128, SHARES: 1 },
   long: { WORKGROUP: 128, SHARES: 1 },
 };
 
@@ -132,8 +137,9 @@ const AMD: Defaults = {
     half: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
   },
   attendDecode: {
-    short: { WORKGROUP: 512, SHARES: 2 },
-    long: { WORKGROUP: 256, SHARES: 1 },
+    short: { WORKGROUP: 512, SHARES: 2, STEPS: 2 },
+    middle: { WORKGROUP: 256, SHARES: 2, STEPS: 2 },
+    long: { WORKGROUP: 256, SHARES: 1, STEPS: 2 },
   },
 };
 
@@ -171,6 +177,7 @@ const SOFTWARE: Defaults = {
   },
   attendDecode: {
     short: { WORKGROUP: 128, SHARES: 1 },
+    middle: { WORKGROUP: 64, SHARES: 1 },
     long: { WORKGROUP: 64, SHARES: 1 },
   },
 };

@@ -23,6 +23,7 @@ import {
   attentionInputs,
 } from "./doctor_reference.ts";
 import type { Dtype } from "./ops.ts";
+import { CONTEXT_CLASSES, type ContextClass } from "./tuning_key.ts";
 
 const EPS = 1e-6;
 const SUM = 1e-5;
@@ -49,7 +50,7 @@ export async function tryAttention(bench: Bench): Promise<void> {
   await tryPrompt(bench, pass(real, [145], 9), half);
   await tryPrompt(bench, pass(real, [17], 5), widened);
   await tryPrompt(bench, pass(odd, [0], 5), single);
-  for (const layout of ["short", "long"] as const) {
+  for (const layout of CONTEXT_CLASSES) {
     for (const splits of [1, 2, 5]) {
       await tryDecode(bench, pass(real, [145], 1), half, layout, splits);
     }
@@ -132,41 +133,51 @@ async function tryDecode(
   bench: Bench,
   sizes: Attention,
   types: Types,
-  layout: "short" | "long",
+  layout: ContextClass,
   splits: number,
 ) {
   const { heads, kvHeads, headDim, rows } = sizes, group = heads / kvHeads;
   const given = inputs(bench, sizes, types), { operands } = given;
-  const y = bench.room([rows, heads * headDim]);
   const partial = bench.room([rows * splits, heads * headDim]);
   const stats = bench.u32(...new Uint32Array(rows * splits * heads * 2));
-  const [short, long] = chooseDecodeAttention({ headDim, group }, bench.gpu);
-  const { constants, shares, ahead } = layout === "short" ? short : long;
+  const arrived = bench.u32(...new Uint32Array(rows * heads));
+  const choices = chooseDecodeAttention({ headDim, group }, bench.gpu);
+  const { constants, shares, merges, ahead } =
+    choices[CONTEXT_CLASSES.indexOf(layout)];
   // Where some workgroups read the next weights ahead, they must change nothing.
   const weights = () => bench.upload(bench.random.tensor("bf16", [64, 128]));
   const next = ahead && { next: weights(), after: weights() };
   const fetchers = ahead ? 4 : 0;
-  await bench.run(attendDecode, {
-    ...operands,
-    ...{ y, partial, stats },
-    ...next,
-  }, {
-    constants: { ...constants, ...ahead },
-    uniforms: { first: 0, eps: EPS, scale: given.scale },
-    gridAt: () => decodeGrid(splits, kvHeads * shares, rows, fetchers),
-  });
-  if (splits > 1) {
-    await bench.run(mergeSplits, {
-      ...{ partial, stats, flags: operands.flags, y },
-    }, {
-      constants: { ...given.constants, ...laneConstants(bench.gpu) },
-      uniforms: { heads },
-    });
-  }
   const expected = attended(given, sizes);
-  const kernel = splits > 1 ? "mergeSplits" : "attendDecode";
-  const what = `${given.what}, laid out for a ${layout} context` +
-    (splits > 1 ? `, in ${splits} runs` : "");
-  // The cache is read as it is, the new token's own key and value before rounding.
-  bench.compare(kernel, what, await y.read(), expected, SUM);
+  // Runs of keys are merged by the kernel itself where it can, and by the other.
+  for (const MERGE of splits > 1 && merges ? [0, 1] : [0]) {
+    const y = bench.room([rows, heads * headDim]);
+    await bench.run(attendDecode, {
+      ...operands,
+      ...{ y, partial, stats, arrived },
+      ...next,
+    }, {
+      constants: { ...constants, ...ahead, MERGE },
+      uniforms: { first: 0, eps: EPS, scale: given.scale },
+      gridAt: () => decodeGrid(splits, kvHeads * shares, rows, fetchers),
+    });
+    const apart = splits > 1 && !MERGE;
+    if (apart) {
+      await bench.run(mergeSplits, {
+        ...{ partial, stats, flags: operands.flags, y },
+      }, {
+        constants: { ...given.constants, ...laneConstants(bench.gpu) },
+        uniforms: { heads },
+      });
+    }
+    // The cache is read as it is, the new token's own key and value before rounding.
+    bench.compare(
+      apart ? "mergeSplits" : "attendDecode",
+      `${given.what}, laid out for a ${layout} context` +
+        (splits > 1 ? `, in ${splits} runs` : ""),
+      await y.read(),
+      expected,
+      SUM,
+    );
+  }
 }

@@ -88,22 +88,15 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const label = `layers.${layer}.attention`;
     if (tokens === 1) {
       const choices = chooseDecodeAttention({ headDim, group }, this.gpu);
-      const partial = this.#rows(
-        "partial",
-        rows * MOST_SPLITS,
-        heads * headDim,
-      );
-      const stats = this.#scratch(
-        "stats",
-        "u32",
-        rows * MOST_SPLITS,
-        heads * 2,
-      );
+      const runs = rows * Math.ceil(MOST_SPLITS / rows);
+      const partial = this.#rows("partial", runs, heads * headDim);
+      const stats = this.#scratch("stats", "u32", runs, heads * 2);
+      const arrived = this.#scratch("arrived", "u32", rows, heads);
       const whole = next?.every(({ parts }) => parts.length === 1);
       for (const choice of choices) {
-        const { constants, splits, shares, fetchers, reason } = choice;
+        const { constants, splits, shares, reason } = choice;
         const ahead = whole ? choice.ahead : undefined;
-        const operands = { ...shared, ...state, y, partial, stats };
+        const operands = { ...shared, ...state, y, partial, stats, arrived };
         const fetched = ahead && { next: next![0], after: next![1] };
         this.plan.add(attendDecode, { ...operands, ...fetched }, {
           label,
@@ -113,16 +106,17 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           constants: { ...constants, ...ahead },
           uniforms: { first, eps, scale },
           gridAt: ({ length }) =>
-            splits(length)
+            splits(length, rows)
               ? decodeGrid(
-                splits(length),
+                splits(length, rows),
                 numKeyValueHeads * shares,
                 rows,
-                ahead ? fetchers(length) : 0,
+                ahead?.FETCHERS ?? 0,
               )
               : undefined,
         });
       }
+      if (choices.every(({ merges }) => merges)) return y;
       this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
         label,
         reason: "many keys: runs of them go to different workgroups",
@@ -133,7 +127,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         },
         uniforms: { heads },
         gridAt: ({ length }) =>
-          choices.some(({ splits }) => splits(length) > 1)
+          choices.some(({ splits }) => splits(length, rows) > 1)
             ? splitGrid(rows * heads)
             : undefined,
       });

@@ -100,9 +100,10 @@ export function showKernel(
   // First as it is here, then as it would be with the other kind of products.
   const other = { ...device, f16: true, software: false };
   const none = { ...device, f16: false };
+  const unknown = { ...device, adapterClass: "other" as const };
   const usual = wanted === "gemv" ? 1 : wanted === "gemvRows" ? 16 : 512;
   const order = [options.tokens ?? usual, 1, 16, 64];
-  for (const chosen of [device, other, none]) {
+  for (const chosen of [device, other, none, unknown]) {
     for (const tokens of order) {
       const calls = [
         ...recordPasses(chosen, tokens, options),
@@ -114,8 +115,10 @@ export function showKernel(
       const where = chosen === device
         ? `${tokens} ${tokens === 1 ? "token" : "tokens"}`
         : `not chosen on this device, shown as ${
-          chosen.f16 ? "with" : "without"
-        } f16 products`;
+          chosen === unknown
+            ? "on one of unknown make"
+            : `${chosen.f16 ? "with" : "without"} f16 products`
+        }`;
       return {
         ...found,
         label: `${found.label}, ${where}`,

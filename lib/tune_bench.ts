@@ -26,8 +26,8 @@ const BEYOND_CACHES = 160e6;
 /** Of a prompt's pass, which reads weights less often than it uses them. */
 const PROMPT_LAYERS = 2;
 /** Positions of the timed passes, at most; checks take fewer. */
-const CONTEXT = 2560;
-const CHECK_CONTEXT = 1536;
+const CONTEXT = 4608;
+const CHECK_CONTEXT = 3600;
 
 /** A case's random inputs, and what each trial gives on the CPU: values and the width of a row. */
 interface Reference {

@@ -33,17 +33,14 @@ const GRIDS: Record<TunedKernel, Record<string, number[]>> = {
   attendDecode: {
     WORKGROUP: [64, 128, 256, 512],
     SHARES: [1, 2, 4],
-    LOG_KEY_LANES: [0, 1, 2, 3],
-    STEPS: [1, 2], // keys per thread of a tile: they give TILE
+    LOG_KEY_LANES: [1, 2, 3, 4],
+    STEPS: [1, 2, 4],
   },
 };
 
 /** The constants that a kernel's tuning decides. */
 export function tunedNames(kernel: TunedKernel): string[] {
-  const names = Object.keys(GRIDS[kernel]);
-  return kernel === "attendDecode"
-    ? names.map((name) => name === "STEPS" ? "TILE" : name)
-    : names;
+  return Object.keys(GRIDS[kernel]);
 }
 
 /** Emulated threads: more make llvmpipe slow, 1,024 of them hang it. */
@@ -93,9 +90,6 @@ function settled(
 ): Candidate {
   const names = tunedNames(target.kernel);
   const own = Object.fromEntries(names.map((name) => [name, given[name]]));
-  if (target.kernel === "attendDecode") {
-    own.TILE ??= given.STEPS * own.WORKGROUP >> own.LOG_KEY_LANES;
-  }
   if (target.kernel === "gemvRows") {
     const lanes = gemvRowsLanes(target, device);
     own.STEPS = Math.min(own.STEPS, Math.ceil(target.k / 4 / lanes));
@@ -233,32 +227,31 @@ function gemmNeeds(
 
 function attendNeeds(
   { headDim, group }: Attend,
-  { WORKGROUP, SHARES, LOG_KEY_LANES, TILE }: Candidate,
+  { WORKGROUP, SHARES, LOG_KEY_LANES, STEPS }: Candidate,
   device: Capabilities,
 ): Needs {
-  const vec = headDim % 8 === 0 ? 4 : 1, width = headDim / vec;
-  const lanes = 2 ** laneConstants(device).LOG_LANES;
-  const heads = group / SHARES, teams = WORKGROUP / lanes;
+  const { LOG_LANES, SUBGROUPS } = laneConstants(device);
   const keyLanes = 2 ** LOG_KEY_LANES;
+  const lanes = SUBGROUPS ? 2 ** LOG_LANES : keyLanes;
+  const heads = group / SHARES;
+  // A lane's part of q and of the sum per head, of a key and a value per step.
+  const values = headDim / keyLanes * (2 * heads + STEPS);
   return {
     threads: WORKGROUP,
-    bytes: 4 * vec * (heads * width + 2 * width + WORKGROUP) +
-      4 * heads * (TILE + 2 * teams) +
-      (device.subgroupSize ? 0 : 4 * WORKGROUP),
+    bytes: 4 * WORKGROUP / lanes * heads * (headDim + 2) +
+      (SUBGROUPS ? 0 : 4 * WORKGROUP),
     problem: group % SHARES
       ? `SHARES is ${SHARES}, must divide the ${group} query heads of a kv head`
-      : !isPower(WORKGROUP) || WORKGROUP < Math.max(lanes, width)
-      ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and at least ${
-        Math.max(lanes, width)
-      }`
-      : keyLanes > Math.max(1, device.subgroupSize)
+      : keyLanes > lanes
       ? `${keyLanes} lanes share a key, subgroups have ${device.subgroupSize}`
-      : keyLanes > width
-      ? `${keyLanes} lanes share a key of ${width} elements`
-      : TILE % (WORKGROUP / keyLanes)
-      ? `TILE is ${TILE}, must be whole steps of ${WORKGROUP / keyLanes} keys`
-      : TILE * width / WORKGROUP > MOST_IN_FLIGHT
-      ? `more than ${MOST_IN_FLIGHT} loads in flight per thread`
+      : !isPower(WORKGROUP) || WORKGROUP < lanes
+      ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and at least ${lanes}`
+      : 2 * keyLanes > headDim
+      ? `${keyLanes} lanes share a key of ${headDim} values`
+      : values > 4 * MOST_IN_FLIGHT
+      ? `${values} values in a lane, at most ${
+        4 * MOST_IN_FLIGHT
+      } fit registers`
       : undefined,
   };
 }

@@ -7,8 +7,8 @@
 import {
   chooseDecodeAttention,
   chooseLinear,
+  CONTEXTS,
   FEW_ROWS,
-  LONG_CONTEXT,
 } from "./choose.ts";
 import type { KvCache, Ops } from "./ops.ts";
 import type { Layer } from "./qwen3.ts";
@@ -17,6 +17,7 @@ import { type Candidate, tunedNames } from "./tune_candidates.ts";
 import type { Bench } from "./tune_bench.ts";
 import {
   attendKey,
+  CONTEXT_CLASSES,
   FEW_ROW_CLASSES,
   linearKey,
   parseKey,
@@ -101,18 +102,19 @@ export function casesOf(
     const { headDim, numAttentionHeads, numKeyValueHeads } = config;
     const group = numAttentionHeads / numKeyValueHeads;
     const choices = chooseDecodeAttention({ headDim, group }, gpu);
-    for (const [i, what] of (["short", "long"] as const).entries()) {
-      const long = what === "long";
-      if (long && context <= LONG_CONTEXT + 1) {
+    for (const [i, what] of CONTEXT_CLASSES.entries()) {
+      const from = CONTEXTS[what];
+      const to = CONTEXTS[CONTEXT_CLASSES[i + 1]] ?? Infinity;
+      if (from > 0 && context <= from + 1) {
         notes.push(
-          `attendDecode long: contexts of ${LONG_CONTEXT} tokens and more are not tuned, there is room for ${context}`,
+          `attendDecode ${what}: contexts of ${from} tokens and more are not tuned, there is room for ${context}`,
         );
         continue;
       }
       const key = attendKey(what, headDim, group);
-      const most = Math.min(long ? LONG_CONTEXT + 400 : LONG_CONTEXT, context);
-      const lengths = long
-        ? [LONG_CONTEXT, most - 2]
+      const most = Math.min(from > 0 ? from + 400 : to, context);
+      const lengths = from > 0
+        ? [from, most - 2]
         : [0, 37, 130, most - 2].filter((length) => length < most - 1);
       cases.set(key, {
         key,
@@ -120,9 +122,9 @@ export function casesOf(
         labels: [`attention, ${what} context`],
         now: pick("attendDecode", choices[i].constants),
         rows: 1,
-        length: long
-          ? Math.min(8 * LONG_CONTEXT, context - 1)
-          : Math.min(LONG_CONTEXT, context) / 2,
+        length: from > 0
+          ? Math.min(4 * from, context - 1)
+          : Math.min(to, context) / 2,
         head: false,
         // Each token's key and value are read by the one after it.
         trials: lengths.flatMap((length) => [length, length + 1]).map((

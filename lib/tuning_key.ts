@@ -28,9 +28,15 @@ export function linearKey(
   return [...kind, ...(half ? ["half"] : []), rows, n, k].join(" ");
 }
 
+/** Lengths of context whose attention is laid out alike; see choose.ts. */
+export const CONTEXT_CLASSES = ["short", "middle", "long"] as const;
+
+/** One of {@linkcode CONTEXT_CLASSES}. */
+export type ContextClass = typeof CONTEXT_CLASSES[number];
+
 /** Key of a decode step's attention: `group` query heads share a kv head. */
 export function attendKey(
-  what: "short" | "long",
+  what: ContextClass,
   headDim: number,
   group: number,
 ): string {
@@ -62,7 +68,7 @@ export type TuningTarget =
   }
   | {
     kernel: "attendDecode";
-    what: "short" | "long";
+    what: ContextClass;
     headDim: number;
     group: number;
   };
@@ -85,12 +91,12 @@ export function parseKey(key: string): TuningTarget | undefined {
       ...{ m, n, k },
     };
   }
-  const attend = /^attendDecode (short|long) (\d+) (\d+)$/.exec(key);
+  const attend = /^attendDecode (short|middle|long) (\d+) (\d+)$/.exec(key);
   if (!attend) return undefined;
   const [, what, headDim, group] = attend;
   return {
     kernel: "attendDecode",
-    what: what as "short",
+    what: what as ContextClass,
     headDim: Number(headDim),
     group: Number(group),
   };

@@ -16,7 +16,7 @@ import type { Dtype } from "./ops.ts";
  *   row (zeros after them), `x_store(e, left, v)` writes those that remain; `vec4`
  *   where the last dimension is a multiple of 4, else `scalar`;
  * - `unit`: 16 bytes as `vec4u`, `x_lo(v)` and `x_hi(v)` are their first and second
- *   four elements; `scalar` where the last dimension is not a multiple of `X_UNIT`;
+ *   four elements (a kernel that writes them packs them); `scalar` where the last dimension is not a multiple of `X_UNIT`;
  * - `half`: `x_at(i)` are elements 4i … 4i+3 as vec4<f16> (f16 only, F16 1);
  * - `raw`: the array itself, of u32;
  * - `atomic`: the array itself, of atomic u32.
@@ -68,7 +68,8 @@ export function accessors(
 ): string {
   if (dtype === "u32" || view === "raw") return "";
   const bf16 = dtype === "bf16";
-  if (writable && (bf16 || dtype === "f16" && view !== "vec4")) {
+  const whole = view === "vec4" || view === "unit";
+  if (writable && (bf16 || dtype === "f16" && !whole)) {
     throw new Error(
       `Cannot write ${x} as ${dtype}: kernels write f32, or f16 in rows of whole vec4`,
     );

@@ -63,7 +63,8 @@ Deno.test("every kernel has a variant for AMD, no text twice", () => {
   const variants = variantsOnAmd({ config });
   assertEquals(
     [...new Set(variants.map(({ kernel }) => kernel))].sort(),
-    KERNEL_NAMES,
+    // Attention merges its runs of keys itself there.
+    KERNEL_NAMES.filter((name) => name !== "mergeSplits"),
   );
   const texts = variants.map(({ wgsl }) => wgsl);
   assertEquals(new Set(texts).size, texts.length);

@@ -32,10 +32,10 @@ for (
       ...{ BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 },
     }],
     ["attendDecode short 128 2", {
-      ...{ WORKGROUP: 512, SHARES: 2, LOG_KEY_LANES: 2, TILE: 128 },
+      ...{ WORKGROUP: 512, SHARES: 2, LOG_KEY_LANES: 3, STEPS: 2 },
     }],
     ["attendDecode long 20 3", {
-      ...{ WORKGROUP: 128, SHARES: 1, LOG_KEY_LANES: 2, TILE: 32 },
+      ...{ WORKGROUP: 128, SHARES: 1, LOG_KEY_LANES: 2, STEPS: 1 },
     }],
   ] as const
 ) {
@@ -91,22 +91,22 @@ Deno.test("constants that cannot run are refused with the reason", () => {
       [gemm, { BM: 30, BN: 32, BK: 16, TM: 2, TN: 8 }, /multiples of 4/],
       [
         attend,
-        { WORKGROUP: 128, SHARES: 3, LOG_KEY_LANES: 2, TILE: 32 },
+        { WORKGROUP: 128, SHARES: 3, LOG_KEY_LANES: 2, STEPS: 1 },
         /SHARES is 3, must divide the 4/,
       ],
       [
         attend,
-        { WORKGROUP: 16, SHARES: 1, LOG_KEY_LANES: 2, TILE: 4 },
+        { WORKGROUP: 16, SHARES: 2, LOG_KEY_LANES: 3, STEPS: 1 },
         /at least 32/,
       ],
       [
         attend,
-        { WORKGROUP: 128, SHARES: 1, LOG_KEY_LANES: 2, TILE: 40 },
-        /TILE is 40, must be whole steps of 32 keys/,
+        { WORKGROUP: 128, SHARES: 1, LOG_KEY_LANES: 2, STEPS: 2 },
+        /320 values in a lane/,
       ],
       [
         attend,
-        { WORKGROUP: 128, SHARES: 1, LOG_KEY_LANES: 6, TILE: 2 },
+        { WORKGROUP: 128, SHARES: 1, LOG_KEY_LANES: 6, STEPS: 2 },
         /64 lanes share a key, subgroups have 32/,
       ],
     ] as const

@@ -78,7 +78,7 @@ for (
     ["gemv", "WORKGROUP", 64, ...WRONG_GEMV],
     [
       ...["attendDecode", "LOG_KEY_LANES", 1] as const,
-      ...[/exp\(score_0 - high\)/, "exp(0.9 * (score_0 - high))"] as const,
+      ...[/exp\(score_0 - top_0\)/, "exp(0.9 * (score_0 - top_0))"] as const,
     ],
   ] as const
 ) {

@@ -52,7 +52,7 @@ const ENTRIES = new Map([
   [GEMM, measured({ BM: 64, BN: 64, BK: 32, TM: 8, TN: 4 })],
   [
     ATTEND,
-    measured({ WORKGROUP: 256, SHARES: 1, LOG_KEY_LANES: 1, TILE: 128 }),
+    measured({ WORKGROUP: 256, SHARES: 1, LOG_KEY_LANES: 2, STEPS: 2 }),
   ],
 ]);
 
@@ -107,7 +107,7 @@ Deno.test("what is stored for an adapter is loaded for it, and chosen with its r
     const heads = { headDim: 128, group: 2 };
     const [short, long] = chooseDecodeAttention(heads, tuned);
     assertEquals([short.shares, short.constants.GROUP], [1, 2]);
-    assertEquals(short.constants.TILE, 128);
+    assertEquals(short.constants.STEPS, 2);
     assertMatch(short.reason, /tuned for this adapter$/);
     assertMatch(long.reason, /measured on an H200$/);
 

@@ -1,8 +1,9 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import type { Gpu } from "../../lib/device.ts";
 import type { Operands } from "../../lib/kernel.ts";
+import { Plan } from "../../lib/plan.ts";
 import type { Constants } from "../../lib/unroll.ts";
 import { assertAllClose } from "../assert_all_close.ts";
 import { gpuTest, lanes, type Trial } from "../gpu.ts";
@@ -21,17 +22,12 @@ const ONE = { first: 0, tokens: 1, rows: 1, eps: 1e-6 };
 const NORMS = ["bf16", "f16", "f32"] as const;
 
 /** Constants that keep the unrolled text short: software adapters compile it slowly. */
-function small(gpu: Gpu, WORKGROUP = 128): Constants {
+function small(gpu: Gpu, WORKGROUP = 64): Constants {
   const { SUBGROUPS, LOG_LANES } = lanes(gpu, true);
-  return SUBGROUPS && LOG_LANES >= 3
-    ? {
-      ...{ SUBGROUPS, WORKGROUP, TILE: WORKGROUP / 8 },
-      ...{ LOG_LANES: 3, LOG_KEY_LANES: 3 },
-    }
-    : {
-      ...{ SUBGROUPS: 0, WORKGROUP, TILE: WORKGROUP },
-      ...{ LOG_LANES: 5, LOG_KEY_LANES: 0 },
-    };
+  return {
+    ...{ SUBGROUPS, LOG_LANES, WORKGROUP, STEPS: 1 },
+    LOG_KEY_LANES: SUBGROUPS ? Math.min(LOG_LANES, 3) : 3,
+  };
 }
 
 /** One step with `splits` runs of keys; what they leave is merged if there are several. */
@@ -51,6 +47,7 @@ function run(
   const partial = trial.filled([rows * splits, heads * headDim]);
   const stats = trial.filled([rows * splits, heads * 2], 0x7fc00000, "u32");
   const y = trial.filled([rows, heads * headDim]);
+  const arrived = trial.filled([rows * heads], 0, "u32");
   const fetchers = Number(constants.FETCHERS ?? 0);
   const ahead: Operands = fetchers
     ? { next: trial.filled([70, 24]), after: trial.filled([7, 3]) }
@@ -61,7 +58,7 @@ function run(
     kNorm: upload("kNorm"),
     angles: upload("angles"),
     lengths: trial.u32(...sizes.lengths),
-    ...{ k, v, y, partial, stats, flags, ...ahead },
+    ...{ k, v, y, partial, stats, flags, arrived, ...ahead },
   }, {
     constants: {
       ...{ HEAD_DIM: headDim, GROUP, VEC },
@@ -71,13 +68,13 @@ function run(
     uniforms: { first, eps, scale: headDim ** -0.5 },
     gridAt: () => decodeGrid(splits, kvHeads * SHARES, rows, fetchers),
   });
-  if (splits > 1) {
+  if (splits > 1 && !constants.MERGE) {
     trial.run(mergeSplits, { partial, stats, flags, y }, {
       constants: { HEAD_DIM: headDim, VEC },
       uniforms: { heads },
     });
   }
-  return { k, v, y, flags };
+  return { k, v, y, flags, arrived };
 }
 
 async function check(
@@ -89,7 +86,13 @@ async function check(
 ): Promise<void> {
   const norm = NORMS[sizes.headDim % 3];
   const inputs = attentionInputs(trial.random, sizes, { cache, norm });
-  const { k, v, y, flags } = run(trial, inputs, sizes, splits, constants);
+  const { k, v, y, flags, arrived } = run(
+    trial,
+    inputs,
+    sizes,
+    splits,
+    constants,
+  );
   const expected = appended(inputs, sizes);
   const message = JSON.stringify({ ...sizes, cache, norm, splits, constants });
   // Half a unit in the last place of f16, and what f32 adds to a tie.
@@ -101,6 +104,7 @@ async function check(
   // The new token's own key and value take part as they are before rounding.
   assertSums(await y.read(), attended(expected, sizes), `y of ${message}`);
   assertEquals((await flags.read())[0], 0);
+  assert((await arrived.read()).every((count) => count === 0), message);
 }
 
 gpuTest(
@@ -113,6 +117,7 @@ gpuTest(
         [6, 6],
         [16, 2],
         [20, 8],
+        [24, 2],
         [64, 1],
         [80, 3],
         [100, 1],
@@ -126,8 +131,10 @@ gpuTest(
       for (const splits of [1, 2, 7]) {
         const lengths = [random.int(0, 139), random.int(0, 139)];
         const pass = { lengths, rows: 2 };
-        // A head has as many elements; more threads each hold fewer of its values.
-        const constants = small(trial.gpu, headDim > 80 ? 256 : 128);
+        const constants = {
+          ...small(trial.gpu),
+          MERGE: random.int(0, 1),
+        };
         await check(trial, { ...shape, ...pass }, cache, splits, constants);
       }
     }
@@ -143,7 +150,10 @@ gpuTest(
     for (const splits of [1, 2, 7, 64]) {
       const lengths = [random.int(0, 999), ...borders, random.int(0, 999)];
       const pass = { lengths, first: 1, rows: borders.length };
-      await check(trial, { ...shape, ...pass }, "f16", splits);
+      for (const MERGE of [0, 1]) {
+        const constants = { ...small(trial.gpu), MERGE };
+        await check(trial, { ...shape, ...pass }, "f16", splits, constants);
+      }
     }
   },
 );
@@ -153,20 +163,20 @@ gpuTest(
   async (_, trial) => {
     const { random } = trial;
     const shape = { ...ONE, heads: 4, kvHeads: 2, headDim: 6, context: 301 };
-    const none = { SUBGROUPS: 0, LOG_KEY_LANES: 0 };
+    const none = { SUBGROUPS: 0, MERGE: 1, WORKGROUP: 64 };
     const choices: Constants[] = [
-      { ...none, LOG_LANES: 5, WORKGROUP: 64, TILE: 128 },
-      { ...none, LOG_LANES: 1, WORKGROUP: 32, TILE: 32, SHARES: 2 },
-      { WORKGROUP: 64, TILE: 32, LOG_KEY_LANES: 1, LOG_LANES: 2 },
-      { WORKGROUP: 256, TILE: 64, LOG_KEY_LANES: 2, SHARES: 2 },
+      { ...none, LOG_KEY_LANES: 3, STEPS: 2 },
+      { ...none, LOG_KEY_LANES: 1, WORKGROUP: 32, STEPS: 1, SHARES: 2 },
+      { WORKGROUP: 64, STEPS: 3, LOG_KEY_LANES: 1, LOG_LANES: 2 },
       {
-        ...none,
-        LOG_LANES: 5,
-        WORKGROUP: 64,
-        TILE: 128,
-        FETCHERS: 5,
-        AHEAD: 425,
+        WORKGROUP: 32,
+        STEPS: 1,
+        LOG_KEY_LANES: 0,
+        LOG_LANES: 3,
+        MERGE: 1,
       },
+      { WORKGROUP: 128, STEPS: 2, LOG_KEY_LANES: 2, LOG_LANES: 3, SHARES: 2 },
+      { ...none, LOG_KEY_LANES: 2, STEPS: 4, FETCHERS: 5, AHEAD: 425 },
     ];
     const subgroups = trial.gpu.subgroupSize >= 8;
     for (const constants of choices) {
@@ -223,3 +233,66 @@ gpuTest("attendDecode stands large scores", async (_, trial) => {
     assertSums(await y.read(), attended(stored, sizes), `${splits}`, 3e-4);
   }
 });
+
+gpuTest(
+  "attendDecode merges its runs itself, every time",
+  async (gpu, trial) => {
+    const { random } = trial, splits = 64, rows = 4, times = 100;
+    const shape = { ...ONE, heads: 4, kvHeads: 2, headDim: 16, context: 1001 };
+    const lengths = Array.from({ length: rows }, () => random.int(900, 1000));
+    const sizes = { ...shape, rows, lengths };
+    const inputs = attentionInputs(random, sizes, { cache: "f16" });
+    // Two tokens in turn, with one scratch: what is left of the other one is wrong.
+    const tokens = [inputs, {
+      ...inputs,
+      qkv: attentionInputs(random, sizes, { cache: "f16" }).qkv,
+    }];
+    const [k, v] = [trial.upload(inputs.k), trial.upload(inputs.v)];
+    const qkv = tokens.map(({ qkv }) => trial.upload(qkv));
+    const norms = {
+      qNorm: trial.upload(inputs.qNorm),
+      kNorm: trial.upload(inputs.kNorm),
+    };
+    const partial = trial.filled([rows * splits, 4 * 16]);
+    const stats = trial.filled([rows * splits, 4 * 2], 0x7fc00000, "u32");
+    const arrived = trial.filled([rows * 4], 0, "u32");
+    const rest = {
+      ...{
+        ...norms,
+        angles: trial.upload(inputs.angles),
+        k,
+        v,
+        partial,
+        stats,
+        arrived,
+      },
+      ...{ lengths: trial.u32(...lengths), flags: trial.u32(0, 0, 0, 0) },
+    };
+    const all = Array.from(
+      { length: times },
+      () => trial.filled([rows, 4 * 16]),
+    );
+    using plan = new Plan(gpu);
+    all.forEach((y, i) =>
+      plan.add(attendDecode, { ...rest, qkv: qkv[i % 2], y }, {
+        constants: {
+          HEAD_DIM: 16,
+          ...small(gpu),
+          SHARES: 2,
+          GROUP: 1,
+          MERGE: 1,
+        },
+        uniforms: { first: 0, eps: sizes.eps, scale: 0.25 },
+        gridAt: () => decodeGrid(splits, 4, rows, 0),
+      })
+    );
+    plan.run();
+    const expected = tokens.map((given) =>
+      attended(appended(given, sizes), sizes)
+    );
+    for (const [i, y] of all.entries()) {
+      assertSums(await y.read(), expected[i % 2], `time ${i}`);
+    }
+    assert((await arrived.read()).every((count) => count === 0));
+  },
+);
