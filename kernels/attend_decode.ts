@@ -1,6 +1,6 @@
 import { type Grid, kernel } from "../lib/kernel.ts";
 import { LANES } from "../lib/wgsl.ts";
-import { HEADS } from "./heads.ts";
+import { HEADS, turnPair } from "./heads.ts";
 
 // Where in half a head a lane's pair p is.
 const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";
@@ -40,10 +40,13 @@ const turn = (x: string, n: string, gain: string) => /* wgsl */ `
   @unroll for (var e = 0; e < ELEMENTS; e++) { squared += squares(${x}[${n} + e]); }
   let factor = inverseSqrt(key_sum(squared, tid) / f32(HEAD_DIM) + u.eps);
   @unroll for (var p = 0; p < PAIRS; p++) {
-    let a = ${x}[${n} + 2 * p] * factor * ${gain}[2 * p];
-    let b = ${x}[${n} + 2 * p + 1] * factor * ${gain}[2 * p + 1];
-    ${x}[${n} + 2 * p] = a * angle[2 * p] - b * angle[2 * p + 1];
-    ${x}[${n} + 2 * p + 1] = b * angle[2 * p] + a * angle[2 * p + 1];
+    ${
+  turnPair(
+    [`${x}[${n} + 2 * p]`, `${x}[${n} + 2 * p + 1]`],
+    [`${gain}[2 * p]`, `${gain}[2 * p + 1]`],
+    ["angle[2 * p]", "angle[2 * p + 1]"],
+  )
+}
   }`;
 
 // What `count` teams have left of element i % WIDTH of head i / WIDTH.

@@ -17,18 +17,34 @@ fn squares(v: E) -> f32 { @if VEC == 4 { return dot(v, v); } @else { return v * 
 `;
 
 /**
- * Norms and rotates pair p of a head in place of `a[p]`, `b[p]`, given the sum of
- * squares. `angles` has cos in the first half of a row, sin in the second.
+ * Norms a pair by `factor` and its weights, then rotates it by an angle of which
+ * cosine and sine are given, in place.
+ */
+export const turnPair = (
+  [a, b]: [string, string],
+  [gainA, gainB]: [string, string],
+  [cos, sin]: [string, string],
+) => /* wgsl */ `
+    let na = ${a} * factor * ${gainA};
+    let nb = ${b} * factor * ${gainB};
+    ${a} = na * ${cos} - nb * ${sin};
+    ${b} = nb * ${cos} + na * ${sin};`;
+
+/**
+ * Norms and rotates every pair of a head in place of `a[p]`, `b[p]`, given the
+ * factor. `angles` has cos in the first half of a row, sin in the second.
  */
 export const ROTATE = (norm: string) => /* wgsl */ `
   @unroll for (var p = 0; p < PAIRS; p++) {
     let i = min(p * LANES + lane, HALF - 1u);
-    let na = a[p] * scale * ${norm}_at(i);
-    let nb = b[p] * scale * ${norm}_at(HALF + i);
     let c = angles_at(position * 2u * HALF + i);
     let s = angles_at(position * 2u * HALF + HALF + i);
-    a[p] = na * c - nb * s;
-    b[p] = nb * c + na * s;
+    ${
+  turnPair(["a[p]", "b[p]"], [`${norm}_at(i)`, `${norm}_at(HALF + i)`], [
+    "c",
+    "s",
+  ])
+}
   }`;
 
 /** What follows from HEAD_DIM and LOG_LANES. */

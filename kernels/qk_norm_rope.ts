@@ -67,7 +67,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   sum = lanes_sum(sum, tid);
-  let scale = inverseSqrt(sum / f32(HEAD_DIM) + u.eps);
+  let factor = inverseSqrt(sum / f32(HEAD_DIM) + u.eps);
   if (head < u.heads) { ${ROTATE("qNorm")} }
   else if (head < u.heads + u.kvHeads) { ${ROTATE("kNorm")} }
   if (task / all >= u.m) { return; }
