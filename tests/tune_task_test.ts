@@ -77,7 +77,7 @@ for (
   const [kernel, name, value, from, to] of [
     ["gemv", "WORKGROUP", 64, ...WRONG_GEMV],
     [
-      ...["attendDecode", "LOG_KEY_LANES", 1] as const,
+      ...["attendDecode", "LOG_KEY_LANES", 2] as const,
       ...[/exp\(score_0 - top_0\)/, "exp(0.9 * (score_0 - top_0))"] as const,
     ],
   ] as const
