@@ -76,7 +76,7 @@ export interface Defaults {
 }
 
 const NVIDIA: Defaults = {
-  source: "NVIDIA's defaults, measured on an H200",
+  source: "NVIDIA's defaults, measured on an H100 and an H200",
   gemv: {
     tall: { WORKGROUP: 256, ROWS: 2, STEPS: 2 },
     gated: { WORKGROUP: 128, ROWS: 4, STEPS: 4 },

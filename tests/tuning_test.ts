@@ -99,17 +99,17 @@ Deno.test("what is stored for an adapter is loaded for it, and chosen with its r
       ...ENTRIES.get(GEMV)!.constants,
     });
     assertMatch(linear(tuned).reason, /tuned for this adapter$/);
-    assertMatch(linear(none).reason, /measured on an H200$/);
+    assertMatch(linear(none).reason, /and an H200$/);
     const half = { ...SHAPE, m: 400, largest: 0.5 };
     assertEquals(chooseLinear(half, tuned).constants.TN, 4);
     const exact = chooseLinear({ ...SHAPE, m: 400 }, tuned); // products in f32
-    assertMatch(exact.reason, /measured on an H200$/);
+    assertMatch(exact.reason, /and an H200$/);
     const heads = { headDim: 128, group: 2 };
-    const [short, long] = chooseDecodeAttention(heads, tuned);
+    const [short, middle] = chooseDecodeAttention(heads, tuned);
     assertEquals([short.shares, short.constants.GROUP], [1, 2]);
     assertEquals(short.constants.STEPS, 2);
     assertMatch(short.reason, /tuned for this adapter$/);
-    assertMatch(long.reason, /measured on an H200$/);
+    assertMatch(middle.reason, /and an H200$/);
 
     const other = device({ description: "Another GPU" });
     assertEquals((await loadTuning(other)).value, "none");
