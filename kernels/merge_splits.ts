@@ -2,7 +2,8 @@ import { kernel, splitGrid } from "../lib/kernel.ts";
 import { LANES } from "../lib/wgsl.ts";
 
 /**
- * Combines the splits of attend_decode.ts, `flags[1]` of them and at most MOST. One
+ * Combines the splits of attend_decode.ts where it does not itself (a storage barrier
+ * that ends at the workgroup), `flags[1]` of them and at most MOST. One
  * workgroup per head; RUNS threads share an element, each with BATCH splits on their
  * way at once, the first of them before anything else is known.
  */

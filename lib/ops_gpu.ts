@@ -119,7 +119,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       if (choices.every(({ merges }) => merges)) return y;
       this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
         label,
-        reason: "many keys: runs of them go to different workgroups",
+        reason:
+          "many keys: runs of them went to different workgroups, which cannot see one another's here",
         constants: {
           HEAD_DIM: headDim,
           VEC: choices[0].constants.VEC,
