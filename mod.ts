@@ -58,9 +58,9 @@ export {
   matmul,
   type MatmulOptions,
 } from "./lib/matmul.ts";
+export { type Capabilities } from "./lib/choose.ts";
 export {
-  type Capabilities,
   chooseMatmul,
   type MatmulChoice,
   type MatmulKernel,
-} from "./lib/choose.ts";
+} from "./lib/choose_matmul.ts";

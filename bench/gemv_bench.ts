@@ -6,7 +6,8 @@
  */
 import { gemm } from "../kernels/gemm.ts";
 import { gemv } from "../kernels/gemv.ts";
-import { chooseLinear, chooseMatmul } from "../lib/choose.ts";
+import { chooseLinear } from "../lib/choose.ts";
+import { chooseMatmul } from "../lib/choose_matmul.ts";
 import type { Kernel, Operands } from "../lib/kernel.ts";
 import type { Plan } from "../lib/plan.ts";
 import type { Constants } from "../lib/unroll.ts";

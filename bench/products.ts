@@ -5,7 +5,8 @@
  */
 import { gemm } from "../kernels/gemm.ts";
 import { sumSplits } from "../kernels/sum_splits.ts";
-import { chooseLinear, chooseMatmul } from "../lib/choose.ts";
+import { chooseLinear } from "../lib/choose.ts";
+import { chooseMatmul } from "../lib/choose_matmul.ts";
 import type { Gpu } from "../lib/device.ts";
 import { Random } from "../lib/doctor_reference.ts";
 import type { Plan } from "../lib/plan.ts";

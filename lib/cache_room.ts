@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { MOST_SPLITS } from "./choose.ts";
+import { MOST_SPLITS } from "./choose_attention.ts";
 import type { Qwen3Config } from "./config.ts";
 import { DeviceError } from "./device.ts";
 

@@ -8,13 +8,12 @@ import { attendPrefill } from "../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../kernels/attend_prefill_f16.ts";
 import { mergeSplits } from "../kernels/merge_splits.ts";
 import { qkNormRope } from "../kernels/qk_norm_rope.ts";
+import { exactLanes, laneConstants } from "./choose.ts";
 import {
   chooseDecodeAttention,
   choosePrefillRows,
-  exactLanes,
   headLanes,
-  laneConstants,
-} from "./choose.ts";
+} from "./choose_attention.ts";
 import type { Bench } from "./doctor_bench.ts";
 import {
   appended,

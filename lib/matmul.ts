@@ -12,7 +12,7 @@ import {
   chooseMatmul,
   type MatmulChoice,
   type MatmulKernel,
-} from "./choose.ts";
+} from "./choose_matmul.ts";
 import { Plan } from "./plan.ts";
 import type { Tensor } from "./tensor.ts";
 

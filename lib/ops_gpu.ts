@@ -16,15 +16,13 @@ import { qkNormRope } from "../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../kernels/rms_norm.ts";
 import { sumSplits } from "../kernels/sum_splits.ts";
 import { toF16 } from "../kernels/to_f16.ts";
+import { chooseLinear, exactLanes, laneConstants } from "./choose.ts";
 import {
   chooseDecodeAttention,
-  chooseLinear,
   choosePrefillRows,
-  exactLanes,
   headLanes,
-  laneConstants,
   MOST_SPLITS,
-} from "./choose.ts";
+} from "./choose_attention.ts";
 import type { Qwen3Config } from "./config.ts";
 import type { Gpu } from "./device.ts";
 import { splitGrid } from "./kernel.ts";

@@ -3,11 +3,8 @@
  *
  * @module
  */
-import {
-  type Capabilities,
-  chooseMatmul,
-  type MatmulKernel,
-} from "./choose.ts";
+import { type Capabilities } from "./choose.ts";
+import { chooseMatmul, type MatmulKernel } from "./choose_matmul.ts";
 import type { Refusal } from "./profile_report.ts";
 
 /** Kernels that `--kernels` may name, with the shapes that each takes. */

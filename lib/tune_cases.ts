@@ -4,12 +4,8 @@
  *
  * @module
  */
-import {
-  chooseDecodeAttention,
-  chooseLinear,
-  CONTEXTS,
-  FEW_ROWS,
-} from "./choose.ts";
+import { chooseLinear, FEW_ROWS } from "./choose.ts";
+import { chooseDecodeAttention, CONTEXTS } from "./choose_attention.ts";
 import type { KvCache, Ops } from "./ops.ts";
 import type { Layer } from "./qwen3.ts";
 import type { Tensor } from "./tensor.ts";

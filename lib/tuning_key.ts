@@ -28,7 +28,7 @@ export function linearKey(
   return [...kind, ...(half ? ["half"] : []), rows, n, k].join(" ");
 }
 
-/** Lengths of context whose attention is laid out alike; see choose.ts. */
+/** Lengths of context whose attention is laid out alike; see choose_attention.ts. */
 export const CONTEXT_CLASSES = ["short", "middle", "long"] as const;
 
 /** One of {@linkcode CONTEXT_CLASSES}. */

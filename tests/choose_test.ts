@@ -7,16 +7,15 @@ import { adapterClass } from "../lib/defaults.ts";
 import { mergeSplits } from "../kernels/merge_splits.ts";
 import {
   type Capabilities,
-  chooseDecodeAttention,
   chooseLinear,
-  chooseMatmul,
   exactLanes,
   FEW_ROWS,
   laneConstants,
   type LinearChoice,
   type LinearShape,
-  MOST_SPLITS,
 } from "../lib/choose.ts";
+import { chooseDecodeAttention, MOST_SPLITS } from "../lib/choose_attention.ts";
+import { chooseMatmul } from "../lib/choose_matmul.ts";
 import type { Gpu } from "../lib/device.ts";
 import { type Operands, showWgsl } from "../lib/kernel.ts";
 import type { Dtype } from "../lib/ops.ts";

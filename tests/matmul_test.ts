@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { chooseMatmul, type MatmulChoice } from "../lib/choose.ts";
+import { chooseMatmul, type MatmulChoice } from "../lib/choose_matmul.ts";
 import { elements, toF32 } from "../lib/cpu_dtype.ts";
 import { openDevice } from "../lib/device.ts";
 import { batchedGemm, gemm, gemv, matmul } from "../lib/matmul.ts";

@@ -5,7 +5,8 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import { chooseDecodeAttention, chooseLinear } from "../lib/choose.ts";
+import { chooseLinear } from "../lib/choose.ts";
+import { chooseDecodeAttention } from "../lib/choose_attention.ts";
 import { openDevice } from "../lib/device.ts";
 import {
   loadTuning,
