@@ -132,7 +132,10 @@ gpuTest("where the default itself is wrong, nothing is taken", async () => {
 
 for (
   const [args, message] of [
-    [["--kernels", "gemv,gem"], /gem is unknown, must be of gemv, gemvRows, gemm, att/],
+    [
+      ["--kernels", "gemv,gem"],
+      /gem is unknown, must be of gemv, gemvRows, gemm, att/,
+    ],
     [["--kernels", ","], /the list of kernels is empty/],
     [["--budget-seconds", "0"], /budget is 0 seconds, must be more than 0/],
     [["--budget", "5"], /--budget is unknown/],
