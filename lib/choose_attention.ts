@@ -75,7 +75,7 @@ export function chooseDecodeAttention(
       ? Math.max(0, Math.min(wanted, lanes.LOG_LANES))
       : Math.max(3, wanted);
     const most = Math.max(1, MOST_VALUES * 2 ** LOG_KEY_LANES / headDim);
-    let SHARES = Math.max(least, Math.ceil(group / most));
+    let SHARES = Math.min(group, Math.max(least, Math.ceil(group / most)));
     while (group % SHARES) SHARES++;
     const teamLanes = 2 ** (lanes.SUBGROUPS ? lanes.LOG_LANES : LOG_KEY_LANES);
     // What each team leaves must fit workgroup memory, and is summed one after the other.

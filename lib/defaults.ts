@@ -196,6 +196,9 @@ const ROWS: Readonly<Record<AdapterClass, Defaults>> = {
   },
 };
 
+/** Every kind. */
+export const ADAPTER_CLASSES = Object.keys(ROWS) as readonly AdapterClass[];
+
 /** The row for an adapter; one that does not say what it is counts as `other`. */
 export function defaultsFor(
   { adapterClass = "other" }: { adapterClass?: AdapterClass },
