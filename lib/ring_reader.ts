@@ -79,12 +79,12 @@ export class RingReader implements Disposable {
     const staging = this.#filled.shift()!;
     const began = performance.now();
     const settled = staging.mapAsync(GPUMapMode.READ);
-    if (this.#mapped.has(staging)) {
-      const mapping = staging.getMappedRange();
+    const there = this.#mapped.has(staging) ? rangeOf(staging) : undefined;
+    if (there) {
       watcher?.did("wait", began);
-      const ids = this.#tokens(mapping, from, to, watcher);
+      const ids = this.#tokens(there, from, to, watcher);
       staging.unmap();
-      // The promise only ends Deno's sleep; a lost device is met by `check`.
+      // The promise only ends Deno's sleep.
       settled.then(
         () => this.#disposed ? staging.destroy() : this.#free.push(staging),
         () => staging.destroy(),
@@ -129,6 +129,15 @@ export class RingReader implements Disposable {
     this.#disposed = true;
     this.drop();
     for (const buffer of this.#free.splice(0)) buffer.destroy();
+  }
+}
+
+/** The bytes of a buffer that is mapped; a lost device maps none. */
+function rangeOf(buffer: GPUBuffer): ArrayBuffer | undefined {
+  try {
+    return buffer.getMappedRange();
+  } catch {
+    return undefined;
   }
 }
 

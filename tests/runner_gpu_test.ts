@@ -1,4 +1,5 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { DeviceError } from "../lib/device.ts";
 import { loadQwen3, type Qwen3 } from "../lib/model.ts";
 import { GpuRunner } from "../lib/runner_gpu.ts";
 import { resolveSampling } from "../lib/sampling.ts";
@@ -92,4 +93,22 @@ gpuTest("runs that are left early leave nothing behind", async () => {
   await Array.fromAsync(again);
   assertEquals(again.tokenIds, expected.tokenIds);
   assertEquals(made, 0);
+});
+
+gpuTest("a device that is lost while it decodes is named", async () => {
+  for (const after of [0, 1, 2, 9]) {
+    using qwen = await loadQwen3(TINY, { device: "gpu" });
+    const { device } = runnerOf(qwen).gpu;
+    const run = qwen.generate([1, 2, 3], { temperature: 0, ignoreEos: true });
+    if (after === 0) device.destroy();
+    await assertRejects(
+      async () => {
+        for await (const _ of run) {
+          if (run.tokenIds.length === after) device.destroy();
+        }
+      },
+      DeviceError,
+      "the device was lost",
+    );
+  }
 });
