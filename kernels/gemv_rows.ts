@@ -66,13 +66,17 @@ export const gemvRows = kernel({
       1,
       Math.min(Number(c.STEPS), Math.ceil(fours / lanes)),
     );
+    const chunks = Math.ceil(fours / (lanes * steps));
     const sums = 2 ** Math.ceil(Math.log2(m * rows));
     return {
       FOURS: fours,
       LANES: lanes,
       STEPS: steps,
-      CHUNKS: Math.ceil(fours / (lanes * steps)),
-      EXACT: fours % (lanes * steps) === 0 ? 1 : 0,
+      CHUNKS: chunks,
+      // With fewer chunks than slices some begin beyond the row.
+      EXACT: fours % (lanes * steps) === 0 && chunks >= Number(c.SLICES)
+        ? 1
+        : 0,
       GROUPS: Number(c.WORKGROUP) / lanes,
       SUMS: sums,
       OWN: Math.max(1, sums / lanes), // sums that end in a lane

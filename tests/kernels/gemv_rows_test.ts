@@ -1,3 +1,4 @@
+import { assertEquals } from "@std/assert";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
 import type { Constants } from "../../lib/unroll.ts";
 import { gpuTest, lanes, type Trial } from "../gpu.ts";
@@ -104,3 +105,11 @@ gpuTest(
     }
   },
 );
+
+Deno.test("gemvRows checks where a row ends unless every slice begins within", () => {
+  const constants = { ...gemvRows.constants, M: 4, STEPS: 2, SLICES: 4 };
+  for (const [k, exact] of [[512, 0], [1000, 0], [1024, 1], [1280, 1]]) {
+    const { EXACT } = gemvRows.derive!(constants, { k });
+    assertEquals(EXACT, exact, `${k}`);
+  }
+});
