@@ -22,6 +22,8 @@ export interface Capabilities {
   subgroupSize: number;
   /** Whose defaults apply; `other` if absent. */
   adapterClass?: AdapterClass;
+  /** Whether shaders are known to go through Deno's naga to Vulkan; false if absent. */
+  vulkan?: boolean;
   limits: {
     maxComputeWorkgroupStorageSize: number;
     maxComputeInvocationsPerWorkgroup: number;

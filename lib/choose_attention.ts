@@ -43,8 +43,9 @@ const MOST_VALUES = 32;
 const MOST_TEAMS = 16;
 
 /**
- * Adapters whose storage barrier is known to reach beyond a workgroup: through Vulkan
- * its memory scope is the device. Metal's is the threadgroup.
+ * Adapters whose storage barrier is known to reach beyond a workgroup, if naga writes
+ * it for Vulkan: its memory scope is the device then. WGSL promises the workgroup only,
+ * and no more comes of it through Metal, Direct3D or Dawn, whatever the adapter.
  */
 const DEVICE_BARRIERS: readonly AdapterClass[] = [
   "NVIDIA",
@@ -61,8 +62,8 @@ export function chooseDecodeAttention(
   const VEC = headDim % 8 === 0 ? 4 : 1;
   const lanes = laneConstants(device);
   const defaults = defaultsFor(device);
-  const { adapterClass = "other", limits } = device;
-  const merges = DEVICE_BARRIERS.includes(adapterClass);
+  const { adapterClass = "other", vulkan = false, limits } = device;
+  const merges = vulkan && DEVICE_BARRIERS.includes(adapterClass);
   return CONTEXT_CLASSES.map((what, i) => {
     const from = CONTEXTS[what];
     const to = CONTEXTS[CONTEXT_CLASSES[i + 1]] ?? Infinity;

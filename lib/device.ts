@@ -123,7 +123,10 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
       ? `Deno ${Deno.version.deno} was not tested for more, ${READS_AT_ONCE} was`
       : "another WebGPU than Deno's own",
   });
-  const found = { subgroupSize, timestamps, readsAtOnce, choices };
+  // Deno does not say which it is. On Linux it is Vulkan, or GL, which has no subgroups.
+  const vulkan = options.gpu === undefined && Deno.build.os === "linux" &&
+    subgroupSize > 0;
+  const found = { subgroupSize, vulkan, timestamps, readsAtOnce, choices };
   const gpu = new Gpu(adapter, device, found);
   choices.push({
     what: "kernel constants",
@@ -161,6 +164,8 @@ export class Gpu implements Disposable {
    * only when its promise settles (in Deno 10 ms later).
    */
   readonly readsAtOnce: boolean;
+  /** Whether it is known to be Deno's own WebGPU through Vulkan. */
+  readonly vulkan: boolean;
   /** Whose defaults the kernels take. */
   readonly adapterClass: AdapterClass;
   readonly f16: boolean;
@@ -180,6 +185,7 @@ export class Gpu implements Disposable {
     readonly device: GPUDevice,
     found: {
       subgroupSize: number;
+      vulkan: boolean;
       timestamps: boolean;
       readsAtOnce: boolean;
       choices: Choice[];
@@ -191,6 +197,7 @@ export class Gpu implements Disposable {
       /llvmpipe|swiftshader|software/i.test(this.name);
     this.adapterClass = adapterClass(info, this.software);
     this.subgroupSize = found.subgroupSize;
+    this.vulkan = found.vulkan;
     this.timestamps = found.timestamps;
     this.readsAtOnce = found.readsAtOnce;
     this.choices = found.choices;

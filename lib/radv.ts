@@ -61,6 +61,7 @@ export function readChips(list: string): Chip[] {
 export const AMD_DEVICE: Sketched = {
   name: "an AMD adapter",
   adapterClass: "AMD",
+  vulkan: true,
   f16: true,
   software: false,
   subgroupSize: 32,

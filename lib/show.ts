@@ -205,10 +205,11 @@ class Recorder extends Plan {
 
 /** A device of which nothing but shapes is asked: its tensors have no memory. */
 function sketch(device: Sketched): Gpu {
-  const { name, f16, software, subgroupSize, adapterClass } = device;
+  const { name, f16, software, subgroupSize, adapterClass, vulkan } = device;
   const { limits, tuned = new Map() } = device;
   const gpu = {
-    ...{ name, f16, software, subgroupSize, adapterClass, limits, tuned },
+    ...{ name, f16, software, subgroupSize, adapterClass, vulkan },
+    ...{ limits, tuned },
     tensor: (dtype: Dtype, shape: number[], _data: unknown, label: string) => {
       const buffer = { destroy() {} } as GPUBuffer;
       const part = { buffer, offset: 0, begin: 0, rows: shape[0] };

@@ -206,7 +206,7 @@ Deno.test("lanes are a power of two within a subgroup", () => {
 Deno.test("the attention of a decode step fits the device, for any head", () => {
   const seen = new Set<string>();
   const kinds = ADAPTER_CLASSES.flatMap((adapterClass) =>
-    DEVICES.map((device) => ({ ...device, adapterClass }))
+    DEVICES.map((device) => ({ ...device, adapterClass, vulkan: true }))
   );
   for (const device of kinds) {
     for (const headDim of [2, 16, 20, 64, 100, 128, 256]) {
@@ -260,6 +260,22 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
     }
   }
   assert(MOST_SPLITS <= Number(mergeSplits.constants.MOST));
+});
+
+Deno.test("attention merges its runs only where a storage barrier is known to reach them", () => {
+  const merging = (device: Partial<Capabilities>) =>
+    chooseDecodeAttention({ headDim: 128, group: 2 }, {
+      ...DEVICES[4],
+      ...device,
+    }).every(({ merges, constants }) => merges && constants.MERGE === 1);
+  for (const adapterClass of ["NVIDIA", "AMD", "software"] as const) {
+    assert(merging({ adapterClass, vulkan: true }));
+    // As on a Mac with an AMD card, through Direct3D, or with another WebGPU.
+    assert(!merging({ adapterClass, vulkan: false }));
+    assert(!merging({ adapterClass }));
+  }
+  assert(!merging({ adapterClass: "Apple", vulkan: true }));
+  assert(!merging({ adapterClass: "other", vulkan: true }));
 });
 
 Deno.test("matrices are read ahead only where the cache has room for them", () => {
