@@ -11,6 +11,18 @@ const load = (chunk: string) => /* wgsl */ `
     }
   }`;
 
+/**
+ * Sums that lanes without subgroups add up between two barriers: many, because each
+ * barrier takes a software adapter seconds to compile, as 8 KiB have room for.
+ */
+export function sumsAtOnce(
+  workgroup: number,
+  lanes: number,
+  sums: number,
+): number {
+  return Math.max(1, Math.min(lanes, sums, 2048 / workgroup));
+}
+
 /** Sums of squares that EPILOGUE 1 leaves per row of x: one per workgroup. */
 export function rowParts(
   n: number,
@@ -79,6 +91,7 @@ export const gemvRows = kernel({
         : 0,
       GROUPS: Number(c.WORKGROUP) / lanes,
       SUMS: sums,
+      AT_ONCE: sumsAtOnce(Number(c.WORKGROUP), lanes, sums),
       OWN: Math.max(1, sums / lanes), // sums that end in a lane
       SHARERS: Math.max(1, lanes / sums), // lanes that end with the same
       PARTS: parts ?? 0,
@@ -92,6 +105,7 @@ ${LANES}
 @if NORM { var<workgroup> factors: array<f32, M>; }
 @if EPILOGUE == 1 { var<workgroup> squared: array<f32, GROUPS / SLICES * SUMS>; }
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
+@if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }
 
 // The row of w that accumulators of number i in lane group g sum.
 fn w_row(g: u32, i: u32) -> u32 {
@@ -168,11 +182,19 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       }
     }
   } @else {
-    @unroll for (var i = 0; i < M * ROWS; i++) {
-      let sum = lanes_sum(acc[i], tid);
-      if (lane == 0u) { sums[group * SUMS + i] = sum; }
+    // Each lane adds up one sum of AT_ONCE, beginning where no other does.
+    @unroll for (var s = 0; s < (M * ROWS + AT_ONCE - 1) / AT_ONCE; s++) {
+      @unroll for (var i = 0; i < AT_ONCE; i++) { terms[i * WORKGROUP + tid] = acc[s * AT_ONCE + i]; }
+      workgroupBarrier();
+      if (lane < AT_ONCE) {
+        var sum = 0.0;
+        for (var l = 0u; l < LANES; l++) {
+          sum += terms[lane * WORKGROUP + group * LANES + (l + lane) % LANES];
+        }
+        sums[group * SUMS + s * AT_ONCE + lane] = sum;
+      }
+      workgroupBarrier();
     }
-    workgroupBarrier();
     @unroll for (var j = 0; j < OWN; j++) { acc[j] = sums[group * SUMS + lane / SHARERS * OWN + j]; }
   }
   @if SLICES > 1 {

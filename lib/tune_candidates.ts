@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { sumsAtOnce } from "../kernels/gemv_rows.ts";
 import { type Capabilities, laneConstants } from "./choose.ts";
 import type { TunedKernel, TuningTarget } from "./tuning_key.ts";
 import { unitSize } from "./wgsl.ts";
@@ -185,7 +186,9 @@ function gemvRowsNeeds(
   return {
     threads: WORKGROUP,
     bytes: 4 * (target.m + 2 * groups * sums) +
-      (device.subgroupSize ? 0 : 4 * WORKGROUP),
+      (device.subgroupSize
+        ? 0
+        : 4 * WORKGROUP * (1 + sumsAtOnce(WORKGROUP, lanes, sums))),
     problem: WORKGROUP % lanes || !isPower(WORKGROUP)
       ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
       : groups % SLICES || !isPower(SLICES)

@@ -170,6 +170,23 @@ Deno.test("what is chosen for a Linear layer fits the device", () => {
   }
 });
 
+Deno.test("few rows without subgroups wait at few barriers", () => {
+  // A software adapter compiles some hundreds of them for minutes.
+  const count = (wgsl: string, what: string) => wgsl.split(what).length - 1;
+  for (const adapterClass of ADAPTER_CLASSES) {
+    for (const m of [2, 16, 32]) {
+      const kind = { dtype: "bf16", norm: false, swiglu: false } as const;
+      const shape = { m, n: 1024, k: 1024, ...kind };
+      const choice = chooseLinear(shape, { ...DEVICES[0], adapterClass });
+      const wgsl = linearWgsl(shape, choice);
+      const sums = count(wgsl, "lanes_sum(") - 1; // beside its own text
+      const each = count(wgsl.split("fn lanes_max")[0], "workgroupBarrier");
+      const barriers = count(wgsl, "workgroupBarrier") + sums * each;
+      assert(barriers <= 48, `${barriers} for ${m} rows on ${adapterClass}`);
+    }
+  }
+});
+
 Deno.test("f16 products cannot overflow", () => {
   for (const largest of [1e-6, 0.01, 0.5, 3, 100, 5000]) {
     for (const m of [33, 100, 4096]) {
