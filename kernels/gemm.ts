@@ -94,7 +94,7 @@ const multiply = (q: string) => /* wgsl */ `
  * One BM × BN tile of `c = a · b` per workgroup, TM × TN per thread.
  *
  * What makes it fast under naga: UNROLL steps of k at once are unrolled in the text
- * (all of a tile is fastest in f16, 8 in f32, and quicker to compile), the
+ * (all of a tile is fastest, fewer are quicker to compile), the
  * accumulators are named vec4f, both tiles lie in workgroup memory with k outermost
  * (so a thread reads four rows or columns at once), and the next tile is fetched
  * into registers while this one is multiplied.
@@ -211,6 +211,9 @@ export const tileConstants = {
   UNROLL: 32,
 };
 
+const commonDivisor = (a: number, b: number): number =>
+  b === 0 ? a : commonDivisor(b, a % b);
+
 /** What follows from a tile's constants. */
 export function deriveTile(
   c: Readonly<Record<string, number | string>>,
@@ -227,7 +230,7 @@ export function deriveTile(
   const THREADS = (BM / TM) * (BN / TN);
   return {
     THREADS,
-    UNROLL: Math.min(BK, Number(c.UNROLL)),
+    UNROLL: commonDivisor(BK, Number(c.UNROLL)), // whole runs of them make a tile
     TM4: TM / 4,
     TN4: TN / 4,
     A_BLOCKS: BM / 4 * (BK / 4),

@@ -157,6 +157,9 @@ gpuTest("gemm gives the same with any tile", async (gpu, trial) => {
     { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
     { BM: 64, BN: 32, BK: 32, TM: 4, TN: 4 },
     { BM: 128, BN: 32, BK: 8, TM: 8, TN: 4 },
+    // Tiles that are not unrolled whole.
+    { BM: 32, BN: 32, BK: 48, TM: 4, TN: 4 },
+    { BM: 32, BN: 32, BK: 32, TM: 4, TN: 4, UNROLL: 8 },
   ];
   for (const constants of [...chosen.values(), ...others]) {
     await check(trial, { m: 131, n: 140, k: 68, constants });
