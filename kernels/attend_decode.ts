@@ -227,9 +227,6 @@ fn fetch(worker: u32, workers: u32) {
 }
 }
 
-fn guard(v: E) {
-  @if K_DTYPE == "f16" { if (!all(abs(v) <= vec4f(65504.0))) { flags[0] = 1u; } }
-}
 fn product(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
 fn key_sum(v: f32, tid: u32) -> f32 {
   @if SUBGROUPS {

@@ -11,6 +11,16 @@ const load = (chunk: string) => /* wgsl */ `
     }
   }`;
 
+/** `w_row(g, i)`: which row of w accumulator i of lane group g sums; gemv_rows.ts has it too. */
+export const W_ROW = /* wgsl */ `
+fn w_row(g: u32, i: u32) -> u32 {
+  @if EPILOGUE == 2 {
+    return (i & 1u) * (u.n / 2u) + min(g * (ROWS / 2u) + (i >> 1u), u.n / 2u - 1u);
+  } @else {
+    return min(g * ROWS + i, u.n - 1u);
+  }
+}`;
+
 /** Sums of squares that a gemv with EPILOGUE 1 leaves: one per lane group. */
 export function squareParts(
   n: number,
@@ -94,14 +104,7 @@ export const gemv = kernel({
 ${LANES}
 const PER_WORKGROUP = WORKGROUP / LANES;
 
-// The row of w that accumulator i of lane group g sums.
-fn w_row(g: u32, i: u32) -> u32 {
-  @if EPILOGUE == 2 {
-    return (i & 1u) * (u.n / 2u) + min(g * (ROWS / 2u) + (i >> 1u), u.n / 2u - 1u);
-  } @else {
-    return min(g * ROWS + i, u.n - 1u);
-  }
-}
+${W_ROW}
 
 fn write(row: u32, rows: u32, value: f32) {
   if (row >= rows) { return; }

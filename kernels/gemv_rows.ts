@@ -1,5 +1,6 @@
 import { kernel, splitGrid } from "../lib/kernel.ts";
 import { LANES } from "../lib/wgsl.ts";
+import { W_ROW } from "./gemv.ts";
 
 // Fours of a chunk that lie beyond the row are zero, so they add nothing.
 const load = (chunk: string) => /* wgsl */ `
@@ -107,14 +108,7 @@ ${LANES}
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
 @if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }
 
-// The row of w that accumulators of number i in lane group g sum.
-fn w_row(g: u32, i: u32) -> u32 {
-  @if EPILOGUE == 2 {
-    return (i & 1u) * (u.n / 2u) + min(g * (ROWS / 2u) + (i >> 1u), u.n / 2u - 1u);
-  } @else {
-    return min(g * ROWS + i, u.n - 1u);
-  }
-}
+${W_ROW}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,

@@ -1,6 +1,23 @@
 import { kernel, splitGrid } from "../lib/kernel.ts";
 import { LANES } from "../lib/wgsl.ts";
-import { deriveHeads, HEADS, ROTATE } from "./heads.ts";
+import { HEADS, turnPair } from "./heads.ts";
+
+/**
+ * Norms and rotates every pair of a head in place of `a[p]`, `b[p]`, given the
+ * factor. `angles` has cos in the first half of a row, sin in the second.
+ */
+const rotate = (norm: string) => /* wgsl */ `
+  @unroll for (var p = 0; p < PAIRS; p++) {
+    let i = min(p * LANES + lane, HALF - 1u);
+    let c = angles_at(position * 2u * HALF + i);
+    let s = angles_at(position * 2u * HALF + HALF + i);
+    ${
+  turnPair(["a[p]", "b[p]"], [`${norm}_at(i)`, `${norm}_at(HALF + i)`], [
+    "c",
+    "s",
+  ])
+}
+  }`;
 
 /**
  * What comes between the packed projection and attention, for every head of every
@@ -34,16 +51,17 @@ export const qkNormRope = kernel({
     LOG_LANES: 4,
     SUBGROUPS: 1,
   },
-  derive: deriveHeads,
+  // LANES threads share a head; each holds PAIRS pairs (a[p], b[p]), b half a head after a.
+  derive: (c) => {
+    const LANES = 1 << Number(c.LOG_LANES), VEC = Number(c.VEC);
+    return { LANES, PAIRS: Math.ceil(Number(c.HEAD_DIM) / 2 / VEC / LANES) };
+  },
   // One lane group for each of heads + 2 kvHeads heads of each row.
   grid: ({ m, heads, kvHeads }, { WORKGROUP, LANES }) =>
     splitGrid(m * (heads + 2 * kvHeads) / (WORKGROUP / LANES)),
   body: /* wgsl */ `
 ${LANES}
 ${HEADS}
-fn guard(v: E) {
-  @if K_DTYPE == "f16" { if (!all(abs(v) <= vec4f(65504.0))) { flags[0] = 1u; } }
-}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -68,8 +86,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   sum = lanes_sum(sum, tid);
   let factor = inverseSqrt(sum / f32(HEAD_DIM) + u.eps);
-  if (head < u.heads) { ${ROTATE("qNorm")} }
-  else if (head < u.heads + u.kvHeads) { ${ROTATE("kNorm")} }
+  if (head < u.heads) { ${rotate("qNorm")} }
+  else if (head < u.heads + u.kvHeads) { ${rotate("kNorm")} }
   if (task / all >= u.m) { return; }
   @unroll for (var p = 0; p < PAIRS; p++) {
     let i = p * LANES + lane;

@@ -86,6 +86,7 @@ export function chooseMatmul(
     return refuse(`${a[1]} heads are not a multiple of ${b[1]}`);
   }
   const rows = m === 1 ? "1 row" : `${m} rows`;
+  const few = byColumn ? FEW_ROWS : FEW_COLUMNS;
   const shape = b.length === 1 ? [m] : [...a.slice(0, -1), n];
   const tile = {
     ...tileFor(m, n, defaultsFor(device)),
@@ -105,13 +106,13 @@ export function chooseMatmul(
     ],
     [
       m === 1 ? "gemv" : "gemvRows",
-      b.length === 2 && byColumn && m <= FEW_ROWS,
+      b.length === 2 && byColumn && m <= few,
       lanes(Math.min(m, FEW_ROWS), n).constants,
       `${rows}: the matrix is read once`,
     ],
     [
       "gemvColumns",
-      a.length < 4 && !byColumn && m <= FEW_COLUMNS,
+      a.length < 4 && !byColumn && m <= few,
       { M: m },
       `${rows}: the matrix is read once`,
     ],
@@ -119,10 +120,8 @@ export function chooseMatmul(
       "gemm",
       a.length === 2 && b.length === 2,
       tile,
-      m > (byColumn ? FEW_ROWS : FEW_COLUMNS)
-        ? `${rows}: more than ${
-          byColumn ? FEW_ROWS : FEW_COLUMNS
-        }, tiles reuse the matrix`
+      m > few
+        ? `${rows}: more than ${few}, tiles reuse the matrix`
         : `${rows}: asked for`,
     ],
   ];

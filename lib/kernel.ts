@@ -254,7 +254,7 @@ function source(
   const lines = [`// ${kernel.name}`];
   if (constants.F16 === 1) lines.push("enable f16;");
   // What only the grid depends on would make another pipeline of the same text.
-  const mentioned = new Set(kernel.body.match(/\b[A-Z]\w*\b/g));
+  const mentioned = mentionedIn(kernel);
   for (const [name, value] of Object.entries(constants)) {
     if (typeof value === "number" && mentioned.has(name)) {
       lines.push(`const ${name}: u32 = ${value}u;`);
@@ -280,6 +280,18 @@ function source(
     lines.push(accessors(name, view, dtype, access !== "in"));
   }
   return lines.join("\n") + expand(kernel, constants);
+}
+
+/** Names in capitals of bodies: every call of a kernel asks for the same. */
+const mentions = new WeakMap<Kernel, ReadonlySet<string>>();
+
+function mentionedIn(kernel: Kernel): ReadonlySet<string> {
+  let names = mentions.get(kernel);
+  if (!names) {
+    names = new Set(kernel.body.match(/\b[A-Z]\w*\b/g));
+    mentions.set(kernel, names);
+  }
+  return names;
 }
 
 /** Bodies, expanded, by their constants: every layer of a model asks for the same. */

@@ -117,22 +117,19 @@ export class Plan implements Disposable {
     return this;
   }
 
-  /** Records all dispatches, or the one at `only`, into a pass. */
+  /** Records the dispatches from `begin` to `end`, all by default, into a pass. */
   encode(
     pass: GPUComputePassEncoder,
     moment: Moment = { length: 0 },
-    only?: number,
+    begin = 0,
+    end = this.dispatches.length,
   ): void {
-    if (only === undefined) this.#encode(pass, moment, this.dispatches);
-    else this.#encode(pass, moment, [this.dispatches[only]]);
-  }
-
-  #encode(
-    pass: GPUComputePassEncoder,
-    moment: Moment,
-    dispatches: readonly Dispatch[],
-  ): void {
-    for (const { pipeline, bindGroup, grid, gridAt } of dispatches) {
+    for (
+      const { pipeline, bindGroup, grid, gridAt } of this.dispatches.slice(
+        begin,
+        end,
+      )
+    ) {
       const groups = gridAt ? gridAt(moment) : grid;
       if (!groups) continue;
       pass.setPipeline(pipeline);
@@ -152,7 +149,7 @@ export class Plan implements Disposable {
     for (let begin = 0; begin < dispatches.length;) {
       const encoder = device.createCommandEncoder();
       const pass = encoder.beginComputePass();
-      this.#encode(pass, moment, dispatches.slice(begin, begin + size));
+      this.encode(pass, moment, begin, begin + size);
       pass.end();
       device.queue.submit([encoder.finish()]);
       begin += size;

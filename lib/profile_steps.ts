@@ -235,7 +235,7 @@ async function timeStep(
   const passes = [
     ...before,
     ...indices.map((i) => (pass: GPUComputePassEncoder) =>
-      plan.encode(pass, moment, i)
+      plan.encode(pass, moment, i, i + 1)
     ),
     whole,
   ];

@@ -40,7 +40,9 @@ export async function timeDispatches(
   plan.seal();
   const spans = await timePasses(
     gpu,
-    plan.dispatches.map((_, i) => (pass) => plan.encode(pass, moment, i)),
+    plan.dispatches.map((_, i) => (pass) =>
+      plan.encode(pass, moment, i, i + 1)
+    ),
   );
   return spans.map(({ begin, end }) => end - begin);
 }

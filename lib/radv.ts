@@ -173,7 +173,7 @@ export interface RadvStatistics {
 
 /** Constants that tell variants apart; the others follow from them. */
 const TELLING =
-  /^const (M|SLICES|WORKGROUP|ROWS|STEPS|NORM|EPILOGUE|BM|BN|BK|TM|TN|F16|SHARES|TILE|TOP_K|TOP_P|WINNERS|CANDIDATES|MOST|FETCHERS): u32 = (\d+)u;$/gm;
+  /^const (M|SLICES|WORKGROUP|ROWS|STEPS|NORM|EPILOGUE|BM|BN|BK|TM|TN|F16|SHARES|MERGE|TOP_K|TOP_P|WINNERS|CANDIDATES|MOST|FETCHERS): u32 = (\d+)u;$/gm;
 
 /** Threads of a workgroup, by the text of a kernel. */
 export function threadsOf(wgsl: string): number {

@@ -16,7 +16,8 @@ import type { Dtype } from "./ops.ts";
  *   row (zeros after them), `x_store(e, left, v)` writes those that remain; `vec4`
  *   where the last dimension is a multiple of 4, else `scalar`;
  * - `unit`: 16 bytes as `vec4u`, `x_lo(v)` and `x_hi(v)` are their first and second
- *   four elements (a kernel that writes them packs them); `scalar` where the last dimension is not a multiple of `X_UNIT`;
+ *   four elements (a kernel that writes them packs them); `scalar` where the last
+ *   dimension is not a multiple of `X_UNIT`;
  * - `half`: `x_at(i)` are elements 4i … 4i+3 as vec4<f16> (f16 only, F16 1);
  * - `raw`: the array itself, of u32;
  * - `atomic`: the array itself, of atomic u32.

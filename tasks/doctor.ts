@@ -5,8 +5,8 @@
  *   deno task doctor --model Qwen/Qwen3-0.6B --context 32768
  *
  * A line for each finding: ✓ fine, ! works but slower, and why, ✗ what to do; the
- * last line sums up. Exit code 1 where there is a ✗. `--json` prints one line of JSON instead, a
- * `DoctorReport` of lib/doctor_report.ts: `ok` and `findings`, each with `severity`
+ * last line sums up. Exit code 1 where there is a ✗. `--json` prints one line of JSON
+ * instead, a `DoctorReport` of lib/doctor_report.ts: `ok` and `findings`, each with `severity`
  * (green, yellow, red), `topic`, `text` and the numbers behind it in `data`; kernels
  * have `trials` with `what`, `error`, `tolerance`, `index`, `actual`, `expected`.
  */
