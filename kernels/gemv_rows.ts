@@ -56,7 +56,7 @@ export const gemvRows = kernel({
     w: "n k as span",
     x: "m k as span",
     y: "inout any as scalar",
-    ...(NORM ? { norm: "k as span", squares: "m parts" } : {}),
+    ...(NORM ? { norm: "k as span", squares: "m parts as span" } : {}),
     ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
   }),
   // y has rows of `stride` elements; this call's first row of w goes to column `column`.
@@ -73,6 +73,13 @@ export const gemvRows = kernel({
     EPILOGUE: 0,
   },
   derive: (c, { k, parts }) => {
+    if (Number(c.SLICES) << Number(c.LOG_LANES) > Number(c.WORKGROUP)) {
+      throw new Error(
+        `Cannot share k among ${c.SLICES} groups of ${
+          1 << Number(c.LOG_LANES)
+        } lanes in gemvRows: a workgroup has ${c.WORKGROUP}`,
+      );
+    }
     const [m, rows] = [Number(c.M), Number(c.ROWS)];
     const fours = Math.ceil(k / 4), lanes = 1 << Number(c.LOG_LANES);
     const steps = Math.max(
@@ -81,6 +88,8 @@ export const gemvRows = kernel({
     );
     const chunks = Math.ceil(fours / (lanes * steps));
     const sums = 2 ** Math.ceil(Math.log2(m * rows));
+    const room = Number(c.WORKGROUP) / m;
+    const share = room < 1 ? 1 : Math.min(8, 2 ** Math.floor(Math.log2(room)));
     return {
       FOURS: fours,
       LANES: lanes,
@@ -96,6 +105,9 @@ export const gemvRows = kernel({
       OWN: Math.max(1, sums / lanes), // sums that end in a lane
       SHARERS: Math.max(1, lanes / sums), // lanes that end with the same
       PARTS: parts ?? 0,
+      SHARE: share,
+      ROUNDS: Math.ceil(m * share / Number(c.WORKGROUP)),
+      PART_STEPS: Math.ceil((parts ?? 0) / 4 / share),
     };
   },
   grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
@@ -103,7 +115,10 @@ export const gemvRows = kernel({
   body: /* wgsl */ `
 ${LANES}
 @if W_VIEW == "vec4" { @if W_DTYPE == "f32" { alias RAW = vec4f; } @else { alias RAW = vec2u; } }
-@if NORM { var<workgroup> factors: array<f32, M>; }
+@if NORM {
+  var<workgroup> squared_parts: array<f32, ROUNDS * WORKGROUP>;
+  var<workgroup> factors: array<f32, M>;
+}
 @if EPILOGUE == 1 { var<workgroup> squared: array<f32, GROUPS / SLICES * SUMS>; }
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
 @if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }
@@ -126,13 +141,22 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     ${load("slice")}
   }
   @if NORM {
-    // Whoever wrote a row left PARTS partial sums of its squares.
-    for (var m0 = 0u; m0 < M; m0 += GROUPS) {
-      let m = min(m0 + group, M - 1u);
+    // Whoever wrote a row left PARTS partial sums of its squares, which SHARE threads add up.
+    @unroll for (var r = 0; r < ROUNDS; r++) {
+      let m = min((r * WORKGROUP + tid) / SHARE, M - 1u);
       var sum = 0.0;
-      for (var i = lane; i < PARTS; i += LANES) { sum += squares[m * PARTS + i]; }
-      sum = lanes_sum(sum, tid);
-      if (lane == 0u) { factors[m] = inverseSqrt(sum / f32(u.k) + u.eps); }
+      @unroll for (var i = 0; i < PART_STEPS; i++) {
+        let at = (i * SHARE + tid % SHARE) * 4u;
+        @if PARTS % (4 * SHARE) == 0 { sum += dot(squares_span(m * PARTS + at, 4u), vec4f(1.0)); }
+        @else { if (at < PARTS) { sum += dot(squares_span(m * PARTS + at, PARTS - at), vec4f(1.0)); } }
+      }
+      squared_parts[r * WORKGROUP + tid] = sum;
+    }
+    workgroupBarrier();
+    for (var m = tid; m < M; m += WORKGROUP) {
+      var sum = 0.0;
+      @unroll for (var i = 0; i < SHARE; i++) { sum += squared_parts[m * SHARE + i]; }
+      factors[m] = inverseSqrt(sum / f32(u.k) + u.eps);
     }
     workgroupBarrier();
   }

@@ -80,11 +80,11 @@ const NVIDIA: Defaults = {
   gemv: {
     tall: { WORKGROUP: 256, ROWS: 2, STEPS: 2 },
     gated: { WORKGROUP: 128, ROWS: 4, STEPS: 4 },
-    narrow: { WORKGROUP: 256, ROWS: 1, STEPS: 4 },
+    narrow: { WORKGROUP: 128, ROWS: 1, STEPS: 8 },
     other: { WORKGROUP: 128, ROWS: 2, STEPS: 12 },
   },
   gemvRows: {
-    narrow: { WORKGROUP: 128, ROWS: 4, STEPS: 2, SLICES: 4 },
+    narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
     other: { WORKGROUP: 128, ROWS: 4, STEPS: 2, SLICES: 1 },
     sums: 64,
   },
@@ -130,6 +130,7 @@ const AMD: Defaults = {
   gemv: {
     ...NVIDIA.gemv,
     gated: { WORKGROUP: 128, ROWS: 2, STEPS: 4 },
+    narrow: { WORKGROUP: 256, ROWS: 1, STEPS: 4 },
     other: { WORKGROUP: 128, ROWS: 2, STEPS: 6 },
   },
   gemm: {

@@ -90,7 +90,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       const partial = this.#rows("partial", runs, heads * headDim);
       const stats = this.#scratch("stats", "u32", runs, heads * 2);
       const arrived = this.#scratch("arrived", "u32", rows, heads);
-      const whole = next?.every(({ parts }) => parts.length === 1);
+      // Many sequences keep the memory busy themselves.
+      const whole = rows === 1 &&
+        next?.every(({ parts }) => parts.length === 1);
       for (const choice of choices) {
         const { constants, splits, shares, reason } = choice;
         const ahead = whole ? choice.ahead : undefined;

@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertThrows } from "@std/assert";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
 import type { Constants } from "../../lib/unroll.ts";
 import { gpuTest, lanes, type Trial } from "../gpu.ts";
@@ -91,8 +91,8 @@ gpuTest(
       ...[32, 64, 128].map((WORKGROUP) => ({ WORKGROUP })),
       ...[1, 2, 4, 8].map((ROWS) => ({ ROWS })),
       ...[1, 2, 3].map((STEPS) => ({ STEPS })),
-      ...[1, 2, 4].map((SLICES) => ({ SLICES })),
-      ...[1, 2, 4].map((SLICES) => ({ SLICES, ROWS: 2, WORKGROUP: 64 })),
+      ...[2, 4].map((SLICES) => ({ SLICES, WORKGROUP: 128 })),
+      ...[2, 4].map((SLICES) => ({ SLICES, ROWS: 2, WORKGROUP: 256 })),
       { ...lanes(gpu, true), LOG_LANES: 2, SLICES: 8 },
     ];
     for (const constants of choices) {
@@ -105,6 +105,15 @@ gpuTest(
     }
   },
 );
+
+Deno.test("gemvRows refuses more slices than a workgroup has groups of lanes", () => {
+  const constants = { ...gemvRows.constants, WORKGROUP: 64, SLICES: 4 };
+  assertThrows(
+    () => gemvRows.derive!(constants, { k: 1024 }),
+    Error,
+    "Cannot share k among 4 groups of 32 lanes in gemvRows: a workgroup has 64",
+  );
+});
 
 Deno.test("gemvRows checks where a row ends unless every slice begins within", () => {
   const constants = { ...gemvRows.constants, M: 4, STEPS: 2, SLICES: 4 };
