@@ -3,12 +3,12 @@ import { LANES } from "../lib/wgsl.ts";
 import { W_ROW } from "./gemv.ts";
 
 // Fours of a chunk that lie beyond the row are zero, so they add nothing.
-const load = (chunk: string) => /* wgsl */ `
+const load = (into: string, chunk: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
     let four = (${chunk} * STEPS + s) * LANES + lane;
     @unroll for (var i = 0; i < ROWS; i++) {
-      @if EXACT { raw[i * STEPS + s] = w[base[i] + four]; }
-      @else { raw[i * STEPS + s] = select(RAW(), w[base[i] + min(four, FOURS - 1u)], four < FOURS); }
+      @if EXACT { ${into}[i * STEPS + s] = w[base[i] + four]; }
+      @else { ${into}[i * STEPS + s] = select(RAW(), w[base[i] + min(four, FOURS - 1u)], four < FOURS); }
     }
   }`;
 
@@ -138,7 +138,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @split var raw: array<RAW, ROWS * STEPS>;
     @split var base: array<u32, ROWS>;
     @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * FOURS; }
-    ${load("slice")}
+    ${load("raw", "slice")}
   }
   @if NORM {
     // Whoever wrote a row left PARTS partial sums of its squares, which SHARE threads add up.
@@ -162,7 +162,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
 @if W_VIEW == "vec4" {
   for (var c = slice; c < CHUNKS; c += SLICES) {
-    @if CHUNKS > SLICES { if (c > slice) { ${load("c")} } }
+    @if CHUNKS > SLICES {
+      @split var next: array<RAW, ROWS * STEPS>;
+      ${load("next", "min(c + SLICES, CHUNKS - 1u)")}
+    }
     @unroll for (var s = 0; s < STEPS; s++) {
       let four = min((c * STEPS + s) * LANES + lane, FOURS - 1u);
       @split var wv: array<vec4f, ROWS>;
@@ -174,6 +177,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         let xv = x_at(m * FOURS + four);
         @unroll for (var i = 0; i < ROWS; i++) { acc[m * ROWS + i] += dot(wv[i], xv); }
       }
+    }
+    @if CHUNKS > SLICES {
+      @unroll for (var i = 0; i < ROWS * STEPS; i++) { raw[i] = next[i]; }
     }
   }
 } @else {

@@ -11,8 +11,8 @@ import type { Constants } from "./unroll.ts";
 /** A decode step's attention: constants, and how its keys are divided. */
 export interface DecodeAttentionChoice {
   constants: Constants;
-  /** Runs of keys for different workgroups at `length` cached tokens of each of `rows`; 0: another choice's. */
-  splits: (length: number, rows: number) => number;
+  /** Runs of keys for different workgroups at `length` cached tokens; 0: another choice's. */
+  splits: (length: number) => number;
   /** Workgroups that a kv head's query heads are divided among. */
   shares: number;
   /** Whether the last workgroup of a head merges the runs; else mergeSplits does. */
@@ -36,6 +36,15 @@ export const CONTEXTS: Readonly<Record<ContextClass, number>> = {
   long: 3072,
 };
 
+/** The same for `rows` sequences: several have workgroups enough for twice the keys. */
+const beginsAt = (what: ContextClass | undefined, rows: number): number =>
+  what === undefined
+    ? Infinity
+    : CONTEXTS[what] * (what === "middle" && rows > 1 ? 2 : 1);
+
+/** Threads of a workgroup at most where several sequences have one each. */
+const THREADS_OF_SEVERAL = 256;
+
 /** What of a workgroup's query heads a lane holds, twice: of q and of the sums. */
 const MOST_VALUES = 32;
 
@@ -54,9 +63,13 @@ const DEVICE_BARRIERS: readonly AdapterClass[] = [
   "software",
 ];
 
-/** Chooses how a decode step's attention is laid out, for each class of contexts. */
+/** Chooses how attention is laid out in a decode step of `rows` sequences, for each class of contexts. */
 export function chooseDecodeAttention(
-  { headDim, group }: { headDim: number; group: number },
+  { headDim, group, rows = 1 }: {
+    headDim: number;
+    group: number;
+    rows?: number;
+  },
   device: Capabilities,
 ): DecodeAttentionChoice[] {
   const VEC = headDim % 8 === 0 ? 4 : 1;
@@ -65,8 +78,8 @@ export function chooseDecodeAttention(
   const { adapterClass = "other", vulkan = false, limits } = device;
   const merges = vulkan && DEVICE_BARRIERS.includes(adapterClass);
   return CONTEXT_CLASSES.map((what, i) => {
-    const from = CONTEXTS[what];
-    const to = CONTEXTS[CONTEXT_CLASSES[i + 1]] ?? Infinity;
+    const next = CONTEXT_CLASSES.at(i + 1);
+    const from = beginsAt(what, rows), to = beginsAt(next, rows);
     const { WORKGROUP: threads, SHARES: least, STEPS = 1 } =
       defaults.attendDecode[what];
     const tuned = device.tuned?.get(attendKey(what, headDim, group));
@@ -88,7 +101,7 @@ export function chooseDecodeAttention(
       VEC,
       SHARES,
       WORKGROUP: Math.min(
-        threads,
+        rows > 1 ? Math.min(threads, THREADS_OF_SEVERAL) : threads,
         limits.maxComputeInvocationsPerWorkgroup,
         teams * teamLanes,
       ),
@@ -100,14 +113,16 @@ export function chooseDecodeAttention(
     };
     const shares = Number(constants.SHARES);
     const { fetch } = defaults.attendDecode[what];
-    const ahead = fetch &&
-      { FETCHERS: fetch.workgroups, AHEAD: fetch.bytes / 16 };
+    // Several sequences keep the memory busy themselves.
+    const ahead = fetch && rows === 1
+      ? { FETCHERS: fetch.workgroups, AHEAD: fetch.bytes / 16 }
+      : undefined;
     return {
       constants: { ...constants, GROUP: group / shares },
       shares,
       merges,
       ahead,
-      splits: (length, rows) => {
+      splits: (length) => {
         if (length < from || length >= to) return 0;
         if (what === "short") return 1;
         // Short runs while they all find room on a large GPU at once.

@@ -85,7 +85,7 @@ const NVIDIA: Defaults = {
   },
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
-    other: { WORKGROUP: 128, ROWS: 4, STEPS: 2, SLICES: 1 },
+    other: { WORKGROUP: 128, ROWS: 4, STEPS: 1, SLICES: 1 },
     sums: 64,
   },
   gemm: {

@@ -140,7 +140,7 @@ async function tryDecode(
   const partial = bench.room([rows * splits, heads * headDim]);
   const stats = bench.u32(...new Uint32Array(rows * splits * heads * 2));
   const arrived = bench.u32(...new Uint32Array(rows * heads));
-  const choices = chooseDecodeAttention({ headDim, group }, bench.gpu);
+  const choices = chooseDecodeAttention({ headDim, group, rows }, bench.gpu);
   const { constants, shares, merges, ahead } =
     choices[CONTEXT_CLASSES.indexOf(layout)];
   // Where some workgroups read the next weights ahead, they must change nothing.

@@ -85,14 +85,15 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
     const label = `layers.${layer}.attention`;
     if (tokens === 1) {
-      const choices = chooseDecodeAttention({ headDim, group }, this.gpu);
+      const choices = chooseDecodeAttention(
+        { headDim, group, rows },
+        this.gpu,
+      );
       const runs = rows * Math.ceil(MOST_SPLITS / rows);
       const partial = this.#rows("partial", runs, heads * headDim);
       const stats = this.#scratch("stats", "u32", runs, heads * 2);
       const arrived = this.#scratch("arrived", "u32", rows, heads);
-      // Many sequences keep the memory busy themselves.
-      const whole = rows === 1 &&
-        next?.every(({ parts }) => parts.length === 1);
+      const whole = next?.every(({ parts }) => parts.length === 1);
       for (const choice of choices) {
         const { constants, splits, shares, reason } = choice;
         const ahead = whole ? choice.ahead : undefined;
@@ -106,9 +107,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           constants: { ...constants, ...ahead },
           uniforms: { first, eps, scale },
           gridAt: ({ length }) =>
-            splits(length, rows)
+            splits(length)
               ? decodeGrid(
-                splits(length, rows),
+                splits(length),
                 numKeyValueHeads * shares,
                 rows,
                 ahead?.FETCHERS ?? 0,
@@ -128,7 +129,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         },
         uniforms: { heads },
         gridAt: ({ length }) =>
-          choices.some(({ splits }) => splits(length, rows) > 1)
+          choices.some(({ splits }) => splits(length) > 1)
             ? splitGrid(rows * heads)
             : undefined,
       });
