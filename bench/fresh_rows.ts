@@ -11,11 +11,8 @@ import type { BenchSetting } from "./setting.ts";
 /** Processes are slow to begin. */
 const FEW_RUNS = 3;
 const PROMPT = 128;
-/** So that pipelines are compiled, not found where a driver keeps them. */
-const NO_SHADER_CACHES = {
-  __GL_SHADER_DISK_CACHE: "0",
-  MESA_SHADER_CACHE_DISABLE: "true",
-};
+/** Where drivers keep what they have compiled. */
+const SHADER_CACHES = ["__GL_SHADER_DISK_CACHE_PATH", "MESA_SHADER_CACHE_DIR"];
 
 /** What fresh processes see, measured once for every row that asks. */
 export class FreshProcesses {
@@ -71,7 +68,7 @@ export class FreshProcesses {
           loaded.map(({ loaded }) => loaded.processMs),
         ),
       ],
-      notes: ["the driver's shader caches are off"],
+      notes: ["the driver's shader cache is empty"],
     };
   }
 
@@ -98,10 +95,11 @@ async function see(setting: BenchSetting) {
 
 async function fresh(...args: string[]): Promise<Fresh> {
   const script = new URL("fresh.ts", import.meta.url);
+  const empty = await Deno.makeTempDir();
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", "--no-lock", "--no-check", script.href, ...args],
-    env: NO_SHADER_CACHES,
-  }).output();
+    env: Object.fromEntries(SHADER_CACHES.map((name) => [name, empty])),
+  }).output().finally(() => Deno.remove(empty, { recursive: true }));
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim();
   if (code !== 0) {
     throw new Error(`Cannot measure a fresh process: ${text(stderr)}`);

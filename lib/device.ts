@@ -82,22 +82,21 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
   }
   // Deno grants subgroups without listing them, so try, and do without if refused.
   const subgroups = "subgroups" as GPUFeatureName;
+  let descriptor = {
+    requiredFeatures: [...features, subgroups],
+    requiredLimits,
+  };
   let device: GPUDevice, why = "";
   try {
-    device = await adapter.requestDevice({
-      requiredFeatures: [...features, subgroups],
-      requiredLimits,
-    });
+    device = await adapter.requestDevice(descriptor);
   } catch (error) {
     why = error instanceof Error ? error.message : String(error);
     adapter = await request(); // a refused request uses the adapter up
     if (!adapter) {
       throw new NoAdapterError("Cannot open a GPU: the adapter is gone");
     }
-    device = await adapter.requestDevice({
-      requiredFeatures: features,
-      requiredLimits,
-    });
+    descriptor = { requiredFeatures: features, requiredLimits };
+    device = await adapter.requestDevice(descriptor);
   }
   // A subgroup of which only the size range is known is used by its smallest size.
   const smallest = why === "" ? adapter.info.subgroupMinSize ?? 0 : 0;
@@ -126,7 +125,9 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
   // Deno does not say which it is. On Linux it is Vulkan, or GL, which has no subgroups.
   const vulkan = options.gpu === undefined && Deno.build.os === "linux" &&
     subgroupSize > 0;
-  const found = { subgroupSize, vulkan, timestamps, readsAtOnce, choices };
+  const found = {
+    ...{ descriptor, subgroupSize, vulkan, timestamps, readsAtOnce, choices },
+  };
   const gpu = new Gpu(adapter, device, found);
   choices.push({
     what: "kernel constants",
@@ -151,12 +152,24 @@ const LIMITS = [
   "maxStorageBuffersPerShaderStage",
 ] as const;
 
+/** What an adapter calls itself. */
+export function adapterName(
+  { description, device, vendor }: GPUAdapterInfo,
+): string {
+  return description || device || vendor || "GPU";
+}
+
 /** An open device. Made by {@linkcode openDevice}. */
 export class Gpu implements Disposable {
   /** What the adapter calls itself. */
   readonly name: string;
   /** Whether it is a software renderer (llvmpipe, SwiftShader, …). */
   readonly software: boolean;
+  /** What the adapter was asked for. */
+  readonly descriptor: {
+    requiredFeatures: GPUFeatureName[];
+    requiredLimits: Record<string, number>;
+  };
   /** Lanes that may exchange values directly; 0 without subgroups. */
   readonly subgroupSize: number;
   /**
@@ -184,6 +197,7 @@ export class Gpu implements Disposable {
     readonly adapter: GPUAdapter,
     readonly device: GPUDevice,
     found: {
+      descriptor: Gpu["descriptor"];
       subgroupSize: number;
       vulkan: boolean;
       timestamps: boolean;
@@ -192,10 +206,11 @@ export class Gpu implements Disposable {
     },
   ) {
     const { info } = adapter;
-    this.name = info.description || info.device || info.vendor || "GPU";
+    this.name = adapterName(info);
     this.software = info.isFallbackAdapter ||
       /llvmpipe|swiftshader|software/i.test(this.name);
     this.adapterClass = adapterClass(info, this.software);
+    this.descriptor = found.descriptor;
     this.subgroupSize = found.subgroupSize;
     this.vulkan = found.vulkan;
     this.timestamps = found.timestamps;

@@ -8,6 +8,7 @@ import type { CacheSize } from "./cache_room.ts";
 import { DeviceError } from "./device.ts";
 import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops_gpu.ts";
+import type { Shader } from "./kernel.ts";
 import { Plan } from "./plan.ts";
 import { forward, type Weights } from "./qwen3.ts";
 import { RingReader } from "./ring_reader.ts";
@@ -102,7 +103,7 @@ export class GpuSequences implements Disposable {
     return this.pass({ first: 0, sequences, tokens: 1, all: false });
   }
 
-  /** The recorded pass of a shape. */
+  /** The recorded pass of a shape; not sealed before it first runs. */
   pass(shape: PassShape): Pass {
     const { first, sequences, tokens, all } = shape;
     const key = JSON.stringify([first, sequences, tokens, all]);
@@ -125,9 +126,22 @@ export class GpuSequences implements Disposable {
     ops.plan = plan;
     this.#cache.pass = { first, tokens };
     const logits = forward(ops, this.weights, input, this.#cache, all);
-    const pass = { plan: plan.seal(), input, logits };
+    const pass = { plan, input, logits };
     this.#passes.set(key, pass);
     return pass;
+  }
+
+  /** What prompts in chunks of `rows` tokens and decode steps run, as far as it was not sealed. */
+  shaders(prompts: readonly (readonly number[])[], rows: number): Shader[] {
+    const chunks = new Set(
+      prompts.flatMap(({ length }) => [Math.min(length, rows), length % rows]),
+    );
+    chunks.delete(0);
+    const passes = Array.from(
+      chunks,
+      (tokens) => this.pass({ first: 0, sequences: 1, tokens, all: false }),
+    );
+    return [...passes, this.decode].flatMap(({ plan }) => plan.shaders);
   }
 
   /**

@@ -61,13 +61,20 @@ export interface CallOptions {
   uniforms?: Readonly<Record<string, number>>;
 }
 
-/** A kernel that is ready to be dispatched. */
+/** WGSL, and what a pipeline's layout needs. */
+export interface Shader {
+  label: string;
+  code: string;
+  /** Of the bindings, in order. */
+  types: readonly GPUBufferBindingType[];
+}
+
+/** A call whose shapes agree with the kernel's contract. */
 export interface Prepared {
   kernel: Kernel;
-  pipeline: GPUComputePipeline;
+  shader: Shader;
   /** Buffers in binding order; the uniforms follow. */
   entries: GPUBindGroupEntry[];
-  layout: GPUBindGroupLayout;
   uniforms: ArrayBuffer;
   dims: Dims;
   constants: Constants;
@@ -92,7 +99,7 @@ interface Bound {
 }
 
 /**
- * Checks shapes, compiles (once) and gathers what a dispatch needs.
+ * Checks shapes and gathers what a dispatch needs.
  *
  * @throws {Error} if a shape disagrees with the contract, naming both sides, or if
  * the kernel lacks a constant or uniform that is given, naming those it has.
@@ -111,7 +118,14 @@ export function prepare(
       `Cannot run ${kernel.name}: it binds ${bound.length} buffers, ${gpu.name} allows ${most} (maxStorageBuffersPerShaderStage)`,
     );
   }
-  const compiled = compile(gpu, kernel, bound, code);
+  const types = bound.map(({ access }) =>
+    access === "in" ? "read-only-storage" as const : "storage" as const
+  );
+  const shader: Shader = {
+    label: kernel.name,
+    code,
+    types: [...types, "uniform"],
+  };
   const uniforms = uniformData(kernel, dims, options.uniforms ?? {});
   const grid = kernel.grid(
     { ...dims, ...options.uniforms },
@@ -132,7 +146,7 @@ export function prepare(
       size: Math.max(16, Math.ceil(elements(shape) * BYTES[dtype] / 16) * 16),
     },
   }));
-  return { kernel, ...compiled, entries, uniforms, dims, constants, grid };
+  return { kernel, shader, entries, uniforms, dims, constants, grid };
 }
 
 /** The finished WGSL of a kernel for these operands. */
@@ -330,39 +344,50 @@ function uniformData(
   return data;
 }
 
-interface Compiled {
+/** A shader as a device runs it. */
+export interface Compiled {
   pipeline: GPUComputePipeline;
   layout: GPUBindGroupLayout;
+  /** What the driver took for it, in milliseconds. */
+  driverMs: number;
 }
 
 const compiled = new WeakMap<Gpu, Map<string, Compiled>>();
 
-function compile(
-  gpu: Gpu,
-  kernel: Kernel,
-  bound: Bound[],
-  code: string,
+/** Whether {@linkcode compile} has it already. */
+export function isCompiled(gpu: Gpu, { code }: Shader): boolean {
+  return compiled.get(gpu)?.has(code) ?? false;
+}
+
+/** Compiles a shader, once. */
+export function compile(gpu: Gpu, shader: Shader): Compiled {
+  let known = compiled.get(gpu);
+  if (!known) compiled.set(gpu, known = new Map());
+  let found = known.get(shader.code);
+  if (!found) {
+    known.set(shader.code, found = createPipeline(gpu.device, shader));
+  }
+  return found;
+}
+
+/** Compiles a shader for any device. */
+export function createPipeline(
+  device: GPUDevice,
+  { label, code, types }: Shader,
 ): Compiled {
-  let cache = compiled.get(gpu);
-  if (!cache) compiled.set(gpu, cache = new Map());
-  const found = cache.get(code);
-  if (found) return found;
-  const types: GPUBufferBindingType[] = bound.map((b) =>
-    b.access === "in" ? "read-only-storage" : "storage"
-  );
-  const layout = gpu.device.createBindGroupLayout({
-    entries: [...types, "uniform" as const].map((type, binding) => ({
+  const layout = device.createBindGroupLayout({
+    entries: types.map((type, binding) => ({
       binding,
       visibility: GPUShaderStage.COMPUTE,
       buffer: { type },
     })),
   });
-  const module = gpu.device.createShaderModule({ code, label: kernel.name });
-  const pipeline = gpu.device.createComputePipeline({
-    label: kernel.name,
-    layout: gpu.device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+  const module = device.createShaderModule({ code, label });
+  const began = performance.now();
+  const pipeline = device.createComputePipeline({
+    label,
+    layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
     compute: { module, entryPoint: "main" },
   });
-  cache.set(code, { pipeline, layout });
-  return { pipeline, layout };
+  return { pipeline, layout, driverMs: performance.now() - began };
 }

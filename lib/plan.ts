@@ -8,12 +8,14 @@
 import type { Gpu } from "./device.ts";
 import {
   type CallOptions,
+  compile,
   type Dims,
   type Grid,
   type Kernel,
   type Operands,
   prepare,
   type Prepared,
+  type Shader,
 } from "./kernel.ts";
 
 /** Dispatches that {@linkcode Plan.run} submits first, and how many times as many next. */
@@ -68,7 +70,12 @@ export class Plan implements Disposable {
     this.#owned.push(what);
   }
 
-  /** Writes the uniforms and makes the bind groups of everything added since. */
+  /** The shaders of everything added since the last seal. */
+  get shaders(): Shader[] {
+    return this.#prepared.map(({ call }) => call.shader);
+  }
+
+  /** Compiles, writes the uniforms and makes the bind groups of everything added since. */
   seal(): this {
     const { device, limits } = this.gpu;
     const align = Math.max(16, limits.minUniformBufferOffsetAlignment);
@@ -98,15 +105,16 @@ export class Plan implements Disposable {
           size: call.uniforms.byteLength,
         },
       };
+      const { pipeline, layout } = compile(this.gpu, call.shader);
       this.dispatches.push({
         label: options.label ?? call.kernel.name,
         kernel: call.kernel.name,
         dims: call.dims,
         constants: call.constants,
         reason: options.reason ?? "asked for",
-        pipeline: call.pipeline,
+        pipeline,
         bindGroup: device.createBindGroup({
-          layout: call.layout,
+          layout,
           entries: [...call.entries, uniform],
         }),
         grid: call.grid,

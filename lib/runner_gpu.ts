@@ -6,6 +6,7 @@
  * @module
  */
 import { positionsOf, requireRoom } from "./cache_room.ts";
+import { compileAhead } from "./compile_ahead.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
 import type { Choice, Gpu } from "./device.ts";
@@ -201,6 +202,11 @@ export class GpuRunner implements Runner {
   ): AsyncGenerator<readonly number[], void> {
     const { gpu } = this, { device } = gpu, { cache, state } = batch;
     const { sequences } = cache;
+    const decided = await compileAhead(
+      gpu,
+      batch.shaders(texts, this.prefillRows),
+    );
+    if (decided) this.choices.push(decided);
     // The device begins at once; what else there is to prepare, is while it works.
     const logits = batch.prefillAll(texts, this.prefillRows, signal);
     texts.forEach((ids, s) => {
@@ -220,6 +226,7 @@ export class GpuRunner implements Runner {
     const lengths = cache.lengths.map((length) => Math.min(length, longest));
     gpu.write(state.lengths, 0, lengths);
     const { decode } = batch;
+    decode.plan.seal();
     using sample = new Plan(gpu);
     using _next = addSampling(sample, decode.logits, sampling, state, {
       longest,
@@ -316,7 +323,9 @@ export class GpuRunner implements Runner {
 
   /** The recorded forward pass of `tokens` tokens; `all`: with logits of each. */
   pass(tokens: number, all: boolean): Pass {
-    return this.#one.pass({ first: 0, sequences: 1, tokens, all });
+    const pass = this.#one.pass({ first: 0, sequences: 1, tokens, all });
+    pass.plan.seal();
+    return pass;
   }
 
   /** Values beyond f16 were met: keep them as f32 from now on. */

@@ -1,7 +1,13 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { elements } from "../lib/cpu_dtype.ts";
 import type { Gpu } from "../lib/device.ts";
-import { kernel, prepare, showWgsl, splitGrid } from "../lib/kernel.ts";
+import {
+  compile,
+  kernel,
+  prepare,
+  showWgsl,
+  splitGrid,
+} from "../lib/kernel.ts";
 import type { Dtype } from "../lib/ops.ts";
 import { Tensor } from "../lib/tensor.ts";
 import { assertAllClose } from "./assert_all_close.ts";
@@ -188,11 +194,14 @@ gpuTest("uniforms lie after the sizes, and have to be given", (gpu, trial) => {
 gpuTest("the same WGSL is compiled once", (gpu, trial) => {
   const uniforms = { factor: 1, shift: 0 };
   const call = (m: number, k: number, constants = {}) =>
-    prepare(gpu, scaled, {
-      x: trial.filled([m, k]),
-      norm: trial.filled([k]),
-      y: trial.filled([m, k]),
-    }, { uniforms, constants }).pipeline;
+    compile(
+      gpu,
+      prepare(gpu, scaled, {
+        x: trial.filled([m, k]),
+        norm: trial.filled([k]),
+        y: trial.filled([m, k]),
+      }, { uniforms, constants }).shader,
+    ).pipeline;
   assert(call(3, 8) === call(50, 12), "other sizes");
   assert(call(3, 8) !== call(3, 9), "another view");
   assert(call(3, 8) !== call(3, 8, { TIMES: 4 }), "another constant");

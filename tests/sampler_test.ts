@@ -256,6 +256,7 @@ for (const vocab of [151_936, 151_935]) {
 
 gpuTest("sampling without subgroups is the same", async (gpu) => {
   const plain = new Gpu(gpu.adapter, gpu.device, {
+    descriptor: gpu.descriptor,
     subgroupSize: 0,
     vulkan: false,
     timestamps: false,
