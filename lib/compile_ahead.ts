@@ -31,16 +31,17 @@ const OPENING = 0.5;
 /**
  * Compiles the shaders that are not yet, unless the driver turns out to have them already.
  * Only where that is known to pay: Deno's Vulkan on NVIDIA, whose driver shares its cache
- * on disk among the devices of a process.
+ * on disk among the devices of a process. Elsewhere nobody asks for the shaders: they
+ * are recorded for that.
  *
  * @returns what was decided; undefined where nothing was.
  */
 export async function compileAhead(
   gpu: Gpu,
-  shaders: readonly Shader[],
+  shaders: () => readonly Shader[],
 ): Promise<Choice | undefined> {
   if (!gpu.vulkan || !gpu.adapterClass.startsWith("NVIDIA")) return undefined;
-  const missing = longestFirst(gpu, shaders);
+  const missing = longestFirst(gpu, shaders());
   const workers = Math.min(
     MOST_WORKERS,
     navigator.hardwareConcurrency - 1,

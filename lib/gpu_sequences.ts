@@ -131,15 +131,22 @@ export class GpuSequences implements Disposable {
     return pass;
   }
 
-  /** What prompts in chunks of `rows` tokens and decode steps run, as far as it was not sealed. */
+  /**
+   * What prompts in chunks of `rows` tokens and decode steps run, as far as it was not
+   * sealed. Records one pass of each length that the prompts will run too, no more than
+   * are kept: what others need beside that is little.
+   */
   shaders(prompts: readonly (readonly number[])[], rows: number): Shader[] {
-    const chunks = new Set(
-      prompts.flatMap(({ length }) => [Math.min(length, rows), length % rows]),
-    );
-    chunks.delete(0);
-    const passes = Array.from(
-      chunks,
-      (tokens) => this.pass({ first: 0, sequences: 1, tokens, all: false }),
+    const firsts = new Map<number, number>();
+    prompts.forEach(({ length }, sequence) => {
+      const fits = Math.min(length, this.#cache.context);
+      for (const tokens of [Math.min(fits, rows), fits % rows]) {
+        if (tokens > 0 && !firsts.has(tokens)) firsts.set(tokens, sequence);
+      }
+    });
+    const passes = [...firsts].slice(0, MOST_PASSES - 1).map(
+      ([tokens, first]) =>
+        this.pass({ first, sequences: 1, tokens, all: false }),
     );
     return [...passes, this.decode].flatMap(({ plan }) => plan.shaders);
   }

@@ -204,7 +204,7 @@ export class GpuRunner implements Runner {
     const { sequences } = cache;
     const decided = await compileAhead(
       gpu,
-      batch.shaders(texts, this.prefillRows),
+      () => batch.shaders(texts, this.prefillRows),
     );
     if (decided) this.choices.push(decided);
     // The device begins at once; what else there is to prepare, is while it works.

@@ -111,6 +111,39 @@ gpuTest("logits of a batch are those of each prompt alone", async () => {
   }
 });
 
+gpuTest(
+  "passes that tell what to compile are those that run",
+  async () => {
+    using qwen = await loadQwen3(TINY, { device: "gpu" });
+    const { runner } = qwen;
+    assert(runner instanceof GpuRunner);
+    using ops = new GpuOps(runner.gpu, runner.config);
+    let recorded = 0;
+    const embed = ops.embed.bind(ops);
+    ops.embed = (table, tokens) => (recorded++, embed(table, tokens));
+    for (const sequences of [1, 5, 10]) {
+      using batch = await GpuSequences.create(ops, runner.weights, {
+        sequences,
+        context: 64,
+        dtype: runner.cacheDtype,
+      });
+      const prompts = Array.from(
+        { length: sequences },
+        (_, s) => Array.from({ length: 40 + s }, () => 1),
+      );
+      recorded = 0;
+      assert(batch.shaders(prompts, 64).length > 0);
+      batch.prefillAll(prompts, 64);
+      batch.decode.plan.seal();
+      assertEquals(
+        recorded,
+        sequences + 1,
+        "one of each prompt, one of decode",
+      );
+    }
+  },
+);
+
 eachDevice("sequence s draws with seed + s", async (load) => {
   using qwen = await load();
   const prompts = ["Once upon a time", "A dog", "Once upon a time"];
