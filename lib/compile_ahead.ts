@@ -25,8 +25,14 @@ export interface CompileReport {
 const MOST_WORKERS = 5;
 /** A driver that took so long for the shortest shader did not have it: 10 to 15 against 0.3. */
 const COMPILED_MS = 3;
+/** How long this thread waits for workers when it is done: who has not answered then, never will. */
+const PATIENCE_MS = 30_000;
 /** What opening a device takes, as a part of what the longest shader does. */
 const OPENING = 0.5;
+
+const WORKER = new URL("./compile_worker.ts", import.meta.url);
+/** Devices for which a worker failed, as the next one would. */
+const failing = new WeakSet<Gpu>();
 
 /**
  * Compiles the shaders that are not yet, unless the driver turns out to have them already.
@@ -47,23 +53,36 @@ export async function compileAhead(
     navigator.hardwareConcurrency - 1,
     missing.length - 2,
   );
-  if (workers < 1 || !keepsCache()) return undefined;
+  if (workers < 1 || failing.has(gpu) || !keepsCache() || !mayStart()) {
+    return undefined;
+  }
   const { driverMs } = compile(gpu, missing.pop()!);
   if (driverMs < COMPILED_MS) return undefined;
   return await compileInWorkers(gpu, missing, workers);
 }
 
-/** Compiles shaders in this thread and `workers` more. */
+/** Compiles shaders in this thread and `workers` more; alone, where one of those fails. */
 export async function compileInWorkers(
   gpu: Gpu,
   shaders: readonly Shader[],
   workers: number,
+  patienceMs = PATIENCE_MS,
 ): Promise<Choice> {
+  using end = new DisposableStack();
   const [own, ...others] = shares(shaders, workers);
-  const reports = others.filter((share) => share.length > 0)
-    .map((share) => inWorker(gpu, share));
+  const reports = others.filter((share) => share.length > 0).map((share) => {
+    const { worker, report } = inWorker(gpu, share);
+    end.defer(() => worker.terminate());
+    return report;
+  });
   for (const shader of own) compile(gpu, shader);
-  const failed = (await Promise.all(reports)).find(({ error }) => error);
+  const late = Promise.withResolvers<CompileReport[]>();
+  const error = `no answer in ${patienceMs / 1000} s`;
+  const timer = setTimeout(() => late.resolve([{ error }]), patienceMs);
+  end.defer(() => clearTimeout(timer));
+  const failed = (await Promise.race([Promise.all(reports), late.promise]))
+    .find(({ error }) => error !== undefined);
+  if (failed) failing.add(gpu);
   for (const shader of shaders) compile(gpu, shader);
   return failed
     ? {
@@ -106,11 +125,12 @@ export function shares(
   return all.map(({ shaders }) => shaders);
 }
 
-function inWorker(gpu: Gpu, shaders: Shader[]): Promise<CompileReport> {
-  const { promise, resolve } = Promise.withResolvers<CompileReport>();
-  const worker = new Worker(new URL("./compile_worker.ts", import.meta.url), {
-    type: "module",
-  });
+function inWorker(
+  gpu: Gpu,
+  shaders: Shader[],
+): { worker: Worker; report: Promise<CompileReport> } {
+  const { promise: report, resolve } = Promise.withResolvers<CompileReport>();
+  const worker = new Worker(WORKER, { type: "module" });
   worker.addEventListener("message", ({ data }) => resolve(data));
   worker.addEventListener("error", (event) => {
     event.preventDefault();
@@ -122,10 +142,21 @@ function inWorker(gpu: Gpu, shaders: Shader[]): Promise<CompileReport> {
     shaders,
   };
   worker.postMessage(job);
-  return promise.finally(() => worker.terminate());
+  return { worker, report };
 }
 
-/** Whether NVIDIA's driver was not told to keep nothing. */
+/** Whether a worker starts without a question to the user, or an error on stderr. */
+function mayStart(): boolean {
+  const { protocol, host } = WORKER;
+  const { state } = Deno.permissions.querySync(
+    protocol === "file:"
+      ? { name: "read", path: WORKER }
+      : { name: "import", host },
+  );
+  return state === "granted";
+}
+
+/** Whether NVIDIA's driver keeps what it compiles, as far as the environment tells. */
 function keepsCache(): boolean {
   const name = "__GL_SHADER_DISK_CACHE";
   const permitted =
