@@ -206,7 +206,13 @@ export class GpuRunner implements Runner {
       gpu,
       () => batch.shaders(texts, this.prefillRows),
     );
-    if (decided) this.choices.push(decided);
+    if (decided) {
+      const before = this.choices.findIndex(({ what }) =>
+        what === decided.what
+      );
+      if (before >= 0) this.choices.splice(before, 1);
+      this.choices.push(decided);
+    }
     // The device begins at once; what else there is to prepare, is while it works.
     const logits = batch.prefillAll(texts, this.prefillRows, signal);
     texts.forEach((ids, s) => {
