@@ -1,5 +1,4 @@
 import { kernel, splitGrid } from "../lib/kernel.ts";
-import { LANES } from "../lib/wgsl.ts";
 import { W_ROW } from "./gemv.ts";
 
 // Fours of a chunk that lie beyond the row are zero, so they add nothing.
@@ -113,7 +112,6 @@ export const gemvRows = kernel({
   grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
     splitGrid(n / (ROWS * (GROUPS / SLICES))),
   body: /* wgsl */ `
-${LANES}
 @if W_VIEW == "vec4" { @if W_DTYPE == "f32" { alias RAW = vec4f; } @else { alias RAW = vec2u; } }
 @if NORM {
   var<workgroup> squared_parts: array<f32, ROUNDS * WORKGROUP>;

@@ -186,9 +186,10 @@ function gemvRowsNeeds(
   return {
     threads: WORKGROUP,
     bytes: 4 * (target.m + 2 * groups * sums) +
+      4 * WORKGROUP * Math.ceil(target.m / WORKGROUP) +
       (device.subgroupSize
         ? 0
-        : 4 * WORKGROUP * (1 + sumsAtOnce(WORKGROUP, lanes, sums))),
+        : 4 * WORKGROUP * sumsAtOnce(WORKGROUP, lanes, sums)),
     problem: WORKGROUP % lanes || !isPower(WORKGROUP)
       ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
       : groups % SLICES || !isPower(SLICES)
