@@ -161,6 +161,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
 @if W_VIEW == "vec4" {
   for (var c = slice; c < CHUNKS; c += SLICES) {
     @if CHUNKS > SLICES {
+      // On its way while this chunk is multiplied; after the last one it is not used.
       @split var next: array<RAW, ROWS * STEPS>;
       ${load("next", "min(c + SLICES, CHUNKS - 1u)")}
     }

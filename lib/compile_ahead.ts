@@ -1,8 +1,8 @@
 /**
  * Compiles what a first use needs in several threads at once. WebGPU's pipelines are
- * compiled one after the other by the thread that asks, up to half a second each. But a
- * driver that keeps what it compiled on disk, keeps it for every device of a process:
- * so workers compile on devices of their own, and then this one's find it there.
+ * compiled one after the other by the thread that asks, up to half a second each. But
+ * what a driver keeps on disk it may keep for every device of a process: workers compile
+ * on devices of their own, and this thread's device finds it there.
  *
  * @module
  */
@@ -23,7 +23,7 @@ export interface CompileReport {
 
 /** Threads beside this one at most: each opens a device, one after the other. */
 const MOST_WORKERS = 5;
-/** A driver that took so long for the shortest shader did not have it: 10 to 15 against 0.3. */
+/** A driver that took so long for the shortest shader did not have it: 10 to 15 ms against 0.3. */
 const COMPILED_MS = 3;
 /** How long this thread waits for workers when it is done: who has not answered then, never will. */
 const PATIENCE_MS = 30_000;
