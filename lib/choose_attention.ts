@@ -36,14 +36,17 @@ export const CONTEXTS: Readonly<Record<ContextClass, number>> = {
   long: 3072,
 };
 
-/** The same for `rows` sequences: several have workgroups enough for twice the keys. */
+/** So many sequences keep a large GPU busy (measured with 16). */
+const MANY_SEQUENCES = 8;
+
+/** The same for `rows` sequences: many have workgroups enough for twice the keys. */
 const beginsAt = (what: ContextClass | undefined, rows: number): number =>
   what === undefined
     ? Infinity
-    : CONTEXTS[what] * (what === "middle" && rows > 1 ? 2 : 1);
+    : CONTEXTS[what] * (what === "middle" && rows >= MANY_SEQUENCES ? 2 : 1);
 
-/** Threads of a workgroup at most where several sequences have one each. */
-const THREADS_OF_SEVERAL = 256;
+/** Threads of a workgroup at most where many sequences have one each. */
+const THREADS_OF_MANY = 256;
 
 /** What of a workgroup's query heads a lane holds, twice: of q and of the sums. */
 const MOST_VALUES = 32;
@@ -101,7 +104,7 @@ export function chooseDecodeAttention(
       VEC,
       SHARES,
       WORKGROUP: Math.min(
-        rows > 1 ? Math.min(threads, THREADS_OF_SEVERAL) : threads,
+        rows >= MANY_SEQUENCES ? Math.min(threads, THREADS_OF_MANY) : threads,
         limits.maxComputeInvocationsPerWorkgroup,
         teams * teamLanes,
       ),
@@ -113,8 +116,7 @@ export function chooseDecodeAttention(
     };
     const shares = Number(constants.SHARES);
     const { fetch } = defaults.attendDecode[what];
-    // Several sequences keep the memory busy themselves.
-    const ahead = fetch && rows === 1
+    const ahead = fetch && rows < MANY_SEQUENCES
       ? { FETCHERS: fetch.workgroups, AHEAD: fetch.bytes / 16 }
       : undefined;
     return {

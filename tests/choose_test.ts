@@ -263,7 +263,7 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
           assertFits(wgsl, device, message);
         }
         // One of them runs, with as many splits as can be merged.
-        for (const rows of [1, 3, 100]) {
+        for (const rows of [1, 7, 8, 100]) {
           const heads = { headDim, group, rows };
           const choices = chooseDecodeAttention(heads, device);
           for (
