@@ -177,7 +177,7 @@ const SOFTWARE: Defaults = {
     other: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
   },
   attendDecode: {
-    short: { WORKGROUP: 128, SHARES: 1 },
+    short: { WORKGROUP: 32, SHARES: 1 },
     middle: { WORKGROUP: 64, SHARES: 1 },
     long: { WORKGROUP: 64, SHARES: 1 },
   },
