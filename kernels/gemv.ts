@@ -1,4 +1,5 @@
 import { kernel, splitGrid } from "../lib/kernel.ts";
+import type { Constants } from "../lib/unroll.ts";
 import { LANES } from "../lib/wgsl.ts";
 
 // Units of a chunk that lie beyond the row are zero, so they add nothing.
@@ -21,13 +22,23 @@ fn w_row(g: u32, i: u32) -> u32 {
   }
 }`;
 
+// What only the first lane of a group does, unless each has rows of its own.
+const whoHasRows = (block: string) => /* wgsl */ `
+  @if SPREAD == "rows" { ${block} }
+  @else { if (lane == 0u) { ${block} } }`;
+
+/** Rows of w that a workgroup sums. */
+const rowsOfWorkgroup = (
+  { WORKGROUP, LOG_LANES, ROWS, SPREAD }: Constants,
+): number =>
+  (SPREAD === "rows"
+    ? Number(WORKGROUP)
+    : Number(WORKGROUP) >> Number(LOG_LANES)) * Number(ROWS);
+
 /** Sums of squares that a gemv with EPILOGUE 1 leaves: one per lane group. */
-export function squareParts(
-  n: number,
-  { WORKGROUP, LOG_LANES, ROWS }: Readonly<Record<string, number | string>>,
-): number {
-  const groups = Number(WORKGROUP) >> Number(LOG_LANES);
-  return Math.ceil(n / (groups * Number(ROWS))) * groups;
+export function squareParts(n: number, constants: Constants): number {
+  const groups = Number(constants.WORKGROUP) >> Number(constants.LOG_LANES);
+  return Math.ceil(n / rowsOfWorkgroup(constants)) * groups;
 }
 
 /**
@@ -46,16 +57,23 @@ export function squareParts(
  *   with g from the first half of w's rows and u from the second.
  *
  * Rows of k that are not whole units take the plain loop at the end.
+ *
+ * With SPREAD "rows" each lane has ROWS rows of its own instead, and takes one element
+ * of x for all of its group: llvmpipe loads for one lane after the other, and hands on
+ * what a lane has in an instruction.
  */
 export const gemv = kernel({
   name: "gemv",
-  buffers: ({ NORM, EPILOGUE }) => ({
-    w: "n k as unit",
-    x: "m k as span",
-    y: "inout any as scalar",
-    ...(NORM ? { norm: "k as span", squares: "m parts as vec4" } : {}),
-    ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
-  }),
+  buffers: ({ NORM, EPILOGUE, SPREAD }) => {
+    const view = SPREAD === "rows" ? "scalar" : "span";
+    return {
+      w: "n k as unit",
+      x: `m k as ${view}`,
+      y: "inout any as scalar",
+      ...(NORM ? { norm: `k as ${view}`, squares: "m parts as vec4" } : {}),
+      ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
+    };
+  },
   // As gemv_rows.ts has them; this call's first row of w goes to column `column` of y.
   uniforms: { stride: "u32", column: "u32", eps: "f32" },
   constants: {
@@ -64,6 +82,7 @@ export const gemv = kernel({
     LOG_LANES: 5,
     SUBGROUPS: 1,
     STEPS: 4,
+    SPREAD: "k",
     NORM: 0,
     EPILOGUE: 0,
   },
@@ -74,6 +93,11 @@ export const gemv = kernel({
     if (c.NORM && c.W_VIEW !== "unit") {
       throw new Error(
         `Cannot norm rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}`,
+      );
+    }
+    if (c.SPREAD === "rows" && !(c.SUBGROUPS && c.W_VIEW === "unit")) {
+      throw new Error(
+        `Cannot give each lane rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}, and lanes must exchange values`,
       );
     }
     if (c.NORM && parts % 4) {
@@ -94,12 +118,14 @@ export const gemv = kernel({
       CHUNKS: Math.ceil(units / (lanes * steps)),
       EXACT: units % (lanes * steps) === 0 ? 1 : 0,
       HALVES: Number(c.W_UNIT) / 4,
+      ...(c.SPREAD === "rows"
+        ? { TAKEN: Math.min(lanes, Number(c.W_UNIT)) }
+        : {}),
       PARTS: parts ?? 0,
       PART_STEPS: Math.ceil((parts ?? 0) / 4 / lanes),
     };
   },
-  grid: ({ n }, { WORKGROUP, LANES, ROWS }) =>
-    splitGrid(n / (ROWS * (WORKGROUP / LANES))),
+  grid: ({ n }, constants) => splitGrid(n / rowsOfWorkgroup(constants)),
   body: /* wgsl */ `
 ${LANES}
 const PER_WORKGROUP = WORKGROUP / LANES;
@@ -115,7 +141,8 @@ fn write(row: u32, rows: u32, value: f32) {
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
   let lane = tid % LANES;
-  let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
+  @if SPREAD == "rows" { let g = (wg.y * groups.x + wg.x) * WORKGROUP + tid; }
+  @else { let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES; }
   @split var acc: array<f32, ROWS>;
   @if NORM {
     var squared = 0.0;
@@ -129,10 +156,31 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @if EPILOGUE == 1 {
     // The residual is fetched now, so that nothing waits for it at the end.
     @split var residual: array<f32, ROWS>;
-    if (lane == 0u) {
-      @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }
+    ${
+    whoHasRows(
+      "@unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }",
+    )
+  }
+  }
+@if SPREAD == "rows" {
+  @split var raw: array<vec4u, ROWS>;
+  @split var base: array<u32, ROWS>;
+  @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
+  for (var unit = 0u; unit < UNITS; unit++) {
+    @unroll for (var i = 0; i < ROWS; i++) { raw[i] = w[base[i] + unit]; }
+    @split var four: array<vec4f, HALVES>;
+    @unroll for (var from = 0; from < 4 * HALVES; from += TAKEN) {
+      let at = unit * (4u * HALVES) + from + lane % TAKEN;
+      @if NORM { let taken = x_at(at) * norm_at(at); } @else { let taken = x_at(at); }
+      @unroll for (var e = 0; e < TAKEN; e++) { four[(from + e) / 4][(from + e) % 4] = subgroupBroadcast(taken, u32(e)); }
+    }
+    @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_lo(raw[i]), four[0]); }
+    @if HALVES == 2 {
+      @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_hi(raw[i]), four[1]); }
     }
   }
+  @unroll for (var i = 0; i < ROWS; i++) { acc[i] *= factor; }
+} @else {
 @if W_VIEW == "unit" {
   @split var raw: array<vec4u, ROWS * STEPS>;
   @split var base: array<u32, ROWS>;
@@ -161,7 +209,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
 }
   @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
-  if (lane == 0u) {
+}
+  ${
+    whoHasRows(/* wgsl */ `
     @if EPILOGUE == 2 {
       @unroll for (var i = 0; i < ROWS; i += 2) {
         write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);
@@ -175,8 +225,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         }
         write(g * ROWS + i, u.n, acc[i]);
       }
-      @if EPILOGUE == 1 { if (g < PARTS) { squares[g] = sum; } }
-    }
+      @if EPILOGUE == 1 {
+        @if SPREAD == "rows" {
+          sum = lanes_sum(sum, tid);
+          if (lane == 0u && g / LANES < PARTS) { squares[g / LANES] = sum; }
+        } @else { if (g < PARTS) { squares[g] = sum; } }
+      }
+    }`)
   }
 }`,
 });

@@ -132,7 +132,13 @@ export function chooseLinear(
     return {
       kernel: "gemv",
       constants: {
-        ...gemvConstants(n, steps, swiglu, defaults),
+        ...gemvConstants(
+          n,
+          steps,
+          swiglu,
+          whole && lanes.SUBGROUPS === 1,
+          defaults,
+        ),
         EPILOGUE,
         NORM: fusedNorm ? 1 : 0,
         ...lanes,
@@ -183,21 +189,24 @@ export function chooseLinear(
 
 /**
  * Rows and loads per thread: many rows share x where there are enough of them, all
- * loads of a row are in flight at once as far as registers go.
+ * loads of a row are in flight at once as far as registers go. `hands`: whether lanes
+ * can hand x on to one another, by the unit.
  */
 function gemvConstants(
   n: number,
   steps: number,
   swiglu: boolean,
+  hands: boolean,
   { gemv }: Defaults,
 ): Constants {
-  const row = n >= 32768
+  const { own, ...row } = n >= 32768
     ? gemv.tall
     : swiglu
     ? gemv.gated
     : n <= 2048 && steps <= 8
     ? gemv.narrow
     : gemv.other;
+  if (own && hands) return { ...row, SPREAD: "rows", ROWS: own, STEPS: 1 };
   return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
 }
 

@@ -17,9 +17,12 @@ export type AdapterClass =
   | "software"
   | "other";
 
-/** Threads of a workgroup, rows of w that a lane group sums, loads in flight per row at most. */
+/**
+ * Threads of a workgroup, rows of w that a lane group sums, loads in flight per row at
+ * most; rows that each lane sums alone instead, where lanes can hand x on.
+ */
 type GemvConstants = Readonly<
-  { WORKGROUP: number; ROWS: number; STEPS: number }
+  { WORKGROUP: number; ROWS: number; STEPS: number; own?: number }
 >;
 /** The same, at most, for a few rows of x; lane groups that share rows of w. */
 type GemvRowsConstants = Readonly<
@@ -160,10 +163,10 @@ const APPLE: Defaults = {
 const SOFTWARE: Defaults = {
   source: "defaults for threads emulated on a CPU, measured on llvmpipe",
   gemv: {
-    tall: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
-    gated: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
-    narrow: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
-    other: { WORKGROUP: 32, ROWS: 4, STEPS: 2 },
+    tall: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 4 },
+    gated: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 2 },
+    narrow: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 1 },
+    other: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 2 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },

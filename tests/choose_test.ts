@@ -170,6 +170,27 @@ Deno.test("what is chosen for a Linear layer fits the device", () => {
   }
 });
 
+Deno.test("lanes have rows of their own where threads are emulated and hand x on", () => {
+  for (const adapterClass of ADAPTER_CLASSES) {
+    for (const device of DEVICES) {
+      for (const k of [1024, 100]) {
+        const kind = { dtype: "bf16", norm: false, swiglu: true } as const;
+        const shape = { m: 1, n: 3072, k, ...kind };
+        const choice = chooseLinear(shape, { ...device, adapterClass });
+        const own = adapterClass === "software" && device.subgroupSize > 0 &&
+          k === 1024;
+        const message = JSON.stringify({ adapterClass, device, k });
+        assertEquals(
+          choice.constants.SPREAD,
+          own ? "rows" : undefined,
+          message,
+        );
+        assertFits(linearWgsl(shape, choice), device, message);
+      }
+    }
+  }
+});
+
 Deno.test("few rows without subgroups wait at few barriers", () => {
   // A software adapter compiles some hundreds of them for minutes.
   const count = (wgsl: string, what: string) => wgsl.split(what).length - 1;
