@@ -60,17 +60,19 @@ export function squareParts(n: number, constants: Constants): number {
  *
  * With SPREAD "rows" each lane has ROWS rows of its own instead, and takes one element
  * of x for all of its group: llvmpipe loads for one lane after the other, and hands on
- * what a lane has in an instruction.
+ * what a lane has in an instruction. With W_IN "texture" too, it reads a copy of w as a
+ * texture: llvmpipe loads those for all lanes at once.
  */
 export const gemv = kernel({
   name: "gemv",
-  buffers: ({ NORM, EPILOGUE, SPREAD }) => {
-    const view = SPREAD === "rows" ? "scalar" : "span";
+  buffers: ({ NORM, EPILOGUE, SPREAD, W_IN }) => {
+    const rows = SPREAD === "rows", view = rows ? "scalar" : "span";
+    const squares = `m parts as ${rows ? "scalar" : "vec4"}`;
     return {
-      w: "n k as unit",
+      w: `n k as ${W_IN === "texture" ? "texels" : "unit"}`,
       x: `m k as ${view}`,
       y: "inout any as scalar",
-      ...(NORM ? { norm: `k as ${view}`, squares: "m parts as vec4" } : {}),
+      ...(NORM ? { norm: `k as ${view}`, squares } : {}),
       ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
     };
   },
@@ -83,6 +85,7 @@ export const gemv = kernel({
     SUBGROUPS: 1,
     STEPS: 4,
     SPREAD: "k",
+    W_IN: "buffer",
     NORM: 0,
     EPILOGUE: 0,
   },
@@ -90,17 +93,23 @@ export const gemv = kernel({
     if (m > 1) {
       throw new Error(`Cannot multiply ${m} rows in gemv: it takes one`);
     }
-    if (c.NORM && c.W_VIEW !== "unit") {
+    const whole = c.W_VIEW === "unit" || c.W_VIEW === "texels";
+    if (c.NORM && !whole) {
       throw new Error(
         `Cannot norm rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}`,
       );
     }
-    if (c.SPREAD === "rows" && !(c.SUBGROUPS && c.W_VIEW === "unit")) {
+    if (c.W_IN === "texture" && c.SPREAD !== "rows") {
+      throw new Error(
+        `Cannot read w from a texture in gemv with SPREAD "${c.SPREAD}": it must be "rows"`,
+      );
+    }
+    if (c.SPREAD === "rows" && !(c.SUBGROUPS && whole)) {
       throw new Error(
         `Cannot give each lane rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}, and lanes must exchange values`,
       );
     }
-    if (c.NORM && parts % 4) {
+    if (c.NORM && c.SPREAD !== "rows" && parts % 4) {
       throw new Error(
         `Cannot norm rows by ${parts} sums of squares: there must be a multiple of 4`,
       );
@@ -118,11 +127,14 @@ export const gemv = kernel({
       CHUNKS: Math.ceil(units / (lanes * steps)),
       EXACT: units % (lanes * steps) === 0 ? 1 : 0,
       HALVES: Number(c.W_UNIT) / 4,
-      ...(c.SPREAD === "rows"
-        ? { TAKEN: Math.min(lanes, Number(c.W_UNIT)) }
-        : {}),
       PARTS: parts ?? 0,
       PART_STEPS: Math.ceil((parts ?? 0) / 4 / lanes),
+      ...(c.SPREAD === "rows"
+        ? {
+          TAKEN: Math.min(lanes, Number(c.W_UNIT)),
+          PART_STEPS: Math.ceil((parts ?? 0) / lanes),
+        }
+        : {}),
     };
   },
   grid: ({ n }, constants) => splitGrid(n / rowsOfWorkgroup(constants)),
@@ -148,8 +160,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     var squared = 0.0;
     @unroll for (var i = 0; i < PART_STEPS; i++) {
       let part = i * LANES + lane;
+      @if SPREAD == "rows" { squared += select(0.0, squares_at(min(part, PARTS - 1u)), part < PARTS); }
+      @else {
       let four = squares_at(min(part, PARTS / 4u - 1u));
       squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
+      }
     }
     let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
@@ -167,7 +182,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @split var base: array<u32, ROWS>;
   @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
   for (var unit = 0u; unit < UNITS; unit++) {
-    @unroll for (var i = 0; i < ROWS; i++) { raw[i] = w[base[i] + unit]; }
+    @unroll for (var i = 0; i < ROWS; i++) {
+      @if W_VIEW == "texels" { raw[i] = w_unit(base[i] + unit); } @else { raw[i] = w[base[i] + unit]; }
+    }
     @split var four: array<vec4f, HALVES>;
     @unroll for (var from = 0; from < 4 * HALVES; from += TAKEN) {
       let at = unit * (4u * HALVES) + from + lane % TAKEN;

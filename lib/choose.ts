@@ -45,6 +45,8 @@ export interface LinearShape {
   swiglu: boolean;
   /** The largest absolute weight, where it was measured; products in f16 need it. */
   largest?: number;
+  /** Whether the weights change no more, so that a copy may be read instead. */
+  fixed?: boolean;
 }
 
 /** A kernel, its constants, and the reason. */
@@ -129,16 +131,21 @@ export function chooseLinear(
     const fusedNorm = norm && whole;
     const lanes = laneConstants(device, Math.max(4, units));
     const steps = Math.ceil(units / 2 ** lanes.LOG_LANES);
+    const gemv = gemvConstants(
+      n,
+      steps,
+      swiglu,
+      whole && lanes.SUBGROUPS ? 2 ** lanes.LOG_LANES : 0,
+      defaults,
+    );
+    const { copied = 0 } = defaults.gemv;
+    const copies = shape.fixed && gemv.SPREAD === "rows" &&
+      n * units * 16 <= copied;
     return {
       kernel: "gemv",
       constants: {
-        ...gemvConstants(
-          n,
-          steps,
-          swiglu,
-          whole && lanes.SUBGROUPS === 1,
-          defaults,
-        ),
+        ...gemv,
+        ...(copies ? { W_IN: "texture" } : {}),
         EPILOGUE,
         NORM: fusedNorm ? 1 : 0,
         ...lanes,
@@ -150,7 +157,9 @@ export function chooseLinear(
         whole
           ? ""
           : `, element by element, because k = ${k} is not whole 16-byte units`
-      }; ${origin(tuned, defaults)}`,
+      }${copies ? ", from a texture, which loads faster here" : ""}; ${
+        origin(tuned, defaults)
+      }`,
     };
   }
   const tunedHalf = device.tuned?.get(linearKey("gemm", shape, true));
@@ -189,14 +198,14 @@ export function chooseLinear(
 
 /**
  * Rows and loads per thread: many rows share x where there are enough of them, all
- * loads of a row are in flight at once as far as registers go. `hands`: whether lanes
- * can hand x on to one another, by the unit.
+ * loads of a row are in flight at once as far as registers go. `givers`: lanes
+ * that can give one another x, by the unit.
  */
 function gemvConstants(
   n: number,
   steps: number,
   swiglu: boolean,
-  hands: boolean,
+  givers: number,
   { gemv }: Defaults,
 ): Constants {
   const { own, ...row } = n >= 32768
@@ -206,7 +215,9 @@ function gemvConstants(
     : n <= 2048 && steps <= 8
     ? gemv.narrow
     : gemv.other;
-  if (own && hands) return { ...row, SPREAD: "rows", ROWS: own, STEPS: 1 };
+  if (own && givers) {
+    return { SPREAD: "rows", WORKGROUP: givers, ROWS: own, STEPS: 1 };
+  }
   return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
 }
 

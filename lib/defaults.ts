@@ -19,7 +19,7 @@ export type AdapterClass =
 
 /**
  * Threads of a workgroup, rows of w that a lane group sums, loads in flight per row at
- * most; rows that each lane sums alone instead, where lanes can hand x on.
+ * most; rows that each lane sums alone instead, where lanes can give one another x.
  */
 type GemvConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; own?: number }
@@ -58,6 +58,8 @@ export interface Defaults {
     /** Few and short rows: workgroups are scarce. */
     narrow: GemvConstants;
     other: GemvConstants;
+    /** Weights of up to so many bytes are read from a copy of them, a texture. */
+    copied?: number;
   };
   gemvRows: {
     /** Few rows of w: workgroups are scarce. */
@@ -163,10 +165,11 @@ const APPLE: Defaults = {
 const SOFTWARE: Defaults = {
   source: "defaults for threads emulated on a CPU, measured on llvmpipe",
   gemv: {
-    tall: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 4 },
-    gated: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 2 },
-    narrow: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 1 },
-    other: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 2 },
+    tall: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 8 },
+    gated: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 8 },
+    narrow: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 4 },
+    other: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 8 },
+    copied: 1 << 20, // large models have no memory for all of their weights twice
   },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },

@@ -8,6 +8,7 @@ import { type AdapterClass, adapterClass, defaultsFor } from "./defaults.ts";
 import type { Dtype } from "./ops.ts";
 import type { Constants } from "./unroll.ts";
 import { Tensor, type TensorPart } from "./tensor.ts";
+import { TEXELS_WIDE } from "./wgsl.ts";
 
 /** Something that was decided, and why. */
 export interface Choice {
@@ -324,6 +325,40 @@ export class Gpu implements Disposable {
     const tensor = new Tensor(this, dtype, shape, parts, label, runs);
     if (data) this.write(tensor, 0, data);
     return tensor;
+  }
+
+  /** A copy of whole 16 bytes of a buffer as a texture, see {@linkcode TEXELS_WIDE}. */
+  texels(
+    { buffer, offset }: Pick<TensorPart, "buffer" | "offset">,
+    bytes: number,
+    label: string,
+  ): GPUTexture {
+    const { device } = this, bytesPerRow = 16 * TEXELS_WIDE;
+    const rows = Math.floor(bytes / bytesPerRow);
+    const rest = bytes / 16 % TEXELS_WIDE;
+    const texture = device.createTexture({
+      size: [TEXELS_WIDE, rows + (rest ? 1 : 0)],
+      format: "rgba32uint",
+      usage: GPUTextureUsage.COPY_DST | GPUTextureUsage.TEXTURE_BINDING,
+      label,
+    });
+    const encoder = device.createCommandEncoder();
+    const source = { buffer, bytesPerRow };
+    if (rows) {
+      encoder.copyBufferToTexture({ ...source, offset }, { texture }, [
+        TEXELS_WIDE,
+        rows,
+      ]);
+    }
+    if (rest) {
+      const last = offset + rows * bytesPerRow, origin = [0, rows];
+      encoder.copyBufferToTexture({ ...source, offset: last }, {
+        texture,
+        origin,
+      }, [rest]);
+    }
+    device.queue.submit([encoder.finish()]);
+    return texture;
   }
 
   /** Copies `data` into a tensor from byte `begin` on. @throws {DeviceError} off 4 bytes */

@@ -94,7 +94,7 @@ async function tryGemv(
   const x = bench.random.tensor("f32", [m, k], 2);
   const norm = bench.random.tensor("bf16", [k], 0.5, 1);
   const w = bench.random.tensor(dtype, [n, k]);
-  const shape = { m, n, k, dtype, norm: normFirst, swiglu };
+  const shape = { m, n, k, dtype, norm: normFirst, swiglu, fixed: true };
   const { constants } = chooseLinear(shape, bench.gpu);
   const width = swiglu ? n / 2 : n;
   const y = bench.room([m, width], epilogue === 1 ? BEFORE : NaN);

@@ -66,7 +66,7 @@ export interface Shader {
   label: string;
   code: string;
   /** Of the bindings, in order. */
-  types: readonly GPUBufferBindingType[];
+  types: readonly ("texels" | GPUBufferBindingType)[];
 }
 
 /** A call whose shapes agree with the kernel's contract. */
@@ -90,6 +90,7 @@ export function splitGrid(n: number, z = 1): Grid {
 
 interface Bound {
   name: string;
+  tensor: Tensor;
   dtype: Tensor["dtype"];
   shape: readonly number[];
   part: TensorPart;
@@ -118,8 +119,8 @@ export function prepare(
       `Cannot run ${kernel.name}: it binds ${bound.length} buffers, ${gpu.name} allows ${most} (maxStorageBuffersPerShaderStage)`,
     );
   }
-  const types = bound.map(({ access }) =>
-    access === "in" ? "read-only-storage" as const : "storage" as const
+  const types = bound.map(({ access, view }) =>
+    view === "texels" ? view : access === "in" ? "read-only-storage" : "storage"
   );
   const shader: Shader = {
     label: kernel.name,
@@ -138,9 +139,12 @@ export function prepare(
       } workgroups, at most 65535 fit in a dimension`,
     );
   }
-  const entries = bound.map(({ part, dtype, shape }, binding) => ({
+  const entries = bound.map((
+    { tensor, part, dtype, shape, view },
     binding,
-    resource: {
+  ) => ({
+    binding,
+    resource: view === "texels" ? tensor.texels(part).createView() : {
       buffer: part.buffer,
       offset: part.offset,
       size: Math.max(16, Math.ceil(elements(shape) * BYTES[dtype] / 16) * 16),
@@ -221,6 +225,7 @@ function bind(
   const last = shape.at(-1) ?? 1;
   return {
     name,
+    tensor,
     dtype: tensor.dtype,
     shape,
     part,
@@ -277,9 +282,12 @@ function source(
   bound.forEach(({ name, view, dtype, access }, binding) => {
     const mode = access === "in" ? "read" : "read_write";
     lines.push(
-      `@group(0) @binding(${binding}) var<storage, ${mode}> ${name}: array<${
-        elementType(view, dtype)
-      }>;`,
+      `@group(0) @binding(${binding}) ` +
+        (view === "texels"
+          ? `var ${name}: texture_2d<u32>;`
+          : `var<storage, ${mode}> ${name}: array<${
+            elementType(view, dtype)
+          }>;`),
     );
   });
   const fields = [
@@ -379,7 +387,9 @@ export function createPipeline(
     entries: types.map((type, binding) => ({
       binding,
       visibility: GPUShaderStage.COMPUTE,
-      buffer: { type },
+      ...(type === "texels"
+        ? { texture: { sampleType: "uint" } }
+        : { buffer: { type } }),
     })),
   });
   const module = device.createShaderModule({ code, label });

@@ -214,6 +214,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         norm: norm !== undefined,
         swiglu: epilogue === 2,
         largest: w.largest,
+        fixed: true,
       }, this.gpu);
       const { constants, reason, splits } = choice;
       const column = part.begin;
@@ -221,7 +222,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         const one = choice.kernel === "gemv";
         const squares = this.#squares.get(x.part.buffer);
         const fused = norm && choice.fusedNorm && squares &&
-          !(one && squares.shape[1] % 4); // gemv reads them four at a time
+          // gemv reads them four at a time, unless each lane has rows of its own.
+          !(one && constants.SPREAD !== "rows" && squares.shape[1] % 4);
         const input = norm && !fused ? this.#normed(x, norm) : x;
         const leaves = epilogue === 1
           ? this.#leaveSquares(

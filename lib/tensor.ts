@@ -24,6 +24,7 @@ export interface TensorPart {
 export class Tensor implements Disposable {
   /** The largest absolute value, where somebody measured it. */
   largest?: number;
+  readonly #texels = new Map<TensorPart, GPUTexture>();
 
   constructor(
     readonly gpu: Gpu,
@@ -83,6 +84,17 @@ export class Tensor implements Disposable {
     ], this.label);
   }
 
+  /** A copy of a part as a texture, made once: for tensors that change no more. */
+  texels(part: TensorPart): GPUTexture {
+    let copy = this.#texels.get(part);
+    if (!copy) {
+      const bytes = part.rows * this.bytes / this.shape[0];
+      copy = this.gpu.texels(part, bytes, this.label);
+      this.#texels.set(part, copy);
+    }
+    return copy;
+  }
+
   /** The elements as f32, in row order. Waits for the GPU (10 ms at least in Deno). */
   async read(): Promise<Float32Array> {
     const out = new Float32Array(elements(this.shape));
@@ -102,6 +114,7 @@ export class Tensor implements Disposable {
   /** Frees the memory. */
   [Symbol.dispose](): void {
     for (const part of this.parts) part.buffer.destroy();
+    for (const copy of this.#texels.values()) copy.destroy();
   }
 }
 

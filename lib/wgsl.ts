@@ -18,6 +18,8 @@ import type { Dtype } from "./ops.ts";
  * - `unit`: 16 bytes as `vec4u`, `x_lo(v)` and `x_hi(v)` are their first and second
  *   four elements (a kernel that writes them packs them); `scalar` where the last
  *   dimension is not a multiple of `X_UNIT`;
+ * - `texels`: the same from a texture, a copy of a tensor that changes no more:
+ *   `x_unit(i)` is 16 bytes of it;
  * - `half`: `x_at(i)` are elements 4i … 4i+3 as vec4<f16> (f16 only, F16 1);
  * - `raw`: the array itself, of u32;
  * - `atomic`: the array itself, of atomic u32.
@@ -27,16 +29,22 @@ export type View =
   | "vec4"
   | "span"
   | "unit"
+  | "texels"
   | "half"
   | "raw"
   | "atomic";
 
 /** The view that a tensor's last dimension allows. */
 export function settleView(view: View, dtype: Dtype, last: number): View {
-  if (view === "unit" && last % unitSize(dtype) !== 0) return "scalar";
+  if ((view === "unit" || view === "texels") && last % unitSize(dtype) !== 0) {
+    return "scalar";
+  }
   if (view === "span" && last % 4 === 0) return "vec4";
   return view;
 }
+
+/** Texels in a row of a texture: whole copies of rows begin at multiples of 256 bytes. */
+export const TEXELS_WIDE = 256;
 
 /** Elements in 16 bytes. */
 export function unitSize(dtype: Dtype): number {
@@ -79,6 +87,10 @@ export function accessors(
     bf16
       ? `bitcast<vec4f>(vec4u(${a} << 16u, ${a} & 0xffff0000u, ${b} << 16u, ${b} & 0xffff0000u))`
       : `vec4f(unpack2x16float(${a}), unpack2x16float(${b}))`;
+  if (view === "texels") {
+    return `fn ${x}_unit(at: u32) -> vec4u { return textureLoad(${x}, vec2u(at % ${TEXELS_WIDE}u, at / ${TEXELS_WIDE}u), 0); }\n` +
+      accessors(x, "unit", dtype, writable);
+  }
   if (view === "unit") {
     return dtype === "f32"
       ? `fn ${x}_lo(bits: vec4u) -> vec4f { return bitcast<vec4f>(bits); }\n`

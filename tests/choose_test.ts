@@ -186,6 +186,17 @@ Deno.test("lanes have rows of their own where threads are emulated and hand x on
           message,
         );
         assertFits(linearWgsl(shape, choice), device, message);
+        // A copy is read of small weights that change no more.
+        for (const [n, fixed] of [[512, 1], [512, 0], [514, 1]]) {
+          const small = { ...shape, n, fixed: fixed === 1 };
+          const { constants, reason } = chooseLinear(small, {
+            ...device,
+            adapterClass,
+          });
+          const copied = own && fixed === 1 && n === 512;
+          assertEquals(constants.W_IN, copied ? "texture" : undefined, message);
+          assertEquals(reason.includes("from a texture"), copied, message);
+        }
       }
     }
   }

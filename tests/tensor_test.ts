@@ -174,3 +174,10 @@ gpuTest("memory is counted until it is freed", (gpu, trial) => {
   tensor[Symbol.dispose]();
   assertEquals(gpu.allocated, before);
 });
+
+gpuTest("a part's copy as a texture is made once", (_, trial) => {
+  const tensor = trial.upload(trial.random.tensor("bf16", [300, 8]));
+  const copy = tensor.texels(tensor.part);
+  assertEquals([copy.width, copy.height], [256, 2]);
+  assert(tensor.texels(tensor.part) === copy);
+});

@@ -87,52 +87,60 @@ gpuTest(
 );
 
 gpuTest(
-  "gemv gives the same where each lane has rows of its own",
+  "gemv gives the same where each lane has rows of its own, of a buffer or a texture",
   async (gpu, trial) => {
     if (!gpu.subgroupSize) return; // refused, see below
-    const rows = { SPREAD: "rows", WORKGROUP: 64 };
-    for (const w of WEIGHTS) {
-      for (const ROWS of [1, 4]) {
-        const constants = { ...rows, ROWS };
-        for (const k of [8, 1000]) {
-          await check(trial, { n: 37, k, w, constants });
-          await check(trial, { n: 74, k, w, norm: w, constants });
-          await check(trial, { n: 300, k, w, epilogue: 1, constants });
-          if (ROWS % 2) continue; // pairs of rows
-          await check(trial, { n: 74, k, w, epilogue: 2, constants });
+    for (const W_IN of ["buffer", "texture"]) {
+      const rows = { SPREAD: "rows", W_IN, WORKGROUP: 64 };
+      for (const w of WEIGHTS) {
+        for (const ROWS of [1, 4]) {
+          const constants = { ...rows, ROWS };
+          for (const k of [8, 1000]) {
+            await check(trial, { n: 37, k, w, constants });
+            await check(trial, { n: 74, k, w, norm: w, constants });
+            await check(trial, { n: 300, k, w, epilogue: 1, constants });
+            if (ROWS % 2) continue; // pairs of rows
+            await check(trial, { n: 74, k, w, epilogue: 2, constants });
+          }
         }
       }
+      for (const x of ["f16", "bf16"] as const) {
+        await check(trial, { n: 9, k: 80, x, norm: "bf16", constants: rows });
+      }
+      for (const LOG_LANES of [0, 1, 2]) {
+        const constants = { ...rows, ...lanes(gpu, true), LOG_LANES };
+        await check(trial, { n: 74, k: 88, norm: "f32", constants });
+        await check(trial, { n: 74, k: 88, epilogue: 1, constants });
+      }
+      const place = { column: 3, beside: 5, constants: rows };
+      await check(trial, { n: 38, k: 80, epilogue: 1, ...place });
+      for (const n of [255, 256, 512, 151936]) { // whole rows of texels, and not
+        const constants = { ...lanes(gpu, true), ...rows, ROWS: 1 };
+        const narrow = { WORKGROUP: 2, LOG_LANES: 1 };
+        await check(trial, { n, k: 8, constants: { ...constants, ...narrow } });
+      }
     }
-    for (const x of ["f16", "bf16"] as const) {
-      await check(trial, { n: 9, k: 80, x, norm: "bf16", constants: rows });
-    }
-    for (const LOG_LANES of [0, 1, 2]) {
-      const constants = { ...rows, ...lanes(gpu, true), LOG_LANES };
-      await check(trial, { n: 74, k: 88, norm: "f32", constants });
-      await check(trial, { n: 74, k: 88, epilogue: 1, constants });
-    }
-    const place = { column: 3, beside: 5, constants: rows };
-    await check(trial, { n: 38, k: 80, epilogue: 1, ...place });
-    const one = { ...rows, WORKGROUP: 8, LOG_LANES: 0, ROWS: 1 };
-    await check(trial, {
-      n: 151936,
-      k: 8,
-      constants: { ...lanes(gpu, true), ...one },
-    });
   },
 );
 
 gpuTest(
   "gemv refuses rows for each lane that are not whole units, or without subgroups",
   async (_, trial) => {
-    for (const [k, SUBGROUPS] of [[12, 1], [16, 0]]) {
-      const constants = { SPREAD: "rows", SUBGROUPS, LOG_LANES: 2 };
-      await assertRejects(
-        () => check(trial, { n: 4, k, constants }),
-        Error,
-        `Cannot give each lane rows of ${k} in gemv: they must be whole units of 8, and lanes must exchange values`,
-      );
+    for (const W_IN of ["buffer", "texture"]) {
+      for (const [k, SUBGROUPS] of [[12, 1], [16, 0]]) {
+        const constants = { SPREAD: "rows", W_IN, SUBGROUPS, LOG_LANES: 2 };
+        await assertRejects(
+          () => check(trial, { n: 4, k, constants }),
+          Error,
+          `Cannot give each lane rows of ${k} in gemv: they must be whole units of 8, and lanes must exchange values`,
+        );
+      }
     }
+    await assertRejects(
+      () => check(trial, { n: 4, k: 16, constants: { W_IN: "texture" } }),
+      Error,
+      'Cannot read w from a texture in gemv with SPREAD "k": it must be "rows"',
+    );
   },
 );
 
