@@ -259,15 +259,22 @@ export class Gpu implements Disposable {
         `Cannot allocate ${label}: ${size} bytes, ${this.name} allows ${this.limits.maxBufferSize} in one buffer`,
       );
     }
-    const buffer = this.device.createBuffer({ size, usage, label });
+    return this.#count(
+      this.device.createBuffer({ size, usage, label }),
+      size,
+    );
+  }
+
+  /** Counts `what` as allocated until it is destroyed. */
+  #count<T extends GPUBuffer | GPUTexture>(what: T, size: number): T {
     this.allocated += size;
-    const destroy = buffer.destroy.bind(buffer);
-    buffer.destroy = () => {
+    const destroy = what.destroy.bind(what);
+    what.destroy = () => {
       this.allocated -= size;
-      buffer.destroy = () => {};
+      what.destroy = () => {};
       destroy();
     };
-    return buffer;
+    return what;
   }
 
   /**
@@ -358,7 +365,7 @@ export class Gpu implements Disposable {
       }, [rest]);
     }
     device.queue.submit([encoder.finish()]);
-    return texture;
+    return this.#count(texture, bytes);
   }
 
   /** Copies `data` into a tensor from byte `begin` on. @throws {DeviceError} off 4 bytes */

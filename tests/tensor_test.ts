@@ -175,9 +175,13 @@ gpuTest("memory is counted until it is freed", (gpu, trial) => {
   assertEquals(gpu.allocated, before);
 });
 
-gpuTest("a part's copy as a texture is made once", (_, trial) => {
-  const tensor = trial.upload(trial.random.tensor("bf16", [300, 8]));
+gpuTest("a part's copy as a texture is made once, and goes with it", (gpu) => {
+  const before = gpu.allocated;
+  const tensor = gpu.tensor("bf16", [300, 8]);
   const copy = tensor.texels(tensor.part);
   assertEquals([copy.width, copy.height], [256, 2]);
   assert(tensor.texels(tensor.part) === copy);
+  assertEquals(gpu.allocated - before, 2 * tensor.bytes);
+  tensor[Symbol.dispose]();
+  assertEquals(gpu.allocated, before);
 });
