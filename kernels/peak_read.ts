@@ -1,13 +1,17 @@
 import { kernel } from "../lib/kernel.ts";
 
 /**
- * Reads a whole buffer and does next to nothing with it: how fast memory can be.
+ * Reads a whole buffer, or its copy in a texture, and does next to nothing with it: how
+ * fast memory can be.
  * Each thread has eight 16-byte loads in flight, neighbours read neighbours.
  */
 export const peakRead = kernel({
   name: "peakRead",
-  buffers: { x: "n as unit", y: "inout any" },
-  constants: { WORKGROUP: 256, LOADS: 8 },
+  buffers: ({ X_IN }) => ({
+    x: `n as ${X_IN === "texture" ? "texels" : "unit"}`,
+    y: "inout any",
+  }),
+  constants: { WORKGROUP: 256, LOADS: 8, X_IN: "buffer" },
   grid: ({ n }, { WORKGROUP, LOADS }) => [
     Math.min(4096, Math.ceil(n / 4 / (WORKGROUP * LOADS))),
     1,
@@ -22,7 +26,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let stride = groups.x * WORKGROUP * LOADS;
   for (var at = wg.x * WORKGROUP * LOADS + tid; at < units; at += stride) {
     @unroll for (var i = 0; i < LOADS; i++) {
-      acc[i] ^= x[min(at + i * WORKGROUP, units - 1u)];
+      @if X_VIEW == "texels" { acc[i] ^= x_unit(min(at + i * WORKGROUP, units - 1u)); }
+      @else { acc[i] ^= x[min(at + i * WORKGROUP, units - 1u)]; }
     }
   }
   var all = vec4u();

@@ -38,10 +38,15 @@ async function readRate(gpu: Gpu): Promise<number> {
   );
   using x = gpu.tensor("u32", [bytes / 4], undefined, "peak read");
   using y = gpu.tensor("u32", [4], undefined, "peak sink");
-  using plan = new Plan(gpu);
-  plan.add(peakRead, { x, y });
-  await fastest(gpu, plan, 2); // the first touch makes memory real
-  return bytes / await fastest(gpu, plan, 10) / 1e6;
+  let best = Infinity;
+  // Where threads are emulated, textures are read faster, and small weights lie in them.
+  for (const X_IN of gpu.software ? ["buffer", "texture"] : ["buffer"]) {
+    using plan = new Plan(gpu);
+    plan.add(peakRead, { x, y }, { constants: { X_IN } });
+    await fastest(gpu, plan, 2); // the first touch makes memory real
+    best = Math.min(best, await fastest(gpu, plan, 10));
+  }
+  return bytes / best / 1e6;
 }
 
 interface Rate {

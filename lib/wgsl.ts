@@ -75,7 +75,7 @@ export function accessors(
   dtype: Dtype,
   writable: boolean,
 ): string {
-  if (dtype === "u32" || view === "raw") return "";
+  if ((dtype === "u32" && view !== "texels") || view === "raw") return "";
   const bf16 = dtype === "bf16";
   const whole = view === "vec4" || view === "unit";
   if (writable && (bf16 || dtype === "f16" && !whole)) {

@@ -252,7 +252,7 @@ gpuTest("small grids on an adapter that takes more are found", async () => {
 
 gpuTest(
   "decode is bound by memory where weights are wide, by dispatches where they are not",
-  async () => {
+  async ({ software }) => {
     const decode = async (model: string) => {
       const { verdicts } = await profile(model, {
         device: "gpu",
@@ -261,14 +261,17 @@ gpuTest(
       });
       return verdicts.find(({ rule }) => rule === "decode")!;
     };
-    await undisturbed(async () => {
-      const wide = await decode("synthetic:qwen3-8b?layers=1&vocab=64");
-      assertMatch(
-        wide.text,
-        /^decode is bound by memory: \d+ % of .*gate_up_proj/,
-      );
-      assertEquals(wide.severity, "green");
-    });
+    // Emulated threads read wide weights slower than the copies of small ones.
+    if (!software) {
+      await undisturbed(async () => {
+        const wide = await decode("synthetic:qwen3-8b?layers=1&vocab=64");
+        assertMatch(
+          wide.text,
+          /^decode is bound by memory: \d+ % of .*gate_up_proj/,
+        );
+        assertEquals(wide.severity, "green");
+      });
+    }
     const narrow = await decode(fixture("tiny-untied-f32"));
     assertMatch(
       narrow.text,
