@@ -1,6 +1,7 @@
 import { kernel, splitGrid } from "../lib/kernel.ts";
 import type { Constants } from "../lib/unroll.ts";
 import { LANES } from "../lib/wgsl.ts";
+import { EMULATED } from "./gemv_emulated.ts";
 
 // Units of a chunk that lie beyond the row are zero, so they add nothing.
 const load = (chunk: string) => /* wgsl */ `
@@ -21,11 +22,6 @@ fn w_row(g: u32, i: u32) -> u32 {
     return min(g * ROWS + i, u.n - 1u);
   }
 }`;
-
-// What only the first lane of a group does, unless each has rows of its own.
-const whoHasRows = (block: string) => /* wgsl */ `
-  @if SPREAD == "rows" { ${block} }
-  @else { if (lane == 0u) { ${block} } }`;
 
 /** Rows of w that a workgroup sums. */
 const rowsOfWorkgroup = (
@@ -58,10 +54,7 @@ export function squareParts(n: number, constants: Constants): number {
  *
  * Rows of k that are not whole units take the plain loop at the end.
  *
- * With SPREAD "rows" each lane has ROWS rows of its own instead, and takes one element
- * of x for all of its group: llvmpipe loads for one lane after the other, and hands on
- * what a lane has in an instruction. With W_IN "texture" too, it reads a copy of w as a
- * texture: llvmpipe loads those for all lanes at once.
+ * SPREAD "rows", for threads that a CPU emulates: gemv_emulated.ts.
  */
 export const gemv = kernel({
   name: "gemv",
@@ -149,55 +142,29 @@ fn write(row: u32, rows: u32, value: f32) {
   y[u.column + row] = value;
 }
 
+@if SPREAD == "rows" { ${EMULATED} } @else {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
   let lane = tid % LANES;
-  @if SPREAD == "rows" { let g = (wg.y * groups.x + wg.x) * WORKGROUP + tid; }
-  @else { let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES; }
+  let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
   @split var acc: array<f32, ROWS>;
   @if NORM {
     var squared = 0.0;
     @unroll for (var i = 0; i < PART_STEPS; i++) {
       let part = i * LANES + lane;
-      @if SPREAD == "rows" { squared += select(0.0, squares_at(min(part, PARTS - 1u)), part < PARTS); }
-      @else {
       let four = squares_at(min(part, PARTS / 4u - 1u));
       squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
-      }
     }
     let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
   @if EPILOGUE == 1 {
     // The residual is fetched now, so that nothing waits for it at the end.
     @split var residual: array<f32, ROWS>;
-    ${
-    whoHasRows(
-      "@unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }",
-    )
-  }
-  }
-@if SPREAD == "rows" {
-  @split var raw: array<vec4u, ROWS>;
-  @split var base: array<u32, ROWS>;
-  @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
-  for (var unit = 0u; unit < UNITS; unit++) {
-    @unroll for (var i = 0; i < ROWS; i++) {
-      @if W_VIEW == "texels" { raw[i] = w_unit(base[i] + unit); } @else { raw[i] = w[base[i] + unit]; }
-    }
-    @split var four: array<vec4f, HALVES>;
-    @unroll for (var from = 0; from < 4 * HALVES; from += TAKEN) {
-      let at = unit * (4u * HALVES) + from + lane % TAKEN;
-      @if NORM { let taken = x_at(at) * norm_at(at); } @else { let taken = x_at(at); }
-      @unroll for (var e = 0; e < TAKEN; e++) { four[(from + e) / 4][(from + e) % 4] = subgroupBroadcast(taken, u32(e)); }
-    }
-    @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_lo(raw[i]), four[0]); }
-    @if HALVES == 2 {
-      @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_hi(raw[i]), four[1]); }
+    if (lane == 0u) {
+      @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }
     }
   }
-  @unroll for (var i = 0; i < ROWS; i++) { acc[i] *= factor; }
-} @else {
 @if W_VIEW == "unit" {
   @split var raw: array<vec4u, ROWS * STEPS>;
   @split var base: array<u32, ROWS>;
@@ -226,9 +193,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
 }
   @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
-}
-  ${
-    whoHasRows(/* wgsl */ `
+  if (lane == 0u) {
     @if EPILOGUE == 2 {
       @unroll for (var i = 0; i < ROWS; i += 2) {
         write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);
@@ -242,13 +207,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         }
         write(g * ROWS + i, u.n, acc[i]);
       }
-      @if EPILOGUE == 1 {
-        @if SPREAD == "rows" {
-          sum = lanes_sum(sum, tid);
-          if (lane == 0u && g / LANES < PARTS) { squares[g / LANES] = sum; }
-        } @else { if (g < PARTS) { squares[g] = sum; } }
-      }
-    }`)
+      @if EPILOGUE == 1 { if (g < PARTS) { squares[g] = sum; } }
+    }
   }
+}
 }`,
 });

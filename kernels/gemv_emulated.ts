@@ -1,0 +1,60 @@
+/**
+ * What gemv.ts runs where threads are emulated on a CPU (SPREAD "rows"): each lane has
+ * ROWS rows of w of its own, and takes one element of x for all lanes of its group,
+ * because llvmpipe loads for one lane after the other, and hands on what a lane has in an
+ * instruction. With W_IN "texture" it reads a copy of w as a texture: llvmpipe loads those
+ * for all lanes at once.
+ */
+export const EMULATED = /* wgsl */ `
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  let g = (wg.y * groups.x + wg.x) * WORKGROUP + tid;
+  @if NORM {
+    var squared = 0.0;
+    @unroll for (var i = 0; i < PART_STEPS; i++) {
+      let part = i * LANES + lane;
+      squared += select(0.0, squares_at(min(part, PARTS - 1u)), part < PARTS);
+    }
+    let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
+  } @else { let factor = 1.0; }
+  @split var acc: array<f32, ROWS>;
+  @split var raw: array<vec4u, ROWS>;
+  @split var base: array<u32, ROWS>;
+  @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
+  for (var unit = 0u; unit < UNITS; unit++) {
+    @unroll for (var i = 0; i < ROWS; i++) {
+      @if W_VIEW == "texels" { raw[i] = w_unit(base[i] + unit); } @else { raw[i] = w[base[i] + unit]; }
+    }
+    @split var four: array<vec4f, HALVES>;
+    @unroll for (var from = 0; from < 4 * HALVES; from += TAKEN) {
+      let at = unit * (4u * HALVES) + from + lane % TAKEN;
+      @if NORM { let taken = x_at(at) * norm_at(at); } @else { let taken = x_at(at); }
+      @unroll for (var e = 0; e < TAKEN; e++) { four[(from + e) / 4][(from + e) % 4] = subgroupBroadcast(taken, u32(e)); }
+    }
+    @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_lo(raw[i]), four[0]); }
+    @if HALVES == 2 {
+      @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_hi(raw[i]), four[1]); }
+    }
+  }
+  @unroll for (var i = 0; i < ROWS; i++) { acc[i] *= factor; }
+  @if EPILOGUE == 2 {
+    @unroll for (var i = 0; i < ROWS; i += 2) {
+      write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);
+    }
+  } @else {
+    @if EPILOGUE == 1 { var sum = 0.0; }
+    @unroll for (var i = 0; i < ROWS; i++) {
+      @if EPILOGUE == 1 {
+        acc[i] += y[u.column + w_row(g, i)];
+        if (g * ROWS + i < u.n) { sum += acc[i] * acc[i]; }
+      }
+      write(g * ROWS + i, u.n, acc[i]);
+    }
+    @if EPILOGUE == 1 {
+      sum = lanes_sum(sum, tid);
+      if (lane == 0u && g / LANES < PARTS) { squares[g / LANES] = sum; }
+    }
+  }
+}`;
