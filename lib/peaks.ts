@@ -34,7 +34,7 @@ export async function measurePeaks(gpu: Gpu): Promise<Peaks> {
 async function readRate(gpu: Gpu): Promise<number> {
   const bytes = Math.min(
     gpu.software ? 4 << 20 : 1 << 28,
-    gpu.limits.maxStorageBufferBindingSize & ~0xffff,
+    gpu.limits.maxStorageBufferBindingSize & ~0xfff,
   );
   using x = gpu.tensor("u32", [bytes / 4], undefined, "peak read");
   using y = gpu.tensor("u32", [4], undefined, "peak sink");
