@@ -7,7 +7,7 @@
  * @module
  */
 import type { Choice, Gpu } from "./device.ts";
-import { compile, isCompiled, type Shader } from "./kernel.ts";
+import { compile, isCompiled, type Shader } from "./shader.ts";
 
 /** What a worker compiles, and on which device. */
 export interface CompileJob {

@@ -5,7 +5,7 @@
  */
 import type { CompileJob, CompileReport } from "./compile_ahead.ts";
 import { adapterName } from "./device.ts";
-import { createPipeline } from "./kernel.ts";
+import { createPipeline } from "./shader.ts";
 
 /** What a module worker has and a page has not. */
 interface WorkerScope {

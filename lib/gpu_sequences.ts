@@ -8,10 +8,10 @@ import type { CacheSize } from "./cache_room.ts";
 import { DeviceError } from "./device.ts";
 import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops_gpu.ts";
-import type { Shader } from "./kernel.ts";
 import { Plan } from "./plan.ts";
 import { forward, type Weights } from "./qwen3.ts";
 import { RingReader } from "./ring_reader.ts";
+import type { Shader } from "./shader.ts";
 import type { SamplerState } from "./sampler.ts";
 import type { Tensor } from "./tensor.ts";
 

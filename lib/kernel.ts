@@ -7,6 +7,7 @@
  */
 import { BYTES, elements } from "./cpu_dtype.ts";
 import { DeviceError, type Gpu } from "./device.ts";
+import type { Shader } from "./shader.ts";
 import type { Tensor, TensorPart } from "./tensor.ts";
 import { type Constants, unroll } from "./unroll.ts";
 import {
@@ -59,14 +60,6 @@ export type Operands = Readonly<Record<string, Operand>>;
 export interface CallOptions {
   constants?: Constants;
   uniforms?: Readonly<Record<string, number>>;
-}
-
-/** WGSL, and what a pipeline's layout needs. */
-export interface Shader {
-  label: string;
-  code: string;
-  /** Of the bindings, in order. */
-  types: readonly ("texels" | GPUBufferBindingType)[];
 }
 
 /** A call whose shapes agree with the kernel's contract. */
@@ -350,54 +343,4 @@ function uniformData(
     else words.setUint32(4 * i, value, true);
   });
   return data;
-}
-
-/** A shader as a device runs it. */
-export interface Compiled {
-  pipeline: GPUComputePipeline;
-  layout: GPUBindGroupLayout;
-  /** What the driver took for it, in milliseconds. */
-  driverMs: number;
-}
-
-const compiled = new WeakMap<Gpu, Map<string, Compiled>>();
-
-/** Whether {@linkcode compile} has it already. */
-export function isCompiled(gpu: Gpu, { code }: Shader): boolean {
-  return compiled.get(gpu)?.has(code) ?? false;
-}
-
-/** Compiles a shader, once. */
-export function compile(gpu: Gpu, shader: Shader): Compiled {
-  let known = compiled.get(gpu);
-  if (!known) compiled.set(gpu, known = new Map());
-  let found = known.get(shader.code);
-  if (!found) {
-    known.set(shader.code, found = createPipeline(gpu.device, shader));
-  }
-  return found;
-}
-
-/** Compiles a shader for any device. */
-export function createPipeline(
-  device: GPUDevice,
-  { label, code, types }: Shader,
-): Compiled {
-  const layout = device.createBindGroupLayout({
-    entries: types.map((type, binding) => ({
-      binding,
-      visibility: GPUShaderStage.COMPUTE,
-      ...(type === "texels"
-        ? { texture: { sampleType: "uint" } }
-        : { buffer: { type } }),
-    })),
-  });
-  const module = device.createShaderModule({ code, label });
-  const began = performance.now();
-  const pipeline = device.createComputePipeline({
-    label,
-    layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
-    compute: { module, entryPoint: "main" },
-  });
-  return { pipeline, layout, driverMs: performance.now() - began };
 }

@@ -8,15 +8,14 @@
 import type { Gpu } from "./device.ts";
 import {
   type CallOptions,
-  compile,
   type Dims,
   type Grid,
   type Kernel,
   type Operands,
   prepare,
   type Prepared,
-  type Shader,
 } from "./kernel.ts";
+import { compile, type Shader } from "./shader.ts";
 
 /** Dispatches that {@linkcode Plan.run} submits first, and how many times as many next. */
 const FIRST_PIECE = 8, PIECE_GROWTH = 4;

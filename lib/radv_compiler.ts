@@ -13,6 +13,7 @@ import {
   type Spirv,
   type Vulkan,
 } from "./radv_vulkan.ts";
+import { createPipeline } from "./shader.ts";
 
 const GET_MESA =
   "tasks/get_mesa.sh DIR unpacks Debian's mesa-vulkan-drivers (25 or later), libdrm2 and libdrm-amdgpu1 there";
@@ -97,21 +98,8 @@ export class RadvCompiler implements Disposable {
         .map(([, mode]): GPUBufferBindingType =>
           mode === "read" ? "read-only-storage" : "storage"
         );
-      const types: GPUBufferBindingType[] = [...storage, "uniform"];
-      const layout = device.createBindGroupLayout({
-        entries: types.map((type, binding) => ({
-          binding,
-          visibility: GPUShaderStage.COMPUTE,
-          buffer: { type },
-        })),
-      });
-      device.createComputePipeline({
-        layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
-        compute: {
-          module: device.createShaderModule({ code: wgsl }),
-          entryPoint: "main",
-        },
-      });
+      const types = [...storage, "uniform" as const];
+      createPipeline(device, { label: kernel, code: wgsl, types });
       const error = await device.popErrorScope();
       const dumps = this.#dumps();
       if (error || dumps.length !== 1) {

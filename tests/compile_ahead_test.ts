@@ -5,9 +5,9 @@ import {
   shares,
 } from "../lib/compile_ahead.ts";
 import type { Gpu } from "../lib/device.ts";
-import { isCompiled, type Shader } from "../lib/kernel.ts";
 import { loadQwen3 } from "../lib/model.ts";
 import { GpuRunner } from "../lib/runner_gpu.ts";
+import { isCompiled, type Shader } from "../lib/shader.ts";
 import { gpuTest } from "./gpu.ts";
 
 const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;

@@ -1,14 +1,9 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { elements } from "../lib/cpu_dtype.ts";
 import type { Gpu } from "../lib/device.ts";
-import {
-  compile,
-  kernel,
-  prepare,
-  showWgsl,
-  splitGrid,
-} from "../lib/kernel.ts";
+import { kernel, prepare, showWgsl, splitGrid } from "../lib/kernel.ts";
 import type { Dtype } from "../lib/ops.ts";
+import { compile } from "../lib/shader.ts";
 import { Tensor } from "../lib/tensor.ts";
 import { assertAllClose } from "./assert_all_close.ts";
 import { gpuTest } from "./gpu.ts";
