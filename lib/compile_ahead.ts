@@ -46,16 +46,17 @@ export async function compileAhead(
   gpu: Gpu,
   shaders: () => readonly Shader[],
 ): Promise<Choice | undefined> {
-  if (!gpu.vulkan || !gpu.adapterClass.startsWith("NVIDIA")) return undefined;
+  if (
+    !gpu.vulkan || !gpu.adapterClass.startsWith("NVIDIA") ||
+    failing.has(gpu) || !keepsCache() || !mayStart()
+  ) return undefined;
   const missing = longestFirst(gpu, shaders());
   const workers = Math.min(
     MOST_WORKERS,
     navigator.hardwareConcurrency - 1,
     missing.length - 2,
   );
-  if (workers < 1 || failing.has(gpu) || !keepsCache() || !mayStart()) {
-    return undefined;
-  }
+  if (workers < 1) return undefined;
   const { driverMs } = compile(gpu, missing.pop()!);
   if (driverMs < COMPILED_MS) return undefined;
   return await compileInWorkers(gpu, missing, workers);
