@@ -1,7 +1,7 @@
 import { kernel, splitGrid } from "../lib/kernel.ts";
 import type { Constants } from "../lib/unroll.ts";
 import { LANES } from "../lib/wgsl.ts";
-import { EMULATED } from "./gemv_emulated.ts";
+import { emulated } from "./gemv_emulated.ts";
 
 // Units of a chunk that lie beyond the row are zero, so they add nothing.
 const load = (chunk: string) => /* wgsl */ `
@@ -22,6 +22,23 @@ fn w_row(g: u32, i: u32) -> u32 {
     return min(g * ROWS + i, u.n - 1u);
   }
 }`;
+
+// What becomes of a lane group's sums; `sum` is then of the squares of its new row.
+const WRITE = /* wgsl */ `
+  @if EPILOGUE == 2 {
+    @unroll for (var i = 0; i < ROWS; i += 2) {
+      write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);
+    }
+  } @else {
+    @if EPILOGUE == 1 { var sum = 0.0; }
+    @unroll for (var i = 0; i < ROWS; i++) {
+      @if EPILOGUE == 1 {
+        acc[i] += residual[i];
+        if (g * ROWS + i < u.n) { sum += acc[i] * acc[i]; }
+      }
+      write(g * ROWS + i, u.n, acc[i]);
+    }
+  }`;
 
 /** Rows of w that a workgroup sums. */
 const rowsOfWorkgroup = (
@@ -87,22 +104,23 @@ export const gemv = kernel({
       throw new Error(`Cannot multiply ${m} rows in gemv: it takes one`);
     }
     const whole = c.W_VIEW === "unit" || c.W_VIEW === "texels";
+    const own = c.SPREAD === "rows";
     if (c.NORM && !whole) {
       throw new Error(
         `Cannot norm rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}`,
       );
     }
-    if (c.W_IN === "texture" && c.SPREAD !== "rows") {
+    if (c.W_IN === "texture" && !own) {
       throw new Error(
         `Cannot read w from a texture in gemv with SPREAD "${c.SPREAD}": it must be "rows"`,
       );
     }
-    if (c.SPREAD === "rows" && !(c.SUBGROUPS && whole)) {
+    if (own && !(c.SUBGROUPS && whole)) {
       throw new Error(
         `Cannot give each lane rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}, and lanes must exchange values`,
       );
     }
-    if (c.NORM && c.SPREAD !== "rows" && parts % 4) {
+    if (c.NORM && !own && parts % 4) {
       throw new Error(
         `Cannot norm rows by ${parts} sums of squares: there must be a multiple of 4`,
       );
@@ -121,13 +139,8 @@ export const gemv = kernel({
       EXACT: units % (lanes * steps) === 0 ? 1 : 0,
       HALVES: Number(c.W_UNIT) / 4,
       PARTS: parts ?? 0,
-      PART_STEPS: Math.ceil((parts ?? 0) / 4 / lanes),
-      ...(c.SPREAD === "rows"
-        ? {
-          TAKEN: Math.min(lanes, Number(c.W_UNIT)),
-          PART_STEPS: Math.ceil((parts ?? 0) / lanes),
-        }
-        : {}),
+      PART_STEPS: Math.ceil((parts ?? 0) / (own ? 1 : 4) / lanes),
+      ...(own ? { TAKEN: Math.min(lanes, Number(c.W_UNIT)) } : {}),
     };
   },
   grid: ({ n }, constants) => splitGrid(n / rowsOfWorkgroup(constants)),
@@ -142,7 +155,7 @@ fn write(row: u32, rows: u32, value: f32) {
   y[u.column + row] = value;
 }
 
-@if SPREAD == "rows" { ${EMULATED} } @else {
+@if SPREAD == "rows" { ${emulated(WRITE)} } @else {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
@@ -194,21 +207,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
 }
   @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
   if (lane == 0u) {
-    @if EPILOGUE == 2 {
-      @unroll for (var i = 0; i < ROWS; i += 2) {
-        write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);
-      }
-    } @else {
-      @if EPILOGUE == 1 { var sum = 0.0; }
-      @unroll for (var i = 0; i < ROWS; i++) {
-        @if EPILOGUE == 1 {
-          acc[i] += residual[i];
-          if (g * ROWS + i < u.n) { sum += acc[i] * acc[i]; }
-        }
-        write(g * ROWS + i, u.n, acc[i]);
-      }
-      @if EPILOGUE == 1 { if (g < PARTS) { squares[g] = sum; } }
-    }
+    ${WRITE}
+    @if EPILOGUE == 1 { if (g < PARTS) { squares[g] = sum; } }
   }
 }
 }`,

@@ -3,9 +3,9 @@
  * ROWS rows of w of its own, and takes one element of x for all lanes of its group,
  * because llvmpipe loads for one lane after the other, and hands on what a lane has in an
  * instruction. With W_IN "texture" it reads a copy of w as a texture: llvmpipe loads those
- * for all lanes at once.
+ * for all lanes at once. `write` is what gemv.ts does with the sums.
  */
-export const EMULATED = /* wgsl */ `
+export const emulated = (write: string) => /* wgsl */ `
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
@@ -39,22 +39,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   @unroll for (var i = 0; i < ROWS; i++) { acc[i] *= factor; }
-  @if EPILOGUE == 2 {
-    @unroll for (var i = 0; i < ROWS; i += 2) {
-      write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);
-    }
-  } @else {
-    @if EPILOGUE == 1 { var sum = 0.0; }
-    @unroll for (var i = 0; i < ROWS; i++) {
-      @if EPILOGUE == 1 {
-        acc[i] += y[u.column + w_row(g, i)];
-        if (g * ROWS + i < u.n) { sum += acc[i] * acc[i]; }
-      }
-      write(g * ROWS + i, u.n, acc[i]);
-    }
-    @if EPILOGUE == 1 {
-      sum = lanes_sum(sum, tid);
-      if (lane == 0u && g / LANES < PARTS) { squares[g / LANES] = sum; }
-    }
+  @if EPILOGUE == 1 {
+    @split var residual: array<f32, ROWS>;
+    @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }
+  }
+  ${write}
+  @if EPILOGUE == 1 {
+    sum = lanes_sum(sum, tid);
+    if (lane == 0u && g / LANES < PARTS) { squares[g / LANES] = sum; }
   }
 }`;
