@@ -214,6 +214,15 @@ function spanned(from: string, to: string): string {
   });
 }
 
+/** How long an adapter takes at least to read what an operation does, from where it lies. */
+export function memoryMs(
+  { bytes, constants }: Pick<Operation, "bytes" | "constants">,
+  { readGBps, bufferGBps = readGBps }: Peaks,
+): number {
+  const rate = constants.W_IN === "texture" ? readGBps : bufferGBps;
+  return bytes / rate / 1e6;
+}
+
 /** Rates, and which limit of the adapter they are measured against. */
 function rate(operation: Operation, peaks?: Peaks): void {
   const { flops, bytes, ms, constants } = operation;
@@ -223,7 +232,7 @@ function rate(operation: Operation, peaks?: Peaks): void {
   if (!peaks || flops + bytes === 0) return;
   const half = constants.F16 === 1 && peaks.f16TFLOPS !== undefined;
   const rate = half ? peaks.f16TFLOPS! : peaks.f32TFLOPS;
-  const compute = flops / rate / 1e9, memory = bytes / peaks.readGBps / 1e6;
+  const compute = flops / rate / 1e9, memory = memoryMs(operation, peaks);
   operation.bound = memory >= compute ? "memory" : half ? "f16" : "f32";
   operation.fraction = Math.max(memory, compute) / ms;
 }

@@ -63,6 +63,8 @@ export interface Verdict {
 /** Rates that kernels made for nothing else reach on an adapter. */
 export interface Peaks {
   readGBps: number;
+  /** Of buffers, where the adapter reads textures faster: `readGBps` is theirs then. */
+  bufferGBps?: number;
   f32TFLOPS: number;
   /** Absent without `shader-f16`. */
   f16TFLOPS?: number;

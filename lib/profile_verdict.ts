@@ -4,6 +4,7 @@
  * @module
  */
 import { SHAPES_TAKEN } from "./profile_kernels.ts";
+import { memoryMs } from "./profile_operations.ts";
 import type {
   Comparison,
   Loop,
@@ -176,17 +177,17 @@ function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
       text: `${name} runs at ${rate(phase.tokensPerSecond)} tokens/s: ${most}`,
     };
   }
-  const memoryMs = phase.bytes / peaks.readGBps / 1e6;
+  const readMs = operations.reduce((sum, o) => sum + memoryMs(o, peaks), 0);
   const half = operations.some((o) => o.constants.F16 === 1) &&
     peaks.f16TFLOPS !== undefined;
   const tflops = half ? peaks.f16TFLOPS! : peaks.f32TFLOPS;
   const computeMs = operations.reduce((sum, o) =>
     sum + o.flops /
       (o.constants.F16 === 1 && half ? tflops : peaks.f32TFLOPS) / 1e9, 0);
-  const memory = memoryMs >= computeMs;
-  const fraction = Math.max(memoryMs, computeMs) / ms;
+  const memory = readMs >= computeMs;
+  const fraction = Math.max(readMs, computeMs) / ms;
   const of = memory
-    ? bandwidth(peaks.readGBps)
+    ? bandwidth(phase.bytes / readMs / 1e6)
     : `the ${half ? "f16" : "f32"} rate of ${arithmetic(tflops)}`;
   const severity = fraction >= NEAR ? "green" : "yellow";
   const say = (text: string): Verdict => ({ rule: name, severity, text });

@@ -11,8 +11,9 @@
  *   important first;
  * - `model`, `device` (`kind`, `adapter`, `software`, `choices` with reasons),
  *   `promptTokens`, `maxTokens`, `batch`, `notes`;
- * - `peaks`: what the adapter can do, measured in this run: `readGBps`, `f32TFLOPS`,
- *   `f16TFLOPS`, `fillWorkgroups` (of 256 threads);
+ * - `peaks`: what the adapter can do, measured in this run: `readGBps`, `bufferGBps`
+ *   (where it reads textures faster), `f32TFLOPS`, `f16TFLOPS`, `fillWorkgroups` (of 256
+ *   threads);
  * - `timedBy`: `timestamps`, `passes` (an adapter without them) or `verbs` (the CPU);
  * - `phases`: prefill and decode, each with `ms` of a step as it runs, `profiledMs`
  *   with a pass per dispatch, their `factor`, `betweenMs` between those passes,

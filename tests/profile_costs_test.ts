@@ -1,6 +1,10 @@
 import { assertAlmostEquals, assertEquals } from "@std/assert";
 import { causalPairs, type Costed, costsOf } from "../lib/profile_costs.ts";
-import { operationsOf, withBetween } from "../lib/profile_operations.ts";
+import {
+  memoryMs,
+  operationsOf,
+  withBetween,
+} from "../lib/profile_operations.ts";
 
 const config = {
   numAttentionHeads: 16,
@@ -173,4 +177,13 @@ Deno.test("keys that grow from step to step are shown as a span", () => {
     ["[1, 16, 1, 128] × [1, 8, 128, 10 … 16]", 1],
     ["[1, 16, 1, 10 … 16] × [1, 8, 10 … 16, 128]", 1],
   ]);
+});
+
+Deno.test("what lies in a buffer is read at the rate of buffers", () => {
+  const peaks = { readGBps: 4, f32TFLOPS: 1, fillWorkgroups: 8 };
+  const bytes = 8e6, both = { ...peaks, bufferGBps: 1 };
+  assertEquals(memoryMs({ bytes, constants: {} }, peaks), 2);
+  assertEquals(memoryMs({ bytes, constants: {} }, both), 8);
+  const constants = { W_IN: "texture" };
+  assertEquals(memoryMs({ bytes, constants }, both), 2);
 });
