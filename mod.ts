@@ -21,8 +21,8 @@ export {
   loadQwen3,
   type Prompt,
   type Qwen3,
-} from "./lib/model.ts";
-export { MemoryError } from "./lib/cache_room.ts";
+} from "./lib/load.ts";
+export { MemoryError } from "./lib/model/kv_cache.ts";
 export type { Device, Qwen3Options } from "./lib/place.ts";
 export type {
   BatchPiece,
@@ -34,13 +34,13 @@ export type {
   RunStats,
   Sequence,
 } from "./lib/generate.ts";
-export type { Message, Tool, ToolCall } from "./lib/chat_template.ts";
-export type { LoadProgress } from "./lib/checkpoint.ts";
-export type { Qwen3Config, YarnScaling } from "./lib/config.ts";
-export type { Fallback } from "./lib/runner.ts";
-export type { Sampling, SamplingOptions } from "./lib/sampling.ts";
+export type { Message, Tool, ToolCall } from "./lib/text/chat_template.ts";
+export type { LoadProgress } from "./lib/checkpoint/open.ts";
+export type { Qwen3Config, YarnScaling } from "./lib/checkpoint/config.ts";
+export type { Fallback } from "./lib/model/runner.ts";
+export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/select_device.ts";
-export type { Tokenizer } from "./lib/tokenizer.ts";
+export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export {
   type Choice,
   DeviceError,
@@ -48,9 +48,9 @@ export {
   Gpu,
   NoAdapterError,
   openDevice,
-} from "./lib/device.ts";
-export type { Dtype } from "./lib/ops.ts";
-export { Tensor, type TensorPart } from "./lib/tensor.ts";
+} from "./lib/webgpu/device.ts";
+export type { Dtype } from "./lib/model/ops.ts";
+export { Tensor, type TensorPart } from "./lib/webgpu/tensor.ts";
 export {
   batchedGemm,
   gemm,
@@ -58,9 +58,9 @@ export {
   matmul,
   type MatmulOptions,
 } from "./lib/matmul.ts";
-export { type Capabilities } from "./lib/choose.ts";
+export { type Capabilities } from "./lib/dispatch/linear.ts";
 export {
   chooseMatmul,
   type MatmulChoice,
   type MatmulKernel,
-} from "./lib/choose_matmul.ts";
+} from "./lib/dispatch/matmul.ts";

@@ -5,12 +5,12 @@
  *
  *   deno bench -A bench/attention_bench.ts
  */
-import { BYTES } from "../lib/cpu_dtype.ts";
-import { GpuKvCache } from "../lib/kv_cache.ts";
-import { GpuOps } from "../lib/ops_gpu.ts";
-import type { Plan } from "../lib/plan.ts";
-import { causalPairs } from "../lib/profile_costs.ts";
-import { parseSynthetic } from "../lib/synthetic.ts";
+import { BYTES } from "../lib/dtype.ts";
+import { GpuKvCache } from "../lib/gpu/kv_cache.ts";
+import { GpuOps } from "../lib/gpu/ops.ts";
+import type { Plan } from "../lib/webgpu/plan.ts";
+import { causalPairs } from "../lib/tools/profile/costs.ts";
+import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { benchPlans, copiesOf, openBench } from "./plans.ts";
 import { randomMatrix } from "./products.ts";
 

@@ -3,8 +3,8 @@
  *
  * @module
  */
-import { profile } from "../lib/profile.ts";
-import { promptIds } from "../lib/profile_setting.ts";
+import { profile } from "../lib/tools/profile/profile.ts";
+import { promptIds } from "../lib/tools/profile/setting.ts";
 import { generate, GREEDY } from "./model_rows.ts";
 import { measure, type Measured, withBound } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";

@@ -5,7 +5,7 @@
  *   deno bench -A bench/batched_gemm_bench.ts
  */
 import { batchedGemm } from "../kernels/batched_gemm.ts";
-import { chooseMatmul } from "../lib/choose_matmul.ts";
+import { chooseMatmul } from "../lib/dispatch/matmul.ts";
 import { benchPlans, openBench } from "./plans.ts";
 import { randomMatrix } from "./products.ts";
 

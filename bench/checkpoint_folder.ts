@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { type Checkpoint, openCheckpoint } from "../lib/checkpoint.ts";
+import { type Checkpoint, openCheckpoint } from "../lib/checkpoint/open.ts";
 import { Unmeasurable } from "./report.ts";
 
 const CHUNK = 1 << 24;

@@ -3,14 +3,14 @@
  *
  * @module
  */
-import { openCheckpoint } from "../lib/checkpoint.ts";
-import { loadQwen3 } from "../lib/model.ts";
-import { profile } from "../lib/profile.ts";
-import { comparisonOf } from "../lib/profile_compare.ts";
-import { profileCpu } from "../lib/profile_cpu.ts";
-import type { Comparison } from "../lib/profile_report.ts";
-import { CpuRunner } from "../lib/runner_cpu.ts";
-import { resolveSampling } from "../lib/sampling.ts";
+import { openCheckpoint } from "../lib/checkpoint/open.ts";
+import { loadQwen3 } from "../lib/load.ts";
+import { profile } from "../lib/tools/profile/profile.ts";
+import { comparisonOf } from "../lib/tools/profile/compare.ts";
+import { profileCpu } from "../lib/tools/profile/cpu.ts";
+import type { Comparison } from "../lib/tools/profile/report.ts";
+import { CpuRunner } from "../lib/cpu/runner.ts";
+import { resolveSampling } from "../lib/model/sampling.ts";
 import { generate } from "./model_rows.ts";
 import { measure, type Measured } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";

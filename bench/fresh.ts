@@ -7,8 +7,8 @@
  *
  * @module
  */
-import { openDevice } from "../lib/device.ts";
-import { loadQwen3 } from "../lib/model.ts";
+import { openDevice } from "../lib/webgpu/device.ts";
+import { loadQwen3 } from "../lib/load.ts";
 import { prepareEnvironment } from "../tasks/flags.ts";
 import { generate } from "./model_rows.ts";
 

@@ -6,11 +6,11 @@
  */
 import { gemm } from "../kernels/gemm.ts";
 import { gemv } from "../kernels/gemv.ts";
-import { chooseLinear } from "../lib/choose.ts";
-import { chooseMatmul } from "../lib/choose_matmul.ts";
-import type { Kernel, Operands } from "../lib/kernel.ts";
-import type { Plan } from "../lib/plan.ts";
-import type { Constants } from "../lib/unroll.ts";
+import { chooseLinear } from "../lib/dispatch/linear.ts";
+import { chooseMatmul } from "../lib/dispatch/matmul.ts";
+import type { Kernel, Operands } from "../lib/webgpu/kernel.ts";
+import type { Plan } from "../lib/webgpu/plan.ts";
+import type { Constants } from "../lib/webgpu/unroll.ts";
 import { benchPlans, copiesOf, openBench } from "./plans.ts";
 import { randomMatrix } from "./products.ts";
 

@@ -4,13 +4,13 @@
  * @module
  */
 import type { RunStats } from "../lib/generate.ts";
-import type { Qwen3 } from "../lib/model.ts";
-import type { Plan } from "../lib/plan.ts";
-import { costsOf } from "../lib/profile_costs.ts";
-import { loopOf, watchLoop } from "../lib/profile_loop.ts";
-import { promptIds } from "../lib/profile_setting.ts";
-import type { GpuRunner } from "../lib/runner_gpu.ts";
-import { resolveSampling } from "../lib/sampling.ts";
+import type { Qwen3 } from "../lib/load.ts";
+import type { Plan } from "../lib/webgpu/plan.ts";
+import { costsOf } from "../lib/tools/profile/costs.ts";
+import { loopOf, watchLoop } from "../lib/tools/profile/loop.ts";
+import { promptIds } from "../lib/tools/profile/setting.ts";
+import type { GpuRunner } from "../lib/gpu/runner.ts";
+import { resolveSampling } from "../lib/model/sampling.ts";
 import { type Measure, measure, type Measured, withBound } from "./report.ts";
 import { type BenchSetting, hotTimes } from "./setting.ts";
 

@@ -1,4 +1,4 @@
-import { kernel } from "../lib/kernel.ts";
+import { kernel } from "../lib/webgpu/kernel.ts";
 
 /**
  * `c = a · b`, `[m, k] × [k, n]`, one thread for each element of c and nothing

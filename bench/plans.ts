@@ -5,10 +5,10 @@
  *
  * @module
  */
-import { type Gpu, openDevice } from "../lib/device.ts";
-import { measurePeaks } from "../lib/peaks.ts";
-import { Plan } from "../lib/plan.ts";
-import type { Peaks } from "../lib/profile_report.ts";
+import { type Gpu, openDevice } from "../lib/webgpu/device.ts";
+import { measurePeaks } from "../lib/tools/peaks.ts";
+import { Plan } from "../lib/webgpu/plan.ts";
+import type { Peaks } from "../lib/tools/profile/report.ts";
 import { prepareEnvironment } from "../tasks/flags.ts";
 import {
   type Measure,

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Plan } from "../lib/plan.ts";
+import { Plan } from "../lib/webgpu/plan.ts";
 import { recordProduct } from "./products.ts";
 import { measure, type Measured, Unmeasurable, withBound } from "./report.ts";
 import { type BenchSetting, hotTimes } from "./setting.ts";

@@ -5,12 +5,12 @@
  */
 import { gemm } from "../kernels/gemm.ts";
 import { sumSplits } from "../kernels/sum_splits.ts";
-import { chooseLinear } from "../lib/choose.ts";
-import { chooseMatmul } from "../lib/choose_matmul.ts";
-import type { Gpu } from "../lib/device.ts";
-import { Random } from "../lib/doctor_reference.ts";
-import type { Plan } from "../lib/plan.ts";
-import type { Tensor } from "../lib/tensor.ts";
+import { chooseLinear } from "../lib/dispatch/linear.ts";
+import { chooseMatmul } from "../lib/dispatch/matmul.ts";
+import type { Gpu } from "../lib/webgpu/device.ts";
+import { Random } from "../lib/check/reference.ts";
+import type { Plan } from "../lib/webgpu/plan.ts";
+import type { Tensor } from "../lib/webgpu/tensor.ts";
 
 /** Random values repeat after as many: what a product takes does not depend on it. */
 const PERIOD = 1 << 20;

@@ -3,9 +3,9 @@
  *
  * @module
  */
-import type { Choice } from "../lib/device.ts";
-import type { Peaks } from "../lib/profile_report.ts";
-import { spread } from "../lib/profiler.ts";
+import type { Choice } from "../lib/webgpu/device.ts";
+import type { Peaks } from "../lib/tools/profile/report.ts";
+import { spread } from "../lib/webgpu/timing.ts";
 
 /** What a measure is counted in; rates, × and % are better the higher. */
 export type Unit =

@@ -4,14 +4,14 @@
  *
  * @module
  */
-import { openCheckpoint } from "../lib/checkpoint.ts";
-import { type Gpu, openDevice } from "../lib/device.ts";
-import { loadQwen3, type Qwen3 } from "../lib/model.ts";
-import { measurePeaks, timeByWall } from "../lib/peaks.ts";
-import type { Moment, Plan } from "../lib/plan.ts";
-import type { Peaks } from "../lib/profile_report.ts";
-import { timePlan } from "../lib/profiler.ts";
-import { GpuRunner } from "../lib/runner_gpu.ts";
+import { openCheckpoint } from "../lib/checkpoint/open.ts";
+import { type Gpu, openDevice } from "../lib/webgpu/device.ts";
+import { loadQwen3, type Qwen3 } from "../lib/load.ts";
+import { measurePeaks, timeByWall } from "../lib/tools/peaks.ts";
+import type { Moment, Plan } from "../lib/webgpu/plan.ts";
+import type { Peaks } from "../lib/tools/profile/report.ts";
+import { timePlan } from "../lib/webgpu/timing.ts";
+import { GpuRunner } from "../lib/gpu/runner.ts";
 import { Unmeasurable } from "./report.ts";
 
 /** Work that precedes a timed pass: an idle GPU lowers its clocks. */

@@ -1,5 +1,5 @@
-import { type Grid, kernel } from "../lib/kernel.ts";
-import { LANES } from "../lib/wgsl.ts";
+import { type Grid, kernel } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 import { HEADS, turnPair } from "./heads.ts";
 
 // Where in half a head a lane's pair p is.

@@ -1,5 +1,5 @@
-import { kernel } from "../lib/kernel.ts";
-import { LANES } from "../lib/wgsl.ts";
+import { kernel } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 
 /**
  * Causal attention of many new tokens per sequence over the KV cache, which holds

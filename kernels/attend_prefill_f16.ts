@@ -1,5 +1,5 @@
-import { kernel } from "../lib/kernel.ts";
-import { LANES } from "../lib/wgsl.ts";
+import { kernel } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 
 // Blocks of 4 keys × 4 values of the head size, and whole rows of values.
 const fetchKeys = (k0: string) => /* wgsl */ `

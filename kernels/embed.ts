@@ -1,4 +1,4 @@
-import { kernel, splitGrid } from "../lib/kernel.ts";
+import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
 
 /**
  * Rows of a table by index, as f32: the embedding of tokens, and partial sums of

@@ -1,4 +1,4 @@
-import { kernel } from "../lib/kernel.ts";
+import { kernel } from "../lib/webgpu/kernel.ts";
 
 /** What thread block l of a tile does: all of them the same, unless a's blocks end within. */
 const perBlock = (a: string, b: string) => /* wgsl */ `

@@ -1,6 +1,6 @@
-import { kernel, splitGrid } from "../lib/kernel.ts";
-import type { Constants } from "../lib/unroll.ts";
-import { LANES } from "../lib/wgsl.ts";
+import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
+import type { Constants } from "../lib/webgpu/unroll.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 import { emulated } from "./gemv_emulated.ts";
 
 // Units of a chunk that lie beyond the row are zero, so they add nothing.

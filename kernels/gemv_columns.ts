@@ -1,4 +1,4 @@
-import { kernel, splitGrid } from "../lib/kernel.ts";
+import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
 
 /**
  * One or a few rows times a matrix stored by input row: `y = x · b`, `[m, k] × [k, n]`.

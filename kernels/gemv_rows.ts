@@ -1,4 +1,4 @@
-import { kernel, splitGrid } from "../lib/kernel.ts";
+import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
 import { W_ROW } from "./gemv.ts";
 
 // Fours of a chunk that lie beyond the row are zero, so they add nothing.

@@ -1,5 +1,5 @@
-import { kernel } from "../lib/kernel.ts";
-import { LANES } from "../lib/wgsl.ts";
+import { kernel } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 
 /**
  * The largest absolute value of a weight, as f32 bits in `largest[at]` (they order

@@ -1,4 +1,4 @@
-import { kernel } from "../lib/kernel.ts";
+import { kernel } from "../lib/webgpu/kernel.ts";
 
 /**
  * Multiplies and adds in registers and nothing else: how fast arithmetic can be, in

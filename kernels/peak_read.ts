@@ -1,4 +1,4 @@
-import { kernel } from "../lib/kernel.ts";
+import { kernel } from "../lib/webgpu/kernel.ts";
 
 /**
  * Reads a whole buffer, or its copy in a texture, and does next to nothing with it: how

@@ -1,5 +1,5 @@
-import { kernel, splitGrid } from "../lib/kernel.ts";
-import { LANES } from "../lib/wgsl.ts";
+import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 import { HEADS, turnPair } from "./heads.ts";
 
 /**

@@ -1,4 +1,4 @@
-import { kernel } from "../lib/kernel.ts";
+import { kernel } from "../lib/webgpu/kernel.ts";
 import { BIN, BINS } from "./sample_histogram.ts";
 import {
   BEST,

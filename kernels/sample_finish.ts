@@ -1,4 +1,4 @@
-import { kernel } from "../lib/kernel.ts";
+import { kernel } from "../lib/webgpu/kernel.ts";
 import { BEST, GUMBEL, ORDER, SAMPLE_CONSTANTS } from "./sample_scores.ts";
 
 /** Runs `body` for every candidate `key`, `id` of this thread: SHARE threads go through a chunk's. */

@@ -1,4 +1,4 @@
-import { kernel, splitGrid } from "../lib/kernel.ts";
+import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
 
 /**
  * Adds what the SPLITS runs of a gemm over k wrote, `[splits · m, n]`, into `y`.

@@ -1,8 +1,8 @@
-import { kernel, splitGrid } from "../lib/kernel.ts";
+import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
 
 /**
  * Synthetic bf16 weights without an upload: `w[i] = bf16(scale · u[i])`, the rule of
- * lib/synthetic.ts, two weights per thread: words from `source` on of the
+ * lib/checkpoint/synthetic.ts, two weights per thread: words from `source` on of the
  * tensor go to word `to` on of the buffer.
  */
 export const synthesize = kernel({

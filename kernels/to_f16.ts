@@ -1,5 +1,5 @@
-import { kernel, splitGrid } from "../lib/kernel.ts";
-import { LANES } from "../lib/wgsl.ts";
+import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 
 /**
  * Rows as f16 for products in f16, each scaled by a power of two so that its largest

@@ -12,9 +12,9 @@ import {
   chooseMatmul,
   type MatmulChoice,
   type MatmulKernel,
-} from "./choose_matmul.ts";
-import { Plan } from "./plan.ts";
-import type { Tensor } from "./tensor.ts";
+} from "./dispatch/matmul.ts";
+import { Plan } from "./webgpu/plan.ts";
+import type { Tensor } from "./webgpu/tensor.ts";
 
 /** How a product is made. */
 export interface MatmulOptions {

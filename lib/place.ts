@@ -4,13 +4,13 @@
  *
  * @module
  */
-import type { Checkpoint, LoadProgress } from "./checkpoint.ts";
-import { DebugRunner } from "./debug.ts";
-import { type Choice, DeviceError, type Gpu } from "./device.ts";
-import { cacheBytes } from "./cache_room.ts";
-import type { Runner } from "./runner.ts";
-import { CpuRunner } from "./runner_cpu.ts";
-import { GpuRunner } from "./runner_gpu.ts";
+import type { Checkpoint, LoadProgress } from "./checkpoint/open.ts";
+import { DebugRunner } from "./debug/runner.ts";
+import { type Choice, DeviceError, type Gpu } from "./webgpu/device.ts";
+import { cacheBytes } from "./model/kv_cache.ts";
+import type { Runner } from "./model/runner.ts";
+import { CpuRunner } from "./cpu/runner.ts";
+import { GpuRunner } from "./gpu/runner.ts";
 import { type DeviceKind, selectDevice } from "./select_device.ts";
 
 /** Positions that a model has room for unless asked for more. */

@@ -4,11 +4,16 @@
  * @module
  */
 import { gemv } from "../kernels/gemv.ts";
-import { chooseLinear } from "./choose.ts";
-import type { Qwen3Config } from "./config.ts";
-import { type Choice, type Gpu, NoAdapterError, openDevice } from "./device.ts";
-import { CpuOps } from "./ops_cpu.ts";
-import { Plan } from "./plan.ts";
+import { chooseLinear } from "./dispatch/linear.ts";
+import type { Qwen3Config } from "./checkpoint/config.ts";
+import {
+  type Choice,
+  type Gpu,
+  NoAdapterError,
+  openDevice,
+} from "./webgpu/device.ts";
+import { CpuOps } from "./cpu/ops.ts";
+import { Plan } from "./webgpu/plan.ts";
 
 /** `auto` decides, `gpu` insists on an adapter (software too), `cpu` asks for none. */
 export type DeviceKind = "auto" | "gpu" | "cpu";

@@ -6,13 +6,13 @@
  *
  * A line for each finding: ✓ fine, ! works but slower, and why, ✗ what to do; the
  * last line sums up. Exit code 1 where there is a ✗. `--json` prints one line of JSON
- * instead, a `DoctorReport` of lib/doctor_report.ts: `ok` and `findings`, each with `severity`
+ * instead, a `DoctorReport` of lib/tools/doctor/report.ts: `ok` and `findings`, each with `severity`
  * (green, yellow, red), `topic`, `text` and the numbers behind it in `data`; kernels
  * have `trials` with `what`, `error`, `tolerance`, `index`, `actual`, `expected`.
  */
-import { doctor } from "../lib/doctor.ts";
-import { findingText, summaryText } from "../lib/doctor_report.ts";
-import { DEFAULT_MODEL } from "../lib/model.ts";
+import { doctor } from "../lib/tools/doctor/doctor.ts";
+import { findingText, summaryText } from "../lib/tools/doctor/report.ts";
+import { DEFAULT_MODEL } from "../lib/load.ts";
 import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {

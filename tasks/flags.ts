@@ -4,7 +4,7 @@
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
-import type { Dtype } from "../lib/ops.ts";
+import type { Dtype } from "../lib/model/ops.ts";
 
 /** What a flag takes. */
 export type FlagType = "text" | "texts" | "number" | "switch";

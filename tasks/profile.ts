@@ -5,7 +5,7 @@
  *   deno task profile --kernels gemv      # the failure that started this project
  *
  * `--json` writes one line of JSON last on stdout, `--json FILE` writes it to a file;
- * it is a `ProfileReport` of lib/profile_report.ts, where every field is described:
+ * it is a `ProfileReport` of lib/tools/profile/report.ts, where every field is described:
  *
  * - `verdicts`: `rule`, `severity` (red, yellow, green) and `text`, the most
  *   important first;
@@ -31,11 +31,11 @@
  *   in milliseconds.
  */
 import type { DeviceKind } from "../mod.ts";
-import { profile } from "../lib/profile.ts";
-import { profileHtml } from "../lib/profile_html.ts";
-import { profileText } from "../lib/profile_text.ts";
-import { traceOf } from "../lib/profile_trace.ts";
-import { parseKernels } from "../lib/profile_kernels.ts";
+import { profile } from "../lib/tools/profile/profile.ts";
+import { profileHtml } from "../lib/tools/profile/html.ts";
+import { profileText } from "../lib/tools/profile/text.ts";
+import { traceOf } from "../lib/tools/profile/trace.ts";
+import { parseKernels } from "../lib/tools/profile/kernels.ts";
 import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
@@ -64,7 +64,7 @@ const FLAGS: FlagTable = {
   ],
   "json": [
     "text",
-    "the report as one line of JSON, last on stdout or to a file; lib/profile_report.ts has its fields",
+    "the report as one line of JSON, last on stdout or to a file; lib/tools/profile/report.ts has its fields",
   ],
   "trace": ["text", "a file for Chrome trace events, for ui.perfetto.dev"],
   "html": ["text", "a file for one self-contained page"],

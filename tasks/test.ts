@@ -11,7 +11,7 @@
  */
 import { prepareEnvironment } from "./flags.ts";
 
-const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/gpu.ts
+const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/support/gpu.ts
 
 prepareEnvironment();
 const args = Deno.args.filter((arg) => arg !== "--require-gpu");

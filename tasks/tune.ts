@@ -9,11 +9,15 @@
  * the GPU's clock, all of them taking turns. One that beats the default by more than
  * the spread of the rounds is stored; one that computes wrongly never is, and makes
  * the exit code 1. stdout is for a program: `--json` prints one line, a `TuneReport` of
- * lib/tune.ts, where every field is described.
+ * lib/tools/tune/tune.ts, where every field is described.
  */
-import { DEFAULT_MODEL } from "../lib/model.ts";
-import { candidateText, type CaseReport, tune } from "../lib/tune.ts";
-import { TUNED_KERNELS, type TunedKernel } from "../lib/tuning_key.ts";
+import { DEFAULT_MODEL } from "../lib/load.ts";
+import {
+  candidateText,
+  type CaseReport,
+  tune,
+} from "../lib/tools/tune/tune.ts";
+import { TUNED_KERNELS, type TunedKernel } from "../lib/dispatch/keys.ts";
 import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {

@@ -5,8 +5,8 @@
  * cost too much are left out unless QWEN3_ALL_LENGTHS=1 asks for all of them.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { elements } from "../lib/cpu_dtype.ts";
-import { tensorShapes } from "../lib/synthetic.ts";
+import { elements } from "../lib/dtype.ts";
+import { tensorShapes } from "../lib/checkpoint/synthetic.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import {
   assertGreedy,
@@ -18,8 +18,8 @@ import {
   readGolden,
   readSyntheticGolden,
   relativeError,
-} from "./golden.ts";
-import { gpuTest } from "./gpu.ts";
+} from "./support/golden.ts";
+import { gpuTest } from "./support/gpu.ts";
 
 type Device = "gpu" | "cpu";
 type Precision = "f32" | "auto";

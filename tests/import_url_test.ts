@@ -1,7 +1,7 @@
 /** A script elsewhere that imports mod.ts by URL, as people do. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { gpuTest } from "./gpu.ts";
-import { rangeResponse } from "./serve_folder.ts";
+import { gpuTest } from "./support/gpu.ts";
+import { rangeResponse } from "./support/serve_folder.ts";
 
 const ROOT = new URL("../", import.meta.url);
 
@@ -105,7 +105,7 @@ Deno.test("threads of the CPU path start where the modules came by URL", async (
   assertMatch(adapter, new RegExp(`^CPU \\(${cores} thread`));
   assert(choices.length >= 3);
   assertEquals(
-    server.paths.includes("/lib/cpu_worker.ts"),
+    server.paths.includes("/lib/cpu/worker.ts"),
     cores > 1,
   );
 });

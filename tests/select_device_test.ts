@@ -1,9 +1,9 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { NoAdapterError } from "../lib/device.ts";
+import { NoAdapterError } from "../lib/webgpu/device.ts";
 import { selectDevice } from "../lib/select_device.ts";
-import { parseSynthetic } from "../lib/synthetic.ts";
-import { gpuTest } from "./gpu.ts";
-import { HARDWARE, NO_ADAPTER, wrapGpu } from "./wrapped_gpu.ts";
+import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
+import { gpuTest } from "./support/gpu.ts";
+import { HARDWARE, NO_ADAPTER, wrapGpu } from "./support/wrapped_gpu.ts";
 
 const { config } = parseSynthetic("synthetic:qwen3-0.6b");
 const FORBIDDEN = {

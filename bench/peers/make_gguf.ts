@@ -6,9 +6,9 @@
  *
  * The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
  */
-import { type Checkpoint, openCheckpoint } from "../../lib/checkpoint.ts";
-import type { Qwen3Config } from "../../lib/config.ts";
-import { bf16ToF32, f16ToF32, f32ToF16Bits } from "../../lib/cpu_dtype.ts";
+import { type Checkpoint, openCheckpoint } from "../../lib/checkpoint/open.ts";
+import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
+import { bf16ToF32, f16ToF32, f32ToF16Bits } from "../../lib/dtype.ts";
 import { runTask } from "../../tasks/flags.ts";
 
 const ALIGNMENT = 32, CHUNK = 1 << 24;

@@ -1,12 +1,17 @@
 import { assertThrows } from "@std/assert";
 import { gemm } from "../../kernels/gemm.ts";
-import { chooseLinear } from "../../lib/choose.ts";
-import { toF32 } from "../../lib/cpu_dtype.ts";
-import type { Dtype } from "../../lib/ops.ts";
-import type { Constants } from "../../lib/unroll.ts";
-import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, type Trial } from "../gpu.ts";
-import { assertSums, epilogue, linear, transpose } from "../reference.ts";
+import { chooseLinear } from "../../lib/dispatch/linear.ts";
+import { toF32 } from "../../lib/dtype.ts";
+import type { Dtype } from "../../lib/model/ops.ts";
+import type { Constants } from "../../lib/webgpu/unroll.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, type Trial } from "../support/gpu.ts";
+import {
+  assertSums,
+  epilogue,
+  linear,
+  transpose,
+} from "../support/reference.ts";
 
 const SIZES = [1, 2, 3, 4, 5, 8, 16, 17, 31, 32, 63, 64, 65, 100, 129];
 const SMALL = { BM: 32, BN: 32, BK: 8, TM: 4, TN: 4 };

@@ -1,7 +1,7 @@
 import { gemvColumns } from "../../kernels/gemv_columns.ts";
-import { toF32 } from "../../lib/cpu_dtype.ts";
-import { gpuTest } from "../gpu.ts";
-import { assertSums, linear, transpose } from "../reference.ts";
+import { toF32 } from "../../lib/dtype.ts";
+import { gpuTest } from "../support/gpu.ts";
+import { assertSums, linear, transpose } from "../support/reference.ts";
 
 gpuTest(
   "gemvColumns multiplies one to eight rows by matrices of any size",

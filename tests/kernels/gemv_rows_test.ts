@@ -1,8 +1,8 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
-import type { Constants } from "../../lib/unroll.ts";
-import { gpuTest, lanes, type Trial } from "../gpu.ts";
-import { checkRows, type RowsCase } from "./rows_case.ts";
+import type { Constants } from "../../lib/webgpu/unroll.ts";
+import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
+import { checkRows, type RowsCase } from "../support/rows_case.ts";
 
 const WEIGHTS = ["f32", "f16", "bf16"] as const;
 const SMALL = { WORKGROUP: 32, STEPS: 1 };

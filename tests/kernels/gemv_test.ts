@@ -1,8 +1,8 @@
 import { assertRejects } from "@std/assert";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
-import type { Constants } from "../../lib/unroll.ts";
-import { gpuTest, lanes, type Trial } from "../gpu.ts";
-import { checkRows, type RowsCase } from "./rows_case.ts";
+import type { Constants } from "../../lib/webgpu/unroll.ts";
+import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
+import { checkRows, type RowsCase } from "../support/rows_case.ts";
 
 const WEIGHTS = ["f32", "f16", "bf16"] as const;
 

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { maxAbs } from "../../kernels/max_abs.ts";
-import { toF32 } from "../../lib/cpu_dtype.ts";
-import { gpuTest, lanes } from "../gpu.ts";
+import { toF32 } from "../../lib/dtype.ts";
+import { gpuTest, lanes } from "../support/gpu.ts";
 
 gpuTest(
   "maxAbs finds the largest absolute value, wherever it lies",

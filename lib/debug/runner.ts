@@ -1,0 +1,334 @@
+/**
+ * A model on the GPU of which every operation is checked against the CPU as it runs.
+ * Slow by design: each verb is awaited and read back.
+ *
+ * @module
+ */
+import { positionsOf } from "../model/kv_cache.ts";
+import type { Checkpoint } from "../checkpoint/open.ts";
+import { type CpuTensor, f32 } from "../dtype.ts";
+import type { Choice, Gpu } from "../webgpu/device.ts";
+import { GpuKvCache } from "../gpu/kv_cache.ts";
+import type { KvCache, Ops } from "../model/ops.ts";
+import { SamplingTwin } from "./sampling.ts";
+import { GpuOps } from "../gpu/ops.ts";
+import { Plan } from "../webgpu/plan.ts";
+import { forward, type Weights } from "../model/qwen3.ts";
+import { differenceText, rowDifference } from "../check/row_difference.ts";
+import type { Runner } from "../model/runner.ts";
+import { CpuRunner } from "../cpu/runner.ts";
+import { GpuRunner, type GpuRunnerOptions } from "../gpu/runner.ts";
+import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
+import type { Tensor } from "../webgpu/tensor.ts";
+
+/** One verb: its dispatches, what it reads and what it gives. */
+interface Step {
+  name: string;
+  plan: Plan;
+  inputs: Tensor[];
+  output: Tensor;
+  /** The same on the CPU. */
+  onCpu: (...inputs: CpuTensor[]) => CpuTensor;
+}
+
+/** Both sides' keys and values. */
+interface Caches {
+  onGpu: GpuKvCache;
+  onCpu: KvCache<CpuTensor>;
+}
+
+/** A key or value did not fit an f16 cache. */
+class CacheOverflow extends Error {}
+
+/**
+ * {@linkcode Runner} that throws at the first operation, or choice of a token, that
+ * differs from the CPU's. Its tokens are the CPU's choice from the GPU's logits. The
+ * loop of `generate`, which leaves tokens on the device, is not what runs here.
+ */
+export class DebugRunner implements Runner {
+  readonly fallbacks = [];
+  readonly context: number;
+  /** What the CPU's weights are, by the GPU's. */
+  readonly #twins = new Map<Tensor, CpuTensor>();
+
+  private constructor(
+    readonly gpu: GpuRunner,
+    readonly cpu: CpuRunner,
+    readonly options: GpuRunnerOptions,
+  ) {
+    this.context = options.context;
+    const pair = (on: Weights<Tensor>, off: Weights<CpuTensor>) => {
+      this.#twins.set(on.embedTokens, off.embedTokens);
+      this.#twins.set(on.norm, off.norm).set(on.lmHead, off.lmHead);
+      on.layers.forEach((layer, i) => {
+        for (const name of Object.keys(layer) as (keyof typeof layer)[]) {
+          this.#twins.set(layer[name], off.layers[i][name]);
+        }
+      });
+    };
+    pair(gpu.weights, cpu.weights);
+  }
+
+  /** What the GPU's runner decided since loading. */
+  get choices(): readonly Choice[] {
+    return this.gpu.choices;
+  }
+
+  /** Loads the weights twice. */
+  static async load(
+    gpu: Gpu,
+    checkpoint: Checkpoint,
+    options: GpuRunnerOptions,
+  ): Promise<DebugRunner> {
+    const cpu = await CpuRunner.load(checkpoint, options);
+    const on = await GpuRunner.load(gpu, checkpoint, options);
+    return new DebugRunner(on, cpu, options);
+  }
+
+  async logits(
+    tokens: readonly number[],
+    { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
+  ): Promise<Float32Array> {
+    try {
+      using caches = this.#caches(1, this.context);
+      return await this.#append(tokens, 0, caches, all, signal);
+    } catch (error) {
+      await this.#widenAfter(error);
+      return this.logits(tokens, { all, signal });
+    }
+  }
+
+  /** Goes on with f32 caches, or throws what is no reason to. */
+  async #widenAfter(error: unknown): Promise<void> {
+    if (!(error instanceof CacheOverflow)) throw error;
+    await this.gpu.widen();
+  }
+
+  /** Empty caches on both sides. */
+  #caches(sequences: number, context: number) {
+    const { gpu, config, cacheDtype } = this.gpu;
+    const onGpu = new GpuKvCache(gpu, config, sequences, context, cacheDtype);
+    const onCpu = this.cpu.ops.createCache(sequences, context);
+    onGpu.reset(onCpu.lengths);
+    return {
+      onGpu,
+      onCpu,
+      [Symbol.dispose]() {
+        onGpu[Symbol.dispose]();
+        onCpu[Symbol.dispose]();
+      },
+    };
+  }
+
+  async #append(
+    tokens: readonly number[],
+    sequence: number,
+    caches: Caches,
+    all: boolean,
+    signal?: AbortSignal,
+  ): Promise<Float32Array> {
+    const rows = this.gpu.prefillRows, parts: Float32Array[] = [];
+    for (let at = 0; at < tokens.length; at += rows) {
+      signal?.throwIfAborted();
+      const chunk = Uint32Array.from(tokens.slice(at, at + rows));
+      const pass = { first: sequence, tokens: chunk.length };
+      parts.push(await this.#pass(chunk, pass, all, caches));
+    }
+    if (!all) return parts.at(-1)!;
+    const out = new Float32Array(tokens.length * this.gpu.config.vocabSize);
+    parts.reduce((at, part) => (out.set(part, at), at + part.length), 0);
+    return out;
+  }
+
+  requireRoom(sequences: number, context: number): void {
+    this.gpu.requireRoom(sequences, context);
+    this.cpu.requireRoom(sequences, context);
+  }
+
+  async *generate(
+    prompts: readonly (readonly number[])[],
+    sampling: Sampling,
+    maxTokens: number,
+    signal?: AbortSignal,
+  ): AsyncGenerator<readonly number[], void> {
+    const context = positionsOf(prompts, maxTokens, this.context);
+    const texts = prompts.map((prompt) => [...prompt]);
+    for (let step = 0; step < maxTokens;) {
+      const steps = { step, maxTokens, signal };
+      try {
+        for await (const ids of this.#run(texts, context, sampling, steps)) {
+          ids.forEach((id, s) => texts[s].push(id));
+          step++;
+          yield ids;
+        }
+      } catch (error) {
+        await this.#widenAfter(error); // from what was accepted
+      }
+    }
+  }
+
+  async *#run(
+    texts: readonly (readonly number[])[],
+    context: number,
+    sampling: Sampling,
+    { step, maxTokens, signal }: {
+      /** Tokens that were chosen before. */
+      step: number;
+      maxTokens: number;
+      signal?: AbortSignal;
+    },
+  ): AsyncGenerator<readonly number[], void> {
+    const { vocabSize } = this.gpu.config;
+    this.requireRoom(texts.length, context);
+    using caches = this.#caches(texts.length, context);
+    const { gpu } = this.gpu, sequences = texts.length;
+    using twin = new SamplingTwin(gpu, sampling, {
+      ...{ sequences, vocab: vocabSize },
+    });
+    const seen = texts.map((text) => seenBits(vocabSize, text));
+    const rows: Float32Array[] = [];
+    for (const [s, text] of texts.entries()) {
+      const fits = text.slice(0, context);
+      rows.push(await this.#append(fits, s, caches, false, signal));
+    }
+    for (; step < maxTokens; step++) {
+      const before = seen.map((bits) => bits.slice());
+      const ids = sampleEach(rows, sampling, seen, step);
+      const wrong = await twin.difference(rows, before, step, ids);
+      if (wrong) throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
+      yield ids;
+      if (step === maxTokens - 1) return;
+      signal?.throwIfAborted();
+      for (const { lengths } of [caches.onGpu, caches.onCpu]) {
+        lengths.forEach((n, s) => lengths[s] = Math.min(n, context - 1));
+      }
+      const pass = { first: 0, tokens: 1 };
+      const logits = await this.#pass(
+        Uint32Array.from(ids),
+        pass,
+        false,
+        caches,
+      );
+      rows.forEach((_, s) =>
+        rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
+      );
+    }
+  }
+
+  async #pass(
+    chunk: Uint32Array<ArrayBuffer>,
+    pass: KvCache<Tensor>["pass"],
+    all: boolean,
+    { onGpu: cache, onCpu: cpuCache }: Caches,
+  ): Promise<Float32Array> {
+    const { gpu, config } = this.gpu, { ops } = this.cpu;
+    cache.pass = cpuCache.pass = pass;
+    gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+    const length = Math.max(...cache.lengths);
+    using onGpu = new GpuOps(gpu, config);
+    using input = gpu.tensor("u32", [chunk.length], chunk, "tokens");
+    const steps: Step[] = [];
+    const cpu = (tensor: Tensor) => this.#twins.get(tensor)!;
+    const record = (
+      name: string,
+      inputs: Tensor[],
+      run: () => Tensor,
+      onCpu: Step["onCpu"],
+    ) => {
+      const plan = onGpu.plan = new Plan(gpu);
+      const output = run();
+      steps.push({ name, plan, inputs, output, onCpu });
+      return output;
+    };
+    const recording: Ops<Tensor> = {
+      embed: (table, tokens) =>
+        record(
+          "embed",
+          [],
+          () => onGpu.embed(table, tokens),
+          () =>
+            ops.embed(cpu(table), {
+              ...{ dtype: "u32", shape: [chunk.length], data: chunk },
+            }),
+        ),
+      normMatmul: (x, norm, w) =>
+        record(
+          `${w.label} (normMatmul)`,
+          [x],
+          () => onGpu.normMatmul(x, norm, w),
+          (x) => ops.normMatmul(x, cpu(norm), cpu(w)),
+        ),
+      attend: (qkv, q, k, _, layer) =>
+        record(
+          `layers.${layer}.attention (attend)`,
+          [qkv],
+          () => onGpu.attend(qkv, q, k, cache, layer),
+          (qkv) => ops.attend(qkv, cpu(q), cpu(k), cpuCache, layer),
+        ),
+      matmulAdd: (x, w, y) =>
+        record(
+          `${w.label} (matmulAdd)`,
+          [x, y],
+          () => onGpu.matmulAdd(x, w, y),
+          (x, y) => ops.matmulAdd(x, cpu(w), y),
+        ),
+      normSwiglu: (x, norm, w) =>
+        record(
+          `${w.label} (normSwiglu)`,
+          [x],
+          () => onGpu.normSwiglu(x, norm, w),
+          (x) => ops.normSwiglu(x, cpu(norm), cpu(w)),
+        ),
+      lastRow: (x) =>
+        record(
+          "lastRow",
+          [x],
+          () => onGpu.lastRow(x, cache),
+          (x) => ops.lastRow(x, cpuCache),
+        ),
+    };
+    forward(recording, this.gpu.weights, input, cache, all);
+    let last = new Float32Array();
+    const overflows = async () =>
+      cache.dtype === "f16" && (await cache.flags.read())[0] !== 0;
+    for (const { name, plan, inputs, output, onCpu } of steps) {
+      using _plan = plan;
+      const given: CpuTensor[] = [];
+      for (const tensor of inputs) {
+        const data = await tensor.read();
+        given.push({ dtype: "f32", shape: tensor.shape, data });
+      }
+      plan.run({ length });
+      last = await output.read() as Float32Array<ArrayBuffer>;
+      gpu.check();
+      const wrong = this.#compare(name, last, f32(onCpu(...given)), output);
+      if (!wrong) continue;
+      if (await overflows()) break;
+      throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
+    }
+    if (await overflows()) throw new CacheOverflow();
+    for (let s = 0; s < chunk.length / pass.tokens; s++) {
+      cache.lengths[pass.first + s] += pass.tokens;
+      cpuCache.lengths[pass.first + s] += pass.tokens;
+    }
+    return last;
+  }
+
+  /** How `actual` differs from `expected`, if it does. */
+  #compare(
+    name: string,
+    actual: Float32Array,
+    expected: Float32Array,
+    { shape }: Tensor,
+  ): string | undefined {
+    const { f16Products } = this.options, { cacheDtype } = this.gpu;
+    const half = f16Products || cacheDtype === "f16" && /attend/.test(name);
+    const found = rowDifference(actual, expected, shape[1], half);
+    return found && `${name} ${differenceText(found)}`;
+  }
+
+  [Symbol.dispose](): void {
+    this.cpu[Symbol.dispose]();
+    this.gpu[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,252 @@
+/**
+ * Sequences that decode together on the GPU: their cache, what sampling keeps of
+ * them, and the forward passes recorded for them.
+ *
+ * @module
+ */
+import type { CacheSize } from "../model/kv_cache.ts";
+import { DeviceError } from "../webgpu/device.ts";
+import { GpuKvCache } from "./kv_cache.ts";
+import type { GpuOps } from "./ops.ts";
+import { Plan } from "../webgpu/plan.ts";
+import { forward, type Weights } from "../model/qwen3.ts";
+import { RingReader } from "./ring_reader.ts";
+import type { Shader } from "../webgpu/pipeline.ts";
+import type { SamplerState } from "./sample.ts";
+import type { Tensor } from "../webgpu/tensor.ts";
+
+/** Steps whose tokens the device keeps until they are read. */
+const RING = 256;
+/** Readbacks whose promises Deno still sleeps on while others go out. */
+const READBACKS = 32;
+/** Recorded passes that are kept; each length of prompt needs its own. */
+const MOST_PASSES = 8;
+
+/** A forward pass: write tokens to `input`, run `plan`, read `logits`. */
+export interface Pass {
+  plan: Plan;
+  input: Tensor;
+  logits: Tensor;
+}
+
+/** Which tokens a pass is for: `tokens` of each of `sequences` from `first` on. */
+export interface PassShape {
+  first: number;
+  sequences: number;
+  tokens: number;
+  /** With logits after each token, not only after the last. */
+  all: boolean;
+}
+
+/** One or more sequences; one loop at a time decodes them. */
+export class GpuSequences implements Disposable {
+  readonly reader: RingReader;
+  readonly #passes = new Map<string, Pass>();
+  readonly #own = new DisposableStack();
+  readonly #state: Omit<SamplerState, "lengths">;
+  #cache: GpuKvCache;
+  #firstLogits?: Tensor;
+
+  private constructor(
+    readonly ops: GpuOps,
+    readonly weights: Weights<Tensor>,
+    cache: GpuKvCache,
+  ) {
+    const { gpu, config } = ops, { sequences } = cache;
+    this.#cache = cache;
+    const u32 = (label: string, ...shape: number[]) =>
+      this.#own.use(gpu.tensor("u32", shape, undefined, label));
+    this.#state = {
+      tokens: u32("tokens", sequences),
+      ring: u32("ring", RING, sequences),
+      seen: u32("seen", sequences, Math.ceil(config.vocabSize / 32)),
+      step: u32("step", sequences),
+    };
+    this.reader = this.#own.use(new RingReader(gpu, this.#state.ring));
+  }
+
+  /**
+   * Empty sequences of up to `context` tokens.
+   *
+   * @throws {MemoryError} if the device has no memory for them.
+   */
+  static async create(
+    ops: GpuOps,
+    weights: Weights<Tensor>,
+    { sequences, context, dtype }: CacheSize,
+  ): Promise<GpuSequences> {
+    const { gpu, config } = ops;
+    const cache = await GpuKvCache.create(
+      gpu,
+      config,
+      sequences,
+      context,
+      dtype,
+    );
+    const made = new GpuSequences(ops, weights, cache);
+    await made.reader.prepare(READBACKS);
+    return made;
+  }
+
+  get cache(): GpuKvCache {
+    return this.#cache;
+  }
+
+  /** What sampling reads and writes. */
+  get state(): SamplerState {
+    return { ...this.#state, lengths: this.#cache.lengthsOnDevice };
+  }
+
+  /** The pass of a decode step: a token of each sequence, which sampling has left in its input. */
+  get decode(): Pass {
+    const { sequences } = this.#cache;
+    return this.pass({ first: 0, sequences, tokens: 1, all: false });
+  }
+
+  /** The recorded pass of a shape; not sealed before it first runs. */
+  pass(shape: PassShape): Pass {
+    const { first, sequences, tokens, all } = shape;
+    const key = JSON.stringify([first, sequences, tokens, all]);
+    const known = this.#passes.get(key);
+    if (known) return known;
+    const { ops } = this, { gpu } = ops;
+    const whole = sequences === this.#cache.sequences && tokens === 1;
+    if (this.#passes.size >= MOST_PASSES) {
+      const [oldest, { plan }] = [...this.#passes]
+        .find(([, { input }]) => input !== this.#state.tokens)!;
+      plan[Symbol.dispose]();
+      this.#passes.delete(oldest);
+    }
+    const plan = new Plan(gpu);
+    const rows = sequences * tokens;
+    const input = whole
+      ? this.#state.tokens
+      : gpu.tensor("u32", [rows], undefined, "prompt");
+    if (!whole) plan.own(input);
+    ops.plan = plan;
+    this.#cache.pass = { first, tokens };
+    const logits = forward(ops, this.weights, input, this.#cache, all);
+    const pass = { plan, input, logits };
+    this.#passes.set(key, pass);
+    return pass;
+  }
+
+  /**
+   * What prompts in chunks of `rows` tokens and decode steps run, as far as it was not
+   * sealed. Records one pass of each length that the prompts will run too, no more than
+   * are kept: what others need beside that is little.
+   */
+  shaders(prompts: readonly (readonly number[])[], rows: number): Shader[] {
+    const firsts = new Map<number, number>();
+    prompts.forEach(({ length }, sequence) => {
+      const fits = Math.min(length, this.#cache.context);
+      for (const tokens of [Math.min(fits, rows), fits % rows]) {
+        if (tokens > 0 && !firsts.has(tokens)) firsts.set(tokens, sequence);
+      }
+    });
+    const passes = [...firsts].slice(0, MOST_PASSES - 1).map(
+      ([tokens, first]) =>
+        this.pass({ first, sequences: 1, tokens, all: false }),
+    );
+    return [...passes, this.decode].flatMap(({ plan }) => plan.shaders);
+  }
+
+  /**
+   * Submits a prompt in chunks of `rows` tokens into a sequence that the cache has
+   * nothing of; yields the logits of each.
+   */
+  *prefill(
+    prompt: readonly number[],
+    { sequence, rows, all, signal }: {
+      sequence: number;
+      rows: number;
+      all: boolean;
+      signal?: AbortSignal;
+    },
+  ): Generator<Tensor, void> {
+    const { gpu } = this.ops, cache = this.#cache;
+    for (let begin = 0; begin < prompt.length; begin += rows) {
+      signal?.throwIfAborted();
+      const chunk = Uint32Array.from(prompt.slice(begin, begin + rows));
+      const { plan, input, logits } = this.pass({
+        first: sequence,
+        sequences: 1,
+        tokens: chunk.length,
+        all,
+      });
+      gpu.write(input, 0, chunk);
+      gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+      plan.run({ length: begin });
+      cache.lengths[sequence] += chunk.length;
+      gpu.check();
+      yield logits;
+    }
+    gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+  }
+
+  /**
+   * Submits a prompt for every sequence, one after the other: logits after each,
+   * `[sequences, vocab]`. What a prompt has beyond the context is left out.
+   */
+  prefillAll(
+    prompts: readonly (readonly number[])[],
+    rows: number,
+    signal?: AbortSignal,
+  ): Tensor {
+    const { gpu, config } = this.ops, { sequences, context } = this.#cache;
+    this.#cache.reset(new Uint32Array(sequences));
+    let last: Tensor;
+    for (const [sequence, prompt] of prompts.entries()) {
+      const fits = prompt.slice(0, context);
+      const options = { sequence, rows, all: false, signal };
+      for (last of this.prefill(fits, options));
+      if (sequences === 1) break;
+      // The next prompt's logits come into the same place.
+      this.#firstLogits ??= this.#own.use(
+        gpu.tensor("f32", [sequences, config.vocabSize], undefined, "logits"),
+      );
+      const row = 4 * config.vocabSize;
+      const encoder = gpu.device.createCommandEncoder();
+      encoder.copyBufferToBuffer(
+        last!.part.buffer,
+        last!.part.offset,
+        this.#firstLogits.part.buffer,
+        sequence * row,
+        row,
+      );
+      gpu.device.queue.submit([encoder.finish()]);
+    }
+    return this.#firstLogits ?? last!;
+  }
+
+  /** Forgets all tokens, and keeps values as f32 from now on: some do not fit f16. */
+  async widen(): Promise<void> {
+    const { sequences, context, dtype } = this.#cache,
+      { gpu, config } = this.ops;
+    if (dtype === "f32") {
+      throw new DeviceError(
+        "Cannot go on: a key or value is not a finite f32, the weights or the device are broken",
+      );
+    }
+    this.#forgetPasses();
+    this.#cache[Symbol.dispose]();
+    this.#cache = await GpuKvCache.create(
+      gpu,
+      config,
+      sequences,
+      context,
+      "f32",
+    );
+  }
+
+  #forgetPasses(): void {
+    for (const { plan } of this.#passes.values()) plan[Symbol.dispose]();
+    this.#passes.clear();
+  }
+
+  [Symbol.dispose](): void {
+    this.#forgetPasses();
+    this.#own[Symbol.dispose]();
+    this.#cache[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,80 @@
+/**
+ * Weights on the GPU: how they get there, and what is measured of them.
+ *
+ * @module
+ */
+import { maxAbs } from "../../kernels/max_abs.ts";
+import { synthesize } from "../../kernels/synthesize.ts";
+import { laneConstants } from "../dispatch/linear.ts";
+import type { Gpu } from "../webgpu/device.ts";
+import { Plan } from "../webgpu/plan.ts";
+import type { Weights } from "../model/qwen3.ts";
+import type { Tensor } from "../webgpu/tensor.ts";
+import type { WeightStore } from "../model/weights.ts";
+
+/** Measures the largest absolute value of every Linear weight and head norm, with one readback. */
+export async function measureLargest(
+  gpu: Gpu,
+  { layers }: Weights<Tensor>,
+): Promise<void> {
+  const linears = layers.flatMap((
+    { qkvProj, oProj, gateUpProj, downProj, qNorm, kNorm },
+  ) => [qkvProj, oProj, gateUpProj, downProj, qNorm, kNorm]);
+  const size = linears.length;
+  using found = gpu.tensor("u32", [size], new Uint32Array(size), "largest");
+  using plan = new Plan(gpu);
+  linears.forEach((tensor, at) => {
+    for (const part of tensor.parts) {
+      const w = tensor.shape.length === 1
+        ? tensor.view(1, tensor.shape[0])
+        : { tensor, part };
+      plan.add(maxAbs, { w, largest: found }, {
+        constants: laneConstants(gpu),
+        uniforms: { at },
+      });
+    }
+  });
+  plan.run();
+  const bits = await gpu.readBuffer(found.part.buffer, 0, 4 * size);
+  const values = new Float32Array(bits);
+  linears.forEach((tensor, at) => tensor.largest = values[at]);
+}
+
+/** Puts weights into device memory; synthetic ones are made there. */
+export function gpuStore(gpu: Gpu): WeightStore<Tensor> {
+  const { queue } = gpu.device;
+  return {
+    allocate: (dtype, shape, label, split) =>
+      gpu.tensor(dtype, shape, undefined, label, split),
+    write: (tensor, begin, bytes) => gpu.write(tensor, begin, bytes),
+    synthesize(tensor, row, rows, { seed, scale, offset }) {
+      const columns = tensor.shape[1];
+      if (offset !== 0 || columns === undefined || columns % 2) return false;
+      using plan = new Plan(gpu);
+      for (const run of tensor.runs) {
+        const begin = Math.max(row, run.begin);
+        const end = Math.min(row + rows, run.begin + run.rows);
+        if (begin >= end) continue;
+        const words = (rows: number) => rows * columns / 2;
+        const rowsBefore = run.offset / (2 * columns);
+        const part = { ...run, offset: 0, rows: rowsBefore + run.rows };
+        plan.add(synthesize, { w: { tensor, part } }, {
+          uniforms: {
+            seed,
+            scale,
+            source: words(begin - row),
+            to: run.offset / 4 + words(begin - run.begin),
+            words: words(end - begin),
+          },
+        });
+      }
+      plan.run();
+      return true;
+    },
+    async settle() {
+      queue.submit([]);
+      await queue.onSubmittedWorkDone();
+      gpu.check();
+    },
+  };
+}

@@ -1,0 +1,23 @@
+/**
+ * The process of lib/tools/doctor/apart.ts: examines the default adapter.
+ *
+ *   deno run -A lib/tools/doctor/process.ts [bytes of a model's weights]
+ *
+ * @module
+ */
+import { openDevice } from "../../webgpu/device.ts";
+import type { News } from "./apart.ts";
+import { examineDevice, type Told } from "./device.ts";
+
+const print = (news: News) => console.log(JSON.stringify(news));
+
+/** Prints a line of JSON for each kernel that starts and each finding. */
+export const printed: Told = {
+  find: (severity, topic, text, data) => print({ severity, topic, text, data }),
+  onStart: (starts) => print({ starts }),
+};
+
+if (import.meta.main) {
+  using gpu = await openDevice();
+  await examineDevice(gpu, Number(Deno.args[0]) || undefined, printed);
+}

@@ -1,0 +1,42 @@
+/**
+ * A profile as one self-contained page: no network, dark and light, phone and desk.
+ *
+ * @module
+ */
+import { SCRIPT } from "./page.ts";
+import type { ProfileReport } from "./report.ts";
+import { STYLE } from "./style.ts";
+
+/** The page. Its charts are drawn by Apache ECharts, which is embedded. */
+export async function profileHtml(report: ProfileReport): Promise<string> {
+  const { default: echarts } = await import(
+    "npm:echarts@6.0.0/dist/echarts.min.js",
+    { with: { type: "text" } }
+  );
+  const title = `Profile of ${escapeHtml(report.model)}`;
+  // A closing tag inside the data must not end the element.
+  const data = JSON.stringify(report).replaceAll("<", "\\u003c");
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>${title}</title>
+<style>${STYLE}</style>
+</head>
+<body>
+<main id="page"></main>
+<script type="application/json" id="report">${data}</script>
+<script>${echarts}</script>
+<script>${SCRIPT}</script>
+</body>
+</html>
+`;
+}
+
+function escapeHtml(text: string): string {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;")
+    .replaceAll(">", "&gt;").replaceAll('"', "&quot;");
+}

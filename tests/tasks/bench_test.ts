@@ -1,0 +1,161 @@
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
+import type { BenchReport } from "../../bench/report.ts";
+import { gpuTest } from "../support/gpu.ts";
+import { runTask } from "../support/run_task.ts";
+
+const STORIES = "models/stories-3m";
+
+const task = (args: string[], env?: Record<string, string>) =>
+  runTask("bench", args, env);
+
+/** A folder in place of bench/peers/pack.sh's: its benchmark only says what it was asked. */
+async function pretendPeers(folder: string): Promise<void> {
+  const script = `#!/bin/sh
+[ "$3" = gpu ] || { echo "no such device" >&2; exit 1; }
+shift 2; kind=$1; runs=$2; shift 2
+for workload in "$@"; do
+  echo "{\\"workload\\":\\"$workload\\",\\"tokensPerSecond\\":2,\\"low\\":1,\\"high\\":3,\\"runs\\":$runs,\\"device\\":\\"$kind\\"}"
+done
+`;
+  await Deno.writeTextFile(`${folder}/llama_bench`, script, { mode: 0o755 });
+  const { success } = await new Deno.Command("tar", {
+    args: ["--create", "--xz", "--file", "llama.tar.xz", "llama_bench"],
+    cwd: folder,
+  }).output();
+  assert(success);
+}
+
+gpuTest("rows with spread, the peaks, peers, and JSON last", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await pretendPeers(folder);
+    const { code, stdout, stderr } = await task([
+      ...["--model", STORIES, "--runs", "2", "--max-tokens", "8"],
+      ...["--only", "gemm-f32,decode-128,prefill-2048,batch-16"],
+      ...["--peers", folder],
+    ], { TMPDIR: folder });
+    assertEquals(code, 0, stderr);
+    const lines = stdout.trimEnd().split("\n");
+    assertEquals(lines.length, 1);
+    const report: BenchReport = JSON.parse(lines[0]);
+    assertEquals(report.runs, 2);
+    assert(report.peaks.readGBps > 0 && report.peaks.f32TFLOPS > 0);
+    assertEquals(report.peersFailed, []);
+    const [decode, prefill, batch, gemm] = report.rows;
+
+    assertEquals(decode.row, "decode-128");
+    const [wall] = decode.measures;
+    assertEquals([wall.name, wall.unit], ["generate", "tokens/s"]);
+    assertEquals([wall.runs, wall.bound], [2, "memory"]);
+    assert(wall.low <= wall.median && wall.median <= wall.high);
+    assert(wall.low > 0 && wall.fraction! > 0);
+    assertEquals(
+      decode.peers.map(({ program, workload, device, runs, factor }) => [
+        ...[program, workload, device, runs],
+        factor! * 2 / wall.median,
+      ]),
+      ["vulkan", "vulkan-without-tensor-cores"].map((program) => [
+        ...[`llama.cpp ${program}`, "tg@128", "gpu", 2, 1],
+      ]),
+    );
+
+    assertEquals(prefill.row, "prefill-2048");
+    assertEquals(prefill.measures, []);
+    assertMatch(prefill.unmeasured!, /2049 tokens, the checkpoint has 1024/);
+    assertEquals(prefill.peers, []);
+
+    assertEquals(batch.row, "batch-16");
+    const [all, factor, one] = batch.measures;
+    assert(Math.abs(factor.high * one.median / all.high - 1) < 1e-6);
+    assertEquals(batch.peers.map(({ workload }) => workload), [
+      ...["tg@128x16", "tg@128x16"],
+    ]);
+
+    assertEquals(gemm.row, "gemm-f32");
+    const [rate, time] = gemm.measures;
+    assertEquals([rate.unit, time.unit, rate.bound], ["TFLOP/s", "ms", "f32"]);
+    const size = Number(/^(\d+)³/.exec(gemm.notes![0])![1]);
+    const flops = 2 * size ** 3;
+    assert(Math.abs(rate.low * time.high * 1e9 / flops - 1) < 1e-6);
+
+    assertStringIncludes(stderr, "decode-128: decode after a prompt of 128");
+    assertStringIncludes(stderr, "not measured: it takes a context of 2049");
+    assertStringIncludes(stderr, "llama.cpp vulkan, tg@128");
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+gpuTest("a peer that fails is named, and the exit code says so", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await pretendPeers(folder);
+    const { code, stdout } = await task([
+      ...["--model", STORIES, "--only", "cpu", "--json"],
+      ...["--runs", "1", "--max-tokens", "8", "--peers", folder],
+    ], { TMPDIR: folder });
+    assertEquals(code, 1);
+    const { rows: [cpu], peersFailed }: BenchReport = JSON.parse(stdout);
+    assertEquals(peersFailed, ["cpu: no such device"]);
+    assertEquals(cpu.peers, []);
+    assertEquals(cpu.measures.map(({ unit }) => unit), [
+      ...["tokens/s", "tokens/s"],
+    ]);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+gpuTest("a fresh process loads, and tells its memory; JSON alone", async () => {
+  const { code, stdout, stderr } = await task([
+    ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
+    ...["--only", "load,memory,first-use", "--runs", "1", "--json"],
+  ]);
+  assertEquals(code, 0, stderr);
+  assertEquals(stderr, "");
+  const { rows }: BenchReport = JSON.parse(stdout);
+  const median = (row: number, measure: number) =>
+    rows[row].measures[measure].median;
+  assertEquals(rows.map(({ row }) => row), ["load", "memory", "first-use"]);
+  assert(median(0, 0) > 0, "load");
+  assert(median(1, 0) <= median(1, 1), "a peak only grows");
+  assert(median(2, 0) < median(2, 1), "the process began before the call");
+});
+
+Deno.test("a folder without peers is refused at once", async () => {
+  const { code, stderr } = await task(["--peers", "/nowhere"]);
+  assertEquals(code, 1);
+  assertMatch(stderr, /^error: Cannot run peers: \/nowhere has no llama/);
+});
+
+Deno.test("--help lists flags and rows", async () => {
+  const { code, stdout } = await task(["--help"]);
+  assertEquals(code, 0);
+  assertStringIncludes(stdout, "--only …");
+  assertStringIncludes(stdout, "gpu-over-cpu ");
+});
+
+for (
+  const [args, message] of [
+    [["--only", "decode"], /--only has "decode", must be of decode-128, /],
+    [["--only", ","], /--only has no rows, must be of decode-128, /],
+    [["--runs", "0"], /--runs is 0, must be an integer from 1 to 100/],
+    [["--max-tokens", "1.5"], /--max-tokens is 1.5, must be an integer/],
+    [["--model", "/nowhere/at/all"], /^error: Cannot open "\/nowhere/],
+    [["--row", "load"], /--row is unknown/],
+    [["words"], /words is not a flag/],
+  ] as const
+) {
+  Deno.test(`refused in one line: ${args.join(" ")}`, async () => {
+    const { code, stdout, stderr } = await task([...args]);
+    assertEquals(code, 1);
+    assertEquals(stdout, "");
+    assertEquals(stderr.trimEnd().split("\n").length, 1, stderr);
+    assertMatch(stderr, message);
+  });
+}

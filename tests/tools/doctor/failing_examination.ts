@@ -1,0 +1,19 @@
+/**
+ * What lib/tools/doctor/apart.ts runs, on an adapter where rmsNorm blocks its thread
+ * (`?hang`), as Deno's WebGPU does while a kernel hangs, or ends its process
+ * (`?crash`), as a driver may.
+ */
+import { openDevice } from "../../../lib/webgpu/device.ts";
+import { selfTest } from "../../../lib/tools/doctor/device.ts";
+import { printed } from "../../../lib/tools/doctor/process.ts";
+import { tamperedGpu } from "../../support/tampered_gpu.ts";
+
+const tampered = tamperedGpu("rmsNorm", () => {
+  if (new URL(import.meta.url).search === "?hang") {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
+  }
+  console.error("driver: assertion failed");
+  Deno.exit(3);
+});
+using gpu = await openDevice({ gpu: tampered });
+await selfTest(gpu, printed);
