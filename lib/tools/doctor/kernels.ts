@@ -19,6 +19,7 @@ import { toF16 } from "../../../kernels/to_f16.ts";
 import { laneConstants } from "../../dispatch/capabilities.ts";
 import { chooseLinear } from "../../dispatch/linear.ts";
 import { chooseMatmul } from "../../dispatch/matmul.ts";
+import type { Epilogue } from "../../dispatch/shapes.ts";
 import { type CpuTensor, toF32 } from "../../dtype.ts";
 import type { Bench } from "./bench.ts";
 import {
@@ -60,27 +61,29 @@ export async function tryLinear(bench: Bench): Promise<void> {
       dtype === "f32" ? [7, 10, 12] : [5, 77, 128],
     );
   }
-  for (const epilogue of [1, 2] as const) {
+  for (const epilogue of ["add", "swiglu"] as const) {
     await tryGemv(bench, "bf16", [1, 74, 88], epilogue);
     await tryGemv(bench, "bf16", [3, 74, 88], epilogue);
     await tryGemm(bench, "bf16", [41, 74, 88], epilogue);
   }
-  for (const epilogue of [0, 2] as const) {
+  for (const epilogue of ["store", "swiglu"] as const) {
     await tryGemv(bench, "bf16", [1, 74, 1024], epilogue, true);
     await tryGemv(bench, "f32", [17, 74, 76], epilogue, true);
   }
   // So long that they are summed in runs of k.
   await tryGemm(bench, "f32", [41, 37, 1019]);
-  await tryGemm(bench, "bf16", [41, 74, 1024], 1);
-  if (bench.gpu.f16) await tryGemm(bench, "bf16", [70, 1024, 1024], 0, 0.5);
+  await tryGemm(bench, "bf16", [41, 74, 1024], "add");
+  if (bench.gpu.f16) {
+    await tryGemm(bench, "bf16", [70, 1024, 1024], "store", 0.5);
+  }
 }
 
 type Size = [m: number, n: number, k: number];
 type Type = typeof TYPES[number];
 
-const naming = (dtype: Type, [m, n, k]: Size, kind = 0) =>
+const naming = (dtype: Type, [m, n, k]: Size, kind: Epilogue) =>
   `${dtype} [${m}, ${k}] × [${n}, ${k}]ᵀ${
-    ["", " added to a residual", " with SwiGLU"][kind]
+    { store: "", add: " added to a residual", swiglu: " with SwiGLU" }[kind]
   }`;
 
 /** What is in the residual before. */
@@ -90,7 +93,7 @@ const expectedLinear = (
   x: ArrayLike<number>,
   w: ArrayLike<number>,
   [m, n, k]: Size,
-  kind: number,
+  kind: Epilogue,
 ) => epilogue(kind, linear(x, w, { m, n, k }), n, BEFORE);
 
 /** One row by gemv, more by gemvRows. */
@@ -98,17 +101,17 @@ async function tryGemv(
   bench: Bench,
   dtype: Type,
   size: Size,
-  epilogue: 0 | 1 | 2 = 0,
+  epilogue: Epilogue = "store",
   normFirst = false,
 ) {
-  const [m, n, k] = size, swiglu = epilogue === 2;
+  const [m, n, k] = size, swiglu = epilogue === "swiglu";
   const x = bench.random.tensor("f32", [m, k], 2);
   const norm = bench.random.tensor("bf16", [k], 0.5, 1);
   const w = bench.random.tensor(dtype, [n, k]);
   const shape = { m, n, k, dtype, norm: normFirst, swiglu, fixed: true };
   const { constants } = chooseLinear(shape, bench.gpu);
   const width = swiglu ? n / 2 : n;
-  const y = bench.room([m, width], epilogue === 1 ? BEFORE : NaN);
+  const y = bench.room([m, width], epilogue === "add" ? BEFORE : NaN);
   const squares = normFirst
     ? bench.upload(partialSquares(toF32(x), k))
     : bench.room([m, (m === 1 ? squareParts : rowParts)(n, constants)]);
@@ -137,16 +140,16 @@ async function tryGemm(
   bench: Bench,
   dtype: Type,
   size: Size,
-  epilogue: 0 | 1 | 2 = 0,
+  epilogue: Epilogue = "store",
   largest?: number,
 ) {
-  const [m, n, k] = size, swiglu = epilogue === 2;
+  const [m, n, k] = size, swiglu = epilogue === "swiglu";
   const x = bench.random.tensor("f32", [m, k], 2);
   const w = bench.random.tensor(dtype, [n, k], largest);
   const shape = { m, n, k, dtype, norm: false, swiglu, largest };
   const { constants, headroom, splits } = chooseLinear(shape, bench.gpu);
   const width = swiglu ? n / 2 : n, given = bench.upload(x);
-  const c = bench.room([m, width], epilogue === 1 ? BEFORE : NaN);
+  const c = bench.room([m, width], epilogue === "add" ? BEFORE : NaN);
   let a = given, scales = given;
   if (headroom) {
     a = bench.own(Tensor.create(bench.gpu, "f16", [m, k]));
@@ -167,7 +170,7 @@ async function tryGemm(
     const partial = bench.room([splits * m, n]);
     await bench.run(gemm, { ...operands, c: partial }, { constants, uniforms });
     await bench.run(sumSplits, { partial, y: c }, {
-      constants: { SPLITS: splits, ADD: epilogue },
+      constants: { SPLITS: splits, ADD: epilogue === "add" ? 1 : 0 },
       uniforms,
     });
   }
