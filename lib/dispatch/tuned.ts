@@ -11,7 +11,8 @@ import { gemvRows } from "../../kernels/gemv_rows.ts";
 import type { Choice } from "./choice.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { isObject, parseJson } from "../json.ts";
-import { isAbsent } from "../checkpoint/sources.ts";
+import { errorText } from "../errors.ts";
+import { host } from "../host.ts";
 import { type Candidate, misfit } from "../tools/tune/candidates.ts";
 import { parseKey, TUNED_KERNELS, type TunedKernel } from "./keys.ts";
 
@@ -79,21 +80,21 @@ function identity({ adapter: { info } }: Pick<Gpu, "adapter">): Identity {
   return {
     ...{ vendor, architecture, device, description },
     subgroups: `${info.subgroupMinSize} to ${info.subgroupMaxSize}`,
-    os: Deno.build.os,
-    deno: Deno.version.deno,
+    os: host.runtime.os,
+    deno: host.runtime.version,
   };
 }
 
 /** Where tuned constants are kept. */
 function folder(): string {
-  const env = (name: string) => Deno.env.get(name) || undefined;
+  const { env, runtime: { os } } = host;
   const given = env(TUNING_DIR);
   if (given) return given;
   const home = env("HOME") ?? env("USERPROFILE") ?? ".";
   const cache = env("XDG_CACHE_HOME") ??
-    (Deno.build.os === "windows"
+    (os === "windows"
       ? env("LOCALAPPDATA") ?? `${home}/AppData/Local`
-      : Deno.build.os === "darwin"
+      : os === "darwin"
       ? `${home}/Library/Caches`
       : `${home}/.cache`);
   return `${cache}/qwen3-webgpu`;
@@ -150,15 +151,13 @@ export async function loadTuning(gpu: TunedDevice): Promise<Choice> {
       ),
     );
   } catch (error) {
-    return choice("off", messageOf(error));
+    return choice("off", errorText(error));
   }
 }
 
 /** Without asking anyone: a script may have few permissions. */
 function mayRead(): boolean {
-  return (["env", "read"] as const).every((name) =>
-    Deno.permissions.querySync({ name }).state === "granted"
-  );
+  return (["env", "read"] as const).every((name) => host.isGranted(name));
 }
 
 /**
@@ -177,7 +176,7 @@ export async function saveTuning(
   try {
     entries = (await read(path, gpu))?.entries ?? entries;
   } catch (error) {
-    replaced = messageOf(error);
+    replaced = errorText(error);
   }
   for (const [key, entry] of found) {
     if (entry) entries.set(key, entry);
@@ -194,14 +193,11 @@ export async function saveTuning(
     constants: Object.fromEntries([...entries].sort()),
   };
   try {
-    await Deno.mkdir(path.slice(0, path.lastIndexOf("/")), { recursive: true });
-    const unfinished = `${path}.${crypto.randomUUID()}`;
-    await Deno.writeTextFile(unfinished, JSON.stringify(file, null, 2) + "\n");
-    await Deno.rename(unfinished, path);
+    await host.files.writeText(path, JSON.stringify(file, null, 2) + "\n");
   } catch (error) {
     throw new Error(
       `Cannot store tuned constants in ${path}: ${
-        messageOf(error)
+        errorText(error)
       }; ${TUNING_DIR} names another folder`,
     );
   }
@@ -213,13 +209,13 @@ async function read(
   path: string,
   gpu: TunedDevice,
 ): Promise<Loaded | undefined> {
-  let text: string;
+  let text: string | undefined;
   try {
-    text = await Deno.readTextFile(path);
+    text = await host.files.readText(path);
   } catch (error) {
-    if (isAbsent(error)) return undefined;
-    throw new Error(`Cannot read ${path}: ${messageOf(error)}`);
+    throw new Error(`Cannot read ${path}: ${errorText(error)}`);
   }
+  if (text === undefined) return undefined;
   const refuse = (why: string) => {
     throw new Error(`Cannot use ${path}: ${why}; run deno task tune again`);
   };
@@ -260,9 +256,4 @@ function isEntry(json: unknown): json is TunedEntry {
   return isObject(json) && isObject(json.constants) &&
     typeof json.gain === "number" && typeof json.spread === "number" &&
     typeof json.model === "string";
-}
-
-function messageOf(error: unknown): string {
-  const text = error instanceof Error ? error.message : String(error);
-  return text.replaceAll(/\s+/g, " ");
 }
