@@ -90,7 +90,7 @@ const bareHost: Host = {
   freeMemory: () => undefined,
   get files(): HostFiles {
     throw new Error(
-      "Cannot use files: this runtime is not Deno, models must be http(s) URLs or synthetic:qwen3-…",
+      "Cannot use files: this runtime is not Deno, models must be synthetic:qwen3-… or from a server with ranges",
     );
   },
 };
