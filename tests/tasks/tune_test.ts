@@ -6,7 +6,7 @@ import {
 } from "@std/assert";
 import { openDevice } from "../../lib/open_device.ts";
 import { tune } from "../../lib/tools/tune/tune.ts";
-import { saveTuning, TUNING_DIR } from "../../lib/dispatch/tuned.ts";
+import { saveTuning, TUNING_DIR } from "../../lib/tuning_file.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { runTask } from "../support/run_task.ts";
 import { tamperedGpu } from "../support/tampered_gpu.ts";
