@@ -134,7 +134,7 @@ for (
   const [args, message] of [
     [
       ["--kernels", "gemv,gem"],
-      /gem is unknown, must be of gemv, gemvRows, gemm, att/,
+      /gem is unknown, must be of attendDecode, gemm, gemv, gemvRows/,
     ],
     [["--kernels", ","], /the list of kernels is empty/],
     [["--budget-seconds", "0"], /budget is 0 seconds, must be more than 0/],
