@@ -22,7 +22,10 @@ export {
   type Prompt,
   type Qwen3,
 } from "./lib/load.ts";
-export { MemoryError } from "./lib/model/kv_cache.ts";
+export { DeviceError, MemoryError, NoAdapterError } from "./lib/errors.ts";
+export type { LoadProgress } from "./lib/checkpoint/sources.ts";
+export type { Dtype } from "./lib/dtype.ts";
+export type { Capabilities } from "./lib/dispatch/capabilities.ts";
 export type { Device, Qwen3Options } from "./lib/place.ts";
 export type {
   BatchPiece,
@@ -35,21 +38,14 @@ export type {
   Sequence,
 } from "./lib/generate.ts";
 export type { Message, Tool, ToolCall } from "./lib/text/chat_template.ts";
-export type { LoadProgress } from "./lib/checkpoint/open.ts";
 export type { Qwen3Config, YarnScaling } from "./lib/checkpoint/config.ts";
 export type { Fallback } from "./lib/model/runner.ts";
 export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/select_device.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";
-export {
-  type Choice,
-  DeviceError,
-  type DeviceOptions,
-  Gpu,
-  NoAdapterError,
-  openDevice,
-} from "./lib/webgpu/device.ts";
-export type { Dtype } from "./lib/model/ops.ts";
+export type { Choice } from "./lib/dispatch/choice.ts";
+export { openDevice } from "./lib/open_device.ts";
+export { type DeviceOptions, Gpu } from "./lib/webgpu/device.ts";
 export { Tensor, type TensorPart } from "./lib/webgpu/tensor.ts";
 export {
   batchedGemm,
@@ -58,9 +54,9 @@ export {
   matmul,
   type MatmulOptions,
 } from "./lib/matmul.ts";
-export { type Capabilities } from "./lib/dispatch/linear.ts";
 export {
   chooseMatmul,
   type MatmulChoice,
   type MatmulKernel,
 } from "./lib/dispatch/matmul.ts";
+export { prepareEnvironment } from "./lib/webgpu/environment.ts";

@@ -4,6 +4,7 @@
  *
  *   deno bench -A bench/batched_gemm_bench.ts
  */
+import { Tensor } from "../lib/webgpu/tensor.ts";
 import { batchedGemm } from "../kernels/batched_gemm.ts";
 import { chooseMatmul } from "../lib/dispatch/matmul.ts";
 import { benchPlans, openBench } from "./plans.ts";
@@ -41,7 +42,7 @@ benchPlans(
             const tensors = {
               a: randomMatrix(gpu, "f32", a),
               b: randomMatrix(gpu, dtype, b),
-              c: gpu.tensor("f32", choice.shape, undefined, "product"),
+              c: Tensor.create(gpu, "f32", choice.shape, undefined, "product"),
             };
             for (const tensor of Object.values(tensors)) plan.own(tensor);
             plan.add(batchedGemm, tensors, {

@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { type Checkpoint, openCheckpoint } from "../lib/checkpoint/open.ts";
+import type { Checkpoint } from "../lib/checkpoint/checkpoint.ts";
+import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { Unmeasurable } from "./report.ts";
 
 const CHUNK = 1 << 24;

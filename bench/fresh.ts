@@ -7,9 +7,9 @@
  *
  * @module
  */
-import { openDevice } from "../lib/webgpu/device.ts";
+import { openDevice } from "../lib/open_device.ts";
 import { loadQwen3 } from "../lib/load.ts";
-import { prepareEnvironment } from "../tasks/flags.ts";
+import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { generate } from "./model_rows.ts";
 
 /** What a fresh process saw. */

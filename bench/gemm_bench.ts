@@ -4,6 +4,7 @@
  *
  *   deno bench -A bench/gemm_bench.ts
  */
+import { Tensor } from "../lib/webgpu/tensor.ts";
 import { benchPlans, openBench, type PlanCase } from "./plans.ts";
 import { naiveGemm } from "./naive_gemm.ts";
 import { randomMatrix, recordProduct } from "./products.ts";
@@ -32,7 +33,7 @@ benchPlans(
         record(plan) {
           const a = randomMatrix(gpu, "f32", [m, k]);
           const b = randomMatrix(gpu, "f32", [k, n]);
-          const c = gpu.tensor("f32", [m, n], undefined, "product");
+          const c = Tensor.create(gpu, "f32", [m, n], undefined, "product");
           for (const tensor of [a, b, c]) plan.own(tensor);
           plan.add(naiveGemm, { a, b, c });
         },

@@ -4,13 +4,14 @@
  *
  *   deno bench -A bench/gemv_bench.ts
  */
+import { Tensor } from "../lib/webgpu/tensor.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { gemv } from "../kernels/gemv.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { chooseMatmul } from "../lib/dispatch/matmul.ts";
 import type { Kernel, Operands } from "../lib/webgpu/kernel.ts";
 import type { Plan } from "../lib/webgpu/plan.ts";
-import type { Constants } from "../lib/webgpu/unroll.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
 import { benchPlans, copiesOf, openBench } from "./plans.ts";
 import { randomMatrix } from "./products.ts";
 
@@ -41,7 +42,7 @@ benchPlans(
     if (!forGemm.kernel) throw new Error(forGemm.reason);
     const record = (plan: Plan, kernel: Kernel, constants: Constants) => {
       const x = randomMatrix(gpu, "f32", [1, k]);
-      const y = gpu.tensor("f32", [1, n], undefined, "product");
+      const y = Tensor.create(gpu, "f32", [1, n], undefined, "product");
       plan.own(x);
       plan.own(y);
       for (let copy = 0; copy < copies; copy++) {

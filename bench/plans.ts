@@ -5,11 +5,12 @@
  *
  * @module
  */
-import { type Gpu, openDevice } from "../lib/webgpu/device.ts";
+import { openDevice } from "../lib/open_device.ts";
+import { type Gpu } from "../lib/webgpu/device.ts";
 import { measurePeaks } from "../lib/tools/peaks.ts";
 import { Plan } from "../lib/webgpu/plan.ts";
 import type { Peaks } from "../lib/tools/profile/report.ts";
-import { prepareEnvironment } from "../tasks/flags.ts";
+import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import {
   type Measure,
   measure,

@@ -10,7 +10,7 @@ import { chooseMatmul } from "../lib/dispatch/matmul.ts";
 import type { Gpu } from "../lib/webgpu/device.ts";
 import { Random } from "../lib/check/reference.ts";
 import type { Plan } from "../lib/webgpu/plan.ts";
-import type { Tensor } from "../lib/webgpu/tensor.ts";
+import { Tensor } from "../lib/webgpu/tensor.ts";
 
 /** Random values repeat after as many: what a product takes does not depend on it. */
 const PERIOD = 1 << 20;
@@ -29,7 +29,7 @@ export function randomMatrix(
   for (let at = 0; at < elements; at += data.length) {
     all.set(data.subarray(0, elements - at), at);
   }
-  return gpu.tensor(dtype, shape, all, "random");
+  return Tensor.create(gpu, dtype, shape, all, "random");
 }
 
 /**
@@ -50,7 +50,7 @@ export function recordProduct(
     return tensor;
   };
   const a = own(randomMatrix(gpu, dtype, [m, k]));
-  const c = own(gpu.tensor("f32", [m, n], undefined, "product"));
+  const c = own(Tensor.create(gpu, "f32", [m, n], undefined, "product"));
   const uniforms = { stride: n, column: 0 };
   if (dtype === "f32") {
     const b = own(randomMatrix(gpu, dtype, [k, n]));
@@ -64,13 +64,15 @@ export function recordProduct(
   if (!headroom) throw new Error(`Cannot multiply in f16: ${reason}`);
   const b = own(randomMatrix(gpu, dtype, [n, k]));
   const scales = own(
-    gpu.tensor("f32", [m], new Float32Array(m).fill(1), "scales"),
+    Tensor.create(gpu, "f32", [m], new Float32Array(m).fill(1), "scales"),
   );
   if (splits === 1) {
     plan.add(gemm, { a, b, scales, c }, { constants, uniforms });
     return reason;
   }
-  const partial = own(gpu.tensor("f32", [splits * m, n], undefined, "splits"));
+  const partial = own(
+    Tensor.create(gpu, "f32", [splits * m, n], undefined, "splits"),
+  );
   plan.add(gemm, { a, b, scales, c: partial }, { constants, uniforms });
   plan.add(sumSplits, { partial, y: c }, {
     constants: { SPLITS: splits, ADD: 0 },

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Choice } from "../lib/webgpu/device.ts";
+import type { Choice } from "../lib/dispatch/choice.ts";
 import type { Peaks } from "../lib/tools/profile/report.ts";
 import { spread } from "../lib/webgpu/timing.ts";
 

@@ -5,7 +5,8 @@
  * @module
  */
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
-import { type Gpu, openDevice } from "../lib/webgpu/device.ts";
+import { openDevice } from "../lib/open_device.ts";
+import { type Gpu } from "../lib/webgpu/device.ts";
 import { loadQwen3, type Qwen3 } from "../lib/load.ts";
 import { measurePeaks, timeByWall } from "../lib/tools/peaks.ts";
 import type { Moment, Plan } from "../lib/webgpu/plan.ts";

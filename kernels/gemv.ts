@@ -1,5 +1,5 @@
 import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
-import type { Constants } from "../lib/webgpu/unroll.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { emulated } from "./gemv_emulated.ts";
 

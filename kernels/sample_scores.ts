@@ -9,7 +9,7 @@
  * @module
  */
 import type { Dims } from "../lib/webgpu/kernel.ts";
-import type { Constants } from "../lib/webgpu/unroll.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 
 /** Threads of every sampling workgroup, a multiple of the chunks of a row. */

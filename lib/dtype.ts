@@ -3,7 +3,9 @@
  *
  * @module
  */
-import type { Dtype } from "./model/ops.ts";
+
+/** Element types. 16-bit weights stay as stored; arithmetic is f32. */
+export type Dtype = "f32" | "f16" | "bf16" | "u32";
 
 /** A tensor in host memory; 16-bit floats are kept as their bits. Row-major, dense. */
 export interface CpuTensor {
@@ -14,6 +16,11 @@ export interface CpuTensor {
 
 /** Bytes per element. */
 export const BYTES: Record<Dtype, number> = { f32: 4, f16: 2, bf16: 2, u32: 4 };
+
+/** Elements in 16 bytes. */
+export function unitSize(dtype: Dtype): number {
+  return dtype === "f16" || dtype === "bf16" ? 8 : 4;
+}
 
 /** Elements in a tensor of `shape`. */
 export const elements = (shape: readonly number[]): number =>

@@ -4,10 +4,11 @@
  * @module
  */
 import { type Message, renderChat } from "./text/chat_template.ts";
-import { type Checkpoint, openCheckpoint } from "./checkpoint/open.ts";
-import { MemoryError, positionsOf } from "./model/kv_cache.ts";
+import type { Checkpoint } from "./checkpoint/checkpoint.ts";
+import { DeviceError, MemoryError } from "./errors.ts";
+import { openCheckpoint } from "./checkpoint/open.ts";
+import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
-import { DeviceError } from "./webgpu/device.ts";
 import {
   BatchRun,
   type GenerateOptions,

@@ -4,9 +4,11 @@
  *
  * @module
  */
-import type { Checkpoint, LoadProgress } from "./checkpoint/open.ts";
-import { DebugRunner } from "./debug/runner.ts";
-import { type Choice, DeviceError, type Gpu } from "./webgpu/device.ts";
+import type { Checkpoint } from "./checkpoint/checkpoint.ts";
+import type { LoadProgress } from "./checkpoint/sources.ts";
+import { DeviceError } from "./errors.ts";
+import type { Choice } from "./dispatch/choice.ts";
+import { type Gpu } from "./webgpu/device.ts";
 import { cacheBytes } from "./model/kv_cache.ts";
 import type { Runner } from "./model/runner.ts";
 import { CpuRunner } from "./cpu/runner.ts";
@@ -103,7 +105,11 @@ async function placeOnGpu(
     whose: `${gpu.name} binds at most`,
   });
   if (gpu.software) requireMemory(checkpoint, context.tokens, cacheDtype);
-  const runner = await (options.debug ? DebugRunner : GpuRunner).load(
+  // Loaded when asked for: nothing else needs the reference and its checks.
+  const { DebugRunner } = options.debug
+    ? await import("./debug/runner.ts")
+    : { DebugRunner: undefined };
+  const runner = await (DebugRunner ?? GpuRunner).load(
     gpu,
     checkpoint,
     {

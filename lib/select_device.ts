@@ -3,15 +3,14 @@
  *
  * @module
  */
+import { Tensor } from "./webgpu/tensor.ts";
 import { gemv } from "../kernels/gemv.ts";
 import { chooseLinear } from "./dispatch/linear.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
-import {
-  type Choice,
-  type Gpu,
-  NoAdapterError,
-  openDevice,
-} from "./webgpu/device.ts";
+import { NoAdapterError } from "./errors.ts";
+import type { Choice } from "./dispatch/choice.ts";
+import { openDevice } from "./open_device.ts";
+import { type Gpu } from "./webgpu/device.ts";
 import { CpuOps } from "./cpu/ops.ts";
 import { Plan } from "./webgpu/plan.ts";
 
@@ -87,9 +86,9 @@ const ROUNDS = 8;
 
 /** GB/s at which products of a decode step read bf16 weights on an adapter. */
 async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
-  using w = gpu.tensor("bf16", [n, k]);
-  using x = gpu.tensor("f32", [1, k]);
-  using y = gpu.tensor("f32", [1, n]);
+  using w = Tensor.create(gpu, "bf16", [n, k]);
+  using x = Tensor.create(gpu, "f32", [1, k]);
+  using y = Tensor.create(gpu, "f32", [1, n]);
   using plan = new Plan(gpu);
   const shape = { m: 1, n, k, norm: false, swiglu: false };
   const { constants } = chooseLinear({ ...shape, dtype: "bf16" }, gpu);

@@ -6,7 +6,8 @@
  *   deno task show gemv --dtype f16 --set WORKGROUP=64 --set ROWS=4
  */
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
-import { NoAdapterError, openDevice } from "../lib/webgpu/device.ts";
+import { NoAdapterError } from "../lib/errors.ts";
+import { openDevice } from "../lib/open_device.ts";
 import {
   KERNEL_NAMES,
   showKernel,

@@ -9,7 +9,7 @@
  * run, and the summary says what brings it. The last line is `N passed, N failed`,
  * with the number that was not run, if any.
  */
-import { prepareEnvironment } from "./flags.ts";
+import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 
 const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/support/gpu.ts
 

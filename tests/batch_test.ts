@@ -100,11 +100,7 @@ gpuTest("logits of a batch are those of each prompt alone", async () => {
       };
       // Chunks of 8, so that prompts take up to three.
       compare(await batch.prefillAll(prompts, 8).read(), 0);
-      gpu.write(
-        batch.state.tokens,
-        0,
-        Uint32Array.from(prompts, (_, s) => next(s)),
-      );
+      batch.state.tokens.write(0, Uint32Array.from(prompts, (_, s) => next(s)));
       batch.decode.plan.run({ length: Math.max(...batch.cache.lengths) });
       compare(await batch.decode.logits.read(), 1);
     }

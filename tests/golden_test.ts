@@ -6,7 +6,7 @@
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { elements } from "../lib/dtype.ts";
-import { tensorShapes } from "../lib/checkpoint/synthetic.ts";
+import { tensorShapes } from "../lib/checkpoint/tensors.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import {
   assertGreedy,

@@ -1,10 +1,9 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { chooseMatmul, type MatmulChoice } from "../lib/dispatch/matmul.ts";
-import { elements, toF32 } from "../lib/dtype.ts";
-import { openDevice } from "../lib/webgpu/device.ts";
+import { type Dtype, elements, toF32 } from "../lib/dtype.ts";
+import { openDevice } from "../lib/open_device.ts";
 import { batchedGemm, gemm, gemv, matmul } from "../lib/matmul.ts";
-import type { Dtype } from "../lib/model/ops.ts";
-import type { Tensor } from "../lib/webgpu/tensor.ts";
+import { Tensor } from "../lib/webgpu/tensor.ts";
 import { gpuTest, type Trial } from "./support/gpu.ts";
 import {
   assertSums,
@@ -255,7 +254,7 @@ gpuTest(
     }
     assert(gpu.allocated > before); // the operands; no product was made
     using other = await openDevice();
-    using elsewhere = other.tensor("f32", [3, 4]);
+    using elsewhere = Tensor.create(other, "f32", [3, 4]);
     assertThrows(
       () => matmul(of(2, 3), elsewhere),
       Error,

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { NoAdapterError } from "../lib/webgpu/device.ts";
+import { NoAdapterError } from "../lib/errors.ts";
 import { selectDevice } from "../lib/select_device.ts";
 import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { gpuTest } from "./support/gpu.ts";

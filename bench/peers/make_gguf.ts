@@ -6,7 +6,8 @@
  *
  * The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
  */
-import { type Checkpoint, openCheckpoint } from "../../lib/checkpoint/open.ts";
+import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
+import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
 import { bf16ToF32, f16ToF32, f32ToF16Bits } from "../../lib/dtype.ts";
 import { runTask } from "../../tasks/flags.ts";

@@ -6,12 +6,12 @@
  */
 import {
   type CpuTensor,
+  type Dtype,
   elements,
   f32ToBf16Bits,
   f32ToF16Bits,
   toF32,
 } from "../dtype.ts";
-import type { Dtype } from "../model/ops.ts";
 
 const ENCODE = {
   f32: Math.fround,

@@ -4,7 +4,6 @@
  *
  * @module
  */
-import type { GenerationDefaults } from "./open.ts";
 import { isObject } from "../json.ts";
 
 /** YaRN (https://arxiv.org/abs/2309.00071) as transformers reads it. */
@@ -16,6 +15,17 @@ export interface YarnScaling {
   betaFast: number;
   betaSlow: number;
   truncate: boolean;
+}
+
+/** What `generation_config.json` says, where it says it. */
+export interface GenerationDefaults {
+  doSample?: boolean;
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  repetitionPenalty?: number;
+  eosTokenIds?: number[];
 }
 
 /** The sizes of a dense Qwen3, named as in transformers. */

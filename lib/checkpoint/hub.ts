@@ -14,12 +14,12 @@
  * @module
  */
 import type * as Hub from "npm:@huggingface/hub@2.17.5";
-import type { OpenOptions } from "./open.ts";
 import { parseConfig } from "./config.ts";
 import { parseJson } from "../json.ts";
 import { parseSafetensorsIndex } from "./safetensors.ts";
 import {
   isAbsent,
+  type OpenOptions,
   patientFetch,
   pause,
   readText,

@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { parseConfig, parseGeneration, type Qwen3Config } from "./config.ts";
+import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
+import { parseConfig, parseGeneration } from "./config.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
 import {
@@ -17,67 +18,12 @@ import {
   fetchText,
   isAbsent,
   openFile,
+  type OpenOptions,
   type OpenSource,
   openUrl,
   readText,
 } from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
-
-/** One stored tensor. */
-export interface TensorInfo {
-  name: string;
-  dtype: "f32" | "f16" | "bf16";
-  shape: number[];
-  /** Bytes as stored. */
-  byteLength: number;
-}
-
-/** What `generation_config.json` says, where it says it. */
-export interface GenerationDefaults {
-  doSample?: boolean;
-  temperature?: number;
-  topK?: number;
-  topP?: number;
-  minP?: number;
-  repetitionPenalty?: number;
-  eosTokenIds?: number[];
-}
-
-/** An opened checkpoint. Nothing but headers has been read. */
-export interface Checkpoint extends AsyncDisposable {
-  /** As a person would write it: a path, a URL, a repository id or `synthetic:…`. */
-  name: string;
-  /** The folder, URL or cache entry that it resolved to. */
-  location: string;
-  config: Qwen3Config;
-  generation: GenerationDefaults;
-  tensors: ReadonlyMap<string, TensorInfo>;
-  /** Fills `into` with the bytes of a tensor from byte `begin` on. */
-  read(name: string, begin: number, into: Uint8Array): Promise<void>;
-  /** A text file beside the weights (`tokenizer.json`, …), or undefined where there is none. */
-  text(file: string): Promise<string | undefined>;
-  /** Set where the weights follow the synthetic rule, so that a device may make them itself. */
-  synthetic?: { seed: number };
-}
-
-/** How far loading is, in bytes. */
-export interface LoadProgress {
-  /** `download`: into the cache; `weights`: from there to where they are used. */
-  stage: "download" | "weights";
-  /** What is being read just now. */
-  file?: string;
-  done: number;
-  total: number;
-}
-
-/** How a checkpoint is opened. */
-export interface OpenOptions {
-  onProgress?: (progress: LoadProgress) => void;
-  /** Ends opening, downloading and later reads with its reason. */
-  signal?: AbortSignal;
-  /** Instead of the global one. */
-  fetch?: typeof fetch;
-}
 
 /**
  * Opens a checkpoint: its configuration and the headers of its weights.

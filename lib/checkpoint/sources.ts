@@ -4,7 +4,25 @@
  * @module
  */
 import type { ByteSource } from "./safetensors.ts";
-import type { OpenOptions } from "./open.ts";
+
+/** How far loading is, in bytes. */
+export interface LoadProgress {
+  /** `download`: into the cache; `weights`: from there to where they are used. */
+  stage: "download" | "weights";
+  /** What is being read just now. */
+  file?: string;
+  done: number;
+  total: number;
+}
+
+/** How a checkpoint is opened. */
+export interface OpenOptions {
+  onProgress?: (progress: LoadProgress) => void;
+  /** Ends opening, downloading and later reads with its reason. */
+  signal?: AbortSignal;
+  /** Instead of the global one. */
+  fetch?: typeof fetch;
+}
 
 /** A source that holds a file open until it is disposed. */
 export interface OpenSource extends ByteSource, AsyncDisposable {}

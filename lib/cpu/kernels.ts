@@ -4,7 +4,8 @@
  *
  * @module
  */
-import type { Dtype, KvCache } from "../model/ops.ts";
+import type { Dtype } from "../dtype.ts";
+import type { KvCache } from "../model/kv_cache.ts";
 import type { CpuTensor } from "../dtype.ts";
 
 /** Which implementation runs, and why. */

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Dtype } from "../model/ops.ts";
+import type { Dtype } from "../dtype.ts";
 import { BYTES, type CpuTensor, elements } from "../dtype.ts";
 
 const PAGE = 65536;

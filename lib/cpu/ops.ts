@@ -5,8 +5,9 @@
  * @module
  */
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import type { Dtype, KvCache, Ops } from "../model/ops.ts";
-import { type CpuTensor, elements, f32, unpack } from "../dtype.ts";
+import type { KvCache } from "../model/kv_cache.ts";
+import type { Ops } from "../model/ops.ts";
+import { type CpuTensor, type Dtype, elements, f32, unpack } from "../dtype.ts";
 import type { CpuInfo, CpuKernels, Finish, Heads } from "./kernels.ts";
 import { PlainKernels } from "./plain.ts";
 import { RopeTable } from "./rope.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Dtype } from "../model/ops.ts";
+import type { Dtype } from "../dtype.ts";
 import { type CpuTensor, elements, f32, unpack } from "../dtype.ts";
 import type {
   Attention,

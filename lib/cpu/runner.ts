@@ -4,7 +4,7 @@
  * @module
  */
 import { positionsOf, requireRoom } from "../model/kv_cache.ts";
-import type { Checkpoint } from "../checkpoint/open.ts";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { type CpuKvCache, CpuOps, type CpuTensor } from "./ops.ts";
 import { forward, type Weights } from "../model/qwen3.ts";

@@ -4,12 +4,13 @@
  *
  * @module
  */
-import { positionsOf } from "../model/kv_cache.ts";
-import type { Checkpoint } from "../checkpoint/open.ts";
+import { type KvCache, positionsOf } from "../model/kv_cache.ts";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { type CpuTensor, f32 } from "../dtype.ts";
-import type { Choice, Gpu } from "../webgpu/device.ts";
+import type { Choice } from "../dispatch/choice.ts";
+import type { Gpu } from "../webgpu/device.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
-import type { KvCache, Ops } from "../model/ops.ts";
+import type { Ops } from "../model/ops.ts";
 import { SamplingTwin } from "./sampling.ts";
 import { GpuOps } from "../gpu/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
@@ -19,7 +20,7 @@ import type { Runner } from "../model/runner.ts";
 import { CpuRunner } from "../cpu/runner.ts";
 import { GpuRunner, type GpuRunnerOptions } from "../gpu/runner.ts";
 import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
-import type { Tensor } from "../webgpu/tensor.ts";
+import { Tensor } from "../webgpu/tensor.ts";
 
 /** One verb: its dispatches, what it reads and what it gives. */
 interface Step {
@@ -223,10 +224,10 @@ export class DebugRunner implements Runner {
   ): Promise<Float32Array> {
     const { gpu, config } = this.gpu, { ops } = this.cpu;
     cache.pass = cpuCache.pass = pass;
-    gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+    cache.lengthsOnDevice.write(0, cache.lengths);
     const length = Math.max(...cache.lengths);
     using onGpu = new GpuOps(gpu, config);
-    using input = gpu.tensor("u32", [chunk.length], chunk, "tokens");
+    using input = Tensor.create(gpu, "u32", [chunk.length], chunk, "tokens");
     const steps: Step[] = [];
     const cpu = (tensor: Tensor) => this.#twins.get(tensor)!;
     const record = (

@@ -11,7 +11,7 @@ import {
   type SamplerState,
 } from "../gpu/sample.ts";
 import { sample, type Sampling } from "../model/sampling.ts";
-import type { Tensor } from "../webgpu/tensor.ts";
+import { Tensor } from "../webgpu/tensor.ts";
 
 /** The dispatches that choose tokens, recorded for logits that the host writes. */
 export class SamplingTwin implements Disposable {
@@ -26,7 +26,7 @@ export class SamplingTwin implements Disposable {
     size: { sequences: number; vocab: number },
   ) {
     const { sequences, vocab } = size;
-    this.#logits = this.#own.use(gpu.tensor("f32", [sequences, vocab]));
+    this.#logits = this.#own.use(Tensor.create(gpu, "f32", [sequences, vocab]));
     this.#state = this.#own.use(
       createSamplerState(gpu, { ...size, steps: 1 }),
     );
@@ -48,10 +48,10 @@ export class SamplingTwin implements Disposable {
   ): Promise<string | undefined> {
     const { gpu, sampling } = this, state = this.#state;
     rows.forEach((row, s) => {
-      gpu.write(this.#logits, s * row.byteLength, row.slice());
-      gpu.write(state.seen, s * seen[s].byteLength, seen[s]);
+      this.#logits.write(s * row.byteLength, row.slice());
+      state.seen.write(s * seen[s].byteLength, seen[s]);
     });
-    gpu.write(state.step, 0, new Uint32Array(rows.length).fill(step));
+    state.step.write(0, new Uint32Array(rows.length).fill(step));
     this.#plan.run();
     const chosen = await state.tokens.read();
     gpu.check();

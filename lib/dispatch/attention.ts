@@ -3,10 +3,19 @@
  *
  * @module
  */
-import { type Capabilities, laneConstants, origin } from "./linear.ts";
-import { type AdapterClass, defaultsFor } from "./defaults.ts";
-import { attendKey, CONTEXT_CLASSES, type ContextClass } from "./keys.ts";
-import type { Constants } from "../webgpu/unroll.ts";
+import {
+  type AdapterClass,
+  type Capabilities,
+  laneConstants,
+} from "./capabilities.ts";
+import {
+  type Constants,
+  CONTEXT_CLASSES,
+  type ContextClass,
+} from "./shapes.ts";
+import { origin } from "./linear.ts";
+import { defaultsFor } from "./defaults.ts";
+import { attendKey } from "./keys.ts";
 
 /** A decode step's attention: constants, and how its keys are divided. */
 export interface DecodeAttentionChoice {

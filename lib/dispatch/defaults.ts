@@ -5,17 +5,8 @@
  * @module
  */
 
-import type { ContextClass } from "./keys.ts";
-
-/** Kinds of adapter that have a row of their own. */
-export type AdapterClass =
-  | "NVIDIA"
-  | "NVIDIA, large cache"
-  | "AMD"
-  | "Intel"
-  | "Apple"
-  | "software"
-  | "other";
+import type { AdapterClass } from "./capabilities.ts";
+import type { ContextClass } from "./shapes.ts";
 
 /**
  * Threads of a workgroup, rows of w that a lane group sums, loads in flight per row at
@@ -223,39 +214,4 @@ export function tileFor(
   if (m <= 32) return gemm.few;
   if (half && m > 64) return gemm.half;
   return m >= 256 && m * n >= 1 << 21 ? gemm.large : gemm.other;
-}
-
-/** 40 MB of L2 or more, as NVIDIA states them: fetching ahead needs the room. */
-const LARGE_L2 =
-  /\b(A100|A800|[HB][128]00|H20|GH200|L40S?|RTX (40[89]|50[89])0)\b/;
-
-// PCI vendor ids, and those that Mesa's software renderers and Metal give instead.
-const VENDORS: Readonly<Record<number, AdapterClass>> = {
-  0x10de: "NVIDIA",
-  0x1002: "AMD",
-  0x1022: "AMD",
-  0x8086: "Intel",
-  0x106b: "Apple",
-  0x10005: "software",
-};
-const NAMES: [RegExp, AdapterClass][] = [
-  [/nvidia|geforce|quadro|tesla/i, "NVIDIA"],
-  [/\bamd\b|radeon|radv/i, "AMD"],
-  [/intel/i, "Intel"],
-  [/apple/i, "Apple"],
-];
-
-/**
- * What kind an adapter is, by its vendor (a PCI id in Deno, a name elsewhere) or else
- * by what it calls itself.
- */
-export function adapterClass(
-  { vendor, description }: Pick<GPUAdapterInfo, "vendor" | "description">,
-  software: boolean,
-): AdapterClass {
-  if (software) return "software";
-  const named = NAMES.find(([name]) => name.test(`${vendor} ${description}`));
-  const known = VENDORS[Number(vendor)] ?? named?.[1] ?? "other";
-  const large = known === "NVIDIA" && LARGE_L2.test(description);
-  return large ? "NVIDIA, large cache" : known;
 }

@@ -3,13 +3,13 @@
  *
  * @module
  */
-import type { LinearShape } from "./linear.ts";
-import type { Dtype } from "../model/ops.ts";
-
-/** Rows of a prompt by class: what is tuned for one number serves its neighbours. */
-export const ROW_CLASSES: readonly number[] = [64, 256, 512];
-/** The same of rows that are few. */
-export const FEW_ROW_CLASSES: readonly number[] = [4, 8, 16, 32];
+import {
+  type ContextClass,
+  FEW_ROW_CLASSES,
+  type LinearShape,
+  ROW_CLASSES,
+} from "./shapes.ts";
+import type { Dtype } from "../dtype.ts";
 
 /** The class that `m` rows belong to. */
 const classOf = (m: number, classes: readonly number[]) =>
@@ -27,12 +27,6 @@ export function linearKey(
   const kind = [kernel, dtype, ...(swiglu ? ["swiglu"] : [])];
   return [...kind, ...(half ? ["half"] : []), rows, n, k].join(" ");
 }
-
-/** Lengths of context whose attention is laid out alike; see choose_attention.ts. */
-export const CONTEXT_CLASSES = ["short", "middle", "long"] as const;
-
-/** One of {@linkcode CONTEXT_CLASSES}. */
-export type ContextClass = typeof CONTEXT_CLASSES[number];
 
 /** Key of a decode step's attention: `group` query heads share a kv head. */
 export function attendKey(

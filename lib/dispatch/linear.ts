@@ -5,49 +5,11 @@
  *
  * @module
  */
-import {
-  type AdapterClass,
-  type Defaults,
-  defaultsFor,
-  tileFor,
-} from "./defaults.ts";
-import type { Dtype } from "../model/ops.ts";
+import { type Capabilities, laneConstants } from "./capabilities.ts";
+import { unitSize } from "../dtype.ts";
+import { type Constants, FEW_ROWS, type LinearShape } from "./shapes.ts";
+import { type Defaults, defaultsFor, tileFor } from "./defaults.ts";
 import { linearKey } from "./keys.ts";
-import type { Constants } from "../webgpu/unroll.ts";
-import { unitSize } from "../webgpu/wgsl.ts";
-
-/** What of a device a choice depends on; a {@linkcode Gpu} has it all. */
-export interface Capabilities {
-  /** Lanes that exchange values directly; 0 without subgroups. */
-  subgroupSize: number;
-  /** Whose defaults apply; `other` if absent. */
-  adapterClass?: AdapterClass;
-  /** Whether shaders are known to go through Deno's naga to Vulkan; false if absent. */
-  vulkan?: boolean;
-  limits: {
-    maxComputeWorkgroupStorageSize: number;
-    maxComputeInvocationsPerWorkgroup: number;
-  };
-  /** Constants that were measured to be best on this adapter, by the keys of tuning_key.ts. */
-  tuned?: ReadonlyMap<string, Constants>;
-}
-
-/** A Linear layer: `[m, k] × [n, k]ᵀ`. */
-export interface LinearShape {
-  m: number;
-  n: number;
-  k: number;
-  /** Element type of the weights. */
-  dtype: Dtype;
-  /** RMSNorm of the rows first. */
-  norm: boolean;
-  /** SwiGLU after it: pairs of w's rows become one output. */
-  swiglu: boolean;
-  /** The largest absolute weight, where it was measured; products in f16 need it. */
-  largest?: number;
-  /** Whether the weights change no more, so that a copy may be read instead. */
-  fixed?: boolean;
-}
 
 /** A kernel, its constants, and the reason. */
 export interface LinearChoice {
@@ -65,32 +27,6 @@ export interface LinearChoice {
 /** Where constants come from, as the end of a reason. */
 export const origin = (tuned: Constants | undefined, { source }: Defaults) =>
   tuned ? "tuned for this adapter" : source;
-
-/** Up to this many rows the matrix is read once for all of them. */
-export const FEW_ROWS = 32;
-
-/** Lanes that share a sum: constants for kernels that use lib/webgpu/wgsl.ts's LANES. */
-export function laneConstants(
-  { subgroupSize }: Pick<Capabilities, "subgroupSize">,
-  most = 32,
-): { LOG_LANES: number; SUBGROUPS: number } {
-  const lanes = Math.min(most, subgroupSize || 32);
-  return {
-    LOG_LANES: Math.floor(Math.log2(Math.max(1, lanes))),
-    SUBGROUPS: subgroupSize ? 1 : 0,
-  };
-}
-
-/** The same for exactly `lanes` lanes, through workgroup memory where subgroups are smaller. */
-export function exactLanes(
-  { subgroupSize }: Pick<Capabilities, "subgroupSize">,
-  lanes: number,
-): { LOG_LANES: number; SUBGROUPS: number } {
-  return {
-    LOG_LANES: Math.log2(lanes),
-    SUBGROUPS: subgroupSize >= lanes ? 1 : 0,
-  };
-}
 
 /** Chooses the kernel of a Linear layer. */
 export function chooseLinear(

@@ -3,10 +3,11 @@
  *
  * @module
  */
-import { type Capabilities, chooseLinear, FEW_ROWS } from "./linear.ts";
+import type { Capabilities } from "./capabilities.ts";
+import { type Constants, FEW_ROWS } from "./shapes.ts";
+import type { Dtype } from "../dtype.ts";
+import { chooseLinear } from "./linear.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
-import type { Dtype } from "../model/ops.ts";
-import type { Constants } from "../webgpu/unroll.ts";
 
 /** Up to this many rows a matrix that is stored by input row is read once for all. */
 const FEW_COLUMNS = 8;

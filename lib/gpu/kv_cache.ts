@@ -3,12 +3,13 @@
  *
  * @module
  */
-import { cacheBytes, MemoryError, sizeText } from "../model/kv_cache.ts";
+import { MemoryError } from "../errors.ts";
+import type { KvCache } from "../model/kv_cache.ts";
+import { cacheBytes, sizeText } from "../model/kv_cache.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
-import type { KvCache } from "../model/ops.ts";
 import { fillAngles, ropeFrequencies } from "../model/rope.ts";
-import type { Tensor } from "../webgpu/tensor.ts";
+import { Tensor } from "../webgpu/tensor.ts";
 
 /** Keys and values of every layer on the device. */
 export class GpuKvCache implements KvCache<Tensor>, Disposable {
@@ -33,15 +34,21 @@ export class GpuKvCache implements KvCache<Tensor>, Disposable {
     const { numHiddenLayers, numKeyValueHeads, headDim } = config;
     const shape = [sequences, numKeyValueHeads, context, headDim];
     this.layers = Array.from({ length: numHiddenLayers }, (_, i) => ({
-      k: gpu.tensor(dtype, shape, undefined, `layers.${i}.k_cache`),
-      v: gpu.tensor(dtype, shape, undefined, `layers.${i}.v_cache`),
+      k: Tensor.create(gpu, dtype, shape, undefined, `layers.${i}.k_cache`),
+      v: Tensor.create(gpu, dtype, shape, undefined, `layers.${i}.v_cache`),
     }));
     this.lengths = new Uint32Array(sequences);
-    this.lengthsOnDevice = gpu.tensor("u32", [sequences], undefined, "lengths");
-    this.flags = gpu.tensor("u32", [4], undefined, "flags");
+    this.lengthsOnDevice = Tensor.create(
+      gpu,
+      "u32",
+      [sequences],
+      undefined,
+      "lengths",
+    );
+    this.flags = Tensor.create(gpu, "u32", [4], undefined, "flags");
     const angles = new Float32Array(context * headDim);
     fillAngles(ropeFrequencies(config), angles);
-    this.angles = gpu.tensor("f32", [context, headDim], angles, "rope");
+    this.angles = Tensor.create(gpu, "f32", [context, headDim], angles, "rope");
   }
 
   /**
@@ -75,10 +82,9 @@ export class GpuKvCache implements KvCache<Tensor>, Disposable {
 
   /** Sets the lengths, on host and device, and clears the flags. */
   reset(lengths: ArrayLike<number>): void {
-    const { gpu } = this.flags;
     this.lengths.set(Array.from(lengths));
-    gpu.write(this.lengthsOnDevice, 0, this.lengths);
-    gpu.write(this.flags, 0, new Uint32Array(4));
+    this.lengthsOnDevice.write(0, this.lengths);
+    this.flags.write(0, new Uint32Array(4));
   }
 
   [Symbol.dispose](): void {

@@ -16,7 +16,9 @@ import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../../kernels/rms_norm.ts";
 import { sumSplits } from "../../kernels/sum_splits.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
-import { chooseLinear, exactLanes, laneConstants } from "../dispatch/linear.ts";
+import { exactLanes, laneConstants } from "../dispatch/capabilities.ts";
+import type { KvCache } from "../model/kv_cache.ts";
+import { chooseLinear } from "../dispatch/linear.ts";
 import {
   chooseDecodeAttention,
   choosePrefillRows,
@@ -27,9 +29,9 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { splitGrid } from "../webgpu/kernel.ts";
 import type { GpuKvCache } from "./kv_cache.ts";
-import type { KvCache, Ops } from "../model/ops.ts";
+import type { Ops } from "../model/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
-import type { Tensor } from "../webgpu/tensor.ts";
+import { Tensor } from "../webgpu/tensor.ts";
 
 /** {@linkcode Ops} on the GPU, with scratch memory of its own. */
 export class GpuOps implements Ops<Tensor>, Disposable {
@@ -177,7 +179,13 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       { length: rows / tokens },
       (_, sequence) => (sequence + 1) * tokens - 1,
     );
-    const index = this.gpu.tensor("u32", [last.length], last, "last rows");
+    const index = Tensor.create(
+      this.gpu,
+      "u32",
+      [last.length],
+      last,
+      "last rows",
+    );
     this.plan.own(index);
     const y = this.#rows("last", last.length, width);
     return this.#gather(x, index, y, "last_row");
@@ -334,7 +342,13 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const key = `${use} ${capacity} × ${width}`;
     let tensor = this.#buffers.get(key);
     if (!tensor) {
-      tensor = this.gpu.tensor(dtype, [capacity, width], undefined, use);
+      tensor = Tensor.create(
+        this.gpu,
+        dtype,
+        [capacity, width],
+        undefined,
+        use,
+      );
       this.#buffers.set(key, tensor);
     }
     return tensor.rows(rows);

@@ -7,9 +7,10 @@
  */
 import { positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
-import type { Checkpoint } from "../checkpoint/open.ts";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import type { Choice, Gpu } from "../webgpu/device.ts";
+import type { Choice } from "../dispatch/choice.ts";
+import type { Gpu } from "../webgpu/device.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
@@ -217,9 +218,9 @@ export class GpuRunner implements Runner {
     const logits = batch.prefillAll(texts, this.prefillRows, signal);
     texts.forEach((ids, s) => {
       const seen = seenBits(this.config.vocabSize, ids);
-      gpu.write(state.seen, s * seen.byteLength, seen);
+      state.seen.write(s * seen.byteLength, seen);
     });
-    gpu.write(state.step, 0, new Uint32Array(sequences).fill(step));
+    state.step.write(0, new Uint32Array(sequences).fill(step));
     // A sequence that is over while others go on writes its last place again.
     const longest = cache.context - 1;
     using sampleFirst = new Plan(gpu);
@@ -230,7 +231,7 @@ export class GpuRunner implements Runner {
     device.queue.submit([reader.copy(device.createCommandEncoder(), flags)]);
     // Sampling counts its token as cached; it is only once the next step has run.
     const lengths = cache.lengths.map((length) => Math.min(length, longest));
-    gpu.write(state.lengths, 0, lengths);
+    state.lengths.write(0, lengths);
     const { decode } = batch;
     decode.plan.seal();
     using sample = new Plan(gpu);

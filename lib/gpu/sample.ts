@@ -12,12 +12,12 @@ import { sampleFinish } from "../../kernels/sample_finish.ts";
 import { BINS, sampleHistogram } from "../../kernels/sample_histogram.ts";
 import { chunkLength, WORKGROUP } from "../../kernels/sample_scores.ts";
 import { sampleTopK } from "../../kernels/sample_top_k.ts";
-import { laneConstants } from "../dispatch/linear.ts";
+import { laneConstants } from "../dispatch/capabilities.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import type { Operands } from "../webgpu/kernel.ts";
 import type { Plan } from "../webgpu/plan.ts";
 import type { Sampling } from "../model/sampling.ts";
-import type { Tensor } from "../webgpu/tensor.ts";
+import { Tensor } from "../webgpu/tensor.ts";
 
 /** What a decode loop keeps on the device, all u32. */
 export interface SamplerState {
@@ -40,7 +40,7 @@ export function createSamplerState(
 ): SamplerState & Disposable {
   const { sequences, vocab, steps } = size;
   const u32 = (name: string, ...shape: number[]) =>
-    gpu.tensor("u32", shape, undefined, `sampler ${name}`);
+    Tensor.create(gpu, "u32", shape, undefined, `sampler ${name}`);
   const state = {
     tokens: u32("tokens", sequences),
     ring: u32("ring", steps, sequences),
@@ -116,7 +116,9 @@ export function addSampling(
 
   using scratch = new DisposableStack();
   const u32 = (name: string, ...shape: number[]) =>
-    scratch.use(gpu.tensor("u32", shape, undefined, `sampling ${name}`));
+    scratch.use(
+      Tensor.create(gpu, "u32", shape, undefined, `sampling ${name}`),
+    );
   const constants = {
     ...laneConstants(gpu),
     PENALTY: repetitionPenalty === 1 ? 0 : 1,

@@ -5,7 +5,7 @@
  * @module
  */
 import type { CacheSize } from "../model/kv_cache.ts";
-import { DeviceError } from "../webgpu/device.ts";
+import { DeviceError } from "../errors.ts";
 import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import { Plan } from "../webgpu/plan.ts";
@@ -13,7 +13,7 @@ import { forward, type Weights } from "../model/qwen3.ts";
 import { RingReader } from "./ring_reader.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
 import type { SamplerState } from "./sample.ts";
-import type { Tensor } from "../webgpu/tensor.ts";
+import { Tensor } from "../webgpu/tensor.ts";
 
 /** Steps whose tokens the device keeps until they are read. */
 const RING = 256;
@@ -55,7 +55,7 @@ export class GpuSequences implements Disposable {
     const { gpu, config } = ops, { sequences } = cache;
     this.#cache = cache;
     const u32 = (label: string, ...shape: number[]) =>
-      this.#own.use(gpu.tensor("u32", shape, undefined, label));
+      this.#own.use(Tensor.create(gpu, "u32", shape, undefined, label));
     this.#state = {
       tokens: u32("tokens", sequences),
       ring: u32("ring", RING, sequences),
@@ -121,7 +121,7 @@ export class GpuSequences implements Disposable {
     const rows = sequences * tokens;
     const input = whole
       ? this.#state.tokens
-      : gpu.tensor("u32", [rows], undefined, "prompt");
+      : Tensor.create(gpu, "u32", [rows], undefined, "prompt");
     if (!whole) plan.own(input);
     ops.plan = plan;
     this.#cache.pass = { first, tokens };
@@ -174,14 +174,14 @@ export class GpuSequences implements Disposable {
         tokens: chunk.length,
         all,
       });
-      gpu.write(input, 0, chunk);
-      gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+      input.write(0, chunk);
+      cache.lengthsOnDevice.write(0, cache.lengths);
       plan.run({ length: begin });
       cache.lengths[sequence] += chunk.length;
       gpu.check();
       yield logits;
     }
-    gpu.write(cache.lengthsOnDevice, 0, cache.lengths);
+    cache.lengthsOnDevice.write(0, cache.lengths);
   }
 
   /**
@@ -203,7 +203,13 @@ export class GpuSequences implements Disposable {
       if (sequences === 1) break;
       // The next prompt's logits come into the same place.
       this.#firstLogits ??= this.#own.use(
-        gpu.tensor("f32", [sequences, config.vocabSize], undefined, "logits"),
+        Tensor.create(
+          gpu,
+          "f32",
+          [sequences, config.vocabSize],
+          undefined,
+          "logits",
+        ),
       );
       const row = 4 * config.vocabSize;
       const encoder = gpu.device.createCommandEncoder();

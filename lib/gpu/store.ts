@@ -5,11 +5,11 @@
  */
 import { maxAbs } from "../../kernels/max_abs.ts";
 import { synthesize } from "../../kernels/synthesize.ts";
-import { laneConstants } from "../dispatch/linear.ts";
+import { laneConstants } from "../dispatch/capabilities.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { Plan } from "../webgpu/plan.ts";
 import type { Weights } from "../model/qwen3.ts";
-import type { Tensor } from "../webgpu/tensor.ts";
+import { Tensor } from "../webgpu/tensor.ts";
 import type { WeightStore } from "../model/weights.ts";
 
 /** Measures the largest absolute value of every Linear weight and head norm, with one readback. */
@@ -21,7 +21,13 @@ export async function measureLargest(
     { qkvProj, oProj, gateUpProj, downProj, qNorm, kNorm },
   ) => [qkvProj, oProj, gateUpProj, downProj, qNorm, kNorm]);
   const size = linears.length;
-  using found = gpu.tensor("u32", [size], new Uint32Array(size), "largest");
+  using found = Tensor.create(
+    gpu,
+    "u32",
+    [size],
+    new Uint32Array(size),
+    "largest",
+  );
   using plan = new Plan(gpu);
   linears.forEach((tensor, at) => {
     for (const part of tensor.parts) {
@@ -45,8 +51,8 @@ export function gpuStore(gpu: Gpu): WeightStore<Tensor> {
   const { queue } = gpu.device;
   return {
     allocate: (dtype, shape, label, split) =>
-      gpu.tensor(dtype, shape, undefined, label, split),
-    write: (tensor, begin, bytes) => gpu.write(tensor, begin, bytes),
+      Tensor.create(gpu, dtype, shape, undefined, label, split),
+    write: (tensor, begin, bytes) => tensor.write(begin, bytes),
     synthesize(tensor, row, rows, { seed, scale, offset }) {
       const columns = tensor.shape[1];
       if (offset !== 0 || columns === undefined || columns % 2) return false;

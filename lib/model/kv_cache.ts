@@ -6,11 +6,22 @@
  */
 import { MOST_SPLITS } from "../dispatch/attention.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import { DeviceError } from "../webgpu/device.ts";
+import { MemoryError } from "../errors.ts";
 
-/** A device has no room for so many or so long sequences; fewer or shorter ones must do. */
-export class MemoryError extends DeviceError {
-  override name = "MemoryError";
+/** Keys and values of every layer, for one or more sequences. */
+export interface KvCache<T> {
+  /** Per layer, keys (normed and rotated) and values, each `[sequences, kvHeads, context, headDim]`. */
+  readonly layers: readonly { k: T; v: T }[];
+  /** Positions that a sequence has room for. */
+  readonly context: number;
+  /** Tokens already cached, per sequence. The caller advances it after a pass. */
+  readonly lengths: Uint32Array;
+  /**
+   * Which sequences the rows of this pass belong to: row `r` is token
+   * `r % tokens` of sequence `first + floor(r / tokens)`, at position
+   * `lengths[sequence] + r % tokens`.
+   */
+  pass: { first: number; tokens: number };
 }
 
 /** Keys and values of `sequences` × `context` positions in `dtype`. */

@@ -8,25 +8,7 @@
  *
  * @module
  */
-
-/** Element types. 16-bit weights stay as stored; arithmetic is f32. */
-export type Dtype = "f32" | "f16" | "bf16" | "u32";
-
-/** Keys and values of every layer, for one or more sequences. */
-export interface KvCache<T> {
-  /** Per layer, keys (normed and rotated) and values, each `[sequences, kvHeads, context, headDim]`. */
-  readonly layers: readonly { k: T; v: T }[];
-  /** Positions that a sequence has room for. */
-  readonly context: number;
-  /** Tokens already cached, per sequence. The caller advances it after a pass. */
-  readonly lengths: Uint32Array;
-  /**
-   * Which sequences the rows of this pass belong to: row `r` is token
-   * `r % tokens` of sequence `first + floor(r / tokens)`, at position
-   * `lengths[sequence] + r % tokens`.
-   */
-  pass: { first: number; tokens: number };
-}
+import type { KvCache } from "./kv_cache.ts";
 
 /** What a forward pass is made of. `T` is the implementation's tensor. */
 export interface Ops<T> {

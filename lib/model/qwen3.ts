@@ -3,7 +3,8 @@
  *
  * @module
  */
-import type { KvCache, Ops } from "./ops.ts";
+import type { KvCache } from "./kv_cache.ts";
+import type { Ops } from "./ops.ts";
 
 /** Weights as the forward pass reads them; `T` is the device's tensor. */
 export interface Weights<T> {

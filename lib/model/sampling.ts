@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { GenerationDefaults } from "../checkpoint/open.ts";
+import type { GenerationDefaults } from "../checkpoint/config.ts";
 import { fmix32 } from "../fmix32.ts";
 
 /** What a caller may ask for. */

@@ -5,19 +5,13 @@
  *
  * @module
  */
-import type {
-  Checkpoint,
-  LoadProgress,
-  TensorInfo,
-} from "../checkpoint/open.ts";
+import type { Checkpoint, TensorInfo } from "../checkpoint/checkpoint.ts";
+import type { LoadProgress } from "../checkpoint/sources.ts";
+import type { Dtype } from "../dtype.ts";
+import { tensorShapes } from "../checkpoint/tensors.ts";
 import { BYTES, unpack } from "../dtype.ts";
-import type { Dtype } from "./ops.ts";
 import type { Layer, Weights } from "./qwen3.ts";
-import {
-  type SyntheticRule,
-  syntheticRule,
-  tensorShapes,
-} from "../checkpoint/synthetic.ts";
+import { type SyntheticRule, syntheticRule } from "../checkpoint/synthetic.ts";
 
 /** Where weights are put: a device's memory. */
 export interface WeightStore<T> {

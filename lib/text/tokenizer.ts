@@ -4,7 +4,7 @@
  * @module
  */
 import { Tokenizer as Encoder } from "npm:@huggingface/tokenizers@0.2.0";
-import type { Checkpoint } from "../checkpoint/open.ts";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { isObject, parseJson } from "../json.ts";
 
 /** A byte-level BPE tokenizer, as every Qwen3 has. */

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { Tensor } from "../webgpu/tensor.ts";
 import { FMA_ROUND, peakFma } from "../../kernels/peak_fma.ts";
 import { peakRead } from "../../kernels/peak_read.ts";
 import type { Gpu } from "../webgpu/device.ts";
@@ -43,8 +44,8 @@ async function readRate(
     gpu.software ? 4 << 20 : 1 << 28,
     gpu.limits.maxStorageBufferBindingSize & ~0xfff,
   );
-  using x = gpu.tensor("u32", [bytes / 4], undefined, "peak read");
-  using y = gpu.tensor("u32", [4], undefined, "peak sink");
+  using x = Tensor.create(gpu, "u32", [bytes / 4], undefined, "peak read");
+  using y = Tensor.create(gpu, "u32", [4], undefined, "peak sink");
   using plan = new Plan(gpu);
   plan.add(peakRead, { x, y }, { constants: { X_IN } });
   await fastest(gpu, plan, 2); // the first touch makes memory real
@@ -78,7 +79,7 @@ async function fmaTime(
   F16: 0 | 1,
   times: number,
 ): Promise<number> {
-  using y = gpu.tensor("u32", [4], undefined, "peak sink");
+  using y = Tensor.create(gpu, "u32", [4], undefined, "peak sink");
   using plan = new Plan(gpu);
   plan.add(peakFma, { y }, {
     constants: { F16 },

@@ -11,20 +11,20 @@ import { maxAbs } from "../../kernels/max_abs.ts";
 import { peakFma } from "../../kernels/peak_fma.ts";
 import { peakRead } from "../../kernels/peak_read.ts";
 import { synthesize } from "../../kernels/synthesize.ts";
-import { type Capabilities, laneConstants } from "../dispatch/linear.ts";
+import { type Capabilities, laneConstants } from "../dispatch/capabilities.ts";
+import type { Dtype } from "../dtype.ts";
+import type { Constants } from "../dispatch/shapes.ts";
 import { chooseMatmul } from "../dispatch/matmul.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
-import type { Dtype } from "../model/ops.ts";
 import { GpuOps } from "../gpu/ops.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
 import { forward, type Layer } from "../model/qwen3.ts";
 import { addSampling } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
-import type { Constants } from "../webgpu/unroll.ts";
 
 /** What of a device the choices depend on; a `Gpu` has it all. */
 export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
@@ -203,20 +203,21 @@ class Recorder extends Plan {
   }
 }
 
-/** A device of which nothing but shapes is asked: its tensors have no memory. */
+/** A stand-in for a device: tensors made on it have shapes but no memory. */
 function sketch(device: Sketched): Gpu {
   const { name, f16, software, subgroupSize, adapterClass, vulkan } = device;
   const { limits, tuned = new Map() } = device;
-  const gpu = {
-    ...{ name, f16, software, subgroupSize, adapterClass, vulkan },
-    ...{ limits, tuned },
-    tensor: (dtype: Dtype, shape: number[], _data: unknown, label: string) => {
-      const buffer = { destroy() {} } as GPUBuffer;
-      const part = { buffer, offset: 0, begin: 0, rows: shape[0] };
-      return new Tensor(gpu, dtype, shape, [part], label);
+  return {
+    ...{ name, f16, software, subgroupSize, adapterClass, vulkan, tuned },
+    limits: {
+      maxComputeWorkgroupStorageSize: limits.maxComputeWorkgroupStorageSize,
+      maxComputeInvocationsPerWorkgroup:
+        limits.maxComputeInvocationsPerWorkgroup,
+      maxStorageBufferBindingSize: Infinity,
     },
+    buffer: () => ({ destroy() {} }),
+    device: { queue: { writeBuffer() {} } },
   } as unknown as Gpu;
-  return gpu;
 }
 
 /** The calls of one layer's forward pass and of every way to sample. */
@@ -229,7 +230,7 @@ function recordPasses(
   const gpu = sketch(device), plan = new Recorder(gpu);
   const halfProducts = device.f16 && !device.software;
   const weight = (label: string, ...shape: number[]) => {
-    const tensor = gpu.tensor(dtype, shape, undefined, label);
+    const tensor = Tensor.create(gpu, dtype, shape, undefined, label);
     // A usual magnitude; what measures it runs on the device.
     if (halfProducts) tensor.largest = shape.length === 1 ? 2 : 0.25;
     return tensor;
@@ -252,7 +253,7 @@ function recordPasses(
     ? embedTokens
     : weight("lm_head", vocabSize, k);
   const u32 = (label: string, ...shape: number[]) =>
-    gpu.tensor("u32", shape, undefined, label);
+    Tensor.create(gpu, "u32", shape, undefined, label);
   const cacheDtype = headDim % 8 === 0 ? "f16" : "f32";
   const cache = new GpuKvCache(
     gpu,
@@ -297,7 +298,7 @@ function recordRest(
   const gpu = sketch(device);
   const { hiddenSize: k, intermediateSize: n, headDim } = config;
   const tensor = (dtype: Dtype, ...shape: number[]) =>
-    gpu.tensor(dtype, shape, undefined, "operand");
+    Tensor.create(gpu, dtype, shape, undefined, "operand");
   const calls: Call[] = [];
   const add = (kernel: Kernel, operands: Operands, options: AddOptions) => {
     calls.push({ kernel, operands, options });

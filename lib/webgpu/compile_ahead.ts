@@ -6,7 +6,8 @@
  *
  * @module
  */
-import type { Choice, Gpu } from "./device.ts";
+import type { Choice } from "../dispatch/choice.ts";
+import type { Gpu } from "./device.ts";
 import { compile, isCompiled, type Shader } from "./pipeline.ts";
 
 /** What a worker compiles, and on which device. */

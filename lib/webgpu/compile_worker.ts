@@ -4,7 +4,7 @@
  * @module
  */
 import type { CompileJob, CompileReport } from "./compile_ahead.ts";
-import { adapterName } from "./device.ts";
+import { adapterName } from "./adapter.ts";
 import { createPipeline } from "./pipeline.ts";
 
 /** What a module worker has and a page has not. */

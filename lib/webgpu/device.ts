@@ -1,151 +1,25 @@
 /**
- * The GPU: adapter, limits, features, and every choice with its reason.
+ * The GPU: its limits and features, buffers, readback, and every choice made when it
+ * was opened, with the reason.
  *
  * @module
  */
-import { BYTES, elements } from "../dtype.ts";
-import {
-  type AdapterClass,
-  adapterClass,
-  defaultsFor,
-} from "../dispatch/defaults.ts";
-import type { Dtype } from "../model/ops.ts";
-import type { Constants } from "./unroll.ts";
-import { Tensor, type TensorPart } from "./tensor.ts";
-import { TEXELS_WIDE } from "./wgsl.ts";
+import type { AdapterClass } from "../dispatch/capabilities.ts";
+import type { Choice } from "../dispatch/choice.ts";
+import type { Constants } from "../dispatch/shapes.ts";
+import { DeviceError, errorText, NoAdapterError } from "../errors.ts";
+import { adapterClass, adapterName } from "./adapter.ts";
 
-/** Something that was decided, and why. */
-export interface Choice {
-  what: string;
-  value: string;
-  reason: string;
-}
-
-/** What {@linkcode openDevice} takes. */
+/** Options of {@linkcode openGpu}. */
 export interface DeviceOptions {
   /** Any WebGPU implementation; `navigator.gpu` by default. */
   gpu?: GPU;
 }
 
-/** No adapter could be had, or it refuses what is needed. */
-export class NoAdapterError extends Error {
-  override name = "NoAdapterError";
-}
+/** Workgroup memory that the kernels count on, in bytes. */
+const LEAST_WORKGROUP_MEMORY = 32768;
 
-/** The device was lost, ran out of memory, or refused a command. */
-export class DeviceError extends Error {
-  override name = "DeviceError";
-}
-
-const BRINGS_ONE =
-  "install a Vulkan driver (Debian, Ubuntu: apt-get install mesa-vulkan-drivers brings a software one) or run on the CPU";
-
-/**
- * Opens a GPU: asks for the adapter's own limits (WebGPU's defaults allow
- * bindings of 128 MiB only), for f16, subgroups and timestamps where they can be had.
- *
- * @throws {NoAdapterError} if there is no adapter.
- */
-export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
-  const implementation = options.gpu ?? navigator.gpu;
-  if (!implementation) {
-    throw new NoAdapterError(
-      "Cannot open a GPU: this runtime has no WebGPU (navigator.gpu), it must be Deno 2.9 or later, or pass one as `gpu`",
-    );
-  }
-  const request = () =>
-    implementation.requestAdapter({ powerPreference: "high-performance" });
-  let adapter = await request();
-  if (!adapter) {
-    throw new NoAdapterError(
-      `Cannot open a GPU: there is no WebGPU adapter here, ${BRINGS_ONE}`,
-    );
-  }
-  const workgroup = adapter.limits.maxComputeWorkgroupStorageSize;
-  if (workgroup < 32768) {
-    throw new NoAdapterError(
-      `Cannot open a GPU: ${adapter.info.description} has ${workgroup} bytes of workgroup memory, the kernels must have 32768`,
-    );
-  }
-  const choices: Choice[] = [];
-  const features: GPUFeatureName[] = [];
-  const want = (feature: GPUFeatureName, without: string) => {
-    const there = adapter!.features.has(feature);
-    if (there) features.push(feature);
-    choices.push({
-      what: feature,
-      value: there ? "on" : "off",
-      reason: there ? "the adapter has it" : `the adapter lacks it: ${without}`,
-    });
-    return there;
-  };
-  want("shader-f16", "products are computed in f32");
-  const timestamps = want("timestamp-query", "passes are timed by wall clock");
-  const requiredLimits: Record<string, number> = {};
-  for (const limit of LIMITS) {
-    requiredLimits[limit] = adapter.limits[limit] as number;
-  }
-  // Deno grants subgroups without listing them, so try, and do without if refused.
-  const subgroups = "subgroups" as GPUFeatureName;
-  let descriptor = {
-    requiredFeatures: [...features, subgroups],
-    requiredLimits,
-  };
-  let device: GPUDevice, why = "";
-  try {
-    device = await adapter.requestDevice(descriptor);
-  } catch (error) {
-    why = error instanceof Error ? error.message : String(error);
-    adapter = await request(); // a refused request uses the adapter up
-    if (!adapter) {
-      throw new NoAdapterError("Cannot open a GPU: the adapter is gone");
-    }
-    descriptor = { requiredFeatures: features, requiredLimits };
-    device = await adapter.requestDevice(descriptor);
-  }
-  // A subgroup of which only the size range is known is used by its smallest size.
-  const smallest = why === "" ? adapter.info.subgroupMinSize ?? 0 : 0;
-  const subgroupSize = smallest >= 4 ? Math.min(smallest, 32) : 0;
-  choices.push({
-    what: "subgroups",
-    value: subgroupSize ? `${subgroupSize} lanes` : "off",
-    reason: subgroupSize
-      ? `granted; the adapter's subgroups have ${adapter.info.subgroupMinSize} to ${adapter.info.subgroupMaxSize} lanes`
-      : `sums go through workgroup memory: ${
-        why || "the adapter names no subgroup size"
-      }`,
-  });
-  // Other versions may panic where this one has the bytes, so it is not tried there.
-  const readsAtOnce = options.gpu === undefined &&
-    Deno.version.deno === READS_AT_ONCE;
-  choices.push({
-    what: "readback",
-    value: readsAtOnce ? "at once" : "when mapAsync settles",
-    reason: readsAtOnce
-      ? `Deno ${READS_AT_ONCE} has a buffer mapped when mapAsync returns, 10 ms before its promise settles`
-      : options.gpu === undefined
-      ? `Deno ${Deno.version.deno} was not tested for more, ${READS_AT_ONCE} was`
-      : "another WebGPU than Deno's own",
-  });
-  // Deno does not say which it is. On Linux it is Vulkan, or GL, which has no subgroups.
-  const vulkan = options.gpu === undefined && Deno.build.os === "linux" &&
-    subgroupSize > 0;
-  const found = {
-    ...{ descriptor, subgroupSize, vulkan, timestamps, readsAtOnce, choices },
-  };
-  const gpu = new Gpu(adapter, device, found);
-  choices.push({
-    what: "kernel constants",
-    value: `defaults for ${gpu.adapterClass}`,
-    reason: defaultsFor(gpu).source,
-  });
-  // Imported late: the kernels whose text it looks at import this module.
-  const { loadTuning } = await import("../dispatch/tuned.ts");
-  choices.push(await loadTuning(gpu));
-  return gpu;
-}
-
-/** The Deno whose buffers were found mapped when `mapAsync` returns. */
+/** The version of Deno in which a buffer is already mapped when `mapAsync` returns. */
 const READS_AT_ONCE = "2.9.6";
 
 const LIMITS = [
@@ -157,14 +31,126 @@ const LIMITS = [
   "maxStorageBuffersPerShaderStage",
 ] as const;
 
-/** What an adapter calls itself. */
-export function adapterName(
-  { description, device, vendor }: GPUAdapterInfo,
-): string {
-  return description || device || vendor || "GPU";
+/**
+ * Opens a GPU with the adapter's own limits (WebGPU's defaults allow bindings of
+ * 128 MiB only), and with f16, subgroups and timestamps where the adapter has them.
+ *
+ * @throws {NoAdapterError} if there is no adapter, or its workgroup memory is too small.
+ */
+export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
+  const adapter = await findAdapter(options);
+  const choices: Choice[] = [];
+  const features: GPUFeatureName[] = [];
+  const want = (feature: GPUFeatureName, without: string) => {
+    const there = adapter.features.has(feature);
+    if (there) features.push(feature);
+    choices.push({
+      what: feature,
+      value: there ? "on" : "off",
+      reason: there ? "the adapter has it" : `the adapter lacks it: ${without}`,
+    });
+    return there;
+  };
+  want("shader-f16", "matmuls are computed in f32");
+  const timestamps = want("timestamp-query", "passes are timed by wall clock");
+  const { device, descriptor, subgroupSize, choice } = await requestDevice(
+    adapter,
+    features,
+    options,
+  );
+  // Other versions may panic where this one has the bytes, so others do not try.
+  const own = options.gpu === undefined;
+  const readsAtOnce = own && Deno.version.deno === READS_AT_ONCE;
+  choices.push(choice, {
+    what: "readback",
+    value: readsAtOnce ? "at once" : "when mapAsync settles",
+    reason: readsAtOnce
+      ? `in Deno ${READS_AT_ONCE} a buffer is mapped when mapAsync returns, 10 ms before its promise settles`
+      : own
+      ? `only Deno ${READS_AT_ONCE} was tested for early reads, this is ${Deno.version.deno}`
+      : "not Deno's own WebGPU",
+  });
+  // Deno does not name its backend. On Linux it is Vulkan or GL, and GL has no subgroups.
+  const vulkan = own && Deno.build.os === "linux" && subgroupSize > 0;
+  return new Gpu(adapter, device, {
+    descriptor,
+    subgroupSize,
+    vulkan,
+    timestamps,
+    readsAtOnce,
+    choices,
+  });
 }
 
-/** An open device. Made by {@linkcode openDevice}. */
+const INSTALL_HINT =
+  "install a Vulkan driver (Debian, Ubuntu: apt-get install mesa-vulkan-drivers brings a software one) or run on the CPU";
+
+async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
+  const implementation = gpu ?? navigator.gpu;
+  if (!implementation) {
+    throw new NoAdapterError(
+      "Cannot open a GPU: this runtime has no WebGPU (navigator.gpu), it must be Deno 2.9 or later, or pass one as `gpu`",
+    );
+  }
+  const adapter = await implementation.requestAdapter({
+    powerPreference: "high-performance",
+  });
+  if (!adapter) {
+    throw new NoAdapterError(
+      `Cannot open a GPU: there is no WebGPU adapter here, ${INSTALL_HINT}`,
+    );
+  }
+  const memory = adapter.limits.maxComputeWorkgroupStorageSize;
+  if (memory < LEAST_WORKGROUP_MEMORY) {
+    throw new NoAdapterError(
+      `Cannot open a GPU: ${adapter.info.description} has ${memory} bytes of workgroup memory, the kernels must have ${LEAST_WORKGROUP_MEMORY}`,
+    );
+  }
+  return adapter;
+}
+
+/** Asks for subgroups first: Deno grants them without listing them. */
+async function requestDevice(
+  adapter: GPUAdapter,
+  features: readonly GPUFeatureName[],
+  options: DeviceOptions,
+) {
+  const requiredLimits: Record<string, number> = {};
+  for (const limit of LIMITS) {
+    requiredLimits[limit] = adapter.limits[limit] as number;
+  }
+  const subgroups = "subgroups" as GPUFeatureName;
+  let descriptor = {
+    requiredFeatures: [...features, subgroups],
+    requiredLimits,
+  };
+  let device: GPUDevice, refusal = "";
+  try {
+    device = await adapter.requestDevice(descriptor);
+  } catch (error) {
+    refusal = errorText(error);
+    // A failed requestDevice() consumes the adapter; ask for another.
+    adapter = await findAdapter(options);
+    descriptor = { requiredFeatures: [...features], requiredLimits };
+    device = await adapter.requestDevice(descriptor);
+  }
+  // Only the range of subgroup sizes is known, so kernels count on the smallest.
+  const { subgroupMinSize = 0, subgroupMaxSize } = adapter.info;
+  const smallest = refusal ? 0 : subgroupMinSize;
+  const subgroupSize = smallest >= 4 ? Math.min(smallest, 32) : 0;
+  const choice: Choice = {
+    what: "subgroups",
+    value: subgroupSize ? `${subgroupSize} lanes` : "off",
+    reason: subgroupSize
+      ? `granted; the adapter's subgroups have ${subgroupMinSize} to ${subgroupMaxSize} lanes`
+      : `sums go through workgroup memory: ${
+        refusal || "the adapter names no subgroup size"
+      }`,
+  };
+  return { device, descriptor, subgroupSize, choice };
+}
+
+/** An open device. Made by {@linkcode openGpu}. */
 export class Gpu implements Disposable {
   /** What the adapter calls itself. */
   readonly name: string;
@@ -190,7 +176,7 @@ export class Gpu implements Disposable {
   readonly timestamps: boolean;
   readonly limits: GPUSupportedLimits;
   /** Every choice made when the device was opened. */
-  readonly choices: readonly Choice[];
+  readonly choices: Choice[];
   /** Constants that were measured to be best on this adapter (see choose.ts). */
   readonly tuned: Map<string, Constants> = new Map();
   /** Bytes allocated on the device and not freed. */
@@ -226,7 +212,7 @@ export class Gpu implements Disposable {
     device.addEventListener("uncapturederror", (event) => {
       const { error } = event as GPUUncapturedErrorEvent;
       this.#failure ??= new DeviceError(
-        `Cannot go on with ${this.name}: ${oneLine(error.message)} (${
+        `Cannot go on with ${this.name}: ${errorText(error.message)} (${
           megabytes(this.allocated)
         } MB were allocated)`,
       );
@@ -235,7 +221,7 @@ export class Gpu implements Disposable {
       if (this.#disposed) return;
       this.#failure ??= new DeviceError(
         `Cannot go on with ${this.name}: the device was lost (${info.reason}: ${
-          oneLine(info.message)
+          errorText(info.message)
         }), ${megabytes(this.allocated)} MB were allocated`,
       );
     });
@@ -263,14 +249,14 @@ export class Gpu implements Disposable {
         `Cannot allocate ${label}: ${size} bytes, ${this.name} allows ${this.limits.maxBufferSize} in one buffer`,
       );
     }
-    return this.#count(
+    return this.count(
       this.device.createBuffer({ size, usage, label }),
       size,
     );
   }
 
   /** Counts `what` as allocated until it is destroyed. */
-  #count<T extends GPUBuffer | GPUTexture>(what: T, size: number): T {
+  count<T extends GPUBuffer | GPUTexture>(what: T, size: number): T {
     this.allocated += size;
     const destroy = what.destroy.bind(what);
     what.destroy = () => {
@@ -279,131 +265,6 @@ export class Gpu implements Disposable {
       destroy();
     };
     return what;
-  }
-
-  /**
-   * A tensor of `shape`, with `data` in it if given. With `split`, rows that one
-   * binding cannot hold are spread over several buffers: runs of rows, or `pairs`:
-   * each buffer then has a run of the first half of the rows and the same run of
-   * the second half (gate and up projections, which are read together).
-   *
-   * @throws {DeviceError} if the adapter's limits are smaller.
-   */
-  tensor(
-    dtype: Dtype,
-    shape: readonly number[],
-    data?: ArrayBufferView<ArrayBuffer>,
-    label = "tensor",
-    split?: "rows" | "pairs",
-  ): Tensor {
-    const bytes = elements(shape) * BYTES[dtype];
-    const rows = shape[0] ?? 1, rowBytes = bytes / rows;
-    const limit = this.limits.maxStorageBufferBindingSize;
-    if (bytes <= limit) {
-      const part = { buffer: this.buffer(bytes, label), offset: 0 };
-      const all = [{ ...part, begin: 0, rows }];
-      const tensor = new Tensor(this, dtype, shape, all, label);
-      if (data) this.write(tensor, 0, data);
-      return tensor;
-    }
-    // Whole groups of 8 rows keep every run aligned to 16 bytes, whatever a row has.
-    const most = Math.floor(limit / rowBytes / 16) * 8;
-    if (!split || most === 0) {
-      throw new DeviceError(
-        `Cannot allocate ${label} of shape [${
-          shape.join(", ")
-        }]: ${bytes} bytes, ${this.name} binds at most ${limit}`,
-      );
-    }
-    const parts: TensorPart[] = [], runs: TensorPart[] = [];
-    const step = split === "pairs" ? most : 2 * most;
-    const end = split === "pairs" ? rows / 2 : rows;
-    for (let begin = 0; begin < end; begin += step) {
-      const n = Math.min(step, end - begin);
-      const stacked = split === "pairs" ? 2 * n : n;
-      const buffer = this.buffer(stacked * rowBytes, label);
-      parts.push({ buffer, offset: 0, begin, rows: stacked });
-      runs.push({ buffer, offset: 0, begin, rows: n });
-      if (split === "pairs") {
-        runs.push({
-          buffer,
-          offset: n * rowBytes,
-          begin: end + begin,
-          rows: n,
-        });
-      }
-    }
-    const tensor = new Tensor(this, dtype, shape, parts, label, runs);
-    if (data) this.write(tensor, 0, data);
-    return tensor;
-  }
-
-  /** A copy of whole 16 bytes of a buffer as a texture, see {@linkcode TEXELS_WIDE}. */
-  texels(
-    { buffer, offset }: Pick<TensorPart, "buffer" | "offset">,
-    bytes: number,
-    label: string,
-  ): GPUTexture {
-    const { device } = this, bytesPerRow = 16 * TEXELS_WIDE;
-    const rows = Math.floor(bytes / bytesPerRow);
-    const rest = bytes / 16 % TEXELS_WIDE;
-    const texture = device.createTexture({
-      size: [TEXELS_WIDE, rows + (rest ? 1 : 0)],
-      format: "rgba32uint",
-      usage: GPUTextureUsage.COPY_DST | GPUTextureUsage.TEXTURE_BINDING,
-      label,
-    });
-    const encoder = device.createCommandEncoder();
-    const source = { buffer, bytesPerRow };
-    if (rows) {
-      encoder.copyBufferToTexture({ ...source, offset }, { texture }, [
-        TEXELS_WIDE,
-        rows,
-      ]);
-    }
-    if (rest) {
-      const last = offset + rows * bytesPerRow, origin = [0, rows];
-      encoder.copyBufferToTexture({ ...source, offset: last }, {
-        texture,
-        origin,
-      }, [rest]);
-    }
-    device.queue.submit([encoder.finish()]);
-    return this.#count(texture, bytes);
-  }
-
-  /** Copies `data` into a tensor from byte `begin` on. @throws {DeviceError} off 4 bytes */
-  write(
-    tensor: Tensor,
-    begin: number,
-    data: ArrayBufferView<ArrayBuffer>,
-  ): void {
-    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-    const rowBytes = elements(tensor.shape) * BYTES[tensor.dtype] /
-      (tensor.shape[0] ?? 1);
-    for (const run of tensor.runs) {
-      const from = run.begin * rowBytes;
-      const to = tensor.runs.length === 1
-        ? Infinity
-        : from + run.rows * rowBytes;
-      const a = Math.max(begin, from), b = Math.min(begin + bytes.length, to);
-      if (a >= b) continue;
-      const piece = bytes.subarray(a - begin, b - begin);
-      // writeBuffer takes multiples of 4 bytes; only a tensor's end may fall short.
-      const whole = piece.length & ~3;
-      const at = run.offset + a - from;
-      if (at % 4) {
-        throw new DeviceError(
-          `Cannot write ${tensor.label}: rows begin at byte ${at} of a buffer, must be at a multiple of 4`,
-        );
-      }
-      if (whole) this.device.queue.writeBuffer(run.buffer, at, piece, 0, whole);
-      if (whole < piece.length) {
-        const rest = new Uint8Array(4);
-        rest.set(piece.subarray(whole));
-        this.device.queue.writeBuffer(run.buffer, at + whole, rest);
-      }
-    }
   }
 
   /** The bytes of a buffer, after all submitted work. */
@@ -445,7 +306,7 @@ export class Gpu implements Disposable {
       await new Promise((resolve) => setTimeout(resolve, 0)); // why comes after that
       this.check();
       throw new DeviceError(
-        `Cannot read from ${this.name}: ${oneLine(String(error))} (${
+        `Cannot read from ${this.name}: ${errorText(error)} (${
           megabytes(this.allocated)
         } MB were allocated)`,
       );
@@ -462,5 +323,4 @@ export class Gpu implements Disposable {
   }
 }
 
-const oneLine = (text: string) => text.replaceAll(/\s+/g, " ").trim();
 const megabytes = (bytes: number) => Math.round(bytes / 1e6);

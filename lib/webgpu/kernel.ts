@@ -5,18 +5,14 @@
  *
  * @module
  */
-import { BYTES, elements } from "../dtype.ts";
-import { DeviceError, type Gpu } from "./device.ts";
+import { BYTES, elements, unitSize } from "../dtype.ts";
+import { DeviceError } from "../errors.ts";
+import type { Constants } from "../dispatch/shapes.ts";
+import { type Gpu } from "./device.ts";
 import type { Shader } from "./pipeline.ts";
 import type { Tensor, TensorPart } from "./tensor.ts";
-import { type Constants, unroll } from "./unroll.ts";
-import {
-  accessors,
-  elementType,
-  settleView,
-  unitSize,
-  type View,
-} from "./wgsl.ts";
+import { unroll } from "./unroll.ts";
+import { accessors, elementType, settleView, type View } from "./wgsl.ts";
 
 /** Sizes by name, as inferred from the tensors of a call. */
 export type Dims = Readonly<Record<string, number>>;

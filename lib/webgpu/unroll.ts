@@ -9,9 +9,7 @@
  *
  * @module
  */
-
-/** Values that the expander knows: numbers, and strings for comparisons. */
-export type Constants = Readonly<Record<string, number | string>>;
+import type { Constants } from "../dispatch/shapes.ts";
 
 /**
  * Expands `text` with `constants`.

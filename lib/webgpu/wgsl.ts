@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Dtype } from "../model/ops.ts";
+import { type Dtype, unitSize } from "../dtype.ts";
 
 /**
  * How a kernel looks at a buffer.
@@ -45,11 +45,6 @@ export function settleView(view: View, dtype: Dtype, last: number): View {
 
 /** Texels in a row of a texture: whole copies of rows begin at multiples of 256 bytes. */
 export const TEXELS_WIDE = 256;
-
-/** Elements in 16 bytes. */
-export function unitSize(dtype: Dtype): number {
-  return dtype === "f16" || dtype === "bf16" ? 8 : 4;
-}
 
 /** WGSL type of one array element under a view. */
 export function elementType(view: View, dtype: Dtype): string {

@@ -6,7 +6,7 @@ import {
   f16ToF32,
   f32ToF16Bits,
 } from "../../lib/dtype.ts";
-import { tensorShapes } from "../../lib/checkpoint/synthetic.ts";
+import { tensorShapes } from "../../lib/checkpoint/tensors.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 

@@ -4,10 +4,8 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import {
-  type LoadProgress,
-  openCheckpoint,
-} from "../../lib/checkpoint/open.ts";
+import type { LoadProgress } from "../../lib/checkpoint/sources.ts";
+import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import { parseRepositoryId } from "../../lib/checkpoint/hub.ts";
 import {
   brokenResponse,

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { type Checkpoint, openCheckpoint } from "../../lib/checkpoint/open.ts";
+import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
+import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import { readFolder, serveFiles } from "../support/serve_folder.ts";
 
 const fixture = (name: string) =>

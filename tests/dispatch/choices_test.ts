@@ -3,17 +3,21 @@ import { attendDecode } from "../../kernels/attend_decode.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { gemv } from "../../kernels/gemv.ts";
 import { gemvRows } from "../../kernels/gemv_rows.ts";
-import { ADAPTER_CLASSES, adapterClass } from "../../lib/dispatch/defaults.ts";
+import { adapterClass } from "../../lib/webgpu/adapter.ts";
+import { ADAPTER_CLASSES } from "../../lib/dispatch/defaults.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import {
   type Capabilities,
-  chooseLinear,
   exactLanes,
-  FEW_ROWS,
   laneConstants,
-  type LinearChoice,
+} from "../../lib/dispatch/capabilities.ts";
+import {
+  type Constants,
+  FEW_ROWS,
   type LinearShape,
-} from "../../lib/dispatch/linear.ts";
+} from "../../lib/dispatch/shapes.ts";
+import type { Dtype } from "../../lib/dtype.ts";
+import { chooseLinear, type LinearChoice } from "../../lib/dispatch/linear.ts";
 import {
   chooseDecodeAttention,
   MOST_SPLITS,
@@ -21,10 +25,8 @@ import {
 import { chooseMatmul } from "../../lib/dispatch/matmul.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import { type Operands, showWgsl } from "../../lib/webgpu/kernel.ts";
-import type { Dtype } from "../../lib/model/ops.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { attendKey, linearKey } from "../../lib/dispatch/keys.ts";
-import type { Constants } from "../../lib/webgpu/unroll.ts";
 
 /** Adapters from the least that prefill's attention needs up to a large one. */
 const DEVICES: Capabilities[] = [

@@ -7,7 +7,7 @@ import {
 } from "@std/assert";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
 import { chooseDecodeAttention } from "../../lib/dispatch/attention.ts";
-import { openDevice } from "../../lib/webgpu/device.ts";
+import { openDevice } from "../../lib/open_device.ts";
 import {
   loadTuning,
   saveTuning,

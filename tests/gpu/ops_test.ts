@@ -1,14 +1,13 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
-import { type CpuTensor, toF32 } from "../../lib/dtype.ts";
+import { type CpuTensor, type Dtype, toF32 } from "../../lib/dtype.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
-import type { Dtype } from "../../lib/model/ops.ts";
+import { tensorShapes } from "../../lib/checkpoint/tensors.ts";
 import { type CpuKvCache, CpuOps } from "../../lib/cpu/ops.ts";
 import { GpuOps } from "../../lib/gpu/ops.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import { forward, type Weights } from "../../lib/model/qwen3.ts";
-import { tensorShapes } from "../../lib/checkpoint/synthetic.ts";
-import type { Tensor } from "../../lib/webgpu/tensor.ts";
+import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial, withBinding } from "../support/gpu.ts";
 
@@ -240,7 +239,9 @@ gpuTest(
       how: "rows" | "pairs",
     ) => {
       const bits = data as Uint16Array<ArrayBuffer>;
-      const tensor = trial.own(small.tensor(dtype, shape, bits, "w", how));
+      const tensor = trial.own(
+        Tensor.create(small, dtype, shape, bits, "w", how),
+      );
       assert(tensor.parts.length > 1);
       return tensor;
     };

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { DeviceError } from "../../lib/webgpu/device.ts";
+import { DeviceError } from "../../lib/errors.ts";
 import { loadQwen3, type Qwen3 } from "../../lib/load.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import { resolveSampling } from "../../lib/model/sampling.ts";

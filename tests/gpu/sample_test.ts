@@ -1,3 +1,4 @@
+import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
@@ -151,19 +152,19 @@ async function compare(
     () => shapes.map((shape) => SHAPES[shape](random, vocab)),
   );
   using state = createSamplerState(gpu, { sequences, vocab, steps });
-  using logits = gpu.tensor("f32", [sequences, vocab]);
+  using logits = Tensor.create(gpu, "f32", [sequences, vocab]);
   const seen = shapes.map(() => new Uint32Array(Math.ceil(vocab / 32)));
   seen.forEach((bits, s) =>
     markSeen(bits, [s % vocab, Math.floor(random() * vocab), vocab - 1])
   );
-  gpu.write(state.seen, 0, concatenate(seen));
-  gpu.write(state.lengths, 0, new Uint32Array(sequences).fill(7));
+  state.seen.write(0, concatenate(seen));
+  state.lengths.write(0, new Uint32Array(sequences).fill(7));
   using plan = new Plan(gpu);
   using _scratch = addSampling(plan, logits, sampling, state, {
     advance: 2,
   });
   for (const row of rows) {
-    row.forEach((l, s) => gpu.write(logits, s * vocab * 4, l));
+    row.forEach((l, s) => logits.write(s * vocab * 4, l));
     plan.run();
   }
   const ring = await state.ring.read();
@@ -279,7 +280,7 @@ gpuTest(
   async (gpu) => {
     const vocab = 50, sampling = only({ topK: 20, seed: 9 });
     const row = SHAPES.ordinary(lcg(5), vocab);
-    using logits = gpu.tensor("f32", [1, vocab], row);
+    using logits = Tensor.create(gpu, "f32", [1, vocab], row);
     using state = createSamplerState(gpu, { sequences: 1, vocab, steps: 3 });
     using plan = new Plan(gpu);
     using _scratch = addSampling(plan, logits, sampling, state, { longest: 5 });
@@ -304,8 +305,8 @@ gpuTest(
       new Float32Array(vocab).fill(NaN),
       new Float32Array(vocab).fill(-Infinity),
     ];
-    using logits = gpu.tensor("f32", [4, vocab]);
-    rows.forEach((row, s) => gpu.write(logits, s * vocab * 4, row));
+    using logits = Tensor.create(gpu, "f32", [4, vocab]);
+    rows.forEach((row, s) => logits.write(s * vocab * 4, row));
     const stand = (l: number) =>
       Number.isNaN(l) ? -1e30 : Math.max(-1e30, Math.min(l, 1e30));
     for (const options of OPTIONS) {
@@ -325,7 +326,7 @@ gpuTest(
 
 gpuTest("dispatches: few, and each says why", (gpu) => {
   const vocab = 151_936;
-  using logits = gpu.tensor("f32", [1, vocab]);
+  using logits = Tensor.create(gpu, "f32", [1, vocab]);
   using state = createSamplerState(gpu, { sequences: 1, vocab, steps: 1 });
   const before = gpu.allocated;
   const kernels = (options: SamplingOptions) => {
@@ -360,8 +361,8 @@ gpuTest(
       vocab: 64,
       steps: 1,
     });
-    using three = gpu.tensor("f32", [3, 64]);
-    using large = gpu.tensor("f32", [1, 2 ** 18]);
+    using three = Tensor.create(gpu, "f32", [3, 64]);
+    using large = Tensor.create(gpu, "f32", [1, 2 ** 18]);
     const before = gpu.allocated;
     assertThrows(
       () => addSampling(plan, three, only({ temperature: 0 }), state),

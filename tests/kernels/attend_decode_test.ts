@@ -4,7 +4,7 @@ import { mergeSplits } from "../../kernels/merge_splits.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import type { Operands } from "../../lib/webgpu/kernel.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
-import type { Constants } from "../../lib/webgpu/unroll.ts";
+import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import {

@@ -1,6 +1,5 @@
 import { batchedGemm } from "../../kernels/batched_gemm.ts";
-import { toF32 } from "../../lib/dtype.ts";
-import type { Dtype } from "../../lib/model/ops.ts";
+import { type Dtype, toF32 } from "../../lib/dtype.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 import { assertSums, linear, transpose } from "../support/reference.ts";
 

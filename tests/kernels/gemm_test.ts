@@ -1,9 +1,8 @@
 import { assertThrows } from "@std/assert";
 import { gemm } from "../../kernels/gemm.ts";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
-import { toF32 } from "../../lib/dtype.ts";
-import type { Dtype } from "../../lib/model/ops.ts";
-import type { Constants } from "../../lib/webgpu/unroll.ts";
+import { type Dtype, toF32 } from "../../lib/dtype.ts";
+import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 import {

@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
-import type { Constants } from "../../lib/webgpu/unroll.ts";
+import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import { checkRows, type RowsCase } from "../support/rows_case.ts";
 

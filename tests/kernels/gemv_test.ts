@@ -1,6 +1,6 @@
 import { assertRejects } from "@std/assert";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
-import type { Constants } from "../../lib/webgpu/unroll.ts";
+import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import { checkRows, type RowsCase } from "../support/rows_case.ts";
 

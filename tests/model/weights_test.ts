@@ -1,12 +1,11 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import {
-  type Checkpoint,
-  type LoadProgress,
-  openCheckpoint,
-  type TensorInfo,
-} from "../../lib/checkpoint/open.ts";
-import { BYTES, elements, f32ToBf16Bits } from "../../lib/dtype.ts";
-import type { Dtype } from "../../lib/model/ops.ts";
+import type {
+  Checkpoint,
+  TensorInfo,
+} from "../../lib/checkpoint/checkpoint.ts";
+import type { LoadProgress } from "../../lib/checkpoint/sources.ts";
+import { openCheckpoint } from "../../lib/checkpoint/open.ts";
+import { BYTES, type Dtype, elements, f32ToBf16Bits } from "../../lib/dtype.ts";
 import {
   syntheticCheckpoint,
   type SyntheticRule,

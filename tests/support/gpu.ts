@@ -1,10 +1,10 @@
 /** Tests that need a GPU: one device per file, seeded inputs, poisoned outputs. */
-import type { CpuTensor } from "../../lib/dtype.ts";
-import { Gpu, openDevice } from "../../lib/webgpu/device.ts";
+import type { CpuTensor, Dtype } from "../../lib/dtype.ts";
+import { openDevice } from "../../lib/open_device.ts";
+import { Gpu } from "../../lib/webgpu/device.ts";
 import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";
-import type { Dtype } from "../../lib/model/ops.ts";
 import { type AddOptions, Plan } from "../../lib/webgpu/plan.ts";
-import type { Tensor } from "../../lib/webgpu/tensor.ts";
+import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { Random } from "./reference.ts";
 
 /** What GPU tests need instead of passing unrun, and where a failure's seed goes. */
@@ -55,7 +55,7 @@ export class Trial implements Disposable {
   /** The values of `host` on the device. */
   upload({ dtype, shape, data }: CpuTensor): Tensor {
     return this.own(
-      this.gpu.tensor(dtype, shape, data as Float32Array<ArrayBuffer>),
+      Tensor.create(this.gpu, dtype, shape, data as Float32Array<ArrayBuffer>),
     );
   }
 

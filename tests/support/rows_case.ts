@@ -4,10 +4,9 @@
  * @module
  */
 import { gemv } from "../../kernels/gemv.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { type Dtype, toF32 } from "../../lib/dtype.ts";
 import type { Kernel } from "../../lib/webgpu/kernel.ts";
-import type { Dtype } from "../../lib/model/ops.ts";
-import type { Constants } from "../../lib/webgpu/unroll.ts";
+import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "./assert_all_close.ts";
 import { lanes, type Trial } from "./gpu.ts";
 import { assertSums, epilogue, linear, rmsNormed } from "./reference.ts";

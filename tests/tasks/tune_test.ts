@@ -4,7 +4,7 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
-import { openDevice } from "../../lib/webgpu/device.ts";
+import { openDevice } from "../../lib/open_device.ts";
 import { tune } from "../../lib/tools/tune/tune.ts";
 import { saveTuning, TUNING_DIR } from "../../lib/dispatch/tuned.ts";
 import { gpuTest } from "../support/gpu.ts";

@@ -20,7 +20,7 @@ const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
 Deno.test("every kernel of the kernels folder can be shown", async () => {
   const names: string[] = [];
   for await (const { name } of Deno.readDir(new URL("kernels", ROOT))) {
-    const file: Record<string, unknown> = await import(`../kernels/${name}`);
+    const file: Record<string, unknown> = await import(`../../kernels/${name}`);
     for (const value of Object.values(file)) {
       const { name, body } = Object(value) as { name?: string; body?: string };
       if (typeof body === "string") names.push(name!);

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
-import { elements } from "../../lib/dtype.ts";
+import { type Dtype, elements } from "../../lib/dtype.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import {
   kernel,
@@ -7,7 +7,6 @@ import {
   showWgsl,
   splitGrid,
 } from "../../lib/webgpu/kernel.ts";
-import type { Dtype } from "../../lib/model/ops.ts";
 import { compile } from "../../lib/webgpu/pipeline.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";

@@ -1,6 +1,7 @@
+import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { toF32 } from "../../lib/dtype.ts";
-import { DeviceError } from "../../lib/webgpu/device.ts";
+import { DeviceError } from "../../lib/errors.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, withBinding } from "../support/gpu.ts";
 
@@ -18,7 +19,7 @@ gpuTest(
       }
     }
     const words = Uint32Array.of(0, 1, 2 ** 24, 7);
-    const tensor = trial.own(gpu.tensor("u32", [4], words));
+    const tensor = trial.own(Tensor.create(gpu, "u32", [4], words));
     assertEquals([...await tensor.read()], [...words]);
   },
 );
@@ -27,11 +28,11 @@ gpuTest(
   "a tensor is zero until it is written, piece by piece",
   async (gpu, trial) => {
     const values = trial.random.tensor("bf16", [9, 7]);
-    const tensor = trial.own(gpu.tensor("bf16", [9, 7]));
+    const tensor = trial.own(Tensor.create(gpu, "bf16", [9, 7]));
     assertAllClose(await tensor.read(), new Float32Array(63));
     const bytes = new Uint8Array(values.data.buffer as ArrayBuffer);
     for (const [from, to] of [[100, 126], [0, 4], [4, 60], [60, 100]]) {
-      gpu.write(tensor, from, bytes.subarray(from, to));
+      tensor.write(from, bytes.subarray(from, to));
     }
     assertAllClose(await tensor.read(), toF32(values));
   },
@@ -53,7 +54,7 @@ gpuTest(
           const message =
             `${split} of ${dtype} ${rows} × ${columns} in ${limit}`;
           const whole = trial.own(
-            small.tensor(dtype, [rows, columns], data, "table", split),
+            Tensor.create(small, dtype, [rows, columns], data, "table", split),
           );
           assert(whole.parts.length > 1, message);
           assertThrows(() => whole.part, Error, "it is split over");
@@ -63,7 +64,14 @@ gpuTest(
           }
           // Written in pieces that do not end where the parts do.
           const pieces = trial.own(
-            small.tensor(dtype, [rows, columns], undefined, "table", split),
+            Tensor.create(
+              small,
+              dtype,
+              [rows, columns],
+              undefined,
+              "table",
+              split,
+            ),
           );
           const bytes = new Uint8Array(data.buffer);
           for (
@@ -71,7 +79,7 @@ gpuTest(
             at < bytes.length;
             at += size, size += 100
           ) {
-            small.write(pieces, at, bytes.subarray(at, at + size));
+            pieces.write(at, bytes.subarray(at, at + size));
           }
           assertAllClose(await pieces.read(), toF32(values), {}, message);
           small.check();
@@ -89,7 +97,7 @@ gpuTest(
     const values = trial.random.tensor("f32", [rows, 4]);
     const data = values.data as Float32Array<ArrayBuffer>;
     const tensor = trial.own(
-      small.tensor("f32", [rows, 4], data, "w", "pairs"),
+      Tensor.create(small, "f32", [rows, 4], data, "w", "pairs"),
     );
     let seen = 0;
     for (const { buffer, begin, rows: both } of tensor.parts) {
@@ -116,13 +124,13 @@ gpuTest(
     const { data, shape } = trial.random.tensor("bf16", [70, 5]);
     const bytes = data as Uint16Array<ArrayBuffer>;
     assertThrows(
-      () => small.tensor("bf16", shape, bytes, "w", "pairs"),
+      () => Tensor.create(small, "bf16", shape, bytes, "w", "pairs"),
       DeviceError,
       "Cannot write w: rows begin at byte 30 of a buffer, must be at a multiple of 4",
     );
-    const tensor = trial.own(gpu.tensor("bf16", shape));
+    const tensor = trial.own(Tensor.create(gpu, "bf16", shape));
     assertThrows(
-      () => gpu.write(tensor, 10, bytes.subarray(5)),
+      () => tensor.write(10, bytes.subarray(5)),
       DeviceError,
       "rows begin at byte 10 of a buffer",
     );
@@ -135,12 +143,12 @@ gpuTest(
     const small = withBinding(gpu, 256);
     const message = "400 bytes, ";
     assertThrows(
-      () => small.tensor("f32", [10, 10], undefined, "x"),
+      () => Tensor.create(small, "f32", [10, 10], undefined, "x"),
       DeviceError,
       "Cannot allocate x of shape [10, 10]: 400 bytes",
     );
     assertThrows(
-      () => small.tensor("f32", [1, 100], undefined, "x", "rows"),
+      () => Tensor.create(small, "f32", [1, 100], undefined, "x", "rows"),
       DeviceError,
       message,
     );
@@ -168,7 +176,7 @@ gpuTest("rows and view are the same memory", async (_, trial) => {
 
 gpuTest("memory is counted until it is freed", (gpu, trial) => {
   const before = gpu.allocated;
-  const tensor = trial.own(gpu.tensor("f32", [10, 10]));
+  const tensor = trial.own(Tensor.create(gpu, "f32", [10, 10]));
   assertEquals(gpu.allocated, before + 400);
   tensor[Symbol.dispose]();
   tensor[Symbol.dispose]();
@@ -177,7 +185,7 @@ gpuTest("memory is counted until it is freed", (gpu, trial) => {
 
 gpuTest("a part's copy as a texture is made once, and goes with it", (gpu) => {
   const before = gpu.allocated;
-  const tensor = gpu.tensor("bf16", [300, 8]);
+  const tensor = Tensor.create(gpu, "bf16", [300, 8]);
   const copy = tensor.texels(tensor.part);
   assertEquals([copy.width, copy.height], [256, 2]);
   assert(tensor.texels(tensor.part) === copy);

@@ -8,7 +8,9 @@ import { attendPrefill } from "../../../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../../../kernels/attend_prefill_f16.ts";
 import { mergeSplits } from "../../../kernels/merge_splits.ts";
 import { qkNormRope } from "../../../kernels/qk_norm_rope.ts";
-import { exactLanes, laneConstants } from "../../dispatch/linear.ts";
+import { exactLanes, laneConstants } from "../../dispatch/capabilities.ts";
+import type { Dtype } from "../../dtype.ts";
+import { CONTEXT_CLASSES, type ContextClass } from "../../dispatch/shapes.ts";
 import {
   chooseDecodeAttention,
   choosePrefillRows,
@@ -21,8 +23,6 @@ import {
   type Attention,
   attentionInputs,
 } from "../../check/reference.ts";
-import type { Dtype } from "../../model/ops.ts";
-import { CONTEXT_CLASSES, type ContextClass } from "../../dispatch/keys.ts";
 
 const EPS = 1e-6;
 const SUM = 1e-5;

@@ -9,7 +9,7 @@ import type { Gpu } from "../../webgpu/device.ts";
 import type { Random } from "../../check/reference.ts";
 import type { Kernel, Operands } from "../../webgpu/kernel.ts";
 import { type AddOptions, Plan } from "../../webgpu/plan.ts";
-import type { Tensor } from "../../webgpu/tensor.ts";
+import { Tensor } from "../../webgpu/tensor.ts";
 
 /** One result of a kernel beside what it should be. */
 export interface Trial {
@@ -58,7 +58,7 @@ export class Bench implements Disposable {
 
   upload({ dtype, shape, data }: CpuTensor): Tensor {
     const values = data as Float32Array<ArrayBuffer>;
-    return this.#tensors.use(this.gpu.tensor(dtype, shape, values));
+    return this.#tensors.use(Tensor.create(this.gpu, dtype, shape, values));
   }
 
   /** Room for a result, full of `value`: NaN shows wherever it was left. */

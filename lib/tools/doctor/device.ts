@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { Tensor } from "../../webgpu/tensor.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { tryAttention } from "./attention.ts";
 import { agrees, Bench } from "./bench.ts";
@@ -63,7 +64,7 @@ async function measure(gpu: Gpu, weights: number | undefined, find: Find) {
     `${arithmetic(f32TFLOPS)} in f32${half}`,
     { f32TFLOPS, f16TFLOPS },
   );
-  using word = gpu.tensor("u32", [4]);
+  using word = Tensor.create(gpu, "u32", [4]);
   const times: number[] = [];
   for (let i = 0; i < 7; i++) {
     const began = performance.now();

@@ -4,8 +4,11 @@
  *
  * @module
  */
-import { type Checkpoint, openCheckpoint } from "../../checkpoint/open.ts";
-import { type Gpu, NoAdapterError, openDevice } from "../../webgpu/device.ts";
+import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { NoAdapterError } from "../../errors.ts";
+import { openCheckpoint } from "../../checkpoint/open.ts";
+import { openDevice } from "../../open_device.ts";
+import { type Gpu } from "../../webgpu/device.ts";
 import { examineApart } from "./apart.ts";
 import { examineDevice } from "./device.ts";
 import { modelNeeds, weightBytes } from "./needs.ts";

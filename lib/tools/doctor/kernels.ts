@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { Tensor } from "../../webgpu/tensor.ts";
 import { batchedGemm } from "../../../kernels/batched_gemm.ts";
 import { embed } from "../../../kernels/embed.ts";
 import { gemm } from "../../../kernels/gemm.ts";
@@ -15,7 +16,8 @@ import { rmsNorm } from "../../../kernels/rms_norm.ts";
 import { sumSplits } from "../../../kernels/sum_splits.ts";
 import { synthesize } from "../../../kernels/synthesize.ts";
 import { toF16 } from "../../../kernels/to_f16.ts";
-import { chooseLinear, laneConstants } from "../../dispatch/linear.ts";
+import { laneConstants } from "../../dispatch/capabilities.ts";
+import { chooseLinear } from "../../dispatch/linear.ts";
 import { chooseMatmul } from "../../dispatch/matmul.ts";
 import { type CpuTensor, toF32 } from "../../dtype.ts";
 import type { Bench } from "./bench.ts";
@@ -147,7 +149,7 @@ async function tryGemm(
   const c = bench.room([m, width], epilogue === 1 ? BEFORE : NaN);
   let a = given, scales = given;
   if (headroom) {
-    a = bench.own(bench.gpu.tensor("f16", [m, k]));
+    a = bench.own(Tensor.create(bench.gpu, "f16", [m, k]));
     scales = bench.room([m]);
     await bench.run(toF16, { x: given, norm: given, y: a, scales }, {
       constants: laneConstants(bench.gpu),
@@ -263,7 +265,8 @@ async function tryToF16(bench: Bench, dtype: Type) {
   const m = 3, k = 100, headroom = 64, { random, gpu } = bench;
   const x = random.tensor("f32", [m, k], 1e6);
   const norm = random.tensor(dtype, [k], 0.5, 1);
-  const y = bench.own(gpu.tensor("f16", [m, k])), scales = bench.room([m]);
+  const y = bench.own(Tensor.create(gpu, "f16", [m, k])),
+    scales = bench.room([m]);
   const operands = { x: bench.upload(x), norm: bench.upload(norm), y, scales };
   await bench.run(toF16, operands, {
     constants: { NORM: 1, ...laneConstants(gpu) },
@@ -297,7 +300,7 @@ async function trySumSplits(bench: Bench) {
 
 async function trySynthesize(bench: Bench) {
   const words = 333, rule = { seed: 7, scale: 0.25, offset: 0 as const };
-  const w = bench.own(bench.gpu.tensor("bf16", [2 * words]));
+  const w = bench.own(Tensor.create(bench.gpu, "bf16", [2 * words]));
   await bench.run(synthesize, { w }, {
     uniforms: { seed: rule.seed, scale: rule.scale, source: 0, to: 0, words },
   });
@@ -330,8 +333,8 @@ export async function trySampling(bench: Bench): Promise<void> {
     using _scratch = addSampling(plan, given, sampling, state);
     const began = performance.now();
     for (let step = 0; step < 3; step++) {
-      gpu.write(state.seen, 0, seen);
-      gpu.write(state.step, 0, new Uint32Array([step]));
+      state.seen.write(0, seen);
+      state.step.write(0, new Uint32Array([step]));
       plan.run();
       if (step === 0) {
         await gpu.device.queue.onSubmittedWorkDone();

@@ -3,8 +3,9 @@
  *
  * @module
  */
-import type { Checkpoint } from "../../checkpoint/open.ts";
-import { DeviceError, type Gpu } from "../../webgpu/device.ts";
+import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { DeviceError } from "../../errors.ts";
+import { type Gpu } from "../../webgpu/device.ts";
 import type { Finding } from "./report.ts";
 import { cacheBytes } from "../../model/kv_cache.ts";
 

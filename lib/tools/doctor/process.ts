@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { openDevice } from "../../webgpu/device.ts";
+import { openDevice } from "../../open_device.ts";
 import type { News } from "./apart.ts";
 import { examineDevice, type Told } from "./device.ts";
 

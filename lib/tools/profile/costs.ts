@@ -5,8 +5,7 @@
  * @module
  */
 import type { Qwen3Config } from "../../checkpoint/config.ts";
-import { BYTES } from "../../dtype.ts";
-import type { Dtype } from "../../model/ops.ts";
+import { BYTES, type Dtype } from "../../dtype.ts";
 import type { Dispatch } from "../../webgpu/plan.ts";
 import type { Operation } from "./report.ts";
 

@@ -3,7 +3,8 @@
  *
  * @module
  */
-import type { KvCache, Ops } from "../../model/ops.ts";
+import type { KvCache } from "../../model/kv_cache.ts";
+import type { Ops } from "../../model/ops.ts";
 import type { CpuKvCache, CpuTensor } from "../../cpu/ops.ts";
 import { type Cost, type CostContext, costsOf } from "./costs.ts";
 import { type Sample, wallPhase } from "./operations.ts";

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { type Capabilities } from "../../dispatch/linear.ts";
+import type { Capabilities } from "../../dispatch/capabilities.ts";
 import { chooseMatmul, type MatmulKernel } from "../../dispatch/matmul.ts";
 import type { Refusal } from "./report.ts";
 

@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { type Checkpoint, openCheckpoint } from "../../checkpoint/open.ts";
+import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { openCheckpoint } from "../../checkpoint/open.ts";
 import { DEFAULT_MODEL, Qwen3 } from "../../load.ts";
 import { measurePeaks } from "../peaks.ts";
 import { comparisonOf } from "./compare.ts";

@@ -4,9 +4,9 @@
  *
  * @module
  */
-import type { Choice } from "../../webgpu/device.ts";
+import type { Choice } from "../../dispatch/choice.ts";
 import type { Fallback } from "../../model/runner.ts";
-import type { Constants } from "../../webgpu/unroll.ts";
+import type { Constants } from "../../dispatch/shapes.ts";
 
 /** All of a profile. */
 export interface ProfileReport {

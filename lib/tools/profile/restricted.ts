@@ -4,8 +4,9 @@
  *
  * @module
  */
-import type { Checkpoint } from "../../checkpoint/open.ts";
-import { type Choice, openDevice } from "../../webgpu/device.ts";
+import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import type { Choice } from "../../dispatch/choice.ts";
+import { openDevice } from "../../open_device.ts";
 import type { AllowedKernel } from "./kernels.ts";
 import { wallPhase } from "./operations.ts";
 import type { TimelineEvent } from "./report.ts";

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Checkpoint } from "../../checkpoint/open.ts";
+import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import type { AllowedKernel } from "./kernels.ts";
 import type { ProfileReport, TimelineEvent } from "./report.ts";
 import type { Findings } from "./verdict.ts";

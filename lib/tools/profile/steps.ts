@@ -23,7 +23,7 @@ import { type Span, timePasses } from "../../webgpu/timing.ts";
 import { forward, type Weights } from "../../model/qwen3.ts";
 import { addSampling, createSamplerState } from "../../gpu/sample.ts";
 import type { Sampling } from "../../model/sampling.ts";
-import type { Tensor } from "../../webgpu/tensor.ts";
+import { Tensor } from "../../webgpu/tensor.ts";
 
 /** What is profiled. */
 export interface StepSetting {
@@ -104,7 +104,7 @@ export async function profileSteps(
       (_, i) => (length + i) * 7919 % config.vocabSize,
     );
     const recorded = plan();
-    const input = stack.use(gpu.tensor("u32", [rows], ids, "tokens"));
+    const input = stack.use(Tensor.create(gpu, "u32", [rows], ids, "tokens"));
     cache.pass = { first, tokens };
     const logits = forward(ops, setting.weights, input, cache);
     const context = { config, sequences, tokens, length };
@@ -134,7 +134,7 @@ export async function profileSteps(
       chunks.push({ ...record(first, 1, rows, begin), runs });
     }
   }
-  const logits = gpu.tensor("f32", [batch, config.vocabSize]);
+  const logits = Tensor.create(gpu, "f32", [batch, config.vocabSize]);
   const first = plan();
   sample(first, stack.use(logits));
   chunks.push({

@@ -18,7 +18,7 @@ import type { Coverage } from "./report.ts";
 import type { Layer } from "../../model/qwen3.ts";
 import type { Fallback } from "../../model/runner.ts";
 import type { CpuRunner } from "../../cpu/runner.ts";
-import type { Tensor } from "../../webgpu/tensor.ts";
+import { Tensor } from "../../webgpu/tensor.ts";
 
 /** A model of separate products. Dispose it to free the weights that it put on the GPU. */
 export class UnpackedModel implements Disposable {
@@ -127,7 +127,7 @@ export class UnpackedModel implements Disposable {
     );
     return await this.#product(label, costs, [m, k], [k, n], {
       gpu: async () => {
-        using a = this.gpu.tensor("f32", [m, k], exact(x));
+        using a = Tensor.create(this.gpu, "f32", [m, k], exact(x));
         const b = this.#upload(w);
         using c = gemm(a, b, { transposeB: true });
         return await c.read();
@@ -221,8 +221,8 @@ export class UnpackedModel implements Disposable {
       {
         gpu: async () => {
           const rows = byHead(qRows, m, heads, headDim);
-          using left = this.gpu.tensor("f32", a, rows);
-          using right = this.gpu.tensor("f32", shape, cached(cachedK));
+          using left = Tensor.create(this.gpu, "f32", a, rows);
+          using right = Tensor.create(this.gpu, "f32", shape, cached(cachedK));
           using product = batchedGemm(left, right, { transposeB: true });
           return await product.read();
         },
@@ -233,8 +233,8 @@ export class UnpackedModel implements Disposable {
     const p = [1, heads, m, keys];
     const y = await this.#product(label, [{ ...values, part: 1 }], p, shape, {
       gpu: async () => {
-        using left = this.gpu.tensor("f32", p, exact(weights));
-        using right = this.gpu.tensor("f32", shape, cached(cachedV));
+        using left = Tensor.create(this.gpu, "f32", p, exact(weights));
+        using right = Tensor.create(this.gpu, "f32", shape, cached(cachedV));
         using product = batchedGemm(left, right);
         return await product.read();
       },
@@ -362,7 +362,7 @@ export class UnpackedModel implements Disposable {
     );
     if (key) return this.#uploaded.get(key)!;
     const copy = data.slice() as Float32Array<ArrayBuffer>;
-    const tensor = this.gpu.tensor(dtype, shape, copy, "weight");
+    const tensor = Tensor.create(this.gpu, dtype, shape, copy, "weight");
     this.#uploaded.set(data, tensor);
     return tensor;
   }

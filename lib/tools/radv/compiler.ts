@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { openDevice } from "../../open_device.ts";
 import type { Chip, Compiled } from "./radv.ts";
 import {
   compileOn,
@@ -87,7 +88,6 @@ export class RadvCompiler implements Disposable {
   ): Promise<Spirv[]> {
     this.#use("lvp");
     Deno.env.set("MESA_SPIRV_DUMP_PATH", this.#temp);
-    const { openDevice } = await import("../../webgpu/device.ts");
     const made: Spirv[] = [];
     using gpu = await openDevice();
     for (const { wgsl, kernel } of kernels) {

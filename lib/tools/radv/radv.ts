@@ -5,14 +5,14 @@
  * @module
  */
 import type { Qwen3Config } from "../../checkpoint/config.ts";
-import type { Dtype } from "../../model/ops.ts";
+import type { Dtype } from "../../dtype.ts";
+import type { Constants } from "../../dispatch/shapes.ts";
 import {
   KERNEL_NAMES,
   type Shown,
   showVariants,
   type Sketched,
 } from "../show.ts";
-import type { Constants } from "../../webgpu/unroll.ts";
 
 /** Chips by the names of RADV_FORCE_FAMILY, with the generation of their cores. */
 const GENERATIONS: Readonly<Record<string, readonly string[]>> = {

@@ -4,7 +4,9 @@
  *
  * @module
  */
-import type { Checkpoint } from "../../checkpoint/open.ts";
+import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { tensorShapes } from "../../checkpoint/tensors.ts";
+import { ROW_CLASSES } from "../../dispatch/shapes.ts";
 import { type CpuTensor, f32, toF32 } from "../../dtype.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { Random } from "../../check/reference.ts";
@@ -15,11 +17,9 @@ import { forward, type Weights } from "../../model/qwen3.ts";
 import { differenceText, rowDifference } from "../../check/row_difference.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 import { GpuRunner } from "../../gpu/runner.ts";
-import { tensorShapes } from "../../checkpoint/synthetic.ts";
-import type { Tensor } from "../../webgpu/tensor.ts";
+import { Tensor } from "../../webgpu/tensor.ts";
 import type { Candidate } from "./candidates.ts";
 import type { Given, TuneCase } from "./cases.ts";
-import { ROW_CLASSES } from "../../dispatch/keys.ts";
 
 /** Layers are as many as no cache holds, so that weights come from memory as they do in a model. */
 const BEYOND_CACHES = 160e6;
@@ -129,7 +129,13 @@ export class Bench implements Disposable {
     await this.#with(key, constants, () => {
       this.#ops.plan = plan;
       this.#cache.pass = { first: 0, tokens: rows };
-      const tokens = this.gpu.tensor("u32", [rows], undefined, "tokens");
+      const tokens = Tensor.create(
+        this.gpu,
+        "u32",
+        [rows],
+        undefined,
+        "tokens",
+      );
       plan.own(tokens);
       // Where the LM head is not looked at, a smaller matrix ends the pass.
       const last = head ? weights.lmHead : weights.layers[0].qkvProj;
@@ -161,7 +167,9 @@ export class Bench implements Disposable {
     }
     using owned = new DisposableStack();
     const up = ({ dtype, shape, data }: CpuTensor) =>
-      owned.use(gpu.tensor(dtype, shape, data as Float32Array<ArrayBuffer>));
+      owned.use(
+        Tensor.create(gpu, dtype, shape, data as Float32Array<ArrayBuffer>),
+      );
     using ops = new GpuOps(gpu, config); // scratch memory of its own: nothing right is left in it
     using cache = new GpuKvCache(
       gpu,
@@ -172,7 +180,7 @@ export class Bench implements Disposable {
     );
     for (const name of ["k", "v"] as const) {
       const { data } = reference.cache[name];
-      gpu.write(cache.layers[0][name], 0, data as Uint16Array<ArrayBuffer>);
+      cache.layers[0][name].write(0, data as Uint16Array<ArrayBuffer>);
     }
     const { weights: { layers: [layer], norm, lmHead } } = this;
     for (const [i, trial] of one.trials.entries()) {

@@ -4,9 +4,12 @@
  * @module
  */
 import { sumsAtOnce } from "../../../kernels/gemv_rows.ts";
-import { type Capabilities, laneConstants } from "../../dispatch/linear.ts";
+import {
+  type Capabilities,
+  laneConstants,
+} from "../../dispatch/capabilities.ts";
 import type { TunedKernel, TuningTarget } from "../../dispatch/keys.ts";
-import { unitSize } from "../../webgpu/wgsl.ts";
+import { unitSize } from "../../dtype.ts";
 
 /** Constants by name, as they are tuned and stored. */
 export type Candidate = Readonly<Record<string, number>>;

@@ -4,20 +4,25 @@
  *
  * @module
  */
-import { chooseLinear, FEW_ROWS } from "../../dispatch/linear.ts";
-import { chooseDecodeAttention, CONTEXTS } from "../../dispatch/attention.ts";
-import type { KvCache, Ops } from "../../model/ops.ts";
-import type { Layer } from "../../model/qwen3.ts";
-import type { Tensor } from "../../webgpu/tensor.ts";
-import { type Candidate, tunedNames } from "./candidates.ts";
-import type { Bench } from "./bench.ts";
+import type { Qwen3Config } from "../../checkpoint/config.ts";
+import type { Gpu } from "../../webgpu/device.ts";
 import {
-  attendKey,
   CONTEXT_CLASSES,
   FEW_ROW_CLASSES,
+  FEW_ROWS,
+  ROW_CLASSES,
+} from "../../dispatch/shapes.ts";
+import type { KvCache } from "../../model/kv_cache.ts";
+import { chooseLinear } from "../../dispatch/linear.ts";
+import { chooseDecodeAttention, CONTEXTS } from "../../dispatch/attention.ts";
+import type { Ops } from "../../model/ops.ts";
+import type { Layer, Weights } from "../../model/qwen3.ts";
+import type { Tensor } from "../../webgpu/tensor.ts";
+import { type Candidate, tunedNames } from "./candidates.ts";
+import {
+  attendKey,
   linearKey,
   parseKey,
-  ROW_CLASSES,
   type TunedKernel,
   type TuningTarget,
 } from "../../dispatch/keys.ts";
@@ -36,6 +41,18 @@ export interface TuneCase {
   head: boolean;
   /** What is checked: for some rows, or after some numbers of cached tokens. */
   trials: Trial[];
+}
+
+/** The model that is tuned, as its cases see it. */
+export interface TunedModel {
+  readonly gpu: Gpu;
+  readonly weights: Weights<Tensor>;
+  readonly config: Qwen3Config;
+  /** Positions that the cache has room for. */
+  readonly context: number;
+  readonly cacheDtype: "f16" | "f32";
+  /** Rows of a prompt's pass, at most. */
+  readonly mostRows: number;
 }
 
 /** One check: the same operations on GPU and CPU. */
@@ -88,12 +105,12 @@ function runLinear<T>(which: Linear, ops: Ops<T>, given: Given<T>): T[] {
 
 /** Every case of a model, the most frequent first; `notes` says what there is none for. */
 export function casesOf(
-  bench: Bench,
+  model: TunedModel,
   kernels: readonly TunedKernel[],
 ): { cases: TuneCase[]; notes: string[] } {
   const cases = new Map<string, TuneCase>(), notes: string[] = [];
-  const { gpu, context, config, cacheDtype } = bench;
-  if (kernels.includes("gemv")) addLinear(cases, bench, 1, 1);
+  const { gpu, context, config, cacheDtype } = model;
+  if (kernels.includes("gemv")) addLinear(cases, model, 1, 1);
   if (kernels.includes("attendDecode")) {
     const { headDim, numAttentionHeads, numKeyValueHeads } = config;
     const group = numAttentionHeads / numKeyValueHeads;
@@ -145,8 +162,8 @@ export function casesOf(
     if (!kernels.includes(kernel)) continue;
     for (const most of classes.toReversed()) {
       const fewer = classes[classes.indexOf(most) - 1] ?? below;
-      const rows = Math.min(most, bench.mostRows);
-      if (rows > fewer) addLinear(cases, bench, rows, fewer + 1);
+      const rows = Math.min(most, model.mostRows);
+      if (rows > fewer) addLinear(cases, model, rows, fewer + 1);
       else notes.push(`${kernel}: there is no room for ${fewer + 1} rows`);
     }
   }
@@ -156,7 +173,7 @@ export function casesOf(
 /** Linear layers of a pass of `rows` tokens, checked with `checked` rows of the same class. */
 function addLinear(
   cases: Map<string, TuneCase>,
-  { gpu, weights }: Bench,
+  { gpu, weights }: TunedModel,
   rows: number,
   checked: number,
 ) {

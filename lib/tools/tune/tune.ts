@@ -5,7 +5,7 @@
  * @module
  */
 import { openCheckpoint } from "../../checkpoint/open.ts";
-import { openDevice } from "../../webgpu/device.ts";
+import { openDevice } from "../../open_device.ts";
 import { Plan } from "../../webgpu/plan.ts";
 import { Bench } from "./bench.ts";
 import { type Candidate, candidatesFor } from "./candidates.ts";

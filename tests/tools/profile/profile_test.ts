@@ -1,3 +1,4 @@
+import { Tensor } from "../../../lib/webgpu/tensor.ts";
 import {
   assert,
   assertAlmostEquals,
@@ -361,7 +362,7 @@ gpuTest("shares hold for the unprofiled step", async (gpu) => {
   using ops = new GpuOps(gpu, config);
   using cache = new GpuKvCache(gpu, config, 1, 16, "f16");
   using plan = ops.plan = new Plan(gpu);
-  using input = gpu.tensor("u32", [1], new Uint32Array([7]));
+  using input = Tensor.create(gpu, "u32", [1], new Uint32Array([7]));
   cache.pass = { first: 0, tokens: 1 };
   cache.reset([0]);
   forward(ops, weights, input, cache);

@@ -1,6 +1,8 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import type { Capabilities } from "../../../lib/dispatch/linear.ts";
-import type { AdapterClass } from "../../../lib/dispatch/defaults.ts";
+import type {
+  AdapterClass,
+  Capabilities,
+} from "../../../lib/dispatch/capabilities.ts";
 import {
   candidatesFor,
   misfit,
