@@ -47,7 +47,7 @@ export async function runPeers(
     );
     if (workloads.size === 0) continue;
     onProgress(`llama.cpp ${program}`);
-    const found: PeerMeasure[] = [];
+    const found: Omit<PeerMeasure, "measure">[] = [];
     const words = [folder, model, ...workloads];
     const { code, stdout, stderr } = await new Deno.Command("bash", {
       args: ["bench/peers/run.sh", ...words],
@@ -64,14 +64,13 @@ export async function runPeers(
     for (const row of mine) {
       const { workloads } = kinds.get(row.row)!.peers!;
       for (const peer of found) {
-        const like = workloads[peer.workload];
-        if (like === undefined) continue;
-        const ours = row.measures.find(({ name }) => name === like);
-        row.peers.push(
-          ours?.unit === "tokens/s"
-            ? { ...peer, factor: ours.median / peer.tokensPerSecond }
-            : peer,
-        );
+        const measure = workloads[peer.workload];
+        if (measure === undefined) continue;
+        const ours = row.measures.find(({ name }) => name === measure);
+        const factor = ours?.unit === "tokens/s"
+          ? { factor: ours.median / peer.tokensPerSecond }
+          : {};
+        row.peers.push({ ...peer, measure, ...factor });
       }
     }
   }

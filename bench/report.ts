@@ -42,7 +42,9 @@ export interface PeerMeasure {
   high: number;
   runs: number;
   device: string;
-  /** Our like over its rate, where both are tokens/s. */
+  /** The name of our measure that it is compared with. */
+  measure: string;
+  /** Our rate over its rate, where both are tokens/s. */
   factor?: number;
 }
 
@@ -62,6 +64,8 @@ export interface Row extends Measured {
   unmeasured?: string;
   /** What went wrong. */
   failed?: string;
+  /** What the project aims at, by the name of the measure. */
+  targets?: Record<string, string>;
   peers: PeerMeasure[];
 }
 

@@ -6,7 +6,7 @@
  */
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { openDevice } from "../lib/open_device.ts";
-import { type Gpu } from "../lib/webgpu/device.ts";
+import type { Gpu } from "../lib/webgpu/device.ts";
 import { loadQwen3, type Qwen3 } from "../lib/load.ts";
 import { measurePeaks, timeByWall } from "../lib/tools/peaks.ts";
 import type { Moment, Plan } from "../lib/webgpu/plan.ts";

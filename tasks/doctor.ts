@@ -19,7 +19,7 @@ import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "directory, URL, owner/name[@revision] or synthetic:…; default: the story model",
+    "folder, URL, owner/name[@revision] or synthetic:…; default: the story model",
   ],
   "context": ["number", "context length of one sequence, in tokens"],
   "json": [

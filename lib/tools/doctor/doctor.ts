@@ -9,7 +9,7 @@ import { openCheckpoint } from "../../checkpoint/open.ts";
 import { CpuOps } from "../../cpu/ops.ts";
 import { errorText, NoAdapterError } from "../../errors.ts";
 import { openDevice } from "../../open_device.ts";
-import { type Gpu } from "../../webgpu/device.ts";
+import type { Gpu } from "../../webgpu/device.ts";
 import { examineApart } from "./apart.ts";
 import { examineDevice } from "./device.ts";
 import { modelNeeds, weightBytes } from "./needs.ts";

@@ -5,7 +5,7 @@
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import { DeviceError } from "../../errors.ts";
-import { type Gpu } from "../../webgpu/device.ts";
+import type { Gpu } from "../../webgpu/device.ts";
 import type { Finding } from "./report.ts";
 import { cacheBytes } from "../../model/kv_cache.ts";
 
