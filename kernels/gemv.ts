@@ -16,7 +16,7 @@ const load = (chunk: string) => /* wgsl */ `
 /** `w_row(g, i)`: which row of w accumulator i of lane group g sums; gemv_rows.ts has it too. */
 export const W_ROW = /* wgsl */ `
 fn w_row(g: u32, i: u32) -> u32 {
-  @if EPILOGUE == 2 {
+  @if EPILOGUE == "swiglu" {
     return (i & 1u) * (u.n / 2u) + min(g * (ROWS / 2u) + (i >> 1u), u.n / 2u - 1u);
   } @else {
     return min(g * ROWS + i, u.n - 1u);
@@ -25,14 +25,14 @@ fn w_row(g: u32, i: u32) -> u32 {
 
 // What becomes of a lane group's sums; `sum` is then of the squares of its new row.
 const WRITE = /* wgsl */ `
-  @if EPILOGUE == 2 {
+  @if EPILOGUE == "swiglu" {
     @unroll for (var i = 0; i < ROWS; i += 2) {
       write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);
     }
   } @else {
-    @if EPILOGUE == 1 { var sum = 0.0; }
+    @if EPILOGUE == "add" { var sum = 0.0; }
     @unroll for (var i = 0; i < ROWS; i++) {
-      @if EPILOGUE == 1 {
+      @if EPILOGUE == "add" {
         acc[i] += residual[i];
         if (g * ROWS + i < u.n) { sum += acc[i] * acc[i]; }
       }
@@ -48,7 +48,7 @@ const rowsOfWorkgroup = (
     ? Number(WORKGROUP)
     : Number(WORKGROUP) >> Number(LOG_LANES)) * Number(ROWS);
 
-/** Sums of squares that a gemv with EPILOGUE 1 leaves: one per lane group. */
+/** Partial sums of squares that EPILOGUE "add" leaves: one per lane group. */
 export function squareParts(n: number, constants: Constants): number {
   const groups = Number(constants.WORKGROUP) >> Number(constants.LOG_LANES);
   return Math.ceil(n / rowsOfWorkgroup(constants)) * groups;
@@ -65,9 +65,9 @@ export function squareParts(n: number, constants: Constants): number {
  * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. The factor
  *   waits for nobody: whoever wrote the row left PARTS partial sums of its squares
  *   in `squares`.
- * - EPILOGUE 0: `y = …`, 1: `y += …` (residual) and partial sums of the new
- *   row's squares, one per lane group, 2: SwiGLU, `y = silu(g) · u`
- *   with g from the first half of w's rows and u from the second.
+ * - EPILOGUE "store": `y = …`; "add": `y += …` (residual), and partial sums of the new
+ *   row's squares, one per lane group; "swiglu": `y = silu(g) · u` with g from the
+ *   first half of w's rows and u from the second.
  *
  * Rows of k that are not whole units take the plain loop at the end.
  *
@@ -83,7 +83,7 @@ export const gemv = kernel({
       x: `m k as ${view}`,
       y: "inout any as scalar",
       ...(NORM ? { norm: `k as ${view}`, squares } : {}),
-      ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
+      ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
     };
   },
   // As gemv_rows.ts has them; this call's first row of w goes to column `column` of y.
@@ -97,7 +97,7 @@ export const gemv = kernel({
     SPREAD: "k",
     W_IN: "buffer",
     NORM: 0,
-    EPILOGUE: 0,
+    EPILOGUE: "store",
   },
   derive: (c, { m, k, parts }) => {
     if (m > 1) {
@@ -171,7 +171,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
-  @if EPILOGUE == 1 {
+  @if EPILOGUE == "add" {
     // The residual is fetched now, so that nothing waits for it at the end.
     @split var residual: array<f32, ROWS>;
     if (lane == 0u) {
@@ -208,7 +208,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
   if (lane == 0u) {
     ${WRITE}
-    @if EPILOGUE == 1 { if (g < PARTS) { squares[g] = sum; } }
+    @if EPILOGUE == "add" { if (g < PARTS) { squares[g] = sum; } }
   }
 }
 }`,

@@ -23,7 +23,7 @@ export function sumsAtOnce(
   return Math.max(1, Math.min(lanes, sums, 2048 / workgroup));
 }
 
-/** Sums of squares that EPILOGUE 1 leaves per row of x: one per workgroup. */
+/** Partial sums of squares per row of x that EPILOGUE "add" leaves: one per workgroup. */
 export function rowParts(
   n: number,
   { WORKGROUP, LOG_LANES, ROWS, SLICES }: Readonly<
@@ -56,7 +56,7 @@ export const gemvRows = kernel({
     x: "m k as span",
     y: "inout any as scalar",
     ...(NORM ? { norm: "k as span", squares: "m parts as span" } : {}),
-    ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
+    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
   }),
   // y has rows of `stride` elements; this call's first row of w goes to column `column`.
   uniforms: { stride: "u32", column: "u32", eps: "f32" },
@@ -69,7 +69,7 @@ export const gemvRows = kernel({
     STEPS: 2,
     SLICES: 1,
     NORM: 0,
-    EPILOGUE: 0,
+    EPILOGUE: "store",
   },
   derive: (c, { k, parts }) => {
     if (Number(c.SLICES) << Number(c.LOG_LANES) > Number(c.WORKGROUP)) {
@@ -117,7 +117,7 @@ export const gemvRows = kernel({
   var<workgroup> squared_parts: array<f32, ROUNDS * WORKGROUP>;
   var<workgroup> factors: array<f32, M>;
 }
-@if EPILOGUE == 1 { var<workgroup> squared: array<f32, GROUPS / SLICES * SUMS>; }
+@if EPILOGUE == "add" { var<workgroup> squared: array<f32, GROUPS / SLICES * SUMS>; }
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
 @if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }
 
@@ -237,7 +237,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let m = at / ROWS;
     let i = at % ROWS;
     @if NORM { let factor = factors[min(m, M - 1u)]; } @else { let factor = 1.0; }
-    @if EPILOGUE == 2 {
+    @if EPILOGUE == "swiglu" {
       // Gates are the even ones, what they gate follows.
       @if OWN > 1 { @if j % 2 == 0 { let other = acc[j + 1]; } @else { let other = 0.0; } }
       @else {
@@ -256,14 +256,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       let row = g * ROWS + i;
       let inside = writes && m < M && row < u.n;
       var value = acc[j] * factor;
-      @if EPILOGUE == 1 {
+      @if EPILOGUE == "add" {
         if (inside) { value += y[m * u.stride + u.column + row]; }
         if (writes) { squared[group / SLICES * SUMS + at] = select(0.0, value * value, inside); }
       }
       if (inside) { y[m * u.stride + u.column + row] = value; }
     }
   }
-  @if EPILOGUE == 1 {
+  @if EPILOGUE == "add" {
     workgroupBarrier();
     for (var m = tid; m < M; m += WORKGROUP) {
       var sum = 0.0;

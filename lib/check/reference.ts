@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Epilogue } from "../dispatch/shapes.ts";
 import {
   type CpuTensor,
   type Dtype,
@@ -132,15 +133,15 @@ export function rmsNormed(
   return y;
 }
 
-/** What follows a product: 0 nothing, 1 added to `before`, 2 SwiGLU of the two halves of a row. */
+/** What follows a product: nothing, adding it to `before`, or SwiGLU of the two halves of a row. */
 export function epilogue(
-  kind: number,
+  kind: Epilogue,
   { values, norms }: Expected,
   n: number,
   before: number,
 ): Expected {
-  if (kind === 0) return { values, norms };
-  if (kind === 1) {
+  if (kind === "store") return { values, norms };
+  if (kind === "add") {
     return {
       values: values.map((value) => value + before),
       norms: norms.map((norm) => norm + Math.abs(before)),

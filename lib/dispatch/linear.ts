@@ -7,7 +7,12 @@
  */
 import { type Capabilities, laneConstants } from "./capabilities.ts";
 import { unitSize } from "../dtype.ts";
-import { type Constants, FEW_ROWS, type LinearShape } from "./shapes.ts";
+import {
+  type Constants,
+  type Epilogue,
+  FEW_ROWS,
+  type LinearShape,
+} from "./shapes.ts";
 import { type Defaults, defaultsFor, tileFor } from "./defaults.ts";
 import { linearKey } from "./keys.ts";
 
@@ -34,7 +39,7 @@ export function chooseLinear(
   device: Capabilities,
 ): LinearChoice {
   const { m, n, k, dtype, norm, swiglu } = shape;
-  const EPILOGUE = swiglu ? 2 : 0;
+  const EPILOGUE: Epilogue = swiglu ? "swiglu" : "store";
   const defaults = defaultsFor(device);
   if (m > 1 && m <= FEW_ROWS) {
     const tuned = device.tuned?.get(linearKey("gemvRows", shape));

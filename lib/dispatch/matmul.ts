@@ -91,7 +91,7 @@ export function chooseMatmul(
   const shape = b.length === 1 ? [m] : [...a.slice(0, -1), n];
   const tile = {
     ...tileFor(m, n, defaultsFor(device)),
-    EPILOGUE: 0,
+    EPILOGUE: "store",
     B_BY_COLUMN: byColumn ? 1 : 0,
   };
   const lanes = (m: number, n: number) =>

@@ -25,6 +25,9 @@ export interface LinearShape {
   fixed?: boolean;
 }
 
+/** What a kernel does with a product: writes it, adds it to the output, or SwiGLU. */
+export type Epilogue = "store" | "add" | "swiglu";
+
 /** Up to this many rows the matrix is read once for all of them. */
 export const FEW_ROWS = 32;
 

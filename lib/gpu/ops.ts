@@ -18,6 +18,7 @@ import { sumSplits } from "../../kernels/sum_splits.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
 import { exactLanes, laneConstants } from "../dispatch/capabilities.ts";
 import type { KvCache } from "../model/kv_cache.ts";
+import type { Epilogue } from "../dispatch/shapes.ts";
 import { chooseLinear } from "../dispatch/linear.ts";
 import {
   chooseDecodeAttention,
@@ -56,16 +57,16 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   normMatmul(x: Tensor, norm: Tensor, w: Tensor): Tensor {
     const y = this.#rows("projected", x.shape[0], w.shape[0]);
-    return this.#linear(x, w, y, { norm, epilogue: 0 });
+    return this.#linear(x, w, y, { norm, epilogue: "store" });
   }
 
   matmulAdd(x: Tensor, w: Tensor, residual: Tensor): Tensor {
-    return this.#linear(x, w, residual, { epilogue: 1 });
+    return this.#linear(x, w, residual, { epilogue: "add" });
   }
 
   normSwiglu(x: Tensor, norm: Tensor, gateUp: Tensor): Tensor {
     const y = this.#rows("gated", x.shape[0], gateUp.shape[0] / 2);
-    return this.#linear(x, gateUp, y, { norm, epilogue: 2 });
+    return this.#linear(x, gateUp, y, { norm, epilogue: "swiglu" });
   }
 
   attend(
@@ -208,7 +209,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     x: Tensor,
     w: Tensor,
     y: Tensor,
-    { norm, epilogue }: { norm?: Tensor; epilogue: 0 | 1 | 2 },
+    { norm, epilogue }: { norm?: Tensor; epilogue: Epilogue },
   ): Tensor {
     const [m, k] = x.shape, stride = y.shape[1];
     const eps = this.config.rmsNormEps, { label } = w;
@@ -220,7 +221,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         k,
         dtype: w.dtype,
         norm: norm !== undefined,
-        swiglu: epilogue === 2,
+        swiglu: epilogue === "swiglu",
         largest: w.largest,
         fixed: true,
       }, this.gpu);
@@ -233,7 +234,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           // gemv reads them four at a time, unless each lane has rows of its own.
           !(one && constants.SPREAD !== "rows" && squares.shape[1] % 4);
         const input = norm && !fused ? this.#normed(x, norm) : x;
-        const leaves = epilogue === 1
+        const leaves = epilogue === "add"
           ? this.#leaveSquares(
             y,
             (one ? squareParts : rowParts)(part.rows, constants),
@@ -259,7 +260,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         if (leaves && w.parts.length > 1) this.#squares.delete(y.part.buffer);
         continue;
       }
-      if (epilogue === 1) this.#squares.delete(y.part.buffer);
+      if (epilogue === "add") this.#squares.delete(y.part.buffer);
       const [a, scales] = choice.headroom
         ? this.#half(x, norm, choice.headroom)
         : [norm ? this.#normed(x, norm) : x, x];
@@ -283,7 +284,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       this.plan.add(sumSplits, { partial, y }, {
         label,
         reason: "the runs of k are summed",
-        constants: { SPLITS: splits, ADD: epilogue === 1 ? 1 : 0 },
+        constants: { SPLITS: splits, ADD: epilogue === "add" ? 1 : 0 },
         uniforms: { stride, column },
       });
     }

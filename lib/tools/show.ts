@@ -59,6 +59,8 @@ export interface Shown {
   label: string;
   also: string[];
   operands: { name: string; dtype: Dtype; shape: readonly number[] }[];
+  /** The kernel's own constants; the WGSL has those that follow from them. */
+  constants: Constants;
   reason: string;
   wgsl: string;
 }
@@ -190,6 +192,7 @@ function describe(
       const { dtype, shape } = "tensor" in operand ? operand.tensor : operand;
       return { name, dtype, shape };
     }),
+    constants: all,
     wgsl,
   };
 }

@@ -149,7 +149,11 @@ Deno.test("one row goes to gemv, few to gemvRows, many to gemm, with a reason", 
         message,
       );
       assert(choice.reason.includes(`${shape.m} row`), message);
-      assertEquals(choice.constants.EPILOGUE, shape.swiglu ? 2 : 0, message);
+      assertEquals(
+        choice.constants.EPILOGUE,
+        shape.swiglu ? "swiglu" : "store",
+        message,
+      );
       if (choice.fusedNorm) assert(shape.norm && choice.kernel !== "gemm");
       assertEquals(choice.constants.NORM === 1, choice.fusedNorm, message);
     }

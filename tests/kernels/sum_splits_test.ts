@@ -46,7 +46,11 @@ gpuTest(
         const inside = (at: number) =>
           at % stride >= column && at % stride < column + n;
         const actual = all.filter((_, at) => inside(at));
-        assertSums(actual, epilogue(ADD, product, n, before), message);
+        assertSums(
+          actual,
+          epilogue(ADD ? "add" : "store", product, n, before),
+          message,
+        );
         const around = all.filter((_, at) => !inside(at));
         const poison = around.map(() => ADD ? before : NaN);
         assertAllClose(around, poison, {}, `around ${message}`);

@@ -6,7 +6,7 @@
 import { gemv } from "../../kernels/gemv.ts";
 import { type Dtype, toF32 } from "../../lib/dtype.ts";
 import type { Kernel } from "../../lib/webgpu/kernel.ts";
-import type { Constants } from "../../lib/dispatch/shapes.ts";
+import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "./assert_all_close.ts";
 import { lanes, type Trial } from "./gpu.ts";
 import { assertSums, epilogue, linear, rmsNormed } from "./reference.ts";
@@ -20,7 +20,7 @@ export interface RowsCase {
   x?: Dtype;
   /** Whether rows are normed, and by weights of which type. */
   norm?: Dtype;
-  epilogue?: 0 | 1 | 2;
+  epilogue?: Epilogue;
   /** Where the result lies in a wider y. */
   column?: number;
   beside?: number;
@@ -38,14 +38,14 @@ export async function checkRows(
   given: RowsCase,
 ): Promise<void> {
   const { m = 1, n, k, w = "bf16", x = "f32", norm, constants = {} } = given;
-  const { epilogue: kind = 0, column = 0, beside = 0 } = given;
+  const { epilogue: kind = "store", column = 0, beside = 0 } = given;
   const { gpu, random } = trial, eps = 1e-6, before = 3;
   const message = JSON.stringify(given);
   const weights = random.tensor(w, [n, k]);
   const rows = random.tensor(x, [m, k], 2);
   const normWeights = norm && random.tensor(norm, [k], 0.5, 1);
-  const width = kind === 2 ? n / 2 : n, stride = column + width + beside;
-  const poison = kind === 1 ? before : NaN;
+  const width = kind === "swiglu" ? n / 2 : n, stride = column + width + beside;
+  const poison = kind === "add" ? before : NaN;
   const y = trial.filled([m + 1, stride], poison);
   // Sums of a row's squares, as who wrote it left them.
   const fours = [4, 12, 132]; // as gemv reads them; gemvRows takes any number
@@ -62,7 +62,7 @@ export async function checkRows(
     x: trial.upload(rows),
     ...(normWeights ? { norm: trial.upload(normWeights) } : {}),
     ...(normWeights ? { squares: trial.upload(sums) } : {}),
-    ...(kind === 1 ? { squares: left } : {}),
+    ...(kind === "add" ? { squares: left } : {}),
     y,
   }, {
     constants: {
@@ -86,7 +86,7 @@ export async function checkRows(
   assertAllClose(around, around.map(() => poison), {}, `around ${message}`);
   const actual = written.filter((_, at) => inside(at));
   assertSums(actual, epilogue(kind, product, n, before), message);
-  if (kind !== 1) return;
+  if (kind !== "add") return;
   // What it leaves for the next norm.
   const squares = (list: Float32Array, length: number) =>
     Array.from(

@@ -19,6 +19,7 @@ import { toF16 } from "../../../kernels/to_f16.ts";
 import { laneConstants } from "../../dispatch/capabilities.ts";
 import { chooseLinear } from "../../dispatch/linear.ts";
 import { chooseMatmul } from "../../dispatch/matmul.ts";
+import type { Epilogue } from "../../dispatch/shapes.ts";
 import { type CpuTensor, toF32 } from "../../dtype.ts";
 import type { SelfTest } from "./self_test.ts";
 import {
@@ -60,27 +61,29 @@ export async function testLinear(test: SelfTest): Promise<void> {
       dtype === "f32" ? [7, 10, 12] : [5, 77, 128],
     );
   }
-  for (const epilogue of [1, 2] as const) {
+  for (const epilogue of ["add", "swiglu"] as const) {
     await testGemv(test, "bf16", [1, 74, 88], epilogue);
     await testGemv(test, "bf16", [3, 74, 88], epilogue);
     await testGemm(test, "bf16", [41, 74, 88], epilogue);
   }
-  for (const epilogue of [0, 2] as const) {
+  for (const epilogue of ["store", "swiglu"] as const) {
     await testGemv(test, "bf16", [1, 74, 1024], epilogue, true);
     await testGemv(test, "f32", [17, 74, 76], epilogue, true);
   }
   // So long that k is split.
   await testGemm(test, "f32", [41, 37, 1019]);
-  await testGemm(test, "bf16", [41, 74, 1024], 1);
-  if (test.gpu.f16) await testGemm(test, "bf16", [70, 1024, 1024], 0, 0.5);
+  await testGemm(test, "bf16", [41, 74, 1024], "add");
+  if (test.gpu.f16) {
+    await testGemm(test, "bf16", [70, 1024, 1024], "store", 0.5);
+  }
 }
 
 type Size = [m: number, n: number, k: number];
 type Type = typeof TYPES[number];
 
-const naming = (dtype: Type, [m, n, k]: Size, kind = 0) =>
+const naming = (dtype: Type, [m, n, k]: Size, kind: Epilogue) =>
   `${dtype} [${m}, ${k}] × [${n}, ${k}]ᵀ${
-    ["", " added to a residual", " with SwiGLU"][kind]
+    { store: "", add: " added to a residual", swiglu: " with SwiGLU" }[kind]
   }`;
 
 /** Every element of the residual that is added. */
@@ -90,7 +93,7 @@ const expectedLinear = (
   x: ArrayLike<number>,
   w: ArrayLike<number>,
   [m, n, k]: Size,
-  kind: number,
+  kind: Epilogue,
 ) => epilogue(kind, linear(x, w, { m, n, k }), n, BEFORE);
 
 /** gemv for one row, gemvRows for more. */
@@ -98,17 +101,17 @@ async function testGemv(
   test: SelfTest,
   dtype: Type,
   size: Size,
-  epilogue: 0 | 1 | 2 = 0,
+  epilogue: Epilogue = "store",
   normFirst = false,
 ) {
-  const [m, n, k] = size, swiglu = epilogue === 2;
+  const [m, n, k] = size, swiglu = epilogue === "swiglu";
   const x = test.random.tensor("f32", [m, k], 2);
   const norm = test.random.tensor("bf16", [k], 0.5, 1);
   const w = test.random.tensor(dtype, [n, k]);
   const shape = { m, n, k, dtype, norm: normFirst, swiglu, fixed: true };
   const { constants } = chooseLinear(shape, test.gpu);
   const width = swiglu ? n / 2 : n;
-  const y = test.output([m, width], epilogue === 1 ? BEFORE : NaN);
+  const y = test.output([m, width], epilogue === "add" ? BEFORE : NaN);
   const squares = normFirst
     ? test.upload(partialSquares(toF32(x), k))
     : test.output([m, (m === 1 ? squareParts : rowParts)(n, constants)]);
@@ -137,16 +140,16 @@ async function testGemm(
   test: SelfTest,
   dtype: Type,
   size: Size,
-  epilogue: 0 | 1 | 2 = 0,
+  epilogue: Epilogue = "store",
   largest?: number,
 ) {
-  const [m, n, k] = size, swiglu = epilogue === 2;
+  const [m, n, k] = size, swiglu = epilogue === "swiglu";
   const x = test.random.tensor("f32", [m, k], 2);
   const w = test.random.tensor(dtype, [n, k], largest);
   const shape = { m, n, k, dtype, norm: false, swiglu, largest };
   const { constants, headroom, splits } = chooseLinear(shape, test.gpu);
   const width = swiglu ? n / 2 : n, given = test.upload(x);
-  const c = test.output([m, width], epilogue === 1 ? BEFORE : NaN);
+  const c = test.output([m, width], epilogue === "add" ? BEFORE : NaN);
   let a = given, scales = given;
   if (headroom) {
     a = test.own(Tensor.create(test.gpu, "f16", [m, k]));
@@ -167,7 +170,7 @@ async function testGemm(
     const partial = test.output([splits * m, n]);
     await test.run(gemm, { ...operands, c: partial }, { constants, uniforms });
     await test.run(sumSplits, { partial, y: c }, {
-      constants: { SPLITS: splits, ADD: epilogue },
+      constants: { SPLITS: splits, ADD: epilogue === "add" ? 1 : 0 },
       uniforms,
     });
   }

@@ -63,7 +63,7 @@ export function costsOf(dispatch: Costed, context: CostContext): Cost[] {
     const [x, w] = kernel === "gemm" ? ["a", "b"] : ["x", "w"];
     const splits = Number(constants.SPLITS ?? 1);
     const epilogue = constants.EPILOGUE;
-    const written = m * (epilogue === 2 ? n / 2 : n) * splits;
+    const written = m * (epilogue === "swiglu" ? n / 2 : n) * splits;
     return whole({
       // A tied head is the embedding's table.
       name: role === "embed_tokens" ? "lm_head" : role,
@@ -73,7 +73,7 @@ export function costsOf(dispatch: Costed, context: CostContext): Cost[] {
       dtypes: `${dtypeOf(dispatch, x)} × ${dtypeOf(dispatch, w)} → f32`,
       flops: 2 * m * n * k,
       bytes: n * k * size(w) + m * k * size(x) +
-        4 * written * (epilogue === 1 ? 2 : 1),
+        4 * written * (epilogue === "add" ? 2 : 1),
     });
   }
   if (kernel === "sumSplits") {

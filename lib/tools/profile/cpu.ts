@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { Constants } from "../../dispatch/shapes.ts";
 import type { KvCache } from "../../model/kv_cache.ts";
 import type { Ops } from "../../model/ops.ts";
 import type { CpuKvCache, CpuTensor } from "../../cpu/ops.ts";
@@ -191,7 +192,7 @@ class TimedOps implements Ops<CpuTensor> {
     return this.#linear(
       x,
       w,
-      { NORM: 1, EPILOGUE: 0 },
+      { NORM: 1, EPILOGUE: "store" },
       () => this.runner.ops.normMatmul(x, norm, w),
     );
   }
@@ -200,7 +201,7 @@ class TimedOps implements Ops<CpuTensor> {
     return this.#linear(
       x,
       w,
-      { EPILOGUE: 1 },
+      { EPILOGUE: "add" },
       () => this.runner.ops.matmulAdd(x, w, residual),
     );
   }
@@ -209,7 +210,7 @@ class TimedOps implements Ops<CpuTensor> {
     return this.#linear(
       x,
       gateUp,
-      { NORM: 1, EPILOGUE: 2 },
+      { NORM: 1, EPILOGUE: "swiglu" },
       () => this.runner.ops.normSwiglu(x, norm, gateUp),
     );
   }
@@ -238,7 +239,7 @@ class TimedOps implements Ops<CpuTensor> {
   #linear(
     x: CpuTensor,
     w: CpuTensor,
-    constants: Record<string, number>,
+    constants: Constants,
     verb: () => CpuTensor,
   ): CpuTensor {
     const [m, k] = x.shape, [n] = w.shape;

@@ -235,8 +235,8 @@ function rate(operation: Operation, peaks?: Peaks): void {
 function fusedIn({ kernel, constants }: Costed, { part }: Cost): string[] {
   const fused: string[] = [];
   if (constants.NORM === 1) fused.push("RMSNorm");
-  if (constants.EPILOGUE === 1) fused.push("residual add");
-  if (constants.EPILOGUE === 2) fused.push("SwiGLU");
+  if (constants.EPILOGUE === "add") fused.push("residual add");
+  if (constants.EPILOGUE === "swiglu") fused.push("SwiGLU");
   if (kernel === "attendDecode") fused.push("q_norm, k_norm, RoPE, KV append");
   if (part < 1) {
     fused.push("scores, softmax and values in one; time split by FLOPs");

@@ -171,10 +171,6 @@ export interface RadvStatistics {
   inverseThroughput: number;
 }
 
-/** Constants that tell variants apart; the others follow from them. */
-const TELLING =
-  /^const (M|SLICES|WORKGROUP|ROWS|STEPS|NORM|EPILOGUE|BM|BN|BK|TM|TN|F16|SHARES|MERGE|TOP_K|TOP_P|WINNERS|CANDIDATES|MOST|FETCHERS): u32 = (\d+)u;$/gm;
-
 /** Threads of a workgroup, by the text of a kernel. */
 export function threadsOf(wgsl: string): number {
   const [, size] = /@workgroup_size\((\w+)\)/.exec(wgsl) ?? [];
@@ -189,7 +185,10 @@ export function threadsOf(wgsl: string): number {
  * @throws {Error} if RADV does not give one of the statistics: another Mesa names them otherwise.
  */
 export function statisticsOf(
-  { kernel, label, wgsl }: Pick<Shown, "kernel" | "label" | "wgsl">,
+  { kernel, label, constants, wgsl }: Pick<
+    Shown,
+    "kernel" | "label" | "constants" | "wgsl"
+  >,
   { name: chip, generation }: Chip,
   { wave, statistics }: Compiled,
 ): RadvStatistics {
@@ -209,7 +208,7 @@ export function statisticsOf(
   return {
     kernel,
     label,
-    constants: [...wgsl.matchAll(TELLING)].map(([, name, value]) =>
+    constants: Object.entries(constants).map(([name, value]) =>
       `${name}=${value}`
     ).join(" "),
     hot: isHot(kernel),

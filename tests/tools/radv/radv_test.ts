@@ -38,8 +38,8 @@ const named = (changes: Record<string, number> = {}) =>
 const GEMM = {
   kernel: "gemm",
   label: "layers.0.o_proj",
-  wgsl:
-    "const BM: u32 = 64u;\nconst THREADS: u32 = 128u;\n@compute @workgroup_size(THREADS)",
+  constants: { BM: 64, EPILOGUE: "add" },
+  wgsl: "const THREADS: u32 = 128u;\n@compute @workgroup_size(THREADS)",
 };
 
 Deno.test("chips are known by RADV's names", () => {
@@ -107,7 +107,11 @@ Deno.test("waves are those of a SIMD, in waves of the kernel's own size", () => 
   assertEquals(waves(navi, 32), 12);
   assertEquals(waves(vega, 64), 12);
   const row = statisticsOf(GEMM, navi, { wave: 64, statistics: named() });
-  assertEquals([row.threads, row.constants, row.lds], [128, "BM=64", 8704]);
+  assertEquals([row.threads, row.constants, row.lds], [
+    128,
+    "BM=64 EPILOGUE=add",
+    8704,
+  ]);
   const other = named();
   other.delete("LDS size");
   assertThrows(
