@@ -49,7 +49,7 @@ benchPlans(
       plan.own(qkv);
       plan.own(norm);
       cache.reset([length]);
-      cache.pass = { first: 0, tokens };
+      cache.record({ first: 0, sequences: 1, tokens });
       for (let layer = 0; layer < copies; layer++) {
         ops.attend(qkv, norm, norm, cache, layer);
       }

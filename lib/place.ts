@@ -8,7 +8,7 @@ import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
 import { DeviceError } from "./errors.ts";
 import type { Choice } from "./dispatch/choice.ts";
-import { type Gpu } from "./webgpu/device.ts";
+import type { Gpu } from "./webgpu/device.ts";
 import { cacheBytes } from "./model/kv_cache.ts";
 import type { Runner } from "./model/runner.ts";
 import { CpuRunner } from "./cpu/runner.ts";

@@ -10,7 +10,7 @@ import type { Qwen3Config } from "./checkpoint/config.ts";
 import { NoAdapterError } from "./errors.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import { openDevice } from "./open_device.ts";
-import { type Gpu } from "./webgpu/device.ts";
+import type { Gpu } from "./webgpu/device.ts";
 import { CpuOps } from "./cpu/ops.ts";
 import { Plan } from "./webgpu/plan.ts";
 

@@ -5,10 +5,11 @@
  * @module
  */
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import type { KvCache } from "../model/kv_cache.ts";
+import type { CachePass, KvCache } from "../model/kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
 import { type CpuTensor, type Dtype, elements, f32, unpack } from "../dtype.ts";
 import type { CpuInfo, CpuKernels, Finish, Heads } from "./kernels.ts";
+import { CpuKvCache } from "./kv_cache.ts";
 import { PlainKernels } from "./plain.ts";
 import { RopeTable } from "./rope.ts";
 import { chooseWasm, WasmCpuKernels } from "./wasm.ts";
@@ -22,9 +23,6 @@ export interface CpuOptions {
   /** False keeps to plain TypeScript, the reference; default: true. */
   simd?: boolean;
 }
-
-/** A cache on the CPU. Disposing it lets a later cache or tensor use its memory. */
-export type CpuKvCache = KvCache<CpuTensor> & Disposable;
 
 /**
  * {@link Ops} in f32 on the CPU. Weights stay as stored (bf16, f16 or f32) and
@@ -79,16 +77,10 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       }));
       return { k, v };
     });
-    return {
-      layers,
-      context,
-      lengths: new Uint32Array(sequences),
-      pass: { first: 0, tokens: 0 },
-      [Symbol.dispose]: () => {
-        layers.length = 0;
-        for (const both of stored.splice(0)) this.#kernels.release(both);
-      },
-    };
+    return new CpuKvCache(layers, sequences, context, () => {
+      layers.length = 0;
+      for (const both of stored.splice(0)) this.#kernels.release(both);
+    });
   }
 
   embed(table: CpuTensor, tokens: CpuTensor): CpuTensor {
@@ -151,7 +143,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     const rows = qkv.shape[0];
     const width = (heads + 2 * kvHeads) * headDim;
     requireShape("attend to qkv", qkv, [rows, width]);
-    requireRoom(cache, rows);
+    requireRows(cache.pass, rows);
     const { first, tokens } = cache.pass;
 
     const { k, v } = cache.layers[layer];
@@ -306,28 +298,11 @@ function requireShape(
   }
 }
 
-function requireRoom(
-  { pass, lengths, context }: KvCache<CpuTensor>,
-  rows: number,
-): void {
-  const { first, tokens } = pass;
-  const sequences = rows / tokens;
-  if (!Number.isInteger(sequences) || first + sequences > lengths.length) {
-    throw new Error(
-      `Cannot attend: ${rows} rows of ${tokens} tokens each from sequence ${first} on, ` +
-        `must be whole sequences of ${lengths.length}`,
-    );
-  }
-  for (let s = first; s < first + sequences; s++) {
-    if (lengths[s] + tokens > context) {
-      throw new Error(
-        `Cannot attend: sequence ${s} has ${
-          lengths[s]
-        } tokens and gets ${tokens}, ` +
-          `must be at most ${context}`,
-      );
-    }
-  }
+function requireRows({ sequences, tokens }: CachePass, rows: number): void {
+  if (rows === sequences * tokens) return;
+  throw new Error(
+    `Cannot attend: there are ${rows} rows, must be ${tokens} tokens × ${sequences} sequences`,
+  );
 }
 
 /** Result arrays that the next pass uses again, so that a decode step allocates next to nothing. */

@@ -3,10 +3,11 @@
  *
  * @module
  */
-import { positionsOf, requireRoom } from "../model/kv_cache.ts";
+import { type CachePass, positionsOf, requireRoom } from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import { type CpuKvCache, CpuOps, type CpuTensor } from "./ops.ts";
+import type { CpuKvCache } from "./kv_cache.ts";
+import { CpuOps, type CpuTensor } from "./ops.ts";
 import { forward, type Weights } from "../model/qwen3.ts";
 import type { Runner } from "../model/runner.ts";
 import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
@@ -57,7 +58,7 @@ export class CpuRunner implements Runner {
     const { vocabSize } = this.config;
     const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
     let at = 0;
-    this.#cache.lengths.fill(0);
+    this.#cache.reset();
     const prefill = this.#prefill(this.#cache, 0, tokens, all, signal);
     for await (const logits of prefill) {
       out.set(logits, at);
@@ -84,7 +85,7 @@ export class CpuRunner implements Runner {
       ? this.#several(sequences, positionsOf(prompts, maxTokens, this.context))
       : undefined;
     const cache = several ?? this.#cache;
-    cache.lengths.fill(0);
+    cache.reset();
     const rows: Float32Array[] = [];
     for (const [s, prompt] of prompts.entries()) {
       let last: Float32Array;
@@ -98,11 +99,9 @@ export class CpuRunner implements Runner {
       if (step === maxTokens - 1) return;
       await breathe();
       signal?.throwIfAborted();
-      // A sequence that is over while others go on writes its last place again.
-      cache.lengths.forEach((n, s) =>
-        cache.lengths[s] = Math.min(n, cache.context - 1)
-      );
-      const logits = this.#forward(cache, { first: 0, tokens: 1 }, ids, false);
+      cache.stepBackIfFull();
+      const pass = { first: 0, sequences, tokens: 1 };
+      const logits = this.#forward(cache, pass, ids, false);
       rows.forEach((_, s) =>
         rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
       );
@@ -126,28 +125,25 @@ export class CpuRunner implements Runner {
       await breathe();
       signal?.throwIfAborted();
       const chunk = tokens.slice(begin, begin + PREFILL_ROWS);
-      const pass = { first: sequence, tokens: chunk.length };
+      const pass = { first: sequence, sequences: 1, tokens: chunk.length };
       yield this.#forward(cache, pass, chunk, all);
     }
   }
 
   #forward(
     cache: CpuKvCache,
-    pass: CpuKvCache["pass"],
+    pass: CachePass,
     tokens: readonly number[],
     all: boolean,
   ): Float32Array {
-    cache.pass = pass;
+    cache.begin(pass);
     const input: CpuTensor = {
       dtype: "u32",
       shape: [tokens.length],
       data: Uint32Array.from(tokens),
     };
     const logits = forward(this.ops, this.weights, input, cache, all);
-    const sequences = tokens.length / pass.tokens;
-    for (let s = 0; s < sequences; s++) {
-      cache.lengths[pass.first + s] += pass.tokens;
-    }
+    cache.advance();
     return logits.data as Float32Array;
   }
 

@@ -4,7 +4,11 @@
  *
  * @module
  */
-import { type KvCache, positionsOf } from "../model/kv_cache.ts";
+import {
+  type CachePass,
+  type KvCache,
+  positionsOf,
+} from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { type CpuTensor, f32 } from "../dtype.ts";
 import type { Choice } from "../dispatch/choice.ts";
@@ -110,7 +114,7 @@ export class DebugRunner implements Runner {
     const { gpu, config, cacheDtype } = this.gpu;
     const onGpu = new GpuKvCache(gpu, config, sequences, context, cacheDtype);
     const onCpu = this.cpu.ops.createCache(sequences, context);
-    onGpu.reset(onCpu.lengths);
+    onGpu.reset();
     return {
       onGpu,
       onCpu,
@@ -132,7 +136,7 @@ export class DebugRunner implements Runner {
     for (let at = 0; at < tokens.length; at += rows) {
       signal?.throwIfAborted();
       const chunk = Uint32Array.from(tokens.slice(at, at + rows));
-      const pass = { first: sequence, tokens: chunk.length };
+      const pass = { first: sequence, sequences: 1, tokens: chunk.length };
       parts.push(await this.#pass(chunk, pass, all, caches));
     }
     if (!all) return parts.at(-1)!;
@@ -200,10 +204,9 @@ export class DebugRunner implements Runner {
       yield ids;
       if (step === maxTokens - 1) return;
       signal?.throwIfAborted();
-      for (const { lengths } of [caches.onGpu, caches.onCpu]) {
-        lengths.forEach((n, s) => lengths[s] = Math.min(n, context - 1));
-      }
-      const pass = { first: 0, tokens: 1 };
+      caches.onGpu.stepBackIfFull();
+      caches.onCpu.stepBackIfFull();
+      const pass = { first: 0, sequences, tokens: 1 };
       const logits = await this.#pass(
         Uint32Array.from(ids),
         pass,
@@ -218,13 +221,13 @@ export class DebugRunner implements Runner {
 
   async #pass(
     chunk: Uint32Array<ArrayBuffer>,
-    pass: KvCache<Tensor>["pass"],
+    pass: CachePass,
     all: boolean,
     { onGpu: cache, onCpu: cpuCache }: Caches,
   ): Promise<Float32Array> {
     const { gpu, config } = this.gpu, { ops } = this.cpu;
-    cache.pass = cpuCache.pass = pass;
-    cache.lengthsOnDevice.write(0, cache.lengths);
+    cache.begin(pass);
+    cpuCache.begin(pass);
     const length = Math.max(...cache.lengths);
     using onGpu = new GpuOps(gpu, config);
     using input = Tensor.create(gpu, "u32", [chunk.length], chunk, "tokens");
@@ -308,10 +311,8 @@ export class DebugRunner implements Runner {
       throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
     }
     if (await overflows()) throw new CacheOverflow();
-    for (let s = 0; s < chunk.length / pass.tokens; s++) {
-      cache.lengths[pass.first + s] += pass.tokens;
-      cpuCache.lengths[pass.first + s] += pass.tokens;
-    }
+    cache.advance();
+    cpuCache.advance();
     return last;
   }
 

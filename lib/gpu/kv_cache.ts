@@ -1,43 +1,46 @@
 /**
- * The KV cache on the GPU, with the lengths that the kernels read beside it.
+ * The KV cache on the GPU, and what its kernels read with it: lengths, angles, flags.
  *
  * @module
  */
 import { MemoryError } from "../errors.ts";
-import type { KvCache } from "../model/kv_cache.ts";
-import { cacheBytes, sizeText } from "../model/kv_cache.ts";
+import {
+  cacheBytes,
+  type CachePass,
+  KvCache,
+  sizeText,
+} from "../model/kv_cache.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { fillAngles, ropeFrequencies } from "../model/rope.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** Keys and values of every layer on the device. */
-export class GpuKvCache implements KvCache<Tensor>, Disposable {
-  readonly layers: readonly { k: Tensor; v: Tensor }[];
-  /** Known to the host: what `lengthsOnDevice` holds once all submitted work is done. */
-  readonly lengths: Uint32Array<ArrayBuffer>;
+/**
+ * Keys and values of every layer on the device. `lengths` is what the device's copy
+ * holds once all submitted work is done, except while a decode loop runs.
+ */
+export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   /** u32 `[sequences]`; kernels read it, sampling advances it. */
   readonly lengthsOnDevice: Tensor;
   /** u32 `[4]`: `[0]` is set when a value did not fit the cache's type. */
   readonly flags: Tensor;
   /** f32 `[context, headDim]`: cos, then sin, of every position. */
   readonly angles: Tensor;
-  pass: { first: number; tokens: number } = { first: 0, tokens: 1 };
 
   constructor(
     gpu: Gpu,
     config: Qwen3Config,
-    readonly sequences: number,
-    readonly context: number,
+    sequences: number,
+    context: number,
     readonly dtype: "f16" | "f32",
   ) {
     const { numHiddenLayers, numKeyValueHeads, headDim } = config;
     const shape = [sequences, numKeyValueHeads, context, headDim];
-    this.layers = Array.from({ length: numHiddenLayers }, (_, i) => ({
+    const layers = Array.from({ length: numHiddenLayers }, (_, i) => ({
       k: Tensor.create(gpu, dtype, shape, undefined, `layers.${i}.k_cache`),
       v: Tensor.create(gpu, dtype, shape, undefined, `layers.${i}.v_cache`),
     }));
-    this.lengths = new Uint32Array(sequences);
+    super(layers, sequences, context);
     this.lengthsOnDevice = Tensor.create(
       gpu,
       "u32",
@@ -52,9 +55,9 @@ export class GpuKvCache implements KvCache<Tensor>, Disposable {
   }
 
   /**
-   * The same, but out of memory is met here: WebGPU does not tell how much there is.
+   * Allocates the cache and waits for the outcome: WebGPU does not report free memory.
    *
-   * @throws {MemoryError} if there is none left for it.
+   * @throws {MemoryError} if the device has too little memory left.
    */
   static async create(
     ...[gpu, config, sequences, context, dtype]: ConstructorParameters<
@@ -74,17 +77,25 @@ export class GpuKvCache implements KvCache<Tensor>, Disposable {
     const bytes = cacheBytes(config, sequences, context, dtype);
     const size = sizeText({ sequences, context }, bytes);
     throw new MemoryError(
-      `Cannot allocate keys and values of ${size}: ${gpu.name} has no memory for ${bytes} bytes beside the ${used} in use, there must be fewer sequences or tokens (${
+      `Cannot allocate keys and values of ${size}: ${gpu.name} has no memory for ${bytes} bytes besides the ${used} in use, there must be fewer sequences or tokens (${
         error.message.replaceAll(/\s+/g, " ").trim()
       })`,
     );
   }
 
-  /** Sets the lengths, on host and device, and clears the flags. */
-  reset(lengths: ArrayLike<number>): void {
-    this.lengths.set(Array.from(lengths));
-    this.lengthsOnDevice.write(0, this.lengths);
+  /** Selects the pass to record into a plan, which may then run at any lengths. */
+  record(pass: CachePass): void {
+    this.select(pass);
+  }
+
+  /** Sets the lengths and clears the flags. */
+  override reset(lengths?: ArrayLike<number>): void {
+    super.reset(lengths);
     this.flags.write(0, new Uint32Array(4));
+  }
+
+  protected override lengthsChanged(): void {
+    this.lengthsOnDevice.write(0, this.lengths);
   }
 
   [Symbol.dispose](): void {

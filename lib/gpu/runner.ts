@@ -120,7 +120,7 @@ export class GpuRunner implements Runner {
     const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
     let at = 0, last: Tensor | undefined;
     const one = this.#one;
-    one.cache.reset([0]);
+    one.cache.reset();
     const options = { sequence: 0, rows, all, signal };
     for (const logits of one.prefill(tokens, options)) {
       last = logits;

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { CacheSize } from "../model/kv_cache.ts";
+import type { CachePass, CacheSize } from "../model/kv_cache.ts";
 import { DeviceError } from "../errors.ts";
 import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
@@ -29,13 +29,10 @@ export interface Pass {
   logits: Tensor;
 }
 
-/** Which tokens a pass is for: `tokens` of each of `sequences` from `first` on. */
-export interface PassShape {
-  first: number;
-  sequences: number;
-  tokens: number;
-  /** With logits after each token, not only after the last. */
-  all: boolean;
+/** What a pass is recorded for. */
+export interface PassShape extends CachePass {
+  /** Logits after each token, not only after the last. */
+  readonly all: boolean;
 }
 
 /** One or more sequences; one loop at a time decodes them. */
@@ -124,7 +121,7 @@ export class GpuSequences implements Disposable {
       : Tensor.create(gpu, "u32", [rows], undefined, "prompt");
     if (!whole) plan.own(input);
     ops.plan = plan;
-    this.#cache.pass = { first, tokens };
+    this.#cache.record(shape);
     const logits = forward(ops, this.weights, input, this.#cache, all);
     const pass = { plan, input, logits };
     this.#passes.set(key, pass);
@@ -168,20 +165,15 @@ export class GpuSequences implements Disposable {
     for (let begin = 0; begin < prompt.length; begin += rows) {
       signal?.throwIfAborted();
       const chunk = Uint32Array.from(prompt.slice(begin, begin + rows));
-      const { plan, input, logits } = this.pass({
-        first: sequence,
-        sequences: 1,
-        tokens: chunk.length,
-        all,
-      });
+      const pass = { first: sequence, sequences: 1, tokens: chunk.length };
+      const { plan, input, logits } = this.pass({ ...pass, all });
       input.write(0, chunk);
-      cache.lengthsOnDevice.write(0, cache.lengths);
+      cache.begin(pass);
       plan.run({ length: begin });
-      cache.lengths[sequence] += chunk.length;
+      cache.advance();
       gpu.check();
       yield logits;
     }
-    cache.lengthsOnDevice.write(0, cache.lengths);
   }
 
   /**
@@ -194,7 +186,7 @@ export class GpuSequences implements Disposable {
     signal?: AbortSignal,
   ): Tensor {
     const { gpu, config } = this.ops, { sequences, context } = this.#cache;
-    this.#cache.reset(new Uint32Array(sequences));
+    this.#cache.reset();
     let last: Tensor;
     for (const [sequence, prompt] of prompts.entries()) {
       const fits = prompt.slice(0, context);

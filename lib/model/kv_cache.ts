@@ -1,6 +1,6 @@
 /**
- * What keys and values take of a device, and the refusal of a batch for which it
- * has no room, before anything is allocated.
+ * The KV cache: which positions a forward pass fills, how much memory keys and values
+ * need, and the refusal of a batch that does not fit, before anything is allocated.
  *
  * @module
  */
@@ -8,20 +8,114 @@ import { MOST_SPLITS } from "../dispatch/attention.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { MemoryError } from "../errors.ts";
 
-/** Keys and values of every layer, for one or more sequences. */
-export interface KvCache<T> {
-  /** Per layer, keys (normed and rotated) and values, each `[sequences, kvHeads, context, headDim]`. */
-  readonly layers: readonly { k: T; v: T }[];
-  /** Positions that a sequence has room for. */
-  readonly context: number;
-  /** Tokens already cached, per sequence. The caller advances it after a pass. */
-  readonly lengths: Uint32Array;
+/**
+ * The tokens of one forward pass: `tokens` of each of `sequences` sequences, starting
+ * at sequence `first`. Row `r` is token `r % tokens` of sequence
+ * `first + floor(r / tokens)`, at position `lengths[sequence] + r % tokens`.
+ */
+export interface CachePass {
+  readonly first: number;
+  readonly sequences: number;
+  readonly tokens: number;
+}
+
+/**
+ * Keys and values of every layer, for one or more sequences. Each forward pass is
+ * bracketed by {@linkcode begin} and {@linkcode advance}.
+ */
+export class KvCache<T> {
+  readonly #lengths: Uint32Array<ArrayBuffer>;
+  #pass?: CachePass;
+  #begun = false;
+
+  constructor(
+    /** Per layer, keys (normed and rotated) and values, each `[sequences, kvHeads, context, headDim]`. */
+    readonly layers: readonly { k: T; v: T }[],
+    readonly sequences: number,
+    /** Positions that each sequence has room for. */
+    readonly context: number,
+  ) {
+    this.#lengths = new Uint32Array(sequences);
+  }
+
+  /** Tokens already cached, per sequence. */
+  get lengths(): Readonly<Uint32Array<ArrayBuffer>> {
+    return this.#lengths;
+  }
+
+  /** The pass that operations work on. */
+  get pass(): CachePass {
+    if (this.#pass) return this.#pass;
+    throw new Error("Cannot use the KV cache: no pass has begun");
+  }
+
   /**
-   * Which sequences the rows of this pass belong to: row `r` is token
-   * `r % tokens` of sequence `first + floor(r / tokens)`, at position
-   * `lengths[sequence] + r % tokens`.
+   * Starts a forward pass; a pass that failed may be started again.
+   *
+   * @throws {Error} if a sequence has no room for its tokens.
    */
-  pass: { first: number; tokens: number };
+  begin(pass: CachePass): void {
+    this.select(pass);
+    const { first, sequences, tokens } = pass;
+    for (let s = first; s < first + sequences; s++) {
+      const cached = this.#lengths[s];
+      if (cached + tokens > this.context) {
+        throw new Error(
+          `Cannot begin a pass: sequence ${s} has ${cached} tokens and gets ${tokens}, ` +
+            `must be at most ${this.context} together`,
+        );
+      }
+    }
+    this.#begun = true;
+  }
+
+  /** Ends a forward pass: its tokens are cached. */
+  advance(): void {
+    if (!this.#begun) {
+      throw new Error("Cannot advance the KV cache: no pass has begun");
+    }
+    const { first, sequences, tokens } = this.pass;
+    for (let s = first; s < first + sequences; s++) this.#lengths[s] += tokens;
+    this.#pass = undefined;
+    this.#begun = false;
+    this.lengthsChanged();
+  }
+
+  /** Sets how many tokens are cached, per sequence; none by default. */
+  reset(lengths: ArrayLike<number> = new Uint32Array(this.sequences)): void {
+    this.#lengths.set(lengths);
+    this.#begun = false;
+    this.lengthsChanged();
+  }
+
+  /**
+   * Moves full sequences back to their last position, so that they can stay in a
+   * batch whose other sequences go on. Their tokens mean nothing from here on.
+   */
+  stepBackIfFull(): void {
+    const last = this.context - 1;
+    if (this.#lengths.every((n) => n <= last)) return;
+    this.#lengths.forEach((n, s) => this.#lengths[s] = Math.min(n, last));
+    this.lengthsChanged();
+  }
+
+  /** Sets `pass` without asking whether its sequences have room. */
+  protected select(pass: CachePass): void {
+    const { first, sequences, tokens } = pass;
+    const whole = [first, sequences, tokens].every(Number.isInteger) &&
+      first >= 0 && sequences >= 1 && tokens >= 1;
+    if (!whole || first + sequences > this.sequences) {
+      throw new Error(
+        `Cannot begin a pass of ${tokens} tokens × ${sequences} sequences, first ${first}: ` +
+          `must be whole sequences of ${this.sequences}`,
+      );
+    }
+    this.#pass = { first, sequences, tokens };
+    this.#begun = false;
+  }
+
+  /** For a cache that keeps a copy of the lengths. */
+  protected lengthsChanged(): void {}
 }
 
 /** Keys and values of `sequences` × `context` positions in `dtype`. */

@@ -265,7 +265,7 @@ function recordPasses(
     Math.max(tokens, 4096),
     cacheDtype,
   );
-  cache.pass = { first: 0, tokens };
+  cache.record({ first: 0, sequences: 1, tokens });
   const weights = {
     embedTokens,
     layers: [layer],

@@ -298,7 +298,7 @@ export class Gpu implements Disposable {
    */
   async map(
     buffer: GPUBuffer,
-    mapping = buffer.mapAsync(GPUMapMode.READ),
+    mapping: Promise<void> = buffer.mapAsync(GPUMapMode.READ),
   ): Promise<ArrayBuffer> {
     try {
       await mapping;

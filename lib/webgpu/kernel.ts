@@ -8,7 +8,7 @@
 import { BYTES, elements, unitSize } from "../dtype.ts";
 import { DeviceError } from "../errors.ts";
 import type { Constants } from "../dispatch/shapes.ts";
-import { type Gpu } from "./device.ts";
+import type { Gpu } from "./device.ts";
 import type { Shader } from "./pipeline.ts";
 import type { Tensor, TensorPart } from "./tensor.ts";
 import { unroll } from "./unroll.ts";

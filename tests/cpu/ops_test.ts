@@ -319,7 +319,7 @@ for (
         ]
       ) {
         const qkv = random.tensor(ops, "f32", [sequences * tokens, width], 2);
-        cache.pass = { first, tokens };
+        cache.begin({ first, sequences, tokens });
         const expected = attention(
           config,
           qkv.data,
@@ -338,9 +338,7 @@ for (
           CLOSE,
           `sequences ${first}+${sequences}, ${tokens} tokens`,
         );
-        for (let s = first; s < first + sequences; s++) {
-          cache.lengths[s] += tokens;
-        }
+        cache.advance();
       }
       assertEquals(cache.layers[0].k.data.every(Number.isNaN), true); // only layer 1 was written
     },
@@ -357,7 +355,7 @@ test("a prompt in chunks is attended as in one pass", (make, random) => {
     let begin = 0;
     return chunks.flatMap((size) => {
       const data = qkv.data.subarray(begin * width, (begin += size) * width);
-      cache.pass = { first: 0, tokens: size };
+      cache.begin({ first: 0, sequences: 1, tokens: size });
       const y = ops.attend(
         { dtype: "f32", shape: [size, width], data },
         norm,
@@ -365,7 +363,7 @@ test("a prompt in chunks is attended as in one pass", (make, random) => {
         cache,
         0,
       );
-      cache.lengths[0] += size;
+      cache.advance();
       return [...y.data];
     });
   };
@@ -382,9 +380,9 @@ test("lastRow takes the last token of each sequence", (make, random) => {
   startPass(ops);
   const last = [...x.data.subarray(5 * 80)];
   const cache = ops.createCache(2, 6);
-  cache.pass = { first: 0, tokens: 6 };
+  cache.begin({ first: 0, sequences: 1, tokens: 6 });
   assertEquals([...ops.lastRow(x, cache).data], last);
-  cache.pass = { first: 0, tokens: 3 };
+  cache.begin({ first: 0, sequences: 2, tokens: 3 });
   assertEquals([...ops.lastRow(x, cache).data], [
     ...x.data.subarray(2 * 80, 3 * 80),
     ...last,
@@ -438,14 +436,9 @@ test("mistakes are named", (make) => {
     "its shape is [9], must be [8]",
   );
   const cache = ops.createCache(2, 4);
-  const attend = (rows: number, first: number, tokens: number) => () => {
-    cache.pass = { first, tokens };
-    return ops.attend(tensor(rows, 8 * 16), tensor(16), tensor(16), cache, 0);
-  };
+  cache.begin({ first: 0, sequences: 2, tokens: 2 });
   fails(
-    attend(5, 0, 5),
-    "sequence 0 has 0 tokens and gets 5, must be at most 4",
+    () => ops.attend(tensor(3, 8 * 16), tensor(16), tensor(16), cache, 0),
+    "Cannot attend: there are 3 rows, must be 2 tokens × 2 sequences",
   );
-  fails(attend(3, 0, 2), "3 rows of 2 tokens");
-  fails(attend(4, 1, 2), "4 rows of 2 tokens each from sequence 1 on");
 });

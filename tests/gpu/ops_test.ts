@@ -2,8 +2,10 @@ import { assert, assertEquals } from "@std/assert";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
 import { type CpuTensor, type Dtype, toF32 } from "../../lib/dtype.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
+import type { CachePass } from "../../lib/model/kv_cache.ts";
 import { tensorShapes } from "../../lib/checkpoint/tensors.ts";
-import { type CpuKvCache, CpuOps } from "../../lib/cpu/ops.ts";
+import type { CpuKvCache } from "../../lib/cpu/kv_cache.ts";
+import { CpuOps } from "../../lib/cpu/ops.ts";
 import { GpuOps } from "../../lib/gpu/ops.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import { forward, type Weights } from "../../lib/model/qwen3.ts";
@@ -73,11 +75,11 @@ class Pair implements Disposable {
   }
 
   /** Sets which rows come next, after `lengths` tokens. */
-  next(lengths: number[], first: number, tokens: number): void {
-    this.cpuCache.lengths.set(lengths);
-    this.gpuCache.reset(lengths);
-    this.cpuCache.pass = { first, tokens };
-    this.gpuCache.pass = { first, tokens };
+  next(lengths: number[], pass: CachePass): void {
+    for (const cache of [this.cpuCache, this.gpuCache]) {
+      cache.reset(lengths);
+      cache.begin(pass);
+    }
   }
 
   [Symbol.dispose](): void {
@@ -202,7 +204,7 @@ for (
       const { numAttentionHeads: heads, numKeyValueHeads: kvHeads } = config;
       const width = (heads + 2 * kvHeads) * headDim;
       for (const lengths of [[0, 0, 0], [0, rows, rows]]) {
-        pair.next(lengths, 1, rows);
+        pair.next(lengths, { first: 1, sequences: 2, tokens: rows });
         const qkv = random.tensor("f32", [2 * rows, width], 2);
         const given = trial.upload(qkv);
         const attended = cpu.attend(
@@ -305,13 +307,13 @@ gpuTest(
       () => random.int(0, ODD.vocabSize - 1),
     );
     const pass = async (begin: number, end: number) => {
-      pair.next([begin], 0, end - begin);
+      pair.next([begin], { first: 0, sequences: 1, tokens: end - begin });
       const tokens = trial.u32(...ids.slice(begin, end));
       return await pair.run((ops) =>
         forward(ops, device, tokens, pair.gpuCache)
       );
     };
-    pair.next([0], 0, ids.length);
+    pair.next([0], { first: 0, sequences: 1, tokens: ids.length });
     const data = Uint32Array.from(ids);
     const tokens = { dtype: "u32", shape: [ids.length], data } as const;
     const expected = toF32(forward(pair.cpu, host, tokens, pair.cpuCache))

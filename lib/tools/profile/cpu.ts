@@ -4,9 +4,10 @@
  * @module
  */
 import type { Constants } from "../../dispatch/shapes.ts";
-import type { KvCache } from "../../model/kv_cache.ts";
+import type { CachePass, KvCache } from "../../model/kv_cache.ts";
 import type { Ops } from "../../model/ops.ts";
-import type { CpuKvCache, CpuTensor } from "../../cpu/ops.ts";
+import type { CpuKvCache } from "../../cpu/kv_cache.ts";
+import type { CpuTensor } from "../../cpu/ops.ts";
 import { type Cost, type CostContext, costsOf } from "./costs.ts";
 import { type Sample, wallPhase } from "./operations.ts";
 import type { Phase, TimelineEvent } from "./report.ts";
@@ -60,7 +61,7 @@ export async function profileCpu(
   };
   const run = async (
     ids: readonly number[],
-    pass: CpuKvCache["pass"],
+    pass: CachePass,
     part: TimelineEvent["part"],
     runs?: number,
   ) => {
@@ -74,9 +75,10 @@ export async function profileCpu(
   };
   const ids = promptIds(promptTokens, vocabSize);
   for (const warm of [ids.slice(0, ROWS / 16), [0]]) { // compiles
-    await run(warm, { first: 0, tokens: warm.length }, "profiled prefill");
+    const pass = { first: 0, sequences: 1, tokens: warm.length };
+    await run(warm, pass, "profiled prefill");
   }
-  cache.lengths.fill(0);
+  cache.reset();
   timed.samples.length = timeline.length = 0;
 
   const seen = Array.from({ length: batch }, () => seenBits(vocabSize, []));
@@ -98,13 +100,13 @@ export async function profileCpu(
   for (const first of prompts) {
     for (let at = 0; at < ids.length; at += ROWS) {
       const chunk = ids.slice(at, at + ROWS);
-      const pass = { first, tokens: chunk.length };
+      const pass = { first, sequences: 1, tokens: chunk.length };
       const done = await run(chunk, pass, "profiled prefill", runs);
       prefillMs += runs * done.ms;
       last = done.logits;
     }
   }
-  cache.lengths.fill(promptTokens); // of those that were not timed, too
+  cache.reset(Array(batch).fill(promptTokens)); // of those that were not timed, too
   const rows: Float32Array[] = Array(batch).fill(last);
   const first = sample(rows, "profiled prefill");
   prefillMs += first.ms;
@@ -114,7 +116,7 @@ export async function profileCpu(
     steps < Math.min(MOST_STEPS, maxTokens - 1) &&
     (steps === 0 || decodeMs < BUDGET_MS)
   ) {
-    const pass = { first: 0, tokens: 1 };
+    const pass = { first: 0, sequences: batch, tokens: 1 };
     const { logits, ms } = await run(next, pass, "profiled decode");
     const sampled = sample(
       rows.map((_, s) => logits.subarray(s * vocabSize, (s + 1) * vocabSize)),
@@ -157,16 +159,16 @@ class TimedOps implements Ops<CpuTensor> {
   forward(
     ids: readonly number[],
     cache: CpuKvCache,
-    pass: CpuKvCache["pass"],
+    pass: CachePass,
   ): Float32Array {
-    const { config, weights } = this.runner, { first, tokens } = pass;
-    const sequences = ids.length / tokens, length = cache.lengths[first];
+    const { config, weights } = this.runner;
+    const { first, sequences, tokens } = pass, length = cache.lengths[first];
     this.#context = { config, sequences, tokens, length };
-    cache.pass = pass;
+    cache.begin(pass);
     const data = Uint32Array.from(ids);
     const input: CpuTensor = { dtype: "u32", shape: [ids.length], data };
     const logits = forward(this, weights, input, cache);
-    for (let s = 0; s < sequences; s++) cache.lengths[first + s] += tokens;
+    cache.advance();
     return (logits.data as Float32Array).slice();
   }
 

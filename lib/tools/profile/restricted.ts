@@ -45,7 +45,7 @@ export async function profileRestricted(
   progress(`running the model on ${kernels.join(", ")} alone`);
   const ids = promptIds(promptTokens, runner.config.vocabSize);
   await model.forward([0], cache, signal); // compiles
-  cache.lengths[0] = 0;
+  cache.reset();
   model.reset();
   const prefillMs = await run(ids, "profiled prefill");
   const prefill = model.samples.splice(0);

@@ -105,7 +105,7 @@ export async function profileSteps(
     );
     const recorded = plan();
     const input = stack.use(Tensor.create(gpu, "u32", [rows], ids, "tokens"));
-    cache.pass = { first, tokens };
+    cache.record({ first, sequences, tokens });
     const logits = forward(ops, setting.weights, input, cache);
     const context = { config, sequences, tokens, length };
     return { plan: recorded, context, logits };

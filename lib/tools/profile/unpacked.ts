@@ -9,7 +9,8 @@ import { RopeTable } from "../../cpu/rope.ts";
 import { BYTES, unpack } from "../../dtype.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { batchedGemm, gemm } from "../../matmul.ts";
-import { type CpuKvCache, type CpuTensor, normalize } from "../../cpu/ops.ts";
+import type { CpuKvCache } from "../../cpu/kv_cache.ts";
+import { type CpuTensor, normalize } from "../../cpu/ops.ts";
 import { type Cost, type CostContext, costsOf } from "./costs.ts";
 import { add, append, byHead, exact, f32, softmax, tensor } from "./host.ts";
 import { type AllowedKernel, chooseAllowed, type Refused } from "./kernels.ts";
@@ -52,7 +53,7 @@ export class UnpackedModel implements Disposable {
     const { config, weights, ops } = this.runner;
     const m = ids.length, [length] = cache.lengths;
     this.#context = { config, sequences: 1, tokens: m, length };
-    cache.pass = { first: 0, tokens: m };
+    cache.begin({ first: 0, sequences: 1, tokens: m });
     const data = Uint32Array.from(ids);
     let x = ops.embed(weights.embedTokens, { dtype: "u32", shape: [m], data })
       .data as Float32Array;
@@ -79,7 +80,7 @@ export class UnpackedModel implements Disposable {
     const last = x.slice((m - 1) * config.hiddenSize);
     const normed = this.#normed(last, 1, weights.norm);
     const logits = await this.#linear("lm_head", normed, 1, weights.lmHead);
-    cache.lengths[0] += m;
+    cache.advance();
     return logits;
   }
 

@@ -128,7 +128,7 @@ export class Bench implements Disposable {
     const { weights } = this;
     await this.#with(key, constants, () => {
       this.#ops.plan = plan;
-      this.#cache.pass = { first: 0, tokens: rows };
+      this.#cache.record({ first: 0, sequences: 1, tokens: rows });
       const tokens = Tensor.create(
         this.gpu,
         "u32",
@@ -190,7 +190,7 @@ export class Bench implements Disposable {
       await this.#with(one.key, constants, () => {
         ops.plan = plan;
         cache.reset([trial.length]);
-        cache.pass = { first: 0, tokens: trial.rows };
+        cache.record({ first: 0, sequences: 1, tokens: trial.rows });
         results = trial.run(ops, {
           ...{ layer, norm, lmHead, cache },
           table: up(own.table),
@@ -244,8 +244,8 @@ export class Bench implements Disposable {
         gated: values(intermediateSize),
         qkv: values((heads + 2 * kvHeads) * headDim),
       };
-      cache.lengths[0] = trial.length;
-      cache.pass = { first: 0, tokens: rows };
+      cache.reset([trial.length]);
+      cache.begin({ first: 0, sequences: 1, tokens: rows });
       const given: Given<CpuTensor> = { layer, norm, lmHead, cache, ...own };
       inputs.push(own);
       // A result keeps its values until the next embedding only.

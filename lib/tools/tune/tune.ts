@@ -6,7 +6,7 @@
  */
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../open_device.ts";
-import { Plan } from "../../webgpu/plan.ts";
+import type { Plan } from "../../webgpu/plan.ts";
 import { Bench } from "./bench.ts";
 import { type Candidate, candidatesFor } from "./candidates.ts";
 import { casesOf, type TuneCase } from "./cases.ts";

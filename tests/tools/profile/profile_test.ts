@@ -363,7 +363,7 @@ gpuTest("shares hold for the unprofiled step", async (gpu) => {
   using cache = new GpuKvCache(gpu, config, 1, 16, "f16");
   using plan = ops.plan = new Plan(gpu);
   using input = Tensor.create(gpu, "u32", [1], new Uint32Array([7]));
-  cache.pass = { first: 0, tokens: 1 };
+  cache.record({ first: 0, sequences: 1, tokens: 1 });
   cache.reset([0]);
   forward(ops, weights, input, cache);
   plan.seal();
