@@ -12,7 +12,7 @@ import {
   firstTokenRow,
   prefillRow,
 } from "./model_rows.ts";
-import { productRow } from "./product_rows.ts";
+import { matmulRow } from "./matmul_rows.ts";
 import type { Measured } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
@@ -103,7 +103,7 @@ function prefill(tokens: number, target: string): NamedRow {
 
 function kernelRows(): NamedRow[] {
   const square = (dtype: "f32" | "f16") => (setting: BenchSetting) =>
-    productRow(setting, dtype, setting.gpu.software ? 256 : 4096);
+    matmulRow(setting, dtype, setting.gpu.software ? 256 : 4096);
   return [
     ["gemm-f32", {
       what: "a square matmul in f32",

@@ -88,7 +88,7 @@ gpuTest("rows with spread, the peaks, peers, and JSON last", async () => {
     assert(Math.abs(rate.low * time.high * 1e9 / flops - 1) < 1e-6);
 
     assertStringIncludes(stderr, "decode-128: decode after a prompt of 128");
-    assertStringIncludes(stderr, "not measured: it takes a context of 2049");
+    assertStringIncludes(stderr, "not measured: it needs a context of 2049");
     assertStringIncludes(stderr, "llama.cpp vulkan, tg@128");
   } finally {
     await Deno.remove(folder, { recursive: true });
@@ -115,21 +115,24 @@ gpuTest("a peer that fails is named, and the exit code says so", async () => {
   }
 });
 
-gpuTest("a fresh process loads, and tells its memory; JSON alone", async () => {
-  const { code, stdout, stderr } = await task([
-    ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
-    ...["--only", "load,memory,first-use", "--runs", "1", "--json"],
-  ]);
-  assertEquals(code, 0, stderr);
-  assertEquals(stderr, "");
-  const { rows }: BenchReport = JSON.parse(stdout);
-  const median = (row: number, measure: number) =>
-    rows[row].measures[measure].median;
-  assertEquals(rows.map(({ row }) => row), ["load", "memory", "first-use"]);
-  assert(median(0, 0) > 0, "load");
-  assert(median(1, 0) <= median(1, 1), "a peak only grows");
-  assert(median(2, 0) < median(2, 1), "the process began before the call");
-});
+gpuTest(
+  "a fresh process loads and reports its memory; JSON alone",
+  async () => {
+    const { code, stdout, stderr } = await task([
+      ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
+      ...["--only", "load,memory,first-use", "--runs", "1", "--json"],
+    ]);
+    assertEquals(code, 0, stderr);
+    assertEquals(stderr, "");
+    const { rows }: BenchReport = JSON.parse(stdout);
+    const median = (row: number, measure: number) =>
+      rows[row].measures[measure].median;
+    assertEquals(rows.map(({ row }) => row), ["load", "memory", "first-use"]);
+    assert(median(0, 0) > 0, "load");
+    assert(median(1, 0) <= median(1, 1), "a peak only grows");
+    assert(median(2, 0) < median(2, 1), "the process began before the call");
+  },
+);
 
 /** Formats Markdown as the repository does. */
 async function formatted(markdown: string): Promise<string> {
@@ -244,7 +247,7 @@ gpuTest(
     );
     assertMatch(
       stdout,
-      /^\| prefill-2048 \| +\| not measured: it takes a context/m,
+      /^\| prefill-2048 \| +\| not measured: it needs a context/m,
     );
     assertStringIncludes(stderr, "gemm-f32: a square matmul in f32");
   },
