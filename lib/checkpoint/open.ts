@@ -5,7 +5,7 @@
  * @module
  */
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
-import { parseConfig, parseGeneration } from "./config.ts";
+import { parseGeneration } from "./config.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
 import {
@@ -24,6 +24,7 @@ import {
   readText,
 } from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
+import { parseConfig } from "../model/families.ts";
 
 /**
  * Opens a checkpoint: its configuration and the headers of its weights.
