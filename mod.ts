@@ -25,7 +25,11 @@ export {
 export { DeviceError, MemoryError, NoAdapterError } from "./lib/errors.ts";
 export type { LoadProgress } from "./lib/checkpoint/sources.ts";
 export type { Dtype } from "./lib/dtype.ts";
-export type { Capabilities } from "./lib/dispatch/capabilities.ts";
+export type {
+  AdapterClass,
+  Capabilities,
+} from "./lib/dispatch/capabilities.ts";
+export type { Constants } from "./lib/dispatch/shapes.ts";
 export type { Device, Qwen3Options } from "./lib/place.ts";
 export type {
   BatchPiece,
@@ -39,7 +43,7 @@ export type {
 } from "./lib/generate.ts";
 export type { Message, Tool, ToolCall } from "./lib/text/chat_template.ts";
 export type { Qwen3Config, YarnScaling } from "./lib/checkpoint/config.ts";
-export type { Fallback } from "./lib/model/runner.ts";
+export type { Fallback, Runner } from "./lib/model/runner.ts";
 export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/select_device.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";

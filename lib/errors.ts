@@ -1,25 +1,28 @@
 /**
- * Errors that callers tell apart.
+ * Errors that callers may want to tell apart.
  *
  * @module
  */
 
-/** No adapter could be had, or it refuses what is needed. */
+/** There is no WebGPU adapter, or it lacks what the kernels need. */
 export class NoAdapterError extends Error {
+  /** `NoAdapterError` */
   override name = "NoAdapterError";
 }
 
-/** The device was lost, ran out of memory, or refused a command. */
+/** The device was lost, ran out of memory, or rejected a command. */
 export class DeviceError extends Error {
+  /** `DeviceError` */
   override name = "DeviceError";
 }
 
-/** A device has no room for so many or so long sequences; fewer or shorter ones must do. */
+/** The device has no room for that many or that long sequences; use fewer or shorter ones. */
 export class MemoryError extends DeviceError {
+  /** `MemoryError` */
   override name = "MemoryError";
 }
 
-/** The message of whatever was thrown, on one line. */
+/** The message of anything thrown, on one line. */
 export function errorText(error: unknown): string {
   const text = error instanceof Error ? error.message : String(error);
   return text.replaceAll(/\s+/g, " ").trim();

@@ -11,6 +11,7 @@ import { CpuOps, type CpuTensor } from "./ops.ts";
 import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
+import { host } from "../host.ts";
 import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
@@ -71,7 +72,7 @@ export class CpuRunner implements Runner {
   requireRoom(sequences: number, context: number): void {
     requireRoom(this.config, { sequences, context, dtype: "f32" }, {
       name: "the CPU",
-      free: Deno.systemMemoryInfo().available,
+      free: host.freeMemory(),
     });
   }
 
