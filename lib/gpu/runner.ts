@@ -15,7 +15,7 @@ import type { Gpu } from "../webgpu/device.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
-import type { Weights } from "../model/qwen3.ts";
+import type { Weights } from "../model/family.ts";
 import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
 import { OVERFLOW } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
@@ -63,7 +63,7 @@ export class GpuRunner implements Runner {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
     // Only hardware is faster in f16; the widest weight tells how far rows may reach.
-    if (options.f16Matmuls) await measureLargest(gpu, weights);
+    if (options.f16Matmuls) await measureLargest(gpu, config, weights);
     gpu.check();
     const size = { sequences: 1, context, dtype };
     const ops = new GpuOps(gpu, config);

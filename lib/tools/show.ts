@@ -23,7 +23,8 @@ import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
 import { GpuOps } from "../gpu/ops.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
-import { forward, type Layer } from "../model/qwen3.ts";
+import { familyOf } from "../model/families.ts";
+import { mapWeights, stackedShape } from "../model/family.ts";
 import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -216,29 +217,16 @@ function recordPasses(
   const config = { ...whole, numHiddenLayers: 1 };
   const gpu = sketch(device), plan = new Recorder(gpu);
   const halfProducts = device.f16 && !device.software;
-  const weight = (label: string, ...shape: number[]) => {
+  const family = familyOf(config);
+  const weights = mapWeights(family.weights(config), (spec) => {
+    const { label, kind, measured } = spec;
+    const shape = stackedShape(spec);
     const tensor = Tensor.create(gpu, dtype, shape, undefined, label);
     // A usual magnitude; what measures it runs on the device.
-    if (halfProducts) tensor.largest = shape.length === 1 ? 2 : 0.25;
+    if (halfProducts && measured) tensor.largest = kind === "norm" ? 2 : 0.25;
     return tensor;
-  };
-  const { hiddenSize: k, headDim, vocabSize } = config;
-  const q = config.numAttentionHeads * headDim;
-  const kv = config.numKeyValueHeads * headDim;
-  const layer: Layer<Tensor> = {
-    inputNorm: weight("layers.0.input_norm", k),
-    qkvProj: weight("layers.0.qkv_proj", q + 2 * kv, k),
-    qNorm: weight("layers.0.q_norm", headDim),
-    kNorm: weight("layers.0.k_norm", headDim),
-    oProj: weight("layers.0.o_proj", k, q),
-    postNorm: weight("layers.0.post_norm", k),
-    gateUpProj: weight("layers.0.gate_up_proj", 2 * config.intermediateSize, k),
-    downProj: weight("layers.0.down_proj", k, config.intermediateSize),
-  };
-  const embedTokens = weight("embed_tokens", vocabSize, k);
-  const lmHead = config.tieWordEmbeddings
-    ? embedTokens
-    : weight("lm_head", vocabSize, k);
+  });
+  const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
     Tensor.create(gpu, "u32", shape, undefined, label);
   const { dtype: cacheDtype } = chooseCacheDtype(headDim);
@@ -250,14 +238,8 @@ function recordPasses(
     cacheDtype,
   );
   cache.record({ first: 0, sequences: 1, tokens });
-  const weights = {
-    embedTokens,
-    layers: [layer],
-    norm: weight("norm", k),
-    lmHead,
-  };
   const ops = new GpuOps(gpu, config, plan);
-  const logits = forward(ops, weights, u32("tokens", tokens), cache);
+  const logits = family.forward(ops, weights, u32("tokens", tokens), cache);
   const size = { sequences: 1, vocab: vocabSize, steps: 256 };
   const state = {
     ...createSamplerBuffers(gpu, size),
