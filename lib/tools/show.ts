@@ -7,6 +7,7 @@
  */
 import { batchedGemm } from "../../kernels/batched_gemm.ts";
 import { gemvColumns } from "../../kernels/gemv_columns.ts";
+import { findKernel, KERNEL_NAMES } from "../../kernels/list.ts";
 import { maxAbs } from "../../kernels/max_abs.ts";
 import { peakFma } from "../../kernels/peak_fma.ts";
 import { peakRead } from "../../kernels/peak_read.ts";
@@ -16,27 +17,28 @@ import type { Dtype } from "../dtype.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import { chooseMatmul } from "../dispatch/matmul.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import type { Gpu } from "../webgpu/device.ts";
+import { type Gpu, LEAST_WORKGROUP_MEMORY } from "../webgpu/device.ts";
 import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
 import { GpuOps } from "../gpu/ops.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
-import { forward, type Layer } from "../model/qwen3.ts";
-import { addSampling } from "../gpu/sample.ts";
+import { familyOf } from "../model/families.ts";
+import { mapWeights, stackedShape } from "../model/family.ts";
+import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /** What of a device the choices depend on; a `Gpu` has it all. */
 export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
 
-/** A device as WebGPU guarantees it, with f16 and subgroups, where there is no adapter. */
+/** Stands in where there is no adapter: the least that the kernels run on, with f16 and subgroups. */
 export const STATED_DEVICE: Sketched = {
-  name: "no adapter: WebGPU's default limits, 32 lanes, f16",
+  name: "no adapter: 32 KiB of workgroup memory, 256 threads, 32 lanes, f16",
   f16: true,
   software: false,
   subgroupSize: 32,
   limits: {
-    maxComputeWorkgroupStorageSize: 16384,
+    maxComputeWorkgroupStorageSize: LEAST_WORKGROUP_MEMORY,
     maxComputeInvocationsPerWorkgroup: 256,
   },
 };
@@ -65,23 +67,6 @@ export interface Shown {
   wgsl: string;
 }
 
-/** Names of all kernels. */
-export const KERNEL_NAMES: readonly string[] = [
-  ...["argmax", "attendDecode", "attendPrefill", "attendPrefillF16"],
-  ...[
-    "batchedGemm",
-    "embed",
-    "gemm",
-    "gemv",
-    "gemvColumns",
-    "gemvRows",
-    "maxAbs",
-  ],
-  ...["mergeSplits", "peakFma", "peakRead", "qkNormRope", "rmsNorm"],
-  ...["sampleDraw", "sampleFinish", "sampleHistogram", "sampleTopK"],
-  ...["sumSplits", "synthesize", "toF16"],
-];
-
 /**
  * Shows a kernel by its name (`attendDecode`, or as its file is called,
  * `attend_decode`) with the constants that are chosen for `device`.
@@ -93,8 +78,7 @@ export function showKernel(
   device: Sketched,
   options: ShowOptions,
 ): Shown {
-  const plain = (text: string) => text.replaceAll("_", "").toLowerCase();
-  const wanted = KERNEL_NAMES.find((known) => plain(known) === plain(name));
+  const wanted = findKernel(name)?.name;
   if (!wanted) {
     throw new Error(
       `Cannot show "${name}": the kernels are ${KERNEL_NAMES.join(", ")}`,
@@ -232,29 +216,16 @@ function recordPasses(
   const config = { ...whole, numHiddenLayers: 1 };
   const gpu = sketch(device), plan = new Recorder(gpu);
   const halfProducts = device.f16 && !device.software;
-  const weight = (label: string, ...shape: number[]) => {
+  const family = familyOf(config);
+  const weights = mapWeights(family.weights(config), (spec) => {
+    const { label, kind, measured } = spec;
+    const shape = stackedShape(spec);
     const tensor = Tensor.create(gpu, dtype, shape, undefined, label);
     // A usual magnitude; what measures it runs on the device.
-    if (halfProducts) tensor.largest = shape.length === 1 ? 2 : 0.25;
+    if (halfProducts && measured) tensor.largest = kind === "norm" ? 2 : 0.25;
     return tensor;
-  };
-  const { hiddenSize: k, headDim, vocabSize } = config;
-  const q = config.numAttentionHeads * headDim;
-  const kv = config.numKeyValueHeads * headDim;
-  const layer: Layer<Tensor> = {
-    inputNorm: weight("layers.0.input_norm", k),
-    qkvProj: weight("layers.0.qkv_proj", q + 2 * kv, k),
-    qNorm: weight("layers.0.q_norm", headDim),
-    kNorm: weight("layers.0.k_norm", headDim),
-    oProj: weight("layers.0.o_proj", k, q),
-    postNorm: weight("layers.0.post_norm", k),
-    gateUpProj: weight("layers.0.gate_up_proj", 2 * config.intermediateSize, k),
-    downProj: weight("layers.0.down_proj", k, config.intermediateSize),
-  };
-  const embedTokens = weight("embed_tokens", vocabSize, k);
-  const lmHead = config.tieWordEmbeddings
-    ? embedTokens
-    : weight("lm_head", vocabSize, k);
+  });
+  const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
     Tensor.create(gpu, "u32", shape, undefined, label);
   const cacheDtype = headDim % 8 === 0 ? "f16" : "f32";
@@ -266,20 +237,12 @@ function recordPasses(
     cacheDtype,
   );
   cache.record({ first: 0, sequences: 1, tokens });
-  const weights = {
-    embedTokens,
-    layers: [layer],
-    norm: weight("norm", k),
-    lmHead,
-  };
   const ops = new GpuOps(gpu, config, plan);
-  const logits = forward(ops, weights, u32("tokens", tokens), cache);
+  const logits = family.forward(ops, weights, u32("tokens", tokens), cache);
+  const size = { sequences: 1, vocab: vocabSize, steps: 256 };
   const state = {
-    tokens: u32("tokens", 1),
-    ring: u32("ring", 256, 1),
+    ...createSamplerBuffers(gpu, size),
     lengths: cache.lengthsOnDevice,
-    seen: u32("seen", 1, Math.ceil(vocabSize / 32)),
-    step: u32("step", 1),
   };
   const ways: SamplingOptions[] = [
     { temperature: 0 },

@@ -20,7 +20,8 @@ import {
 import type { Peaks, Phase, TimelineEvent } from "./report.ts";
 import { prefillSamples } from "./setting.ts";
 import { type Span, timePasses } from "../../webgpu/timing.ts";
-import { forward, type Weights } from "../../model/qwen3.ts";
+import { familyOf } from "../../model/families.ts";
+import type { Weights } from "../../model/family.ts";
 import {
   addSampling,
   createSamplerState,
@@ -201,6 +202,7 @@ class StepRecorder implements Disposable {
     const input = Tensor.create(gpu, "u32", [rows], ids, "tokens");
     this.stack.use(input);
     this.cache.record({ first, sequences, tokens });
+    const { forward } = familyOf(config);
     const logits = forward(this.#ops, weights, input, this.cache);
     const context = { config, sequences, tokens, length };
     return { step: { plan, context, runs: 1 }, logits };

@@ -16,7 +16,7 @@ import { add, append, byHead, exact, f32, softmax, tensor } from "./host.ts";
 import { type AllowedKernel, chooseAllowed, type Refused } from "./kernels.ts";
 import type { Sample } from "./operations.ts";
 import type { Coverage } from "./report.ts";
-import type { Layer } from "../../model/qwen3.ts";
+import type { Layer } from "../../model/family.ts";
 import type { Fallback } from "../../model/runner.ts";
 import type { CpuRunner } from "../../cpu/runner.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
@@ -164,7 +164,12 @@ export class UnpackedModel implements Disposable {
     const length = cache.lengths[0], keys = length + m;
     const label = `${at}attention`;
     const costs = costsOf(
-      { label, kernel: "attend", dims: {}, constants: { K_DTYPE: "f32" } },
+      {
+        label,
+        kernel: "attendPrefill",
+        dims: {},
+        constants: { K_DTYPE: "f32" },
+      },
       this.#context,
     );
     const a = [1, heads, m, headDim], kᵀ = [1, kvHeads, headDim, keys];

@@ -5,7 +5,6 @@
  * @module
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
-import { tensorShapes } from "../../checkpoint/tensors.ts";
 import { ROW_CLASSES } from "../../dispatch/shapes.ts";
 import { type CpuTensor, f32, toF32 } from "../../dtype.ts";
 import type { Gpu } from "../../webgpu/device.ts";
@@ -13,12 +12,17 @@ import { Random } from "../../check/reference.ts";
 import { GpuKvCache } from "../../gpu/kv_cache.ts";
 import { GpuOps } from "../../gpu/ops.ts";
 import { Plan } from "../../webgpu/plan.ts";
-import { forward, type Weights } from "../../model/qwen3.ts";
+import { familyOf } from "../../model/families.ts";
+import {
+  tensorShapes,
+  type Weights,
+  type WeightSpec,
+} from "../../model/family.ts";
 import { differenceText, rowDifference } from "../../check/row_difference.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 import { GpuRunner } from "../../gpu/runner.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
-import type { Candidate } from "./candidates.ts";
+import type { Candidate } from "../../dispatch/limits.ts";
 import type { Given, TuneCase } from "./cases.ts";
 
 /** Layers are as many as no cache holds, so that weights come from memory as they do in a model. */
@@ -29,7 +33,7 @@ const PROMPT_LAYERS = 2;
 const CONTEXT = 4608;
 const CHECK_CONTEXT = 3600;
 
-/** A case's random inputs, and what each trial gives on the CPU: values and the width of a row. */
+/** A case's random inputs, and what each check gives on the CPU: values and the width of a row. */
 interface Reference {
   /** Positions of the cache. */
   positions: number;
@@ -90,10 +94,12 @@ export class Bench implements Disposable {
     signal?: AbortSignal,
   ): Promise<Bench> {
     const one = withLayers(checkpoint, 1);
-    const head = ["model.embed_tokens.weight", "lm_head.weight"];
+    const [layer] = familyOf(one.config).weights(one.config).layers;
     let layerBytes = 0;
-    for (const { name, byteLength } of one.tensors.values()) {
-      if (!head.includes(name)) layerBytes += byteLength;
+    for (const { tensors } of Object.values<WeightSpec>({ ...layer })) {
+      for (const { name } of tensors) {
+        layerBytes += one.tensors.get(name)?.byteLength ?? 0;
+      }
     }
     const layers = gpu.software ? 1 : Math.min(
       checkpoint.config.numHiddenLayers,
@@ -144,7 +150,7 @@ export class Bench implements Disposable {
         rows > 1 ? PROMPT_LAYERS : Infinity,
       );
       const some = { ...weights, layers, lmHead: last };
-      forward(this.#ops, some, tokens, this.#cache);
+      familyOf(this.config).forward(this.#ops, some, tokens, this.#cache);
       plan.seal();
     });
     return plan;
@@ -183,15 +189,15 @@ export class Bench implements Disposable {
       cache.layers[0][name].write(0, data as Uint16Array<ArrayBuffer>);
     }
     const { weights: { layers: [layer], norm, lmHead } } = this;
-    for (const [i, trial] of one.trials.entries()) {
+    for (const [i, check] of one.checks.entries()) {
       const own = reference.inputs[i];
       using plan = new Plan(gpu);
       let results: Tensor[] = [];
       await this.#with(one.key, constants, () => {
         ops.plan = plan;
-        cache.reset([trial.length]);
-        cache.record({ first: 0, sequences: 1, tokens: trial.rows });
-        results = trial.run(ops, {
+        cache.reset([check.length]);
+        cache.record({ first: 0, sequences: 1, tokens: check.rows });
+        results = check.run(ops, {
           ...{ layer, norm, lmHead, cache },
           table: up(own.table),
           ids: up(own.ids),
@@ -201,12 +207,12 @@ export class Bench implements Disposable {
         });
         plan.seal();
       });
-      plan.run({ length: trial.length });
+      plan.run({ length: check.length });
       for (const [j, result] of results.entries()) {
         const { data, width } = reference.results[i][j];
         const actual = await result.read();
-        const found = rowDifference(actual, data, width, trial.half);
-        if (found) return `${trial.label} ${differenceText(found)}`;
+        const found = rowDifference(actual, data, width, check.half);
+        if (found) return `${check.label} ${differenceText(found)}`;
       }
       gpu.check();
     }
@@ -218,7 +224,7 @@ export class Bench implements Disposable {
     const random = new Random(), { config, cacheDtype } = this;
     const { numAttentionHeads: heads, numKeyValueHeads: kvHeads } = config;
     const { headDim, hiddenSize, intermediateSize } = config;
-    const attends = one.target.kernel === "attendDecode";
+    const attends = "headDim" in one.target;
     const positions = attends ? CHECK_CONTEXT : 1;
     const shape = [1, kvHeads, positions, headDim];
     const kept = {
@@ -230,8 +236,8 @@ export class Bench implements Disposable {
       f32(cache.layers[0][name]).set(toF32(kept[name]));
     }
     const inputs: Inputs[] = [], results: Reference["results"] = [];
-    for (const trial of one.trials) {
-      const { rows } = trial;
+    for (const check of one.checks) {
+      const { rows, length } = check;
       const values = (width: number) => random.tensor("f32", [rows, width]);
       const own: Inputs = {
         table: values(hiddenSize),
@@ -244,13 +250,13 @@ export class Bench implements Disposable {
         gated: values(intermediateSize),
         qkv: values((heads + 2 * kvHeads) * headDim),
       };
-      cache.reset([trial.length]);
+      cache.reset([length]);
       cache.begin({ first: 0, sequences: 1, tokens: rows });
       const given: Given<CpuTensor> = { layer, norm, lmHead, cache, ...own };
       inputs.push(own);
       // A result keeps its values until the next embedding only.
       results.push(
-        trial.run(ops, given).map((result) => ({
+        check.run(ops, given).map((result) => ({
           data: f32(result).slice(),
           width: result.shape[1],
         })),
@@ -290,7 +296,7 @@ export class Bench implements Disposable {
 /** A checkpoint as if it had fewer layers. */
 function withLayers(checkpoint: Checkpoint, layers: number): Checkpoint {
   const config = { ...checkpoint.config, numHiddenLayers: layers };
-  const shapes = tensorShapes(config);
+  const shapes = tensorShapes(familyOf(config).weights(config));
   const tensors = new Map(
     [...checkpoint.tensors].filter(([name]) => shapes.has(name)),
   );

@@ -7,7 +7,7 @@ import {
   summaryText,
 } from "../../../lib/tools/doctor/report.ts";
 import type { TestResult } from "../../../lib/tools/doctor/self_test.ts";
-import { KERNEL_NAMES } from "../../../lib/tools/show.ts";
+import { KERNEL_NAMES } from "../../../kernels/list.ts";
 import { gpuTest } from "../../support/gpu.ts";
 import { tamperedGpu } from "../../support/tampered_gpu.ts";
 import { NO_ADAPTER, wrapGpu } from "../../support/wrapped_gpu.ts";
