@@ -1,5 +1,5 @@
 /**
- * A self-test of the attention kernels, as a prompt and as a decode step run them.
+ * Self-tests of the attention kernels, dispatched as for a prompt and a decode step.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import {
   choosePrefillRows,
   headLanes,
 } from "../../dispatch/attention.ts";
-import type { Bench } from "./bench.ts";
+import type { SelfTest } from "./self_test.ts";
 import {
   appended,
   attended,
@@ -25,18 +25,19 @@ import {
 } from "../../check/reference.ts";
 
 const EPS = 1e-6;
+/** Tolerance of f32 sums, relative to the norm of what they sum. */
 const SUM = 1e-5;
-/** What an f16 cache, or products in f16, may be off. */
+/** Tolerance with an f16 cache, or with f16 arithmetic. */
 const HALF = 4e-3;
 
-/** Element types of a pass. */
+/** Element types of the cache and the norm weights. */
 interface Types {
   cache: "f16" | "f32";
   norm: Dtype;
 }
 
-/** Heads of a model and odd ones, with caches and norms of every type. */
-export async function tryAttention(bench: Bench): Promise<void> {
+/** Heads of a real model and odd sizes, with caches and norms of every type. */
+export async function testAttention(test: SelfTest): Promise<void> {
   const real = { heads: 4, kvHeads: 2, headDim: 128, context: 160 };
   const odd = { heads: 3, kvHeads: 1, headDim: 6, context: 40 };
   const pass = (model: typeof real, lengths: number[], tokens: number) => {
@@ -46,39 +47,39 @@ export async function tryAttention(bench: Bench): Promise<void> {
   const half: Types = { cache: "f16", norm: "bf16" };
   const widened: Types = { cache: "f32", norm: "f16" };
   const single: Types = { cache: "f32", norm: "f32" };
-  await tryPrompt(bench, pass(real, [145], 9), half);
-  await tryPrompt(bench, pass(real, [17], 5), widened);
-  await tryPrompt(bench, pass(odd, [0], 5), single);
+  await testPrompt(test, pass(real, [145], 9), half);
+  await testPrompt(test, pass(real, [17], 5), widened);
+  await testPrompt(test, pass(odd, [0], 5), single);
   for (const layout of CONTEXT_CLASSES) {
     for (const splits of [1, 2, 5]) {
-      await tryDecode(bench, pass(real, [145], 1), half, layout, splits);
+      await testDecode(test, pass(real, [145], 1), half, layout, splits);
     }
     for (const splits of [1, 3]) {
-      await tryDecode(bench, pass(odd, [33], 1), single, layout, splits);
+      await testDecode(test, pass(odd, [33], 1), single, layout, splits);
     }
   }
-  // Of a batch, whose sequences are of different lengths.
-  await tryDecode(bench, pass(real, [145, 20, 99], 1), widened, "short", 2);
+  // A batch with sequences of different lengths.
+  await testDecode(test, pass(real, [145, 20, 99], 1), widened, "short", 2);
 }
 
-/** Random inputs of a pass, on the device, and what it must give. */
-function inputs(bench: Bench, sizes: Attention, { cache, norm }: Types) {
+/** Random inputs of a pass on the device, and the expected q, k and v. */
+function inputs(test: SelfTest, sizes: Attention, { cache, norm }: Types) {
   const { heads, kvHeads, headDim, lengths, tokens } = sizes;
-  const given = attentionInputs(bench.random, sizes, { cache, norm });
+  const given = attentionInputs(test.random, sizes, { cache, norm });
   const { q, k, v } = appended(given, sizes);
   const keys = lengths.map((length) => length + tokens).join(" and ");
   const what =
     `${heads} heads of ${headDim} over ${kvHeads}, ${keys} keys in ${cache}, norms in ${norm}`;
   return {
     operands: {
-      qkv: bench.upload(given.qkv),
-      qNorm: bench.upload(given.qNorm),
-      kNorm: bench.upload(given.kNorm),
-      angles: bench.upload(given.angles),
-      k: bench.upload(given.k),
-      v: bench.upload(given.v),
-      lengths: bench.u32(...lengths),
-      flags: bench.u32(0, 0, 0, 0),
+      qkv: test.upload(given.qkv),
+      qNorm: test.upload(given.qNorm),
+      kNorm: test.upload(given.kNorm),
+      angles: test.upload(given.angles),
+      k: test.upload(given.k),
+      v: test.upload(given.v),
+      lengths: test.u32(...lengths),
+      flags: test.u32(0, 0, 0, 0),
     },
     q,
     k,
@@ -87,34 +88,34 @@ function inputs(bench: Bench, sizes: Attention, { cache, norm }: Types) {
     stored: cache === "f16" ? HALF : SUM,
     constants: { HEAD_DIM: headDim, VEC: headDim % 8 === 0 ? 4 : 1 },
     scale: headDim ** -0.5,
-    lanes: headLanes(headDim, bench.gpu),
+    lanes: headLanes(headDim, test.gpu),
   };
 }
 
-async function tryPrompt(
-  bench: Bench,
+async function testPrompt(
+  test: SelfTest,
   sizes: Attention,
   types: Types,
 ) {
-  const { heads, kvHeads, headDim, tokens } = sizes, { gpu } = bench;
-  const given = inputs(bench, sizes, types), { operands, what } = given;
-  const q = bench.room([tokens, heads * headDim]), group = heads / kvHeads;
-  await bench.run(qkNormRope, { ...operands, q }, {
+  const { heads, kvHeads, headDim, tokens } = sizes, { gpu } = test;
+  const given = inputs(test, sizes, types), { operands, what } = given;
+  const q = test.output([tokens, heads * headDim]), group = heads / kvHeads;
+  await test.run(qkNormRope, { ...operands, q }, {
     constants: { ...given.constants, ...given.lanes },
     uniforms: { heads, first: 0, tokens, eps: EPS },
   });
   const sum = { values: given.q };
-  bench.compare("qkNormRope", `q, ${what}`, await q.read(), sum, SUM);
+  test.compare("qkNormRope", `q, ${what}`, await q.read(), sum, SUM);
   for (const name of ["k", "v"] as const) {
     const stored = await operands[name].read(), values = given[name];
     const of = `${name} cache, ${what}`;
-    bench.compare("qkNormRope", of, stored, { values }, given.stored);
+    test.compare("qkNormRope", of, stored, { values }, given.stored);
   }
   const expected = attended(given, sizes);
   const half = gpu.f16 && types.cache === "f16";
   for (const kernel of [attendPrefill, ...(half ? [attendPrefillF16] : [])]) {
-    const y = bench.room([tokens, heads * headDim]);
-    await bench.run(kernel, { ...operands, q, y }, {
+    const y = test.output([tokens, heads * headDim]);
+    await test.run(kernel, { ...operands, q, y }, {
       constants: {
         HEAD_DIM: headDim,
         ...exactLanes(gpu, 16),
@@ -124,34 +125,34 @@ async function tryPrompt(
       },
       uniforms: { first: 0, tokens, group, scale: given.scale },
     });
-    bench.compare(kernel.name, what, await y.read(), expected, given.stored);
+    test.compare(kernel.name, what, await y.read(), expected, given.stored);
   }
 }
 
-async function tryDecode(
-  bench: Bench,
+async function testDecode(
+  test: SelfTest,
   sizes: Attention,
   types: Types,
   layout: ContextClass,
   splits: number,
 ) {
   const { heads, kvHeads, headDim, rows } = sizes, group = heads / kvHeads;
-  const given = inputs(bench, sizes, types), { operands } = given;
-  const partial = bench.room([rows * splits, heads * headDim]);
-  const stats = bench.u32(...new Uint32Array(rows * splits * heads * 2));
-  const arrived = bench.u32(...new Uint32Array(rows * heads));
-  const choices = chooseDecodeAttention({ headDim, group, rows }, bench.gpu);
+  const given = inputs(test, sizes, types), { operands } = given;
+  const partial = test.output([rows * splits, heads * headDim]);
+  const stats = test.u32(...new Uint32Array(rows * splits * heads * 2));
+  const arrived = test.u32(...new Uint32Array(rows * heads));
+  const choices = chooseDecodeAttention({ headDim, group, rows }, test.gpu);
   const { constants, shares, merges, ahead } =
     choices[CONTEXT_CLASSES.indexOf(layout)];
-  // Where some workgroups read the next weights ahead, they must change nothing.
-  const weights = () => bench.upload(bench.random.tensor("bf16", [64, 128]));
+  // Workgroups that prefetch the next weights must not affect the result.
+  const weights = () => test.upload(test.random.tensor("bf16", [64, 128]));
   const next = ahead && { next: weights(), after: weights() };
   const fetchers = ahead ? 4 : 0;
   const expected = attended(given, sizes);
-  // Runs of keys are merged by the kernel itself where it can, and by the other.
+  // Splits are merged by attendDecode itself where it can, and by mergeSplits.
   for (const MERGE of splits > 1 && merges ? [0, 1] : [0]) {
-    const y = bench.room([rows, heads * headDim]);
-    await bench.run(attendDecode, {
+    const y = test.output([rows, heads * headDim]);
+    await test.run(attendDecode, {
       ...operands,
       ...{ y, partial, stats, arrived },
       ...next,
@@ -162,18 +163,18 @@ async function tryDecode(
     });
     const apart = splits > 1 && !MERGE;
     if (apart) {
-      await bench.run(mergeSplits, {
+      await test.run(mergeSplits, {
         ...{ partial, stats, flags: operands.flags, y },
       }, {
-        constants: { ...given.constants, ...laneConstants(bench.gpu) },
+        constants: { ...given.constants, ...laneConstants(test.gpu) },
         uniforms: { heads },
       });
     }
-    // The cache is read as it is, the new token's own key and value before rounding.
-    bench.compare(
+    // SUM even for f16: the cache is read as stored, the new key and value unrounded.
+    test.compare(
       apart ? "mergeSplits" : "attendDecode",
       `${given.what}, laid out for a ${layout} context` +
-        (splits > 1 ? `, in ${splits} runs` : ""),
+        (splits > 1 ? `, in ${splits} splits` : ""),
       await y.read(),
       expected,
       SUM,

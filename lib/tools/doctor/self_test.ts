@@ -1,40 +1,43 @@
 /**
- * Where kernels are tried: small tensors, poisoned results, and a comparison that
- * names the worst element.
+ * Runs kernels on small tensors and compares their results with a reference.
  *
  * @module
  */
+import type { Random } from "../../check/reference.ts";
 import { type CpuTensor, elements } from "../../dtype.ts";
 import type { Gpu } from "../../webgpu/device.ts";
-import type { Random } from "../../check/reference.ts";
 import type { Kernel, Operands } from "../../webgpu/kernel.ts";
 import { type AddOptions, Plan } from "../../webgpu/plan.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
+import type { Reporter } from "./report.ts";
 
-/** One result of a kernel beside what it should be. */
-export interface Trial {
+/** One result of a kernel, compared with the reference. */
+export interface TestResult {
   kernel: string;
   /** Shapes and element types. */
   what: string;
   elements: number;
-  /** Of the worst element, in units of what was summed there; NaN where it is not a number. */
+  /**
+   * Error of the worst element relative to its norm, the size of what was summed
+   * there; NaN if the element is NaN.
+   */
   error: number;
   tolerance: number;
-  /** The worst element, and both of its values. */
+  /** Index of the worst element, and its values on the GPU and in the reference. */
   index: number;
   actual: number;
   expected: number;
 }
 
-/** Whether a trial is within its tolerance. */
-export function agrees({ error, tolerance }: Trial): boolean {
+/** Whether a result is within its tolerance. */
+export function passes({ error, tolerance }: TestResult): boolean {
   return error <= tolerance; // false for NaN
 }
 
-/** Runs kernels once each; everything is freed with it. */
-export class Bench implements Disposable {
-  readonly trials: Trial[] = [];
-  /** Milliseconds of each kernel's first use, compilation included. */
+/** Runs kernels and collects results; owns every tensor that it creates. */
+export class SelfTest implements Disposable {
+  readonly results: TestResult[] = [];
+  /** Milliseconds of each pipeline's first run, compilation included. */
   readonly firstUses: { kernel: string; ms: number }[] = [];
   #running?: string;
   #tensors = new DisposableStack();
@@ -42,18 +45,18 @@ export class Bench implements Disposable {
   constructor(
     readonly gpu: Gpu,
     readonly random: Random,
-    readonly onStart?: (kernel: string) => void,
+    readonly reporter: Pick<Reporter, "starting">,
   ) {}
 
-  /** The kernel that started last, for whoever catches what it threw. */
+  /** The kernel that started last, to blame for an error. */
   get running(): string | undefined {
     return this.#running;
   }
 
-  /** Says that `kernel` runs next. */
+  /** Notes that `kernel` runs next. */
   start(kernel: string): void {
     this.#running = kernel;
-    this.onStart?.(kernel);
+    this.reporter.starting?.(kernel);
   }
 
   upload({ dtype, shape, data }: CpuTensor): Tensor {
@@ -61,8 +64,8 @@ export class Bench implements Disposable {
     return this.#tensors.use(Tensor.create(this.gpu, dtype, shape, values));
   }
 
-  /** Room for a result, full of `value`: NaN shows wherever it was left. */
-  room(shape: readonly number[], value = NaN): Tensor {
+  /** A tensor for a result, filled with `value`: NaN exposes elements not written. */
+  output(shape: readonly number[], value = NaN): Tensor {
     const data = new Float32Array(elements(shape)).fill(value);
     return this.upload({ dtype: "f32", shape, data });
   }
@@ -72,7 +75,7 @@ export class Bench implements Disposable {
     return this.upload({ dtype: "u32", shape: [data.length], data });
   }
 
-  /** Frees `what` with the bench. */
+  /** Disposes `what` along with this. */
   own<T extends Disposable>(what: T): T {
     return this.#tensors.use(what);
   }
@@ -94,7 +97,7 @@ export class Bench implements Disposable {
     this.firstUses.push({ kernel: kernel.name, ms });
   }
 
-  /** Keeps how far `actual` is from `expected`. Without norms an error is an absolute one. */
+  /** Adds the result of a comparison. Without norms the error is absolute. */
   compare(
     kernel: string,
     what: string,
@@ -107,13 +110,14 @@ export class Bench implements Disposable {
   ): void {
     let error = 0, index = 0;
     for (let i = 0; i < values.length; i++) {
-      if (Number.isNaN(values[i]) && Number.isNaN(actual[i])) continue; // untouched
+      // NaN in both: an element that must not be written.
+      if (Number.isNaN(values[i]) && Number.isNaN(actual[i])) continue;
       const off = Math.abs(actual[i] - values[i]) / (norms?.[i] || 1);
       if (off <= error) continue;
       [error, index] = [off, i];
       if (Number.isNaN(off)) break;
     }
-    this.trials.push({
+    this.results.push({
       ...{ kernel, what, elements: values.length, error, tolerance, index },
       actual: actual[index],
       expected: values[index],
