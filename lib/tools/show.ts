@@ -14,6 +14,7 @@ import { peakRead } from "../../kernels/peak_read.ts";
 import { synthesize } from "../../kernels/synthesize.ts";
 import { type Capabilities, laneConstants } from "../dispatch/capabilities.ts";
 import type { Dtype } from "../dtype.ts";
+import { chooseCacheDtype } from "../dispatch/precision.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import { chooseMatmul } from "../dispatch/matmul.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -228,7 +229,7 @@ function recordPasses(
   const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
     Tensor.create(gpu, "u32", shape, undefined, label);
-  const cacheDtype = headDim % 8 === 0 ? "f16" : "f32";
+  const { dtype: cacheDtype } = chooseCacheDtype(headDim);
   const cache = new GpuKvCache(
     gpu,
     config,

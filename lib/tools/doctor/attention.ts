@@ -9,12 +9,13 @@ import { attendPrefillF16 } from "../../../kernels/attend_prefill_f16.ts";
 import { mergeSplits } from "../../../kernels/merge_splits.ts";
 import { qkNormRope } from "../../../kernels/qk_norm_rope.ts";
 import { exactLanes, laneConstants } from "../../dispatch/capabilities.ts";
+import { headVector } from "../../dispatch/precision.ts";
 import type { Dtype } from "../../dtype.ts";
 import { CONTEXT_CLASSES, type ContextClass } from "../../dispatch/shapes.ts";
 import {
   chooseDecodeAttention,
   choosePrefillRows,
-  headLanes,
+  headConstants,
 } from "../../dispatch/attention.ts";
 import type { SelfTest } from "./self_test.ts";
 import {
@@ -86,9 +87,8 @@ function inputs(test: SelfTest, sizes: Attention, { cache, norm }: Types) {
     v,
     what,
     stored: cache === "f16" ? HALF : SUM,
-    constants: { HEAD_DIM: headDim, VEC: headDim % 8 === 0 ? 4 : 1 },
+    constants: { HEAD_DIM: headDim, VEC: headVector(headDim) },
     scale: headDim ** -0.5,
-    lanes: headLanes(headDim, test.gpu),
   };
 }
 
@@ -101,7 +101,7 @@ async function testPrompt(
   const given = inputs(test, sizes, types), { operands, what } = given;
   const q = test.output([tokens, heads * headDim]), group = heads / kvHeads;
   await test.run(qkNormRope, { ...operands, q }, {
-    constants: { ...given.constants, ...given.lanes },
+    constants: headConstants(headDim, gpu),
     uniforms: { heads, first: 0, tokens, eps: EPS },
   });
   const sum = { values: given.q };

@@ -8,7 +8,7 @@ import type { AllowedKernel } from "./kernels.ts";
 import type { ProfileReport, TimelineEvent } from "./report.ts";
 import type { Findings } from "./verdict.ts";
 import { resolveSampling, type Sampling } from "../../model/sampling.ts";
-import type { DeviceKind } from "../../select_device.ts";
+import type { DeviceKind } from "../../dispatch/device.ts";
 
 /** Options of {@linkcode profile}. */
 export interface ProfileOptions {
