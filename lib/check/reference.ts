@@ -1,6 +1,6 @@
 /**
- * What kernels compute, in float64 on the CPU from the same inputs: plain loops that
- * share nothing with what they check, for the self-test and for the tests.
+ * Reference implementations of the kernels in float64 on the CPU: plain loops that share
+ * no code with what they check. For the self-test and the tests.
  *
  * @module
  */
@@ -27,7 +27,7 @@ const ARRAY = {
   u32: Uint32Array,
 };
 
-/** Numbers that a seed reproduces (xorshift32). */
+/** A seeded random number generator (xorshift32). */
 export class Random {
   #state: number;
 
@@ -35,7 +35,7 @@ export class Random {
     this.#state = seed | 0 || 1;
   }
 
-  /** Between -1 and 1. */
+  /** A number between -1 and 1. */
   next(): number {
     this.#state ^= this.#state << 13;
     this.#state ^= this.#state >>> 17;
@@ -43,7 +43,7 @@ export class Random {
     return this.#state / 2 ** 31;
   }
 
-  /** A whole number from `low` to `high`, both included. */
+  /** An integer from `low` to `high`, both inclusive. */
   int(low: number, high: number): number {
     return low + Math.floor((this.next() + 1) / 2 * (high - low + 1));
   }
@@ -52,7 +52,7 @@ export class Random {
     return choices[this.int(0, choices.length - 1)];
   }
 
-  /** Values between -scale and scale, plus `offset`. */
+  /** A tensor of values between -scale and scale, plus `offset`. */
   tensor(
     dtype: Dtype,
     shape: readonly number[],
@@ -74,8 +74,8 @@ export class Random {
 }
 
 /**
- * Results, and per element the size of what rounding acts on: the norm of the
- * products that were summed. f32 sums are off by a small multiple of it.
+ * Results, and for each element the norm of the products that were summed, which is
+ * what rounding scales with: f32 sums are off by a small multiple of it.
  */
 export interface Expected {
   values: Float64Array;
@@ -133,7 +133,7 @@ export function rmsNormed(
   return y;
 }
 
-/** What follows a product: nothing, adding it to `before`, or SwiGLU of the two halves of a row. */
+/** What follows a matmul: nothing, adding to `before`, or SwiGLU of the halves of a row. */
 export function epilogue(
   kind: Epilogue,
   { values, norms }: Expected,
@@ -179,7 +179,7 @@ export interface Attention {
   eps: number;
 }
 
-/** Random inputs of a pass; the cache is NaN where no token was cached. */
+/** Random inputs of a pass; the cache is NaN where no token is cached. */
 export interface AttentionInputs {
   qkv: CpuTensor;
   qNorm: CpuTensor;
@@ -189,7 +189,7 @@ export interface AttentionInputs {
   v: CpuTensor;
 }
 
-/** Makes the inputs of a pass, with `more` tokens per sequence cached beyond its length. */
+/** Creates the inputs of a pass; each cache holds `more` tokens beyond its length. */
 export function attentionInputs(
   random: Random,
   sizes: Attention,
@@ -285,7 +285,7 @@ function normedRotated(
   return y;
 }
 
-/** Causal softmax attention of all rows over a cache that has them: `[rows, heads · headDim]`. */
+/** Causal softmax attention of all rows over a cache that includes them: `[rows, heads · headDim]`. */
 export function attended(
   { q, k, v }: Record<"q" | "k" | "v", ArrayLike<number>>,
   sizes: Attention,
