@@ -1,5 +1,4 @@
 import { deriveTile, TILE, tileConstants } from "./gemm.ts";
-import { otherCost } from "./cost.ts";
 import { chooseMatmul } from "../lib/dispatch/matmul.ts";
 import { toF32 } from "../lib/dtype.ts";
 import { type Float, FLOATS, room, SUM } from "./case.ts";
@@ -34,7 +33,6 @@ export const batchedGemm = defineKernel<BatchedCase>({
     Math.ceil(m / BM),
     batch * heads,
   ],
-  cost: otherCost,
   body: `
 fn offsets(z: u32) -> vec3u {
   let kv_head = z / u.heads * u.kvHeads + z % u.heads / (u.heads / u.kvHeads);

@@ -1,5 +1,4 @@
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { otherCost } from "./cost.ts";
 import { type Float, FLOATS, room, SUM } from "./case.ts";
 import { toF32 } from "../lib/dtype.ts";
 import { defineKernel } from "./define.ts";
@@ -25,7 +24,6 @@ export const gemvColumns = defineKernel<ColumnsCase>({
     WORKGROUP: Number(COLUMNS) * Number(RUNS),
   }),
   grid: ({ n }, { COLUMNS }) => splitGrid(n / (4 * COLUMNS)),
-  cost: otherCost,
   body: /* wgsl */ `
 var<workgroup> sums: array<vec4f, WORKGROUP>;
 

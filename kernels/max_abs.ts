@@ -1,5 +1,4 @@
 import { LANES } from "../lib/webgpu/wgsl.ts";
-import { otherCost } from "./cost.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { toF32 } from "../lib/dtype.ts";
 import { type Float, FLOATS, u32 } from "./case.ts";
@@ -16,7 +15,6 @@ export const maxAbs = defineKernel<{ n: number; k: number; w: Float }>({
   constants: { WORKGROUP: 256, LOG_LANES: 5, SUBGROUPS: 1 },
   derive: ({ LOG_LANES }) => ({ LANES: 1 << Number(LOG_LANES) }),
   grid: ({ n }) => [Math.min(n, 1024), 1, 1],
-  cost: otherCost,
   body: /* wgsl */ `
 ${LANES}
 @compute @workgroup_size(WORKGROUP)

@@ -1,4 +1,3 @@
-import { otherCost } from "./cost.ts";
 import { u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
@@ -17,7 +16,6 @@ export const peakFma = defineKernel<
   constants: { WORKGROUP: 256, STEPS: 16, F16: 0 },
   derive: ({ F16 }) => ({ CHAINS: F16 ? 16 : 8 }),
   grid: ({ groups }) => [groups, 1, 1],
-  cost: otherCost,
   body: /* wgsl */ `
 @if F16 { alias T = vec2<f16>; alias S = f16; } @else { alias T = vec4f; alias S = f32; }
 @compute @workgroup_size(WORKGROUP)

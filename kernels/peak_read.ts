@@ -1,4 +1,3 @@
-import { otherCost } from "./cost.ts";
 import { u32, u32Tensor } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
@@ -26,7 +25,6 @@ export const peakRead = defineKernel<ReadCase>({
     1,
     1,
   ],
-  cost: otherCost,
   body: /* wgsl */ `
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,

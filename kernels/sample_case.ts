@@ -70,7 +70,7 @@ export function penalized(
     [sequences, length],
     new Uint32Array(sequences * length),
   );
-  const data = logits.data as Float32Array;
+  logits.data[vocab - 1] = logits.data[0]; // two tokens of one score
   const scores = rowsOf(logits).map((row, s) =>
     row.map((x, id) => {
       if (penalty === 1 || id % 3) return x;
@@ -78,10 +78,6 @@ export function penalized(
       return x < 0 ? x * penalty : x / penalty;
     })
   );
-  data[vocab - 1] = data[0]; // two tokens of one score
-  for (const row of scores) {
-    if (row === scores[0]) row[vocab - 1] = data[vocab - 1];
-  }
   return { logits, seen, scores };
 }
 

@@ -1,5 +1,4 @@
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { otherCost } from "./cost.ts";
 import { toF32 } from "../lib/dtype.ts";
 import { defineKernel } from "./define.ts";
 
@@ -22,7 +21,6 @@ export const synthesize = defineKernel<
   },
   constants: { WORKGROUP: 256 },
   grid: ({ words }, { WORKGROUP }) => splitGrid(words / WORKGROUP),
-  cost: otherCost,
   body: /* wgsl */ `
 fn weight(i: u32) -> u32 {
   var h = i + u.seed;

@@ -5,7 +5,6 @@
  * @module
  */
 import { TUNED_KERNELS } from "../kernels/list.ts";
-import { isAbsent } from "./checkpoint/sources.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
   type HashedKernel,
@@ -16,6 +15,7 @@ import {
   tuningText,
 } from "./dispatch/tuned.ts";
 import { errorText } from "./errors.ts";
+import { host } from "./host.ts";
 import type { Gpu } from "./webgpu/device.ts";
 
 /** Names a folder for tuned constants instead of the one in the user's cache directory. */
@@ -52,20 +52,20 @@ function identityOf({ adapter: { info } }: Pick<Gpu, "adapter">): Identity {
     device,
     description,
     subgroups: `${info.subgroupMinSize} to ${info.subgroupMaxSize}`,
-    os: Deno.build.os,
-    deno: Deno.version.deno,
+    os: host.runtime.os,
+    deno: host.runtime.version,
   };
 }
 
 function folder(): string {
-  const env = (name: string) => Deno.env.get(name) || undefined;
+  const { env, runtime: { os } } = host;
   const given = env(TUNING_DIR);
   if (given) return given;
   const home = env("HOME") ?? env("USERPROFILE") ?? ".";
   const cache = env("XDG_CACHE_HOME") ??
-    (Deno.build.os === "windows"
+    (os === "windows"
       ? env("LOCALAPPDATA") ?? `${home}/AppData/Local`
-      : Deno.build.os === "darwin"
+      : os === "darwin"
       ? `${home}/Library/Caches`
       : `${home}/.cache`);
   return `${cache}/qwen3-webgpu`;
@@ -122,9 +122,7 @@ export async function loadTuning(gpu: TunedDevice): Promise<Choice> {
 
 /** Without a prompt: a script may have few permissions. */
 function mayRead(): boolean {
-  return (["env", "read"] as const).every((name) =>
-    Deno.permissions.querySync({ name }).state === "granted"
-  );
+  return (["env", "read"] as const).every((name) => host.isGranted(name));
 }
 
 /**
@@ -152,10 +150,7 @@ export async function saveTuning(
   const kernels = await hashedKernels();
   const text = tuningText(entries, { identity: identityOf(gpu), kernels });
   try {
-    await Deno.mkdir(path.slice(0, path.lastIndexOf("/")), { recursive: true });
-    const unfinished = `${path}.${crypto.randomUUID()}`;
-    await Deno.writeTextFile(unfinished, text);
-    await Deno.rename(unfinished, path);
+    await host.files.writeText(path, text);
   } catch (error) {
     throw new Error(
       `Cannot store tuned constants in ${path}: ${
@@ -171,13 +166,13 @@ async function read(
   path: string,
   gpu: TunedDevice,
 ): Promise<LoadedTuning | undefined> {
-  let text: string;
+  let text: string | undefined;
   try {
-    text = await Deno.readTextFile(path);
+    text = await host.files.readText(path);
   } catch (error) {
-    if (isAbsent(error)) return undefined;
     throw new Error(`Cannot read ${path}: ${errorText(error)}`);
   }
+  if (text === undefined) return undefined;
   return parseTuning(text, path, {
     identity: identityOf(gpu),
     kernels: await hashedKernels(),

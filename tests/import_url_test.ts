@@ -109,3 +109,16 @@ Deno.test("threads of the CPU path start where the modules came by URL", async (
     cores > 1,
   );
 });
+
+Deno.test("the profile page finds its script and style by URL", async () => {
+  await using server = serveTree();
+  const script = `
+    import { profile } from "${server.url}/lib/tools/profile/profile.ts";
+    import { profileHtml } from "${server.url}/lib/tools/profile/html.ts";
+    const options = { device: "cpu", promptTokens: 2, maxTokens: 2 } as const;
+    const html = await profileHtml(await profile(undefined, options));
+    console.log(JSON.stringify(html.match(/function breakdown|--roof: /g)));
+  `;
+  const found = await runScript(script, server.url);
+  assertEquals(found, ["--roof: ", "--roof: ", "function breakdown"]);
+});

@@ -71,20 +71,23 @@ async function readAll(tensor: Tensor): Promise<ArrayLike<number>> {
   );
 }
 
-/** One result next to what it should be. */
+/** The worst element of a result. */
 export interface Comparison {
   elements: number;
-  /** Of the worst element, in units of what was summed there; NaN if it is not a number. */
+  /**
+   * Error of the worst element relative to its norm, the size of what was summed
+   * there; NaN if the element is NaN.
+   */
   error: number;
   tolerance: number;
-  /** The worst element, and both of its values. */
+  /** Index of the worst element, and its values on the GPU and in the reference. */
   index: number;
   actual: number;
   expected: number;
 }
 
 /** Whether a result is within its tolerance. */
-export function agrees(
+export function passes(
   { error, tolerance }: Pick<Comparison, "error" | "tolerance">,
 ): boolean {
   return error <= tolerance; // false for NaN

@@ -8,8 +8,10 @@ import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CpuKvCache } from "./kv_cache.ts";
 import { CpuOps, type CpuTensor } from "./ops.ts";
-import { forward, type Weights } from "../model/qwen3.ts";
+import { familyOf } from "../model/families.ts";
+import type { Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
+import { host } from "../host.ts";
 import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
@@ -70,7 +72,7 @@ export class CpuRunner implements Runner {
   requireRoom(sequences: number, context: number): void {
     requireRoom(this.config, { sequences, context, dtype: "f32" }, {
       name: "the CPU",
-      free: Deno.systemMemoryInfo().available,
+      free: host.freeMemory(),
     });
   }
 
@@ -142,6 +144,7 @@ export class CpuRunner implements Runner {
       shape: [tokens.length],
       data: Uint32Array.from(tokens),
     };
+    const { forward } = familyOf(this.config);
     const logits = forward(this.ops, this.weights, input, cache, all);
     cache.advance();
     return logits.data as Float32Array;

@@ -18,7 +18,8 @@ import type { Ops } from "../model/ops.ts";
 import { SamplingTwin } from "./sampling.ts";
 import { GpuOps } from "../gpu/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
-import { forward, type Weights } from "../model/qwen3.ts";
+import { familyOf } from "../model/families.ts";
+import { pairWeights } from "../model/family.ts";
 import { differenceText, rowDifference } from "../check/row_difference.ts";
 import type { Runner } from "../model/runner.ts";
 import { CpuRunner } from "../cpu/runner.ts";
@@ -53,8 +54,8 @@ class CacheOverflow extends Error {}
 export class DebugRunner implements Runner {
   readonly fallbacks = [];
   readonly context: number;
-  /** What the CPU's weights are, by the GPU's. */
-  readonly #twins = new Map<Tensor, CpuTensor>();
+  /** The CPU's copy of each of the GPU's weights. */
+  readonly #twins: ReadonlyMap<Tensor, CpuTensor>;
 
   private constructor(
     readonly gpu: GpuRunner,
@@ -62,16 +63,7 @@ export class DebugRunner implements Runner {
     readonly options: GpuRunnerOptions,
   ) {
     this.context = options.context;
-    const pair = (on: Weights<Tensor>, off: Weights<CpuTensor>) => {
-      this.#twins.set(on.embedTokens, off.embedTokens);
-      this.#twins.set(on.norm, off.norm).set(on.lmHead, off.lmHead);
-      on.layers.forEach((layer, i) => {
-        for (const name of Object.keys(layer) as (keyof typeof layer)[]) {
-          this.#twins.set(layer[name], off.layers[i][name]);
-        }
-      });
-    };
-    pair(gpu.weights, cpu.weights);
+    this.#twins = pairWeights(gpu.weights, cpu.weights);
   }
 
   /** What the GPU's runner decided since loading. */
@@ -291,7 +283,7 @@ export class DebugRunner implements Runner {
           (x) => ops.lastRow(x, cpuCache),
         ),
     };
-    forward(recording, this.gpu.weights, input, cache, all);
+    familyOf(config).forward(recording, this.gpu.weights, input, cache, all);
     let last = new Float32Array();
     const overflows = async () =>
       cache.dtype === "f16" && (await cache.flags.read())[0] !== 0;

@@ -9,13 +9,14 @@ import { positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
+import { host } from "../host.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
 import { Plan } from "../webgpu/plan.ts";
-import type { Weights } from "../model/qwen3.ts";
+import type { Weights } from "../model/family.ts";
 import { OVERFLOW, type ReadWatcher } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
 import { addSampling } from "./sample.ts";
@@ -96,7 +97,7 @@ export class GpuRunner implements Runner {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
     // Only hardware is faster in f16; the widest weight tells how far rows may reach.
-    if (options.f16Products) await measureLargest(gpu, weights);
+    if (options.f16Products) await measureLargest(gpu, config, weights);
     gpu.check();
     const size = { sequences: 1, context, dtype };
     const ops = new GpuOps(gpu, config);
@@ -142,7 +143,7 @@ export class GpuRunner implements Runner {
     requireRoom(config, { sequences, context, dtype }, {
       name: gpu.name,
       binding: Math.min(maxStorageBufferBindingSize, maxBufferSize),
-      free: gpu.software ? Deno.systemMemoryInfo().available : undefined,
+      free: gpu.software ? host.freeMemory() : undefined,
     });
   }
 

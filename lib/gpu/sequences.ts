@@ -9,7 +9,8 @@ import { DeviceError } from "../errors.ts";
 import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import { Plan } from "../webgpu/plan.ts";
-import { forward, type Weights } from "../model/qwen3.ts";
+import { familyOf } from "../model/families.ts";
+import type { Weights } from "../model/family.ts";
 import { RingReader } from "./ring_reader.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
 import type { SamplerState } from "./sample.ts";
@@ -122,6 +123,7 @@ export class GpuSequences implements Disposable {
     if (!whole) plan.own(input);
     ops.plan = plan;
     this.#cache.record(shape);
+    const { forward } = familyOf(ops.config);
     const logits = forward(ops, this.weights, input, this.#cache, all);
     const pass = { plan, input, logits };
     this.#passes.set(key, pass);

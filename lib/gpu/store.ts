@@ -8,19 +8,22 @@ import { synthesize } from "../../kernels/synthesize.ts";
 import { laneConstants } from "../dispatch/capabilities.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { Plan } from "../webgpu/plan.ts";
-import type { Weights } from "../model/qwen3.ts";
+import type { Qwen3Config } from "../checkpoint/config.ts";
+import { familyOf } from "../model/families.ts";
+import { pairWeights, type Weights } from "../model/family.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 import type { WeightStore } from "../model/weights.ts";
 
-/** Measures the largest absolute value of every Linear weight and head norm, with one readback. */
+/** Measures the largest absolute value of each weight whose table entry asks for it, with one readback. */
 export async function measureLargest(
   gpu: Gpu,
-  { layers }: Weights<Tensor>,
+  config: Qwen3Config,
+  weights: Weights<Tensor>,
 ): Promise<void> {
-  const linears = layers.flatMap((
-    { qkvProj, oProj, gateUpProj, downProj, qNorm, kNorm },
-  ) => [qkvProj, oProj, gateUpProj, downProj, qNorm, kNorm]);
-  const size = linears.length;
+  const table = familyOf(config).weights(config);
+  const tensors = [...pairWeights(weights, table)]
+    .filter(([, { measured }]) => measured).map(([tensor]) => tensor);
+  const size = tensors.length;
   using found = Tensor.create(
     gpu,
     "u32",
@@ -29,7 +32,7 @@ export async function measureLargest(
     "largest",
   );
   using plan = new Plan(gpu);
-  linears.forEach((tensor, at) => {
+  tensors.forEach((tensor, at) => {
     for (const part of tensor.parts) {
       const w = tensor.shape.length === 1
         ? tensor.view(1, tensor.shape[0])
@@ -43,7 +46,7 @@ export async function measureLargest(
   plan.run();
   const bits = await gpu.readBuffer(found.part.buffer, 0, 4 * size);
   const values = new Float32Array(bits);
-  linears.forEach((tensor, at) => tensor.largest = values[at]);
+  tensors.forEach((tensor, at) => tensor.largest = values[at]);
 }
 
 /** Puts weights into device memory; synthetic ones are made there. */

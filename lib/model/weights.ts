@@ -1,37 +1,45 @@
 /**
- * From a checkpoint's tensors to the weights of the forward pass: names and shapes
- * are checked, q/k/v and gate/up are packed, bytes go by range from the file to the
- * device, so that the host never holds a second copy.
+ * From a checkpoint's tensors to the weights of the forward pass, as the family's table
+ * says. Names and shapes are checked; bytes go from the file to the device in pieces,
+ * so that the host never holds a second copy.
  *
  * @module
  */
 import type { Checkpoint, TensorInfo } from "../checkpoint/checkpoint.ts";
 import type { LoadProgress } from "../checkpoint/sources.ts";
 import type { Dtype } from "../dtype.ts";
-import { tensorShapes } from "../checkpoint/tensors.ts";
 import { BYTES, unpack } from "../dtype.ts";
-import type { Layer, Weights } from "./qwen3.ts";
+import { familyOf } from "./families.ts";
+import {
+  type Family,
+  listWeights,
+  mapWeights,
+  stackedShape,
+  tensorShapes,
+  type Weights,
+  type WeightSpec,
+} from "./family.ts";
 import { type SyntheticRule, syntheticRule } from "../checkpoint/synthetic.ts";
 
-/** Where weights are put: a device's memory. */
+/** The memory of a device, which weights are loaded into. */
 export interface WeightStore<T> {
-  /** Room for `shape`; `pairs`: the two halves of the rows are read together. */
+  /** Allocates a weight; `split` as in {@linkcode WeightSpec}. */
   allocate(
     dtype: Dtype,
     shape: readonly number[],
     label: string,
-    split?: "rows" | "pairs",
+    split?: WeightSpec["split"],
   ): T;
-  /** Copies bytes as stored to byte `begin` on. May return before they are read. */
+  /** Writes stored bytes to `tensor`, from byte `begin`. `bytes` may be reused on return. */
   write(tensor: T, begin: number, bytes: Uint8Array<ArrayBuffer>): void;
-  /** Makes rows `row … row + rows` of a synthetic bf16 tensor on the device, if it can. */
+  /** Computes rows `row` to `row + rows` of a synthetic bf16 tensor on the device; false if it cannot. */
   synthesize?(
     tensor: T,
     row: number,
     rows: number,
     rule: SyntheticRule,
   ): boolean;
-  /** Waits until what was written has arrived, so that staging memory stays bounded. */
+  /** Waits for all writes to finish, which bounds staging memory. */
   settle(): Promise<void>;
 }
 
@@ -45,42 +53,36 @@ const PIECE = 16 << 20;
 const SETTLE_EVERY = 128 << 20;
 
 /**
- * Loads all weights of a dense Qwen3.
+ * Loads all weights of a model.
  *
- * @throws {Error} if tensors are missing, unknown or of another shape, naming them.
+ * @throws {Error} naming the tensors that are missing, unknown or misshapen.
  */
 export async function loadWeights<T>(
   checkpoint: Checkpoint,
   store: WeightStore<T>,
   { onProgress, signal }: LoadOptions = {},
 ): Promise<Weights<T>> {
-  checkTensors(checkpoint);
-  const { config } = checkpoint;
-  const shapes = tensorShapes(config);
+  const { config, tensors, synthetic } = checkpoint;
+  const family = familyOf(config), table = family.weights(config);
+  checkTensors(checkpoint, family, table);
   let total = 0, done = 0, unsettled = 0;
-  for (const name of shapes.keys()) {
-    total += checkpoint.tensors.get(name)!.byteLength;
+  for (const name of tensorShapes(table).keys()) {
+    total += tensors.get(name)!.byteLength;
   }
   const piece = new Uint8Array(PIECE);
 
-  /** Stacks the rows of `names` in one tensor. */
-  async function load(
-    label: string,
-    names: string[],
-    split?: "rows" | "pairs",
-  ): Promise<T> {
-    const infos = names.map((name) => checkpoint.tensors.get(name)!);
+  async function load(spec: WeightSpec): Promise<T> {
+    const infos = spec.tensors.map(({ name }) => tensors.get(name)!);
     const [first] = infos;
     const dtype = infos.every((info) => info.dtype === first.dtype)
       ? first.dtype
       : "f32"; // different types can only be stacked in the widest
-    const rows = infos.reduce((sum, info) => sum + info.shape[0], 0);
-    const shape = [rows, ...first.shape.slice(1)];
-    const tensor = store.allocate(dtype, shape, label, split);
+    const shape = stackedShape(spec);
+    const tensor = store.allocate(dtype, shape, spec.label, spec.split);
     let row = 0, at = 0;
     for (const info of infos) {
-      const rule = checkpoint.synthetic &&
-        syntheticRule(info.name, info.shape, checkpoint.synthetic.seed);
+      const rule = synthetic &&
+        syntheticRule(info.name, spec.kind, info.shape, synthetic.seed);
       if (rule && store.synthesize?.(tensor, row, info.shape[0], rule)) {
         at += info.byteLength;
         done += info.byteLength;
@@ -110,57 +112,29 @@ export async function loadWeights<T>(
     return at;
   }
 
-  const embedTokens = await load(
-    "embed_tokens",
-    ["model.embed_tokens.weight"],
-    "rows",
-  );
-  const layers: Layer<T>[] = [];
-  for (let i = 0; i < config.numHiddenLayers; i++) {
-    const from = (...names: string[]) =>
-      names.map((name) => `model.layers.${i}.${name}.weight`);
-    const label = (name: string) => `layers.${i}.${name}`;
-    layers.push({
-      inputNorm: await load(label("input_norm"), from("input_layernorm")),
-      qkvProj: await load(
-        label("qkv_proj"),
-        from("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "rows",
-      ),
-      qNorm: await load(label("q_norm"), from("self_attn.q_norm")),
-      kNorm: await load(label("k_norm"), from("self_attn.k_norm")),
-      oProj: await load(label("o_proj"), from("self_attn.o_proj"), "rows"),
-      postNorm: await load(
-        label("post_norm"),
-        from("post_attention_layernorm"),
-      ),
-      gateUpProj: await load(
-        label("gate_up_proj"),
-        from("mlp.gate_proj", "mlp.up_proj"),
-        "pairs",
-      ),
-      downProj: await load(label("down_proj"), from("mlp.down_proj"), "rows"),
-    });
-  }
-  const norm = await load("norm", ["model.norm.weight"]);
-  const lmHead = config.tieWordEmbeddings
-    ? embedTokens
-    : await load("lm_head", ["lm_head.weight"], "rows");
+  const loaded = new Map<WeightSpec, T>();
+  for (const spec of listWeights(table)) loaded.set(spec, await load(spec));
   await store.settle();
-  return { embedTokens, layers, norm, lmHead };
+  return mapWeights(table, (spec) => loaded.get(spec)!);
 }
 
-/** Names and shapes against the configuration; a tied checkpoint may carry a head, it is ignored. */
-function checkTensors({ name, config, tensors }: Checkpoint): void {
-  const shapes = tensorShapes(config);
+/** Checks names and shapes. A checkpoint with tied embeddings may have a head all the same: it is ignored. */
+function checkTensors(
+  { name, config, tensors }: Checkpoint,
+  family: Family,
+  table: Weights<WeightSpec>,
+): void {
+  const shapes = tensorShapes(table);
+  const ignored = config.tieWordEmbeddings
+    ? tensorShapes(family.weights({ ...config, tieWordEmbeddings: false }))
+    : shapes;
   const list = (names: string[]) =>
     names.length > 8
       ? `${names.slice(0, 8).join(", ")} and ${names.length - 8} more`
       : names.join(", ");
   const missing = [...shapes.keys()].filter((tensor) => !tensors.has(tensor));
   const unknown = [...tensors.keys()].filter((tensor) =>
-    !shapes.has(tensor) &&
-    !(config.tieWordEmbeddings && tensor === "lm_head.weight")
+    !shapes.has(tensor) && !ignored.has(tensor)
   );
   if (missing.length || unknown.length) {
     const complaints = [
@@ -170,7 +144,7 @@ function checkTensors({ name, config, tensors }: Checkpoint): void {
     throw new Error(
       `Cannot load ${name}: ${
         complaints.join(" and ")
-      }, it must have the ${shapes.size} tensors of a Qwen3 with ${config.numHiddenLayers} layers`,
+      }, it must have the ${shapes.size} tensors of a ${family.name} with ${config.numHiddenLayers} layers`,
     );
   }
   for (const [tensor, shape] of shapes) {

@@ -5,24 +5,21 @@
  *
  * @module
  */
-import { batchedGemm } from "../../kernels/batched_gemm.ts";
-import { gemvColumns } from "../../kernels/gemv_columns.ts";
-import { findKernel, KERNEL_NAMES } from "../../kernels/list.ts";
-import { maxAbs } from "../../kernels/max_abs.ts";
-import { peakFma } from "../../kernels/peak_fma.ts";
-import { peakRead } from "../../kernels/peak_read.ts";
-import { synthesize } from "../../kernels/synthesize.ts";
-import { type Capabilities, laneConstants } from "../dispatch/capabilities.ts";
+import { inPasses } from "../../kernels/define.ts";
+import { findKernel, KERNEL_NAMES, KERNELS } from "../../kernels/list.ts";
+import { reference } from "../check/kernel_case.ts";
+import { Random } from "../check/reference.ts";
+import type { Capabilities } from "../dispatch/capabilities.ts";
 import type { Dtype } from "../dtype.ts";
 import type { Constants } from "../dispatch/shapes.ts";
-import { chooseMatmul } from "../dispatch/matmul.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
 import { GpuOps } from "../gpu/ops.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
-import { forward, type Layer } from "../model/qwen3.ts";
+import { familyOf } from "../model/families.ts";
+import { mapWeights, stackedShape } from "../model/family.ts";
 import { addSampling } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -93,7 +90,7 @@ export function showKernel(
     for (const tokens of order) {
       const calls = [
         ...recordPasses(chosen, tokens, options),
-        ...recordRest(chosen, tokens, options),
+        ...recordCases(chosen, options.dtype),
       ].filter(({ kernel }) => kernel.name === wanted);
       if (!calls.length) continue;
       const found = describe(calls[0], options.constants);
@@ -127,7 +124,7 @@ export function showVariants(
   const tokens = options.tokens ?? 512;
   const calls = [
     ...recordPasses(device, tokens, options),
-    ...recordRest(device, tokens, options),
+    ...recordCases(device, options.dtype),
   ];
   const variants = new Map<string, Shown>();
   for (const call of calls) {
@@ -215,29 +212,16 @@ function recordPasses(
   const config = { ...whole, numHiddenLayers: 1 };
   const gpu = sketch(device), plan = new Recorder(gpu);
   const halfProducts = device.f16 && !device.software;
-  const weight = (label: string, ...shape: number[]) => {
+  const family = familyOf(config);
+  const weights = mapWeights(family.weights(config), (spec) => {
+    const { label, kind, measured } = spec;
+    const shape = stackedShape(spec);
     const tensor = Tensor.create(gpu, dtype, shape, undefined, label);
     // A usual magnitude; what measures it runs on the device.
-    if (halfProducts) tensor.largest = shape.length === 1 ? 2 : 0.25;
+    if (halfProducts && measured) tensor.largest = kind === "norm" ? 2 : 0.25;
     return tensor;
-  };
-  const { hiddenSize: k, headDim, vocabSize } = config;
-  const q = config.numAttentionHeads * headDim;
-  const kv = config.numKeyValueHeads * headDim;
-  const layer: Layer<Tensor> = {
-    inputNorm: weight("layers.0.input_norm", k),
-    qkvProj: weight("layers.0.qkv_proj", q + 2 * kv, k),
-    qNorm: weight("layers.0.q_norm", headDim),
-    kNorm: weight("layers.0.k_norm", headDim),
-    oProj: weight("layers.0.o_proj", k, q),
-    postNorm: weight("layers.0.post_norm", k),
-    gateUpProj: weight("layers.0.gate_up_proj", 2 * config.intermediateSize, k),
-    downProj: weight("layers.0.down_proj", k, config.intermediateSize),
-  };
-  const embedTokens = weight("embed_tokens", vocabSize, k);
-  const lmHead = config.tieWordEmbeddings
-    ? embedTokens
-    : weight("lm_head", vocabSize, k);
+  });
+  const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
     Tensor.create(gpu, "u32", shape, undefined, label);
   const cacheDtype = headDim % 8 === 0 ? "f16" : "f32";
@@ -249,14 +233,8 @@ function recordPasses(
     cacheDtype,
   );
   cache.record({ first: 0, sequences: 1, tokens });
-  const weights = {
-    embedTokens,
-    layers: [layer],
-    norm: weight("norm", k),
-    lmHead,
-  };
   const ops = new GpuOps(gpu, config, plan);
-  const logits = forward(ops, weights, u32("tokens", tokens), cache);
+  const logits = family.forward(ops, weights, u32("tokens", tokens), cache);
   const state = {
     tokens: u32("tokens", 1),
     ring: u32("ring", 256, 1),
@@ -275,55 +253,30 @@ function recordPasses(
   return plan.calls;
 }
 
-/** The calls of kernels that are beside the passes. */
-function recordRest(
-  device: Sketched,
-  tokens: number,
-  { config, dtype = "bf16" }: ShowOptions,
-): Call[] {
+/** Calls of kernels that no pass runs, as their cases make them: a model's sizes first. */
+function recordCases(device: Sketched, dtype: Dtype = "bf16"): Call[] {
   const gpu = sketch(device);
-  const { hiddenSize: k, intermediateSize: n, headDim } = config;
-  const tensor = (dtype: Dtype, ...shape: number[]) =>
-    Tensor.create(gpu, dtype, shape, undefined, "operand");
-  const calls: Call[] = [];
-  const add = (kernel: Kernel, operands: Operands, options: AddOptions) => {
-    calls.push({ kernel, operands, options });
-  };
-  const product = (kernel: Kernel, a: number[], b: number[], byKey = false) => {
-    const choice = chooseMatmul(a, b, device, { dtype, transposeB: byKey });
-    if (!choice.kernel) throw new Error(`Cannot show: ${choice.reason}`);
-    const left = tensor("f32", ...a), right = tensor(dtype, ...b);
-    const c = tensor("f32", ...choice.shape);
-    add(kernel, { a: left, x: left, b: right, c, y: c }, {
-      label: "matmul",
-      ...choice,
-    });
-  };
-  const head = [tokens, headDim], { numKeyValueHeads } = config;
-  product(
-    batchedGemm,
-    [1, config.numAttentionHeads, ...head],
-    [1, numKeyValueHeads, ...head],
-    true,
-  );
-  product(gemvColumns, [1, k], [k, n]);
-  const w = tensor(dtype, n, k);
-  add(maxAbs, { w, largest: tensor("u32", 1) }, {
-    label: "the largest weight",
-    reason: "f16 products need to know how far rows may reach",
-    constants: laneConstants(device),
+  const tools = { device, random: new Random(), reference };
+  return KERNELS.filter((kernel) => !inPasses(kernel)).flatMap((kernel) => {
+    const cases = kernel.cases.toReversed().flatMap((given) =>
+      kernel.makeCase(given, tools) ?? []
+    );
+    const ofType = cases.filter(({ operands }) =>
+      Object.values(operands).some((operand) => operand.dtype === dtype)
+    );
+    return (ofType.length ? ofType : cases).map((one): Call => ({
+      kernel,
+      operands: Object.fromEntries(
+        Object.entries(one.operands).map(([name, { dtype, shape }]) => [
+          name,
+          Tensor.create(gpu, dtype, shape, undefined, name),
+        ]),
+      ),
+      options: {
+        label: `test case ${one.what}`,
+        reason: "no pass of a model runs this kernel",
+        constants: one.constants,
+      },
+    }));
   });
-  add(synthesize, { w: tensor("bf16", n, k) }, {
-    label: "synthetic weights",
-    reason: "made where they are used",
-  });
-  const y = tensor("u32", 4);
-  add(peakRead, { x: tensor("u32", 1 << 26), y }, {
-    label: "measures bandwidth",
-  });
-  add(peakFma, { y }, {
-    label: "measures arithmetic",
-    constants: { F16: device.f16 ? 1 : 0 },
-  });
-  return calls;
 }

@@ -4,7 +4,7 @@ import {
   assertEquals,
   assertThrows,
 } from "@std/assert";
-import { parseConfig } from "../../lib/checkpoint/config.ts";
+import { parseConfig } from "../../lib/model/families.ts";
 import {
   fillSynthetic,
   parseSynthetic,
@@ -100,7 +100,7 @@ Deno.test("synthetic weights follow the rule, computed here in whole numbers", a
   for (const byte of new TextEncoder().encode(name)) {
     hash = ((hash ^ BigInt(byte)) * 0x01000193n) & mask;
   }
-  const rule = syntheticRule(name, shape, 7);
+  const rule = syntheticRule(name, "projection", shape, 7);
   assertEquals(rule.seed, Number((hash + 7n) & mask));
   assertEquals(rule.offset, 0);
   assertEquals(rule.scale, Math.fround(0.6 * Math.sqrt(3 / 3072)));
@@ -126,10 +126,10 @@ Deno.test("synthetic weights follow the rule, computed here in whole numbers", a
   fillSynthetic(rule, first, weights);
   for (let i = 0; i < count; i++) assertEquals(weights[i], expected(first + i));
 
-  const norm = syntheticRule("model.norm.weight", [1024], 7);
+  const norm = syntheticRule("model.norm.weight", "norm", [1024], 7);
   assertEquals([norm.scale, norm.offset], [Math.fround(0.1), 1]);
   assertEquals(
-    syntheticRule("lm_head.weight", [8, 8], 7).scale,
+    syntheticRule("lm_head.weight", "embedding", [8, 8], 7).scale,
     Math.fround(0.035),
   );
 

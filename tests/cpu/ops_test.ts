@@ -6,6 +6,7 @@ import { CpuOps, type CpuOptions, type CpuTensor } from "../../lib/cpu/ops.ts";
 import { ropeFrequencies } from "../../lib/model/rope.ts";
 
 const ODD: Qwen3Config = {
+  modelType: "qwen3",
   vocabSize: 500,
   hiddenSize: 80,
   intermediateSize: 52,

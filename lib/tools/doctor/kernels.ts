@@ -14,33 +14,34 @@ import {
 import { Random } from "../../check/reference.ts";
 import { errorText } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
+import type { Reporter } from "./report.ts";
 
-/** One result of a kernel. */
-export interface TestedResult extends Comparison {
+/** One result of a kernel, compared with the reference. */
+export interface TestResult extends Comparison {
   kernel: string;
-  /** Sizes and element types. */
+  /** Shapes and element types. */
   what: string;
 }
 
-/** What came of the self-test. */
+/** What the self-test found. */
 export interface KernelTests {
-  results: TestedResult[];
-  /** Milliseconds of each case, compilation included. */
+  results: TestResult[];
+  /** Milliseconds of each case's run, compilation included. */
   firstUses: { kernel: string; ms: number }[];
-  /** What ended the test early: the device goes on reporting it. */
+  /** What ended the test early: a broken device would fail everything that follows. */
   failure?: { kernel: string; message: string };
 }
 
-/** Runs every case of every kernel; `onStart` is called before a kernel runs. */
+/** Runs every case of every kernel. */
 export async function testKernels(
   gpu: Gpu,
-  onStart?: (kernel: string) => void,
+  reporter: Pick<Reporter, "starting">,
 ): Promise<KernelTests> {
   const tools = { device: gpu, random: new Random(), reference };
   const tests: KernelTests = { results: [], firstUses: [] };
   for (const kernel of KERNELS) {
     const { name, cases } = kernel;
-    onStart?.(name);
+    reporter.starting?.(name);
     try {
       for (const given of cases) {
         const one = kernel.makeCase(given, tools);

@@ -12,7 +12,8 @@ import { type Cost, type CostContext, costsOf } from "./costs.ts";
 import { type Sample, wallPhase } from "./operations.ts";
 import type { Phase, TimelineEvent } from "./report.ts";
 import { prefillSamples, promptIds, type Setting } from "./setting.ts";
-import { forward, type Weights } from "../../model/qwen3.ts";
+import { familyOf } from "../../model/families.ts";
+import { pairWeights } from "../../model/family.ts";
 import type { CpuRunner } from "../../cpu/runner.ts";
 import { sampleEach, seenBits } from "../../model/sampling.ts";
 
@@ -150,8 +151,12 @@ class TimedOps implements Ops<CpuTensor> {
   #context: CostContext;
 
   constructor(readonly runner: CpuRunner) {
-    this.#labels = labelsOf(runner.weights);
-    const { config } = runner;
+    const { config, weights } = runner;
+    const table = familyOf(config).weights(config);
+    this.#labels = new Map(
+      [...pairWeights(weights, table)].map(([w, { label }]) => [w, label]),
+    );
+    this.#labels.set(weights.lmHead, "lm_head"); // also if it is the embedding
     this.#context = { config, sequences: 1, tokens: 1, length: 0 };
   }
 
@@ -167,7 +172,7 @@ class TimedOps implements Ops<CpuTensor> {
     cache.begin(pass);
     const data = Uint32Array.from(ids);
     const input: CpuTensor = { dtype: "u32", shape: [ids.length], data };
-    const logits = forward(this, weights, input, cache);
+    const logits = familyOf(config).forward(this, weights, input, cache);
     cache.advance();
     return (logits.data as Float32Array).slice();
   }
@@ -245,7 +250,7 @@ class TimedOps implements Ops<CpuTensor> {
     verb: () => CpuTensor,
   ): CpuTensor {
     const [m, k] = x.shape, [n] = w.shape;
-    const label = this.#labels.get(w) ?? "linear";
+    const label = this.#labels.get(w)!;
     return this.#time(verb, label, "gemv", { m, n, k }, {
       ...constants,
       W_DTYPE: w.dtype,
@@ -287,15 +292,4 @@ class TimedOps implements Ops<CpuTensor> {
       costs,
     });
   }
-}
-
-function labelsOf(weights: Weights<CpuTensor>): Map<CpuTensor, string> {
-  const labels = new Map([[weights.lmHead, "lm_head"]]);
-  weights.layers.forEach((layer, i) => {
-    labels.set(layer.qkvProj, `layers.${i}.qkv_proj`);
-    labels.set(layer.oProj, `layers.${i}.o_proj`);
-    labels.set(layer.gateUpProj, `layers.${i}.gate_up_proj`);
-    labels.set(layer.downProj, `layers.${i}.down_proj`);
-  });
-  return labels;
 }

@@ -28,7 +28,8 @@ import {
   subject,
 } from "./setting.ts";
 import { decodeLengths, profileSteps } from "./steps.ts";
-import { milliseconds, verdictsOf } from "./verdict.ts";
+import { milliseconds } from "../format.ts";
+import { verdictsOf } from "./verdict.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 import { GpuRunner } from "../../gpu/runner.ts";
 

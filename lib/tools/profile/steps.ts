@@ -20,7 +20,8 @@ import {
 import type { Peaks, Phase, TimelineEvent } from "./report.ts";
 import { prefillSamples } from "./setting.ts";
 import { type Span, timePasses } from "../../webgpu/timing.ts";
-import { forward, type Weights } from "../../model/qwen3.ts";
+import { familyOf } from "../../model/families.ts";
+import type { Weights } from "../../model/family.ts";
 import { addSampling, createSamplerState } from "../../gpu/sample.ts";
 import type { Sampling } from "../../model/sampling.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
@@ -106,6 +107,7 @@ export async function profileSteps(
     const recorded = plan();
     const input = stack.use(Tensor.create(gpu, "u32", [rows], ids, "tokens"));
     cache.record({ first, sequences, tokens });
+    const { forward } = familyOf(config);
     const logits = forward(ops, setting.weights, input, cache);
     const context = { config, sequences, tokens, length };
     return { plan: recorded, context, logits };

@@ -3,6 +3,15 @@
  *
  * @module
  */
+import {
+  arithmetic,
+  bandwidth,
+  milliseconds,
+  percent,
+  prefixed,
+  significant,
+  wrap,
+} from "../format.ts";
 import type {
   Coverage,
   Loop,
@@ -10,13 +19,6 @@ import type {
   Phase,
   ProfileReport,
 } from "./report.ts";
-import {
-  arithmetic,
-  bandwidth,
-  milliseconds,
-  percent,
-  significant,
-} from "./verdict.ts";
 
 const MARKS = { red: "✗", yellow: "!", green: "✓" };
 
@@ -61,7 +63,7 @@ export function profileText(report: ProfileReport): string {
       ]]
       : [],
     notes.length
-      ? ["Notes", ...notes.flatMap((note) => wrap(note, "  ", "    "))]
+      ? ["Notes", ...notes.flatMap((note) => wrap(note, WIDTH, "  ", "    "))]
       : [],
   ];
   return sections.filter((lines) => lines.length).map((lines) =>
@@ -148,31 +150,12 @@ function choices(operations: readonly Operation[]): string[] {
     lines.set(line, [...lines.get(line) ?? [], operation.name]);
   }
   return [...lines].flatMap(([line, names]) =>
-    wrap(`${[...new Set(names)].join(", ")}: ${line}`, "  ", "    ")
+    wrap(`${[...new Set(names)].join(", ")}: ${line}`, WIDTH, "  ", "    ")
   );
 }
 
 /** A line of text wraps here, as no column does. */
 const WIDTH = 108;
-
-/** Words in lines of `WIDTH`, the first after `first`, others after `rest`. */
-function wrap(text: string, first: string, rest: string): string[] {
-  const lines = [first];
-  for (const word of text.split(" ")) {
-    const line = lines.at(-1)!;
-    const begins = line === first || line === rest;
-    if (!begins && line.length + 1 + word.length > WIDTH) {
-      lines.push(rest + word);
-    } else lines[lines.length - 1] = begins ? line + word : `${line} ${word}`;
-  }
-  return lines;
-}
-
-/** `18.2 M`: three digits and the prefix of a power of 1,000. */
-export function prefixed(value: number): string {
-  const power = Math.min(4, Math.max(0, Math.floor(Math.log10(value) / 3)));
-  return `${significant(value / 1000 ** power)} ${" kMGT"[power]}`.trimEnd();
-}
 
 /** `M=1 ROWS=2`, without what says the types again. */
 function constantsText({ constants }: Operation): string {

@@ -16,7 +16,7 @@ import { add, append, byHead, exact, f32, softmax, tensor } from "./host.ts";
 import { type AllowedKernel, chooseAllowed, type Refused } from "./kernels.ts";
 import type { Sample } from "./operations.ts";
 import type { Coverage } from "./report.ts";
-import type { Layer } from "../../model/qwen3.ts";
+import type { Layer } from "../../model/family.ts";
 import type { Fallback } from "../../model/runner.ts";
 import type { CpuRunner } from "../../cpu/runner.ts";
 import { Tensor } from "../../webgpu/tensor.ts";

@@ -3,6 +3,13 @@
  *
  * @module
  */
+import {
+  arithmetic,
+  bandwidth,
+  milliseconds,
+  percent,
+  significant,
+} from "../format.ts";
 import { SHAPES_TAKEN } from "./kernels.ts";
 import { memoryMs } from "./operations.ts";
 import type {
@@ -116,7 +123,8 @@ function compared(compare: readonly Comparison[]): Verdict {
     rule: "compare",
     severity: below ? "yellow" : "green",
     text: `GPU over CPU: ${
-      wholes.map(({ phase, factor }) => `${phase} ${rate(factor!)}×`).join(", ")
+      wholes.map(({ phase, factor }) => `${phase} ${significant(factor!)}×`)
+        .join(", ")
     }${
       slower
         ? "; run with --device cpu what is slower here"
@@ -135,7 +143,9 @@ function idling(loop: Loop): Verdict {
   const total = 1000 * loop.tokens / loop.steps / loop.tokensPerSecond;
   const could = loop.tokensPerSecondWithoutIdle;
   const gain = could
-    ? ` (${rate(could)} tokens/s instead of ${rate(loop.tokensPerSecond)})`
+    ? ` (${significant(could)} tokens/s instead of ${
+      significant(loop.tokensPerSecond)
+    })`
     : "";
   if (encode > 0.6 * (total - (loop.gpuMs ?? 0)) && encode > loop.readbackMs) {
     return {
@@ -174,7 +184,9 @@ function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
     return {
       rule: name,
       severity: coverage.refusals.length ? "yellow" : "green",
-      text: `${name} runs at ${rate(phase.tokensPerSecond)} tokens/s: ${most}`,
+      text: `${name} runs at ${
+        significant(phase.tokensPerSecond)
+      } tokens/s: ${most}`,
     };
   }
   const readMs = operations.reduce((sum, o) => sum + memoryMs(o, peaks), 0);
@@ -259,44 +271,4 @@ function largest(timed: readonly Operation[]): string {
   return `${name} takes ${percent(share)} of it${
     best > 0 ? `, at ${percent(best / ms)} of its own limit` : ""
   }`;
-}
-
-/** `71 %`; what is not 0 or 100 does not read so. */
-export function percent(share: number): string {
-  const value = 100 * share;
-  if (value > 0 && value < 0.1) return "< 0.1 %";
-  if (value < 100 && value > 99.9) return "> 99.9 %";
-  const digits = value > 0 && value < 2 || value > 99 && value < 100 ? 1 : 0;
-  return `${value.toFixed(digits)} %`;
-}
-
-/** `4.5 TB/s` or `310 GB/s`. */
-export function bandwidth(gbps: number): string {
-  return gbps >= 1000
-    ? `${(gbps / 1000).toFixed(2)} TB/s`
-    : `${significant(gbps)} GB/s`;
-}
-
-/** `38.4 TFLOP/s` or `9.1 GFLOP/s`. */
-export function arithmetic(tflops: number): string {
-  return tflops >= 1
-    ? `${significant(tflops)} TFLOP/s`
-    : `${significant(tflops * 1000)} GFLOP/s`;
-}
-
-/** `1.2 ms` or `35 µs`. */
-export function milliseconds(ms: number): string {
-  return ms < 1
-    ? `${significant(ms * 1000)} µs`
-    : ms < 10_000
-    ? `${significant(ms)} ms`
-    : `${significant(ms / 1000)} s`;
-}
-
-const rate = (perSecond: number) => significant(perSecond);
-
-/** Three digits. */
-export function significant(value: number): string {
-  if (value >= 100) return Math.round(value).toLocaleString("en-US");
-  return value >= 10 ? value.toFixed(1) : value.toPrecision(2);
 }

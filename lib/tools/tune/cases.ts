@@ -17,7 +17,7 @@ import type { KvCache } from "../../model/kv_cache.ts";
 import { chooseLinear } from "../../dispatch/linear.ts";
 import { chooseDecodeAttention, CONTEXTS } from "../../dispatch/attention.ts";
 import type { Ops } from "../../model/ops.ts";
-import type { Layer, Weights } from "../../model/qwen3.ts";
+import type { Layer, Weights } from "../../model/family.ts";
 import type { Tensor } from "../../webgpu/tensor.ts";
 import {
   attendKey,

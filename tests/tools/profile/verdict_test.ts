@@ -10,9 +10,9 @@ import type {
   Phase,
 } from "../../../lib/tools/profile/report.ts";
 import { loopNotes } from "../../../lib/tools/profile/loop.ts";
+import { percent } from "../../../lib/tools/format.ts";
 import {
   type Findings,
-  percent,
   verdictsOf,
 } from "../../../lib/tools/profile/verdict.ts";
 
