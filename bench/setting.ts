@@ -9,7 +9,7 @@ import { openDevice } from "../lib/open_device.ts";
 import type { Gpu } from "../lib/webgpu/device.ts";
 import { loadQwen3, type Qwen3 } from "../lib/load.ts";
 import { measurePeaks, timeByWall } from "../lib/tools/peaks.ts";
-import type { Moment, Plan } from "../lib/webgpu/plan.ts";
+import type { Plan, StepState } from "../lib/webgpu/plan.ts";
 import type { Peaks } from "../lib/tools/profile/report.ts";
 import { timePlan } from "../lib/webgpu/timing.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
@@ -119,14 +119,14 @@ export async function hotTimes(
   gpu: Gpu,
   plan: Plan,
   runs: number,
-  moment?: Moment,
+  state?: StepState,
 ): Promise<number[]> {
-  if (!gpu.timestamps) return [await timeByWall(gpu, plan, runs, moment)];
-  const [first] = await timePlan(gpu, plan, 1, moment);
+  if (!gpu.timestamps) return [await timeByWall(gpu, plan, runs, state)];
+  const [first] = await timePlan(gpu, plan, 1, state);
   const warm = gpu.software
     ? 1
     : Math.min(MOST_WARM, Math.ceil(WARM_MS / Math.max(first, 1e-3)));
-  const times = await timePlan(gpu, plan, warm + runs, moment);
+  const times = await timePlan(gpu, plan, warm + runs, state);
   gpu.check();
   return times.slice(warm);
 }

@@ -13,28 +13,28 @@ import type { Capabilities } from "../dispatch/capabilities.ts";
 import type { Dtype } from "../dtype.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import type { Gpu } from "../webgpu/device.ts";
+import { type Gpu, LEAST_WORKGROUP_MEMORY } from "../webgpu/device.ts";
 import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
 import { GpuOps } from "../gpu/ops.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
 import { familyOf } from "../model/families.ts";
 import { mapWeights, stackedShape } from "../model/family.ts";
-import { addSampling } from "../gpu/sample.ts";
+import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /** What of a device the choices depend on; a `Gpu` has it all. */
 export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
 
-/** A device as WebGPU guarantees it, with f16 and subgroups, where there is no adapter. */
+/** Stands in where there is no adapter: the least that the kernels run on, with f16 and subgroups. */
 export const STATED_DEVICE: Sketched = {
-  name: "no adapter: WebGPU's default limits, 32 lanes, f16",
+  name: "no adapter: 32 KiB of workgroup memory, 256 threads, 32 lanes, f16",
   f16: true,
   software: false,
   subgroupSize: 32,
   limits: {
-    maxComputeWorkgroupStorageSize: 16384,
+    maxComputeWorkgroupStorageSize: LEAST_WORKGROUP_MEMORY,
     maxComputeInvocationsPerWorkgroup: 256,
   },
 };
@@ -235,12 +235,10 @@ function recordPasses(
   cache.record({ first: 0, sequences: 1, tokens });
   const ops = new GpuOps(gpu, config, plan);
   const logits = family.forward(ops, weights, u32("tokens", tokens), cache);
+  const size = { sequences: 1, vocab: vocabSize, steps: 256 };
   const state = {
-    tokens: u32("tokens", 1),
-    ring: u32("ring", 256, 1),
+    ...createSamplerBuffers(gpu, size),
     lengths: cache.lengthsOnDevice,
-    seen: u32("seen", 1, Math.ceil(vocabSize / 32)),
-    step: u32("step", 1),
   };
   const ways: SamplingOptions[] = [
     { temperature: 0 },

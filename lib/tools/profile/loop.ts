@@ -11,7 +11,8 @@ import {
   span,
   timePasses,
 } from "../../webgpu/timing.ts";
-import type { GpuRunner, LoopWatcher } from "../../gpu/runner.ts";
+import type { LoopWatcher } from "../../gpu/decode_loop.ts";
+import type { GpuRunner } from "../../gpu/runner.ts";
 import type { Sampling } from "../../model/sampling.ts";
 
 /** What the CPU did, in `performance.now()` time. */
