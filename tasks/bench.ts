@@ -82,7 +82,7 @@ await runTask({
   say(peaksText(peaks));
   const rows: Row[] = [];
   for (const row of chosen) {
-    const done = await measureRow(row, kinds.get(row)!, setting);
+    const done = await measureRow(row, KINDS.get(row)!, setting);
     rows.push(done);
     say(rowText(done));
   }
