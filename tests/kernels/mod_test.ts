@@ -37,6 +37,14 @@ Deno.test("every kernel of the folder is listed once, by the name of its file", 
   }
 });
 
+Deno.test("every kernel has a test file", async () => {
+  for (const [file] of await definitions()) {
+    const test = file.replace(/\.ts$/, "_test.ts");
+    const info = await Deno.stat(new URL(test, import.meta.url)).catch(() => 0);
+    assert(info, `tests/kernels/${test} is missing`);
+  }
+});
+
 for (const kernel of KERNELS) {
   gpuTest(`${kernel.name} agrees in each of its cases`, async (_, trial) => {
     for (const given of kernel.cases) await checkCase(kernel, trial, given);
