@@ -1,3 +1,4 @@
+import { headVector } from "../lib/dispatch/precision.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { toF32 } from "../lib/dtype.ts";
@@ -149,7 +150,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       },
       constants: {
         HEAD_DIM: headDim,
-        VEC: headDim % 8 === 0 ? 4 : 1,
+        VEC: headVector(headDim),
         ...laneConstants(device),
       },
       uniforms: { heads },

@@ -1,7 +1,7 @@
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { HEADS, turnPair } from "./heads.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { headLanes } from "../lib/dispatch/attention.ts";
+import { headConstants } from "../lib/dispatch/attention.ts";
 import {
   type AttentionCase,
   attentionText,
@@ -152,11 +152,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         q: room([sizes.rows, heads * headDim]),
         flags: u32(0, 0, 0, 0),
       },
-      constants: {
-        HEAD_DIM: headDim,
-        VEC: headDim % 8 === 0 ? 4 : 1,
-        ...headLanes(headDim, device),
-      },
+      constants: headConstants(headDim, device),
       uniforms: { heads, first: 0, tokens, eps: EPS },
       expected: () => {
         const { q, k, v } = reference.appended(inputs, sizes);

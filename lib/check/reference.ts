@@ -1,6 +1,6 @@
 /**
- * What kernels compute, in float64 on the CPU from the same inputs: plain loops that
- * share nothing with what they check, for the self-test and for the tests.
+ * Reference implementations of the kernels in float64 on the CPU: plain loops that share
+ * no code with what they check. For the self-test and the tests.
  *
  * @module
  */
@@ -33,7 +33,7 @@ const ARRAY = {
   u32: Uint32Array,
 };
 
-/** Numbers that a seed reproduces (xorshift32). */
+/** A seeded random number generator (xorshift32). */
 export class Random implements CaseRandom {
   #state: number;
 
@@ -41,7 +41,7 @@ export class Random implements CaseRandom {
     this.#state = seed | 0 || 1;
   }
 
-  /** Between -1 and 1. */
+  /** A number between -1 and 1. */
   next(): number {
     this.#state ^= this.#state << 13;
     this.#state ^= this.#state >>> 17;
@@ -49,7 +49,7 @@ export class Random implements CaseRandom {
     return this.#state / 2 ** 31;
   }
 
-  /** A whole number from `low` to `high`, both included. */
+  /** An integer from `low` to `high`, both inclusive. */
   int(low: number, high: number): number {
     return low + Math.floor((this.next() + 1) / 2 * (high - low + 1));
   }
@@ -58,7 +58,7 @@ export class Random implements CaseRandom {
     return choices[this.int(0, choices.length - 1)];
   }
 
-  /** Values between -scale and scale, plus `offset`. */
+  /** A tensor of values between -scale and scale, plus `offset`. */
   tensor(
     dtype: Dtype,
     shape: readonly number[],
@@ -130,7 +130,7 @@ export function rmsNormed(
   return y;
 }
 
-/** What follows a product: nothing, adding it to `before`, or SwiGLU of the two halves of a row. */
+/** What follows a matmul: nothing, adding to `before`, or SwiGLU of the halves of a row. */
 export function epilogue(
   kind: Epilogue,
   { values, norms }: Expected,
@@ -162,7 +162,7 @@ export function epilogue(
   return out;
 }
 
-/** Makes the inputs of a pass, with `more` tokens per sequence cached beyond its length. */
+/** Creates the inputs of a pass; each cache holds `more` tokens beyond its length. */
 export function attentionInputs(
   random: CaseRandom,
   sizes: Attention,
@@ -258,7 +258,7 @@ function normedRotated(
   return y;
 }
 
-/** Causal softmax attention of all rows over a cache that has them: `[rows, heads · headDim]`. */
+/** Causal softmax attention of all rows over a cache that includes them: `[rows, heads · headDim]`. */
 export function attended(
   { q, k, v }: Record<"q" | "k" | "v", ArrayLike<number>>,
   sizes: Attention,

@@ -11,6 +11,7 @@ import { reference } from "../check/kernel_case.ts";
 import { Random } from "../check/reference.ts";
 import type { Capabilities } from "../dispatch/capabilities.ts";
 import type { Dtype } from "../dtype.ts";
+import { chooseCacheDtype } from "../dispatch/precision.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { type Gpu, LEAST_WORKGROUP_MEMORY } from "../webgpu/device.ts";
@@ -224,7 +225,7 @@ function recordPasses(
   const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
     Tensor.create(gpu, "u32", shape, undefined, label);
-  const cacheDtype = headDim % 8 === 0 ? "f16" : "f32";
+  const { dtype: cacheDtype } = chooseCacheDtype(headDim);
   const cache = new GpuKvCache(
     gpu,
     config,

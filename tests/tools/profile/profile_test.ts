@@ -356,7 +356,7 @@ gpuTest("shares hold for the unprofiled step", async (gpu) => {
   const runner = await GpuRunner.load(gpu, checkpoint, {
     context: 16,
     cacheDtype: "f16",
-    f16Products: false,
+    f16Matmuls: false,
   });
   const { config, weights } = runner;
   using ops = new GpuOps(gpu, config);
