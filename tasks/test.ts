@@ -2,21 +2,32 @@
  * Run every test and every example in the documentation.
  *
  *   deno task test
- *   deno task test --require-gpu      nothing may be left out
- *   deno task test tests/kernels      some of it
+ *   deno task test --require-gpu      fail where the machine lacks something
+ *   deno task test --seeds 500        try random inputs from 500 seeds
+ *   deno task test tests/kernels      run some of the tests
  *
- * Tests for which this machine lacks something (a GPU adapter, a browser) are not
- * run, and the summary says what brings it. The last line is `N passed, N failed`,
- * with the number that was not run, if any.
+ * Tests for which this machine lacks something (a GPU adapter, a browser) are skipped,
+ * and the summary says what to install. A test on random inputs prints its seed when it
+ * fails; QWEN3_TEST_SEED=n repeats it. The last line is `N passed, N failed`, with the
+ * number of skipped tests, if any.
  */
 import { prepareEnvironment } from "./flags.ts";
 
 const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/gpu.ts
+const SEEDS = "QWEN3_TEST_SEEDS"; // read by tests/random.ts
 
 prepareEnvironment();
-const args = Deno.args.filter((arg) => arg !== "--require-gpu");
-if (args.length < Deno.args.length) Deno.env.set(REQUIRE_GPU, "1");
+const args = [...Deno.args];
+if (takes("--require-gpu")) Deno.env.set(REQUIRE_GPU, "1");
+const seeds = takes("--seeds", 1);
+if (seeds) Deno.env.set(SEEDS, seeds[0] ?? "");
 const adapter = await navigator.gpu?.requestAdapter() != null;
+
+/** Takes a flag and its values out of `args`; undefined if it is not there. */
+function takes(flag: string, values = 0): string[] | undefined {
+  const at = args.indexOf(flag);
+  return at < 0 ? undefined : args.splice(at, 1 + values).slice(1);
+}
 
 // Named, because this very file would match the runner's own pattern.
 const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];

@@ -90,10 +90,10 @@ gpuTest(
 
 gpuTest("a kernel that hangs or ends its process is named", async () => {
   const ways = [
-    ["hang", /^✗ rmsNorm +hangs: not done in 10 s, .*DENO_WEBGPU_BACKEND/],
+    ["hang", /^✗ embed +hangs: not done in 0.2 s, .*DENO_WEBGPU_BACKEND/],
     [
       "crash",
-      /^✗ rmsNorm .* ended with exit code 3: driver: assertion failed;/,
+      /^✗ embed .* ended with exit code 3: driver: assertion failed;/,
     ],
   ] as const;
   for (const [way, expected] of ways) {
@@ -103,7 +103,8 @@ gpuTest("a kernel that hangs or ends its process is named", async () => {
       (severity, topic, text) => found.push({ severity, topic, text }),
       {
         script: new URL(`failing_examination.ts?${way}`, import.meta.url),
-        deadlineMs: 10_000,
+        // What hangs never answers; what crashes is waited for.
+        deadlineMs: way === "hang" ? 200 : undefined,
       },
     );
     assertEquals(found.length, 1);
