@@ -5,6 +5,7 @@ import type { Kernel, Operands } from "../lib/kernel.ts";
 import type { Dtype } from "../lib/ops.ts";
 import { type AddOptions, Plan } from "../lib/plan.ts";
 import type { Tensor } from "../lib/tensor.ts";
+import { QUICK } from "./quick.ts";
 import { Random, withSeeds } from "./random.ts";
 
 /** Set to 1, a missing adapter fails GPU tests instead of skipping them. */
@@ -19,14 +20,19 @@ let opened: Promise<Gpu> | undefined;
  * QWEN3_REQUIRE_GPU=1. An error that the device reports fails the test. Random inputs
  * are seeded as tests/random.ts says.
  */
-export function gpuTest(
-  name: string,
-  fn: (gpu: Gpu, trial: Trial) => void | Promise<void>,
-): void {
-  Deno.test({ name, ignore: !available && !required, fn: () => run(fn) });
+export function gpuTest(name: string, fn: GpuTest, quick = false): void {
+  const ignore = QUICK && !quick || !available && !required;
+  Deno.test({ name, ignore, fn: () => run(fn) });
 }
 
-async function run(fn: (gpu: Gpu, trial: Trial) => void | Promise<void>) {
+/** Registers the test of a kernel that `deno task test --quick` runs too. */
+export function quickGpuTest(name: string, fn: GpuTest): void {
+  gpuTest(name, fn, true);
+}
+
+type GpuTest = (gpu: Gpu, trial: Trial) => void | Promise<void>;
+
+async function run(fn: GpuTest) {
   await withSeeds(async (draw) => {
     const gpu = await (opened ??= openDevice());
     try {

@@ -14,7 +14,7 @@ import {
   type Sampling,
   type SamplingOptions,
 } from "../lib/sampling.ts";
-import { gpuTest } from "./gpu.ts";
+import { gpuTest, quickGpuTest } from "./gpu.ts";
 import { type Random, randomTest, uniform } from "./random.ts";
 import { only } from "./sampling_inputs.ts";
 
@@ -259,24 +259,27 @@ for (const vocab of [151_936, 151_935]) {
   );
 }
 
-gpuTest("sampling without subgroups is the same", async (gpu, { random }) => {
-  const plain = new Gpu(gpu.adapter, gpu.device, {
-    descriptor: gpu.descriptor,
-    subgroupSize: 0,
-    vulkan: false,
-    timestamps: false,
-    readsAtOnce: false,
-    choices: [],
-  });
-  let excused = 0;
-  for (const options of [{ temperature: 0 }, {}, { topK: 20, topP: 0.9 }]) {
-    const given = { gpu: plain, random };
-    excused += (await compare(given, 1500, options, 2)).excused;
-  }
-  assert(excused <= 1, `${excused} were excused`);
-});
+quickGpuTest(
+  "sampling without subgroups is the same",
+  async (gpu, { random }) => {
+    const plain = new Gpu(gpu.adapter, gpu.device, {
+      descriptor: gpu.descriptor,
+      subgroupSize: 0,
+      vulkan: false,
+      timestamps: false,
+      readsAtOnce: false,
+      choices: [],
+    });
+    let excused = 0;
+    for (const options of [{ temperature: 0 }, {}, { topK: 20, topP: 0.9 }]) {
+      const given = { gpu: plain, random };
+      excused += (await compare(given, 1500, options, 2)).excused;
+    }
+    assert(excused <= 1, `${excused} were excused`);
+  },
+);
 
-gpuTest("64 sequences draw apart", async (_, trial) => {
+quickGpuTest("64 sequences draw apart", async (_, trial) => {
   const shapes = Array.from({ length: 64 }, () => "equal");
   await compare(trial, 500, { topP: 0.9 }, 3, shapes);
   await compare(trial, 500, { topK: 5, topP: 0.9 }, 3, shapes);

@@ -2,7 +2,7 @@ import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { type CpuTensor, toF32 } from "../../lib/cpu_dtype.ts";
 import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, type Trial } from "../gpu.ts";
+import { gpuTest, quickGpuTest, type Trial } from "../gpu.ts";
 import {
   assertSums,
   attended,
@@ -119,7 +119,7 @@ gpuTest(
   },
 );
 
-gpuTest(
+quickGpuTest(
   "attendPrefill stands large scores and equal ones",
   async (_, trial) => {
     const shape = { heads: 2, kvHeads: 1, headDim: 16, context: 200, eps: 0 };
@@ -136,8 +136,12 @@ gpuTest(
 );
 
 /** Heads of 64 or 128 and an f16 cache are what it takes. */
-function halfTest(name: string, fn: (trial: Trial) => Promise<void>): void {
-  gpuTest(name, async (gpu, trial) => {
+function halfTest(
+  name: string,
+  fn: (trial: Trial) => Promise<void>,
+  test = gpuTest,
+): void {
+  test(name, async (gpu, trial) => {
     if (gpu.f16) await fn(trial); // never chosen without
   });
 }
@@ -203,4 +207,5 @@ halfTest(
     const y = await run(trial, { q, k, v }, sizes, true).read();
     assertAllClose(y, y.map(() => 65504), { relative: HALF });
   },
+  quickGpuTest,
 );

@@ -1,7 +1,7 @@
 import { batchedGemm } from "../../kernels/batched_gemm.ts";
 import { toF32 } from "../../lib/cpu_dtype.ts";
 import type { Dtype } from "../../lib/ops.ts";
-import { gpuTest, type Trial } from "../gpu.ts";
+import { gpuTest, quickGpuTest, type Trial } from "../gpu.ts";
 import { assertSums, linear, transpose } from "../reference.ts";
 
 interface Case {
@@ -75,7 +75,7 @@ gpuTest(
   },
 );
 
-gpuTest(
+quickGpuTest(
   "batchedGemm shares heads of b among groups of heads, in every batch",
   async (_, trial) => {
     for (const byColumn of [false, true]) {

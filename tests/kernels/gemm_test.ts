@@ -5,7 +5,7 @@ import { toF32 } from "../../lib/cpu_dtype.ts";
 import type { Dtype } from "../../lib/ops.ts";
 import type { Constants } from "../../lib/unroll.ts";
 import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, type Trial } from "../gpu.ts";
+import { gpuTest, quickGpuTest, type Trial } from "../gpu.ts";
 import { assertSums, epilogue, linear, transpose } from "../reference.ts";
 
 const SIZES = [1, 2, 3, 4, 5, 8, 16, 17, 31, 32, 63, 64, 65, 100, 129];
@@ -76,7 +76,7 @@ gpuTest(
   },
 );
 
-gpuTest("gemm reads a and b of every type", async (_, trial) => {
+quickGpuTest("gemm reads a and b of every type", async (_, trial) => {
   const { random } = trial;
   for (const b of ["f32", "f16", "bf16"] as const) {
     await check(trial, { m: 17, n: 36, k: 20, b });

@@ -4,7 +4,7 @@ import { toF16 } from "../../kernels/to_f16.ts";
 import { chooseLinear } from "../../lib/choose.ts";
 import { type CpuTensor, toF32 } from "../../lib/cpu_dtype.ts";
 import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, lanes, type Trial } from "../gpu.ts";
+import { gpuTest, lanes, quickGpuTest, type Trial } from "../gpu.ts";
 import { assertSums, linear, rmsNormed } from "../reference.ts";
 
 const eps = 1e-6;
@@ -26,7 +26,7 @@ function run(
   return { y, scales };
 }
 
-gpuTest(
+quickGpuTest(
   "toF16 scales rows into range, whatever their magnitude",
   async (_, trial) => {
     const { random } = trial;
