@@ -21,8 +21,15 @@ export {
   loadQwen3,
   type Prompt,
   type Qwen3,
-} from "./lib/model.ts";
-export { MemoryError } from "./lib/cache_room.ts";
+} from "./lib/load.ts";
+export { DeviceError, MemoryError, NoAdapterError } from "./lib/errors.ts";
+export type { LoadProgress } from "./lib/checkpoint/sources.ts";
+export type { Dtype } from "./lib/dtype.ts";
+export type {
+  AdapterClass,
+  Capabilities,
+} from "./lib/dispatch/capabilities.ts";
+export type { Constants } from "./lib/dispatch/shapes.ts";
 export type { Device, Qwen3Options } from "./lib/place.ts";
 export type {
   BatchPiece,
@@ -34,23 +41,16 @@ export type {
   RunStats,
   Sequence,
 } from "./lib/generate.ts";
-export type { Message, Tool, ToolCall } from "./lib/chat_template.ts";
-export type { LoadProgress } from "./lib/checkpoint.ts";
-export type { Qwen3Config, YarnScaling } from "./lib/config.ts";
-export type { Fallback } from "./lib/runner.ts";
-export type { Sampling, SamplingOptions } from "./lib/sampling.ts";
-export type { DeviceKind } from "./lib/select_device.ts";
-export type { Tokenizer } from "./lib/tokenizer.ts";
-export {
-  type Choice,
-  DeviceError,
-  type DeviceOptions,
-  Gpu,
-  NoAdapterError,
-  openDevice,
-} from "./lib/device.ts";
-export type { Dtype } from "./lib/ops.ts";
-export { Tensor, type TensorPart } from "./lib/tensor.ts";
+export type { Message, Tool, ToolCall } from "./lib/text/chat_template.ts";
+export type { Qwen3Config, YarnScaling } from "./lib/checkpoint/config.ts";
+export type { Fallback, Runner } from "./lib/model/runner.ts";
+export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
+export type { DeviceKind } from "./lib/dispatch/device.ts";
+export type { Tokenizer } from "./lib/text/tokenizer.ts";
+export type { Choice } from "./lib/dispatch/choice.ts";
+export { openDevice } from "./lib/open_device.ts";
+export { type DeviceOptions, Gpu } from "./lib/webgpu/device.ts";
+export { Tensor, type TensorPart } from "./lib/webgpu/tensor.ts";
 export {
   batchedGemm,
   gemm,
@@ -58,9 +58,9 @@ export {
   matmul,
   type MatmulOptions,
 } from "./lib/matmul.ts";
-export { type Capabilities } from "./lib/choose.ts";
 export {
   chooseMatmul,
   type MatmulChoice,
   type MatmulKernel,
-} from "./lib/choose_matmul.ts";
+} from "./lib/dispatch/matmul.ts";
+export { prepareEnvironment } from "./lib/webgpu/environment.ts";

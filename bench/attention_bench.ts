@@ -1,18 +1,18 @@
 /**
- * Attention as a model runs it, norm, RoPE and the append to the cache included, in
- * Qwen3-0.6B's shape: one token after many, and prompts. A dispatch stands for one
- * layer, each with a cache of its own.
+ * Attention as the model runs it, with norm, RoPE and the append to the cache, in
+ * Qwen3-0.6B's shape: decode steps and prompts. Each dispatch is one layer with a cache
+ * of its own.
  *
  *   deno bench -A bench/attention_bench.ts
  */
-import { BYTES } from "../lib/cpu_dtype.ts";
-import { GpuKvCache } from "../lib/kv_cache.ts";
-import { GpuOps } from "../lib/ops_gpu.ts";
-import type { Plan } from "../lib/plan.ts";
-import { causalPairs } from "../lib/profile_costs.ts";
-import { parseSynthetic } from "../lib/synthetic.ts";
+import { BYTES } from "../lib/dtype.ts";
+import { GpuKvCache } from "../lib/gpu/kv_cache.ts";
+import { GpuOps } from "../lib/gpu/ops.ts";
+import type { Plan } from "../lib/webgpu/plan.ts";
+import { causalPairs } from "../kernels/cost.ts";
+import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { benchPlans, copiesOf, openBench } from "./plans.ts";
-import { randomMatrix } from "./products.ts";
+import { randomMatrix } from "./matmuls.ts";
 
 const gpu = await openBench();
 const { config } = parseSynthetic("synthetic:qwen3-0.6b");
@@ -49,7 +49,7 @@ benchPlans(
       plan.own(qkv);
       plan.own(norm);
       cache.reset([length]);
-      cache.pass = { first: 0, tokens };
+      cache.record({ first: 0, sequences: 1, tokens });
       for (let layer = 0; layer < copies; layer++) {
         ops.attend(qkv, norm, norm, cache, layer);
       }

@@ -1,25 +1,25 @@
 /**
- * Rows of the CPU path, alone and against the GPU.
+ * Rows for the CPU path, alone and compared with the GPU.
  *
  * @module
  */
-import { openCheckpoint } from "../lib/checkpoint.ts";
-import { loadQwen3 } from "../lib/model.ts";
-import { profile } from "../lib/profile.ts";
-import { comparisonOf } from "../lib/profile_compare.ts";
-import { profileCpu } from "../lib/profile_cpu.ts";
-import type { Comparison } from "../lib/profile_report.ts";
-import { CpuRunner } from "../lib/runner_cpu.ts";
-import { resolveSampling } from "../lib/sampling.ts";
+import { openCheckpoint } from "../lib/checkpoint/open.ts";
+import { loadQwen3 } from "../lib/load.ts";
+import { profile } from "../lib/tools/profile/profile.ts";
+import { comparisonOf } from "../lib/tools/profile/compare.ts";
+import { profileCpu } from "../lib/tools/profile/cpu.ts";
+import type { Comparison } from "../lib/tools/profile/report.ts";
+import { CpuRunner } from "../lib/cpu/runner.ts";
+import { resolveSampling } from "../lib/model/sampling.ts";
 import { generate } from "./model_rows.ts";
 import { measure, type Measured } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
 const FEW_RUNS = 3;
-/** The CPU takes long. */
+/** The CPU is slow. */
 const MOST_TOKENS = 32;
 
-/** Prefill and decode of the CPU path, through generate. */
+/** Prefill and decode of the CPU path through `generate`. */
 export async function cpuRow(
   setting: BenchSetting,
   prompt: number,
@@ -48,7 +48,7 @@ export async function cpuRow(
   };
 }
 
-/** How much faster the GPU is at Linear layers, attention and all of a step. */
+/** Speedup of the GPU for Linear layers, attention and whole steps. */
 export async function compareRow(
   setting: BenchSetting,
   promptTokens: number,

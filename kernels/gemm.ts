@@ -1,4 +1,7 @@
-import { kernel } from "../lib/kernel.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { isPowerOf2 } from "../lib/dispatch/limits.ts";
+import { linearCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /** What thread block l of a tile does: all of them the same, unless a's blocks end within. */
 const perBlock = (a: string, b: string) => /* wgsl */ `
@@ -116,7 +119,7 @@ fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
 
 // Output column of column j of this workgroup's tile; b row or column likewise.
 fn source_column(first: u32, j: u32) -> u32 {
-  @if EPILOGUE == 2 { return select(first + j, u.n / 2u + first + j - BN / 2u, j >= BN / 2u); }
+  @if EPILOGUE == "swiglu" { return select(first + j, u.n / 2u + first + j - BN / 2u, j >= BN / 2u); }
   @else { return first + j; }
 }
 
@@ -175,7 +178,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         let scale = scales[min(row, u.m - 1u)];
         @unroll for (var j = 0; j < TN4; j++) { acc[(i * 4 + r) * TN4 + j] *= scale; }
       }
-      @if EPILOGUE == 2 {
+      @if EPILOGUE == "swiglu" {
         // The left half of the tile is gates, the right half what they gate.
         @unroll for (var j = 0; j < TN4 / 2; j++) {
           let column = first_column + j * (BN / TN4) + tn * 4u;
@@ -188,7 +191,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           let column = first_column + j * (BN / TN4) + tn * 4u;
           let at = offset.z + row * u.stride + u.column + column;
           let left = remaining(column, columns, row < u.m);
-          @if EPILOGUE == 1 { c_store(at, left, c_span(at, left) + acc[(i * 4 + r) * TN4 + j]); }
+          @if EPILOGUE == "add" { c_store(at, left, c_span(at, left) + acc[(i * 4 + r) * TN4 + j]); }
           @else { c_store(at, left, acc[(i * 4 + r) * TN4 + j]); }
         }
       }
@@ -203,7 +206,7 @@ export const tileConstants = {
   BK: 16,
   TM: 4,
   TN: 8,
-  EPILOGUE: 0,
+  EPILOGUE: "store",
   B_BY_COLUMN: 1,
   F16: 0,
   SCALED: 0,
@@ -222,9 +225,9 @@ export function deriveTile(
   const [BM, BN, BK, TM, TN] = ["BM", "BN", "BK", "TM", "TN"].map((x) =>
     Number(c[x])
   );
-  if (c.EPILOGUE === 2 && (TN < 8 || !c.B_BY_COLUMN)) {
+  if (c.EPILOGUE === "swiglu" && (TN < 8 || !c.B_BY_COLUMN)) {
     throw new Error(
-      `Cannot gate (EPILOGUE 2) in a tile with TN ${TN} and B_BY_COLUMN ${c.B_BY_COLUMN}: they must be 8 or more and 1`,
+      `Cannot gate (EPILOGUE "swiglu") in a tile with TN ${TN} and B_BY_COLUMN ${c.B_BY_COLUMN}: they must be 8 or more and 1`,
     );
   }
   const THREADS = (BM / TM) * (BN / TN);
@@ -237,7 +240,7 @@ export function deriveTile(
     BLOCKS: (BM + BN) / 4 * (BK / 4),
     LOADS: Math.ceil((BM + BN) / 4 * (BK / 4) / THREADS),
     WHOLE: k % BK === 0 && c.A_VIEW === "vec4" && c.B_VIEW === "vec4" ? 1 : 0,
-    COLUMNS_PER_OUTPUT: c.EPILOGUE === 2 ? 2 : 1,
+    COLUMNS_PER_OUTPUT: c.EPILOGUE === "swiglu" ? 2 : 1,
   };
 }
 
@@ -245,7 +248,7 @@ export function deriveTile(
  * Many rows times a matrix: `c = a · b`, the Linear layers of a prompt.
  *
  * B_BY_COLUMN 1: `b` is `[n, k]`, as checkpoints store weights; 0: `[k, n]`.
- * EPILOGUE 0: `c = …`, 1: `c += …` (residual), 2: SwiGLU, see gemv.ts.
+ * EPILOGUE "store": `c = …`, "add": `c += …` (residual), "swiglu": see gemv.ts.
  *
  * F16 1: products in f16, summed in f16 over BK and in f32 beyond. `a` is then f16
  * with a factor per row in `scales` (SCALED 1, see to_f16.ts), so that no activation
@@ -254,7 +257,7 @@ export function deriveTile(
  * SPLITS > 1 cuts k into as many runs where m × n alone is too small to fill a
  * GPU; each writes its own m rows of `c`, see sum_splits.ts.
  */
-export const gemm = kernel({
+export const gemm = defineKernel({
   name: "gemm",
   buffers: ({ B_BY_COLUMN, SCALED, SPLITS }) => ({
     a: "m k as span",
@@ -267,11 +270,41 @@ export const gemm = kernel({
   uniforms: { stride: "u32", column: "u32" },
   constants: tileConstants,
   derive: deriveTile,
+  tuning: {
+    of: "linear",
+    grid: {
+      BM: [32, 64, 128],
+      BN: [32, 64, 128],
+      BK: [16, 32],
+      TM: [4, 8],
+      TN: [4, 8],
+    },
+    needs({ swiglu, half, m }: LinearTarget, { BM, BN, BK, TM, TN }) {
+      const threads = (BM / TM) * (BN / TN);
+      const loads = Math.ceil((BM + BN) / 4 * (BK / 4) / threads);
+      return {
+        threads,
+        bytes: BK * (BM / 4 + 1 + BN / 4 + 1) * (half ? 8 : 16),
+        problem: [BM, BN, BK, TM, TN].some((size) => size % 4)
+          ? "the sizes of a tile must be multiples of 4"
+          : BM % TM || BN % TN || threads < 32 || !isPowerOf2(threads)
+          ? `${threads} threads share a tile, must be a power of 2 and at least 32`
+          : swiglu && TN < 8
+          ? `TN is ${TN}, must be 8 or more: gates and what they gate are summed together`
+          : loads > 8
+          ? `${loads} blocks to load per thread, at most 8 fit registers`
+          : BM > 2 * m
+          ? `a tile of ${BM} rows for at most ${m}`
+          : undefined,
+      };
+    },
+  },
   grid: ({ m, n }, { BM, BN, SPLITS }) => [
     Math.ceil(n / BN),
     Math.ceil(m / BM),
     SPLITS,
   ],
+  cost: (call) => linearCost(call, "a", "b"),
   body: `
 fn offsets(z: u32) -> vec3u { return vec3u(0u, 0u, z * u.m * u.stride); }
 fn runs_of_k(groups: vec3u) -> u32 { return groups.z; }

@@ -1,7 +1,16 @@
-import { kernel, splitGrid } from "../lib/kernel.ts";
-import type { Constants } from "../lib/unroll.ts";
-import { LANES } from "../lib/wgsl.ts";
+import {
+  type Capabilities,
+  laneConstants,
+} from "../lib/dispatch/capabilities.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
+import { unitSize } from "../lib/dtype.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 import { emulated } from "./gemv_emulated.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { linearCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 // Units of a chunk that lie beyond the row are zero, so they add nothing.
 const load = (chunk: string) => /* wgsl */ `
@@ -16,7 +25,7 @@ const load = (chunk: string) => /* wgsl */ `
 /** `w_row(g, i)`: which row of w accumulator i of lane group g sums; gemv_rows.ts has it too. */
 export const W_ROW = /* wgsl */ `
 fn w_row(g: u32, i: u32) -> u32 {
-  @if EPILOGUE == 2 {
+  @if EPILOGUE == "swiglu" {
     return (i & 1u) * (u.n / 2u) + min(g * (ROWS / 2u) + (i >> 1u), u.n / 2u - 1u);
   } @else {
     return min(g * ROWS + i, u.n - 1u);
@@ -25,20 +34,25 @@ fn w_row(g: u32, i: u32) -> u32 {
 
 // What becomes of a lane group's sums; `sum` is then of the squares of its new row.
 const WRITE = /* wgsl */ `
-  @if EPILOGUE == 2 {
+  @if EPILOGUE == "swiglu" {
     @unroll for (var i = 0; i < ROWS; i += 2) {
       write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);
     }
   } @else {
-    @if EPILOGUE == 1 { var sum = 0.0; }
+    @if EPILOGUE == "add" { var sum = 0.0; }
     @unroll for (var i = 0; i < ROWS; i++) {
-      @if EPILOGUE == 1 {
+      @if EPILOGUE == "add" {
         acc[i] += residual[i];
         if (g * ROWS + i < u.n) { sum += acc[i] * acc[i]; }
       }
       write(g * ROWS + i, u.n, acc[i]);
     }
   }`;
+
+/** 16-byte units of a row of w, and the lanes that share them. */
+const unitsOf = ({ k, dtype }: LinearTarget) => Math.ceil(k / unitSize(dtype));
+const lanesOf = (target: LinearTarget, device: Capabilities) =>
+  2 ** laneConstants(device, Math.max(4, unitsOf(target))).LOG_LANES;
 
 /** Rows of w that a workgroup sums. */
 const rowsOfWorkgroup = (
@@ -48,7 +62,7 @@ const rowsOfWorkgroup = (
     ? Number(WORKGROUP)
     : Number(WORKGROUP) >> Number(LOG_LANES)) * Number(ROWS);
 
-/** Sums of squares that a gemv with EPILOGUE 1 leaves: one per lane group. */
+/** Partial sums of squares that EPILOGUE "add" leaves: one per lane group. */
 export function squareParts(n: number, constants: Constants): number {
   const groups = Number(constants.WORKGROUP) >> Number(constants.LOG_LANES);
   return Math.ceil(n / rowsOfWorkgroup(constants)) * groups;
@@ -65,15 +79,15 @@ export function squareParts(n: number, constants: Constants): number {
  * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. The factor
  *   waits for nobody: whoever wrote the row left PARTS partial sums of its squares
  *   in `squares`.
- * - EPILOGUE 0: `y = …`, 1: `y += …` (residual) and partial sums of the new
- *   row's squares, one per lane group, 2: SwiGLU, `y = silu(g) · u`
- *   with g from the first half of w's rows and u from the second.
+ * - EPILOGUE "store": `y = …`; "add": `y += …` (residual), and partial sums of the new
+ *   row's squares, one per lane group; "swiglu": `y = silu(g) · u` with g from the
+ *   first half of w's rows and u from the second.
  *
  * Rows of k that are not whole units take the plain loop at the end.
  *
  * SPREAD "rows", for threads that a CPU emulates: gemv_emulated.ts.
  */
-export const gemv = kernel({
+export const gemv = defineKernel({
   name: "gemv",
   buffers: ({ NORM, EPILOGUE, SPREAD, W_IN }) => {
     const rows = SPREAD === "rows", view = rows ? "scalar" : "span";
@@ -83,7 +97,7 @@ export const gemv = kernel({
       x: `m k as ${view}`,
       y: "inout any as scalar",
       ...(NORM ? { norm: `k as ${view}`, squares } : {}),
-      ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
+      ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
     };
   },
   // As gemv_rows.ts has them; this call's first row of w goes to column `column` of y.
@@ -97,7 +111,7 @@ export const gemv = kernel({
     SPREAD: "k",
     W_IN: "buffer",
     NORM: 0,
-    EPILOGUE: 0,
+    EPILOGUE: "store",
   },
   derive: (c, { m, k, parts }) => {
     if (m > 1) {
@@ -143,7 +157,35 @@ export const gemv = kernel({
       ...(own ? { TAKEN: Math.min(lanes, Number(c.W_UNIT)) } : {}),
     };
   },
+  tuning: {
+    of: "linear",
+    grid: {
+      WORKGROUP: [32, 64, 128, 256, 512],
+      ROWS: [1, 2, 4],
+      STEPS: [1, 2, 4, 8, 12, 16],
+    },
+    settle(target: LinearTarget, given, device) {
+      const steps = Math.ceil(unitsOf(target) / lanesOf(target, device));
+      const chunks = Math.ceil(steps / given.STEPS);
+      return { ...given, STEPS: Math.ceil(steps / chunks) };
+    },
+    needs(target: LinearTarget, { WORKGROUP, ROWS, STEPS }, device) {
+      const lanes = lanesOf(target, device), loads = ROWS * STEPS;
+      return {
+        threads: WORKGROUP,
+        bytes: device.subgroupSize ? 0 : 4 * WORKGROUP,
+        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+          : target.swiglu && ROWS % 2
+          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
+          : loads > MOST_IN_FLIGHT
+          ? `${loads} loads in flight, at most ${MOST_IN_FLIGHT} fit registers`
+          : undefined,
+      };
+    },
+  },
   grid: ({ n }, constants) => splitGrid(n / rowsOfWorkgroup(constants)),
+  cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `
 ${LANES}
 const PER_WORKGROUP = WORKGROUP / LANES;
@@ -171,7 +213,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
-  @if EPILOGUE == 1 {
+  @if EPILOGUE == "add" {
     // The residual is fetched now, so that nothing waits for it at the end.
     @split var residual: array<f32, ROWS>;
     if (lane == 0u) {
@@ -208,7 +250,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
   if (lane == 0u) {
     ${WRITE}
-    @if EPILOGUE == 1 { if (g < PARTS) { squares[g] = sum; } }
+    @if EPILOGUE == "add" { if (g < PARTS) { squares[g] = sum; } }
   }
 }
 }`,

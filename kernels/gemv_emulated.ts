@@ -39,12 +39,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   @unroll for (var i = 0; i < ROWS; i++) { acc[i] *= factor; }
-  @if EPILOGUE == 1 {
+  @if EPILOGUE == "add" {
     @split var residual: array<f32, ROWS>;
     @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }
   }
   ${write}
-  @if EPILOGUE == 1 {
+  @if EPILOGUE == "add" {
     sum = lanes_sum(sum, tid);
     if (lane == 0u && g / LANES < PARTS) { squares[g / LANES] = sum; }
   }

@@ -1,5 +1,13 @@
-import { kernel, splitGrid } from "../lib/kernel.ts";
+import {
+  type Capabilities,
+  laneConstants,
+} from "../lib/dispatch/capabilities.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import { W_ROW } from "./gemv.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { linearCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 // Fours of a chunk that lie beyond the row are zero, so they add nothing.
 const load = (into: string, chunk: string) => /* wgsl */ `
@@ -23,7 +31,7 @@ export function sumsAtOnce(
   return Math.max(1, Math.min(lanes, sums, 2048 / workgroup));
 }
 
-/** Sums of squares that EPILOGUE 1 leaves per row of x: one per workgroup. */
+/** Partial sums of squares per row of x that EPILOGUE "add" leaves: one per workgroup. */
 export function rowParts(
   n: number,
   { WORKGROUP, LOG_LANES, ROWS, SLICES }: Readonly<
@@ -33,6 +41,13 @@ export function rowParts(
   const groups = Number(WORKGROUP) >> Number(LOG_LANES);
   return Math.ceil(n / (groups / Number(SLICES) * Number(ROWS)));
 }
+
+/** Sums that a thread may hold in registers. */
+const MOST_SUMS = 256;
+
+/** Lanes that share a row of w. */
+const lanesOf = ({ k }: LinearTarget, device: Capabilities) =>
+  2 ** laneConstants(device, Math.max(4, Math.ceil(k / 4))).LOG_LANES;
 
 /**
  * A few rows times a matrix stored by output row, `y = x · wᵀ`: the Linear layers of
@@ -49,14 +64,14 @@ export function rowParts(
  * NORM and EPILOGUE are gemv.ts's; the sums of squares for the next norm are one per
  * workgroup.
  */
-export const gemvRows = kernel({
+export const gemvRows = defineKernel({
   name: "gemvRows",
   buffers: ({ NORM, EPILOGUE }) => ({
     w: "n k as span",
     x: "m k as span",
     y: "inout any as scalar",
     ...(NORM ? { norm: "k as span", squares: "m parts as span" } : {}),
-    ...(EPILOGUE === 1 ? { squares: "out m parts" } : {}),
+    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
   }),
   // y has rows of `stride` elements; this call's first row of w goes to column `column`.
   uniforms: { stride: "u32", column: "u32", eps: "f32" },
@@ -69,7 +84,7 @@ export const gemvRows = kernel({
     STEPS: 2,
     SLICES: 1,
     NORM: 0,
-    EPILOGUE: 0,
+    EPILOGUE: "store",
   },
   derive: (c, { k, parts }) => {
     if (Number(c.SLICES) << Number(c.LOG_LANES) > Number(c.WORKGROUP)) {
@@ -109,15 +124,53 @@ export const gemvRows = kernel({
       PART_STEPS: Math.ceil((parts ?? 0) / 4 / share),
     };
   },
+  tuning: {
+    of: "linear",
+    grid: {
+      WORKGROUP: [32, 64, 128, 256],
+      ROWS: [1, 2, 4, 8],
+      STEPS: [1, 2, 4],
+      SLICES: [1, 2, 4, 8],
+    },
+    settle(target: LinearTarget, given, device) {
+      const most = Math.ceil(target.k / 4 / lanesOf(target, device));
+      return { ...given, STEPS: Math.min(given.STEPS, most) };
+    },
+    needs(target: LinearTarget, { WORKGROUP, ROWS, STEPS, SLICES }, device) {
+      const lanes = lanesOf(target, device), groups = WORKGROUP / lanes;
+      const sums = 2 ** Math.ceil(Math.log2(target.m * ROWS));
+      const loads = ROWS * STEPS;
+      return {
+        threads: WORKGROUP,
+        bytes: 4 * (target.m + 2 * groups * sums) +
+          4 * WORKGROUP * Math.ceil(target.m / WORKGROUP) +
+          (device.subgroupSize
+            ? 0
+            : 4 * WORKGROUP * sumsAtOnce(WORKGROUP, lanes, sums)),
+        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+          : groups % SLICES || !isPowerOf2(SLICES)
+          ? `SLICES is ${SLICES}, must be a power of 2 that divides the ${groups} lane groups`
+          : !isPowerOf2(ROWS) || target.swiglu && ROWS % 2
+          ? `ROWS is ${ROWS}, must be a power of 2, and even where gates and what they gate are summed together`
+          : sums > MOST_SUMS
+          ? `${sums} sums in a thread, at most ${MOST_SUMS} fit registers`
+          : loads > MOST_IN_FLIGHT
+          ? `${loads} loads in flight, at most ${MOST_IN_FLIGHT} fit registers`
+          : undefined,
+      };
+    },
+  },
   grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
     splitGrid(n / (ROWS * (GROUPS / SLICES))),
+  cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `
 @if W_VIEW == "vec4" { @if W_DTYPE == "f32" { alias RAW = vec4f; } @else { alias RAW = vec2u; } }
 @if NORM {
   var<workgroup> squared_parts: array<f32, ROUNDS * WORKGROUP>;
   var<workgroup> factors: array<f32, M>;
 }
-@if EPILOGUE == 1 { var<workgroup> squared: array<f32, GROUPS / SLICES * SUMS>; }
+@if EPILOGUE == "add" { var<workgroup> squared: array<f32, GROUPS / SLICES * SUMS>; }
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
 @if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }
 
@@ -237,7 +290,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let m = at / ROWS;
     let i = at % ROWS;
     @if NORM { let factor = factors[min(m, M - 1u)]; } @else { let factor = 1.0; }
-    @if EPILOGUE == 2 {
+    @if EPILOGUE == "swiglu" {
       // Gates are the even ones, what they gate follows.
       @if OWN > 1 { @if j % 2 == 0 { let other = acc[j + 1]; } @else { let other = 0.0; } }
       @else {
@@ -256,14 +309,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       let row = g * ROWS + i;
       let inside = writes && m < M && row < u.n;
       var value = acc[j] * factor;
-      @if EPILOGUE == 1 {
+      @if EPILOGUE == "add" {
         if (inside) { value += y[m * u.stride + u.column + row]; }
         if (writes) { squared[group / SLICES * SUMS + at] = select(0.0, value * value, inside); }
       }
       if (inside) { y[m * u.stride + u.column + row] = value; }
     }
   }
-  @if EPILOGUE == 1 {
+  @if EPILOGUE == "add" {
     workgroupBarrier();
     for (var m = tid; m < M; m += WORKGROUP) {
       var sum = 0.0;

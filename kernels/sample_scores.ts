@@ -8,9 +8,9 @@
  *
  * @module
  */
-import type { Dims } from "../lib/kernel.ts";
-import type { Constants } from "../lib/unroll.ts";
-import { LANES } from "../lib/wgsl.ts";
+import type { Dims } from "../lib/webgpu/kernel.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 
 /** Threads of every sampling workgroup, a multiple of the chunks of a row. */
 export const WORKGROUP = 256;
@@ -128,7 +128,7 @@ fn row_top(sequence: u32, tid: u32) -> f32 {
 `;
 
 /**
- * Random bits and the Gumbel noise of lib/sampling.ts, whose `gumbel` says how
+ * Random bits and the Gumbel noise of lib/model/sampling.ts, whose `gumbel` says how
  * f32 loses small x. Here −ln(1 − x) below a half is 2 artanh(x / (2 − x)), as
  * WGSL's log has an absolute error of 2⁻²¹ near 1.
  */

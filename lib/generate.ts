@@ -3,10 +3,10 @@
  *
  * @module
  */
-import type { Runner } from "./runner.ts";
-import type { Sampling, SamplingOptions } from "./sampling.ts";
-import { TextStream } from "./text_stream.ts";
-import type { Tokenizer } from "./tokenizer.ts";
+import type { Runner } from "./model/runner.ts";
+import type { Sampling, SamplingOptions } from "./model/sampling.ts";
+import { TextStream } from "./text/text_stream.ts";
+import type { Tokenizer } from "./text/tokenizer.ts";
 
 /** What `generate` takes beside the prompt. */
 export interface GenerateOptions extends SamplingOptions {

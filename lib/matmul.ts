@@ -12,9 +12,9 @@ import {
   chooseMatmul,
   type MatmulChoice,
   type MatmulKernel,
-} from "./choose_matmul.ts";
-import { Plan } from "./plan.ts";
-import type { Tensor } from "./tensor.ts";
+} from "./dispatch/matmul.ts";
+import { Plan } from "./webgpu/plan.ts";
+import { Tensor } from "./webgpu/tensor.ts";
 
 /** How a product is made. */
 export interface MatmulOptions {
@@ -30,12 +30,12 @@ export interface MatmulOptions {
  * {@linkcode chooseMatmul}). The work is submitted, not awaited: `read()` waits.
  *
  * ```ts
- * import { matmul, openDevice } from "../mod.ts";
+ * import { matmul, openDevice, Tensor } from "../mod.ts";
  *
  * if (await navigator.gpu.requestAdapter()) { // openDevice throws where there is none
  *   using gpu = await openDevice();
- *   using a = gpu.tensor("f32", [1, 2], new Float32Array([1, 2]));
- *   using b = gpu.tensor("f32", [2, 3], new Float32Array([1, 2, 3, 4, 5, 6]));
+ *   using a = Tensor.create(gpu, "f32", [1, 2], new Float32Array([1, 2]));
+ *   using b = Tensor.create(gpu, "f32", [2, 3], new Float32Array([1, 2, 3, 4, 5, 6]));
  *   using c = matmul(a, b, { onChoice: ({ kernel, reason }) => console.log(kernel, reason) });
  *   console.log(await c.read()); // [9, 12, 15]
  * }
@@ -121,7 +121,7 @@ function multiply(
   onChoice?.(choice);
   if (!choice.kernel) throw new Error(`Cannot ${action}: ${choice.reason}`);
   const { kernel, m, n, k, shape, constants } = choice;
-  const c = gpu.tensor("f32", shape, undefined, "product");
+  const c = Tensor.create(gpu, "f32", shape, undefined, "product");
   using plan = new Plan(gpu);
   const uniforms = { stride: n, column: 0 };
   if (kernel === "gemv" || kernel === "gemvRows") {

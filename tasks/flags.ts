@@ -3,8 +3,9 @@
  *
  * @module
  */
+import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { parseArgs } from "@std/cli/parse-args";
-import type { Dtype } from "../lib/ops.ts";
+import type { Dtype } from "../lib/dtype.ts";
 
 /** What a flag takes. */
 export type FlagType = "text" | "texts" | "number" | "switch";
@@ -151,15 +152,5 @@ export async function runTask(main: () => Promise<number>): Promise<never> {
     const message = error instanceof Error ? error.message : String(error);
     console.error(`error: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
     Deno.exit(1);
-  }
-}
-
-/** What Deno's WebGPU reads from the environment, where nobody set it. */
-export function prepareEnvironment(): void {
-  // Vulkan's loader complains on stderr where this is unset.
-  if (!Deno.env.get("XDG_RUNTIME_DIR")) Deno.env.set("XDG_RUNTIME_DIR", "/tmp");
-  // Left to itself, Deno may offer a GL adapter, which lacks f16 and may hang.
-  if (!Deno.env.get("DENO_WEBGPU_BACKEND")) {
-    Deno.env.set("DENO_WEBGPU_BACKEND", "vulkan,metal,dx12");
   }
 }

@@ -4,7 +4,7 @@
  *   deno task generate "Once upon a time"
  *   deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B
  */
-import { resolveSampling } from "../lib/sampling.ts";
+import { resolveSampling } from "../lib/model/sampling.ts";
 import { type DeviceKind, type LoadProgress, loadQwen3 } from "../mod.ts";
 import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 

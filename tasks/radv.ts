@@ -9,10 +9,10 @@
  * A table on stderr: vector registers of a lane, spilled registers (vector/scalar),
  * bytes of scratch and workgroup memory, waves that fit a SIMD, bytes of code, and the
  * compiler's estimates of latency and inverse throughput in cycles; nothing is
- * executed. `--json` prints the rows of lib/radv.ts's `RadvStatistics` on stdout. Exit
+ * executed. `--json` prints the rows of lib/tools/radv/radv.ts's `RadvStatistics` on stdout. Exit
  * code 1 where a kernel that a token waits for spills.
  */
-import { openCheckpoint } from "../lib/checkpoint.ts";
+import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import {
   PASSES,
   radvTable,
@@ -20,9 +20,9 @@ import {
   spilling,
   statisticsOf,
   variantsOnAmd,
-} from "../lib/radv.ts";
-import { RadvCompiler } from "../lib/radv_compiler.ts";
-import { KERNEL_NAMES } from "../lib/show.ts";
+} from "../lib/tools/radv/radv.ts";
+import { RadvCompiler } from "../lib/tools/radv/compiler.ts";
+import { KERNEL_NAMES } from "../kernels/list.ts";
 import {
   type FlagTable,
   helpText,

@@ -5,14 +5,11 @@
  *   deno task show attend_decode --model Qwen/Qwen3-4B
  *   deno task show gemv --dtype f16 --set WORKGROUP=64 --set ROWS=4
  */
-import { openCheckpoint } from "../lib/checkpoint.ts";
-import { NoAdapterError, openDevice } from "../lib/device.ts";
-import {
-  KERNEL_NAMES,
-  showKernel,
-  type Sketched,
-  STATED_DEVICE,
-} from "../lib/show.ts";
+import { openCheckpoint } from "../lib/checkpoint/open.ts";
+import { KERNEL_NAMES } from "../kernels/list.ts";
+import { NoAdapterError } from "../lib/errors.ts";
+import { openDevice } from "../lib/open_device.ts";
+import { showKernel, type Sketched, STATED_DEVICE } from "../lib/tools/show.ts";
 import {
   type FlagTable,
   helpText,

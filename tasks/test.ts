@@ -13,11 +13,11 @@
  * fails; QWEN3_TEST_SEED=n repeats it. The last line is `N passed, N failed`, with the
  * number of skipped tests, if any.
  */
-import { prepareEnvironment } from "./flags.ts";
+import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 
-const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/gpu.ts
-const QUICK = "QWEN3_TEST_QUICK"; // read by tests/quick.ts
-const SEEDS = "QWEN3_TEST_SEEDS"; // read by tests/random.ts
+const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/support/gpu.ts
+const QUICK = "QWEN3_TEST_QUICK"; // read by tests/support/quick.ts
+const SEEDS = "QWEN3_TEST_SEEDS"; // read by tests/support/random.ts
 
 /** Named, because this very file would match the runner's own pattern. */
 const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];

@@ -6,15 +6,15 @@ import {
   assertRejects,
   assertThrows,
 } from "@std/assert";
-import { GpuSequences } from "../lib/gpu_sequences.ts";
-import { GpuOps } from "../lib/ops_gpu.ts";
-import { GpuRunner } from "../lib/runner_gpu.ts";
+import { GpuSequences } from "../lib/gpu/sequences.ts";
+import { GpuOps } from "../lib/gpu/ops.ts";
+import { GpuRunner } from "../lib/gpu/runner.ts";
 import { type BatchRun, loadQwen3, type Qwen3 } from "../mod.ts";
-import { oneByOne, promptsOf, read } from "./batch.ts";
-import { relativeError } from "./golden.ts";
-import { gpuTest } from "./gpu.ts";
-import { copyCheckpoint, withLargeValues } from "./temp_checkpoint.ts";
-import { HARDWARE, wrapGpu } from "./wrapped_gpu.ts";
+import { oneByOne, promptsOf, read } from "./support/batch.ts";
+import { relativeError } from "./support/golden.ts";
+import { gpuTest } from "./support/gpu.ts";
+import { copyCheckpoint, withLargeValues } from "./support/temp_checkpoint.ts";
+import { HARDWARE, wrapGpu } from "./support/wrapped_gpu.ts";
 
 const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
 /** 1 to 4 rows, as many as gemv takes, more, and past a power of 2. */
@@ -100,11 +100,7 @@ gpuTest("logits of a batch are those of each prompt alone", async () => {
       };
       // Chunks of 8, so that prompts take up to three.
       compare(await batch.prefillAll(prompts, 8).read(), 0);
-      gpu.write(
-        batch.state.tokens,
-        0,
-        Uint32Array.from(prompts, (_, s) => next(s)),
-      );
+      batch.state.tokens.write(0, Uint32Array.from(prompts, (_, s) => next(s)));
       batch.decode.plan.run({ length: Math.max(...batch.cache.lengths) });
       compare(await batch.decode.logits.read(), 1);
     }

@@ -5,8 +5,9 @@
  * cost too much are left out unless QWEN3_ALL_LENGTHS=1 asks for all of them.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { elements } from "../lib/cpu_dtype.ts";
-import { tensorShapes } from "../lib/synthetic.ts";
+import { elements } from "../lib/dtype.ts";
+import { familyOf } from "../lib/model/families.ts";
+import { tensorShapes } from "../lib/model/family.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import {
   assertGreedy,
@@ -18,8 +19,8 @@ import {
   readGolden,
   readSyntheticGolden,
   relativeError,
-} from "./golden.ts";
-import { gpuTest } from "./gpu.ts";
+} from "./support/golden.ts";
+import { gpuTest } from "./support/gpu.ts";
 
 type Device = "gpu" | "cpu";
 type Precision = "f32" | "auto";
@@ -169,7 +170,8 @@ async function check(
 
 /** Weights that one token is multiplied with. */
 function weightCount({ config }: Qwen3): number {
+  const shapes = tensorShapes(familyOf(config).weights(config));
   let sum = 0;
-  for (const shape of tensorShapes(config).values()) sum += elements(shape);
+  for (const shape of shapes.values()) sum += elements(shape);
   return sum;
 }

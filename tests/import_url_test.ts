@@ -1,11 +1,11 @@
 /** A script elsewhere that imports mod.ts by URL, as people do. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { gpuTest } from "./gpu.ts";
-import { rangeResponse } from "./serve_folder.ts";
+import { gpuTest } from "./support/gpu.ts";
+import { rangeResponse } from "./support/serve_folder.ts";
 
 const ROOT = new URL("../", import.meta.url);
 /** What a thread of the CPU path starts from, and what answers once that was asked for. */
-const WORKER = "/lib/cpu_worker.ts", WORKER_ASKED = "/worker-asked";
+const WORKER = "/lib/cpu/worker.ts", WORKER_ASKED = "/worker-asked";
 
 /** Serves what a person may import, and what that loads. */
 function serveTree(): AsyncDisposable & { url: string; paths: string[] } {
@@ -115,4 +115,17 @@ Deno.test("threads of the CPU path start where the modules came by URL", async (
     server.paths.includes(WORKER),
     cores > 1,
   );
+});
+
+Deno.test("the profile page finds its script and style by URL", async () => {
+  await using server = serveTree();
+  const script = `
+    import { profile } from "${server.url}/lib/tools/profile/profile.ts";
+    import { profileHtml } from "${server.url}/lib/tools/profile/html.ts";
+    const options = { device: "cpu", promptTokens: 2, maxTokens: 2 } as const;
+    const html = await profileHtml(await profile(undefined, options));
+    console.log(JSON.stringify(html.match(/function breakdown|--roof: /g)));
+  `;
+  const found = await runScript(script, server.url);
+  assertEquals(found, ["--roof: ", "--roof: ", "function breakdown"]);
 });

@@ -1,12 +1,16 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { chooseMatmul, type MatmulChoice } from "../lib/choose_matmul.ts";
-import { elements, toF32 } from "../lib/cpu_dtype.ts";
-import { openDevice } from "../lib/device.ts";
+import { chooseMatmul, type MatmulChoice } from "../lib/dispatch/matmul.ts";
+import { type Dtype, elements, toF32 } from "../lib/dtype.ts";
+import { openDevice } from "../lib/open_device.ts";
 import { batchedGemm, gemm, gemv, matmul } from "../lib/matmul.ts";
-import type { Dtype } from "../lib/ops.ts";
-import type { Tensor } from "../lib/tensor.ts";
-import { gpuTest, type Trial } from "./gpu.ts";
-import { assertSums, type Expected, linear, transpose } from "./reference.ts";
+import { Tensor } from "../lib/webgpu/tensor.ts";
+import { gpuTest, type Trial } from "./support/gpu.ts";
+import {
+  assertSums,
+  type Expected,
+  linear,
+  transpose,
+} from "./support/reference.ts";
 
 type Shape = readonly number[];
 
@@ -250,7 +254,7 @@ gpuTest(
     }
     assert(gpu.allocated > before); // the operands; no product was made
     using other = await openDevice();
-    using elsewhere = other.tensor("f32", [3, 4]);
+    using elsewhere = Tensor.create(other, "f32", [3, 4]);
     assertThrows(
       () => matmul(of(2, 3), elsewhere),
       Error,

@@ -1,9 +1,9 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { NoAdapterError } from "../lib/device.ts";
+import { NoAdapterError } from "../lib/errors.ts";
 import { selectDevice } from "../lib/select_device.ts";
-import { parseSynthetic } from "../lib/synthetic.ts";
-import { gpuTest } from "./gpu.ts";
-import { HARDWARE, NO_ADAPTER, wrapGpu } from "./wrapped_gpu.ts";
+import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
+import { gpuTest } from "./support/gpu.ts";
+import { HARDWARE, NO_ADAPTER, wrapGpu } from "./support/wrapped_gpu.ts";
 
 const { config } = parseSynthetic("synthetic:qwen3-0.6b");
 const FORBIDDEN = {
@@ -54,7 +54,7 @@ gpuTest(
     const { gpu: chosen, choice } = await selectDevice("auto", config, gpu);
     using _ = chosen;
     const [, onCpu, onGpu] =
-      /^only a software adapter is here; a \[1, 1024\] × \[1024, 3072\] product reads ([\d.]+) GB\/s on the CPU path, ([\d.]+) GB\/s on Test renderer$/
+      /^only a software adapter is here; a \[1, 1024\] × \[1024, 3072\] matmul reads ([\d.]+) GB\/s on the CPU path, ([\d.]+) GB\/s on Test renderer$/
         .exec(choice.reason)!;
     assertEquals(choice.value, chosen ? "gpu: Test renderer" : "cpu");
     const faster = Number(onGpu) - Number(onCpu);

@@ -1,12 +1,12 @@
 import { assert, assertEquals } from "@std/assert";
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
-import type { Gpu } from "../../lib/device.ts";
-import type { Operands } from "../../lib/kernel.ts";
-import { Plan } from "../../lib/plan.ts";
-import type { Constants } from "../../lib/unroll.ts";
-import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, lanes, quickGpuTest, type Trial } from "../gpu.ts";
+import type { Gpu } from "../../lib/webgpu/device.ts";
+import type { Operands } from "../../lib/webgpu/kernel.ts";
+import { Plan } from "../../lib/webgpu/plan.ts";
+import type { Constants } from "../../lib/dispatch/shapes.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
 import {
   appended,
   assertSums,
@@ -14,7 +14,7 @@ import {
   type Attention,
   type AttentionInputs,
   attentionInputs,
-} from "../reference.ts";
+} from "../support/reference.ts";
 
 const ONE = { first: 0, tokens: 1, rows: 1, eps: 1e-6 };
 

@@ -1,15 +1,15 @@
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
-import { type CpuTensor, toF32 } from "../../lib/cpu_dtype.ts";
-import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, quickGpuTest, type Trial } from "../gpu.ts";
+import { type CpuTensor, toF32 } from "../../lib/dtype.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, quickGpuTest, type Trial } from "../support/gpu.ts";
 import {
   assertSums,
   attended,
   type Attention,
   attentionInputs,
   place,
-} from "../reference.ts";
+} from "../support/reference.ts";
 
 /** Sixteen lanes: through subgroups where they have as many. */
 function run(

@@ -1,8 +1,7 @@
 import { batchedGemm } from "../../kernels/batched_gemm.ts";
-import { toF32 } from "../../lib/cpu_dtype.ts";
-import type { Dtype } from "../../lib/ops.ts";
-import { gpuTest, quickGpuTest, type Trial } from "../gpu.ts";
-import { assertSums, linear, transpose } from "../reference.ts";
+import { type Dtype, toF32 } from "../../lib/dtype.ts";
+import { gpuTest, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { assertSums, linear, transpose } from "../support/reference.ts";
 
 interface Case {
   batch: number;

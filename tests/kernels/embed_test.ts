@@ -1,7 +1,7 @@
 import { embed } from "../../kernels/embed.ts";
-import { type CpuTensor, toF32 } from "../../lib/cpu_dtype.ts";
-import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, quickGpuTest, type Trial } from "../gpu.ts";
+import { type CpuTensor, toF32 } from "../../lib/dtype.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, quickGpuTest, type Trial } from "../support/gpu.ts";
 
 const PARTS = Number(embed.constants.WORKGROUP), POISON = 7;
 

@@ -1,12 +1,16 @@
 import { assertThrows } from "@std/assert";
 import { gemm } from "../../kernels/gemm.ts";
-import { chooseLinear } from "../../lib/choose.ts";
-import { toF32 } from "../../lib/cpu_dtype.ts";
-import type { Dtype } from "../../lib/ops.ts";
-import type { Constants } from "../../lib/unroll.ts";
-import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, quickGpuTest, type Trial } from "../gpu.ts";
-import { assertSums, epilogue, linear, transpose } from "../reference.ts";
+import { chooseLinear } from "../../lib/dispatch/linear.ts";
+import { type Dtype, toF32 } from "../../lib/dtype.ts";
+import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, quickGpuTest, type Trial } from "../support/gpu.ts";
+import {
+  assertSums,
+  epilogue,
+  linear,
+  transpose,
+} from "../support/reference.ts";
 
 const SIZES = [1, 2, 3, 4, 5, 8, 16, 17, 31, 32, 63, 64, 65, 100, 129];
 const SMALL = { BM: 32, BN: 32, BK: 8, TM: 4, TN: 4 };
@@ -19,7 +23,7 @@ interface Case {
   b?: Dtype;
   /** Whether b is `[n, k]`, not `[k, n]`. */
   byColumn?: boolean;
-  epilogue?: 0 | 1 | 2;
+  epilogue?: Epilogue;
   /** Where the result lies in a wider c. */
   column?: number;
   beside?: number;
@@ -29,12 +33,12 @@ interface Case {
 /** Runs one case and compares all of c, also around the result. */
 async function check(trial: Trial, given: Case): Promise<void> {
   const { m, n, k, a = "f32", b = "bf16", byColumn = true } = given;
-  const { epilogue: kind = 0, column = 0, beside = 0 } = given;
+  const { epilogue: kind = "store", column = 0, beside = 0 } = given;
   const { random } = trial, before = 3, message = JSON.stringify(given);
   const left = random.tensor(a, [m, k], 2);
   const right = random.tensor(b, byColumn ? [n, k] : [k, n]);
-  const width = kind === 2 ? n / 2 : n, stride = column + width + beside;
-  const poison = kind === 1 ? before : NaN;
+  const width = kind === "swiglu" ? n / 2 : n, stride = column + width + beside;
+  const poison = kind === "add" ? before : NaN;
   const c = trial.filled([m + 2, stride], poison);
   trial.run(gemm, {
     a: trial.upload(left),
@@ -94,11 +98,11 @@ gpuTest("gemm adds to c and gates", async (_, trial) => {
   const odd = SIZES.filter((size) => size % 2), constants = { TN: 8 };
   for (let i = 0; i < 12; i++) {
     const [m, n, k] = [0, 0, 0].map(() => random.pick(odd));
-    await check(trial, { m, n, k, epilogue: 1 });
-    await check(trial, { m, n: 2 * n, k, epilogue: 2, constants });
+    await check(trial, { m, n, k, epilogue: "add" });
+    await check(trial, { m, n: 2 * n, k, epilogue: "swiglu", constants });
     const whole = { m, n: 8 * n, k: 4 * k };
-    await check(trial, { ...whole, epilogue: 1 });
-    await check(trial, { ...whole, epilogue: 2, constants });
+    await check(trial, { ...whole, epilogue: "add" });
+    await check(trial, { ...whole, epilogue: "swiglu", constants });
   }
 });
 
@@ -106,12 +110,12 @@ gpuTest("gemm adds to c and gates", async (_, trial) => {
 gpuTest(
   "gemm writes its columns of a wider c and nothing else",
   async (_, trial) => {
-    for (const kind of [0, 1, 2] as const) {
-      const constants = { TN: kind === 2 ? 8 : 4 };
+    for (const kind of ["store", "add", "swiglu"] as const) {
+      const constants = { TN: kind === "swiglu" ? 8 : 4 };
       const shape = { m: 33, k: 20, epilogue: kind, constants };
       await check(trial, { ...shape, n: 40, column: 16, beside: 8 });
       await check(trial, { ...shape, n: 72, column: 64, beside: 0 });
-      const beside = kind === 2 ? 2 : 1;
+      const beside = kind === "swiglu" ? 2 : 1;
       await check(trial, { ...shape, n: 38, column: 16, beside });
       await check(trial, { ...shape, n: 38, column: 3, beside: 1 });
     }
@@ -132,11 +136,11 @@ gpuTest(
       assertThrows(
         () =>
           trial.run(gemm, operands, {
-            constants: { ...SMALL, TN: 8, ...constants, EPILOGUE: 2 },
+            constants: { ...SMALL, TN: 8, ...constants, EPILOGUE: "swiglu" },
             uniforms,
           }),
         Error,
-        "Cannot gate (EPILOGUE 2) in a tile with TN",
+        'Cannot gate (EPILOGUE "swiglu") in a tile with TN',
       );
     }
   },
@@ -165,7 +169,13 @@ gpuTest("gemm gives the same with any tile", async (gpu, trial) => {
     await check(trial, { m: 131, n: 140, k: 68, constants });
   }
   const tile = trial.random.pick([...chosen.values()]);
-  await check(trial, { m: 65, n: 280, k: 36, epilogue: 2, constants: tile });
+  await check(trial, {
+    m: 65,
+    n: 280,
+    k: 36,
+    epilogue: "swiglu",
+    constants: tile,
+  });
   const other = trial.random.pick(others);
   const shape = { m: 35, n: 131, k: 33, byColumn: false };
   await check(trial, { ...shape, constants: other });

@@ -1,7 +1,7 @@
 import { gemvColumns } from "../../kernels/gemv_columns.ts";
-import { toF32 } from "../../lib/cpu_dtype.ts";
-import { quickGpuTest } from "../gpu.ts";
-import { assertSums, linear, transpose } from "../reference.ts";
+import { toF32 } from "../../lib/dtype.ts";
+import { quickGpuTest } from "../support/gpu.ts";
+import { assertSums, linear, transpose } from "../support/reference.ts";
 
 quickGpuTest(
   "gemvColumns multiplies one to eight rows by matrices of any size",

@@ -1,8 +1,8 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
-import type { Constants } from "../../lib/unroll.ts";
-import { gpuTest, lanes, quickGpuTest, type Trial } from "../gpu.ts";
-import { checkRows, type RowsCase } from "./rows_case.ts";
+import type { Constants } from "../../lib/dispatch/shapes.ts";
+import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { checkRows, type RowsCase } from "../support/rows_case.ts";
 
 const WEIGHTS = ["f32", "f16", "bf16"] as const;
 const SMALL = { WORKGROUP: 32, STEPS: 1 };
@@ -28,8 +28,8 @@ gpuTest("gemvRows takes one to 32 rows of x", async (_, trial) => {
     await check(trial, { m, n: 37, k: 80, constants });
     if (m % 3) continue;
     await check(trial, { m, n: 38, k: 20, norm: "f32", constants });
-    await check(trial, { m, n: 38, k: 20, epilogue: 1, constants });
-    await check(trial, { m, n: 38, k: 20, epilogue: 2, constants });
+    await check(trial, { m, n: 38, k: 20, epilogue: "add", constants });
+    await check(trial, { m, n: 38, k: 20, epilogue: "swiglu", constants });
   }
 });
 
@@ -47,10 +47,10 @@ gpuTest(
 
 gpuTest("gemvRows norms rows, adds to y and gates", async (_, trial) => {
   for (const w of WEIGHTS) {
-    for (const kind of [0, 1, 2] as const) {
+    for (const kind of ["store", "add", "swiglu"] as const) {
       const shape = { m: 6, n: 74, w, epilogue: kind };
       await check(trial, { ...shape, k: 80 });
-      if (kind !== 1) {
+      if (kind !== "add") {
         await check(trial, { ...shape, k: 1000, norm: w });
         await check(trial, { ...shape, k: 45, norm: w });
       }
@@ -69,7 +69,7 @@ quickGpuTest("gemvRows reads 16-bit x", async (_, trial) => {
 gpuTest(
   "gemvRows writes its columns of a wider y and nothing else",
   async (_, trial) => {
-    for (const kind of [0, 1, 2] as const) {
+    for (const kind of ["store", "add", "swiglu"] as const) {
       for (const [column, beside] of [[0, 5], [3, 0], [16, 3]]) {
         const place = { column, beside, epilogue: kind };
         await check(trial, { m: 5, n: 38, k: 80, ...place });
@@ -98,10 +98,10 @@ gpuTest(
     for (const constants of choices) {
       const m = 5, n = 38;
       await check(trial, { m, n, k: 392, norm: "f32", constants });
-      await check(trial, { m, n, k: 264, epilogue: 1, constants });
+      await check(trial, { m, n, k: 264, epilogue: "add", constants });
       if (Number(constants.ROWS ?? 4) % 2) continue; // pairs of rows
-      await check(trial, { m, n, k: 40, epilogue: 2, constants });
-      await check(trial, { m, n, k: 33, epilogue: 2, constants });
+      await check(trial, { m, n, k: 40, epilogue: "swiglu", constants });
+      await check(trial, { m, n, k: 33, epilogue: "swiglu", constants });
     }
   },
 );

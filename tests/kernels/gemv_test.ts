@@ -1,8 +1,8 @@
 import { assertRejects } from "@std/assert";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
-import type { Constants } from "../../lib/unroll.ts";
-import { gpuTest, lanes, quickGpuTest, type Trial } from "../gpu.ts";
-import { checkRows, type RowsCase } from "./rows_case.ts";
+import type { Constants } from "../../lib/dispatch/shapes.ts";
+import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { checkRows, type RowsCase } from "../support/rows_case.ts";
 
 const WEIGHTS = ["f32", "f16", "bf16"] as const;
 
@@ -33,10 +33,10 @@ gpuTest(
 
 gpuTest("gemv norms rows, adds to y and gates", async (_, trial) => {
   for (const w of WEIGHTS) {
-    for (const kind of [0, 1, 2] as const) {
+    for (const kind of ["store", "add", "swiglu"] as const) {
       const shape = { n: 74, w, epilogue: kind };
       await check(trial, { ...shape, k: 80 });
-      if (kind !== 1) await check(trial, { ...shape, k: 1000, norm: w });
+      if (kind !== "add") await check(trial, { ...shape, k: 1000, norm: w });
       await check(trial, { ...shape, k: 5 });
     }
   }
@@ -52,7 +52,7 @@ quickGpuTest("gemv reads 16-bit x", async (_, trial) => {
 gpuTest(
   "gemv writes its columns of a wider y and nothing else",
   async (_, trial) => {
-    for (const kind of [0, 1, 2] as const) {
+    for (const kind of ["store", "add", "swiglu"] as const) {
       for (const [column, beside] of [[0, 5], [3, 0], [16, 3]]) {
         const place = { column, beside, epilogue: kind };
         await check(trial, { n: 38, k: 80, ...place });
@@ -80,7 +80,7 @@ gpuTest(
       const ROWS = Number(constants.ROWS ?? 2);
       await check(trial, { n: 38, k: 1000, norm: "f32", constants });
       if (ROWS % 2) continue; // pairs of rows
-      await check(trial, { n: 38, k: 40, epilogue: 2, constants });
+      await check(trial, { n: 38, k: 40, epilogue: "swiglu", constants });
     }
     await check(trial, { n: 38, k: 33, constants: { ...none, LOG_LANES: 5 } });
   },
@@ -98,9 +98,9 @@ gpuTest(
           for (const k of [8, 1000]) {
             await check(trial, { n: 37, k, w, constants });
             await check(trial, { n: 74, k, w, norm: w, constants });
-            await check(trial, { n: 300, k, w, epilogue: 1, constants });
+            await check(trial, { n: 300, k, w, epilogue: "add", constants });
             if (ROWS % 2) continue; // pairs of rows
-            await check(trial, { n: 74, k, w, epilogue: 2, constants });
+            await check(trial, { n: 74, k, w, epilogue: "swiglu", constants });
           }
         }
       }
@@ -110,10 +110,10 @@ gpuTest(
       for (const LOG_LANES of [0, 1, 2]) {
         const constants = { ...rows, ...lanes(gpu, true), LOG_LANES };
         await check(trial, { n: 74, k: 88, norm: "f32", constants });
-        await check(trial, { n: 74, k: 88, epilogue: 1, constants });
+        await check(trial, { n: 74, k: 88, epilogue: "add", constants });
       }
       const place = { column: 3, beside: 5, constants: rows };
-      await check(trial, { n: 38, k: 80, epilogue: 1, ...place });
+      await check(trial, { n: 38, k: 80, epilogue: "add", ...place });
       for (const n of [255, 256, 512, 151936]) { // whole rows of texels, and not
         const constants = { ...lanes(gpu, true), ...rows, ROWS: 1 };
         const narrow = { WORKGROUP: 2, LOG_LANES: 1 };

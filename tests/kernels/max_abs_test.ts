@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { maxAbs } from "../../kernels/max_abs.ts";
-import { toF32 } from "../../lib/cpu_dtype.ts";
-import { lanes, quickGpuTest } from "../gpu.ts";
+import { toF32 } from "../../lib/dtype.ts";
+import { lanes, quickGpuTest } from "../support/gpu.ts";
 
 quickGpuTest(
   "maxAbs finds the largest absolute value, wherever it lies",

@@ -1,15 +1,15 @@
 import { assertEquals } from "@std/assert";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
-import { toF32 } from "../../lib/cpu_dtype.ts";
-import type { Gpu } from "../../lib/device.ts";
-import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, lanes, quickGpuTest, type Trial } from "../gpu.ts";
+import { toF32 } from "../../lib/dtype.ts";
+import type { Gpu } from "../../lib/webgpu/device.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
 import {
   appended,
   type Attention,
   type AttentionInputs,
   attentionInputs,
-} from "../reference.ts";
+} from "../support/reference.ts";
 
 const SIZES = { first: 0, tokens: 1, rows: 1, eps: 1e-6 };
 

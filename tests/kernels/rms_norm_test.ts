@@ -1,8 +1,8 @@
 import { rmsNorm } from "../../kernels/rms_norm.ts";
-import { toF32 } from "../../lib/cpu_dtype.ts";
-import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, lanes, quickGpuTest } from "../gpu.ts";
-import { rmsNormed } from "../reference.ts";
+import { toF32 } from "../../lib/dtype.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, lanes, quickGpuTest } from "../support/gpu.ts";
+import { rmsNormed } from "../support/reference.ts";
 
 gpuTest(
   "rmsNorm norms rows of any length and magnitude",

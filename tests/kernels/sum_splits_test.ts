@@ -1,9 +1,9 @@
 import { gemm } from "../../kernels/gemm.ts";
 import { sumSplits } from "../../kernels/sum_splits.ts";
-import { toF32 } from "../../lib/cpu_dtype.ts";
-import { assertAllClose } from "../assert_all_close.ts";
-import { quickGpuTest } from "../gpu.ts";
-import { assertSums, epilogue, linear } from "../reference.ts";
+import { toF32 } from "../../lib/dtype.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { quickGpuTest } from "../support/gpu.ts";
+import { assertSums, epilogue, linear } from "../support/reference.ts";
 
 const TILE = { BM: 32, BN: 32, BK: 8, TM: 4, TN: 4 };
 
@@ -46,7 +46,11 @@ quickGpuTest(
         const inside = (at: number) =>
           at % stride >= column && at % stride < column + n;
         const actual = all.filter((_, at) => inside(at));
-        assertSums(actual, epilogue(ADD, product, n, before), message);
+        assertSums(
+          actual,
+          epilogue(ADD ? "add" : "store", product, n, before),
+          message,
+        );
         const around = all.filter((_, at) => !inside(at));
         const poison = around.map(() => ADD ? before : NaN);
         assertAllClose(around, poison, {}, `around ${message}`);

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { synthesize } from "../../kernels/synthesize.ts";
-import { fillSynthetic } from "../../lib/synthetic.ts";
-import { gpuTest, quickGpuTest } from "../gpu.ts";
+import { fillSynthetic } from "../../lib/checkpoint/synthetic.ts";
+import { gpuTest, quickGpuTest } from "../support/gpu.ts";
 
 gpuTest(
   "synthesize makes the weights of fillSynthetic, bit for bit",

@@ -1,11 +1,11 @@
 import { assert } from "@std/assert";
 import { gemm } from "../../kernels/gemm.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
-import { chooseLinear } from "../../lib/choose.ts";
-import { type CpuTensor, toF32 } from "../../lib/cpu_dtype.ts";
-import { assertAllClose } from "../assert_all_close.ts";
-import { gpuTest, lanes, quickGpuTest, type Trial } from "../gpu.ts";
-import { assertSums, linear, rmsNormed } from "../reference.ts";
+import { chooseLinear } from "../../lib/dispatch/linear.ts";
+import { type CpuTensor, toF32 } from "../../lib/dtype.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { assertSums, linear, rmsNormed } from "../support/reference.ts";
 
 const eps = 1e-6;
 

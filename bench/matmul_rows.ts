@@ -1,0 +1,36 @@
+/**
+ * Rows for one large matmul.
+ *
+ * @module
+ */
+import { Plan } from "../lib/webgpu/plan.ts";
+import { recordMatmul } from "./matmuls.ts";
+import { measure, type Measured, Unmeasurable, withBound } from "./report.ts";
+import { type BenchSetting, hotTimes } from "./setting.ts";
+
+/** `[size, size] × [size, size]`, in f32 or with f16 products summed in f32. */
+export async function matmulRow(
+  { gpu, options, peaks }: BenchSetting,
+  dtype: "f32" | "f16",
+  size: number,
+): Promise<Measured> {
+  if (dtype === "f16" && !gpu.f16) {
+    throw new Unmeasurable(`${gpu.name} has no shader-f16`);
+  }
+  using plan = new Plan(gpu);
+  const reason = recordMatmul(gpu, plan, dtype, { m: size, n: size, k: size });
+  const times = await hotTimes(gpu, plan, 4 * options.runs);
+  const flops = 2 * size ** 3;
+  const rate = measure(
+    "GPU time",
+    "TFLOP/s",
+    times.map((ms) => flops / ms / 1e9),
+  );
+  return {
+    measures: [
+      withBound(rate, peaks, dtype, 1e12),
+      measure("GPU time of one", "ms", times),
+    ],
+    notes: [`${size}³; ${reason}`],
+  };
+}

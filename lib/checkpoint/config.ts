@@ -1,0 +1,219 @@
+/**
+ * The sizes that a checkpoint's `config.json` gives, and what families need to read
+ * it: checked fields and RoPE. Each family's own fields are read in its file in
+ * lib/model; `generation_config.json` is the same for all, and read here.
+ *
+ * @module
+ */
+import { isObject } from "../json.ts";
+
+/** YaRN (https://arxiv.org/abs/2309.00071) as transformers reads it. */
+export interface YarnScaling {
+  factor: number;
+  originalMaxPositionEmbeddings: number;
+  /** Multiplies cos and sin; 0.1·ln(factor)+1 unless the checkpoint says otherwise. */
+  attentionFactor: number;
+  betaFast: number;
+  betaSlow: number;
+  truncate: boolean;
+}
+
+/** The settings that `generation_config.json` has; the others are undefined. */
+export interface GenerationDefaults {
+  doSample?: boolean;
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  repetitionPenalty?: number;
+  eosTokenIds?: number[];
+}
+
+/** The sizes of a dense model, named as in transformers. */
+export interface Qwen3Config {
+  /** Names the family. */
+  modelType: string;
+  vocabSize: number;
+  hiddenSize: number;
+  intermediateSize: number;
+  numHiddenLayers: number;
+  numAttentionHeads: number;
+  numKeyValueHeads: number;
+  headDim: number;
+  maxPositionEmbeddings: number;
+  rmsNormEps: number;
+  ropeTheta: number;
+  ropeScaling: YarnScaling | null;
+  tieWordEmbeddings: boolean;
+  bosTokenId: number | null;
+  /** Every id that ends a text; may be empty. */
+  eosTokenIds: number[];
+}
+
+/** A JSON object whose fields are checked as they are read; errors name file and field. */
+export class ConfigFields {
+  constructor(
+    readonly values: Record<string, unknown>,
+    readonly where: string,
+    readonly prefix = "",
+  ) {}
+
+  /**
+   * @param json what JSON.parse returned
+   * @param where the file, for errors
+   */
+  static of(json: unknown, where: string): ConfigFields {
+    if (isObject(json)) return new ConfigFields(json, where);
+    const is = Array.isArray(json) ? "a list" : JSON.stringify(json);
+    throw new Error(`Cannot use ${where}: it holds ${is}, must be an object`);
+  }
+
+  refuse(field: string, must: string): never {
+    const value = this.values[field];
+    const is = value === undefined ? "missing" : JSON.stringify(value);
+    throw new Error(
+      `Cannot use ${this.where}: ${this.prefix}${field} is ${is}, must be ${must}`,
+    );
+  }
+
+  has(field: string): boolean {
+    return this.values[field] !== undefined && this.values[field] !== null;
+  }
+
+  /** A positive whole number. */
+  size(field: string, otherwise?: number): number {
+    const value = this.values[field] ?? otherwise;
+    if (Number.isSafeInteger(value) && value as number > 0) {
+      return value as number;
+    }
+    this.refuse(field, "a positive whole number");
+  }
+
+  /** A positive finite number. */
+  positive(field: string, otherwise?: number): number {
+    const value = this.values[field] ?? otherwise;
+    if (Number.isFinite(value) && value as number > 0) return value as number;
+    this.refuse(field, "a positive number");
+  }
+
+  /** A number, or undefined where absent or null. */
+  number(field: string): number | undefined {
+    if (!this.has(field)) return undefined;
+    const value = this.values[field];
+    return typeof value === "number" ? value : this.refuse(field, "a number");
+  }
+
+  flag(field: string, otherwise: boolean): boolean {
+    const value = this.values[field] ?? otherwise;
+    if (typeof value === "boolean") return value;
+    this.refuse(field, "true or false");
+  }
+
+  /** Token ids: one, several, or none (absent or null). */
+  tokenIds(field: string): number[] {
+    const ids = [this.values[field] ?? []].flat() as unknown[];
+    if (ids.every((id) => Number.isSafeInteger(id) && id as number >= 0)) {
+      return ids as number[];
+    }
+    this.refuse(field, "a token id, a list of them or null");
+  }
+
+  /** An object, or undefined where absent or null. */
+  object(field: string): ConfigFields | undefined {
+    if (!this.has(field)) return undefined;
+    const value = this.values[field];
+    if (!isObject(value)) this.refuse(field, "an object");
+    return new ConfigFields(value, this.where, `${this.prefix}${field}.`);
+  }
+}
+
+/**
+ * Reads a parsed `generation_config.json`: only what the checkpoint says.
+ *
+ * @param json what JSON.parse returned
+ * @param where the file, for errors
+ * @throws {Error} if a field is not of its type
+ */
+export function parseGeneration(
+  json: unknown,
+  where: string,
+): GenerationDefaults {
+  const fields = ConfigFields.of(json, where);
+  const defaults: GenerationDefaults = {
+    doSample: fields.has("do_sample")
+      ? fields.flag("do_sample", false)
+      : undefined,
+    temperature: fields.number("temperature"),
+    topK: fields.number("top_k"),
+    topP: fields.number("top_p"),
+    minP: fields.number("min_p"),
+    repetitionPenalty: fields.number("repetition_penalty"),
+    eosTokenIds: fields.has("eos_token_id")
+      ? fields.tokenIds("eos_token_id")
+      : undefined,
+  };
+  return Object.fromEntries(
+    Object.entries(defaults).filter(([, value]) => value !== undefined),
+  );
+}
+
+/**
+ * RoPE, given as `rope_theta` and `rope_scaling` or, newer, as `rope_parameters`.
+ *
+ * @throws {Error} if it is neither the default kind nor YaRN.
+ */
+export function parseRope(
+  fields: ConfigFields,
+  maxPositionEmbeddings: number,
+): Pick<Qwen3Config, "ropeTheta" | "ropeScaling"> {
+  // As in transformers: where both are given, the older name wins.
+  const rope = fields.object("rope_scaling") ??
+    fields.object("rope_parameters");
+  if (rope === undefined) {
+    return {
+      ropeTheta: fields.positive("rope_theta", 10000),
+      ropeScaling: null,
+    };
+  }
+  const ropeTheta = rope.has("rope_theta")
+    ? rope.positive("rope_theta")
+    : fields.positive("rope_theta", 10000);
+  if ((rope.values.partial_rotary_factor ?? 1) !== 1) {
+    rope.refuse("partial_rotary_factor", "1");
+  }
+  const typeField = rope.has("rope_type") ? "rope_type" : "type";
+  const type = rope.values[typeField] ?? "default";
+  if (type === "default") return { ropeTheta, ropeScaling: null };
+  if (type !== "yarn") rope.refuse(typeField, '"default" or "yarn"');
+
+  const originalMaxPositionEmbeddings = rope.size(
+    "original_max_position_embeddings",
+    maxPositionEmbeddings,
+  );
+  const factor = rope.positive(
+    "factor",
+    maxPositionEmbeddings / originalMaxPositionEmbeddings,
+  );
+  return {
+    ropeTheta,
+    ropeScaling: {
+      factor,
+      originalMaxPositionEmbeddings,
+      attentionFactor: yarnAttentionFactor(rope, factor),
+      betaFast: rope.positive("beta_fast", 32),
+      betaSlow: rope.positive("beta_slow", 1),
+      truncate: rope.flag("truncate", true),
+    },
+  };
+}
+
+/** `attention_factor` itself, else by `mscale` (DeepSeek's pair), else the paper's. */
+function yarnAttentionFactor(rope: ConfigFields, factor: number): number {
+  if (rope.has("attention_factor")) return rope.positive("attention_factor");
+  const scaleOf = (mscale: number) =>
+    factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1;
+  return rope.values.mscale && rope.values.mscale_all_dim
+    ? scaleOf(rope.positive("mscale")) /
+      scaleOf(rope.positive("mscale_all_dim"))
+    : scaleOf(1);
+}

@@ -1,0 +1,242 @@
+/**
+ * Bytes by range, from a file or over HTTP.
+ *
+ * @module
+ */
+import { errorText } from "../errors.ts";
+import { host } from "../host.ts";
+import type { ByteSource } from "./safetensors.ts";
+
+/** How far loading is, in bytes. */
+export interface LoadProgress {
+  /** `download`: into the cache; `weights`: from there to where they are used. */
+  stage: "download" | "weights";
+  /** What is being read just now. */
+  file?: string;
+  done: number;
+  total: number;
+}
+
+/** How a checkpoint is opened. */
+export interface OpenOptions {
+  onProgress?: (progress: LoadProgress) => void;
+  /** Ends opening, downloading and later reads with its reason. */
+  signal?: AbortSignal;
+  /** Instead of the global one. */
+  fetch?: typeof fetch;
+}
+
+/** A source that holds a file open until it is disposed. */
+export interface OpenSource extends ByteSource, AsyncDisposable {}
+
+/** How often a request is made before its failure counts, and the first pause. */
+const TRIES = 4;
+const FIRST_PAUSE_MS = 200;
+
+/** Opens a file; undefined where there is none. */
+export async function openFile(path: string): Promise<OpenSource | undefined> {
+  const file = await host.files.open(path);
+  if (file === undefined) return undefined;
+  return {
+    name: path,
+    size: file.size,
+    // deno-lint-ignore require-await
+    async read(begin, into) {
+      const count = file.read(begin, into);
+      if (count === into.length) return;
+      throw new Error(
+        `Cannot read ${path}: it ends at byte ${begin + count}, ${
+          begin + into.length
+        } are needed`,
+      );
+    },
+    [Symbol.asyncDispose]: () => Promise.resolve(file[Symbol.dispose]()),
+  };
+}
+
+/**
+ * `fetch` that stops with `signal`, and tries again after failures that pass:
+ * no connection, and the answers 408, 429 and 5xx.
+ */
+export function patientFetch(
+  { fetch: once = fetch, signal }: OpenOptions,
+): typeof fetch {
+  return async (input, init) => {
+    const signals = [signal, init?.signal].filter((signal) => !!signal);
+    const request = { ...init, signal: AbortSignal.any(signals) };
+    for (let tries = 1;; tries++) {
+      try {
+        const response = await once(input, request);
+        const { status } = response;
+        const mayPass = status === 408 || status === 429 || status >= 500;
+        if (!mayPass || tries === TRIES) return response;
+        await response.body?.cancel();
+      } catch (error) {
+        request.signal.throwIfAborted();
+        if (tries === TRIES) throw error;
+      }
+      await pause(tries);
+      request.signal.throwIfAborted();
+    }
+  };
+}
+
+/** The text behind a URL; undefined where the server has none (404, 410). */
+export async function fetchText(
+  url: string,
+  options: OpenOptions,
+): Promise<string | undefined> {
+  const response = await request(url, {}, options);
+  return response === undefined ? undefined : await response.text();
+}
+
+/**
+ * Opens a file behind HTTP; undefined where the server has none. It is read by
+ * ranges. From a server without them it is first copied to a temporary file,
+ * which goes when the source is disposed.
+ */
+export async function openUrl(
+  url: string,
+  options: OpenOptions,
+): Promise<OpenSource | undefined> {
+  const response = await request(url, { Range: "bytes=0-0" }, options);
+  if (response === undefined) return undefined;
+  if (response.status !== 206) return await copyToFile(url, response, options);
+  await response.body?.cancel();
+  const contentRange = response.headers.get("content-range");
+  const size = Number(/\/(\d+)$/.exec(contentRange ?? "")?.[1]);
+  if (Number.isNaN(size)) {
+    throw new Error(
+      `Cannot open ${url}: its content-range is ${contentRange}, must end with the size of the file`,
+    );
+  }
+  return {
+    name: url,
+    size,
+    read: (begin, into) => fetchRange(url, begin, into, options),
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  };
+}
+
+async function fetchRange(
+  url: string,
+  begin: number,
+  into: Uint8Array,
+  options: OpenOptions,
+) {
+  let done = 0;
+  for (let tries = 1; done < into.length; tries++) {
+    const range = `${begin + done}-${begin + into.length - 1}`;
+    const response = await request(url, { Range: `bytes=${range}` }, options);
+    const answered = response?.headers.get("content-range");
+    if (!answered?.startsWith(`bytes ${range}/`)) {
+      await response?.body?.cancel();
+      throw new Error(
+        `Cannot read ${url}: asked for bytes ${range}, the server sent ${
+          answered ?? "another file"
+        }`,
+      );
+    }
+    try {
+      for await (const chunk of response!.body!) {
+        into.set(chunk, done);
+        done += chunk.length;
+      }
+      if (done < into.length) throw new Error("the connection ended");
+    } catch (cause) { // the connection broke: go on where it did
+      options.signal?.throwIfAborted();
+      if (tries === TRIES) throw unreachable(url, cause);
+      await pause(tries);
+    }
+  }
+}
+
+/** A response with a body that can be used, or undefined for 404 and 410. */
+async function request(
+  url: string,
+  headers: Record<string, string>,
+  options: OpenOptions,
+): Promise<Response | undefined> {
+  let response: Response;
+  try {
+    response = await patientFetch(options)(url, {
+      // A compressed answer would have neither the size nor the ranges of the file.
+      headers: { ...headers, "Accept-Encoding": "identity" },
+    });
+  } catch (cause) {
+    options.signal?.throwIfAborted();
+    throw unreachable(url, cause);
+  }
+  if (response.ok) return response;
+  await response.body?.cancel();
+  if (response.status === 404 || response.status === 410) return undefined;
+  throw new Error(
+    `Cannot read ${url}: the server answers ${response.status} ${response.statusText}`,
+  );
+}
+
+async function copyToFile(
+  url: string,
+  response: Response,
+  { onProgress, signal }: OpenOptions,
+): Promise<OpenSource> {
+  const total = Number(response.headers.get("content-length") ?? 0);
+  const path = await host.files.createTemporary("checkpoint-");
+  try {
+    using file = await host.files.append(path);
+    let done = 0;
+    for await (const chunk of response.body ?? []) {
+      await file.append(chunk);
+      done += chunk.length;
+      onProgress?.({
+        stage: "download",
+        file: url,
+        done,
+        total: Math.max(total, done),
+      });
+    }
+  } catch (cause) {
+    await host.files.remove(path);
+    signal?.throwIfAborted();
+    throw unreachable(url, cause);
+  }
+  const copy = (await openFile(path))!;
+  return {
+    name: url,
+    size: copy.size,
+    read: copy.read,
+    async [Symbol.asyncDispose]() {
+      await copy[Symbol.asyncDispose]();
+      await host.files.remove(path);
+    },
+  };
+}
+
+/** Waits longer after each failed try. */
+export function pause(tries: number): Promise<void> {
+  return new Promise((resolve) =>
+    setTimeout(resolve, FIRST_PAUSE_MS * 3 ** (tries - 1))
+  );
+}
+
+function unreachable(url: string, cause: unknown): Error {
+  return new Error(`Cannot read ${url}: ${errorText(cause)}`, { cause });
+}
+
+/** Throws unless a tensor of `byteLength` bytes has those asked for. */
+export function checkRange(
+  name: string,
+  byteLength: number | undefined,
+  begin: number,
+  count: number,
+) {
+  if (byteLength !== undefined && begin >= 0 && begin + count <= byteLength) {
+    return;
+  }
+  throw new RangeError(
+    `Cannot read bytes ${begin} to ${begin + count} of tensor ${name}: ` +
+      (byteLength === undefined
+        ? "there is no such tensor"
+        : `it has ${byteLength}`),
+  );
+}

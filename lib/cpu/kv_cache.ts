@@ -1,0 +1,26 @@
+/**
+ * The KV cache in main memory.
+ *
+ * @module
+ */
+import type { CpuTensor } from "../dtype.ts";
+import { KvCache } from "../model/kv_cache.ts";
+
+/** Keys and values of every layer, f32; dispose it to give its memory back. */
+export class CpuKvCache extends KvCache<CpuTensor> implements Disposable {
+  readonly #release: () => void;
+
+  constructor(
+    layers: readonly { k: CpuTensor; v: CpuTensor }[],
+    sequences: number,
+    context: number,
+    release: () => void,
+  ) {
+    super(layers, sequences, context);
+    this.#release = release;
+  }
+
+  [Symbol.dispose](): void {
+    this.#release();
+  }
+}

@@ -1,0 +1,139 @@
+/**
+ * Tensors in memory that WebAssembly and all threads see without a copy.
+ *
+ * @module
+ */
+import type { Dtype } from "../dtype.ts";
+import { BYTES, type CpuTensor, elements } from "../dtype.ts";
+
+const PAGE = 65536;
+/** What 32-bit addresses reach: more tensors take more memories. */
+const MEMORY_BYTES = PAGE * PAGE;
+/** Kernels may read this far past a tensor (and do not use what they find). */
+const SLACK = 64;
+
+/** Free bytes of a memory. */
+interface Region {
+  memory: number;
+  address: number;
+  bytes: number;
+}
+
+/** Allocates tensors; memories grow as needed and never shrink. */
+export class CpuMemory {
+  readonly #memories: WebAssembly.Memory[] = [];
+  /** Which memory a buffer shows: a memory gets a new buffer whenever it grows. */
+  readonly #memoryOf = new WeakMap<ArrayBufferLike, number>();
+  /** First byte of the last memory that was never used. */
+  #top = MEMORY_BYTES;
+  readonly #free: Region[] = [];
+
+  /**
+   * @param reserved bytes at the start of each memory that hold no tensors
+   * @param onMemory called with each new memory; they are numbered from 0
+   */
+  constructor(
+    private readonly reserved: number,
+    private readonly onMemory: (memory: WebAssembly.Memory) => void,
+  ) {}
+
+  /**
+   * A tensor of zeros within one memory.
+   *
+   * @throws {Error} where it takes more than 4 GiB, or no memory is left
+   */
+  allocate(dtype: Dtype, shape: readonly number[]): CpuTensor {
+    const size = elements(shape);
+    const { memory, address } = this.#reserve(aligned(size * BYTES[dtype]));
+    const { buffer } = this.#memories[memory];
+    this.#memoryOf.set(buffer, memory);
+    const data = dtype === "f32"
+      ? new Float32Array(buffer, address, size)
+      : dtype === "u32"
+      ? new Uint32Array(buffer, address, size)
+      : new Uint16Array(buffer, address, size);
+    return { dtype, shape, data };
+  }
+
+  /** Lets later tensors use the bytes of this one. */
+  release(tensor: CpuTensor): void {
+    const bytes = aligned(tensor.data.byteLength);
+    if (bytes === 0) return;
+    const free = this.#free;
+    free.push({ ...this.find(tensor), bytes });
+    free.sort((a, b) => a.memory - b.memory || a.address - b.address);
+    for (let i = free.length - 1; i > 0; i--) {
+      const [before, after] = [free[i - 1], free[i]];
+      if (
+        before.memory === after.memory &&
+        before.address + before.bytes === after.address
+      ) {
+        before.bytes += after.bytes;
+        free.splice(i, 1);
+      }
+    }
+  }
+
+  /** Where a tensor, or a part of one, is. */
+  find({ data }: CpuTensor): { memory: number; address: number } {
+    const memory = this.#memoryOf.get(data.buffer);
+    if (memory === undefined) {
+      throw new Error(
+        "Cannot use a tensor: its data is elsewhere, must come from tensor()",
+      );
+    }
+    return { memory, address: data.byteOffset };
+  }
+
+  #reserve(bytes: number): { memory: number; address: number } {
+    const region = this.#free
+      .filter((region) => region.bytes >= bytes)
+      .sort((a, b) => a.bytes - b.bytes)[0];
+    if (!region) return this.#extend(bytes);
+    const { memory, address } = region;
+    new Uint8Array(this.#memories[memory].buffer, address, bytes).fill(0);
+    region.address += bytes;
+    region.bytes -= bytes;
+    if (region.bytes === 0) this.#free.splice(this.#free.indexOf(region), 1);
+    return { memory, address };
+  }
+
+  /** Never used bytes, which are zeros. */
+  #extend(bytes: number): { memory: number; address: number } {
+    const most = MEMORY_BYTES - aligned(this.reserved) - SLACK;
+    if (bytes > most) {
+      throw new Error(
+        `Cannot allocate a tensor of ${bytes} bytes: must be at most ${most}`,
+      );
+    }
+    try {
+      if (this.#top + bytes + SLACK > MEMORY_BYTES) this.#addMemory();
+      const memory = this.#memories.length - 1;
+      const { buffer } = this.#memories[memory];
+      const missing = this.#top + bytes + SLACK - buffer.byteLength;
+      if (missing > 0) this.#memories[memory].grow(Math.ceil(missing / PAGE));
+      const address = this.#top;
+      this.#top += bytes;
+      return { memory, address };
+    } catch (cause) {
+      throw new Error(
+        `Cannot allocate a tensor of ${bytes} bytes: no memory is left`,
+        { cause },
+      );
+    }
+  }
+
+  #addMemory(): void {
+    const memory = new WebAssembly.Memory({
+      initial: Math.ceil(this.reserved / PAGE),
+      maximum: MEMORY_BYTES / PAGE,
+      shared: true,
+    });
+    this.#memories.push(memory);
+    this.#top = aligned(this.reserved);
+    this.onMemory(memory);
+  }
+}
+
+/** Tensors begin at cache lines. */
+const aligned = (bytes: number) => 64 * Math.ceil(bytes / 64);

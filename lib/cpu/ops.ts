@@ -1,0 +1,345 @@
+/**
+ * The verbs of a model on the CPU: the reference that the GPU is checked
+ * against, and the fallback where there is none.
+ *
+ * @module
+ */
+import type { Qwen3Config } from "../checkpoint/config.ts";
+import type { CachePass, KvCache } from "../model/kv_cache.ts";
+import type { Ops } from "../model/ops.ts";
+import { type CpuTensor, type Dtype, elements, f32, unpack } from "../dtype.ts";
+import type { CpuInfo, CpuKernels, Finish, Heads } from "./kernels.ts";
+import { CpuKvCache } from "./kv_cache.ts";
+import { PlainKernels } from "./plain.ts";
+import { RopeTable } from "./rope.ts";
+import { chooseWasm, WasmCpuKernels } from "./wasm.ts";
+
+export type { CpuInfo, CpuTensor };
+
+/** How a {@link CpuOps} may work. */
+export interface CpuOptions {
+  /** Threads that share the work, the caller's included; default: one per core. */
+  threads?: number;
+  /** False keeps to plain TypeScript, the reference; default: true. */
+  simd?: boolean;
+}
+
+/**
+ * {@link Ops} in f32 on the CPU. Weights stay as stored (bf16, f16 or f32) and
+ * are unpacked as they are read.
+ *
+ * The result of a verb keeps its values until the next pass, which begins with
+ * {@link CpuOps.embed}: copy what must live longer.
+ */
+export class CpuOps implements Ops<CpuTensor>, Disposable {
+  readonly #config: Qwen3Config;
+  readonly #kernels: CpuKernels;
+  readonly #rope: RopeTable;
+  readonly #results = new ResultPool();
+
+  constructor(config: Qwen3Config, options: CpuOptions = {}) {
+    const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } =
+      config;
+    if (heads % kvHeads !== 0) {
+      throw new Error(
+        `Cannot share ${kvHeads} key/value heads among ${heads} heads: must divide them`,
+      );
+    }
+    this.#config = config;
+    this.#kernels = chooseKernels({ heads, kvHeads, headDim }, options);
+    this.#rope = new RopeTable(config);
+  }
+
+  /** Which kernels run, and why. */
+  get info(): CpuInfo {
+    return this.#kernels.info;
+  }
+
+  /** A tensor of zeros, row-major; a loader reads weights into the bytes of its `data`. */
+  tensor(dtype: Dtype, shape: readonly number[]): CpuTensor {
+    return this.#kernels.allocate(dtype, shape);
+  }
+
+  /** An empty f32 cache for `sequences` texts of up to `context` tokens each. */
+  createCache(sequences: number, context: number): CpuKvCache {
+    const { numHiddenLayers, numKeyValueHeads, headDim } = this.#config;
+    const shape = [sequences, numKeyValueHeads, context, headDim];
+    const half = elements(shape);
+    const stored = Array.from(
+      { length: numHiddenLayers },
+      () => this.tensor("f32", [2, ...shape]),
+    );
+    const layers = stored.map((both) => {
+      const [k, v] = [0, half].map((begin): CpuTensor => ({
+        dtype: "f32",
+        shape,
+        data: both.data.subarray(begin, begin + half),
+      }));
+      return { k, v };
+    });
+    return new CpuKvCache(layers, sequences, context, () => {
+      layers.length = 0;
+      for (const both of stored.splice(0)) this.#kernels.release(both);
+    });
+  }
+
+  embed(table: CpuTensor, tokens: CpuTensor): CpuTensor {
+    const [vocab, hidden] = table.shape;
+    const rows = elements(tokens.shape);
+    this.#results.recycle();
+    const out = this.#results.tensor([rows, hidden]);
+    for (let r = 0; r < rows; r++) {
+      const token = tokens.data[r];
+      if (!(token < vocab)) {
+        throw new Error(
+          `Cannot embed token ${token}: ids must be less than ${vocab}`,
+        );
+      }
+      unpack(
+        table,
+        token * hidden,
+        f32(out).subarray(r * hidden, (r + 1) * hidden),
+      );
+    }
+    return out;
+  }
+
+  normMatmul(x: CpuTensor, norm: CpuTensor, w: CpuTensor): CpuTensor {
+    return this.#matmul(
+      this.#rmsNorm(x, norm),
+      w,
+      [x.shape[0], w.shape[0]],
+      "store",
+    );
+  }
+
+  normSwiglu(x: CpuTensor, norm: CpuTensor, gateUp: CpuTensor): CpuTensor {
+    return this.#matmul(
+      this.#rmsNorm(x, norm),
+      gateUp,
+      [x.shape[0], gateUp.shape[0] / 2],
+      "swiglu",
+    );
+  }
+
+  matmulAdd(x: CpuTensor, w: CpuTensor, residual: CpuTensor): CpuTensor {
+    requireShape("add to residual", residual, [x.shape[0], w.shape[0]]);
+    return this.#matmul(x, w, residual, "add");
+  }
+
+  attend(
+    qkv: CpuTensor,
+    qNorm: CpuTensor,
+    kNorm: CpuTensor,
+    cache: KvCache<CpuTensor>,
+    layer: number,
+  ): CpuTensor {
+    const {
+      numAttentionHeads: heads,
+      numKeyValueHeads: kvHeads,
+      headDim,
+      rmsNormEps,
+    } = this.#config;
+    const rows = qkv.shape[0];
+    const width = (heads + 2 * kvHeads) * headDim;
+    requireShape("attend to qkv", qkv, [rows, width]);
+    requireRows(cache.pass, rows);
+    const { first, tokens } = cache.pass;
+
+    const { k, v } = cache.layers[layer];
+    const keys = f32(k);
+    const values = f32(v);
+    const from = f32(qkv);
+    const q = this.#results.tensor([rows, heads * headDim]);
+    const queries = f32(q);
+    const qWeight = unpack(qNorm, 0, new Float32Array(headDim));
+    const kWeight = unpack(kNorm, 0, new Float32Array(headDim));
+    for (let r = 0; r < rows; r++) {
+      const sequence = first + Math.floor(r / tokens);
+      const position = cache.lengths[sequence] + r % tokens;
+      for (let h = 0; h < heads; h++) {
+        const at = (r * heads + h) * headDim;
+        normalize(
+          from,
+          r * width + h * headDim,
+          qWeight,
+          rmsNormEps,
+          queries,
+          at,
+        );
+        this.#rope.rotate(queries, at, position);
+      }
+      for (let h = 0; h < kvHeads; h++) {
+        const at = ((sequence * kvHeads + h) * cache.context + position) *
+          headDim;
+        const begin = r * width + (heads + h) * headDim;
+        normalize(from, begin, kWeight, rmsNormEps, keys, at);
+        this.#rope.rotate(keys, at, position);
+        const value = begin + kvHeads * headDim;
+        values.set(from.subarray(value, value + headDim), at);
+      }
+    }
+
+    const out = this.#results.tensor([rows, heads * headDim]);
+    this.#kernels.attention({
+      q: queries,
+      k,
+      v,
+      cache,
+      out: f32(out),
+    });
+    return out;
+  }
+
+  lastRow(x: CpuTensor, { pass: { tokens } }: KvCache<CpuTensor>): CpuTensor {
+    const [rows, n] = x.shape;
+    const out = this.#results.tensor([rows / tokens, n]);
+    for (let s = 0; s < rows / tokens; s++) {
+      const begin = ((s + 1) * tokens - 1) * n;
+      f32(out).set(f32(x).subarray(begin, begin + n), s * n);
+    }
+    return out;
+  }
+
+  /** Stops the threads. Tensors keep their values; verbs must not be called again. */
+  [Symbol.dispose](): void {
+    this.#kernels[Symbol.dispose]();
+  }
+
+  #matmul(
+    x: CpuTensor,
+    w: CpuTensor,
+    out: CpuTensor | readonly number[],
+    finish: Finish,
+  ): CpuTensor {
+    if (x.shape[1] !== w.shape[1]) {
+      throw new Error(
+        `Cannot multiply: x is ${show(x)}, w is ${
+          show(w)
+        }; columns must be as many`,
+      );
+    }
+    const y = "data" in out ? out : this.#results.tensor(out);
+    this.#kernels.matmul(
+      f32(x),
+      x.shape[0],
+      w,
+      f32(y),
+      finish,
+    );
+    return y;
+  }
+
+  #rmsNorm(x: CpuTensor, norm: CpuTensor): CpuTensor {
+    const [rows, k] = x.shape;
+    requireShape("norm with norm", norm, [k]);
+    const weight = unpack(norm, 0, new Float32Array(k));
+    const y = this.#results.tensor([rows, k]);
+    for (let r = 0; r < rows; r++) {
+      normalize(
+        f32(x),
+        r * k,
+        weight,
+        this.#config.rmsNormEps,
+        f32(y),
+        r * k,
+      );
+    }
+    return y;
+  }
+}
+
+function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
+  const { threads = navigator.hardwareConcurrency, simd = true } = options;
+  if (!simd) return new PlainKernels(heads, "simd: false was asked for");
+  if (!Number.isInteger(threads) || threads < 1) {
+    throw new Error(
+      `Cannot use ${threads} threads: must be a whole number from 1 on`,
+    );
+  }
+  const choice = chooseWasm();
+  return "refusal" in choice
+    ? new PlainKernels(heads, choice.refusal)
+    : new WasmCpuKernels(heads, threads, choice);
+}
+
+/** RMSNorm (https://arxiv.org/abs/1910.07467) of `weight.length` elements. */
+export function normalize(
+  x: Float32Array,
+  from: number,
+  weight: Float32Array,
+  eps: number,
+  out: Float32Array,
+  to: number,
+): void {
+  const size = weight.length;
+  let squares = 0;
+  for (let i = 0; i < size; i++) squares += x[from + i] * x[from + i];
+  const scale = 1 / Math.sqrt(squares / size + eps);
+  for (let i = 0; i < size; i++) out[to + i] = x[from + i] * scale * weight[i];
+}
+
+const show = ({ shape }: CpuTensor) => `[${shape.join(", ")}]`;
+
+function requireShape(
+  action: string,
+  tensor: CpuTensor,
+  shape: readonly number[],
+): void {
+  if (
+    tensor.shape.length !== shape.length ||
+    tensor.shape.some((n, i) => n !== shape[i])
+  ) {
+    throw new Error(
+      `Cannot ${action}: its shape is ${show(tensor)}, must be [${
+        shape.join(", ")
+      }]`,
+    );
+  }
+}
+
+function requireRows({ sequences, tokens }: CachePass, rows: number): void {
+  if (rows === sequences * tokens) return;
+  throw new Error(
+    `Cannot attend: there are ${rows} rows, must be ${tokens} tokens × ${sequences} sequences`,
+  );
+}
+
+/** Result arrays that the next pass uses again, so that a decode step allocates next to nothing. */
+class ResultPool {
+  /** Larger arrays (those of a long prompt) are left to the garbage collector. */
+  static readonly #largest = 1 << 18;
+  static readonly #capacity = 1 << 22;
+  #arrays = new Map<number, { all: Float32Array[]; used: number }>();
+  #size = 0;
+
+  tensor(shape: readonly number[]): CpuTensor {
+    return { dtype: "f32", shape, data: this.#array(elements(shape)) };
+  }
+
+  /** Everything handed out may be handed out again. */
+  recycle(): void {
+    if (this.#size >= ResultPool.#capacity) {
+      this.#arrays.clear();
+      this.#size = 0;
+    }
+    for (const arrays of this.#arrays.values()) arrays.used = 0;
+  }
+
+  #array(size: number): Float32Array {
+    let arrays = this.#arrays.get(size);
+    if (arrays && arrays.used < arrays.all.length) {
+      return arrays.all[arrays.used++];
+    }
+    const array = new Float32Array(size);
+    if (
+      size <= ResultPool.#largest && this.#size + size <= ResultPool.#capacity
+    ) {
+      if (!arrays) this.#arrays.set(size, arrays = { all: [], used: 0 });
+      arrays.all.push(array);
+      arrays.used++;
+      this.#size += size;
+    }
+    return array;
+  }
+}

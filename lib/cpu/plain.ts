@@ -1,0 +1,120 @@
+/**
+ * The CPU kernels in plain TypeScript: the reference. Sums are float64, results
+ * are rounded to f32 where they are stored.
+ *
+ * @module
+ */
+import type { Dtype } from "../dtype.ts";
+import { type CpuTensor, elements, f32, unpack } from "../dtype.ts";
+import type {
+  Attention,
+  CpuInfo,
+  CpuKernels,
+  Finish,
+  Heads,
+} from "./kernels.ts";
+
+/** Runs on the caller's thread, in any JavaScript engine. */
+export class PlainKernels implements CpuKernels {
+  readonly info: CpuInfo;
+
+  constructor(private readonly heads: Heads, reason: string) {
+    this.info = { kernel: "plain", reason, threads: 1 };
+  }
+
+  allocate(dtype: Dtype, shape: readonly number[]): CpuTensor {
+    const size = elements(shape);
+    const data = dtype === "f32"
+      ? new Float32Array(size)
+      : dtype === "u32"
+      ? new Uint32Array(size)
+      : new Uint16Array(size);
+    return { dtype, shape, data };
+  }
+
+  release(): void {} // the garbage collector does it
+
+  matmul(
+    x: Float32Array,
+    rows: number,
+    w: CpuTensor,
+    out: Float32Array,
+    finish: Finish,
+  ): void {
+    const [n, k] = w.shape;
+    const weights = new Float32Array(k);
+    if (finish !== "swiglu") {
+      for (let j = 0; j < n; j++) {
+        unpack(w, j * k, weights);
+        for (let r = 0; r < rows; r++) {
+          const y = dot(x, r * k, weights, 0, k);
+          out[r * n + j] = finish === "add" ? out[r * n + j] + y : y;
+        }
+      }
+      return;
+    }
+    const up = new Float32Array(k);
+    for (let j = 0; j < n / 2; j++) {
+      unpack(w, j * k, weights);
+      unpack(w, (n / 2 + j) * k, up);
+      for (let r = 0; r < rows; r++) {
+        const g = dot(x, r * k, weights, 0, k);
+        out[r * n / 2 + j] = g / (1 + Math.exp(-g)) * dot(x, r * k, up, 0, k);
+      }
+    }
+  }
+
+  attention({ q, k, v, cache, out }: Attention): void {
+    const { heads, kvHeads, headDim } = this.heads;
+    const { first, tokens } = cache.pass;
+    const keys = f32(k), values = f32(v);
+    const scores = new Float64Array(cache.context);
+    const sums = new Float64Array(headDim);
+    for (let at = 0; at < q.length; at += headDim) {
+      const head = at / headDim % heads;
+      const row = Math.floor(at / headDim / heads);
+      const sequence = first + Math.floor(row / tokens);
+      const count = cache.lengths[sequence] + row % tokens + 1; // positions seen
+      const kvHead = Math.floor(head / (heads / kvHeads));
+      const base = (sequence * kvHeads + kvHead) * cache.context * headDim;
+
+      let max = -Infinity;
+      for (let p = 0; p < count; p++) {
+        scores[p] = dot(q, at, keys, base + p * headDim, headDim) /
+          Math.sqrt(headDim);
+        max = Math.max(max, scores[p]);
+      }
+      let total = 0;
+      sums.fill(0);
+      for (let p = 0; p < count; p++) {
+        const weight = Math.exp(scores[p] - max);
+        total += weight;
+        for (let d = 0; d < headDim; d++) {
+          sums[d] += weight * values[base + p * headDim + d];
+        }
+      }
+      for (let d = 0; d < headDim; d++) out[at + d] = sums[d] / total;
+    }
+  }
+
+  [Symbol.dispose](): void {}
+}
+
+/** `Σ a[i + j] · b[k + j]` over `length` elements; four sums keep the multiplier busy. */
+function dot(
+  a: Float32Array,
+  i: number,
+  b: Float32Array,
+  k: number,
+  length: number,
+): number {
+  let s0 = 0, s1 = 0, s2 = 0, s3 = 0, j = 0;
+  for (; j + 4 <= length; j += 4) {
+    s0 += a[i + j] * b[k + j];
+    s1 += a[i + j + 1] * b[k + j + 1];
+    s2 += a[i + j + 2] * b[k + j + 2];
+    s3 += a[i + j + 3] * b[k + j + 3];
+  }
+  for (; j < length; j++) s0 += a[i + j] * b[k + j];
+  return s0 + s1 + (s2 + s3);
+}

@@ -1,0 +1,225 @@
+/**
+ * Threads that share the chunks of one job at a time. The caller works too and
+ * returns when all chunks are done; it never waits for a thread to start, so a
+ * thread that is late or cannot start costs speed, not correctness.
+ *
+ * @module
+ */
+import { JOB_SIZE, runChunk } from "./jobs.ts";
+import type { WasmKernels } from "./wasm_kernels.ts";
+
+/** A memory that threads work on, and the kernels bound to it. */
+export interface BoundMemory {
+  memory: WebAssembly.Memory;
+  kernels: WasmKernels;
+}
+
+/** What a worker is told: the memories so far. A later message replaces it. */
+export interface Message {
+  control: Int32Array<SharedArrayBuffer>;
+  module: WebAssembly.Module;
+  memories: WebAssembly.Memory[];
+  thread: number;
+  mail: number;
+}
+
+// Words of the control block, all of them shared and changed atomically.
+/** Which chunk is next: the job's number, and below it the index (or CLOSED). */
+const CLAIM = 0;
+/** Chunks finished. */
+const DONE = 1;
+/** Changes when there is something to do; idle workers wait on it. */
+const BELL = 2;
+/** Changes when a message was posted, or the pool is disposed. */
+const MAIL = 3;
+/** Not zero where a chunk threw. */
+const FAILED = 4;
+const CHUNKS = 5;
+const MEMORY = 6;
+const JOB = 7;
+/** Per thread, whether a worker runs or is starting. */
+const ALIVE = JOB + JOB_SIZE;
+
+const INDEX_BITS = 12;
+const CLOSED = (1 << INDEX_BITS) - 1;
+/** Chunks that a job may have. */
+export const MAX_CHUNKS = CLOSED - 1;
+
+/** An idle worker ends after this time, so that a forgotten pool keeps no process alive. */
+const IDLE_MS = 1000;
+/** Looks at a shared word before a thread sleeps: jobs often follow each other within microseconds. */
+const SPINS = 2000;
+
+/** Binds the kernels to a memory. */
+export function bind(
+  module: WebAssembly.Module,
+  memory: WebAssembly.Memory,
+): BoundMemory {
+  const { exports } = new WebAssembly.Instance(module, { work: { memory } });
+  return { memory, kernels: exports as unknown as WasmKernels };
+}
+
+/** Threads and the memories that they see. */
+export class CpuPool implements Disposable {
+  readonly memories: BoundMemory[] = [];
+  /** Why workers cannot run, where one failed to start. */
+  failure: string | undefined;
+  readonly #control: Int32Array<SharedArrayBuffer>;
+  readonly #workers = new Map<number, Worker>();
+  #job = 0;
+
+  /** `threads` include the caller's. */
+  constructor(readonly threads: number, readonly module: WebAssembly.Module) {
+    this.#control = new Int32Array(
+      new SharedArrayBuffer(4 * (ALIVE + threads)),
+    );
+    this.#control[CLAIM] = CLOSED;
+  }
+
+  /** Shows a memory to all threads; returns its number. */
+  add(memory: WebAssembly.Memory): number {
+    const index = this.memories.push(bind(this.module, memory)) - 1;
+    Atomics.add(this.#control, MAIL, 1);
+    for (const [thread, worker] of this.#workers) this.#post(worker, thread);
+    this.#ring();
+    return index;
+  }
+
+  /** Runs all chunks of a job on a memory, on the caller alone if `alone`. */
+  run(
+    memory: number,
+    job: readonly number[],
+    chunks: number,
+    alone: boolean,
+  ): void {
+    const control = this.#control;
+    control[CHUNKS] = chunks; // no worker looks while the job is closed
+    control[MEMORY] = memory;
+    control.set(job, JOB);
+    Atomics.store(control, DONE, 0);
+    Atomics.store(control, FAILED, 0);
+    this.#job = this.#job + 1 << INDEX_BITS >> INDEX_BITS;
+    Atomics.store(control, CLAIM, this.#job << INDEX_BITS);
+    if (!alone && chunks > 1) {
+      this.#start();
+      this.#ring();
+    }
+    try {
+      work(control, this.memories, 0);
+    } finally {
+      for (let done; (done = Atomics.load(control, DONE)) < chunks;) {
+        waitWhile(control, DONE, done);
+      }
+      Atomics.store(control, CLAIM, this.#job << INDEX_BITS | CLOSED);
+    }
+    if (Atomics.load(control, FAILED)) {
+      throw new Error(
+        "Cannot compute on the CPU: a thread failed, its error is on stderr",
+      );
+    }
+  }
+
+  [Symbol.dispose](): void {
+    Atomics.add(this.#control, MAIL, 1);
+    this.#ring(); // a worker that waits cannot be terminated
+    for (const worker of this.#workers.values()) worker.terminate();
+    this.#workers.clear();
+    this.memories.length = 0;
+  }
+
+  #ring(): void {
+    Atomics.add(this.#control, BELL, 1);
+    Atomics.notify(this.#control, BELL);
+  }
+
+  /** Starts workers that never ran or ended when idle. */
+  #start(): void {
+    if (this.failure) return;
+    for (let thread = 1; thread < this.threads; thread++) {
+      if (Atomics.exchange(this.#control, ALIVE + thread, 1)) continue;
+      const worker = new Worker(new URL("./worker.ts", import.meta.url), {
+        type: "module",
+      });
+      worker.addEventListener("error", (event) => {
+        event.preventDefault();
+        this.failure = event.message;
+      });
+      this.#workers.set(thread, worker);
+      this.#post(worker, thread);
+    }
+  }
+
+  #post(worker: Worker, thread: number): void {
+    const message: Message = {
+      control: this.#control,
+      module: this.module,
+      memories: this.memories.map(({ memory }) => memory),
+      thread,
+      mail: Atomics.load(this.#control, MAIL),
+    };
+    worker.postMessage(message);
+  }
+}
+
+/**
+ * A worker's life between two messages.
+ *
+ * @returns whether it should end: nothing was to do for a while
+ */
+export function serve(
+  { control, module, memories, thread, mail }: Message,
+): boolean {
+  const bound = memories.map((memory) => bind(module, memory));
+  for (;;) {
+    const bell = Atomics.load(control, BELL);
+    if (Atomics.load(control, MAIL) !== mail) return false;
+    work(control, bound, thread);
+    if (!waitWhile(control, BELL, bell, IDLE_MS)) {
+      Atomics.store(control, ALIVE + thread, 0);
+      return true;
+    }
+  }
+}
+
+/** Claims and runs chunks until none is left. Throws after that. */
+function work(
+  control: Int32Array<SharedArrayBuffer>,
+  memories: readonly BoundMemory[],
+  thread: number,
+): void {
+  const errors: unknown[] = [];
+  for (;;) {
+    const claim = Atomics.load(control, CLAIM);
+    const index = claim & CLOSED;
+    if (index === CLOSED || index >= control[CHUNKS]) break;
+    const bound = memories.at(control[MEMORY]);
+    if (!bound) break; // the message that brings it is on its way
+    const job = Uint32Array.from(control.subarray(JOB, JOB + JOB_SIZE));
+    // What was read belongs to the job if its number and chunk are still the next.
+    if (Atomics.compareExchange(control, CLAIM, claim, claim + 1) !== claim) {
+      continue;
+    }
+    try {
+      runChunk(bound.kernels, bound.memory, job, index, thread);
+    } catch (error) {
+      errors.push(error);
+      Atomics.store(control, FAILED, 1);
+    }
+    Atomics.add(control, DONE, 1);
+    Atomics.notify(control, DONE);
+  }
+  if (errors.length > 0) throw errors[0];
+}
+
+/** Waits while a word has this value, first awake, then asleep; false after `sleepMs` of sleep. */
+function waitWhile(
+  control: Int32Array<SharedArrayBuffer>,
+  word: number,
+  value: number,
+  sleepMs?: number,
+): boolean {
+  for (let spin = 0; spin < SPINS; spin++) {
+    if (Atomics.load(control, word) !== value) return true;
+  }
+  return Atomics.wait(control, word, value, sleepMs) !== "timed-out";
+}

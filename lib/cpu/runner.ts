@@ -1,0 +1,160 @@
+/**
+ * A model on the CPU: the same forward pass over {@linkcode CpuOps}.
+ *
+ * @module
+ */
+import { type CachePass, positionsOf, requireRoom } from "../model/kv_cache.ts";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
+import type { Qwen3Config } from "../checkpoint/config.ts";
+import type { CpuKvCache } from "./kv_cache.ts";
+import { CpuOps, type CpuTensor } from "./ops.ts";
+import { familyOf } from "../model/families.ts";
+import type { Weights } from "../model/family.ts";
+import type { Runner } from "../model/runner.ts";
+import { host } from "../host.ts";
+import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
+import { type LoadOptions, loadWeights } from "../model/weights.ts";
+
+/** Prompt tokens that go through the model at once. */
+const PREFILL_ROWS = 256;
+
+/** {@linkcode Runner} on the CPU. */
+export class CpuRunner implements Runner {
+  readonly fallbacks = [];
+  readonly #cache: CpuKvCache;
+
+  private constructor(
+    readonly config: Qwen3Config,
+    readonly ops: CpuOps,
+    readonly weights: Weights<CpuTensor>,
+    readonly context: number,
+  ) {
+    this.#cache = ops.createCache(1, context);
+  }
+
+  /** Loads the weights of `checkpoint` into memory. */
+  static async load(
+    checkpoint: Checkpoint,
+    options: LoadOptions & { context: number },
+  ): Promise<CpuRunner> {
+    const ops = new CpuOps(checkpoint.config);
+    try {
+      const weights = await loadWeights(checkpoint, {
+        allocate: (dtype, shape) => ops.tensor(dtype, shape),
+        write({ data }, begin, bytes) {
+          new Uint8Array(data.buffer, data.byteOffset + begin).set(bytes);
+        },
+        settle: () => Promise.resolve(),
+      }, options);
+      return new CpuRunner(checkpoint.config, ops, weights, options.context);
+    } catch (error) {
+      ops[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  async logits(
+    tokens: readonly number[],
+    { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
+  ): Promise<Float32Array> {
+    const { vocabSize } = this.config;
+    const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
+    let at = 0;
+    this.#cache.reset();
+    const prefill = this.#prefill(this.#cache, 0, tokens, all, signal);
+    for await (const logits of prefill) {
+      out.set(logits, at);
+      if (all) at += logits.length;
+    }
+    return out;
+  }
+
+  requireRoom(sequences: number, context: number): void {
+    requireRoom(this.config, { sequences, context, dtype: "f32" }, {
+      name: "the CPU",
+      free: host.freeMemory(),
+    });
+  }
+
+  async *generate(
+    prompts: readonly (readonly number[])[],
+    sampling: Sampling,
+    maxTokens: number,
+    signal?: AbortSignal,
+  ): AsyncGenerator<readonly number[], void> {
+    const { vocabSize } = this.config, sequences = prompts.length;
+    using several = sequences > 1
+      ? this.#several(sequences, positionsOf(prompts, maxTokens, this.context))
+      : undefined;
+    const cache = several ?? this.#cache;
+    cache.reset();
+    const rows: Float32Array[] = [];
+    for (const [s, prompt] of prompts.entries()) {
+      let last: Float32Array;
+      for await (last of this.#prefill(cache, s, prompt, false, signal));
+      rows.push(last!.slice()); // the next prompt's come into the same place
+    }
+    const seen = prompts.map((prompt) => seenBits(vocabSize, prompt));
+    for (let step = 0; step < maxTokens; step++) {
+      const ids = sampleEach(rows, sampling, seen, step);
+      yield ids;
+      if (step === maxTokens - 1) return;
+      await breathe();
+      signal?.throwIfAborted();
+      cache.stepBackIfFull();
+      const pass = { first: 0, sequences, tokens: 1 };
+      const logits = this.#forward(cache, pass, ids, false);
+      rows.forEach((_, s) =>
+        rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
+      );
+    }
+  }
+
+  #several(sequences: number, context: number): CpuKvCache {
+    this.requireRoom(sequences, context);
+    return this.ops.createCache(sequences, context);
+  }
+
+  /** A prompt into a sequence that the cache has nothing of; logits of each chunk. */
+  async *#prefill(
+    cache: CpuKvCache,
+    sequence: number,
+    tokens: readonly number[],
+    all: boolean,
+    signal?: AbortSignal,
+  ): AsyncGenerator<Float32Array, void> {
+    for (let begin = 0; begin < tokens.length; begin += PREFILL_ROWS) {
+      await breathe();
+      signal?.throwIfAborted();
+      const chunk = tokens.slice(begin, begin + PREFILL_ROWS);
+      const pass = { first: sequence, sequences: 1, tokens: chunk.length };
+      yield this.#forward(cache, pass, chunk, all);
+    }
+  }
+
+  #forward(
+    cache: CpuKvCache,
+    pass: CachePass,
+    tokens: readonly number[],
+    all: boolean,
+  ): Float32Array {
+    cache.begin(pass);
+    const input: CpuTensor = {
+      dtype: "u32",
+      shape: [tokens.length],
+      data: Uint32Array.from(tokens),
+    };
+    const { forward } = familyOf(this.config);
+    const logits = forward(this.ops, this.weights, input, cache, all);
+    cache.advance();
+    return logits.data as Float32Array;
+  }
+
+  [Symbol.dispose](): void {
+    this.#cache[Symbol.dispose]();
+    this.ops[Symbol.dispose]();
+  }
+}
+
+/** Lets timers and signals in between two passes, which block the thread. */
+const breathe = () => new Promise<void>((resolve) => setTimeout(resolve, 0));

@@ -1,0 +1,224 @@
+/**
+ * The kernels of attention and of SwiGLU: what is no product by a weight.
+ *
+ * @module
+ */
+import {
+  branch,
+  type Code,
+  f32,
+  f32x4,
+  FunctionBuilder,
+  i32,
+  i32x4,
+  increase,
+  type Local,
+  loop,
+  times,
+  v128,
+} from "./assembler.ts";
+
+/** `a · b + c` of f32x4. */
+export type MulAdd = (a: Code, b: Code, c: Code) => Code;
+
+/**
+ * `x = exp(x)` to about one unit in the last place: `2ⁿ · exp(x − n·ln 2)`, the
+ * second factor by its Taylor polynomial. Infinity from 88.4 on (n is 128);
+ * below −87, where f32 ends, it stays next to nothing.
+ */
+function exp(
+  x: Local,
+  n: Local,
+  f: FunctionBuilder<string>,
+  mulAdd: MulAdd,
+): Code {
+  const factorials = [5040, 720, 120, 24, 6, 2, 1, 1];
+  const [high, low] = [0.693359375, Math.LN2 - 0.693359375]; // n · high is exact
+  const power = i32x4.shiftLeft(
+    i32x4.add(i32x4.truncate(n.get), f.ints(127)),
+    i32.const(23),
+  );
+  return [
+    ...x.set(f32x4.max(f32x4.min(x.get, f.floats(89)), f.floats(-87))),
+    ...n.set(f32x4.nearest(f32x4.mul(x.get, f.floats(Math.LOG2E)))),
+    ...x.set(mulAdd(n.get, f.floats(-high), x.get)),
+    ...x.set(mulAdd(n.get, f.floats(-low), x.get)),
+    ...x.set(f32x4.mul(
+      factorials.slice(1).reduce(
+        (sum, factorial) => mulAdd(sum, x.get, f.floats(1 / factorial)),
+        f.floats(1 / factorials[0]),
+      ),
+      power,
+    )),
+  ];
+}
+
+/** Builds `WasmKernels.softmax`. */
+export function softmax(mulAdd: MulAdd) {
+  const f = new FunctionBuilder("softmax", {
+    x: "i32",
+    count: "i32",
+    total: "i32",
+    scale: "f32",
+  });
+  const { x, count, total, scale } = f.parameters;
+  const at = f.local("i32"), end = f.local("i32");
+  const value = f.local("v128"),
+    n = f.local("v128"),
+    max = f.local("v128"),
+    sum = f.local("v128");
+  const lanes = (combine: typeof f32.add, local: Local) =>
+    [0, 1, 2, 3].map((lane) => f32x4.lane(lane)(local.get)).reduce((a, b) =>
+      combine(a, b)
+    );
+  const fill = (content: number) => [
+    at.set(end.get),
+    loop(i32.lessUnsigned(at.get, total.get), [
+      f32.store()(at.get, f32.const(content)),
+      increase(at, 4),
+    ]),
+  ];
+  const each = (body: Code[]) => [
+    at.set(x.get),
+    loop(i32.lessUnsigned(at.get, total.get), [...body, increase(at, 16)]),
+  ];
+  return f.finish([
+    end.set(i32.add(x.get, i32.shl(count.get, i32.const(2)))),
+    total.set(i32.add(x.get, i32.shl(total.get, i32.const(2)))),
+    ...fill(-3e38), // not -Infinity: that less the maximum must stay a number
+    max.set(f.floats(-Infinity)),
+    ...each([max.set(f32x4.max(max.get, v128.load()(at.get)))]),
+    max.set(f32x4.splat(lanes(f32.max, max))),
+    ...each([
+      value.set(f32x4.mul(
+        f32x4.sub(v128.load()(at.get), max.get),
+        f32x4.splat(scale.get),
+      )),
+      exp(value, n, f, mulAdd),
+      v128.store()(at.get, value.get),
+    ]),
+    ...fill(0),
+    sum.set(f.floats(0)),
+    ...each([sum.set(f32x4.add(sum.get, v128.load()(at.get)))]),
+    sum.set(f32x4.splat(f32.div(f32.const(1), lanes(f32.add, sum)))),
+    ...each([
+      v128.store()(at.get, f32x4.mul(v128.load()(at.get), sum.get)),
+    ]),
+  ]);
+}
+
+/** Builds `WasmKernels.weightedSum`. */
+export function weightedSum(mulAdd: MulAdd) {
+  const f = new FunctionBuilder("weightedSum", {
+    weights: "i32",
+    weightsBytes: "i32",
+    rows: "i32",
+    values: "i32",
+    rowBytes: "i32",
+    count: "i32",
+    out: "i32",
+    outBytes: "i32",
+    add: "i32",
+  });
+  const {
+    weights,
+    weightsBytes,
+    rows,
+    values,
+    rowBytes,
+    count,
+    out,
+    outBytes,
+    add,
+  } = f.parameters;
+  const [r, d, p, from] = times(4, () => f.local("i32"));
+  const [weightAt, to] = times(2, () => times(2, () => f.local("i32")));
+  const vs = times(4, () => f.local("v128")), weight = f.local("v128");
+  const sums = times(2, () => times(4, () => f.local("v128")));
+
+  const eachSum = (
+    height: number,
+    width: number,
+    body: (sum: Local, row: number, column: number) => Code,
+  ): Code[] =>
+    sums.slice(0, height).flatMap((row, i) =>
+      row.slice(0, width).map((sum, j) => body(sum, i, j))
+    );
+
+  /** `height` rows of weights and `width` vectors of each row of values. */
+  const tile = (height: number, width: number): Code[] => [
+    to[0].set(i32.add(out.get, d.get)),
+    to[1].set(i32.add(to[0].get, outBytes.get)),
+    branch(
+      add.get,
+      eachSum(
+        height,
+        width,
+        (sum, i, j) => sum.set(v128.load(16 * j)(to[i].get)),
+      ),
+      eachSum(height, width, (sum) => sum.set(f.floats(0))),
+    ),
+    weightAt[0].set(weights.get),
+    weightAt[1].set(i32.add(weights.get, weightsBytes.get)),
+    from.set(i32.add(values.get, d.get)),
+    p.set(i32.const(0)),
+    loop(i32.lessUnsigned(p.get, count.get), [
+      ...vs.slice(0, width).map((v, i) => v.set(v128.load(16 * i)(from.get))),
+      ...weightAt.slice(0, height).flatMap((at, i) => [
+        weight.set(v128.loadSplat32()(at.get)),
+        ...vs.slice(0, width).map((v, j) =>
+          sums[i][j].set(mulAdd(weight.get, v.get, sums[i][j].get))
+        ),
+        increase(at, 4),
+      ]),
+      increase(from, rowBytes.get),
+      increase(p, 1),
+    ]),
+    ...eachSum(
+      height,
+      width,
+      (sum, i, j) => v128.store(16 * j)(to[i].get, sum.get),
+    ),
+    increase(d, 16 * width),
+  ];
+  const row = (height: number): Code[] => [
+    d.set(i32.const(0)),
+    loop(
+      i32.lessUnsigned(i32.add(d.get, i32.const(48)), rowBytes.get),
+      tile(height, 4),
+    ),
+    loop(i32.lessUnsigned(d.get, rowBytes.get), tile(height, 1)),
+    ...times(
+      height,
+      () => [increase(weights, weightsBytes.get), increase(out, outBytes.get)],
+    ).flat(),
+    increase(r, height),
+  ];
+  return f.finish([
+    loop(i32.lessUnsigned(i32.add(r.get, i32.const(1)), rows.get), row(2)),
+    loop(i32.lessUnsigned(r.get, rows.get), row(1)),
+  ]);
+}
+
+/** Builds `WasmKernels.swiglu`. */
+export function swiglu(mulAdd: MulAdd) {
+  const f = new FunctionBuilder("swiglu", { g: "i32", u: "i32", count: "i32" });
+  const { g, u, count } = f.parameters;
+  const i = f.local("i32"), value = f.local("v128"), n = f.local("v128");
+  return f.finish([
+    loop(i32.lessUnsigned(i.get, count.get), [
+      value.set(f32x4.neg(v128.load()(g.get))),
+      exp(value, n, f, mulAdd),
+      v128.store()(
+        g.get,
+        f32x4.mul(
+          f32x4.div(v128.load()(g.get), f32x4.add(value.get, f.floats(1))),
+          v128.load()(u.get),
+        ),
+      ),
+      increase(g, 16),
+      increase(u, 16),
+      increase(i, 4),
+    ]),
+  ]);
+}

@@ -1,0 +1,291 @@
+/**
+ * A model on the GPU of which every operation is checked against the CPU as it runs.
+ * Slow by design: each verb is awaited and read back.
+ *
+ * @module
+ */
+import {
+  type CachePass,
+  type KvCache,
+  positionsOf,
+} from "../model/kv_cache.ts";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
+import { type CpuTensor, f32 } from "../dtype.ts";
+import type { Choice } from "../dispatch/choice.ts";
+import type { Gpu } from "../webgpu/device.ts";
+import { GpuKvCache } from "../gpu/kv_cache.ts";
+import { SamplingTwin } from "./sampling.ts";
+import { GpuOps } from "../gpu/ops.ts";
+import { Plan } from "../webgpu/plan.ts";
+import { familyOf } from "../model/families.ts";
+import { pairWeights } from "../model/family.ts";
+import { type Call, perform, tap, tensorsOf, translate } from "../model/tap.ts";
+import { differenceText, rowDifference } from "../check/row_difference.ts";
+import type { Runner } from "../model/runner.ts";
+import { CpuRunner } from "../cpu/runner.ts";
+import { GpuRunner, type GpuRunnerOptions } from "../gpu/runner.ts";
+import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
+import { Tensor } from "../webgpu/tensor.ts";
+
+/** One verb, recorded for the GPU. */
+interface Step {
+  call: Call<Tensor>;
+  plan: Plan;
+  output: Tensor;
+}
+
+/** Both sides' keys and values. */
+interface Caches {
+  onGpu: GpuKvCache;
+  onCpu: KvCache<CpuTensor>;
+}
+
+/** A key or value did not fit an f16 cache. */
+class CacheOverflow extends Error {}
+
+/**
+ * {@linkcode Runner} that throws at the first operation, or choice of a token, that
+ * differs from the CPU's. Its tokens are the CPU's choice from the GPU's logits. The
+ * loop of `generate`, which leaves tokens on the device, is not what runs here.
+ */
+export class DebugRunner implements Runner {
+  readonly fallbacks = [];
+  readonly context: number;
+  /** The CPU's copy of each of the GPU's weights. */
+  readonly #twins: ReadonlyMap<Tensor, CpuTensor>;
+
+  private constructor(
+    readonly gpu: GpuRunner,
+    readonly cpu: CpuRunner,
+    readonly options: GpuRunnerOptions,
+  ) {
+    this.context = options.context;
+    this.#twins = pairWeights(gpu.weights, cpu.weights);
+  }
+
+  /** What the GPU's runner decided since loading. */
+  get choices(): readonly Choice[] {
+    return this.gpu.choices;
+  }
+
+  /** Loads the weights twice. */
+  static async load(
+    gpu: Gpu,
+    checkpoint: Checkpoint,
+    options: GpuRunnerOptions,
+  ): Promise<DebugRunner> {
+    const cpu = await CpuRunner.load(checkpoint, options);
+    const on = await GpuRunner.load(gpu, checkpoint, options);
+    return new DebugRunner(on, cpu, options);
+  }
+
+  async logits(
+    tokens: readonly number[],
+    { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
+  ): Promise<Float32Array> {
+    try {
+      using caches = this.#caches(1, this.context);
+      return await this.#append(tokens, 0, caches, all, signal);
+    } catch (error) {
+      await this.#widenAfter(error);
+      return this.logits(tokens, { all, signal });
+    }
+  }
+
+  /** Goes on with f32 caches, or throws what is no reason to. */
+  async #widenAfter(error: unknown): Promise<void> {
+    if (!(error instanceof CacheOverflow)) throw error;
+    await this.gpu.widen();
+  }
+
+  /** Empty caches on both sides. */
+  #caches(sequences: number, context: number) {
+    const { gpu, config, cacheDtype } = this.gpu;
+    const onGpu = new GpuKvCache(gpu, config, sequences, context, cacheDtype);
+    const onCpu = this.cpu.ops.createCache(sequences, context);
+    onGpu.reset();
+    return {
+      onGpu,
+      onCpu,
+      [Symbol.dispose]() {
+        onGpu[Symbol.dispose]();
+        onCpu[Symbol.dispose]();
+      },
+    };
+  }
+
+  async #append(
+    tokens: readonly number[],
+    sequence: number,
+    caches: Caches,
+    all: boolean,
+    signal?: AbortSignal,
+  ): Promise<Float32Array> {
+    const rows = this.gpu.prefillRows, parts: Float32Array[] = [];
+    for (let at = 0; at < tokens.length; at += rows) {
+      signal?.throwIfAborted();
+      const chunk = Uint32Array.from(tokens.slice(at, at + rows));
+      const pass = { first: sequence, sequences: 1, tokens: chunk.length };
+      parts.push(await this.#pass(chunk, pass, all, caches));
+    }
+    if (!all) return parts.at(-1)!;
+    const out = new Float32Array(tokens.length * this.gpu.config.vocabSize);
+    parts.reduce((at, part) => (out.set(part, at), at + part.length), 0);
+    return out;
+  }
+
+  requireRoom(sequences: number, context: number): void {
+    this.gpu.requireRoom(sequences, context);
+    this.cpu.requireRoom(sequences, context);
+  }
+
+  async *generate(
+    prompts: readonly (readonly number[])[],
+    sampling: Sampling,
+    maxTokens: number,
+    signal?: AbortSignal,
+  ): AsyncGenerator<readonly number[], void> {
+    const context = positionsOf(prompts, maxTokens, this.context);
+    const texts = prompts.map((prompt) => [...prompt]);
+    for (let step = 0; step < maxTokens;) {
+      const steps = { step, maxTokens, signal };
+      try {
+        for await (const ids of this.#run(texts, context, sampling, steps)) {
+          ids.forEach((id, s) => texts[s].push(id));
+          step++;
+          yield ids;
+        }
+      } catch (error) {
+        await this.#widenAfter(error); // from what was accepted
+      }
+    }
+  }
+
+  async *#run(
+    texts: readonly (readonly number[])[],
+    context: number,
+    sampling: Sampling,
+    { step, maxTokens, signal }: {
+      /** Tokens that were chosen before. */
+      step: number;
+      maxTokens: number;
+      signal?: AbortSignal;
+    },
+  ): AsyncGenerator<readonly number[], void> {
+    const { vocabSize } = this.gpu.config;
+    this.requireRoom(texts.length, context);
+    using caches = this.#caches(texts.length, context);
+    const { gpu } = this.gpu, sequences = texts.length;
+    using twin = new SamplingTwin(gpu, sampling, {
+      ...{ sequences, vocab: vocabSize },
+    });
+    const seen = texts.map((text) => seenBits(vocabSize, text));
+    const rows: Float32Array[] = [];
+    for (const [s, text] of texts.entries()) {
+      const fits = text.slice(0, context);
+      rows.push(await this.#append(fits, s, caches, false, signal));
+    }
+    for (; step < maxTokens; step++) {
+      const before = seen.map((bits) => bits.slice());
+      const ids = sampleEach(rows, sampling, seen, step);
+      const wrong = await twin.difference(rows, before, step, ids);
+      if (wrong) throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
+      yield ids;
+      if (step === maxTokens - 1) return;
+      signal?.throwIfAborted();
+      caches.onGpu.stepBackIfFull();
+      caches.onCpu.stepBackIfFull();
+      const pass = { first: 0, sequences, tokens: 1 };
+      const logits = await this.#pass(
+        Uint32Array.from(ids),
+        pass,
+        false,
+        caches,
+      );
+      rows.forEach((_, s) =>
+        rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
+      );
+    }
+  }
+
+  async #pass(
+    chunk: Uint32Array<ArrayBuffer>,
+    pass: CachePass,
+    all: boolean,
+    caches: Caches,
+  ): Promise<Float32Array> {
+    const { gpu, config } = this.gpu, { onGpu: cache } = caches;
+    cache.begin(pass);
+    caches.onCpu.begin(pass);
+    using ops = new GpuOps(gpu, config);
+    using input = Tensor.create(gpu, "u32", [chunk.length], chunk, "tokens");
+    const steps: Step[] = [];
+    const recording = tap(ops, (call, run) => {
+      const plan = ops.plan = new Plan(gpu);
+      const output = run();
+      steps.push({ call, plan, output });
+      return output;
+    });
+    familyOf(config).forward(recording, this.gpu.weights, input, cache, all);
+    const overflows = async () =>
+      cache.dtype === "f16" && (await cache.flags.read())[0] !== 0;
+    let last = new Float32Array();
+    for (const step of steps) {
+      const { actual, wrong } = await this.#check(step, caches);
+      last = actual;
+      if (!wrong) continue;
+      if (await overflows()) break;
+      throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
+    }
+    if (await overflows()) throw new CacheOverflow();
+    cache.advance();
+    caches.onCpu.advance();
+    return last;
+  }
+
+  /** Runs a verb on both sides: the GPU's result, and how it differs from the CPU's if it does. */
+  async #check(
+    { call, plan, output }: Step,
+    { onGpu, onCpu }: Caches,
+  ): Promise<{ actual: Float32Array<ArrayBuffer>; wrong?: string }> {
+    using _plan = plan;
+    // Read before the GPU runs: a verb may overwrite an input.
+    const inputs = new Map<Tensor, CpuTensor>();
+    for (const tensor of tensorsOf(call)) {
+      if (this.#twins.has(tensor)) continue;
+      const { dtype, shape } = tensor, values = await tensor.read();
+      const data = dtype === "u32" ? Uint32Array.from(values) : values;
+      inputs.set(tensor, { dtype, shape, data });
+    }
+    plan.run({ length: Math.max(...onGpu.lengths) });
+    const actual = await output.read() as Float32Array<ArrayBuffer>;
+    this.gpu.gpu.check();
+    const twin = (tensor: Tensor) =>
+      this.#twins.get(tensor) ?? inputs.get(tensor)!;
+    const expected = perform(this.cpu.ops, translate(call, twin, onCpu));
+    const label = plan.dispatches.at(-1)?.label;
+    const name = label ? `${label} (${call.verb})` : call.verb;
+    return {
+      actual,
+      wrong: this.#compare(name, actual, f32(expected), output),
+    };
+  }
+
+  /** How `actual` differs from `expected`, if it does. */
+  #compare(
+    name: string,
+    actual: Float32Array,
+    expected: Float32Array,
+    { shape }: Tensor,
+  ): string | undefined {
+    const { f16Matmuls } = this.options, { cacheDtype } = this.gpu;
+    const half = f16Matmuls || cacheDtype === "f16" && /attend/.test(name);
+    const found = rowDifference(actual, expected, shape[1], half);
+    return found && `${name} ${differenceText(found)}`;
+  }
+
+  [Symbol.dispose](): void {
+    this.cpu[Symbol.dispose]();
+    this.gpu[Symbol.dispose]();
+  }
+}

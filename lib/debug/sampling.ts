@@ -1,0 +1,91 @@
+/**
+ * The GPU's sampling beside the CPU's, token by token.
+ *
+ * @module
+ */
+import type { Gpu } from "../webgpu/device.ts";
+import { Plan } from "../webgpu/plan.ts";
+import {
+  addSampling,
+  createSamplerState,
+  type SamplerState,
+} from "../gpu/sample.ts";
+import { sample, type Sampling } from "../model/sampling.ts";
+import { Tensor } from "../webgpu/tensor.ts";
+
+/** The dispatches that choose tokens, recorded for logits that the host writes. */
+export class SamplingTwin implements Disposable {
+  readonly #own = new DisposableStack();
+  readonly #logits: Tensor;
+  readonly #state: SamplerState;
+  readonly #plan: Plan;
+
+  constructor(
+    readonly gpu: Gpu,
+    readonly sampling: Sampling,
+    size: { sequences: number; vocab: number },
+  ) {
+    const { sequences, vocab } = size;
+    this.#logits = this.#own.use(Tensor.create(gpu, "f32", [sequences, vocab]));
+    this.#state = this.#own.use(
+      createSamplerState(gpu, { ...size, steps: 1 }),
+    );
+    this.#plan = this.#own.use(new Plan(gpu));
+    this.#own.use(
+      addSampling(this.#plan, this.#logits, sampling, this.#state),
+    );
+  }
+
+  /**
+   * What is wrong with the tokens that the GPU chooses from `rows`, where the CPU
+   * chose `expected`; `seen` is that from before the choice.
+   */
+  async difference(
+    rows: readonly Float32Array[],
+    seen: readonly Uint32Array<ArrayBuffer>[],
+    step: number,
+    expected: readonly number[],
+  ): Promise<string | undefined> {
+    const { gpu, sampling } = this, state = this.#state;
+    rows.forEach((row, s) => {
+      this.#logits.write(s * row.byteLength, row.slice());
+      state.seen.write(s * seen[s].byteLength, seen[s]);
+    });
+    state.step.write(0, new Uint32Array(rows.length).fill(step));
+    this.#plan.run();
+    const chosen = await state.tokens.read();
+    gpu.check();
+    for (const [s, row] of rows.entries()) {
+      const own = { ...sampling, seed: (sampling.seed + s) >>> 0 };
+      const [on, off] = [chosen[s], expected[s]];
+      if (on === off || nearly(on, off, row, own, seen[s], step)) continue;
+      return `sampling of token ${step}${
+        rows.length > 1 ? ` of sequence ${s}` : ""
+      } differs from the CPU: ${on} on the GPU (logit ${
+        row[on] ?? "beyond the vocabulary"
+      }), ${off} on the CPU (logit ${row[off]})`;
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#own[Symbol.dispose]();
+  }
+}
+
+/** Whether `on` would be chosen instead of `off` if both logits were off by f32 rounding. */
+function nearly(
+  on: number,
+  off: number,
+  row: Float32Array,
+  sampling: Sampling,
+  seen: Uint32Array,
+  step: number,
+): boolean {
+  if (on >= row.length) return false;
+  const nudged = row.slice();
+  const by = (id: number) =>
+    1e-4 * Math.max(1, sampling.temperature) + 1e-6 * Math.abs(row[id]);
+  nudged[on] += by(on);
+  nudged[off] -= by(off);
+  return sample(nudged, sampling, seen, step) === on;
+}

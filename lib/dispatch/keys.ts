@@ -1,0 +1,91 @@
+/**
+ * The keys that tuned constants are stored under: a kernel and a class of shapes.
+ *
+ * @module
+ */
+import {
+  type ContextClass,
+  FEW_ROW_CLASSES,
+  type LinearShape,
+  ROW_CLASSES,
+} from "./shapes.ts";
+import type { Dtype } from "../dtype.ts";
+
+/** The class that `m` rows belong to. */
+const classOf = (m: number, classes: readonly number[]) =>
+  classes.find((most) => m <= most) ?? classes.at(-1)!;
+
+/** Key of a Linear layer; `half`: its products are in f16. */
+export function linearKey(
+  kernel: "gemv" | "gemvRows" | "gemm",
+  { m, n, k, dtype, swiglu }: Omit<LinearShape, "norm" | "largest">,
+  half = false,
+): string {
+  const rows = kernel === "gemv"
+    ? m
+    : classOf(m, kernel === "gemm" ? ROW_CLASSES : FEW_ROW_CLASSES);
+  const kind = [kernel, dtype, ...(swiglu ? ["swiglu"] : [])];
+  return [...kind, ...(half ? ["half"] : []), rows, n, k].join(" ");
+}
+
+/** Key of a decode step's attention: `group` query heads share a kv head. */
+export function attendKey(
+  what: ContextClass,
+  headDim: number,
+  group: number,
+): string {
+  return `attendDecode ${what} ${headDim} ${group}`;
+}
+
+/** A class of Linear layers. */
+export interface LinearTarget {
+  kernel: string;
+  dtype: Exclude<Dtype, "u32">;
+  swiglu: boolean;
+  /** Whether products are in f16. */
+  half: boolean;
+  /** Rows: exactly for gemv, at most for the others. */
+  m: number;
+  n: number;
+  k: number;
+}
+
+/** A decode step's attention in a class of contexts. */
+export interface AttendTarget {
+  kernel: string;
+  what: ContextClass;
+  headDim: number;
+  /** Query heads that share a kv head. */
+  group: number;
+}
+
+/** What a key stands for. */
+export type TuningTarget = LinearTarget | AttendTarget;
+
+/** What a key stands for; undefined if it is not one. */
+export function parseKey(key: string): TuningTarget | undefined {
+  const linear = /^(\w+) (f32|f16|bf16)( swiglu)?( half)? (\d+) (\d+) (\d+)$/
+    .exec(key);
+  if (linear) {
+    const [, kernel, dtype, swiglu, half, ...sizes] = linear;
+    const [m, n, k] = sizes.map(Number);
+    return {
+      kernel,
+      dtype: dtype as LinearTarget["dtype"],
+      swiglu: swiglu !== undefined,
+      half: half !== undefined,
+      m,
+      n,
+      k,
+    };
+  }
+  const attend = /^(\w+) (short|middle|long) (\d+) (\d+)$/.exec(key);
+  if (!attend) return undefined;
+  const [, kernel, what, headDim, group] = attend;
+  return {
+    kernel,
+    what: what as ContextClass,
+    headDim: Number(headDim),
+    group: Number(group),
+  };
+}

@@ -1,0 +1,219 @@
+/**
+ * A model on the GPU: logits of a prompt in chunks, and text by a decode loop that stays
+ * on the device.
+ *
+ * @module
+ */
+import { positionsOf, requireRoom } from "../model/kv_cache.ts";
+import { compileAhead } from "../webgpu/compile_ahead.ts";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
+import type { Qwen3Config } from "../checkpoint/config.ts";
+import { host } from "../host.ts";
+import type { Choice } from "../dispatch/choice.ts";
+import { chooseLogitsRows, choosePassRows } from "../dispatch/pass_rows.ts";
+import type { Gpu } from "../webgpu/device.ts";
+import { GpuSequences, type Pass } from "./sequences.ts";
+import { gpuStore, measureLargest } from "./store.ts";
+import { GpuOps } from "./ops.ts";
+import type { Weights } from "../model/family.ts";
+import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
+import { OVERFLOW } from "./ring_reader.ts";
+import type { Runner } from "../model/runner.ts";
+import type { Sampling } from "../model/sampling.ts";
+import type { Tensor } from "../webgpu/tensor.ts";
+import { type LoadOptions, loadWeights } from "../model/weights.ts";
+
+/** How a {@linkcode GpuRunner} is loaded. */
+export interface GpuRunnerOptions extends LoadOptions {
+  context: number;
+  cacheDtype: "f16" | "f32";
+  /** Matmuls of many rows may multiply in f16; they sum in f32. */
+  f16Matmuls: boolean;
+}
+
+/** {@linkcode Runner} on a GPU. */
+export class GpuRunner implements Runner {
+  readonly fallbacks = [];
+  readonly context: number;
+  /** What was decided since loading. */
+  readonly choices: Choice[] = [];
+  /** Set to watch the decode loop. */
+  watcher?: LoopWatcher;
+  readonly #ops: GpuOps;
+  /** For one text at a time; its memory is there from the beginning. */
+  readonly #one: GpuSequences;
+
+  private constructor(
+    readonly gpu: Gpu,
+    readonly config: Qwen3Config,
+    readonly weights: Weights<Tensor>,
+    one: GpuSequences,
+  ) {
+    this.context = one.cache.context;
+    this.#ops = one.ops;
+    this.#one = one;
+  }
+
+  /** Loads the weights of `checkpoint` onto `gpu`. */
+  static async load(
+    gpu: Gpu,
+    checkpoint: Checkpoint,
+    options: GpuRunnerOptions,
+  ): Promise<GpuRunner> {
+    const { config } = checkpoint, { context, cacheDtype: dtype } = options;
+    const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
+    // Only hardware is faster in f16; the widest weight tells how far rows may reach.
+    if (options.f16Matmuls) await measureLargest(gpu, config, weights);
+    gpu.check();
+    const size = { sequences: 1, context, dtype };
+    const ops = new GpuOps(gpu, config);
+    const one = await GpuSequences.create(ops, weights, size);
+    return new GpuRunner(gpu, config, weights, one);
+  }
+
+  async logits(
+    tokens: readonly number[],
+    { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
+  ): Promise<Float32Array> {
+    const { vocabSize } = this.config, { prefillRows } = this;
+    const { maxStorageBufferBindingSize } = this.gpu.limits;
+    const rows = all
+      ? chooseLogitsRows(prefillRows, vocabSize, maxStorageBufferBindingSize)
+      : prefillRows;
+    const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
+    let at = 0, last: Tensor | undefined;
+    const one = this.#one;
+    one.cache.reset();
+    const options = { sequence: 0, rows, all, signal };
+    for (const logits of one.prefill(tokens, options)) {
+      last = logits;
+      if (!all) continue;
+      const part = await logits.read();
+      out.set(part, at);
+      at += part.length;
+    }
+    if (!all) out.set(await last!.read());
+    const flags = await one.cache.flags.read();
+    if (flags[0] === 0) return out;
+    await this.widen();
+    return this.logits(tokens, { all, signal });
+  }
+
+  requireRoom(sequences: number, context: number): void {
+    const { gpu, config, cacheDtype: dtype } = this;
+    const { maxStorageBufferBindingSize, maxBufferSize } = gpu.limits;
+    requireRoom(config, { sequences, context, dtype }, {
+      name: gpu.name,
+      binding: Math.min(maxStorageBufferBindingSize, maxBufferSize),
+      free: gpu.software ? host.freeMemory() : undefined,
+    });
+  }
+
+  async *generate(
+    prompts: readonly (readonly number[])[],
+    sampling: Sampling,
+    maxTokens: number,
+    signal?: AbortSignal,
+  ): AsyncGenerator<readonly number[], void> {
+    const sequences = prompts.length;
+    using several = sequences > 1
+      ? await this.#several(
+        sequences,
+        positionsOf(prompts, maxTokens, this.context),
+      )
+      : undefined;
+    const texts = prompts.map((prompt) => [...prompt]);
+    const batch = several ?? this.#one;
+    for (let step = 0; step < maxTokens;) {
+      await this.#compileAhead(batch, texts);
+      let overflow = false;
+      {
+        using loop = new DecodeLoop(batch, {
+          sampling,
+          step,
+          maxTokens: maxTokens - step,
+          prefillRows: this.prefillRows,
+          signal,
+          watcher: this.watcher,
+        });
+        loop.prefill(texts);
+        for await (const ids of loop.tokens()) {
+          overflow = ids === OVERFLOW;
+          if (overflow) break;
+          ids.forEach((id, i) => texts[i % sequences].push(id));
+          step += ids.length / sequences;
+          yield ids;
+        }
+      }
+      // Continue after the accepted tokens, with a cache that holds any value.
+      if (overflow) await this.widen(several);
+    }
+  }
+
+  async #several(sequences: number, context: number): Promise<GpuSequences> {
+    this.requireRoom(sequences, context);
+    const dtype = this.cacheDtype;
+    return await GpuSequences.create(this.#ops, this.weights, {
+      sequences,
+      context,
+      dtype,
+    });
+  }
+
+  /** Compiles what a run needs, in several threads where that pays. */
+  async #compileAhead(
+    batch: GpuSequences,
+    texts: readonly (readonly number[])[],
+  ): Promise<void> {
+    const decided = await compileAhead(
+      this.gpu,
+      () => batch.shaders(texts, this.prefillRows),
+    );
+    if (!decided) return;
+    const before = this.choices.findIndex(({ what }) => what === decided.what);
+    if (before >= 0) this.choices.splice(before, 1);
+    this.choices.push(decided);
+  }
+
+  /** Prompt tokens that go through the model in one pass. */
+  get prefillRows(): number {
+    const { config, gpu } = this;
+    const heads = config.numAttentionHeads + 2 * config.numKeyValueHeads;
+    const widest = Math.max(heads * config.headDim, config.intermediateSize);
+    return choosePassRows(widest, gpu.limits.maxStorageBufferBindingSize);
+  }
+
+  /** How keys and values are kept. */
+  get cacheDtype(): "f16" | "f32" {
+    return this.#one.cache.dtype;
+  }
+
+  /** Sets how many tokens the cache holds, for whoever runs a {@linkcode pass} by hand. */
+  setLength(tokens: number): void {
+    this.#one.cache.reset([tokens]);
+  }
+
+  /** The recorded forward pass of `tokens` tokens; `all`: with logits of each. */
+  pass(tokens: number, all: boolean): Pass {
+    const pass = this.#one.pass({ first: 0, sequences: 1, tokens, all });
+    pass.plan.seal();
+    return pass;
+  }
+
+  /** Values beyond f16 were met: keep them as f32 from now on. */
+  async widen(several?: GpuSequences): Promise<void> {
+    await this.#one.widen();
+    await several?.widen();
+    this.choices.push({
+      what: "KV cache",
+      value: "f32",
+      reason: "a key or value exceeded 65,504, the largest f16",
+    });
+  }
+
+  [Symbol.dispose](): void {
+    this.#one[Symbol.dispose]();
+    this.#ops[Symbol.dispose]();
+    this.gpu[Symbol.dispose]();
+  }
+}

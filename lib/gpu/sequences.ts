@@ -1,0 +1,250 @@
+/**
+ * Sequences that decode together on the GPU: their cache, what sampling keeps of
+ * them, and the forward passes recorded for them.
+ *
+ * @module
+ */
+import type { CachePass, CacheSize } from "../model/kv_cache.ts";
+import { DeviceError } from "../errors.ts";
+import { GpuKvCache } from "./kv_cache.ts";
+import type { GpuOps } from "./ops.ts";
+import { Plan } from "../webgpu/plan.ts";
+import { familyOf } from "../model/families.ts";
+import type { Weights } from "../model/family.ts";
+import { RingReader } from "./ring_reader.ts";
+import type { Shader } from "../webgpu/pipeline.ts";
+import {
+  createSamplerBuffers,
+  type SamplerBuffers,
+  type SamplerState,
+} from "./sample.ts";
+import { Tensor } from "../webgpu/tensor.ts";
+
+/** Steps whose tokens the device keeps until they are read. */
+const RING = 256;
+/** Readbacks whose promises Deno still sleeps on while others go out. */
+const READBACKS = 32;
+/** Recorded passes that are kept; each length of prompt needs its own. */
+const MOST_PASSES = 8;
+
+/** A forward pass: write tokens to `input`, run `plan`, read `logits`. */
+export interface Pass {
+  plan: Plan;
+  input: Tensor;
+  logits: Tensor;
+}
+
+/** What a pass is recorded for. */
+export interface PassShape extends CachePass {
+  /** Logits after each token, not only after the last. */
+  readonly all: boolean;
+}
+
+/** One or more sequences; one loop at a time decodes them. */
+export class GpuSequences implements Disposable {
+  readonly reader: RingReader;
+  readonly #passes = new Map<string, Pass>();
+  readonly #own = new DisposableStack();
+  readonly #state: SamplerBuffers;
+  #cache: GpuKvCache;
+  #firstLogits?: Tensor;
+
+  private constructor(
+    readonly ops: GpuOps,
+    readonly weights: Weights<Tensor>,
+    cache: GpuKvCache,
+  ) {
+    const { gpu, config } = ops, { sequences } = cache;
+    this.#cache = cache;
+    const size = { sequences, vocab: config.vocabSize, steps: RING };
+    this.#state = this.#own.use(createSamplerBuffers(gpu, size));
+    this.reader = this.#own.use(new RingReader(gpu, this.#state.ring));
+  }
+
+  /**
+   * Empty sequences of up to `context` tokens.
+   *
+   * @throws {MemoryError} if the device has no memory for them.
+   */
+  static async create(
+    ops: GpuOps,
+    weights: Weights<Tensor>,
+    { sequences, context, dtype }: CacheSize,
+  ): Promise<GpuSequences> {
+    const { gpu, config } = ops;
+    const cache = await GpuKvCache.create(
+      gpu,
+      config,
+      sequences,
+      context,
+      dtype,
+    );
+    const made = new GpuSequences(ops, weights, cache);
+    await made.reader.prepare(READBACKS);
+    return made;
+  }
+
+  get cache(): GpuKvCache {
+    return this.#cache;
+  }
+
+  /** What sampling reads and writes. */
+  get state(): SamplerState {
+    return { ...this.#state, lengths: this.#cache.lengthsOnDevice };
+  }
+
+  /** The pass of a decode step: a token of each sequence, which sampling has left in its input. */
+  get decode(): Pass {
+    const { sequences } = this.#cache;
+    return this.pass({ first: 0, sequences, tokens: 1, all: false });
+  }
+
+  /** The recorded pass of a shape; not sealed before it first runs. */
+  pass(shape: PassShape): Pass {
+    const { first, sequences, tokens, all } = shape;
+    const key = JSON.stringify([first, sequences, tokens, all]);
+    const known = this.#passes.get(key);
+    if (known) return known;
+    const { ops } = this, { gpu } = ops;
+    const whole = sequences === this.#cache.sequences && tokens === 1;
+    if (this.#passes.size >= MOST_PASSES) {
+      const [oldest, { plan }] = [...this.#passes]
+        .find(([, { input }]) => input !== this.#state.tokens)!;
+      plan[Symbol.dispose]();
+      this.#passes.delete(oldest);
+    }
+    const plan = new Plan(gpu);
+    const rows = sequences * tokens;
+    const input = whole
+      ? this.#state.tokens
+      : Tensor.create(gpu, "u32", [rows], undefined, "prompt");
+    if (!whole) plan.own(input);
+    ops.plan = plan;
+    this.#cache.record(shape);
+    const { forward } = familyOf(ops.config);
+    const logits = forward(ops, this.weights, input, this.#cache, all);
+    const pass = { plan, input, logits };
+    this.#passes.set(key, pass);
+    return pass;
+  }
+
+  /**
+   * What prompts in chunks of `rows` tokens and decode steps run, as far as it was not
+   * sealed. Records one pass of each length that the prompts will run too, no more than
+   * are kept: what others need beside that is little.
+   */
+  shaders(prompts: readonly (readonly number[])[], rows: number): Shader[] {
+    const firsts = new Map<number, number>();
+    prompts.forEach(({ length }, sequence) => {
+      const fits = Math.min(length, this.#cache.context);
+      for (const tokens of [Math.min(fits, rows), fits % rows]) {
+        if (tokens > 0 && !firsts.has(tokens)) firsts.set(tokens, sequence);
+      }
+    });
+    const passes = [...firsts].slice(0, MOST_PASSES - 1).map(
+      ([tokens, first]) =>
+        this.pass({ first, sequences: 1, tokens, all: false }),
+    );
+    return [...passes, this.decode].flatMap(({ plan }) => plan.shaders);
+  }
+
+  /**
+   * Submits a prompt in chunks of `rows` tokens into a sequence that the cache has
+   * nothing of; yields the logits of each.
+   */
+  *prefill(
+    prompt: readonly number[],
+    { sequence, rows, all, signal }: {
+      sequence: number;
+      rows: number;
+      all: boolean;
+      signal?: AbortSignal;
+    },
+  ): Generator<Tensor, void> {
+    const { gpu } = this.ops, cache = this.#cache;
+    for (let begin = 0; begin < prompt.length; begin += rows) {
+      signal?.throwIfAborted();
+      const chunk = Uint32Array.from(prompt.slice(begin, begin + rows));
+      const pass = { first: sequence, sequences: 1, tokens: chunk.length };
+      const { plan, input, logits } = this.pass({ ...pass, all });
+      input.write(0, chunk);
+      cache.begin(pass);
+      plan.run({ length: begin });
+      cache.advance();
+      gpu.check();
+      yield logits;
+    }
+  }
+
+  /**
+   * Submits a prompt for every sequence, one after the other: logits after each,
+   * `[sequences, vocab]`. What a prompt has beyond the context is left out.
+   */
+  prefillAll(
+    prompts: readonly (readonly number[])[],
+    rows: number,
+    signal?: AbortSignal,
+  ): Tensor {
+    const { gpu, config } = this.ops, { sequences, context } = this.#cache;
+    this.#cache.reset();
+    let last: Tensor;
+    for (const [sequence, prompt] of prompts.entries()) {
+      const fits = prompt.slice(0, context);
+      const options = { sequence, rows, all: false, signal };
+      for (last of this.prefill(fits, options));
+      if (sequences === 1) break;
+      // The next prompt's logits come into the same place.
+      this.#firstLogits ??= this.#own.use(
+        Tensor.create(
+          gpu,
+          "f32",
+          [sequences, config.vocabSize],
+          undefined,
+          "logits",
+        ),
+      );
+      const row = 4 * config.vocabSize;
+      const encoder = gpu.device.createCommandEncoder();
+      encoder.copyBufferToBuffer(
+        last!.part.buffer,
+        last!.part.offset,
+        this.#firstLogits.part.buffer,
+        sequence * row,
+        row,
+      );
+      gpu.device.queue.submit([encoder.finish()]);
+    }
+    return this.#firstLogits ?? last!;
+  }
+
+  /** Forgets all tokens, and keeps values as f32 from now on: some do not fit f16. */
+  async widen(): Promise<void> {
+    const { sequences, context, dtype } = this.#cache,
+      { gpu, config } = this.ops;
+    if (dtype === "f32") {
+      throw new DeviceError(
+        "Cannot go on: a key or value is not a finite f32, the weights or the device are broken",
+      );
+    }
+    this.#forgetPasses();
+    this.#cache[Symbol.dispose]();
+    this.#cache = await GpuKvCache.create(
+      gpu,
+      config,
+      sequences,
+      context,
+      "f32",
+    );
+  }
+
+  #forgetPasses(): void {
+    for (const { plan } of this.#passes.values()) plan[Symbol.dispose]();
+    this.#passes.clear();
+  }
+
+  [Symbol.dispose](): void {
+    this.#forgetPasses();
+    this.#own[Symbol.dispose]();
+    this.#cache[Symbol.dispose]();
+  }
+}

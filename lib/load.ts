@@ -1,0 +1,395 @@
+/**
+ * A Qwen3 checkpoint, loaded and ready: the public door to the runner.
+ *
+ * @module
+ */
+import { type Message, renderChat } from "./text/chat_template.ts";
+import type { Checkpoint } from "./checkpoint/checkpoint.ts";
+import { DeviceError, MemoryError } from "./errors.ts";
+import { openCheckpoint } from "./checkpoint/open.ts";
+import { positionsOf } from "./model/kv_cache.ts";
+import type { Qwen3Config } from "./checkpoint/config.ts";
+import {
+  BatchRun,
+  type GenerateOptions,
+  Run,
+  type RunParts,
+} from "./generate.ts";
+import {
+  checkContext,
+  type Device,
+  gone,
+  place,
+  type Placed,
+  placeOnCpu,
+  type Qwen3Options,
+} from "./place.ts";
+import type { Fallback, Runner } from "./model/runner.ts";
+import { resolveSampling, type Sampling } from "./model/sampling.ts";
+import {
+  createTokenizer,
+  readTokenizerFiles,
+  type Tokenizer,
+  type TokenizerFiles,
+} from "./text/tokenizer.ts";
+
+/** What text is generated after: words, a conversation, or token ids. */
+export type Prompt = string | readonly Message[] | readonly number[];
+
+/** The embedded story model, beside this module wherever that was loaded from. */
+export const DEFAULT_MODEL: string =
+  new URL("../models/stories-3m/", import.meta.url).href;
+
+/**
+ * Loads a Qwen3.
+ *
+ * `model` is a directory, an http(s) folder, a repository id (`Qwen/Qwen3-0.6B`,
+ * `owner/name@revision`) in the Hugging Face cache or downloaded into it, or
+ * `synthetic:qwen3-0.6b?seed=1`; without one it is the embedded story model.
+ *
+ * ```ts
+ * import { loadQwen3 } from "../mod.ts";
+ *
+ * using qwen = await loadQwen3();
+ * for await (const { text } of qwen.generate("Once upon a time", { maxTokens: 8 })) {
+ *   console.log(text);
+ * }
+ * ```
+ *
+ * @throws {Error} if the checkpoint is missing, broken or not a dense Qwen3, or
+ * the device cannot hold it.
+ */
+export async function loadQwen3(
+  model: string = DEFAULT_MODEL,
+  options: Qwen3Options = {},
+): Promise<Qwen3> {
+  const { device: kind = "auto", precision = "auto" } = options;
+  if (!["auto", "gpu", "cpu"].includes(kind)) {
+    throw new Error(
+      `Cannot load ${model}: device is "${kind}", must be auto, gpu or cpu`,
+    );
+  }
+  if (!["auto", "f32"].includes(precision)) {
+    throw new Error(
+      `Cannot load ${model}: precision is "${precision}", must be auto or f32`,
+    );
+  }
+  if (options.debug && kind !== "gpu") {
+    throw new Error(
+      `Cannot load ${model}: debug compares a GPU with the CPU, device is "${kind}", must be gpu`,
+    );
+  }
+  const { signal, onProgress } = options;
+  const checkpoint = await openCheckpoint(model, { signal, onProgress });
+  try {
+    checkContext(checkpoint, options.context);
+    return await Qwen3.load(checkpoint, options);
+  } catch (error) {
+    await checkpoint[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** A loaded Qwen3. Made by {@linkcode loadQwen3}; dispose it to free the device. */
+export class Qwen3 implements Disposable {
+  readonly config: Qwen3Config;
+  readonly #checkpoint: Checkpoint;
+  readonly #options: Qwen3Options;
+  readonly #files: TokenizerFiles;
+  #tokenizer?: Tokenizer;
+  #placed: Placed;
+  #busy = false;
+
+  private constructor(
+    checkpoint: Checkpoint,
+    files: TokenizerFiles,
+    placed: Placed,
+    options: Qwen3Options,
+  ) {
+    this.config = checkpoint.config;
+    this.#checkpoint = checkpoint;
+    this.#files = files;
+    this.#placed = placed;
+    this.#options = options;
+  }
+
+  /** @ignore Use {@linkcode loadQwen3}. */
+  static async load(
+    checkpoint: Checkpoint,
+    options: Qwen3Options,
+  ): Promise<Qwen3> {
+    const files = await readTokenizerFiles(checkpoint);
+    const placed = await place(checkpoint, options);
+    return new Qwen3(checkpoint, files, placed, options);
+  }
+
+  /** Where it runs, with every choice and its reason. */
+  get device(): Device {
+    return this.#placed.device;
+  }
+
+  /** What runs it, for whoever measures or checks it. */
+  get runner(): Runner {
+    return this.#placed.runner;
+  }
+
+  /** Tokens that a sequence may have, prompt included. */
+  get context(): number {
+    return this.#placed.runner.context;
+  }
+
+  /** Operations that a GPU run had to do on the CPU. */
+  get fallbacks(): readonly Fallback[] {
+    return this.#placed.runner.fallbacks;
+  }
+
+  /**
+   * Parsed when first asked for: token ids need none.
+   *
+   * @throws {Error} if the checkpoint has no tokenizer, or a broken one.
+   */
+  get tokenizer(): Tokenizer {
+    return this.#tokenizer ??= createTokenizer(
+      this.#checkpoint.name,
+      this.#files,
+    );
+  }
+
+  /** Whether there is a tokenizer at all. */
+  get hasTokenizer(): boolean {
+    return this.#files.tokenizer !== undefined;
+  }
+
+  /**
+   * Logits after the last of `tokenIds`, `[vocab]`, or after each of them (`all`),
+   * `[tokens, vocab]` in row order; always from an empty cache.
+   *
+   * @throws {Error} if there are no tokens, too many, or one is not in the vocabulary.
+   */
+  async logits(
+    tokenIds: ArrayLike<number>,
+    options: { all?: boolean; signal?: AbortSignal } = {},
+  ): Promise<Float32Array> {
+    const tokens = this.#check("compute logits", Array.from(tokenIds));
+    return await this.#alone(() => this.#placed.runner.logits(tokens, options));
+  }
+
+  /**
+   * Generates text after a prompt: words, a conversation, or token ids. Instruct
+   * checkpoints get words as a user's message through their chat template, unless
+   * `raw`.
+   *
+   * @throws {Error} if the prompt is empty or longer than the context, an option is
+   * out of range, or text is given to a checkpoint without a tokenizer.
+   */
+  generate(prompt: Prompt, options: GenerateOptions = {}): Run {
+    return new Run(this.#parts([prompt], options));
+  }
+
+  /**
+   * Generates text after each of several prompts together, which takes little longer
+   * than one. Each text is what `generate` gives for its prompt alone, up to rounding;
+   * where it is sampled, with the seed `(seed + index) mod 2³²`. Options hold for each:
+   * every text ends by itself, and a signal ends all. Memory is taken for as many tokens
+   * as the longest text may have, so give `maxTokens`.
+   *
+   * ```ts
+   * import { loadQwen3 } from "../mod.ts";
+   *
+   * using qwen = await loadQwen3();
+   * const run = qwen.generateBatch(["Once upon a time", "A dog"], { maxTokens: 8 });
+   * for await (const { sequence, text } of run) console.log(sequence, text);
+   * for (const { text, finishReason } of run.sequences) {
+   *   console.log(text, finishReason);
+   * }
+   * console.log(run.stats.summary);
+   * ```
+   *
+   * @throws {Error} as `generate` does, naming the prompt, and if there is none.
+   * @throws {MemoryError} if the device has no room for so many and so long texts;
+   * where only allocation can tell, on iteration.
+   */
+  generateBatch(
+    prompts: readonly Prompt[],
+    options: GenerateOptions = {},
+  ): BatchRun {
+    if (prompts.length === 0) {
+      throw new Error(
+        "Cannot generate: there are no prompts, there must be one at least",
+      );
+    }
+    return new BatchRun(this.#parts(prompts, options));
+  }
+
+  /** Checks everything that can be checked before anything runs. */
+  #parts(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
+    const { generation } = this.#checkpoint;
+    const sampling = resolveSampling(options, generation);
+    const ids = prompts.map((prompt, i) =>
+      this.#check(
+        "generate",
+        this.#encode(prompt, options),
+        prompts.length > 1 ? `prompt ${i}` : "the prompt",
+      )
+    );
+    const { maxTokens, stop = [], signal } = options;
+    if (
+      maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
+    ) {
+      throw new RangeError(
+        `Cannot generate: maxTokens is ${maxTokens}, must be an integer of at least 1`,
+      );
+    }
+    const stops = typeof stop === "string" ? [stop] : stop;
+    if (stops.length && !this.hasTokenizer) void this.tokenizer; // throws
+    const sizes = ids.map(({ length }) => {
+      const room = this.context - length + 1; // the last token is not cached
+      return {
+        promptTokens: length,
+        maxTokens: Math.min(maxTokens ?? room, room),
+      };
+    });
+    const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
+    if (ids.length > 1) {
+      const positions = positionsOf(ids, most, this.context);
+      this.#placed.runner.requireRoom(ids.length, positions);
+    }
+    return {
+      start: () => this.#start(ids, sampling, most, signal),
+      sizes,
+      sampling,
+      eosTokenIds: options.ignoreEos
+        ? []
+        : generation.eosTokenIds ?? this.config.eosTokenIds,
+      stop: stops,
+      tokenizer: this.hasTokenizer ? this.tokenizer : undefined,
+      device: () => this.device.adapter,
+      signal,
+    };
+  }
+
+  /** Runs on the device; under `auto` once more on the CPU if that fails before the first token. */
+  async *#start(
+    prompts: readonly (readonly number[])[],
+    sampling: Sampling,
+    maxTokens: number,
+    signal?: AbortSignal,
+  ): ReturnType<Runner["generate"]> {
+    this.#enter();
+    let begun = false;
+    try {
+      const run = () =>
+        this.#placed.runner.generate(prompts, sampling, maxTokens, signal);
+      try {
+        for await (const ids of run()) {
+          begun = true;
+          yield ids;
+        }
+      } catch (error) {
+        const retry = error instanceof DeviceError && !begun &&
+          !(error instanceof MemoryError && prompts.length > 1) && // fewer may fit
+          (this.#options.device ?? "auto") === "auto" &&
+          this.device.kind === "gpu";
+        if (!retry) throw error;
+        this.#placed.runner[Symbol.dispose]();
+        this.#placed = await placeOnCpu(
+          this.#checkpoint,
+          { ...this.#options, context: this.context, signal },
+          gone(error, this.#options),
+        );
+        yield* run();
+      }
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  #encode(
+    prompt: Prompt,
+    { raw, system, thinking }: GenerateOptions,
+  ): number[] {
+    if (typeof prompt !== "string") {
+      if (prompt.length === 0) return [];
+      if (prompt.every((item) => typeof item === "number")) return [...prompt];
+    }
+    const { tokenizer } = this;
+    if (typeof prompt === "string") {
+      if (prompt === "") return [];
+      if (raw || tokenizer.chatTemplate === undefined) {
+        if (system !== undefined) {
+          throw new Error(
+            `Cannot generate: a system message needs a chat template, ${
+              raw
+                ? "and raw leaves it out"
+                : `${this.#checkpoint.name} has none`
+            }`,
+          );
+        }
+        return tokenizer.encode(prompt);
+      }
+    } else if (tokenizer.chatTemplate === undefined) {
+      throw new Error(
+        `Cannot generate: messages need a chat template, ${this.#checkpoint.name} has none`,
+      );
+    }
+    const messages = typeof prompt === "string"
+      ? [{ role: "user" as const, content: prompt }]
+      : prompt as readonly Message[];
+    const text = renderChat(
+      tokenizer.chatTemplate!,
+      system === undefined
+        ? messages
+        : [{ role: "system", content: system }, ...messages],
+      { thinking, variables: tokenizer.specialTokens },
+    );
+    return tokenizer.encode(text, { addSpecialTokens: false });
+  }
+
+  #check(action: string, tokens: number[], which = "the prompt"): number[] {
+    const { vocabSize } = this.config;
+    if (tokens.length === 0) {
+      throw new Error(
+        `Cannot ${action}: ${which} is empty, it must have a token at least`,
+      );
+    }
+    const wrong = tokens.findIndex((id) =>
+      !Number.isInteger(id) || id < 0 || id >= vocabSize
+    );
+    if (wrong >= 0) {
+      throw new RangeError(
+        `Cannot ${action}: token ${wrong} of ${which} is ${
+          tokens[wrong]
+        }, ids must be integers from 0 to ${vocabSize - 1}`,
+      );
+    }
+    if (tokens.length > this.context) {
+      throw new RangeError(
+        `Cannot ${action}: ${which} has ${tokens.length} tokens, the context has room for ${this.context}`,
+      );
+    }
+    return tokens;
+  }
+
+  #enter(): void {
+    if (this.#busy) {
+      throw new Error(
+        "Cannot run a model twice at once: another run of it is not over yet",
+      );
+    }
+    this.#busy = true;
+  }
+
+  async #alone<R>(work: () => Promise<R>): Promise<R> {
+    this.#enter();
+    try {
+      return await work();
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#placed.runner[Symbol.dispose]();
+    Promise.resolve(this.#checkpoint[Symbol.asyncDispose]()).catch(() => {});
+  }
+}

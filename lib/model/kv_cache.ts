@@ -1,0 +1,205 @@
+/**
+ * The KV cache: which positions a forward pass fills, how much memory keys and values
+ * need, and the refusal of a batch that does not fit, before anything is allocated.
+ *
+ * @module
+ */
+import { MOST_SPLITS } from "../dispatch/attention.ts";
+import type { Qwen3Config } from "../checkpoint/config.ts";
+import { MemoryError } from "../errors.ts";
+
+/**
+ * The tokens of one forward pass: `tokens` of each of `sequences` sequences, starting
+ * at sequence `first`. Row `r` is token `r % tokens` of sequence
+ * `first + floor(r / tokens)`, at position `lengths[sequence] + r % tokens`.
+ */
+export interface CachePass {
+  readonly first: number;
+  readonly sequences: number;
+  readonly tokens: number;
+}
+
+/**
+ * Keys and values of every layer, for one or more sequences. Each forward pass is
+ * bracketed by {@linkcode begin} and {@linkcode advance}.
+ */
+export class KvCache<T> {
+  readonly #lengths: Uint32Array<ArrayBuffer>;
+  #pass?: CachePass;
+  #begun = false;
+
+  constructor(
+    /** Per layer, keys (normed and rotated) and values, each `[sequences, kvHeads, context, headDim]`. */
+    readonly layers: readonly { k: T; v: T }[],
+    readonly sequences: number,
+    /** Positions that each sequence has room for. */
+    readonly context: number,
+  ) {
+    this.#lengths = new Uint32Array(sequences);
+  }
+
+  /** Tokens already cached, per sequence. */
+  get lengths(): Readonly<Uint32Array<ArrayBuffer>> {
+    return this.#lengths;
+  }
+
+  /** The pass that operations work on. */
+  get pass(): CachePass {
+    if (this.#pass) return this.#pass;
+    throw new Error("Cannot use the KV cache: no pass has begun");
+  }
+
+  /**
+   * Starts a forward pass; a pass that failed may be started again.
+   *
+   * @throws {Error} if a sequence has no room for its tokens.
+   */
+  begin(pass: CachePass): void {
+    this.select(pass);
+    const { first, sequences, tokens } = pass;
+    for (let s = first; s < first + sequences; s++) {
+      const cached = this.#lengths[s];
+      if (cached + tokens > this.context) {
+        throw new Error(
+          `Cannot begin a pass: sequence ${s} has ${cached} tokens and gets ${tokens}, ` +
+            `must be at most ${this.context} together`,
+        );
+      }
+    }
+    this.#begun = true;
+  }
+
+  /** Ends a forward pass: its tokens are cached. */
+  advance(): void {
+    if (!this.#begun) {
+      throw new Error("Cannot advance the KV cache: no pass has begun");
+    }
+    const { first, sequences, tokens } = this.pass;
+    for (let s = first; s < first + sequences; s++) this.#lengths[s] += tokens;
+    this.#pass = undefined;
+    this.#begun = false;
+    this.lengthsChanged();
+  }
+
+  /** Sets how many tokens are cached, per sequence; none by default. */
+  reset(lengths: ArrayLike<number> = new Uint32Array(this.sequences)): void {
+    this.#lengths.set(lengths);
+    this.#begun = false;
+    this.lengthsChanged();
+  }
+
+  /**
+   * Moves full sequences back to their last position, so that they can stay in a
+   * batch whose other sequences go on. Their tokens mean nothing from here on.
+   */
+  stepBackIfFull(): void {
+    const last = this.context - 1;
+    if (this.#lengths.every((n) => n <= last)) return;
+    this.#lengths.forEach((n, s) => this.#lengths[s] = Math.min(n, last));
+    this.lengthsChanged();
+  }
+
+  /** Sets `pass` without asking whether its sequences have room. */
+  protected select(pass: CachePass): void {
+    const { first, sequences, tokens } = pass;
+    const whole = [first, sequences, tokens].every(Number.isInteger) &&
+      first >= 0 && sequences >= 1 && tokens >= 1;
+    if (!whole || first + sequences > this.sequences) {
+      throw new Error(
+        `Cannot begin a pass of ${tokens} tokens × ${sequences} sequences, first ${first}: ` +
+          `must be whole sequences of ${this.sequences}`,
+      );
+    }
+    this.#pass = { first, sequences, tokens };
+    this.#begun = false;
+  }
+
+  /** For a cache that keeps a copy of the lengths. */
+  protected lengthsChanged(): void {}
+}
+
+/** Keys and values of `sequences` × `context` positions in `dtype`. */
+export interface CacheSize {
+  sequences: number;
+  context: number;
+  dtype: "f16" | "f32";
+}
+
+/** Bytes of keys and values, in every layer. */
+export function cacheBytes(
+  { numHiddenLayers, numKeyValueHeads, headDim }: Qwen3Config,
+  sequences: number,
+  context: number,
+  dtype: "f16" | "f32",
+): number {
+  return 2 * numHiddenLayers * sequences * numKeyValueHeads * context *
+    headDim * (dtype === "f16" ? 2 : 4);
+}
+
+/**
+ * Positions that a cache needs for up to `maxTokens` tokens after each prompt: the
+ * last token is not cached, and no sequence has more than `context`.
+ */
+export function positionsOf(
+  prompts: readonly (readonly number[])[],
+  maxTokens: number,
+  context: number,
+): number {
+  const longest = prompts.reduce((n, { length }) => Math.max(n, length), 0);
+  return Math.min(context, longest + maxTokens - 1);
+}
+
+/** What is known of a device's memory. */
+export interface Room {
+  name: string;
+  /** Of one binding, on a GPU. */
+  binding?: number;
+  /** Free main memory, where the cache lies in it. */
+  free?: number;
+}
+
+/** In words: `16 sequences × 4096 tokens × 2048 bytes`. */
+export function sizeText(
+  { sequences, context }: Pick<CacheSize, "sequences" | "context">,
+  bytes: number,
+): string {
+  const each = bytes / sequences / context;
+  return `${sequences} ${
+    sequences === 1 ? "sequence" : "sequences"
+  } × ${context} tokens × ${each} bytes`;
+}
+
+/** @throws {MemoryError} if the device cannot hold a batch of `size`. */
+export function requireRoom(
+  config: Qwen3Config,
+  size: CacheSize,
+  { name, binding = Infinity, free = Infinity }: Room,
+): void {
+  const { sequences, context, dtype } = size;
+  const all = cacheBytes(config, sequences, context, dtype);
+  const keys = all / (2 * config.numHiddenLayers);
+  if (keys > binding) {
+    throw new MemoryError(
+      `Cannot generate: one layer's keys of ${
+        sizeText(size, keys)
+      } are ${keys} bytes, ${name} binds at most ${binding}`,
+    );
+  }
+  // Scores with their ids in sampling, and sums of runs of keys; both grow by doubling.
+  const { vocabSize, numAttentionHeads, headDim } = config;
+  const each = 4 *
+    Math.max(2 * vocabSize, MOST_SPLITS * numAttentionHeads * headDim);
+  const work = each * 2 ** Math.ceil(Math.log2(sequences));
+  if (work > binding) {
+    throw new MemoryError(
+      `Cannot generate: work space of ${sequences} sequences × ${each} bytes is ${work} bytes, rounded up to a power of 2, ${name} binds at most ${binding}`,
+    );
+  }
+  if (all > free) {
+    throw new MemoryError(
+      `Cannot generate: keys and values of ${
+        sizeText(size, all)
+      } are ${all} bytes, ${free} of main memory are free`,
+    );
+  }
+}

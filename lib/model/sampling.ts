@@ -1,0 +1,334 @@
+/**
+ * Choosing the next token: the options, and the CPU reference that a GPU
+ * kernel follows draw by draw.
+ *
+ * @module
+ */
+import type { GenerationDefaults } from "../checkpoint/config.ts";
+import { fmix32 } from "../fmix32.ts";
+
+/** What a caller may ask for. */
+export interface SamplingOptions {
+  /** Divides the logits, ≥ 0. 0 takes the most likely token every time. */
+  temperature?: number;
+  /** Keeps the `topK` most likely tokens (and ties with the last); 0 keeps all. */
+  topK?: number;
+  /** Keeps the most likely tokens that together reach this probability, 0 < topP ≤ 1. */
+  topP?: number;
+  /** Keeps tokens at least this fraction as likely as the most likely one, 0 ≤ minP ≤ 1. */
+  minP?: number;
+  /** Makes tokens of the prompt and the output less likely where > 1 (CTRL, https://arxiv.org/abs/1909.05858). */
+  repetitionPenalty?: number;
+  /** An integer of 32 bits; the same seed gives the same text. Default: a random one. */
+  seed?: number;
+}
+
+/** Options with every choice made. `temperature: 0` is greedy. */
+export type Sampling = Readonly<Required<SamplingOptions>>;
+
+/** Ranges, as a condition and in words. */
+const RANGES: Record<
+  keyof SamplingOptions,
+  [inRange: (value: number) => boolean, range: string]
+> = {
+  temperature: [(t) => t >= 0, "a number of at least 0"],
+  topK: [(k) => k >= 0 && Number.isInteger(k), "an integer of at least 0"],
+  topP: [(p) => p > 0 && p <= 1, "above 0 and at most 1"],
+  minP: [(p) => p >= 0 && p <= 1, "from 0 to 1"],
+  repetitionPenalty: [(p) => p > 0, "a number above 0"],
+  seed: [
+    (s) => s >= 0 && s < 2 ** 32 && Number.isInteger(s),
+    "an integer from 0 to 4294967295",
+  ],
+};
+
+/**
+ * Options over a checkpoint's `generation_config.json` over the defaults of
+ * transformers (temperature 1, top-k 50, the rest off). Without `doSample` in
+ * the checkpoint it is greedy, as in transformers, unless the options ask for
+ * sampling by a temperature above 0, `topK`, `topP` or `minP`.
+ *
+ * ```ts
+ * const sampling = resolveSampling({ temperature: 0.6, seed: 7 });
+ * console.assert(sampling.topK === 50 && sampling.seed === 7);
+ * console.assert(resolveSampling({}).temperature === 0); // greedy
+ * ```
+ *
+ * @throws {RangeError} if a value is not finite or out of its range.
+ */
+export function resolveSampling(
+  options: SamplingOptions,
+  defaults: GenerationDefaults = {},
+): Sampling {
+  function pick(
+    key: Exclude<keyof SamplingOptions, "seed">,
+    otherwise: number,
+  ): number {
+    if (options[key] !== undefined) return inRange(key, options[key]);
+    if (defaults[key] === undefined) return otherwise;
+    return inRange(key, defaults[key], " in the checkpoint");
+  }
+  const temperature = pick("temperature", 1);
+  const asked = options.temperature ?? options.topK ?? options.topP ??
+    options.minP;
+  const greedy = !defaults.doSample && asked === undefined;
+  return {
+    temperature: greedy ? 0 : temperature,
+    topK: pick("topK", 50),
+    topP: pick("topP", 1),
+    minP: pick("minP", 0),
+    repetitionPenalty: pick("repetitionPenalty", 1),
+    seed: options.seed !== undefined
+      ? inRange("seed", options.seed)
+      : crypto.getRandomValues(new Uint32Array(1))[0],
+  };
+}
+
+function inRange(
+  key: keyof SamplingOptions,
+  value: number,
+  where = "",
+): number {
+  const [test, range] = RANGES[key];
+  if (!Number.isFinite(value) || !test(value)) {
+    throw new RangeError(
+      `Cannot sample: ${key}${where} is ${value}, must be ${range}`,
+    );
+  }
+  return value;
+}
+
+/** Sets bit `id % 32` of word `id / 32` for every id: the tokens that a repetition penalty falls on. */
+export function markSeen(seen: Uint32Array, ids: Iterable<number>): void {
+  for (const id of ids) seen[id >>> 5] |= 1 << (id & 31);
+}
+
+/** The bits of {@linkcode markSeen} for `ids` alone. */
+export function seenBits(
+  vocab: number,
+  ids: Iterable<number>,
+): Uint32Array<ArrayBuffer> {
+  const seen = new Uint32Array(Math.ceil(vocab / 32));
+  markSeen(seen, ids);
+  return seen;
+}
+
+/**
+ * The next token of each sequence of a batch, from its row of logits; marked in its
+ * `seen`. Sequence `s` draws as one alone with the seed `(seed + s) mod 2³²`.
+ */
+export function sampleEach(
+  rows: readonly Float32Array[],
+  sampling: Sampling,
+  seen: readonly Uint32Array[],
+  step: number,
+): number[] {
+  return rows.map((row, s) => {
+    const own = { ...sampling, seed: (sampling.seed + s) >>> 0 };
+    const id = sample(row, own, seen[s], step);
+    markSeen(seen[s], [id]);
+    return id;
+  });
+}
+
+/**
+ * The next token. `logits` is `[vocab]` and stays as it is; `seen` has a bit
+ * for each token (see {@linkcode markSeen}) and is read only where there is a
+ * penalty; `step` counts the tokens generated before this one.
+ *
+ * Penalty, temperature, top-k, top-p and min-p follow transformers in that
+ * order. The draw is the Gumbel-max trick: the kept token with the largest
+ * `(logit − max) / temperature + gumbel(gumbelHash(seed, step, id))`, which is
+ * distributed as softmax and needs no state and no running sum, so that a GPU
+ * makes the same choice. Equal values go to the lowest id everywhere.
+ *
+ * @throws {Error} if a logit is NaN or +Infinity, or none is finite.
+ */
+export function sample(
+  logits: Float32Array,
+  sampling: Sampling,
+  seen: Uint32Array,
+  step: number,
+): number {
+  const { temperature, topK, seed } = sampling;
+  const scores = penalize(logits, sampling.repetitionPenalty, seen);
+  const best = argmax(scores);
+  if (temperature === 0) return best;
+  const scaled = (id: number) => (scores[id] - scores[best]) / temperature;
+
+  let kept = topK > 0 && topK < scores.length
+    ? atLeast(scores, kthLargest(scores, topK))
+    : atLeast(scores, -Infinity);
+  if (sampling.topP < 1) kept = nucleus(kept, scaled, sampling.topP);
+
+  const lowest = Math.log(sampling.minP); // min-p: exp(scaled) ≥ minP, as the most likely token has exp(0)
+  const key = stepKey(seed, step);
+  let token = best;
+  let highest = -Infinity;
+  let useful = Infinity; // a larger hash cannot win, as gumbel(hash) ≤ −ln(hash / 2³²): saves the logarithms
+  for (let i = 0; i < kept.length; i++) {
+    const id = kept[i];
+    const hash = keyedHash(key, id);
+    if (hash > useful || scaled(id) < lowest) continue;
+    const score = scaled(id) + gumbel(hash);
+    if (score > highest || (score === highest && id < token)) {
+      highest = score;
+      token = id;
+      useful = Math.exp(-highest) * 2 ** 32 + 1;
+    }
+  }
+  return token;
+}
+
+function penalize(
+  logits: Float32Array,
+  penalty: number,
+  seen: Uint32Array,
+): Float32Array {
+  if (penalty === 1) return logits;
+  if (seen.length * 32 < logits.length) {
+    throw new Error(
+      `Cannot apply a repetition penalty: seen has ${
+        seen.length * 32
+      } bits, must have one for each of ${logits.length} logits`,
+    );
+  }
+  return logits.map((logit, id) => {
+    if ((seen[id >>> 5] >>> (id & 31) & 1) === 0) return logit;
+    return logit < 0 ? logit * penalty : logit / penalty;
+  });
+}
+
+function argmax(scores: Float32Array): number {
+  let best = -1;
+  let max = -Infinity;
+  for (let id = 0; id < scores.length; id++) {
+    const score = scores[id];
+    if (score > max) {
+      max = score;
+      best = id;
+    } else if (score !== score) {
+      throw new Error(`Cannot sample: logit ${id} is NaN, must be a number`);
+    }
+  }
+  if (!Number.isFinite(max)) {
+    throw new Error(
+      `Cannot sample: the largest of ${scores.length} logits is ${max}, must be finite`,
+    );
+  }
+  return best;
+}
+
+/** Ids of scores that are at least `threshold`, ascending. */
+function atLeast(scores: Float32Array, threshold: number): Uint32Array {
+  const ids = new Uint32Array(scores.length);
+  let count = 0;
+  for (let id = 0; id < scores.length; id++) {
+    if (scores[id] >= threshold) ids[count++] = id;
+  }
+  return ids.subarray(0, count);
+}
+
+/** The k-th largest value, by Hoare's selection: linear time, no sort. */
+function kthLargest(scores: Float32Array, k: number): number {
+  const values = scores.slice();
+  let low = 0;
+  let high = values.length - 1;
+  while (low < high) {
+    const pivot = values[k - 1];
+    let i = low;
+    let j = high;
+    while (i <= j) {
+      while (values[i] > pivot) i++;
+      while (values[j] < pivot) j--;
+      if (i > j) break;
+      [values[i], values[j]] = [values[j], values[i]];
+      i++;
+      j--;
+    }
+    if (j < k - 1) low = i;
+    if (k - 1 < i) high = j;
+  }
+  return values[k - 1];
+}
+
+/**
+ * Top-p (https://arxiv.org/abs/1904.09751) as transformers computes it: from
+ * the least likely token up, those go whose cumulative probability is at most
+ * 1 − p. Of equal ones the highest id goes first, and one token always stays.
+ */
+function nucleus(
+  ids: Uint32Array,
+  scaled: (id: number) => number,
+  topP: number,
+): Uint32Array {
+  // Buckets of falling likelihood, so that only the one with the boundary is sorted.
+  let lowest = -1e-9;
+  for (const id of ids) lowest = Math.min(lowest, scaled(id));
+  const perUnit = 1023 / Math.min(32, -lowest); // e^−32 is as good as nothing
+  const bucketOf = (id: number) =>
+    Math.min(1023, Math.floor(-scaled(id) * perUnit));
+  const mass = new Float64Array(1024);
+  for (const id of ids) mass[bucketOf(id)] += Math.exp(scaled(id));
+  const budget = (1 - topP) * mass.reduce((sum, m) => sum + m);
+
+  let boundary = 1023;
+  let gone = 0;
+  while (boundary > 0 && gone + mass[boundary] <= budget) {
+    gone += mass[boundary--];
+  }
+  // Sure ones from the front, those of the boundary from the back.
+  const kept = new Uint32Array(ids.length);
+  let count = 0;
+  let back = ids.length;
+  for (const id of ids) {
+    const bucket = bucketOf(id);
+    if (bucket < boundary) kept[count++] = id;
+    else if (bucket === boundary) kept[--back] = id;
+  }
+  const sorted = kept.slice(back)
+    .sort((a, b) => scaled(b) - scaled(a) || a - b);
+  kept.set(sorted, count);
+  count += sorted.length;
+  while (count > 1) {
+    gone += Math.exp(scaled(kept[count - 1]));
+    if (gone > budget) break;
+    count--;
+  }
+  return kept.subarray(0, count);
+}
+
+// fmix32(0) is 0: the constants keep small seeds, steps and ids off it and apart.
+function stepKey(seed: number, step: number): number {
+  return fmix32(fmix32(seed + 0x9e3779b9) ^ fmix32(step + 0x7f4a7c15));
+}
+
+function keyedHash(key: number, id: number): number {
+  return fmix32(key ^ fmix32(id + 0x94d049bb));
+}
+
+/**
+ * The 32 random bits of token `id` at `step`. All in u32 (sums and products
+ * wrap), so WGSL gives the same bits:
+ *
+ *     key  = fmix32(fmix32(seed + 0x9e3779b9) ^ fmix32(step + 0x7f4a7c15))
+ *     hash = fmix32(key ^ fmix32(id + 0x94d049bb))
+ */
+export function gumbelHash(seed: number, step: number, id: number): number {
+  return keyedHash(stepKey(seed, step), id);
+}
+
+/**
+ * A draw from the standard Gumbel distribution: `−ln(e)` with `e = −ln(1 − x)`
+ * and `x = (hash + ½) / 2³²`, at most 1 − 2⁻²⁴.
+ *
+ * Tokens win by a small `x`, where `log(1 − x)` in f32 is mostly noise. f32
+ * code takes the series there (relative error under 1e-6 for `x < 1/32`):
+ *
+ *     x = min((f32(hash) + 0.5) * 0x1p-32, 1.0 - 0x1p-24)
+ *     e = select(-log(1.0 - x), x * (1.0 + x * (1.0 / 2.0 + x * (1.0 / 3.0 + x * 0.25))), x < 0.03125)
+ */
+export function gumbel(hash: number): number {
+  const x = Math.min((hash + 0.5) * 2 ** -32, 1 - 2 ** -24);
+  return -Math.log(-Math.log1p(-x));
+}

@@ -1,0 +1,201 @@
+/**
+ * Text to token ids and back, by a checkpoint's own `tokenizer.json`.
+ *
+ * @module
+ */
+import { Tokenizer as Encoder } from "npm:@huggingface/tokenizers@0.2.0";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
+import { isObject, parseJson } from "../json.ts";
+
+/** A byte-level BPE tokenizer, as every Qwen3 has. */
+export interface Tokenizer {
+  /**
+   * Token ids of `text`. Added tokens written out in it (`<|im_end|>`) become
+   * their ids. Special tokens that the tokenizer puts around a text are added
+   * unless told not to: leave them out where a chat template wrote the text.
+   */
+  encode(text: string, options?: { addSpecialTokens?: boolean }): number[];
+
+  /**
+   * Text of `ids`. Bytes that are no UTF-8 become U+FFFD, ids beyond the
+   * vocabulary (padding rows of the embedding) become nothing.
+   */
+  decode(
+    ids: Iterable<number>,
+    options?: { skipSpecialTokens?: boolean },
+  ): string;
+
+  /** What a token stands for; it may hold a part of a character only. Empty beyond the vocabulary. */
+  bytes(id: number): Uint8Array<ArrayBuffer>;
+
+  /** The id of a token by its text as in the vocabulary (`<think>`), if there is one. */
+  tokenId(text: string): number | undefined;
+
+  /** Ids of added tokens marked special, which `skipSpecialTokens` leaves out. */
+  specialIds: ReadonlySet<number>;
+
+  /** The chat template (Jinja), where the checkpoint has one. */
+  chatTemplate: string | undefined;
+
+  /** `bos_token`, `eos_token` and so on as `tokenizer_config.json` has them: chat templates may name them. */
+  specialTokens: Readonly<Record<string, string>>;
+}
+
+/** What a tokenizer is made from; undefined where the checkpoint lacks it. */
+export interface TokenizerFiles {
+  /** `tokenizer.json` */
+  tokenizer: string | undefined;
+  /** `tokenizer_config.json` */
+  config: string | undefined;
+  /** `chat_template.jinja` */
+  chatTemplate: string | undefined;
+}
+
+/** Reads the files of a tokenizer, without parsing them: that takes longer, and not every caller needs it. */
+export async function readTokenizerFiles(
+  checkpoint: Pick<Checkpoint, "text">,
+): Promise<TokenizerFiles> {
+  const [tokenizer, config, chatTemplate] = await Promise.all(
+    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+      .map((file) => checkpoint.text(file)),
+  );
+  return { tokenizer, config, chatTemplate };
+}
+
+/**
+ * The tokenizer of the checkpoint `name`.
+ *
+ * @throws {Error} if there is no tokenizer.json, a file is broken, or the
+ * tokenizer is not byte-level.
+ */
+export function createTokenizer(
+  name: string,
+  files: TokenizerFiles,
+): Tokenizer {
+  if (files.tokenizer === undefined) {
+    throw new Error(
+      `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids, as in 1 2 3`,
+    );
+  }
+  const json = parseObject(files.tokenizer, `tokenizer.json of ${name}`);
+  const config = parseObject(
+    files.config ?? "{}",
+    `tokenizer_config.json of ${name}`,
+  );
+  const decoder = isObject(json.decoder) ? json.decoder.type : undefined;
+  if (decoder !== "ByteLevel") {
+    throw new Error(
+      `Cannot load the tokenizer of ${name}: its decoder is ${decoder}, must be ByteLevel`,
+    );
+  }
+
+  const encoder = createEncoder(name, json, config);
+  const added = encoder.get_added_tokens_decoder();
+  const specialIds = new Set(
+    [...added.values()].filter((token) => token.special).map(({ id }) => id),
+  );
+
+  function bytes(id: number): Uint8Array<ArrayBuffer> {
+    const token = added.get(id);
+    if (token) return utf8.encode(token.content);
+    return tokenBytes(encoder.id_to_token(id) ?? "");
+  }
+
+  return {
+    specialIds,
+    bytes,
+    chatTemplate: files.chatTemplate ?? chatTemplate(name, config),
+    specialTokens: specialTokens(config),
+    tokenId: (text) => encoder.token_to_id(text),
+    encode: (text, { addSpecialTokens = true } = {}) =>
+      encoder.encode(text, { add_special_tokens: addSpecialTokens }).ids,
+    decode(ids, { skipSpecialTokens = false } = {}) {
+      const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+      let text = "";
+      for (const id of ids) {
+        if (skipSpecialTokens && specialIds.has(id)) continue;
+        text += decoder.decode(bytes(id), { stream: true });
+      }
+      return text + decoder.decode();
+    },
+  };
+}
+
+const utf8 = new TextEncoder();
+
+/**
+ * The character that each byte is written as in a byte-level vocabulary
+ * (GPT-2, https://github.com/openai/gpt-2/blob/master/src/encoder.py):
+ * itself where Latin-1 prints it, else the next free one from U+0100 on.
+ */
+const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = (() => {
+  const map = new Map<string, number>();
+  let free = 0x100;
+  for (let byte = 0; byte < 256; byte++) {
+    const printable = (byte > 0x20 && byte < 0x7f) ||
+      (byte > 0xa0 && byte !== 0xad);
+    map.set(String.fromCharCode(printable ? byte : free++), byte);
+  }
+  return map;
+})();
+
+/** A token that has other characters stands for its own text, as in Hugging Face's decoder. */
+function tokenBytes(token: string): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(token.length);
+  for (let i = 0; i < token.length; i++) {
+    const byte = BYTE_OF_CHARACTER.get(token[i]);
+    if (byte === undefined) return utf8.encode(token);
+    bytes[i] = byte;
+  }
+  return bytes;
+}
+
+function createEncoder(name: string, json: object, config: object): Encoder {
+  try {
+    return new Encoder(json, config);
+  } catch (cause) {
+    const why = (cause as Error).message.replace(/\s+/g, " ");
+    throw new Error(`Cannot load the tokenizer of ${name}: ${why}`, { cause });
+  }
+}
+
+function parseObject(text: string, where: string): Record<string, unknown> {
+  const json = parseJson(text, where);
+  if (!isObject(json)) {
+    throw new Error(`Cannot read ${where}: it is not a JSON object`);
+  }
+  return json;
+}
+
+/** A string, or a list of named templates of which "default" is meant. */
+function chatTemplate(
+  name: string,
+  { chat_template: templates }: Record<string, unknown>,
+): string | undefined {
+  if (templates === undefined || templates === null) return undefined;
+  if (typeof templates === "string") return templates;
+  const named = Array.isArray(templates) ? templates.filter(isObject) : [];
+  const chosen = named.length === 1
+    ? named[0]
+    : named.find((one) => one.name === "default");
+  if (typeof chosen?.template !== "string") {
+    throw new Error(
+      `Cannot choose a chat template of ${name}: it has [${
+        named.map((one) => one.name).join(", ")
+      }], must have one template or one named default`,
+    );
+  }
+  return chosen.template;
+}
+
+function specialTokens(
+  config: Record<string, unknown>,
+): Record<string, string> {
+  const tokens: Record<string, string> = {};
+  for (const [key, value] of Object.entries(config)) {
+    if (!/^[a-z]+_token$/.test(key)) continue;
+    const content = isObject(value) ? value.content : value; // older files write a token with its flags
+    if (typeof content === "string") tokens[key] = content;
+  }
+  return tokens;
+}

@@ -1,0 +1,160 @@
+/**
+ * Compares what a model needs with what a device has, from the checkpoint's headers.
+ *
+ * @module
+ */
+import { chooseCacheDtype } from "../../dispatch/precision.ts";
+import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { DeviceError } from "../../errors.ts";
+import type { Gpu } from "../../webgpu/device.ts";
+import type { Finding } from "./report.ts";
+import { cacheBytes } from "../../model/kv_cache.ts";
+import { familyOf } from "../../model/families.ts";
+import { listWeights } from "../../model/family.ts";
+
+/** Context length when none is given. */
+const DEFAULT_CONTEXT = 4096;
+
+const mb = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
+
+/** Bytes of all weights as stored. */
+export function weightBytes({ tensors }: Checkpoint): number {
+  return [...tensors.values()].reduce((sum, t) => sum + t.byteLength, 0);
+}
+
+/** Weights, KV cache, bindings and memory of a model on `gpu`, or else on the CPU. */
+export async function modelNeeds(
+  checkpoint: Checkpoint,
+  wanted: number | undefined,
+  gpu: Gpu | undefined,
+): Promise<Finding[]> {
+  const { name, config } = checkpoint;
+  const trained = config.maxPositionEmbeddings;
+  if (
+    wanted !== undefined &&
+    !(Number.isInteger(wanted) && wanted >= 1 && wanted <= trained)
+  ) {
+    return [{
+      severity: "red",
+      topic: "context",
+      text:
+        `--context is ${wanted}, must be from 1 to ${trained}, what ${name} was trained for`,
+    }];
+  }
+  const context = wanted ?? Math.min(DEFAULT_CONTEXT, trained);
+  const dtype = gpu ? chooseCacheDtype(config.headDim).dtype : "f32";
+  const weights = weightBytes(checkpoint);
+  const cache = cacheBytes(config, 1, context, dtype);
+  const needs: Finding = {
+    severity: "green",
+    topic: "model",
+    text: `${name} needs ${mb(weights)} for weights and ${
+      mb(cache)
+    } for a KV cache of ${context} tokens in ${dtype}`,
+    data: { weights, cache, context, cacheDtype: dtype },
+  };
+  return [
+    needs,
+    ...(gpu ? bindings(checkpoint, context, dtype, gpu) : []),
+    await memory(weights + cache, gpu),
+  ];
+}
+
+/** Compares the largest weight and the keys of a layer with the largest binding. */
+function bindings(
+  { config, tensors }: Checkpoint,
+  context: number,
+  dtype: "f16" | "f32",
+  gpu: Gpu,
+): Finding[] {
+  const limit = gpu.limits.maxStorageBufferBindingSize;
+  const oneLayer = { ...config, numHiddenLayers: 1 };
+  const sizes = listWeights(familyOf(config).weights(oneLayer)).map((spec) => ({
+    name: spec.label.replace("layers.0.", ""),
+    bytes: spec.tensors.reduce(
+      (sum, { name }) => sum + (tensors.get(name)?.byteLength ?? 0),
+      0,
+    ),
+  }));
+  const widest = sizes.reduce((a, b) => b.bytes > a.bytes ? b : a);
+  const split = sizes.filter(({ bytes }) => bytes > limit)
+    .map(({ name, bytes }) =>
+      `${name} needs ${Math.ceil(bytes / limit)} buffers or more`
+    );
+  const keys = cacheBytes(config, 1, context, dtype) /
+    (2 * config.numHiddenLayers);
+  const most = Math.floor(limit / (keys / context));
+  return [{
+    severity: split.length ? "yellow" : "green",
+    topic: "largest binding",
+    text: `${widest.name} takes ${mb(widest.bytes)}, the adapter binds up to ${
+      mb(limit)
+    }: ${
+      split.length
+        ? `${split.join(", ")}, with one dispatch each`
+        : "nothing is split"
+    }`,
+    data: { ...widest, limit, split },
+  }, {
+    severity: keys > limit ? "red" : "green",
+    topic: "context",
+    text: `one layer's keys of ${context} tokens take ${mb(keys)}, ${
+      keys > limit
+        ? `more than the adapter binds: use --context ${most} or less`
+        : `up to ${
+          Math.min(most, config.maxPositionEmbeddings)
+        } tokens can be bound`
+    }`,
+    data: { keys, limit },
+  }];
+}
+
+/** Free main memory for the CPU and software adapters; other GPUs must allocate it. */
+async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
+  const topic = "memory";
+  if (!gpu || gpu.software) {
+    const { available } = Deno.systemMemoryInfo();
+    const fits = bytes <= available;
+    return {
+      severity: fits ? "green" : "red",
+      topic,
+      text: `${mb(available)} of main memory free, ${mb(bytes)} needed${
+        fits ? "" : ": use a smaller model or a shorter --context"
+      }`,
+      data: { needed: bytes, available },
+    };
+  }
+  const failure = await tryToAllocate(gpu, bytes);
+  return {
+    severity: failure ? "red" : "green",
+    topic,
+    text: failure
+      ? `${gpu.name} cannot allocate ${
+        mb(bytes)
+      } (${failure}): use a smaller model or a shorter --context`
+      : `${gpu.name} can allocate the ${mb(bytes)} needed`,
+    data: { needed: bytes },
+  };
+}
+
+/** Why `bytes` cannot be allocated, if so. Trying is the only way: WebGPU has no query. */
+async function tryToAllocate(
+  gpu: Gpu,
+  bytes: number,
+): Promise<string | undefined> {
+  using buffers = new DisposableStack();
+  gpu.device.pushErrorScope("out-of-memory");
+  let failure: string | undefined;
+  try {
+    const most = Math.min(gpu.limits.maxBufferSize, 1 << 30) & ~15;
+    for (let left = bytes; left > 0; left -= most) {
+      const buffer = gpu.buffer(Math.min(most, left), "memory test");
+      buffers.defer(() => buffer.destroy());
+    }
+  } catch (error) {
+    if (!(error instanceof DeviceError)) throw error;
+    failure = error.message;
+  }
+  const error = await gpu.device.popErrorScope();
+  return failure ?? error?.message.replaceAll(/\s+/g, " ");
+}

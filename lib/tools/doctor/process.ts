@@ -1,0 +1,25 @@
+/**
+ * The process that lib/tools/doctor/apart.ts starts: examines the default adapter.
+ *
+ *   deno run -A lib/tools/doctor/process.ts [bytes of a model's weights]
+ *
+ * @module
+ */
+import { openDevice } from "../../open_device.ts";
+import type { News } from "./apart.ts";
+import { examineDevice } from "./device.ts";
+import type { Reporter } from "./report.ts";
+
+const print = (news: News) => console.log(JSON.stringify(news));
+
+/** Prints a line of JSON for each kernel that starts and each finding. */
+export const printer: Reporter = {
+  found: (severity, topic, text, data) =>
+    print({ severity, topic, text, data }),
+  starting: (starts) => print({ starts }),
+};
+
+if (import.meta.main) {
+  using gpu = await openDevice();
+  await examineDevice(gpu, Number(Deno.args[0]) || undefined, printer);
+}

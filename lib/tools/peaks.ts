@@ -1,0 +1,124 @@
+/**
+ * What an adapter can do at best, measured by kernels that do nothing else.
+ *
+ * @module
+ */
+import { Tensor } from "../webgpu/tensor.ts";
+import { FMA_ROUND, peakFma } from "../../kernels/peak_fma.ts";
+import { peakRead } from "../../kernels/peak_read.ts";
+import type { Gpu } from "../webgpu/device.ts";
+import { Plan } from "../webgpu/plan.ts";
+import type { Peaks } from "./profile/report.ts";
+import { timePlan } from "../webgpu/timing.ts";
+
+/** A measured pass takes this long at least, so that clocks and caches settle. */
+const LONG_MS = 2;
+/** Rounds at which a longer one cannot be asked for. */
+const MOST_ROUNDS = 1 << 14;
+/** Workgroups that fill any GPU. */
+const MANY_WORKGROUPS = 4096;
+
+/** Measures read bandwidth and arithmetic rates, in a second or so. */
+export async function measurePeaks(gpu: Gpu): Promise<Peaks> {
+  const many = gpu.software ? 64 : MANY_WORKGROUPS;
+  const f32 = await fmaRate(gpu, many, 0);
+  const f16 = gpu.f16 ? await fmaRate(gpu, many, 1) : undefined;
+  const buffer = await readRate(gpu, "buffer");
+  // Where threads are emulated small weights lie in textures, which are read faster.
+  const texture = gpu.software ? await readRate(gpu, "texture") : 0;
+  return {
+    readGBps: Math.max(buffer, texture),
+    ...(texture > buffer ? { bufferGBps: buffer } : {}),
+    f32TFLOPS: f32.rate,
+    f16TFLOPS: f16?.rate,
+    fillWorkgroups: await fillingWorkgroups(gpu, f32),
+  };
+}
+
+/** GB/s of a read that no cache holds: of a buffer, or of its copy as a texture. */
+async function readRate(
+  gpu: Gpu,
+  X_IN: "buffer" | "texture",
+): Promise<number> {
+  const bytes = Math.min(
+    gpu.software ? 4 << 20 : 1 << 28,
+    gpu.limits.maxStorageBufferBindingSize & ~0xfff,
+  );
+  using x = Tensor.create(gpu, "u32", [bytes / 4], undefined, "peak read");
+  using y = Tensor.create(gpu, "u32", [4], undefined, "peak sink");
+  using plan = new Plan(gpu);
+  plan.add(peakRead, { x, y }, { constants: { X_IN } });
+  await fastest(gpu, plan, 2); // the first touch makes memory real
+  return bytes / await fastest(gpu, plan, 10) / 1e6;
+}
+
+interface Rate {
+  rate: number;
+  /** Of one workgroup, so that the pass is long. */
+  rounds: number;
+}
+
+/** TFLOP/s of `groups` workgroups. */
+async function fmaRate(
+  gpu: Gpu,
+  groups: number,
+  F16: 0 | 1,
+): Promise<Rate> {
+  for (let rounds = 1;; rounds *= 4) {
+    const ms = await fmaTime(gpu, groups, rounds, F16, 2);
+    if (ms < LONG_MS && rounds < MOST_ROUNDS) continue;
+    const best = Math.min(ms, await fmaTime(gpu, groups, rounds, F16, 4));
+    return { rate: groups * rounds * FMA_ROUND / best / 1e9, rounds };
+  }
+}
+
+async function fmaTime(
+  gpu: Gpu,
+  groups: number,
+  rounds: number,
+  F16: 0 | 1,
+  times: number,
+): Promise<number> {
+  using y = Tensor.create(gpu, "u32", [4], undefined, "peak sink");
+  using plan = new Plan(gpu);
+  plan.add(peakFma, { y }, {
+    constants: { F16 },
+    uniforms: { rounds, groups },
+  });
+  return await fastest(gpu, plan, times);
+}
+
+/** The least number of workgroups, a power of 2, that comes within a tenth of the rate. */
+async function fillingWorkgroups(gpu: Gpu, best: Rate): Promise<number> {
+  const most = gpu.software ? 16 : 1024;
+  for (let groups = 1; groups < most; groups *= 2) {
+    const rounds = Math.min(MOST_ROUNDS, 16 * best.rounds);
+    const ms = await fmaTime(gpu, groups, rounds, 0, 2);
+    if (groups * rounds * FMA_ROUND / ms / 1e9 > 0.9 * best.rate) return groups;
+  }
+  return most;
+}
+
+/** Milliseconds of the fastest of several runs. */
+async function fastest(gpu: Gpu, plan: Plan, times: number): Promise<number> {
+  if (gpu.timestamps) return Math.min(...await timePlan(gpu, plan, times));
+  return await timeByWall(gpu, plan, times);
+}
+
+/** Milliseconds of a run by wall clock: what many take longer than none, over their number. */
+export async function timeByWall(
+  gpu: Gpu,
+  plan: Plan,
+  times: number,
+  moment?: { length: number },
+): Promise<number> {
+  const wait = async (runs: number) => {
+    const began = performance.now();
+    for (let i = 0; i < runs; i++) plan.run(moment);
+    await gpu.device.queue.onSubmittedWorkDone();
+    return performance.now() - began;
+  };
+  await wait(1);
+  const none = Math.min(await wait(0), await wait(0));
+  return Math.max(1e-3, (await wait(times) - none) / times);
+}

@@ -1,0 +1,243 @@
+/**
+ * The CPU path timed verb by verb.
+ *
+ * @module
+ */
+import type { CpuKvCache } from "../../cpu/kv_cache.ts";
+import type { CpuTensor } from "../../cpu/ops.ts";
+import type { CpuRunner } from "../../cpu/runner.ts";
+import type { Constants } from "../../dispatch/shapes.ts";
+import { familyOf } from "../../model/families.ts";
+import { pairWeights } from "../../model/family.ts";
+import type { CachePass } from "../../model/kv_cache.ts";
+import { sampleEach, seenBits } from "../../model/sampling.ts";
+import { type Call, tap } from "../../model/tap.ts";
+import { type CostContext, type Costed, costsOf } from "./costs.ts";
+import { type Sample, wallPhase } from "./operations.ts";
+import type { Phase, TimelineEvent } from "./report.ts";
+import { prefillSamples, promptIds, type Setting } from "./setting.ts";
+
+/** Decode steps are timed for this long at most. */
+const BUDGET_MS = 2000, MOST_STEPS = 16;
+/** Prompt tokens that go through the model at once. */
+const ROWS = 256;
+
+const BETWEEN = {
+  name: "between verbs",
+  reason: "the forward pass itself, and the copy of the logits",
+};
+
+type CpuSetting = Pick<
+  Setting,
+  "promptTokens" | "maxTokens" | "batch" | "sampling" | "origin" | "signal"
+>;
+type Part = TimelineEvent["part"];
+
+/** Times a prefill of every prompt, and sampled decode steps of the batch. */
+export async function profileCpu(
+  runner: CpuRunner,
+  setting: CpuSetting,
+): Promise<{ phases: Phase[]; timeline: TimelineEvent[] }> {
+  const { promptTokens, maxTokens, batch } = setting;
+  runner.requireRoom(batch, promptTokens + maxTokens);
+  using cache = runner.ops.createCache(batch, promptTokens + maxTokens);
+  const { vocabSize } = runner.config;
+  const ids = promptIds(promptTokens, vocabSize);
+  const warm = new CpuProfile(runner, cache, setting);
+  for (const few of [ids.slice(0, ROWS / 16), [0]]) { // compiles
+    const pass = { first: 0, sequences: 1, tokens: few.length };
+    await warm.forward(few, pass, "profiled prefill");
+  }
+  cache.reset();
+  const profile = new CpuProfile(runner, cache, setting);
+  const { phase, next } = await profile.prefill(ids);
+  const decode = await profile.decode(next);
+  return { phases: [phase, decode], timeline: profile.timeline };
+}
+
+/** A result and how long it took. */
+interface Timed<R> {
+  result: R;
+  ms: number;
+}
+
+/** Runs the phases and keeps what each verb took. */
+class CpuProfile {
+  readonly timeline: TimelineEvent[] = [];
+  readonly #labels: Map<CpuTensor, string>;
+  readonly #seen: Uint32Array<ArrayBuffer>[];
+  #samples: Sample[] = [];
+  #step = 0;
+
+  constructor(
+    readonly runner: CpuRunner,
+    readonly cache: CpuKvCache,
+    readonly setting: CpuSetting,
+  ) {
+    const { config, weights } = runner;
+    const table = familyOf(config).weights(config);
+    this.#labels = new Map(
+      [...pairWeights(weights, table)].map(([w, { label }]) => [w, label]),
+    );
+    this.#labels.set(weights.lmHead, "lm_head"); // also if it is the embedding
+    this.#seen = Array.from(
+      { length: setting.batch },
+      () => seenBits(config.vocabSize, []),
+    );
+  }
+
+  /** A prefill of each prompt, and the first token of each sequence. */
+  async prefill(
+    ids: readonly number[],
+  ): Promise<{ phase: Phase; next: number[] }> {
+    const { batch, promptTokens } = this.setting;
+    const prompts = prefillSamples(batch), runs = batch / prompts.length;
+    let ms = 0, last: Float32Array = new Float32Array();
+    for (const first of prompts) {
+      for (let at = 0; at < ids.length; at += ROWS) {
+        const chunk = ids.slice(at, at + ROWS);
+        const pass = { first, sequences: 1, tokens: chunk.length };
+        const done = await this.forward(chunk, pass, "profiled prefill", runs);
+        ms += runs * done.ms;
+        last = done.result;
+      }
+    }
+    // The prompts that were not timed count as cached, too.
+    this.cache.reset(Array(batch).fill(promptTokens));
+    const sampled = this.#sample(Array(batch).fill(last), "profiled prefill");
+    ms += sampled.ms;
+    const tokens = batch * promptTokens;
+    const samples = this.#takeSamples();
+    const phase = wallPhase("prefill", tokens, ms, samples, 1, BETWEEN);
+    return { phase, next: sampled.result };
+  }
+
+  /** Decode steps of the whole batch, for as long as the budget allows. */
+  async decode(next: number[]): Promise<Phase> {
+    const { batch, maxTokens } = this.setting;
+    const { vocabSize } = this.runner.config;
+    const most = Math.min(MOST_STEPS, maxTokens - 1);
+    let ms = 0, steps = 0;
+    while (steps < most && (steps === 0 || ms < BUDGET_MS)) {
+      const pass = { first: 0, sequences: batch, tokens: 1 };
+      const done = await this.forward(next, pass, "profiled decode");
+      const rows = next.map((_, s) =>
+        done.result.subarray(s * vocabSize, (s + 1) * vocabSize)
+      );
+      const sampled = this.#sample(rows, "profiled decode");
+      next = sampled.result;
+      ms += done.ms + sampled.ms;
+      steps++;
+    }
+    const samples = this.#takeSamples();
+    return wallPhase("decode", batch, ms / steps, samples, steps, BETWEEN);
+  }
+
+  /** Logits after the last token of each sequence. `runs`: how many passes this one stands for. */
+  async forward(
+    ids: readonly number[],
+    pass: CachePass,
+    part: Part,
+    runs?: number,
+  ): Promise<Timed<Float32Array>> {
+    await new Promise((resolve) => setTimeout(resolve, 0)); // lets signals in
+    this.setting.signal?.throwIfAborted();
+    const { cache, runner: { config, weights, ops } } = this;
+    const { first, sequences, tokens } = pass, length = cache.lengths[first];
+    const context = { config, sequences, tokens, length };
+    const from = this.#samples.length, began = performance.now();
+    const timed = tap(ops, (call, run) => {
+      const began = performance.now(), result = run();
+      this.#add(this.#costed(call), context, performance.now() - began);
+      return result;
+    });
+    cache.begin(pass);
+    const data = Uint32Array.from(ids);
+    const input: CpuTensor = { dtype: "u32", shape: [ids.length], data };
+    const logits = familyOf(config).forward(timed, weights, input, cache);
+    cache.advance();
+    const result = (logits.data as Float32Array).slice();
+    const ms = performance.now() - began;
+    this.#draw(part, from, began, runs);
+    return { result, ms };
+  }
+
+  /** The next token of each sequence. */
+  #sample(rows: readonly Float32Array[], part: Part): Timed<number[]> {
+    const { config } = this.runner, [length] = this.cache.lengths;
+    const from = this.#samples.length, began = performance.now();
+    const { sampling } = this.setting;
+    const result = sampleEach(rows, sampling, this.#seen, this.#step++);
+    const ms = performance.now() - began;
+    this.#add(
+      { label: "sampling.sample", kernel: "argmax", dims: {}, constants: {} },
+      { config, sequences: rows.length, tokens: 1, length },
+      ms,
+    );
+    this.#draw(part, from, began);
+    return { result, ms };
+  }
+
+  /** Puts the samples from index `from` on the timeline, one after the other. */
+  #draw(part: Part, from: number, began: number, runs = 1): void {
+    let begin = began - this.setting.origin;
+    for (const sample of this.#samples.slice(from)) {
+      const { dispatch: { label: name }, ms = 0 } = sample;
+      this.timeline.push({ lane: "CPU", part, name, begin, ms });
+      begin += ms;
+      sample.runs = runs;
+    }
+  }
+
+  #takeSamples(): Sample[] {
+    return this.#samples.splice(0);
+  }
+
+  #add(costed: Costed, context: CostContext, ms: number): void {
+    const { kernel, reason } = this.runner.ops.info;
+    this.#samples.push({
+      dispatch: { ...costed, kernel: `CPU ${kernel}`, reason },
+      context,
+      workgroups: 1,
+      ms,
+      costs: costsOf(costed, context),
+    });
+  }
+
+  /** A verb as a dispatch of the GPU kernel that costs the same. */
+  #costed(call: Call<CpuTensor>): Costed {
+    const linear = (x: CpuTensor, w: CpuTensor, constants: Constants) => ({
+      label: this.#labels.get(w)!,
+      kernel: "gemv",
+      dims: { m: x.shape[0], n: w.shape[0], k: w.shape[1] },
+      constants: { ...constants, W_DTYPE: w.dtype },
+    });
+    switch (call.verb) {
+      case "embed": {
+        const [{ shape: [n, k], dtype }, { shape: [m] }] = call.args;
+        const constants = { TABLE_DTYPE: dtype };
+        const dims = { m, n, k };
+        return { label: "embed_tokens", kernel: "embed", dims, constants };
+      }
+      case "normMatmul": {
+        const [x, _, w] = call.args;
+        return linear(x, w, { NORM: 1, EPILOGUE: "store" });
+      }
+      case "matmulAdd": {
+        const [x, w] = call.args;
+        return linear(x, w, { EPILOGUE: "add" });
+      }
+      case "normSwiglu": {
+        const [x, _, w] = call.args;
+        return linear(x, w, { NORM: 1, EPILOGUE: "swiglu" });
+      }
+      case "attend": {
+        const label = `layers.${call.args[4]}.attention`;
+        const constants = { K_DTYPE: "f32" };
+        return { label, kernel: "attendDecode", dims: {}, constants };
+      }
+      case "lastRow": // costs too little to count
+        return { label: "last_row", kernel: "", dims: {}, constants: {} };
+    }
+  }
+}

@@ -1,0 +1,141 @@
+/**
+ * The options of a profile, with every default resolved.
+ *
+ * @module
+ */
+import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import type { AllowedKernel } from "./kernels.ts";
+import type { ProfileReport, TimelineEvent } from "./report.ts";
+import type { Findings } from "./verdict.ts";
+import { resolveSampling, type Sampling } from "../../model/sampling.ts";
+import type { DeviceKind } from "../../dispatch/device.ts";
+
+/** Options of {@linkcode profile}. */
+export interface ProfileOptions {
+  device?: DeviceKind;
+  /** Prompt length; by default 512, or as much as the checkpoint has room for. */
+  promptTokens?: number;
+  /** Tokens to generate; 64 by default. */
+  maxTokens?: number;
+  /** Sequences that run together as in `generateBatch`; 1 by default. */
+  batch?: number;
+  /** Steps between two readbacks; a growing number by default. */
+  chunk?: number;
+  /** Runs the model unpacked on these matmul kernels only. */
+  kernels?: readonly AllowedKernel[];
+  /** Whether to run the CPU path too. */
+  compare?: boolean;
+  /** Any WebGPU implementation instead of `navigator.gpu`. */
+  gpu?: GPU;
+  /** Called with each stage of the profile. */
+  onProgress?: (what: string) => void;
+  signal?: AbortSignal;
+}
+
+const PROMPT_TOKENS = 512, MAX_TOKENS = 64;
+const MOST_BATCH = 256, MOST_CHUNK = 128;
+
+/** Options with every default resolved. */
+export interface Setting extends ProfileOptions {
+  promptTokens: number;
+  maxTokens: number;
+  batch: number;
+  sampling: Sampling;
+  notes: string[];
+  /** Start of the timeline, in `performance.now()` time. */
+  origin: number;
+  progress: (what: string) => void;
+}
+
+/** Results of profiling, before the verdicts. */
+export interface Profiled {
+  findings: Findings;
+  timeline: TimelineEvent[];
+}
+
+/** Checks the options before anything long starts. */
+export function settle(
+  { config, generation }: Checkpoint,
+  options: ProfileOptions,
+): Setting {
+  const whole = (
+    what: string,
+    value: number,
+    least: number,
+    most: number,
+    why = "",
+  ) => {
+    if (Number.isInteger(value) && value >= least && value <= most) return;
+    throw new RangeError(
+      `Cannot profile: ${what} is ${value}, must be an integer from ${least} to ${most}${why}`,
+    );
+  };
+  const room = config.maxPositionEmbeddings;
+  const { maxTokens = Math.min(MAX_TOKENS, room - 1), batch = 1, chunk } =
+    options;
+  // The prompt yields the first token, a decode step the second.
+  whole("maxTokens", maxTokens, 2, room - 1);
+  const most = room - maxTokens;
+  const promptTokens = options.promptTokens ?? Math.min(PROMPT_TOKENS, most);
+  whole(
+    "promptTokens",
+    promptTokens,
+    1,
+    most,
+    ` (${room} less maxTokens)`,
+  );
+  whole("batch", batch, 1, MOST_BATCH);
+  if (chunk !== undefined) whole("chunk", chunk, 1, MOST_CHUNK);
+  const { kernels, compare, device } = options;
+  const against = [
+    device === "cpu" ? "on the CPU" : "",
+    compare ? "in a comparison" : "",
+    chunk === undefined ? "" : "with a fixed chunk",
+  ].find(Boolean);
+  if (kernels && against) {
+    throw new Error(
+      `Cannot profile: kernels cannot be restricted ${against}, must be one of the two`,
+    );
+  }
+  const notes: string[] = [];
+  if (options.promptTokens === undefined && promptTokens < PROMPT_TOKENS) {
+    notes.push(
+      `the prompt has ${promptTokens} tokens instead of ${PROMPT_TOKENS}: ${maxTokens} more fill the context of ${room}`,
+    );
+  }
+  return {
+    ...options,
+    promptTokens,
+    maxTokens,
+    batch,
+    notes,
+    sampling: resolveSampling({ seed: 1 }, generation),
+    origin: performance.now(),
+    progress: options.onProgress ?? (() => {}),
+  };
+}
+
+/** The part of a report that is known before timing anything. */
+export function subject(
+  { name }: Checkpoint,
+  { promptTokens, maxTokens, batch }: Setting,
+  { kind, adapter, software, choices }: ProfileReport["device"],
+) {
+  return {
+    model: name,
+    device: { kind, adapter, software, choices },
+    promptTokens,
+    maxTokens,
+    batch,
+  };
+}
+
+/** Sequences of a batch whose prompts are timed; all have the same length. */
+export function prefillSamples(batch: number): number[] {
+  return batch === 1 ? [0] : [0, batch - 1];
+}
+
+/** Token ids spread over the vocabulary. */
+export function promptIds(tokens: number, vocab: number): number[] {
+  return Array.from({ length: tokens }, (_, i) => i * 7919 % vocab);
+}

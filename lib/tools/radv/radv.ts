@@ -1,0 +1,259 @@
+/**
+ * What AMD's RADV makes of the kernels, by its compiler's own statistics: which
+ * kernels, for which chips, and how the numbers read. radv_compiler.ts runs it.
+ *
+ * @module
+ */
+import { findKernel, KERNEL_NAMES } from "../../../kernels/list.ts";
+import type { Qwen3Config } from "../../checkpoint/config.ts";
+import type { Dtype } from "../../dtype.ts";
+import type { Constants } from "../../dispatch/shapes.ts";
+import { type Shown, showVariants, type Sketched } from "../show.ts";
+
+/** Chips by the names of RADV_FORCE_FAMILY, with the generation of their cores. */
+const GENERATIONS: Readonly<Record<string, readonly string[]>> = {
+  GFX6: ["tahiti", "pitcairn", "verde", "oland", "hainan"],
+  GFX7: ["bonaire", "hawaii", "kaveri", "kabini"],
+  GFX8: ["tonga", "iceland", "carrizo", "fiji", "stoney", "polaris10"],
+  GFX9: ["vega10", "vega12", "vega20", "raven", "raven2", "renoir"],
+  GFX10: ["navi10", "navi12", "navi14"],
+  "GFX10.3": ["navi21", "navi22", "navi23", "navi24", "vangogh", "rembrandt"],
+  GFX11: ["navi31", "navi32", "navi33", "phoenix", "gfx1150", "gfx1151"],
+  GFX12: ["gfx1200", "gfx1201"],
+};
+
+/** A chip that RADV compiles for. */
+export interface Chip {
+  name: string;
+  generation: string;
+}
+
+/**
+ * The chips of a list like `navi21,navi31`.
+ *
+ * @throws {Error} if one of them is unknown.
+ */
+export function readChips(list: string): Chip[] {
+  return list.split(",").map((name) => {
+    const [generation] = Object.entries(GENERATIONS).find(([, names]) =>
+      names.includes(name)
+    ) ?? [];
+    if (!generation) {
+      throw new Error(
+        `Cannot compile for "${name}": --chips must be of ${
+          Object.values(GENERATIONS).flat().join(", ")
+        }`,
+      );
+    }
+    return { name, generation };
+  });
+}
+
+/**
+ * An AMD adapter as Deno shows it on RADV: 64 KiB of workgroup memory and 1,024
+ * threads on every chip. Kernels count on 32 lanes of a subgroup, be it of 32 or 64
+ * (see device.ts), so the variants of all chips are the same.
+ */
+export const AMD_DEVICE: Sketched = {
+  name: "an AMD adapter",
+  adapterClass: "AMD",
+  vulkan: true,
+  f16: true,
+  software: false,
+  subgroupSize: 32,
+  limits: {
+    maxComputeWorkgroupStorageSize: 65536,
+    maxComputeInvocationsPerWorkgroup: 1024,
+  },
+};
+
+/** Kernels that no pass runs: they measure, prepare, or are for callers of their own. */
+const BESIDE = [
+  ...["batchedGemm", "gemvColumns", "maxAbs"],
+  ...["peakFma", "peakRead", "synthesize"],
+];
+
+/** Whether a token waits for this kernel, so that it must not spill. */
+export function isHot(kernel: string): boolean {
+  return !BESIDE.includes(kernel);
+}
+
+/** For which model and kernels {@linkcode variantsOnAmd} asks. */
+export interface VariantOptions {
+  config: Qwen3Config;
+  /** All by default; `attendDecode` or `attend_decode`. */
+  kernels?: readonly string[];
+  /** Tokens of the passes. */
+  tokens?: readonly number[];
+  dtype?: Dtype;
+  constants?: Constants;
+}
+
+/** Tokens of a decode step, few and many, of prompts of each class of tiles, and with rows that fill no tile. */
+export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
+
+/**
+ * Every distinct text that a model's passes run on AMD, with f16 products and without.
+ *
+ * @throws {Error} if there is no such kernel.
+ */
+export function variantsOnAmd(
+  { kernels = [], tokens = PASSES, ...options }: VariantOptions,
+): Shown[] {
+  const asked = kernels.map((name) => {
+    const kernel = findKernel(name);
+    if (kernel) return kernel.name;
+    throw new Error(
+      `Cannot compile "${name}": the kernels are ${KERNEL_NAMES.join(", ")}`,
+    );
+  });
+  const wanted = asked.length ? asked : KERNEL_NAMES;
+  const found = new Map<string, Shown>();
+  for (const f16 of [true, false]) {
+    const device = { ...AMD_DEVICE, f16 };
+    for (const n of tokens) {
+      for (
+        const shown of showVariants(wanted, device, { ...options, tokens: n })
+      ) {
+        if (!found.has(shown.wgsl)) found.set(shown.wgsl, shown);
+      }
+    }
+  }
+  return [...found.values()].sort((a, b) =>
+    a.kernel < b.kernel ? -1 : a.kernel > b.kernel ? 1 : 0
+  );
+}
+
+/** What RADV says of a kernel. */
+export interface Compiled {
+  /** Lanes of a wave. */
+  wave: number;
+  /** By the names that RADV gives its statistics. */
+  statistics: ReadonlyMap<string, number>;
+}
+
+/** One kernel on one chip. */
+export interface RadvStatistics {
+  kernel: string;
+  /** Which call it is. */
+  label: string;
+  /** What was chosen: `BM=64 BN=64 …`. */
+  constants: string;
+  hot: boolean;
+  chip: string;
+  /** Lanes that the driver runs it with. */
+  wave: number;
+  /** Threads of a workgroup. */
+  threads: number;
+  /** Vector registers of a lane, in whole granules. */
+  vgprs: number;
+  spilledVgprs: number;
+  spilledSgprs: number;
+  /** Bytes of memory per wave that stand in for registers. */
+  scratch: number;
+  /** Bytes of workgroup memory. */
+  lds: number;
+  /** Waves that registers and workgroup memory leave room for on a SIMD. */
+  waves: number;
+  codeBytes: number;
+  /** The compiler's estimates in cycles; nothing was executed. */
+  latency: number;
+  inverseThroughput: number;
+}
+
+/** Threads of a workgroup, by the text of a kernel. */
+export function threadsOf(wgsl: string): number {
+  const [, size] = /@workgroup_size\((\w+)\)/.exec(wgsl) ?? [];
+  const value =
+    new RegExp(`const ${size}(?:: u32)? = (\\d+)`).exec(wgsl)?.[1] ?? size;
+  return Number(value);
+}
+
+/**
+ * One row of the table.
+ *
+ * @throws {Error} if RADV does not give one of the statistics: another Mesa names them otherwise.
+ */
+export function statisticsOf(
+  { kernel, label, constants, wgsl }: Pick<
+    Shown,
+    "kernel" | "label" | "constants" | "wgsl"
+  >,
+  { name: chip, generation }: Chip,
+  { wave, statistics }: Compiled,
+): RadvStatistics {
+  const of = (name: string): number => {
+    const value = statistics.get(name);
+    if (value === undefined) {
+      throw new Error(
+        `Cannot read RADV's statistics: there is no "${name}" among ${
+          [...statistics.keys()].join(", ")
+        }`,
+      );
+    }
+    return value;
+  };
+  // From GFX10 on RADV counts in waves of 32, of which a wave of 64 takes two.
+  const halves = wave === 64 && !/GFX[6-9]$/.test(generation) ? 2 : 1;
+  return {
+    kernel,
+    label,
+    constants: Object.entries(constants).map(([name, value]) =>
+      `${name}=${value}`
+    ).join(" "),
+    hot: isHot(kernel),
+    chip,
+    wave,
+    threads: threadsOf(wgsl),
+    vgprs: of("VGPRs"),
+    spilledVgprs: of("Spilled VGPRs"),
+    spilledSgprs: of("Spilled SGPRs"),
+    scratch: of("Scratch size"),
+    lds: of("LDS size"),
+    waves: of("Subgroups per SIMD") / halves,
+    codeBytes: of("Code size"),
+    latency: of("Latency"),
+    inverseThroughput: of("Inverse Throughput"),
+  };
+}
+
+/** Kernels that a token waits for and that keep values in memory for want of registers. */
+export function spilling(rows: readonly RadvStatistics[]): RadvStatistics[] {
+  return rows.filter(({ hot, spilledVgprs, scratch }) =>
+    hot && (spilledVgprs > 0 || scratch > 0)
+  );
+}
+
+const COLUMNS: readonly [string, (row: RadvStatistics) => string | number][] = [
+  ["kernel", (row) => row.kernel],
+  ["chip", (row) => row.chip],
+  ["wave", (row) => row.wave],
+  ["threads", (row) => row.threads],
+  ["VGPRs", (row) => row.vgprs],
+  ["spilled V/S", (row) => `${row.spilledVgprs}/${row.spilledSgprs}`],
+  ["scratch", (row) => row.scratch],
+  ["LDS", (row) => row.lds],
+  ["waves/SIMD", (row) => row.waves],
+  ["code", (row) => row.codeBytes],
+  ["latency", (row) => row.latency],
+  ["1/throughput", (row) => row.inverseThroughput],
+  ["call", (row) => `${row.label} ${row.constants}`],
+];
+
+/** The rows as an aligned table: numbers to the right, words to the left. */
+export function radvTable(rows: readonly RadvStatistics[]): string {
+  const cells = [
+    COLUMNS.map(([title]) => title),
+    ...rows.map((row) => COLUMNS.map(([, cell]) => String(cell(row)))),
+  ];
+  const words = (column: number) => column < 2 || column === COLUMNS.length - 1;
+  const widths = COLUMNS.map((_, i) =>
+    Math.max(...cells.map((row) => row[i].length))
+  );
+  return cells.map((row) =>
+    row.map((cell, i) =>
+      words(i) ? cell.padEnd(widths[i]) : cell.padStart(widths[i])
+    )
+      .join("  ").trimEnd()
+  ).join("\n");
+}

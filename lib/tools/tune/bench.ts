@@ -1,0 +1,310 @@
+/**
+ * Where candidates are checked and timed: a few layers of a model on the GPU, one of
+ * them on the CPU too.
+ *
+ * @module
+ */
+import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import {
+  chooseCacheDtype,
+  chooseMatmulDtype,
+} from "../../dispatch/precision.ts";
+import { ROW_CLASSES } from "../../dispatch/shapes.ts";
+import { type CpuTensor, f32, toF32 } from "../../dtype.ts";
+import type { Gpu } from "../../webgpu/device.ts";
+import { Random } from "../../check/reference.ts";
+import { GpuKvCache } from "../../gpu/kv_cache.ts";
+import { GpuOps } from "../../gpu/ops.ts";
+import { Plan } from "../../webgpu/plan.ts";
+import { familyOf } from "../../model/families.ts";
+import {
+  tensorShapes,
+  type Weights,
+  type WeightSpec,
+} from "../../model/family.ts";
+import { differenceText, rowDifference } from "../../check/row_difference.ts";
+import { CpuRunner } from "../../cpu/runner.ts";
+import { GpuRunner } from "../../gpu/runner.ts";
+import { Tensor } from "../../webgpu/tensor.ts";
+import type { Candidate } from "../../dispatch/limits.ts";
+import type { Given, TuneCase } from "./cases.ts";
+
+/** Layers are as many as no cache holds, so that weights come from memory as they do in a model. */
+const BEYOND_CACHES = 160e6;
+/** Of a prompt's pass, which reads weights less often than it uses them. */
+const PROMPT_LAYERS = 2;
+/** Positions of the timed passes, at most; checks take fewer. */
+const CONTEXT = 4608;
+const CHECK_CONTEXT = 3600;
+
+/** A case's random inputs, and what each check gives on the CPU: values and the width of a row. */
+interface Reference {
+  /** Positions of the cache. */
+  positions: number;
+  cache: { k: CpuTensor; v: CpuTensor };
+  inputs: Inputs[];
+  results: { data: Float32Array; width: number }[][];
+}
+
+type Inputs = Pick<
+  Given<CpuTensor>,
+  "table" | "ids" | "attended" | "gated" | "qkv"
+>;
+
+/** A model, or a few layers of it, for tuning; disposing it frees the device. */
+export class Bench implements Disposable {
+  readonly context: number;
+  readonly weights: Weights<Tensor>;
+  readonly #cache: GpuKvCache;
+  readonly #ops: GpuOps;
+  readonly #references = new Map<TuneCase, Reference>();
+
+  private constructor(
+    readonly gpu: Gpu,
+    readonly runner: GpuRunner,
+    readonly cpu: CpuRunner,
+    readonly cacheDtype: "f16" | "f32",
+  ) {
+    const { config } = runner;
+    this.weights = runner.weights;
+    this.context = Math.min(CONTEXT, config.maxPositionEmbeddings);
+    this.#cache = new GpuKvCache(gpu, config, 1, this.context, cacheDtype);
+    this.#ops = new GpuOps(gpu, config);
+  }
+
+  get config() {
+    return this.runner.config;
+  }
+
+  /** How much of the model there is. */
+  get layersText(): string {
+    const { numHiddenLayers: layers } = this.config;
+    return layers === 1 ? "1 layer" : `${layers} layers`;
+  }
+
+  /** Rows of a prompt's pass, at most. */
+  get mostRows(): number {
+    return Math.min(
+      ROW_CLASSES.at(-1)!,
+      this.context,
+      this.runner.prefillRows,
+    );
+  }
+
+  /** Loads what is needed of a checkpoint. */
+  static async load(
+    gpu: Gpu,
+    checkpoint: Checkpoint,
+    signal?: AbortSignal,
+  ): Promise<Bench> {
+    const one = withLayers(checkpoint, 1);
+    const [layer] = familyOf(one.config).weights(one.config).layers;
+    let layerBytes = 0;
+    for (const { tensors } of Object.values<WeightSpec>({ ...layer })) {
+      for (const { name } of tensors) {
+        layerBytes += one.tensors.get(name)?.byteLength ?? 0;
+      }
+    }
+    const layers = gpu.software ? 1 : Math.min(
+      checkpoint.config.numHiddenLayers,
+      Math.ceil(BEYOND_CACHES / layerBytes),
+    );
+    const { dtype: cacheDtype } = chooseCacheDtype(
+      checkpoint.config.headDim,
+    );
+    const options = { context: 1, cacheDtype, signal } as const;
+    const cpu = await CpuRunner.load(one, options);
+    try {
+      const runner = await GpuRunner.load(
+        gpu,
+        withLayers(checkpoint, layers),
+        { ...options, f16Matmuls: chooseMatmulDtype(gpu).dtype === "f16" },
+      );
+      return new Bench(gpu, runner, cpu, cacheDtype);
+    } catch (error) {
+      cpu[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /**
+   * Records the pass that a case is timed in, with other constants for its key.
+   *
+   * @throws {Error} if the device does not compile them, in its own words.
+   */
+  async record(
+    { key, rows, head }: TuneCase,
+    constants?: Candidate,
+  ): Promise<Plan> {
+    const plan = new Plan(this.gpu);
+    const { weights } = this;
+    await this.#with(key, constants, () => {
+      this.#ops.plan = plan;
+      this.#cache.record({ first: 0, sequences: 1, tokens: rows });
+      const tokens = Tensor.create(
+        this.gpu,
+        "u32",
+        [rows],
+        undefined,
+        "tokens",
+      );
+      plan.own(tokens);
+      // Where the LM head is not looked at, a smaller matrix ends the pass.
+      const last = head ? weights.lmHead : weights.layers[0].qkvProj;
+      const layers = weights.layers.slice(
+        0,
+        rows > 1 ? PROMPT_LAYERS : Infinity,
+      );
+      const some = { ...weights, layers, lmHead: last };
+      familyOf(this.config).forward(this.#ops, some, tokens, this.#cache);
+      plan.seal();
+    });
+    return plan;
+  }
+
+  /** Sets how many tokens the cache holds in timed passes. */
+  setLength(length: number): void {
+    this.#cache.reset([length]);
+  }
+
+  /** What is wrong with the results of a candidate; undefined where nothing is. */
+  async check(
+    one: TuneCase,
+    constants?: Candidate,
+  ): Promise<string | undefined> {
+    const { gpu, config } = this;
+    let reference = this.#references.get(one);
+    if (!reference) {
+      this.#references.set(one, reference = this.#reference(one));
+    }
+    using owned = new DisposableStack();
+    const up = ({ dtype, shape, data }: CpuTensor) =>
+      owned.use(
+        Tensor.create(gpu, dtype, shape, data as Float32Array<ArrayBuffer>),
+      );
+    using ops = new GpuOps(gpu, config); // scratch memory of its own: nothing right is left in it
+    using cache = new GpuKvCache(
+      gpu,
+      { ...config, numHiddenLayers: 1 },
+      1,
+      reference.positions,
+      this.cacheDtype,
+    );
+    for (const name of ["k", "v"] as const) {
+      const { data } = reference.cache[name];
+      cache.layers[0][name].write(0, data as Uint16Array<ArrayBuffer>);
+    }
+    const { weights: { layers: [layer], norm, lmHead } } = this;
+    for (const [i, check] of one.checks.entries()) {
+      const own = reference.inputs[i];
+      using plan = new Plan(gpu);
+      let results: Tensor[] = [];
+      await this.#with(one.key, constants, () => {
+        ops.plan = plan;
+        cache.reset([check.length]);
+        cache.record({ first: 0, sequences: 1, tokens: check.rows });
+        results = check.run(ops, {
+          ...{ layer, norm, lmHead, cache },
+          table: up(own.table),
+          ids: up(own.ids),
+          attended: up(own.attended),
+          gated: up(own.gated),
+          qkv: up(own.qkv),
+        });
+        plan.seal();
+      });
+      plan.run({ length: check.length });
+      for (const [j, result] of results.entries()) {
+        const { data, width } = reference.results[i][j];
+        const actual = await result.read();
+        const found = rowDifference(actual, data, width, check.half);
+        if (found) return `${check.label} ${differenceText(found)}`;
+      }
+      gpu.check();
+    }
+    return undefined;
+  }
+
+  #reference(one: TuneCase): Reference {
+    const { ops, weights: { layers: [layer], norm, lmHead } } = this.cpu;
+    const random = new Random(), { config, cacheDtype } = this;
+    const { numAttentionHeads: heads, numKeyValueHeads: kvHeads } = config;
+    const { headDim, hiddenSize, intermediateSize } = config;
+    const attends = "headDim" in one.target;
+    const positions = attends ? CHECK_CONTEXT : 1;
+    const shape = [1, kvHeads, positions, headDim];
+    const kept = {
+      k: random.tensor(cacheDtype, shape),
+      v: random.tensor(cacheDtype, shape),
+    };
+    using cache = ops.createCache(1, positions);
+    for (const name of ["k", "v"] as const) {
+      f32(cache.layers[0][name]).set(toF32(kept[name]));
+    }
+    const inputs: Inputs[] = [], results: Reference["results"] = [];
+    for (const check of one.checks) {
+      const { rows, length } = check;
+      const values = (width: number) => random.tensor("f32", [rows, width]);
+      const own: Inputs = {
+        table: values(hiddenSize),
+        ids: {
+          dtype: "u32",
+          shape: [rows],
+          data: Uint32Array.from({ length: rows }, (_, i) => i),
+        },
+        attended: values(heads * headDim),
+        gated: values(intermediateSize),
+        qkv: values((heads + 2 * kvHeads) * headDim),
+      };
+      cache.reset([length]);
+      cache.begin({ first: 0, sequences: 1, tokens: rows });
+      const given: Given<CpuTensor> = { layer, norm, lmHead, cache, ...own };
+      inputs.push(own);
+      // A result keeps its values until the next embedding only.
+      results.push(
+        check.run(ops, given).map((result) => ({
+          data: f32(result).slice(),
+          width: result.shape[1],
+        })),
+      );
+    }
+    return { positions, cache: kept, inputs, results };
+  }
+
+  /** Records with `constants` in place of what is tuned for `key`. */
+  async #with(
+    key: string,
+    constants: Candidate | undefined,
+    record: () => void,
+  ): Promise<void> {
+    const { tuned, device } = this.gpu, before = tuned.get(key);
+    if (constants) tuned.set(key, constants);
+    device.pushErrorScope("validation");
+    let refused: GPUError | null;
+    try {
+      record();
+    } finally {
+      if (constants) tuned.delete(key);
+      if (before) tuned.set(key, before);
+      refused = await device.popErrorScope();
+    }
+    if (refused) throw new Error(refused.message.replaceAll(/\s+/g, " "));
+  }
+
+  [Symbol.dispose](): void {
+    this.#ops[Symbol.dispose]();
+    this.#cache[Symbol.dispose]();
+    this.cpu[Symbol.dispose]();
+    this.runner[Symbol.dispose]();
+  }
+}
+
+/** A checkpoint as if it had fewer layers. */
+function withLayers(checkpoint: Checkpoint, layers: number): Checkpoint {
+  const config = { ...checkpoint.config, numHiddenLayers: layers };
+  const shapes = tensorShapes(familyOf(config).weights(config));
+  const tensors = new Map(
+    [...checkpoint.tensors].filter(([name]) => shapes.has(name)),
+  );
+  return { ...checkpoint, config, tensors };
+}

@@ -1,0 +1,251 @@
+/**
+ * Finds the constants of the kernels that are best on this adapter for a model, and
+ * stores them where every later run finds them.
+ *
+ * @module
+ */
+import { openCheckpoint } from "../../checkpoint/open.ts";
+import { openDevice } from "../../open_device.ts";
+import type { Plan } from "../../webgpu/plan.ts";
+import { Bench } from "./bench.ts";
+import { TUNED_KERNELS } from "../../../kernels/list.ts";
+import type { Candidate } from "../../dispatch/limits.ts";
+import { candidatesFor } from "./candidates.ts";
+import { casesOf, type TuneCase } from "./cases.ts";
+import { race } from "./race.ts";
+import type { TunedEntry } from "../../dispatch/tuned.ts";
+import { saveTuning } from "../../tuning_file.ts";
+
+/** What {@linkcode tune} takes. */
+export interface TuneOptions {
+  /** All of them by default. */
+  kernels?: readonly string[];
+  /** How long it may take, loading included; 180 by default. */
+  budgetSeconds?: number;
+  /** Stores nothing. */
+  dryRun?: boolean;
+  /** Any WebGPU implementation instead of `navigator.gpu`. */
+  gpu?: GPU;
+  /** Told each case as it is decided. */
+  onCase?: (report: CaseReport) => void;
+  /** Told once what is tuned on what, when that is loaded. */
+  onBegin?: (what: string) => void;
+  /** Ends it; what was decided before is stored. */
+  signal?: AbortSignal;
+}
+
+/** One class of shapes, and what came of it. */
+export interface CaseReport {
+  key: string;
+  labels: string[];
+  default: Candidate;
+  /** Only where it beat the default by more than the spread. */
+  winner?: Candidate;
+  /** The nearest to a winner that there was, as shares of a pass's time. */
+  gain?: number;
+  spread?: number;
+  /** Milliseconds of the pass in which it was timed. */
+  defaultMs?: number;
+  bestMs?: number;
+  /** Candidates that were timed, that this device cannot run, that it refused to compile, whose results are wrong, and for which there was no time. */
+  timed: number;
+  invalid: number;
+  refused: number;
+  wrong: number;
+  untried: number;
+  /** In words. */
+  outcome: string;
+}
+
+/** A candidate whose results are wrong. */
+export interface WrongCandidate {
+  key: string;
+  constants: Candidate;
+  problem: string;
+}
+
+/** All that was found. */
+export interface TuneReport {
+  model: string;
+  adapter: string;
+  seconds: number;
+  /** Where winners were stored; absent in a dry run. */
+  file?: string;
+  /** Cases with a winner. */
+  winners: number;
+  cases: CaseReport[];
+  wrong: WrongCandidate[];
+  notes: string[];
+}
+
+const BUDGET_SECONDS = 180;
+const LATE = "no time was left to decide";
+/** Share of a case's time in which candidates are compiled and checked. */
+const PREPARING = 0.5;
+
+/**
+ * Tunes kernels for the shapes of `model`. A candidate is first checked against the
+ * CPU; one that is wrong is never stored.
+ *
+ * @throws {Error} if there is no adapter, it has no timestamps, or the file cannot be
+ * written.
+ */
+export async function tune(
+  model: string,
+  options: TuneOptions = {},
+): Promise<TuneReport> {
+  const {
+    kernels = TUNED_KERNELS.map(({ name }) => name),
+    budgetSeconds = BUDGET_SECONDS,
+    signal,
+  } = options;
+  if (!(budgetSeconds > 0)) {
+    throw new RangeError(
+      `Cannot tune: the budget is ${budgetSeconds} seconds, must be more than 0`,
+    );
+  }
+  const began = performance.now(), end = began + 1000 * budgetSeconds;
+  await using checkpoint = await openCheckpoint(model, { signal });
+  const gpu = await openDevice({ gpu: options.gpu });
+  using closing = new DisposableStack();
+  closing.use(gpu);
+  if (!gpu.timestamps) {
+    throw new Error(
+      `Cannot tune ${gpu.name}: it has no timestamp-query, without which kernels cannot be compared`,
+    );
+  }
+  gpu.tuned.clear(); // the defaults are what is to be beaten
+  const report: TuneReport = {
+    ...{ model: checkpoint.name, adapter: gpu.name, seconds: 0, winners: 0 },
+    ...{ cases: [], wrong: [], notes: [] },
+  };
+  /** Stores one case; none at first, to know that it can be. */
+  const store = async (key?: string, entry?: TunedEntry) => {
+    if (options.dryRun) return;
+    const found = new Map(key === undefined ? [] : [[key, entry]]);
+    const { path, replaced } = await saveTuning(gpu, found);
+    report.file = path;
+    if (replaced) report.notes.push(`a new file was begun: ${replaced}`);
+  };
+  await store();
+  const bench = await Bench.load(gpu, checkpoint, signal);
+  closing.use(bench);
+  const { cases, notes } = casesOf(bench, kernels);
+  report.notes.push(...notes);
+  options.onBegin?.(
+    `${checkpoint.name} on ${gpu.name}, timed in passes through ${bench.layersText}`,
+  );
+  for (const [i, one] of cases.entries()) {
+    const now = performance.now();
+    const deadline = now + Math.max(0, end - now) / (cases.length - i);
+    const { decided, ...found } = await tuneCase(bench, one, {
+      ...{ deadline, signal, wrong: report.wrong, notes: report.notes },
+    });
+    report.cases.push(found);
+    options.onCase?.(found);
+    if (found.winner) {
+      report.winners++;
+      gpu.tuned.set(one.key, found.winner); // what follows is timed beside it
+    }
+    if (!decided) continue;
+    await store(
+      one.key,
+      found.winner && {
+        constants: found.winner,
+        gain: found.gain!,
+        spread: found.spread!,
+        model: checkpoint.name,
+      },
+    );
+  }
+  const late = report.cases.filter(({ outcome }) => outcome === LATE).length;
+  if (late) {
+    report.notes.push(
+      `${late} of ${cases.length} shapes had no time, more than ${budgetSeconds} seconds gives them some`,
+    );
+  }
+  report.seconds = (performance.now() - began) / 1000;
+  return report;
+}
+
+/** Constants as a person would write them. */
+export function candidateText(constants: Candidate): string {
+  return Object.entries(constants).map(([name, value]) => `${name} ${value}`)
+    .join(" ");
+}
+
+/** Checks and races the candidates of one case. */
+async function tuneCase(
+  bench: Bench,
+  one: TuneCase,
+  { deadline, signal, wrong, notes }: {
+    deadline: number;
+    signal?: AbortSignal;
+    wrong: WrongCandidate[];
+    notes: string[];
+  },
+): Promise<CaseReport & { decided: boolean }> {
+  const { gpu } = bench, { key, kernel, labels, target, now, length } = one;
+  const { candidates, invalid } = candidatesFor(kernel, target, gpu, now);
+  const report: CaseReport = {
+    ...{ key, labels, default: now, timed: 0, invalid, refused: 0, wrong: 0 },
+    untried: candidates.length,
+    outcome: "",
+  };
+  const end = (outcome: string, decided = false) => ({
+    ...report,
+    outcome,
+    decided,
+  });
+  const began = performance.now(), room = deadline - began;
+  if (room <= 0) return end(LATE);
+  using plans = new DisposableStack();
+  const problem = await bench.check(one);
+  if (problem) {
+    wrong.push({ key, constants: now, problem });
+    return end("the DEFAULT is wrong, run deno task doctor");
+  }
+  const first = { what: now, plan: plans.use(await bench.record(one)) };
+  const others: { what: Candidate; plan: Plan }[] = [];
+  bench.setLength(length);
+  for (const what of candidates) {
+    signal?.throwIfAborted();
+    if (performance.now() > began + PREPARING * room) break;
+    report.untried--;
+    try {
+      const problem = await bench.check(one, what);
+      if (problem) {
+        report.wrong++;
+        wrong.push({ key, constants: what, problem });
+        continue;
+      }
+      others.push({ what, plan: plans.use(await bench.record(one, what)) });
+    } catch (error) {
+      gpu.check(); // a lost device refuses everything
+      if (!(error instanceof Error)) throw error;
+      const why = error.message.replaceAll(/\s+/g, " ");
+      if (!report.refused++) {
+        notes.push(`${key} was refused with ${candidateText(what)}: ${why}`);
+      }
+    }
+  }
+  if (!others.length) {
+    return report.untried ? end(LATE) : end("nothing else can run", true);
+  }
+  const best = await race(gpu, first, others, { length, deadline, signal });
+  if (!best) {
+    report.untried += others.length;
+    return end(LATE);
+  }
+  Object.assign(report, {
+    timed: best.entered,
+    untried: report.untried + others.length - best.entered,
+    gain: best.gain,
+    spread: best.spread,
+    defaultMs: best.firstMs,
+    bestMs: best.ms,
+  });
+  if (best.gain <= best.spread) return end("the default stays", true);
+  report.winner = best.what;
+  return end("tuned", true);
+}

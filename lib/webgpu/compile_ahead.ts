@@ -1,0 +1,162 @@
+/**
+ * Compiles what a first use needs in several threads at once. WebGPU's pipelines are
+ * compiled one after the other by the thread that asks, up to half a second each. But
+ * what a driver keeps on disk it may keep for every device of a process: workers compile
+ * on devices of their own, and this thread's device finds it there.
+ *
+ * @module
+ */
+import type { Choice } from "../dispatch/choice.ts";
+import { host } from "../host.ts";
+import type { Gpu } from "./device.ts";
+import { compile, isCompiled, type Shader } from "./pipeline.ts";
+
+/** What a worker compiles, and on which device. */
+export interface CompileJob {
+  adapter: string;
+  device: Gpu["descriptor"];
+  shaders: Shader[];
+}
+
+/** What a worker tells when it is done. */
+export interface CompileReport {
+  error?: string;
+}
+
+/** Threads beside this one at most: each opens a device, one after the other. */
+const MOST_WORKERS = 5;
+/** A driver that took so long for the shortest shader did not have it: 10 to 15 ms against 0.3. */
+const COMPILED_MS = 3;
+/** How long this thread waits for workers when it is done: who has not answered then, never will. */
+const PATIENCE_MS = 30_000;
+/** What opening a device takes, as a part of what the longest shader does. */
+const OPENING = 0.5;
+
+const WORKER = new URL("./compile_worker.ts", import.meta.url);
+/** Devices for which a worker failed, as the next one would. */
+const failing = new WeakSet<Gpu>();
+
+/**
+ * Compiles the shaders that are not yet, unless the driver turns out to have them already.
+ * Only where that is known to pay: Deno's Vulkan on NVIDIA, whose driver shares its cache
+ * on disk among the devices of a process. Elsewhere nobody asks for the shaders: they
+ * are recorded for that.
+ *
+ * @returns what was decided; undefined where nothing was.
+ */
+export async function compileAhead(
+  gpu: Gpu,
+  shaders: () => readonly Shader[],
+): Promise<Choice | undefined> {
+  if (
+    !gpu.vulkan || !gpu.adapterClass.startsWith("NVIDIA") ||
+    failing.has(gpu) || !keepsCache() || !mayStart()
+  ) return undefined;
+  const missing = longestFirst(gpu, shaders());
+  const workers = Math.min(
+    MOST_WORKERS,
+    navigator.hardwareConcurrency - 1,
+    missing.length - 2,
+  );
+  if (workers < 1) return undefined;
+  const { driverMs } = compile(gpu, missing.pop()!);
+  if (driverMs < COMPILED_MS) return undefined;
+  return await compileInWorkers(gpu, missing, workers);
+}
+
+/** Compiles shaders in this thread and `workers` more; alone, where one of those fails. */
+export async function compileInWorkers(
+  gpu: Gpu,
+  shaders: readonly Shader[],
+  workers: number,
+  patienceMs = PATIENCE_MS,
+): Promise<Choice> {
+  using end = new DisposableStack();
+  const [own, ...others] = shares(shaders, workers);
+  const reports = others.filter((share) => share.length > 0).map((share) => {
+    const { worker, report } = inWorker(gpu, share);
+    end.defer(() => worker.terminate());
+    return report;
+  });
+  for (const shader of own) compile(gpu, shader);
+  const late = Promise.withResolvers<CompileReport[]>();
+  const error = `no answer in ${patienceMs / 1000} s`;
+  const timer = setTimeout(() => late.resolve([{ error }]), patienceMs);
+  end.defer(() => clearTimeout(timer));
+  const failed = (await Promise.race([Promise.all(reports), late.promise]))
+    .find(({ error }) => error !== undefined);
+  if (failed) failing.add(gpu);
+  for (const shader of shaders) compile(gpu, shader);
+  return failed
+    ? {
+      what: "first compilation",
+      value: "one thread",
+      reason: `a worker failed: ${failed.error}`,
+    }
+    : {
+      what: "first compilation",
+      value: `${1 + reports.length} threads`,
+      reason: "the driver shares what it has compiled among devices",
+    };
+}
+
+function longestFirst(gpu: Gpu, shaders: readonly Shader[]): Shader[] {
+  const distinct = new Map(shaders.map((shader) => [shader.code, shader]));
+  return [...distinct.values()]
+    .filter((shader) => !isCompiled(gpu, shader))
+    .sort((a, b) => b.code.length - a.code.length);
+}
+
+/**
+ * A share of the work for this thread, and one for each of the workers, which have to open
+ * a device first: the longest texts first, each to whoever has the least.
+ */
+export function shares(
+  shaders: readonly Shader[],
+  workers: number,
+): Shader[][] {
+  const opening = OPENING * (shaders[0]?.code.length ?? 0);
+  const all = Array.from({ length: workers + 1 }, (_, i) => ({
+    work: i === 0 ? 0 : opening,
+    shaders: [] as Shader[],
+  }));
+  for (const shader of shaders) {
+    const least = all.reduce((a, b) => b.work < a.work ? b : a);
+    least.work += shader.code.length;
+    least.shaders.push(shader);
+  }
+  return all.map(({ shaders }) => shaders);
+}
+
+function inWorker(
+  gpu: Gpu,
+  shaders: Shader[],
+): { worker: Worker; report: Promise<CompileReport> } {
+  const { promise: report, resolve } = Promise.withResolvers<CompileReport>();
+  const worker = new Worker(WORKER, { type: "module" });
+  worker.addEventListener("message", ({ data }) => resolve(data));
+  worker.addEventListener("error", (event) => {
+    event.preventDefault();
+    resolve({ error: event.message });
+  });
+  const job: CompileJob = {
+    adapter: gpu.name,
+    device: gpu.descriptor,
+    shaders,
+  };
+  worker.postMessage(job);
+  return { worker, report };
+}
+
+/** Whether a worker starts without a question to the user, or an error on stderr. */
+function mayStart(): boolean {
+  return WORKER.protocol === "file:"
+    ? host.isGranted("read", WORKER)
+    : host.isGranted("import", WORKER.host);
+}
+
+/** Whether NVIDIA's driver keeps what it compiles, as far as the environment tells. */
+function keepsCache(): boolean {
+  const name = "__GL_SHADER_DISK_CACHE";
+  return !host.isGranted("env", name) || host.env(name) !== "0";
+}

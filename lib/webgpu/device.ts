@@ -1,0 +1,328 @@
+/**
+ * The GPU: its limits and features, buffers, readback, and every choice made when it
+ * was opened, with the reason.
+ *
+ * @module
+ */
+import type { AdapterClass } from "../dispatch/capabilities.ts";
+import type { Choice } from "../dispatch/choice.ts";
+import type { Constants } from "../dispatch/shapes.ts";
+import { DeviceError, errorText, NoAdapterError } from "../errors.ts";
+import { host } from "../host.ts";
+import { adapterClass, adapterName } from "./adapter.ts";
+
+/** Options of {@linkcode openGpu}. */
+export interface DeviceOptions {
+  /** Any WebGPU implementation; `navigator.gpu` by default. */
+  gpu?: GPU;
+}
+
+/** Bytes of workgroup memory that the kernels need. */
+export const LEAST_WORKGROUP_MEMORY = 32768;
+
+/** The version of Deno in which a buffer is already mapped when `mapAsync` returns. */
+const READS_AT_ONCE = "2.9.6";
+
+const LIMITS = [
+  "maxBufferSize",
+  "maxStorageBufferBindingSize",
+  "maxComputeWorkgroupStorageSize",
+  "maxComputeInvocationsPerWorkgroup",
+  "maxComputeWorkgroupSizeX",
+  "maxStorageBuffersPerShaderStage",
+] as const;
+
+/**
+ * Opens a GPU with the adapter's own limits (WebGPU's defaults allow bindings of
+ * 128 MiB only), and with f16, subgroups and timestamps where the adapter has them.
+ *
+ * @throws {NoAdapterError} if there is no adapter, or its workgroup memory is too small.
+ */
+export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
+  const adapter = await findAdapter(options);
+  const choices: Choice[] = [];
+  const features: GPUFeatureName[] = [];
+  const want = (feature: GPUFeatureName, without: string) => {
+    const there = adapter.features.has(feature);
+    if (there) features.push(feature);
+    choices.push({
+      what: feature,
+      value: there ? "on" : "off",
+      reason: there ? "the adapter has it" : `the adapter lacks it: ${without}`,
+    });
+    return there;
+  };
+  want("shader-f16", "matmuls are computed in f32");
+  const timestamps = want("timestamp-query", "passes are timed by wall clock");
+  const { device, descriptor, subgroupSize, choice } = await requestDevice(
+    adapter,
+    features,
+    options,
+  );
+  // Other versions may panic where this one has the bytes, so others do not try.
+  const { name, version, os } = host.runtime;
+  const own = options.gpu === undefined && name === "Deno";
+  const readsAtOnce = own && version === READS_AT_ONCE;
+  choices.push(choice, {
+    what: "readback",
+    value: readsAtOnce ? "at once" : "when mapAsync settles",
+    reason: readsAtOnce
+      ? `in Deno ${READS_AT_ONCE} a buffer is mapped when mapAsync returns, 10 ms before its promise settles`
+      : own
+      ? `only Deno ${READS_AT_ONCE} was tested for early reads, this is ${version}`
+      : "not Deno's own WebGPU",
+  });
+  // Deno does not name its backend. On Linux it is Vulkan or GL, and GL has no subgroups.
+  const vulkan = own && os === "linux" && subgroupSize > 0;
+  return new Gpu(adapter, device, {
+    descriptor,
+    subgroupSize,
+    vulkan,
+    timestamps,
+    readsAtOnce,
+    choices,
+  });
+}
+
+const INSTALL_HINT =
+  "install a Vulkan driver (Debian, Ubuntu: apt-get install mesa-vulkan-drivers brings a software one) or run on the CPU";
+
+async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
+  const implementation = gpu ?? navigator.gpu;
+  if (!implementation) {
+    throw new NoAdapterError(
+      "Cannot open a GPU: this runtime has no WebGPU (navigator.gpu), it must be Deno 2.9 or later, or pass one as `gpu`",
+    );
+  }
+  const adapter = await implementation.requestAdapter({
+    powerPreference: "high-performance",
+  });
+  if (!adapter) {
+    throw new NoAdapterError(
+      `Cannot open a GPU: there is no WebGPU adapter here, ${INSTALL_HINT}`,
+    );
+  }
+  const memory = adapter.limits.maxComputeWorkgroupStorageSize;
+  if (memory < LEAST_WORKGROUP_MEMORY) {
+    throw new NoAdapterError(
+      `Cannot open a GPU: ${adapter.info.description} has ${memory} bytes of workgroup memory, the kernels must have ${LEAST_WORKGROUP_MEMORY}`,
+    );
+  }
+  return adapter;
+}
+
+/** Asks for subgroups first: Deno grants them without listing them. */
+async function requestDevice(
+  adapter: GPUAdapter,
+  features: readonly GPUFeatureName[],
+  options: DeviceOptions,
+) {
+  const requiredLimits: Record<string, number> = {};
+  for (const limit of LIMITS) {
+    requiredLimits[limit] = adapter.limits[limit] as number;
+  }
+  const subgroups = "subgroups" as GPUFeatureName;
+  let descriptor = {
+    requiredFeatures: [...features, subgroups],
+    requiredLimits,
+  };
+  let device: GPUDevice, refusal = "";
+  try {
+    device = await adapter.requestDevice(descriptor);
+  } catch (error) {
+    refusal = errorText(error);
+    // A failed requestDevice() consumes the adapter; ask for another.
+    adapter = await findAdapter(options);
+    descriptor = { requiredFeatures: [...features], requiredLimits };
+    device = await adapter.requestDevice(descriptor);
+  }
+  // Only the range of subgroup sizes is known, so kernels count on the smallest.
+  const { subgroupMinSize = 0, subgroupMaxSize } = adapter.info;
+  const smallest = refusal ? 0 : subgroupMinSize;
+  const subgroupSize = smallest >= 4 ? Math.min(smallest, 32) : 0;
+  const choice: Choice = {
+    what: "subgroups",
+    value: subgroupSize ? `${subgroupSize} lanes` : "off",
+    reason: subgroupSize
+      ? `granted; the adapter's subgroups have ${subgroupMinSize} to ${subgroupMaxSize} lanes`
+      : `sums go through workgroup memory: ${
+        refusal || "the adapter names no subgroup size"
+      }`,
+  };
+  return { device, descriptor, subgroupSize, choice };
+}
+
+/** An open device. Made by {@linkcode openGpu}. */
+export class Gpu implements Disposable {
+  /** What the adapter calls itself. */
+  readonly name: string;
+  /** Whether it is a software renderer (llvmpipe, SwiftShader, …). */
+  readonly software: boolean;
+  /** What the adapter was asked for. */
+  readonly descriptor: {
+    requiredFeatures: GPUFeatureName[];
+    requiredLimits: Record<string, number>;
+  };
+  /** Lanes that may exchange values directly; 0 without subgroups. */
+  readonly subgroupSize: number;
+  /**
+   * Whether a buffer's bytes are there as soon as `mapAsync` was called for it, not
+   * only when its promise settles (in Deno 10 ms later).
+   */
+  readonly readsAtOnce: boolean;
+  /** Whether it is known to be Deno's own WebGPU through Vulkan. */
+  readonly vulkan: boolean;
+  /** Whose defaults the kernels take. */
+  readonly adapterClass: AdapterClass;
+  readonly f16: boolean;
+  readonly timestamps: boolean;
+  readonly limits: GPUSupportedLimits;
+  /** Every choice made when the device was opened. */
+  readonly choices: Choice[];
+  /** Constants that were measured to be best on this adapter (see choose.ts). */
+  readonly tuned: Map<string, Constants> = new Map();
+  /** Bytes allocated on the device and not freed. */
+  allocated = 0;
+  #failure?: DeviceError;
+  #disposed = false;
+
+  constructor(
+    readonly adapter: GPUAdapter,
+    readonly device: GPUDevice,
+    found: {
+      descriptor: Gpu["descriptor"];
+      subgroupSize: number;
+      vulkan: boolean;
+      timestamps: boolean;
+      readsAtOnce: boolean;
+      choices: Choice[];
+    },
+  ) {
+    const { info } = adapter;
+    this.name = adapterName(info);
+    this.software = info.isFallbackAdapter ||
+      /llvmpipe|swiftshader|software/i.test(this.name);
+    this.adapterClass = adapterClass(info, this.software);
+    this.descriptor = found.descriptor;
+    this.subgroupSize = found.subgroupSize;
+    this.vulkan = found.vulkan;
+    this.timestamps = found.timestamps;
+    this.readsAtOnce = found.readsAtOnce;
+    this.choices = found.choices;
+    this.f16 = device.features.has("shader-f16");
+    this.limits = device.limits;
+    device.addEventListener("uncapturederror", (event) => {
+      const { error } = event as GPUUncapturedErrorEvent;
+      this.#failure ??= new DeviceError(
+        `Cannot go on with ${this.name}: ${errorText(error.message)} (${
+          megabytes(this.allocated)
+        } MB were allocated)`,
+      );
+    });
+    device.lost.then((info) => {
+      if (this.#disposed) return;
+      this.#failure ??= new DeviceError(
+        `Cannot go on with ${this.name}: the device was lost (${info.reason}: ${
+          errorText(info.message)
+        }), ${megabytes(this.allocated)} MB were allocated`,
+      );
+    });
+  }
+
+  /** Throws what the device reported since the last call, if anything. */
+  check(): void {
+    if (this.#failure) throw this.#failure;
+  }
+
+  /**
+   * A buffer of at least `bytes` (rounded up to 16).
+   *
+   * @throws {DeviceError} if the adapter's limit is smaller.
+   */
+  buffer(
+    bytes: number,
+    label: string,
+    usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC |
+      GPUBufferUsage.COPY_DST,
+  ): GPUBuffer {
+    const size = Math.max(16, Math.ceil(bytes / 16) * 16);
+    if (size > this.limits.maxBufferSize) {
+      throw new DeviceError(
+        `Cannot allocate ${label}: ${size} bytes, ${this.name} allows ${this.limits.maxBufferSize} in one buffer`,
+      );
+    }
+    return this.count(
+      this.device.createBuffer({ size, usage, label }),
+      size,
+    );
+  }
+
+  /** Counts `what` as allocated until it is destroyed. */
+  count<T extends GPUBuffer | GPUTexture>(what: T, size: number): T {
+    this.allocated += size;
+    const destroy = what.destroy.bind(what);
+    what.destroy = () => {
+      this.allocated -= size;
+      what.destroy = () => {};
+      destroy();
+    };
+    return what;
+  }
+
+  /** The bytes of a buffer, after all submitted work. */
+  async readBuffer(
+    source: GPUBuffer,
+    offset: number,
+    bytes: number,
+  ): Promise<ArrayBuffer> {
+    this.check();
+    const size = Math.ceil(bytes / 4) * 4;
+    const staging = this.device.createBuffer({
+      size,
+      usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
+    });
+    try {
+      const encoder = this.device.createCommandEncoder();
+      encoder.copyBufferToBuffer(source, offset, staging, 0, size);
+      this.device.queue.submit([encoder.finish()]);
+      const copy = (await this.map(staging)).slice(0);
+      staging.unmap();
+      return copy;
+    } finally {
+      staging.destroy();
+    }
+  }
+
+  /**
+   * Maps a buffer for reading, after all submitted work, unless `mapping` has begun.
+   *
+   * @throws {DeviceError} if the device was lost or reported anything.
+   */
+  async map(
+    buffer: GPUBuffer,
+    mapping: Promise<void> = buffer.mapAsync(GPUMapMode.READ),
+  ): Promise<ArrayBuffer> {
+    try {
+      await mapping;
+    } catch (error) {
+      await new Promise((resolve) => setTimeout(resolve, 0)); // why comes after that
+      this.check();
+      throw new DeviceError(
+        `Cannot read from ${this.name}: ${errorText(error)} (${
+          megabytes(this.allocated)
+        } MB were allocated)`,
+      );
+    }
+    if (this.#failure) buffer.unmap(); // a device with a mapped buffer may hang at its end
+    this.check();
+    return buffer.getMappedRange();
+  }
+
+  [Symbol.dispose](): void {
+    this.#disposed = true;
+    this.device.destroy(); // with all its memory
+    this.allocated = 0;
+  }
+}
+
+const megabytes = (bytes: number) => Math.round(bytes / 1e6);

@@ -1,0 +1,64 @@
+/**
+ * Compiles WGSL to pipelines, once per device.
+ *
+ * @module
+ */
+import type { Gpu } from "./device.ts";
+
+/** WGSL with what a pipeline layout needs. */
+export interface Shader {
+  label: string;
+  code: string;
+  /** Types of the bindings, in order. */
+  types: readonly ("texels" | GPUBufferBindingType)[];
+}
+
+/** A shader compiled for a device. */
+export interface Compiled {
+  pipeline: GPUComputePipeline;
+  layout: GPUBindGroupLayout;
+  /** Milliseconds that the driver took to compile it. */
+  driverMs: number;
+}
+
+const compiled = new WeakMap<Gpu, Map<string, Compiled>>();
+
+/** Whether {@linkcode compile} has compiled it before. */
+export function isCompiled(gpu: Gpu, { code }: Shader): boolean {
+  return compiled.get(gpu)?.has(code) ?? false;
+}
+
+/** Compiles a shader, once. */
+export function compile(gpu: Gpu, shader: Shader): Compiled {
+  let known = compiled.get(gpu);
+  if (!known) compiled.set(gpu, known = new Map());
+  let found = known.get(shader.code);
+  if (!found) {
+    known.set(shader.code, found = createPipeline(gpu.device, shader));
+  }
+  return found;
+}
+
+/** Compiles a shader for any device. */
+export function createPipeline(
+  device: GPUDevice,
+  { label, code, types }: Shader,
+): Compiled {
+  const layout = device.createBindGroupLayout({
+    entries: types.map((type, binding) => ({
+      binding,
+      visibility: GPUShaderStage.COMPUTE,
+      ...(type === "texels"
+        ? { texture: { sampleType: "uint" } }
+        : { buffer: { type } }),
+    })),
+  });
+  const module = device.createShaderModule({ code, label });
+  const began = performance.now();
+  const pipeline = device.createComputePipeline({
+    label,
+    layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+    compute: { module, entryPoint: "main" },
+  });
+  return { pipeline, layout, driverMs: performance.now() - began };
+}

@@ -1,0 +1,175 @@
+/**
+ * A recorded sequence of dispatches that can be replayed. Bind groups and uniforms are
+ * created once; a replay only sets them and dispatches, because each command that Deno
+ * encodes costs microseconds of CPU time.
+ *
+ * @module
+ */
+import type { Gpu } from "./device.ts";
+import {
+  type CallOptions,
+  type Dims,
+  type Grid,
+  type Kernel,
+  type Operands,
+  prepare,
+  type Prepared,
+} from "./kernel.ts";
+import { compile, type Shader } from "./pipeline.ts";
+
+/** Dispatches in the first submission of {@linkcode Plan.run}, and how fast the next ones grow (bench/log.md, "A prompt submitted in pieces"). */
+const FIRST_PIECE = 8, PIECE_GROWTH = 4;
+
+/** What changes from one replay to the next. */
+export interface StepState {
+  /** Tokens in the KV cache before this pass, in the longest sequence. */
+  length: number;
+}
+
+/** One recorded dispatch. */
+export interface Dispatch {
+  /** What it computes, by the name the model has for it: `layers.3.qkv_proj`. */
+  label: string;
+  kernel: string;
+  dims: Dims;
+  constants: Prepared["constants"];
+  /** Why it is this kernel with these constants. */
+  reason: string;
+  pipeline: GPUComputePipeline;
+  bindGroup: GPUBindGroup;
+  grid: Grid;
+  /** Overrides `grid` where that depends on the state; undefined skips the dispatch. */
+  gridAt?: (state: StepState) => Grid | undefined;
+}
+
+/** Options of {@linkcode Plan.add}. */
+export interface AddOptions extends CallOptions {
+  label?: string;
+  reason?: string;
+  gridAt?: Dispatch["gridAt"];
+}
+
+/** Dispatches in order: `add` them, then `seal` and `run` the plan. */
+export class Plan implements Disposable {
+  readonly dispatches: Dispatch[] = [];
+  #prepared: { call: Prepared; options: AddOptions }[] = [];
+  #uniforms?: GPUBuffer;
+  #owned: Disposable[] = [];
+
+  constructor(readonly gpu: Gpu) {}
+
+  /**
+   * Records a dispatch.
+   *
+   * @throws {Error} if shapes disagree with the kernel's contract.
+   */
+  add(kernel: Kernel, operands: Operands, options: AddOptions = {}): void {
+    const call = prepare(this.gpu, kernel, operands, options);
+    this.#prepared.push({ call, options });
+  }
+
+  /** Disposes `what` together with this plan. */
+  own(what: Disposable): void {
+    this.#owned.push(what);
+  }
+
+  /** Shaders of the dispatches added since the last `seal`. */
+  get shaders(): Shader[] {
+    return this.#prepared.map(({ call }) => call.shader);
+  }
+
+  /** Compiles the dispatches added since the last `seal`, and writes their uniforms and bind groups. */
+  seal(): this {
+    const { device, limits } = this.gpu;
+    const align = Math.max(16, limits.minUniformBufferOffsetAlignment);
+    let size = 0;
+    const offsets = this.#prepared.map(({ call }) => {
+      const at = size;
+      size += Math.ceil(call.uniforms.byteLength / align) * align;
+      return at;
+    });
+    if (size === 0) return this;
+    const data = new Uint8Array(size);
+    this.#prepared.forEach(({ call }, i) =>
+      data.set(new Uint8Array(call.uniforms), offsets[i])
+    );
+    this.#uniforms = this.gpu.buffer(
+      size,
+      "uniforms",
+      GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
+    );
+    device.queue.writeBuffer(this.#uniforms, 0, data);
+    this.#prepared.forEach(({ call, options }, i) => {
+      const uniform = {
+        binding: call.entries.length,
+        resource: {
+          buffer: this.#uniforms!,
+          offset: offsets[i],
+          size: call.uniforms.byteLength,
+        },
+      };
+      const { pipeline, layout } = compile(this.gpu, call.shader);
+      this.dispatches.push({
+        label: options.label ?? call.kernel.name,
+        kernel: call.kernel.name,
+        dims: call.dims,
+        constants: call.constants,
+        reason: options.reason ?? "asked for",
+        pipeline,
+        bindGroup: device.createBindGroup({
+          layout,
+          entries: [...call.entries, uniform],
+        }),
+        grid: call.grid,
+        gridAt: options.gridAt,
+      });
+    });
+    this.#prepared = [];
+    return this;
+  }
+
+  /** Encodes dispatches `begin` to `end` into a pass; all by default. */
+  encode(
+    pass: GPUComputePassEncoder,
+    state: StepState = { length: 0 },
+    begin = 0,
+    end = this.dispatches.length,
+  ): void {
+    for (
+      const { pipeline, bindGroup, grid, gridAt } of this.dispatches.slice(
+        begin,
+        end,
+      )
+    ) {
+      const groups = gridAt ? gridAt(state) : grid;
+      if (!groups) continue;
+      pass.setPipeline(pipeline);
+      pass.setBindGroup(0, bindGroup);
+      pass.dispatchWorkgroups(groups[0], groups[1], groups[2]);
+    }
+  }
+
+  /**
+   * Seals, encodes and submits: first a few dispatches, so that the device starts at
+   * once, then larger and larger pieces while it works.
+   */
+  run(state: StepState = { length: 0 }): void {
+    this.seal();
+    const { device } = this.gpu, { dispatches } = this;
+    let size = FIRST_PIECE;
+    for (let begin = 0; begin < dispatches.length;) {
+      const encoder = device.createCommandEncoder();
+      const pass = encoder.beginComputePass();
+      this.encode(pass, state, begin, begin + size);
+      pass.end();
+      device.queue.submit([encoder.finish()]);
+      begin += size;
+      size *= PIECE_GROWTH;
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#uniforms?.destroy();
+    for (const what of this.#owned) what[Symbol.dispose]();
+  }
+}

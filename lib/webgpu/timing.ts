@@ -1,0 +1,101 @@
+/**
+ * GPU time by timestamp queries.
+ *
+ * @module
+ */
+import type { Gpu } from "./device.ts";
+import type { Plan, StepState } from "./plan.ts";
+
+/**
+ * Milliseconds on the GPU of each of `times` runs of a plan, one pass each,
+ * submitted together so that the GPU stays busy (an idle one lowers its clocks).
+ *
+ * @throws {Error} if the adapter has no timestamps.
+ */
+export async function timePlan(
+  gpu: Gpu,
+  plan: Plan,
+  times: number,
+  state?: StepState,
+): Promise<number[]> {
+  plan.seal();
+  const spans = await timePasses(
+    gpu,
+    Array.from({ length: times }, () => (pass) => plan.encode(pass, state)),
+  );
+  return spans.map(({ begin, end }) => end - begin);
+}
+
+/** Timestamps that a query set holds at most. */
+export const MOST_QUERIES = 4096;
+
+/** A span of time, in milliseconds of the GPU's clock, whose zero is arbitrary. */
+export interface Span {
+  begin: number;
+  end: number;
+}
+
+/**
+ * When each pass ran, by the GPU's clock. Passes are submitted together as far as a
+ * query set has room for their timestamps.
+ *
+ * @throws {Error} if the adapter has no timestamps.
+ */
+export async function timePasses(
+  gpu: Gpu,
+  passes: ((pass: GPUComputePassEncoder) => void)[],
+): Promise<Span[]> {
+  if (!gpu.timestamps) {
+    throw new Error(
+      `Cannot time on the GPU: ${gpu.name} has no timestamp-query, time whole runs by wall clock`,
+    );
+  }
+  const out: Span[] = [];
+  for (let at = 0; at < passes.length; at += MOST_QUERIES / 2) {
+    const some = passes.slice(at, at + MOST_QUERIES / 2);
+    const count = 2 * some.length;
+    const { device } = gpu;
+    const querySet = device.createQuerySet({ type: "timestamp", count });
+    const resolved = gpu.buffer(
+      8 * count,
+      "timestamps",
+      GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC,
+    );
+    const encoder = device.createCommandEncoder();
+    some.forEach((record, i) => {
+      const pass = encoder.beginComputePass({
+        timestampWrites: {
+          querySet,
+          beginningOfPassWriteIndex: 2 * i,
+          endOfPassWriteIndex: 2 * i + 1,
+        },
+      });
+      record(pass);
+      pass.end();
+    });
+    encoder.resolveQuerySet(querySet, 0, count, resolved, 0);
+    device.queue.submit([encoder.finish()]);
+    const bytes = await gpu.readBuffer(resolved, 0, 8 * count);
+    resolved.destroy();
+    querySet.destroy();
+    const ticks = new BigUint64Array(bytes); // nanoseconds
+    for (let i = 0; i < count; i += 2) {
+      out.push(span(ticks[i], ticks[i + 1]));
+    }
+  }
+  return out;
+}
+
+/** The span between two timestamps, which are in nanoseconds. */
+export function span(begin: bigint, end: bigint): Span {
+  return { begin: Number(begin) / 1e6, end: Number(end) / 1e6 };
+}
+
+/** The median, and the 12.5th and 87.5th percentiles. */
+export function spread(
+  values: readonly number[],
+): { median: number; low: number; high: number } {
+  const sorted = values.toSorted((a, b) => a - b);
+  const at = (share: number) => sorted[Math.round(share * (sorted.length - 1))];
+  return { median: at(0.5), low: at(0.125), high: at(0.875) };
+}

@@ -1,0 +1,260 @@
+import { assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
+import { parseGeneration } from "../../lib/checkpoint/config.ts";
+import { parseConfig } from "../../lib/model/families.ts";
+
+/** As published with Qwen3-0.6B. */
+const PUBLISHED = {
+  architectures: ["Qwen3ForCausalLM"],
+  attention_bias: false,
+  attention_dropout: 0.0,
+  bos_token_id: 151643,
+  eos_token_id: 151645,
+  head_dim: 128,
+  hidden_act: "silu",
+  hidden_size: 1024,
+  initializer_range: 0.02,
+  intermediate_size: 3072,
+  max_position_embeddings: 40960,
+  max_window_layers: 28,
+  model_type: "qwen3",
+  num_attention_heads: 16,
+  num_hidden_layers: 28,
+  num_key_value_heads: 8,
+  rms_norm_eps: 1e-6,
+  rope_scaling: null,
+  rope_theta: 1000000,
+  sliding_window: null,
+  tie_word_embeddings: true,
+  torch_dtype: "bfloat16",
+  use_cache: true,
+  use_sliding_window: false,
+  vocab_size: 151936,
+};
+
+const parse = (changes: Record<string, unknown> = {}) =>
+  parseConfig({ ...PUBLISHED, ...changes }, "here/config.json");
+
+Deno.test("parseConfig reads the form published with Qwen3", () => {
+  assertEquals(parse(), {
+    modelType: "qwen3",
+    vocabSize: 151936,
+    hiddenSize: 1024,
+    intermediateSize: 3072,
+    numHiddenLayers: 28,
+    numAttentionHeads: 16,
+    numKeyValueHeads: 8,
+    headDim: 128,
+    maxPositionEmbeddings: 40960,
+    rmsNormEps: 1e-6,
+    ropeTheta: 1e6,
+    ropeScaling: null,
+    tieWordEmbeddings: true,
+    bosTokenId: 151643,
+    eosTokenIds: [151645],
+  });
+});
+
+Deno.test("parseConfig reads the newer form, as transformers 5 writes it", async () => {
+  const read = async (name: string) => {
+    const url = new URL(`../fixtures/${name}/config.json`, import.meta.url);
+    return parseConfig(JSON.parse(await Deno.readTextFile(url)), name);
+  };
+  const untied = await read("tiny-untied-f32");
+  assertEquals(untied.ropeTheta, 10000);
+  assertEquals(untied.ropeScaling, null);
+  assertEquals(untied.tieWordEmbeddings, false);
+  assertEquals(untied.numAttentionHeads, 6);
+  assertEquals(untied.numKeyValueHeads, 1);
+  assertEquals(untied.bosTokenId, null);
+  assertEquals(untied.eosTokenIds, []);
+
+  const { ropeTheta, ropeScaling } = await read("tiny-yarn-bf16");
+  assertEquals(ropeTheta, 10000);
+  assertEquals(ropeScaling, {
+    factor: 4,
+    originalMaxPositionEmbeddings: 128,
+    attentionFactor: 0.1 * Math.log(4) + 1,
+    betaFast: 32,
+    betaSlow: 1,
+    truncate: true,
+  });
+});
+
+Deno.test("parseConfig fills in the defaults of transformers", () => {
+  const {
+    head_dim: _d,
+    num_key_value_heads: _k,
+    rms_norm_eps: _e,
+    rope_theta: _t,
+    ...rest
+  } = PUBLISHED;
+  const {
+    tie_word_embeddings: _w,
+    bos_token_id: _b,
+    eos_token_id: _i,
+    ...bare
+  } = rest;
+  const config = parseConfig(
+    { ...bare, num_attention_heads: 64 },
+    "config.json",
+  );
+  assertEquals(config.headDim, 128);
+  assertEquals(config.numKeyValueHeads, 32);
+  assertEquals(config.rmsNormEps, 1e-6);
+  assertEquals(config.ropeTheta, 10000);
+  assertEquals(config.tieWordEmbeddings, false);
+  assertEquals(config.bosTokenId, null);
+  assertEquals(config.eosTokenIds, []);
+  assertEquals(parse({ num_key_value_heads: null }).numKeyValueHeads, 16);
+  assertEquals(parse({ eos_token_id: [1, 2] }).eosTokenIds, [1, 2]);
+  assertEquals(parse({ eos_token_id: null }).eosTokenIds, []);
+});
+
+Deno.test("parseConfig reads YaRN under rope_scaling, type or rope_type", () => {
+  for (const key of ["type", "rope_type"]) {
+    const { ropeTheta, ropeScaling } = parse({
+      rope_scaling: {
+        [key]: "yarn",
+        factor: 4.0,
+        original_max_position_embeddings: 32768,
+      },
+    });
+    assertEquals(ropeTheta, 1e6);
+    assertEquals(ropeScaling?.factor, 4);
+    assertEquals(ropeScaling?.originalMaxPositionEmbeddings, 32768);
+  }
+  const yarn = (fields: Record<string, unknown>) =>
+    parse({ rope_scaling: { rope_type: "yarn", factor: 4, ...fields } })
+      .ropeScaling!;
+  assertEquals(yarn({}).originalMaxPositionEmbeddings, 40960);
+  assertEquals(yarn({ attention_factor: 1.5 }).attentionFactor, 1.5);
+  assertEquals(yarn({ factor: 1 }).attentionFactor, 1);
+  assertAlmostEquals(
+    yarn({ mscale: 0.707, mscale_all_dim: 1.4 }).attentionFactor,
+    (1 + 0.0707 * Math.LN2 * 2) / (1 + 0.14 * Math.LN2 * 2),
+    1e-12,
+  );
+  assertEquals(
+    yarn({ mscale: 1, mscale_all_dim: 0 }).attentionFactor,
+    0.1 * Math.log(4) + 1,
+  );
+  const { betaFast, betaSlow, truncate } = yarn({
+    beta_fast: 16,
+    beta_slow: 2,
+    truncate: false,
+  });
+  assertEquals([betaFast, betaSlow, truncate], [16, 2, false]);
+  assertEquals(
+    yarn({ factor: null, original_max_position_embeddings: 8192 }).factor,
+    5,
+  );
+});
+
+Deno.test("parseConfig refuses what it cannot run, in one line with field and value", () => {
+  const refused: [Record<string, unknown>, string][] = [
+    [{ model_type: "qwen3_moe" }, 'model_type is "qwen3_moe", must be "qwen3"'],
+    [{ model_type: "llama" }, 'model_type is "llama", must be "qwen3"'],
+    [{ model_type: undefined }, 'model_type is missing, must be "qwen3"'],
+    [
+      { hidden_size: undefined },
+      "hidden_size is missing, must be a positive whole number",
+    ],
+    [
+      { hidden_size: 10.5 },
+      "hidden_size is 10.5, must be a positive whole number",
+    ],
+    [{ vocab_size: 0 }, "vocab_size is 0, must be a positive whole number"],
+    [{ num_hidden_layers: -2 }, "num_hidden_layers is -2"],
+    [{ intermediate_size: "3072" }, 'intermediate_size is "3072"'],
+    [{ max_position_embeddings: null }, "max_position_embeddings is null"],
+    [
+      { num_key_value_heads: 5 },
+      "num_attention_heads is 16, must be a multiple of num_key_value_heads, 5",
+    ],
+    [{ head_dim: 33 }, "head_dim is 33, must be even"],
+    [{ rms_norm_eps: 0 }, "rms_norm_eps is 0, must be a positive number"],
+    [
+      { tie_word_embeddings: "no" },
+      'tie_word_embeddings is "no", must be true or false',
+    ],
+    [{ eos_token_id: "</s>" }, 'eos_token_id is "</s>", must be a token id'],
+    [{ eos_token_id: [1, -1] }, "eos_token_id is [1,-1]"],
+    [{ bos_token_id: [1, 2] }, "bos_token_id is [1,2], must be one token id"],
+    [{ attention_bias: true }, "attention_bias is true, must be false"],
+    [{ hidden_act: "gelu" }, 'hidden_act is "gelu", must be "silu"'],
+    [{ use_sliding_window: true }, "use_sliding_window is true, must be false"],
+    [
+      { layer_types: ["full_attention", "sliding_attention"] },
+      'layer_types is ["full_attention","sliding_attention"]',
+    ],
+    [
+      { quantization_config: { bits: 4 } },
+      'quantization_config is {"bits":4}, must be absent',
+    ],
+    [
+      { rope_scaling: { type: "linear", factor: 2 } },
+      'rope_scaling.type is "linear", must be "default" or "yarn"',
+    ],
+    [
+      { rope_parameters: { rope_type: "llama3", rope_theta: 1e4 } },
+      'rope_parameters.rope_type is "llama3"',
+    ],
+    [
+      { rope_parameters: { rope_type: "default", rope_theta: -1 } },
+      "rope_parameters.rope_theta is -1",
+    ],
+    [{ rope_scaling: 4 }, "rope_scaling is 4, must be an object"],
+    [
+      { rope_scaling: { type: "yarn", factor: "4" } },
+      'rope_scaling.factor is "4", must be a positive number',
+    ],
+  ];
+  for (const [changes, message] of refused) {
+    const error = assertThrows(
+      () => parse(changes),
+      Error,
+      `Cannot use here/config.json: ${message}`,
+    );
+    assertEquals(error.message.includes("\n"), false);
+  }
+  for (const [json, is] of [[[], "a list"], [null, "null"], ["x", '"x"']]) {
+    assertThrows(
+      () => parseConfig(json, "c.json"),
+      Error,
+      `Cannot use c.json: it holds ${is}, must be an object`,
+    );
+  }
+});
+
+Deno.test("parseGeneration keeps what the file says and nothing else", () => {
+  const parse = (json: unknown) =>
+    parseGeneration(json, "generation_config.json");
+  assertEquals(
+    parse({
+      bos_token_id: 151643,
+      do_sample: true,
+      eos_token_id: [151645, 151643],
+      temperature: 0.6,
+      top_k: 20,
+      top_p: 0.95,
+      transformers_version: "4.51.0",
+    }),
+    {
+      doSample: true,
+      temperature: 0.6,
+      topK: 20,
+      topP: 0.95,
+      eosTokenIds: [151645, 151643],
+    },
+  );
+  assertEquals(parse({ temperature: null }), {});
+  assertEquals(parse({ min_p: 0, repetition_penalty: 1.1 }), {
+    minP: 0,
+    repetitionPenalty: 1.1,
+  });
+  assertThrows(
+    () => parse({ top_k: "20" }),
+    Error,
+    'top_k is "20", must be a number',
+  );
+});

@@ -1,0 +1,409 @@
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
+import type { LoadProgress } from "../../lib/checkpoint/sources.ts";
+import { openCheckpoint } from "../../lib/checkpoint/open.ts";
+import { parseRepositoryId } from "../../lib/checkpoint/hub.ts";
+import {
+  brokenResponse,
+  rangeResponse,
+  readFolder,
+  serveFiles,
+} from "../support/serve_folder.ts";
+
+const COMMIT = "0123456789abcdef0123456789abcdef01234567";
+const VARIABLES = [
+  "HF_HUB_CACHE",
+  "HF_HOME",
+  "XDG_CACHE_HOME",
+  "HOME",
+  "HF_ENDPOINT",
+  "HF_TOKEN",
+  "HF_HUB_OFFLINE",
+];
+
+/** An empty cache, and an environment of its own until disposed. */
+async function emptyCache() {
+  const before = VARIABLES.map((name) => [name, Deno.env.get(name)] as const);
+  for (const name of VARIABLES) Deno.env.delete(name);
+  const path = await Deno.realPath(await Deno.makeTempDir());
+  Deno.env.set("HF_HUB_CACHE", path);
+  return {
+    path,
+    entry: `${path}/models--Some--Model`,
+    async [Symbol.asyncDispose]() {
+      for (const [name, value] of before) {
+        if (value === undefined) Deno.env.delete(name);
+        else Deno.env.set(name, value);
+      }
+      await Deno.remove(path, { recursive: true });
+    },
+  };
+}
+
+const fixtureFiles = (name: string) =>
+  readFolder(new URL(`../fixtures/${name}/`, import.meta.url));
+
+/** A repository `Some/Model` on a server that answers as the Hub does. */
+async function serveHub(
+  fixture: string,
+  intercept: (
+    request: Request,
+    path: string,
+  ) => Response | undefined | Promise<Response> = () => undefined,
+) {
+  const files = await fixtureFiles(fixture);
+  files.set("/tokenizer.json", new TextEncoder().encode('{"a":1}'));
+  files.set("/pytorch_model.bin", new Uint8Array(100));
+  const oid = (path: string, length: number) =>
+    [...path].map((c) => c.charCodeAt(0).toString(16)).join("").padEnd(
+      length,
+      "0",
+    ).slice(0, length);
+  const server = serveFiles(new Map(), {
+    async intercept(request) {
+      const path = decodeURIComponent(new URL(request.url).pathname);
+      const answer = await intercept(request, path);
+      if (answer !== undefined) return answer;
+      if (
+        /^\/api\/models\/Some\/Model\/revision\/(main|v1|0123456789abcdef\w*)$/
+          .test(path)
+      ) {
+        return Response.json({ _id: "1", id: "Some/Model", sha: COMMIT });
+      }
+      if (path === `/api/models/Some/Model/tree/${COMMIT}`) {
+        return Response.json(
+          [...files].map(([name, bytes]) => ({
+            type: "file",
+            path: name.slice(1),
+            size: bytes.length,
+            oid: oid(name, 40),
+            ...(name.endsWith(".safetensors") &&
+              {
+                lfs: {
+                  oid: oid([...name].reverse().join(""), 64),
+                  size: bytes.length,
+                },
+              }),
+          })),
+        );
+      }
+      const file = files.get(path.replace(`/Some/Model/resolve/${COMMIT}`, ""));
+      if (file !== undefined) {
+        return rangeResponse(request, file, { etag: '"tag"' });
+      }
+      return Response.json({ error: "Repository not found" }, { status: 404 });
+    },
+  });
+  Deno.env.set("HF_ENDPOINT", server.url);
+  return server;
+}
+
+/** Names of all files and links below a folder. */
+async function namesIn(folder: string): Promise<string[]> {
+  return (await Array.fromAsync(Deno.readDir(folder), ({ name }) => name))
+    .sort();
+}
+
+/** Puts a fixture into the cache as Python's huggingface_hub lays it out. */
+async function fillCache(entry: string, fixture: string, ref = "main") {
+  await Deno.mkdir(`${entry}/refs`, { recursive: true });
+  await Deno.mkdir(`${entry}/snapshots/${COMMIT}`, { recursive: true });
+  await Deno.writeTextFile(`${entry}/refs/${ref}`, COMMIT);
+  for (const [name, bytes] of await fixtureFiles(fixture)) {
+    await Deno.writeFile(`${entry}/snapshots/${COMMIT}${name}`, bytes);
+  }
+}
+
+/** Breaks the download of weights after 1000 bytes whenever `broken()` says so. */
+function breakWeights(broken: () => boolean, weights: Uint8Array) {
+  return (request: Request, path: string) => {
+    const range = request.headers.get("range");
+    if (!path.endsWith("/model.safetensors") || range === "bytes=0-0") return;
+    if (broken()) return brokenResponse(request, weights, 1000);
+  };
+}
+
+Deno.test("parseRepositoryId takes owner/name with an optional revision", () => {
+  assertEquals(parseRepositoryId("Qwen/Qwen3-0.6B"), {
+    name: "Qwen/Qwen3-0.6B",
+    revision: "main",
+  });
+  assertEquals(parseRepositoryId("a/b@refs/pr/1"), {
+    name: "a/b",
+    revision: "refs/pr/1",
+  });
+  for (
+    const spec of [
+      "",
+      "a",
+      "a/b/c",
+      "./a/b",
+      "/a/b",
+      "../b",
+      "a/..",
+      "a/b@",
+      "a/b@../../c",
+      "a b/c",
+      "C:\\a",
+    ]
+  ) {
+    assertEquals(parseRepositoryId(spec), undefined);
+  }
+});
+
+Deno.test("a repository in the cache is used without asking the Hub", async () => {
+  await using cache = await emptyCache();
+  Deno.env.set("HF_HUB_OFFLINE", "1");
+  await fillCache(cache.entry, "tiny-tied-bf16");
+  const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
+  for (const spec of ["Some/Model", `Some/Model@${COMMIT}`]) {
+    await using checkpoint = await openCheckpoint(spec);
+    assertEquals([checkpoint.name, checkpoint.location], [spec, snapshot]);
+    assertEquals(checkpoint.config.hiddenSize, 64);
+  }
+});
+
+Deno.test("the cache is where the environment says", async () => {
+  await using cache = await emptyCache();
+  Deno.env.delete("HF_HUB_CACHE");
+  const places: [string, string, string][] = [
+    ["HF_HOME", `${cache.path}/1`, "1/hub"],
+    ["XDG_CACHE_HOME", `${cache.path}/2`, "2/huggingface/hub"],
+    ["HOME", `${cache.path}/3`, "3/.cache/huggingface/hub"],
+    ["HF_HUB_CACHE", "~/4", "3/4"], // the home of the line before
+  ];
+  Deno.env.set("HF_HUB_OFFLINE", "1");
+  for (const [variable, value, folder] of places) {
+    Deno.env.set(variable, value);
+    await fillCache(
+      `${cache.path}/${folder}/models--Some--Model`,
+      "tiny-tied-bf16",
+    );
+    await using checkpoint = await openCheckpoint("Some/Model");
+    assertEquals(
+      checkpoint.location,
+      `${cache.path}/${folder}/models--Some--Model/snapshots/${COMMIT}`,
+    );
+    if (variable !== "HOME") Deno.env.delete(variable);
+  }
+});
+
+Deno.test("offline, what is missing is named and nothing is asked", async () => {
+  await using cache = await emptyCache();
+  await using server = await serveHub("tiny-tied-bf16");
+  Deno.env.set("HF_HUB_OFFLINE", "1");
+  const failure = async (spec: string) =>
+    (await assertRejects(() => openCheckpoint(spec), Error)).message;
+  assertEquals(
+    await failure("Some/Model@v1"),
+    `Cannot open Some/Model: no such directory, not in the cache (there is no ${cache.entry}/refs/v1), and HF_HUB_OFFLINE forbids to download it`,
+  );
+  await fillCache(cache.entry, "tiny-sharded-f16");
+  const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
+  await Deno.remove(`${snapshot}/model-00002-of-00015.safetensors`);
+  assertStringIncludes(
+    await failure("Some/Model"),
+    `${snapshot} lacks model-00002-of-00015.safetensors`,
+  );
+  await Deno.remove(`${snapshot}/model.safetensors.index.json`);
+  assertStringIncludes(
+    await failure("Some/Model"),
+    "lacks model.safetensors or model.safetensors.index.json",
+  );
+  await Deno.remove(`${snapshot}/config.json`);
+  assertStringIncludes(await failure("Some/Model"), "lacks config.json");
+  assertEquals(server.requests.length, 0);
+});
+
+for (const fixture of ["tiny-tied-bf16", "tiny-sharded-f16"]) {
+  Deno.test(`${fixture} is downloaded into the cache once, and only what is needed`, async () => {
+    await using cache = await emptyCache();
+    await using server = await serveHub(fixture);
+    Deno.env.set("HF_TOKEN", "hf_secret");
+    const seen: LoadProgress[] = [];
+    const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
+    {
+      await using checkpoint = await openCheckpoint("Some/Model@v1", {
+        onProgress: (progress) => seen.push(progress),
+      });
+      assertEquals(checkpoint.location, snapshot);
+      assertEquals(await checkpoint.text("tokenizer.json"), '{"a":1}');
+      await checkpoint.read("model.norm.weight", 0, new Uint8Array(128));
+    }
+    const files = await fixtureFiles(fixture);
+    const names = [...files.keys()].map((name) => name.slice(1))
+      .filter((name) => !name.startsWith("golden")).concat("tokenizer.json");
+    assertEquals(await namesIn(snapshot), names.sort());
+    for (const name of names) {
+      assert((await Deno.lstat(`${snapshot}/${name}`)).isSymlink);
+      assertStringIncludes(
+        await Deno.readLink(`${snapshot}/${name}`),
+        "../../blobs/",
+      );
+      const expected = files.get(`/${name}`);
+      if (expected !== undefined) {
+        assertEquals(
+          (await Deno.readFile(`${snapshot}/${name}`)).join(),
+          expected.join(),
+        );
+      }
+    }
+    assertEquals((await namesIn(`${cache.entry}/blobs`)).length, names.length);
+    assertEquals(await Deno.readTextFile(`${cache.entry}/refs/v1`), COMMIT);
+    for (const { headers } of server.requests) {
+      assertEquals(headers.get("authorization"), "Bearer hf_secret");
+    }
+
+    const last = seen.at(-1)!;
+    assertEquals(last.done, last.total);
+    let done = 0;
+    for (const progress of seen) {
+      assertEquals(progress.stage, "download");
+      assert(progress.done >= done && progress.done <= progress.total);
+      done = progress.done;
+    }
+
+    const before = server.requests.length;
+    await using _again = await openCheckpoint("Some/Model@v1");
+    assertEquals(server.requests.length, before);
+  });
+}
+
+Deno.test("a download that broke for good leaves nothing that looks complete, and is resumed", async () => {
+  await using cache = await emptyCache();
+  const weights = (await fixtureFiles("tiny-tied-bf16")).get(
+    "/model.safetensors",
+  )!;
+  let broken = true;
+  await using server = await serveHub(
+    "tiny-tied-bf16",
+    breakWeights(() => broken, weights),
+  );
+  const error = await assertRejects(() => openCheckpoint("Some/Model"), Error);
+  assertStringIncludes(
+    error.message,
+    `model.safetensors stopped at 4000 of ${weights.length} bytes`,
+  );
+  assertStringIncludes(error.message, server.url);
+  assertEquals(error.message.includes("\n"), false);
+  const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
+  assertEquals((await namesIn(snapshot)).includes("model.safetensors"), false);
+  const blobs = await namesIn(`${cache.entry}/blobs`);
+  assertEquals(blobs.filter((name) => name.endsWith(".incomplete")).length, 1);
+  assertEquals((await namesIn(cache.entry)).includes("refs"), false);
+
+  broken = false;
+  const before = server.requests.length;
+  await using _checkpoint = await openCheckpoint("Some/Model");
+  assertEquals(
+    (await Deno.readFile(`${snapshot}/model.safetensors`)).join(),
+    weights.join(),
+  );
+  const ranges = server.requests.slice(before).map(({ headers }) =>
+    headers.get("range")
+  );
+  assert(ranges.includes(`bytes=4000-${weights.length - 1}`));
+});
+
+Deno.test("a download whose server does not resume is refused, then starts again", async () => {
+  await using cache = await emptyCache();
+  const weights = (await fixtureFiles("tiny-tied-bf16")).get(
+    "/model.safetensors",
+  )!;
+  let whole = false;
+  await using _server = await serveHub("tiny-tied-bf16", (request, path) => {
+    if (whole) {
+      return path.endsWith("/model.safetensors") &&
+          request.headers.get("range") !== "bytes=0-0"
+        ? new Response(weights.slice())
+        : undefined;
+    }
+    return breakWeights(() => true, weights)(request, path);
+  });
+  await assertRejects(() => openCheckpoint("Some/Model"), Error, "stopped at");
+  whole = true;
+  await assertRejects(
+    () => openCheckpoint("Some/Model"),
+    Error,
+    "the server sent more",
+  );
+  await using _checkpoint = await openCheckpoint("Some/Model");
+  const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
+  assertEquals(
+    (await Deno.readFile(`${snapshot}/model.safetensors`)).join(),
+    weights.join(),
+  );
+});
+
+Deno.test("a signal ends a download", async () => {
+  await using cache = await emptyCache();
+  await using _server = await serveHub("tiny-tied-bf16");
+  const controller = new AbortController();
+  await assertRejects(
+    () =>
+      openCheckpoint("Some/Model", {
+        signal: controller.signal,
+        onProgress: ({ file }) => {
+          if (file === "model.safetensors") {
+            controller.abort(new Error("enough"));
+          }
+        },
+      }),
+    Error,
+    "enough",
+  );
+  assertEquals(
+    (await namesIn(`${cache.entry}/snapshots/${COMMIT}`)).includes(
+      "model.safetensors",
+    ),
+    false,
+  );
+});
+
+Deno.test("two downloads at once share the work", async () => {
+  await using _cache = await emptyCache();
+  await using server = await serveHub("tiny-tied-bf16");
+  const both = await Promise.all([
+    openCheckpoint("Some/Model"),
+    openCheckpoint("Some/Model"),
+  ]);
+  for (const checkpoint of both) await checkpoint[Symbol.asyncDispose]();
+  const downloads = server.requests.filter(({ url, headers }) =>
+    url.endsWith("/model.safetensors") && headers.get("range") !== "bytes=0-0"
+  );
+  assertEquals(downloads.length, 1);
+});
+
+Deno.test("a mixture of experts is refused before its weights are downloaded", async () => {
+  await using _cache = await emptyCache();
+  await using server = await serveHub("tiny-moe-bf16");
+  await assertRejects(() => openCheckpoint("Some/Model"), Error, "qwen3_moe");
+  assertEquals(
+    server.requests.some(({ url }) => url.endsWith(".safetensors")),
+    false,
+  );
+});
+
+Deno.test("a repository that does not exist, or has no safetensors, says where it was looked for", async () => {
+  await using cache = await emptyCache();
+  await using server = await serveHub("demo"); // no config.json there
+  const failure = async (spec: string) =>
+    (await assertRejects(() => openCheckpoint(spec), Error)).message;
+  const missing = await failure("No/Such");
+  assertStringIncludes(
+    missing,
+    `there is no ${cache.path}/models--No--Such/refs/main`,
+  );
+  assertStringIncludes(
+    missing,
+    `not to be had from ${server.url} at main: Repository not found`,
+  );
+  assertStringIncludes(
+    await failure("Some/Model"),
+    "there is no config.json among golden",
+  );
+});

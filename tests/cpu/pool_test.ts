@@ -1,0 +1,107 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+
+/** A product that takes several chunks, checked, then where the threads stand. */
+const program = (library: string, last: string, beforeInfo = "") => `
+  import { CpuOps } from ${JSON.stringify(library)};
+  const config = { numAttentionHeads: 2, numKeyValueHeads: 1, headDim: 16, rmsNormEps: 1e-6,
+    ropeTheta: 1e4, ropeScaling: null };
+  const ops = new CpuOps(config, { threads: 3 });
+  const w = ops.tensor("bf16", [4000, 512]);
+  w.data.fill(0x3f80);
+  const x = ops.tensor("f32", [2, 512]);
+  x.data.fill(1);
+  for (const pause of [0, 300, 0]) {
+    const y = ops.matmulAdd(x, w, ops.tensor("f32", [2, 4000]));
+    if (!y.data.every((value) => value === 512)) throw new Error("wrong product");
+    await new Promise((done) => setTimeout(done, pause));
+  }
+  ${beforeInfo}
+  console.log(JSON.stringify(ops.info));
+  ${last}
+`;
+
+/** Runs a program in a process of its own; it must end by itself. */
+async function run(source: string, ...flags: string[]) {
+  const file = await Deno.makeTempFile({ suffix: ".ts" });
+  try {
+    await Deno.writeTextFile(file, source);
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: [
+        "run",
+        "--no-check",
+        "--no-config",
+        "--no-lock",
+        "--no-prompt",
+        ...flags,
+        file,
+      ],
+      signal: AbortSignal.timeout(300_000), // ends what never would
+    }).output();
+    const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+    assertEquals(code, 0, decode(stderr));
+    return {
+      info: JSON.parse(decode(stdout)),
+      stderr: decode(stderr),
+    };
+  } finally {
+    await Deno.remove(file);
+  }
+}
+
+const LIBRARY = new URL("../../lib/cpu/ops.ts", import.meta.url).href;
+
+Deno.test("a process ends with its disposed pool", async () => {
+  const { info } = await run(
+    program(LIBRARY, "ops[Symbol.dispose]();"),
+    "--allow-read",
+  );
+  assertEquals(info.threads, 3);
+});
+
+Deno.test("a process ends though its pool is not disposed", async () => {
+  const { info, stderr } = await run(program(LIBRARY, ""), "--allow-read");
+  assertEquals(info.threads, 3);
+  assertEquals(stderr, "");
+});
+
+Deno.test("without the permission to read, the caller works alone and says so", async () => {
+  const wait =
+    "while (ops.info.threads > 1) await new Promise((done) => setTimeout(done, 20));";
+  const { info } = await run(program(LIBRARY, "ops[Symbol.dispose]();", wait));
+  assertEquals(info.threads, 1);
+  assertStringIncludes(info.reason, "one thread, as workers failed: ");
+});
+
+Deno.test("workers start where the library was imported from a URL", async () => {
+  const worker = Promise.withResolvers<void>();
+  await using server = Deno.serve({
+    port: 0,
+    hostname: "127.0.0.1",
+    onListen() {},
+  }, async (request) => {
+    const { pathname } = new URL(request.url);
+    if (pathname === "/worker-asked") {
+      await worker.promise;
+      return new Response();
+    }
+    if (pathname === "/lib/cpu/worker.ts") worker.resolve();
+    const file = await Deno.readTextFile(
+      new URL(`../..${pathname}`, import.meta.url),
+    );
+    return new Response(file, {
+      headers: { "content-type": "application/typescript" },
+    });
+  });
+  const host = `127.0.0.1:${server.addr.port}`;
+  const { info } = await run(
+    program(
+      `http://${host}/lib/cpu/ops.ts`,
+      "ops[Symbol.dispose]();",
+      `await (await fetch("http://${host}/worker-asked")).text();`,
+    ),
+    `--allow-import=${host}`,
+    `--allow-net=${host}`,
+    "--reload",
+  );
+  assertEquals(info.threads, 3);
+});

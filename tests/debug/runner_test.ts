@@ -1,0 +1,136 @@
+import { assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { loadQwen3 } from "../../mod.ts";
+import { gpuTest } from "../support/gpu.ts";
+import { tamperedGpu } from "../support/tampered_gpu.ts";
+import { withLargeValues } from "../support/temp_checkpoint.ts";
+
+const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
+
+gpuTest("debug runs as without it where all is right", async () => {
+  using plain = await loadQwen3(TINY, { device: "gpu" });
+  using debug = await loadQwen3(TINY, { device: "gpu", debug: true });
+  const ids = async (qwen: typeof plain) => {
+    const run = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 4 });
+    for await (const _ of run);
+    return run.tokenIds;
+  };
+  assertEquals(await ids(debug), await ids(plain));
+});
+
+gpuTest("debug widens a cache that overflows, and says so", async () => {
+  await using checkpoint = await withLargeValues(TINY);
+  using plain = await loadQwen3(checkpoint.path, { device: "gpu" });
+  const expected = await plain.logits([1, 2, 3]);
+  for (const first of ["logits", "generate"]) {
+    using debug = await loadQwen3(checkpoint.path, {
+      device: "gpu",
+      debug: true,
+    });
+    const caches = () =>
+      debug.device.choices.filter(({ what }) => what === "KV cache")
+        .map(({ value }) => value);
+    assertEquals(caches(), ["f16"]);
+    if (first === "generate") {
+      const ids = async (qwen: typeof plain) => {
+        const run = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 3 });
+        for await (const _ of run);
+        return run.tokenIds;
+      };
+      assertEquals(await ids(debug), await ids(plain));
+    }
+    assertEquals(await debug.logits([1, 2, 3]), expected);
+    assertEquals(caches(), ["f16", "f32"]);
+  }
+});
+
+gpuTest(
+  "debug names the operation of a wrong kernel, and both values",
+  async () => {
+    const gpu = tamperedGpu(
+      "attendDecode",
+      (wgsl) => wgsl.replaceAll("*= u.scale", "*= u.scale * 30.0"),
+    );
+    using qwen = await loadQwen3(TINY, { device: "gpu", debug: true, gpu });
+    const decode = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 4 });
+    await assertRejects(
+      async () => {
+        for await (const _ of decode);
+      },
+      Error,
+      "layers.0.attention (attend) differs from the CPU at [0, ",
+    );
+    const prefill = tamperedGpu(
+      "rmsNorm",
+      (wgsl) => wgsl.replaceAll("inverseSqrt(", "1.1 * inverseSqrt("),
+    );
+    using wrong = await loadQwen3(TINY, {
+      device: "gpu",
+      debug: true,
+      precision: "f32", // hardware norms elsewhere under "auto"
+      gpu: prefill,
+    });
+    await assertRejects(
+      () => wrong.logits(Array.from({ length: 36 }, (_, i) => i)),
+      Error,
+      "layers.0.qkv_proj (normMatmul) differs from the CPU at [0, ",
+    );
+  },
+);
+
+gpuTest("debug names the token that wrong sampling chooses", async () => {
+  const ways = [
+    ["argmax", { temperature: 0 }, "(score, id, tid)", "(score, id ^ 1u, tid)"],
+    [
+      "sampleFinish",
+      { temperature: 2, topK: 20, seed: 3 },
+      "u.seed + sequence",
+      "u.seed + sequence + 1u",
+    ],
+  ] as const;
+  for (const [kernel, sampling, from, to] of ways) {
+    const gpu = tamperedGpu(kernel, (wgsl) => wgsl.replaceAll(from, to));
+    using qwen = await loadQwen3(TINY, { device: "gpu", debug: true, gpu });
+    const batch = qwen.generateBatch([[1, 2, 3], [4]], {
+      ...sampling,
+      maxTokens: 12,
+    });
+    const { message } = await assertRejects(
+      async () => {
+        for await (const _ of batch);
+      },
+      Error,
+    );
+    assertMatch(
+      message,
+      /^Cannot trust .*: sampling of token \d+ of sequence \d differs from the CPU: \d+ on the GPU \(logit .*\), \d+ on the CPU \(logit /,
+    );
+  }
+});
+
+gpuTest("debug agrees with sampling of every kind", async () => {
+  using qwen = await loadQwen3(TINY, { device: "gpu", debug: true });
+  for (
+    const sampling of [
+      { temperature: 0, repetitionPenalty: 1.3 },
+      { temperature: 0.7, topK: 20, topP: 0.8 },
+      { temperature: 1, topK: 0 },
+      { temperature: 1, topK: 0, topP: 0.9 },
+    ]
+  ) {
+    const run = qwen.generate([1, 2, 3], {
+      ...sampling,
+      seed: 5,
+      maxTokens: 6,
+    });
+    for await (const _ of run);
+    assertEquals(run.tokenIds.length, 6);
+  }
+});
+
+Deno.test("debug needs the GPU", async () => {
+  await assertRejects(
+    () => loadQwen3(TINY, { device: "cpu", debug: true }),
+    Error,
+    "debug compares a GPU with the CPU",
+  );
+});

@@ -1,0 +1,431 @@
+import { assert, assertEquals } from "@std/assert";
+import { attendDecode } from "../../kernels/attend_decode.ts";
+import { gemm } from "../../kernels/gemm.ts";
+import { gemv } from "../../kernels/gemv.ts";
+import { gemvRows } from "../../kernels/gemv_rows.ts";
+import { adapterClass } from "../../lib/webgpu/adapter.ts";
+import { ADAPTER_CLASSES } from "../../lib/dispatch/defaults.ts";
+import { mergeSplits } from "../../kernels/merge_splits.ts";
+import {
+  type Capabilities,
+  exactLanes,
+  laneConstants,
+} from "../../lib/dispatch/capabilities.ts";
+import {
+  type Constants,
+  FEW_ROWS,
+  type LinearShape,
+} from "../../lib/dispatch/shapes.ts";
+import type { Dtype } from "../../lib/dtype.ts";
+import { chooseLinear, type LinearChoice } from "../../lib/dispatch/linear.ts";
+import {
+  chooseDecodeAttention,
+  MOST_SPLITS,
+} from "../../lib/dispatch/attention.ts";
+import { chooseMatmul } from "../../lib/dispatch/matmul.ts";
+import type { Gpu } from "../../lib/webgpu/device.ts";
+import { type Operands, showWgsl } from "../../lib/webgpu/kernel.ts";
+import { Tensor } from "../../lib/webgpu/tensor.ts";
+import { attendKey, linearKey } from "../../lib/dispatch/keys.ts";
+
+/** Adapters from the least that prefill's attention needs up to a large one. */
+const DEVICES: Capabilities[] = [
+  [0, 32768, 256],
+  [4, 32768, 256],
+  [8, 32768, 1024],
+  [16, 32768, 512],
+  [32, 49152, 1024],
+].map(([subgroupSize, storage, threads]) => ({
+  subgroupSize,
+  limits: {
+    maxComputeWorkgroupStorageSize: storage,
+    maxComputeInvocationsPerWorkgroup: threads,
+  },
+}));
+
+function* linearShapes(): Generator<LinearShape> {
+  for (const m of [1, 2, 8, 9, 64, 65, 512, 4096]) {
+    for (const [n, k] of [[2, 1], [74, 100], [6144, 1024], [151936, 5120]]) {
+      for (const dtype of ["f32", "bf16"] as const) {
+        for (const norm of [false, true]) {
+          for (const swiglu of [false, true]) {
+            for (const largest of [undefined, 0.5]) {
+              yield { m, n, k, dtype, norm, swiglu, largest };
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+/** A tensor of which only type and shape are looked at. */
+function shaped(dtype: Dtype, ...shape: number[]): Tensor {
+  const part = { buffer: {} as GPUBuffer, offset: 0, begin: 0, rows: shape[0] };
+  return new Tensor({} as Gpu, dtype, shape, [part]);
+}
+
+/** Asserts that a device has the threads and the workgroup memory that WGSL asks for. */
+function assertFits(
+  wgsl: string,
+  { limits, subgroupSize }: Capabilities,
+  message: string,
+) {
+  const known: Record<string, number> = {};
+  const value = (expression: string): number => {
+    const plain = expression.replaceAll(/\b(\d+)u\b/g, "$1")
+      .replaceAll(/\b[A-Z]\w*\b/g, (name) => `${known[name]}`);
+    assert(/^[\d\s+*/().-]+$/.test(plain), `${expression} is ${plain}`);
+    return Math.floor(Number(new Function(`return ${plain}`)()));
+  };
+  for (
+    const [, name, text] of wgsl.matchAll(/^const (\w+)(?:: u32)? = ([^;]+);/gm)
+  ) {
+    if (!text.includes("e38")) known[name] = value(text);
+  }
+  const alias: Record<string, string> = {};
+  for (const [, name, type] of wgsl.matchAll(/alias (\w+) = ([^;]+);/g)) {
+    alias[name] = type;
+  }
+  const bytes: Record<string, number> = {
+    f32: 4,
+    u32: 4,
+    vec2f: 8,
+    vec4f: 16,
+    "vec4<f16>": 8,
+  };
+  const sizeOf = (type: string): number => {
+    const array = /^array<(.+), ([^,]+)>$/.exec(type);
+    return array
+      ? sizeOf(array[1]) * value(array[2])
+      : bytes[alias[type] ?? type];
+  };
+  let storage = 0;
+  for (const [, type] of wgsl.matchAll(/var<workgroup> \w+: ([^;]+);/g)) {
+    storage += sizeOf(type);
+  }
+  assert(
+    storage <= limits.maxComputeWorkgroupStorageSize,
+    `${message}: ${storage} bytes of workgroup memory, there are ${limits.maxComputeWorkgroupStorageSize}`,
+  );
+  const threads = value(wgsl.match(/@workgroup_size\(([^)]+)\)/)![1]);
+  assert(
+    threads <= limits.maxComputeInvocationsPerWorkgroup,
+    `${message}: ${threads} threads, at most ${limits.maxComputeInvocationsPerWorkgroup} fit`,
+  );
+  assertEquals(wgsl.includes("subgroupShuffle") && !subgroupSize, false);
+}
+
+/** The WGSL of a chosen Linear layer. */
+function linearWgsl(
+  { m, n, k, dtype, swiglu }: LinearShape,
+  { kernel, constants }: LinearChoice,
+): string {
+  const y = shaped("f32", m, swiglu ? n / 2 : n), x = shaped("f32", m, k);
+  if (kernel !== "gemm") {
+    const norm = shaped("f32", k), squares = shaped("f32", m, 64);
+    const operands = { w: shaped(dtype, n, k), x, norm, squares, y };
+    return showWgsl(kernel === "gemv" ? gemv : gemvRows, operands, {
+      constants,
+    });
+  }
+  const operands: Operands = {
+    a: constants.F16 ? shaped("f16", m, k) : x,
+    b: shaped(dtype, n, k),
+    c: y,
+    scales: shaped("f32", m),
+  };
+  return showWgsl(gemm, operands, { constants });
+}
+
+Deno.test("one row goes to gemv, few to gemvRows, many to gemm, with a reason", () => {
+  for (const device of DEVICES) {
+    for (const shape of linearShapes()) {
+      const choice = chooseLinear(shape, device);
+      const message = JSON.stringify({ shape, choice });
+      assertEquals(
+        choice.kernel,
+        shape.m > FEW_ROWS ? "gemm" : shape.m > 1 ? "gemvRows" : "gemv",
+        message,
+      );
+      assert(choice.reason.includes(`${shape.m} row`), message);
+      assertEquals(
+        choice.constants.EPILOGUE,
+        shape.swiglu ? "swiglu" : "store",
+        message,
+      );
+      if (choice.fusedNorm) assert(shape.norm && choice.kernel !== "gemm");
+      assertEquals(choice.constants.NORM === 1, choice.fusedNorm, message);
+    }
+  }
+});
+
+Deno.test("what is chosen for a Linear layer fits the device", () => {
+  const seen = new Set<string>();
+  for (const device of DEVICES) {
+    for (const shape of linearShapes()) {
+      const choice = chooseLinear(shape, device);
+      // The text depends on little else; expanding it thousands of times takes long.
+      const key = JSON.stringify([
+        device,
+        choice.constants,
+        shape.k,
+        shape.dtype,
+      ]);
+      if (seen.has(key)) continue;
+      seen.add(key);
+      assertFits(linearWgsl(shape, choice), device, JSON.stringify(shape));
+    }
+  }
+});
+
+Deno.test("lanes have rows of their own where threads are emulated and hand x on", () => {
+  for (const adapterClass of ADAPTER_CLASSES) {
+    for (const device of DEVICES) {
+      for (const k of [1024, 100]) {
+        const kind = { dtype: "bf16", norm: false, swiglu: true } as const;
+        const shape = { m: 1, n: 3072, k, ...kind };
+        const choice = chooseLinear(shape, { ...device, adapterClass });
+        const own = adapterClass === "software" && device.subgroupSize > 0 &&
+          k === 1024;
+        const message = JSON.stringify({ adapterClass, device, k });
+        assertEquals(
+          choice.constants.SPREAD,
+          own ? "rows" : undefined,
+          message,
+        );
+        assertFits(linearWgsl(shape, choice), device, message);
+        // A copy is read of small weights that change no more.
+        for (const [n, fixed] of [[512, 1], [512, 0], [514, 1]]) {
+          const small = { ...shape, n, fixed: fixed === 1 };
+          const { constants, reason } = chooseLinear(small, {
+            ...device,
+            adapterClass,
+          });
+          const copied = own && fixed === 1 && n === 512;
+          assertEquals(constants.W_IN, copied ? "texture" : undefined, message);
+          assertEquals(reason.includes("from a texture"), copied, message);
+        }
+      }
+    }
+  }
+});
+
+Deno.test("few rows without subgroups wait at few barriers", () => {
+  // A software adapter compiles some hundreds of them for minutes.
+  for (const adapterClass of ADAPTER_CLASSES) {
+    for (const m of [2, 16, 32]) {
+      const kind = { dtype: "bf16", norm: false, swiglu: false } as const;
+      const shape = { m, n: 1024, k: 1024, ...kind };
+      const choice = chooseLinear(shape, { ...DEVICES[0], adapterClass });
+      const wgsl = linearWgsl(shape, choice);
+      const message = `${m} rows on ${adapterClass}`;
+      // A sum over lanes would be ten more, each time.
+      assert(!wgsl.includes("lanes_sum("), message);
+      const barriers = wgsl.split("workgroupBarrier();").length - 1;
+      assert(barriers > 0 && barriers <= 48, `${barriers} for ${message}`);
+    }
+  }
+});
+
+Deno.test("f16 products cannot overflow", () => {
+  for (const largest of [1e-6, 0.01, 0.5, 3, 100, 5000]) {
+    for (const m of [33, 100, 4096]) {
+      const shape = { m, n: 4096, k: 1024, dtype: "bf16", norm: true } as const;
+      const choice = chooseLinear(
+        { ...shape, swiglu: false, largest },
+        DEVICES[4],
+      );
+      const { headroom, constants: { BK, F16, SCALED } } = choice;
+      assertEquals([F16, SCALED], headroom ? [1, 1] : [0, 0]);
+      if (!headroom) continue;
+      assertEquals(Math.log2(headroom) % 1, 0);
+      // Rows are scaled below twice the headroom.
+      assert(2 * headroom <= 65504, `${headroom}`);
+      const sum = Number(BK) * 2 * headroom * largest;
+      assert(sum <= 65504, `${largest}: ${BK} products sum to ${sum}`);
+    }
+  }
+});
+
+Deno.test("lanes are a power of two within a subgroup", () => {
+  for (const { subgroupSize } of DEVICES) {
+    for (const most of [1, 2, 3, 10, 32]) {
+      const { LOG_LANES, SUBGROUPS } = laneConstants({ subgroupSize }, most);
+      assert(Number.isInteger(LOG_LANES) && 2 ** LOG_LANES <= most);
+      assertEquals(SUBGROUPS, subgroupSize ? 1 : 0);
+      if (SUBGROUPS) assert(2 ** LOG_LANES <= subgroupSize);
+    }
+    const { LOG_LANES, SUBGROUPS } = exactLanes({ subgroupSize }, 16);
+    assertEquals([LOG_LANES, SUBGROUPS], [4, subgroupSize >= 16 ? 1 : 0]);
+  }
+});
+
+Deno.test("the attention of a decode step fits the device, for any head", () => {
+  const seen = new Set<string>();
+  const kinds = ADAPTER_CLASSES.flatMap((adapterClass) =>
+    DEVICES.map((device) => ({ ...device, adapterClass, vulkan: true }))
+  );
+  for (const device of kinds) {
+    for (const headDim of [2, 16, 20, 64, 100, 128, 256]) {
+      for (const group of [1, 2, 5, 8]) {
+        const choices = chooseDecodeAttention({ headDim, group }, device);
+        const cache = shaped(headDim % 8 ? "f32" : "f16", 1, 1, 64, headDim);
+        const flat = shaped("f32", 1, headDim * group);
+        const operands = {
+          qkv: shaped("f32", 1, (group + 2) * headDim),
+          qNorm: shaped("bf16", headDim),
+          kNorm: shaped("bf16", headDim),
+          angles: shaped("f32", 64, headDim),
+          lengths: shaped("u32", 1),
+          ...{ k: cache, v: cache, y: flat, partial: flat.view(flat.shape[1]) },
+          ...{ stats: shaped("u32", 2), flags: shaped("u32", 4) },
+          arrived: shaped("u32", group),
+        };
+        for (const { constants, shares, reason } of choices) {
+          const given = { ...attendDecode.constants, ...constants };
+          const derived = attendDecode.derive!(given, {});
+          const all: Constants = { ...given, ...derived };
+          const message = JSON.stringify({ device, headDim, group, all });
+          assert(Number(all.WORKGROUP) >= Number(all.LANES), message);
+          assert(Number(all.LANES) >= Number(all.KEY_LANES), message);
+          assert(
+            all.GROUP === 1 ||
+              Number(all.ELEMENTS) * Number(all.GROUP) * Number(all.VEC) <=
+                64,
+            message,
+          );
+          assertEquals(Number(all.GROUP) * shares, group, message);
+          assert(reason !== "", message);
+          const key = JSON.stringify([device.limits, all]);
+          if (seen.has(key)) continue;
+          seen.add(key);
+          const wgsl = showWgsl(attendDecode, operands, { constants });
+          assertFits(wgsl, device, message);
+        }
+        // One of them runs, with as many splits as can be merged.
+        for (const rows of [1, 7, 8, 100]) {
+          const heads = { headDim, group, rows };
+          const choices = chooseDecodeAttention(heads, device);
+          for (
+            const length of [0, 1, 255, 256, 511, 512, 1536, 3071, 3072, 40959]
+          ) {
+            const splits = choices.map((choice) => choice.splits(length));
+            const running = splits.filter((n) => n > 0);
+            assertEquals(running.length, 1, `${length}: ${splits}`);
+            assert(running[0] <= MOST_SPLITS, `${length}: ${splits}`);
+            // There is scratch memory for as many.
+            assert(running[0] <= Math.ceil(MOST_SPLITS / rows), `${splits}`);
+          }
+        }
+      }
+    }
+  }
+  assert(MOST_SPLITS <= Number(mergeSplits.constants.MOST));
+});
+
+Deno.test("attention merges its runs only where a storage barrier is known to reach them", () => {
+  const merging = (device: Partial<Capabilities>) =>
+    chooseDecodeAttention({ headDim: 128, group: 2 }, {
+      ...DEVICES[4],
+      ...device,
+    }).every(({ merges, constants }) => merges && constants.MERGE === 1);
+  for (const adapterClass of ["NVIDIA", "AMD", "software"] as const) {
+    assert(merging({ adapterClass, vulkan: true }));
+    // As on a Mac with an AMD card, through Direct3D, or with another WebGPU.
+    assert(!merging({ adapterClass, vulkan: false }));
+    assert(!merging({ adapterClass }));
+  }
+  assert(!merging({ adapterClass: "Apple", vulkan: true }));
+  assert(!merging({ adapterClass: "other", vulkan: true }));
+});
+
+Deno.test("matrices are read ahead only where the cache has room for them", () => {
+  const kind = (description: string) =>
+    adapterClass({ vendor: "4318", description }, false); // 0x10de
+  const device = (description: string) => ({
+    ...DEVICES[4],
+    adapterClass: kind(description),
+  });
+  assertEquals(kind("NVIDIA H200"), "NVIDIA, large cache");
+  assertEquals(kind("NVIDIA GeForce RTX 3060"), "NVIDIA");
+  assertEquals(kind("NVIDIA GeForce RTX 4060"), "NVIDIA");
+  const ahead = (description: string, rows?: number) =>
+    chooseDecodeAttention({ headDim: 128, group: 2, rows }, device(description))
+      .map(({ ahead }) => ahead?.FETCHERS ?? 0);
+  assertEquals(ahead("NVIDIA H200"), [32, 128, 0]);
+  assertEquals(ahead("NVIDIA GeForce RTX 3060"), [0, 0, 0]);
+  assertEquals(ahead("NVIDIA H200", 16), [0, 0, 0]); // they keep the memory busy
+});
+
+Deno.test("tuned constants take the place of chosen ones, for their class alone", () => {
+  const device = { ...DEVICES[4], adapterClass: "NVIDIA" } as const;
+  const sizes = { m: 1, n: 64, k: 128 };
+  const kind = { dtype: "bf16", norm: false, swiglu: false } as const;
+  const shape: LinearShape = { ...sizes, ...kind };
+  const half = { ...shape, m: 100, largest: 0.5 };
+  const tuned = new Map<string, Constants>([
+    [linearKey("gemv", shape), { ROWS: 4 }],
+    [linearKey("gemvRows", { ...shape, m: 3 }), { SLICES: 2 }],
+    [linearKey("gemm", { ...shape, m: 100 }), { BK: 8 }],
+    [linearKey("gemm", half, true), { BK: 64 }],
+    [attendKey("long", 128, 2), { STEPS: 4 }],
+  ]);
+  const linear = (
+    given: Partial<LinearShape>,
+    tuned?: Map<string, Constants>,
+  ) => chooseLinear({ ...shape, ...given }, { ...device, tuned });
+  const changes = (given: Partial<LinearShape>, own: Constants) => {
+    const { constants, reason } = linear(given, tuned);
+    assertEquals(constants, { ...linear(given).constants, ...own });
+    const is = Object.keys(own).length ? "tuned for this adapter" : "an H200";
+    assert(reason.endsWith(is), reason);
+    assert(linear(given).reason.endsWith("an H200"));
+  };
+  changes({ m: 1 }, { ROWS: 4 });
+  for (const m of [2, 3, 4]) changes({ m }, { SLICES: 2 });
+  for (const m of [5, 16]) changes({ m }, {});
+  changes({ m: 1, swiglu: true }, {});
+  changes({ m: 1, dtype: "f32" }, {});
+  changes({ m: 1, k: 256 }, {});
+  for (const m of [65, 100, 256]) changes({ m }, { BK: 8 });
+  for (const m of [64, 257]) changes({ m }, {});
+  changes(half, { BK: 64 });
+  const heads = { headDim: 128, group: 2 };
+  const [short, , long] = chooseDecodeAttention(heads, { ...device, tuned });
+  assertEquals(long.constants.STEPS, 4);
+  assert(long.reason.endsWith("tuned for this adapter"));
+  assert(short.reason.endsWith("an H200"));
+});
+
+Deno.test("chooseMatmul picks a kernel by shape, or says why none fits", () => {
+  const [device] = DEVICES;
+  const chosen = (a: number[], b: number[], transposeB = false) => {
+    const { kernel, reason } = chooseMatmul(a, b, device, { transposeB });
+    assert(reason !== "");
+    return kernel ?? reason;
+  };
+  assertEquals(chosen([5, 8], [8]), "gemv");
+  assertEquals(chosen([8], [8, 5]), "gemvColumns");
+  assertEquals(chosen([8], [5, 8], true), "gemv");
+  assertEquals(chosen([1, 8], [8, 5]), "gemvColumns");
+  assertEquals(chosen([8, 8], [5, 8], true), "gemvRows");
+  assertEquals(chosen([32, 8], [5, 8], true), "gemvRows");
+  assertEquals(chosen([9, 8], [8, 5]), "gemm");
+  assertEquals(chosen([33, 8], [5, 8], true), "gemm");
+  assertEquals(chosen([1, 16, 5, 128], [1, 16, 128, 5]), "batchedGemm");
+  assertEquals(chosen([2, 6, 1, 8], [2, 1, 8, 5]), "batchedGemm");
+  const refused: [number[], number[], string][] = [
+    [[5, 8], [7, 5], "[5, 8] × [7, 5]: the inner sizes 8 and 7 differ"],
+    [[8], [8], "[8] × [8]: 1D×1D is not among"],
+    [[2, 3, 4], [4, 5], "3D×2D is not among"],
+    [[2, 2, 3, 4], [1, 2, 4, 5], "the batches 2 and 1 differ"],
+    [[1, 3, 3, 4], [1, 2, 4, 5], "3 heads are not a multiple of 2"],
+    [[0, 8], [8, 5], "a size is 0"],
+  ];
+  for (const [a, b, reason] of refused) {
+    assert(chosen(a, b).includes(reason), `${chosen(a, b)} has ${reason}`);
+  }
+  const only = chooseMatmul([9, 8], [8, 5], device, { kernels: ["gemv"] });
+  assertEquals(only.kernel, undefined);
+});

@@ -1,0 +1,74 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import {
+  bf16ToF32,
+  f16ToF32,
+  f32,
+  f32ToBf16Bits,
+  f32ToF16Bits,
+  toF32,
+} from "../lib/dtype.ts";
+
+/** The value of a binary float with the given field widths, by its definition. */
+function decode(
+  bits: number,
+  exponentBits: number,
+  mantissaBits: number,
+): number {
+  const sign = bits >>> (exponentBits + mantissaBits) ? -1 : 1;
+  const exponent = (bits >>> mantissaBits) & (2 ** exponentBits - 1);
+  const fraction = (bits & (2 ** mantissaBits - 1)) / 2 ** mantissaBits;
+  const bias = 2 ** (exponentBits - 1) - 1;
+  if (exponent === 2 ** exponentBits - 1) {
+    return fraction ? NaN : sign * Infinity;
+  }
+  return exponent
+    ? sign * (1 + fraction) * 2 ** (exponent - bias)
+    : sign * fraction * 2 ** (1 - bias);
+}
+
+Deno.test("every f16 and bf16 pattern has the value that its fields say", () => {
+  const data = Uint16Array.from({ length: 65536 }, (_, bits) => bits);
+  const f16 = toF32({ dtype: "f16", shape: [65536], data });
+  const bf16 = toF32({ dtype: "bf16", shape: [256, 256], data });
+  for (let bits = 0; bits < 65536; bits++) {
+    assertEquals(f16[bits], decode(bits, 5, 10), `f16 ${bits}`);
+    assertEquals(f16ToF32(bits), decode(bits, 5, 10), `f16 ${bits}`);
+    assertEquals(bf16[bits], decode(bits, 8, 7), `bf16 ${bits}`);
+    assertEquals(bf16ToF32(bits), decode(bits, 8, 7), `bf16 ${bits}`);
+  }
+});
+
+Deno.test("every f16 and bf16 value rounds to itself, halfway goes to even, NaN stays NaN", () => {
+  for (
+    const [to, from, infinity] of [
+      [f32ToBf16Bits, bf16ToF32, 0x7f80],
+      [f32ToF16Bits, f16ToF32, 0x7c00],
+    ] as const
+  ) {
+    for (let bits = 0; bits < infinity; bits++) {
+      const value = from(bits),
+        next = bits + 1 < infinity ? from(bits + 1) : undefined;
+      assertEquals(to(value), bits);
+      assertEquals(to(-value), bits | 0x8000);
+      if (next === undefined) continue;
+      assertEquals(
+        to((value + next) / 2),
+        bits + bits % 2,
+        `between ${value} and ${next}`,
+      );
+      assertEquals(to(value + (next - value) * 0.49), bits);
+      assertEquals(to(value + (next - value) * 0.51), bits + 1);
+    }
+    assertEquals(to(3.4e38), infinity);
+    assertEquals(to(-Infinity), infinity | 0x8000);
+    assertEquals(Number.isNaN(from(to(NaN))), true);
+  }
+});
+
+Deno.test("f32 refuses other types", () => {
+  assertThrows(
+    () => f32({ dtype: "bf16", shape: [1], data: new Uint16Array(1) }),
+    Error,
+    "Cannot compute with bf16 here",
+  );
+});

@@ -1,0 +1,123 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { DeviceError } from "../../lib/errors.ts";
+import { loadQwen3, type Qwen3 } from "../../lib/load.ts";
+import { GpuRunner } from "../../lib/gpu/runner.ts";
+import { resolveSampling } from "../../lib/model/sampling.ts";
+import { gpuTest } from "../support/gpu.ts";
+
+const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
+const GREEDY = resolveSampling({ temperature: 0 }, {});
+
+function runnerOf({ runner }: Qwen3): GpuRunner {
+  assert(runner instanceof GpuRunner);
+  return runner;
+}
+
+/** What a loop does and gives, in order: `n` is a chunk of n tokens. */
+async function watch(runner: GpuRunner, maxTokens: number, chunk?: number) {
+  const order: (string | number)[] = [], pieces: number[] = [];
+  runner.watcher = {
+    chunk,
+    timestamps(steps) {
+      pieces.push(steps);
+      return undefined;
+    },
+    did: (what) => void order.push(what),
+  };
+  const run = runner.generate([[1, 2, 3]], GREEDY, maxTokens);
+  for await (const ids of run) order.push(ids.length);
+  runner.watcher = undefined;
+  const chunks = order.filter((what) => typeof what === "number");
+  return { order, chunks, pieces };
+}
+
+gpuTest(
+  "chunks grow from one token on, unless their size is given",
+  async () => {
+    using qwen = await loadQwen3(TINY, { device: "gpu" });
+    const runner = runnerOf(qwen);
+    for (const tokens of [1, 2, 40]) {
+      const { chunks, pieces } = await watch(runner, tokens);
+      assertEquals(chunks[0], 1);
+      assertEquals(chunks.reduce((a, b) => a + b), tokens);
+      assertEquals(pieces.reduce((a, b) => a + b, 1), tokens);
+      const grown = chunks.slice(1, -1);
+      assert(grown.every((n, i) => i === 0 || n >= grown[i - 1]), `${chunks}`);
+    }
+    assertEquals((await watch(runner, 12, 5)).chunks, [1, 5, 5, 1]);
+    assertEquals((await watch(runner, 4, 1)).chunks, [1, 1, 1, 1]);
+  },
+);
+
+gpuTest(
+  "what follows a readback is encoded before it, and the first token waits for no more",
+  async () => {
+    using qwen = await loadQwen3(TINY, { device: "gpu" });
+    const runner = runnerOf(qwen);
+    const { order, chunks } = await watch(runner, 40);
+    const shown = order.filter((what) => what !== "readback");
+    // Where promises sleep, the wait is over only after the next piece is submitted.
+    const begin = runner.gpu.readsAtOnce
+      ? ["encode", "wait", "submit", 1, "encode"]
+      : ["encode", "submit", "wait", 1, "encode"];
+    assertEquals(shown.slice(0, begin.length), begin);
+    if (!runner.gpu.readsAtOnce) return;
+    const after = shown.flatMap((what, i) =>
+      what === "wait" ? [shown[i + 1]] : []
+    );
+    const last = after.pop(); // has nothing to follow it
+    assertEquals(after, Array(chunks.length - 1).fill("submit"));
+    assertEquals(last, chunks.at(-1));
+  },
+);
+
+gpuTest("runs that are left early leave nothing behind", async () => {
+  using qwen = await loadQwen3(TINY, { device: "gpu" });
+  const { device, readsAtOnce } = runnerOf(qwen).gpu;
+  if (!readsAtOnce) return;
+  const create = device.createBuffer.bind(device);
+  let made = 0;
+  device.createBuffer = (descriptor) => {
+    if (descriptor.usage & GPUBufferUsage.MAP_READ) made++;
+    return create(descriptor);
+  };
+  const mappings: Promise<unknown>[] = [];
+  const { mapAsync } = GPUBuffer.prototype;
+  using _restored = new DisposableStack();
+  _restored.defer(() => GPUBuffer.prototype.mapAsync = mapAsync);
+  GPUBuffer.prototype.mapAsync = function (...args) {
+    const mapping = mapAsync.apply(this, args);
+    mappings.push(mapping.catch(() => {}));
+    return mapping;
+  };
+  const prompt = [1, 2, 3];
+  const expected = qwen.generate(prompt, { temperature: 0, maxTokens: 9 });
+  await Array.fromAsync(expected);
+  for (let i = 0; i < 40; i++) {
+    const run = qwen.generate(prompt, { temperature: 0 });
+    for await (const _ of run) if (run.tokenIds.length === 3) break;
+    await Promise.all(mappings.splice(0)); // until buffers are free again
+  }
+  const again = qwen.generate(prompt, { temperature: 0, maxTokens: 9 });
+  await Array.fromAsync(again);
+  assertEquals(again.tokenIds, expected.tokenIds);
+  assertEquals(made, 0);
+});
+
+gpuTest("a device that is lost while it decodes is named", async () => {
+  for (const after of [0, 1, 2, 9]) {
+    using qwen = await loadQwen3(TINY, { device: "gpu" });
+    const { device } = runnerOf(qwen).gpu;
+    const run = qwen.generate([1, 2, 3], { temperature: 0, ignoreEos: true });
+    if (after === 0) device.destroy();
+    await assertRejects(
+      async () => {
+        for await (const _ of run) {
+          if (run.tokenIds.length === after) device.destroy();
+        }
+      },
+      DeviceError,
+      "the device was lost",
+    );
+  }
+});

@@ -1,0 +1,593 @@
+/** The public API: loadQwen3, generate, logits, and what happens when things go wrong. */
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
+import { f32ToBf16Bits } from "../lib/dtype.ts";
+import { GpuRunner } from "../lib/gpu/runner.ts";
+import {
+  DEFAULT_MODEL,
+  DeviceError,
+  type GenerateOptions,
+  loadQwen3,
+  type Message,
+  NoAdapterError,
+  type Qwen3,
+  type Run,
+} from "../mod.ts";
+import {
+  generateGreedily,
+  readGolden,
+  relativeError,
+} from "./support/golden.ts";
+import { gpuTest } from "./support/gpu.ts";
+import { copyCheckpoint, withLargeValues } from "./support/temp_checkpoint.ts";
+import { HARDWARE, NO_ADAPTER, wrapGpu } from "./support/wrapped_gpu.ts";
+
+const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
+const PROMPT = "Once upon a time";
+const GREEDY: GenerateOptions = { temperature: 0, maxTokens: 24 };
+
+/** The text of a whole run. */
+async function read(run: Run): Promise<string> {
+  let text = "";
+  for await (const piece of run) text += piece.text;
+  return text;
+}
+
+/** A test on the CPU and, where there is one, on the GPU. */
+function eachDevice(
+  name: string,
+  fn: (device: "cpu" | "gpu") => Promise<void>,
+) {
+  Deno.test(`${name} (cpu)`, () => fn("cpu"));
+  gpuTest(`${name} (gpu)`, () => fn("gpu"));
+}
+
+eachDevice("a prompt is words or token ids", async (device) => {
+  using qwen = await loadQwen3(undefined, { device });
+  const ids = qwen.tokenizer.encode(PROMPT);
+  assertEquals(ids, [0, 453, 469, 259, 417]);
+  const words = qwen.generate(PROMPT, GREEDY),
+    byId = qwen.generate(ids, GREEDY);
+  const text = await read(words);
+  assertEquals(
+    text,
+    ", there was a little girl named Lily. She loved to play outside near the river. One day, Lily saw a",
+  );
+  assertEquals([await read(byId), byId.tokenIds], [text, words.tokenIds]);
+  assertEquals(words.finishReason, "length");
+  assertEquals(words.stats.promptTokens, 5);
+  assertEquals(words.stats.tokens, 24);
+  assertEquals(words.stats.sampling.temperature, 0);
+  assertEquals(qwen.tokenizer.decode(words.tokenIds), text);
+  assertEquals(qwen.fallbacks, []);
+  for (
+    const rate of [
+      "timeToFirstTokenMs",
+      "prefillTokensPerSecond",
+      "decodeTokensPerSecond",
+    ] as const
+  ) {
+    assert(words.stats[rate] > 0, rate);
+  }
+  assert(
+    words.stats.summary.startsWith(
+      `${qwen.device.adapter}: 5 prompt tokens at `,
+    ),
+  );
+});
+
+Deno.test("a conversation goes through the checkpoint's chat template", async () => {
+  const template =
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if enable_thinking is defined and not enable_thinking %}(quick){% endif %}<assistant>";
+  await using chat = await copyCheckpoint(DEFAULT_MODEL, {
+    "chat_template.jinja": template,
+  });
+  using qwen = await loadQwen3(chat.path, { device: "cpu" });
+  const options = { ...GREEDY, maxTokens: 8 };
+  const expect = async (run: Run, rendered: string) => {
+    const ids = qwen.tokenizer.encode(rendered, { addSpecialTokens: false });
+    assertEquals(run.stats.promptTokens, ids.length);
+    assertEquals(await read(run), await read(qwen.generate(ids, options)));
+  };
+  const messages: Message[] = [
+    { role: "system", content: "Be kind." },
+    { role: "user", content: PROMPT },
+  ];
+  const generate = (prompt: string | Message[], more: GenerateOptions = {}) =>
+    qwen.generate(prompt, { ...options, ...more });
+  await expect(
+    generate(messages),
+    `<system>Be kind.\n<user>${PROMPT}\n<assistant>`,
+  );
+  await expect(generate(PROMPT), `<user>${PROMPT}\n<assistant>`);
+  await expect(
+    generate(PROMPT, { system: "Be kind.", thinking: false }),
+    `<system>Be kind.\n<user>${PROMPT}\n(quick)<assistant>`,
+  );
+  // raw leaves the template out; the tokenizer's own first token stays.
+  await expect(generate(PROMPT, { raw: true }), `<|endoftext|>${PROMPT}`);
+  assertThrows(
+    () => generate(PROMPT, { raw: true, system: "Be kind." }),
+    Error,
+    "Cannot generate: a system message needs a chat template, and raw leaves it out",
+  );
+});
+
+Deno.test("without a chat template messages and a system message are refused", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  assertThrows(
+    () => qwen.generate([{ role: "user", content: "Hi" }]),
+    Error,
+    "Cannot generate: messages need a chat template",
+  );
+  assertThrows(
+    () => qwen.generate("Hi", { system: "Be kind." }),
+    Error,
+    "Cannot generate: a system message needs a chat template",
+  );
+});
+
+eachDevice(
+  "a stop string ends the text before it, however tokens cut it",
+  async (device) => {
+    using qwen = await loadQwen3(undefined, { device });
+    const whole = await read(qwen.generate(PROMPT, GREEDY));
+    for (const stop of ["Lily", " named L", ["never", "girl named"], "."]) {
+      const run = qwen.generate(PROMPT, { ...GREEDY, stop });
+      const text = await read(run);
+      const first = [stop].flat().map((one) => whole.indexOf(one))
+        .filter((at) => at >= 0);
+      assertEquals(text, whole.slice(0, Math.min(...first)));
+      assertEquals(run.finishReason, "stop");
+    }
+    const run = qwen.generate(PROMPT, { ...GREEDY, stop: "nowhere" });
+    assertEquals([await read(run), run.finishReason], [whole, "length"]);
+  },
+);
+
+eachDevice(
+  "every end-of-text id ends the text, unless ignored",
+  async (device) => {
+    using plain = await loadQwen3(undefined, { device });
+    const run = plain.generate(PROMPT, GREEDY);
+    const text = await read(run), ids = run.tokenIds;
+    // Two other tokens as its ends; the one that comes first counts.
+    const ends = [ids[9], ids[5]];
+    await using changed = await copyCheckpoint(DEFAULT_MODEL, {
+      "generation_config.json": JSON.stringify({ eos_token_id: ends }),
+    });
+    using qwen = await loadQwen3(changed.path, { device });
+    const short = qwen.generate(PROMPT, GREEDY);
+    const first = ids.findIndex((id) => ends.includes(id));
+    assertEquals(
+      await read(short),
+      plain.tokenizer.decode(ids.slice(0, first)),
+    );
+    assertEquals(short.finishReason, "stop");
+    assertEquals(short.tokenIds, ids.slice(0, first + 1));
+    const long = qwen.generate(PROMPT, { ...GREEDY, ignoreEos: true });
+    assertEquals([await read(long), long.finishReason], [text, "length"]);
+  },
+);
+
+Deno.test("a seed reproduces a text, on the CPU", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const options = { temperature: 1, topK: 0, maxTokens: 20 };
+  const run = qwen.generate(PROMPT, options);
+  const text = await read(run);
+  const { seed } = run.stats.sampling;
+  assertEquals(await read(qwen.generate(PROMPT, { ...options, seed })), text);
+  const others = new Set<string>();
+  for (const other of [1, 2, 3]) {
+    others.add(await read(qwen.generate(PROMPT, { ...options, seed: other })));
+  }
+  assertEquals(others.size, 3);
+});
+
+gpuTest("GPU and CPU draw the same tokens from a seed", async () => {
+  // f32, so that logits differ by rounding only, far less than draws do.
+  using onGpu = await loadQwen3(undefined, { device: "gpu", precision: "f32" });
+  using onCpu = await loadQwen3(undefined, { device: "cpu" });
+  for (
+    const sampling of [
+      { temperature: 1, topK: 0, seed: 1 },
+      { temperature: 0.8, topK: 20, topP: 0.9, seed: 2 },
+      { temperature: 1.2, minP: 0.05, repetitionPenalty: 1.3, seed: 3 },
+      { seed: 4 }, // the checkpoint's own defaults
+    ]
+  ) {
+    const options = { ...sampling, maxTokens: 24 };
+    const gpu = onGpu.generate(PROMPT, options);
+    const cpu = onCpu.generate(PROMPT, options);
+    assertEquals(await read(gpu), await read(cpu), JSON.stringify(sampling));
+    assertEquals(gpu.tokenIds, cpu.tokenIds);
+    assertEquals(gpu.stats.sampling, cpu.stats.sampling);
+  }
+});
+
+eachDevice(
+  "a signal ends a run with the text so far, then another runs",
+  async (device) => {
+    using qwen = await loadQwen3(undefined, { device });
+    const whole = await read(qwen.generate(PROMPT, GREEDY));
+    const abort = new AbortController();
+    const run = qwen.generate(PROMPT, { temperature: 0, signal: abort.signal });
+    let text = "";
+    for await (const piece of run) {
+      text += piece.text;
+      if (run.tokenIds.length === 6) abort.abort();
+    }
+    assertEquals(run.finishReason, "aborted");
+    assert(run.tokenIds.length === 6 && whole.startsWith(text), text);
+
+    const never = qwen.generate(PROMPT, { signal: AbortSignal.abort() });
+    assertEquals([await read(never), never.finishReason], ["", "aborted"]);
+    assertEquals(await read(qwen.generate(PROMPT, GREEDY)), whole);
+  },
+);
+
+eachDevice("leaving a run early ends it, then another runs", async (device) => {
+  using qwen = await loadQwen3(undefined, { device });
+  const whole = await read(qwen.generate(PROMPT, GREEDY));
+  const left = qwen.generate(PROMPT, GREEDY);
+  for await (const _ of left) break;
+  assertEquals([left.finishReason, left.tokenIds.length], ["aborted", 1]);
+  assertEquals(await read(qwen.generate(PROMPT, GREEDY)), whole);
+  await assertRejects(
+    () => read(left),
+    Error,
+    "Cannot iterate over a run twice",
+  );
+});
+
+eachDevice(
+  "two runs at once are refused, and the first goes on",
+  async (device) => {
+    using qwen = await loadQwen3(undefined, { device });
+    const whole = await read(qwen.generate(PROMPT, GREEDY));
+    const first = qwen.generate(PROMPT, GREEDY);
+    let text = "";
+    for await (const piece of first) {
+      text += piece.text;
+      if (first.tokenIds.length !== 2) continue;
+      const refusal = "Cannot run a model twice at once";
+      await assertRejects(() => read(qwen.generate("Hi")), Error, refusal);
+      await assertRejects(() => qwen.logits([1]), Error, refusal);
+    }
+    assertEquals(text, whole);
+  },
+);
+
+eachDevice("the context bounds prompt and text", async (device) => {
+  using qwen = await loadQwen3(undefined, { device, context: 16 });
+  assertEquals(qwen.context, 16);
+  const ids = Array.from({ length: 12 }, (_, i) => i + 300);
+  const run = qwen.generate(ids, { temperature: 0, ignoreEos: true });
+  await read(run);
+  // 12 of the prompt, 4 more in the cache, and a last one that nothing follows.
+  assertEquals([run.tokenIds.length, run.finishReason], [5, "length"]);
+  using roomy = await loadQwen3(undefined, { device, context: 64 });
+  const expected = await generateGreedily(roomy, ids, 5);
+  assertEquals(run.tokenIds, expected.tokenIds);
+
+  const full = Array.from({ length: 16 }, (_, i) => i + 300);
+  assertEquals((await generateGreedily(qwen, full, 9)).tokenIds.length, 1);
+  assertEquals((await qwen.logits(full)).length, qwen.config.vocabSize);
+  const long = [...full, 1];
+  assertThrows(
+    () => qwen.generate(long),
+    RangeError,
+    "Cannot generate: the prompt has 17 tokens, the context has room for 16",
+  );
+  await assertRejects(
+    () => qwen.logits(long),
+    RangeError,
+    "Cannot compute logits: the prompt has 17 tokens, the context has room for 16",
+  );
+});
+
+Deno.test("options out of range are refused before anything runs", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const refused: [GenerateOptions, string][] = [
+    [{ temperature: -1 }, "temperature is -1, must be a number of at least 0"],
+    [{ temperature: NaN }, "temperature is NaN"],
+    [{ topK: 1.5 }, "topK is 1.5, must be an integer of at least 0"],
+    [{ topP: 0 }, "topP is 0, must be above 0 and at most 1"],
+    [{ minP: 2 }, "minP is 2, must be from 0 to 1"],
+    [{ repetitionPenalty: 0 }, "repetitionPenalty is 0"],
+    [{ seed: -1 }, "seed is -1, must be an integer from 0 to 4294967295"],
+    [{ maxTokens: 0 }, "maxTokens is 0, must be an integer of at least 1"],
+    [{ maxTokens: Infinity }, "maxTokens is Infinity"],
+    [{ stop: "" }, "a stop string must be whole characters"],
+  ];
+  for (const [options, message] of refused) {
+    assertThrows(() => qwen.generate(PROMPT, options), Error, message);
+  }
+  for (const prompt of ["", []]) {
+    assertThrows(
+      () => qwen.generate(prompt),
+      Error,
+      "Cannot generate: the prompt is empty, it must have a token at least",
+    );
+  }
+  for (const id of [-1, 2048, 0.5, NaN]) {
+    assertThrows(
+      () => qwen.generate([1, id]),
+      RangeError,
+      `Cannot generate: token 1 of the prompt is ${id}, ids must be integers from 0 to 2047`,
+    );
+    await assertRejects(() => qwen.logits([1, id]), RangeError, `is ${id}`);
+  }
+  await assertRejects(() => qwen.logits([]), Error, "the prompt is empty");
+});
+
+Deno.test("loadQwen3 refuses options that do not exist", async () => {
+  const load = (options: unknown) => () =>
+    loadQwen3(undefined, options as Parameters<typeof loadQwen3>[1]);
+  await assertRejects(
+    load({ device: "tpu" }),
+    Error,
+    'device is "tpu", must be auto, gpu or cpu',
+  );
+  await assertRejects(
+    load({ precision: "f64" }),
+    Error,
+    'precision is "f64", must be auto or f32',
+  );
+  for (const context of [0, -1, 1.5, NaN, 1025]) {
+    await assertRejects(
+      load({ device: "cpu", context }),
+      RangeError,
+      `context is ${context}, must be an integer from 1 to 1024`,
+    );
+  }
+});
+
+eachDevice(
+  "logits of all positions are those of every prefix",
+  async (device) => {
+    using qwen = await loadQwen3(TINY, { device, precision: "f32" });
+    const { vocabSize } = qwen.config;
+    const { cases } = await readGolden("tiny-tied-bf16");
+    const ids = cases.find(({ name }) => name === "longer")!.tokenIds;
+    const all = await qwen.logits(ids, { all: true });
+    assertEquals(all.length, ids.length * vocabSize);
+    for (const n of [1, 2, 13, 255, 256, 257, 300]) {
+      const one = await qwen.logits(ids.slice(0, n));
+      const row = all.subarray((n - 1) * vocabSize, n * vocabSize);
+      const error = relativeError(row, one);
+      assert(error < 1e-5, `after ${n} tokens they differ by ${error}`);
+    }
+  },
+);
+
+eachDevice(
+  "a checkpoint without a tokenizer takes and gives token ids",
+  async (device) => {
+    using qwen = await loadQwen3(TINY, { device });
+    assertEquals(qwen.hasTokenizer, false);
+    const run = qwen.generate([1, 2, 3], { maxTokens: 3, temperature: 0 });
+    const pieces = await Array.fromAsync(run);
+    assertEquals(pieces.map(({ text }) => text), ["", "", ""]);
+    assertEquals(pieces.map(({ tokenId }) => tokenId), run.tokenIds);
+    const refusal = "has no tokenizer.json, so a prompt must be token ids";
+    assertThrows(() => qwen.generate("words"), Error, refusal);
+    assertThrows(() => qwen.generate([1], { stop: "x" }), Error, refusal);
+    assertThrows(() => qwen.tokenizer, Error, refusal);
+  },
+);
+
+eachDevice("the device tells every choice with its reason", async (device) => {
+  using qwen = await loadQwen3(undefined, { device });
+  const { kind, adapter, choices } = qwen.device;
+  assertEquals(kind, device);
+  assert(adapter.length > 2);
+  const whats = choices.map(({ what }) => what);
+  assertEquals(whats[0], "device");
+  const expected = device === "cpu" ? ["context", "CPU kernels"] : [
+    "shader-f16",
+    "timestamp-query",
+    "subgroups",
+    "matmuls of many rows",
+    "KV cache",
+    "context",
+  ];
+  for (const what of expected) assert(whats.includes(what), what);
+  for (const { what, value, reason } of choices) {
+    assert(value && reason.length > 10, `${what}: ${value}, ${reason}`);
+    assert(!/undefined|NaN|\[object/.test(value + reason), value + reason);
+  }
+});
+
+gpuTest(
+  "disposing frees the device, and runs leave nothing behind",
+  async () => {
+    const qwen = await loadQwen3(undefined, { device: "gpu" });
+    const { runner } = qwen;
+    assert(runner instanceof GpuRunner);
+    const { gpu } = runner;
+    const lengths = [9, 10, 11, 12, 13, 14, 15, 16, 9];
+    const runAll = async () => {
+      for (const length of lengths) {
+        const ids = Array.from({ length }, (_, i) => i + 300);
+        await generateGreedily(qwen, ids, 2);
+      }
+      return gpu.allocated;
+    };
+    const once = await runAll();
+    assert(once > 6e6, `${once} bytes are less than the weights`);
+    assertEquals(await runAll(), once);
+    qwen[Symbol.dispose]();
+    assertEquals(gpu.allocated, 0);
+    await gpu.device.lost; // resolves because the device is gone
+  },
+);
+
+Deno.test("scaling bf16 weights by a power of two is exact", () => {
+  assertEquals(f32ToBf16Bits(1.5) + (3 << 7), f32ToBf16Bits(12));
+});
+
+gpuTest(
+  "values beyond f16 make the cache f32, once, and nothing is lost",
+  async () => {
+    await using checkpoint = await withLargeValues(TINY);
+    const { cases } = await readGolden("tiny-tied-bf16");
+    using exact = await loadQwen3(checkpoint.path, {
+      device: "gpu",
+      precision: "f32",
+    });
+    const caches = (qwen: Qwen3) =>
+      qwen.device.choices.filter(({ what }) => what === "KV cache");
+    for (const first of ["logits", "generate"] as const) {
+      using qwen = await loadQwen3(checkpoint.path, { device: "gpu" });
+      assertEquals(caches(qwen).map(({ value }) => value), ["f16"]);
+      for (const { tokenIds, logits, greedy } of cases) {
+        const compare = async () => {
+          const actual = await qwen.logits(tokenIds);
+          const error = relativeError(actual, await exact.logits(tokenIds));
+          assert(error < 1e-3, `${error} from the f32 run`);
+          assert(relativeError(actual, logits) < 1e-3);
+        };
+        if (first === "logits") await compare();
+        const run = await generateGreedily(qwen, tokenIds, 3);
+        const expected = await generateGreedily(exact, tokenIds, 3);
+        assertEquals(run, expected);
+        if (tokenIds.length === 1) {
+          assertEquals(
+            run.tokenIds,
+            greedy.slice(0, 3),
+          );
+        }
+        await compare();
+      }
+      assertEquals(caches(qwen).map(({ value }) => value), ["f16", "f32"]);
+      assertMatch(caches(qwen)[1].reason, /exceeded 65,504/);
+      assertEquals(qwen.fallbacks, []);
+    }
+  },
+);
+
+gpuTest("tables and projections larger than a binding are split", async () => {
+  // Its embedding has 73,728 bytes, q, k and v 110,592, gate and up 61,440.
+  const { model, cases } = await readGolden("tiny-sharded-f16");
+  const { gpu } = wrapGpu({ limits: { maxStorageBufferBindingSize: 49152 } });
+  using qwen = await loadQwen3(model, { device: "gpu", precision: "f32", gpu });
+  assert(qwen.runner instanceof GpuRunner);
+  const { embedTokens, layers: [layer] } = qwen.runner.weights;
+  assertEquals(embedTokens.parts.length, 2);
+  assertEquals(layer.qkvProj.parts.length, 3);
+  assertEquals(layer.gateUpProj.parts.length, 2);
+  // Keys of one layer take 768 bytes per position.
+  const { value, reason } = qwen.device.choices
+    .find(({ what }) => what === "context")!;
+  assertEquals(value, "64 tokens");
+  assertMatch(reason, /binds at most 49152 bytes of one layer's keys/);
+  for (const { tokenIds, logits, greedy } of cases) {
+    if (tokenIds.length > 64) continue;
+    const error = relativeError(await qwen.logits(tokenIds), logits);
+    assert(error < 1e-4, `${tokenIds.length} tokens: ${error}`);
+    const steps = Math.min(4, 65 - tokenIds.length);
+    const run = await generateGreedily(qwen, tokenIds, steps);
+    assertEquals(run.tokenIds, greedy.slice(0, steps));
+  }
+  await assertRejects(
+    () => loadQwen3(model, { device: "gpu", gpu, context: 512 }),
+    DeviceError,
+    "binds at most 49152",
+  );
+});
+
+gpuTest(
+  "synthetic weights made on the device are those made on the host",
+  async () => {
+    const model = "synthetic:qwen3-0.6b?layers=1&vocab=1024";
+    const { gpu } = wrapGpu({
+      limits: { maxStorageBufferBindingSize: 1 << 20 },
+    });
+    using split = await loadQwen3(model, { device: "gpu", gpu, context: 64 });
+    using onCpu = await loadQwen3(model, { device: "cpu", context: 64 });
+    const ids = [1, 2, 3, 1023];
+    const error = relativeError(
+      await split.logits(ids),
+      await onCpu.logits(ids),
+    );
+    assert(error < 1e-3, `${error}`);
+  },
+);
+
+gpuTest(
+  "an adapter that binds too few buffers is refused by numbers",
+  async () => {
+    const { gpu } = wrapGpu({
+      ...HARDWARE,
+      limits: { maxStorageBuffersPerShaderStage: 4 },
+    });
+    using insists = await loadQwen3(TINY, { device: "gpu", gpu });
+    await assertRejects(
+      () => insists.logits([1]),
+      DeviceError,
+      "buffers, Test GPU allows 4 (maxStorageBuffersPerShaderStage)",
+    );
+  },
+);
+
+Deno.test("gpu without an adapter is refused, auto takes the CPU", async () => {
+  const gpu = NO_ADAPTER;
+  await assertRejects(
+    () => loadQwen3(TINY, { device: "gpu", gpu }),
+    NoAdapterError,
+    "there is no WebGPU adapter here, install a Vulkan driver",
+  );
+  using qwen = await loadQwen3(TINY, { gpu });
+  assertEquals(qwen.device.kind, "cpu");
+  assertMatch(qwen.device.choices[0].reason, /there is no WebGPU adapter/);
+});
+
+gpuTest(
+  "a device that is lost before the first token: auto goes on with the CPU once, saying so",
+  async () => {
+    const { gpu, devices } = wrapGpu(HARDWARE);
+    const notices: string[] = [];
+    using qwen = await loadQwen3(undefined, {
+      gpu,
+      onNotice: (notice) => notices.push(notice),
+    });
+    assertEquals([qwen.device.kind, qwen.device.adapter], ["gpu", "Test GPU"]);
+    devices[0].destroy();
+    const run = qwen.generate(PROMPT, { ...GREEDY, maxTokens: 6 });
+    assertEquals(await read(run), ", there was a little girl");
+    assertEquals(notices.length, 1);
+    assertMatch(
+      notices[0],
+      /^Cannot go on with Test GPU: the device was lost .* MB were allocated; going on with the CPU$/,
+    );
+    assertEquals(qwen.device.kind, "cpu");
+    assertMatch(qwen.device.choices[0].reason, /the device was lost/);
+    assertMatch(run.stats.summary, /^CPU /);
+  },
+);
+
+gpuTest(
+  "a device that is lost: gpu throws, and so does auto after the first token",
+  async () => {
+    for (const device of ["gpu", "auto"] as const) {
+      const { gpu, devices } = wrapGpu(HARDWARE);
+      using qwen = await loadQwen3(undefined, { device, gpu });
+      const run = qwen.generate(PROMPT, { temperature: 0 });
+      if (device === "gpu") devices[0].destroy();
+      await assertRejects(
+        async () => {
+          for await (const _ of run) devices[0].destroy();
+        },
+        DeviceError,
+        "Cannot go on with Test GPU: the device was lost",
+      );
+      assertEquals(qwen.device.kind, "gpu");
+    }
+  },
+);

@@ -1,0 +1,425 @@
+import {
+  assert,
+  assertAlmostEquals,
+  assertEquals,
+  assertThrows,
+} from "@std/assert";
+import {
+  gumbel,
+  gumbelHash,
+  markSeen,
+  resolveSampling,
+  sample,
+  type Sampling,
+  type SamplingOptions,
+} from "../../lib/model/sampling.ts";
+import { Random, randomTest, uniform } from "../support/random.ts";
+import { only } from "../support/sampling_inputs.ts";
+
+const NONE = new Uint32Array(0);
+
+/**
+ * The processors of transformers as it writes them, over plain numbers:
+ * probabilities of all tokens, 0 for those removed.
+ */
+function transformers(
+  logits: Float32Array,
+  sampling: Sampling,
+  seen: Set<number>,
+): number[] {
+  const { temperature, topK, topP, minP, repetitionPenalty } = sampling;
+  const softmax = (x: number[]) => {
+    const max = Math.max(...x);
+    const e = x.map((v) => Math.exp(v - max));
+    const sum = e.reduce((a, b) => a + b);
+    return e.map((v) => v / sum);
+  };
+  let scores = [...logits].map((l, id) => {
+    if (!seen.has(id)) return l;
+    return l < 0 ? l * repetitionPenalty : l / repetitionPenalty;
+  });
+  scores = scores.map((l) => l / temperature);
+  if (topK > 0) {
+    const k = Math.min(topK, scores.length);
+    const kth = [...scores].sort((a, b) => b - a)[k - 1];
+    scores = scores.map((l) => l < kth ? -Infinity : l);
+  }
+  if (topP < 1) {
+    const ascending = scores.map((_, id) => id)
+      .sort((a, b) => scores[a] === scores[b] ? b - a : scores[a] - scores[b]);
+    const probabilities = softmax(scores);
+    let cumulative = 0;
+    for (const id of ascending.slice(0, -1)) {
+      cumulative += probabilities[id];
+      if (cumulative <= 1 - topP) scores[id] = -Infinity;
+    }
+  }
+  if (minP > 0) {
+    const probabilities = softmax(scores);
+    const least = minP * Math.max(...probabilities);
+    scores = scores.map((l, id) => probabilities[id] < least ? -Infinity : l);
+  }
+  return softmax(scores);
+}
+
+/** The draw as its definition says, over all tokens. */
+function draw(probabilities: number[], seed: number, step: number): number {
+  const scores = probabilities.map((p, id) =>
+    Math.log(p) + gumbel(gumbelHash(seed, step, id))
+  );
+  return scores.indexOf(Math.max(...scores));
+}
+
+randomTest(
+  "sampling is what transformers' processors allow, and nothing else",
+  (source) => {
+    const random = uniform(source);
+    const choose = <T>(...options: T[]) =>
+      options[Math.floor(random() * options.length)];
+    const counts = new Map<number, number>();
+    for (let trial = 0; trial < 1500; trial++) {
+      const vocab = 1 + Math.floor(random() * 60);
+      const sharp = choose(0.5, 2, 6);
+      const whole = choose(true, false); // whole numbers tie
+      const logits = Float32Array.from({ length: vocab }, () => {
+        const logit = (random() * 2 - 1) * sharp;
+        return whole ? Math.round(logit) : Math.fround(logit);
+      });
+      if (random() < 0.2) {
+        logits[Math.floor(random() * (vocab - 1))] = -Infinity;
+      }
+      if (!logits.some(Number.isFinite)) continue;
+      const seenIds = new Set(
+        Array.from({ length: 10 }, () => Math.floor(random() * vocab)),
+      );
+      const seen = new Uint32Array(Math.ceil(vocab / 32));
+      markSeen(seen, seenIds);
+      const sampling: Sampling = {
+        temperature: choose(0.3, 0.7, 1, 1.7),
+        topK: choose(0, 1, 5, 20, 100),
+        topP: choose(1, 0.9517, 0.8031, 0.5039, 0.01), // no sum of equal shares: rounding would decide
+        minP: choose(0, 0, 0.05, 0.3, 1),
+        repetitionPenalty: choose(1, 1, 2, 0.5), // exact in f32
+        seed: Math.floor(random() * 2 ** 32),
+      };
+      const probabilities = transformers(logits, sampling, seenIds);
+      for (let step = 0; step < 20; step++) {
+        const token = sample(logits, sampling, seen, step);
+        const context = JSON.stringify({ sampling, logits: [...logits], step });
+        assert(probabilities[token] > 0, context);
+        assertEquals(token, draw(probabilities, sampling.seed, step), context);
+      }
+      const kept = probabilities.filter((p) => p > 0).length;
+      counts.set(kept, (counts.get(kept) ?? 0) + 1);
+    }
+    assert(counts.size > 20, "the trials must keep many different numbers");
+  },
+);
+
+Deno.test("the draws follow the softmax", () => {
+  // The same draws every time: one sequence in some hundred is three deviations off.
+  const random = uniform(new Random(2));
+  const logits = Float32Array.from({ length: 50 }, () => random() * 4);
+  const steps = 20000;
+  for (const options of [{}, { temperature: 0.7, topK: 20, topP: 0.9 }]) {
+    const sampling = only({ ...options, seed: 42 });
+    const counts = new Array(50).fill(0);
+    for (let step = 0; step < steps; step++) {
+      counts[sample(logits, sampling, NONE, step)]++;
+    }
+    const expected = transformers(logits, sampling, new Set())
+      .map((p) => p * steps);
+    let chi2 = 0;
+    let freedom = -1;
+    for (const [id, e] of expected.entries()) {
+      if (e === 0) assertEquals(counts[id], 0);
+      else {
+        chi2 += (counts[id] - e) ** 2 / e;
+        freedom++;
+      }
+    }
+    // Mean and variance of chi-square are its freedom and twice that.
+    const deviation = (chi2 - freedom) / Math.sqrt(2 * freedom);
+    assert(Math.abs(deviation) < 3, `chi² ${chi2} for ${freedom}`);
+  }
+});
+
+Deno.test("rare tokens of a large vocabulary come as often as they should", () => {
+  // One token has half the probability, 30,000 share the rest.
+  const vocab = 30001;
+  const logits = new Float32Array(vocab);
+  logits[0] = Math.log(vocab - 1);
+  let [first, low] = [0, 0];
+  const steps = 800;
+  for (let step = 0; step < steps; step++) {
+    const token = sample(logits, only({ seed: 3 }), NONE, step);
+    if (token === 0) first++;
+    else if (token <= 15000) low++;
+  }
+  assertAlmostEquals(first / steps, 1 / 2, 0.053); // three standard deviations
+  assertAlmostEquals(low / steps, 1 / 4, 0.046);
+});
+
+Deno.test("the same seed draws the same, another seed another text", () => {
+  const logits = new Float32Array(1000);
+  const text = (seed: number) =>
+    Array.from(
+      { length: 50 },
+      (_, step) => sample(logits, only({ seed }), NONE, step),
+    );
+  assertEquals(text(5), text(5));
+  const equal = text(5).filter((token, i) => token === text(6)[i]).length;
+  assert(equal < 5, `${equal} of 50 tokens are equal`);
+});
+
+Deno.test("ties: all that tie with the k-th stay, the lowest id wins", () => {
+  const logits = Float32Array.of(1, 3, 2, 2, 2, 3);
+  assertEquals(sample(logits, only({ temperature: 0 }), NONE, 0), 1);
+  const drawn = (options: SamplingOptions) => {
+    const tokens = new Set<number>();
+    for (let step = 0; step < 400; step++) {
+      tokens.add(sample(logits, only(options), NONE, step));
+    }
+    return [...tokens].sort();
+  };
+  assertEquals(drawn({ topK: 1 }), [1, 5]);
+  assertEquals(drawn({ topK: 3 }), [1, 2, 3, 4, 5]);
+  assertEquals(drawn({ topK: 100 }), [0, 1, 2, 3, 4, 5]);
+  assertEquals(drawn({ topP: 0.01 }), [1]);
+  assertEquals(drawn({ topP: 1e-300 }), [1]);
+  assertEquals(drawn({ minP: 1 }), [1, 5]);
+  assertEquals(drawn({ temperature: 1e-300 }), [1, 5]);
+  assertEquals(drawn({ temperature: 1e300 }), [0, 1, 2, 3, 4, 5]);
+});
+
+Deno.test("top-p keeps the lower ids of equal logits, flat or not", () => {
+  const drawn = (logits: Float32Array, topP: number) => {
+    const tokens = new Set<number>();
+    for (let step = 0; step < 600; step++) {
+      tokens.add(sample(logits, only({ topP }), NONE, step));
+    }
+    return [...tokens].sort((a, b) => a - b);
+  };
+  const first = (n: number) => Array.from({ length: n }, (_, id) => id);
+  assertEquals(drawn(new Float32Array(64), 0.25), first(16));
+  assertEquals(drawn(new Float32Array(64).fill(-7), 0.5), first(32));
+});
+
+Deno.test("a penalty falls on what was seen, also when greedy", () => {
+  const logits = Float32Array.of(4, 3, -1);
+  const seen = new Uint32Array(1);
+  markSeen(seen, [0]);
+  const penalty = (repetitionPenalty: number) =>
+    sample(logits, only({ temperature: 0, repetitionPenalty }), seen, 0);
+  assertEquals(penalty(1), 0);
+  assertEquals(penalty(2), 1);
+  assertEquals([...logits], [4, 3, -1]); // as they were
+  const wide = new Float32Array(100);
+  assertThrows(
+    () => sample(wide, only({ repetitionPenalty: 2 }), seen, 0),
+    Error,
+    "Cannot apply a repetition penalty: seen has 32 bits, must have one for each of 100 logits",
+  );
+});
+
+Deno.test("logits that cannot be sampled from are refused", () => {
+  const refuse = (logits: number[], message: string) => {
+    for (const temperature of [0, 1]) {
+      assertThrows(
+        () => sample(Float32Array.from(logits), only({ temperature }), NONE, 0),
+        Error,
+        message,
+      );
+    }
+  };
+  refuse([1, NaN, 2], "Cannot sample: logit 1 is NaN, must be a number");
+  refuse([NaN], "Cannot sample: logit 0 is NaN");
+  refuse([1, Infinity], "the largest of 2 logits is Infinity, must be finite");
+  refuse([-Infinity], "the largest of 1 logits is -Infinity");
+  refuse([], "the largest of 0 logits is -Infinity");
+});
+
+Deno.test("options go before the checkpoint's, those before transformers'", () => {
+  const checkpoint = { doSample: true, temperature: 0.6, topK: 20, topP: 0.95 };
+  assertEquals(resolveSampling({ seed: 9 }, checkpoint), {
+    temperature: 0.6,
+    topK: 20,
+    topP: 0.95,
+    minP: 0,
+    repetitionPenalty: 1,
+    seed: 9,
+  });
+  const mine = { temperature: 2, topK: 0, minP: 0.1, repetitionPenalty: 1.2 };
+  assertEquals(resolveSampling({ ...mine, seed: 0 }, checkpoint), {
+    ...mine,
+    topP: 0.95,
+    seed: 0,
+  });
+});
+
+Deno.test("greedy unless the checkpoint or the options sample", () => {
+  const temperature = (options: SamplingOptions, doSample?: boolean) =>
+    resolveSampling(options, { doSample, temperature: 0.6 }).temperature;
+  assertEquals(resolveSampling({}).temperature, 0);
+  assertEquals(resolveSampling({ temperature: 1 }).topK, 50);
+  assertEquals(temperature({}), 0);
+  assertEquals(temperature({}, false), 0);
+  assertEquals(temperature({ seed: 1, repetitionPenalty: 1.1 }, false), 0);
+  assertEquals(temperature({}, true), 0.6);
+  assertEquals(temperature({ temperature: 0, topK: 5 }, true), 0);
+  assertEquals(temperature({ temperature: 0.9 }, false), 0.9);
+  for (const options of [{ topK: 5 }, { topP: 0.5 }, { minP: 0.1 }]) {
+    assertEquals(temperature(options, false), 0.6);
+  }
+});
+
+Deno.test("an absent seed is drawn and reported", () => {
+  const seeds = new Set(
+    Array.from({ length: 8 }, () => resolveSampling({}).seed),
+  );
+  assert(seeds.size > 6);
+  for (const seed of seeds) assertEquals(seed, seed >>> 0);
+});
+
+Deno.test("values that are not finite or out of range are refused", () => {
+  const refuse = (options: Record<string, unknown>, message: string) => {
+    assertThrows(
+      () => resolveSampling(options as SamplingOptions),
+      RangeError,
+      `Cannot sample: ${message}`,
+    );
+  };
+  refuse(
+    { temperature: -1 },
+    "temperature is -1, must be a number of at least 0",
+  );
+  refuse({ temperature: Infinity }, "temperature is Infinity");
+  refuse({ temperature: "hot" }, "temperature is hot");
+  refuse({ topK: 1.5 }, "topK is 1.5, must be an integer of at least 0");
+  refuse({ topK: -1 }, "topK is -1");
+  refuse({ topP: 0 }, "topP is 0, must be above 0 and at most 1");
+  refuse({ topP: 1.01 }, "topP is 1.01");
+  refuse({ minP: 2 }, "minP is 2, must be from 0 to 1");
+  refuse({ repetitionPenalty: 0 }, "repetitionPenalty is 0");
+  refuse({ seed: 2 ** 32 }, "seed is 4294967296, must be an integer from 0");
+  refuse({ seed: NaN }, "seed is NaN");
+  assertThrows(
+    () => resolveSampling({}, { topP: 7 }),
+    RangeError,
+    "Cannot sample: topP in the checkpoint is 7, must be above 0 and at most 1",
+  );
+});
+
+randomTest(
+  "one bit of seed, step or id changes half the bits of the hash",
+  (source) => {
+    const random = uniform(source);
+    const u32 = () => Math.floor(random() * 2 ** 32);
+    const ones = (h: number) => {
+      let n = 0;
+      for (; h !== 0; h = h & (h - 1)) n++;
+      return n;
+    };
+    for (const small of [true, false]) {
+      for (let argument = 0; argument < 3; argument++) {
+        for (let bit = 0; bit < 18; bit++) {
+          let changed = 0;
+          const trials = 400;
+          for (let trial = 0; trial < trials; trial++) {
+            const a = [u32(), u32(), u32()].map((v) => small ? v % 64 : v) as [
+              number,
+              number,
+              number,
+            ];
+            const b = [...a] as typeof a;
+            b[argument] = (b[argument] ^ 1 << bit) >>> 0;
+            changed += ones(gumbelHash(...a) ^ gumbelHash(...b));
+          }
+          assertAlmostEquals(changed / trials, 16, 1);
+        }
+      }
+    }
+  },
+);
+
+Deno.test("noise of neighbouring steps, seeds and ids does not correlate", () => {
+  const n = 20000;
+  const correlation = (
+    f: (i: number) => number,
+    g: (i: number) => number,
+  ) => {
+    // Uniform values have mean 1/2 and variance 1/12.
+    let sum = 0;
+    for (let i = 0; i < n; i++) {
+      sum += (f(i) / 2 ** 32 - 0.5) * (g(i) / 2 ** 32 - 0.5);
+    }
+    return sum * 12 / n;
+  };
+  const base = (i: number) => gumbelHash(0, 0, i);
+  for (let d = 1; d < 20; d++) {
+    for (
+      const other of [
+        (i: number) => gumbelHash(0, d, i),
+        (i: number) => gumbelHash(d, 0, i),
+        (i: number) => gumbelHash(d, d, i),
+        (i: number) => gumbelHash(0, 0, i + d),
+      ]
+    ) {
+      assertAlmostEquals(correlation(base, other), 0, 4 / Math.sqrt(n));
+    }
+  }
+});
+
+Deno.test("the hash is fixed: seeds keep their meaning", () => {
+  const fmix = (h: bigint) => {
+    const u32 = (v: bigint) => v & 0xffffffffn;
+    h = u32((h ^ h >> 16n) * 0x85ebca6bn);
+    h = u32((h ^ h >> 13n) * 0xc2b2ae35n);
+    return h ^ h >> 16n;
+  };
+  const wrap = (v: number, c: bigint) => (BigInt(v) + c) & 0xffffffffn;
+  const max = 2 ** 32 - 1;
+  for (const [seed, step, id] of [[0, 0, 0], [1, 2, 3], [max, max, max]]) {
+    const key = fmix(
+      fmix(wrap(seed, 0x9e3779b9n)) ^ fmix(wrap(step, 0x7f4a7c15n)),
+    );
+    const hash = fmix(key ^ fmix(wrap(id, 0x94d049bbn)));
+    assertEquals(gumbelHash(seed, step, id), Number(hash));
+  }
+});
+
+randomTest(
+  "the f32 form of the Gumbel draw is close to the f64 one",
+  (source) => {
+    const f = Math.fround;
+    const f32 = (hash: number) => {
+      const x = f(Math.min(f(f(f(hash) + 0.5) * 2 ** -32), 1 - 2 ** -24));
+      const series = f(
+        x * f(1 + f(x * f(f(1 / 2) + f(x * f(f(1 / 3) + f(x * 0.25)))))),
+      );
+      return f(-Math.log(x < 0.03125 ? series : f(-Math.log(f(1 - x)))));
+    };
+    const random = uniform(source);
+    const hashes = [
+      0,
+      1,
+      2,
+      255,
+      2 ** 27 - 1,
+      2 ** 27,
+      2 ** 32 - 2,
+      2 ** 32 - 1,
+    ];
+    for (let i = 0; i < 20000; i++) {
+      hashes.push(Math.floor(random() * 2 ** (1 + Math.floor(random() * 32))));
+    }
+    for (const hash of hashes) {
+      assert(Number.isFinite(gumbel(hash)));
+      // f32 rounds x, which −log(−log(1 − x)) magnifies where x is near 1.
+      const x = Math.min((hash + 0.5) / 2 ** 32, 1 - 2 ** -24);
+      const slope = -1 / ((1 - x) * Math.log1p(-x));
+      const off = 4e-6 + 2 ** -24 * x * slope;
+      assertAlmostEquals(f32(hash), gumbel(hash), off, `hash ${hash}`);
+    }
+  },
+);

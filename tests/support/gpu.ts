@@ -1,0 +1,116 @@
+/** Helpers for tests that need a GPU: one device per file, seeded inputs, poisoned outputs. */
+import type { CpuTensor, Dtype } from "../../lib/dtype.ts";
+import { openDevice } from "../../lib/open_device.ts";
+import { Gpu } from "../../lib/webgpu/device.ts";
+import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";
+import { type AddOptions, Plan } from "../../lib/webgpu/plan.ts";
+import { Tensor } from "../../lib/webgpu/tensor.ts";
+import { QUICK } from "./quick.ts";
+import { Random, withSeeds } from "./random.ts";
+
+/** Set to 1, a missing adapter fails GPU tests instead of skipping them. */
+const REQUIRE = "QWEN3_REQUIRE_GPU";
+
+const required = Deno.env.get(REQUIRE) === "1";
+const available = await navigator.gpu?.requestAdapter() != null;
+let opened: Promise<Gpu> | undefined;
+
+/**
+ * Registers a test that runs on the GPU. Without an adapter it is ignored, or fails if
+ * QWEN3_REQUIRE_GPU=1. An error that the device reports fails the test. Random inputs
+ * are seeded as random.ts says.
+ */
+export function gpuTest(name: string, fn: GpuTest, quick = false): void {
+  const ignore = QUICK && !quick || !available && !required;
+  Deno.test({ name, ignore, fn: () => run(fn) });
+}
+
+/** Registers the test of a kernel that `deno task test --quick` runs too. */
+export function quickGpuTest(name: string, fn: GpuTest): void {
+  gpuTest(name, fn, true);
+}
+
+type GpuTest = (gpu: Gpu, trial: Trial) => void | Promise<void>;
+
+async function run(fn: GpuTest) {
+  await withSeeds(async (draw) => {
+    const gpu = await (opened ??= openDevice());
+    try {
+      using trial = new Trial(gpu, draw);
+      await fn(gpu, trial);
+      await gpu.device.queue.onSubmittedWorkDone();
+      gpu.check();
+    } catch (error) {
+      opened = undefined; // a device that reported an error keeps reporting it
+      gpu[Symbol.dispose]();
+      throw error;
+    }
+  });
+}
+
+/** What one test works with; its tensors are freed when it ends. */
+export class Trial implements Disposable {
+  #tensors: Tensor[] = [];
+
+  constructor(readonly gpu: Gpu, readonly draw: () => Random) {}
+
+  /** The random numbers of this test. */
+  get random(): Random {
+    return this.draw();
+  }
+
+  /** Copies a host tensor to the device. */
+  upload({ dtype, shape, data }: CpuTensor): Tensor {
+    return this.own(
+      Tensor.create(this.gpu, dtype, shape, data as Float32Array<ArrayBuffer>),
+    );
+  }
+
+  /** A tensor filled with one value; NaN, the default, spreads to whatever reads it. */
+  filled(shape: readonly number[], value = NaN, dtype: Dtype = "f32"): Tensor {
+    return this.upload(new Random().filled(dtype, shape, value)); // draws nothing
+  }
+
+  u32(...values: number[]): Tensor {
+    const data = Uint32Array.from(values);
+    return this.upload({ dtype: "u32", shape: [data.length], data });
+  }
+
+  own(tensor: Tensor): Tensor {
+    this.#tensors.push(tensor);
+    return tensor;
+  }
+
+  /** Runs one kernel once. */
+  run(kernel: Kernel, operands: Operands, options: AddOptions = {}): void {
+    using plan = new Plan(this.gpu);
+    plan.add(kernel, operands, options);
+    plan.run();
+  }
+
+  [Symbol.dispose](): void {
+    for (const tensor of this.#tensors) tensor[Symbol.dispose]();
+  }
+}
+
+/** Constants for sums over lanes: with this device's subgroups, or without any. */
+export function lanes(gpu: Gpu, subgroups: boolean) {
+  return subgroups && gpu.subgroupSize
+    ? { SUBGROUPS: 1, LOG_LANES: Math.log2(gpu.subgroupSize) }
+    : { SUBGROUPS: 0, LOG_LANES: 5 };
+}
+
+/** A view of the device whose bindings hold at most `bytes` bytes. */
+export function withBinding(gpu: Gpu, bytes: number): Gpu {
+  const limits = { maxStorageBufferBindingSize: bytes };
+  const narrow = <T extends object>(target: T, own: object): T =>
+    new Proxy(target, {
+      get(target, name) {
+        if (name in own) return Reflect.get(own, name);
+        const value = Reflect.get(target, name, target);
+        return typeof value === "function" ? value.bind(target) : value;
+      },
+    });
+  const device = narrow(gpu.device, { limits: narrow(gpu.limits, limits) });
+  return new Gpu(gpu.adapter, device, { ...gpu, choices: [] });
+}

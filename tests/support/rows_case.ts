@@ -1,0 +1,101 @@
+/**
+ * What the tests of gemv and gemvRows share: one case, checked against the reference.
+ *
+ * @module
+ */
+import { gemv } from "../../kernels/gemv.ts";
+import { type Dtype, toF32 } from "../../lib/dtype.ts";
+import type { Kernel } from "../../lib/webgpu/kernel.ts";
+import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
+import { assertAllClose } from "./assert_all_close.ts";
+import { lanes, type Trial } from "./gpu.ts";
+import { assertSums, epilogue, linear, rmsNormed } from "./reference.ts";
+
+/** A product by gemv or gemvRows, and what is around it. */
+export interface RowsCase {
+  m?: number;
+  n: number;
+  k: number;
+  w?: Dtype;
+  x?: Dtype;
+  /** Whether rows are normed, and by weights of which type. */
+  norm?: Dtype;
+  epilogue?: Epilogue;
+  /** Where the result lies in a wider y. */
+  column?: number;
+  beside?: number;
+  constants?: Constants;
+}
+
+/**
+ * Runs one case and compares all of y, also around the result. `parts` tells how many
+ * sums of squares the kernel leaves for `n` outputs.
+ */
+export async function checkRows(
+  trial: Trial,
+  kernel: Kernel,
+  parts: (n: number, constants: Constants) => number,
+  given: RowsCase,
+): Promise<void> {
+  const { m = 1, n, k, w = "bf16", x = "f32", norm, constants = {} } = given;
+  const { epilogue: kind = "store", column = 0, beside = 0 } = given;
+  const { gpu, random } = trial, eps = 1e-6, before = 3;
+  const message = JSON.stringify(given);
+  const weights = random.tensor(w, [n, k]);
+  const rows = random.tensor(x, [m, k], 2);
+  const normWeights = norm && random.tensor(norm, [k], 0.5, 1);
+  const width = kind === "swiglu" ? n / 2 : n, stride = column + width + beside;
+  const poison = kind === "add" ? before : NaN;
+  const y = trial.filled([m + 1, stride], poison);
+  // Sums of a row's squares, as who wrote it left them.
+  const fours = [4, 12, 132]; // as gemv reads them; gemvRows takes any number
+  const before32 = random.pick(kernel === gemv ? fours : [...fours, 1, 5, 37]);
+  const given32 = toF32(rows);
+  const sums = random.filled("f32", [m, before32], 0);
+  given32.forEach((v, at) =>
+    sums.data[Math.floor(at / k) * before32 + at % before32] += v * v
+  );
+  const all = { ...kernel.constants, ...lanes(gpu, true), ...constants };
+  const left = trial.filled([m, parts(n, all)]);
+  trial.run(kernel, {
+    w: trial.upload(weights),
+    x: trial.upload(rows),
+    ...(normWeights ? { norm: trial.upload(normWeights) } : {}),
+    ...(normWeights ? { squares: trial.upload(sums) } : {}),
+    ...(kind === "add" ? { squares: left } : {}),
+    y,
+  }, {
+    constants: {
+      ...all,
+      ...("M" in all ? { M: m } : {}),
+      NORM: norm ? 1 : 0,
+      EPILOGUE: kind,
+    },
+    uniforms: { stride, column, eps },
+  });
+  const input = normWeights
+    ? rmsNormed(given32, toF32(normWeights), eps)
+    : given32;
+  const product = linear(input, toF32(weights), { m, n, k });
+  const written = await y.read();
+  const inside = (at: number) => {
+    const c = at % stride - column;
+    return at < m * stride && c >= 0 && c < width;
+  };
+  const around = written.filter((_, at) => !inside(at));
+  assertAllClose(around, around.map(() => poison), {}, `around ${message}`);
+  const actual = written.filter((_, at) => inside(at));
+  assertSums(actual, epilogue(kind, product, n, before), message);
+  if (kind !== "add") return;
+  // What it leaves for the next norm.
+  const squares = (list: Float32Array, length: number) =>
+    Array.from(
+      { length: m },
+      (_, row) => list.subarray(row * length, (row + 1) * length),
+    );
+  const found = squares(await left.read(), left.shape[1])
+    .map((row) => row.reduce((a, b) => a + b, 0));
+  const wanted = squares(actual, n)
+    .map((row) => row.reduce((a, b) => a + b * b, 0));
+  assertAllClose(found, wanted, { relative: 1e-5 }, `squares of ${message}`);
+}

@@ -1,0 +1,28 @@
+/** What a task ended with. */
+export interface Outcome {
+  code: number;
+  stdout: string;
+  stderr: string;
+}
+
+/**
+ * How a test runs a task. Without the lockfile, because by it Deno wants every
+ * package that any test imports before it runs anything: on a machine without
+ * network that lacks one of them, a task that needs none would fail.
+ */
+export const RUN: readonly string[] = ["run", "-A", "--no-check", "--no-lock"];
+
+/** Runs `tasks/NAME.ts` as a process, to its end. */
+export async function runTask(
+  name: string,
+  args: readonly string[],
+  env: Record<string, string> = {},
+): Promise<Outcome> {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: [...RUN, `tasks/${name}.ts`, ...args],
+    cwd: new URL("../..", import.meta.url),
+    env: { NO_COLOR: "1", ...env },
+  }).output();
+  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+  return { code, stdout: text(stdout), stderr: text(stderr) };
+}

@@ -1,0 +1,79 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import type { DoctorReport, Finding } from "../../lib/tools/doctor/report.ts";
+import { gpuTest } from "../support/gpu.ts";
+import { runTask } from "../support/run_task.ts";
+
+const TINY = "tests/fixtures/tiny-tied-bf16";
+
+const task = (args: string[], env?: Record<string, string>) =>
+  runTask("doctor", args, env);
+
+/** Fails where a line has more than 100 columns. */
+function assertFits(text: string) {
+  for (const line of text.split("\n")) {
+    assert(line.length <= 100, `${line.length} columns: ${line}`);
+  }
+}
+
+/** Vulkan without a driver, as on a machine without a GPU. */
+const NO_DRIVER = { VK_DRIVER_FILES: "/none", DENO_WEBGPU_BACKEND: "vulkan" };
+
+Deno.test("without an adapter --json is a report that names the package, exit code 1", async () => {
+  const { code, stdout, stderr } = await task(
+    ["--json", "--model", TINY, "--context", "16"],
+    NO_DRIVER,
+  );
+  assertEquals([code, stderr], [1, ""]);
+  assertMatch(stdout, /^\{[^\n]*\}\n$/);
+  const { ok, findings }: DoctorReport = JSON.parse(stdout);
+  assertEquals(ok, false);
+  for (const { severity, topic, text } of findings) {
+    assertMatch(severity, /^(green|yellow|red)$/);
+    assert(topic && text && !text.includes("\n"));
+  }
+  const of = (topic: string): Finding =>
+    findings.find((finding) => finding.topic === topic)!;
+  assertEquals(of("adapter").severity, "red");
+  assertMatch(of("adapter").text, /apt-get install mesa-vulkan-drivers/);
+  assertMatch(of("model").text, /KV cache of 16 tokens/);
+  assertEquals(of("model").data!.context, 16);
+});
+
+Deno.test("--help fits 100 columns", async () => {
+  const { code, stdout } = await task(["--help"]);
+  assertEquals(code, 0);
+  assertFits(stdout);
+});
+
+Deno.test("a wrong flag, word or context ends with exit code 1", async () => {
+  for (const args of [["--modle", TINY], [TINY], ["--context", "many"]]) {
+    const { code, stdout, stderr } = await task(args, NO_DRIVER);
+    assertEquals([code, stdout], [1, ""]);
+    assertMatch(stderr, /^error: Cannot (read the flags|diagnose): .*\n$/);
+  }
+  const { code, stdout } = await task(
+    ["--model", TINY, "--context", "1000000"],
+    NO_DRIVER,
+  );
+  assertEquals(code, 1);
+  assertMatch(stdout, /^✗ context +--context is 1000000, must be from 1 to/m);
+  assertMatch(stdout, /\n✗ problems: adapter, context\n$/);
+  assertFits(stdout);
+});
+
+gpuTest(
+  "with an adapter every line is fine and fits, exit code 0",
+  async () => {
+    const { code, stdout, stderr } = await task(["--model", TINY]);
+    assertEquals([code, stderr], [0, ""], stdout);
+    assertFits(stdout);
+    const lines = stdout.trimEnd().split("\n").filter(Boolean);
+    // A line that goes on is indented up to the text of the first.
+    for (const line of lines) assertMatch(line, /^[✓!] | {21}\S/);
+    assertMatch(
+      lines.at(-1)!,
+      /^✓ no problems$|^! everything works, but slower than it could: /,
+    );
+    assertMatch(stdout, /^✓ gemv +\d+ cases, all correct/m);
+  },
+);

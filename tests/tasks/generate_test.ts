@@ -1,0 +1,387 @@
+/** `deno task generate` as a person runs it: a process with stdin, stdout, stderr and an exit code. */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { gpuTest } from "../support/gpu.ts";
+import { RUN } from "../support/run_task.ts";
+import {
+  copyCheckpoint,
+  editHeader,
+  type Header,
+  type TempCheckpoint,
+} from "../support/temp_checkpoint.ts";
+
+const ROOT = new URL("../../", import.meta.url);
+const TINY = new URL("tests/fixtures/tiny-tied-bf16/", ROOT);
+const STORY = ", there was a little girl named Lily.";
+
+interface Outcome {
+  code: number;
+  stdout: string;
+  stderr: string;
+}
+
+function spawn(args: string[], command = [...RUN, "tasks/generate.ts"]) {
+  return new Deno.Command(Deno.execPath(), {
+    args: [...command, ...args],
+    cwd: ROOT,
+    env: { NO_COLOR: "1", HF_HUB_OFFLINE: "1", HF_HUB_CACHE: "/none" },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+}
+
+/** Runs the task to its end. */
+async function generate(args: string[], stdin = ""): Promise<Outcome> {
+  const child = spawn(args);
+  const writer = child.stdin.getWriter();
+  // A process that needs no stdin may be gone before it is written.
+  await writer.write(new TextEncoder().encode(stdin)).catch(() => {});
+  await writer.close().catch(() => {});
+  return outcome(await child.output());
+}
+
+function outcome({ code, stdout, stderr }: Deno.CommandOutput): Outcome {
+  const text = new TextDecoder();
+  return { code, stdout: text.decode(stdout), stderr: text.decode(stderr) };
+}
+
+const GREEDY = ["--temperature", "0", "--max-tokens", "9"];
+
+Deno.test("deno task generate: text on stdout, what a person should know on stderr", async () => {
+  const child = spawn(
+    ["Once upon a time", "--device", "cpu", ...GREEDY],
+    ["task", "generate"],
+  );
+  await child.stdin.close();
+  const { code, stdout, stderr } = outcome(await child.output());
+  assertEquals([code, stdout], [0, `${STORY}\n`]);
+  const lines = stderr.trimEnd().split("\n")
+    .filter((line) => !line.startsWith("Task generate")); // deno's own
+  assertEquals(lines.length, 3, stderr);
+  assertEquals(
+    lines[0],
+    "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
+  );
+  assertEquals(lines[1], "Running on cpu: it was asked for.");
+  assertMatch(
+    lines[2],
+    /^CPU \(\d+ threads?\): 5 prompt tokens at [\d.]+\/s, 9 tokens at [\d.]+\/s, the first after \d+ ms \(length, greedy\)$/,
+  );
+});
+
+Deno.test("the command of the README runs as it stands, wherever it runs", async () => {
+  const child = spawn(["Once upon a time"], ["task", "generate"]);
+  await child.stdin.close();
+  const { code, stdout, stderr } = outcome(await child.output());
+  assertEquals(code, 0, stderr);
+  assert(stdout.length > 20, stdout);
+  assertMatch(stderr, /\nRunning on (gpu|cpu).*: .{10,}\.\n/);
+  assertMatch(stderr, /\((stop|length), seed \d+\)\n$/);
+});
+
+Deno.test("the prompt comes from stdin where no words are given", async () => {
+  const { code, stdout } = await generate(
+    ["--device", "cpu", ...GREEDY],
+    "Once upon a time\n",
+  );
+  assertEquals([code, stdout], [0, `${STORY}\n`]);
+});
+
+for (const device of ["cpu", "gpu"]) {
+  const test = device === "gpu" ? gpuTest : Deno.test;
+  test(`--json prints one line with all fields (${device})`, async () => {
+    const { code, stdout, stderr } = await generate([
+      ...["Once upon a time", "--json", "--device", device],
+      ...GREEDY,
+    ]);
+    assertEquals(code, 0, stderr);
+    assertMatch(stdout, /^\{.*\}\n$/);
+    const report = JSON.parse(stdout);
+    const { adapter, timeToFirstTokenMs, ...rest } = report;
+    const { prefillTokensPerSecond, decodeTokensPerSecond, ...sure } = rest;
+    assertEquals(sure, {
+      text: STORY,
+      tokenIds: [12, 420, 284, 259, 403, 448, 557, 380, 14],
+      promptTokens: 5,
+      finishReason: "length",
+      device,
+      fallbacks: [],
+    });
+    assertEquals(typeof adapter, "string");
+    for (
+      const number of [
+        timeToFirstTokenMs,
+        prefillTokensPerSecond,
+        decodeTokensPerSecond,
+      ]
+    ) assert(number > 0);
+    assertEquals(Object.keys(report), [
+      "text",
+      "tokenIds",
+      "promptTokens",
+      "finishReason",
+      "device",
+      "adapter",
+      "timeToFirstTokenMs",
+      "prefillTokensPerSecond",
+      "decodeTokensPerSecond",
+      "fallbacks",
+    ]);
+  });
+}
+
+Deno.test("flags reach sampling: a seed reproduces, stop ends before its text", async () => {
+  const sampled = [
+    ...["Once upon a time", "--device", "cpu", "--max-tokens", "12"],
+    ...["--temperature", "1", "--top-k", "0", "--top-p", "0.95"],
+    ...["--min-p", "0.01", "--repetition-penalty", "1.1", "--seed"],
+  ];
+  const [one, again, other] = await Promise.all([
+    generate([...sampled, "7"]),
+    generate([...sampled, "7"]),
+    generate([...sampled, "8"]),
+  ]);
+  assertEquals([one.code, one.stdout], [0, again.stdout]);
+  assert(one.stdout !== other.stdout);
+  assertMatch(one.stderr, /seed 7\)/);
+  const stopped = await generate([
+    ...["Once upon a time", "--device", "cpu", "--temperature", "0"],
+    ...["--stop", "Lily", "--stop", "\n"],
+  ]);
+  assertEquals(stopped.stdout, ", there was a little girl named \n");
+  assertMatch(stopped.stderr, /\(stop, greedy\)/);
+});
+
+Deno.test("a checkpoint without a tokenizer takes ids and prints ids", async () => {
+  const { code, stdout, stderr } = await generate([
+    ...["328", "--model", TINY.href, "--device", "cpu"],
+    ...["--temperature", "0", "--max-tokens", "5"],
+  ]);
+  assertEquals([code, stdout], [0, "63 224 290 290 290 \n"]);
+  assertMatch(stderr, /The checkpoint has no tokenizer: token ids are printed/);
+});
+
+Deno.test("--help says what there is", async () => {
+  const { code, stdout, stderr } = await generate(["--help"]);
+  assertEquals([code, stderr], [0, ""]);
+  assertMatch(stdout, /^deno task generate PROMPT \[flags\]/);
+  for (
+    const flag of [
+      ...["model", "device", "precision", "context", "max-tokens"],
+      ...["temperature", "top-k", "top-p", "min-p", "repetition-penalty"],
+      ...["seed", "stop", "ignore-eos", "system", "raw", "json", "help"],
+    ]
+  ) assertMatch(stdout, new RegExp(`\n  --${flag} .*\\w`));
+  assertMatch(stdout, /--no-think/);
+});
+
+Deno.test("Ctrl-C ends cleanly with the text so far", async () => {
+  // It goes on past the ends of stories until it is interrupted.
+  const child = spawn([
+    ...["Once upon a time", "--device", "cpu", "--temperature", "0"],
+    "--ignore-eos",
+  ]);
+  await child.stdin.close();
+  const stderr = new Response(child.stderr).text();
+  let stdout = "";
+  const decoder = new TextDecoder();
+  for await (const piece of child.stdout) {
+    if (stdout === "") child.kill("SIGINT");
+    stdout += decoder.decode(piece, { stream: true });
+  }
+  const { code } = await child.status;
+  assertEquals(code, 0);
+  assert(stdout.startsWith(",") && stdout.endsWith("\n"), stdout);
+  assertMatch(await stderr, /, \d+ tokens at .*\(aborted, greedy\)\n$/);
+});
+
+Deno.test("a reader that leaves is no error", async () => {
+  const child = spawn([
+    ...["Once upon a time", "--device", "cpu", "--ignore-eos"],
+  ]);
+  await child.stdin.close();
+  const stderr = new Response(child.stderr).text();
+  for await (const _ of child.stdout) break; // closes the pipe
+  assertEquals([(await child.status).code], [0]);
+  assert(!/error|Broken/.test(await stderr), await stderr);
+});
+
+/** Runs the task and asserts exit code 1, no stdout and one line that has all `parts`. */
+async function assertRefused(args: string[], ...parts: string[]) {
+  const device = args.includes("--device") ? [] : ["--device", "cpu"];
+  const { code, stdout, stderr } = await generate([...device, ...args]);
+  const what = `${args.join(" ").slice(0, 80)} gave: ${stderr}`;
+  assertEquals([code, stdout], [1, ""], what);
+  assertMatch(stderr, /^error: Cannot [^\n]*\n$/, what);
+  for (const part of parts) assert(stderr.includes(part), `${part}: ${what}`);
+}
+
+/** A few at a time, as many processes are started. */
+async function inTurns(work: (() => Promise<void>)[]): Promise<void> {
+  const turns = work.values();
+  const worker = async () => {
+    for (const one of turns) await one();
+  };
+  await Promise.all([worker(), worker()]);
+}
+
+Deno.test("wrong prompts, options and flags: one line, exit code 1, nothing on stdout", async () => {
+  const hi = (...args: string[]) => ["hi", ...args];
+  const refused: [args: string[], ...parts: string[]][] = [
+    [[], "the prompt is empty, give it as words or on stdin"],
+    [[""], "the prompt is empty"],
+    [hi("--modle", "x"), "--modle is unknown, must be one of --model, "],
+    [hi("-x"), "-x is unknown"],
+    [hi("--max-tokens"), "--max-tokens has no value"],
+    [
+      hi("--max-tokens", "many"),
+      '--max-tokens is "many", must be a finite number',
+    ],
+    [hi("--max-tokens", "0"), "maxTokens is 0, must be an integer of at least"],
+    [hi("--max-tokens", "1.5"), "maxTokens is 1.5"],
+    [hi("--temperature", "-1"), "temperature is -1, must be a number of at le"],
+    [hi("--temperature", "NaN"), '--temperature is "NaN"'],
+    [hi("--top-k", "2.5"), "topK is 2.5"],
+    [hi("--top-p", "0"), "topP is 0, must be above 0 and at most 1"],
+    [hi("--min-p", "2"), "minP is 2, must be from 0 to 1"],
+    [hi("--repetition-penalty", "0"), "repetitionPenalty is 0"],
+    [hi("--seed", "-1"), "seed is -1, must be an integer from 0"],
+    [hi("--stop", ""), 'Cannot stop at ""'],
+    [hi("--json=yes"), "--json takes no value"],
+    [hi("--seed", "1", "--seed", "2"), "--seed is given twice, must be given"],
+    [hi("--device", "tpu"), 'device is "tpu", must be auto, gpu or cpu'],
+    [hi("--precision", "f64"), 'precision is "f64", must be auto or f32'],
+    [hi("--context", "0"), "context is 0, must be an integer from 1 to 1024"],
+    [hi("--context", "4096"), "context is 4096, must be an integer from 1 to"],
+    [
+      ["word ".repeat(40), "--context", "16"],
+      "the prompt has ",
+      " tokens, the context has room for 16",
+    ],
+    [hi("--system", "Be kind"), "a system message needs a chat template"],
+  ];
+  await inTurns(
+    refused.map(([args, ...parts]) => () => assertRefused(args, ...parts)),
+  );
+});
+
+Deno.test("missing models: one line that lists what was looked for", async () => {
+  const model = (spec: string) => ["hi", "--model", spec];
+  await using empty = await emptyFolder();
+  await inTurns([
+    () =>
+      assertRefused(
+        model("nowhere"),
+        'Cannot open "nowhere": there is no such directory (looked in ',
+        "owner/name",
+      ),
+    () => assertRefused(model(empty.path), `there is no ${empty.path}/config`),
+    () =>
+      assertRefused(
+        model("Qwen/Qwen3-0.6B"),
+        "Cannot open Qwen/Qwen3-0.6B: no such directory, not in the cache (there is no /none/models--Qwen--Qwen3-0.6B/refs/main)",
+        "HF_HUB_OFFLINE",
+      ),
+    () =>
+      assertRefused(
+        model("http://127.0.0.1:1/x"),
+        "http://127.0.0.1:1/x/config.json",
+      ),
+    () =>
+      assertRefused(
+        model("synthetic:qwen3-9b"),
+        "it is not one of synthetic:qwen3-0.6b,",
+      ),
+    () =>
+      assertRefused(model(new URL("../tiny-moe-bf16", TINY).href), "qwen3_moe"),
+    () =>
+      assertRefused(
+        model(TINY.href),
+        "has no tokenizer.json, so a prompt must be token ids",
+      ),
+  ]);
+});
+
+async function emptyFolder(): Promise<TempCheckpoint> {
+  const path = await Deno.realPath(await Deno.makeTempDir());
+  return {
+    path,
+    [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }),
+  };
+}
+
+Deno.test("broken checkpoints: one line that names the file and what is wrong", async () => {
+  const whole = await Deno.readFile(new URL("model.safetensors", TINY));
+  const config = JSON.parse(
+    await Deno.readTextFile(new URL("config.json", TINY)),
+  );
+  const norm = "model.norm.weight";
+  const weights = (file: Uint8Array) => ({ "model.safetensors": file });
+  const header = (edit: (header: Header) => void) =>
+    weights(editHeader(whole, edit));
+  const configured = (changes: object) => ({
+    "config.json": JSON.stringify({ ...config, ...changes }),
+  });
+  const long = whole.slice();
+  new DataView(long.buffer).setBigUint64(0, BigInt(whole.length), true);
+  const broken: [
+    changes: Record<string, string | Uint8Array | undefined>,
+    ...parts: string[],
+  ][] = [
+    [
+      { "model.safetensors": undefined },
+      "there are no weights",
+      "model.safetensors.index.json",
+    ],
+    [weights(whole.slice(0, -100)), "it is truncated"],
+    [
+      weights(long),
+      `its header should have ${whole.length} bytes, but only ${
+        whole.length - 8
+      } follow`,
+    ],
+    [weights(new Uint8Array(3)), "it has 3 bytes"],
+    [
+      header((h) => h[norm].data_offsets = [0, 128]),
+      "model.safetensors",
+      norm,
+    ],
+    [
+      header((h) => h[norm].data_offsets = [1e9, 1e9 + 128]),
+      "model.safetensors",
+      norm,
+    ],
+    [header((h) => h[norm].dtype = "F8_E4M3"), norm, "F8_E4M3"],
+    [header((h) => h[norm].shape = [63]), norm],
+    [
+      header((h) => {
+        h["model.extra.weight"] = h[norm];
+        delete h[norm];
+      }),
+      `it lacks ${norm} and it has the unknown model.extra.weight`,
+    ],
+    [
+      header((h) => {
+        h["model.layers.0.mlp.up_proj.weight"].shape = [64, 96];
+      }),
+      "model.layers.0.mlp.up_proj.weight has shape [64, 96], config.json asks for [96, 64]",
+    ],
+    [
+      { "config.json": '{ "model_type": ' },
+      "config.json: it is not valid JSON",
+    ],
+    [
+      configured({ model_type: "llama" }),
+      'model_type is "llama", must be "qwen3"',
+    ],
+    [configured({ hidden_size: -1 }), "hidden_size is -1"],
+    [configured({ head_dim: 33 }), "head_dim is 33, must be even"],
+    [{ "generation_config.json": "[]" }, "generation_config.json"],
+    [{ "tokenizer.json": "{" }, "tokenizer.json", "not valid JSON"],
+  ];
+  await inTurns(broken.map(([changes, ...parts]) => async () => {
+    await using checkpoint = await copyCheckpoint(TINY, changes);
+    const args = ["hi", "--model", checkpoint.path];
+    await assertRefused(args, ...parts);
+  }));
+});

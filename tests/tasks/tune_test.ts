@@ -1,0 +1,177 @@
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
+import { openDevice } from "../../lib/open_device.ts";
+import { tune } from "../../lib/tools/tune/tune.ts";
+import { saveTuning, TUNING_DIR } from "../../lib/tuning_file.ts";
+import { gpuTest } from "../support/gpu.ts";
+import { runTask } from "../support/run_task.ts";
+import { tamperedGpu } from "../support/tampered_gpu.ts";
+
+const ROOT = new URL("../..", import.meta.url).pathname;
+const TINY = `${ROOT}tests/fixtures/tiny-tied-bf16`;
+
+/** Seconds that no test takes: what is found does not depend on the machine's speed. */
+const UNLIMITED = "100000";
+
+const task = (folder: string, ...args: string[]) =>
+  runTask("tune", args, { [TUNING_DIR]: folder });
+
+gpuTest("winners are stored, and found by the next device", async () => {
+  const folder = await Deno.makeTempDir(), before = Deno.env.get(TUNING_DIR);
+  try {
+    // Something from an earlier run, of another model.
+    Deno.env.set(TUNING_DIR, folder);
+    const kept = "gemm bf16 64 1024 2048";
+    const constants = { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 };
+    using first = await openDevice();
+    await saveTuning(
+      first,
+      new Map([[kept, { constants, gain: 0.1, spread: 0.01, model: "m" }]]),
+    );
+    const { code, stdout, stderr } = await task(
+      folder,
+      ...["--model", TINY, "--kernels", "gemv"],
+      ...["--budget-seconds", UNLIMITED, "--json"],
+    );
+    assertEquals(code, 0, stderr);
+    assertEquals(stdout.trimEnd().split("\n").length, 1);
+    const report = JSON.parse(stdout);
+    assertEquals(report.wrong, []);
+    assert(report.cases.length >= 5, stderr);
+    assertStringIncludes(stderr, `stored in ${report.file}`);
+    const winners = new Map<string, Record<string, number>>([[
+      kept,
+      constants,
+    ]]);
+    for (const found of report.cases) {
+      const { key, winner, gain, spread, outcome, refused } = found;
+      assertMatch(key, /^gemv bf16/);
+      assertEquals(refused, 0); // what cannot run is left out before
+      assertStringIncludes(stderr, key);
+      assert(outcome !== "");
+      if (!winner) continue;
+      assert(gain > spread);
+      winners.set(key, winner);
+    }
+    using second = await openDevice();
+    assertEquals(new Map([...second.tuned]), new Map([...winners]));
+    const { value, reason } = second.choices
+      .find(({ what }) => what === "tuned constants")!;
+    assertMatch(value, new RegExp(`^${winners.size} shape`));
+    assertEquals(reason, `from ${report.file}`);
+  } finally {
+    if (before === undefined) Deno.env.delete(TUNING_DIR);
+    else Deno.env.set(TUNING_DIR, before);
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+const WRONG_GEMV = [
+  /(u\.column \+ row\]) = value;/,
+  "$1 = 1.01 * value;",
+] as const;
+
+// Wrong only with a constant that is nobody's default, and only a little.
+for (
+  const [kernel, name, value, from, to] of [
+    ["gemv", "WORKGROUP", 64, ...WRONG_GEMV],
+    [
+      ...["attendDecode", "LOG_KEY_LANES", 2] as const,
+      ...[/exp\(score_0 - top_0\)/, "exp(0.9 * (score_0 - top_0))"] as const,
+    ],
+  ] as const
+) {
+  gpuTest(
+    `a candidate of ${kernel} that computes wrongly is told and never taken`,
+    async () => {
+      const wrongs = (wgsl: string) =>
+        wgsl.includes(`const ${name}: u32 = ${value}u;`) && from.test(wgsl);
+      let planted = 0;
+      const gpu = tamperedGpu(kernel, (wgsl) => {
+        if (!wrongs(wgsl)) return wgsl + "\n"; // as good as before
+        planted++;
+        return wgsl.replace(from, to);
+      });
+      const { cases, wrong, winners, file } = await tune(TINY, {
+        ...{
+          gpu,
+          kernels: [kernel],
+          budgetSeconds: Number(UNLIMITED),
+          dryRun: true,
+        },
+      });
+      assert(planted > 0, "nothing was planted");
+      assert(wrong.length > 0);
+      for (const { key, constants, problem } of wrong) {
+        assertEquals(constants[name], value);
+        assertMatch(key, new RegExp(`^${kernel}`));
+        assertMatch(
+          problem,
+          /differs from the CPU at \[\d+, \d+\]: .* on the GPU/,
+        );
+      }
+      for (const { winner } of cases) assert(winner?.[name] !== value);
+      assertEquals(
+        cases.reduce((sum, { wrong }) => sum + wrong, 0),
+        wrong.length,
+      );
+      assertEquals(winners, cases.filter(({ winner }) => winner).length);
+      assertEquals(file, undefined);
+    },
+  );
+}
+
+gpuTest("where the default itself is wrong, nothing is taken", async () => {
+  const gpu = tamperedGpu("gemv", (wgsl) => wgsl.replace(...WRONG_GEMV));
+  const { cases, wrong, winners } = await tune(TINY, {
+    ...{
+      gpu,
+      kernels: ["gemv"],
+      budgetSeconds: Number(UNLIMITED),
+      dryRun: true,
+    },
+  });
+  assertEquals([wrong.length, winners], [cases.length, 0]);
+  for (const [i, { key, outcome, timed }] of cases.entries()) {
+    assertMatch(outcome, /the DEFAULT is wrong, run deno task doctor/);
+    assertEquals([wrong[i].key, wrong[i].constants], [key, cases[i].default]);
+    assertEquals(timed, 0);
+  }
+});
+
+for (
+  const [args, message] of [
+    [
+      ["--kernels", "gemv,gem"],
+      /gem is unknown, must be of attendDecode, gemm, gemv, gemvRows/,
+    ],
+    [["--kernels", ","], /the list of kernels is empty/],
+    [["--budget-seconds", "0"], /budget is 0 seconds, must be more than 0/],
+    [["--budget", "5"], /--budget is unknown/],
+    [["words"], /words is not a flag/],
+    [["--model", "/nowhere"], /Cannot open "\/nowhere"/],
+  ] as const
+) {
+  Deno.test(`refused in one line: ${args.join(" ")}`, async () => {
+    const { code, stdout, stderr } = await task("/nowhere", ...args);
+    assertEquals([code, stdout], [1, ""]);
+    const lines = stderr.trimEnd().split("\n");
+    assertEquals(lines.length, 1, stderr);
+    assertMatch(lines[0], message);
+  });
+}
+
+gpuTest(
+  "a folder that cannot be written to ends the task before it begins",
+  async () => {
+    const file = await Deno.makeTempFile();
+    const { code, stderr } = await task(file, "--model", TINY);
+    await Deno.remove(file);
+    assertEquals(code, 1);
+    assertMatch(stderr, /^error: Cannot store tuned constants in .*: .*\n$/);
+  },
+);

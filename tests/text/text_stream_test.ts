@@ -1,0 +1,147 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { TextStream } from "../../lib/text/text_stream.ts";
+
+/** Tokens with these bytes or texts, in order: their ids are 0, 1, 2, … */
+function tokens(...parts: (string | number[])[]) {
+  const utf8 = new TextEncoder();
+  return {
+    ids: parts.map((_, id) => id),
+    tokenizer: {
+      specialIds: new Set<number>(),
+      bytes: (id: number) => {
+        const part = parts[id];
+        return typeof part === "string"
+          ? utf8.encode(part)
+          : Uint8Array.from(part);
+      },
+    },
+  };
+}
+
+/** What each push and the flush give, and whether it stopped. */
+function pieces(parts: (string | number[])[], stop: string[]) {
+  const { ids, tokenizer } = tokens(...parts);
+  const stream = new TextStream(tokenizer, { stop });
+  const texts = ids.map((id) => stream.push(id).text);
+  return { texts: [...texts, stream.flush()], stopped: stream.stopped };
+}
+
+Deno.test("text is held back until its UTF-8 is whole", () => {
+  const [a, b, c, d] = new TextEncoder().encode("😀");
+  assertEquals(pieces(["x", [a], [b, c], [d], "y"], []).texts, [
+    "x",
+    "",
+    "",
+    "😀",
+    "y",
+    "",
+  ]);
+  assertEquals(pieces([[a, b]], []).texts, ["", "\uFFFD"]);
+  assertEquals(pieces([[a, b], "y"], []).texts, ["", "\uFFFDy", ""]);
+  assertEquals(pieces(["\uFEFF", "y"], []).texts, ["\uFEFF", "y", ""]);
+});
+
+Deno.test("text is held back while it may become a stop string", () => {
+  assertEquals(pieces(["a", "E", "N", "d", "END", "z"], ["END"]), {
+    texts: ["a", "", "", "ENd", "", "", ""],
+    stopped: true,
+  });
+  assertEquals(pieces(["xEN"], ["END"]), {
+    texts: ["x", "EN"],
+    stopped: false,
+  });
+  // Half a match that turns out to begin later: "aab" in "aaab".
+  assertEquals(pieces(["a", "a", "a", "b"], ["aab"]), {
+    texts: ["", "", "a", "", ""],
+    stopped: true,
+  });
+});
+
+Deno.test("of several stop strings the one that starts earliest ends the text", () => {
+  assertEquals(pieces(["1ab", "c"], ["abc", "ab"]).texts, ["1", "", ""]);
+  // "bc" is whole, but "abcd" would begin before it.
+  assertEquals(pieces(["1abc", "d2"], ["abcd", "bc"]), {
+    texts: ["1", "", ""],
+    stopped: true,
+  });
+  assertEquals(pieces(["1abc", "e2"], ["abcd", "bc"]), {
+    texts: ["1", "a", ""],
+    stopped: true,
+  });
+  assertEquals(pieces(["1abc"], ["abcd", "bc"]), {
+    texts: ["1", "a"],
+    stopped: true,
+  });
+});
+
+Deno.test("a stop string may begin and end inside tokens and characters", () => {
+  const [a, b] = new TextEncoder().encode("é");
+  assertEquals(
+    pieces([[0x78, a], [b, 0x79], "z"], ["éy"]),
+    { texts: ["x", "", "", ""], stopped: true },
+  );
+});
+
+Deno.test("special tokens are left out, unless asked for", () => {
+  const { tokenizer } = tokens("a", "<|im_end|>", "b");
+  const special = { ...tokenizer, specialIds: new Set([1]) };
+  const text = (skipSpecialTokens?: boolean) => {
+    const stream = new TextStream(special, { skipSpecialTokens });
+    return [0, 1, 2].map((id) => stream.push(id).text).join("");
+  };
+  assertEquals(text(), "ab");
+  assertEquals(text(false), "a<|im_end|>b");
+});
+
+Deno.test("stop strings that can never match are refused", () => {
+  const { tokenizer } = tokens();
+  for (const stop of ["", "\ud83d"]) {
+    assertThrows(
+      () => new TextStream(tokenizer, { stop: ["ok", stop] }),
+      Error,
+      `Cannot stop at ${JSON.stringify(stop)}: `,
+    );
+  }
+});
+
+Deno.test("however bytes are split into tokens, the text is the whole cut at the first stop", () => {
+  // A small alphabet, so that stop strings overlap and repeat; 0xff is never UTF-8.
+  const alphabet = ["a", "b", "é", "😀", "\n"].map((character) => [
+    ...new TextEncoder().encode(character),
+  ]);
+  alphabet.push([0xff], [0xf0, 0x9f]);
+  let state = 1;
+  const random = (n: number) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor(state / 2 ** 32 * n);
+  };
+  let stops = 0;
+  for (let trial = 0; trial < 5000; trial++) {
+    const bytes = Array.from(
+      { length: random(24) },
+      () => alphabet[random(alphabet.length)],
+    ).flat();
+    const whole = new TextDecoder().decode(Uint8Array.from(bytes));
+    const stop = Array.from({ length: random(4) }, () =>
+      Array.from(
+        { length: 1 + random(3) },
+        () => ["a", "b", "é", "😀", "\uFFFD"][random(5)],
+      ).join(""));
+    const starts = stop.map((s) => whole.indexOf(s)).filter((i) => i >= 0);
+    const expected = whole.slice(0, Math.min(whole.length, ...starts));
+
+    const parts: number[][] = [];
+    for (let i = 0; i < bytes.length;) {
+      const length = random(5);
+      parts.push(bytes.slice(i, i + length));
+      i += length;
+    }
+    const { texts, stopped } = pieces(parts, stop);
+    const context = JSON.stringify({ parts, stop });
+    assertEquals(texts.join(""), expected, context);
+    assertEquals(stopped, starts.length > 0, context);
+    assert(texts.every((text) => text.isWellFormed()), context);
+    if (stopped) stops++;
+  }
+  assert(stops > 1000 && stops < 4000, `${stops} trials stopped`);
+});

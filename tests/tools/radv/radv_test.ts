@@ -1,0 +1,169 @@
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import { openCheckpoint } from "../../../lib/checkpoint/open.ts";
+import {
+  isHot,
+  PASSES,
+  radvTable,
+  readChips,
+  spilling,
+  statisticsOf,
+  threadsOf,
+  variantsOnAmd,
+} from "../../../lib/tools/radv/radv.ts";
+import { KERNEL_NAMES } from "../../../kernels/list.ts";
+import { runTask } from "../../support/run_task.ts";
+const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
+
+/** Statistics as RADV names them. */
+const named = (changes: Record<string, number> = {}) =>
+  new Map(Object.entries({
+    "SGPRs": 128,
+    "VGPRs": 80,
+    "Spilled SGPRs": 0,
+    "Spilled VGPRs": 0,
+    "Code size": 5412,
+    "LDS size": 8704,
+    "Scratch size": 0,
+    "Subgroups per SIMD": 12,
+    "Latency": 11943,
+    "Inverse Throughput": 6293,
+    ...changes,
+  }));
+const GEMM = {
+  kernel: "gemm",
+  label: "layers.0.o_proj",
+  constants: { BM: 64, EPILOGUE: "add" },
+  wgsl: "const THREADS: u32 = 128u;\n@compute @workgroup_size(THREADS)",
+};
+
+Deno.test("chips are known by RADV's names", () => {
+  assertEquals(readChips("navi21,gfx1200,vega20"), [
+    { name: "navi21", generation: "GFX10.3" },
+    { name: "gfx1200", generation: "GFX12" },
+    { name: "vega20", generation: "GFX9" },
+  ]);
+  for (const wrong of ["navi99", "", "navi21,", "constructor"]) {
+    assertThrows(
+      () => readChips(wrong),
+      Error,
+      `Cannot compile for "${
+        wrong.replace("navi21,", "")
+      }": --chips must be of tahiti,`,
+    );
+  }
+});
+
+Deno.test("every kernel has a variant for AMD, no text twice", () => {
+  const variants = variantsOnAmd({ config });
+  assertEquals(
+    [...new Set(variants.map(({ kernel }) => kernel))].sort(),
+    // Attention merges its runs of keys itself there.
+    KERNEL_NAMES.filter((name) => name !== "mergeSplits"),
+  );
+  const texts = variants.map(({ wgsl }) => wgsl);
+  assertEquals(new Set(texts).size, texts.length);
+  assert(PASSES.includes(1) && PASSES.some((tokens) => tokens > 512));
+  // With f16 products and without, for a decode step and for prompts.
+  const of = (kernel: string) =>
+    variants.filter((variant) => variant.kernel === kernel);
+  for (const half of ["F16: u32 = 1u;", "F16: u32 = 0u;"]) {
+    assert(of("gemm").some(({ wgsl }) => wgsl.includes(half)), half);
+  }
+  const rows = of("gemvRows").map(({ wgsl }) => wgsl);
+  assert(rows.some((wgsl) => wgsl.includes("const M: u32 = 16u;")));
+  assert(of("gemv").every(({ reason }) => /AMD/.test(reason)));
+});
+
+Deno.test("kernels, tokens and constants narrow what is compiled", () => {
+  const some = variantsOnAmd({
+    config,
+    kernels: ["attend_decode", "gemv"],
+    tokens: [1],
+    constants: { WORKGROUP: 64 },
+  });
+  assertEquals(
+    [...new Set(some.map(({ kernel }) => kernel))],
+    ["attendDecode", "gemv"],
+  );
+  assertEquals(new Set(some.map(({ wgsl }) => threadsOf(wgsl))), new Set([64]));
+  assertThrows(
+    () => variantsOnAmd({ config, kernels: ["gem"] }),
+    Error,
+    'Cannot compile "gem": the kernels are argmax,',
+  );
+});
+
+Deno.test("waves are those of a SIMD, in waves of the kernel's own size", () => {
+  const [navi, vega] = readChips("navi31,vega20");
+  const waves = (chip: typeof navi, wave: number) =>
+    statisticsOf(GEMM, chip, { wave, statistics: named() }).waves;
+  assertEquals(waves(navi, 64), 6);
+  assertEquals(waves(navi, 32), 12);
+  assertEquals(waves(vega, 64), 12);
+  const row = statisticsOf(GEMM, navi, { wave: 64, statistics: named() });
+  assertEquals([row.threads, row.constants, row.lds], [
+    128,
+    "BM=64 EPILOGUE=add",
+    8704,
+  ]);
+  const other = named();
+  other.delete("LDS size");
+  assertThrows(
+    () => statisticsOf(GEMM, navi, { wave: 64, statistics: other }),
+    Error,
+    'there is no "LDS size" among SGPRs, VGPRs',
+  );
+});
+
+Deno.test("a hot kernel that spills is found, a kernel beside the passes is not", () => {
+  const [chip] = readChips("navi21");
+  const row = (kernel: string, changes = {}) =>
+    statisticsOf({ ...GEMM, kernel }, chip, {
+      wave: 64,
+      statistics: named(changes),
+    });
+  const rows = [
+    row("gemm"),
+    row("gemm", { "Spilled VGPRs": 3 }),
+    row("attendDecode", { "Scratch size": 256 }),
+    row("gemv", { "Spilled SGPRs": 5 }), // into a vector register, not memory
+    row("peakFma", { "Spilled VGPRs": 3 }),
+  ];
+  assertEquals(spilling(rows), [rows[1], rows[2]]);
+  assert(KERNEL_NAMES.filter(isHot).length > KERNEL_NAMES.length / 2);
+  const lines = radvTable(rows).split("\n");
+  assertEquals(lines.length, 6);
+  assertMatch(lines[2], /^gemm +navi21 +64 +128 +80 +3\/0 +0 +8704 +6 /);
+  const column = lines[0].indexOf("call");
+  for (const line of lines) assertMatch(line.slice(column - 2), /^ {2}\S/);
+});
+
+Deno.test("without Mesa the task is one line that says how to get it", async () => {
+  const empty = await Deno.makeTempDir();
+  try {
+    for (
+      const [args, error] of [
+        [[], "--mesa DIR is missing"],
+        [["--mesa", empty], "has no libvulkan_radeon.so and libvulkan_lvp.so"],
+        [["--chips", "navi99"], 'Cannot compile for "navi99"'],
+        [["--tokens", "0"], "--tokens is 0, must be a whole number"],
+      ] as const
+    ) {
+      const { code, stdout, stderr } = await runTask("radv", args);
+      assertEquals([code, stdout], [1, ""]);
+      assertMatch(stderr, /^error: [^\n]*\n$/);
+      assertStringIncludes(stderr, error);
+      if (!/^--chips|^--tokens/.test(args[0] ?? "")) {
+        assertStringIncludes(stderr, "tasks/get_mesa.sh DIR unpacks");
+      }
+    }
+  } finally {
+    await Deno.remove(empty);
+  }
+});

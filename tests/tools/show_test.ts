@@ -1,0 +1,63 @@
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import { openCheckpoint } from "../../lib/checkpoint/open.ts";
+import { KERNEL_NAMES } from "../../kernels/list.ts";
+import { showKernel, STATED_DEVICE } from "../../lib/tools/show.ts";
+import { gpuTest } from "../support/gpu.ts";
+import { runTask } from "../support/run_task.ts";
+
+const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
+
+gpuTest("what is shown compiles, on this adapter", async (gpu) => {
+  const { device } = gpu;
+  for (const name of KERNEL_NAMES) {
+    for (const on of [gpu, STATED_DEVICE]) {
+      const { wgsl } = showKernel(name, on, { config });
+      assertStringIncludes(wgsl, `// ${name}\n`);
+      assertStringIncludes(wgsl, "fn main(");
+      if (wgsl.includes("enable f16;") && !gpu.f16) continue;
+      device.pushErrorScope("validation");
+      device.createShaderModule({ code: wgsl });
+      const error = await device.popErrorScope();
+      assert(!error, `${name}: ${error?.message}`);
+    }
+  }
+});
+
+Deno.test("tokens, types and constants change what is shown", () => {
+  const show = (name: string, options = {}) =>
+    showKernel(name, STATED_DEVICE, { config, ...options });
+  assertMatch(show("gemm").wgsl, /const BM: u32 = 64u;/);
+  assertMatch(show("gemm", { constants: { BM: 32 } }).wgsl, /BM: u32 = 32u;/);
+  assertMatch(show("gemvRows").wgsl, /const M: u32 = 16u;/);
+  assertMatch(show("gemvRows", { tokens: 3 }).wgsl, /const M: u32 = 3u;/);
+  const [w] = show("gemv", { dtype: "f16" }).operands;
+  assertEquals(w, { name: "w", dtype: "f16", shape: [4096, 1024] });
+  assertMatch(show("attend_decode").label, /^layers\.0\.attention, 1 token/);
+  const none = { ...STATED_DEVICE, f16: false };
+  const half = showKernel("toF16", none, { config });
+  assertMatch(half.label, /not chosen on this device/);
+  assertThrows(
+    () => show("gemm", { constants: { LANES: 4 } }),
+    Error,
+    "Cannot show gemm: it has no constant LANES, but BM",
+  );
+});
+
+Deno.test("the task prints WGSL, or one line that lists the kernels", async () => {
+  const run = (...args: string[]) => runTask("show", args);
+  const { code, stdout: wgsl, stderr } = await run("gemv", "--set", "ROWS=3");
+  assertEquals(code, 0, stderr);
+  assertMatch(wgsl, /^\/\/ gemv on .*\n\/\/ synthetic:qwen3-0.6b: layers\.0/);
+  assertStringIncludes(wgsl, "const ROWS: u32 = 3u;");
+  for (const args of [["gem"], [], ["gemm", "--dtype", "u8"]]) {
+    const { code, stdout, stderr } = await run(...args);
+    assertEquals([code, stdout], [1, ""]);
+    assertMatch(stderr, /^error: Cannot show .*(argmax, .*toF16|bf16).*\n$/);
+  }
+});

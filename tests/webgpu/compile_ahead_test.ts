@@ -1,0 +1,132 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import {
+  compileAhead,
+  compileInWorkers,
+  shares,
+} from "../../lib/webgpu/compile_ahead.ts";
+import type { Gpu } from "../../lib/webgpu/device.ts";
+import { loadQwen3 } from "../../lib/load.ts";
+import { GpuRunner } from "../../lib/gpu/runner.ts";
+import { isCompiled, type Shader } from "../../lib/webgpu/pipeline.ts";
+import { gpuTest } from "../support/gpu.ts";
+
+const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
+
+/** The longest that a timer waits, in milliseconds. */
+const FOREVER = 2 ** 31 - 1;
+
+/** The same device under a name for which workers are tried. */
+const likeNvidia = (gpu: Gpu, name = gpu.name): Gpu =>
+  Object.create(gpu, {
+    adapterClass: { value: "NVIDIA" },
+    name: { value: name },
+  });
+
+const shader = (label: string, lines: number): Shader => ({
+  label,
+  code: `@group(0) @binding(0) var<storage, read_write> x: array<u32>;
+@group(0) @binding(1) var<uniform> by: vec4u;
+// ${label}
+@compute @workgroup_size(1) fn main() {
+${"  x[0] = x[0] * 3u + by.x;\n".repeat(lines)}}`,
+  types: ["storage", "uniform"],
+});
+
+gpuTest("workers and this thread compile everything", async (gpu) => {
+  const all = [9, 7, 5, 3, 1].map((n) => shader(`worker ${n}`, n));
+  const { value, reason } = await compileInWorkers(gpu, all, 2, FOREVER);
+  assertEquals(value, "3 threads", reason);
+  for (const one of all) assert(isCompiled(gpu, one), one.label);
+  gpu.check();
+});
+
+gpuTest(
+  "a worker that fails is told, and this thread does its work",
+  async (gpu) => {
+    const all = [3, 2, 1].map((n) => shader(`failing ${n}`, n));
+    const other = likeNvidia(gpu, "another adapter");
+    const { value, reason } = await compileInWorkers(other, all, 2, FOREVER);
+    assertEquals(value, "one thread");
+    assertStringIncludes(
+      reason,
+      "Cannot compile for another adapter: the adapter is",
+    );
+    for (const one of all) assert(isCompiled(other, one), one.label);
+    const more = [3, 2, 1].map((n) => shader(`failed before ${n}`, n));
+    assertEquals(await compileAhead(other, () => more), undefined);
+    for (const one of more) assert(!isCompiled(other, one), one.label);
+  },
+);
+
+gpuTest("a worker that never answers is not waited for", async (gpu) => {
+  const all = [3, 2, 1].map((n) => shader(`waiting ${n}`, n));
+  const other = Object.create(gpu);
+  const { Worker } = globalThis;
+  let terminated = 0;
+  globalThis.Worker = class extends EventTarget {
+    postMessage() {}
+    terminate() {
+      terminated++;
+    }
+  } as unknown as typeof Worker;
+  try {
+    const { value, reason } = await compileInWorkers(other, all, 2, 10);
+    assertEquals(value, "one thread");
+    assertEquals(reason, "a worker failed: no answer in 0.01 s");
+  } finally {
+    globalThis.Worker = Worker;
+  }
+  assertEquals(terminated, 2);
+  for (const one of all) assert(isCompiled(other, one), one.label);
+});
+
+gpuTest("no worker is started that may not be read", async (gpu) => {
+  const all = [3, 2, 1].map((n) => shader(`unread ${n}`, n));
+  const other = likeNvidia(gpu), { permissions } = Deno;
+  const querySync = permissions.querySync.bind(permissions);
+  permissions.querySync = (descriptor) => {
+    const status = querySync(descriptor);
+    return descriptor.name === "read"
+      ? Object.create(status, { state: { value: "prompt" } })
+      : status;
+  };
+  try {
+    assertEquals(await compileAhead(other, () => all), undefined);
+  } finally {
+    permissions.querySync = querySync;
+  }
+  for (const one of all) assert(!isCompiled(other, one), one.label);
+});
+
+gpuTest("what was decided stands once, however many prompts", async () => {
+  using qwen = await loadQwen3(TINY, { device: "gpu" });
+  const { runner } = qwen;
+  assert(runner instanceof GpuRunner);
+  Object.defineProperty(runner.gpu, "adapterClass", { value: "NVIDIA" });
+  for (const tokens of [2, 3, 4, 5, 6]) {
+    const prompt = Array.from({ length: tokens }, () => 1);
+    for await (const _ of qwen.generate(prompt, { maxTokens: 2 }));
+  }
+  const decided = qwen.device.choices
+    .filter(({ what }) => what === "first compilation");
+  assert(decided.length <= 1, `${decided.length}`);
+});
+
+gpuTest(
+  "nothing is decided where workers are not known to help",
+  async (gpu) => {
+    const other = Object.create(gpu, { vulkan: { value: false } });
+    const nobody = () => {
+      throw new Error("Nobody needs the shaders");
+    };
+    assertEquals(await compileAhead(other, nobody), undefined);
+  },
+);
+
+Deno.test("the longest are shared out first, and workers have to open a device", () => {
+  const all = [100, 90, 80, 10, 10, 10].map((n) => shader("share", n));
+  const lengths = shares(all, 2).map((share) =>
+    share.map(({ code }) => code.split("by.x").length - 1)
+  );
+  assertEquals(lengths, [[100, 10, 10, 10], [90], [80]]);
+});

@@ -1,0 +1,220 @@
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { type Dtype, elements } from "../../lib/dtype.ts";
+import type { Gpu } from "../../lib/webgpu/device.ts";
+import {
+  kernel,
+  prepare,
+  showWgsl,
+  splitGrid,
+} from "../../lib/webgpu/kernel.ts";
+import { compile } from "../../lib/webgpu/pipeline.ts";
+import { Tensor } from "../../lib/webgpu/tensor.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest } from "../support/gpu.ts";
+
+/** A tensor of which only type and shape are looked at. */
+function shaped(dtype: Dtype, ...shape: number[]): Tensor {
+  const part = { buffer: {} as GPUBuffer, offset: 0, begin: 0, rows: shape[0] };
+  return new Tensor({} as Gpu, dtype, shape, [part]);
+}
+
+const scaled = kernel({
+  name: "scaled",
+  buffers: { x: "m k as span", norm: "k", y: "inout m any as span" },
+  uniforms: { factor: "f32", shift: "u32" },
+  constants: { WORKGROUP: 64, TIMES: 2 },
+  derive: ({ WORKGROUP }, { k }) => ({
+    PER_THREAD: Math.ceil(k / Number(WORKGROUP)),
+  }),
+  grid: ({ m }) => splitGrid(m),
+  body: `
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let row = wg.y * groups.x + wg.x;
+  if (row >= u.m) { return; }
+  for (var i = 0u; i < PER_THREAD; i++) {
+    let e = (tid * PER_THREAD + i) * 4u;
+    if (e < u.k) {
+      let v = x_span(row * u.k + e, u.k - e) * u.factor + f32(u.shift);
+      y_store(row * u.k + e, u.k - e, v * f32(TIMES));
+    }
+  }
+}`,
+});
+
+const operands = (changes: Record<string, Tensor> = {}) => ({
+  x: shaped("f32", 3, 8),
+  norm: shaped("f32", 8),
+  y: shaped("f32", 3, 8),
+  ...changes,
+});
+
+Deno.test("a call whose shapes disagree is refused, with both sides", () => {
+  const refused = (changes: Record<string, Tensor>, message: string) =>
+    assertThrows(() => showWgsl(scaled, operands(changes)), Error, message);
+  refused(
+    { norm: shaped("f32", 6) },
+    "Cannot run scaled: norm has shape [6], but k is 8 in x and 6 in norm",
+  );
+  refused(
+    { y: shaped("f32", 4, 8) },
+    "Cannot run scaled: y has shape [4, 8], but m is 3 in x and 4 in y",
+  );
+  refused(
+    { x: shaped("f32", 24) },
+    "Cannot run scaled: x has shape [24], it must be [m, k]",
+  );
+  refused(
+    { y: shaped("f32", 3, 8, 1) },
+    "Cannot run scaled: y has shape [3, 8, 1], it must be [m, any]",
+  );
+  const { norm: _, ...rest } = operands();
+  assertThrows(
+    () => showWgsl(scaled, rest),
+    Error,
+    "Cannot run scaled: no tensor given for norm",
+  );
+});
+
+Deno.test("a constant or uniform that a kernel lacks is refused", () => {
+  assertThrows(
+    () => showWgsl(scaled, operands(), { constants: { TIMS: 5 } }),
+    Error,
+    "Cannot run scaled: it has no constant TIMS, but WORKGROUP, TIMES",
+  );
+  assertThrows(
+    () => showWgsl(scaled, operands(), { uniforms: { factr: 5 } }),
+    Error,
+    "Cannot run scaled: it has no uniform factr, but factor, shift",
+  );
+  const bare = kernel({ ...scaled, uniforms: undefined });
+  assertThrows(
+    () => showWgsl(bare, operands(), { uniforms: { shift: 5 } }),
+    Error,
+    "Cannot run scaled: it has no uniform shift, but none",
+  );
+});
+
+Deno.test("a size named any is free, and so is a shape", () => {
+  showWgsl(scaled, operands({ y: shaped("f32", 3, 100) }));
+  const free = kernel({
+    ...scaled,
+    buffers: { x: "m k", norm: "k", y: "inout any" },
+  });
+  showWgsl(free, operands({ y: shaped("f32", 1, 2, 3, 4) }));
+});
+
+Deno.test("a part of a split tensor has its own rows", () => {
+  const tensor = shaped("f32", 3, 8);
+  const part = { ...tensor.part, begin: 1, rows: 2 };
+  assertThrows(
+    () => showWgsl(scaled, { ...operands(), x: { tensor, part } }),
+    Error,
+    "Cannot run scaled: y has shape [3, 8], but m is 2 in x and 3 in y",
+  );
+});
+
+Deno.test("what a kernel cannot write is refused", () => {
+  const message = "Cannot write y as";
+  for (const y of [shaped("bf16", 3, 8), shaped("f16", 3, 7)]) {
+    assertThrows(() => showWgsl(scaled, operands({ y })), Error, message);
+  }
+  showWgsl(scaled, operands({ y: shaped("f16", 3, 8) }));
+});
+
+Deno.test("the WGSL has constants, bindings in order, and sizes before uniforms", () => {
+  const wgsl = showWgsl(scaled, operands({ x: shaped("bf16", 3, 8) }), {
+    constants: { TIMES: 5 },
+  });
+  for (
+    const part of [
+      /const WORKGROUP: u32 = 64u;/,
+      /const TIMES: u32 = 5u;/,
+      /const PER_THREAD: u32 = 1u;/,
+      /@binding\(0\) var<storage, read> x: array<vec2u>;/,
+      /@binding\(1\) var<storage, read> norm: array<f32>;/,
+      /@binding\(2\) var<storage, read_write> y: array<vec4f>;/,
+      /struct Uniforms \{ m: u32, k: u32, factor: f32, shift: u32 \}/,
+      /@binding\(3\) var<uniform> u: Uniforms;/,
+    ]
+  ) assertMatch(wgsl, part);
+  assert(!wgsl.includes("enable f16"));
+});
+
+Deno.test("splitGrid covers any number of workgroups with less than a row to spare", () => {
+  for (const n of [0, 1, 2.5, 65535, 65536, 151936, 1e6, 4e9]) {
+    const [x, y, z] = splitGrid(n, 3);
+    assert(x >= 1 && x <= 65535 && y >= 1 && y <= 65535 && z === 3, `${n}`);
+    assert(x * y >= n && x * y - n < x + y, `${n}: ${x} × ${y}`);
+  }
+  assertEquals(splitGrid(7), [7, 1, 1]);
+});
+
+gpuTest(
+  "a call runs with its sizes, uniforms and constants",
+  async (_, trial) => {
+    const { random } = trial;
+    for (const [m, k] of [[1, 1], [3, 8], [5, 301]]) {
+      const x = random.tensor("f32", [m, k]);
+      const y = trial.filled([m, k]);
+      const factor = random.next(), shift = random.int(0, 9), TIMES = 3;
+      trial.run(scaled, { x: trial.upload(x), norm: trial.filled([k]), y }, {
+        constants: { TIMES },
+        uniforms: { factor, shift },
+      });
+      const expected = Array.from(x.data, (v) => (v * factor + shift) * TIMES);
+      assertEquals(expected.length, elements([m, k]));
+      const close = { absolute: 1e-5, relative: 1e-6 };
+      assertAllClose(await y.read(), expected, close);
+    }
+  },
+);
+
+gpuTest("uniforms lie after the sizes, and have to be given", (gpu, trial) => {
+  const given = {
+    x: trial.filled([3, 8]),
+    norm: trial.filled([8]),
+    y: trial.filled([3, 8]),
+  };
+  const { uniforms } = prepare(gpu, scaled, given, {
+    uniforms: { factor: 0.5, shift: 7 },
+  });
+  assertEquals(uniforms.byteLength, 16);
+  const words = new Uint32Array(uniforms);
+  assertEquals([...words], [3, 8, 0x3f000000, 7]);
+  assertThrows(
+    () => prepare(gpu, scaled, given, { uniforms: { factor: 1 } }),
+    Error,
+    "Cannot run scaled: no value for uniform shift",
+  );
+});
+
+gpuTest("the same WGSL is compiled once", (gpu, trial) => {
+  const uniforms = { factor: 1, shift: 0 };
+  const call = (m: number, k: number, constants = {}) =>
+    compile(
+      gpu,
+      prepare(gpu, scaled, {
+        x: trial.filled([m, k]),
+        norm: trial.filled([k]),
+        y: trial.filled([m, k]),
+      }, { uniforms, constants }).shader,
+    ).pipeline;
+  assert(call(3, 8) === call(50, 12), "other sizes");
+  assert(call(3, 8) !== call(3, 9), "another view");
+  assert(call(3, 8) !== call(3, 8, { TIMES: 4 }), "another constant");
+});
+
+gpuTest("a grid that WebGPU does not allow is refused", (gpu, trial) => {
+  const x = trial.filled([3, 8]), norm = trial.filled([8]);
+  const wide = kernel({ ...scaled, grid: () => [1, 65536, 1] });
+  assertThrows(
+    () =>
+      prepare(gpu, wide, { x, norm, y: x }, {
+        uniforms: { factor: 1, shift: 0 },
+      }),
+    Error,
+    "Cannot run scaled: its grid is 1 × 65536 × 1 workgroups, at most 65535 fit in a dimension",
+  );
+});
