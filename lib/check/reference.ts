@@ -4,6 +4,12 @@
  *
  * @module
  */
+import type {
+  Attention,
+  AttentionInputs,
+  CaseRandom,
+  Expected,
+} from "../../kernels/case.ts";
 import type { Epilogue } from "../dispatch/shapes.ts";
 import {
   type CpuTensor,
@@ -28,7 +34,7 @@ const ARRAY = {
 };
 
 /** A seeded random number generator (xorshift32). */
-export class Random {
+export class Random implements CaseRandom {
   #state: number;
 
   constructor(seed = 0x9e3779b9) {
@@ -71,15 +77,6 @@ export class Random {
     const data = new ARRAY[dtype](elements(shape));
     return { dtype, shape, data: data.fill(ENCODE[dtype](value)) };
   }
-}
-
-/**
- * Results, and for each element the norm of the products that were summed, which is
- * what rounding scales with: f32 sums are off by a small multiple of it.
- */
-export interface Expected {
-  values: Float64Array;
-  norms: Float64Array;
 }
 
 /** `x · wᵀ`: `[m, k]`, `[n, k]` → `[m, n]`. */
@@ -165,33 +162,9 @@ export function epilogue(
   return out;
 }
 
-/** Sizes of attention: row `r` is token `r % tokens` of sequence `first + floor(r / tokens)`. */
-export interface Attention {
-  heads: number;
-  kvHeads: number;
-  headDim: number;
-  context: number;
-  /** Tokens in the cache before the pass, per sequence. */
-  lengths: readonly number[];
-  first: number;
-  tokens: number;
-  rows: number;
-  eps: number;
-}
-
-/** Random inputs of a pass; the cache is NaN where no token is cached. */
-export interface AttentionInputs {
-  qkv: CpuTensor;
-  qNorm: CpuTensor;
-  kNorm: CpuTensor;
-  angles: CpuTensor;
-  k: CpuTensor;
-  v: CpuTensor;
-}
-
 /** Creates the inputs of a pass; each cache holds `more` tokens beyond its length. */
 export function attentionInputs(
-  random: Random,
+  random: CaseRandom,
   sizes: Attention,
   dtypes: { cache: "f32" | "f16"; norm?: Dtype },
   more = 0,

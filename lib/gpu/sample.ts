@@ -9,12 +9,12 @@
 import { argmax } from "../../kernels/argmax.ts";
 import { sampleDraw } from "../../kernels/sample_draw.ts";
 import { sampleFinish } from "../../kernels/sample_finish.ts";
-import { BINS, sampleHistogram } from "../../kernels/sample_histogram.ts";
-import { chunkLength, WORKGROUP } from "../../kernels/sample_scores.ts";
+import { sampleHistogram } from "../../kernels/sample_histogram.ts";
+import { BINS, chunkLength, WORKGROUP } from "../../kernels/sample_scores.ts";
 import { sampleTopK } from "../../kernels/sample_top_k.ts";
 import { laneConstants } from "../dispatch/capabilities.ts";
 import type { Gpu } from "../webgpu/device.ts";
-import type { Operands } from "../webgpu/kernel.ts";
+import type { Kernel, Operands } from "../webgpu/kernel.ts";
 import type { Plan } from "../webgpu/plan.ts";
 import type { Sampling } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -164,7 +164,7 @@ export function addSampling(
     longest,
   };
   const add = (
-    kernel: typeof argmax,
+    kernel: Kernel,
     operands: Operands,
     more: Record<string, number> = {},
   ) =>

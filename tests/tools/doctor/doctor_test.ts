@@ -6,7 +6,7 @@ import {
   findingText,
   summaryText,
 } from "../../../lib/tools/doctor/report.ts";
-import type { TestResult } from "../../../lib/tools/doctor/self_test.ts";
+import type { TestResult } from "../../../lib/tools/doctor/kernels.ts";
 import { KERNEL_NAMES } from "../../../kernels/list.ts";
 import { gpuTest } from "../../support/gpu.ts";
 import { tamperedGpu } from "../../support/tampered_gpu.ts";
@@ -61,8 +61,11 @@ gpuTest("every kernel is tested, in all its forms, and agrees", async (gpu) => {
     ["gemvRows", /normed first/],
     ["gemm", /k in \d splits/],
     ["attendDecode", /long context$/],
-    ["mergeSplits", /short context, in 5 splits/],
-    ["mergeSplits", /146 and 21 and 100 keys/],
+    ["attendDecode", /short context, in 5 splits/],
+    ["attendDecode", /146 and 21 and 100 keys/],
+    ["mergeSplits", /^5 splits of \[2, 3, 6\]/],
+    ["sampleDraw", /top-k 300, top-p 0.6/],
+    ["sampleFinish", /from histogram, top-p 0.9/],
     ["gemv", /\[1, 3072\] × \[1024, 3072\]/],
     ["gemvRows", /\[16, 1024\] × \[1024, 1024\]/],
     ["gemm", /\[33, 1024\] × \[1024, 1024\]/],
@@ -85,7 +88,7 @@ gpuTest("every kernel is tested, in all its forms, and agrees", async (gpu) => {
       "qkNormRope",
       RegExp(`norms in ${type}$`),
     ]),
-    ...["qkNormRope", "attendPrefill", "attendDecode", "mergeSplits"]
+    ...["qkNormRope", "attendPrefill", "attendDecode"]
       .flatMap((name) => [
         [name, /keys in f16/] as typeof forms[number],
         [name, /keys in f32/] as typeof forms[number],
