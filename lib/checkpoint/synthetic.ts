@@ -77,7 +77,7 @@ export function syntheticRule(
  * import { fillSynthetic, syntheticRule } from "./synthetic.ts";
  *
  * const weights = new Uint16Array(4);
- * fillSynthetic(syntheticRule("model.norm.weight", [1024], 1), 0, weights);
+ * fillSynthetic(syntheticRule("model.norm.weight", "norm", [1024], 1), 0, weights);
  * ```
  */
 export function fillSynthetic(
