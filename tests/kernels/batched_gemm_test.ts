@@ -1,6 +1,6 @@
 import { batchedGemm } from "../../kernels/batched_gemm.ts";
 import { type Dtype, toF32 } from "../../lib/dtype.ts";
-import { gpuTest, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { gpuTest, type Trial } from "../support/gpu.ts";
 import { assertSums, linear, transpose } from "../support/reference.ts";
 
 interface Case {
@@ -74,7 +74,7 @@ gpuTest(
   },
 );
 
-quickGpuTest(
+gpuTest(
   "batchedGemm shares heads of b among groups of heads, in every batch",
   async (_, trial) => {
     for (const byColumn of [false, true]) {
