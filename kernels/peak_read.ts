@@ -47,7 +47,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     { words: 65536, from },
     { words: 12004, from, at: 0 },
     { words: 12004, from, at: 9177 },
-    { words: 12004, from, at: 12003 },
+    { words: 16384, from, at: 16383 },
   ]),
   makeCase({ words, from, at }) {
     const data = new Uint32Array(words);
