@@ -1,5 +1,5 @@
 /**
- * Opens a GPU for the kernels, with the constants that suit it.
+ * Opens a GPU, with kernel constants to suit it.
  *
  * @module
  */
@@ -9,8 +9,8 @@ import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
 
 /**
  * Opens a GPU with the adapter's own limits (WebGPU's defaults allow bindings of
- * 128 MiB only), and with f16, subgroups and timestamps where the adapter has them;
- * kernels take the constants tuned for this adapter, or its defaults.
+ * 128 MiB only), and with f16, subgroups and timestamps where the adapter has them.
+ * Kernels use the constants tuned for this adapter, or its defaults.
  *
  * @throws {NoAdapterError} if there is no adapter, or its workgroup memory is too small.
  */

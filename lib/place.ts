@@ -1,6 +1,6 @@
 /**
- * Where a checkpoint goes: a device, a context that fits, the types of cache and
- * products, each with its reason.
+ * Places a checkpoint on a device: chooses the device, a context that fits, and the
+ * types of cache and matmuls, each with its reason.
  *
  * @module
  */
@@ -18,7 +18,7 @@ import { GpuRunner } from "./gpu/runner.ts";
 import type { DeviceKind } from "./dispatch/device.ts";
 import { selectDevice } from "./select_device.ts";
 
-/** Positions that a model has room for unless asked for more. */
+/** The context unless another is asked for. */
 const DEFAULT_CONTEXT = 4096;
 
 /** How a model is loaded. */
@@ -33,17 +33,16 @@ export interface Qwen3Options {
   /** Tokens that a sequence may have; by default 4,096 or what model and device allow. */
   context?: number;
   onProgress?: (progress: LoadProgress) => void;
-  /** Told once, in a line, what a person should know: a change of device. */
+  /** Called with one line of text if the device changes. */
   onNotice?: (notice: string) => void;
-  /** Ends loading. */
+  /** Aborts loading. */
   signal?: AbortSignal;
-  /** Any WebGPU implementation instead of `navigator.gpu`. */
+  /** A WebGPU implementation to use instead of `navigator.gpu`. */
   gpu?: GPU;
   /**
-   * With `device: "gpu"`: checks every operation, and every token that is chosen,
-   * against the CPU as the model runs, slowly, and throws at the first that differs,
-   * naming layer, operation and values. The loop that keeps tokens on the device is
-   * not run.
+   * With `device: "gpu"`: checks every operation and every sampled token against the CPU
+   * as the model runs, and throws at the first difference, naming layer, operation and
+   * values. This is slow, and does not use the decode loop on the device.
    */
   debug?: boolean;
 }
@@ -57,13 +56,13 @@ export interface Device {
   choices: readonly Choice[];
 }
 
-/** A runner and how it came to be. */
+/** A runner and the device it is on. */
 export interface Placed {
   runner: Runner;
   device: Device;
 }
 
-/** Puts a checkpoint on the device that the options and the machine ask for. */
+/** Places a checkpoint according to the options and the machine. */
 export async function place(
   checkpoint: Checkpoint,
   options: Qwen3Options,
@@ -84,7 +83,7 @@ export async function place(
   }
 }
 
-/** The choice that follows the loss of a GPU; tells who wants to know. */
+/** The choice after a GPU was lost; reports it with `onNotice`. */
 export function gone(error: DeviceError, options: Qwen3Options): Choice {
   options.onNotice?.(`${error.message}; going on with the CPU`);
   return { what: "device", value: "cpu", reason: error.message };
@@ -108,7 +107,7 @@ async function placeOnGpu(
     whose: `${gpu.name} binds at most`,
   });
   if (gpu.software) requireMemory(checkpoint, context.tokens, cacheDtype);
-  // Loaded when asked for: nothing else needs the reference and its checks.
+  // Loaded on demand: nothing else needs the reference and its checks.
   const { DebugRunner } = options.debug
     ? await import("./debug/runner.ts")
     : { DebugRunner: undefined };
@@ -140,7 +139,7 @@ async function placeOnGpu(
   };
 }
 
-/** Puts a checkpoint on the CPU; `choice` says why. */
+/** Places a checkpoint on the CPU; `choice` says why. */
 export async function placeOnCpu(
   checkpoint: Checkpoint,
   options: Qwen3Options,
@@ -162,7 +161,7 @@ export async function placeOnCpu(
   return { runner, device: { kind: "cpu", adapter, choices } };
 }
 
-/** The context that was asked for, or the largest of at most 4,096 that fits. */
+/** The context that was asked for, or the largest that fits, up to the default. */
 function chooseContext(
   { name, config }: Checkpoint,
   { context }: Qwen3Options,
@@ -198,7 +197,7 @@ function chooseContext(
   return choice(context, "it was asked for");
 }
 
-/** Refuses a context that the checkpoint was not trained for. */
+/** Refuses a context beyond what the checkpoint was trained for. */
 export function checkContext(
   { name, config }: Checkpoint,
   context?: number,
@@ -212,7 +211,7 @@ export function checkContext(
   }
 }
 
-/** Refuses before anything is allocated what main memory cannot hold. */
+/** Refuses what main memory cannot hold, before anything is allocated. */
 function requireMemory(
   { name, config, tensors }: Checkpoint,
   context: number,

@@ -1,5 +1,5 @@
 /**
- * Where a model runs, and why.
+ * Selects the device of a model.
  *
  * @module
  */

@@ -1,5 +1,5 @@
 /**
- * Print one reply, token by token.
+ * Generates a reply and prints it token by token.
  *
  *   deno task generate "Once upon a time"
  *   deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B
@@ -11,39 +11,39 @@ import { type FlagTable, runTask } from "./flags.ts";
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "directory, URL, owner/name[@revision] or synthetic:qwen3-0.6b (which takes token ids, as it has no tokenizer); default: the embedded story model",
+    "folder, URL, owner/name[@revision] or synthetic:…; default: the story model",
   ],
   "device": ["text", "auto (default), gpu or cpu"],
   "precision": ["text", "auto (default) or f32 throughout"],
-  "context": ["number", "tokens that prompt and reply may have together"],
-  "max-tokens": ["number", "tokens to generate at most"],
+  "context": ["number", "most tokens of prompt and reply together"],
+  "max-tokens": ["number", "most tokens to generate"],
   "temperature": ["number", "0 always takes the most likely token"],
-  "top-k": ["number", "sample among the k most likely tokens; 0: all"],
+  "top-k": ["number", "sample from the k most likely tokens; 0: from all"],
   "top-p": [
     "number",
-    "sample among the most likely tokens that reach this probability",
+    "sample from the most likely tokens that reach this probability",
   ],
   "min-p": [
     "number",
-    "sample among tokens at least this fraction as likely as the best",
+    "sample from tokens at least this fraction as likely as the best",
   ],
   "repetition-penalty": [
     "number",
-    "above 1: tokens that were there before become less likely",
+    "above 1, tokens that occurred before become less likely",
   ],
-  "seed": ["number", "the same seed gives the same reply"],
-  "stop": ["texts", "end before this text; may be given several times"],
-  "ignore-eos": ["switch", "go on past the end-of-text token"],
-  "system": ["text", "a system message, for instruct checkpoints"],
+  "seed": ["number", "a seed makes the reply reproducible"],
+  "stop": ["texts", "stop before this text; may be repeated"],
+  "ignore-eos": ["switch", "continue past the end-of-text token"],
+  "system": ["text", "system message, for instruct checkpoints"],
   "think": [
     "switch",
-    "let an instruct checkpoint think first, or not: --no-think",
+    "let an instruct checkpoint think first; --no-think: do not",
   ],
-  "raw": ["switch", "take the prompt as it is, without the chat template"],
-  "json": ["switch", "one line of JSON last on stdout, instead of the text"],
+  "raw": ["switch", "use the prompt as it is, without the chat template"],
+  "json": ["switch", "print one line of JSON instead of the text"],
 };
 
-/** The exit code of a shell for a program that SIGINT ended. */
+/** A shell's exit code for a program that SIGINT ended. */
 const INTERRUPTED = 130;
 
 await runTask({
@@ -51,7 +51,7 @@ await runTask({
     "deno task generate PROMPT [flags]; without PROMPT it is read from stdin",
   flags: FLAGS,
 }, async (flags) => {
-  // Read, and refused, before anything is downloaded or loaded.
+  // Refuses bad flags before anything is downloaded or loaded.
   const sampling = {
     temperature: flags.number("temperature"),
     topK: flags.number("top-k"),
@@ -72,7 +72,7 @@ await runTask({
 
   const interrupt = new AbortController(), { signal } = interrupt;
   Deno.addSignalListener("SIGINT", () => {
-    if (signal.aborted) Deno.exit(INTERRUPTED); // the second one insists
+    if (signal.aborted) Deno.exit(INTERRUPTED); // a second Ctrl+C exits at once
     interrupt.abort();
   });
   try {
@@ -92,7 +92,7 @@ await runTask({
       raw: flags.on("raw"),
       signal,
     });
-    // Said only now, so that a refusal is the one line on stderr.
+    // Only now, so that after a refusal its error is the only line on stderr.
     if (model === undefined) {
       say(
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
@@ -142,7 +142,7 @@ await runTask({
   }
 });
 
-/** The words given, else stdin. */
+/** The prompt: the arguments, or else stdin. */
 async function readPrompt(words: string[]): Promise<string> {
   const asked = words.length > 0 || Deno.stdin.isTerminal();
   const prompt = asked
@@ -154,14 +154,14 @@ async function readPrompt(words: string[]): Promise<string> {
   );
 }
 
-/** Token ids, where the prompt is nothing else: a checkpoint without a tokenizer takes them. */
+/** Parses a prompt of token ids, for a checkpoint without a tokenizer; other text stays text. */
 function asIds(prompt: string): string | number[] {
   return /^\d+(\s+\d+)*$/.test(prompt)
     ? prompt.split(/\s+/).map(Number)
     : prompt;
 }
 
-/** Progress on one line of stderr that is rewritten, or nothing where that is no terminal. */
+/** Shows progress on one line of stderr if that is a terminal. */
 function progressLine(): (progress: LoadProgress) => void {
   if (!Deno.stderr.isTerminal()) return () => {};
   let shown = 0;

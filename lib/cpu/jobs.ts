@@ -1,19 +1,19 @@
 /**
- * What one thread does for one chunk of a product or of attention, with the
- * WebAssembly kernels. Jobs travel between threads as numbers.
+ * Runs one chunk of a matmul or of attention on one thread, with the WebAssembly
+ * kernels. Jobs are passed between threads as numbers.
  *
- * The first {@link WORK_BYTES} of each memory are work space; stored tensors
- * lie behind it, so that a kernel needs no second memory.
+ * The first {@link workBytes} of each memory are work space and tensors are stored
+ * after it, so that a kernel needs only one memory.
  *
  * @module
  */
 import { DOT_ROWS, TILE, type WasmKernels } from "./wasm_kernels.ts";
 
-/** `y = x · wᵀ`, split into chunks of rows of w. All but sizes are addresses and bytes. */
+/** `y = x · wᵀ`, in chunks of rows of w. Everything but the sizes is an address or a byte count. */
 export interface MatmulJob {
   dtype: number; // index into STORED
   x: number; // [rows, k], as packed by packRows
-  xBytes: number; // from row to row; so below
+  xBytes: number; // from row to row, as all that end in Bytes
   rows: number;
   w: number; // [n, k]
   wBytes: number;
@@ -24,7 +24,7 @@ export interface MatmulJob {
   chunk: number; // rows of w
 }
 
-/** Attention of blocks of rows, split into chunks of one block and one key/value head. */
+/** Attention of blocks of rows, in chunks of one block and one key/value head. */
 export interface AttentionJob {
   q: number; // [kvHeads, rows, group, headBytes]
   headBytes: number;
@@ -71,7 +71,7 @@ const FIELDS = {
   attention: (keyof AttentionJob)[];
 };
 
-/** Numbers that a job takes. */
+/** Numbers in an encoded job. */
 export const JOB_SIZE = 12;
 
 /** A job as unsigned 32-bit numbers. */
@@ -99,29 +99,29 @@ const BYTES = [4, 2, 2];
 
 const MASK_BYTES = 32;
 const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
-/** From this many rows of x on, w is unpacked once for all of them. */
+/** With this many rows of x or more, w is unpacked once for all of them. */
 const DIRECT_ROWS = 5;
-/** Columns that are unpacked at a time: TILE rows of them and of x fit the first cache. */
+/** Columns unpacked at a time: TILE rows of them and of x fit the L1 cache. */
 const PANEL = 512;
 const PANEL_BYTES = 4 * PANEL + 64; // not a multiple of 4 KiB, which would share cache lines
-/** Rows of x that stay in the second cache while rows of w pass. */
+/** Rows of x that stay in the L2 cache while rows of w pass through. */
 const ROW_BLOCK = 96;
-/** Positions whose values stay in the second cache while rows of weights pass. */
+/** Positions whose values stay in the L2 cache while rows of weights pass through. */
 const VALUE_BLOCK = 128;
-/** Scores of one chunk of attention; at least a row of them must fit. */
+/** Room for the scores of a chunk of attention; at least one row must fit. */
 export const SCORES_BYTES = 1 << 20;
 const THREAD_BYTES = TILE * PANEL_BYTES + SCORES_BYTES;
 
-/** Where a thread's own space begins; the space after the last thread's is shared. */
+/** Start of a thread's own space; the space after the last thread's is shared. */
 export const threadSpace = (thread: number): number =>
   2 * MASKS_BYTES + thread * THREAD_BYTES;
 /** Work space that threads share. */
 const SHARED_BYTES = 32 << 20;
-/** Work space of a memory. */
+/** Bytes of work space in a memory. */
 export const workBytes = (threads: number): number =>
   threadSpace(threads) + SHARED_BYTES;
 
-/** Where element `i` of eight is put for 16-bit weights: even ones first. */
+/** Place of element `i` of eight for 16-bit weights: even elements come first. */
 const EVEN_FIRST = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /** Writes the masks that the kernels use for the last `k % 8` columns. */
@@ -138,16 +138,16 @@ export function writeMasks(memory: ArrayBufferLike): void {
 const tailMask = (dtype: number, k: number) =>
   k % 8 && (dtype ? MASKS_BYTES : 0) + k % 8 * MASK_BYTES;
 
-/** Bytes from row to row of packed x: whole groups of eight, and off the 4 KiB grid. */
+/** Row stride of packed x in bytes: whole groups of eight, and no multiple of 4 KiB. */
 export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;
 
-/** Bytes from row to row of results: kernels write up to the end of their last step. */
+/** Row stride of results in bytes: kernels write up to the end of their last step. */
 export const resultBytes = (n: number): number => 16 * Math.ceil(n / 4) + 16;
 
-/** Chunks take multiples of this many rows of w: whole steps of the kernels. */
+/** Rows of w in a chunk are a multiple of this: whole steps of the kernels. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
 
-/** Puts rows of x into work space in the order in which `dtype` is unpacked. */
+/** Copies rows of x into work space, in the order in which `dtype` is unpacked. */
 export function packRows(
   x: Float32Array,
   rows: number,
@@ -183,7 +183,7 @@ export function packRows(
   }
 }
 
-/** Does chunk `index` of a job. */
+/** Runs chunk `index` of a job. */
 export function runChunk(
   kernels: WasmKernels,
   memory: WebAssembly.Memory,
@@ -210,7 +210,7 @@ export function runChunk(
     );}
 }
 
-/** `count` columns of y from column `begin` (a multiple of CHUNK_ROWS) on. */
+/** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
 function product(
   kernels: WasmKernels,
   { dtype, x, xBytes, rows, w, wBytes, k, y, yBytes }: Omit<

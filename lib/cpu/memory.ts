@@ -1,5 +1,5 @@
 /**
- * Tensors in memory that WebAssembly and all threads see without a copy.
+ * Allocates tensors in memory that WebAssembly and all threads share.
  *
  * @module
  */
@@ -7,9 +7,9 @@ import type { Dtype } from "../dtype.ts";
 import { BYTES, type CpuTensor, elements } from "../dtype.ts";
 
 const PAGE = 65536;
-/** What 32-bit addresses reach: more tensors take more memories. */
+/** The reach of 32-bit addresses; beyond that another memory is added. */
 const MEMORY_BYTES = PAGE * PAGE;
-/** Kernels may read this far past a tensor (and do not use what they find). */
+/** Kernels may read this far past the end of a tensor; they ignore those bytes. */
 const SLACK = 64;
 
 /** Free bytes of a memory. */
@@ -19,12 +19,12 @@ interface Region {
   bytes: number;
 }
 
-/** Allocates tensors; memories grow as needed and never shrink. */
+/** Allocates tensors. Memories grow as needed and never shrink. */
 export class CpuMemory {
   readonly #memories: WebAssembly.Memory[] = [];
-  /** Which memory a buffer shows: a memory gets a new buffer whenever it grows. */
+  /** The memory that a buffer is a view of: a memory gets a new buffer whenever it grows. */
   readonly #memoryOf = new WeakMap<ArrayBufferLike, number>();
-  /** First byte of the last memory that was never used. */
+  /** First unused byte of the newest memory. */
   #top = MEMORY_BYTES;
   readonly #free: Region[] = [];
 
@@ -40,7 +40,7 @@ export class CpuMemory {
   /**
    * A tensor of zeros within one memory.
    *
-   * @throws {Error} where it takes more than 4 GiB, or no memory is left
+   * @throws {Error} if it takes more than 4 GiB, or no memory is left
    */
   allocate(dtype: Dtype, shape: readonly number[]): CpuTensor {
     const size = elements(shape);
@@ -55,7 +55,7 @@ export class CpuMemory {
     return { dtype, shape, data };
   }
 
-  /** Lets later tensors use the bytes of this one. */
+  /** Frees a tensor's bytes for later tensors. */
   release(tensor: CpuTensor): void {
     const bytes = aligned(tensor.data.byteLength);
     if (bytes === 0) return;
@@ -74,7 +74,7 @@ export class CpuMemory {
     }
   }
 
-  /** Where a tensor, or a part of one, is. */
+  /** The memory and address of a tensor or a part of one. */
   find({ data }: CpuTensor): { memory: number; address: number } {
     const memory = this.#memoryOf.get(data.buffer);
     if (memory === undefined) {
@@ -98,7 +98,7 @@ export class CpuMemory {
     return { memory, address };
   }
 
-  /** Never used bytes, which are zeros. */
+  /** Takes fresh bytes, which are zeros. */
   #extend(bytes: number): { memory: number; address: number } {
     const most = MEMORY_BYTES - aligned(this.reserved) - SLACK;
     if (bytes > most) {
@@ -135,5 +135,5 @@ export class CpuMemory {
   }
 }
 
-/** Tensors begin at cache lines. */
+/** Rounds up to whole cache lines. */
 const aligned = (bytes: number) => 64 * Math.ceil(bytes / 64);

@@ -1,5 +1,5 @@
 /**
- * A model on the CPU: the same forward pass over {@linkcode CpuOps}.
+ * A model on the CPU: the forward pass over {@linkcode CpuOps}.
  *
  * @module
  */
@@ -15,7 +15,7 @@ import { host } from "../host.ts";
 import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
-/** Prompt tokens that go through the model at once. */
+/** Prompt tokens in one pass. */
 const PREFILL_ROWS = 256;
 
 /** {@linkcode Runner} on the CPU. */
@@ -92,7 +92,7 @@ export class CpuRunner implements Runner {
     for (const [s, prompt] of prompts.entries()) {
       let last: Float32Array;
       for await (last of this.#prefill(cache, s, prompt, false, signal));
-      rows.push(last!.slice()); // the next prompt's come into the same place
+      rows.push(last!.slice()); // the next prompt overwrites them
     }
     const seen = prompts.map((prompt) => seenBits(vocabSize, prompt));
     for (let step = 0; step < maxTokens; step++) {
@@ -115,7 +115,7 @@ export class CpuRunner implements Runner {
     return this.ops.createCache(sequences, context);
   }
 
-  /** A prompt into a sequence that the cache has nothing of; logits of each chunk. */
+  /** Runs a prompt in chunks into an empty sequence; yields the logits of each. */
   async *#prefill(
     cache: CpuKvCache,
     sequence: number,
@@ -156,5 +156,5 @@ export class CpuRunner implements Runner {
   }
 }
 
-/** Lets timers and signals in between two passes, which block the thread. */
+/** Lets timers and signals run between two passes, which block the thread. */
 const breathe = () => new Promise<void>((resolve) => setTimeout(resolve, 0));

@@ -5,7 +5,7 @@
  */
 import { type Message, serve } from "./pool.ts";
 
-/** What a module worker has and a page has not. */
+/** What a module worker's global scope has and a page's does not. */
 interface WorkerScope {
   onmessage: ((event: MessageEvent<Message>) => void) | null;
   close(): void;

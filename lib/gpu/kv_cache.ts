@@ -20,11 +20,11 @@ import { Tensor } from "../webgpu/tensor.ts";
  * holds once all submitted work is done, except while a decode loop runs.
  */
 export class GpuKvCache extends KvCache<Tensor> implements Disposable {
-  /** u32 `[sequences]`; kernels read it, sampling advances it. */
+  /** u32 `[sequences]`: kernels read it, and sampling advances it. */
   readonly lengthsOnDevice: Tensor;
-  /** u32 `[4]`: `[0]` is set when a value did not fit the cache's type. */
+  /** u32 `[4]`: `[0]` is set if a value did not fit the cache's type. */
   readonly flags: Tensor;
-  /** f32 `[context, headDim]`: cos, then sin, of every position. */
+  /** f32 `[context, headDim]`: cosines, then sines, of every position. */
   readonly angles: Tensor;
 
   constructor(

@@ -1,26 +1,26 @@
 /**
- * Reads the ring of tokens that a decode loop fills, without holding the device up.
+ * Reads the ring of tokens that a decode loop fills, without stalling the device.
  *
  * @module
  */
 import type { Gpu } from "../webgpu/device.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 
-/** In place of tokens: the cache could not hold a value. */
+/** Returned instead of tokens if a value did not fit the cache's type. */
 export const OVERFLOW: readonly number[] = [];
 
-/** Told how long the host waited and read, by whoever measures it. */
+/** Observes how long the host waits and reads. */
 export interface ReadWatcher {
   did(what: "wait" | "readback", began: number): void;
 }
 
-/** Copies of a ring `[steps, sequences]` and of the cache's flags, on their way to the host. */
+/** Copies a ring `[steps, sequences]` and the cache's flags to the host. */
 export class RingReader implements Disposable {
-  /** Buffers that nobody uses. */
+  /** Buffers that are not in use. */
   #free: GPUBuffer[] = [];
   #filled: GPUBuffer[] = [];
   #disposed = false;
-  /** May be read at once: mapped before, because Deno 2.9.6 panics at a first mapping. */
+  /** Buffers that were mapped before: Deno 2.9.6 panics if a first mapping is read early. */
   readonly #mapped = new WeakSet<GPUBuffer>();
 
   constructor(readonly gpu: Gpu, readonly ring: Tensor) {}
@@ -36,7 +36,7 @@ export class RingReader implements Disposable {
     });
   }
 
-  /** Maps `buffers` buffers once, so that they can be read at once from then on. */
+  /** Creates `buffers` buffers and maps them once, so that they can be read early from then on. */
   async prepare(buffers: number): Promise<void> {
     if (!this.gpu.readsAtOnce) return;
     const made = Array.from({ length: buffers }, () => this.#buffer());
@@ -50,7 +50,7 @@ export class RingReader implements Disposable {
     this.#free.push(buffer);
   }
 
-  /** Ends `encoder` with a copy of the ring, and of `flags`, as they are then. */
+  /** Finishes `encoder` with a copy of the ring and of `flags`. */
   copy(encoder: GPUCommandEncoder, flags: Tensor): GPUCommandBuffer {
     const staging = this.#free.pop() ?? this.#buffer();
     const end = 4 * this.#words;
@@ -60,15 +60,15 @@ export class RingReader implements Disposable {
     return encoder.finish();
   }
 
-  /** Forgets copies that were not read. */
+  /** Discards copies that were not read. */
   drop(): void {
     this.#free.push(...this.#filled.splice(0));
   }
 
   /**
-   * Tokens of steps `from … to` of the oldest copy, one of each sequence for a step,
-   * or {@linkcode OVERFLOW}. The call itself waits for all submitted work; what it
-   * returns may take another 10 ms where `gpu.readsAtOnce` is false.
+   * Reads the tokens of steps `from … to` from the oldest copy, one per sequence and
+   * step, or {@linkcode OVERFLOW}. The call itself waits for all submitted work; its
+   * promise may take another 10 ms where `gpu.readsAtOnce` is false.
    */
   async read(
     from: number,
@@ -84,7 +84,7 @@ export class RingReader implements Disposable {
       watcher?.did("wait", began);
       const ids = this.#tokens(there, from, to, watcher);
       staging.unmap();
-      // The promise only ends Deno's sleep.
+      // The tokens are read; the promise only marks the end of Deno's 10 ms sleep.
       settled.then(
         () => this.#disposed ? staging.destroy() : this.#free.push(staging),
         () => staging.destroy(),
@@ -98,11 +98,11 @@ export class RingReader implements Disposable {
     return ids;
   }
 
-  /** Lets events in while the device works, so that timers fire and buffers come back. */
+  /** Yields to the event loop while the device works, so that timers fire and buffers are returned. */
   async rest(): Promise<void> {
     if (!this.gpu.readsAtOnce) return;
     await turns(4);
-    // Some promises of a busy event loop are left out for long.
+    // A busy event loop may leave some promises pending for long.
     if (this.#free.length < FEW) await pause();
   }
 
@@ -132,7 +132,7 @@ export class RingReader implements Disposable {
   }
 }
 
-/** The bytes of a buffer that is mapped; a lost device maps none. */
+/** The bytes of a mapped buffer; undefined if the device was lost. */
 function rangeOf(buffer: GPUBuffer): ArrayBuffer | undefined {
   try {
     return buffer.getMappedRange();
@@ -141,15 +141,15 @@ function rangeOf(buffer: GPUBuffer): ArrayBuffer | undefined {
   }
 }
 
-/** With fewer buffers left, all are waited for. */
+/** With fewer free buffers than this, the event loop gets a longer rest. */
 const FEW = 4;
 
-/** Rests for one or two milliseconds: whatever is due happens. */
+/** Yields for one or two milliseconds, which runs all pending callbacks. */
 function pause(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 0));
 }
 
-/** Takes turns of the event loop, each in microseconds: much of what is due happens. */
+/** Yields to the event loop `count` times (microseconds each), which runs most pending callbacks (bench/log.md, "Yielding to the event loop"). */
 async function turns(count: number): Promise<void> {
   const { port1, port2 } = new MessageChannel();
   for (let i = 0; i < count; i++) {

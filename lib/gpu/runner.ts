@@ -35,12 +35,12 @@ export interface GpuRunnerOptions extends LoadOptions {
 export class GpuRunner implements Runner {
   readonly fallbacks = [];
   readonly context: number;
-  /** What was decided since loading. */
+  /** Choices made since loading. */
   readonly choices: Choice[] = [];
   /** Set to watch the decode loop. */
   watcher?: LoopWatcher;
   readonly #ops: GpuOps;
-  /** For one text at a time; its memory is there from the beginning. */
+  /** The sequence of a single text; its memory is allocated on loading. */
   readonly #one: GpuSequences;
 
   private constructor(
@@ -62,7 +62,7 @@ export class GpuRunner implements Runner {
   ): Promise<GpuRunner> {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
-    // Only hardware is faster in f16; the widest weight tells how far rows may reach.
+    // The largest weights bound how far rows may be scaled up in f16.
     if (options.f16Matmuls) await measureLargest(gpu, config, weights);
     gpu.check();
     const size = { sequences: 1, context, dtype };
@@ -183,24 +183,24 @@ export class GpuRunner implements Runner {
     return choosePassRows(widest, gpu.limits.maxStorageBufferBindingSize);
   }
 
-  /** How keys and values are kept. */
+  /** The type of cached keys and values. */
   get cacheDtype(): "f16" | "f32" {
     return this.#one.cache.dtype;
   }
 
-  /** Sets how many tokens the cache holds, for whoever runs a {@linkcode pass} by hand. */
+  /** Sets how many tokens the cache holds, before running a {@linkcode pass} by hand. */
   setLength(tokens: number): void {
     this.#one.cache.reset([tokens]);
   }
 
-  /** The recorded forward pass of `tokens` tokens; `all`: with logits of each. */
+  /** The recorded forward pass of `tokens` tokens; with the logits of each if `all`. */
   pass(tokens: number, all: boolean): Pass {
     const pass = this.#one.pass({ first: 0, sequences: 1, tokens, all });
     pass.plan.seal();
     return pass;
   }
 
-  /** Values beyond f16 were met: keep them as f32 from now on. */
+  /** Makes the cache f32, because a value did not fit f16. */
   async widen(several?: GpuSequences): Promise<void> {
     await this.#one.widen();
     await several?.widen();

@@ -1,6 +1,6 @@
 /**
- * Sequences that decode together on the GPU: their cache, what sampling keeps of
- * them, and the forward passes recorded for them.
+ * Sequences that decode together on the GPU: their cache, their sampling state, and the
+ * forward passes recorded for them.
  *
  * @module
  */
@@ -20,11 +20,11 @@ import {
 } from "./sample.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** Steps whose tokens the device keeps until they are read. */
+/** Steps whose tokens stay on the device until they are read. */
 const RING = 256;
-/** Readbacks whose promises Deno still sleeps on while others go out. */
+/** Staging buffers made in advance: Deno settles mapAsync 10 ms late, so many are in flight. */
 const READBACKS = 32;
-/** Recorded passes that are kept; each length of prompt needs its own. */
+/** Recorded passes to keep; each prompt length needs its own. */
 const MOST_PASSES = 8;
 
 /** A forward pass: write tokens to `input`, run `plan`, read `logits`. */
@@ -40,7 +40,7 @@ export interface PassShape extends CachePass {
   readonly all: boolean;
 }
 
-/** One or more sequences; one loop at a time decodes them. */
+/** One or more sequences, decoded by one loop at a time. */
 export class GpuSequences implements Disposable {
   readonly reader: RingReader;
   readonly #passes = new Map<string, Pass>();
@@ -88,18 +88,18 @@ export class GpuSequences implements Disposable {
     return this.#cache;
   }
 
-  /** What sampling reads and writes. */
+  /** The buffers that sampling reads and writes. */
   get state(): SamplerState {
     return { ...this.#state, lengths: this.#cache.lengthsOnDevice };
   }
 
-  /** The pass of a decode step: a token of each sequence, which sampling has left in its input. */
+  /** The pass of a decode step: one token per sequence, which sampling has written to its input. */
   get decode(): Pass {
     const { sequences } = this.#cache;
     return this.pass({ first: 0, sequences, tokens: 1, all: false });
   }
 
-  /** The recorded pass of a shape; not sealed before it first runs. */
+  /** The recorded pass of a shape; it is sealed when it first runs. */
   pass(shape: PassShape): Pass {
     const { first, sequences, tokens, all } = shape;
     const key = JSON.stringify([first, sequences, tokens, all]);
@@ -129,9 +129,9 @@ export class GpuSequences implements Disposable {
   }
 
   /**
-   * What prompts in chunks of `rows` tokens and decode steps run, as far as it was not
-   * sealed. Records one pass of each length that the prompts will run too, no more than
-   * are kept: what others need beside that is little.
+   * Shaders, not compiled yet, of prompts in chunks of `rows` tokens and of decode steps.
+   * This records one pass of each length among the prompts' chunks, but no more than are
+   * kept: the others need few shaders of their own.
    */
   shaders(prompts: readonly (readonly number[])[], rows: number): Shader[] {
     const firsts = new Map<number, number>();
@@ -149,8 +149,8 @@ export class GpuSequences implements Disposable {
   }
 
   /**
-   * Submits a prompt in chunks of `rows` tokens into a sequence that the cache has
-   * nothing of; yields the logits of each.
+   * Submits a prompt in chunks of `rows` tokens into an empty sequence; yields the logits
+   * of each chunk.
    */
   *prefill(
     prompt: readonly number[],
@@ -177,8 +177,8 @@ export class GpuSequences implements Disposable {
   }
 
   /**
-   * Submits a prompt for every sequence, one after the other: logits after each,
-   * `[sequences, vocab]`. What a prompt has beyond the context is left out.
+   * Submits the prompts of all sequences, one after the other, each cut off at the
+   * context; returns the logits after each, `[sequences, vocab]`.
    */
   prefillAll(
     prompts: readonly (readonly number[])[],
@@ -193,7 +193,7 @@ export class GpuSequences implements Disposable {
       const options = { sequence, rows, all: false, signal };
       for (last of this.prefill(fits, options));
       if (sequences === 1) break;
-      // The next prompt's logits come into the same place.
+      // The next prompt overwrites these logits.
       this.#firstLogits ??= this.#own.use(
         Tensor.create(
           gpu,
@@ -217,7 +217,7 @@ export class GpuSequences implements Disposable {
     return this.#firstLogits ?? last!;
   }
 
-  /** Forgets all tokens, and keeps values as f32 from now on: some do not fit f16. */
+  /** Empties the cache and makes it f32, because a value did not fit f16. */
   async widen(): Promise<void> {
     const { sequences, context, dtype } = this.#cache,
       { gpu, config } = this.ops;

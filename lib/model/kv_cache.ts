@@ -137,8 +137,8 @@ export function cacheBytes(
 }
 
 /**
- * Positions that a cache needs for up to `maxTokens` tokens after each prompt: the
- * last token is not cached, and no sequence has more than `context`.
+ * Positions that a cache needs for up to `maxTokens` tokens after each prompt. The last
+ * token is not cached, and no sequence exceeds `context`.
  */
 export function positionsOf(
   prompts: readonly (readonly number[])[],
@@ -149,16 +149,16 @@ export function positionsOf(
   return Math.min(context, longest + maxTokens - 1);
 }
 
-/** What is known of a device's memory. */
+/** A device's memory, as far as it is known. */
 export interface Room {
   name: string;
-  /** Of one binding, on a GPU. */
+  /** The largest binding of a GPU. */
   binding?: number;
-  /** Free main memory, where the cache lies in it. */
+  /** Free main memory, if that is where the cache goes. */
   free?: number;
 }
 
-/** In words: `16 sequences × 4096 tokens × 2048 bytes`. */
+/** Text like `16 sequences × 4096 tokens × 2048 bytes`. */
 export function sizeText(
   { sequences, context }: Pick<CacheSize, "sequences" | "context">,
   bytes: number,
@@ -185,7 +185,7 @@ export function requireRoom(
       } are ${keys} bytes, ${name} binds at most ${binding}`,
     );
   }
-  // Scores with their ids in sampling, and sums of runs of keys; both grow by doubling.
+  // Sampling's scores with their ids, and the sums of splits of keys; both grow by doubling.
   const { vocabSize, numAttentionHeads, headDim } = config;
   const each = 4 *
     Math.max(2 * vocabSize, MOST_SPLITS * numAttentionHeads * headDim);

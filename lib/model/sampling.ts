@@ -322,11 +322,9 @@ export function gumbelHash(seed: number, step: number, id: number): number {
  * A draw from the standard Gumbel distribution: `−ln(e)` with `e = −ln(1 − x)`
  * and `x = (hash + ½) / 2³²`, at most 1 − 2⁻²⁴.
  *
- * Tokens win by a small `x`, where `log(1 − x)` in f32 is mostly noise. f32
- * code takes the series there (relative error under 1e-6 for `x < 1/32`):
- *
- *     x = min((f32(hash) + 0.5) * 0x1p-32, 1.0 - 0x1p-24)
- *     e = select(-log(1.0 - x), x * (1.0 + x * (1.0 / 2.0 + x * (1.0 / 3.0 + x * 0.25))), x < 0.03125)
+ * Tokens win by a small `x`, where `log(1 − x)` in f32 is mostly noise. So f32 code
+ * takes `e = 2 artanh(r)` with `r = x / (2 − x)` for `x < ½`, as a series in `r²` up to
+ * `r¹³ / 13`.
  */
 export function gumbel(hash: number): number {
   const x = Math.min((hash + 0.5) * 2 ** -32, 1 - 2 ** -24);

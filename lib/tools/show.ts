@@ -11,7 +11,7 @@ import { reference } from "../check/kernel_case.ts";
 import { Random } from "../check/reference.ts";
 import type { Capabilities } from "../dispatch/capabilities.ts";
 import type { Dtype } from "../dtype.ts";
-import { chooseCacheDtype } from "../dispatch/precision.ts";
+import { chooseCacheDtype, chooseMatmulDtype } from "../dispatch/precision.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { type Gpu, LEAST_WORKGROUP_MEMORY } from "../webgpu/device.ts";
@@ -218,14 +218,14 @@ function recordPasses(
 ): Call[] {
   const config = { ...whole, numHiddenLayers: 1 };
   const gpu = sketch(device), plan = new Recorder(gpu);
-  const halfProducts = device.f16 && !device.software;
+  const halfMatmuls = chooseMatmulDtype(device).dtype === "f16";
   const family = familyOf(config);
   const weights = mapWeights(family.weights(config), (spec) => {
     const { label, kind, measured } = spec;
     const shape = stackedShape(spec);
     const tensor = Tensor.create(gpu, dtype, shape, undefined, label);
     // A usual magnitude; what measures it runs on the device.
-    if (halfProducts && measured) tensor.largest = kind === "norm" ? 2 : 0.25;
+    if (halfMatmuls && measured) tensor.largest = kind === "norm" ? 2 : 0.25;
     return tensor;
   });
   const { headDim, vocabSize } = config;

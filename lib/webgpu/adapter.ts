@@ -5,18 +5,18 @@
  */
 import type { AdapterClass } from "../dispatch/capabilities.ts";
 
-/** What an adapter calls itself. */
+/** The name of an adapter. */
 export function adapterName(
   { description, device, vendor }: GPUAdapterInfo,
 ): string {
   return description || device || vendor || "GPU";
 }
 
-/** 40 MB of L2 or more, as NVIDIA states them: fetching ahead needs the room. */
+/** NVIDIA cards with 40 MB of L2 or more, which reading ahead needs (bench/log.md, "Reading ahead"). */
 const LARGE_L2 =
   /\b(A100|A800|[HB][128]00|H20|GH200|L40S?|RTX (40[89]|50[89])0)\b/;
 
-// PCI vendor ids, and those that Mesa's software renderers and Metal give instead.
+// PCI vendor ids, and the ids of Mesa's software renderers and of Metal.
 const VENDORS: Readonly<Record<number, AdapterClass>> = {
   0x10de: "NVIDIA",
   0x1002: "AMD",
@@ -33,8 +33,8 @@ const NAMES: [RegExp, AdapterClass][] = [
 ];
 
 /**
- * What kind an adapter is, by its vendor (a PCI id in Deno, a name elsewhere) or else
- * by what it calls itself.
+ * The class of an adapter, by its vendor (a PCI id in Deno, a name elsewhere) or else by
+ * its name.
  */
 export function adapterClass(
   { vendor, description }: Pick<GPUAdapterInfo, "vendor" | "description">,

@@ -1,8 +1,9 @@
 /**
- * Compiles what a first use needs in several threads at once. WebGPU's pipelines are
- * compiled one after the other by the thread that asks, up to half a second each. But
- * what a driver keeps on disk it may keep for every device of a process: workers compile
- * on devices of their own, and this thread's device finds it there.
+ * Compiles the pipelines of a first use in several threads. The thread that creates a
+ * WebGPU pipeline compiles it, one after the other, for up to half a second each. But a
+ * driver's cache on disk may serve every device of a process: workers compile on devices
+ * of their own, and this thread's device then finds the results in the cache
+ * (bench/log.md, "Workers compile ahead").
  *
  * @module
  */
@@ -11,38 +12,38 @@ import { host } from "../host.ts";
 import type { Gpu } from "./device.ts";
 import { compile, isCompiled, type Shader } from "./pipeline.ts";
 
-/** What a worker compiles, and on which device. */
+/** Sent to a worker: what to compile, and for which device. */
 export interface CompileJob {
   adapter: string;
   device: Gpu["descriptor"];
   shaders: Shader[];
 }
 
-/** What a worker tells when it is done. */
+/** Sent back by a worker when it is done. */
 export interface CompileReport {
   error?: string;
 }
 
-/** Threads beside this one at most: each opens a device, one after the other. */
+/** The most workers: each opens a device, one after the other. */
 const MOST_WORKERS = 5;
-/** A driver that took so long for the shortest shader did not have it: 10 to 15 ms against 0.3. */
+/** Slower than this is a miss in the driver's cache (10 to 15 ms for the shortest shader; a hit takes 0.3). */
 const COMPILED_MS = 3;
-/** How long this thread waits for workers when it is done: who has not answered then, never will. */
+/** How long this thread waits for workers once it is done itself. */
 const PATIENCE_MS = 30_000;
-/** What opening a device takes, as a part of what the longest shader does. */
+/** Time to open a device, relative to compiling the longest shader. */
 const OPENING = 0.5;
 
 const WORKER = new URL("./compile_worker.ts", import.meta.url);
-/** Devices for which a worker failed, as the next one would. */
+/** Devices for which a worker has failed; another would fail too. */
 const failing = new WeakSet<Gpu>();
 
 /**
- * Compiles the shaders that are not yet, unless the driver turns out to have them already.
- * Only where that is known to pay: Deno's Vulkan on NVIDIA, whose driver shares its cache
- * on disk among the devices of a process. Elsewhere nobody asks for the shaders: they
- * are recorded for that.
+ * Compiles the shaders that are not compiled yet, unless the driver turns out to have
+ * them in its cache. It does so only where that is known to pay: in Deno's Vulkan on
+ * NVIDIA, whose driver shares its cache on disk among the devices of a process.
+ * Elsewhere `shaders` is not called, because that records passes.
  *
- * @returns what was decided; undefined where nothing was.
+ * @returns what was decided, if anything.
  */
 export async function compileAhead(
   gpu: Gpu,
@@ -64,7 +65,7 @@ export async function compileAhead(
   return await compileInWorkers(gpu, missing, workers);
 }
 
-/** Compiles shaders in this thread and `workers` more; alone, where one of those fails. */
+/** Compiles shaders in this thread and `workers` more; in this thread alone if a worker fails. */
 export async function compileInWorkers(
   gpu: Gpu,
   shaders: readonly Shader[],
@@ -108,8 +109,8 @@ function longestFirst(gpu: Gpu, shaders: readonly Shader[]): Shader[] {
 }
 
 /**
- * A share of the work for this thread, and one for each of the workers, which have to open
- * a device first: the longest texts first, each to whoever has the least.
+ * Divides the work between this thread (first) and the workers, which must open a device
+ * before they compile: each shader goes to the thread with the least work, longest first.
  */
 export function shares(
   shaders: readonly Shader[],
@@ -148,14 +149,14 @@ function inWorker(
   return { worker, report };
 }
 
-/** Whether a worker starts without a question to the user, or an error on stderr. */
+/** Whether a worker may start without prompting the user or printing an error. */
 function mayStart(): boolean {
   return WORKER.protocol === "file:"
     ? host.isGranted("read", WORKER)
     : host.isGranted("import", WORKER.host);
 }
 
-/** Whether NVIDIA's driver keeps what it compiles, as far as the environment tells. */
+/** Whether NVIDIA's driver caches what it compiles, unless the environment turns that off. */
 function keepsCache(): boolean {
   const name = "__GL_SHADER_DISK_CACHE";
   return !host.isGranted("env", name) || host.env(name) !== "0";

@@ -8,7 +8,7 @@ import type { CompileJob, CompileReport } from "./compile_ahead.ts";
 import { adapterName } from "./adapter.ts";
 import { createPipeline } from "./pipeline.ts";
 
-/** What a module worker has and a page has not. */
+/** What a module worker's global scope has and a page's does not. */
 interface WorkerScope {
   onmessage: ((event: MessageEvent<CompileJob>) => void) | null;
   postMessage(report: CompileReport): void;

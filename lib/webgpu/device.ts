@@ -59,7 +59,7 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
     features,
     options,
   );
-  // Other versions may panic where this one has the bytes, so others do not try.
+  // Other versions may panic where this one has the bytes.
   const { name, version, os } = host.runtime;
   const own = options.gpu === undefined && name === "Deno";
   const readsAtOnce = own && version === READS_AT_ONCE;
@@ -136,7 +136,7 @@ async function requestDevice(
     descriptor = { requiredFeatures: [...features], requiredLimits };
     device = await adapter.requestDevice(descriptor);
   }
-  // Only the range of subgroup sizes is known, so kernels count on the smallest.
+  // Only the range of subgroup sizes is known, so kernels use the smallest.
   const { subgroupMinSize = 0, subgroupMaxSize } = adapter.info;
   const smallest = refusal ? 0 : subgroupMinSize;
   const subgroupSize = smallest >= 4 ? Math.min(smallest, 32) : 0;
@@ -154,11 +154,11 @@ async function requestDevice(
 
 /** An open device. Made by {@linkcode openGpu}. */
 export class Gpu implements Disposable {
-  /** What the adapter calls itself. */
+  /** The adapter's own name. */
   readonly name: string;
   /** Whether it is a software renderer (llvmpipe, SwiftShader, …). */
   readonly software: boolean;
-  /** What the adapter was asked for. */
+  /** The features and limits that were requested. */
   readonly descriptor: {
     requiredFeatures: GPUFeatureName[];
     requiredLimits: Record<string, number>;
@@ -166,22 +166,22 @@ export class Gpu implements Disposable {
   /** Lanes that may exchange values directly; 0 without subgroups. */
   readonly subgroupSize: number;
   /**
-   * Whether a buffer's bytes are there as soon as `mapAsync` was called for it, not
-   * only when its promise settles (in Deno 10 ms later).
+   * Whether a buffer's bytes can be read once `mapAsync` returns, without waiting for
+   * its promise, which Deno settles 10 ms later.
    */
   readonly readsAtOnce: boolean;
-  /** Whether it is known to be Deno's own WebGPU through Vulkan. */
+  /** Whether this is known to be Deno's own WebGPU on Vulkan. */
   readonly vulkan: boolean;
-  /** Whose defaults the kernels take. */
+  /** Selects the kernels' default constants. */
   readonly adapterClass: AdapterClass;
   readonly f16: boolean;
   readonly timestamps: boolean;
   readonly limits: GPUSupportedLimits;
-  /** Every choice made when the device was opened. */
+  /** The choices made when the device was opened. */
   readonly choices: Choice[];
-  /** Constants that were measured to be best on this adapter (see choose.ts). */
+  /** Constants that were fastest on this adapter, by the keys of dispatch/keys.ts. */
   readonly tuned: Map<string, Constants> = new Map();
-  /** Bytes allocated on the device and not freed. */
+  /** Bytes allocated on the device and not freed yet. */
   allocated = 0;
   #failure?: DeviceError;
   #disposed = false;
@@ -229,13 +229,13 @@ export class Gpu implements Disposable {
     });
   }
 
-  /** Throws what the device reported since the last call, if anything. */
+  /** Throws the first error that the device has reported, if any. */
   check(): void {
     if (this.#failure) throw this.#failure;
   }
 
   /**
-   * A buffer of at least `bytes` (rounded up to 16).
+   * Creates a buffer of at least `bytes`, rounded up to 16.
    *
    * @throws {DeviceError} if the adapter's limit is smaller.
    */
@@ -269,7 +269,7 @@ export class Gpu implements Disposable {
     return what;
   }
 
-  /** The bytes of a buffer, after all submitted work. */
+  /** Reads bytes of a buffer, after all submitted work. */
   async readBuffer(
     source: GPUBuffer,
     offset: number,
@@ -294,9 +294,9 @@ export class Gpu implements Disposable {
   }
 
   /**
-   * Maps a buffer for reading, after all submitted work, unless `mapping` has begun.
+   * Maps a buffer for reading, after all submitted work; `mapping` is one already requested.
    *
-   * @throws {DeviceError} if the device was lost or reported anything.
+   * @throws {DeviceError} if the device was lost or reported an error.
    */
   async map(
     buffer: GPUBuffer,
@@ -305,7 +305,7 @@ export class Gpu implements Disposable {
     try {
       await mapping;
     } catch (error) {
-      await new Promise((resolve) => setTimeout(resolve, 0)); // why comes after that
+      await new Promise((resolve) => setTimeout(resolve, 0)); // the reason arrives later
       this.check();
       throw new DeviceError(
         `Cannot read from ${this.name}: ${errorText(error)} (${
@@ -313,14 +313,14 @@ export class Gpu implements Disposable {
         } MB were allocated)`,
       );
     }
-    if (this.#failure) buffer.unmap(); // a device with a mapped buffer may hang at its end
+    if (this.#failure) buffer.unmap(); // destroying a device with a mapped buffer may hang
     this.check();
     return buffer.getMappedRange();
   }
 
   [Symbol.dispose](): void {
     this.#disposed = true;
-    this.device.destroy(); // with all its memory
+    this.device.destroy(); // frees all its memory
     this.allocated = 0;
   }
 }

@@ -1,9 +1,9 @@
 /**
- * A small expander for WGSL text. naga neither unrolls loops nor keeps indexed
- * local arrays in registers (measured: 16 times slower), so hot code is unrolled
- * in the text, while what a reader sees is still the loop:
+ * A small preprocessor for WGSL. naga neither unrolls loops nor keeps indexed local
+ * arrays in registers (measured: 16 times slower), so hot code is unrolled in the text,
+ * while the source still shows the loop:
  *
- * - `@unroll for (var i = 0; i < N; i++) { … }` repeats its body, `i` replaced;
+ * - `@unroll for (var i = 0; i < N; i++) { … }` repeats its body for each `i`;
  * - `@split var a: array<vec4f, N>;` declares `a_0 … a_N-1`; `a[i * 2]` becomes `a_4`;
  * - `@if EXPR { … } @else { … }` keeps one branch.
  *
@@ -31,7 +31,7 @@ export function unroll(text: string, constants: Constants): string {
 const DIRECTIVE =
   /@unroll\s+for\s*\(\s*var\s+(\w+)\s*=\s*([^;]+);\s*\w+\s*<\s*([^;]+);\s*\w+\s*(?:\+\+|\+=\s*([^)]+))\s*\)\s*\{|@if\s+([^{]+)\{|@split\s+var\s+(\w+)\s*:\s*array<\s*([^,]+),\s*([^>]+)>\s*;/g;
 
-/** More copies of one body than this are no shader but a mistake. */
+/** More copies of a body than this are a mistake. */
 const MOST_COPIES = 4096;
 
 function expandBlocks(
@@ -98,7 +98,7 @@ function expandBlocks(
   }
 }
 
-/** `a[2 * 1 + 0]` → `a_2` for every array that was split. */
+/** Replaces `a[2 * 1 + 0]` by `a_2` for every array that was split. */
 function nameElements(
   text: string,
   constants: Constants,
