@@ -17,6 +17,7 @@ import type { Gpu } from "../webgpu/device.ts";
 import type { Kernel, Operands } from "../webgpu/kernel.ts";
 import type { Plan } from "../webgpu/plan.ts";
 import type { Sampling } from "../model/sampling.ts";
+import { LOW } from "../webgpu/wgsl.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /** What a decode loop keeps on the device, all u32. */
@@ -155,7 +156,7 @@ export function addSampling(
   const uniforms = {
     penalty: inF32(repetitionPenalty),
     temperature: inF32(temperature),
-    lowest: Math.max(Math.log(minP), -3e38),
+    lowest: Math.max(Math.log(minP), LOW),
     width: 32 * Math.max(inF32(temperature), 1) / BINS, // e⁻³² is as good as nothing
     seed,
     k: topK,
