@@ -125,7 +125,7 @@ gpuTest(
 
 gpuTest("a kernel that hangs or ends its process is named", async () => {
   const ways = [
-    ["hang", /^hangs: not done after 10 s, .*DENO_WEBGPU_BACKEND$/],
+    ["hang", /^hangs: not done after 0.2 s, .*DENO_WEBGPU_BACKEND$/],
     ["crash", / ended with exit code 3: driver: assertion failed; update/],
   ] as const;
   for (const [way, expected] of ways) {
@@ -139,10 +139,11 @@ gpuTest("a kernel that hangs or ends its process is named", async () => {
       },
       {
         script: new URL(`failing_examination.ts?${way}`, import.meta.url),
-        deadlineMs: 10_000,
+        // What hangs never answers; what crashes is waited for.
+        deadlineMs: way === "hang" ? 200 : undefined,
       },
     );
-    assertEquals(found.map(({ topic }) => topic), ["rmsNorm"]);
+    assertEquals(found.map(({ topic }) => topic), ["embed"]);
     assertMatch(found[0].text, expected);
     assertFits(findingText(found[0]));
   }

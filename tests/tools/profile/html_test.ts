@@ -59,6 +59,9 @@ async function open(
   }
 }
 
+/** Ends a test whose page never shows what is waited for; it judges no time. */
+const PATIENCE_MS = 300_000;
+
 const DESK = { viewport: { width: 1280, height: 900 } };
 const DARK_PHONE = {
   viewport: { width: 390, height: 844 },
@@ -107,7 +110,7 @@ pageTest(
         .toSorted((a, b) => b.ms! - a.ms!)[0];
       const tooltip = page.locator("#breakdown .chart").nth(1)
         .getByText(slowest.shape);
-      await tooltip.waitFor({ state: "visible", timeout: 20_000 });
+      await tooltip.waitFor({ state: "visible", timeout: PATIENCE_MS });
       const shown = await tooltip.innerText();
       assertStringIncludes(shown, slowest.name);
       assertStringIncludes(shown, slowest.dtypes);
@@ -172,7 +175,7 @@ pageTest(
       await page.waitForFunction(
         `${drawn} !== ${JSON.stringify(before)}`,
         undefined,
-        { timeout: 10_000 },
+        { timeout: PATIENCE_MS },
       );
     });
   },
