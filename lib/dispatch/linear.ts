@@ -1,7 +1,8 @@
 /**
  * Which kernel runs a Linear layer, with which constants, and why: pure functions of
- * shapes and limits, so that every choice and every refusal can be listed. Attention:
- * choose_attention.ts, products of any shapes: choose_matmul.ts.
+ * shapes and limits, so that every choice can be listed. attention.ts chooses for
+ * attention, matmul.ts for tensors of any shape. Thresholds were measured; the quoted
+ * titles are entries of bench/log.md.
  *
  * @module
  */
@@ -20,11 +21,11 @@ import { linearKey } from "./keys.ts";
 export interface LinearChoice {
   kernel: "gemv" | "gemvRows" | "gemm";
   constants: Constants;
-  /** Whether the kernel norms the rows itself; else rmsNorm runs before it. */
+  /** Whether the kernel norms the rows itself; if not, rmsNorm runs before it. */
   fusedNorm: boolean;
-  /** Products in f16: rows are scaled so that their largest value is about this. */
+  /** In f16: each row is scaled so that its largest value is about this. */
   headroom?: number;
-  /** Runs of k that go to different workgroups, summed afterwards. */
+  /** Splits of k that go to different workgroups and are summed afterwards. */
   splits: number;
   reason: string;
 }
@@ -38,94 +39,144 @@ export function chooseLinear(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
-  const { m, n, k, dtype, norm, swiglu } = shape;
-  const EPILOGUE: Epilogue = swiglu ? "swiglu" : "store";
+  return shape.m === 1
+    ? chooseOneRow(shape, device)
+    : shape.m <= FEW_ROWS
+    ? chooseFewRows(shape, device)
+    : chooseManyRows(shape, device);
+}
+
+/** SwiGLU is a property of the layer; the caller replaces "store" by "add" where it adds. */
+const epilogueOf = ({ swiglu }: LinearShape): Epilogue =>
+  swiglu ? "swiglu" : "store";
+
+/** Up to this many rows of w, a few rows of x leave a large GPU short of workgroups ("gemvRows: 2 to 32 rows in a kernel of its own"). */
+const NARROW_ROWS = 2048;
+/** Rows of w from which a matrix is an LM head ("gemv constants"). */
+const TALL_ROWS = 32768;
+/** Loads of a lane up to which a row is short: all are in flight at once ("o_proj with all its loads in flight"). */
+const SHORT_STEPS = 8;
+/** Workgroups that keep a large GPU busy ("Split k"). */
+const ENOUGH_WORKGROUPS = 256;
+/** Splits of k at most, and k of each at least: summing them costs a dispatch ("Split k"). */
+const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
+
+function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
+  const { m, n, k, norm } = shape;
   const defaults = defaultsFor(device);
-  if (m > 1 && m <= FEW_ROWS) {
-    const tuned = device.tuned?.get(linearKey("gemvRows", shape));
-    const { narrow, other, sums } = defaults.gemvRows;
-    const row = n <= 2048 ? narrow : other;
-    return {
-      kernel: "gemvRows",
-      constants: {
-        ...row,
-        ROWS: Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / m))),
-        ...laneConstants(device, Math.max(4, Math.ceil(k / 4))),
-        ...tuned,
-        M: m,
-        EPILOGUE,
-        NORM: norm ? 1 : 0,
-      },
-      fusedNorm: norm,
-      splits: 1,
-      reason: `${m} rows: the matrix is read once for all of them${
-        k % 4
-          ? `, element by element, because k = ${k} is not a multiple of 4`
-          : ""
-      }; ${origin(tuned, defaults)}`,
-    };
+  const tuned = device.tuned?.get(linearKey("gemvRows", shape));
+  const { narrow, other, sums } = defaults.gemvRows;
+  const row = n <= NARROW_ROWS ? narrow : other;
+  return {
+    kernel: "gemvRows",
+    constants: {
+      ...row,
+      ROWS: Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / m))),
+      ...laneConstants(device, Math.max(4, Math.ceil(k / 4))),
+      ...tuned,
+      M: m,
+      EPILOGUE: epilogueOf(shape),
+      NORM: norm ? 1 : 0,
+    },
+    fusedNorm: norm,
+    splits: 1,
+    reason: `${m} rows: the matrix is read once for all of them${
+      k % 4
+        ? `, element by element, because k = ${k} is not a multiple of 4`
+        : ""
+    }; ${origin(tuned, defaults)}`,
+  };
+}
+
+function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
+  const { n, k, dtype, norm } = shape;
+  const defaults = defaultsFor(device);
+  const tuned = device.tuned?.get(linearKey("gemv", shape));
+  const whole = k % unitSize(dtype) === 0;
+  const units = Math.ceil(k / unitSize(dtype));
+  const fusedNorm = norm && whole;
+  const lanes = laneConstants(device, Math.max(4, units));
+  const laneCount = 2 ** lanes.LOG_LANES;
+  const layout = gemvConstants(
+    shape,
+    Math.ceil(units / laneCount),
+    whole && lanes.SUBGROUPS ? laneCount : 0,
+    defaults,
+  );
+  const { copied = 0 } = defaults.gemv;
+  const copies = shape.fixed && layout.SPREAD === "rows" &&
+    n * units * 16 <= copied;
+  return {
+    kernel: "gemv",
+    constants: {
+      ...layout,
+      ...(copies ? { W_IN: "texture" } : {}),
+      EPILOGUE: epilogueOf(shape),
+      NORM: fusedNorm ? 1 : 0,
+      ...lanes,
+      ...tuned,
+    },
+    fusedNorm,
+    splits: 1,
+    reason: `1 row: the matrix is read once${
+      whole
+        ? ""
+        : `, element by element, because k = ${k} is not whole 16-byte units`
+    }${copies ? ", from a texture, which loads faster here" : ""}; ${
+      origin(tuned, defaults)
+    }`,
+  };
+}
+
+/**
+ * Rows and loads per thread for one row of x. Many rows of w share x where there are
+ * enough of them, and all loads of a row are in flight as far as registers allow.
+ *
+ * @param steps loads of a lane
+ * @param broadcasting lanes that can broadcast x unit by unit; 0 if none can
+ */
+function gemvConstants(
+  { n, swiglu }: LinearShape,
+  steps: number,
+  broadcasting: number,
+  { gemv }: Defaults,
+): Constants {
+  const { own, ...row } = n >= TALL_ROWS
+    ? gemv.tall
+    : swiglu
+    ? gemv.gated
+    : n <= NARROW_ROWS && steps <= SHORT_STEPS
+    ? gemv.narrow
+    : gemv.other;
+  if (own && broadcasting) {
+    return { SPREAD: "rows", WORKGROUP: broadcasting, ROWS: own, STEPS: 1 };
   }
-  if (m === 1) {
-    const tuned = device.tuned?.get(linearKey("gemv", shape));
-    const whole = k % unitSize(dtype) === 0;
-    const units = Math.ceil(k / unitSize(dtype));
-    const fusedNorm = norm && whole;
-    const lanes = laneConstants(device, Math.max(4, units));
-    const steps = Math.ceil(units / 2 ** lanes.LOG_LANES);
-    const gemv = gemvConstants(
-      n,
-      steps,
-      swiglu,
-      whole && lanes.SUBGROUPS ? 2 ** lanes.LOG_LANES : 0,
-      defaults,
-    );
-    const { copied = 0 } = defaults.gemv;
-    const copies = shape.fixed && gemv.SPREAD === "rows" &&
-      n * units * 16 <= copied;
-    return {
-      kernel: "gemv",
-      constants: {
-        ...gemv,
-        ...(copies ? { W_IN: "texture" } : {}),
-        EPILOGUE,
-        NORM: fusedNorm ? 1 : 0,
-        ...lanes,
-        ...tuned,
-      },
-      fusedNorm,
-      splits: 1,
-      reason: `1 row: the matrix is read once${
-        whole
-          ? ""
-          : `, element by element, because k = ${k} is not whole 16-byte units`
-      }${copies ? ", from a texture, which loads faster here" : ""}; ${
-        origin(tuned, defaults)
-      }`,
-    };
-  }
+  return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
+}
+
+function chooseManyRows(
+  shape: LinearShape,
+  device: Capabilities,
+): LinearChoice {
+  const { m, n, k, swiglu } = shape;
+  const defaults = defaultsFor(device);
   const tunedHalf = device.tuned?.get(linearKey("gemm", shape, true));
   const half = { ...tileFor(m, n, defaults, true), ...tunedHalf };
-  // BK products of a row's largest value with the largest weight must fit f16.
-  const most = shape.largest === undefined
-    ? 0
-    : 32768 / (Number(half.BK) * shape.largest);
-  const headroom = most >= 1 && k % 4 === 0
-    ? 2 ** Math.min(14, Math.floor(Math.log2(most)) - 1)
-    : undefined;
+  const headroom = headroomOf(shape, Number(half.BK));
   const tuned = headroom
     ? tunedHalf
     : device.tuned?.get(linearKey("gemm", shape));
   const tile = headroom ? half : { ...tileFor(m, n, defaults), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
-  if (headroom) reasons.push("f16 products, rows scaled into range");
-  if (splits > 1) reasons.push(`k in ${splits} runs to fill the GPU`);
+  if (headroom) reasons.push("in f16, rows scaled into range");
+  if (splits > 1) reasons.push(`k in ${splits} splits to fill the GPU`);
   reasons.push(origin(tuned, defaults));
   return {
     kernel: "gemm",
     constants: {
       ...tile,
-      EPILOGUE,
+      EPILOGUE: epilogueOf(shape),
       F16: headroom ? 1 : 0,
       SCALED: headroom ? 1 : 0,
       SPLITS: splits,
@@ -138,36 +189,24 @@ export function chooseLinear(
 }
 
 /**
- * Rows and loads per thread: many rows share x where there are enough of them, all
- * loads of a row are in flight at once as far as registers go. `givers`: lanes
- * that can give one another x, by the unit.
+ * The bound that rows are scaled to: a value in [headroom, 2 · headroom) times the largest
+ * weight, summed BK times, stays within f16's range. Undefined if the largest weight is
+ * not known or leaves no room.
  */
-function gemvConstants(
-  n: number,
-  steps: number,
-  swiglu: boolean,
-  givers: number,
-  { gemv }: Defaults,
-): Constants {
-  const { own, ...row } = n >= 32768
-    ? gemv.tall
-    : swiglu
-    ? gemv.gated
-    : n <= 2048 && steps <= 8
-    ? gemv.narrow
-    : gemv.other;
-  if (own && givers) {
-    return { SPREAD: "rows", WORKGROUP: givers, ROWS: own, STEPS: 1 };
-  }
-  return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
+function headroomOf(
+  { k, largest }: LinearShape,
+  BK: number,
+): number | undefined {
+  const most = largest === undefined ? 0 : 32768 / (BK * largest);
+  return most >= 1 && k % 4 === 0
+    ? 2 ** Math.min(14, Math.floor(Math.log2(most)) - 1)
+    : undefined;
 }
 
-/** Workgroups that keep a large GPU busy. */
-const ENOUGH_WORKGROUPS = 256;
-
-/** Into how many runs k is cut, where tiles of m × n alone are too few. */
+/** Splits of k where tiles of m × n alone are too few. */
 function splitsOfK(m: number, n: number, k: number, tile: Constants): number {
   const tiles = Math.ceil(m / Number(tile.BM)) * Math.ceil(n / Number(tile.BN));
   const wanted = Math.floor(ENOUGH_WORKGROUPS / tiles);
-  return Math.max(1, Math.min(8, wanted, Math.floor(k / 256)));
+  const most = Math.min(MOST_SPLITS_OF_K, wanted, Math.floor(k / LEAST_K));
+  return Math.max(1, most);
 }
