@@ -169,8 +169,8 @@ function chooseManyRows(
   const tile = headroom ? half : { ...tileFor(m, n, defaults), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
-  if (headroom) reasons.push("in f16, rows scaled into range");
-  if (splits > 1) reasons.push(`k in ${splits} splits to fill the GPU`);
+  if (headroom) reasons.push("f16 products, rows scaled into range");
+  if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
   reasons.push(origin(tuned, defaults));
   return {
     kernel: "gemm",
@@ -188,6 +188,9 @@ function chooseManyRows(
   };
 }
 
+/** Half of what f16 holds, rounded to a power of 2: sums must stay below. */
+const F16_SUM = 32768;
+
 /**
  * The bound that rows are scaled to: a value in [headroom, 2 · headroom) times the largest
  * weight, summed BK times, stays within f16's range. Undefined if the largest weight is
@@ -197,8 +200,9 @@ function headroomOf(
   { k, largest }: LinearShape,
   BK: number,
 ): number | undefined {
-  const most = largest === undefined ? 0 : 32768 / (BK * largest);
-  return most >= 1 && k % 4 === 0
+  if (largest === undefined || k % 4 !== 0) return undefined;
+  const most = F16_SUM / (BK * largest);
+  return most >= 1
     ? 2 ** Math.min(14, Math.floor(Math.log2(most)) - 1)
     : undefined;
 }

@@ -1,17 +1,17 @@
 /**
- * Which kernel multiplies two shapes, with a reason; or why none does.
+ * Which kernel multiplies two shapes, and why; or why no kernel does.
  *
  * @module
  */
 import type { Capabilities } from "./capabilities.ts";
-import { type Constants, FEW_ROWS, type LinearShape } from "./shapes.ts";
+import { type Constants, FEW_ROWS } from "./shapes.ts";
 import type { Dtype } from "../dtype.ts";
 import { chooseLinear } from "./linear.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
 
 /**
- * Rows up to which a matrix stored by input row is read once for all of them: gemvColumns
- * keeps a vec4 per row in registers. More rows were not measured.
+ * Rows that gemvColumns multiplies in one pass over the matrix: it keeps a vec4 per row in
+ * registers. More were not measured.
  */
 const FEW_COLUMNS = 8;
 
@@ -23,7 +23,7 @@ export type MatmulKernel =
   | "gemm"
   | "batchedGemm";
 
-/** The kernel of a matmul, or why there is none. */
+/** What a matmul runs on, or why nothing can. */
 export type MatmulChoice =
   | {
     kernel: MatmulKernel;
@@ -39,7 +39,7 @@ export type MatmulChoice =
   | { kernel: undefined; reason: string };
 
 /**
- * Chooses the kernel that multiplies shapes `a` and `b`, or says why none does:
+ * Which kernel multiplies shapes `a` and `b`, and why, or why none does:
  * `[m, k] × [k]`, `[k] × [k, n]`, `[m, k] × [k, n]` with one, few or many rows,
  * `[batch, heads, m, k] × [batch, kvHeads, k, n]`. With `transposeB` the last two
  * sizes of `b` are `[n, k]`, as checkpoints store weights.
@@ -59,7 +59,7 @@ export function chooseMatmul(
     transposeB?: boolean;
     /** Element type of the matrix that gemv reads: `b`, or `a` in `[m, k] × [k]`. */
     dtype?: Dtype;
-    /** Restricts the choice to these. */
+    /** The only kernels allowed; all by default. */
     kernels?: readonly MatmulKernel[];
   } = {},
 ): MatmulChoice {
@@ -69,11 +69,11 @@ export function chooseMatmul(
       transposeB ? " transposed" : ""
     }: ${why}`,
   });
-  const byColumn = transposeB || b.length === 1;
-  const size = matmulSize(a, b, byColumn);
-  if (typeof size === "string") return refuse(size);
-  const all = candidates(a, b, { ...size, byColumn, dtype }, device);
-  const able = all.filter(({ fits }) => fits);
+  const sizes = sizesOf(a, b, transposeB);
+  if (typeof sizes === "string") return refuse(sizes);
+  const { m, n, k } = sizes;
+  const shape = b.length === 1 ? [m] : [...a.slice(0, -1), n];
+  const able = candidatesFor(a, b, { ...sizes, dtype }, device);
   const found = able.find(({ kernel }) => !kernels || kernels.includes(kernel));
   if (!found) {
     return refuse(
@@ -82,21 +82,28 @@ export function chooseMatmul(
       }, not for ${kernels!.join(" or ")}`,
     );
   }
-  const { kernel, constants, reason } = found;
-  const shape = b.length === 1 ? [size.m] : [...a.slice(0, -1), size.n];
-  return { kernel, ...size, shape, constants, reason };
+  return { ...found, m, n, k, shape };
 }
 
-/** `[m, k] × [k, n]`, per matrix of a batch, or why the shapes are not that. */
-function matmulSize(
+/** `[m, k] × [k, n]`, and whether `b` is stored as `[n, k]`. */
+interface Sizes {
+  m: number;
+  n: number;
+  k: number;
+  byColumn: boolean;
+}
+
+/** The sizes of a matmul of shapes `a` and `b`, or why there is none. */
+function sizesOf(
   a: readonly number[],
   b: readonly number[],
-  byColumn: boolean,
-): { m: number; n: number; k: number } | string {
-  const sizes = `${a.length}D×${b.length}D`;
-  if (!["1D×2D", "2D×1D", "2D×2D", "4D×4D"].includes(sizes)) {
-    return `${sizes} is not among 2D×1D, 1D×2D, 2D×2D and 4D×4D`;
+  transposeB: boolean,
+): Sizes | string {
+  const kind = `${a.length}D×${b.length}D`;
+  if (!["1D×2D", "2D×1D", "2D×2D", "4D×4D"].includes(kind)) {
+    return `${kind} is not among 2D×1D, 1D×2D, 2D×2D and 4D×4D`;
   }
+  const byColumn = transposeB || b.length === 1;
   const k = a.at(-1)!;
   const [m, inner, n] = b.length === 1
     ? [a[0], b[0], 1]
@@ -111,32 +118,27 @@ function matmulSize(
   if (a.length === 4 && a[1] % b[1]) {
     return `${a[1]} heads are not a multiple of ${b[1]}`;
   }
-  return { m, n, k };
+  return { m, n, k, byColumn };
 }
 
-interface Candidate {
+/** A kernel that can multiply the shapes. */
+interface Able {
   kernel: MatmulKernel;
-  fits: boolean;
   constants: Constants;
   reason: string;
 }
 
-/** All kernels, the best first; the first that fits and is allowed runs. */
-function candidates(
+/** The kernels that can multiply these shapes, the best first. */
+function candidatesFor(
   a: readonly number[],
   b: readonly number[],
-  { m, n, k, byColumn, dtype }: {
-    m: number;
-    n: number;
-    k: number;
-    byColumn: boolean;
-    dtype: LinearShape["dtype"];
-  },
+  { m, n, k, byColumn, dtype }: Sizes & { dtype: Dtype },
   device: Capabilities,
-): Candidate[] {
+): Able[] {
   const rows = m === 1 ? "1 row" : `${m} rows`;
+  const once = `${rows}: the matrix is read once`;
   const few = byColumn ? FEW_ROWS : FEW_COLUMNS;
-  const tile = {
+  const tile: Constants = {
     ...tileFor(m, n, defaultsFor(device)),
     EPILOGUE: "store",
     B_BY_COLUMN: byColumn ? 1 : 0,
@@ -144,32 +146,34 @@ function candidates(
   const linear = (m: number, n: number) =>
     chooseLinear({ m, n, k, dtype, norm: false, swiglu: false }, device)
       .constants;
-  return [{
-    kernel: "batchedGemm",
-    fits: a.length === 4,
-    constants: tile,
-    reason: "a matmul per batch and head",
-  }, {
-    kernel: "gemv",
-    fits: b.length === 1,
-    constants: linear(1, m),
-    reason: "a matrix times a vector: the matrix is read once",
-  }, {
-    kernel: m === 1 ? "gemv" : "gemvRows",
-    fits: b.length === 2 && byColumn && m <= few,
-    constants: linear(Math.min(m, FEW_ROWS), n),
-    reason: `${rows}: the matrix is read once`,
-  }, {
-    kernel: "gemvColumns",
-    fits: a.length < 4 && !byColumn && m <= few,
-    constants: { M: m },
-    reason: `${rows}: the matrix is read once`,
-  }, {
-    kernel: "gemm",
-    fits: a.length === 2 && b.length === 2,
-    constants: tile,
-    reason: m > few
-      ? `${rows}: more than ${few}, tiles reuse the matrix`
-      : `${rows}: asked for`,
-  }];
+  if (a.length === 4) {
+    const reason = "a matmul per batch and head";
+    return [{ kernel: "batchedGemm", constants: tile, reason }];
+  }
+  const able: Able[] = [];
+  if (b.length === 1) {
+    able.push({
+      kernel: "gemv",
+      constants: linear(1, m),
+      reason: "a matrix times a vector: the matrix is read once",
+    });
+  } else if (byColumn && m <= few) {
+    able.push({
+      kernel: m === 1 ? "gemv" : "gemvRows",
+      constants: linear(m, n),
+      reason: once,
+    });
+  } else if (!byColumn && m <= few) {
+    able.push({ kernel: "gemvColumns", constants: { M: m }, reason: once });
+  }
+  if (a.length === 2 && b.length === 2) {
+    able.push({
+      kernel: "gemm",
+      constants: tile,
+      reason: m > few
+        ? `${rows}: more than ${few}, tiles reuse the matrix`
+        : `${rows}: asked for`,
+    });
+  }
+  return able;
 }
