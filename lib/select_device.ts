@@ -1,5 +1,5 @@
 /**
- * Where a model runs, and why.
+ * Chooses the device a model runs on: a GPU or the CPU, with the reason.
  *
  * @module
  */
@@ -14,18 +14,18 @@ import type { Gpu } from "./webgpu/device.ts";
 import { CpuOps } from "./cpu/ops.ts";
 import { Plan } from "./webgpu/plan.ts";
 
-/** `auto` decides, `gpu` insists on an adapter (software too), `cpu` asks for none. */
+/** `auto` chooses; `gpu` needs an adapter, hardware or software; `cpu` uses none. */
 export type DeviceKind = "auto" | "gpu" | "cpu";
 
-/** The device that was selected: a GPU, or the CPU where `gpu` is undefined. */
+/** The selected device: a GPU, or the CPU if `gpu` is undefined. */
 export interface Selection {
   gpu?: Gpu;
   choice: Choice;
 }
 
 /**
- * Selects a device. `auto` takes a hardware GPU; where there is only a software
- * adapter, whichever of it and the CPU path reads weights faster, measured.
+ * Selects a device. `auto` takes a hardware GPU. If there is only a software adapter,
+ * it measures whether that or the CPU path reads weights faster, and takes the faster.
  *
  * @throws {NoAdapterError} if `gpu` is asked for and there is no adapter.
  */
@@ -55,11 +55,14 @@ export async function selectDevice(
     };
   }
   if (!gpu.software) {
-    return { gpu, choice: { what, value, reason: "a hardware GPU is here" } };
+    return {
+      gpu,
+      choice: { what, value, reason: "a hardware GPU is available" },
+    };
   }
   const { hiddenSize: k, intermediateSize: n } = config;
   const onGpu = await softwareRate(gpu, n, k), onCpu = cpuRate(config, n, k);
-  const rates = `a [1, ${k}] × [${k}, ${n}] product reads ${
+  const rates = `a [1, ${k}] × [${k}, ${n}] matmul reads ${
     onCpu.toFixed(2)
   } GB/s on the CPU path, ${onGpu.toFixed(2)} GB/s on ${gpu.name}`;
   if (onGpu > onCpu) {
@@ -68,7 +71,7 @@ export async function selectDevice(
       choice: {
         what,
         value,
-        reason: `only a software adapter is here; ${rates}`,
+        reason: `only a software adapter is available; ${rates}`,
       },
     };
   }
@@ -77,14 +80,14 @@ export async function selectDevice(
     choice: {
       what,
       value: "cpu",
-      reason: `only a software adapter is here; ${rates}`,
+      reason: `only a software adapter is available; ${rates}`,
     },
   };
 }
 
 const ROUNDS = 8;
 
-/** GB/s at which products of a decode step read bf16 weights on an adapter. */
+/** GB/s at which a decode step's matmuls read bf16 weights on an adapter. */
 async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
   using w = Tensor.create(gpu, "bf16", [n, k]);
   using x = Tensor.create(gpu, "f32", [1, k]);
@@ -111,7 +114,7 @@ async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
   return ROUNDS * n * k * 2 / ms / 1e6;
 }
 
-/** The same on the CPU path; the best product, as another program may take a core meanwhile. */
+/** GB/s of the CPU path: the best of several matmuls, as another program may take a core for a while. */
 function cpuRate(config: Qwen3Config, n: number, k: number): number {
   using ops = new CpuOps(config);
   const w = ops.tensor("bf16", [n, k]);

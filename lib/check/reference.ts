@@ -1,6 +1,6 @@
 /**
- * What kernels compute, in float64 on the CPU from the same inputs: plain loops that
- * share nothing with what they check, for the self-test and for the tests.
+ * What kernels must compute, in float64 on the CPU: plain loops that share no code with
+ * what they check. The self-test and the tests use them.
  *
  * @module
  */
@@ -27,7 +27,7 @@ const ARRAY = {
   u32: Uint32Array,
 };
 
-/** Numbers that a seed reproduces (xorshift32). */
+/** Pseudorandom numbers, reproducible by seed (xorshift32). */
 export class Random {
   #state: number;
 
@@ -74,8 +74,8 @@ export class Random {
 }
 
 /**
- * Results, and per element the size of what rounding acts on: the norm of the
- * products that were summed. f32 sums are off by a small multiple of it.
+ * Results, with a scale for the rounding error of each: the norm of the products that
+ * were summed. An f32 sum is off by a small multiple of it.
  */
 export interface Expected {
   values: Float64Array;
@@ -133,7 +133,7 @@ export function rmsNormed(
   return y;
 }
 
-/** What follows a product: nothing, adding it to `before`, or SwiGLU of the two halves of a row. */
+/** What follows a matmul: nothing, an addition to `before`, or SwiGLU of the two halves of each row. */
 export function epilogue(
   kind: Epilogue,
   { values, norms }: Expected,
@@ -165,7 +165,7 @@ export function epilogue(
   return out;
 }
 
-/** Sizes of attention: row `r` is token `r % tokens` of sequence `first + floor(r / tokens)`. */
+/** The sizes of an attention pass: row `r` is token `r % tokens` of sequence `first + floor(r / tokens)`. */
 export interface Attention {
   heads: number;
   kvHeads: number;
@@ -179,7 +179,7 @@ export interface Attention {
   eps: number;
 }
 
-/** Random inputs of a pass; the cache is NaN where no token was cached. */
+/** Inputs of a pass; the cache is NaN where no token was cached. */
 export interface AttentionInputs {
   qkv: CpuTensor;
   qNorm: CpuTensor;
@@ -189,7 +189,7 @@ export interface AttentionInputs {
   v: CpuTensor;
 }
 
-/** Makes the inputs of a pass, with `more` tokens per sequence cached beyond its length. */
+/** Makes random inputs of a pass, with `more` cached tokens per sequence than its length says. */
 export function attentionInputs(
   random: Random,
   sizes: Attention,
@@ -236,7 +236,7 @@ export function place(
   return { sequence, position: lengths[sequence] + row % tokens };
 }
 
-/** Normed and rotated q `[rows, heads · headDim]`, and the caches after the append. */
+/** Normed and rotated q `[rows, heads · headDim]`, and the caches after the new keys and values are appended. */
 export function appended(
   inputs: AttentionInputs,
   sizes: Attention,
@@ -285,7 +285,7 @@ function normedRotated(
   return y;
 }
 
-/** Causal softmax attention of all rows over a cache that has them: `[rows, heads · headDim]`. */
+/** Causal softmax attention of all rows over a cache that includes them: `[rows, heads · headDim]`. */
 export function attended(
   { q, k, v }: Record<"q" | "k" | "v", ArrayLike<number>>,
   sizes: Attention,
