@@ -1,5 +1,5 @@
 /**
- * Chooses the device a model runs on: a GPU or the CPU, with the reason.
+ * Selects the device a model runs on: a GPU or the CPU, with the reason.
  *
  * @module
  */
@@ -9,13 +9,15 @@ import { chooseLinear } from "./dispatch/linear.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
 import { NoAdapterError } from "./errors.ts";
 import type { Choice } from "./dispatch/choice.ts";
+import {
+  chooseDevice,
+  type DeviceKind,
+  type ReadRates,
+} from "./dispatch/device.ts";
 import { openDevice } from "./open_device.ts";
 import type { Gpu } from "./webgpu/device.ts";
 import { CpuOps } from "./cpu/ops.ts";
 import { Plan } from "./webgpu/plan.ts";
-
-/** `auto` chooses; `gpu` needs an adapter, hardware or software; `cpu` uses none. */
-export type DeviceKind = "auto" | "gpu" | "cpu";
 
 /** The selected device: a GPU, or the CPU if `gpu` is undefined. */
 export interface Selection {
@@ -24,8 +26,8 @@ export interface Selection {
 }
 
 /**
- * Selects a device. `auto` takes a hardware GPU. If there is only a software adapter,
- * it measures whether that or the CPU path reads weights faster, and takes the faster.
+ * Selects a device. `auto` takes a hardware GPU; if there is only a software adapter,
+ * it measures whether that or the CPU path reads weights faster.
  *
  * @throws {NoAdapterError} if `gpu` is asked for and there is no adapter.
  */
@@ -34,61 +36,41 @@ export async function selectDevice(
   config: Qwen3Config,
   implementation?: GPU,
 ): Promise<Selection> {
-  const what = "device";
-  if (kind === "cpu") {
-    return { choice: { what, value: "cpu", reason: "it was asked for" } };
-  }
+  const cpu = (reason: string): Selection => ({
+    choice: { what: "device", value: "cpu", reason },
+  });
+  if (kind === "cpu") return cpu("it was asked for");
   let gpu: Gpu;
   try {
     gpu = await openDevice({ gpu: implementation });
   } catch (error) {
     if (kind === "gpu" || !(error instanceof NoAdapterError)) throw error;
-    const reason = error.message.replace("Cannot open a GPU: ", "");
-    return { choice: { what, value: "cpu", reason } };
+    return cpu(error.message.replace("Cannot open a GPU: ", ""));
   }
-  const value = `gpu: ${gpu.name}`;
-  if (kind === "gpu") {
-    const software = gpu.software ? ", a software renderer" : "";
-    return {
-      gpu,
-      choice: { what, value, reason: `it was asked for${software}` },
-    };
-  }
-  if (!gpu.software) {
-    return {
-      gpu,
-      choice: { what, value, reason: "a hardware GPU is available" },
-    };
-  }
-  const { hiddenSize: k, intermediateSize: n } = config;
-  const onGpu = await softwareRate(gpu, n, k), onCpu = cpuRate(config, n, k);
-  const rates = `a [1, ${k}] × [${k}, ${n}] matmul reads ${
-    onCpu.toFixed(2)
-  } GB/s on the CPU path, ${onGpu.toFixed(2)} GB/s on ${gpu.name}`;
-  if (onGpu > onCpu) {
-    return {
-      gpu,
-      choice: {
-        what,
-        value,
-        reason: `only a software adapter is available; ${rates}`,
-      },
-    };
-  }
+  const decided = chooseDevice(kind, gpu) ??
+    chooseDevice(kind, gpu, await measureRates(gpu, config))!;
+  if (decided.gpu) return { gpu, choice: decided.choice };
   gpu[Symbol.dispose]();
-  return {
-    choice: {
-      what,
-      value: "cpu",
-      reason: `only a software adapter is available; ${rates}`,
-    },
-  };
+  return { choice: decided.choice };
 }
 
+/** Matmuls in a measurement. */
 const ROUNDS = 8;
+/** Deno settles a readback this late. */
+const READBACK_MS = 10;
 
-/** GB/s at which a decode step's matmuls read bf16 weights on an adapter. */
-async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
+/** How fast both sides read the widest weight of a layer in a decode step. */
+async function measureRates(
+  gpu: Gpu,
+  config: Qwen3Config,
+): Promise<ReadRates> {
+  const { hiddenSize: k, intermediateSize: n } = config;
+  const rates = { gpu: await gpuRate(gpu, n, k), cpu: cpuRate(config, n, k) };
+  return { k, n, ...rates };
+}
+
+/** GB/s on the GPU, for weights in bf16. */
+async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
   using w = Tensor.create(gpu, "bf16", [n, k]);
   using x = Tensor.create(gpu, "f32", [1, k]);
   using y = Tensor.create(gpu, "f32", [1, n]);
@@ -107,14 +89,14 @@ async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
   for (let i = 0; i < 2; i++) {
     const began = performance.now();
     plan.run();
-    // Deno settles the read 10 ms late.
     await y.read();
-    ms = Math.min(ms, Math.max(0.1, performance.now() - began - 10));
+    const took = performance.now() - began - READBACK_MS;
+    ms = Math.min(ms, Math.max(0.1, took));
   }
   return ROUNDS * n * k * 2 / ms / 1e6;
 }
 
-/** GB/s of the CPU path: the best of several matmuls, as another program may take a core for a while. */
+/** GB/s on the CPU path; the fastest of several, because another program may take a core. */
 function cpuRate(config: Qwen3Config, n: number, k: number): number {
   using ops = new CpuOps(config);
   const w = ops.tensor("bf16", [n, k]);

@@ -1,19 +1,20 @@
 /**
- * Flags that tasks share: parsed strictly, so that a typo is an answer, not a default.
+ * What tasks share: flags, parsed strictly so that a typo is refused, help and errors.
  *
  * @module
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { parseArgs } from "@std/cli/parse-args";
 import type { Dtype } from "../lib/dtype.ts";
+import { errorText } from "../lib/errors.ts";
 
-/** What a flag takes. */
+/** The kind of value that a flag takes. */
 export type FlagType = "text" | "texts" | "number" | "switch";
 
-/** Flags by name, with what they take and what they are for. */
+/** Flags by name: the value they take and their help. */
 export type FlagTable = Record<string, [type: FlagType, help: string]>;
 
-/** What was given: by kebab-case name, and the words beside the flags. */
+/** The flags that were given, by kebab-case name, and the other arguments. */
 export interface Flags {
   text(name: string): string | undefined;
   texts(name: string): string[] | undefined;
@@ -23,7 +24,7 @@ export interface Flags {
   words: string[];
 }
 
-/** Reads `args` by `table`. A switch may be given as `--name` or `--no-name`. */
+/** Parses `args`. A switch may be given as `--name` or `--no-name`. */
 export function readFlags(args: string[], table: FlagTable): Flags {
   const of = (...types: FlagType[]) =>
     Object.keys(table).filter((name) => types.includes(table[name][0]));
@@ -103,7 +104,7 @@ export function readFlags(args: string[], table: FlagTable): Flags {
   };
 }
 
-/** `--set NAME=NUMBER`, given any number of times, as constants of a kernel. */
+/** Reads `--set NAME=NUMBER`, which may be repeated, as constants of a kernel. */
 export function readConstants(
   flags: Flags,
   cannot: string,
@@ -121,7 +122,7 @@ export function readConstants(
   );
 }
 
-/** `--dtype`, the type of a model's weights; bf16 by default. */
+/** Reads `--dtype`, the type of a model's weights; bf16 by default. */
 export function readDtype(flags: Flags, cannot: string): Dtype {
   const dtype = flags.text("dtype") ?? "bf16";
   if (!["bf16", "f16", "f32"].includes(dtype)) {
@@ -132,7 +133,7 @@ export function readDtype(flags: Flags, cannot: string): Dtype {
   return dtype as Dtype;
 }
 
-/** The table as lines for `--help`. */
+/** The text of `--help`. */
 export function helpText(usage: string, table: FlagTable): string {
   const width = Math.max(...Object.keys(table).map((name) => name.length));
   const lines = Object.entries(table).map(([name, [type, help]]) => {
@@ -142,15 +143,51 @@ export function helpText(usage: string, table: FlagTable): string {
   return `${usage}\n\n${lines.join("\n")}`;
 }
 
-/** Runs a task: an error is one line on stderr and exit code 1. */
-export async function runTask(main: () => Promise<number>): Promise<never> {
+/** A task as `--help` describes it. */
+export interface Task {
+  usage: string;
+  flags: FlagTable;
+  /** More of the help, below the flags. */
+  notes?: string;
+  /** `Deno.args` by default. */
+  args?: string[];
+  /** What a task that takes flags only does: the verb of its refusal of words. */
+  flagsOnly?: string;
+}
+
+/**
+ * Runs a task with the flags it was given, or prints its `--help`. An error is one line
+ * on stderr and exit code 1.
+ */
+export async function runTask(
+  task: Task,
+  main: (flags: Flags) => Promise<number>,
+): Promise<never> {
   prepareEnvironment();
   try {
-    Deno.exit(await main());
+    Deno.exit(await runWithFlags(task, main));
   } catch (error) {
     if (error instanceof Deno.errors.BrokenPipe) Deno.exit(0); // the reader left
-    const message = error instanceof Error ? error.message : String(error);
-    console.error(`error: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
+    console.error(`error: ${errorText(error)}`);
     Deno.exit(1);
   }
+}
+
+async function runWithFlags(
+  { usage, flags: table, notes, args = Deno.args, flagsOnly }: Task,
+  main: (flags: Flags) => Promise<number>,
+): Promise<number> {
+  const all: FlagTable = { ...table, help: ["switch", "print this text"] };
+  const flags = readFlags(args, all);
+  if (flags.on("help")) {
+    console.log(helpText(usage, all) + (notes ? `\n\n${notes}` : ""));
+    return 0;
+  }
+  const [word] = flags.words;
+  if (flagsOnly !== undefined && word !== undefined) {
+    throw new Error(
+      `Cannot ${flagsOnly}: unexpected argument "${word}", this task takes flags only`,
+    );
+  }
+  return await main(flags);
 }

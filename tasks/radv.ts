@@ -23,14 +23,7 @@ import {
 } from "../lib/tools/radv/radv.ts";
 import { RadvCompiler } from "../lib/tools/radv/compiler.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
-import {
-  type FlagTable,
-  helpText,
-  readConstants,
-  readDtype,
-  readFlags,
-  runTask,
-} from "./flags.ts";
+import { type FlagTable, readConstants, readDtype, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "chips": ["text", "comma-separated; navi21,navi31,gfx1200 by default"],
@@ -44,20 +37,14 @@ const FLAGS: FlagTable = {
   ],
   "wave32": ["switch", "as with RADV_PERFTEST=cswave32, not as RADV chooses"],
   "json": ["switch", "the rows as one line of JSON on stdout"],
-  "help": ["switch", "this text"],
 };
 
-await runTask(async () => {
-  const flags = readFlags(Deno.args, FLAGS);
-  if (flags.on("help")) {
-    console.log(
-      helpText(
-        `deno task radv [KERNEL…] [flags]; kernels: ${KERNEL_NAMES.join(", ")}`,
-        FLAGS,
-      ),
-    );
-    return 0;
-  }
+await runTask({
+  usage: `deno task radv [KERNEL…] [flags]; kernels: ${
+    KERNEL_NAMES.join(", ")
+  }`,
+  flags: FLAGS,
+}, async (flags) => {
   const cannot = "Cannot compile for RADV";
   const chips = readChips(flags.text("chips") ?? "navi21,navi31,gfx1200");
   const tokens = flags.number("tokens");

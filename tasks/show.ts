@@ -10,14 +10,7 @@ import { KERNEL_NAMES } from "../kernels/list.ts";
 import { NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/open_device.ts";
 import { showKernel, type Sketched, STATED_DEVICE } from "../lib/tools/show.ts";
-import {
-  type FlagTable,
-  helpText,
-  readConstants,
-  readDtype,
-  readFlags,
-  runTask,
-} from "./flags.ts";
+import { type FlagTable, readConstants, readDtype, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": ["text", "whose sizes; synthetic:qwen3-0.6b by default"],
@@ -27,20 +20,12 @@ const FLAGS: FlagTable = {
   ],
   "dtype": ["text", "type of the weights: bf16 (default), f16 or f32"],
   "set": ["texts", "NAME=NUMBER, a constant; may be given several times"],
-  "help": ["switch", "this text"],
 };
 
-await runTask(async () => {
-  const flags = readFlags(Deno.args, FLAGS);
-  if (flags.on("help")) {
-    console.log(
-      helpText(
-        `deno task show KERNEL [flags]; kernels: ${KERNEL_NAMES.join(", ")}`,
-        FLAGS,
-      ),
-    );
-    return 0;
-  }
+await runTask({
+  usage: `deno task show KERNEL [flags]; kernels: ${KERNEL_NAMES.join(", ")}`,
+  flags: FLAGS,
+}, async (flags) => {
   const [name, ...more] = flags.words;
   if (name === undefined || more.length) {
     throw new Error(

@@ -1,9 +1,15 @@
 /**
- * What kernels must compute, in float64 on the CPU: plain loops that share no code with
- * what they check. The self-test and the tests use them.
+ * Reference implementations of the kernels in float64 on the CPU: plain loops that share
+ * no code with what they check. For the self-test and the tests.
  *
  * @module
  */
+import type {
+  Attention,
+  AttentionInputs,
+  CaseRandom,
+  Expected,
+} from "../../kernels/case.ts";
 import type { Epilogue } from "../dispatch/shapes.ts";
 import {
   type CpuTensor,
@@ -27,15 +33,15 @@ const ARRAY = {
   u32: Uint32Array,
 };
 
-/** Pseudorandom numbers, reproducible by seed (xorshift32). */
-export class Random {
+/** A seeded random number generator (xorshift32). */
+export class Random implements CaseRandom {
   #state: number;
 
   constructor(seed = 0x9e3779b9) {
     this.#state = seed | 0 || 1;
   }
 
-  /** Between -1 and 1. */
+  /** A number between -1 and 1. */
   next(): number {
     this.#state ^= this.#state << 13;
     this.#state ^= this.#state >>> 17;
@@ -43,7 +49,7 @@ export class Random {
     return this.#state / 2 ** 31;
   }
 
-  /** A whole number from `low` to `high`, both included. */
+  /** An integer from `low` to `high`, both inclusive. */
   int(low: number, high: number): number {
     return low + Math.floor((this.next() + 1) / 2 * (high - low + 1));
   }
@@ -52,7 +58,7 @@ export class Random {
     return choices[this.int(0, choices.length - 1)];
   }
 
-  /** Values between -scale and scale, plus `offset`. */
+  /** A tensor of values between -scale and scale, plus `offset`. */
   tensor(
     dtype: Dtype,
     shape: readonly number[],
@@ -71,15 +77,6 @@ export class Random {
     const data = new ARRAY[dtype](elements(shape));
     return { dtype, shape, data: data.fill(ENCODE[dtype](value)) };
   }
-}
-
-/**
- * Results, with a scale for the rounding error of each: the norm of the products that
- * were summed. An f32 sum is off by a small multiple of it.
- */
-export interface Expected {
-  values: Float64Array;
-  norms: Float64Array;
 }
 
 /** `x · wᵀ`: `[m, k]`, `[n, k]` → `[m, n]`. */
@@ -133,7 +130,7 @@ export function rmsNormed(
   return y;
 }
 
-/** What follows a matmul: nothing, an addition to `before`, or SwiGLU of the two halves of each row. */
+/** What follows a matmul: nothing, adding to `before`, or SwiGLU of the halves of a row. */
 export function epilogue(
   kind: Epilogue,
   { values, norms }: Expected,
@@ -165,33 +162,9 @@ export function epilogue(
   return out;
 }
 
-/** The sizes of an attention pass: row `r` is token `r % tokens` of sequence `first + floor(r / tokens)`. */
-export interface Attention {
-  heads: number;
-  kvHeads: number;
-  headDim: number;
-  context: number;
-  /** Tokens in the cache before the pass, per sequence. */
-  lengths: readonly number[];
-  first: number;
-  tokens: number;
-  rows: number;
-  eps: number;
-}
-
-/** Inputs of a pass; the cache is NaN where no token was cached. */
-export interface AttentionInputs {
-  qkv: CpuTensor;
-  qNorm: CpuTensor;
-  kNorm: CpuTensor;
-  angles: CpuTensor;
-  k: CpuTensor;
-  v: CpuTensor;
-}
-
-/** Makes random inputs of a pass, with `more` cached tokens per sequence than its length says. */
+/** Creates the inputs of a pass; each cache holds `more` tokens beyond its length. */
 export function attentionInputs(
-  random: Random,
+  random: CaseRandom,
   sizes: Attention,
   dtypes: { cache: "f32" | "f16"; norm?: Dtype },
   more = 0,
@@ -236,7 +209,7 @@ export function place(
   return { sequence, position: lengths[sequence] + row % tokens };
 }
 
-/** Normed and rotated q `[rows, heads · headDim]`, and the caches after the new keys and values are appended. */
+/** Normed and rotated q `[rows, heads · headDim]`, and the caches after the append. */
 export function appended(
   inputs: AttentionInputs,
   sizes: Attention,

@@ -278,8 +278,8 @@ export class DebugRunner implements Runner {
     expected: Float32Array,
     { shape }: Tensor,
   ): string | undefined {
-    const { f16Products } = this.options, { cacheDtype } = this.gpu;
-    const half = f16Products || cacheDtype === "f16" && /attend/.test(name);
+    const { f16Matmuls } = this.options, { cacheDtype } = this.gpu;
+    const half = f16Matmuls || cacheDtype === "f16" && /attend/.test(name);
     const found = rowDifference(actual, expected, shape[1], half);
     return found && `${name} ${differenceText(found)}`;
   }

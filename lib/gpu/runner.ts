@@ -10,6 +10,7 @@ import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { host } from "../host.ts";
 import type { Choice } from "../dispatch/choice.ts";
+import { chooseLogitsRows, choosePassRows } from "../dispatch/pass_rows.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
 import { gpuStore, measureLargest } from "./store.ts";
@@ -22,14 +23,12 @@ import type { Sampling } from "../model/sampling.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
-/** Prompt tokens that go through the model at once. */
-const PREFILL_ROWS = 2048;
 /** How a {@linkcode GpuRunner} is loaded. */
 export interface GpuRunnerOptions extends LoadOptions {
   context: number;
   cacheDtype: "f16" | "f32";
-  /** Products of many rows may be computed in f16, summed in f32. */
-  f16Products: boolean;
+  /** Matmuls of many rows may multiply in f16; they sum in f32. */
+  f16Matmuls: boolean;
 }
 
 /** {@linkcode Runner} on a GPU. */
@@ -64,7 +63,7 @@ export class GpuRunner implements Runner {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
     // Only hardware is faster in f16; the widest weight tells how far rows may reach.
-    if (options.f16Products) await measureLargest(gpu, config, weights);
+    if (options.f16Matmuls) await measureLargest(gpu, config, weights);
     gpu.check();
     const size = { sequences: 1, context, dtype };
     const ops = new GpuOps(gpu, config);
@@ -76,15 +75,11 @@ export class GpuRunner implements Runner {
     tokens: readonly number[],
     { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
-    const { vocabSize } = this.config;
-    // Logits of every position are large: as many rows at once as half a binding holds.
-    const room = this.gpu.limits.maxStorageBufferBindingSize / 2;
+    const { vocabSize } = this.config, { prefillRows } = this;
+    const { maxStorageBufferBindingSize } = this.gpu.limits;
     const rows = all
-      ? Math.max(
-        1,
-        Math.min(256, this.prefillRows, Math.floor(room / vocabSize / 4)),
-      )
-      : this.prefillRows;
+      ? chooseLogitsRows(prefillRows, vocabSize, maxStorageBufferBindingSize)
+      : prefillRows;
     const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
     let at = 0, last: Tensor | undefined;
     const one = this.#one;
@@ -180,14 +175,12 @@ export class GpuRunner implements Runner {
     this.choices.push(decided);
   }
 
-  /** Prompt tokens that go through at once: what one binding holds of the widest activation. */
+  /** Prompt tokens that go through the model in one pass. */
   get prefillRows(): number {
     const { config, gpu } = this;
     const heads = config.numAttentionHeads + 2 * config.numKeyValueHeads;
     const widest = Math.max(heads * config.headDim, config.intermediateSize);
-    const room = gpu.limits.maxStorageBufferBindingSize / 4 / widest;
-    const fits = Math.max(1, 2 ** Math.floor(Math.log2(room))); // scratch grows by doubling
-    return Math.min(PREFILL_ROWS, fits);
+    return choosePassRows(widest, gpu.limits.maxStorageBufferBindingSize);
   }
 
   /** How keys and values are kept. */

@@ -5,17 +5,14 @@
  *
  * @module
  */
-import { batchedGemm } from "../../kernels/batched_gemm.ts";
-import { gemvColumns } from "../../kernels/gemv_columns.ts";
-import { findKernel, KERNEL_NAMES } from "../../kernels/list.ts";
-import { maxAbs } from "../../kernels/max_abs.ts";
-import { peakFma } from "../../kernels/peak_fma.ts";
-import { peakRead } from "../../kernels/peak_read.ts";
-import { synthesize } from "../../kernels/synthesize.ts";
-import { type Capabilities, laneConstants } from "../dispatch/capabilities.ts";
+import { inPasses } from "../../kernels/define.ts";
+import { findKernel, KERNEL_NAMES, KERNELS } from "../../kernels/list.ts";
+import { reference } from "../check/kernel_case.ts";
+import { Random } from "../check/reference.ts";
+import type { Capabilities } from "../dispatch/capabilities.ts";
 import type { Dtype } from "../dtype.ts";
+import { chooseCacheDtype } from "../dispatch/precision.ts";
 import type { Constants } from "../dispatch/shapes.ts";
-import { chooseMatmul } from "../dispatch/matmul.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { type Gpu, LEAST_WORKGROUP_MEMORY } from "../webgpu/device.ts";
 import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
@@ -94,7 +91,7 @@ export function showKernel(
     for (const tokens of order) {
       const calls = [
         ...recordPasses(chosen, tokens, options),
-        ...recordRest(chosen, tokens, options),
+        ...recordCases(chosen, options.dtype),
       ].filter(({ kernel }) => kernel.name === wanted);
       if (!calls.length) continue;
       const found = describe(calls[0], options.constants);
@@ -128,7 +125,7 @@ export function showVariants(
   const tokens = options.tokens ?? 512;
   const calls = [
     ...recordPasses(device, tokens, options),
-    ...recordRest(device, tokens, options),
+    ...recordCases(device, options.dtype),
   ];
   const variants = new Map<string, Shown>();
   for (const call of calls) {
@@ -228,7 +225,7 @@ function recordPasses(
   const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
     Tensor.create(gpu, "u32", shape, undefined, label);
-  const cacheDtype = headDim % 8 === 0 ? "f16" : "f32";
+  const { dtype: cacheDtype } = chooseCacheDtype(headDim);
   const cache = new GpuKvCache(
     gpu,
     config,
@@ -255,55 +252,30 @@ function recordPasses(
   return plan.calls;
 }
 
-/** The calls of kernels that are beside the passes. */
-function recordRest(
-  device: Sketched,
-  tokens: number,
-  { config, dtype = "bf16" }: ShowOptions,
-): Call[] {
+/** Calls of kernels that no pass runs, as their cases make them: a model's sizes first. */
+function recordCases(device: Sketched, dtype: Dtype = "bf16"): Call[] {
   const gpu = sketch(device);
-  const { hiddenSize: k, intermediateSize: n, headDim } = config;
-  const tensor = (dtype: Dtype, ...shape: number[]) =>
-    Tensor.create(gpu, dtype, shape, undefined, "operand");
-  const calls: Call[] = [];
-  const add = (kernel: Kernel, operands: Operands, options: AddOptions) => {
-    calls.push({ kernel, operands, options });
-  };
-  const product = (kernel: Kernel, a: number[], b: number[], byKey = false) => {
-    const choice = chooseMatmul(a, b, device, { dtype, transposeB: byKey });
-    if (!choice.kernel) throw new Error(`Cannot show: ${choice.reason}`);
-    const left = tensor("f32", ...a), right = tensor(dtype, ...b);
-    const c = tensor("f32", ...choice.shape);
-    add(kernel, { a: left, x: left, b: right, c, y: c }, {
-      label: "matmul",
-      ...choice,
-    });
-  };
-  const head = [tokens, headDim], { numKeyValueHeads } = config;
-  product(
-    batchedGemm,
-    [1, config.numAttentionHeads, ...head],
-    [1, numKeyValueHeads, ...head],
-    true,
-  );
-  product(gemvColumns, [1, k], [k, n]);
-  const w = tensor(dtype, n, k);
-  add(maxAbs, { w, largest: tensor("u32", 1) }, {
-    label: "the largest weight",
-    reason: "f16 products need to know how far rows may reach",
-    constants: laneConstants(device),
+  const tools = { device, random: new Random(), reference };
+  return KERNELS.filter((kernel) => !inPasses(kernel)).flatMap((kernel) => {
+    const cases = kernel.cases.toReversed().flatMap((given) =>
+      kernel.makeCase(given, tools) ?? []
+    );
+    const ofType = cases.filter(({ operands }) =>
+      Object.values(operands).some((operand) => operand.dtype === dtype)
+    );
+    return (ofType.length ? ofType : cases).map((one): Call => ({
+      kernel,
+      operands: Object.fromEntries(
+        Object.entries(one.operands).map(([name, { dtype, shape }]) => [
+          name,
+          Tensor.create(gpu, dtype, shape, undefined, name),
+        ]),
+      ),
+      options: {
+        label: `test case ${one.what}`,
+        reason: "no pass of a model runs this kernel",
+        constants: one.constants,
+      },
+    }));
   });
-  add(synthesize, { w: tensor("bf16", n, k) }, {
-    label: "synthetic weights",
-    reason: "made where they are used",
-  });
-  const y = tensor("u32", 4);
-  add(peakRead, { x: tensor("u32", 1 << 26), y }, {
-    label: "measures bandwidth",
-  });
-  add(peakFma, { y }, {
-    label: "measures arithmetic",
-    constants: { F16: device.f16 ? 1 : 0 },
-  });
-  return calls;
 }

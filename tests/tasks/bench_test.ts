@@ -95,7 +95,7 @@ gpuTest("rows with spread, the peaks, peers, and JSON last", async () => {
   }
 });
 
-gpuTest("a peer that fails is named, and the exit code says so", async () => {
+gpuTest("a failed peer is named, and the exit code is 1", async () => {
   const folder = await Deno.makeTempDir();
   try {
     await pretendPeers(folder);

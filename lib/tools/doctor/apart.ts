@@ -35,20 +35,20 @@ export async function examineApart(
   const stderr = new Response(process.stderr).text();
   let running = "self-test", late = false;
   let deadline: ReturnType<typeof setTimeout> | undefined;
-  const wait = () => {
+  const wait = (ms: number) => {
     clearTimeout(deadline);
     deadline = setTimeout(() => {
       late = true;
       process.kill("SIGKILL");
       process.unref();
       reader.cancel(); // the driver may keep even a killed process alive
-    }, deadlineMs);
+    }, ms);
   };
-  wait();
+  wait(DEADLINE_MS); // opening the device is no kernel
   for (let text = "";;) {
     const { value, done } = await reader.read();
     if (done) break;
-    wait();
+    wait(deadlineMs);
     const lines = (text + value).split("\n");
     text = lines.pop()!;
     for (const line of lines) {

@@ -3,16 +3,14 @@
  *
  * @module
  */
-import { Random } from "../../check/reference.ts";
+import { passes } from "../../check/kernel_case.ts";
 import { errorText } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
 import { arithmetic, bandwidth } from "../format.ts";
 import { measurePeaks } from "../peaks.ts";
-import { testAttention } from "./attention.ts";
-import { testLinear, testRows, testSampling } from "./kernels.ts";
+import { testKernels, type TestResult } from "./kernels.ts";
 import type { Reporter } from "./report.ts";
-import { passes, SelfTest, type TestResult } from "./self_test.ts";
 
 /** Deno's WebGPU sleeps 10 ms in every readback; anything above is the driver's. */
 const SLOW_READBACK_MS = 20;
@@ -87,28 +85,19 @@ with this model`
 
 /** Compares every kernel that computes with float64 on the CPU. */
 export async function selfTest(gpu: Gpu, reporter: Reporter): Promise<void> {
-  using test = new SelfTest(gpu, new Random(), reporter);
-  let failure: { kernel?: string; message: string } | undefined;
-  for (const part of [testRows, testLinear, testAttention, testSampling]) {
-    try {
-      await part(test);
-    } catch (error) {
-      failure = { kernel: test.running, message: errorText(error) };
-      break; // a broken device would fail everything that follows
-    }
-  }
-  const byKernel = Map.groupBy(test.results, ({ kernel }) => kernel);
+  const tests = await testKernels(gpu, reporter);
+  const byKernel = Map.groupBy(tests.results, ({ kernel }) => kernel);
   for (const [kernel, results] of byKernel) {
     const right = results.every(passes);
     const text = resultsText(results);
     reporter.found(right ? "green" : "red", kernel, text, { results });
   }
-  if (failure) {
-    const { kernel = "self-test", message } = failure;
+  if (tests.failure) {
+    const { kernel, message } = tests.failure;
     const text = `${message}; update the driver and report this message`;
     reporter.found("red", kernel, text);
   }
-  const uses = test.firstUses;
+  const uses = tests.firstUses;
   const totalMs = uses.reduce((sum, { ms }) => sum + ms, 0);
   const slowest = uses.reduce(
     (a, b) => b.ms > a.ms ? b : a,
@@ -130,8 +119,11 @@ function resultsText(results: readonly TestResult[]): string {
     Number.isNaN(error) ? Infinity : tolerance ? error / tolerance : error;
   const worst = results.reduce((a, b) => excess(b) > excess(a) ? b : a);
   const { error, tolerance, index, actual, expected, what } = worst;
-  const failed = results.filter((result) => !passes(result)).length;
-  const cases = `${results.length} ${results.length === 1 ? "case" : "cases"}`;
+  const failed = new Set(
+    results.filter((result) => !passes(result)).map(({ what }) => what),
+  ).size;
+  const count = new Set(results.map(({ what }) => what)).size;
+  const cases = `${count} ${count === 1 ? "case" : "cases"}`;
   const size = `worst error ${error.toExponential(1)}, tolerance ${
     tolerance.toExponential(1)
   }`;

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { chooseCacheDtype } from "../../dispatch/precision.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import { DeviceError } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
@@ -41,7 +42,7 @@ export async function modelNeeds(
     }];
   }
   const context = wanted ?? Math.min(DEFAULT_CONTEXT, trained);
-  const dtype = gpu && config.headDim % 8 === 0 ? "f16" : "f32";
+  const dtype = gpu ? chooseCacheDtype(config.headDim).dtype : "f32";
   const weights = weightBytes(checkpoint);
   const cache = cacheBytes(config, 1, context, dtype);
   const needs: Finding = {

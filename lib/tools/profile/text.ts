@@ -33,7 +33,7 @@ export function profileText(report: ProfileReport): string {
       }`,
       ...peaks
         ? [
-          `this adapter at best, measured now: reads ${
+          `the adapter's peaks, measured now: reads ${
             bandwidth(peaks.readGBps)
           }, ${arithmetic(peaks.f32TFLOPS)} in f32${
             peaks.f16TFLOPS === undefined
@@ -88,11 +88,9 @@ function phaseText(
       timedBy === "verbs" ? "operations" : "dispatches"
     }`,
     ...phase.factor === undefined || phase.factor === 1 ? [] : [
-      `  times below are of ${
+      `  times below are of a run with each dispatch timed: ${
         milliseconds(phase.profiledMs!)
-      } while each dispatch was timed, ${
-        milliseconds(phase.betweenMs!)
-      } of it between them`,
+      }, ${milliseconds(phase.betweenMs!)} of it between dispatches`,
     ],
     ...table(
       [
@@ -136,7 +134,7 @@ function phaseText(
   ];
 }
 
-/** Why which kernel ran what; once where it is the same for several. */
+/** Why each kernel was chosen; operations with the same reason share a line. */
 function choices(operations: readonly Operation[]): string[] {
   const lines = new Map<string, string[]>();
   for (const operation of operations) {
@@ -154,10 +152,10 @@ function choices(operations: readonly Operation[]): string[] {
   );
 }
 
-/** A line of text wraps here, as no column does. */
+/** Lines of text wrap at this width; tables do not. */
 const WIDTH = 108;
 
-/** `M=1 ROWS=2`, without what says the types again. */
+/** `M=1 ROWS=2`, without the constants that repeat the types. */
 function constantsText({ constants }: Operation): string {
   return Object.entries(constants)
     .filter(([name]) => !/_(DTYPE|VIEW|UNIT)$/.test(name))
@@ -211,7 +209,7 @@ function loopText(loop: Loop, batch: number): string[] {
   return lines;
 }
 
-/** Columns, the first `left` of them aligned to the left. */
+/** A table whose first `left` columns are left-aligned. */
 function table(head: string[], rows: string[][], left: number): string[] {
   const widths = head.map((title, i) =>
     Math.max(title.length, ...rows.map((row) => row[i].length))

@@ -5,6 +5,10 @@
  * @module
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import {
+  chooseCacheDtype,
+  chooseMatmulDtype,
+} from "../../dispatch/precision.ts";
 import { ROW_CLASSES } from "../../dispatch/shapes.ts";
 import { type CpuTensor, f32, toF32 } from "../../dtype.ts";
 import type { Gpu } from "../../webgpu/device.ts";
@@ -105,14 +109,16 @@ export class Bench implements Disposable {
       checkpoint.config.numHiddenLayers,
       Math.ceil(BEYOND_CACHES / layerBytes),
     );
-    const cacheDtype = checkpoint.config.headDim % 8 ? "f32" : "f16";
+    const { dtype: cacheDtype } = chooseCacheDtype(
+      checkpoint.config.headDim,
+    );
     const options = { context: 1, cacheDtype, signal } as const;
     const cpu = await CpuRunner.load(one, options);
     try {
       const runner = await GpuRunner.load(
         gpu,
         withLayers(checkpoint, layers),
-        { ...options, f16Products: gpu.f16 && !gpu.software },
+        { ...options, f16Matmuls: chooseMatmulDtype(gpu).dtype === "f16" },
       );
       return new Bench(gpu, runner, cpu, cacheDtype);
     } catch (error) {

@@ -6,7 +6,7 @@ import {
   findingText,
   summaryText,
 } from "../../../lib/tools/doctor/report.ts";
-import type { TestResult } from "../../../lib/tools/doctor/self_test.ts";
+import type { TestResult } from "../../../lib/tools/doctor/kernels.ts";
 import { KERNEL_NAMES } from "../../../kernels/list.ts";
 import { gpuTest } from "../../support/gpu.ts";
 import { tamperedGpu } from "../../support/tampered_gpu.ts";
@@ -61,8 +61,11 @@ gpuTest("every kernel is tested, in all its forms, and agrees", async (gpu) => {
     ["gemvRows", /normed first/],
     ["gemm", /k in \d splits/],
     ["attendDecode", /long context$/],
-    ["mergeSplits", /short context, in 5 splits/],
-    ["mergeSplits", /146 and 21 and 100 keys/],
+    ["attendDecode", /short context, in 5 splits/],
+    ["attendDecode", /146 and 21 and 100 keys/],
+    ["mergeSplits", /^5 splits of \[2, 3, 6\]/],
+    ["sampleDraw", /top-k 300, top-p 0.6/],
+    ["sampleFinish", /from histogram, top-p 0.9/],
     ["gemv", /\[1, 3072\] × \[1024, 3072\]/],
     ["gemvRows", /\[16, 1024\] × \[1024, 1024\]/],
     ["gemm", /\[33, 1024\] × \[1024, 1024\]/],
@@ -85,7 +88,7 @@ gpuTest("every kernel is tested, in all its forms, and agrees", async (gpu) => {
       "qkNormRope",
       RegExp(`norms in ${type}$`),
     ]),
-    ...["qkNormRope", "attendPrefill", "attendDecode", "mergeSplits"]
+    ...["qkNormRope", "attendPrefill", "attendDecode"]
       .flatMap((name) => [
         [name, /keys in f16/] as typeof forms[number],
         [name, /keys in f32/] as typeof forms[number],
@@ -122,7 +125,7 @@ gpuTest(
 
 gpuTest("a kernel that hangs or ends its process is named", async () => {
   const ways = [
-    ["hang", /^hangs: not done after 10 s, .*DENO_WEBGPU_BACKEND$/],
+    ["hang", /^hangs: not done after 0.2 s, .*DENO_WEBGPU_BACKEND$/],
     ["crash", / ended with exit code 3: driver: assertion failed; update/],
   ] as const;
   for (const [way, expected] of ways) {
@@ -136,10 +139,11 @@ gpuTest("a kernel that hangs or ends its process is named", async () => {
       },
       {
         script: new URL(`failing_examination.ts?${way}`, import.meta.url),
-        deadlineMs: 10_000,
+        // What hangs never answers; what crashes is waited for.
+        deadlineMs: way === "hang" ? 200 : undefined,
       },
     );
-    assertEquals(found.map(({ topic }) => topic), ["rmsNorm"]);
+    assertEquals(found.map(({ topic }) => topic), ["embed"]);
     assertMatch(found[0].text, expected);
     assertFits(findingText(found[0]));
   }
