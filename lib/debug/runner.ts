@@ -177,7 +177,8 @@ export class DebugRunner implements Runner {
     using caches = this.#caches(texts.length, context);
     const { gpu } = this.gpu, sequences = texts.length;
     using twin = new SamplingTwin(gpu, sampling, {
-      ...{ sequences, vocab: vocabSize },
+      sequences,
+      vocab: vocabSize,
     });
     const seen = texts.map((text) => seenBits(vocabSize, text));
     const rows: Float32Array[] = [];
