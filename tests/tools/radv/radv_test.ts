@@ -152,7 +152,7 @@ Deno.test("without Mesa the task is one line that says how to get it", async () 
         [[], "--mesa DIR is missing"],
         [["--mesa", empty], "has no libvulkan_radeon.so and libvulkan_lvp.so"],
         [["--chips", "navi99"], 'Cannot compile for "navi99"'],
-        [["--tokens", "0"], "--tokens is 0, must be a whole number"],
+        [["--tokens", "0"], "--tokens is 0, must be an integer of at least 1"],
       ] as const
     ) {
       const { code, stdout, stderr } = await runTask("radv", args);
