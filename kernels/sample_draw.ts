@@ -1,18 +1,7 @@
-import { BIN } from "./sample_histogram.ts";
-import {
-  BEST,
-  BINS,
-  chunkLength,
-  deriveChunk,
-  GUMBEL,
-  LOAD_SCORES,
-  logitsContract,
-  ROW_TOP,
-  SAMPLE_CONSTANTS,
-  SCORES,
-} from "./sample_scores.ts";
-import { samplingCost } from "./cost.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { type Reference, type Result, u32 } from "./case.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 import {
   ABSENT,
   bestOf,
@@ -30,8 +19,19 @@ import {
   scoreOf,
   words,
 } from "./sample_case.ts";
-import { type Reference, type Result, u32 } from "./case.ts";
-import { defineKernel } from "./define.ts";
+import { BIN } from "./sample_histogram.ts";
+import {
+  BEST,
+  BINS,
+  chunkLength,
+  deriveChunk,
+  GUMBEL,
+  LOAD_SCORES,
+  logitsContract,
+  ROW_TOP,
+  SAMPLE_CONSTANTS,
+  SCORES,
+} from "./sample_scores.ts";
 
 interface DrawCase extends SampleSizes {
   temperature: number;

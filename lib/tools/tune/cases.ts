@@ -56,7 +56,7 @@ export interface TunedModel {
   readonly mostRows: number;
 }
 
-/** The same operations on the GPU and on the CPU. */
+/** Operations that run on the GPU and on the CPU. */
 export interface Check {
   label: string;
   /** Rows of its inputs. */

@@ -121,7 +121,7 @@ Deno.test("waves are those of a SIMD, in waves of the kernel's own size", () => 
   );
 });
 
-Deno.test("a hot kernel that spills is found, a kernel beside the passes is not", () => {
+Deno.test("a hot kernel that spills is found, a kernel outside the passes is not", () => {
   const [chip] = readChips("navi21");
   const row = (kernel: string, changes = {}) =>
     statisticsOf({ ...GEMM, kernel }, chip, {
