@@ -1,13 +1,7 @@
-import {
-  BEST,
-  deriveChunk,
-  LOAD_SCORES,
-  logitsContract,
-  SAMPLE_CONSTANTS,
-  SCORES,
-} from "./sample_scores.ts";
-import { samplingCost } from "./cost.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { type Buffers, SUM } from "./case.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 import {
   bestOf,
   eachChunk,
@@ -16,8 +10,14 @@ import {
   scoreOf,
   words,
 } from "./sample_case.ts";
-import { type Buffers, SUM } from "./case.ts";
-import { defineKernel } from "./define.ts";
+import {
+  BEST,
+  deriveChunk,
+  LOAD_SCORES,
+  logitsContract,
+  SAMPLE_CONSTANTS,
+  SCORES,
+} from "./sample_scores.ts";
 
 interface ArgmaxCase extends SampleSizes {
   penalty: number;
@@ -26,9 +26,9 @@ interface ArgmaxCase extends SampleSizes {
 }
 
 /**
- * The highest score of each chunk of a row, after the penalty, and the lowest id
- * that has it: records `[key, id, 0, 0]`. Zeroes the histogram that
- * sample_histogram.ts fills next, if there is one.
+ * The highest score of each chunk of a row, after the penalty, and the lowest id with
+ * that score: records `[key, id, 0, 0]`. With HISTOGRAM it zeroes the histogram that
+ * sample_histogram.ts fills next.
  */
 export const argmax = defineKernel<ArgmaxCase>({
   name: "argmax",

@@ -1,14 +1,14 @@
-import { LANES } from "../lib/webgpu/wgsl.ts";
-import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { normCost } from "./cost.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { toF32 } from "../lib/dtype.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 import { EPS, type Float, FLOATS, room, SUM } from "./case.ts";
+import { normCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * `y = x · norm / sqrt(mean(x²) + eps)` per row (RMSNorm,
- * https://arxiv.org/abs/1910.07467). One workgroup per row.
+ * RMSNorm (https://arxiv.org/abs/1910.07467): `y = x · norm / sqrt(mean(x²) + eps)` for
+ * each row. One workgroup per row.
  */
 export const rmsNorm = defineKernel<{ k: number; norm: Float }>({
   name: "rmsNorm",

@@ -1,3 +1,24 @@
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { type Reference, type Result, u32 } from "./case.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
+import {
+  ABSENT,
+  bestOf,
+  binned,
+  binOf,
+  drawScore,
+  eachChunk,
+  floatOf,
+  highestOf,
+  histogramTensor,
+  narrow,
+  type Narrowed,
+  rowsOf,
+  type SampleSizes,
+  scoreOf,
+  words,
+} from "./sample_case.ts";
 import { BIN } from "./sample_histogram.ts";
 import {
   BEST,
@@ -11,26 +32,6 @@ import {
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
-import { samplingCost } from "./cost.ts";
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
-import {
-  ABSENT,
-  bestOf,
-  binned,
-  binOf,
-  drawScore,
-  eachChunk,
-  floatOf,
-  highestOf,
-  histogramTensor,
-  narrow,
-  rowsOf,
-  type SampleSizes,
-  scoreOf,
-  words,
-} from "./sample_case.ts";
-import { type Buffers, u32 } from "./case.ts";
-import { defineKernel } from "./define.ts";
 
 interface DrawCase extends SampleSizes {
   temperature: number;
@@ -40,14 +41,14 @@ interface DrawCase extends SampleSizes {
 }
 
 /**
- * Draws from each chunk: the token with the highest `(score − top) / temperature
- * + gumbel` among those that reach min-p.
+ * Draws a token from each chunk: the one with the highest
+ * `(score − top) / temperature + gumbel` among those that reach min-p.
  *
- * With a HISTOGRAM the limits of top-k and top-p are first narrowed down to a
- * few bins. Tokens above them are drawn from, those within become candidates
- * `[key, id]` for sample_finish.ts to decide on, those below are out. Records are
- * `[key of the draw, id, candidates, 0]`; `limits` says what lies above the bins:
- * `[top, tokens above, mass above, mass of all, upper edge]`, f32 but the count.
+ * HISTOGRAM narrows the limits of top-k and top-p down to a few bins first. Tokens above
+ * these bins take part in the draw, tokens within become candidates `[key, id]` that
+ * sample_finish.ts decides on, and tokens below are out. Records are
+ * `[key of the draw, id, candidates, 0]`. `limits` describes what is above the bins:
+ * `[top, tokens above, mass above, mass of all, upper edge]`, all f32 except the count.
  */
 export const sampleDraw = defineKernel<DrawCase>({
   name: "sampleDraw",
@@ -93,14 +94,14 @@ var<workgroup> last_bins: array<atomic<u32>, 2>;
 var<workgroup> before: array<vec2f, 2>;
 var<workgroup> count: atomic<u32>;
 
-// Tokens and mass of this thread's bins, by row of the histogram.
+// Tokens and mass of bin b.
 fn bin_sums(sequence: u32, b: u32, temperature: f32) -> vec2f {
   let base = sequence * u.sums * BINS + b;
   let units = f32(histogram[base + BINS]) * 65536.0 + f32(histogram[base]);
   return vec2f(f32(histogram[base + 2u * BINS]), units * 0x1p-19f * exp(-f32(b) * u.width / temperature));
 }
 
-// The first bin at which a running sum reaches what this thread's bins say it does.
+// Finds the first bin that any thread notes.
 fn note_first(which: u32, b: u32) { atomicMax(&last_bins[which], BINS - b); }
 fn noted(which: u32) -> u32 { return min(BINS - atomicLoad(&last_bins[which]), BINS - 1u); }
 }
@@ -110,7 +111,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   ${LOAD_SCORES}
   let top = row_top(sequence, tid);
   @if HISTOGRAM {
-    @split var upto: array<vec2f, OWN + 1>; // sums before each bin of this thread, and after the last
+    @split var upto: array<vec2f, OWN + 1>; // sums before each of this thread's bins, and after the last
     upto[0] = vec2f();
     @unroll for (var i = 0; i < OWN; i++) { upto[i + 1] = upto[i] + bin_sums(sequence, tid * OWN + i, u.temperature); }
     var sum = upto[OWN];
@@ -125,9 +126,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     let all = running[WORKGROUP - 1u].y;
     var start = vec2f();
     if (tid > 0u) { start = running[tid - 1u]; }
-    // Bins begin … end are left open. Top-p leaves room for the rounding of sums.
+    // Bins begin … end stay open; top-p leaves room for the rounding of sums.
     var end = 0u;
-    var survivors = all; // at least as much mass passes top-k
+    var survivors = all; // a lower bound of the mass that passes top-k
     @if TOP_K {
       @unroll for (var i = 0; i < OWN; i++) {
         if (u32(start.x + upto[i + 1].x) >= u.k) { note_first(0u, tid * OWN + i); }
@@ -216,8 +217,6 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     const width = 32 * Math.max(temperature, 1) / BINS;
     const logits = binned(random, given, width), rows = rowsOf(logits);
     const histogram = topK > 0 || topP < 1;
-    const room = chunkLength(vocab, chunks);
-    // One p serves all sequences, so only one has it moved off its sums.
     const bins = rows.map((row) =>
       narrow(row, width, temperature, { topK, topP })
     );
@@ -234,7 +233,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
         step: u32(...steps),
         records: words(sequences, chunks, 4),
         histogram: histogramTensor(rows, width, temperature),
-        candidates: words(sequences, chunks, room, 2),
+        candidates: words(sequences, chunks, chunkLength(vocab, chunks), 2),
         limits: words(sequences, 8),
       },
       constants: {
@@ -253,91 +252,116 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
         p: bins[0].p,
       },
       expected: () => {
-        const score = (s: number, id: number) => {
-          const row = rows[s], scaled = row[id] / temperature;
-          const sure = !histogram || binOf(row[id], 0, width) < bins[s].begin;
-          return sure && scaled >= lowest
-            ? drawScore(reference, {
-              row,
-              id,
-              temperature,
-              seed: (seed + s) >>> 0,
-              step: steps[s],
-            }, 0)
-            : ABSENT;
-        };
-        const best: number[] = [], open: number[][] = [];
-        const owner: number[] = [];
-        eachChunk(given, (s, _, ids) => {
-          const { begin, end } = bins[s];
-          owner.push(s);
-          best.push(bestOf(ids, (id) => score(s, id)).score);
-          open.push(
-            histogram
-              ? ids.filter((id) => {
-                const bin = binOf(rows[s][id], 0, width);
-                return bin >= begin && bin <= end;
-              })
-              : [],
-          );
-        });
-        const norms = best.map((value) => Math.max(1, Math.abs(value)));
-        const drawn = { values: best, norms, tolerance: 2e-5 };
-        const record = (i: number, word: number, { records }: Buffers) =>
-          records[4 * i + word];
+        const draw = { temperature, lowest, seed, steps, width };
         return [
-          {
-            of: (all) => best.map((_, i) => scoreOf(record(i, 0, all))),
-            ...drawn,
-          },
-          {
-            // Of tokens that draw nearly the same any will do.
-            of: (all) =>
-              best.map((value, i) =>
-                value === ABSENT
-                  ? record(i, 1, all) === 0 ? ABSENT : NaN
-                  : score(owner[i], record(i, 1, all))
-              ),
-            ...drawn,
-          },
-          {
-            of: (all) => best.map((_, i) => record(i, 2, all)),
-            values: open.map(({ length }) => length),
-            tolerance: 0,
-          },
+          ...drawn(given, rows, histogram ? bins : undefined, draw, reference),
           ...(histogram
-            ? [{
-              of: ({ candidates, records }: Buffers) =>
-                open.flatMap((_, i) =>
-                  Array.from(
-                    { length: records[4 * i + 2] },
-                    (_, j) => candidates[2 * (i * room + j) + 1],
-                  ).sort((a, b) => a - b)
-                ),
-              values: open.flat(),
-              tolerance: 0,
-            }, {
-              of: ({ limits }: Buffers) =>
-                bins.flatMap((_, s) => [
-                  floatOf(limits[8 * s]),
-                  limits[8 * s + 1],
-                  floatOf(limits[8 * s + 2]),
-                  floatOf(limits[8 * s + 3]),
-                  floatOf(limits[8 * s + 4]),
-                ]),
-              values: bins.flatMap(({ above, massAbove, all, begin }) => [
-                0,
-                above,
-                massAbove,
-                all,
-                -begin * width,
-              ]),
-              norms: bins.flatMap(({ above, all }) => [1, above, all, all, 1]),
-              tolerance: 1e-5,
-            }]
+            ? [...leftOpen(given, rows, bins, width), limitsOf(bins, width)]
             : []),
         ];
       },
     };
   },
 });
+
+/** How the tokens of a step are drawn. */
+interface Draw {
+  temperature: number;
+  lowest: number;
+  seed: number;
+  /** By sequence. */
+  steps: readonly number[];
+  width: number;
+}
+
+/** Each chunk's best draw among the tokens above the open bins. */
+function drawn(
+  sizes: SampleSizes,
+  rows: readonly Float32Array[],
+  bins: readonly Narrowed[] | undefined,
+  { temperature, lowest, seed, steps, width }: Draw,
+  reference: Reference,
+): Result[] {
+  const score = (s: number, id: number) => {
+    const row = rows[s], step = steps[s];
+    const sure = !bins || binOf(row[id], 0, width) < bins[s].begin;
+    const draw = { row, id, temperature, seed: (seed + s) >>> 0, step };
+    return sure && row[id] / temperature >= lowest
+      ? drawScore(reference, draw, 0)
+      : ABSENT;
+  };
+  const best: number[] = [], sequences: number[] = [];
+  eachChunk(sizes, (s, _, ids) => {
+    sequences.push(s);
+    best.push(bestOf(ids, (id) => score(s, id)).score);
+  });
+  const norms = best.map((value) => Math.max(1, Math.abs(value)));
+  const close = { values: best, norms, tolerance: 2e-5 };
+  return [{
+    of: ({ records }) => best.map((_, i) => scoreOf(records[4 * i])),
+    ...close,
+  }, {
+    // The score of the token that was drawn: of nearly equal ones any will do.
+    of: ({ records }) =>
+      best.map((value, i) => {
+        const id = records[4 * i + 1];
+        if (value !== ABSENT) return score(sequences[i], id);
+        return id === 0 ? ABSENT : NaN;
+      }),
+    ...close,
+  }];
+}
+
+/** The candidates of each chunk: all tokens of the open bins, in any order. */
+function leftOpen(
+  sizes: SampleSizes,
+  rows: readonly Float32Array[],
+  bins: readonly Narrowed[],
+  width: number,
+): Result[] {
+  const room = chunkLength(sizes.vocab, sizes.chunks);
+  const open: number[][] = [];
+  eachChunk(sizes, (s, _, ids) => {
+    const { begin, end } = bins[s];
+    const bin = (id: number) => binOf(rows[s][id], 0, width);
+    open.push(ids.filter((id) => bin(id) >= begin && bin(id) <= end));
+  });
+  return [{
+    of: ({ records }) => open.map((_, i) => records[4 * i + 2]),
+    values: open.map(({ length }) => length),
+    tolerance: 0,
+  }, {
+    of: ({ candidates, records }) =>
+      open.flatMap((_, i) =>
+        Array.from(
+          { length: records[4 * i + 2] },
+          (_, j) => candidates[2 * (i * room + j) + 1],
+        ).sort((a, b) => a - b)
+      ),
+    values: open.flat(),
+    tolerance: 0,
+  }];
+}
+
+/** What is above the open bins. */
+function limitsOf(bins: readonly Narrowed[], width: number): Result {
+  return {
+    of: ({ limits }) =>
+      bins.flatMap((_, s) => [
+        floatOf(limits[8 * s]),
+        limits[8 * s + 1],
+        floatOf(limits[8 * s + 2]),
+        floatOf(limits[8 * s + 3]),
+        floatOf(limits[8 * s + 4]),
+      ]),
+    values: bins.flatMap(({ above, massAbove, all, begin }) => [
+      0,
+      above,
+      massAbove,
+      all,
+      -begin * width,
+    ]),
+    norms: bins.flatMap(({ above, all }) => [1, above, all, all, 1]),
+    tolerance: 1e-5,
+  };
+}

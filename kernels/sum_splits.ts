@@ -1,20 +1,20 @@
-import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { linearName } from "./cost.ts";
 import { toF32 } from "../lib/dtype.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { room, SUM } from "./case.ts";
-import { BEFORE } from "./linear_case.ts";
+import { linearName } from "./cost.ts";
 import { defineKernel } from "./define.ts";
+import { BEFORE } from "./linear_case.ts";
 
 /**
- * Adds what the SPLITS runs of a gemm over k wrote, `[splits · m, n]`, into `y`.
- * ADD 1 keeps what is there (residual).
+ * Sums the SPLITS partial results of a gemm that split k, `[splits · m, n]`, into `y`.
+ * ADD 1 adds them to what is there (residual).
  */
 export const sumSplits = defineKernel<
   { m: number; n: number; splits: number; add: 0 | 1 }
 >({
   name: "sumSplits",
   buffers: { partial: "any n as span", y: "inout m any as span" },
-  // y has rows of `stride` elements; the first column goes to `column`.
+  // Rows of y are `stride` elements apart; the first column goes to `column`.
   uniforms: { stride: "u32", column: "u32" },
   constants: { SPLITS: 2, ADD: 0, WORKGROUP: 128 },
   grid: ({ m, n }, { WORKGROUP }) =>

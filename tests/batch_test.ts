@@ -7,6 +7,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { GpuSequences } from "../lib/gpu/sequences.ts";
+import { FEW_ROWS } from "../lib/dispatch/shapes.ts";
 import { GpuOps } from "../lib/gpu/ops.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
 import { type BatchRun, loadQwen3, type Qwen3 } from "../mod.ts";
@@ -17,8 +18,8 @@ import { copyCheckpoint, withLargeValues } from "./support/temp_checkpoint.ts";
 import { HARDWARE, wrapGpu } from "./support/wrapped_gpu.ts";
 
 const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
-/** 1 to 4 rows, as many as gemv takes, more, and past a power of 2. */
-const SIZES = [1, 2, 3, 8, 9, 16, 17];
+/** One sequence, a few, past a power of 2, and one more than gemvRows takes. */
+const SIZES = [1, 2, 3, 8, 17, FEW_ROWS + 1];
 
 /** A test on the CPU and, where there is one, on the GPU; both in f32. */
 function eachDevice(
@@ -235,7 +236,8 @@ eachDevice("a signal or the consumer ends all, another runs", async (load) => {
     assertEquals([tokenIds, finishReason], [[], "aborted"]);
   }
   for await (const _ of qwen.generateBatch(prompts, options)) {
-    const refusal = "Cannot run a model twice at once";
+    const refusal =
+      "Cannot start a run: another run of this model has not ended";
     await assertRejects(() => qwen.logits([1]), Error, refusal);
     break;
   }
@@ -301,8 +303,8 @@ gpuTest("a device that is lost first: auto goes on with the CPU", async () => {
 Deno.test("prompts are refused by their number", async () => {
   using qwen = await loadQwen3(undefined, { device: "cpu", context: 16 });
   const refused: [number[][], string][] = [
-    [[], "there are no prompts, there must be one at least"],
-    [[[1], []], "prompt 1 is empty, it must have a token at least"],
+    [[], "there are no prompts, there must be at least one"],
+    [[[1], []], "prompt 1 is empty, it must have at least one token"],
     [
       [[1], [2], Array(17).fill(1)],
       "prompt 2 has 17 tokens, the context has room for 16",

@@ -19,7 +19,7 @@ import type { TunedEntry } from "../lib/dispatch/tuned.ts";
 import { attendKey, linearKey, parseKey } from "../lib/dispatch/keys.ts";
 import { gpuTest } from "./support/gpu.ts";
 
-/** As much of a device as tuning looks at. */
+/** The properties of a device that tuning depends on. */
 function device(info: Partial<GPUAdapterInfo> = {}): TunedDevice {
   const adapter = {
     info: {
@@ -117,7 +117,7 @@ Deno.test("what is stored for an adapter is loaded for it, and chosen with its r
     assertMatch(linear(none).reason, /and an H200$/);
     const half = { ...SHAPE, m: 400, largest: 0.5 };
     assertEquals(chooseLinear(half, tuned).constants.TN, 4);
-    const exact = chooseLinear({ ...SHAPE, m: 400 }, tuned); // products in f32
+    const exact = chooseLinear({ ...SHAPE, m: 400 }, tuned); // in f32
     assertMatch(exact.reason, /and an H200$/);
     const heads = { headDim: 128, group: 2 };
     const [short, middle] = chooseDecodeAttention(heads, tuned);
@@ -131,7 +131,7 @@ Deno.test("what is stored for an adapter is loaded for it, and chosen with its r
   });
 });
 
-Deno.test("storing a shape leaves the others, and takes out where the default is best", async () => {
+Deno.test("storing a shape keeps the others, and removes those where the default is best", async () => {
   await inFolder(async () => {
     const gpu = device();
     await saveTuning(gpu, new Map([...ENTRIES].slice(0, 2)));
@@ -142,7 +142,7 @@ Deno.test("storing a shape leaves the others, and takes out where the default is
   });
 });
 
-Deno.test("a winner for another text of its kernel is left out, the rest serves", async () => {
+Deno.test("a winner for other WGSL of its kernel is left out, the rest are used", async () => {
   await inFolder(async () => {
     const gpu = device();
     const { path } = await saveTuning(gpu, ENTRIES);
@@ -153,7 +153,7 @@ Deno.test("a winner for another text of its kernel is left out, the rest serves"
       reason,
       "1 of gemv are left out, its WGSL changed since tuning",
     );
-    // What is stored next does not bring it back.
+    // Storing again does not bring it back.
     await saveTuning(gpu, new Map());
     const again = device();
     assertEquals((await loadTuning(again)).reason, `from ${path}`);
@@ -237,7 +237,7 @@ for (
       assertMatch(reason, why);
       assertStringIncludes(reason, path);
       assert(!reason.includes("\n"));
-      // Tuning again begins a new one, and says so.
+      // Tuning again starts a new file, and says so.
       const { replaced } = await saveTuning(gpu, ENTRIES);
       assertEquals(replaced, reason);
       assertEquals((await loadTuning(gpu)).value, "3 shapes");
@@ -259,7 +259,7 @@ Deno.test("where nothing can be written, storing says where and why", async () =
   });
 });
 
-Deno.test("files lie in the user's cache directory unless a folder is named", async () => {
+Deno.test("files are in the user's cache directory unless a folder is named", async () => {
   await inFolder(async (folder) => {
     const before = Deno.env.get("XDG_CACHE_HOME");
     try {
@@ -275,7 +275,7 @@ Deno.test("files lie in the user's cache directory unless a folder is named", as
   });
 });
 
-Deno.test("keys say what they are for", () => {
+Deno.test("keys name a kernel and a class of shapes", () => {
   assertEquals(parseKey(GEMM), {
     kernel: "gemm",
     dtype: "bf16",

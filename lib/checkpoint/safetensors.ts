@@ -7,13 +7,13 @@
  */
 import { isObject, parseJson } from "../json.ts";
 
-/** Bytes that can be read from anywhere: a file, or a file behind HTTP. */
+/** A file, local or over HTTP, of which any range of bytes can be read. */
 export interface ByteSource {
   /** A path or URL, for errors. */
   readonly name: string;
   /** In bytes. */
   readonly size: number;
-  /** Fills `into` with the bytes from `begin` on. */
+  /** Fills `into` with bytes, starting at `begin`. */
   read(begin: number, into: Uint8Array): Promise<void>;
 }
 
@@ -34,7 +34,7 @@ const DTYPES = new Map<
   ["F32", { dtype: "f32", bytes: 4 }],
 ]);
 
-/** The format's own limit. */
+/** The limit that the file format sets. */
 const MAX_HEADER_BYTES = 100_000_000;
 
 /**
@@ -118,7 +118,7 @@ export function parseSafetensorsIndex(
       throw new Error(
         `Cannot use ${where}: it puts ${tensor} in ${
           JSON.stringify(shard)
-        }, must be a .safetensors file beside it`,
+        }, must be a .safetensors file in the same folder`,
       );
     }
   }
@@ -179,7 +179,7 @@ function parseEntry(
   };
 }
 
-/** The format allows neither overlaps nor holes. */
+/** Refuses overlaps and gaps: the file format allows neither. */
 function checkLayout(
   entries: Map<string, SafetensorsEntry>,
   dataBegin: number,

@@ -125,7 +125,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
         label,
         reason:
-          "many keys: runs of them went to different workgroups, which cannot see one another's here",
+          "many keys: their splits went to different workgroups, which cannot see each other's results",
         constants: {
           HEAD_DIM: headDim,
           VEC: choices[0].constants.VEC,
@@ -285,7 +285,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       });
       this.plan.add(sumSplits, { partial, y }, {
         label,
-        reason: "the runs of k are summed",
+        reason: "sums the splits of k",
         constants: { SPLITS: splits, ADD: epilogue === "add" ? 1 : 0 },
         uniforms: { stride, column },
       });
@@ -323,7 +323,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const scales = this.#scratch("scales", "f32", m, 1).view(m);
     this.plan.add(toF16, { x, norm: norm ?? x, y, scales }, {
       label: norm?.label ?? "to_f16",
-      reason: "f16 products: each row is scaled into range",
+      reason: "f16 matmul: each row is scaled into range",
       constants: { NORM: norm ? 1 : 0, ...laneConstants(this.gpu) },
       uniforms: { eps: this.config.rmsNormEps, headroom },
     });

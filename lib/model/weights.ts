@@ -118,7 +118,7 @@ export async function loadWeights<T>(
   return mapWeights(table, (spec) => loaded.get(spec)!);
 }
 
-/** Checks names and shapes. A checkpoint with tied embeddings may have a head all the same: it is ignored. */
+/** Checks names and shapes. A head next to tied embeddings is ignored. */
 function checkTensors(
   { name, config, tensors }: Checkpoint,
   family: Family,

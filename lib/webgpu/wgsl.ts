@@ -138,6 +138,9 @@ fn ${x}_store(begin: u32, left: u32, value: vec4f) {
       : "");
 }
 
+/** Below every score and finite: running maxima begin with it, and its exp is 0. */
+export const LOW = -3e38;
+
 /**
  * `lanes_sum(v, tid)` and `lanes_max(v, tid)`: over each LANES neighbouring
  * threads, the result in all of them. LANES = 2^LOG_LANES must not exceed the
