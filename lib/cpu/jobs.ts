@@ -1,17 +1,24 @@
 /**
- * What one thread does for one chunk of a product or of attention, with the
+ * What one thread does for one chunk of a matmul or of attention, with the
  * WebAssembly kernels. Jobs travel between threads as numbers.
  *
- * The first {@link WORK_BYTES} of each memory are work space; stored tensors
- * lie behind it, so that a kernel needs no second memory.
+ * Each memory begins with {@link workBytes} of work space; stored tensors follow, so
+ * that a kernel needs no second memory.
  *
  * @module
  */
-import { DOT_ROWS, TILE, type WasmKernels } from "./wasm_kernels.ts";
+import { f32 } from "../formats/f32.ts";
+import type { SimdReader } from "../formats/format.ts";
+import {
+  DOT_ROWS,
+  SIMD_FORMATS,
+  TILE,
+  type WasmKernels,
+} from "./wasm_kernels.ts";
 
 /** `y = x · wᵀ`, split into chunks of rows of w. All but sizes are addresses and bytes. */
 export interface MatmulJob {
-  dtype: number; // index into STORED
+  format: number; // index into SIMD_FORMATS
   x: number; // [rows, k], as packed by packRows
   xBytes: number; // from row to row; so below
   rows: number;
@@ -41,7 +48,7 @@ export interface AttentionJob {
 
 const FIELDS = {
   matmul: [
-    "dtype",
+    "format",
     "x",
     "xBytes",
     "rows",
@@ -93,9 +100,8 @@ const decode = <F extends string>(
     number
   >;
 
-/** Element types of stored tensors, by their number in jobs. */
-export const STORED = ["f32", "f16", "bf16"] as const;
-const BYTES = [4, 2, 2];
+/** The format of keys and values. */
+const CACHED = SIMD_FORMATS.findIndex((format) => format === f32);
 
 const MASK_BYTES = 32;
 const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
@@ -121,7 +127,7 @@ const SHARED_BYTES = 32 << 20;
 export const workBytes = (threads: number): number =>
   threadSpace(threads) + SHARED_BYTES;
 
-/** Where element `i` of eight is put for 16-bit weights: even ones first. */
+/** Where element `i` of eight is put if even ones come first. */
 const EVEN_FIRST = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /** Writes the masks that the kernels use for the last `k % 8` columns. */
@@ -135,8 +141,8 @@ export function writeMasks(memory: ArrayBufferLike): void {
   }
 }
 
-const tailMask = (dtype: number, k: number) =>
-  k % 8 && (dtype ? MASKS_BYTES : 0) + k % 8 * MASK_BYTES;
+const tailMask = ({ order }: SimdReader, k: number) =>
+  k % 8 && (order === "straight" ? 0 : MASKS_BYTES) + k % 8 * MASK_BYTES;
 
 /** Bytes from row to row of packed x: whole groups of eight, and off the 4 KiB grid. */
 export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;
@@ -147,12 +153,12 @@ export const resultBytes = (n: number): number => 16 * Math.ceil(n / 4) + 16;
 /** Chunks take multiples of this many rows of w: whole steps of the kernels. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
 
-/** Puts rows of x into work space in the order in which `dtype` is unpacked. */
+/** Puts rows of x into work space in the order in which a format is unpacked. */
 export function packRows(
   x: Float32Array,
   rows: number,
   k: number,
-  dtype: number,
+  order: SimdReader["order"],
   memory: ArrayBufferLike,
   to: number,
 ): void {
@@ -161,7 +167,7 @@ export function packRows(
   for (let r = 0; r < rows; r++) {
     const begin = r * stride, end = begin + Math.ceil(k / 8) * 8, from = r * k;
     out.fill(0, end - 8, end);
-    if (dtype === 0) {
+    if (order === "straight") {
       out.set(x.subarray(from, from + k), begin);
       continue;
     }
@@ -194,26 +200,18 @@ export function runChunk(
   if (job[0] === 0) {
     const matmul = decode(FIELDS.matmul, job);
     const begin = index * matmul.chunk;
-    product(
-      kernels,
-      matmul,
-      begin,
-      Math.min(matmul.n - begin, matmul.chunk),
-      thread,
-    );
-  } else {attention(
-      kernels,
-      memory,
-      decode(FIELDS.attention, job),
-      index,
-      thread,
-    );}
+    const count = Math.min(matmul.n - begin, matmul.chunk);
+    multiply(kernels, matmul, begin, count, thread);
+  } else {
+    const pass = decode(FIELDS.attention, job);
+    attention(kernels, memory, pass, index, thread);
+  }
 }
 
 /** `count` columns of y from column `begin` (a multiple of CHUNK_ROWS) on. */
-function product(
+function multiply(
   kernels: WasmKernels,
-  { dtype, x, xBytes, rows, w, wBytes, k, y, yBytes }: Omit<
+  { format, x, xBytes, rows, w, wBytes, k, y, yBytes }: Omit<
     MatmulJob,
     "n" | "chunk"
   >,
@@ -223,9 +221,10 @@ function product(
 ): void {
   w += begin * wBytes;
   y += begin * 4;
+  const { name, simd } = SIMD_FORMATS[format];
   if (rows < DIRECT_ROWS) {
-    const dot = kernels[`dot_${STORED[dtype]}`];
-    const mask = tailMask(dtype, k);
+    const dot = kernels[`dot_${name}`];
+    const mask = tailMask(simd, k);
     const step = rows === 1 ? count : 4 * DOT_ROWS; // the next row of x finds w in the cache
     for (let j = 0; j < count; j += step) {
       for (let r = 0; r < rows; r++) {
@@ -242,16 +241,16 @@ function product(
     }
     return;
   }
-  const unpack = kernels[`unpack_${STORED[dtype]}`];
+  const unpack = kernels[`unpack_${name}`];
   const panel = threadSpace(thread);
   for (let r = 0; r < rows; r += ROW_BLOCK) {
     for (let i = 0; i < k; i += PANEL) {
       const width = Math.min(PANEL, k - i);
-      const mask = tailMask(dtype, width);
+      const mask = tailMask(simd, width);
       for (let j = 0; j < count; j += TILE) {
         const tile = Math.min(TILE, count - j);
         unpack(
-          w + j * wBytes + i * BYTES[dtype],
+          w + j * wBytes + i / 8 * simd.bytes,
           wBytes,
           tile,
           width,
@@ -300,10 +299,10 @@ function attention(
 
   for (let r = 0; r < rows * group; r += step) {
     const count = Math.min(step, rows * group - r);
-    product(
+    multiply(
       kernels,
       {
-        dtype: 0,
+        format: CACHED,
         x: job.q + first + r * headBytes,
         xBytes: headBytes,
         rows: count,

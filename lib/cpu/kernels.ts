@@ -5,8 +5,9 @@
  * @module
  */
 import type { Dtype } from "../dtype.ts";
+import type { MatrixPart } from "../formats/matrix.ts";
 import type { KvCache } from "../model/kv_cache.ts";
-import type { CpuTensor } from "../dtype.ts";
+import type { CpuTensor } from "./tensor.ts";
 
 /** Which implementation runs, and why. */
 export interface CpuInfo {
@@ -17,14 +18,23 @@ export interface CpuInfo {
   threads: number;
 }
 
-/** What happens to the rows of a product. */
+/** What happens to the rows of a matmul. */
 export type Finish =
   /** `out = y` */
   | "store"
   /** `out = out + y` */
   | "add"
-  /** `out = silu(g) · u`, where a row of y is `[g, u]` */
+  /** `out = silu(g) · u`, where a row of y is `[g, u]`; for parts with a twin */
   | "swiglu";
+
+/** Where a part of a matrix puts its results. */
+export interface Output {
+  data: Float32Array;
+  /** Elements from row to row. */
+  stride: number;
+  /** Where the part's first result goes in a row. */
+  column: number;
+}
 
 /** The queries of one pass and what they look at. */
 export interface Attention {
@@ -56,12 +66,13 @@ export interface CpuKernels extends Disposable {
   allocate(dtype: Dtype, shape: readonly number[]): CpuTensor;
   /** Lets a later {@link allocate} use the memory of a tensor. */
   release(tensor: CpuTensor): void;
-  /** `y = x · wᵀ`: `[rows, k]`, `[n, k]` → `[rows, n]`, finished into `out`. */
+  /** `y = x · wᵀ` for one part of w, `[rows, k]`, `[n, k]` → `[rows, n]`, finished into `out`. */
   matmul(
     x: Float32Array,
     rows: number,
-    w: CpuTensor,
-    out: Float32Array,
+    w: MatrixPart<CpuTensor>,
+    k: number,
+    out: Output,
     finish: Finish,
   ): void;
   /** Causal grouped-query attention with scale `1 / sqrt(headDim)`. */

@@ -4,7 +4,8 @@
  * @module
  */
 import type { Dtype } from "../dtype.ts";
-import { BYTES, type CpuTensor, elements } from "../dtype.ts";
+import { BYTES, elements } from "../dtype.ts";
+import type { CpuTensor } from "./tensor.ts";
 
 const PAGE = 65536;
 /** What 32-bit addresses reach: more tensors take more memories. */

@@ -7,11 +7,13 @@
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CachePass, KvCache } from "../model/kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
-import { type CpuTensor, type Dtype, elements, f32, unpack } from "../dtype.ts";
+import { type Dtype, elements } from "../dtype.ts";
+import type { Matrix } from "../formats/matrix.ts";
 import type { CpuInfo, CpuKernels, Finish, Heads } from "./kernels.ts";
 import { CpuKvCache } from "./kv_cache.ts";
 import { PlainKernels } from "./plain.ts";
 import { RopeTable } from "./rope.ts";
+import { type CpuTensor, f32, unpack, unpackRow } from "./tensor.ts";
 import { chooseWasm, WasmCpuKernels } from "./wasm.ts";
 
 export type { CpuInfo, CpuTensor };
@@ -25,8 +27,8 @@ export interface CpuOptions {
 }
 
 /**
- * {@link Ops} in f32 on the CPU. Weights stay as stored (bf16, f16 or f32) and
- * are unpacked as they are read.
+ * {@link Ops} in f32 on the CPU. Weights stay as stored and are unpacked as they are
+ * read.
  *
  * The result of a verb keeps its values until the next pass, which begins with
  * {@link CpuOps.embed}: copy what must live longer.
@@ -83,8 +85,8 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     });
   }
 
-  embed(table: CpuTensor, tokens: CpuTensor): CpuTensor {
-    const [vocab, hidden] = table.shape;
+  embed(table: Matrix<CpuTensor>, tokens: CpuTensor): CpuTensor {
+    const { n: vocab, k: hidden } = table;
     const rows = elements(tokens.shape);
     this.#results.recycle();
     const out = this.#results.tensor([rows, hidden]);
@@ -95,35 +97,41 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
           `Cannot embed token ${token}: ids must be less than ${vocab}`,
         );
       }
-      unpack(
-        table,
-        token * hidden,
-        f32(out).subarray(r * hidden, (r + 1) * hidden),
-      );
+      const into = f32(out).subarray(r * hidden, (r + 1) * hidden);
+      unpackRow(table, token, into);
     }
     return out;
   }
 
-  normMatmul(x: CpuTensor, norm: CpuTensor, w: CpuTensor): CpuTensor {
-    return this.#matmul(
-      this.#rmsNorm(x, norm),
-      w,
-      [x.shape[0], w.shape[0]],
-      "store",
-    );
+  normMatmul(x: CpuTensor, norm: CpuTensor, w: Matrix<CpuTensor>): CpuTensor {
+    return this.#matmul(this.#rmsNorm(x, norm), w, w.n, "store");
   }
 
-  normSwiglu(x: CpuTensor, norm: CpuTensor, gateUp: CpuTensor): CpuTensor {
-    return this.#matmul(
-      this.#rmsNorm(x, norm),
-      gateUp,
-      [x.shape[0], gateUp.shape[0] / 2],
-      "swiglu",
-    );
+  normSwiglu(
+    x: CpuTensor,
+    norm: CpuTensor,
+    gateUp: Matrix<CpuTensor>,
+  ): CpuTensor {
+    const normed = this.#rmsNorm(x, norm), n = gateUp.n / 2;
+    if (gateUp.parts.every(({ twin }) => twin !== undefined)) {
+      return this.#matmul(normed, gateUp, n, "swiglu");
+    }
+    // Gate and up are stored in different formats, so they are parts of their own.
+    const both = f32(this.#matmul(normed, gateUp, 2 * n, "store"));
+    const y = this.#results.tensor([x.shape[0], n]), out = f32(y);
+    for (let i = 0; i < out.length; i++) {
+      const at = i + Math.floor(i / n) * n, g = both[at];
+      out[i] = g / (1 + Math.exp(-g)) * both[at + n];
+    }
+    return y;
   }
 
-  matmulAdd(x: CpuTensor, w: CpuTensor, residual: CpuTensor): CpuTensor {
-    requireShape("add to residual", residual, [x.shape[0], w.shape[0]]);
+  matmulAdd(
+    x: CpuTensor,
+    w: Matrix<CpuTensor>,
+    residual: CpuTensor,
+  ): CpuTensor {
+    requireShape("add to residual", residual, [x.shape[0], w.n]);
     return this.#matmul(x, w, residual, "add");
   }
 
@@ -206,27 +214,29 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     this.#kernels[Symbol.dispose]();
   }
 
+  /** `out` is where results go, or how wide rows of a new tensor are. */
   #matmul(
     x: CpuTensor,
-    w: CpuTensor,
-    out: CpuTensor | readonly number[],
+    w: Matrix<CpuTensor>,
+    out: CpuTensor | number,
     finish: Finish,
   ): CpuTensor {
-    if (x.shape[1] !== w.shape[1]) {
+    const [rows, k] = x.shape;
+    if (k !== w.k) {
       throw new Error(
-        `Cannot multiply: x is ${show(x)}, w is ${
-          show(w)
-        }; columns must be as many`,
+        `Cannot multiply: x is ${
+          show(x)
+        }, w is [${w.n}, ${w.k}]; they must have as many columns`,
       );
     }
-    const y = "data" in out ? out : this.#results.tensor(out);
-    this.#kernels.matmul(
-      f32(x),
-      x.shape[0],
-      w,
-      f32(y),
-      finish,
-    );
+    const y = typeof out === "number"
+      ? this.#results.tensor([rows, out])
+      : out;
+    const data = f32(y), stride = y.shape[1];
+    for (const part of w.parts) {
+      const to = { data, stride, column: part.begin };
+      this.#kernels.matmul(f32(x), rows, part, k, to, finish);
+    }
     return y;
   }
 

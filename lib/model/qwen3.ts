@@ -3,32 +3,33 @@
  *
  * @module
  */
+import type { Matrix } from "../formats/matrix.ts";
 import type { KvCache } from "./kv_cache.ts";
 import type { Ops } from "./ops.ts";
 
 /** Weights as the forward pass reads them; `T` is the device's tensor. */
 export interface Weights<T> {
   /** `[vocab, hidden]` */
-  embedTokens: T;
+  embedTokens: Matrix<T>;
   layers: Layer<T>[];
   /** `[hidden]` */
   norm: T;
   /** `[vocab, hidden]`; `embedTokens` itself where the checkpoint ties them. */
-  lmHead: T;
+  lmHead: Matrix<T>;
 }
 
 /** One decoder layer. Projections are stored by output row. */
 export interface Layer<T> {
   inputNorm: T;
   /** q_proj, k_proj and v_proj, one below the other. */
-  qkvProj: T;
+  qkvProj: Matrix<T>;
   qNorm: T;
   kNorm: T;
-  oProj: T;
+  oProj: Matrix<T>;
   postNorm: T;
   /** gate_proj above up_proj. */
-  gateUpProj: T;
-  downProj: T;
+  gateUpProj: Matrix<T>;
+  downProj: Matrix<T>;
 }
 
 /**
