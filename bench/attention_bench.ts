@@ -9,7 +9,7 @@ import { BYTES } from "../lib/dtype.ts";
 import { GpuKvCache } from "../lib/gpu/kv_cache.ts";
 import { GpuOps } from "../lib/gpu/ops.ts";
 import type { Plan } from "../lib/webgpu/plan.ts";
-import { causalPairs } from "../lib/tools/profile/costs.ts";
+import { causalPairs } from "../kernels/cost.ts";
 import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { benchPlans, copiesOf, openBench } from "./plans.ts";
 import { randomMatrix } from "./products.ts";

@@ -1,4 +1,3 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
 import {
   BEST,
   deriveChunk,
@@ -7,13 +6,15 @@ import {
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * The highest score of each chunk of a row, after the penalty, and the lowest id
  * that has it: records `[key, id, 0, 0]`. Zeroes the histogram that
  * sample_histogram.ts fills next, if there is one.
  */
-export const argmax = kernel({
+export const argmax = defineKernel({
   name: "argmax",
   buffers: (c) => ({
     ...logitsContract(c),
@@ -24,6 +25,7 @@ export const argmax = kernel({
   constants: { ...SAMPLE_CONSTANTS, HISTOGRAM: 0 },
   derive: deriveChunk,
   grid: ({ chunks, sequences }) => [chunks, sequences, 1],
+  cost: samplingCost,
   body: /* wgsl */ `
 ${SCORES}
 ${BEST}

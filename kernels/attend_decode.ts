@@ -1,6 +1,11 @@
-import { type Grid, kernel } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { HEADS, turnPair } from "./heads.ts";
+import type { Grid } from "../lib/webgpu/kernel.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import type { AttendTarget } from "../lib/dispatch/keys.ts";
+import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
+import { attentionCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 // Where in half a head a lane's pair p is.
 const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";
@@ -107,7 +112,7 @@ export const decodeGrid = (
  * Few workgroups wait for one another here while the memory idles, so with FETCHERS
  * others read the matrices `next` and `after` meanwhile, AHEAD units of 16 bytes at most.
  */
-export const attendDecode = kernel({
+export const attendDecode = defineKernel({
   name: "attendDecode",
   buffers: ({ VEC, FETCHERS, MERGE, HEAD_DIM }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
@@ -180,8 +185,44 @@ export const attendDecode = kernel({
       PLACES: Math.max(TEAMS, c.MERGE ? RUNS : 0),
     };
   },
+  tuning: {
+    of: "attention",
+    grid: {
+      WORKGROUP: [64, 128, 256, 512],
+      SHARES: [1, 2, 4],
+      LOG_KEY_LANES: [1, 2, 3, 4],
+      STEPS: [1, 2, 4],
+    },
+    needs({ headDim, group }: AttendTarget, constants, device) {
+      const { WORKGROUP, SHARES, LOG_KEY_LANES, STEPS } = constants;
+      const { LOG_LANES, SUBGROUPS } = laneConstants(device);
+      const keyLanes = 2 ** LOG_KEY_LANES;
+      const lanes = SUBGROUPS ? 2 ** LOG_LANES : keyLanes;
+      const heads = group / SHARES;
+      // A lane's part of q and of the sum per head, of a key and a value per step.
+      const values = headDim / keyLanes * (2 * heads + STEPS);
+      const most = 4 * MOST_IN_FLIGHT;
+      return {
+        threads: WORKGROUP,
+        bytes: 4 * WORKGROUP / lanes * heads * (headDim + 2) +
+          (SUBGROUPS ? 0 : 4 * WORKGROUP),
+        problem: group % SHARES
+          ? `SHARES is ${SHARES}, must divide the ${group} query heads of a kv head`
+          : keyLanes > lanes
+          ? `${keyLanes} lanes share a key, subgroups have ${device.subgroupSize}`
+          : !isPowerOf2(WORKGROUP) || WORKGROUP < lanes
+          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and at least ${lanes}`
+          : 2 * keyLanes > headDim
+          ? `${keyLanes} lanes share a key of ${headDim} values`
+          : values > most
+          ? `${values} values in a lane, at most ${most} fit registers`
+          : undefined,
+      };
+    },
+  },
   grid: ({ kvHeads, m }, { SHARES, FETCHERS }) =>
     decodeGrid(1, kvHeads * SHARES, m, FETCHERS),
+  cost: (call) => attentionCost(call, ["q_norm, k_norm, RoPE, KV append"]),
   body: /* wgsl */ `
 ${LANES}
 ${HEADS}

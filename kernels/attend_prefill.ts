@@ -1,5 +1,6 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
+import { attentionCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Causal attention of many new tokens per sequence over the KV cache, which holds
@@ -11,7 +12,7 @@ import { LANES } from "../lib/webgpu/wgsl.ts";
  * in slices of 16 of the head size, running maximum and sum per row, then P · V in
  * slices of V_KEYS keys. 16 × 16 threads hold 4 × 4 scores and 4 rows of the output.
  */
-export const attendPrefill = kernel({
+export const attendPrefill = defineKernel({
   name: "attendPrefill",
   buffers: ({ HEAD_DIM }) => {
     // Heads are what must be whole vec4, not rows of them.
@@ -39,6 +40,7 @@ export const attendPrefill = kernel({
     kvHeads,
     m / tokens,
   ],
+  cost: (call) => attentionCost(call),
   body: /* wgsl */ `
 ${LANES}
 var<workgroup> stage: array<vec4f, STAGE>; // q and k slices, or a v slice

@@ -1,5 +1,6 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
+import { attentionCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 // Blocks of 4 keys × 4 values of the head size, and whole rows of values.
 const fetchKeys = (k0: string) => /* wgsl */ `
@@ -21,7 +22,7 @@ const fetchKeys = (k0: string) => /* wgsl */ `
  * weights of values are divided by 32, so that 32 of them cannot exceed the largest
  * value.
  */
-export const attendPrefillF16 = kernel({
+export const attendPrefillF16 = defineKernel({
   name: "attendPrefillF16",
   buffers: {
     q: "m any as vec4",
@@ -48,6 +49,7 @@ export const attendPrefillF16 = kernel({
     kvHeads,
     m / tokens,
   ],
+  cost: (call) => attentionCost(call),
   body: /* wgsl */ `
 ${LANES}
 alias T = vec4<f16>;

@@ -1,5 +1,6 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
 import { deriveTile, TILE, tileConstants } from "./gemm.ts";
+import { otherCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * A matrix product per batch and head, `[batch, heads, m, k] × [batch, kvHeads, k, n]`:
@@ -8,7 +9,7 @@ import { deriveTile, TILE, tileConstants } from "./gemm.ts";
  *
  * B_BY_COLUMN 1: `b` is `[batch, kvHeads, n, k]` (keys as they are cached).
  */
-export const batchedGemm = kernel({
+export const batchedGemm = defineKernel({
   name: "batchedGemm",
   buffers: ({ B_BY_COLUMN }) => ({
     a: "batch heads m k as span",
@@ -23,6 +24,7 @@ export const batchedGemm = kernel({
     Math.ceil(m / BM),
     batch * heads,
   ],
+  cost: otherCost,
   body: `
 fn offsets(z: u32) -> vec3u {
   let kv_head = z / u.heads * u.kvHeads + z % u.heads / (u.heads / u.kvHeads);

@@ -1,4 +1,5 @@
-import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Rows of a table by index, as f32: the embedding of tokens, and partial sums of
@@ -6,7 +7,7 @@ import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
  * over several buffers takes one dispatch each: rows outside `begin … begin + n`
  * are left as they are.
  */
-export const embed = kernel({
+export const embed = defineKernel({
   name: "embed",
   buffers: {
     table: "n k as span",
@@ -17,6 +18,16 @@ export const embed = kernel({
   uniforms: { begin: "u32" },
   constants: { WORKGROUP: 64 },
   grid: ({ m }) => splitGrid(m),
+  cost: (call) => {
+    const { role, m, n, k } = call;
+    return call.whole({
+      name: role === "embed_tokens" ? "embedding" : role,
+      group: "embedding",
+      shape: `[${m}] of [${n}, ${k}]`,
+      dtypes: `${call.dtype("table")} → f32`,
+      bytes: m * k * (call.size("table") + 4),
+    });
+  },
   body: /* wgsl */ `
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,

@@ -1,4 +1,7 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { isPowerOf2 } from "../lib/dispatch/limits.ts";
+import { linearCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /** What thread block l of a tile does: all of them the same, unless a's blocks end within. */
 const perBlock = (a: string, b: string) => /* wgsl */ `
@@ -254,7 +257,7 @@ export function deriveTile(
  * SPLITS > 1 cuts k into as many runs where m × n alone is too small to fill a
  * GPU; each writes its own m rows of `c`, see sum_splits.ts.
  */
-export const gemm = kernel({
+export const gemm = defineKernel({
   name: "gemm",
   buffers: ({ B_BY_COLUMN, SCALED, SPLITS }) => ({
     a: "m k as span",
@@ -267,11 +270,41 @@ export const gemm = kernel({
   uniforms: { stride: "u32", column: "u32" },
   constants: tileConstants,
   derive: deriveTile,
+  tuning: {
+    of: "linear",
+    grid: {
+      BM: [32, 64, 128],
+      BN: [32, 64, 128],
+      BK: [16, 32],
+      TM: [4, 8],
+      TN: [4, 8],
+    },
+    needs({ swiglu, half, m }: LinearTarget, { BM, BN, BK, TM, TN }) {
+      const threads = (BM / TM) * (BN / TN);
+      const loads = Math.ceil((BM + BN) / 4 * (BK / 4) / threads);
+      return {
+        threads,
+        bytes: BK * (BM / 4 + 1 + BN / 4 + 1) * (half ? 8 : 16),
+        problem: [BM, BN, BK, TM, TN].some((size) => size % 4)
+          ? "the sizes of a tile must be multiples of 4"
+          : BM % TM || BN % TN || threads < 32 || !isPowerOf2(threads)
+          ? `${threads} threads share a tile, must be a power of 2 and at least 32`
+          : swiglu && TN < 8
+          ? `TN is ${TN}, must be 8 or more: gates and what they gate are summed together`
+          : loads > 8
+          ? `${loads} blocks to load per thread, at most 8 fit registers`
+          : BM > 2 * m
+          ? `a tile of ${BM} rows for at most ${m}`
+          : undefined,
+      };
+    },
+  },
   grid: ({ m, n }, { BM, BN, SPLITS }) => [
     Math.ceil(n / BN),
     Math.ceil(m / BM),
     SPLITS,
   ],
+  cost: (call) => linearCost(call, "a", "b"),
   body: `
 fn offsets(z: u32) -> vec3u { return vec3u(0u, 0u, z * u.m * u.stride); }
 fn runs_of_k(groups: vec3u) -> u32 { return groups.z; }

@@ -1,7 +1,16 @@
-import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
+import {
+  type Capabilities,
+  laneConstants,
+} from "../lib/dispatch/capabilities.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
+import { unitSize } from "../lib/dtype.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { emulated } from "./gemv_emulated.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { linearCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 // Units of a chunk that lie beyond the row are zero, so they add nothing.
 const load = (chunk: string) => /* wgsl */ `
@@ -40,6 +49,11 @@ const WRITE = /* wgsl */ `
     }
   }`;
 
+/** 16-byte units of a row of w, and the lanes that share them. */
+const unitsOf = ({ k, dtype }: LinearTarget) => Math.ceil(k / unitSize(dtype));
+const lanesOf = (target: LinearTarget, device: Capabilities) =>
+  2 ** laneConstants(device, Math.max(4, unitsOf(target))).LOG_LANES;
+
 /** Rows of w that a workgroup sums. */
 const rowsOfWorkgroup = (
   { WORKGROUP, LOG_LANES, ROWS, SPREAD }: Constants,
@@ -73,7 +87,7 @@ export function squareParts(n: number, constants: Constants): number {
  *
  * SPREAD "rows", for threads that a CPU emulates: gemv_emulated.ts.
  */
-export const gemv = kernel({
+export const gemv = defineKernel({
   name: "gemv",
   buffers: ({ NORM, EPILOGUE, SPREAD, W_IN }) => {
     const rows = SPREAD === "rows", view = rows ? "scalar" : "span";
@@ -143,7 +157,35 @@ export const gemv = kernel({
       ...(own ? { TAKEN: Math.min(lanes, Number(c.W_UNIT)) } : {}),
     };
   },
+  tuning: {
+    of: "linear",
+    grid: {
+      WORKGROUP: [32, 64, 128, 256, 512],
+      ROWS: [1, 2, 4],
+      STEPS: [1, 2, 4, 8, 12, 16],
+    },
+    settle(target: LinearTarget, given, device) {
+      const steps = Math.ceil(unitsOf(target) / lanesOf(target, device));
+      const chunks = Math.ceil(steps / given.STEPS);
+      return { ...given, STEPS: Math.ceil(steps / chunks) };
+    },
+    needs(target: LinearTarget, { WORKGROUP, ROWS, STEPS }, device) {
+      const lanes = lanesOf(target, device), loads = ROWS * STEPS;
+      return {
+        threads: WORKGROUP,
+        bytes: device.subgroupSize ? 0 : 4 * WORKGROUP,
+        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+          : target.swiglu && ROWS % 2
+          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
+          : loads > MOST_IN_FLIGHT
+          ? `${loads} loads in flight, at most ${MOST_IN_FLIGHT} fit registers`
+          : undefined,
+      };
+    },
+  },
   grid: ({ n }, constants) => splitGrid(n / rowsOfWorkgroup(constants)),
+  cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `
 ${LANES}
 const PER_WORKGROUP = WORKGROUP / LANES;

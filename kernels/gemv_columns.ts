@@ -1,4 +1,6 @@
-import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { otherCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * One or a few rows times a matrix stored by input row: `y = x · b`, `[m, k] × [k, n]`.
@@ -6,7 +8,7 @@ import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
  * A thread keeps four neighbouring columns, so a row of `b` is read in whole lines;
  * RUNS threads share a column's k and meet in workgroup memory.
  */
-export const gemvColumns = kernel({
+export const gemvColumns = defineKernel({
   name: "gemvColumns",
   buffers: { x: "m k as scalar", b: "k n as span", y: "inout m n as span" },
   constants: { M: 1, COLUMNS: 32, RUNS: 8 },
@@ -14,6 +16,7 @@ export const gemvColumns = kernel({
     WORKGROUP: Number(COLUMNS) * Number(RUNS),
   }),
   grid: ({ n }, { COLUMNS }) => splitGrid(n / (4 * COLUMNS)),
+  cost: otherCost,
   body: /* wgsl */ `
 var<workgroup> sums: array<vec4f, WORKGROUP>;
 

@@ -1,5 +1,13 @@
-import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
+import {
+  type Capabilities,
+  laneConstants,
+} from "../lib/dispatch/capabilities.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import { W_ROW } from "./gemv.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { linearCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 // Fours of a chunk that lie beyond the row are zero, so they add nothing.
 const load = (into: string, chunk: string) => /* wgsl */ `
@@ -34,6 +42,13 @@ export function rowParts(
   return Math.ceil(n / (groups / Number(SLICES) * Number(ROWS)));
 }
 
+/** Sums that a thread may hold in registers. */
+const MOST_SUMS = 256;
+
+/** Lanes that share a row of w. */
+const lanesOf = ({ k }: LinearTarget, device: Capabilities) =>
+  2 ** laneConstants(device, Math.max(4, Math.ceil(k / 4))).LOG_LANES;
+
 /**
  * A few rows times a matrix stored by output row, `y = x · wᵀ`: the Linear layers of
  * sequences that decode together, and of short prompts.
@@ -49,7 +64,7 @@ export function rowParts(
  * NORM and EPILOGUE are gemv.ts's; the sums of squares for the next norm are one per
  * workgroup.
  */
-export const gemvRows = kernel({
+export const gemvRows = defineKernel({
   name: "gemvRows",
   buffers: ({ NORM, EPILOGUE }) => ({
     w: "n k as span",
@@ -109,8 +124,46 @@ export const gemvRows = kernel({
       PART_STEPS: Math.ceil((parts ?? 0) / 4 / share),
     };
   },
+  tuning: {
+    of: "linear",
+    grid: {
+      WORKGROUP: [32, 64, 128, 256],
+      ROWS: [1, 2, 4, 8],
+      STEPS: [1, 2, 4],
+      SLICES: [1, 2, 4, 8],
+    },
+    settle(target: LinearTarget, given, device) {
+      const most = Math.ceil(target.k / 4 / lanesOf(target, device));
+      return { ...given, STEPS: Math.min(given.STEPS, most) };
+    },
+    needs(target: LinearTarget, { WORKGROUP, ROWS, STEPS, SLICES }, device) {
+      const lanes = lanesOf(target, device), groups = WORKGROUP / lanes;
+      const sums = 2 ** Math.ceil(Math.log2(target.m * ROWS));
+      const loads = ROWS * STEPS;
+      return {
+        threads: WORKGROUP,
+        bytes: 4 * (target.m + 2 * groups * sums) +
+          4 * WORKGROUP * Math.ceil(target.m / WORKGROUP) +
+          (device.subgroupSize
+            ? 0
+            : 4 * WORKGROUP * sumsAtOnce(WORKGROUP, lanes, sums)),
+        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+          : groups % SLICES || !isPowerOf2(SLICES)
+          ? `SLICES is ${SLICES}, must be a power of 2 that divides the ${groups} lane groups`
+          : !isPowerOf2(ROWS) || target.swiglu && ROWS % 2
+          ? `ROWS is ${ROWS}, must be a power of 2, and even where gates and what they gate are summed together`
+          : sums > MOST_SUMS
+          ? `${sums} sums in a thread, at most ${MOST_SUMS} fit registers`
+          : loads > MOST_IN_FLIGHT
+          ? `${loads} loads in flight, at most ${MOST_IN_FLIGHT} fit registers`
+          : undefined,
+      };
+    },
+  },
   grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
     splitGrid(n / (ROWS * (GROUPS / SLICES))),
+  cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `
 @if W_VIEW == "vec4" { @if W_DTYPE == "f32" { alias RAW = vec4f; } @else { alias RAW = vec2u; } }
 @if NORM {

@@ -1,17 +1,19 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
+import { otherCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * The largest absolute value of a weight, as f32 bits in `largest[at]` (they order
  * like u32). Decides how large activations may be in f16 products.
  */
-export const maxAbs = kernel({
+export const maxAbs = defineKernel({
   name: "maxAbs",
   buffers: { w: "n k as span", largest: "inout any as atomic" },
   uniforms: { at: "u32" },
   constants: { WORKGROUP: 256, LOG_LANES: 5, SUBGROUPS: 1 },
   derive: ({ LOG_LANES }) => ({ LANES: 1 << Number(LOG_LANES) }),
   grid: ({ n }) => [Math.min(n, 1024), 1, 1],
+  cost: otherCost,
   body: /* wgsl */ `
 ${LANES}
 @compute @workgroup_size(WORKGROUP)

@@ -1,5 +1,6 @@
-import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Combines the splits of attend_decode.ts where it does not itself (a storage barrier
@@ -7,7 +8,7 @@ import { LANES } from "../lib/webgpu/wgsl.ts";
  * workgroup per head; RUNS threads share an element, each with BATCH splits on their
  * way at once, the first of them before anything else is known.
  */
-export const mergeSplits = kernel({
+export const mergeSplits = defineKernel({
   name: "mergeSplits",
   buffers: ({ VEC }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
@@ -40,6 +41,16 @@ export const mergeSplits = kernel({
     };
   },
   grid: ({ m, heads }) => splitGrid(m * heads),
+  cost: (call) => {
+    const { numAttentionHeads, headDim } = call.context.config;
+    const width = numAttentionHeads * headDim;
+    return call.whole({
+      name: "attention merge",
+      group: "attention",
+      shape: `[${call.m}, ${width}]`,
+      bytes: 8 * call.m * width,
+    });
+  },
   body: /* wgsl */ `
 ${LANES}
 @if VEC == 4 { alias E = vec4f; } @else { alias E = f32; }

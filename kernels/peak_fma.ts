@@ -1,4 +1,5 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
+import { otherCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Multiplies and adds in registers and nothing else: how fast arithmetic can be, in
@@ -6,13 +7,14 @@ import { kernel } from "../lib/webgpu/kernel.ts";
  * naga adds a counter to every loop. In f16 pairs are multiplied by one value, as in an
  * outer product: on an H100 that reaches 93 TFLOP/s, sums that are multiplied 65.
  */
-export const peakFma = kernel({
+export const peakFma = defineKernel({
   name: "peakFma",
   buffers: { y: "inout any" },
   uniforms: { rounds: "u32", groups: "u32" },
   constants: { WORKGROUP: 256, STEPS: 16, F16: 0 },
   derive: ({ F16 }) => ({ CHAINS: F16 ? 16 : 8 }),
   grid: ({ groups }) => [groups, 1, 1],
+  cost: otherCost,
   body: /* wgsl */ `
 @if F16 { alias T = vec2<f16>; alias S = f16; } @else { alias T = vec4f; alias S = f32; }
 @compute @workgroup_size(WORKGROUP)

@@ -1,11 +1,12 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
+import { otherCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Reads a whole buffer, or its copy in a texture, and does next to nothing with it: how
  * fast memory can be.
  * Each thread has eight 16-byte loads in flight, neighbours read neighbours.
  */
-export const peakRead = kernel({
+export const peakRead = defineKernel({
   name: "peakRead",
   buffers: ({ X_IN }) => ({
     x: `n as ${X_IN === "texture" ? "texels" : "unit"}`,
@@ -17,6 +18,7 @@ export const peakRead = kernel({
     1,
     1,
   ],
+  cost: otherCost,
   body: /* wgsl */ `
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,

@@ -1,6 +1,7 @@
-import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { HEADS, turnPair } from "./heads.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Norms and rotates every pair of a head in place of `a[p]`, `b[p]`, given the
@@ -27,7 +28,7 @@ const rotate = (norm: string) => /* wgsl */ `
  * A cached value that f16 cannot hold raises `flags[0]`, so that nobody goes on
  * with an infinity.
  */
-export const qkNormRope = kernel({
+export const qkNormRope = defineKernel({
   name: "qkNormRope",
   buffers: ({ VEC }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
@@ -59,6 +60,20 @@ export const qkNormRope = kernel({
   // One lane group for each of heads + 2 kvHeads heads of each row.
   grid: ({ m, heads, kvHeads }, { WORKGROUP, LANES }) =>
     splitGrid(m * (heads + 2 * kvHeads) / (WORKGROUP / LANES)),
+  cost: (call) => {
+    const { config, sequences, tokens } = call.context;
+    const { numAttentionHeads: heads, numKeyValueHeads: kv, headDim } = config;
+    const rows = sequences * tokens;
+    return call.whole({
+      name: "q_norm, k_norm, rope",
+      group: "norm",
+      shape: `[${rows}, ${heads} + ${kv}, ${headDim}]`,
+      dtypes: `f32 → f32, ${call.dtype("k")}`,
+      flops: 10 * rows * (heads + kv) * headDim,
+      bytes: rows * headDim *
+        (4 * (heads + 2 * kv) + 4 * heads + 2 * kv * call.size("k")),
+    });
+  },
   body: /* wgsl */ `
 ${LANES}
 ${HEADS}

@@ -1,17 +1,20 @@
-import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { normCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * `y = x · norm / sqrt(mean(x²) + eps)` per row (RMSNorm,
  * https://arxiv.org/abs/1910.07467). One workgroup per row.
  */
-export const rmsNorm = kernel({
+export const rmsNorm = defineKernel({
   name: "rmsNorm",
   buffers: { x: "m k as span", norm: "k as span", y: "out m k as span" },
   uniforms: { eps: "f32" },
   constants: { WORKGROUP: 128, LOG_LANES: 5, SUBGROUPS: 1 },
   derive: ({ LOG_LANES }) => ({ LANES: 1 << Number(LOG_LANES) }),
   grid: ({ m }) => splitGrid(m),
+  cost: normCost,
   body: /* wgsl */ `
 ${LANES}
 var<workgroup> squares: array<f32, WORKGROUP / LANES>;

@@ -1,4 +1,3 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
 import { BIN, BINS } from "./sample_histogram.ts";
 import {
   BEST,
@@ -10,6 +9,8 @@ import {
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Draws from each chunk: the token with the highest `(score − top) / temperature
@@ -21,7 +22,7 @@ import {
  * `[key of the draw, id, candidates, 0]`; `limits` says what lies above the bins:
  * `[top, tokens above, mass above, mass of all, upper edge]`, f32 but the count.
  */
-export const sampleDraw = kernel({
+export const sampleDraw = defineKernel({
   name: "sampleDraw",
   buffers: (c) => ({
     ...logitsContract(c),
@@ -52,6 +53,7 @@ export const sampleDraw = kernel({
     OWN: Number(c.BINS) / Number(c.WORKGROUP),
   }),
   grid: ({ chunks, sequences }) => [chunks, sequences, 1],
+  cost: samplingCost,
   body: /* wgsl */ `
 ${SCORES}
 ${ROW_TOP}

@@ -1,5 +1,6 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
 import { BEST, GUMBEL, ORDER, SAMPLE_CONSTANTS } from "./sample_scores.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /** Runs `body` for every candidate `key`, `id` of this thread: SHARE threads go through a chunk's. */
 const each = (body: string) => /* wgsl */ `
@@ -25,7 +26,7 @@ const each = (body: string) => /* wgsl */ `
  * LIMITS: what lies above the candidates (sample_draw.ts); else they begin at
  * the top of the row, and records are those of sample_top_k.ts.
  */
-export const sampleFinish = kernel({
+export const sampleFinish = defineKernel({
   name: "sampleFinish",
   buffers: (c) => ({
     records: "sequences chunks any",
@@ -59,6 +60,7 @@ export const sampleFinish = kernel({
     SHARE: Number(c.WORKGROUP) / chunks,
   }),
   grid: ({ sequences }) => [sequences, 1, 1],
+  cost: (call) => samplingCost(call, false),
   body: /* wgsl */ `
 ${ORDER}
 ${BEST}

@@ -1,4 +1,3 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
 import {
   deriveChunk,
   LOAD_SCORES,
@@ -7,6 +6,8 @@ import {
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /** Bins of the histogram. */
 export const BINS = 1024;
@@ -22,7 +23,7 @@ fn bin_of(x: f32, top: f32) -> u32 { return u32(min((top - x) / u.width, f32(BIN
  * the rest apart so that sums over chunks cannot overflow, then the count. Whole
  * numbers: the sums do not depend on the order of threads.
  */
-export const sampleHistogram = kernel({
+export const sampleHistogram = defineKernel({
   name: "sampleHistogram",
   buffers: (c) => ({
     ...logitsContract(c),
@@ -33,6 +34,7 @@ export const sampleHistogram = kernel({
   constants: { ...SAMPLE_CONSTANTS, BINS },
   derive: deriveChunk,
   grid: ({ chunks, sequences }) => [chunks, sequences, 1],
+  cost: samplingCost,
   body: /* wgsl */ `
 ${SCORES}
 ${ROW_TOP}

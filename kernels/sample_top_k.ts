@@ -1,4 +1,3 @@
-import { kernel } from "../lib/webgpu/kernel.ts";
 import {
   deriveChunk,
   LOAD_SCORES,
@@ -6,6 +5,8 @@ import {
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Every token of a chunk that may be among the `k` highest of its row: the
@@ -13,7 +14,7 @@ import {
  * ties included, and hardly more where PARTS is 2 k. Candidates are `[key, id]` in
  * no certain order; records are `[that bound, 0, candidates, highest key]`.
  */
-export const sampleTopK = kernel({
+export const sampleTopK = defineKernel({
   name: "sampleTopK",
   buffers: (c) => ({
     ...logitsContract(c),
@@ -24,6 +25,7 @@ export const sampleTopK = kernel({
   constants: { ...SAMPLE_CONSTANTS, PARTS: 64 },
   derive: deriveChunk,
   grid: ({ chunks, sequences }) => [chunks, sequences, 1],
+  cost: samplingCost,
   body: /* wgsl */ `
 ${SCORES}
 var<workgroup> own: array<f32, WORKGROUP>;

@@ -1,10 +1,12 @@
-import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { linearName } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Adds what the SPLITS runs of a gemm over k wrote, `[splits · m, n]`, into `y`.
  * ADD 1 keeps what is there (residual).
  */
-export const sumSplits = kernel({
+export const sumSplits = defineKernel({
   name: "sumSplits",
   buffers: { partial: "any n as span", y: "inout m any as span" },
   // y has rows of `stride` elements; the first column goes to `column`.
@@ -12,6 +14,17 @@ export const sumSplits = kernel({
   constants: { SPLITS: 2, ADD: 0, WORKGROUP: 128 },
   grid: ({ m, n }, { WORKGROUP }) =>
     splitGrid(m * Math.ceil(n / 4) / WORKGROUP),
+  cost: (call) => {
+    const { m, n, constants } = call;
+    const splits = Number(constants.SPLITS);
+    return call.whole({
+      name: linearName(call),
+      group: "linear",
+      shape: `[${splits}, ${m}, ${n}]`,
+      flops: (splits - 1) * m * n,
+      bytes: 4 * m * n * (splits + 1 + Number(constants.ADD)),
+    });
+  },
   body: /* wgsl */ `
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,

@@ -1,11 +1,13 @@
-import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { otherCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Synthetic bf16 weights without an upload: `w[i] = bf16(scale · u[i])`, the rule of
  * lib/checkpoint/synthetic.ts, two weights per thread: words from `source` on of the
  * tensor go to word `to` on of the buffer.
  */
-export const synthesize = kernel({
+export const synthesize = defineKernel({
   name: "synthesize",
   buffers: { w: "inout any as raw" },
   uniforms: {
@@ -17,6 +19,7 @@ export const synthesize = kernel({
   },
   constants: { WORKGROUP: 256 },
   grid: ({ words }, { WORKGROUP }) => splitGrid(words / WORKGROUP),
+  cost: otherCost,
   body: /* wgsl */ `
 fn weight(i: u32) -> u32 {
   var h = i + u.seed;

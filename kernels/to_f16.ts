@@ -1,5 +1,7 @@
-import { kernel, splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { normCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 
 /**
  * Rows as f16 for products in f16, each scaled by a power of two so that its largest
@@ -7,7 +9,7 @@ import { LANES } from "../lib/webgpu/wgsl.ts";
  * exceed 65,504), small values keep their precision beside large ones, and scaling
  * back is exact. NORM 1 RMS-norms the row first. One workgroup per row.
  */
-export const toF16 = kernel({
+export const toF16 = defineKernel({
   name: "toF16",
   buffers: {
     x: "m k as vec4",
@@ -19,6 +21,15 @@ export const toF16 = kernel({
   constants: { NORM: 0, WORKGROUP: 128, LOG_LANES: 5, SUBGROUPS: 1 },
   derive: ({ LOG_LANES }) => ({ LANES: 1 << Number(LOG_LANES) }),
   grid: ({ m }) => splitGrid(m),
+  cost: (call) => {
+    const [cost] = normCost(call);
+    return [{
+      ...cost,
+      dtypes: "f32 → f16",
+      bytes: call.m * call.k * (4 + 2),
+      fused: call.constants.NORM === 1 ? ["RMSNorm"] : [],
+    }];
+  },
   body: /* wgsl */ `
 ${LANES}
 var<workgroup> squares: array<f32, WORKGROUP / LANES>;

@@ -4,7 +4,7 @@
  * @module
  */
 import { defaultsFor } from "./dispatch/defaults.ts";
-import { loadTuning } from "./dispatch/tuned.ts";
+import { loadTuning } from "./tuning_file.ts";
 import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
 
 /**

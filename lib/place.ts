@@ -7,6 +7,7 @@
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
 import { DeviceError } from "./errors.ts";
+import { host } from "./host.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import type { Gpu } from "./webgpu/device.ts";
 import { cacheBytes } from "./model/kv_cache.ts";
@@ -233,8 +234,8 @@ function requireMemory(
   let weights = 0;
   for (const { byteLength } of tensors.values()) weights += byteLength;
   const cache = cacheBytes(config, 1, context, dtype);
-  const { available } = Deno.systemMemoryInfo();
-  if (weights + cache <= available) return;
+  const available = host.freeMemory();
+  if (available === undefined || weights + cache <= available) return;
   const mb = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
   throw new DeviceError(
     `Cannot load ${name}: it needs ${mb(weights)} for weights and ${

@@ -104,7 +104,7 @@ async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
   for (let i = 0; i < 2; i++) {
     const began = performance.now();
     plan.run();
-    // The read itself sleeps 10 ms in Deno.
+    // Deno settles the read 10 ms late.
     await y.read();
     ms = Math.min(ms, Math.max(0.1, performance.now() - began - 10));
   }

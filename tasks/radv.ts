@@ -22,7 +22,7 @@ import {
   variantsOnAmd,
 } from "../lib/tools/radv/radv.ts";
 import { RadvCompiler } from "../lib/tools/radv/compiler.ts";
-import { KERNEL_NAMES } from "../lib/tools/show.ts";
+import { KERNEL_NAMES } from "../kernels/list.ts";
 import {
   type FlagTable,
   helpText,

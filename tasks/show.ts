@@ -6,14 +6,10 @@
  *   deno task show gemv --dtype f16 --set WORKGROUP=64 --set ROWS=4
  */
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
+import { KERNEL_NAMES } from "../kernels/list.ts";
 import { NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/open_device.ts";
-import {
-  KERNEL_NAMES,
-  showKernel,
-  type Sketched,
-  STATED_DEVICE,
-} from "../lib/tools/show.ts";
+import { showKernel, type Sketched, STATED_DEVICE } from "../lib/tools/show.ts";
 import {
   type FlagTable,
   helpText,

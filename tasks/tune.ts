@@ -17,8 +17,10 @@ import {
   type CaseReport,
   tune,
 } from "../lib/tools/tune/tune.ts";
-import { TUNED_KERNELS, type TunedKernel } from "../lib/dispatch/keys.ts";
+import { TUNED_KERNELS } from "../kernels/list.ts";
 import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
+
+const NAMES = TUNED_KERNELS.map(({ name }) => name);
 
 const FLAGS: FlagTable = {
   "model": [
@@ -27,7 +29,7 @@ const FLAGS: FlagTable = {
   ],
   "kernels": [
     "text",
-    `tune only these, of ${TUNED_KERNELS.join(", ")}; a list with commas`,
+    `tune only these, of ${NAMES.join(", ")}; a list with commas`,
   ],
   "budget-seconds": ["number", "how long it may take; 180 by default"],
   "dry-run": ["switch", "store nothing"],
@@ -89,20 +91,19 @@ await runTask(async () => {
   return report.wrong.length ? 1 : 0;
 });
 
-function parseKernels(list: string): TunedKernel[] {
+function parseKernels(list: string): string[] {
   const names = list.split(",").map((name) => name.trim()).filter(Boolean);
-  const known: readonly string[] = TUNED_KERNELS;
-  const unknown = names.find((name) => !known.includes(name));
+  const unknown = names.find((name) => !NAMES.includes(name));
   if (unknown !== undefined || names.length === 0) {
     throw new Error(
       `Cannot tune: ${
         unknown === undefined
           ? "the list of kernels is empty"
           : `${unknown} is unknown`
-      }, must be of ${known.join(", ")}`,
+      }, must be of ${NAMES.join(", ")}`,
     );
   }
-  return names as TunedKernel[];
+  return names;
 }
 
 /** A line of the table; text that is too long pushes the rest aside. */

@@ -17,14 +17,9 @@ import type * as Hub from "npm:@huggingface/hub@2.17.5";
 import { parseConfig } from "./config.ts";
 import { parseJson } from "../json.ts";
 import { parseSafetensorsIndex } from "./safetensors.ts";
-import {
-  isAbsent,
-  type OpenOptions,
-  patientFetch,
-  pause,
-  readText,
-  writeAll,
-} from "./sources.ts";
+import { errorText } from "../errors.ts";
+import { type FileLock, host } from "../host.ts";
+import { type OpenOptions, patientFetch, pause } from "./sources.ts";
 
 // In a variable, so that Deno installs the package only when a download needs it.
 const HUB_PACKAGE = "npm:@huggingface/hub@2.17.5";
@@ -74,12 +69,12 @@ export async function repositoryFolder(
   if ("folder" in cached) return cached.folder;
 
   const lookedFor = `no such directory, not in the cache (${cached.problem})`;
-  if (/^(1|on|yes|true)$/i.test(Deno.env.get("HF_HUB_OFFLINE") ?? "")) {
+  if (/^(1|on|yes|true)$/i.test(host.env("HF_HUB_OFFLINE") ?? "")) {
     throw new Error(
       `Cannot open ${repository.name}: ${lookedFor}, and HF_HUB_OFFLINE forbids to download it`,
     );
   }
-  const endpoint = (Deno.env.get("HF_ENDPOINT") || "https://huggingface.co")
+  const endpoint = (host.env("HF_ENDPOINT") || "https://huggingface.co")
     .replace(/\/+$/, "");
   try {
     return await new Download(repository, cache, entry, endpoint, options)
@@ -99,7 +94,7 @@ export async function repositoryFolder(
 
 /** Where Python's huggingface_hub would look. */
 function cacheFolder(): string {
-  const env = (name: string) => Deno.env.get(name) || undefined;
+  const { env } = host;
   const home = env("HOME") ?? env("USERPROFILE") ?? ".";
   const xdg = env("XDG_CACHE_HOME") ?? `${home}/.cache`;
   const path = env("HF_HUB_CACHE") ??
@@ -114,7 +109,7 @@ async function findSnapshot(
 ): Promise<{ folder: string } | { problem: string }> {
   const isCommit = /^[0-9a-f]{40}$/.test(revision);
   const ref = `${entry}/refs/${revision}`;
-  const commit = isCommit ? revision : (await readText(ref))?.trim();
+  const commit = isCommit ? revision : (await host.files.readText(ref))?.trim();
   if (!commit) return { problem: `there is no ${ref}` };
 
   const folder = `${entry}/snapshots/${commit}`;
@@ -123,7 +118,7 @@ async function findSnapshot(
   });
   if (!await exists(`${folder}/config.json`)) return lacks(["config.json"]);
   if (await exists(`${folder}/${WEIGHTS}`)) return { folder };
-  const index = await readText(`${folder}/${INDEX}`);
+  const index = await host.files.readText(`${folder}/${INDEX}`);
   if (index === undefined) return lacks([`${WEIGHTS} or ${INDEX}`]);
   const missing: string[] = [];
   for (const shard of shardsOf(index, `${folder}/${INDEX}`)) {
@@ -158,7 +153,7 @@ class Download {
   get #access() {
     return {
       hubUrl: this.endpoint,
-      accessToken: Deno.env.get("HF_TOKEN") || undefined,
+      accessToken: host.env("HF_TOKEN"),
       fetch: this.#fetch,
     };
   }
@@ -177,7 +172,7 @@ class Download {
     }
     this.#commit = sha;
     const folder = `${this.entry}/snapshots/${sha}`;
-    await Deno.mkdir(folder, { recursive: true });
+    await host.files.makeFolder(folder);
 
     const listed = new Map<string, Hub.ListFileEntry>();
     for await (
@@ -205,13 +200,13 @@ class Download {
 
     await take(["config.json"]);
     const config = `${folder}/config.json`;
-    parseConfig(parseJson(await Deno.readTextFile(config), config), config);
+    parseConfig(parseJson(await readBack(config), config), config);
     if (listed.has(WEIGHTS)) {
       await take([...COMPANIONS.filter((path) => listed.has(path)), WEIGHTS]);
     } else if (listed.has(INDEX)) {
       await take([...COMPANIONS.filter((path) => listed.has(path)), INDEX]);
       const index = `${folder}/${INDEX}`;
-      await take(shardsOf(await Deno.readTextFile(index), index));
+      await take(shardsOf(await readBack(index), index));
     } else {
       throw new Error(
         `there is no ${WEIGHTS} or ${INDEX} among ${
@@ -222,8 +217,7 @@ class Download {
 
     if (revision !== sha) {
       const ref = `${this.entry}/refs/${revision}`;
-      await Deno.mkdir(ref.slice(0, ref.lastIndexOf("/")), { recursive: true });
-      await Deno.writeTextFile(ref, sha);
+      await host.files.writeText(ref, sha);
     }
     return folder;
   }
@@ -237,28 +231,30 @@ class Download {
       throw new Error(`${file.path} has the etag ${JSON.stringify(etag)}`);
     }
     const blob = `${this.entry}/blobs/${etag}`;
-    await Deno.mkdir(`${this.entry}/blobs`, { recursive: true });
+    await host.files.makeFolder(`${this.entry}/blobs`);
     using _lock = await this.#lock(etag);
     if (await exists(blob)) {
       this.#advance(file, file.size);
     } else {
       await this.#fill(`${blob}.incomplete`, file);
-      await Deno.rename(`${blob}.incomplete`, blob);
+      await host.files.move(`${blob}.incomplete`, blob);
     }
     try {
-      await Deno.remove(link).catch(() => {}); // one whose blob was deleted
-      await Deno.symlink(`../../blobs/${etag}`, link, { type: "file" });
+      await host.files.remove(link); // one whose blob was deleted
+      await host.files.link(`../../blobs/${etag}`, link);
     } catch { // Windows without the right to make links
-      await Deno.rename(blob, link);
+      await host.files.move(blob, link);
     }
   }
 
   /** Downloads what `path` lacks of a file. */
   async #fill(path: string, file: Hub.ListFileEntry) {
-    using output = await Deno.open(path, { write: true, create: true });
-    let size = (await output.stat()).size;
-    if (size > file.size) await output.truncate(size = 0);
-    await output.seek(size, Deno.SeekMode.Start);
+    using output = await host.files.append(path);
+    let { size } = output;
+    if (size > file.size) {
+      await output.clear();
+      size = 0;
+    }
     this.#advance(file, size);
 
     for (let tries = 1; size < file.size; tries++) {
@@ -272,7 +268,7 @@ class Download {
         if (remote === null) throw new Error("the server does not have it");
         for await (const chunk of remote.slice(size, file.size).stream()) {
           this.options.signal?.throwIfAborted();
-          await writeAll(output, chunk);
+          await output.append(chunk);
           size += chunk.length;
           this.#advance(file, chunk.length);
         }
@@ -284,15 +280,16 @@ class Download {
           continue;
         }
         // The package passes on some errors as text.
-        const why = cause instanceof Error ? cause.message : cause;
         throw new Error(
-          `${file.path} stopped at ${size} of ${file.size} bytes: ${why}`,
+          `${file.path} stopped at ${size} of ${file.size} bytes: ${
+            errorText(cause)
+          }`,
           { cause },
         );
       }
     }
     if (size > file.size) {
-      await output.truncate(0);
+      await output.clear();
       throw new Error(
         `${file.path} has ${file.size} bytes, the server sent more (${size})`,
       );
@@ -310,34 +307,32 @@ class Download {
   }
 
   /** The lock that Python's huggingface_hub takes for a blob: one process at a time. */
-  async #lock(etag: string): Promise<Deno.FsFile> {
+  async #lock(etag: string): Promise<FileLock> {
     const folder = `${this.cache}/.locks/${
       this.entry.slice(this.cache.length + 1)
     }`;
-    await Deno.mkdir(folder, { recursive: true });
-    const file = await Deno.open(`${folder}/${etag}.lock`, {
-      write: true,
-      create: true,
-    });
+    await host.files.makeFolder(folder);
+    const lock = await host.files.openLock(`${folder}/${etag}.lock`);
     try {
-      while (!await file.tryLock(true)) {
+      while (!await lock.tryLock()) {
         this.options.signal?.throwIfAborted();
         await pause(1);
       }
     } catch (error) {
-      file.close();
+      lock[Symbol.dispose]();
       throw error;
     }
-    return file;
+    return lock;
   }
 }
 
 async function exists(path: string): Promise<boolean> {
-  try {
-    await Deno.stat(path);
-    return true;
-  } catch (error) {
-    if (isAbsent(error)) return false;
-    throw error;
-  }
+  return await host.files.find(path) !== undefined;
+}
+
+/** The text of a file that was just downloaded. */
+async function readBack(path: string): Promise<string> {
+  const text = await host.files.readText(path);
+  if (text !== undefined) return text;
+  throw new Error(`${path} is gone, another program must have removed it`);
 }

@@ -6,6 +6,7 @@
  */
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
 import { parseConfig, parseGeneration } from "./config.ts";
+import { host } from "../host.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
 import {
@@ -16,12 +17,10 @@ import {
 import {
   checkRange,
   fetchText,
-  isAbsent,
   openFile,
   type OpenOptions,
   type OpenSource,
   openUrl,
-  readText,
 } from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
 
@@ -64,7 +63,7 @@ export async function openCheckpoint(
     throw new Error(
       `Cannot open ${
         JSON.stringify(spec)
-      }: there is no such directory (looked in ${Deno.cwd()}), and it is not a repository id (owner/name), an http(s) URL or synthetic:qwen3-…`,
+      }: there is no such directory (looked in ${host.files.currentFolder()}), and it is not a repository id (owner/name), an http(s) URL or synthetic:qwen3-…`,
     );
   }
   const folder = await repositoryFolder(repository, options);
@@ -86,7 +85,7 @@ function localFolder(directory: string): Folder {
     location: directory,
     locate,
     open: (file) => openFile(locate(file)),
-    text: (file) => readText(locate(file)),
+    text: (file) => host.files.readText(locate(file)),
   };
 }
 
@@ -108,15 +107,10 @@ function webFolder(spec: string, options: OpenOptions): Folder {
 }
 
 async function existingDirectory(spec: string): Promise<string | undefined> {
-  try {
-    const path = await Deno.realPath(
-      /^file:/i.test(spec) ? new URL(spec) : spec,
-    );
-    if ((await Deno.stat(path)).isDirectory) return path;
-  } catch (error) {
-    if (isAbsent(error)) return undefined;
-    throw error;
-  }
+  const found = await host.files.find(
+    /^file:/i.test(spec) ? new URL(spec) : spec,
+  );
+  if (found === undefined || found.isDirectory) return found?.path;
   throw new Error(
     `Cannot open ${
       JSON.stringify(spec)

@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { errorText } from "../errors.ts";
+import { host } from "../host.ts";
 import type { ByteSource } from "./safetensors.ts";
 
 /** How far loading is, in bytes. */
@@ -33,51 +35,23 @@ const FIRST_PAUSE_MS = 200;
 
 /** Opens a file; undefined where there is none. */
 export async function openFile(path: string): Promise<OpenSource | undefined> {
-  let file: Deno.FsFile;
-  try {
-    file = await Deno.open(path);
-  } catch (error) {
-    if (isAbsent(error)) return undefined;
-    throw error;
-  }
-  const { size } = await file.stat();
+  const file = await host.files.open(path);
+  if (file === undefined) return undefined;
   return {
     name: path,
-    size,
-    // Synchronous: as fast as asynchronous reads, and seek + read cannot interleave.
+    size: file.size,
     // deno-lint-ignore require-await
     async read(begin, into) {
-      file.seekSync(begin, Deno.SeekMode.Start);
-      for (let done = 0; done < into.length;) {
-        const count = file.readSync(into.subarray(done));
-        if (count === null) {
-          throw new Error(
-            `Cannot read ${path}: it ends at byte ${begin + done}, ${
-              begin + into.length
-            } are needed`,
-          );
-        }
-        done += count;
-      }
+      const count = file.read(begin, into);
+      if (count === into.length) return;
+      throw new Error(
+        `Cannot read ${path}: it ends at byte ${begin + count}, ${
+          begin + into.length
+        } are needed`,
+      );
     },
-    [Symbol.asyncDispose]: () => Promise.resolve(file.close()),
+    [Symbol.asyncDispose]: () => Promise.resolve(file[Symbol.dispose]()),
   };
-}
-
-/** The text of a file; undefined where there is none. */
-export async function readText(path: string): Promise<string | undefined> {
-  try {
-    return await Deno.readTextFile(path);
-  } catch (error) {
-    if (isAbsent(error)) return undefined;
-    throw error;
-  }
-}
-
-/** Whether an error of Deno's file functions says that there is no such file. */
-export function isAbsent(error: unknown): boolean {
-  return error instanceof Deno.errors.NotFound ||
-    error instanceof Deno.errors.NotADirectory;
 }
 
 /**
@@ -207,12 +181,12 @@ async function copyToFile(
   { onProgress, signal }: OpenOptions,
 ): Promise<OpenSource> {
   const total = Number(response.headers.get("content-length") ?? 0);
-  const path = await Deno.makeTempFile({ prefix: "checkpoint-" });
+  const path = await host.files.createTemporary("checkpoint-");
   try {
-    using file = await Deno.open(path, { write: true });
+    using file = await host.files.append(path);
     let done = 0;
     for await (const chunk of response.body ?? []) {
-      await writeAll(file, chunk);
+      await file.append(chunk);
       done += chunk.length;
       onProgress?.({
         stage: "download",
@@ -222,7 +196,7 @@ async function copyToFile(
       });
     }
   } catch (cause) {
-    await Deno.remove(path);
+    await host.files.remove(path);
     signal?.throwIfAborted();
     throw unreachable(url, cause);
   }
@@ -233,16 +207,9 @@ async function copyToFile(
     read: copy.read,
     async [Symbol.asyncDispose]() {
       await copy[Symbol.asyncDispose]();
-      await Deno.remove(path);
+      await host.files.remove(path);
     },
   };
-}
-
-/** Writes all of `bytes` at the file's position. */
-export async function writeAll(file: Deno.FsFile, bytes: Uint8Array) {
-  for (let done = 0; done < bytes.length;) {
-    done += await file.write(bytes.subarray(done));
-  }
 }
 
 /** Waits longer after each failed try. */
@@ -253,8 +220,7 @@ export function pause(tries: number): Promise<void> {
 }
 
 function unreachable(url: string, cause: unknown): Error {
-  const why = cause instanceof Error ? cause.message : String(cause);
-  return new Error(`Cannot read ${url}: ${why}`, { cause });
+  return new Error(`Cannot read ${url}: ${errorText(cause)}`, { cause });
 }
 
 /** Throws unless a tensor of `byteLength` bytes has those asked for. */

@@ -10,6 +10,7 @@ import type { CpuKvCache } from "./kv_cache.ts";
 import { CpuOps, type CpuTensor } from "./ops.ts";
 import { forward, type Weights } from "../model/qwen3.ts";
 import type { Runner } from "../model/runner.ts";
+import { host } from "../host.ts";
 import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
@@ -70,7 +71,7 @@ export class CpuRunner implements Runner {
   requireRoom(sequences: number, context: number): void {
     requireRoom(this.config, { sequences, context, dtype: "f32" }, {
       name: "the CPU",
-      free: Deno.systemMemoryInfo().available,
+      free: host.freeMemory(),
     });
   }
 

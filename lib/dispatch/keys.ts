@@ -1,5 +1,5 @@
 /**
- * Under which names tuned constants are kept: a kernel and a class of shapes.
+ * The keys that tuned constants are stored under: a kernel and a class of shapes.
  *
  * @module
  */
@@ -37,59 +37,53 @@ export function attendKey(
   return `attendDecode ${what} ${headDim} ${group}`;
 }
 
-/** Kernels that can be tuned. */
-export const TUNED_KERNELS = [
-  "gemv",
-  "gemvRows",
-  "gemm",
-  "attendDecode",
-] as const;
+/** A class of Linear layers. */
+export interface LinearTarget {
+  kernel: string;
+  dtype: Exclude<Dtype, "u32">;
+  swiglu: boolean;
+  /** Whether products are in f16. */
+  half: boolean;
+  /** Rows: exactly for gemv, at most for the others. */
+  m: number;
+  n: number;
+  k: number;
+}
 
-/** One of {@linkcode TUNED_KERNELS}. */
-export type TunedKernel = typeof TUNED_KERNELS[number];
+/** A decode step's attention in a class of contexts. */
+export interface AttendTarget {
+  kernel: string;
+  what: ContextClass;
+  headDim: number;
+  /** Query heads that share a kv head. */
+  group: number;
+}
 
-/** What a key is for. */
-export type TuningTarget =
-  | {
-    kernel: "gemv" | "gemvRows" | "gemm";
-    dtype: Exclude<Dtype, "u32">;
-    swiglu: boolean;
-    half: boolean;
-    /** Rows: of a gemv exactly, else at most. */
-    m: number;
-    n: number;
-    k: number;
-  }
-  | {
-    kernel: "attendDecode";
-    what: ContextClass;
-    headDim: number;
-    group: number;
-  };
+/** What a key stands for. */
+export type TuningTarget = LinearTarget | AttendTarget;
 
-/** What a key is for; undefined where it is not one. */
+/** What a key stands for; undefined if it is not one. */
 export function parseKey(key: string): TuningTarget | undefined {
-  const linear =
-    /^(gemv|gemvRows|gemm) (f32|f16|bf16)( swiglu)?( half)? (\d+) (\d+) (\d+)$/
-      .exec(
-        key,
-      );
+  const linear = /^(\w+) (f32|f16|bf16)( swiglu)?( half)? (\d+) (\d+) (\d+)$/
+    .exec(key);
   if (linear) {
     const [, kernel, dtype, swiglu, half, ...sizes] = linear;
     const [m, n, k] = sizes.map(Number);
     return {
-      kernel: kernel as "gemv",
-      dtype: dtype as "f32",
+      kernel,
+      dtype: dtype as LinearTarget["dtype"],
       swiglu: swiglu !== undefined,
       half: half !== undefined,
-      ...{ m, n, k },
+      m,
+      n,
+      k,
     };
   }
-  const attend = /^attendDecode (short|middle|long) (\d+) (\d+)$/.exec(key);
+  const attend = /^(\w+) (short|middle|long) (\d+) (\d+)$/.exec(key);
   if (!attend) return undefined;
-  const [, what, headDim, group] = attend;
+  const [, kernel, what, headDim, group] = attend;
   return {
-    kernel: "attendDecode",
+    kernel,
     what: what as ContextClass,
     headDim: Number(headDim),
     group: Number(group),

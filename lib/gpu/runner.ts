@@ -9,6 +9,7 @@ import { positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
+import { host } from "../host.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
@@ -142,7 +143,7 @@ export class GpuRunner implements Runner {
     requireRoom(config, { sequences, context, dtype }, {
       name: gpu.name,
       binding: Math.min(maxStorageBufferBindingSize, maxBufferSize),
-      free: gpu.software ? Deno.systemMemoryInfo().available : undefined,
+      free: gpu.software ? host.freeMemory() : undefined,
     });
   }
 

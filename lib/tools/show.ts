@@ -7,6 +7,7 @@
  */
 import { batchedGemm } from "../../kernels/batched_gemm.ts";
 import { gemvColumns } from "../../kernels/gemv_columns.ts";
+import { findKernel, KERNEL_NAMES } from "../../kernels/list.ts";
 import { maxAbs } from "../../kernels/max_abs.ts";
 import { peakFma } from "../../kernels/peak_fma.ts";
 import { peakRead } from "../../kernels/peak_read.ts";
@@ -65,23 +66,6 @@ export interface Shown {
   wgsl: string;
 }
 
-/** Names of all kernels. */
-export const KERNEL_NAMES: readonly string[] = [
-  ...["argmax", "attendDecode", "attendPrefill", "attendPrefillF16"],
-  ...[
-    "batchedGemm",
-    "embed",
-    "gemm",
-    "gemv",
-    "gemvColumns",
-    "gemvRows",
-    "maxAbs",
-  ],
-  ...["mergeSplits", "peakFma", "peakRead", "qkNormRope", "rmsNorm"],
-  ...["sampleDraw", "sampleFinish", "sampleHistogram", "sampleTopK"],
-  ...["sumSplits", "synthesize", "toF16"],
-];
-
 /**
  * Shows a kernel by its name (`attendDecode`, or as its file is called,
  * `attend_decode`) with the constants that are chosen for `device`.
@@ -93,8 +77,7 @@ export function showKernel(
   device: Sketched,
   options: ShowOptions,
 ): Shown {
-  const plain = (text: string) => text.replaceAll("_", "").toLowerCase();
-  const wanted = KERNEL_NAMES.find((known) => plain(known) === plain(name));
+  const wanted = findKernel(name)?.name;
   if (!wanted) {
     throw new Error(
       `Cannot show "${name}": the kernels are ${KERNEL_NAMES.join(", ")}`,

@@ -7,6 +7,7 @@
  * @module
  */
 import type { Choice } from "../dispatch/choice.ts";
+import { host } from "../host.ts";
 import type { Gpu } from "./device.ts";
 import { compile, isCompiled, type Shader } from "./pipeline.ts";
 
@@ -149,20 +150,13 @@ function inWorker(
 
 /** Whether a worker starts without a question to the user, or an error on stderr. */
 function mayStart(): boolean {
-  const { protocol, host } = WORKER;
-  const { state } = Deno.permissions.querySync(
-    protocol === "file:"
-      ? { name: "read", path: WORKER }
-      : { name: "import", host },
-  );
-  return state === "granted";
+  return WORKER.protocol === "file:"
+    ? host.isGranted("read", WORKER)
+    : host.isGranted("import", WORKER.host);
 }
 
 /** Whether NVIDIA's driver keeps what it compiles, as far as the environment tells. */
 function keepsCache(): boolean {
   const name = "__GL_SHADER_DISK_CACHE";
-  const permitted =
-    Deno.permissions.querySync({ name: "env", variable: name }).state ===
-      "granted";
-  return !permitted || Deno.env.get(name) !== "0";
+  return !host.isGranted("env", name) || host.env(name) !== "0";
 }

@@ -8,6 +8,7 @@ import type { AdapterClass } from "../dispatch/capabilities.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import { DeviceError, errorText, NoAdapterError } from "../errors.ts";
+import { host } from "../host.ts";
 import { adapterClass, adapterName } from "./adapter.ts";
 
 /** Options of {@linkcode openGpu}. */
@@ -59,19 +60,20 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
     options,
   );
   // Other versions may panic where this one has the bytes, so others do not try.
-  const own = options.gpu === undefined;
-  const readsAtOnce = own && Deno.version.deno === READS_AT_ONCE;
+  const { name, version, os } = host.runtime;
+  const own = options.gpu === undefined && name === "Deno";
+  const readsAtOnce = own && version === READS_AT_ONCE;
   choices.push(choice, {
     what: "readback",
     value: readsAtOnce ? "at once" : "when mapAsync settles",
     reason: readsAtOnce
       ? `in Deno ${READS_AT_ONCE} a buffer is mapped when mapAsync returns, 10 ms before its promise settles`
       : own
-      ? `only Deno ${READS_AT_ONCE} was tested for early reads, this is ${Deno.version.deno}`
+      ? `only Deno ${READS_AT_ONCE} was tested for early reads, this is ${version}`
       : "not Deno's own WebGPU",
   });
   // Deno does not name its backend. On Linux it is Vulkan or GL, and GL has no subgroups.
-  const vulkan = own && Deno.build.os === "linux" && subgroupSize > 0;
+  const vulkan = own && os === "linux" && subgroupSize > 0;
   return new Gpu(adapter, device, {
     descriptor,
     subgroupSize,

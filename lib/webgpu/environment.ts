@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { host } from "../host.ts";
 
 /**
  * Sets what Deno's WebGPU reads from the environment, where it is unset. Call it
@@ -10,9 +11,9 @@
  */
 export function prepareEnvironment(): void {
   // Vulkan's loader complains on stderr where this is unset.
-  if (!Deno.env.get("XDG_RUNTIME_DIR")) Deno.env.set("XDG_RUNTIME_DIR", "/tmp");
+  if (!host.env("XDG_RUNTIME_DIR")) host.setEnv("XDG_RUNTIME_DIR", "/tmp");
   // Left to itself, Deno may offer a GL adapter, which lacks f16 and may hang.
-  if (!Deno.env.get("DENO_WEBGPU_BACKEND")) {
-    Deno.env.set("DENO_WEBGPU_BACKEND", "vulkan,metal,dx12");
+  if (!host.env("DENO_WEBGPU_BACKEND")) {
+    host.setEnv("DENO_WEBGPU_BACKEND", "vulkan,metal,dx12");
   }
 }

@@ -6,7 +6,7 @@ import {
 } from "@std/assert";
 import { openDevice } from "../../lib/open_device.ts";
 import { tune } from "../../lib/tools/tune/tune.ts";
-import { saveTuning, TUNING_DIR } from "../../lib/dispatch/tuned.ts";
+import { saveTuning, TUNING_DIR } from "../../lib/tuning_file.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { runTask } from "../support/run_task.ts";
 import { tamperedGpu } from "../support/tampered_gpu.ts";
@@ -134,7 +134,7 @@ for (
   const [args, message] of [
     [
       ["--kernels", "gemv,gem"],
-      /gem is unknown, must be of gemv, gemvRows, gemm, att/,
+      /gem is unknown, must be of attendDecode, gemm, gemv, gemvRows/,
     ],
     [["--kernels", ","], /the list of kernels is empty/],
     [["--budget-seconds", "0"], /budget is 0 seconds, must be more than 0/],

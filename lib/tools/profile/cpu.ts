@@ -176,7 +176,7 @@ class TimedOps implements Ops<CpuTensor> {
   sampled(sequences: number, length: number, ms: number): void {
     const { config } = this.runner;
     const context = { config, sequences, tokens: 1, length };
-    this.#note("sampling.sample", "sample", {}, {}, ms, context);
+    this.#note("sampling.sample", "argmax", {}, {}, ms, context);
   }
 
   embed(table: CpuTensor, tokens: CpuTensor): CpuTensor {

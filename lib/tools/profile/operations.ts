@@ -168,7 +168,12 @@ function begin(dispatch: Sample["dispatch"], cost: Cost): Operation {
     shape,
     dtypes,
     kernel,
-    fused: fusedIn(dispatch, cost),
+    fused: [
+      ...cost.fused ?? [],
+      ...(cost.part < 1
+        ? ["scores, softmax and values in one; time split by FLOPs"]
+        : []),
+    ],
     constants,
     reason,
     calls: 0,
@@ -230,18 +235,6 @@ function rate(operation: Operation, peaks?: Peaks): void {
   const compute = flops / rate / 1e9, memory = memoryMs(operation, peaks);
   operation.bound = memory >= compute ? "memory" : half ? "f16" : "f32";
   operation.fraction = Math.max(memory, compute) / ms;
-}
-
-function fusedIn({ kernel, constants }: Costed, { part }: Cost): string[] {
-  const fused: string[] = [];
-  if (constants.NORM === 1) fused.push("RMSNorm");
-  if (constants.EPILOGUE === "add") fused.push("residual add");
-  if (constants.EPILOGUE === "swiglu") fused.push("SwiGLU");
-  if (kernel === "attendDecode") fused.push("q_norm, k_norm, RoPE, KV append");
-  if (part < 1) {
-    fused.push("scores, softmax and values in one; time split by FLOPs");
-  }
-  return fused;
 }
 
 const numeric = (value: unknown) =>

@@ -165,7 +165,7 @@ export class UnpackedModel implements Disposable {
     const label = `${at}attention`;
     const constants = { K_DTYPE: "f32" };
     const [scores, values] = costsOf(
-      { label, kernel: "attend", dims: {}, constants },
+      { label, kernel: "attendPrefill", dims: {}, constants },
       this.#context,
     );
     const a = [1, heads, m, headDim], kᵀ = [1, kvHeads, headDim, keys];

@@ -4,15 +4,11 @@
  *
  * @module
  */
+import { findKernel, KERNEL_NAMES } from "../../../kernels/list.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Dtype } from "../../dtype.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
-import {
-  KERNEL_NAMES,
-  type Shown,
-  showVariants,
-  type Sketched,
-} from "../show.ts";
+import { type Shown, showVariants, type Sketched } from "../show.ts";
 
 /** Chips by the names of RADV_FORCE_FAMILY, with the generation of their cores. */
 const GENERATIONS: Readonly<Record<string, readonly string[]>> = {
@@ -104,20 +100,14 @@ export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
 export function variantsOnAmd(
   { kernels = [], tokens = PASSES, ...options }: VariantOptions,
 ): Shown[] {
-  const plain = (text: string) => text.replaceAll("_", "").toLowerCase();
-  const unknown = kernels.find((name) =>
-    !KERNEL_NAMES.some((known) => plain(known) === plain(name))
-  );
-  if (unknown !== undefined) {
+  const asked = kernels.map((name) => {
+    const kernel = findKernel(name);
+    if (kernel) return kernel.name;
     throw new Error(
-      `Cannot compile "${unknown}": the kernels are ${KERNEL_NAMES.join(", ")}`,
+      `Cannot compile "${name}": the kernels are ${KERNEL_NAMES.join(", ")}`,
     );
-  }
-  const wanted = kernels.length
-    ? KERNEL_NAMES.filter((known) =>
-      kernels.some((k) => plain(k) === plain(known))
-    )
-    : KERNEL_NAMES;
+  });
+  const wanted = asked.length ? asked : KERNEL_NAMES;
   const found = new Map<string, Shown>();
   for (const f16 of [true, false]) {
     const device = { ...AMD_DEVICE, f16 };

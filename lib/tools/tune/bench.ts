@@ -18,7 +18,7 @@ import { differenceText, rowDifference } from "../../check/row_difference.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 import { GpuRunner } from "../../gpu/runner.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
-import type { Candidate } from "./candidates.ts";
+import type { Candidate } from "../../dispatch/limits.ts";
 import type { Given, TuneCase } from "./cases.ts";
 
 /** Layers are as many as no cache holds, so that weights come from memory as they do in a model. */
@@ -29,7 +29,7 @@ const PROMPT_LAYERS = 2;
 const CONTEXT = 4608;
 const CHECK_CONTEXT = 3600;
 
-/** A case's random inputs, and what each trial gives on the CPU: values and the width of a row. */
+/** A case's random inputs, and what each check gives on the CPU: values and the width of a row. */
 interface Reference {
   /** Positions of the cache. */
   positions: number;
@@ -183,15 +183,15 @@ export class Bench implements Disposable {
       cache.layers[0][name].write(0, data as Uint16Array<ArrayBuffer>);
     }
     const { weights: { layers: [layer], norm, lmHead } } = this;
-    for (const [i, trial] of one.trials.entries()) {
+    for (const [i, check] of one.checks.entries()) {
       const own = reference.inputs[i];
       using plan = new Plan(gpu);
       let results: Tensor[] = [];
       await this.#with(one.key, constants, () => {
         ops.plan = plan;
-        cache.reset([trial.length]);
-        cache.record({ first: 0, sequences: 1, tokens: trial.rows });
-        results = trial.run(ops, {
+        cache.reset([check.length]);
+        cache.record({ first: 0, sequences: 1, tokens: check.rows });
+        results = check.run(ops, {
           ...{ layer, norm, lmHead, cache },
           table: up(own.table),
           ids: up(own.ids),
@@ -201,12 +201,12 @@ export class Bench implements Disposable {
         });
         plan.seal();
       });
-      plan.run({ length: trial.length });
+      plan.run({ length: check.length });
       for (const [j, result] of results.entries()) {
         const { data, width } = reference.results[i][j];
         const actual = await result.read();
-        const found = rowDifference(actual, data, width, trial.half);
-        if (found) return `${trial.label} ${differenceText(found)}`;
+        const found = rowDifference(actual, data, width, check.half);
+        if (found) return `${check.label} ${differenceText(found)}`;
       }
       gpu.check();
     }
@@ -218,7 +218,7 @@ export class Bench implements Disposable {
     const random = new Random(), { config, cacheDtype } = this;
     const { numAttentionHeads: heads, numKeyValueHeads: kvHeads } = config;
     const { headDim, hiddenSize, intermediateSize } = config;
-    const attends = one.target.kernel === "attendDecode";
+    const attends = "headDim" in one.target;
     const positions = attends ? CHECK_CONTEXT : 1;
     const shape = [1, kvHeads, positions, headDim];
     const kept = {
@@ -230,8 +230,8 @@ export class Bench implements Disposable {
       f32(cache.layers[0][name]).set(toF32(kept[name]));
     }
     const inputs: Inputs[] = [], results: Reference["results"] = [];
-    for (const trial of one.trials) {
-      const { rows } = trial;
+    for (const check of one.checks) {
+      const { rows, length } = check;
       const values = (width: number) => random.tensor("f32", [rows, width]);
       const own: Inputs = {
         table: values(hiddenSize),
@@ -244,13 +244,13 @@ export class Bench implements Disposable {
         gated: values(intermediateSize),
         qkv: values((heads + 2 * kvHeads) * headDim),
       };
-      cache.reset([trial.length]);
+      cache.reset([length]);
       cache.begin({ first: 0, sequences: 1, tokens: rows });
       const given: Given<CpuTensor> = { layer, norm, lmHead, cache, ...own };
       inputs.push(own);
       // A result keeps its values until the next embedding only.
       results.push(
-        trial.run(ops, given).map((result) => ({
+        check.run(ops, given).map((result) => ({
           data: f32(result).slice(),
           width: result.shape[1],
         })),

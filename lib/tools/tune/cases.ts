@@ -1,9 +1,10 @@
 /**
- * What is tuned for a model: each class of shapes that its passes have, in which
- * passes it is timed, and how its results are checked against the CPU.
+ * What is tuned for a model: each class of shapes in its passes, the pass in which it
+ * is timed, and how its results are checked against the CPU.
  *
  * @module
  */
+import { TUNED_KERNELS } from "../../../kernels/list.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import {
@@ -18,32 +19,32 @@ import { chooseDecodeAttention, CONTEXTS } from "../../dispatch/attention.ts";
 import type { Ops } from "../../model/ops.ts";
 import type { Layer, Weights } from "../../model/qwen3.ts";
 import type { Tensor } from "../../webgpu/tensor.ts";
-import { type Candidate, tunedNames } from "./candidates.ts";
 import {
   attendKey,
   linearKey,
   parseKey,
-  type TunedKernel,
   type TuningTarget,
 } from "../../dispatch/keys.ts";
+import type { Candidate, Tunable } from "../../dispatch/limits.ts";
+import { tunedConstants } from "./candidates.ts";
 
 /** One class of shapes. */
 export interface TuneCase {
   key: string;
+  kernel: Tunable;
   target: TuningTarget;
-  /** Which operations it is, as a model person names them. */
+  /** The operations it covers, as model code names them. */
   labels: string[];
   /** What runs untuned. */
   now: Candidate;
-  /** The pass in which it is timed: tokens, those cached before, and whether with the LM head. */
+  /** The pass in which it is timed: its tokens, the tokens cached before it, and whether it ends with the LM head. */
   rows: number;
   length: number;
   head: boolean;
-  /** What is checked: for some rows, or after some numbers of cached tokens. */
-  trials: Trial[];
+  checks: Check[];
 }
 
-/** The model that is tuned, as its cases see it. */
+/** The part of a tuned model that its cases depend on. */
 export interface TunedModel {
   readonly gpu: Gpu;
   readonly weights: Weights<Tensor>;
@@ -55,8 +56,8 @@ export interface TunedModel {
   readonly mostRows: number;
 }
 
-/** One check: the same operations on GPU and CPU. */
-export interface Trial {
+/** The same operations on the GPU and on the CPU. */
+export interface Check {
   label: string;
   /** Rows of its inputs. */
   rows: number;
@@ -68,12 +69,12 @@ export interface Trial {
   run<T>(ops: Ops<T>, given: Given<T>): T[];
 }
 
-/** What a trial's operations read. */
+/** Inputs of a check's operations. */
 export interface Given<T> {
   layer: Layer<T>;
   norm: T;
   lmHead: T;
-  /** Rows of `hidden` values, to be embedded by `ids`. */
+  /** Rows of `hidden` values that `ids` select. */
   table: T;
   ids: T;
   /** `[rows, heads · headDim]`, `[rows, intermediate]`, `[rows, (heads + 2 kvHeads) · headDim]` */
@@ -85,7 +86,10 @@ export interface Given<T> {
 
 type Linear = "qkv_proj" | "o_proj" | "gate_up_proj" | "down_proj" | "lm_head";
 
-/** What each Linear layer does beside its product. `embed` leaves sums of squares, as a layer before would. */
+/**
+ * A Linear layer with what is fused around it. `embed` leaves the sums of squares that
+ * the layer before would leave.
+ */
 function runLinear<T>(which: Linear, ops: Ops<T>, given: Given<T>): T[] {
   const { layer, norm, lmHead, table, ids, attended, gated } = given;
   const x = ops.embed(table, ids);
@@ -103,77 +107,93 @@ function runLinear<T>(which: Linear, ops: Ops<T>, given: Given<T>): T[] {
   return [y, ops.normMatmul(y, layer.inputNorm, layer.qkvProj)];
 }
 
-/** Every case of a model, the most frequent first; `notes` says what there is none for. */
+/** Every case of a model, the most frequent first; `notes` says which have none. */
 export function casesOf(
   model: TunedModel,
-  kernels: readonly TunedKernel[],
+  kernels: readonly string[],
 ): { cases: TuneCase[]; notes: string[] } {
   const cases = new Map<string, TuneCase>(), notes: string[] = [];
-  const { gpu, context, config, cacheDtype } = model;
-  if (kernels.includes("gemv")) addLinear(cases, model, 1, 1);
-  if (kernels.includes("attendDecode")) {
-    const { headDim, numAttentionHeads, numKeyValueHeads } = config;
-    const group = numAttentionHeads / numKeyValueHeads;
-    const choices = chooseDecodeAttention({ headDim, group }, gpu);
-    for (const [i, what] of CONTEXT_CLASSES.entries()) {
-      const from = CONTEXTS[what];
-      const to = CONTEXTS[CONTEXT_CLASSES[i + 1]] ?? Infinity;
-      if (from > 0 && context <= from + 1) {
-        notes.push(
-          `attendDecode ${what}: contexts of ${from} tokens and more are not tuned, there is room for ${context}`,
-        );
-        continue;
-      }
-      const key = attendKey(what, headDim, group);
-      const most = Math.min(from > 0 ? from + 400 : to, context);
-      const lengths = from > 0
-        ? [from, most - 2]
-        : [0, 37, 130, most - 2].filter((length) => length < most - 1);
-      cases.set(key, {
-        key,
-        target: parseKey(key)!,
-        labels: [`attention, ${what} context`],
-        now: pick("attendDecode", choices[i].constants),
-        rows: 1,
-        length: from > 0
-          ? Math.min(4 * from, context - 1)
-          : Math.min(to, context) / 2,
-        head: false,
-        // Each token's key and value are read by the one after it.
-        trials: lengths.flatMap((length) => [length, length + 1]).map((
-          length,
-        ) => ({
-          label: `attention after ${length} tokens`,
-          rows: 1,
-          length,
-          half: cacheDtype === "f16",
-          run: (ops, { qkv, layer, cache }) => [
-            ops.attend(qkv, layer.qNorm, layer.kNorm, cache, 0),
-          ],
-        })),
-      });
-    }
-  }
-  const byClass = [
+  const asked = (name: string) =>
+    kernels.includes(name)
+      ? TUNED_KERNELS.find((kernel) => kernel.name === name)
+      : undefined;
+  const gemv = asked("gemv"), attend = asked("attendDecode");
+  if (gemv) addLinear(cases, model, gemv, 1, 1);
+  if (attend) addAttention(cases, notes, model, attend);
+  // Classes of rows, and the rows below the first.
+  const byRows = [
     ["gemvRows", FEW_ROW_CLASSES, 1],
     ["gemm", ROW_CLASSES, FEW_ROWS],
   ] as const;
-  for (const [kernel, classes, below] of byClass) {
-    if (!kernels.includes(kernel)) continue;
+  for (const [name, classes, below] of byRows) {
+    const kernel = asked(name);
+    if (!kernel) continue;
     for (const most of classes.toReversed()) {
       const fewer = classes[classes.indexOf(most) - 1] ?? below;
       const rows = Math.min(most, model.mostRows);
-      if (rows > fewer) addLinear(cases, model, rows, fewer + 1);
-      else notes.push(`${kernel}: there is no room for ${fewer + 1} rows`);
+      if (rows > fewer) addLinear(cases, model, kernel, rows, fewer + 1);
+      else notes.push(`${name}: there is no room for ${fewer + 1} rows`);
     }
   }
   return { cases: [...cases.values()], notes };
+}
+
+/** Attention of a decode step, for each class of contexts. */
+function addAttention(
+  cases: Map<string, TuneCase>,
+  notes: string[],
+  { gpu, context, config, cacheDtype }: TunedModel,
+  kernel: Tunable,
+) {
+  const { headDim, numAttentionHeads, numKeyValueHeads } = config;
+  const group = numAttentionHeads / numKeyValueHeads;
+  const choices = chooseDecodeAttention({ headDim, group }, gpu);
+  for (const [i, what] of CONTEXT_CLASSES.entries()) {
+    const from = CONTEXTS[what];
+    const to = CONTEXTS[CONTEXT_CLASSES[i + 1]] ?? Infinity;
+    if (from > 0 && context <= from + 1) {
+      notes.push(
+        `${kernel.name} ${what}: contexts of ${from} tokens and more are not tuned, there is room for ${context}`,
+      );
+      continue;
+    }
+    const key = attendKey(what, headDim, group);
+    const most = Math.min(from > 0 ? from + 400 : to, context);
+    const lengths = from > 0
+      ? [from, most - 2]
+      : [0, 37, 130, most - 2].filter((length) => length < most - 1);
+    cases.set(key, {
+      key,
+      kernel,
+      target: parseKey(key)!,
+      labels: [`attention, ${what} context`],
+      now: tunedConstants(kernel, choices[i].constants),
+      rows: 1,
+      length: from > 0
+        ? Math.min(4 * from, context - 1)
+        : Math.min(to, context) / 2,
+      head: false,
+      // Each token's key and value are read by the one after it.
+      checks: lengths.flatMap((length) => [length, length + 1]).map((
+        length,
+      ) => ({
+        label: `attention after ${length} tokens`,
+        rows: 1,
+        length,
+        half: cacheDtype === "f16",
+        run: (ops, { qkv, layer, cache }) => [
+          ops.attend(qkv, layer.qNorm, layer.kNorm, cache, 0),
+        ],
+      })),
+    });
+  }
 }
 
 /** Linear layers of a pass of `rows` tokens, checked with `checked` rows of the same class. */
 function addLinear(
   cases: Map<string, TuneCase>,
   { gpu, weights }: TunedModel,
+  kernel: Tunable,
   rows: number,
   checked: number,
 ) {
@@ -187,14 +207,14 @@ function addLinear(
   ];
   for (const [which, w] of all) {
     const head = which === "lm_head";
-    if (head && rows > 1) continue; // logits are wanted for a prompt's last row only
+    if (head && rows > 1) continue; // a prompt needs the logits of its last row only
     const [n, k, dtype] = [w.parts[0].rows, w.shape[1], w.dtype as "f32"];
     const swiglu = which === "gate_up_proj";
     const shape = { m: rows, n, k, dtype, swiglu, norm: false };
     const choice = chooseLinear({ ...shape, largest: w.largest }, gpu);
     const half = choice.headroom !== undefined;
     const key = linearKey(choice.kernel, shape, half);
-    const trial: Trial = {
+    const check: Check = {
       label: which,
       rows: checked,
       length: 0,
@@ -204,29 +224,20 @@ function addLinear(
     const known = cases.get(key);
     if (known) {
       known.labels.push(which);
-      known.trials.push(trial);
+      known.checks.push(check);
       known.head ||= head;
       continue;
     }
     cases.set(key, {
       key,
+      kernel,
       target: parseKey(key)!,
       labels: [which],
-      now: pick(choice.kernel, choice.constants),
+      now: tunedConstants(kernel, choice.constants),
       rows,
       length: rows === 1 ? 64 : 0,
       head,
-      trials: [trial],
+      checks: [check],
     });
   }
-}
-
-/** The constants that tuning decides, of those that were chosen. */
-function pick(
-  kernel: TunedKernel,
-  constants: Readonly<Record<string, number | string>>,
-): Candidate {
-  return Object.fromEntries(
-    tunedNames(kernel).map((name) => [name, Number(constants[name])]),
-  );
 }

@@ -8,16 +8,18 @@ import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../open_device.ts";
 import type { Plan } from "../../webgpu/plan.ts";
 import { Bench } from "./bench.ts";
-import { type Candidate, candidatesFor } from "./candidates.ts";
+import { TUNED_KERNELS } from "../../../kernels/list.ts";
+import type { Candidate } from "../../dispatch/limits.ts";
+import { candidatesFor } from "./candidates.ts";
 import { casesOf, type TuneCase } from "./cases.ts";
 import { race } from "./race.ts";
-import { saveTuning, type TunedEntry } from "../../dispatch/tuned.ts";
-import { TUNED_KERNELS, type TunedKernel } from "../../dispatch/keys.ts";
+import type { TunedEntry } from "../../dispatch/tuned.ts";
+import { saveTuning } from "../../tuning_file.ts";
 
 /** What {@linkcode tune} takes. */
 export interface TuneOptions {
   /** All of them by default. */
-  kernels?: readonly TunedKernel[];
+  kernels?: readonly string[];
   /** How long it may take, loading included; 180 by default. */
   budgetSeconds?: number;
   /** Stores nothing. */
@@ -92,8 +94,11 @@ export async function tune(
   model: string,
   options: TuneOptions = {},
 ): Promise<TuneReport> {
-  const { kernels = TUNED_KERNELS, budgetSeconds = BUDGET_SECONDS, signal } =
-    options;
+  const {
+    kernels = TUNED_KERNELS.map(({ name }) => name),
+    budgetSeconds = BUDGET_SECONDS,
+    signal,
+  } = options;
   if (!(budgetSeconds > 0)) {
     throw new RangeError(
       `Cannot tune: the budget is ${budgetSeconds} seconds, must be more than 0`,
@@ -180,8 +185,8 @@ async function tuneCase(
     notes: string[];
   },
 ): Promise<CaseReport & { decided: boolean }> {
-  const { gpu } = bench, { key, labels, target, now, length } = one;
-  const { candidates, invalid } = candidatesFor(target, gpu, now);
+  const { gpu } = bench, { key, kernel, labels, target, now, length } = one;
+  const { candidates, invalid } = candidatesFor(kernel, target, gpu, now);
   const report: CaseReport = {
     ...{ key, labels, default: now, timed: 0, invalid, refused: 0, wrong: 0 },
     untried: candidates.length,

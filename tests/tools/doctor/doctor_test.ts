@@ -3,7 +3,7 @@ import { doctor } from "../../../lib/tools/doctor/doctor.ts";
 import { examineApart } from "../../../lib/tools/doctor/apart.ts";
 import type { Trial } from "../../../lib/tools/doctor/bench.ts";
 import { type Finding, findingText } from "../../../lib/tools/doctor/report.ts";
-import { KERNEL_NAMES } from "../../../lib/tools/show.ts";
+import { KERNEL_NAMES } from "../../../kernels/list.ts";
 import { gpuTest } from "../../support/gpu.ts";
 import { tamperedGpu } from "../../support/tampered_gpu.ts";
 import { NO_ADAPTER, wrapGpu } from "../../support/wrapped_gpu.ts";

@@ -1,9 +1,6 @@
 import { assertAlmostEquals, assertEquals } from "@std/assert";
-import {
-  causalPairs,
-  type Costed,
-  costsOf,
-} from "../../../lib/tools/profile/costs.ts";
+import { causalPairs } from "../../../kernels/cost.ts";
+import { type Costed, costsOf } from "../../../lib/tools/profile/costs.ts";
 import {
   memoryMs,
   operationsOf,

@@ -16,7 +16,7 @@ import {
   threadsOf,
   variantsOnAmd,
 } from "../../../lib/tools/radv/radv.ts";
-import { KERNEL_NAMES } from "../../../lib/tools/show.ts";
+import { KERNEL_NAMES } from "../../../kernels/list.ts";
 import { runTask } from "../../support/run_task.ts";
 const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
 

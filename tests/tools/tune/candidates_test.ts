@@ -3,12 +3,17 @@ import type {
   AdapterClass,
   Capabilities,
 } from "../../../lib/dispatch/capabilities.ts";
-import {
-  candidatesFor,
-  misfit,
-  tunedNames,
-} from "../../../lib/tools/tune/candidates.ts";
+import { TUNED_KERNELS } from "../../../kernels/list.ts";
+import { candidatesFor } from "../../../lib/tools/tune/candidates.ts";
 import { parseKey } from "../../../lib/dispatch/keys.ts";
+import { misfit } from "../../../lib/dispatch/limits.ts";
+
+/** The kernel and the shapes of a key. */
+function tuned(key: string) {
+  const target = parseKey(key)!;
+  const kernel = TUNED_KERNELS.find(({ name }) => name === target.kernel)!;
+  return { target, kernel };
+}
 
 const device = (
   subgroupSize: number,
@@ -46,10 +51,10 @@ for (
   ] as const
 ) {
   Deno.test(`candidates can run, each once, and are not what runs now: ${key}`, () => {
-    const target = parseKey(key)!;
+    const { target, kernel } = tuned(key);
     let left = 0;
     for (const gpu of DEVICES) {
-      const { candidates, invalid } = candidatesFor(target, gpu, now);
+      const { candidates, invalid } = candidatesFor(kernel, target, gpu, now);
       assert(candidates.length > 0, `${key} on ${gpu.adapterClass}`);
       left += invalid;
       const seen = new Set([JSON.stringify(now)]);
@@ -57,8 +62,8 @@ for (
         const text = JSON.stringify(candidate);
         assert(!seen.has(text), text);
         seen.add(text);
-        assertEquals(Object.keys(candidate), tunedNames(target.kernel));
-        assertEquals(misfit(target, candidate, gpu), undefined);
+        assertEquals(Object.keys(candidate), Object.keys(kernel.tuning.grid));
+        assertEquals(misfit(kernel, target, candidate, gpu), undefined);
         const { WORKGROUP, ROWS, BM, BN, TM, TN } = candidate;
         const threads = WORKGROUP ?? BM / TM * (BN / TN);
         const most = gpu.limits.maxComputeInvocationsPerWorkgroup;
@@ -73,8 +78,10 @@ for (
 }
 
 Deno.test("constants that cannot run are refused with the reason", () => {
-  const refused = (key: string, constants: Record<string, number>) =>
-    misfit(parseKey(key)!, constants, DEVICES[1]) ?? "";
+  const refused = (key: string, constants: Record<string, number>) => {
+    const { target, kernel } = tuned(key);
+    return misfit(kernel, target, constants, DEVICES[1]) ?? "";
+  };
   const gemv = "gemv bf16 1 4096 1024";
   const attend = "attendDecode short 128 4", gemm = "gemm f32 512 512 512";
   for (

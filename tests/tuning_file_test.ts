@@ -5,19 +5,19 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import { chooseLinear } from "../../lib/dispatch/linear.ts";
-import { chooseDecodeAttention } from "../../lib/dispatch/attention.ts";
-import { openDevice } from "../../lib/open_device.ts";
+import { chooseLinear } from "../lib/dispatch/linear.ts";
+import { chooseDecodeAttention } from "../lib/dispatch/attention.ts";
+import { openDevice } from "../lib/open_device.ts";
 import {
   loadTuning,
   saveTuning,
   type TunedDevice,
-  type TunedEntry,
   TUNING_DIR,
   tuningPath,
-} from "../../lib/dispatch/tuned.ts";
-import { attendKey, linearKey, parseKey } from "../../lib/dispatch/keys.ts";
-import { gpuTest } from "../support/gpu.ts";
+} from "../lib/tuning_file.ts";
+import type { TunedEntry } from "../lib/dispatch/tuned.ts";
+import { attendKey, linearKey, parseKey } from "../lib/dispatch/keys.ts";
+import { gpuTest } from "./support/gpu.ts";
 
 /** As much of a device as tuning looks at. */
 function device(info: Partial<GPUAdapterInfo> = {}): TunedDevice {
@@ -135,7 +135,10 @@ Deno.test("a winner for another text of its kernel is left out, the rest serves"
     await change(path, ({ kernels }) => kernels.gemv = "another");
     const { value, reason } = await loadTuning(gpu);
     assertEquals([value, gpu.tuned.has(GEMV)], ["2 shapes", false]);
-    assertStringIncludes(reason, "1 of gemv are left out, its text is another");
+    assertStringIncludes(
+      reason,
+      "1 of gemv are left out, its WGSL changed since tuning",
+    );
     // What is stored next does not bring it back.
     await saveTuning(gpu, new Map());
     const again = device();
@@ -165,6 +168,19 @@ for (
       "an unknown key",
       (file) => file.constants["gemv of something"] = {},
       /damaged at "gemv of something"/,
+    ],
+    [
+      "a key of a kernel that is not tuned",
+      (file) => file.constants["embed bf16 1 8 8"] = file.constants[GEMV],
+      /damaged at "embed bf16/,
+    ],
+    [
+      "shapes of another kind of kernel",
+      (file) =>
+        file.constants["gemv short 128 2"] = measured({
+          ...{ WORKGROUP: 64, ROWS: 2, STEPS: 2 },
+        }),
+      /gemv is tuned for linear shapes/,
     ],
     ["a broken entry", (file) => file.constants[GEMV] = 3, /damaged at "gemv/],
     [

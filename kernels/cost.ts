@@ -1,0 +1,191 @@
+/**
+ * What a recorded dispatch computes and moves, for the profile. Each kernel's file
+ * says what its own dispatches cost; here is what several of them share.
+ *
+ * @module
+ */
+import type { Constants } from "../lib/dispatch/shapes.ts";
+import { BYTES, type Dtype } from "../lib/dtype.ts";
+import type { Dims } from "../lib/webgpu/kernel.ts";
+
+/** The pass that a dispatch belongs to. */
+export interface CostContext {
+  config: {
+    readonly numAttentionHeads: number;
+    readonly numKeyValueHeads: number;
+    readonly headDim: number;
+    readonly vocabSize: number;
+  };
+  /** Sequences, and new tokens of each. */
+  sequences: number;
+  tokens: number;
+  /** Tokens in the KV cache before the pass, per sequence. */
+  length: number;
+}
+
+/** The part of a recorded dispatch that costs depend on. */
+export interface Costed {
+  label: string;
+  kernel: string;
+  dims: Dims;
+  constants: Constants;
+}
+
+/** A model's operation, or the share of it that one dispatch does. */
+export interface Cost {
+  /** As model code names it: `qkv_proj`, `attention scores`. */
+  name: string;
+  group: "linear" | "attention" | "norm" | "embedding" | "sampling" | "other";
+  matmul: boolean;
+  shape: string;
+  dtypes: string;
+  flops: number;
+  bytes: number;
+  /** Share of the dispatch's time. */
+  part: number;
+  /** Operations that the same dispatch does on the side. */
+  fused?: readonly string[];
+}
+
+/** A dispatch and its pass, with what most costs are made of. */
+export class CostCall {
+  /** The label without its layer. */
+  readonly role: string;
+  readonly m: number;
+  readonly n: number;
+  readonly k: number;
+
+  constructor(readonly dispatch: Costed, readonly context: CostContext) {
+    const { dims, label } = dispatch;
+    this.role = label.replace(/^layers\.\d+\./, "");
+    this.m = dims.m ?? context.sequences * context.tokens;
+    this.n = dims.n ?? 0;
+    this.k = dims.k ?? 0;
+  }
+
+  get constants(): Constants {
+    return this.dispatch.constants;
+  }
+
+  dtype(buffer: string): Dtype {
+    const name = `${buffer.toUpperCase()}_DTYPE`;
+    return (this.constants[name] ?? "f32") as Dtype;
+  }
+
+  /** Bytes of an element. */
+  size(buffer: string): number {
+    return BYTES[this.dtype(buffer)];
+  }
+
+  /** One operation that takes all of the dispatch. */
+  whole(cost: Partial<Cost> & Pick<Cost, "name" | "group">): Cost[] {
+    return [{
+      matmul: false,
+      shape: this.k ? `[${this.m}, ${this.k}]` : `[${this.m}]`,
+      dtypes: "f32",
+      flops: 0,
+      bytes: 0,
+      part: 1,
+      ...cost,
+    }];
+  }
+}
+
+/** The Linear layer that a dispatch belongs to. A tied head is the embedding's table. */
+export const linearName = ({ role }: CostCall): string =>
+  role === "embed_tokens" ? "lm_head" : role;
+
+/** `x · wᵀ` with what is fused around it, buffers by their names. */
+export function linearCost(call: CostCall, x: string, w: string): Cost[] {
+  const { m, n, k, constants } = call;
+  const { EPILOGUE, NORM } = constants;
+  const splits = Number(constants.SPLITS ?? 1);
+  const written = m * (EPILOGUE === "swiglu" ? n / 2 : n) * splits;
+  return call.whole({
+    name: linearName(call),
+    group: "linear",
+    matmul: true,
+    shape: `[${m}, ${k}] × [${k}, ${n}]`,
+    dtypes: `${call.dtype(x)} × ${call.dtype(w)} → f32`,
+    flops: 2 * m * n * k,
+    bytes: n * k * call.size(w) + m * k * call.size(x) +
+      4 * written * (EPILOGUE === "add" ? 2 : 1),
+    fused: [
+      ...(NORM === 1 ? ["RMSNorm"] : []),
+      ...(EPILOGUE === "add" ? ["residual add"] : []),
+      ...(EPILOGUE === "swiglu" ? ["SwiGLU"] : []),
+    ],
+  });
+}
+
+/** Pairs of a query and a key that causal attention multiplies, per head. */
+export function causalPairs(tokens: number, length: number): number {
+  return tokens * length + tokens * (tokens + 1) / 2;
+}
+
+/** Scores and values: two operations in one dispatch, split by their FLOPs. */
+export function attentionCost(
+  call: CostCall,
+  fused: readonly string[] = [],
+): Cost[] {
+  const { config, sequences, tokens, length } = call.context;
+  const { numAttentionHeads: heads, numKeyValueHeads, headDim } = config;
+  const keys = length + tokens;
+  const dtype = call.dtype("k");
+  const cached = sequences * numKeyValueHeads * keys * headDim * BYTES[dtype];
+  const rows = 4 * sequences * tokens * heads * headDim;
+  const shape = (q: number[], k: number[]) =>
+    `[${q.join(", ")}] × [${k.join(", ")}]`;
+  const shared = {
+    group: "attention",
+    matmul: true,
+    dtypes: `f32 × ${dtype} → f32`,
+    flops: 2 * sequences * heads * headDim * causalPairs(tokens, length),
+    bytes: cached + rows,
+    part: 0.5,
+    fused,
+  } as const;
+  return [{
+    ...shared,
+    name: "attention scores",
+    shape: shape(
+      [sequences, heads, tokens, headDim],
+      [sequences, numKeyValueHeads, headDim, keys],
+    ),
+  }, {
+    ...shared,
+    name: "attention values",
+    shape: shape(
+      [sequences, heads, tokens, keys],
+      [sequences, numKeyValueHeads, keys, headDim],
+    ),
+  }];
+}
+
+/** A sampling kernel, which reads all logits unless it only chooses among records. */
+export function samplingCost(call: CostCall, reads = true): Cost[] {
+  const { sequences, config: { vocabSize } } = call.context;
+  return call.whole({
+    name: "sampling",
+    group: "sampling",
+    shape: `[${sequences}, ${vocabSize}]`,
+    dtypes: "f32 → u32",
+    flops: reads ? sequences * vocabSize : 0,
+    bytes: reads ? 4 * sequences * vocabSize : 0,
+  });
+}
+
+/** A kernel that no pass of a model runs. */
+export const otherCost = (call: CostCall): Cost[] =>
+  call.whole({ name: call.role, group: "other" });
+
+/** RMSNorm of whole rows. */
+export function normCost(call: CostCall): Cost[] {
+  const { role, m, k } = call;
+  return call.whole({
+    name: role === "norm" ? "final_norm" : role,
+    group: "norm",
+    flops: 4 * m * k,
+    bytes: 8 * m * k,
+  });
+}

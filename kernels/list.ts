@@ -1,0 +1,25 @@
+/**
+ * The kernels of mod.ts as a list: show, doctor, radv, tune, profile and the tests
+ * read it.
+ *
+ * @module
+ */
+import type { Tunable } from "../lib/dispatch/limits.ts";
+import type { LibraryKernel } from "./define.ts";
+import * as kernels from "./mod.ts";
+
+/** All kernels, by name. */
+export const KERNELS: readonly LibraryKernel[] = Object.values(kernels);
+
+/** Names of all kernels. */
+export const KERNEL_NAMES: readonly string[] = KERNELS.map(({ name }) => name);
+
+/** A kernel by its name (`attendDecode`) or its file's (`attend_decode`). */
+export function findKernel(name: string): LibraryKernel | undefined {
+  const plain = (text: string) => text.replaceAll("_", "").toLowerCase();
+  return KERNELS.find((kernel) => plain(kernel.name) === plain(name));
+}
+
+/** The kernels that `deno task tune` tunes. */
+export const TUNED_KERNELS: readonly (LibraryKernel & Tunable)[] = KERNELS
+  .filter((kernel): kernel is LibraryKernel & Tunable => "tuning" in kernel);

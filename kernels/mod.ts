@@ -1,0 +1,28 @@
+/**
+ * Every kernel, one line each. list.ts makes the list that the tools and tests read.
+ *
+ * @module
+ */
+export { argmax } from "./argmax.ts";
+export { attendDecode } from "./attend_decode.ts";
+export { attendPrefill } from "./attend_prefill.ts";
+export { attendPrefillF16 } from "./attend_prefill_f16.ts";
+export { batchedGemm } from "./batched_gemm.ts";
+export { embed } from "./embed.ts";
+export { gemm } from "./gemm.ts";
+export { gemv } from "./gemv.ts";
+export { gemvColumns } from "./gemv_columns.ts";
+export { gemvRows } from "./gemv_rows.ts";
+export { maxAbs } from "./max_abs.ts";
+export { mergeSplits } from "./merge_splits.ts";
+export { peakFma } from "./peak_fma.ts";
+export { peakRead } from "./peak_read.ts";
+export { qkNormRope } from "./qk_norm_rope.ts";
+export { rmsNorm } from "./rms_norm.ts";
+export { sampleDraw } from "./sample_draw.ts";
+export { sampleFinish } from "./sample_finish.ts";
+export { sampleHistogram } from "./sample_histogram.ts";
+export { sampleTopK } from "./sample_top_k.ts";
+export { sumSplits } from "./sum_splits.ts";
+export { synthesize } from "./synthesize.ts";
+export { toF16 } from "./to_f16.ts";

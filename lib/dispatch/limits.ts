@@ -1,0 +1,75 @@
+/**
+ * Which constants a kernel's tuning may try, and whether a device can run them. What
+ * a kernel needs is data in its own file; nothing here knows a kernel by name.
+ *
+ * @module
+ */
+import type { Capabilities } from "./capabilities.ts";
+import type { TuningTarget } from "./keys.ts";
+
+/** Constants by name, as they are tuned and stored. */
+export type Candidate = Readonly<Record<string, number>>;
+
+/** What a workgroup takes of a device, and what else rules the constants out. */
+export interface Needs {
+  threads: number;
+  /** Bytes of workgroup memory. */
+  bytes: number;
+  problem?: string;
+}
+
+/** The part of a kernel that tuning decides. */
+export interface Tuning<T extends TuningTarget = TuningTarget> {
+  readonly of: "linear" | "attention";
+  /** Values to try, by constant. Constants that follow from others are not listed. */
+  readonly grid: Readonly<Record<string, readonly number[]>>;
+  /** Replaces values that have the effect of smaller ones by those. */
+  settle?(target: T, constants: Candidate, device: Capabilities): Candidate;
+  needs(target: T, constants: Candidate, device: Capabilities): Needs;
+}
+
+/** A kernel that can be tuned. */
+export interface Tunable {
+  readonly name: string;
+  readonly tuning: Tuning;
+}
+
+/** Emulated threads: more make llvmpipe slow, 1,024 hang it. */
+const MOST_EMULATED_THREADS = 128;
+/** 16-byte values in flight that registers may hold. */
+export const MOST_IN_FLIGHT = 48;
+
+export const isPowerOf2 = (value: number): boolean =>
+  Number.isInteger(Math.log2(value));
+
+/** Why a device cannot run a kernel with these constants; undefined if it can. */
+export function misfit(
+  { name: kernel, tuning }: Tunable,
+  target: TuningTarget,
+  constants: Candidate,
+  device: Capabilities,
+): string | undefined {
+  const { limits, adapterClass } = device;
+  if (tuning.of !== ("headDim" in target ? "attention" : "linear")) {
+    return `${kernel} is tuned for ${tuning.of} shapes`;
+  }
+  const names = Object.keys(tuning.grid);
+  const unknown = Object.keys(constants).find((name) => !names.includes(name));
+  if (unknown) return `${kernel} has no constant ${unknown}`;
+  for (const name of names) {
+    const value = constants[name], least = name.startsWith("LOG_") ? 0 : 1;
+    if (Number.isInteger(value) && value >= least && value <= 1024) continue;
+    return `${name} is ${value}, must be an integer from ${least} to 1024`;
+  }
+  const { threads, bytes, problem } = tuning.needs(target, constants, device);
+  if (problem) return problem;
+  const most = Math.min(
+    limits.maxComputeInvocationsPerWorkgroup,
+    adapterClass === "software" ? MOST_EMULATED_THREADS : Infinity,
+  );
+  if (threads > most) return `${threads} threads, at most ${most} may run`;
+  const room = limits.maxComputeWorkgroupStorageSize;
+  return bytes > room
+    ? `${bytes} bytes of workgroup memory, there are ${room}`
+    : undefined;
+}

@@ -1,0 +1,116 @@
+/**
+ * The host that Deno is: the only file of the product that uses the `Deno` namespace.
+ * host.ts, which chooses it, holds it to the interface.
+ *
+ * @module
+ */
+
+/** The Host that Deno offers. */
+export const denoHost = {
+  get runtime(): { name: string; version: string; os: string } {
+    return { name: "Deno", version: Deno.version.deno, os: Deno.build.os };
+  },
+  env: (name: string): string | undefined => Deno.env.get(name) || undefined,
+  setEnv: (name: string, value: string): void => Deno.env.set(name, value),
+  isGranted(name: "env" | "read" | "import", of?: string | URL): boolean {
+    const text = of?.toString();
+    const descriptor: Deno.PermissionDescriptor = name === "env"
+      ? { name, variable: text }
+      : name === "read"
+      ? { name, path: of }
+      : { name, host: text };
+    return Deno.permissions.querySync(descriptor).state === "granted";
+  },
+  freeMemory: (): number => Deno.systemMemoryInfo().available,
+  files: {
+    currentFolder: (): string => Deno.cwd(),
+    find: (path: string | URL) =>
+      unlessAbsent(async () => {
+        const real = await Deno.realPath(path);
+        const { isDirectory } = await Deno.stat(real);
+        return { path: real, isDirectory };
+      }),
+    readText: (path: string): Promise<string | undefined> =>
+      unlessAbsent(() => Deno.readTextFile(path)),
+    open: (path: string) => unlessAbsent(() => openToRead(path)),
+    append: openToAppend,
+    async writeText(path: string, text: string): Promise<void> {
+      const folder = path.slice(0, path.lastIndexOf("/"));
+      await Deno.mkdir(folder, { recursive: true });
+      const unfinished = `${path}.${crypto.randomUUID()}`;
+      await Deno.writeTextFile(unfinished, text);
+      await Deno.rename(unfinished, path);
+    },
+    createTemporary: (prefix: string): Promise<string> =>
+      Deno.makeTempFile({ prefix }),
+    makeFolder: (path: string): Promise<void> =>
+      Deno.mkdir(path, { recursive: true }),
+    link: (target: string, path: string): Promise<void> =>
+      Deno.symlink(target, path, { type: "file" }),
+    move: (from: string, to: string): Promise<void> => Deno.rename(from, to),
+    async remove(path: string): Promise<void> {
+      await unlessAbsent(() => Deno.remove(path));
+    },
+    openLock,
+  },
+};
+
+/** What `body` gives; undefined where a file that it needs does not exist. */
+async function unlessAbsent<T>(
+  body: () => Promise<T>,
+): Promise<T | undefined> {
+  try {
+    return await body();
+  } catch (error) {
+    const absent = error instanceof Deno.errors.NotFound ||
+      error instanceof Deno.errors.NotADirectory;
+    if (absent) return undefined;
+    throw error;
+  }
+}
+
+async function openToRead(path: string) {
+  const file = await Deno.open(path);
+  const { size } = await file.stat();
+  return {
+    size,
+    read(begin: number, into: Uint8Array): number {
+      file.seekSync(begin, Deno.SeekMode.Start);
+      let done = 0;
+      while (done < into.length) {
+        const count = file.readSync(into.subarray(done));
+        if (count === null) break;
+        done += count;
+      }
+      return done;
+    },
+    [Symbol.dispose]: () => file[Symbol.dispose](),
+  };
+}
+
+async function openToAppend(path: string) {
+  const file = await Deno.open(path, { write: true, create: true });
+  const { size } = await file.stat();
+  await file.seek(size, Deno.SeekMode.Start);
+  return {
+    size,
+    async append(bytes: Uint8Array): Promise<void> {
+      for (let done = 0; done < bytes.length;) {
+        done += await file.write(bytes.subarray(done));
+      }
+    },
+    async clear(): Promise<void> {
+      await file.truncate(0);
+      await file.seek(0, Deno.SeekMode.Start);
+    },
+    [Symbol.dispose]: () => file[Symbol.dispose](),
+  };
+}
+
+async function openLock(path: string) {
+  const file = await Deno.open(path, { write: true, create: true });
+  return {
+    tryLock: (): Promise<boolean> => file.tryLock(true),
+    [Symbol.dispose]: () => file[Symbol.dispose](),
+  };
+}

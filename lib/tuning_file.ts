@@ -1,0 +1,181 @@
+/**
+ * The file of an adapter's tuned constants in the cache directory: read whenever a
+ * device is opened, written by `deno task tune`.
+ *
+ * @module
+ */
+import { TUNED_KERNELS } from "../kernels/list.ts";
+import type { Choice } from "./dispatch/choice.ts";
+import {
+  type HashedKernel,
+  type Identity,
+  type LoadedTuning,
+  parseTuning,
+  type TunedEntry,
+  tuningText,
+} from "./dispatch/tuned.ts";
+import { errorText } from "./errors.ts";
+import { host } from "./host.ts";
+import type { Gpu } from "./webgpu/device.ts";
+
+/** Names a folder for tuned constants instead of the one in the user's cache directory. */
+export const TUNING_DIR = "QWEN3_TUNING_DIR";
+
+/** The part of a {@linkcode Gpu} that tuned constants depend on, and where they go. */
+export type TunedDevice = Pick<
+  Gpu,
+  "adapter" | "tuned" | "subgroupSize" | "adapterClass" | "limits"
+>;
+
+/** A short SHA-256. */
+async function hash(text: string): Promise<string> {
+  const data = new TextEncoder().encode(text);
+  const digest = await crypto.subtle.digest("SHA-256", data);
+  return [...new Uint8Array(digest).subarray(0, 8)]
+    .map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+const hashedKernels = (): Promise<HashedKernel[]> =>
+  Promise.all(
+    TUNED_KERNELS.map(async ({ name, tuning, body }) => ({
+      name,
+      tuning,
+      hash: await hash(body),
+    })),
+  );
+
+function identityOf({ adapter: { info } }: Pick<Gpu, "adapter">): Identity {
+  const { vendor, architecture, device, description } = info;
+  return {
+    vendor,
+    architecture,
+    device,
+    description,
+    subgroups: `${info.subgroupMinSize} to ${info.subgroupMaxSize}`,
+    os: host.runtime.os,
+    deno: host.runtime.version,
+  };
+}
+
+function folder(): string {
+  const { env, runtime: { os } } = host;
+  const given = env(TUNING_DIR);
+  if (given) return given;
+  const home = env("HOME") ?? env("USERPROFILE") ?? ".";
+  const cache = env("XDG_CACHE_HOME") ??
+    (os === "windows"
+      ? env("LOCALAPPDATA") ?? `${home}/AppData/Local`
+      : os === "darwin"
+      ? `${home}/Library/Caches`
+      : `${home}/.cache`);
+  return `${cache}/qwen3-webgpu`;
+}
+
+/** The file of an adapter. */
+export async function tuningPath(gpu: Pick<Gpu, "adapter">): Promise<string> {
+  const { vendor, architecture, device, description } = identityOf(gpu);
+  const slug = description.toLowerCase().replaceAll(/[^a-z0-9]+/g, "-")
+    .replaceAll(/^-|-$/g, "").slice(0, 40);
+  const id = await hash([vendor, architecture, device, description].join("\n"));
+  return `${folder()}/tuned-${slug || "adapter"}-${id}.json`;
+}
+
+/**
+ * Puts an adapter's tuned constants, if there are any, into `gpu.tuned`. A file that
+ * cannot be used is `off`, with the reason; it never keeps a device from opening.
+ */
+export async function loadTuning(gpu: TunedDevice): Promise<Choice> {
+  const choice = (value: string, reason: string): Choice => ({
+    what: "tuned constants",
+    value,
+    reason,
+  });
+  try {
+    if (!mayRead()) {
+      return choice(
+        "off",
+        "reading the environment or the cache directory is not permitted",
+      );
+    }
+    const path = await tuningPath(gpu);
+    const loaded = await read(path, gpu);
+    if (!loaded) {
+      return choice("none", `there is no ${path}; deno task tune makes it`);
+    }
+    const { entries, stale } = loaded;
+    for (const [key, { constants }] of entries) gpu.tuned.set(key, constants);
+    const left = [...stale].map(([kernel, count]) =>
+      `${count} of ${kernel} are left out, its WGSL changed since tuning: run deno task tune again`
+    );
+    return choice(
+      entries.size === 0
+        ? "none"
+        : `${entries.size} ${entries.size === 1 ? "shape" : "shapes"}`,
+      [entries.size ? `from ${path}` : `${path} holds none`, ...left].join(
+        "; ",
+      ),
+    );
+  } catch (error) {
+    return choice("off", errorText(error));
+  }
+}
+
+/** Without a prompt: a script may have few permissions. */
+function mayRead(): boolean {
+  return (["env", "read"] as const).every((name) => host.isGranted(name));
+}
+
+/**
+ * Stores what was found for each key, undefined where the defaults are best; what the
+ * file has for other keys stays. Returns its path, and what was wrong with the file
+ * that it replaces, if anything.
+ *
+ * @throws {Error} if it cannot be written.
+ */
+export async function saveTuning(
+  gpu: TunedDevice,
+  found: ReadonlyMap<string, TunedEntry | undefined>,
+): Promise<{ path: string; replaced?: string }> {
+  const path = await tuningPath(gpu);
+  let entries = new Map<string, TunedEntry>(), replaced: string | undefined;
+  try {
+    entries = (await read(path, gpu))?.entries ?? entries;
+  } catch (error) {
+    replaced = errorText(error);
+  }
+  for (const [key, entry] of found) {
+    if (entry) entries.set(key, entry);
+    else entries.delete(key);
+  }
+  const kernels = await hashedKernels();
+  const text = tuningText(entries, { identity: identityOf(gpu), kernels });
+  try {
+    await host.files.writeText(path, text);
+  } catch (error) {
+    throw new Error(
+      `Cannot store tuned constants in ${path}: ${
+        errorText(error)
+      }; ${TUNING_DIR} names another folder`,
+    );
+  }
+  return { path, replaced };
+}
+
+/** What a file holds; undefined if there is none. Throws what is wrong with it. */
+async function read(
+  path: string,
+  gpu: TunedDevice,
+): Promise<LoadedTuning | undefined> {
+  let text: string | undefined;
+  try {
+    text = await host.files.readText(path);
+  } catch (error) {
+    throw new Error(`Cannot read ${path}: ${errorText(error)}`);
+  }
+  if (text === undefined) return undefined;
+  return parseTuning(text, path, {
+    identity: identityOf(gpu),
+    kernels: await hashedKernels(),
+    device: gpu,
+  });
+}

@@ -1,0 +1,194 @@
+/** The product reaches its runtime through lib/host.ts only. */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { denoHost } from "../lib/host_deno.ts";
+import { host } from "../lib/host.ts";
+
+const ROOT = new URL("../", import.meta.url);
+/** The one file that may name the Deno namespace. */
+const HOST_DENO = "lib/host_deno.ts";
+
+/** Everything that `mod.ts` loads, and the rest of lib/ but its tools. */
+async function productFiles(): Promise<string[]> {
+  const { stdout } = await new Deno.Command(Deno.execPath(), {
+    args: ["info", "--json", "--config", "deno.json", "mod.ts"],
+    cwd: ROOT,
+  }).output();
+  const { modules } = JSON.parse(new TextDecoder().decode(stdout)) as {
+    modules: { specifier: string }[];
+  };
+  const files = modules.map(({ specifier }) => specifier)
+    .filter((specifier) => specifier.startsWith(ROOT.href))
+    .map((specifier) => specifier.slice(ROOT.href.length));
+  const walk = async (folder: string) => {
+    for await (
+      const { name, isDirectory } of Deno.readDir(new URL(folder, ROOT))
+    ) {
+      const path = folder + name;
+      if (path === "lib/tools") continue;
+      if (isDirectory) await walk(`${path}/`);
+      else if (name.endsWith(".ts")) files.push(path);
+    }
+  };
+  await walk("lib/");
+  await walk("kernels/");
+  return [...new Set(files)].filter((file) => file !== HOST_DENO).sort();
+}
+
+/** Lines that use the namespace, comments included. */
+function usesOf(text: string): string[] {
+  return text.split("\n").filter((line) => /\bDeno\./.test(line));
+}
+
+Deno.test("only host_deno.ts uses the Deno namespace", async () => {
+  const files = await productFiles();
+  for (const file of ["mod.ts", "lib/load.ts", "kernels/gemv.ts"]) {
+    assert(files.includes(file), `${file} is not among the product's files`);
+  }
+  const uses: string[] = [];
+  for (const file of files) {
+    const text = await Deno.readTextFile(new URL(file, ROOT));
+    uses.push(...usesOf(text).map((line) => `${file}: ${line.trim()}`));
+  }
+  assertEquals(uses, []);
+  const own = await Deno.readTextFile(new URL(HOST_DENO, ROOT));
+  assert(usesOf(own).length > 0); // the search finds what there is
+});
+
+Deno.test("the host is Deno here", () => {
+  assertEquals(host, denoHost);
+  const { deno } = Deno.version;
+  assertEquals(host.runtime, {
+    name: "Deno",
+    version: deno,
+    os: Deno.build.os,
+  });
+  assert(host.freeMemory()! > 0);
+  const name = "QWEN3_HOST_TEST";
+  assertEquals(host.env(name), undefined);
+  host.setEnv(name, "");
+  assertEquals(host.env(name), undefined);
+  host.setEnv(name, "here");
+  assertEquals(host.env(name), "here");
+  Deno.env.delete(name);
+  assert(host.isGranted("env", name) && host.isGranted("read", ROOT));
+  assert(host.isGranted("import", "example.com"));
+  assertEquals(host.files.currentFolder(), Deno.cwd());
+});
+
+Deno.test("files of the host", async () => {
+  const folder = await Deno.makeTempDir();
+  const { files } = host;
+  try {
+    const path = `${folder}/new/file`;
+    assertEquals(await files.find(path), undefined);
+    assertEquals(await files.readText(path), undefined);
+    assertEquals(await files.open(path), undefined);
+    await files.remove(path); // nothing there: nothing to do
+    await files.writeText(path, "one");
+    await files.writeText(path, "two");
+    assertEquals(await files.readText(path), "two");
+    assertEquals([...Deno.readDirSync(`${folder}/new`)].length, 1);
+    assertEquals(await files.readText(`${path}/below`), undefined); // not a folder
+    {
+      using file = await files.append(path);
+      assertEquals(file.size, 3);
+      await file.append(new TextEncoder().encode(" three"));
+    }
+    {
+      using file = (await files.open(path))!;
+      assertEquals(file.size, 9);
+      const bytes = new Uint8Array(8);
+      assertEquals(file.read(4, bytes), 5); // to the end
+      assertEquals(new TextDecoder().decode(bytes.subarray(0, 5)), "three");
+      assertEquals(file.read(0, bytes.subarray(0, 3)), 3);
+      assertEquals(new TextDecoder().decode(bytes.subarray(0, 3)), "two");
+    }
+    {
+      using file = await files.append(path);
+      await file.clear();
+      await file.append(new Uint8Array([52]));
+    }
+    assertEquals(await files.readText(path), "4");
+    await files.link("file", `${folder}/new/link`);
+    const real = await Deno.realPath(path);
+    assertEquals(await files.find(`${folder}/new/link`), {
+      path: real,
+      isDirectory: false,
+    });
+    await files.move(path, `${folder}/moved`);
+    assertEquals(await files.find(`${folder}/new/link`), undefined); // it leads nowhere
+    await files.makeFolder(`${folder}/a/b`);
+    await files.makeFolder(`${folder}/a/b`);
+    assertEquals((await files.find(`${folder}/a/b`))?.isDirectory, true);
+    const temporary = await files.createTemporary("test-");
+    assertEquals(await files.readText(temporary), "");
+    await files.remove(temporary);
+    assertEquals(await files.find(temporary), undefined);
+    using first = await files.openLock(`${folder}/lock`);
+    assertEquals(await first.tryLock(), true);
+    using second = await files.openLock(`${folder}/lock`);
+    assertEquals(await second.tryLock(), false);
+    first[Symbol.dispose]();
+    assertEquals(await second.tryLock(), true);
+    await assertRejects(() => files.move(`${folder}/none`, `${folder}/x`));
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+/** Runs a script in which there is no `Deno`; returns what it printed. */
+async function runWithoutDeno(script: string): Promise<unknown> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.writeTextFile(
+      `${folder}/main.ts`,
+      `Reflect.deleteProperty(globalThis, "Deno");\n` +
+        `const { loadQwen3, prepareEnvironment } = await import(${
+          JSON.stringify(new URL("mod.ts", ROOT).href)
+        });\n${script}`,
+    );
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "-A", "--no-config", `${folder}/main.ts`],
+      env: { NO_COLOR: "1" },
+    }).output();
+    assertEquals(code, 0, new TextDecoder().decode(stderr));
+    return JSON.parse(new TextDecoder().decode(stdout));
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+Deno.test("without Deno a model runs, and files are refused when one is needed", async () => {
+  const found = await runWithoutDeno(`
+    prepareEnvironment();
+    using qwen = await loadQwen3(
+      "synthetic:qwen3-0.6b?layers=1&vocab=512",
+      { device: "cpu", context: 64 },
+    );
+    const ids = [];
+    const run = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 4 });
+    for await (const { tokenId } of run) ids.push(tokenId);
+    const refusal = await loadQwen3("/some/folder").catch((e) => e.message);
+    console.log(JSON.stringify({ ids: ids.length, refusal }));
+  `);
+  assertEquals(found, {
+    ids: 4,
+    refusal:
+      "Cannot use files: this runtime is not Deno, models must be synthetic:qwen3-… or from a server with ranges",
+  });
+});
+
+Deno.test("without Deno a device is chosen too", async () => {
+  const found = await runWithoutDeno(`
+    using qwen = await loadQwen3(
+      "synthetic:qwen3-0.6b?layers=1&vocab=512",
+      { context: 64 },
+    );
+    const { kind } = qwen.device;
+    const run = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 4 });
+    let pieces = 0;
+    for await (const _ of run) pieces++;
+    console.log(JSON.stringify({ kind: ["gpu", "cpu"].includes(kind), pieces }));
+  `);
+  assertEquals(found, { kind: true, pieces: 4 });
+});
