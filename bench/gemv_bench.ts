@@ -30,7 +30,7 @@ benchPlans(
   "gemv",
   shapes.map(([n, k]) => {
     const bytes = 2 * n * k, copies = copiesOf(gpu, bytes);
-    const linear = { m: 1, n, k, dtype: "bf16" as const };
+    const linear = { m: 1, n, k, format: "bf16" };
     const forGemv = chooseLinear(
       { ...linear, norm: false, swiglu: false },
       gpu,

@@ -59,7 +59,15 @@ export function recordProduct(
     plan.add(gemm, { a, b, c }, { constants: choice.constants, uniforms });
     return choice.reason;
   }
-  const linear = { m, n, k, dtype, norm: false, swiglu: false, largest: 1 };
+  const linear = {
+    m,
+    n,
+    k,
+    format: dtype,
+    norm: false,
+    swiglu: false,
+    largest: 1,
+  };
   const { constants, headroom, splits, reason } = chooseLinear(linear, gpu);
   if (!headroom) throw new Error(`Cannot multiply in f16: ${reason}`);
   const b = own(randomMatrix(gpu, dtype, [n, k]));

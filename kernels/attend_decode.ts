@@ -233,17 +233,17 @@ var<workgroup> stat: array<vec2f, PLACES * GROUP>; // maximum and sum of weights
 @if MERGE { var<workgroup> before: u32; }
 
 @if K_VIEW == "unit" {
-  alias Unit = vec4u;
-  fn k_unit(at: u32) -> Unit { return k[at]; }
-  fn v_unit(at: u32) -> Unit { return v[at]; }
+  alias Unit = k_Raw;
+  fn k_unit(at: u32) -> Unit { return k_load(at); }
+  fn v_unit(at: u32) -> Unit { return v_load(at); }
   @if PER == 2 {
-    fn element(unit: Unit, n: u32) -> E { if (n == 1u) { return k_hi(unit); } return k_lo(unit); }
+    fn element(unit: Unit, n: u32) -> E { if (n == 1u) { return k_four[1](unit); } return k_four[0](unit); }
     fn unit(a: E, b: E) -> Unit {
       return vec4u(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
     }
   } @else {
-    fn element(unit: Unit, n: u32) -> E { return k_lo(unit); }
-    fn unit(a: E, b: E) -> Unit { return bitcast<vec4u>(a); }
+    fn element(unit: Unit, n: u32) -> E { return k_four[0](unit); }
+    fn unit(a: E, b: E) -> Unit { return a; }
   }
   fn k_keep(at: u32, a: E, b: E) { k[at] = unit(a, b); }
   fn v_keep(at: u32, a: E, b: E) { v[at] = unit(a, b); }

@@ -259,16 +259,18 @@ export function deriveTile(
  */
 export const gemm = defineKernel({
   name: "gemm",
-  buffers: ({ B_BY_COLUMN, SCALED, SPLITS }) => ({
+  buffers: ({ B_BY_COLUMN, SCALED, SPLITS, C_FOURS }) => ({
     a: "m k as span",
     b: `${B_BY_COLUMN ? "n k" : "k n"} as span`,
     ...(SCALED ? { scales: "m" } : {}),
-    c: `inout ${SPLITS === 1 ? "m" : "any"} any as span`,
+    c: `inout ${SPLITS === 1 ? "m" : "any"} any as ${
+      C_FOURS ? "span" : "scalar"
+    }`,
   }),
   // c has rows of `stride` elements; this call's first column goes to `column`.
-  // Where stride is a multiple of 4, so must column and the number of columns be.
+  // C_FOURS 0: column or n is no multiple of 4, though stride may be.
   uniforms: { stride: "u32", column: "u32" },
-  constants: tileConstants,
+  constants: { ...tileConstants, C_FOURS: 1 },
   derive: deriveTile,
   tuning: {
     of: "linear",

@@ -8,10 +8,14 @@ import { defineKernel } from "./define.ts";
  */
 export const sumSplits = defineKernel({
   name: "sumSplits",
-  buffers: { partial: "any n as span", y: "inout m any as span" },
+  // Y_FOURS 0: `column` or n is no multiple of 4, though y's rows may be.
+  buffers: ({ Y_FOURS }) => ({
+    partial: "any n as span",
+    y: `inout m any as ${Y_FOURS ? "span" : "scalar"}`,
+  }),
   // y has rows of `stride` elements; the first column goes to `column`.
   uniforms: { stride: "u32", column: "u32" },
-  constants: { SPLITS: 2, ADD: 0, WORKGROUP: 128 },
+  constants: { SPLITS: 2, ADD: 0, Y_FOURS: 1, WORKGROUP: 128 },
   grid: ({ m, n }, { WORKGROUP }) =>
     splitGrid(m * Math.ceil(n / 4) / WORKGROUP),
   cost: (call) => {

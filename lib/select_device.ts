@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { matrixOf } from "./formats/matrix.ts";
 import { Tensor } from "./webgpu/tensor.ts";
 import { gemv } from "../kernels/gemv.ts";
 import { chooseLinear } from "./dispatch/linear.ts";
@@ -84,14 +85,14 @@ export async function selectDevice(
 
 const ROUNDS = 8;
 
-/** GB/s at which products of a decode step read bf16 weights on an adapter. */
+/** GB/s at which matmuls of a decode step read bf16 weights on an adapter. */
 async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
   using w = Tensor.create(gpu, "bf16", [n, k]);
   using x = Tensor.create(gpu, "f32", [1, k]);
   using y = Tensor.create(gpu, "f32", [1, n]);
   using plan = new Plan(gpu);
   const shape = { m: 1, n, k, norm: false, swiglu: false };
-  const { constants } = chooseLinear({ ...shape, dtype: "bf16" }, gpu);
+  const { constants } = chooseLinear({ ...shape, format: "bf16" }, gpu);
   for (let i = 0; i < ROUNDS; i++) {
     plan.add(gemv, { w, x, y }, {
       constants,
@@ -111,10 +112,10 @@ async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
   return ROUNDS * n * k * 2 / ms / 1e6;
 }
 
-/** The same on the CPU path; the best product, as another program may take a core meanwhile. */
+/** GB/s on the CPU path: the best matmul, as another program may take a core meanwhile. */
 function cpuRate(config: Qwen3Config, n: number, k: number): number {
   using ops = new CpuOps(config);
-  const w = ops.tensor("bf16", [n, k]);
+  const w = matrixOf(ops.tensor("bf16", [n, k]));
   const x = ops.tensor("f32", [1, k]), y = ops.tensor("f32", [1, n]);
   let ms = Infinity;
   for (let i = 0; i < 2 * ROUNDS; i++) {

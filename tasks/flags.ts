@@ -5,7 +5,8 @@
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { parseArgs } from "@std/cli/parse-args";
-import type { Dtype } from "../lib/dtype.ts";
+import type { Format } from "../lib/formats/format.ts";
+import { formatNames, FORMATS } from "../lib/formats/mod.ts";
 
 /** What a flag takes. */
 export type FlagType = "text" | "texts" | "number" | "switch";
@@ -121,15 +122,22 @@ export function readConstants(
   );
 }
 
-/** `--dtype`, the type of a model's weights; bf16 by default. */
-export function readDtype(flags: Flags, cannot: string): Dtype {
+/** What `--dtype` is, for --help. */
+export const DTYPE_FLAG: FlagTable[string] = [
+  "text",
+  `stored type of the weights, one of ${formatNames()}; bf16 by default`,
+];
+
+/** `--dtype`, the stored type of a model's weights; bf16 by default. */
+export function readFormat(flags: Flags, cannot: string): Format {
   const dtype = flags.text("dtype") ?? "bf16";
-  if (!["bf16", "f16", "f32"].includes(dtype)) {
+  const format = FORMATS.find(({ name }) => name === dtype);
+  if (!format) {
     throw new Error(
-      `${cannot}: --dtype is "${dtype}", must be bf16, f16 or f32`,
+      `${cannot}: --dtype is "${dtype}", must be one of ${formatNames()}`,
     );
   }
-  return dtype as Dtype;
+  return format;
 }
 
 /** The table as lines for `--help`. */

@@ -24,11 +24,12 @@ import {
 import { RadvCompiler } from "../lib/tools/radv/compiler.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
 import {
+  DTYPE_FLAG,
   type FlagTable,
   helpText,
   readConstants,
-  readDtype,
   readFlags,
+  readFormat,
   runTask,
 } from "./flags.ts";
 
@@ -37,7 +38,7 @@ const FLAGS: FlagTable = {
   "mesa": ["text", "where tasks/get_mesa.sh unpacked Mesa"],
   "model": ["text", "whose sizes; synthetic:qwen3-0.6b by default"],
   "tokens": ["number", `tokens of the pass; by default ${PASSES.join(", ")}`],
-  "dtype": ["text", "type of the weights: bf16 (default), f16 or f32"],
+  "dtype": DTYPE_FLAG,
   "set": [
     "texts",
     "NAME=NUMBER, in place of what is chosen; may be given several times",
@@ -74,7 +75,7 @@ await runTask(async () => {
     config: checkpoint.config,
     kernels: flags.words,
     tokens: tokens === undefined ? PASSES : [tokens],
-    dtype: readDtype(flags, cannot),
+    format: readFormat(flags, cannot),
     constants: readConstants(flags, cannot),
   });
   const shaders = await compiler.spirv(variants);

@@ -11,11 +11,12 @@ import { NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/open_device.ts";
 import { showKernel, type Sketched, STATED_DEVICE } from "../lib/tools/show.ts";
 import {
+  DTYPE_FLAG,
   type FlagTable,
   helpText,
   readConstants,
-  readDtype,
   readFlags,
+  readFormat,
   runTask,
 } from "./flags.ts";
 
@@ -25,7 +26,7 @@ const FLAGS: FlagTable = {
     "number",
     "tokens of the pass; 512 by default, 1 is a decode step",
   ],
-  "dtype": ["text", "type of the weights: bf16 (default), f16 or f32"],
+  "dtype": DTYPE_FLAG,
   "set": ["texts", "NAME=NUMBER, a constant; may be given several times"],
   "help": ["switch", "this text"],
 };
@@ -55,7 +56,7 @@ await runTask(async () => {
       `Cannot show ${name}: --tokens is ${tokens}, must be a whole number from 1 on`,
     );
   }
-  const dtype = readDtype(flags, `Cannot show ${name}`);
+  const format = readFormat(flags, `Cannot show ${name}`);
   const constants = readConstants(flags, `Cannot show ${name}`);
   const model = flags.text("model") ?? "synthetic:qwen3-0.6b";
   await using checkpoint = await openCheckpoint(model);
@@ -63,7 +64,7 @@ await runTask(async () => {
   const shown = showKernel(name, device, {
     config: checkpoint.config,
     tokens,
-    dtype,
+    format,
     constants,
   });
   console.log(`// ${shown.kernel} on ${device.name}

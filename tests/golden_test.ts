@@ -6,7 +6,8 @@
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { elements } from "../lib/dtype.ts";
-import { tensorShapes } from "../lib/checkpoint/tensors.ts";
+import { familyOf } from "../lib/model/families.ts";
+import { tensorShapes } from "../lib/model/family.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import {
   assertGreedy,
@@ -169,7 +170,8 @@ async function check(
 
 /** Weights that one token is multiplied with. */
 function weightCount({ config }: Qwen3): number {
+  const shapes = tensorShapes(familyOf(config).weights(config));
   let sum = 0;
-  for (const shape of tensorShapes(config).values()) sum += elements(shape);
+  for (const shape of shapes.values()) sum += elements(shape);
   return sum;
 }

@@ -1,6 +1,7 @@
 /**
- * `config.json` of a Qwen3 checkpoint, in both forms that are published, and
- * its `generation_config.json`.
+ * The sizes that a checkpoint's `config.json` gives, and what families need to read
+ * it: checked fields and RoPE. Each family's own fields are read in its file in
+ * lib/model; `generation_config.json` is the same for all, and read here.
  *
  * @module
  */
@@ -17,7 +18,7 @@ export interface YarnScaling {
   truncate: boolean;
 }
 
-/** What `generation_config.json` says, where it says it. */
+/** The settings that `generation_config.json` has; the others are undefined. */
 export interface GenerationDefaults {
   doSample?: boolean;
   temperature?: number;
@@ -28,8 +29,10 @@ export interface GenerationDefaults {
   eosTokenIds?: number[];
 }
 
-/** The sizes of a dense Qwen3, named as in transformers. */
+/** The sizes of a dense model, named as in transformers. */
 export interface Qwen3Config {
+  /** Names the family. */
+  modelType: string;
   vocabSize: number;
   hiddenSize: number;
   intermediateSize: number;
@@ -47,13 +50,23 @@ export interface Qwen3Config {
   eosTokenIds: number[];
 }
 
-/** A JSON object whose fields are read with a check and an error that names them. */
-class Fields {
+/** A JSON object whose fields are checked as they are read; errors name file and field. */
+export class ConfigFields {
   constructor(
     readonly values: Record<string, unknown>,
     readonly where: string,
     readonly prefix = "",
   ) {}
+
+  /**
+   * @param json what JSON.parse returned
+   * @param where the file, for errors
+   */
+  static of(json: unknown, where: string): ConfigFields {
+    if (isObject(json)) return new ConfigFields(json, where);
+    const is = Array.isArray(json) ? "a list" : JSON.stringify(json);
+    throw new Error(`Cannot use ${where}: it holds ${is}, must be an object`);
+  }
 
   refuse(field: string, must: string): never {
     const value = this.values[field];
@@ -106,78 +119,12 @@ class Fields {
   }
 
   /** An object, or undefined where absent or null. */
-  object(field: string): Fields | undefined {
+  object(field: string): ConfigFields | undefined {
     if (!this.has(field)) return undefined;
     const value = this.values[field];
     if (!isObject(value)) this.refuse(field, "an object");
-    return new Fields(value, this.where, `${this.prefix}${field}.`);
+    return new ConfigFields(value, this.where, `${this.prefix}${field}.`);
   }
-}
-
-/**
- * Reads a parsed `config.json`. What is absent gets the default of
- * `transformers.Qwen3Config`; RoPE may be given as `rope_theta` and
- * `rope_scaling` or, newer, as `rope_parameters`.
- *
- * ```ts
- * import { parseConfig } from "./config.ts";
- *
- * const config = parseConfig({
- *   model_type: "qwen3",
- *   vocab_size: 151936,
- *   hidden_size: 1024,
- *   intermediate_size: 3072,
- *   num_hidden_layers: 28,
- *   num_attention_heads: 16,
- *   num_key_value_heads: 8,
- *   max_position_embeddings: 40960,
- *   rope_theta: 1e6,
- *   rope_scaling: null,
- *   eos_token_id: [151645, 151643],
- * }, "config.json");
- * console.log(config.headDim); // 128
- * ```
- *
- * @param json what JSON.parse returned
- * @param where the file, for errors
- * @throws {Error} if it is not a dense Qwen3, if a size is missing or not a
- * positive whole number, or if it needs what this project does not compute
- * (attention bias, sliding windows, quantized weights, RoPE other than default and YaRN)
- */
-export function parseConfig(json: unknown, where: string): Qwen3Config {
-  const fields = fieldsOf(json, where);
-  refuseOtherModels(fields);
-
-  const numAttentionHeads = fields.size("num_attention_heads");
-  const numKeyValueHeads = fields.values.num_key_value_heads === null
-    ? numAttentionHeads
-    : fields.size("num_key_value_heads", 32);
-  if (numAttentionHeads % numKeyValueHeads !== 0) {
-    throw new Error(
-      `Cannot use ${where}: num_attention_heads is ${numAttentionHeads}, must be a multiple of num_key_value_heads, ${numKeyValueHeads}`,
-    );
-  }
-  const headDim = fields.size("head_dim", 128);
-  if (headDim % 2 !== 0) fields.refuse("head_dim", "even");
-  const bosTokenIds = fields.tokenIds("bos_token_id");
-  if (bosTokenIds.length > 1) fields.refuse("bos_token_id", "one token id");
-
-  const maxPositionEmbeddings = fields.size("max_position_embeddings");
-  return {
-    vocabSize: fields.size("vocab_size"),
-    hiddenSize: fields.size("hidden_size"),
-    intermediateSize: fields.size("intermediate_size"),
-    numHiddenLayers: fields.size("num_hidden_layers"),
-    numAttentionHeads,
-    numKeyValueHeads,
-    headDim,
-    maxPositionEmbeddings,
-    rmsNormEps: fields.positive("rms_norm_eps", 1e-6),
-    ...parseRope(fields, maxPositionEmbeddings),
-    tieWordEmbeddings: fields.flag("tie_word_embeddings", false),
-    bosTokenId: bosTokenIds[0] ?? null,
-    eosTokenIds: fields.tokenIds("eos_token_id"),
-  };
 }
 
 /**
@@ -191,7 +138,7 @@ export function parseGeneration(
   json: unknown,
   where: string,
 ): GenerationDefaults {
-  const fields = fieldsOf(json, where);
+  const fields = ConfigFields.of(json, where);
   const defaults: GenerationDefaults = {
     doSample: fields.has("do_sample")
       ? fields.flag("do_sample", false)
@@ -210,47 +157,13 @@ export function parseGeneration(
   );
 }
 
-function fieldsOf(json: unknown, where: string): Fields {
-  if (isObject(json)) return new Fields(json, where);
-  const is = Array.isArray(json) ? "a list" : JSON.stringify(json);
-  throw new Error(`Cannot use ${where}: it holds ${is}, must be an object`);
-}
-
-function refuseOtherModels(fields: Fields) {
-  const { values } = fields;
-  if (values.model_type === "qwen3_moe") {
-    fields.refuse(
-      "model_type",
-      '"qwen3": a mixture of experts (qwen3_moe) is not supported',
-    );
-  }
-  if (values.model_type !== "qwen3") fields.refuse("model_type", '"qwen3"');
-  if (fields.flag("attention_bias", false)) {
-    fields.refuse("attention_bias", "false");
-  }
-  if ((values.hidden_act ?? "silu") !== "silu") {
-    fields.refuse("hidden_act", '"silu"');
-  }
-  if (fields.flag("use_sliding_window", false)) {
-    fields.refuse("use_sliding_window", "false");
-  }
-  if (
-    fields.has("layer_types") &&
-    !(Array.isArray(values.layer_types) &&
-      values.layer_types.every((type) => type === "full_attention"))
-  ) {
-    fields.refuse("layer_types", 'a list of "full_attention"');
-  }
-  if (fields.has("quantization_config")) {
-    fields.refuse(
-      "quantization_config",
-      "absent: weights are read as bf16, f16 or f32",
-    );
-  }
-}
-
-function parseRope(
-  fields: Fields,
+/**
+ * RoPE, given as `rope_theta` and `rope_scaling` or, newer, as `rope_parameters`.
+ *
+ * @throws {Error} if it is neither the default kind nor YaRN.
+ */
+export function parseRope(
+  fields: ConfigFields,
   maxPositionEmbeddings: number,
 ): Pick<Qwen3Config, "ropeTheta" | "ropeScaling"> {
   // As in transformers: where both are given, the older name wins.
@@ -295,7 +208,7 @@ function parseRope(
 }
 
 /** `attention_factor` itself, else by `mscale` (DeepSeek's pair), else the paper's. */
-function yarnAttentionFactor(rope: Fields, factor: number): number {
+function yarnAttentionFactor(rope: ConfigFields, factor: number): number {
   if (rope.has("attention_factor")) return rope.positive("attention_factor");
   const scaleOf = (mscale: number) =>
     factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1;

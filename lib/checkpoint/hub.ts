@@ -14,7 +14,7 @@
  * @module
  */
 import type * as Hub from "npm:@huggingface/hub@2.17.5";
-import { parseConfig } from "./config.ts";
+import { parseConfig } from "../model/families.ts";
 import { parseJson } from "../json.ts";
 import { parseSafetensorsIndex } from "./safetensors.ts";
 import { errorText } from "../errors.ts";

@@ -5,7 +5,7 @@
  * @module
  */
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
-import { parseConfig, parseGeneration } from "./config.ts";
+import { parseGeneration } from "./config.ts";
 import { host } from "../host.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
@@ -23,6 +23,7 @@ import {
   openUrl,
 } from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
+import { parseConfig } from "../model/families.ts";
 
 /**
  * Opens a checkpoint: its configuration and the headers of its weights.
@@ -144,8 +145,8 @@ async function openFolder(
   await using opened = new AsyncDisposableStack();
   const stored = await openWeights(name, folder, opened);
   const tensors = new Map<string, TensorInfo>();
-  for (const [name, { dtype, shape, begin, end }] of stored) {
-    tensors.set(name, { name, dtype, shape, byteLength: end - begin });
+  for (const [name, { format, shape, begin, end }] of stored) {
+    tensors.set(name, { name, format, shape, byteLength: end - begin });
   }
   const files = opened.move();
   return {

@@ -5,6 +5,9 @@
  *
  * @module
  */
+import { elements } from "../dtype.ts";
+import { type Format, storedRowBytes } from "../formats/format.ts";
+import { FORMATS } from "../formats/mod.ts";
 import { isObject, parseJson } from "../json.ts";
 
 /** Bytes that can be read from anywhere: a file, or a file behind HTTP. */
@@ -19,22 +22,15 @@ export interface ByteSource {
 
 /** Where one tensor lies; `begin` and `end` count from the start of the file. */
 export interface SafetensorsEntry {
-  dtype: "f32" | "f16" | "bf16";
+  format: Format;
   shape: number[];
   begin: number;
   end: number;
 }
 
-const DTYPES = new Map<
-  unknown,
-  { dtype: "f32" | "f16" | "bf16"; bytes: number }
->([
-  ["BF16", { dtype: "bf16", bytes: 2 }],
-  ["F16", { dtype: "f16", bytes: 2 }],
-  ["F32", { dtype: "f32", bytes: 4 }],
-]);
+const READABLE = FORMATS.filter(({ safetensors }) => safetensors);
 
-/** The format's own limit. */
+/** The limit that safetensors sets. */
 const MAX_HEADER_BYTES = 100_000_000;
 
 /**
@@ -42,8 +38,8 @@ const MAX_HEADER_BYTES = 100_000_000;
  *
  * @returns the tensors by name, in the order of the header
  * @throws {Error} if the file is truncated, the header is not what the format
- * asks for, an element type is not BF16, F16 or F32, or the tensors do not
- * cover the data exactly once
+ * asks for, an element type is not one of lib/formats, or the tensors do not cover
+ * the data exactly once
  */
 export async function readSafetensorsHeader(
   source: ByteSource,
@@ -135,11 +131,11 @@ function parseEntry(
     return refuse(`tensor ${name} must be described by an object`);
   }
   const { dtype, shape, data_offsets: offsets } = value;
-  const stored = DTYPES.get(dtype);
-  if (stored === undefined) {
+  const format = READABLE.find(({ safetensors }) => safetensors === dtype);
+  if (format === undefined) {
     return refuse(
       `tensor ${name} has dtype ${JSON.stringify(dtype)}, must be one of ${
-        [...DTYPES.keys()].join(", ")
+        READABLE.map(({ safetensors }) => safetensors).join(", ")
       }`,
     );
   }
@@ -160,10 +156,7 @@ function parseEntry(
     );
   }
   const [begin, end] = offsets;
-  const expected = shape.reduce(
-    (product, size) => product * size,
-    stored.bytes,
-  );
+  const expected = storedRowBytes(format, elements(shape));
   if (expected !== end - begin) {
     refuse(
       `tensor ${name} has ${end - begin} bytes, but ${dtype} of shape [${
@@ -172,7 +165,7 @@ function parseEntry(
     );
   }
   return {
-    dtype: stored.dtype,
+    format,
     shape,
     begin: dataBegin + begin,
     end: dataBegin + end,

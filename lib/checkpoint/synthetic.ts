@@ -11,10 +11,13 @@
  *
  * @module
  */
-import { tensorShapes } from "./tensors.ts";
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
+import { elements } from "../dtype.ts";
+import { bf16 } from "../formats/bf16.ts";
 import { fmix32 } from "../fmix32.ts";
+import { familyOf } from "../model/families.ts";
+import { listWeights, type WeightSpec } from "../model/family.ts";
 import { checkRange } from "./sources.ts";
 
 type Size = Pick<
@@ -44,24 +47,28 @@ export interface SyntheticRule {
 }
 
 /**
- * The rule of one tensor, for whoever makes its weights (the CPU here, or a kernel).
+ * The rule for one tensor. Its weights are computed here or by a kernel.
  *
+ * @param kind of the weight that the tensor is part of
  * @param shape as stored: `[rows, columns]` or, for a norm, `[size]`
- * @param seed the checkpoint's seed, an u32
+ * @param seed the checkpoint's seed, a u32
  */
 export function syntheticRule(
   name: string,
+  kind: WeightSpec["kind"],
   shape: readonly number[],
   seed: number,
 ): SyntheticRule {
   const own = (fnv1a(name) + seed) >>> 0;
-  if (name.endsWith("norm.weight")) {
-    return { seed: own, scale: Math.fround(0.1), offset: 1 };
-  }
-  const scale = name.includes("embed_tokens") || name.includes("lm_head")
-    ? 0.035
-    : 1.2 * Math.sqrt(3 / shape[1]) * 0.5; // in this order: float64 rounds on the way
-  return { seed: own, scale: Math.fround(scale), offset: 0 };
+  const rule = (scale: number, offset: 0 | 1) => ({
+    seed: own,
+    scale: Math.fround(scale),
+    offset,
+  });
+  if (kind === "norm") return rule(0.1, 1);
+  if (kind === "embedding") return rule(0.035, 0);
+  // Multiplied in this order, as the reference does: each step rounds to float64.
+  return rule(1.2 * Math.sqrt(3 / shape[1]) * 0.5, 0);
 }
 
 /**
@@ -139,6 +146,7 @@ export function parseSynthetic(spec: string): Checkpoint {
   }
   const { seed, layers, vocab } = parameters(spec, query);
   const config: Qwen3Config = {
+    modelType: "qwen3",
     ...shape,
     numHiddenLayers: layers ?? shape.numHiddenLayers,
     vocabSize: vocab ?? 151936,
@@ -155,16 +163,20 @@ export function parseSynthetic(spec: string): Checkpoint {
   return syntheticCheckpoint(spec, config, seed ?? 1);
 }
 
-/** A checkpoint of any Qwen3 configuration with synthetic weights, for tests and measurements. */
+/** A checkpoint of any configuration with synthetic weights, for tests and measurements. */
 export function syntheticCheckpoint(
   name: string,
   config: Qwen3Config,
   seed: number,
 ): Checkpoint {
   const tensors = new Map<string, TensorInfo>();
-  for (const [name, shape] of tensorShapes(config)) {
-    const byteLength = 2 * shape.reduce((product, size) => product * size);
-    tensors.set(name, { name, dtype: "bf16", shape, byteLength });
+  const kinds = new Map<string, WeightSpec["kind"]>();
+  for (const spec of listWeights(familyOf(config).weights(config))) {
+    for (const { name, shape } of spec.tensors) {
+      const byteLength = 2 * elements(shape);
+      tensors.set(name, { name, format: bf16, shape: [...shape], byteLength });
+      kinds.set(name, spec.kind);
+    }
   }
   return {
     name,
@@ -177,7 +189,9 @@ export function syntheticCheckpoint(
     async read(name, begin, into) {
       const tensor = tensors.get(name);
       checkRange(name, tensor?.byteLength, begin, into.length);
-      readBytes(syntheticRule(name, tensor!.shape, seed), begin, into);
+      const { shape } = tensor!;
+      const rule = syntheticRule(name, kinds.get(name)!, shape, seed);
+      readBytes(rule, begin, into);
     },
     text: () => Promise.resolve(undefined),
     [Symbol.asyncDispose]: () => Promise.resolve(),

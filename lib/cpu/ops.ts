@@ -13,7 +13,7 @@ import type { CpuInfo, CpuKernels, Finish, Heads } from "./kernels.ts";
 import { CpuKvCache } from "./kv_cache.ts";
 import { PlainKernels } from "./plain.ts";
 import { RopeTable } from "./rope.ts";
-import { type CpuTensor, f32, unpack, unpackRow } from "./tensor.ts";
+import { type CpuTensor, f32, unpackRow } from "./tensor.ts";
 import { chooseWasm, WasmCpuKernels } from "./wasm.ts";
 
 export type { CpuInfo, CpuTensor };
@@ -103,13 +103,17 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     return out;
   }
 
-  normMatmul(x: CpuTensor, norm: CpuTensor, w: Matrix<CpuTensor>): CpuTensor {
+  normMatmul(
+    x: CpuTensor,
+    norm: Matrix<CpuTensor>,
+    w: Matrix<CpuTensor>,
+  ): CpuTensor {
     return this.#matmul(this.#rmsNorm(x, norm), w, w.n, "store");
   }
 
   normSwiglu(
     x: CpuTensor,
-    norm: CpuTensor,
+    norm: Matrix<CpuTensor>,
     gateUp: Matrix<CpuTensor>,
   ): CpuTensor {
     const normed = this.#rmsNorm(x, norm), n = gateUp.n / 2;
@@ -137,8 +141,8 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
 
   attend(
     qkv: CpuTensor,
-    qNorm: CpuTensor,
-    kNorm: CpuTensor,
+    qNorm: Matrix<CpuTensor>,
+    kNorm: Matrix<CpuTensor>,
     cache: KvCache<CpuTensor>,
     layer: number,
   ): CpuTensor {
@@ -160,8 +164,8 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     const from = f32(qkv);
     const q = this.#results.tensor([rows, heads * headDim]);
     const queries = f32(q);
-    const qWeight = unpack(qNorm, 0, new Float32Array(headDim));
-    const kWeight = unpack(kNorm, 0, new Float32Array(headDim));
+    const qWeight = unpackRow(qNorm, 0, new Float32Array(headDim));
+    const kWeight = unpackRow(kNorm, 0, new Float32Array(headDim));
     for (let r = 0; r < rows; r++) {
       const sequence = first + Math.floor(r / tokens);
       const position = cache.lengths[sequence] + r % tokens;
@@ -229,9 +233,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
         }, w is [${w.n}, ${w.k}]; they must have as many columns`,
       );
     }
-    const y = typeof out === "number"
-      ? this.#results.tensor([rows, out])
-      : out;
+    const y = typeof out === "number" ? this.#results.tensor([rows, out]) : out;
     const data = f32(y), stride = y.shape[1];
     for (const part of w.parts) {
       const to = { data, stride, column: part.begin };
@@ -240,10 +242,14 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     return y;
   }
 
-  #rmsNorm(x: CpuTensor, norm: CpuTensor): CpuTensor {
+  #rmsNorm(x: CpuTensor, norm: Matrix<CpuTensor>): CpuTensor {
     const [rows, k] = x.shape;
-    requireShape("norm with norm", norm, [k]);
-    const weight = unpack(norm, 0, new Float32Array(k));
+    if (norm.k !== k) {
+      throw new Error(
+        `Cannot norm rows of ${k} with ${norm.label}: it has ${norm.k} elements, must have ${k}`,
+      );
+    }
+    const weight = unpackRow(norm, 0, new Float32Array(k));
     const y = this.#results.tensor([rows, k]);
     for (let r = 0; r < rows; r++) {
       normalize(

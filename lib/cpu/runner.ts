@@ -7,8 +7,11 @@ import { type CachePass, positionsOf, requireRoom } from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CpuKvCache } from "./kv_cache.ts";
-import { CpuOps, type CpuTensor } from "./ops.ts";
-import { forward, type Weights } from "../model/qwen3.ts";
+import { CpuOps } from "./ops.ts";
+import { bytesOf, type CpuTensor } from "./tensor.ts";
+import type { Matrix } from "../formats/matrix.ts";
+import { familyOf } from "../model/families.ts";
+import type { Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
 import { host } from "../host.ts";
 import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
@@ -25,7 +28,7 @@ export class CpuRunner implements Runner {
   private constructor(
     readonly config: Qwen3Config,
     readonly ops: CpuOps,
-    readonly weights: Weights<CpuTensor>,
+    readonly weights: Weights<Matrix<CpuTensor>>,
     readonly context: number,
   ) {
     this.#cache = ops.createCache(1, context);
@@ -39,10 +42,8 @@ export class CpuRunner implements Runner {
     const ops = new CpuOps(checkpoint.config);
     try {
       const weights = await loadWeights(checkpoint, {
-        allocate: (dtype, shape) => ops.tensor(dtype, shape),
-        write({ data }, begin, bytes) {
-          new Uint8Array(data.buffer, data.byteOffset + begin).set(bytes);
-        },
+        allocate: (bytes) => ops.tensor("u32", [bytes / 4]),
+        write: (buffer, begin, bytes) => bytesOf(buffer).set(bytes, begin),
         settle: () => Promise.resolve(),
       }, options);
       return new CpuRunner(checkpoint.config, ops, weights, options.context);
@@ -143,6 +144,7 @@ export class CpuRunner implements Runner {
       shape: [tokens.length],
       data: Uint32Array.from(tokens),
     };
+    const { forward } = familyOf(this.config);
     const logits = forward(this.ops, this.weights, input, cache, all);
     cache.advance();
     return logits.data as Float32Array;

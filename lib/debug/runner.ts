@@ -4,13 +4,14 @@
  *
  * @module
  */
+import type { Matrix } from "../formats/matrix.ts";
 import {
   type CachePass,
   type KvCache,
   positionsOf,
 } from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
-import { type CpuTensor, f32 } from "../dtype.ts";
+import { type CpuTensor, f32 } from "../cpu/tensor.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
@@ -18,7 +19,8 @@ import type { Ops } from "../model/ops.ts";
 import { SamplingTwin } from "./sampling.ts";
 import { GpuOps } from "../gpu/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
-import { forward, type Weights } from "../model/qwen3.ts";
+import { familyOf } from "../model/families.ts";
+import { pairWeights } from "../model/family.ts";
 import { differenceText, rowDifference } from "../check/row_difference.ts";
 import type { Runner } from "../model/runner.ts";
 import { CpuRunner } from "../cpu/runner.ts";
@@ -53,8 +55,8 @@ class CacheOverflow extends Error {}
 export class DebugRunner implements Runner {
   readonly fallbacks = [];
   readonly context: number;
-  /** What the CPU's weights are, by the GPU's. */
-  readonly #twins = new Map<Tensor, CpuTensor>();
+  /** The CPU's copy of each of the GPU's weights. */
+  readonly #twins: ReadonlyMap<Matrix<Tensor>, Matrix<CpuTensor>>;
 
   private constructor(
     readonly gpu: GpuRunner,
@@ -62,16 +64,7 @@ export class DebugRunner implements Runner {
     readonly options: GpuRunnerOptions,
   ) {
     this.context = options.context;
-    const pair = (on: Weights<Tensor>, off: Weights<CpuTensor>) => {
-      this.#twins.set(on.embedTokens, off.embedTokens);
-      this.#twins.set(on.norm, off.norm).set(on.lmHead, off.lmHead);
-      on.layers.forEach((layer, i) => {
-        for (const name of Object.keys(layer) as (keyof typeof layer)[]) {
-          this.#twins.set(layer[name], off.layers[i][name]);
-        }
-      });
-    };
-    pair(gpu.weights, cpu.weights);
+    this.#twins = pairWeights(gpu.weights, cpu.weights);
   }
 
   /** What the GPU's runner decided since loading. */
@@ -232,7 +225,7 @@ export class DebugRunner implements Runner {
     using onGpu = new GpuOps(gpu, config);
     using input = Tensor.create(gpu, "u32", [chunk.length], chunk, "tokens");
     const steps: Step[] = [];
-    const cpu = (tensor: Tensor) => this.#twins.get(tensor)!;
+    const cpu = (weight: Matrix<Tensor>) => this.#twins.get(weight)!;
     const record = (
       name: string,
       inputs: Tensor[],
@@ -291,7 +284,7 @@ export class DebugRunner implements Runner {
           (x) => ops.lastRow(x, cpuCache),
         ),
     };
-    forward(recording, this.gpu.weights, input, cache, all);
+    familyOf(config).forward(recording, this.gpu.weights, input, cache, all);
     let last = new Float32Array();
     const overflows = async () =>
       cache.dtype === "f16" && (await cache.flags.read())[0] !== 0;

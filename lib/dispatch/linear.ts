@@ -6,7 +6,8 @@
  * @module
  */
 import { type Capabilities, laneConstants } from "./capabilities.ts";
-import { unitSize } from "../dtype.ts";
+import { wideLoad } from "../formats/format.ts";
+import { formatNamed } from "../formats/mod.ts";
 import {
   type Constants,
   type Epilogue,
@@ -38,7 +39,7 @@ export function chooseLinear(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
-  const { m, n, k, dtype, norm, swiglu } = shape;
+  const { m, n, k, norm, swiglu } = shape;
   const EPILOGUE: Epilogue = swiglu ? "swiglu" : "store";
   const defaults = defaultsFor(device);
   if (m > 1 && m <= FEW_ROWS) {
@@ -67,8 +68,9 @@ export function chooseLinear(
   }
   if (m === 1) {
     const tuned = device.tuned?.get(linearKey("gemv", shape));
-    const whole = k % unitSize(dtype) === 0;
-    const units = Math.ceil(k / unitSize(dtype));
+    const format = formatNamed(shape.format), [unit] = format.loads;
+    const whole = wideLoad(format, k) === unit;
+    const units = Math.ceil(k / unit);
     const fusedNorm = norm && whole;
     const lanes = laneConstants(device, Math.max(4, units));
     const steps = Math.ceil(units / 2 ** lanes.LOG_LANES);

@@ -95,7 +95,10 @@ export function chooseMatmul(
     B_BY_COLUMN: byColumn ? 1 : 0,
   };
   const lanes = (m: number, n: number) =>
-    chooseLinear({ m, n, k, dtype, norm: false, swiglu: false }, device);
+    chooseLinear(
+      { m, n, k, format: dtype, norm: false, swiglu: false },
+      device,
+    );
   /** From the best on; the first that is allowed runs. */
   const candidates: [MatmulKernel, boolean, Constants, string][] = [
     ["batchedGemm", a.length === 4, tile, "a product per batch and head"],

@@ -3,8 +3,6 @@
  *
  * @module
  */
-import type { Dtype } from "../dtype.ts";
-
 /** Values that the expander knows: numbers, and strings for comparisons. */
 export type Constants = Readonly<Record<string, number | string>>;
 
@@ -13,8 +11,8 @@ export interface LinearShape {
   m: number;
   n: number;
   k: number;
-  /** Element type of the weights. */
-  dtype: Dtype;
+  /** Name of the weights' format. */
+  format: string;
   /** RMSNorm of the rows first. */
   norm: boolean;
   /** SwiGLU after it: pairs of w's rows become one output. */

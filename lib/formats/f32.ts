@@ -21,12 +21,12 @@ export const f32: Format = {
       };
     }
     return {
-      types: ["vec4u"],
+      types: ["vec4f"],
       code: [
-        `alias ${x}_Raw = vec4u;`,
-        `fn ${x}_load(at: u32) -> vec4u { return ${read(0, "at")}; }`,
-        `fn ${x}_four_0(raw: vec4u) -> vec4f { return bitcast<vec4f>(raw); }`,
-        `fn ${x}_keep(raw: vec4u, inside: bool) -> vec4u { return select(vec4u(), raw, inside); }`,
+        `alias ${x}_Raw = vec4f;`,
+        `fn ${x}_load(at: u32) -> vec4f { return ${read(0, "at")}; }`,
+        `fn ${x}_four_0(raw: vec4f) -> vec4f { return raw; }`,
+        `fn ${x}_masked(raw: vec4f, inside: bool) -> vec4f { return select(vec4f(), raw, inside); }`,
       ],
     };
   },

@@ -57,7 +57,7 @@ export interface Format {
    * - `x_Raw`: what a load brings, as it is kept in registers;
    * - `x_load(at: u32) -> x_Raw`: load number `at`;
    * - `x_four_0(raw: x_Raw) -> vec4f`, `x_four_1` …: its elements, by fours;
-   * - `x_keep(raw: x_Raw, inside: bool) -> x_Raw`: zeros unless `inside`;
+   * - `x_masked(raw: x_Raw, inside: bool) -> x_Raw`: zeros unless `inside`;
    *
    * and for loads of one element `x_at(at: u32) -> f32` alone.
    */

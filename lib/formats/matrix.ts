@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { DeviceError } from "../errors.ts";
 import type { Format } from "./format.ts";
 import { formatNamed } from "./mod.ts";
 
@@ -52,7 +53,7 @@ const CUT = 8;
  * the two halves are read together: if they have the same format, each part holds
  * the same range of both; else they are parts of their own.
  *
- * @throws {Error} if `most` bytes cannot hold a few rows.
+ * @throws {DeviceError} if `most` bytes cannot hold a few rows.
  */
 export function layOut(
   label: string,
@@ -78,8 +79,8 @@ export function layOut(
       ? all
       : Math.floor(most / rowBytes / CUT) * CUT;
     if (step === 0) {
-      throw new Error(
-        `Cannot lay out ${label} of shape [${n}, ${k}]: ${CUT} rows take ${
+      throw new DeviceError(
+        `Cannot allocate ${label} of shape [${n}, ${k}]: ${CUT} rows take ${
           CUT * rowBytes
         } bytes in ${format.name}, one buffer holds at most ${most}`,
       );
@@ -95,6 +96,28 @@ export function layOut(
     }
     return parts;
   });
+}
+
+/** Lays out a matrix as {@linkcode layOut} does and allocates its planes. */
+export function allocateMatrix<T>(
+  label: string,
+  stack: readonly { rows: number; format: Format }[],
+  k: number,
+  options: { pairs?: boolean; most?: number },
+  allocate: (bytes: number, label: string) => T,
+): Matrix<T> {
+  const parts = layOut(label, stack, k, options).map((part) => {
+    const names = part.format.planes(k).map(({ name }) => name);
+    const planes = planeBytes(part, k).map((bytes, i) =>
+      allocate(
+        4 * Math.ceil(bytes / 4),
+        names.length > 1 ? `${label}.${names[i]}` : label,
+      )
+    );
+    return { ...part, planes };
+  });
+  const n = stack.reduce((sum, { rows }) => sum + rows, 0);
+  return { label, n, k, parts };
 }
 
 /** Rows of a matrix that lie end to end in the planes of one part. */
@@ -126,11 +149,12 @@ export function piecesOf<T>(
   return pieces;
 }
 
-/** A tensor `[n, k]` as a matrix; `pairs`: its two halves are read together. */
+/** A tensor `[n, k]` or `[k]` as a matrix; `pairs`: its two halves are read together. */
 export function matrixOf<
   T extends { dtype: string; shape: readonly number[] },
 >(tensor: T, label = "matrix", pairs = false): Matrix<T> {
-  const [n, k] = tensor.shape, format = formatNamed(tensor.dtype);
+  const { shape } = tensor, format = formatNamed(tensor.dtype);
+  const n = shape.length > 1 ? shape[0] : 1, k = shape.at(-1)!;
   const parts = layOut(label, [{ rows: n, format }], k, { pairs })
     .map((part) => ({ ...part, planes: [tensor] }));
   return { label, n, k, parts };

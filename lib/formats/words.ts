@@ -38,7 +38,7 @@ export const wordReader = (
       ...fours.slice(0, elements / 4).map((value, i) =>
         `fn ${x}_four_${i}(raw: ${raw}) -> vec4f { return ${value}; }`
       ),
-      `fn ${x}_keep(raw: ${raw}, inside: bool) -> ${raw} { return select(${raw}(), raw, inside); }`,
+      `fn ${x}_masked(raw: ${raw}, inside: bool) -> ${raw} { return select(${raw}(), raw, inside); }`,
     ],
   };
 };

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import type { Matrix } from "../formats/matrix.ts";
 import { positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
@@ -16,7 +17,7 @@ import { GpuSequences, type Pass } from "./sequences.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
 import { Plan } from "../webgpu/plan.ts";
-import type { Weights } from "../model/qwen3.ts";
+import type { Weights } from "../model/family.ts";
 import { OVERFLOW, type ReadWatcher } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
 import { addSampling } from "./sample.ts";
@@ -80,7 +81,7 @@ export class GpuRunner implements Runner {
   private constructor(
     readonly gpu: Gpu,
     readonly config: Qwen3Config,
-    readonly weights: Weights<Tensor>,
+    readonly weights: Weights<Matrix<Tensor>>,
     one: GpuSequences,
   ) {
     this.context = one.cache.context;
@@ -97,7 +98,7 @@ export class GpuRunner implements Runner {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
     // Only hardware is faster in f16; the widest weight tells how far rows may reach.
-    if (options.f16Products) await measureLargest(gpu, weights);
+    if (options.f16Products) await measureLargest(gpu, config, weights);
     gpu.check();
     const size = { sequences: 1, context, dtype };
     const ops = new GpuOps(gpu, config);

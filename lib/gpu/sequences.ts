@@ -4,12 +4,14 @@
  *
  * @module
  */
+import type { Matrix } from "../formats/matrix.ts";
 import type { CachePass, CacheSize } from "../model/kv_cache.ts";
 import { DeviceError } from "../errors.ts";
 import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import { Plan } from "../webgpu/plan.ts";
-import { forward, type Weights } from "../model/qwen3.ts";
+import { familyOf } from "../model/families.ts";
+import type { Weights } from "../model/family.ts";
 import { RingReader } from "./ring_reader.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
 import type { SamplerState } from "./sample.ts";
@@ -46,7 +48,7 @@ export class GpuSequences implements Disposable {
 
   private constructor(
     readonly ops: GpuOps,
-    readonly weights: Weights<Tensor>,
+    readonly weights: Weights<Matrix<Tensor>>,
     cache: GpuKvCache,
   ) {
     const { gpu, config } = ops, { sequences } = cache;
@@ -69,7 +71,7 @@ export class GpuSequences implements Disposable {
    */
   static async create(
     ops: GpuOps,
-    weights: Weights<Tensor>,
+    weights: Weights<Matrix<Tensor>>,
     { sequences, context, dtype }: CacheSize,
   ): Promise<GpuSequences> {
     const { gpu, config } = ops;
@@ -122,6 +124,7 @@ export class GpuSequences implements Disposable {
     if (!whole) plan.own(input);
     ops.plan = plan;
     this.#cache.record(shape);
+    const { forward } = familyOf(ops.config);
     const logits = forward(ops, this.weights, input, this.#cache, all);
     const pass = { plan, input, logits };
     this.#passes.set(key, pass);
@@ -206,9 +209,9 @@ export class GpuSequences implements Disposable {
       const row = 4 * config.vocabSize;
       const encoder = gpu.device.createCommandEncoder();
       encoder.copyBufferToBuffer(
-        last!.part.buffer,
-        last!.part.offset,
-        this.#firstLogits.part.buffer,
+        last!.buffer,
+        0,
+        this.#firstLogits.buffer,
         sequence * row,
         row,
       );

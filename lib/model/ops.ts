@@ -11,13 +11,16 @@
 import type { Matrix } from "../formats/matrix.ts";
 import type { KvCache } from "./kv_cache.ts";
 
-/** What a forward pass is made of. `T` is the device's tensor. */
+/**
+ * What a forward pass is made of. `T` is the device's tensor. Weights are matrices;
+ * those of a norm have one row.
+ */
 export interface Ops<T> {
   /** Row `tokens[i]` of `table`: `[vocab, hidden]`, `[rows]` → f32 `[rows, hidden]`. */
   embed(table: Matrix<T>, tokens: T): T;
 
   /** `RMSNorm(x, norm) · wᵀ`: `[rows, k]`, `[k]`, `[n, k]` → `[rows, n]`. */
-  normMatmul(x: T, norm: T, w: Matrix<T>): T;
+  normMatmul(x: T, norm: Matrix<T>, w: Matrix<T>): T;
 
   /**
    * Causal grouped-query attention of new tokens over the cache and themselves.
@@ -30,8 +33,8 @@ export interface Ops<T> {
    */
   attend(
     qkv: T,
-    qNorm: T,
-    kNorm: T,
+    qNorm: Matrix<T>,
+    kNorm: Matrix<T>,
     cache: KvCache<T>,
     layer: number,
     next?: readonly [Matrix<T>, Matrix<T>],
@@ -44,7 +47,7 @@ export interface Ops<T> {
    * `silu(g) · u` where `[g, u] = RMSNorm(x, norm) · gateUpᵀ`; `gateUp` is
    * `[2 n, k]`, the rows of gate_proj first → `[rows, n]`.
    */
-  normSwiglu(x: T, norm: T, gateUp: Matrix<T>): T;
+  normSwiglu(x: T, norm: Matrix<T>, gateUp: Matrix<T>): T;
 
   /** The last row of each sequence of the pass: `[rows, n]` → `[sequences, n]`. */
   lastRow(x: T, cache: KvCache<T>): T;

@@ -1,37 +1,41 @@
 /**
- * From a checkpoint's tensors to the weights of the forward pass: names and shapes
- * are checked, q/k/v and gate/up are packed, bytes go by range from the file to the
- * device, so that the host never holds a second copy.
+ * From a checkpoint's tensors to the weights of the forward pass, as the family's table
+ * says. Names and shapes are checked; bytes go from the file to the device in pieces,
+ * so that the host never holds a second copy.
  *
  * @module
  */
 import type { Checkpoint, TensorInfo } from "../checkpoint/checkpoint.ts";
 import type { LoadProgress } from "../checkpoint/sources.ts";
-import type { Dtype } from "../dtype.ts";
-import { tensorShapes } from "../checkpoint/tensors.ts";
-import { BYTES, unpack } from "../dtype.ts";
-import type { Layer, Weights } from "./qwen3.ts";
+import { type Format, storedRowBytes } from "../formats/format.ts";
+import { allocateMatrix, type Matrix, piecesOf } from "../formats/matrix.ts";
+import { familyOf } from "./families.ts";
+import {
+  type Family,
+  listWeights,
+  mapWeights,
+  tensorShapes,
+  type Weights,
+  type WeightSpec,
+} from "./family.ts";
 import { type SyntheticRule, syntheticRule } from "../checkpoint/synthetic.ts";
 
-/** Where weights are put: a device's memory. */
+/** The memory of a device, which weights are loaded into. */
 export interface WeightStore<T> {
-  /** Room for `shape`; `pairs`: the two halves of the rows are read together. */
-  allocate(
-    dtype: Dtype,
-    shape: readonly number[],
-    label: string,
-    split?: "rows" | "pairs",
-  ): T;
-  /** Copies bytes as stored to byte `begin` on. May return before they are read. */
-  write(tensor: T, begin: number, bytes: Uint8Array<ArrayBuffer>): void;
-  /** Makes rows `row … row + rows` of a synthetic bf16 tensor on the device, if it can. */
+  /** Bytes of the largest buffer that a kernel can bind, if there is a limit. */
+  readonly most?: number;
+  /** Allocates a buffer of zeros; `bytes` is a multiple of 4. */
+  allocate(bytes: number, label: string): T;
+  /** Writes to `buffer`, from byte `begin`. `bytes` may be reused on return. */
+  write(buffer: T, begin: number, bytes: Uint8Array<ArrayBuffer>): void;
+  /** Computes rows `row` to `row + rows` from a rule, on the device; false if it cannot. */
   synthesize?(
-    tensor: T,
+    matrix: Matrix<T>,
     row: number,
     rows: number,
     rule: SyntheticRule,
   ): boolean;
-  /** Waits until what was written has arrived, so that staging memory stays bounded. */
+  /** Waits for all writes to finish, which bounds staging memory. */
   settle(): Promise<void>;
 }
 
@@ -44,123 +48,155 @@ export interface LoadOptions {
 const PIECE = 16 << 20;
 const SETTLE_EVERY = 128 << 20;
 
+/** Pieces begin at multiples of so many rows, so that planes are written at whole words. */
+const PIECE_ROWS = 8;
+
 /**
- * Loads all weights of a dense Qwen3.
+ * Loads all weights of a model, each tensor in the format that it is stored in.
  *
- * @throws {Error} if tensors are missing, unknown or of another shape, naming them.
+ * @throws {Error} naming the tensors that are missing, unknown or misshapen.
  */
 export async function loadWeights<T>(
   checkpoint: Checkpoint,
   store: WeightStore<T>,
-  { onProgress, signal }: LoadOptions = {},
-): Promise<Weights<T>> {
-  checkTensors(checkpoint);
+  options: LoadOptions = {},
+): Promise<Weights<Matrix<T>>> {
   const { config } = checkpoint;
-  const shapes = tensorShapes(config);
-  let total = 0, done = 0, unsettled = 0;
-  for (const name of shapes.keys()) {
-    total += checkpoint.tensors.get(name)!.byteLength;
+  const family = familyOf(config), table = family.weights(config);
+  checkTensors(checkpoint, family, table);
+  const names = tensorShapes(table).keys();
+  const loader = new Loader(checkpoint, store, options, [...names]);
+  const loaded = new Map<WeightSpec, Matrix<T>>();
+  for (const spec of listWeights(table)) {
+    loaded.set(spec, await loader.load(spec));
   }
-  const piece = new Uint8Array(PIECE);
-
-  /** Stacks the rows of `names` in one tensor. */
-  async function load(
-    label: string,
-    names: string[],
-    split?: "rows" | "pairs",
-  ): Promise<T> {
-    const infos = names.map((name) => checkpoint.tensors.get(name)!);
-    const [first] = infos;
-    const dtype = infos.every((info) => info.dtype === first.dtype)
-      ? first.dtype
-      : "f32"; // different types can only be stacked in the widest
-    const rows = infos.reduce((sum, info) => sum + info.shape[0], 0);
-    const shape = [rows, ...first.shape.slice(1)];
-    const tensor = store.allocate(dtype, shape, label, split);
-    let row = 0, at = 0;
-    for (const info of infos) {
-      const rule = checkpoint.synthetic &&
-        syntheticRule(info.name, info.shape, checkpoint.synthetic.seed);
-      if (rule && store.synthesize?.(tensor, row, info.shape[0], rule)) {
-        at += info.byteLength;
-        done += info.byteLength;
-      } else at = await copy(info, tensor, dtype, at);
-      row += info.shape[0];
-      onProgress?.({ stage: "weights", file: info.name, done, total });
-    }
-    return tensor;
-  }
-
-  async function copy(info: TensorInfo, tensor: T, dtype: Dtype, at: number) {
-    for (let begin = 0; begin < info.byteLength; begin += PIECE) {
-      signal?.throwIfAborted();
-      const bytes = piece.subarray(0, Math.min(PIECE, info.byteLength - begin));
-      await checkpoint.read(info.name, begin, bytes);
-      const stored = dtype === info.dtype ? bytes : widen(bytes, info.dtype);
-      store.write(tensor, at, stored);
-      at += stored.length;
-      done += bytes.length;
-      unsettled += stored.length;
-      if (unsettled >= SETTLE_EVERY) {
-        await store.settle();
-        unsettled = 0;
-      }
-      onProgress?.({ stage: "weights", file: info.name, done, total });
-    }
-    return at;
-  }
-
-  const embedTokens = await load(
-    "embed_tokens",
-    ["model.embed_tokens.weight"],
-    "rows",
-  );
-  const layers: Layer<T>[] = [];
-  for (let i = 0; i < config.numHiddenLayers; i++) {
-    const from = (...names: string[]) =>
-      names.map((name) => `model.layers.${i}.${name}.weight`);
-    const label = (name: string) => `layers.${i}.${name}`;
-    layers.push({
-      inputNorm: await load(label("input_norm"), from("input_layernorm")),
-      qkvProj: await load(
-        label("qkv_proj"),
-        from("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "rows",
-      ),
-      qNorm: await load(label("q_norm"), from("self_attn.q_norm")),
-      kNorm: await load(label("k_norm"), from("self_attn.k_norm")),
-      oProj: await load(label("o_proj"), from("self_attn.o_proj"), "rows"),
-      postNorm: await load(
-        label("post_norm"),
-        from("post_attention_layernorm"),
-      ),
-      gateUpProj: await load(
-        label("gate_up_proj"),
-        from("mlp.gate_proj", "mlp.up_proj"),
-        "pairs",
-      ),
-      downProj: await load(label("down_proj"), from("mlp.down_proj"), "rows"),
-    });
-  }
-  const norm = await load("norm", ["model.norm.weight"]);
-  const lmHead = config.tieWordEmbeddings
-    ? embedTokens
-    : await load("lm_head", ["lm_head.weight"], "rows");
   await store.settle();
-  return { embedTokens, layers, norm, lmHead };
+  return mapWeights(table, (spec) => loaded.get(spec)!);
 }
 
-/** Names and shapes against the configuration; a tied checkpoint may carry a head, it is ignored. */
-function checkTensors({ name, config, tensors }: Checkpoint): void {
-  const shapes = tensorShapes(config);
+/** Reads tensors into a device's memory, and tells how far it is. */
+class Loader<T> {
+  readonly #total: number;
+  #done = 0;
+  /** Bytes that were written and may still be on their way. */
+  #unsettled = 0;
+  #staging = new Uint8Array(PIECE);
+
+  constructor(
+    readonly checkpoint: Checkpoint,
+    readonly store: WeightStore<T>,
+    readonly options: LoadOptions,
+    names: readonly string[],
+  ) {
+    this.#total = names.reduce(
+      (sum, name) => sum + checkpoint.tensors.get(name)!.byteLength,
+      0,
+    );
+  }
+
+  /** Loads the tensors of an entry, stacked. */
+  async load({ label, kind, tensors, split }: WeightSpec): Promise<Matrix<T>> {
+    const { checkpoint, store } = this;
+    const infos = tensors.map(({ name }) => checkpoint.tensors.get(name)!);
+    const stack = infos.map(({ shape, format }) => ({
+      rows: shape.length > 1 ? shape[0] : 1, // a norm is a matrix of one row
+      format,
+    }));
+    const k = infos[0].shape.at(-1)!;
+    const limits = { pairs: split === "pairs", most: store.most };
+    const matrix = allocateMatrix(
+      label,
+      stack,
+      k,
+      limits,
+      (bytes, label) => store.allocate(bytes, label),
+    );
+    let row = 0;
+    for (const [i, info] of infos.entries()) {
+      const { rows } = stack[i], { synthetic } = checkpoint;
+      const rule = synthetic &&
+        syntheticRule(info.name, kind, info.shape, synthetic.seed);
+      if (rule && store.synthesize?.(matrix, row, rows, rule)) {
+        this.#report(info, info.byteLength);
+      } else await this.#copy(info, matrix, row, rows);
+      row += rows;
+    }
+    return matrix;
+  }
+
+  /** Copies a tensor to rows `row` to `row + rows` of a matrix. */
+  async #copy(info: TensorInfo, matrix: Matrix<T>, row: number, rows: number) {
+    const { checkpoint, store, options: { signal } } = this;
+    const rowBytes = storedRowBytes(info.format, matrix.k);
+    const fit = Math.floor(PIECE / rowBytes / PIECE_ROWS) * PIECE_ROWS;
+    const step = Math.max(PIECE_ROWS, fit);
+    for (let begin = 0; begin < rows; begin += step) {
+      signal?.throwIfAborted();
+      const count = Math.min(step, rows - begin);
+      const stored = this.#room(count * rowBytes);
+      await checkpoint.read(info.name, begin * rowBytes, stored);
+      for (const piece of piecesOf(matrix, row + begin, count)) {
+        const { part: { format, planes }, at } = piece;
+        const from = (piece.row - row - begin) * rowBytes;
+        const blocks = stored.subarray(from, from + piece.rows * rowBytes);
+        packed(format, blocks, matrix.k, piece.rows).forEach((bytes, i) => {
+          store.write(planes[i], at * bytes.length / piece.rows, bytes);
+          this.#unsettled += bytes.length;
+        });
+      }
+      if (this.#unsettled >= SETTLE_EVERY) {
+        await store.settle();
+        this.#unsettled = 0;
+      }
+      this.#report(info, stored.length);
+    }
+  }
+
+  /** Staging memory; rows may be longer than a piece. */
+  #room(bytes: number): Uint8Array<ArrayBuffer> {
+    if (bytes > this.#staging.length) this.#staging = new Uint8Array(bytes);
+    return this.#staging.subarray(0, bytes);
+  }
+
+  #report({ name: file }: TensorInfo, bytes: number): void {
+    this.#done += bytes;
+    const progress = { done: this.#done, total: this.#total };
+    this.options.onProgress?.({ stage: "weights", file, ...progress });
+  }
+}
+
+/** Stored rows as the planes of their format. */
+function packed(
+  format: Format,
+  blocks: Uint8Array<ArrayBuffer>,
+  k: number,
+  rows: number,
+): Uint8Array<ArrayBuffer>[] {
+  if (!format.pack) return [blocks];
+  const planes = format.planes(k).map(({ rowBytes }) =>
+    new Uint8Array(rows * rowBytes)
+  );
+  format.pack(blocks, k, planes);
+  return planes;
+}
+
+/** Checks names and shapes. A checkpoint with tied embeddings may have a head all the same: it is ignored. */
+function checkTensors(
+  { name, config, tensors }: Checkpoint,
+  family: Family,
+  table: Weights<WeightSpec>,
+): void {
+  const shapes = tensorShapes(table);
+  const ignored = config.tieWordEmbeddings
+    ? tensorShapes(family.weights({ ...config, tieWordEmbeddings: false }))
+    : shapes;
   const list = (names: string[]) =>
     names.length > 8
       ? `${names.slice(0, 8).join(", ")} and ${names.length - 8} more`
       : names.join(", ");
   const missing = [...shapes.keys()].filter((tensor) => !tensors.has(tensor));
   const unknown = [...tensors.keys()].filter((tensor) =>
-    !shapes.has(tensor) &&
-    !(config.tieWordEmbeddings && tensor === "lm_head.weight")
+    !shapes.has(tensor) && !ignored.has(tensor)
   );
   if (missing.length || unknown.length) {
     const complaints = [
@@ -170,7 +206,7 @@ function checkTensors({ name, config, tensors }: Checkpoint): void {
     throw new Error(
       `Cannot load ${name}: ${
         complaints.join(" and ")
-      }, it must have the ${shapes.size} tensors of a Qwen3 with ${config.numHiddenLayers} layers`,
+      }, it must have the ${shapes.size} tensors of a ${family.name} with ${config.numHiddenLayers} layers`,
     );
   }
   for (const [tensor, shape] of shapes) {
@@ -183,16 +219,4 @@ function checkTensors({ name, config, tensors }: Checkpoint): void {
       );
     }
   }
-}
-
-function widen(
-  bytes: Uint8Array<ArrayBuffer>,
-  dtype: TensorInfo["dtype"],
-): Uint8Array<ArrayBuffer> {
-  if (dtype === "f32") return bytes;
-  const count = bytes.length / BYTES[dtype];
-  const data = new Uint16Array(bytes.buffer, bytes.byteOffset, count);
-  const out = new Float32Array(count);
-  unpack({ dtype, shape: [count], data }, 0, out);
-  return new Uint8Array(out.buffer);
 }

@@ -13,7 +13,10 @@ import { peakFma } from "../../kernels/peak_fma.ts";
 import { peakRead } from "../../kernels/peak_read.ts";
 import { synthesize } from "../../kernels/synthesize.ts";
 import { type Capabilities, laneConstants } from "../dispatch/capabilities.ts";
-import type { Dtype } from "../dtype.ts";
+import { BYTES, type Dtype } from "../dtype.ts";
+import { bf16 } from "../formats/bf16.ts";
+import type { Format } from "../formats/format.ts";
+import { allocateMatrix } from "../formats/matrix.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import { chooseMatmul } from "../dispatch/matmul.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -21,8 +24,10 @@ import type { Gpu } from "../webgpu/device.ts";
 import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
 import { GpuOps } from "../gpu/ops.ts";
+import { gpuStore } from "../gpu/store.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
-import { forward, type Layer } from "../model/qwen3.ts";
+import { familyOf } from "../model/families.ts";
+import { mapWeights, stackedShape } from "../model/family.ts";
 import { addSampling } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -47,8 +52,8 @@ export interface ShowOptions {
   config: Qwen3Config;
   /** Tokens of a pass; by default 512, or 1 where only a decode step has the kernel. */
   tokens?: number;
-  /** Element type of the weights; bf16 by default. */
-  dtype?: Dtype;
+  /** How the weights are stored; bf16 by default. */
+  format?: Format;
   /** In place of what was chosen. */
   constants?: Constants;
 }
@@ -59,7 +64,7 @@ export interface Shown {
   /** What it computes there, and whatever else this kernel does in that pass. */
   label: string;
   also: string[];
-  operands: { name: string; dtype: Dtype; shape: readonly number[] }[];
+  operands: { name: string; dtype: string; shape: readonly number[] }[];
   /** The kernel's own constants; the WGSL has those that follow from them. */
   constants: Constants;
   reason: string;
@@ -172,8 +177,14 @@ function describe(
     reason: options.reason ?? "asked for",
     operands: Object.keys(contract).map((name) => {
       const operand = operands[name];
-      const { dtype, shape } = "tensor" in operand ? operand.tensor : operand;
-      return { name, dtype, shape };
+      if ("dtype" in operand) {
+        const { dtype, shape } = operand;
+        return { name, dtype, shape };
+      }
+      const matrix = "matrix" in operand ? operand.matrix : operand;
+      const { format } = "matrix" in operand ? operand.part : operand.parts[0];
+      const shape = matrix.n === 1 ? [matrix.k] : [matrix.n, matrix.k];
+      return { name, dtype: format.name, shape };
     }),
     constants: all,
     wgsl,
@@ -210,34 +221,24 @@ function sketch(device: Sketched): Gpu {
 function recordPasses(
   device: Sketched,
   tokens: number,
-  { config: whole, dtype = "bf16" }: ShowOptions,
+  { config: whole, format = bf16 }: ShowOptions,
 ): Call[] {
   const config = { ...whole, numHiddenLayers: 1 };
   const gpu = sketch(device), plan = new Recorder(gpu);
   const halfProducts = device.f16 && !device.software;
-  const weight = (label: string, ...shape: number[]) => {
-    const tensor = Tensor.create(gpu, dtype, shape, undefined, label);
+  const family = familyOf(config), store = gpuStore(gpu);
+  const weights = mapWeights(family.weights(config), (spec) => {
+    const { label, kind, measured } = spec;
+    const shape = stackedShape(spec);
+    const [rows, k] = shape.length > 1 ? shape : [1, ...shape];
+    const stack = [{ rows, format }];
+    const pairs = { pairs: spec.split === "pairs" };
+    const matrix = allocateMatrix(label, stack, k, pairs, store.allocate);
     // A usual magnitude; what measures it runs on the device.
-    if (halfProducts) tensor.largest = shape.length === 1 ? 2 : 0.25;
-    return tensor;
-  };
-  const { hiddenSize: k, headDim, vocabSize } = config;
-  const q = config.numAttentionHeads * headDim;
-  const kv = config.numKeyValueHeads * headDim;
-  const layer: Layer<Tensor> = {
-    inputNorm: weight("layers.0.input_norm", k),
-    qkvProj: weight("layers.0.qkv_proj", q + 2 * kv, k),
-    qNorm: weight("layers.0.q_norm", headDim),
-    kNorm: weight("layers.0.k_norm", headDim),
-    oProj: weight("layers.0.o_proj", k, q),
-    postNorm: weight("layers.0.post_norm", k),
-    gateUpProj: weight("layers.0.gate_up_proj", 2 * config.intermediateSize, k),
-    downProj: weight("layers.0.down_proj", k, config.intermediateSize),
-  };
-  const embedTokens = weight("embed_tokens", vocabSize, k);
-  const lmHead = config.tieWordEmbeddings
-    ? embedTokens
-    : weight("lm_head", vocabSize, k);
+    if (halfProducts && measured) matrix.largest = kind === "norm" ? 2 : 0.25;
+    return matrix;
+  });
+  const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
     Tensor.create(gpu, "u32", shape, undefined, label);
   const cacheDtype = headDim % 8 === 0 ? "f16" : "f32";
@@ -249,14 +250,8 @@ function recordPasses(
     cacheDtype,
   );
   cache.record({ first: 0, sequences: 1, tokens });
-  const weights = {
-    embedTokens,
-    layers: [layer],
-    norm: weight("norm", k),
-    lmHead,
-  };
   const ops = new GpuOps(gpu, config, plan);
-  const logits = forward(ops, weights, u32("tokens", tokens), cache);
+  const logits = family.forward(ops, weights, u32("tokens", tokens), cache);
   const state = {
     tokens: u32("tokens", 1),
     ring: u32("ring", 256, 1),
@@ -279,12 +274,14 @@ function recordPasses(
 function recordRest(
   device: Sketched,
   tokens: number,
-  { config, dtype = "bf16" }: ShowOptions,
+  { config, format = bf16 }: ShowOptions,
 ): Call[] {
   const gpu = sketch(device);
   const { hiddenSize: k, intermediateSize: n, headDim } = config;
   const tensor = (dtype: Dtype, ...shape: number[]) =>
     Tensor.create(gpu, dtype, shape, undefined, "operand");
+  // Public matmuls take tensors, whose element types some formats share.
+  const dtype = format.name in BYTES ? format.name as Dtype : "f32";
   const calls: Call[] = [];
   const add = (kernel: Kernel, operands: Operands, options: AddOptions) => {
     calls.push({ kernel, operands, options });
@@ -307,10 +304,11 @@ function recordRest(
     true,
   );
   product(gemvColumns, [1, k], [k, n]);
-  const w = tensor(dtype, n, k);
+  const store = gpuStore(gpu), stack = [{ rows: n, format }];
+  const w = allocateMatrix("operand", stack, k, {}, store.allocate);
   add(maxAbs, { w, largest: tensor("u32", 1) }, {
     label: "the largest weight",
-    reason: "f16 products need to know how far rows may reach",
+    reason: "f16 products need to know how large rows may become",
     constants: laneConstants(device),
   });
   add(synthesize, { w: tensor("bf16", n, k) }, {

@@ -6,7 +6,8 @@ import {
   f16ToF32,
   f32ToF16Bits,
 } from "../../lib/dtype.ts";
-import { tensorShapes } from "../../lib/checkpoint/tensors.ts";
+import { familyOf } from "../../lib/model/families.ts";
+import { tensorShapes } from "../../lib/model/family.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 
@@ -76,7 +77,8 @@ for (
       assertEquals(metadata["general.architecture"], "qwen3");
       assertEquals(metadata["qwen3.block_count"], config.numHiddenLayers);
       assertEquals(metadata["qwen3.rope.freq_base"], config.ropeTheta);
-      assertEquals(entries.size, tensorShapes(config).size);
+      const shapes = tensorShapes(familyOf(config).weights(config));
+      assertEquals(entries.size, shapes.size);
       let end = 0; // tensors follow one another, from multiples of 32 on
       for (const { shape, type, offset } of entries.values()) {
         assertEquals([offset, type], [end, shape.length > 1 ? 1 : 0]);
@@ -84,7 +86,7 @@ for (
       }
       assertEquals(bytes.length, data + end);
 
-      const { dtype, shape, byteLength } = tensors.get(check)!;
+      const { format, shape, byteLength } = tensors.get(check)!;
       const name = [...entries.keys()][[...tensors.keys()].indexOf(check)];
       const entry = entries.get(name)!;
       assertEquals(entry.shape, shape);
@@ -93,9 +95,9 @@ for (
       const source = new DataView(stored.buffer);
       const view = new DataView(bytes.buffer, data + entry.offset);
       for (let i = 0; i < elements(shape); i++) {
-        const value = dtype === "f32"
+        const value = format.name === "f32"
           ? source.getFloat32(4 * i, true)
-          : (dtype === "f16" ? f16ToF32 : bf16ToF32)(
+          : (format.name === "f16" ? f16ToF32 : bf16ToF32)(
             source.getUint16(2 * i, true),
           );
         if (entry.type === 0) {

@@ -1,5 +1,6 @@
 import { assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
-import { parseConfig, parseGeneration } from "../../lib/checkpoint/config.ts";
+import { parseGeneration } from "../../lib/checkpoint/config.ts";
+import { parseConfig } from "../../lib/model/families.ts";
 
 /** As published with Qwen3-0.6B. */
 const PUBLISHED = {
@@ -35,6 +36,7 @@ const parse = (changes: Record<string, unknown> = {}) =>
 
 Deno.test("parseConfig reads the form published with Qwen3", () => {
   assertEquals(parse(), {
+    modelType: "qwen3",
     vocabSize: 151936,
     hiddenSize: 1024,
     intermediateSize: 3072,

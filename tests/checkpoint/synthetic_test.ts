@@ -1,10 +1,11 @@
+import { bf16 } from "../../lib/formats/bf16.ts";
 import {
   assert,
   assertAlmostEquals,
   assertEquals,
   assertThrows,
 } from "@std/assert";
-import { parseConfig } from "../../lib/checkpoint/config.ts";
+import { parseConfig } from "../../lib/model/families.ts";
 import {
   fillSynthetic,
   parseSynthetic,
@@ -85,7 +86,7 @@ Deno.test("synthetic checkpoints have the tensors of the published ones", async 
   );
   assertEquals(tied.tensors.get("model.layers.27.self_attn.q_norm.weight"), {
     name: "model.layers.27.self_attn.q_norm.weight",
-    dtype: "bf16",
+    format: bf16,
     shape: [128],
     byteLength: 256,
   });
@@ -100,7 +101,7 @@ Deno.test("synthetic weights follow the rule, computed here in whole numbers", a
   for (const byte of new TextEncoder().encode(name)) {
     hash = ((hash ^ BigInt(byte)) * 0x01000193n) & mask;
   }
-  const rule = syntheticRule(name, shape, 7);
+  const rule = syntheticRule(name, "projection", shape, 7);
   assertEquals(rule.seed, Number((hash + 7n) & mask));
   assertEquals(rule.offset, 0);
   assertEquals(rule.scale, Math.fround(0.6 * Math.sqrt(3 / 3072)));
@@ -126,10 +127,10 @@ Deno.test("synthetic weights follow the rule, computed here in whole numbers", a
   fillSynthetic(rule, first, weights);
   for (let i = 0; i < count; i++) assertEquals(weights[i], expected(first + i));
 
-  const norm = syntheticRule("model.norm.weight", [1024], 7);
+  const norm = syntheticRule("model.norm.weight", "norm", [1024], 7);
   assertEquals([norm.scale, norm.offset], [Math.fround(0.1), 1]);
   assertEquals(
-    syntheticRule("lm_head.weight", [8, 8], 7).scale,
+    syntheticRule("lm_head.weight", "embedding", [8, 8], 7).scale,
     Math.fround(0.035),
   );
 

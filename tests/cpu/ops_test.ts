@@ -1,11 +1,13 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
-import { f32ToBf16Bits, f32ToF16Bits, toF32 } from "../../lib/dtype.ts";
+import { f32ToBf16Bits, f32ToF16Bits } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/cpu/tensor.ts";
 import { CpuOps, type CpuOptions, type CpuTensor } from "../../lib/cpu/ops.ts";
 import { ropeFrequencies } from "../../lib/model/rope.ts";
 
 const ODD: Qwen3Config = {
+  modelType: "qwen3",
   vocabSize: 500,
   hiddenSize: 80,
   intermediateSize: 52,

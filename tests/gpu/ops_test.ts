@@ -1,19 +1,25 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
-import { type CpuTensor, type Dtype, toF32 } from "../../lib/dtype.ts";
+import { type Dtype } from "../../lib/dtype.ts";
+import { type CpuTensor, toF32 } from "../../lib/cpu/tensor.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
 import type { CachePass } from "../../lib/model/kv_cache.ts";
-import { tensorShapes } from "../../lib/checkpoint/tensors.ts";
 import type { CpuKvCache } from "../../lib/cpu/kv_cache.ts";
 import { CpuOps } from "../../lib/cpu/ops.ts";
 import { GpuOps } from "../../lib/gpu/ops.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
-import { forward, type Weights } from "../../lib/model/qwen3.ts";
+import {
+  mapWeights,
+  stackedShape,
+  type Weights,
+} from "../../lib/model/family.ts";
+import { qwen3 } from "../../lib/model/qwen3.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial, withBinding } from "../support/gpu.ts";
 
 const ODD: Qwen3Config = {
+  modelType: "qwen3",
   vocabSize: 301,
   hiddenSize: 80,
   intermediateSize: 52,
@@ -96,46 +102,17 @@ function weightsOf(
   config: Qwen3Config,
   dtype: Dtype,
 ): Weights<CpuTensor> {
-  const shapes = tensorShapes(config);
-  const make = (...names: string[]) => {
-    const [rows, columns] = names.map((name) => shapes.get(`${name}.weight`)!)
-      .reduce(([a, columns], [b]) => [a + b, columns]);
+  return mapWeights(qwen3.weights(config), (spec) => {
+    const [rows, columns] = stackedShape(spec);
     return columns === undefined
       ? random.tensor(dtype, [rows], 0.3, 1)
       : random.tensor(dtype, [rows, columns], 1.5 / Math.sqrt(columns));
-  };
-  const layers = Array.from({ length: config.numHiddenLayers }, (_, i) => {
-    const at = `model.layers.${i}`, attn = `${at}.self_attn`;
-    return {
-      inputNorm: make(`${at}.input_layernorm`),
-      qkvProj: make(`${attn}.q_proj`, `${attn}.k_proj`, `${attn}.v_proj`),
-      qNorm: make(`${attn}.q_norm`),
-      kNorm: make(`${attn}.k_norm`),
-      oProj: make(`${attn}.o_proj`),
-      postNorm: make(`${at}.post_attention_layernorm`),
-      gateUpProj: make(`${at}.mlp.gate_proj`, `${at}.mlp.up_proj`),
-      downProj: make(`${at}.mlp.down_proj`),
-    };
   });
-  const embedTokens = make("model.embed_tokens");
-  return { embedTokens, layers, norm: make("model.norm"), lmHead: embedTokens };
 }
 
-/** The same weights on the device. */
+/** A copy of the weights on the device. */
 function uploaded(trial: Trial, weights: Weights<CpuTensor>): Weights<Tensor> {
-  const up = (tensor: CpuTensor) => trial.upload(tensor);
-  const embedTokens = up(weights.embedTokens);
-  const layers = weights.layers.map((layer) => ({
-    inputNorm: up(layer.inputNorm),
-    qkvProj: up(layer.qkvProj),
-    qNorm: up(layer.qNorm),
-    kNorm: up(layer.kNorm),
-    oProj: up(layer.oProj),
-    postNorm: up(layer.postNorm),
-    gateUpProj: up(layer.gateUpProj),
-    downProj: up(layer.downProj),
-  }));
-  return { embedTokens, layers, norm: up(weights.norm), lmHead: embedTokens };
+  return mapWeights(weights, (tensor) => trial.upload(tensor));
 }
 
 for (
@@ -310,13 +287,13 @@ gpuTest(
       pair.next([begin], { first: 0, sequences: 1, tokens: end - begin });
       const tokens = trial.u32(...ids.slice(begin, end));
       return await pair.run((ops) =>
-        forward(ops, device, tokens, pair.gpuCache)
+        qwen3.forward(ops, device, tokens, pair.gpuCache)
       );
     };
     pair.next([0], { first: 0, sequences: 1, tokens: ids.length });
     const data = Uint32Array.from(ids);
     const tokens = { dtype: "u32", shape: [ids.length], data } as const;
-    const expected = toF32(forward(pair.cpu, host, tokens, pair.cpuCache))
+    const expected = toF32(qwen3.forward(pair.cpu, host, tokens, pair.cpuCache))
       .slice();
     assertEquals(expected.length, ODD.vocabSize);
     const close = { absolute: 2e-4, relative: 1e-4 };

@@ -1,6 +1,6 @@
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
-import { type CpuTensor, toF32 } from "../../lib/dtype.ts";
+import { type CpuTensor, toF32 } from "../../lib/cpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 import {

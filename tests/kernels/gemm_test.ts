@@ -1,7 +1,8 @@
 import { assertThrows } from "@std/assert";
 import { gemm } from "../../kernels/gemm.ts";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
-import { type Dtype, toF32 } from "../../lib/dtype.ts";
+import { type Dtype } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/cpu/tensor.ts";
 import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";

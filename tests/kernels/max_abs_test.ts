@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { maxAbs } from "../../kernels/max_abs.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/cpu/tensor.ts";
 import { gpuTest, lanes } from "../support/gpu.ts";
 
 gpuTest(

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/cpu/tensor.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";

@@ -2,7 +2,7 @@ import { assert } from "@std/assert";
 import { gemm } from "../../kernels/gemm.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
-import { type CpuTensor, toF32 } from "../../lib/dtype.ts";
+import { type CpuTensor, toF32 } from "../../lib/cpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import { assertSums, linear, rmsNormed } from "../support/reference.ts";

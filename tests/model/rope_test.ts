@@ -1,6 +1,6 @@
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import { fillAngles, ropeFrequencies } from "../../lib/model/rope.ts";
-import { parseConfig } from "../../lib/checkpoint/config.ts";
+import { parseConfig } from "../../lib/model/families.ts";
 
 const yarn = {
   factor: 4,

@@ -153,6 +153,7 @@ Deno.test("tensors of different types are stacked as f32, others stay", async ()
 /** One layer whose q_proj is bf16 (all 0.5) and whose k_proj and v_proj are f32 (all 3). */
 function mixedTypes(): Checkpoint {
   const checkpoint = syntheticCheckpoint("mixed", {
+    modelType: "qwen3",
     vocabSize: 16,
     hiddenSize: 8,
     intermediateSize: 8,
@@ -259,7 +260,7 @@ Deno.test("missing and unknown tensors are listed, wrong shapes named", async ()
         tensors.clear();
         tensors.set("wte", info);
       },
-      "model.layers.0.mlp.gate_proj.weight and 16 more and it has the unknown wte",
+      "model.layers.0.self_attn.o_proj.weight and 16 more and it has the unknown wte",
     ],
     [
       (tensors) =>

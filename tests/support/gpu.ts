@@ -1,5 +1,6 @@
 /** Tests that need a GPU: one device per file, seeded inputs, poisoned outputs. */
-import type { CpuTensor, Dtype } from "../../lib/dtype.ts";
+import type { Dtype } from "../../lib/dtype.ts";
+import type { CpuTensor } from "../../lib/cpu/tensor.ts";
 import { openDevice } from "../../lib/open_device.ts";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";

@@ -20,7 +20,7 @@ import { laneConstants } from "../../dispatch/capabilities.ts";
 import { chooseLinear } from "../../dispatch/linear.ts";
 import { chooseMatmul } from "../../dispatch/matmul.ts";
 import type { Epilogue } from "../../dispatch/shapes.ts";
-import { type CpuTensor, toF32 } from "../../dtype.ts";
+import { type CpuTensor, toF32 } from "../../cpu/tensor.ts";
 import type { Bench } from "./bench.ts";
 import {
   epilogue,
@@ -108,7 +108,8 @@ async function tryGemv(
   const x = bench.random.tensor("f32", [m, k], 2);
   const norm = bench.random.tensor("bf16", [k], 0.5, 1);
   const w = bench.random.tensor(dtype, [n, k]);
-  const shape = { m, n, k, dtype, norm: normFirst, swiglu, fixed: true };
+  const layer = { m, n, k, format: dtype, swiglu };
+  const shape = { ...layer, norm: normFirst, fixed: true };
   const { constants } = chooseLinear(shape, bench.gpu);
   const width = swiglu ? n / 2 : n;
   const y = bench.room([m, width], epilogue === "add" ? BEFORE : NaN);
@@ -146,7 +147,7 @@ async function tryGemm(
   const [m, n, k] = size, swiglu = epilogue === "swiglu";
   const x = bench.random.tensor("f32", [m, k], 2);
   const w = bench.random.tensor(dtype, [n, k], largest);
-  const shape = { m, n, k, dtype, norm: false, swiglu, largest };
+  const shape = { m, n, k, format: dtype, norm: false, swiglu, largest };
   const { constants, headroom, splits } = chooseLinear(shape, bench.gpu);
   const width = swiglu ? n / 2 : n, given = bench.upload(x);
   const c = bench.room([m, width], epilogue === "add" ? BEFORE : NaN);
@@ -254,7 +255,7 @@ export async function tryRows(bench: Bench): Promise<void> {
       constants: lanes,
       uniforms: { at: 0 },
     });
-    const bits = await gpu.readBuffer(largest.part.buffer, 0, 4);
+    const bits = await gpu.readBuffer(largest.buffer, 0, 4);
     const values = [Math.max(...toF32(w).map(Math.abs))];
     const found = new Float32Array(bits);
     bench.compare("maxAbs", `${dtype} [7, 45]`, found, { values }, 0);

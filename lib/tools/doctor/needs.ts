@@ -8,6 +8,8 @@ import { DeviceError } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import type { Finding } from "./report.ts";
 import { cacheBytes } from "../../model/kv_cache.ts";
+import { familyOf } from "../../model/families.ts";
+import { listWeights } from "../../model/family.ts";
 
 /** Positions if nobody asks for more. */
 const DEFAULT_CONTEXT = 4096;
@@ -65,23 +67,11 @@ function bindings(
   gpu: Gpu,
 ): Finding[] {
   const limit = gpu.limits.maxStorageBufferBindingSize;
-  const layer = "model.layers.0.";
-  const stacks: [string, string[]][] = [
-    ["embed_tokens", ["model.embed_tokens.weight"]],
-    [
-      "qkv_proj",
-      ["q", "k", "v"].map((x) => `${layer}self_attn.${x}_proj.weight`),
-    ],
-    [
-      "gate_up_proj",
-      ["gate", "up"].map((x) => `${layer}mlp.${x}_proj.weight`),
-    ],
-    ["down_proj", [`${layer}mlp.down_proj.weight`]],
-  ];
-  const sizes = stacks.map(([name, parts]) => ({
-    name,
-    bytes: parts.reduce(
-      (n, part) => n + (tensors.get(part)?.byteLength ?? 0),
+  const oneLayer = { ...config, numHiddenLayers: 1 };
+  const sizes = listWeights(familyOf(config).weights(oneLayer)).map((spec) => ({
+    name: spec.label.replace("layers.0.", ""),
+    bytes: spec.tensors.reduce(
+      (sum, { name }) => sum + (tensors.get(name)?.byteLength ?? 0),
       0,
     ),
   }));

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { type Matrix, rowsHeld } from "../../formats/matrix.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
 import type { CachePass, KvCache } from "../../model/kv_cache.ts";
 import type { Ops } from "../../model/ops.ts";
@@ -12,7 +13,7 @@ import { type Cost, type CostContext, costsOf } from "./costs.ts";
 import { type Sample, wallPhase } from "./operations.ts";
 import type { Phase, TimelineEvent } from "./report.ts";
 import { prefillSamples, promptIds, type Setting } from "./setting.ts";
-import { forward, type Weights } from "../../model/qwen3.ts";
+import { familyOf } from "../../model/families.ts";
 import type { CpuRunner } from "../../cpu/runner.ts";
 import { sampleEach, seenBits } from "../../model/sampling.ts";
 
@@ -146,11 +147,9 @@ export async function profileCpu(
 /** {@linkcode Ops} on the CPU that notes what each verb takes. */
 class TimedOps implements Ops<CpuTensor> {
   readonly samples: Sample[] = [];
-  readonly #labels: Map<CpuTensor, string>;
   #context: CostContext;
 
   constructor(readonly runner: CpuRunner) {
-    this.#labels = labelsOf(runner.weights);
     const { config } = runner;
     this.#context = { config, sequences: 1, tokens: 1, length: 0 };
   }
@@ -167,7 +166,7 @@ class TimedOps implements Ops<CpuTensor> {
     cache.begin(pass);
     const data = Uint32Array.from(ids);
     const input: CpuTensor = { dtype: "u32", shape: [ids.length], data };
-    const logits = forward(this, weights, input, cache);
+    const logits = familyOf(config).forward(this, weights, input, cache);
     cache.advance();
     return (logits.data as Float32Array).slice();
   }
@@ -179,18 +178,22 @@ class TimedOps implements Ops<CpuTensor> {
     this.#note("sampling.sample", "argmax", {}, {}, ms, context);
   }
 
-  embed(table: CpuTensor, tokens: CpuTensor): CpuTensor {
-    const [n, k] = table.shape, m = tokens.shape[0];
+  embed(table: Matrix<CpuTensor>, tokens: CpuTensor): CpuTensor {
+    const { n, k } = table, m = tokens.shape[0];
     return this.#time(
       () => this.runner.ops.embed(table, tokens),
       "embed_tokens",
       "embed",
       { m, n, k },
-      { TABLE_DTYPE: table.dtype },
+      { TABLE_DTYPE: table.parts[0].format.name },
     );
   }
 
-  normMatmul(x: CpuTensor, norm: CpuTensor, w: CpuTensor): CpuTensor {
+  normMatmul(
+    x: CpuTensor,
+    norm: Matrix<CpuTensor>,
+    w: Matrix<CpuTensor>,
+  ): CpuTensor {
     return this.#linear(
       x,
       w,
@@ -199,7 +202,11 @@ class TimedOps implements Ops<CpuTensor> {
     );
   }
 
-  matmulAdd(x: CpuTensor, w: CpuTensor, residual: CpuTensor): CpuTensor {
+  matmulAdd(
+    x: CpuTensor,
+    w: Matrix<CpuTensor>,
+    residual: CpuTensor,
+  ): CpuTensor {
     return this.#linear(
       x,
       w,
@@ -208,7 +215,11 @@ class TimedOps implements Ops<CpuTensor> {
     );
   }
 
-  normSwiglu(x: CpuTensor, norm: CpuTensor, gateUp: CpuTensor): CpuTensor {
+  normSwiglu(
+    x: CpuTensor,
+    norm: Matrix<CpuTensor>,
+    gateUp: Matrix<CpuTensor>,
+  ): CpuTensor {
     return this.#linear(
       x,
       gateUp,
@@ -219,8 +230,8 @@ class TimedOps implements Ops<CpuTensor> {
 
   attend(
     qkv: CpuTensor,
-    qNorm: CpuTensor,
-    kNorm: CpuTensor,
+    qNorm: Matrix<CpuTensor>,
+    kNorm: Matrix<CpuTensor>,
     cache: KvCache<CpuTensor>,
     layer: number,
   ): CpuTensor {
@@ -240,16 +251,25 @@ class TimedOps implements Ops<CpuTensor> {
 
   #linear(
     x: CpuTensor,
-    w: CpuTensor,
+    w: Matrix<CpuTensor>,
     constants: Constants,
     verb: () => CpuTensor,
   ): CpuTensor {
-    const [m, k] = x.shape, [n] = w.shape;
-    const label = this.#labels.get(w) ?? "linear";
-    return this.#time(verb, label, "gemv", { m, n, k }, {
-      ...constants,
-      W_DTYPE: w.dtype,
+    const [m, k] = x.shape, { label, n } = w;
+    const began = performance.now();
+    const result = verb();
+    const ms = performance.now() - began;
+    // Rows in different formats move different bytes.
+    const costs = w.parts.flatMap((part) => {
+      const rows = rowsHeld(part), all = { W_DTYPE: part.format.name };
+      const dims = { m, n: rows, k };
+      return costsOf({
+        ...{ label, kernel: "gemv", dims },
+        constants: { ...constants, ...all },
+      }, this.#context).map((cost) => ({ ...cost, part: rows / n }));
     });
+    this.#push(label, { m, n, k }, constants, ms, costs);
+    return result;
   }
 
   #time(
@@ -274,11 +294,19 @@ class TimedOps implements Ops<CpuTensor> {
     ms: number,
     context: CostContext = this.#context,
   ): void {
+    const costed = { label, kernel: like, dims, constants };
+    this.#push(label, dims, constants, ms, costsOf(costed, context), context);
+  }
+
+  #push(
+    label: string,
+    dims: Record<string, number>,
+    constants: Constants,
+    ms: number,
+    costs: Cost[],
+    context: CostContext = this.#context,
+  ): void {
     const { kernel, reason } = this.runner.ops.info;
-    const costs: Cost[] = costsOf(
-      { label, kernel: like, dims, constants },
-      context,
-    );
     this.samples.push({
       dispatch: { label, kernel: `CPU ${kernel}`, dims, constants, reason },
       context,
@@ -287,15 +315,4 @@ class TimedOps implements Ops<CpuTensor> {
       costs,
     });
   }
-}
-
-function labelsOf(weights: Weights<CpuTensor>): Map<CpuTensor, string> {
-  const labels = new Map([[weights.lmHead, "lm_head"]]);
-  weights.layers.forEach((layer, i) => {
-    labels.set(layer.qkvProj, `layers.${i}.qkv_proj`);
-    labels.set(layer.oProj, `layers.${i}.o_proj`);
-    labels.set(layer.gateUpProj, `layers.${i}.gate_up_proj`);
-    labels.set(layer.downProj, `layers.${i}.down_proj`);
-  });
-  return labels;
 }

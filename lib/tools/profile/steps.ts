@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Matrix } from "../../formats/matrix.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { GpuKvCache } from "../../gpu/kv_cache.ts";
@@ -20,7 +21,8 @@ import {
 import type { Peaks, Phase, TimelineEvent } from "./report.ts";
 import { prefillSamples } from "./setting.ts";
 import { type Span, timePasses } from "../../webgpu/timing.ts";
-import { forward, type Weights } from "../../model/qwen3.ts";
+import { familyOf } from "../../model/families.ts";
+import type { Weights } from "../../model/family.ts";
 import { addSampling, createSamplerState } from "../../gpu/sample.ts";
 import type { Sampling } from "../../model/sampling.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
@@ -29,7 +31,7 @@ import { Tensor } from "../../webgpu/tensor.ts";
 export interface StepSetting {
   gpu: Gpu;
   config: Qwen3Config;
-  weights: Weights<Tensor>;
+  weights: Weights<Matrix<Tensor>>;
   cacheDtype: "f16" | "f32";
   sampling: Sampling;
   promptTokens: number;
@@ -106,6 +108,7 @@ export async function profileSteps(
     const recorded = plan();
     const input = stack.use(Tensor.create(gpu, "u32", [rows], ids, "tokens"));
     cache.record({ first, sequences, tokens });
+    const { forward } = familyOf(config);
     const logits = forward(ops, setting.weights, input, cache);
     const context = { config, sequences, tokens, length };
     return { plan: recorded, context, logits };

@@ -4,16 +4,21 @@
  *
  * @module
  */
+import { type Matrix, matrixOf } from "../../formats/matrix.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
-import { tensorShapes } from "../../checkpoint/tensors.ts";
 import { ROW_CLASSES } from "../../dispatch/shapes.ts";
-import { type CpuTensor, f32, toF32 } from "../../dtype.ts";
+import { type CpuTensor, f32, toF32 } from "../../cpu/tensor.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { Random } from "../../check/reference.ts";
 import { GpuKvCache } from "../../gpu/kv_cache.ts";
 import { GpuOps } from "../../gpu/ops.ts";
 import { Plan } from "../../webgpu/plan.ts";
-import { forward, type Weights } from "../../model/qwen3.ts";
+import { familyOf } from "../../model/families.ts";
+import {
+  tensorShapes,
+  type Weights,
+  type WeightSpec,
+} from "../../model/family.ts";
 import { differenceText, rowDifference } from "../../check/row_difference.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 import { GpuRunner } from "../../gpu/runner.ts";
@@ -38,15 +43,14 @@ interface Reference {
   results: { data: Float32Array; width: number }[][];
 }
 
-type Inputs = Pick<
-  Given<CpuTensor>,
-  "table" | "ids" | "attended" | "gated" | "qkv"
->;
+type Inputs = Pick<Given<CpuTensor>, "ids" | "attended" | "gated" | "qkv"> & {
+  table: CpuTensor;
+};
 
 /** A model, or a few layers of it, for tuning; disposing it frees the device. */
 export class Bench implements Disposable {
   readonly context: number;
-  readonly weights: Weights<Tensor>;
+  readonly weights: Weights<Matrix<Tensor>>;
   readonly #cache: GpuKvCache;
   readonly #ops: GpuOps;
   readonly #references = new Map<TuneCase, Reference>();
@@ -90,10 +94,12 @@ export class Bench implements Disposable {
     signal?: AbortSignal,
   ): Promise<Bench> {
     const one = withLayers(checkpoint, 1);
-    const head = ["model.embed_tokens.weight", "lm_head.weight"];
+    const [layer] = familyOf(one.config).weights(one.config).layers;
     let layerBytes = 0;
-    for (const { name, byteLength } of one.tensors.values()) {
-      if (!head.includes(name)) layerBytes += byteLength;
+    for (const { tensors } of Object.values<WeightSpec>({ ...layer })) {
+      for (const { name } of tensors) {
+        layerBytes += one.tensors.get(name)?.byteLength ?? 0;
+      }
     }
     const layers = gpu.software ? 1 : Math.min(
       checkpoint.config.numHiddenLayers,
@@ -144,7 +150,7 @@ export class Bench implements Disposable {
         rows > 1 ? PROMPT_LAYERS : Infinity,
       );
       const some = { ...weights, layers, lmHead: last };
-      forward(this.#ops, some, tokens, this.#cache);
+      familyOf(this.config).forward(this.#ops, some, tokens, this.#cache);
       plan.seal();
     });
     return plan;
@@ -193,7 +199,7 @@ export class Bench implements Disposable {
         cache.record({ first: 0, sequences: 1, tokens: check.rows });
         results = check.run(ops, {
           ...{ layer, norm, lmHead, cache },
-          table: up(own.table),
+          table: matrixOf(up(own.table)),
           ids: up(own.ids),
           attended: up(own.attended),
           gated: up(own.gated),
@@ -246,7 +252,8 @@ export class Bench implements Disposable {
       };
       cache.reset([length]);
       cache.begin({ first: 0, sequences: 1, tokens: rows });
-      const given: Given<CpuTensor> = { layer, norm, lmHead, cache, ...own };
+      const table = matrixOf(own.table), weights = { layer, norm, lmHead };
+      const given: Given<CpuTensor> = { ...own, ...weights, table, cache };
       inputs.push(own);
       // A result keeps its values until the next embedding only.
       results.push(
@@ -290,7 +297,7 @@ export class Bench implements Disposable {
 /** A checkpoint as if it had fewer layers. */
 function withLayers(checkpoint: Checkpoint, layers: number): Checkpoint {
   const config = { ...checkpoint.config, numHiddenLayers: layers };
-  const shapes = tensorShapes(config);
+  const shapes = tensorShapes(familyOf(config).weights(config));
   const tensors = new Map(
     [...checkpoint.tensors].filter(([name]) => shapes.has(name)),
   );

@@ -22,7 +22,7 @@ import { profileText } from "../../../lib/tools/profile/text.ts";
 import { traceOf } from "../../../lib/tools/profile/trace.ts";
 import { verdictsOf } from "../../../lib/tools/profile/verdict.ts";
 import { timePlan } from "../../../lib/webgpu/timing.ts";
-import { forward } from "../../../lib/model/qwen3.ts";
+import { qwen3 } from "../../../lib/model/qwen3.ts";
 import { GpuRunner } from "../../../lib/gpu/runner.ts";
 import { gpuTest } from "../../support/gpu.ts";
 import { wrapGpu } from "../../support/wrapped_gpu.ts";
@@ -365,7 +365,7 @@ gpuTest("shares hold for the unprofiled step", async (gpu) => {
   using input = Tensor.create(gpu, "u32", [1], new Uint32Array([7]));
   cache.record({ first: 0, sequences: 1, tokens: 1 });
   cache.reset([0]);
-  forward(ops, weights, input, cache);
+  qwen3.forward(ops, weights, input, cache);
   plan.seal();
   const name = "gate_up_proj";
   const context = { config, sequences: 1, tokens: 1, length: 0 };

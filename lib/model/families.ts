@@ -1,0 +1,63 @@
+/**
+ * The model families, found by `model_type`. A new family is a file and a line here.
+ *
+ * @module
+ */
+import { ConfigFields, type Qwen3Config } from "../checkpoint/config.ts";
+import type { Family } from "./family.ts";
+import { qwen3 } from "./qwen3.ts";
+
+const FAMILIES: readonly Family[] = [qwen3];
+
+/** The family of a parsed configuration. */
+export function familyOf({ modelType }: Qwen3Config): Family {
+  const family = FAMILIES.find((family) => family.modelType === modelType);
+  if (family) return family;
+  throw new Error(
+    `Cannot use a model: its model_type is ${
+      JSON.stringify(modelType)
+    }, must be ${KNOWN}`,
+  );
+}
+
+/**
+ * Reads a parsed `config.json` as the family that its `model_type` names. Absent
+ * fields get the defaults of transformers.
+ *
+ * ```ts
+ * import { parseConfig } from "./families.ts";
+ *
+ * const config = parseConfig({
+ *   model_type: "qwen3",
+ *   vocab_size: 151936,
+ *   hidden_size: 1024,
+ *   intermediate_size: 3072,
+ *   num_hidden_layers: 28,
+ *   num_attention_heads: 16,
+ *   num_key_value_heads: 8,
+ *   max_position_embeddings: 40960,
+ *   rope_theta: 1e6,
+ *   rope_scaling: null,
+ *   eos_token_id: [151645, 151643],
+ * }, "config.json");
+ * console.log(config.headDim); // 128
+ * ```
+ *
+ * @param json what JSON.parse returned
+ * @param where the file, for errors
+ * @throws {Error} if the family is not supported, a size is missing or wrong, or the
+ * model needs what its family here does not compute
+ */
+export function parseConfig(json: unknown, where: string): Qwen3Config {
+  const fields: ConfigFields = ConfigFields.of(json, where);
+  const type = fields.values.model_type;
+  const family = FAMILIES.find(({ modelType }) => modelType === type);
+  if (family) return family.parseConfig(fields);
+  const experts = typeof type === "string" && type.endsWith("_moe")
+    ? `: a mixture of experts (${type}) is not supported`
+    : "";
+  fields.refuse("model_type", KNOWN + experts);
+}
+
+const KNOWN = FAMILIES.map(({ modelType }) => JSON.stringify(modelType))
+  .join(" or ");

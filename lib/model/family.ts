@@ -1,0 +1,161 @@
+/**
+ * A model family: how its config.json is read, one table of its weights, and its
+ * forward pass. Loading, memory needs, labels, checks and synthetic checkpoints all
+ * walk the table, so that names and shapes are written down once.
+ *
+ * @module
+ */
+import type { ConfigFields, Qwen3Config } from "../checkpoint/config.ts";
+import type { Matrix } from "../formats/matrix.ts";
+import type { KvCache } from "./kv_cache.ts";
+import type { Ops } from "./ops.ts";
+
+/** One value per weight of a model, by role. `T` may be a matrix, or what describes one. */
+export interface Weights<T> {
+  /** `[vocab, hidden]` */
+  embedTokens: T;
+  layers: Layer<T>[];
+  /** `[hidden]` */
+  norm: T;
+  /** `[vocab, hidden]`; `embedTokens` itself if the checkpoint ties them. */
+  lmHead: T;
+}
+
+/** One decoder layer. Projections are stored by output row. */
+export interface Layer<T> {
+  inputNorm: T;
+  /** q_proj, k_proj and v_proj, stacked. */
+  qkvProj: T;
+  qNorm: T;
+  kNorm: T;
+  oProj: T;
+  postNorm: T;
+  /** gate_proj, then up_proj. */
+  gateUpProj: T;
+  downProj: T;
+}
+
+/** One entry of a weight table: a weight and the tensors of the checkpoint it is made of. */
+export interface WeightSpec {
+  /** What dispatches and reports call it: `layers.3.qkv_proj`. */
+  readonly label: string;
+  /** Norms are vectors, the others matrices; a synthetic checkpoint fills each kind differently. */
+  readonly kind: "embedding" | "projection" | "norm";
+  /** The checkpoint's tensors, their rows stacked in this order. */
+  readonly tensors: readonly {
+    readonly name: string;
+    readonly shape: readonly number[];
+  }[];
+  /** How a matrix too large for one binding is split; `pairs` keeps row i of both halves together. */
+  readonly split?: "rows" | "pairs";
+  /** Whether its largest absolute value is measured: f16 matmuls and attention need the bound. */
+  readonly measured: boolean;
+}
+
+/** What the rest of the project knows of a family. */
+export interface Family {
+  /** `model_type` in config.json. */
+  readonly modelType: string;
+  /** The name for people. */
+  readonly name: string;
+  /**
+   * Reads a config.json whose `model_type` is this family's.
+   *
+   * @throws {Error} naming the field if one is wrong or asks for what is not supported.
+   */
+  parseConfig(fields: ConfigFields): Qwen3Config;
+  /** The weight table. */
+  weights(config: Qwen3Config): Weights<WeightSpec>;
+  /**
+   * Logits `[sequences, vocab]` after the last of `tokens` (`all`: after each,
+   * `[tokens, vocab]`). Prefill and decode are the same function: the cache knows
+   * the positions of the tokens.
+   */
+  forward<T>(
+    ops: Ops<T>,
+    weights: Weights<Matrix<T>>,
+    tokens: T,
+    cache: KvCache<T>,
+    all?: boolean,
+  ): T;
+}
+
+/** Makes entries whose label and tensor names start with the given prefixes. */
+export function specsAt(
+  label: string,
+  tensor: string,
+): (
+  kind: WeightSpec["kind"],
+  name: string,
+  shapes: Readonly<Record<string, readonly number[]>>,
+  more?: Partial<Pick<WeightSpec, "split" | "measured">>,
+) => WeightSpec {
+  return (kind, name, shapes, more) => ({
+    label: label + name,
+    kind,
+    tensors: Object.entries(shapes).map(([name, shape]) => ({
+      name: `${tensor}${name}.weight`,
+      shape,
+    })),
+    split: kind === "norm" ? undefined : "rows",
+    measured: kind === "projection",
+    ...more,
+  });
+}
+
+/** The shape of the stacked tensors of an entry. */
+export function stackedShape({ tensors }: WeightSpec): number[] {
+  const [, ...columns] = tensors[0].shape;
+  return [tensors.reduce((rows, { shape }) => rows + shape[0], 0), ...columns];
+}
+
+/** Applies `change` to each weight in the order of the forward pass, once if two roles share it. */
+export function mapWeights<A, B>(
+  weights: Weights<A>,
+  change: (weight: A) => B,
+): Weights<B> {
+  const changed = new Map<A, B>();
+  for (const weight of listWeights(weights)) {
+    changed.set(weight, change(weight));
+  }
+  const of = (weight: A) => changed.get(weight)!;
+  return {
+    embedTokens: of(weights.embedTokens),
+    layers: weights.layers.map((layer) =>
+      Object.fromEntries(
+        Object.entries<A>({ ...layer }).map((
+          [role, weight],
+        ) => [role, of(weight)]),
+      ) as unknown as Layer<B>
+    ),
+    norm: of(weights.norm),
+    lmHead: of(weights.lmHead),
+  };
+}
+
+/** Each weight of `a` with the one that has the same role in `b`, in the order of the forward pass. */
+export function pairWeights<A, B>(a: Weights<A>, b: Weights<B>): Map<A, B> {
+  const pairs = new Map([[a.embedTokens, b.embedTokens]]);
+  a.layers.forEach((layer, i) => {
+    for (const role of Object.keys(layer) as (keyof Layer<A>)[]) {
+      pairs.set(layer[role], b.layers[i][role]);
+    }
+  });
+  return pairs.set(a.norm, b.norm).set(a.lmHead, b.lmHead);
+}
+
+/** Every weight once, in the order of the forward pass. */
+export function listWeights<T>(weights: Weights<T>): T[] {
+  return [...pairWeights(weights, weights).keys()];
+}
+
+/** Name and shape of every tensor that a checkpoint must have. */
+export function tensorShapes(
+  table: Weights<WeightSpec>,
+): Map<string, readonly number[]> {
+  return new Map(
+    listWeights(table).flatMap(({ tensors }) =>
+      tensors.map(({ name, shape }) => [name, shape] as const)
+    ),
+  );
+}
