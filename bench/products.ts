@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { formatNamed } from "../lib/formats/mod.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { sumSplits } from "../kernels/sum_splits.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
@@ -63,7 +64,7 @@ export function recordProduct(
     m,
     n,
     k,
-    format: dtype,
+    format: formatNamed(dtype),
     norm: false,
     swiglu: false,
     largest: 1,

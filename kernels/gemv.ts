@@ -4,7 +4,6 @@ import {
 } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
-import { formatNamed } from "../lib/formats/mod.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { emulated } from "./gemv_emulated.ts";
@@ -50,8 +49,7 @@ const WRITE = /* wgsl */ `
   }`;
 
 /** Wide loads of a row of w, and the lanes that share them. */
-const unitsOf = ({ k, format }: LinearTarget) =>
-  Math.ceil(k / formatNamed(format).loads[0]);
+const unitsOf = ({ k, format }: LinearTarget) => Math.ceil(k / format.loads[0]);
 const lanesOf = (target: LinearTarget, device: Capabilities) =>
   2 ** laneConstants(device, Math.max(4, unitsOf(target))).LOG_LANES;
 

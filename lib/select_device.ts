@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { bf16 } from "./formats/bf16.ts";
 import { matrixOf } from "./formats/matrix.ts";
 import { Tensor } from "./webgpu/tensor.ts";
 import { gemv } from "../kernels/gemv.ts";
@@ -92,7 +93,7 @@ async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
   using y = Tensor.create(gpu, "f32", [1, n]);
   using plan = new Plan(gpu);
   const shape = { m: 1, n, k, norm: false, swiglu: false };
-  const { constants } = chooseLinear({ ...shape, format: "bf16" }, gpu);
+  const { constants } = chooseLinear({ ...shape, format: bf16 }, gpu);
   for (let i = 0; i < ROUNDS; i++) {
     plan.add(gemv, { w, x, y }, {
       constants,

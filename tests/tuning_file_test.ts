@@ -1,3 +1,5 @@
+import { bf16 } from "../lib/formats/bf16.ts";
+import { f32 } from "../lib/formats/f32.ts";
 import {
   assert,
   assertEquals,
@@ -40,7 +42,7 @@ function device(info: Partial<GPUAdapterInfo> = {}): TunedDevice {
 
 const SHAPE = {
   ...{ m: 1, n: 4096, k: 1024, norm: true, swiglu: false },
-  format: "bf16",
+  format: bf16,
 } as const;
 const GEMV = linearKey("gemv", SHAPE);
 const GEMM = linearKey("gemm", { ...SHAPE, m: 300 }, true);
@@ -261,12 +263,12 @@ Deno.test("files lie in the user's cache directory unless a folder is named", as
 
 Deno.test("keys say what they are for", () => {
   assertEquals(parseKey(GEMM), {
-    ...{ kernel: "gemm", format: "bf16", swiglu: false, half: true },
+    ...{ kernel: "gemm", format: bf16, swiglu: false, half: true },
     ...{ m: 512, n: 4096, k: 1024 },
   });
-  const gated = { ...SHAPE, m: 4, format: "f32", swiglu: true } as const;
+  const gated = { ...SHAPE, m: 4, format: f32, swiglu: true } as const;
   assertEquals(parseKey(linearKey("gemv", gated)), {
-    ...{ kernel: "gemv", format: "f32", swiglu: true, half: false },
+    ...{ kernel: "gemv", format: f32, swiglu: true, half: false },
     ...{ m: 4, n: 4096, k: 1024 },
   });
   assertEquals(parseKey(ATTEND), {

@@ -9,6 +9,7 @@ import {
   type LinearShape,
   ROW_CLASSES,
 } from "./shapes.ts";
+import type { Format } from "../formats/format.ts";
 import { FORMATS } from "../formats/mod.ts";
 
 /** The class that `m` rows belong to. */
@@ -24,7 +25,7 @@ export function linearKey(
   const rows = kernel === "gemv"
     ? m
     : classOf(m, kernel === "gemm" ? ROW_CLASSES : FEW_ROW_CLASSES);
-  const kind = [kernel, format, ...(swiglu ? ["swiglu"] : [])];
+  const kind = [kernel, format.name, ...(swiglu ? ["swiglu"] : [])];
   return [...kind, ...(half ? ["half"] : []), rows, n, k].join(" ");
 }
 
@@ -40,8 +41,8 @@ export function attendKey(
 /** A class of Linear layers. */
 export interface LinearTarget {
   kernel: string;
-  /** Name of the weights' format. */
-  format: string;
+  /** How the weights are stored. */
+  format: Format;
   swiglu: boolean;
   /** Whether products are in f16. */
   half: boolean;
@@ -68,8 +69,9 @@ export function parseKey(key: string): TuningTarget | undefined {
   const linear = /^(\w+) (\w+)( swiglu)?( half)? (\d+) (\d+) (\d+)$/
     .exec(key);
   if (linear) {
-    const [, kernel, format, swiglu, half, ...sizes] = linear;
-    if (!FORMATS.some(({ name }) => name === format)) return undefined;
+    const [, kernel, stored, swiglu, half, ...sizes] = linear;
+    const format = FORMATS.find(({ name }) => name === stored);
+    if (!format) return undefined;
     const [m, n, k] = sizes.map(Number);
     return {
       kernel,

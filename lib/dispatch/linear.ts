@@ -7,7 +7,6 @@
  */
 import { type Capabilities, laneConstants } from "./capabilities.ts";
 import { wideLoad } from "../formats/format.ts";
-import { formatNamed } from "../formats/mod.ts";
 import {
   type Constants,
   type Epilogue,
@@ -68,7 +67,7 @@ export function chooseLinear(
   }
   if (m === 1) {
     const tuned = device.tuned?.get(linearKey("gemv", shape));
-    const format = formatNamed(shape.format), [unit] = format.loads;
+    const { format } = shape, [unit] = format.loads;
     const whole = wideLoad(format, k) === unit;
     const units = Math.ceil(k / unit);
     const fusedNorm = norm && whole;

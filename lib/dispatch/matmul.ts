@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { formatNamed } from "../formats/mod.ts";
 import type { Capabilities } from "./capabilities.ts";
 import { type Constants, FEW_ROWS } from "./shapes.ts";
 import type { Dtype } from "../dtype.ts";
@@ -94,9 +95,10 @@ export function chooseMatmul(
     EPILOGUE: "store",
     B_BY_COLUMN: byColumn ? 1 : 0,
   };
+  const format = formatNamed(dtype);
   const lanes = (m: number, n: number) =>
     chooseLinear(
-      { m, n, k, format: dtype, norm: false, swiglu: false },
+      { m, n, k, format, norm: false, swiglu: false },
       device,
     );
   /** From the best on; the first that is allowed runs. */

@@ -3,6 +3,8 @@
  *
  * @module
  */
+import type { Format } from "../formats/format.ts";
+
 /** Values that the expander knows: numbers, and strings for comparisons. */
 export type Constants = Readonly<Record<string, number | string>>;
 
@@ -11,8 +13,8 @@ export interface LinearShape {
   m: number;
   n: number;
   k: number;
-  /** Name of the weights' format. */
-  format: string;
+  /** How the weights are stored. */
+  format: Format;
   /** RMSNorm of the rows first. */
   norm: boolean;
   /** SwiGLU after it: pairs of w's rows become one output. */

@@ -280,7 +280,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         m,
         n: rowsHeld(part),
         k,
-        format: part.format.name,
+        format: part.format,
         norm: norm !== undefined,
         swiglu: epilogue === "swiglu",
         largest: w.largest,

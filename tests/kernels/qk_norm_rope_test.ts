@@ -132,9 +132,8 @@ gpuTest("qkNormRope appends chunks as it does one pass", async (_, trial) => {
 });
 
 async function bits(gpu: Gpu, tensor: ReturnType<typeof run>["k"]) {
-  const { buffer, offset } = tensor.part;
   const elements = tensor.shape.reduce((a, b) => a * b);
-  return new Uint16Array(await gpu.readBuffer(buffer, offset, 2 * elements));
+  return new Uint16Array(await gpu.readBuffer(tensor.buffer, 0, 2 * elements));
 }
 
 gpuTest(

@@ -1,3 +1,4 @@
+import { bf16 } from "../../lib/formats/bf16.ts";
 import { assert } from "@std/assert";
 import { gemm } from "../../kernels/gemm.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
@@ -95,7 +96,7 @@ gpuTest(
       x.data[5] *= 1000;
       const w = random.tensor("bf16", [n, k], largest);
       const { headroom, constants } = chooseLinear({
-        ...{ m, n, k, dtype: "bf16", norm: false, swiglu: false, largest },
+        ...{ m, n, k, format: bf16, norm: false, swiglu: false, largest },
       }, gpu);
       assert(headroom, `${largest}: no headroom`);
       const { y, scales } = run(trial, x, undefined, headroom);

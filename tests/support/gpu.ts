@@ -1,6 +1,7 @@
 /** Tests that need a GPU: one device per file, seeded inputs, poisoned outputs. */
 import type { Dtype } from "../../lib/dtype.ts";
 import type { CpuTensor } from "../../lib/cpu/tensor.ts";
+import type { Matrix } from "../../lib/formats/matrix.ts";
 import { openDevice } from "../../lib/open_device.ts";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";
@@ -58,6 +59,15 @@ export class Trial implements Disposable {
     return this.own(
       Tensor.create(this.gpu, dtype, shape, data as Float32Array<ArrayBuffer>),
     );
+  }
+
+  /** A copy of a matrix on the device. */
+  uploadMatrix(matrix: Matrix<CpuTensor>): Matrix<Tensor> {
+    const parts = matrix.parts.map((part) => ({
+      ...part,
+      planes: part.planes.map((plane) => this.upload(plane)),
+    }));
+    return { ...matrix, parts };
   }
 
   /** A tensor full of one value (NaN by default: it shows wherever it is read). */

@@ -4,7 +4,7 @@
  * @module
  */
 import { gemv } from "../../kernels/gemv.ts";
-import { type Dtype } from "../../lib/dtype.ts";
+import type { Dtype } from "../../lib/dtype.ts";
 import { toF32 } from "../../lib/cpu/tensor.ts";
 import type { Kernel } from "../../lib/webgpu/kernel.ts";
 import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";

@@ -5,7 +5,7 @@
  * @module
  */
 import { elements } from "../../dtype.ts";
-import { type CpuTensor } from "../../cpu/tensor.ts";
+import type { CpuTensor } from "../../cpu/tensor.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import type { Random } from "../../check/reference.ts";
 import type { Kernel, Operands } from "../../webgpu/kernel.ts";

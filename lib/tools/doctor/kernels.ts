@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { formatNamed } from "../../formats/mod.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
 import { batchedGemm } from "../../../kernels/batched_gemm.ts";
 import { embed } from "../../../kernels/embed.ts";
@@ -108,7 +109,7 @@ async function tryGemv(
   const x = bench.random.tensor("f32", [m, k], 2);
   const norm = bench.random.tensor("bf16", [k], 0.5, 1);
   const w = bench.random.tensor(dtype, [n, k]);
-  const layer = { m, n, k, format: dtype, swiglu };
+  const layer = { m, n, k, format: formatNamed(dtype), swiglu };
   const shape = { ...layer, norm: normFirst, fixed: true };
   const { constants } = chooseLinear(shape, bench.gpu);
   const width = swiglu ? n / 2 : n;
@@ -147,7 +148,15 @@ async function tryGemm(
   const [m, n, k] = size, swiglu = epilogue === "swiglu";
   const x = bench.random.tensor("f32", [m, k], 2);
   const w = bench.random.tensor(dtype, [n, k], largest);
-  const shape = { m, n, k, format: dtype, norm: false, swiglu, largest };
+  const shape = {
+    m,
+    n,
+    k,
+    format: formatNamed(dtype),
+    norm: false,
+    swiglu,
+    largest,
+  };
   const { constants, headroom, splits } = chooseLinear(shape, bench.gpu);
   const width = swiglu ? n / 2 : n, given = bench.upload(x);
   const c = bench.room([m, width], epilogue === "add" ? BEFORE : NaN);

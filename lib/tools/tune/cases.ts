@@ -210,7 +210,7 @@ function addLinear(
     const head = which === "lm_head";
     if (head && rows > 1) continue; // a prompt needs the logits of its last row only
     const [part] = w.parts, { k } = w;
-    const n = rowsHeld(part), format = part.format.name;
+    const n = rowsHeld(part), { format } = part;
     const swiglu = which === "gate_up_proj";
     const shape = { m: rows, n, k, format, swiglu, norm: false };
     const choice = chooseLinear({ ...shape, largest: w.largest }, gpu);
