@@ -45,7 +45,7 @@ export type { Message, Tool, ToolCall } from "./lib/text/chat_template.ts";
 export type { Qwen3Config, YarnScaling } from "./lib/checkpoint/config.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
 export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
-export type { DeviceKind } from "./lib/select_device.ts";
+export type { DeviceKind } from "./lib/dispatch/device.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export type { Choice } from "./lib/dispatch/choice.ts";
 export { openDevice } from "./lib/open_device.ts";

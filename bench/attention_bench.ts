@@ -1,7 +1,7 @@
 /**
- * Attention as a model runs it, norm, RoPE and the append to the cache included, in
- * Qwen3-0.6B's shape: one token after many, and prompts. A dispatch stands for one
- * layer, each with a cache of its own.
+ * Attention as the model runs it, with norm, RoPE and the append to the cache, in
+ * Qwen3-0.6B's shape: decode steps and prompts. Each dispatch is one layer with a cache
+ * of its own.
  *
  *   deno bench -A bench/attention_bench.ts
  */
@@ -13,7 +13,7 @@ import type { Plan } from "../lib/webgpu/plan.ts";
 import { causalPairs } from "../kernels/cost.ts";
 import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { benchPlans, copiesOf, openBench } from "./plans.ts";
-import { randomMatrix } from "./products.ts";
+import { randomMatrix } from "./matmuls.ts";
 
 const gpu = await openBench();
 const { config } = parseSynthetic("synthetic:qwen3-0.6b");

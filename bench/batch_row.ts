@@ -1,5 +1,5 @@
 /**
- * The row of several sequences that are decoded together.
+ * The row for decoding several sequences together.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { generate, GREEDY } from "./model_rows.ts";
 import { measure, type Measured, withBound } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
-/** Tokens of all sequences per second, and how many times that of one alone it is. */
+/** Tokens per second of all sequences, and the speedup over one sequence. */
 export async function batchRow(
   setting: BenchSetting,
   prompt: number,
@@ -53,6 +53,6 @@ export async function batchRow(
       one,
       bound(measure("GPU time", "tokens/s", [step.tokensPerSecond])),
     ],
-    notes: [`${sequences} sequences, tokens of all of them`],
+    notes: [`tokens of all ${sequences} sequences`],
   };
 }

@@ -1,6 +1,6 @@
 /**
- * Attention as two matrix products per head, grouped heads of the keys and values
- * shared without a copy: Qwen3-0.6B's scores and values, unfused.
+ * Qwen3-0.6B's attention unfused: scores and values as two matmuls per head, which
+ * share their group's keys and values without a copy.
  *
  *   deno bench -A bench/batched_gemm_bench.ts
  */
@@ -8,7 +8,7 @@ import { Tensor } from "../lib/webgpu/tensor.ts";
 import { batchedGemm } from "../kernels/batched_gemm.ts";
 import { chooseMatmul } from "../lib/dispatch/matmul.ts";
 import { benchPlans, openBench } from "./plans.ts";
-import { randomMatrix } from "./products.ts";
+import { randomMatrix } from "./matmuls.ts";
 
 const gpu = await openBench();
 const heads = 16, kvHeads = 8, headDim = 128;
@@ -42,7 +42,7 @@ benchPlans(
             const tensors = {
               a: randomMatrix(gpu, "f32", a),
               b: randomMatrix(gpu, dtype, b),
-              c: Tensor.create(gpu, "f32", choice.shape, undefined, "product"),
+              c: Tensor.create(gpu, "f32", choice.shape, undefined, "c"),
             };
             for (const tensor of Object.values(tensors)) plan.own(tensor);
             plan.add(batchedGemm, tensors, {

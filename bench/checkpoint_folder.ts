@@ -1,5 +1,5 @@
 /**
- * A checkpoint as files, for whoever measures how they are read: synthetic ones are
+ * A checkpoint as files, to measure how they are read. Synthetic checkpoints are
  * written to a temporary folder.
  *
  * @module
@@ -10,19 +10,19 @@ import { Unmeasurable } from "./report.ts";
 
 const CHUNK = 1 << 24;
 
-/** A folder; disposing it removes it if it was written here. */
+/** A folder with a checkpoint; disposing it removes a temporary one. */
 export class CheckpointFolder implements AsyncDisposable {
   private constructor(
     readonly path: string,
     readonly temporary: boolean,
   ) {}
 
-  /** @throws {Unmeasurable} if the checkpoint lies on a server. */
+  /** @throws {Unmeasurable} if the checkpoint is on a server. */
   static async of(model: string): Promise<CheckpointFolder> {
     await using checkpoint = await openCheckpoint(model);
     const { location, synthetic } = checkpoint;
     if (/^https?:/.test(location)) {
-      throw new Unmeasurable(`${location} is not a folder of this machine`);
+      throw new Unmeasurable(`${location} is not a folder on this machine`);
     }
     if (!synthetic) return new CheckpointFolder(location, false);
     const path = await Deno.makeTempDir({ prefix: "bench-" });
@@ -66,7 +66,7 @@ async function write({ config, tensors, read }: Checkpoint, path: string) {
       return [name, { dtype: format.safetensors, shape, data_offsets }];
     }),
   );
-  // Padded, as the format's own writer does, so that the data is aligned.
+  // Padded as the format's reference writer does, so that the data is aligned.
   const text = JSON.stringify(header);
   const head = new TextEncoder().encode(
     text.padEnd(Math.ceil(text.length / 8) * 8),

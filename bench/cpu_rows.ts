@@ -1,5 +1,5 @@
 /**
- * Rows of the CPU path, alone and against the GPU.
+ * Rows for the CPU path, alone and compared with the GPU.
  *
  * @module
  */
@@ -16,10 +16,10 @@ import { measure, type Measured } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
 const FEW_RUNS = 3;
-/** The CPU takes long. */
+/** The CPU is slow. */
 const MOST_TOKENS = 32;
 
-/** Prefill and decode of the CPU path, through generate. */
+/** Prefill and decode of the CPU path through `generate`. */
 export async function cpuRow(
   setting: BenchSetting,
   prompt: number,
@@ -48,7 +48,7 @@ export async function cpuRow(
   };
 }
 
-/** How much faster the GPU is at Linear layers, attention and all of a step. */
+/** Speedup of the GPU for Linear layers, attention and whole steps. */
 export async function compareRow(
   setting: BenchSetting,
   promptTokens: number,

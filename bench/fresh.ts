@@ -1,8 +1,8 @@
 /**
- * Runs in a process of its own for `deno task bench`: what a first use costs. One
- * line of JSON, see {@linkcode Fresh}; memory in bytes.
+ * What a first use costs, as a script for a process of its own. Prints one line of
+ * JSON, a {@linkcode Fresh}.
  *
- *   deno run -A bench/fresh.ts               # opens a device, no more
+ *   deno run -A bench/fresh.ts               # only opens a device
  *   deno run -A bench/fresh.ts MODEL PROMPT  # loads and generates after PROMPT tokens
  *
  * @module
@@ -12,25 +12,25 @@ import { loadQwen3 } from "../lib/load.ts";
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { generate } from "./model_rows.ts";
 
-/** What a fresh process saw. */
+/** Measured in a fresh process. */
 export interface Fresh {
-  /** Resident memory, at its highest since the process began. */
+  /** Peak resident memory of the process. */
   peakBytes: number;
-  /** Absent where no model was asked for. */
+  /** Absent without a model. */
   loaded?: {
     loadMs: number;
-    /** Of the first generation, from the call. */
+    /** From the first call of `generate` to its first token. */
     firstTokenMs: number;
-    /** From the start of the process. */
+    /** From the start of the process to the first token. */
     processMs: number;
-    /** Resident memory, at its highest until the model was loaded. */
+    /** Peak resident memory until the model was loaded. */
     loadPeakBytes: number;
   };
 }
 
 const FIRST_TOKENS = 4;
 
-/** Resident memory at its highest. */
+/** Peak resident memory so far. */
 function peakBytes(): number {
   const status = Deno.readTextFileSync("/proc/self/status"); // Linux
   return 1024 * Number(/VmHWM:\s*(\d+) kB/.exec(status)![1]);

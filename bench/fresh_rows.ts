@@ -1,5 +1,5 @@
 /**
- * Rows that need a process of their own: loading, memory, first use.
+ * Rows that need a fresh process: loading, memory, first use.
  *
  * @module
  */
@@ -8,17 +8,17 @@ import { CheckpointFolder } from "./checkpoint_folder.ts";
 import { measure, type Measured, Unmeasurable } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
-/** Processes are slow to begin. */
+/** Processes start slowly. */
 const FEW_RUNS = 3;
 const PROMPT = 128;
-/** Where drivers keep what they have compiled. */
+/** Variables that say where drivers cache compiled shaders. */
 const SHADER_CACHES = ["__GL_SHADER_DISK_CACHE_PATH", "MESA_SHADER_CACHE_DIR"];
 
-/** What fresh processes see, measured once for every row that asks. */
+/** Runs fresh processes, once for all rows. */
 export class FreshProcesses {
   #seen?: Promise<{ runtime: Fresh; loaded: Required<Fresh>[] }>;
 
-  /** From the call of loadQwen3 until the weights are on the device. */
+  /** From the call of `loadQwen3` until the weights are on the device. */
   async load(setting: BenchSetting): Promise<Measured> {
     const { loaded } = await this.#see(setting);
     return {
@@ -28,7 +28,7 @@ export class FreshProcesses {
     };
   }
 
-  /** Resident memory beyond that of a process that only opens a device. */
+  /** Peak memory above that of a process that only opens a device. */
   async memory(setting: BenchSetting): Promise<Measured> {
     const { runtime, loaded } = await this.#see(setting);
     const above = (bytes: number) => (bytes - runtime.peakBytes) / 1e6;
@@ -47,12 +47,12 @@ export class FreshProcesses {
         measure("the runtime's", "MB", [runtime.peakBytes / 1e6]),
       ],
       notes: setting.gpu.software
-        ? ["a software renderer keeps device memory in the host's"]
+        ? ["a software renderer keeps device memory in host memory"]
         : [],
     };
   }
 
-  /** From the call of generate to its first token, all pipelines to be compiled. */
+  /** From the call of `generate` to its first token, compiling every pipeline. */
   async firstUse(setting: BenchSetting): Promise<Measured> {
     const { loaded } = await this.#see(setting);
     return {
@@ -79,13 +79,15 @@ export class FreshProcesses {
 
 async function see(setting: BenchSetting) {
   if (Deno.build.os !== "linux") {
-    throw new Unmeasurable("a process tells its peak of memory on Linux only");
+    throw new Unmeasurable(
+      "peak memory of a process can be read on Linux only",
+    );
   }
   const { model, runs } = setting.options;
   setting.freeModel();
   await using folder = await CheckpointFolder.of(model);
   const runtime = await fresh();
-  // The first is thrown away: it reads the files into the page cache.
+  // The first run, which is discarded, reads the files into the page cache.
   const loaded = await setting.repeat(
     () => fresh(folder.path, String(PROMPT)) as Promise<Required<Fresh>>,
     Math.min(runs, FEW_RUNS),

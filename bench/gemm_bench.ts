@@ -1,16 +1,16 @@
 /**
- * Many rows times a matrix: what tiling gives over one thread per element, and f16
- * products over f32.
+ * Many rows times a matrix: tiling against one thread per element, and f16 products
+ * against f32.
  *
  *   deno bench -A bench/gemm_bench.ts
  */
 import { Tensor } from "../lib/webgpu/tensor.ts";
 import { benchPlans, openBench, type PlanCase } from "./plans.ts";
 import { naiveGemm } from "./naive_gemm.ts";
-import { randomMatrix, recordProduct } from "./products.ts";
+import { randomMatrix, recordMatmul } from "./matmuls.ts";
 
 const gpu = await openBench();
-// A square one, and the Linear layers of a prompt of 512 in Qwen3-0.6B: m, n, k.
+// m, n, k: a square, and Qwen3-0.6B's Linear layers for a prompt of 512.
 const shapes = gpu.software ? [[256, 256, 256], [64, 512, 128]] : [
   [4096, 4096, 4096],
   [512, 4096, 1024],
@@ -33,7 +33,7 @@ benchPlans(
         record(plan) {
           const a = randomMatrix(gpu, "f32", [m, k]);
           const b = randomMatrix(gpu, "f32", [k, n]);
-          const c = Tensor.create(gpu, "f32", [m, n], undefined, "product");
+          const c = Tensor.create(gpu, "f32", [m, n], undefined, "c");
           for (const tensor of [a, b, c]) plan.own(tensor);
           plan.add(naiveGemm, { a, b, c });
         },
@@ -48,6 +48,6 @@ function tiled(bound: "f32" | "f16", [m, n, k]: number[]): PlanCase {
   return {
     name: `tiled, ${bound} products`,
     bound,
-    record: (plan) => void recordProduct(gpu, plan, bound, { m, n, k }),
+    record: (plan) => void recordMatmul(gpu, plan, bound, { m, n, k }),
   };
 }

@@ -1,6 +1,6 @@
 /**
- * One row times a matrix of bf16, every Linear layer of a decode step, read from
- * memory and not from a cache; what a kernel of its own gives over one tile of gemm.
+ * One row times a bf16 matrix read from memory rather than a cache, for every Linear
+ * layer of a decode step: gemv against a single tile of gemm.
  *
  *   deno bench -A bench/gemv_bench.ts
  */
@@ -14,10 +14,10 @@ import type { Kernel, Operands } from "../lib/webgpu/kernel.ts";
 import type { Plan } from "../lib/webgpu/plan.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { benchPlans, copiesOf, openBench } from "./plans.ts";
-import { randomMatrix } from "./products.ts";
+import { randomMatrix } from "./matmuls.ts";
 
 const gpu = await openBench();
-// Qwen3-0.6B's, by output and input size; the last is the LM head.
+// Output and input sizes of Qwen3-0.6B's layers; the last is the LM head.
 const shapes = gpu.software ? [[256, 1024], [8192, 128]] : [
   [4096, 1024],
   [1024, 2048],
@@ -43,7 +43,7 @@ benchPlans(
     if (!forGemm.kernel) throw new Error(forGemm.reason);
     const record = (plan: Plan, kernel: Kernel, constants: Constants) => {
       const x = randomMatrix(gpu, "f32", [1, k]);
-      const y = Tensor.create(gpu, "f32", [1, n], undefined, "product");
+      const y = Tensor.create(gpu, "f32", [1, n], undefined, "y");
       plan.own(x);
       plan.own(y);
       for (let copy = 0; copy < copies; copy++) {

@@ -14,9 +14,9 @@ import { resolveSampling } from "../lib/model/sampling.ts";
 import { type Measure, measure, type Measured, withBound } from "./report.ts";
 import { type BenchSetting, hotTimes } from "./setting.ts";
 
-/** The best token at each step: what peers are measured with too. */
+/** The best token at each step, as peers are measured. */
 export const GREEDY = { temperature: 0 };
-/** A long prompt takes long to prefill. */
+/** Long prompts take long to prefill. */
 const FEW_RUNS = 3;
 
 /** Generates `maxTokens` tokens, whatever they are. */
@@ -44,7 +44,7 @@ export async function decodeRow(
     "tokens/s",
     stats.map(({ decodeTokensPerSecond }) => decodeTokensPerSecond),
   );
-  // A step reads more the longer the context is: the middle stands for all.
+  // Steps read more as the context grows; the middle one stands for the average.
   const middle = prompt + Math.floor(maxTokens / 2);
   const { bytes } = workOf(runner, runner.pass(1, false).plan, 1, middle);
   const measures = [withBound(wall, peaks, "memory", bytes)];
@@ -68,11 +68,11 @@ export async function decodeRow(
   }
   return {
     measures,
-    notes: [`a step reads ${(bytes / 1e9).toFixed(2)} GB at least`],
+    notes: [`a step reads at least ${(bytes / 1e9).toFixed(2)} GB`],
   };
 }
 
-/** A prompt of `tokens` tokens. */
+/** Prefill of `tokens` tokens. */
 export async function prefillRow(
   setting: BenchSetting,
   tokens: number,
@@ -112,7 +112,7 @@ export async function prefillRow(
   };
 }
 
-/** From the call to the first token, everything compiled. */
+/** From the call to the first token, with every pipeline compiled. */
 export async function firstTokenRow(
   setting: BenchSetting,
   prompt: number,
@@ -131,7 +131,7 @@ export async function firstTokenRow(
   };
 }
 
-/** Decode at the end of a long context over decode after a short prompt. */
+/** Decode at the end of a long context, relative to decode after a short prompt. */
 export async function contextRow(
   setting: BenchSetting,
   context: number,
@@ -182,7 +182,7 @@ export async function contextRow(
   };
 }
 
-/** What a pass computes and moves at least. */
+/** FLOPs of a pass, and the bytes that it must move at least. */
 function workOf(
   { config }: GpuRunner,
   plan: Plan,

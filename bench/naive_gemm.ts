@@ -1,8 +1,8 @@
 import { kernel } from "../lib/webgpu/kernel.ts";
 
 /**
- * `c = a · b`, `[m, k] × [k, n]`, one thread for each element of c and nothing
- * shared: the baseline that shows what tiling gives. Only benchmarks run it.
+ * `c = a · b`, `[m, k] × [k, n]`, with one thread per element of c and nothing shared:
+ * the baseline for tiling. Only benchmarks run it.
  */
 export const naiveGemm = kernel({
   name: "naiveGemm",

@@ -1,5 +1,5 @@
 /**
- * llama.cpp beside ours, by bench/peers/run.sh.
+ * llama.cpp for comparison, run by bench/peers/run.sh.
  *
  * @module
  */
@@ -7,25 +7,28 @@ import type { PeerMeasure, Row } from "./report.ts";
 import type { RowKind } from "./rows.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
-/** What run.sh can run, and on what. */
+/** Programs that run.sh knows, and the device of each if not the GPU. */
 const PROGRAMS = [
   ["vulkan", undefined],
   ["vulkan-without-tensor-cores", undefined],
   ["cpu", "cpu"],
 ] as const;
 
-/** What peers need, checked before anything long begins. */
+/** Refuses a folder without peers, before anything long starts. */
 export function requirePeers(folder: string): void {
   try {
     Deno.statSync(`${folder}/llama.tar.xz`);
   } catch {
     throw new Error(
-      `Cannot run peers: ${folder} has no llama.tar.xz, it must be a folder made by bench/peers/pack.sh`,
+      `Cannot run peers: ${folder} has no llama.tar.xz, must be made by bench/peers/pack.sh`,
     );
   }
 }
 
-/** Runs each program once with all workloads of `rows`, and gives each row its own; returns what failed. */
+/**
+ * Runs each program once with the workloads of all `rows` and adds the results to
+ * their rows; returns the failures.
+ */
 export async function runPeers(
   { folder, model, runs, rows, kinds, onProgress }: {
     folder: string;
@@ -47,7 +50,7 @@ export async function runPeers(
     );
     if (workloads.size === 0) continue;
     onProgress(`llama.cpp ${program}`);
-    const found: PeerMeasure[] = [];
+    const found: Omit<PeerMeasure, "measure">[] = [];
     const words = [folder, model, ...workloads];
     const { code, stdout, stderr } = await new Deno.Command("bash", {
       args: ["bench/peers/run.sh", ...words],
@@ -64,14 +67,13 @@ export async function runPeers(
     for (const row of mine) {
       const { workloads } = kinds.get(row.row)!.peers!;
       for (const peer of found) {
-        const like = workloads[peer.workload];
-        if (like === undefined) continue;
-        const ours = row.measures.find(({ name }) => name === like);
-        row.peers.push(
-          ours?.unit === "tokens/s"
-            ? { ...peer, factor: ours.median / peer.tokensPerSecond }
-            : peer,
-        );
+        const measure = workloads[peer.workload];
+        if (measure === undefined) continue;
+        const ours = row.measures.find(({ name }) => name === measure);
+        const factor = ours?.unit === "tokens/s"
+          ? { factor: ours.median / peer.tokensPerSecond }
+          : {};
+        row.peers.push({ ...peer, measure, ...factor });
       }
     }
   }

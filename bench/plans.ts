@@ -1,7 +1,7 @@
 /**
- * Kernels under `deno bench`, which knows wall time only: an iteration is a batch of
- * dispatches, long enough that waiting for them counts for little. A table with GPU
- * time from timestamp queries follows at the end of a file.
+ * Kernels under `deno bench`, which only knows wall time: an iteration is a batch of
+ * dispatches, long enough for the final wait to be negligible. A table of GPU times
+ * from timestamp queries follows at the end of each file.
  *
  * @module
  */
@@ -20,49 +20,49 @@ import {
 } from "./report.ts";
 import { hotTimes } from "./setting.ts";
 
-/** Iterations that Deno times, and runs for GPU time. */
+/** Iterations that Deno times, and runs that are timed on the GPU. */
 const ITERATIONS = 11, SOFTWARE_ITERATIONS = 3;
 
-/** Cases that do the same work, compared with their baseline. */
+/** Cases of equal work, compared with a baseline. */
 export interface PlanGroup {
   /** Shapes. */
   name: string;
-  /** Dispatches of a plan, each on memory of its own. */
+  /** Dispatches per plan, each on memory of its own. */
   copies: number;
-  /** Runs of the plan in an iteration: Deno needs 10 ms to see that a GPU is done. */
+  /** Runs of the plan per iteration: Deno takes 10 ms to notice that a GPU is done. */
   batch: number;
-  /** Of one dispatch. */
+  /** FLOPs of one dispatch. */
   flops: number;
-  /** Tokens in the KV cache, where it matters. */
+  /** Tokens in the KV cache, where they matter. */
   length?: number;
   /** The first is the baseline. */
   cases: PlanCase[];
 }
 
-/** Something to time. */
+/** One way to do the work. */
 export interface PlanCase {
   name: string;
-  /** Which peak limits it. */
+  /** The peak that limits it. */
   bound: NonNullable<Measure["bound"]>;
-  /** Bytes that a dispatch must move at least, where memory limits it. */
+  /** Bytes that a dispatch must move at least, if memory limits it. */
   bytes?: number;
-  /** Records the group's number of dispatches; the plan owns what it makes. */
+  /** Records `copies` dispatches; the plan owns their tensors. */
   record(plan: Plan): void;
 }
 
-/** The device that a bench file runs on. */
+/** Opens the device for a bench file. */
 export async function openBench(): Promise<Gpu> {
   prepareEnvironment();
   return await openDevice();
 }
 
-/** Enough copies of `bytes` that no cache of a GPU holds them all. */
+/** How many copies of `bytes` exceed every GPU's caches. */
 export function copiesOf(gpu: Gpu, bytes: number): number {
   const beyond = gpu.software ? 0 : 256e6;
   return Math.min(64, Math.max(1, Math.ceil(beyond / bytes)));
 }
 
-/** Registers the groups; the table of GPU times goes to stderr when all are done. */
+/** Registers the groups; a table of GPU times goes to stderr at the end. */
 export function benchPlans(
   gpu: Gpu,
   title: string,
@@ -81,7 +81,7 @@ export function benchPlans(
         warmup: 1,
         n: gpu.software ? SOFTWARE_ITERATIONS : ITERATIONS,
         async fn(b) {
-          if (current?.of !== one) { // the first call, which Deno does not count
+          if (current?.of !== one) { // the warm-up call, which Deno does not time
             peaks ??= measurePeaks(gpu);
             const known = await peaks;
             if (lines.length === 0) lines.push("", title, peaksText(known));

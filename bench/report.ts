@@ -1,5 +1,5 @@
 /**
- * What `deno task bench` says: one row for each speed target, as data and as lines.
+ * Results of `deno task bench` as data and as text: a row for each speed target.
  *
  * @module
  */
@@ -7,7 +7,7 @@ import type { Choice } from "../lib/dispatch/choice.ts";
 import type { Peaks } from "../lib/tools/profile/report.ts";
 import { spread } from "../lib/webgpu/timing.ts";
 
-/** What a measure is counted in; rates, × and % are better the higher. */
+/** Units of measures. For rates, × and %, higher is better. */
 export type Unit =
   | "tokens/s"
   | "TFLOP/s"
@@ -17,75 +17,79 @@ export type Unit =
   | "×"
   | "%";
 
-/** One quantity: the middle of several runs, and what an eighth lie below and above. */
+/** One quantity: the median of several runs, and the values an eighth from each end. */
 export interface Measure {
-  /** `generate` is end to end by wall clock, `GPU time` comes from timestamp queries. */
+  /** `generate…` is wall time end to end, `GPU time…` comes from timestamp queries. */
   name: string;
   unit: Unit;
   median: number;
   low: number;
   high: number;
   runs: number;
-  /** The peak of this adapter that would limit it if nothing else did. */
+  /** The adapter's peak that would limit it if nothing else did. */
   bound?: "memory" | "f32" | "f16";
-  /** Of that peak. */
+  /** Fraction of that peak. */
   fraction?: number;
 }
 
-/** A program measured beside ours, by bench/peers/run.sh. */
+/** Another program's result, measured by bench/peers/run.sh. */
 export interface PeerMeasure {
   program: string;
-  /** `tg@128x16` and so on, see bench/peers/llama_bench.c. */
+  /** `tg@128x16` and the like, see bench/peers/llama_bench.c. */
   workload: string;
   tokensPerSecond: number;
   low: number;
   high: number;
   runs: number;
   device: string;
-  /** Our like over its rate, where both are tokens/s. */
+  /** The name of our measure that it is compared with. */
+  measure: string;
+  /** Our rate over its rate, where both are tokens/s. */
   factor?: number;
 }
 
-/** What a row gave. */
+/** Results of one row. */
 export interface Measured {
   measures: Measure[];
-  /** What a reader of the numbers must know. */
+  /** What a reader must know about the numbers. */
   notes?: string[];
 }
 
-/** One row of the table. */
+/** One row of the report. */
 export interface Row extends Measured {
   row: string;
   /** What is measured. */
   what: string;
-  /** Why there are no measures: this machine or model cannot have them. */
+  /** Why this machine or model has no measures. */
   unmeasured?: string;
-  /** What went wrong. */
+  /** The error, if measuring failed. */
   failed?: string;
+  /** What the project aims at, by the name of the measure. */
+  targets?: Record<string, string>;
   peers: PeerMeasure[];
 }
 
-/** The line of JSON. */
+/** Everything that one run of the bench measured. */
 export interface BenchReport {
   model: string;
   adapter: string;
   software: boolean;
-  /** What was chosen when the device was opened, with reasons; tuned constants too. */
+  /** Choices made when the device was opened, with reasons. */
   choices: readonly Choice[];
   deno: string;
   peaks: Peaks;
   runs: number;
   maxTokens: number;
   rows: Row[];
-  /** Programs that were asked for and could not run. */
+  /** Failures of other programs. */
   peersFailed: string[];
   seconds: number;
 }
 
-/** Thrown by a row that this machine or model cannot have. */
+/** Thrown by a row that this machine or model cannot run. */
 export class Unmeasurable extends Error {}
 
-/** The middle of `values`, and its spread. */
+/** The median of `values` and their spread. */
 export function measure(
   name: string,
   unit: Unit,
@@ -94,7 +98,7 @@ export function measure(
   return { name, unit, ...spread(values), runs: values.length };
 }
 
-/** The fraction of a peak that `perUnit` units of work (bytes, FLOPs) each make of a rate. */
+/** Adds the fraction of a peak; each unit of the rate takes `perUnit` bytes or FLOPs. */
 export function withBound(
   measured: Measure,
   peaks: Peaks,
@@ -107,14 +111,14 @@ export function withBound(
   return { ...measured, bound, fraction: measured.median * perUnit / peak };
 }
 
-/** Four significant digits at most, thousands kept whole. */
+/** Up to four significant digits; integers from 1,000 up. */
 export function number(value: number): string {
   return Math.abs(value) >= 1000
     ? Math.round(value).toLocaleString("en")
     : String(Number(value.toPrecision(4)));
 }
 
-/** The lines of a row, for people. */
+/** A row as text. */
 export function rowText({ row, what, unmeasured, failed, ...found }: Row) {
   const lines = [`${row}: ${what}`];
   if (unmeasured !== undefined) lines.push(`  not measured: ${unmeasured}`);
@@ -138,7 +142,7 @@ function measureText(
   }${range}${part}`;
 }
 
-/** The lines of what ran beside a row, for people. */
+/** Other programs' results for a row, as text. */
 export function peersText({ row, peers }: Row): string {
   return peers.map((
     { program, workload, tokensPerSecond, low, high, runs, factor },
@@ -146,12 +150,12 @@ export function peersText({ row, peers }: Row): string {
     `${row.padEnd(14)} ${`${program}, ${workload}`.padEnd(50)} ${
       number(tokensPerSecond)
     } tokens/s (${number(low)}–${number(high)}, ${runs} runs)${
-      factor === undefined ? "" : `, ours is ${factor.toFixed(2)} × it`
+      factor === undefined ? "" : `, ours is ${factor.toFixed(2)} ×`
     }`
   ).join("\n");
 }
 
-/** The peaks, for people. */
+/** The peaks as text. */
 export function peaksText({ readGBps, f32TFLOPS, f16TFLOPS }: Peaks): string {
   return `peaks measured here: ${number(readGBps)} GB/s read, ${
     number(f32TFLOPS)

@@ -12,64 +12,62 @@ import {
   firstTokenRow,
   prefillRow,
 } from "./model_rows.ts";
-import { productRow } from "./product_rows.ts";
+import { matmulRow } from "./matmul_rows.ts";
 import type { Measured } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
-/** What can be measured. */
+/** One row: what it measures, how, and what it is compared with. */
 export interface RowKind {
   what: string;
   measure(setting: BenchSetting): Promise<Measured>;
+  /** What the project aims at, by the name of the measure. */
+  targets?: Record<string, string>;
   /**
-   * Workloads that peers run beside it, on the GPU unless said otherwise, each with
-   * the measure of ours that is its like.
+   * Workloads that peers run, each with the measure of ours that it is compared
+   * with; on the GPU by default.
    */
   peers?: { on?: "cpu"; workloads: Record<string, string> };
 }
 
 const CONTEXT = 32768, SHORT = 128, BATCH = 16;
-/** Prompts are measured to the first token. */
-const FIRST = "generate, to first token";
+/** Measures by wall clock. */
+const GENERATE = "generate", FIRST = "generate, to first token";
 
-/** All rows by name; fresh ones for each bench, because some share what they saw. */
+/** All rows by name. They share what they measured, so each bench needs its own. */
 export function rowKinds(): Map<string, RowKind> {
-  const fresh = new FreshProcesses();
-  const product = (dtype: "f32" | "f16") => (setting: BenchSetting) =>
-    productRow(setting, dtype, setting.gpu.software ? 256 : 4096);
-  const decode = (prompt: number): [string, RowKind] => [`decode-${prompt}`, {
-    what: `decode after a prompt of ${prompt}, batch 1, greedy`,
-    measure: (setting) => decodeRow(setting, prompt),
-    peers: { workloads: { [`tg@${prompt}`]: "generate" } },
-  }];
-  const prefill = (tokens: number): [string, RowKind] => [`prefill-${tokens}`, {
-    what: `a prompt of ${tokens}`,
-    measure: (setting) => prefillRow(setting, tokens),
-    peers: {
-      workloads: {
-        [`pp${tokens}`]: FIRST,
-        ...(tokens > 512 ? { [`pp${tokens}:${tokens}`]: FIRST } : {}),
-      },
-    },
-  }];
   return new Map<string, RowKind>([
+    ...modelRows(),
+    ...kernelRows(),
+    ...processRows(),
+    ...cpuRows(),
+  ]);
+}
+
+type NamedRow = [name: string, kind: RowKind];
+
+function modelRows(): NamedRow[] {
+  return [
     decode(128),
     decode(2048),
-    prefill(512),
-    prefill(2048),
+    prefill(512, "30,000 tokens/s"),
+    prefill(2048, "1.5 × llama.cpp without tensor cores"),
     ["first-token", {
       what: `from the call to the first token, prompt of ${SHORT}, warm`,
       measure: (setting) => firstTokenRow(setting, SHORT),
-      peers: { workloads: { [`pp${SHORT}`]: "generate" } },
+      targets: { [GENERATE]: "30 ms, better 20" },
+      peers: { workloads: { [`pp${SHORT}`]: GENERATE } },
     }],
     [`batch-${BATCH}`, {
       what: `${BATCH} sequences decoded together after prompts of ${SHORT}`,
       measure: (setting) => batchRow(setting, SHORT, BATCH),
+      targets: { "over one sequence": "6 ×, better 10" },
       peers: { workloads: { [`tg@${SHORT}x${BATCH}`]: "generateBatch" } },
     }],
     ["context", {
       what:
         `decode at the end of a context of ${CONTEXT}, and over decode after ${SHORT}`,
       measure: (setting) => contextRow(setting, CONTEXT, SHORT),
+      targets: { "generate, end over start": "25 %, better 50" },
       peers: {
         workloads: {
           [`tg@${CONTEXT}`]: "generate at the end",
@@ -77,44 +75,97 @@ export function rowKinds(): Map<string, RowKind> {
         },
       },
     }],
+  ];
+}
+
+function decode(prompt: number): NamedRow {
+  return [`decode-${prompt}`, {
+    what: `decode after a prompt of ${prompt}, batch 1, greedy`,
+    measure: (setting) => decodeRow(setting, prompt),
+    targets: { [GENERATE]: "1.6 × llama.cpp, better 2" },
+    peers: { workloads: { [`tg@${prompt}`]: GENERATE } },
+  }];
+}
+
+function prefill(tokens: number, target: string): NamedRow {
+  return [`prefill-${tokens}`, {
+    what: `a prompt of ${tokens}`,
+    measure: (setting) => prefillRow(setting, tokens),
+    targets: { [FIRST]: target },
+    peers: {
+      workloads: {
+        [`pp${tokens}`]: FIRST,
+        ...(tokens > 512 ? { [`pp${tokens}:${tokens}`]: FIRST } : {}),
+      },
+    },
+  }];
+}
+
+function kernelRows(): NamedRow[] {
+  const square = (dtype: "f32" | "f16") => (setting: BenchSetting) =>
+    matmulRow(setting, dtype, setting.gpu.software ? 256 : 4096);
+  return [
     ["gemm-f32", {
-      what: "a square matrix product in f32",
-      measure: product("f32"),
+      what: "a square matmul in f32",
+      measure: square("f32"),
+      targets: { "GPU time": "38 TFLOP/s, better 45" },
     }],
     ["gemm-f16", {
-      what: "a square matrix product, f16 products summed in f32",
-      measure: product("f16"),
+      what: "a square matmul, f16 products summed in f32",
+      measure: square("f16"),
+      targets: { "GPU time": "45 TFLOP/s, better 65" },
     }],
+  ];
+}
+
+function processRows(): NamedRow[] {
+  const fresh = new FreshProcesses();
+  return [
     ["load", {
       what: "loading a checkpoint's files from the page cache",
       measure: (setting) => fresh.load(setting),
+      targets: { loadQwen3: "1.5 s, better 0.8" },
     }],
     ["memory", {
       what: "host memory above that of a process that only opens a device",
       measure: (setting) => fresh.memory(setting),
+      targets: { "peak, first tokens too": "400 MB" },
     }],
     ["first-use", {
       what:
         `from the call to the first token, prompt of ${SHORT}, in a fresh process`,
       measure: (setting) => fresh.firstUse(setting),
+      targets: { [GENERATE]: "3 s, better 1" },
     }],
+  ];
+}
+
+function cpuRows(): NamedRow[] {
+  return [
     ["cpu", {
       what: `the CPU path: decode and prefill of ${SHORT}`,
       measure: (setting) => cpuRow(setting, SHORT),
+      targets: { [GENERATE]: "2.1 tokens/s on 2 cores, better 7" },
       peers: {
         on: "cpu",
-        workloads: { [`tg@${SHORT}`]: "generate", [`pp${SHORT}`]: FIRST },
+        workloads: { [`tg@${SHORT}`]: GENERATE, [`pp${SHORT}`]: FIRST },
       },
     }],
     ["gpu-over-cpu", {
-      what:
-        "times that the GPU path is faster than the CPU path, prompt of 512",
+      what: "speedup of the GPU path over the CPU path, prompt of 512",
       measure: (setting) => compareRow(setting, 512),
+      targets: Object.fromEntries(
+        ["prefill", "decode"].flatMap((phase) => [
+          [`${phase}, Linear`, "10 ×"],
+          [`${phase}, attention`, "8 ×"],
+          [`${phase}, whole`, "10 ×"],
+        ]),
+      ),
     }],
-  ]);
+  ];
 }
 
-/** The rows of a list with commas; all of them without one. */
+/** Names from a comma-separated list in the order of the table; without one, all. */
 export function chooseRows(
   kinds: ReadonlyMap<string, RowKind>,
   list?: string,
@@ -127,7 +178,7 @@ export function chooseRows(
     throw new Error(
       `Cannot bench: --only has ${
         wrong === undefined ? "no rows" : `"${wrong}"`
-      }, must be of ${known.join(", ")}`,
+      }, must be rows that deno task bench --help lists`,
     );
   }
   return known.filter((name) => chosen.includes(name));

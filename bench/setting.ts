@@ -1,6 +1,6 @@
 /**
- * What the rows of `deno task bench` share: the device, its peaks, a loaded model,
- * and how things are repeated.
+ * What the rows of `deno task bench` share: the device, its peaks, a loaded model, and
+ * how runs are repeated.
  *
  * @module
  */
@@ -9,31 +9,31 @@ import { openDevice } from "../lib/open_device.ts";
 import type { Gpu } from "../lib/webgpu/device.ts";
 import { loadQwen3, type Qwen3 } from "../lib/load.ts";
 import { measurePeaks, timeByWall } from "../lib/tools/peaks.ts";
-import type { Moment, Plan } from "../lib/webgpu/plan.ts";
+import type { Plan, StepState } from "../lib/webgpu/plan.ts";
 import type { Peaks } from "../lib/tools/profile/report.ts";
 import { timePlan } from "../lib/webgpu/timing.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
 import { Unmeasurable } from "./report.ts";
 
-/** Work that precedes a timed pass: an idle GPU lowers its clocks. */
+/** Work before a timed pass, since an idle GPU lowers its clocks. */
 const WARM_MS = 30, MOST_WARM = 256;
 
-/** What rows are asked for. */
+/** Options of every row. */
 export interface BenchOptions {
   model: string;
-  /** Timed runs of each measure, beside those that warm up. */
+  /** Timed runs of each measure, after one that warms up. */
   runs: number;
-  /** Tokens of a generation. */
+  /** Tokens per generation. */
   maxTokens: number;
 }
 
-/** A model on the GPU, and what runs it. */
+/** A model on the GPU and its runner. */
 export interface Loaded {
   qwen: Qwen3;
   runner: GpuRunner;
 }
 
-/** The device and, once a row asks for it, the model; disposing frees both. */
+/** The device and, once a row needs it, the model; disposing frees both. */
 export class BenchSetting implements Disposable {
   #loaded?: Loaded;
 
@@ -53,7 +53,7 @@ export class BenchSetting implements Disposable {
   /**
    * The model with room for `context` tokens.
    *
-   * @throws {Unmeasurable} if the checkpoint was not made for as many.
+   * @throws {Unmeasurable} if the checkpoint's context is shorter.
    */
   async model(context: number): Promise<Loaded> {
     if (this.#loaded && this.#loaded.qwen.context >= context) {
@@ -82,13 +82,13 @@ export class BenchSetting implements Disposable {
     return this.#loaded = { qwen, runner };
   }
 
-  /** Leaves the device to others. */
+  /** Frees the model's memory for a row that needs none, or loads its own. */
   freeModel(): void {
     this.#loaded?.qwen[Symbol.dispose]();
     this.#loaded = undefined;
   }
 
-  /** What `run` gives, after a run that only warms up. */
+  /** Results of `runs` runs, after one that warms up. */
   async repeat<T>(
     run: () => Promise<T>,
     runs: number = this.options.runs,
@@ -107,26 +107,26 @@ export class BenchSetting implements Disposable {
 
 function refuseContext(context: number, most: number): never {
   throw new Unmeasurable(
-    `it takes a context of ${context} tokens, the checkpoint has ${most}`,
+    `it needs a context of ${context} tokens, the checkpoint has ${most}`,
   );
 }
 
 /**
- * Milliseconds on the GPU of each of `runs` runs of a plan, right after others that
- * only keep it busy; by wall clock, and one number, where there are no timestamps.
+ * GPU milliseconds of each of `runs` runs of a plan, after others that keep the GPU
+ * busy. Without timestamps, a single wall time.
  */
 export async function hotTimes(
   gpu: Gpu,
   plan: Plan,
   runs: number,
-  moment?: Moment,
+  state?: StepState,
 ): Promise<number[]> {
-  if (!gpu.timestamps) return [await timeByWall(gpu, plan, runs, moment)];
-  const [first] = await timePlan(gpu, plan, 1, moment);
+  if (!gpu.timestamps) return [await timeByWall(gpu, plan, runs, state)];
+  const [first] = await timePlan(gpu, plan, 1, state);
   const warm = gpu.software
     ? 1
     : Math.min(MOST_WARM, Math.ceil(WARM_MS / Math.max(first, 1e-3)));
-  const times = await timePlan(gpu, plan, warm + runs, moment);
+  const times = await timePlan(gpu, plan, warm + runs, state);
   gpu.check();
   return times.slice(warm);
 }

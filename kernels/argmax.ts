@@ -7,14 +7,30 @@ import {
   SCORES,
 } from "./sample_scores.ts";
 import { samplingCost } from "./cost.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import {
+  bestOf,
+  eachChunk,
+  penalized,
+  type SampleSizes,
+  scoreOf,
+  words,
+} from "./sample_case.ts";
+import { type Buffers, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
+
+interface ArgmaxCase extends SampleSizes {
+  penalty: number;
+  /** Whether there is a histogram to be zeroed. */
+  histogram?: boolean;
+}
 
 /**
  * The highest score of each chunk of a row, after the penalty, and the lowest id
  * that has it: records `[key, id, 0, 0]`. Zeroes the histogram that
  * sample_histogram.ts fills next, if there is one.
  */
-export const argmax = defineKernel({
+export const argmax = defineKernel<ArgmaxCase>({
   name: "argmax",
   buffers: (c) => ({
     ...logitsContract(c),
@@ -53,4 +69,54 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     }
   }
 }`,
+  cases: [
+    { sequences: 1, vocab: 5003, chunks: 8, penalty: 1 },
+    { sequences: 3, vocab: 1024, chunks: 2, penalty: 2, histogram: true },
+  ],
+  makeCase(given, { device, random }) {
+    const { sequences, vocab, chunks, penalty, histogram = false } = given;
+    const { logits, seen, scores } = penalized(random, given, penalty);
+    return {
+      what: `[${sequences}, ${vocab}] in ${chunks} chunks` +
+        (penalty === 1 ? "" : `, penalty ${penalty}`),
+      operands: {
+        logits,
+        seen,
+        highest: words(sequences, chunks, 4),
+        histogram: words(sequences, 3, 64),
+      },
+      constants: {
+        ...laneConstants(device),
+        PENALTY: penalty === 1 ? 0 : 1,
+        HISTOGRAM: histogram ? 1 : 0,
+      },
+      uniforms: { penalty },
+      expected: () => {
+        const best: { score: number; id: number }[] = [];
+        eachChunk(given, (s, _, ids) => {
+          best.push(bestOf(ids, (id) => scores[s][id]));
+        });
+        const values = best.map(({ score }) => score);
+        const word = (i: number) => ({ highest }: Buffers) =>
+          best.map((_, record) => highest[record * 4 + i]);
+        return [
+          {
+            of: (buffers) => word(0)(buffers).map(scoreOf),
+            values,
+            norms: values.map(Math.abs),
+            tolerance: SUM,
+          },
+          { of: word(1), values: best.map(({ id }) => id), tolerance: 0 },
+          { of: word(2), values: best.map(() => 0), tolerance: 0 },
+          ...(histogram
+            ? [{
+              of: "histogram",
+              values: new Float64Array(sequences * 3 * 64),
+              tolerance: 0,
+            }]
+            : []),
+        ];
+      },
+    };
+  },
 });

@@ -5,6 +5,17 @@ import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { AttendTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import { attentionCost } from "./cost.ts";
+import { chooseDecodeAttention } from "../lib/dispatch/attention.ts";
+import { CONTEXT_CLASSES, type ContextClass } from "../lib/dispatch/shapes.ts";
+import {
+  type AttentionCase,
+  attentionText,
+  HEADS_128,
+  merged,
+  ODD_HEADS,
+  sizesOf,
+} from "./attention_case.ts";
+import { EPS, HALF_ATTENTION, room, SUM, u32, u32Tensor } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 // Where in half a head a lane's pair p is.
@@ -90,6 +101,36 @@ export const decodeGrid = (
   fetchers: number,
 ): Grid => [splits, shares + Math.ceil(fetchers / splits / rows), rows];
 
+/** A decode step in the layout of a class of contexts. */
+interface DecodeCase extends AttentionCase {
+  layout: ContextClass;
+  splits: number;
+  /** Whether the kernel merges the splits itself; skipped where it cannot. */
+  merge?: boolean;
+}
+
+const HALF_STEP = {
+  ...HEADS_128,
+  lengths: [145],
+  tokens: 1,
+  cache: "f16",
+  norm: "bf16",
+} as const;
+const ODD_STEP = {
+  ...ODD_HEADS,
+  lengths: [33],
+  tokens: 1,
+  cache: "f32",
+  norm: "f32",
+} as const;
+const BATCH_STEP = {
+  ...HEADS_128,
+  lengths: [145, 20, 99],
+  tokens: 1,
+  cache: "f32",
+  norm: "f16",
+} as const;
+
 /**
  * Attention of one new token per sequence over its KV cache, with everything that
  * comes before it in the same dispatch: q and k norm, RoPE, and the append of k
@@ -112,7 +153,7 @@ export const decodeGrid = (
  * Few workgroups wait for one another here while the memory idles, so with FETCHERS
  * others read the matrices `next` and `after` meanwhile, AHEAD units of 16 bytes at most.
  */
-export const attendDecode = defineKernel({
+export const attendDecode = defineKernel<DecodeCase>({
   name: "attendDecode",
   buffers: ({ VEC, FETCHERS, MERGE, HEAD_DIM }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
@@ -516,4 +557,68 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     if (tid == 0u) { flags[1] = groups.x; } // how many splits there are to merge
   }
 }`,
+  cases: [
+    ...CONTEXT_CLASSES.flatMap((layout): DecodeCase[] => {
+      const half = { ...HALF_STEP, layout }, odd = { ...ODD_STEP, layout };
+      return [
+        { ...half, splits: 1 },
+        { ...half, splits: 2 },
+        { ...half, splits: 5 },
+        { ...half, splits: 5, merge: true },
+        { ...odd, splits: 1 },
+        { ...odd, splits: 3 },
+        { ...odd, splits: 3, merge: true },
+      ];
+    }),
+    // A batch, whose sequences have different lengths.
+    { ...BATCH_STEP, layout: "short", splits: 2 },
+    { ...BATCH_STEP, layout: "short", splits: 2, merge: true },
+  ],
+  makeCase(given, { device, random, reference }) {
+    const { heads, kvHeads, headDim, layout, splits, merge = false } = given;
+    const sizes = sizesOf(given), { rows } = sizes, group = heads / kvHeads;
+    const choices = chooseDecodeAttention({ headDim, group, rows }, device);
+    const choice = choices[CONTEXT_CLASSES.indexOf(layout)];
+    if (merge && !choice.merges) return undefined;
+    const inputs = reference.attentionInputs(random, sizes, given);
+    // Where workgroups read the next weights ahead, that must change nothing.
+    const { ahead } = choice, fetchers = ahead ? 4 : 0;
+    const weights = () => random.tensor("bf16", [64, 128]);
+    const apart = splits > 1 && !merge;
+    return {
+      what: `${attentionText(given)}, laid out for a ${layout} context` +
+        (splits > 1 ? `, in ${splits} splits` : "") +
+        (merge ? ", merged" : ""),
+      operands: {
+        ...inputs,
+        lengths: u32(...given.lengths),
+        y: room([rows, heads * headDim]),
+        partial: room([rows * splits, heads * headDim]),
+        stats: u32Tensor([rows * splits, heads * 2]),
+        flags: u32(0, 0, 0, 0),
+        arrived: u32(...new Uint32Array(rows * heads)),
+        ...(ahead ? { next: weights(), after: weights() } : {}),
+      },
+      constants: { ...choice.constants, ...ahead, MERGE: merge ? 1 : 0 },
+      uniforms: { first: 0, eps: EPS, scale: headDim ** -0.5 },
+      grid: decodeGrid(splits, kvHeads * choice.shares, rows, fetchers),
+      expected: () => {
+        const after = reference.appended(inputs, sizes);
+        const stored = given.cache === "f16" ? HALF_ATTENTION : SUM;
+        return [
+          {
+            of: apart
+              ? ({ partial, stats }) =>
+                merged(partial, stats, headDim, splits).values
+              : "y",
+            ...reference.attended(after, sizes),
+            tolerance: SUM,
+          },
+          { of: "k", values: after.k, tolerance: stored },
+          { of: "v", values: after.v, tolerance: stored },
+          { of: ({ flags }) => [flags[0]], values: [0], tolerance: 0 },
+        ];
+      },
+    };
+  },
 });

@@ -1,5 +1,15 @@
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { attentionCost } from "./cost.ts";
+import { exactLanes } from "../lib/dispatch/capabilities.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import {
+  type AttentionCase,
+  attentionText,
+  HEADS_128,
+  ODD_HEADS,
+  sizesOf,
+} from "./attention_case.ts";
+import { room, SUM, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
@@ -12,7 +22,7 @@ import { defineKernel } from "./define.ts";
  * in slices of 16 of the head size, running maximum and sum per row, then P · V in
  * slices of V_KEYS keys. 16 × 16 threads hold 4 × 4 scores and 4 rows of the output.
  */
-export const attendPrefill = defineKernel({
+export const attendPrefill = defineKernel<AttentionCase>({
   name: "attendPrefill",
   buffers: ({ HEAD_DIM }) => {
     // Heads are what must be whole vec4, not rows of them.
@@ -146,4 +156,38 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     }
   }
 }`,
+  cases: [
+    { ...HEADS_128, lengths: [145], tokens: 9, cache: "f16" },
+    { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "f32" },
+    { ...ODD_HEADS, lengths: [0], tokens: 5, cache: "f32" },
+  ],
+  makeCase(given, { device, random, reference }) {
+    const sizes = sizesOf(given), { heads, kvHeads, headDim, tokens } = given;
+    const { k, v } = reference.attentionInputs(random, sizes, given, tokens);
+    const q = random.tensor("f32", [sizes.rows, heads * headDim], 2);
+    const group = heads / kvHeads;
+    return {
+      what: attentionText(given),
+      operands: {
+        q,
+        k,
+        v,
+        lengths: u32(...given.lengths),
+        y: room(q.shape),
+      },
+      constants: {
+        HEAD_DIM: headDim,
+        ...exactLanes(device, 16),
+      },
+      uniforms: { first: 0, tokens, group, scale: headDim ** -0.5 },
+      expected: () => {
+        const all = { q: toF32(q), k: toF32(k), v: toF32(v) };
+        return [{
+          of: "y",
+          ...reference.attended(all, sizes),
+          tolerance: SUM,
+        }];
+      },
+    };
+  },
 });

@@ -1,5 +1,15 @@
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { attentionCost } from "./cost.ts";
+import { choosePrefillRows } from "../lib/dispatch/attention.ts";
+import { exactLanes } from "../lib/dispatch/capabilities.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import {
+  type AttentionCase,
+  attentionText,
+  HEADS_128,
+  sizesOf,
+} from "./attention_case.ts";
+import { HALF_ATTENTION, room, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 // Blocks of 4 keys × 4 values of the head size, and whole rows of values.
@@ -22,7 +32,7 @@ const fetchKeys = (k0: string) => /* wgsl */ `
  * weights of values are divided by 32, so that 32 of them cannot exceed the largest
  * value.
  */
-export const attendPrefillF16 = defineKernel({
+export const attendPrefillF16 = defineKernel<AttentionCase>({
   name: "attendPrefillF16",
   buffers: {
     q: "m any as vec4",
@@ -164,4 +174,39 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     }
   }
 }`,
+  cases: [
+    { ...HEADS_128, lengths: [145], tokens: 9, cache: "f16" },
+    { ...HEADS_128, headDim: 64, lengths: [3, 90], tokens: 21, cache: "f16" },
+  ],
+  makeCase(given, { device, random, reference }) {
+    if (!device.f16) return undefined;
+    const sizes = sizesOf(given), { heads, kvHeads, headDim, tokens } = given;
+    const { k, v } = reference.attentionInputs(random, sizes, given, tokens);
+    const q = random.tensor("f32", [sizes.rows, heads * headDim], 2);
+    const group = heads / kvHeads;
+    return {
+      what: attentionText(given),
+      operands: {
+        q,
+        k,
+        v,
+        lengths: u32(...given.lengths),
+        y: room(q.shape),
+      },
+      constants: {
+        HEAD_DIM: headDim,
+        ...exactLanes(device, 16),
+        ...choosePrefillRows(tokens * group, device),
+      },
+      uniforms: { first: 0, tokens, group, scale: headDim ** -0.5 },
+      expected: () => {
+        const all = { q: toF32(q), k: toF32(k), v: toF32(v) };
+        return [{
+          of: "y",
+          ...reference.attended(all, sizes),
+          tolerance: HALF_ATTENTION,
+        }];
+      },
+    };
+  },
 });

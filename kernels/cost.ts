@@ -179,10 +179,6 @@ export function samplingCost(call: CostCall, reads = true): Cost[] {
   });
 }
 
-/** A kernel that no pass of a model runs. */
-export const otherCost = (call: CostCall): Cost[] =>
-  call.whole({ name: call.role, group: "other" });
-
 /** RMSNorm of whole rows. */
 export function normCost(call: CostCall): Cost[] {
   const { role, m, k } = call;

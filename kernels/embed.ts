@@ -1,5 +1,10 @@
 import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import { type Float, FLOATS, room, rowSums, SUM, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
+
+/** Threads of a row, each of which leaves a partial sum. */
+const WORKGROUP = 64;
 
 /**
  * Rows of a table by index, as f32: the embedding of tokens, and partial sums of
@@ -7,7 +12,7 @@ import { defineKernel } from "./define.ts";
  * over several buffers takes one dispatch each: rows outside `begin … begin + n`
  * are left as they are.
  */
-export const embed = defineKernel({
+export const embed = defineKernel<{ k: number; table: Float }>({
   name: "embed",
   buffers: {
     table: "n k as span",
@@ -16,7 +21,7 @@ export const embed = defineKernel({
     squares: "inout m parts",
   },
   uniforms: { begin: "u32" },
-  constants: { WORKGROUP: 64 },
+  constants: { WORKGROUP },
   grid: ({ m }) => splitGrid(m),
   cost: (call) => {
     const { role, m, n, k } = call;
@@ -44,4 +49,40 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   squares[row * WORKGROUP + tid] = sum;
 }`,
+  cases: FLOATS.flatMap((table) => [{ k: 19, table }, { k: 1024, table }]),
+  makeCase({ k, table: dtype }, { random }) {
+    const n = 11, begin = 5, ids = [15, 5, 4, 8, 16]; // 4 and 16 lie outside
+    const parts = WORKGROUP;
+    const table = random.tensor(dtype, [n, k]);
+    return {
+      what: `${dtype} [${n}, ${k}]`,
+      operands: {
+        table,
+        tokens: u32(...ids),
+        x: room([ids.length, k]),
+        squares: room([ids.length, parts]),
+      },
+      uniforms: { begin },
+      expected: () => {
+        const all = toF32(table);
+        const rows = ids.map((id) =>
+          id < begin || id >= begin + n
+            ? new Float32Array(k).fill(NaN)
+            : all.subarray((id - begin) * k, (id - begin + 1) * k)
+        );
+        const squares = rows.map((row) =>
+          row.reduce((sum, value) => sum + value * value, 0)
+        );
+        return [
+          { of: "x", values: rows.flatMap((row) => [...row]), tolerance: 0 },
+          {
+            of: rowSums("squares", parts),
+            values: squares,
+            norms: squares,
+            tolerance: SUM,
+          },
+        ];
+      },
+    };
+  },
 });

@@ -1,6 +1,11 @@
+import { formatNamed } from "../lib/formats/mod.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2 } from "../lib/dispatch/limits.ts";
 import { linearCost } from "./cost.ts";
+import { type Float, FLOATS, HALF_SUM, room, SUM } from "./case.ts";
+import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
+import { chooseLinear } from "../lib/dispatch/linear.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { defineKernel } from "./define.ts";
 
 /** What thread block l of a tile does: all of them the same, unless a's blocks end within. */
@@ -244,6 +249,12 @@ export function deriveTile(
   };
 }
 
+/** `a · bᵀ`, in f16 if the largest weight is given. */
+interface GemmCase extends LinearCase {
+  w: Float;
+  largest?: number;
+}
+
 /**
  * Many rows times a matrix: `c = a · b`, the Linear layers of a prompt.
  *
@@ -257,7 +268,7 @@ export function deriveTile(
  * SPLITS > 1 cuts k into as many runs where m × n alone is too small to fill a
  * GPU; each writes its own m rows of `c`, see sum_splits.ts.
  */
-export const gemm = defineKernel({
+export const gemm = defineKernel<GemmCase>({
   name: "gemm",
   buffers: ({ B_BY_COLUMN, SCALED, SPLITS, C_FOURS }) => ({
     a: "m k as span",
@@ -311,4 +322,52 @@ export const gemm = defineKernel({
 fn offsets(z: u32) -> vec3u { return vec3u(0u, 0u, z * u.m * u.stride); }
 fn runs_of_k(groups: vec3u) -> u32 { return groups.z; }
 ${TILE}`,
+  cases: [
+    ...FLOATS.flatMap((w) => [
+      { m: 41, n: 37, k: 19, w },
+      { m: 33, n: 1024, k: 1024, w }, // k_proj of Qwen3-0.6B
+    ]),
+    { m: 41, n: 74, k: 88, w: "bf16", epilogue: "add" },
+    { m: 41, n: 74, k: 88, w: "bf16", epilogue: "swiglu" },
+    { m: 41, n: 37, k: 1019, w: "f32" }, // long enough to be split
+    { m: 70, n: 1024, k: 1024, w: "bf16", largest: 0.5 },
+  ],
+  makeCase(given, { device, random, reference }) {
+    const { m, n, k, w: dtype, largest, epilogue = "store" } = given;
+    if (largest !== undefined && !device.f16) return undefined;
+    const swiglu = epilogue === "swiglu", width = swiglu ? n / 2 : n;
+    const format = formatNamed(dtype);
+    const shape = { m, n, k, format, norm: false, swiglu, largest };
+    const { constants, headroom, splits } = chooseLinear(shape, device);
+    const a = random.tensor(headroom ? "f16" : "f32", [m, k], headroom ?? 2);
+    const b = random.tensor(dtype, [n, k], largest);
+    const scales = random.tensor("f32", [m], 0.5, 1);
+    const c = splits > 1
+      ? room([splits * m, n])
+      : room([m, width], epilogue === "add" ? BEFORE : NaN);
+    return {
+      what: linearText(given) + (headroom ? " in f16" : "") +
+        (splits > 1 ? `, k in ${splits} splits` : ""),
+      operands: { a, b, scales, c },
+      constants: { ...constants, EPILOGUE: epilogue },
+      uniforms: { stride: width, column: 0 },
+      expected: () => {
+        const rows = toF32(a), { data } = scales;
+        if (headroom) {
+          rows.forEach((v, i) => rows[i] = v * data[Math.floor(i / k)]);
+        }
+        const product = reference.linear(rows, toF32(b), { m, n, k });
+        return [{
+          of: ({ c }) =>
+            Float64Array.from({ length: m * width }, (_, i) => {
+              let sum = 0;
+              for (let s = 0; s < splits; s++) sum += c[s * m * width + i];
+              return sum;
+            }),
+          ...reference.epilogue(epilogue, product, n, BEFORE),
+          tolerance: headroom ? HALF_SUM : SUM,
+        }];
+      },
+    };
+  },
 });

@@ -9,6 +9,8 @@ import { LANES } from "../lib/webgpu/wgsl.ts";
 import { emulated } from "./gemv_emulated.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { linearCost } from "./cost.ts";
+import { FLOATS } from "./case.ts";
+import { type LinearCase, linearCase } from "./linear_case.ts";
 import { defineKernel } from "./define.ts";
 
 // Units of a chunk that lie beyond the row are zero, so they add nothing.
@@ -86,7 +88,7 @@ export function squareParts(n: number, constants: Constants): number {
  *
  * SPREAD "rows", for threads that a CPU emulates: gemv_emulated.ts.
  */
-export const gemv = defineKernel({
+export const gemv = defineKernel<LinearCase>({
   name: "gemv",
   buffers: ({ NORM, EPILOGUE, SPREAD, W_IN }) => {
     const rows = SPREAD === "rows", view = rows ? "scalar" : "span";
@@ -250,4 +252,15 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
 }
 }`,
+  cases: [
+    ...FLOATS.flatMap((w) => [
+      { m: 1, n: 37, k: 19, w },
+      { m: 1, n: 1024, k: 3072, w }, // down_proj of Qwen3-0.6B
+    ]),
+    { m: 1, n: 74, k: 88, w: "bf16", epilogue: "add" },
+    { m: 1, n: 74, k: 88, w: "bf16", epilogue: "swiglu" },
+    { m: 1, n: 74, k: 1024, w: "bf16", norm: "bf16" },
+    { m: 1, n: 74, k: 1024, w: "bf16", norm: "bf16", epilogue: "swiglu" },
+  ],
+  makeCase: (given, tools) => linearCase(given, tools, squareParts),
 });

@@ -1,6 +1,14 @@
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { otherCost } from "./cost.ts";
+import { type Float, FLOATS, room, SUM } from "./case.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { defineKernel } from "./define.ts";
+
+interface ColumnsCase {
+  m: number;
+  n: number;
+  k: number;
+  b: Float;
+}
 
 /**
  * One or a few rows times a matrix stored by input row: `y = x · b`, `[m, k] × [k, n]`.
@@ -8,7 +16,7 @@ import { defineKernel } from "./define.ts";
  * A thread keeps four neighbouring columns, so a row of `b` is read in whole lines;
  * RUNS threads share a column's k and meet in workgroup memory.
  */
-export const gemvColumns = defineKernel({
+export const gemvColumns = defineKernel<ColumnsCase>({
   name: "gemvColumns",
   buffers: { x: "m k as scalar", b: "k n as span", y: "inout m n as span" },
   constants: { M: 1, COLUMNS: 32, RUNS: 8 },
@@ -16,7 +24,6 @@ export const gemvColumns = defineKernel({
     WORKGROUP: Number(COLUMNS) * Number(RUNS),
   }),
   grid: ({ n }, { COLUMNS }) => splitGrid(n / (4 * COLUMNS)),
-  cost: otherCost,
   body: /* wgsl */ `
 var<workgroup> sums: array<vec4f, WORKGROUP>;
 
@@ -41,4 +48,22 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     workgroupBarrier();
   }
 }`,
+  cases: FLOATS.flatMap((b) => [
+    { m: 1, n: 37, k: 19, b },
+    { m: 3, n: 3072, k: 256, b },
+  ]),
+  makeCase({ m, n, k, b: dtype }, { random, reference }) {
+    const x = random.tensor("f32", [m, k]);
+    const b = random.tensor(dtype, [k, n]);
+    return {
+      what: `${dtype} [${m}, ${k}] × [${k}, ${n}]`,
+      operands: { x, b, y: room([m, n]) },
+      constants: { M: m },
+      expected: () => {
+        const columns = reference.transpose(toF32(b), k, n);
+        const product = reference.linear(toF32(x), columns, { m, n, k });
+        return [{ of: "y", ...product, tolerance: SUM }];
+      },
+    };
+  },
 });

@@ -7,6 +7,8 @@ import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import { W_ROW } from "./gemv.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { linearCost } from "./cost.ts";
+import { FLOATS } from "./case.ts";
+import { type LinearCase, linearCase } from "./linear_case.ts";
 import { defineKernel } from "./define.ts";
 
 // Fours of a chunk that lie beyond the row are zero, so they add nothing.
@@ -64,7 +66,7 @@ const lanesOf = ({ k }: LinearTarget, device: Capabilities) =>
  * NORM and EPILOGUE are gemv.ts's; the sums of squares for the next norm are one per
  * workgroup.
  */
-export const gemvRows = defineKernel({
+export const gemvRows = defineKernel<LinearCase>({
   name: "gemvRows",
   buffers: ({ NORM, EPILOGUE }) => ({
     w: "n k as span",
@@ -326,4 +328,15 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
 }`,
+  cases: [
+    ...FLOATS.flatMap((w) => [
+      { m: 5, n: 37, k: 19, w },
+      { m: 16, n: 1024, k: 1024, w }, // k_proj of Qwen3-0.6B
+    ]),
+    { m: 3, n: 74, k: 88, w: "bf16", epilogue: "add" },
+    { m: 3, n: 74, k: 88, w: "bf16", epilogue: "swiglu" },
+    { m: 17, n: 74, k: 76, w: "f32", norm: "bf16" },
+    { m: 17, n: 74, k: 76, w: "f32", norm: "bf16", epilogue: "swiglu" },
+  ],
+  makeCase: (given, tools) => linearCase(given, tools, rowParts),
 });

@@ -1,19 +1,20 @@
 import { LANES } from "../lib/webgpu/wgsl.ts";
-import { otherCost } from "./cost.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import { type Float, FLOATS, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
  * The largest absolute value of a weight, as f32 bits in `largest[at]` (they order
  * like u32). Decides how large activations may be in f16 products.
  */
-export const maxAbs = defineKernel({
+export const maxAbs = defineKernel<{ n: number; k: number; w: Float }>({
   name: "maxAbs",
   buffers: { w: "n k as span", largest: "inout any as atomic" },
   uniforms: { at: "u32" },
   constants: { WORKGROUP: 256, LOG_LANES: 5, SUBGROUPS: 1 },
   derive: ({ LOG_LANES }) => ({ LANES: 1 << Number(LOG_LANES) }),
   grid: ({ n }) => [Math.min(n, 1024), 1, 1],
-  cost: otherCost,
   body: /* wgsl */ `
 ${LANES}
 @compute @workgroup_size(WORKGROUP)
@@ -29,4 +30,19 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   high = lanes_max(high, tid);
   if (tid % LANES == 0u) { atomicMax(&largest[u.at], bitcast<u32>(high)); }
 }`,
+  cases: FLOATS.map((w) => ({ n: 7, k: 45, w })),
+  makeCase({ n, k, w: dtype }, { device, random }) {
+    const w = random.tensor(dtype, [n, k]);
+    return {
+      what: `${dtype} [${n}, ${k}]`,
+      operands: { w, largest: u32(7, 0, 7) },
+      constants: laneConstants(device),
+      uniforms: { at: 1 },
+      expected: () => {
+        const largest = Math.max(...toF32(w).map(Math.abs));
+        const [bits] = new Uint32Array(Float32Array.of(largest).buffer);
+        return [{ of: "largest", values: [7, bits, 7], tolerance: 0 }];
+      },
+    };
+  },
 });

@@ -1,6 +1,18 @@
+import { headVector } from "../lib/dispatch/precision.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import { merged } from "./attention_case.ts";
+import { room, SUM, u32, u32Tensor } from "./case.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { defineKernel } from "./define.ts";
+
+interface MergeCase {
+  m: number;
+  heads: number;
+  headDim: number;
+  splits: number;
+}
 
 /**
  * Combines the splits of attend_decode.ts where it does not itself (a storage barrier
@@ -8,7 +20,7 @@ import { defineKernel } from "./define.ts";
  * workgroup per head; RUNS threads share an element, each with BATCH splits on their
  * way at once, the first of them before anything else is known.
  */
-export const mergeSplits = defineKernel({
+export const mergeSplits = defineKernel<MergeCase>({
   name: "mergeSplits",
   buffers: ({ VEC }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
@@ -114,4 +126,39 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     workgroupBarrier();
   }
 }`,
+  cases: [
+    { m: 3, heads: 4, headDim: 128, splits: 2 },
+    { m: 1, heads: 4, headDim: 128, splits: 64 },
+    { m: 2, heads: 3, headDim: 6, splits: 5 },
+  ],
+  makeCase({ m, heads, headDim, splits }, { device, random }) {
+    const partial = random.tensor("f32", [m * heads * splits, headDim]);
+    const top = () => 20 * random.next(), sum = () => 2 + random.next();
+    const stats = new Uint32Array(
+      Float32Array.from(
+        { length: 2 * m * heads * splits },
+        (_, i) => i % 2 ? sum() : top(),
+      ).buffer,
+    );
+    return {
+      what: `${splits} splits of [${m}, ${heads}, ${headDim}]`,
+      operands: {
+        partial,
+        stats: u32Tensor([stats.length], stats),
+        flags: u32(0, splits, 0, 0),
+        y: room([m, heads * headDim]),
+      },
+      constants: {
+        HEAD_DIM: headDim,
+        VEC: headVector(headDim),
+        ...laneConstants(device),
+      },
+      uniforms: { heads },
+      expected: () => [{
+        of: "y",
+        ...merged(toF32(partial), stats, headDim, splits),
+        tolerance: SUM,
+      }],
+    };
+  },
 });

@@ -1,4 +1,4 @@
-import { otherCost } from "./cost.ts";
+import { u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
@@ -7,14 +7,15 @@ import { defineKernel } from "./define.ts";
  * naga adds a counter to every loop. In f16 pairs are multiplied by one value, as in an
  * outer product: on an H100 that reaches 93 TFLOP/s, sums that are multiplied 65.
  */
-export const peakFma = defineKernel({
+export const peakFma = defineKernel<
+  { half: boolean; groups: number; rounds: number }
+>({
   name: "peakFma",
   buffers: { y: "inout any" },
   uniforms: { rounds: "u32", groups: "u32" },
   constants: { WORKGROUP: 256, STEPS: 16, F16: 0 },
   derive: ({ F16 }) => ({ CHAINS: F16 ? 16 : 8 }),
   grid: ({ groups }) => [groups, 1, 1],
-  cost: otherCost,
   body: /* wgsl */ `
 @if F16 { alias T = vec2<f16>; alias S = f16; } @else { alias T = vec4f; alias S = f32; }
 @compute @workgroup_size(WORKGROUP)
@@ -34,6 +35,21 @@ fn main(@builtin(local_invocation_index) tid: u32) {
   @unroll for (var i = 0; i < CHAINS; i++) { sum += acc[i]; }
   if (dot(sum, T(S(1.0))) == S(12345.0)) { y[0] = 1u; }
 }`,
+  cases: [
+    { half: false, groups: 3, rounds: 2 },
+    { half: true, groups: 3, rounds: 2 },
+  ],
+  makeCase({ half, groups, rounds }, { device }) {
+    if (half && !device.f16) return undefined;
+    return {
+      what: `${groups} workgroups, ${rounds} rounds in ${half ? "f16" : "f32"}`,
+      operands: { y: u32(7, 8, 9, 10) },
+      constants: { F16: half ? 1 : 0 },
+      uniforms: { groups, rounds },
+      // It only keeps the arithmetic busy: nothing is written.
+      expected: () => [{ of: "y", values: [7, 8, 9, 10], tolerance: 0 }],
+    };
+  },
 });
 
 /** Operations that a workgroup does in a round; an fma counts as two. */

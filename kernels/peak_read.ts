@@ -1,12 +1,19 @@
-import { otherCost } from "./cost.ts";
+import { u32, u32Tensor } from "./case.ts";
 import { defineKernel } from "./define.ts";
+
+interface ReadCase {
+  words: number;
+  from: "buffer" | "texture";
+  /** Where the only word that is not 0 lies, if there is one. */
+  at?: number;
+}
 
 /**
  * Reads a whole buffer, or its copy in a texture, and does next to nothing with it: how
  * fast memory can be.
  * Each thread has eight 16-byte loads in flight, neighbours read neighbours.
  */
-export const peakRead = defineKernel({
+export const peakRead = defineKernel<ReadCase>({
   name: "peakRead",
   buffers: ({ X_IN }) => ({
     x: `n as ${X_IN === "texture" ? "texels" : "unit"}`,
@@ -18,7 +25,6 @@ export const peakRead = defineKernel({
     1,
     1,
   ],
-  cost: otherCost,
   body: /* wgsl */ `
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -37,4 +43,26 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   // Never true of a buffer of zeros, which the compiler cannot know.
   if ((all.x ^ all.y ^ all.z ^ all.w) == 1u) { y[0] = 1u; }
 }`,
+  cases: (["buffer", "texture"] as const).flatMap((from): ReadCase[] => [
+    { words: 65536, from },
+    { words: 12004, from, at: 0 },
+    { words: 12004, from, at: 9177 },
+    { words: 16384, from, at: 16383 },
+  ]),
+  makeCase({ words, from, at }) {
+    const data = new Uint32Array(words);
+    if (at !== undefined) data[at] = 1; // it is found only where it is read
+    return {
+      what: `${words} words of a ${from}, ${
+        at === undefined ? "all 0" : `a 1 at ${at}`
+      }`,
+      operands: { x: u32Tensor([words], data), y: u32(7, 8, 9, 10) },
+      constants: { X_IN: from },
+      expected: () => [{
+        of: "y",
+        values: [at === undefined ? 7 : 1, 8, 9, 10],
+        tolerance: 0,
+      }],
+    };
+  },
 });

@@ -1,6 +1,15 @@
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { HEADS, turnPair } from "./heads.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { headConstants } from "../lib/dispatch/attention.ts";
+import {
+  type AttentionCase,
+  attentionText,
+  HEADS_128,
+  ODD_HEADS,
+  sizesOf,
+} from "./attention_case.ts";
+import { EPS, HALF_ATTENTION, room, SUM, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
@@ -28,7 +37,7 @@ const rotate = (norm: string) => /* wgsl */ `
  * A cached value that f16 cannot hold raises `flags[0]`, so that nobody goes on
  * with an infinity.
  */
-export const qkNormRope = defineKernel({
+export const qkNormRope = defineKernel<AttentionCase>({
   name: "qkNormRope",
   buffers: ({ VEC }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
@@ -127,4 +136,34 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
 }`,
+  cases: [
+    { ...HEADS_128, lengths: [145], tokens: 9, cache: "f16", norm: "bf16" },
+    { ...HEADS_128, lengths: [17], tokens: 5, cache: "f32", norm: "f16" },
+    { ...ODD_HEADS, lengths: [0, 9], tokens: 5, cache: "f32", norm: "f32" },
+  ],
+  makeCase(given, { device, random, reference }) {
+    const sizes = sizesOf(given), { heads, headDim, tokens } = given;
+    const inputs = reference.attentionInputs(random, sizes, given);
+    return {
+      what: attentionText(given),
+      operands: {
+        ...inputs,
+        lengths: u32(...given.lengths),
+        q: room([sizes.rows, heads * headDim]),
+        flags: u32(0, 0, 0, 0),
+      },
+      constants: headConstants(headDim, device),
+      uniforms: { heads, first: 0, tokens, eps: EPS },
+      expected: () => {
+        const { q, k, v } = reference.appended(inputs, sizes);
+        const tolerance = given.cache === "f16" ? HALF_ATTENTION : SUM;
+        return [
+          { of: "q", values: q, tolerance: SUM },
+          { of: "k", values: k, tolerance },
+          { of: "v", values: v, tolerance },
+          { of: "flags", values: [0, 0, 0, 0], tolerance: 0 },
+        ];
+      },
+    };
+  },
 });

@@ -1,13 +1,16 @@
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { normCost } from "./cost.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import { EPS, type Float, FLOATS, room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
  * `y = x · norm / sqrt(mean(x²) + eps)` per row (RMSNorm,
  * https://arxiv.org/abs/1910.07467). One workgroup per row.
  */
-export const rmsNorm = defineKernel({
+export const rmsNorm = defineKernel<{ k: number; norm: Float }>({
   name: "rmsNorm",
   buffers: { x: "m k as span", norm: "k as span", y: "out m k as span" },
   uniforms: { eps: "f32" },
@@ -39,4 +42,20 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     y_store(row * u.k + e, u.k - e, x_span(row * u.k + e, u.k - e) * scale * norm_span(e, u.k - e));
   }
 }`,
+  cases: FLOATS.flatMap((norm) => [{ k: 19, norm }, { k: 1024, norm }]),
+  makeCase({ k, norm: dtype }, { device, random, reference }) {
+    const x = random.tensor("f32", [3, k], 2);
+    const norm = random.tensor(dtype, [k], 0.5, 1);
+    return {
+      what: `[3, ${k}] by ${dtype}`,
+      operands: { x, norm, y: room([3, k]) },
+      constants: laneConstants(device),
+      uniforms: { eps: EPS },
+      expected: () => {
+        const values = reference.rmsNormed(toF32(x), toF32(norm), EPS);
+        const norms = values.map(Math.abs);
+        return [{ of: "y", values, norms, tolerance: SUM }];
+      },
+    };
+  },
 });

@@ -1,6 +1,8 @@
-import { BIN, BINS } from "./sample_histogram.ts";
+import { BIN } from "./sample_histogram.ts";
 import {
   BEST,
+  BINS,
+  chunkLength,
   deriveChunk,
   GUMBEL,
   LOAD_SCORES,
@@ -10,7 +12,32 @@ import {
   SCORES,
 } from "./sample_scores.ts";
 import { samplingCost } from "./cost.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import {
+  ABSENT,
+  bestOf,
+  binned,
+  binOf,
+  drawScore,
+  eachChunk,
+  floatOf,
+  highestOf,
+  histogramTensor,
+  narrow,
+  rowsOf,
+  type SampleSizes,
+  scoreOf,
+  words,
+} from "./sample_case.ts";
+import { type Buffers, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
+
+interface DrawCase extends SampleSizes {
+  temperature: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+}
 
 /**
  * Draws from each chunk: the token with the highest `(score − top) / temperature
@@ -22,7 +49,7 @@ import { defineKernel } from "./define.ts";
  * `[key of the draw, id, candidates, 0]`; `limits` says what lies above the bins:
  * `[top, tokens above, mass above, mass of all, upper edge]`, f32 but the count.
  */
-export const sampleDraw = defineKernel({
+export const sampleDraw = defineKernel<DrawCase>({
   name: "sampleDraw",
   buffers: (c) => ({
     ...logitsContract(c),
@@ -170,4 +197,147 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     @if HISTOGRAM { records[record + 2u] = atomicLoad(&count); } @else { records[record + 2u] = 0u; }
   }
 }`,
+  cases: [
+    { sequences: 2, vocab: 5003, chunks: 8, temperature: 0.7, minP: 0.01 },
+    { sequences: 1, vocab: 5003, chunks: 8, temperature: 1, topP: 0.9 },
+    { sequences: 2, vocab: 1024, chunks: 1, temperature: 2, topK: 200 },
+    {
+      sequences: 1,
+      vocab: 5003,
+      chunks: 8,
+      temperature: 1,
+      topK: 300,
+      topP: 0.6,
+    },
+  ],
+  makeCase(given, { device, random, reference }) {
+    const { sequences, vocab, chunks, temperature } = given;
+    const { topK = 0, topP = 1, minP = 0 } = given, seed = 4_000_000_000;
+    const width = 32 * Math.max(temperature, 1) / BINS;
+    const logits = binned(random, given, width), rows = rowsOf(logits);
+    const histogram = topK > 0 || topP < 1;
+    const room = chunkLength(vocab, chunks);
+    // One p serves all sequences, so only one has it moved off its sums.
+    const bins = rows.map((row) =>
+      narrow(row, width, temperature, { topK, topP })
+    );
+    const steps = rows.map((_, s) => 3 + s);
+    const lowest = Math.max(Math.log(minP), ABSENT);
+    return {
+      what:
+        `[${sequences}, ${vocab}] in ${chunks} chunks, temperature ${temperature}` +
+        (topK ? `, top-k ${topK}` : "") + (topP < 1 ? `, top-p ${topP}` : "") +
+        (minP ? `, min-p ${minP}` : ""),
+      operands: {
+        logits,
+        highest: highestOf(given, rows),
+        step: u32(...steps),
+        records: words(sequences, chunks, 4),
+        histogram: histogramTensor(rows, width, temperature),
+        candidates: words(sequences, chunks, room, 2),
+        limits: words(sequences, 8),
+      },
+      constants: {
+        ...laneConstants(device),
+        HISTOGRAM: histogram ? 1 : 0,
+        TOP_K: topK ? 1 : 0,
+        TOP_P: topP < 1 ? 1 : 0,
+      },
+      uniforms: {
+        penalty: 1,
+        temperature,
+        lowest,
+        seed,
+        width,
+        k: topK,
+        p: bins[0].p,
+      },
+      expected: () => {
+        const score = (s: number, id: number) => {
+          const row = rows[s], scaled = row[id] / temperature;
+          const sure = !histogram || binOf(row[id], 0, width) < bins[s].begin;
+          return sure && scaled >= lowest
+            ? drawScore(reference, {
+              row,
+              id,
+              temperature,
+              seed: (seed + s) >>> 0,
+              step: steps[s],
+            }, 0)
+            : ABSENT;
+        };
+        const best: number[] = [], open: number[][] = [];
+        const owner: number[] = [];
+        eachChunk(given, (s, _, ids) => {
+          const { begin, end } = bins[s];
+          owner.push(s);
+          best.push(bestOf(ids, (id) => score(s, id)).score);
+          open.push(
+            histogram
+              ? ids.filter((id) => {
+                const bin = binOf(rows[s][id], 0, width);
+                return bin >= begin && bin <= end;
+              })
+              : [],
+          );
+        });
+        const norms = best.map((value) => Math.max(1, Math.abs(value)));
+        const drawn = { values: best, norms, tolerance: 2e-5 };
+        const record = (i: number, word: number, { records }: Buffers) =>
+          records[4 * i + word];
+        return [
+          {
+            of: (all) => best.map((_, i) => scoreOf(record(i, 0, all))),
+            ...drawn,
+          },
+          {
+            // Of tokens that draw nearly the same any will do.
+            of: (all) =>
+              best.map((value, i) =>
+                value === ABSENT
+                  ? record(i, 1, all) === 0 ? ABSENT : NaN
+                  : score(owner[i], record(i, 1, all))
+              ),
+            ...drawn,
+          },
+          {
+            of: (all) => best.map((_, i) => record(i, 2, all)),
+            values: open.map(({ length }) => length),
+            tolerance: 0,
+          },
+          ...(histogram
+            ? [{
+              of: ({ candidates, records }: Buffers) =>
+                open.flatMap((_, i) =>
+                  Array.from(
+                    { length: records[4 * i + 2] },
+                    (_, j) => candidates[2 * (i * room + j) + 1],
+                  ).sort((a, b) => a - b)
+                ),
+              values: open.flat(),
+              tolerance: 0,
+            }, {
+              of: ({ limits }: Buffers) =>
+                bins.flatMap((_, s) => [
+                  floatOf(limits[8 * s]),
+                  limits[8 * s + 1],
+                  floatOf(limits[8 * s + 2]),
+                  floatOf(limits[8 * s + 3]),
+                  floatOf(limits[8 * s + 4]),
+                ]),
+              values: bins.flatMap(({ above, massAbove, all, begin }) => [
+                0,
+                above,
+                massAbove,
+                all,
+                -begin * width,
+              ]),
+              norms: bins.flatMap(({ above, all }) => [1, above, all, all, 1]),
+              tolerance: 1e-5,
+            }]
+            : []),
+        ];
+      },
+    };
+  },
 });

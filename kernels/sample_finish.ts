@@ -1,5 +1,30 @@
-import { BEST, GUMBEL, ORDER, SAMPLE_CONSTANTS } from "./sample_scores.ts";
+import {
+  BEST,
+  BINS,
+  chunkLength,
+  GUMBEL,
+  ORDER,
+  SAMPLE_CONSTANTS,
+} from "./sample_scores.ts";
 import { samplingCost } from "./cost.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import {
+  bestOf,
+  binned,
+  binOf,
+  bitsOf,
+  drawScore,
+  eachChunk,
+  keyOf,
+  narrow,
+  penalized,
+  rowsOf,
+  type SampleSizes,
+  topKRecords,
+} from "./sample_case.ts";
+import { type CaseTools, type KernelCase, u32, u32Tensor } from "./case.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
+import type { CpuTensor } from "../lib/formats/tensor.ts";
 import { defineKernel } from "./define.ts";
 
 /** Runs `body` for every candidate `key`, `id` of this thread: SHARE threads go through a chunk's. */
@@ -9,6 +34,199 @@ const each = (body: string) => /* wgsl */ `
     let id = candidates[base + j * 2u + 1u];
     ${body}
   }`;
+
+interface FinishCase extends SampleSizes {
+  /** Which kernel left the records. */
+  from: "winners" | "top-k" | "histogram";
+  topK?: number;
+  topP?: number;
+}
+
+/** A case over records, and the tokens that must be chosen from them. */
+function finishCase(
+  { sequences, vocab, from, topK = 0, topP = 1 }: FinishCase,
+  device: CaseTools["device"],
+  operands: Record<string, CpuTensor>,
+  constants: Constants,
+  p: number,
+  choose: () => number[],
+): KernelCase {
+  const steps = 3, length = Math.ceil(vocab / 32);
+  const begin = Array.from({ length: sequences }, (_, s) => STEP + s);
+  return {
+    what: `[${sequences}, ${vocab}] from ${from}` +
+      (topK ? `, top-k ${topK}` : "") + (topP < 1 ? `, top-p ${topP}` : ""),
+    operands: {
+      ...operands,
+      tokens: u32(...begin.map(() => 7)),
+      ring: u32Tensor([steps, sequences]),
+      lengths: u32(...begin.map((_, s) => 10 + s)),
+      seen: u32Tensor(
+        [sequences, length],
+        new Uint32Array(sequences * length).fill(0x10000),
+      ),
+      step: u32(...begin),
+    },
+    constants: {
+      ...laneConstants(device),
+      ...constants,
+      TOP_K: topK ? 1 : 0,
+      TOP_P: topP < 1 ? 1 : 0,
+    },
+    uniforms: {
+      advance: 2,
+      longest: 13,
+      temperature: 1,
+      lowest: -3e38,
+      seed: SEED,
+      k: topK,
+      p,
+    },
+    expected: () => {
+      const tokens = choose();
+      const ring = new Float64Array(steps * sequences).fill(0xdeadbeef);
+      const seen = new Float64Array(sequences * length).fill(0x10000);
+      tokens.forEach((id, s) => {
+        ring[begin[s] % steps * sequences + s] = id;
+        const at = s * length + (id >>> 5);
+        seen[at] = (seen[at] | 1 << (id & 31)) >>> 0;
+      });
+      const exact = { tolerance: 0 };
+      return [
+        { of: "tokens", values: tokens, ...exact },
+        { of: "ring", values: ring, ...exact },
+        {
+          of: "lengths",
+          values: begin.map((_, s) => Math.min(13, 12 + s)),
+          ...exact,
+        },
+        { of: "seen", values: seen, ...exact },
+        { of: "step", values: begin.map((step) => step + 1), ...exact },
+      ];
+    },
+  };
+}
+
+const SEED = 4_294_967_295, STEP = 4;
+
+/** Records of argmax or of a draw: the best one wins. */
+function finishWinners(
+  given: FinishCase,
+  { device, random }: CaseTools,
+): KernelCase {
+  const { sequences, chunks, vocab } = given;
+  const { scores } = penalized(random, given, 1);
+  const records = u32Tensor([sequences, chunks, 4]);
+  eachChunk(given, (s, c, ids) => {
+    const { score, id } = bestOf(ids, (id) => scores[s][id]);
+    records.data.set([keyOf(score), id, 0], (s * chunks + c) * 4);
+  });
+  const all = Array.from({ length: vocab }, (_, id) => id);
+  return finishCase(
+    given,
+    device,
+    { records },
+    {},
+    1,
+    () => scores.map((row) => bestOf(all, (id) => row[id]).id),
+  );
+}
+
+/** What the reference draws for each row. */
+const drawn = (
+  rows: readonly Float32Array[],
+  { reference }: CaseTools,
+  topK: number,
+  topP: number,
+) =>
+() =>
+  rows.map((row, s) =>
+    reference.sample(
+      row,
+      {
+        temperature: 1,
+        topK,
+        topP,
+        minP: 0,
+        repetitionPenalty: 1,
+        seed: (SEED + s) >>> 0,
+      },
+      new Uint32Array(),
+      STEP + s,
+    )
+  );
+
+/** Records and candidates of sample_top_k.ts. */
+function finishTopK(given: FinishCase, tools: CaseTools): KernelCase {
+  const { sequences, vocab, chunks, topK = 0, topP = 1 } = given;
+  const { scores } = penalized(tools.random, given, 1);
+  const room = chunkLength(vocab, chunks);
+  const records = u32Tensor([sequences, chunks, 4]);
+  const candidates = u32Tensor([sequences, chunks, room, 2]);
+  topKRecords(given, scores, topK, 64).forEach((found, i) => {
+    const { bound, ids, top, sequence } = found;
+    records.data.set([keyOf(bound), 0, ids.length, keyOf(top)], 4 * i);
+    ids.forEach((id, j) =>
+      candidates.data.set([keyOf(scores[sequence][id]), id], 2 * (i * room + j))
+    );
+  });
+  const p = Math.fround(topP);
+  return finishCase(
+    given,
+    tools.device,
+    { records, candidates },
+    { WINNERS: 0, CANDIDATES: 1 },
+    p,
+    drawn(scores, tools, topK, p),
+  );
+}
+
+/** Records, candidates and limits of sample_draw.ts. */
+function finishHistogram(given: FinishCase, tools: CaseTools): KernelCase {
+  const { sequences, vocab, chunks, topK = 0, topP = 1 } = given;
+  const { reference, random } = tools, width = 32 / BINS;
+  const logits = binned(random, given, width), rows = rowsOf(logits);
+  const room = chunkLength(vocab, chunks);
+  const records = u32Tensor([sequences, chunks, 4]);
+  const candidates = u32Tensor([sequences, chunks, room, 2]);
+  const limits = u32Tensor([sequences, 8]);
+  const bins = rows.map((row) => narrow(row, width, 1, { topK, topP }));
+  eachChunk(given, (s, c, ids) => {
+    const row = rows[s], { begin, end, above, massAbove, all } = bins[s];
+    const bin = (id: number) => binOf(row[id], 0, width);
+    const draw = {
+      row,
+      temperature: 1,
+      seed: (SEED + s) >>> 0,
+      step: STEP + s,
+    };
+    const best = bestOf(
+      ids.filter((id) => bin(id) < begin),
+      (id) => drawScore(reference, { ...draw, id }, 0),
+    );
+    const open = ids.filter((id) => bin(id) >= begin && bin(id) <= end);
+    const i = s * chunks + c;
+    records.data.set([keyOf(best.score), best.id, open.length, 0], 4 * i);
+    open.forEach((id, j) =>
+      candidates.data.set([keyOf(row[id]), id], 2 * (i * room + j))
+    );
+    limits.data.set([
+      bitsOf(0),
+      above,
+      bitsOf(massAbove),
+      bitsOf(all),
+      bitsOf(-begin * width),
+    ], 8 * s);
+  });
+  return finishCase(
+    given,
+    tools.device,
+    { records, candidates, limits },
+    { CANDIDATES: 1, LIMITS: 1 },
+    bins[0].p,
+    drawn(rows, tools, topK, bins[0].p),
+  );
+}
 
 /**
  * Chooses the token of each sequence and moves the decode loop on: the next
@@ -26,7 +244,7 @@ const each = (body: string) => /* wgsl */ `
  * LIMITS: what lies above the candidates (sample_draw.ts); else they begin at
  * the top of the row, and records are those of sample_top_k.ts.
  */
-export const sampleFinish = defineKernel({
+export const sampleFinish = defineKernel<FinishCase>({
   name: "sampleFinish",
   buffers: (c) => ({
     records: "sequences chunks any",
@@ -198,4 +416,31 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     step[sequence] = at + 1u;
   }
 }`,
+  cases: [
+    { sequences: 3, vocab: 1003, chunks: 2, from: "winners" },
+    { sequences: 2, vocab: 5003, chunks: 8, from: "top-k", topK: 20 },
+    {
+      sequences: 1,
+      vocab: 5003,
+      chunks: 8,
+      from: "top-k",
+      topK: 20,
+      topP: 0.8,
+    },
+    { sequences: 1, vocab: 5003, chunks: 8, from: "histogram", topP: 0.9 },
+    {
+      sequences: 1,
+      vocab: 5003,
+      chunks: 8,
+      from: "histogram",
+      topK: 300,
+      topP: 0.6,
+    },
+  ],
+  makeCase: (given, tools) =>
+    given.from === "winners"
+      ? finishWinners(given, tools)
+      : given.from === "top-k"
+      ? finishTopK(given, tools)
+      : finishHistogram(given, tools),
 });

@@ -1,4 +1,5 @@
 import {
+  BINS,
   deriveChunk,
   LOAD_SCORES,
   logitsContract,
@@ -7,15 +8,25 @@ import {
   SCORES,
 } from "./sample_scores.ts";
 import { samplingCost } from "./cost.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import {
+  binned,
+  highestOf,
+  histogramOf,
+  rowsOf,
+  type SampleSizes,
+} from "./sample_case.ts";
+import { u32Tensor } from "./case.ts";
 import { defineKernel } from "./define.ts";
-
-/** Bins of the histogram. */
-export const BINS = 1024;
 
 /** The bin of a score: equal steps downwards from the highest, all the rest in the last. */
 export const BIN = /* wgsl */ `
 fn bin_of(x: f32, top: f32) -> u32 { return u32(min((top - x) / u.width, f32(BINS - 1u))); }
 `;
+
+interface HistogramCase extends SampleSizes {
+  temperature: number;
+}
 
 /**
  * How many scores lie in each bin, and their probability mass. Rows of
@@ -23,7 +34,7 @@ fn bin_of(x: f32, top: f32) -> u32 { return u32(min((top - x) / u.width, f32(BIN
  * the rest apart so that sums over chunks cannot overflow, then the count. Whole
  * numbers: the sums do not depend on the order of threads.
  */
-export const sampleHistogram = defineKernel({
+export const sampleHistogram = defineKernel<HistogramCase>({
   name: "sampleHistogram",
   buffers: (c) => ({
     ...logitsContract(c),
@@ -68,4 +79,51 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     }
   }
 }`,
+  cases: [
+    { sequences: 1, vocab: 5003, chunks: 8, temperature: 1 },
+    { sequences: 2, vocab: 1024, chunks: 1, temperature: 2.5 },
+  ],
+  makeCase(given, { device, random }) {
+    const { sequences, vocab, chunks, temperature } = given;
+    const width = 32 * Math.max(temperature, 1) / BINS;
+    const logits = binned(random, given, width), rows = rowsOf(logits);
+    return {
+      what:
+        `[${sequences}, ${vocab}] in ${chunks} chunks, temperature ${temperature}`,
+      operands: {
+        logits,
+        highest: highestOf(given, rows),
+        histogram: u32Tensor(
+          [sequences, 3, BINS],
+          new Uint32Array(sequences * 3 * BINS),
+        ),
+      },
+      constants: laneConstants(device),
+      uniforms: { penalty: 1, temperature, width },
+      expected: () => {
+        const all = rows.map((row) => histogramOf(row, width, temperature));
+        const count = all.flatMap(({ count }) => [...count]);
+        const mass = all.flatMap(({ mass }) => [...mass]);
+        const at = (i: number) => Math.floor(i / BINS) * 3 * BINS + i % BINS;
+        return [
+          {
+            of: ({ histogram }) =>
+              count.map((_, i) => histogram[at(i) + 2 * BINS]),
+            values: count,
+            tolerance: 0,
+          },
+          {
+            of: ({ histogram }) =>
+              mass.map((_, i) =>
+                histogram[at(i)] + 65536 * histogram[at(i) + BINS]
+              ),
+            values: mass,
+            norms: count,
+            // Each share is rounded to a unit, after an exp of what f32 holds.
+            tolerance: 8,
+          },
+        ];
+      },
+    };
+  },
 });

@@ -15,6 +15,9 @@ import { LANES } from "../lib/webgpu/wgsl.ts";
 /** Threads of every sampling workgroup, a multiple of the chunks of a row. */
 export const WORKGROUP = 256;
 
+/** Bins of the histogram of a row's scores. */
+export const BINS = 1024;
+
 /** Defaults of every sampling kernel. PENALTY reads `seen` and needs the uniform `penalty`. */
 export const SAMPLE_CONSTANTS = {
   WORKGROUP,

@@ -1,4 +1,5 @@
 import {
+  chunkLength,
   deriveChunk,
   LOAD_SCORES,
   logitsContract,
@@ -6,7 +7,21 @@ import {
   SCORES,
 } from "./sample_scores.ts";
 import { samplingCost } from "./cost.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import {
+  penalized,
+  type SampleSizes,
+  scoreOf,
+  topKRecords,
+  words,
+} from "./sample_case.ts";
+import { type Buffers, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
+
+interface TopKCase extends SampleSizes {
+  penalty: number;
+  k: number;
+}
 
 /**
  * Every token of a chunk that may be among the `k` highest of its row: the
@@ -14,7 +29,7 @@ import { defineKernel } from "./define.ts";
  * ties included, and hardly more where PARTS is 2 k. Candidates are `[key, id]` in
  * no certain order; records are `[that bound, 0, candidates, highest key]`.
  */
-export const sampleTopK = defineKernel({
+export const sampleTopK = defineKernel<TopKCase>({
   name: "sampleTopK",
   buffers: (c) => ({
     ...logitsContract(c),
@@ -78,4 +93,76 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     records[record + 3u] = atomicLoad(&top);
   }
 }`,
+  cases: [
+    { sequences: 1, vocab: 5003, chunks: 8, penalty: 1, k: 20 },
+    { sequences: 2, vocab: 1024, chunks: 1, penalty: 2, k: 50 },
+  ],
+  makeCase(given, { device, random }) {
+    const { sequences, vocab, chunks, penalty, k } = given;
+    const { logits, seen, scores } = penalized(random, given, penalty);
+    const room = chunkLength(vocab, chunks), PARTS = k <= 32 ? 64 : 128;
+    return {
+      what: `top ${k} of [${sequences}, ${vocab}] in ${chunks} chunks` +
+        (penalty === 1 ? "" : `, penalty ${penalty}`),
+      operands: {
+        logits,
+        seen,
+        candidates: words(sequences, chunks, room, 2),
+        records: words(sequences, chunks, 4),
+      },
+      constants: {
+        ...laneConstants(device),
+        PENALTY: penalty === 1 ? 0 : 1,
+        PARTS,
+      },
+      uniforms: { penalty, k },
+      expected: () => {
+        const records = topKRecords(given, scores, k, PARTS);
+        const numbers = records.flatMap(({ bound, ids, top }) => [
+          bound,
+          ids.length,
+          top,
+        ]);
+        // By token, as candidates are in no certain order.
+        const byToken = (list: [id: number, score: number][][]) =>
+          list.flatMap((chunk) => {
+            const all = new Float64Array(vocab).fill(NaN);
+            for (const [id, score] of chunk) all[id] = score;
+            return [...all];
+          });
+        const found = byToken(
+          records.map(({ ids, sequence }) =>
+            ids.map((id) => [id, scores[sequence][id]])
+          ),
+        );
+        return [
+          {
+            of: ({ records: words }: Buffers) =>
+              records.flatMap((_, i) => [
+                scoreOf(words[4 * i]),
+                words[4 * i + 2],
+                scoreOf(words[4 * i + 3]),
+              ]),
+            values: numbers,
+            norms: numbers.map(Math.abs),
+            tolerance: SUM,
+          },
+          {
+            of: ({ candidates, records: words }: Buffers) =>
+              byToken(
+                records.map((_, i) =>
+                  Array.from({ length: words[4 * i + 2] }, (_, j) => {
+                    const at = 2 * (i * room + j);
+                    return [candidates[at + 1], scoreOf(candidates[at])];
+                  })
+                ),
+              ),
+            values: found,
+            norms: found.map(Math.abs),
+            tolerance: SUM,
+          },
+        ];
+      },
+    };
+  },
 });

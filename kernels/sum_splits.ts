@@ -1,12 +1,17 @@
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { linearName } from "./cost.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import { room, SUM } from "./case.ts";
+import { BEFORE } from "./linear_case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
  * Adds what the SPLITS runs of a gemm over k wrote, `[splits · m, n]`, into `y`.
  * ADD 1 keeps what is there (residual).
  */
-export const sumSplits = defineKernel({
+export const sumSplits = defineKernel<
+  { m: number; n: number; splits: number; add: 0 | 1 }
+>({
   name: "sumSplits",
   // Y_FOURS 0: `column` or n is no multiple of 4, though y's rows may be.
   buffers: ({ Y_FOURS }) => ({
@@ -43,4 +48,27 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @unroll for (var s = 0; s < SPLITS; s++) { sum += partial_span((s * u.m + row) * u.n + e, left); }
   y_store(at, left, sum);
 }`,
+  cases: [
+    { m: 5, n: 19, splits: 3, add: 1 },
+    { m: 5, n: 76, splits: 2, add: 0 },
+  ],
+  makeCase({ m, n, splits, add }, { random }) {
+    const partial = random.tensor("f32", [splits * m, n]);
+    const before = add ? BEFORE : 0;
+    return {
+      what: `${splits} × f32 [${m}, ${n}]${add ? " added to a residual" : ""}`,
+      operands: { partial, y: room([m, n], add ? BEFORE : NaN) },
+      constants: { SPLITS: splits, ADD: add },
+      uniforms: { stride: n, column: 0 },
+      expected: () => {
+        const all = toF32(partial);
+        const values = Float64Array.from({ length: m * n }, (_, at) => {
+          let sum = before;
+          for (let s = 0; s < splits; s++) sum += all[s * m * n + at];
+          return sum;
+        });
+        return [{ of: "y", values, tolerance: SUM }];
+      },
+    };
+  },
 });

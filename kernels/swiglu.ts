@@ -1,4 +1,6 @@
 import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import { room, SUM } from "./case.ts";
 import { linearName } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 
@@ -7,7 +9,7 @@ import { defineKernel } from "./define.ts";
  * are stored in different types. The matmul kernels do it themselves where one buffer
  * holds rows of both.
  */
-export const swiglu = defineKernel({
+export const swiglu = defineKernel<{ m: number; n: number }>({
   name: "swiglu",
   buffers: { both: "m n", y: "out m half" },
   constants: { WORKGROUP: 128 },
@@ -39,4 +41,18 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let gate = both[at];
   y[i] = gate / (1.0 + exp(-gate)) * both[at + u.half];
 }`,
+  cases: [{ m: 1, n: 2 }, { m: 7, n: 74 }, { m: 3, n: 6144 }],
+  makeCase({ m, n }, { random, reference }) {
+    const both = random.tensor("f32", [m, n], 8);
+    return {
+      what: `f32 [${m}, ${n}]`,
+      operands: { both, y: room([m, n / 2]) },
+      expected: () => {
+        const values = Float64Array.from(toF32(both));
+        const given = { values, norms: new Float64Array(m * n) };
+        const y = reference.epilogue("swiglu", given, n, 0);
+        return [{ of: "y", ...y, tolerance: SUM }];
+      },
+    };
+  },
 });

@@ -1,5 +1,5 @@
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { otherCost } from "./cost.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { defineKernel } from "./define.ts";
 
 /**
@@ -7,7 +7,9 @@ import { defineKernel } from "./define.ts";
  * lib/checkpoint/synthetic.ts, two weights per thread: words from `source` on of the
  * tensor go to word `to` on of the buffer.
  */
-export const synthesize = defineKernel({
+export const synthesize = defineKernel<
+  { words: number; source: number; to: number }
+>({
   name: "synthesize",
   buffers: { w: "inout any as raw" },
   uniforms: {
@@ -19,7 +21,6 @@ export const synthesize = defineKernel({
   },
   constants: { WORKGROUP: 256 },
   grid: ({ words }, { WORKGROUP }) => splitGrid(words / WORKGROUP),
-  cost: otherCost,
   body: /* wgsl */ `
 fn weight(i: u32) -> u32 {
   var h = i + u.seed;
@@ -36,4 +37,22 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let i = (wg.y * groups.x + wg.x) * WORKGROUP + tid;
   if (i < u.words) { w[u.to + i] = weight(2u * (u.source + i)) | (weight(2u * (u.source + i) + 1u) << 16u); }
 }`,
+  cases: [{ words: 333, source: 0, to: 0 }, { words: 300, source: 77, to: 9 }],
+  makeCase({ words, source, to }, { random, reference }) {
+    const rule = { seed: 7, scale: 0.25, offset: 0 as const };
+    const size = 2 * (to + words + 5);
+    return {
+      what: `bf16 [${size}], ${words} words from ${source}`,
+      operands: { w: random.tensor("bf16", [size], 0, NaN) },
+      uniforms: { seed: rule.seed, scale: rule.scale, source, to, words },
+      expected: () => {
+        const data = new Uint16Array(2 * words);
+        reference.fillSynthetic(rule, 2 * source, data);
+        const values = new Float32Array(size).fill(NaN);
+        const weights = toF32({ dtype: "bf16", shape: [2 * words], data });
+        values.set(weights, 2 * to);
+        return [{ of: "w", values, tolerance: 0 }];
+      },
+    };
+  },
 });

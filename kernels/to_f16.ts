@@ -1,6 +1,9 @@
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { normCost } from "./cost.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import { EPS, type Float, FLOATS, room } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
@@ -9,7 +12,7 @@ import { defineKernel } from "./define.ts";
  * exceed 65,504), small values keep their precision beside large ones, and scaling
  * back is exact. NORM 1 RMS-norms the row first. One workgroup per row.
  */
-export const toF16 = defineKernel({
+export const toF16 = defineKernel<{ k: number; norm?: Float }>({
   name: "toF16",
   buffers: {
     x: "m k as vec4",
@@ -75,4 +78,35 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @else { scales[row] = unit; }
   }
 }`,
+  cases: [{ k: 76 }, ...FLOATS.map((norm) => ({ k: 100, norm }))],
+  makeCase({ k, norm: dtype }, { device, random, reference }) {
+    const m = 3;
+    const x = random.tensor("f32", [m, k], 1e6);
+    const norm = dtype ? random.tensor(dtype, [k], 0.5, 1) : x;
+    return {
+      what: `[${m}, ${k}]${dtype ? `, normed by ${dtype}` : ""}`,
+      operands: {
+        x,
+        norm,
+        y: random.tensor("f16", [m, k], 0, NaN),
+        scales: room([m]),
+      },
+      constants: { NORM: dtype ? 1 : 0, ...laneConstants(device) },
+      uniforms: { eps: EPS, headroom: 64 },
+      expected: () => {
+        const values = dtype
+          ? reference.rmsNormed(toF32(x), toF32(norm), EPS)
+          : Float64Array.from(toF32(x));
+        const largest = values.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
+        return [{
+          of: ({ y, scales }) =>
+            Float64Array.from(y, (half, i) => half * scales[Math.floor(i / k)]),
+          values,
+          // f16 keeps 11 bits, down to 2⁻²⁴ of what a row is scaled to.
+          norms: values.map((v) => Math.abs(v) + 1e-3 * largest),
+          tolerance: 2 ** -10.9,
+        }];
+      },
+    };
+  },
 });

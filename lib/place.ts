@@ -11,10 +11,12 @@ import { host } from "./host.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import type { Gpu } from "./webgpu/device.ts";
 import { cacheBytes } from "./model/kv_cache.ts";
+import { chooseCacheDtype, chooseMatmulDtype } from "./dispatch/precision.ts";
 import type { Runner } from "./model/runner.ts";
 import { CpuRunner } from "./cpu/runner.ts";
 import { GpuRunner } from "./gpu/runner.ts";
-import { type DeviceKind, selectDevice } from "./select_device.ts";
+import type { DeviceKind } from "./dispatch/device.ts";
+import { selectDevice } from "./select_device.ts";
 
 /** Positions that a model has room for unless asked for more. */
 const DEFAULT_CONTEXT = 4096;
@@ -96,9 +98,9 @@ async function placeOnGpu(
 ): Promise<Placed> {
   const { config } = checkpoint;
   const exact = options.precision === "f32";
-  const f16Products = gpu.f16 && !exact && !gpu.software;
-  const whole = config.headDim % 8 === 0;
-  const cacheDtype = exact || !whole ? "f32" : "f16";
+  const matmuls = chooseMatmulDtype(gpu, exact);
+  const kept = chooseCacheDtype(config.headDim, exact);
+  const { dtype: cacheDtype } = kept, f16Matmuls = matmuls.dtype === "f16";
   const context = chooseContext(checkpoint, options, {
     bytes: gpu.limits.maxStorageBufferBindingSize,
     perPosition: cacheBytes(config, 1, 1, cacheDtype) /
@@ -117,30 +119,15 @@ async function placeOnGpu(
       ...options,
       context: context.tokens,
       cacheDtype,
-      f16Products,
+      f16Matmuls,
     },
   );
-  const products: Choice = {
-    what: "products of many rows",
-    value: f16Products ? "f16, summed in f32" : "f32",
-    reason: exact
-      ? "precision f32 was asked for"
-      : gpu.software
-      ? "f16 is not faster on a software renderer"
-      : gpu.f16
-      ? "faster; rows are scaled into f16's range"
-      : "the adapter lacks shader-f16",
-  };
-  const cache: Choice = {
-    what: "KV cache",
-    value: cacheDtype,
-    reason: exact
-      ? "precision f32 was asked for"
-      : whole
-      ? "half the memory; a value beyond 65,504 makes it f32"
-      : `a head of ${config.headDim} values is not whole 16-byte units`,
-  };
-  const choices = [choice, ...gpu.choices, products, cache, context.choice];
+  const decided: Choice[] = [{
+    what: "matmuls of many rows",
+    value: f16Matmuls ? "f16, summed in f32" : "f32",
+    reason: matmuls.reason,
+  }, { what: "KV cache", value: cacheDtype, reason: kept.reason }];
+  const choices = [choice, ...gpu.choices, ...decided, context.choice];
   return {
     runner,
     device: {

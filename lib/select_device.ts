@@ -3,31 +3,33 @@
  *
  * @module
  */
-import { bf16 } from "./formats/bf16.ts";
 import { matrixOf } from "./formats/matrix.ts";
+import { bf16 } from "./formats/bf16.ts";
 import { Tensor } from "./webgpu/tensor.ts";
 import { gemv } from "../kernels/gemv.ts";
 import { chooseLinear } from "./dispatch/linear.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
 import { NoAdapterError } from "./errors.ts";
 import type { Choice } from "./dispatch/choice.ts";
+import {
+  chooseDevice,
+  type DeviceKind,
+  type ReadRates,
+} from "./dispatch/device.ts";
 import { openDevice } from "./open_device.ts";
 import type { Gpu } from "./webgpu/device.ts";
 import { CpuOps } from "./cpu/ops.ts";
 import { Plan } from "./webgpu/plan.ts";
 
-/** `auto` decides, `gpu` insists on an adapter (software too), `cpu` asks for none. */
-export type DeviceKind = "auto" | "gpu" | "cpu";
-
-/** The device that was selected: a GPU, or the CPU where `gpu` is undefined. */
+/** The selected device: a GPU, or the CPU where `gpu` is undefined. */
 export interface Selection {
   gpu?: Gpu;
   choice: Choice;
 }
 
 /**
- * Selects a device. `auto` takes a hardware GPU; where there is only a software
- * adapter, whichever of it and the CPU path reads weights faster, measured.
+ * Selects a device. `auto` takes a hardware GPU; if there is only a software adapter,
+ * it measures whether that or the CPU path reads weights faster.
  *
  * @throws {NoAdapterError} if `gpu` is asked for and there is no adapter.
  */
@@ -36,58 +38,41 @@ export async function selectDevice(
   config: Qwen3Config,
   implementation?: GPU,
 ): Promise<Selection> {
-  const what = "device";
-  if (kind === "cpu") {
-    return { choice: { what, value: "cpu", reason: "it was asked for" } };
-  }
+  const cpu = (reason: string): Selection => ({
+    choice: { what: "device", value: "cpu", reason },
+  });
+  if (kind === "cpu") return cpu("it was asked for");
   let gpu: Gpu;
   try {
     gpu = await openDevice({ gpu: implementation });
   } catch (error) {
     if (kind === "gpu" || !(error instanceof NoAdapterError)) throw error;
-    const reason = error.message.replace("Cannot open a GPU: ", "");
-    return { choice: { what, value: "cpu", reason } };
+    return cpu(error.message.replace("Cannot open a GPU: ", ""));
   }
-  const value = `gpu: ${gpu.name}`;
-  if (kind === "gpu") {
-    const software = gpu.software ? ", a software renderer" : "";
-    return {
-      gpu,
-      choice: { what, value, reason: `it was asked for${software}` },
-    };
-  }
-  if (!gpu.software) {
-    return { gpu, choice: { what, value, reason: "a hardware GPU is here" } };
-  }
-  const { hiddenSize: k, intermediateSize: n } = config;
-  const onGpu = await softwareRate(gpu, n, k), onCpu = cpuRate(config, n, k);
-  const rates = `a [1, ${k}] × [${k}, ${n}] product reads ${
-    onCpu.toFixed(2)
-  } GB/s on the CPU path, ${onGpu.toFixed(2)} GB/s on ${gpu.name}`;
-  if (onGpu > onCpu) {
-    return {
-      gpu,
-      choice: {
-        what,
-        value,
-        reason: `only a software adapter is here; ${rates}`,
-      },
-    };
-  }
+  const decided = chooseDevice(kind, gpu) ??
+    chooseDevice(kind, gpu, await measureRates(gpu, config))!;
+  if (decided.gpu) return { gpu, choice: decided.choice };
   gpu[Symbol.dispose]();
-  return {
-    choice: {
-      what,
-      value: "cpu",
-      reason: `only a software adapter is here; ${rates}`,
-    },
-  };
+  return { choice: decided.choice };
 }
 
+/** Matmuls in a measurement. */
 const ROUNDS = 8;
+/** Deno settles a readback this late. */
+const READBACK_MS = 10;
 
-/** GB/s at which matmuls of a decode step read bf16 weights on an adapter. */
-async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
+/** How fast both sides read the widest weight of a layer in a decode step. */
+async function measureRates(
+  gpu: Gpu,
+  config: Qwen3Config,
+): Promise<ReadRates> {
+  const { hiddenSize: k, intermediateSize: n } = config;
+  const rates = { gpu: await gpuRate(gpu, n, k), cpu: cpuRate(config, n, k) };
+  return { k, n, ...rates };
+}
+
+/** GB/s on the GPU, for weights in bf16. */
+async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
   using w = Tensor.create(gpu, "bf16", [n, k]);
   using x = Tensor.create(gpu, "f32", [1, k]);
   using y = Tensor.create(gpu, "f32", [1, n]);
@@ -106,14 +91,14 @@ async function softwareRate(gpu: Gpu, n: number, k: number): Promise<number> {
   for (let i = 0; i < 2; i++) {
     const began = performance.now();
     plan.run();
-    // Deno settles the read 10 ms late.
     await y.read();
-    ms = Math.min(ms, Math.max(0.1, performance.now() - began - 10));
+    const took = performance.now() - began - READBACK_MS;
+    ms = Math.min(ms, Math.max(0.1, took));
   }
   return ROUNDS * n * k * 2 / ms / 1e6;
 }
 
-/** GB/s on the CPU path: the best matmul, as another program may take a core meanwhile. */
+/** GB/s on the CPU path; the fastest of several, because another program may take a core. */
 function cpuRate(config: Qwen3Config, n: number, k: number): number {
   using ops = new CpuOps(config);
   const w = matrixOf(ops.tensor("bf16", [n, k]));

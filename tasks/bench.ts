@@ -1,15 +1,18 @@
 /**
- * The speed targets on this machine: a row for each, warmed up, the median of several
- * runs with its spread, and the fraction of what this adapter can do at best.
+ * Measures the speed targets on this machine: for each row the median of several warm
+ * runs, its spread, and the fraction of what this adapter can do at best.
  *
  *   deno task bench
  *   deno task bench --only decode-128,prefill-512 --peers .peers
  *   deno task bench --model models/stories-3m --only decode-128,load --runs 2
+ *   deno task bench --markdown
  *
- * The table goes to stderr as rows are done; the last line of stdout is a
- * `BenchReport` of bench/report.ts as JSON. Rows that this machine or model cannot
- * have say why. `deno bench` times the kernels alone, see bench/*_bench.ts.
+ * Rows go to stderr as they are done; a row that this machine or model cannot run says
+ * why. The last line of stdout is a `BenchReport` of bench/report.ts as JSON, or with
+ * `--markdown` the table that bench/log.md keeps. `deno bench` times single kernels,
+ * see bench/*_bench.ts.
  */
+import { reportMarkdown } from "../bench/markdown.ts";
 import { requirePeers, runPeers } from "../bench/peers.ts";
 import {
   type BenchReport,
@@ -21,23 +24,27 @@ import {
 } from "../bench/report.ts";
 import { chooseRows, type RowKind, rowKinds } from "../bench/rows.ts";
 import { BenchSetting } from "../bench/setting.ts";
+import { errorText } from "../lib/errors.ts";
 import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "directory, URL, owner/name[@revision] or synthetic:…; default: synthetic:qwen3-0.6b",
+    "folder, URL, owner/name[@revision] or synthetic:…; default: synthetic:qwen3-0.6b",
   ],
-  "only": ["text", "these rows, a list with commas"],
+  "only": ["text", "comma-separated list of rows; all by default"],
   "runs": ["number", "timed runs of each measure; 5 by default"],
-  "max-tokens": ["number", "tokens of a generation; 256 by default"],
+  "max-tokens": ["number", "tokens per generation; 256 by default"],
   "peers": [
     "text",
-    "a folder made by bench/peers/pack.sh: runs llama.cpp beside ours",
+    "run llama.cpp too, from a folder that bench/peers/pack.sh made",
   ],
-  "json": ["switch", "the line of JSON alone, no table"],
-  "help": ["switch", "this text"],
+  "json": ["switch", "print nothing but the line of JSON"],
+  "markdown": ["switch", "print the table as Markdown instead of JSON"],
+  "help": ["switch", "print this text"],
 };
+
+const DEFAULT_MODEL = "synthetic:qwen3-0.6b";
 
 await runTask(async () => {
   const flags = readFlags(Deno.args, FLAGS);
@@ -52,13 +59,19 @@ await runTask(async () => {
   }
   if (flags.words.length) {
     throw new Error(
-      `Cannot bench: ${
+      `Cannot bench: unexpected argument "${
         flags.words[0]
-      } is not a flag, all there is to say is said by flags`,
+      }", this task takes flags only`,
+    );
+  }
+  const markdown = flags.on("markdown") ?? false;
+  if (markdown && flags.on("json")) {
+    throw new Error(
+      "Cannot bench: --json and --markdown are both given, must be one of them",
     );
   }
   const options = {
-    model: flags.text("model") ?? "synthetic:qwen3-0.6b",
+    model: flags.text("model") ?? DEFAULT_MODEL,
     runs: whole("runs", flags.number("runs"), 5, 1, 100),
     maxTokens: whole("max-tokens", flags.number("max-tokens"), 256, 8, 4096),
   };
@@ -101,21 +114,22 @@ await runTask(async () => {
     peersFailed,
     seconds: (performance.now() - began) / 1000,
   };
-  console.log(JSON.stringify(report));
+  console.log(markdown ? reportMarkdown(report) : JSON.stringify(report));
   return rows.some(({ failed }) => failed) || peersFailed.length ? 1 : 0;
 });
 
-/** One row; what goes wrong there leaves the others be. */
+/** One row; a failure leaves the others alone. */
 async function measureRow(
   row: string,
   kind: RowKind,
   setting: BenchSetting,
 ): Promise<Row> {
-  const start: Row = { row, what: kind.what, measures: [], peers: [] };
+  const { what, targets } = kind;
+  const start: Row = { row, what, targets, measures: [], peers: [] };
   try {
     return { ...start, ...await kind.measure(setting) };
   } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
+    const why = errorText(error);
     return error instanceof Unmeasurable
       ? { ...start, unmeasured: why }
       : { ...start, failed: why };

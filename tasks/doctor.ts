@@ -1,28 +1,32 @@
 /**
- * What to run first when something is off.
+ * What to run first when something is wrong.
  *
  *   deno task doctor
  *   deno task doctor --model Qwen/Qwen3-0.6B --context 32768
  *
- * A line for each finding: ✓ fine, ! works but slower, and why, ✗ what to do; the
- * last line sums up. Exit code 1 where there is a ✗. `--json` prints one line of JSON
- * instead, a `DoctorReport` of lib/tools/doctor/report.ts: `ok` and `findings`, each with `severity`
- * (green, yellow, red), `topic`, `text` and the numbers behind it in `data`; kernels
- * have `trials` with `what`, `error`, `tolerance`, `index`, `actual`, `expected`.
+ * Prints a line for each finding: ✓ fine, ! works but slowly, ✗ a problem and how to
+ * fix it; the last line sums up. Exit code 1 if there is a ✗. Lines have at most 100
+ * columns; `--json` prints everything instead, as one line of JSON, a `DoctorReport` of
+ * lib/tools/doctor/report.ts: `ok` and `findings`, each with `severity` (green, yellow,
+ * red), `topic`, `text` and the numbers behind it in `data`. For a kernel these are its
+ * `results`, each with `what`, `error`, `tolerance`, `index`, `actual`, `expected`.
  */
+import { DEFAULT_MODEL } from "../lib/load.ts";
 import { doctor } from "../lib/tools/doctor/doctor.ts";
 import { findingText, summaryText } from "../lib/tools/doctor/report.ts";
-import { DEFAULT_MODEL } from "../lib/load.ts";
 import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "directory, URL, owner/name[@revision] or synthetic:qwen3-0.6b; default: the embedded story model",
+    "folder, URL, owner/name[@revision] or synthetic:…; default: the story model",
   ],
-  "context": ["number", "tokens that a sequence may have"],
-  "json": ["switch", "one line of JSON on stdout, instead of the text"],
-  "help": ["switch", "this text"],
+  "context": ["number", "context length of one sequence, in tokens"],
+  "json": [
+    "switch",
+    "print the whole report as one line of JSON instead of text",
+  ],
+  "help": ["switch", "print this text"],
 };
 
 await runTask(async () => {
@@ -33,9 +37,9 @@ await runTask(async () => {
   }
   if (flags.words.length) {
     throw new Error(
-      `Cannot diagnose: ${
+      `Cannot diagnose: unexpected argument "${
         flags.words[0]
-      } is not a flag, all there is to say is said by flags`,
+      }", this task takes flags only`,
     );
   }
   const json = flags.on("json");

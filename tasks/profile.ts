@@ -1,34 +1,35 @@
 /**
- * Where the time of a model goes, with a verdict in plain words first.
+ * Shows where the time of a model goes, with verdicts in plain words first.
  *
  *   deno task profile --model Qwen/Qwen3-0.6B --html profile.html
  *   deno task profile --kernels gemv      # the failure that started this project
  *
- * `--json` writes one line of JSON last on stdout, `--json FILE` writes it to a file;
- * it is a `ProfileReport` of lib/tools/profile/report.ts, where every field is described:
+ * `--json` writes one line of JSON last on stdout, `--json FILE` to a file: a
+ * `ProfileReport` of lib/tools/profile/report.ts, which describes every field:
  *
  * - `verdicts`: `rule`, `severity` (red, yellow, green) and `text`, the most
  *   important first;
  * - `model`, `device` (`kind`, `adapter`, `software`, `choices` with reasons),
  *   `promptTokens`, `maxTokens`, `batch`, `notes`;
- * - `peaks`: what the adapter can do, measured in this run: `readGBps`, `bufferGBps`
- *   (where it reads textures faster), `f32TFLOPS`, `f16TFLOPS`, `fillWorkgroups` (of 256
+ * - `peaks`: the adapter's best rates, measured in this run: `readGBps`, `bufferGBps`
+ *   (if textures are faster), `f32TFLOPS`, `f16TFLOPS`, `fillWorkgroups` (of 256
  *   threads);
- * - `timedBy`: `timestamps`, `passes` (an adapter without them) or `verbs` (the CPU);
+ * - `timedBy`: `timestamps`, `passes` (an adapter without timestamps) or `verbs` (the
+ *   ops of the CPU);
  * - `phases`: prefill and decode, each with `ms` of a step as it runs, `profiledMs`
- *   with a pass per dispatch, their `factor`, `betweenMs` between those passes,
+ *   with one pass per dispatch, their `factor`, `betweenMs` between those passes,
  *   `tokensPerSecond`, `dispatches`, `flops`, `bytes` and its `operations`: `name`,
  *   `shape`, `dtypes`, `kernel`, `constants`, `reason`, `fused`, `calls`, `ms`,
  *   `share`, `flops`, `bytes`, `tflops`, `gbps`, the `bound` that applies (memory,
  *   f32, f16) and the `fraction` of it that was reached, per step;
- * - `coverage`: `calls` and `flops` of matrix products on the GPU and in total, and
- *   `refusals` by reason and shape; `fallbacks`: the operations that they hit;
- * - `loop`: the decode loop: `steps` and `tokens`, and of each step `encodeMs`,
- *   `submitMs`, `waitMs`, `readbackMs`, `gpuMs`; `idle`, `gaps`, `tokensPerSecond`
- *   with and without idling;
- * - `compare`: GPU and CPU times of Linear layers, attention and the whole;
- * - `timeline`: what `--trace` has: `lane`, `part`, `name`, `detail`, `begin` and `ms`,
- *   in milliseconds.
+ * - `coverage`: `calls` and `flops` of matmuls on the GPU and in total, and `refusals`
+ *   by reason and shape; `fallbacks`: the operations they affect;
+ * - `loop`: the decode loop: `steps` and `tokens`, and per step `encodeMs`, `submitMs`,
+ *   `waitMs`, `readbackMs`, `gpuMs`; `idle`, `gaps`, `tokensPerSecond` with and without
+ *   idling;
+ * - `compare`: GPU and CPU times of Linear layers, attention and whole steps;
+ * - `timeline`: the events of `--trace`: `lane`, `part`, `name`, `detail`, `begin` and
+ *   `ms`, in milliseconds.
  */
 import type { DeviceKind } from "../mod.ts";
 import { profile } from "../lib/tools/profile/profile.ts";
@@ -41,37 +42,34 @@ import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "directory, URL, owner/name[@revision] or synthetic:qwen3-0.6b; default: the embedded story model",
+    "folder, URL, owner/name[@revision] or synthetic:…; default: the story model",
   ],
   "device": ["text", "auto (default), gpu or cpu"],
-  "prompt-tokens": ["number", "tokens of the prompt; 512 by default"],
+  "prompt-tokens": ["number", "length of the prompt; 512 by default"],
   "max-tokens": ["number", "tokens to generate; 64 by default"],
-  "batch": [
-    "number",
-    "sequences that run together, 1 by default",
-  ],
+  "batch": ["number", "sequences that run together; 1 by default"],
   "chunk": [
     "number",
-    "steps between two readbacks, always; 1 shows what a readback costs",
+    "fixed number of steps between readbacks; 1 shows what one costs",
   ],
   "kernels": [
     "text",
-    "allow only these matmul kernels, of gemv (2D×1D, as it once was), gemm, batchedGemm; a list with commas",
+    "allow only some of gemv (2D×1D, as it once was), gemm, batchedGemm",
   ],
-  "compare": [
-    "switch",
-    "run the CPU path too, and say how much faster the GPU is",
-  ],
+  "compare": ["switch", "run the CPU path too, and report the GPU's speedup"],
   "json": [
     "text",
-    "the report as one line of JSON, last on stdout or to a file; lib/tools/profile/report.ts has its fields",
+    "write the report as a line of JSON, last on stdout or to this file",
   ],
-  "trace": ["text", "a file for Chrome trace events, for ui.perfetto.dev"],
-  "html": ["text", "a file for one self-contained page"],
-  "help": ["switch", "this text"],
+  "trace": [
+    "text",
+    "write Chrome trace events to this file, for ui.perfetto.dev",
+  ],
+  "html": ["text", "write a self-contained page to this file"],
+  "help": ["switch", "print this text"],
 };
 
-/** In place of a file: stdout. */
+/** The path that means stdout. */
 const STDOUT = "-";
 
 await runTask(async () => {
@@ -82,9 +80,9 @@ await runTask(async () => {
   }
   if (flags.words.length) {
     throw new Error(
-      `Cannot profile: ${
+      `Cannot profile: unexpected argument "${
         flags.words[0]
-      } is not a flag, all there is to say is said by flags`,
+      }", this task takes flags only`,
     );
   }
   const device = flags.text("device");
@@ -106,7 +104,7 @@ await runTask(async () => {
     const other = flagOf.get(path);
     if (other !== undefined) {
       throw new Error(
-        `Cannot write --${flag} to ${path}: --${other} goes there, it must be another file`,
+        `Cannot write --${flag} to ${path}: --${other} goes there, must be another file`,
       );
     }
     flagOf.set(path, flag);
@@ -132,7 +130,7 @@ await runTask(async () => {
   return 0;
 });
 
-/** `--json` without a file means stdout. */
+/** Makes `--json` without a file mean stdout. */
 function bareJson(args: string[]): string[] {
   return args.map((arg, i) =>
     arg === "--json" && (args[i + 1] ?? "--").startsWith("--")
@@ -141,28 +139,28 @@ function bareJson(args: string[]): string[] {
   );
 }
 
-/** Refuses a file that cannot be written before anything long begins. */
+/** Refuses a file that cannot be written before anything long starts. */
 function requireWritable(flag: string, path: string): void {
   try {
     try {
       Deno.openSync(path, { write: true, createNew: true }).close();
-      Deno.removeSync(path); // nothing is left behind should profiling fail
+      Deno.removeSync(path); // profiling may fail and must leave nothing behind
     } catch (error) {
       if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
       Deno.openSync(path, { write: true }).close();
     }
   } catch (error) {
     const why = error instanceof Deno.errors.NotFound
-      ? "there is no such folder"
+      ? "no such folder"
       : error instanceof Deno.errors.IsADirectory
       ? "it is a folder"
       : error instanceof Deno.errors.PermissionDenied
-      ? "there is no permission"
+      ? "permission is denied"
       : error instanceof Error
       ? error.message
       : String(error);
     throw new Error(
-      `Cannot write --${flag} to "${path}": ${why}, must be a file that can be written`,
+      `Cannot write --${flag} to "${path}": ${why}, must be a writable file`,
     );
   }
 }

@@ -2,61 +2,111 @@
  * Run every test and every example in the documentation.
  *
  *   deno task test
- *   deno task test --require-gpu      nothing may be left out
- *   deno task test tests/kernels      some of it
+ *   deno task test --quick            host tests and one test per kernel
+ *   deno task test --require-gpu      fail where the machine lacks something
+ *   deno task test --seeds 500        try random inputs from 500 seeds
+ *   deno task test tests/kernels      run some of the tests
  *
- * Tests for which this machine lacks something (a GPU adapter, a browser) are not
- * run, and the summary says what brings it. The last line is `N passed, N failed`,
- * with the number that was not run, if any.
+ * Tests for which this machine lacks something (a GPU adapter, a browser) are skipped,
+ * and the summary says what to install. --quick takes less than a minute; the summary
+ * says how many tests it left out. A test on random inputs prints its seed when it
+ * fails; QWEN3_TEST_SEED=n repeats it. The last line is `N passed, N failed`, with the
+ * number of skipped tests, if any.
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 
 const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/support/gpu.ts
+const QUICK = "QWEN3_TEST_QUICK"; // read by tests/support/quick.ts
+const SEEDS = "QWEN3_TEST_SEEDS"; // read by tests/support/random.ts
+
+/** Named, because this very file would match the runner's own pattern. */
+const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];
+/** Test files that run at once: the software adapter and the CPU path use all cores. */
+const JOBS = 2;
 
 prepareEnvironment();
-const args = Deno.args.filter((arg) => arg !== "--require-gpu");
-if (args.length < Deno.args.length) Deno.env.set(REQUIRE_GPU, "1");
+const args = [...Deno.args];
+if (takes("--require-gpu")) Deno.env.set(REQUIRE_GPU, "1");
+const quick = takes("--quick") !== undefined;
+if (quick) Deno.env.set(QUICK, "1");
+const seeds = takes("--seeds", 1);
+if (seeds) Deno.env.set(SEEDS, seeds[0] ?? "");
 const adapter = await navigator.gpu?.requestAdapter() != null;
 
-// Named, because this very file would match the runner's own pattern.
-const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];
-
-const runner = new Deno.Command(Deno.execPath(), {
-  args: ["test", "-A", "--doc", ...(args.length ? args : WHERE)],
-  // What was tuned on this machine is not what is tested.
-  env: { NO_COLOR: "1", QWEN3_TUNING_DIR: Deno.makeTempDirSync() },
-  stdout: "piped",
-  stderr: "inherit",
-}).spawn();
-
-let last = "";
-const [shown, read] = runner.stdout.tee();
-const showing = shown.pipeTo(Deno.stdout.writable, { preventClose: true });
-for await (const text of read.pipeThrough(new TextDecoderStream())) {
-  last = (last + text).slice(-20_000);
+let passed = 0, failed = 0, skipped = 0;
+if (args.length) {
+  await run(...args);
+} else {
+  const alone = await changeEnvironment("tests");
+  await run("--parallel", `--ignore=${alone}`, ...WHERE);
+  await run(...alone);
 }
-await showing;
-const { code } = await runner.status;
-
-const summary = [...last.matchAll(
-  /\| (\d+) passed(?: \([^)]*\))? \| (\d+) failed(?: \([^)]*\))?(?: \| (\d+) ignored)?/g,
-)].at(-1);
-const [passed = 0, failed = 0, skipped = 0] = (summary ?? []).slice(1)
-  .map((n) => Number(n ?? 0));
-if (!summary) console.log("The test runner ended before its summary.");
-if (skipped) {
-  console.log(
-    `${skipped} tests were not run: this machine lacks ${
-      adapter
-        ? 'a browser (Debian, Ubuntu: "apt-get install chromium")'
-        : 'a WebGPU adapter (Debian, Ubuntu: "apt-get install mesa-vulkan-drivers" brings a software one)'
-    }.`,
-  );
-}
-const broken = code !== 0 && !failed ? 1 : 0; // a file that did not load
+if (skipped) console.log(`${skipped} tests were not run: ${why()}.`);
 console.log(
-  `${passed} passed, ${failed + broken} failed${
-    skipped ? `, ${skipped} skipped` : ""
-  }`,
+  `${passed} passed, ${failed} failed${skipped ? `, ${skipped} skipped` : ""}`,
 );
-Deno.exit(code === 0 && summary ? 0 : 1);
+Deno.exit(failed ? 1 : 0);
+
+/** Takes a flag and its values out of `args`; undefined if it is not there. */
+function takes(flag: string, values = 0): string[] | undefined {
+  const at = args.indexOf(flag);
+  return at < 0 ? undefined : args.splice(at, 1 + values).slice(1);
+}
+
+/** Test files that set environment variables, which all files that run at once share. */
+async function changeEnvironment(folder: string): Promise<string[]> {
+  const found: string[] = [];
+  for await (const { name, isDirectory } of Deno.readDir(folder)) {
+    const path = `${folder}/${name}`;
+    if (isDirectory) found.push(...await changeEnvironment(path));
+    else if (/_test\.ts$/.test(name)) {
+      const text = await Deno.readTextFile(path);
+      if (/\bDeno\.env\.(set|delete)\(/.test(text)) found.push(path);
+    }
+  }
+  return found.sort();
+}
+
+/** Runs Deno's test runner, shows what it prints, and adds up its summary. */
+async function run(...args: string[]): Promise<void> {
+  const runner = new Deno.Command(Deno.execPath(), {
+    args: ["test", "-A", "--doc", ...args],
+    env: {
+      NO_COLOR: "1",
+      DENO_JOBS: `${JOBS}`,
+      // Constants tuned on this machine are not what is tested.
+      QWEN3_TUNING_DIR: Deno.makeTempDirSync(),
+    },
+    stdout: "piped",
+    stderr: "inherit",
+  }).spawn();
+  let last = "";
+  const [shown, read] = runner.stdout.tee();
+  const showing = shown.pipeTo(Deno.stdout.writable, { preventClose: true });
+  for await (const text of read.pipeThrough(new TextDecoderStream())) {
+    last = (last + text).slice(-20_000);
+  }
+  await showing;
+  const { code } = await runner.status;
+  const summary = [...last.matchAll(
+    /\| (\d+) passed(?: \([^)]*\))? \| (\d+) failed(?: \([^)]*\))?(?: \| (\d+) ignored)?/g,
+  )].at(-1);
+  if (!summary) console.log("The test runner ended before its summary.");
+  const [ok = 0, wrong = 0, ignored = 0] = (summary ?? []).slice(1)
+    .map((n) => Number(n ?? 0));
+  passed += ok;
+  skipped += ignored;
+  // A file that did not load fails without a failed test.
+  failed += wrong || (code === 0 && summary ? 0 : 1);
+}
+
+/** Why tests were skipped. */
+function why(): string {
+  const lacks = adapter
+    ? 'a browser (Debian, Ubuntu: "apt-get install chromium")'
+    : 'a WebGPU adapter (Debian, Ubuntu: "apt-get install mesa-vulkan-drivers" brings a software one)';
+  if (!quick) return `this machine lacks ${lacks}`;
+  const left =
+    "--quick leaves out slow tests, and GPU tests but for one per kernel";
+  return adapter ? left : `${left}; for these this machine lacks ${lacks}`;
+}

@@ -5,7 +5,7 @@ import {
   f32ToBf16Bits,
   f32ToF16Bits,
 } from "../lib/dtype.ts";
-import { f32, toF32 } from "../lib/cpu/tensor.ts";
+import { f32, toF32 } from "../lib/formats/tensor.ts";
 
 /** The value of a binary float with the given field widths, by its definition. */
 function decode(

@@ -4,15 +4,23 @@ import { gpuTest } from "./support/gpu.ts";
 import { rangeResponse } from "./support/serve_folder.ts";
 
 const ROOT = new URL("../", import.meta.url);
+/** What a thread of the CPU path starts from, and what answers once that was asked for. */
+const WORKER = "/lib/cpu/worker.ts", WORKER_ASKED = "/worker-asked";
 
 /** Serves what a person may import, and what that loads. */
 function serveTree(): AsyncDisposable & { url: string; paths: string[] } {
   const paths: string[] = [];
+  const workerAsked = Promise.withResolvers<void>();
   const server = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen() {} },
     async (request) => {
       const { pathname } = new URL(request.url);
+      if (pathname === WORKER_ASKED) {
+        await workerAsked.promise;
+        return new Response();
+      }
       paths.push(pathname);
+      if (pathname === WORKER) workerAsked.resolve();
       if (!/^\/(mod\.ts|(lib|kernels|models)\/.*)$/.test(pathname)) {
         return new Response("not public", { status: 403 });
       }
@@ -83,14 +91,13 @@ for (const device of ["cpu", "gpu"]) {
 
 Deno.test("threads of the CPU path start where the modules came by URL", async () => {
   await using server = serveTree();
-  // Large enough for threads to be worth it; then they have had time to start.
+  // Large enough for threads to be worth it.
   const script = `
     import { loadQwen3 } from "${server.url}/mod.ts";
     using qwen = await loadQwen3("synthetic:qwen3-0.6b?layers=2&vocab=4096", { device: "cpu" });
-    for (let i = 0; i < 3; i++) {
-      await qwen.logits([1, 2, 3]);
-      await new Promise((resolve) => setTimeout(resolve, 100));
-    }
+    await qwen.logits([1, 2, 3]);
+    if (navigator.hardwareConcurrency > 1) await fetch("${server.url}${WORKER_ASKED}");
+    await qwen.logits([1, 2, 3]);
     const { adapter, choices } = qwen.device;
     const runner = qwen.runner as unknown as { ops: { info: { threads: number; reason: string } } };
     const { threads, reason } = runner.ops.info;
@@ -105,7 +112,20 @@ Deno.test("threads of the CPU path start where the modules came by URL", async (
   assertMatch(adapter, new RegExp(`^CPU \\(${cores} thread`));
   assert(choices.length >= 3);
   assertEquals(
-    server.paths.includes("/lib/cpu/worker.ts"),
+    server.paths.includes(WORKER),
     cores > 1,
   );
+});
+
+Deno.test("the profile page finds its script and style by URL", async () => {
+  await using server = serveTree();
+  const script = `
+    import { profile } from "${server.url}/lib/tools/profile/profile.ts";
+    import { profileHtml } from "${server.url}/lib/tools/profile/html.ts";
+    const options = { device: "cpu", promptTokens: 2, maxTokens: 2 } as const;
+    const html = await profileHtml(await profile(undefined, options));
+    console.log(JSON.stringify(html.match(/function breakdown|--roof: /g)));
+  `;
+  const found = await runScript(script, server.url);
+  assertEquals(found, ["--roof: ", "--roof: ", "function breakdown"]);
 });

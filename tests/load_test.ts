@@ -393,7 +393,7 @@ eachDevice("the device tells every choice with its reason", async (device) => {
     "shader-f16",
     "timestamp-query",
     "subgroups",
-    "products of many rows",
+    "matmuls of many rows",
     "KV cache",
     "context",
   ];

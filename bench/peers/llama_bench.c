@@ -1,14 +1,14 @@
 /*
- * Times llama.cpp through its C API, one JSON line for each workload:
+ * Times llama.cpp through its C API, one line of JSON per workload:
  *
  *   llama_bench MODEL.gguf LIBRARIES gpu|cpu RUNS WORKLOAD…
  *
  *   pp512      prefill of 512 tokens, from an empty cache
- *   pp2048:1024  the same of 2,048, at most 1,024 in one graph (default 512)
- *   tg@128     64 single tokens after a prompt of 128, one graph for each
- *   tg@128x16  the same, 16 sequences together
+ *   pp2048:1024  prefill of 2,048, at most 1,024 per graph (512 by default)
+ *   tg@128     64 single tokens after a prompt of 128, one graph each
+ *   tg@128x16  the same for 16 sequences together
  *
- * A first run of each is thrown away; then the median and the extremes of RUNS.
+ * Discards a first run of each, then reports the median and extremes of RUNS runs.
  * Nothing is sampled: each graph ends with its logits on the host, as in llama-bench.
  */
 #include "ggml-backend.h"
@@ -58,7 +58,7 @@ static struct workload parse(const char *word) {
   return w;
 }
 
-/* One graph (or several of at most n_batch) with `count` tokens for each sequence. */
+/* One graph (or several of at most n_batch tokens) with `count` tokens per sequence. */
 static void decode(struct llama_context *context, struct llama_batch *batch,
                    int vocab, int sequences, int first, int count) {
   static unsigned token;

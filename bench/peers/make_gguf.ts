@@ -1,6 +1,6 @@
 /**
- * Writes a checkpoint as a GGUF of f16 for llama.cpp: configuration and weights, no
- * tokenizer. `synthetic:` models get the very weights that ours run with.
+ * Writes a checkpoint as an f16 GGUF for llama.cpp: configuration and weights, without
+ * a tokenizer. `synthetic:` models get exactly the weights that our runs use.
  *
  *   deno run -A bench/peers/make_gguf.ts synthetic:qwen3-0.6b /tmp/model.gguf
  *
@@ -13,10 +13,10 @@ import { bf16ToF32, f16ToF32, f32ToF16Bits } from "../../lib/dtype.ts";
 import { runTask } from "../../tasks/flags.ts";
 
 const ALIGNMENT = 32, CHUNK = 1 << 24;
-/** Codes of the format: kinds of values, and of tensors. */
+/** Codes of the format for types of values and tensors. */
 const U32 = 4, F32 = 6, BOOL = 7, TEXT = 8, TENSOR = { f32: 0, f16: 1 };
 
-/** Ours (transformers') to llama.cpp's. */
+/** Tensor names of transformers, and llama.cpp's for them. */
 const NAMES: [pattern: RegExp, name: string][] = [
   [/^model\.embed_tokens/, "token_embd"],
   [/^model\.norm/, "output_norm"],
@@ -56,7 +56,7 @@ function metadata(config: Qwen3Config): Record<string, Value> {
   };
 }
 
-/** Little-endian numbers and texts, in order. */
+/** Collects little-endian numbers and strings. */
 class Writer {
   readonly #parts: Uint8Array[] = [];
   number(bytes: number, write: (view: DataView) => void) {
@@ -90,7 +90,7 @@ class Writer {
 
 const aligned = (bytes: number) => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
-/** Norms stay f32, as llama.cpp wants them. */
+/** Norms stay f32, as llama.cpp requires. */
 const typeOf = (shape: readonly number[]) => shape.length > 1 ? "f16" : "f32";
 
 async function header({ config, tensors }: Checkpoint): Promise<Uint8Array> {
@@ -117,13 +117,13 @@ async function header({ config, tensors }: Checkpoint): Promise<Uint8Array> {
   return await writer.bytes();
 }
 
-// Every bf16 as an f16: a look-up for each weight.
+// A lookup table from every bf16 to f16.
 const bf16AsF16 = Uint16Array.from(
   { length: 1 << 16 },
   (_, bits) => f32ToF16Bits(bf16ToF32(bits)),
 );
 
-/** Stored `bytes` as f16 bits or f32. */
+/** Converts stored `bytes` to f16 or f32. */
 function converted(
   bytes: Uint8Array<ArrayBuffer>,
   from: string,
@@ -149,13 +149,13 @@ await runTask(async () => {
   const [model, path] = Deno.args;
   if (path === undefined) {
     throw new Error(
-      "Cannot write a GGUF: must be make_gguf.ts MODEL FILE, with two words",
+      "Cannot write a GGUF: an argument is missing, must be make_gguf.ts MODEL FILE",
     );
   }
   await using checkpoint = await openCheckpoint(model);
   if (checkpoint.config.ropeScaling) {
     throw new Error(
-      `Cannot write ${model} as GGUF: it scales RoPE, must be a model that does not`,
+      `Cannot write ${model} as GGUF: it scales RoPE, must be a model without scaling`,
     );
   }
   using file = await Deno.create(path);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the folder that run.sh measures from: llama.cpp's prebuilt Vulkan libraries
-# and our benchmark of them, compressed, so that it can be carried to another machine.
+# Makes the folder that run.sh needs: llama.cpp's prebuilt Vulkan libraries and our
+# benchmark of them, compressed so that it can be copied to another machine.
 # Needs npm, git, gcc and the network. From the project's root:
 #
 #   bash bench/peers/pack.sh .peers
@@ -17,7 +17,7 @@ npm install --silent --ignore-scripts node-llama-cpp@3.14.5 >/dev/null
 bins=$work/node_modules/@node-llama-cpp/linux-x64-vulkan/bins/linux-x64-vulkan
 git clone --quiet node_modules/node-llama-cpp/llama/gitRelease.bundle source 2>/dev/null
 
-# Every library comes thrice, under its versions; the loader asks for one of them.
+# Every library comes under three versioned names; the loader wants its soname.
 mkdir llama
 for library in "$bins"/*.so; do
   soname=$(readelf -d "$library" | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Times llama.cpp beside ours: one JSON line on stdout for each program and workload
-# (see llama_bench.c). From the project's root, with a folder made by pack.sh:
+# Times llama.cpp: one line of JSON on stdout per program and workload (see
+# llama_bench.c). From the project's root, with a folder made by pack.sh:
 #
 #   bash bench/peers/run.sh .peers synthetic:qwen3-0.6b pp512 tg@128
 #
-# PROGRAMS chooses among vulkan, vulkan-without-tensor-cores and cpu; RUNS is 5.
+# PROGRAMS selects from vulkan, vulkan-without-tensor-cores and cpu; RUNS is 5 by default.
 set -euo pipefail
 folder=$1 model=$2
 shift 2

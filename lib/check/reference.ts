@@ -1,12 +1,18 @@
 /**
- * What kernels compute, in float64 on the CPU from the same inputs: plain loops that
- * share nothing with what they check, for the self-test and for the tests.
+ * Reference implementations of the kernels in float64 on the CPU: plain loops that share
+ * no code with what they check. For the self-test and the tests.
  *
  * @module
  */
+import type {
+  Attention,
+  AttentionInputs,
+  CaseRandom,
+  Expected,
+} from "../../kernels/case.ts";
 import type { Epilogue } from "../dispatch/shapes.ts";
 import { type Dtype, elements, f32ToBf16Bits, f32ToF16Bits } from "../dtype.ts";
-import { type CpuTensor, toF32 } from "../cpu/tensor.ts";
+import { type CpuTensor, toF32 } from "../formats/tensor.ts";
 
 const ENCODE = {
   f32: Math.fround,
@@ -21,15 +27,15 @@ const ARRAY = {
   u32: Uint32Array,
 };
 
-/** Numbers that a seed reproduces (xorshift32). */
-export class Random {
+/** A seeded random number generator (xorshift32). */
+export class Random implements CaseRandom {
   #state: number;
 
   constructor(seed = 0x9e3779b9) {
     this.#state = seed | 0 || 1;
   }
 
-  /** Between -1 and 1. */
+  /** A number between -1 and 1. */
   next(): number {
     this.#state ^= this.#state << 13;
     this.#state ^= this.#state >>> 17;
@@ -37,7 +43,7 @@ export class Random {
     return this.#state / 2 ** 31;
   }
 
-  /** A whole number from `low` to `high`, both included. */
+  /** An integer from `low` to `high`, both inclusive. */
   int(low: number, high: number): number {
     return low + Math.floor((this.next() + 1) / 2 * (high - low + 1));
   }
@@ -46,7 +52,7 @@ export class Random {
     return choices[this.int(0, choices.length - 1)];
   }
 
-  /** Values between -scale and scale, plus `offset`. */
+  /** A tensor of values between -scale and scale, plus `offset`. */
   tensor(
     dtype: Dtype,
     shape: readonly number[],
@@ -65,15 +71,6 @@ export class Random {
     const data = new ARRAY[dtype](elements(shape));
     return { dtype, shape, data: data.fill(ENCODE[dtype](value)) };
   }
-}
-
-/**
- * Results, and per element the size of what rounding acts on: the norm of the
- * products that were summed. f32 sums are off by a small multiple of it.
- */
-export interface Expected {
-  values: Float64Array;
-  norms: Float64Array;
 }
 
 /** `x · wᵀ`: `[m, k]`, `[n, k]` → `[m, n]`. */
@@ -127,7 +124,7 @@ export function rmsNormed(
   return y;
 }
 
-/** What follows a product: nothing, adding it to `before`, or SwiGLU of the two halves of a row. */
+/** What follows a matmul: nothing, adding to `before`, or SwiGLU of the halves of a row. */
 export function epilogue(
   kind: Epilogue,
   { values, norms }: Expected,
@@ -159,33 +156,9 @@ export function epilogue(
   return out;
 }
 
-/** Sizes of attention: row `r` is token `r % tokens` of sequence `first + floor(r / tokens)`. */
-export interface Attention {
-  heads: number;
-  kvHeads: number;
-  headDim: number;
-  context: number;
-  /** Tokens in the cache before the pass, per sequence. */
-  lengths: readonly number[];
-  first: number;
-  tokens: number;
-  rows: number;
-  eps: number;
-}
-
-/** Random inputs of a pass; the cache is NaN where no token was cached. */
-export interface AttentionInputs {
-  qkv: CpuTensor;
-  qNorm: CpuTensor;
-  kNorm: CpuTensor;
-  angles: CpuTensor;
-  k: CpuTensor;
-  v: CpuTensor;
-}
-
-/** Makes the inputs of a pass, with `more` tokens per sequence cached beyond its length. */
+/** Creates the inputs of a pass; each cache holds `more` tokens beyond its length. */
 export function attentionInputs(
-  random: Random,
+  random: CaseRandom,
   sizes: Attention,
   dtypes: { cache: "f32" | "f16"; norm?: Dtype },
   more = 0,
@@ -279,7 +252,7 @@ function normedRotated(
   return y;
 }
 
-/** Causal softmax attention of all rows over a cache that has them: `[rows, heads · headDim]`. */
+/** Causal softmax attention of all rows over a cache that includes them: `[rows, heads · headDim]`. */
 export function attended(
   { q, k, v }: Record<"q" | "k" | "v", ArrayLike<number>>,
   sizes: Attention,

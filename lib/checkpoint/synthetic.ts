@@ -77,8 +77,9 @@ export function syntheticRule(
  * ```ts
  * import { fillSynthetic, syntheticRule } from "./synthetic.ts";
  *
+ * const rule = syntheticRule("model.norm.weight", "norm", [1024], 1);
  * const weights = new Uint16Array(4);
- * fillSynthetic(syntheticRule("model.norm.weight", [1024], 1), 0, weights);
+ * fillSynthetic(rule, 0, weights);
  * ```
  */
 export function fillSynthetic(

@@ -7,7 +7,7 @@
 import type { Dtype } from "../dtype.ts";
 import type { MatrixPart } from "../formats/matrix.ts";
 import type { KvCache } from "../model/kv_cache.ts";
-import type { CpuTensor } from "./tensor.ts";
+import type { CpuTensor } from "../formats/tensor.ts";
 
 /** Which implementation runs, and why. */
 export interface CpuInfo {

@@ -5,7 +5,7 @@
  */
 import type { Dtype } from "../dtype.ts";
 import { BYTES, elements } from "../dtype.ts";
-import type { CpuTensor } from "./tensor.ts";
+import type { CpuTensor } from "../formats/tensor.ts";
 
 const PAGE = 65536;
 /** What 32-bit addresses reach: more tensors take more memories. */

@@ -13,7 +13,7 @@ import type { CpuInfo, CpuKernels, Finish, Heads } from "./kernels.ts";
 import { CpuKvCache } from "./kv_cache.ts";
 import { PlainKernels } from "./plain.ts";
 import { RopeTable } from "./rope.ts";
-import { type CpuTensor, f32, unpackRow } from "./tensor.ts";
+import { type CpuTensor, f32, unpackRow } from "../formats/tensor.ts";
 import { chooseWasm, WasmCpuKernels } from "./wasm.ts";
 
 export type { CpuInfo, CpuTensor };

@@ -7,7 +7,7 @@
 import type { Dtype } from "../dtype.ts";
 import { elements } from "../dtype.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
-import { bytesOf, type CpuTensor, f32 } from "./tensor.ts";
+import { bytesOf, type CpuTensor, f32 } from "../formats/tensor.ts";
 import type {
   Attention,
   CpuInfo,

@@ -8,7 +8,7 @@ import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CpuKvCache } from "./kv_cache.ts";
 import { CpuOps } from "./ops.ts";
-import { bytesOf, type CpuTensor } from "./tensor.ts";
+import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";

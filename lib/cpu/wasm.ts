@@ -28,7 +28,7 @@ import {
 } from "./jobs.ts";
 import { CpuMemory } from "./memory.ts";
 import { CpuPool, MAX_CHUNKS } from "./pool.ts";
-import { bytesOf, type CpuTensor } from "./tensor.ts";
+import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
 
 /** Jobs of fewer multiplications take less time than waking a thread. */

@@ -11,16 +11,16 @@ import {
   positionsOf,
 } from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
-import { type CpuTensor, f32 } from "../cpu/tensor.ts";
+import { type CpuTensor, f32 } from "../formats/tensor.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
-import type { Ops } from "../model/ops.ts";
 import { SamplingTwin } from "./sampling.ts";
 import { GpuOps } from "../gpu/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
 import { familyOf } from "../model/families.ts";
 import { pairWeights } from "../model/family.ts";
+import { type Call, perform, tap, tensorsOf, translate } from "../model/tap.ts";
 import { differenceText, rowDifference } from "../check/row_difference.ts";
 import type { Runner } from "../model/runner.ts";
 import { CpuRunner } from "../cpu/runner.ts";
@@ -28,14 +28,11 @@ import { GpuRunner, type GpuRunnerOptions } from "../gpu/runner.ts";
 import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** One verb: its dispatches, what it reads and what it gives. */
+/** One verb, recorded for the GPU. */
 interface Step {
-  name: string;
+  call: Call<Tensor>;
   plan: Plan;
-  inputs: Tensor[];
   output: Tensor;
-  /** The same on the CPU. */
-  onCpu: (...inputs: CpuTensor[]) => CpuTensor;
 }
 
 /** Both sides' keys and values. */
@@ -216,97 +213,66 @@ export class DebugRunner implements Runner {
     chunk: Uint32Array<ArrayBuffer>,
     pass: CachePass,
     all: boolean,
-    { onGpu: cache, onCpu: cpuCache }: Caches,
+    caches: Caches,
   ): Promise<Float32Array> {
-    const { gpu, config } = this.gpu, { ops } = this.cpu;
+    const { gpu, config } = this.gpu, { onGpu: cache } = caches;
     cache.begin(pass);
-    cpuCache.begin(pass);
-    const length = Math.max(...cache.lengths);
-    using onGpu = new GpuOps(gpu, config);
+    caches.onCpu.begin(pass);
+    using ops = new GpuOps(gpu, config);
     using input = Tensor.create(gpu, "u32", [chunk.length], chunk, "tokens");
     const steps: Step[] = [];
-    const cpu = (weight: Matrix<Tensor>) => this.#twins.get(weight)!;
-    const record = (
-      name: string,
-      inputs: Tensor[],
-      run: () => Tensor,
-      onCpu: Step["onCpu"],
-    ) => {
-      const plan = onGpu.plan = new Plan(gpu);
+    const recording = tap(ops, (call, run) => {
+      const plan = ops.plan = new Plan(gpu);
       const output = run();
-      steps.push({ name, plan, inputs, output, onCpu });
+      steps.push({ call, plan, output });
       return output;
-    };
-    const recording: Ops<Tensor> = {
-      embed: (table, tokens) =>
-        record(
-          "embed",
-          [],
-          () => onGpu.embed(table, tokens),
-          () =>
-            ops.embed(cpu(table), {
-              ...{ dtype: "u32", shape: [chunk.length], data: chunk },
-            }),
-        ),
-      normMatmul: (x, norm, w) =>
-        record(
-          `${w.label} (normMatmul)`,
-          [x],
-          () => onGpu.normMatmul(x, norm, w),
-          (x) => ops.normMatmul(x, cpu(norm), cpu(w)),
-        ),
-      attend: (qkv, q, k, _, layer) =>
-        record(
-          `layers.${layer}.attention (attend)`,
-          [qkv],
-          () => onGpu.attend(qkv, q, k, cache, layer),
-          (qkv) => ops.attend(qkv, cpu(q), cpu(k), cpuCache, layer),
-        ),
-      matmulAdd: (x, w, y) =>
-        record(
-          `${w.label} (matmulAdd)`,
-          [x, y],
-          () => onGpu.matmulAdd(x, w, y),
-          (x, y) => ops.matmulAdd(x, cpu(w), y),
-        ),
-      normSwiglu: (x, norm, w) =>
-        record(
-          `${w.label} (normSwiglu)`,
-          [x],
-          () => onGpu.normSwiglu(x, norm, w),
-          (x) => ops.normSwiglu(x, cpu(norm), cpu(w)),
-        ),
-      lastRow: (x) =>
-        record(
-          "lastRow",
-          [x],
-          () => onGpu.lastRow(x, cache),
-          (x) => ops.lastRow(x, cpuCache),
-        ),
-    };
+    });
     familyOf(config).forward(recording, this.gpu.weights, input, cache, all);
-    let last = new Float32Array();
     const overflows = async () =>
       cache.dtype === "f16" && (await cache.flags.read())[0] !== 0;
-    for (const { name, plan, inputs, output, onCpu } of steps) {
-      using _plan = plan;
-      const given: CpuTensor[] = [];
-      for (const tensor of inputs) {
-        const data = await tensor.read();
-        given.push({ dtype: "f32", shape: tensor.shape, data });
-      }
-      plan.run({ length });
-      last = await output.read() as Float32Array<ArrayBuffer>;
-      gpu.check();
-      const wrong = this.#compare(name, last, f32(onCpu(...given)), output);
+    let last = new Float32Array();
+    for (const step of steps) {
+      const { actual, wrong } = await this.#check(step, caches);
+      last = actual;
       if (!wrong) continue;
       if (await overflows()) break;
       throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
     }
     if (await overflows()) throw new CacheOverflow();
     cache.advance();
-    cpuCache.advance();
+    caches.onCpu.advance();
     return last;
+  }
+
+  /** Runs a verb on both sides: the GPU's result, and how it differs from the CPU's if it does. */
+  async #check(
+    { call, plan, output }: Step,
+    { onGpu, onCpu }: Caches,
+  ): Promise<{ actual: Float32Array<ArrayBuffer>; wrong?: string }> {
+    using _plan = plan;
+    // Read before the GPU runs: a verb may overwrite an input.
+    const inputs = new Map<Tensor, CpuTensor>();
+    for (const tensor of tensorsOf(call)) {
+      const { dtype, shape } = tensor, values = await tensor.read();
+      const data = dtype === "u32" ? Uint32Array.from(values) : values;
+      inputs.set(tensor, { dtype, shape, data });
+    }
+    plan.run({ length: Math.max(...onGpu.lengths) });
+    const actual = await output.read() as Float32Array<ArrayBuffer>;
+    this.gpu.gpu.check();
+    const onCpuToo = translate<Tensor, CpuTensor>(
+      call,
+      (tensor) => inputs.get(tensor)!,
+      (weight) => this.#twins.get(weight)!,
+      onCpu,
+    );
+    const expected = perform(this.cpu.ops, onCpuToo);
+    const label = plan.dispatches.at(-1)?.label;
+    const name = label ? `${label} (${call.verb})` : call.verb;
+    return {
+      actual,
+      wrong: this.#compare(name, actual, f32(expected), output),
+    };
   }
 
   /** How `actual` differs from `expected`, if it does. */
@@ -316,8 +282,8 @@ export class DebugRunner implements Runner {
     expected: Float32Array,
     { shape }: Tensor,
   ): string | undefined {
-    const { f16Products } = this.options, { cacheDtype } = this.gpu;
-    const half = f16Products || cacheDtype === "f16" && /attend/.test(name);
+    const { f16Matmuls } = this.options, { cacheDtype } = this.gpu;
+    const half = f16Matmuls || cacheDtype === "f16" && /attend/.test(name);
     const found = rowDifference(actual, expected, shape[1], half);
     return found && `${name} ${differenceText(found)}`;
   }

@@ -16,6 +16,7 @@ import {
 import { origin } from "./linear.ts";
 import { defaultsFor } from "./defaults.ts";
 import { attendKey } from "./keys.ts";
+import { headVector } from "./precision.ts";
 
 /** A decode step's attention: constants, and how its keys are divided. */
 export interface DecodeAttentionChoice {
@@ -84,7 +85,7 @@ export function chooseDecodeAttention(
   },
   device: Capabilities,
 ): DecodeAttentionChoice[] {
-  const VEC = headDim % 8 === 0 ? 4 : 1;
+  const VEC = headVector(headDim);
   const lanes = laneConstants(device);
   const defaults = defaultsFor(device);
   const { adapterClass = "other", vulkan = false, limits } = device;
@@ -161,11 +162,9 @@ export function choosePrefillRows(
   return { ROWS: rows >= 1024 && room >= 40960 ? 64 : 32 };
 }
 
-/** Lanes that share a head when it is normed and rotated. */
-export function headLanes(headDim: number, device: Capabilities) {
-  const pairs = headDim / 2 / (headDim % 8 === 0 ? 4 : 1);
-  return laneConstants(
-    device,
-    Math.min(32, 2 ** Math.ceil(Math.log2(pairs))),
-  );
+/** Constants for norming and rotating heads: lanes share a head. */
+export function headConstants(headDim: number, device: Capabilities) {
+  const VEC = headVector(headDim), pairs = headDim / 2 / VEC;
+  const most = Math.min(32, 2 ** Math.ceil(Math.log2(pairs)));
+  return { HEAD_DIM: headDim, VEC, ...laneConstants(device, most) };
 }

@@ -25,9 +25,10 @@ import { chooseLinear, type LinearChoice } from "../dispatch/linear.ts";
 import {
   chooseDecodeAttention,
   choosePrefillRows,
-  headLanes,
+  headConstants,
   MOST_SPLITS,
 } from "../dispatch/attention.ts";
+import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { splitGrid } from "../webgpu/kernel.ts";
@@ -216,22 +217,23 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       label: `layers.${layer}.qk_norm_rope`,
       reason: "many tokens: q is normed once, then read by every tile of keys",
       constants: {
-        HEAD_DIM: headDim,
-        VEC: headDim % 8 === 0 ? 4 : 1,
-        ...headLanes(headDim, this.gpu),
+        ...headConstants(headDim, this.gpu),
       },
       uniforms: { heads, first, tokens, eps },
     });
-    const half = cache.dtype === "f16" &&
-      (headDim === 64 || headDim === 128) &&
-      Number(qNorm.largest) * Number(kNorm.largest) * headDim <= 16384;
+    const products = chooseAttentionDtype({
+      cacheDtype: cache.dtype,
+      headDim,
+      largestQ: qNorm.largest,
+      largestK: kNorm.largest,
+    });
+    const half = products.dtype === "f16";
     const { k, v, lengths } = this.#attendOperands(step);
     const operands = { q, lengths, k, v, y };
     this.plan.add(half ? attendPrefillF16 : attendPrefill, operands, {
       label: `layers.${layer}.attention`,
-      reason: half
-        ? "many tokens: rows of a kv head share each tile of keys; f16 products, in range by the norms' weights"
-        : "many tokens: 64 rows of a kv head share each tile of keys",
+      reason:
+        `many tokens: rows of a kv head share each tile of keys; ${products.reason}`,
       constants: {
         HEAD_DIM: headDim,
         ...exactLanes(this.gpu, 16),

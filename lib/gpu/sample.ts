@@ -9,12 +9,12 @@
 import { argmax } from "../../kernels/argmax.ts";
 import { sampleDraw } from "../../kernels/sample_draw.ts";
 import { sampleFinish } from "../../kernels/sample_finish.ts";
-import { BINS, sampleHistogram } from "../../kernels/sample_histogram.ts";
-import { chunkLength, WORKGROUP } from "../../kernels/sample_scores.ts";
+import { sampleHistogram } from "../../kernels/sample_histogram.ts";
+import { BINS, chunkLength, WORKGROUP } from "../../kernels/sample_scores.ts";
 import { sampleTopK } from "../../kernels/sample_top_k.ts";
 import { laneConstants } from "../dispatch/capabilities.ts";
 import type { Gpu } from "../webgpu/device.ts";
-import type { Operands } from "../webgpu/kernel.ts";
+import type { Kernel, Operands } from "../webgpu/kernel.ts";
 import type { Plan } from "../webgpu/plan.ts";
 import type { Sampling } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -33,25 +33,51 @@ export interface SamplerState {
   step: Tensor;
 }
 
-/** A state with everything at 0, and room for the tokens of `steps` steps. */
-export function createSamplerState(
+/** What sampling keeps besides the lengths, which a KV cache has. */
+export type SamplerBuffers = Omit<SamplerState, "lengths">;
+
+/** Sequences to sample for, and the steps whose tokens the ring keeps. */
+export interface SamplerSize {
+  sequences: number;
+  vocab: number;
+  steps: number;
+}
+
+/** Buffers of zeros for sampling with the lengths of a KV cache. */
+export function createSamplerBuffers(
   gpu: Gpu,
-  size: { sequences: number; vocab: number; steps: number },
-): SamplerState & Disposable {
-  const { sequences, vocab, steps } = size;
+  { sequences, vocab, steps }: SamplerSize,
+): SamplerBuffers & Disposable {
   const u32 = (name: string, ...shape: number[]) =>
     Tensor.create(gpu, "u32", shape, undefined, `sampler ${name}`);
-  const state = {
+  const buffers = {
     tokens: u32("tokens", sequences),
     ring: u32("ring", steps, sequences),
-    lengths: u32("lengths", sequences),
     seen: u32("seen", sequences, Math.ceil(vocab / 32)),
     step: u32("step", sequences),
   };
   return {
-    ...state,
+    ...buffers,
     [Symbol.dispose]() {
-      for (const tensor of Object.values(state)) tensor[Symbol.dispose]();
+      for (const tensor of Object.values(buffers)) tensor[Symbol.dispose]();
+    },
+  };
+}
+
+/** Buffers of zeros for sampling, with lengths of their own. */
+export function createSamplerState(
+  gpu: Gpu,
+  size: SamplerSize,
+): SamplerState & Disposable {
+  const buffers = createSamplerBuffers(gpu, size);
+  const shape = [size.sequences];
+  const lengths = Tensor.create(gpu, "u32", shape, undefined, "lengths");
+  return {
+    ...buffers,
+    lengths,
+    [Symbol.dispose]() {
+      buffers[Symbol.dispose]();
+      lengths[Symbol.dispose]();
     },
   };
 }
@@ -138,7 +164,7 @@ export function addSampling(
     longest,
   };
   const add = (
-    kernel: typeof argmax,
+    kernel: Kernel,
     operands: Operands,
     more: Record<string, number> = {},
   ) =>

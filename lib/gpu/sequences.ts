@@ -14,7 +14,11 @@ import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import { RingReader } from "./ring_reader.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
-import type { SamplerState } from "./sample.ts";
+import {
+  createSamplerBuffers,
+  type SamplerBuffers,
+  type SamplerState,
+} from "./sample.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /** Steps whose tokens the device keeps until they are read. */
@@ -42,7 +46,7 @@ export class GpuSequences implements Disposable {
   readonly reader: RingReader;
   readonly #passes = new Map<string, Pass>();
   readonly #own = new DisposableStack();
-  readonly #state: Omit<SamplerState, "lengths">;
+  readonly #state: SamplerBuffers;
   #cache: GpuKvCache;
   #firstLogits?: Tensor;
 
@@ -53,14 +57,8 @@ export class GpuSequences implements Disposable {
   ) {
     const { gpu, config } = ops, { sequences } = cache;
     this.#cache = cache;
-    const u32 = (label: string, ...shape: number[]) =>
-      this.#own.use(Tensor.create(gpu, "u32", shape, undefined, label));
-    this.#state = {
-      tokens: u32("tokens", sequences),
-      ring: u32("ring", RING, sequences),
-      seen: u32("seen", sequences, Math.ceil(config.vocabSize / 32)),
-      step: u32("step", sequences),
-    };
+    const size = { sequences, vocab: config.vocabSize, steps: RING };
+    this.#state = this.#own.use(createSamplerBuffers(gpu, size));
     this.reader = this.#own.use(new RingReader(gpu, this.#state.ring));
   }
 

@@ -5,22 +5,18 @@
  *
  * @module
  */
-import { batchedGemm } from "../../kernels/batched_gemm.ts";
-import { gemvColumns } from "../../kernels/gemv_columns.ts";
-import { findKernel, KERNEL_NAMES } from "../../kernels/list.ts";
-import { maxAbs } from "../../kernels/max_abs.ts";
-import { peakFma } from "../../kernels/peak_fma.ts";
-import { peakRead } from "../../kernels/peak_read.ts";
-import { synthesize } from "../../kernels/synthesize.ts";
-import { type Capabilities, laneConstants } from "../dispatch/capabilities.ts";
-import { BYTES, type Dtype } from "../dtype.ts";
+import { inPasses } from "../../kernels/define.ts";
+import { findKernel, KERNEL_NAMES, KERNELS } from "../../kernels/list.ts";
+import { reference } from "../check/kernel_case.ts";
+import { Random } from "../check/reference.ts";
+import type { Capabilities } from "../dispatch/capabilities.ts";
 import { bf16 } from "../formats/bf16.ts";
 import type { Format } from "../formats/format.ts";
 import { allocateMatrix } from "../formats/matrix.ts";
+import { chooseCacheDtype } from "../dispatch/precision.ts";
 import type { Constants } from "../dispatch/shapes.ts";
-import { chooseMatmul } from "../dispatch/matmul.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import type { Gpu } from "../webgpu/device.ts";
+import { type Gpu, LEAST_WORKGROUP_MEMORY } from "../webgpu/device.ts";
 import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
 import { GpuOps } from "../gpu/ops.ts";
@@ -28,21 +24,21 @@ import { gpuStore } from "../gpu/store.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
 import { familyOf } from "../model/families.ts";
 import { mapWeights, stackedShape } from "../model/family.ts";
-import { addSampling } from "../gpu/sample.ts";
+import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /** What of a device the choices depend on; a `Gpu` has it all. */
 export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
 
-/** A device as WebGPU guarantees it, with f16 and subgroups, where there is no adapter. */
+/** Stands in where there is no adapter: the least that the kernels run on, with f16 and subgroups. */
 export const STATED_DEVICE: Sketched = {
-  name: "no adapter: WebGPU's default limits, 32 lanes, f16",
+  name: "no adapter: 32 KiB of workgroup memory, 256 threads, 32 lanes, f16",
   f16: true,
   software: false,
   subgroupSize: 32,
   limits: {
-    maxComputeWorkgroupStorageSize: 16384,
+    maxComputeWorkgroupStorageSize: LEAST_WORKGROUP_MEMORY,
     maxComputeInvocationsPerWorkgroup: 256,
   },
 };
@@ -98,7 +94,7 @@ export function showKernel(
     for (const tokens of order) {
       const calls = [
         ...recordPasses(chosen, tokens, options),
-        ...recordRest(chosen, tokens, options),
+        ...recordCases(chosen, options.format),
       ].filter(({ kernel }) => kernel.name === wanted);
       if (!calls.length) continue;
       const found = describe(calls[0], options.constants);
@@ -117,7 +113,9 @@ export function showKernel(
       };
     }
   }
-  throw new Error(`Cannot show ${wanted}: nothing here runs it`);
+  const own = KERNELS.filter(({ name }) => name === wanted);
+  const [call] = recordCases(device, options.format, own);
+  return describe(call, options.constants);
 }
 
 /**
@@ -132,7 +130,7 @@ export function showVariants(
   const tokens = options.tokens ?? 512;
   const calls = [
     ...recordPasses(device, tokens, options),
-    ...recordRest(device, tokens, options),
+    ...recordCases(device, options.format),
   ];
   const variants = new Map<string, Shown>();
   for (const call of calls) {
@@ -241,7 +239,7 @@ function recordPasses(
   const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
     Tensor.create(gpu, "u32", shape, undefined, label);
-  const cacheDtype = headDim % 8 === 0 ? "f16" : "f32";
+  const { dtype: cacheDtype } = chooseCacheDtype(headDim);
   const cache = new GpuKvCache(
     gpu,
     config,
@@ -252,12 +250,10 @@ function recordPasses(
   cache.record({ first: 0, sequences: 1, tokens });
   const ops = new GpuOps(gpu, config, plan);
   const logits = family.forward(ops, weights, u32("tokens", tokens), cache);
+  const size = { sequences: 1, vocab: vocabSize, steps: 256 };
   const state = {
-    tokens: u32("tokens", 1),
-    ring: u32("ring", 256, 1),
+    ...createSamplerBuffers(gpu, size),
     lengths: cache.lengthsOnDevice,
-    seen: u32("seen", 1, Math.ceil(vocabSize / 32)),
-    step: u32("step", 1),
   };
   const ways: SamplingOptions[] = [
     { temperature: 0 },
@@ -270,58 +266,34 @@ function recordPasses(
   return plan.calls;
 }
 
-/** The calls of kernels that are beside the passes. */
-function recordRest(
+/** Calls of kernels that no pass runs, as their cases make them: a model's sizes first. */
+function recordCases(
   device: Sketched,
-  tokens: number,
-  { config, format = bf16 }: ShowOptions,
+  { name }: Format = bf16,
+  kernels = KERNELS.filter((kernel) => !inPasses(kernel)),
 ): Call[] {
   const gpu = sketch(device);
-  const { hiddenSize: k, intermediateSize: n, headDim } = config;
-  const tensor = (dtype: Dtype, ...shape: number[]) =>
-    Tensor.create(gpu, dtype, shape, undefined, "operand");
-  // Public matmuls take tensors, whose element types some formats share.
-  const dtype = format.name in BYTES ? format.name as Dtype : "f32";
-  const calls: Call[] = [];
-  const add = (kernel: Kernel, operands: Operands, options: AddOptions) => {
-    calls.push({ kernel, operands, options });
-  };
-  const product = (kernel: Kernel, a: number[], b: number[], byKey = false) => {
-    const choice = chooseMatmul(a, b, device, { dtype, transposeB: byKey });
-    if (!choice.kernel) throw new Error(`Cannot show: ${choice.reason}`);
-    const left = tensor("f32", ...a), right = tensor(dtype, ...b);
-    const c = tensor("f32", ...choice.shape);
-    add(kernel, { a: left, x: left, b: right, c, y: c }, {
-      label: "matmul",
-      ...choice,
-    });
-  };
-  const head = [tokens, headDim], { numKeyValueHeads } = config;
-  product(
-    batchedGemm,
-    [1, config.numAttentionHeads, ...head],
-    [1, numKeyValueHeads, ...head],
-    true,
-  );
-  product(gemvColumns, [1, k], [k, n]);
-  const store = gpuStore(gpu), stack = [{ rows: n, format }];
-  const w = allocateMatrix("operand", stack, k, {}, store.allocate);
-  add(maxAbs, { w, largest: tensor("u32", 1) }, {
-    label: "the largest weight",
-    reason: "f16 products need to know how large rows may become",
-    constants: laneConstants(device),
+  const tools = { device, random: new Random(), reference };
+  return kernels.flatMap((kernel) => {
+    const cases = kernel.cases.toReversed().flatMap((given) =>
+      kernel.makeCase(given, tools) ?? []
+    );
+    const ofType = cases.filter(({ operands }) =>
+      Object.values(operands).some((operand) => operand.dtype === name)
+    );
+    return (ofType.length ? ofType : cases).map((one): Call => ({
+      kernel,
+      operands: Object.fromEntries(
+        Object.entries(one.operands).map(([name, { dtype, shape }]) => [
+          name,
+          Tensor.create(gpu, dtype, shape, undefined, name),
+        ]),
+      ),
+      options: {
+        label: `test case ${one.what}`,
+        reason: "no pass of a model runs this kernel",
+        constants: one.constants,
+      },
+    }));
   });
-  add(synthesize, { w: tensor("bf16", n, k) }, {
-    label: "synthetic weights",
-    reason: "made where they are used",
-  });
-  const y = tensor("u32", 4);
-  add(peakRead, { x: tensor("u32", 1 << 26), y }, {
-    label: "measures bandwidth",
-  });
-  add(peakFma, { y }, {
-    label: "measures arithmetic",
-    constants: { F16: device.f16 ? 1 : 0 },
-  });
-  return calls;
 }

@@ -17,8 +17,8 @@ export interface DeviceOptions {
   gpu?: GPU;
 }
 
-/** Workgroup memory that the kernels count on, in bytes. */
-const LEAST_WORKGROUP_MEMORY = 32768;
+/** Bytes of workgroup memory that the kernels need. */
+export const LEAST_WORKGROUP_MEMORY = 32768;
 
 /** The version of Deno in which a buffer is already mapped when `mapAsync` returns. */
 const READS_AT_ONCE = "2.9.6";

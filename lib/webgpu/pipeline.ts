@@ -1,29 +1,29 @@
 /**
- * WGSL with what a pipeline's layout needs, and pipelines of it.
+ * Compiles WGSL to pipelines, once per device.
  *
  * @module
  */
 import type { Gpu } from "./device.ts";
 
-/** WGSL, and what a pipeline's layout needs. */
+/** WGSL with what a pipeline layout needs. */
 export interface Shader {
   label: string;
   code: string;
-  /** Of the bindings, in order. */
+  /** Types of the bindings, in order. */
   types: readonly ("texels" | GPUBufferBindingType)[];
 }
 
-/** A shader as a device runs it. */
+/** A shader compiled for a device. */
 export interface Compiled {
   pipeline: GPUComputePipeline;
   layout: GPUBindGroupLayout;
-  /** What the driver took for it, in milliseconds. */
+  /** Milliseconds that the driver took to compile it. */
   driverMs: number;
 }
 
 const compiled = new WeakMap<Gpu, Map<string, Compiled>>();
 
-/** Whether {@linkcode compile} has it already. */
+/** Whether {@linkcode compile} has compiled it before. */
 export function isCompiled(gpu: Gpu, { code }: Shader): boolean {
   return compiled.get(gpu)?.has(code) ?? false;
 }

@@ -1,7 +1,7 @@
 /**
- * A recorded sequence of dispatches, replayed as often as wanted. Bind groups and
- * uniforms are made once; a replay only sets and dispatches, because in Deno each
- * encoded command costs microseconds of CPU time.
+ * A recorded sequence of dispatches that can be replayed. Bind groups and uniforms are
+ * created once; a replay only sets them and dispatches, because each command that Deno
+ * encodes costs microseconds of CPU time.
  *
  * @module
  */
@@ -17,39 +17,39 @@ import {
 } from "./kernel.ts";
 import { compile, type Shader } from "./pipeline.ts";
 
-/** Dispatches that {@linkcode Plan.run} submits first, and how many times as many next. */
+/** Dispatches in the first submission of {@linkcode Plan.run}, and how fast the next ones grow (bench/log.md, "A prompt submitted in pieces"). */
 const FIRST_PIECE = 8, PIECE_GROWTH = 4;
 
-/** What only the moment of a replay knows. */
-export interface Moment {
-  /** Tokens in the KV cache before this pass, of the longest sequence. */
+/** What changes from one replay to the next. */
+export interface StepState {
+  /** Tokens in the KV cache before this pass, in the longest sequence. */
   length: number;
 }
 
 /** One recorded dispatch. */
 export interface Dispatch {
-  /** What it computes, as a model person names it: `layers.3.qkv_proj`. */
+  /** What it computes, by the name the model has for it: `layers.3.qkv_proj`. */
   label: string;
   kernel: string;
   dims: Dims;
   constants: Prepared["constants"];
-  /** Why this kernel with these constants. */
+  /** Why it is this kernel with these constants. */
   reason: string;
   pipeline: GPUComputePipeline;
   bindGroup: GPUBindGroup;
   grid: Grid;
-  /** Overrides `grid` where it depends on the moment; undefined skips the dispatch. */
-  gridAt?: (moment: Moment) => Grid | undefined;
+  /** Overrides `grid` where that depends on the state; undefined skips the dispatch. */
+  gridAt?: (state: StepState) => Grid | undefined;
 }
 
-/** What {@linkcode Plan.add} takes beside kernel and tensors. */
+/** Options of {@linkcode Plan.add}. */
 export interface AddOptions extends CallOptions {
   label?: string;
   reason?: string;
   gridAt?: Dispatch["gridAt"];
 }
 
-/** Dispatches in order. Fill it with {@linkcode Plan.add}, then `seal` and `run` it. */
+/** Dispatches in order: `add` them, then `seal` and `run` the plan. */
 export class Plan implements Disposable {
   readonly dispatches: Dispatch[] = [];
   #prepared: { call: Prepared; options: AddOptions }[] = [];
@@ -58,23 +58,27 @@ export class Plan implements Disposable {
 
   constructor(readonly gpu: Gpu) {}
 
-  /** Records a dispatch. Throws if shapes disagree with the kernel's contract. */
+  /**
+   * Records a dispatch.
+   *
+   * @throws {Error} if shapes disagree with the kernel's contract.
+   */
   add(kernel: Kernel, operands: Operands, options: AddOptions = {}): void {
     const call = prepare(this.gpu, kernel, operands, options);
     this.#prepared.push({ call, options });
   }
 
-  /** Frees `what` together with this plan. */
+  /** Disposes `what` together with this plan. */
   own(what: Disposable): void {
     this.#owned.push(what);
   }
 
-  /** The shaders of everything added since the last seal. */
+  /** Shaders of the dispatches added since the last `seal`. */
   get shaders(): Shader[] {
     return this.#prepared.map(({ call }) => call.shader);
   }
 
-  /** Compiles, writes the uniforms and makes the bind groups of everything added since. */
+  /** Compiles the dispatches added since the last `seal`, and writes their uniforms and bind groups. */
   seal(): this {
     const { device, limits } = this.gpu;
     const align = Math.max(16, limits.minUniformBufferOffsetAlignment);
@@ -124,10 +128,10 @@ export class Plan implements Disposable {
     return this;
   }
 
-  /** Records the dispatches from `begin` to `end`, all by default, into a pass. */
+  /** Encodes dispatches `begin` to `end` into a pass; all by default. */
   encode(
     pass: GPUComputePassEncoder,
-    moment: Moment = { length: 0 },
+    state: StepState = { length: 0 },
     begin = 0,
     end = this.dispatches.length,
   ): void {
@@ -137,7 +141,7 @@ export class Plan implements Disposable {
         end,
       )
     ) {
-      const groups = gridAt ? gridAt(moment) : grid;
+      const groups = gridAt ? gridAt(state) : grid;
       if (!groups) continue;
       pass.setPipeline(pipeline);
       pass.setBindGroup(0, bindGroup);
@@ -146,17 +150,17 @@ export class Plan implements Disposable {
   }
 
   /**
-   * Seals if need be, encodes and submits: first a few dispatches, so that the device
-   * begins at once, then more and more while it works.
+   * Seals, encodes and submits: first a few dispatches, so that the device starts at
+   * once, then larger and larger pieces while it works.
    */
-  run(moment: Moment = { length: 0 }): void {
+  run(state: StepState = { length: 0 }): void {
     this.seal();
     const { device } = this.gpu, { dispatches } = this;
     let size = FIRST_PIECE;
     for (let begin = 0; begin < dispatches.length;) {
       const encoder = device.createCommandEncoder();
       const pass = encoder.beginComputePass();
-      this.encode(pass, moment, begin, begin + size);
+      this.encode(pass, state, begin, begin + size);
       pass.end();
       device.queue.submit([encoder.finish()]);
       begin += size;

@@ -4,7 +4,7 @@
  * @module
  */
 import type { Gpu } from "./device.ts";
-import type { Moment, Plan } from "./plan.ts";
+import type { Plan, StepState } from "./plan.ts";
 
 /**
  * Milliseconds on the GPU of each of `times` runs of a plan, one pass each,
@@ -16,49 +16,28 @@ export async function timePlan(
   gpu: Gpu,
   plan: Plan,
   times: number,
-  moment?: Moment,
+  state?: StepState,
 ): Promise<number[]> {
   plan.seal();
   const spans = await timePasses(
     gpu,
-    Array.from({ length: times }, () => (pass) => plan.encode(pass, moment)),
+    Array.from({ length: times }, () => (pass) => plan.encode(pass, state)),
   );
   return spans.map(({ begin, end }) => end - begin);
 }
 
-/**
- * Milliseconds of each dispatch of a plan, in order (0 where the moment skips it).
- * Each gets a pass of its own, which makes the whole slower than it is unprofiled.
- *
- * @throws {Error} if the adapter has no timestamps.
- */
-export async function timeDispatches(
-  gpu: Gpu,
-  plan: Plan,
-  moment?: Moment,
-): Promise<number[]> {
-  plan.seal();
-  const spans = await timePasses(
-    gpu,
-    plan.dispatches.map((_, i) => (pass) =>
-      plan.encode(pass, moment, i, i + 1)
-    ),
-  );
-  return spans.map(({ begin, end }) => end - begin);
-}
-
-/** Query sets hold this many timestamps at most. */
+/** Timestamps that a query set holds at most. */
 export const MOST_QUERIES = 4096;
 
-/** From when to when, in milliseconds; the GPU's clock begins anywhere. */
+/** A span of time, in milliseconds of the GPU's clock, whose zero is arbitrary. */
 export interface Span {
   begin: number;
   end: number;
 }
 
 /**
- * When each pass ran, by the GPU's clock. As many as a query set has room for are
- * submitted together.
+ * When each pass ran, by the GPU's clock. Passes are submitted together as far as a
+ * query set has room for their timestamps.
  *
  * @throws {Error} if the adapter has no timestamps.
  */
@@ -107,12 +86,12 @@ export async function timePasses(
   return out;
 }
 
-/** Timestamps, which are nanoseconds, as a span. */
+/** The span between two timestamps, which are in nanoseconds. */
 export function span(begin: bigint, end: bigint): Span {
   return { begin: Number(begin) / 1e6, end: Number(end) / 1e6 };
 }
 
-/** The middle value, and those that an eighth lie below and above: `{ median, low, high }`. */
+/** The median, and the 12.5th and 87.5th percentiles. */
 export function spread(
   values: readonly number[],
 ): { median: number; low: number; high: number } {

@@ -1,11 +1,11 @@
 import { matrixOf } from "../../lib/formats/matrix.ts";
-import { assertEquals, assertThrows } from "@std/assert";
+import { assertEquals, AssertionError, assertThrows } from "@std/assert";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
-import { f32ToBf16Bits, f32ToF16Bits } from "../../lib/dtype.ts";
-import { toF32 } from "../../lib/cpu/tensor.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { CpuOps, type CpuOptions, type CpuTensor } from "../../lib/cpu/ops.ts";
 import { ropeFrequencies } from "../../lib/model/rope.ts";
+import { randomTest } from "../support/random.ts";
 
 const ODD: Qwen3Config = {
   modelType: "qwen3",
@@ -34,57 +34,34 @@ const KERNELS: Record<string, CpuOptions> = {
 const WEIGHTS = ["f32", "f16", "bf16"] as const;
 const CLOSE = { absolute: 1e-5, relative: 1e-5 };
 
-/** A test for each implementation, with the seed in every failure. */
+/** Registers a test on random inputs for each implementation. */
 function test(
   name: string,
-  body: (make: MakeOps, random: Random) => void,
+  body: (make: MakeOps, fill: Fill) => void,
 ): void {
   for (const [kernel, options] of Object.entries(KERNELS)) {
-    Deno.test(`${kernel}: ${name}`, () => {
-      const seed = Math.floor(Math.random() * 2 ** 32);
+    randomTest(`${kernel}: ${name}`, (random) => {
       using stack = new DisposableStack();
       const make: MakeOps = (changes) =>
         stack.use(new CpuOps({ ...ODD, ...changes }, options));
-      try {
-        body(make, new Random(seed));
-      } catch (error) {
-        throw new Error(`with seed ${seed}`, { cause: error });
-      }
+      body(make, (ops, dtype, shape, scale) => {
+        const tensor = ops.tensor(dtype, shape);
+        tensor.data.set(random.tensor(dtype, shape, scale).data);
+        return tensor;
+      });
     });
   }
 }
 
 type MakeOps = (changes?: Partial<Qwen3Config>) => CpuOps;
 
-/** Numbers that a seed reproduces (xorshift32). */
-class Random {
-  constructor(private state: number) {
-    this.state ||= 1;
-  }
-
-  /** Between -1 and 1. */
-  next(): number {
-    this.state ^= this.state << 13;
-    this.state ^= this.state >>> 17;
-    this.state ^= this.state << 5;
-    return this.state / 2 ** 31;
-  }
-
-  tensor(
-    ops: CpuOps,
-    dtype: "f32" | "f16" | "bf16",
-    shape: number[],
-    scale = 1,
-  ): CpuTensor {
-    const tensor = ops.tensor(dtype, shape);
-    const encode =
-      { f32: Math.fround, f16: f32ToF16Bits, bf16: f32ToBf16Bits }[dtype];
-    for (let i = 0; i < tensor.data.length; i++) {
-      tensor.data[i] = encode(scale * this.next());
-    }
-    return tensor;
-  }
-}
+/** Makes a tensor of random values from -scale (1 by default) to scale. */
+type Fill = (
+  ops: CpuOps,
+  dtype: "f32" | "f16" | "bf16",
+  shape: number[],
+  scale?: number,
+) => CpuTensor;
 
 /** Makes a pass with NaN in the results that the next pass will use again. */
 function poisoned(ops: CpuOps, verb: () => CpuTensor): CpuTensor {
@@ -128,10 +105,10 @@ function rmsNorm(x: ArrayLike<number>, norm: ArrayLike<number>): number[] {
   });
 }
 
-test("embed takes rows of the table", (make, random) => {
+test("embed takes rows of the table", (make, fill) => {
   const ops = make();
   for (const dtype of WEIGHTS) {
-    const table = random.tensor(ops, dtype, [500, 80]);
+    const table = fill(ops, dtype, [500, 80]);
     const data = Uint32Array.of(499, 0, 7, 7, 250);
     const x = ops.embed(matrixOf(table), { dtype: "u32", shape: [5], data });
     assertEquals(x.shape, [5, 80]);
@@ -144,16 +121,16 @@ test("embed takes rows of the table", (make, random) => {
 });
 
 for (const rows of [1, 2, 3, 5, 13, 70]) {
-  test(`products of ${rows} rows`, (make, random) => {
+  test(`products of ${rows} rows`, (make, fill) => {
     const ops = make();
     for (const dtype of WEIGHTS) {
       for (const [n, k] of [[500, 80], [1, 7], [37, 1030], [130, 16]]) {
         const message = `${dtype} [${n}, ${k}]`;
-        const x = random.tensor(ops, "f32", [rows, k], 3);
-        const norm = random.tensor(ops, dtype, [k]);
-        const w = random.tensor(ops, dtype, [n, k], k ** -0.5);
-        const gateUp = random.tensor(ops, dtype, [2 * n, k], 3 * k ** -0.5);
-        const residual = random.tensor(ops, "f32", [rows, n]);
+        const x = fill(ops, "f32", [rows, k], 3);
+        const norm = fill(ops, dtype, [k]);
+        const w = fill(ops, dtype, [n, k], k ** -0.5);
+        const gateUp = fill(ops, dtype, [2 * n, k], 3 * k ** -0.5);
+        const residual = fill(ops, "f32", [rows, n]);
 
         const normed = rmsNorm(x.data, toF32(norm));
         const y = poisoned(
@@ -244,26 +221,53 @@ test("extreme weights: infinities, subnormals, and NaN beyond the last column", 
   }
 });
 
-/** What `attend` must give, in float64, with keys and values in `cached` per sequence. */
+/** What `attend` must return, and how far rounding may move each value. */
+interface Attended {
+  values: number[];
+  bounds: number[];
+}
+
+/** Half the distance from 1 to the next f32. */
+const UNIT = 2 ** -24;
+
+/**
+ * Attention in float64; appends keys and values to `cached`, one entry per sequence.
+ * `plant` may make a mistake in a score.
+ *
+ * The bounds follow the arithmetic in f32, where a rounding is off by at most UNIT of its
+ * result. An output is y = Σ w v over n keys, with w = exp(s) / Σ exp(s).
+ *
+ * - Norm, table of angles and rotation round q and k once each, so their score is off by
+ *   6 · UNIT · ‖q‖‖k‖/√d. Summing its d terms in any order adds d · UNIT · Σ|q k|/√d.
+ *   Subtracting the largest score and scaling by 1/√d rounds three times, and exp itself
+ *   is off by 4 · UNIT. Their sum is δ, of each key: with norms of d = 64 values, scores
+ *   reach 100, and δ 1e-4.
+ * - Weights that are off by factors e^±δ move y by at most
+ *   Σ w (e^δ − 1) |v − y| / Σ w e^−δ: little where one key has all the weight, however
+ *   large its score is.
+ * - The sums over n keys, of weights and of values, add n · UNIT · (|y| + Σ w |v|);
+ *   the division and storing y, a few UNIT more.
+ */
 function attention(
   config: Qwen3Config,
   qkv: ArrayLike<number>,
   [qNorm, kNorm]: Float32Array[],
   cached: { k: number[][]; v: number[][] }[],
   tokens: number,
-): number[] {
+  plant = (score: number, _key: number) => score,
+): Attended {
   const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } =
     config;
   const { inverse, scale } = ropeFrequencies(config);
-  const half = headDim / 2;
+  const half = headDim / 2, root = Math.sqrt(headDim);
   const rotated = (head: number[], position: number) =>
     head.map((value, i) => {
-      const angle = position * inverse[i % half];
+      const angle = Math.fround(position * inverse[i % half]);
       const other = i < half ? -head[i + half] : head[i - half];
       return scale * (value * Math.cos(angle) + other * Math.sin(angle));
     });
   const width = (heads + 2 * kvHeads) * headDim;
-  const out: number[] = [];
+  const values: number[] = [], bounds: number[] = [];
   for (let r = 0; r < qkv.length / width; r++) {
     const { k, v } = cached[Math.floor(r / tokens)];
     const position = k.length / kvHeads;
@@ -277,21 +281,52 @@ function attention(
       const q = rotated(rmsNorm(part(h), qNorm), position);
       const mine = (_: unknown, i: number) =>
         i % kvHeads === Math.floor(h * kvHeads / heads);
-      const weights = k.filter(mine).map((key) =>
-        Math.exp(
-          key.reduce((sum, x, i) => sum + x * q[i], 0) / Math.sqrt(headDim),
-        )
+      const keys = k.filter(mine), own = v.filter(mine);
+      const scores = keys.map((key, p) =>
+        plant(sum(key, (x, i) => x * q[i]) / root, p)
       );
-      const total = weights.reduce((a, b) => a + b);
+      const top = Math.max(...scores);
+      const exps = scores.map((score) => Math.exp(score - top));
+      const total = sum(exps, (exp) => exp);
+      const weights = exps.map((exp) => exp / total);
+      const offs = keys.map((key, p) =>
+        UNIT * (6 * length(q) * length(key) / root +
+          headDim * sum(key, (x, i) => Math.abs(x * q[i])) / root +
+          3 * (top - scores[p]) + 4)
+      );
+      const least = sum(weights, (w, p) => w * Math.exp(-offs[p]));
       for (let d = 0; d < headDim; d++) {
-        out.push(
-          v.filter(mine).reduce((sum, x, p) => sum + weights[p] * x[d], 0) /
-            total,
+        const y = sum(weights, (w, p) => w * own[p][d]);
+        const size = sum(weights, (w, p) => w * Math.abs(own[p][d]));
+        const moved = sum(
+          weights,
+          (w, p) => w * Math.expm1(offs[p]) * Math.abs(own[p][d] - y),
+        );
+        values.push(y);
+        bounds.push(
+          moved / least + (keys.length + 4) * UNIT * (Math.abs(y) + size),
         );
       }
     }
   }
-  return out;
+  return { values, bounds };
+}
+
+const sum = <T>(items: readonly T[], value: (item: T, i: number) => number) =>
+  items.reduce((sum, item, i) => sum + value(item, i), 0);
+
+const length = (x: readonly number[]) =>
+  Math.sqrt(sum(x, (value) => value ** 2));
+
+/** Asserts that every value is within its bound: compared in units of it. */
+function assertAttended(
+  actual: ArrayLike<number>,
+  { values, bounds }: Attended,
+  message = "",
+): void {
+  const inBounds = (list: ArrayLike<number>) =>
+    Float64Array.from(list, (value, i) => value / bounds[i]);
+  assertAllClose(inBounds(actual), inBounds(values), { absolute: 1 }, message);
 }
 
 for (
@@ -303,7 +338,7 @@ for (
 ) {
   test(
     `attention of ${heads} heads on ${kvHeads} of ${headDim}`,
-    (make, random) => {
+    (make, fill) => {
       const changes = {
         numAttentionHeads: heads,
         numKeyValueHeads: kvHeads,
@@ -312,7 +347,7 @@ for (
       const config = { ...ODD, ...changes };
       const ops = make(changes);
       const width = (heads + 2 * kvHeads) * headDim;
-      const norms = [0, 1].map(() => random.tensor(ops, "bf16", [headDim], 4));
+      const norms = [0, 1].map(() => fill(ops, "bf16", [headDim], 4));
       const floats = norms.map(toF32);
       const cache = ops.createCache(3, 90);
       for (const { k, v } of cache.layers) k.data.fill(NaN), v.data.fill(NaN);
@@ -333,7 +368,7 @@ for (
           [1, 2, 30],
         ]
       ) {
-        const qkv = random.tensor(ops, "f32", [sequences * tokens, width], 2);
+        const qkv = fill(ops, "f32", [sequences * tokens, width], 2);
         cache.begin({ first, sequences, tokens });
         const expected = attention(
           config,
@@ -348,10 +383,9 @@ for (
             ops.attend(qkv, matrixOf(norms[0]), matrixOf(norms[1]), cache, 1),
         );
         assertEquals(y.shape, [sequences * tokens, heads * headDim]);
-        assertAllClose(
+        assertAttended(
           y.data,
           expected,
-          CLOSE,
           `sequences ${first}+${sequences}, ${tokens} tokens`,
         );
         cache.advance();
@@ -361,11 +395,41 @@ for (
   );
 }
 
-test("a prompt in chunks is attended as in one pass", (make, random) => {
+for (const headDim of [2, 16, 64]) {
+  randomTest(
+    `the bounds on attention catch mistakes in heads of ${headDim}`,
+    (random) => {
+      const config = {
+        ...ODD,
+        numAttentionHeads: 4,
+        numKeyValueHeads: 2,
+        headDim,
+      };
+      const qkv = random.tensor("f32", [40, 8 * headDim], 2).data;
+      const norms = [0, 1].map(() =>
+        toF32(random.tensor("bf16", [headDim], 4))
+      );
+      const attend = (plant?: Parameters<typeof attention>[5]) =>
+        attention(config, qkv, norms, [{ k: [], v: [] }], 40, plant);
+      const right = attend();
+      const mistakes: Parameters<typeof attention>[5][] = [
+        (score) => 1.001 * score,
+        (score, key) => key === 20 ? -1e9 : score,
+        (score, key) => key === 20 ? score + 0.01 : score,
+      ];
+      for (const mistake of mistakes) {
+        const { values } = attend(mistake);
+        assertThrows(() => assertAttended(values, right), AssertionError);
+      }
+    },
+  );
+}
+
+test("a prompt in chunks is attended as in one pass", (make, fill) => {
   const ops = make({ numAttentionHeads: 4, numKeyValueHeads: 2, headDim: 32 });
   const width = 8 * 32, tokens = 61;
-  const qkv = random.tensor(ops, "f32", [tokens, width], 2);
-  const norm = random.tensor(ops, "f32", [32]);
+  const qkv = fill(ops, "f32", [tokens, width], 2);
+  const norm = fill(ops, "f32", [32]);
   const attend = (chunks: number[]) => {
     const cache = ops.createCache(1, tokens);
     let begin = 0;
@@ -390,9 +454,9 @@ test("a prompt in chunks is attended as in one pass", (make, random) => {
   });
 });
 
-test("lastRow takes the last token of each sequence", (make, random) => {
+test("lastRow takes the last token of each sequence", (make, fill) => {
   const ops = make();
-  const x = random.tensor(ops, "f32", [6, 80]);
+  const x = fill(ops, "f32", [6, 80]);
   startPass(ops);
   const last = [...x.data.subarray(5 * 80)];
   const cache = ops.createCache(2, 6);
@@ -405,14 +469,14 @@ test("lastRow takes the last token of each sequence", (make, random) => {
   ]);
 });
 
-test("results keep their values until the next pass", (make, random) => {
+test("results keep their values until the next pass", (make, fill) => {
   const ops = make();
-  const w = matrixOf(random.tensor(ops, "bf16", [8, 80]));
-  const norm = matrixOf(random.tensor(ops, "f32", [80]));
+  const w = matrixOf(fill(ops, "bf16", [8, 80]));
+  const norm = matrixOf(fill(ops, "f32", [80]));
   startPass(ops);
-  const one = ops.normMatmul(random.tensor(ops, "f32", [2, 80]), norm, w);
+  const one = ops.normMatmul(fill(ops, "f32", [2, 80]), norm, w);
   const copy = one.data.slice();
-  ops.normMatmul(random.tensor(ops, "f32", [2, 80]), norm, w);
+  ops.normMatmul(fill(ops, "f32", [2, 80]), norm, w);
   assertEquals(one.data, copy);
 });
 

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { toF32 } from "../../lib/cpu/tensor.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { DeviceError } from "../../lib/errors.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { f16 } from "../../lib/formats/f16.ts";

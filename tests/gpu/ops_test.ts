@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
 import type { Dtype } from "../../lib/dtype.ts";
-import { type CpuTensor, toF32 } from "../../lib/cpu/tensor.ts";
+import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
 import type { CachePass } from "../../lib/model/kv_cache.ts";
 import type { CpuKvCache } from "../../lib/cpu/kv_cache.ts";

@@ -15,8 +15,9 @@ import {
   type Sampling,
   type SamplingOptions,
 } from "../../lib/model/sampling.ts";
-import { gpuTest } from "../support/gpu.ts";
-import { lcg, only } from "../support/sampling_inputs.ts";
+import { gpuTest, quickGpuTest } from "../support/gpu.ts";
+import { type Random, randomTest, uniform } from "../support/random.ts";
+import { only } from "../support/sampling_inputs.ts";
 
 const concatenate = (rows: Uint32Array[]) =>
   Uint32Array.from(rows.flatMap((row) => [...row]));
@@ -138,7 +139,7 @@ function errorThatGives(
  * score or in a share of the mass is enough for that; such are `excused`.
  */
 async function compare(
-  gpu: Gpu,
+  { gpu, random: source }: { gpu: Gpu; random: Random },
   vocab: number,
   options: SamplingOptions,
   steps: number,
@@ -146,7 +147,7 @@ async function compare(
 ): Promise<{ checked: number; excused: number }> {
   const sequences = shapes.length;
   const sampling = only(options);
-  const random = lcg(vocab * 31 + steps);
+  const random = uniform(source);
   const rows = Array.from(
     { length: steps },
     () => shapes.map((shape) => SHAPES[shape](random, vocab)),
@@ -206,8 +207,9 @@ async function compare(
   return { checked: steps * sequences, excused };
 }
 
-Deno.test("what excuses a difference is narrow", () => {
-  const random = lcg(3);
+randomTest("what excuses a difference is narrow", (source) => {
+  const random = uniform(source);
+  let trials = 0, others = 0;
   for (const options of OPTIONS) {
     const sampling = only(options);
     for (let step = 0; step < 20; step++) {
@@ -216,18 +218,21 @@ Deno.test("what excuses a difference is narrow", () => {
       const possible = Array.from(logits, (_, id) => id).filter((id) =>
         errorThatGives(id, logits, sampling, seen, step) < 1e-5
       );
-      assertEquals(possible, [sample(logits, sampling, seen, step)]);
+      assert(possible.includes(sample(logits, sampling, seen, step)));
+      trials++;
+      others += possible.length - 1;
     }
   }
+  assert(others <= 2, `${others} other tokens in ${trials} trials are excused`);
 });
 
 for (const [vocab, steps] of [[1, 2], [37, 12], [500, 8], [4096, 4]]) {
   gpuTest(
     `the GPU samples as the CPU does: vocabulary ${vocab}`,
-    async (gpu) => {
+    async (_, trial) => {
       let checked = 0, excused = 0;
       for (const options of OPTIONS) {
-        const done = await compare(gpu, vocab, options, steps);
+        const done = await compare(trial, vocab, options, steps);
         checked += done.checked;
         excused += done.excused;
       }
@@ -239,7 +244,7 @@ for (const [vocab, steps] of [[1, 2], [37, 12], [500, 8], [4096, 4]]) {
 for (const vocab of [151_936, 151_935]) {
   gpuTest(
     `the GPU samples as the CPU does: vocabulary ${vocab}`,
-    async (gpu) => {
+    async (_, trial) => {
       for (
         const options of [
           { temperature: 0 },
@@ -249,46 +254,59 @@ for (const vocab of [151_936, 151_935]) {
           { topP: 0.9 },
         ]
       ) {
-        await compare(gpu, vocab, options, 1);
+        await compare(trial, vocab, options, 1);
       }
     },
   );
 }
 
-gpuTest("sampling without subgroups is the same", async (gpu) => {
-  const plain = new Gpu(gpu.adapter, gpu.device, {
-    descriptor: gpu.descriptor,
-    subgroupSize: 0,
-    vulkan: false,
-    timestamps: false,
-    readsAtOnce: false,
-    choices: [],
-  });
-  for (const options of [{ temperature: 0 }, {}, { topK: 20, topP: 0.9 }]) {
-    assertEquals((await compare(plain, 1500, options, 2)).excused, 0);
-  }
-});
+quickGpuTest(
+  "sampling without subgroups is the same",
+  async (gpu, { random }) => {
+    const plain = new Gpu(gpu.adapter, gpu.device, {
+      descriptor: gpu.descriptor,
+      subgroupSize: 0,
+      vulkan: false,
+      timestamps: false,
+      readsAtOnce: false,
+      choices: [],
+    });
+    let excused = 0;
+    for (const options of [{ temperature: 0 }, {}, { topK: 20, topP: 0.9 }]) {
+      const given = { gpu: plain, random };
+      excused += (await compare(given, 1500, options, 2)).excused;
+    }
+    assert(excused <= 1, `${excused} were excused`);
+  },
+);
 
-gpuTest("64 sequences draw apart", async (gpu) => {
+quickGpuTest("64 sequences draw apart", async (_, trial) => {
   const shapes = Array.from({ length: 64 }, () => "equal");
-  await compare(gpu, 500, { topP: 0.9 }, 3, shapes);
-  await compare(gpu, 500, { topK: 5, topP: 0.9 }, 3, shapes);
+  await compare(trial, 500, { topP: 0.9 }, 3, shapes);
+  await compare(trial, 500, { topK: 5, topP: 0.9 }, 3, shapes);
 });
 
 gpuTest(
   "the ring wraps, lengths end at the longest, steps go on, nothing but the plan runs",
-  async (gpu) => {
+  async (gpu, trial) => {
     const vocab = 50, sampling = only({ topK: 20, seed: 9 });
-    const row = SHAPES.ordinary(lcg(5), vocab);
+    const row = SHAPES.ordinary(uniform(trial.random), vocab);
     using logits = Tensor.create(gpu, "f32", [1, vocab], row);
     using state = createSamplerState(gpu, { sequences: 1, vocab, steps: 3 });
     using plan = new Plan(gpu);
     using _scratch = addSampling(plan, logits, sampling, state, { longest: 5 });
     for (let n = 0; n < 7; n++) plan.run();
-    const expected = [6, 4, 5].map((n) =>
-      sample(row, sampling, new Uint32Array(2), n)
-    );
-    assertEquals([...await state.ring.read()], expected);
+    const chosen = await state.ring.read();
+    for (const [i, step] of [6, 4, 5].entries()) {
+      const off = errorThatGives(
+        chosen[i],
+        row,
+        sampling,
+        new Uint32Array(2),
+        step,
+      );
+      assert(off < 1e-5, `step ${step}: ${chosen[i]} takes an error of ${off}`);
+    }
     assertEquals([...await state.lengths.read()], [5]);
     assertEquals([...await state.step.read()], [7]);
   },
@@ -296,9 +314,9 @@ gpuTest(
 
 gpuTest(
   "NaN and infinite logits give a valid token, the same every time",
-  async (gpu) => {
+  async (gpu, trial) => {
     const vocab = 1000;
-    const ordinary = SHAPES.ordinary(lcg(8), vocab);
+    const ordinary = SHAPES.ordinary(uniform(trial.random), vocab);
     const rows = [
       ordinary.map((l, id) => id % 3 === 0 ? NaN : l),
       ordinary.map((l, id) => id === 500 ? Infinity : l),
@@ -315,11 +333,23 @@ gpuTest(
       using plan = new Plan(gpu);
       using _scratch = addSampling(plan, logits, sampling, state);
       plan.run();
-      const expected = rows.map((row, s) => {
+      const chosen = await state.tokens.read();
+      for (const [s, row] of rows.entries()) {
         const own = { ...sampling, seed: (sampling.seed + s) >>> 0 };
-        return sample(row.map(stand), own, new Uint32Array(32), 0);
-      });
-      assertEquals([...await state.tokens.read()], expected);
+        const error = errorThatGives(
+          chosen[s],
+          row.map(stand),
+          own,
+          new Uint32Array(32),
+          0,
+        );
+        assert(
+          error < 1e-5,
+          `${JSON.stringify(options)}, row ${s}: ${
+            chosen[s]
+          } takes an error of ${error}`,
+        );
+      }
     }
   },
 );

@@ -1,9 +1,9 @@
 import { assertEquals } from "@std/assert";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
-import { toF32 } from "../../lib/cpu/tensor.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
+import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
 import {
   appended,
   type Attention,
@@ -107,29 +107,32 @@ gpuTest(
   },
 );
 
-gpuTest("qkNormRope appends chunks as it does one pass", async (_, trial) => {
-  const heads = 2, kvHeads = 1, headDim = 16, context = 12, tokens = 10;
-  const sizes = { ...SIZES, heads, kvHeads, headDim, context, lengths: [1] };
-  const all = { ...sizes, tokens, rows: tokens };
-  const inputs = attentionInputs(trial.random, all, { cache: "f16" });
-  const once = run(trial, inputs, all);
-  const width = (heads + 2 * kvHeads) * headDim;
-  let { k, v } = inputs;
-  const q: number[] = [];
-  for (let begin = 0, chunk = 1; begin < tokens; begin += chunk++) {
-    const rows = Math.min(chunk, tokens - begin);
-    const data = inputs.qkv.data.slice(begin * width, (begin + rows) * width);
-    const qkv = { ...inputs.qkv, shape: [rows, width], data };
-    const part = { ...sizes, lengths: [1 + begin], tokens: rows, rows };
-    const done = run(trial, { ...inputs, qkv, k, v }, part);
-    q.push(...await done.q.read());
-    k = { ...k, data: await bits(trial.gpu, done.k) };
-    v = { ...v, data: await bits(trial.gpu, done.v) };
-  }
-  assertAllClose(q, await once.q.read(), {}, "q");
-  assertAllClose(toF32(k), await once.k.read(), {}, "k");
-  assertAllClose(toF32(v), await once.v.read(), {}, "v");
-});
+quickGpuTest(
+  "qkNormRope appends chunks as it does one pass",
+  async (_, trial) => {
+    const heads = 2, kvHeads = 1, headDim = 16, context = 12, tokens = 10;
+    const sizes = { ...SIZES, heads, kvHeads, headDim, context, lengths: [1] };
+    const all = { ...sizes, tokens, rows: tokens };
+    const inputs = attentionInputs(trial.random, all, { cache: "f16" });
+    const once = run(trial, inputs, all);
+    const width = (heads + 2 * kvHeads) * headDim;
+    let { k, v } = inputs;
+    const q: number[] = [];
+    for (let begin = 0, chunk = 1; begin < tokens; begin += chunk++) {
+      const rows = Math.min(chunk, tokens - begin);
+      const data = inputs.qkv.data.slice(begin * width, (begin + rows) * width);
+      const qkv = { ...inputs.qkv, shape: [rows, width], data };
+      const part = { ...sizes, lengths: [1 + begin], tokens: rows, rows };
+      const done = run(trial, { ...inputs, qkv, k, v }, part);
+      q.push(...await done.q.read());
+      k = { ...k, data: await bits(trial.gpu, done.k) };
+      v = { ...v, data: await bits(trial.gpu, done.v) };
+    }
+    assertAllClose(q, await once.q.read(), {}, "q");
+    assertAllClose(toF32(k), await once.k.read(), {}, "k");
+    assertAllClose(toF32(v), await once.v.read(), {}, "v");
+  },
+);
 
 async function bits(gpu: Gpu, tensor: ReturnType<typeof run>["k"]) {
   const elements = tensor.shape.reduce((a, b) => a * b);

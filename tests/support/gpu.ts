@@ -1,60 +1,67 @@
-/** Tests that need a GPU: one device per file, seeded inputs, poisoned outputs. */
+/** Helpers for tests that need a GPU: one device per file, seeded inputs, poisoned outputs. */
+import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import type { Dtype } from "../../lib/dtype.ts";
-import type { CpuTensor } from "../../lib/cpu/tensor.ts";
 import type { Matrix } from "../../lib/formats/matrix.ts";
 import { openDevice } from "../../lib/open_device.ts";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";
 import { type AddOptions, Plan } from "../../lib/webgpu/plan.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
-import { Random } from "./reference.ts";
+import { QUICK } from "./quick.ts";
+import { Random, withSeeds } from "./random.ts";
 
-/** What GPU tests need instead of passing unrun, and where a failure's seed goes. */
-const REQUIRE = "QWEN3_REQUIRE_GPU", SEED = "QWEN3_TEST_SEED";
+/** Set to 1, a missing adapter fails GPU tests instead of skipping them. */
+const REQUIRE = "QWEN3_REQUIRE_GPU";
 
 const required = Deno.env.get(REQUIRE) === "1";
 const available = await navigator.gpu?.requestAdapter() != null;
 let opened: Promise<Gpu> | undefined;
 
 /**
- * Registers a test that runs on the GPU. Where there is no adapter it counts as
- * ignored, or fails if the environment says QWEN3_REQUIRE_GPU=1. What the device
- * reports fails the test. A failure names the seed of its random inputs;
- * QWEN3_TEST_SEED repeats it.
+ * Registers a test that runs on the GPU. Without an adapter it is ignored, or fails if
+ * QWEN3_REQUIRE_GPU=1. An error that the device reports fails the test. Random inputs
+ * are seeded as random.ts says.
  */
-export function gpuTest(
-  name: string,
-  fn: (gpu: Gpu, trial: Trial) => void | Promise<void>,
-): void {
-  Deno.test({ name, ignore: !available && !required, fn: () => run(fn) });
+export function gpuTest(name: string, fn: GpuTest, quick = false): void {
+  const ignore = QUICK && !quick || !available && !required;
+  Deno.test({ name, ignore, fn: () => run(fn) });
 }
 
-async function run(fn: (gpu: Gpu, trial: Trial) => void | Promise<void>) {
-  const seed = Number(
-    Deno.env.get(SEED) ?? Math.floor(Math.random() * 2 ** 32),
-  );
-  const gpu = await (opened ??= openDevice());
-  try {
-    using trial = new Trial(gpu, new Random(seed));
-    await fn(gpu, trial);
-    await gpu.device.queue.onSubmittedWorkDone();
-    gpu.check();
-  } catch (error) {
-    opened = undefined; // a device that reported an error goes on reporting it
-    gpu[Symbol.dispose]();
-    throw new Error(`with seed ${seed} (${SEED}=${seed} repeats it)`, {
-      cause: error,
-    });
-  }
+/** Registers the test of a kernel that `deno task test --quick` runs too. */
+export function quickGpuTest(name: string, fn: GpuTest): void {
+  gpuTest(name, fn, true);
 }
 
-/** The tensors of one test, freed at its end. */
+type GpuTest = (gpu: Gpu, trial: Trial) => void | Promise<void>;
+
+async function run(fn: GpuTest) {
+  await withSeeds(async (draw) => {
+    const gpu = await (opened ??= openDevice());
+    try {
+      using trial = new Trial(gpu, draw);
+      await fn(gpu, trial);
+      await gpu.device.queue.onSubmittedWorkDone();
+      gpu.check();
+    } catch (error) {
+      opened = undefined; // a device that reported an error keeps reporting it
+      gpu[Symbol.dispose]();
+      throw error;
+    }
+  });
+}
+
+/** What one test works with; its tensors are freed when it ends. */
 export class Trial implements Disposable {
   #tensors: Tensor[] = [];
 
-  constructor(readonly gpu: Gpu, readonly random: Random) {}
+  constructor(readonly gpu: Gpu, readonly draw: () => Random) {}
 
-  /** The values of `host` on the device. */
+  /** The random numbers of this test. */
+  get random(): Random {
+    return this.draw();
+  }
+
+  /** Copies a host tensor to the device. */
   upload({ dtype, shape, data }: CpuTensor): Tensor {
     return this.own(
       Tensor.create(this.gpu, dtype, shape, data as Float32Array<ArrayBuffer>),
@@ -70,9 +77,9 @@ export class Trial implements Disposable {
     return { ...matrix, parts };
   }
 
-  /** A tensor full of one value (NaN by default: it shows wherever it is read). */
+  /** A tensor filled with one value; NaN, the default, spreads to whatever reads it. */
   filled(shape: readonly number[], value = NaN, dtype: Dtype = "f32"): Tensor {
-    return this.upload(this.random.filled(dtype, shape, value));
+    return this.upload(new Random().filled(dtype, shape, value)); // draws nothing
   }
 
   u32(...values: number[]): Tensor {
@@ -97,14 +104,14 @@ export class Trial implements Disposable {
   }
 }
 
-/** Lanes of a sum as kernels take them: subgroups as this device has them, or none. */
+/** Constants for sums over lanes: with this device's subgroups, or without any. */
 export function lanes(gpu: Gpu, subgroups: boolean) {
   return subgroups && gpu.subgroupSize
     ? { SUBGROUPS: 1, LOG_LANES: Math.log2(gpu.subgroupSize) }
     : { SUBGROUPS: 0, LOG_LANES: 5 };
 }
 
-/** The same device, but a binding may have only so many bytes. */
+/** A view of the device whose bindings hold at most `bytes` bytes. */
 export function withBinding(gpu: Gpu, bytes: number): Gpu {
   const limits = { maxStorageBufferBindingSize: bytes };
   const narrow = <T extends object>(target: T, own: object): T =>

@@ -1,6 +1,6 @@
 /** Matrices of stored rows, for tests. */
-import type { CpuTensor } from "../../lib/cpu/tensor.ts";
-import { bytesOf } from "../../lib/cpu/tensor.ts";
+import type { CpuTensor } from "../../lib/formats/tensor.ts";
+import { bytesOf } from "../../lib/formats/tensor.ts";
 import {
   allocateMatrix,
   type Matrix,

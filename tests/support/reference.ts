@@ -1,8 +1,13 @@
 /** What kernels compute, plainly, and how far they may be from it. */
-import type { Expected } from "../../lib/check/reference.ts";
+import type { Expected } from "../../kernels/case.ts";
 import { assertAllClose } from "./assert_all_close.ts";
 
 export * from "../../lib/check/reference.ts";
+export type {
+  Attention,
+  AttentionInputs,
+  Expected,
+} from "../../kernels/case.ts";
 
 /** Asserts `|actual − expected| ≤ tolerance · norm` for every element. */
 export function assertSums(

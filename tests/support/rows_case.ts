@@ -5,7 +5,7 @@
  */
 import { gemv } from "../../kernels/gemv.ts";
 import type { Dtype } from "../../lib/dtype.ts";
-import { toF32 } from "../../lib/cpu/tensor.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import type { Kernel } from "../../lib/webgpu/kernel.ts";
 import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "./assert_all_close.ts";

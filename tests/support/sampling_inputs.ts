@@ -11,11 +11,3 @@ export const only = (options: SamplingOptions): Sampling => ({
   seed: 1,
   ...options,
 });
-
-/** Repeatable random numbers in [0, 1). */
-export function lcg(state: number): () => number {
-  return () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return state / 2 ** 32;
-  };
-}

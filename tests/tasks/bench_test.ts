@@ -4,7 +4,9 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
-import type { BenchReport } from "../../bench/report.ts";
+import { reportMarkdown } from "../../bench/markdown.ts";
+import { type BenchReport, measure, type Row } from "../../bench/report.ts";
+import { chooseRows, rowKinds } from "../../bench/rows.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { runTask } from "../support/run_task.ts";
 
@@ -13,7 +15,7 @@ const STORIES = "models/stories-3m";
 const task = (args: string[], env?: Record<string, string>) =>
   runTask("bench", args, env);
 
-/** A folder in place of bench/peers/pack.sh's: its benchmark only says what it was asked. */
+/** A folder like bench/peers/pack.sh's, whose benchmark only repeats its arguments. */
 async function pretendPeers(folder: string): Promise<void> {
   const script = `#!/bin/sh
 [ "$3" = gpu ] || { echo "no such device" >&2; exit 1; }
@@ -55,12 +57,14 @@ gpuTest("rows with spread, the peaks, peers, and JSON last", async () => {
     assert(wall.low <= wall.median && wall.median <= wall.high);
     assert(wall.low > 0 && wall.fraction! > 0);
     assertEquals(
-      decode.peers.map(({ program, workload, device, runs, factor }) => [
-        ...[program, workload, device, runs],
+      decode.peers.map((
+        { program, workload, device, measure, runs, factor },
+      ) => [
+        ...[program, workload, device, measure, runs],
         factor! * 2 / wall.median,
       ]),
       ["vulkan", "vulkan-without-tensor-cores"].map((program) => [
-        ...[`llama.cpp ${program}`, "tg@128", "gpu", 2, 1],
+        ...[`llama.cpp ${program}`, "tg@128", "gpu", "generate", 2, 1],
       ]),
     );
 
@@ -84,14 +88,14 @@ gpuTest("rows with spread, the peaks, peers, and JSON last", async () => {
     assert(Math.abs(rate.low * time.high * 1e9 / flops - 1) < 1e-6);
 
     assertStringIncludes(stderr, "decode-128: decode after a prompt of 128");
-    assertStringIncludes(stderr, "not measured: it takes a context of 2049");
+    assertStringIncludes(stderr, "not measured: it needs a context of 2049");
     assertStringIncludes(stderr, "llama.cpp vulkan, tg@128");
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
 });
 
-gpuTest("a peer that fails is named, and the exit code says so", async () => {
+gpuTest("a failed peer is named, and the exit code is 1", async () => {
   const folder = await Deno.makeTempDir();
   try {
     await pretendPeers(folder);
@@ -111,21 +115,143 @@ gpuTest("a peer that fails is named, and the exit code says so", async () => {
   }
 });
 
-gpuTest("a fresh process loads, and tells its memory; JSON alone", async () => {
-  const { code, stdout, stderr } = await task([
-    ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
-    ...["--only", "load,memory,first-use", "--runs", "1", "--json"],
+gpuTest(
+  "a fresh process loads and reports its memory; JSON alone",
+  async () => {
+    const { code, stdout, stderr } = await task([
+      ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
+      ...["--only", "load,memory,first-use", "--runs", "1", "--json"],
+    ]);
+    assertEquals(code, 0, stderr);
+    assertEquals(stderr, "");
+    const { rows }: BenchReport = JSON.parse(stdout);
+    const median = (row: number, measure: number) =>
+      rows[row].measures[measure].median;
+    assertEquals(rows.map(({ row }) => row), ["load", "memory", "first-use"]);
+    assert(median(0, 0) > 0, "load");
+    assert(median(1, 0) <= median(1, 1), "a peak only grows");
+    assert(median(2, 0) < median(2, 1), "the process began before the call");
+  },
+);
+
+/** Formats Markdown as the repository does. */
+async function formatted(markdown: string): Promise<string> {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["fmt", "--no-config", "--ext", "md", "-"],
+    stdin: "piped",
+    stdout: "piped",
+  }).spawn();
+  const writer = child.stdin.getWriter();
+  await writer.write(new TextEncoder().encode(markdown));
+  await writer.close();
+  return new TextDecoder().decode((await child.output()).stdout);
+}
+
+Deno.test("Markdown has a line per measure, formatted as bench/log.md is", async () => {
+  const row = (row: string, more: Partial<Row>): Row => ({
+    row,
+    what: "",
+    measures: [],
+    peers: [],
+    ...more,
+  });
+  const report: BenchReport = {
+    model: "synthetic:qwen3-0.6b",
+    adapter: "NVIDIA H100 80GB HBM3",
+    software: false,
+    choices: [],
+    deno: "2.9.6",
+    peaks: {
+      readGBps: 2996,
+      f32TFLOPS: 63.2,
+      f16TFLOPS: 105,
+      fillWorkgroups: 256,
+    },
+    runs: 3,
+    maxTokens: 256,
+    rows: [
+      row("decode-128", {
+        measures: [
+          measure("generate", "tokens/s", [925, 927, 928]),
+          {
+            ...measure("GPU time", "tokens/s", [968]),
+            ...{ bound: "memory", fraction: 0.385 },
+          },
+        ],
+        targets: { generate: "1.6 × llama.cpp" },
+        peers: [{
+          program: "llama.cpp vulkan",
+          workload: "tg@128",
+          tokensPerSecond: 453,
+          ...{ low: 446, high: 454, runs: 3 },
+          device: "gpu",
+          measure: "generate",
+          factor: 2.046,
+        }],
+      }),
+      row("load", {
+        measures: [measure("loadQwen3", "ms", [1090, 1090, 1230])],
+      }),
+      row("gemm-f16", { unmeasured: "no\nshader-f16" }),
+      row("memory", { failed: "a | b" }),
+    ],
+    peersFailed: ["cpu: no such device"],
+    seconds: 1,
+  };
+  const markdown = reportMarkdown(report);
+  const [setting, failure, table] = markdown.split("\n\n");
+  assertEquals(
+    setting.replaceAll("\n", " "),
+    "`synthetic:qwen3-0.6b` on NVIDIA H100 80GB HBM3, Deno 2.9.6: medians of 3 \
+runs (spread in brackets), 256 tokens per generation. Peaks measured here: \
+2,996 GB/s read, 63.2 TFLOP/s in f32, 105 in f16.",
+  );
+  assertEquals(failure, "Failed: cpu: no such device.");
+  const cells = table.split("\n").map((line) =>
+    line.slice(2, -2).split(" | ").map((cell) => cell.trim())
+  );
+  cells.splice(1, 1); // the line below the head
+  assertEquals(cells, [
+    ["row", "measure", "result", "of peak", "llama.cpp vulkan", "target"],
+    [
+      ...["decode-128", "generate", "927 tokens/s (925–928)", ""],
+      ...["453 (446–454): 2.05 ×", "1.6 × llama.cpp"],
+    ],
+    ["", "GPU time", "968 tokens/s", "38.5 % memory", "", ""],
+    ["load", "loadQwen3", "1.09 s (1.09–1.23)", "", "", ""],
+    ["gemm-f16", "", "not measured: no shader-f16", "", "", ""],
+    ["memory", "", "failed: a \\| b", "", "", ""],
   ]);
-  assertEquals(code, 0, stderr);
-  assertEquals(stderr, "");
-  const { rows }: BenchReport = JSON.parse(stdout);
-  const median = (row: number, measure: number) =>
-    rows[row].measures[measure].median;
-  assertEquals(rows.map(({ row }) => row), ["load", "memory", "first-use"]);
-  assert(median(0, 0) > 0, "load");
-  assert(median(1, 0) <= median(1, 1), "a peak only grows");
-  assert(median(2, 0) < median(2, 1), "the process began before the call");
+  assertEquals(await formatted(markdown), markdown + "\n");
 });
+
+Deno.test("rows are chosen by name, in the order of the table", () => {
+  const names = "decode-128,first-use,decode-2048,prefill-512,batch-16";
+  assertEquals(chooseRows(rowKinds(), names), [
+    ...["decode-128", "decode-2048", "prefill-512", "batch-16", "first-use"],
+  ]);
+});
+
+gpuTest(
+  "--markdown: the table alone on stdout, progress on stderr",
+  async () => {
+    const { code, stdout, stderr } = await task([
+      ...["--model", STORIES, "--runs", "2", "--max-tokens", "8"],
+      ...["--only", "gemm-f32,prefill-2048", "--markdown"],
+    ]);
+    assertEquals(code, 0, stderr);
+    assertMatch(stdout, /^`models\/stories-3m` on [^|]*\n\n\| row [^]*\|\n$/);
+    assertMatch(
+      stdout,
+      /^\| gemm-f32 +\| GPU time +\| [\d.,]+ TFLOP\/s \(.*% f32 /m,
+    );
+    assertMatch(
+      stdout,
+      /^\| prefill-2048 \| +\| not measured: it needs a context/m,
+    );
+    assertStringIncludes(stderr, "gemm-f32: a square matmul in f32");
+  },
+);
 
 Deno.test("a folder without peers is refused at once", async () => {
   const { code, stderr } = await task(["--peers", "/nowhere"]);
@@ -138,17 +264,21 @@ Deno.test("--help lists flags and rows", async () => {
   assertEquals(code, 0);
   assertStringIncludes(stdout, "--only …");
   assertStringIncludes(stdout, "gpu-over-cpu ");
+  for (const line of stdout.split("\n")) {
+    assert(line.length <= 100, `${line.length} columns: ${line}`);
+  }
 });
 
 for (
   const [args, message] of [
-    [["--only", "decode"], /--only has "decode", must be of decode-128, /],
-    [["--only", ","], /--only has no rows, must be of decode-128, /],
+    [["--only", "decode"], /--only has "decode", must be rows that .* --help/],
+    [["--only", ","], /--only has no rows, must be rows that .* --help/],
+    [["--json", "--markdown"], /--json and --markdown are both given, must be/],
     [["--runs", "0"], /--runs is 0, must be an integer from 1 to 100/],
     [["--max-tokens", "1.5"], /--max-tokens is 1.5, must be an integer/],
     [["--model", "/nowhere/at/all"], /^error: Cannot open "\/nowhere/],
     [["--row", "load"], /--row is unknown/],
-    [["words"], /words is not a flag/],
+    [["words"], /unexpected argument "words", this task takes flags only/],
   ] as const
 ) {
   Deno.test(`refused in one line: ${args.join(" ")}`, async () => {

@@ -8,7 +8,14 @@ const TINY = "tests/fixtures/tiny-tied-bf16";
 const task = (args: string[], env?: Record<string, string>) =>
   runTask("doctor", args, env);
 
-/** Vulkan without a driver, as on a machine that has none. */
+/** Fails where a line has more than 100 columns. */
+function assertFits(text: string) {
+  for (const line of text.split("\n")) {
+    assert(line.length <= 100, `${line.length} columns: ${line}`);
+  }
+}
+
+/** Vulkan without a driver, as on a machine without a GPU. */
 const NO_DRIVER = { VK_DRIVER_FILES: "/none", DENO_WEBGPU_BACKEND: "vulkan" };
 
 Deno.test("without an adapter --json is a report that names the package, exit code 1", async () => {
@@ -32,6 +39,12 @@ Deno.test("without an adapter --json is a report that names the package, exit co
   assertEquals(of("model").data!.context, 16);
 });
 
+Deno.test("--help fits 100 columns", async () => {
+  const { code, stdout } = await task(["--help"]);
+  assertEquals(code, 0);
+  assertFits(stdout);
+});
+
 Deno.test("a wrong flag, word or context ends with exit code 1", async () => {
   for (const args of [["--modle", TINY], [TINY], ["--context", "many"]]) {
     const { code, stdout, stderr } = await task(args, NO_DRIVER);
@@ -43,18 +56,24 @@ Deno.test("a wrong flag, word or context ends with exit code 1", async () => {
     NO_DRIVER,
   );
   assertEquals(code, 1);
-  assertMatch(stdout, /^✗ context +--context is 1000000, /m);
-  assertMatch(stdout, /\n✗ to be mended: adapter, context\n$/);
+  assertMatch(stdout, /^✗ context +--context is 1000000, must be from 1 to/m);
+  assertMatch(stdout, /\n✗ problems: adapter, context\n$/);
+  assertFits(stdout);
 });
 
-gpuTest("with an adapter every line is fine, exit code 0", async () => {
-  const { code, stdout, stderr } = await task(["--model", TINY]);
-  assertEquals([code, stderr], [0, ""], stdout);
-  const lines = stdout.trimEnd().split("\n").filter(Boolean);
-  for (const line of lines) assertMatch(line, /^[✓!] /);
-  assertMatch(
-    lines.at(-1)!,
-    /^✓ everything is fine$|^! everything works, slower than it could: /,
-  );
-  assertMatch(stdout, /^✓ gemv +\d+ cases, all right/m);
-});
+gpuTest(
+  "with an adapter every line is fine and fits, exit code 0",
+  async () => {
+    const { code, stdout, stderr } = await task(["--model", TINY]);
+    assertEquals([code, stderr], [0, ""], stdout);
+    assertFits(stdout);
+    const lines = stdout.trimEnd().split("\n").filter(Boolean);
+    // A line that goes on is indented up to the text of the first.
+    for (const line of lines) assertMatch(line, /^[✓!] | {21}\S/);
+    assertMatch(
+      lines.at(-1)!,
+      /^✓ no problems$|^! everything works, but slower than it could: /,
+    );
+    assertMatch(stdout, /^✓ gemv +\d+ cases, all correct/m);
+  },
+);

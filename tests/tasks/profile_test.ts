@@ -40,11 +40,19 @@ Deno.test("files are written", async () => {
   await Deno.remove(folder, { recursive: true });
 });
 
+Deno.test("--help fits 100 columns", async () => {
+  const { code, stdout } = await task("--help");
+  assertEquals(code, 0);
+  for (const line of stdout.split("\n")) {
+    assert(line.length <= 100, `${line.length} columns: ${line}`);
+  }
+});
+
 for (
   const [args, message] of [
     [
       ["--json", "/nowhere/at/all.json"],
-      /Cannot write --json to "\/nowhere.*": there is no such folder, must be/,
+      /Cannot write --json to "\/nowhere.*": no such folder, must be/,
     ],
     [["--html", "/"], /Cannot write --html to "\/": it is a folder, must be/],
     [["--html", ""], /Cannot write --html to "": .*, must be/],
@@ -62,7 +70,7 @@ for (
     [["--chunk", "-1"], /chunk is -1, must be/],
     [
       ["--kernels", "gemv,gem"],
-      /gem is unknown, must be of gemv, gemm, batchedGemm/,
+      /gem is unknown, must be some of gemv, gemm, batchedGemm/,
     ],
     [["--kernels", ","], /the list is empty/],
     [["--prompts", "5"], /--prompts is unknown/],
@@ -81,7 +89,7 @@ for (
       /cannot be restricted in a comparison/,
     ],
     [["--device", "tpu"], /--device is "tpu", must be auto, gpu or cpu/],
-    [["words"], /words is not a flag/],
+    [["words"], /unexpected argument "words", this task takes flags only/],
   ] as const
 ) {
   Deno.test(`refused in one line: ${args.join(" ")}`, async () => {
@@ -91,5 +99,7 @@ for (
     const lines = stderr.trimEnd().split("\n");
     assertEquals(lines.length, 1, stderr);
     assertMatch(lines[0], message);
+    if (/is unknown, must be one of --/.test(lines[0])) return; // lists all flags
+    assert(lines[0].length <= 100, lines[0]);
   });
 }

@@ -12,6 +12,9 @@ import { gpuTest } from "../support/gpu.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
 
+/** The longest that a timer waits, in milliseconds. */
+const FOREVER = 2 ** 31 - 1;
+
 /** The same device under a name for which workers are tried. */
 const likeNvidia = (gpu: Gpu, name = gpu.name): Gpu =>
   Object.create(gpu, {
@@ -31,7 +34,7 @@ ${"  x[0] = x[0] * 3u + by.x;\n".repeat(lines)}}`,
 
 gpuTest("workers and this thread compile everything", async (gpu) => {
   const all = [9, 7, 5, 3, 1].map((n) => shader(`worker ${n}`, n));
-  const { value, reason } = await compileInWorkers(gpu, all, 2);
+  const { value, reason } = await compileInWorkers(gpu, all, 2, FOREVER);
   assertEquals(value, "3 threads", reason);
   for (const one of all) assert(isCompiled(gpu, one), one.label);
   gpu.check();
@@ -42,7 +45,7 @@ gpuTest(
   async (gpu) => {
     const all = [3, 2, 1].map((n) => shader(`failing ${n}`, n));
     const other = likeNvidia(gpu, "another adapter");
-    const { value, reason } = await compileInWorkers(other, all, 2);
+    const { value, reason } = await compileInWorkers(other, all, 2, FOREVER);
     assertEquals(value, "one thread");
     assertStringIncludes(
       reason,

@@ -1,6 +1,6 @@
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { toF32 } from "../../lib/cpu/tensor.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { DeviceError } from "../../lib/errors.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, withBinding } from "../support/gpu.ts";

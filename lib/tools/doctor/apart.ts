@@ -1,28 +1,27 @@
 /**
- * The examination of a device in a process of its own: a kernel that hangs blocks
- * its thread inside the driver, where no timer and no signal of Deno's gets
- * through, and a driver may crash.
+ * Examines a device in another process: a kernel that hangs blocks its thread inside
+ * the driver, out of reach of Deno's timers and signals, and a driver may crash.
  *
  * @module
  */
-import type { Find, Finding } from "./report.ts";
+import type { Finding, Reporter } from "./report.ts";
 
-/** What the process says, a line of JSON each: what it starts, what it found. */
+/** A line of JSON from the process: what runs next, or a finding. */
 export type News = { starts: string } | Finding;
 
-/** A kernel takes milliseconds, its compilation at most seconds. */
+/** Kernels take milliseconds to run and at most seconds to compile. */
 const DEADLINE_MS = 60_000;
 
-/** What the process runs. */
+/** The process's script. */
 const SCRIPT = new URL("process.ts", import.meta.url);
 
 /**
- * `examineDevice` on the default adapter. A kernel that is not done by its
- * deadline, or that ends the process, is a finding.
+ * `examineDevice` on the default adapter. A kernel that misses its deadline or ends
+ * the process is a finding.
  */
 export async function examineApart(
   weights: number | undefined,
-  find: Find,
+  reporter: Reporter,
   { script = SCRIPT, deadlineMs = DEADLINE_MS } = {},
 ): Promise<void> {
   const process = new Deno.Command(Deno.execPath(), {
@@ -33,49 +32,50 @@ export async function examineApart(
   }).spawn();
   const reader = process.stdout.pipeThrough(new TextDecoderStream())
     .getReader();
-  const complaints = new Response(process.stderr).text();
+  const stderr = new Response(process.stderr).text();
   let running = "self-test", late = false;
   let deadline: ReturnType<typeof setTimeout> | undefined;
-  const wait = () => {
+  const wait = (ms: number) => {
     clearTimeout(deadline);
     deadline = setTimeout(() => {
       late = true;
       process.kill("SIGKILL");
       process.unref();
-      reader.cancel(); // a driver may keep even a killed process
-    }, deadlineMs);
+      reader.cancel(); // the driver may keep even a killed process alive
+    }, ms);
   };
-  wait();
+  wait(DEADLINE_MS); // opening the device is no kernel
   for (let text = "";;) {
     const { value, done } = await reader.read();
     if (done) break;
-    wait();
+    wait(deadlineMs);
     const lines = (text + value).split("\n");
     text = lines.pop()!;
     for (const line of lines) {
-      if (!line.startsWith("{")) continue; // a driver's own words
+      if (!line.startsWith("{")) continue; // output of the driver
       const news: News = JSON.parse(line);
       if ("starts" in news) running = news.starts;
-      else find(news.severity, news.topic, news.text, news.data);
+      else reporter.found(news.severity, news.topic, news.text, news.data);
     }
   }
   clearTimeout(deadline);
   if (late) {
-    return find(
+    reporter.found(
       "red",
       running,
-      `hangs: not done in ${deadlineMs / 1000} s, its process was ended; \
-update the driver, or take another adapter with DENO_WEBGPU_BACKEND`,
+      `hangs: not done after ${deadlineMs / 1000} s, its process was killed; \
+update the driver, or choose another adapter with DENO_WEBGPU_BACKEND`,
     );
+    return;
   }
   const { success, code, signal } = await process.status;
   if (success) return;
-  const last = (await complaints).trim().split("\n").at(-1);
+  const last = (await stderr).trim().split("\n").at(-1);
   const end = signal ?? `exit code ${code}`;
-  find(
+  reporter.found(
     "red",
     running,
-    `its process ended with ${end}${last && `: ${last}`}; update the driver, \
-and report this line`,
+    `its process ended with ${end}${last && `: ${last}`}; update the driver \
+and report this message`,
   );
 }

@@ -1,64 +1,63 @@
 /**
- * What a device can do, measured, and whether every kernel computes rightly on it.
+ * Measures what a device can do and checks whether every kernel computes correctly.
  *
  * @module
  */
-import { Tensor } from "../../webgpu/tensor.ts";
+import { passes } from "../../check/kernel_case.ts";
+import { errorText } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
-import { tryAttention } from "./attention.ts";
-import { agrees, Bench } from "./bench.ts";
-import { tryLinear, tryRows, trySampling } from "./kernels.ts";
-import { Random } from "../../check/reference.ts";
-import { type Find, messageOf } from "./report.ts";
+import { Tensor } from "../../webgpu/tensor.ts";
+import { arithmetic, bandwidth } from "../format.ts";
 import { measurePeaks } from "../peaks.ts";
-import { arithmetic, bandwidth } from "../profile/verdict.ts";
+import { testKernels, type TestResult } from "./kernels.ts";
+import type { Reporter } from "./report.ts";
 
-/** Deno's WebGPU sleeps 10 ms in every readback; more is the driver's. */
+/** Deno's WebGPU sleeps 10 ms in every readback; anything above is the driver's. */
 const SLOW_READBACK_MS = 20;
 
-/** Who is told what happens. */
-export interface Told {
-  find: Find;
-  /** What runs next, before it may hang. */
-  onStart?: (what: string) => void;
-}
-
 /**
- * Looks at one device. What is wrong with it is a finding, not an error.
+ * Examines one device. A problem is a finding, not an error.
  *
  * @param weights Bytes that a decode step reads, where a model is known.
  */
 export async function examineDevice(
   gpu: Gpu,
   weights: number | undefined,
-  { find, onStart }: Told,
+  reporter: Reporter,
 ): Promise<void> {
   try {
-    onStart?.("speed");
-    await measure(gpu, weights, find);
-    await selfTest(gpu, { find, onStart });
+    reporter.starting?.("speed");
+    await measure(gpu, weights, reporter);
+    await selfTest(gpu, reporter);
   } catch (error) {
-    find("red", "device", `${messageOf(error)}; update its driver`);
+    const text = `${errorText(error)}; update its driver`;
+    reporter.found("red", "device", text);
   }
 }
 
 /** Bandwidth, arithmetic and readback. */
-async function measure(gpu: Gpu, weights: number | undefined, find: Find) {
+async function measure(
+  gpu: Gpu,
+  weights: number | undefined,
+  reporter: Reporter,
+) {
   const peaks = await measurePeaks(gpu);
   const { readGBps, f32TFLOPS, f16TFLOPS } = peaks;
   const most = weights && readGBps * 1e9 / weights;
-  find(
+  const limit = most
+    ? `: at most ${Math.round(most).toLocaleString("en-US")} tokens/s \
+with this model`
+    : "";
+  reporter.found(
     "green",
     "bandwidth",
-    `reads ${bandwidth(readGBps)}${
-      most ? `: at most ${most.toPrecision(2)} tokens/s for this model` : ""
-    }`,
+    `reads ${bandwidth(readGBps)}${limit}`,
     { readGBps, mostTokensPerSecond: most },
   );
   const half = f16TFLOPS === undefined
     ? ""
     : `, ${arithmetic(f16TFLOPS)} in f16`;
-  find(
+  reporter.found(
     "green",
     "arithmetic",
     `${arithmetic(f32TFLOPS)} in f32${half}`,
@@ -71,71 +70,64 @@ async function measure(gpu: Gpu, weights: number | undefined, find: Find) {
     await word.read();
     times.push(performance.now() - began);
   }
-  const ms = times.sort((a, b) => a - b)[3];
-  find(
-    ms > SLOW_READBACK_MS ? "yellow" : "green",
+  const ms = times.sort((a, b) => a - b)[3], slow = ms > SLOW_READBACK_MS;
+  reporter.found(
+    slow ? "yellow" : "green",
     "readback",
-    `${ms.toFixed(1)} ms for a word${
-      ms > SLOW_READBACK_MS
-        ? ", slow: the first token and short replies wait for it"
-        : ", of which Deno sleeps 10"
+    `${ms.toFixed(1)} ms for one word, ${
+      slow
+        ? "which is slow: it delays the first token and short replies"
+        : "10 ms of which Deno sleeps"
     }`,
     { ms },
   );
 }
 
-/** Runs every kernel that computes against float64 on the CPU. */
-export async function selfTest(
-  gpu: Gpu,
-  { find, onStart }: Told,
-): Promise<void> {
-  using bench = new Bench(gpu, new Random(), onStart);
-  let failure: { kernel?: string; message: string } | undefined;
-  for (const part of [tryRows, tryLinear, tryAttention, trySampling]) {
-    try {
-      await part(bench);
-    } catch (error) {
-      failure = { kernel: bench.running, message: messageOf(error) };
-      break; // the device goes on reporting it
-    }
+/** Compares every kernel that computes with float64 on the CPU. */
+export async function selfTest(gpu: Gpu, reporter: Reporter): Promise<void> {
+  const tests = await testKernels(gpu, reporter);
+  const byKernel = Map.groupBy(tests.results, ({ kernel }) => kernel);
+  for (const [kernel, results] of byKernel) {
+    const right = results.every(passes);
+    const text = resultsText(results);
+    reporter.found(right ? "green" : "red", kernel, text, { results });
   }
-  const byKernel = Map.groupBy(bench.trials, ({ kernel }) => kernel);
-  for (const [kernel, trials] of byKernel) {
-    const excess = ({ error, tolerance }: typeof trials[number]) =>
-      Number.isNaN(error) ? Infinity : tolerance ? error / tolerance : error;
-    const worst = trials.reduce((a, b) => excess(b) > excess(a) ? b : a);
-    const { error, tolerance, index, actual, expected, what } = worst;
-    const right = trials.every(agrees);
-    const wrong = trials.filter((trial) => !agrees(trial)).length;
-    find(
-      right ? "green" : "red",
-      kernel,
-      `${trials.length} ${trials.length === 1 ? "case" : "cases"}, ${
-        right ? "all right" : `${wrong} WRONG`
-      }; worst error ${error.toExponential(1)} (allowed ${
-        tolerance.toExponential(1)
-      }) at [${index}] of ${what}: ${actual} on the GPU, ${expected} on the CPU${
-        right ? "" : "; update the driver, and report this line"
-      }`,
-      { trials },
-    );
+  if (tests.failure) {
+    const { kernel, message } = tests.failure;
+    const text = `${message}; update the driver and report this message`;
+    reporter.found("red", kernel, text);
   }
-  if (failure) {
-    const { kernel = "self-test", message } = failure;
-    find("red", kernel, `${message}; update the driver, and report this line`);
-  }
-  const uses = bench.firstUses;
-  const total = uses.reduce((sum, { ms }) => sum + ms, 0);
+  const uses = tests.firstUses;
+  const totalMs = uses.reduce((sum, { ms }) => sum + ms, 0);
   const slowest = uses.reduce(
     (a, b) => b.ms > a.ms ? b : a,
     { kernel: "", ms: 0 },
   );
-  find(
+  reporter.found(
     "green",
     "first use",
-    `${uses.length} kernel variants were compiled and run for the first time in ${
-      (total / 1000).toFixed(1)
-    } s, the slowest (${slowest.kernel}) in ${slowest.ms.toFixed(0)} ms`,
-    { totalMs: total, slowest },
+    `${uses.length} pipelines compiled and run in ${
+      (totalMs / 1000).toFixed(1)
+    } s, ${slowest.kernel} the slowest at ${slowest.ms.toFixed(0)} ms`,
+    { totalMs, slowest },
   );
+}
+
+/** The results of one kernel in short; those that fail also say where and by how much. */
+function resultsText(results: readonly TestResult[]): string {
+  const excess = ({ error, tolerance }: TestResult) =>
+    Number.isNaN(error) ? Infinity : tolerance ? error / tolerance : error;
+  const worst = results.reduce((a, b) => excess(b) > excess(a) ? b : a);
+  const { error, tolerance, index, actual, expected, what } = worst;
+  const failed = new Set(
+    results.filter((result) => !passes(result)).map(({ what }) => what),
+  ).size;
+  const count = new Set(results.map(({ what }) => what)).size;
+  const cases = `${count} ${count === 1 ? "case" : "cases"}`;
+  const size = `worst error ${error.toExponential(1)}, tolerance ${
+    tolerance.toExponential(1)
+  }`;
+  if (failed === 0) return `${cases}, all correct; ${size}`;
+  return `${cases}, ${failed} WRONG; ${size}, at [${index}] of ${what}: \
+${actual} on the GPU, ${expected} on the CPU; update the driver and report this message`;
 }

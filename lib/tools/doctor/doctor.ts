@@ -1,81 +1,69 @@
 /**
- * What a person runs first when something is off: runtime, adapters, choices, what
- * a model needs, what the device can do, and whether every kernel computes rightly.
+ * What to run first when something is wrong: checks the runtime, the adapters, what
+ * was chosen and why, what a model needs, and whether every kernel computes correctly.
  *
  * @module
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
-import { NoAdapterError } from "../../errors.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
+import { CpuOps } from "../../cpu/ops.ts";
+import { errorText, NoAdapterError } from "../../errors.ts";
 import { openDevice } from "../../open_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { examineApart } from "./apart.ts";
 import { examineDevice } from "./device.ts";
 import { modelNeeds, weightBytes } from "./needs.ts";
-import {
-  type DoctorReport,
-  type Find,
-  type Finding,
-  messageOf,
-} from "./report.ts";
-import { CpuOps } from "../../cpu/ops.ts";
+import type { DoctorReport, Finding, Reporter } from "./report.ts";
 
-/** What {@linkcode doctor} looks at. */
+/** Options of {@linkcode doctor}. */
 export interface DoctorOptions {
   /** As for `loadQwen3`; only headers are read. */
   model: string;
-  /** Tokens that a sequence may have. */
+  /** Context length of one sequence, in tokens. */
   context?: number;
   /**
-   * Any WebGPU implementation instead of `navigator.gpu`. It cannot be handed to
-   * another process, so what hangs on it hangs the diagnosis.
+   * Any WebGPU implementation instead of `navigator.gpu`. It is examined in this
+   * process, since it cannot be passed to another: if it hangs, so does doctor.
    */
   gpu?: GPU;
-  /** Told each finding as it is made. */
+  /** Called with each finding as it is made. */
   onFinding?: (finding: Finding) => void;
 }
 
-/** Diagnoses this machine. What is wrong with it is a finding, not an error. */
+/** Diagnoses this machine. A problem is a finding, not an error. */
 export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
   const findings: Finding[] = [];
-  const find: Find = (severity, topic, text, data) => {
-    const finding = { severity, topic, text: oneLine(text), data };
-    findings.push(finding);
-    options.onFinding?.(finding);
-  };
-  const { deno } = Deno.version, { os, arch } = Deno.build;
-  const cores = navigator.hardwareConcurrency;
-  const release = Deno.osRelease();
-  find(
-    "green",
-    "runtime",
-    `Deno ${deno}, ${os} ${release}, ${arch}, ${cores} cores`,
-    {
-      ...{ deno, os, arch, release, cores },
+  const reporter: Reporter = {
+    found(severity, topic, text, data) {
+      const finding = { severity, topic, text: oneLine(text), data };
+      findings.push(finding);
+      options.onFinding?.(finding);
     },
-  );
-  await listAdapters(options.gpu ?? navigator.gpu, find);
-  using gpu = await open(options.gpu, find);
+  };
+  describeRuntime(reporter);
+  await listAdapters(options.gpu ?? navigator.gpu, reporter);
+  using gpu = await open(options.gpu, reporter);
 
   let checkpoint: Checkpoint | undefined;
   try {
     checkpoint = await openCheckpoint(options.model);
   } catch (error) {
-    find("red", "model", messageOf(error));
+    reporter.found("red", "model", errorText(error));
   }
   await using _closed = checkpoint;
   if (checkpoint) {
     for (const need of await modelNeeds(checkpoint, options.context, gpu)) {
-      find(need.severity, need.topic, need.text, need.data);
+      reporter.found(need.severity, need.topic, need.text, need.data);
     }
     using cpu = new CpuOps(checkpoint.config);
     const { kernel, reason, threads } = cpu.info;
-    find("green", "CPU path", `${kernel} on ${threads} threads: ${reason}`);
+    const text = `${kernel} on ${threads} threads: ${reason}`;
+    reporter.found("green", "CPU path", text);
   }
   if (gpu) {
     const weights = checkpoint && weightBytes(checkpoint);
-    if (options.gpu) await examineDevice(gpu, weights, { find });
-    else await examineApart(weights, find);
+    if (options.gpu) await examineDevice(gpu, weights, reporter);
+    else await examineApart(weights, reporter);
   }
   return {
     ok: findings.every(({ severity }) => severity !== "red"),
@@ -83,24 +71,39 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
   };
 }
 
-/** Every adapter that a preference brings, each once. */
-async function listAdapters(implementation: GPU | undefined, find: Find) {
+function describeRuntime(reporter: Reporter) {
+  const { deno } = Deno.version, { os, arch } = Deno.build;
+  const cores = navigator.hardwareConcurrency;
+  const release = Deno.osRelease();
+  reporter.found(
+    "green",
+    "runtime",
+    `Deno ${deno}, ${os} ${release}, ${arch}, ${cores} cores`,
+    { deno, os, arch, release, cores },
+  );
+}
+
+/** Lists each adapter once, with the requests that return it. */
+async function listAdapters(
+  implementation: GPU | undefined,
+  reporter: Reporter,
+) {
   const backend = Deno.env.get("DENO_WEBGPU_BACKEND");
-  find(
+  reporter.found(
     "green",
     "backend",
     backend
       ? `DENO_WEBGPU_BACKEND is ${backend}`
-      : "DENO_WEBGPU_BACKEND is not set: Deno takes the platform's own",
+      : "DENO_WEBGPU_BACKEND is not set: Deno uses the platform's default",
     { backend },
   );
   const seen = new Map<string, { info: GPUAdapterInfo; by: string[] }>();
-  const asked: [string, GPURequestAdapterOptions][] = [
+  const requests: [string, GPURequestAdapterOptions][] = [
     ["high-performance", { powerPreference: "high-performance" }],
     ["low-power", { powerPreference: "low-power" }],
     ["fallback", { forceFallbackAdapter: true }],
   ];
-  for (const [by, request] of asked) {
+  for (const [by, request] of requests) {
     const info = (await implementation?.requestAdapter(request))?.info;
     if (!info) continue;
     const key = [info.vendor, info.device, info.description].join();
@@ -112,55 +115,51 @@ async function listAdapters(implementation: GPU | undefined, find: Find) {
     const { vendor, device, architecture, description } = info;
     const software = info.isFallbackAdapter ||
       /llvmpipe|swiftshader|software/i.test(description);
-    const ids = [["vendor", vendor], ["device", device], [
-      "architecture",
-      architecture,
-    ]].filter(([, id]) => id).map((pair) => pair.join(" ")).join(", ");
-    find(
+    const ids = Object.entries({ vendor, device, architecture })
+      .filter(([, id]) => id).map((pair) => pair.join(" ")).join(", ");
+    const kind = software
+      ? "a software renderer, which runs on the CPU"
+      : "a hardware GPU";
+    reporter.found(
       software ? "yellow" : "green",
       "adapter",
-      `${description || "unnamed"} (${ids}; for ${by.join(", ")}): ${
-        software
-          ? "a software renderer, the CPU does its work"
-          : "a hardware GPU"
-      }`,
+      `${description || "unnamed"} (${ids}; for ${by.join(", ")}): ${kind}`,
       { vendor, device, architecture, description, software, by },
     );
   }
 }
 
-/** Opens the device as the library does, and tells every choice. */
+/** Opens the device as the library does, and reports every choice. */
 async function open(
   implementation: GPU | undefined,
-  find: Find,
+  reporter: Reporter,
 ): Promise<Gpu | undefined> {
   let gpu: Gpu;
   try {
     gpu = await openDevice({ gpu: implementation });
   } catch (error) {
-    const { message } = error as Error;
+    const text = errorText(error);
     const none = error instanceof NoAdapterError;
-    find(
+    reporter.found(
       "red",
       "adapter",
-      none ? message.replace("Cannot open a GPU: ", "") : messageOf(error),
+      none ? text.replace("Cannot open a GPU: ", "") : text,
     );
     return undefined;
   }
   for (const { what, value, reason } of gpu.choices) {
     const severity = value === "off" ? "yellow" : "green";
-    find(severity, what, `${value}: ${reason}`, { value, reason });
+    reporter.found(severity, what, `${value}: ${reason}`, { value, reason });
   }
-  const { limits } = gpu,
-    mib = (bytes: number) => `${Math.round(bytes / 2 ** 20)} MiB`;
-  find(
+  const { limits } = gpu;
+  const mib = (bytes: number) => `${Math.round(bytes / 2 ** 20)} MiB`;
+  const kib = limits.maxComputeWorkgroupStorageSize / 1024;
+  reporter.found(
     "green",
     "limits",
     `buffers of ${mib(limits.maxBufferSize)}, bindings of ${
       mib(limits.maxStorageBufferBindingSize)
-    }, ${limits.maxComputeInvocationsPerWorkgroup} threads and ${
-      limits.maxComputeWorkgroupStorageSize / 1024
-    } KiB in a workgroup`,
+    }, workgroups of ${limits.maxComputeInvocationsPerWorkgroup} threads and ${kib} KiB`,
   );
   return gpu;
 }

@@ -1,8 +1,9 @@
 /**
- * What a model needs against what a device has, by the headers of its checkpoint.
+ * Compares what a model needs with what a device has, from the checkpoint's headers.
  *
  * @module
  */
+import { chooseCacheDtype } from "../../dispatch/precision.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import { DeviceError } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
@@ -11,17 +12,17 @@ import { cacheBytes } from "../../model/kv_cache.ts";
 import { familyOf } from "../../model/families.ts";
 import { listWeights } from "../../model/family.ts";
 
-/** Positions if nobody asks for more. */
+/** Context length when none is given. */
 const DEFAULT_CONTEXT = 4096;
 
 const mb = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
 
-/** Bytes that all weights take as stored. */
+/** Bytes of all weights as stored. */
 export function weightBytes({ tensors }: Checkpoint): number {
   return [...tensors.values()].reduce((sum, t) => sum + t.byteLength, 0);
 }
 
-/** Weights, KV cache, bindings and memory of `checkpoint` on `gpu`, or on the CPU. */
+/** Weights, KV cache, bindings and memory of a model on `gpu`, or else on the CPU. */
 export async function modelNeeds(
   checkpoint: Checkpoint,
   wanted: number | undefined,
@@ -37,11 +38,11 @@ export async function modelNeeds(
       severity: "red",
       topic: "context",
       text:
-        `--context is ${wanted}, ${name} was trained for 1 to ${trained} tokens`,
+        `--context is ${wanted}, must be from 1 to ${trained}, what ${name} was trained for`,
     }];
   }
   const context = wanted ?? Math.min(DEFAULT_CONTEXT, trained);
-  const dtype = gpu && config.headDim % 8 === 0 ? "f16" : "f32";
+  const dtype = gpu ? chooseCacheDtype(config.headDim).dtype : "f32";
   const weights = weightBytes(checkpoint);
   const cache = cacheBytes(config, 1, context, dtype);
   const needs: Finding = {
@@ -59,7 +60,7 @@ export async function modelNeeds(
   ];
 }
 
-/** What is read through one binding, against the adapter's largest. */
+/** Compares the largest weight and the keys of a layer with the largest binding. */
 function bindings(
   { config, tensors }: Checkpoint,
   context: number,
@@ -78,7 +79,7 @@ function bindings(
   const widest = sizes.reduce((a, b) => b.bytes > a.bytes ? b : a);
   const split = sizes.filter(({ bytes }) => bytes > limit)
     .map(({ name, bytes }) =>
-      `${name} goes into ${Math.ceil(bytes / limit)} buffers or more`
+      `${name} needs ${Math.ceil(bytes / limit)} buffers or more`
     );
   const keys = cacheBytes(config, 1, context, dtype) /
     (2 * config.numHiddenLayers);
@@ -86,11 +87,11 @@ function bindings(
   return [{
     severity: split.length ? "yellow" : "green",
     topic: "largest binding",
-    text: `${widest.name} has ${mb(widest.bytes)}, the adapter binds ${
+    text: `${widest.name} takes ${mb(widest.bytes)}, the adapter binds up to ${
       mb(limit)
     }: ${
       split.length
-        ? `${split.join(", ")}, a dispatch for each`
+        ? `${split.join(", ")}, with one dispatch each`
         : "nothing is split"
     }`,
     data: { ...widest, limit, split },
@@ -100,7 +101,7 @@ function bindings(
     text: `one layer's keys of ${context} tokens take ${mb(keys)}, ${
       keys > limit
         ? `more than the adapter binds: use --context ${most} or less`
-        : `a context of up to ${
+        : `up to ${
           Math.min(most, config.maxPositionEmbeddings)
         } tokens can be bound`
     }`,
@@ -108,7 +109,7 @@ function bindings(
   }];
 }
 
-/** Main memory for the CPU and software adapters; hardware is asked for as much. */
+/** Free main memory for the CPU and software adapters; other GPUs must allocate it. */
 async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
   const topic = "memory";
   if (!gpu || gpu.software) {
@@ -117,7 +118,7 @@ async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
     return {
       severity: fits ? "green" : "red",
       topic,
-      text: `${mb(available)} of main memory are free, ${mb(bytes)} are needed${
+      text: `${mb(available)} of main memory free, ${mb(bytes)} needed${
         fits ? "" : ": use a smaller model or a shorter --context"
       }`,
       data: { needed: bytes, available },
@@ -128,15 +129,15 @@ async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
     severity: failure ? "red" : "green",
     topic,
     text: failure
-      ? `${gpu.name} refuses ${
+      ? `${gpu.name} cannot allocate ${
         mb(bytes)
       } (${failure}): use a smaller model or a shorter --context`
-      : `${gpu.name} gives the ${mb(bytes)} that are needed`,
+      : `${gpu.name} can allocate the ${mb(bytes)} needed`,
     data: { needed: bytes },
   };
 }
 
-/** Why `bytes` cannot be had, if so; WebGPU does not tell how much memory there is. */
+/** Why `bytes` cannot be allocated, if so. Trying is the only way: WebGPU has no query. */
 async function tryToAllocate(
   gpu: Gpu,
   bytes: number,

@@ -1,5 +1,5 @@
 /**
- * The process of lib/tools/doctor/apart.ts: examines the default adapter.
+ * The process that lib/tools/doctor/apart.ts starts: examines the default adapter.
  *
  *   deno run -A lib/tools/doctor/process.ts [bytes of a model's weights]
  *
@@ -7,17 +7,19 @@
  */
 import { openDevice } from "../../open_device.ts";
 import type { News } from "./apart.ts";
-import { examineDevice, type Told } from "./device.ts";
+import { examineDevice } from "./device.ts";
+import type { Reporter } from "./report.ts";
 
 const print = (news: News) => console.log(JSON.stringify(news));
 
 /** Prints a line of JSON for each kernel that starts and each finding. */
-export const printed: Told = {
-  find: (severity, topic, text, data) => print({ severity, topic, text, data }),
-  onStart: (starts) => print({ starts }),
+export const printer: Reporter = {
+  found: (severity, topic, text, data) =>
+    print({ severity, topic, text, data }),
+  starting: (starts) => print({ starts }),
 };
 
 if (import.meta.main) {
   using gpu = await openDevice();
-  await examineDevice(gpu, Number(Deno.args[0]) || undefined, printed);
+  await examineDevice(gpu, Number(Deno.args[0]) || undefined, printer);
 }

@@ -1,62 +1,71 @@
 /**
- * What {@linkcode doctor} finds, as data and as lines.
+ * What {@linkcode doctor} finds, as data and as text.
  *
  * @module
  */
+import { wrap } from "../format.ts";
 
-/** `green`; `yellow`: works, but slower, and why; `red`: what to do. */
+/** `green`: fine; `yellow`: works, but slowly; `red`: a problem. */
 export type Severity = "green" | "yellow" | "red";
 
 /** One line of a diagnosis. */
 export interface Finding {
   severity: Severity;
-  /** What was looked at: `runtime`, `adapter`, `shader-f16`, `gemm`, … */
+  /** What was examined: `runtime`, `adapter`, `shader-f16`, `gemm`, … */
   topic: string;
-  /** One sentence. */
+  /** One sentence: what is so and why; for a problem, how to fix it. */
   text: string;
-  /** The numbers behind it. */
+  /** The numbers behind the text. */
   data?: Readonly<Record<string, unknown>>;
 }
 
-/** A whole diagnosis. */
+/** A complete diagnosis. */
 export interface DoctorReport {
-  /** False where a finding is red. */
+  /** Whether no finding is red. */
   ok: boolean;
   findings: Finding[];
 }
 
-/** Takes what was found; the text may have several lines. */
-export type Find = (
-  severity: Severity,
-  topic: string,
-  text: string,
-  data?: Finding["data"],
-) => void;
+/** Receives the findings of an examination while it runs. */
+export interface Reporter {
+  /** Takes a finding; its text may have several lines. */
+  found(
+    severity: Severity,
+    topic: string,
+    text: string,
+    data?: Finding["data"],
+  ): void;
+  /** Called before something runs that may hang. */
+  starting?(what: string): void;
+}
+
+/** The widest line of a diagnosis, in characters. */
+export const WIDTH = 100;
 
 const MARKS: Record<Severity, string> = { green: "✓", yellow: "!", red: "✗" };
 
-/** A finding as a line. */
+/** A finding for a terminal. Longer texts go on in indented lines. */
 export function findingText({ severity, topic, text }: Finding): string {
-  return `${MARKS[severity]} ${topic.padEnd(18)} ${text}`;
+  const first = `${MARKS[severity]} ${topic.padEnd(18)} `;
+  return wrap(text, WIDTH, first, " ".repeat(first.length)).join("\n");
 }
 
-/** All findings in a line, for the end of a list that scrolled by. */
+/** The last line of a diagnosis: the topics of all problems, or of what is slow. */
 export function summaryText({ findings }: DoctorReport): string {
-  const of = (wanted: Severity) =>
-    [
-      ...new Set(
-        findings.filter(({ severity }) => severity === wanted)
-          .map(({ topic }) => topic),
-      ),
-    ].join(", ");
-  const wrong = of("red"), slower = of("yellow");
-  if (wrong) return `✗ to be mended: ${wrong}`;
-  return slower
-    ? `! everything works, slower than it could: ${slower}`
-    : "✓ everything is fine";
+  const topics = (wanted: Severity) => {
+    const found = findings.filter(({ severity }) => severity === wanted);
+    return [...new Set(found.map(({ topic }) => topic))].join(", ");
+  };
+  const problems = topics("red"), slow = topics("yellow");
+  const text = problems
+    ? `✗ problems: ${problems}`
+    : slow
+    ? `! everything works, but slower than it could: ${slow}`
+    : "✓ no problems";
+  return wrap(text, WIDTH, "", "  ").join("\n");
 }
 
-/** What went wrong, as text. */
+/** The message of whatever was thrown. */
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }

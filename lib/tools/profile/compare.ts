@@ -1,18 +1,18 @@
 /**
- * The GPU path over the CPU path.
+ * The speedup of the GPU path over the CPU path.
  *
  * @module
  */
 import type { Comparison, Operation, Phase } from "./report.ts";
 
-/** What a GPU should be faster by. */
+/** Speedups that a GPU should reach: at least, and ideally. */
 const TARGETS: Record<Comparison["what"], [number, number]> = {
   Linear: [5, 10],
   attention: [3, 8],
   whole: [5, 10],
 };
 
-/** Linear layers, attention and all of a step, for each phase. */
+/** Compares Linear layers, attention and whole steps of each phase. */
 export function comparisonOf(
   gpu: readonly Phase[],
   cpu: readonly Phase[],
@@ -33,7 +33,7 @@ export function comparisonOf(
   });
 }
 
-/** Milliseconds of a step, as it runs unprofiled: operations keep their shares. */
+/** Milliseconds of a step as it runs unprofiled, assuming that shares stay the same. */
 function timeOf(phase: Phase, what: Comparison["what"]): number | undefined {
   if (what === "whole") return phase.ms;
   const mine = phase.operations.filter((operation) => part(operation) === what);
@@ -41,7 +41,7 @@ function timeOf(phase: Phase, what: Comparison["what"]): number | undefined {
   return mine.reduce((sum, { share }) => sum + share!, 0) * phase.ms;
 }
 
-/** Norms count for the products that they lead to, as on the CPU, where they are one verb. */
+/** Norms count as part of the matmul that follows, as on the CPU, where both are one op. */
 function part({ group, name }: Operation): Comparison["what"] | undefined {
   if (group === "attention" || name.includes("rope")) return "attention";
   return group === "linear" || group === "norm" ? "Linear" : undefined;

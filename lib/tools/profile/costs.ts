@@ -1,5 +1,5 @@
 /**
- * What a recorded dispatch computes and moves: each kernel says so itself.
+ * What a recorded dispatch computes and moves: each kernel's file says so.
  *
  * @module
  */
@@ -8,16 +8,16 @@ import {
   CostCall,
   type CostContext,
   type Costed,
-  otherCost,
 } from "../../../kernels/cost.ts";
 import { KERNELS } from "../../../kernels/list.ts";
 
 export type { Cost, CostContext, Costed };
 
-const costs = new Map(KERNELS.map((kernel) => [kernel.name, kernel.cost]));
+const kernels = new Map(KERNELS.map((kernel) => [kernel.name, kernel]));
 
 /** What a dispatch is; a fused attention is two operations. */
 export function costsOf(dispatch: Costed, context: CostContext): Cost[] {
-  const cost = costs.get(dispatch.kernel) ?? otherCost;
-  return cost(new CostCall(dispatch, context));
+  const call = new CostCall(dispatch, context);
+  return kernels.get(dispatch.kernel)?.cost?.(call) ??
+    call.whole({ name: call.role, group: "other" });
 }

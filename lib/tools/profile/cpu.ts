@@ -4,18 +4,18 @@
  * @module
  */
 import { type Matrix, rowsHeld } from "../../formats/matrix.ts";
-import type { Constants } from "../../dispatch/shapes.ts";
-import type { CachePass, KvCache } from "../../model/kv_cache.ts";
-import type { Ops } from "../../model/ops.ts";
 import type { CpuKvCache } from "../../cpu/kv_cache.ts";
 import type { CpuTensor } from "../../cpu/ops.ts";
-import { type Cost, type CostContext, costsOf } from "./costs.ts";
+import type { CpuRunner } from "../../cpu/runner.ts";
+import type { Constants } from "../../dispatch/shapes.ts";
+import { familyOf } from "../../model/families.ts";
+import type { CachePass } from "../../model/kv_cache.ts";
+import { sampleEach, seenBits } from "../../model/sampling.ts";
+import { type Call, tap } from "../../model/tap.ts";
+import { type CostContext, type Costed, costsOf } from "./costs.ts";
 import { type Sample, wallPhase } from "./operations.ts";
 import type { Phase, TimelineEvent } from "./report.ts";
 import { prefillSamples, promptIds, type Setting } from "./setting.ts";
-import { familyOf } from "../../model/families.ts";
-import type { CpuRunner } from "../../cpu/runner.ts";
-import { sampleEach, seenBits } from "../../model/sampling.ts";
 
 /** Decode steps are timed for this long at most. */
 const BUDGET_MS = 2000, MOST_STEPS = 16;
@@ -27,292 +27,222 @@ const BETWEEN = {
   reason: "the forward pass itself, and the copy of the logits",
 };
 
-/** Times a prefill of every prompt and sampled decode steps of all on the CPU. */
+type CpuSetting = Pick<
+  Setting,
+  "promptTokens" | "maxTokens" | "batch" | "sampling" | "origin" | "signal"
+>;
+type Part = TimelineEvent["part"];
+
+/** Times a prefill of every prompt, and sampled decode steps of the batch. */
 export async function profileCpu(
   runner: CpuRunner,
-  { promptTokens, maxTokens, batch, sampling, origin, signal }: Pick<
-    Setting,
-    | "promptTokens"
-    | "maxTokens"
-    | "batch"
-    | "sampling"
-    | "origin"
-    | "signal"
-  >,
+  setting: CpuSetting,
 ): Promise<{ phases: Phase[]; timeline: TimelineEvent[] }> {
-  const { vocabSize } = runner.config;
+  const { promptTokens, maxTokens, batch } = setting;
   runner.requireRoom(batch, promptTokens + maxTokens);
   using cache = runner.ops.createCache(batch, promptTokens + maxTokens);
-  const timed = new TimedOps(runner);
-  const timeline: TimelineEvent[] = [];
-  /** Notes on the timeline what was timed since the sample at `from`. */
-  const note = (
-    part: TimelineEvent["part"],
-    from: number,
-    began: number,
-    runs = 1,
-  ) => {
-    let at = began - origin;
-    for (const sample of timed.samples.slice(from)) {
-      const { dispatch: { label: name }, ms = 0 } = sample;
-      timeline.push({ lane: "CPU", part, name, begin: at, ms });
-      at += ms;
-      sample.runs = runs;
-    }
-  };
-  const run = async (
-    ids: readonly number[],
-    pass: CachePass,
-    part: TimelineEvent["part"],
-    runs?: number,
-  ) => {
-    await new Promise((resolve) => setTimeout(resolve, 0)); // lets signals in
-    signal?.throwIfAborted();
-    const began = performance.now(), from = timed.samples.length;
-    const logits = timed.forward(ids, cache, pass);
-    const ms = performance.now() - began;
-    note(part, from, began, runs);
-    return { logits, ms };
-  };
+  const { vocabSize } = runner.config;
   const ids = promptIds(promptTokens, vocabSize);
-  for (const warm of [ids.slice(0, ROWS / 16), [0]]) { // compiles
-    const pass = { first: 0, sequences: 1, tokens: warm.length };
-    await run(warm, pass, "profiled prefill");
+  const warm = new CpuProfile(runner, cache, setting);
+  for (const few of [ids.slice(0, ROWS / 16), [0]]) { // compiles
+    const pass = { first: 0, sequences: 1, tokens: few.length };
+    await warm.forward(few, pass, "profiled prefill");
   }
   cache.reset();
-  timed.samples.length = timeline.length = 0;
-
-  const seen = Array.from({ length: batch }, () => seenBits(vocabSize, []));
-  let step = 0;
-  /** The next token of each sequence, and how long it took to choose them. */
-  const sample = (
-    rows: readonly Float32Array[],
-    part: TimelineEvent["part"],
-  ) => {
-    const began = performance.now(), from = timed.samples.length;
-    const next = sampleEach(rows, sampling, seen, step++);
-    const ms = performance.now() - began;
-    timed.sampled(batch, cache.lengths[0], ms);
-    note(part, from, began);
-    return { next, ms };
-  };
-  const prompts = prefillSamples(batch), runs = batch / prompts.length;
-  let prefillMs = 0, last: Float32Array = new Float32Array();
-  for (const first of prompts) {
-    for (let at = 0; at < ids.length; at += ROWS) {
-      const chunk = ids.slice(at, at + ROWS);
-      const pass = { first, sequences: 1, tokens: chunk.length };
-      const done = await run(chunk, pass, "profiled prefill", runs);
-      prefillMs += runs * done.ms;
-      last = done.logits;
-    }
-  }
-  cache.reset(Array(batch).fill(promptTokens)); // of those that were not timed, too
-  const rows: Float32Array[] = Array(batch).fill(last);
-  const first = sample(rows, "profiled prefill");
-  prefillMs += first.ms;
-  const prefill = timed.samples.splice(0);
-  let decodeMs = 0, steps = 0, { next } = first;
-  while (
-    steps < Math.min(MOST_STEPS, maxTokens - 1) &&
-    (steps === 0 || decodeMs < BUDGET_MS)
-  ) {
-    const pass = { first: 0, sequences: batch, tokens: 1 };
-    const { logits, ms } = await run(next, pass, "profiled decode");
-    const sampled = sample(
-      rows.map((_, s) => logits.subarray(s * vocabSize, (s + 1) * vocabSize)),
-      "profiled decode",
-    );
-    next = sampled.next;
-    decodeMs += ms + sampled.ms;
-    steps++;
-  }
-  const tokens = batch * promptTokens;
-  return {
-    phases: [
-      wallPhase("prefill", tokens, prefillMs, prefill, 1, BETWEEN),
-      wallPhase(
-        "decode",
-        batch,
-        decodeMs / steps,
-        timed.samples,
-        steps,
-        BETWEEN,
-      ),
-    ],
-    timeline,
-  };
+  const profile = new CpuProfile(runner, cache, setting);
+  const { phase, next } = await profile.prefill(ids);
+  const decode = await profile.decode(next);
+  return { phases: [phase, decode], timeline: profile.timeline };
 }
 
-/** {@linkcode Ops} on the CPU that notes what each verb takes. */
-class TimedOps implements Ops<CpuTensor> {
-  readonly samples: Sample[] = [];
-  #context: CostContext;
+/** A result and how long it took. */
+interface Timed<R> {
+  result: R;
+  ms: number;
+}
 
-  constructor(readonly runner: CpuRunner) {
-    const { config } = runner;
-    this.#context = { config, sequences: 1, tokens: 1, length: 0 };
+/** Runs the phases and keeps what each verb took. */
+class CpuProfile {
+  readonly timeline: TimelineEvent[] = [];
+  readonly #seen: Uint32Array<ArrayBuffer>[];
+  #samples: Sample[] = [];
+  #step = 0;
+
+  constructor(
+    readonly runner: CpuRunner,
+    readonly cache: CpuKvCache,
+    readonly setting: CpuSetting,
+  ) {
+    this.#seen = Array.from(
+      { length: setting.batch },
+      () => seenBits(runner.config.vocabSize, []),
+    );
   }
 
-  /** Logits after the last token of each sequence; `ids` are appended to `cache`. */
-  forward(
+  /** A prefill of each prompt, and the first token of each sequence. */
+  async prefill(
     ids: readonly number[],
-    cache: CpuKvCache,
+  ): Promise<{ phase: Phase; next: number[] }> {
+    const { batch, promptTokens } = this.setting;
+    const prompts = prefillSamples(batch), runs = batch / prompts.length;
+    let ms = 0, last: Float32Array = new Float32Array();
+    for (const first of prompts) {
+      for (let at = 0; at < ids.length; at += ROWS) {
+        const chunk = ids.slice(at, at + ROWS);
+        const pass = { first, sequences: 1, tokens: chunk.length };
+        const done = await this.forward(chunk, pass, "profiled prefill", runs);
+        ms += runs * done.ms;
+        last = done.result;
+      }
+    }
+    // The prompts that were not timed count as cached, too.
+    this.cache.reset(Array(batch).fill(promptTokens));
+    const sampled = this.#sample(Array(batch).fill(last), "profiled prefill");
+    ms += sampled.ms;
+    const tokens = batch * promptTokens;
+    const samples = this.#takeSamples();
+    const phase = wallPhase("prefill", tokens, ms, samples, 1, BETWEEN);
+    return { phase, next: sampled.result };
+  }
+
+  /** Decode steps of the whole batch, for as long as the budget allows. */
+  async decode(next: number[]): Promise<Phase> {
+    const { batch, maxTokens } = this.setting;
+    const { vocabSize } = this.runner.config;
+    const most = Math.min(MOST_STEPS, maxTokens - 1);
+    let ms = 0, steps = 0;
+    while (steps < most && (steps === 0 || ms < BUDGET_MS)) {
+      const pass = { first: 0, sequences: batch, tokens: 1 };
+      const done = await this.forward(next, pass, "profiled decode");
+      const rows = next.map((_, s) =>
+        done.result.subarray(s * vocabSize, (s + 1) * vocabSize)
+      );
+      const sampled = this.#sample(rows, "profiled decode");
+      next = sampled.result;
+      ms += done.ms + sampled.ms;
+      steps++;
+    }
+    const samples = this.#takeSamples();
+    return wallPhase("decode", batch, ms / steps, samples, steps, BETWEEN);
+  }
+
+  /** Logits after the last token of each sequence. `runs`: how many passes this one stands for. */
+  async forward(
+    ids: readonly number[],
     pass: CachePass,
-  ): Float32Array {
-    const { config, weights } = this.runner;
+    part: Part,
+    runs?: number,
+  ): Promise<Timed<Float32Array>> {
+    await new Promise((resolve) => setTimeout(resolve, 0)); // lets signals in
+    this.setting.signal?.throwIfAborted();
+    const { cache, runner: { config, weights, ops } } = this;
     const { first, sequences, tokens } = pass, length = cache.lengths[first];
-    this.#context = { config, sequences, tokens, length };
+    const context = { config, sequences, tokens, length };
+    const from = this.#samples.length, began = performance.now();
+    const timed = tap(ops, (call, run) => {
+      const began = performance.now(), result = run();
+      this.#add(this.#costed(call), context, performance.now() - began);
+      return result;
+    });
     cache.begin(pass);
     const data = Uint32Array.from(ids);
     const input: CpuTensor = { dtype: "u32", shape: [ids.length], data };
-    const logits = familyOf(config).forward(this, weights, input, cache);
+    const logits = familyOf(config).forward(timed, weights, input, cache);
     cache.advance();
-    return (logits.data as Float32Array).slice();
-  }
-
-  /** Notes what sampling took. */
-  sampled(sequences: number, length: number, ms: number): void {
-    const { config } = this.runner;
-    const context = { config, sequences, tokens: 1, length };
-    this.#note("sampling.sample", "argmax", {}, {}, ms, context);
-  }
-
-  embed(table: Matrix<CpuTensor>, tokens: CpuTensor): CpuTensor {
-    const { n, k } = table, m = tokens.shape[0];
-    return this.#time(
-      () => this.runner.ops.embed(table, tokens),
-      "embed_tokens",
-      "embed",
-      { m, n, k },
-      { TABLE_DTYPE: table.parts[0].format.name },
-    );
-  }
-
-  normMatmul(
-    x: CpuTensor,
-    norm: Matrix<CpuTensor>,
-    w: Matrix<CpuTensor>,
-  ): CpuTensor {
-    return this.#linear(
-      x,
-      w,
-      { NORM: 1, EPILOGUE: "store" },
-      () => this.runner.ops.normMatmul(x, norm, w),
-    );
-  }
-
-  matmulAdd(
-    x: CpuTensor,
-    w: Matrix<CpuTensor>,
-    residual: CpuTensor,
-  ): CpuTensor {
-    return this.#linear(
-      x,
-      w,
-      { EPILOGUE: "add" },
-      () => this.runner.ops.matmulAdd(x, w, residual),
-    );
-  }
-
-  normSwiglu(
-    x: CpuTensor,
-    norm: Matrix<CpuTensor>,
-    gateUp: Matrix<CpuTensor>,
-  ): CpuTensor {
-    return this.#linear(
-      x,
-      gateUp,
-      { NORM: 1, EPILOGUE: "swiglu" },
-      () => this.runner.ops.normSwiglu(x, norm, gateUp),
-    );
-  }
-
-  attend(
-    qkv: CpuTensor,
-    qNorm: Matrix<CpuTensor>,
-    kNorm: Matrix<CpuTensor>,
-    cache: KvCache<CpuTensor>,
-    layer: number,
-  ): CpuTensor {
-    return this.#time(
-      () => this.runner.ops.attend(qkv, qNorm, kNorm, cache, layer),
-      `layers.${layer}.attention`,
-      "attendDecode",
-      {},
-      { K_DTYPE: "f32" },
-    );
-  }
-
-  lastRow(x: CpuTensor, cache: KvCache<CpuTensor>): CpuTensor {
-    const { ops } = this.runner;
-    return this.#time(() => ops.lastRow(x, cache), "last_row", "", {}, {});
-  }
-
-  #linear(
-    x: CpuTensor,
-    w: Matrix<CpuTensor>,
-    constants: Constants,
-    verb: () => CpuTensor,
-  ): CpuTensor {
-    const [m, k] = x.shape, { label, n } = w;
-    const began = performance.now();
-    const result = verb();
+    const result = (logits.data as Float32Array).slice();
     const ms = performance.now() - began;
-    // Rows in different formats move different bytes.
-    const costs = w.parts.flatMap((part) => {
-      const rows = rowsHeld(part), all = { W_DTYPE: part.format.name };
-      const dims = { m, n: rows, k };
-      return costsOf({
-        ...{ label, kernel: "gemv", dims },
-        constants: { ...constants, ...all },
-      }, this.#context).map((cost) => ({ ...cost, part: rows / n }));
+    this.#draw(part, from, began, runs);
+    return { result, ms };
+  }
+
+  /** The next token of each sequence. */
+  #sample(rows: readonly Float32Array[], part: Part): Timed<number[]> {
+    const { config } = this.runner, [length] = this.cache.lengths;
+    const from = this.#samples.length, began = performance.now();
+    const { sampling } = this.setting;
+    const result = sampleEach(rows, sampling, this.#seen, this.#step++);
+    const ms = performance.now() - began;
+    this.#add(
+      [{ label: "sampling.sample", kernel: "argmax", dims: {}, constants: {} }],
+      { config, sequences: rows.length, tokens: 1, length },
+      ms,
+    );
+    this.#draw(part, from, began);
+    return { result, ms };
+  }
+
+  /** Puts the samples from index `from` on the timeline, one after the other. */
+  #draw(part: Part, from: number, began: number, runs = 1): void {
+    let begin = began - this.setting.origin;
+    for (const sample of this.#samples.slice(from)) {
+      const { dispatch: { label: name }, ms = 0 } = sample;
+      this.timeline.push({ lane: "CPU", part, name, begin, ms });
+      begin += ms;
+      sample.runs = runs;
+    }
+  }
+
+  #takeSamples(): Sample[] {
+    return this.#samples.splice(0);
+  }
+
+  /** A verb that is like one dispatch, or several that each compute some columns. */
+  #add(like: Costed[], context: CostContext, ms: number): void {
+    const { kernel, reason } = this.runner.ops.info, [first] = like;
+    const columns = like.reduce((sum, { dims: { n = 1 } }) => sum + n, 0);
+    const costs = like.flatMap((one) => {
+      const share = like.length === 1 ? 1 : one.dims.n / columns;
+      return costsOf(one, context)
+        .map((cost) => ({ ...cost, part: cost.part * share }));
     });
-    this.#push(label, { m, n, k }, constants, ms, costs);
-    return result;
-  }
-
-  #time(
-    verb: () => CpuTensor,
-    label: string,
-    like: string,
-    dims: Record<string, number>,
-    constants: Record<string, number | string>,
-  ): CpuTensor {
-    const began = performance.now();
-    const result = verb();
-    this.#note(label, like, dims, constants, performance.now() - began);
-    return result;
-  }
-
-  /** `like`: the kernel whose costs it has. */
-  #note(
-    label: string,
-    like: string,
-    dims: Record<string, number>,
-    constants: Record<string, number | string>,
-    ms: number,
-    context: CostContext = this.#context,
-  ): void {
-    const costed = { label, kernel: like, dims, constants };
-    this.#push(label, dims, constants, ms, costsOf(costed, context), context);
-  }
-
-  #push(
-    label: string,
-    dims: Record<string, number>,
-    constants: Constants,
-    ms: number,
-    costs: Cost[],
-    context: CostContext = this.#context,
-  ): void {
-    const { kernel, reason } = this.runner.ops.info;
-    this.samples.push({
-      dispatch: { label, kernel: `CPU ${kernel}`, dims, constants, reason },
+    this.#samples.push({
+      dispatch: { ...first, kernel: `CPU ${kernel}`, reason },
       context,
       workgroups: 1,
       ms,
       costs,
     });
+  }
+
+  /** A verb as dispatches of the GPU kernel that costs the same, one per format. */
+  #costed(call: Call<CpuTensor>): Costed[] {
+    const linear = (
+      { shape: [m, k] }: CpuTensor,
+      { label, parts }: Matrix<CpuTensor>,
+      constants: Constants,
+    ) =>
+      parts.map((part) => ({
+        label,
+        kernel: "gemv",
+        dims: { m, n: rowsHeld(part), k },
+        constants: { ...constants, W_DTYPE: part.format.name },
+      }));
+    switch (call.verb) {
+      case "embed": {
+        const [{ n, k, parts: [{ format }] }, { shape: [m] }] = call.args;
+        const constants = { TABLE_DTYPE: format.name };
+        const dims = { m, n, k };
+        return [{ label: "embed_tokens", kernel: "embed", dims, constants }];
+      }
+      case "normMatmul": {
+        const [x, _, w] = call.args;
+        return linear(x, w, { NORM: 1, EPILOGUE: "store" });
+      }
+      case "matmulAdd": {
+        const [x, w] = call.args;
+        return linear(x, w, { EPILOGUE: "add" });
+      }
+      case "normSwiglu": {
+        const [x, _, w] = call.args;
+        return linear(x, w, { NORM: 1, EPILOGUE: "swiglu" });
+      }
+      case "attend": {
+        const label = `layers.${call.args[4]}.attention`;
+        const constants = { K_DTYPE: "f32" };
+        return [{ label, kernel: "attendDecode", dims: {}, constants }];
+      }
+      case "lastRow": // costs too little to count
+        return [{ label: "last_row", kernel: "", dims: {}, constants: {} }];
+    }
   }
 }

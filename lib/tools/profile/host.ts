@@ -1,15 +1,15 @@
 /**
- * What an unpacked model does on the host between its products.
+ * What an unpacked model computes on the host between its matmuls.
  *
  * @module
  */
-import { bytesOf, type CpuTensor } from "../../cpu/tensor.ts";
+import { bytesOf, type CpuTensor } from "../../formats/tensor.ts";
 import { BYTES, type Dtype, elements } from "../../dtype.ts";
 import { type Matrix, piecesOf } from "../../formats/matrix.ts";
 
 /** Elements of an f32 tensor. */
 export const f32 = ({ data }: CpuTensor) => data as Float32Array;
-/** Memory of its own, which is what a GPU takes data from. */
+/** A copy with a buffer of its own, as uploads require. */
 export const exact = (x: Float32Array): Float32Array<ArrayBuffer> =>
   Float32Array.from(x);
 
@@ -44,11 +44,11 @@ export function rowsOf(
   return { dtype: name, shape: [rows, k], data };
 }
 
-/** Sums, element by element. */
+/** Element-wise sum. */
 export const add = (x: Float32Array, y: Float32Array) =>
   x.map((v, i) => v + y[i]);
 
-/** `[outer, inner, headDim]` as `[inner, outer, headDim]`. */
+/** Transposes `[outer, inner, headDim]` to `[inner, outer, headDim]`. */
 export function byHead(
   x: Float32Array,
   outer: number,
@@ -65,7 +65,7 @@ export function byHead(
   return out;
 }
 
-/** Puts `m` rows behind the `length` that a cache of `[kvHeads, context, headDim]` has. */
+/** Appends `m` rows to a cache `[kvHeads, context, headDim]` that has `length` rows. */
 export function append(
   cache: Float32Array,
   rows: Float32Array,

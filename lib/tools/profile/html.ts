@@ -1,13 +1,14 @@
 /**
- * A profile as one self-contained page: no network, dark and light, phone and desk.
+ * A profile as one self-contained page: works offline, in dark and light mode, on
+ * phones and desktops.
  *
  * @module
  */
-import { SCRIPT } from "./page.ts";
+import style from "./page.css" with { type: "text" };
+import script from "./page.js" with { type: "text" };
 import type { ProfileReport } from "./report.ts";
-import { STYLE } from "./style.ts";
 
-/** The page. Its charts are drawn by Apache ECharts, which is embedded. */
+/** The page. Apache ECharts, which draws its charts, is embedded in it. */
 export async function profileHtml(report: ProfileReport): Promise<string> {
   const { default: echarts } = await import(
     "npm:echarts@6.0.0/dist/echarts.min.js",
@@ -24,13 +25,13 @@ export async function profileHtml(report: ProfileReport): Promise<string> {
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
 <title>${title}</title>
-<style>${STYLE}</style>
+<style>${style}</style>
 </head>
 <body>
 <main id="page"></main>
 <script type="application/json" id="report">${data}</script>
 <script>${echarts}</script>
-<script>${SCRIPT}</script>
+<script>${script}</script>
 </body>
 </html>
 `;

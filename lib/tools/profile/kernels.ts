@@ -1,5 +1,5 @@
 /**
- * Matmul kernels that a profile may be restricted to, and how they refuse.
+ * The matmul kernels that a profile can be restricted to, and their refusals.
  *
  * @module
  */
@@ -7,7 +7,7 @@ import type { Capabilities } from "../../dispatch/capabilities.ts";
 import { chooseMatmul, type MatmulKernel } from "../../dispatch/matmul.ts";
 import type { Refusal } from "./report.ts";
 
-/** Kernels that `--kernels` may name, with the shapes that each takes. */
+/** Kernels that `--kernels` may name, with the shapes that each one takes. */
 export const SHAPES_TAKEN = {
   gemv: "2D×1D",
   gemm: "2D×2D",
@@ -33,15 +33,15 @@ export function parseKernels(list: string): AllowedKernel[] {
     throw new Error(
       `Cannot restrict the kernels: ${
         unknown === undefined ? "the list is empty" : `${unknown} is unknown`
-      }, must be of ${known.join(", ")}`,
+      }, must be some of ${known.join(", ")}`,
     );
   }
   return names as AllowedKernel[];
 }
 
 /**
- * The allowed kernel that takes `[m, k] × [k, n]` (or a product per head), or why none
- * does; `bytes` is the size of the larger operand.
+ * The allowed kernel that takes `[m, k] × [k, n]` (or a batch of them), or the reasons
+ * why none does; `bytes` is the size of the larger operand.
  */
 export function chooseAllowed(
   a: readonly number[],

@@ -1,5 +1,6 @@
 /**
- * The decode loop as it is: what the CPU does per token, and when the GPU idles.
+ * Watches the decode loop as it runs: what the CPU does per token, and when the GPU
+ * idles.
  *
  * @module
  */
@@ -11,18 +12,19 @@ import {
   span,
   timePasses,
 } from "../../webgpu/timing.ts";
-import type { GpuRunner, LoopWatcher } from "../../gpu/runner.ts";
+import type { LoopWatcher } from "../../gpu/decode_loop.ts";
+import type { GpuRunner } from "../../gpu/runner.ts";
 import type { Sampling } from "../../model/sampling.ts";
 
-/** What the CPU did, in `performance.now()` time. */
+/** Something the CPU did, in `performance.now()` time. */
 export interface CpuSpan extends Span {
   what: "encode" | "submit" | "wait" | "readback";
 }
 
-/** What was seen of a decode loop. */
+/** A recorded decode loop. */
 export interface Watched {
   cpu: CpuSpan[];
-  /** Passes of a few steps, by the GPU's clock. */
+  /** Passes of a few steps each, by the GPU's clock. */
   gpu: Span[];
   /** Steps of each pass. */
   passes: number[];
@@ -41,9 +43,9 @@ export async function watchLoop(
   sampling: Sampling,
   { maxTokens, chunk, warm, signal }: {
     maxTokens: number;
-    /** Runs once before, so that nothing is compiled or made while it is watched. */
+    /** Whether to run once before, so that nothing is compiled or allocated later. */
     warm: boolean;
-    /** Steps between two readbacks; by default as `generate` does. */
+    /** Steps between two readbacks; by default as in `generate`. */
     chunk?: number;
     signal?: AbortSignal;
   },
@@ -52,7 +54,7 @@ export async function watchLoop(
   if (warm) {
     await run(runner, prompts, sampling, Math.min(maxTokens, 2), signal);
   }
-  using recorder = new Recorder(gpu, chunk);
+  using recorder = new LoopRecorder(gpu, chunk);
   runner.watcher = recorder;
   try {
     const times = await run(runner, prompts, sampling, maxTokens, signal);
@@ -87,7 +89,8 @@ async function run(
   return { began, first, last };
 }
 
-class Recorder implements LoopWatcher, Disposable {
+/** Records CPU spans and GPU timestamps. */
+class LoopRecorder implements LoopWatcher, Disposable {
   readonly cpu: CpuSpan[] = [];
   readonly steps: number[] = [];
   largest = 0;
@@ -146,7 +149,7 @@ class Recorder implements LoopWatcher, Disposable {
   }
 }
 
-/** Numbers of a watched loop, per step; the first tokens belong to the prefill. */
+/** Summarizes a loop per step; the first tokens belong to the prefill. */
 export function loopOf(watched: Watched): Loop {
   const { cpu, gpu, passes, chunk, sequences, began, first, last } = watched;
   const steps = passes.reduce((a, b) => a + b, 0);
@@ -184,16 +187,16 @@ export function loopOf(watched: Watched): Loop {
   };
 }
 
-/** What of a watched loop was not timed: a query set has room for so many passes. */
+/** Says which passes were not timed, as a query set has limited room. */
 export function loopNotes({ gpu, passes }: Watched): string[] {
   return gpu.length > 0 && gpu.length < passes.length
     ? [
-      `decode loop: the GPU's time and gaps are of the first ${gpu.length} of ${passes.length} passes, timestamps have room for no more`,
+      `decode loop: GPU time and gaps are those of the first ${gpu.length} of ${passes.length} passes, as many as timestamps have room for`,
     ]
     : [];
 }
 
-/** Gaps of about the same length together, the longest first. */
+/** Groups gaps of similar length, the longest first. */
 function grouped(gaps: readonly number[]): Loop["gaps"] {
   const groups = new Map<number, number[]>();
   for (const ms of gaps.filter((ms) => ms > 0.01)) {
@@ -208,7 +211,7 @@ function grouped(gaps: readonly number[]): Loop["gaps"] {
   );
 }
 
-/** What the CPU and the GPU did, for the timeline. */
+/** Events of the CPU and the GPU for the timeline. */
 export function loopTimeline(
   { cpu, gpu, passes }: Watched,
   toTimeline: (gpuMs: number) => number,
@@ -234,8 +237,8 @@ export function loopTimeline(
 }
 
 /**
- * From the GPU's clock to `performance.now()`: an idle GPU begins a pass soon
- * after it is submitted, so the soonest of a few tells.
+ * Offset from the GPU's clock to `performance.now()`. An idle GPU starts a pass soon
+ * after it is submitted; the quickest of a few starts is the best estimate.
  */
 export async function clockOffset(gpu: Gpu): Promise<number> {
   if (!gpu.timestamps) return 0;

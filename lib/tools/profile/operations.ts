@@ -1,5 +1,5 @@
 /**
- * From timed dispatches to a breakdown by operation.
+ * Turns timed dispatches into a breakdown by operation.
  *
  * @module
  */
@@ -7,21 +7,21 @@ import type { Dispatch } from "../../webgpu/plan.ts";
 import { type Cost, type CostContext, type Costed, costsOf } from "./costs.ts";
 import type { Operation, Peaks, Phase } from "./report.ts";
 
-/** A dispatch, or a verb of the CPU, and what it took. */
+/** A dispatch, or an op of the CPU, and its time. */
 export interface Sample {
   dispatch: Costed & Pick<Dispatch, "reason">;
   context: CostContext;
   /** Workgroups. */
   workgroups: number;
-  /** Undefined where it could not be timed alone. */
+  /** Absent if it could not be timed by itself. */
   ms?: number;
-  /** How many like it there are where only this one was timed; 1 by default. */
+  /** How many equal ones it stands for; 1 by default. */
   runs?: number;
-  /** Where they do not follow from the dispatch. */
+  /** Given where they do not follow from the dispatch. */
   costs?: readonly Cost[];
 }
 
-/** Operations of `steps` timed steps, per step, in the order of the first. */
+/** Operations of `steps` timed steps, averaged per step, in order of appearance. */
 export function operationsOf(
   samples: readonly Sample[],
   steps: number,
@@ -38,7 +38,7 @@ export function operationsOf(
         const whole = { ...dispatch, dims: { ...dispatch.dims, n } };
         cost = { ...cost, shape: costsOf(whole, context)[0].shape };
       }
-      // Keys grow from step to step, so attention is told by its name alone.
+      // The number of keys grows with each step, so attention is keyed by name alone.
       let key = cost.group === "attention" && context.tokens === 1
         ? cost.name
         : `${cost.name} ${cost.shape}`;
@@ -64,7 +64,7 @@ export function operationsOf(
   return operations;
 }
 
-/** Rows of a weight that is split over bindings, for each of the dispatches that read it. */
+/** Total rows of each weight that is split over bindings, by the dispatches that read it. */
 function wholeRows(samples: readonly Sample[]): Map<Sample, number> {
   const wholes = new Map<Sample, number>();
   let run: Sample[] = [];
@@ -82,7 +82,7 @@ function wholeRows(samples: readonly Sample[]): Map<Sample, number> {
   return wholes;
 }
 
-/** Gives each operation its part of the time of all. */
+/** Sets each operation's share of the total time. */
 function share(operations: readonly Operation[]): void {
   const total = operations.reduce((sum, { ms }) => sum + (ms ?? 0), 0);
   for (const operation of operations) {
@@ -92,8 +92,8 @@ function share(operations: readonly Operation[]): void {
 }
 
 /**
- * A step of `stepMs` from its operations, with a last one for what lies between
- * them; `real`: it is there unprofiled too, so it has a share.
+ * Adds a last operation for the time of a step that no other one took. It has a share
+ * if it is `real`: there in an unprofiled run too.
  */
 export function withBetween(
   operations: Operation[],
@@ -127,7 +127,7 @@ export function withBetween(
   return { operations: [...operations, between], betweenMs };
 }
 
-/** A step that the CPU times by wall clock. */
+/** A phase timed by the CPU's wall clock. */
 export function wallPhase(
   name: Phase["name"],
   tokens: number,
@@ -192,7 +192,7 @@ function add(
   if (!operation.kernel.split(" + ").includes(kernel)) {
     operation.kernel += ` + ${kernel}`;
   }
-  // What only sums the parts of a product is no call of its own.
+  // A dispatch that only sums the splits of a matmul is not a call of its own.
   if (cost.matmul || !operation.matmul) operation.calls += runs;
   if (cost.matmul) operation.shape = spanned(operation.shape, cost.shape);
   operation.workgroups = Math.max(operation.workgroups, workgroups);
@@ -214,7 +214,7 @@ function spanned(from: string, to: string): string {
   });
 }
 
-/** How long an adapter takes at least to read what an operation does, from where it lies. */
+/** Least time to read an operation's bytes, at the rate of buffers or textures. */
 export function memoryMs(
   { bytes, constants }: Pick<Operation, "bytes" | "constants">,
   { readGBps, bufferGBps = readGBps }: Peaks,
@@ -223,7 +223,7 @@ export function memoryMs(
   return bytes / rate / 1e6;
 }
 
-/** Rates, and which limit of the adapter they are measured against. */
+/** Sets an operation's rates, and the adapter's limit that bounds it. */
 function rate(operation: Operation, peaks?: Peaks): void {
   const { flops, bytes, ms, constants } = operation;
   if (!ms) return;

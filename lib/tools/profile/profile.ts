@@ -1,6 +1,6 @@
 /**
- * Where the time of a model goes: a prefill and decode steps, timed by operation,
- * with a verdict.
+ * Profiles a model: a prefill and decode steps, timed by operation, with verdicts on
+ * what limits them.
  *
  * @module
  */
@@ -17,7 +17,7 @@ import {
   loopTimeline,
   watchLoop,
 } from "./loop.ts";
-import type { Coverage, Phase, ProfileReport } from "./report.ts";
+import type { Comparison, Coverage, Phase, ProfileReport } from "./report.ts";
 import { profileRestricted } from "./restricted.ts";
 import {
   type Profiled,
@@ -28,7 +28,8 @@ import {
   subject,
 } from "./setting.ts";
 import { decodeLengths, profileSteps } from "./steps.ts";
-import { milliseconds, verdictsOf } from "./verdict.ts";
+import { milliseconds } from "../format.ts";
+import { verdictsOf } from "./verdict.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 import { GpuRunner } from "../../gpu/runner.ts";
 
@@ -71,91 +72,108 @@ async function profileModel(
   checkpoint: Checkpoint,
   setting: Setting,
 ): Promise<Profiled> {
-  const { promptTokens, maxTokens, batch, progress, signal } = setting;
-  progress("loading the weights");
+  setting.progress("loading the weights");
   using qwen = await load(checkpoint, setting);
   const { runner, device } = qwen;
   if (runner instanceof CpuRunner) {
-    progress("timing the CPU path");
-    const { phases, timeline } = await profileCpu(runner, setting);
-    const notes = [...setting.notes, ...cpuNotes(setting, phases)];
-    return {
-      findings: {
-        ...subject(checkpoint, setting, { ...device, software: false }),
-        timedBy: "verbs",
-        notes,
-        phases,
-        coverage: coverageOf(phases, maxTokens, false),
-        fallbacks: runner.fallbacks,
-      },
-      timeline,
-    };
+    return await profileOnCpu(checkpoint, setting, runner, device);
   }
   if (!(runner instanceof GpuRunner)) {
     throw new Error("Cannot profile: the runner is of an unknown kind");
   }
-  const { gpu, config, weights, cacheDtype } = runner;
+  return await profileOnGpu(checkpoint, setting, runner, device);
+}
+
+async function profileOnCpu(
+  checkpoint: Checkpoint,
+  setting: Setting,
+  runner: CpuRunner,
+  device: Qwen3["device"],
+): Promise<Profiled> {
+  setting.progress("timing the CPU path");
+  const { phases, timeline } = await profileCpu(runner, setting);
+  return {
+    findings: {
+      ...subject(checkpoint, setting, { ...device, software: false }),
+      timedBy: "verbs",
+      notes: [...setting.notes, ...cpuNotes(setting, phases)],
+      phases,
+      coverage: coverageOf(phases, setting.maxTokens, false),
+      fallbacks: runner.fallbacks,
+    },
+    timeline,
+  };
+}
+
+async function profileOnGpu(
+  checkpoint: Checkpoint,
+  setting: Setting,
+  runner: GpuRunner,
+  device: Qwen3["device"],
+): Promise<Profiled> {
+  const { promptTokens, maxTokens, batch, progress } = setting;
+  const { gpu, config, weights, cacheDtype, prefillRows } = runner;
   runner.requireRoom(batch, promptTokens + maxTokens);
-  progress("measuring what the adapter can do");
+  progress("measuring the adapter's peaks");
   const peaks = await measurePeaks(gpu);
   const offset = await clockOffset(gpu);
   const toTimeline = (ms: number) => ms + offset - setting.origin;
   progress("timing dispatches");
-  const steps = await profileSteps({
+  const { phases, timeline } = await profileSteps({
     ...setting,
-    gpu,
-    config,
-    weights,
-    cacheDtype,
-    prefillRows: runner.prefillRows,
-    peaks,
-    toTimeline,
+    ...{ gpu, config, weights, cacheDtype, prefillRows, peaks, toTimeline },
   });
   progress("watching the decode loop");
   const watched = await watchLoop(
     runner,
     Array(batch).fill(promptIds(promptTokens, config.vocabSize)),
     setting.sampling,
-    { ...setting, warm: steps.phases[0].ms < 1000 },
+    { ...setting, warm: phases[0].ms < 1000 },
   );
-  const loop = loopOf(watched);
-  const timeline = [
-    ...steps.timeline,
-    ...loopTimeline(watched, toTimeline, setting.origin),
-  ];
-  const { phases } = steps;
   const notes = [
     ...setting.notes,
     ...gpuNotes(setting, phases, gpu.timestamps),
     ...loopNotes(watched),
   ];
-  let compare: ProfileReport["compare"];
-  if (setting.compare) {
-    progress("running the CPU path too");
-    const cpu = await CpuRunner.load(checkpoint, {
-      context: promptTokens + maxTokens,
-      signal,
-    });
-    using _cpu = cpu;
-    const { phases: onCpu } = await profileCpu(cpu, setting);
-    compare = comparisonOf(phases, onCpu);
-    notes.push(
-      `the CPU path: ${cpu.ops.info.kernel}, ${cpu.ops.info.threads} threads`,
-    );
-  }
+  const compared = setting.compare
+    ? await compareWithCpu(checkpoint, setting, phases)
+    : { notes: [] };
   return {
     findings: {
       ...subject(checkpoint, setting, { ...device, software: gpu.software }),
       peaks,
       timedBy: gpu.timestamps ? "timestamps" : "passes",
-      notes,
       phases,
       coverage: coverageOf(phases, maxTokens, true),
       fallbacks: runner.fallbacks,
-      loop,
-      ...(compare && { compare }),
+      loop: loopOf(watched),
+      ...compared,
+      notes: [...notes, ...compared.notes],
     },
-    timeline,
+    timeline: [
+      ...timeline,
+      ...loopTimeline(watched, toTimeline, setting.origin),
+    ],
+  };
+}
+
+/** Runs the CPU path on the same steps. */
+async function compareWithCpu(
+  checkpoint: Checkpoint,
+  setting: Setting,
+  onGpu: readonly Phase[],
+): Promise<{ compare: Comparison[]; notes: string[] }> {
+  const { promptTokens, maxTokens, progress, signal } = setting;
+  progress("running the CPU path too");
+  using cpu = await CpuRunner.load(checkpoint, {
+    context: promptTokens + maxTokens,
+    signal,
+  });
+  const { phases } = await profileCpu(cpu, setting);
+  const { kernel, threads } = cpu.ops.info;
+  return {
+    compare: comparisonOf(onGpu, phases),
+    notes: [`the CPU path: ${kernel}, ${threads} threads`],
   };
 }
 
@@ -174,7 +192,7 @@ async function load(checkpoint: Checkpoint, setting: Setting): Promise<Qwen3> {
   }
 }
 
-/** Products of a prefill and all decode steps, all on one device. */
+/** Matmuls of a prefill and all decode steps, all on one device. */
 function coverageOf(
   phases: readonly Phase[],
   maxTokens: number,
@@ -204,19 +222,19 @@ function gpuNotes(
   const lengths = decodeLengths(promptTokens, maxTokens);
   const notes = [
     ...batchNotes(setting),
-    `decode: ${lengths.length} of ${maxTokens - 1} steps were sampled, with ${
+    `decode: ${lengths.length} of ${maxTokens - 1} steps were timed, with ${
       lengths.join(", ")
     } tokens in the KV cache`,
   ];
   if (!timestamps) {
     notes.push(
-      "the adapter has no timestamp-query: wall time of whole passes, no times of operations",
+      "the adapter has no timestamp-query: only whole passes were timed, by wall clock",
     );
   }
   for (const { name, factor, ms, profiledMs } of phases) {
     if (factor === undefined) continue;
     notes.push(
-      `${name}: timing each dispatch needs a pass each, ${
+      `${name}: timing dispatches takes one pass for each, ${
         milliseconds(profiledMs!)
       } instead of ${milliseconds(ms)} (factor ${factor.toFixed(2)})`,
     );
@@ -224,11 +242,11 @@ function gpuNotes(
   return notes;
 }
 
-/** What of a batch was timed, if not all of it. */
+/** Which prompts of a batch were timed, if not all. */
 function batchNotes({ batch }: Setting): string[] {
   return batch > 2
     ? [
-      `prefill: of ${batch} prompts the first and the last were timed, and stand for all`,
+      `prefill: of ${batch} prompts the first and the last were timed, standing for all`,
     ]
     : [];
 }
@@ -246,7 +264,7 @@ function cpuNotes(
       : [],
     ...chunk === undefined
       ? []
-      : ["there are no readbacks on the CPU, so there are no chunks"],
-    ...compare ? ["nothing was compared: the CPU path ran alone"] : [],
+      : ["--chunk has no effect: the CPU path has no readbacks"],
+    ...compare ? ["--compare has no effect: the CPU path ran alone"] : [],
   ];
 }

@@ -1,6 +1,6 @@
 /**
- * What a profile says, as data: `deno task profile --json` writes exactly this.
- * Times are milliseconds, rates GB/s (10⁹ bytes) and TFLOP/s (10¹² operations).
+ * A profile as data, exactly what `deno task profile --json` writes. Times are in
+ * milliseconds, rates in GB/s (10⁹ bytes) and TFLOP/s (10¹² operations).
  *
  * @module
  */
@@ -8,9 +8,9 @@ import type { Choice } from "../../dispatch/choice.ts";
 import type { Fallback } from "../../model/runner.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
 
-/** All of a profile. */
+/** A complete profile. */
 export interface ProfileReport {
-  /** What holds the run back and what to do, the most important first. */
+  /** What limits the run and what to do about it, the most important first. */
   verdicts: Verdict[];
   model: string;
   device: {
@@ -22,26 +22,26 @@ export interface ProfileReport {
   };
   promptTokens: number;
   maxTokens: number;
-  /** Sequences that run together. */
+  /** Number of sequences. */
   batch: number;
-  /** What this adapter can do, measured in this run; absent on the CPU. */
+  /** The adapter's peak rates, measured in this run; absent on the CPU. */
   peaks?: Peaks;
-  /** `timestamps`: each dispatch; `passes`: wall time of whole passes; `verbs`: wall time of the CPU's verbs. */
+  /** GPU time of each dispatch, wall time of whole passes, or wall time of the CPU's ops. */
   timedBy: "timestamps" | "passes" | "verbs";
-  /** What a reader of the numbers must know: what was sampled, scaled or left out. */
+  /** What a reader must know about the numbers: what was sampled, scaled or left out. */
   notes: string[];
   phases: Phase[];
   coverage: Coverage;
-  /** Operations that a GPU run had to do on the CPU. */
+  /** Operations of a GPU run that fell back to the CPU. */
   fallbacks: readonly Fallback[];
-  /** The decode loop as `generate` runs it; absent where `--kernels` was given. */
+  /** The decode loop as `generate` runs it; absent with `--kernels`. */
   loop?: Loop;
   /** GPU over CPU; with `--compare`. */
   compare?: Comparison[];
   timeline: TimelineEvent[];
 }
 
-/** Something that holds a run back, and what to do about it. */
+/** Something that limits a run, and what to do about it. */
 export interface Verdict {
   rule:
     | "coverage"
@@ -60,48 +60,48 @@ export interface Verdict {
   text: string;
 }
 
-/** Rates that kernels made for nothing else reach on an adapter. */
+/** Rates that purpose-built kernels reach on an adapter. */
 export interface Peaks {
   readGBps: number;
-  /** Of buffers, where the adapter reads textures faster: `readGBps` is theirs then. */
+  /** Rate of buffers if textures are faster; `readGBps` is the textures' rate then. */
   bufferGBps?: number;
   f32TFLOPS: number;
   /** Absent without `shader-f16`. */
   f16TFLOPS?: number;
-  /** Workgroups of 256 threads from which on the f32 rate is within a tenth of its best. */
+  /** Fewest workgroups of 256 threads whose f32 rate is within a tenth of the best. */
   fillWorkgroups: number;
 }
 
 /** Prefill or decode. */
 export interface Phase {
   name: "prefill" | "decode";
-  /** Tokens of one step: all prompts, or one of each sequence. */
+  /** Tokens per step: all prompts together, or one per sequence. */
   tokens: number;
-  /** Decode steps, or prompts of a batch, that were timed; `notes` says which. */
+  /** Decode steps or prompts that were timed; `notes` says which. */
   sampledSteps: number;
-  /** One step as `generate` runs it; a prefill is all prompts, one after the other. */
+  /** One step as `generate` runs it; a prefill is all prompts one after another. */
   ms: number;
-  /** The same step with a pass for each dispatch; absent where not timed so. */
+  /** The same step with one pass per dispatch; absent if not timed that way. */
   profiledMs?: number;
   /** `profiledMs / ms`. */
   factor?: number;
-  /** What `profiledMs` has beyond its operations: between passes. */
+  /** The part of `profiledMs` between passes, outside every operation. */
   betweenMs?: number;
-  /** Dispatches of a step; verbs on the CPU. */
+  /** Dispatches per step; ops on the CPU. */
   dispatches: number;
   tokensPerSecond: number;
   flops: number;
   bytes: number;
-  /** The last one is what lies between the others, so that their times sum to `profiledMs`. */
+  /** Times add up to `profiledMs`: the last operation is the time between the others. */
   operations: Operation[];
 }
 
-/** One kind of operation of a phase, over all layers. */
+/** One kind of operation in a phase, summed over all layers. */
 export interface Operation {
-  /** As a model person names it: `qkv_proj`, `attention scores`. */
+  /** Name as in the model: `qkv_proj`, `attention scores`. */
   name: string;
   group: "linear" | "attention" | "norm" | "embedding" | "sampling" | "other";
-  /** Whether it is a matrix product. */
+  /** Whether it is a matmul. */
   matmul: boolean;
   /** `[5, 1024] × [1024, 2048]` */
   shape: string;
@@ -109,40 +109,40 @@ export interface Operation {
   dtypes: string;
   /** Kernels that ran. */
   kernel: string;
-  /** What the same dispatches also did: `RMSNorm`, `residual add`, … */
+  /** What is fused into the same dispatches: `RMSNorm`, `residual add`, … */
   fused: string[];
   constants: Constants;
   /** Why this kernel with these constants. */
   reason: string;
-  /** Dispatches per step, but for those that only sum the parts of a product. */
+  /** Dispatches per step, without those that only sum the splits of a matmul. */
   calls: number;
   /** Workgroups of the largest dispatch. */
   workgroups: number;
-  /** Threads of a workgroup, where the kernel says. */
+  /** Threads per workgroup, if the kernel has a constant for it. */
   threads?: number;
-  /** Per profiled step; absent where the adapter has no timestamps. */
+  /** Time per profiled step; absent if the adapter has no timestamps. */
   ms?: number;
-  /** Of the step as it runs; `between passes` has none, it is not there unprofiled. */
+  /** Share of the unprofiled step, so `between passes` has none. */
   share?: number;
   flops: number;
-  /** Bytes that must move at least: each operand once. */
+  /** Bytes that must move at least, counting each operand once. */
   bytes: number;
   tflops?: number;
   gbps?: number;
-  /** What would limit it on this adapter if nothing else did. */
+  /** The adapter's limit that bounds it. */
   bound?: "memory" | "f32" | "f16";
-  /** Of that limit. */
+  /** Fraction of that limit that was reached. */
   fraction?: number;
 }
 
-/** Which matrix products ran on the GPU. */
+/** How much of the matmuls ran on the GPU. */
 export interface Coverage {
   calls: { gpu: number; total: number };
   flops: { gpu: number; total: number };
   refusals: Refusal[];
 }
 
-/** Products that no allowed kernel took. */
+/** Matmuls that an allowed kernel refused. */
 export interface Refusal {
   /** `[GPU] GEMV rejected: shape mismatch (need 2D×1D, got 2D×2D): [5, 1024] × [1024, 2048]` */
   line: string;
@@ -154,33 +154,33 @@ export interface Refusal {
   count: number;
 }
 
-/** The decode loop; times are of a step, which gives a token of each sequence. */
+/** The decode loop; times are per step, which yields one token per sequence. */
 export interface Loop {
-  /** After the first tokens, which belong to the prefill. */
+  /** Steps after the first tokens, which belong to the prefill. */
   steps: number;
-  /** Of all sequences in these steps. */
+  /** Tokens of all sequences in these steps. */
   tokens: number;
-  /** Steps between two readbacks; the largest. */
+  /** The most steps between two readbacks. */
   chunk: number;
   encodeMs: number;
   submitMs: number;
-  /** Until a readback is mapped; the GPU works meanwhile. */
+  /** Waiting for readbacks to be mapped, while the GPU works. */
   waitMs: number;
   readbackMs: number;
-  /** The GPU's own time; absent without timestamps. */
+  /** GPU time; absent without timestamps. */
   gpuMs?: number;
   tokensPerSecond: number;
-  /** As if the GPU never waited for the CPU. */
+  /** The rate if the GPU never waited for the CPU. */
   tokensPerSecondWithoutIdle?: number;
-  /** Share of the time from first to last pass in which the GPU ran none. */
+  /** Share of the time from the first to the last pass in which the GPU was idle. */
   idle?: number;
-  /** Its gaps, the longest first. */
+  /** Idle gaps grouped by length, the longest first. */
   gaps: { ms: number; count: number }[];
   /** From the call to the first token. */
   firstTokenMs: number;
 }
 
-/** GPU over CPU. */
+/** Speedup of the GPU over the CPU. */
 export interface Comparison {
   phase: "prefill" | "decode";
   what: "Linear" | "attention" | "whole";
@@ -190,13 +190,13 @@ export interface Comparison {
   target: [number, number];
 }
 
-/** Something that took time, in milliseconds since the profile began. */
+/** An event, in milliseconds since the profile began. */
 export interface TimelineEvent {
   lane: "GPU" | "CPU";
-  /** What was going on. */
+  /** What was being measured. */
   part: "decode loop" | "profiled prefill" | "profiled decode";
   name: string;
-  /** Kernel, shape and element types of what was timed alone. */
+  /** Kernel, shape and element types of a dispatch that was timed by itself. */
   detail?: string;
   begin: number;
   ms: number;

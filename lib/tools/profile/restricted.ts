@@ -1,6 +1,6 @@
 /**
- * A profile with some matmul kernels alone: the original failure, and what would
- * have been better.
+ * Profiles a model that may use some matmul kernels only: what they refuse, and what
+ * that costs.
  *
  * @module
  */
@@ -14,7 +14,7 @@ import { type Profiled, promptIds, type Setting, subject } from "./setting.ts";
 import { UnpackedModel } from "./unpacked.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 
-/** Profiles a model whose every product is offered to `kernels` alone. */
+/** Profiles a model whose matmuls are offered to `kernels` only. */
 export async function profileRestricted(
   checkpoint: Checkpoint,
   setting: Setting,
@@ -42,7 +42,7 @@ export async function profileRestricted(
     }
     return ms;
   };
-  progress(`running the model on ${kernels.join(", ")} alone`);
+  progress(`running the model on ${kernels.join(", ")} only`);
   const ids = promptIds(promptTokens, runner.config.vocabSize);
   await model.forward([0], cache, signal); // compiles
   cache.reset();
@@ -75,9 +75,11 @@ export async function profileRestricted(
         ...setting.notes,
         `the model ran unpacked and unfused on ${
           kernels.join(", ")
-        } alone, every product on its own: times are wall clock, uploads and readbacks included`,
+        } only, every matmul by itself: wall times include uploads and readbacks`,
         `decode: ${steps} of ${maxTokens - 1} steps were run`,
-        ...setting.batch > 1 ? ["one sequence was run instead of a batch"] : [],
+        ...setting.batch > 1
+          ? ["--batch has no effect: one sequence was run"]
+          : [],
       ],
       phases,
       coverage: model.coverage,
@@ -87,10 +89,10 @@ export async function profileRestricted(
   };
 }
 
-/** Decode steps of a run with `--kernels`, whose every product may be read back. */
+/** Decode steps of a run with `--kernels`, which reads back every matmul. */
 const UNPACKED_STEPS = 2;
 
 const BETWEEN = {
-  name: "between products",
+  name: "between matmuls",
   reason: "embedding, norms, RoPE, SwiGLU and residuals, on the CPU",
 };

@@ -1,5 +1,5 @@
 /**
- * What a profile is asked for, with every default settled.
+ * The options of a profile, with every default resolved.
  *
  * @module
  */
@@ -8,26 +8,26 @@ import type { AllowedKernel } from "./kernels.ts";
 import type { ProfileReport, TimelineEvent } from "./report.ts";
 import type { Findings } from "./verdict.ts";
 import { resolveSampling, type Sampling } from "../../model/sampling.ts";
-import type { DeviceKind } from "../../select_device.ts";
+import type { DeviceKind } from "../../dispatch/device.ts";
 
-/** What {@linkcode profile} takes. */
+/** Options of {@linkcode profile}. */
 export interface ProfileOptions {
   device?: DeviceKind;
-  /** Tokens of the prompt; by default 512, or what the checkpoint has room for. */
+  /** Prompt length; by default 512, or as much as the checkpoint has room for. */
   promptTokens?: number;
   /** Tokens to generate; 64 by default. */
   maxTokens?: number;
-  /** Sequences that run together, as `generateBatch` does; 1 by default. */
+  /** Sequences that run together as in `generateBatch`; 1 by default. */
   batch?: number;
-  /** Steps between two readbacks; by default a growing number. */
+  /** Steps between two readbacks; a growing number by default. */
   chunk?: number;
-  /** Runs the model unpacked on these matmul kernels alone. */
+  /** Runs the model unpacked on these matmul kernels only. */
   kernels?: readonly AllowedKernel[];
-  /** Runs the CPU path too. */
+  /** Whether to run the CPU path too. */
   compare?: boolean;
   /** Any WebGPU implementation instead of `navigator.gpu`. */
   gpu?: GPU;
-  /** Told what is going on. */
+  /** Called with each stage of the profile. */
   onProgress?: (what: string) => void;
   signal?: AbortSignal;
 }
@@ -35,27 +35,27 @@ export interface ProfileOptions {
 const PROMPT_TOKENS = 512, MAX_TOKENS = 64;
 const MOST_BATCH = 256, MOST_CHUNK = 128;
 
-/** Options with every default settled. */
+/** Options with every default resolved. */
 export interface Setting extends ProfileOptions {
   promptTokens: number;
   maxTokens: number;
   batch: number;
   sampling: Sampling;
   notes: string[];
-  /** When the timeline begins. */
+  /** Start of the timeline, in `performance.now()` time. */
   origin: number;
   progress: (what: string) => void;
 }
 
-/** What profiling gives before the verdict. */
+/** Results of profiling, before the verdicts. */
 export interface Profiled {
   findings: Findings;
   timeline: TimelineEvent[];
 }
 
-/** Checks the options before anything long begins. */
+/** Checks the options before anything long starts. */
 export function settle(
-  { config, generation, name }: Checkpoint,
+  { config, generation }: Checkpoint,
   options: ProfileOptions,
 ): Setting {
   const whole = (
@@ -67,19 +67,14 @@ export function settle(
   ) => {
     if (Number.isInteger(value) && value >= least && value <= most) return;
     throw new RangeError(
-      `Cannot profile ${name}: ${what} is ${value}, must be an integer from ${least} to ${most}${why}`,
+      `Cannot profile: ${what} is ${value}, must be an integer from ${least} to ${most}${why}`,
     );
   };
   const room = config.maxPositionEmbeddings;
   const { maxTokens = Math.min(MAX_TOKENS, room - 1), batch = 1, chunk } =
     options;
-  whole(
-    "maxTokens",
-    maxTokens,
-    2,
-    room - 1,
-    " (the prompt gives the first, a decode step the second)",
-  );
+  // The prompt yields the first token, a decode step the second.
+  whole("maxTokens", maxTokens, 2, room - 1);
   const most = room - maxTokens;
   const promptTokens = options.promptTokens ?? Math.min(PROMPT_TOKENS, most);
   whole(
@@ -87,7 +82,7 @@ export function settle(
     promptTokens,
     1,
     most,
-    ` (with ${maxTokens} generated the context of ${room} is full)`,
+    ` (${room} less maxTokens)`,
   );
   whole("batch", batch, 1, MOST_BATCH);
   if (chunk !== undefined) whole("chunk", chunk, 1, MOST_CHUNK);
@@ -99,13 +94,13 @@ export function settle(
   ].find(Boolean);
   if (kernels && against) {
     throw new Error(
-      `Cannot profile ${name}: kernels cannot be restricted ${against}, leave one of the two out`,
+      `Cannot profile: kernels cannot be restricted ${against}, must be one of the two`,
     );
   }
   const notes: string[] = [];
   if (options.promptTokens === undefined && promptTokens < PROMPT_TOKENS) {
     notes.push(
-      `the prompt has ${promptTokens} tokens instead of ${PROMPT_TOKENS}: with ${maxTokens} generated the context of ${room} is full`,
+      `the prompt has ${promptTokens} tokens instead of ${PROMPT_TOKENS}: ${maxTokens} more fill the context of ${room}`,
     );
   }
   return {
@@ -120,7 +115,7 @@ export function settle(
   };
 }
 
-/** The part of a report that is known before anything is timed. */
+/** The part of a report that is known before timing anything. */
 export function subject(
   { name }: Checkpoint,
   { promptTokens, maxTokens, batch }: Setting,
@@ -135,12 +130,12 @@ export function subject(
   };
 }
 
-/** Sequences of a batch whose prompts are timed; all are of one length. */
+/** Sequences of a batch whose prompts are timed; all have the same length. */
 export function prefillSamples(batch: number): number[] {
   return batch === 1 ? [0] : [0, batch - 1];
 }
 
-/** Ids all over the vocabulary. */
+/** Token ids spread over the vocabulary. */
 export function promptIds(tokens: number, vocab: number): number[] {
   return Array.from({ length: tokens }, (_, i) => i * 7919 % vocab);
 }

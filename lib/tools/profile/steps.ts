@@ -1,6 +1,6 @@
 /**
- * A prefill and decode steps on the GPU, timed dispatch by dispatch and, beside
- * it, as they run unprofiled.
+ * Times a prefill and decode steps on the GPU, both dispatch by dispatch and as they
+ * run unprofiled.
  *
  * @module
  */
@@ -23,11 +23,15 @@ import { prefillSamples } from "./setting.ts";
 import { type Span, timePasses } from "../../webgpu/timing.ts";
 import { familyOf } from "../../model/families.ts";
 import type { Weights } from "../../model/family.ts";
-import { addSampling, createSamplerState } from "../../gpu/sample.ts";
+import {
+  addSampling,
+  createSamplerState,
+  type SamplerState,
+} from "../../gpu/sample.ts";
 import type { Sampling } from "../../model/sampling.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
 
-/** What is profiled. */
+/** What {@linkcode profileSteps} times. */
 export interface StepSetting {
   gpu: Gpu;
   config: Qwen3Config;
@@ -37,30 +41,30 @@ export interface StepSetting {
   promptTokens: number;
   maxTokens: number;
   batch: number;
-  /** Prompt tokens that go through the model at once. */
+  /** Prompt tokens per forward pass. */
   prefillRows: number;
   peaks?: Peaks;
-  /** Puts the GPU's clock on the timeline. */
+  /** Converts the GPU's clock to the timeline. */
   toTimeline: (gpuMs: number) => number;
   signal?: AbortSignal;
 }
 
-/** Repetitions of a step: at least one, more while they take less than this. */
+/** A step is repeated until this time or number of repetitions is reached. */
 const BUDGET_MS = 300, MOST_REPEATS = 7;
-/** A step that takes longer runs as rarely as can be. */
+/** Steps that take longer run as few times as possible. */
 const LONG_MS = 1000;
-/** Positions at which decode steps are sampled. */
+/** Decode steps that are timed, each at another KV length. */
 const DECODE_SAMPLES = 3;
 
-/** A recorded step, or a part of one. */
+/** A recorded step or part of a step. */
 interface Step {
   plan: Plan;
   context: CostContext;
-  /** How many like it there are where it is the only one that is timed. */
+  /** How many equal ones it stands for. */
   runs: number;
 }
 
-/** What timing a step gave. */
+/** Timings of a step. */
 interface Timed {
   runs: number;
   ms: number;
@@ -73,122 +77,166 @@ interface Timed {
 export async function profileSteps(
   setting: StepSetting,
 ): Promise<{ phases: Phase[]; timeline: TimelineEvent[] }> {
-  const { gpu, config, batch, promptTokens, maxTokens } = setting;
-  using stack = new DisposableStack();
-  const ops = stack.use(new GpuOps(gpu, config));
-  const cache = stack.use(
-    await GpuKvCache.create(
-      gpu,
-      config,
-      batch,
-      promptTokens + maxTokens,
-      setting.cacheDtype,
-    ),
-  );
-  const state = stack.use(
-    createSamplerState(gpu, {
-      sequences: batch,
-      vocab: config.vocabSize,
-      steps: 1,
-    }),
-  );
-  const plan = () => ops.plan = stack.use(new Plan(gpu));
-  /** `tokens` of each of `sequences` from `first` on through the model. */
-  const record = (
+  const { batch, promptTokens, maxTokens, peaks } = setting;
+  using recorder = await StepRecorder.create(setting);
+  const chunks = recorder.prefill();
+  const prefill = await recorder.time(chunks);
+  const step = recorder.decode();
+  const lengths = decodeLengths(promptTokens, maxTokens);
+  const decode = await recorder.time(lengths.map((length) => ({
+    ...step,
+    context: { ...step.context, length },
+  })));
+  const dispatches = ({ plan, context: { length } }: Step) =>
+    plan.dispatches.filter(({ gridAt }) => !gridAt || gridAt({ length }))
+      .length;
+  const last = { ...step.context, length: lengths.at(-1)! };
+  return {
+    phases: [
+      phase("prefill", batch * promptTokens, prefill, 1, peaks, {
+        sampled: prefillSamples(batch).length,
+        dispatches: chunks.reduce((n, s) => n + s.runs * dispatches(s), 0),
+      }),
+      phase("decode", batch, decode, decode.length, peaks, {
+        sampled: decode.length,
+        dispatches: dispatches({ ...step, context: last }),
+      }),
+    ],
+    timeline: [
+      ...eventsOf("profiled prefill", prefill, setting.toTimeline),
+      ...eventsOf("profiled decode", decode, setting.toTimeline),
+    ],
+  };
+}
+
+/** Records steps and times them; owns their plans, cache and tensors. */
+class StepRecorder implements Disposable {
+  readonly #ops: GpuOps;
+  readonly #state: SamplerState;
+
+  private constructor(
+    readonly setting: StepSetting,
+    readonly stack: DisposableStack,
+    readonly cache: GpuKvCache,
+  ) {
+    const { gpu, config, batch: sequences } = setting;
+    this.#ops = stack.use(new GpuOps(gpu, config));
+    this.#state = stack.use(
+      createSamplerState(gpu, { sequences, vocab: config.vocabSize, steps: 1 }),
+    );
+  }
+
+  static async create(setting: StepSetting): Promise<StepRecorder> {
+    const { gpu, config, batch, promptTokens, maxTokens, cacheDtype } = setting;
+    using stack = new DisposableStack();
+    const room = promptTokens + maxTokens;
+    const cache = stack.use(
+      await GpuKvCache.create(gpu, config, batch, room, cacheDtype),
+    );
+    // The recorder takes over what was made so far.
+    return new StepRecorder(setting, stack.move(), cache);
+  }
+
+  /** A prefill as a batch starts: one prompt after another, then all are sampled. */
+  prefill(): Step[] {
+    const { gpu, config, batch, promptTokens, prefillRows } = this.setting;
+    const prompts = prefillSamples(batch), runs = batch / prompts.length;
+    const chunks: Step[] = [];
+    for (const first of prompts) {
+      for (let begin = 0; begin < promptTokens; begin += prefillRows) {
+        const rows = Math.min(prefillRows, promptTokens - begin);
+        const { step } = this.#record(first, 1, rows, begin);
+        chunks.push({ ...step, runs });
+      }
+    }
+    const plan = this.#plan();
+    const logits = Tensor.create(gpu, "f32", [batch, config.vocabSize]);
+    this.#sample(plan, this.stack.use(logits));
+    chunks.push({
+      plan,
+      context: { config, sequences: batch, tokens: 1, length: promptTokens },
+      runs: 1,
+    });
+    for (const { plan } of chunks) plan.seal();
+    return chunks;
+  }
+
+  /** A decode step of all sequences. */
+  decode(): Step {
+    const { batch, promptTokens } = this.setting;
+    const { step, logits } = this.#record(0, batch, 1, promptTokens);
+    this.#sample(step.plan, logits);
+    step.plan.seal();
+    return step;
+  }
+
+  async time(steps: readonly Step[]): Promise<Timed[]> {
+    const { gpu, batch, signal } = this.setting;
+    const timed: Timed[] = [];
+    for (const step of steps) {
+      signal?.throwIfAborted();
+      this.cache.reset(Array(batch).fill(step.context.length));
+      timed.push(await timeStep(gpu, step));
+    }
+    gpu.check();
+    return timed;
+  }
+
+  #plan(): Plan {
+    return this.#ops.plan = this.stack.use(new Plan(this.setting.gpu));
+  }
+
+  /** The forward pass of `tokens` tokens of each sequence from `first` on. */
+  #record(
     first: number,
     sequences: number,
     tokens: number,
     length: number,
-  ) => {
+  ): { step: Step; logits: Tensor } {
+    const { gpu, config, weights } = this.setting;
     const rows = sequences * tokens;
     const ids = Uint32Array.from(
       { length: rows },
       (_, i) => (length + i) * 7919 % config.vocabSize,
     );
-    const recorded = plan();
-    const input = stack.use(Tensor.create(gpu, "u32", [rows], ids, "tokens"));
-    cache.record({ first, sequences, tokens });
+    const plan = this.#plan();
+    const input = Tensor.create(gpu, "u32", [rows], ids, "tokens");
+    this.stack.use(input);
+    this.cache.record({ first, sequences, tokens });
     const { forward } = familyOf(config);
-    const logits = forward(ops, setting.weights, input, cache);
+    const logits = forward(this.#ops, weights, input, this.cache);
     const context = { config, sequences, tokens, length };
-    return { plan: recorded, context, logits };
-  };
-  const sample = (plan: Plan, logits: Tensor) =>
-    stack.use(addSampling(plan, logits, setting.sampling, state));
-  const time = async (steps: Step[]): Promise<Timed[]> => {
-    const timed: Timed[] = [];
-    for (const step of steps) {
-      setting.signal?.throwIfAborted();
-      cache.reset(Array(batch).fill(step.context.length));
-      timed.push(await timeStep(gpu, step));
-    }
-    gpu.check();
-    return timed;
-  };
-
-  // As a batch begins: prompts one after the other, then all are sampled.
-  const chunks: Step[] = [];
-  const prompts = prefillSamples(batch);
-  const { prefillRows } = setting;
-  for (const first of prompts) {
-    for (let begin = 0; begin < promptTokens; begin += prefillRows) {
-      const rows = Math.min(prefillRows, promptTokens - begin);
-      const runs = batch / prompts.length;
-      chunks.push({ ...record(first, 1, rows, begin), runs });
-    }
+    return { step: { plan, context, runs: 1 }, logits };
   }
-  const logits = Tensor.create(gpu, "f32", [batch, config.vocabSize]);
-  const first = plan();
-  sample(first, stack.use(logits));
-  chunks.push({
-    plan: first.seal(),
-    context: { config, sequences: batch, tokens: 1, length: promptTokens },
-    runs: 1,
-  });
-  for (const { plan } of chunks) plan.seal();
-  const prefill = await time(chunks);
-  const step = record(0, batch, 1, promptTokens);
-  sample(step.plan, step.logits);
-  step.plan.seal();
-  const lengths = decodeLengths(promptTokens, maxTokens);
-  const decode = await time(lengths.map((length) => ({
-    plan: step.plan,
-    context: { ...step.context, length },
-    runs: 1,
-  })));
-  const dispatches = (plan: Plan, length: number) =>
-    plan.dispatches.filter(({ gridAt }) => !gridAt || gridAt({ length }))
-      .length;
-  return {
-    phases: [
-      phase("prefill", batch * promptTokens, prefill, 1, setting.peaks, {
-        sampled: prompts.length,
-        dispatches: chunks.reduce(
-          (n, { plan, context, runs }) =>
-            n + runs * dispatches(plan, context.length),
-          0,
-        ),
-      }),
-      phase("decode", batch, decode, decode.length, setting.peaks, {
-        sampled: decode.length,
-        dispatches: dispatches(step.plan, lengths.at(-1)!),
-      }),
-    ],
-    timeline: [prefill, decode].flatMap((timed, i) =>
-      timed.flatMap(({ samples, spans }) =>
-        spans.map(({ begin, end }, at) => ({
-          lane: "GPU" as const,
-          part: i ? "profiled decode" as const : "profiled prefill" as const,
-          ...described(samples[at]),
-          begin: setting.toTimeline(begin),
-          ms: end - begin,
-        }))
-      )
-    ),
-  };
+
+  #sample(plan: Plan, logits: Tensor): void {
+    const { sampling } = this.setting;
+    this.stack.use(addSampling(plan, logits, sampling, this.#state));
+  }
+
+  [Symbol.dispose](): void {
+    this.stack[Symbol.dispose]();
+  }
 }
 
-/** The label, and what was run; a tied head carries the embedding's. */
+/** Timed dispatches on the timeline. */
+function eventsOf(
+  part: TimelineEvent["part"],
+  timed: readonly Timed[],
+  toTimeline: StepSetting["toTimeline"],
+): TimelineEvent[] {
+  return timed.flatMap(({ samples, spans }) =>
+    spans.map(({ begin, end }, at) => ({
+      lane: "GPU" as const,
+      part,
+      ...described(samples[at]),
+      begin: toTimeline(begin),
+      ms: end - begin,
+    }))
+  );
+}
+
+/** Names a dispatch by its label; a tied head has the embedding's label. */
 function described({ dispatch, context }: Sample) {
   const costs = costsOf(dispatch, context);
   const [{ name, dtypes }] = costs;
@@ -199,7 +247,7 @@ function described({ dispatch, context }: Sample) {
   };
 }
 
-/** KV lengths at which decode steps are sampled: first, middle and last. */
+/** KV lengths at which decode steps are timed: first, middle and last. */
 export function decodeLengths(
   promptTokens: number,
   maxTokens: number,
@@ -216,29 +264,29 @@ async function timeStep(
   gpu: Gpu,
   { plan, context, runs }: Step,
 ): Promise<Timed> {
-  const moment = { length: context.length };
+  const state = { length: context.length };
   const samples: Sample[] = [], indices: number[] = [];
   plan.dispatches.forEach((dispatch, i) => {
-    const grid = dispatch.gridAt ? dispatch.gridAt(moment) : dispatch.grid;
+    const grid = dispatch.gridAt ? dispatch.gridAt(state) : dispatch.grid;
     if (!grid) return;
     const workgroups = grid[0] * grid[1] * grid[2];
     samples.push({ dispatch, context, workgroups, runs });
     indices.push(i);
   });
   const woken = performance.now();
-  plan.run(moment); // compiles, and makes memory real
+  plan.run(state); // compiles, and makes the driver allocate
   await gpu.device.queue.onSubmittedWorkDone();
   if (!gpu.timestamps) {
-    const ms = await timeByWall(gpu, plan, 3, moment);
+    const ms = await timeByWall(gpu, plan, 3, state);
     return { runs, ms, samples, spans: [] };
   }
-  const whole = (pass: GPUComputePassEncoder) => plan.encode(pass, moment);
-  // The first only wakes the GPU up, which is no matter for a long step.
+  const whole = (pass: GPUComputePassEncoder) => plan.encode(pass, state);
+  // The first only wakes the GPU, which a long step does not need.
   const before = performance.now() - woken > LONG_MS ? [] : [whole, whole];
   const passes = [
     ...before,
     ...indices.map((i) => (pass: GPUComputePassEncoder) =>
-      plan.encode(pass, moment, i, i + 1)
+      plan.encode(pass, state, i, i + 1)
     ),
     whole,
   ];
@@ -266,7 +314,7 @@ async function timeStep(
   };
 }
 
-/** The item in the middle by `value`; of two, the smaller. */
+/** The median item by `value`; of two, the smaller. */
 function middle<T>(items: readonly T[], value: (item: T) => number): T {
   const sorted = items.toSorted((a, b) => value(a) - value(b));
   return sorted[Math.floor((sorted.length - 1) / 2)];
@@ -295,7 +343,7 @@ function phase(
     ? { operations: found, betweenMs: undefined }
     : withBetween(found, profiled, {
       name: "between passes",
-      reason: "a pass for each dispatch; not there when it runs unprofiled",
+      reason: "one pass per dispatch; not there in an unprofiled run",
       calls: dispatches,
       real: false,
     });

@@ -3,6 +3,15 @@
  *
  * @module
  */
+import {
+  arithmetic,
+  bandwidth,
+  milliseconds,
+  percent,
+  prefixed,
+  significant,
+  wrap,
+} from "../format.ts";
 import type {
   Coverage,
   Loop,
@@ -10,13 +19,6 @@ import type {
   Phase,
   ProfileReport,
 } from "./report.ts";
-import {
-  arithmetic,
-  bandwidth,
-  milliseconds,
-  percent,
-  significant,
-} from "./verdict.ts";
 
 const MARKS = { red: "✗", yellow: "!", green: "✓" };
 
@@ -31,7 +33,7 @@ export function profileText(report: ProfileReport): string {
       }`,
       ...peaks
         ? [
-          `this adapter at best, measured now: reads ${
+          `the adapter's peaks, measured now: reads ${
             bandwidth(peaks.readGBps)
           }, ${arithmetic(peaks.f32TFLOPS)} in f32${
             peaks.f16TFLOPS === undefined
@@ -61,7 +63,7 @@ export function profileText(report: ProfileReport): string {
       ]]
       : [],
     notes.length
-      ? ["Notes", ...notes.flatMap((note) => wrap(note, "  ", "    "))]
+      ? ["Notes", ...notes.flatMap((note) => wrap(note, WIDTH, "  ", "    "))]
       : [],
   ];
   return sections.filter((lines) => lines.length).map((lines) =>
@@ -86,11 +88,9 @@ function phaseText(
       timedBy === "verbs" ? "operations" : "dispatches"
     }`,
     ...phase.factor === undefined || phase.factor === 1 ? [] : [
-      `  times below are of ${
+      `  times below are of a run with each dispatch timed: ${
         milliseconds(phase.profiledMs!)
-      } while each dispatch was timed, ${
-        milliseconds(phase.betweenMs!)
-      } of it between them`,
+      }, ${milliseconds(phase.betweenMs!)} of it between dispatches`,
     ],
     ...table(
       [
@@ -134,7 +134,7 @@ function phaseText(
   ];
 }
 
-/** Why which kernel ran what; once where it is the same for several. */
+/** Why each kernel was chosen; operations with the same reason share a line. */
 function choices(operations: readonly Operation[]): string[] {
   const lines = new Map<string, string[]>();
   for (const operation of operations) {
@@ -148,33 +148,14 @@ function choices(operations: readonly Operation[]): string[] {
     lines.set(line, [...lines.get(line) ?? [], operation.name]);
   }
   return [...lines].flatMap(([line, names]) =>
-    wrap(`${[...new Set(names)].join(", ")}: ${line}`, "  ", "    ")
+    wrap(`${[...new Set(names)].join(", ")}: ${line}`, WIDTH, "  ", "    ")
   );
 }
 
-/** A line of text wraps here, as no column does. */
+/** Lines of text wrap at this width; tables do not. */
 const WIDTH = 108;
 
-/** Words in lines of `WIDTH`, the first after `first`, others after `rest`. */
-function wrap(text: string, first: string, rest: string): string[] {
-  const lines = [first];
-  for (const word of text.split(" ")) {
-    const line = lines.at(-1)!;
-    const begins = line === first || line === rest;
-    if (!begins && line.length + 1 + word.length > WIDTH) {
-      lines.push(rest + word);
-    } else lines[lines.length - 1] = begins ? line + word : `${line} ${word}`;
-  }
-  return lines;
-}
-
-/** `18.2 M`: three digits and the prefix of a power of 1,000. */
-export function prefixed(value: number): string {
-  const power = Math.min(4, Math.max(0, Math.floor(Math.log10(value) / 3)));
-  return `${significant(value / 1000 ** power)} ${" kMGT"[power]}`.trimEnd();
-}
-
-/** `M=1 ROWS=2`, without what says the types again. */
+/** `M=1 ROWS=2`, without the constants that repeat the types. */
 function constantsText({ constants }: Operation): string {
   return Object.entries(constants)
     .filter(([name]) => !/_(DTYPE|VIEW|UNIT)$/.test(name))
@@ -228,7 +209,7 @@ function loopText(loop: Loop, batch: number): string[] {
   return lines;
 }
 
-/** Columns, the first `left` of them aligned to the left. */
+/** A table whose first `left` columns are left-aligned. */
 function table(head: string[], rows: string[][], left: number): string[] {
   const widths = head.map((title, i) =>
     Math.max(title.length, ...rows.map((row) => row[i].length))

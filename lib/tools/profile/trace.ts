@@ -22,7 +22,7 @@ export interface TraceEvent {
 const PROCESS = 1;
 const LANES: Record<TimelineEvent["lane"], number> = { GPU: 1, CPU: 2 };
 
-/** A lane for the GPU and one for the CPU, by the clock of the CPU. */
+/** A lane each for the GPU and the CPU, both by the CPU's clock. */
 export function traceOf(
   { timeline, model, device }: ProfileReport,
 ): { traceEvents: TraceEvent[]; displayTimeUnit: "ms" } {

@@ -1,13 +1,13 @@
 /**
- * A model run the way a program with only some matmul kernels would: every
- * projection by itself and attention as two products, each offered to the allowed
- * kernels and computed on the CPU where all of them refuse it.
+ * Runs a model as a program with only some matmul kernels would: every projection by
+ * itself and attention as two matmuls. Each is offered to the allowed kernels, and runs
+ * on the CPU if they all refuse it.
  *
  * @module
  */
 import { RopeTable } from "../../cpu/rope.ts";
 import { BYTES } from "../../dtype.ts";
-import { unpackRow } from "../../cpu/tensor.ts";
+import { unpackRow } from "../../formats/tensor.ts";
 import { type Matrix, matrixOf } from "../../formats/matrix.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { batchedGemm, gemm } from "../../matmul.ts";
@@ -32,7 +32,7 @@ import type { Fallback } from "../../model/runner.ts";
 import type { CpuRunner } from "../../cpu/runner.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
 
-/** A model of separate products. Dispose it to free the weights that it put on the GPU. */
+/** A model of separate matmuls; disposing it frees its weights on the GPU. */
 export class UnpackedModel implements Disposable {
   readonly samples: Sample[] = [];
   readonly fallbacks: Fallback[] = [];
@@ -103,7 +103,7 @@ export class UnpackedModel implements Disposable {
     return logits;
   }
 
-  /** Forgets what was noted, as after a run that only compiled. */
+  /** Discards all samples and counts, as after a warm-up run. */
   reset(): void {
     const { calls, flops, refusals } = this.coverage;
     Object.assign(calls, { gpu: 0, total: 0 });
@@ -111,7 +111,7 @@ export class UnpackedModel implements Disposable {
     refusals.length = this.samples.length = this.fallbacks.length = 0;
   }
 
-  /** Products of `x` with runs of the rows of a packed weight. */
+  /** Multiplies `x` with each part of a packed weight. */
   async #split(
     at: string,
     names: string[],
@@ -142,7 +142,7 @@ export class UnpackedModel implements Disposable {
       { label, kernel: "gemv", dims, constants },
       this.#context,
     );
-    return await this.#product(label, costs, [m, k], [k, n], {
+    return await this.#matmul(label, costs, [m, k], [k, n], {
       gpu: async () => {
         using a = Tensor.create(this.gpu, "f32", [m, k], exact(x));
         const b = this.#upload(w);
@@ -163,7 +163,7 @@ export class UnpackedModel implements Disposable {
     cache: CpuKvCache,
     index: number,
   ): Promise<Float32Array> {
-    const { config, ops } = this.runner;
+    const { config } = this.runner;
     const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } =
       config;
     const at = `layers.${index}.`;
@@ -179,44 +179,78 @@ export class UnpackedModel implements Disposable {
     );
     const length = cache.lengths[0], keys = length + m;
     const label = `${at}attention`;
-    const constants = { K_DTYPE: "f32" };
-    const [scores, values] = costsOf(
-      { label, kernel: "attendPrefill", dims: {}, constants },
+    const costs = costsOf(
+      {
+        label,
+        kernel: "attendPrefill",
+        dims: {},
+        constants: { K_DTYPE: "f32" },
+      },
       this.#context,
     );
     const a = [1, heads, m, headDim], kᵀ = [1, kvHeads, headDim, keys];
     const choice = chooseAllowed(a, kᵀ, this.allowed, this.gpu);
     if ("refusals" in choice) {
-      // The products are 4D both, so one answer holds for both.
+      // Both matmuls are 4D, so kernels that refuse one refuse the other.
       const p = [1, heads, m, keys], vs = [1, kvHeads, keys, headDim];
       const other = chooseAllowed(p, vs, this.allowed, this.gpu);
       if (!("refusals" in other)) throw new Error("Cannot split attention");
+      const [scores, values] = costs;
       this.#refuse(scores, choice.refusals);
       this.#refuse(values, other.refusals);
       const began = performance.now();
-      const qkv = new Float32Array(m * total * headDim);
-      for (let r = 0; r < m; r++) {
-        let to = r * total * headDim;
-        for (const part of [q, k, v]) {
-          const width = part.length / m;
-          qkv.set(part.subarray(r * width, (r + 1) * width), to);
-          to += width;
-        }
+      const y = this.#attendOnCpu([q, k, v], m, layer, cache, index);
+      this.#note(label, costs, performance.now() - began);
+      return y;
+    }
+    const { qRows, kRows } = this.#rotate(q, k, m, length, layer);
+    const stored = cache.layers[index];
+    append(f32(stored.k), kRows, m, kvHeads, headDim, cache.context, length);
+    append(f32(stored.v), v, m, kvHeads, headDim, cache.context, length);
+    return await this.#attendOnGpu(label, costs, qRows, m, cache, index);
+  }
+
+  /** Attention by the CPU's fused kernel. */
+  #attendOnCpu(
+    parts: readonly Float32Array[],
+    m: number,
+    layer: Layer<Matrix<CpuTensor>>,
+    cache: CpuKvCache,
+    index: number,
+  ): Float32Array {
+    const width = parts.reduce((sum, part) => sum + part.length / m, 0);
+    const qkv = new Float32Array(m * width);
+    for (let r = 0, to = 0; r < m; r++) {
+      for (const part of parts) {
+        const columns = part.length / m;
+        qkv.set(part.subarray(r * columns, (r + 1) * columns), to);
+        to += columns;
       }
-      const y = ops.attend(
-        tensor([m, total * headDim], qkv),
+    }
+    return f32(
+      this.runner.ops.attend(
+        tensor([m, width], qkv),
         layer.qNorm,
         layer.kNorm,
         cache,
         index,
-      );
-      this.#note(label, [scores, values], performance.now() - began);
-      return f32(y);
-    }
-    const { qRows, kRows } = this.#rotate(q, k, m, length, layer);
-    const { k: cachedK, v: cachedV } = cache.layers[index];
-    append(f32(cachedK), kRows, m, kvHeads, headDim, cache.context, length);
-    append(f32(cachedV), v, m, kvHeads, headDim, cache.context, length);
+      ),
+    );
+  }
+
+  /** Attention as two matmuls of the GPU with a softmax between them on the CPU. */
+  async #attendOnGpu(
+    label: string,
+    [scores, values]: Cost[],
+    qRows: Float32Array,
+    m: number,
+    cache: CpuKvCache,
+    index: number,
+  ): Promise<Float32Array> {
+    const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } =
+      this.runner.config;
+    const length = cache.lengths[0], keys = length + m;
+    const { k, v } = cache.layers[index];
     const shape = [1, kvHeads, keys, headDim];
     const cached = (from: CpuTensor) => {
       const size = keys * headDim;
@@ -227,36 +261,31 @@ export class UnpackedModel implements Disposable {
       }
       return out;
     };
-    const refused = () => {
-      throw new Error("Cannot run a product of attention on the CPU alone");
-    };
-    const weights = await this.#product(
-      label,
-      [{ ...scores, part: 1 }],
-      a,
-      kᵀ,
-      {
+    const multiply = (
+      cost: Cost,
+      a: number[],
+      b: number[],
+      left: () => Float32Array<ArrayBuffer>,
+      right: () => Float32Array<ArrayBuffer>,
+      transposeB: boolean,
+    ) =>
+      this.#matmul(label, [{ ...cost, part: 1 }], a, b, {
         gpu: async () => {
-          const rows = byHead(qRows, m, heads, headDim);
-          using left = Tensor.create(this.gpu, "f32", a, rows);
-          using right = Tensor.create(this.gpu, "f32", shape, cached(cachedK));
-          using product = batchedGemm(left, right, { transposeB: true });
-          return await product.read();
+          using x = Tensor.create(this.gpu, "f32", a, left());
+          using y = Tensor.create(this.gpu, "f32", shape, right());
+          using result = batchedGemm(x, y, { transposeB });
+          return await result.read();
         },
-        cpu: refused,
-      },
-    );
+        cpu: () => {
+          throw new Error("Cannot run one matmul of attention on the CPU");
+        },
+      });
+    const a = [1, heads, m, headDim], kᵀ = [1, kvHeads, headDim, keys];
+    const rows = () => byHead(qRows, m, heads, headDim);
+    const weights = await multiply(scores, a, kᵀ, rows, () => cached(k), true);
     softmax(weights, m, keys, length, headDim ** -0.5);
-    const p = [1, heads, m, keys];
-    const y = await this.#product(label, [{ ...values, part: 1 }], p, shape, {
-      gpu: async () => {
-        using left = Tensor.create(this.gpu, "f32", p, exact(weights));
-        using right = Tensor.create(this.gpu, "f32", shape, cached(cachedV));
-        using product = batchedGemm(left, right);
-        return await product.read();
-      },
-      cpu: refused,
-    });
+    const p = [1, heads, m, keys], exactly = () => exact(weights);
+    const y = await multiply(values, p, shape, exactly, () => cached(v), false);
     return byHead(y, heads, m, headDim); // back to rows
   }
 
@@ -281,8 +310,8 @@ export class UnpackedModel implements Disposable {
     return { qRows: each(q, layer.qNorm), kRows: each(k, layer.kNorm) };
   }
 
-  /** Offers a product to the allowed kernels; notes where it went and what it took. */
-  async #product(
+  /** Offers a matmul to the allowed kernels; notes where it ran and its time. */
+  async #matmul(
     label: string,
     costs: Cost[],
     a: number[],
@@ -351,7 +380,7 @@ export class UnpackedModel implements Disposable {
         dims: {},
         constants: {},
         reason: kernel
-          ? "allowed; operands go up and the result comes back for each product"
+          ? "allowed; uploads the operands and reads back the result each time"
           : `no allowed kernel (${this.allowed.join(", ")}) takes these shapes`,
       },
       context: this.#context,

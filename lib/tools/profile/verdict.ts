@@ -1,8 +1,15 @@
 /**
- * What the numbers of a profile say, in plain words.
+ * Says in plain words what the numbers of a profile mean.
  *
  * @module
  */
+import {
+  arithmetic,
+  bandwidth,
+  milliseconds,
+  percent,
+  significant,
+} from "../format.ts";
 import { SHAPES_TAKEN } from "./kernels.ts";
 import { memoryMs } from "./operations.ts";
 import type {
@@ -14,15 +21,15 @@ import type {
   Verdict,
 } from "./report.ts";
 
-/** An idle share of the GPU that is worth a word. */
+/** An idle share of the GPU that deserves a verdict. */
 const IDLE = 0.25;
-/** Of a limit: less than this is not what holds an operation back. */
+/** A smaller fraction of a limit means that something else limits the operation. */
 const NEAR = 0.4;
 
-/** What {@linkcode verdictsOf} reads. */
+/** Input of {@linkcode verdictsOf}. */
 export type Findings = Omit<ProfileReport, "verdicts" | "timeline">;
 
-/** What holds a run back and what to do, the most important first; never empty. */
+/** What limits a run and what to do about it, the most important first; never empty. */
 export function verdictsOf(report: Findings): Verdict[] {
   const { device, loop, phases, coverage } = report;
   const found: Verdict[] = [];
@@ -33,7 +40,7 @@ export function verdictsOf(report: Findings): Verdict[] {
       rule: "unpacked",
       severity: "yellow",
       text:
-        "every product ran by itself: operands went to the GPU and results came back each time; leave --kernels out for passes that stay there",
+        "every matmul uploaded its operands and read back its result; leave --kernels out to keep passes on the GPU",
     });
   }
   if (device.kind === "gpu" && device.software) {
@@ -41,7 +48,7 @@ export function verdictsOf(report: Findings): Verdict[] {
       rule: "software renderer",
       severity: "yellow",
       text:
-        `software renderer: ${device.adapter} computes on the CPU, so its times say nothing about a GPU; install the driver of a real one, or run with --device cpu`,
+        `software renderer: ${device.adapter} runs on the CPU, so its times say nothing about a GPU; install a GPU driver, or run with --device cpu`,
     });
   }
   if (loop?.idle !== undefined && loop.idle >= IDLE) found.push(idling(loop));
@@ -50,7 +57,7 @@ export function verdictsOf(report: Findings): Verdict[] {
       rule: "untimed",
       severity: "yellow",
       text:
-        `${device.adapter} has no timestamp-query: whole passes are timed by wall clock, operations are not; take an adapter that has it to see where the time goes`,
+        `${device.adapter} has no timestamp-query: only whole passes are timed, by wall clock; use an adapter that has it to see where the time goes`,
     });
   }
   if (report.compare) found.push(compared(report.compare));
@@ -77,10 +84,10 @@ function covered({ coverage }: Findings): Verdict {
     ? "split what is too large for one binding"
     : `allow ${first}${
       others.length
-        ? `, and ${others.join(", ")} for the products of attention (4D×4D)`
+        ? `, and ${others.join(", ")} for attention's matmuls (4D×4D)`
         : ""
     }`;
-  // The Linear layers are most of the FLOPs: their shapes are named.
+  // Linear layers are most of the FLOPs, so their shapes are named.
   const called = got.has("2D×2D") ? "2D×2D" : [...got].join(", ");
   return {
     rule: "coverage",
@@ -100,7 +107,7 @@ function cpuChosen({ device }: Findings): Verdict {
     text: `the CPU was chosen: ${choice?.reason ?? "no reason was given"}; ${
       asked
         ? "leave --device out, or give --device gpu"
-        : "--device gpu insists on the adapter, deno task doctor says what is there"
+        : "--device gpu requires an adapter, deno task doctor lists them"
     }`,
   };
 }
@@ -116,12 +123,13 @@ function compared(compare: readonly Comparison[]): Verdict {
     rule: "compare",
     severity: below ? "yellow" : "green",
     text: `GPU over CPU: ${
-      wholes.map(({ phase, factor }) => `${phase} ${rate(factor!)}×`).join(", ")
+      wholes.map(({ phase, factor }) => `${phase} ${significant(factor!)}×`)
+        .join(", ")
     }${
       slower
-        ? "; run with --device cpu what is slower here"
+        ? "; use --device cpu for what is slower here"
         : below
-        ? `, below the ${least}× that a GPU should give; what follows says where it loses`
+        ? `, below the ${least}× that a GPU should reach; see below for what is slow`
         : ""
     }`,
   };
@@ -135,7 +143,9 @@ function idling(loop: Loop): Verdict {
   const total = 1000 * loop.tokens / loop.steps / loop.tokensPerSecond;
   const could = loop.tokensPerSecondWithoutIdle;
   const gain = could
-    ? ` (${rate(could)} tokens/s instead of ${rate(loop.tokensPerSecond)})`
+    ? ` (${significant(could)} tokens/s instead of ${
+      significant(loop.tokensPerSecond)
+    })`
     : "";
   if (encode > 0.6 * (total - (loop.gpuMs ?? 0)) && encode > loop.readbackMs) {
     return {
@@ -152,7 +162,7 @@ function idling(loop: Loop): Verdict {
     return {
       rule: "readbacks",
       severity: "yellow",
-      text: `${idle}: one readback a ${each}, and each takes ${
+      text: `${idle}: one readback a ${each}, each taking ${
         milliseconds(loop.waitMs)
       }; read back after several steps, as without --chunk${gain}`,
     };
@@ -161,11 +171,11 @@ function idling(loop: Loop): Verdict {
     rule: "idle",
     severity: "yellow",
     text:
-      `${idle}: it waits for readbacks, ${readbacks} for ${loop.steps} steps; ask for more tokens, so that chunks grow${gain}`,
+      `${idle}: it waits for readbacks, ${readbacks} for ${loop.steps} steps; generate more tokens so that chunks grow${gain}`,
   };
 }
 
-/** Which limit a phase is held by, and how near it comes. */
+/** Which limit bounds a phase, and how close it comes. */
 function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
   const { name, ms, operations, dispatches } = phase;
   const timed = operations.filter(({ share }) => share !== undefined);
@@ -174,7 +184,9 @@ function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
     return {
       rule: name,
       severity: coverage.refusals.length ? "yellow" : "green",
-      text: `${name} runs at ${rate(phase.tokensPerSecond)} tokens/s: ${most}`,
+      text: `${name} runs at ${
+        significant(phase.tokensPerSecond)
+      } tokens/s: ${most}`,
     };
   }
   const readMs = operations.reduce((sum, o) => sum + memoryMs(o, peaks), 0);
@@ -200,7 +212,7 @@ function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
     return say(
       `${name} is bound by memory: ${
         percent(fraction)
-      } of ${of}; fewer bytes a weight would help most, ${most}`,
+      } of ${of}; fewer bytes per weight would help most; ${most}`,
     );
   }
   if (memory) {
@@ -216,7 +228,7 @@ function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
     o.matmul && o.workgroups * (o.threads ?? 256) < peaks.fillWorkgroups * 256
   );
   const inSmall = small.reduce((sum, { share = 0 }) => sum + share, 0);
-  const text = `${name} is ${percent(fraction)} of ${of}: `;
+  const text = `${name} reaches ${percent(fraction)} of ${of}: `;
   if (inSmall >= 0.3) {
     const worst = small.toSorted((a, b) => b.ms! - a.ms!)[0];
     return say(
@@ -226,7 +238,7 @@ function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
         ).join(", ")
       } workgroups of ${worst.threads ?? 256} threads ${
         small.length > 1 ? "do" : "does"
-      } not fill this adapter, which takes ${
+      } not fill this adapter, which needs ${
         peaks.fillWorkgroups * 256
       } threads; use smaller tiles or longer prompts (${worst.name} takes ${
         percent(worst.share!)
@@ -242,7 +254,7 @@ function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
   );
 }
 
-/** What takes the largest share; attention's two products, which may be one kernel, count as one. */
+/** The operation with the largest share; attention's two matmuls count as one. */
 function largest(timed: readonly Operation[]): string {
   const parts = new Map<string, { ms: number; share: number; best: number }>();
   for (const { name, group, ms = 0, share = 0, fraction = 0 } of timed) {
@@ -250,7 +262,7 @@ function largest(timed: readonly Operation[]): string {
     const part = parts.get(known) ?? { ms: 0, share: 0, best: 0 };
     part.ms += ms;
     part.share += share;
-    part.best += fraction * ms; // time at the limit
+    part.best += fraction * ms; // its time at the limit
     parts.set(known, part);
   }
   const [found] = [...parts].sort(([, a], [, b]) => b.ms - a.ms);
@@ -259,44 +271,4 @@ function largest(timed: readonly Operation[]): string {
   return `${name} takes ${percent(share)} of it${
     best > 0 ? `, at ${percent(best / ms)} of its own limit` : ""
   }`;
-}
-
-/** `71 %`; what is not 0 or 100 does not read so. */
-export function percent(share: number): string {
-  const value = 100 * share;
-  if (value > 0 && value < 0.1) return "< 0.1 %";
-  if (value < 100 && value > 99.9) return "> 99.9 %";
-  const digits = value > 0 && value < 2 || value > 99 && value < 100 ? 1 : 0;
-  return `${value.toFixed(digits)} %`;
-}
-
-/** `4.5 TB/s` or `310 GB/s`. */
-export function bandwidth(gbps: number): string {
-  return gbps >= 1000
-    ? `${(gbps / 1000).toFixed(2)} TB/s`
-    : `${significant(gbps)} GB/s`;
-}
-
-/** `38.4 TFLOP/s` or `9.1 GFLOP/s`. */
-export function arithmetic(tflops: number): string {
-  return tflops >= 1
-    ? `${significant(tflops)} TFLOP/s`
-    : `${significant(tflops * 1000)} GFLOP/s`;
-}
-
-/** `1.2 ms` or `35 µs`. */
-export function milliseconds(ms: number): string {
-  return ms < 1
-    ? `${significant(ms * 1000)} µs`
-    : ms < 10_000
-    ? `${significant(ms)} ms`
-    : `${significant(ms / 1000)} s`;
-}
-
-const rate = (perSecond: number) => significant(perSecond);
-
-/** Three digits. */
-export function significant(value: number): string {
-  if (value >= 100) return Math.round(value).toLocaleString("en-US");
-  return value >= 10 ? value.toFixed(1) : value.toPrecision(2);
 }

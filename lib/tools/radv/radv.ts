@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { inPasses } from "../../../kernels/define.ts";
 import { findKernel, KERNEL_NAMES } from "../../../kernels/list.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Format } from "../../formats/format.ts";
@@ -67,15 +68,10 @@ export const AMD_DEVICE: Sketched = {
   },
 };
 
-/** Kernels that no pass runs: they measure, prepare, or are for callers of their own. */
-const BESIDE = [
-  ...["batchedGemm", "gemvColumns", "maxAbs"],
-  ...["peakFma", "peakRead", "synthesize"],
-];
-
 /** Whether a token waits for this kernel, so that it must not spill. */
-export function isHot(kernel: string): boolean {
-  return !BESIDE.includes(kernel);
+export function isHot(name: string): boolean {
+  const kernel = findKernel(name);
+  return kernel !== undefined && inPasses(kernel);
 }
 
 /** For which model and kernels {@linkcode variantsOnAmd} asks. */

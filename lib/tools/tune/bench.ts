@@ -6,8 +6,12 @@
  */
 import { type Matrix, matrixOf } from "../../formats/matrix.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import {
+  chooseCacheDtype,
+  chooseMatmulDtype,
+} from "../../dispatch/precision.ts";
 import { ROW_CLASSES } from "../../dispatch/shapes.ts";
-import { type CpuTensor, f32, toF32 } from "../../cpu/tensor.ts";
+import { type CpuTensor, f32, toF32 } from "../../formats/tensor.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { Random } from "../../check/reference.ts";
 import { GpuKvCache } from "../../gpu/kv_cache.ts";
@@ -105,14 +109,16 @@ export class Bench implements Disposable {
       checkpoint.config.numHiddenLayers,
       Math.ceil(BEYOND_CACHES / layerBytes),
     );
-    const cacheDtype = checkpoint.config.headDim % 8 ? "f32" : "f16";
+    const { dtype: cacheDtype } = chooseCacheDtype(
+      checkpoint.config.headDim,
+    );
     const options = { context: 1, cacheDtype, signal } as const;
     const cpu = await CpuRunner.load(one, options);
     try {
       const runner = await GpuRunner.load(
         gpu,
         withLayers(checkpoint, layers),
-        { ...options, f16Products: gpu.f16 && !gpu.software },
+        { ...options, f16Matmuls: chooseMatmulDtype(gpu).dtype === "f16" },
       );
       return new Bench(gpu, runner, cpu, cacheDtype);
     } catch (error) {

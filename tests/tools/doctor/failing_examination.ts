@@ -1,14 +1,14 @@
 /**
- * What lib/tools/doctor/apart.ts runs, on an adapter where rmsNorm blocks its thread
- * (`?hang`), as Deno's WebGPU does while a kernel hangs, or ends its process
+ * A script for lib/tools/doctor/apart.ts whose adapter blocks its thread in the
+ * first kernel, embed (`?hang`), as Deno's WebGPU does while a kernel hangs, or ends its process
  * (`?crash`), as a driver may.
  */
 import { openDevice } from "../../../lib/open_device.ts";
 import { selfTest } from "../../../lib/tools/doctor/device.ts";
-import { printed } from "../../../lib/tools/doctor/process.ts";
+import { printer } from "../../../lib/tools/doctor/process.ts";
 import { tamperedGpu } from "../../support/tampered_gpu.ts";
 
-const tampered = tamperedGpu("rmsNorm", () => {
+const tampered = tamperedGpu("embed", () => {
   if (new URL(import.meta.url).search === "?hang") {
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
   }
@@ -16,4 +16,4 @@ const tampered = tamperedGpu("rmsNorm", () => {
   Deno.exit(3);
 });
 using gpu = await openDevice({ gpu: tampered });
-await selfTest(gpu, printed);
+await selfTest(gpu, printer);

@@ -49,7 +49,7 @@ Deno.test("a residual is read and written, SwiGLU writes half", () => {
   assertEquals(bytes("swiglu") - operands, 4 * 5 * 1024);
 });
 
-Deno.test("a tied head is told from the embedding by its kernel", () => {
+Deno.test("a tied head is distinguished from the embedding by its kernel", () => {
   const head = costsOf(linear("embed_tokens", { W_DTYPE: "bf16" }, 1), step);
   assertEquals(head[0].name, "lm_head");
   const [gathered] = costsOf({
@@ -62,7 +62,7 @@ Deno.test("a tied head is told from the embedding by its kernel", () => {
   assertEquals(gathered.bytes, 5 * 1024 * 6);
 });
 
-Deno.test("fused attention is two products of one time", () => {
+Deno.test("fused attention is two matmuls that share one time", () => {
   const fused = {
     kernel: "attendDecode",
     dims: {},
@@ -79,7 +79,7 @@ Deno.test("fused attention is two products of one time", () => {
   assertEquals(scores.bytes, 2 * 8 * 512 * 128 + 4 * 16 * 128);
 });
 
-Deno.test("causal attention multiplies what it may see", () => {
+Deno.test("causal attention counts visible keys only", () => {
   for (const [tokens, length] of [[1, 0], [5, 0], [7, 30], [1, 511]]) {
     let pairs = 0;
     for (let t = 0; t < tokens; t++) pairs += length + t + 1;
@@ -117,7 +117,7 @@ Deno.test("operations gather dispatches of all layers, per step", () => {
   assertAlmostEquals(operation.fraction!, bytes / 1e9 / 0.04, 1e-9);
 });
 
-Deno.test("a split product keeps its sum beside it", () => {
+Deno.test("a split matmul includes the dispatch that sums it", () => {
   const gemm = linear("layers.0.down_proj", { SPLITS: 2 });
   const sum = {
     label: "layers.0.down_proj",
@@ -138,7 +138,7 @@ Deno.test("a split product keeps its sum beside it", () => {
   assertEquals([operations[0].ms, operations[0].calls], [2, 1]);
 });
 
-Deno.test("what lies between has a share only if it is there unprofiled", () => {
+Deno.test("the time between has a share only if it is there unprofiled", () => {
   for (const real of [true, false]) {
     const operations = operationsOf([{
       dispatch: { ...linear("q", {}), reason: "" },
@@ -160,7 +160,7 @@ Deno.test("what lies between has a share only if it is there unprofiled", () => 
   }
 });
 
-Deno.test("keys that grow from step to step are shown as a span", () => {
+Deno.test("keys that grow from step to step are shown as a range", () => {
   const at = (length: number) => ({
     dispatch: {
       label: "layers.0.attention",
@@ -180,7 +180,7 @@ Deno.test("keys that grow from step to step are shown as a span", () => {
   ]);
 });
 
-Deno.test("what lies in a buffer is read at the rate of buffers", () => {
+Deno.test("a buffer is read at the rate of buffers", () => {
   const peaks = { readGBps: 4, f32TFLOPS: 1, fillWorkgroups: 8 };
   const bytes = 8e6, both = { ...peaks, bufferGBps: 1 };
   assertEquals(memoryMs({ bytes, constants: {} }, peaks), 2);

@@ -10,7 +10,7 @@ const TINY =
 
 /** Debian's, from its package chromium. */
 const CHROMIUM = "/usr/bin/chromium";
-/** Without it these tests count as ignored, unless nothing may be left out. */
+/** Without it these tests are ignored, unless every test must run. */
 const ignore = Deno.env.get("QWEN3_REQUIRE_GPU") !== "1" &&
   !await Deno.stat(CHROMIUM).catch(() => undefined);
 const test = (name: string, fn: () => Promise<void>) =>
@@ -26,7 +26,7 @@ const ARGS = [
   "--disable-sync",
 ];
 
-/** Opens the page of a report; what the console or the network does is a failure. */
+/** Opens the page of a report; console messages and network requests are failures. */
 async function open(
   report: ProfileReport,
   options: Parameters<Browser["newPage"]>[0],
@@ -59,6 +59,9 @@ async function open(
   }
 }
 
+/** Ends a test whose page never shows what is waited for; it judges no time. */
+const PATIENCE_MS = 300_000;
+
 const DESK = { viewport: { width: 1280, height: 900 } };
 const DARK_PHONE = {
   viewport: { width: 390, height: 844 },
@@ -76,7 +79,7 @@ let known: ReturnType<typeof report> | undefined;
 const tiny = () => known ??= report();
 
 pageTest(
-  "the page shows marks for every operation, and hovering tells",
+  "the page shows a mark for every operation, with a tooltip",
   async () => {
     const report = await tiny();
     await open(report, DESK, async (page) => {
@@ -107,15 +110,15 @@ pageTest(
         .toSorted((a, b) => b.ms! - a.ms!)[0];
       const tooltip = page.locator("#breakdown .chart").nth(1)
         .getByText(slowest.shape);
-      await tooltip.waitFor({ state: "visible", timeout: 20_000 });
-      const told = await tooltip.innerText();
-      assertStringIncludes(told, slowest.name);
-      assertStringIncludes(told, slowest.dtypes);
+      await tooltip.waitFor({ state: "visible", timeout: PATIENCE_MS });
+      const shown = await tooltip.innerText();
+      assertStringIncludes(shown, slowest.name);
+      assertStringIncludes(shown, slowest.dtypes);
     });
   },
 );
 
-/** Pairs of texts of a chart that lie on one another, as a script of the page. */
+/** A script for the page: pairs of texts in a chart that overlap. */
 const overlapping = (id: string) =>
   `(() => {
   const boxes = [...document.querySelectorAll("#${id} svg text")]
@@ -125,9 +128,9 @@ const overlapping = (id: string) =>
   ).map(([b]) => a + " on " + b));
 })()`;
 
-pageTest("no text lies on another, and legends say what is drawn", async () => {
+pageTest("texts do not overlap, and legends explain the marks", async () => {
   const report = await tiny();
-  // Marks at one place are the worst: decode's products all read each weight once.
+  // Marks at one place are the worst case: decode's matmuls all read each weight once.
   for (const operation of report.phases.flatMap((phase) => phase.operations)) {
     if (operation.group === "linear") operation.tflops = 1e-3;
   }
@@ -157,7 +160,7 @@ pageTest("no text lies on another, and legends say what is drawn", async () => {
 });
 
 pageTest(
-  "the page fits a phone in the dark, and its timeline has parts",
+  "the page fits a phone in dark mode, and its timeline has parts",
   async () => {
     await open(await tiny(), DARK_PHONE, async (page) => {
       const background = await page.evaluate(
@@ -165,14 +168,14 @@ pageTest(
       );
       const [red] = /\d+/.exec(String(background))!;
       assert(Number(red) < 60, `the background is ${background}`);
-      // As many marks may be drawn as before, but not the same.
+      // There may be as many marks as before, but not the same ones.
       const drawn = "document.querySelector('#timeline svg').innerHTML";
       const before = await page.evaluate(drawn);
       await page.getByRole("button", { name: "profiled prefill" }).click();
       await page.waitForFunction(
         `${drawn} !== ${JSON.stringify(before)}`,
         undefined,
-        { timeout: 10_000 },
+        { timeout: PATIENCE_MS },
       );
     });
   },

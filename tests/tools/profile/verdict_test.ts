@@ -10,9 +10,9 @@ import type {
   Phase,
 } from "../../../lib/tools/profile/report.ts";
 import { loopNotes } from "../../../lib/tools/profile/loop.ts";
+import { percent } from "../../../lib/tools/format.ts";
 import {
   type Findings,
-  percent,
   verdictsOf,
 } from "../../../lib/tools/profile/verdict.ts";
 
@@ -72,7 +72,7 @@ const loop: Loop = {
   firstTokenMs: 20,
 };
 
-/** A healthy run on a large GPU, but for what a test changes. */
+/** A healthy run on a large GPU, with the changes of a test. */
 function findings(more: Partial<Findings> = {}): Findings {
   return {
     model: "m",
@@ -115,7 +115,7 @@ Deno.test("decode near its memory bound says how near", () => {
   );
 });
 
-Deno.test("decode beyond its memory bound is not said to be a share of it", () => {
+Deno.test("decode beyond its memory bound is not called a share of it", () => {
   const decode = phase("decode", 1, operation({ bytes: 1.3 * 4.5e9 }));
   assertMatch(
     text({ phases: [decode] }),
@@ -131,11 +131,14 @@ Deno.test("decode far from its memory bound names dispatches and the largest", (
   assertStringIncludes(said, "gate_up_proj takes 100 %");
 });
 
-Deno.test("a prefill whose grids are small is told so", () => {
+Deno.test("a prefill with small grids says so", () => {
   const small = operation({ flops: 0.38 * 60e9, workgroups: 32 });
   const prefill = phase("prefill", 1, small);
   const said = text({ phases: [prefill] });
-  assertStringIncludes(said, "prefill is 38 % of the f32 rate of 60.0 TFLOP/s");
+  assertStringIncludes(
+    said,
+    "prefill reaches 38 % of the f32 rate of 60.0 TFLOP/s",
+  );
   assertStringIncludes(said, "a grid of 32 workgroups of 128 threads");
   assertStringIncludes(said, "does not fill this adapter");
   const large = { ...small, workgroups: 1024 };
@@ -143,7 +146,7 @@ Deno.test("a prefill whose grids are small is told so", () => {
   assert(!other.includes("does not fill"), other);
 });
 
-Deno.test("products in f16 are measured against the f16 rate", () => {
+Deno.test("f16 products are measured against the f16 rate", () => {
   const half = operation({ flops: 50e9, constants: { F16: 1 } });
   assertStringIncludes(
     text({ phases: [phase("prefill", 1, half)] }),
@@ -151,7 +154,7 @@ Deno.test("products in f16 are measured against the f16 rate", () => {
   );
 });
 
-Deno.test("an idle GPU: readbacks, encoding or short runs are told apart", () => {
+Deno.test("an idle GPU: readbacks, encoding and short runs are distinguished", () => {
   const idle = { ...loop, idle: 0.6, tokensPerSecond: 85 };
   assertEquals(rules({ loop }), []);
   assertEquals(rules({ loop: { ...idle, chunk: 1, waitMs: 11 } }), [
@@ -216,13 +219,13 @@ Deno.test("GPU over CPU is judged by its target", () => {
   });
   assertMatch(
     said(12, 2.5).text,
-    /decode 2.5×, below the 5× that a GPU should/,
+    /decode 2.5×, below the 5× that a GPU should reach/,
   );
-  assertMatch(said(12, 0.25).text, /decode 0.25×; run with --device cpu/);
+  assertMatch(said(12, 0.25).text, /decode 0.25×; use --device cpu/);
   assertEquals(said(12, 0.25).severity, "yellow");
 });
 
-Deno.test("passes that were not timed are told", () => {
+Deno.test("passes that were not timed are noted", () => {
   const span = { begin: 0, end: 1 };
   const watched = {
     cpu: [],

@@ -1,15 +1,15 @@
 /**
- * Rows of one large matrix product.
+ * Rows for one large matmul.
  *
  * @module
  */
 import { Plan } from "../lib/webgpu/plan.ts";
-import { recordProduct } from "./products.ts";
+import { recordMatmul } from "./matmuls.ts";
 import { measure, type Measured, Unmeasurable, withBound } from "./report.ts";
 import { type BenchSetting, hotTimes } from "./setting.ts";
 
-/** `[size, size] × [size, size]`, in f32 or with f16 products that are summed in f32. */
-export async function productRow(
+/** `[size, size] × [size, size]`, in f32 or with f16 products summed in f32. */
+export async function matmulRow(
   { gpu, options, peaks }: BenchSetting,
   dtype: "f32" | "f16",
   size: number,
@@ -18,7 +18,7 @@ export async function productRow(
     throw new Unmeasurable(`${gpu.name} has no shader-f16`);
   }
   using plan = new Plan(gpu);
-  const reason = recordProduct(gpu, plan, dtype, { m: size, n: size, k: size });
+  const reason = recordMatmul(gpu, plan, dtype, { m: size, n: size, k: size });
   const times = await hotTimes(gpu, plan, 4 * options.runs);
   const flops = 2 * size ** 3;
   const rate = measure(

@@ -5,8 +5,8 @@
  */
 import type { Dtype } from "../dtype.ts";
 import { BYTES, elements } from "../dtype.ts";
-import { formatNamed } from "../formats/mod.ts";
-import { type Matrix, piecesOf } from "../formats/matrix.ts";
+import { formatNamed } from "./mod.ts";
+import { type Matrix, piecesOf } from "./matrix.ts";
 
 /** A tensor in host memory; 16-bit floats are kept as their bits. Row-major, dense. */
 export interface CpuTensor {

@@ -1,5 +1,5 @@
 /**
- * Matrix products of random values, recorded as the toolkit runs them.
+ * Matmuls of random values, recorded as the library runs them.
  *
  * @module
  */
@@ -13,10 +13,10 @@ import { Random } from "../lib/check/reference.ts";
 import type { Plan } from "../lib/webgpu/plan.ts";
 import { Tensor } from "../lib/webgpu/tensor.ts";
 
-/** Random values repeat after as many: what a product takes does not depend on it. */
+/** Random values repeat with this period, which does not affect the time. */
 const PERIOD = 1 << 20;
 
-/** Values between -1 and 1. */
+/** A tensor of values between -1 and 1. */
 export function randomMatrix(
   gpu: Gpu,
   dtype: "f32" | "f16" | "bf16",
@@ -34,13 +34,13 @@ export function randomMatrix(
 }
 
 /**
- * Records `[m, k] × [k, n]`: f32 by `matmul`'s choice, f16 products summed in f32 as a
- * Linear layer of a prompt has them (rows with a factor each, the weight by column).
+ * Records `[m, k] × [k, n]`: in f32 as `matmul` chooses, in f16 like a Linear layer of a
+ * prompt, which sums f16 products in f32 (scaled rows, the weight transposed).
  *
- * @returns which constants it took, and why
- * @throws {Error} if no kernel makes it so.
+ * @returns the constants chosen, and why
+ * @throws {Error} if no kernel can.
  */
-export function recordProduct(
+export function recordMatmul(
   gpu: Gpu,
   plan: Plan,
   dtype: "f32" | "f16",
@@ -51,7 +51,7 @@ export function recordProduct(
     return tensor;
   };
   const a = own(randomMatrix(gpu, dtype, [m, k]));
-  const c = own(Tensor.create(gpu, "f32", [m, n], undefined, "product"));
+  const c = own(Tensor.create(gpu, "f32", [m, n], undefined, "c"));
   const uniforms = { stride: n, column: 0 };
   if (dtype === "f32") {
     const b = own(randomMatrix(gpu, dtype, [k, n]));

@@ -1,0 +1,89 @@
+/**
+ * What the cases of the attention kernels share.
+ *
+ * @module
+ */
+import type { Dtype } from "../lib/dtype.ts";
+import { type Attention, EPS } from "./case.ts";
+
+/** A pass over a cache. */
+export interface AttentionCase {
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  context: number;
+  /** Tokens cached before, per sequence. */
+  lengths: readonly number[];
+  /** New tokens of each sequence. */
+  tokens: number;
+  cache: "f32" | "f16";
+  /** Type of the norms' weights. */
+  norm?: Exclude<Dtype, "u32">;
+}
+
+/** Heads of a model, and odd ones. */
+export const HEADS_128 = { heads: 4, kvHeads: 2, headDim: 128, context: 160 };
+export const ODD_HEADS = { heads: 3, kvHeads: 1, headDim: 6, context: 40 };
+
+/** The sizes that the reference takes. */
+export function sizesOf(
+  { heads, kvHeads, headDim, context, lengths, tokens }: AttentionCase,
+): Attention {
+  const rows = lengths.length * tokens;
+  return {
+    heads,
+    kvHeads,
+    headDim,
+    context,
+    lengths,
+    first: 0,
+    tokens,
+    rows,
+    eps: EPS,
+  };
+}
+
+/** `4 heads of 128 over 2, 154 keys in f16, norms in bf16` */
+export function attentionText(
+  { heads, kvHeads, headDim, lengths, tokens, cache, norm }: AttentionCase,
+): string {
+  const keys = lengths.map((length) => length + tokens).join(" and ");
+  return `${heads} heads of ${headDim} over ${kvHeads}, ${keys} keys in ${cache}${
+    norm ? `, norms in ${norm}` : ""
+  }`;
+}
+
+/**
+ * Merges what the splits of a decode step left: `partial` `[heads, splits, headDim]`,
+ * `stats` the bits of each split's maximum and sum.
+ */
+export function merged(
+  partial: ArrayLike<number>,
+  stats: ArrayLike<number>,
+  headDim: number,
+  splits: number,
+): { values: Float64Array; norms: Float64Array } {
+  const heads = partial.length / splits / headDim;
+  const floats = new Float32Array(Uint32Array.from(stats).buffer);
+  const values = new Float64Array(heads * headDim);
+  const norms = new Float64Array(heads * headDim);
+  for (let head = 0; head < heads; head++) {
+    const at = (split: number) => (head * splits + split) * 2;
+    let top = -Infinity, total = 0;
+    for (let s = 0; s < splits; s++) top = Math.max(top, floats[at(s)]);
+    for (let s = 0; s < splits; s++) {
+      const weight = Math.exp(floats[at(s)] - top);
+      total += weight * floats[at(s) + 1];
+      for (let i = 0; i < headDim; i++) {
+        const value = weight * partial[(head * splits + s) * headDim + i];
+        values[head * headDim + i] += value;
+        norms[head * headDim + i] += Math.abs(value);
+      }
+    }
+    for (let i = head * headDim; i < (head + 1) * headDim; i++) {
+      values[i] /= total;
+      norms[i] /= total;
+    }
+  }
+  return { values, norms };
+}

@@ -1,0 +1,101 @@
+/**
+ * Cases of the kernels that run Linear layers of one or a few rows.
+ *
+ * @module
+ */
+import { formatNamed } from "../lib/formats/mod.ts";
+import { chooseLinear } from "../lib/dispatch/linear.ts";
+import type { Constants, Epilogue } from "../lib/dispatch/shapes.ts";
+import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
+import {
+  type CaseTools,
+  EPS,
+  type Float,
+  type KernelCase,
+  room,
+  rowSums,
+  SUM,
+} from "./case.ts";
+
+/** `x · wᵀ` of m rows, and what is fused around it. */
+export interface LinearCase {
+  m: number;
+  n: number;
+  k: number;
+  /** Type of the weights. */
+  w: Float;
+  /** Type of the norm's weights, if rows are normed first. */
+  norm?: Float;
+  epilogue?: Epilogue;
+}
+
+/** What is in the output before a product is added to it. */
+export const BEFORE = 3;
+
+/** `bf16 [1, 88] × [74, 88]ᵀ with SwiGLU, normed first` */
+export function linearText(
+  { m, n, k, w, norm, epilogue = "store" }: LinearCase,
+): string {
+  const after = {
+    store: "",
+    add: " added to a residual",
+    swiglu: " with SwiGLU",
+  }[epilogue];
+  return `${w} [${m}, ${k}] × [${n}, ${k}]ᵀ${after}${
+    norm ? ", normed first" : ""
+  }`;
+}
+
+/** A case with the constants that are chosen for the device; `parts` sums of squares are left per row. */
+export function linearCase(
+  given: LinearCase,
+  { device, random, reference }: CaseTools,
+  parts: (n: number, constants: Constants) => number,
+): KernelCase {
+  const { m, n, k, w: dtype, epilogue = "store" } = given;
+  const swiglu = epilogue === "swiglu", width = swiglu ? n / 2 : n;
+  const x = random.tensor("f32", [m, k], 2);
+  const w = random.tensor(dtype, [n, k]);
+  const norm = given.norm && random.tensor(given.norm, [k], 0.5, 1);
+  const format = formatNamed(dtype);
+  const shape = { m, n, k, format, norm: !!norm, swiglu, fixed: true };
+  const { constants } = chooseLinear(shape, device);
+  const left = parts(n, constants);
+  return {
+    what: linearText(given),
+    operands: {
+      w,
+      x,
+      y: room([m, width], epilogue === "add" ? BEFORE : NaN),
+      squares: norm ? partialSquares(toF32(x), k) : room([m, left]),
+      ...(norm ? { norm } : {}),
+    },
+    constants: { ...constants, EPILOGUE: epilogue },
+    uniforms: { stride: width, column: 0, eps: EPS },
+    expected: () => {
+      const rows = norm
+        ? reference.rmsNormed(toF32(x), toF32(norm), EPS)
+        : toF32(x);
+      const product = reference.linear(rows, toF32(w), { m, n, k });
+      const y = reference.epilogue(epilogue, product, n, BEFORE);
+      const results = [{ of: "y", ...y, tolerance: SUM }];
+      if (epilogue !== "add") return results;
+      const squares = rowSums("values", n)({
+        values: y.values.map((value) => value * value),
+      });
+      return [...results, {
+        of: rowSums("squares", left),
+        values: squares,
+        norms: squares,
+        tolerance: SUM,
+      }];
+    },
+  };
+}
+
+/** What the writer of rows of `k` leaves for their norm: eight parts of the sum of squares. */
+function partialSquares(x: Float32Array, k: number): CpuTensor {
+  const m = x.length / k, data = new Float32Array(8 * m);
+  x.forEach((v, at) => data[8 * Math.floor(at / k) + at % k % 8] += v * v);
+  return { dtype: "f32", shape: [m, 8], data };
+}

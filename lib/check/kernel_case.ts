@@ -1,0 +1,117 @@
+/**
+ * Runs test cases of kernels on a GPU and compares what they leave.
+ *
+ * @module
+ */
+import type {
+  Buffers,
+  KernelCase,
+  Reference,
+  Result,
+} from "../../kernels/case.ts";
+import { fillSynthetic } from "../checkpoint/synthetic.ts";
+import { gumbel, gumbelHash, sample } from "../model/sampling.ts";
+import type { Gpu } from "../webgpu/device.ts";
+import type { Kernel } from "../webgpu/kernel.ts";
+import { Plan } from "../webgpu/plan.ts";
+import { Tensor } from "../webgpu/tensor.ts";
+import * as plain from "./reference.ts";
+
+/** What the cases compare kernels with. */
+export const reference: Reference = {
+  ...plain,
+  fillSynthetic,
+  sample,
+  noise: (seed, step, id) => gumbel(gumbelHash(seed, step, id)),
+};
+
+/**
+ * Runs a kernel once.
+ *
+ * @returns the buffers that it may write
+ */
+export async function runCase(
+  gpu: Gpu,
+  kernel: Kernel,
+  { operands, constants, uniforms, grid }: KernelCase,
+): Promise<Buffers> {
+  using memory = new DisposableStack();
+  const { buffers } = kernel;
+  const contract = typeof buffers === "function"
+    ? buffers({ ...kernel.constants, ...constants })
+    : buffers;
+  const tensors = Object.keys(contract).map((name): [string, Tensor] => {
+    const { dtype, shape, data } = operands[name];
+    const values = data as Float32Array<ArrayBuffer>;
+    return [name, memory.use(Tensor.create(gpu, dtype, shape, values))];
+  });
+  using plan = new Plan(gpu);
+  plan.add(kernel, Object.fromEntries(tensors), {
+    constants,
+    uniforms,
+    gridAt: grid && (() => grid),
+  });
+  plan.run();
+  await gpu.device.queue.onSubmittedWorkDone();
+  gpu.check();
+  const written = tensors.filter(([name]) => /^(in)?out /.test(contract[name]));
+  return Object.fromEntries(
+    await Promise.all(
+      written.map(async ([name, tensor]) => [name, await readAll(tensor)]),
+    ),
+  );
+}
+
+/** All bits of u32, floats widened. */
+async function readAll(tensor: Tensor): Promise<ArrayLike<number>> {
+  if (tensor.dtype !== "u32") return await tensor.read();
+  return new Uint32Array(
+    await tensor.gpu.readBuffer(tensor.buffer, 0, tensor.bytes),
+  );
+}
+
+/** The worst element of a result. */
+export interface Comparison {
+  elements: number;
+  /**
+   * Error of the worst element relative to its norm, the size of what was summed
+   * there; NaN if the element is NaN.
+   */
+  error: number;
+  tolerance: number;
+  /** Index of the worst element, and its values on the GPU and in the reference. */
+  index: number;
+  actual: number;
+  expected: number;
+}
+
+/** Whether a result is within its tolerance. */
+export function passes(
+  { error, tolerance }: Pick<Comparison, "error" | "tolerance">,
+): boolean {
+  return error <= tolerance; // false for NaN
+}
+
+/** The worst element of a result. */
+export function compare(
+  { of, values, norms, tolerance }: Result,
+  buffers: Buffers,
+): Comparison {
+  const actual = typeof of === "string" ? buffers[of] : of(buffers);
+  const worst = { error: 0, index: 0 };
+  for (let i = 0; i < Math.max(values.length, actual.length); i++) {
+    const [a, e] = [actual[i], values[i]]; // undefined where there is no such element
+    if (Object.is(a, e) || a === e) continue;
+    const error = Math.abs(a - e) / (norms?.[i] || 1);
+    if (error <= worst.error) continue;
+    Object.assign(worst, { error, index: i });
+    if (Number.isNaN(error)) break;
+  }
+  return {
+    elements: values.length,
+    tolerance,
+    ...worst,
+    actual: actual[worst.index],
+    expected: values[worst.index],
+  };
+}

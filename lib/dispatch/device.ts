@@ -1,0 +1,46 @@
+/**
+ * Whether a model runs on a GPU or on the CPU, and why.
+ *
+ * @module
+ */
+import type { Choice } from "./choice.ts";
+
+/** `auto` decides, `gpu` insists on an adapter (software too), `cpu` asks for none. */
+export type DeviceKind = "auto" | "gpu" | "cpu";
+
+/** GB/s at which a matmul of `[1, k] × [k, n]` reads its bf16 weights. */
+export interface ReadRates {
+  k: number;
+  n: number;
+  gpu: number;
+  cpu: number;
+}
+
+/**
+ * The device for a GPU that is open: a GPU that was asked for and hardware are taken;
+ * a software renderer only if it reads weights faster than the CPU path does. Undefined
+ * where that must be measured first.
+ */
+export function chooseDevice(
+  kind: "auto" | "gpu",
+  { name, software }: { name: string; software: boolean },
+  rates?: ReadRates,
+): { gpu: boolean; choice: Choice } | undefined {
+  const decide = (gpu: boolean, reason: string) => ({
+    gpu,
+    choice: { what: "device", value: gpu ? `gpu: ${name}` : "cpu", reason },
+  });
+  if (kind === "gpu") {
+    const renderer = software ? ", a software renderer" : "";
+    return decide(true, `it was asked for${renderer}`);
+  }
+  if (!software) return decide(true, "a hardware GPU is here");
+  if (!rates) return undefined;
+  const { k, n, gpu, cpu } = rates;
+  return decide(
+    gpu > cpu,
+    `only a software adapter is here; a [1, ${k}] × [${k}, ${n}] matmul reads ${
+      cpu.toFixed(2)
+    } GB/s on the CPU path, ${gpu.toFixed(2)} GB/s on ${name}`,
+  );
+}

@@ -1,0 +1,106 @@
+/** Choices of device, precision and rows, with their reasons. */
+import { assertEquals, assertMatch } from "@std/assert";
+import { chooseDevice } from "../../lib/dispatch/device.ts";
+import {
+  chooseLogitsRows,
+  choosePassRows,
+} from "../../lib/dispatch/pass_rows.ts";
+import {
+  chooseAttentionDtype,
+  chooseCacheDtype,
+  chooseMatmulDtype,
+  headVector,
+} from "../../lib/dispatch/precision.ts";
+
+Deno.test("a cache is f16 where heads are whole 16-byte units", () => {
+  for (const headDim of [8, 64, 80, 128]) {
+    assertEquals([headVector(headDim), chooseCacheDtype(headDim).dtype], [
+      4,
+      "f16",
+    ]);
+  }
+  for (const headDim of [2, 6, 20, 100]) {
+    const { dtype, reason } = chooseCacheDtype(headDim);
+    assertEquals([headVector(headDim), dtype], [1, "f32"]);
+    assertEquals(
+      reason,
+      `a head of ${headDim} values is not whole 16-byte units`,
+    );
+  }
+  assertEquals(chooseCacheDtype(128, true), {
+    dtype: "f32",
+    reason: "precision f32 was asked for",
+  });
+});
+
+Deno.test("matmuls are f16 on hardware that has it", () => {
+  const on = (f16: boolean, software: boolean, exact?: boolean) => {
+    const { dtype, reason } = chooseMatmulDtype({ f16, software }, exact);
+    return `${dtype}: ${reason}`;
+  };
+  assertMatch(on(true, false), /^f16: faster/);
+  assertEquals(on(false, false), "f32: the adapter lacks shader-f16");
+  assertMatch(on(true, true), /^f32: .* software renderer/);
+  assertEquals(on(true, false, true), "f32: precision f32 was asked for");
+});
+
+Deno.test("attention is f16 where its scores stay in range", () => {
+  const given = {
+    cacheDtype: "f16",
+    headDim: 128,
+    largestQ: 16,
+    largestK: 8,
+  };
+  const on = (changes = {}) => {
+    const { dtype, reason } = chooseAttentionDtype({ ...given, ...changes });
+    return `${dtype}: ${reason}`;
+  };
+  assertMatch(on(), /^f16: /); // 16 × 8 × 128 is just 16,384
+  assertMatch(on({ largestQ: 16.01 }), /^f32: q · k may reach 16394/);
+  assertMatch(on({ largestQ: 32, headDim: 64 }), /^f16: /);
+  assertMatch(on({ largestQ: NaN }), /^f32: /);
+  assertMatch(on({ largestK: undefined }), /^f32: .* were not measured/);
+  assertMatch(on({ cacheDtype: "f32" }), /^f32: the cache is f32/);
+  assertMatch(on({ headDim: 80 }), /^f32: .* 64 or 128 values, not 80/);
+});
+
+Deno.test("rows of a pass fit a binding", () => {
+  assertEquals(choosePassRows(4096, 2 ** 31), 2048);
+  assertEquals(choosePassRows(4096, 2048 * 4096 * 4), 2048);
+  assertEquals(choosePassRows(4096, 2048 * 4096 * 4 - 1), 1024);
+  assertEquals(choosePassRows(4096, 1), 1);
+  assertEquals(chooseLogitsRows(2048, 1000, 2 ** 31), 256);
+  assertEquals(chooseLogitsRows(64, 1000, 2 ** 31), 64);
+  assertEquals(chooseLogitsRows(2048, 1000, 8 * 1000 * 100), 100);
+  assertEquals(chooseLogitsRows(2048, 1000, 8), 1);
+});
+
+Deno.test("a GPU is chosen by request, by kind, or by rate", () => {
+  const hardware = { name: "Card", software: false };
+  const renderer = { name: "Renderer", software: true };
+  const rates = (gpu: number, cpu: number) => ({ k: 2, n: 3, gpu, cpu });
+  assertEquals(chooseDevice("gpu", hardware), {
+    gpu: true,
+    choice: {
+      what: "device",
+      value: "gpu: Card",
+      reason: "it was asked for",
+    },
+  });
+  assertEquals(
+    chooseDevice("gpu", renderer)?.choice.reason,
+    "it was asked for, a software renderer",
+  );
+  assertEquals(chooseDevice("auto", hardware)?.gpu, true);
+  assertEquals(chooseDevice("auto", renderer), undefined);
+  assertEquals(chooseDevice("auto", renderer, rates(2, 1))?.gpu, true);
+  assertEquals(chooseDevice("auto", renderer, rates(1, 1)), {
+    gpu: false,
+    choice: {
+      what: "device",
+      value: "cpu",
+      reason:
+        "only a software adapter is here; a [1, 2] × [2, 3] matmul reads 1.00 GB/s on the CPU path, 1.00 GB/s on Renderer",
+    },
+  });
+});

@@ -1,0 +1,84 @@
+import { assert } from "@std/assert";
+import { toF32 } from "../../lib/formats/tensor.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, type Trial } from "../support/gpu.ts";
+import { prefillInputs, runPrefill } from "../support/prefill.ts";
+import { assertSums, attended } from "../support/reference.ts";
+
+/** Heads of 64 or 128 and an f16 cache are what it takes. */
+function halfTest(name: string, fn: (trial: Trial) => Promise<void>): void {
+  gpuTest(name, async (gpu, trial) => {
+    if (gpu.f16) await fn(trial); // never chosen without
+  });
+}
+
+halfTest("attendPrefillF16 attends about as well as f16 can", async (trial) => {
+  const { random } = trial;
+  // Software adapters take long to compile each.
+  for (const headDim of trial.gpu.software ? [128] : [64, 128]) {
+    for (const length of [0, 1, 63, 64, 65, 300]) {
+      const kvHeads = random.int(1, 2),
+        heads = kvHeads * random.pick([1, 2, 3, 8]);
+      const tokens = random.pick([2, 21, 32, 33, 65]);
+      const lengths = [random.int(0, 300), length, random.int(0, 300)];
+      const shape = { heads, kvHeads, headDim, context: 370, eps: 0 };
+      const sizes = { ...shape, lengths, first: 1, tokens, rows: 2 * tokens };
+      const { q, k, v } = prefillInputs(trial, sizes, "f16");
+      const y = runPrefill(trial, { q, k, v }, sizes, true);
+      const values = { q: toF32(q), k: toF32(k), v: toF32(v) };
+      const message = JSON.stringify(sizes);
+      assertSums(await y.read(), attended(values, sizes), message, 4e-3);
+    }
+  }
+});
+
+halfTest(
+  "attendPrefillF16 counts many small weights next to a large one",
+  async (trial) => {
+    // One key has e⁸ times the weight of each of 1,000 others: a quarter of it in all.
+    const shape = { heads: 1, kvHeads: 1, headDim: 128, context: 1002, eps: 0 };
+    const sizes = { ...shape, lengths: [1000], first: 0, tokens: 2, rows: 2 };
+    const { q, k, v } = prefillInputs(trial, sizes, "f16");
+    q.data.fill(Math.SQRT1_2);
+    const one = 0x3c00; // in f16
+    k.data.fill(0);
+    k.data.fill(one, 5 * 128, 6 * 128); // a score of sqrt(128 / 2)
+    v.data.fill(one);
+    v.data.fill(0, 5 * 128, 6 * 128);
+    const y = runPrefill(trial, { q, k, v }, sizes, true);
+    const values = { q: toF32(q), k: toF32(k), v: toF32(v) };
+    const { values: expected } = attended(values, sizes);
+    assertAllClose(await y.read(), expected, { relative: 4e-3 });
+  },
+);
+
+halfTest(
+  "attendPrefillF16 holds the largest values that f16 does",
+  async (trial) => {
+    const shape = { heads: 2, kvHeads: 1, headDim: 128, context: 100, eps: 0 };
+    const sizes = { ...shape, lengths: [60], first: 0, tokens: 40, rows: 40 };
+    const { q, k, v } = prefillInputs(trial, sizes, "f16");
+    v.data.fill(0x7bff); // 65,504
+    const y = await runPrefill(trial, { q, k, v }, sizes, true).read();
+    assertAllClose(y, y.map(() => 65504), { relative: 2e-3 });
+  },
+);
+
+halfTest(
+  "attendPrefillF16 shows no token what comes after it",
+  async (trial) => {
+    const tokens = 40, width = 2 * 128, changed = 17;
+    const shape = { heads: 2, kvHeads: 1, headDim: 128, context: 100, eps: 0 };
+    const sizes = { ...shape, lengths: [50], first: 0, tokens, rows: tokens };
+    const given = prefillInputs(trial, sizes, "f16");
+    const before = await runPrefill(trial, given, sizes, true).read();
+    const { q, k, v } = structuredClone(given);
+    for (const cached of [k, v]) {
+      cached.data.fill(0x5000, (50 + changed) * 128, 90 * 128); // f16 32
+    }
+    const after = await runPrefill(trial, { q, k, v }, sizes, true).read();
+    const same = changed * width;
+    assertAllClose(after.subarray(0, same), before.subarray(0, same));
+    assert(after[same] !== before[same], "nothing changed");
+  },
+);

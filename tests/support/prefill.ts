@@ -1,0 +1,47 @@
+/**
+ * What the tests of attendPrefill and attendPrefillF16 share.
+ *
+ * @module
+ */
+import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
+import { attendPrefill } from "../../kernels/attend_prefill.ts";
+import type { CpuTensor } from "../../lib/formats/tensor.ts";
+import type { Trial } from "./gpu.ts";
+import { type Attention, attentionInputs } from "./reference.ts";
+
+/** One call, with sums over 16 lanes: by subgroups if they have as many. */
+export function runPrefill(
+  trial: Trial,
+  { q, k, v }: Record<"q" | "k" | "v", CpuTensor>,
+  { heads, kvHeads, headDim, lengths, first, tokens, rows }: Attention,
+  half = false,
+) {
+  const SUBGROUPS = trial.gpu.subgroupSize >= 16 ? 1 : 0;
+  const y = trial.filled([rows, heads * headDim]);
+  trial.run(half ? attendPrefillF16 : attendPrefill, {
+    q: trial.upload(q),
+    k: trial.upload(k),
+    v: trial.upload(v),
+    lengths: trial.u32(...lengths),
+    y,
+  }, {
+    constants: {
+      HEAD_DIM: headDim,
+      ...(half ? { ROWS: trial.gpu.software ? 32 : 64 } : {}),
+      ...{ SUBGROUPS, LOG_LANES: 4 },
+    },
+    uniforms: { first, tokens, group: heads / kvHeads, scale: headDim ** -0.5 },
+  });
+  return y;
+}
+
+/** Random q and a cache that has the pass's tokens. */
+export function prefillInputs(
+  trial: Trial,
+  sizes: Attention,
+  cache: "f32" | "f16",
+) {
+  const { rows, heads, headDim, tokens } = sizes, { random } = trial;
+  const { k, v } = attentionInputs(random, sizes, { cache }, tokens);
+  return { q: random.tensor("f32", [rows, heads * headDim], 2), k, v };
+}
