@@ -85,7 +85,7 @@ const fetchAll = (x: string) => /* wgsl */ `
   for (var i = worker; i < ${x}_units; i += workers * 8u) {
     @unroll for (var j = 0; j < 8; j++) {
       let unit = ${x}[min(i + workers * j, ${x}_units - 1u)];
-      @if ${x.toUpperCase()}_VIEW == "unit" { seen ^= unit; }
+      @if ${x.toUpperCase()}_VIEW == "unit" { seen ^= bitcast<vec4u>(unit); }
       @else { seen.x ^= bitcast<u32>(unit); }
     }
   }`;

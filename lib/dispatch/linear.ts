@@ -81,8 +81,10 @@ export function chooseLinear(
       defaults,
     );
     const { copied = 0 } = defaults.gemv;
-    const copies = shape.fixed && gemv.SPREAD === "rows" &&
-      n * units * 16 <= copied;
+    // A texture holds the one plane of a format whose loads take 16 bytes.
+    const [{ rowBytes }, ...others] = format.planes(k);
+    const copies = shape.fixed && gemv.SPREAD === "rows" && !others.length &&
+      rowBytes === 16 * units && n * rowBytes <= copied;
     return {
       kernel: "gemv",
       constants: {

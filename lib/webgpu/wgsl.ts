@@ -168,7 +168,7 @@ export function used(
 ): readonly string[] {
   const names = new Set(body.match(/\b\w+\b/g));
   const kept = declarations.toReversed().filter((text) => {
-    const [, name] = /^(?:fn|alias) (\w+)/.exec(text)!;
+    const [, name] = /^(?:fn|alias|struct) (\w+)/.exec(text)!;
     if (!names.has(name)) return false;
     for (const word of text.match(/\b\w+\b/g)!) names.add(word);
     return true;

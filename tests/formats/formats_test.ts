@@ -16,13 +16,19 @@ import { kernel, splitGrid } from "../../lib/webgpu/kernel.ts";
 import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import { Random } from "../support/reference.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
+import { nibbles, unpackBlock } from "../support/nibbles.ts";
 
 /** What each format's bits mean, by its definition. A new format adds its own here. */
 const DEFINITIONS: Record<string, (block: DataView) => number[]> = {
   f32: (block) => [block.getFloat32(0, true)],
   f16: (block) => [binary(block.getUint16(0, true), 5, 10)],
   bf16: (block) => [binary(block.getUint16(0, true), 8, 7)],
+  nibbles: ({ buffer, byteOffset, byteLength }) =>
+    unpackBlock(new Uint8Array(buffer, byteOffset, byteLength)),
 };
+
+/** Those of the list, and one that stands for blocks. */
+const ALL = [...FORMATS, nibbles];
 
 /** The value of a binary float with the given field widths. */
 function binary(bits: number, exponentBits: number, mantissaBits: number) {
@@ -84,7 +90,7 @@ Deno.test("names are unique, and known", () => {
   );
 });
 
-for (const format of FORMATS) {
+for (const format of ALL) {
   Deno.test(`${format.name}: rows of any bits unpack as the definition says`, () => {
     const random = new Random(11);
     for (const k of widths(format)) {
@@ -172,7 +178,7 @@ function difference(actual: Uint32Array, expected: Float32Array): number {
   );
 }
 
-for (const format of FORMATS) {
+for (const format of ALL) {
   gpuTest(
     `${format.name}: each way to read it on the GPU gives what unpack gives, bit for bit`,
     async (gpu, trial) => {
@@ -181,16 +187,15 @@ for (const format of FORMATS) {
         const expected = defined(format, stored);
         const w = upload(trial, format, stored, k);
         const [unit] = format.loads, whole = k % unit === 0;
+        const single = format.loads.at(-1) === 1;
+        const texture = whole && format.planes(k).length === 1 &&
+          n * format.planes(k)[0].rowBytes % 16 === 0;
         const ways: [keyof typeof views, texture: boolean, keep: number][] = [
-          ...format.loads.at(-1) === 1 ? [["scalar", false, 1] as const] : [],
-          ...k % 4 === 0 || n * k % 4 === 0 || format.loads.at(-1) === 1
-            ? [["span", false, 1] as const]
-            : [],
-          ...whole ? [["unit", false, 1], ["unit", false, 0]] as const : [],
-          ...whole && n * k * format.bytes / format.elements % 16 === 0
-            ? [["unit", true, 1] as const]
-            : [],
-        ].map(([view, texture, keep]) => [view, texture, keep]);
+          ["span", false, 1],
+        ];
+        if (single) ways.push(["scalar", false, 1]);
+        if (whole) ways.push(["unit", false, 1], ["unit", false, 0]);
+        if (texture) ways.push(["unit", true, 1]);
         for (const [view, texture, keep] of ways) {
           const y = trial.own(trial.u32(...Array(n * k).fill(0x55555555)));
           trial.run(reader(view, texture), { w, y }, { uniforms: { keep } });

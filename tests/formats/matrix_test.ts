@@ -17,20 +17,8 @@ import {
 import { FORMATS } from "../../lib/formats/mod.ts";
 import { Random } from "../support/reference.ts";
 import { gpuTest, withBinding } from "../support/gpu.ts";
+import { nibbles } from "../support/nibbles.ts";
 import { splitMatrix } from "../support/matrix.ts";
-
-/** Blocks of 32, of an odd number of bytes, in two planes: what no format here has. */
-const blocks: Format = {
-  ...f32,
-  name: "blocks",
-  elements: 32,
-  bytes: 21,
-  loads: [32, 4],
-  planes: (k) => [
-    { name: "quants", rowBytes: k / 2 },
-    { name: "scales", rowBytes: 5 * k / 32 },
-  ],
-};
 
 Deno.test("neighbours of one format share a part", () => {
   const stack = [
@@ -68,19 +56,19 @@ Deno.test("pairs of one format share parts, of two they do not", () => {
 
 Deno.test("planes are allocated by their own bytes, in whole words", () => {
   const made: [number, string][] = [];
-  const stack = [{ rows: 3, format: blocks }];
+  const stack = [{ rows: 3, format: nibbles }];
   const matrix = allocateMatrix("w", stack, 64, {}, (bytes, label) => {
     made.push([bytes, label]);
     return made.length;
   });
-  assertEquals(made, [[96, "w.quants"], [32, "w.scales"]]); // of 96 and 30 bytes
+  assertEquals(made, [[96, "w.quants"], [8, "w.scales"]]); // of 96 and 6 bytes
   assertEquals(matrix.parts[0].planes, [1, 2]);
   assertEquals([matrix.n, matrix.k], [3, 64]);
 });
 
 Deno.test("no plane exceeds the limit, every row is in one place, cuts are at whole words", () => {
   const random = new Random(5);
-  for (const format of [...FORMATS, blocks]) {
+  for (const format of [...FORMATS, nibbles]) {
     for (const pairs of [false, true]) {
       for (let trial = 0; trial < 20; trial++) {
         const k = format.elements * random.int(1, 4), half = random.int(1, 90);
@@ -126,7 +114,7 @@ gpuTest(
       const dtype = name as "f32" | "f16" | "bf16";
       for (const pairs of [false, true]) {
         for (const k of [6, 80]) {
-          const n = 2 * random.int(50, 90), format = f32;
+          const n = 2 * random.int(50, 90);
           const rowBytes = k * (dtype === "f32" ? 4 : 2);
           const small = withBinding(
             gpu,
@@ -135,7 +123,7 @@ gpuTest(
           const values = random.tensor(dtype, [n, k]), all = toF32(values);
           const matrix = matrixOf(values);
           const copy = splitMatrix(trial, small, matrix, pairs);
-          assert(copy.parts.length > 1, `${format.name} ${n} × ${k}`);
+          assert(copy.parts.length > 1, `${name} ${n} × ${k}`);
           for (const { part, row, at, rows } of piecesOf(copy, 0, n)) {
             const [{ buffer }] = part.planes;
             const size = 4 * Math.ceil(rowsHeld(part) * rowBytes / 4);
