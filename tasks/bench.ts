@@ -25,7 +25,7 @@ import {
 import { chooseRows, type RowKind, rowKinds } from "../bench/rows.ts";
 import { BenchSetting } from "../bench/setting.ts";
 import { errorText } from "../lib/errors.ts";
-import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
+import { type FlagTable, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -41,29 +41,22 @@ const FLAGS: FlagTable = {
   ],
   "json": ["switch", "print nothing but the line of JSON"],
   "markdown": ["switch", "print the table as Markdown instead of JSON"],
-  "help": ["switch", "print this text"],
 };
 
 const DEFAULT_MODEL = "synthetic:qwen3-0.6b";
 
-await runTask(async () => {
-  const flags = readFlags(Deno.args, FLAGS);
-  const kinds = rowKinds();
-  if (flags.on("help")) {
-    const rows = [...kinds].map(([name, { what }]) =>
-      `  ${name.padEnd(14)} ${what}`
-    );
-    const usage = helpText("deno task bench [flags]", FLAGS);
-    console.log(`${usage}\n\nRows:\n${rows.join("\n")}`);
-    return 0;
-  }
-  if (flags.words.length) {
-    throw new Error(
-      `Cannot bench: unexpected argument "${
-        flags.words[0]
-      }", this task takes flags only`,
-    );
-  }
+/** Every row, with what it measures. */
+const KINDS = rowKinds();
+const ROWS = [...KINDS].map(([name, { what }]) =>
+  `  ${name.padEnd(14)} ${what}`
+);
+
+await runTask({
+  usage: "deno task bench [flags]",
+  flags: FLAGS,
+  notes: `Rows:\n${ROWS.join("\n")}`,
+  flagsOnly: "bench",
+}, async (flags) => {
   const markdown = flags.on("markdown") ?? false;
   if (markdown && flags.on("json")) {
     throw new Error(
@@ -75,7 +68,7 @@ await runTask(async () => {
     runs: whole("runs", flags.number("runs"), 5, 1, 100),
     maxTokens: whole("max-tokens", flags.number("max-tokens"), 256, 8, 4096),
   };
-  const chosen = chooseRows(kinds, flags.text("only"));
+  const chosen = chooseRows(KINDS, flags.text("only"));
   const peers = flags.text("peers");
   if (peers !== undefined) requirePeers(peers);
   const say = flags.on("json") ? () => {} : (text: string) => {
@@ -89,13 +82,13 @@ await runTask(async () => {
   say(peaksText(peaks));
   const rows: Row[] = [];
   for (const row of chosen) {
-    const done = await measureRow(row, kinds.get(row)!, setting);
+    const done = await measureRow(row, KINDS.get(row)!, setting);
     rows.push(done);
     say(rowText(done));
   }
   setting.freeModel();
   const peersFailed = peers === undefined ? [] : await runPeers({
-    ...{ folder: peers, rows, kinds },
+    ...{ folder: peers, rows, kinds: KINDS },
     ...{ model: options.model, runs: options.runs },
     onProgress: (what) => say(`${what} …`),
   });

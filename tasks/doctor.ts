@@ -14,7 +14,7 @@
 import { DEFAULT_MODEL } from "../lib/load.ts";
 import { doctor } from "../lib/tools/doctor/doctor.ts";
 import { findingText, summaryText } from "../lib/tools/doctor/report.ts";
-import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
+import { type FlagTable, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -26,22 +26,13 @@ const FLAGS: FlagTable = {
     "switch",
     "print the whole report as one line of JSON instead of text",
   ],
-  "help": ["switch", "print this text"],
 };
 
-await runTask(async () => {
-  const flags = readFlags(Deno.args, FLAGS);
-  if (flags.on("help")) {
-    console.log(helpText("deno task doctor [flags]", FLAGS));
-    return 0;
-  }
-  if (flags.words.length) {
-    throw new Error(
-      `Cannot diagnose: unexpected argument "${
-        flags.words[0]
-      }", this task takes flags only`,
-    );
-  }
+await runTask({
+  usage: "deno task doctor [flags]",
+  flags: FLAGS,
+  flagsOnly: "diagnose",
+}, async (flags) => {
   const json = flags.on("json");
   const report = await doctor({
     model: flags.text("model") ?? DEFAULT_MODEL,

@@ -1,20 +1,21 @@
 /**
- * Flags that tasks share: parsed strictly, so that a typo is an answer, not a default.
+ * What tasks share: flags, parsed strictly so that a typo is refused, help and errors.
  *
  * @module
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { parseArgs } from "@std/cli/parse-args";
+import { errorText } from "../lib/errors.ts";
 import type { Format } from "../lib/formats/format.ts";
 import { formatNames, FORMATS } from "../lib/formats/mod.ts";
 
-/** What a flag takes. */
+/** The kind of value that a flag takes. */
 export type FlagType = "text" | "texts" | "number" | "switch";
 
-/** Flags by name, with what they take and what they are for. */
+/** Flags by name: the value they take and their help. */
 export type FlagTable = Record<string, [type: FlagType, help: string]>;
 
-/** What was given: by kebab-case name, and the words beside the flags. */
+/** The flags that were given, by kebab-case name, and the other arguments. */
 export interface Flags {
   text(name: string): string | undefined;
   texts(name: string): string[] | undefined;
@@ -24,7 +25,7 @@ export interface Flags {
   words: string[];
 }
 
-/** Reads `args` by `table`. A switch may be given as `--name` or `--no-name`. */
+/** Parses `args`. A switch may be given as `--name` or `--no-name`. */
 export function readFlags(args: string[], table: FlagTable): Flags {
   const of = (...types: FlagType[]) =>
     Object.keys(table).filter((name) => types.includes(table[name][0]));
@@ -104,7 +105,7 @@ export function readFlags(args: string[], table: FlagTable): Flags {
   };
 }
 
-/** `--set NAME=NUMBER`, given any number of times, as constants of a kernel. */
+/** Reads `--set NAME=NUMBER`, which may be repeated, as constants of a kernel. */
 export function readConstants(
   flags: Flags,
   cannot: string,
@@ -122,13 +123,13 @@ export function readConstants(
   );
 }
 
-/** What `--dtype` is, for --help. */
+/** The entry of `--dtype` in a table of flags. */
 export const DTYPE_FLAG: FlagTable[string] = [
   "text",
   `stored type of the weights, one of ${formatNames()}; bf16 by default`,
 ];
 
-/** `--dtype`, the stored type of a model's weights; bf16 by default. */
+/** Reads `--dtype`, the stored type of a model's weights; bf16 by default. */
 export function readFormat(flags: Flags, cannot: string): Format {
   const dtype = flags.text("dtype") ?? "bf16";
   const format = FORMATS.find(({ name }) => name === dtype);
@@ -140,7 +141,7 @@ export function readFormat(flags: Flags, cannot: string): Format {
   return format;
 }
 
-/** The table as lines for `--help`. */
+/** The text of `--help`. */
 export function helpText(usage: string, table: FlagTable): string {
   const width = Math.max(...Object.keys(table).map((name) => name.length));
   const lines = Object.entries(table).map(([name, [type, help]]) => {
@@ -150,15 +151,51 @@ export function helpText(usage: string, table: FlagTable): string {
   return `${usage}\n\n${lines.join("\n")}`;
 }
 
-/** Runs a task: an error is one line on stderr and exit code 1. */
-export async function runTask(main: () => Promise<number>): Promise<never> {
+/** A task as `--help` describes it. */
+export interface Task {
+  usage: string;
+  flags: FlagTable;
+  /** More of the help, below the flags. */
+  notes?: string;
+  /** `Deno.args` by default. */
+  args?: string[];
+  /** What a task that takes flags only does: the verb of its refusal of words. */
+  flagsOnly?: string;
+}
+
+/**
+ * Runs a task with the flags it was given, or prints its `--help`. An error is one line
+ * on stderr and exit code 1.
+ */
+export async function runTask(
+  task: Task,
+  main: (flags: Flags) => Promise<number>,
+): Promise<never> {
   prepareEnvironment();
   try {
-    Deno.exit(await main());
+    Deno.exit(await runWithFlags(task, main));
   } catch (error) {
     if (error instanceof Deno.errors.BrokenPipe) Deno.exit(0); // the reader left
-    const message = error instanceof Error ? error.message : String(error);
-    console.error(`error: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
+    console.error(`error: ${errorText(error)}`);
     Deno.exit(1);
   }
+}
+
+async function runWithFlags(
+  { usage, flags: table, notes, args = Deno.args, flagsOnly }: Task,
+  main: (flags: Flags) => Promise<number>,
+): Promise<number> {
+  const all: FlagTable = { ...table, help: ["switch", "print this text"] };
+  const flags = readFlags(args, all);
+  if (flags.on("help")) {
+    console.log(helpText(usage, all) + (notes ? `\n\n${notes}` : ""));
+    return 0;
+  }
+  const [word] = flags.words;
+  if (flagsOnly !== undefined && word !== undefined) {
+    throw new Error(
+      `Cannot ${flagsOnly}: unexpected argument "${word}", this task takes flags only`,
+    );
+  }
+  return await main(flags);
 }

@@ -6,7 +6,7 @@
  */
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { type DeviceKind, type LoadProgress, loadQwen3 } from "../mod.ts";
-import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
+import { type FlagTable, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -41,23 +41,16 @@ const FLAGS: FlagTable = {
   ],
   "raw": ["switch", "take the prompt as it is, without the chat template"],
   "json": ["switch", "one line of JSON last on stdout, instead of the text"],
-  "help": ["switch", "this text"],
 };
 
 /** The exit code of a shell for a program that SIGINT ended. */
 const INTERRUPTED = 130;
 
-await runTask(async () => {
-  const flags = readFlags(Deno.args, FLAGS);
-  if (flags.on("help")) {
-    console.log(
-      helpText(
-        "deno task generate PROMPT [flags]; without PROMPT it is read from stdin",
-        FLAGS,
-      ),
-    );
-    return 0;
-  }
+await runTask({
+  usage:
+    "deno task generate PROMPT [flags]; without PROMPT it is read from stdin",
+  flags: FLAGS,
+}, async (flags) => {
   // Read, and refused, before anything is downloaded or loaded.
   const sampling = {
     temperature: flags.number("temperature"),

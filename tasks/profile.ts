@@ -37,7 +37,7 @@ import { profileHtml } from "../lib/tools/profile/html.ts";
 import { profileText } from "../lib/tools/profile/text.ts";
 import { traceOf } from "../lib/tools/profile/trace.ts";
 import { parseKernels } from "../lib/tools/profile/kernels.ts";
-import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
+import { type FlagTable, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -66,25 +66,17 @@ const FLAGS: FlagTable = {
     "write Chrome trace events to this file, for ui.perfetto.dev",
   ],
   "html": ["text", "write a self-contained page to this file"],
-  "help": ["switch", "print this text"],
 };
 
 /** The path that means stdout. */
 const STDOUT = "-";
 
-await runTask(async () => {
-  const flags = readFlags(bareJson(Deno.args), FLAGS);
-  if (flags.on("help")) {
-    console.log(helpText("deno task profile [flags]", FLAGS));
-    return 0;
-  }
-  if (flags.words.length) {
-    throw new Error(
-      `Cannot profile: unexpected argument "${
-        flags.words[0]
-      }", this task takes flags only`,
-    );
-  }
+await runTask({
+  usage: "deno task profile [flags]",
+  flags: FLAGS,
+  args: bareJson(Deno.args),
+  flagsOnly: "profile",
+}, async (flags) => {
   const device = flags.text("device");
   if (device !== undefined && !["auto", "gpu", "cpu"].includes(device)) {
     throw new Error(

@@ -26,9 +26,7 @@ import { KERNEL_NAMES } from "../kernels/list.ts";
 import {
   DTYPE_FLAG,
   type FlagTable,
-  helpText,
   readConstants,
-  readFlags,
   readFormat,
   runTask,
 } from "./flags.ts";
@@ -45,20 +43,14 @@ const FLAGS: FlagTable = {
   ],
   "wave32": ["switch", "as with RADV_PERFTEST=cswave32, not as RADV chooses"],
   "json": ["switch", "the rows as one line of JSON on stdout"],
-  "help": ["switch", "this text"],
 };
 
-await runTask(async () => {
-  const flags = readFlags(Deno.args, FLAGS);
-  if (flags.on("help")) {
-    console.log(
-      helpText(
-        `deno task radv [KERNEL…] [flags]; kernels: ${KERNEL_NAMES.join(", ")}`,
-        FLAGS,
-      ),
-    );
-    return 0;
-  }
+await runTask({
+  usage: `deno task radv [KERNEL…] [flags]; kernels: ${
+    KERNEL_NAMES.join(", ")
+  }`,
+  flags: FLAGS,
+}, async (flags) => {
   const cannot = "Cannot compile for RADV";
   const chips = readChips(flags.text("chips") ?? "navi21,navi31,gfx1200");
   const tokens = flags.number("tokens");

@@ -13,9 +13,7 @@ import { showKernel, type Sketched, STATED_DEVICE } from "../lib/tools/show.ts";
 import {
   DTYPE_FLAG,
   type FlagTable,
-  helpText,
   readConstants,
-  readFlags,
   readFormat,
   runTask,
 } from "./flags.ts";
@@ -28,20 +26,12 @@ const FLAGS: FlagTable = {
   ],
   "dtype": DTYPE_FLAG,
   "set": ["texts", "NAME=NUMBER, a constant; may be given several times"],
-  "help": ["switch", "this text"],
 };
 
-await runTask(async () => {
-  const flags = readFlags(Deno.args, FLAGS);
-  if (flags.on("help")) {
-    console.log(
-      helpText(
-        `deno task show KERNEL [flags]; kernels: ${KERNEL_NAMES.join(", ")}`,
-        FLAGS,
-      ),
-    );
-    return 0;
-  }
+await runTask({
+  usage: `deno task show KERNEL [flags]; kernels: ${KERNEL_NAMES.join(", ")}`,
+  flags: FLAGS,
+}, async (flags) => {
   const [name, ...more] = flags.words;
   if (name === undefined || more.length) {
     throw new Error(

@@ -18,7 +18,7 @@ import {
   tune,
 } from "../lib/tools/tune/tune.ts";
 import { TUNED_KERNELS } from "../kernels/list.ts";
-import { type FlagTable, helpText, readFlags, runTask } from "./flags.ts";
+import { type FlagTable, runTask } from "./flags.ts";
 
 const NAMES = TUNED_KERNELS.map(({ name }) => name);
 
@@ -34,7 +34,6 @@ const FLAGS: FlagTable = {
   "budget-seconds": ["number", "how long it may take; 180 by default"],
   "dry-run": ["switch", "store nothing"],
   "json": ["switch", "the report as one line of JSON on stdout"],
-  "help": ["switch", "this text"],
 };
 
 /** Of the table. */
@@ -48,19 +47,11 @@ const COLUMNS = [
   "candidates",
 ];
 
-await runTask(async () => {
-  const flags = readFlags(Deno.args, FLAGS);
-  if (flags.on("help")) {
-    console.log(helpText("deno task tune [flags]", FLAGS));
-    return 0;
-  }
-  if (flags.words.length) {
-    throw new Error(
-      `Cannot tune: ${
-        flags.words[0]
-      } is not a flag, all there is to say is said by flags`,
-    );
-  }
+await runTask({
+  usage: "deno task tune [flags]",
+  flags: FLAGS,
+  flagsOnly: "tune",
+}, async (flags) => {
   const list = flags.text("kernels");
   const interrupted = new AbortController();
   Deno.addSignalListener("SIGINT", () => {

@@ -145,8 +145,10 @@ function converted(
   return new Uint8Array(Uint16Array.from(out, f32ToF16Bits).buffer);
 }
 
-await runTask(async () => {
-  const [model, path] = Deno.args;
+await runTask({
+  usage: "deno run -A bench/peers/make_gguf.ts MODEL FILE",
+  flags: {},
+}, async ({ words: [model, path] }) => {
   if (path === undefined) {
     throw new Error(
       "Cannot write a GGUF: an argument is missing, must be make_gguf.ts MODEL FILE",

@@ -1,5 +1,5 @@
 /**
- * The kernels of attention and of SwiGLU: what is no product by a weight.
+ * The WebAssembly kernels of attention and SwiGLU: everything but matmuls with weights.
  *
  * @module
  */
@@ -107,6 +107,18 @@ export function softmax(mulAdd: MulAdd) {
   ]);
 }
 
+/** Code for the first `height` × `width` of `sums`. */
+function eachOf(
+  sums: readonly (readonly Local[])[],
+  height: number,
+  width: number,
+  body: (sum: Local, row: number, column: number) => Code,
+): Code[] {
+  return sums.slice(0, height).flatMap((row, i) =>
+    row.slice(0, width).map((sum, j) => body(sum, i, j))
+  );
+}
+
 /** Builds `WasmKernels.weightedSum`. */
 export function weightedSum(mulAdd: MulAdd) {
   const f = new FunctionBuilder("weightedSum", {
@@ -120,49 +132,31 @@ export function weightedSum(mulAdd: MulAdd) {
     outBytes: "i32",
     add: "i32",
   });
-  const {
-    weights,
-    weightsBytes,
-    rows,
-    values,
-    rowBytes,
-    count,
-    out,
-    outBytes,
-    add,
-  } = f.parameters;
+  const a = f.parameters;
   const [r, d, p, from] = times(4, () => f.local("i32"));
   const [weightAt, to] = times(2, () => times(2, () => f.local("i32")));
   const vs = times(4, () => f.local("v128")), weight = f.local("v128");
   const sums = times(2, () => times(4, () => f.local("v128")));
 
-  const eachSum = (
-    height: number,
-    width: number,
-    body: (sum: Local, row: number, column: number) => Code,
-  ): Code[] =>
-    sums.slice(0, height).flatMap((row, i) =>
-      row.slice(0, width).map((sum, j) => body(sum, i, j))
-    );
-
   /** `height` rows of weights and `width` vectors of each row of values. */
   const tile = (height: number, width: number): Code[] => [
-    to[0].set(i32.add(out.get, d.get)),
-    to[1].set(i32.add(to[0].get, outBytes.get)),
+    to[0].set(i32.add(a.out.get, d.get)),
+    to[1].set(i32.add(to[0].get, a.outBytes.get)),
     branch(
-      add.get,
-      eachSum(
+      a.add.get,
+      eachOf(
+        sums,
         height,
         width,
         (sum, i, j) => sum.set(v128.load(16 * j)(to[i].get)),
       ),
-      eachSum(height, width, (sum) => sum.set(f.floats(0))),
+      eachOf(sums, height, width, (sum) => sum.set(f.floats(0))),
     ),
-    weightAt[0].set(weights.get),
-    weightAt[1].set(i32.add(weights.get, weightsBytes.get)),
-    from.set(i32.add(values.get, d.get)),
+    weightAt[0].set(a.weights.get),
+    weightAt[1].set(i32.add(a.weights.get, a.weightsBytes.get)),
+    from.set(i32.add(a.values.get, d.get)),
     p.set(i32.const(0)),
-    loop(i32.lessUnsigned(p.get, count.get), [
+    loop(i32.lessUnsigned(p.get, a.count.get), [
       ...vs.slice(0, width).map((v, i) => v.set(v128.load(16 * i)(from.get))),
       ...weightAt.slice(0, height).flatMap((at, i) => [
         weight.set(v128.loadSplat32()(at.get)),
@@ -171,10 +165,11 @@ export function weightedSum(mulAdd: MulAdd) {
         ),
         increase(at, 4),
       ]),
-      increase(from, rowBytes.get),
+      increase(from, a.rowBytes.get),
       increase(p, 1),
     ]),
-    ...eachSum(
+    ...eachOf(
+      sums,
       height,
       width,
       (sum, i, j) => v128.store(16 * j)(to[i].get, sum.get),
@@ -184,19 +179,22 @@ export function weightedSum(mulAdd: MulAdd) {
   const row = (height: number): Code[] => [
     d.set(i32.const(0)),
     loop(
-      i32.lessUnsigned(i32.add(d.get, i32.const(48)), rowBytes.get),
+      i32.lessUnsigned(i32.add(d.get, i32.const(48)), a.rowBytes.get),
       tile(height, 4),
     ),
-    loop(i32.lessUnsigned(d.get, rowBytes.get), tile(height, 1)),
+    loop(i32.lessUnsigned(d.get, a.rowBytes.get), tile(height, 1)),
     ...times(
       height,
-      () => [increase(weights, weightsBytes.get), increase(out, outBytes.get)],
+      () => [
+        increase(a.weights, a.weightsBytes.get),
+        increase(a.out, a.outBytes.get),
+      ],
     ).flat(),
     increase(r, height),
   ];
   return f.finish([
-    loop(i32.lessUnsigned(i32.add(r.get, i32.const(1)), rows.get), row(2)),
-    loop(i32.lessUnsigned(r.get, rows.get), row(1)),
+    loop(i32.lessUnsigned(i32.add(r.get, i32.const(1)), a.rows.get), row(2)),
+    loop(i32.lessUnsigned(r.get, a.rows.get), row(1)),
   ]);
 }
 

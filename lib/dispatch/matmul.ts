@@ -1,5 +1,5 @@
 /**
- * Which kernel multiplies two shapes, and why, or why none does.
+ * Which kernel multiplies two shapes, and why; or why no kernel does.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import type { Dtype } from "../dtype.ts";
 import { chooseLinear } from "./linear.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
 
-/** Up to this many rows a matrix that is stored by input row is read once for all. */
+/** Rows that gemvColumns multiplies in one pass over the matrix. */
 const FEW_COLUMNS = 8;
 
 /** The kernels that {@linkcode chooseMatmul} may pick. */
@@ -21,7 +21,7 @@ export type MatmulKernel =
   | "gemm"
   | "batchedGemm";
 
-/** What a product runs on, or why none can. */
+/** What a matmul runs on, or why nothing can. */
 export type MatmulChoice =
   | {
     kernel: MatmulKernel;
@@ -29,7 +29,7 @@ export type MatmulChoice =
     m: number;
     n: number;
     k: number;
-    /** Shape of the product. */
+    /** Shape of the result. */
     shape: number[];
     constants: Constants;
     reason: string;
@@ -57,7 +57,7 @@ export function chooseMatmul(
     transposeB?: boolean;
     /** Element type of the matrix that gemv reads: `b`, or `a` in `[m, k] × [k]`. */
     dtype?: Dtype;
-    /** Allows only these. */
+    /** The only kernels allowed; all by default. */
     kernels?: readonly MatmulKernel[];
   } = {},
 ): MatmulChoice {
@@ -67,9 +67,39 @@ export function chooseMatmul(
       transposeB ? " transposed" : ""
     }: ${why}`,
   });
-  const sizes = `${a.length}D×${b.length}D`;
-  if (!["1D×2D", "2D×1D", "2D×2D", "4D×4D"].includes(sizes)) {
-    return refuse(`${sizes} is not among 2D×1D, 1D×2D, 2D×2D and 4D×4D`);
+  const sizes = sizesOf(a, b, transposeB);
+  if (typeof sizes === "string") return refuse(sizes);
+  const { m, n, k } = sizes;
+  const shape = b.length === 1 ? [m] : [...a.slice(0, -1), n];
+  const able = candidatesFor(a, b, { ...sizes, dtype }, device);
+  const found = able.find(({ kernel }) => !kernels || kernels.includes(kernel));
+  if (!found) {
+    return refuse(
+      `these shapes are for ${
+        able.map(({ kernel }) => kernel).join(" or ")
+      }, not for ${kernels!.join(" or ")}`,
+    );
+  }
+  return { ...found, m, n, k, shape };
+}
+
+/** `[m, k] × [k, n]`, and whether `b` is stored as `[n, k]`. */
+interface Sizes {
+  m: number;
+  n: number;
+  k: number;
+  byColumn: boolean;
+}
+
+/** The sizes of a matmul of shapes `a` and `b`, or why there is none. */
+function sizesOf(
+  a: readonly number[],
+  b: readonly number[],
+  transposeB: boolean,
+): Sizes | string {
+  const kind = `${a.length}D×${b.length}D`;
+  if (!["1D×2D", "2D×1D", "2D×2D", "4D×4D"].includes(kind)) {
+    return `${kind} is not among 2D×1D, 1D×2D, 2D×2D and 4D×4D`;
   }
   const byColumn = transposeB || b.length === 1;
   const k = a.at(-1)!;
@@ -78,68 +108,71 @@ export function chooseMatmul(
     : byColumn
     ? [a.at(-2) ?? 1, b.at(-1)!, b.at(-2)!]
     : [a.at(-2) ?? 1, b.at(-2)!, b.at(-1)!];
-  if (inner !== k) return refuse(`the inner sizes ${k} and ${inner} differ`);
-  const empty = [...a, ...b].findIndex((size) => size < 1);
-  if (empty >= 0) return refuse("a size is 0");
+  if (inner !== k) return `the inner sizes ${k} and ${inner} differ`;
+  if ([...a, ...b].some((size) => size < 1)) return "a size is 0";
   if (a.length === 4 && a[0] !== b[0]) {
-    return refuse(`the batches ${a[0]} and ${b[0]} differ`);
+    return `the batches ${a[0]} and ${b[0]} differ`;
   }
   if (a.length === 4 && a[1] % b[1]) {
-    return refuse(`${a[1]} heads are not a multiple of ${b[1]}`);
+    return `${a[1]} heads are not a multiple of ${b[1]}`;
   }
+  return { m, n, k, byColumn };
+}
+
+/** A kernel that can multiply the shapes. */
+interface Able {
+  kernel: MatmulKernel;
+  constants: Constants;
+  reason: string;
+}
+
+/** The kernels that can multiply these shapes, the best first. */
+function candidatesFor(
+  a: readonly number[],
+  b: readonly number[],
+  { m, n, k, byColumn, dtype }: Sizes & { dtype: Dtype },
+  device: Capabilities,
+): Able[] {
   const rows = m === 1 ? "1 row" : `${m} rows`;
+  const once = `${rows}: the matrix is read once`;
   const few = byColumn ? FEW_ROWS : FEW_COLUMNS;
-  const shape = b.length === 1 ? [m] : [...a.slice(0, -1), n];
-  const tile = {
+  const tile: Constants = {
     ...tileFor(m, n, defaultsFor(device)),
     EPILOGUE: "store",
     B_BY_COLUMN: byColumn ? 1 : 0,
   };
   const format = formatNamed(dtype);
-  const lanes = (m: number, n: number) =>
-    chooseLinear(
-      { m, n, k, format, norm: false, swiglu: false },
-      device,
-    );
-  /** From the best on; the first that is allowed runs. */
-  const candidates: [MatmulKernel, boolean, Constants, string][] = [
-    ["batchedGemm", a.length === 4, tile, "a product per batch and head"],
-    [
-      "gemv",
-      b.length === 1,
-      lanes(1, m).constants,
-      "a matrix times a vector: the matrix is read once",
-    ],
-    [
-      m === 1 ? "gemv" : "gemvRows",
-      b.length === 2 && byColumn && m <= few,
-      lanes(Math.min(m, FEW_ROWS), n).constants,
-      `${rows}: the matrix is read once`,
-    ],
-    [
-      "gemvColumns",
-      a.length < 4 && !byColumn && m <= few,
-      { M: m },
-      `${rows}: the matrix is read once`,
-    ],
-    [
-      "gemm",
-      a.length === 2 && b.length === 2,
-      tile,
-      m > few
+  const linear = (m: number, n: number) =>
+    chooseLinear({ m, n, k, format, norm: false, swiglu: false }, device)
+      .constants;
+  if (a.length === 4) {
+    const reason = "a matmul per batch and head";
+    return [{ kernel: "batchedGemm", constants: tile, reason }];
+  }
+  const able: Able[] = [];
+  if (b.length === 1) {
+    able.push({
+      kernel: "gemv",
+      constants: linear(1, m),
+      reason: "a matrix times a vector: the matrix is read once",
+    });
+  } else if (byColumn && m <= few) {
+    able.push({
+      kernel: m === 1 ? "gemv" : "gemvRows",
+      constants: linear(m, n),
+      reason: once,
+    });
+  } else if (!byColumn && m <= few) {
+    able.push({ kernel: "gemvColumns", constants: { M: m }, reason: once });
+  }
+  if (a.length === 2 && b.length === 2) {
+    able.push({
+      kernel: "gemm",
+      constants: tile,
+      reason: m > few
         ? `${rows}: more than ${few}, tiles reuse the matrix`
         : `${rows}: asked for`,
-    ],
-  ];
-  const able = candidates.filter(([, fits]) => fits);
-  const found = able.find(([name]) => !kernels || kernels.includes(name));
-  if (!found) {
-    return refuse(
-      `these shapes are for ${
-        able.map(([name]) => name).join(" or ")
-      }, not for ${kernels!.join(" or ")}`,
-    );
+    });
   }
-  const [kernel, , constants, reason] = found;
-  return { kernel, m, n, k, shape, constants, reason };
+  return able;
 }

@@ -1,8 +1,7 @@
 /**
- * Sampling on the GPU: the dispatches that choose each sequence's next token and
- * write it where the next step reads it, so that a decode loop never waits for
- * the CPU. They choose what {@linkcode sample} of lib/model/sampling.ts chooses, up to
- * the rounding of f32.
+ * Sampling on the GPU: the dispatches that choose each sequence's next token and write
+ * it where the next step reads it, so that a decode loop never waits for the CPU. They
+ * choose what `sample` of lib/model/sampling.ts chooses, up to f32 rounding.
  *
  * @module
  */
@@ -19,7 +18,7 @@ import type { Plan } from "../webgpu/plan.ts";
 import type { Sampling } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** What a decode loop keeps on the device, all u32. */
+/** What a decode loop keeps on the device; all u32. */
 export interface SamplerState {
   /** `[sequences]`: the chosen tokens, input of the next step. */
   tokens: Tensor;
@@ -27,13 +26,13 @@ export interface SamplerState {
   ring: Tensor;
   /** `[sequences]`: tokens in the KV cache. */
   lengths: Tensor;
-  /** `[sequences, ceil(vocab / 32)]`: a bit for each token of prompt and output (see `markSeen`). */
+  /** `[sequences, ceil(vocab / 32)]`: a bit per token id, set if it is in the prompt or the output. */
   seen: Tensor;
-  /** `[sequences]`: tokens chosen so far, the same for all. */
+  /** `[sequences]`: tokens sampled so far, equal for all. */
   step: Tensor;
 }
 
-/** What sampling keeps besides the lengths, which a KV cache has. */
+/** The state without the lengths, which a KV cache has. */
 export type SamplerBuffers = Omit<SamplerState, "lengths">;
 
 /** Sequences to sample for, and the steps whose tokens the ring keeps. */
@@ -85,10 +84,10 @@ export function createSamplerState(
 /** Which dispatches choose a token. */
 export type SamplingPath = "greedy" | "draw" | "top-k" | "histogram";
 
-/** Up to this many, top-k is left to one workgroup after each chunk has named its own. */
+/** A top-k up to this size is finished by one workgroup, from the top k of each chunk. */
 const SMALL_TOP_K = 64;
 
-/** Chooses the dispatches, and says why. */
+/** Chooses the dispatches, with the reason. */
 export function chooseSampling(
   { temperature, topK, topP }: Sampling,
   vocab: number,
@@ -112,15 +111,14 @@ export function chooseSampling(
 /**
  * Records the dispatches that choose the next token of every sequence from
  * `logits` (f32 `[sequences, vocab]`): 2 for greedy decoding and a small top-k,
- * 3 without top-k and top-p, 4 otherwise. Sequence `s` draws as
- * {@linkcode sample} does with `(seed + s) mod 2³²` at its `state.step`.
+ * 3 without top-k and top-p, 4 otherwise. Sequence `s` draws with the seed
+ * `(seed + s) mod 2³²` at its `state.step`.
  *
  * Each run then writes `tokens` and a row of `ring`, marks `seen`, adds `advance`
- * to `lengths` (1 after a decode step, the prompt's tokens after a prefill), up to
- * `longest`, and counts `step` up. A logit that is NaN or −Infinity counts as −10³⁰, +Infinity
- * as 10³⁰: some token is always chosen.
+ * to `lengths` up to `longest`, and increments `step`. A logit that is NaN or −Infinity
+ * counts as −10³⁰, +Infinity as 10³⁰, so some token is always chosen.
  *
- * Dispose the result when the plan is not run any more: it holds scratch memory.
+ * Dispose the result once the plan will not run again: it holds scratch memory.
  *
  * @throws {Error} if the vocabulary is not below 262,144, or a shape disagrees.
  */
@@ -134,89 +132,131 @@ export function addSampling(
     longest?: number;
   } = {},
 ): Disposable {
-  const { gpu } = plan;
-  const [sequences, vocab] = logits.shape;
-  const chunks = chunksOf(vocab);
-  const { path, reason } = chooseSampling(sampling, vocab);
-  const { temperature, topK, topP, minP, repetitionPenalty, seed } = sampling;
-
   using scratch = new DisposableStack();
-  const u32 = (name: string, ...shape: number[]) =>
-    scratch.use(
-      Tensor.create(gpu, "u32", shape, undefined, `sampling ${name}`),
-    );
-  const constants = {
-    ...laneConstants(gpu),
-    PENALTY: repetitionPenalty === 1 ? 0 : 1,
-    HISTOGRAM: path === "histogram" ? 1 : 0,
-    TOP_K: topK > 0 && topK < vocab ? 1 : 0,
-    TOP_P: topP < 1 ? 1 : 0,
-  };
-  const uniforms = {
-    penalty: inF32(repetitionPenalty),
-    temperature: inF32(temperature),
-    lowest: Math.max(Math.log(minP), -3e38),
-    width: 32 * Math.max(inF32(temperature), 1) / BINS, // e⁻³² is as good as nothing
-    seed,
-    k: topK,
-    p: inF32(topP),
+  new SamplingRecorder(plan, logits, sampling, state, scratch, {
     advance,
     longest,
-  };
-  const add = (
-    kernel: Kernel,
-    operands: Operands,
-    more: Record<string, number> = {},
-  ) =>
-    plan.add(kernel, operands, {
-      label: `sampling.${kernel.name}`,
-      reason,
-      constants: { ...of(constants, kernel.constants), ...more },
-      uniforms: of(uniforms, kernel.uniforms),
-    });
-
-  const row: Operands = constants.PENALTY
-    ? { logits, seen: state.seen }
-    : { logits };
-  const records = u32("records", sequences, chunks, 4);
-  const room = chunkLength(vocab, chunks);
-  if (path === "greedy") {
-    add(argmax, { ...row, highest: records });
-    add(sampleFinish, { records, ...state });
-  } else if (path === "top-k") {
-    const candidates = u32("candidates", sequences, chunks, room, 2);
-    add(sampleTopK, { ...row, candidates, records }, {
-      PARTS: topK <= 32 ? 64 : 128,
-    });
-    add(sampleFinish, { records, candidates, ...state }, {
-      WINNERS: 0,
-      CANDIDATES: 1,
-    });
-  } else {
-    const { step } = state;
-    const highest = u32("highest", sequences, chunks, 4);
-    if (path === "draw") {
-      add(argmax, { ...row, highest });
-      add(sampleDraw, { ...row, highest, step, records });
-      add(sampleFinish, { records, ...state });
-    } else {
-      const histogram = u32("histogram", sequences, 3, BINS);
-      const candidates = u32("candidates", sequences, chunks, room, 2);
-      const limits = u32("limits", sequences, 8);
-      const found = { histogram, candidates, limits };
-      add(argmax, { ...row, highest, histogram });
-      add(sampleHistogram, { ...row, highest, histogram });
-      add(sampleDraw, { ...row, highest, step, records, ...found });
-      add(sampleFinish, { records, candidates, limits, ...state }, {
-        CANDIDATES: 1,
-        LIMITS: 1,
-      });
-    }
-  }
+  }).record();
   return scratch.move();
 }
 
-/** Of the settings of all kernels, those that one of them has. */
+/** Constants and uniforms of all sampling kernels, and what they share. */
+class SamplingRecorder {
+  readonly #path: SamplingPath;
+  readonly #reason: string;
+  readonly #chunks: number;
+  readonly #constants: Record<string, number>;
+  readonly #uniforms: Record<string, number>;
+
+  constructor(
+    readonly plan: Plan,
+    readonly logits: Tensor,
+    readonly sampling: Sampling,
+    readonly state: SamplerState,
+    readonly scratch: DisposableStack,
+    lengths: { advance: number; longest: number },
+  ) {
+    const [, vocab] = logits.shape;
+    const { path, reason } = chooseSampling(sampling, vocab);
+    this.#path = path;
+    this.#reason = reason;
+    this.#chunks = chunksOf(vocab);
+    const { temperature, topK, topP, minP, repetitionPenalty, seed } = sampling;
+    this.#constants = {
+      ...laneConstants(plan.gpu),
+      PENALTY: repetitionPenalty === 1 ? 0 : 1,
+      HISTOGRAM: path === "histogram" ? 1 : 0,
+      TOP_K: topK > 0 && topK < vocab ? 1 : 0,
+      TOP_P: topP < 1 ? 1 : 0,
+    };
+    this.#uniforms = {
+      penalty: inF32(repetitionPenalty),
+      temperature: inF32(temperature),
+      lowest: Math.max(Math.log(minP), -3e38),
+      width: 32 * Math.max(inF32(temperature), 1) / BINS, // e⁻³² is negligible
+      seed,
+      k: topK,
+      p: inF32(topP),
+      ...lengths,
+    };
+  }
+
+  record(): void {
+    const { state, logits } = this, [sequences] = logits.shape;
+    const row: Operands = this.#constants.PENALTY
+      ? { logits, seen: state.seen }
+      : { logits };
+    const records = this.#u32("records", sequences, this.#chunks, 4);
+    if (this.#path === "greedy") {
+      this.#add(argmax, { ...row, highest: records });
+      this.#add(sampleFinish, { records, ...state });
+    } else if (this.#path === "top-k") this.#recordTopK(row, records);
+    else this.#recordDraw(row, records);
+  }
+
+  #recordTopK(row: Operands, records: Tensor): void {
+    const { state, sampling: { topK } } = this;
+    const candidates = this.#candidates();
+    this.#add(sampleTopK, { ...row, candidates, records }, {
+      PARTS: topK <= 32 ? 64 : 128,
+    });
+    this.#add(sampleFinish, { records, candidates, ...state }, {
+      WINNERS: 0,
+      CANDIDATES: 1,
+    });
+  }
+
+  /** A draw from the whole vocabulary, or from what a histogram leaves of it. */
+  #recordDraw(row: Operands, records: Tensor): void {
+    const { state, state: { step }, logits: { shape: [sequences] } } = this;
+    const highest = this.#u32("highest", sequences, this.#chunks, 4);
+    if (this.#path === "draw") {
+      this.#add(argmax, { ...row, highest });
+      this.#add(sampleDraw, { ...row, highest, step, records });
+      this.#add(sampleFinish, { records, ...state });
+      return;
+    }
+    const histogram = this.#u32("histogram", sequences, 3, BINS);
+    const candidates = this.#candidates();
+    const limits = this.#u32("limits", sequences, 8);
+    const found = { histogram, candidates, limits };
+    this.#add(argmax, { ...row, highest, histogram });
+    this.#add(sampleHistogram, { ...row, highest, histogram });
+    this.#add(sampleDraw, { ...row, highest, step, records, ...found });
+    this.#add(sampleFinish, { records, candidates, limits, ...state }, {
+      CANDIDATES: 1,
+      LIMITS: 1,
+    });
+  }
+
+  #candidates(): Tensor {
+    const [sequences, vocab] = this.logits.shape;
+    const room = chunkLength(vocab, this.#chunks);
+    return this.#u32("candidates", sequences, this.#chunks, room, 2);
+  }
+
+  #u32(name: string, ...shape: number[]): Tensor {
+    const label = `sampling ${name}`;
+    return this.scratch.use(
+      Tensor.create(this.plan.gpu, "u32", shape, undefined, label),
+    );
+  }
+
+  #add(
+    kernel: Kernel,
+    operands: Operands,
+    more: Record<string, number> = {},
+  ): void {
+    this.plan.add(kernel, operands, {
+      label: `sampling.${kernel.name}`,
+      reason: this.#reason,
+      constants: { ...of(this.#constants, kernel.constants), ...more },
+      uniforms: of(this.#uniforms, kernel.uniforms),
+    });
+  }
+}
+
+/** Those of `settings` that a kernel declares. */
 function of(
   settings: Record<string, number>,
   known: object = {},
@@ -226,7 +266,7 @@ function of(
   );
 }
 
-/** Workgroups over a row: a power of 2, each with at most 16 logits a thread. */
+/** Workgroups per row of logits: a power of 2, with at most 16 logits per thread. */
 function chunksOf(vocab: number): number {
   if (vocab >= 2 ** 18) {
     throw new Error(
@@ -237,5 +277,5 @@ function chunksOf(vocab: number): number {
   return Math.min(most, 2 ** Math.ceil(Math.log2(Math.max(1, vocab / 1024))));
 }
 
-/** A positive number that f32 can hold, and its products with logits too (at most 10³⁰). */
+/** Clamps a positive number so that f32 holds it, and its products with logits of up to 10³⁰. */
 const inF32 = (x: number) => Math.min(Math.max(x, 1e-20), 1e20);

@@ -15,7 +15,7 @@ import {
   type Sampling,
   type SamplingOptions,
 } from "../../lib/model/sampling.ts";
-import { gpuTest, quickGpuTest } from "../support/gpu.ts";
+import { gpuTest } from "../support/gpu.ts";
 import { type Random, randomTest, uniform } from "../support/random.ts";
 import { only } from "../support/sampling_inputs.ts";
 
@@ -260,7 +260,7 @@ for (const vocab of [151_936, 151_935]) {
   );
 }
 
-quickGpuTest(
+gpuTest(
   "sampling without subgroups is the same",
   async (gpu, { random }) => {
     const plain = new Gpu(gpu.adapter, gpu.device, {
@@ -280,7 +280,7 @@ quickGpuTest(
   },
 );
 
-quickGpuTest("64 sequences draw apart", async (_, trial) => {
+gpuTest("64 sequences draw apart", async (_, trial) => {
   const shapes = Array.from({ length: 64 }, () => "equal");
   await compare(trial, 500, { topP: 0.9 }, 3, shapes);
   await compare(trial, 500, { topK: 5, topP: 0.9 }, 3, shapes);

@@ -6,7 +6,7 @@ import type { Operands } from "../../lib/webgpu/kernel.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import {
   appended,
   assertSums,
@@ -220,7 +220,7 @@ gpuTest(
   },
 );
 
-quickGpuTest("attendDecode stands large scores", async (_, trial) => {
+gpuTest("attendDecode stands large scores", async (_, trial) => {
   const shape = { ...ONE, heads: 4, kvHeads: 2, headDim: 16, context: 301 };
   const sizes = { ...shape, lengths: [300] };
   const inputs = attentionInputs(trial.random, sizes, { cache: "f32" });

@@ -1,6 +1,6 @@
 import { toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { gpuTest, type Trial } from "../support/gpu.ts";
 import { prefillInputs, runPrefill } from "../support/prefill.ts";
 import { assertSums, attended, type Attention } from "../support/reference.ts";
 
@@ -79,7 +79,7 @@ gpuTest(
   },
 );
 
-quickGpuTest(
+gpuTest(
   "attendPrefill stands large scores and equal ones",
   async (_, trial) => {
     const shape = { heads: 2, kvHeads: 1, headDim: 16, context: 200, eps: 0 };

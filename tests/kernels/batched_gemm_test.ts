@@ -1,7 +1,7 @@
 import { batchedGemm } from "../../kernels/batched_gemm.ts";
 import type { Dtype } from "../../lib/dtype.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
-import { gpuTest, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { gpuTest, type Trial } from "../support/gpu.ts";
 import { assertSums, linear, transpose } from "../support/reference.ts";
 
 interface Case {
@@ -75,7 +75,7 @@ gpuTest(
   },
 );
 
-quickGpuTest(
+gpuTest(
   "batchedGemm shares heads of b among groups of heads, in every batch",
   async (_, trial) => {
     for (const byColumn of [false, true]) {

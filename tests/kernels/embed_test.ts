@@ -1,7 +1,7 @@
 import { embed } from "../../kernels/embed.ts";
 import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { gpuTest, type Trial } from "../support/gpu.ts";
 
 const PARTS = Number(embed.constants.WORKGROUP), POISON = 7;
 
@@ -36,7 +36,7 @@ async function check(
   assertAllClose(found, sums, { relative: 1e-5 }, `squares of ${message}`);
 }
 
-quickGpuTest(
+gpuTest(
   "embed copies rows of a table, whole or in parts, exactly",
   async (_, trial) => {
     const { random } = trial, n = 41;

@@ -6,7 +6,7 @@ import type { Dtype } from "../../lib/dtype.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { gpuTest, type Trial } from "../support/gpu.ts";
 import {
   assertSums,
   epilogue,
@@ -82,7 +82,7 @@ gpuTest(
   },
 );
 
-quickGpuTest("gemm reads a and b of every type", async (_, trial) => {
+gpuTest("gemm reads a and b of every type", async (_, trial) => {
   const { random } = trial;
   for (const b of ["f32", "f16", "bf16"] as const) {
     await check(trial, { m: 17, n: 36, k: 20, b });

@@ -1,9 +1,9 @@
 import { gemvColumns } from "../../kernels/gemv_columns.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
-import { quickGpuTest } from "../support/gpu.ts";
+import { gpuTest } from "../support/gpu.ts";
 import { assertSums, linear, transpose } from "../support/reference.ts";
 
-quickGpuTest(
+gpuTest(
   "gemvColumns multiplies one to eight rows by matrices of any size",
   async (_, trial) => {
     const { random } = trial, sizes = [1, 3, 4, 8, 31, 128, 129, 1000];

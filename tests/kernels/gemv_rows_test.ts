@@ -1,7 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
 import type { Constants } from "../../lib/dispatch/shapes.ts";
-import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import { checkRows, type RowsCase } from "../support/rows_case.ts";
 
 const WEIGHTS = ["f32", "f16", "bf16"] as const;
@@ -59,7 +59,7 @@ gpuTest("gemvRows norms rows, adds to y and gates", async (_, trial) => {
   }
 });
 
-quickGpuTest("gemvRows reads 16-bit x", async (_, trial) => {
+gpuTest("gemvRows reads 16-bit x", async (_, trial) => {
   for (const x of ["f16", "bf16"] as const) {
     for (const k of [7, 20, 80]) await check(trial, { m: 3, n: 9, k, x });
     await check(trial, { m: 3, n: 9, k: 80, x, norm: "bf16" });

@@ -1,7 +1,7 @@
 import { assertRejects } from "@std/assert";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
 import type { Constants } from "../../lib/dispatch/shapes.ts";
-import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import { checkRows, type RowsCase } from "../support/rows_case.ts";
 
 const WEIGHTS = ["f32", "f16", "bf16"] as const;
@@ -42,7 +42,7 @@ gpuTest("gemv norms rows, adds to y and gates", async (_, trial) => {
   }
 });
 
-quickGpuTest("gemv reads 16-bit x", async (_, trial) => {
+gpuTest("gemv reads 16-bit x", async (_, trial) => {
   for (const x of ["f16", "bf16"] as const) {
     for (const k of [7, 20, 80]) await check(trial, { n: 9, k, x });
     await check(trial, { n: 9, k: 80, x, norm: "bf16" });

@@ -1,9 +1,9 @@
 import { assertEquals } from "@std/assert";
 import { maxAbs } from "../../kernels/max_abs.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
-import { lanes, quickGpuTest } from "../support/gpu.ts";
+import { gpuTest, lanes } from "../support/gpu.ts";
 
-quickGpuTest(
+gpuTest(
   "maxAbs finds the largest absolute value, wherever it lies",
   async (gpu, trial) => {
     const { random } = trial;

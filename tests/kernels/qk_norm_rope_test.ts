@@ -3,7 +3,7 @@ import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import {
   appended,
   type Attention,
@@ -107,7 +107,7 @@ gpuTest(
   },
 );
 
-quickGpuTest(
+gpuTest(
   "qkNormRope appends chunks as it does one pass",
   async (_, trial) => {
     const heads = 2, kvHeads = 1, headDim = 16, context = 12, tokens = 10;

@@ -1,7 +1,7 @@
 import { rmsNorm } from "../../kernels/rms_norm.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, lanes, quickGpuTest } from "../support/gpu.ts";
+import { gpuTest, lanes } from "../support/gpu.ts";
 import { rmsNormed } from "../support/reference.ts";
 
 gpuTest(
@@ -35,7 +35,7 @@ gpuTest(
   },
 );
 
-quickGpuTest(
+gpuTest(
   "rmsNorm takes 16-bit rows, more of them than a grid's dimension has",
   async (gpu, trial) => {
     const { random } = trial;

@@ -2,12 +2,12 @@ import { gemm } from "../../kernels/gemm.ts";
 import { sumSplits } from "../../kernels/sum_splits.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { quickGpuTest } from "../support/gpu.ts";
+import { gpuTest } from "../support/gpu.ts";
 import { assertSums, epilogue, linear } from "../support/reference.ts";
 
 const TILE = { BM: 32, BN: 32, BK: 8, TM: 4, TN: 4 };
 
-quickGpuTest(
+gpuTest(
   "sumSplits sums what the runs of a gemm over k leave",
   async (_, trial) => {
     const { random } = trial;

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { synthesize } from "../../kernels/synthesize.ts";
 import { fillSynthetic } from "../../lib/checkpoint/synthetic.ts";
-import { gpuTest, quickGpuTest } from "../support/gpu.ts";
+import { gpuTest } from "../support/gpu.ts";
 
 gpuTest(
   "synthesize makes the weights of fillSynthetic, bit for bit",
@@ -32,7 +32,7 @@ gpuTest(
   },
 );
 
-quickGpuTest(
+gpuTest(
   "synthesize fills more than one dimension of a grid",
   async (gpu, trial) => {
     const words = 65535 * 8 + 9;

@@ -5,7 +5,7 @@ import { toF16 } from "../../kernels/to_f16.ts";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
 import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, lanes, quickGpuTest, type Trial } from "../support/gpu.ts";
+import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import { assertSums, linear, rmsNormed } from "../support/reference.ts";
 
 const eps = 1e-6;
@@ -27,7 +27,7 @@ function run(
   return { y, scales };
 }
 
-quickGpuTest(
+gpuTest(
   "toF16 scales rows into range, whatever their magnitude",
   async (_, trial) => {
     const { random } = trial;

@@ -152,7 +152,7 @@ for (
     [["--kernels", ","], /the list of kernels is empty/],
     [["--budget-seconds", "0"], /budget is 0 seconds, must be more than 0/],
     [["--budget", "5"], /--budget is unknown/],
-    [["words"], /words is not a flag/],
+    [["words"], /unexpected argument "words", this task takes flags only/],
     [["--model", "/nowhere"], /Cannot open "\/nowhere"/],
   ] as const
 ) {

@@ -90,7 +90,7 @@ Deno.test("recorded loops: readbacks, a slow CPU and a busy GPU get their verdic
     verdictsOf(findings(watched)).map(({ rule, text }) => [rule, text]);
   assertEquals(texts(READBACKS), [[
     "readbacks",
-    "GPU idle 92 %: one readback a token, and each takes 11.3 ms; read back after several steps, as without --chunk (1,111 tokens/s instead of 85.5)",
+    "GPU idle 92 %: one readback a token, each taking 11.3 ms; read back after several steps, as without --chunk (1,111 tokens/s instead of 85.5)",
   ]]);
   const [[rule, text]] = texts(ENCODING);
   assertEquals(rule, "encoding");
