@@ -259,7 +259,7 @@ gpuTest(
     assertThrows(
       () => matmul(of(2, 3), elsewhere),
       Error,
-      "Cannot multiply: a and b lie on different devices",
+      "Cannot multiply: a and b are on different devices",
     );
   },
 );

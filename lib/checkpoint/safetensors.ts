@@ -10,7 +10,7 @@ import { type Format, storedRowBytes } from "../formats/format.ts";
 import { FORMATS } from "../formats/mod.ts";
 import { isObject, parseJson } from "../json.ts";
 
-/** Bytes that can be read from anywhere: a file, or a file behind HTTP. */
+/** Random access to bytes: a local file, or one on an HTTP server. */
 export interface ByteSource {
   /** A path or URL, for errors. */
   readonly name: string;
@@ -20,7 +20,7 @@ export interface ByteSource {
   read(begin: number, into: Uint8Array): Promise<void>;
 }
 
-/** Where one tensor lies; `begin` and `end` count from the start of the file. */
+/** The place of one tensor; `begin` and `end` are offsets in the file. */
 export interface SafetensorsEntry {
   format: Format;
   shape: number[];
@@ -30,7 +30,7 @@ export interface SafetensorsEntry {
 
 const READABLE = FORMATS.filter(({ safetensors }) => safetensors);
 
-/** The limit that safetensors sets. */
+/** The limit in the safetensors specification. */
 const MAX_HEADER_BYTES = 100_000_000;
 
 /**
@@ -38,8 +38,8 @@ const MAX_HEADER_BYTES = 100_000_000;
  *
  * @returns the tensors by name, in the order of the header
  * @throws {Error} if the file is truncated, the header is not what the format
- * asks for, an element type is not one of lib/formats, or the tensors do not cover
- * the data exactly once
+ * asks for, an element type is not in lib/formats, or the tensors do not cover the
+ * data exactly once
  */
 export async function readSafetensorsHeader(
   source: ByteSource,
@@ -92,7 +92,7 @@ export async function readSafetensorsHeader(
 }
 
 /**
- * Reads `model.safetensors.index.json`: which shard holds which tensor.
+ * Reads `model.safetensors.index.json`, which maps tensors to shards.
  *
  * @param where the file, for errors
  * @returns shards (files in the same folder) by tensor
@@ -172,7 +172,7 @@ function parseEntry(
   };
 }
 
-/** The format allows neither overlaps nor holes. */
+/** Refuses overlaps and gaps, which safetensors does not allow. */
 function checkLayout(
   entries: Map<string, SafetensorsEntry>,
   dataBegin: number,
@@ -217,7 +217,7 @@ function isListOfCounts(value: unknown): value is number[] {
     value.every((n) => Number.isSafeInteger(n) && n >= 0);
 }
 
-/** The first key that an object's JSON text has twice; JSON.parse would keep the last. */
+/** The first key that occurs twice in the text of a JSON object, where JSON.parse would keep the last. */
 function repeatedKey(text: string): string | undefined {
   const seen = new Set<string>();
   let depth = 0;

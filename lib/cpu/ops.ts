@@ -18,11 +18,11 @@ import { chooseWasm, WasmCpuKernels } from "./wasm.ts";
 
 export type { CpuInfo, CpuTensor };
 
-/** How a {@link CpuOps} may work. */
+/** Options of {@link CpuOps}. */
 export interface CpuOptions {
-  /** Threads that share the work, the caller's included; default: one per core. */
+  /** Threads that share the work, including the caller's; one per core by default. */
   threads?: number;
-  /** False keeps to plain TypeScript, the reference; default: true. */
+  /** False selects plain TypeScript, the reference; true by default. */
   simd?: boolean;
 }
 
@@ -30,8 +30,8 @@ export interface CpuOptions {
  * {@link Ops} in f32 on the CPU. Weights stay as stored and are unpacked as they are
  * read.
  *
- * The result of a verb keeps its values until the next pass, which begins with
- * {@link CpuOps.embed}: copy what must live longer.
+ * The result of a verb is valid until the next pass, which begins with
+ * {@link CpuOps.embed}; copy it to keep it longer.
  */
 export class CpuOps implements Ops<CpuTensor>, Disposable {
   readonly #config: Qwen3Config;
@@ -44,7 +44,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       config;
     if (heads % kvHeads !== 0) {
       throw new Error(
-        `Cannot share ${kvHeads} key/value heads among ${heads} heads: must divide them`,
+        `Cannot share ${kvHeads} key/value heads among ${heads} heads: the one must divide the other`,
       );
     }
     this.#config = config;
@@ -57,12 +57,12 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     return this.#kernels.info;
   }
 
-  /** A tensor of zeros, row-major; a loader reads weights into the bytes of its `data`. */
+  /** Allocates a tensor of zeros. */
   tensor(dtype: Dtype, shape: readonly number[]): CpuTensor {
     return this.#kernels.allocate(dtype, shape);
   }
 
-  /** An empty f32 cache for `sequences` texts of up to `context` tokens each. */
+  /** Allocates an f32 cache for `sequences` texts of up to `context` tokens each. */
   createCache(sequences: number, context: number): CpuKvCache {
     const { numHiddenLayers, numKeyValueHeads, headDim } = this.#config;
     const shape = [sequences, numKeyValueHeads, context, headDim];
@@ -120,7 +120,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     if (gateUp.parts.every(({ twin }) => twin !== undefined)) {
       return this.#matmul(normed, gateUp, n, "swiglu");
     }
-    // Gate and up are stored in different formats, so they are parts of their own.
+    // Gate and up are stored in different formats, so no part holds rows of both.
     const both = f32(this.#matmul(normed, gateUp, 2 * n, "store"));
     const y = this.#results.tensor([x.shape[0], n]), out = f32(y);
     for (let i = 0; i < out.length; i++) {
@@ -270,7 +270,7 @@ function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
   if (!simd) return new PlainKernels(heads, "simd: false was asked for");
   if (!Number.isInteger(threads) || threads < 1) {
     throw new Error(
-      `Cannot use ${threads} threads: must be a whole number from 1 on`,
+      `Cannot use ${threads} threads: must be a positive integer`,
     );
   }
   const choice = chooseWasm();
@@ -321,9 +321,9 @@ function requireRows({ sequences, tokens }: CachePass, rows: number): void {
   );
 }
 
-/** Result arrays that the next pass uses again, so that a decode step allocates next to nothing. */
+/** Arrays for results, reused by each pass so that a decode step allocates almost nothing. */
 class ResultPool {
-  /** Larger arrays (those of a long prompt) are left to the garbage collector. */
+  /** Larger arrays, those of long prompts, are left to the garbage collector. */
   static readonly #largest = 1 << 18;
   static readonly #capacity = 1 << 22;
   #arrays = new Map<number, { all: Float32Array[]; used: number }>();
@@ -333,7 +333,7 @@ class ResultPool {
     return { dtype: "f32", shape, data: this.#array(elements(shape)) };
   }
 
-  /** Everything handed out may be handed out again. */
+  /** Makes all arrays available again. */
   recycle(): void {
     if (this.#size >= ResultPool.#capacity) {
       this.#arrays.clear();

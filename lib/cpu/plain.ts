@@ -1,6 +1,6 @@
 /**
- * The CPU kernels in plain TypeScript: the reference. Sums are float64, results
- * are rounded to f32 where they are stored.
+ * The CPU kernels in plain TypeScript: the reference. Sums are float64; results are
+ * rounded to f32 when stored.
  *
  * @module
  */
@@ -35,7 +35,7 @@ export class PlainKernels implements CpuKernels {
     return { dtype, shape, data };
   }
 
-  release(): void {} // the garbage collector does it
+  release(): void {} // left to the garbage collector
 
   matmul(
     x: Float32Array,
@@ -69,7 +69,7 @@ export class PlainKernels implements CpuKernels {
       const head = at / headDim % heads;
       const row = Math.floor(at / headDim / heads);
       const sequence = first + Math.floor(row / tokens);
-      const count = cache.lengths[sequence] + row % tokens + 1; // positions seen
+      const count = cache.lengths[sequence] + row % tokens + 1; // keys that the row attends to
       const kvHead = Math.floor(head / (heads / kvHeads));
       const base = (sequence * kvHeads + kvHead) * cache.context * headDim;
 

@@ -31,18 +31,18 @@ import { CpuPool, MAX_CHUNKS } from "./pool.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
 
-/** Jobs of fewer multiplications take less time than waking a thread. */
+/** Jobs with fewer multiplications take less time than waking a thread. */
 const ALONE = 1 << 18;
-/** Bytes of weights, times rows of x, that are worth claiming a chunk for. */
+/** The smallest worthwhile chunk: bytes of weights times rows of x. */
 const CHUNK_BYTES = 1 << 17;
-/** Rows of x in a job, at most: its work space is then soon used again, in the cache. */
+/** The most rows of x in a job, so that its work space stays in the cache. */
 const MATMUL_ROWS = 192;
-/** Rows of weights that are unpacked at a time where the kernels cannot read them. */
+/** Rows of weights unpacked at a time, for formats that the kernels cannot read. */
 const UNPACKED_ROWS = 256;
-/** Query heads in a chunk of attention, about. */
+/** Approximate number of query heads in a chunk of attention. */
 const BLOCK_HEADS = 32;
 
-/** A module that this engine accepts. */
+/** A WebAssembly module that this engine accepts. */
 export interface WasmChoice {
   kernel: "wasm-relaxed-simd" | "wasm-simd";
   reason: string;
@@ -70,17 +70,17 @@ export function chooseWasm(): WasmChoice | { refusal: string } {
   return { refusal: "WebAssembly has no SIMD" };
 }
 
-/** Runs on the caller's thread and workers. */
+/** Runs on the caller's thread and on workers. */
 export class WasmCpuKernels implements CpuKernels {
   readonly #pool: CpuPool;
   readonly #memory: CpuMemory;
-  /** Where the work space that threads share begins in each memory, and its size. */
+  /** Start and size of the shared work space in each memory. */
   readonly #space: number;
   readonly #room: number;
-  /** Formats that were met and have no SIMD reader. */
+  /** Names of formats in use that have no SIMD reader. */
   readonly #withoutReader = new Set<string>();
 
-  /** `threads` include the caller's. */
+  /** `threads` includes the caller's. */
   constructor(
     private readonly heads: Heads,
     threads: number,
@@ -178,7 +178,7 @@ export class WasmCpuKernels implements CpuKernels {
     }
   }
 
-  /** Rows of results from work space into `out`. */
+  /** Copies or adds rows of results from work space to `out`. */
   #finish(
     memory: number,
     y: { address: number; bytes: number; first: number; rows: number },
@@ -198,7 +198,7 @@ export class WasmCpuKernels implements CpuKernels {
     }
   }
 
-  /** For formats that the kernels do not read: a few rows at a time become f32 first. */
+  /** Multiplies formats that the kernels cannot read, by unpacking blocks of rows to f32. */
   #unpacked(
     x: Float32Array,
     rows: number,
@@ -270,7 +270,7 @@ export class WasmCpuKernels implements CpuKernels {
       const blocksAt = outAt + count * heads * headBytes;
       new Uint32Array(buffer, blocksAt, 4 * blocks.length).set(blocks.flat());
 
-      /** Each head in work space, `[kvHeads, rows, group]`, and where it is in q and out. */
+      /** Visits each head in work space, `[kvHeads, rows, group]`, with its index in q and out. */
       const eachHead = (
         at: number,
         body: (head: Float32Array, index: number) => void,

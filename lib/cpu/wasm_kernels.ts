@@ -1,12 +1,11 @@
 /**
  * The inner loops of the CPU path in WebAssembly SIMD.
  *
- * Arguments are addresses, distances between rows in bytes (`…Bytes`) and
- * counts. 16-bit elements are unpacked as the even and the odd ones of eight, so
- * x has to come with every eight elements as 0 2 4 6 1 3 5 7.
+ * Arguments are addresses, row strides in bytes (`…Bytes`) and counts. x must be
+ * in the order in which the format of w is unpacked: see `SimdReader.order`.
  *
- * Deno has no trap handler, so V8 puts a check before every load: kernels are
- * built to do much with each.
+ * Deno has no trap handler, so V8 checks bounds before every load; kernels are
+ * built to reuse each load.
  *
  * @module
  */
@@ -30,10 +29,10 @@ import {
   v128,
 } from "./assembler.ts";
 
-/** A format that the kernels read. */
+/** A format that the kernels can read. */
 export type SimdFormat = Format & { readonly simd: SimdReader };
 
-/** The formats that the kernels read; jobs name them by their number here. */
+/** The formats that the kernels can read; jobs refer to them by index. */
 export const SIMD_FORMATS: readonly SimdFormat[] = FORMATS.filter(
   (format): format is SimdFormat => format.simd !== undefined,
 );
@@ -118,7 +117,7 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
 /** Unpacks eight stored elements into two f32x4, in the order of their format. */
 class Unpacker {
   readonly halves: [Local, Local];
-  /** What was computed for later use: `keep` of the format's code. */
+  /** Assignments of the values that the format's code keeps. */
   #kept: Code[] = [];
   readonly #locals: Local[] = [];
 
@@ -129,7 +128,7 @@ class Unpacker {
     this.halves = [f.local("v128"), f.local("v128")];
   }
 
-  /** Sets `halves`, zero where `mask` (an address of two masks) is. */
+  /** Sets `halves`, masked by the two masks at address `mask` if given. */
   load(address: Code, mask?: Code): Code[] {
     this.#kept = [];
     let used = 0;
@@ -196,7 +195,7 @@ function dot(format: SimdFormat, mulAdd: MulAdd) {
   return f.finish([
     end.set(groupsEnd(x, k)),
     loop(i32.lessUnsigned(j.get, n.get), [
-      // Rows past the last read the last one again; their sums are not used.
+      // Rows past the last one read the last one again; their sums are ignored.
       ...rows.map((row, r) => {
         const index = min(
           i32.add(j.get, i32.const(r)),
@@ -218,7 +217,7 @@ function dot(format: SimdFormat, mulAdd: MulAdd) {
   ]);
 }
 
-/** The address in f32s from `x` on that lies after the last whole group of eight in `k`. */
+/** The end of the whole groups of eight among `k` f32s at `x`. */
 const groupsEnd = (x: Local, k: Local): Code =>
   i32.add(x.get, i32.shl(i32.and(k.get, i32.const(-8)), i32.const(2)));
 

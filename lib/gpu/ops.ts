@@ -37,14 +37,14 @@ import type { Ops } from "../model/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** Partial sums of each row's squares that embed leaves. */
+/** The number of partial sums of squares that embed writes per row. */
 const EMBED_PARTS = Number(embed.constants.WORKGROUP);
 
-/** A Linear layer, or the part of it that one dispatch computes. */
+/** One part of a Linear layer. */
 interface LinearCall {
   x: Tensor;
   norm?: Matrix<Tensor>;
-  /** `x`, normed by a dispatch of its own if there is a norm. */
+  /** `x`, or `x` normed by a separate dispatch if there is a norm. */
   input: () => Tensor;
   w: Matrix<Tensor>;
   part: MatrixPart<Tensor>;
@@ -53,7 +53,7 @@ interface LinearCall {
   choice: LinearChoice;
 }
 
-/** What attention of one layer is given. */
+/** The arguments of attention in one layer. */
 interface Attend {
   qkv: Tensor;
   qNorm: Matrix<Tensor>;
@@ -65,10 +65,10 @@ interface Attend {
 
 /** {@linkcode Ops} on the GPU, with scratch memory of its own. */
 export class GpuOps implements Ops<Tensor>, Disposable {
-  /** Where the verbs record; set it before each forward pass. */
+  /** The plan that verbs record into; set it before each forward pass. */
   plan: Plan;
   #buffers = new Map<string, Tensor>();
-  /** By the buffer of a tensor: partial sums of its rows' squares. */
+  /** Partial sums of squares of a tensor's rows, by its buffer. */
   #squares = new Map<GPUBuffer, Tensor>();
 
   constructor(
@@ -141,7 +141,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return y;
   }
 
-  /** What every kernel of attention binds. */
+  /** The operands shared by all attention kernels. */
   #attendOperands({ qkv, qNorm, kNorm, cache, layer }: Attend) {
     const { k, v } = cache.layers[layer], { angles, flags } = cache;
     const lengths = cache.lengthsOnDevice;
@@ -295,12 +295,12 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return y;
   }
 
-  /** One row, or a few. */
+  /** Records a matmul of one row or a few. */
   #gemv({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
     const { constants, reason } = choice, one = choice.kernel === "gemv";
     const squares = this.#squares.get(x.buffer);
     const fused = norm && choice.fusedNorm && squares &&
-      // gemv reads them four at a time, unless each lane has rows of its own.
+      // gemv reads them four at a time, except where each lane has its own rows.
       !(one && constants.SPREAD !== "rows" && squares.shape[1] % 4);
     const sums = one ? squareParts : rowParts;
     const leaves = epilogue === "add"
@@ -322,18 +322,18 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         eps: this.config.rmsNormEps,
       },
     });
-    // A part leaves sums of its own rows only.
+    // Each part writes only the sums of its own rows.
     if (leaves && w.parts.length > 1) this.#squares.delete(y.buffer);
   }
 
-  /** Many rows. */
+  /** Records a matmul of many rows. */
   #gemm({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
     const { constants, reason, splits, headroom } = choice, { label } = w;
     if (epilogue === "add") this.#squares.delete(y.buffer);
     const [a, scales] = headroom ? this.#half(x, norm, headroom) : [input(), x];
     const b = { matrix: w, part }, column = part.begin, n = rowsHeld(part);
     const stride = y.shape[1];
-    // Parts of different formats may end anywhere.
+    // Parts of different formats can end at any row.
     const whole = column % 4 === 0 && n % 4 === 0 ? 1 : 0;
     if (splits === 1) {
       this.plan.add(gemm, { a, b, scales, c: y }, {
@@ -363,7 +363,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     });
   }
 
-  /** Room for partial sums of the squares of `x`'s rows, found again by its buffer. */
+  /** Allocates partial sums of the squares of `x`'s rows, to be looked up by its buffer. */
   #leaveSquares(x: Tensor, parts: number): Tensor {
     const squares = this.#rows(`squares of ${parts}`, x.shape[0], parts);
     this.#squares.set(x.buffer, squares);
@@ -382,7 +382,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return y;
   }
 
-  /** Rows of `x`, normed if `norm` is given, as f16 with a factor for each. */
+  /** The rows of `x` in f16, normed if `norm` is given, and a scale for each. */
   #half(
     x: Tensor,
     norm: Matrix<Tensor> | undefined,
@@ -393,14 +393,14 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const scales = this.#scratch("scales", "f32", m, 1).view(m);
     this.plan.add(toF16, { x, norm: norm ?? x, y, scales }, {
       label: norm?.label ?? "to_f16",
-      reason: "f16 products: each row is scaled into range",
+      reason: "f16 matmul: each row is scaled into range",
       constants: { NORM: norm ? 1 : 0, ...laneConstants(this.gpu) },
       uniforms: { eps: this.config.rmsNormEps, headroom },
     });
     return [y, scales];
   }
 
-  /** Scratch memory by use, as `[rows, width]`; one buffer serves every layer. */
+  /** Scratch memory `[rows, width]` by use; all layers share it. */
   #rows(use: string, rows: number, width: number): Tensor {
     return this.#scratch(use, "f32", rows, width);
   }
@@ -427,7 +427,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return tensor.rows(rows);
   }
 
-  /** Frees the scratch memory; plans recorded before must not run again. */
+  /** Frees the scratch memory; plans that use it must not run again. */
   [Symbol.dispose](): void {
     for (const tensor of this.#buffers.values()) tensor[Symbol.dispose]();
     this.#buffers.clear();

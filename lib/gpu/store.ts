@@ -1,5 +1,5 @@
 /**
- * Weights on the GPU: how they get there, and what is measured of them.
+ * Weights on the GPU: how they are uploaded, and how their largest values are measured.
  *
  * @module
  */
@@ -42,7 +42,7 @@ export async function measureLargest(
   matrices.forEach((matrix, at) => matrix.largest = values[at]);
 }
 
-/** Puts weights into device memory; synthetic ones are made there. */
+/** A store in device memory, where synthetic weights are computed in place. */
 export function gpuStore(gpu: Gpu): WeightStore<Tensor> {
   const { queue } = gpu.device;
   return {

@@ -1,7 +1,7 @@
 /**
- * Kernels as data. A kernel's buffer map is its contract: it gives bindings,
- * access, the uniform struct with the sizes inferred from the tensors, and the
- * error when shapes disagree.
+ * Kernels as data. A kernel's buffer map is its contract: bindings, access, the
+ * uniform struct with sizes inferred from the operands, and errors when shapes
+ * disagree all follow from it.
  *
  * @module
  */
@@ -22,7 +22,7 @@ export type Dims = Readonly<Record<string, number>>;
 /** Workgroups in x, y and z. */
 export type Grid = readonly [number, number, number];
 
-/** What each buffer is, in binding order. */
+/** Shape, access and view of each buffer, in binding order. */
 export type Contract = Readonly<Record<string, string>>;
 
 /** One kernel: its contract, constants, grid and WGSL. */
@@ -30,20 +30,20 @@ export interface Kernel {
   readonly name: string;
   /**
    * By buffer: `[out|inout] sizes [as view]`, e.g. `"n k as unit"`. `any`
-   * leaves a size, or alone the whole shape, unchecked. Views: see lib/webgpu/wgsl.ts.
+   * leaves a size unchecked or, alone, the whole shape. Views: see lib/webgpu/wgsl.ts.
    */
   readonly buffers: Contract | ((constants: Constants) => Contract);
   /** Further uniforms; the sizes come first, as u32. */
   readonly uniforms?: Readonly<Record<string, "u32" | "f32">>;
   /** Defaults; a call may override them. Numbers become WGSL constants (u32). */
   readonly constants: Constants;
-  /** Constants that follow from others, sizes or element types. */
+  /** Constants derived from others, sizes and element types. */
   readonly derive?: (constants: Constants, dims: Dims) => Constants;
   readonly grid: (dims: Dims, constants: Record<string, number>) => Grid;
   readonly body: string;
 }
 
-/** A kernel with a fixed contract; a plain object, named for what it is at its definition. */
+/** Types a kernel where it is defined. */
 export function kernel(spec: Kernel): Kernel {
   return spec;
 }
@@ -60,13 +60,13 @@ export type Operand = Tensor | Matrix<Tensor> | WeightOperand;
 /** The operands of a call, by buffer name. */
 export type Operands = Readonly<Record<string, Operand>>;
 
-/** What a call gives besides its buffers. */
+/** Constants and uniforms of a call. */
 export interface CallOptions {
   constants?: Constants;
   uniforms?: Readonly<Record<string, number>>;
 }
 
-/** A call whose shapes agree with the kernel's contract. */
+/** A checked call, ready to be recorded. */
 export interface Prepared {
   kernel: Kernel;
   shader: Shader;
@@ -78,7 +78,7 @@ export interface Prepared {
   grid: Grid;
 }
 
-/** `n` workgroups as a grid that respects 65,535 per dimension: id = y · width + x. */
+/** A grid of at least `n` workgroups, at most 65,535 per dimension: id = y · width + x. */
 export function splitGrid(n: number, z = 1): Grid {
   const groups = Math.max(1, Math.ceil(n));
   const y = Math.ceil(groups / 65535);
@@ -91,7 +91,7 @@ interface Bound {
   shape: readonly number[];
   /** Of its elements; undefined for u32. */
   format: Format | undefined;
-  /** One tensor, or the planes of a matrix, and the names that they are bound under. */
+  /** One tensor, or the planes of a matrix, with their names in WGSL. */
   buffers: readonly Tensor[];
   bindings: readonly string[];
   access: "in" | "out" | "inout";
@@ -100,11 +100,11 @@ interface Bound {
 }
 
 /**
- * Checks shapes and gathers what a dispatch needs.
+ * Checks a call and prepares its dispatch.
  *
  * @throws {Error} if a shape disagrees with the contract, naming both sides, or if
- * the kernel lacks a constant or uniform that is given, naming those it has.
- * @throws {DeviceError} if the adapter binds fewer buffers than the kernel has.
+ * a given constant or uniform does not exist, naming those that do.
+ * @throws {DeviceError} if the kernel has more buffers than the adapter can bind.
  */
 export function prepare(
   gpu: Gpu,
@@ -230,7 +230,7 @@ function bind(
   };
 }
 
-/** What is bound; a matrix of one row may stand for a vector, of one dimension. */
+/** Shape, format and buffers of an operand. A matrix of one row can be bound as a vector. */
 function operandOf(
   operand: Operand,
   dimensions: number,
@@ -281,7 +281,7 @@ function inferDims(kernel: Kernel, bound: Bound[]): Dims {
   return dims;
 }
 
-/** Texts by their constants: every layer of a model asks for the same. */
+/** Generated WGSL by constants: the layers of a model share it. */
 const sources = new WeakMap<Kernel, Map<string, string>>();
 
 function source(
@@ -292,7 +292,7 @@ function source(
 ): string {
   let known = sources.get(kernel);
   if (!known) sources.set(kernel, known = new Map());
-  // They include the type and the view of each buffer.
+  // Includes the format and the view of each buffer.
   const key = JSON.stringify(constants);
   let code = known.get(key);
   if (code === undefined) {
@@ -309,7 +309,7 @@ function write(
 ): string {
   const lines = [`// ${kernel.name}`];
   if (constants.F16 === 1) lines.push("enable f16;");
-  // What only the grid depends on would make another pipeline of the same text.
+  // Constants that only the grid uses are left out, so that pipelines can be shared.
   const mentioned = new Set(kernel.body.match(/\b[A-Z]\w*\b/g));
   for (const [name, value] of Object.entries(constants)) {
     if (typeof value === "number" && mentioned.has(name)) {
@@ -317,7 +317,7 @@ function write(
     }
   }
   const declarations: string[] = [];
-  /** How many functions `x_four[i]` there are, by their name. */
+  /** The number of functions `x_four[i]`, by name. */
   const fours = new Map<string, number>();
   let binding = 0;
   for (const { name, bindings, view, format, access } of bound) {

@@ -26,7 +26,7 @@ export class Tensor implements Disposable {
   /**
    * A tensor of `shape` on `gpu`, holding `data` if given, else zeros.
    *
-   * @throws {DeviceError} if the adapter cannot bind as much.
+   * @throws {DeviceError} if it is larger than the adapter can bind.
    */
   static create(
     gpu: Gpu,
@@ -55,12 +55,12 @@ export class Tensor implements Disposable {
     return tensor;
   }
 
-  /** How much memory it takes. */
+  /** Size in bytes. */
   get bytes(): number {
     return elements(this.shape) * BYTES[this.dtype];
   }
 
-  /** The same memory under another shape of as many elements. */
+  /** This memory under another shape with as many elements. */
   view(...shape: number[]): Tensor {
     if (elements(shape) !== elements(this.shape)) {
       throw new Error(
@@ -72,7 +72,7 @@ export class Tensor implements Disposable {
     return new Tensor(this.gpu, this.dtype, shape, this.buffer, this.label);
   }
 
-  /** The first `rows` rows, the same memory. */
+  /** A view of the first `rows` rows. */
   rows(rows: number): Tensor {
     if (rows > this.shape[0]) {
       throw new Error(
@@ -85,7 +85,7 @@ export class Tensor implements Disposable {
     return new Tensor(this.gpu, this.dtype, shape, this.buffer, this.label);
   }
 
-  /** A copy as a texture, made once: for tensors that no longer change. */
+  /** A copy as a texture, made on first use, for tensors that no longer change. */
   texels(): GPUTexture {
     return this.#texels ??= copyToTexture(this);
   }
@@ -113,7 +113,7 @@ export class Tensor implements Disposable {
     }
   }
 
-  /** The elements as f32, in row order. Waits for the GPU (10 ms at least in Deno). */
+  /** The elements as f32. Waits for the GPU, which takes at least 10 ms in Deno. */
   async read(): Promise<Float32Array> {
     const size = elements(this.shape);
     const bytes = await this.gpu.readBuffer(this.buffer, 0, this.bytes);

@@ -1,5 +1,5 @@
 /**
- * WGSL text that kernels share: typed views of buffers and sums over lanes.
+ * WGSL shared by kernels: typed views of buffers, and sums over lanes.
  *
  * @module
  */
@@ -8,8 +8,8 @@ import { f32 } from "../formats/f32.ts";
 import { type Format, fourLoad, wideLoad } from "../formats/format.ts";
 
 /**
- * How a kernel sees a buffer. Tensors of floats are read like weights of the format
- * of the same name, so `x_load`, `x_four[i]` and `x_masked` are those of lib/formats.
+ * How a kernel accesses a buffer. Tensors of floats are read like weights in the format
+ * of the same name: `x_load`, `x_four[i]` and `x_masked` come from lib/formats.
  *
  * - `scalar`: `x_at(i)` is one element as f32 (u32 buffers: the array itself),
  *   `x_put(i, v)` writes one (f32 only);
@@ -49,7 +49,7 @@ export interface Viewed {
 export const unitSize = (format: Format | undefined): number =>
   format?.loads[0] ?? 4;
 
-/** The view that the last dimension allows. */
+/** The view that is possible for a last dimension. */
 export function settleView(
   view: View,
   format: Format | undefined,
@@ -80,10 +80,10 @@ export interface Accessors {
 }
 
 /**
- * What a kernel reads and writes buffer `x` with; `bindings` are the names of its
- * planes, `x` itself if there is one.
+ * Declares how buffer `x` is read and written. `bindings` are the names of its planes,
+ * or just `x` if it has only one.
  *
- * @throws {Error} if it is writable and of a type that kernels cannot write.
+ * @throws {Error} if it is writable, but kernels cannot write its type.
  */
 export function accessors(
   x: string,
@@ -159,8 +159,8 @@ const vec4Writes = (format: Format) => [
 ];
 
 /**
- * The declarations that `body` uses, directly or through one another: what `show`
- * prints and drivers compile has no others.
+ * The declarations that `body` uses, directly or through each other. The rest would
+ * only be in the way of readers and compilers.
  */
 export function used(
   declarations: readonly string[],
@@ -177,8 +177,8 @@ export function used(
 }
 
 /**
- * `lanes_sum(v, tid)` and `lanes_max(v, tid)`: over each LANES neighbouring
- * threads, the result in all of them. LANES = 2^LOG_LANES must not exceed the
+ * `lanes_sum(v, tid)` and `lanes_max(v, tid)`: over groups of LANES neighboring
+ * threads, with the result in each of them. LANES = 2^LOG_LANES must not exceed the
  * smallest subgroup where SUBGROUPS is 1; without subgroups they go through
  * workgroup memory and have to be called in uniform control flow.
  */
