@@ -26,9 +26,9 @@ interface ArgmaxCase extends SampleSizes {
 }
 
 /**
- * The highest score of each chunk of a row, after the penalty, and the lowest id
- * that has it: records `[key, id, 0, 0]`. Zeroes the histogram that
- * sample_histogram.ts fills next, if there is one.
+ * The highest score of each chunk of a row, after the penalty, and the lowest id with
+ * that score: records `[key, id, 0, 0]`. With HISTOGRAM it zeroes the histogram that
+ * sample_histogram.ts fills next.
  */
 export const argmax = defineKernel<ArgmaxCase>({
   name: "argmax",

@@ -1,4 +1,4 @@
-import { LANES } from "../lib/webgpu/wgsl.ts";
+import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import { HEADS, turnPair } from "./heads.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
@@ -18,13 +18,13 @@ import {
 import { EPS, HALF_ATTENTION, room, SUM, u32, u32Tensor } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
-// Where in half a head a lane's pair p is.
+// Index of a lane's pair p within half a head.
 const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";
 
-// Keys or values of a tile from `at` on, as far as the run goes.
+// Keys or values of a tile from `at` on, up to the end of the split.
 const fetch = (x: string, at: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
-    let key = cached + min(${at} + s * KEYS + key_team, last) * (WIDTH / PER);
+    let key = cached + min(${at} + s * KEYS + key_group, last) * (WIDTH / PER);
     @unroll for (var i = 0; i < UNITS; i++) {
       let at = key + min(i * KEY_LANES + key_lane, HALF / PER - 1u);
       ${x}s[(s * UNITS + i) * 2] = ${x}_unit(at);
@@ -32,7 +32,7 @@ const fetch = (x: string, at: string) => /* wgsl */ `
     }
   }`;
 
-// A lane's pairs of a head into `x` from n on, zeros where the head has no more.
+// Loads a lane's pairs of a head into `x` from n on; zeros past the end of the head.
 const takeHead = (x: string, n: string, head: string) => /* wgsl */ `
   @unroll for (var p = 0; p < PAIRS; p++) {
     let i = ${PLACE};
@@ -42,7 +42,7 @@ const takeHead = (x: string, n: string, head: string) => /* wgsl */ `
     if (i >= HALF) { ${x}[${n} + 2 * p] = E(); ${x}[${n} + 2 * p + 1] = E(); }
   }`;
 
-// A lane's pairs of weights or angles into `x`, the first at `begin`.
+// Loads a lane's pairs of weights or angles into `x`, the first from `begin`.
 const take = (x: string, of: string, begin: string) => /* wgsl */ `
   @unroll for (var p = 0; p < PAIRS; p++) {
     let at = ${begin} + min(${PLACE}, HALF - 1u);
@@ -65,7 +65,7 @@ const turn = (x: string, n: string, gain: string) => /* wgsl */ `
 }
   }`;
 
-// What `count` teams have left of element i % WIDTH of head i / WIDTH.
+// Sums what `count` groups left of element i % WIDTH of head i / WIDTH.
 const gather = (count: string) => /* wgsl */ `
   let g = i / WIDTH;
   var high = LOW;
@@ -91,7 +91,7 @@ const fetchAll = (x: string) => /* wgsl */ `
   }`;
 
 /**
- * The grid of a step: `splits` runs of keys, `shares` workgroups for all kv heads,
+ * The grid of a step: `splits` splits of the keys, `shares` workgroups for all kv heads,
  * and at least `fetchers` more that read ahead.
  */
 export const decodeGrid = (
@@ -132,32 +132,31 @@ const BATCH_STEP = {
 } as const;
 
 /**
- * Attention of one new token per sequence over its KV cache, with everything that
- * comes before it in the same dispatch: q and k norm, RoPE, and the append of k
- * and v. A workgroup takes one kv head for GROUP of its query heads, which share
- * what it reads (SHARES workgroups take all of them), and one of `splits` runs of
- * keys (flash decoding, https://pytorch.org/blog/flash-decoding/).
+ * Attention of one new token per sequence over its KV cache. The same dispatch norms
+ * and rotates q and k and appends k and v to the cache. A workgroup takes one kv head,
+ * GROUP of its query heads (SHARES workgroups take all of them), and one of `splits`
+ * splits of the keys (flash decoding, https://pytorch.org/blog/flash-decoding/).
  *
- * KEY_LANES threads share a key: each holds pairs of elements half a head apart, of
- * q, of the key, of the value and of the result, so that norm, RoPE, scores and
- * weights need no exchange but sums over these lanes. Each such team goes through
- * keys of its own, STEPS at once, with a running maximum (online softmax,
- * https://arxiv.org/abs/1805.02867). What they leave is summed in each group of
- * LANES by shuffles, then over the workgroup, behind the only barrier.
+ * A key group of KEY_LANES threads shares a key. Each thread holds pairs of elements
+ * half a head apart, of q, the key, the value and the result, so norm, RoPE and scores
+ * need only sums over these lanes. Each key group goes through keys of its own, STEPS
+ * at a time, with a running maximum (online softmax,
+ * https://arxiv.org/abs/1805.02867). Their results are summed by shuffles within a
+ * lane group of LANES, then over the workgroup behind the only barrier.
  *
- * With one split the result is written at once. With more, `partial`
- * `[m, heads, splits, headDim]` and `stats` (maximum and sum, `[m, heads, splits,
- * 2]`) are merged by the workgroup that counts itself the last in `arrived`
- * (MERGE 1), or by merge_splits.ts, for which `flags[1]` tells how many they are.
+ * With one split the result is written directly. With several, `partial`
+ * `[m, heads, splits, headDim]` and `stats` (maximum and sum, `[m, heads, splits, 2]`)
+ * are merged by the last workgroup to count itself in `arrived` (MERGE 1), or by
+ * merge_splits.ts, which finds the number of splits in `flags[1]`.
  *
- * Few workgroups wait for one another here while the memory idles, so with FETCHERS
- * others read the matrices `next` and `after` meanwhile, AHEAD units of 16 bytes at most.
+ * The kernel has few workgroups and leaves memory idle, so FETCHERS more read the
+ * matrices `next` and `after` into the cache, at most AHEAD units of 16 bytes.
  */
 export const attendDecode = defineKernel<DecodeCase>({
   name: "attendDecode",
   buffers: ({ VEC, FETCHERS, MERGE, HEAD_DIM }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
-    // Half a head in whole units of 16 bytes.
+    // Units of 16 bytes where half a head is a whole number of them.
     const cache = Number(HEAD_DIM) % 16 === 0 ? "unit" : view;
     return {
       qkv: `m width as ${view}`,
@@ -194,36 +193,36 @@ export const attendDecode = defineKernel<DecodeCase>({
   derive: (c) => {
     const VEC = Number(c.VEC), HEAD_DIM = Number(c.HEAD_DIM);
     const LOG_KEY_LANES = Number(c.LOG_KEY_LANES);
-    // Without subgroups all teams meet in workgroup memory.
+    // Without subgroups, key groups exchange sums through workgroup memory.
     const LOG_LANES = c.SUBGROUPS ? Number(c.LOG_LANES) : LOG_KEY_LANES;
     const KEY_LANES = 1 << LOG_KEY_LANES, LANES = 1 << LOG_LANES;
     const WORKGROUP = Number(c.WORKGROUP), GROUP = Number(c.GROUP);
-    const PER = c.K_VIEW === "unit" ? Number(c.K_UNIT) / 4 : 1; // elements of a load
+    const PER = c.K_VIEW === "unit" ? Number(c.K_UNIT) / 4 : 1; // elements per load
     const WIDTH = HEAD_DIM / VEC; // elements in a head
     const UNITS = Math.ceil(WIDTH / 2 / PER / KEY_LANES);
-    const ELEMENTS = 2 * UNITS * PER; // that a lane holds
-    const LOG_TEAMS = LOG_LANES - LOG_KEY_LANES;
-    const SCATTER = ELEMENTS % (1 << LOG_TEAMS) === 0 ? 1 : 0;
-    const TEAMS = WORKGROUP / LANES;
+    const ELEMENTS = 2 * UNITS * PER; // per lane
+    const LOG_KEY_GROUPS = LOG_LANES - LOG_KEY_LANES;
+    const SCATTER = ELEMENTS % (1 << LOG_KEY_GROUPS) === 0 ? 1 : 0;
+    const LANE_GROUPS = WORKGROUP / LANES;
     const COLUMNS = Math.min(GROUP * WIDTH, WORKGROUP);
-    const RUNS = Math.floor(WORKGROUP / COLUMNS);
+    const SLICES = Math.floor(WORKGROUP / COLUMNS);
     return {
       LOG_LANES,
       LANES,
       KEY_LANES,
-      KEYS: WORKGROUP / KEY_LANES, // keys of a step
+      KEYS: WORKGROUP / KEY_LANES, // keys per step
       PER,
       WIDTH,
       UNITS,
       PAIRS: ELEMENTS / 2,
       ELEMENTS,
-      LOG_TEAMS,
+      LOG_KEY_GROUPS,
       SCATTER,
-      KEPT: SCATTER ? ELEMENTS >> LOG_TEAMS : ELEMENTS,
-      TEAMS,
+      KEPT: SCATTER ? ELEMENTS >> LOG_KEY_GROUPS : ELEMENTS,
+      LANE_GROUPS,
       COLUMNS,
-      RUNS,
-      PLACES: Math.max(TEAMS, c.MERGE ? RUNS : 0),
+      SLICES,
+      PLACES: Math.max(LANE_GROUPS, c.MERGE ? SLICES : 0),
     };
   },
   tuning: {
@@ -268,7 +267,7 @@ export const attendDecode = defineKernel<DecodeCase>({
 ${LANES}
 ${HEADS}
 const TILE = STEPS * KEYS;
-const LOW = -3.0e38; // below every score
+const LOW = ${LOW}; // below every score
 var<workgroup> sums: array<E, PLACES * GROUP * WIDTH>;
 var<workgroup> stat: array<vec2f, PLACES * GROUP>; // maximum and sum of weights
 @if MERGE { var<workgroup> before: u32; }
@@ -298,8 +297,8 @@ var<workgroup> stat: array<vec2f, PLACES * GROUP>; // maximum and sum of weights
 }
 
 @if FETCHERS {
-// Reads what is wanted next, so that it is in the cache then. What is read must not
-// look unused, so it is compared with what it hardly is.
+// Reads the next weights so that the cache has them. The XOR is compared with an
+// arbitrary constant so that the compiler keeps the loads.
 fn fetch(worker: u32, workers: u32) {
   var seen = vec4u();
   var left = AHEAD;
@@ -309,7 +308,7 @@ fn fetch(worker: u32, workers: u32) {
 }
 }
 
-fn product(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
+fn dot_of(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
 fn key_sum(v: f32, tid: u32) -> f32 {
   @if SUBGROUPS {
     var s = v;
@@ -335,21 +334,21 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let position = lengths[sequence];
   let heads = u.kvHeads * SHARES * GROUP;
   let lane = tid % LANES;
-  let team = tid / LANES;
+  let lane_group = tid / LANES;
   let key_lane = tid % KEY_LANES;
-  let key_team = tid / KEY_LANES;
+  let key_group = tid / KEY_LANES;
   let cached = (sequence * u.kvHeads + kv_head) * u.context * (WIDTH / PER);
-  // Each split has as many steps of keys; the new token's is the last one's.
-  let run = ((position + KEYS - 1u) / KEYS + groups.x - 1u) / groups.x * KEYS;
-  let begin = wg.x * run;
-  let end = min(begin + run, position);
-  let last = max(end, 1u) - 1u; // what is fetched in vain is this key
+  // All splits have the same number of steps; the last one also takes the new token.
+  let split_keys = ((position + KEYS - 1u) / KEYS + groups.x - 1u) / groups.x * KEYS;
+  let begin = wg.x * split_keys;
+  let end = min(begin + split_keys, position);
+  let last = max(end, 1u) - 1u; // loads past the end read this key
 
   var newest = wg.x + 1u == groups.x;
-  @if SUBGROUPS { newest = newest && team == TEAMS - 1u; }
+  @if SUBGROUPS { newest = newest && lane_group == LANE_GROUPS - 1u; }
 
-  // All that is read is on its way before anything is needed. A load in a conditional
-  // block would be waited for at the block's end, so some fetch in vain instead.
+  // All loads are issued before the first use. The end of a conditional block waits for
+  // the loads in it, so threads past the end load a key that they do not use.
   @split var q: array<E, GROUP * ELEMENTS>;
   @unroll for (var g = 0; g < GROUP; g++) { ${
     takeHead("q", "g * ELEMENTS", "wg.y * GROUP + g")
@@ -372,7 +371,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     top[g] = LOW;
   }
 
-  // The new key and value take part as they are before they are rounded to the cache's type.
+  // The new key and value are used before they are rounded to the cache's type.
   if (newest) {
     @split var fresh: array<E, ELEMENTS>;
     @split var value: array<E, ELEMENTS>;
@@ -383,7 +382,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     ${turn("fresh", "0", "key_gain")}
     @unroll for (var g = 0; g < GROUP; g++) {
       var sum = 0.0;
-      @unroll for (var e = 0; e < ELEMENTS; e++) { sum += product(q[g * ELEMENTS + e], fresh[e]); }
+      @unroll for (var e = 0; e < ELEMENTS; e++) { sum += dot_of(q[g * ELEMENTS + e], fresh[e]); }
       sum = key_sum(sum, tid);
       if (tid >= WORKGROUP - KEY_LANES) {
         top[g] = sum;
@@ -415,7 +414,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         var sum = 0.0;
         @unroll for (var p = 0; p < PAIRS; p++) {
           @unroll for (var h = 0; h < 2; h++) {
-            sum += product(q[g * ELEMENTS + 2 * p + h], element(ks[(s * UNITS + p / PER) * 2 + h], p % PER));
+            sum += dot_of(q[g * ELEMENTS + 2 * p + h], element(ks[(s * UNITS + p / PER) * 2 + h], p % PER));
           }
         }
         score[g * STEPS + s] = key_sum(sum, tid);
@@ -424,7 +423,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @unroll for (var g = 0; g < GROUP; g++) {
       var high = top[g];
       @unroll for (var s = 0; s < STEPS; s++) {
-        high = select(high, max(high, score[g * STEPS + s]), t0 + s * KEYS + key_team < end);
+        high = select(high, max(high, score[g * STEPS + s]), t0 + s * KEYS + key_group < end);
       }
       let shrink = exp(top[g] - high);
       top[g] = high;
@@ -432,7 +431,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] *= shrink; }
     }
     @unroll for (var s = 0; s < STEPS; s++) {
-      if (t0 + s * KEYS + key_team < end) {
+      if (t0 + s * KEYS + key_group < end) {
         @unroll for (var g = 0; g < GROUP; g++) {
           let weight = exp(score[g * STEPS + s] - top[g]);
           total[g] += weight;
@@ -450,20 +449,20 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
 
-  // The teams of a lane group halve among them what they sum, as often as there are teams.
+  // Each exchange halves the sums that a key group of the lane group still holds.
   var kept = 0u;
-  @unroll for (var b = 0; b < LOG_TEAMS; b++) {
+  @unroll for (var b = 0; b < LOG_KEY_GROUPS; b++) {
     if ((lane & (LANES >> (b + 1u))) != 0u) { kept += ELEMENTS >> (b + 1u); }
   }
   @unroll for (var g = 0; g < GROUP; g++) {
-    @if LOG_TEAMS > 0 {
+    @if LOG_KEY_GROUPS > 0 {
       var high = top[g];
-      @unroll for (var b = 0; b < LOG_TEAMS; b++) { high = max(high, subgroupShuffleXor(high, LANES >> (b + 1u))); }
+      @unroll for (var b = 0; b < LOG_KEY_GROUPS; b++) { high = max(high, subgroupShuffleXor(high, LANES >> (b + 1u))); }
       let shrink = exp(top[g] - high);
       top[g] = high;
       total[g] *= shrink;
       @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] *= shrink; }
-      @unroll for (var b = 0; b < LOG_TEAMS; b++) {
+      @unroll for (var b = 0; b < LOG_KEY_GROUPS; b++) {
         total[g] += subgroupShuffleXor(total[g], LANES >> (b + 1u));
         @if SCATTER {
           let upper = (lane & (LANES >> (b + 1u))) != 0u;
@@ -479,19 +478,19 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         }
       }
     }
-    if (lane == 0u) { stat[team * GROUP + g] = vec2f(top[g], total[g]); }
+    if (lane == 0u) { stat[lane_group * GROUP + g] = vec2f(top[g], total[g]); }
     if (SCATTER == 1u || lane < KEY_LANES) {
       @unroll for (var e = 0; e < KEPT; e++) {
         let n = select(0u, kept, SCATTER == 1u) + e;
         let p = n / 2u;
         let i = ${PLACE};
-        if (i < HALF) { sums[(team * GROUP + g) * WIDTH + n % 2u * HALF + i] = acc[g * ELEMENTS + e]; }
+        if (i < HALF) { sums[(lane_group * GROUP + g) * WIDTH + n % 2u * HALF + i] = acc[g * ELEMENTS + e]; }
       }
     }
   }
   workgroupBarrier();
   for (var i = tid; i < GROUP * WIDTH; i += WORKGROUP) {
-    ${gather("TEAMS")}
+    ${gather("LANE_GROUPS")}
     if (groups.x == 1u) { y_put(head * WIDTH + i % WIDTH, sum / all); }
     else {
       partial_put((head * groups.x + wg.x) * WIDTH + i % WIDTH, sum);
@@ -503,28 +502,28 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   @if MERGE {
     if (groups.x > 1u) {
-      // What this workgroup has written is there before it is counted; the last one
-      // to be counted finds all of it. Nobody waits.
+      // A workgroup's results are written before it is counted, so the last one to be
+      // counted finds all of them. No workgroup waits.
       storageBarrier();
       let count = row * u.kvHeads * SHARES + wg.y;
       if (tid == 0u) { before = atomicAdd(&arrived[count], 1u); }
       if (workgroupUniformLoad(&before) + 1u == groups.x) {
         storageBarrier();
-        if (tid == 0u) { atomicStore(&arrived[count], 0u); } // for the next step
+        if (tid == 0u) { atomicStore(&arrived[count], 0u); } // ready for the next step
         let column = tid % COLUMNS;
         let share = tid / COLUMNS;
-        for (var i = column; i < GROUP * WIDTH && share < RUNS; i += COLUMNS) {
+        for (var i = column; i < GROUP * WIDTH && share < SLICES; i += COLUMNS) {
           let g = i / WIDTH;
           let at = (row * heads + wg.y * GROUP + g) * groups.x;
           var high = LOW;
           var all = 0.0;
           var sum = E();
-          for (var s0 = share; s0 < groups.x; s0 += RUNS * BATCH) {
+          for (var s0 = share; s0 < groups.x; s0 += SLICES * BATCH) {
             @split var part: array<E, BATCH>;
             @split var most: array<f32, BATCH>;
             @split var many: array<f32, BATCH>;
             @unroll for (var j = 0; j < BATCH; j++) {
-              let s = at + min(s0 + j * RUNS, groups.x - 1u);
+              let s = at + min(s0 + j * SLICES, groups.x - 1u);
               most[j] = bitcast<f32>(atomicLoad(&stats[s * 2u]));
               many[j] = bitcast<f32>(atomicLoad(&stats[s * 2u + 1u]));
               part[j] = partial_at(s * WIDTH + i % WIDTH);
@@ -536,7 +535,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
             all *= shrink;
             sum *= shrink;
             @unroll for (var j = 0; j < BATCH; j++) {
-              if (s0 + j * RUNS < groups.x) {
+              if (s0 + j * SLICES < groups.x) {
                 let weight = exp(most[j] - high);
                 all += weight * many[j];
                 sum += weight * part[j];
@@ -548,13 +547,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         }
         workgroupBarrier();
         for (var i = tid; i < GROUP * WIDTH; i += WORKGROUP) {
-          ${gather("RUNS")}
+          ${gather("SLICES")}
           y_put(head * WIDTH + i % WIDTH, sum / all);
         }
       }
     }
   } @else {
-    if (tid == 0u) { flags[1] = groups.x; } // how many splits there are to merge
+    if (tid == 0u) { flags[1] = groups.x; } // splits that mergeSplits merges
   }
 }`,
   cases: [
@@ -581,7 +580,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     const choice = choices[CONTEXT_CLASSES.indexOf(layout)];
     if (merge && !choice.merges) return undefined;
     const inputs = reference.attentionInputs(random, sizes, given);
-    // Where workgroups read the next weights ahead, that must change nothing.
+    // Reading the next weights ahead must not change the result.
     const { ahead } = choice, fetchers = ahead ? 4 : 0;
     const weights = () => random.tensor("bf16", [64, 128]);
     const apart = splits > 1 && !merge;

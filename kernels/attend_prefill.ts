@@ -1,4 +1,4 @@
-import { LANES } from "../lib/webgpu/wgsl.ts";
+import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import { attentionCost } from "./cost.ts";
 import { exactLanes } from "../lib/dispatch/capabilities.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
@@ -13,19 +13,20 @@ import { room, SUM, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * Causal attention of many new tokens per sequence over the KV cache, which holds
- * their keys and values already. No `[tokens, tokens]` matrix reaches memory
+ * Causal attention of many new tokens per sequence over the KV cache, which already
+ * holds their keys and values. No `[tokens, tokens]` matrix is written to memory
  * (FlashAttention-2, https://arxiv.org/abs/2307.08691).
  *
- * A workgroup takes one kv head and 64 rows, where a row is a (token, query head of
- * the group) pair, so K and V are read once for the whole group. Per 64 keys: scores
- * in slices of 16 of the head size, running maximum and sum per row, then P · V in
- * slices of V_KEYS keys. 16 × 16 threads hold 4 × 4 scores and 4 rows of the output.
+ * A workgroup takes one kv head and 64 rows. A row is a (token, query head) pair of the
+ * head's group, so K and V are read once for the whole group. For each tile of 64 keys
+ * it computes scores in slices of 16 elements, updates each row's running maximum and
+ * sum, then multiplies by V in slices of V_KEYS keys. 16 × 16 threads each hold 4 × 4
+ * scores and 4 rows of the output.
  */
 export const attendPrefill = defineKernel<AttentionCase>({
   name: "attendPrefill",
   buffers: ({ HEAD_DIM }) => {
-    // Heads are what must be whole vec4, not rows of them.
+    // Each head must be whole vec4, so the width of a row does not decide.
     const view = Number(HEAD_DIM) % 4 === 0 ? "span" : "scalar";
     return {
       q: `m any as ${view}`,
@@ -72,7 +73,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let tm = tid / 16u;
   let last_token = min(first_row + 63u, rows - 1u) / u.group;
   let keys = length + last_token + 1u;
-  // Where the four rows of this thread lie in q and y, and up to which key they see.
+  // Offsets of this thread's four rows in q and y, and the end of the keys they see.
   @split var at_row: array<u32, 4>;
   @split var sees: array<u32, 4>;
   @split var top: array<f32, 4>;
@@ -82,7 +83,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     let row = min(first_row + tm * 4u + r, rows - 1u);
     at_row[r] = ((wg.z * u.tokens + row / u.group) * heads + kv_head * u.group + row % u.group) * HEAD_DIM;
     sees[r] = length + row / u.group + 1u;
-    top[r] = -3.0e38;
+    top[r] = ${LOW};
   }
   for (var k0 = 0u; k0 < keys; k0 += 64u) {
     @split var score: array<vec4f, 4>;
@@ -119,7 +120,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     }
     let key = vec4u(k0 + tn * 4u) + vec4u(0u, 1u, 2u, 3u);
     @unroll for (var r = 0; r < 4; r++) {
-      let seen = select(vec4f(-3.0e38), score[r] * u.scale, key < vec4u(sees[r]));
+      let seen = select(vec4f(${LOW}), score[r] * u.scale, key < vec4u(sees[r]));
       let high = max(top[r], lanes_max(max(max(seen.x, seen.y), max(seen.z, seen.w)), tid));
       score[r] = select(vec4f(), exp(seen - high), key < vec4u(sees[r]));
       let shrink = exp(top[r] - high);
@@ -146,7 +147,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
         }
       }
     }
-    workgroupBarrier(); // weights and stage are written again
+    workgroupBarrier(); // before weights and stage are overwritten
   }
   @unroll for (var r = 0; r < 4; r++) {
     let inside = first_row + tm * 4u + r < rows;

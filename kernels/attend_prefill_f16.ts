@@ -1,4 +1,4 @@
-import { LANES } from "../lib/webgpu/wgsl.ts";
+import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import { attentionCost } from "./cost.ts";
 import { choosePrefillRows } from "../lib/dispatch/attention.ts";
 import { exactLanes } from "../lib/dispatch/capabilities.ts";
@@ -12,7 +12,7 @@ import {
 import { HALF_ATTENTION, room, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
-// Blocks of 4 keys × 4 values of the head size, and whole rows of values.
+// Blocks of 4 keys × 4 elements of the head.
 const fetchKeys = (k0: string) => /* wgsl */ `
   @unroll for (var l = 0; l < KEY_BLOCKS; l++) {
     let block = l * WORKGROUP + tid;
@@ -23,13 +23,13 @@ const fetchKeys = (k0: string) => /* wgsl */ `
   }`;
 
 /**
- * attend_prefill.ts in f16, for an f16 cache and heads of 64 or 128 values: a tile of
- * 64 keys, then their values, lies whole in workgroup memory beside q, and the next
- * is fetched into registers while this one is multiplied.
+ * attend_prefill.ts in f16, for an f16 cache and heads of 64 or 128 elements. Workgroup
+ * memory holds q and a whole tile of 64 keys, then of their values; the next tile is
+ * fetched into registers while this one is multiplied.
  *
- * Products are summed in f16 over 32 terms, in f32 beyond. They stay in range: q is
- * scaled first and the norms' weights bound both sides (the caller checks them), and
- * weights of values are divided by 32, so that 32 of them cannot exceed the largest
+ * Products are summed in f16 over 32 terms and in f32 beyond. They stay in range: q is
+ * scaled first and the norms' weights bound both factors (the caller checks), and the
+ * weights of values are divided by 32, so a sum of 32 terms cannot exceed the largest
  * value.
  */
 export const attendPrefillF16 = defineKernel<AttentionCase>({
@@ -63,12 +63,12 @@ export const attendPrefillF16 = defineKernel<AttentionCase>({
   body: /* wgsl */ `
 ${LANES}
 alias T = vec4<f16>;
-const TEAM = ROWS / 4u;
-var<workgroup> queries: array<T, HEAD_DIM * TEAM>; // [d][rows]
+const FOURS = ROWS / 4u;
+var<workgroup> queries: array<T, HEAD_DIM * FOURS>; // [d][rows]
 var<workgroup> stage: array<T, HEAD_DIM * 16u>; // keys [d][keys], then values [key][d]
-var<workgroup> weights: array<T, 64u * TEAM>; // [key][rows]
+var<workgroup> weights: array<T, 64u * FOURS>; // [key][rows]
 
-// Where row r of this workgroup, a (token, head of the group) pair, lies in q and y.
+// Offset of row r of this workgroup, a (token, head of the group) pair, in q and y.
 fn row_at(r: u32, kv_head: u32, sequence: u32) -> u32 {
   let token = sequence * u.tokens + r / u.group;
   return (token * u.kvHeads * u.group + kv_head * u.group + r % u.group) * WIDTH;
@@ -86,25 +86,25 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let keys = length + min(first_row + ROWS - 1u, rows - 1u) / u.group + 1u;
   @split var next: array<T, KEY_BLOCKS * 4>;
   ${fetchKeys("0u")}
-  for (var block = tid; block < TEAM * WIDTH; block += WORKGROUP) {
+  for (var block = tid; block < FOURS * WIDTH; block += WORKGROUP) {
     @split var part: array<T, 4>;
     @unroll for (var i = 0; i < 4; i++) {
       let row = min(first_row + block / WIDTH * 4u + i, rows - 1u);
       part[i] = T(q_at(row_at(row, kv_head, wg.z) + block % WIDTH) * u.scale);
     }
-    let to = block % WIDTH * 4u * TEAM + block / WIDTH;
+    let to = block % WIDTH * 4u * FOURS + block / WIDTH;
     queries[to] = T(part[0].x, part[1].x, part[2].x, part[3].x);
-    queries[to + TEAM] = T(part[0].y, part[1].y, part[2].y, part[3].y);
-    queries[to + 2u * TEAM] = T(part[0].z, part[1].z, part[2].z, part[3].z);
-    queries[to + 3u * TEAM] = T(part[0].w, part[1].w, part[2].w, part[3].w);
+    queries[to + FOURS] = T(part[0].y, part[1].y, part[2].y, part[3].y);
+    queries[to + 2u * FOURS] = T(part[0].z, part[1].z, part[2].z, part[3].z);
+    queries[to + 3u * FOURS] = T(part[0].w, part[1].w, part[2].w, part[3].w);
   }
-  @split var sees: array<u32, 4>; // up to which key a row sees
+  @split var sees: array<u32, 4>; // end of the keys that a row sees
   @split var top: array<f32, 4>;
   @split var total: array<f32, 4>;
   @split var acc: array<vec4f, 4 * NV>;
   @unroll for (var r = 0; r < 4; r++) {
     sees[r] = length + min(first_row + tm * 4u + r, rows - 1u) / u.group + 1u;
-    top[r] = -3.0e38;
+    top[r] = ${LOW};
   }
   for (var k0 = 0u; k0 < keys; k0 += 64u) {
     @unroll for (var l = 0; l < KEY_BLOCKS; l++) {
@@ -127,7 +127,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       @split var sum: array<T, 4>;
       @unroll for (var r = 0; r < 4; r++) { sum[r] = T(); }
       @unroll for (var d = 0; d < 32; d++) {
-        let qv = queries[(d0 + d) * TEAM + tm];
+        let qv = queries[(d0 + d) * FOURS + tm];
         let kv = stage[(d0 + d) * 16u + tn];
         @unroll for (var r = 0; r < 4; r++) { sum[r] = fma(T(qv[r]), kv, sum[r]); }
       }
@@ -135,7 +135,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     }
     let key = vec4u(k0 + tn * 4u) + vec4u(0u, 1u, 2u, 3u);
     @unroll for (var r = 0; r < 4; r++) {
-      let seen = select(vec4f(-3.0e38), score[r], key < vec4u(sees[r]));
+      let seen = select(vec4f(${LOW}), score[r], key < vec4u(sees[r]));
       let high = max(top[r], lanes_max(max(max(seen.x, seen.y), max(seen.z, seen.w)), tid));
       score[r] = select(vec4f(), exp(seen - high), key < vec4u(sees[r]));
       let shrink = exp(top[r] - high);
@@ -145,7 +145,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     }
     workgroupBarrier(); // keys have been read
     @unroll for (var c = 0; c < 4; c++) {
-      weights[(tn * 4u + c) * TEAM + tm] = T(vec4f(score[0][c], score[1][c], score[2][c], score[3][c]) / 32.0);
+      weights[(tn * 4u + c) * FOURS + tm] = T(vec4f(score[0][c], score[1][c], score[2][c], score[3][c]) / 32.0);
     }
     @unroll for (var l = 0; l < VALUE_LOADS; l++) { stage[l * WORKGROUP + tid] = value[l]; }
     workgroupBarrier();
@@ -154,7 +154,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       @split var sum: array<T, 4 * NV>;
       @unroll for (var i = 0; i < 4 * NV; i++) { sum[i] = T(); }
       @unroll for (var s = 0; s < 32; s++) {
-        let w = weights[(s0 + s) * TEAM + tm];
+        let w = weights[(s0 + s) * FOURS + tm];
         @unroll for (var j = 0; j < NV; j++) {
           let value = stage[(s0 + s) * WIDTH + min(j * 16u + tn, WIDTH - 1u)];
           @unroll for (var r = 0; r < 4; r++) { sum[r * NV + j] = fma(T(w[r]), value, sum[r * NV + j]); }

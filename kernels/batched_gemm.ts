@@ -12,11 +12,11 @@ interface BatchedCase {
 }
 
 /**
- * A matrix product per batch and head, `[batch, heads, m, k] × [batch, kvHeads, k, n]`:
- * attention scores and values. `heads` is a multiple of `kvHeads`; each group of
- * query heads reads its own head of `b`, which is never copied.
+ * A matmul per batch and head, `[batch, heads, m, k] × [batch, kvHeads, k, n]`:
+ * attention scores and values. `heads` is a multiple of `kvHeads`; the query heads of a
+ * group read the same head of `b` without a copy.
  *
- * B_BY_COLUMN 1: `b` is `[batch, kvHeads, n, k]` (keys as they are cached).
+ * B_BY_COLUMN 1: `b` is `[batch, kvHeads, n, k]`, as keys are cached.
  */
 export const batchedGemm = defineKernel<BatchedCase>({
   name: "batchedGemm",
@@ -38,7 +38,7 @@ fn offsets(z: u32) -> vec3u {
   let kv_head = z / u.heads * u.kvHeads + z % u.heads / (u.heads / u.kvHeads);
   return vec3u(z * u.m * u.k, kv_head * u.k * u.n, z * u.m * u.n);
 }
-fn runs_of_k(groups: vec3u) -> u32 { return 1u; }
+fn splits_of_k(groups: vec3u) -> u32 { return 1u; }
 ${TILE}`,
   // Attention scores: 4 heads over 2 that they share.
   cases: FLOATS.flatMap((b) => [

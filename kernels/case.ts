@@ -1,7 +1,7 @@
 /**
  * Test cases of kernels: sizes and types in a kernel's own file, inputs made by a rule,
- * and what must come out. doctor and the tests run them, show and radv take shapes
- * from them.
+ * and expected results. doctor and the tests run them; show and radv read shapes from
+ * those of kernels that no pass runs.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import { type Dtype, elements } from "../lib/dtype.ts";
 import type { CpuTensor } from "../lib/formats/tensor.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
 
-/** One call of a kernel, and what it must leave. */
+/** One call of a kernel, and its expected results. */
 export interface KernelCase {
   /** Sizes and element types, for a report. */
   what: string;
@@ -35,10 +35,10 @@ export interface Result {
   tolerance: number;
 }
 
-/** What a call left in the buffers that it may write, floats widened to f32. */
+/** What a call left in the buffers that it may write; floats are widened to f32. */
 export type Buffers = Readonly<Record<string, ArrayLike<number>>>;
 
-/** What makes a case from its sizes and types. */
+/** What a case is made with. */
 export interface CaseTools {
   device: Capabilities & { f16: boolean };
   random: CaseRandom;
@@ -103,7 +103,7 @@ export interface SamplingRule {
   seed: number;
 }
 
-/** What kernels compute, plainly, on the CPU: lib/check/reference.ts. */
+/** Plain implementations on the CPU, in float64: lib/check/reference.ts. */
 export interface Reference {
   linear(
     x: ArrayLike<number>,
@@ -164,14 +164,14 @@ export type Float = typeof FLOATS[number];
 
 /** How far f32 sums may be off, in norms of what they sum. */
 export const SUM = 1e-5;
-/** The same for products in f16. */
+/** How far sums may be off where matmuls multiply in f16. */
 export const HALF_SUM = 1e-2;
-/** The same for attention over f16 products or an f16 cache. */
+/** How far attention in f16, or what an f16 cache keeps, may be off. */
 export const HALF_ATTENTION = 4e-3;
 
 export const EPS = 1e-6;
 
-/** f32 room for a result, full of `value`: NaN shows wherever it is left. */
+/** A f32 output filled with `value`: NaN exposes elements that are not written. */
 export function room(shape: readonly number[], value = NaN): CpuTensor {
   const data = new Float32Array(elements(shape)).fill(value);
   return { dtype: "f32", shape, data };

@@ -3,14 +3,14 @@ import { toF32 } from "../lib/formats/tensor.ts";
 import { type Float, FLOATS, room, rowSums, SUM, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
-/** Threads of a row, each of which leaves a partial sum. */
+/** Threads per row; each leaves a partial sum of squares. */
 const WORKGROUP = 64;
 
 /**
- * Rows of a table by index, as f32: the embedding of tokens, and partial sums of
- * each row's squares (WORKGROUP of them) for the norm that follows. A table split
- * over several buffers takes one dispatch each: rows outside `begin … begin + n`
- * are left as they are.
+ * Gathers rows of a table as f32, the embedding of tokens, and leaves WORKGROUP partial
+ * sums of each row's squares for the norm that follows. A table split over several
+ * buffers takes one dispatch per buffer; tokens outside `begin … begin + n` leave their
+ * rows unchanged.
  */
 export const embed = defineKernel<{ k: number; table: Float }>({
   name: "embed",

@@ -8,7 +8,7 @@ import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
 import { defineKernel } from "./define.ts";
 
-/** What thread block l of a tile does: all of them the same, unless a's blocks end within. */
+/** What each thread does with block l of a tile; a's blocks may end within it. */
 const perBlock = (a: string, b: string) => /* wgsl */ `
   @if (l + 1) * THREADS <= A_BLOCKS { ${a} } @else {
     @if l * THREADS >= A_BLOCKS && (l + 1) * THREADS <= BLOCKS { ${b} } @else {
@@ -16,7 +16,7 @@ const perBlock = (a: string, b: string) => /* wgsl */ `
     }
   }`;
 
-/** Stores a 4 × 4 block so that k is outermost. */
+/** Stores a 4 × 4 block transposed, k outermost. */
 const transpose = (tile: string, block: string) =>
   ["x", "y", "z", "w"].map((c, i) =>
     `${tile}[at / UNROLL][at % UNROLL + ${i}u][${block}] = T(next[l * 4].${c}, next[l * 4 + 1].${c}, next[l * 4 + 2].${c}, next[l * 4 + 3].${c});`
@@ -36,8 +36,8 @@ const storeB = /* wgsl */ `
     @unroll for (var i = 0; i < 4; i++) { b_tile[at / UNROLL][at % UNROLL + i][j % (BN / 4u)] = next[l * 4 + i]; }
   }`;
 
-// WHOLE: no row of a or b ends within a tile of k, so a load needs no check; rows
-// beyond the matrix are others' again, and never stored.
+// WHOLE: no row of a or b ends within a tile of k, so loads need no check. Threads past
+// the last row read that row again, and their results are not stored.
 const beginA = /* wgsl */ `
   let row = first_row + block / (BK / 4u) * 4u;
   @unroll for (var i = 0; i < 4; i++) {
@@ -83,7 +83,7 @@ const loadB = /* wgsl */ `
     }
   }`;
 
-/** UNROLL steps of k from step `q` of the tile on. */
+/** UNROLL steps of k, from part `q` of the tile. */
 const multiply = (q: string) => /* wgsl */ `
   @unroll for (var kk = 0; kk < UNROLL; kk++) {
     @unroll for (var i = 0; i < TM4; i++) { av[i] = a_tile[${q}][kk][i * (BM / 4u / TM4) + tm]; }
@@ -101,19 +101,19 @@ const multiply = (q: string) => /* wgsl */ `
 /**
  * One BM × BN tile of `c = a · b` per workgroup, TM × TN per thread.
  *
- * What makes it fast under naga: UNROLL steps of k at once are unrolled in the text
- * (all of a tile is fastest, fewer are quicker to compile), the
- * accumulators are named vec4f, both tiles lie in workgroup memory with k outermost
- * (so a thread reads four rows or columns at once), and the next tile is fetched
- * into registers while this one is multiplied.
+ * What makes it fast under naga: UNROLL steps of k are unrolled in the text (unrolling
+ * the whole tile is fastest, less compiles sooner), accumulators are named vec4f, both
+ * tiles are in workgroup memory with k outermost, so that a thread reads four rows or
+ * columns at once, and the next tile is fetched into registers while this one is
+ * multiplied.
  *
- * The text is shared with batched_gemm.ts, which sets the offsets by head.
+ * batched_gemm.ts shares the text and sets the offsets by head.
  */
 export const TILE = /* wgsl */ `
 const A_STRIDE = BM / 4u + 1u;
 const B_STRIDE = BN / 4u + 1u;
 @if F16 { alias T = vec4<f16>; } @else { alias T = vec4f; }
-// Arrays in arrays: naga checks each index against its bound, and this way those that
+// Arrays of arrays: naga checks every index, and this way the checks of indices that
 // depend on the thread are the same for every k.
 var<workgroup> a_tile: array<array<array<T, A_STRIDE>, UNROLL>, BK / UNROLL>;
 var<workgroup> b_tile: array<array<array<T, B_STRIDE>, UNROLL>, BK / UNROLL>;
@@ -122,7 +122,7 @@ fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
   return select(0u, size - min(begin, size), inside);
 }
 
-// Output column of column j of this workgroup's tile; b row or column likewise.
+// Column of b for column j of this workgroup's tile.
 fn source_column(first: u32, j: u32) -> u32 {
   @if EPILOGUE == "swiglu" { return select(first + j, u.n / 2u + first + j - BN / 2u, j >= BN / 2u); }
   @else { return first + j; }
@@ -138,10 +138,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let tm = tid / (BN / TN);
   @split var acc: array<vec4f, TM * TN4>;
   @split var next: array<T, LOADS * 4>;
-  let runs = runs_of_k(groups);
-  let k_run = (u.k + runs * BK - 1u) / (runs * BK) * BK;
-  let k_begin = wg.z % runs * k_run;
-  let k_end = min(u.k, k_begin + k_run);
+  let splits = splits_of_k(groups);
+  let k_split = (u.k + splits * BK - 1u) / (splits * BK) * BK;
+  let k_begin = wg.z % splits * k_split;
+  let k_end = min(u.k, k_begin + k_split);
   @if WHOLE {
     @split var begin: array<u32, LOADS * 4>;
     @unroll for (var l = 0; l < LOADS; l++) {
@@ -167,7 +167,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     if (k0 > k_begin) {
       @split var av: array<T, TM4>;
       @split var bv: array<T, TN4>;
-      // f16 products are summed in f16 over one tile of k only.
+      // f16 sums cover one tile of k.
       @if F16 { @split var sum: array<T, TM * TN4>; }
       @if F16 { @unroll for (var i = 0; i < TM * TN4; i++) { sum[i] = T(); } }
       @if UNROLL == BK { ${multiply("0")} }
@@ -184,7 +184,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         @unroll for (var j = 0; j < TN4; j++) { acc[(i * 4 + r) * TN4 + j] *= scale; }
       }
       @if EPILOGUE == "swiglu" {
-        // The left half of the tile is gates, the right half what they gate.
+        // The left half of the tile holds gates, the right half the values they gate.
         @unroll for (var j = 0; j < TN4 / 2; j++) {
           let column = first_column + j * (BN / TN4) + tn * 4u;
           let gate = acc[(i * 4 + r) * TN4 + j];
@@ -204,7 +204,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
 }`;
 
-/** Constants of a tile and what follows from them. */
+/** Constants of a tile. */
 export const tileConstants = {
   BM: 64,
   BN: 64,
@@ -238,7 +238,7 @@ export function deriveTile(
   const THREADS = (BM / TM) * (BN / TN);
   return {
     THREADS,
-    UNROLL: commonDivisor(BK, Number(c.UNROLL)), // whole runs of them make a tile
+    UNROLL: commonDivisor(BK, Number(c.UNROLL)), // must divide a tile
     TM4: TM / 4,
     TN4: TN / 4,
     A_BLOCKS: BM / 4 * (BK / 4),
@@ -261,12 +261,12 @@ interface GemmCase extends LinearCase {
  * B_BY_COLUMN 1: `b` is `[n, k]`, as checkpoints store weights; 0: `[k, n]`.
  * EPILOGUE "store": `c = …`, "add": `c += …` (residual), "swiglu": see gemv.ts.
  *
- * F16 1: products in f16, summed in f16 over BK and in f32 beyond. `a` is then f16
- * with a factor per row in `scales` (SCALED 1, see to_f16.ts), so that no activation
- * leaves f16's range.
+ * F16 1: multiplies in f16 and sums in f16 over BK, in f32 beyond. `a` is then f16 with
+ * a factor per row in `scales` (SCALED 1, see to_f16.ts), so that every activation is in
+ * f16's range.
  *
- * SPLITS > 1 cuts k into as many runs where m × n alone is too small to fill a
- * GPU; each writes its own m rows of `c`, see sum_splits.ts.
+ * SPLITS > 1 splits k where m × n alone is too small to fill a GPU. Each split writes m
+ * rows of its own in `c`, which sum_splits.ts adds up.
  */
 export const gemm = defineKernel<GemmCase>({
   name: "gemm",
@@ -278,8 +278,8 @@ export const gemm = defineKernel<GemmCase>({
       C_FOURS ? "span" : "scalar"
     }`,
   }),
-  // c has rows of `stride` elements; this call's first column goes to `column`.
-  // C_FOURS 0: column or n is no multiple of 4, though stride may be.
+  // Rows of c are `stride` elements apart; the first column goes to `column`. C_FOURS 0:
+  // stride is a multiple of 4, but column or the number of columns is not.
   uniforms: { stride: "u32", column: "u32" },
   constants: { ...tileConstants, C_FOURS: 1 },
   derive: deriveTile,
@@ -320,7 +320,7 @@ export const gemm = defineKernel<GemmCase>({
   cost: (call) => linearCost(call, "a", "b"),
   body: `
 fn offsets(z: u32) -> vec3u { return vec3u(0u, 0u, z * u.m * u.stride); }
-fn runs_of_k(groups: vec3u) -> u32 { return groups.z; }
+fn splits_of_k(groups: vec3u) -> u32 { return groups.z; }
 ${TILE}`,
   cases: [
     ...FLOATS.flatMap((w) => [

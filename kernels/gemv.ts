@@ -13,7 +13,7 @@ import { FLOATS } from "./case.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 import { defineKernel } from "./define.ts";
 
-// Units of a chunk that lie beyond the row are zero, so they add nothing.
+// Units past the end of the row are zero and add nothing.
 const load = (chunk: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
     let unit = (${chunk} * STEPS + s) * LANES + lane;
@@ -23,7 +23,7 @@ const load = (chunk: string) => /* wgsl */ `
     }
   }`;
 
-/** `w_row(g, i)`: which row of w accumulator i of lane group g sums; gemv_rows.ts has it too. */
+/** `w_row(g, i)`: the row of w that accumulator i of lane group g sums; shared with gemv_rows.ts. */
 export const W_ROW = /* wgsl */ `
 fn w_row(g: u32, i: u32) -> u32 {
   @if EPILOGUE == "swiglu" {
@@ -33,7 +33,7 @@ fn w_row(g: u32, i: u32) -> u32 {
   }
 }`;
 
-// What becomes of a lane group's sums; `sum` is then of the squares of its new row.
+// Writes a lane group's sums; `sum` becomes the sum of their squares.
 const WRITE = /* wgsl */ `
   @if EPILOGUE == "swiglu" {
     @unroll for (var i = 0; i < ROWS; i += 2) {
@@ -55,7 +55,7 @@ const unitsOf = ({ k, format }: LinearTarget) => Math.ceil(k / format.loads[0]);
 const lanesOf = (target: LinearTarget, device: Capabilities) =>
   2 ** laneConstants(device, Math.max(4, unitsOf(target))).LOG_LANES;
 
-/** Rows of w that a workgroup sums. */
+/** Rows of w per workgroup. */
 const rowsOfWorkgroup = (
   { WORKGROUP, LOG_LANES, ROWS, SPREAD }: Constants,
 ): number =>
@@ -70,23 +70,23 @@ export function squareParts(n: number, constants: Constants): number {
 }
 
 /**
- * One row times a matrix stored by output row: `y = x · wᵀ`, every Linear layer of a
- * decode step. More rows: gemv_rows.ts.
+ * One row times a matrix stored by output row, `y = x · wᵀ`: every Linear layer of a
+ * decode step. gemv_rows.ts takes more rows.
  *
- * LANES neighbouring threads share ROWS rows of `w`, read by wide loads (units), with
- * all loads of a chunk issued before the first use. Fused around it, because a
- * dispatch costs 2–3 µs:
+ * A lane group of LANES neighbouring threads shares ROWS rows of `w`, read by wide
+ * loads (units), and issues all loads of a chunk before the first use. Fused around it, because
+ * a dispatch costs 2–3 µs:
  *
- * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. The factor
- *   needs no barrier: the kernel that wrote the row left PARTS partial sums of its
- *   squares in `squares`.
+ * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. The kernel that
+ *   wrote the row left PARTS partial sums of its squares in `squares`, so the factor
+ *   needs no pass over the row.
  * - EPILOGUE "store": `y = …`; "add": `y += …` (residual), and partial sums of the new
  *   row's squares, one per lane group; "swiglu": `y = silu(g) · u` with g from the
  *   first half of w's rows and u from the second.
  *
- * Rows of k that are not whole units take the plain loop at the end.
+ * If a row of `w` is not whole units, the plain loop at the end takes it.
  *
- * SPREAD "rows", for threads that a CPU emulates: gemv_emulated.ts.
+ * SPREAD "rows" is for threads that a CPU emulates, see gemv_emulated.ts.
  */
 export const gemv = defineKernel<LinearCase>({
   name: "gemv",
@@ -101,7 +101,7 @@ export const gemv = defineKernel<LinearCase>({
       ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
     };
   },
-  // As gemv_rows.ts has them; this call's first row of w goes to column `column` of y.
+  // The first row of w goes to column `column` of y; stride is gemv_rows.ts's.
   uniforms: { stride: "u32", column: "u32", eps: "f32" },
   constants: {
     WORKGROUP: 128,
@@ -215,7 +215,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
   @if EPILOGUE == "add" {
-    // The residual is fetched now, so that nothing waits for it at the end.
+    // The residual is loaded early, so that nothing waits for it at the end.
     @split var residual: array<f32, ROWS>;
     if (lane == 0u) {
       @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }

@@ -13,15 +13,15 @@ interface ColumnsCase {
 /**
  * One or a few rows times a matrix stored by input row: `y = x · b`, `[m, k] × [k, n]`.
  *
- * A thread keeps four neighbouring columns, so a row of `b` is read in whole lines;
- * RUNS threads share a column's k and meet in workgroup memory.
+ * A thread takes four neighbouring columns, so that a row of `b` is read in whole cache
+ * lines. SLICES threads share a column's k and add up in workgroup memory.
  */
 export const gemvColumns = defineKernel<ColumnsCase>({
   name: "gemvColumns",
   buffers: { x: "m k as scalar", b: "k n as span", y: "inout m n as span" },
-  constants: { M: 1, COLUMNS: 32, RUNS: 8 },
-  derive: ({ COLUMNS, RUNS }) => ({
-    WORKGROUP: Number(COLUMNS) * Number(RUNS),
+  constants: { M: 1, COLUMNS: 32, SLICES: 8 },
+  derive: ({ COLUMNS, SLICES }) => ({
+    WORKGROUP: Number(COLUMNS) * Number(SLICES),
   }),
   grid: ({ n }, { COLUMNS }) => splitGrid(n / (4 * COLUMNS)),
   body: /* wgsl */ `
@@ -33,7 +33,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let column = ((wg.y * groups.x + wg.x) * COLUMNS + tid % COLUMNS) * 4u;
   let left = u.n - min(column, u.n);
   @split var acc: array<vec4f, M>;
-  for (var i = tid / COLUMNS; i < u.k; i += RUNS) {
+  for (var i = tid / COLUMNS; i < u.k; i += SLICES) {
     let v = b_span(i * u.n + column, left);
     @unroll for (var m = 0; m < M; m++) { acc[m] += x_at(m * u.k + i) * v; }
   }
@@ -42,7 +42,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     workgroupBarrier();
     if (tid < COLUMNS) {
       var sum = sums[tid];
-      for (var r = 1u; r < RUNS; r++) { sum += sums[r * COLUMNS + tid]; }
+      for (var r = 1u; r < SLICES; r++) { sum += sums[r * COLUMNS + tid]; }
       y_store(m * u.n + column, left, sum);
     }
     workgroupBarrier();

@@ -1,9 +1,9 @@
 /**
- * What gemv.ts runs where threads are emulated on a CPU (SPREAD "rows"): each lane has
- * ROWS rows of w of its own, and takes one element of x for all lanes of its group,
- * because llvmpipe loads for one lane after the other, and hands on what a lane has in an
- * instruction. With W_IN "texture" it reads a copy of w as a texture: llvmpipe loads those
- * for all lanes at once. `write` is what gemv.ts does with the sums.
+ * gemv.ts for threads that a CPU emulates (SPREAD "rows"): each lane sums ROWS rows of w
+ * of its own, and loads one element of x that it broadcasts to its lane group, because
+ * llvmpipe loads for one lane after the other but broadcasts in one instruction. With
+ * W_IN "texture" w is read from a copy in a texture, which llvmpipe loads for all lanes
+ * at once. `write` is what gemv.ts does with the sums.
  */
 export const emulated = (write: string) => /* wgsl */ `
 @compute @workgroup_size(WORKGROUP)

@@ -11,7 +11,7 @@ import { FLOATS } from "./case.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 import { defineKernel } from "./define.ts";
 
-// Fours of a chunk that lie beyond the row are zero, so they add nothing.
+// Fours past the end of the row are zero and add nothing.
 const load = (into: string, chunk: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
     let four = (${chunk} * STEPS + s) * LANES + lane;
@@ -22,8 +22,8 @@ const load = (into: string, chunk: string) => /* wgsl */ `
   }`;
 
 /**
- * Sums that lanes without subgroups add up between two barriers: many, because each
- * barrier takes a software adapter seconds to compile, as 8 KiB have room for.
+ * Sums that lanes without subgroups add up between two barriers: as many as 8 KiB hold,
+ * because a software adapter takes seconds to compile each barrier.
  */
 export function sumsAtOnce(
   workgroup: number,
@@ -55,16 +55,16 @@ const lanesOf = ({ k }: LinearTarget, device: Capabilities) =>
  * A few rows times a matrix stored by output row, `y = x · wᵀ`: the Linear layers of
  * sequences that decode together, and of short prompts.
  *
- * Like gemv.ts, but M rows of `x` share each value of `w`, so arithmetic and reads of
- * `x` from the cache limit it. LANES neighbouring threads share ROWS rows of `w` and
- * take four elements at a time, so that their reads of `x` are neighbours too. Each
- * ends with M · ROWS sums; every exchange between lanes adds half of them and leaves
- * the other half to its partner, so each lane ends with its own few results: log₂
- * steps for all sums together, and no lane writes alone. Where rows of `w` are too few
- * to fill a GPU, SLICES lane groups of a workgroup share them, each a part of k.
+ * Like gemv.ts, but M rows of `x` share each value of `w`, so arithmetic and cached
+ * reads of `x` are the limit. A lane group of LANES neighbouring threads shares ROWS rows
+ * of `w`, four elements at a time, so that neighbours also read neighbours in `x`. Each
+ * thread ends with M · ROWS sums. In every exchange a lane adds up half of them and
+ * leaves the other half to its partner, so after log₂ LANES exchanges each lane has a few
+ * finished results and all lanes write. Where `w` has too few rows to fill a GPU, SLICES
+ * lane groups of a workgroup share them, each with a part of k.
  *
- * NORM and EPILOGUE are gemv.ts's; the sums of squares for the next norm are one per
- * workgroup.
+ * NORM and EPILOGUE are gemv.ts's; each workgroup leaves one sum of squares per row for
+ * the next norm.
  */
 export const gemvRows = defineKernel<LinearCase>({
   name: "gemvRows",
@@ -75,7 +75,7 @@ export const gemvRows = defineKernel<LinearCase>({
     ...(NORM ? { norm: "k as span", squares: "m parts as span" } : {}),
     ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
   }),
-  // y has rows of `stride` elements; this call's first row of w goes to column `column`.
+  // Rows of y are `stride` elements apart; the first row of w goes to column `column`.
   uniforms: { stride: "u32", column: "u32", eps: "f32" },
   constants: {
     M: 2,
@@ -111,15 +111,15 @@ export const gemvRows = defineKernel<LinearCase>({
       LANES: lanes,
       STEPS: steps,
       CHUNKS: chunks,
-      // With fewer chunks than slices some begin beyond the row.
+      // With fewer chunks than slices, some slices begin past the row.
       EXACT: fours % (lanes * steps) === 0 && chunks >= Number(c.SLICES)
         ? 1
         : 0,
       GROUPS: Number(c.WORKGROUP) / lanes,
       SUMS: sums,
       AT_ONCE: sumsAtOnce(Number(c.WORKGROUP), lanes, sums),
-      OWN: Math.max(1, sums / lanes), // sums that end in a lane
-      SHARERS: Math.max(1, lanes / sums), // lanes that end with the same
+      OWN: Math.max(1, sums / lanes), // sums that a lane ends with
+      SHARERS: Math.max(1, lanes / sums), // lanes that end with the same sum
       PARTS: parts ?? 0,
       SHARE: share,
       ROUNDS: Math.ceil(m * share / Number(c.WORKGROUP)),
@@ -193,7 +193,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     ${load("raw", "slice")}
   }
   @if NORM {
-    // Whoever wrote a row left PARTS partial sums of its squares, which SHARE threads add up.
+    // SHARE threads add up the PARTS partial sums of squares left with each row.
     @unroll for (var r = 0; r < ROUNDS; r++) {
       let m = min((r * WORKGROUP + tid) / SHARE, M - 1u);
       var sum = 0.0;
@@ -215,7 +215,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
 @if W_VIEW == "vec4" {
   for (var c = slice; c < CHUNKS; c += SLICES) {
     @if CHUNKS > SLICES {
-      // On its way while this chunk is multiplied; after the last one it is not used.
+      // Loaded while this chunk is multiplied; unused after the last one.
       @split var next: array<w_Raw, ROWS * STEPS>;
       ${load("next", "min(c + SLICES, CHUNKS - 1u)")}
     }
@@ -259,7 +259,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       }
     }
   } @else {
-    // Each lane adds up one sum of AT_ONCE, beginning where no other does.
+    // Each lane adds up one of AT_ONCE sums, starting at its own term to avoid conflicts.
     @unroll for (var s = 0; s < (M * ROWS + AT_ONCE - 1) / AT_ONCE; s++) {
       @unroll for (var i = 0; i < AT_ONCE; i++) { terms[i * WORKGROUP + tid] = acc[s * AT_ONCE + i]; }
       workgroupBarrier();
@@ -292,7 +292,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let i = at % ROWS;
     @if NORM { let factor = factors[min(m, M - 1u)]; } @else { let factor = 1.0; }
     @if EPILOGUE == "swiglu" {
-      // Gates are the even ones, what they gate follows.
+      // Gates are even, the values they gate follow them.
       @if OWN > 1 { @if j % 2 == 0 { let other = acc[j + 1]; } @else { let other = 0.0; } }
       @else {
         @if SUBGROUPS { let other = subgroupShuffleXor(acc[0], SHARERS); }

@@ -1,14 +1,13 @@
 /**
- * What the attention kernels share: Qwen3's per-head RMSNorm of q and k, then RoPE
+ * Shared by the attention kernels: Qwen3's per-head RMSNorm of q and k, then RoPE
  * (https://arxiv.org/abs/2104.09864) in the half-split form.
  *
  * @module
  */
 
 /**
- * Heads are handled in elements `E` of VEC values: vec4f where the head size is a
- * multiple of 8, else single floats. `guard` raises `flags[0]` where the cache cannot
- * hold a value.
+ * Heads are handled in elements `E` of VEC values: vec4f if the head size is a multiple
+ * of 8, else single floats. `guard` sets `flags[0]` if the cache cannot hold a value.
  */
 export const HEADS = /* wgsl */ `
 @if VEC == 4 { alias E = vec4f; } @else { alias E = f32; }
@@ -20,8 +19,8 @@ fn guard(v: E) {
 `;
 
 /**
- * Norms a pair by `factor` and its weights, then rotates it by an angle of which
- * cosine and sine are given, in place.
+ * Norms a pair by `factor` and its weights, then rotates it by an angle given as cosine
+ * and sine, in place.
  */
 export const turnPair = (
   [a, b]: [string, string],

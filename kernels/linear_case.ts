@@ -29,7 +29,7 @@ export interface LinearCase {
   epilogue?: Epilogue;
 }
 
-/** What is in the output before a product is added to it. */
+/** What is in the output before the result is added to it. */
 export const BEFORE = 3;
 
 /** `bf16 [1, 88] × [74, 88]ᵀ with SwiGLU, normed first` */
@@ -46,7 +46,7 @@ export function linearText(
   }`;
 }
 
-/** A case with the constants that are chosen for the device; `parts` sums of squares are left per row. */
+/** A case with the constants chosen for the device; the kernel leaves `parts` sums of squares per row. */
 export function linearCase(
   given: LinearCase,
   { device, random, reference }: CaseTools,
@@ -93,7 +93,7 @@ export function linearCase(
   };
 }
 
-/** What the writer of rows of `k` leaves for their norm: eight parts of the sum of squares. */
+/** Eight partial sums of squares per row of `k`, as the kernel before leaves them. */
 function partialSquares(x: Float32Array, k: number): CpuTensor {
   const m = x.length / k, data = new Float32Array(8 * m);
   x.forEach((v, at) => data[8 * Math.floor(at / k) + at % k % 8] += v * v);

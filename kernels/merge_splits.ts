@@ -1,5 +1,5 @@
 import { headVector } from "../lib/dispatch/precision.ts";
-import { LANES } from "../lib/webgpu/wgsl.ts";
+import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
 import { merged } from "./attention_case.ts";
@@ -15,10 +15,10 @@ interface MergeCase {
 }
 
 /**
- * Combines the splits of attend_decode.ts where it does not itself (a storage barrier
- * that ends at the workgroup), `flags[1]` of them and at most MOST. One
- * workgroup per head; RUNS threads share an element, each with BATCH splits on their
- * way at once, the first of them before anything else is known.
+ * Merges the splits of attend_decode.ts, `flags[1]` of them and at most MOST, where a
+ * storage barrier does not reach beyond a workgroup, so that attend_decode.ts cannot. One
+ * workgroup per head. SLICES threads share an element, each with BATCH splits in flight;
+ * the first loads are issued before the weights are known.
  */
 export const mergeSplits = defineKernel<MergeCase>({
   name: "mergeSplits",
@@ -48,7 +48,7 @@ export const mergeSplits = defineKernel<MergeCase>({
       WIDTH,
       LANES,
       COLUMNS: Math.min(WIDTH, Number(c.WORKGROUP)),
-      RUNS: Math.max(1, Math.floor(Number(c.WORKGROUP) / WIDTH)),
+      SLICES: Math.max(1, Math.floor(Number(c.WORKGROUP) / WIDTH)),
       OWN: Math.ceil(Number(c.MOST) / LANES),
     };
   },
@@ -75,19 +75,19 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let head = min(wg.y * groups.x + wg.x, u.m * u.heads - 1u);
   let splits = flags[1];
   let column = tid % COLUMNS;
-  let run = tid / COLUMNS;
+  let slice = tid / COLUMNS;
   @split var value: array<E, BATCH>;
   @unroll for (var i = 0; i < BATCH; i++) {
-    value[i] = partial_at((head * splits + min(i * RUNS + run, splits - 1u)) * WIDTH + column);
+    value[i] = partial_at((head * splits + min(i * SLICES + slice, splits - 1u)) * WIDTH + column);
   }
-  // Each group of lanes weighs all splits.
+  // Each lane group computes the weights of all splits.
   let lane = tid % LANES;
   @split var top: array<f32, OWN>;
   @split var sum: array<f32, OWN>;
-  var high = -3.0e38;
+  var high = ${LOW};
   @unroll for (var i = 0; i < OWN; i++) {
     let split = i * LANES + lane;
-    top[i] = -3.0e38;
+    top[i] = ${LOW};
     if (split < splits) {
       top[i] = bitcast<f32>(stats[(head * splits + split) * 2u]);
       sum[i] = bitcast<f32>(stats[(head * splits + split) * 2u + 1u]);
@@ -105,22 +105,22 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   workgroupBarrier();
   for (var begin = 0u; begin < WIDTH; begin += COLUMNS) {
     var acc = E();
-    for (var s = run; s < splits; s += RUNS * BATCH) {
-      if (begin > 0u || s > run) {
+    for (var s = slice; s < splits; s += SLICES * BATCH) {
+      if (begin > 0u || s > slice) {
         @unroll for (var i = 0; i < BATCH; i++) {
-          let at = (head * splits + min(s + i * RUNS, splits - 1u)) * WIDTH;
+          let at = (head * splits + min(s + i * SLICES, splits - 1u)) * WIDTH;
           value[i] = partial_at(at + min(begin + column, WIDTH - 1u));
         }
       }
       @unroll for (var i = 0; i < BATCH; i++) {
-        let split = s + i * RUNS;
+        let split = s + i * SLICES;
         if (split < splits) { acc += value[i] * weights[split]; }
       }
     }
     sums[tid] = acc;
     workgroupBarrier();
     if (tid < COLUMNS && begin + tid < WIDTH) {
-      @unroll for (var r = 1; r < RUNS; r++) { acc += sums[r * COLUMNS + tid]; }
+      @unroll for (var r = 1; r < SLICES; r++) { acc += sums[r * COLUMNS + tid]; }
       y_put(head * WIDTH + begin + tid, acc / total);
     }
     workgroupBarrier();

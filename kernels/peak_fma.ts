@@ -2,10 +2,10 @@ import { u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * Multiplies and adds in registers and nothing else: how fast arithmetic can be, in
- * f32 or f16. Chains of sums hide the latency of each; 16 steps are unrolled, because
- * naga adds a counter to every loop. In f16 pairs are multiplied by one value, as in an
- * outer product: on an H100 that reaches 93 TFLOP/s, sums that are multiplied 65.
+ * Multiplies and adds in registers and nothing else: the peak rate of arithmetic in f32
+ * or f16. Independent chains of sums hide latency; 16 steps are unrolled because naga
+ * adds a counter to every loop. In f16, pairs are multiplied by one value as in an outer
+ * product: an H100 reaches 93 TFLOP/s that way, and 65 where the sums are multiplied.
  */
 export const peakFma = defineKernel<
   { half: boolean; groups: number; rounds: number }
@@ -46,11 +46,11 @@ fn main(@builtin(local_invocation_index) tid: u32) {
       operands: { y: u32(7, 8, 9, 10) },
       constants: { F16: half ? 1 : 0 },
       uniforms: { groups, rounds },
-      // It only keeps the arithmetic busy: nothing is written.
+      // The sum is never 12345, so nothing is written.
       expected: () => [{ of: "y", values: [7, 8, 9, 10], tolerance: 0 }],
     };
   },
 });
 
-/** Operations that a workgroup does in a round; an fma counts as two. */
+/** Operations of a workgroup in a round; an fma counts as two. */
 export const FMA_ROUND: number = 256 * 8 * 16 * 4 * 2;

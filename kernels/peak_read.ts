@@ -9,9 +9,9 @@ interface ReadCase {
 }
 
 /**
- * Reads a whole buffer, or its copy in a texture, and does next to nothing with it: how
- * fast memory can be.
- * Each thread has eight 16-byte loads in flight, neighbours read neighbours.
+ * Reads a whole buffer, or its copy in a texture, and does next to nothing with it: the
+ * peak rate of memory. Each thread has eight 16-byte loads in flight, and neighbouring
+ * threads read neighbouring units.
  */
 export const peakRead = defineKernel<ReadCase>({
   name: "peakRead",
@@ -40,7 +40,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   var all = vec4u();
   @unroll for (var i = 0; i < LOADS; i++) { all ^= acc[i]; }
-  // Never true of a buffer of zeros, which the compiler cannot know.
+  // Never true for a buffer of zeros, but the compiler does not know that.
   if ((all.x ^ all.y ^ all.z ^ all.w) == 1u) { y[0] = 1u; }
 }`,
   cases: (["buffer", "texture"] as const).flatMap((from): ReadCase[] => [
@@ -51,7 +51,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   ]),
   makeCase({ words, from, at }) {
     const data = new Uint32Array(words);
-    if (at !== undefined) data[at] = 1; // it is found only where it is read
+    if (at !== undefined) data[at] = 1; // y shows it only if it was read
     return {
       what: `${words} words of a ${from}, ${
         at === undefined ? "all 0" : `a 1 at ${at}`

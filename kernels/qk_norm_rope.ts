@@ -13,8 +13,8 @@ import { EPS, HALF_ATTENTION, room, SUM, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * Norms and rotates every pair of a head in place of `a[p]`, `b[p]`, given the
- * factor. `angles` has cos in the first half of a row, sin in the second.
+ * Norms and rotates every pair `a[p]`, `b[p]` of a head in place, given the factor. Rows
+ * of `angles` have cosines in the first half and sines in the second.
  */
 const rotate = (norm: string) => /* wgsl */ `
   @unroll for (var p = 0; p < PAIRS; p++) {
@@ -30,12 +30,12 @@ const rotate = (norm: string) => /* wgsl */ `
   }`;
 
 /**
- * What comes between the packed projection and attention, for every head of every
- * row: norm and rotate q into its own tensor, norm and rotate k and append it with
- * v to the KV cache. Row r is token `r % tokens` of sequence `first + r / tokens`.
+ * The steps between the packed projection and attention, for every head of every row:
+ * norms and rotates q into a tensor of its own, norms and rotates k, and appends k and v
+ * to the KV cache. Row r is token `r % tokens` of sequence `first + r / tokens`.
  *
- * A cached value that f16 cannot hold raises `flags[0]`, so that nobody goes on
- * with an infinity.
+ * A cached value that f16 cannot hold sets `flags[0]`, so that no run continues with an
+ * infinity.
  */
 export const qkNormRope = defineKernel<AttentionCase>({
   name: "qkNormRope",
@@ -61,12 +61,12 @@ export const qkNormRope = defineKernel<AttentionCase>({
     LOG_LANES: 4,
     SUBGROUPS: 1,
   },
-  // LANES threads share a head; each holds PAIRS pairs (a[p], b[p]), b half a head after a.
+  // LANES threads share a head. Each holds PAIRS pairs (a[p], b[p]), half a head apart.
   derive: (c) => {
     const LANES = 1 << Number(c.LOG_LANES), VEC = Number(c.VEC);
     return { LANES, PAIRS: Math.ceil(Number(c.HEAD_DIM) / 2 / VEC / LANES) };
   },
-  // One lane group for each of heads + 2 kvHeads heads of each row.
+  // One lane group per head of q, k and v, for each row.
   grid: ({ m, heads, kvHeads }, { WORKGROUP, LANES }) =>
     splitGrid(m * (heads + 2 * kvHeads) / (WORKGROUP / LANES)),
   cost: (call) => {

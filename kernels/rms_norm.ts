@@ -7,8 +7,8 @@ import { EPS, type Float, FLOATS, room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * `y = x · norm / sqrt(mean(x²) + eps)` per row (RMSNorm,
- * https://arxiv.org/abs/1910.07467). One workgroup per row.
+ * RMSNorm (https://arxiv.org/abs/1910.07467): `y = x · norm / sqrt(mean(x²) + eps)` for
+ * each row. One workgroup per row.
  */
 export const rmsNorm = defineKernel<{ k: number; norm: Float }>({
   name: "rmsNorm",

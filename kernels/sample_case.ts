@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { LOW } from "../lib/webgpu/wgsl.ts";
 import type { CpuTensor } from "../lib/formats/tensor.ts";
 import { type CaseRandom, type Reference, u32Tensor } from "./case.ts";
 import { BINS, chunkLength, WORKGROUP } from "./sample_scores.ts";
@@ -17,7 +18,7 @@ export interface SampleSizes {
 }
 
 /** Below every score; see ABSENT in sample_scores.ts. */
-export const ABSENT = Math.fround(-3e38);
+export const ABSENT = Math.fround(LOW);
 
 /** The key that orders like a score. */
 export function keyOf(score: number): number {

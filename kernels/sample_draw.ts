@@ -40,14 +40,14 @@ interface DrawCase extends SampleSizes {
 }
 
 /**
- * Draws from each chunk: the token with the highest `(score − top) / temperature
- * + gumbel` among those that reach min-p.
+ * Draws a token from each chunk: the one with the highest
+ * `(score − top) / temperature + gumbel` among those that reach min-p.
  *
- * With a HISTOGRAM the limits of top-k and top-p are first narrowed down to a
- * few bins. Tokens above them are drawn from, those within become candidates
- * `[key, id]` for sample_finish.ts to decide on, those below are out. Records are
- * `[key of the draw, id, candidates, 0]`; `limits` says what lies above the bins:
- * `[top, tokens above, mass above, mass of all, upper edge]`, f32 but the count.
+ * HISTOGRAM narrows the limits of top-k and top-p down to a few bins first. Tokens above
+ * these bins take part in the draw, tokens within become candidates `[key, id]` that
+ * sample_finish.ts decides on, and tokens below are out. Records are
+ * `[key of the draw, id, candidates, 0]`. `limits` describes what is above the bins:
+ * `[top, tokens above, mass above, mass of all, upper edge]`, all f32 except the count.
  */
 export const sampleDraw = defineKernel<DrawCase>({
   name: "sampleDraw",
@@ -93,14 +93,14 @@ var<workgroup> last_bins: array<atomic<u32>, 2>;
 var<workgroup> before: array<vec2f, 2>;
 var<workgroup> count: atomic<u32>;
 
-// Tokens and mass of this thread's bins, by row of the histogram.
+// Tokens and mass of bin b.
 fn bin_sums(sequence: u32, b: u32, temperature: f32) -> vec2f {
   let base = sequence * u.sums * BINS + b;
   let units = f32(histogram[base + BINS]) * 65536.0 + f32(histogram[base]);
   return vec2f(f32(histogram[base + 2u * BINS]), units * 0x1p-19f * exp(-f32(b) * u.width / temperature));
 }
 
-// The first bin at which a running sum reaches what this thread's bins say it does.
+// Finds the first bin that any thread notes.
 fn note_first(which: u32, b: u32) { atomicMax(&last_bins[which], BINS - b); }
 fn noted(which: u32) -> u32 { return min(BINS - atomicLoad(&last_bins[which]), BINS - 1u); }
 }
@@ -110,7 +110,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   ${LOAD_SCORES}
   let top = row_top(sequence, tid);
   @if HISTOGRAM {
-    @split var upto: array<vec2f, OWN + 1>; // sums before each bin of this thread, and after the last
+    @split var upto: array<vec2f, OWN + 1>; // sums before each of this thread's bins, and after the last
     upto[0] = vec2f();
     @unroll for (var i = 0; i < OWN; i++) { upto[i + 1] = upto[i] + bin_sums(sequence, tid * OWN + i, u.temperature); }
     var sum = upto[OWN];
@@ -125,9 +125,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     let all = running[WORKGROUP - 1u].y;
     var start = vec2f();
     if (tid > 0u) { start = running[tid - 1u]; }
-    // Bins begin … end are left open. Top-p leaves room for the rounding of sums.
+    // Bins begin … end stay open; top-p leaves room for the rounding of sums.
     var end = 0u;
-    var survivors = all; // at least as much mass passes top-k
+    var survivors = all; // a lower bound of the mass that passes top-k
     @if TOP_K {
       @unroll for (var i = 0; i < OWN; i++) {
         if (u32(start.x + upto[i + 1].x) >= u.k) { note_first(0u, tid * OWN + i); }
@@ -217,7 +217,6 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     const logits = binned(random, given, width), rows = rowsOf(logits);
     const histogram = topK > 0 || topP < 1;
     const room = chunkLength(vocab, chunks);
-    // One p serves all sequences, so only one has it moved off its sums.
     const bins = rows.map((row) =>
       narrow(row, width, temperature, { topK, topP })
     );

@@ -1,3 +1,4 @@
+import { LOW } from "../lib/webgpu/wgsl.ts";
 import {
   BEST,
   BINS,
@@ -27,7 +28,7 @@ import type { Constants } from "../lib/dispatch/shapes.ts";
 import type { CpuTensor } from "../lib/formats/tensor.ts";
 import { defineKernel } from "./define.ts";
 
-/** Runs `body` for every candidate `key`, `id` of this thread: SHARE threads go through a chunk's. */
+/** Runs `body` for every candidate `key`, `id` of this thread; SHARE threads share a chunk. */
 const each = (body: string) => /* wgsl */ `
   for (var j = tid % SHARE; j < mine; j += SHARE) {
     let key = candidates[base + j * 2u];
@@ -77,7 +78,7 @@ function finishCase(
       advance: 2,
       longest: 13,
       temperature: 1,
-      lowest: -3e38,
+      lowest: LOW,
       seed: SEED,
       k: topK,
       p,
@@ -229,20 +230,20 @@ function finishHistogram(given: FinishCase, tools: CaseTools): KernelCase {
 }
 
 /**
- * Chooses the token of each sequence and moves the decode loop on: the next
- * step's token, the ring, the length, the bitset of seen tokens, the step. One
- * workgroup per sequence.
+ * Chooses the token of each sequence and advances the decode loop's state: the next
+ * step's token, the ring, the length, the bitset of seen tokens, the step. One workgroup
+ * per sequence.
  *
  * WINNERS: records begin with the best token of each chunk, `[key, id, …]`.
- * CANDIDATES: there are tokens on which top-k and top-p have yet to decide.
- * - top-k: its lowest score is bisected, by counting.
- * - top-p: the draw is made first, as if everything left were kept, and then
- *   stands if the mass ahead of it is below p. If not, it and all behind it
- *   are out, and it is drawn again: what is kept has most of the mass, so once
- *   or twice is enough, whatever the number of tokens, and nothing is sorted.
+ * CANDIDATES: top-k and top-p have yet to decide on some tokens.
+ * - top-k: bisects the lowest score that is kept, by counting.
+ * - top-p: draws first, as if every token left were kept. The draw stands if the mass
+ *   ahead of it is below p; otherwise it and all tokens behind it are out, and it draws
+ *   again. The kept tokens have most of the mass, so one or two draws are enough for any
+ *   number of tokens, and nothing is sorted.
  *
- * LIMITS: what lies above the candidates (sample_draw.ts); else they begin at
- * the top of the row, and records are those of sample_top_k.ts.
+ * LIMITS: what is above the candidates (sample_draw.ts). Without, candidates begin at the
+ * top of the row and records are those of sample_top_k.ts.
  */
 export const sampleFinish = defineKernel<FinishCase>({
   name: "sampleFinish",
@@ -282,7 +283,7 @@ export const sampleFinish = defineKernel<FinishCase>({
   body: /* wgsl */ `
 ${ORDER}
 ${BEST}
-const ABSENT = -3.0e38;
+const ABSENT = ${LOW};
 @if CANDIDATES {
 ${GUMBEL}
 var<workgroup> top_key: atomic<u32>;
@@ -292,9 +293,8 @@ var<workgroup> units_high: atomic<u32>;
 var<workgroup> units_low: atomic<u32>;
 var<workgroup> drawn_key: u32;
 
-// Probability mass relative to score edge, in units of 2⁻²⁸: whole numbers in
-// two halves, so that the sum of fewer than 2¹⁸ of them neither overflows nor
-// depends on the order of threads.
+// Probability mass relative to score edge, in units of 2⁻²⁸. It is an integer in two
+// halves, so that fewer than 2¹⁸ of them sum without overflow and in any order.
 fn units_of(key: u32, edge: f32, temperature: f32) -> vec2u {
   let share = min(exp((score_of(key) - edge) / temperature), 1.0);
   let units = u32(share * 0x1p28f + 0.5);
@@ -313,7 +313,7 @@ fn workgroup_mass(units: vec2u, tid: u32) -> f32 {
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   let sequence = wg.x;
   let at = step[sequence];
-  var score = ABSENT; // of the best token that is surely kept
+  var score = ABSENT; // of the best token that is certainly kept
   var token = 0u;
   @if WINNERS {
     if (tid < u.chunks) {
@@ -353,7 +353,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     let edge_share = exp((edge - top) / u.temperature);
 
     @if TOP_K {
-      // Always: k tokens reach low, fewer than k exceed high.
+      // Invariant: k tokens reach low, fewer than k exceed high.
       for (var round = 0u; low < high; round++) {
         let middle = low + (high - low + 1u) / 2u;
         var n = 0.0;
@@ -374,7 +374,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       }
     }
 
-    // Of the candidates those remain that come before (limit, limit_id).
+    // Candidates that come before (limit, limit_id) remain.
     var limit = low;
     var limit_id = 0xffffffffu;
     var best = vec2u();

@@ -19,7 +19,7 @@ import {
 import { u32Tensor } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
-/** The bin of a score: equal steps downwards from the highest, all the rest in the last. */
+/** The bin of a score: equal steps down from the highest; the last bin takes the rest. */
 export const BIN = /* wgsl */ `
 fn bin_of(x: f32, top: f32) -> u32 { return u32(min((top - x) / u.width, f32(BINS - 1u))); }
 `;
@@ -29,10 +29,10 @@ interface HistogramCase extends SampleSizes {
 }
 
 /**
- * How many scores lie in each bin, and their probability mass. Rows of
- * `histogram`: the mass in units of 2⁻¹⁹ of its bin's upper edge, low 16 bits and
- * the rest apart so that sums over chunks cannot overflow, then the count. Whole
- * numbers: the sums do not depend on the order of threads.
+ * Counts the scores in each bin and sums their probability mass. Rows of `histogram` are
+ * the low 16 bits and the rest of the mass, in units of 2⁻¹⁹ of the bin's upper edge and
+ * apart so that sums over chunks cannot overflow, then the count. All are integers, so
+ * that sums do not depend on the order of threads.
  */
 export const sampleHistogram = defineKernel<HistogramCase>({
   name: "sampleHistogram",
@@ -119,7 +119,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
               ),
             values: mass,
             norms: count,
-            // Each share is rounded to a unit, after an exp of what f32 holds.
+            // Each share is the exp of an f32, rounded to a unit.
             tolerance: 8,
           },
         ];

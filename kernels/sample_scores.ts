@@ -1,16 +1,16 @@
 /**
- * WGSL that the sampling kernels share. They split a row of logits into chunks,
- * one workgroup each; a thread holds its STEPS · 4 scores of the chunk in
- * registers, so that a kernel reads the logits once, all loads in flight at once.
+ * WGSL that the sampling kernels share. They split a row of logits into chunks, one
+ * workgroup each. A thread holds its STEPS · 4 scores of the chunk in registers, so that
+ * a kernel reads the logits once with all loads in flight.
  *
- * What a chunk found out is a record of four words in `[sequences, chunks, 4]`.
- * Scores are stored as u32 keys of the same order, 0 where there is none.
+ * Each chunk's result is a record of four words in `[sequences, chunks, 4]`. Scores are
+ * stored as u32 keys of the same order, 0 if there is none.
  *
  * @module
  */
 import type { Dims } from "../lib/webgpu/kernel.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
-import { LANES } from "../lib/webgpu/wgsl.ts";
+import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 
 /** Threads of every sampling workgroup, a multiple of the chunks of a row. */
 export const WORKGROUP = 256;
@@ -26,7 +26,7 @@ export const SAMPLE_CONSTANTS = {
   PENALTY: 0,
 };
 
-/** Logits, and with a penalty the bitset of tokens that it falls on. */
+/** Logits and, with a penalty, the bitset of tokens that it applies to. */
 export function logitsContract({ PENALTY }: Constants) {
   return {
     logits: "sequences vocab as span",
@@ -34,7 +34,7 @@ export function logitsContract({ PENALTY }: Constants) {
   };
 }
 
-/** Elements of a chunk, a multiple of 4, and how often a thread loads 4 of them. */
+/** Elements of a chunk, a multiple of 4, and the loads of 4 per thread. */
 export function deriveChunk(
   { LOG_LANES }: Constants,
   { vocab, chunks }: Dims,
@@ -64,7 +64,7 @@ fn score_of(key: u32) -> f32 {
 }
 `;
 
-/** The highest score of a workgroup, and of equal ones the lowest id. */
+/** The highest score of a workgroup; the lowest id of equal ones. */
 export const BEST = /* wgsl */ `
 ${LANES}
 var<workgroup> best_key: atomic<u32>;
@@ -83,13 +83,13 @@ fn workgroup_best(score: f32, id: u32, tid: u32) -> vec2u {
 `;
 
 /**
- * `scores_at(sequence, e)`: logits e … e + 3 after the penalty, ABSENT outside
- * the vocabulary. What is not finite becomes LOWEST (NaN too) or −LOWEST: the
- * choice is then some valid token, always the same.
+ * `scores_at(sequence, e)`: logits e … e + 3 after the penalty, ABSENT outside the
+ * vocabulary. −Infinity and NaN become LOWEST, Infinity −LOWEST, so that the choice is
+ * a valid token and always the same one.
  */
 export const SCORES = /* wgsl */ `
 ${ORDER}
-const ABSENT = -3.0e38;
+const ABSENT = ${LOW};
 const LOWEST = -1.0e30;
 fn finite(logit: f32, seen_before: u32, present: bool) -> f32 {
   if (!present) { return ABSENT; }
@@ -120,7 +120,7 @@ export const LOAD_SCORES = /* wgsl */ `
   @unroll for (var i = 0; i < STEPS; i++) { x[i] = scores_at(sequence, first + i * 4u * WORKGROUP, chunk); }
 `;
 
-/** The highest score of a row, by the records that argmax left. */
+/** The highest score of a row, from argmax's records. */
 export const ROW_TOP = /* wgsl */ `
 var<workgroup> row_top_key: atomic<u32>;
 fn row_top(sequence: u32, tid: u32) -> f32 {
@@ -131,8 +131,8 @@ fn row_top(sequence: u32, tid: u32) -> f32 {
 `;
 
 /**
- * Random bits and the Gumbel noise of lib/model/sampling.ts, whose `gumbel` says how
- * f32 loses small x. Here −ln(1 − x) below a half is 2 artanh(x / (2 − x)), as
+ * Random bits and the Gumbel noise of lib/model/sampling.ts, whose `gumbel` says how f32
+ * loses small x. Below a half, −ln(1 − x) is computed as 2 artanh(x / (2 − x)), because
  * WGSL's log has an absolute error of 2⁻²¹ near 1.
  */
 export const GUMBEL = /* wgsl */ `

@@ -6,19 +6,19 @@ import { BEFORE } from "./linear_case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * Adds what the SPLITS runs of a gemm over k wrote, `[splits · m, n]`, into `y`.
- * ADD 1 keeps what is there (residual).
+ * Sums the SPLITS partial results of a gemm that split k, `[splits · m, n]`, into `y`.
+ * ADD 1 adds them to what is there (residual).
  */
 export const sumSplits = defineKernel<
   { m: number; n: number; splits: number; add: 0 | 1 }
 >({
   name: "sumSplits",
-  // Y_FOURS 0: `column` or n is no multiple of 4, though y's rows may be.
   buffers: ({ Y_FOURS }) => ({
     partial: "any n as span",
     y: `inout m any as ${Y_FOURS ? "span" : "scalar"}`,
   }),
-  // y has rows of `stride` elements; the first column goes to `column`.
+  // Rows of y are `stride` elements apart; the first column goes to `column`. Y_FOURS 0:
+  // stride is a multiple of 4, but column or n is not.
   uniforms: { stride: "u32", column: "u32" },
   constants: { SPLITS: 2, ADD: 0, Y_FOURS: 1, WORKGROUP: 128 },
   grid: ({ m, n }, { WORKGROUP }) =>

@@ -4,8 +4,8 @@ import { defineKernel } from "./define.ts";
 
 /**
  * Synthetic bf16 weights without an upload: `w[i] = bf16(scale · u[i])`, the rule of
- * lib/checkpoint/synthetic.ts, two weights per thread: words from `source` on of the
- * tensor go to word `to` on of the buffer.
+ * lib/checkpoint/synthetic.ts. A thread makes a word of two weights; words `source`
+ * onwards of the tensor go to words `to` onwards of the buffer.
  */
 export const synthesize = defineKernel<
   { words: number; source: number; to: number }

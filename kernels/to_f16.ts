@@ -7,10 +7,10 @@ import { EPS, type Float, FLOATS, room } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * Rows as f16 for products in f16, each scaled by a power of two so that its largest
- * value lies in [headroom, 2 · headroom): no activation overflows (real checkpoints
- * exceed 65,504), small values keep their precision beside large ones, and scaling
- * back is exact. NORM 1 RMS-norms the row first. One workgroup per row.
+ * Rows as f16 for matmuls in f16. Each row is scaled by a power of two so that its
+ * largest value is in [headroom, 2 · headroom): no activation overflows (those of real
+ * checkpoints exceed 65,504), small values keep their precision, and scaling back is
+ * exact. NORM 1 RMS-norms the row first. One workgroup per row.
  */
 export const toF16 = defineKernel<{ k: number; norm?: Float }>({
   name: "toF16",

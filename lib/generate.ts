@@ -1,5 +1,5 @@
 /**
- * Generation of one text or several at once: token ids from a runner, as text.
+ * A run of `generate` or `generateBatch`: turns token ids from a runner into text.
  *
  * @module
  */
@@ -8,85 +8,85 @@ import type { Sampling, SamplingOptions } from "./model/sampling.ts";
 import { TextStream } from "./text/text_stream.ts";
 import type { Tokenizer } from "./text/tokenizer.ts";
 
-/** What `generate` takes beside the prompt. */
+/** Options of `generate` and `generateBatch`. */
 export interface GenerateOptions extends SamplingOptions {
-  /** Tokens at most; by default what the context has room for. */
+  /** The most tokens to generate; by default as many as the context has room for. */
   maxTokens?: number;
   /** Ends the text before the first of these strings. */
   stop?: string | string[];
-  /** Goes on past the checkpoint's end-of-text tokens. */
+  /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
   /** A system message, for instruct checkpoints. */
   system?: string;
-  /** Whether an instruct checkpoint may think first; left to its template by default. */
+  /** Whether an instruct checkpoint may think first; by default its template decides. */
   thinking?: boolean;
-  /** Takes the prompt as it is, without the chat template. */
+  /** Uses the prompt as is, without the chat template. */
   raw?: boolean;
   /** Ends the run at the next chunk of tokens; `finishReason` is then "aborted". */
   signal?: AbortSignal;
 }
 
-/** A token and the text that became whole with it; the text may be empty. */
+/** A token, and the text it completes, which may be empty. */
 export interface Piece {
   text: string;
-  /** null: text that was held back and is released at the end, without a new token. */
+  /** null for text that was held back until the end. */
   tokenId: number | null;
 }
 
-/** A {@linkcode Piece}, and the prompt that it belongs to. */
+/** A {@linkcode Piece} of one sequence of a batch. */
 export interface BatchPiece extends Piece {
-  /** From 0, in the order of the prompts. */
+  /** The index of its prompt. */
   sequence: number;
 }
 
-/** How a run went, all its sequences together. Rates are tokens per second. */
+/** Statistics of a run, over all its sequences. */
 export interface RunStats {
-  /** Prompts that ran at once; 1 but in a batch. */
+  /** The number of prompts: 1 unless it is a batch. */
   sequences: number;
   promptTokens: number;
   /** Tokens generated so far, an end-of-text token included. */
   tokens: number;
   timeToFirstTokenMs: number;
   prefillTokensPerSecond: number;
-  /** Of the tokens after the first of each sequence. */
+  /** Counts the tokens after the first of each sequence. */
   decodeTokensPerSecond: number;
-  /** The sampling that was in force, seed included. */
+  /** The sampling options that applied, seed included. */
   sampling: Sampling;
-  /** All of it in a line. */
+  /** All of this in one line. */
   summary: string;
 }
 
 /** Why a run ended. */
 export type FinishReason = "stop" | "length" | "aborted";
 
-/** What a run needs from the model. */
+/** What a run needs of the model. */
 export interface RunParts {
-  /** Called when iteration begins; yields chunks of ids, a token of each sequence in turn. */
+  /** Called when iteration begins. Yields chunks of ids: one token of each sequence, then the next of each. */
   start: () => ReturnType<Runner["generate"]>;
-  /** Of each sequence: tokens of its prompt, and of its text at most. */
+  /** For each sequence, the tokens of its prompt and the most it may generate. */
   sizes: readonly { promptTokens: number; maxTokens: number }[];
   sampling: Sampling;
   eosTokenIds: readonly number[];
   stop: readonly string[];
-  /** Undefined: the checkpoint has none, pieces then have no text. */
+  /** Undefined if the checkpoint has none; pieces then have no text. */
   tokenizer?: Tokenizer;
-  /** What runs it, for the summary. */
+  /** The device's name, for the summary. */
   device: () => string;
   signal?: AbortSignal;
 }
 
-/** What came of one prompt. */
+/** What a run has generated after one prompt. */
 export interface Sequence {
   readonly promptTokens: number;
   /** The text so far. */
   readonly text: string;
   /** Ids generated so far, an end-of-text token included. */
   readonly tokenIds: number[];
-  /** Set when it is over. */
+  /** Set when it has ended. */
   readonly finishReason: FinishReason | undefined;
 }
 
-/** A sequence that grows. */
+/** A sequence while it is generated. */
 class Growing implements Sequence {
   text = "";
   readonly tokenIds: number[] = [];
@@ -101,7 +101,7 @@ class Growing implements Sequence {
     this.#stream = tokenizer && new TextStream(tokenizer, { stop });
   }
 
-  /** Takes a token, which may be the last; returns the text that became whole. */
+  /** Appends a token, which may end the sequence; returns the text it completes. */
   take(tokenId: number, ends: ReadonlySet<number>): string {
     this.tokenIds.push(tokenId);
     const stream = this.#stream, eos = ends.has(tokenId);
@@ -115,7 +115,7 @@ class Growing implements Sequence {
     return text;
   }
 
-  /** Ends it where it is; returns the text that was held back. */
+  /** Ends the sequence early; returns the text that was held back. */
   abort(): string {
     this.finishReason = "aborted";
     const text = this.#stream?.flush() ?? "";
@@ -125,8 +125,8 @@ class Growing implements Sequence {
 }
 
 /**
- * A run of `generateBatch`: iterate over it once. Pieces of all sequences come as
- * they become known; `sequences` has what came of each.
+ * A run of `generateBatch`: iterate over it once. Pieces of all sequences come as they
+ * are generated; `sequences` collects them.
  */
 export class BatchRun implements AsyncIterable<BatchPiece> {
   /** In the order of the prompts. */
@@ -145,7 +145,7 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
     ) => new Growing(promptTokens, maxTokens, parts));
   }
 
-  /** How the run goes, or went. */
+  /** Statistics so far. */
   get stats(): RunStats {
     const { sampling, device } = this.#parts;
     const sequences = this.#growing.length;
@@ -180,7 +180,7 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
   async *[Symbol.asyncIterator](): AsyncGenerator<BatchPiece, void> {
     if (this.#started) {
       throw new Error(
-        "Cannot iterate over a run twice: call generate again for another",
+        "Cannot iterate over a run twice: call generate again for another run",
       );
     }
     this.#started = true;
@@ -223,7 +223,7 @@ export class Run implements AsyncIterable<Piece> {
     this.#batch = new BatchRun(parts);
   }
 
-  /** Set when the run is over. */
+  /** Set when the run has ended. */
   get finishReason(): FinishReason | undefined {
     return this.#batch.sequences[0].finishReason;
   }
@@ -233,7 +233,7 @@ export class Run implements AsyncIterable<Piece> {
     return this.#batch.sequences[0].tokenIds;
   }
 
-  /** How the run goes, or went. */
+  /** Statistics so far. */
   get stats(): RunStats {
     return this.#batch.stats;
   }

@@ -1,5 +1,5 @@
 /**
- * A Qwen3 checkpoint, loaded and ready: the public door to the runner.
+ * Loading a checkpoint, and the loaded model: the main entry point of the library.
  *
  * @module
  */
@@ -33,19 +33,19 @@ import {
   type TokenizerFiles,
 } from "./text/tokenizer.ts";
 
-/** What text is generated after: words, a conversation, or token ids. */
+/** A prompt: text, a conversation, or token ids. */
 export type Prompt = string | readonly Message[] | readonly number[];
 
-/** The embedded story model, beside this module wherever that was loaded from. */
+/** The embedded story model, found relative to this module, be it a file or a URL. */
 export const DEFAULT_MODEL: string =
   new URL("../models/stories-3m/", import.meta.url).href;
 
 /**
  * Loads a Qwen3.
  *
- * `model` is a directory, an http(s) folder, a repository id (`Qwen/Qwen3-0.6B`,
- * `owner/name@revision`) in the Hugging Face cache or downloaded into it, or
- * `synthetic:qwen3-0.6b?seed=1`; without one it is the embedded story model.
+ * `model` is a directory, an http(s) folder, `synthetic:qwen3-0.6b?seed=1`, or a
+ * Hugging Face repository id (`Qwen/Qwen3-0.6B`, `owner/name@revision`), which is
+ * downloaded unless it is in the cache. The default is the embedded story model.
  *
  * ```ts
  * import { loadQwen3 } from "../mod.ts";
@@ -123,28 +123,28 @@ export class Qwen3 implements Disposable {
     return new Qwen3(checkpoint, files, placed, options);
   }
 
-  /** Where it runs, with every choice and its reason. */
+  /** The device the model runs on, with every choice made and its reason. */
   get device(): Device {
     return this.#placed.device;
   }
 
-  /** What runs it, for whoever measures or checks it. */
+  /** What runs the model; for measurements and checks. */
   get runner(): Runner {
     return this.#placed.runner;
   }
 
-  /** Tokens that a sequence may have, prompt included. */
+  /** The most tokens a sequence may have, prompt included. */
   get context(): number {
     return this.#placed.runner.context;
   }
 
-  /** Operations that a GPU run had to do on the CPU. */
+  /** Operations that had to run on the CPU although the model is on a GPU. */
   get fallbacks(): readonly Fallback[] {
     return this.#placed.runner.fallbacks;
   }
 
   /**
-   * Parsed when first asked for: token ids need none.
+   * The tokenizer, parsed on first use: prompts of token ids do not need it.
    *
    * @throws {Error} if the checkpoint has no tokenizer, or a broken one.
    */
@@ -155,14 +155,14 @@ export class Qwen3 implements Disposable {
     );
   }
 
-  /** Whether there is a tokenizer at all. */
+  /** Whether the checkpoint has a tokenizer. */
   get hasTokenizer(): boolean {
     return this.#files.tokenizer !== undefined;
   }
 
   /**
-   * Logits after the last of `tokenIds`, `[vocab]`, or after each of them (`all`),
-   * `[tokens, vocab]` in row order; always from an empty cache.
+   * Logits after the last of `tokenIds`, `[vocab]`, or with `all` after each of them,
+   * `[tokens, vocab]`. Always starts from an empty cache.
    *
    * @throws {Error} if there are no tokens, too many, or one is not in the vocabulary.
    */
@@ -175,9 +175,8 @@ export class Qwen3 implements Disposable {
   }
 
   /**
-   * Generates text after a prompt: words, a conversation, or token ids. Instruct
-   * checkpoints get words as a user's message through their chat template, unless
-   * `raw`.
+   * Generates text after a prompt. If the checkpoint has a chat template, a prompt of
+   * text is wrapped in it as a user's message, unless `raw` is set.
    *
    * @throws {Error} if the prompt is empty or longer than the context, an option is
    * out of range, or text is given to a checkpoint without a tokenizer.
@@ -187,11 +186,11 @@ export class Qwen3 implements Disposable {
   }
 
   /**
-   * Generates text after each of several prompts together, which takes little longer
-   * than one. Each text is what `generate` gives for its prompt alone, up to rounding;
-   * where it is sampled, with the seed `(seed + index) mod 2³²`. Options hold for each:
-   * every text ends by itself, and a signal ends all. Memory is taken for as many tokens
-   * as the longest text may have, so give `maxTokens`.
+   * Generates text after several prompts at once, which takes little longer than one.
+   * Up to rounding, each text is the one that `generate` gives for its prompt, with the
+   * seed `(seed + index) mod 2³²` when sampling. The options apply to each text; each
+   * ends on its own, but a signal ends them all. Memory is reserved for the longest
+   * possible text, so set `maxTokens`.
    *
    * ```ts
    * import { loadQwen3 } from "../mod.ts";
@@ -205,9 +204,9 @@ export class Qwen3 implements Disposable {
    * console.log(run.stats.summary);
    * ```
    *
-   * @throws {Error} as `generate` does, naming the prompt, and if there is none.
-   * @throws {MemoryError} if the device has no room for so many and so long texts;
-   * where only allocation can tell, on iteration.
+   * @throws {Error} as `generate` does, naming the prompt, and if there are no prompts.
+   * @throws {MemoryError} if the texts do not fit on the device. If only allocation can
+   * show that, it is thrown on iteration.
    */
   generateBatch(
     prompts: readonly Prompt[],
@@ -215,7 +214,7 @@ export class Qwen3 implements Disposable {
   ): BatchRun {
     if (prompts.length === 0) {
       throw new Error(
-        "Cannot generate: there are no prompts, there must be one at least",
+        "Cannot generate: there are no prompts, there must be at least one",
       );
     }
     return new BatchRun(this.#parts(prompts, options));
@@ -268,7 +267,7 @@ export class Qwen3 implements Disposable {
     };
   }
 
-  /** Runs on the device; under `auto` once more on the CPU if that fails before the first token. */
+  /** Runs on the device. Under `auto`, starts over on the CPU if that fails before the first token. */
   async *#start(
     prompts: readonly (readonly number[])[],
     sampling: Sampling,
@@ -349,7 +348,7 @@ export class Qwen3 implements Disposable {
     const { vocabSize } = this.config;
     if (tokens.length === 0) {
       throw new Error(
-        `Cannot ${action}: ${which} is empty, it must have a token at least`,
+        `Cannot ${action}: ${which} is empty, it must have at least one token`,
       );
     }
     const wrong = tokens.findIndex((id) =>
@@ -373,7 +372,7 @@ export class Qwen3 implements Disposable {
   #enter(): void {
     if (this.#busy) {
       throw new Error(
-        "Cannot run a model twice at once: another run of it is not over yet",
+        "Cannot start a run: another run of this model has not ended, there can be only one at a time",
       );
     }
     this.#busy = true;

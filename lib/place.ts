@@ -1,6 +1,6 @@
 /**
- * Where a checkpoint goes: a device, a context that fits, the types of cache and
- * products, each with its reason.
+ * Puts a checkpoint on a device: chooses the device, a context that fits, and the types
+ * of the cache and of matmuls, each with a reason.
  *
  * @module
  */
@@ -18,52 +18,51 @@ import { GpuRunner } from "./gpu/runner.ts";
 import type { DeviceKind } from "./dispatch/device.ts";
 import { selectDevice } from "./select_device.ts";
 
-/** Positions that a model has room for unless asked for more. */
+/** Tokens that a sequence may have, unless the options say otherwise. */
 const DEFAULT_CONTEXT = 4096;
 
 /** How a model is loaded. */
 export interface Qwen3Options {
-  /** Where it runs; `auto` by default. */
+  /** The device to run on; `auto` by default. */
   device?: DeviceKind;
   /**
-   * `f32` computes and caches in f32 throughout; `auto` may use f16 where that is
-   * faster and safe. Weights stay as stored under both.
+   * `f32` computes and caches everything in f32; `auto` uses f16 where that is faster
+   * and safe. Weights stay as stored either way.
    */
   precision?: "auto" | "f32";
-  /** Tokens that a sequence may have; by default 4,096 or what model and device allow. */
+  /** The most tokens a sequence may have; by default 4,096, or fewer if the model or the device has room for fewer. */
   context?: number;
   onProgress?: (progress: LoadProgress) => void;
-  /** Told once, in a line, what a person should know: a change of device. */
+  /** Receives a line of text when something a person should know happens: a change of device. */
   onNotice?: (notice: string) => void;
   /** Ends loading. */
   signal?: AbortSignal;
   /** Any WebGPU implementation instead of `navigator.gpu`. */
   gpu?: GPU;
   /**
-   * With `device: "gpu"`: checks every operation, and every token that is chosen,
-   * against the CPU as the model runs, slowly, and throws at the first that differs,
-   * naming layer, operation and values. The loop that keeps tokens on the device is
-   * not run.
+   * Checks every operation, and every choice of a token, against the CPU as the model
+   * runs, and throws at the first difference, naming layer, operation and values.
+   * Needs `device: "gpu"`; slow. The decode loop on the device does not run.
    */
   debug?: boolean;
 }
 
-/** Where a model runs. */
+/** The device a model runs on. */
 export interface Device {
   kind: "gpu" | "cpu";
-  /** The adapter's own name, or what the CPU path uses. */
+  /** The adapter's name, or the CPU with its number of threads. */
   adapter: string;
   /** Every choice made, with its reason. */
   choices: readonly Choice[];
 }
 
-/** A runner and how it came to be. */
+/** A runner and the device it is on. */
 export interface Placed {
   runner: Runner;
   device: Device;
 }
 
-/** Puts a checkpoint on the device that the options and the machine ask for. */
+/** Loads a checkpoint onto the device that the options and the machine call for. */
 export async function place(
   checkpoint: Checkpoint,
   options: Qwen3Options,
@@ -84,9 +83,9 @@ export async function place(
   }
 }
 
-/** The choice that follows the loss of a GPU; tells who wants to know. */
+/** The choice of the CPU after a GPU failed; reports it through `onNotice`. */
 export function gone(error: DeviceError, options: Qwen3Options): Choice {
-  options.onNotice?.(`${error.message}; going on with the CPU`);
+  options.onNotice?.(`${error.message}; continuing on the CPU`);
   return { what: "device", value: "cpu", reason: error.message };
 }
 
@@ -108,7 +107,7 @@ async function placeOnGpu(
     whose: `${gpu.name} binds at most`,
   });
   if (gpu.software) requireMemory(checkpoint, context.tokens, cacheDtype);
-  // Loaded when asked for: nothing else needs the reference and its checks.
+  // Loaded only when asked for: nothing else needs the checks.
   const { DebugRunner } = options.debug
     ? await import("./debug/runner.ts")
     : { DebugRunner: undefined };
@@ -140,7 +139,7 @@ async function placeOnGpu(
   };
 }
 
-/** Puts a checkpoint on the CPU; `choice` says why. */
+/** Loads a checkpoint onto the CPU; `choice` says why there. */
 export async function placeOnCpu(
   checkpoint: Checkpoint,
   options: Qwen3Options,
@@ -162,7 +161,7 @@ export async function placeOnCpu(
   return { runner, device: { kind: "cpu", adapter, choices } };
 }
 
-/** The context that was asked for, or the largest of at most 4,096 that fits. */
+/** The context that was asked for, or else the largest that fits, up to 4,096. */
 function chooseContext(
   { name, config }: Checkpoint,
   { context }: Qwen3Options,
@@ -198,7 +197,7 @@ function chooseContext(
   return choice(context, "it was asked for");
 }
 
-/** Refuses a context that the checkpoint was not trained for. */
+/** @throws {RangeError} if the checkpoint was not trained for the context. */
 export function checkContext(
   { name, config }: Checkpoint,
   context?: number,
@@ -207,12 +206,12 @@ export function checkContext(
   const most = config.maxPositionEmbeddings;
   if (!Number.isInteger(context) || context < 1 || context > most) {
     throw new RangeError(
-      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${most}, what the checkpoint was trained for`,
+      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${most}, the longest the checkpoint was trained for`,
     );
   }
 }
 
-/** Refuses before anything is allocated what main memory cannot hold. */
+/** @throws {DeviceError} if main memory cannot hold weights and cache; called before anything is allocated. */
 function requireMemory(
   { name, config, tensors }: Checkpoint,
   context: number,

@@ -1,5 +1,5 @@
 /**
- * Where a model runs, and why.
+ * Selects the device a model runs on: a GPU or the CPU, with the reason.
  *
  * @module
  */
@@ -21,7 +21,7 @@ import type { Gpu } from "./webgpu/device.ts";
 import { CpuOps } from "./cpu/ops.ts";
 import { Plan } from "./webgpu/plan.ts";
 
-/** The selected device: a GPU, or the CPU where `gpu` is undefined. */
+/** The selected device: a GPU, or the CPU if `gpu` is undefined. */
 export interface Selection {
   gpu?: Gpu;
   choice: Choice;

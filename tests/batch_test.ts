@@ -235,7 +235,8 @@ eachDevice("a signal or the consumer ends all, another runs", async (load) => {
     assertEquals([tokenIds, finishReason], [[], "aborted"]);
   }
   for await (const _ of qwen.generateBatch(prompts, options)) {
-    const refusal = "Cannot run a model twice at once";
+    const refusal =
+      "Cannot start a run: another run of this model has not ended";
     await assertRejects(() => qwen.logits([1]), Error, refusal);
     break;
   }
@@ -301,8 +302,8 @@ gpuTest("a device that is lost first: auto goes on with the CPU", async () => {
 Deno.test("prompts are refused by their number", async () => {
   using qwen = await loadQwen3(undefined, { device: "cpu", context: 16 });
   const refused: [number[][], string][] = [
-    [[], "there are no prompts, there must be one at least"],
-    [[[1], []], "prompt 1 is empty, it must have a token at least"],
+    [[], "there are no prompts, there must be at least one"],
+    [[[1], []], "prompt 1 is empty, it must have at least one token"],
     [
       [[1], [2], Array(17).fill(1)],
       "prompt 2 has 17 tokens, the context has room for 16",

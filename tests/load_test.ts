@@ -255,7 +255,8 @@ eachDevice(
     for await (const piece of first) {
       text += piece.text;
       if (first.tokenIds.length !== 2) continue;
-      const refusal = "Cannot run a model twice at once";
+      const refusal =
+        "Cannot start a run: another run of this model has not ended";
       await assertRejects(() => read(qwen.generate("Hi")), Error, refusal);
       await assertRejects(() => qwen.logits([1]), Error, refusal);
     }
@@ -312,7 +313,7 @@ Deno.test("options out of range are refused before anything runs", async () => {
     assertThrows(
       () => qwen.generate(prompt),
       Error,
-      "Cannot generate: the prompt is empty, it must have a token at least",
+      "Cannot generate: the prompt is empty, it must have at least one token",
     );
   }
   for (const id of [-1, 2048, 0.5, NaN]) {
@@ -564,7 +565,7 @@ gpuTest(
     assertEquals(notices.length, 1);
     assertMatch(
       notices[0],
-      /^Cannot go on with Test GPU: the device was lost .* MB were allocated; going on with the CPU$/,
+      /^Cannot go on with Test GPU: the device was lost .* MB were allocated; continuing on the CPU$/,
     );
     assertEquals(qwen.device.kind, "cpu");
     assertMatch(qwen.device.choices[0].reason, /the device was lost/);

@@ -40,7 +40,7 @@ gpuTest("auto takes a hardware GPU without measuring", async () => {
   assertEquals(choice, {
     what: "device",
     value: "gpu: Test GPU",
-    reason: "a hardware GPU is here",
+    reason: "a hardware GPU is available",
   });
   assertEquals([device.software, device.allocated], [false, 0]);
 });
@@ -54,7 +54,7 @@ gpuTest(
     const { gpu: chosen, choice } = await selectDevice("auto", config, gpu);
     using _ = chosen;
     const [, onCpu, onGpu] =
-      /^only a software adapter is here; a \[1, 1024\] × \[1024, 3072\] matmul reads ([\d.]+) GB\/s on the CPU path, ([\d.]+) GB\/s on Test renderer$/
+      /^only a software adapter is available; a \[1, 1024\] × \[1024, 3072\] matmul reads ([\d.]+) GB\/s on the CPU path, ([\d.]+) GB\/s on Test renderer$/
         .exec(choice.reason)!;
     assertEquals(choice.value, chosen ? "gpu: Test renderer" : "cpu");
     const faster = Number(onGpu) - Number(onCpu);

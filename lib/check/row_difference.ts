@@ -1,22 +1,22 @@
 /**
- * Whether rows of values agree with those of a reference.
+ * Compares rows of values with those of a reference.
  *
  * @module
  */
 
-/** The first value that is too far from the reference's. */
+/** The first value that is too far from the reference. */
 export interface RowDifference {
   row: number;
   column: number;
   actual: number;
   expected: number;
-  /** How far it may be, beside a small share of itself. */
+  /** How far it may be from the expected value, besides a small share of that value. */
   allowed: number;
 }
 
 /**
- * Rows of `width` values may be off by a small share of their root mean square
- * (`half`: what products or a cache in f16 may be off).
+ * Finds the first value that is off by more than a small share of its row's root mean
+ * square; undefined if there is none. `half` allows for matmuls or a cache in f16.
  */
 export function rowDifference(
   actual: ArrayLike<number>,
@@ -42,7 +42,7 @@ export function rowDifference(
   }
 }
 
-/** The same in words. */
+/** A difference in words. */
 export function differenceText(
   { row, column, actual, expected, allowed }: RowDifference,
 ): string {

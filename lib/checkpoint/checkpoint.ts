@@ -1,5 +1,5 @@
 /**
- * A checkpoint as the loaders see it: configuration, named tensors and text files.
+ * The interface of a checkpoint: configuration, named tensors and text files.
  *
  * @module
  */
@@ -15,19 +15,19 @@ export interface TensorInfo {
   byteLength: number;
 }
 
-/** An opened checkpoint. Nothing but headers has been read. */
+/** An opened checkpoint. Only headers have been read. */
 export interface Checkpoint extends AsyncDisposable {
-  /** As a person would write it: a path, a URL, a repository id or `synthetic:…`. */
+  /** As the caller wrote it: a path, a URL, a repository id or `synthetic:…`. */
   name: string;
   /** The folder, URL or cache entry that it resolved to. */
   location: string;
   config: Qwen3Config;
   generation: GenerationDefaults;
   tensors: ReadonlyMap<string, TensorInfo>;
-  /** Fills `into` with the bytes of a tensor from byte `begin` on. */
+  /** Fills `into` with the bytes of a tensor, starting at byte `begin`. */
   read(name: string, begin: number, into: Uint8Array): Promise<void>;
-  /** A text file beside the weights (`tokenizer.json`, …), or undefined where there is none. */
+  /** A text file next to the weights (`tokenizer.json`, …); undefined if there is none. */
   text(file: string): Promise<string | undefined>;
-  /** Set where the weights follow the synthetic rule, so that a device may make them itself. */
+  /** Set if the weights follow the synthetic rule, so that a device can compute them itself. */
   synthetic?: { seed: number };
 }

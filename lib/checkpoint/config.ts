@@ -11,7 +11,7 @@ import { isObject } from "../json.ts";
 export interface YarnScaling {
   factor: number;
   originalMaxPositionEmbeddings: number;
-  /** Multiplies cos and sin; 0.1·ln(factor)+1 unless the checkpoint says otherwise. */
+  /** Multiplies cos and sin; by default 0.1·ln(factor)+1. */
   attentionFactor: number;
   betaFast: number;
   betaSlow: number;
@@ -46,7 +46,7 @@ export interface Qwen3Config {
   ropeScaling: YarnScaling | null;
   tieWordEmbeddings: boolean;
   bosTokenId: number | null;
-  /** Every id that ends a text; may be empty. */
+  /** All ids that end a text; may be empty. */
   eosTokenIds: number[];
 }
 
@@ -128,7 +128,7 @@ export class ConfigFields {
 }
 
 /**
- * Reads a parsed `generation_config.json`: only what the checkpoint says.
+ * Reads a parsed `generation_config.json`; absent fields stay undefined.
  *
  * @param json what JSON.parse returned
  * @param where the file, for errors
@@ -166,7 +166,7 @@ export function parseRope(
   fields: ConfigFields,
   maxPositionEmbeddings: number,
 ): Pick<Qwen3Config, "ropeTheta" | "ropeScaling"> {
-  // As in transformers: where both are given, the older name wins.
+  // As in transformers, the older name wins if both are given.
   const rope = fields.object("rope_scaling") ??
     fields.object("rope_parameters");
   if (rope === undefined) {

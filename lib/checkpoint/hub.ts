@@ -1,15 +1,15 @@
 /**
- * Repositories of the Hugging Face Hub: found in the cache that Python's
- * huggingface_hub keeps, or downloaded into it
+ * Repositories of the Hugging Face Hub, from the cache that Python's huggingface_hub
+ * also uses, or downloaded into it
  * (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
  *
  *     models--owner--name/refs/main             the commit that main was, as text
  *     models--owner--name/blobs/<etag>          whole files
  *     models--owner--name/snapshots/<commit>/   links to them, by name
  *
- * A blob gets its name, and a snapshot its link, only once it is complete, and
- * the weights come last: an interrupted download never looks like a checkpoint,
- * and the next one goes on where it stopped.
+ * A blob gets its name, and a snapshot its link, only when it is complete, and weights
+ * come last. So an interrupted download never looks like a checkpoint, and the next one
+ * resumes it.
  *
  * @module
  */
@@ -21,13 +21,13 @@ import { errorText } from "../errors.ts";
 import { type FileLock, host } from "../host.ts";
 import { type OpenOptions, patientFetch, pause } from "./sources.ts";
 
-// In a variable, so that Deno installs the package only when a download needs it.
+// A variable, so that Deno installs the package only when a download needs it.
 const HUB_PACKAGE = "npm:@huggingface/hub@2.17.5";
 
 const WEIGHTS = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
 
-/** All that is ever wanted beside config.json and the weights. */
+/** Files that are downloaded along with config.json and the weights. */
 const COMPANIONS = [
   "generation_config.json",
   "tokenizer.json",
@@ -42,7 +42,7 @@ export interface Repository {
   revision: string;
 }
 
-/** Reads `owner/name` or `owner/name@revision`; undefined where it is something else. */
+/** Parses `owner/name` or `owner/name@revision`; undefined if it is neither. */
 export function parseRepositoryId(spec: string): Repository | undefined {
   const [, name, revision = "main"] =
     /^([\w-][\w.-]*\/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?$/.exec(spec) ?? [];
@@ -51,13 +51,13 @@ export function parseRepositoryId(spec: string): Repository | undefined {
 }
 
 /**
- * The folder of a repository's files in the cache; what is missing there is
- * downloaded first. The environment decides as for Python's huggingface_hub:
- * `HF_HUB_CACHE`, `HF_HOME` (where the cache is), `HF_TOKEN`, `HF_ENDPOINT`,
- * `HF_HUB_OFFLINE`. A complete cache entry is used without asking the Hub.
+ * The folder with a repository's files in the cache; missing files are downloaded
+ * first. Environment variables work as for Python's huggingface_hub: `HF_HUB_CACHE` and
+ * `HF_HOME` (where the cache is), `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`. A
+ * complete cache entry is used without asking the Hub.
  *
- * @throws {Error} if it is neither in the cache nor can be downloaded, or is no
- * dense Qwen3 with safetensors (which is known before its weights are downloaded)
+ * @throws {Error} if it is not in the cache and cannot be downloaded, or if the model is
+ * not supported or has no safetensors, which is found before weights are downloaded
  */
 export async function repositoryFolder(
   repository: Repository,
@@ -71,7 +71,7 @@ export async function repositoryFolder(
   const lookedFor = `no such directory, not in the cache (${cached.problem})`;
   if (/^(1|on|yes|true)$/i.test(host.env("HF_HUB_OFFLINE") ?? "")) {
     throw new Error(
-      `Cannot open ${repository.name}: ${lookedFor}, and HF_HUB_OFFLINE forbids to download it`,
+      `Cannot open ${repository.name}: ${lookedFor}, and HF_HUB_OFFLINE forbids downloading it`,
     );
   }
   const endpoint = (host.env("HF_ENDPOINT") || "https://huggingface.co")
@@ -84,7 +84,7 @@ export async function repositoryFolder(
     const { message, statusCode } = cause as Error & { statusCode?: number };
     const denied = statusCode === 401 || statusCode === 403;
     throw new Error(
-      `Cannot open ${repository.name}: ${lookedFor}, and not to be had from ${endpoint} at ${repository.revision}: ${
+      `Cannot open ${repository.name}: ${lookedFor}, and ${endpoint} does not provide revision ${repository.revision}: ${
         message.replace(/\s+/g, " ")
       }${denied ? " (no such repository, or one that needs an HF_TOKEN)" : ""}`,
       { cause },
@@ -92,7 +92,7 @@ export async function repositoryFolder(
   }
 }
 
-/** Where Python's huggingface_hub would look. */
+/** The folder that Python's huggingface_hub would use. */
 function cacheFolder(): string {
   const { env } = host;
   const home = env("HOME") ?? env("USERPROFILE") ?? ".";
@@ -102,7 +102,7 @@ function cacheFolder(): string {
   return path.replace(/^~(?=\/|$)/, home);
 }
 
-/** The snapshot of a revision if it has all it needs, else what it lacks. */
+/** The snapshot of a revision if it is complete, else what it lacks. */
 async function findSnapshot(
   entry: string,
   revision: string,
@@ -131,7 +131,7 @@ function shardsOf(index: string, where: string): string[] {
   return [...new Set(parseSafetensorsIndex(index, where).values())];
 }
 
-/** One repository on its way into the cache. */
+/** The download of one repository into the cache. */
 class Download {
   readonly #fetch: typeof fetch;
   #hub!: typeof Hub;
@@ -149,7 +149,7 @@ class Download {
     this.#fetch = patientFetch(options);
   }
 
-  /** What every call of the package gets. */
+  /** Options of every call of the package. */
   get #access() {
     return {
       hubUrl: this.endpoint,
@@ -222,7 +222,7 @@ class Download {
     return folder;
   }
 
-  /** Brings one file into the snapshot. */
+  /** Adds one file to the snapshot, downloading it if necessary. */
   async #take(file: Hub.ListFileEntry, folder: string) {
     const link = `${folder}/${file.path}`;
     if (await exists(link)) return this.#advance(file, file.size);
@@ -240,14 +240,14 @@ class Download {
       await host.files.move(`${blob}.incomplete`, blob);
     }
     try {
-      await host.files.remove(link); // one whose blob was deleted
+      await host.files.remove(link); // in case it is a dead link
       await host.files.link(`../../blobs/${etag}`, link);
-    } catch { // Windows without the right to make links
+    } catch { // Windows without permission to create links
       await host.files.move(blob, link);
     }
   }
 
-  /** Downloads what `path` lacks of a file. */
+  /** Downloads the rest of a file to `path`. */
   async #fill(path: string, file: Hub.ListFileEntry) {
     using output = await host.files.append(path);
     let { size } = output;
@@ -279,7 +279,7 @@ class Download {
           await pause(tries);
           continue;
         }
-        // The package passes on some errors as text.
+        // The package throws some errors as strings.
         throw new Error(
           `${file.path} stopped at ${size} of ${file.size} bytes: ${
             errorText(cause)
@@ -306,7 +306,7 @@ class Download {
     });
   }
 
-  /** The lock that Python's huggingface_hub takes for a blob: one process at a time. */
+  /** Takes the lock that Python's huggingface_hub uses for a blob, so that one process downloads it at a time. */
   async #lock(etag: string): Promise<FileLock> {
     const folder = `${this.cache}/.locks/${
       this.entry.slice(this.cache.length + 1)
@@ -334,5 +334,5 @@ async function exists(path: string): Promise<boolean> {
 async function readBack(path: string): Promise<string> {
   const text = await host.files.readText(path);
   if (text !== undefined) return text;
-  throw new Error(`${path} is gone, another program must have removed it`);
+  throw new Error(`${path} is gone: another program must have removed it`);
 }

@@ -1,6 +1,6 @@
 /**
- * A checkpoint: configuration, named tensors read by range, and text files
- * (tokenizer and so on), wherever they come from.
+ * Opens checkpoints: folders, URLs, repositories of the Hugging Face Hub, and synthetic
+ * ones. Tensors are read by range.
  *
  * @module
  */
@@ -43,8 +43,8 @@ import { parseConfig } from "../model/families.ts";
  * await checkpoint.read("model.norm.weight", 0, bytes);
  * ```
  *
- * @throws {Error} if there is no such checkpoint (it lists what was looked for),
- * or a file of it is broken, truncated or not for a dense Qwen3
+ * @throws {Error} if there is no such checkpoint, naming what was looked for, or if one
+ * of its files is broken, truncated or of a model that is not supported
  */
 export async function openCheckpoint(
   spec: string,
@@ -71,10 +71,10 @@ export async function openCheckpoint(
   return await openFolder(spec, localFolder(folder), options);
 }
 
-/** A place with a checkpoint's files; what is not there is undefined. */
+/** A place with a checkpoint's files; a file that does not exist is undefined. */
 interface Folder {
   location: string;
-  /** A file's whole path or URL, for errors. */
+  /** The full path or URL of a file, for errors. */
   locate(file: string): string;
   open(file: string): Promise<OpenSource | undefined>;
   text(file: string): Promise<string | undefined>;
@@ -119,7 +119,7 @@ async function existingDirectory(spec: string): Promise<string | undefined> {
   );
 }
 
-/** A tensor's header entry and the file that has it. */
+/** The header entry of a tensor, and the file it is in. */
 interface Stored extends SafetensorsEntry {
   source: OpenSource;
 }
@@ -166,7 +166,7 @@ async function openFolder(
   };
 }
 
-/** Headers of `model.safetensors`, or of the shards that its index names. */
+/** Reads the header of `model.safetensors`, or of each shard in its index. */
 async function openWeights(
   name: string,
   folder: Folder,

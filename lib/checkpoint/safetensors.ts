@@ -10,13 +10,13 @@ import { type Format, storedRowBytes } from "../formats/format.ts";
 import { FORMATS } from "../formats/mod.ts";
 import { isObject, parseJson } from "../json.ts";
 
-/** Random access to bytes: a local file, or one on an HTTP server. */
+/** A file, local or over HTTP, of which any range of bytes can be read. */
 export interface ByteSource {
   /** A path or URL, for errors. */
   readonly name: string;
   /** In bytes. */
   readonly size: number;
-  /** Fills `into` with the bytes from `begin` on. */
+  /** Fills `into` with bytes, starting at `begin`. */
   read(begin: number, into: Uint8Array): Promise<void>;
 }
 
@@ -30,7 +30,7 @@ export interface SafetensorsEntry {
 
 const READABLE = FORMATS.filter(({ safetensors }) => safetensors);
 
-/** The limit in the safetensors specification. */
+/** The limit that the file format sets. */
 const MAX_HEADER_BYTES = 100_000_000;
 
 /**
@@ -114,7 +114,7 @@ export function parseSafetensorsIndex(
       throw new Error(
         `Cannot use ${where}: it puts ${tensor} in ${
           JSON.stringify(shard)
-        }, must be a .safetensors file beside it`,
+        }, must be a .safetensors file in the same folder`,
       );
     }
   }
@@ -172,7 +172,7 @@ function parseEntry(
   };
 }
 
-/** Refuses overlaps and gaps, which safetensors does not allow. */
+/** Refuses overlaps and gaps: the file format allows neither. */
 function checkLayout(
   entries: Map<string, SafetensorsEntry>,
   dataBegin: number,

@@ -1,5 +1,5 @@
 /**
- * Bytes by range, from a file or over HTTP.
+ * Reads byte ranges of files, local or over HTTP.
  *
  * @module
  */
@@ -7,11 +7,11 @@ import { errorText } from "../errors.ts";
 import { host } from "../host.ts";
 import type { ByteSource } from "./safetensors.ts";
 
-/** How far loading is, in bytes. */
+/** The progress of loading, in bytes. */
 export interface LoadProgress {
-  /** `download`: into the cache; `weights`: from there to where they are used. */
+  /** `download`: into the cache; `weights`: onto the device. */
   stage: "download" | "weights";
-  /** What is being read just now. */
+  /** What is being read. */
   file?: string;
   done: number;
   total: number;
@@ -20,20 +20,20 @@ export interface LoadProgress {
 /** How a checkpoint is opened. */
 export interface OpenOptions {
   onProgress?: (progress: LoadProgress) => void;
-  /** Ends opening, downloading and later reads with its reason. */
+  /** Aborts opening, downloading and later reads. */
   signal?: AbortSignal;
-  /** Instead of the global one. */
+  /** Used instead of the global `fetch`. */
   fetch?: typeof fetch;
 }
 
-/** A source that holds a file open until it is disposed. */
+/** A source that keeps a file open until it is disposed. */
 export interface OpenSource extends ByteSource, AsyncDisposable {}
 
-/** How often a request is made before its failure counts, and the first pause. */
+/** How often a request is tried, and the pause after the first failure. */
 const TRIES = 4;
 const FIRST_PAUSE_MS = 200;
 
-/** Opens a file; undefined where there is none. */
+/** Opens a file; undefined if there is none. */
 export async function openFile(path: string): Promise<OpenSource | undefined> {
   const file = await host.files.open(path);
   if (file === undefined) return undefined;
@@ -45,9 +45,9 @@ export async function openFile(path: string): Promise<OpenSource | undefined> {
       const count = file.read(begin, into);
       if (count === into.length) return;
       throw new Error(
-        `Cannot read ${path}: it ends at byte ${begin + count}, ${
+        `Cannot read ${path}: it ends at byte ${begin + count}, must have ${
           begin + into.length
-        } are needed`,
+        }`,
       );
     },
     [Symbol.asyncDispose]: () => Promise.resolve(file[Symbol.dispose]()),
@@ -55,8 +55,8 @@ export async function openFile(path: string): Promise<OpenSource | undefined> {
 }
 
 /**
- * `fetch` that stops with `signal`, and tries again after failures that pass:
- * no connection, and the answers 408, 429 and 5xx.
+ * `fetch` that stops with `signal` and retries after failures that may be temporary: no
+ * connection, and the statuses 408, 429 and 5xx.
  */
 export function patientFetch(
   { fetch: once = fetch, signal }: OpenOptions,
@@ -81,7 +81,7 @@ export function patientFetch(
   };
 }
 
-/** The text behind a URL; undefined where the server has none (404, 410). */
+/** Fetches a text; undefined if the server has none (404, 410). */
 export async function fetchText(
   url: string,
   options: OpenOptions,
@@ -91,9 +91,9 @@ export async function fetchText(
 }
 
 /**
- * Opens a file behind HTTP; undefined where the server has none. It is read by
- * ranges. From a server without them it is first copied to a temporary file,
- * which goes when the source is disposed.
+ * Opens a file over HTTP; undefined if the server has none. The file is read by range.
+ * If the server does not support ranges, it is first downloaded to a temporary file,
+ * which is removed when the source is disposed.
  */
 export async function openUrl(
   url: string,
@@ -143,7 +143,7 @@ async function fetchRange(
         done += chunk.length;
       }
       if (done < into.length) throw new Error("the connection ended");
-    } catch (cause) { // the connection broke: go on where it did
+    } catch (cause) { // the connection broke: continue from there
       options.signal?.throwIfAborted();
       if (tries === TRIES) throw unreachable(url, cause);
       await pause(tries);
@@ -151,7 +151,7 @@ async function fetchRange(
   }
 }
 
-/** A response with a body that can be used, or undefined for 404 and 410. */
+/** A successful response; undefined for 404 and 410. */
 async function request(
   url: string,
   headers: Record<string, string>,
@@ -160,7 +160,7 @@ async function request(
   let response: Response;
   try {
     response = await patientFetch(options)(url, {
-      // A compressed answer would have neither the size nor the ranges of the file.
+      // A compressed response would have other sizes and ranges than the file.
       headers: { ...headers, "Accept-Encoding": "identity" },
     });
   } catch (cause) {
@@ -212,7 +212,7 @@ async function copyToFile(
   };
 }
 
-/** Waits longer after each failed try. */
+/** Waits before the next try, longer after each failure. */
 export function pause(tries: number): Promise<void> {
   return new Promise((resolve) =>
     setTimeout(resolve, FIRST_PAUSE_MS * 3 ** (tries - 1))
@@ -223,7 +223,7 @@ function unreachable(url: string, cause: unknown): Error {
   return new Error(`Cannot read ${url}: ${errorText(cause)}`, { cause });
 }
 
-/** Throws unless a tensor of `byteLength` bytes has those asked for. */
+/** @throws {RangeError} if a tensor of `byteLength` bytes does not have the requested range. */
 export function checkRange(
   name: string,
   byteLength: number | undefined,

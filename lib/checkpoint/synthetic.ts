@@ -1,7 +1,7 @@
 /**
- * Checkpoints at Qwen3's published sizes whose weights are computed instead of
- * stored, so that anyone can measure a machine without a download. Every weight
- * is a function of its tensor's name, its index and a seed:
+ * Checkpoints of Qwen3's published sizes whose weights are computed, not stored, so that
+ * a machine can be measured without a download. Each weight depends on its tensor's
+ * name, its index and a seed:
  *
  *     seed' = FNV-1a(name) + seed                              (mod 2³²)
  *     u[i]  = (fmix32(i + seed') >> 8) / 2²³ − 1               in [−1, 1)
@@ -37,9 +37,9 @@ const SIZES = new Map<string, Size>([
 ]);
 const TIED = ["0.6b", "1.7b", "4b"];
 
-/** How one synthetic tensor is made: `bf16(offset + scale · u[i])`. */
+/** How a synthetic tensor is computed: `bf16(offset + scale · u[i])`. */
 export interface SyntheticRule {
-  /** `seed'`, an u32: what is added to the index before hashing. */
+  /** `seed'`, a u32, which is added to the index before hashing. */
   seed: number;
   /** An f32. */
   scale: number;
@@ -104,7 +104,7 @@ export function fillSynthetic(
 }
 
 /**
- * Token ids for measurements and tests: `fmix32(i + (seed + count) · 7919) mod vocab`.
+ * Token ids to measure and test with: `fmix32(i + (seed + count) · 7919) mod vocab`.
  *
  * @returns ids in [0, vocab), `[count]`
  */
@@ -121,8 +121,8 @@ export function syntheticTokens(
 }
 
 /**
- * Opens `synthetic:qwen3-SIZE?seed=1&layers=N&vocab=N`. Absent parameters mean
- * seed 1 and the published number of layers and tokens.
+ * Opens `synthetic:qwen3-SIZE?seed=1&layers=N&vocab=N`. By default the seed is 1, and
+ * layers and vocabulary are the published ones.
  *
  * ```ts
  * import { parseSynthetic } from "./synthetic.ts";
@@ -131,7 +131,7 @@ export function syntheticTokens(
  * console.log(config.hiddenSize, config.numHiddenLayers); // 1024 2
  * ```
  *
- * @throws {Error} if the size or a parameter is unknown or not a number in range
+ * @throws {Error} if the size or a parameter is unknown, or a value is out of range
  */
 export function parseSynthetic(spec: string): Checkpoint {
   const [, size, query] =
@@ -199,7 +199,7 @@ export function syntheticCheckpoint(
   };
 }
 
-/** Any range of bytes, though weights have two each. */
+/** Computes any range of bytes, even one that begins or ends within a weight. */
 function readBytes(rule: SyntheticRule, begin: number, into: Uint8Array) {
   if (begin % 2 === 0 && into.length % 2 === 0 && into.byteOffset % 2 === 0) {
     const weights = new Uint16Array(
@@ -216,7 +216,7 @@ function readBytes(rule: SyntheticRule, begin: number, into: Uint8Array) {
   into.set(new Uint8Array(weights.buffer, skip, into.length));
 }
 
-// What may follow the question mark, with the least and greatest value.
+// The parameters, with the least and greatest value of each.
 const PARAMETERS = new Map([
   ["seed", [0, 2 ** 32 - 1]],
   ["layers", [1, 1000]],

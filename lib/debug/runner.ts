@@ -1,6 +1,6 @@
 /**
- * A model on the GPU of which every operation is checked against the CPU as it runs.
- * Slow by design: each verb is awaited and read back.
+ * Runs a model on the GPU and checks every operation against the CPU. Slow by design:
+ * each verb is awaited and read back.
  *
  * @module
  */
@@ -35,7 +35,7 @@ interface Step {
   output: Tensor;
 }
 
-/** Both sides' keys and values. */
+/** Keys and values on both sides. */
 interface Caches {
   onGpu: GpuKvCache;
   onCpu: KvCache<CpuTensor>;
@@ -46,8 +46,8 @@ class CacheOverflow extends Error {}
 
 /**
  * {@linkcode Runner} that throws at the first operation, or choice of a token, that
- * differs from the CPU's. Its tokens are the CPU's choice from the GPU's logits. The
- * loop of `generate`, which leaves tokens on the device, is not what runs here.
+ * differs from the CPU's. Tokens are the CPU's choice from the GPU's logits. The decode
+ * loop of `generate`, which keeps tokens on the device, does not run here.
  */
 export class DebugRunner implements Runner {
   readonly fallbacks = [];
@@ -64,12 +64,12 @@ export class DebugRunner implements Runner {
     this.#twins = pairWeights(gpu.weights, cpu.weights);
   }
 
-  /** What the GPU's runner decided since loading. */
+  /** What the GPU's runner has decided since loading. */
   get choices(): readonly Choice[] {
     return this.gpu.choices;
   }
 
-  /** Loads the weights twice. */
+  /** Loads the weights on both sides. */
   static async load(
     gpu: Gpu,
     checkpoint: Checkpoint,
@@ -93,7 +93,7 @@ export class DebugRunner implements Runner {
     }
   }
 
-  /** Goes on with f32 caches, or throws what is no reason to. */
+  /** Switches to f32 caches if a value overflowed; throws any other error. */
   async #widenAfter(error: unknown): Promise<void> {
     if (!(error instanceof CacheOverflow)) throw error;
     await this.gpu.widen();
@@ -157,7 +157,7 @@ export class DebugRunner implements Runner {
           yield ids;
         }
       } catch (error) {
-        await this.#widenAfter(error); // from what was accepted
+        await this.#widenAfter(error); // then goes on after the accepted tokens
       }
     }
   }
@@ -167,7 +167,7 @@ export class DebugRunner implements Runner {
     context: number,
     sampling: Sampling,
     { step, maxTokens, signal }: {
-      /** Tokens that were chosen before. */
+      /** Tokens chosen before. */
       step: number;
       maxTokens: number;
       signal?: AbortSignal;
@@ -275,7 +275,7 @@ export class DebugRunner implements Runner {
     };
   }
 
-  /** How `actual` differs from `expected`, if it does. */
+  /** Says how `actual` differs from `expected`; undefined if it does not. */
   #compare(
     name: string,
     actual: Float32Array,

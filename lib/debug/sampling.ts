@@ -1,5 +1,5 @@
 /**
- * The GPU's sampling beside the CPU's, token by token.
+ * Checks the GPU's sampling against the CPU's, token by token.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import {
 import { sample, type Sampling } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** The dispatches that choose tokens, recorded for logits that the host writes. */
+/** The dispatches that choose tokens, reading logits that the host writes. */
 export class SamplingTwin implements Disposable {
   readonly #own = new DisposableStack();
   readonly #logits: Tensor;
@@ -37,8 +37,8 @@ export class SamplingTwin implements Disposable {
   }
 
   /**
-   * What is wrong with the tokens that the GPU chooses from `rows`, where the CPU
-   * chose `expected`; `seen` is that from before the choice.
+   * Says how the tokens that the GPU chooses from `rows` differ from `expected`, the
+   * CPU's; undefined if they do not. `seen` is the state before the choice.
    */
   async difference(
     rows: readonly Float32Array[],
@@ -72,7 +72,7 @@ export class SamplingTwin implements Disposable {
   }
 }
 
-/** Whether `on` would be chosen instead of `off` if both logits were off by f32 rounding. */
+/** Whether rounding in f32 could make the GPU choose `on` instead of `off`. */
 function nearly(
   on: number,
   off: number,

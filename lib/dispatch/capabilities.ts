@@ -5,7 +5,7 @@
  */
 import type { Constants } from "./shapes.ts";
 
-/** Kinds of adapter that have a row of their own. */
+/** Kinds of adapter with defaults of their own. */
 export type AdapterClass =
   | "NVIDIA"
   | "NVIDIA, large cache"
@@ -15,11 +15,11 @@ export type AdapterClass =
   | "software"
   | "other";
 
-/** What of a device a choice depends on; a {@linkcode Gpu} has it all. */
+/** The properties of a device that choices depend on; a {@linkcode Gpu} has them. */
 export interface Capabilities {
   /** Lanes that exchange values directly; 0 without subgroups. */
   subgroupSize: number;
-  /** Whose defaults apply; `other` if absent. */
+  /** Selects the defaults; `other` if absent. */
   adapterClass?: AdapterClass;
   /** Whether shaders are known to go through Deno's naga to Vulkan; false if absent. */
   vulkan?: boolean;
@@ -27,11 +27,11 @@ export interface Capabilities {
     maxComputeWorkgroupStorageSize: number;
     maxComputeInvocationsPerWorkgroup: number;
   };
-  /** Constants that were measured to be best on this adapter, by the keys of tuning_key.ts. */
+  /** Constants measured to be best on this adapter, by the keys of keys.ts. */
   tuned?: ReadonlyMap<string, Constants>;
 }
 
-/** Lanes that share a sum: constants for kernels that use lib/webgpu/wgsl.ts's LANES. */
+/** Lanes that share a sum, as constants for kernels that use LANES of lib/webgpu/wgsl.ts. */
 export function laneConstants(
   { subgroupSize }: Pick<Capabilities, "subgroupSize">,
   most = 32,
@@ -43,7 +43,7 @@ export function laneConstants(
   };
 }
 
-/** The same for exactly `lanes` lanes, through workgroup memory where subgroups are smaller. */
+/** Exactly `lanes` lanes share a sum, through workgroup memory if subgroups are smaller. */
 export function exactLanes(
   { subgroupSize }: Pick<Capabilities, "subgroupSize">,
   lanes: number,

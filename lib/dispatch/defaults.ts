@@ -1,6 +1,7 @@
 /**
- * Constants of the kernels by kind of adapter, where nothing was tuned on the adapter
- * itself (see tuning.ts). One row per kind; choose.ts picks within a row by shape.
+ * Constants of the kernels by kind of adapter, for shapes that were not tuned on the
+ * adapter itself (see tuned.ts). One row per kind; linear.ts and attention.ts pick within
+ * a row by shape. Quoted titles are entries of bench/log.md.
  *
  * @module
  */
@@ -9,24 +10,24 @@ import type { AdapterClass } from "./capabilities.ts";
 import type { ContextClass } from "./shapes.ts";
 
 /**
- * Threads of a workgroup, rows of w that a lane group sums, loads in flight per row at
- * most; rows that each lane sums alone instead, where lanes can give one another x.
+ * Threads per workgroup, rows of w per lane group, and loads in flight per row at most.
+ * `own`: rows that each lane sums alone instead, where lanes can broadcast x.
  */
 type GemvConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; own?: number }
 >;
-/** The same, at most, for a few rows of x; lane groups that share rows of w. */
+/** For a few rows of x: these at most, and lane groups that share rows of w. */
 type GemvRowsConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; SLICES: number }
 >;
-/** A tile of a workgroup, and of a thread; see kernels/gemm.ts. */
+/** Tiles per workgroup and per thread; see kernels/gemm.ts. */
 type TileConstants = Readonly<
   { BM: number; BN: number; BK: number; TM: number; TN: number }
 >;
 /**
- * Threads of a workgroup, workgroups at least that a kv head's query heads are divided
- * among, keys that a thread takes part in at once, and workgroups that meanwhile read
- * so many bytes of the next weights into the cache.
+ * Threads per workgroup, the least number of workgroups that share a kv head's query
+ * heads, and keys per thread at a time. `fetch`: workgroups that read this many bytes of
+ * the next weights into the cache meanwhile.
  */
 type AttendConstants = Readonly<
   {
@@ -39,38 +40,40 @@ type AttendConstants = Readonly<
 
 /** One kind's constants. */
 export interface Defaults {
-  /** Where they come from: ends the reason of whatever uses them. */
+  /** Where they come from, as the end of a reason. */
   source: string;
   gemv: {
-    /** Matrices of very many rows: the LM head. */
+    /** Matrices with very many rows: the LM head. */
     tall: GemvConstants;
     /** Gate and up projections. */
     gated: GemvConstants;
-    /** Few and short rows: workgroups are scarce. */
+    /** Few, short rows: workgroups are scarce. */
     narrow: GemvConstants;
     other: GemvConstants;
-    /** Weights of up to so many bytes are read from a copy of them, a texture. */
+    /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
   gemvRows: {
     /** Few rows of w: workgroups are scarce. */
     narrow: GemvRowsConstants;
     other: GemvRowsConstants;
-    /** What a thread sums, at most: more leaves no registers for what is in flight. */
+    /** Sums per thread at most: more leave no registers for loads in flight. */
     sums: number;
   };
   gemm: {
     /** Up to 32 rows. */
     few: TileConstants;
-    /** Products in f16, more than 64 rows. */
+    /** In f16, more than 64 rows. */
     half: TileConstants;
-    /** Products in f32, many tiles. */
+    /** In f32, many tiles. */
     large: TileConstants;
     other: TileConstants;
   };
   attendDecode: Readonly<Record<ContextClass, AttendConstants>>;
 }
 
+// "gemv constants", "gemvRows: 2 to 32 rows in a kernel of its own", "f16 gemm" and
+// "Attention with one barrier".
 const NVIDIA: Defaults = {
   source: "NVIDIA's defaults, measured on an H100 and an H200",
   gemv: {
@@ -97,6 +100,7 @@ const NVIDIA: Defaults = {
   },
 };
 
+// "Reading ahead", "Attention with one barrier".
 const LARGE_CACHE: Defaults = {
   ...NVIDIA,
   attendDecode: {
@@ -112,14 +116,15 @@ const LARGE_CACHE: Defaults = {
   },
 };
 
-/** Small workgroups of attention, where threads may be few or subgroups narrow. */
+/** Small workgroups of attention, for adapters with few threads or narrow subgroups. */
 const NARROW: Defaults["attendDecode"] = {
   short: { WORKGROUP: 128, SHARES: 1 },
   middle: { WORKGROUP: 128, SHARES: 1 },
   long: { WORKGROUP: 128, SHARES: 1 },
 };
 
-// By registers and waves to a SIMD, as RADV compiles the kernels (`deno task radv`).
+// By registers and waves per SIMD as RADV compiles the kernels ("AMD: what RADV's
+// compiler makes of the kernels").
 const AMD: Defaults = {
   ...NVIDIA,
   source: "AMD's defaults, by RADV's compiler, not measured",
@@ -140,7 +145,7 @@ const AMD: Defaults = {
   },
 };
 
-// Deno counts on an Intel GPU's smallest subgroups (8 lanes), so threads are many already.
+// Kernels use an Intel GPU's smallest subgroups (8 lanes), which means many threads already.
 const INTEL: Defaults = {
   ...NVIDIA,
   source: "Intel's defaults, not measured",
@@ -152,7 +157,8 @@ const APPLE: Defaults = {
   source: "Apple's defaults, not measured: as on NVIDIA",
 };
 
-// Emulated threads cost more at each barrier than wide tiles and rows do.
+// Where threads are emulated, barriers cost more than wide tiles and rows do ("llvmpipe:
+// gemv constants", "llvmpipe: rows per lane").
 const SOFTWARE: Defaults = {
   source: "defaults for threads emulated on a CPU, measured on llvmpipe",
   gemv: {
@@ -160,7 +166,7 @@ const SOFTWARE: Defaults = {
     gated: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 8 },
     narrow: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 4 },
     other: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 8 },
-    copied: 1 << 20, // large models have no memory for all of their weights twice
+    copied: 1 << 20, // large models have no memory for a second copy ("llvmpipe: weights in textures")
   },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
@@ -197,14 +203,17 @@ const ROWS: Readonly<Record<AdapterClass, Defaults>> = {
 /** Every kind. */
 export const ADAPTER_CLASSES = Object.keys(ROWS) as readonly AdapterClass[];
 
-/** The row for an adapter; one that does not say what it is counts as `other`. */
+/** The row for an adapter; `other` if its kind is not known. */
 export function defaultsFor(
   { adapterClass = "other" }: { adapterClass?: AdapterClass },
 ): Defaults {
   return ROWS[adapterClass];
 }
 
-/** The tile of a product by its size: large where there is enough work to fill a GPU. */
+/** Rows and outputs from which 128 × 128 tiles fill a large GPU: 128 of them for 132 multiprocessors. */
+const LARGE_ROWS = 256, LARGE_OUTPUT = 1 << 21;
+
+/** The tile of a matmul by its size: large where there is enough work to fill a GPU. */
 export function tileFor(
   m: number,
   n: number,
@@ -213,5 +222,5 @@ export function tileFor(
 ): TileConstants {
   if (m <= 32) return gemm.few;
   if (half && m > 64) return gemm.half;
-  return m >= 256 && m * n >= 1 << 21 ? gemm.large : gemm.other;
+  return m >= LARGE_ROWS && m * n >= LARGE_OUTPUT ? gemm.large : gemm.other;
 }

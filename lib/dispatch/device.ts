@@ -5,7 +5,7 @@
  */
 import type { Choice } from "./choice.ts";
 
-/** `auto` decides, `gpu` insists on an adapter (software too), `cpu` asks for none. */
+/** `auto` chooses; `gpu` needs an adapter, hardware or software; `cpu` uses none. */
 export type DeviceKind = "auto" | "gpu" | "cpu";
 
 /** GB/s at which a matmul of `[1, k] × [k, n]` reads its bf16 weights. */
@@ -17,9 +17,9 @@ export interface ReadRates {
 }
 
 /**
- * The device for a GPU that is open: a GPU that was asked for and hardware are taken;
- * a software renderer only if it reads weights faster than the CPU path does. Undefined
- * where that must be measured first.
+ * Decides whether to use an open GPU: yes if it was asked for or is hardware; a software
+ * renderer only if it reads weights faster than the CPU path. Undefined if that must be
+ * measured first.
  */
 export function chooseDevice(
   kind: "auto" | "gpu",
@@ -34,12 +34,12 @@ export function chooseDevice(
     const renderer = software ? ", a software renderer" : "";
     return decide(true, `it was asked for${renderer}`);
   }
-  if (!software) return decide(true, "a hardware GPU is here");
+  if (!software) return decide(true, "a hardware GPU is available");
   if (!rates) return undefined;
   const { k, n, gpu, cpu } = rates;
   return decide(
     gpu > cpu,
-    `only a software adapter is here; a [1, ${k}] × [${k}, ${n}] matmul reads ${
+    `only a software adapter is available; a [1, ${k}] × [${k}, ${n}] matmul reads ${
       cpu.toFixed(2)
     } GB/s on the CPU path, ${gpu.toFixed(2)} GB/s on ${name}`,
   );

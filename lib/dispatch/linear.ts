@@ -1,7 +1,8 @@
 /**
  * Which kernel runs a Linear layer, with which constants, and why: pure functions of
- * shapes and limits, so that every choice can be listed. Attention is in attention.ts,
- * matmuls of any shapes are in matmul.ts.
+ * shapes and limits, so that every choice can be listed. attention.ts chooses for
+ * attention, matmul.ts for tensors of any shape. Thresholds were measured; the quoted
+ * titles are entries of bench/log.md.
  *
  * @module
  */
@@ -20,9 +21,9 @@ import { linearKey } from "./keys.ts";
 export interface LinearChoice {
   kernel: "gemv" | "gemvRows" | "gemm";
   constants: Constants;
-  /** Whether the kernel norms the rows itself; else rmsNorm runs before it. */
+  /** Whether the kernel norms the rows itself; if not, rmsNorm runs before it. */
   fusedNorm: boolean;
-  /** With f16 products: what the largest value of each row is scaled to. */
+  /** In f16: each row is scaled so that its largest value is about this. */
   headroom?: number;
   /** Splits of k that go to different workgroups and are summed afterwards. */
   splits: number;
@@ -38,22 +39,34 @@ export function chooseLinear(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
-  const defaults = defaultsFor(device);
-  if (shape.m === 1) return chooseGemv(shape, device, defaults);
-  return shape.m <= FEW_ROWS
-    ? chooseGemvRows(shape, device, defaults)
-    : chooseGemm(shape, device, defaults);
+  return shape.m === 1
+    ? chooseOneRow(shape, device)
+    : shape.m <= FEW_ROWS
+    ? chooseFewRows(shape, device)
+    : chooseManyRows(shape, device);
 }
 
-function chooseGemvRows(
-  shape: LinearShape,
-  device: Capabilities,
-  defaults: Defaults,
-): LinearChoice {
-  const { m, n, k, norm, swiglu } = shape;
+/** SwiGLU is a property of the layer; the caller replaces "store" by "add" where it adds. */
+const epilogueOf = ({ swiglu }: LinearShape): Epilogue =>
+  swiglu ? "swiglu" : "store";
+
+/** Up to this many rows of w, a few rows of x leave a large GPU short of workgroups ("gemvRows: 2 to 32 rows in a kernel of its own"). */
+const NARROW_ROWS = 2048;
+/** Rows of w from which a matrix is an LM head ("gemv constants"). */
+const TALL_ROWS = 32768;
+/** Loads of a lane up to which a row is short: all are in flight at once ("o_proj with all its loads in flight"). */
+const SHORT_STEPS = 8;
+/** Workgroups that keep a large GPU busy ("Split k"). */
+const ENOUGH_WORKGROUPS = 256;
+/** Splits of k at most, and k of each at least: summing them costs a dispatch ("Split k"). */
+const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
+
+function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
+  const { m, n, k, norm } = shape;
+  const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRows", shape));
   const { narrow, other, sums } = defaults.gemvRows;
-  const row = n <= 2048 ? narrow : other;
+  const row = n <= NARROW_ROWS ? narrow : other;
   return {
     kernel: "gemvRows",
     constants: {
@@ -62,7 +75,7 @@ function chooseGemvRows(
       ...laneConstants(device, Math.max(4, Math.ceil(k / 4))),
       ...tuned,
       M: m,
-      EPILOGUE: epilogueOf(swiglu),
+      EPILOGUE: epilogueOf(shape),
       NORM: norm ? 1 : 0,
     },
     fusedNorm: norm,
@@ -75,31 +88,32 @@ function chooseGemvRows(
   };
 }
 
-function chooseGemv(
-  shape: LinearShape,
-  device: Capabilities,
-  defaults: Defaults,
-): LinearChoice {
-  const { n, k, format, norm, swiglu } = shape, [unit] = format.loads;
+function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
+  const { n, k, format, norm } = shape, [unit] = format.loads;
+  const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemv", shape));
   const whole = wideLoad(format, k) === unit;
   const units = Math.ceil(k / unit);
   const fusedNorm = norm && whole;
   const lanes = laneConstants(device, Math.max(4, units));
-  const steps = Math.ceil(units / 2 ** lanes.LOG_LANES);
-  const givers = whole && lanes.SUBGROUPS ? 2 ** lanes.LOG_LANES : 0;
-  const gemv = gemvConstants(n, steps, swiglu, givers, defaults);
+  const laneCount = 2 ** lanes.LOG_LANES;
+  const layout = gemvConstants(
+    shape,
+    Math.ceil(units / laneCount),
+    whole && lanes.SUBGROUPS ? laneCount : 0,
+    defaults,
+  );
   const { copied = 0 } = defaults.gemv;
   // A texture holds the one plane of a format whose loads take 16 bytes.
   const [{ rowBytes }, ...others] = format.planes(k);
-  const copies = shape.fixed && gemv.SPREAD === "rows" && !others.length &&
+  const copies = shape.fixed && layout.SPREAD === "rows" && !others.length &&
     rowBytes === 16 * units && n * rowBytes <= copied;
   return {
     kernel: "gemv",
     constants: {
-      ...gemv,
+      ...layout,
       ...(copies ? { W_IN: "texture" } : {}),
-      EPILOGUE: epilogueOf(swiglu),
+      EPILOGUE: epilogueOf(shape),
       NORM: fusedNorm ? 1 : 0,
       ...lanes,
       ...tuned,
@@ -116,12 +130,38 @@ function chooseGemv(
   };
 }
 
-function chooseGemm(
+/**
+ * Rows and loads per thread for one row of x. Many rows of w share x where there are
+ * enough of them, and all loads of a row are in flight as far as registers allow.
+ *
+ * @param steps loads of a lane
+ * @param broadcasting lanes that can broadcast x unit by unit; 0 if none can
+ */
+function gemvConstants(
+  { n, swiglu }: LinearShape,
+  steps: number,
+  broadcasting: number,
+  { gemv }: Defaults,
+): Constants {
+  const { own, ...row } = n >= TALL_ROWS
+    ? gemv.tall
+    : swiglu
+    ? gemv.gated
+    : n <= NARROW_ROWS && steps <= SHORT_STEPS
+    ? gemv.narrow
+    : gemv.other;
+  if (own && broadcasting) {
+    return { SPREAD: "rows", WORKGROUP: broadcasting, ROWS: own, STEPS: 1 };
+  }
+  return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
+}
+
+function chooseManyRows(
   shape: LinearShape,
   device: Capabilities,
-  defaults: Defaults,
 ): LinearChoice {
   const { m, n, k, swiglu } = shape;
+  const defaults = defaultsFor(device);
   const tunedHalf = device.tuned?.get(linearKey("gemm", shape, true));
   const half = { ...tileFor(m, n, defaults, true), ...tunedHalf };
   const headroom = headroomOf(shape, Number(half.BK));
@@ -138,7 +178,7 @@ function chooseGemm(
     kernel: "gemm",
     constants: {
       ...tile,
-      EPILOGUE: epilogueOf(swiglu),
+      EPILOGUE: epilogueOf(shape),
       F16: headroom ? 1 : 0,
       SCALED: headroom ? 1 : 0,
       SPLITS: splits,
@@ -150,14 +190,13 @@ function chooseGemm(
   };
 }
 
-const epilogueOf = (swiglu: boolean): Epilogue => swiglu ? "swiglu" : "store";
-
-/** Half of what f16 holds, rounded to a power of 2: sums of products must stay below. */
+/** Half of what f16 holds, rounded to a power of 2: sums must stay below. */
 const F16_SUM = 32768;
 
 /**
- * What the largest value of a row is scaled to for f16, so that `BK` products with the
- * largest weight fit f16; undefined where that cannot be, or was not measured.
+ * The bound that rows are scaled to: a value in [headroom, 2 · headroom) times the largest
+ * weight, summed BK times, stays within f16's range. Undefined if the largest weight is
+ * not known or leaves no room.
  */
 function headroomOf(
   { k, largest }: LinearShape,
@@ -170,38 +209,10 @@ function headroomOf(
     : undefined;
 }
 
-/**
- * Rows and loads per thread: many rows share x where there are enough of them, and all
- * loads of a row are in flight at once as far as registers allow. The limits between
- * the classes come from sweeps (bench/log.md, "gemv constants"). `givers`: lanes that
- * can pass one another x, by the unit.
- */
-function gemvConstants(
-  n: number,
-  steps: number,
-  swiglu: boolean,
-  givers: number,
-  { gemv }: Defaults,
-): Constants {
-  const { own, ...row } = n >= 32768
-    ? gemv.tall
-    : swiglu
-    ? gemv.gated
-    : n <= 2048 && steps <= 8
-    ? gemv.narrow
-    : gemv.other;
-  if (own && givers) {
-    return { SPREAD: "rows", WORKGROUP: givers, ROWS: own, STEPS: 1 };
-  }
-  return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
-}
-
-/** Workgroups that keep a large GPU busy (bench/log.md, "Split k"). */
-const ENOUGH_WORKGROUPS = 256;
-
-/** Splits of k, where there are too few tiles of m × n to fill a GPU. */
+/** Splits of k where tiles of m × n alone are too few. */
 function splitsOfK(m: number, n: number, k: number, tile: Constants): number {
   const tiles = Math.ceil(m / Number(tile.BM)) * Math.ceil(n / Number(tile.BN));
   const wanted = Math.floor(ENOUGH_WORKGROUPS / tiles);
-  return Math.max(1, Math.min(8, wanted, Math.floor(k / 256)));
+  const most = Math.min(MOST_SPLITS_OF_K, wanted, Math.floor(k / LEAST_K));
+  return Math.max(1, most);
 }

@@ -79,6 +79,6 @@ export function chooseAttentionDtype(
   const most = largestQ * largestK * headDim;
   // NaN is refused, too.
   return most <= LARGEST_SCORE
-    ? { dtype: "f16", reason: "f16 products, in range by the norms' weights" }
+    ? { dtype: "f16", reason: "in f16, in range by the norms' weights" }
     : f32(`q · k may reach ${most}, beyond ${LARGEST_SCORE}`);
 }

@@ -5,7 +5,7 @@
  */
 import type { Format } from "../formats/format.ts";
 
-/** Values that the expander knows: numbers, and strings for comparisons. */
+/** Constants of a kernel: numbers, and strings that `@if` compares. */
 export type Constants = Readonly<Record<string, number | string>>;
 
 /** A Linear layer: `[m, k] × [n, k]ᵀ`. */
@@ -19,25 +19,25 @@ export interface LinearShape {
   norm: boolean;
   /** SwiGLU after it: pairs of w's rows become one output. */
   swiglu: boolean;
-  /** The largest absolute weight, where it was measured; products in f16 need it. */
+  /** The largest absolute weight, if it was measured; f16 matmuls need it. */
   largest?: number;
-  /** Whether the weights change no more, so that a copy may be read instead. */
+  /** Whether the weights no longer change, so that a copy may be read instead. */
   fixed?: boolean;
 }
 
-/** What a kernel does with a product: writes it, adds it to the output, or SwiGLU. */
+/** What a kernel does with its sums: store them, add them to the output, or SwiGLU. */
 export type Epilogue = "store" | "add" | "swiglu";
 
-/** Up to this many rows the matrix is read once for all of them. */
+/** Rows up to which the matrix is read once for all of them (bench/log.md, "gemvRows: 2 to 32 rows in a kernel of its own"). */
 export const FEW_ROWS = 32;
 
-/** Rows of a prompt by class: what is tuned for one number serves its neighbours. */
+/** Classes of rows of a prompt: constants tuned for one number of rows serve its neighbours. */
 export const ROW_CLASSES: readonly number[] = [64, 256, 512];
 
-/** Row classes of batches and short prompts, which gemvRows takes. */
+/** Classes of rows that gemvRows takes: batches and short prompts. */
 export const FEW_ROW_CLASSES: readonly number[] = [4, 8, 16, 32];
 
-/** Lengths of context whose attention is laid out alike; see choose_attention.ts. */
+/** Classes of context lengths with the same layout of attention; see attention.ts. */
 export const CONTEXT_CLASSES = ["short", "middle", "long"] as const;
 
 /** One of {@linkcode CONTEXT_CLASSES}. */

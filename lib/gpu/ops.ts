@@ -192,7 +192,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
       label,
       reason:
-        "many keys: splits of them went to different workgroups, which cannot see one another's here",
+        "many keys: their splits went to different workgroups, which cannot see each other's results",
       constants: {
         HEAD_DIM: headDim,
         VEC: choices[0].constants.VEC,
@@ -353,7 +353,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     });
     this.plan.add(sumSplits, { partial, y }, {
       label,
-      reason: "the splits of k are summed",
+      reason: "sums the splits of k",
       constants: {
         SPLITS: splits,
         ADD: epilogue === "add" ? 1 : 0,

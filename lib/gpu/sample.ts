@@ -16,6 +16,7 @@ import type { Gpu } from "../webgpu/device.ts";
 import type { Kernel, Operands } from "../webgpu/kernel.ts";
 import type { Plan } from "../webgpu/plan.ts";
 import type { Sampling } from "../model/sampling.ts";
+import { LOW } from "../webgpu/wgsl.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /** What a decode loop keeps on the device; all u32. */
@@ -172,7 +173,7 @@ class SamplingRecorder {
     this.#uniforms = {
       penalty: inF32(repetitionPenalty),
       temperature: inF32(temperature),
-      lowest: Math.max(Math.log(minP), -3e38),
+      lowest: Math.max(Math.log(minP), LOW),
       width: 32 * Math.max(inF32(temperature), 1) / BINS, // e⁻³² is negligible
       seed,
       k: topK,

@@ -7,7 +7,7 @@
  */
 import type { Qwen3Config } from "../checkpoint/config.ts";
 
-/** What RoPE needs: the angle of pair `i` at position `p` is `p · inverse[i]` radians. */
+/** Frequencies of RoPE: the angle of pair `i` at position `p` is `p · inverse[i]` radians. */
 export interface RopeFrequencies {
   /** Radians per position, `[headDim / 2]`, computed in f64 and rounded once. */
   inverse: Float32Array<ArrayBuffer>;
@@ -16,7 +16,7 @@ export interface RopeFrequencies {
 }
 
 /**
- * The frequencies of a checkpoint, the same for all its layers.
+ * The frequencies of a checkpoint; all layers share them.
  *
  * ```ts
  * import { ropeFrequencies } from "./rope.ts";
@@ -39,8 +39,8 @@ export function ropeFrequencies(
     return { inverse: new Float32Array(plain), scale: 1 };
   }
 
-  // YaRN: pairs that turn often within the trained context stay as they are,
-  // pairs that turn seldom are slowed by `factor`, those between are blended.
+  // YaRN: pairs that turn often within the trained context keep their frequency,
+  // pairs that rarely turn are slowed by `factor`, and those in between are blended.
   const { factor, attentionFactor, betaFast, betaSlow, truncate } = ropeScaling;
   const pairThatTurns = (times: number) =>
     headDim * Math.log(
@@ -61,10 +61,10 @@ export function ropeFrequencies(
 }
 
 /**
- * Fills `table` `[positions, headDim]`, from position `begin` on, with the
- * `headDim / 2` cosines and then as many sines of each position. The angle is
- * rounded to f32 as transformers does; cos and sin are not left to a GPU, whose
- * own lose all precision at the large angles of late positions.
+ * Fills `table` `[positions, headDim]` from position `begin` on: for each position
+ * `headDim / 2` cosines, then as many sines. The angle is rounded to f32 as in
+ * transformers. This is not left to a GPU: its cos and sin lose all precision at the
+ * large angles of late positions.
  */
 export function fillAngles(
   { inverse, scale }: RopeFrequencies,

@@ -1,32 +1,32 @@
 /**
- * Choosing the next token: the options, and the CPU reference that a GPU
- * kernel follows draw by draw.
+ * Choosing the next token: the options, and the CPU implementation. Given the same seed,
+ * the GPU kernels make the same draws.
  *
  * @module
  */
 import type { GenerationDefaults } from "../checkpoint/config.ts";
 import { fmix32 } from "../fmix32.ts";
 
-/** What a caller may ask for. */
+/** How the next token is chosen. */
 export interface SamplingOptions {
-  /** Divides the logits, ≥ 0. 0 takes the most likely token every time. */
+  /** Divides the logits, ≥ 0; 0 always takes the most likely token. */
   temperature?: number;
-  /** Keeps the `topK` most likely tokens (and ties with the last); 0 keeps all. */
+  /** Keeps the `topK` most likely tokens, and any that tie with the last; 0 keeps all. */
   topK?: number;
-  /** Keeps the most likely tokens that together reach this probability, 0 < topP ≤ 1. */
+  /** Keeps the most likely tokens whose probabilities add up to this, 0 < topP ≤ 1. */
   topP?: number;
   /** Keeps tokens at least this fraction as likely as the most likely one, 0 ≤ minP ≤ 1. */
   minP?: number;
-  /** Makes tokens of the prompt and the output less likely where > 1 (CTRL, https://arxiv.org/abs/1909.05858). */
+  /** Above 1: makes tokens of the prompt and the output less likely (CTRL, https://arxiv.org/abs/1909.05858). */
   repetitionPenalty?: number;
-  /** An integer of 32 bits; the same seed gives the same text. Default: a random one. */
+  /** A 32-bit integer; the same seed gives the same text. Random by default. */
   seed?: number;
 }
 
-/** Options with every choice made. `temperature: 0` is greedy. */
+/** Options with every default filled in. `temperature: 0` is greedy. */
 export type Sampling = Readonly<Required<SamplingOptions>>;
 
-/** Ranges, as a condition and in words. */
+/** The range of each option, as a condition and in words. */
 const RANGES: Record<
   keyof SamplingOptions,
   [inRange: (value: number) => boolean, range: string]
@@ -43,10 +43,10 @@ const RANGES: Record<
 };
 
 /**
- * Options over a checkpoint's `generation_config.json` over the defaults of
- * transformers (temperature 1, top-k 50, the rest off). Without `doSample` in
- * the checkpoint it is greedy, as in transformers, unless the options ask for
- * sampling by a temperature above 0, `topK`, `topP` or `minP`.
+ * Fills in options: from the checkpoint's `generation_config.json`, else with the
+ * defaults of transformers (temperature 1, top-k 50, the rest off). As in transformers,
+ * a checkpoint without `doSample` is greedy, unless the options ask for sampling by a
+ * temperature above 0, `topK`, `topP` or `minP`.
  *
  * ```ts
  * const sampling = resolveSampling({ temperature: 0.6, seed: 7 });
@@ -98,12 +98,12 @@ function inRange(
   return value;
 }
 
-/** Sets bit `id % 32` of word `id / 32` for every id: the tokens that a repetition penalty falls on. */
+/** Sets bit `id % 32` of word `id / 32` for each id: the tokens that a repetition penalty applies to. */
 export function markSeen(seen: Uint32Array, ids: Iterable<number>): void {
   for (const id of ids) seen[id >>> 5] |= 1 << (id & 31);
 }
 
-/** The bits of {@linkcode markSeen} for `ids` alone. */
+/** A new bit set with the bits of `ids`, see {@linkcode markSeen}. */
 export function seenBits(
   vocab: number,
   ids: Iterable<number>,
@@ -114,8 +114,8 @@ export function seenBits(
 }
 
 /**
- * The next token of each sequence of a batch, from its row of logits; marked in its
- * `seen`. Sequence `s` draws as one alone with the seed `(seed + s) mod 2³²`.
+ * Chooses the next token of each sequence of a batch from its row of logits, and marks
+ * it in its `seen`. Sequence `s` draws with the seed `(seed + s) mod 2³²`.
  */
 export function sampleEach(
   rows: readonly Float32Array[],
@@ -132,15 +132,15 @@ export function sampleEach(
 }
 
 /**
- * The next token. `logits` is `[vocab]` and stays as it is; `seen` has a bit
- * for each token (see {@linkcode markSeen}) and is read only where there is a
- * penalty; `step` counts the tokens generated before this one.
+ * Chooses the next token. `logits` is `[vocab]` and is not changed; `seen` has a bit for
+ * each token (see {@linkcode markSeen}) and is read only if there is a penalty; `step`
+ * counts the tokens generated before this one.
  *
- * Penalty, temperature, top-k, top-p and min-p follow transformers in that
- * order. The draw is the Gumbel-max trick: the kept token with the largest
- * `(logit − max) / temperature + gumbel(gumbelHash(seed, step, id))`, which is
- * distributed as softmax and needs no state and no running sum, so that a GPU
- * makes the same choice. Equal values go to the lowest id everywhere.
+ * Penalty, temperature, top-k, top-p and min-p apply in this order, as in transformers.
+ * The draw is the Gumbel-max trick: of the kept tokens, the one with the largest
+ * `(logit − max) / temperature + gumbel(gumbelHash(seed, step, id))` wins. That is
+ * distributed as softmax and needs no state and no running sum, so a GPU can make the
+ * same choice. Ties go to the lowest id.
  *
  * @throws {Error} if a logit is NaN or +Infinity, or none is finite.
  */
@@ -165,7 +165,7 @@ export function sample(
   const key = stepKey(seed, step);
   let token = best;
   let highest = -Infinity;
-  let useful = Infinity; // a larger hash cannot win, as gumbel(hash) ≤ −ln(hash / 2³²): saves the logarithms
+  let useful = Infinity; // a larger hash cannot win, as gumbel(hash) ≤ −ln(hash / 2³²); skipping it saves logarithms
   for (let i = 0; i < kept.length; i++) {
     const id = kept[i];
     const hash = keyedHash(key, id);
@@ -253,19 +253,19 @@ function kthLargest(scores: Float32Array, k: number): number {
 }
 
 /**
- * Top-p (https://arxiv.org/abs/1904.09751) as transformers computes it: from
- * the least likely token up, those go whose cumulative probability is at most
- * 1 − p. Of equal ones the highest id goes first, and one token always stays.
+ * Top-p (https://arxiv.org/abs/1904.09751) as transformers computes it: from the least
+ * likely token up, tokens are dropped while their cumulative probability is at most
+ * 1 − p. Of equally likely tokens the highest id goes first; one token always stays.
  */
 function nucleus(
   ids: Uint32Array,
   scaled: (id: number) => number,
   topP: number,
 ): Uint32Array {
-  // Buckets of falling likelihood, so that only the one with the boundary is sorted.
+  // Tokens go into buckets by likelihood, so that only the bucket at the boundary is sorted.
   let lowest = -1e-9;
   for (const id of ids) lowest = Math.min(lowest, scaled(id));
-  const perUnit = 1023 / Math.min(32, -lowest); // e^−32 is as good as nothing
+  const perUnit = 1023 / Math.min(32, -lowest); // e^−32 is negligible
   const bucketOf = (id: number) =>
     Math.min(1023, Math.floor(-scaled(id) * perUnit));
   const mass = new Float64Array(1024);
@@ -277,7 +277,7 @@ function nucleus(
   while (boundary > 0 && gone + mass[boundary] <= budget) {
     gone += mass[boundary--];
   }
-  // Sure ones from the front, those of the boundary from the back.
+  // Tokens above the boundary fill the array from the front, those at it from the back.
   const kept = new Uint32Array(ids.length);
   let count = 0;
   let back = ids.length;
@@ -298,7 +298,7 @@ function nucleus(
   return kept.subarray(0, count);
 }
 
-// fmix32(0) is 0: the constants keep small seeds, steps and ids off it and apart.
+// fmix32(0) is 0; the constants keep small seeds, steps and ids away from 0 and distinct.
 function stepKey(seed: number, step: number): number {
   return fmix32(fmix32(seed + 0x9e3779b9) ^ fmix32(step + 0x7f4a7c15));
 }
@@ -308,8 +308,8 @@ function keyedHash(key: number, id: number): number {
 }
 
 /**
- * The 32 random bits of token `id` at `step`. All in u32 (sums and products
- * wrap), so WGSL gives the same bits:
+ * The 32 random bits of token `id` at `step`, in u32 arithmetic (sums and products
+ * wrap), so that WGSL gives the same bits:
  *
  *     key  = fmix32(fmix32(seed + 0x9e3779b9) ^ fmix32(step + 0x7f4a7c15))
  *     hash = fmix32(key ^ fmix32(id + 0x94d049bb))
@@ -322,11 +322,8 @@ export function gumbelHash(seed: number, step: number, id: number): number {
  * A draw from the standard Gumbel distribution: `−ln(e)` with `e = −ln(1 − x)`
  * and `x = (hash + ½) / 2³²`, at most 1 − 2⁻²⁴.
  *
- * Tokens win by a small `x`, where `log(1 − x)` in f32 is mostly noise. f32
- * code takes the series there (relative error under 1e-6 for `x < 1/32`):
- *
- *     x = min((f32(hash) + 0.5) * 0x1p-32, 1.0 - 0x1p-24)
- *     e = select(-log(1.0 - x), x * (1.0 + x * (1.0 / 2.0 + x * (1.0 / 3.0 + x * 0.25))), x < 0.03125)
+ * Tokens with a small `x` win, and there `log(1 − x)` in f32 is mostly rounding error.
+ * For `x < ½` the kernels use a series instead, `e = 2 artanh(x / (2 − x))`.
  */
 export function gumbel(hash: number): number {
   const x = Math.min((hash + 0.5) * 2 ** -32, 1 - 2 ** -24);

@@ -74,11 +74,11 @@ export async function loadWeights<T>(
   return mapWeights(table, (spec) => loaded.get(spec)!);
 }
 
-/** Reads tensors into a device's memory, and tells how far it is. */
+/** Reads tensors into a device's memory and reports progress. */
 class Loader<T> {
   readonly #total: number;
   #done = 0;
-  /** Bytes that were written and may still be on their way. */
+  /** Bytes that were written but may not have arrived. */
   #unsettled = 0;
   #staging = new Uint8Array(PIECE);
 
@@ -180,7 +180,7 @@ function packed(
   return planes;
 }
 
-/** Checks names and shapes. A checkpoint with tied embeddings may have a head all the same: it is ignored. */
+/** Checks names and shapes. A head next to tied embeddings is ignored. */
 function checkTensors(
   { name, config, tensors }: Checkpoint,
   family: Family,

@@ -1,5 +1,5 @@
 /**
- * Conversations as the text that a chat checkpoint was trained on.
+ * Renders conversations as the text that a chat checkpoint was trained on.
  *
  * @module
  */
@@ -20,7 +20,7 @@ export interface ToolCall {
 export interface Message {
   role: "system" | "user" | "assistant" | "tool";
   content: string;
-  /** What an assistant thought before `content`. Qwen3 also finds it in `<think>` tags there. */
+  /** The assistant's thoughts before `content`. Qwen3 also accepts them in `<think>` tags in `content`. */
   reasoning_content?: string;
   tool_calls?: ToolCall[];
 }
@@ -35,20 +35,20 @@ export interface Tool {
   };
 }
 
-/** What a template is told beside the messages. */
+/** Variables of a template other than the messages. */
 export interface ChatOptions {
-  /** Ends with the header of the assistant's turn. Default: true. */
+  /** Appends the header of the assistant's turn. Default: true. */
   addGenerationPrompt?: boolean;
-  /** `enable_thinking`, which Qwen3 reads; left to the template where absent. */
+  /** Sets `enable_thinking`, which Qwen3's template reads; if absent, the template decides. */
   thinking?: boolean;
   tools?: Tool[];
-  /** Other names that a template may read (`bos_token`, …). */
+  /** Any other variables (`bos_token`, …). */
   variables?: Record<string, unknown>;
 }
 
 /**
- * Renders `messages` by a checkpoint's chat template. Encode the result
- * without adding special tokens: the template wrote them.
+ * Renders `messages` with a checkpoint's chat template. Encode the result without
+ * adding special tokens: the template has written them.
  *
  * ```ts
  * const template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
@@ -56,8 +56,7 @@ export interface ChatOptions {
  * console.assert(text === "user: Hi\n");
  * ```
  *
- * @throws {Error} if there are no messages, or the template is broken or
- * refuses them.
+ * @throws {Error} if there are no messages, or the template is broken or rejects them.
  */
 export function renderChat(
   template: string,
@@ -65,7 +64,9 @@ export function renderChat(
   options: ChatOptions = {},
 ): string {
   if (messages.length === 0) {
-    throw new Error("Cannot render a chat: it has 0 messages, must have one");
+    throw new Error(
+      "Cannot render a chat: it has 0 messages, must have at least one",
+    );
   }
   const { addGenerationPrompt = true, thinking, tools, variables } = options;
   try {
@@ -73,14 +74,14 @@ export function renderChat(
       ...variables,
       messages,
       add_generation_prompt: addGenerationPrompt,
-      // Templates ask whether a name is defined, so absent must stay absent.
+      // Templates test whether a variable is defined, so do not define it as undefined.
       ...(tools && { tools }),
       ...(thinking !== undefined && { enable_thinking: thinking }),
     });
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error);
     throw new Error(
-      `Cannot render a chat by its template: ${message.replace(/\s+/g, " ")}`,
+      `Cannot render a chat with its template: ${message.replace(/\s+/g, " ")}`,
       { cause: error },
     );
   }

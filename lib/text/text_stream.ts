@@ -1,5 +1,5 @@
 /**
- * Generated tokens as pieces of text that can be shown at once.
+ * Turns generated tokens into pieces of text that can be shown right away.
  *
  * @module
  */
@@ -7,15 +7,15 @@ import type { Tokenizer } from "./tokenizer.ts";
 
 /** Options of a {@linkcode TextStream}. */
 export interface TextStreamOptions {
-  /** The text ends before the first of these; with several, the one that starts earliest. */
+  /** The text ends before the earliest occurrence of any of these. */
   stop?: readonly string[];
-  /** Leaves out `<|im_end|>` and the like. Default: true. */
+  /** Leaves out special tokens such as `<|im_end|>`. Default: true. */
   skipSpecialTokens?: boolean;
 }
 
 /**
- * Holds text back until its UTF-8 is whole, and for as long as it may turn
- * out to be a stop string. How the text is split into tokens never changes it.
+ * Holds text back until its UTF-8 is complete and it can no longer be the start of a
+ * stop string. The text does not depend on how it is split into tokens.
  *
  * ```ts
  * const letters = { bytes: (id: number) => Uint8Array.of(id), specialIds: new Set<number>() };
@@ -31,7 +31,7 @@ export interface TextStreamOptions {
  * ```
  */
 export class TextStream {
-  /** A stop string was met: what follows is dropped. */
+  /** A stop string was found; what follows is dropped. */
   stopped = false;
   #tokenizer: Pick<Tokenizer, "bytes" | "specialIds">;
   #stop: readonly string[];
@@ -49,7 +49,7 @@ export class TextStream {
         throw new Error(
           `Cannot stop at ${
             JSON.stringify(text)
-          }: a stop string must be whole characters, one at least`,
+          }: a stop string must be whole characters, at least one`,
         );
       }
     }
@@ -58,7 +58,7 @@ export class TextStream {
     this.#skipSpecialTokens = skipSpecialTokens;
   }
 
-  /** Takes the next token; returns the text that is certain now. */
+  /** Takes the next token; returns the text that is now certain. */
   push(id: number): { text: string; stopped: boolean } {
     let text = "";
     const skip = this.#skipSpecialTokens && this.#tokenizer.specialIds.has(id);
@@ -70,14 +70,14 @@ export class TextStream {
     return { text, stopped: this.stopped };
   }
 
-  /** Ends the text: what was held back, an unfinished character as U+FFFD. */
+  /** Ends the text: returns what was held back, with an unfinished character as U+FFFD. */
   flush(): string {
     if (this.stopped) return "";
     this.#held += this.#utf8.decode();
     return this.#release(false);
   }
 
-  /** Cuts off what cannot be, or be followed by, the beginning of a stop string. */
+  /** Takes the held text up to a stop string, or (`more` follows) to where one may have begun. */
   #release(more: boolean): string {
     const held = this.#held;
     let end = 0;

@@ -1,5 +1,5 @@
 /**
- * Text to token ids and back, by a checkpoint's own `tokenizer.json`.
+ * Text to token ids and back, as a checkpoint's `tokenizer.json` defines it.
  *
  * @module
  */
@@ -10,38 +10,38 @@ import { isObject, parseJson } from "../json.ts";
 /** A byte-level BPE tokenizer, as every Qwen3 has. */
 export interface Tokenizer {
   /**
-   * Token ids of `text`. Added tokens written out in it (`<|im_end|>`) become
-   * their ids. Special tokens that the tokenizer puts around a text are added
-   * unless told not to: leave them out where a chat template wrote the text.
+   * Token ids of `text`. Added tokens spelled out in it (`<|im_end|>`) become their
+   * ids. `addSpecialTokens` (default: true) adds the special tokens that the tokenizer
+   * puts around a text; set it to false for text that a chat template wrote.
    */
   encode(text: string, options?: { addSpecialTokens?: boolean }): number[];
 
   /**
-   * Text of `ids`. Bytes that are no UTF-8 become U+FFFD, ids beyond the
-   * vocabulary (padding rows of the embedding) become nothing.
+   * Text of `ids`. Bytes that are not valid UTF-8 become U+FFFD; ids beyond the
+   * vocabulary (padding rows of the embedding) become empty text.
    */
   decode(
     ids: Iterable<number>,
     options?: { skipSpecialTokens?: boolean },
   ): string;
 
-  /** What a token stands for; it may hold a part of a character only. Empty beyond the vocabulary. */
+  /** The bytes of a token, possibly only part of a character; empty beyond the vocabulary. */
   bytes(id: number): Uint8Array<ArrayBuffer>;
 
-  /** The id of a token by its text as in the vocabulary (`<think>`), if there is one. */
+  /** The id of the token with this text in the vocabulary (`<think>`), if there is one. */
   tokenId(text: string): number | undefined;
 
   /** Ids of added tokens marked special, which `skipSpecialTokens` leaves out. */
   specialIds: ReadonlySet<number>;
 
-  /** The chat template (Jinja), where the checkpoint has one. */
+  /** The chat template (Jinja), if the checkpoint has one. */
   chatTemplate: string | undefined;
 
-  /** `bos_token`, `eos_token` and so on as `tokenizer_config.json` has them: chat templates may name them. */
+  /** `bos_token`, `eos_token` and so on from `tokenizer_config.json`, for chat templates. */
   specialTokens: Readonly<Record<string, string>>;
 }
 
-/** What a tokenizer is made from; undefined where the checkpoint lacks it. */
+/** Contents of a tokenizer's files; undefined if the checkpoint lacks the file. */
 export interface TokenizerFiles {
   /** `tokenizer.json` */
   tokenizer: string | undefined;
@@ -51,7 +51,7 @@ export interface TokenizerFiles {
   chatTemplate: string | undefined;
 }
 
-/** Reads the files of a tokenizer, without parsing them: that takes longer, and not every caller needs it. */
+/** Reads the files of a tokenizer. Does not parse them: that is slow, and not every caller needs it. */
 export async function readTokenizerFiles(
   checkpoint: Pick<Checkpoint, "text">,
 ): Promise<TokenizerFiles> {
@@ -63,7 +63,7 @@ export async function readTokenizerFiles(
 }
 
 /**
- * The tokenizer of the checkpoint `name`.
+ * Creates the tokenizer of the checkpoint `name`.
  *
  * @throws {Error} if there is no tokenizer.json, a file is broken, or the
  * tokenizer is not byte-level.
@@ -124,9 +124,9 @@ export function createTokenizer(
 const utf8 = new TextEncoder();
 
 /**
- * The character that each byte is written as in a byte-level vocabulary
- * (GPT-2, https://github.com/openai/gpt-2/blob/master/src/encoder.py):
- * itself where Latin-1 prints it, else the next free one from U+0100 on.
+ * The byte that each character of a byte-level vocabulary stands for
+ * (GPT-2, https://github.com/openai/gpt-2/blob/master/src/encoder.py): a byte is
+ * written as itself if Latin-1 prints it, else as the next free character from U+0100.
  */
 const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = (() => {
   const map = new Map<string, number>();
@@ -139,7 +139,7 @@ const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = (() => {
   return map;
 })();
 
-/** A token that has other characters stands for its own text, as in Hugging Face's decoder. */
+/** Bytes of a token. One with other characters stands for its own text, as in Hugging Face's decoder. */
 function tokenBytes(token: string): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(token.length);
   for (let i = 0; i < token.length; i++) {
@@ -167,7 +167,7 @@ function parseObject(text: string, where: string): Record<string, unknown> {
   return json;
 }
 
-/** A string, or a list of named templates of which "default" is meant. */
+/** The chat template: a string, or "default" in a list of named templates. */
 function chatTemplate(
   name: string,
   { chat_template: templates }: Record<string, unknown>,
@@ -180,7 +180,7 @@ function chatTemplate(
     : named.find((one) => one.name === "default");
   if (typeof chosen?.template !== "string") {
     throw new Error(
-      `Cannot choose a chat template of ${name}: it has [${
+      `Cannot choose a chat template for ${name}: it has [${
         named.map((one) => one.name).join(", ")
       }], must have one template or one named default`,
     );

@@ -84,7 +84,7 @@ export function showKernel(
       `Cannot show "${name}": the kernels are ${KERNEL_NAMES.join(", ")}`,
     );
   }
-  // First as it is here, then as it would be with the other kind of products.
+  // First as it is here, then as it would be with the other type of matmuls.
   const other = { ...device, f16: true, software: false };
   const none = { ...device, f16: false };
   const unknown = { ...device, adapterClass: "other" as const };
@@ -104,7 +104,7 @@ export function showKernel(
         : `not chosen on this device, shown as ${
           chosen === unknown
             ? "on one of unknown make"
-            : `${chosen.f16 ? "with" : "without"} f16 products`
+            : `${chosen.f16 ? "with" : "without"} f16 matmuls`
         }`;
       return {
         ...found,

@@ -176,6 +176,9 @@ export function used(
   return kept.toReversed();
 }
 
+/** Below every score and finite: running maxima begin with it, and its exp is 0. */
+export const LOW = -3e38;
+
 /**
  * `lanes_sum(v, tid)` and `lanes_max(v, tid)`: over groups of LANES neighboring
  * threads, with the result in each of them. LANES = 2^LOG_LANES must not exceed the

@@ -200,7 +200,7 @@ Deno.test("offline, what is missing is named and nothing is asked", async () => 
     (await assertRejects(() => openCheckpoint(spec), Error)).message;
   assertEquals(
     await failure("Some/Model@v1"),
-    `Cannot open Some/Model: no such directory, not in the cache (there is no ${cache.entry}/refs/v1), and HF_HUB_OFFLINE forbids to download it`,
+    `Cannot open Some/Model: no such directory, not in the cache (there is no ${cache.entry}/refs/v1), and HF_HUB_OFFLINE forbids downloading it`,
   );
   await fillCache(cache.entry, "tiny-sharded-f16");
   const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
@@ -400,7 +400,7 @@ Deno.test("a repository that does not exist, or has no safetensors, says where i
   );
   assertStringIncludes(
     missing,
-    `not to be had from ${server.url} at main: Repository not found`,
+    `and ${server.url} does not provide revision main: Repository not found`,
   );
   assertStringIncludes(
     await failure("Some/Model"),

@@ -253,7 +253,7 @@ Deno.test("openCheckpoint refuses shards that do not match their index", async (
     `names tensors that are not in their files: model.extra.weight (${home})`,
   );
   await write({ [norm]: `../${home}` });
-  await assertRefused(path, "must be a .safetensors file beside it");
+  await assertRefused(path, "must be a .safetensors file in the same folder");
   await Deno.writeTextFile(index, "{}");
   await assertRefused(path, "it must have a weight_map");
   await write({});

@@ -225,7 +225,7 @@ Deno.test("parseSafetensorsIndex maps tensors to shards beside the index", () =>
       message,
       `Cannot use i.json: it puts a in ${
         JSON.stringify(shard)
-      }, must be a .safetensors file beside it`,
+      }, must be a .safetensors file in the same folder`,
     );
   }
 });

@@ -38,7 +38,7 @@ Deno.test("openFile reads ranges, and is undefined for what is not there", async
     await assertRejects(
       () => source.read(77, bytes),
       Error,
-      `Cannot read ${path}: it ends at byte 500, 1077 are needed`,
+      `Cannot read ${path}: it ends at byte 500, must have 1077`,
     );
   } finally {
     await Deno.remove(path);

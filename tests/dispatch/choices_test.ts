@@ -82,7 +82,7 @@ function assertFits(
   for (
     const [, name, text] of wgsl.matchAll(/^const (\w+)(?:: u32)? = ([^;]+);/gm)
   ) {
-    if (!text.includes("e38")) known[name] = value(text);
+    if (!text.includes("e+38")) known[name] = value(text);
   }
   const alias: Record<string, string> = {};
   for (const [, name, type] of wgsl.matchAll(/alias (\w+) = ([^;]+);/g)) {
@@ -235,7 +235,7 @@ Deno.test("few rows without subgroups wait at few barriers", () => {
   }
 });
 
-Deno.test("f16 products cannot overflow", () => {
+Deno.test("f16 sums of a matmul cannot overflow", () => {
   for (const largest of [1e-6, 0.01, 0.5, 3, 100, 5000]) {
     for (const m of [33, 100, 4096]) {
       const shape = {
@@ -256,7 +256,7 @@ Deno.test("f16 products cannot overflow", () => {
       // Rows are scaled below twice the headroom.
       assert(2 * headroom <= 65504, `${headroom}`);
       const sum = Number(BK) * 2 * headroom * largest;
-      assert(sum <= 65504, `${largest}: ${BK} products sum to ${sum}`);
+      assert(sum <= 65504, `${largest}: ${BK} terms sum to ${sum}`);
     }
   }
 });
@@ -337,7 +337,7 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
   assert(MOST_SPLITS <= Number(mergeSplits.constants.MOST));
 });
 
-Deno.test("attention merges its runs only where a storage barrier is known to reach them", () => {
+Deno.test("attention merges its splits itself only where a storage barrier is known to reach them", () => {
   const merging = (device: Partial<Capabilities>) =>
     chooseDecodeAttention({ headDim: 128, group: 2 }, {
       ...DEVICES[4],

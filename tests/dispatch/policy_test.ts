@@ -100,7 +100,7 @@ Deno.test("a GPU is chosen by request, by kind, or by rate", () => {
       what: "device",
       value: "cpu",
       reason:
-        "only a software adapter is here; a [1, 2] × [2, 3] matmul reads 1.00 GB/s on the CPU path, 1.00 GB/s on Renderer",
+        "only a software adapter is available; a [1, 2] × [2, 3] matmul reads 1.00 GB/s on the CPU path, 1.00 GB/s on Renderer",
     },
   });
 });

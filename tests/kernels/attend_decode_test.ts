@@ -30,7 +30,7 @@ function small(gpu: Gpu, WORKGROUP = 64): Constants {
   };
 }
 
-/** One step with `splits` runs of keys; what they leave is merged if there are several. */
+/** One step with `splits` splits of the keys, which are merged if there are several. */
 function run(
   trial: Trial,
   inputs: AttentionInputs,
@@ -235,7 +235,7 @@ gpuTest("attendDecode stands large scores", async (_, trial) => {
 });
 
 gpuTest(
-  "attendDecode merges its runs itself, every time",
+  "attendDecode merges its splits itself, every time",
   async (gpu, trial) => {
     const { random } = trial, splits = 64, rows = 4, times = 100;
     const shape = { ...ONE, heads: 4, kvHeads: 2, headDim: 16, context: 1001 };

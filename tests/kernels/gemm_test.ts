@@ -28,18 +28,19 @@ interface Case {
   epilogue?: Epilogue;
   /** Where the result lies in a wider c. */
   column?: number;
-  beside?: number;
+  padding?: number;
   constants?: Constants;
 }
 
 /** Runs one case and compares all of c, also around the result. */
 async function check(trial: Trial, given: Case): Promise<void> {
   const { m, n, k, a = "f32", b = "bf16", byColumn = true } = given;
-  const { epilogue: kind = "store", column = 0, beside = 0 } = given;
+  const { epilogue: kind = "store", column = 0, padding = 0 } = given;
   const { random } = trial, before = 3, message = JSON.stringify(given);
   const left = random.tensor(a, [m, k], 2);
   const right = random.tensor(b, byColumn ? [n, k] : [k, n]);
-  const width = kind === "swiglu" ? n / 2 : n, stride = column + width + beside;
+  const width = kind === "swiglu" ? n / 2 : n,
+    stride = column + width + padding;
   const poison = kind === "add" ? before : NaN;
   const c = trial.filled([m + 2, stride], poison);
   trial.run(gemm, {
@@ -115,11 +116,11 @@ gpuTest(
     for (const kind of ["store", "add", "swiglu"] as const) {
       const constants = { TN: kind === "swiglu" ? 8 : 4 };
       const shape = { m: 33, k: 20, epilogue: kind, constants };
-      await check(trial, { ...shape, n: 40, column: 16, beside: 8 });
-      await check(trial, { ...shape, n: 72, column: 64, beside: 0 });
-      const beside = kind === "swiglu" ? 2 : 1;
-      await check(trial, { ...shape, n: 38, column: 16, beside });
-      await check(trial, { ...shape, n: 38, column: 3, beside: 1 });
+      await check(trial, { ...shape, n: 40, column: 16, padding: 8 });
+      await check(trial, { ...shape, n: 72, column: 64, padding: 0 });
+      const padding = kind === "swiglu" ? 2 : 1;
+      await check(trial, { ...shape, n: 38, column: 16, padding });
+      await check(trial, { ...shape, n: 38, column: 3, padding: 1 });
     }
   },
 );

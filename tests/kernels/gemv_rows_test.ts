@@ -70,8 +70,8 @@ gpuTest(
   "gemvRows writes its columns of a wider y and nothing else",
   async (_, trial) => {
     for (const kind of ["store", "add", "swiglu"] as const) {
-      for (const [column, beside] of [[0, 5], [3, 0], [16, 3]]) {
-        const place = { column, beside, epilogue: kind };
+      for (const [column, padding] of [[0, 5], [3, 0], [16, 3]]) {
+        const place = { column, padding, epilogue: kind };
         await check(trial, { m: 5, n: 38, k: 80, ...place });
       }
     }

@@ -53,8 +53,8 @@ gpuTest(
   "gemv writes its columns of a wider y and nothing else",
   async (_, trial) => {
     for (const kind of ["store", "add", "swiglu"] as const) {
-      for (const [column, beside] of [[0, 5], [3, 0], [16, 3]]) {
-        const place = { column, beside, epilogue: kind };
+      for (const [column, padding] of [[0, 5], [3, 0], [16, 3]]) {
+        const place = { column, padding, epilogue: kind };
         await check(trial, { n: 38, k: 80, ...place });
       }
     }
@@ -112,7 +112,7 @@ gpuTest(
         await check(trial, { n: 74, k: 88, norm: "f32", constants });
         await check(trial, { n: 74, k: 88, epilogue: "add", constants });
       }
-      const place = { column: 3, beside: 5, constants: rows };
+      const place = { column: 3, padding: 5, constants: rows };
       await check(trial, { n: 38, k: 80, epilogue: "add", ...place });
       for (const n of [255, 256, 512, 151936]) { // whole rows of texels, and not
         const constants = { ...lanes(gpu, true), ...rows, ROWS: 1 };

@@ -8,7 +8,7 @@ import { assertSums, epilogue, linear } from "../support/reference.ts";
 const TILE = { BM: 32, BN: 32, BK: 8, TM: 4, TN: 4 };
 
 gpuTest(
-  "sumSplits sums what the runs of a gemm over k leave",
+  "sumSplits sums the splits of a gemm over k",
   async (_, trial) => {
     const { random } = trial;
     for (const splits of [2, 7]) {

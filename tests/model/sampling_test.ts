@@ -394,10 +394,11 @@ randomTest(
     const f = Math.fround;
     const f32 = (hash: number) => {
       const x = f(Math.min(f(f(f(hash) + 0.5) * 2 ** -32), 1 - 2 ** -24));
-      const series = f(
-        x * f(1 + f(x * f(f(1 / 2) + f(x * f(f(1 / 3) + f(x * 0.25)))))),
-      );
-      return f(-Math.log(x < 0.03125 ? series : f(-Math.log(f(1 - x)))));
+      const r = f(x / f(2 - x)), q = f(r * r);
+      let sum = f(1 / 13);
+      for (const odd of [11, 9, 7, 5, 3, 1]) sum = f(f(1 / odd) + f(q * sum));
+      const series = f(f(2 * r) * sum);
+      return f(-Math.log(x < 0.5 ? series : f(-Math.log(f(1 - x)))));
     };
     const random = uniform(source);
     const hashes = [

@@ -24,7 +24,7 @@ export interface RowsCase {
   epilogue?: Epilogue;
   /** Where the result lies in a wider y. */
   column?: number;
-  beside?: number;
+  padding?: number;
   constants?: Constants;
 }
 
@@ -39,13 +39,14 @@ export async function checkRows(
   given: RowsCase,
 ): Promise<void> {
   const { m = 1, n, k, w = "bf16", x = "f32", norm, constants = {} } = given;
-  const { epilogue: kind = "store", column = 0, beside = 0 } = given;
+  const { epilogue: kind = "store", column = 0, padding = 0 } = given;
   const { gpu, random } = trial, eps = 1e-6, before = 3;
   const message = JSON.stringify(given);
   const weights = random.tensor(w, [n, k]);
   const rows = random.tensor(x, [m, k], 2);
   const normWeights = norm && random.tensor(norm, [k], 0.5, 1);
-  const width = kind === "swiglu" ? n / 2 : n, stride = column + width + beside;
+  const width = kind === "swiglu" ? n / 2 : n,
+    stride = column + width + padding;
   const poison = kind === "add" ? before : NaN;
   const y = trial.filled([m + 1, stride], poison);
   // Sums of a row's squares, as who wrote it left them.

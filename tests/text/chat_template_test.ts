@@ -72,11 +72,11 @@ Deno.test("no messages, a broken template and a refusal are told in one line", (
   assertThrows(
     () => renderChat("", []),
     Error,
-    "Cannot render a chat: it has 0 messages, must have one",
+    "Cannot render a chat: it has 0 messages, must have at least one",
   );
   for (
     const [template, message] of [
-      ["{% if %}\n{% endfor %}", "Cannot render a chat by its template: "],
+      ["{% if %}\n{% endfor %}", "Cannot render a chat with its template: "],
       ["{{ raise_exception('roles\nmust alternate') }}", "must alternate"],
     ]
   ) {

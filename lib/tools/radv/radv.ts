@@ -89,7 +89,7 @@ export interface VariantOptions {
 export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
 
 /**
- * Every distinct text that a model's passes run on AMD, with f16 products and without.
+ * Every distinct text that a model's passes run on AMD, with f16 matmuls and without.
  *
  * @throws {Error} if there is no such kernel.
  */

@@ -69,7 +69,7 @@ Deno.test("every kernel has a variant for AMD, no text twice", () => {
   const texts = variants.map(({ wgsl }) => wgsl);
   assertEquals(new Set(texts).size, texts.length);
   assert(PASSES.includes(1) && PASSES.some((tokens) => tokens > 512));
-  // With f16 products and without, for a decode step and for prompts.
+  // With f16 matmuls and without, for a decode step and for prompts.
   const of = (kernel: string) =>
     variants.filter((variant) => variant.kernel === kernel);
   for (const half of ["F16: u32 = 1u;", "F16: u32 = 0u;"]) {
