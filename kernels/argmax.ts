@@ -1,13 +1,7 @@
-import {
-  BEST,
-  deriveChunk,
-  LOAD_SCORES,
-  logitsContract,
-  SAMPLE_CONSTANTS,
-  SCORES,
-} from "./sample_scores.ts";
-import { samplingCost } from "./cost.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { type Buffers, SUM } from "./case.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 import {
   bestOf,
   eachChunk,
@@ -16,8 +10,14 @@ import {
   scoreOf,
   words,
 } from "./sample_case.ts";
-import { type Buffers, SUM } from "./case.ts";
-import { defineKernel } from "./define.ts";
+import {
+  BEST,
+  deriveChunk,
+  LOAD_SCORES,
+  logitsContract,
+  SAMPLE_CONSTANTS,
+  SCORES,
+} from "./sample_scores.ts";
 
 interface ArgmaxCase extends SampleSizes {
   penalty: number;

@@ -1,12 +1,10 @@
-import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
-import { HEADS, turnPair } from "./heads.ts";
-import type { Grid } from "../lib/webgpu/kernel.ts";
+import { chooseDecodeAttention } from "../lib/dispatch/attention.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { AttendTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
-import { attentionCost } from "./cost.ts";
-import { chooseDecodeAttention } from "../lib/dispatch/attention.ts";
 import { CONTEXT_CLASSES, type ContextClass } from "../lib/dispatch/shapes.ts";
+import type { Grid } from "../lib/webgpu/kernel.ts";
+import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
   attentionText,
@@ -16,7 +14,9 @@ import {
   sizesOf,
 } from "./attention_case.ts";
 import { EPS, HALF_ATTENTION, room, SUM, u32, u32Tensor } from "./case.ts";
+import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
+import { HEADS, turnPair } from "./heads.ts";
 
 // Index of a lane's pair p within half a head.
 const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";

@@ -1,8 +1,7 @@
-import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
-import { attentionCost } from "./cost.ts";
 import { choosePrefillRows } from "../lib/dispatch/attention.ts";
 import { exactLanes } from "../lib/dispatch/capabilities.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
+import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
   attentionText,
@@ -10,6 +9,7 @@ import {
   sizesOf,
 } from "./attention_case.ts";
 import { HALF_ATTENTION, room, u32 } from "./case.ts";
+import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 
 // Blocks of 4 keys × 4 elements of the head.

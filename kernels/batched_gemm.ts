@@ -1,8 +1,8 @@
-import { deriveTile, TILE, tileConstants } from "./gemm.ts";
 import { chooseMatmul } from "../lib/dispatch/matmul.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
 import { type Float, FLOATS, room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
+import { deriveTile, TILE, tileConstants } from "./gemm.ts";
 
 interface BatchedCase {
   m: number;

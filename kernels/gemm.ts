@@ -1,12 +1,12 @@
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2 } from "../lib/dispatch/limits.ts";
-import { linearCost } from "./cost.ts";
-import { type Float, FLOATS, HALF_SUM, room, SUM } from "./case.ts";
-import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
+import { type Float, FLOATS, HALF_SUM, room, SUM } from "./case.ts";
+import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
+import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
 
 /** What each thread does with block l of a tile; a's blocks may end within it. */
 const perBlock = (a: string, b: string) => /* wgsl */ `

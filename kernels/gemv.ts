@@ -5,13 +5,13 @@ import {
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
-import { LANES } from "../lib/webgpu/wgsl.ts";
-import { emulated } from "./gemv_emulated.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { linearCost } from "./cost.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 import { FLOATS } from "./case.ts";
-import { type LinearCase, linearCase } from "./linear_case.ts";
+import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
+import { emulated } from "./gemv_emulated.ts";
+import { type LinearCase, linearCase } from "./linear_case.ts";
 
 // Units past the end of the row are zero and add nothing.
 const load = (chunk: string) => /* wgsl */ `

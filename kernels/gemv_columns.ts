@@ -1,6 +1,6 @@
+import { toF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { type Float, FLOATS, room, SUM } from "./case.ts";
-import { toF32 } from "../lib/formats/tensor.ts";
 import { defineKernel } from "./define.ts";
 
 interface ColumnsCase {

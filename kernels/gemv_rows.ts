@@ -4,12 +4,12 @@ import {
 } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
-import { W_ROW } from "./gemv.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { linearCost } from "./cost.ts";
 import { FLOATS } from "./case.ts";
-import { type LinearCase, linearCase } from "./linear_case.ts";
+import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
+import { W_ROW } from "./gemv.ts";
+import { type LinearCase, linearCase } from "./linear_case.ts";
 
 // Fours past the end of the row are zero and add nothing.
 const load = (into: string, chunk: string) => /* wgsl */ `

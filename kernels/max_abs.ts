@@ -1,6 +1,6 @@
-import { LANES } from "../lib/webgpu/wgsl.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 import { type Float, FLOATS, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 

@@ -1,10 +1,10 @@
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { headVector } from "../lib/dispatch/precision.ts";
-import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
-import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import { merged } from "./attention_case.ts";
 import { room, SUM, u32, u32Tensor } from "./case.ts";
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { defineKernel } from "./define.ts";
 
 interface MergeCase {

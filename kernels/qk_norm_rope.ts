@@ -1,7 +1,6 @@
-import { LANES } from "../lib/webgpu/wgsl.ts";
-import { HEADS, turnPair } from "./heads.ts";
-import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { headConstants } from "../lib/dispatch/attention.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
   attentionText,
@@ -11,6 +10,7 @@ import {
 } from "./attention_case.ts";
 import { EPS, HALF_ATTENTION, room, SUM, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
+import { HEADS, turnPair } from "./heads.ts";
 
 /**
  * Norms and rotates every pair `a[p]`, `b[p]` of a head in place, given the factor. Rows

@@ -1,9 +1,9 @@
-import { LANES } from "../lib/webgpu/wgsl.ts";
-import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { normCost } from "./cost.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 import { EPS, type Float, FLOATS, room, SUM } from "./case.ts";
+import { normCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 
 /**

@@ -1,3 +1,24 @@
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { type Reference, type Result, u32 } from "./case.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
+import {
+  ABSENT,
+  bestOf,
+  binned,
+  binOf,
+  drawScore,
+  eachChunk,
+  floatOf,
+  highestOf,
+  histogramTensor,
+  narrow,
+  type Narrowed,
+  rowsOf,
+  type SampleSizes,
+  scoreOf,
+  words,
+} from "./sample_case.ts";
 import { BIN } from "./sample_histogram.ts";
 import {
   BEST,
@@ -11,26 +32,6 @@ import {
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
-import { samplingCost } from "./cost.ts";
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
-import {
-  ABSENT,
-  bestOf,
-  binned,
-  binOf,
-  drawScore,
-  eachChunk,
-  floatOf,
-  highestOf,
-  histogramTensor,
-  narrow,
-  rowsOf,
-  type SampleSizes,
-  scoreOf,
-  words,
-} from "./sample_case.ts";
-import { type Buffers, u32 } from "./case.ts";
-import { defineKernel } from "./define.ts";
 
 interface DrawCase extends SampleSizes {
   temperature: number;
@@ -216,7 +217,6 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     const width = 32 * Math.max(temperature, 1) / BINS;
     const logits = binned(random, given, width), rows = rowsOf(logits);
     const histogram = topK > 0 || topP < 1;
-    const room = chunkLength(vocab, chunks);
     const bins = rows.map((row) =>
       narrow(row, width, temperature, { topK, topP })
     );
@@ -233,7 +233,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
         step: u32(...steps),
         records: words(sequences, chunks, 4),
         histogram: histogramTensor(rows, width, temperature),
-        candidates: words(sequences, chunks, room, 2),
+        candidates: words(sequences, chunks, chunkLength(vocab, chunks), 2),
         limits: words(sequences, 8),
       },
       constants: {
@@ -252,91 +252,116 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
         p: bins[0].p,
       },
       expected: () => {
-        const score = (s: number, id: number) => {
-          const row = rows[s], scaled = row[id] / temperature;
-          const sure = !histogram || binOf(row[id], 0, width) < bins[s].begin;
-          return sure && scaled >= lowest
-            ? drawScore(reference, {
-              row,
-              id,
-              temperature,
-              seed: (seed + s) >>> 0,
-              step: steps[s],
-            }, 0)
-            : ABSENT;
-        };
-        const best: number[] = [], open: number[][] = [];
-        const owner: number[] = [];
-        eachChunk(given, (s, _, ids) => {
-          const { begin, end } = bins[s];
-          owner.push(s);
-          best.push(bestOf(ids, (id) => score(s, id)).score);
-          open.push(
-            histogram
-              ? ids.filter((id) => {
-                const bin = binOf(rows[s][id], 0, width);
-                return bin >= begin && bin <= end;
-              })
-              : [],
-          );
-        });
-        const norms = best.map((value) => Math.max(1, Math.abs(value)));
-        const drawn = { values: best, norms, tolerance: 2e-5 };
-        const record = (i: number, word: number, { records }: Buffers) =>
-          records[4 * i + word];
+        const draw = { temperature, lowest, seed, steps, width };
         return [
-          {
-            of: (all) => best.map((_, i) => scoreOf(record(i, 0, all))),
-            ...drawn,
-          },
-          {
-            // Of tokens that draw nearly the same any will do.
-            of: (all) =>
-              best.map((value, i) =>
-                value === ABSENT
-                  ? record(i, 1, all) === 0 ? ABSENT : NaN
-                  : score(owner[i], record(i, 1, all))
-              ),
-            ...drawn,
-          },
-          {
-            of: (all) => best.map((_, i) => record(i, 2, all)),
-            values: open.map(({ length }) => length),
-            tolerance: 0,
-          },
+          ...drawn(given, rows, histogram ? bins : undefined, draw, reference),
           ...(histogram
-            ? [{
-              of: ({ candidates, records }: Buffers) =>
-                open.flatMap((_, i) =>
-                  Array.from(
-                    { length: records[4 * i + 2] },
-                    (_, j) => candidates[2 * (i * room + j) + 1],
-                  ).sort((a, b) => a - b)
-                ),
-              values: open.flat(),
-              tolerance: 0,
-            }, {
-              of: ({ limits }: Buffers) =>
-                bins.flatMap((_, s) => [
-                  floatOf(limits[8 * s]),
-                  limits[8 * s + 1],
-                  floatOf(limits[8 * s + 2]),
-                  floatOf(limits[8 * s + 3]),
-                  floatOf(limits[8 * s + 4]),
-                ]),
-              values: bins.flatMap(({ above, massAbove, all, begin }) => [
-                0,
-                above,
-                massAbove,
-                all,
-                -begin * width,
-              ]),
-              norms: bins.flatMap(({ above, all }) => [1, above, all, all, 1]),
-              tolerance: 1e-5,
-            }]
+            ? [...leftOpen(given, rows, bins, width), limitsOf(bins, width)]
             : []),
         ];
       },
     };
   },
 });
+
+/** How the tokens of a step are drawn. */
+interface Draw {
+  temperature: number;
+  lowest: number;
+  seed: number;
+  /** By sequence. */
+  steps: readonly number[];
+  width: number;
+}
+
+/** Each chunk's best draw among the tokens above the open bins. */
+function drawn(
+  sizes: SampleSizes,
+  rows: readonly Float32Array[],
+  bins: readonly Narrowed[] | undefined,
+  { temperature, lowest, seed, steps, width }: Draw,
+  reference: Reference,
+): Result[] {
+  const score = (s: number, id: number) => {
+    const row = rows[s], step = steps[s];
+    const sure = !bins || binOf(row[id], 0, width) < bins[s].begin;
+    const draw = { row, id, temperature, seed: (seed + s) >>> 0, step };
+    return sure && row[id] / temperature >= lowest
+      ? drawScore(reference, draw, 0)
+      : ABSENT;
+  };
+  const best: number[] = [], sequences: number[] = [];
+  eachChunk(sizes, (s, _, ids) => {
+    sequences.push(s);
+    best.push(bestOf(ids, (id) => score(s, id)).score);
+  });
+  const norms = best.map((value) => Math.max(1, Math.abs(value)));
+  const close = { values: best, norms, tolerance: 2e-5 };
+  return [{
+    of: ({ records }) => best.map((_, i) => scoreOf(records[4 * i])),
+    ...close,
+  }, {
+    // The score of the token that was drawn: of nearly equal ones any will do.
+    of: ({ records }) =>
+      best.map((value, i) => {
+        const id = records[4 * i + 1];
+        if (value !== ABSENT) return score(sequences[i], id);
+        return id === 0 ? ABSENT : NaN;
+      }),
+    ...close,
+  }];
+}
+
+/** The candidates of each chunk: all tokens of the open bins, in any order. */
+function leftOpen(
+  sizes: SampleSizes,
+  rows: readonly Float32Array[],
+  bins: readonly Narrowed[],
+  width: number,
+): Result[] {
+  const room = chunkLength(sizes.vocab, sizes.chunks);
+  const open: number[][] = [];
+  eachChunk(sizes, (s, _, ids) => {
+    const { begin, end } = bins[s];
+    const bin = (id: number) => binOf(rows[s][id], 0, width);
+    open.push(ids.filter((id) => bin(id) >= begin && bin(id) <= end));
+  });
+  return [{
+    of: ({ records }) => open.map((_, i) => records[4 * i + 2]),
+    values: open.map(({ length }) => length),
+    tolerance: 0,
+  }, {
+    of: ({ candidates, records }) =>
+      open.flatMap((_, i) =>
+        Array.from(
+          { length: records[4 * i + 2] },
+          (_, j) => candidates[2 * (i * room + j) + 1],
+        ).sort((a, b) => a - b)
+      ),
+    values: open.flat(),
+    tolerance: 0,
+  }];
+}
+
+/** What is above the open bins. */
+function limitsOf(bins: readonly Narrowed[], width: number): Result {
+  return {
+    of: ({ limits }) =>
+      bins.flatMap((_, s) => [
+        floatOf(limits[8 * s]),
+        limits[8 * s + 1],
+        floatOf(limits[8 * s + 2]),
+        floatOf(limits[8 * s + 3]),
+        floatOf(limits[8 * s + 4]),
+      ]),
+    values: bins.flatMap(({ above, massAbove, all, begin }) => [
+      0,
+      above,
+      massAbove,
+      all,
+      -begin * width,
+    ]),
+    norms: bins.flatMap(({ above, all }) => [1, above, all, all, 1]),
+    tolerance: 1e-5,
+  };
+}

@@ -1,14 +1,10 @@
-import { LOW } from "../lib/webgpu/wgsl.ts";
-import {
-  BEST,
-  BINS,
-  chunkLength,
-  GUMBEL,
-  ORDER,
-  SAMPLE_CONSTANTS,
-} from "./sample_scores.ts";
-import { samplingCost } from "./cost.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
+import type { CpuTensor } from "../lib/formats/tensor.ts";
+import { LOW } from "../lib/webgpu/wgsl.ts";
+import { type CaseTools, type KernelCase, u32, u32Tensor } from "./case.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
 import {
   bestOf,
   binned,
@@ -23,10 +19,14 @@ import {
   type SampleSizes,
   topKRecords,
 } from "./sample_case.ts";
-import { type CaseTools, type KernelCase, u32, u32Tensor } from "./case.ts";
-import type { Constants } from "../lib/dispatch/shapes.ts";
-import type { CpuTensor } from "../lib/formats/tensor.ts";
-import { defineKernel } from "./define.ts";
+import {
+  BEST,
+  BINS,
+  chunkLength,
+  GUMBEL,
+  ORDER,
+  SAMPLE_CONSTANTS,
+} from "./sample_scores.ts";
 
 /** Runs `body` for every candidate `key`, `id` of this thread; SHARE threads share a chunk. */
 const each = (body: string) => /* wgsl */ `

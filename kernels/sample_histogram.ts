@@ -1,3 +1,14 @@
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { u32Tensor } from "./case.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
+import {
+  binned,
+  highestOf,
+  histogramOf,
+  rowsOf,
+  type SampleSizes,
+} from "./sample_case.ts";
 import {
   BINS,
   deriveChunk,
@@ -7,17 +18,6 @@ import {
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
-import { samplingCost } from "./cost.ts";
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
-import {
-  binned,
-  highestOf,
-  histogramOf,
-  rowsOf,
-  type SampleSizes,
-} from "./sample_case.ts";
-import { u32Tensor } from "./case.ts";
-import { defineKernel } from "./define.ts";
 
 /** The bin of a score: equal steps down from the highest; the last bin takes the rest. */
 export const BIN = /* wgsl */ `

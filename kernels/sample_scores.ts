@@ -8,8 +8,8 @@
  *
  * @module
  */
-import type { Dims } from "../lib/webgpu/kernel.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
+import type { Dims } from "../lib/webgpu/kernel.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 
 /** Threads of every sampling workgroup, a multiple of the chunks of a row. */

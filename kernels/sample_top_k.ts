@@ -1,3 +1,14 @@
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { type Buffers, SUM } from "./case.ts";
+import { samplingCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
+import {
+  penalized,
+  type SampleSizes,
+  scoreOf,
+  topKRecords,
+  words,
+} from "./sample_case.ts";
 import {
   chunkLength,
   deriveChunk,
@@ -6,17 +17,6 @@ import {
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
-import { samplingCost } from "./cost.ts";
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
-import {
-  penalized,
-  type SampleSizes,
-  scoreOf,
-  topKRecords,
-  words,
-} from "./sample_case.ts";
-import { type Buffers, SUM } from "./case.ts";
-import { defineKernel } from "./define.ts";
 
 interface TopKCase extends SampleSizes {
   penalty: number;

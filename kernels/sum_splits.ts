@@ -1,9 +1,9 @@
-import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { linearName } from "./cost.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { room, SUM } from "./case.ts";
-import { BEFORE } from "./linear_case.ts";
+import { linearName } from "./cost.ts";
 import { defineKernel } from "./define.ts";
+import { BEFORE } from "./linear_case.ts";
 
 /**
  * Sums the SPLITS partial results of a gemm that split k, `[splits · m, n]`, into `y`.

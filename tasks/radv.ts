@@ -1,16 +1,16 @@
 /**
- * What AMD's driver RADV makes of the kernels, without an AMD card: every variant that
- * a model's passes run on AMD, compiled for each chip as Deno hands it to the driver.
+ * Compile the kernels with AMD's driver RADV, without an AMD card: every variant that a
+ * model's passes run on AMD, for each chip, as Deno passes it to the driver.
  *
  *   tasks/get_mesa.sh ~/.cache/mesa
  *   deno task radv --mesa ~/.cache/mesa
  *   deno task radv gemm attend_decode --mesa ~/.cache/mesa --chips navi31 --set BM=64
  *
- * A table on stderr: vector registers of a lane, spilled registers (vector/scalar),
- * bytes of scratch and workgroup memory, waves that fit a SIMD, bytes of code, and the
- * compiler's estimates of latency and inverse throughput in cycles; nothing is
- * executed. `--json` prints the rows of lib/tools/radv/radv.ts's `RadvStatistics` on stdout. Exit
- * code 1 where a kernel that a token waits for spills.
+ * Prints a table on stderr: vector registers per lane, spilled registers (vector/scalar),
+ * bytes of scratch and workgroup memory, waves per SIMD, bytes of code, and the compiler's
+ * estimates of latency and inverse throughput in cycles. Nothing is executed. `--json`
+ * prints the rows, `RadvStatistics` of lib/tools/radv/radv.ts, on stdout. The exit code is
+ * 1 if a kernel that tokens wait for spills.
  */
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import {
@@ -33,15 +33,18 @@ import {
 
 const FLAGS: FlagTable = {
   "chips": ["text", "comma-separated; navi21,navi31,gfx1200 by default"],
-  "mesa": ["text", "where tasks/get_mesa.sh unpacked Mesa"],
-  "model": ["text", "whose sizes; synthetic:qwen3-0.6b by default"],
+  "mesa": ["text", "the folder that tasks/get_mesa.sh unpacked Mesa to"],
+  "model": [
+    "text",
+    "the model that gives the sizes; synthetic:qwen3-0.6b by default",
+  ],
   "tokens": ["number", `tokens of the pass; by default ${PASSES.join(", ")}`],
   "dtype": DTYPE_FLAG,
   "set": [
     "texts",
-    "NAME=NUMBER, in place of what is chosen; may be given several times",
+    "NAME=NUMBER, replaces a chosen constant; may be given several times",
   ],
-  "wave32": ["switch", "as with RADV_PERFTEST=cswave32, not as RADV chooses"],
+  "wave32": ["switch", "waves of 32, as with RADV_PERFTEST=cswave32"],
   "json": ["switch", "the rows as one line of JSON on stdout"],
 };
 
@@ -56,7 +59,7 @@ await runTask({
   const tokens = flags.number("tokens");
   if (tokens !== undefined && !(Number.isInteger(tokens) && tokens > 0)) {
     throw new Error(
-      `${cannot}: --tokens is ${tokens}, must be a whole number from 1 on`,
+      `${cannot}: --tokens is ${tokens}, must be an integer of at least 1`,
     );
   }
   using compiler = new RadvCompiler(flags.text("mesa"));

@@ -1,5 +1,5 @@
 /**
- * The finished WGSL of a kernel, with the constants chosen for this adapter.
+ * Print the finished WGSL of a kernel, with the constants chosen for this adapter.
  *
  *   deno task show gemm
  *   deno task show attend_decode --model Qwen/Qwen3-4B
@@ -19,7 +19,10 @@ import {
 } from "./flags.ts";
 
 const FLAGS: FlagTable = {
-  "model": ["text", "whose sizes; synthetic:qwen3-0.6b by default"],
+  "model": [
+    "text",
+    "the model that gives the sizes; synthetic:qwen3-0.6b by default",
+  ],
   "tokens": [
     "number",
     "tokens of the pass; 512 by default, 1 is a decode step",
@@ -43,7 +46,7 @@ await runTask({
   const tokens = flags.number("tokens");
   if (tokens !== undefined && !(Number.isInteger(tokens) && tokens > 0)) {
     throw new Error(
-      `Cannot show ${name}: --tokens is ${tokens}, must be a whole number from 1 on`,
+      `Cannot show ${name}: --tokens is ${tokens}, must be an integer of at least 1`,
     );
   }
   const format = readFormat(flags, `Cannot show ${name}`);

@@ -1,15 +1,14 @@
 /**
- * Find the constants of the kernels that are best on this adapter, and keep them for
- * every later run: a file in the cache directory (QWEN3_TUNING_DIR names another).
+ * Find the kernels' best constants on this adapter and keep them for later runs, in a file
+ * in the cache directory (QWEN3_TUNING_DIR names another directory).
  *
  *   deno task tune --model Qwen/Qwen3-0.6B
  *   deno task tune --kernels gemv,attendDecode --budget-seconds 60
  *
- * Each candidate is checked against the CPU, then timed in the passes of the model by
- * the GPU's clock, all of them taking turns. One that beats the default by more than
- * the spread of the rounds is stored; one that computes wrongly never is, and makes
- * the exit code 1. stdout is for a program: `--json` prints one line, a `TuneReport` of
- * lib/tools/tune/tune.ts, where every field is described.
+ * Each candidate is checked against the CPU, then timed by the GPU's clock in passes of
+ * the model, where candidates take turns. One that beats the default by more than the
+ * spread of the rounds is stored. One with wrong results is never stored and makes the exit
+ * code 1. `--json` prints one line on stdout, a `TuneReport` of lib/tools/tune/tune.ts.
  */
 import { DEFAULT_MODEL } from "../lib/load.ts";
 import {
@@ -29,14 +28,14 @@ const FLAGS: FlagTable = {
   ],
   "kernels": [
     "text",
-    `tune only these, of ${NAMES.join(", ")}; a list with commas`,
+    `tune only these, comma-separated; of ${NAMES.join(", ")}`,
   ],
-  "budget-seconds": ["number", "how long it may take; 180 by default"],
+  "budget-seconds": ["number", "time limit; 180 by default"],
   "dry-run": ["switch", "store nothing"],
   "json": ["switch", "the report as one line of JSON on stdout"],
 };
 
-/** Of the table. */
+/** Columns of the table. */
 const WIDTHS = [34, 46, 34, 8, 8];
 const COLUMNS = [
   "kernel and shape",
@@ -97,13 +96,13 @@ function parseKernels(list: string): string[] {
   return names;
 }
 
-/** A line of the table; text that is too long pushes the rest aside. */
+/** A line of the table; long text moves the rest to the right. */
 function row(...columns: string[]): string {
   return columns.map((text, i) => text.padEnd(WIDTHS[i] ?? 0)).join(" ")
     .trimEnd();
 }
 
-/** A case: what of the default the winner changes, and which share of a pass that saves. */
+/** A case: the constants that the winner changes, and the share of a pass that it saves. */
 function caseRow(found: CaseReport): string {
   const { key, gain, spread, winner } = found;
   const changed = Object.entries(winner ?? {})

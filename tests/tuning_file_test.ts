@@ -21,13 +21,17 @@ import type { TunedEntry } from "../lib/dispatch/tuned.ts";
 import { attendKey, linearKey, parseKey } from "../lib/dispatch/keys.ts";
 import { gpuTest } from "./support/gpu.ts";
 
-/** As much of a device as tuning looks at. */
+/** The properties of a device that tuning depends on. */
 function device(info: Partial<GPUAdapterInfo> = {}): TunedDevice {
   const adapter = {
     info: {
-      ...{ vendor: "4318", architecture: "", device: "9008" },
-      ...{ description: "NVIDIA H200", subgroupMinSize: 32 },
-      ...{ subgroupMaxSize: 32, ...info },
+      vendor: "4318",
+      architecture: "",
+      device: "9008",
+      description: "NVIDIA H200",
+      subgroupMinSize: 32,
+      subgroupMaxSize: 32,
+      ...info,
     },
   } as GPUAdapter;
   const limits = {
@@ -35,20 +39,30 @@ function device(info: Partial<GPUAdapterInfo> = {}): TunedDevice {
     maxComputeInvocationsPerWorkgroup: 1024,
   } as GPUSupportedLimits;
   return {
-    ...{ adapter, limits, tuned: new Map(), subgroupSize: 32 },
+    adapter,
+    limits,
+    tuned: new Map(),
+    subgroupSize: 32,
     adapterClass: "NVIDIA",
   };
 }
 
 const SHAPE = {
-  ...{ m: 1, n: 4096, k: 1024, norm: true, swiglu: false },
+  m: 1,
+  n: 4096,
+  k: 1024,
+  norm: true,
+  swiglu: false,
   format: bf16,
 } as const;
 const GEMV = linearKey("gemv", SHAPE);
 const GEMM = linearKey("gemm", { ...SHAPE, m: 300 }, true);
 const ATTEND = attendKey("short", 128, 2);
 const measured = (constants: TunedEntry["constants"]): TunedEntry => ({
-  ...{ constants, gain: 0.05, spread: 0.01, model: "test" },
+  constants,
+  gain: 0.05,
+  spread: 0.01,
+  model: "test",
 });
 const ENTRIES = new Map([
   [GEMV, measured({ WORKGROUP: 64, ROWS: 4, STEPS: 2 })],
@@ -105,7 +119,7 @@ Deno.test("what is stored for an adapter is loaded for it, and chosen with its r
     assertMatch(linear(none).reason, /and an H200$/);
     const half = { ...SHAPE, m: 400, largest: 0.5 };
     assertEquals(chooseLinear(half, tuned).constants.TN, 4);
-    const exact = chooseLinear({ ...SHAPE, m: 400 }, tuned); // products in f32
+    const exact = chooseLinear({ ...SHAPE, m: 400 }, tuned); // in f32
     assertMatch(exact.reason, /and an H200$/);
     const heads = { headDim: 128, group: 2 };
     const [short, middle] = chooseDecodeAttention(heads, tuned);
@@ -119,7 +133,7 @@ Deno.test("what is stored for an adapter is loaded for it, and chosen with its r
   });
 });
 
-Deno.test("storing a shape leaves the others, and takes out where the default is best", async () => {
+Deno.test("storing a shape keeps the others, and removes those where the default is best", async () => {
   await inFolder(async () => {
     const gpu = device();
     await saveTuning(gpu, new Map([...ENTRIES].slice(0, 2)));
@@ -130,7 +144,7 @@ Deno.test("storing a shape leaves the others, and takes out where the default is
   });
 });
 
-Deno.test("a winner for another text of its kernel is left out, the rest serves", async () => {
+Deno.test("a winner for other WGSL of its kernel is left out, the rest are used", async () => {
   await inFolder(async () => {
     const gpu = device();
     const { path } = await saveTuning(gpu, ENTRIES);
@@ -141,7 +155,7 @@ Deno.test("a winner for another text of its kernel is left out, the rest serves"
       reason,
       "1 of gemv are left out, its WGSL changed since tuning",
     );
-    // What is stored next does not bring it back.
+    // Storing again does not bring it back.
     await saveTuning(gpu, new Map());
     const again = device();
     assertEquals((await loadTuning(again)).reason, `from ${path}`);
@@ -180,7 +194,9 @@ for (
       "shapes of another kind of kernel",
       (file) =>
         file.constants["gemv short 128 2"] = measured({
-          ...{ WORKGROUP: 64, ROWS: 2, STEPS: 2 },
+          WORKGROUP: 64,
+          ROWS: 2,
+          STEPS: 2,
         }),
       /gemv is tuned for linear shapes/,
     ],
@@ -223,7 +239,7 @@ for (
       assertMatch(reason, why);
       assertStringIncludes(reason, path);
       assert(!reason.includes("\n"));
-      // Tuning again begins a new one, and says so.
+      // Tuning again starts a new file, and says so.
       const { replaced } = await saveTuning(gpu, ENTRIES);
       assertEquals(replaced, reason);
       assertEquals((await loadTuning(gpu)).value, "3 shapes");
@@ -245,7 +261,7 @@ Deno.test("where nothing can be written, storing says where and why", async () =
   });
 });
 
-Deno.test("files lie in the user's cache directory unless a folder is named", async () => {
+Deno.test("files are in the user's cache directory unless a folder is named", async () => {
   await inFolder(async (folder) => {
     const before = Deno.env.get("XDG_CACHE_HOME");
     try {
@@ -261,18 +277,31 @@ Deno.test("files lie in the user's cache directory unless a folder is named", as
   });
 });
 
-Deno.test("keys say what they are for", () => {
+Deno.test("keys name a kernel and a class of shapes", () => {
   assertEquals(parseKey(GEMM), {
-    ...{ kernel: "gemm", format: bf16, swiglu: false, half: true },
-    ...{ m: 512, n: 4096, k: 1024 },
+    kernel: "gemm",
+    format: bf16,
+    swiglu: false,
+    half: true,
+    m: 512,
+    n: 4096,
+    k: 1024,
   });
   const gated = { ...SHAPE, m: 4, format: f32, swiglu: true } as const;
   assertEquals(parseKey(linearKey("gemv", gated)), {
-    ...{ kernel: "gemv", format: f32, swiglu: true, half: false },
-    ...{ m: 4, n: 4096, k: 1024 },
+    kernel: "gemv",
+    format: f32,
+    swiglu: true,
+    half: false,
+    m: 4,
+    n: 4096,
+    k: 1024,
   });
   assertEquals(parseKey(ATTEND), {
-    ...{ kernel: "attendDecode", what: "short", headDim: 128, group: 2 },
+    kernel: "attendDecode",
+    what: "short",
+    headDim: 128,
+    group: 2,
   });
   for (const key of ["", "gemv", "gemv bf16 1 2", "attendDecode 1 2"]) {
     assertEquals(parseKey(key), undefined);

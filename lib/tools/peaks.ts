@@ -1,5 +1,5 @@
 /**
- * What an adapter can do at best, measured by kernels that do nothing else.
+ * Peak rates of an adapter, measured by kernels that do nothing else.
  *
  * @module
  */
@@ -11,20 +11,20 @@ import { Plan } from "../webgpu/plan.ts";
 import type { Peaks } from "./profile/report.ts";
 import { timePlan } from "../webgpu/timing.ts";
 
-/** A measured pass takes this long at least, so that clocks and caches settle. */
+/** Measured passes take at least this long, so that clocks and caches settle. */
 const LONG_MS = 2;
-/** Rounds at which a longer one cannot be asked for. */
+/** Rounds at which a pass is not made longer. */
 const MOST_ROUNDS = 1 << 14;
 /** Workgroups that fill any GPU. */
 const MANY_WORKGROUPS = 4096;
 
-/** Measures read bandwidth and arithmetic rates, in a second or so. */
+/** Measures read bandwidth and arithmetic rates in about a second. */
 export async function measurePeaks(gpu: Gpu): Promise<Peaks> {
   const many = gpu.software ? 64 : MANY_WORKGROUPS;
   const f32 = await fmaRate(gpu, many, 0);
   const f16 = gpu.f16 ? await fmaRate(gpu, many, 1) : undefined;
   const buffer = await readRate(gpu, "buffer");
-  // Where threads are emulated small weights lie in textures, which are read faster.
+  // Where threads are emulated, small weights are read from textures, which is faster.
   const texture = gpu.software ? await readRate(gpu, "texture") : 0;
   return {
     readGBps: Math.max(buffer, texture),
@@ -35,7 +35,7 @@ export async function measurePeaks(gpu: Gpu): Promise<Peaks> {
   };
 }
 
-/** GB/s of a read that no cache holds: of a buffer, or of its copy as a texture. */
+/** GB/s of reading a buffer larger than any cache, or its copy in a texture. */
 async function readRate(
   gpu: Gpu,
   X_IN: "buffer" | "texture",
@@ -54,7 +54,7 @@ async function readRate(
 
 interface Rate {
   rate: number;
-  /** Of one workgroup, so that the pass is long. */
+  /** Rounds of one workgroup that make the pass long enough. */
   rounds: number;
 }
 
@@ -88,7 +88,7 @@ async function fmaTime(
   return await fastest(gpu, plan, times);
 }
 
-/** The least number of workgroups, a power of 2, that comes within a tenth of the rate. */
+/** The fewest workgroups, a power of 2, that come within 10 % of the rate. */
 async function fillingWorkgroups(gpu: Gpu, best: Rate): Promise<number> {
   const most = gpu.software ? 16 : 1024;
   for (let groups = 1; groups < most; groups *= 2) {
@@ -105,16 +105,16 @@ async function fastest(gpu: Gpu, plan: Plan, times: number): Promise<number> {
   return await timeByWall(gpu, plan, times);
 }
 
-/** Milliseconds of a run by wall clock: what many take longer than none, over their number. */
+/** Milliseconds of a run by wall clock: the time of many runs less that of none, divided. */
 export async function timeByWall(
   gpu: Gpu,
   plan: Plan,
   times: number,
-  moment?: { length: number },
+  state?: { length: number },
 ): Promise<number> {
   const wait = async (runs: number) => {
     const began = performance.now();
-    for (let i = 0; i < runs; i++) plan.run(moment);
+    for (let i = 0; i < runs; i++) plan.run(state);
     await gpu.device.queue.onSubmittedWorkDone();
     return performance.now() - began;
   };

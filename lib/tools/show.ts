@@ -1,7 +1,7 @@
 /**
- * The finished WGSL of every kernel as the library would run it: the calls of a
- * model's passes are recorded without a device's memory, so that constants and
- * reasons are those of a real run.
+ * The finished WGSL of every kernel as the library would run it. The calls of a model's
+ * passes are recorded without memory on a device, so constants and reasons are those of a
+ * real run.
  *
  * @module
  */
@@ -28,10 +28,10 @@ import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** What of a device the choices depend on; a `Gpu` has it all. */
+/** The properties of a device that choices depend on; a `Gpu` has them. */
 export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
 
-/** Stands in where there is no adapter: the least that the kernels run on, with f16 and subgroups. */
+/** Replaces a missing adapter: the least that the kernels run on, with f16 and subgroups. */
 export const STATED_DEVICE: Sketched = {
   name: "no adapter: 32 KiB of workgroup memory, 256 threads, 32 lanes, f16",
   f16: true,
@@ -43,21 +43,21 @@ export const STATED_DEVICE: Sketched = {
   },
 };
 
-/** For which pass a kernel is shown. */
+/** The pass that a kernel is shown for. */
 export interface ShowOptions {
   config: Qwen3Config;
-  /** Tokens of a pass; by default 512, or 1 where only a decode step has the kernel. */
+  /** Tokens of the pass; by default 512, or as many as the kernel is for. */
   tokens?: number;
   /** How the weights are stored; bf16 by default. */
   format?: Format;
-  /** In place of what was chosen. */
+  /** Constants that replace the chosen ones. */
   constants?: Constants;
 }
 
-/** One kernel as it would run. */
+/** A kernel as it would run. */
 export interface Shown {
   kernel: string;
-  /** What it computes there, and whatever else this kernel does in that pass. */
+  /** What this call computes, and the other calls of the kernel in the pass. */
   label: string;
   also: string[];
   operands: { name: string; dtype: string; shape: readonly number[] }[];
@@ -68,8 +68,8 @@ export interface Shown {
 }
 
 /**
- * Shows a kernel by its name (`attendDecode`, or as its file is called,
- * `attend_decode`) with the constants that are chosen for `device`.
+ * Shows a kernel by its name (`attendDecode`) or its file's (`attend_decode`), with the
+ * constants that are chosen for `device`.
  *
  * @throws {Error} if there is no such kernel, or a constant that it does not have.
  */
@@ -84,7 +84,7 @@ export function showKernel(
       `Cannot show "${name}": the kernels are ${KERNEL_NAMES.join(", ")}`,
     );
   }
-  // First as it is here, then as it would be with the other type of matmuls.
+  // As it is on this device if that runs it, else with the other type of matmuls.
   const other = { ...device, f16: true, software: false };
   const none = { ...device, f16: false };
   const unknown = { ...device, adapterClass: "other" as const };
@@ -103,7 +103,7 @@ export function showKernel(
         ? `${tokens} ${tokens === 1 ? "token" : "tokens"}`
         : `not chosen on this device, shown as ${
           chosen === unknown
-            ? "on one of unknown make"
+            ? "on one of unknown kind"
             : `${chosen.f16 ? "with" : "without"} f16 matmuls`
         }`;
       return {
@@ -119,8 +119,8 @@ export function showKernel(
 }
 
 /**
- * Every distinct text of the named kernels in passes of `tokens` tokens (512 by
- * default) on `device`, in the order in which they run.
+ * Every distinct WGSL of the named kernels in passes of `tokens` tokens (512 by default)
+ * on `device`, in the order in which they run.
  */
 export function showVariants(
   names: readonly string[],
@@ -189,8 +189,8 @@ function describe(
   };
 }
 
-/** Keeps calls instead of compiling them. */
-class Recorder extends Plan {
+/** Keeps the calls of a plan instead of compiling them. */
+class CallPlan extends Plan {
   readonly calls: Call[] = [];
 
   override add(kernel: Kernel, operands: Operands, options: AddOptions = {}) {
@@ -198,12 +198,18 @@ class Recorder extends Plan {
   }
 }
 
-/** A stand-in for a device: tensors made on it have shapes but no memory. */
+/** A device without memory: its tensors have only shapes. */
 function sketch(device: Sketched): Gpu {
   const { name, f16, software, subgroupSize, adapterClass, vulkan } = device;
   const { limits, tuned = new Map() } = device;
   return {
-    ...{ name, f16, software, subgroupSize, adapterClass, vulkan, tuned },
+    name,
+    f16,
+    software,
+    subgroupSize,
+    adapterClass,
+    vulkan,
+    tuned,
     limits: {
       maxComputeWorkgroupStorageSize: limits.maxComputeWorkgroupStorageSize,
       maxComputeInvocationsPerWorkgroup:
@@ -222,7 +228,7 @@ function recordPasses(
   { config: whole, format = bf16 }: ShowOptions,
 ): Call[] {
   const config = { ...whole, numHiddenLayers: 1 };
-  const gpu = sketch(device), plan = new Recorder(gpu);
+  const gpu = sketch(device), plan = new CallPlan(gpu);
   const halfProducts = device.f16 && !device.software;
   const family = familyOf(config), store = gpuStore(gpu);
   const weights = mapWeights(family.weights(config), (spec) => {
@@ -232,7 +238,7 @@ function recordPasses(
     const stack = [{ rows, format }];
     const pairs = { pairs: spec.split === "pairs" };
     const matrix = allocateMatrix(label, stack, k, pairs, store.allocate);
-    // A usual magnitude; what measures it runs on the device.
+    // A typical magnitude, since measuring it takes a device.
     if (halfProducts && measured) matrix.largest = kind === "norm" ? 2 : 0.25;
     return matrix;
   });
@@ -266,7 +272,7 @@ function recordPasses(
   return plan.calls;
 }
 
-/** Calls of kernels that no pass runs, as their cases make them: a model's sizes first. */
+/** Calls of kernels that no pass runs, from their test cases; a model's sizes come first. */
 function recordCases(
   device: Sketched,
   { name }: Format = bf16,

@@ -30,7 +30,7 @@ import { type Operands, showWgsl } from "../../lib/webgpu/kernel.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { attendKey, linearKey } from "../../lib/dispatch/keys.ts";
 
-/** Adapters from the least that prefill's attention needs up to a large one. */
+/** Adapters, from the least that attention of a prompt needs to a large one. */
 const DEVICES: Capabilities[] = [
   [0, 32768, 256],
   [4, 32768, 256],
@@ -61,7 +61,7 @@ function* linearShapes(): Generator<LinearShape> {
   }
 }
 
-/** A tensor of which only type and shape are looked at. */
+/** A tensor with only a type and a shape. */
 function shaped(dtype: Dtype, ...shape: number[]): Tensor {
   return new Tensor({} as Gpu, dtype, shape, {} as GPUBuffer);
 }
@@ -172,7 +172,7 @@ Deno.test("what is chosen for a Linear layer fits the device", () => {
   for (const device of DEVICES) {
     for (const shape of linearShapes()) {
       const choice = chooseLinear(shape, device);
-      // The text depends on little else; expanding it thousands of times takes long.
+      // The WGSL depends on little else, and expanding it thousands of times is slow.
       const key = JSON.stringify([
         device,
         choice.constants,
@@ -186,7 +186,7 @@ Deno.test("what is chosen for a Linear layer fits the device", () => {
   }
 });
 
-Deno.test("lanes have rows of their own where threads are emulated and hand x on", () => {
+Deno.test("lanes have rows of their own where threads are emulated and can broadcast x", () => {
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const device of DEVICES) {
       for (const k of [1024, 100]) {
@@ -202,7 +202,7 @@ Deno.test("lanes have rows of their own where threads are emulated and hand x on
           message,
         );
         assertFits(linearWgsl(shape, choice), device, message);
-        // A copy is read of small weights that change no more.
+        // Small weights that no longer change are read from a copy.
         for (const [n, fixed] of [[512, 1], [512, 0], [514, 1]]) {
           const small = { ...shape, n, fixed: fixed === 1 };
           const { constants, reason } = chooseLinear(small, {
@@ -219,7 +219,7 @@ Deno.test("lanes have rows of their own where threads are emulated and hand x on
 });
 
 Deno.test("few rows without subgroups wait at few barriers", () => {
-  // A software adapter compiles some hundreds of them for minutes.
+  // A software adapter compiles hundreds of barriers for minutes.
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const m of [2, 16, 32]) {
       const kind = { format: bf16, norm: false, swiglu: false } as const;
@@ -227,7 +227,7 @@ Deno.test("few rows without subgroups wait at few barriers", () => {
       const choice = chooseLinear(shape, { ...DEVICES[0], adapterClass });
       const wgsl = linearWgsl(shape, choice);
       const message = `${m} rows on ${adapterClass}`;
-      // A sum over lanes would be ten more, each time.
+      // A sum over lanes would add ten.
       assert(!wgsl.includes("lanes_sum("), message);
       const barriers = wgsl.split("workgroupBarrier();").length - 1;
       assert(barriers > 0 && barriers <= 48, `${barriers} for ${message}`);
@@ -291,8 +291,12 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
           kNorm: shaped("bf16", headDim),
           angles: shaped("f32", 64, headDim),
           lengths: shaped("u32", 1),
-          ...{ k: cache, v: cache, y: flat, partial: flat.view(flat.shape[1]) },
-          ...{ stats: shaped("u32", 2), flags: shaped("u32", 4) },
+          k: cache,
+          v: cache,
+          y: flat,
+          partial: flat.view(flat.shape[1]),
+          stats: shaped("u32", 2),
+          flags: shaped("u32", 4),
           arrived: shaped("u32", group),
         };
         for (const { constants, shares, reason } of choices) {
@@ -327,7 +331,7 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
             const running = splits.filter((n) => n > 0);
             assertEquals(running.length, 1, `${length}: ${splits}`);
             assert(running[0] <= MOST_SPLITS, `${length}: ${splits}`);
-            // There is scratch memory for as many.
+            // Scratch memory has room for that many.
             assert(running[0] <= Math.ceil(MOST_SPLITS / rows), `${splits}`);
           }
         }
@@ -368,10 +372,10 @@ Deno.test("matrices are read ahead only where the cache has room for them", () =
       .map(({ ahead }) => ahead?.FETCHERS ?? 0);
   assertEquals(ahead("NVIDIA H200"), [32, 128, 0]);
   assertEquals(ahead("NVIDIA GeForce RTX 3060"), [0, 0, 0]);
-  assertEquals(ahead("NVIDIA H200", 16), [0, 0, 0]); // they keep the memory busy
+  assertEquals(ahead("NVIDIA H200", 16), [0, 0, 0]); // many sequences keep the memory busy
 });
 
-Deno.test("tuned constants take the place of chosen ones, for their class alone", () => {
+Deno.test("tuned constants replace chosen ones, for their class of shapes only", () => {
   const device = { ...DEVICES[4], adapterClass: "NVIDIA" } as const;
   const sizes = { m: 1, n: 64, k: 128 };
   const kind = { format: bf16, norm: false, swiglu: false } as const;

@@ -39,7 +39,7 @@ gpuTest("argmax gives the same without subgroups", async (gpu, trial) => {
 });
 
 gpuTest(
-  "argmax takes what is not finite as very low or very high",
+  "argmax clamps logits that are not finite",
   async (gpu, trial) => {
     const sizes = { sequences: 1, vocab: 64, chunks: 1, penalty: 1 };
     const best = async (edit: (logits: Float32Array) => void) => {

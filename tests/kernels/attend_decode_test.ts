@@ -18,14 +18,17 @@ import {
 
 const ONE = { first: 0, tokens: 1, rows: 1, eps: 1e-6 };
 
-/** Types of norm weights, by size: each is another kernel to compile. */
+/** Types of norm weights, one per head size, because each type is another pipeline. */
 const NORMS = ["bf16", "f16", "f32"] as const;
 
-/** Constants that keep the unrolled text short: software adapters compile it slowly. */
+/** Constants that keep the unrolled WGSL short, which software adapters compile slowly. */
 function small(gpu: Gpu, WORKGROUP = 64): Constants {
   const { SUBGROUPS, LOG_LANES } = lanes(gpu, true);
   return {
-    ...{ SUBGROUPS, LOG_LANES, WORKGROUP, STEPS: 1 },
+    SUBGROUPS,
+    LOG_LANES,
+    WORKGROUP,
+    STEPS: 1,
     LOG_KEY_LANES: SUBGROUPS ? Math.min(LOG_LANES, 3) : 3,
   };
 }
@@ -58,10 +61,19 @@ function run(
     kNorm: upload("kNorm"),
     angles: upload("angles"),
     lengths: trial.u32(...sizes.lengths),
-    ...{ k, v, y, partial, stats, flags, arrived, ...ahead },
+    k,
+    v,
+    y,
+    partial,
+    stats,
+    flags,
+    arrived,
+    ...ahead,
   }, {
     constants: {
-      ...{ HEAD_DIM: headDim, GROUP, VEC },
+      HEAD_DIM: headDim,
+      GROUP,
+      VEC,
       ...small(trial.gpu),
       ...constants,
     },
@@ -95,13 +107,13 @@ async function check(
   );
   const expected = appended(inputs, sizes);
   const message = JSON.stringify({ ...sizes, cache, norm, splits, constants });
-  // Half a unit in the last place of f16, and what f32 adds to a tie.
+  // Half a unit in the last place of f16, plus f32 rounding at ties.
   const relative = cache === "f32" ? 2e-6 : 2 ** -11;
   const [keys, values] = [await k.read(), await v.read()];
   const close = { absolute: 2e-6, relative };
   assertAllClose(keys, expected.k, close, `k of ${message}`);
   assertAllClose(values, expected.v, close, `v of ${message}`);
-  // The new token's own key and value take part as they are before rounding.
+  // The new token's own key and value are used before rounding.
   assertSums(await y.read(), attended(expected, sizes), `y of ${message}`);
   assertEquals((await flags.read())[0], 0);
   assert((await arrived.read()).every((count) => count === 0), message);
@@ -142,7 +154,7 @@ gpuTest(
 );
 
 gpuTest(
-  "attendDecode attends at every border of tiles and splits",
+  "attendDecode attends at every boundary of tiles and splits",
   async (_, trial) => {
     const { random } = trial;
     const shape = { ...ONE, heads: 4, kvHeads: 2, headDim: 16, context: 1001 };
@@ -220,7 +232,7 @@ gpuTest(
   },
 );
 
-gpuTest("attendDecode stands large scores", async (_, trial) => {
+gpuTest("attendDecode handles large scores", async (_, trial) => {
   const shape = { ...ONE, heads: 4, kvHeads: 2, headDim: 16, context: 301 };
   const sizes = { ...shape, lengths: [300] };
   const inputs = attentionInputs(trial.random, sizes, { cache: "f32" });
@@ -229,7 +241,7 @@ gpuTest("attendDecode stands large scores", async (_, trial) => {
     const { k, v, y } = run(trial, inputs, sizes, splits);
     const { q } = appended(inputs, sizes);
     const stored = { q, k: await k.read(), v: await v.read() };
-    // A score of some hundreds is off by more than one of a few.
+    // Errors grow with scores, which are in the hundreds here.
     assertSums(await y.read(), attended(stored, sizes), `${splits}`, 3e-4);
   }
 });
@@ -242,7 +254,7 @@ gpuTest(
     const lengths = Array.from({ length: rows }, () => random.int(900, 1000));
     const sizes = { ...shape, rows, lengths };
     const inputs = attentionInputs(random, sizes, { cache: "f16" });
-    // Two tokens in turn, with one scratch: what is left of the other one is wrong.
+    // Two tokens in turn share scratch memory, so stale values of the other would show.
     const tokens = [inputs, {
       ...inputs,
       qkv: attentionInputs(random, sizes, { cache: "f16" }).qkv,
@@ -266,7 +278,8 @@ gpuTest(
         stats,
         arrived,
       },
-      ...{ lengths: trial.u32(...lengths), flags: trial.u32(0, 0, 0, 0) },
+      lengths: trial.u32(...lengths),
+      flags: trial.u32(0, 0, 0, 0),
     };
     const all = Array.from(
       { length: times },

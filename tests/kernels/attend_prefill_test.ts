@@ -37,7 +37,7 @@ gpuTest(
 );
 
 gpuTest(
-  "attendPrefill attends at every border of its tiles",
+  "attendPrefill attends at every boundary of its tiles",
   async (_, trial) => {
     const { random } = trial;
     const shape = { heads: 3, kvHeads: 1, headDim: 16, context: 1100, eps: 0 };
@@ -80,7 +80,7 @@ gpuTest(
 );
 
 gpuTest(
-  "attendPrefill stands large scores and equal ones",
+  "attendPrefill handles large scores and equal ones",
   async (_, trial) => {
     const shape = { heads: 2, kvHeads: 1, headDim: 16, context: 200, eps: 0 };
     const sizes = { ...shape, lengths: [100], first: 0, tokens: 90, rows: 90 };
@@ -89,7 +89,7 @@ gpuTest(
       const scaled = { ...q, data: q.data.map((x) => Math.fround(x * scale)) };
       const y = runPrefill(trial, { q: scaled, k, v }, sizes);
       const values = { q: toF32(scaled), k: toF32(k), v: toF32(v) };
-      // A score of some hundreds is off by more than one of a few.
+      // Errors grow with scores, which are in the hundreds here.
       assertSums(await y.read(), attended(values, sizes), `${scale}`, 3e-4);
     }
   },

@@ -5,7 +5,7 @@ import { gpuTest, type Trial } from "../support/gpu.ts";
 
 const PARTS = Number(embed.constants.WORKGROUP), POISON = 7;
 
-/** Embeds rows `begin …` of a table; tokens beyond them keep what was there. */
+/** Embeds rows `begin …` of a table; other tokens leave their rows unchanged. */
 async function check(
   trial: Trial,
   table: CpuTensor,
@@ -51,7 +51,7 @@ gpuTest(
 );
 
 gpuTest(
-  "embed takes more tokens than a grid's dimension has",
+  "embed takes more tokens than one dimension of a grid holds",
   async (_, trial) => {
     const { random } = trial;
     const tokens = Array.from({ length: 70001 }, () => random.int(0, 299));

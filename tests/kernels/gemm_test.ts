@@ -26,13 +26,13 @@ interface Case {
   /** Whether b is `[n, k]`, not `[k, n]`. */
   byColumn?: boolean;
   epilogue?: Epilogue;
-  /** Where the result lies in a wider c. */
+  /** The first column of the result in a wider c. */
   column?: number;
   padding?: number;
   constants?: Constants;
 }
 
-/** Runs one case and compares all of c, also around the result. */
+/** Runs a case and compares all of c, including what is around the result. */
 async function check(trial: Trial, given: Case): Promise<void> {
   const { m, n, k, a = "f32", b = "bf16", byColumn = true } = given;
   const { epilogue: kind = "store", column = 0, padding = 0 } = given;
@@ -96,7 +96,7 @@ gpuTest("gemm reads a and b of every type", async (_, trial) => {
   }
 });
 
-gpuTest("gemm adds to c and gates", async (_, trial) => {
+gpuTest("gemm adds to c and applies SwiGLU", async (_, trial) => {
   const { random } = trial;
   const odd = SIZES.filter((size) => size % 2), constants = { TN: 8 };
   for (let i = 0; i < 12; i++) {
@@ -109,7 +109,7 @@ gpuTest("gemm adds to c and gates", async (_, trial) => {
   }
 });
 
-// Where c has rows of whole vec4, its windows must be whole too.
+// If rows of c are whole vec4, the columns written must be too.
 gpuTest(
   "gemm writes its columns of a wider c and nothing else",
   async (_, trial) => {
@@ -126,7 +126,7 @@ gpuTest(
 );
 
 gpuTest(
-  "gemm refuses to gate with what cannot hold a gate and its pair",
+  "gemm refuses SwiGLU in tiles that cannot hold a gate and its pair",
   (_, trial) => {
     const operands = {
       a: trial.filled([9, 8], 0),
@@ -149,7 +149,7 @@ gpuTest(
   },
 );
 
-gpuTest("gemm gives the same with any tile", async (gpu, trial) => {
+gpuTest("gemm gives the same result with any tile", async (gpu, trial) => {
   const chosen = new Map<string, Constants>();
   for (const m of [9, 17, 33, 65, 300, 2048, 8192]) {
     for (const n of [8, 64, 1024, 6144, 151936]) {
@@ -164,7 +164,7 @@ gpuTest("gemm gives the same with any tile", async (gpu, trial) => {
     { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
     { BM: 64, BN: 32, BK: 32, TM: 4, TN: 4 },
     { BM: 128, BN: 32, BK: 8, TM: 8, TN: 4 },
-    // Tiles that are not unrolled whole.
+    // Tiles that are partly unrolled.
     { BM: 32, BN: 32, BK: 48, TM: 4, TN: 4 },
     { BM: 32, BN: 32, BK: 32, TM: 4, TN: 4, UNROLL: 8 },
   ];

@@ -34,7 +34,7 @@ gpuTest("gemvRows takes one to 32 rows of x", async (_, trial) => {
 });
 
 gpuTest(
-  "gemvRows makes any number of outputs, more than one dimension of a grid has",
+  "gemvRows makes any number of outputs, more than one dimension of a grid holds",
   async (_, trial) => {
     for (const n of [1, 2, 3, 37, 1024]) {
       await check(trial, { m: 3, n, k: 80 });
@@ -45,19 +45,22 @@ gpuTest(
   },
 );
 
-gpuTest("gemvRows norms rows, adds to y and gates", async (_, trial) => {
-  for (const w of WEIGHTS) {
-    for (const kind of ["store", "add", "swiglu"] as const) {
-      const shape = { m: 6, n: 74, w, epilogue: kind };
-      await check(trial, { ...shape, k: 80 });
-      if (kind !== "add") {
-        await check(trial, { ...shape, k: 1000, norm: w });
-        await check(trial, { ...shape, k: 45, norm: w });
+gpuTest(
+  "gemvRows norms rows, adds to y and applies SwiGLU",
+  async (_, trial) => {
+    for (const w of WEIGHTS) {
+      for (const kind of ["store", "add", "swiglu"] as const) {
+        const shape = { m: 6, n: 74, w, epilogue: kind };
+        await check(trial, { ...shape, k: 80 });
+        if (kind !== "add") {
+          await check(trial, { ...shape, k: 1000, norm: w });
+          await check(trial, { ...shape, k: 45, norm: w });
+        }
+        await check(trial, { ...shape, k: 5 });
       }
-      await check(trial, { ...shape, k: 5 });
     }
-  }
-});
+  },
+);
 
 gpuTest("gemvRows reads 16-bit x", async (_, trial) => {
   for (const x of ["f16", "bf16"] as const) {
@@ -106,7 +109,7 @@ gpuTest(
   },
 );
 
-Deno.test("gemvRows refuses more slices than a workgroup has groups of lanes", () => {
+Deno.test("gemvRows refuses more slices than a workgroup has lane groups", () => {
   const constants = { ...gemvRows.constants, WORKGROUP: 64, SLICES: 4 };
   assertThrows(
     () => gemvRows.derive!(constants, { k: 1024 }),
@@ -115,7 +118,7 @@ Deno.test("gemvRows refuses more slices than a workgroup has groups of lanes", (
   );
 });
 
-Deno.test("gemvRows checks where a row ends unless every slice begins within", () => {
+Deno.test("gemvRows checks the end of a row unless every slice begins within it", () => {
   const constants = { ...gemvRows.constants, M: 4, STEPS: 2, SLICES: 4 };
   for (const [k, exact] of [[512, 0], [1000, 0], [1024, 1], [1280, 1]]) {
     const { EXACT } = gemvRows.derive!(constants, { k });

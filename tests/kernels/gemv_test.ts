@@ -19,7 +19,7 @@ gpuTest(
 );
 
 gpuTest(
-  "gemv makes any number of outputs, more than one dimension of a grid has",
+  "gemv makes any number of outputs, more than one dimension of a grid holds",
   async (_, trial) => {
     for (const n of [1, 2, 3, 37, 1024]) {
       await check(trial, { n, k: 80 });
@@ -31,7 +31,7 @@ gpuTest(
   },
 );
 
-gpuTest("gemv norms rows, adds to y and gates", async (_, trial) => {
+gpuTest("gemv norms rows, adds to y and applies SwiGLU", async (_, trial) => {
   for (const w of WEIGHTS) {
     for (const kind of ["store", "add", "swiglu"] as const) {
       const shape = { n: 74, w, epilogue: kind };
@@ -87,7 +87,7 @@ gpuTest(
 );
 
 gpuTest(
-  "gemv gives the same where each lane has rows of its own, of a buffer or a texture",
+  "gemv gives the same result with rows per lane, from a buffer or a texture",
   async (gpu, trial) => {
     if (!gpu.subgroupSize) return; // refused, see below
     for (const W_IN of ["buffer", "texture"]) {
@@ -114,7 +114,7 @@ gpuTest(
       }
       const place = { column: 3, padding: 5, constants: rows };
       await check(trial, { n: 38, k: 80, epilogue: "add", ...place });
-      for (const n of [255, 256, 512, 151936]) { // whole rows of texels, and not
+      for (const n of [255, 256, 512, 151936]) { // whole rows of texels and partial ones
         const constants = { ...lanes(gpu, true), ...rows, ROWS: 1 };
         const narrow = { WORKGROUP: 2, LOG_LANES: 1 };
         await check(trial, { n, k: 8, constants: { ...constants, ...narrow } });
@@ -124,7 +124,7 @@ gpuTest(
 );
 
 gpuTest(
-  "gemv refuses rows for each lane that are not whole units, or without subgroups",
+  "gemv refuses rows per lane that are not whole units, or without subgroups",
   async (_, trial) => {
     for (const W_IN of ["buffer", "texture"]) {
       for (const [k, SUBGROUPS] of [[12, 1], [16, 0]]) {

@@ -4,7 +4,7 @@ import { toF32 } from "../../lib/formats/tensor.ts";
 import { gpuTest, lanes } from "../support/gpu.ts";
 
 gpuTest(
-  "maxAbs finds the largest absolute value, wherever it lies",
+  "maxAbs finds the largest absolute value anywhere",
   async (gpu, trial) => {
     const { random } = trial;
     for (const dtype of ["f32", "f16", "bf16"] as const) {

@@ -13,7 +13,7 @@ import {
 
 const SIZES = { first: 0, tokens: 1, rows: 1, eps: 1e-6 };
 
-/** Types of norm weights, by size: each is another kernel to compile. */
+/** Types of norm weights, one per head size, because each type is another pipeline. */
 const NORMS = ["bf16", "f16", "f32"] as const;
 
 function run(
@@ -32,7 +32,10 @@ function run(
     kNorm: upload("kNorm"),
     angles: upload("angles"),
     lengths: trial.u32(...sizes.lengths),
-    ...{ q, k, v, flags },
+    q,
+    k,
+    v,
+    flags,
   }, {
     constants: {
       HEAD_DIM: headDim,
@@ -56,7 +59,7 @@ async function check(
   const expected = appended(inputs, sizes);
   const message = JSON.stringify({ ...sizes, cache, norm });
   const f32 = { absolute: 2e-6, relative: 2e-6 };
-  // Half a unit in the last place of f16, and what f32 adds to a tie.
+  // Half a unit in the last place of f16, plus f32 rounding at ties.
   const stored = cache === "f32" ? f32 : { absolute: 2e-6, relative: 2 ** -11 };
   assertAllClose(await q.read(), expected.q, f32, `q of ${message}`);
   assertAllClose(await k.read(), expected.k, stored, `k of ${message}`);
@@ -85,7 +88,7 @@ gpuTest(
 );
 
 gpuTest(
-  "qkNormRope appends to the sequences of the pass alone",
+  "qkNormRope appends only to the sequences of the pass",
   async (_, trial) => {
     const { random } = trial;
     for (let i = 0; i < 20; i++) {
@@ -108,7 +111,7 @@ gpuTest(
 );
 
 gpuTest(
-  "qkNormRope appends chunks as it does one pass",
+  "qkNormRope appends the same in chunks as in one pass",
   async (_, trial) => {
     const heads = 2, kvHeads = 1, headDim = 16, context = 12, tokens = 10;
     const sizes = { ...SIZES, heads, kvHeads, headDim, context, lengths: [1] };
@@ -163,7 +166,7 @@ gpuTest(
       assertEquals(await flag("f16", value(sign * Infinity)), 1);
       assertEquals(await flag("f32", value(sign * 1e30)), 0);
     }
-    // Unnormed q and k may be anything; normed k of [1, 1, …] is its weights.
+    // q and k may be large before the norm; a normed k of [1, 1, …] equals its weights.
     const row = (head: number, x: number) => (inputs: AttentionInputs) => {
       inputs.qkv.data.fill(x, head * 16, (head + 1) * 16);
     };

@@ -36,7 +36,7 @@ gpuTest(
 );
 
 gpuTest(
-  "rmsNorm takes 16-bit rows, more of them than a grid's dimension has",
+  "rmsNorm takes 16-bit rows, more than one dimension of a grid holds",
   async (gpu, trial) => {
     const { random } = trial;
     for (const dtype of ["f16", "bf16"] as const) {

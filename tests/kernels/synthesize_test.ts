@@ -4,7 +4,7 @@ import { fillSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { gpuTest } from "../support/gpu.ts";
 
 gpuTest(
-  "synthesize makes the weights of fillSynthetic, bit for bit",
+  "synthesize makes the same bits as fillSynthetic",
   async (gpu, trial) => {
     const { random } = trial;
     const scales = [0.035, 1.2 * Math.sqrt(3 / 1024) * 0.5, 1, 3e-5];

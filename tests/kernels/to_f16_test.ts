@@ -28,7 +28,7 @@ function run(
 }
 
 gpuTest(
-  "toF16 scales rows into range, whatever their magnitude",
+  "toF16 scales rows of any magnitude into range",
   async (_, trial) => {
     const { random } = trial;
     for (const magnitude of [1e-20, 1e-3, 1, 70000, 1e12]) {
@@ -63,7 +63,7 @@ gpuTest(
           const most = `row ${row} of ${message} has ${high}`;
           assert(high >= headroom && high <= 2 * headroom, most);
           const values = Float64Array.from(part, (v) => v * factors[row]);
-          // f16 keeps 11 bits, down to 2⁻²⁴ of what it is scaled to.
+          // f16 keeps 11 bits, down to 2⁻²⁴ of the scaled range.
           const absolute = 2 ** -24 * factors[row];
           const wanted = expected.subarray(row * k, (row + 1) * k);
           assertAllClose(
@@ -86,7 +86,7 @@ gpuTest("toF16 leaves a row of zeros at zero", async (_, trial) => {
 });
 
 gpuTest(
-  "gemm multiplies scaled f16 rows about as well as f16 can",
+  "gemm multiplies scaled f16 rows within the precision of f16",
   async (gpu, trial) => {
     if (!gpu.f16) return; // such a gemm is never chosen then
     const { random } = trial;
@@ -96,7 +96,13 @@ gpuTest(
       x.data[5] *= 1000;
       const w = random.tensor("bf16", [n, k], largest);
       const { headroom, constants } = chooseLinear({
-        ...{ m, n, k, format: bf16, norm: false, swiglu: false, largest },
+        m,
+        n,
+        k,
+        format: bf16,
+        norm: false,
+        swiglu: false,
+        largest,
       }, gpu);
       assert(headroom, `${largest}: no headroom`);
       const { y, scales } = run(trial, x, undefined, headroom);

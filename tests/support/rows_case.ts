@@ -1,5 +1,5 @@
 /**
- * What the tests of gemv and gemvRows share: one case, checked against the reference.
+ * A case of gemv or gemvRows, checked against the reference.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { assertAllClose } from "./assert_all_close.ts";
 import { lanes, type Trial } from "./gpu.ts";
 import { assertSums, epilogue, linear, rmsNormed } from "./reference.ts";
 
-/** A product by gemv or gemvRows, and what is around it. */
+/** A matmul by gemv or gemvRows, and what is fused around it. */
 export interface RowsCase {
   m?: number;
   n: number;
@@ -22,15 +22,15 @@ export interface RowsCase {
   /** Whether rows are normed, and by weights of which type. */
   norm?: Dtype;
   epilogue?: Epilogue;
-  /** Where the result lies in a wider y. */
+  /** The first column of the result in a wider y. */
   column?: number;
   padding?: number;
   constants?: Constants;
 }
 
 /**
- * Runs one case and compares all of y, also around the result. `parts` tells how many
- * sums of squares the kernel leaves for `n` outputs.
+ * Runs a case and compares all of y, including what is around the result. `parts` is the
+ * number of sums of squares that the kernel leaves for `n` outputs.
  */
 export async function checkRows(
   trial: Trial,
@@ -49,7 +49,7 @@ export async function checkRows(
     stride = column + width + padding;
   const poison = kind === "add" ? before : NaN;
   const y = trial.filled([m + 1, stride], poison);
-  // Sums of a row's squares, as who wrote it left them.
+  // Partial sums of squares, as the kernel before leaves them.
   const fours = [4, 12, 132]; // as gemv reads them; gemvRows takes any number
   const before32 = random.pick(kernel === gemv ? fours : [...fours, 1, 5, 37]);
   const given32 = toF32(rows);
@@ -89,7 +89,7 @@ export async function checkRows(
   const actual = written.filter((_, at) => inside(at));
   assertSums(actual, epilogue(kind, product, n, before), message);
   if (kind !== "add") return;
-  // What it leaves for the next norm.
+  // The sums of squares for the next norm.
   const squares = (list: Float32Array, length: number) =>
     Array.from(
       { length: m },

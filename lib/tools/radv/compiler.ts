@@ -1,12 +1,12 @@
 /**
- * AMD's RADV as a compiler, on a machine without an AMD card: Deno's WebGPU hands a
- * kernel to Mesa's software driver, which writes down the SPIR-V that it was given;
- * the same SPIR-V then goes to RADV on its null hardware.
+ * Runs the compiler of AMD's RADV without an AMD card. Deno's WebGPU passes a kernel to
+ * Mesa's software driver, which dumps the SPIR-V it receives; the same SPIR-V then goes to
+ * RADV with its null hardware.
  *
  * @module
  */
 import { openDevice } from "../../open_device.ts";
-import type { Chip, Compiled } from "./radv.ts";
+import type { Chip, CompiledShader } from "./radv.ts";
 import {
   compileOn,
   openNullDevice,
@@ -19,14 +19,14 @@ import { createPipeline } from "../../webgpu/pipeline.ts";
 const GET_MESA =
   "tasks/get_mesa.sh DIR unpacks Debian's mesa-vulkan-drivers (25 or later), libdrm2 and libdrm-amdgpu1 there";
 
-/** Mesa's drivers in a directory, kept apart from whatever this machine has. */
+/** Mesa's drivers in a directory, separate from those that this machine has. */
 export class RadvCompiler implements Disposable {
   readonly #temp: string;
   readonly #libraries: string;
   #vulkan?: Vulkan;
 
   /**
-   * @param mesa where Debian's packages were unpacked, or the folder of the libraries itself
+   * @param mesa the folder that Debian's packages were unpacked to, or that of the libraries
    * @throws {Error} if Mesa's drivers are not there.
    */
   constructor(mesa: string | undefined) {
@@ -53,7 +53,7 @@ export class RadvCompiler implements Disposable {
     }
     this.#libraries = Deno.realPathSync(folder); // the loader wants an absolute path
     this.#temp = Deno.makeTempDirSync({ prefix: "radv_" });
-    // What the drivers load is beside them, where the loader does not look.
+    // The drivers' dependencies are in the same folder, which the loader does not search.
     for (const name of ["libdrm.so.2", "libdrm_amdgpu.so.1"]) {
       if (exists(`${this.#libraries}/${name}`)) {
         Deno.dlopen(`${this.#libraries}/${name}`, {});
@@ -64,7 +64,7 @@ export class RadvCompiler implements Disposable {
     Deno.env.set("DENO_WEBGPU_BACKEND", "vulkan");
   }
 
-  /** Leaves the Vulkan loader no driver but this one. */
+  /** Makes this the only driver that the Vulkan loader finds. */
   #use(driver: "lvp" | "radeon"): void {
     const manifest = `${this.#temp}/${driver}.json`;
     const library_path = `${this.#libraries}/libvulkan_${driver}.so`;
@@ -79,7 +79,7 @@ export class RadvCompiler implements Disposable {
   }
 
   /**
-   * The SPIR-V of each WGSL text, as Deno makes it.
+   * Compiles each WGSL text to SPIR-V as Deno does.
    *
    * @throws {Error} if one of them does not compile.
    */
@@ -127,7 +127,11 @@ export class RadvCompiler implements Disposable {
   }
 
   /** RADV's statistics of each shader on a chip; `wave32` as with RADV_PERFTEST=cswave32. */
-  compile(chip: Chip, shaders: readonly Spirv[], wave32 = false): Compiled[] {
+  compile(
+    chip: Chip,
+    shaders: readonly Spirv[],
+    wave32 = false,
+  ): CompiledShader[] {
     this.#use("radeon");
     Deno.env.set("RADV_FORCE_FAMILY", chip.name);
     Deno.env.set("RADV_PERFTEST", wave32 ? "cswave32" : "");

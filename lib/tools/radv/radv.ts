@@ -1,6 +1,6 @@
 /**
- * What AMD's RADV makes of the kernels, by its compiler's own statistics: which
- * kernels, for which chips, and how the numbers read. radv_compiler.ts runs it.
+ * The statistics of AMD's RADV compiler for the kernels: the variants, the chips, and the
+ * table. compiler.ts runs the compiler.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import type { Format } from "../../formats/format.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
 import { type Shown, showVariants, type Sketched } from "../show.ts";
 
-/** Chips by the names of RADV_FORCE_FAMILY, with the generation of their cores. */
+/** Chips, as RADV_FORCE_FAMILY names them, by generation. */
 const GENERATIONS: Readonly<Record<string, readonly string[]>> = {
   GFX6: ["tahiti", "pitcairn", "verde", "oland", "hainan"],
   GFX7: ["bonaire", "hawaii", "kaveri", "kabini"],
@@ -51,9 +51,9 @@ export function readChips(list: string): Chip[] {
 }
 
 /**
- * An AMD adapter as Deno shows it on RADV: 64 KiB of workgroup memory and 1,024
- * threads on every chip. Kernels count on 32 lanes of a subgroup, be it of 32 or 64
- * (see device.ts), so the variants of all chips are the same.
+ * An AMD adapter as Deno reports it on RADV: 64 KiB of workgroup memory and 1,024 threads
+ * on every chip. Kernels use 32 lanes of a subgroup, whether it has 32 or 64 (see
+ * lib/webgpu/device.ts), so all chips run the same variants.
  */
 export const AMD_DEVICE: Sketched = {
   name: "an AMD adapter",
@@ -68,13 +68,13 @@ export const AMD_DEVICE: Sketched = {
   },
 };
 
-/** Whether a token waits for this kernel, so that it must not spill. */
+/** Whether tokens wait for this kernel, so that it must not spill. */
 export function isHot(name: string): boolean {
   const kernel = findKernel(name);
   return kernel !== undefined && inPasses(kernel);
 }
 
-/** For which model and kernels {@linkcode variantsOnAmd} asks. */
+/** Options of {@linkcode variantsOnAmd}. */
 export interface VariantOptions {
   config: Qwen3Config;
   /** All by default; `attendDecode` or `attend_decode`. */
@@ -85,11 +85,11 @@ export interface VariantOptions {
   constants?: Constants;
 }
 
-/** Tokens of a decode step, few and many, of prompts of each class of tiles, and with rows that fill no tile. */
+/** Rows of decode steps, few and many, and of prompts in each class of tiles, also with tiles that they do not fill. */
 export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
 
 /**
- * Every distinct text that a model's passes run on AMD, with f16 matmuls and without.
+ * Every distinct WGSL that a model's passes run on AMD, with f16 matmuls and without.
  *
  * @throws {Error} if there is no such kernel.
  */
@@ -120,20 +120,20 @@ export function variantsOnAmd(
   );
 }
 
-/** What RADV says of a kernel. */
-export interface Compiled {
+/** RADV's statistics of a kernel. */
+export interface CompiledShader {
   /** Lanes of a wave. */
   wave: number;
-  /** By the names that RADV gives its statistics. */
+  /** By RADV's names. */
   statistics: ReadonlyMap<string, number>;
 }
 
-/** One kernel on one chip. */
+/** A kernel on a chip. */
 export interface RadvStatistics {
   kernel: string;
-  /** Which call it is. */
+  /** The call. */
   label: string;
-  /** What was chosen: `BM=64 BN=64 …`. */
+  /** The kernel's own constants: `BM=64 BN=64 …`. */
   constants: string;
   hot: boolean;
   chip: string;
@@ -145,7 +145,7 @@ export interface RadvStatistics {
   vgprs: number;
   spilledVgprs: number;
   spilledSgprs: number;
-  /** Bytes of memory per wave that stand in for registers. */
+  /** Bytes of memory per wave that replace registers. */
   scratch: number;
   /** Bytes of workgroup memory. */
   lds: number;
@@ -157,7 +157,7 @@ export interface RadvStatistics {
   inverseThroughput: number;
 }
 
-/** Threads of a workgroup, by the text of a kernel. */
+/** Threads per workgroup, from a kernel's WGSL. */
 export function threadsOf(wgsl: string): number {
   const [, size] = /@workgroup_size\((\w+)\)/.exec(wgsl) ?? [];
   const value =
@@ -168,7 +168,7 @@ export function threadsOf(wgsl: string): number {
 /**
  * One row of the table.
  *
- * @throws {Error} if RADV does not give one of the statistics: another Mesa names them otherwise.
+ * @throws {Error} if RADV lacks one of the statistics: other versions of Mesa may rename them.
  */
 export function statisticsOf(
   { kernel, label, constants, wgsl }: Pick<
@@ -176,7 +176,7 @@ export function statisticsOf(
     "kernel" | "label" | "constants" | "wgsl"
   >,
   { name: chip, generation }: Chip,
-  { wave, statistics }: Compiled,
+  { wave, statistics }: CompiledShader,
 ): RadvStatistics {
   const of = (name: string): number => {
     const value = statistics.get(name);
@@ -189,7 +189,7 @@ export function statisticsOf(
     }
     return value;
   };
-  // From GFX10 on RADV counts in waves of 32, of which a wave of 64 takes two.
+  // From GFX10 on, RADV counts waves of 32, and a wave of 64 is two of them.
   const halves = wave === 64 && !/GFX[6-9]$/.test(generation) ? 2 : 1;
   return {
     kernel,
@@ -213,7 +213,7 @@ export function statisticsOf(
   };
 }
 
-/** Kernels that a token waits for and that keep values in memory for want of registers. */
+/** Kernels that tokens wait for and that spill registers to memory. */
 export function spilling(rows: readonly RadvStatistics[]): RadvStatistics[] {
   return rows.filter(({ hot, spilledVgprs, scratch }) =>
     hot && (spilledVgprs > 0 || scratch > 0)
@@ -236,7 +236,7 @@ const COLUMNS: readonly [string, (row: RadvStatistics) => string | number][] = [
   ["call", (row) => `${row.label} ${row.constants}`],
 ];
 
-/** The rows as an aligned table: numbers to the right, words to the left. */
+/** The rows as a table, numbers aligned to the right and words to the left. */
 export function radvTable(rows: readonly RadvStatistics[]): string {
   const cells = [
     COLUMNS.map(([title]) => title),

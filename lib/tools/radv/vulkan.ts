@@ -1,25 +1,25 @@
 /**
- * As much of Vulkan's C interface as compiling a compute shader takes, and asking
- * what came of it (VK_KHR_pipeline_executable_properties). Handles are u64;
- * structures are bytes, laid out as on 64-bit machines.
+ * The part of Vulkan's C interface that compiles a compute shader and queries its
+ * statistics (VK_KHR_pipeline_executable_properties). Handles are u64; structures are
+ * bytes, laid out as on 64-bit machines.
  *
  * @module
  */
-import type { Compiled } from "./radv.ts";
+import type { CompiledShader } from "./radv.ts";
 
-/** One compute shader as Deno hands it to a driver. */
+/** A compute shader as Deno passes it to a driver. */
 export interface Spirv {
   words: Uint8Array<ArrayBuffer>;
-  /** Storage buffers; they have the bindings from 0 on, the uniforms follow. */
+  /** Storage buffers, at bindings from 0; the uniforms follow. */
   buffers: number;
 }
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** What is called of it. */
+/** The loader's functions. */
 export type Vulkan = ReturnType<typeof openVulkan>;
 
-/** Vulkan's loader; which driver it takes is up to the environment. */
+/** Opens the Vulkan loader; the environment selects the driver. */
 export function openVulkan() {
   const create = {
     parameters: ["u64", "buffer", "pointer", "buffer"],
@@ -46,7 +46,7 @@ export function openVulkan() {
   }).symbols;
 }
 
-/** VkStructureType of what is used here. */
+/** The VkStructureType values used here. */
 const TYPE = {
   applicationInfo: 0,
   instanceCreateInfo: 1,
@@ -66,7 +66,7 @@ const TYPE = {
 };
 const INCOMPLETE = 5;
 
-/** What Vulkan points at, kept for as long as a call may read it. */
+/** Memory that Vulkan reads, kept alive during a call. */
 class Memory implements Disposable {
   #kept: Bytes[] = [];
 
@@ -76,7 +76,7 @@ class Memory implements Disposable {
     return BigInt(Deno.UnsafePointer.value(Deno.UnsafePointer.of(bytes)));
   }
 
-  /** The address of a text as C has it. */
+  /** The address of a text, ended by a 0. */
   text(text: string): bigint {
     return this.at(cText(text));
   }
@@ -109,7 +109,7 @@ const cText = (text: string): Bytes => new TextEncoder().encode(`${text}\0`);
 const textAt = (bytes: Bytes, offset: number) =>
   new TextDecoder().decode(bytes.subarray(offset, bytes.indexOf(0, offset)));
 
-/** The handle that a call writes. */
+/** Returns the handle that a call writes. */
 function handle(
   what: string,
   call: (out: Bytes) => number,
@@ -135,7 +135,7 @@ export interface NullDevice {
 }
 type Query = (device: bigint, info: Bytes, count: Bytes, out: Bytes) => number;
 
-/** A device of the chip that the environment names, with the features that Deno enables. */
+/** Opens a device of the chip in RADV_FORCE_FAMILY, with the features that Deno enables. */
 export function openNullDevice(vulkan: Vulkan): NullDevice {
   using memory = new Memory();
   const application = struct(48, {
@@ -165,7 +165,7 @@ export function openNullDevice(vulkan: Vulkan): NullDevice {
     0: TYPE.executablePropertiesFeatures,
     16: 1,
   });
-  // Robustness decides how loads are compiled: buffers and images, as wgpu asks for.
+  // Robustness affects how loads compile: of buffers and images, as wgpu requests.
   const robustness = struct(32, {
     0: TYPE.robustness2Features,
     8: memory.at(executables),
@@ -212,11 +212,17 @@ export function openNullDevice(vulkan: Vulkan): NullDevice {
 }
 
 /** RADV's statistics of one shader. */
-export function compileOn(
-  { vulkan, device, ...query }: NullDevice,
-  { words, buffers }: Spirv,
-): Compiled {
+export function compileOn(on: NullDevice, shader: Spirv): CompiledShader {
   using memory = new Memory();
+  return statisticsOf(on, createPipeline(on, shader, memory));
+}
+
+/** A compute pipeline that keeps its statistics. */
+function createPipeline(
+  { vulkan, device }: NullDevice,
+  { words, buffers }: Spirv,
+  memory: Memory,
+): bigint {
   const STORAGE = 7, UNIFORM = 6, COMPUTE = 0x20, CAPTURE_STATISTICS = 0x40;
   const bindings = new Uint8Array(24 * (buffers + 1));
   for (let i = 0; i <= buffers; i++) {
@@ -259,12 +265,17 @@ export function compileOn(
     56: memory.text("main"),
     72: layout,
   });
-  const pipeline = handle(
+  return handle(
     "vkCreateComputePipelines",
     (out) =>
       vulkan.vkCreateComputePipelines(device, 0n, 1, pipelineInfo, null, out),
   );
+}
 
+function statisticsOf(
+  { device, ...query }: NullDevice,
+  pipeline: bigint,
+): CompiledShader {
   const count = (n: number) => new Uint8Array(Uint32Array.of(n).buffer);
   const check = (what: string, result: number) => {
     if (result) {
@@ -283,7 +294,7 @@ export function compileOn(
       properties,
     ),
   );
-  const MOST = 64, SIZE = 544; // of statistics, and bytes of each
+  const MOST = 64, SIZE = 544; // statistics at most, and bytes of each
   const statistics = new Uint8Array(SIZE * MOST), found = count(MOST);
   for (let i = 0; i < MOST; i++) {
     statistics.set(struct(4, { 0: TYPE.executableStatistic }), SIZE * i);

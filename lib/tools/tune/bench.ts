@@ -1,10 +1,11 @@
 /**
- * Where candidates are checked and timed: a few layers of a model on the GPU, one of
- * them on the CPU too.
+ * A few layers of a model on the GPU, and one of them on the CPU, in which candidates are
+ * timed and checked.
  *
  * @module
  */
 import { type Matrix, matrixOf } from "../../formats/matrix.ts";
+import { errorText } from "../../errors.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import {
   chooseCacheDtype,
@@ -30,15 +31,15 @@ import { Tensor } from "../../webgpu/tensor.ts";
 import type { Candidate } from "../../dispatch/limits.ts";
 import type { Given, TuneCase } from "./cases.ts";
 
-/** Layers are as many as no cache holds, so that weights come from memory as they do in a model. */
+/** Bytes of layers that no cache holds, so that weights come from memory as in a model. */
 const BEYOND_CACHES = 160e6;
-/** Of a prompt's pass, which reads weights less often than it uses them. */
+/** Layers of a prompt's pass, which is limited by arithmetic. */
 const PROMPT_LAYERS = 2;
-/** Positions of the timed passes, at most; checks take fewer. */
+/** Positions in timed passes at most; checks take fewer. */
 const CONTEXT = 4608;
 const CHECK_CONTEXT = 3600;
 
-/** A case's random inputs, and what each check gives on the CPU: values and the width of a row. */
+/** A case's random inputs and, for each check, the CPU's results with their row width. */
 interface Reference {
   /** Positions of the cache. */
   positions: number;
@@ -51,7 +52,7 @@ type Inputs = Pick<Given<CpuTensor>, "ids" | "attended" | "gated" | "qkv"> & {
   table: CpuTensor;
 };
 
-/** A model, or a few layers of it, for tuning; disposing it frees the device. */
+/** A few layers of a model for tuning. Disposing it frees their memory. */
 export class Bench implements Disposable {
   readonly context: number;
   readonly weights: Weights<Matrix<Tensor>>;
@@ -76,7 +77,7 @@ export class Bench implements Disposable {
     return this.runner.config;
   }
 
-  /** How much of the model there is. */
+  /** The number of layers, in words. */
   get layersText(): string {
     const { numHiddenLayers: layers } = this.config;
     return layers === 1 ? "1 layer" : `${layers} layers`;
@@ -91,7 +92,7 @@ export class Bench implements Disposable {
     );
   }
 
-  /** Loads what is needed of a checkpoint. */
+  /** Loads the layers that tuning needs. */
   static async load(
     gpu: Gpu,
     checkpoint: Checkpoint,
@@ -128,9 +129,9 @@ export class Bench implements Disposable {
   }
 
   /**
-   * Records the pass that a case is timed in, with other constants for its key.
+   * Records the pass that a case is timed in, with `constants` for its key.
    *
-   * @throws {Error} if the device does not compile them, in its own words.
+   * @throws {Error} if the device refuses to compile them, with its message.
    */
   async record(
     { key, rows, head }: TuneCase,
@@ -149,7 +150,7 @@ export class Bench implements Disposable {
         "tokens",
       );
       plan.own(tokens);
-      // Where the LM head is not looked at, a smaller matrix ends the pass.
+      // A pass that does not time the LM head ends with a smaller matrix.
       const last = head ? weights.lmHead : weights.layers[0].qkvProj;
       const layers = weights.layers.slice(
         0,
@@ -167,7 +168,7 @@ export class Bench implements Disposable {
     this.#cache.reset([length]);
   }
 
-  /** What is wrong with the results of a candidate; undefined where nothing is. */
+  /** What is wrong with the results of a candidate; undefined if nothing is. */
   async check(
     one: TuneCase,
     constants?: Candidate,
@@ -182,7 +183,7 @@ export class Bench implements Disposable {
       owned.use(
         Tensor.create(gpu, dtype, shape, data as Float32Array<ArrayBuffer>),
       );
-    using ops = new GpuOps(gpu, config); // scratch memory of its own: nothing right is left in it
+    using ops = new GpuOps(gpu, config); // with scratch memory that holds no earlier results
     using cache = new GpuKvCache(
       gpu,
       { ...config, numHiddenLayers: 1 },
@@ -204,7 +205,10 @@ export class Bench implements Disposable {
         cache.reset([check.length]);
         cache.record({ first: 0, sequences: 1, tokens: check.rows });
         results = check.run(ops, {
-          ...{ layer, norm, lmHead, cache },
+          layer,
+          norm,
+          lmHead,
+          cache,
           table: matrixOf(up(own.table)),
           ids: up(own.ids),
           attended: up(own.attended),
@@ -261,7 +265,7 @@ export class Bench implements Disposable {
       const table = matrixOf(own.table), weights = { layer, norm, lmHead };
       const given: Given<CpuTensor> = { ...own, ...weights, table, cache };
       inputs.push(own);
-      // A result keeps its values until the next embedding only.
+      // Results are valid until the next embedding.
       results.push(
         check.run(ops, given).map((result) => ({
           data: f32(result).slice(),
@@ -272,7 +276,7 @@ export class Bench implements Disposable {
     return { positions, cache: kept, inputs, results };
   }
 
-  /** Records with `constants` in place of what is tuned for `key`. */
+  /** Records with `constants` instead of those tuned for `key`. */
   async #with(
     key: string,
     constants: Candidate | undefined,
@@ -289,7 +293,7 @@ export class Bench implements Disposable {
       if (before) tuned.set(key, before);
       refused = await device.popErrorScope();
     }
-    if (refused) throw new Error(refused.message.replaceAll(/\s+/g, " "));
+    if (refused) throw new Error(errorText(refused.message));
   }
 
   [Symbol.dispose](): void {
@@ -300,7 +304,7 @@ export class Bench implements Disposable {
   }
 }
 
-/** A checkpoint as if it had fewer layers. */
+/** A checkpoint cut down to `layers` layers. */
 function withLayers(checkpoint: Checkpoint, layers: number): Checkpoint {
   const config = { ...checkpoint.config, numHiddenLayers: layers };
   const shapes = tensorShapes(familyOf(config).weights(config));

@@ -7,7 +7,7 @@ import type { Capabilities } from "../../dispatch/capabilities.ts";
 import type { TuningTarget } from "../../dispatch/keys.ts";
 import { type Candidate, misfit, type Tunable } from "../../dispatch/limits.ts";
 
-/** The constants that a kernel's tuning decides, in one order. */
+/** The constants that tuning decides, in the order of the kernel's grid. */
 export function tunedConstants(
   { tuning }: Tunable,
   given: Readonly<Record<string, number | string>>,

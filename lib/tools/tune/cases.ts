@@ -29,14 +29,14 @@ import {
 import type { Candidate, Tunable } from "../../dispatch/limits.ts";
 import { tunedConstants } from "./candidates.ts";
 
-/** One class of shapes. */
+/** A class of shapes. */
 export interface TuneCase {
   key: string;
   kernel: Tunable;
   target: TuningTarget;
   /** The operations it covers, as model code names them. */
   labels: string[];
-  /** What runs untuned. */
+  /** The default. */
   now: Candidate;
   /** The pass in which it is timed: its tokens, the tokens cached before it, and whether it ends with the LM head. */
   rows: number;
@@ -53,20 +53,20 @@ export interface TunedModel {
   /** Positions that the cache has room for. */
   readonly context: number;
   readonly cacheDtype: "f16" | "f32";
-  /** Rows of a prompt's pass, at most. */
+  /** Rows of a prompt's pass at most. */
   readonly mostRows: number;
 }
 
-/** The same operations on the GPU and on the CPU. */
+/** Operations that run on the GPU and on the CPU. */
 export interface Check {
   label: string;
   /** Rows of its inputs. */
   rows: number;
   /** Tokens cached before it. */
   length: number;
-  /** Whether products or the cache are in f16. */
+  /** Whether the matmul or the cache is in f16. */
   half: boolean;
-  /** Records the operations; their results. */
+  /** Records the operations and returns their results. */
   run<T>(ops: Ops<T>, given: Given<T>): T[];
 }
 
@@ -104,7 +104,7 @@ function runLinear<T>(which: Linear, ops: Ops<T>, given: Given<T>): T[] {
   const y = which === "o_proj"
     ? ops.matmulAdd(attended, layer.oProj, x)
     : ops.matmulAdd(gated, layer.downProj, x);
-  // The next norm reads what this product left: sums of squares.
+  // The next norm reads the sums of squares that this matmul left.
   return [y, ops.normMatmul(y, layer.inputNorm, layer.qkvProj)];
 }
 

@@ -1,6 +1,6 @@
 /**
- * Which of several plans is the fastest: all of them take turns, so that a GPU that
- * changes its clocks changes them for all.
+ * Finds the fastest of several plans. They take turns, so that a change of clocks affects
+ * all of them.
  *
  * @module
  */
@@ -8,32 +8,32 @@ import type { Gpu } from "../../webgpu/device.ts";
 import type { Plan } from "../../webgpu/plan.ts";
 import { spread, timePasses } from "../../webgpu/timing.ts";
 
-/** One plan and the milliseconds of its passes, a round each. */
+/** A plan and the milliseconds of its pass in each round. */
 interface Racer<T> {
   what: T;
   plan: Plan;
   ms: number[];
 }
 
-/** The best of a race beside the one that it has to beat. */
+/** The best plan of a race, and the one that it has to beat. */
 export interface RaceResult<T> {
   what: T;
   /** Medians over the last rounds. */
   firstMs: number;
   ms: number;
-  /** Shares of `firstMs`: the median of what a round saves, and half the width of its middle three quarters. */
+  /** As shares of `firstMs`: the median saving of a round, and half the range of the middle three quarters. */
   gain: number;
   spread: number;
   rounds: number;
-  /** How many took part beside the first. */
+  /** Plans that took part, without the first. */
   entered: number;
 }
 
-/** How a race is run. */
+/** Options of {@linkcode race}. */
 export interface RaceOptions {
-  /** Tokens that are cached in these passes. */
+  /** Tokens in the cache during these passes. */
   length: number;
-  /** `performance.now()` at which it ends. */
+  /** The `performance.now()` at which the race ends. */
   deadline: number;
   signal?: AbortSignal;
 }
@@ -41,21 +41,21 @@ export interface RaceOptions {
 /** Rounds and survivors of each heat; the last decides. */
 const HEATS = [{ rounds: 3, keep: 8 }, { rounds: 5, keep: 3 }] as const;
 const LEAST_ROUNDS = 9, MOST_ROUNDS = 25;
-/** Passes of all heats but the first, at least. */
+/** Passes of all heats but the first at least. */
 const LATER_PASSES = HEATS[1].rounds * (HEATS[0].keep + 1) +
   LEAST_ROUNDS * (HEATS[1].keep + 1);
-/** Share of the time that is planned: passes do not all take as long as the first. */
+/** Share of the time that is planned, since some passes take longer than the first. */
 const SURE = 0.8;
-/** A pass is repeated to take this long at least: clocks tick in microseconds. */
+/** Passes are repeated to take at least this long: timestamps have microsecond resolution. */
 const LONG_MS = 1.5;
-/** Work that goes out at once, so that the GPU stays busy. */
+/** Work submitted at once, so that the GPU stays busy. */
 const SUBMITTED_MS = 60;
-/** A GPU that slept while the host read is woken before it is timed. */
+/** Work that wakes a GPU, which may have slept while results were read. */
 const WARM_MS = 5;
 
 /**
- * Races `others` against `first`: as many of them, from the front, as there is time for.
- * Undefined where the deadline came before a decision.
+ * Races `others` against `first`: as many of them as there is time for, in their order.
+ * Undefined if the deadline came before a decision.
  *
  * @throws {Error} if the adapter has no timestamps.
  */
@@ -65,17 +65,17 @@ export async function race<T>(
   others: readonly { what: T; plan: Plan }[],
   { length, deadline, signal }: RaceOptions,
 ): Promise<RaceResult<T> | undefined> {
-  const moment = { length };
+  const state = { length };
   const once = (plan: Plan) => (pass: GPUComputePassEncoder) =>
-    plan.encode(pass, moment);
+    plan.encode(pass, state);
   const left = () => deadline - performance.now();
-  // The very first pass makes memory real and loads code.
+  // The first pass allocates memory and loads code.
   const trial = await timePasses(gpu, [once(first.plan), once(first.plan)]);
   const alone = Math.max(1e-3, trial[1].end - trial[1].begin);
   const repeat = gpu.software ? 1 : Math.max(1, Math.ceil(LONG_MS / alone));
   const passMs = repeat * alone;
   const several = (plan: Plan) => (pass: GPUComputePassEncoder) => {
-    for (let i = 0; i < repeat; i++) plan.encode(pass, moment);
+    for (let i = 0; i < repeat; i++) plan.encode(pass, state);
   };
   const racer = (one: { what: T; plan: Plan }): Racer<T> => ({
     ...one,
@@ -83,7 +83,7 @@ export async function race<T>(
   });
   const leader = racer(first);
 
-  /** Runs whole rounds, as many as time allows. */
+  /** Runs whole rounds, as time allows. */
   const run = async (field: Racer<T>[], rounds: number) => {
     for (const one of field) one.ms = [];
     const warm = gpu.software ? 0 : Math.ceil(WARM_MS / passMs);
@@ -96,7 +96,7 @@ export async function race<T>(
       if (left() < passMs * field.length) return;
       const order: Racer<T>[] = [];
       for (let r = 0; r < atOnce; r++) {
-        const from = (done + r) * 5 % field.length; // nobody always follows the same one
+        const from = (done + r) * 5 % field.length; // so that none always follows the same one
         order.push(...field.slice(from), ...field.slice(0, from));
       }
       const spans = await timePasses(gpu, [
@@ -110,7 +110,7 @@ export async function race<T>(
     }
   };
 
-  // What is left after the later heats is for the first one, in which all run.
+  // The time that later heats do not need goes to the first one, in which all run.
   const later = LATER_PASSES * passMs;
   const room = (left() * SURE - later) / (HEATS[0].rounds * passMs);
   let field = others.slice(0, Math.max(0, Math.floor(room))).map(racer);

@@ -1,9 +1,10 @@
 /**
- * Finds the constants of the kernels that are best on this adapter for a model, and
- * stores them where every later run finds them.
+ * Finds the kernels' best constants for a model on this adapter and stores them for later
+ * runs.
  *
  * @module
  */
+import { errorText } from "../../errors.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../open_device.ts";
 import type { Plan } from "../../webgpu/plan.ts";
@@ -16,38 +17,38 @@ import { race } from "./race.ts";
 import type { TunedEntry } from "../../dispatch/tuned.ts";
 import { saveTuning } from "../../tuning_file.ts";
 
-/** What {@linkcode tune} takes. */
+/** Options of {@linkcode tune}. */
 export interface TuneOptions {
-  /** All of them by default. */
+  /** Names of kernels; all that can be tuned by default. */
   kernels?: readonly string[];
-  /** How long it may take, loading included; 180 by default. */
+  /** Time limit, loading included; 180 by default. */
   budgetSeconds?: number;
   /** Stores nothing. */
   dryRun?: boolean;
   /** Any WebGPU implementation instead of `navigator.gpu`. */
   gpu?: GPU;
-  /** Told each case as it is decided. */
+  /** Called when a case is decided. */
   onCase?: (report: CaseReport) => void;
-  /** Told once what is tuned on what, when that is loaded. */
+  /** Called when the model is loaded, with its name and the adapter's. */
   onBegin?: (what: string) => void;
-  /** Ends it; what was decided before is stored. */
+  /** Ends tuning; cases decided before are stored. */
   signal?: AbortSignal;
 }
 
-/** One class of shapes, and what came of it. */
+/** A class of shapes, and the outcome. */
 export interface CaseReport {
   key: string;
   labels: string[];
   default: Candidate;
-  /** Only where it beat the default by more than the spread. */
+  /** Only if it beat the default by more than the spread. */
   winner?: Candidate;
-  /** The nearest to a winner that there was, as shares of a pass's time. */
+  /** Gain of the best candidate and its spread, as shares of the pass's time. */
   gain?: number;
   spread?: number;
-  /** Milliseconds of the pass in which it was timed. */
+  /** Milliseconds of the pass that it was timed in. */
   defaultMs?: number;
   bestMs?: number;
-  /** Candidates that were timed, that this device cannot run, that it refused to compile, whose results are wrong, and for which there was no time. */
+  /** Candidates: timed, that this device cannot run, that it refused to compile, with wrong results, and without time. */
   timed: number;
   invalid: number;
   refused: number;
@@ -64,7 +65,7 @@ export interface WrongCandidate {
   problem: string;
 }
 
-/** All that was found. */
+/** The outcome of tuning. */
 export interface TuneReport {
   model: string;
   adapter: string;
@@ -80,12 +81,12 @@ export interface TuneReport {
 
 const BUDGET_SECONDS = 180;
 const LATE = "no time was left to decide";
-/** Share of a case's time in which candidates are compiled and checked. */
+/** Share of a case's time for compiling and checking candidates. */
 const PREPARING = 0.5;
 
 /**
- * Tunes kernels for the shapes of `model`. A candidate is first checked against the
- * CPU; one that is wrong is never stored.
+ * Tunes kernels for the shapes of `model`. Candidates are checked against the CPU first;
+ * one with wrong results is never stored.
  *
  * @throws {Error} if there is no adapter, it has no timestamps, or the file cannot be
  * written.
@@ -114,12 +115,17 @@ export async function tune(
       `Cannot tune ${gpu.name}: it has no timestamp-query, without which kernels cannot be compared`,
     );
   }
-  gpu.tuned.clear(); // the defaults are what is to be beaten
+  gpu.tuned.clear(); // candidates have to beat the defaults
   const report: TuneReport = {
-    ...{ model: checkpoint.name, adapter: gpu.name, seconds: 0, winners: 0 },
-    ...{ cases: [], wrong: [], notes: [] },
+    model: checkpoint.name,
+    adapter: gpu.name,
+    seconds: 0,
+    winners: 0,
+    cases: [],
+    wrong: [],
+    notes: [],
   };
-  /** Stores one case; none at first, to know that it can be. */
+  /** Stores a case; without one it tests that the file can be written. */
   const store = async (key?: string, entry?: TunedEntry) => {
     if (options.dryRun) return;
     const found = new Map(key === undefined ? [] : [[key, entry]]);
@@ -139,13 +145,16 @@ export async function tune(
     const now = performance.now();
     const deadline = now + Math.max(0, end - now) / (cases.length - i);
     const { decided, ...found } = await tuneCase(bench, one, {
-      ...{ deadline, signal, wrong: report.wrong, notes: report.notes },
+      deadline,
+      signal,
+      wrong: report.wrong,
+      notes: report.notes,
     });
     report.cases.push(found);
     options.onCase?.(found);
     if (found.winner) {
       report.winners++;
-      gpu.tuned.set(one.key, found.winner); // what follows is timed beside it
+      gpu.tuned.set(one.key, found.winner); // later cases are timed along with it
     }
     if (!decided) continue;
     await store(
@@ -161,14 +170,14 @@ export async function tune(
   const late = report.cases.filter(({ outcome }) => outcome === LATE).length;
   if (late) {
     report.notes.push(
-      `${late} of ${cases.length} shapes had no time, more than ${budgetSeconds} seconds gives them some`,
+      `${late} of ${cases.length} shapes had no time, allow more than ${budgetSeconds} seconds`,
     );
   }
   report.seconds = (performance.now() - began) / 1000;
   return report;
 }
 
-/** Constants as a person would write them. */
+/** `WORKGROUP 128 ROWS 2 …` */
 export function candidateText(constants: Candidate): string {
   return Object.entries(constants).map(([name, value]) => `${name} ${value}`)
     .join(" ");
@@ -188,7 +197,13 @@ async function tuneCase(
   const { gpu } = bench, { key, kernel, labels, target, now, length } = one;
   const { candidates, invalid } = candidatesFor(kernel, target, gpu, now);
   const report: CaseReport = {
-    ...{ key, labels, default: now, timed: 0, invalid, refused: 0, wrong: 0 },
+    key,
+    labels,
+    default: now,
+    timed: 0,
+    invalid,
+    refused: 0,
+    wrong: 0,
     untried: candidates.length,
     outcome: "",
   };
@@ -223,7 +238,7 @@ async function tuneCase(
     } catch (error) {
       gpu.check(); // a lost device refuses everything
       if (!(error instanceof Error)) throw error;
-      const why = error.message.replaceAll(/\s+/g, " ");
+      const why = errorText(error);
       if (!report.refused++) {
         notes.push(`${key} was refused with ${candidateText(what)}: ${why}`);
       }

@@ -143,7 +143,7 @@ gpuTest("a kernel that hangs or ends its process is named", async () => {
         deadlineMs: way === "hang" ? 200 : undefined,
       },
     );
-    assertEquals(found.map(({ topic }) => topic), ["embed"]);
+    assertEquals(found.map(({ topic }) => topic), ["argmax"]);
     assertMatch(found[0].text, expected);
     assertFits(findingText(found[0]));
   }

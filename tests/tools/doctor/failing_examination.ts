@@ -1,6 +1,6 @@
 /**
  * A script for lib/tools/doctor/apart.ts whose adapter blocks its thread in the
- * first kernel, embed (`?hang`), as Deno's WebGPU does while a kernel hangs, or ends its process
+ * first kernel, argmax (`?hang`), as Deno's WebGPU does while a kernel hangs, or ends its process
  * (`?crash`), as a driver may.
  */
 import { openDevice } from "../../../lib/open_device.ts";
@@ -8,7 +8,7 @@ import { selfTest } from "../../../lib/tools/doctor/device.ts";
 import { printer } from "../../../lib/tools/doctor/process.ts";
 import { tamperedGpu } from "../../support/tampered_gpu.ts";
 
-const tampered = tamperedGpu("embed", () => {
+const tampered = tamperedGpu("argmax", () => {
   if (new URL(import.meta.url).search === "?hang") {
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
   }

@@ -121,7 +121,7 @@ Deno.test("waves are those of a SIMD, in waves of the kernel's own size", () => 
   );
 });
 
-Deno.test("a hot kernel that spills is found, a kernel beside the passes is not", () => {
+Deno.test("a hot kernel that spills is found, a kernel outside the passes is not", () => {
   const [chip] = readChips("navi21");
   const row = (kernel: string, changes = {}) =>
     statisticsOf({ ...GEMM, kernel }, chip, {
@@ -152,7 +152,7 @@ Deno.test("without Mesa the task is one line that says how to get it", async () 
         [[], "--mesa DIR is missing"],
         [["--mesa", empty], "has no libvulkan_radeon.so and libvulkan_lvp.so"],
         [["--chips", "navi99"], 'Cannot compile for "navi99"'],
-        [["--tokens", "0"], "--tokens is 0, must be a whole number"],
+        [["--tokens", "0"], "--tokens is 0, must be an integer of at least 1"],
       ] as const
     ) {
       const { code, stdout, stderr } = await runTask("radv", args);
