@@ -1,20 +1,20 @@
 /**
- * Threads that share the chunks of one job at a time. The caller works too, and returns
- * when all chunks are done. It never waits for a thread to start, so a thread that is
- * late or cannot start costs speed but not correctness.
+ * Threads that share the chunks of one job at a time. The caller works too and
+ * returns when all chunks are done; it never waits for a thread to start, so a
+ * thread that is late or cannot start costs speed, not correctness.
  *
  * @module
  */
 import { JOB_SIZE, runChunk } from "./jobs.ts";
 import type { WasmKernels } from "./wasm_kernels.ts";
 
-/** A memory, and the kernels bound to it. */
+/** A memory that threads work on, and the kernels bound to it. */
 export interface BoundMemory {
   memory: WebAssembly.Memory;
   kernels: WasmKernels;
 }
 
-/** Sent to a worker: the memories so far. A later message replaces it. */
+/** A message to a worker: all memories so far. A later message replaces it. */
 export interface Message {
   control: Int32Array<SharedArrayBuffer>;
   module: WebAssembly.Module;
@@ -23,10 +23,10 @@ export interface Message {
   mail: number;
 }
 
-// Words of the control block, shared by all threads and changed atomically.
-/** The next chunk: the job's number in the high bits, the chunk's index (or CLOSED) below. */
+// Words of the shared control block. All changes are atomic.
+/** The next chunk: the job's number in the upper bits, the index (or CLOSED) in the lower. */
 const CLAIM = 0;
-/** Chunks finished. */
+/** Chunks that are finished. */
 const DONE = 1;
 /** Changes when there is work; idle workers wait on it. */
 const BELL = 2;
@@ -37,15 +37,15 @@ const FAILED = 4;
 const CHUNKS = 5;
 const MEMORY = 6;
 const JOB = 7;
-/** One word per thread: whether a worker runs or is starting. */
+/** Per thread: whether a worker is running or starting. */
 const ALIVE = JOB + JOB_SIZE;
 
 const INDEX_BITS = 12;
 const CLOSED = (1 << INDEX_BITS) - 1;
-/** The most chunks that a job may have. */
+/** The most chunks that a job can have. */
 export const MAX_CHUNKS = CLOSED - 1;
 
-/** An idle worker exits after this time, so that a forgotten pool does not keep the process alive. */
+/** Idle workers end after this time, so that a forgotten pool does not keep the process alive. */
 const IDLE_MS = 1000;
 /** Polls of a shared word before a thread sleeps: jobs often follow each other within microseconds. */
 const SPINS = 2000;
@@ -59,10 +59,10 @@ export function bind(
   return { memory, kernels: exports as unknown as WasmKernels };
 }
 
-/** Worker threads and the memories that they share. */
+/** Threads and the memories that they share. */
 export class CpuPool implements Disposable {
   readonly memories: BoundMemory[] = [];
-  /** Why workers cannot run, once one has failed to start. */
+  /** Why workers cannot run, if one failed to start. */
   failure: string | undefined;
   readonly #control: Int32Array<SharedArrayBuffer>;
   readonly #workers = new Map<number, Worker>();
@@ -85,7 +85,7 @@ export class CpuPool implements Disposable {
     return index;
   }
 
-  /** Runs all chunks of a job on a memory; on the calling thread only if `alone`. */
+  /** Runs all chunks of a job on a memory; `alone`: on the caller's thread only. */
   run(
     memory: number,
     job: readonly number[],
@@ -93,7 +93,7 @@ export class CpuPool implements Disposable {
     alone: boolean,
   ): void {
     const control = this.#control;
-    control[CHUNKS] = chunks; // no worker looks while the job is closed
+    control[CHUNKS] = chunks; // workers ignore it while the job is closed
     control[MEMORY] = memory;
     control.set(job, JOB);
     Atomics.store(control, DONE, 0);
@@ -132,7 +132,7 @@ export class CpuPool implements Disposable {
     Atomics.notify(this.#control, BELL);
   }
 
-  /** Starts the workers that are not running. */
+  /** Starts workers that have not run yet, or ended when idle. */
   #start(): void {
     if (this.failure) return;
     for (let thread = 1; thread < this.threads; thread++) {
@@ -162,9 +162,9 @@ export class CpuPool implements Disposable {
 }
 
 /**
- * Works until the next message arrives.
+ * Runs jobs until the next message.
  *
- * @returns whether the worker should exit, because it was idle for a while
+ * @returns whether the worker should end because it was idle too long
  */
 export function serve(
   { control, module, memories, thread, mail }: Message,
@@ -195,7 +195,7 @@ function work(
     const bound = memories.at(control[MEMORY]);
     if (!bound) break; // its message has not arrived yet
     const job = Uint32Array.from(control.subarray(JOB, JOB + JOB_SIZE));
-    // The job that was read is the current one only if the claim has not changed.
+    // The job that was read is current if its number and chunk are still next.
     if (Atomics.compareExchange(control, CLAIM, claim, claim + 1) !== claim) {
       continue;
     }
@@ -211,7 +211,7 @@ function work(
   if (errors.length > 0) throw errors[0];
 }
 
-/** Waits while a word has this value: polls first, then sleeps; false after `sleepMs` of sleep. */
+/** Waits while a word has a value: polls, then sleeps. False after `sleepMs` of sleep. */
 function waitWhile(
   control: Int32Array<SharedArrayBuffer>,
   word: number,
