@@ -70,7 +70,11 @@ export async function compareRow(
   const found: Comparison[][] = [];
   for (let run = 0; run < Math.min(runs, FEW_RUNS); run++) {
     const onCpu = await profileCpu(cpu, {
-      ...{ promptTokens, maxTokens, batch: 1, sampling, origin },
+      promptTokens,
+      maxTokens,
+      batch: 1,
+      sampling,
+      origin,
     });
     found.push(comparisonOf(phases, onCpu.phases));
   }

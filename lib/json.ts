@@ -1,8 +1,9 @@
 /**
- * Reading JSON that others wrote.
+ * Parses JSON from outside.
  *
  * @module
  */
+import { errorText } from "./errors.ts";
 
 /** Whether a parsed JSON value is an object (neither null nor a list). */
 export function isObject(json: unknown): json is Record<string, unknown> {
@@ -20,7 +21,7 @@ export function parseJson(text: string, where: string): unknown {
     return JSON.parse(text);
   } catch (cause) {
     // V8 quotes the text around the error, line breaks included.
-    const why = (cause as Error).message.replace(/\s+/g, " ");
+    const why = errorText(cause);
     throw new Error(`Cannot read ${where}: it is not valid JSON (${why})`, {
       cause,
     });

@@ -88,8 +88,11 @@ await runTask({
   }
   setting.freeModel();
   const peersFailed = peers === undefined ? [] : await runPeers({
-    ...{ folder: peers, rows, kinds: KINDS },
-    ...{ model: options.model, runs: options.runs },
+    folder: peers,
+    rows,
+    kinds: KINDS,
+    model: options.model,
+    runs: options.runs,
     onProgress: (what) => say(`${what} …`),
   });
   for (const row of rows) say(peersText(row));

@@ -31,6 +31,7 @@
  * - `timeline`: the events of `--trace`: `lane`, `part`, `name`, `detail`, `begin` and
  *   `ms`, in milliseconds.
  */
+import { errorText } from "../lib/errors.ts";
 import type { DeviceKind } from "../mod.ts";
 import { profile } from "../lib/tools/profile/profile.ts";
 import { profileHtml } from "../lib/tools/profile/html.ts";
@@ -148,9 +149,7 @@ function requireWritable(flag: string, path: string): void {
       ? "it is a folder"
       : error instanceof Deno.errors.PermissionDenied
       ? "permission is denied"
-      : error instanceof Error
-      ? error.message
-      : String(error);
+      : errorText(error);
     throw new Error(
       `Cannot write --${flag} to "${path}": ${why}, must be a writable file`,
     );

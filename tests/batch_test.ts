@@ -7,6 +7,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { GpuSequences } from "../lib/gpu/sequences.ts";
+import { FEW_ROWS } from "../lib/dispatch/shapes.ts";
 import { GpuOps } from "../lib/gpu/ops.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
 import { type BatchRun, loadQwen3, type Qwen3 } from "../mod.ts";
@@ -17,8 +18,8 @@ import { copyCheckpoint, withLargeValues } from "./support/temp_checkpoint.ts";
 import { HARDWARE, wrapGpu } from "./support/wrapped_gpu.ts";
 
 const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
-/** 1 to 4 rows, as many as gemv takes, more, and past a power of 2. */
-const SIZES = [1, 2, 3, 8, 9, 16, 17];
+/** One sequence, a few, past a power of 2, and one more than gemvRows takes. */
+const SIZES = [1, 2, 3, 8, 17, FEW_ROWS + 1];
 
 /** A test on the CPU and, where there is one, on the GPU; both in f32. */
 function eachDevice(

@@ -102,15 +102,28 @@ const DTYPES: [Dtype, Dtype][] = [
   ["f16", "f32"],
 ];
 
+const isLarge = ({ a, b }: Product) => elements(a) > 1e5 || elements(b) > 1e5;
+
+/**
+ * The element types that a product is tested in. Each takes another pipeline, so the
+ * products of a kernel share out all types among them; large ones have the first two.
+ */
+function typesOf(product: Product): [Dtype, Dtype][] {
+  if (isLarge(product)) return DTYPES.slice(0, 2);
+  const alike = PRODUCTS.filter((other) =>
+    other.kernel === product.kernel && !isLarge(other)
+  );
+  const own = alike.indexOf(product);
+  return DTYPES.filter((_, i) => i % alike.length === own % DTYPES.length);
+}
+
 const show = (shape: Shape) => `[${shape.join(", ")}]`;
 
 gpuTest(
   "matmul multiplies all shapes in all element types, and says by what",
   async (_, trial) => {
     for (const product of PRODUCTS) {
-      // The large ones once, the others in every type.
-      const large = elements(product.b) > 1e5 || elements(product.a) > 1e5;
-      for (const dtypes of large ? DTYPES.slice(0, 2) : DTYPES) {
+      for (const dtypes of typesOf(product)) {
         const { choices } = await multiply(trial, product, dtypes, matmul);
         assertEquals(choices.length, 1);
         const [choice] = choices;
@@ -125,12 +138,14 @@ gpuTest(
   "gemm, batchedGemm and gemv take their own shapes",
   async (_, trial) => {
     for (const product of PRODUCTS) {
-      if (elements(product.b) > 1e5 || elements(product.a) > 1e5) continue;
+      if (isLarge(product)) continue;
       const own =
         { gemm, batchedGemm, gemv, gemvRows: gemv, gemvColumns: gemv }[
           product.kernel!
         ];
-      await multiply(trial, product, ["f32", "f32"], own);
+      for (const types of typesOf(product)) {
+        await multiply(trial, product, types, own);
+      }
       // Tiles take few rows too, where they are asked for.
       if (product.a.length === 2 && product.b.length === 2) {
         const { choices } = await multiply(

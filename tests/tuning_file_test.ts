@@ -23,9 +23,13 @@ import { gpuTest } from "./support/gpu.ts";
 function device(info: Partial<GPUAdapterInfo> = {}): TunedDevice {
   const adapter = {
     info: {
-      ...{ vendor: "4318", architecture: "", device: "9008" },
-      ...{ description: "NVIDIA H200", subgroupMinSize: 32 },
-      ...{ subgroupMaxSize: 32, ...info },
+      vendor: "4318",
+      architecture: "",
+      device: "9008",
+      description: "NVIDIA H200",
+      subgroupMinSize: 32,
+      subgroupMaxSize: 32,
+      ...info,
     },
   } as GPUAdapter;
   const limits = {
@@ -33,20 +37,30 @@ function device(info: Partial<GPUAdapterInfo> = {}): TunedDevice {
     maxComputeInvocationsPerWorkgroup: 1024,
   } as GPUSupportedLimits;
   return {
-    ...{ adapter, limits, tuned: new Map(), subgroupSize: 32 },
+    adapter,
+    limits,
+    tuned: new Map(),
+    subgroupSize: 32,
     adapterClass: "NVIDIA",
   };
 }
 
 const SHAPE = {
-  ...{ m: 1, n: 4096, k: 1024, norm: true, swiglu: false },
+  m: 1,
+  n: 4096,
+  k: 1024,
+  norm: true,
+  swiglu: false,
   dtype: "bf16",
 } as const;
 const GEMV = linearKey("gemv", SHAPE);
 const GEMM = linearKey("gemm", { ...SHAPE, m: 300 }, true);
 const ATTEND = attendKey("short", 128, 2);
 const measured = (constants: TunedEntry["constants"]): TunedEntry => ({
-  ...{ constants, gain: 0.05, spread: 0.01, model: "test" },
+  constants,
+  gain: 0.05,
+  spread: 0.01,
+  model: "test",
 });
 const ENTRIES = new Map([
   [GEMV, measured({ WORKGROUP: 64, ROWS: 4, STEPS: 2 })],
@@ -178,7 +192,9 @@ for (
       "shapes of another kind of kernel",
       (file) =>
         file.constants["gemv short 128 2"] = measured({
-          ...{ WORKGROUP: 64, ROWS: 2, STEPS: 2 },
+          WORKGROUP: 64,
+          ROWS: 2,
+          STEPS: 2,
         }),
       /gemv is tuned for linear shapes/,
     ],
@@ -261,16 +277,29 @@ Deno.test("files are in the user's cache directory unless a folder is named", as
 
 Deno.test("keys name a kernel and a class of shapes", () => {
   assertEquals(parseKey(GEMM), {
-    ...{ kernel: "gemm", dtype: "bf16", swiglu: false, half: true },
-    ...{ m: 512, n: 4096, k: 1024 },
+    kernel: "gemm",
+    dtype: "bf16",
+    swiglu: false,
+    half: true,
+    m: 512,
+    n: 4096,
+    k: 1024,
   });
   const gated = { ...SHAPE, m: 4, dtype: "f32", swiglu: true } as const;
   assertEquals(parseKey(linearKey("gemv", gated)), {
-    ...{ kernel: "gemv", dtype: "f32", swiglu: true, half: false },
-    ...{ m: 4, n: 4096, k: 1024 },
+    kernel: "gemv",
+    dtype: "f32",
+    swiglu: true,
+    half: false,
+    m: 4,
+    n: 4096,
+    k: 1024,
   });
   assertEquals(parseKey(ATTEND), {
-    ...{ kernel: "attendDecode", what: "short", headDim: 128, group: 2 },
+    kernel: "attendDecode",
+    what: "short",
+    headDim: 128,
+    group: 2,
   });
   for (const key of ["", "gemv", "gemv bf16 1 2", "attendDecode 1 2"]) {
     assertEquals(parseKey(key), undefined);

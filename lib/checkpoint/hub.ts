@@ -81,11 +81,11 @@ export async function repositoryFolder(
       .run();
   } catch (cause) {
     options.signal?.throwIfAborted();
-    const { message, statusCode } = cause as Error & { statusCode?: number };
+    const { statusCode } = cause as { statusCode?: number };
     const denied = statusCode === 401 || statusCode === 403;
     throw new Error(
       `Cannot open ${repository.name}: ${lookedFor}, and ${endpoint} does not provide revision ${repository.revision}: ${
-        message.replace(/\s+/g, " ")
+        errorText(cause)
       }${denied ? " (no such repository, or one that needs an HF_TOKEN)" : ""}`,
       { cause },
     );

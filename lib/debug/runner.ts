@@ -176,9 +176,8 @@ export class DebugRunner implements Runner {
     this.requireRoom(texts.length, context);
     using caches = this.#caches(texts.length, context);
     const { gpu } = this.gpu, sequences = texts.length;
-    using twin = new SamplingTwin(gpu, sampling, {
-      ...{ sequences, vocab: vocabSize },
-    });
+    const size = { sequences, vocab: vocabSize };
+    using twin = new SamplingTwin(gpu, sampling, size);
     const seen = texts.map((text) => seenBits(vocabSize, text));
     const rows: Float32Array[] = [];
     for (const [s, text] of texts.entries()) {
@@ -196,12 +195,8 @@ export class DebugRunner implements Runner {
       caches.onGpu.stepBackIfFull();
       caches.onCpu.stepBackIfFull();
       const pass = { first: 0, sequences, tokens: 1 };
-      const logits = await this.#pass(
-        Uint32Array.from(ids),
-        pass,
-        false,
-        caches,
-      );
+      const chunk = Uint32Array.from(ids);
+      const logits = await this.#pass(chunk, pass, false, caches);
       rows.forEach((_, s) =>
         rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
       );

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { MemoryError } from "../errors.ts";
+import { errorText, MemoryError } from "../errors.ts";
 import {
   cacheBytes,
   type CachePass,
@@ -78,7 +78,7 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     const size = sizeText({ sequences, context }, bytes);
     throw new MemoryError(
       `Cannot allocate keys and values of ${size}: ${gpu.name} has no memory for ${bytes} bytes besides the ${used} in use, there must be fewer sequences or tokens (${
-        error.message.replaceAll(/\s+/g, " ").trim()
+        errorText(error.message)
       })`,
     );
   }

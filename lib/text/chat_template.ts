@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { errorText } from "../errors.ts";
 import { Template } from "npm:@huggingface/jinja@0.5.11";
 
 /** A function call that the assistant made. */
@@ -79,9 +80,8 @@ export function renderChat(
       ...(thinking !== undefined && { enable_thinking: thinking }),
     });
   } catch (error) {
-    const message = error instanceof Error ? error.message : String(error);
     throw new Error(
-      `Cannot render a chat with its template: ${message.replace(/\s+/g, " ")}`,
+      `Cannot render a chat with its template: ${errorText(error)}`,
       { cause: error },
     );
   }

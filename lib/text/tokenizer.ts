@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { errorText } from "../errors.ts";
 import { Tokenizer as Encoder } from "npm:@huggingface/tokenizers@0.2.0";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { isObject, parseJson } from "../json.ts";
@@ -154,7 +155,7 @@ function createEncoder(name: string, json: object, config: object): Encoder {
   try {
     return new Encoder(json, config);
   } catch (cause) {
-    const why = (cause as Error).message.replace(/\s+/g, " ");
+    const why = errorText(cause);
     throw new Error(`Cannot load the tokenizer of ${name}: ${why}`, { cause });
   }
 }

@@ -193,7 +193,13 @@ function sketch(device: Sketched): Gpu {
   const { name, f16, software, subgroupSize, adapterClass, vulkan } = device;
   const { limits, tuned = new Map() } = device;
   return {
-    ...{ name, f16, software, subgroupSize, adapterClass, vulkan, tuned },
+    name,
+    f16,
+    software,
+    subgroupSize,
+    adapterClass,
+    vulkan,
+    tuned,
     limits: {
       maxComputeWorkgroupStorageSize: limits.maxComputeWorkgroupStorageSize,
       maxComputeInvocationsPerWorkgroup:

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { errorText } from "../errors.ts";
 import type { CompileJob, CompileReport } from "./compile_ahead.ts";
 import { adapterName } from "./adapter.ts";
 import { createPipeline } from "./pipeline.ts";
@@ -19,9 +20,7 @@ scope.onmessage = async ({ data }) => {
     await compileAll(data);
     scope.postMessage({});
   } catch (error) {
-    scope.postMessage({
-      error: error instanceof Error ? error.message : String(error),
-    });
+    scope.postMessage({ error: errorText(error) });
   }
 };
 

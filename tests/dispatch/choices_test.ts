@@ -278,8 +278,12 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
           kNorm: shaped("bf16", headDim),
           angles: shaped("f32", 64, headDim),
           lengths: shaped("u32", 1),
-          ...{ k: cache, v: cache, y: flat, partial: flat.view(flat.shape[1]) },
-          ...{ stats: shaped("u32", 2), flags: shaped("u32", 4) },
+          k: cache,
+          v: cache,
+          y: flat,
+          partial: flat.view(flat.shape[1]),
+          stats: shaped("u32", 2),
+          flags: shaped("u32", 4),
           arrived: shaped("u32", group),
         };
         for (const { constants, shares, reason } of choices) {

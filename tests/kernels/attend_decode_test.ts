@@ -25,7 +25,10 @@ const NORMS = ["bf16", "f16", "f32"] as const;
 function small(gpu: Gpu, WORKGROUP = 64): Constants {
   const { SUBGROUPS, LOG_LANES } = lanes(gpu, true);
   return {
-    ...{ SUBGROUPS, LOG_LANES, WORKGROUP, STEPS: 1 },
+    SUBGROUPS,
+    LOG_LANES,
+    WORKGROUP,
+    STEPS: 1,
     LOG_KEY_LANES: SUBGROUPS ? Math.min(LOG_LANES, 3) : 3,
   };
 }
@@ -58,10 +61,19 @@ function run(
     kNorm: upload("kNorm"),
     angles: upload("angles"),
     lengths: trial.u32(...sizes.lengths),
-    ...{ k, v, y, partial, stats, flags, arrived, ...ahead },
+    k,
+    v,
+    y,
+    partial,
+    stats,
+    flags,
+    arrived,
+    ...ahead,
   }, {
     constants: {
-      ...{ HEAD_DIM: headDim, GROUP, VEC },
+      HEAD_DIM: headDim,
+      GROUP,
+      VEC,
       ...small(trial.gpu),
       ...constants,
     },
@@ -266,7 +278,8 @@ gpuTest(
         stats,
         arrived,
       },
-      ...{ lengths: trial.u32(...lengths), flags: trial.u32(0, 0, 0, 0) },
+      lengths: trial.u32(...lengths),
+      flags: trial.u32(0, 0, 0, 0),
     };
     const all = Array.from(
       { length: times },

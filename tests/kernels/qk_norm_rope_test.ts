@@ -32,7 +32,10 @@ function run(
     kNorm: upload("kNorm"),
     angles: upload("angles"),
     lengths: trial.u32(...sizes.lengths),
-    ...{ q, k, v, flags },
+    q,
+    k,
+    v,
+    flags,
   }, {
     constants: {
       HEAD_DIM: headDim,

@@ -95,7 +95,13 @@ gpuTest(
       x.data[5] *= 1000;
       const w = random.tensor("bf16", [n, k], largest);
       const { headroom, constants } = chooseLinear({
-        ...{ m, n, k, dtype: "bf16", norm: false, swiglu: false, largest },
+        m,
+        n,
+        k,
+        dtype: "bf16",
+        norm: false,
+        swiglu: false,
+        largest,
       }, gpu);
       assert(headroom, `${largest}: no headroom`);
       const { y, scales } = run(trial, x, undefined, headroom);

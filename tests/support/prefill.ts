@@ -28,7 +28,8 @@ export function runPrefill(
     constants: {
       HEAD_DIM: headDim,
       ...(half ? { ROWS: trial.gpu.software ? 32 : 64 } : {}),
-      ...{ SUBGROUPS, LOG_LANES: 4 },
+      SUBGROUPS,
+      LOG_LANES: 4,
     },
     uniforms: { first, tokens, group: heads / kvHeads, scale: headDim ** -0.5 },
   });

@@ -5,7 +5,7 @@
  */
 import { chooseCacheDtype } from "../../dispatch/precision.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
-import { DeviceError } from "../../errors.ts";
+import { DeviceError, errorText } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import type { Finding } from "./report.ts";
 import { cacheBytes } from "../../model/kv_cache.ts";
@@ -156,5 +156,5 @@ async function tryToAllocate(
     failure = error.message;
   }
   const error = await gpu.device.popErrorScope();
-  return failure ?? error?.message.replaceAll(/\s+/g, " ");
+  return failure ?? (error ? errorText(error.message) : undefined);
 }

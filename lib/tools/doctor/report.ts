@@ -64,8 +64,3 @@ export function summaryText({ findings }: DoctorReport): string {
     : "✓ no problems";
   return wrap(text, WIDTH, "", "  ").join("\n");
 }
-
-/** The message of whatever was thrown. */
-export function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
-}

@@ -121,7 +121,13 @@ async function profileOnGpu(
   progress("timing dispatches");
   const { phases, timeline } = await profileSteps({
     ...setting,
-    ...{ gpu, config, weights, cacheDtype, prefillRows, peaks, toTimeline },
+    gpu,
+    config,
+    weights,
+    cacheDtype,
+    prefillRows,
+    peaks,
+    toTimeline,
   });
   progress("watching the decode loop");
   const watched = await watchLoop(

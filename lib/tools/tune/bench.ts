@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { errorText } from "../../errors.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import {
   chooseCacheDtype,
@@ -204,7 +205,10 @@ export class Bench implements Disposable {
         cache.reset([check.length]);
         cache.record({ first: 0, sequences: 1, tokens: check.rows });
         results = check.run(ops, {
-          ...{ layer, norm, lmHead, cache },
+          layer,
+          norm,
+          lmHead,
+          cache,
           table: up(own.table),
           ids: up(own.ids),
           attended: up(own.attended),
@@ -288,7 +292,7 @@ export class Bench implements Disposable {
       if (before) tuned.set(key, before);
       refused = await device.popErrorScope();
     }
-    if (refused) throw new Error(refused.message.replaceAll(/\s+/g, " "));
+    if (refused) throw new Error(errorText(refused.message));
   }
 
   [Symbol.dispose](): void {

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { errorText } from "../../errors.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../open_device.ts";
 import type { Plan } from "../../webgpu/plan.ts";
@@ -116,8 +117,13 @@ export async function tune(
   }
   gpu.tuned.clear(); // candidates have to beat the defaults
   const report: TuneReport = {
-    ...{ model: checkpoint.name, adapter: gpu.name, seconds: 0, winners: 0 },
-    ...{ cases: [], wrong: [], notes: [] },
+    model: checkpoint.name,
+    adapter: gpu.name,
+    seconds: 0,
+    winners: 0,
+    cases: [],
+    wrong: [],
+    notes: [],
   };
   /** Stores a case; without one it tests that the file can be written. */
   const store = async (key?: string, entry?: TunedEntry) => {
@@ -139,7 +145,10 @@ export async function tune(
     const now = performance.now();
     const deadline = now + Math.max(0, end - now) / (cases.length - i);
     const { decided, ...found } = await tuneCase(bench, one, {
-      ...{ deadline, signal, wrong: report.wrong, notes: report.notes },
+      deadline,
+      signal,
+      wrong: report.wrong,
+      notes: report.notes,
     });
     report.cases.push(found);
     options.onCase?.(found);
@@ -188,7 +197,13 @@ async function tuneCase(
   const { gpu } = bench, { key, kernel, labels, target, now, length } = one;
   const { candidates, invalid } = candidatesFor(kernel, target, gpu, now);
   const report: CaseReport = {
-    ...{ key, labels, default: now, timed: 0, invalid, refused: 0, wrong: 0 },
+    key,
+    labels,
+    default: now,
+    timed: 0,
+    invalid,
+    refused: 0,
+    wrong: 0,
     untried: candidates.length,
     outcome: "",
   };
@@ -223,7 +238,7 @@ async function tuneCase(
     } catch (error) {
       gpu.check(); // a lost device refuses everything
       if (!(error instanceof Error)) throw error;
-      const why = error.message.replaceAll(/\s+/g, " ");
+      const why = errorText(error);
       if (!report.refused++) {
         notes.push(`${key} was refused with ${candidateText(what)}: ${why}`);
       }

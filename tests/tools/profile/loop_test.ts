@@ -37,25 +37,47 @@ function recorded(steps: number, step: Step) {
     spend("readback", step.read);
   }
   return {
-    ...{ cpu, gpu, passes: Array<number>(steps).fill(1), chunk: 1 },
-    ...{ sequences: 1, began: 80, first: 100, last: now },
+    cpu,
+    gpu,
+    passes: Array<number>(steps).fill(1),
+    chunk: 1,
+    sequences: 1,
+    began: 80,
+    first: 100,
+    last: now,
   };
 }
 
 // Recorded on an H100: 28 layers in 0.9 ms, Deno's 10 ms for a readback, and 60 ms of
 // CPU where every call into the driver was slow.
 const READBACKS = recorded(15, {
-  ...{ encode: 0.31, submit: 0.06, gpu: 0.9, settle: 10.4, read: 0.02 },
+  encode: 0.31,
+  submit: 0.06,
+  gpu: 0.9,
+  settle: 10.4,
+  read: 0.02,
 });
 const ENCODING = recorded(7, {
-  ...{ encode: 60.2, submit: 0.4, gpu: 0.9, settle: 10.4, read: 0.02 },
+  encode: 60.2,
+  submit: 0.4,
+  gpu: 0.9,
+  settle: 10.4,
+  read: 0.02,
 });
 const BUSY = recorded(15, {
-  ...{ encode: 0.05, submit: 0.03, gpu: 0.9, settle: 0.04, read: 0.02 },
+  encode: 0.05,
+  submit: 0.03,
+  gpu: 0.9,
+  settle: 0.04,
+  read: 0.02,
 });
 
 const findings = (watched: typeof READBACKS): Findings => ({
-  ...{ model: "m", promptTokens: 1, maxTokens: 16, batch: 1, notes: [] },
+  model: "m",
+  promptTokens: 1,
+  maxTokens: 16,
+  batch: 1,
+  notes: [],
   device: { kind: "gpu", adapter: "H100", software: false, choices: [] },
   timedBy: "timestamps",
   phases: [],

@@ -233,7 +233,9 @@ Deno.test("passes that were not timed are noted", () => {
     passes: [1, 1, 1],
     chunk: 1,
     sequences: 1,
-    ...{ began: 0, first: 1, last: 2 },
+    began: 0,
+    first: 1,
+    last: 2,
   };
   assertMatch(loopNotes(watched).join(), /of the first 2 of 3 passes/);
   assertEquals(loopNotes({ ...watched, gpu: [span, span, span] }), []);

@@ -40,13 +40,23 @@ for (
     ["gemv f32 swiglu 1 100 45", { WORKGROUP: 128, ROWS: 4, STEPS: 4 }],
     ["gemm bf16 512 4096 1024", { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 }],
     ["gemm bf16 swiglu half 64 6144 1024", {
-      ...{ BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 },
+      BM: 64,
+      BN: 128,
+      BK: 32,
+      TM: 8,
+      TN: 8,
     }],
     ["attendDecode short 128 2", {
-      ...{ WORKGROUP: 512, SHARES: 2, LOG_KEY_LANES: 3, STEPS: 2 },
+      WORKGROUP: 512,
+      SHARES: 2,
+      LOG_KEY_LANES: 3,
+      STEPS: 2,
     }],
     ["attendDecode long 20 3", {
-      ...{ WORKGROUP: 128, SHARES: 1, LOG_KEY_LANES: 2, STEPS: 1 },
+      WORKGROUP: 128,
+      SHARES: 1,
+      LOG_KEY_LANES: 2,
+      STEPS: 1,
     }],
   ] as const
 ) {
