@@ -8,7 +8,7 @@ import {
   toF32,
 } from "../lib/dtype.ts";
 
-/** The value of a binary float with the given field widths, by its definition. */
+/** Decodes a binary float with these field widths, by the definition. */
 function decode(
   bits: number,
   exponentBits: number,
@@ -26,7 +26,7 @@ function decode(
     : sign * fraction * 2 ** (1 - bias);
 }
 
-Deno.test("every f16 and bf16 pattern has the value that its fields say", () => {
+Deno.test("every f16 and bf16 pattern decodes to the value of its fields", () => {
   const data = Uint16Array.from({ length: 65536 }, (_, bits) => bits);
   const f16 = toF32({ dtype: "f16", shape: [65536], data });
   const bf16 = toF32({ dtype: "bf16", shape: [256, 256], data });
@@ -38,7 +38,7 @@ Deno.test("every f16 and bf16 pattern has the value that its fields say", () => 
   }
 });
 
-Deno.test("every f16 and bf16 value rounds to itself, halfway goes to even, NaN stays NaN", () => {
+Deno.test("f16 and bf16 values encode to themselves, ties go to even, NaN stays NaN", () => {
   for (
     const [to, from, infinity] of [
       [f32ToBf16Bits, bf16ToF32, 0x7f80],
@@ -65,7 +65,7 @@ Deno.test("every f16 and bf16 value rounds to itself, halfway goes to even, NaN 
   }
 });
 
-Deno.test("f32 refuses other types", () => {
+Deno.test("f32() refuses other types", () => {
   assertThrows(
     () => f32({ dtype: "bf16", shape: [1], data: new Uint16Array(1) }),
     Error,

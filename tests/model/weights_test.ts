@@ -15,7 +15,7 @@ import { loadWeights, type WeightStore } from "../../lib/model/weights.ts";
 const fixture = (name: string) =>
   openCheckpoint(new URL(`../fixtures/${name}/`, import.meta.url).href);
 
-/** A tensor in memory, with what was asked for. */
+/** A tensor in memory, with the arguments of its allocation. */
 interface Stored {
   dtype: Dtype;
   shape: readonly number[];
@@ -24,7 +24,7 @@ interface Stored {
   bytes: Uint8Array<ArrayBuffer>;
 }
 
-/** A store in memory that counts what it is given. */
+/** A store in memory that counts its calls. */
 function memoryStore(): WeightStore<Stored> & {
   pieces: number[];
   settled: number;
@@ -63,7 +63,7 @@ async function bytesOf(
   return all.join();
 }
 
-Deno.test("projections that are read together are stacked, bytes as stored", async () => {
+Deno.test("projections that are read together are stacked, byte for byte", async () => {
   await using checkpoint = await fixture("tiny-untied-f32");
   const store = memoryStore();
   const weights = await loadWeights(checkpoint, store);
@@ -110,7 +110,7 @@ Deno.test("a tied checkpoint has one table, even if it carries a head", async ()
   }
 });
 
-Deno.test("loading tells how far it is, to the last byte", async () => {
+Deno.test("loading reports its progress to the last byte", async () => {
   await using checkpoint = await fixture("tiny-sharded-f16");
   const seen: LoadProgress[] = [];
   await loadWeights(checkpoint, memoryStore(), {
@@ -125,7 +125,7 @@ Deno.test("loading tells how far it is, to the last byte", async () => {
   assertEquals(last, 1034944);
 });
 
-Deno.test("weights pass in pieces, and the store settles between many of them", async () => {
+Deno.test("weights are written in pieces, and the store settles between them", async () => {
   await using checkpoint = await openCheckpoint(
     "synthetic:qwen3-0.6b?layers=1&vocab=70000",
   );
@@ -196,7 +196,7 @@ function mixedTypes(): Checkpoint {
   };
 }
 
-Deno.test("a device that can make synthetic weights is asked to", async () => {
+Deno.test("a store that can make synthetic weights makes them", async () => {
   await using checkpoint = await openCheckpoint(
     "synthetic:qwen3-0.6b?layers=1&vocab=64&seed=9",
   );
@@ -226,7 +226,7 @@ Deno.test("a device that can make synthetic weights is asked to", async () => {
   );
 });
 
-/** The same checkpoint with other tensors. */
+/** A checkpoint with other tensors. */
 async function changed(
   change: (tensors: Map<string, TensorInfo>) => void,
 ): Promise<Checkpoint> {

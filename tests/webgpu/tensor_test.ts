@@ -8,7 +8,7 @@ import { gpuTest, withBinding } from "../support/gpu.ts";
 const DTYPES = ["f32", "f16", "bf16"] as const;
 
 gpuTest(
-  "a tensor gives back what was written, of any type and length",
+  "a tensor reads back what was written, of any type and length",
   async (gpu, trial) => {
     for (const dtype of DTYPES) {
       for (const shape of [[1], [2], [3], [7, 5], [1, 1, 9], [8, 16], [1001]]) {
@@ -25,7 +25,7 @@ gpuTest(
 );
 
 gpuTest(
-  "a tensor is zero until it is written, piece by piece",
+  "a tensor is zero where it was not written",
   async (gpu, trial) => {
     const values = trial.random.tensor("bf16", [9, 7]);
     const tensor = trial.own(Tensor.create(gpu, "bf16", [9, 7]));
@@ -39,7 +39,7 @@ gpuTest(
 );
 
 gpuTest(
-  "a tensor that one binding cannot hold is split into runs of rows",
+  "a tensor larger than a binding is split by rows",
   async (gpu, trial) => {
     const { random } = trial;
     for (const dtype of DTYPES) {
@@ -62,7 +62,7 @@ gpuTest(
           for (const part of whole.parts) {
             assert(part.rows * rowBytes <= limit, `part of ${message}`);
           }
-          // Written in pieces that do not end where the parts do.
+          // Written in pieces that end elsewhere than the parts.
           const pieces = trial.own(
             Tensor.create(
               small,
@@ -90,7 +90,7 @@ gpuTest(
 );
 
 gpuTest(
-  "the parts of a pair split hold the same rows of both halves",
+  "parts of a tensor split in pairs hold the same rows of both halves",
   async (gpu, trial) => {
     const small = withBinding(gpu, 16 * 4 * 4);
     const rows = 70, half = rows / 2;
@@ -117,9 +117,9 @@ gpuTest(
 );
 
 gpuTest(
-  "16-bit rows that would begin between two words are refused",
+  "16-bit rows that begin inside a word are refused",
   (gpu, trial) => {
-    // 35 rows of either half: their last run has 3, of 5 elements each.
+    // 35 rows of either half: the last part has 3 of them, of 5 elements each.
     const small = withBinding(gpu, 16 * 5 * 2 * 2);
     const { data, shape } = trial.random.tensor("bf16", [70, 5]);
     const bytes = data as Uint16Array<ArrayBuffer>;
@@ -155,7 +155,7 @@ gpuTest(
   },
 );
 
-gpuTest("rows and view are the same memory", async (_, trial) => {
+gpuTest("rows and view share the tensor's memory", async (_, trial) => {
   const values = trial.random.tensor("f32", [6, 4]);
   const tensor = trial.upload(values), all = toF32(values);
   assertEquals(tensor.rows(2).shape, [2, 4]);
@@ -174,7 +174,7 @@ gpuTest("rows and view are the same memory", async (_, trial) => {
   );
 });
 
-gpuTest("memory is counted until it is freed", (gpu, trial) => {
+gpuTest("allocated memory is counted until it is freed", (gpu, trial) => {
   const before = gpu.allocated;
   const tensor = trial.own(Tensor.create(gpu, "f32", [10, 10]));
   assertEquals(gpu.allocated, before + 400);
@@ -183,7 +183,7 @@ gpuTest("memory is counted until it is freed", (gpu, trial) => {
   assertEquals(gpu.allocated, before);
 });
 
-gpuTest("a part's copy as a texture is made once, and goes with it", (gpu) => {
+gpuTest("a part's texture copy is made once and freed with it", (gpu) => {
   const before = gpu.allocated;
   const tensor = Tensor.create(gpu, "bf16", [300, 8]);
   const copy = tensor.texels(tensor.part);
