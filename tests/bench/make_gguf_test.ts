@@ -17,7 +17,7 @@ interface Entry {
   offset: number;
 }
 
-/** As the format's description says, for the kinds of values that we write. */
+/** Parses a value as GGUF defines it, of the types that we write. */
 function readGguf(bytes: Uint8Array<ArrayBuffer>) {
   const view = new DataView(bytes.buffer);
   let at = 0;

@@ -1,6 +1,6 @@
-/** WebGPU that compiles something else than it was given. */
+/** WebGPU that compiles edited WGSL. */
 
-/** `navigator.gpu`, but the WGSL of kernel `name` goes through `edit` first. */
+/** Wraps `navigator.gpu` so that `edit` changes the WGSL of kernel `name`. */
 export function tamperedGpu(name: string, edit: (wgsl: string) => string): GPU {
   const wrap = <T extends object>(target: T, own: object): T =>
     new Proxy(target, {

@@ -8,7 +8,7 @@ const TINY = "tests/fixtures/tiny-tied-bf16";
 const task = (args: string[], env?: Record<string, string>) =>
   runTask("doctor", args, env);
 
-/** Fails where a line has more than 100 columns. */
+/** Fails if a line has more than 100 columns. */
 function assertFits(text: string) {
   for (const line of text.split("\n")) {
     assert(line.length <= 100, `${line.length} columns: ${line}`);

@@ -24,7 +24,7 @@ Deno.test("the verdict is the first thing printed, JSON the last", async () => {
   assertEquals(report.phases.length, 2);
 });
 
-Deno.test("files are written", async () => {
+Deno.test("--json, --trace and --html write files", async () => {
   const folder = await Deno.makeTempDir();
   const file = (name: string) => `${folder}/${name}`;
   const { code, stderr } = await task(
