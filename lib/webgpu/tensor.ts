@@ -113,7 +113,7 @@ export class Tensor implements Disposable {
     }
   }
 
-  /** The elements as f32. Waits for the GPU, which takes at least 10 ms in Deno. */
+  /** The elements as f32. Waits for the GPU: in Deno at least 10 ms. */
   async read(): Promise<Float32Array> {
     const size = elements(this.shape);
     const bytes = await this.gpu.readBuffer(this.buffer, 0, this.bytes);
