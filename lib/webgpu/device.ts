@@ -154,11 +154,11 @@ async function requestDevice(
 
 /** An open device. Made by {@linkcode openGpu}. */
 export class Gpu implements Disposable {
-  /** What the adapter calls itself. */
+  /** The adapter's name. */
   readonly name: string;
   /** Whether it is a software renderer (llvmpipe, SwiftShader, …). */
   readonly software: boolean;
-  /** What the adapter was asked for. */
+  /** The features and limits that were requested. */
   readonly descriptor: {
     requiredFeatures: GPUFeatureName[];
     requiredLimits: Record<string, number>;
@@ -166,26 +166,30 @@ export class Gpu implements Disposable {
   /** Lanes that may exchange values directly; 0 without subgroups. */
   readonly subgroupSize: number;
   /**
-   * Whether a buffer's bytes are there as soon as `mapAsync` was called for it, not
-   * only when its promise settles (in Deno 10 ms later).
+   * Whether a buffer is mapped as soon as `mapAsync` returns, rather than when its
+   * promise settles (in Deno 10 ms later).
    */
   readonly readsAtOnce: boolean;
-  /** Whether it is known to be Deno's own WebGPU through Vulkan. */
+  /** Whether this is Deno's own WebGPU on Vulkan, as far as that can be known. */
   readonly vulkan: boolean;
-  /** Whose defaults the kernels take. */
+  /** Selects the defaults of the kernels' constants. */
   readonly adapterClass: AdapterClass;
+  /** Whether shaders may use f16. */
   readonly f16: boolean;
+  /** Whether passes can be timed by timestamp queries. */
   readonly timestamps: boolean;
+  /** The device's limits, which are the adapter's own. */
   readonly limits: GPUSupportedLimits;
   /** Every choice made when the device was opened. */
   readonly choices: Choice[];
-  /** Constants that were measured to be best on this adapter (see choose.ts). */
+  /** Constants that were measured to be best on this adapter (see lib/dispatch/keys.ts). */
   readonly tuned: Map<string, Constants> = new Map();
   /** Bytes allocated on the device and not freed. */
   allocated = 0;
   #failure?: DeviceError;
   #disposed = false;
 
+  /** @ignore Made by {@linkcode openGpu}. */
   constructor(
     readonly adapter: GPUAdapter,
     readonly device: GPUDevice,
@@ -318,6 +322,7 @@ export class Gpu implements Disposable {
     return buffer.getMappedRange();
   }
 
+  /** Destroys the device, and with it all its memory. */
   [Symbol.dispose](): void {
     this.#disposed = true;
     this.device.destroy(); // with all its memory

@@ -14,6 +14,7 @@ import { formatNamed } from "../formats/mod.ts";
 export class Tensor implements Disposable {
   #texels?: GPUTexture;
 
+  /** @ignore Made by {@linkcode Tensor.create}. */
   constructor(
     readonly gpu: Gpu,
     readonly dtype: Dtype,
