@@ -19,7 +19,7 @@ const call = (verb: string, ...args: Words[]) =>
   words(`${verb}(${args.map(({ text }) => text)})`);
 
 class WordOps implements Ops<Words> {
-  #calls = 0; // private, as those of real implementations
+  #calls = 0; // private, like those of real implementations
 
   get calls() {
     return this.#calls;
