@@ -50,7 +50,7 @@ export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export type { Choice } from "./lib/dispatch/choice.ts";
 export { openDevice } from "./lib/open_device.ts";
 export { type DeviceOptions, Gpu } from "./lib/webgpu/device.ts";
-export { Tensor, type TensorPart } from "./lib/webgpu/tensor.ts";
+export { Tensor } from "./lib/webgpu/tensor.ts";
 export {
   batchedGemm,
   gemm,

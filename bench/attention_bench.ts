@@ -5,6 +5,7 @@
  *
  *   deno bench -A bench/attention_bench.ts
  */
+import { matrixOf } from "../lib/formats/matrix.ts";
 import { BYTES } from "../lib/dtype.ts";
 import { GpuKvCache } from "../lib/gpu/kv_cache.ts";
 import { GpuOps } from "../lib/gpu/ops.ts";
@@ -44,10 +45,11 @@ benchPlans(
       plan.own(cache);
       const width = (heads + 2 * kvHeads) * headDim;
       const qkv = randomMatrix(gpu, "f32", [tokens, width]);
-      const norm = randomMatrix(gpu, "f32", [headDim]);
+      const weights = randomMatrix(gpu, "f32", [headDim]);
+      const norm = matrixOf(weights);
       norm.largest = 1;
       plan.own(qkv);
-      plan.own(norm);
+      plan.own(weights);
       cache.reset([length]);
       cache.record({ first: 0, sequences: 1, tokens });
       for (let layer = 0; layer < copies; layer++) {

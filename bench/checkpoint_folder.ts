@@ -61,9 +61,9 @@ async function write({ config, tensors, read }: Checkpoint, path: string) {
   );
   let end = 0;
   const header = Object.fromEntries(
-    Array.from(tensors.values(), ({ name, dtype, shape, byteLength }) => {
+    Array.from(tensors.values(), ({ name, format, shape, byteLength }) => {
       const data_offsets = [end, end += byteLength];
-      return [name, { dtype: dtype.toUpperCase(), shape, data_offsets }];
+      return [name, { dtype: format.safetensors, shape, data_offsets }];
     }),
   );
   // Padded as the format's reference writer does, so that the data is aligned.

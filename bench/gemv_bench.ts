@@ -4,6 +4,7 @@
  *
  *   deno bench -A bench/gemv_bench.ts
  */
+import { bf16 } from "../lib/formats/bf16.ts";
 import { Tensor } from "../lib/webgpu/tensor.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { gemv } from "../kernels/gemv.ts";
@@ -30,7 +31,7 @@ benchPlans(
   "gemv",
   shapes.map(([n, k]) => {
     const bytes = 2 * n * k, copies = copiesOf(gpu, bytes);
-    const linear = { m: 1, n, k, dtype: "bf16" as const };
+    const linear = { m: 1, n, k, format: bf16 };
     const forGemv = chooseLinear(
       { ...linear, norm: false, swiglu: false },
       gpu,

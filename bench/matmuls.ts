@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { formatNamed } from "../lib/formats/mod.ts";
 import { gemm } from "../kernels/gemm.ts";
 import { sumSplits } from "../kernels/sum_splits.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
@@ -59,7 +60,15 @@ export function recordMatmul(
     plan.add(gemm, { a, b, c }, { constants: choice.constants, uniforms });
     return choice.reason;
   }
-  const linear = { m, n, k, dtype, norm: false, swiglu: false, largest: 1 };
+  const linear = {
+    m,
+    n,
+    k,
+    format: formatNamed(dtype),
+    norm: false,
+    swiglu: false,
+    largest: 1,
+  };
   const { constants, headroom, splits, reason } = chooseLinear(linear, gpu);
   if (!headroom) throw new Error(`Cannot multiply in f16: ${reason}`);
   const b = own(randomMatrix(gpu, dtype, [n, k]));

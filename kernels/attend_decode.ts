@@ -85,7 +85,7 @@ const fetchAll = (x: string) => /* wgsl */ `
   for (var i = worker; i < ${x}_units; i += workers * 8u) {
     @unroll for (var j = 0; j < 8; j++) {
       let unit = ${x}[min(i + workers * j, ${x}_units - 1u)];
-      @if ${x.toUpperCase()}_VIEW == "unit" { seen ^= unit; }
+      @if ${x.toUpperCase()}_VIEW == "unit" { seen ^= bitcast<vec4u>(unit); }
       @else { seen.x ^= bitcast<u32>(unit); }
     }
   }`;
@@ -273,17 +273,17 @@ var<workgroup> stat: array<vec2f, PLACES * GROUP>; // maximum and sum of weights
 @if MERGE { var<workgroup> before: u32; }
 
 @if K_VIEW == "unit" {
-  alias Unit = vec4u;
-  fn k_unit(at: u32) -> Unit { return k[at]; }
-  fn v_unit(at: u32) -> Unit { return v[at]; }
+  alias Unit = k_Raw;
+  fn k_unit(at: u32) -> Unit { return k_load(at); }
+  fn v_unit(at: u32) -> Unit { return v_load(at); }
   @if PER == 2 {
-    fn element(unit: Unit, n: u32) -> E { if (n == 1u) { return k_hi(unit); } return k_lo(unit); }
+    fn element(unit: Unit, n: u32) -> E { if (n == 1u) { return k_four[1](unit); } return k_four[0](unit); }
     fn unit(a: E, b: E) -> Unit {
       return vec4u(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
     }
   } @else {
-    fn element(unit: Unit, n: u32) -> E { return k_lo(unit); }
-    fn unit(a: E, b: E) -> Unit { return bitcast<vec4u>(a); }
+    fn element(unit: Unit, n: u32) -> E { return k_four[0](unit); }
+    fn unit(a: E, b: E) -> Unit { return a; }
   }
   fn k_keep(at: u32, a: E, b: E) { k[at] = unit(a, b); }
   fn v_keep(at: u32, a: E, b: E) { v[at] = unit(a, b); }

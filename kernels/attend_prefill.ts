@@ -1,5 +1,5 @@
 import { exactLanes } from "../lib/dispatch/capabilities.ts";
-import { toF32 } from "../lib/dtype.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,

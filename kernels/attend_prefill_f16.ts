@@ -1,6 +1,6 @@
 import { choosePrefillRows } from "../lib/dispatch/attention.ts";
 import { exactLanes } from "../lib/dispatch/capabilities.ts";
-import { toF32 } from "../lib/dtype.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,

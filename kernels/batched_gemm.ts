@@ -1,5 +1,5 @@
 import { chooseMatmul } from "../lib/dispatch/matmul.ts";
-import { toF32 } from "../lib/dtype.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { type Float, FLOATS, room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
 import { deriveTile, TILE, tileConstants } from "./gemm.ts";

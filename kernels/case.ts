@@ -7,7 +7,8 @@
  */
 import type { Capabilities } from "../lib/dispatch/capabilities.ts";
 import type { Constants, Epilogue } from "../lib/dispatch/shapes.ts";
-import { type CpuTensor, type Dtype, elements } from "../lib/dtype.ts";
+import { type Dtype, elements } from "../lib/dtype.ts";
+import type { CpuTensor } from "../lib/formats/tensor.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
 
 /** One call of a kernel, and its expected results. */

@@ -5,7 +5,8 @@
  * @module
  */
 import type { Constants } from "../lib/dispatch/shapes.ts";
-import { BYTES, type Dtype } from "../lib/dtype.ts";
+import { BYTES } from "../lib/dtype.ts";
+import { FORMATS } from "../lib/formats/mod.ts";
 import type { Dims } from "../lib/webgpu/kernel.ts";
 
 /** The pass that a dispatch belongs to. */
@@ -67,14 +68,17 @@ export class CostCall {
     return this.dispatch.constants;
   }
 
-  dtype(buffer: string): Dtype {
+  /** How the elements of a buffer are stored. */
+  dtype(buffer: string): string {
     const name = `${buffer.toUpperCase()}_DTYPE`;
-    return (this.constants[name] ?? "f32") as Dtype;
+    return String(this.constants[name] ?? "f32");
   }
 
-  /** Bytes of an element. */
+  /** Bytes of an element, on average over a block. */
   size(buffer: string): number {
-    return BYTES[this.dtype(buffer)];
+    const dtype = this.dtype(buffer);
+    const format = FORMATS.find(({ name }) => name === dtype);
+    return format ? format.bytes / format.elements : BYTES.u32;
   }
 
   /** One operation that takes all of the dispatch. */
@@ -132,7 +136,7 @@ export function attentionCost(
   const { numAttentionHeads: heads, numKeyValueHeads, headDim } = config;
   const keys = length + tokens;
   const dtype = call.dtype("k");
-  const cached = sequences * numKeyValueHeads * keys * headDim * BYTES[dtype];
+  const cached = sequences * numKeyValueHeads * keys * headDim * call.size("k");
   const rows = 4 * sequences * tokens * heads * headDim;
   const shape = (q: number[], k: number[]) =>
     `[${q.join(", ")}] × [${k.join(", ")}]`;

@@ -1,4 +1,4 @@
-import { toF32 } from "../lib/dtype.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { type Float, FLOATS, room, rowSums, SUM, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";

@@ -1,7 +1,8 @@
+import { formatNamed } from "../lib/formats/mod.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2 } from "../lib/dispatch/limits.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
-import { toF32 } from "../lib/dtype.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { type Float, FLOATS, HALF_SUM, room, SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
@@ -269,16 +270,18 @@ interface GemmCase extends LinearCase {
  */
 export const gemm = defineKernel<GemmCase>({
   name: "gemm",
-  buffers: ({ B_BY_COLUMN, SCALED, SPLITS }) => ({
+  buffers: ({ B_BY_COLUMN, SCALED, SPLITS, C_FOURS }) => ({
     a: "m k as span",
     b: `${B_BY_COLUMN ? "n k" : "k n"} as span`,
     ...(SCALED ? { scales: "m" } : {}),
-    c: `inout ${SPLITS === 1 ? "m" : "any"} any as span`,
+    c: `inout ${SPLITS === 1 ? "m" : "any"} any as ${
+      C_FOURS ? "span" : "scalar"
+    }`,
   }),
-  // Rows of c are `stride` elements apart; the first column goes to `column`. If stride
-  // is a multiple of 4, column and the number of columns must be too.
+  // Rows of c are `stride` elements apart; the first column goes to `column`. C_FOURS 0:
+  // stride is a multiple of 4, but column or the number of columns is not.
   uniforms: { stride: "u32", column: "u32" },
-  constants: tileConstants,
+  constants: { ...tileConstants, C_FOURS: 1 },
   derive: deriveTile,
   tuning: {
     of: "linear",
@@ -333,7 +336,8 @@ ${TILE}`,
     const { m, n, k, w: dtype, largest, epilogue = "store" } = given;
     if (largest !== undefined && !device.f16) return undefined;
     const swiglu = epilogue === "swiglu", width = swiglu ? n / 2 : n;
-    const shape = { m, n, k, dtype, norm: false, swiglu, largest };
+    const format = formatNamed(dtype);
+    const shape = { m, n, k, format, norm: false, swiglu, largest };
     const { constants, headroom, splits } = chooseLinear(shape, device);
     const a = random.tensor(headroom ? "f16" : "f32", [m, k], headroom ?? 2);
     const b = random.tensor(dtype, [n, k], largest);

@@ -5,7 +5,6 @@ import {
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
-import { unitSize } from "../lib/dtype.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { FLOATS } from "./case.ts";
@@ -19,8 +18,8 @@ const load = (chunk: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
     let unit = (${chunk} * STEPS + s) * LANES + lane;
     @unroll for (var i = 0; i < ROWS; i++) {
-      @if EXACT { raw[i * STEPS + s] = w[base[i] + unit]; }
-      @else { raw[i * STEPS + s] = select(vec4u(), w[base[i] + min(unit, UNITS - 1u)], unit < UNITS); }
+      @if EXACT { raw[i * STEPS + s] = w_load(base[i] + unit); }
+      @else { raw[i * STEPS + s] = w_masked(w_load(base[i] + min(unit, UNITS - 1u)), unit < UNITS); }
     }
   }`;
 
@@ -51,8 +50,8 @@ const WRITE = /* wgsl */ `
     }
   }`;
 
-/** 16-byte units of a row of w, and the lanes that share them. */
-const unitsOf = ({ k, dtype }: LinearTarget) => Math.ceil(k / unitSize(dtype));
+/** Wide loads of a row of w, and the lanes that share them. */
+const unitsOf = ({ k, format }: LinearTarget) => Math.ceil(k / format.loads[0]);
 const lanesOf = (target: LinearTarget, device: Capabilities) =>
   2 ** laneConstants(device, Math.max(4, unitsOf(target))).LOG_LANES;
 
@@ -74,8 +73,8 @@ export function squareParts(n: number, constants: Constants): number {
  * One row times a matrix stored by output row, `y = x · wᵀ`: every Linear layer of a
  * decode step. gemv_rows.ts takes more rows.
  *
- * A lane group of LANES neighbouring threads shares ROWS rows of `w`, read as 16-byte
- * units, and issues all loads of a chunk before the first use. Fused around it, because
+ * A lane group of LANES neighbouring threads shares ROWS rows of `w`, read by wide
+ * loads (units), and issues all loads of a chunk before the first use. Fused around it, because
  * a dispatch costs 2–3 µs:
  *
  * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. The kernel that
@@ -153,7 +152,7 @@ export const gemv = defineKernel<LinearCase>({
       STEPS: steps,
       CHUNKS: Math.ceil(units / (lanes * steps)),
       EXACT: units % (lanes * steps) === 0 ? 1 : 0,
-      HALVES: Number(c.W_UNIT) / 4,
+      FOURS: Number(c.W_UNIT) / 4,
       PARTS: parts ?? 0,
       PART_STEPS: Math.ceil((parts ?? 0) / (own ? 1 : 4) / lanes),
       ...(own ? { TAKEN: Math.min(lanes, Number(c.W_UNIT)) } : {}),
@@ -223,7 +222,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
 @if W_VIEW == "unit" {
-  @split var raw: array<vec4u, ROWS * STEPS>;
+  @split var raw: array<w_Raw, ROWS * STEPS>;
   @split var base: array<u32, ROWS>;
   @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
   ${load("0u")}
@@ -231,13 +230,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @if CHUNKS > 1 { if (c > 0u) { ${load("c")} } }
     @unroll for (var s = 0; s < STEPS; s++) {
       let unit = min((c * STEPS + s) * LANES + lane, UNITS - 1u);
-      @if NORM { let lo = x_at(unit * HALVES) * norm_at(unit * HALVES); }
-      @else { let lo = x_at(unit * HALVES); }
-      @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_lo(raw[i * STEPS + s]), lo); }
-      @if HALVES == 2 {
-        @if NORM { let hi = x_at(unit * HALVES + 1u) * norm_at(unit * HALVES + 1u); }
-        @else { let hi = x_at(unit * HALVES + 1u); }
-        @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_hi(raw[i * STEPS + s]), hi); }
+      @unroll for (var f = 0; f < FOURS; f++) {
+        @if NORM { let xv = x_at(unit * FOURS + f) * norm_at(unit * FOURS + f); }
+        @else { let xv = x_at(unit * FOURS + f); }
+        @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_four[f](raw[i * STEPS + s]), xv); }
       }
     }
   }

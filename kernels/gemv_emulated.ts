@@ -20,22 +20,21 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
   @split var acc: array<f32, ROWS>;
-  @split var raw: array<vec4u, ROWS>;
+  @split var raw: array<w_Raw, ROWS>;
   @split var base: array<u32, ROWS>;
   @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
   for (var unit = 0u; unit < UNITS; unit++) {
     @unroll for (var i = 0; i < ROWS; i++) {
-      @if W_VIEW == "texels" { raw[i] = w_unit(base[i] + unit); } @else { raw[i] = w[base[i] + unit]; }
+      raw[i] = w_load(base[i] + unit);
     }
-    @split var four: array<vec4f, HALVES>;
-    @unroll for (var from = 0; from < 4 * HALVES; from += TAKEN) {
-      let at = unit * (4u * HALVES) + from + lane % TAKEN;
+    @split var four: array<vec4f, FOURS>;
+    @unroll for (var from = 0; from < 4 * FOURS; from += TAKEN) {
+      let at = unit * (4u * FOURS) + from + lane % TAKEN;
       @if NORM { let taken = x_at(at) * norm_at(at); } @else { let taken = x_at(at); }
       @unroll for (var e = 0; e < TAKEN; e++) { four[(from + e) / 4][(from + e) % 4] = subgroupBroadcast(taken, u32(e)); }
     }
-    @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_lo(raw[i]), four[0]); }
-    @if HALVES == 2 {
-      @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_hi(raw[i]), four[1]); }
+    @unroll for (var f = 0; f < FOURS; f++) {
+      @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_four[f](raw[i]), four[f]); }
     }
   }
   @unroll for (var i = 0; i < ROWS; i++) { acc[i] *= factor; }

@@ -16,8 +16,8 @@ const load = (into: string, chunk: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
     let four = (${chunk} * STEPS + s) * LANES + lane;
     @unroll for (var i = 0; i < ROWS; i++) {
-      @if EXACT { ${into}[i * STEPS + s] = w[base[i] + four]; }
-      @else { ${into}[i * STEPS + s] = select(RAW(), w[base[i] + min(four, FOURS - 1u)], four < FOURS); }
+      @if EXACT { ${into}[i * STEPS + s] = w_load(base[i] + four); }
+      @else { ${into}[i * STEPS + s] = w_masked(w_load(base[i] + min(four, FOURS - 1u)), four < FOURS); }
     }
   }`;
 
@@ -167,7 +167,6 @@ export const gemvRows = defineKernel<LinearCase>({
     splitGrid(n / (ROWS * (GROUPS / SLICES))),
   cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `
-@if W_VIEW == "vec4" { @if W_DTYPE == "f32" { alias RAW = vec4f; } @else { alias RAW = vec2u; } }
 @if NORM {
   var<workgroup> squared_parts: array<f32, ROUNDS * WORKGROUP>;
   var<workgroup> factors: array<f32, M>;
@@ -188,7 +187,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let g = part * (GROUPS / SLICES) + group / SLICES;
   @split var acc: array<f32, SUMS>;
   @if W_VIEW == "vec4" {
-    @split var raw: array<RAW, ROWS * STEPS>;
+    @split var raw: array<w_Raw, ROWS * STEPS>;
     @split var base: array<u32, ROWS>;
     @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * FOURS; }
     ${load("raw", "slice")}
@@ -217,7 +216,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   for (var c = slice; c < CHUNKS; c += SLICES) {
     @if CHUNKS > SLICES {
       // Loaded while this chunk is multiplied; unused after the last one.
-      @split var next: array<RAW, ROWS * STEPS>;
+      @split var next: array<w_Raw, ROWS * STEPS>;
       ${load("next", "min(c + SLICES, CHUNKS - 1u)")}
     }
     @unroll for (var s = 0; s < STEPS; s++) {
@@ -225,7 +224,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       @split var wv: array<vec4f, ROWS>;
       @if NORM { let scale = norm_at(four); }
       @unroll for (var i = 0; i < ROWS; i++) {
-        @if NORM { wv[i] = w_of(raw[i * STEPS + s]) * scale; } @else { wv[i] = w_of(raw[i * STEPS + s]); }
+        @if NORM { wv[i] = w_four[0](raw[i * STEPS + s]) * scale; } @else { wv[i] = w_four[0](raw[i * STEPS + s]); }
       }
       @unroll for (var m = 0; m < M; m++) {
         let xv = x_at(m * FOURS + four);

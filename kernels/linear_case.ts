@@ -3,9 +3,10 @@
  *
  * @module
  */
+import { formatNamed } from "../lib/formats/mod.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import type { Constants, Epilogue } from "../lib/dispatch/shapes.ts";
-import { type CpuTensor, toF32 } from "../lib/dtype.ts";
+import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import {
   type CaseTools,
   EPS,
@@ -56,7 +57,8 @@ export function linearCase(
   const x = random.tensor("f32", [m, k], 2);
   const w = random.tensor(dtype, [n, k]);
   const norm = given.norm && random.tensor(given.norm, [k], 0.5, 1);
-  const shape = { m, n, k, dtype, norm: !!norm, swiglu, fixed: true };
+  const format = formatNamed(dtype);
+  const shape = { m, n, k, format, norm: !!norm, swiglu, fixed: true };
   const { constants } = chooseLinear(shape, device);
   const left = parts(n, constants);
   return {

@@ -1,5 +1,5 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
-import { toF32 } from "../lib/dtype.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { type Float, FLOATS, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";

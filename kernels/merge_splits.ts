@@ -1,6 +1,6 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { headVector } from "../lib/dispatch/precision.ts";
-import { toF32 } from "../lib/dtype.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import { merged } from "./attention_case.ts";

@@ -24,5 +24,6 @@ export { sampleFinish } from "./sample_finish.ts";
 export { sampleHistogram } from "./sample_histogram.ts";
 export { sampleTopK } from "./sample_top_k.ts";
 export { sumSplits } from "./sum_splits.ts";
+export { swiglu } from "./swiglu.ts";
 export { synthesize } from "./synthesize.ts";
 export { toF16 } from "./to_f16.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { CpuTensor } from "../lib/dtype.ts";
+import type { CpuTensor } from "../lib/formats/tensor.ts";
 import { LOW } from "../lib/webgpu/wgsl.ts";
 import { type CaseRandom, type Reference, u32Tensor } from "./case.ts";
 import { BINS, chunkLength, WORKGROUP } from "./sample_scores.ts";

@@ -1,6 +1,6 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
-import type { CpuTensor } from "../lib/dtype.ts";
+import type { CpuTensor } from "../lib/formats/tensor.ts";
 import { LOW } from "../lib/webgpu/wgsl.ts";
 import { type CaseTools, type KernelCase, u32, u32Tensor } from "./case.ts";
 import { samplingCost } from "./cost.ts";

@@ -1,4 +1,4 @@
-import { toF32 } from "../lib/dtype.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { room, SUM } from "./case.ts";
 import { linearName } from "./cost.ts";
@@ -13,10 +13,14 @@ export const sumSplits = defineKernel<
   { m: number; n: number; splits: number; add: 0 | 1 }
 >({
   name: "sumSplits",
-  buffers: { partial: "any n as span", y: "inout m any as span" },
-  // Rows of y are `stride` elements apart; the first column goes to `column`.
+  buffers: ({ Y_FOURS }) => ({
+    partial: "any n as span",
+    y: `inout m any as ${Y_FOURS ? "span" : "scalar"}`,
+  }),
+  // Rows of y are `stride` elements apart; the first column goes to `column`. Y_FOURS 0:
+  // stride is a multiple of 4, but column or n is not.
   uniforms: { stride: "u32", column: "u32" },
-  constants: { SPLITS: 2, ADD: 0, WORKGROUP: 128 },
+  constants: { SPLITS: 2, ADD: 0, Y_FOURS: 1, WORKGROUP: 128 },
   grid: ({ m, n }, { WORKGROUP }) =>
     splitGrid(m * Math.ceil(n / 4) / WORKGROUP),
   cost: (call) => {

@@ -1,5 +1,5 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
-import { toF32 } from "../lib/dtype.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { EPS, type Float, FLOATS, room } from "./case.ts";

@@ -1,5 +1,5 @@
 /**
- * Matrix products of tensors on a GPU.
+ * Matrix multiplication of tensors on a GPU.
  *
  * @module
  */
@@ -16,23 +16,23 @@ import {
 import { Plan } from "./webgpu/plan.ts";
 import { Tensor } from "./webgpu/tensor.ts";
 
-/** How a product is made. */
+/** Options of {@linkcode matmul}. */
 export interface MatmulOptions {
   /** `b`'s last two sizes are `[n, k]`, as checkpoints store weights. */
   transposeB?: boolean;
-  /** Told which kernel was chosen, with which constants, and why. */
+  /** Called with the kernel that was chosen, its constants and the reason. */
   onChoice?: (choice: MatmulChoice) => void;
 }
 
 /**
- * `a · b` in f32, by whichever kernel fits the shapes: a matrix times a vector, one
- * row, few rows or many rows times a matrix, or a batch of heads (see
- * {@linkcode chooseMatmul}). The work is submitted, not awaited: `read()` waits.
+ * `a · b` in f32, with the kernel that fits the shapes: a matrix times a vector; one
+ * row, a few or many rows times a matrix; or a batch of heads (see
+ * {@linkcode chooseMatmul}). The work is submitted but not awaited; `read()` waits.
  *
  * ```ts
  * import { matmul, openDevice, Tensor } from "../mod.ts";
  *
- * if (await navigator.gpu.requestAdapter()) { // openDevice throws where there is none
+ * if (await navigator.gpu.requestAdapter()) { // openDevice throws if there is none
  *   using gpu = await openDevice();
  *   using a = Tensor.create(gpu, "f32", [1, 2], new Float32Array([1, 2]));
  *   using b = Tensor.create(gpu, "f32", [2, 3], new Float32Array([1, 2, 3, 4, 5, 6]));
@@ -41,7 +41,7 @@ export interface MatmulOptions {
  * }
  * ```
  *
- * @throws {Error} if no kernel takes the shapes, saying why; nothing falls back.
+ * @throws {Error} if no kernel supports the shapes, with the reason. There is no fallback.
  */
 export function matmul(
   a: Tensor,
@@ -52,9 +52,9 @@ export function matmul(
 }
 
 /**
- * `[m, k] × [k, n] → [m, n]`, tiled; for many rows.
+ * `[m, k] × [k, n] → [m, n]` in tiles, for many rows.
  *
- * @throws {Error} if the shapes are not those.
+ * @throws {Error} if the shapes are different.
  */
 export function gemm(
   a: Tensor,
@@ -66,9 +66,9 @@ export function gemm(
 
 /**
  * `[batch, heads, m, k] × [batch, kvHeads, k, n] → [batch, heads, m, n]`; `heads` is
- * a multiple of `kvHeads`, which groups of heads share without a copy.
+ * a multiple of `kvHeads`; groups of heads share one without copies.
  *
- * @throws {Error} if the shapes are not those.
+ * @throws {Error} if the shapes are different.
  */
 export function batchedGemm(
   a: Tensor,
@@ -83,7 +83,7 @@ export function batchedGemm(
  * matrix, `[k] × [k, n]`, `[m, k] × [k, n]`: up to eight, with `transposeB` up to 32.
  * The matrix is read once.
  *
- * @throws {Error} if the shapes are not those.
+ * @throws {Error} if the shapes are different.
  */
 export function gemv(
   a: Tensor,
@@ -103,7 +103,7 @@ function multiply(
 ): Tensor {
   const { gpu } = a;
   if (b.gpu !== gpu) {
-    throw new Error(`Cannot ${action}: a and b lie on different devices`);
+    throw new Error(`Cannot ${action}: a and b are on different devices`);
   }
   for (const [name, { dtype }] of Object.entries({ a, b })) {
     if (dtype === "u32") {
@@ -112,7 +112,7 @@ function multiply(
       );
     }
   }
-  const matrix = b.shape.length === 1 ? a : b; // what gemv reads once
+  const matrix = b.shape.length === 1 ? a : b; // the one that gemv reads once
   const choice = chooseMatmul(a.shape, b.shape, gpu, {
     transposeB,
     dtype: matrix.dtype,
@@ -121,7 +121,7 @@ function multiply(
   onChoice?.(choice);
   if (!choice.kernel) throw new Error(`Cannot ${action}: ${choice.reason}`);
   const { kernel, m, n, k, shape, constants } = choice;
-  const c = Tensor.create(gpu, "f32", shape, undefined, "product");
+  const c = Tensor.create(gpu, "f32", shape, undefined, "matmul");
   using plan = new Plan(gpu);
   const uniforms = { stride: n, column: 0 };
   if (kernel === "gemv" || kernel === "gemvRows") {

@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { matrixOf } from "./formats/matrix.ts";
+import { bf16 } from "./formats/bf16.ts";
 import { Tensor } from "./webgpu/tensor.ts";
 import { gemv } from "../kernels/gemv.ts";
 import { chooseLinear } from "./dispatch/linear.ts";
@@ -76,7 +78,7 @@ async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
   using y = Tensor.create(gpu, "f32", [1, n]);
   using plan = new Plan(gpu);
   const shape = { m: 1, n, k, norm: false, swiglu: false };
-  const { constants } = chooseLinear({ ...shape, dtype: "bf16" }, gpu);
+  const { constants } = chooseLinear({ ...shape, format: bf16 }, gpu);
   for (let i = 0; i < ROUNDS; i++) {
     plan.add(gemv, { w, x, y }, {
       constants,
@@ -99,7 +101,7 @@ async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
 /** GB/s on the CPU path; the fastest of several, because another program may take a core. */
 function cpuRate(config: Qwen3Config, n: number, k: number): number {
   using ops = new CpuOps(config);
-  const w = ops.tensor("bf16", [n, k]);
+  const w = matrixOf(ops.tensor("bf16", [n, k]));
   const x = ops.tensor("f32", [1, k]), y = ops.tensor("f32", [1, n]);
   let ms = Infinity;
   for (let i = 0; i < 2 * ROUNDS; i++) {

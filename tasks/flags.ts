@@ -5,8 +5,9 @@
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { parseArgs } from "@std/cli/parse-args";
-import type { Dtype } from "../lib/dtype.ts";
 import { errorText } from "../lib/errors.ts";
+import type { Format } from "../lib/formats/format.ts";
+import { formatNames, FORMATS } from "../lib/formats/mod.ts";
 
 /** The kind of value that a flag takes. */
 export type FlagType = "text" | "texts" | "number" | "switch";
@@ -122,15 +123,22 @@ export function readConstants(
   );
 }
 
-/** Reads `--dtype`, the type of a model's weights; bf16 by default. */
-export function readDtype(flags: Flags, cannot: string): Dtype {
+/** The entry of `--dtype` in a table of flags. */
+export const DTYPE_FLAG: FlagTable[string] = [
+  "text",
+  `stored type of the weights, one of ${formatNames()}; bf16 by default`,
+];
+
+/** Reads `--dtype`, the stored type of a model's weights; bf16 by default. */
+export function readFormat(flags: Flags, cannot: string): Format {
   const dtype = flags.text("dtype") ?? "bf16";
-  if (!["bf16", "f16", "f32"].includes(dtype)) {
+  const format = FORMATS.find(({ name }) => name === dtype);
+  if (!format) {
     throw new Error(
-      `${cannot}: --dtype is "${dtype}", must be bf16, f16 or f32`,
+      `${cannot}: --dtype is "${dtype}", must be one of ${formatNames()}`,
     );
   }
-  return dtype as Dtype;
+  return format;
 }
 
 /** The text of `--help`. */

@@ -23,7 +23,13 @@ import {
 } from "../lib/tools/radv/radv.ts";
 import { RadvCompiler } from "../lib/tools/radv/compiler.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
-import { type FlagTable, readConstants, readDtype, runTask } from "./flags.ts";
+import {
+  DTYPE_FLAG,
+  type FlagTable,
+  readConstants,
+  readFormat,
+  runTask,
+} from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "chips": ["text", "comma-separated; navi21,navi31,gfx1200 by default"],
@@ -33,7 +39,7 @@ const FLAGS: FlagTable = {
     "the model that gives the sizes; synthetic:qwen3-0.6b by default",
   ],
   "tokens": ["number", `tokens of the pass; by default ${PASSES.join(", ")}`],
-  "dtype": ["text", "type of the weights: bf16 (default), f16 or f32"],
+  "dtype": DTYPE_FLAG,
   "set": [
     "texts",
     "NAME=NUMBER, replaces a chosen constant; may be given several times",
@@ -64,7 +70,7 @@ await runTask({
     config: checkpoint.config,
     kernels: flags.words,
     tokens: tokens === undefined ? PASSES : [tokens],
-    dtype: readDtype(flags, cannot),
+    format: readFormat(flags, cannot),
     constants: readConstants(flags, cannot),
   });
   const shaders = await compiler.spirv(variants);

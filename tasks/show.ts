@@ -10,7 +10,13 @@ import { KERNEL_NAMES } from "../kernels/list.ts";
 import { NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/open_device.ts";
 import { showKernel, type Sketched, STATED_DEVICE } from "../lib/tools/show.ts";
-import { type FlagTable, readConstants, readDtype, runTask } from "./flags.ts";
+import {
+  DTYPE_FLAG,
+  type FlagTable,
+  readConstants,
+  readFormat,
+  runTask,
+} from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -21,7 +27,7 @@ const FLAGS: FlagTable = {
     "number",
     "tokens of the pass; 512 by default, 1 is a decode step",
   ],
-  "dtype": ["text", "type of the weights: bf16 (default), f16 or f32"],
+  "dtype": DTYPE_FLAG,
   "set": ["texts", "NAME=NUMBER, a constant; may be given several times"],
 };
 
@@ -43,7 +49,7 @@ await runTask({
       `Cannot show ${name}: --tokens is ${tokens}, must be an integer of at least 1`,
     );
   }
-  const dtype = readDtype(flags, `Cannot show ${name}`);
+  const format = readFormat(flags, `Cannot show ${name}`);
   const constants = readConstants(flags, `Cannot show ${name}`);
   const model = flags.text("model") ?? "synthetic:qwen3-0.6b";
   await using checkpoint = await openCheckpoint(model);
@@ -51,7 +57,7 @@ await runTask({
   const shown = showKernel(name, device, {
     config: checkpoint.config,
     tokens,
-    dtype,
+    format,
     constants,
   });
   console.log(`// ${shown.kernel} on ${device.name}

@@ -2,11 +2,10 @@ import { assertEquals, assertThrows } from "@std/assert";
 import {
   bf16ToF32,
   f16ToF32,
-  f32,
   f32ToBf16Bits,
   f32ToF16Bits,
-  toF32,
 } from "../lib/dtype.ts";
+import { f32, toF32 } from "../lib/formats/tensor.ts";
 
 /** Decodes a binary float with these field widths, by the definition. */
 function decode(

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { chooseMatmul, type MatmulChoice } from "../lib/dispatch/matmul.ts";
-import { type Dtype, elements, toF32 } from "../lib/dtype.ts";
+import { type Dtype, elements } from "../lib/dtype.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
 import { openDevice } from "../lib/open_device.ts";
 import { batchedGemm, gemm, gemv, matmul } from "../lib/matmul.ts";
 import { Tensor } from "../lib/webgpu/tensor.ts";
@@ -273,7 +274,7 @@ gpuTest(
     assertThrows(
       () => matmul(of(2, 3), elsewhere),
       Error,
-      "Cannot multiply: a and b lie on different devices",
+      "Cannot multiply: a and b are on different devices",
     );
   },
 );

@@ -1,3 +1,5 @@
+import { bf16 } from "../lib/formats/bf16.ts";
+import { f32 } from "../lib/formats/f32.ts";
 import {
   assert,
   assertEquals,
@@ -51,7 +53,7 @@ const SHAPE = {
   k: 1024,
   norm: true,
   swiglu: false,
-  dtype: "bf16",
+  format: bf16,
 } as const;
 const GEMV = linearKey("gemv", SHAPE);
 const GEMM = linearKey("gemm", { ...SHAPE, m: 300 }, true);
@@ -278,17 +280,17 @@ Deno.test("files are in the user's cache directory unless a folder is named", as
 Deno.test("keys name a kernel and a class of shapes", () => {
   assertEquals(parseKey(GEMM), {
     kernel: "gemm",
-    dtype: "bf16",
+    format: bf16,
     swiglu: false,
     half: true,
     m: 512,
     n: 4096,
     k: 1024,
   });
-  const gated = { ...SHAPE, m: 4, dtype: "f32", swiglu: true } as const;
+  const gated = { ...SHAPE, m: 4, format: f32, swiglu: true } as const;
   assertEquals(parseKey(linearKey("gemv", gated)), {
     kernel: "gemv",
-    dtype: "f32",
+    format: f32,
     swiglu: true,
     half: false,
     m: 4,

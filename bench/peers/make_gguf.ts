@@ -126,7 +126,7 @@ const bf16AsF16 = Uint16Array.from(
 /** Converts stored `bytes` to f16 or f32. */
 function converted(
   bytes: Uint8Array<ArrayBuffer>,
-  from: "f32" | "f16" | "bf16",
+  from: string,
   to: "f32" | "f16",
 ): Uint8Array {
   const { buffer } = bytes;
@@ -168,13 +168,13 @@ await runTask({
   };
   await write(await header(checkpoint));
   for (
-    const { name, dtype, shape, byteLength } of checkpoint.tensors.values()
+    const { name, format, shape, byteLength } of checkpoint.tensors.values()
   ) {
     let written = 0;
     for (let begin = 0; begin < byteLength; begin += CHUNK) {
       const bytes = new Uint8Array(Math.min(CHUNK, byteLength - begin));
       await checkpoint.read(name, begin, bytes);
-      const out = converted(bytes, dtype, typeOf(shape));
+      const out = converted(bytes, format.name, typeOf(shape));
       await write(out);
       written += out.length;
     }

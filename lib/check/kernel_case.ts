@@ -65,9 +65,8 @@ export async function runCase(
 /** All bits of u32, floats widened. */
 async function readAll(tensor: Tensor): Promise<ArrayLike<number>> {
   if (tensor.dtype !== "u32") return await tensor.read();
-  const { buffer, offset } = tensor.part;
   return new Uint32Array(
-    await tensor.gpu.readBuffer(buffer, offset, tensor.bytes),
+    await tensor.gpu.readBuffer(tensor.buffer, 0, tensor.bytes),
   );
 }
 

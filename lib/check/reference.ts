@@ -11,14 +11,8 @@ import type {
   Expected,
 } from "../../kernels/case.ts";
 import type { Epilogue } from "../dispatch/shapes.ts";
-import {
-  type CpuTensor,
-  type Dtype,
-  elements,
-  f32ToBf16Bits,
-  f32ToF16Bits,
-  toF32,
-} from "../dtype.ts";
+import { type Dtype, elements, f32ToBf16Bits, f32ToF16Bits } from "../dtype.ts";
+import { type CpuTensor, toF32 } from "../formats/tensor.ts";
 
 const ENCODE = {
   f32: Math.fround,

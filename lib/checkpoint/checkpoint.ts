@@ -3,12 +3,13 @@
  *
  * @module
  */
+import type { Format } from "../formats/format.ts";
 import type { GenerationDefaults, Qwen3Config } from "./config.ts";
 
 /** One stored tensor. */
 export interface TensorInfo {
   name: string;
-  dtype: "f32" | "f16" | "bf16";
+  format: Format;
   shape: number[];
   /** Bytes as stored. */
   byteLength: number;

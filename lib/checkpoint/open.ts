@@ -145,8 +145,8 @@ async function openFolder(
   await using opened = new AsyncDisposableStack();
   const stored = await openWeights(name, folder, opened);
   const tensors = new Map<string, TensorInfo>();
-  for (const [name, { dtype, shape, begin, end }] of stored) {
-    tensors.set(name, { name, dtype, shape, byteLength: end - begin });
+  for (const [name, { format, shape, begin, end }] of stored) {
+    tensors.set(name, { name, format, shape, byteLength: end - begin });
   }
   const files = opened.move();
   return {

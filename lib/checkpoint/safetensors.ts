@@ -5,6 +5,9 @@
  *
  * @module
  */
+import { elements } from "../dtype.ts";
+import { type Format, storedRowBytes } from "../formats/format.ts";
+import { FORMATS } from "../formats/mod.ts";
 import { isObject, parseJson } from "../json.ts";
 
 /** A file, local or over HTTP, of which any range of bytes can be read. */
@@ -17,22 +20,15 @@ export interface ByteSource {
   read(begin: number, into: Uint8Array): Promise<void>;
 }
 
-/** Where one tensor lies; `begin` and `end` count from the start of the file. */
+/** The place of one tensor; `begin` and `end` are offsets in the file. */
 export interface SafetensorsEntry {
-  dtype: "f32" | "f16" | "bf16";
+  format: Format;
   shape: number[];
   begin: number;
   end: number;
 }
 
-const DTYPES = new Map<
-  unknown,
-  { dtype: "f32" | "f16" | "bf16"; bytes: number }
->([
-  ["BF16", { dtype: "bf16", bytes: 2 }],
-  ["F16", { dtype: "f16", bytes: 2 }],
-  ["F32", { dtype: "f32", bytes: 4 }],
-]);
+const READABLE = FORMATS.filter(({ safetensors }) => safetensors);
 
 /** The limit that the file format sets. */
 const MAX_HEADER_BYTES = 100_000_000;
@@ -42,8 +38,8 @@ const MAX_HEADER_BYTES = 100_000_000;
  *
  * @returns the tensors by name, in the order of the header
  * @throws {Error} if the file is truncated, the header is not what the format
- * asks for, an element type is not BF16, F16 or F32, or the tensors do not
- * cover the data exactly once
+ * asks for, an element type is not in lib/formats, or the tensors do not cover the
+ * data exactly once
  */
 export async function readSafetensorsHeader(
   source: ByteSource,
@@ -96,7 +92,7 @@ export async function readSafetensorsHeader(
 }
 
 /**
- * Reads `model.safetensors.index.json`: which shard holds which tensor.
+ * Reads `model.safetensors.index.json`, which maps tensors to shards.
  *
  * @param where the file, for errors
  * @returns shards (files in the same folder) by tensor
@@ -135,11 +131,11 @@ function parseEntry(
     return refuse(`tensor ${name} must be described by an object`);
   }
   const { dtype, shape, data_offsets: offsets } = value;
-  const stored = DTYPES.get(dtype);
-  if (stored === undefined) {
+  const format = READABLE.find(({ safetensors }) => safetensors === dtype);
+  if (format === undefined) {
     return refuse(
       `tensor ${name} has dtype ${JSON.stringify(dtype)}, must be one of ${
-        [...DTYPES.keys()].join(", ")
+        READABLE.map(({ safetensors }) => safetensors).join(", ")
       }`,
     );
   }
@@ -160,10 +156,7 @@ function parseEntry(
     );
   }
   const [begin, end] = offsets;
-  const expected = shape.reduce(
-    (product, size) => product * size,
-    stored.bytes,
-  );
+  const expected = storedRowBytes(format, elements(shape));
   if (expected !== end - begin) {
     refuse(
       `tensor ${name} has ${end - begin} bytes, but ${dtype} of shape [${
@@ -172,7 +165,7 @@ function parseEntry(
     );
   }
   return {
-    dtype: stored.dtype,
+    format,
     shape,
     begin: dataBegin + begin,
     end: dataBegin + end,
@@ -224,7 +217,7 @@ function isListOfCounts(value: unknown): value is number[] {
     value.every((n) => Number.isSafeInteger(n) && n >= 0);
 }
 
-/** The first key that an object's JSON text has twice; JSON.parse would keep the last. */
+/** The first key that occurs twice in the text of a JSON object, where JSON.parse would keep the last. */
 function repeatedKey(text: string): string | undefined {
   const seen = new Set<string>();
   let depth = 0;

@@ -14,6 +14,7 @@
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
 import { elements } from "../dtype.ts";
+import { bf16 } from "../formats/bf16.ts";
 import { fmix32 } from "../fmix32.ts";
 import { familyOf } from "../model/families.ts";
 import { listWeights, type WeightSpec } from "../model/family.ts";
@@ -174,7 +175,7 @@ export function syntheticCheckpoint(
   for (const spec of listWeights(familyOf(config).weights(config))) {
     for (const { name, shape } of spec.tensors) {
       const byteLength = 2 * elements(shape);
-      tensors.set(name, { name, dtype: "bf16", shape: [...shape], byteLength });
+      tensors.set(name, { name, format: bf16, shape: [...shape], byteLength });
       kinds.set(name, spec.kind);
     }
   }

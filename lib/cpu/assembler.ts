@@ -2,13 +2,13 @@
  * A small assembler for WebAssembly with SIMD (https://webassembly.github.io/spec/core/binary/).
  *
  * Code is a list of bytes. An instruction is a function from the code of its
- * operands to the code that leaves its result on the stack, so that nested
+ * operands to the code that leaves its result on the stack, so nested
  * calls read as expressions: `f32x4.add(a.get, f32x4.splat(f32.const(1)))`.
  *
  * @module
  */
 
-/** Bytes of instructions, ready to stand in a function body. */
+/** Bytes of instructions, as they go into a function body. */
 export type Code = readonly number[];
 type Instruction = (...operands: Code[]) => Code;
 
@@ -99,7 +99,7 @@ export const f32x4 = {
   min: simd(0xea),
   /** `a < b ? b : a`, so a where either is NaN. */
   max: simd(0xeb),
-  /** `a · b + c`, rounded once or twice as is fastest. */
+  /** `a · b + c`, rounded once or twice, whichever is faster. */
   relaxedMulAdd: simd(0x105),
 };
 
@@ -143,7 +143,7 @@ export const min = (a: Code, b: Code): Code => [
   0x1b,
 ];
 
-/** A list of `make(0)`, `make(1)`, …: loops that are unrolled in the code. */
+/** `[make(0), make(1), …]`, for unrolled loops. */
 export const times = <T>(count: number, make: (index: number) => T): T[] =>
   Array.from({ length: count }, (_, index) => make(index));
 
@@ -153,7 +153,7 @@ export const increase = (local: Local, amount: number | Code): Code =>
     i32.add(local.get, typeof amount === "number" ? i32.const(amount) : amount),
   );
 
-/** A function under construction: its parameters; locals and constants on demand. */
+/** A function under construction. Locals and constants are added on demand. */
 export class FunctionBuilder<Parameter extends string> {
   readonly parameters: Record<Parameter, Local>;
   readonly #parameterTypes: Type[];
@@ -176,8 +176,8 @@ export class FunctionBuilder<Parameter extends string> {
   }
 
   /**
-   * Four times the 32 `bits`. Constants stay in locals that are set at the
-   * start: V8 would make them anew at every step of a loop.
+   * A vector of four copies of `bits`. Constants are kept in locals that are set at the
+   * start, because V8 would materialize them again in each iteration of a loop.
    */
   ints(bits: number): Code {
     let local = this.#constants.get(bits);
@@ -185,12 +185,12 @@ export class FunctionBuilder<Parameter extends string> {
     return local.get;
   }
 
-  /** Four times `value`. */
+  /** A vector of four copies of `value`. */
   floats(value: number): Code {
     return this.ints(new Int32Array(Float32Array.of(value).buffer)[0]);
   }
 
-  /** The type, and the body with its local declarations. */
+  /** The function's type, and its body with local declarations. */
   finish(body: Code[]): { name: string; type: number[]; code: number[] } {
     const types = this.#parameterTypes.map((type) => TYPES[type]);
     const constants = [...this.#constants].map(([bits, local]) =>

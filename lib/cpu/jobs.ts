@@ -1,19 +1,26 @@
 /**
- * What one thread does for one chunk of a product or of attention, with the
- * WebAssembly kernels. Jobs travel between threads as numbers.
+ * The work of one thread on one chunk of a matmul or of attention, in WebAssembly.
+ * Jobs are passed between threads as numbers.
  *
- * The first {@link WORK_BYTES} of each memory are work space; stored tensors
- * lie behind it, so that a kernel needs no second memory.
+ * Each memory begins with {@link workBytes} of work space; stored tensors follow, so
+ * that a kernel needs no second memory.
  *
  * @module
  */
-import { DOT_ROWS, TILE, type WasmKernels } from "./wasm_kernels.ts";
+import { f32 } from "../formats/f32.ts";
+import type { SimdReader } from "../formats/format.ts";
+import {
+  DOT_ROWS,
+  SIMD_FORMATS,
+  TILE,
+  type WasmKernels,
+} from "./wasm_kernels.ts";
 
-/** `y = x · wᵀ`, split into chunks of rows of w. All but sizes are addresses and bytes. */
+/** `y = x · wᵀ`, split into chunks of rows of w. Fields are addresses, strides in bytes and sizes. */
 export interface MatmulJob {
-  dtype: number; // index into STORED
+  format: number; // index into SIMD_FORMATS
   x: number; // [rows, k], as packed by packRows
-  xBytes: number; // from row to row; so below
+  xBytes: number; // from row to row, as wBytes and yBytes
   rows: number;
   w: number; // [n, k]
   wBytes: number;
@@ -41,7 +48,7 @@ export interface AttentionJob {
 
 const FIELDS = {
   matmul: [
-    "dtype",
+    "format",
     "x",
     "xBytes",
     "rows",
@@ -71,15 +78,15 @@ const FIELDS = {
   attention: (keyof AttentionJob)[];
 };
 
-/** Numbers that a job takes. */
+/** Length of an encoded job. */
 export const JOB_SIZE = 12;
 
-/** A job as unsigned 32-bit numbers. */
+/** A matmul as unsigned 32-bit numbers. */
 export function encodeMatmul(job: MatmulJob): number[] {
   return [0, ...FIELDS.matmul.map((field) => job[field])];
 }
 
-/** A job as unsigned 32-bit numbers. */
+/** Attention as unsigned 32-bit numbers. */
 export function encodeAttention(job: AttentionJob): number[] {
   return [1, ...FIELDS.attention.map((field) => job[field])];
 }
@@ -93,38 +100,37 @@ const decode = <F extends string>(
     number
   >;
 
-/** Element types of stored tensors, by their number in jobs. */
-export const STORED = ["f32", "f16", "bf16"] as const;
-const BYTES = [4, 2, 2];
+/** The format of keys and values. */
+const CACHED = SIMD_FORMATS.findIndex((format) => format === f32);
 
 const MASK_BYTES = 32;
 const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
-/** From this many rows of x on, w is unpacked once for all of them. */
+/** With at least this many rows of x, w is unpacked once for all of them. */
 const DIRECT_ROWS = 5;
-/** Columns that are unpacked at a time: TILE rows of them and of x fit the first cache. */
+/** Columns that are unpacked at a time: TILE rows of w and of x fit in the L1 cache. */
 const PANEL = 512;
 const PANEL_BYTES = 4 * PANEL + 64; // not a multiple of 4 KiB, which would share cache lines
-/** Rows of x that stay in the second cache while rows of w pass. */
+/** Rows of x that stay in the L2 cache while rows of w stream past. */
 const ROW_BLOCK = 96;
-/** Positions whose values stay in the second cache while rows of weights pass. */
+/** Positions whose values stay in the L2 cache while rows of attention weights stream past. */
 const VALUE_BLOCK = 128;
-/** Scores of one chunk of attention; at least a row of them must fit. */
+/** Room for the scores of one chunk of attention: at least one row. */
 export const SCORES_BYTES = 1 << 20;
 const THREAD_BYTES = TILE * PANEL_BYTES + SCORES_BYTES;
 
-/** Where a thread's own space begins; the space after the last thread's is shared. */
+/** Where a thread's own space begins; shared space follows that of the last thread. */
 export const threadSpace = (thread: number): number =>
   2 * MASKS_BYTES + thread * THREAD_BYTES;
-/** Work space that threads share. */
+/** Work space shared by all threads. */
 const SHARED_BYTES = 32 << 20;
-/** Work space of a memory. */
+/** Total work space at the start of a memory. */
 export const workBytes = (threads: number): number =>
   threadSpace(threads) + SHARED_BYTES;
 
-/** Where element `i` of eight is put for 16-bit weights: even ones first. */
+/** The place of element `i` of eight when even ones come first. */
 const EVEN_FIRST = [0, 4, 1, 5, 2, 6, 3, 7];
 
-/** Writes the masks that the kernels use for the last `k % 8` columns. */
+/** Writes the masks that the kernels apply to the last `k % 8` columns. */
 export function writeMasks(memory: ArrayBufferLike): void {
   const masks = new Uint32Array(memory, 0, 2 * MASKS_BYTES / 4);
   for (let count = 0; count < 8; count++) {
@@ -135,24 +141,24 @@ export function writeMasks(memory: ArrayBufferLike): void {
   }
 }
 
-const tailMask = (dtype: number, k: number) =>
-  k % 8 && (dtype ? MASKS_BYTES : 0) + k % 8 * MASK_BYTES;
+const tailMask = ({ order }: SimdReader, k: number) =>
+  k % 8 && (order === "straight" ? 0 : MASKS_BYTES) + k % 8 * MASK_BYTES;
 
-/** Bytes from row to row of packed x: whole groups of eight, and off the 4 KiB grid. */
+/** Row stride of packed x in bytes: whole groups of eight, and not a multiple of 4 KiB. */
 export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;
 
-/** Bytes from row to row of results: kernels write up to the end of their last step. */
+/** Row stride of results in bytes: kernels write to the end of their last step. */
 export const resultBytes = (n: number): number => 16 * Math.ceil(n / 4) + 16;
 
-/** Chunks take multiples of this many rows of w: whole steps of the kernels. */
+/** Chunks are multiples of this many rows of w, which are whole steps of the kernels. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
 
-/** Puts rows of x into work space in the order in which `dtype` is unpacked. */
+/** Copies rows of x into work space, in the order in which a format is unpacked. */
 export function packRows(
   x: Float32Array,
   rows: number,
   k: number,
-  dtype: number,
+  order: SimdReader["order"],
   memory: ArrayBufferLike,
   to: number,
 ): void {
@@ -161,7 +167,7 @@ export function packRows(
   for (let r = 0; r < rows; r++) {
     const begin = r * stride, end = begin + Math.ceil(k / 8) * 8, from = r * k;
     out.fill(0, end - 8, end);
-    if (dtype === 0) {
+    if (order === "straight") {
       out.set(x.subarray(from, from + k), begin);
       continue;
     }
@@ -183,7 +189,7 @@ export function packRows(
   }
 }
 
-/** Does chunk `index` of a job. */
+/** Runs chunk `index` of a job. */
 export function runChunk(
   kernels: WasmKernels,
   memory: WebAssembly.Memory,
@@ -194,26 +200,18 @@ export function runChunk(
   if (job[0] === 0) {
     const matmul = decode(FIELDS.matmul, job);
     const begin = index * matmul.chunk;
-    product(
-      kernels,
-      matmul,
-      begin,
-      Math.min(matmul.n - begin, matmul.chunk),
-      thread,
-    );
-  } else {attention(
-      kernels,
-      memory,
-      decode(FIELDS.attention, job),
-      index,
-      thread,
-    );}
+    const count = Math.min(matmul.n - begin, matmul.chunk);
+    multiply(kernels, matmul, begin, count, thread);
+  } else {
+    const pass = decode(FIELDS.attention, job);
+    attention(kernels, memory, pass, index, thread);
+  }
 }
 
-/** `count` columns of y from column `begin` (a multiple of CHUNK_ROWS) on. */
-function product(
+/** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
+function multiply(
   kernels: WasmKernels,
-  { dtype, x, xBytes, rows, w, wBytes, k, y, yBytes }: Omit<
+  { format, x, xBytes, rows, w, wBytes, k, y, yBytes }: Omit<
     MatmulJob,
     "n" | "chunk"
   >,
@@ -223,10 +221,11 @@ function product(
 ): void {
   w += begin * wBytes;
   y += begin * 4;
+  const { name, simd } = SIMD_FORMATS[format];
   if (rows < DIRECT_ROWS) {
-    const dot = kernels[`dot_${STORED[dtype]}`];
-    const mask = tailMask(dtype, k);
-    const step = rows === 1 ? count : 4 * DOT_ROWS; // the next row of x finds w in the cache
+    const dot = kernels[`dot_${name}`];
+    const mask = tailMask(simd, k);
+    const step = rows === 1 ? count : 4 * DOT_ROWS; // so that w is still in the cache for the next row of x
     for (let j = 0; j < count; j += step) {
       for (let r = 0; r < rows; r++) {
         dot(
@@ -242,16 +241,16 @@ function product(
     }
     return;
   }
-  const unpack = kernels[`unpack_${STORED[dtype]}`];
+  const unpack = kernels[`unpack_${name}`];
   const panel = threadSpace(thread);
   for (let r = 0; r < rows; r += ROW_BLOCK) {
     for (let i = 0; i < k; i += PANEL) {
       const width = Math.min(PANEL, k - i);
-      const mask = tailMask(dtype, width);
+      const mask = tailMask(simd, width);
       for (let j = 0; j < count; j += TILE) {
         const tile = Math.min(TILE, count - j);
         unpack(
-          w + j * wBytes + i * BYTES[dtype],
+          w + j * wBytes + i / 8 * simd.bytes,
           wBytes,
           tile,
           width,
@@ -294,16 +293,16 @@ function attention(
   const heads = (sequence * kvHeads + kvHead) * context * rowBytes;
   const scores = threadSpace(thread) + TILE * PANEL_BYTES;
   const first = (kvHead * job.rows + row) * group * headBytes;
-  const seen = position + rows; // by the last row
+  const seen = position + rows; // keys that the last row attends to
   const scoreBytes = resultBytes(seen);
   const step = Math.max(Math.floor(SCORES_BYTES / scoreBytes), 1);
 
   for (let r = 0; r < rows * group; r += step) {
     const count = Math.min(step, rows * group - r);
-    product(
+    multiply(
       kernels,
       {
-        dtype: 0,
+        format: CACHED,
         x: job.q + first + r * headBytes,
         xBytes: headBytes,
         rows: count,

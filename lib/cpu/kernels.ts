@@ -1,67 +1,78 @@
 /**
- * What plain TypeScript and WebAssembly each implement for {@link CpuOps}: the
- * parts of a forward pass that take the time.
+ * The time-consuming parts of a forward pass, which {@link CpuOps} runs in plain
+ * TypeScript or in WebAssembly.
  *
  * @module
  */
 import type { Dtype } from "../dtype.ts";
+import type { MatrixPart } from "../formats/matrix.ts";
 import type { KvCache } from "../model/kv_cache.ts";
-import type { CpuTensor } from "../dtype.ts";
+import type { CpuTensor } from "../formats/tensor.ts";
 
 /** Which implementation runs, and why. */
 export interface CpuInfo {
   kernel: "wasm-relaxed-simd" | "wasm-simd" | "plain";
-  /** Why this one and no faster one. */
+  /** Why this one, rather than a faster one. */
   reason: string;
-  /** Threads that share the work, the caller's included. */
+  /** Threads that share the work, including the caller's. */
   threads: number;
 }
 
-/** What happens to the rows of a product. */
+/** What is done with the rows of a matmul. */
 export type Finish =
   /** `out = y` */
   | "store"
   /** `out = out + y` */
   | "add"
-  /** `out = silu(g) · u`, where a row of y is `[g, u]` */
+  /** `out = silu(g) · u`, where a row of y is `[g, u]`; for parts with a twin */
   | "swiglu";
 
-/** The queries of one pass and what they look at. */
+/** Where the results of one part of a matrix go. */
+export interface Output {
+  data: Float32Array;
+  /** Row stride in elements. */
+  stride: number;
+  /** The column of the part's first result. */
+  column: number;
+}
+
+/** The queries of one pass, and the keys and values they attend to. */
 export interface Attention {
   /** `[rows, heads · headDim]`, normed and rotated. */
   q: Float32Array;
   /**
-   * Keys and values `[sequences, kvHeads, context, headDim]` f32, those of this
-   * pass included: two parts of one allocated tensor.
+   * Keys and values `[sequences, kvHeads, context, headDim]` f32, including those of
+   * this pass: two halves of one allocated tensor.
    */
   k: CpuTensor;
   v: CpuTensor;
-  /** Which sequences and positions the rows are. */
+  /** The sequences and positions of the rows. */
   cache: KvCache<CpuTensor>;
   /** `[rows, heads · headDim]` */
   out: Float32Array;
 }
 
-/** The heads that attention runs over. */
+/** The shape of attention. */
 export interface Heads {
   heads: number;
   kvHeads: number;
   headDim: number;
 }
 
-/** The slow parts of a pass. Synchronous: results are there on return. */
+/** The slow parts of a pass. All calls are synchronous. */
 export interface CpuKernels extends Disposable {
   readonly info: CpuInfo;
-  /** A tensor of zeros in memory that the kernels can read. */
+  /** Allocates a tensor of zeros where the kernels can read it. */
   allocate(dtype: Dtype, shape: readonly number[]): CpuTensor;
-  /** Lets a later {@link allocate} use the memory of a tensor. */
+  /** Makes the memory of a tensor available to {@link allocate} again. */
   release(tensor: CpuTensor): void;
-  /** `y = x · wᵀ`: `[rows, k]`, `[n, k]` → `[rows, n]`, finished into `out`. */
+  /** `y = x · wᵀ` for one part of w, `[rows, k]`, `[n, k]` → `[rows, n]`, finished into `out`. */
   matmul(
     x: Float32Array,
     rows: number,
-    w: CpuTensor,
-    out: Float32Array,
+    w: MatrixPart<CpuTensor>,
+    k: number,
+    out: Output,
     finish: Finish,
   ): void;
   /** Causal grouped-query attention with scale `1 / sqrt(headDim)`. */

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { CpuTensor } from "../dtype.ts";
+import type { CpuTensor } from "../formats/tensor.ts";
 import { KvCache } from "../model/kv_cache.ts";
 
 /** Keys and values of every layer, f32; dispose it to give its memory back. */

@@ -1,30 +1,31 @@
 /**
- * Tensors in memory that WebAssembly and all threads see without a copy.
+ * Allocates tensors in memory that WebAssembly and all threads share without copies.
  *
  * @module
  */
 import type { Dtype } from "../dtype.ts";
-import { BYTES, type CpuTensor, elements } from "../dtype.ts";
+import { BYTES, elements } from "../dtype.ts";
+import type { CpuTensor } from "../formats/tensor.ts";
 
 const PAGE = 65536;
-/** What 32-bit addresses reach: more tensors take more memories. */
+/** The reach of 32-bit addresses; beyond it another memory is used. */
 const MEMORY_BYTES = PAGE * PAGE;
-/** Kernels may read this far past a tensor (and do not use what they find). */
+/** Kernels may read this far past the end of a tensor; they ignore what they read there. */
 const SLACK = 64;
 
-/** Free bytes of a memory. */
+/** A free range of a memory. */
 interface Region {
   memory: number;
   address: number;
   bytes: number;
 }
 
-/** Allocates tensors; memories grow as needed and never shrink. */
+/** Allocates tensors. Memories grow as needed and never shrink. */
 export class CpuMemory {
   readonly #memories: WebAssembly.Memory[] = [];
-  /** Which memory a buffer shows: a memory gets a new buffer whenever it grows. */
+  /** The memory of each buffer; a memory gets a new buffer whenever it grows. */
   readonly #memoryOf = new WeakMap<ArrayBufferLike, number>();
-  /** First byte of the last memory that was never used. */
+  /** The end of the used part of the last memory. */
   #top = MEMORY_BYTES;
   readonly #free: Region[] = [];
 
@@ -40,7 +41,7 @@ export class CpuMemory {
   /**
    * A tensor of zeros within one memory.
    *
-   * @throws {Error} where it takes more than 4 GiB, or no memory is left
+   * @throws {Error} if it needs more than 4 GiB, or memory runs out
    */
   allocate(dtype: Dtype, shape: readonly number[]): CpuTensor {
     const size = elements(shape);
@@ -55,7 +56,7 @@ export class CpuMemory {
     return { dtype, shape, data };
   }
 
-  /** Lets later tensors use the bytes of this one. */
+  /** Frees the bytes of a tensor for later ones. */
   release(tensor: CpuTensor): void {
     const bytes = aligned(tensor.data.byteLength);
     if (bytes === 0) return;
@@ -74,12 +75,12 @@ export class CpuMemory {
     }
   }
 
-  /** Where a tensor, or a part of one, is. */
+  /** The memory and address of a tensor, or of a part of one. */
   find({ data }: CpuTensor): { memory: number; address: number } {
     const memory = this.#memoryOf.get(data.buffer);
     if (memory === undefined) {
       throw new Error(
-        "Cannot use a tensor: its data is elsewhere, must come from tensor()",
+        "Cannot use a tensor: its data is elsewhere, must come from allocate()",
       );
     }
     return { memory, address: data.byteOffset };
@@ -98,7 +99,7 @@ export class CpuMemory {
     return { memory, address };
   }
 
-  /** Never used bytes, which are zeros. */
+  /** Takes bytes that were never used, which are zeros. */
   #extend(bytes: number): { memory: number; address: number } {
     const most = MEMORY_BYTES - aligned(this.reserved) - SLACK;
     if (bytes > most) {
@@ -135,5 +136,5 @@ export class CpuMemory {
   }
 }
 
-/** Tensors begin at cache lines. */
+/** Tensors start at cache lines. */
 const aligned = (bytes: number) => 64 * Math.ceil(bytes / 64);

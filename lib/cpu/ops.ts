@@ -7,29 +7,31 @@
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CachePass, KvCache } from "../model/kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
-import { type CpuTensor, type Dtype, elements, f32, unpack } from "../dtype.ts";
+import { type Dtype, elements } from "../dtype.ts";
+import type { Matrix } from "../formats/matrix.ts";
 import type { CpuInfo, CpuKernels, Finish, Heads } from "./kernels.ts";
 import { CpuKvCache } from "./kv_cache.ts";
 import { PlainKernels } from "./plain.ts";
 import { RopeTable } from "./rope.ts";
+import { type CpuTensor, f32, unpackRow } from "../formats/tensor.ts";
 import { chooseWasm, WasmCpuKernels } from "./wasm.ts";
 
 export type { CpuInfo, CpuTensor };
 
-/** How a {@link CpuOps} may work. */
+/** Options of {@link CpuOps}. */
 export interface CpuOptions {
-  /** Threads that share the work, the caller's included; default: one per core. */
+  /** Threads that share the work, including the caller's; one per core by default. */
   threads?: number;
-  /** False keeps to plain TypeScript, the reference; default: true. */
+  /** False selects plain TypeScript, the reference; true by default. */
   simd?: boolean;
 }
 
 /**
- * {@link Ops} in f32 on the CPU. Weights stay as stored (bf16, f16 or f32) and
- * are unpacked as they are read.
+ * {@link Ops} in f32 on the CPU. Weights stay as stored and are unpacked as they are
+ * read.
  *
- * The result of a verb keeps its values until the next pass, which begins with
- * {@link CpuOps.embed}: copy what must live longer.
+ * The result of a verb is valid until the next pass, which begins with
+ * {@link CpuOps.embed}; copy it to keep it longer.
  */
 export class CpuOps implements Ops<CpuTensor>, Disposable {
   readonly #config: Qwen3Config;
@@ -42,7 +44,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       config;
     if (heads % kvHeads !== 0) {
       throw new Error(
-        `Cannot share ${kvHeads} key/value heads among ${heads} heads: must divide them`,
+        `Cannot share ${kvHeads} key/value heads among ${heads} heads: the one must divide the other`,
       );
     }
     this.#config = config;
@@ -55,12 +57,12 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     return this.#kernels.info;
   }
 
-  /** A tensor of zeros, row-major; a loader reads weights into the bytes of its `data`. */
+  /** Allocates a tensor of zeros. */
   tensor(dtype: Dtype, shape: readonly number[]): CpuTensor {
     return this.#kernels.allocate(dtype, shape);
   }
 
-  /** An empty f32 cache for `sequences` texts of up to `context` tokens each. */
+  /** Allocates an f32 cache for `sequences` texts of up to `context` tokens each. */
   createCache(sequences: number, context: number): CpuKvCache {
     const { numHiddenLayers, numKeyValueHeads, headDim } = this.#config;
     const shape = [sequences, numKeyValueHeads, context, headDim];
@@ -83,8 +85,8 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     });
   }
 
-  embed(table: CpuTensor, tokens: CpuTensor): CpuTensor {
-    const [vocab, hidden] = table.shape;
+  embed(table: Matrix<CpuTensor>, tokens: CpuTensor): CpuTensor {
+    const { n: vocab, k: hidden } = table;
     const rows = elements(tokens.shape);
     this.#results.recycle();
     const out = this.#results.tensor([rows, hidden]);
@@ -95,42 +97,52 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
           `Cannot embed token ${token}: ids must be less than ${vocab}`,
         );
       }
-      unpack(
-        table,
-        token * hidden,
-        f32(out).subarray(r * hidden, (r + 1) * hidden),
-      );
+      const into = f32(out).subarray(r * hidden, (r + 1) * hidden);
+      unpackRow(table, token, into);
     }
     return out;
   }
 
-  normMatmul(x: CpuTensor, norm: CpuTensor, w: CpuTensor): CpuTensor {
-    return this.#matmul(
-      this.#rmsNorm(x, norm),
-      w,
-      [x.shape[0], w.shape[0]],
-      "store",
-    );
+  normMatmul(
+    x: CpuTensor,
+    norm: Matrix<CpuTensor>,
+    w: Matrix<CpuTensor>,
+  ): CpuTensor {
+    return this.#matmul(this.#rmsNorm(x, norm), w, w.n, "store");
   }
 
-  normSwiglu(x: CpuTensor, norm: CpuTensor, gateUp: CpuTensor): CpuTensor {
-    return this.#matmul(
-      this.#rmsNorm(x, norm),
-      gateUp,
-      [x.shape[0], gateUp.shape[0] / 2],
-      "swiglu",
-    );
+  normSwiglu(
+    x: CpuTensor,
+    norm: Matrix<CpuTensor>,
+    gateUp: Matrix<CpuTensor>,
+  ): CpuTensor {
+    const normed = this.#rmsNorm(x, norm), n = gateUp.n / 2;
+    if (gateUp.parts.every(({ twin }) => twin !== undefined)) {
+      return this.#matmul(normed, gateUp, n, "swiglu");
+    }
+    // Gate and up are stored in different formats, so no part holds rows of both.
+    const both = f32(this.#matmul(normed, gateUp, 2 * n, "store"));
+    const y = this.#results.tensor([x.shape[0], n]), out = f32(y);
+    for (let i = 0; i < out.length; i++) {
+      const at = i + Math.floor(i / n) * n, g = both[at];
+      out[i] = g / (1 + Math.exp(-g)) * both[at + n];
+    }
+    return y;
   }
 
-  matmulAdd(x: CpuTensor, w: CpuTensor, residual: CpuTensor): CpuTensor {
-    requireShape("add to residual", residual, [x.shape[0], w.shape[0]]);
+  matmulAdd(
+    x: CpuTensor,
+    w: Matrix<CpuTensor>,
+    residual: CpuTensor,
+  ): CpuTensor {
+    requireShape("add to residual", residual, [x.shape[0], w.n]);
     return this.#matmul(x, w, residual, "add");
   }
 
   attend(
     qkv: CpuTensor,
-    qNorm: CpuTensor,
-    kNorm: CpuTensor,
+    qNorm: Matrix<CpuTensor>,
+    kNorm: Matrix<CpuTensor>,
     cache: KvCache<CpuTensor>,
     layer: number,
   ): CpuTensor {
@@ -152,8 +164,8 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     const from = f32(qkv);
     const q = this.#results.tensor([rows, heads * headDim]);
     const queries = f32(q);
-    const qWeight = unpack(qNorm, 0, new Float32Array(headDim));
-    const kWeight = unpack(kNorm, 0, new Float32Array(headDim));
+    const qWeight = unpackRow(qNorm, 0, new Float32Array(headDim));
+    const kWeight = unpackRow(kNorm, 0, new Float32Array(headDim));
     for (let r = 0; r < rows; r++) {
       const sequence = first + Math.floor(r / tokens);
       const position = cache.lengths[sequence] + r % tokens;
@@ -206,34 +218,38 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     this.#kernels[Symbol.dispose]();
   }
 
+  /** `out` is where results go, or how wide rows of a new tensor are. */
   #matmul(
     x: CpuTensor,
-    w: CpuTensor,
-    out: CpuTensor | readonly number[],
+    w: Matrix<CpuTensor>,
+    out: CpuTensor | number,
     finish: Finish,
   ): CpuTensor {
-    if (x.shape[1] !== w.shape[1]) {
+    const [rows, k] = x.shape;
+    if (k !== w.k) {
       throw new Error(
-        `Cannot multiply: x is ${show(x)}, w is ${
-          show(w)
-        }; columns must be as many`,
+        `Cannot multiply: x is ${
+          show(x)
+        }, w is [${w.n}, ${w.k}]; they must have as many columns`,
       );
     }
-    const y = "data" in out ? out : this.#results.tensor(out);
-    this.#kernels.matmul(
-      f32(x),
-      x.shape[0],
-      w,
-      f32(y),
-      finish,
-    );
+    const y = typeof out === "number" ? this.#results.tensor([rows, out]) : out;
+    const data = f32(y), stride = y.shape[1];
+    for (const part of w.parts) {
+      const to = { data, stride, column: part.begin };
+      this.#kernels.matmul(f32(x), rows, part, k, to, finish);
+    }
     return y;
   }
 
-  #rmsNorm(x: CpuTensor, norm: CpuTensor): CpuTensor {
+  #rmsNorm(x: CpuTensor, norm: Matrix<CpuTensor>): CpuTensor {
     const [rows, k] = x.shape;
-    requireShape("norm with norm", norm, [k]);
-    const weight = unpack(norm, 0, new Float32Array(k));
+    if (norm.k !== k) {
+      throw new Error(
+        `Cannot norm rows of ${k} with ${norm.label}: it has ${norm.k} elements, must have ${k}`,
+      );
+    }
+    const weight = unpackRow(norm, 0, new Float32Array(k));
     const y = this.#results.tensor([rows, k]);
     for (let r = 0; r < rows; r++) {
       normalize(
@@ -254,7 +270,7 @@ function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
   if (!simd) return new PlainKernels(heads, "simd: false was asked for");
   if (!Number.isInteger(threads) || threads < 1) {
     throw new Error(
-      `Cannot use ${threads} threads: must be a whole number from 1 on`,
+      `Cannot use ${threads} threads: must be a positive integer`,
     );
   }
   const choice = chooseWasm();
@@ -305,9 +321,9 @@ function requireRows({ sequences, tokens }: CachePass, rows: number): void {
   );
 }
 
-/** Result arrays that the next pass uses again, so that a decode step allocates next to nothing. */
+/** Arrays for results, reused by each pass so that a decode step allocates almost nothing. */
 class ResultPool {
-  /** Larger arrays (those of a long prompt) are left to the garbage collector. */
+  /** Larger arrays, those of long prompts, are left to the garbage collector. */
   static readonly #largest = 1 << 18;
   static readonly #capacity = 1 << 22;
   #arrays = new Map<number, { all: Float32Array[]; used: number }>();
@@ -317,7 +333,7 @@ class ResultPool {
     return { dtype: "f32", shape, data: this.#array(elements(shape)) };
   }
 
-  /** Everything handed out may be handed out again. */
+  /** Makes all arrays available again. */
   recycle(): void {
     if (this.#size >= ResultPool.#capacity) {
       this.#arrays.clear();

@@ -1,17 +1,20 @@
 /**
- * The CPU kernels in plain TypeScript: the reference. Sums are float64, results
- * are rounded to f32 where they are stored.
+ * The CPU kernels in plain TypeScript: the reference. Sums are float64; results are
+ * rounded to f32 when stored.
  *
  * @module
  */
 import type { Dtype } from "../dtype.ts";
-import { type CpuTensor, elements, f32, unpack } from "../dtype.ts";
+import { elements } from "../dtype.ts";
+import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
+import { bytesOf, type CpuTensor, f32 } from "../formats/tensor.ts";
 import type {
   Attention,
   CpuInfo,
   CpuKernels,
   Finish,
   Heads,
+  Output,
 } from "./kernels.ts";
 
 /** Runs on the caller's thread, in any JavaScript engine. */
@@ -32,34 +35,26 @@ export class PlainKernels implements CpuKernels {
     return { dtype, shape, data };
   }
 
-  release(): void {} // the garbage collector does it
+  release(): void {} // left to the garbage collector
 
   matmul(
     x: Float32Array,
     rows: number,
-    w: CpuTensor,
-    out: Float32Array,
+    w: MatrixPart<CpuTensor>,
+    k: number,
+    { data, stride, column }: Output,
     finish: Finish,
   ): void {
-    const [n, k] = w.shape;
-    const weights = new Float32Array(k);
-    if (finish !== "swiglu") {
-      for (let j = 0; j < n; j++) {
-        unpack(w, j * k, weights);
-        for (let r = 0; r < rows; r++) {
-          const y = dot(x, r * k, weights, 0, k);
-          out[r * n + j] = finish === "add" ? out[r * n + j] + y : y;
-        }
-      }
-      return;
-    }
-    const up = new Float32Array(k);
-    for (let j = 0; j < n / 2; j++) {
-      unpack(w, j * k, weights);
-      unpack(w, (n / 2 + j) * k, up);
+    const planes = w.planes.map(bytesOf), { format } = w;
+    const weights = new Float32Array(k), up = new Float32Array(k);
+    const swiglu = finish === "swiglu";
+    for (let j = 0; j < (swiglu ? w.rows : rowsHeld(w)); j++) {
+      format.unpack(planes, j, k, weights);
+      if (swiglu) format.unpack(planes, w.rows + j, k, up);
       for (let r = 0; r < rows; r++) {
-        const g = dot(x, r * k, weights, 0, k);
-        out[r * n / 2 + j] = g / (1 + Math.exp(-g)) * dot(x, r * k, up, 0, k);
+        const y = dot(x, r * k, weights, 0, k), at = r * stride + column + j;
+        if (swiglu) data[at] = y / (1 + Math.exp(-y)) * dot(x, r * k, up, 0, k);
+        else data[at] = finish === "add" ? data[at] + y : y;
       }
     }
   }
@@ -74,7 +69,7 @@ export class PlainKernels implements CpuKernels {
       const head = at / headDim % heads;
       const row = Math.floor(at / headDim / heads);
       const sequence = first + Math.floor(row / tokens);
-      const count = cache.lengths[sequence] + row % tokens + 1; // positions seen
+      const count = cache.lengths[sequence] + row % tokens + 1; // keys that the row attends to
       const kvHead = Math.floor(head / (heads / kvHeads));
       const base = (sequence * kvHeads + kvHead) * cache.context * headDim;
 

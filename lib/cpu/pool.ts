@@ -14,7 +14,7 @@ export interface BoundMemory {
   kernels: WasmKernels;
 }
 
-/** What a worker is told: the memories so far. A later message replaces it. */
+/** A message to a worker: all memories so far. A later message replaces it. */
 export interface Message {
   control: Int32Array<SharedArrayBuffer>;
   module: WebAssembly.Module;
@@ -23,31 +23,31 @@ export interface Message {
   mail: number;
 }
 
-// Words of the control block, all of them shared and changed atomically.
-/** Which chunk is next: the job's number, and below it the index (or CLOSED). */
+// Words of the shared control block. All changes are atomic.
+/** The next chunk: the job's number in the upper bits, the index (or CLOSED) in the lower. */
 const CLAIM = 0;
-/** Chunks finished. */
+/** Chunks that are finished. */
 const DONE = 1;
-/** Changes when there is something to do; idle workers wait on it. */
+/** Changes when there is work; idle workers wait on it. */
 const BELL = 2;
-/** Changes when a message was posted, or the pool is disposed. */
+/** Changes when a message is posted or the pool is disposed. */
 const MAIL = 3;
-/** Not zero where a chunk threw. */
+/** Nonzero if a chunk threw. */
 const FAILED = 4;
 const CHUNKS = 5;
 const MEMORY = 6;
 const JOB = 7;
-/** Per thread, whether a worker runs or is starting. */
+/** Per thread: whether a worker is running or starting. */
 const ALIVE = JOB + JOB_SIZE;
 
 const INDEX_BITS = 12;
 const CLOSED = (1 << INDEX_BITS) - 1;
-/** Chunks that a job may have. */
+/** The most chunks that a job can have. */
 export const MAX_CHUNKS = CLOSED - 1;
 
-/** An idle worker ends after this time, so that a forgotten pool keeps no process alive. */
+/** Idle workers end after this time, so that a pool nobody disposed cannot keep a process alive. */
 const IDLE_MS = 1000;
-/** Looks at a shared word before a thread sleeps: jobs often follow each other within microseconds. */
+/** Polls of a shared word before a thread sleeps: jobs often follow each other within microseconds. */
 const SPINS = 2000;
 
 /** Binds the kernels to a memory. */
@@ -59,16 +59,16 @@ export function bind(
   return { memory, kernels: exports as unknown as WasmKernels };
 }
 
-/** Threads and the memories that they see. */
+/** Threads and the memories that they share. */
 export class CpuPool implements Disposable {
   readonly memories: BoundMemory[] = [];
-  /** Why workers cannot run, where one failed to start. */
+  /** Why workers cannot run, if one failed to start. */
   failure: string | undefined;
   readonly #control: Int32Array<SharedArrayBuffer>;
   readonly #workers = new Map<number, Worker>();
   #job = 0;
 
-  /** `threads` include the caller's. */
+  /** `threads` includes the caller's. */
   constructor(readonly threads: number, readonly module: WebAssembly.Module) {
     this.#control = new Int32Array(
       new SharedArrayBuffer(4 * (ALIVE + threads)),
@@ -76,7 +76,7 @@ export class CpuPool implements Disposable {
     this.#control[CLAIM] = CLOSED;
   }
 
-  /** Shows a memory to all threads; returns its number. */
+  /** Shares a memory with all threads; returns its number. */
   add(memory: WebAssembly.Memory): number {
     const index = this.memories.push(bind(this.module, memory)) - 1;
     Atomics.add(this.#control, MAIL, 1);
@@ -85,7 +85,7 @@ export class CpuPool implements Disposable {
     return index;
   }
 
-  /** Runs all chunks of a job on a memory, on the caller alone if `alone`. */
+  /** Runs all chunks of a job on a memory; `alone`: on the caller's thread only. */
   run(
     memory: number,
     job: readonly number[],
@@ -93,7 +93,7 @@ export class CpuPool implements Disposable {
     alone: boolean,
   ): void {
     const control = this.#control;
-    control[CHUNKS] = chunks; // no worker looks while the job is closed
+    control[CHUNKS] = chunks; // workers ignore it while the job is closed
     control[MEMORY] = memory;
     control.set(job, JOB);
     Atomics.store(control, DONE, 0);
@@ -121,7 +121,7 @@ export class CpuPool implements Disposable {
 
   [Symbol.dispose](): void {
     Atomics.add(this.#control, MAIL, 1);
-    this.#ring(); // a worker that waits cannot be terminated
+    this.#ring(); // a waiting worker cannot be terminated
     for (const worker of this.#workers.values()) worker.terminate();
     this.#workers.clear();
     this.memories.length = 0;
@@ -132,7 +132,7 @@ export class CpuPool implements Disposable {
     Atomics.notify(this.#control, BELL);
   }
 
-  /** Starts workers that never ran or ended when idle. */
+  /** Starts workers that have not run yet, or ended when idle. */
   #start(): void {
     if (this.failure) return;
     for (let thread = 1; thread < this.threads; thread++) {
@@ -162,9 +162,9 @@ export class CpuPool implements Disposable {
 }
 
 /**
- * A worker's life between two messages.
+ * Runs jobs until the next message.
  *
- * @returns whether it should end: nothing was to do for a while
+ * @returns whether the worker should end because it was idle too long
  */
 export function serve(
   { control, module, memories, thread, mail }: Message,
@@ -181,7 +181,7 @@ export function serve(
   }
 }
 
-/** Claims and runs chunks until none is left. Throws after that. */
+/** Claims and runs chunks until none are left; then throws the first error, if any. */
 function work(
   control: Int32Array<SharedArrayBuffer>,
   memories: readonly BoundMemory[],
@@ -193,9 +193,9 @@ function work(
     const index = claim & CLOSED;
     if (index === CLOSED || index >= control[CHUNKS]) break;
     const bound = memories.at(control[MEMORY]);
-    if (!bound) break; // the message that brings it is on its way
+    if (!bound) break; // its message has not arrived yet
     const job = Uint32Array.from(control.subarray(JOB, JOB + JOB_SIZE));
-    // What was read belongs to the job if its number and chunk are still the next.
+    // The job that was read is current if its number and chunk are still next.
     if (Atomics.compareExchange(control, CLAIM, claim, claim + 1) !== claim) {
       continue;
     }
@@ -211,7 +211,7 @@ function work(
   if (errors.length > 0) throw errors[0];
 }
 
-/** Waits while a word has this value, first awake, then asleep; false after `sleepMs` of sleep. */
+/** Waits while a word has a value: polls, then sleeps. False after `sleepMs` of sleep. */
 function waitWhile(
   control: Int32Array<SharedArrayBuffer>,
   word: number,

@@ -1,5 +1,5 @@
 /**
- * Rotation of query and key heads by their position, from a table of angles.
+ * Rotates query and key heads by their position, with a table of angles.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import {
   ropeFrequencies,
 } from "../model/rope.ts";
 
-/** Cosines and sines of the positions asked for so far. */
+/** Cosines and sines of positions, computed when they are first needed. */
 export class RopeTable {
   readonly #frequencies: RopeFrequencies;
   /** Per position, `headDim / 2` cosines, then as many sines. */

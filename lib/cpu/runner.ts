@@ -7,7 +7,9 @@ import { type CachePass, positionsOf, requireRoom } from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CpuKvCache } from "./kv_cache.ts";
-import { CpuOps, type CpuTensor } from "./ops.ts";
+import { CpuOps } from "./ops.ts";
+import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
+import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
@@ -26,7 +28,7 @@ export class CpuRunner implements Runner {
   private constructor(
     readonly config: Qwen3Config,
     readonly ops: CpuOps,
-    readonly weights: Weights<CpuTensor>,
+    readonly weights: Weights<Matrix<CpuTensor>>,
     readonly context: number,
   ) {
     this.#cache = ops.createCache(1, context);
@@ -40,10 +42,8 @@ export class CpuRunner implements Runner {
     const ops = new CpuOps(checkpoint.config);
     try {
       const weights = await loadWeights(checkpoint, {
-        allocate: (dtype, shape) => ops.tensor(dtype, shape),
-        write({ data }, begin, bytes) {
-          new Uint8Array(data.buffer, data.byteOffset + begin).set(bytes);
-        },
+        allocate: (bytes) => ops.tensor("u32", [bytes / 4]),
+        write: (buffer, begin, bytes) => bytesOf(buffer).set(bytes, begin),
         settle: () => Promise.resolve(),
       }, options);
       return new CpuRunner(checkpoint.config, ops, weights, options.context);

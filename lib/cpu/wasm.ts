@@ -4,13 +4,15 @@
  * @module
  */
 import type { Dtype } from "../dtype.ts";
-import { BYTES, type CpuTensor } from "../dtype.ts";
+import { f32 } from "../formats/f32.ts";
+import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import type {
   Attention,
   CpuInfo,
   CpuKernels,
   Finish,
   Heads,
+  Output,
 } from "./kernels.ts";
 import {
   CHUNK_ROWS,
@@ -20,25 +22,27 @@ import {
   packRows,
   resultBytes,
   SCORES_BYTES,
-  STORED,
   threadSpace,
   workBytes,
   writeMasks,
 } from "./jobs.ts";
 import { CpuMemory } from "./memory.ts";
 import { CpuPool, MAX_CHUNKS } from "./pool.ts";
-import { wasmKernels } from "./wasm_kernels.ts";
+import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
+import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
 
-/** Jobs of fewer multiplications take less time than waking a thread. */
+/** Jobs with fewer multiplications take less time than waking a thread. */
 const ALONE = 1 << 18;
-/** Bytes of weights, times rows of x, that are worth claiming a chunk for. */
+/** The smallest worthwhile chunk: bytes of weights times rows of x. */
 const CHUNK_BYTES = 1 << 17;
-/** Rows of x in a job, at most: its work space is then soon used again, in the cache. */
+/** The most rows of x in a job, so that its work space stays in the cache. */
 const MATMUL_ROWS = 192;
-/** Query heads in a chunk of attention, about. */
+/** Rows of weights unpacked at a time, for formats that the kernels cannot read. */
+const UNPACKED_ROWS = 256;
+/** Approximate number of query heads in a chunk of attention. */
 const BLOCK_HEADS = 32;
 
-/** A module that this engine accepts. */
+/** A WebAssembly module that this engine accepts. */
 export interface WasmChoice {
   kernel: "wasm-relaxed-simd" | "wasm-simd";
   reason: string;
@@ -66,15 +70,17 @@ export function chooseWasm(): WasmChoice | { refusal: string } {
   return { refusal: "WebAssembly has no SIMD" };
 }
 
-/** Runs on the caller's thread and workers. */
+/** Runs on the caller's thread and on workers. */
 export class WasmCpuKernels implements CpuKernels {
   readonly #pool: CpuPool;
   readonly #memory: CpuMemory;
-  /** Where the work space that threads share begins in each memory, and its size. */
+  /** Start and size of the shared work space in each memory. */
   readonly #space: number;
   readonly #room: number;
+  /** Names of formats in use that have no SIMD reader. */
+  readonly #withoutReader = new Set<string>();
 
-  /** `threads` include the caller's. */
+  /** `threads` includes the caller's. */
   constructor(
     private readonly heads: Heads,
     threads: number,
@@ -93,10 +99,17 @@ export class WasmCpuKernels implements CpuKernels {
   get info(): CpuInfo {
     const { failure, threads } = this.#pool;
     const { kernel, reason } = this.choice;
-    return failure === undefined ? { kernel, reason, threads } : {
+    const reasons = [reason];
+    for (const name of this.#withoutReader) {
+      reasons.push(`${name} has no SIMD reader: its rows are unpacked first`);
+    }
+    if (failure !== undefined) {
+      reasons.push(`one thread, as workers failed: ${failure}`);
+    }
+    return {
       kernel,
-      reason: `${reason}; one thread, as workers failed: ${failure}`,
-      threads: 1,
+      reason: reasons.join("; "),
+      threads: failure === undefined ? threads : 1,
     };
   }
 
@@ -111,41 +124,41 @@ export class WasmCpuKernels implements CpuKernels {
   matmul(
     x: Float32Array,
     rows: number,
-    w: CpuTensor,
-    out: Float32Array,
+    w: MatrixPart<CpuTensor>,
+    k: number,
+    out: Output,
     finish: Finish,
   ): void {
-    const [n, k] = w.shape;
-    const wBytes = k * BYTES[w.dtype];
+    const format = SIMD_FORMATS.findIndex((format) => format === w.format);
+    if (format < 0) return this.#unpacked(x, rows, w, k, out, finish);
+    const n = rowsHeld(w), [{ rowBytes: wBytes }] = w.format.planes(k);
     const xBytes = packedBytes(k), yBytes = resultBytes(n);
     const fits = Math.floor(this.#room / (xBytes + yBytes));
     if (fits < 1) {
       throw new Error(
         `Cannot multiply by [${n}, ${k}]: one row takes ${
           xBytes + yBytes
-        } bytes ` +
-          `of work space, must be at most ${this.#room}`,
+        } bytes of work space, must be at most ${this.#room}`,
       );
     }
-    const { memory, address } = this.#memory.find(w);
-    const { kernels, memory: { buffer } } = this.#pool.memories[memory];
-    const dtype = STORED.findIndex((type) => type === w.dtype);
+    const { memory, address } = this.#memory.find(w.planes[0]);
+    const { memory: { buffer } } = this.#pool.memories[memory];
     const perChunk = Math.max(
       n / (8 * this.#pool.threads),
       n / MAX_CHUNKS,
       CHUNK_BYTES / (wBytes * rows),
     );
     const chunk = CHUNK_ROWS * Math.ceil(perChunk / CHUNK_ROWS);
-    const most = Math.min(fits, MATMUL_ROWS);
+    const most = Math.min(fits, MATMUL_ROWS), { simd } = SIMD_FORMATS[format];
 
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
-      packRows(x.subarray(done * k), count, k, dtype, buffer, xAt);
+      packRows(x.subarray(done * k), count, k, simd.order, buffer, xAt);
       this.#pool.run(
         memory,
         encodeMatmul({
-          dtype,
+          format,
           x: xAt,
           xBytes,
           rows: count,
@@ -160,15 +173,63 @@ export class WasmCpuKernels implements CpuKernels {
         Math.ceil(n / chunk),
         count * n * k < ALONE,
       );
-      const width = finish === "swiglu" ? n / 2 : n;
-      for (let r = 0; r < count; r++) {
-        const row = yAt + r * yBytes, to = (done + r) * width;
-        if (finish === "swiglu") kernels.swiglu(row, row + 4 * width, width);
-        const y = new Float32Array(buffer, row, width);
-        if (finish === "add") {
-          for (let j = 0; j < width; j++) out[to + j] += y[j];
-        } else out.set(y, to);
+      const y = { address: yAt, bytes: yBytes, first: done, rows: count };
+      this.#finish(memory, y, finish === "swiglu" ? w.rows : n, out, finish);
+    }
+  }
+
+  /** Copies or adds rows of results from work space to `out`. */
+  #finish(
+    memory: number,
+    y: { address: number; bytes: number; first: number; rows: number },
+    width: number,
+    { data, stride, column }: Output,
+    finish: Finish,
+  ): void {
+    const { kernels, memory: { buffer } } = this.#pool.memories[memory];
+    for (let r = 0; r < y.rows; r++) {
+      const row = y.address + r * y.bytes;
+      const to = (y.first + r) * stride + column;
+      if (finish === "swiglu") kernels.swiglu(row, row + 4 * width, width);
+      const values = new Float32Array(buffer, row, width);
+      if (finish === "add") {
+        for (let j = 0; j < width; j++) data[to + j] += values[j];
+      } else data.set(values, to);
+    }
+  }
+
+  /** Multiplies formats that the kernels cannot read, by unpacking blocks of rows to f32. */
+  #unpacked(
+    x: Float32Array,
+    rows: number,
+    w: MatrixPart<CpuTensor>,
+    k: number,
+    out: Output,
+    finish: Finish,
+  ): void {
+    const swiglu = finish === "swiglu", n = swiglu ? w.rows : rowsHeld(w);
+    const planes = w.planes.map(bytesOf), step = Math.min(n, UNPACKED_ROWS);
+    this.#withoutReader.add(w.format.name);
+    const space = this.allocate("f32", [swiglu ? 2 * step : step, k]);
+    const values = space.data as Float32Array;
+    const unpack = (from: number, to: number, count: number) => {
+      for (let j = 0; j < count; j++) {
+        const into = values.subarray((to + j) * k, (to + j + 1) * k);
+        w.format.unpack(planes, from + j, k, into);
       }
+    };
+    try {
+      for (let begin = 0; begin < n; begin += step) {
+        const count = Math.min(step, n - begin);
+        unpack(begin, 0, count);
+        if (swiglu) unpack(w.rows + begin, count, count);
+        const twin = swiglu ? n + begin : undefined;
+        const part = { begin, rows: count, twin, format: f32, planes: [space] };
+        const to = { ...out, column: out.column + begin };
+        this.matmul(x, rows, part, k, to, finish);
+      }
+    } finally {
+      this.release(space);
     }
   }
 
@@ -209,7 +270,7 @@ export class WasmCpuKernels implements CpuKernels {
       const blocksAt = outAt + count * heads * headBytes;
       new Uint32Array(buffer, blocksAt, 4 * blocks.length).set(blocks.flat());
 
-      /** Each head in work space, `[kvHeads, rows, group]`, and where it is in q and out. */
+      /** Visits each head in work space, `[kvHeads, rows, group]`, with its index in q and out. */
       const eachHead = (
         at: number,
         body: (head: Float32Array, index: number) => void,

@@ -1,5 +1,5 @@
 /**
- * The WebAssembly kernels of attention and SwiGLU: everything but matmuls with weights.
+ * The WebAssembly kernels for attention and SwiGLU.
  *
  * @module
  */
@@ -23,8 +23,8 @@ export type MulAdd = (a: Code, b: Code, c: Code) => Code;
 
 /**
  * `x = exp(x)` to about one unit in the last place: `2ⁿ · exp(x − n·ln 2)`, the
- * second factor by its Taylor polynomial. Infinity from 88.4 on (n is 128);
- * below −87, where f32 ends, it stays next to nothing.
+ * second factor by its Taylor polynomial. Infinity above 88.4 (n is 128);
+ * tiny below −87, where f32 runs out.
  */
 function exp(
   x: Local,
@@ -85,7 +85,7 @@ export function softmax(mulAdd: MulAdd) {
   return f.finish([
     end.set(i32.add(x.get, i32.shl(count.get, i32.const(2)))),
     total.set(i32.add(x.get, i32.shl(total.get, i32.const(2)))),
-    ...fill(-3e38), // not -Infinity: that less the maximum must stay a number
+    ...fill(-3e38), // not -Infinity, from which the maximum could not be subtracted
     max.set(f.floats(-Infinity)),
     ...each([max.set(f32x4.max(max.get, v128.load()(at.get)))]),
     max.set(f32x4.splat(lanes(f32.max, max))),

@@ -1,15 +1,16 @@
 /**
  * The inner loops of the CPU path in WebAssembly SIMD.
  *
- * Arguments are addresses, distances between rows in bytes (`…Bytes`) and
- * counts. 16-bit elements are unpacked as the even and the odd ones of eight, so
- * x has to come with every eight elements as 0 2 4 6 1 3 5 7.
+ * Arguments are addresses, row strides in bytes (`…Bytes`) and counts. x must be
+ * in the order in which the format of w is unpacked: see `SimdReader.order`.
  *
- * Deno has no trap handler, so V8 puts a check before every load: kernels are
- * built to do much with each.
+ * Deno has no trap handler, so V8 checks bounds before every load; kernels are
+ * built to reuse each load.
  *
  * @module
  */
+import type { Format, SimdCode, SimdReader } from "../formats/format.ts";
+import { FORMATS } from "../formats/mod.ts";
 import { type MulAdd, softmax, swiglu, weightedSum } from "./wasm_attention.ts";
 import {
   assemble,
@@ -28,14 +29,19 @@ import {
   v128,
 } from "./assembler.ts";
 
-/** Element types that products read from stored tensors. */
-export type StoredDtype = "f32" | "f16" | "bf16";
+/** A format that the kernels can read. */
+export type SimdFormat = Format & { readonly simd: SimdReader };
+
+/** The formats that the kernels can read; jobs refer to them by index. */
+export const SIMD_FORMATS: readonly SimdFormat[] = FORMATS.filter(
+  (format): format is SimdFormat => format.simd !== undefined,
+);
 
 /** What the module exports. */
 export type WasmKernels =
   & {
     /** `y[j] = x · w[j]` for `n` rows of w, read once: for a few rows of x. */
-    [D in StoredDtype as `dot_${D}`]: (
+    [format: `dot_${string}`]: (
       x: number,
       w: number,
       rowBytes: number,
@@ -47,7 +53,7 @@ export type WasmKernels =
   }
   & {
     /** Rows of w as f32, zeros after the last column, for {@link WasmKernels.tiles}. */
-    [D in StoredDtype as `unpack_${D}`]: (
+    [format: `unpack_${string}`]: (
       w: number,
       rowBytes: number,
       n: number,
@@ -98,10 +104,9 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
   const mulAdd: MulAdd = relaxed
     ? f32x4.relaxedMulAdd
     : (a, b, c) => f32x4.add(f32x4.mul(a, b), c);
-  const types = ["f32", "f16", "bf16"] as const;
   return assemble([
-    ...types.map((type) => dot(type, mulAdd)),
-    ...types.map((type) => unpack(type)),
+    ...SIMD_FORMATS.map((format) => dot(format, mulAdd)),
+    ...SIMD_FORMATS.map((format) => unpack(format)),
     tiles(mulAdd),
     softmax(mulAdd),
     weightedSum(mulAdd),
@@ -109,74 +114,58 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
   ]);
 }
 
-/** Bytes of eight stored elements. */
-const GROUP = { f32: 32, f16: 16, bf16: 16 };
-
-/**
- * Unpacks eight stored elements into two f32x4: the lower and upper four of f32,
- * the even and odd ones of 16-bit types.
- */
+/** Unpacks eight stored elements into two f32x4, in the order of their format. */
 class Unpacker {
   readonly halves: [Local, Local];
-  readonly #bits: Local;
+  /** Assignments of the values that the format's code keeps. */
+  #kept: Code[] = [];
+  readonly #locals: Local[] = [];
 
   constructor(
-    readonly type: StoredDtype,
+    readonly format: SimdFormat,
     private readonly f: FunctionBuilder<string>,
   ) {
     this.halves = [f.local("v128"), f.local("v128")];
-    this.#bits = f.local("v128");
   }
 
-  /** Sets `halves`, zero where `mask` (an address of two masks) is. */
+  /** Sets `halves`, masked by the two masks at address `mask` if given. */
   load(address: Code, mask?: Code): Code[] {
-    const load = (offset: number) => v128.load(offset)(address);
-    const bits = this.#bits;
-    const halves = this.type === "f32" ? [load(0), load(16)] : [
-      i32x4.shiftLeft(bits.get, i32.const(16)),
-      v128.and(bits.get, this.f.ints(0xffff0000)),
-    ];
+    this.#kept = [];
+    let used = 0;
+    const simd: SimdCode<Code> = {
+      keep: (value) => {
+        const local = this.#locals[used] ??= this.f.local("v128");
+        used++;
+        this.#kept.push(local.set(value));
+        return local.get;
+      },
+      bits: (value) => this.f.ints(value),
+      number: (value) => this.f.floats(value),
+      shiftLeft: (value, by) => i32x4.shiftLeft(value, i32.const(by)),
+      shiftRight: (value, by) => i32x4.shiftRight(value, i32.const(by)),
+      and: v128.and,
+      or: v128.or,
+      mul: f32x4.mul,
+      abs: f32x4.abs,
+      greaterEqual: f32x4.greaterEqual,
+    };
+    const values = this.format.simd.unpack(
+      simd,
+      (byte) => v128.load(byte)(address),
+    );
     return [
-      this.type === "f32" ? [] : bits.set(load(0)),
-      ...this.halves.flatMap((half, h) => [
+      ...this.#kept,
+      ...this.halves.map((half, h) =>
         half.set(
-          mask ? v128.and(halves[h], v128.load(16 * h)(mask)) : halves[h],
-        ),
-        this.type === "f16" ? this.#finishF16(half) : [],
-      ]),
-    ];
-  }
-
-  /**
-   * Moves sign, exponent and fraction into place; a product corrects the
-   * exponent's bias (and normalises subnormals, exactly); what had the largest
-   * exponent is infinity or NaN.
-   */
-  #finishF16(half: Local): Code {
-    return [
-      ...half.set(f32x4.mul(
-        v128.and(
-          i32x4.shiftRight(half.get, i32.const(3)),
-          this.f.ints(0x8fffe000),
-        ),
-        this.f.floats(2 ** 112),
-      )),
-      ...half.set(v128.or(
-        half.get,
-        v128.and(
-          f32x4.greaterEqual(
-            f32x4.abs(half.get),
-            this.f.floats(65536),
-          ),
-          this.f.floats(Infinity),
-        ),
-      )),
+          mask ? v128.and(values[h], v128.load(16 * h)(mask)) : values[h],
+        )
+      ),
     ];
   }
 }
 
-function dot(type: StoredDtype, mulAdd: MulAdd) {
-  const f = new FunctionBuilder(`dot_${type}`, {
+function dot(format: SimdFormat, mulAdd: MulAdd) {
+  const f = new FunctionBuilder(`dot_${format.name}`, {
     x: "i32",
     w: "i32",
     rowBytes: "i32",
@@ -189,7 +178,7 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
   const [j, at, end] = times(3, () => f.local("i32"));
   const rows = times(DOT_ROWS, () => f.local("i32"));
   const xs = times(2, () => f.local("v128"));
-  const unpacker = new Unpacker(type, f);
+  const unpacker = new Unpacker(format, f);
   const sums = times(DOT_ROWS, () => times(2, () => f.local("v128")));
 
   const step = (mask?: Code): Code[] => [
@@ -199,14 +188,14 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
       ...unpacker.halves.map((half, h) =>
         sums[r][h].set(mulAdd(half.get, xs[h].get, sums[r][h].get))
       ),
-      increase(row, GROUP[type]),
+      increase(row, format.simd.bytes),
     ]),
     increase(at, 32),
   ];
   return f.finish([
     end.set(groupsEnd(x, k)),
     loop(i32.lessUnsigned(j.get, n.get), [
-      // Rows past the last read the last one again; their sums are not used.
+      // Rows past the last one read the last one again; their sums are ignored.
       ...rows.map((row, r) => {
         const index = min(
           i32.add(j.get, i32.const(r)),
@@ -228,7 +217,7 @@ function dot(type: StoredDtype, mulAdd: MulAdd) {
   ]);
 }
 
-/** The address in f32s from `x` on that lies after the last whole group of eight in `k`. */
+/** The end of the whole groups of eight among `k` f32s at `x`. */
 const groupsEnd = (x: Local, k: Local): Code =>
   i32.add(x.get, i32.shl(i32.and(k.get, i32.const(-8)), i32.const(2)));
 
@@ -251,8 +240,8 @@ function sumLanes(f: FunctionBuilder<string>, vectors: Code[]): Code {
   ];
 }
 
-function unpack(type: StoredDtype) {
-  const f = new FunctionBuilder(`unpack_${type}`, {
+function unpack(format: SimdFormat) {
+  const f = new FunctionBuilder(`unpack_${format.name}`, {
     w: "i32",
     rowBytes: "i32",
     n: "i32",
@@ -263,11 +252,11 @@ function unpack(type: StoredDtype) {
   });
   const { w, rowBytes, n, k, tailMask, out, outBytes } = f.parameters;
   const [j, from, to, end] = times(4, () => f.local("i32"));
-  const unpacker = new Unpacker(type, f);
+  const unpacker = new Unpacker(format, f);
   const step = (mask?: Code): Code[] => [
     ...unpacker.load(from.get, mask),
     ...unpacker.halves.map((half, h) => v128.store(16 * h)(to.get, half.get)),
-    increase(from, GROUP[type]),
+    increase(from, format.simd.bytes),
     increase(to, 32),
   ];
   return f.finish([

@@ -5,7 +5,7 @@
  */
 import { type Message, serve } from "./pool.ts";
 
-/** What a module worker has and a page has not. */
+/** The part of a module worker's scope that is used here. */
 interface WorkerScope {
   onmessage: ((event: MessageEvent<Message>) => void) | null;
   close(): void;

@@ -4,13 +4,14 @@
  *
  * @module
  */
+import type { Matrix } from "../formats/matrix.ts";
 import {
   type CachePass,
   type KvCache,
   positionsOf,
 } from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
-import { type CpuTensor, f32 } from "../dtype.ts";
+import { type CpuTensor, f32 } from "../formats/tensor.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
@@ -52,7 +53,7 @@ export class DebugRunner implements Runner {
   readonly fallbacks = [];
   readonly context: number;
   /** The CPU's copy of each of the GPU's weights. */
-  readonly #twins: ReadonlyMap<Tensor, CpuTensor>;
+  readonly #twins: ReadonlyMap<Matrix<Tensor>, Matrix<CpuTensor>>;
 
   private constructor(
     readonly gpu: GpuRunner,
@@ -247,7 +248,6 @@ export class DebugRunner implements Runner {
     // Read before the GPU runs: a verb may overwrite an input.
     const inputs = new Map<Tensor, CpuTensor>();
     for (const tensor of tensorsOf(call)) {
-      if (this.#twins.has(tensor)) continue;
       const { dtype, shape } = tensor, values = await tensor.read();
       const data = dtype === "u32" ? Uint32Array.from(values) : values;
       inputs.set(tensor, { dtype, shape, data });
@@ -255,9 +255,13 @@ export class DebugRunner implements Runner {
     plan.run({ length: Math.max(...onGpu.lengths) });
     const actual = await output.read() as Float32Array<ArrayBuffer>;
     this.gpu.gpu.check();
-    const twin = (tensor: Tensor) =>
-      this.#twins.get(tensor) ?? inputs.get(tensor)!;
-    const expected = perform(this.cpu.ops, translate(call, twin, onCpu));
+    const onCpuToo = translate<Tensor, CpuTensor>(
+      call,
+      (tensor) => inputs.get(tensor)!,
+      (weight) => this.#twins.get(weight)!,
+      onCpu,
+    );
+    const expected = perform(this.cpu.ops, onCpuToo);
     const label = plan.dispatches.at(-1)?.label;
     const name = label ? `${label} (${call.verb})` : call.verb;
     return {

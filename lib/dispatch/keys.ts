@@ -9,7 +9,8 @@ import {
   type LinearShape,
   ROW_CLASSES,
 } from "./shapes.ts";
-import type { Dtype } from "../dtype.ts";
+import type { Format } from "../formats/format.ts";
+import { FORMATS } from "../formats/mod.ts";
 
 /** The class that `m` rows belong to. */
 const classOf = (m: number, classes: readonly number[]) =>
@@ -18,13 +19,13 @@ const classOf = (m: number, classes: readonly number[]) =>
 /** Key of a Linear layer; `half`: its products are in f16. */
 export function linearKey(
   kernel: "gemv" | "gemvRows" | "gemm",
-  { m, n, k, dtype, swiglu }: Omit<LinearShape, "norm" | "largest">,
+  { m, n, k, format, swiglu }: Omit<LinearShape, "norm" | "largest">,
   half = false,
 ): string {
   const rows = kernel === "gemv"
     ? m
     : classOf(m, kernel === "gemm" ? ROW_CLASSES : FEW_ROW_CLASSES);
-  const kind = [kernel, dtype, ...(swiglu ? ["swiglu"] : [])];
+  const kind = [kernel, format.name, ...(swiglu ? ["swiglu"] : [])];
   return [...kind, ...(half ? ["half"] : []), rows, n, k].join(" ");
 }
 
@@ -40,7 +41,8 @@ export function attendKey(
 /** A class of Linear layers. */
 export interface LinearTarget {
   kernel: string;
-  dtype: Exclude<Dtype, "u32">;
+  /** How the weights are stored. */
+  format: Format;
   swiglu: boolean;
   /** Whether products are in f16. */
   half: boolean;
@@ -64,14 +66,16 @@ export type TuningTarget = LinearTarget | AttendTarget;
 
 /** What a key stands for; undefined if it is not one. */
 export function parseKey(key: string): TuningTarget | undefined {
-  const linear = /^(\w+) (f32|f16|bf16)( swiglu)?( half)? (\d+) (\d+) (\d+)$/
+  const linear = /^(\w+) (\w+)( swiglu)?( half)? (\d+) (\d+) (\d+)$/
     .exec(key);
   if (linear) {
-    const [, kernel, dtype, swiglu, half, ...sizes] = linear;
+    const [, kernel, stored, swiglu, half, ...sizes] = linear;
+    const format = FORMATS.find(({ name }) => name === stored);
+    if (!format) return undefined;
     const [m, n, k] = sizes.map(Number);
     return {
       kernel,
-      dtype: dtype as LinearTarget["dtype"],
+      format,
       swiglu: swiglu !== undefined,
       half: half !== undefined,
       m,

@@ -7,7 +7,7 @@
  * @module
  */
 import { type Capabilities, laneConstants } from "./capabilities.ts";
-import { unitSize } from "../dtype.ts";
+import { wideLoad } from "../formats/format.ts";
 import {
   type Constants,
   type Epilogue,
@@ -89,11 +89,11 @@ function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
 }
 
 function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
-  const { n, k, dtype, norm } = shape;
+  const { n, k, format, norm } = shape, [unit] = format.loads;
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemv", shape));
-  const whole = k % unitSize(dtype) === 0;
-  const units = Math.ceil(k / unitSize(dtype));
+  const whole = wideLoad(format, k) === unit;
+  const units = Math.ceil(k / unit);
   const fusedNorm = norm && whole;
   const lanes = laneConstants(device, Math.max(4, units));
   const laneCount = 2 ** lanes.LOG_LANES;
@@ -104,8 +104,10 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
     defaults,
   );
   const { copied = 0 } = defaults.gemv;
-  const copies = shape.fixed && layout.SPREAD === "rows" &&
-    n * units * 16 <= copied;
+  // A texture holds the one plane of a format whose loads take 16 bytes.
+  const [{ rowBytes }, ...others] = format.planes(k);
+  const copies = shape.fixed && layout.SPREAD === "rows" && !others.length &&
+    rowBytes === 16 * units && n * rowBytes <= copied;
   return {
     kernel: "gemv",
     constants: {

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { formatNamed } from "../formats/mod.ts";
 import type { Capabilities } from "./capabilities.ts";
 import { type Constants, FEW_ROWS } from "./shapes.ts";
 import type { Dtype } from "../dtype.ts";
@@ -143,8 +144,9 @@ function candidatesFor(
     EPILOGUE: "store",
     B_BY_COLUMN: byColumn ? 1 : 0,
   };
+  const format = formatNamed(dtype);
   const linear = (m: number, n: number) =>
-    chooseLinear({ m, n, k, dtype, norm: false, swiglu: false }, device)
+    chooseLinear({ m, n, k, format, norm: false, swiglu: false }, device)
       .constants;
   if (a.length === 4) {
     const reason = "a matmul per batch and head";

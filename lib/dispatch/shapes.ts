@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Dtype } from "../dtype.ts";
+import type { Format } from "../formats/format.ts";
 
 /** Constants of a kernel: numbers, and strings that `@if` compares. */
 export type Constants = Readonly<Record<string, number | string>>;
@@ -13,8 +13,8 @@ export interface LinearShape {
   m: number;
   n: number;
   k: number;
-  /** Element type of the weights. */
-  dtype: Dtype;
+  /** How the weights are stored. */
+  format: Format;
   /** RMSNorm of the rows first. */
   norm: boolean;
   /** SwiGLU after it: pairs of w's rows become one output. */

@@ -15,11 +15,13 @@ import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../../kernels/rms_norm.ts";
 import { sumSplits } from "../../kernels/sum_splits.ts";
+import { swiglu } from "../../kernels/swiglu.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
+import { type Matrix, type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import { exactLanes, laneConstants } from "../dispatch/capabilities.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import type { Epilogue } from "../dispatch/shapes.ts";
-import { chooseLinear } from "../dispatch/linear.ts";
+import { chooseLinear, type LinearChoice } from "../dispatch/linear.ts";
 import {
   chooseDecodeAttention,
   choosePrefillRows,
@@ -35,12 +37,38 @@ import type { Ops } from "../model/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
+/** The number of partial sums of squares that embed writes per row. */
+const EMBED_PARTS = Number(embed.constants.WORKGROUP);
+
+/** One part of a Linear layer. */
+interface LinearCall {
+  x: Tensor;
+  norm?: Matrix<Tensor>;
+  /** `x`, or `x` normed by a separate dispatch if there is a norm. */
+  input: () => Tensor;
+  w: Matrix<Tensor>;
+  part: MatrixPart<Tensor>;
+  y: Tensor;
+  epilogue: Epilogue;
+  choice: LinearChoice;
+}
+
+/** The arguments of attention in one layer. */
+interface Attend {
+  qkv: Tensor;
+  qNorm: Matrix<Tensor>;
+  kNorm: Matrix<Tensor>;
+  cache: GpuKvCache;
+  layer: number;
+  y: Tensor;
+}
+
 /** {@linkcode Ops} on the GPU, with scratch memory of its own. */
 export class GpuOps implements Ops<Tensor>, Disposable {
-  /** Where the verbs record; set it before each forward pass. */
+  /** The plan that verbs record into; set it before each forward pass. */
   plan: Plan;
   #buffers = new Map<string, Tensor>();
-  /** By the buffer of a tensor: partial sums of its rows' squares. */
+  /** Partial sums of squares of a tensor's rows, by its buffer. */
   #squares = new Map<GPUBuffer, Tensor>();
 
   constructor(
@@ -51,96 +79,141 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     this.plan = plan;
   }
 
-  embed(table: Tensor, tokens: Tensor): Tensor {
-    const x = this.#rows("x", tokens.shape[0], table.shape[1]);
-    return this.#gather(table, tokens, x, "embed_tokens");
+  embed(table: Matrix<Tensor>, tokens: Tensor): Tensor {
+    const x = this.#rows("x", tokens.shape[0], table.k);
+    const squares = this.#leaveSquares(x, EMBED_PARTS);
+    for (const part of table.parts) {
+      const operands = { table: { matrix: table, part }, tokens, x, squares };
+      this.plan.add(embed, operands, {
+        label: "embed_tokens",
+        reason: "rows by index",
+        uniforms: { begin: part.begin },
+      });
+    }
+    return x;
   }
 
-  normMatmul(x: Tensor, norm: Tensor, w: Tensor): Tensor {
-    const y = this.#rows("projected", x.shape[0], w.shape[0]);
+  normMatmul(x: Tensor, norm: Matrix<Tensor>, w: Matrix<Tensor>): Tensor {
+    const y = this.#rows("projected", x.shape[0], w.n);
     return this.#linear(x, w, y, { norm, epilogue: "store" });
   }
 
-  matmulAdd(x: Tensor, w: Tensor, residual: Tensor): Tensor {
+  matmulAdd(x: Tensor, w: Matrix<Tensor>, residual: Tensor): Tensor {
     return this.#linear(x, w, residual, { epilogue: "add" });
   }
 
-  normSwiglu(x: Tensor, norm: Tensor, gateUp: Tensor): Tensor {
-    const y = this.#rows("gated", x.shape[0], gateUp.shape[0] / 2);
-    return this.#linear(x, gateUp, y, { norm, epilogue: "swiglu" });
+  normSwiglu(
+    x: Tensor,
+    norm: Matrix<Tensor>,
+    gateUp: Matrix<Tensor>,
+  ): Tensor {
+    const rows = x.shape[0], y = this.#rows("gated", rows, gateUp.n / 2);
+    if (gateUp.parts.every(({ twin }) => twin !== undefined)) {
+      return this.#linear(x, gateUp, y, { norm, epilogue: "swiglu" });
+    }
+    const both = this.#rows("gate and up", rows, gateUp.n);
+    this.#linear(x, gateUp, both, { norm, epilogue: "store" });
+    this.plan.add(swiglu, { both, y }, {
+      label: gateUp.label,
+      reason:
+        "gate and up are stored in different types, so no kernel reads both at once",
+    });
+    return y;
   }
 
   attend(
     qkv: Tensor,
-    qNorm: Tensor,
-    kNorm: Tensor,
+    qNorm: Matrix<Tensor>,
+    kNorm: Matrix<Tensor>,
     cache: GpuKvCache,
     layer: number,
-    next?: readonly [Tensor, Tensor],
+    next?: readonly [Matrix<Tensor>, Matrix<Tensor>],
   ): Tensor {
-    const { k, v } = cache.layers[layer];
-    const { first, tokens } = cache.pass;
+    const { headDim, numAttentionHeads } = this.config;
+    const y = this.#rows(
+      "attention",
+      qkv.shape[0],
+      numAttentionHeads * headDim,
+    );
+    const step = { qkv, qNorm, kNorm, cache, layer, y };
+    if (cache.pass.tokens === 1) this.#attendDecode(step, next);
+    else this.#attendPrefill(step);
+    return y;
+  }
+
+  /** The operands shared by all attention kernels. */
+  #attendOperands({ qkv, qNorm, kNorm, cache, layer }: Attend) {
+    const { k, v } = cache.layers[layer], { angles, flags } = cache;
+    const lengths = cache.lengthsOnDevice;
+    return { qkv, qNorm, kNorm, k, v, flags, angles, lengths };
+  }
+
+  #attendDecode(
+    step: Attend,
+    next?: readonly [Matrix<Tensor>, Matrix<Tensor>],
+  ): void {
+    const { qkv, cache, layer, y } = step;
     const { headDim, numAttentionHeads, numKeyValueHeads } = this.config;
-    const rows = qkv.shape[0];
     const heads = numAttentionHeads, group = heads / numKeyValueHeads;
-    const y = this.#rows("attention", rows, heads * headDim);
-    const shared = { qkv, qNorm, kNorm, k, v, flags: cache.flags };
-    const state = { angles: cache.angles, lengths: cache.lengthsOnDevice };
-    const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
+    const rows = qkv.shape[0], { first } = cache.pass;
     const label = `layers.${layer}.attention`;
-    if (tokens === 1) {
-      const choices = chooseDecodeAttention(
-        { headDim, group, rows },
-        this.gpu,
-      );
-      const runs = rows * Math.ceil(MOST_SPLITS / rows);
-      const partial = this.#rows("partial", runs, heads * headDim);
-      const stats = this.#scratch("stats", "u32", runs, heads * 2);
-      const arrived = this.#scratch("arrived", "u32", rows, heads);
-      const whole = next?.every(({ parts }) => parts.length === 1);
-      for (const choice of choices) {
-        const { constants, splits, shares, reason } = choice;
-        const ahead = whole ? choice.ahead : undefined;
-        const operands = { ...shared, ...state, y, partial, stats, arrived };
-        const fetched = ahead && { next: next![0], after: next![1] };
-        this.plan.add(attendDecode, { ...operands, ...fetched }, {
-          label,
-          reason: ahead
-            ? `${reason}; ${ahead.FETCHERS} workgroups beside it bring the next weights into the cache`
-            : reason,
-          constants: { ...constants, ...ahead },
-          uniforms: { first, eps, scale },
-          gridAt: ({ length }) =>
-            splits(length)
-              ? decodeGrid(
-                splits(length),
-                numKeyValueHeads * shares,
-                rows,
-                ahead?.FETCHERS ?? 0,
-              )
-              : undefined,
-        });
-      }
-      if (choices.every(({ merges }) => merges)) return y;
-      this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
+    const choices = chooseDecodeAttention({ headDim, group, rows }, this.gpu);
+    const splits = rows * Math.ceil(MOST_SPLITS / rows);
+    const partial = this.#rows("partial", splits, heads * headDim);
+    const stats = this.#scratch("stats", "u32", splits, heads * 2);
+    const arrived = this.#scratch("arrived", "u32", rows, heads);
+    const operands = { ...this.#attendOperands(step), y, partial, stats };
+    const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
+    const whole = next?.every(({ parts }) => parts.length === 1);
+    const [after, last] = next?.map(({ parts }) => parts[0].planes[0]) ?? [];
+    for (const choice of choices) {
+      const { constants, splits, shares, reason } = choice;
+      const ahead = whole ? choice.ahead : undefined;
+      const fetched = ahead && { next: after, after: last };
+      this.plan.add(attendDecode, { ...operands, arrived, ...fetched }, {
         label,
-        reason:
-          "many keys: their splits went to different workgroups, which cannot see each other's results",
-        constants: {
-          HEAD_DIM: headDim,
-          VEC: choices[0].constants.VEC,
-          ...laneConstants(this.gpu),
-        },
-        uniforms: { heads },
+        reason: ahead
+          ? `${reason}; ${ahead.FETCHERS} more workgroups bring the next weights into the cache`
+          : reason,
+        constants: { ...constants, ...ahead },
+        uniforms: { first, eps, scale },
         gridAt: ({ length }) =>
-          choices.some(({ splits }) => splits(length) > 1)
-            ? splitGrid(rows * heads)
+          splits(length)
+            ? decodeGrid(
+              splits(length),
+              numKeyValueHeads * shares,
+              rows,
+              ahead?.FETCHERS ?? 0,
+            )
             : undefined,
       });
-      return y;
     }
-    const q = this.#rows("q", rows, heads * headDim);
-    this.plan.add(qkNormRope, { ...shared, ...state, q }, {
+    if (choices.every(({ merges }) => merges)) return;
+    this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
+      label,
+      reason:
+        "many keys: their splits went to different workgroups, which cannot see each other's results",
+      constants: {
+        HEAD_DIM: headDim,
+        VEC: choices[0].constants.VEC,
+        ...laneConstants(this.gpu),
+      },
+      uniforms: { heads },
+      gridAt: ({ length }) =>
+        choices.some(({ splits }) => splits(length) > 1)
+          ? splitGrid(rows * heads)
+          : undefined,
+    });
+  }
+
+  #attendPrefill(step: Attend): void {
+    const { qkv, qNorm, kNorm, cache, layer, y } = step;
+    const { headDim, numAttentionHeads: heads } = this.config;
+    const group = heads / this.config.numKeyValueHeads;
+    const { first, tokens } = cache.pass;
+    const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
+    const q = this.#rows("q", qkv.shape[0], heads * headDim);
+    this.plan.add(qkNormRope, { ...this.#attendOperands(step), q }, {
       label: `layers.${layer}.qk_norm_rope`,
       reason: "many tokens: q is normed once, then read by every tile of keys",
       constants: {
@@ -155,14 +228,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       largestK: kNorm.largest,
     });
     const half = products.dtype === "f16";
-    this.plan.add(half ? attendPrefillF16 : attendPrefill, {
-      q,
-      lengths: state.lengths,
-      k,
-      v,
-      y,
-    }, {
-      label,
+    const { k, v, lengths } = this.#attendOperands(step);
+    const operands = { q, lengths, k, v, y };
+    this.plan.add(half ? attendPrefillF16 : attendPrefill, operands, {
+      label: `layers.${layer}.attention`,
       reason:
         `many tokens: rows of a kv head share each tile of keys; ${products.reason}`,
       constants: {
@@ -172,7 +241,6 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       },
       uniforms: { first, tokens, group, scale },
     });
-    return y;
   }
 
   lastRow(x: Tensor, { pass: { tokens } }: KvCache<Tensor>): Tensor {
@@ -191,116 +259,118 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     );
     this.plan.own(index);
     const y = this.#rows("last", last.length, width);
-    return this.#gather(x, index, y, "last_row");
-  }
-
-  #gather(table: Tensor, tokens: Tensor, x: Tensor, label: string): Tensor {
-    const squares = this.#leaveSquares(x, Number(embed.constants.WORKGROUP));
-    for (const part of table.parts) {
-      const operands = { table: { tensor: table, part }, tokens, x, squares };
-      this.plan.add(embed, operands, {
-        label,
-        reason: "rows by index",
-        uniforms: { begin: part.begin },
-      });
-    }
-    return x;
+    const squares = this.#leaveSquares(y, EMBED_PARTS);
+    this.plan.add(embed, { table: x, tokens: index, x: y, squares }, {
+      label: "last_row",
+      reason: "rows by index",
+      uniforms: { begin: 0 },
+    });
+    return y;
   }
 
   #linear(
     x: Tensor,
-    w: Tensor,
+    w: Matrix<Tensor>,
     y: Tensor,
-    { norm, epilogue }: { norm?: Tensor; epilogue: Epilogue },
+    { norm, epilogue }: { norm?: Matrix<Tensor>; epilogue: Epilogue },
   ): Tensor {
-    const [m, k] = x.shape, stride = y.shape[1];
-    const eps = this.config.rmsNormEps, { label } = w;
+    const [m, k] = x.shape;
+    let normed: Tensor | undefined;
+    const input = () => norm ? normed ??= this.#normed(x, norm) : x;
     for (const part of w.parts) {
-      const weight = { tensor: w, part };
       const choice = chooseLinear({
         m,
-        n: part.rows,
+        n: rowsHeld(part),
         k,
-        dtype: w.dtype,
+        format: part.format,
         norm: norm !== undefined,
         swiglu: epilogue === "swiglu",
         largest: w.largest,
         fixed: true,
       }, this.gpu);
-      const { constants, reason, splits } = choice;
-      const column = part.begin;
-      if (choice.kernel !== "gemm") {
-        const one = choice.kernel === "gemv";
-        const squares = this.#squares.get(x.part.buffer);
-        const fused = norm && choice.fusedNorm && squares &&
-          // gemv reads them four at a time, unless each lane has rows of its own.
-          !(one && constants.SPREAD !== "rows" && squares.shape[1] % 4);
-        const input = norm && !fused ? this.#normed(x, norm) : x;
-        const leaves = epilogue === "add"
-          ? this.#leaveSquares(
-            y,
-            (one ? squareParts : rowParts)(part.rows, constants),
-          )
-          : undefined;
-        this.plan.add(one ? gemv : gemvRows, {
-          w: weight,
-          x: input,
-          y,
-          ...(fused ? { norm, squares } : {}),
-          ...(leaves ? { squares: leaves } : {}),
-        }, {
-          label,
-          reason,
-          constants: {
-            ...constants,
-            EPILOGUE: epilogue,
-            NORM: fused ? 1 : 0,
-          },
-          uniforms: { stride, column, eps },
-        });
-        // A split weight leaves sums of its own rows only.
-        if (leaves && w.parts.length > 1) this.#squares.delete(y.part.buffer);
-        continue;
-      }
-      if (epilogue === "add") this.#squares.delete(y.part.buffer);
-      const [a, scales] = choice.headroom
-        ? this.#half(x, norm, choice.headroom)
-        : [norm ? this.#normed(x, norm) : x, x];
-      if (splits === 1) {
-        this.plan.add(gemm, { a, b: weight, scales, c: y }, {
-          label,
-          reason,
-          constants: { ...constants, EPILOGUE: epilogue },
-          uniforms: { stride, column },
-        });
-        continue;
-      }
-      const n = part.rows;
-      const partial = this.#rows("splits", splits * m, n);
-      this.plan.add(gemm, { a, b: weight, scales, c: partial }, {
-        label,
-        reason,
-        constants,
-        uniforms: { stride: n, column: 0 },
-      });
-      this.plan.add(sumSplits, { partial, y }, {
-        label,
-        reason: "sums the splits of k",
-        constants: { SPLITS: splits, ADD: epilogue === "add" ? 1 : 0 },
-        uniforms: { stride, column },
-      });
+      const call = { x, norm, input, w, part, y, epilogue, choice };
+      if (choice.kernel === "gemm") this.#gemm(call);
+      else this.#gemv(call);
     }
     return y;
   }
 
-  /** Room for partial sums of the squares of `x`'s rows, found again by its buffer. */
+  /** Records a matmul of one row or a few. */
+  #gemv({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
+    const { constants, reason } = choice, one = choice.kernel === "gemv";
+    const squares = this.#squares.get(x.buffer);
+    const fused = norm && choice.fusedNorm && squares &&
+      // gemv reads them four at a time, except where each lane has its own rows.
+      !(one && constants.SPREAD !== "rows" && squares.shape[1] % 4);
+    const sums = one ? squareParts : rowParts;
+    const leaves = epilogue === "add"
+      ? this.#leaveSquares(y, sums(part.rows, constants))
+      : undefined;
+    this.plan.add(one ? gemv : gemvRows, {
+      w: { matrix: w, part },
+      x: fused ? x : input(),
+      y,
+      ...(fused ? { norm, squares } : {}),
+      ...(leaves ? { squares: leaves } : {}),
+    }, {
+      label: w.label,
+      reason,
+      constants: { ...constants, EPILOGUE: epilogue, NORM: fused ? 1 : 0 },
+      uniforms: {
+        stride: y.shape[1],
+        column: part.begin,
+        eps: this.config.rmsNormEps,
+      },
+    });
+    // Each part writes only the sums of its own rows.
+    if (leaves && w.parts.length > 1) this.#squares.delete(y.buffer);
+  }
+
+  /** Records a matmul of many rows. */
+  #gemm({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
+    const { constants, reason, splits, headroom } = choice, { label } = w;
+    if (epilogue === "add") this.#squares.delete(y.buffer);
+    const [a, scales] = headroom ? this.#half(x, norm, headroom) : [input(), x];
+    const b = { matrix: w, part }, column = part.begin, n = rowsHeld(part);
+    const stride = y.shape[1];
+    // Parts of different formats can end at any row.
+    const whole = column % 4 === 0 && n % 4 === 0 ? 1 : 0;
+    if (splits === 1) {
+      this.plan.add(gemm, { a, b, scales, c: y }, {
+        label,
+        reason,
+        constants: { ...constants, EPILOGUE: epilogue, C_FOURS: whole },
+        uniforms: { stride, column },
+      });
+      return;
+    }
+    const m = x.shape[0], partial = this.#rows("splits", splits * m, n);
+    this.plan.add(gemm, { a, b, scales, c: partial }, {
+      label,
+      reason,
+      constants,
+      uniforms: { stride: n, column: 0 },
+    });
+    this.plan.add(sumSplits, { partial, y }, {
+      label,
+      reason: "sums the splits of k",
+      constants: {
+        SPLITS: splits,
+        ADD: epilogue === "add" ? 1 : 0,
+        Y_FOURS: whole,
+      },
+      uniforms: { stride, column },
+    });
+  }
+
+  /** Allocates partial sums of the squares of `x`'s rows, to be looked up by its buffer. */
   #leaveSquares(x: Tensor, parts: number): Tensor {
     const squares = this.#rows(`squares of ${parts}`, x.shape[0], parts);
-    this.#squares.set(x.part.buffer, squares);
+    this.#squares.set(x.buffer, squares);
     return squares;
   }
 
-  #normed(x: Tensor, norm: Tensor): Tensor {
+  #normed(x: Tensor, norm: Matrix<Tensor>): Tensor {
     const [m, k] = x.shape;
     const y = this.#rows("normed", m, k);
     this.plan.add(rmsNorm, { x, norm, y }, {
@@ -312,10 +382,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return y;
   }
 
-  /** Rows of `x`, normed if `norm` is given, as f16 with a factor for each. */
+  /** The rows of `x` in f16, normed if `norm` is given, and a scale for each. */
   #half(
     x: Tensor,
-    norm: Tensor | undefined,
+    norm: Matrix<Tensor> | undefined,
     headroom: number,
   ): [Tensor, Tensor] {
     const [m, k] = x.shape;
@@ -330,7 +400,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return [y, scales];
   }
 
-  /** Scratch memory by use, as `[rows, width]`; one buffer serves every layer. */
+  /** Scratch memory `[rows, width]` by use; all layers share it. */
   #rows(use: string, rows: number, width: number): Tensor {
     return this.#scratch(use, "f32", rows, width);
   }
@@ -357,7 +427,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return tensor.rows(rows);
   }
 
-  /** Frees the scratch memory; plans recorded before must not run again. */
+  /** Frees the scratch memory; plans that use it must not run again. */
   [Symbol.dispose](): void {
     for (const tensor of this.#buffers.values()) tensor[Symbol.dispose]();
     this.#buffers.clear();

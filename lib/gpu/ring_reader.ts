@@ -54,8 +54,8 @@ export class RingReader implements Disposable {
   copy(encoder: GPUCommandEncoder, flags: Tensor): GPUCommandBuffer {
     const staging = this.#free.pop() ?? this.#buffer();
     const end = 4 * this.#words;
-    encoder.copyBufferToBuffer(this.ring.part.buffer, 0, staging, 0, end);
-    encoder.copyBufferToBuffer(flags.part.buffer, 0, staging, end, 16);
+    encoder.copyBufferToBuffer(this.ring.buffer, 0, staging, 0, end);
+    encoder.copyBufferToBuffer(flags.buffer, 0, staging, end, 16);
     this.#filled.push(staging);
     return encoder.finish();
   }

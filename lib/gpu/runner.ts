@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Matrix } from "../formats/matrix.ts";
 import { positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
@@ -46,7 +47,7 @@ export class GpuRunner implements Runner {
   private constructor(
     readonly gpu: Gpu,
     readonly config: Qwen3Config,
-    readonly weights: Weights<Tensor>,
+    readonly weights: Weights<Matrix<Tensor>>,
     one: GpuSequences,
   ) {
     this.context = one.cache.context;

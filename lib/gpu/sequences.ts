@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Matrix } from "../formats/matrix.ts";
 import type { CachePass, CacheSize } from "../model/kv_cache.ts";
 import { DeviceError } from "../errors.ts";
 import { GpuKvCache } from "./kv_cache.ts";
@@ -51,7 +52,7 @@ export class GpuSequences implements Disposable {
 
   private constructor(
     readonly ops: GpuOps,
-    readonly weights: Weights<Tensor>,
+    readonly weights: Weights<Matrix<Tensor>>,
     cache: GpuKvCache,
   ) {
     const { gpu, config } = ops, { sequences } = cache;
@@ -68,7 +69,7 @@ export class GpuSequences implements Disposable {
    */
   static async create(
     ops: GpuOps,
-    weights: Weights<Tensor>,
+    weights: Weights<Matrix<Tensor>>,
     { sequences, context, dtype }: CacheSize,
   ): Promise<GpuSequences> {
     const { gpu, config } = ops;
@@ -206,9 +207,9 @@ export class GpuSequences implements Disposable {
       const row = 4 * config.vocabSize;
       const encoder = gpu.device.createCommandEncoder();
       encoder.copyBufferToBuffer(
-        last!.part.buffer,
-        last!.part.offset,
-        this.#firstLogits.part.buffer,
+        last!.buffer,
+        0,
+        this.#firstLogits.buffer,
         sequence * row,
         row,
       );

@@ -1,11 +1,13 @@
 /**
- * Weights on the GPU: how they get there, and what is measured of them.
+ * Weights on the GPU: how they are uploaded, and how their largest values are measured.
  *
  * @module
  */
 import { maxAbs } from "../../kernels/max_abs.ts";
 import { synthesize } from "../../kernels/synthesize.ts";
 import { laneConstants } from "../dispatch/capabilities.ts";
+import { bf16 } from "../formats/bf16.ts";
+import { type Matrix, piecesOf } from "../formats/matrix.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { Plan } from "../webgpu/plan.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -18,62 +20,50 @@ import type { WeightStore } from "../model/weights.ts";
 export async function measureLargest(
   gpu: Gpu,
   config: Qwen3Config,
-  weights: Weights<Tensor>,
+  weights: Weights<Matrix<Tensor>>,
 ): Promise<void> {
   const table = familyOf(config).weights(config);
-  const tensors = [...pairWeights(weights, table)]
-    .filter(([, { measured }]) => measured).map(([tensor]) => tensor);
-  const size = tensors.length;
-  using found = Tensor.create(
-    gpu,
-    "u32",
-    [size],
-    new Uint32Array(size),
-    "largest",
-  );
+  const matrices = [...pairWeights(weights, table)]
+    .filter(([, { measured }]) => measured).map(([matrix]) => matrix);
+  const size = matrices.length, zeros = new Uint32Array(size);
+  using found = Tensor.create(gpu, "u32", [size], zeros, "largest");
   using plan = new Plan(gpu);
-  tensors.forEach((tensor, at) => {
-    for (const part of tensor.parts) {
-      const w = tensor.shape.length === 1
-        ? tensor.view(1, tensor.shape[0])
-        : { tensor, part };
-      plan.add(maxAbs, { w, largest: found }, {
+  matrices.forEach((matrix, at) => {
+    for (const part of matrix.parts) {
+      plan.add(maxAbs, { w: { matrix, part }, largest: found }, {
         constants: laneConstants(gpu),
         uniforms: { at },
       });
     }
   });
   plan.run();
-  const bits = await gpu.readBuffer(found.part.buffer, 0, 4 * size);
+  const bits = await gpu.readBuffer(found.buffer, 0, 4 * size);
   const values = new Float32Array(bits);
-  tensors.forEach((tensor, at) => tensor.largest = values[at]);
+  matrices.forEach((matrix, at) => matrix.largest = values[at]);
 }
 
-/** Puts weights into device memory; synthetic ones are made there. */
+/** A store in device memory, where synthetic weights are computed in place. */
 export function gpuStore(gpu: Gpu): WeightStore<Tensor> {
   const { queue } = gpu.device;
   return {
-    allocate: (dtype, shape, label, split) =>
-      Tensor.create(gpu, dtype, shape, undefined, label, split),
-    write: (tensor, begin, bytes) => tensor.write(begin, bytes),
-    synthesize(tensor, row, rows, { seed, scale, offset }) {
-      const columns = tensor.shape[1];
-      if (offset !== 0 || columns === undefined || columns % 2) return false;
+    most: gpu.limits.maxStorageBufferBindingSize,
+    allocate: (bytes, label) =>
+      Tensor.create(gpu, "u32", [bytes / 4], undefined, label),
+    write: (buffer, begin, bytes) => buffer.write(begin, bytes),
+    synthesize(matrix, row, rows, { seed, scale, offset }) {
+      const { k, parts } = matrix;
+      const able = offset === 0 && k % 2 === 0 &&
+        parts.every(({ format }) => format === bf16);
+      if (!able) return false;
       using plan = new Plan(gpu);
-      for (const run of tensor.runs) {
-        const begin = Math.max(row, run.begin);
-        const end = Math.min(row + rows, run.begin + run.rows);
-        if (begin >= end) continue;
-        const words = (rows: number) => rows * columns / 2;
-        const rowsBefore = run.offset / (2 * columns);
-        const part = { ...run, offset: 0, rows: rowsBefore + run.rows };
-        plan.add(synthesize, { w: { tensor, part } }, {
+      for (const piece of piecesOf(matrix, row, rows)) {
+        plan.add(synthesize, { w: piece.part.planes[0] }, {
           uniforms: {
             seed,
             scale,
-            source: words(begin - row),
-            to: run.offset / 4 + words(begin - run.begin),
-            words: words(end - begin),
+            source: (piece.row - row) * k / 2,
+            to: piece.at * k / 2,
+            words: piece.rows * k / 2,
           },
         });
       }

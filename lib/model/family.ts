@@ -6,10 +6,11 @@
  * @module
  */
 import type { ConfigFields, Qwen3Config } from "../checkpoint/config.ts";
+import type { Matrix } from "../formats/matrix.ts";
 import type { KvCache } from "./kv_cache.ts";
 import type { Ops } from "./ops.ts";
 
-/** One value per weight of a model, by role. `T` may be a tensor, or what describes one. */
+/** One value per weight of a model, by role. `T` may be a matrix, or what describes one. */
 export interface Weights<T> {
   /** `[vocab, hidden]` */
   embedTokens: T;
@@ -72,7 +73,7 @@ export interface Family {
    */
   forward<T>(
     ops: Ops<T>,
-    weights: Weights<T>,
+    weights: Weights<Matrix<T>>,
     tokens: T,
     cache: KvCache<T>,
     all?: boolean,

@@ -8,6 +8,7 @@ import {
   parseRope,
   type Qwen3Config,
 } from "../checkpoint/config.ts";
+import type { Matrix } from "../formats/matrix.ts";
 import {
   type Family,
   specsAt,
@@ -28,7 +29,7 @@ export const qwen3: Family = {
 
 function forward<T>(
   ops: Ops<T>,
-  weights: Weights<T>,
+  weights: Weights<Matrix<T>>,
   tokens: T,
   cache: KvCache<T>,
   all = false,

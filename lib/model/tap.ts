@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Matrix } from "../formats/matrix.ts";
 import { KvCache } from "./kv_cache.ts";
 import type { Ops } from "./ops.ts";
 
@@ -41,25 +42,32 @@ export function perform<T>(ops: Ops<T>, { verb, args }: Call<T>): T {
   return Reflect.apply(ops[verb], ops, args);
 }
 
-/** The tensors that a call takes, in order. */
+/** The tensors that a call takes, in order; weights are matrices, not tensors. */
 export function tensorsOf<T extends object>({ args }: Call<T>): T[] {
-  return args.flat().filter(isTensor) as T[];
+  return args.filter(isTensor) as T[];
 }
 
-/** A call for another implementation: other tensors, another cache. */
+/** A call for another implementation: other tensors and weights, another cache. */
 export function translate<A extends object, B>(
   { verb, args }: Call<A>,
   tensor: (tensor: A) => B,
+  weight: (weight: Matrix<A>) => Matrix<B>,
   cache: KvCache<B>,
 ): Call<B> {
   const translated = (arg: unknown): unknown => {
     if (Array.isArray(arg)) return arg.map(translated);
     if (arg instanceof KvCache) return cache;
+    if (isMatrix(arg)) return weight(arg as Matrix<A>);
     return isTensor(arg) ? tensor(arg as A) : arg;
   };
   return { verb, args: args.map(translated) } as unknown as Call<B>;
 }
 
+function isMatrix(arg: unknown): boolean {
+  return typeof arg === "object" && arg !== null && "parts" in arg;
+}
+
 function isTensor(arg: unknown): boolean {
-  return typeof arg === "object" && arg !== null && !(arg instanceof KvCache);
+  return typeof arg === "object" && arg !== null && !Array.isArray(arg) &&
+    !isMatrix(arg) && !(arg instanceof KvCache);
 }

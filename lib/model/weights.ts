@@ -7,14 +7,13 @@
  */
 import type { Checkpoint, TensorInfo } from "../checkpoint/checkpoint.ts";
 import type { LoadProgress } from "../checkpoint/sources.ts";
-import type { Dtype } from "../dtype.ts";
-import { BYTES, unpack } from "../dtype.ts";
+import { type Format, storedRowBytes } from "../formats/format.ts";
+import { allocateMatrix, type Matrix, piecesOf } from "../formats/matrix.ts";
 import { familyOf } from "./families.ts";
 import {
   type Family,
   listWeights,
   mapWeights,
-  stackedShape,
   tensorShapes,
   type Weights,
   type WeightSpec,
@@ -23,18 +22,15 @@ import { type SyntheticRule, syntheticRule } from "../checkpoint/synthetic.ts";
 
 /** The memory of a device, which weights are loaded into. */
 export interface WeightStore<T> {
-  /** Allocates a weight; `split` as in {@linkcode WeightSpec}. */
-  allocate(
-    dtype: Dtype,
-    shape: readonly number[],
-    label: string,
-    split?: WeightSpec["split"],
-  ): T;
-  /** Writes stored bytes to `tensor`, from byte `begin`. `bytes` may be reused on return. */
-  write(tensor: T, begin: number, bytes: Uint8Array<ArrayBuffer>): void;
-  /** Computes rows `row` to `row + rows` of a synthetic bf16 tensor on the device; false if it cannot. */
+  /** Bytes of the largest buffer that a kernel can bind, if there is a limit. */
+  readonly most?: number;
+  /** Allocates a buffer of zeros; `bytes` is a multiple of 4. */
+  allocate(bytes: number, label: string): T;
+  /** Writes to `buffer`, from byte `begin`. `bytes` may be reused on return. */
+  write(buffer: T, begin: number, bytes: Uint8Array<ArrayBuffer>): void;
+  /** Computes rows `row` to `row + rows` from a rule, on the device; false if it cannot. */
   synthesize?(
-    tensor: T,
+    matrix: Matrix<T>,
     row: number,
     rows: number,
     rule: SyntheticRule,
@@ -52,70 +48,136 @@ export interface LoadOptions {
 const PIECE = 16 << 20;
 const SETTLE_EVERY = 128 << 20;
 
+/** Pieces begin at multiples of so many rows, so that planes are written at whole words. */
+const PIECE_ROWS = 8;
+
 /**
- * Loads all weights of a model.
+ * Loads all weights of a model, each tensor in the format that it is stored in.
  *
  * @throws {Error} naming the tensors that are missing, unknown or misshapen.
  */
 export async function loadWeights<T>(
   checkpoint: Checkpoint,
   store: WeightStore<T>,
-  { onProgress, signal }: LoadOptions = {},
-): Promise<Weights<T>> {
-  const { config, tensors, synthetic } = checkpoint;
+  options: LoadOptions = {},
+): Promise<Weights<Matrix<T>>> {
+  const { config } = checkpoint;
   const family = familyOf(config), table = family.weights(config);
   checkTensors(checkpoint, family, table);
-  let total = 0, done = 0, unsettled = 0;
-  for (const name of tensorShapes(table).keys()) {
-    total += tensors.get(name)!.byteLength;
+  const names = tensorShapes(table).keys();
+  const loader = new Loader(checkpoint, store, options, [...names]);
+  const loaded = new Map<WeightSpec, Matrix<T>>();
+  for (const spec of listWeights(table)) {
+    loaded.set(spec, await loader.load(spec));
   }
-  const piece = new Uint8Array(PIECE);
-
-  async function load(spec: WeightSpec): Promise<T> {
-    const infos = spec.tensors.map(({ name }) => tensors.get(name)!);
-    const [first] = infos;
-    const dtype = infos.every((info) => info.dtype === first.dtype)
-      ? first.dtype
-      : "f32"; // different types can only be stacked in the widest
-    const shape = stackedShape(spec);
-    const tensor = store.allocate(dtype, shape, spec.label, spec.split);
-    let row = 0, at = 0;
-    for (const info of infos) {
-      const rule = synthetic &&
-        syntheticRule(info.name, spec.kind, info.shape, synthetic.seed);
-      if (rule && store.synthesize?.(tensor, row, info.shape[0], rule)) {
-        at += info.byteLength;
-        done += info.byteLength;
-      } else at = await copy(info, tensor, dtype, at);
-      row += info.shape[0];
-      onProgress?.({ stage: "weights", file: info.name, done, total });
-    }
-    return tensor;
-  }
-
-  async function copy(info: TensorInfo, tensor: T, dtype: Dtype, at: number) {
-    for (let begin = 0; begin < info.byteLength; begin += PIECE) {
-      signal?.throwIfAborted();
-      const bytes = piece.subarray(0, Math.min(PIECE, info.byteLength - begin));
-      await checkpoint.read(info.name, begin, bytes);
-      const stored = dtype === info.dtype ? bytes : widen(bytes, info.dtype);
-      store.write(tensor, at, stored);
-      at += stored.length;
-      done += bytes.length;
-      unsettled += stored.length;
-      if (unsettled >= SETTLE_EVERY) {
-        await store.settle();
-        unsettled = 0;
-      }
-      onProgress?.({ stage: "weights", file: info.name, done, total });
-    }
-    return at;
-  }
-
-  const loaded = new Map<WeightSpec, T>();
-  for (const spec of listWeights(table)) loaded.set(spec, await load(spec));
   await store.settle();
   return mapWeights(table, (spec) => loaded.get(spec)!);
+}
+
+/** Reads tensors into a device's memory and reports progress. */
+class Loader<T> {
+  readonly #total: number;
+  #done = 0;
+  /** Bytes that were written but may not have arrived. */
+  #unsettled = 0;
+  #staging = new Uint8Array(PIECE);
+
+  constructor(
+    readonly checkpoint: Checkpoint,
+    readonly store: WeightStore<T>,
+    readonly options: LoadOptions,
+    names: readonly string[],
+  ) {
+    this.#total = names.reduce(
+      (sum, name) => sum + checkpoint.tensors.get(name)!.byteLength,
+      0,
+    );
+  }
+
+  /** Loads the tensors of an entry, stacked. */
+  async load({ label, kind, tensors, split }: WeightSpec): Promise<Matrix<T>> {
+    const { checkpoint, store } = this;
+    const infos = tensors.map(({ name }) => checkpoint.tensors.get(name)!);
+    const stack = infos.map(({ shape, format }) => ({
+      rows: shape.length > 1 ? shape[0] : 1, // a norm is a matrix of one row
+      format,
+    }));
+    const k = infos[0].shape.at(-1)!;
+    const limits = { pairs: split === "pairs", most: store.most };
+    const matrix = allocateMatrix(
+      label,
+      stack,
+      k,
+      limits,
+      (bytes, label) => store.allocate(bytes, label),
+    );
+    let row = 0;
+    for (const [i, info] of infos.entries()) {
+      const { rows } = stack[i], { synthetic } = checkpoint;
+      const rule = synthetic &&
+        syntheticRule(info.name, kind, info.shape, synthetic.seed);
+      if (rule && store.synthesize?.(matrix, row, rows, rule)) {
+        this.#report(info, info.byteLength);
+      } else await this.#copy(info, matrix, row, rows);
+      row += rows;
+    }
+    return matrix;
+  }
+
+  /** Copies a tensor to rows `row` to `row + rows` of a matrix. */
+  async #copy(info: TensorInfo, matrix: Matrix<T>, row: number, rows: number) {
+    const { checkpoint, store, options: { signal } } = this;
+    const rowBytes = storedRowBytes(info.format, matrix.k);
+    const fit = Math.floor(PIECE / rowBytes / PIECE_ROWS) * PIECE_ROWS;
+    const step = Math.max(PIECE_ROWS, fit);
+    for (let begin = 0; begin < rows; begin += step) {
+      signal?.throwIfAborted();
+      const count = Math.min(step, rows - begin);
+      const stored = this.#room(count * rowBytes);
+      await checkpoint.read(info.name, begin * rowBytes, stored);
+      for (const piece of piecesOf(matrix, row + begin, count)) {
+        const { part: { format, planes }, at } = piece;
+        const from = (piece.row - row - begin) * rowBytes;
+        const blocks = stored.subarray(from, from + piece.rows * rowBytes);
+        packed(format, blocks, matrix.k, piece.rows).forEach((bytes, i) => {
+          store.write(planes[i], at * bytes.length / piece.rows, bytes);
+          this.#unsettled += bytes.length;
+        });
+      }
+      if (this.#unsettled >= SETTLE_EVERY) {
+        await store.settle();
+        this.#unsettled = 0;
+      }
+      this.#report(info, stored.length);
+    }
+  }
+
+  /** Staging memory; rows may be longer than a piece. */
+  #room(bytes: number): Uint8Array<ArrayBuffer> {
+    if (bytes > this.#staging.length) this.#staging = new Uint8Array(bytes);
+    return this.#staging.subarray(0, bytes);
+  }
+
+  #report({ name: file }: TensorInfo, bytes: number): void {
+    this.#done += bytes;
+    const progress = { done: this.#done, total: this.#total };
+    this.options.onProgress?.({ stage: "weights", file, ...progress });
+  }
+}
+
+/** Stored rows as the planes of their format. */
+function packed(
+  format: Format,
+  blocks: Uint8Array<ArrayBuffer>,
+  k: number,
+  rows: number,
+): Uint8Array<ArrayBuffer>[] {
+  if (!format.pack) return [blocks];
+  const planes = format.planes(k).map(({ rowBytes }) =>
+    new Uint8Array(rows * rowBytes)
+  );
+  format.pack(blocks, k, planes);
+  return planes;
 }
 
 /** Checks names and shapes. A head next to tied embeddings is ignored. */
@@ -157,16 +219,4 @@ function checkTensors(
       );
     }
   }
-}
-
-function widen(
-  bytes: Uint8Array<ArrayBuffer>,
-  dtype: TensorInfo["dtype"],
-): Uint8Array<ArrayBuffer> {
-  if (dtype === "f32") return bytes;
-  const count = bytes.length / BYTES[dtype];
-  const data = new Uint16Array(bytes.buffer, bytes.byteOffset, count);
-  const out = new Float32Array(count);
-  unpack({ dtype, shape: [count], data }, 0, out);
-  return new Uint8Array(out.buffer);
 }

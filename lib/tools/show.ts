@@ -10,7 +10,9 @@ import { findKernel, KERNEL_NAMES, KERNELS } from "../../kernels/list.ts";
 import { reference } from "../check/kernel_case.ts";
 import { Random } from "../check/reference.ts";
 import type { Capabilities } from "../dispatch/capabilities.ts";
-import type { Dtype } from "../dtype.ts";
+import { bf16 } from "../formats/bf16.ts";
+import type { Format } from "../formats/format.ts";
+import { allocateMatrix } from "../formats/matrix.ts";
 import { chooseCacheDtype } from "../dispatch/precision.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -18,6 +20,7 @@ import { type Gpu, LEAST_WORKGROUP_MEMORY } from "../webgpu/device.ts";
 import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
 import { GpuOps } from "../gpu/ops.ts";
+import { gpuStore } from "../gpu/store.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
 import { familyOf } from "../model/families.ts";
 import { mapWeights, stackedShape } from "../model/family.ts";
@@ -45,8 +48,8 @@ export interface ShowOptions {
   config: Qwen3Config;
   /** Tokens of the pass; by default 512, or as many as the kernel is for. */
   tokens?: number;
-  /** Element type of the weights; bf16 by default. */
-  dtype?: Dtype;
+  /** How the weights are stored; bf16 by default. */
+  format?: Format;
   /** Constants that replace the chosen ones. */
   constants?: Constants;
 }
@@ -57,7 +60,7 @@ export interface Shown {
   /** What this call computes, and the other calls of the kernel in the pass. */
   label: string;
   also: string[];
-  operands: { name: string; dtype: Dtype; shape: readonly number[] }[];
+  operands: { name: string; dtype: string; shape: readonly number[] }[];
   /** The kernel's own constants; the WGSL has those that follow from them. */
   constants: Constants;
   reason: string;
@@ -75,12 +78,13 @@ export function showKernel(
   device: Sketched,
   options: ShowOptions,
 ): Shown {
-  const wanted = findKernel(name)?.name;
-  if (!wanted) {
+  const kernel = findKernel(name);
+  if (!kernel) {
     throw new Error(
       `Cannot show "${name}": the kernels are ${KERNEL_NAMES.join(", ")}`,
     );
   }
+  const wanted = kernel.name;
   // As it is on this device if that runs it, else with the other type of matmuls.
   const other = { ...device, f16: true, software: false };
   const none = { ...device, f16: false };
@@ -91,7 +95,7 @@ export function showKernel(
     for (const tokens of order) {
       const calls = [
         ...recordPasses(chosen, tokens, options),
-        ...recordCases(chosen, options.dtype),
+        ...recordCases(chosen, options.format),
       ].filter(({ kernel }) => kernel.name === wanted);
       if (!calls.length) continue;
       const found = describe(calls[0], options.constants);
@@ -105,12 +109,14 @@ export function showKernel(
         }`;
       return {
         ...found,
-        label: `${found.label}, ${where}`,
+        label: inPasses(kernel) ? `${found.label}, ${where}` : found.label,
         also: [...new Set(also)],
       };
     }
   }
-  throw new Error(`Cannot show ${wanted}: no pass of this model runs it`);
+  const own = KERNELS.filter(({ name }) => name === wanted);
+  const [call] = recordCases(device, options.format, own);
+  return describe(call, options.constants);
 }
 
 /**
@@ -125,7 +131,7 @@ export function showVariants(
   const tokens = options.tokens ?? 512;
   const calls = [
     ...recordPasses(device, tokens, options),
-    ...recordCases(device, options.dtype),
+    ...recordCases(device, options.format),
   ];
   const variants = new Map<string, Shown>();
   for (const call of calls) {
@@ -170,8 +176,14 @@ function describe(
     reason: options.reason ?? "asked for",
     operands: Object.keys(contract).map((name) => {
       const operand = operands[name];
-      const { dtype, shape } = "tensor" in operand ? operand.tensor : operand;
-      return { name, dtype, shape };
+      if ("dtype" in operand) {
+        const { dtype, shape } = operand;
+        return { name, dtype, shape };
+      }
+      const matrix = "matrix" in operand ? operand.matrix : operand;
+      const { format } = "matrix" in operand ? operand.part : operand.parts[0];
+      const shape = matrix.n === 1 ? [matrix.k] : [matrix.n, matrix.k];
+      return { name, dtype: format.name, shape };
     }),
     constants: all,
     wgsl,
@@ -214,19 +226,22 @@ function sketch(device: Sketched): Gpu {
 function recordPasses(
   device: Sketched,
   tokens: number,
-  { config: whole, dtype = "bf16" }: ShowOptions,
+  { config: whole, format = bf16 }: ShowOptions,
 ): Call[] {
   const config = { ...whole, numHiddenLayers: 1 };
   const gpu = sketch(device), plan = new CallPlan(gpu);
   const halfProducts = device.f16 && !device.software;
-  const family = familyOf(config);
+  const family = familyOf(config), store = gpuStore(gpu);
   const weights = mapWeights(family.weights(config), (spec) => {
     const { label, kind, measured } = spec;
     const shape = stackedShape(spec);
-    const tensor = Tensor.create(gpu, dtype, shape, undefined, label);
+    const [rows, k] = shape.length > 1 ? shape : [1, ...shape];
+    const stack = [{ rows, format }];
+    const pairs = { pairs: spec.split === "pairs" };
+    const matrix = allocateMatrix(label, stack, k, pairs, store.allocate);
     // A typical magnitude, since measuring it takes a device.
-    if (halfProducts && measured) tensor.largest = kind === "norm" ? 2 : 0.25;
-    return tensor;
+    if (halfProducts && measured) matrix.largest = kind === "norm" ? 2 : 0.25;
+    return matrix;
   });
   const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
@@ -259,15 +274,19 @@ function recordPasses(
 }
 
 /** Calls of kernels that no pass runs, from their test cases; a model's sizes come first. */
-function recordCases(device: Sketched, dtype: Dtype = "bf16"): Call[] {
+function recordCases(
+  device: Sketched,
+  { name }: Format = bf16,
+  kernels = KERNELS.filter((kernel) => !inPasses(kernel)),
+): Call[] {
   const gpu = sketch(device);
   const tools = { device, random: new Random(), reference };
-  return KERNELS.filter((kernel) => !inPasses(kernel)).flatMap((kernel) => {
+  return kernels.flatMap((kernel) => {
     const cases = kernel.cases.toReversed().flatMap((given) =>
       kernel.makeCase(given, tools) ?? []
     );
     const ofType = cases.filter(({ operands }) =>
-      Object.values(operands).some((operand) => operand.dtype === dtype)
+      Object.values(operands).some((operand) => operand.dtype === name)
     );
     return (ofType.length ? ofType : cases).map((one): Call => ({
       kernel,

@@ -1,18 +1,20 @@
 /**
- * Kernels as data. A kernel's buffer map is its contract: it gives bindings,
- * access, the uniform struct with the sizes inferred from the tensors, and the
- * error when shapes disagree.
+ * Kernels as data. A kernel's buffer map is its contract: bindings, access, the
+ * uniform struct with sizes inferred from the operands, and errors when shapes
+ * disagree all follow from it.
  *
  * @module
  */
-import { BYTES, elements, unitSize } from "../dtype.ts";
 import { DeviceError } from "../errors.ts";
+import type { Format } from "../formats/format.ts";
+import { type Matrix, type MatrixPart, rowsHeld } from "../formats/matrix.ts";
+import { formatNamed } from "../formats/mod.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import type { Gpu } from "./device.ts";
 import type { Shader } from "./pipeline.ts";
-import type { Tensor, TensorPart } from "./tensor.ts";
+import type { Tensor } from "./tensor.ts";
 import { unroll } from "./unroll.ts";
-import { accessors, elementType, settleView, type View } from "./wgsl.ts";
+import { accessors, settleView, unitSize, used, type View } from "./wgsl.ts";
 
 /** Sizes by name, as inferred from the tensors of a call. */
 export type Dims = Readonly<Record<string, number>>;
@@ -20,7 +22,7 @@ export type Dims = Readonly<Record<string, number>>;
 /** Workgroups in x, y and z. */
 export type Grid = readonly [number, number, number];
 
-/** What each buffer is, in binding order. */
+/** Shape, access and view of each buffer, in binding order. */
 export type Contract = Readonly<Record<string, string>>;
 
 /** One kernel: its contract, constants, grid and WGSL. */
@@ -28,37 +30,43 @@ export interface Kernel {
   readonly name: string;
   /**
    * By buffer: `[out|inout] sizes [as view]`, e.g. `"n k as unit"`. `any`
-   * leaves a size, or alone the whole shape, unchecked. Views: see lib/webgpu/wgsl.ts.
+   * leaves a size unchecked or, alone, the whole shape. Views: see lib/webgpu/wgsl.ts.
    */
   readonly buffers: Contract | ((constants: Constants) => Contract);
-  /** Further uniforms beside the sizes, which are u32. */
+  /** Further uniforms; the sizes come first, as u32. */
   readonly uniforms?: Readonly<Record<string, "u32" | "f32">>;
   /** Defaults; a call may override them. Numbers become WGSL constants (u32). */
   readonly constants: Constants;
-  /** Constants that follow from others, sizes or element types. */
+  /** Constants derived from others, sizes and element types. */
   readonly derive?: (constants: Constants, dims: Dims) => Constants;
   readonly grid: (dims: Dims, constants: Record<string, number>) => Grid;
   readonly body: string;
 }
 
-/** A kernel with a fixed contract; a plain object, named for what it is at its definition. */
+/** Types a kernel where it is defined. */
 export function kernel(spec: Kernel): Kernel {
   return spec;
 }
 
-/** A tensor, or one part of a split one. */
-export type Operand = Tensor | { tensor: Tensor; part: TensorPart };
+/** A part of a weight matrix, which binds one buffer per plane of its format. */
+export interface WeightOperand {
+  readonly matrix: Matrix<Tensor>;
+  readonly part: MatrixPart<Tensor>;
+}
 
-/** The tensors of a call, by buffer name. */
+/** A tensor, a matrix of one part, or one part of a matrix. */
+export type Operand = Tensor | Matrix<Tensor> | WeightOperand;
+
+/** The operands of a call, by buffer name. */
 export type Operands = Readonly<Record<string, Operand>>;
 
-/** What a call gives beside its buffers. */
+/** Constants and uniforms of a call. */
 export interface CallOptions {
   constants?: Constants;
   uniforms?: Readonly<Record<string, number>>;
 }
 
-/** A call whose shapes agree with the kernel's contract. */
+/** A checked call, ready to be recorded. */
 export interface Prepared {
   kernel: Kernel;
   shader: Shader;
@@ -70,30 +78,33 @@ export interface Prepared {
   grid: Grid;
 }
 
-/** `n` workgroups as a grid that respects 65,535 per dimension: id = y · width + x. */
+/** A grid of at least `n` workgroups, at most 65,535 per dimension: id = y · width + x. */
 export function splitGrid(n: number, z = 1): Grid {
   const groups = Math.max(1, Math.ceil(n));
   const y = Math.ceil(groups / 65535);
   return [Math.ceil(groups / y), y, z];
 }
 
+/** One buffer of a contract with its operand. */
 interface Bound {
   name: string;
-  tensor: Tensor;
-  dtype: Tensor["dtype"];
   shape: readonly number[];
-  part: TensorPart;
+  /** Of its elements; undefined for u32. */
+  format: Format | undefined;
+  /** One tensor, or the planes of a matrix, with their names in WGSL. */
+  buffers: readonly Tensor[];
+  bindings: readonly string[];
   access: "in" | "out" | "inout";
   sizes: string[];
   view: View;
 }
 
 /**
- * Checks shapes and gathers what a dispatch needs.
+ * Checks a call and prepares its dispatch.
  *
  * @throws {Error} if a shape disagrees with the contract, naming both sides, or if
- * the kernel lacks a constant or uniform that is given, naming those it has.
- * @throws {DeviceError} if the adapter binds fewer buffers than the kernel has.
+ * a given constant or uniform does not exist, naming those that do.
+ * @throws {DeviceError} if the kernel has more buffers than the adapter can bind.
  */
 export function prepare(
   gpu: Gpu,
@@ -103,12 +114,15 @@ export function prepare(
 ): Prepared {
   const { bound, dims, constants, code } = resolve(kernel, operands, options);
   const most = gpu.limits.maxStorageBuffersPerShaderStage;
-  if (bound.length > most) {
+  const all = bound.flatMap(({ buffers, access, view }) =>
+    buffers.map((tensor) => ({ tensor, access, view }))
+  );
+  if (all.length > most) {
     throw new DeviceError(
-      `Cannot run ${kernel.name}: it binds ${bound.length} buffers, ${gpu.name} allows ${most} (maxStorageBuffersPerShaderStage)`,
+      `Cannot run ${kernel.name}: it binds ${all.length} buffers, ${gpu.name} allows ${most} (maxStorageBuffersPerShaderStage)`,
     );
   }
-  const types = bound.map(({ access, view }) =>
+  const types = all.map(({ access, view }) =>
     view === "texels" ? view : access === "in" ? "read-only-storage" : "storage"
   );
   const shader: Shader = {
@@ -128,15 +142,11 @@ export function prepare(
       } workgroups, at most 65535 fit in a dimension`,
     );
   }
-  const entries = bound.map((
-    { tensor, part, dtype, shape, view },
+  const entries = all.map(({ tensor, view }, binding) => ({
     binding,
-  ) => ({
-    binding,
-    resource: view === "texels" ? tensor.texels(part).createView() : {
-      buffer: part.buffer,
-      offset: part.offset,
-      size: Math.max(16, Math.ceil(elements(shape) * BYTES[dtype] / 16) * 16),
+    resource: view === "texels" ? tensor.texels().createView() : {
+      buffer: tensor.buffer,
+      size: Math.max(16, Math.ceil(tensor.bytes / 16) * 16),
     },
   }));
   return { kernel, shader, entries, uniforms, dims, constants, grid };
@@ -164,22 +174,18 @@ function resolve(kernel: Kernel, operands: Operands, options: CallOptions) {
     bind(kernel, name, what, operands[name])
   );
   const dims = inferDims(kernel, bound);
-  for (const b of bound) {
-    const x = b.name.toUpperCase();
-    given[`${x}_DTYPE`] = b.dtype;
-    given[`${x}_VIEW`] = b.view;
-    given[`${x}_UNIT`] = unitSize(b.dtype);
+  for (const { name, format, view } of bound) {
+    const x = name.toUpperCase();
+    given[`${x}_DTYPE`] = format?.name ?? "u32";
+    given[`${x}_VIEW`] = view;
+    given[`${x}_UNIT`] = unitSize(format);
   }
   const constants = { ...given, ...kernel.derive?.(given, dims) };
-  return {
-    bound,
-    dims,
-    constants,
-    code: source(kernel, bound, dims, constants),
-  };
+  const code = source(kernel, bound, dims, constants);
+  return { bound, dims, constants, code };
 }
 
-/** A misspelled name would be a default in silence. */
+/** A misspelled name would silently use the default. */
 function refuseUnknown(
   { name }: Kernel,
   what: "constant" | "uniform",
@@ -207,21 +213,43 @@ function bind(
   const [, access, sizes, view] = contract.match(
     /^(?:(out|inout) )?([\w ]*?)(?: as (\w+))?$/,
   )!;
-  const split = "tensor" in operand;
-  const tensor = split ? operand.tensor : operand;
-  const { part } = operand;
-  const shape = split ? [part.rows, ...tensor.shape.slice(1)] : tensor.shape;
-  const last = shape.at(-1) ?? 1;
+  const sizeNames = sizes.split(" ");
+  const { shape, format, buffers } = operandOf(operand, sizeNames.length);
+  const planes = buffers.length > 1
+    ? format!.planes(shape.at(-1)!).map((plane) => `${name}_${plane.name}`)
+    : [name];
   return {
     name,
-    tensor,
-    dtype: tensor.dtype,
     shape,
-    part,
+    format,
+    buffers,
+    bindings: planes,
     access: (access ?? "in") as Bound["access"],
-    sizes: sizes.split(" "),
-    view: settleView((view ?? "scalar") as View, tensor.dtype, last),
+    sizes: sizeNames,
+    view: settleView((view ?? "scalar") as View, format, shape.at(-1) ?? 1),
   };
+}
+
+/** Shape, format and buffers of an operand. A matrix of one row can be bound as a vector. */
+function operandOf(
+  operand: Operand,
+  dimensions: number,
+): Pick<Bound, "shape" | "format" | "buffers"> {
+  if ("dtype" in operand) {
+    const { dtype, shape } = operand;
+    const format = dtype === "u32" ? undefined : formatNamed(dtype);
+    return { shape, format, buffers: [operand] };
+  }
+  const matrix = "matrix" in operand ? operand.matrix : operand;
+  const [part, ...more] = "matrix" in operand ? [operand.part] : operand.parts;
+  if (more.length) {
+    throw new Error(
+      `Cannot bind ${matrix.label} whole: it has ${more.length + 1} parts`,
+    );
+  }
+  const rows = rowsHeld(part);
+  const shape = rows === 1 && dimensions === 1 ? [matrix.k] : [rows, matrix.k];
+  return { shape, format: part.format, buffers: part.planes };
 }
 
 function inferDims(kernel: Kernel, bound: Bound[]): Dims {
@@ -253,7 +281,27 @@ function inferDims(kernel: Kernel, bound: Bound[]): Dims {
   return dims;
 }
 
+/** Generated WGSL by constants: the layers of a model share it. */
+const sources = new WeakMap<Kernel, Map<string, string>>();
+
 function source(
+  kernel: Kernel,
+  bound: Bound[],
+  dims: Dims,
+  constants: Constants,
+): string {
+  let known = sources.get(kernel);
+  if (!known) sources.set(kernel, known = new Map());
+  // Includes the format and the view of each buffer.
+  const key = JSON.stringify(constants);
+  let code = known.get(key);
+  if (code === undefined) {
+    known.set(key, code = write(kernel, bound, dims, constants));
+  }
+  return code;
+}
+
+function write(
   kernel: Kernel,
   bound: Bound[],
   dims: Dims,
@@ -261,62 +309,43 @@ function source(
 ): string {
   const lines = [`// ${kernel.name}`];
   if (constants.F16 === 1) lines.push("enable f16;");
-  // What only the grid depends on would make another pipeline of the same text.
-  const mentioned = mentionedIn(kernel);
+  // Constants that only the grid uses are left out, so that pipelines can be shared.
+  const mentioned = new Set(kernel.body.match(/\b[A-Z]\w*\b/g));
   for (const [name, value] of Object.entries(constants)) {
     if (typeof value === "number" && mentioned.has(name)) {
       lines.push(`const ${name}: u32 = ${value}u;`);
     }
   }
-  bound.forEach(({ name, view, dtype, access }, binding) => {
-    const mode = access === "in" ? "read" : "read_write";
-    lines.push(
-      `@group(0) @binding(${binding}) ` +
-        (view === "texels"
-          ? `var ${name}: texture_2d<u32>;`
-          : `var<storage, ${mode}> ${name}: array<${
-            elementType(view, dtype)
-          }>;`),
+  const declarations: string[] = [];
+  /** The number of functions `x_four[i]`, by name. */
+  const fours = new Map<string, number>();
+  let binding = 0;
+  for (const { name, bindings, view, format, access } of bound) {
+    const writable = access !== "in", mode = writable ? "read_write" : "read";
+    const { types, code } = accessors(name, bindings, {
+      ...{ view, format, writable },
+    });
+    bindings.forEach((x, i) =>
+      lines.push(
+        `@group(0) @binding(${binding++}) ` +
+          (view === "texels"
+            ? `var ${x}: texture_2d<u32>;`
+            : `var<storage, ${mode}> ${x}: array<${types[i]}>;`),
+      )
     );
-  });
+    declarations.push(...code);
+    fours.set(`${name}_four`, view === "vec4" ? 1 : unitSize(format) / 4);
+  }
   const fields = [
     ...Object.keys(dims).map((name) => `${name}: u32`),
     ...Object.entries(kernel.uniforms ?? {}).map(([n, t]) => `${n}: ${t}`),
   ];
   lines.push(
     `struct Uniforms { ${fields.join(", ") || "unused: u32"} }`,
-    `@group(0) @binding(${bound.length}) var<uniform> u: Uniforms;`,
+    `@group(0) @binding(${binding}) var<uniform> u: Uniforms;`,
   );
-  for (const { name, view, dtype, access } of bound) {
-    lines.push(accessors(name, view, dtype, access !== "in"));
-  }
-  return lines.join("\n") + expand(kernel, constants);
-}
-
-/** Names in capitals of bodies: every call of a kernel asks for the same. */
-const mentions = new WeakMap<Kernel, ReadonlySet<string>>();
-
-function mentionedIn(kernel: Kernel): ReadonlySet<string> {
-  let names = mentions.get(kernel);
-  if (!names) {
-    names = new Set(kernel.body.match(/\b[A-Z]\w*\b/g));
-    mentions.set(kernel, names);
-  }
-  return names;
-}
-
-/** Bodies, expanded, by their constants: every layer of a model asks for the same. */
-const expanded = new WeakMap<Kernel, Map<string, string>>();
-
-function expand(kernel: Kernel, constants: Constants): string {
-  let known = expanded.get(kernel);
-  if (!known) expanded.set(kernel, known = new Map());
-  const key = JSON.stringify(constants);
-  let body = known.get(key);
-  if (body === undefined) {
-    known.set(key, body = unroll(kernel.body, constants));
-  }
-  return body;
+  const body = unroll(kernel.body, constants, fours);
+  return [...lines, ...used(declarations, body)].join("\n") + body;
 }
 
 function uniformData(

@@ -12,7 +12,8 @@
 import type { Constants } from "../dispatch/shapes.ts";
 
 /**
- * Expands `text` with `constants`.
+ * Expands `text` with `constants`. `numbered` names are declared elsewhere, so many of
+ * each: of functions, `f[2 * i](x)` becomes `f_4(x)`.
  *
  * ```ts
  * import { unroll } from "./unroll.ts";
@@ -22,8 +23,12 @@ import type { Constants } from "../dispatch/shapes.ts";
  *
  * @throws {Error} if a bound or an index is not a constant, or a brace is missing.
  */
-export function unroll(text: string, constants: Constants): string {
-  const split = new Map<string, number>();
+export function unroll(
+  text: string,
+  constants: Constants,
+  numbered: ReadonlyMap<string, number> = new Map(),
+): string {
+  const split = new Map(numbered);
   const expanded = expandBlocks(text, constants, split);
   return nameElements(expanded, constants, split);
 }

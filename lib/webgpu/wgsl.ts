@@ -1,25 +1,27 @@
 /**
- * WGSL text that kernels share: typed views of buffers and sums over lanes.
+ * WGSL shared by kernels: typed views of buffers, and sums over lanes.
  *
  * @module
  */
-import { type Dtype, unitSize } from "../dtype.ts";
+import { f16 } from "../formats/f16.ts";
+import { f32 } from "../formats/f32.ts";
+import { type Format, fourLoad, wideLoad } from "../formats/format.ts";
 
 /**
- * How a kernel looks at a buffer.
+ * How a kernel accesses a buffer. Tensors of floats are read like weights in the format
+ * of the same name: `x_load`, `x_four[i]` and `x_masked` come from lib/formats.
  *
  * - `scalar`: `x_at(i)` is one element as f32 (u32 buffers: the array itself),
  *   `x_put(i, v)` writes one (f32 only);
- * - `vec4`: `x_at(i)` are elements 4i … 4i+3, `x_put(i, v)` writes them, `x_of(v)` are
- *   those of an array element v;
- * - `span`: `x_span(e, left)` are elements e … e+3 of which `left` remain in the
+ * - `vec4`: loads of four elements; `x_at(i)` are elements 4i … 4i+3, `x_put(i, v)`
+ *   writes them;
+ * - `span`: `x_span(e, left)` are elements e … e+3, of which `left` remain in the
  *   row (zeros after them), `x_store(e, left, v)` writes those that remain; `vec4`
  *   where the last dimension is a multiple of 4, else `scalar`;
- * - `unit`: 16 bytes as `vec4u`, `x_lo(v)` and `x_hi(v)` are their first and second
- *   four elements (a kernel that writes them packs them); `scalar` where the last
- *   dimension is not a multiple of `X_UNIT`;
- * - `texels`: the same from a texture, a copy of a tensor that changes no more:
- *   `x_unit(i)` is 16 bytes of it;
+ * - `unit`: the widest loads, `X_UNIT` elements each; `scalar` where the last
+ *   dimension is not a multiple of that; u32 buffers: the array itself, of vec4u;
+ * - `texels`: the same from a texture, a copy of a buffer that no longer changes;
+ *   u32 buffers: `x_unit(i)` is 16 bytes of it;
  * - `half`: `x_at(i)` are elements 4i … 4i+3 as vec4<f16> (f16 only, F16 1);
  * - `raw`: the array itself, of u32;
  * - `atomic`: the array itself, of atomic u32.
@@ -34,116 +36,152 @@ export type View =
   | "raw"
   | "atomic";
 
-/** The view that a tensor's last dimension allows. */
-export function settleView(view: View, dtype: Dtype, last: number): View {
-  if ((view === "unit" || view === "texels") && last % unitSize(dtype) !== 0) {
-    return "scalar";
+/** A buffer as a kernel declares it. */
+export interface Viewed {
+  /** Settled: see {@linkcode settleView}. */
+  readonly view: View;
+  /** How its elements are stored; undefined for u32. */
+  readonly format: Format | undefined;
+  readonly writable: boolean;
+}
+
+/** Elements of the widest loads of a buffer. */
+export const unitSize = (format: Format | undefined): number =>
+  format?.loads[0] ?? 4;
+
+/** The view that is possible for a last dimension. */
+export function settleView(
+  view: View,
+  format: Format | undefined,
+  last: number,
+): View {
+  if (view === "unit" || view === "texels") {
+    const whole = format
+      ? wideLoad(format, last) === unitSize(format)
+      : last % 4 === 0;
+    return whole ? view : "scalar";
   }
-  if (view === "span" && last % 4 === 0) return "vec4";
-  return view;
+  if (view !== "span") return view;
+  return (format ? fourLoad(format, last) : last % 4 ? 1 : 4) === 1
+    ? "scalar"
+    : "vec4";
 }
 
 /** Texels in a row of a texture: whole copies of rows begin at multiples of 256 bytes. */
 export const TEXELS_WIDE = 256;
 
-/** WGSL type of one array element under a view. */
-export function elementType(view: View, dtype: Dtype): string {
-  const wide = dtype === "f32" || dtype === "u32";
-  if (view === "unit") return "vec4u";
-  if (view === "half") return "vec4<f16>";
-  if (view === "raw") return "u32";
-  if (view === "atomic") return "atomic<u32>";
-  if (view === "vec4") {
-    return wide ? (dtype === "u32" ? "vec4u" : "vec4f") : "vec2u";
-  }
-  return dtype === "f32" ? "f32" : "u32";
+const texel = (x: string) =>
+  `textureLoad(${x}, vec2u(at % ${TEXELS_WIDE}u, at / ${TEXELS_WIDE}u), 0)`;
+
+/** WGSL types of array elements, by binding, and declarations of functions. */
+export interface Accessors {
+  readonly types: readonly string[];
+  readonly code: readonly string[];
 }
 
 /**
- * Accessor functions of buffer `x` under its settled view.
+ * Declares how buffer `x` is read and written. `bindings` are the names of its planes,
+ * or just `x` if it has only one.
  *
- * @throws {Error} if it is writable and of a type that kernels cannot write.
+ * @throws {Error} if it is writable, but kernels cannot write its type.
  */
 export function accessors(
   x: string,
-  view: View,
-  dtype: Dtype,
-  writable: boolean,
-): string {
-  if ((dtype === "u32" && view !== "texels") || view === "raw") return "";
-  const bf16 = dtype === "bf16";
+  bindings: readonly string[],
+  { view, format, writable }: Viewed,
+): Accessors {
+  if (view === "raw") return { types: ["u32"], code: [] };
+  if (view === "atomic") return { types: ["atomic<u32>"], code: [] };
+  if (format === undefined) return ofIntegers(x, view);
   const whole = view === "vec4" || view === "unit";
-  if (writable && (bf16 || dtype === "f16" && !whole)) {
+  if (writable && format !== f32 && !(format === f16 && whole)) {
     throw new Error(
-      `Cannot write ${x} as ${dtype}: kernels write f32, or f16 in rows of whole vec4`,
+      `Cannot write ${x} as ${format.name}: kernels write f32, or f16 in rows of whole vec4`,
     );
   }
-  const pairs = (a: string, b: string) =>
-    bf16
-      ? `bitcast<vec4f>(vec4u(${a} << 16u, ${a} & 0xffff0000u, ${b} << 16u, ${b} & 0xffff0000u))`
-      : `vec4f(unpack2x16float(${a}), unpack2x16float(${b}))`;
-  if (view === "texels") {
-    return `fn ${x}_unit(at: u32) -> vec4u { return textureLoad(${x}, vec2u(at % ${TEXELS_WIDE}u, at / ${TEXELS_WIDE}u), 0); }\n` +
-      accessors(x, "unit", dtype, writable);
-  }
-  if (view === "unit") {
-    return dtype === "f32"
-      ? `fn ${x}_lo(bits: vec4u) -> vec4f { return bitcast<vec4f>(bits); }\n`
-      : `fn ${x}_lo(bits: vec4u) -> vec4f { return ${
-        pairs("bits.x", "bits.y")
-      }; }\n` +
-        `fn ${x}_hi(bits: vec4u) -> vec4f { return ${
-          pairs("bits.z", "bits.w")
-        }; }\n`;
-  }
   if (view === "half") {
-    return `fn ${x}_at(at: u32) -> vec4<f16> { return ${x}[at]; }\n`;
+    const code = `fn ${x}_at(at: u32) -> vec4<f16> { return ${x}[at]; }`;
+    return { types: ["vec4<f16>"], code: [code] };
   }
-  if (view === "vec4") {
-    const of = dtype === "f32" ? "raw" : pairs("raw.x", "raw.y");
-    const put = dtype === "f32"
-      ? `${x}[at] = value;`
-      : `${x}[at] = vec2u(pack2x16float(value.xy), pack2x16float(value.zw));`;
-    const type = elementType(view, dtype);
-    return `fn ${x}_of(raw: ${type}) -> vec4f { return ${of}; }\n` +
-      `fn ${x}_at(at: u32) -> vec4f { return ${x}_of(${x}[at]); }\n` +
-      `fn ${x}_span(begin: u32, left: u32) -> vec4f { if (left == 0u) { return vec4f(); } return ${x}_at(begin >> 2u); }\n` +
-      (writable
-        ? `fn ${x}_put(at: u32, value: vec4f) { ${put} }\n` +
-          `fn ${x}_store(begin: u32, left: u32, value: vec4f) { if (left > 0u) { ${x}_put(begin >> 2u, value); } }\n`
-        : "");
+  const load = view === "scalar" ? 1 : view === "vec4" ? 4 : unitSize(format);
+  const { types } = format.wgsl(x, load, () => "");
+  const { code } = format.wgsl(x, load, (plane, at) => {
+    if (view !== "texels") return `${bindings[plane]}[${at}]`;
+    const bits = texel(bindings[plane]), type = types[plane];
+    return type === "vec4u" ? bits : `bitcast<${type}>(${bits})`;
+  });
+  const more = view === "scalar"
+    ? [SCALAR_SPAN, ...writable ? SCALAR_WRITES : []]
+    : view === "vec4"
+    ? [...VEC4_READS, ...writable ? vec4Writes(format) : []]
+    : [];
+  return { types, code: [...code, ...more.map((f) => f.replaceAll("$", x))] };
+}
+
+function ofIntegers(x: string, view: View): Accessors {
+  if (view === "texels") {
+    const code = `fn ${x}_unit(at: u32) -> vec4u { return ${texel(x)}; }`;
+    return { types: ["vec4u"], code: [code] };
   }
-  const at = dtype === "f32"
-    ? `return ${x}[at];`
-    : bf16
-    ? `let p = ${x}[at >> 1u]; return bitcast<f32>(select(p << 16u, p & 0xffff0000u, (at & 1u) == 1u));`
-    : `let p = unpack2x16float(${x}[at >> 1u]); return select(p.x, p.y, (at & 1u) == 1u);`;
-  return `fn ${x}_at(at: u32) -> f32 { ${at} }\n` +
-    `fn ${x}_span(begin: u32, left: u32) -> vec4f {
+  const wide = view === "unit" || view === "vec4";
+  return { types: [wide ? "vec4u" : "u32"], code: [] };
+}
+
+// Functions of buffer `$`.
+const SCALAR_SPAN = `fn $_span(begin: u32, left: u32) -> vec4f {
   var four = vec4f();
-  if (left > 0u) { four.x = ${x}_at(begin); }
-  if (left > 1u) { four.y = ${x}_at(begin + 1u); }
-  if (left > 2u) { four.z = ${x}_at(begin + 2u); }
-  if (left > 3u) { four.w = ${x}_at(begin + 3u); }
+  if (left > 0u) { four.x = $_at(begin); }
+  if (left > 1u) { four.y = $_at(begin + 1u); }
+  if (left > 2u) { four.z = $_at(begin + 2u); }
+  if (left > 3u) { four.w = $_at(begin + 3u); }
   return four;
-}\n` +
-    (writable && dtype === "f32"
-      ? `fn ${x}_put(at: u32, value: f32) { ${x}[at] = value; }
-fn ${x}_store(begin: u32, left: u32, value: vec4f) {
-  if (left > 0u) { ${x}[begin] = value.x; }
-  if (left > 1u) { ${x}[begin + 1u] = value.y; }
-  if (left > 2u) { ${x}[begin + 2u] = value.z; }
-  if (left > 3u) { ${x}[begin + 3u] = value.w; }
-}\n`
-      : "");
+}`;
+const SCALAR_WRITES = [
+  "fn $_put(at: u32, value: f32) { $[at] = value; }",
+  `fn $_store(begin: u32, left: u32, value: vec4f) {
+  if (left > 0u) { $[begin] = value.x; }
+  if (left > 1u) { $[begin + 1u] = value.y; }
+  if (left > 2u) { $[begin + 2u] = value.z; }
+  if (left > 3u) { $[begin + 3u] = value.w; }
+}`,
+];
+const VEC4_READS = [
+  "fn $_at(at: u32) -> vec4f { return $_four_0($_load(at)); }",
+  "fn $_span(begin: u32, left: u32) -> vec4f { if (left == 0u) { return vec4f(); } return $_at(begin >> 2u); }",
+];
+const vec4Writes = (format: Format) => [
+  `fn $_put(at: u32, value: vec4f) { $[at] = ${
+    format === f32
+      ? "value"
+      : "vec2u(pack2x16float(value.xy), pack2x16float(value.zw))"
+  }; }`,
+  "fn $_store(begin: u32, left: u32, value: vec4f) { if (left > 0u) { $_put(begin >> 2u, value); } }",
+];
+
+/**
+ * The declarations that `body` uses, directly or through each other. The rest would
+ * only be in the way of readers and compilers.
+ */
+export function used(
+  declarations: readonly string[],
+  body: string,
+): readonly string[] {
+  const names = new Set(body.match(/\b\w+\b/g));
+  const kept = declarations.toReversed().filter((text) => {
+    const [, name] = /^(?:fn|alias|struct) (\w+)/.exec(text)!;
+    if (!names.has(name)) return false;
+    for (const word of text.match(/\b\w+\b/g)!) names.add(word);
+    return true;
+  });
+  return kept.toReversed();
 }
 
 /** Below every score and finite: running maxima begin with it, and its exp is 0. */
 export const LOW = -3e38;
 
 /**
- * `lanes_sum(v, tid)` and `lanes_max(v, tid)`: over each LANES neighbouring
- * threads, the result in all of them. LANES = 2^LOG_LANES must not exceed the
+ * `lanes_sum(v, tid)` and `lanes_max(v, tid)`: over groups of LANES neighboring
+ * threads, with the result in each of them. LANES = 2^LOG_LANES must not exceed the
  * smallest subgroup where SUBGROUPS is 1; without subgroups they go through
  * workgroup memory and have to be called in uniform control flow.
  */

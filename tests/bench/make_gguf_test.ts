@@ -86,7 +86,7 @@ for (
       }
       assertEquals(bytes.length, data + end);
 
-      const { dtype, shape, byteLength } = tensors.get(check)!;
+      const { format, shape, byteLength } = tensors.get(check)!;
       const name = [...entries.keys()][[...tensors.keys()].indexOf(check)];
       const entry = entries.get(name)!;
       assertEquals(entry.shape, shape);
@@ -95,9 +95,9 @@ for (
       const source = new DataView(stored.buffer);
       const view = new DataView(bytes.buffer, data + entry.offset);
       for (let i = 0; i < elements(shape); i++) {
-        const value = dtype === "f32"
+        const value = format.name === "f32"
           ? source.getFloat32(4 * i, true)
-          : (dtype === "f16" ? f16ToF32 : bf16ToF32)(
+          : (format.name === "f16" ? f16ToF32 : bf16ToF32)(
             source.getUint16(2 * i, true),
           );
         if (entry.type === 0) {

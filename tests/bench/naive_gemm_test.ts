@@ -1,5 +1,5 @@
 import { naiveGemm } from "../../bench/naive_gemm.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { linear, transpose } from "../../lib/check/reference.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { assertSums } from "../support/reference.ts";

@@ -1,3 +1,6 @@
+import { bf16 } from "../../lib/formats/bf16.ts";
+import { f16 } from "../../lib/formats/f16.ts";
+import { f32 } from "../../lib/formats/f32.ts";
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
@@ -64,7 +67,7 @@ Deno.test("openCheckpoint opens a directory and reads any range of a tensor", as
   assertEquals(checkpoint.tensors.size, 2 + 2 * 11);
   assertEquals(checkpoint.tensors.get("model.embed_tokens.weight"), {
     name: "model.embed_tokens.weight",
-    dtype: "bf16",
+    format: bf16,
     shape: [512, 64],
     byteLength: 2 * 512 * 64,
   });
@@ -100,7 +103,7 @@ Deno.test("openCheckpoint opens a directory and reads any range of a tensor", as
 Deno.test("openCheckpoint takes file: URLs and relative paths", async () => {
   await using byUrl = await openCheckpoint(fixture("tiny-untied-f32").href);
   assertEquals(byUrl.location, pathOf("tiny-untied-f32"));
-  assertEquals(byUrl.tensors.get("lm_head.weight")?.dtype, "f32");
+  assertEquals(byUrl.tensors.get("lm_head.weight")?.format, f32);
   const upToRoot = "../".repeat(Deno.cwd().split("/").length - 1);
   const path = upToRoot + pathOf("tiny-tied-bf16").slice(1);
   await using relative = await openCheckpoint(path);
@@ -114,8 +117,8 @@ Deno.test("openCheckpoint reads shards through their index", async () => {
   await using checkpoint = await openCheckpoint(pathOf("tiny-sharded-f16"));
   assertEquals(checkpoint.tensors.size, 2 + 4 * 11);
   let bytes = 0;
-  for (const { dtype, byteLength } of checkpoint.tensors.values()) {
-    assertEquals(dtype, "f16");
+  for (const { format, byteLength } of checkpoint.tensors.values()) {
+    assertEquals(format, f16);
     bytes += byteLength;
   }
   assertEquals(bytes, 1034944); // total_size in the index

@@ -1,3 +1,6 @@
+import { bf16 } from "../../lib/formats/bf16.ts";
+import { f16 } from "../../lib/formats/f16.ts";
+import { f32 } from "../../lib/formats/f32.ts";
 import { assertEquals, assertRejects } from "@std/assert";
 import {
   type ByteSource,
@@ -71,19 +74,19 @@ Deno.test("readSafetensorsHeader has types, shapes and offsets", async () => {
   const entries = await read(text, 14);
   assertEquals([...entries.keys()], ["b", "a", 'c\\"{', "d"]);
   assertEquals(entries.get("a"), {
-    dtype: "bf16",
+    format: bf16,
     shape: [2, 2],
     begin,
     end: begin + 8,
   });
   assertEquals(entries.get("b"), {
-    dtype: "f32",
+    format: f32,
     shape: [],
     begin: begin + 8,
     end: begin + 12,
   });
   assertEquals(entries.get('c\\"{'), {
-    dtype: "f16",
+    format: f16,
     shape: [0, 7],
     begin: begin + 12,
     end: begin + 12,

@@ -1,3 +1,4 @@
+import { bf16 } from "../../lib/formats/bf16.ts";
 import {
   assert,
   assertAlmostEquals,
@@ -85,7 +86,7 @@ Deno.test("synthetic checkpoints have the tensors of published ones", async () =
   );
   assertEquals(tied.tensors.get("model.layers.27.self_attn.q_norm.weight"), {
     name: "model.layers.27.self_attn.q_norm.weight",
-    dtype: "bf16",
+    format: bf16,
     shape: [128],
     byteLength: 256,
   });

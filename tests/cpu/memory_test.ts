@@ -58,6 +58,6 @@ Deno.test("data from another memory is refused", () => {
   assertThrows(
     () => memory.find({ dtype: "f32", shape: [1], data: new Float32Array(1) }),
     Error,
-    "must come from tensor()",
+    "must come from allocate()",
   );
 });

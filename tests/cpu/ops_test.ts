@@ -1,7 +1,8 @@
+import { matrixOf } from "../../lib/formats/matrix.ts";
 import { assertEquals, AssertionError, assertThrows } from "@std/assert";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { CpuOps, type CpuOptions, type CpuTensor } from "../../lib/cpu/ops.ts";
 import { ropeFrequencies } from "../../lib/model/rope.ts";
 import { randomTest } from "../support/random.ts";
@@ -70,7 +71,7 @@ function poisoned(ops: CpuOps, verb: () => CpuTensor): CpuTensor {
 }
 
 function startPass(ops: CpuOps): void {
-  ops.embed(ops.tensor("f32", [1, 1]), {
+  ops.embed(matrixOf(ops.tensor("f32", [1, 1])), {
     dtype: "u32",
     shape: [1],
     data: new Uint32Array(1),
@@ -109,7 +110,7 @@ test("embed returns rows of the table", (make, fill) => {
   for (const dtype of WEIGHTS) {
     const table = fill(ops, dtype, [500, 80]);
     const data = Uint32Array.of(499, 0, 7, 7, 250);
-    const x = ops.embed(table, { dtype: "u32", shape: [5], data });
+    const x = ops.embed(matrixOf(table), { dtype: "u32", shape: [5], data });
     assertEquals(x.shape, [5, 80]);
     const rows = toF32(table);
     assertAllClose(
@@ -132,7 +133,10 @@ for (const rows of [1, 2, 3, 5, 13, 70]) {
         const residual = fill(ops, "f32", [rows, n]);
 
         const normed = rmsNorm(x.data, toF32(norm));
-        const y = poisoned(ops, () => ops.normMatmul(x, norm, w));
+        const y = poisoned(
+          ops,
+          () => ops.normMatmul(x, matrixOf(norm), matrixOf(w)),
+        );
         assertEquals(y.shape, [rows, n]);
         assertAllClose(
           y.data,
@@ -146,15 +150,24 @@ for (const rows of [1, 2, 3, 5, 13, 70]) {
           const at = Math.floor(i / n) * 2 * n + i % n;
           return both[at] / (1 + Math.exp(-both[at])) * both[at + n];
         });
-        const gated = poisoned(ops, () => ops.normSwiglu(x, norm, gateUp));
-        assertEquals(gated.shape, [rows, n]);
-        assertAllClose(gated.data, swiglu, CLOSE, `normSwiglu ${message}`);
+        for (const pairs of [true, false]) {
+          const both = matrixOf(gateUp, "gate_up", pairs);
+          const gated = poisoned(
+            ops,
+            () => ops.normSwiglu(x, matrixOf(norm), both),
+          );
+          assertEquals(gated.shape, [rows, n]);
+          assertAllClose(gated.data, swiglu, CLOSE, `normSwiglu ${message}`);
+        }
 
         const before = residual.data.slice();
         const sum = product(x.data, toF32(w), k).map((value, i) =>
           value + before[i]
         );
-        assertEquals(ops.matmulAdd(x, w, residual) === residual, true);
+        assertEquals(
+          ops.matmulAdd(x, matrixOf(w), residual) === residual,
+          true,
+        );
         assertAllClose(residual.data, sum, CLOSE, `matmulAdd ${message}`);
       }
     }
@@ -186,7 +199,7 @@ test("weights may be infinite, subnormal or NaN", (make) => {
         1,
       ]);
       const expected = [2, Infinity, NaN, -Infinity];
-      const y = ops.matmulAdd(x, w, ops.tensor("f32", [rows, 4]));
+      const y = ops.matmulAdd(x, matrixOf(w), ops.tensor("f32", [rows, 4]));
       assertAllClose(
         y.data,
         Array(rows).fill(expected).flat(),
@@ -197,7 +210,7 @@ test("weights may be infinite, subnormal or NaN", (make) => {
       w.data.fill(3); // all subnormal
       x.data.fill(dtype === "f16" ? 1 : 2 ** 100);
       const sum = x.data[0] * toF32(w)[0] * 3;
-      const z = ops.matmulAdd(x, w, ops.tensor("f32", [rows, 4]));
+      const z = ops.matmulAdd(x, matrixOf(w), ops.tensor("f32", [rows, 4]));
       assertAllClose(
         z.data,
         Array(rows * 4).fill(sum),
@@ -366,7 +379,8 @@ for (
         );
         const y = poisoned(
           ops,
-          () => ops.attend(qkv, norms[0], norms[1], cache, 1),
+          () =>
+            ops.attend(qkv, matrixOf(norms[0]), matrixOf(norms[1]), cache, 1),
         );
         assertEquals(y.shape, [sequences * tokens, heads * headDim]);
         assertAttended(
@@ -430,8 +444,8 @@ test(
         cache.begin({ first: 0, sequences: 1, tokens: size });
         const y = ops.attend(
           { dtype: "f32", shape: [size, width], data },
-          norm,
-          norm,
+          matrixOf(norm),
+          matrixOf(norm),
           cache,
           0,
         );
@@ -464,8 +478,8 @@ test("lastRow returns the last token of each sequence", (make, fill) => {
 
 test("results are kept until the next pass", (make, fill) => {
   const ops = make();
-  const w = fill(ops, "bf16", [8, 80]);
-  const norm = fill(ops, "f32", [80]);
+  const w = matrixOf(fill(ops, "bf16", [8, 80]));
+  const norm = matrixOf(fill(ops, "f32", [80]));
   startPass(ops);
   const one = ops.normMatmul(fill(ops, "f32", [2, 80]), norm, w);
   const copy = one.data.slice();
@@ -485,6 +499,7 @@ test("a disposed cache is reused by the next one", (make) => {
 test("invalid calls are refused with their shapes", (make) => {
   const ops = make();
   const tensor = (...shape: number[]) => ops.tensor("f32", shape);
+  const matrix = (...shape: number[]) => matrixOf(tensor(...shape));
   const fails = (body: () => unknown, message: string) =>
     assertThrows(body, Error, message);
   const token = {
@@ -493,25 +508,25 @@ test("invalid calls are refused with their shapes", (make) => {
     data: Uint32Array.of(500),
   } as const;
   fails(
-    () => ops.embed(tensor(500, 8), token),
+    () => ops.embed(matrix(500, 8), token),
     "Cannot embed token 500: ids must be less than 500",
   );
   fails(
-    () => ops.matmulAdd(tensor(2, 8), tensor(3, 9), tensor(2, 3)),
+    () => ops.matmulAdd(tensor(2, 8), matrix(3, 9), tensor(2, 3)),
     "Cannot multiply: x is [2, 8], w is [3, 9]",
   );
   fails(
-    () => ops.matmulAdd(tensor(2, 8), tensor(3, 8), tensor(3, 3)),
+    () => ops.matmulAdd(tensor(2, 8), matrix(3, 8), tensor(3, 3)),
     "its shape is [3, 3], must be [2, 3]",
   );
   fails(
-    () => ops.normMatmul(tensor(2, 8), tensor(9), tensor(3, 8)),
-    "its shape is [9], must be [8]",
+    () => ops.normMatmul(tensor(2, 8), matrix(9), matrix(3, 8)),
+    "Cannot norm rows of 8 with matrix: it has 9 elements, must have 8",
   );
   const cache = ops.createCache(2, 4);
   cache.begin({ first: 0, sequences: 2, tokens: 2 });
   fails(
-    () => ops.attend(tensor(3, 8 * 16), tensor(16), tensor(16), cache, 0),
+    () => ops.attend(tensor(3, 8 * 16), matrix(16), matrix(16), cache, 0),
     "Cannot attend: there are 3 rows, must be 2 tokens × 2 sequences",
   );
 });

@@ -3,6 +3,9 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 /** A program that checks a matmul of several chunks, then prints the state of its threads. */
 const program = (library: string, last: string, beforeInfo = "") => `
   import { CpuOps } from ${JSON.stringify(library)};
+  import { matrixOf } from ${
+  JSON.stringify(library.replace("cpu/ops.ts", "formats/matrix.ts"))
+};
   const config = { numAttentionHeads: 2, numKeyValueHeads: 1, headDim: 16, rmsNormEps: 1e-6,
     ropeTheta: 1e4, ropeScaling: null };
   const ops = new CpuOps(config, { threads: 3 });
@@ -11,7 +14,7 @@ const program = (library: string, last: string, beforeInfo = "") => `
   const x = ops.tensor("f32", [2, 512]);
   x.data.fill(1);
   for (const pause of [0, 300, 0]) {
-    const y = ops.matmulAdd(x, w, ops.tensor("f32", [2, 4000]));
+    const y = ops.matmulAdd(x, matrixOf(w), ops.tensor("f32", [2, 4000]));
     if (!y.data.every((value) => value === 512)) throw new Error("wrong product");
     await new Promise((done) => setTimeout(done, pause));
   }

@@ -1,3 +1,5 @@
+import { bf16 } from "../../lib/formats/bf16.ts";
+import { f32 } from "../../lib/formats/f32.ts";
 import { assert, assertEquals } from "@std/assert";
 import { attendDecode } from "../../kernels/attend_decode.ts";
 import { gemm } from "../../kernels/gemm.ts";
@@ -46,11 +48,11 @@ const DEVICES: Capabilities[] = [
 function* linearShapes(): Generator<LinearShape> {
   for (const m of [1, 2, 8, 9, 64, 65, 512, 4096]) {
     for (const [n, k] of [[2, 1], [74, 100], [6144, 1024], [151936, 5120]]) {
-      for (const dtype of ["f32", "bf16"] as const) {
+      for (const format of [f32, bf16]) {
         for (const norm of [false, true]) {
           for (const swiglu of [false, true]) {
             for (const largest of [undefined, 0.5]) {
-              yield { m, n, k, dtype, norm, swiglu, largest };
+              yield { m, n, k, format, norm, swiglu, largest };
             }
           }
         }
@@ -61,8 +63,7 @@ function* linearShapes(): Generator<LinearShape> {
 
 /** A tensor with only a type and a shape. */
 function shaped(dtype: Dtype, ...shape: number[]): Tensor {
-  const part = { buffer: {} as GPUBuffer, offset: 0, begin: 0, rows: shape[0] };
-  return new Tensor({} as Gpu, dtype, shape, [part]);
+  return new Tensor({} as Gpu, dtype, shape, {} as GPUBuffer);
 }
 
 /** Asserts that WGSL needs no more threads and workgroup memory than a device has. */
@@ -118,20 +119,26 @@ function assertFits(
 
 /** The WGSL for a choice of a Linear layer. */
 function linearWgsl(
-  { m, n, k, dtype, swiglu }: LinearShape,
+  { m, n, k, format, swiglu }: LinearShape,
   { kernel, constants }: LinearChoice,
 ): string {
   const y = shaped("f32", m, swiglu ? n / 2 : n), x = shaped("f32", m, k);
   if (kernel !== "gemm") {
     const norm = shaped("f32", k), squares = shaped("f32", m, 64);
-    const operands = { w: shaped(dtype, n, k), x, norm, squares, y };
+    const operands = {
+      w: shaped(format.name as Dtype, n, k),
+      x,
+      norm,
+      squares,
+      y,
+    };
     return showWgsl(kernel === "gemv" ? gemv : gemvRows, operands, {
       constants,
     });
   }
   const operands: Operands = {
     a: constants.F16 ? shaped("f16", m, k) : x,
-    b: shaped(dtype, n, k),
+    b: shaped(format.name as Dtype, n, k),
     c: y,
     scales: shaped("f32", m),
   };
@@ -170,7 +177,7 @@ Deno.test("choices for Linear layers fit the device", () => {
         device,
         choice.constants,
         shape.k,
-        shape.dtype,
+        shape.format.name,
       ]);
       if (seen.has(key)) continue;
       seen.add(key);
@@ -183,7 +190,7 @@ Deno.test("lanes have rows of their own where threads are emulated and can broad
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const device of DEVICES) {
       for (const k of [1024, 100]) {
-        const kind = { dtype: "bf16", norm: false, swiglu: true } as const;
+        const kind = { format: bf16, norm: false, swiglu: true } as const;
         const shape = { m: 1, n: 3072, k, ...kind };
         const choice = chooseLinear(shape, { ...device, adapterClass });
         const own = adapterClass === "software" && device.subgroupSize > 0 &&
@@ -215,7 +222,7 @@ Deno.test("few rows without subgroups need few barriers", () => {
   // A software adapter compiles hundreds of barriers for minutes.
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const m of [2, 16, 32]) {
-      const kind = { dtype: "bf16", norm: false, swiglu: false } as const;
+      const kind = { format: bf16, norm: false, swiglu: false } as const;
       const shape = { m, n: 1024, k: 1024, ...kind };
       const choice = chooseLinear(shape, { ...DEVICES[0], adapterClass });
       const wgsl = linearWgsl(shape, choice);
@@ -231,7 +238,13 @@ Deno.test("few rows without subgroups need few barriers", () => {
 Deno.test("f16 sums of a matmul cannot overflow", () => {
   for (const largest of [1e-6, 0.01, 0.5, 3, 100, 5000]) {
     for (const m of [33, 100, 4096]) {
-      const shape = { m, n: 4096, k: 1024, dtype: "bf16", norm: true } as const;
+      const shape = {
+        m,
+        n: 4096,
+        k: 1024,
+        format: bf16,
+        norm: true,
+      } as const;
       const choice = chooseLinear(
         { ...shape, swiglu: false, largest },
         DEVICES[4],
@@ -365,7 +378,7 @@ Deno.test("matrices are prefetched only where the cache has room for them", () =
 Deno.test("tuned constants replace chosen ones, for their class of shapes only", () => {
   const device = { ...DEVICES[4], adapterClass: "NVIDIA" } as const;
   const sizes = { m: 1, n: 64, k: 128 };
-  const kind = { dtype: "bf16", norm: false, swiglu: false } as const;
+  const kind = { format: bf16, norm: false, swiglu: false } as const;
   const shape: LinearShape = { ...sizes, ...kind };
   const half = { ...shape, m: 100, largest: 0.5 };
   const tuned = new Map<string, Constants>([
@@ -390,7 +403,7 @@ Deno.test("tuned constants replace chosen ones, for their class of shapes only",
   for (const m of [2, 3, 4]) changes({ m }, { SLICES: 2 });
   for (const m of [5, 16]) changes({ m }, {});
   changes({ m: 1, swiglu: true }, {});
-  changes({ m: 1, dtype: "f32" }, {});
+  changes({ m: 1, format: f32 }, {});
   changes({ m: 1, k: 256 }, {});
   for (const m of [65, 100, 256]) changes({ m }, { BK: 8 });
   for (const m of [64, 257]) changes({ m }, {});

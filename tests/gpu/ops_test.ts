@@ -1,6 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
-import { type CpuTensor, type Dtype, toF32 } from "../../lib/dtype.ts";
+import type { Dtype } from "../../lib/dtype.ts";
+import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
 import type { CachePass } from "../../lib/model/kv_cache.ts";
 import type { CpuKvCache } from "../../lib/cpu/kv_cache.ts";
@@ -14,9 +15,11 @@ import {
   type Weights,
 } from "../../lib/model/family.ts";
 import { qwen3 } from "../../lib/model/qwen3.ts";
-import { Tensor } from "../../lib/webgpu/tensor.ts";
+import { type Matrix, matrixOf } from "../../lib/formats/matrix.ts";
+import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial, withBinding } from "../support/gpu.ts";
+import { splitMatrix } from "../support/matrix.ts";
 
 const ODD: Qwen3Config = {
   modelType: "qwen3",
@@ -101,18 +104,22 @@ function weightsOf(
   { random }: Trial,
   config: Qwen3Config,
   dtype: Dtype,
-): Weights<CpuTensor> {
+): Weights<Matrix<CpuTensor>> {
   return mapWeights(qwen3.weights(config), (spec) => {
     const [rows, columns] = stackedShape(spec);
-    return columns === undefined
+    const tensor = columns === undefined
       ? random.tensor(dtype, [rows], 0.3, 1)
       : random.tensor(dtype, [rows, columns], 1.5 / Math.sqrt(columns));
+    return matrixOf(tensor, spec.label, spec.split === "pairs");
   });
 }
 
 /** A copy of the weights on the device. */
-function uploaded(trial: Trial, weights: Weights<CpuTensor>): Weights<Tensor> {
-  return mapWeights(weights, (tensor) => trial.upload(tensor));
+function uploaded(
+  trial: Trial,
+  weights: Weights<Matrix<CpuTensor>>,
+): Weights<Matrix<Tensor>> {
+  return mapWeights(weights, (matrix) => trial.uploadMatrix(matrix));
 }
 
 for (
@@ -213,22 +220,16 @@ gpuTest(
     const { random } = trial, small = withBinding(gpu, 32 * 160);
     using pair = new Pair(trial, ODD, 1);
     const host = weightsOf(trial, ODD, "bf16"), [layer] = host.layers;
-    const split = (
-      { dtype, shape, data }: CpuTensor,
-      how: "rows" | "pairs",
-    ) => {
-      const bits = data as Uint16Array<ArrayBuffer>;
-      const tensor = trial.own(
-        Tensor.create(small, dtype, shape, bits, "w", how),
-      );
-      assert(tensor.parts.length > 1);
-      return tensor;
+    const split = (matrix: Matrix<CpuTensor>, pairs = false) => {
+      const copy = splitMatrix(trial, small, matrix, pairs);
+      assert(copy.parts.length > 1);
+      return copy;
     };
-    const table = split(host.embedTokens, "rows");
-    const qkvProj = split(layer.qkvProj, "rows");
-    const downProj = split(layer.downProj, "rows");
-    const gateUp = split(layer.gateUpProj, "pairs");
-    const inputNorm = trial.upload(layer.inputNorm);
+    const table = split(host.embedTokens);
+    const qkvProj = split(layer.qkvProj);
+    const downProj = split(layer.downProj);
+    const gateUp = split(layer.gateUpProj, true);
+    const inputNorm = trial.uploadMatrix(layer.inputNorm);
     for (const rows of [2, 11]) {
       const ids = Array.from({ length: rows }, () => random.int(0, 300));
       const data = Uint32Array.from(ids);

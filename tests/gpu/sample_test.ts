@@ -199,7 +199,7 @@ async function compare(
     new Float32Array(sequences).fill(steps),
   );
   const bits = await gpu.readBuffer(
-    state.seen.part.buffer,
+    state.seen.buffer,
     0,
     4 * seen.length * seen[0].length,
   );

@@ -1,4 +1,4 @@
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 import { prefillInputs, runPrefill } from "../support/prefill.ts";

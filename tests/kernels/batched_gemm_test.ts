@@ -1,5 +1,6 @@
 import { batchedGemm } from "../../kernels/batched_gemm.ts";
-import { type Dtype, toF32 } from "../../lib/dtype.ts";
+import type { Dtype } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 import { assertSums, linear, transpose } from "../support/reference.ts";
 

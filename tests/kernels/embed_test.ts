@@ -1,5 +1,5 @@
 import { embed } from "../../kernels/embed.ts";
-import { type CpuTensor, toF32 } from "../../lib/dtype.ts";
+import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 

@@ -1,7 +1,9 @@
+import { bf16 } from "../../lib/formats/bf16.ts";
 import { assertThrows } from "@std/assert";
 import { gemm } from "../../kernels/gemm.ts";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
-import { type Dtype, toF32 } from "../../lib/dtype.ts";
+import type { Dtype } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
@@ -151,7 +153,7 @@ gpuTest("gemm gives the same result with any tile", async (gpu, trial) => {
   const chosen = new Map<string, Constants>();
   for (const m of [9, 17, 33, 65, 300, 2048, 8192]) {
     for (const n of [8, 64, 1024, 6144, 151936]) {
-      const shape = { m, n, k: 1024, dtype: "bf16", norm: false } as const;
+      const shape = { m, n, k: 1024, format: bf16, norm: false };
       const choice = chooseLinear({ ...shape, swiglu: false }, gpu);
       const { BM, BN, BK, TM, TN } = choice.constants;
       const tile = { BM, BN, BK, TM, TN };

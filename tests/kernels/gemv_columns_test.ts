@@ -1,5 +1,5 @@
 import { gemvColumns } from "../../kernels/gemv_columns.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { assertSums, linear, transpose } from "../support/reference.ts";
 

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { maxAbs } from "../../kernels/max_abs.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { gpuTest, lanes } from "../support/gpu.ts";
 
 gpuTest(
@@ -17,7 +17,7 @@ gpuTest(
           constants: lanes(gpu, random.pick([true, false])),
           uniforms: { at: 1 },
         });
-        const bytes = await gpu.readBuffer(largest.part.buffer, 0, 12);
+        const bytes = await gpu.readBuffer(largest.buffer, 0, 12);
         const expected = Math.max(...toF32(w).map(Math.abs));
         const [before, , after] = new Uint32Array(bytes);
         const message = `${dtype} ${n} × ${k}`;

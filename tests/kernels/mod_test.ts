@@ -6,7 +6,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { findKernel, KERNELS } from "../../kernels/list.ts";
 import { compare, passes } from "../../lib/check/kernel_case.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { gpuTest, quickGpuTest } from "../support/gpu.ts";
 import { checkCase, makeCase } from "../support/kernel_case.ts";
 

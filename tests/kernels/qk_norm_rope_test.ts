@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
@@ -138,9 +138,8 @@ gpuTest(
 );
 
 async function bits(gpu: Gpu, tensor: ReturnType<typeof run>["k"]) {
-  const { buffer, offset } = tensor.part;
   const elements = tensor.shape.reduce((a, b) => a * b);
-  return new Uint16Array(await gpu.readBuffer(buffer, offset, 2 * elements));
+  return new Uint16Array(await gpu.readBuffer(tensor.buffer, 0, 2 * elements));
 }
 
 gpuTest(

@@ -1,5 +1,5 @@
 import { rmsNorm } from "../../kernels/rms_norm.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes } from "../support/gpu.ts";
 import { rmsNormed } from "../support/reference.ts";

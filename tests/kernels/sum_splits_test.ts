@@ -1,6 +1,6 @@
 import { gemm } from "../../kernels/gemm.ts";
 import { sumSplits } from "../../kernels/sum_splits.ts";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { assertSums, epilogue, linear } from "../support/reference.ts";

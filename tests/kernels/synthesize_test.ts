@@ -17,10 +17,9 @@ gpuTest(
         trial.run(synthesize, { w }, {
           uniforms: { seed, scale, source, to, words },
         });
-        const { buffer, offset } = w.part;
         const bytes = 4 * (to + words + after);
         const actual = new Uint16Array(
-          await gpu.readBuffer(buffer, offset, bytes),
+          await gpu.readBuffer(w.buffer, 0, bytes),
         );
         const expected = new Uint16Array(actual.length).fill(0x4040); // bf16 3
         const made = expected.subarray(2 * to, 2 * (to + words));
@@ -40,7 +39,7 @@ gpuTest(
     const w = trial.filled([2 * words], 3, "bf16");
     const uniforms = { seed: 5, scale: 0.25, source: 0, to: 0, words };
     trial.run(synthesize, { w }, { constants: { WORKGROUP: 8 }, uniforms });
-    const bytes = await gpu.readBuffer(w.part.buffer, 0, 4 * words);
+    const bytes = await gpu.readBuffer(w.buffer, 0, 4 * words);
     const expected = new Uint16Array(2 * words);
     fillSynthetic({ seed: 5, scale: 0.25, offset: 0 }, 0, expected);
     const actual = new Uint16Array(bytes);

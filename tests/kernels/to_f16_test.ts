@@ -1,8 +1,9 @@
+import { bf16 } from "../../lib/formats/bf16.ts";
 import { assert } from "@std/assert";
 import { gemm } from "../../kernels/gemm.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
-import { type CpuTensor, toF32 } from "../../lib/dtype.ts";
+import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import { assertSums, linear, rmsNormed } from "../support/reference.ts";
@@ -98,7 +99,7 @@ gpuTest(
         m,
         n,
         k,
-        dtype: "bf16",
+        format: bf16,
         norm: false,
         swiglu: false,
         largest,

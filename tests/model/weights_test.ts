@@ -5,7 +5,10 @@ import type {
 } from "../../lib/checkpoint/checkpoint.ts";
 import type { LoadProgress } from "../../lib/checkpoint/sources.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
-import { BYTES, type Dtype, elements, f32ToBf16Bits } from "../../lib/dtype.ts";
+import { f32ToBf16Bits } from "../../lib/dtype.ts";
+import { bf16 } from "../../lib/formats/bf16.ts";
+import { f32 } from "../../lib/formats/f32.ts";
+import type { Matrix } from "../../lib/formats/matrix.ts";
 import {
   syntheticCheckpoint,
   type SyntheticRule,
@@ -15,13 +18,18 @@ import { loadWeights, type WeightStore } from "../../lib/model/weights.ts";
 const fixture = (name: string) =>
   openCheckpoint(new URL(`../fixtures/${name}/`, import.meta.url).href);
 
-/** A tensor in memory, with the arguments of its allocation. */
+/** A buffer in memory. */
 interface Stored {
-  dtype: Dtype;
-  shape: readonly number[];
   label: string;
-  split?: "rows" | "pairs";
   bytes: Uint8Array<ArrayBuffer>;
+}
+
+/** What the only part of a matrix holds. */
+function only({ n, k, parts }: Matrix<Stored>) {
+  const [{ format, twin, planes: [{ bytes }] }, ...more] = parts;
+  assertEquals(more, []);
+  const size = n * k * format.bytes;
+  return { shape: [n, k], twin, format, bytes: bytes.subarray(0, size) };
 }
 
 /** A store in memory that counts its calls. */
@@ -32,16 +40,10 @@ function memoryStore(): WeightStore<Stored> & {
   return {
     pieces: [],
     settled: 0,
-    allocate: (dtype, shape, label, split) => ({
-      dtype,
-      shape,
-      label,
-      split,
-      bytes: new Uint8Array(elements(shape) * BYTES[dtype]),
-    }),
-    write(tensor, begin, bytes) {
+    allocate: (bytes, label) => ({ label, bytes: new Uint8Array(bytes) }),
+    write(buffer, begin, bytes) {
       this.pieces.push(bytes.length);
-      tensor.bytes.set(bytes, begin);
+      buffer.bytes.set(bytes, begin);
     },
     settle() {
       this.settled++;
@@ -71,11 +73,12 @@ Deno.test("projections that are read together are stacked, byte for byte", async
   const [, layer] = weights.layers;
   const from = "model.layers.1.";
   // 6 heads of 16 on one KV head; hidden 80, intermediate 136.
-  assertEquals(layer.qkvProj.shape, [(6 + 2) * 16, 80]);
-  assertEquals(layer.qkvProj.split, "rows");
+  const qkv = only(layer.qkvProj), gateUp = only(layer.gateUpProj);
+  assertEquals(qkv.shape, [(6 + 2) * 16, 80]);
+  assertEquals(qkv.twin, undefined);
   assertEquals(layer.qkvProj.label, "layers.1.qkv_proj");
   assertEquals(
-    layer.qkvProj.bytes.join(),
+    qkv.bytes.join(),
     await bytesOf(
       checkpoint,
       `${from}self_attn.q_proj.weight`,
@@ -83,19 +86,19 @@ Deno.test("projections that are read together are stacked, byte for byte", async
       `${from}self_attn.v_proj.weight`,
     ),
   );
-  assertEquals(layer.gateUpProj.shape, [2 * 136, 80]);
-  assertEquals(layer.gateUpProj.split, "pairs");
+  assertEquals(gateUp.shape, [2 * 136, 80]);
+  assertEquals(gateUp.twin, 136);
   assertEquals(
-    layer.gateUpProj.bytes.join(),
+    gateUp.bytes.join(),
     await bytesOf(
       checkpoint,
       `${from}mlp.gate_proj.weight`,
       `${from}mlp.up_proj.weight`,
     ),
   );
-  assertEquals(weights.lmHead.shape, [500, 80]);
+  assertEquals(only(weights.lmHead).shape, [500, 80]);
   assertEquals(
-    weights.lmHead.bytes.join(),
+    only(weights.lmHead).bytes.join(),
     await bytesOf(checkpoint, "lm_head.weight"),
   );
   assert(weights.lmHead !== weights.embedTokens);
@@ -131,23 +134,30 @@ Deno.test("weights are written in pieces, and the store settles between them", a
   );
   const store = memoryStore(), table = 70000 * 1024 * 2;
   const { embedTokens } = await loadWeights(checkpoint, store);
-  assertEquals(embedTokens.bytes.length, table);
+  assertEquals(only(embedTokens).bytes.length, table);
   assertEquals(Math.max(...store.pieces), 16 << 20);
   assertEquals(store.settled, Math.floor(table / (128 << 20)) + 1);
 });
 
-Deno.test("tensors of different types are stacked as f32, others stay", async () => {
+Deno.test("stacked tensors of different types each keep their own", async () => {
   await using checkpoint = mixedTypes();
   const { layers: [layer], embedTokens } = await loadWeights(
     checkpoint,
     memoryStore(),
   );
-  assertEquals(embedTokens.dtype, "bf16");
-  assertEquals(layer.gateUpProj.dtype, "bf16");
-  assertEquals(layer.qkvProj.dtype, "f32");
-  const values = new Float32Array(layer.qkvProj.bytes.buffer);
-  assertEquals(new Set(values.subarray(0, 64)), new Set([0.5])); // q_proj, bf16
-  assertEquals(new Set(values.subarray(64)), new Set([3])); // k_proj and v_proj, f32
+  assertEquals(only(embedTokens).format, bf16);
+  assertEquals(only(layer.gateUpProj).format, bf16);
+  const [q, kv, ...more] = layer.qkvProj.parts;
+  assertEquals(more, []);
+  assertEquals([q.begin, q.rows, q.format], [0, 8, bf16]);
+  const half = new Uint16Array(q.planes[0].bytes.buffer);
+  assertEquals([half.length, new Set(half)], [
+    64,
+    new Set([f32ToBf16Bits(0.5)]),
+  ]);
+  assertEquals([kv.begin, kv.rows, kv.format], [8, 8, f32]);
+  const values = new Float32Array(kv.planes[0].bytes.buffer);
+  assertEquals([values.length, new Set(values)], [64, new Set([3])]);
 });
 
 /** One layer whose q_proj is bf16 (all 0.5) and whose k_proj and v_proj are f32 (all 3). */
@@ -175,7 +185,7 @@ function mixedTypes(): Checkpoint {
     tensors.set(
       name,
       wide.test(name)
-        ? { ...info, dtype: "f32", byteLength: 2 * info.byteLength }
+        ? { ...info, format: f32, byteLength: 2 * info.byteLength }
         : info,
     );
   }
@@ -203,9 +213,9 @@ Deno.test("a store that can make synthetic weights makes them", async () => {
   const made: [label: string, row: number, rows: number][] = [];
   const store: WeightStore<Stored> = {
     ...memoryStore(),
-    synthesize(tensor, row, rows, { offset }: SyntheticRule) {
+    synthesize(matrix, row, rows, { offset }: SyntheticRule) {
       if (offset !== 0) return false; // the host computes norms
-      made.push([tensor.label, row, rows]);
+      made.push([matrix.label, row, rows]);
       return true;
     },
   };
@@ -221,7 +231,7 @@ Deno.test("a store that can make synthetic weights makes them", async () => {
     ["layers.0.down_proj", 0, 1024],
   ]);
   assertEquals(
-    norm.bytes.join(),
+    only(norm).bytes.join(),
     await bytesOf(checkpoint, "model.norm.weight"),
   );
 });
@@ -239,7 +249,7 @@ async function changed(
 Deno.test("missing and unknown tensors are listed, wrong shapes named", async () => {
   const info: TensorInfo = {
     name: "x",
-    dtype: "bf16",
+    format: bf16,
     shape: [1],
     byteLength: 2,
   };

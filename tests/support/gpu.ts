@@ -1,5 +1,7 @@
 /** Helpers for tests that need a GPU: one device per file, seeded inputs, poisoned outputs. */
-import type { CpuTensor, Dtype } from "../../lib/dtype.ts";
+import type { CpuTensor } from "../../lib/formats/tensor.ts";
+import type { Dtype } from "../../lib/dtype.ts";
+import type { Matrix } from "../../lib/formats/matrix.ts";
 import { openDevice } from "../../lib/open_device.ts";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";
@@ -64,6 +66,15 @@ export class Trial implements Disposable {
     return this.own(
       Tensor.create(this.gpu, dtype, shape, data as Float32Array<ArrayBuffer>),
     );
+  }
+
+  /** A copy of a matrix on the device. */
+  uploadMatrix(matrix: Matrix<CpuTensor>): Matrix<Tensor> {
+    const parts = matrix.parts.map((part) => ({
+      ...part,
+      planes: part.planes.map((plane) => this.upload(plane)),
+    }));
+    return { ...matrix, parts };
   }
 
   /** A tensor filled with one value; NaN, the default, spreads to whatever reads it. */

@@ -5,7 +5,7 @@
  */
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
-import type { CpuTensor } from "../../lib/dtype.ts";
+import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import type { Trial } from "./gpu.ts";
 import { type Attention, attentionInputs } from "./reference.ts";
 

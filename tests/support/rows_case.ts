@@ -4,7 +4,8 @@
  * @module
  */
 import { gemv } from "../../kernels/gemv.ts";
-import { type Dtype, toF32 } from "../../lib/dtype.ts";
+import type { Dtype } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import type { Kernel } from "../../lib/webgpu/kernel.ts";
 import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "./assert_all_close.ts";

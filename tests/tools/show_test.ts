@@ -1,3 +1,4 @@
+import { f16 } from "../../lib/formats/f16.ts";
 import {
   assert,
   assertEquals,
@@ -36,7 +37,7 @@ Deno.test("tokens, types and constants change the WGSL", () => {
   assertMatch(show("gemm", { constants: { BM: 32 } }).wgsl, /BM: u32 = 32u;/);
   assertMatch(show("gemvRows").wgsl, /const M: u32 = 16u;/);
   assertMatch(show("gemvRows", { tokens: 3 }).wgsl, /const M: u32 = 3u;/);
-  const [w] = show("gemv", { dtype: "f16" }).operands;
+  const [w] = show("gemv", { format: f16 }).operands;
   assertEquals(w, { name: "w", dtype: "f16", shape: [4096, 1024] });
   assertMatch(show("attend_decode").label, /^layers\.0\.attention, 1 token/);
   const none = { ...STATED_DEVICE, f16: false };

@@ -8,14 +8,14 @@ import {
   splitGrid,
 } from "../../lib/webgpu/kernel.ts";
 import { compile } from "../../lib/webgpu/pipeline.ts";
+import { matrixOf, type MatrixPart } from "../../lib/formats/matrix.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest } from "../support/gpu.ts";
 
 /** A tensor whose type and shape alone matter. */
 function shaped(dtype: Dtype, ...shape: number[]): Tensor {
-  const part = { buffer: {} as GPUBuffer, offset: 0, begin: 0, rows: shape[0] };
-  return new Tensor({} as Gpu, dtype, shape, [part]);
+  return new Tensor({} as Gpu, dtype, shape, {} as GPUBuffer);
 }
 
 const scaled = kernel({
@@ -105,13 +105,33 @@ Deno.test("a size or shape named any is free", () => {
   showWgsl(free, operands({ y: shaped("f32", 1, 2, 3, 4) }));
 });
 
-Deno.test("a part of a split tensor has its own rows", () => {
-  const tensor = shaped("f32", 3, 8);
-  const part = { ...tensor.part, begin: 1, rows: 2 };
+Deno.test("a part of a matrix has its own rows, those of a twin included", () => {
+  const matrix = matrixOf(shaped("f32", 3, 8)), [whole] = matrix.parts;
+  const refused = (part: MatrixPart<Tensor>, rows: number) =>
+    assertThrows(
+      () => showWgsl(scaled, { ...operands(), x: { matrix, part } }),
+      Error,
+      `Cannot run scaled: y has shape [3, 8], but m is ${rows} in x and 3 in y`,
+    );
+  refused({ ...whole, begin: 1, rows: 2 }, 2);
+  refused({ ...whole, rows: 2, twin: 2 }, 4);
+  showWgsl(scaled, { ...operands(), x: { matrix, part: whole } });
+});
+
+Deno.test("a matrix stands for a tensor if it has one part, one of one row for a vector", () => {
+  const { parts: [part], ...matrix } = matrixOf(shaped("bf16", 3, 8));
+  const x = { ...matrix, parts: [part] };
+  const norm = matrixOf(shaped("bf16", 8));
+  const wgsl = showWgsl(scaled, { ...operands(), x, norm });
+  assertMatch(wgsl, /x: array<vec2u>/);
   assertThrows(
-    () => showWgsl(scaled, { ...operands(), x: { tensor, part } }),
+    () =>
+      showWgsl(scaled, {
+        ...operands(),
+        x: { ...matrix, parts: [part, part] },
+      }),
     Error,
-    "Cannot run scaled: y has shape [3, 8], but m is 2 in x and 3 in y",
+    "Cannot bind matrix whole: it has 2 parts",
   );
 });
 

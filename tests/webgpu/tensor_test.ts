@@ -1,6 +1,6 @@
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { toF32 } from "../../lib/dtype.ts";
+import { toF32 } from "../../lib/formats/tensor.ts";
 import { DeviceError } from "../../lib/errors.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, withBinding } from "../support/gpu.ts";
@@ -39,121 +39,27 @@ gpuTest(
 );
 
 gpuTest(
-  "a tensor larger than a binding is split by rows",
-  async (gpu, trial) => {
-    const { random } = trial;
-    for (const dtype of DTYPES) {
-      for (const split of ["rows", "pairs"] as const) {
-        for (const columns of [6, 80]) {
-          const rowBytes = columns * (dtype === "f32" ? 4 : 2);
-          const limit = 16 * random.int(rowBytes, 3 * rowBytes);
-          const rows = 2 * random.int(50, 90);
-          const small = withBinding(gpu, limit);
-          const values = random.tensor(dtype, [rows, columns]);
-          const data = values.data as Uint16Array<ArrayBuffer>;
-          const message =
-            `${split} of ${dtype} ${rows} × ${columns} in ${limit}`;
-          const whole = trial.own(
-            Tensor.create(small, dtype, [rows, columns], data, "table", split),
-          );
-          assert(whole.parts.length > 1, message);
-          assertThrows(() => whole.part, Error, "it is split over");
-          assertAllClose(await whole.read(), toF32(values), {}, message);
-          for (const part of whole.parts) {
-            assert(part.rows * rowBytes <= limit, `part of ${message}`);
-          }
-          // Written in pieces that end elsewhere than the parts.
-          const pieces = trial.own(
-            Tensor.create(
-              small,
-              dtype,
-              [rows, columns],
-              undefined,
-              "table",
-              split,
-            ),
-          );
-          const bytes = new Uint8Array(data.buffer);
-          for (
-            let at = 0, size = 4;
-            at < bytes.length;
-            at += size, size += 100
-          ) {
-            pieces.write(at, bytes.subarray(at, at + size));
-          }
-          assertAllClose(await pieces.read(), toF32(values), {}, message);
-          small.check();
-        }
-      }
-    }
-  },
-);
-
-gpuTest(
-  "parts of a tensor split in pairs hold the same rows of both halves",
-  async (gpu, trial) => {
-    const small = withBinding(gpu, 16 * 4 * 4);
-    const rows = 70, half = rows / 2;
-    const values = trial.random.tensor("f32", [rows, 4]);
-    const data = values.data as Float32Array<ArrayBuffer>;
-    const tensor = trial.own(
-      Tensor.create(small, "f32", [rows, 4], data, "w", "pairs"),
-    );
-    let seen = 0;
-    for (const { buffer, begin, rows: both } of tensor.parts) {
-      const bytes = await small.readBuffer(buffer, 0, both * 16);
-      const run = both / 2, actual = [...new Float32Array(bytes)];
-      assertEquals(begin, seen);
-      assertEquals(actual.slice(0, run * 4), [
-        ...data.subarray(begin * 4, (begin + run) * 4),
-      ]);
-      assertEquals(actual.slice(run * 4), [
-        ...data.subarray((half + begin) * 4, (half + begin + run) * 4),
-      ]);
-      seen += run;
-    }
-    assertEquals(seen, half);
-  },
-);
-
-gpuTest(
-  "16-bit rows that begin inside a word are refused",
+  "16-bit elements that begin inside a word are refused",
   (gpu, trial) => {
-    // 35 rows of either half: the last part has 3 of them, of 5 elements each.
-    const small = withBinding(gpu, 16 * 5 * 2 * 2);
     const { data, shape } = trial.random.tensor("bf16", [70, 5]);
     const bytes = data as Uint16Array<ArrayBuffer>;
-    assertThrows(
-      () => Tensor.create(small, "bf16", shape, bytes, "w", "pairs"),
-      DeviceError,
-      "Cannot write w: rows begin at byte 30 of a buffer, must be at a multiple of 4",
-    );
     const tensor = trial.own(Tensor.create(gpu, "bf16", shape));
     assertThrows(
       () => tensor.write(10, bytes.subarray(5)),
       DeviceError,
-      "rows begin at byte 10 of a buffer",
+      "rows begin at byte 10 of a buffer, must be at a multiple of 4",
     );
   },
 );
 
-gpuTest(
-  "a tensor too large to bind, or with too large a row, is refused",
-  (gpu) => {
-    const small = withBinding(gpu, 256);
-    const message = "400 bytes, ";
-    assertThrows(
-      () => Tensor.create(small, "f32", [10, 10], undefined, "x"),
-      DeviceError,
-      "Cannot allocate x of shape [10, 10]: 400 bytes",
-    );
-    assertThrows(
-      () => Tensor.create(small, "f32", [1, 100], undefined, "x", "rows"),
-      DeviceError,
-      message,
-    );
-  },
-);
+gpuTest("a tensor too large to bind is refused", (gpu) => {
+  const small = withBinding(gpu, 256);
+  assertThrows(
+    () => Tensor.create(small, "f32", [10, 10], undefined, "x"),
+    DeviceError,
+    "Cannot allocate x of shape [10, 10]: 400 bytes",
+  );
+});
 
 gpuTest("rows and view share the tensor's memory", async (_, trial) => {
   const values = trial.random.tensor("f32", [6, 4]);
@@ -183,12 +89,12 @@ gpuTest("allocated memory is counted until it is freed", (gpu, trial) => {
   assertEquals(gpu.allocated, before);
 });
 
-gpuTest("a part's texture copy is made once and freed with it", (gpu) => {
+gpuTest("a texture copy is made once and freed with the tensor", (gpu) => {
   const before = gpu.allocated;
   const tensor = Tensor.create(gpu, "bf16", [300, 8]);
-  const copy = tensor.texels(tensor.part);
+  const copy = tensor.texels();
   assertEquals([copy.width, copy.height], [256, 2]);
-  assert(tensor.texels(tensor.part) === copy);
+  assert(tensor.texels() === copy);
   assertEquals(gpu.allocated - before, 2 * tensor.bytes);
   tensor[Symbol.dispose]();
   assertEquals(gpu.allocated, before);

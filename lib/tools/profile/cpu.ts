@@ -3,12 +3,12 @@
  *
  * @module
  */
+import { type Matrix, rowsHeld } from "../../formats/matrix.ts";
 import type { CpuKvCache } from "../../cpu/kv_cache.ts";
 import type { CpuTensor } from "../../cpu/ops.ts";
 import type { CpuRunner } from "../../cpu/runner.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
 import { familyOf } from "../../model/families.ts";
-import { pairWeights } from "../../model/family.ts";
 import type { CachePass } from "../../model/kv_cache.ts";
 import { sampleEach, seenBits } from "../../model/sampling.ts";
 import { type Call, tap } from "../../model/tap.ts";
@@ -64,7 +64,6 @@ interface Timed<R> {
 /** Runs the phases and keeps what each verb took. */
 class CpuProfile {
   readonly timeline: TimelineEvent[] = [];
-  readonly #labels: Map<CpuTensor, string>;
   readonly #seen: Uint32Array<ArrayBuffer>[];
   #samples: Sample[] = [];
   #step = 0;
@@ -74,15 +73,9 @@ class CpuProfile {
     readonly cache: CpuKvCache,
     readonly setting: CpuSetting,
   ) {
-    const { config, weights } = runner;
-    const table = familyOf(config).weights(config);
-    this.#labels = new Map(
-      [...pairWeights(weights, table)].map(([w, { label }]) => [w, label]),
-    );
-    this.#labels.set(weights.lmHead, "lm_head"); // also if it is the embedding
     this.#seen = Array.from(
       { length: setting.batch },
-      () => seenBits(config.vocabSize, []),
+      () => seenBits(runner.config.vocabSize, []),
     );
   }
 
@@ -170,7 +163,7 @@ class CpuProfile {
     const result = sampleEach(rows, sampling, this.#seen, this.#step++);
     const ms = performance.now() - began;
     this.#add(
-      { label: "sampling.sample", kernel: "argmax", dims: {}, constants: {} },
+      [{ label: "sampling.sample", kernel: "argmax", dims: {}, constants: {} }],
       { config, sequences: rows.length, tokens: 1, length },
       ms,
     );
@@ -193,31 +186,43 @@ class CpuProfile {
     return this.#samples.splice(0);
   }
 
-  #add(costed: Costed, context: CostContext, ms: number): void {
-    const { kernel, reason } = this.runner.ops.info;
+  /** A verb that is like one dispatch, or several that each compute some columns. */
+  #add(like: Costed[], context: CostContext, ms: number): void {
+    const { kernel, reason } = this.runner.ops.info, [first] = like;
+    const columns = like.reduce((sum, { dims: { n = 1 } }) => sum + n, 0);
+    const costs = like.flatMap((one) => {
+      const share = like.length === 1 ? 1 : one.dims.n / columns;
+      return costsOf(one, context)
+        .map((cost) => ({ ...cost, part: cost.part * share }));
+    });
     this.#samples.push({
-      dispatch: { ...costed, kernel: `CPU ${kernel}`, reason },
+      dispatch: { ...first, kernel: `CPU ${kernel}`, reason },
       context,
       workgroups: 1,
       ms,
-      costs: costsOf(costed, context),
+      costs,
     });
   }
 
-  /** A verb as a dispatch of the GPU kernel that costs the same. */
-  #costed(call: Call<CpuTensor>): Costed {
-    const linear = (x: CpuTensor, w: CpuTensor, constants: Constants) => ({
-      label: this.#labels.get(w)!,
-      kernel: "gemv",
-      dims: { m: x.shape[0], n: w.shape[0], k: w.shape[1] },
-      constants: { ...constants, W_DTYPE: w.dtype },
-    });
+  /** A verb as dispatches of the GPU kernel that costs the same, one per format. */
+  #costed(call: Call<CpuTensor>): Costed[] {
+    const linear = (
+      { shape: [m, k] }: CpuTensor,
+      { label, parts }: Matrix<CpuTensor>,
+      constants: Constants,
+    ) =>
+      parts.map((part) => ({
+        label,
+        kernel: "gemv",
+        dims: { m, n: rowsHeld(part), k },
+        constants: { ...constants, W_DTYPE: part.format.name },
+      }));
     switch (call.verb) {
       case "embed": {
-        const [{ shape: [n, k], dtype }, { shape: [m] }] = call.args;
-        const constants = { TABLE_DTYPE: dtype };
+        const [{ n, k, parts: [{ format }] }, { shape: [m] }] = call.args;
+        const constants = { TABLE_DTYPE: format.name };
         const dims = { m, n, k };
-        return { label: "embed_tokens", kernel: "embed", dims, constants };
+        return [{ label: "embed_tokens", kernel: "embed", dims, constants }];
       }
       case "normMatmul": {
         const [x, _, w] = call.args;
@@ -234,10 +239,10 @@ class CpuProfile {
       case "attend": {
         const label = `layers.${call.args[4]}.attention`;
         const constants = { K_DTYPE: "f32" };
-        return { label, kernel: "attendDecode", dims: {}, constants };
+        return [{ label, kernel: "attendDecode", dims: {}, constants }];
       }
       case "lastRow": // costs too little to count
-        return { label: "last_row", kernel: "", dims: {}, constants: {} };
+        return [{ label: "last_row", kernel: "", dims: {}, constants: {} }];
     }
   }
 }

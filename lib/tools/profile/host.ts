@@ -3,8 +3,9 @@
  *
  * @module
  */
-import { elements } from "../../dtype.ts";
-import type { CpuTensor } from "../../cpu/ops.ts";
+import { bytesOf, type CpuTensor } from "../../formats/tensor.ts";
+import { BYTES, type Dtype, elements } from "../../dtype.ts";
+import { type Matrix, piecesOf } from "../../formats/matrix.ts";
 
 /** Elements of an f32 tensor. */
 export const f32 = ({ data }: CpuTensor) => data as Float32Array;
@@ -15,6 +16,32 @@ export const exact = (x: Float32Array): Float32Array<ArrayBuffer> =>
 /** An f32 tensor over `data`. */
 export function tensor(shape: number[], data: Float32Array): CpuTensor {
   return { dtype: "f32", shape, data: data.subarray(0, elements(shape)) };
+}
+
+const isDense = (name: string): name is Exclude<Dtype, "u32"> =>
+  name in BYTES && name !== "u32";
+
+/** Rows of a matrix as a tensor, the same memory. @throws {Error} if they are not dense */
+export function rowsOf(
+  matrix: Matrix<CpuTensor>,
+  begin = 0,
+  rows = matrix.n,
+): CpuTensor {
+  const [{ part, at }, ...more] = piecesOf(matrix, begin, rows);
+  const { label, k } = matrix, { name, planes } = part.format;
+  if (more.length || !isDense(name)) {
+    throw new Error(
+      `Cannot take rows of ${label} as a tensor: they are stored as ${name} in ${
+        more.length + 1
+      } parts, must be f32, f16 or bf16 in one`,
+    );
+  }
+  const { buffer, byteOffset } = bytesOf(part.planes[0]);
+  const from = byteOffset + at * planes(k)[0].rowBytes;
+  const data = name === "f32"
+    ? new Float32Array(buffer, from, rows * k)
+    : new Uint16Array(buffer, from, rows * k);
+  return { dtype: name, shape: [rows, k], data };
 }
 
 /** Element-wise sum. */

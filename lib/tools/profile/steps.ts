@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Matrix } from "../../formats/matrix.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { GpuKvCache } from "../../gpu/kv_cache.ts";
@@ -34,7 +35,7 @@ import { Tensor } from "../../webgpu/tensor.ts";
 export interface StepSetting {
   gpu: Gpu;
   config: Qwen3Config;
-  weights: Weights<Tensor>;
+  weights: Weights<Matrix<Tensor>>;
   cacheDtype: "f16" | "f32";
   sampling: Sampling;
   promptTokens: number;

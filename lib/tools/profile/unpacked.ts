@@ -6,13 +6,24 @@
  * @module
  */
 import { RopeTable } from "../../cpu/rope.ts";
-import { BYTES, unpack } from "../../dtype.ts";
+import { BYTES } from "../../dtype.ts";
+import { unpackRow } from "../../formats/tensor.ts";
+import { type Matrix, matrixOf } from "../../formats/matrix.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { batchedGemm, gemm } from "../../matmul.ts";
 import type { CpuKvCache } from "../../cpu/kv_cache.ts";
 import { type CpuTensor, normalize } from "../../cpu/ops.ts";
 import { type Cost, type CostContext, costsOf } from "./costs.ts";
-import { add, append, byHead, exact, f32, softmax, tensor } from "./host.ts";
+import {
+  add,
+  append,
+  byHead,
+  exact,
+  f32,
+  rowsOf,
+  softmax,
+  tensor,
+} from "./host.ts";
 import { type AllowedKernel, chooseAllowed, type Refused } from "./kernels.ts";
 import type { Sample } from "./operations.ts";
 import type { Coverage } from "./report.ts";
@@ -61,7 +72,10 @@ export class UnpackedModel implements Disposable {
       signal?.throwIfAborted();
       const at = `layers.${i}.`;
       const attended = await this.#attention(x, m, layer, cache, i);
-      x = add(x, await this.#linear(at + "o_proj", attended, m, layer.oProj));
+      x = add(
+        x,
+        await this.#linear(at + "o_proj", attended, m, rowsOf(layer.oProj)),
+      );
       const normed = this.#normed(x, m, layer.postNorm);
       const [gate, up] = await this.#split(
         at,
@@ -74,12 +88,17 @@ export class UnpackedModel implements Disposable {
       const gated = gate.map((g, j) => g / (1 + Math.exp(-g)) * up[j]);
       x = add(
         x,
-        await this.#linear(at + "down_proj", gated, m, layer.downProj),
+        await this.#linear(at + "down_proj", gated, m, rowsOf(layer.downProj)),
       );
     }
     const last = x.slice((m - 1) * config.hiddenSize);
     const normed = this.#normed(last, 1, weights.norm);
-    const logits = await this.#linear("lm_head", normed, 1, weights.lmHead);
+    const logits = await this.#linear(
+      "lm_head",
+      normed,
+      1,
+      rowsOf(weights.lmHead),
+    );
     cache.advance();
     return logits;
   }
@@ -98,16 +117,13 @@ export class UnpackedModel implements Disposable {
     names: string[],
     x: Float32Array,
     m: number,
-    w: CpuTensor,
+    w: Matrix<CpuTensor>,
     shares: number[],
   ): Promise<Float32Array[]> {
     const results: Float32Array[] = [];
     let row = 0;
     for (const [i, name] of names.entries()) {
-      const rows = w.shape[0] * shares[i];
-      const [, k] = w.shape;
-      const data = w.data.subarray(row * k, (row + rows) * k);
-      const slice = { dtype: w.dtype, shape: [rows, k], data };
+      const rows = w.n * shares[i], slice = rowsOf(w, row, rows);
       results.push(await this.#linear(at + name, x, m, slice));
       row += rows;
     }
@@ -121,9 +137,9 @@ export class UnpackedModel implements Disposable {
     w: CpuTensor,
   ): Promise<Float32Array> {
     const [n, k] = w.shape, { ops } = this.runner;
-    const dims = { m, n, k };
+    const dims = { m, n, k }, constants = { W_DTYPE: w.dtype };
     const costs = costsOf(
-      { label, kernel: "gemv", dims, constants: { W_DTYPE: w.dtype } },
+      { label, kernel: "gemv", dims, constants },
       this.#context,
     );
     return await this.#matmul(label, costs, [m, k], [k, n], {
@@ -135,7 +151,7 @@ export class UnpackedModel implements Disposable {
       },
       cpu: () => {
         const out = tensor([m, n], new Float32Array(m * n));
-        return f32(ops.matmulAdd(tensor([m, k], x), w, out));
+        return f32(ops.matmulAdd(tensor([m, k], x), matrixOf(w), out));
       },
     }, n * k * BYTES[w.dtype]);
   }
@@ -143,7 +159,7 @@ export class UnpackedModel implements Disposable {
   async #attention(
     x: Float32Array,
     m: number,
-    layer: Layer<CpuTensor>,
+    layer: Layer<Matrix<CpuTensor>>,
     cache: CpuKvCache,
     index: number,
   ): Promise<Float32Array> {
@@ -198,7 +214,7 @@ export class UnpackedModel implements Disposable {
   #attendOnCpu(
     parts: readonly Float32Array[],
     m: number,
-    layer: Layer<CpuTensor>,
+    layer: Layer<Matrix<CpuTensor>>,
     cache: CpuKvCache,
     index: number,
   ): Float32Array {
@@ -278,11 +294,11 @@ export class UnpackedModel implements Disposable {
     k: Float32Array,
     m: number,
     length: number,
-    layer: Layer<CpuTensor>,
+    layer: Layer<Matrix<CpuTensor>>,
   ) {
     const { headDim, rmsNormEps } = this.runner.config;
-    const each = (rows: Float32Array, norm: CpuTensor) => {
-      const weight = unpack(norm, 0, new Float32Array(headDim));
+    const each = (rows: Float32Array, norm: Matrix<CpuTensor>) => {
+      const weight = unpackRow(norm, 0, new Float32Array(headDim));
       const out = new Float32Array(rows.length);
       const width = rows.length / m;
       for (let at = 0; at < rows.length; at += headDim) {
@@ -374,9 +390,13 @@ export class UnpackedModel implements Disposable {
     });
   }
 
-  #normed(x: Float32Array, m: number, norm: CpuTensor): Float32Array {
+  #normed(
+    x: Float32Array,
+    m: number,
+    norm: Matrix<CpuTensor>,
+  ): Float32Array {
     const k = x.length / m;
-    const weight = unpack(norm, 0, new Float32Array(k));
+    const weight = unpackRow(norm, 0, new Float32Array(k));
     const out = new Float32Array(x.length);
     const { rmsNormEps } = this.runner.config;
     for (let r = 0; r < m; r++) {

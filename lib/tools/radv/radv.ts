@@ -7,7 +7,7 @@
 import { inPasses } from "../../../kernels/define.ts";
 import { findKernel, KERNEL_NAMES } from "../../../kernels/list.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
-import type { Dtype } from "../../dtype.ts";
+import type { Format } from "../../formats/format.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
 import { type Shown, showVariants, type Sketched } from "../show.ts";
 
@@ -81,7 +81,7 @@ export interface VariantOptions {
   kernels?: readonly string[];
   /** Tokens of the passes. */
   tokens?: readonly number[];
-  dtype?: Dtype;
+  format?: Format;
   constants?: Constants;
 }
 

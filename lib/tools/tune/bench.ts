@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { type Matrix, matrixOf } from "../../formats/matrix.ts";
 import { errorText } from "../../errors.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import {
@@ -11,7 +12,7 @@ import {
   chooseMatmulDtype,
 } from "../../dispatch/precision.ts";
 import { ROW_CLASSES } from "../../dispatch/shapes.ts";
-import { type CpuTensor, f32, toF32 } from "../../dtype.ts";
+import { type CpuTensor, f32, toF32 } from "../../formats/tensor.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { Random } from "../../check/reference.ts";
 import { GpuKvCache } from "../../gpu/kv_cache.ts";
@@ -47,15 +48,14 @@ interface Reference {
   results: { data: Float32Array; width: number }[][];
 }
 
-type Inputs = Pick<
-  Given<CpuTensor>,
-  "table" | "ids" | "attended" | "gated" | "qkv"
->;
+type Inputs = Pick<Given<CpuTensor>, "ids" | "attended" | "gated" | "qkv"> & {
+  table: CpuTensor;
+};
 
 /** A few layers of a model for tuning. Disposing it frees their memory. */
 export class Bench implements Disposable {
   readonly context: number;
-  readonly weights: Weights<Tensor>;
+  readonly weights: Weights<Matrix<Tensor>>;
   readonly #cache: GpuKvCache;
   readonly #ops: GpuOps;
   readonly #references = new Map<TuneCase, Reference>();
@@ -209,7 +209,7 @@ export class Bench implements Disposable {
           norm,
           lmHead,
           cache,
-          table: up(own.table),
+          table: matrixOf(up(own.table)),
           ids: up(own.ids),
           attended: up(own.attended),
           gated: up(own.gated),
@@ -262,7 +262,8 @@ export class Bench implements Disposable {
       };
       cache.reset([length]);
       cache.begin({ first: 0, sequences: 1, tokens: rows });
-      const given: Given<CpuTensor> = { layer, norm, lmHead, cache, ...own };
+      const table = matrixOf(own.table), weights = { layer, norm, lmHead };
+      const given: Given<CpuTensor> = { ...own, ...weights, table, cache };
       inputs.push(own);
       // Results are valid until the next embedding.
       results.push(

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { type Matrix, rowsHeld } from "../../formats/matrix.ts";
 import { TUNED_KERNELS } from "../../../kernels/list.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Gpu } from "../../webgpu/device.ts";
@@ -47,7 +48,7 @@ export interface TuneCase {
 /** The part of a tuned model that its cases depend on. */
 export interface TunedModel {
   readonly gpu: Gpu;
-  readonly weights: Weights<Tensor>;
+  readonly weights: Weights<Matrix<Tensor>>;
   readonly config: Qwen3Config;
   /** Positions that the cache has room for. */
   readonly context: number;
@@ -71,11 +72,11 @@ export interface Check {
 
 /** Inputs of a check's operations. */
 export interface Given<T> {
-  layer: Layer<T>;
-  norm: T;
-  lmHead: T;
+  layer: Layer<Matrix<T>>;
+  norm: Matrix<T>;
+  lmHead: Matrix<T>;
   /** Rows of `hidden` values that `ids` select. */
-  table: T;
+  table: Matrix<T>;
   ids: T;
   /** `[rows, heads · headDim]`, `[rows, intermediate]`, `[rows, (heads + 2 kvHeads) · headDim]` */
   attended: T;
@@ -198,7 +199,7 @@ function addLinear(
   checked: number,
 ) {
   const [layer] = weights.layers;
-  const all: [Linear, Tensor][] = [
+  const all: [Linear, Matrix<Tensor>][] = [
     ["qkv_proj", layer.qkvProj],
     ["gate_up_proj", layer.gateUpProj],
     ["down_proj", layer.downProj],
@@ -208,9 +209,10 @@ function addLinear(
   for (const [which, w] of all) {
     const head = which === "lm_head";
     if (head && rows > 1) continue; // a prompt needs the logits of its last row only
-    const [n, k, dtype] = [w.parts[0].rows, w.shape[1], w.dtype as "f32"];
+    const [part] = w.parts, { k } = w;
+    const n = rowsHeld(part), { format } = part;
     const swiglu = which === "gate_up_proj";
-    const shape = { m: rows, n, k, dtype, swiglu, norm: false };
+    const shape = { m: rows, n, k, format, swiglu, norm: false };
     const choice = chooseLinear({ ...shape, largest: w.largest }, gpu);
     const half = choice.headroom !== undefined;
     const key = linearKey(choice.kernel, shape, half);

@@ -1,0 +1,56 @@
+/**
+ * IEEE 754 half precision.
+ *
+ * @module
+ */
+import { f16ToF32 } from "../dtype.ts";
+import type { Format } from "./format.ts";
+import { rowBits, sixteenBits, wordReader } from "./words.ts";
+
+let table: Float32Array | undefined;
+
+/** The value of each of the 65,536 bit patterns: V8 converts fastest by look-up. */
+const values = (): Float32Array =>
+  table ??= Float32Array.from({ length: 1 << 16 }, (_, bits) => f16ToF32(bits));
+
+/** 16-bit floats. */
+export const f16: Format = {
+  ...sixteenBits,
+  name: "f16",
+  safetensors: "F16",
+  wgsl: wordReader(
+    (a, b) => `vec4f(unpack2x16float(${a}), unpack2x16float(${b}))`,
+    (word) =>
+      `let p = unpack2x16float(${word}); return select(p.x, p.y, (at & 1u) == 1u);`,
+  ),
+  unpack([plane], row, k, into) {
+    const stored = rowBits(plane, row, k), known = values();
+    for (let i = 0; i < k; i++) into[i] = known[stored[i]];
+  },
+  simd: {
+    bytes: 16,
+    order: "even first",
+    unpack(simd, load) {
+      const pairs = simd.keep(load(0));
+      // Moves sign, exponent and fraction into place; a product corrects the
+      // exponent's bias (and normalises subnormals, exactly); what had the largest
+      // exponent is infinity or NaN.
+      const value = (upper: typeof pairs) => {
+        const shifted = simd.and(
+          simd.shiftRight(upper, 3),
+          simd.bits(0x8fffe000),
+        );
+        const scaled = simd.keep(simd.mul(shifted, simd.number(2 ** 112)));
+        const special = simd.greaterEqual(
+          simd.abs(scaled),
+          simd.number(65536),
+        );
+        return simd.or(scaled, simd.and(special, simd.number(Infinity)));
+      };
+      return [
+        value(simd.shiftLeft(pairs, 16)),
+        value(simd.and(pairs, simd.bits(0xffff0000))),
+      ];
+    },
+  },
+};

@@ -1,0 +1,161 @@
+/**
+ * A weight matrix: runs of rows, each in its own format and memory.
+ *
+ * @module
+ */
+import { DeviceError } from "../errors.ts";
+import type { Format } from "./format.ts";
+import { formatNamed } from "./mod.ts";
+
+/** Rows that lie together: one format, one set of planes, one binding per plane. */
+export interface MatrixPart<T> {
+  /** Its first row, and how many it has. */
+  readonly begin: number;
+  readonly rows: number;
+  /**
+   * In a matrix whose two halves are read together (gate above up): as many rows
+   * from this one on lie behind the others, so that one kernel sees both.
+   */
+  readonly twin?: number;
+  readonly format: Format;
+  /** One buffer per plane of the format; of whatever element type, only bytes count. */
+  readonly planes: readonly T[];
+}
+
+/** A matrix of the model, `[n, k]`, stored by output row. */
+export interface Matrix<T> {
+  /** For listings and errors: `layers.3.qkv_proj`. */
+  readonly label: string;
+  readonly n: number;
+  readonly k: number;
+  readonly parts: readonly MatrixPart<T>[];
+  /** The largest absolute value, where it was measured. */
+  largest?: number;
+}
+
+/** A part before it has memory. */
+export type PartLayout = Omit<MatrixPart<never>, "planes">;
+
+/** Rows in the planes of a part. */
+export const rowsHeld = ({ rows, twin }: PartLayout): number =>
+  twin === undefined ? rows : 2 * rows;
+
+/** Bytes of each plane of a part, in the order of its format's planes. */
+export const planeBytes = (part: PartLayout, k: number): number[] =>
+  part.format.planes(k).map(({ rowBytes }) => rowsHeld(part) * rowBytes);
+
+/** Parts are cut at multiples of this many rows, so that each begins at a whole word. */
+const CUT = 8;
+
+/**
+ * Lays out tensors of `k` columns that are stacked in one matrix. Neighbours of the
+ * same format share a part, unless a plane would exceed `most` bytes. With `pairs`
+ * the two halves are read together: if they have the same format, each part holds
+ * the same range of both; else they are parts of their own.
+ *
+ * @throws {DeviceError} if `most` bytes cannot hold a few rows.
+ */
+export function layOut(
+  label: string,
+  stack: readonly { rows: number; format: Format }[],
+  k: number,
+  { pairs = false, most = Infinity }: { pairs?: boolean; most?: number } = {},
+): PartLayout[] {
+  const runs: { begin: number; rows: number; format: Format }[] = [];
+  let n = 0;
+  for (const { rows, format } of stack) {
+    const last = runs.at(-1);
+    if (last?.format === format) last.rows += rows;
+    else runs.push({ begin: n, rows, format });
+    n += rows;
+  }
+  const half = pairs && runs.length === 1 ? n / 2 : undefined;
+  return runs.flatMap(({ begin, rows, format }) => {
+    const rowBytes = Math.max(
+      ...format.planes(k).map(({ rowBytes }) => rowBytes),
+    ) * (half === undefined ? 1 : 2);
+    const all = half ?? rows;
+    const step = all * rowBytes <= most
+      ? all
+      : Math.floor(most / rowBytes / CUT) * CUT;
+    if (step === 0) {
+      throw new DeviceError(
+        `Cannot allocate ${label} of shape [${n}, ${k}]: ${CUT} rows take ${
+          CUT * rowBytes
+        } bytes in ${format.name}, one buffer holds at most ${most}`,
+      );
+    }
+    const parts: PartLayout[] = [];
+    for (let at = 0; at < all; at += step) {
+      parts.push({
+        begin: begin + at,
+        rows: Math.min(step, all - at),
+        twin: half === undefined ? undefined : half + at,
+        format,
+      });
+    }
+    return parts;
+  });
+}
+
+/** Lays out a matrix as {@linkcode layOut} does and allocates its planes. */
+export function allocateMatrix<T>(
+  label: string,
+  stack: readonly { rows: number; format: Format }[],
+  k: number,
+  options: { pairs?: boolean; most?: number },
+  allocate: (bytes: number, label: string) => T,
+): Matrix<T> {
+  const parts = layOut(label, stack, k, options).map((part) => {
+    const names = part.format.planes(k).map(({ name }) => name);
+    const planes = planeBytes(part, k).map((bytes, i) =>
+      allocate(
+        4 * Math.ceil(bytes / 4),
+        names.length > 1 ? `${label}.${names[i]}` : label,
+      )
+    );
+    return { ...part, planes };
+  });
+  const n = stack.reduce((sum, { rows }) => sum + rows, 0);
+  return { label, n, k, parts };
+}
+
+/** Rows of a matrix that lie end to end in the planes of one part. */
+export interface Piece<T> {
+  part: MatrixPart<T>;
+  /** The first of them in the matrix, and in the part's planes. */
+  row: number;
+  at: number;
+  rows: number;
+}
+
+/** Where rows `begin … begin + rows` of a matrix lie. */
+export function piecesOf<T>(
+  { parts }: Matrix<T>,
+  begin: number,
+  rows: number,
+): Piece<T>[] {
+  const pieces: Piece<T>[] = [];
+  for (const part of parts) {
+    const starts = [part.begin, ...part.twin === undefined ? [] : [part.twin]];
+    starts.forEach((start, i) => {
+      const row = Math.max(begin, start);
+      const end = Math.min(begin + rows, start + part.rows);
+      if (row >= end) return;
+      const at = i * part.rows + row - start;
+      pieces.push({ part, row, at, rows: end - row });
+    });
+  }
+  return pieces;
+}
+
+/** A tensor `[n, k]` or `[k]` as a matrix; `pairs`: its two halves are read together. */
+export function matrixOf<
+  T extends { dtype: string; shape: readonly number[] },
+>(tensor: T, label = "matrix", pairs = false): Matrix<T> {
+  const { shape } = tensor, format = formatNamed(tensor.dtype);
+  const n = shape.length > 1 ? shape[0] : 1, k = shape.at(-1)!;
+  const parts = layOut(label, [{ rows: n, format }], k, { pairs })
+    .map((part) => ({ ...part, planes: [tensor] }));
+  return { label, n, k, parts };
+}

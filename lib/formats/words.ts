@@ -1,0 +1,52 @@
+/**
+ * What the 16-bit floats share: two of them lie in a word.
+ *
+ * @module
+ */
+import type { Format, WgslReader } from "./format.ts";
+
+/** A format of 16-bit floats but for how their bits are read. */
+export const sixteenBits = {
+  elements: 1,
+  bytes: 2,
+  loads: [8, 4, 1],
+  planes: (k: number) => [{ name: "values", rowBytes: 2 * k }],
+} satisfies Partial<Format>;
+
+/**
+ * Their WGSL. `four` is the elements of two words; `one` are statements that return
+ * element `at`, which is the upper half of `word` where `at` is odd.
+ */
+export const wordReader = (
+  four: (a: string, b: string) => string,
+  one: (word: string) => string,
+): Format["wgsl"] =>
+(x, elements, read): WgslReader => {
+  if (elements === 1) {
+    return {
+      types: ["u32"],
+      code: [`fn ${x}_at(at: u32) -> f32 { ${one(read(0, "at >> 1u"))} }`],
+    };
+  }
+  const raw = elements === 8 ? "vec4u" : "vec2u";
+  const fours = [four("raw.x", "raw.y"), four("raw.z", "raw.w")];
+  return {
+    types: [raw],
+    code: [
+      `alias ${x}_Raw = ${raw};`,
+      `fn ${x}_load(at: u32) -> ${raw} { return ${read(0, "at")}; }`,
+      ...fours.slice(0, elements / 4).map((value, i) =>
+        `fn ${x}_four_${i}(raw: ${raw}) -> vec4f { return ${value}; }`
+      ),
+      `fn ${x}_masked(raw: ${raw}, inside: bool) -> ${raw} { return select(${raw}(), raw, inside); }`,
+    ],
+  };
+};
+
+/** The bits of a row. */
+export const rowBits = (
+  values: Uint8Array,
+  row: number,
+  k: number,
+): Uint16Array =>
+  new Uint16Array(values.buffer, values.byteOffset + 2 * row * k, k);

@@ -1,0 +1,200 @@
+/**
+ * A model whose tensors are stored in different formats computes what the same values
+ * in f32 give, on the GPU and on the CPU.
+ *
+ * @module
+ */
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
+import { syntheticCheckpoint } from "../../lib/checkpoint/synthetic.ts";
+import { CpuRunner } from "../../lib/cpu/runner.ts";
+import { bf16 } from "../../lib/formats/bf16.ts";
+import { f16 } from "../../lib/formats/f16.ts";
+import { f32 } from "../../lib/formats/f32.ts";
+import type { Format } from "../../lib/formats/format.ts";
+import { openDevice } from "../../lib/open_device.ts";
+import type { Matrix } from "../../lib/formats/matrix.ts";
+import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
+import { GpuOps } from "../../lib/gpu/ops.ts";
+import { GpuRunner } from "../../lib/gpu/runner.ts";
+import { gpuStore } from "../../lib/gpu/store.ts";
+import { familyOf } from "../../lib/model/families.ts";
+import { resolveSampling } from "../../lib/model/sampling.ts";
+import type { Runner } from "../../lib/model/runner.ts";
+import { loadWeights } from "../../lib/model/weights.ts";
+import { Plan } from "../../lib/webgpu/plan.ts";
+import type { Tensor } from "../../lib/webgpu/tensor.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, withBinding } from "../support/gpu.ts";
+import { nibbles } from "../support/nibbles.ts";
+import { retyped } from "../support/retyped.ts";
+
+const CONFIG: Qwen3Config = {
+  modelType: "qwen3",
+  vocabSize: 200,
+  hiddenSize: 64,
+  intermediateSize: 96,
+  numHiddenLayers: 2,
+  numAttentionHeads: 2,
+  numKeyValueHeads: 1,
+  headDim: 32,
+  maxPositionEmbeddings: 64,
+  rmsNormEps: 1e-6,
+  ropeTheta: 1e4,
+  ropeScaling: null,
+  tieWordEmbeddings: true,
+  bosTokenId: null,
+  eosTokenIds: [],
+};
+/** q, k and v have 12, 6 and 6 rows: v begins where no four does, rows of k are odd. */
+const ODD: Qwen3Config = {
+  ...CONFIG,
+  hiddenSize: 45,
+  intermediateSize: 35,
+  headDim: 6,
+};
+
+/** The first pattern that a tensor's name has gives its format; bf16 otherwise. */
+const byName = (...patterns: [RegExp, Format][]) => (name: string): Format =>
+  patterns.find(([pattern]) => pattern.test(name))?.[1] ?? bf16;
+
+const floats = byName(
+  [/q_proj|up_proj|input_layernorm/, f16],
+  [/v_proj|layers.1.mlp.gate_proj|embed/, f32],
+);
+const blocks = byName(
+  [/norm/, f32],
+  [/k_proj/, f16],
+  [/gate_proj|embed|layers.0.*(q_proj|o_proj)|layers.1.*down/, nibbles],
+);
+
+const MIXES: [name: string, Qwen3Config, (name: string) => Format][] = [
+  ["bf16, f16 and f32", CONFIG, floats],
+  ["bf16, f16 and f32 at odd sizes", ODD, floats],
+  ["blocks and floats", CONFIG, blocks],
+  ["blocks throughout", CONFIG, byName([/norm/, f32], [/./, nibbles])],
+];
+
+const IDS = Array.from({ length: 45 }, (_, i) => (i * 37 + 11) % 200);
+const CLOSE = { absolute: 2e-5, relative: 2e-5 };
+const GREEDY = resolveSampling({ temperature: 0, seed: 1 });
+
+/** Logits after prompts that take one row, a few and many, and what follows greedily. */
+async function run(runner: Runner) {
+  const logits: Float32Array[] = [], tokens: number[] = [];
+  for (const length of [1, 5, 45]) {
+    logits.push(await runner.logits(IDS.slice(0, length), { all: true }));
+  }
+  for await (const ids of runner.generate([IDS.slice(0, 7)], GREEDY, 6)) {
+    tokens.push(...ids);
+  }
+  return { logits, tokens };
+}
+
+type Results = Awaited<ReturnType<typeof run>>;
+
+function assertSame(actual: Results, expected: Results, message: string) {
+  actual.logits.forEach((logits, i) =>
+    assertAllClose(logits, expected.logits[i], CLOSE, `${message}, prompt ${i}`)
+  );
+  assertEquals(actual.tokens, expected.tokens, message);
+}
+
+for (const [name, config, formatOf] of MIXES) {
+  Deno.test(`${name} on the CPU as in f32`, async () => {
+    const made = await retyped(
+      syntheticCheckpoint("mixed", config, 3),
+      formatOf,
+    );
+    using mixed = await CpuRunner.load(made.stored, { context: 64 });
+    using wide = await CpuRunner.load(made.wide, { context: 64 });
+    assertSame(await run(mixed), await run(wide), name);
+    const { reason } = mixed.ops.info;
+    const stored = [...made.stored.tensors.values()];
+    if (stored.some(({ format }) => format === nibbles)) {
+      assertStringIncludes(
+        reason,
+        "nibbles has no SIMD reader: its rows are unpacked first",
+      );
+    } else assert(!reason.includes("unpacked"), reason);
+  });
+
+  gpuTest(`${name} on the GPU as in f32`, async () => {
+    const made = await retyped(
+      syntheticCheckpoint("mixed", config, 3),
+      formatOf,
+    );
+    const options = {
+      context: 64,
+      cacheDtype: "f32",
+      f16Matmuls: false,
+    } as const;
+    using wide = await CpuRunner.load(made.wide, { context: 64 });
+    const expected = await run(wide);
+    using mixed = await GpuRunner.load(
+      await openDevice(),
+      made.stored,
+      options,
+    );
+    assertSame(await run(mixed), expected, name);
+    if (!mixed.gpu.f16) return;
+    using half = await GpuRunner.load(await openDevice(), made.stored, {
+      ...options,
+      f16Matmuls: true,
+    });
+    const logits = await half.logits(IDS, { all: true });
+    assertAllClose(logits, expected.logits[2], { absolute: 2e-2 }, "in f16");
+  });
+}
+
+gpuTest(
+  "parts of different formats are split over bindings like any",
+  async (gpu, trial) => {
+    const made = await retyped(syntheticCheckpoint("mixed", CONFIG, 3), blocks);
+    using wide = await CpuRunner.load(made.wide, { context: 64 });
+    const store = gpuStore(withBinding(gpu, 4096));
+    const weights = await loadWeights(made.stored, {
+      ...store,
+      allocate: (bytes, label) => trial.own(store.allocate(bytes, label)),
+    });
+    const { embedTokens, layers: [{ gateUpProj, downProj }] } = weights;
+    const parts = ({ parts }: Matrix<Tensor>) =>
+      parts.map(({ rows, format }) => `${rows} ${format.name}`);
+    assertEquals(parts(embedTokens), ["128 nibbles", "72 nibbles"]);
+    assertEquals(parts(gateUpProj), [
+      ...["96 nibbles", "32 bf16", "32 bf16", "32 bf16"],
+    ]);
+    assertEquals(parts(downProj), ["16 bf16", "16 bf16", "16 bf16", "16 bf16"]);
+    using ops = new GpuOps(gpu, CONFIG);
+    using cache = new GpuKvCache(gpu, CONFIG, 1, 64, "f32");
+    for (const tokens of [1, 5, 45]) {
+      using plan = new Plan(gpu);
+      ops.plan = plan;
+      cache.reset();
+      cache.begin({ first: 0, sequences: 1, tokens });
+      const ids = IDS.slice(0, tokens), input = trial.u32(...ids);
+      const logits = familyOf(CONFIG).forward(ops, weights, input, cache);
+      plan.run();
+      const expected = await wide.logits(ids, {});
+      assertAllClose(await logits.read(), expected, CLOSE, `${tokens} tokens`);
+    }
+  },
+);
+
+gpuTest("each stacked tensor stays as it is stored", async () => {
+  const made = await retyped(syntheticCheckpoint("mixed", CONFIG, 3), blocks);
+  using runner = await GpuRunner.load(await openDevice(), made.stored, {
+    ...{ context: 64, cacheDtype: "f32", f16Matmuls: false },
+  });
+  const [layer] = runner.weights.layers;
+  const names = (parts: readonly { format: Format; rows: number }[]) =>
+    parts.map(({ format, rows }) => `${rows} ${format.name}`);
+  assertEquals(names(layer.qkvProj.parts), ["64 nibbles", "32 f16", "32 bf16"]);
+  assertEquals(names(layer.gateUpProj.parts), ["96 nibbles", "96 bf16"]);
+  const { planes } = layer.gateUpProj.parts[0];
+  assertEquals(planes.map(({ label }) => label), [
+    "layers.0.gate_up_proj.quants",
+    "layers.0.gate_up_proj.scales",
+  ]);
+  assertEquals(planes.map(({ bytes }) => bytes), [96 * 32, 96 * 2]);
+});
