@@ -112,7 +112,7 @@ function testGolden(
     }
   });
   cpuTest(`${name} on the cpu`, async () => {
-    await logitsOf("cpu", "auto"); // the CPU computes in f32 whatever the precision
+    await logitsOf("cpu", "auto"); // the CPU always computes in f32
   });
   gpuTest(`${name}: gpu and cpu agree`, async ({ software }) => {
     const onCpu = await logitsOf("cpu", "auto");

@@ -268,7 +268,7 @@ gpuTest(
       const { message: actual } = assertThrows(product, Error, message);
       assert(!actual.includes("\n"), actual);
     }
-    assert(gpu.allocated > before); // the operands; no product was made
+    assert(gpu.allocated > before); // operands only
     using other = await openDevice();
     using elsewhere = Tensor.create(other, "f32", [3, 4]);
     assertThrows(

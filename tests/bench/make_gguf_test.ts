@@ -79,7 +79,7 @@ for (
       assertEquals(metadata["qwen3.rope.freq_base"], config.ropeTheta);
       const shapes = tensorShapes(familyOf(config).weights(config));
       assertEquals(entries.size, shapes.size);
-      let end = 0; // tensors follow one another, from multiples of 32 on
+      let end = 0; // tensors are consecutive, each aligned to 32
       for (const { shape, type, offset } of entries.values()) {
         assertEquals([offset, type], [end, shape.length > 1 ? 1 : 0]);
         end += Math.ceil(elements(shape) * (type === 1 ? 2 : 4) / 32) * 32;

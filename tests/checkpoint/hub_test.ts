@@ -174,7 +174,7 @@ Deno.test("the environment decides where the cache is", async () => {
     ["HF_HOME", `${cache.path}/1`, "1/hub"],
     ["XDG_CACHE_HOME", `${cache.path}/2`, "2/huggingface/hub"],
     ["HOME", `${cache.path}/3`, "3/.cache/huggingface/hub"],
-    ["HF_HUB_CACHE", "~/4", "3/4"], // the home of the line before
+    ["HF_HUB_CACHE", "~/4", "3/4"], // HOME is set by the line above
   ];
   Deno.env.set("HF_HUB_OFFLINE", "1");
   for (const [variable, value, folder] of places) {

@@ -38,7 +38,7 @@ async function run(source: string, ...flags: string[]) {
         ...flags,
         file,
       ],
-      signal: AbortSignal.timeout(300_000), // ends what never would
+      signal: AbortSignal.timeout(300_000), // ends a process that never would
     }).output();
     const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
     assertEquals(code, 0, decode(stderr));

@@ -66,7 +66,7 @@ gpuTest(
     using wrong = await loadQwen3(TINY, {
       device: "gpu",
       debug: true,
-      precision: "f32", // hardware norms elsewhere under "auto"
+      precision: "f32", // under "auto" hardware runs another norm
       gpu: prefill,
     });
     await assertRejects(

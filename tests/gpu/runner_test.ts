@@ -65,7 +65,7 @@ gpuTest(
     const after = shown.flatMap((what, i) =>
       what === "wait" ? [shown[i + 1]] : []
     );
-    const last = after.pop(); // has nothing to follow it
+    const last = after.pop(); // nothing follows it
     assertEquals(after, Array(chunks.length - 1).fill("submit"));
     assertEquals(last, chunks.at(-1));
   },

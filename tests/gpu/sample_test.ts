@@ -223,7 +223,10 @@ randomTest("few other tokens would be excused", (source) => {
       others += possible.length - 1;
     }
   }
-  assert(others <= 2, `${others} other tokens in ${trials} trials are excused`);
+  assert(
+    others <= 2,
+    `${others} other tokens of ${trials} trials would be excused`,
+  );
 });
 
 for (const [vocab, steps] of [[1, 2], [37, 12], [500, 8], [4096, 4]]) {

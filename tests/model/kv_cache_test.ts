@@ -110,7 +110,7 @@ Deno.test("a pass begins, then its tokens are cached", () => {
   assertEquals([...cache.lengths], [0, 5, 5]);
   assertThrows(() => cache.pass, Error, "no pass has begun");
   cache.begin({ first: 1, sequences: 1, tokens: 3 }); // to the last position
-  cache.begin({ first: 1, sequences: 1, tokens: 3 }); // and once more, as after a failure
+  cache.begin({ first: 1, sequences: 1, tokens: 3 }); // a second time, as after a failure
   cache.advance();
   assertEquals([...cache.lengths], [0, 8, 5]);
   cache.stepBackIfFull();

@@ -97,7 +97,7 @@ randomTest(
       const sampling: Sampling = {
         temperature: choose(0.3, 0.7, 1, 1.7),
         topK: choose(0, 1, 5, 20, 100),
-        topP: choose(1, 0.9517, 0.8031, 0.5039, 0.01), // no sum of equal shares: rounding would decide
+        topP: choose(1, 0.9517, 0.8031, 0.5039, 0.01), // never a sum of equal shares, where rounding would decide
         minP: choose(0, 0, 0.05, 0.3, 1),
         repetitionPenalty: choose(1, 1, 2, 0.5), // exact in f32
         seed: Math.floor(random() * 2 ** 32),
@@ -213,7 +213,7 @@ Deno.test("the penalty applies to seen tokens, greedy or not", () => {
     sample(logits, only({ temperature: 0, repetitionPenalty }), seen, 0);
   assertEquals(penalty(1), 0);
   assertEquals(penalty(2), 1);
-  assertEquals([...logits], [4, 3, -1]); // as they were
+  assertEquals([...logits], [4, 3, -1]); // unchanged
   const wide = new Float32Array(100);
   assertThrows(
     () => sample(wide, only({ repetitionPenalty: 2 }), seen, 0),

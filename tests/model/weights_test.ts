@@ -214,7 +214,7 @@ Deno.test("a store that can make synthetic weights makes them", async () => {
   const store: WeightStore<Stored> = {
     ...memoryStore(),
     synthesize(matrix, row, rows, { offset }: SyntheticRule) {
-      if (offset !== 0) return false; // norms come from the host
+      if (offset !== 0) return false; // the host computes norms
       made.push([matrix.label, row, rows]);
       return true;
     },

@@ -13,7 +13,7 @@ export function tamperedGpu(name: string, edit: (wgsl: string) => string): GPU {
   return wrap(navigator.gpu, {
     async requestAdapter(options: GPURequestAdapterOptions) {
       const adapter = await navigator.gpu.requestAdapter(options);
-      if (!adapter) return null; // not every machine has each kind
+      if (!adapter) return null; // this machine may lack that kind
       return wrap(adapter, {
         async requestDevice(options: GPUDeviceDescriptor) {
           const device = await adapter.requestDevice(options);

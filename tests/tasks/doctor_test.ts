@@ -39,7 +39,7 @@ Deno.test("without an adapter --json is a report that names the package, exit co
   assertEquals(of("model").data!.context, 16);
 });
 
-Deno.test("--help fits 100 columns", async () => {
+Deno.test("deno task doctor --help fits 100 columns", async () => {
   const { code, stdout } = await task(["--help"]);
   assertEquals(code, 0);
   assertFits(stdout);

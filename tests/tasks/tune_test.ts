@@ -50,7 +50,7 @@ gpuTest("winners are stored, and loaded by the next device", async () => {
     for (const found of report.cases) {
       const { key, winner, gain, spread, outcome, refused } = found;
       assertMatch(key, /^gemv bf16/);
-      assertEquals(refused, 0); // what cannot run is left out before
+      assertEquals(refused, 0); // candidates that cannot run are left out earlier
       assertStringIncludes(stderr, key);
       assert(outcome !== "");
       if (!winner) continue;
@@ -156,7 +156,7 @@ for (
     [["--model", "/nowhere"], /Cannot open "\/nowhere"/],
   ] as const
 ) {
-  Deno.test(`refused in one line: ${args.join(" ")}`, async () => {
+  Deno.test(`deno task tune refuses in one line: ${args.join(" ")}`, async () => {
     const { code, stdout, stderr } = await task("/nowhere", ...args);
     assertEquals([code, stdout], [1, ""]);
     const lines = stderr.trimEnd().split("\n");

@@ -122,10 +122,10 @@ gpuTest(
   "no shader is requested where workers are not known to help",
   async (gpu) => {
     const other = Object.create(gpu, { vulkan: { value: false } });
-    const nobody = () => {
+    const request = () => {
       throw new Error("the shaders were requested");
     };
-    assertEquals(await compileAhead(other, nobody), undefined);
+    assertEquals(await compileAhead(other, request), undefined);
   },
 );
 

@@ -54,7 +54,7 @@ gpuTest(
     assertEquals(lines.length, findings.length);
     const topics = findings.map(({ topic }) => topic);
     for (const name of KERNEL_NAMES) {
-      if (/^peak/.test(name)) continue; // they compute nothing, and are timed
+      if (/^peak/.test(name)) continue; // they compute nothing but are timed
       if (name === "attendPrefillF16" && !gpu.f16) continue;
       assert(topics.includes(name), name);
     }

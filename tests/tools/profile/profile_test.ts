@@ -420,7 +420,7 @@ gpuTest("a trace has a GPU and a CPU lane on one clock", async () => {
   const report = await tiny();
   const sleeping = await profile(TINY, {
     device: "gpu",
-    gpu: navigator.gpu, // given, its readbacks are waited for while the next chunk is encoded
+    gpu: navigator.gpu, // with it, the next chunk is encoded during a readback
     promptTokens: 2,
     maxTokens: 20,
   });
@@ -448,7 +448,7 @@ gpuTest("a trace has a GPU and a CPU lane on one clock", async () => {
       const ends = (open.get(tid) ?? []).filter((end) => end > ts! + 1);
       // An event inside another ends inside it, or viewers misplace it.
       for (const end of ends) {
-        assert(ts! + dur! <= end + 1, `${name} ends after what it is in`);
+        assert(ts! + dur! <= end + 1, `${name} ends after the event around it`);
       }
       open.set(tid, [...ends, ts! + dur!]);
     }

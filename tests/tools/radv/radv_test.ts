@@ -132,7 +132,7 @@ Deno.test("a hot kernel that spills is found, a kernel outside the passes is not
     row("gemm"),
     row("gemm", { "Spilled VGPRs": 3 }),
     row("attendDecode", { "Scratch size": 256 }),
-    row("gemv", { "Spilled SGPRs": 5 }), // into a vector register, not memory
+    row("gemv", { "Spilled SGPRs": 5 }), // spilled to a vector register, not to memory
     row("peakFma", { "Spilled VGPRs": 3 }),
   ];
   assertEquals(spilling(rows), [rows[1], rows[2]]);
