@@ -28,6 +28,7 @@ export interface GenerateOptions extends SamplingOptions {
 
 /** A token, and the text it completes, which may be empty. */
 export interface Piece {
+  /** The text that this token completes; may be empty. */
   text: string;
   /** null for text that was held back until the end. */
   tokenId: number | null;
@@ -43,10 +44,13 @@ export interface BatchPiece extends Piece {
 export interface RunStats {
   /** The number of prompts: 1 unless it is a batch. */
   sequences: number;
+  /** Tokens of the prompts. */
   promptTokens: number;
   /** Tokens generated so far, an end-of-text token included. */
   tokens: number;
+  /** From the start of the run to its first token, in milliseconds. */
   timeToFirstTokenMs: number;
+  /** Prompt tokens over the time to the first token. */
   prefillTokensPerSecond: number;
   /** Counts the tokens after the first of each sequence. */
   decodeTokensPerSecond: number;
@@ -77,6 +81,7 @@ export interface RunParts {
 
 /** What a run has generated after one prompt. */
 export interface Sequence {
+  /** Tokens of the prompt. */
   readonly promptTokens: number;
   /** The text so far. */
   readonly text: string;
@@ -138,6 +143,7 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
   #last = 0;
   #started = false;
 
+  /** @ignore Made by {@linkcode Qwen3.generateBatch}. */
   constructor(parts: RunParts) {
     this.#parts = parts;
     this.sequences = this.#growing = parts.sizes.map((
@@ -177,6 +183,7 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
     };
   }
 
+  /** Runs the model; yields pieces as they are generated. */
   async *[Symbol.asyncIterator](): AsyncGenerator<BatchPiece, void> {
     if (this.#started) {
       throw new Error(
@@ -219,6 +226,7 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
 export class Run implements AsyncIterable<Piece> {
   readonly #batch: BatchRun;
 
+  /** @ignore Made by {@linkcode Qwen3.generate}. */
   constructor(parts: RunParts) {
     this.#batch = new BatchRun(parts);
   }
@@ -238,6 +246,7 @@ export class Run implements AsyncIterable<Piece> {
     return this.#batch.stats;
   }
 
+  /** Runs the model; yields pieces as they are generated. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Piece, void> {
     for await (const { text, tokenId } of this.#batch) yield { text, tokenId };
   }

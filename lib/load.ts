@@ -92,6 +92,7 @@ export async function loadQwen3(
 
 /** A loaded Qwen3. Made by {@linkcode loadQwen3}; dispose it to free the device. */
 export class Qwen3 implements Disposable {
+  /** The sizes in config.json. */
   readonly config: Qwen3Config;
   readonly #checkpoint: Checkpoint;
   readonly #options: Qwen3Options;
@@ -387,6 +388,7 @@ export class Qwen3 implements Disposable {
     }
   }
 
+  /** Frees the device and closes the checkpoint. */
   [Symbol.dispose](): void {
     this.#placed.runner[Symbol.dispose]();
     Promise.resolve(this.#checkpoint[Symbol.asyncDispose]()).catch(() => {});

@@ -32,6 +32,7 @@ export interface Qwen3Options {
   precision?: "auto" | "f32";
   /** The most tokens a sequence may have; by default 4,096, or fewer if the model or the device has room for fewer. */
   context?: number;
+  /** Receives the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
   /** Receives a line of text when something a person should know happens: a change of device. */
   onNotice?: (notice: string) => void;
@@ -49,6 +50,7 @@ export interface Qwen3Options {
 
 /** The device a model runs on. */
 export interface Device {
+  /** Which path runs. */
   kind: "gpu" | "cpu";
   /** The adapter's name, or the CPU with its number of threads. */
   adapter: string;

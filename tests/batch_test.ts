@@ -1,4 +1,4 @@
-/** qwen.generateBatch: as good as one by one, whatever ends when. */
+/** qwen.generateBatch gives each prompt what qwen.generate gives it alone. */
 import {
   assert,
   assertEquals,
@@ -21,7 +21,7 @@ const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
 /** One sequence, a few, past a power of 2, and one more than gemvRows takes. */
 const SIZES = [1, 2, 3, 8, 17, FEW_ROWS + 1];
 
-/** A test on the CPU and, where there is one, on the GPU; both in f32. */
+/** Registers a test for the CPU and for the GPU, both in f32. */
 function eachDevice(
   name: string,
   fn: (
@@ -38,36 +38,39 @@ function eachDevice(
   }
 }
 
-eachDevice("greedy texts are those of each prompt alone", async (load) => {
-  using qwen = await load();
-  const options = { temperature: 0, maxTokens: 12, ignoreEos: true };
-  const prompts = promptsOf(SIZES.at(-1)!);
-  const alone = await oneByOne(qwen, prompts, options);
-  for (const size of SIZES) {
-    const run = qwen.generateBatch(prompts.slice(0, size), options);
-    const together = await read(run);
-    for (const [s, { tokenIds }] of together.entries()) {
-      const expected = alone[s].tokenIds;
-      const at = tokenIds.findIndex((id, i) => id !== expected[i]);
-      if (at < 0) continue;
-      // Only a tie may go either way.
-      const logits = await qwen.logits([
-        ...prompts[s],
-        ...expected.slice(0, at),
-      ]);
-      const gap = logits[expected[at]] - logits[tokenIds[at]];
-      assert(gap < 1e-4, `${s} of ${size}: step ${at} is ${gap} worse`);
+eachDevice(
+  "a batch writes the greedy texts of its prompts alone",
+  async (load) => {
+    using qwen = await load();
+    const options = { temperature: 0, maxTokens: 12, ignoreEos: true };
+    const prompts = promptsOf(SIZES.at(-1)!);
+    const alone = await oneByOne(qwen, prompts, options);
+    for (const size of SIZES) {
+      const run = qwen.generateBatch(prompts.slice(0, size), options);
+      const together = await read(run);
+      for (const [s, { tokenIds }] of together.entries()) {
+        const expected = alone[s].tokenIds;
+        const at = tokenIds.findIndex((id, i) => id !== expected[i]);
+        if (at < 0) continue;
+        // Only a tie may go the other way.
+        const logits = await qwen.logits([
+          ...prompts[s],
+          ...expected.slice(0, at),
+        ]);
+        const gap = logits[expected[at]] - logits[tokenIds[at]];
+        assert(gap < 1e-4, `${s} of ${size}: step ${at} is ${gap} worse`);
+      }
+      const { sequences, tokens, promptTokens, summary } = run.stats;
+      assertEquals([sequences, tokens], [size, 12 * size]);
+      const all = prompts.slice(0, size).flat().length;
+      assertEquals(promptTokens, all);
+      assertMatch(summary, new RegExp(`${all} prompt tokens at .*/s, `));
+      assert(run.stats.decodeTokensPerSecond > 0);
     }
-    const { sequences, tokens, promptTokens, summary } = run.stats;
-    assertEquals([sequences, tokens], [size, 12 * size]);
-    const all = prompts.slice(0, size).flat().length;
-    assertEquals(promptTokens, all);
-    assertMatch(summary, new RegExp(`${all} prompt tokens at .*/s, `));
-    assert(run.stats.decodeTokensPerSecond > 0);
-  }
-});
+  },
+);
 
-gpuTest("logits of a batch are those of each prompt alone", async () => {
+gpuTest("a batch has the logits of its prompts alone", async () => {
   for (const [precision, most] of [["f32", 1e-4], ["auto", 1e-3]] as const) {
     using qwen = await loadQwen3(undefined, { device: "gpu", precision });
     const { runner } = qwen;
@@ -75,9 +78,9 @@ gpuTest("logits of a batch are those of each prompt alone", async () => {
     const { gpu, config, weights, cacheDtype: dtype } = runner;
     const { vocabSize } = config;
     using ops = new GpuOps(gpu, config);
-    // Hardware multiplies many rows in f16 and few in f32: both are 2e-3 off at most.
+    // Hardware multiplies many rows in f16 and few in f32, each within 2e-3.
     const bound = precision === "auto" && !gpu.software ? 4e-3 : most;
-    /** Of each prompt and a token more: logits before and after that one. */
+    /** Logits after each prompt, and after one more token. */
     const alone: [Float32Array, Float32Array][] = [];
     const next = (s: number) => 500 + s;
     for (const [s, prompt] of promptsOf(SIZES.at(-1)!).entries()) {
@@ -99,7 +102,7 @@ gpuTest("logits of a batch are those of each prompt alone", async () => {
           assert(error < bound, `${s} of ${sequences}, ${precision}: ${error}`);
         }
       };
-      // Chunks of 8, so that prompts take up to three.
+      // Chunks of 8 tokens: prompts take up to three.
       compare(await batch.prefillAll(prompts, 8).read(), 0);
       batch.state.tokens.write(0, Uint32Array.from(prompts, (_, s) => next(s)));
       batch.decode.plan.run({ length: Math.max(...batch.cache.lengths) });
@@ -109,7 +112,7 @@ gpuTest("logits of a batch are those of each prompt alone", async () => {
 });
 
 gpuTest(
-  "passes that tell what to compile are those that run",
+  "the passes that list shaders to compile are the ones that run",
   async () => {
     using qwen = await loadQwen3(TINY, { device: "gpu" });
     const { runner } = qwen;
@@ -135,13 +138,13 @@ gpuTest(
       assertEquals(
         recorded,
         sequences + 1,
-        "one of each prompt, one of decode",
+        "a pass for each prompt, and one for decode",
       );
     }
   },
 );
 
-eachDevice("sequence s draws with seed + s", async (load) => {
+eachDevice("sequence s samples with seed + s", async (load) => {
   using qwen = await load();
   const prompts = ["Once upon a time", "A dog", "Once upon a time"];
   for (
@@ -164,7 +167,7 @@ eachDevice("sequence s draws with seed + s", async (load) => {
   }
 });
 
-eachDevice("each text ends by itself, and the others go on", async (load) => {
+eachDevice("a sequence that ends leaves the others running", async (load) => {
   using plain = await load();
   const prompts = ["Once upon a time", "The dog", [1, 2, 3], "Tom and Lily"];
   const options = { temperature: 0, maxTokens: 30 };
@@ -187,9 +190,9 @@ eachDevice("each text ends by itself, and the others go on", async (load) => {
   assert(new Set(lengths).size > 2, `they end after ${lengths} tokens`);
 });
 
-eachDevice("the context bounds each text by itself", async (load) => {
+eachDevice("the context limits each sequence on its own", async (load) => {
   using qwen = await load(undefined, 16);
-  // Three go on after the second is full, and must not be touched by it.
+  // Three continue after the second is full, which must not affect them.
   const prompts = [12, 16, 3, 9].map((n, s) =>
     Array.from({ length: n }, (_, i) => 300 + 40 * s + i)
   );
@@ -200,51 +203,57 @@ eachDevice("the context bounds each text by itself", async (load) => {
   assertEquals(together, await oneByOne(qwen, prompts, options));
 });
 
-eachDevice("a checkpoint without a tokenizer", async (load) => {
-  using qwen = await load(TINY);
-  const prompts = promptsOf(3), options = { temperature: 0, maxTokens: 4 };
-  const together = await read(qwen.generateBatch(prompts, options));
-  assertEquals(together, await oneByOne(qwen, prompts, options));
-  assertEquals(together.map(({ text }) => text), ["", "", ""]);
-  assertThrows(() => qwen.generateBatch([[1], "words"]), Error, "has no tok");
-});
+eachDevice(
+  "a batch of a checkpoint without a tokenizer has no text",
+  async (load) => {
+    using qwen = await load(TINY);
+    const prompts = promptsOf(3), options = { temperature: 0, maxTokens: 4 };
+    const together = await read(qwen.generateBatch(prompts, options));
+    assertEquals(together, await oneByOne(qwen, prompts, options));
+    assertEquals(together.map(({ text }) => text), ["", "", ""]);
+    assertThrows(() => qwen.generateBatch([[1], "words"]), Error, "has no tok");
+  },
+);
 
-eachDevice("a signal or the consumer ends all, another runs", async (load) => {
-  using qwen = await load();
-  const prompts = promptsOf(3), options = { temperature: 0, maxTokens: 20 };
-  const whole = await read(qwen.generateBatch(prompts, options));
-  const abort = new AbortController();
-  const aborted = qwen.generateBatch(prompts, {
-    ...options,
-    signal: abort.signal,
-  });
-  let pieces = 0;
-  for await (const _ of aborted) if (++pieces === 8) abort.abort();
-  const left = qwen.generateBatch(prompts, options);
-  for await (const { sequence } of left) if (sequence === 1) break;
-  await assertRejects(() => read(left), Error, "iterate over a run twice");
-  for (const [run, tokens] of [[aborted, [3, 3, 2]], [left, [1, 1, 0]]]) {
-    const { sequences } = run as BatchRun;
-    assertEquals(sequences.map(({ tokenIds }) => tokenIds.length), tokens);
-    for (const [s, { text, finishReason }] of sequences.entries()) {
-      assertEquals(finishReason, "aborted");
-      assert(whole[s].text.startsWith(text), text);
+eachDevice(
+  "a signal or the consumer ends a batch, and another can run",
+  async (load) => {
+    using qwen = await load();
+    const prompts = promptsOf(3), options = { temperature: 0, maxTokens: 20 };
+    const whole = await read(qwen.generateBatch(prompts, options));
+    const abort = new AbortController();
+    const aborted = qwen.generateBatch(prompts, {
+      ...options,
+      signal: abort.signal,
+    });
+    let pieces = 0;
+    for await (const _ of aborted) if (++pieces === 8) abort.abort();
+    const left = qwen.generateBatch(prompts, options);
+    for await (const { sequence } of left) if (sequence === 1) break;
+    await assertRejects(() => read(left), Error, "iterate over a run twice");
+    for (const [run, tokens] of [[aborted, [3, 3, 2]], [left, [1, 1, 0]]]) {
+      const { sequences } = run as BatchRun;
+      assertEquals(sequences.map(({ tokenIds }) => tokenIds.length), tokens);
+      for (const [s, { text, finishReason }] of sequences.entries()) {
+        assertEquals(finishReason, "aborted");
+        assert(whole[s].text.startsWith(text), text);
+      }
     }
-  }
-  const never = qwen.generateBatch(prompts, { signal: AbortSignal.abort() });
-  for (const { tokenIds, finishReason } of await read(never)) {
-    assertEquals([tokenIds, finishReason], [[], "aborted"]);
-  }
-  for await (const _ of qwen.generateBatch(prompts, options)) {
-    const refusal =
-      "Cannot start a run: another run of this model has not ended";
-    await assertRejects(() => qwen.logits([1]), Error, refusal);
-    break;
-  }
-  assertEquals(await read(qwen.generateBatch(prompts, options)), whole);
-});
+    const never = qwen.generateBatch(prompts, { signal: AbortSignal.abort() });
+    for (const { tokenIds, finishReason } of await read(never)) {
+      assertEquals([tokenIds, finishReason], [[], "aborted"]);
+    }
+    for await (const _ of qwen.generateBatch(prompts, options)) {
+      const refusal =
+        "Cannot start a run: another run of this model has not ended";
+      await assertRejects(() => qwen.logits([1]), Error, refusal);
+      break;
+    }
+    assertEquals(await read(qwen.generateBatch(prompts, options)), whole);
+  },
+);
 
-gpuTest("batches leave nothing on the device", async () => {
+gpuTest("batches free their memory on the device", async () => {
   using qwen = await loadQwen3(undefined, { device: "gpu" });
   assert(qwen.runner instanceof GpuRunner);
   const { gpu } = qwen.runner;
@@ -258,20 +267,20 @@ gpuTest("batches leave nothing on the device", async () => {
   assertEquals(allocated[2], allocated[0]);
 });
 
-gpuTest("values beyond f16 make a batch's cache f32", async (gpu) => {
+gpuTest("a value beyond f16 turns a batch's cache to f32", async (gpu) => {
   await using checkpoint = await withLargeValues(TINY);
   using exact = await loadQwen3(checkpoint.path, {
     device: "gpu",
     precision: "f32",
   });
   using qwen = await loadQwen3(checkpoint.path, { device: "gpu" });
-  // The second text is full while the others go on.
+  // The second sequence is full while the others continue.
   const context = qwen.context;
   const prompts = [[1], Array.from({ length: context }, (_, i) => i % 50), [7]];
   const options = { temperature: 0, maxTokens: 4, ignoreEos: true };
   for (let round = 0; round < 2; round++) {
     const together = await read(qwen.generateBatch(prompts, options));
-    // Hardware has products in f16 beside it, which may decide a tie: then alone is as auto.
+    // On hardware auto also multiplies in f16, which may decide a tie: compare with auto.
     const alone = gpu.software ? exact : qwen;
     assertEquals(together, await oneByOne(alone, prompts, options));
     assertEquals(together.map(({ tokenIds }) => tokenIds.length), [4, 1, 4]);
@@ -281,7 +290,7 @@ gpuTest("values beyond f16 make a batch's cache f32", async (gpu) => {
   }
 });
 
-gpuTest("debug checks a batch too", async () => {
+gpuTest("debug checks a batch", async () => {
   const options = { temperature: 0, maxTokens: 3 };
   using qwen = await loadQwen3(TINY, { device: "gpu", debug: true });
   using plain = await loadQwen3(TINY, { device: "cpu" });
@@ -290,17 +299,20 @@ gpuTest("debug checks a batch too", async () => {
   assertEquals(together, await oneByOne(plain, prompts, options));
 });
 
-gpuTest("a device that is lost first: auto goes on with the CPU", async () => {
-  const { gpu, devices } = wrapGpu(HARDWARE);
-  using qwen = await loadQwen3(undefined, { gpu });
-  devices[0].destroy();
-  const options = { temperature: 0, maxTokens: 5 };
-  const together = await read(qwen.generateBatch(promptsOf(2), options));
-  assertEquals(qwen.device.kind, "cpu");
-  assertEquals(together, await oneByOne(qwen, promptsOf(2), options));
-});
+gpuTest(
+  "a batch on a lost device continues on the CPU under auto",
+  async () => {
+    const { gpu, devices } = wrapGpu(HARDWARE);
+    using qwen = await loadQwen3(undefined, { gpu });
+    devices[0].destroy();
+    const options = { temperature: 0, maxTokens: 5 };
+    const together = await read(qwen.generateBatch(promptsOf(2), options));
+    assertEquals(qwen.device.kind, "cpu");
+    assertEquals(together, await oneByOne(qwen, promptsOf(2), options));
+  },
+);
 
-Deno.test("prompts are refused by their number", async () => {
+Deno.test("a refused batch names the prompt at fault", async () => {
   using qwen = await loadQwen3(undefined, { device: "cpu", context: 16 });
   const refused: [number[][], string][] = [
     [[], "there are no prompts, there must be at least one"],

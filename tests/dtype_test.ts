@@ -7,7 +7,7 @@ import {
 } from "../lib/dtype.ts";
 import { f32, toF32 } from "../lib/formats/tensor.ts";
 
-/** The value of a binary float with the given field widths, by its definition. */
+/** Decodes a binary float with these field widths, by the definition. */
 function decode(
   bits: number,
   exponentBits: number,
@@ -25,7 +25,7 @@ function decode(
     : sign * fraction * 2 ** (1 - bias);
 }
 
-Deno.test("every f16 and bf16 pattern has the value that its fields say", () => {
+Deno.test("every f16 and bf16 pattern decodes to the value of its fields", () => {
   const data = Uint16Array.from({ length: 65536 }, (_, bits) => bits);
   const f16 = toF32({ dtype: "f16", shape: [65536], data });
   const bf16 = toF32({ dtype: "bf16", shape: [256, 256], data });
@@ -37,7 +37,7 @@ Deno.test("every f16 and bf16 pattern has the value that its fields say", () => 
   }
 });
 
-Deno.test("every f16 and bf16 value rounds to itself, halfway goes to even, NaN stays NaN", () => {
+Deno.test("f16 and bf16 values encode to themselves, ties go to even, NaN stays NaN", () => {
   for (
     const [to, from, infinity] of [
       [f32ToBf16Bits, bf16ToF32, 0x7f80],
@@ -64,7 +64,7 @@ Deno.test("every f16 and bf16 value rounds to itself, halfway goes to even, NaN 
   }
 });
 
-Deno.test("f32 refuses other types", () => {
+Deno.test("f32() refuses other types", () => {
   assertThrows(
     () => f32({ dtype: "bf16", shape: [1], data: new Uint16Array(1) }),
     Error,

@@ -1,8 +1,8 @@
 /**
  * The whole model against transformers, on GPU and CPU.
  *
- * A software renderer takes minutes for what a GPU does in a blink, so prompts that
- * cost too much are left out unless QWEN3_ALL_LENGTHS=1 asks for all of them.
+ * A software adapter needs minutes where a GPU needs milliseconds, so prompts that cost
+ * too much are left out unless QWEN3_ALL_LENGTHS=1.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { elements } from "../lib/dtype.ts";
@@ -27,16 +27,16 @@ type Device = "gpu" | "cpu";
 type Precision = "f32" | "auto";
 const PRECISIONS: Precision[] = ["f32", "auto"];
 
-/** What precision f32 may be off, and GPU and CPU from each other. */
+/** Relative errors allowed: of precision f32, and between GPU and CPU. */
 const F32_ERROR = 1e-4, DEVICE_ERROR = 1e-3;
 
-/** Multiplications that a prompt, or a greedy text, may take; about a minute of llvmpipe each. */
+/** Multiplications allowed for a prompt or a greedy text: seconds each on two cores. */
 const AFFORDABLE = Deno.env.get("QWEN3_ALL_LENGTHS") === "1"
   ? { gpu: Infinity, cpu: Infinity }
   : { gpu: 9e9, cpu: 160e9 };
-/** A greedy text on the CPU computes its prompt again, and may take this part of that. */
+/** The part of that for a greedy text, which computes its prompt again. */
 const GREEDY_PART = { gpu: 1, cpu: 1 / 4 };
-/** The one whole model: 17 tokens of it whatever they cost. */
+/** The one model with all its layers: prompts up to 17 tokens run at any cost. */
 const WHOLE = "qwen3-0.6b", WHOLE_TOKENS = 17;
 
 const TINY = [
@@ -59,8 +59,8 @@ const SYNTHETIC = [
 for (const name of TINY) testGolden(name, () => readGolden(name));
 testGolden("stories-3m", readStories);
 for (const [i, name] of SYNTHETIC.entries()) {
-  // On a software adapter both precisions multiply in f32, and only the cache differs:
-  // sizes take turns.
+  // On a software adapter both precisions multiply in f32 and differ in the cache alone,
+  // so the sizes alternate between them.
   const onSoftware = name === WHOLE ? PRECISIONS : [PRECISIONS[i % 2]];
   testGolden(name, () => readSyntheticGolden(name), slowTest, onSoftware);
 }
@@ -68,7 +68,7 @@ for (const [i, name] of SYNTHETIC.entries()) {
 for (const device of ["gpu", "cpu"] as const) {
   const test = device === "gpu" ? gpuTest : Deno.test;
 
-  test(`the story model's perplexity is transformers' own on the ${device}`, async () => {
+  test(`the story model's perplexity equals transformers' on the ${device}`, async () => {
     using qwen = await loadQwen3(DEFAULT_MODEL, { device });
     const { texts, max_tokens, perplexity: expected } = (await readStories())
       .json.perplexity;
@@ -83,7 +83,7 @@ for (const device of ["gpu", "cpu"] as const) {
   });
 }
 
-Deno.test("a mixture of experts is refused by its name", async () => {
+Deno.test("loadQwen3 refuses a mixture of experts by name", async () => {
   const { model } = await readGolden("tiny-moe-bf16");
   await assertRejects(() => loadQwen3(model), Error, "qwen3_moe");
 });
@@ -112,11 +112,11 @@ function testGolden(
     }
   });
   cpuTest(`${name} on the cpu`, async () => {
-    await logitsOf("cpu", "auto"); // the CPU computes in f32 whatever the precision
+    await logitsOf("cpu", "auto"); // the CPU always computes in f32
   });
   gpuTest(`${name}: gpu and cpu agree`, async ({ software }) => {
     const onCpu = await logitsOf("cpu", "auto");
-    // On hardware "auto" multiplies in f16: held to the reference's bound, above.
+    // On hardware auto multiplies in f16 and is held to the bf16 reference's error above.
     const precisions = software ? onSoftware : PRECISIONS.slice(0, 1);
     for (const precision of precisions) {
       for (const [name, onGpu] of await logitsOf("gpu", precision)) {
@@ -130,7 +130,7 @@ function testGolden(
   });
 }
 
-/** By name of the case. */
+/** Logits by the name of the case. */
 type Logits = Map<string, Float32Array>;
 
 async function check(
@@ -164,14 +164,14 @@ async function check(
     found.set(one.name, logits);
   }
   for (const one of checked) {
-    // A step costs about as much as two tokens of a prompt.
+    // A decode step costs about two tokens of a prompt.
     const tokens = GREEDY_PART[device] * affordable / weights;
     const steps = Math.floor((tokens - one.tokenIds.length) / 2);
     const most = Math.min(one.greedy.length, steps);
     if (most < 1) continue;
     if (one.text === undefined) {
       const { tokenIds } = await generateGreedily(qwen, one.tokenIds, most);
-      // Both of two logits may be off, and a later step more than the prompt.
+      // Two logits may be off, and in later steps by more than after the prompt.
       assertGreedy(tokenIds, one, 4 * off);
     } else {
       const written = await generateGreedily(qwen, one.name, most);
@@ -181,7 +181,7 @@ async function check(
   return found;
 }
 
-/** Weights that one token is multiplied with. */
+/** Weights that each token is multiplied by. */
 function weightCount({ config }: Qwen3): number {
   const shapes = tensorShapes(familyOf(config).weights(config));
   let sum = 0;

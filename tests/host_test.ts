@@ -51,7 +51,7 @@ Deno.test("only host_deno.ts uses the Deno namespace", async () => {
   }
   assertEquals(uses, []);
   const own = await Deno.readTextFile(new URL(HOST_DENO, ROOT));
-  assert(usesOf(own).length > 0); // the search finds what there is
+  assert(usesOf(own).length > 0); // the search does find uses
 });
 
 Deno.test("the host is Deno here", () => {
@@ -116,7 +116,7 @@ Deno.test("files of the host", async () => {
       isDirectory: false,
     });
     await files.move(path, `${folder}/moved`);
-    assertEquals(await files.find(`${folder}/new/link`), undefined); // it leads nowhere
+    assertEquals(await files.find(`${folder}/new/link`), undefined); // a dangling link
     await files.makeFolder(`${folder}/a/b`);
     await files.makeFolder(`${folder}/a/b`);
     assertEquals((await files.find(`${folder}/a/b`))?.isDirectory, true);

@@ -1,13 +1,13 @@
-/** A script elsewhere that imports mod.ts by URL, as people do. */
+/** Scripts that import mod.ts by URL. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { gpuTest } from "./support/gpu.ts";
 import { rangeResponse } from "./support/serve_folder.ts";
 
 const ROOT = new URL("../", import.meta.url);
-/** What a thread of the CPU path starts from, and what answers once that was asked for. */
+/** The script of CPU threads, and a path that answers once it was requested. */
 const WORKER = "/lib/cpu/worker.ts", WORKER_ASKED = "/worker-asked";
 
-/** Serves what a person may import, and what that loads. */
+/** Serves mod.ts and everything that it loads. */
 function serveTree(): AsyncDisposable & { url: string; paths: string[] } {
   const paths: string[] = [];
   const workerAsked = Promise.withResolvers<void>();
@@ -39,7 +39,7 @@ function serveTree(): AsyncDisposable & { url: string; paths: string[] } {
   };
 }
 
-/** Runs a script in an empty folder; returns what it printed as JSON. */
+/** Runs a script in an empty folder and parses what it prints as JSON. */
 async function runScript(source: string, url: string) {
   const cwd = await Deno.makeTempDir();
   try {
@@ -49,7 +49,7 @@ async function runScript(source: string, url: string) {
         "run",
         "--no-config",
         `--allow-import=${new URL(url).host}`,
-        // What the README tells: the model, its cache, and the machine's memory.
+        // As in the README: the model, its cache, and the amount of memory.
         ...["--allow-net", "--allow-read", "--allow-env", "--allow-sys"],
         "main.ts",
       ],
@@ -66,7 +66,7 @@ async function runScript(source: string, url: string) {
 
 for (const device of ["cpu", "gpu"]) {
   const test = device === "gpu" ? gpuTest : Deno.test;
-  test(`mod.ts imported by URL finds the embedded model beside it (${device})`, async () => {
+  test(`mod.ts imported by URL finds the embedded model next to it (${device})`, async () => {
     await using server = serveTree();
     const script = `
       import { loadQwen3 } from "${server.url}/mod.ts";
@@ -89,7 +89,7 @@ for (const device of ["cpu", "gpu"]) {
   });
 }
 
-Deno.test("threads of the CPU path start where the modules came by URL", async () => {
+Deno.test("CPU threads start when the modules were imported by URL", async () => {
   await using server = serveTree();
   // Large enough for threads to be worth it.
   const script = `

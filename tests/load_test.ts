@@ -1,4 +1,4 @@
-/** The public API: loadQwen3, generate, logits, and what happens when things go wrong. */
+/** The public API: loadQwen3, generate, logits, and their errors. */
 import {
   assert,
   assertEquals,
@@ -31,14 +31,14 @@ const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
 const PROMPT = "Once upon a time";
 const GREEDY: GenerateOptions = { temperature: 0, maxTokens: 24 };
 
-/** The text of a whole run. */
+/** Reads a run to its end. */
 async function read(run: Run): Promise<string> {
   let text = "";
   for await (const piece of run) text += piece.text;
   return text;
 }
 
-/** A test on the CPU and, where there is one, on the GPU. */
+/** Registers a test for the CPU and for the GPU. */
 function eachDevice(
   name: string,
   fn: (device: "cpu" | "gpu") => Promise<void>,
@@ -47,7 +47,7 @@ function eachDevice(
   gpuTest(`${name} (gpu)`, () => fn("gpu"));
 }
 
-eachDevice("a prompt is words or token ids", async (device) => {
+eachDevice("a prompt is text or token ids", async (device) => {
   using qwen = await loadQwen3(undefined, { device });
   const ids = qwen.tokenizer.encode(PROMPT);
   assertEquals(ids, [0, 453, 469, 259, 417]);
@@ -109,7 +109,7 @@ Deno.test("a conversation goes through the checkpoint's chat template", async ()
     generate(PROMPT, { system: "Be kind.", thinking: false }),
     `<system>Be kind.\n<user>${PROMPT}\n(quick)<assistant>`,
   );
-  // raw leaves the template out; the tokenizer's own first token stays.
+  // raw skips the template but keeps the tokenizer's first token.
   await expect(generate(PROMPT, { raw: true }), `<|endoftext|>${PROMPT}`);
   assertThrows(
     () => generate(PROMPT, { raw: true, system: "Be kind." }),
@@ -133,7 +133,7 @@ Deno.test("without a chat template messages and a system message are refused", a
 });
 
 eachDevice(
-  "a stop string ends the text before it, however tokens cut it",
+  "the text ends before a stop string, across any token boundaries",
   async (device) => {
     using qwen = await loadQwen3(undefined, { device });
     const whole = await read(qwen.generate(PROMPT, GREEDY));
@@ -151,12 +151,12 @@ eachDevice(
 );
 
 eachDevice(
-  "every end-of-text id ends the text, unless ignored",
+  "every end-of-text id ends the text unless ignoreEos is set",
   async (device) => {
     using plain = await loadQwen3(undefined, { device });
     const run = plain.generate(PROMPT, GREEDY);
     const text = await read(run), ids = run.tokenIds;
-    // Two other tokens as its ends; the one that comes first counts.
+    // Two ordinary tokens as end-of-text ids; the first to appear ends the text.
     const ends = [ids[9], ids[5]];
     await using changed = await copyCheckpoint(DEFAULT_MODEL, {
       "generation_config.json": JSON.stringify({ eos_token_id: ends }),
@@ -175,7 +175,7 @@ eachDevice(
   },
 );
 
-Deno.test("a seed reproduces a text, on the CPU", async () => {
+Deno.test("a seed reproduces a text on the CPU", async () => {
   using qwen = await loadQwen3(undefined, { device: "cpu" });
   const options = { temperature: 1, topK: 0, maxTokens: 20 };
   const run = qwen.generate(PROMPT, options);
@@ -189,8 +189,8 @@ Deno.test("a seed reproduces a text, on the CPU", async () => {
   assertEquals(others.size, 3);
 });
 
-gpuTest("GPU and CPU draw the same tokens from a seed", async () => {
-  // f32, so that logits differ by rounding only, far less than draws do.
+gpuTest("GPU and CPU sample the same tokens from a seed", async () => {
+  // In f32, logits differ by rounding alone, far less than the noise of draws.
   using onGpu = await loadQwen3(undefined, { device: "gpu", precision: "f32" });
   using onCpu = await loadQwen3(undefined, { device: "cpu" });
   for (
@@ -211,7 +211,7 @@ gpuTest("GPU and CPU draw the same tokens from a seed", async () => {
 });
 
 eachDevice(
-  "a signal ends a run with the text so far, then another runs",
+  "a signal ends a run with the text so far, and another can run",
   async (device) => {
     using qwen = await loadQwen3(undefined, { device });
     const whole = await read(qwen.generate(PROMPT, GREEDY));
@@ -231,22 +231,25 @@ eachDevice(
   },
 );
 
-eachDevice("leaving a run early ends it, then another runs", async (device) => {
-  using qwen = await loadQwen3(undefined, { device });
-  const whole = await read(qwen.generate(PROMPT, GREEDY));
-  const left = qwen.generate(PROMPT, GREEDY);
-  for await (const _ of left) break;
-  assertEquals([left.finishReason, left.tokenIds.length], ["aborted", 1]);
-  assertEquals(await read(qwen.generate(PROMPT, GREEDY)), whole);
-  await assertRejects(
-    () => read(left),
-    Error,
-    "Cannot iterate over a run twice",
-  );
-});
+eachDevice(
+  "leaving a run early ends it, and another can run",
+  async (device) => {
+    using qwen = await loadQwen3(undefined, { device });
+    const whole = await read(qwen.generate(PROMPT, GREEDY));
+    const left = qwen.generate(PROMPT, GREEDY);
+    for await (const _ of left) break;
+    assertEquals([left.finishReason, left.tokenIds.length], ["aborted", 1]);
+    assertEquals(await read(qwen.generate(PROMPT, GREEDY)), whole);
+    await assertRejects(
+      () => read(left),
+      Error,
+      "Cannot iterate over a run twice",
+    );
+  },
+);
 
 eachDevice(
-  "two runs at once are refused, and the first goes on",
+  "a second run at once is refused, and the first continues",
   async (device) => {
     using qwen = await loadQwen3(undefined, { device });
     const whole = await read(qwen.generate(PROMPT, GREEDY));
@@ -264,13 +267,13 @@ eachDevice(
   },
 );
 
-eachDevice("the context bounds prompt and text", async (device) => {
+eachDevice("the context limits prompt and text", async (device) => {
   using qwen = await loadQwen3(undefined, { device, context: 16 });
   assertEquals(qwen.context, 16);
   const ids = Array.from({ length: 12 }, (_, i) => i + 300);
   const run = qwen.generate(ids, { temperature: 0, ignoreEos: true });
   await read(run);
-  // 12 of the prompt, 4 more in the cache, and a last one that nothing follows.
+  // The prompt's 12, 4 more that are cached, and a last one that needs no room.
   assertEquals([run.tokenIds.length, run.finishReason], [5, "length"]);
   using roomy = await loadQwen3(undefined, { device, context: 64 });
   const expected = await generateGreedily(roomy, ids, 5);
@@ -292,7 +295,7 @@ eachDevice("the context bounds prompt and text", async (device) => {
   );
 });
 
-Deno.test("options out of range are refused before anything runs", async () => {
+Deno.test("generate refuses options out of range before it runs", async () => {
   using qwen = await loadQwen3(undefined, { device: "cpu" });
   const refused: [GenerateOptions, string][] = [
     [{ temperature: -1 }, "temperature is -1, must be a number of at least 0"],
@@ -327,7 +330,7 @@ Deno.test("options out of range are refused before anything runs", async () => {
   await assertRejects(() => qwen.logits([]), Error, "the prompt is empty");
 });
 
-Deno.test("loadQwen3 refuses options that do not exist", async () => {
+Deno.test("loadQwen3 refuses unknown devices, precisions and contexts", async () => {
   const load = (options: unknown) => () =>
     loadQwen3(undefined, options as Parameters<typeof loadQwen3>[1]);
   await assertRejects(
@@ -350,7 +353,7 @@ Deno.test("loadQwen3 refuses options that do not exist", async () => {
 });
 
 eachDevice(
-  "logits of all positions are those of every prefix",
+  "logits of all positions equal those after each prefix",
   async (device) => {
     using qwen = await loadQwen3(TINY, { device, precision: "f32" });
     const { vocabSize } = qwen.config;
@@ -368,7 +371,7 @@ eachDevice(
 );
 
 eachDevice(
-  "a checkpoint without a tokenizer takes and gives token ids",
+  "a checkpoint without a tokenizer takes and returns token ids",
   async (device) => {
     using qwen = await loadQwen3(TINY, { device });
     assertEquals(qwen.hasTokenizer, false);
@@ -383,7 +386,7 @@ eachDevice(
   },
 );
 
-eachDevice("the device tells every choice with its reason", async (device) => {
+eachDevice("the device lists every choice with its reason", async (device) => {
   using qwen = await loadQwen3(undefined, { device });
   const { kind, adapter, choices } = qwen.device;
   assertEquals(kind, device);
@@ -406,7 +409,7 @@ eachDevice("the device tells every choice with its reason", async (device) => {
 });
 
 gpuTest(
-  "disposing frees the device, and runs leave nothing behind",
+  "runs free their memory, and disposing frees the device",
   async () => {
     const qwen = await loadQwen3(undefined, { device: "gpu" });
     const { runner } = qwen;
@@ -434,7 +437,7 @@ Deno.test("scaling bf16 weights by a power of two is exact", () => {
 });
 
 gpuTest(
-  "values beyond f16 make the cache f32, once, and nothing is lost",
+  "a value beyond f16 turns the cache to f32 once, with no token lost",
   async () => {
     await using checkpoint = await withLargeValues(TINY);
     const { cases } = await readGolden("tiny-tied-bf16");
@@ -473,7 +476,7 @@ gpuTest(
   },
 );
 
-gpuTest("tables and projections larger than a binding are split", async () => {
+gpuTest("weights larger than a binding are split", async () => {
   // Its embedding has 73,728 bytes, q, k and v 110,592, gate and up 61,440.
   const { model, cases } = await readGolden("tiny-sharded-f16");
   const { gpu } = wrapGpu({ limits: { maxStorageBufferBindingSize: 49152 } });
@@ -483,7 +486,7 @@ gpuTest("tables and projections larger than a binding are split", async () => {
   assertEquals(embedTokens.parts.length, 2);
   assertEquals(layer.qkvProj.parts.length, 3);
   assertEquals(layer.gateUpProj.parts.length, 2);
-  // Keys of one layer take 768 bytes per position.
+  // One layer's keys take 768 bytes per position.
   const { value, reason } = qwen.device.choices
     .find(({ what }) => what === "context")!;
   assertEquals(value, "64 tokens");
@@ -504,7 +507,7 @@ gpuTest("tables and projections larger than a binding are split", async () => {
 });
 
 gpuTest(
-  "synthetic weights made on the device are those made on the host",
+  "synthetic weights are the same on device and host",
   async () => {
     const model = "synthetic:qwen3-0.6b?layers=1&vocab=1024";
     const { gpu } = wrapGpu({
@@ -522,7 +525,7 @@ gpuTest(
 );
 
 gpuTest(
-  "an adapter that binds too few buffers is refused by numbers",
+  "an adapter that binds too few buffers is refused with both numbers",
   async () => {
     const { gpu } = wrapGpu({
       ...HARDWARE,
@@ -537,7 +540,7 @@ gpuTest(
   },
 );
 
-Deno.test("gpu without an adapter is refused, auto takes the CPU", async () => {
+Deno.test("without an adapter gpu is refused and auto takes the CPU", async () => {
   const gpu = NO_ADAPTER;
   await assertRejects(
     () => loadQwen3(TINY, { device: "gpu", gpu }),
@@ -550,7 +553,7 @@ Deno.test("gpu without an adapter is refused, auto takes the CPU", async () => {
 });
 
 gpuTest(
-  "a device that is lost before the first token: auto goes on with the CPU once, saying so",
+  "a device lost before the first token: auto continues on the CPU, with one notice",
   async () => {
     const { gpu, devices } = wrapGpu(HARDWARE);
     const notices: string[] = [];
@@ -574,7 +577,7 @@ gpuTest(
 );
 
 gpuTest(
-  "a device that is lost: gpu throws, and so does auto after the first token",
+  "a lost device: gpu throws, and so does auto after the first token",
   async () => {
     for (const device of ["gpu", "auto"] as const) {
       const { gpu, devices } = wrapGpu(HARDWARE);

@@ -23,7 +23,7 @@ interface Product {
   shape: Shape;
 }
 
-/** One of each row of the dispatch, odd sizes among them. */
+/** One for each rule of the dispatch, some with odd sizes. */
 const PRODUCTS: Product[] = [
   // A prompt of five tokens and one token through a Linear layer.
   {
@@ -38,7 +38,7 @@ const PRODUCTS: Product[] = [
     kernel: "gemvColumns",
     shape: [1, 2048],
   },
-  // Attention scores of sixteen heads, and the same with eight key heads.
+  // Attention scores of 16 heads, with 16 and with 8 key heads.
   {
     a: [1, 16, 5, 128],
     b: [1, 16, 128, 5],
@@ -106,8 +106,8 @@ const DTYPES: [Dtype, Dtype][] = [
 const isLarge = ({ a, b }: Product) => elements(a) > 1e5 || elements(b) > 1e5;
 
 /**
- * The element types that a product is tested in. Each takes another pipeline, so the
- * products of a kernel share out all types among them; large ones have the first two.
+ * The element types that a product is tested in. Each compiles another pipeline, so the
+ * products of a kernel divide the types among them; large products take the first two.
  */
 function typesOf(product: Product): [Dtype, Dtype][] {
   if (isLarge(product)) return DTYPES.slice(0, 2);
@@ -121,7 +121,7 @@ function typesOf(product: Product): [Dtype, Dtype][] {
 const show = (shape: Shape) => `[${shape.join(", ")}]`;
 
 gpuTest(
-  "matmul multiplies all shapes in all element types, and says by what",
+  "matmul multiplies all shapes and element types, and names its kernel",
   async (_, trial) => {
     for (const product of PRODUCTS) {
       for (const dtypes of typesOf(product)) {
@@ -136,7 +136,7 @@ gpuTest(
 );
 
 gpuTest(
-  "gemm, batchedGemm and gemv take their own shapes",
+  "gemm, batchedGemm and gemv multiply their own shapes",
   async (_, trial) => {
     for (const product of PRODUCTS) {
       if (isLarge(product)) continue;
@@ -147,7 +147,7 @@ gpuTest(
       for (const types of typesOf(product)) {
         await multiply(trial, product, types, own);
       }
-      // Tiles take few rows too, where they are asked for.
+      // gemm takes few rows too when called by name.
       if (product.a.length === 2 && product.b.length === 2) {
         const { choices } = await multiply(
           trial,
@@ -161,7 +161,7 @@ gpuTest(
   },
 );
 
-/** Multiplies random tensors and compares with float64. */
+/** Multiplies random tensors and compares the product with float64. */
 async function multiply(
   trial: Trial,
   { a, b, transposeB = false, shape }: Product,
@@ -187,7 +187,7 @@ async function multiply(
   return { choices };
 }
 
-/** The product in float64, matrix by matrix; heads of `b` are shared by groups of `a`'s. */
+/** The product in float64, matrix by matrix; groups of `a`'s heads share heads of `b`. */
 function expected(
   a: Float32Array,
   shapeA: Shape,
@@ -221,7 +221,7 @@ function expected(
 }
 
 gpuTest(
-  "products are refused in one line that names the shapes, and nothing falls back",
+  "a refused product is one line with the shapes, and nothing falls back",
   async (gpu, trial) => {
     const of = (...shape: number[]) => trial.filled(shape, 1);
     const refused: [() => Tensor, string][] = [
@@ -268,7 +268,7 @@ gpuTest(
       const { message: actual } = assertThrows(product, Error, message);
       assert(!actual.includes("\n"), actual);
     }
-    assert(gpu.allocated > before); // the operands; no product was made
+    assert(gpu.allocated > before); // operands only
     using other = await openDevice();
     using elsewhere = Tensor.create(other, "f32", [3, 4]);
     assertThrows(
@@ -279,7 +279,7 @@ gpuTest(
   },
 );
 
-Deno.test("chooseMatmul is a pure function with a reason for every shape", () => {
+Deno.test("chooseMatmul gives a reason for every shape without a device", () => {
   const device = {
     subgroupSize: 32,
     limits: {

@@ -10,7 +10,7 @@ const FORBIDDEN = {
   requestAdapter: () => Promise.reject(new Error("asked for an adapter")),
 } as unknown as GPU;
 
-Deno.test("cpu never asks for an adapter", async () => {
+Deno.test("cpu never requests an adapter", async () => {
   const { gpu, choice } = await selectDevice("cpu", config, FORBIDDEN);
   assertEquals(gpu, undefined);
   assertEquals(choice, {
@@ -20,7 +20,7 @@ Deno.test("cpu never asks for an adapter", async () => {
   });
 });
 
-Deno.test("without an adapter auto takes the CPU and says what brings one, gpu refuses", async () => {
+Deno.test("without an adapter auto takes the CPU and says what to install, gpu refuses", async () => {
   const { gpu, choice } = await selectDevice("auto", config, NO_ADAPTER);
   assertEquals([gpu, choice.value], [undefined, "cpu"]);
   assertMatch(choice.reason, /^there is no WebGPU adapter here, install /);
@@ -65,7 +65,7 @@ gpuTest(
   },
 );
 
-gpuTest("gpu insists on an adapter, a software one too", async () => {
+gpuTest("gpu takes any adapter, software included", async () => {
   const { gpu } = wrapGpu({ info: { description: "llvmpipe" } });
   const { gpu: chosen, choice } = await selectDevice("gpu", config, gpu);
   using device = chosen!;
@@ -75,7 +75,7 @@ gpuTest("gpu insists on an adapter, a software one too", async () => {
 });
 
 gpuTest(
-  "an adapter without f16 or subgroups is used as it is, saying so",
+  "an adapter without f16 or subgroups is used, and its choices say so",
   async () => {
     const { gpu } = wrapGpu({
       ...HARDWARE,

@@ -73,7 +73,7 @@ const ENTRIES = new Map([
   ],
 ]);
 
-/** Runs `test` with a folder of its own for tuned constants. */
+/** Runs `test` with its own folder of tuned constants. */
 async function inFolder(test: (folder: string) => Promise<void>) {
   const before = Deno.env.get(TUNING_DIR);
   const folder = await Deno.makeTempDir();
@@ -87,7 +87,7 @@ async function inFolder(test: (folder: string) => Promise<void>) {
   }
 }
 
-/** Changes a stored file as JSON. */
+/** Edits a stored file as JSON. */
 async function change(
   path: string,
   edit: (file: Record<string, Record<string, unknown>>) => void,
@@ -97,7 +97,7 @@ async function change(
   await Deno.writeTextFile(path, JSON.stringify(file));
 }
 
-Deno.test("what is stored for an adapter is loaded for it, and chosen with its reason", async () => {
+Deno.test("constants stored for an adapter are loaded for it and chosen, with the reason", async () => {
   await inFolder(async () => {
     const tuned = device(), none = device();
     const before = await loadTuning(none);
@@ -247,7 +247,7 @@ for (
   });
 }
 
-Deno.test("where nothing can be written, storing says where and why", async () => {
+Deno.test("a folder that cannot be written is named with the cause", async () => {
   await inFolder(async (folder) => {
     Deno.env.set(TUNING_DIR, `${folder}/file/below`);
     await Deno.writeTextFile(`${folder}/file`, "");
@@ -309,7 +309,7 @@ Deno.test("keys name a kernel and a class of shapes", () => {
 });
 
 gpuTest(
-  "an opened device has its tuned constants among its choices",
+  "an opened device lists its tuned constants among its choices",
   async () => {
     await inFolder(async () => {
       using first = await openDevice();

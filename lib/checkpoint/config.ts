@@ -9,12 +9,17 @@ import { isObject } from "../json.ts";
 
 /** YaRN (https://arxiv.org/abs/2309.00071) as transformers reads it. */
 export interface YarnScaling {
+  /** How many times longer than in training contexts may be. */
   factor: number;
+  /** The context length in training, in tokens. */
   originalMaxPositionEmbeddings: number;
   /** Multiplies cos and sin; by default 0.1·ln(factor)+1. */
   attentionFactor: number;
+  /** Dimensions that turn more often than this over that context are not interpolated. */
   betaFast: number;
+  /** Dimensions that turn less often than this are interpolated in full. */
   betaSlow: number;
+  /** Whether the bounds of the ramp between them are rounded to whole dimensions. */
   truncate: boolean;
 }
 
@@ -33,18 +38,31 @@ export interface GenerationDefaults {
 export interface Qwen3Config {
   /** Names the family. */
   modelType: string;
+  /** Rows of the embedding table. */
   vocabSize: number;
+  /** Width of the residual stream. */
   hiddenSize: number;
+  /** Width of the MLP. */
   intermediateSize: number;
+  /** Decoder layers. */
   numHiddenLayers: number;
+  /** Query heads. */
   numAttentionHeads: number;
+  /** Key and value heads; each serves an equal share of the query heads. */
   numKeyValueHeads: number;
+  /** Width of a head. */
   headDim: number;
+  /** The longest context, in tokens. */
   maxPositionEmbeddings: number;
+  /** Added to the mean square in RMSNorm. */
   rmsNormEps: number;
+  /** Base of the RoPE frequencies. */
   ropeTheta: number;
+  /** YaRN, if the checkpoint uses it. */
   ropeScaling: YarnScaling | null;
+  /** Whether the LM head is the embedding table. */
   tieWordEmbeddings: boolean;
+  /** The id that begins a text, if there is one. */
   bosTokenId: number | null;
   /** All ids that end a text; may be empty. */
   eosTokenIds: number[];

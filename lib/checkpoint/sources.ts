@@ -13,7 +13,9 @@ export interface LoadProgress {
   stage: "download" | "weights";
   /** What is being read. */
   file?: string;
+  /** Bytes read so far. */
   done: number;
+  /** Bytes in all. */
   total: number;
 }
 

@@ -23,6 +23,7 @@ export interface Capabilities {
   adapterClass?: AdapterClass;
   /** Whether shaders are known to go through Deno's naga to Vulkan; false if absent. */
   vulkan?: boolean;
+  /** The device's limits that dispatch asks for, as WebGPU names them. */
   limits: {
     maxComputeWorkgroupStorageSize: number;
     maxComputeInvocationsPerWorkgroup: number;

@@ -1,5 +1,5 @@
 /**
- * What runs a model: a GPU or the CPU behind the same few calls.
+ * The interface of a loaded model on one device, GPU or CPU.
  *
  * @module
  */
@@ -7,8 +7,11 @@ import type { Sampling } from "./sampling.ts";
 
 /** An operation that a GPU run had to do on the CPU. */
 export interface Fallback {
+  /** What ran on the CPU. */
   operation: string;
+  /** Why the GPU could not. */
   reason: string;
+  /** How many times. */
   count: number;
 }
 
@@ -16,6 +19,7 @@ export interface Fallback {
 export interface Runner extends Disposable {
   /** Tokens that a sequence may have. */
   readonly context: number;
+  /** Operations of a GPU run that ran on the CPU. */
   readonly fallbacks: readonly Fallback[];
   /** Logits after the last token, or after each (`all`), from an empty cache. */
   logits(
@@ -23,16 +27,19 @@ export interface Runner extends Disposable {
     options: { all?: boolean; signal?: AbortSignal },
   ): Promise<Float32Array>;
   /**
-   * @throws {MemoryError} if it cannot hold `sequences` of `context` tokens each,
-   * keys and values of a batch.
+   * Checks that the device can hold the keys and values of `sequences` sequences of
+   * `context` tokens each.
+   *
+   * @throws {MemoryError} if it cannot.
    */
   requireRoom(sequences: number, context: number): void;
   /**
-   * Samples up to `maxTokens` tokens after each prompt, all sequences in step, in
-   * chunks as they become known: one token of each sequence, then the next of each.
-   * The first chunk is the first token of each. Sequence `s` draws with the seed
-   * `(seed + s) mod 2³²`. None is told to end, but one that reaches the context goes
-   * on in its last place, and its tokens mean nothing. The consumer stops by leaving.
+   * Samples up to `maxTokens` tokens after each prompt, all sequences in step. Yields
+   * chunks of ids: one token of each sequence, then the next of each; the first chunk
+   * is the first token of each. Sequence `s` samples with the seed `(seed + s) mod 2³²`.
+   * Sequences do not end by themselves: the consumer ignores those that are over and
+   * leaves the loop to stop. One that fills its context keeps overwriting the last
+   * position, and its further tokens are meaningless.
    *
    * @throws {MemoryError} if several do not fit (see `requireRoom`).
    */

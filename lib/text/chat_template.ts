@@ -8,9 +8,13 @@ import { Template } from "npm:@huggingface/jinja@0.5.11";
 
 /** A function call that the assistant made. */
 export interface ToolCall {
+  /** Only functions can be called. */
   type?: "function";
+  /** Ties the call to the message with its result. */
   id?: string;
+  /** The function and its arguments. */
   function: {
+    /** The name of the function. */
     name: string;
     /** An object, or its JSON. */
     arguments: Record<string, unknown> | string;
@@ -19,19 +23,27 @@ export interface ToolCall {
 
 /** One turn of a conversation, as in the OpenAI and Hugging Face chat formats. */
 export interface Message {
+  /** Who speaks; `tool` messages carry the result of a call. */
   role: "system" | "user" | "assistant" | "tool";
+  /** The text of the turn. */
   content: string;
   /** The assistant's thoughts before `content`. Qwen3 also accepts them in `<think>` tags in `content`. */
   reasoning_content?: string;
+  /** Functions that the assistant called in this turn. */
   tool_calls?: ToolCall[];
 }
 
 /** A function that the assistant may call; `parameters` is a JSON Schema. */
 export interface Tool {
+  /** Only functions can be called. */
   type: "function";
+  /** What the assistant is told about the function. */
   function: {
+    /** The name it is called by. */
     name: string;
+    /** What it does, for the assistant. */
     description?: string;
+    /** A JSON Schema of its arguments. */
     parameters?: Record<string, unknown>;
   };
 }

@@ -78,12 +78,13 @@ export function showKernel(
   device: Sketched,
   options: ShowOptions,
 ): Shown {
-  const wanted = findKernel(name)?.name;
-  if (!wanted) {
+  const kernel = findKernel(name);
+  if (!kernel) {
     throw new Error(
       `Cannot show "${name}": the kernels are ${KERNEL_NAMES.join(", ")}`,
     );
   }
+  const wanted = kernel.name;
   // As it is on this device if that runs it, else with the other type of matmuls.
   const other = { ...device, f16: true, software: false };
   const none = { ...device, f16: false };
@@ -108,7 +109,7 @@ export function showKernel(
         }`;
       return {
         ...found,
-        label: `${found.label}, ${where}`,
+        label: inPasses(kernel) ? `${found.label}, ${where}` : found.label,
         also: [...new Set(also)],
       };
     }

@@ -154,7 +154,7 @@ async function requestDevice(
 
 /** An open device. Made by {@linkcode openGpu}. */
 export class Gpu implements Disposable {
-  /** The adapter's own name. */
+  /** The adapter's name. */
   readonly name: string;
   /** Whether it is a software renderer (llvmpipe, SwiftShader, …). */
   readonly software: boolean;
@@ -166,26 +166,30 @@ export class Gpu implements Disposable {
   /** Lanes that may exchange values directly; 0 without subgroups. */
   readonly subgroupSize: number;
   /**
-   * Whether a buffer's bytes can be read once `mapAsync` returns, without waiting for
-   * its promise, which Deno settles 10 ms later.
+   * Whether a buffer is mapped as soon as `mapAsync` returns, rather than when its
+   * promise settles (in Deno 10 ms later).
    */
   readonly readsAtOnce: boolean;
-  /** Whether this is known to be Deno's own WebGPU on Vulkan. */
+  /** Whether this is Deno's own WebGPU on Vulkan, as far as that can be known. */
   readonly vulkan: boolean;
-  /** Selects the kernels' default constants. */
+  /** Selects the defaults of the kernels' constants. */
   readonly adapterClass: AdapterClass;
+  /** Whether shaders may use f16. */
   readonly f16: boolean;
+  /** Whether passes can be timed by timestamp queries. */
   readonly timestamps: boolean;
+  /** The device's limits, which are the adapter's own. */
   readonly limits: GPUSupportedLimits;
   /** The choices made when the device was opened. */
   readonly choices: Choice[];
-  /** Constants that were fastest on this adapter, by the keys of dispatch/keys.ts. */
+  /** Constants that were measured to be best on this adapter (see lib/dispatch/keys.ts). */
   readonly tuned: Map<string, Constants> = new Map();
   /** Bytes allocated on the device and not freed yet. */
   allocated = 0;
   #failure?: DeviceError;
   #disposed = false;
 
+  /** @ignore Made by {@linkcode openGpu}. */
   constructor(
     readonly adapter: GPUAdapter,
     readonly device: GPUDevice,
@@ -318,6 +322,7 @@ export class Gpu implements Disposable {
     return buffer.getMappedRange();
   }
 
+  /** Destroys the device, and with it all its memory. */
   [Symbol.dispose](): void {
     this.#disposed = true;
     this.device.destroy(); // frees all its memory

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { inlineLoads } from "./inline.ts";
 import { DeviceError } from "../errors.ts";
 import type { Format } from "../formats/format.ts";
 import { type Matrix, type MatrixPart, rowsHeld } from "../formats/matrix.ts";
@@ -344,8 +345,11 @@ function write(
     `struct Uniforms { ${fields.join(", ") || "unused: u32"} }`,
     `@group(0) @binding(${binding}) var<uniform> u: Uniforms;`,
   );
-  const body = unroll(kernel.body, constants, fours);
-  return [...lines, ...used(declarations, body)].join("\n") + body;
+  const [body, ...functions] = inlineLoads([
+    unroll(kernel.body, constants, fours),
+    ...declarations,
+  ]);
+  return [...lines, ...used(functions, body)].join("\n") + body;
 }
 
 function uniformData(

@@ -14,6 +14,7 @@ import { formatNamed } from "../formats/mod.ts";
 export class Tensor implements Disposable {
   #texels?: GPUTexture;
 
+  /** @ignore Made by {@linkcode Tensor.create}. */
   constructor(
     readonly gpu: Gpu,
     readonly dtype: Dtype,
@@ -113,7 +114,7 @@ export class Tensor implements Disposable {
     }
   }
 
-  /** The elements as f32. Waits for the GPU, which takes at least 10 ms in Deno. */
+  /** The elements as f32. Waits for the GPU: in Deno at least 10 ms. */
   async read(): Promise<Float32Array> {
     const size = elements(this.shape);
     const bytes = await this.gpu.readBuffer(this.buffer, 0, this.bytes);

@@ -5,7 +5,7 @@ const log = await Deno.readTextFile(
 );
 const [, index, entries] = /## Index([^]*)\n## Entries\n([^]*)$/.exec(log)!;
 
-/** Anchors as GitHub makes them from headings. */
+/** Turns headings into anchors as GitHub does. */
 const anchor = (heading: string) =>
   heading.toLowerCase().replaceAll(/[^\p{L}\p{N}_\- ]/gu, "")
     .replaceAll(" ", "-");

@@ -17,7 +17,7 @@ interface Entry {
   offset: number;
 }
 
-/** As the format's description says, for the kinds of values that we write. */
+/** Parses a value as GGUF defines it, of the types that we write. */
 function readGguf(bytes: Uint8Array<ArrayBuffer>) {
   const view = new DataView(bytes.buffer);
   let at = 0;
@@ -79,7 +79,7 @@ for (
       assertEquals(metadata["qwen3.rope.freq_base"], config.ropeTheta);
       const shapes = tensorShapes(familyOf(config).weights(config));
       assertEquals(entries.size, shapes.size);
-      let end = 0; // tensors follow one another, from multiples of 32 on
+      let end = 0; // tensors are consecutive, each aligned to 32
       for (const { shape, type, offset } of entries.values()) {
         assertEquals([offset, type], [end, shape.length > 1 ? 1 : 0]);
         end += Math.ceil(elements(shape) * (type === 1 ? 2 : 4) / 32) * 32;

@@ -2,7 +2,7 @@ import { assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
 import { parseGeneration } from "../../lib/checkpoint/config.ts";
 import { parseConfig } from "../../lib/model/families.ts";
 
-/** As published with Qwen3-0.6B. */
+/** The file published with Qwen3-0.6B. */
 const PUBLISHED = {
   architectures: ["Qwen3ForCausalLM"],
   attention_bias: false,
@@ -34,7 +34,7 @@ const PUBLISHED = {
 const parse = (changes: Record<string, unknown> = {}) =>
   parseConfig({ ...PUBLISHED, ...changes }, "here/config.json");
 
-Deno.test("parseConfig reads the form published with Qwen3", () => {
+Deno.test("parseConfig reads the file published with Qwen3", () => {
   assertEquals(parse(), {
     modelType: "qwen3",
     vocabSize: 151936,
@@ -54,7 +54,7 @@ Deno.test("parseConfig reads the form published with Qwen3", () => {
   });
 });
 
-Deno.test("parseConfig reads the newer form, as transformers 5 writes it", async () => {
+Deno.test("parseConfig reads the format of transformers 5", async () => {
   const read = async (name: string) => {
     const url = new URL(`../fixtures/${name}/config.json`, import.meta.url);
     return parseConfig(JSON.parse(await Deno.readTextFile(url)), name);
@@ -80,7 +80,7 @@ Deno.test("parseConfig reads the newer form, as transformers 5 writes it", async
   });
 });
 
-Deno.test("parseConfig fills in the defaults of transformers", () => {
+Deno.test("parseConfig has the defaults of transformers", () => {
   const {
     head_dim: _d,
     num_key_value_heads: _k,
@@ -150,7 +150,7 @@ Deno.test("parseConfig reads YaRN under rope_scaling, type or rope_type", () => 
   );
 });
 
-Deno.test("parseConfig refuses what it cannot run, in one line with field and value", () => {
+Deno.test("parseConfig refuses what cannot run, in one line with field and value", () => {
   const refused: [Record<string, unknown>, string][] = [
     [{ model_type: "qwen3_moe" }, 'model_type is "qwen3_moe", must be "qwen3"'],
     [{ model_type: "llama" }, 'model_type is "llama", must be "qwen3"'],
@@ -226,7 +226,7 @@ Deno.test("parseConfig refuses what it cannot run, in one line with field and va
   }
 });
 
-Deno.test("parseGeneration keeps what the file says and nothing else", () => {
+Deno.test("parseGeneration has the fields of the file and no others", () => {
   const parse = (json: unknown) =>
     parseGeneration(json, "generation_config.json");
   assertEquals(

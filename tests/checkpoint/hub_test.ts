@@ -25,7 +25,7 @@ const VARIABLES = [
   "HF_HUB_OFFLINE",
 ];
 
-/** An empty cache, and an environment of its own until disposed. */
+/** An empty cache and a clean environment, until disposed. */
 async function emptyCache() {
   const before = VARIABLES.map((name) => [name, Deno.env.get(name)] as const);
   for (const name of VARIABLES) Deno.env.delete(name);
@@ -47,7 +47,7 @@ async function emptyCache() {
 const fixtureFiles = (name: string) =>
   readFolder(new URL(`../fixtures/${name}/`, import.meta.url));
 
-/** A repository `Some/Model` on a server that answers as the Hub does. */
+/** A server like the Hub with a repository `Some/Model`. */
 async function serveHub(
   fixture: string,
   intercept: (
@@ -102,13 +102,13 @@ async function serveHub(
   return server;
 }
 
-/** Names of all files and links below a folder. */
+/** Names of all files and links in a folder and below it. */
 async function namesIn(folder: string): Promise<string[]> {
   return (await Array.fromAsync(Deno.readDir(folder), ({ name }) => name))
     .sort();
 }
 
-/** Puts a fixture into the cache as Python's huggingface_hub lays it out. */
+/** Puts a fixture into the cache, with the layout of Python's huggingface_hub. */
 async function fillCache(entry: string, fixture: string, ref = "main") {
   await Deno.mkdir(`${entry}/refs`, { recursive: true });
   await Deno.mkdir(`${entry}/snapshots/${COMMIT}`, { recursive: true });
@@ -118,7 +118,7 @@ async function fillCache(entry: string, fixture: string, ref = "main") {
   }
 }
 
-/** Breaks the download of weights after 1000 bytes whenever `broken()` says so. */
+/** Breaks downloads of weights after 1000 bytes while `broken()` is true. */
 function breakWeights(broken: () => boolean, weights: Uint8Array) {
   return (request: Request, path: string) => {
     const range = request.headers.get("range");
@@ -155,7 +155,7 @@ Deno.test("parseRepositoryId takes owner/name with an optional revision", () => 
   }
 });
 
-Deno.test("a repository in the cache is used without asking the Hub", async () => {
+Deno.test("a cached repository is used without a request to the Hub", async () => {
   await using cache = await emptyCache();
   Deno.env.set("HF_HUB_OFFLINE", "1");
   await fillCache(cache.entry, "tiny-tied-bf16");
@@ -167,14 +167,14 @@ Deno.test("a repository in the cache is used without asking the Hub", async () =
   }
 });
 
-Deno.test("the cache is where the environment says", async () => {
+Deno.test("the environment decides where the cache is", async () => {
   await using cache = await emptyCache();
   Deno.env.delete("HF_HUB_CACHE");
   const places: [string, string, string][] = [
     ["HF_HOME", `${cache.path}/1`, "1/hub"],
     ["XDG_CACHE_HOME", `${cache.path}/2`, "2/huggingface/hub"],
     ["HOME", `${cache.path}/3`, "3/.cache/huggingface/hub"],
-    ["HF_HUB_CACHE", "~/4", "3/4"], // the home of the line before
+    ["HF_HUB_CACHE", "~/4", "3/4"], // HOME is set by the line above
   ];
   Deno.env.set("HF_HUB_OFFLINE", "1");
   for (const [variable, value, folder] of places) {
@@ -192,7 +192,7 @@ Deno.test("the cache is where the environment says", async () => {
   }
 });
 
-Deno.test("offline, what is missing is named and nothing is asked", async () => {
+Deno.test("offline, a missing file is named and nothing is requested", async () => {
   await using cache = await emptyCache();
   await using server = await serveHub("tiny-tied-bf16");
   Deno.env.set("HF_HUB_OFFLINE", "1");
@@ -220,7 +220,7 @@ Deno.test("offline, what is missing is named and nothing is asked", async () => 
 });
 
 for (const fixture of ["tiny-tied-bf16", "tiny-sharded-f16"]) {
-  Deno.test(`${fixture} is downloaded into the cache once, and only what is needed`, async () => {
+  Deno.test(`${fixture} is downloaded into the cache once, only the files needed`, async () => {
     await using cache = await emptyCache();
     await using server = await serveHub(fixture);
     Deno.env.set("HF_TOKEN", "hf_secret");
@@ -273,7 +273,7 @@ for (const fixture of ["tiny-tied-bf16", "tiny-sharded-f16"]) {
   });
 }
 
-Deno.test("a download that broke for good leaves nothing that looks complete, and is resumed", async () => {
+Deno.test("a failed download leaves no file that looks complete, and is resumed", async () => {
   await using cache = await emptyCache();
   const weights = (await fixtureFiles("tiny-tied-bf16")).get(
     "/model.safetensors",
@@ -309,7 +309,7 @@ Deno.test("a download that broke for good leaves nothing that looks complete, an
   assert(ranges.includes(`bytes=4000-${weights.length - 1}`));
 });
 
-Deno.test("a download whose server does not resume is refused, then starts again", async () => {
+Deno.test("a server that cannot resume a download is refused, and the next try starts over", async () => {
   await using cache = await emptyCache();
   const weights = (await fixtureFiles("tiny-tied-bf16")).get(
     "/model.safetensors",
@@ -364,7 +364,7 @@ Deno.test("a signal ends a download", async () => {
   );
 });
 
-Deno.test("two downloads at once share the work", async () => {
+Deno.test("two downloads of one repository share the work", async () => {
   await using _cache = await emptyCache();
   await using server = await serveHub("tiny-tied-bf16");
   const both = await Promise.all([
@@ -378,7 +378,7 @@ Deno.test("two downloads at once share the work", async () => {
   assertEquals(downloads.length, 1);
 });
 
-Deno.test("a mixture of experts is refused before its weights are downloaded", async () => {
+Deno.test("a mixture of experts is refused before its weights download", async () => {
   await using _cache = await emptyCache();
   await using server = await serveHub("tiny-moe-bf16");
   await assertRejects(() => openCheckpoint("Some/Model"), Error, "qwen3_moe");
@@ -388,7 +388,7 @@ Deno.test("a mixture of experts is refused before its weights are downloaded", a
   );
 });
 
-Deno.test("a repository that does not exist, or has no safetensors, says where it was looked for", async () => {
+Deno.test("a missing repository, or one without safetensors, is reported with the URLs tried", async () => {
   await using cache = await emptyCache();
   await using server = await serveHub("demo"); // no config.json there
   const failure = async (spec: string) =>

@@ -10,7 +10,7 @@ const fixture = (name: string) =>
   new URL(`../fixtures/${name}/`, import.meta.url);
 const pathOf = (name: string) => Deno.realPathSync(fixture(name));
 
-/** A changeable copy of a fixture; goes when disposed. */
+/** A copy of a fixture to change, deleted when disposed. */
 async function copyOf(name: string) {
   const path = await Deno.realPath(await Deno.makeTempDir());
   for (const [file, bytes] of await readFolder(fixture(name))) {
@@ -72,7 +72,7 @@ Deno.test("openCheckpoint opens a directory and reads any range of a tensor", as
     byteLength: 2 * 512 * 64,
   });
 
-  // This file's data, found without the code under test.
+  // Where the data of this file begins, without the code under test.
   const file = await Deno.readFile(`${path}/model.safetensors`);
   const headerBytes = new DataView(file.buffer).getUint32(0, true);
   const header = JSON.parse(
@@ -124,13 +124,13 @@ Deno.test("openCheckpoint reads shards through their index", async () => {
   assertEquals(bytes, 1034944); // total_size in the index
   const norm = await wholeTensor(checkpoint, "model.norm.weight");
   assertEquals(norm.length, 2 * 96);
-  // Ones with a little noise: f16 between 0.5 and 1.5.
+  // Norm weights are 1 with noise: f16 from 0.5 to 1.5.
   for (const bits of new Uint16Array(norm.buffer)) {
     assert(bits > 0x3800 && bits < 0x3e00);
   }
 });
 
-Deno.test("openCheckpoint gives text files, generation defaults and the tokenizer where there is one", async () => {
+Deno.test("openCheckpoint has text files, generation defaults and the tokenizer, if any", async () => {
   await using folder = await copyOf("tiny-tied-bf16");
   await Deno.writeTextFile(
     `${folder.path}/generation_config.json`,
@@ -155,7 +155,7 @@ Deno.test("openCheckpoint opens synthetic checkpoints", async () => {
   assertEquals(checkpoint.tensors.size, 3 + 11);
 });
 
-Deno.test("openCheckpoint says what it looked for", async () => {
+Deno.test("openCheckpoint lists what it looked for", async () => {
   const dir = await Deno.realPath(await Deno.makeTempDir());
   try {
     await assertRefused(
@@ -319,7 +319,7 @@ Deno.test("openCheckpoint lists the URLs that it looked for", async () => {
   );
 });
 
-Deno.test("openCheckpoint stops with its signal", async () => {
+Deno.test("openCheckpoint stops at its signal", async () => {
   const controller = new AbortController();
   const { signal } = controller;
   await using server = serveFiles(await readFolder(fixture("tiny-tied-bf16")));

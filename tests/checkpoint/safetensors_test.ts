@@ -19,7 +19,7 @@ function sourceOf(bytes: Uint8Array): ByteSource {
   };
 }
 
-/** A file with this header and so many bytes of data. */
+/** A file with this header and `bytes` bytes of data. */
 function fileOf(
   header: unknown,
   dataBytes: number,
@@ -61,7 +61,7 @@ async function assertRefused(file: Uint8Array, message: string) {
   assertEquals(error.message.includes("m.safetensors"), true);
 }
 
-Deno.test("readSafetensorsHeader gives types, shapes and places in the file", async () => {
+Deno.test("readSafetensorsHeader has types, shapes and offsets", async () => {
   const header = {
     __metadata__: { format: "pt" },
     b: tensor("F32", [], 8, 12),
@@ -132,7 +132,7 @@ Deno.test("readSafetensorsHeader refuses files that cannot be safetensors", asyn
   );
 });
 
-Deno.test("readSafetensorsHeader refuses tensors that are not described right", async () => {
+Deno.test("readSafetensorsHeader refuses invalid tensors", async () => {
   const refused: [unknown, number, string][] = [
     [
       { ids: tensor("I64", [1], 0, 8) },
@@ -202,7 +202,7 @@ Deno.test("readSafetensorsHeader refuses overlaps, holes and missing data", asyn
   );
 });
 
-Deno.test("parseSafetensorsIndex maps tensors to shards beside the index", () => {
+Deno.test("parseSafetensorsIndex maps tensors to shards next to the index", () => {
   const parse = (map: unknown) =>
     parseSafetensorsIndex(
       JSON.stringify({ metadata: {}, weight_map: map }),

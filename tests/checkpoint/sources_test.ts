@@ -8,7 +8,7 @@ const files = new Map([["/big.bin", content], [
   new TextEncoder().encode("text"),
 ]]);
 
-/** The first `broken` answers for big.bin's data end or fail early. */
+/** A server whose first `broken` answers, other than for the first byte, are `how`'s. */
 function flaky(
   broken: number,
   how: (request: Request) => Response | Promise<Response>,
@@ -25,7 +25,7 @@ const busy = () => new Response("later", { status: 503 });
 
 const breaking = (request: Request) => brokenResponse(request, content, 1000);
 
-Deno.test("openFile reads ranges, and is undefined for what is not there", async () => {
+Deno.test("openFile reads ranges, and returns undefined for a missing file", async () => {
   const path = await Deno.makeTempFile();
   try {
     await Deno.writeFile(path, content);
@@ -46,7 +46,7 @@ Deno.test("openFile reads ranges, and is undefined for what is not there", async
   assertEquals(await openFile(path), undefined);
 });
 
-Deno.test("requests are made again after failures that pass", async () => {
+Deno.test("requests are retried after temporary failures", async () => {
   await using server = flaky(2, busy);
   assertEquals(await fetchText(`${server.url}/a.txt`, {}), "text");
   assertEquals(server.requests.length, 3);
@@ -54,7 +54,7 @@ Deno.test("requests are made again after failures that pass", async () => {
   assertEquals(server.requests.length, 4);
 });
 
-Deno.test("requests that fail for good say how", async () => {
+Deno.test("a failed request is reported with its status", async () => {
   await using server = flaky(100, () => new Response("no", { status: 403 }));
   const url = `${server.url}/a.txt`;
   await assertRejects(
@@ -65,7 +65,7 @@ Deno.test("requests that fail for good say how", async () => {
   assertEquals(server.requests.length, 1);
 });
 
-Deno.test("a range whose connection breaks goes on where it broke", async () => {
+Deno.test("a range continues where its connection broke", async () => {
   await using server = flaky(2, breaking);
   await using source = (await openUrl(`${server.url}/big.bin`, {}))!;
   assertEquals(source.size, content.length);
@@ -80,7 +80,7 @@ Deno.test("a range whose connection breaks goes on where it broke", async () => 
   }
 });
 
-Deno.test("an answer that is not the range asked for is refused", async () => {
+Deno.test("an answer other than the requested range is refused", async () => {
   await using server = flaky(1, () => new Response(content.slice()));
   await using source = (await openUrl(`${server.url}/big.bin`, {}))!;
   await assertRejects(
@@ -90,7 +90,7 @@ Deno.test("an answer that is not the range asked for is refused", async () => {
   );
 });
 
-Deno.test("a server without ranges is read from a copy that does not stay", async () => {
+Deno.test("a server without ranges is read through a temporary copy", async () => {
   const made: string[] = [];
   const { makeTempFile } = Deno;
   Deno.makeTempFile = async (options) => {
@@ -120,7 +120,7 @@ Deno.test("a server without ranges is read from a copy that does not stay", asyn
   await assertRejects(() => Deno.stat(made[0]), Deno.errors.NotFound);
 });
 
-Deno.test("a signal ends waiting for a server", async () => {
+Deno.test("a signal ends the wait for a server", async () => {
   const abort = new AbortController(), { signal } = abort;
   await using server = flaky(100, () => {
     abort.abort();

@@ -20,7 +20,7 @@ interface Reference {
   cases: { length: number; input_ids: number[] | null }[];
 }
 
-/** Every reference file, and the checkpoint that it is about. */
+/** Reference files and their checkpoints. */
 const REFERENCES = new Map([
   ["qwen3-0.6b", "synthetic:qwen3-0.6b"],
   ["qwen3-1.7b-2layer", "synthetic:qwen3-1.7b?seed=1&layers=2&vocab=4096"],
@@ -62,7 +62,7 @@ for (const [name, spec] of REFERENCES) {
   });
 }
 
-Deno.test("synthetic checkpoints have the tensors of the published ones", async () => {
+Deno.test("synthetic checkpoints have the tensors of published ones", async () => {
   const parameters = (spec: string) => {
     let count = 0;
     for (const { byteLength } of parseSynthetic(spec).tensors.values()) {
@@ -70,7 +70,7 @@ Deno.test("synthetic checkpoints have the tensors of the published ones", async 
     }
     return count;
   };
-  // As the Hub counts them (tied embeddings once).
+  // Parameters by the Hub's count, with tied embeddings once.
   assertEquals(parameters("synthetic:qwen3-0.6b"), 596_049_920);
   assertEquals(parameters("synthetic:qwen3-1.7b"), 1_720_574_976);
   assertEquals(parameters("synthetic:qwen3-4b"), 4_022_468_096);
@@ -93,7 +93,7 @@ Deno.test("synthetic checkpoints have the tensors of the published ones", async 
   assertEquals(await tied.text("tokenizer.json"), undefined);
 });
 
-Deno.test("synthetic weights follow the rule, computed here in whole numbers", async () => {
+Deno.test("synthetic weights follow their rule, computed here in integers", async () => {
   const name = "model.layers.0.mlp.down_proj.weight";
   const shape = [1024, 3072];
   const mask = 0xffffffffn;
@@ -112,7 +112,7 @@ Deno.test("synthetic weights follow the rule, computed here in whole numbers", a
     h = ((h ^ (h >> 13n)) * 0xc2b2ae35n) & mask;
     h ^= h >> 16n;
     const value = Math.fround(rule.scale * (Number(h >> 8n) / 2 ** 23 - 1));
-    // The nearer of the two bf16 neighbours; of equally near ones the even.
+    // The nearest bf16; of two at the same distance, the even one.
     const [bits] = new Uint32Array(Float32Array.of(value).buffer);
     const below = bits & 0xffff0000, above = below + 0x10000;
     const distance = (bits: number) =>
@@ -134,7 +134,7 @@ Deno.test("synthetic weights follow the rule, computed here in whole numbers", a
     Math.fround(0.035),
   );
 
-  // Any range of bytes, aligned or not, is a part of the whole.
+  // Any range of bytes, aligned or not, equals that part of the tensor.
   await using checkpoint = parseSynthetic("synthetic:qwen3-0.6b?seed=7");
   const whole = new Uint8Array(weights.buffer);
   for (
@@ -153,7 +153,7 @@ Deno.test("synthetic weights follow the rule, computed here in whole numbers", a
   }
 });
 
-Deno.test("synthetic weights depend on the seed, and the index wraps at 2³²", () => {
+Deno.test("synthetic weights depend on the seed, and their index wraps at 2³²", () => {
   const of = (seed: number, begin: number) => {
     const weights = new Uint16Array(4);
     fillSynthetic({ seed, scale: 1, offset: 0 }, begin, weights);
@@ -164,7 +164,7 @@ Deno.test("synthetic weights depend on the seed, and the index wraps at 2³²", 
   assertEquals(of(1, 1), of(2, 0));
 });
 
-Deno.test("parseSynthetic refuses what does not exist, in one line that lists what does", () => {
+Deno.test("parseSynthetic refuses unknown sizes and parameters, and lists the known ones", () => {
   const refused: [string, string][] = [
     [
       "synthetic:qwen3-3b",
@@ -198,7 +198,7 @@ Deno.test("parseSynthetic refuses what does not exist, in one line that lists wh
   }
 });
 
-Deno.test("reading outside a synthetic tensor is refused", async () => {
+Deno.test("a read outside a synthetic tensor is refused", async () => {
   await using checkpoint = parseSynthetic("synthetic:qwen3-0.6b");
   const failure = (name: string, begin: number) =>
     checkpoint.read(name, begin, new Uint8Array(8)).then(

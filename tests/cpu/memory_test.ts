@@ -3,7 +3,7 @@ import { CpuMemory } from "../../lib/cpu/memory.ts";
 
 const GIB = 2 ** 30;
 
-Deno.test("tensors are zeros, apart from each other and from the reserved bytes", () => {
+Deno.test("tensors are zeros and overlap neither each other nor the reserved bytes", () => {
   const memory = new CpuMemory(1000, () => {});
   const tensors = [
     memory.allocate("f32", [3, 5]),
@@ -22,7 +22,7 @@ Deno.test("tensors are zeros, apart from each other and from the reserved bytes"
   }
 });
 
-Deno.test("tensors past 4 GiB go to another memory", () => {
+Deno.test("tensors past 4 GiB go into another memory", () => {
   let memories = 0;
   const memory = new CpuMemory(1 << 20, () => memories++);
   const tensors = [1, 2, 3].map(() => memory.allocate("u32", [2.5 * GIB / 4]));
@@ -37,7 +37,7 @@ Deno.test("tensors past 4 GiB go to another memory", () => {
   );
 });
 
-Deno.test("released bytes are merged and used again, as zeros", () => {
+Deno.test("released bytes are merged, and reused as zeros", () => {
   const memory = new CpuMemory(0, () => {});
   const [a, b, c] = [1, 2, 3].map(() => memory.allocate("f32", [1000]));
   const { address } = memory.find(a);
@@ -53,7 +53,7 @@ Deno.test("released bytes are merged and used again, as zeros", () => {
   assert(memory.find(memory.allocate("f32", [10])).address >= address + 10000);
 });
 
-Deno.test("data from elsewhere is refused", () => {
+Deno.test("data from another memory is refused", () => {
   const memory = new CpuMemory(0, () => {});
   assertThrows(
     () => memory.find({ dtype: "f32", shape: [1], data: new Float32Array(1) }),

@@ -63,7 +63,7 @@ type Fill = (
   scale?: number,
 ) => CpuTensor;
 
-/** Makes a pass with NaN in the results that the next pass will use again. */
+/** Runs `verb` with result arrays that an earlier pass left full of NaN. */
 function poisoned(ops: CpuOps, verb: () => CpuTensor): CpuTensor {
   verb().data.fill(NaN);
   startPass(ops);
@@ -105,7 +105,7 @@ function rmsNorm(x: ArrayLike<number>, norm: ArrayLike<number>): number[] {
   });
 }
 
-test("embed takes rows of the table", (make, fill) => {
+test("embed returns rows of the table", (make, fill) => {
   const ops = make();
   for (const dtype of WEIGHTS) {
     const table = fill(ops, dtype, [500, 80]);
@@ -121,7 +121,7 @@ test("embed takes rows of the table", (make, fill) => {
 });
 
 for (const rows of [1, 2, 3, 5, 13, 70]) {
-  test(`products of ${rows} rows`, (make, fill) => {
+  test(`matmuls of ${rows} rows`, (make, fill) => {
     const ops = make();
     for (const dtype of WEIGHTS) {
       for (const [n, k] of [[500, 80], [1, 7], [37, 1030], [130, 16]]) {
@@ -174,7 +174,7 @@ for (const rows of [1, 2, 3, 5, 13, 70]) {
   });
 }
 
-test("extreme weights: infinities, subnormals, and NaN beyond the last column", (make) => {
+test("weights may be infinite, subnormal or NaN", (make) => {
   const ops = make();
   for (const dtype of ["f16", "bf16"] as const) {
     const [one, infinity, nan] = dtype === "f16"
@@ -234,19 +234,19 @@ const UNIT = 2 ** -24;
  * Attention in float64; appends keys and values to `cached`, one entry per sequence.
  * `plant` may make a mistake in a score.
  *
- * The bounds follow the arithmetic in f32, where a rounding is off by at most UNIT of its
- * result. An output is y = Σ w v over n keys, with w = exp(s) / Σ exp(s).
+ * The bounds follow the arithmetic in f32, where each rounding is off by at most UNIT
+ * times its result. An output is y = Σ w v over n keys, with w = exp(s) / Σ exp(s).
  *
- * - Norm, table of angles and rotation round q and k once each, so their score is off by
- *   6 · UNIT · ‖q‖‖k‖/√d. Summing its d terms in any order adds d · UNIT · Σ|q k|/√d.
- *   Subtracting the largest score and scaling by 1/√d rounds three times, and exp itself
- *   is off by 4 · UNIT. Their sum is δ, of each key: with norms of d = 64 values, scores
- *   reach 100, and δ 1e-4.
- * - Weights that are off by factors e^±δ move y by at most
- *   Σ w (e^δ − 1) |v − y| / Σ w e^−δ: little where one key has all the weight, however
- *   large its score is.
+ * - Norm, table of angles and rotation each round q and k once, which moves their score
+ *   by up to 6 · UNIT · ‖q‖‖k‖/√d. Summing its d terms, in any order, adds
+ *   d · UNIT · Σ|q k|/√d. Subtracting the largest score and scaling by 1/√d take three
+ *   roundings of the difference, and exp is off by 4 · UNIT. The total of a key is δ:
+ *   at d = 64 scores reach 100, and δ 1e-4.
+ * - Weights off by factors of up to e^±δ move y by at most
+ *   Σ w (e^δ − 1) |v − y| / Σ w e^−δ, which is small where one key has all the weight,
+ *   however large its score.
  * - The sums over n keys, of weights and of values, add n · UNIT · (|y| + Σ w |v|);
- *   the division and storing y, a few UNIT more.
+ *   dividing and storing y, a few UNIT more.
  */
 function attention(
   config: Qwen3Config,
@@ -318,7 +318,7 @@ const sum = <T>(items: readonly T[], value: (item: T, i: number) => number) =>
 const length = (x: readonly number[]) =>
   Math.sqrt(sum(x, (value) => value ** 2));
 
-/** Asserts that every value is within its bound: compared in units of it. */
+/** Asserts that every value is within its bound. */
 function assertAttended(
   actual: ArrayLike<number>,
   { values, bounds }: Attended,
@@ -356,7 +356,7 @@ for (
         v: [] as number[][],
       }));
 
-      // Sequences of different lengths, then appended to together, one token and a few at a time.
+      // Sequences of different lengths, then tokens appended to several at once.
       for (
         const [first, sequences, tokens] of [
           [0, 1, 5],
@@ -397,7 +397,7 @@ for (
 
 for (const headDim of [2, 16, 64]) {
   randomTest(
-    `the bounds on attention catch mistakes in heads of ${headDim}`,
+    `the bounds on attention catch mistakes: heads of ${headDim}`,
     (random) => {
       const config = {
         ...ODD,
@@ -425,36 +425,43 @@ for (const headDim of [2, 16, 64]) {
   );
 }
 
-test("a prompt in chunks is attended as in one pass", (make, fill) => {
-  const ops = make({ numAttentionHeads: 4, numKeyValueHeads: 2, headDim: 32 });
-  const width = 8 * 32, tokens = 61;
-  const qkv = fill(ops, "f32", [tokens, width], 2);
-  const norm = fill(ops, "f32", [32]);
-  const attend = (chunks: number[]) => {
-    const cache = ops.createCache(1, tokens);
-    let begin = 0;
-    return chunks.flatMap((size) => {
-      const data = qkv.data.subarray(begin * width, (begin += size) * width);
-      cache.begin({ first: 0, sequences: 1, tokens: size });
-      const y = ops.attend(
-        { dtype: "f32", shape: [size, width], data },
-        matrixOf(norm),
-        matrixOf(norm),
-        cache,
-        0,
-      );
-      cache.advance();
-      return [...y.data];
+test(
+  "attention of a prompt in chunks equals that of one pass",
+  (make, fill) => {
+    const ops = make({
+      numAttentionHeads: 4,
+      numKeyValueHeads: 2,
+      headDim: 32,
     });
-  };
-  const whole = attend([tokens]);
-  assertAllClose(attend([1, 1, 2, 20, 37]), whole, {
-    absolute: 1e-6,
-    relative: 1e-6,
-  });
-});
+    const width = 8 * 32, tokens = 61;
+    const qkv = fill(ops, "f32", [tokens, width], 2);
+    const norm = fill(ops, "f32", [32]);
+    const attend = (chunks: number[]) => {
+      const cache = ops.createCache(1, tokens);
+      let begin = 0;
+      return chunks.flatMap((size) => {
+        const data = qkv.data.subarray(begin * width, (begin += size) * width);
+        cache.begin({ first: 0, sequences: 1, tokens: size });
+        const y = ops.attend(
+          { dtype: "f32", shape: [size, width], data },
+          matrixOf(norm),
+          matrixOf(norm),
+          cache,
+          0,
+        );
+        cache.advance();
+        return [...y.data];
+      });
+    };
+    const whole = attend([tokens]);
+    assertAllClose(attend([1, 1, 2, 20, 37]), whole, {
+      absolute: 1e-6,
+      relative: 1e-6,
+    });
+  },
+);
 
-test("lastRow takes the last token of each sequence", (make, fill) => {
+test("lastRow returns the last token of each sequence", (make, fill) => {
   const ops = make();
   const x = fill(ops, "f32", [6, 80]);
   startPass(ops);
@@ -469,7 +476,7 @@ test("lastRow takes the last token of each sequence", (make, fill) => {
   ]);
 });
 
-test("results keep their values until the next pass", (make, fill) => {
+test("results are kept until the next pass", (make, fill) => {
   const ops = make();
   const w = matrixOf(fill(ops, "bf16", [8, 80]));
   const norm = matrixOf(fill(ops, "f32", [80]));
@@ -480,7 +487,7 @@ test("results keep their values until the next pass", (make, fill) => {
   assertEquals(one.data, copy);
 });
 
-test("a disposed cache gives its memory to the next one", (make) => {
+test("a disposed cache is reused by the next one", (make) => {
   const ops = make();
   ops.createCache(2, 64)[Symbol.dispose]();
   const cache = ops.createCache(1, 64);
@@ -489,7 +496,7 @@ test("a disposed cache gives its memory to the next one", (make) => {
   assertEquals(ops.tensor("f32", [64]).data, new Float32Array(64));
 });
 
-test("mistakes are named", (make) => {
+test("invalid calls are refused with their shapes", (make) => {
   const ops = make();
   const tensor = (...shape: number[]) => ops.tensor("f32", shape);
   const matrix = (...shape: number[]) => matrixOf(tensor(...shape));

@@ -1,6 +1,6 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 
-/** A product that takes several chunks, checked, then where the threads stand. */
+/** A program that checks a matmul of several chunks, then prints the state of its threads. */
 const program = (library: string, last: string, beforeInfo = "") => `
   import { CpuOps } from ${JSON.stringify(library)};
   import { matrixOf } from ${
@@ -23,7 +23,7 @@ const program = (library: string, last: string, beforeInfo = "") => `
   ${last}
 `;
 
-/** Runs a program in a process of its own; it must end by itself. */
+/** Runs a program as a process, which must end on its own. */
 async function run(source: string, ...flags: string[]) {
   const file = await Deno.makeTempFile({ suffix: ".ts" });
   try {
@@ -38,7 +38,7 @@ async function run(source: string, ...flags: string[]) {
         ...flags,
         file,
       ],
-      signal: AbortSignal.timeout(300_000), // ends what never would
+      signal: AbortSignal.timeout(300_000), // ends a process that never would
     }).output();
     const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
     assertEquals(code, 0, decode(stderr));
@@ -53,7 +53,7 @@ async function run(source: string, ...flags: string[]) {
 
 const LIBRARY = new URL("../../lib/cpu/ops.ts", import.meta.url).href;
 
-Deno.test("a process ends with its disposed pool", async () => {
+Deno.test("a process ends once its pool is disposed", async () => {
   const { info } = await run(
     program(LIBRARY, "ops[Symbol.dispose]();"),
     "--allow-read",
@@ -61,13 +61,13 @@ Deno.test("a process ends with its disposed pool", async () => {
   assertEquals(info.threads, 3);
 });
 
-Deno.test("a process ends though its pool is not disposed", async () => {
+Deno.test("a process ends without disposing its pool", async () => {
   const { info, stderr } = await run(program(LIBRARY, ""), "--allow-read");
   assertEquals(info.threads, 3);
   assertEquals(stderr, "");
 });
 
-Deno.test("without the permission to read, the caller works alone and says so", async () => {
+Deno.test("without permission to read, the caller works alone and says so", async () => {
   const wait =
     "while (ops.info.threads > 1) await new Promise((done) => setTimeout(done, 20));";
   const { info } = await run(program(LIBRARY, "ops[Symbol.dispose]();", wait));
@@ -75,7 +75,7 @@ Deno.test("without the permission to read, the caller works alone and says so", 
   assertStringIncludes(info.reason, "one thread, as workers failed: ");
 });
 
-Deno.test("workers start where the library was imported from a URL", async () => {
+Deno.test("workers start when the library was imported from a URL", async () => {
   const worker = Promise.withResolvers<void>();
   await using server = Deno.serve({
     port: 0,

@@ -3,7 +3,7 @@ import { assertAllClose } from "../support/assert_all_close.ts";
 import { bind } from "../../lib/cpu/pool.ts";
 import { wasmKernels } from "../../lib/cpu/wasm_kernels.ts";
 
-/** The kernels with and without relaxed SIMD, each on a memory filled with NaN. */
+/** Registers a test with and without relaxed SIMD, on a memory full of NaN. */
 function test(
   name: string,
   body: (bound: ReturnType<typeof bind>) => void,
@@ -21,7 +21,7 @@ function test(
   }
 }
 
-/** Values that differ from each other, and their f32 array at an address. */
+/** Writes different values at an address and returns a copy. */
 function place(
   memory: WebAssembly.Memory,
   address: number,
@@ -31,7 +31,7 @@ function place(
   return array.map((_, i) => array[i] = Math.sin(i * 1.7 + address));
 }
 
-test("dot takes rows by four and stays in its columns", ({ memory, kernels }) => {
+test("dot handles any number of rows and writes only its columns", ({ memory, kernels }) => {
   const x = place(memory, 0, 16), w = place(memory, 1024, 6 * 16);
   kernels.dot_f32(0, 1024, 64, 6, 16, 0, 8192);
   const expected = [0, 1, 2, 3, 4, 5].map((j) =>
@@ -66,7 +66,7 @@ for (const rows of [1, 2, 3, 4, 5, 6]) {
   });
 }
 
-test("swiglu over the whole range of f32", ({ memory, kernels }) => {
+test("swiglu is close over the whole range of f32", ({ memory, kernels }) => {
   const exponents = Array.from({ length: 80 }, (_, i) => 2 ** (i / 2 - 30));
   const values = [
     0,

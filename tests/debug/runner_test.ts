@@ -6,7 +6,7 @@ import { withLargeValues } from "../support/temp_checkpoint.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
 
-gpuTest("debug runs as without it where all is right", async () => {
+gpuTest("debug changes nothing while the kernels are right", async () => {
   using plain = await loadQwen3(TINY, { device: "gpu" });
   using debug = await loadQwen3(TINY, { device: "gpu", debug: true });
   const ids = async (qwen: typeof plain) => {
@@ -17,7 +17,7 @@ gpuTest("debug runs as without it where all is right", async () => {
   assertEquals(await ids(debug), await ids(plain));
 });
 
-gpuTest("debug widens a cache that overflows, and says so", async () => {
+gpuTest("debug turns an overflowing cache to f32 and says so", async () => {
   await using checkpoint = await withLargeValues(TINY);
   using plain = await loadQwen3(checkpoint.path, { device: "gpu" });
   const expected = await plain.logits([1, 2, 3]);
@@ -44,7 +44,7 @@ gpuTest("debug widens a cache that overflows, and says so", async () => {
 });
 
 gpuTest(
-  "debug names the operation of a wrong kernel, and both values",
+  "debug names a wrong kernel's operation and both values",
   async () => {
     const gpu = tamperedGpu(
       "attendDecode",
@@ -66,7 +66,7 @@ gpuTest(
     using wrong = await loadQwen3(TINY, {
       device: "gpu",
       debug: true,
-      precision: "f32", // hardware norms elsewhere under "auto"
+      precision: "f32", // under "auto" hardware runs another norm
       gpu: prefill,
     });
     await assertRejects(
@@ -77,7 +77,7 @@ gpuTest(
   },
 );
 
-gpuTest("debug names the token that wrong sampling chooses", async () => {
+gpuTest("debug names the token of wrong sampling", async () => {
   const ways = [
     ["argmax", { temperature: 0 }, "(score, id, tid)", "(score, id ^ 1u, tid)"],
     [
@@ -107,7 +107,7 @@ gpuTest("debug names the token that wrong sampling chooses", async () => {
   }
 });
 
-gpuTest("debug agrees with sampling of every kind", async () => {
+gpuTest("debug accepts right sampling of every kind", async () => {
   using qwen = await loadQwen3(TINY, { device: "gpu", debug: true });
   for (
     const sampling of [
@@ -127,7 +127,7 @@ gpuTest("debug agrees with sampling of every kind", async () => {
   }
 });
 
-Deno.test("debug needs the GPU", async () => {
+Deno.test("debug is refused on the CPU", async () => {
   await assertRejects(
     () => loadQwen3(TINY, { device: "cpu", debug: true }),
     Error,

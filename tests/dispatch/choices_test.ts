@@ -66,7 +66,7 @@ function shaped(dtype: Dtype, ...shape: number[]): Tensor {
   return new Tensor({} as Gpu, dtype, shape, {} as GPUBuffer);
 }
 
-/** Asserts that a device has the threads and the workgroup memory that WGSL asks for. */
+/** Asserts that WGSL needs no more threads and workgroup memory than a device has. */
 function assertFits(
   wgsl: string,
   { limits, subgroupSize }: Capabilities,
@@ -117,7 +117,7 @@ function assertFits(
   assertEquals(wgsl.includes("subgroupShuffle") && !subgroupSize, false);
 }
 
-/** The WGSL of a chosen Linear layer. */
+/** The WGSL for a choice of a Linear layer. */
 function linearWgsl(
   { m, n, k, format, swiglu }: LinearShape,
   { kernel, constants }: LinearChoice,
@@ -167,7 +167,7 @@ Deno.test("one row goes to gemv, few to gemvRows, many to gemm, with a reason", 
   }
 });
 
-Deno.test("what is chosen for a Linear layer fits the device", () => {
+Deno.test("choices for Linear layers fit the device", () => {
   const seen = new Set<string>();
   for (const device of DEVICES) {
     for (const shape of linearShapes()) {
@@ -218,7 +218,7 @@ Deno.test("lanes have rows of their own where threads are emulated and can broad
   }
 });
 
-Deno.test("few rows without subgroups wait at few barriers", () => {
+Deno.test("few rows without subgroups need few barriers", () => {
   // A software adapter compiles hundreds of barriers for minutes.
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const m of [2, 16, 32]) {
@@ -253,7 +253,7 @@ Deno.test("f16 sums of a matmul cannot overflow", () => {
       assertEquals([F16, SCALED], headroom ? [1, 1] : [0, 0]);
       if (!headroom) continue;
       assertEquals(Math.log2(headroom) % 1, 0);
-      // Rows are scaled below twice the headroom.
+      // Rows are scaled to less than twice the headroom.
       assert(2 * headroom <= 65504, `${headroom}`);
       const sum = Number(BK) * 2 * headroom * largest;
       assert(sum <= 65504, `${largest}: ${BK} terms sum to ${sum}`);
@@ -274,7 +274,7 @@ Deno.test("lanes are a power of two within a subgroup", () => {
   }
 });
 
-Deno.test("the attention of a decode step fits the device, for any head", () => {
+Deno.test("decode attention fits the device, for any head", () => {
   const seen = new Set<string>();
   const kinds = ADAPTER_CLASSES.flatMap((adapterClass) =>
     DEVICES.map((device) => ({ ...device, adapterClass, vulkan: true }))
@@ -320,7 +320,7 @@ Deno.test("the attention of a decode step fits the device, for any head", () => 
           const wgsl = showWgsl(attendDecode, operands, { constants });
           assertFits(wgsl, device, message);
         }
-        // One of them runs, with as many splits as can be merged.
+        // One layout runs, with no more splits than can be merged.
         for (const rows of [1, 7, 8, 100]) {
           const heads = { headDim, group, rows };
           const choices = chooseDecodeAttention(heads, device);
@@ -349,7 +349,7 @@ Deno.test("attention merges its splits itself only where a storage barrier is kn
     }).every(({ merges, constants }) => merges && constants.MERGE === 1);
   for (const adapterClass of ["NVIDIA", "AMD", "software"] as const) {
     assert(merging({ adapterClass, vulkan: true }));
-    // As on a Mac with an AMD card, through Direct3D, or with another WebGPU.
+    // A Mac with an AMD card, Direct3D, or another WebGPU implementation.
     assert(!merging({ adapterClass, vulkan: false }));
     assert(!merging({ adapterClass }));
   }
@@ -357,7 +357,7 @@ Deno.test("attention merges its splits itself only where a storage barrier is kn
   assert(!merging({ adapterClass: "other", vulkan: true }));
 });
 
-Deno.test("matrices are read ahead only where the cache has room for them", () => {
+Deno.test("matrices are prefetched only where the cache has room for them", () => {
   const kind = (description: string) =>
     adapterClass({ vendor: "4318", description }, false); // 0x10de
   const device = (description: string) => ({
@@ -415,7 +415,7 @@ Deno.test("tuned constants replace chosen ones, for their class of shapes only",
   assert(short.reason.endsWith("an H200"));
 });
 
-Deno.test("chooseMatmul picks a kernel by shape, or says why none fits", () => {
+Deno.test("chooseMatmul picks a kernel by shape, or says why none does", () => {
   const [device] = DEVICES;
   const chosen = (a: number[], b: number[], transposeB = false) => {
     const { kernel, reason } = chooseMatmul(a, b, device, { transposeB });

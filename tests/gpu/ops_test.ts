@@ -38,7 +38,7 @@ const ODD: Qwen3Config = {
   bosTokenId: null,
   eosTokenIds: [],
 };
-/** Nothing here is whole vec4, or whole units of 16 bytes. */
+/** No size here is a multiple of a vec4 or of 16 bytes. */
 const ODDER: Qwen3Config = {
   ...ODD,
   hiddenSize: 45,
@@ -49,7 +49,7 @@ const ODDER: Qwen3Config = {
 };
 const CLOSE = { absolute: 2e-5, relative: 2e-5 };
 
-/** Both implementations with the same weights and caches. */
+/** GPU and CPU implementations with equal caches. */
 class Pair implements Disposable {
   readonly cpu: CpuOps;
   readonly gpu: GpuOps;
@@ -74,7 +74,7 @@ class Pair implements Disposable {
     );
   }
 
-  /** Runs what `record` records, with the caches as they are; the result. */
+  /** Runs what `record` records on the current caches and reads the result. */
   async run(record: (ops: GpuOps) => Tensor): Promise<Float32Array> {
     using plan = new Plan(this.trial.gpu);
     this.gpu.plan = plan;
@@ -83,7 +83,7 @@ class Pair implements Disposable {
     return await y.read();
   }
 
-  /** Sets which rows come next, after `lengths` tokens. */
+  /** Sets the next pass, after `lengths` cached tokens. */
   next(lengths: number[], pass: CachePass): void {
     for (const cache of [this.cpuCache, this.gpuCache]) {
       cache.reset(lengths);
@@ -99,7 +99,7 @@ class Pair implements Disposable {
   }
 }
 
-/** The weights of a small model on the host, as Ops takes them. */
+/** Random weights of a small model on the host, in the form that Ops takes. */
 function weightsOf(
   { random }: Trial,
   config: Qwen3Config,
@@ -128,13 +128,13 @@ for (
     ["odder sizes, f16", ODDER, "f16"],
   ] as const
 ) {
-  gpuTest(`each verb gives what the CPU gives: ${name}`, async (_, trial) => {
+  gpuTest(`each verb agrees with the CPU: ${name}`, async (_, trial) => {
     const { random } = trial, { headDim, hiddenSize, vocabSize } = config;
     using pair = new Pair(trial, config, 3);
     const { cpu } = pair;
     const host = weightsOf(trial, config, dtype), [layer] = host.layers;
     const device = uploaded(trial, host), [onDevice] = device.layers;
-    // Few rows and many take different kernels.
+    // gemv, gemvRows and gemm.
     for (const rows of [1, 3, FEW_ROWS + 1]) {
       const same = async (
         verb: string,
@@ -184,7 +184,7 @@ for (
         (ops) => ops.matmulAdd(trial.upload(gated), onDevice.downProj, sum),
         cpu.matmulAdd(gated, layer.downProj, residual),
       );
-      // Two sequences of `rows` tokens each, after as many others.
+      // Two sequences of `rows` tokens each, first empty, then after as many tokens.
       const { numAttentionHeads: heads, numKeyValueHeads: kvHeads } = config;
       const width = (heads + 2 * kvHeads) * headDim;
       for (const lengths of [[0, 0, 0], [0, rows, rows]]) {
@@ -215,7 +215,7 @@ for (
 }
 
 gpuTest(
-  "weights split over several buffers give what the CPU gives",
+  "weights split over several buffers agree with the CPU",
   async (gpu, trial) => {
     const { random } = trial, small = withBinding(gpu, 32 * 160);
     using pair = new Pair(trial, ODD, 1);
@@ -275,7 +275,7 @@ gpuTest(
 );
 
 gpuTest(
-  "a prompt, in one pass, in chunks or token by token, gives what the CPU gives",
+  "a prompt agrees with the CPU in one pass, in chunks and token by token",
   async (_, trial) => {
     const { random } = trial;
     using pair = new Pair(trial, ODD, 1);
@@ -299,7 +299,7 @@ gpuTest(
     assertEquals(expected.length, ODD.vocabSize);
     const close = { absolute: 2e-4, relative: 1e-4 };
     assertAllClose(await pass(0, 23), expected, close, "one pass");
-    // Passes of 1, 3, 10 and 23 tokens: each number of rows compiles pipelines of its own.
+    // Passes of 1, 3, 10 and 23 tokens, as each number of rows compiles its own pipelines.
     for (
       const ends of [[10, 13, 23], [1, 11, 12, 22, 23], [10, 20, 21, 22, 23]]
     ) {

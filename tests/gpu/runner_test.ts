@@ -13,7 +13,7 @@ function runnerOf({ runner }: Qwen3): GpuRunner {
   return runner;
 }
 
-/** What a loop does and gives, in order: `n` is a chunk of n tokens. */
+/** What a loop does, in order; a number is a chunk of as many tokens. */
 async function watch(runner: GpuRunner, maxTokens: number, chunk?: number) {
   const order: (string | number)[] = [], pieces: number[] = [];
   runner.watcher = {
@@ -32,7 +32,7 @@ async function watch(runner: GpuRunner, maxTokens: number, chunk?: number) {
 }
 
 gpuTest(
-  "chunks grow from one token on, unless their size is given",
+  "chunks grow from one token, unless their size is given",
   async () => {
     using qwen = await loadQwen3(TINY, { device: "gpu" });
     const runner = runnerOf(qwen);
@@ -50,13 +50,13 @@ gpuTest(
 );
 
 gpuTest(
-  "what follows a readback is encoded before it, and the first token waits for no more",
+  "the next piece is encoded before a readback, except before the first token",
   async () => {
     using qwen = await loadQwen3(TINY, { device: "gpu" });
     const runner = runnerOf(qwen);
     const { order, chunks } = await watch(runner, 40);
     const shown = order.filter((what) => what !== "readback");
-    // Where promises sleep, the wait is over only after the next piece is submitted.
+    // Where promises settle late, the next piece is submitted during the wait.
     const begin = runner.gpu.readsAtOnce
       ? ["encode", "wait", "submit", 1, "encode"]
       : ["encode", "submit", "wait", 1, "encode"];
@@ -65,13 +65,13 @@ gpuTest(
     const after = shown.flatMap((what, i) =>
       what === "wait" ? [shown[i + 1]] : []
     );
-    const last = after.pop(); // has nothing to follow it
+    const last = after.pop(); // nothing follows it
     assertEquals(after, Array(chunks.length - 1).fill("submit"));
     assertEquals(last, chunks.at(-1));
   },
 );
 
-gpuTest("runs that are left early leave nothing behind", async () => {
+gpuTest("runs that are left early return their buffers", async () => {
   using qwen = await loadQwen3(TINY, { device: "gpu" });
   const { device, readsAtOnce } = runnerOf(qwen).gpu;
   if (!readsAtOnce) return;
@@ -104,7 +104,7 @@ gpuTest("runs that are left early leave nothing behind", async () => {
   assertEquals(made, 0);
 });
 
-gpuTest("a device that is lost while it decodes is named", async () => {
+gpuTest("a device lost while it decodes is an error", async () => {
   for (const after of [0, 1, 2, 9]) {
     using qwen = await loadQwen3(TINY, { device: "gpu" });
     const { device } = runnerOf(qwen).gpu;

@@ -22,7 +22,7 @@ import { only } from "../support/sampling_inputs.ts";
 const concatenate = (rows: Uint32Array[]) =>
   Uint32Array.from(rows.flatMap((row) => [...row]));
 
-/** Logits of one sequence. */
+/** Makes logits of one sequence. */
 type Shape = (
   random: () => number,
   vocab: number,
@@ -36,7 +36,7 @@ const normal = (spread: number): Shape => (random, vocab) =>
       Math.cos(2 * Math.PI * random()),
   );
 
-/** What logits may look like. */
+/** Kinds of logits. */
 const SHAPES: Record<string, Shape> = {
   ordinary: normal(3),
   flat: normal(0.01),
@@ -84,8 +84,8 @@ const OPTIONS: SamplingOptions[] = [
 ];
 
 /**
- * How far `token` is from being the choice, in float64: the smallest error of
- * scores, or of a share of the mass, with which it would be. 0 if it is the choice.
+ * The smallest error of scores, or of a share of the mass, that would make `token` the
+ * choice, in float64; 0 if it is the choice.
  */
 function errorThatGives(
   token: number,
@@ -126,7 +126,7 @@ function errorThatGives(
   const score = (id: number) => scaled[id] + gumbel(gumbelHash(seed, step, id));
   let error = Math.max(0, excess.get(token)!);
   for (const [id, by] of excess) {
-    // A kept token with a higher score wins, unless its filter or its score is off.
+    // A kept token with a higher score wins, unless its filter or score is off.
     const lead = score(id) - score(token);
     if (by <= 0 && id !== token) error = Math.max(error, Math.min(lead, -by));
   }
@@ -134,9 +134,9 @@ function errorThatGives(
 }
 
 /**
- * Runs `steps` steps on the GPU, one sequence for each shape of logits, then
- * compares with the CPU's choices. They may differ where an error of 1e-5 in a
- * score or in a share of the mass is enough for that; such are `excused`.
+ * Samples `steps` steps on the GPU, one sequence for each kind of logits, and compares
+ * the tokens with the CPU's. A difference is `excused` where an error of 1e-5 in a score
+ * or in a share of the mass explains it.
  */
 async function compare(
   { gpu, random: source }: { gpu: Gpu; random: Random },
@@ -207,7 +207,7 @@ async function compare(
   return { checked: steps * sequences, excused };
 }
 
-randomTest("what excuses a difference is narrow", (source) => {
+randomTest("few other tokens would be excused", (source) => {
   const random = uniform(source);
   let trials = 0, others = 0;
   for (const options of OPTIONS) {
@@ -223,12 +223,15 @@ randomTest("what excuses a difference is narrow", (source) => {
       others += possible.length - 1;
     }
   }
-  assert(others <= 2, `${others} other tokens in ${trials} trials are excused`);
+  assert(
+    others <= 2,
+    `${others} other tokens of ${trials} trials would be excused`,
+  );
 });
 
 for (const [vocab, steps] of [[1, 2], [37, 12], [500, 8], [4096, 4]]) {
   gpuTest(
-    `the GPU samples as the CPU does: vocabulary ${vocab}`,
+    `GPU and CPU sample the same tokens: vocabulary ${vocab}`,
     async (_, trial) => {
       let checked = 0, excused = 0;
       for (const options of OPTIONS) {
@@ -243,7 +246,7 @@ for (const [vocab, steps] of [[1, 2], [37, 12], [500, 8], [4096, 4]]) {
 
 for (const vocab of [151_936, 151_935]) {
   gpuTest(
-    `the GPU samples as the CPU does: vocabulary ${vocab}`,
+    `GPU and CPU sample the same tokens: vocabulary ${vocab}`,
     async (_, trial) => {
       for (
         const options of [
@@ -261,7 +264,7 @@ for (const vocab of [151_936, 151_935]) {
 }
 
 gpuTest(
-  "sampling without subgroups is the same",
+  "GPU and CPU sample the same tokens without subgroups",
   async (gpu, { random }) => {
     const plain = new Gpu(gpu.adapter, gpu.device, {
       descriptor: gpu.descriptor,
@@ -280,14 +283,14 @@ gpuTest(
   },
 );
 
-gpuTest("64 sequences draw apart", async (_, trial) => {
+gpuTest("64 sequences sample independently", async (_, trial) => {
   const shapes = Array.from({ length: 64 }, () => "equal");
   await compare(trial, 500, { topP: 0.9 }, 3, shapes);
   await compare(trial, 500, { topK: 5, topP: 0.9 }, 3, shapes);
 });
 
 gpuTest(
-  "the ring wraps, lengths end at the longest, steps go on, nothing but the plan runs",
+  "the ring wraps, lengths stop at the longest, and steps count on",
   async (gpu, trial) => {
     const vocab = 50, sampling = only({ topK: 20, seed: 9 });
     const row = SHAPES.ordinary(uniform(trial.random), vocab);
@@ -313,7 +316,7 @@ gpuTest(
 );
 
 gpuTest(
-  "NaN and infinite logits give a valid token, the same every time",
+  "NaN and infinite logits still give a valid token",
   async (gpu, trial) => {
     const vocab = 1000;
     const ordinary = SHAPES.ordinary(uniform(trial.random), vocab);
@@ -354,7 +357,7 @@ gpuTest(
   },
 );
 
-gpuTest("dispatches: few, and each says why", (gpu) => {
+gpuTest("sampling takes few dispatches, each with a reason", (gpu) => {
   const vocab = 151_936;
   using logits = Tensor.create(gpu, "f32", [1, vocab]);
   using state = createSamplerState(gpu, { sequences: 1, vocab, steps: 1 });
@@ -383,7 +386,7 @@ gpuTest("dispatches: few, and each says why", (gpu) => {
 });
 
 gpuTest(
-  "shapes that disagree and vocabularies that are too large are refused",
+  "mismatched shapes and vocabularies that are too large are refused",
   (gpu) => {
     using plan = new Plan(gpu);
     using state = createSamplerState(gpu, {

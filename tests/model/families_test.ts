@@ -2,17 +2,14 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { familyOf, parseConfig } from "../../lib/model/families.ts";
 import {
-  listWeights,
   mapWeights,
   pairWeights,
-  stackedShape,
   tensorShapes,
   type Weights,
 } from "../../lib/model/family.ts";
 import { qwen3 } from "../../lib/model/qwen3.ts";
 
 const tied = parseSynthetic("synthetic:qwen3-0.6b?layers=2").config;
-const untied = parseSynthetic("synthetic:qwen3-8b?layers=1").config;
 
 Deno.test("a family is found by model_type, and an unknown one is refused with those that are known", () => {
   assertEquals(familyOf(tied), qwen3);
@@ -35,39 +32,6 @@ Deno.test("a family is found by model_type, and an unknown one is refused with t
     Error,
     'Cannot use a model: its model_type is "llama", must be "qwen3"',
   );
-});
-
-Deno.test("Qwen3's table has the tensors of a checkpoint, in the order of the forward pass", () => {
-  const table = qwen3.weights(untied);
-  assertEquals([...tensorShapes(table)], [
-    ["model.embed_tokens.weight", [151936, 4096]],
-    ["model.layers.0.input_layernorm.weight", [4096]],
-    ["model.layers.0.self_attn.q_proj.weight", [4096, 4096]],
-    ["model.layers.0.self_attn.k_proj.weight", [1024, 4096]],
-    ["model.layers.0.self_attn.v_proj.weight", [1024, 4096]],
-    ["model.layers.0.self_attn.q_norm.weight", [128]],
-    ["model.layers.0.self_attn.k_norm.weight", [128]],
-    ["model.layers.0.self_attn.o_proj.weight", [4096, 4096]],
-    ["model.layers.0.post_attention_layernorm.weight", [4096]],
-    ["model.layers.0.mlp.gate_proj.weight", [12288, 4096]],
-    ["model.layers.0.mlp.up_proj.weight", [12288, 4096]],
-    ["model.layers.0.mlp.down_proj.weight", [4096, 12288]],
-    ["model.norm.weight", [4096]],
-    ["lm_head.weight", [151936, 4096]],
-  ]);
-  const [{ qkvProj, gateUpProj, qNorm }] = table.layers;
-  assertEquals(stackedShape(qkvProj), [6144, 4096]);
-  assertEquals([qkvProj.split, gateUpProj.split], ["rows", "pairs"]);
-  assertEquals(stackedShape(qNorm), [128]);
-  const measured = listWeights(table).filter(({ measured }) => measured);
-  assertEquals(measured.map(({ label }) => label), [
-    "layers.0.qkv_proj",
-    "layers.0.q_norm",
-    "layers.0.k_norm",
-    "layers.0.o_proj",
-    "layers.0.gate_up_proj",
-    "layers.0.down_proj",
-  ]);
 });
 
 Deno.test("a tied embedding is one weight, however the table is walked", () => {

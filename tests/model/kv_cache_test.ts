@@ -14,7 +14,7 @@ import { oneByOne, promptsOf, read } from "../support/batch.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { HARDWARE, wrapGpu } from "../support/wrapped_gpu.ts";
 
-gpuTest("a batch beyond a binding is refused by numbers", async () => {
+gpuTest("a batch too large for a binding is refused with numbers", async () => {
   // Keys of one layer take 512 bytes per position in f16, and there are 2,048 logits.
   const limits = { maxStorageBufferBindingSize: 1 << 20 };
   const { gpu } = wrapGpu({ ...HARDWARE, limits });
@@ -45,7 +45,7 @@ gpuTest("a batch beyond a binding is refused by numbers", async () => {
   assertEquals(qwen.device.kind, "gpu");
 });
 
-Deno.test("a batch beyond free memory is refused by numbers", async () => {
+Deno.test("a batch too large for free memory is refused with numbers", async () => {
   using qwen = await loadQwen3(undefined, { device: "cpu" });
   const size = { sequences: 16, context: 1000, dtype: "f32" } as const;
   const { numHiddenLayers, numKeyValueHeads, headDim } = qwen.config;
@@ -84,7 +84,7 @@ gpuTest("a batch that the device has no memory for is refused", async () => {
     /^Cannot allocate keys and values of 16 sequences × 1024 tokens × \d+ bytes: Test GPU has no memory for \d+ bytes besides the \d+ in use, there must be fewer sequences or tokens \(Not enough memory\)$/,
   );
   assertEquals(qwen.runner.gpu.allocated, before);
-  // The device is as good as before, so nobody leaves it.
+  // The device still works, so the model stays on it.
   const options = { temperature: 0, maxTokens: 4 };
   const together = await read(qwen.generateBatch(promptsOf(2), options));
   assertEquals(together, await oneByOne(qwen, promptsOf(2), options));
@@ -110,7 +110,7 @@ Deno.test("a pass begins, then its tokens are cached", () => {
   assertEquals([...cache.lengths], [0, 5, 5]);
   assertThrows(() => cache.pass, Error, "no pass has begun");
   cache.begin({ first: 1, sequences: 1, tokens: 3 }); // to the last position
-  cache.begin({ first: 1, sequences: 1, tokens: 3 }); // and once more, as after a failure
+  cache.begin({ first: 1, sequences: 1, tokens: 3 }); // a second time, as after a failure
   cache.advance();
   assertEquals([...cache.lengths], [0, 8, 5]);
   cache.stepBackIfFull();

@@ -11,7 +11,7 @@ const yarn = {
   truncate: true,
 };
 
-/** Relative: frequencies span many orders of magnitude. */
+/** Relative, as frequencies span many orders of magnitude. */
 function assertClose(actual: number, expected: number) {
   assertAlmostEquals(actual / expected, 1, 2 ** -23);
 }
@@ -30,8 +30,8 @@ Deno.test("plain RoPE has the frequencies theta^(-2i/d)", () => {
   }
 });
 
-Deno.test("YaRN keeps fast pairs, slows down slow ones and blends between", () => {
-  // As Qwen3's model cards recommend for long texts.
+Deno.test("YaRN keeps fast pairs, slows slow ones down and blends between", () => {
+  // The setting that Qwen3's model cards recommend for long texts.
   const headDim = 128, ropeTheta = 1e6, trained = 32768;
   const { inverse } = ropeFrequencies({
     headDim,
@@ -63,7 +63,7 @@ Deno.test("YaRN keeps fast pairs, slows down slow ones and blends between", () =
   }
 });
 
-Deno.test("YaRN's boundaries stay fractional where the checkpoint says truncate: false", () => {
+Deno.test("YaRN's boundaries are fractional if the checkpoint says truncate: false", () => {
   const of = (truncate: boolean) =>
     ropeFrequencies({
       headDim: 64,
@@ -97,7 +97,7 @@ Deno.test("YaRN of the tiny checkpoint, where the first boundary is clamped to 0
   }
 });
 
-Deno.test("angles go on where a table ends, rounded to f32 before cos and sin", () => {
+Deno.test("fillAngles continues a table, with angles rounded to f32 before cos and sin", () => {
   const frequencies = {
     inverse: Float32Array.of(1, 0.3, 0.1),
     scale: 1.5,

@@ -19,8 +19,8 @@ import { only } from "../support/sampling_inputs.ts";
 const NONE = new Uint32Array(0);
 
 /**
- * The processors of transformers as it writes them, over plain numbers:
- * probabilities of all tokens, 0 for those removed.
+ * The logits processors of transformers, on plain numbers: the probability of each token,
+ * 0 if it was removed.
  */
 function transformers(
   logits: Float32Array,
@@ -62,7 +62,7 @@ function transformers(
   return softmax(scores);
 }
 
-/** The draw as its definition says, over all tokens. */
+/** Draws a token by the definition of Gumbel sampling. */
 function draw(probabilities: number[], seed: number, step: number): number {
   const scores = probabilities.map((p, id) =>
     Math.log(p) + gumbel(gumbelHash(seed, step, id))
@@ -71,7 +71,7 @@ function draw(probabilities: number[], seed: number, step: number): number {
 }
 
 randomTest(
-  "sampling is what transformers' processors allow, and nothing else",
+  "sampling allows what transformers' processors allow",
   (source) => {
     const random = uniform(source);
     const choose = <T>(...options: T[]) =>
@@ -97,7 +97,7 @@ randomTest(
       const sampling: Sampling = {
         temperature: choose(0.3, 0.7, 1, 1.7),
         topK: choose(0, 1, 5, 20, 100),
-        topP: choose(1, 0.9517, 0.8031, 0.5039, 0.01), // no sum of equal shares: rounding would decide
+        topP: choose(1, 0.9517, 0.8031, 0.5039, 0.01), // never a sum of equal shares, where rounding would decide
         minP: choose(0, 0, 0.05, 0.3, 1),
         repetitionPenalty: choose(1, 1, 2, 0.5), // exact in f32
         seed: Math.floor(random() * 2 ** 32),
@@ -117,7 +117,7 @@ randomTest(
 );
 
 Deno.test("the draws follow the softmax", () => {
-  // The same draws every time: one sequence in some hundred is three deviations off.
+  // A fixed seed: one in a few hundred is three standard deviations off.
   const random = uniform(new Random(2));
   const logits = Float32Array.from({ length: 50 }, () => random() * 4);
   const steps = 20000;
@@ -138,13 +138,13 @@ Deno.test("the draws follow the softmax", () => {
         freedom++;
       }
     }
-    // Mean and variance of chi-square are its freedom and twice that.
+    // A chi-square has mean `freedom` and variance 2 · freedom.
     const deviation = (chi2 - freedom) / Math.sqrt(2 * freedom);
     assert(Math.abs(deviation) < 3, `chi² ${chi2} for ${freedom}`);
   }
 });
 
-Deno.test("rare tokens of a large vocabulary come as often as they should", () => {
+Deno.test("rare tokens of a large vocabulary appear as often as they should", () => {
   // One token has half the probability, 30,000 share the rest.
   const vocab = 30001;
   const logits = new Float32Array(vocab);
@@ -160,7 +160,7 @@ Deno.test("rare tokens of a large vocabulary come as often as they should", () =
   assertAlmostEquals(low / steps, 1 / 4, 0.046);
 });
 
-Deno.test("the same seed draws the same, another seed another text", () => {
+Deno.test("a seed repeats its draws, another seed does not", () => {
   const logits = new Float32Array(1000);
   const text = (seed: number) =>
     Array.from(
@@ -172,7 +172,7 @@ Deno.test("the same seed draws the same, another seed another text", () => {
   assert(equal < 5, `${equal} of 50 tokens are equal`);
 });
 
-Deno.test("ties: all that tie with the k-th stay, the lowest id wins", () => {
+Deno.test("all tokens that tie with the k-th are kept, and the lowest id wins", () => {
   const logits = Float32Array.of(1, 3, 2, 2, 2, 3);
   assertEquals(sample(logits, only({ temperature: 0 }), NONE, 0), 1);
   const drawn = (options: SamplingOptions) => {
@@ -192,7 +192,7 @@ Deno.test("ties: all that tie with the k-th stay, the lowest id wins", () => {
   assertEquals(drawn({ temperature: 1e300 }), [0, 1, 2, 3, 4, 5]);
 });
 
-Deno.test("top-p keeps the lower ids of equal logits, flat or not", () => {
+Deno.test("top-p keeps the lower ids of equal logits", () => {
   const drawn = (logits: Float32Array, topP: number) => {
     const tokens = new Set<number>();
     for (let step = 0; step < 600; step++) {
@@ -205,7 +205,7 @@ Deno.test("top-p keeps the lower ids of equal logits, flat or not", () => {
   assertEquals(drawn(new Float32Array(64).fill(-7), 0.5), first(32));
 });
 
-Deno.test("a penalty falls on what was seen, also when greedy", () => {
+Deno.test("the penalty applies to seen tokens, greedy or not", () => {
   const logits = Float32Array.of(4, 3, -1);
   const seen = new Uint32Array(1);
   markSeen(seen, [0]);
@@ -213,7 +213,7 @@ Deno.test("a penalty falls on what was seen, also when greedy", () => {
     sample(logits, only({ temperature: 0, repetitionPenalty }), seen, 0);
   assertEquals(penalty(1), 0);
   assertEquals(penalty(2), 1);
-  assertEquals([...logits], [4, 3, -1]); // as they were
+  assertEquals([...logits], [4, 3, -1]); // unchanged
   const wide = new Float32Array(100);
   assertThrows(
     () => sample(wide, only({ repetitionPenalty: 2 }), seen, 0),
@@ -239,7 +239,7 @@ Deno.test("logits that cannot be sampled from are refused", () => {
   refuse([], "the largest of 0 logits is -Infinity");
 });
 
-Deno.test("options go before the checkpoint's, those before transformers'", () => {
+Deno.test("options override the checkpoint's, which override transformers' defaults", () => {
   const checkpoint = { doSample: true, temperature: 0.6, topK: 20, topP: 0.95 };
   assertEquals(resolveSampling({ seed: 9 }, checkpoint), {
     temperature: 0.6,
@@ -257,7 +257,7 @@ Deno.test("options go before the checkpoint's, those before transformers'", () =
   });
 });
 
-Deno.test("greedy unless the checkpoint or the options sample", () => {
+Deno.test("decoding is greedy unless the checkpoint or an option says to sample", () => {
   const temperature = (options: SamplingOptions, doSample?: boolean) =>
     resolveSampling(options, { doSample, temperature: 0.6 }).temperature;
   assertEquals(resolveSampling({}).temperature, 0);
@@ -273,7 +273,7 @@ Deno.test("greedy unless the checkpoint or the options sample", () => {
   }
 });
 
-Deno.test("an absent seed is drawn and reported", () => {
+Deno.test("a seed is drawn and reported if none is given", () => {
   const seeds = new Set(
     Array.from({ length: 8 }, () => resolveSampling({}).seed),
   );
@@ -281,7 +281,7 @@ Deno.test("an absent seed is drawn and reported", () => {
   for (const seed of seeds) assertEquals(seed, seed >>> 0);
 });
 
-Deno.test("values that are not finite or out of range are refused", () => {
+Deno.test("sampling options out of range are refused", () => {
   const refuse = (options: Record<string, unknown>, message: string) => {
     assertThrows(
       () => resolveSampling(options as SamplingOptions),
@@ -311,7 +311,7 @@ Deno.test("values that are not finite or out of range are refused", () => {
 });
 
 randomTest(
-  "one bit of seed, step or id changes half the bits of the hash",
+  "one bit of seed, step or id flips half the bits of the hash",
   (source) => {
     const random = uniform(source);
     const u32 = () => Math.floor(random() * 2 ** 32);
@@ -342,7 +342,7 @@ randomTest(
   },
 );
 
-Deno.test("noise of neighbouring steps, seeds and ids does not correlate", () => {
+Deno.test("noise of neighboring steps, seeds and ids does not correlate", () => {
   const n = 20000;
   const correlation = (
     f: (i: number) => number,
@@ -370,7 +370,7 @@ Deno.test("noise of neighbouring steps, seeds and ids does not correlate", () =>
   }
 });
 
-Deno.test("the hash is fixed: seeds keep their meaning", () => {
+Deno.test("the hash is fixed, so that seeds keep their meaning", () => {
   const fmix = (h: bigint) => {
     const u32 = (v: bigint) => v & 0xffffffffn;
     h = u32((h ^ h >> 16n) * 0x85ebca6bn);
@@ -389,7 +389,7 @@ Deno.test("the hash is fixed: seeds keep their meaning", () => {
 });
 
 randomTest(
-  "the f32 form of the Gumbel draw is close to the f64 one",
+  "the Gumbel draw in f32 is close to that in f64",
   (source) => {
     const f = Math.fround;
     const f32 = (hash: number) => {

@@ -23,7 +23,7 @@ const call = (verb: string, ...args: (Words | Weight)[]) =>
   words(`${verb}(${args.map((a) => "text" in a ? a.text : a.label)})`);
 
 class WordOps implements Ops<Words> {
-  #calls = 0; // private, as those of real implementations
+  #calls = 0; // private, like those of real implementations
 
   get calls() {
     return this.#calls;

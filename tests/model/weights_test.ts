@@ -32,7 +32,7 @@ function only({ n, k, parts }: Matrix<Stored>) {
   return { shape: [n, k], twin, format, bytes: bytes.subarray(0, size) };
 }
 
-/** A store in memory that counts what it is given. */
+/** A store in memory that counts its calls. */
 function memoryStore(): WeightStore<Stored> & {
   pieces: number[];
   settled: number;
@@ -65,7 +65,7 @@ async function bytesOf(
   return all.join();
 }
 
-Deno.test("projections that are read together are stacked, bytes as stored", async () => {
+Deno.test("projections that are read together are stacked, byte for byte", async () => {
   await using checkpoint = await fixture("tiny-untied-f32");
   const store = memoryStore();
   const weights = await loadWeights(checkpoint, store);
@@ -113,7 +113,7 @@ Deno.test("a tied checkpoint has one table, even if it carries a head", async ()
   }
 });
 
-Deno.test("loading tells how far it is, to the last byte", async () => {
+Deno.test("loading reports its progress to the last byte", async () => {
   await using checkpoint = await fixture("tiny-sharded-f16");
   const seen: LoadProgress[] = [];
   await loadWeights(checkpoint, memoryStore(), {
@@ -128,7 +128,7 @@ Deno.test("loading tells how far it is, to the last byte", async () => {
   assertEquals(last, 1034944);
 });
 
-Deno.test("weights pass in pieces, and the store settles between many of them", async () => {
+Deno.test("weights are written in pieces, and the store settles between them", async () => {
   await using checkpoint = await openCheckpoint(
     "synthetic:qwen3-0.6b?layers=1&vocab=70000",
   );
@@ -206,7 +206,7 @@ function mixedTypes(): Checkpoint {
   };
 }
 
-Deno.test("a device that can make synthetic weights is asked to", async () => {
+Deno.test("a store that can make synthetic weights makes them", async () => {
   await using checkpoint = await openCheckpoint(
     "synthetic:qwen3-0.6b?layers=1&vocab=64&seed=9",
   );
@@ -214,7 +214,7 @@ Deno.test("a device that can make synthetic weights is asked to", async () => {
   const store: WeightStore<Stored> = {
     ...memoryStore(),
     synthesize(matrix, row, rows, { offset }: SyntheticRule) {
-      if (offset !== 0) return false; // norms come from the host
+      if (offset !== 0) return false; // the host computes norms
       made.push([matrix.label, row, rows]);
       return true;
     },
@@ -236,7 +236,7 @@ Deno.test("a device that can make synthetic weights is asked to", async () => {
   );
 });
 
-/** The same checkpoint with other tensors. */
+/** A checkpoint with other tensors. */
 async function changed(
   change: (tensors: Map<string, TensorInfo>) => void,
 ): Promise<Checkpoint> {

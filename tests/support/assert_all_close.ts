@@ -1,18 +1,18 @@
-/** Comparing arrays of floating-point numbers within a tolerance. */
+/** Compares arrays of floating-point numbers within a tolerance. */
 import { AssertionError } from "@std/assert";
 
-/** How far `actual` may be from `expected`: `absolute + relative · |expected|`, per element. */
+/** The error allowed per element: `absolute + relative · |expected|`. */
 export interface Tolerance {
   absolute?: number;
   relative?: number;
 }
 
 /**
- * Asserts that every element is within the tolerance (both parts are 0 unless
- * given). NaN equals NaN only, an infinity equals only itself. The error names
- * the worst element with both values, and the mean and largest error.
+ * Asserts that every element is within the tolerance, 0 by default. NaN equals only NaN,
+ * and an infinity only itself. The message has the worst element with both values, and
+ * the mean and largest error.
  *
- * @throws {AssertionError} on different lengths or any element out of tolerance
+ * @throws {AssertionError} if the lengths differ or an element is out of tolerance
  */
 export function assertAllClose(
   actual: ArrayLike<number>,

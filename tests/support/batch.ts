@@ -1,11 +1,11 @@
-/** Batches of prompts, read, and the same prompts one by one. */
+/** Runs prompts as a batch and one by one. */
 import { assertEquals } from "@std/assert";
 import type { BatchRun, GenerateOptions, Qwen3 } from "../../mod.ts";
 
-/** Lengths of prompts. Each compiles pipelines of its own, so there are few. */
+/** Few lengths, because each compiles its own pipelines. */
 const LENGTHS = [1, 8, 17, 3];
 
-/** `count` prompts, no two alike. */
+/** `count` prompts, all different. */
 export const promptsOf = (count: number) =>
   Array.from(
     { length: count },
@@ -13,7 +13,7 @@ export const promptsOf = (count: number) =>
       Array.from({ length: LENGTHS[s % 4] }, (_, i) => (97 * s + 5 * i) % 512),
   );
 
-/** Reads a run to its end; what the pieces say must be what `sequences` says. */
+/** Reads a run to its end, and asserts that its pieces add up to its sequences. */
 export async function read(run: BatchRun) {
   const texts = run.sequences.map(() => "");
   const ids = run.sequences.map((): number[] => []);
@@ -30,7 +30,7 @@ export async function read(run: BatchRun) {
   }));
 }
 
-/** The same from a run for each prompt, with the seeds of a batch. */
+/** Runs each prompt alone, with the seed that it has in a batch. */
 export async function oneByOne(
   qwen: Qwen3,
   prompts: readonly (string | number[])[],

@@ -1,19 +1,16 @@
-/** WebGPU with timestamps from a made-up clock, so that tests of times do not measure any. */
+/** WebGPU with timestamps from a made-up clock, for tests of times that measure none. */
 
 /** How long things take on the made-up clock, in milliseconds. */
 export interface Clock {
-  /** A dispatch. */
+  /** How long a dispatch takes. */
   dispatchMs(workgroups: number): number;
-  /** Between a pass and the one before it. */
+  /** The time before each pass. */
   betweenPassesMs?: number;
-  /** Between what is submitted and what was submitted before. */
+  /** The time after each submit. */
   betweenSubmitsMs?: number;
 }
 
-/**
- * The adapter of this machine, which computes as ever, but its timestamps are those of
- * `clock`.
- */
+/** This machine's adapter, with the timestamps of `clock`. */
 export function clockedGpu(clock: Clock): GPU {
   const { dispatchMs, betweenPassesMs = 0, betweenSubmitsMs = 0 } = clock;
   const ticks = new WeakMap<GPUQuerySet, Map<number, bigint>>();

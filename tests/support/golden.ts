@@ -1,26 +1,26 @@
-/** Reference outputs of transformers in tests/fixtures, and what is compared with them. */
+/** Reference outputs of transformers in tests/fixtures, and how to compare with them. */
 import { AssertionError } from "@std/assert";
 import type { Qwen3 } from "../../mod.ts";
 import { syntheticTokens } from "../../lib/checkpoint/synthetic.ts";
 
 const FIXTURES = new URL("../fixtures/", import.meta.url);
 
-/** One prompt, what transformers computes after it in f32, and how far its own bf16 run is off. */
+/** One prompt, what transformers computes for it in f32, and the error of its bf16 run. */
 export interface GoldenCase {
   name: string;
   tokenIds: number[];
-  /** After the last token, `[vocab]`. */
+  /** Logits after the last token, `[vocab]`. */
   logits: Float32Array;
-  /** ‖Δ‖/‖logits‖ of transformers in bf16. */
+  /** ‖Δ‖ / ‖logits‖ of transformers in bf16. */
   bf16Error: number;
   greedy: number[];
-  /** Between the two largest logits of each greedy step. */
+  /** The difference between the two largest logits, for each greedy step. */
   greedyGap: number[];
-  /** The greedy text, where there is a tokenizer. */
+  /** The greedy text, if there is a tokenizer. */
   text?: string;
 }
 
-/** A fixture: what to load, and the cases. */
+/** A fixture: the model to load, and its cases. */
 export interface Golden {
   name: string;
   model: string;
@@ -29,7 +29,7 @@ export interface Golden {
   json: any;
 }
 
-/** Reads `fixtures/<folder>/golden.json`; the checkpoint lies beside it, unless `model` says otherwise. */
+/** Reads `fixtures/<folder>/golden.json`, for the checkpoint next to it unless `model` is given. */
 export async function readGolden(
   folder: string,
   model = new URL(`${folder}/`, FIXTURES).href,
@@ -37,7 +37,7 @@ export async function readGolden(
   return await read(folder, `${folder}/golden`, () => model);
 }
 
-/** Reads `fixtures/synthetic/<name>.json`, whose checkpoint is computed. */
+/** Reads `fixtures/synthetic/<name>.json`, for a synthetic checkpoint. */
 export async function readSyntheticGolden(name: string): Promise<Golden> {
   return await read(name, `synthetic/${name}`, ({ seed, config }) => {
     const size = /^qwen3-[\d.]+b/.exec(name)![0];
@@ -106,7 +106,7 @@ export function largestError(
   );
 }
 
-/** Generates greedily, past any end-of-text token. */
+/** Generates greedily and ignores end-of-text tokens. */
 export async function generateGreedily(
   qwen: Qwen3,
   prompt: string | number[],
@@ -123,8 +123,8 @@ export async function generateGreedily(
 }
 
 /**
- * Asserts that greedy tokens are the reference's first ones. A different token where
- * the two best logits are closer than `margin` is no mistake, and ends the comparison.
+ * Asserts that greedy tokens are the reference's first ones. The comparison ends at a
+ * different token if the reference's two best logits are within `margin` there.
  */
 export function assertGreedy(
   actual: readonly number[],
@@ -140,7 +140,7 @@ export function assertGreedy(
   );
 }
 
-/** exp of the mean negative log-likelihood of all tokens but the first of each text. */
+/** exp of the mean negative log-likelihood of all tokens except each text's first. */
 export async function perplexity(
   qwen: Qwen3,
   texts: readonly number[][],

@@ -50,7 +50,7 @@ async function run(fn: GpuTest) {
   });
 }
 
-/** What one test works with; its tensors are freed when it ends. */
+/** The device, random numbers and tensors of one test; the tensors are freed at its end. */
 export class Trial implements Disposable {
   #tensors: Tensor[] = [];
 

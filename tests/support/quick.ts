@@ -1,9 +1,9 @@
-/** What `deno task test --quick` leaves out: GPU tests, but for one per kernel, and slow ones. */
+/** `deno task test --quick` skips slow tests, and all GPU tests except one per kernel. */
 
-/** Whether only quick tests run. */
+/** Whether this is a quick run. */
 export const QUICK = Deno.env.get("QWEN3_TEST_QUICK") === "1";
 
-/** Registers a test that needs no GPU, but seconds. */
+/** Registers a test without a GPU that takes seconds. */
 export function slowTest(name: string, fn: () => void | Promise<void>): void {
   Deno.test({ name, ignore: QUICK, fn });
 }

@@ -1,18 +1,18 @@
 /**
- * Random inputs of tests. Every test draws from one seed, and a test that fails prints
- * it: QWEN3_TEST_SEED=n repeats the failure, QWEN3_TEST_SEEDS=500 tries that many seeds.
+ * Random inputs of tests. Every test draws from one seed and prints it when it fails:
+ * QWEN3_TEST_SEED=n repeats the failure, and QWEN3_TEST_SEEDS=500 tries 500 seeds.
  */
 import { Random } from "./reference.ts";
 
 export { Random };
 
-/** The environment variables for the seed, and for how many seeds to try. */
+/** Environment variables: the seed, and the number of seeds to try. */
 export const SEED = "QWEN3_TEST_SEED", SEEDS = "QWEN3_TEST_SEEDS";
 
 const firstSeed = fromEnvironment(SEED, 0) ??
   Math.floor(Math.random() * 2 ** 32);
 const seedCount = fromEnvironment(SEEDS, 1) ?? 1;
-/** Seeds are tried this far apart: xorshift starts alike from neighboring ones. */
+/** The distance between seeds; from neighboring ones xorshift starts similarly. */
 const STRIDE = 0x9e3779b9;
 
 function fromEnvironment(name: string, least: number): number | undefined {
@@ -30,8 +30,8 @@ function fromEnvironment(name: string, least: number): number | undefined {
 }
 
 /**
- * Runs `body`, which gets its random numbers from `draw`, for every seed that is asked
- * for; only once if it draws none.
+ * Runs `body` for each seed to try, with `draw` for its random numbers; once if it draws
+ * none.
  */
 export async function withSeeds(
   body: (draw: () => Random) => void | Promise<void>,
@@ -59,7 +59,7 @@ export function randomTest(
   Deno.test(name, () => withSeeds((draw) => body(draw())));
 }
 
-/** A function that returns random numbers from 0 up to, but not including, 1. */
+/** Random numbers from 0 to below 1. */
 export function uniform(random: Random): () => number {
   return () => (random.next() + 1) / 2;
 }

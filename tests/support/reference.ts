@@ -1,4 +1,4 @@
-/** What kernels compute, plainly, and how far they may be from it. */
+/** The reference for kernels, and assertions within its tolerance. */
 import type { Expected } from "../../kernels/case.ts";
 import { assertAllClose } from "./assert_all_close.ts";
 

@@ -1,4 +1,4 @@
-/** What a task ended with. */
+/** The outcome of a task. */
 export interface Outcome {
   code: number;
   stdout: string;
@@ -6,13 +6,12 @@ export interface Outcome {
 }
 
 /**
- * How a test runs a task. Without the lockfile, because by it Deno wants every
- * package that any test imports before it runs anything: on a machine without
- * network that lacks one of them, a task that needs none would fail.
+ * How tests run a task: without the lockfile, with which Deno would want every package
+ * of every test first and fail on a machine without network that lacks one.
  */
 export const RUN: readonly string[] = ["run", "-A", "--no-check", "--no-lock"];
 
-/** Runs `tasks/NAME.ts` as a process, to its end. */
+/** Runs `tasks/NAME.ts` as a process to its end. */
 export async function runTask(
   name: string,
   args: readonly string[],

@@ -1,7 +1,7 @@
-/** Inputs that the tests of both samplers share. */
+/** Inputs for the tests of both samplers. */
 import type { Sampling, SamplingOptions } from "../../lib/model/sampling.ts";
 
-/** Everything off but what is given. */
+/** Sampling with everything off except the given options. */
 export const only = (options: SamplingOptions): Sampling => ({
   temperature: 1,
   topK: 0,

@@ -3,7 +3,7 @@ export function serveFiles(
   files: ReadonlyMap<string, Uint8Array>,
   options: {
     ranges?: boolean;
-    /** Answers instead, where it returns a response. */
+    /** Answers in place of the server if it returns a response. */
     intercept?: (
       request: Request,
     ) => Response | undefined | Promise<Response | undefined>;
@@ -16,7 +16,7 @@ export function serveFiles(
   const server = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen() {} },
     async (request) => {
-      // Copied: a request cannot be looked at once it is answered.
+      // Copied, because a request cannot be read after its response.
       requests.push({
         url: request.url,
         headers: new Headers(request.headers),
@@ -39,7 +39,7 @@ export function serveFiles(
   };
 }
 
-/** The whole file, or the one range that was asked for. */
+/** Responds with the whole file, or with the requested range. */
 export function rangeResponse(
   request: Request,
   file: Uint8Array,
@@ -58,7 +58,7 @@ export function rangeResponse(
   });
 }
 
-/** A directory's files by `/name`, as serveFiles wants them. */
+/** Reads a directory into a map for serveFiles. */
 export async function readFolder(
   folder: URL | string,
 ): Promise<Map<string, Uint8Array>> {
@@ -73,7 +73,7 @@ export async function readFolder(
   return files;
 }
 
-/** As rangeResponse, but the connection closes after `count` bytes of the range. */
+/** Like rangeResponse, but the connection closes after `count` bytes. */
 export async function brokenResponse(
   request: Request,
   file: Uint8Array,
@@ -87,7 +87,7 @@ export async function brokenResponse(
     async pull(controller) {
       const part = parts.shift();
       if (part !== undefined) return controller.enqueue(part);
-      await new Promise((resolve) => setTimeout(resolve, 20)); // so that it arrives
+      await new Promise((resolve) => setTimeout(resolve, 20)); // lets the bytes arrive
       controller.close();
     },
   });

@@ -1,6 +1,6 @@
-/** WebGPU that compiles something else than it was given. */
+/** WebGPU that compiles edited WGSL. */
 
-/** `navigator.gpu`, but the WGSL of kernel `name` goes through `edit` first. */
+/** Wraps `navigator.gpu` so that `edit` changes the WGSL of kernel `name`. */
 export function tamperedGpu(name: string, edit: (wgsl: string) => string): GPU {
   const wrap = <T extends object>(target: T, own: object): T =>
     new Proxy(target, {
@@ -13,7 +13,7 @@ export function tamperedGpu(name: string, edit: (wgsl: string) => string): GPU {
   return wrap(navigator.gpu, {
     async requestAdapter(options: GPURequestAdapterOptions) {
       const adapter = await navigator.gpu.requestAdapter(options);
-      if (!adapter) return null; // not every machine has each kind
+      if (!adapter) return null; // this machine may lack that kind
       return wrap(adapter, {
         async requestDevice(options: GPUDeviceDescriptor) {
           const device = await adapter.requestDevice(options);

@@ -1,11 +1,11 @@
-/** Checkpoints made for a test: copies of others with some files changed. */
+/** Temporary checkpoints: copies with some files changed. */
 
-/** A folder that goes when disposed. */
+/** A folder that is deleted when disposed. */
 export interface TempCheckpoint extends AsyncDisposable {
   path: string;
 }
 
-/** Copies a checkpoint's folder; `changes` are files by name, undefined ones are left out. */
+/** Copies a checkpoint's folder; `changes` has files by name, undefined to leave one out. */
 export async function copyCheckpoint(
   folder: URL | string,
   changes: Record<string, string | Uint8Array | undefined> = {},
@@ -29,7 +29,7 @@ export async function copyCheckpoint(
   };
 }
 
-/** The header of a safetensors file: where its tensors lie. */
+/** The header of a safetensors file: type, shape and offsets of each tensor. */
 export type Header = Record<string, {
   dtype: string;
   shape: number[];
@@ -45,7 +45,7 @@ function readHeader(file: Uint8Array): { header: Header; data: number } {
   return { header, data };
 }
 
-/** The same data under a header that `edit` changed. */
+/** The file with its header changed by `edit`. */
 export function editHeader(
   file: Uint8Array,
   edit: (header: Header) => void,
@@ -60,7 +60,7 @@ export function editHeader(
   return edited;
 }
 
-/** Multiplies the weights of tensors whose name matches by 2 ** exponent, in a bf16 file. */
+/** Multiplies tensors with matching names by 2 ** exponent, in a bf16 file. */
 export function scaleWeights(
   safetensors: Uint8Array,
   names: RegExp,
@@ -74,7 +74,7 @@ export function scaleWeights(
     const bits = new DataView(file.buffer, data + begin, end - begin);
     for (let at = 0; at < bits.byteLength; at += 2) {
       const old = bits.getUint16(at, true);
-      // 8 bits of exponent lie above 7 of the fraction; zeros stay.
+      // The exponent is above 7 bits of fraction; zeros stay zeros.
       if (old & 0x7fff) bits.setUint16(at, old + (exponent << 7), true);
     }
   }

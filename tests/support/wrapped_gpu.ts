@@ -1,18 +1,18 @@
-/** WebGPU as another machine has it: the adapter here under other names and limits. */
+/** WebGPU like that of another machine: this adapter with other names and limits. */
 
-/** What the wrapped adapter says instead of what is true. */
+/** What the wrapped adapter pretends. */
 export interface Pretence {
   /** E.g. `{ description: "Test GPU", isFallbackAdapter: false }`. */
   info?: Partial<GPUAdapterInfo>;
-  /** Only smaller ones make sense. */
+  /** Limits, smaller than the real ones. */
   limits?: Record<string, number>;
-  /** Features that it lacks. */
+  /** Features to leave out. */
   without?: string[];
-  /** Bytes of memory; buffers beyond them are out of memory. */
+  /** Bytes of memory; larger allocations fail. */
   memory?: number;
 }
 
-/** A `gpu` for loadQwen3 and openDevice, and every device that was made with it. */
+/** A `gpu` for loadQwen3 and openDevice, with the devices it made. */
 export interface WrappedGpu {
   gpu: GPU;
   devices: GPUDevice[];
@@ -49,7 +49,7 @@ export function wrapGpu(pretence: Pretence): WrappedGpu {
   return { gpu, devices };
 }
 
-/** An adapter that nothing tells from hardware. */
+/** An adapter that looks like hardware. */
 export const HARDWARE: Pretence = {
   info: { description: "Test GPU", isFallbackAdapter: false },
 };
@@ -59,7 +59,7 @@ export const NO_ADAPTER = override(navigator.gpu, {
   requestAdapter: () => Promise.resolve(null),
 });
 
-/** `target` with some properties of its own; the rest are native and know their object. */
+/** `target` with some properties replaced; native methods stay bound to it. */
 function override<T extends object>(target: T, own: object): T {
   return new Proxy(target, {
     get(target, name) {
@@ -71,7 +71,7 @@ function override<T extends object>(target: T, own: object): T {
   });
 }
 
-/** Methods of a device with `left` bytes, which tells its error scopes of more. */
+/** Methods of a device with `left` bytes, which reports larger allocations to its error scopes. */
 function withMemory(device: GPUDevice, left: number) {
   const scopes: (GPUOutOfMemoryError | null)[] = [];
   return {

@@ -262,7 +262,7 @@ Deno.test("a folder without peers is refused at once", async () => {
   assertMatch(stderr, /^error: Cannot run peers: \/nowhere has no llama/);
 });
 
-Deno.test("--help lists flags and rows", async () => {
+Deno.test("deno task bench --help lists flags and rows", async () => {
   const { code, stdout } = await task(["--help"]);
   assertEquals(code, 0);
   assertStringIncludes(stdout, "--only …");
@@ -284,7 +284,7 @@ for (
     [["words"], /unexpected argument "words", this task takes flags only/],
   ] as const
 ) {
-  Deno.test(`refused in one line: ${args.join(" ")}`, async () => {
+  Deno.test(`deno task bench refuses in one line: ${args.join(" ")}`, async () => {
     const { code, stdout, stderr } = await task([...args]);
     assertEquals(code, 1);
     assertEquals(stdout, "");

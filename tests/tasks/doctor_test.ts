@@ -8,7 +8,7 @@ const TINY = "tests/fixtures/tiny-tied-bf16";
 const task = (args: string[], env?: Record<string, string>) =>
   runTask("doctor", args, env);
 
-/** Fails where a line has more than 100 columns. */
+/** Fails if a line has more than 100 columns. */
 function assertFits(text: string) {
   for (const line of text.split("\n")) {
     assert(line.length <= 100, `${line.length} columns: ${line}`);
@@ -39,7 +39,7 @@ Deno.test("without an adapter --json is a report that names the package, exit co
   assertEquals(of("model").data!.context, 16);
 });
 
-Deno.test("--help fits 100 columns", async () => {
+Deno.test("deno task doctor --help fits 100 columns", async () => {
   const { code, stdout } = await task(["--help"]);
   assertEquals(code, 0);
   assertFits(stdout);

@@ -9,7 +9,7 @@ const TABLE: FlagTable = {
 };
 const read = (...args: string[]) => readFlags(args, TABLE);
 
-Deno.test("flags are read beside words, joined or not", () => {
+Deno.test("flags are read between words, joined or not", () => {
   const flags = read("Once", "--model", "a b", "upon", "--top-k=3", "--think");
   assertEquals(flags.words, ["Once", "upon"]);
   assertEquals(flags.text("model"), "a b");
@@ -18,7 +18,7 @@ Deno.test("flags are read beside words, joined or not", () => {
   assertEquals(flags.texts("stop"), undefined);
 });
 
-Deno.test("what was not given is undefined", () => {
+Deno.test("absent flags are undefined", () => {
   const flags = read();
   assertEquals(flags.words, []);
   assertEquals(flags.text("model"), undefined);
@@ -27,7 +27,7 @@ Deno.test("what was not given is undefined", () => {
   assertEquals(read("--no-think").on("think"), false);
 });
 
-Deno.test("values may be negative, empty, hold = or lines, and those of a list be given several times", () => {
+Deno.test("values may be negative, empty or contain = and newlines; lists repeat their flag", () => {
   assertEquals(read("--top-k", "-1").number("top-k"), -1);
   assertEquals(read("--top-k=-1e-3").number("top-k"), -0.001);
   assertEquals(read("--model", "").text("model"), "");
@@ -39,7 +39,7 @@ Deno.test("values may be negative, empty, hold = or lines, and those of a list b
   );
 });
 
-Deno.test("after -- everything is words, and so is a dash that begins no flag", () => {
+Deno.test("after -- everything is words, as is a dash that starts no flag", () => {
   assertEquals(read("--think", "--", "--model", "-x", "--").words, [
     "--model",
     "-x",
@@ -48,7 +48,7 @@ Deno.test("after -- everything is words, and so is a dash that begins no flag", 
   assertEquals(read("- item", "-", "a-b").words, ["- item", "-", "a-b"]);
 });
 
-Deno.test("words stay text, also where they look like numbers", () => {
+Deno.test("words stay text even if they look like numbers", () => {
   assertEquals(read("1", "02", "3.0").words, ["1", "02", "3.0"]);
 });
 
@@ -81,7 +81,7 @@ Deno.test("unknown flags and missing or wrong values are refused", () => {
   }
 });
 
-Deno.test("the help lists every flag with what it is for", () => {
+Deno.test("helpText lists every flag with its description", () => {
   assertEquals(
     helpText("usage", { "a": ["switch", "one"], "long-name": ["text", "two"] }),
     "usage\n\n  --a            one\n  --long-name …  two",

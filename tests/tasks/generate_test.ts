@@ -1,4 +1,4 @@
-/** `deno task generate` as a person runs it: a process with stdin, stdout, stderr and an exit code. */
+/** `deno task generate` as a process, with stdin, stdout, stderr and an exit code. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { gpuTest } from "../support/gpu.ts";
 import { RUN } from "../support/run_task.ts";
@@ -34,7 +34,7 @@ function spawn(args: string[], command = [...RUN, "tasks/generate.ts"]) {
 async function generate(args: string[], stdin = ""): Promise<Outcome> {
   const child = spawn(args);
   const writer = child.stdin.getWriter();
-  // A process that needs no stdin may be gone before it is written.
+  // A process that needs no stdin may end before it is written.
   await writer.write(new TextEncoder().encode(stdin)).catch(() => {});
   await writer.close().catch(() => {});
   return outcome(await child.output());
@@ -47,7 +47,7 @@ function outcome({ code, stdout, stderr }: Deno.CommandOutput): Outcome {
 
 const GREEDY = ["--temperature", "0", "--max-tokens", "9"];
 
-Deno.test("deno task generate: text on stdout, what a person should know on stderr", async () => {
+Deno.test("deno task generate writes text to stdout and everything else to stderr", async () => {
   const child = spawn(
     ["Once upon a time", "--device", "cpu", ...GREEDY],
     ["task", "generate"],
@@ -69,7 +69,7 @@ Deno.test("deno task generate: text on stdout, what a person should know on stde
   );
 });
 
-Deno.test("the command of the README runs as it stands, wherever it runs", async () => {
+Deno.test("the README's command runs, with or without a GPU", async () => {
   const child = spawn(["Once upon a time"], ["task", "generate"]);
   await child.stdin.close();
   const { code, stdout, stderr } = outcome(await child.output());
@@ -79,7 +79,7 @@ Deno.test("the command of the README runs as it stands, wherever it runs", async
   assertMatch(stderr, /\((stop|length), seed \d+\)\n$/);
 });
 
-Deno.test("the prompt comes from stdin where no words are given", async () => {
+Deno.test("the prompt is read from stdin if there are no words", async () => {
   const { code, stdout } = await generate(
     ["--device", "cpu", ...GREEDY],
     "Once upon a time\n",
@@ -130,7 +130,7 @@ for (const device of ["cpu", "gpu"]) {
   });
 }
 
-Deno.test("flags reach sampling: a seed reproduces, stop ends before its text", async () => {
+Deno.test("flags reach sampling: a seed repeats the text, stop ends it", async () => {
   const sampled = [
     ...["Once upon a time", "--device", "cpu", "--max-tokens", "12"],
     ...["--temperature", "1", "--top-k", "0", "--top-p", "0.95"],
@@ -152,7 +152,7 @@ Deno.test("flags reach sampling: a seed reproduces, stop ends before its text", 
   assertMatch(stopped.stderr, /\(stop, greedy\)/);
 });
 
-Deno.test("a checkpoint without a tokenizer takes ids and prints ids", async () => {
+Deno.test("a checkpoint without a tokenizer takes and prints ids", async () => {
   const { code, stdout, stderr } = await generate([
     ...["328", "--model", TINY.href, "--device", "cpu"],
     ...["--temperature", "0", "--max-tokens", "5"],
@@ -161,7 +161,7 @@ Deno.test("a checkpoint without a tokenizer takes ids and prints ids", async () 
   assertMatch(stderr, /The checkpoint has no tokenizer: token ids are printed/);
 });
 
-Deno.test("--help says what there is", async () => {
+Deno.test("deno task generate --help lists every flag", async () => {
   const { code, stdout, stderr } = await generate(["--help"]);
   assertEquals([code, stderr], [0, ""]);
   assertMatch(stdout, /^deno task generate PROMPT \[flags\]/);
@@ -176,7 +176,7 @@ Deno.test("--help says what there is", async () => {
 });
 
 Deno.test("Ctrl-C ends cleanly with the text so far", async () => {
-  // It goes on past the ends of stories until it is interrupted.
+  // Generates past the ends of stories until interrupted.
   const child = spawn([
     ...["Once upon a time", "--device", "cpu", "--temperature", "0"],
     "--ignore-eos",
@@ -195,7 +195,7 @@ Deno.test("Ctrl-C ends cleanly with the text so far", async () => {
   assertMatch(await stderr, /, \d+ tokens at .*\(aborted, greedy\)\n$/);
 });
 
-Deno.test("a reader that leaves is no error", async () => {
+Deno.test("a closed stdout is no error", async () => {
   const child = spawn([
     ...["Once upon a time", "--device", "cpu", "--ignore-eos"],
   ]);
@@ -206,7 +206,7 @@ Deno.test("a reader that leaves is no error", async () => {
   assert(!/error|Broken/.test(await stderr), await stderr);
 });
 
-/** Runs the task and asserts exit code 1, no stdout and one line that has all `parts`. */
+/** Runs the task and asserts exit code 1, empty stdout and one line with all `parts`. */
 async function assertRefused(args: string[], ...parts: string[]) {
   const device = args.includes("--device") ? [] : ["--device", "cpu"];
   const { code, stdout, stderr } = await generate([...device, ...args]);
@@ -216,7 +216,7 @@ async function assertRefused(args: string[], ...parts: string[]) {
   for (const part of parts) assert(stderr.includes(part), `${part}: ${what}`);
 }
 
-/** A few at a time, as many processes are started. */
+/** Runs a few at a time, as each starts a process. */
 async function inTurns(work: (() => Promise<void>)[]): Promise<void> {
   const turns = work.values();
   const worker = async () => {
@@ -225,7 +225,7 @@ async function inTurns(work: (() => Promise<void>)[]): Promise<void> {
   await Promise.all([worker(), worker()]);
 }
 
-Deno.test("wrong prompts, options and flags: one line, exit code 1, nothing on stdout", async () => {
+Deno.test("wrong prompts, options and flags are one-line errors with exit code 1", async () => {
   const hi = (...args: string[]) => ["hi", ...args];
   const refused: [args: string[], ...parts: string[]][] = [
     [[], "the prompt is empty, give it as words or on stdin"],
@@ -265,7 +265,7 @@ Deno.test("wrong prompts, options and flags: one line, exit code 1, nothing on s
   );
 });
 
-Deno.test("missing models: one line that lists what was looked for", async () => {
+Deno.test("a missing model is a one-line error that lists where it was looked for", async () => {
   const model = (spec: string) => ["hi", "--model", spec];
   await using empty = await emptyFolder();
   await inTurns([
@@ -310,7 +310,7 @@ async function emptyFolder(): Promise<TempCheckpoint> {
   };
 }
 
-Deno.test("broken checkpoints: one line that names the file and what is wrong", async () => {
+Deno.test("a broken checkpoint is a one-line error with the file and the fault", async () => {
   const whole = await Deno.readFile(new URL("model.safetensors", TINY));
   const config = JSON.parse(
     await Deno.readTextFile(new URL("config.json", TINY)),

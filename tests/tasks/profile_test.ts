@@ -24,7 +24,7 @@ Deno.test("the verdict is the first thing printed, JSON the last", async () => {
   assertEquals(report.phases.length, 2);
 });
 
-Deno.test("files are written", async () => {
+Deno.test("--json, --trace and --html write files", async () => {
   const folder = await Deno.makeTempDir();
   const file = (name: string) => `${folder}/${name}`;
   const { code, stderr } = await task(
@@ -40,7 +40,7 @@ Deno.test("files are written", async () => {
   await Deno.remove(folder, { recursive: true });
 });
 
-Deno.test("--help fits 100 columns", async () => {
+Deno.test("deno task profile --help fits 100 columns", async () => {
   const { code, stdout } = await task("--help");
   assertEquals(code, 0);
   for (const line of stdout.split("\n")) {
@@ -92,7 +92,7 @@ for (
     [["words"], /unexpected argument "words", this task takes flags only/],
   ] as const
 ) {
-  Deno.test(`refused in one line: ${args.join(" ")}`, async () => {
+  Deno.test(`deno task profile refuses in one line: ${args.join(" ")}`, async () => {
     const { code, stdout, stderr } = await task("--model", TINY, ...args);
     assertEquals(code, 1);
     assertEquals(stdout, "");

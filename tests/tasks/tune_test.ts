@@ -14,16 +14,16 @@ import { tamperedGpu } from "../support/tampered_gpu.ts";
 const ROOT = new URL("../..", import.meta.url).pathname;
 const TINY = `${ROOT}tests/fixtures/tiny-tied-bf16`;
 
-/** Seconds that no test takes: what is found does not depend on the machine's speed. */
+/** Seconds that no test takes, so that results do not depend on the machine's speed. */
 const UNLIMITED = "100000";
 
 const task = (folder: string, ...args: string[]) =>
   runTask("tune", args, { [TUNING_DIR]: folder });
 
-gpuTest("winners are stored, and found by the next device", async () => {
+gpuTest("winners are stored, and loaded by the next device", async () => {
   const folder = await Deno.makeTempDir(), before = Deno.env.get(TUNING_DIR);
   try {
-    // Something from an earlier run, of another model.
+    // A shape that an earlier run stored.
     Deno.env.set(TUNING_DIR, folder);
     const kept = "gemm bf16 64 1024 2048";
     const constants = { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 };
@@ -50,7 +50,7 @@ gpuTest("winners are stored, and found by the next device", async () => {
     for (const found of report.cases) {
       const { key, winner, gain, spread, outcome, refused } = found;
       assertMatch(key, /^gemv bf16/);
-      assertEquals(refused, 0); // what cannot run is left out before
+      assertEquals(refused, 0); // candidates that cannot run are left out earlier
       assertStringIncludes(stderr, key);
       assert(outcome !== "");
       if (!winner) continue;
@@ -75,7 +75,7 @@ const WRONG_GEMV = [
   "$1 = 1.01 * value;",
 ] as const;
 
-// Wrong only with a constant that is nobody's default, and only a little.
+// Slightly wrong, and only with a constant that is no default.
 for (
   const [kernel, name, value, from, to] of [
     ["gemv", "WORKGROUP", 64, ...WRONG_GEMV],
@@ -86,13 +86,13 @@ for (
   ] as const
 ) {
   gpuTest(
-    `a candidate of ${kernel} that computes wrongly is told and never taken`,
+    `a wrong candidate of ${kernel} is reported and never chosen`,
     async () => {
       const wrongs = (wgsl: string) =>
         wgsl.includes(`const ${name}: u32 = ${value}u;`) && from.test(wgsl);
       let planted = 0;
       const gpu = tamperedGpu(kernel, (wgsl) => {
-        if (!wrongs(wgsl)) return wgsl + "\n"; // as good as before
+        if (!wrongs(wgsl)) return wgsl + "\n"; // unchanged in effect
         planted++;
         return wgsl.replace(from, to);
       });
@@ -125,7 +125,7 @@ for (
   );
 }
 
-gpuTest("where the default itself is wrong, nothing is taken", async () => {
+gpuTest("if the default is wrong, no candidate is chosen", async () => {
   const gpu = tamperedGpu("gemv", (wgsl) => wgsl.replace(...WRONG_GEMV));
   const { cases, wrong, winners } = await tune(TINY, {
     ...{
@@ -156,7 +156,7 @@ for (
     [["--model", "/nowhere"], /Cannot open "\/nowhere"/],
   ] as const
 ) {
-  Deno.test(`refused in one line: ${args.join(" ")}`, async () => {
+  Deno.test(`deno task tune refuses in one line: ${args.join(" ")}`, async () => {
     const { code, stdout, stderr } = await task("/nowhere", ...args);
     assertEquals([code, stdout], [1, ""]);
     const lines = stderr.trimEnd().split("\n");
@@ -166,7 +166,7 @@ for (
 }
 
 gpuTest(
-  "a folder that cannot be written to ends the task before it begins",
+  "a folder that cannot be written ends the task at once",
   async () => {
     const file = await Deno.makeTempFile();
     const { code, stderr } = await task(file, "--model", TINY);

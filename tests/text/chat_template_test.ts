@@ -33,7 +33,7 @@ Deno.test("Qwen3's template renders as in transformers", async () => {
   }
 });
 
-Deno.test("the assistant's header, its thoughts and its calls", async () => {
+Deno.test("the template writes the assistant's header, thoughts and tool calls", async () => {
   const template = await qwen3Template();
   const question: Message = { role: "user", content: "Hi" };
   assertEquals(
@@ -56,7 +56,7 @@ Deno.test("the assistant's header, its thoughts and its calls", async () => {
   );
 });
 
-Deno.test("a template sees only the names that it is given", () => {
+Deno.test("a template sees only the names that it is passed", () => {
   const user: Message[] = [{ role: "user", content: "Hi" }];
   const template = "{% if enable_thinking is defined %}" +
     "{{ enable_thinking }}{% endif %}{{ bos_token }}{{ messages[0].content }}";
@@ -67,7 +67,7 @@ Deno.test("a template sees only the names that it is given", () => {
   assertEquals(renderChat(template, user, { thinking: true }), "trueHi");
 });
 
-Deno.test("no messages, a broken template and a refusal are told in one line", () => {
+Deno.test("no messages, a broken template and a refusal are one-line errors", () => {
   const user: Message[] = [{ role: "user", content: "Hi" }];
   assertThrows(
     () => renderChat("", []),

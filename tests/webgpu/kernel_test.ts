@@ -13,7 +13,7 @@ import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest } from "../support/gpu.ts";
 
-/** A tensor of which only type and shape are looked at. */
+/** A tensor whose type and shape alone matter. */
 function shaped(dtype: Dtype, ...shape: number[]): Tensor {
   return new Tensor({} as Gpu, dtype, shape, {} as GPUBuffer);
 }
@@ -50,7 +50,7 @@ const operands = (changes: Record<string, Tensor> = {}) => ({
   ...changes,
 });
 
-Deno.test("a call whose shapes disagree is refused, with both sides", () => {
+Deno.test("a call with mismatched shapes is refused with both sizes", () => {
   const refused = (changes: Record<string, Tensor>, message: string) =>
     assertThrows(() => showWgsl(scaled, operands(changes)), Error, message);
   refused(
@@ -77,7 +77,7 @@ Deno.test("a call whose shapes disagree is refused, with both sides", () => {
   );
 });
 
-Deno.test("a constant or uniform that a kernel lacks is refused", () => {
+Deno.test("an unknown constant or uniform is refused", () => {
   assertThrows(
     () => showWgsl(scaled, operands(), { constants: { TIMS: 5 } }),
     Error,
@@ -96,7 +96,7 @@ Deno.test("a constant or uniform that a kernel lacks is refused", () => {
   );
 });
 
-Deno.test("a size named any is free, and so is a shape", () => {
+Deno.test("a size or shape named any is free", () => {
   showWgsl(scaled, operands({ y: shaped("f32", 3, 100) }));
   const free = kernel({
     ...scaled,
@@ -135,7 +135,7 @@ Deno.test("a matrix stands for a tensor if it has one part, one of one row for a
   );
 });
 
-Deno.test("what a kernel cannot write is refused", () => {
+Deno.test("an output that a kernel cannot write is refused", () => {
   const message = "Cannot write y as";
   for (const y of [shaped("bf16", 3, 8), shaped("f16", 3, 7)]) {
     assertThrows(() => showWgsl(scaled, operands({ y })), Error, message);
@@ -162,7 +162,7 @@ Deno.test("the WGSL has constants, bindings in order, and sizes before uniforms"
   assert(!wgsl.includes("enable f16"));
 });
 
-Deno.test("splitGrid covers any number of workgroups with less than a row to spare", () => {
+Deno.test("splitGrid covers any number of workgroups, with less than a row to spare", () => {
   for (const n of [0, 1, 2.5, 65535, 65536, 151936, 1e6, 4e9]) {
     const [x, y, z] = splitGrid(n, 3);
     assert(x >= 1 && x <= 65535 && y >= 1 && y <= 65535 && z === 3, `${n}`);
@@ -191,7 +191,7 @@ gpuTest(
   },
 );
 
-gpuTest("uniforms lie after the sizes, and have to be given", (gpu, trial) => {
+gpuTest("uniforms follow the sizes, and are required", (gpu, trial) => {
   const given = {
     x: trial.filled([3, 8]),
     norm: trial.filled([8]),
@@ -210,7 +210,7 @@ gpuTest("uniforms lie after the sizes, and have to be given", (gpu, trial) => {
   );
 });
 
-gpuTest("the same WGSL is compiled once", (gpu, trial) => {
+gpuTest("equal WGSL is compiled once", (gpu, trial) => {
   const uniforms = { factor: 1, shift: 0 };
   const call = (m: number, k: number, constants = {}) =>
     compile(
@@ -226,7 +226,7 @@ gpuTest("the same WGSL is compiled once", (gpu, trial) => {
   assert(call(3, 8) !== call(3, 8, { TIMES: 4 }), "another constant");
 });
 
-gpuTest("a grid that WebGPU does not allow is refused", (gpu, trial) => {
+gpuTest("a grid beyond the limits of WebGPU is refused", (gpu, trial) => {
   const x = trial.filled([3, 8]), norm = trial.filled([8]);
   const wide = kernel({ ...scaled, grid: () => [1, 65536, 1] });
   assertThrows(

@@ -3,7 +3,7 @@ import { kernel } from "../../lib/webgpu/kernel.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import { gpuTest } from "../support/gpu.ts";
 
-/** What comes out tells the order of the calls. */
+/** A kernel whose result depends on the order of its calls. */
 const follow = kernel({
   name: "follow",
   buffers: { x: "inout n" },
@@ -16,7 +16,7 @@ fn main() { x[0] = (x[0] * 31u + u.next) % 65521u; }`,
 });
 
 gpuTest(
-  "a long plan is submitted in pieces, from the first dispatch to the last",
+  "a long plan is submitted in pieces, in order",
   async (gpu, trial) => {
     const { queue } = gpu.device;
     const submit = queue.submit.bind(queue);

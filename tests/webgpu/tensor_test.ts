@@ -8,7 +8,7 @@ import { gpuTest, withBinding } from "../support/gpu.ts";
 const DTYPES = ["f32", "f16", "bf16"] as const;
 
 gpuTest(
-  "a tensor gives back what was written, of any type and length",
+  "a tensor reads back what was written, of any type and length",
   async (gpu, trial) => {
     for (const dtype of DTYPES) {
       for (const shape of [[1], [2], [3], [7, 5], [1, 1, 9], [8, 16], [1001]]) {
@@ -25,7 +25,7 @@ gpuTest(
 );
 
 gpuTest(
-  "a tensor is zero until it is written, piece by piece",
+  "a tensor is zero where it was not written",
   async (gpu, trial) => {
     const values = trial.random.tensor("bf16", [9, 7]);
     const tensor = trial.own(Tensor.create(gpu, "bf16", [9, 7]));
@@ -39,7 +39,7 @@ gpuTest(
 );
 
 gpuTest(
-  "16-bit elements that begin between two words are refused",
+  "16-bit elements that begin inside a word are refused",
   (gpu, trial) => {
     const { data, shape } = trial.random.tensor("bf16", [70, 5]);
     const bytes = data as Uint16Array<ArrayBuffer>;
@@ -61,7 +61,7 @@ gpuTest("a tensor too large to bind is refused", (gpu) => {
   );
 });
 
-gpuTest("rows and view are the same memory", async (_, trial) => {
+gpuTest("rows and view share the tensor's memory", async (_, trial) => {
   const values = trial.random.tensor("f32", [6, 4]);
   const tensor = trial.upload(values), all = toF32(values);
   assertEquals(tensor.rows(2).shape, [2, 4]);
@@ -80,7 +80,7 @@ gpuTest("rows and view are the same memory", async (_, trial) => {
   );
 });
 
-gpuTest("memory is counted until it is freed", (gpu, trial) => {
+gpuTest("allocated memory is counted until it is freed", (gpu, trial) => {
   const before = gpu.allocated;
   const tensor = trial.own(Tensor.create(gpu, "f32", [10, 10]));
   assertEquals(gpu.allocated, before + 400);
@@ -89,7 +89,7 @@ gpuTest("memory is counted until it is freed", (gpu, trial) => {
   assertEquals(gpu.allocated, before);
 });
 
-gpuTest("a copy as a texture is made once, and goes with the tensor", (gpu) => {
+gpuTest("a texture copy is made once and freed with the tensor", (gpu) => {
   const before = gpu.allocated;
   const tensor = Tensor.create(gpu, "bf16", [300, 8]);
   const copy = tensor.texels();

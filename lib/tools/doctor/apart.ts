@@ -48,11 +48,11 @@ export async function examineApart(
   for (let text = "";;) {
     const { value, done } = await reader.read();
     if (done) break;
-    wait(deadlineMs);
     const lines = (text + value).split("\n");
     text = lines.pop()!;
     for (const line of lines) {
       if (!line.startsWith("{")) continue; // output of the driver
+      wait(deadlineMs);
       const news: News = JSON.parse(line);
       if ("starts" in news) running = news.starts;
       else reporter.found(news.severity, news.topic, news.text, news.data);

@@ -15,7 +15,7 @@ import { NO_ADAPTER, wrapGpu } from "../../support/wrapped_gpu.ts";
 const TYPES = ["f32", "f16", "bf16"];
 const MODEL = new URL("../../fixtures/tiny-tied-bf16/", import.meta.url).href;
 
-/** Fails where a line has more than 100 columns. */
+/** Fails if a line has more than 100 columns. */
 function assertFits(text: string) {
   for (const line of text.split("\n")) {
     assert(line.length <= 100, `${line.length} columns: ${line}`);
@@ -42,70 +42,73 @@ Deno.test("long texts wrap, and words that fit no line lose their middle", () =>
   assertMatch(summary, /^✗ problems: kernel0, .*\n {2}kernel[^]* kernel39$/);
 });
 
-gpuTest("every kernel is tested, in all its forms, and agrees", async (gpu) => {
-  const lines: string[] = [];
-  const { ok, findings } = await doctor({
-    model: MODEL,
-    onFinding: (finding) => lines.push(findingText(finding)),
-  });
-  assert(ok, lines.join("\n"));
-  assertEquals(lines.length, findings.length);
-  const topics = findings.map(({ topic }) => topic);
-  for (const name of KERNEL_NAMES) {
-    if (/^peak/.test(name)) continue; // they compute nothing, and are timed
-    if (name === "attendPrefillF16" && !gpu.f16) continue;
-    assert(topics.includes(name), name);
-  }
-  const forms: [kernel: string, form: RegExp][] = [
-    ["gemv", /normed first/],
-    ["gemvRows", /normed first/],
-    ["gemm", /k in \d splits/],
-    ["attendDecode", /long context$/],
-    ["attendDecode", /short context, in 5 splits/],
-    ["attendDecode", /146 and 21 and 100 keys/],
-    ["mergeSplits", /^5 splits of \[2, 3, 6\]/],
-    ["sampleDraw", /top-k 300, top-p 0.6/],
-    ["sampleFinish", /from histogram, top-p 0.9/],
-    ["gemv", /\[1, 3072\] × \[1024, 3072\]/],
-    ["gemvRows", /\[16, 1024\] × \[1024, 1024\]/],
-    ["gemm", /\[33, 1024\] × \[1024, 1024\]/],
-    ...[
-      "gemv",
-      "gemvRows",
-      "gemm",
-      "gemvColumns",
-      "batchedGemm",
-      "embed",
-      "maxAbs",
-    ]
-      .flatMap((name) =>
-        TYPES.map((type): typeof forms[number] => [name, RegExp(`^${type} `)])
+gpuTest(
+  "the doctor runs every kernel in all its forms, and all agree",
+  async (gpu) => {
+    const lines: string[] = [];
+    const { ok, findings } = await doctor({
+      model: MODEL,
+      onFinding: (finding) => lines.push(findingText(finding)),
+    });
+    assert(ok, lines.join("\n"));
+    assertEquals(lines.length, findings.length);
+    const topics = findings.map(({ topic }) => topic);
+    for (const name of KERNEL_NAMES) {
+      if (/^peak/.test(name)) continue; // they compute nothing but are timed
+      if (name === "attendPrefillF16" && !gpu.f16) continue;
+      assert(topics.includes(name), name);
+    }
+    const forms: [kernel: string, form: RegExp][] = [
+      ["gemv", /normed first/],
+      ["gemvRows", /normed first/],
+      ["gemm", /k in \d splits/],
+      ["attendDecode", /long context$/],
+      ["attendDecode", /short context, in 5 splits/],
+      ["attendDecode", /146 and 21 and 100 keys/],
+      ["mergeSplits", /^5 splits of \[2, 3, 6\]/],
+      ["sampleDraw", /top-k 300, top-p 0.6/],
+      ["sampleFinish", /from histogram, top-p 0.9/],
+      ["gemv", /\[1, 3072\] × \[1024, 3072\]/],
+      ["gemvRows", /\[16, 1024\] × \[1024, 1024\]/],
+      ["gemm", /\[33, 1024\] × \[1024, 1024\]/],
+      ...[
+        "gemv",
+        "gemvRows",
+        "gemm",
+        "gemvColumns",
+        "batchedGemm",
+        "embed",
+        "maxAbs",
+      ]
+        .flatMap((name) =>
+          TYPES.map((type): typeof forms[number] => [name, RegExp(`^${type} `)])
+        ),
+      ...["rmsNorm", "toF16"].flatMap((name) =>
+        TYPES.map((type): typeof forms[number] => [name, RegExp(`by ${type}$`)])
       ),
-    ...["rmsNorm", "toF16"].flatMap((name) =>
-      TYPES.map((type): typeof forms[number] => [name, RegExp(`by ${type}$`)])
-    ),
-    ...TYPES.map((type): typeof forms[number] => [
-      "qkNormRope",
-      RegExp(`norms in ${type}$`),
-    ]),
-    ...["qkNormRope", "attendPrefill", "attendDecode"]
-      .flatMap((name) => [
-        [name, /keys in f16/] as typeof forms[number],
-        [name, /keys in f32/] as typeof forms[number],
+      ...TYPES.map((type): typeof forms[number] => [
+        "qkNormRope",
+        RegExp(`norms in ${type}$`),
       ]),
-  ];
-  for (const [name, form] of forms) {
-    const { data } = findings.find(({ topic }) => topic === name)!;
-    const results = data!.results as TestResult[];
-    assert(results.some(({ what }) => form.test(what)), `${name}: ${form}`);
-  }
-  for (const topic of ["bandwidth", "readback", "first use", "memory"]) {
-    assert(topics.includes(topic), topic);
-  }
-});
+      ...["qkNormRope", "attendPrefill", "attendDecode"]
+        .flatMap((name) => [
+          [name, /keys in f16/] as typeof forms[number],
+          [name, /keys in f32/] as typeof forms[number],
+        ]),
+    ];
+    for (const [name, form] of forms) {
+      const { data } = findings.find(({ topic }) => topic === name)!;
+      const results = data!.results as TestResult[];
+      assert(results.some(({ what }) => form.test(what)), `${name}: ${form}`);
+    }
+    for (const topic of ["bandwidth", "readback", "first use", "memory"]) {
+      assert(topics.includes(topic), topic);
+    }
+  },
+);
 
 gpuTest(
-  "a kernel that computes wrongly is found, with both values",
+  "the doctor finds a wrong kernel and reports both values",
   async () => {
     const gpu = tamperedGpu(
       "rmsNorm",
@@ -123,33 +126,36 @@ gpuTest(
   },
 );
 
-gpuTest("a kernel that hangs or ends its process is named", async () => {
-  const ways = [
-    ["hang", /^hangs: not done after 0.2 s, .*DENO_WEBGPU_BACKEND$/],
-    ["crash", / ended with exit code 3: driver: assertion failed; update/],
-  ] as const;
-  for (const [way, expected] of ways) {
-    const found: Finding[] = [];
-    await examineApart(
-      undefined,
-      {
-        found: (severity, topic, text) => {
-          found.push({ severity, topic, text });
+gpuTest(
+  "the doctor names a kernel that hangs or ends its process",
+  async () => {
+    const ways = [
+      ["hang", /^hangs: not done after 0.2 s, .*DENO_WEBGPU_BACKEND$/],
+      ["crash", / ended with exit code 3: driver: assertion failed; update/],
+    ] as const;
+    for (const [way, expected] of ways) {
+      const found: Finding[] = [];
+      await examineApart(
+        undefined,
+        {
+          found: (severity, topic, text) => {
+            found.push({ severity, topic, text });
+          },
         },
-      },
-      {
-        script: new URL(`failing_examination.ts?${way}`, import.meta.url),
-        // What hangs never answers; what crashes is waited for.
-        deadlineMs: way === "hang" ? 200 : undefined,
-      },
-    );
-    assertEquals(found.map(({ topic }) => topic), ["argmax"]);
-    assertMatch(found[0].text, expected);
-    assertFits(findingText(found[0]));
-  }
-});
+        {
+          script: new URL(`failing_examination.ts?${way}`, import.meta.url),
+          // A hang never answers, so any deadline will do; a crash is waited for.
+          deadlineMs: way === "hang" ? 200 : undefined,
+        },
+      );
+      assertEquals(found.map(({ topic }) => topic), ["argmax"]);
+      assertMatch(found[0].text, expected);
+      assertFits(findingText(found[0]));
+    }
+  },
+);
 
-Deno.test("without an adapter it answers, and names the package that brings one", async () => {
+Deno.test("without an adapter the doctor names the package to install", async () => {
   const { ok, findings } = await doctor({ model: MODEL, gpu: NO_ADAPTER });
   assertEquals(ok, false);
   const red = findings.filter(({ severity }) => severity === "red");
@@ -158,7 +164,7 @@ Deno.test("without an adapter it answers, and names the package that brings one"
   assert(findings.some(({ topic }) => topic === "CPU path"));
 });
 
-Deno.test("a broken model and an impossible context are findings", async () => {
+Deno.test("a broken model and a context that does not fit are findings", async () => {
   const reds = async (model: string, context?: number) =>
     (await doctor({ model, context, gpu: NO_ADAPTER })).findings
       .filter(({ severity }) => severity === "red").map(({ text }) => text);

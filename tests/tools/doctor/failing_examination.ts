@@ -1,7 +1,7 @@
 /**
- * A script for lib/tools/doctor/apart.ts whose adapter blocks its thread in the
- * first kernel, argmax (`?hang`), as Deno's WebGPU does while a kernel hangs, or ends its process
- * (`?crash`), as a driver may.
+ * A script for lib/tools/doctor/apart.ts whose adapter blocks its thread in the first
+ * kernel, argmax (`?hang`), as Deno's WebGPU does while a kernel hangs, or ends its
+ * process (`?crash`), as a driver may.
  */
 import { openDevice } from "../../../lib/open_device.ts";
 import { selfTest } from "../../../lib/tools/doctor/device.ts";

@@ -59,7 +59,7 @@ async function open(
   }
 }
 
-/** Ends a test whose page never shows what is waited for; it judges no time. */
+/** Ends a test that would wait forever; judges no time. */
 const PATIENCE_MS = 300_000;
 
 const DESK = { viewport: { width: 1280, height: 900 } };

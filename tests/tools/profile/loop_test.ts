@@ -1,4 +1,4 @@
-/** The decode loop's numbers, from recorded spans. */
+/** Numbers and verdicts of the decode loop, from recorded spans. */
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import {
   type CpuSpan,
@@ -10,18 +10,18 @@ import {
   verdictsOf,
 } from "../../../lib/tools/profile/verdict.ts";
 
-/** What a step of a recorded loop took, in milliseconds. */
+/** The times of a recorded step, in milliseconds. */
 interface Step {
   encode: number;
   submit: number;
-  /** The GPU begins when a step is submitted. */
+  /** The GPU starts when a step is submitted. */
   gpu: number;
   /** From the GPU's end until its token is mapped. */
   settle: number;
   read: number;
 }
 
-/** A loop of `steps` steps with a readback after each, one step after the other. */
+/** A loop of `steps` steps, each of them read back before the next. */
 function recorded(steps: number, step: Step) {
   const cpu: CpuSpan[] = [], gpu: { begin: number; end: number }[] = [];
   let now = 100;
@@ -48,8 +48,8 @@ function recorded(steps: number, step: Step) {
   };
 }
 
-// Recorded on an H100: 28 layers in 0.9 ms, Deno's 10 ms for a readback, and 60 ms of
-// CPU where every call into the driver was slow.
+// Typical of an H100: 28 layers in 0.9 ms and Deno's 10 ms for a readback; a CPU that
+// takes 60 ms to encode; and a loop that keeps the GPU busy.
 const READBACKS = recorded(15, {
   encode: 0.31,
   submit: 0.06,
@@ -90,7 +90,7 @@ const findings = (watched: typeof READBACKS): Findings => ({
   loop: loopOf(watched),
 });
 
-Deno.test("a loop's times are per step, its idle share is that of the GPU's gaps", () => {
+Deno.test("a loop's times are per step, and its idle share is that of the GPU's gaps", () => {
   const loop = loopOf(READBACKS);
   assertEquals([loop.steps, loop.tokens, loop.chunk], [15, 15, 1]);
   assertAlmostEquals(loop.encodeMs, 0.31, 1e-9);
@@ -107,7 +107,7 @@ Deno.test("a loop's times are per step, its idle share is that of the GPU's gaps
   assertAlmostEquals(loop.gaps[0].ms, gap, 1e-9);
 });
 
-Deno.test("recorded loops: readbacks, a slow CPU and a busy GPU get their verdicts", () => {
+Deno.test("readbacks and a slow CPU have verdicts, a busy GPU has none", () => {
   const texts = (watched: typeof READBACKS) =>
     verdictsOf(findings(watched)).map(({ rule, text }) => [rule, text]);
   assertEquals(texts(READBACKS), [[
@@ -125,7 +125,7 @@ Deno.test("recorded loops: readbacks, a slow CPU and a busy GPU get their verdic
   assertEquals(texts(BUSY), []);
 });
 
-Deno.test("the timeline of a loop is by the clock of the CPU", () => {
+Deno.test("the timeline of a loop is on the CPU's clock", () => {
   const events = loopTimeline(READBACKS, (ms) => ms + 60 - 80, 80);
   const of = (lane: string) => events.filter((event) => event.lane === lane);
   const [encode, submit, wait, readback] = of("CPU");

@@ -38,7 +38,7 @@ const STORIES =
 const SHAPES = "synthetic:qwen3-0.6b?layers=1&vocab=4096";
 
 let known: Promise<ProfileReport> | undefined;
-/** One profile of a tiny model on the GPU, with the CPU beside it, for several tests. */
+/** A profile of a tiny model on the GPU, compared with the CPU, shared by tests. */
 const tiny = () =>
   known ??= profile(TINY, {
     device: "gpu",
@@ -55,7 +55,7 @@ const CLOCK: Clock = {
 };
 
 const onClock = new Map<number, Promise<ProfileReport>>();
-/** One profile of the tiny model on a GPU with a made-up clock, for each size of chunks. */
+/** A profile of the tiny model on a GPU with a made-up clock, shared by tests. */
 function clocked(chunk: number): Promise<ProfileReport> {
   const report = onClock.get(chunk) ?? profile(TINY, {
     device: "gpu",
@@ -68,7 +68,7 @@ function clocked(chunk: number): Promise<ProfileReport> {
   return report;
 }
 
-/** `report` as if each operation had taken the time that `msOf` returns, on an adapter with these peaks. */
+/** `report` with the times that `msOf` returns, on an adapter with these peaks. */
 function timed(
   report: ProfileReport,
   peaks: Peaks,
@@ -90,7 +90,7 @@ function timed(
 }
 
 let shapes: Promise<ProfileReport> | undefined;
-/** One of a layer at real shapes. */
+/** A profile of one layer at real shapes, shared by tests. */
 const layer = () =>
   shapes ??= profile(SHAPES, { device: "gpu", promptTokens: 1, maxTokens: 2 });
 
@@ -144,7 +144,7 @@ gpuTest("times of operations add up to the profiled step", async () => {
     assertAlmostEquals(factor!, profiledMs! / ms, 1e-9);
     const { name, ms: lastMs } = operations.at(-1)!;
     assertEquals([name, lastMs], ["between passes", betweenMs]);
-    // A prefill is timed in two parts: its forward pass, then the first sampling.
+    // A prefill is timed in two parts: the forward pass, and the first sampling.
     const parts = name === "prefill" ? 2 : 1;
     const gaps = Math.round(betweenMs! / BETWEEN_PASSES_MS);
     assert(gaps <= dispatches - parts && gaps > dispatches / 2, `${gaps} gaps`);
@@ -153,22 +153,25 @@ gpuTest("times of operations add up to the profiled step", async () => {
   }
 });
 
-gpuTest("peaks are measured, and operations stand against them", async () => {
-  const { phases, peaks } = await tiny();
-  assert(peaks!.readGBps > 0 && peaks!.f32TFLOPS > 0);
-  for (const operation of phases.flatMap(({ operations }) => operations)) {
-    if (!operation.matmul) continue;
-    const { ms, flops, bytes, bound, fraction, constants } = operation;
-    assertAlmostEquals(operation.tflops!, flops / ms! / 1e9, 1e-9);
-    const inBuffers = constants.W_IN !== "texture" && peaks!.bufferGBps;
-    const limit = bound === "memory"
-      ? bytes / (inBuffers || peaks!.readGBps) / 1e6
-      : flops / peaks!.f32TFLOPS / 1e9;
-    assertAlmostEquals(fraction!, limit / ms!, 1e-6);
-  }
-});
+gpuTest(
+  "peaks are measured, and operations are compared with them",
+  async () => {
+    const { phases, peaks } = await tiny();
+    assert(peaks!.readGBps > 0 && peaks!.f32TFLOPS > 0);
+    for (const operation of phases.flatMap(({ operations }) => operations)) {
+      if (!operation.matmul) continue;
+      const { ms, flops, bytes, bound, fraction, constants } = operation;
+      assertAlmostEquals(operation.tflops!, flops / ms! / 1e9, 1e-9);
+      const inBuffers = constants.W_IN !== "texture" && peaks!.bufferGBps;
+      const limit = bound === "memory"
+        ? bytes / (inBuffers || peaks!.readGBps) / 1e6
+        : flops / peaks!.f32TFLOPS / 1e9;
+      assertAlmostEquals(fraction!, limit / ms!, 1e-6);
+    }
+  },
+);
 
-gpuTest("coverage is whole in GPU mode", async () => {
+gpuTest("coverage is complete in GPU mode", async () => {
   const stories = await profile(STORIES, {
     device: "gpu",
     promptTokens: 9,
@@ -182,47 +185,55 @@ gpuTest("coverage is whole in GPU mode", async () => {
   }
 });
 
-gpuTest("the original failure is reproduced, and named", async () => {
-  const report = await profile(SHAPES, {
-    promptTokens: 5,
-    maxTokens: 3,
-    kernels: ["gemv"],
-  });
-  const [verdict] = report.verdicts;
-  assertEquals(verdict.severity, "red");
-  assertStringIncludes(
-    verdict.text,
-    "0 % of matmul FLOPs ran on the GPU: gemv takes 2D×1D, the model calls 2D×2D; allow gemm",
-  );
-  const { coverage, fallbacks } = report;
-  // 7 projections and 2 products of attention a layer, and the head; 3 passes.
-  assertEquals(coverage.calls, { gpu: 0, total: 3 * (9 + 1) });
-  assertEquals(coverage.flops.gpu, 0);
-  const count = (line: string) =>
-    coverage.refusals.find((refusal) => refusal.line === line)?.count;
-  const rejected = "[GPU] GEMV rejected: shape mismatch (need 2D×1D, got";
-  assertEquals(count(`${rejected} 2D×2D): [5, 1024] × [1024, 2048]`), 1);
-  assertEquals(count(`${rejected} 2D×2D): [5, 1024] × [1024, 1024]`), 2);
-  assertEquals(count(`${rejected} 2D×2D): [1, 1024] × [1024, 2048]`), 2);
-  assertEquals(
-    count(`${rejected} 4D×4D): [1, 16, 5, 128] × [1, 8, 128, 5]`),
-    1,
-  );
-  const operations = coverage.refusals.flatMap(({ operations }) => operations);
-  for (const name of "q k v o gate up down".split(" ")) {
-    assert(operations.includes(`${name}_proj`), `${name}_proj was not refused`);
-  }
-  assertEquals(
-    sum(coverage.refusals.map(({ count }) => count)),
-    coverage.calls.total,
-  );
-  assertEquals(
-    sum(fallbacks.map(({ count }) => count)),
-    coverage.calls.total,
-  );
-});
+gpuTest(
+  "with gemv alone every matmul is refused, and the verdict says why",
+  async () => {
+    const report = await profile(SHAPES, {
+      promptTokens: 5,
+      maxTokens: 3,
+      kernels: ["gemv"],
+    });
+    const [verdict] = report.verdicts;
+    assertEquals(verdict.severity, "red");
+    assertStringIncludes(
+      verdict.text,
+      "0 % of matmul FLOPs ran on the GPU: gemv takes 2D×1D, the model calls 2D×2D; allow gemm",
+    );
+    const { coverage, fallbacks } = report;
+    // 7 projections and 2 matmuls of attention per layer, and the head, in 3 passes.
+    assertEquals(coverage.calls, { gpu: 0, total: 3 * (9 + 1) });
+    assertEquals(coverage.flops.gpu, 0);
+    const count = (line: string) =>
+      coverage.refusals.find((refusal) => refusal.line === line)?.count;
+    const rejected = "[GPU] GEMV rejected: shape mismatch (need 2D×1D, got";
+    assertEquals(count(`${rejected} 2D×2D): [5, 1024] × [1024, 2048]`), 1);
+    assertEquals(count(`${rejected} 2D×2D): [5, 1024] × [1024, 1024]`), 2);
+    assertEquals(count(`${rejected} 2D×2D): [1, 1024] × [1024, 2048]`), 2);
+    assertEquals(
+      count(`${rejected} 4D×4D): [1, 16, 5, 128] × [1, 8, 128, 5]`),
+      1,
+    );
+    const operations = coverage.refusals.flatMap(({ operations }) =>
+      operations
+    );
+    for (const name of "q k v o gate up down".split(" ")) {
+      assert(
+        operations.includes(`${name}_proj`),
+        `${name}_proj was not refused`,
+      );
+    }
+    assertEquals(
+      sum(coverage.refusals.map(({ count }) => count)),
+      coverage.calls.total,
+    );
+    assertEquals(
+      sum(fallbacks.map(({ count }) => count)),
+      coverage.calls.total,
+    );
+  },
+);
 
-gpuTest("allowing gemm and batchedGemm brings all products back", async () => {
+gpuTest("with gemm and batchedGemm every matmul runs on the GPU", async () => {
   const run = (kernels: ("gemm" | "batchedGemm" | "gemv")[]) =>
     profile(TINY, { promptTokens: 3, maxTokens: 2, kernels });
   const whole = await run(["gemm", "batchedGemm"]);
@@ -237,11 +248,11 @@ gpuTest("allowing gemm and batchedGemm brings all products back", async () => {
   assertStringIncludes(linear.verdicts[0].text, "allow batchedGemm");
 });
 
-gpuTest("a software renderer is said to be one", async ({ software }) => {
+gpuTest("a software renderer has its verdict", async ({ software }) => {
   assertEquals(rules(await tiny()).includes("software renderer"), software);
 });
 
-gpuTest("more readbacks leave the GPU idle for longer", async () => {
+gpuTest("more readbacks leave the GPU idle longer", async () => {
   const each = await clocked(1), eight = await clocked(8);
   assertEquals([each.loop!.chunk, each.loop!.steps, each.loop!.tokens], [
     ...[1, 23, 23],
@@ -257,7 +268,7 @@ gpuTest("more readbacks leave the GPU idle for longer", async () => {
 
 gpuTest("small grids on a large adapter are found", async () => {
   const peaks = { readGBps: 1e6, f32TFLOPS: 0.01, fillWorkgroups: 256 };
-  // Every operation at a tenth of the peak.
+  // Every operation runs at a tenth of the peak.
   const report = timed(await tiny(), peaks, ({ flops }) => 10 * flops / 1e7);
   const verdict = verdictsOf(report).find(({ rule }) => rule === "prefill");
   assertMatch(
@@ -282,7 +293,7 @@ gpuTest(
       return verdictsOf(timed(report, peaks, ms))
         .find(({ rule }) => rule === "decode")!;
     };
-    // Each dispatch takes 5 µs, and reads at 80 % of the peak.
+    // Each dispatch takes 5 µs, plus its reads at 80 % of the peak.
     const ms = ({ bytes, calls }: Operation) => 5e-3 * calls + bytes / 0.8e9;
     const wide = await decode("synthetic:qwen3-8b?layers=1&vocab=64", ms);
     assertMatch(
@@ -299,7 +310,7 @@ gpuTest(
   },
 );
 
-Deno.test("the CPU is profiled verb by verb, and said to be chosen", async () => {
+Deno.test("the CPU is profiled verb by verb, and the verdict says that it was chosen", async () => {
   const report = await profile(TINY, {
     device: "cpu",
     promptTokens: 36,
@@ -314,7 +325,7 @@ Deno.test("the CPU is profiled verb by verb, and said to be chosen", async () =>
   }
 });
 
-gpuTest("CPU and GPU agree on what there is to compute", async () => {
+gpuTest("CPU and GPU profiles count the same FLOPs", async () => {
   const [onGpu] = (await tiny()).phases;
   const onCpu = (await profile(TINY, {
     device: "cpu",
@@ -326,7 +337,7 @@ gpuTest("CPU and GPU agree on what there is to compute", async () => {
   assertEquals(flops(onGpu), flops(onCpu));
 });
 
-gpuTest("GPU over CPU stands beside its targets", async () => {
+gpuTest("GPU over CPU is listed with its targets", async () => {
   const { compare } = await tiny();
   assertEquals(compare!.map(({ phase, what }) => `${phase} ${what}`), [
     "prefill Linear",
@@ -343,7 +354,7 @@ gpuTest("GPU over CPU stands beside its targets", async () => {
 });
 
 gpuTest(
-  "without timestamps whole passes are timed, and that is said",
+  "without timestamps whole passes are timed, and a verdict says so",
   async () => {
     const report = await profile(TINY, {
       device: "gpu",
@@ -409,7 +420,7 @@ gpuTest("a trace has a GPU and a CPU lane on one clock", async () => {
   const report = await tiny();
   const sleeping = await profile(TINY, {
     device: "gpu",
-    gpu: navigator.gpu, // given, its readbacks are waited for while the next chunk is encoded
+    gpu: navigator.gpu, // with it, the next chunk is encoded during a readback
     promptTokens: 2,
     maxTokens: 20,
   });
@@ -428,16 +439,16 @@ gpuTest("a trace has a GPU and a CPU lane on one clock", async () => {
       "CPU",
     ]);
     let before = -Infinity;
-    const open = new Map<number, number[]>(); // ends of what is going on, by lane
+    const open = new Map<number, number[]>(); // ends of open events, by lane
     for (const { ph, ts, dur, tid, name } of trace.traceEvents) {
       if (ph !== "X") continue;
       assert(ts! >= before && ts! >= 0, `${name} at ${ts} after ${before}`);
       assert(dur! >= 0 && lanes.has(tid), `${name}: ${dur}`);
       before = ts!;
       const ends = (open.get(tid) ?? []).filter((end) => end > ts! + 1);
-      // What begins inside of another ends inside of it, or a viewer misplaces it.
+      // An event inside another ends inside it, or viewers misplace it.
       for (const end of ends) {
-        assert(ts! + dur! <= end + 1, `${name} ends after what it is in`);
+        assert(ts! + dur! <= end + 1, `${name} ends after the event around it`);
       }
       open.set(tid, [...ends, ts! + dur!]);
     }
@@ -452,7 +463,7 @@ gpuTest("a trace has a GPU and a CPU lane on one clock", async () => {
   }
 });
 
-gpuTest("the text begins with the verdict and has every section", async () => {
+gpuTest("the text starts with the verdict and has every section", async () => {
   const report = await tiny();
   const said = profileText(report);
   assertStringIncludes(said.split("\n")[0], report.verdicts[0].text);
@@ -508,7 +519,7 @@ gpuTest("a weight that is split over bindings is one operation", async () => {
   assertEquals(coverage.calls.gpu, coverage.calls.total);
 });
 
-gpuTest("a batch goes through prefill, decode and loop together", async () => {
+gpuTest("a batch is profiled in prefill, decode and loop", async () => {
   const options = { promptTokens: 9, maxTokens: 3, batch: 3 };
   const onGpu = await profile(TINY, { ...options, device: "gpu" });
   const onCpu = await profile(TINY, { ...options, device: "cpu" });
@@ -516,7 +527,7 @@ gpuTest("a batch goes through prefill, decode and loop together", async () => {
     const of = (phase: Phase, name: string) =>
       phase.operations.find((operation) => operation.name === name)!;
     assertEquals([batch, prefill.tokens, decode.tokens], [3, 27, 3]);
-    // Prompts one after the other, two layers each; then a token of each is chosen.
+    // Prompts run one by one through two layers; then one token of each is sampled.
     assertEquals(of(prefill, "qkv_proj").shape, "[9, 64] × [64, 256]");
     assertEquals(of(prefill, "qkv_proj").calls, 6);
     assertEquals(of(prefill, "qkv_proj").flops, 6 * 2 * 9 * 64 * 256);
@@ -537,7 +548,7 @@ gpuTest("a batch goes through prefill, decode and loop together", async () => {
   assertStringIncludes(said, "6 tokens after the first 3, ");
 });
 
-gpuTest("a batch that does not fit is refused by its numbers", async () => {
+gpuTest("a batch that does not fit is refused with numbers", async () => {
   await assertRejects(
     () =>
       profile("synthetic:qwen3-0.6b?layers=1&vocab=64", {
@@ -552,7 +563,7 @@ gpuTest("a batch that does not fit is refused by its numbers", async () => {
 });
 
 gpuTest(
-  "numbers of the text stand in columns, and it is no wider than 110",
+  "the text aligns numbers in columns, at most 110 characters wide",
   async () => {
     const said = profileText(await layer());
     const tables = said.split(/\n\n| {2}Why/).filter((part) =>
@@ -570,7 +581,7 @@ gpuTest(
 );
 
 gpuTest(
-  "every field of a report is described where it is declared",
+  "every field of a report is declared and described",
   async () => {
     const source = await Deno.readTextFile(
       new URL("../../../lib/tools/profile/report.ts", import.meta.url),

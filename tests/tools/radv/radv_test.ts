@@ -20,7 +20,7 @@ import { KERNEL_NAMES } from "../../../kernels/list.ts";
 import { runTask } from "../../support/run_task.ts";
 const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
 
-/** Statistics as RADV names them. */
+/** Statistics by RADV's names. */
 const named = (changes: Record<string, number> = {}) =>
   new Map(Object.entries({
     "SGPRs": 128,
@@ -42,7 +42,7 @@ const GEMM = {
   wgsl: "const THREADS: u32 = 128u;\n@compute @workgroup_size(THREADS)",
 };
 
-Deno.test("chips are known by RADV's names", () => {
+Deno.test("chips have RADV's names", () => {
   assertEquals(readChips("navi21,gfx1200,vega20"), [
     { name: "navi21", generation: "GFX10.3" },
     { name: "gfx1200", generation: "GFX12" },
@@ -59,7 +59,7 @@ Deno.test("chips are known by RADV's names", () => {
   }
 });
 
-Deno.test("every kernel has a variant for AMD, no text twice", () => {
+Deno.test("every kernel has a variant for AMD, all of different WGSL", () => {
   const variants = variantsOnAmd({ config });
   assertEquals(
     [...new Set(variants.map(({ kernel }) => kernel))].sort(),
@@ -80,7 +80,7 @@ Deno.test("every kernel has a variant for AMD, no text twice", () => {
   assert(of("gemv").every(({ reason }) => /AMD/.test(reason)));
 });
 
-Deno.test("kernels, tokens and constants narrow what is compiled", () => {
+Deno.test("kernels, tokens and constants select variants", () => {
   const some = variantsOnAmd({
     config,
     kernels: ["attend_decode", "gemv"],
@@ -99,7 +99,7 @@ Deno.test("kernels, tokens and constants narrow what is compiled", () => {
   );
 });
 
-Deno.test("waves are those of a SIMD, in waves of the kernel's own size", () => {
+Deno.test("waves per SIMD are of the kernel's own size", () => {
   const [navi, vega] = readChips("navi31,vega20");
   const waves = (chip: typeof navi, wave: number) =>
     statisticsOf(GEMM, chip, { wave, statistics: named() }).waves;
@@ -132,7 +132,7 @@ Deno.test("a hot kernel that spills is found, a kernel outside the passes is not
     row("gemm"),
     row("gemm", { "Spilled VGPRs": 3 }),
     row("attendDecode", { "Scratch size": 256 }),
-    row("gemv", { "Spilled SGPRs": 5 }), // into a vector register, not memory
+    row("gemv", { "Spilled SGPRs": 5 }), // spilled to a vector register, not to memory
     row("peakFma", { "Spilled VGPRs": 3 }),
   ];
   assertEquals(spilling(rows), [rows[1], rows[2]]);
@@ -144,7 +144,7 @@ Deno.test("a hot kernel that spills is found, a kernel outside the passes is not
   for (const line of lines) assertMatch(line.slice(column - 2), /^ {2}\S/);
 });
 
-Deno.test("without Mesa the task is one line that says how to get it", async () => {
+Deno.test("without Mesa deno task radv says in one line how to get it", async () => {
   const empty = await Deno.makeTempDir();
   try {
     for (
