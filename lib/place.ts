@@ -30,11 +30,17 @@ export interface Qwen3Options {
    * and safe. Weights stay as stored either way.
    */
   precision?: "auto" | "f32";
-  /** The most tokens a sequence may have; by default 4,096, or fewer if the model or the device has room for fewer. */
+  /**
+   * The most tokens a sequence may have; by default 4,096, or fewer if the model or the
+   * device has room for fewer.
+   */
   context?: number;
   /** Receives the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
-  /** Receives a line of text when something a person should know happens: a change of device. */
+  /**
+   * Receives a line of text when something a person should know happens: a change of
+   * device.
+   */
   onNotice?: (notice: string) => void;
   /** Aborts loading. */
   signal?: AbortSignal;
@@ -213,7 +219,10 @@ export function checkContext(
   }
 }
 
-/** @throws {DeviceError} if main memory cannot hold weights and cache; called before anything is allocated. */
+/**
+ * @throws {DeviceError} if main memory cannot hold weights and cache; called before
+ * anything is allocated.
+ */
 function requireMemory(
   { name, config, tensors }: Checkpoint,
   context: number,

@@ -20,7 +20,10 @@ export class RingReader implements Disposable {
   #free: GPUBuffer[] = [];
   #filled: GPUBuffer[] = [];
   #disposed = false;
-  /** Buffers that were mapped before: Deno 2.9.6 panics if a first mapping is read early. */
+  /**
+   * Buffers that were mapped before: Deno 2.9.6 panics if a first mapping is read
+   * early.
+   */
   readonly #mapped = new WeakSet<GPUBuffer>();
 
   constructor(readonly gpu: Gpu, readonly ring: Tensor) {}
@@ -36,7 +39,10 @@ export class RingReader implements Disposable {
     });
   }
 
-  /** Creates `buffers` buffers and maps them once, so that they can be read early from then on. */
+  /**
+   * Creates `buffers` buffers and maps them once, so that they can be read early from
+   * then on.
+   */
   async prepare(buffers: number): Promise<void> {
     if (!this.gpu.readsAtOnce) return;
     const made = Array.from({ length: buffers }, () => this.#buffer());
@@ -98,7 +104,10 @@ export class RingReader implements Disposable {
     return ids;
   }
 
-  /** Yields to the event loop while the device works, so that timers fire and buffers are returned. */
+  /**
+   * Yields to the event loop while the device works, so that timers fire and buffers
+   * are returned.
+   */
   async rest(): Promise<void> {
     if (!this.gpu.readsAtOnce) return;
     await turns(4);
@@ -149,7 +158,10 @@ function pause(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 0));
 }
 
-/** Yields to the event loop `count` times (microseconds each), which runs most pending callbacks (bench/log.md, "Yielding to the event loop"). */
+/**
+ * Yields to the event loop `count` times (microseconds each), which runs most pending
+ * callbacks (bench/log.md, "Yielding to the event loop").
+ */
 async function turns(count: number): Promise<void> {
   const { port1, port2 } = new MessageChannel();
   for (let i = 0; i < count; i++) {

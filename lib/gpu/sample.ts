@@ -27,7 +27,10 @@ export interface SamplerState {
   ring: Tensor;
   /** `[sequences]`: tokens in the KV cache. */
   lengths: Tensor;
-  /** `[sequences, ceil(vocab / 32)]`: a bit per token id, set if it is in the prompt or the output. */
+  /**
+   * `[sequences, ceil(vocab / 32)]`: a bit per token id, set if it is in the prompt or
+   * the output.
+   */
   seen: Tensor;
   /** `[sequences]`: tokens sampled so far, equal for all. */
   step: Tensor;
@@ -278,5 +281,8 @@ function chunksOf(vocab: number): number {
   return Math.min(most, 2 ** Math.ceil(Math.log2(Math.max(1, vocab / 1024))));
 }
 
-/** Clamps a positive number so that f32 holds it, and its products with logits of up to 10³⁰. */
+/**
+ * Clamps a positive number so that f32 holds it, and its products with logits of up to
+ * 10³⁰.
+ */
 const inF32 = (x: number) => Math.min(Math.max(x, 1e-20), 1e20);

@@ -23,7 +23,10 @@ import { Tensor } from "../webgpu/tensor.ts";
 
 /** Steps whose tokens stay on the device until they are read. */
 const RING = 256;
-/** Staging buffers made in advance: Deno settles mapAsync 10 ms late, so many are in flight. */
+/**
+ * Staging buffers made in advance: Deno settles mapAsync 10 ms late, so many are in
+ * flight.
+ */
 const READBACKS = 32;
 /** Recorded passes to keep; each prompt length needs its own. */
 const MOST_PASSES = 8;
@@ -94,7 +97,10 @@ export class GpuSequences implements Disposable {
     return { ...this.#state, lengths: this.#cache.lengthsOnDevice };
   }
 
-  /** The pass of a decode step: one token per sequence, which sampling has written to its input. */
+  /**
+   * The pass of a decode step: one token per sequence, which sampling has written to
+   * its input.
+   */
   get decode(): Pass {
     const { sequences } = this.#cache;
     return this.pass({ first: 0, sequences, tokens: 1, all: false });

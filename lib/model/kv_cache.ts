@@ -29,7 +29,10 @@ export class KvCache<T> {
   #begun = false;
 
   constructor(
-    /** Per layer, keys (normed and rotated) and values, each `[sequences, kvHeads, context, headDim]`. */
+    /**
+     * Per layer, keys (normed and rotated) and values, each
+     * `[sequences, kvHeads, context, headDim]`.
+     */
     readonly layers: readonly { k: T; v: T }[],
     readonly sequences: number,
     /** Positions that each sequence has room for. */

@@ -12,7 +12,10 @@ export function adapterName(
   return description || device || vendor || "GPU";
 }
 
-/** NVIDIA cards with 40 MB of L2 or more, which reading ahead needs (bench/log.md, "Reading ahead"). */
+/**
+ * NVIDIA cards with 40 MB of L2 or more, which reading ahead needs (bench/log.md,
+ * "Reading ahead").
+ */
 const LARGE_L2 =
   /\b(A100|A800|[HB][128]00|H20|GH200|L40S?|RTX (40[89]|50[89])0)\b/;
 

@@ -26,7 +26,10 @@ export interface CompileReport {
 
 /** The most workers: each opens a device, one after the other. */
 const MOST_WORKERS = 5;
-/** Slower than this is a miss in the driver's cache (10 to 15 ms for the shortest shader; a hit takes 0.3). */
+/**
+ * Slower than this is a miss in the driver's cache (10 to 15 ms for the shortest
+ * shader; a hit takes 0.3).
+ */
 const COMPILED_MS = 3;
 /** How long this thread waits for workers once it is done itself. */
 const PATIENCE_MS = 30_000;
@@ -65,7 +68,10 @@ export async function compileAhead(
   return await compileInWorkers(gpu, missing, workers);
 }
 
-/** Compiles shaders in this thread and `workers` more; in this thread alone if a worker fails. */
+/**
+ * Compiles shaders in this thread and `workers` more; in this thread alone if a worker
+ * fails.
+ */
 export async function compileInWorkers(
   gpu: Gpu,
   shaders: readonly Shader[],
@@ -156,7 +162,10 @@ function mayStart(): boolean {
     : host.isGranted("import", WORKER.host);
 }
 
-/** Whether NVIDIA's driver caches what it compiles, unless the environment turns that off. */
+/**
+ * Whether NVIDIA's driver caches what it compiles, unless the environment turns that
+ * off.
+ */
 function keepsCache(): boolean {
   const name = "__GL_SHADER_DISK_CACHE";
   return !host.isGranted("env", name) || host.env(name) !== "0";

@@ -17,7 +17,10 @@ import {
 } from "./kernel.ts";
 import { compile, type Shader } from "./pipeline.ts";
 
-/** Dispatches in the first submission of {@linkcode Plan.run}, and how fast the next ones grow (bench/log.md, "A prompt submitted in pieces"). */
+/**
+ * Dispatches in the first submission of {@linkcode Plan.run}, and how fast the next
+ * ones grow (bench/log.md, "A prompt submitted in pieces").
+ */
 const FIRST_PIECE = 8, PIECE_GROWTH = 4;
 
 /** What changes from one replay to the next. */
@@ -78,7 +81,10 @@ export class Plan implements Disposable {
     return this.#prepared.map(({ call }) => call.shader);
   }
 
-  /** Compiles the dispatches added since the last `seal`, and writes their uniforms and bind groups. */
+  /**
+   * Compiles the dispatches added since the last `seal`, and writes their uniforms and
+   * bind groups.
+   */
   seal(): this {
     const { device, limits } = this.gpu;
     const align = Math.max(16, limits.minUniformBufferOffsetAlignment);
