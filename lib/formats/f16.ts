@@ -32,9 +32,9 @@ export const f16: Format = {
     order: "even first",
     unpack(simd, load) {
       const pairs = simd.keep(load(0));
-      // Moves sign, exponent and fraction into place; a product corrects the
-      // exponent's bias (and normalises subnormals, exactly); what had the largest
-      // exponent is infinity or NaN.
+      // Moves sign, exponent and fraction into place. A multiplication corrects the
+      // exponent's bias, and normalizes subnormals exactly. The largest exponent
+      // stands for infinity and NaN.
       const value = (upper: typeof pairs) => {
         const shifted = simd.and(
           simd.shiftRight(upper, 3),
@@ -45,7 +45,10 @@ export const f16: Format = {
           simd.abs(scaled),
           simd.number(65536),
         );
-        return simd.or(scaled, simd.and(special, simd.number(Infinity)));
+        // Kept, so that one vector is done before the other is begun.
+        return simd.keep(
+          simd.or(scaled, simd.and(special, simd.number(Infinity))),
+        );
       };
       return [
         value(simd.shiftLeft(pairs, 16)),

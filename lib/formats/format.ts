@@ -1,48 +1,48 @@
 /**
- * A stored type of weights. Everything that is known of it is in one file of this
- * folder, listed in mod.ts: how a file stores it, how it lies in memory, how kernels
- * and the CPU read it.
+ * The interface of a stored type of weights. Each type has one file in this folder,
+ * which is everything that the project knows about it: how files store it, how it is
+ * laid out in memory, and how kernels and the CPU read it. mod.ts lists them.
  *
  * @module
  */
 
-/** One buffer of a matrix: its rows, end to end. */
+/** One of the buffers that hold a matrix, row after row. */
 export interface Plane {
-  /** Short and in lower case; it names the binding where a format has several. */
+  /** Short and in lower case: part of the name in WGSL if a format has several planes. */
   readonly name: string;
   readonly rowBytes: number;
 }
 
-/** How a kernel reads a format; see {@linkcode Format.wgsl}. */
+/** What {@linkcode Format.wgsl} returns. */
 export interface WgslReader {
-  /** By plane, the WGSL type of an array element. */
+  /** The WGSL type of an array element, by plane. */
   readonly types: readonly string[];
-  /** Declarations, one each. */
+  /** Declarations, one per entry. */
   readonly code: readonly string[];
 }
 
-/** Code that reads array element `at` of a plane. */
+/** Returns the expression for array element `at` of a plane. */
 export type ReadPlane = (plane: number, at: string) => string;
 
 /** One stored type. */
 export interface Format {
   /** In listings, tuning keys and `--dtype`. */
   readonly name: string;
-  /** Its name in safetensors files, where they can hold it. */
+  /** The name in safetensors files, if they can hold it. */
   readonly safetensors?: string;
-  /** Elements and bytes of a block, as files store it. A row is whole blocks. */
+  /** Elements and bytes of a block in files. Rows are whole blocks. */
   readonly elements: number;
   readonly bytes: number;
   /**
-   * Elements of one load, widest first: usually what 16 bytes hold, then 4. Formats
-   * whose rows may have any length end with 1.
+   * Elements per load, widest first: usually as many as 16 bytes hold, then 4. Formats
+   * whose rows can have any length end with 1.
    */
   readonly loads: readonly number[];
   /** The buffers that a matrix with rows of `k` elements has in memory. */
   planes(k: number): readonly Plane[];
   /**
-   * Rearranges whole rows from file order into planes. Absent where the only plane
-   * is what the file holds: such rows are copied once, from the file to the device.
+   * Rearranges whole rows from file order into planes. Absent if the only plane is what
+   * the file holds; such rows go from the file to the device without another copy.
    */
   pack?(
     blocks: Uint8Array,
@@ -50,69 +50,69 @@ export interface Format {
     into: readonly Uint8Array<ArrayBuffer>[],
   ): void;
   /**
-   * WGSL that reads buffer `x`, with one of {@linkcode loads}. Loads are numbered
-   * through all rows of a buffer, `row · (k / elements) + i`, so that a kernel keeps
-   * one u32 per row and adds to it, whatever the planes are:
+   * WGSL that reads buffer `x` with `elements` per load, one of {@linkcode loads}. Loads
+   * are numbered across the rows of a buffer, `row · (k / elements) + i`, so a kernel
+   * keeps one u32 per row and adds to it, whatever the planes are.
    *
-   * - `x_Raw`: what a load brings, as it is kept in registers;
+   * - `x_Raw`: the type of a load, as kept in registers;
    * - `x_load(at: u32) -> x_Raw`: load number `at`;
-   * - `x_four_0(raw: x_Raw) -> vec4f`, `x_four_1` …: its elements, by fours;
-   * - `x_masked(raw: x_Raw, inside: bool) -> x_Raw`: zeros unless `inside`;
+   * - `x_four_0(raw: x_Raw) -> vec4f`, `x_four_1`, …: its elements, four at a time;
+   * - `x_masked(raw: x_Raw, inside: bool) -> x_Raw`: zeros unless `inside`.
    *
-   * and for loads of one element `x_at(at: u32) -> f32` alone.
+   * With one element per load, only `x_at(at: u32) -> f32`.
    */
   wgsl(x: string, elements: number, read: ReadPlane): WgslReader;
-  /** Row `row` of planes as f32: the definition, and the CPU path without SIMD. */
+  /** Unpacks row `row` to f32: the reference, and the CPU path without SIMD. */
   unpack(
     planes: readonly Uint8Array[],
     row: number,
     k: number,
     into: Float32Array,
   ): void;
-  /** How WebAssembly reads it; without, the CPU path unpacks rows before it multiplies. */
+  /** How WebAssembly reads it. Without, the CPU path unpacks rows before it multiplies. */
   readonly simd?: SimdReader;
 }
 
 /**
- * Eight elements of the only plane, as two vectors of four f32. `V` is the code of a
- * vector.
+ * Reads eight elements of the only plane as two vectors of four f32. `V` is the code of
+ * a vector.
  */
 export interface SimdReader {
-  /** Bytes of eight elements. */
+  /** Bytes per eight elements. */
   readonly bytes: number;
-  /** Which elements the vectors have: the first and last four, or the even and odd ones. */
+  /** The elements of the two vectors: the first and last four, or the even and odd ones. */
   readonly order: "straight" | "even first";
   unpack<V>(simd: SimdCode<V>, load: (byte: number) => V): [V, V];
 }
 
-/** Instructions on vectors of four lanes; shifts are of unsigned integers' bits. */
+/** Instructions on vectors of four lanes. */
 export interface SimdCode<V> {
-  /** A value that is used more than once. */
+  /** Computes a value once, to be used several times. */
   keep(value: V): V;
-  /** Four times 32 bits, and four times a number. */
+  /** Four copies of 32 bits, or of an f32. */
   bits(value: number): V;
   number(value: number): V;
   shiftLeft(value: V, by: number): V;
-  /** Keeps the sign. */
+  /** Arithmetic: keeps the sign. */
   shiftRight(value: V, by: number): V;
   and(a: V, b: V): V;
   or(a: V, b: V): V;
   mul(a: V, b: V): V;
   abs(value: V): V;
-  /** All bits set where a ≥ b. */
+  /** All bits of a lane are set if a ≥ b. */
   greaterEqual(a: V, b: V): V;
 }
 
-/** Bytes of a row as a file stores it. */
+/** Bytes of a row of `k` elements in files. */
 export const storedRowBytes = (
   { elements, bytes }: Pick<Format, "elements" | "bytes">,
   k: number,
 ): number => k / elements * bytes;
 
-/** Elements of a wide load of rows of `k` elements; 1 where rows are not whole ones. */
+/** Elements of the widest load if it divides `k`, else of the narrowest. */
 export const wideLoad = ({ loads }: Pick<Format, "loads">, k: number): number =>
   k % loads[0] === 0 ? loads[0] : loads.at(-1)!;
 
-/** Elements of a load for kernels that take four at a time; 1 where 4 does not divide `k`. */
+/** Elements per load for kernels that take four at a time; the fewest if `k` is no multiple. */
 export const fourLoad = ({ loads }: Pick<Format, "loads">, k: number): number =>
   k % 4 === 0 ? 4 : loads.at(-1)!;

@@ -1,5 +1,5 @@
 /**
- * A weight matrix: runs of rows, each in its own format and memory.
+ * Weight matrices: ranges of rows, each with its own format and memory.
  *
  * @module
  */
@@ -7,53 +7,53 @@ import { DeviceError } from "../errors.ts";
 import type { Format } from "./format.ts";
 import { formatNamed } from "./mod.ts";
 
-/** Rows that lie together: one format, one set of planes, one binding per plane. */
+/** Rows in one format and one set of planes, each of which is one binding. */
 export interface MatrixPart<T> {
   /** Its first row, and how many it has. */
   readonly begin: number;
   readonly rows: number;
   /**
-   * In a matrix whose two halves are read together (gate above up): as many rows
-   * from this one on lie behind the others, so that one kernel sees both.
+   * If the two halves of the matrix are read together (gate, then up): the first of as
+   * many rows of the second half, which follow the others so that one kernel sees both.
    */
   readonly twin?: number;
   readonly format: Format;
-  /** One buffer per plane of the format; of whatever element type, only bytes count. */
+  /** One buffer per plane of the format; their element types do not matter. */
   readonly planes: readonly T[];
 }
 
-/** A matrix of the model, `[n, k]`, stored by output row. */
+/** A weight matrix `[n, k]`, stored by output row. */
 export interface Matrix<T> {
   /** For listings and errors: `layers.3.qkv_proj`. */
   readonly label: string;
   readonly n: number;
   readonly k: number;
   readonly parts: readonly MatrixPart<T>[];
-  /** The largest absolute value, where it was measured. */
+  /** The largest absolute value, if it was measured. */
   largest?: number;
 }
 
-/** A part before it has memory. */
+/** A part without its memory. */
 export type PartLayout = Omit<MatrixPart<never>, "planes">;
 
-/** Rows in the planes of a part. */
+/** The number of rows in the planes of a part. */
 export const rowsHeld = ({ rows, twin }: PartLayout): number =>
   twin === undefined ? rows : 2 * rows;
 
-/** Bytes of each plane of a part, in the order of its format's planes. */
+/** Bytes of each plane of a part. */
 export const planeBytes = (part: PartLayout, k: number): number[] =>
   part.format.planes(k).map(({ rowBytes }) => rowsHeld(part) * rowBytes);
 
-/** Parts are cut at multiples of this many rows, so that each begins at a whole word. */
+/** Parts are cut at multiples of this many rows, so that each starts at a whole word. */
 const CUT = 8;
 
 /**
- * Lays out tensors of `k` columns that are stacked in one matrix. Neighbours of the
- * same format share a part, unless a plane would exceed `most` bytes. With `pairs`
- * the two halves are read together: if they have the same format, each part holds
- * the same range of both; else they are parts of their own.
+ * Lays out tensors with `k` columns that are stacked in one matrix. Neighbors in the
+ * same format share a part, unless a plane would exceed `most` bytes. With `pairs` the
+ * two halves are read together: if they have the same format, each part holds the same
+ * range of both; otherwise each half has its own parts.
  *
- * @throws {DeviceError} if `most` bytes cannot hold a few rows.
+ * @throws {DeviceError} if `most` bytes cannot hold eight rows.
  */
 export function layOut(
   label: string,
@@ -98,7 +98,7 @@ export function layOut(
   });
 }
 
-/** Lays out a matrix as {@linkcode layOut} does and allocates its planes. */
+/** Lays out a matrix with {@linkcode layOut} and allocates its planes. */
 export function allocateMatrix<T>(
   label: string,
   stack: readonly { rows: number; format: Format }[],
@@ -120,16 +120,16 @@ export function allocateMatrix<T>(
   return { label, n, k, parts };
 }
 
-/** Rows of a matrix that lie end to end in the planes of one part. */
+/** Rows of a matrix that are contiguous in the planes of one part. */
 export interface Piece<T> {
   part: MatrixPart<T>;
-  /** The first of them in the matrix, and in the part's planes. */
+  /** The first row, as a row of the matrix and of the part's planes. */
   row: number;
   at: number;
   rows: number;
 }
 
-/** Where rows `begin … begin + rows` of a matrix lie. */
+/** The pieces that hold rows `begin` to `begin + rows` of a matrix. */
 export function piecesOf<T>(
   { parts }: Matrix<T>,
   begin: number,

@@ -1,5 +1,5 @@
 /**
- * Every stored type of weights. A new one is a file here and a line below.
+ * The list of stored types. A new one is a file in this folder and a line here.
  *
  * @module
  */

@@ -1,11 +1,11 @@
 /**
- * What the 16-bit floats share: two of them lie in a word.
+ * What formats of 16-bit floats share: two values to a word.
  *
  * @module
  */
 import type { Format, WgslReader } from "./format.ts";
 
-/** A format of 16-bit floats but for how their bits are read. */
+/** Everything but how the bits are read. */
 export const sixteenBits = {
   elements: 1,
   bytes: 2,
@@ -14,8 +14,8 @@ export const sixteenBits = {
 } satisfies Partial<Format>;
 
 /**
- * Their WGSL. `four` is the elements of two words; `one` are statements that return
- * element `at`, which is the upper half of `word` where `at` is odd.
+ * The WGSL that reads them. `four` returns the expression for the elements of two words,
+ * `one` the statements that return element `at`: the upper half of `word` if `at` is odd.
  */
 export const wordReader = (
   four: (a: string, b: string) => string,
