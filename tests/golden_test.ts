@@ -34,7 +34,7 @@ const F32_ERROR = 1e-4, DEVICE_ERROR = 1e-3;
 const AFFORDABLE = Deno.env.get("QWEN3_ALL_LENGTHS") === "1"
   ? { gpu: Infinity, cpu: Infinity }
   : { gpu: 9e9, cpu: 160e9 };
-/** The part of that for a greedy text, which computes its prompt again. */
+/** The share of that for a greedy text, which computes its prompt again. */
 const GREEDY_PART = { gpu: 1, cpu: 1 / 4 };
 /** The one model with all its layers: prompts up to 17 tokens run at any cost. */
 const WHOLE = "qwen3-0.6b", WHOLE_TOKENS = 17;
