@@ -1,7 +1,7 @@
 /**
  * Attention as the model runs it, with norm, RoPE and the append to the cache, in
- * Qwen3-0.6B's shape: decode steps and prompts. Each dispatch is one layer with a cache
- * of its own.
+ * Qwen3-0.6B's shape: decode steps and prompts. Each dispatch is one layer with its own
+ * cache.
  *
  *   deno bench -A bench/attention_bench.ts
  */

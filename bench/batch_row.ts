@@ -9,7 +9,7 @@ import { generate, GREEDY } from "./model_rows.ts";
 import { measure, type Measured, withBound } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
-/** Tokens per second of all sequences, and the speedup over one sequence. */
+/** Tokens per second over all sequences, and the speedup over one sequence. */
 export async function batchRow(
   setting: BenchSetting,
   prompt: number,

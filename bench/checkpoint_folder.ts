@@ -10,7 +10,7 @@ import { Unmeasurable } from "./report.ts";
 
 const CHUNK = 1 << 24;
 
-/** A folder with a checkpoint; disposing it removes a temporary one. */
+/** A folder with a checkpoint; disposing it deletes a temporary folder. */
 export class CheckpointFolder implements AsyncDisposable {
   private constructor(
     readonly path: string,

@@ -16,7 +16,7 @@ import { measure, type Measured } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
 const FEW_RUNS = 3;
-/** The CPU is slow. */
+/** Few, because the CPU is slow. */
 const MOST_TOKENS = 32;
 
 /** Prefill and decode of the CPU path through `generate`. */

@@ -1,6 +1,6 @@
 /**
- * What a first use costs, as a script for a process of its own. Prints one line of
- * JSON, a {@linkcode Fresh}.
+ * Measures a first use, as a script to run in its own process. Prints one line of JSON,
+ * a {@linkcode Fresh}.
  *
  *   deno run -A bench/fresh.ts               # only opens a device
  *   deno run -A bench/fresh.ts MODEL PROMPT  # loads and generates after PROMPT tokens
@@ -19,7 +19,7 @@ export interface Fresh {
   /** Absent without a model. */
   loaded?: {
     loadMs: number;
-    /** From the first call of `generate` to its first token. */
+    /** From the first call to `generate` to its first token. */
     firstTokenMs: number;
     /** From the start of the process to the first token. */
     processMs: number;

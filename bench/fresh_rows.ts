@@ -8,17 +8,17 @@ import { CheckpointFolder } from "./checkpoint_folder.ts";
 import { measure, type Measured, Unmeasurable } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
-/** Processes start slowly. */
+/** Few, because processes start slowly. */
 const FEW_RUNS = 3;
 const PROMPT = 128;
-/** Variables that say where drivers cache compiled shaders. */
+/** Variables that set where drivers cache compiled shaders. */
 const SHADER_CACHES = ["__GL_SHADER_DISK_CACHE_PATH", "MESA_SHADER_CACHE_DIR"];
 
 /** Runs fresh processes, once for all rows. */
 export class FreshProcesses {
   #seen?: Promise<{ runtime: Fresh; loaded: Required<Fresh>[] }>;
 
-  /** From the call of `loadQwen3` until the weights are on the device. */
+  /** From the call to `loadQwen3` until the weights are on the device. */
   async load(setting: BenchSetting): Promise<Measured> {
     const { loaded } = await this.#see(setting);
     return {
@@ -52,7 +52,7 @@ export class FreshProcesses {
     };
   }
 
-  /** From the call of `generate` to its first token, compiling every pipeline. */
+  /** From the call to `generate` to its first token, compiling every pipeline. */
   async firstUse(setting: BenchSetting): Promise<Measured> {
     const { loaded } = await this.#see(setting);
     return {

@@ -1,6 +1,6 @@
 /**
- * Many rows times a matrix: tiling against one thread per element, and f16 products
- * against f32.
+ * Many rows times a matrix: tiling against one thread per element, and f16
+ * multiplication against f32.
  *
  *   deno bench -A bench/gemm_bench.ts
  */
@@ -46,7 +46,7 @@ benchPlans(
 
 function tiled(bound: "f32" | "f16", [m, n, k]: number[]): PlanCase {
   return {
-    name: `tiled, ${bound} products`,
+    name: `tiled, ${bound} multiplications`,
     bound,
     record: (plan) => void recordMatmul(gpu, plan, bound, { m, n, k }),
   };

@@ -16,7 +16,10 @@ import {
 /** Columns of a paragraph, as `deno fmt` breaks it. */
 const WIDTH = 80;
 
-/** The setting as a paragraph and a table of all measures, formatted like `deno fmt`. */
+/**
+ * A paragraph about the setting and a table of all measurements, formatted like `deno
+ * fmt`.
+ */
 export function reportMarkdown(report: BenchReport): string {
   const { model, adapter, deno, runs, maxTokens, peaks, rows } = report;
   const setting =
@@ -33,7 +36,7 @@ brackets), ${maxTokens} tokens per generation. ${
   return [...paragraphs, tableOf(rows)].join("\n\n");
 }
 
-/** A line per measure; peers and targets have columns where there are any. */
+/** A line per measurement, with columns for peers and targets if there are any. */
 function tableOf(rows: readonly Row[]): string {
   const programs = [
     ...new Set(
@@ -95,7 +98,7 @@ function peakText({ bound, fraction }: Measure): string {
   return fraction === undefined ? "" : `${number(100 * fraction)} % ${bound}`;
 }
 
-/** `453 (446–454): 2.05 ×`, the factor being ours over it. */
+/** `453 (446–454): 2.05 ×`; the factor is our rate over theirs. */
 function peerText(
   { tokensPerSecond, low, high, runs, factor, workload }: PeerMeasure,
 ): string {
@@ -106,7 +109,7 @@ function peerText(
   return `${number(tokensPerSecond)}${spread}${ours}`;
 }
 
-/** Text that stays within one cell. */
+/** Text escaped to stay within one cell. */
 const escaped = (text: string) =>
   text.replaceAll(/\s+/g, " ").replaceAll("|", "\\|");
 

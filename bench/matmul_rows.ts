@@ -8,7 +8,7 @@ import { recordMatmul } from "./matmuls.ts";
 import { measure, type Measured, Unmeasurable, withBound } from "./report.ts";
 import { type BenchSetting, hotTimes } from "./setting.ts";
 
-/** `[size, size] × [size, size]`, in f32 or with f16 products summed in f32. */
+/** `[size, size] × [size, size]`, in f32 or with f16 factors and f32 sums. */
 export async function matmulRow(
   { gpu, options, peaks }: BenchSetting,
   dtype: "f32" | "f16",

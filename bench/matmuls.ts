@@ -35,10 +35,10 @@ export function randomMatrix(
 
 /**
  * Records `[m, k] × [k, n]`: in f32 as `matmul` chooses, in f16 like a Linear layer of a
- * prompt, which sums f16 products in f32 (scaled rows, the weight transposed).
+ * prompt, which multiplies in f16 and sums in f32 (scaled rows, the weight transposed).
  *
  * @returns the constants chosen, and why
- * @throws {Error} if no kernel can.
+ * @throws {Error} if no kernel fits.
  */
 export function recordMatmul(
   gpu: Gpu,

@@ -14,9 +14,9 @@ import { resolveSampling } from "../lib/model/sampling.ts";
 import { type Measure, measure, type Measured, withBound } from "./report.ts";
 import { type BenchSetting, hotTimes } from "./setting.ts";
 
-/** The best token at each step, as peers are measured. */
+/** Greedy decoding, as for the peers. */
 export const GREEDY = { temperature: 0 };
-/** Long prompts take long to prefill. */
+/** Few, because long prompts take long to prefill. */
 const FEW_RUNS = 3;
 
 /** Generates `maxTokens` tokens, whatever they are. */
@@ -182,7 +182,7 @@ export async function contextRow(
   };
 }
 
-/** FLOPs of a pass, and the bytes that it must move at least. */
+/** FLOPs of a pass, and the least bytes that it must move. */
 function workOf(
   { config }: GpuRunner,
   plan: Plan,

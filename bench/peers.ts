@@ -14,7 +14,7 @@ const PROGRAMS = [
   ["cpu", "cpu"],
 ] as const;
 
-/** Refuses a folder without peers, before anything long starts. */
+/** Rejects a folder without peers, before anything slow starts. */
 export function requirePeers(folder: string): void {
   try {
     Deno.statSync(`${folder}/llama.tar.xz`);

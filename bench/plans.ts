@@ -27,7 +27,7 @@ const ITERATIONS = 11, SOFTWARE_ITERATIONS = 3;
 export interface PlanGroup {
   /** Shapes. */
   name: string;
-  /** Dispatches per plan, each on memory of its own. */
+  /** Dispatches per plan, each on its own memory. */
   copies: number;
   /** Runs of the plan per iteration: Deno takes 10 ms to notice that a GPU is done. */
   batch: number;
@@ -44,7 +44,7 @@ export interface PlanCase {
   name: string;
   /** The peak that limits it. */
   bound: NonNullable<Measure["bound"]>;
-  /** Bytes that a dispatch must move at least, if memory limits it. */
+  /** Least bytes that a dispatch must move, if memory limits it. */
   bytes?: number;
   /** Records `copies` dispatches; the plan owns their tensors. */
   record(plan: Plan): void;

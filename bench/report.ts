@@ -42,7 +42,7 @@ export interface PeerMeasure {
   high: number;
   runs: number;
   device: string;
-  /** The name of our measure that it is compared with. */
+  /** The name of our measure to compare it with. */
   measure: string;
   /** Our rate over its rate, where both are tokens/s. */
   factor?: number;
@@ -51,7 +51,7 @@ export interface PeerMeasure {
 /** Results of one row. */
 export interface Measured {
   measures: Measure[];
-  /** What a reader must know about the numbers. */
+  /** What to know when reading the numbers. */
   notes?: string[];
 }
 

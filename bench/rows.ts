@@ -16,24 +16,24 @@ import { matmulRow } from "./matmul_rows.ts";
 import type { Measured } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
-/** One row: what it measures, how, and what it is compared with. */
+/** One row: what it measures, how, and what to compare it with. */
 export interface RowKind {
   what: string;
   measure(setting: BenchSetting): Promise<Measured>;
   /** What the project aims at, by the name of the measure. */
   targets?: Record<string, string>;
   /**
-   * Workloads that peers run, each with the measure of ours that it is compared
-   * with; on the GPU by default.
+   * Workloads that peers run, each with our measure to compare it with; on the GPU by
+   * default.
    */
   peers?: { on?: "cpu"; workloads: Record<string, string> };
 }
 
 const CONTEXT = 32768, SHORT = 128, BATCH = 16;
-/** Measures by wall clock. */
+/** Names of measures by wall clock. */
 const GENERATE = "generate", FIRST = "generate, to first token";
 
-/** All rows by name. They share what they measured, so each bench needs its own. */
+/** All rows by name. They share results, so each bench needs its own. */
 export function rowKinds(): Map<string, RowKind> {
   return new Map<string, RowKind>([
     ...modelRows(),
@@ -65,7 +65,7 @@ function modelRows(): NamedRow[] {
     }],
     ["context", {
       what:
-        `decode at the end of a context of ${CONTEXT}, and over decode after ${SHORT}`,
+        `decode at the end of a context of ${CONTEXT}, also relative to decode after ${SHORT}`,
       measure: (setting) => contextRow(setting, CONTEXT, SHORT),
       targets: { "generate, end over start": "25 %, better 50" },
       peers: {
@@ -111,7 +111,7 @@ function kernelRows(): NamedRow[] {
       targets: { "GPU time": "38 TFLOP/s, better 45" },
     }],
     ["gemm-f16", {
-      what: "a square matmul, f16 products summed in f32",
+      what: "a square matmul, multiplied in f16 and summed in f32",
       measure: square("f16"),
       targets: { "GPU time": "45 TFLOP/s, better 65" },
     }],
@@ -165,7 +165,7 @@ function cpuRows(): NamedRow[] {
   ];
 }
 
-/** Names from a comma-separated list in the order of the table; without one, all. */
+/** Names from a comma-separated list, in the order of the table; all without a list. */
 export function chooseRows(
   kinds: ReadonlyMap<string, RowKind>,
   list?: string,
@@ -178,7 +178,7 @@ export function chooseRows(
     throw new Error(
       `Cannot bench: --only has ${
         wrong === undefined ? "no rows" : `"${wrong}"`
-      }, must be rows that deno task bench --help lists`,
+      }, must be rows listed by deno task bench --help`,
     );
   }
   return known.filter((name) => chosen.includes(name));

@@ -82,7 +82,7 @@ export class BenchSetting implements Disposable {
     return this.#loaded = { qwen, runner };
   }
 
-  /** Frees the model's memory for a row that needs none, or loads its own. */
+  /** Frees the model's memory for a row that needs no model or loads its own. */
   freeModel(): void {
     this.#loaded?.qwen[Symbol.dispose]();
     this.#loaded = undefined;
@@ -113,7 +113,7 @@ function refuseContext(context: number, most: number): never {
 
 /**
  * GPU milliseconds of each of `runs` runs of a plan, after others that keep the GPU
- * busy. Without timestamps, a single wall time.
+ * busy. Without timestamps, one wall-clock time.
  */
 export async function hotTimes(
   gpu: Gpu,

@@ -1,6 +1,6 @@
 /**
- * Measures the speed targets on this machine: for each row the median of several warm
- * runs, its spread, and the fraction of what this adapter can do at best.
+ * Measures the speed targets on this machine: for each row, the median of several warm
+ * runs, the spread, and the fraction of the adapter's measured peak.
  *
  *   deno task bench
  *   deno task bench --only decode-128,prefill-512 --peers .peers
@@ -9,8 +9,8 @@
  *
  * Rows go to stderr as they are done; a row that this machine or model cannot run says
  * why. The last line of stdout is a `BenchReport` of bench/report.ts as JSON, or with
- * `--markdown` the table that bench/log.md keeps. `deno bench` times single kernels,
- * see bench/*_bench.ts.
+ * `--markdown` the table that bench/log.md keeps. `deno bench` times single kernels, see
+ * bench/*_bench.ts.
  */
 import { reportMarkdown } from "../bench/markdown.ts";
 import { requirePeers, runPeers } from "../bench/peers.ts";
@@ -30,16 +30,16 @@ import { type FlagTable, runTask } from "./flags.ts";
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; default: synthetic:qwen3-0.6b",
+    "folder, URL, owner/name[@revision] or synthetic:…; synthetic:qwen3-0.6b by default",
   ],
   "only": ["text", "comma-separated list of rows; all by default"],
-  "runs": ["number", "timed runs of each measure; 5 by default"],
+  "runs": ["number", "timed runs per measurement; 5 by default"],
   "max-tokens": ["number", "tokens per generation; 256 by default"],
   "peers": [
     "text",
-    "run llama.cpp too, from a folder that bench/peers/pack.sh made",
+    "also run llama.cpp, from a folder made by bench/peers/pack.sh",
   ],
-  "json": ["switch", "print nothing but the line of JSON"],
+  "json": ["switch", "print only the line of JSON"],
   "markdown": ["switch", "print the table as Markdown instead of JSON"],
 };
 
@@ -114,7 +114,7 @@ await runTask({
   return rows.some(({ failed }) => failed) || peersFailed.length ? 1 : 0;
 });
 
-/** One row; a failure leaves the others alone. */
+/** Measures one row; if it fails, the others still run. */
 async function measureRow(
   row: string,
   kind: RowKind,

@@ -1,12 +1,12 @@
 /**
- * What to run first when something is wrong.
+ * The first thing to run when something goes wrong.
  *
  *   deno task doctor
  *   deno task doctor --model Qwen/Qwen3-0.6B --context 32768
  *
- * Prints a line for each finding: ✓ fine, ! works but slowly, ✗ a problem and how to
- * fix it; the last line sums up. Exit code 1 if there is a ✗. Lines have at most 100
- * columns; `--json` prints everything instead, as one line of JSON, a `DoctorReport` of
+ * Prints a line for each finding: ✓ fine, ! works but slowly, ✗ a problem and how to fix
+ * it; the last line sums up. Exit code 1 if there is a ✗. Lines have at most 100
+ * columns. `--json` prints one line of JSON instead, a `DoctorReport` of
  * lib/tools/doctor/report.ts: `ok` and `findings`, each with `severity` (green, yellow,
  * red), `topic`, `text` and the numbers behind it in `data`. For a kernel these are its
  * `results`, each with `what`, `error`, `tolerance`, `index`, `actual`, `expected`.
@@ -19,7 +19,7 @@ import { type FlagTable, runTask } from "./flags.ts";
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; default: the story model",
+    "folder, URL, owner/name[@revision] or synthetic:…; default: story model",
   ],
   "context": ["number", "context length of one sequence, in tokens"],
   "json": [

@@ -1,5 +1,5 @@
 /**
- * What tasks share: flags, parsed strictly so that a typo is refused, help and errors.
+ * Shared by the tasks: flags, help and errors. Parsing is strict, so a typo is an error.
  *
  * @module
  */
@@ -15,7 +15,7 @@ export type FlagType = "text" | "texts" | "number" | "switch";
 /** Flags by name: the value they take and their help. */
 export type FlagTable = Record<string, [type: FlagType, help: string]>;
 
-/** The flags that were given, by kebab-case name, and the other arguments. */
+/** The flags given, by kebab-case name, and the other arguments. */
 export interface Flags {
   text(name: string): string | undefined;
   texts(name: string): string[] | undefined;
@@ -50,7 +50,7 @@ export function readFlags(args: string[], table: FlagTable): Flags {
       refuse(
         `${name ? `--${name}` : arg} is unknown, must be one of ${
           Object.keys(table).map((flag) => `--${flag}`).join(", ")
-        } (text that begins with - comes after --)`,
+        } (put text that begins with - after --)`,
       );
     }
     const flag = name.replace(/^no-/, "");
@@ -73,7 +73,7 @@ export function readFlags(args: string[], table: FlagTable): Flags {
         }`,
       );
     }
-    given.push(`--${name}=${next}`); // as one: it may begin with -
+    given.push(`--${name}=${next}`); // joined, since the value may begin with -
   }
   const parsed = parseArgs(given, {
     string: values,
@@ -105,7 +105,7 @@ export function readFlags(args: string[], table: FlagTable): Flags {
   };
 }
 
-/** Reads `--set NAME=NUMBER`, which may be repeated, as constants of a kernel. */
+/** Reads repeated `--set NAME=NUMBER` as a kernel's constants. */
 export function readConstants(
   flags: Flags,
   cannot: string,
@@ -155,17 +155,17 @@ export function helpText(usage: string, table: FlagTable): string {
 export interface Task {
   usage: string;
   flags: FlagTable;
-  /** More of the help, below the flags. */
+  /** Help text below the flags. */
   notes?: string;
   /** `Deno.args` by default. */
   args?: string[];
-  /** What a task that takes flags only does: the verb of its refusal of words. */
+  /** For a task that takes flags only: the verb of the error for any other argument. */
   flagsOnly?: string;
 }
 
 /**
- * Runs a task with the flags it was given, or prints its `--help`. An error is one line
- * on stderr and exit code 1.
+ * Runs a task with its flags, or prints its `--help`. An error prints one line on stderr
+ * and exits with code 1.
  */
 export async function runTask(
   task: Task,

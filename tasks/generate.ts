@@ -11,17 +11,17 @@ import { type FlagTable, runTask } from "./flags.ts";
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; default: the story model",
+    "folder, URL, owner/name[@revision] or synthetic:…; default: story model",
   ],
   "device": ["text", "auto (default), gpu or cpu"],
   "precision": ["text", "auto (default) or f32 throughout"],
-  "context": ["number", "most tokens of prompt and reply together"],
-  "max-tokens": ["number", "most tokens to generate"],
-  "temperature": ["number", "0 always takes the most likely token"],
-  "top-k": ["number", "sample from the k most likely tokens; 0: from all"],
+  "context": ["number", "maximum tokens of prompt and reply together"],
+  "max-tokens": ["number", "maximum tokens to generate"],
+  "temperature": ["number", "0 always picks the most likely token"],
+  "top-k": ["number", "sample from the k most likely tokens; 0 for all"],
   "top-p": [
     "number",
-    "sample from the most likely tokens that reach this probability",
+    "sample from the most likely tokens that add up to this probability",
   ],
   "min-p": [
     "number",
@@ -29,29 +29,29 @@ const FLAGS: FlagTable = {
   ],
   "repetition-penalty": [
     "number",
-    "above 1, tokens that occurred before become less likely",
+    "above 1 makes tokens that already occurred less likely",
   ],
-  "seed": ["number", "a seed makes the reply reproducible"],
+  "seed": ["number", "makes the reply reproducible"],
   "stop": ["texts", "stop before this text; may be repeated"],
   "ignore-eos": ["switch", "continue past the end-of-text token"],
   "system": ["text", "system message, for instruct checkpoints"],
   "think": [
     "switch",
-    "let an instruct checkpoint think first; --no-think: do not",
+    "let an instruct checkpoint think first; --no-think turns this off",
   ],
-  "raw": ["switch", "use the prompt as it is, without the chat template"],
+  "raw": ["switch", "use the prompt as is, without the chat template"],
   "json": ["switch", "print one line of JSON instead of the text"],
 };
 
-/** A shell's exit code for a program that SIGINT ended. */
+/** Exit code of a program ended by SIGINT, as shells report it. */
 const INTERRUPTED = 130;
 
 await runTask({
   usage:
-    "deno task generate PROMPT [flags]; without PROMPT it is read from stdin",
+    "deno task generate PROMPT [flags]; PROMPT is read from stdin if omitted",
   flags: FLAGS,
 }, async (flags) => {
-  // Refuses bad flags before anything is downloaded or loaded.
+  // Reject bad flags before downloading or loading anything.
   const sampling = {
     temperature: flags.number("temperature"),
     topK: flags.number("top-k"),
@@ -92,7 +92,7 @@ await runTask({
       raw: flags.on("raw"),
       signal,
     });
-    // Only now, so that after a refusal its error is the only line on stderr.
+    // Printed only now, so that an error above is the only line on stderr.
     if (model === undefined) {
       say(
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
@@ -142,7 +142,7 @@ await runTask({
   }
 });
 
-/** The prompt: the arguments, or else stdin. */
+/** The prompt from the arguments, or from stdin if there are none. */
 async function readPrompt(words: string[]): Promise<string> {
   const asked = words.length > 0 || Deno.stdin.isTerminal();
   const prompt = asked
@@ -150,7 +150,7 @@ async function readPrompt(words: string[]): Promise<string> {
     : (await new Response(Deno.stdin.readable).text()).trimEnd();
   if (prompt !== "") return prompt;
   throw new Error(
-    "Cannot generate: the prompt is empty, give it as words or on stdin",
+    "Cannot generate: the prompt is empty, pass it as arguments or on stdin",
   );
 }
 
@@ -161,7 +161,7 @@ function asIds(prompt: string): string | number[] {
     : prompt;
 }
 
-/** Shows progress on one line of stderr if that is a terminal. */
+/** Shows progress on one line of stderr if it is a terminal. */
 function progressLine(): (progress: LoadProgress) => void {
   if (!Deno.stderr.isTerminal()) return () => {};
   let shown = 0;

@@ -1,14 +1,14 @@
 /**
- * Shows where the time of a model goes, with verdicts in plain words first.
+ * Shows where a model's time goes. Verdicts in plain words come first.
  *
  *   deno task profile --model Qwen/Qwen3-0.6B --html profile.html
- *   deno task profile --kernels gemv      # the failure that started this project
+ *   deno task profile --kernels gemv      # what happens with a 2D×1D kernel alone
  *
- * `--json` writes one line of JSON last on stdout, `--json FILE` to a file: a
- * `ProfileReport` of lib/tools/profile/report.ts, which describes every field:
+ * `--json` prints one line of JSON last on stdout; `--json FILE` writes it to a file. It
+ * is a `ProfileReport` of lib/tools/profile/report.ts, which describes every field:
  *
- * - `verdicts`: `rule`, `severity` (red, yellow, green) and `text`, the most
- *   important first;
+ * - `verdicts`: `rule`, `severity` (red, yellow, green) and `text`, most important
+ *   first;
  * - `model`, `device` (`kind`, `adapter`, `software`, `choices` with reasons),
  *   `promptTokens`, `maxTokens`, `batch`, `notes`;
  * - `peaks`: the adapter's best rates, measured in this run: `readGBps`, `bufferGBps`
@@ -16,12 +16,12 @@
  *   threads);
  * - `timedBy`: `timestamps`, `passes` (an adapter without timestamps) or `verbs` (the
  *   ops of the CPU);
- * - `phases`: prefill and decode, each with `ms` of a step as it runs, `profiledMs`
- *   with one pass per dispatch, their `factor`, `betweenMs` between those passes,
+ * - `phases`: prefill and decode, each with `ms` of a step as it runs, `profiledMs` with
+ *   one pass per dispatch, their `factor`, `betweenMs` between those passes,
  *   `tokensPerSecond`, `dispatches`, `flops`, `bytes` and its `operations`: `name`,
- *   `shape`, `dtypes`, `kernel`, `constants`, `reason`, `fused`, `calls`, `ms`,
- *   `share`, `flops`, `bytes`, `tflops`, `gbps`, the `bound` that applies (memory,
- *   f32, f16) and the `fraction` of it that was reached, per step;
+ *   `shape`, `dtypes`, `kernel`, `constants`, `reason`, `fused`, `calls`, `ms`, `share`,
+ *   `flops`, `bytes`, `tflops`, `gbps`, the `bound` that applies (memory, f32, f16) and
+ *   the `fraction` of it that was reached, per step;
  * - `coverage`: `calls` and `flops` of matmuls on the GPU and in total, and `refusals`
  *   by reason and shape; `fallbacks`: the operations they affect;
  * - `loop`: the decode loop: `steps` and `tokens`, and per step `encodeMs`, `submitMs`,
@@ -43,24 +43,24 @@ import { type FlagTable, runTask } from "./flags.ts";
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; default: the story model",
+    "folder, URL, owner/name[@revision] or synthetic:…; default: story model",
   ],
   "device": ["text", "auto (default), gpu or cpu"],
   "prompt-tokens": ["number", "length of the prompt; 512 by default"],
   "max-tokens": ["number", "tokens to generate; 64 by default"],
-  "batch": ["number", "sequences that run together; 1 by default"],
+  "batch": ["number", "sequences decoded together; 1 by default"],
   "chunk": [
     "number",
-    "fixed number of steps between readbacks; 1 shows what one costs",
+    "fixed number of steps between readbacks; 1 shows what a readback costs",
   ],
   "kernels": [
     "text",
-    "allow only some of gemv (2D×1D, as it once was), gemm, batchedGemm",
+    "allow only these: gemv (limited to 2D×1D), gemm, batchedGemm",
   ],
-  "compare": ["switch", "run the CPU path too, and report the GPU's speedup"],
+  "compare": ["switch", "also run the CPU path and report the GPU's speedup"],
   "json": [
     "text",
-    "write the report as a line of JSON, last on stdout or to this file",
+    "write the report as one line of JSON, to this file or last on stdout",
   ],
   "trace": [
     "text",
@@ -97,7 +97,7 @@ await runTask({
     const other = flagOf.get(path);
     if (other !== undefined) {
       throw new Error(
-        `Cannot write --${flag} to ${path}: --${other} goes there, must be another file`,
+        `Cannot write --${flag} to ${path}: --${other} is written there, must be another file`,
       );
     }
     flagOf.set(path, flag);
@@ -132,7 +132,7 @@ function bareJson(args: string[]): string[] {
   );
 }
 
-/** Refuses a file that cannot be written before anything long starts. */
+/** Rejects a file that cannot be written before anything slow starts. */
 function requireWritable(flag: string, path: string): void {
   try {
     try {

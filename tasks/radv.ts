@@ -13,6 +13,7 @@
  * 1 if a kernel that tokens wait for spills.
  */
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
+import { wrap } from "../lib/tools/format.ts";
 import {
   PASSES,
   radvTable,
@@ -33,25 +34,24 @@ import {
 
 const FLAGS: FlagTable = {
   "chips": ["text", "comma-separated; navi21,navi31,gfx1200 by default"],
-  "mesa": ["text", "the folder that tasks/get_mesa.sh unpacked Mesa to"],
+  "mesa": ["text", "the folder into which tasks/get_mesa.sh unpacked Mesa"],
   "model": [
     "text",
-    "the model that gives the sizes; synthetic:qwen3-0.6b by default",
+    "the model whose sizes are used; synthetic:qwen3-0.6b by default",
   ],
-  "tokens": ["number", `tokens of the pass; by default ${PASSES.join(", ")}`],
+  "tokens": ["number", `tokens in the pass; by default ${PASSES.join(", ")}`],
   "dtype": DTYPE_FLAG,
   "set": [
     "texts",
-    "NAME=NUMBER, replaces a chosen constant; may be given several times",
+    "NAME=NUMBER, replaces a chosen constant; may be repeated",
   ],
-  "wave32": ["switch", "waves of 32, as with RADV_PERFTEST=cswave32"],
-  "json": ["switch", "the rows as one line of JSON on stdout"],
+  "wave32": ["switch", "use waves of 32, as with RADV_PERFTEST=cswave32"],
+  "json": ["switch", "print the rows as one line of JSON on stdout"],
 };
 
 await runTask({
-  usage: `deno task radv [KERNEL…] [flags]; kernels: ${
-    KERNEL_NAMES.join(", ")
-  }`,
+  usage: "deno task radv [KERNEL…] [flags]",
+  notes: wrap(`Kernels: ${KERNEL_NAMES.join(", ")}`, 100, "", "  ").join("\n"),
   flags: FLAGS,
 }, async (flags) => {
   const cannot = "Cannot compile for RADV";

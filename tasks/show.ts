@@ -9,6 +9,7 @@ import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
 import { NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/open_device.ts";
+import { wrap } from "../lib/tools/format.ts";
 import { showKernel, type Sketched, STATED_DEVICE } from "../lib/tools/show.ts";
 import {
   DTYPE_FLAG,
@@ -21,18 +22,19 @@ import {
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "the model that gives the sizes; synthetic:qwen3-0.6b by default",
+    "the model whose sizes are used; synthetic:qwen3-0.6b by default",
   ],
   "tokens": [
     "number",
-    "tokens of the pass; 512 by default, 1 is a decode step",
+    "tokens in the pass; 512 by default, 1 for a decode step",
   ],
   "dtype": DTYPE_FLAG,
-  "set": ["texts", "NAME=NUMBER, a constant; may be given several times"],
+  "set": ["texts", "NAME=NUMBER, replaces a chosen constant; may be repeated"],
 };
 
 await runTask({
-  usage: `deno task show KERNEL [flags]; kernels: ${KERNEL_NAMES.join(", ")}`,
+  usage: "deno task show KERNEL [flags]",
+  notes: wrap(`Kernels: ${KERNEL_NAMES.join(", ")}`, 100, "", "  ").join("\n"),
   flags: FLAGS,
 }, async (flags) => {
   const [name, ...more] = flags.words;

@@ -19,7 +19,7 @@ const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/support/gpu.ts
 const QUICK = "QWEN3_TEST_QUICK"; // read by tests/support/quick.ts
 const SEEDS = "QWEN3_TEST_SEEDS"; // read by tests/support/random.ts
 
-/** Named, because this very file would match the runner's own pattern. */
+/** Listed, because the runner's default pattern would match this file too. */
 const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];
 /** Test files that run at once: the software adapter and the CPU path use all cores. */
 const JOBS = 2;
@@ -47,13 +47,13 @@ console.log(
 );
 Deno.exit(failed ? 1 : 0);
 
-/** Takes a flag and its values out of `args`; undefined if it is not there. */
+/** Takes a flag and its values out of `args`; undefined if it is absent. */
 function takes(flag: string, values = 0): string[] | undefined {
   const at = args.indexOf(flag);
   return at < 0 ? undefined : args.splice(at, 1 + values).slice(1);
 }
 
-/** Test files that set environment variables, which all files that run at once share. */
+/** Test files that set environment variables, which files run in parallel would share. */
 async function changeEnvironment(folder: string): Promise<string[]> {
   const found: string[] = [];
   for await (const { name, isDirectory } of Deno.readDir(folder)) {
@@ -74,7 +74,7 @@ async function run(...args: string[]): Promise<void> {
     env: {
       NO_COLOR: "1",
       DENO_JOBS: `${JOBS}`,
-      // Constants tuned on this machine are not what is tested.
+      // Constants tuned on this machine must not affect the tests.
       QWEN3_TUNING_DIR: Deno.makeTempDirSync(),
     },
     stdout: "piped",
@@ -96,7 +96,7 @@ async function run(...args: string[]): Promise<void> {
     .map((n) => Number(n ?? 0));
   passed += ok;
   skipped += ignored;
-  // A file that did not load fails without a failed test.
+  // A file that fails to load counts no failed test.
   failed += wrong || (code === 0 && summary ? 0 : 1);
 }
 
@@ -107,6 +107,6 @@ function why(): string {
     : 'a WebGPU adapter (Debian, Ubuntu: "apt-get install mesa-vulkan-drivers" brings a software one)';
   if (!quick) return `this machine lacks ${lacks}`;
   const left =
-    "--quick leaves out slow tests, and GPU tests but for one per kernel";
-  return adapter ? left : `${left}; for these this machine lacks ${lacks}`;
+    "--quick skips slow tests and all GPU tests except one per kernel";
+  return adapter ? left : `${left}; for the rest this machine lacks ${lacks}`;
 }

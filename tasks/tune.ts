@@ -1,14 +1,15 @@
 /**
- * Find the kernels' best constants on this adapter and keep them for later runs, in a file
- * in the cache directory (QWEN3_TUNING_DIR names another directory).
+ * Find the kernels' best constants on this adapter and store them for later runs, in a
+ * file in the cache directory (QWEN3_TUNING_DIR overrides it).
  *
  *   deno task tune --model Qwen/Qwen3-0.6B
  *   deno task tune --kernels gemv,attendDecode --budget-seconds 60
  *
  * Each candidate is checked against the CPU, then timed by the GPU's clock in passes of
  * the model, where candidates take turns. One that beats the default by more than the
- * spread of the rounds is stored. One with wrong results is never stored and makes the exit
- * code 1. `--json` prints one line on stdout, a `TuneReport` of lib/tools/tune/tune.ts.
+ * spread of the rounds is stored. One with wrong results is never stored and makes the
+ * exit code 1. `--json` prints one line on stdout, a `TuneReport` of
+ * lib/tools/tune/tune.ts.
  */
 import { DEFAULT_MODEL } from "../lib/load.ts";
 import {
@@ -24,15 +25,15 @@ const NAMES = TUNED_KERNELS.map(({ name }) => name);
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "directory, URL, owner/name[@revision] or synthetic:qwen3-0.6b; default: the embedded story model",
+    "folder, URL, owner/name[@revision] or synthetic:…; default: story model",
   ],
   "kernels": [
     "text",
-    `tune only these, comma-separated; of ${NAMES.join(", ")}`,
+    `tune only these, comma-separated: ${NAMES.join(", ")}`,
   ],
   "budget-seconds": ["number", "time limit; 180 by default"],
   "dry-run": ["switch", "store nothing"],
-  "json": ["switch", "the report as one line of JSON on stdout"],
+  "json": ["switch", "print the report as one line of JSON on stdout"],
 };
 
 /** Columns of the table. */
@@ -54,7 +55,7 @@ await runTask({
   const list = flags.text("kernels");
   const interrupted = new AbortController();
   Deno.addSignalListener("SIGINT", () => {
-    interrupted.abort(new Error("Interrupted: what was decided is stored"));
+    interrupted.abort(new Error("Interrupted: results so far are stored"));
   });
   const report = await tune(flags.text("model") ?? DEFAULT_MODEL, {
     kernels: list === undefined ? undefined : parseKernels(list),
@@ -73,7 +74,7 @@ await runTask({
   }
   const { winners, cases, file, seconds, adapter } = report;
   console.error(
-    `tuned constants beat the defaults at ${winners} of ${cases.length} shapes on ${adapter} (${
+    `tuned constants beat the defaults for ${winners} of ${cases.length} shapes on ${adapter} (${
       seconds.toFixed(0)
     } s); ${file ? `stored in ${file}` : "nothing was stored (--dry-run)"}`,
   );
@@ -90,13 +91,13 @@ function parseKernels(list: string): string[] {
         unknown === undefined
           ? "the list of kernels is empty"
           : `${unknown} is unknown`
-      }, must be of ${NAMES.join(", ")}`,
+      }, must be among ${NAMES.join(", ")}`,
     );
   }
   return names;
 }
 
-/** A line of the table; long text moves the rest to the right. */
+/** A line of the table; long text pushes the rest to the right. */
 function row(...columns: string[]): string {
   return columns.map((text, i) => text.padEnd(WIDTHS[i] ?? 0)).join(" ")
     .trimEnd();

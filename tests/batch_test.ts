@@ -1,4 +1,4 @@
-/** qwen.generateBatch gives each prompt what qwen.generate gives it alone. */
+/** qwen.generateBatch returns for each prompt what qwen.generate returns for it alone. */
 import {
   assert,
   assertEquals,
@@ -39,7 +39,7 @@ function eachDevice(
 }
 
 eachDevice(
-  "a batch writes the greedy texts of its prompts alone",
+  "a batch writes the same greedy texts as its prompts alone",
   async (load) => {
     using qwen = await load();
     const options = { temperature: 0, maxTokens: 12, ignoreEos: true };
@@ -70,7 +70,7 @@ eachDevice(
   },
 );
 
-gpuTest("a batch has the logits of its prompts alone", async () => {
+gpuTest("a batch has the same logits as its prompts alone", async () => {
   for (const [precision, most] of [["f32", 1e-4], ["auto", 1e-3]] as const) {
     using qwen = await loadQwen3(undefined, { device: "gpu", precision });
     const { runner } = qwen;
@@ -267,7 +267,7 @@ gpuTest("batches free their memory on the device", async () => {
   assertEquals(allocated[2], allocated[0]);
 });
 
-gpuTest("a value beyond f16 turns a batch's cache to f32", async (gpu) => {
+gpuTest("a value beyond f16 switches a batch's cache to f32", async (gpu) => {
   await using checkpoint = await withLargeValues(TINY);
   using exact = await loadQwen3(checkpoint.path, {
     device: "gpu",

@@ -82,7 +82,7 @@ async function exceptions(): Promise<Map<string, string>> {
   return new Map([...items].map(([, name, reason]) => [name, reason]));
 }
 
-Deno.test("functions are measured, whatever they are called", () => {
+Deno.test("functions of every syntax are measured", () => {
   const text = `function one() {
   return 1;
 }
@@ -121,7 +121,7 @@ Deno.test(`functions of the product have at most ${MOST_LINES} lines`, async () 
   for (const [name, reason] of allowed) {
     assertMatch(reason, /\w+ \w+/, `${name} is listed without a reason`);
   }
-  // Both ways: what is listed and short must leave the list.
+  // And the reverse: a listed function that is short must leave the list.
   assertEquals(
     long.map(({ name }) => name).sort(),
     [...allowed.keys()].sort(),

@@ -7,7 +7,7 @@ const ROOT = new URL("../", import.meta.url);
 /** The one file that may name the Deno namespace. */
 const HOST_DENO = "lib/host_deno.ts";
 
-/** Everything that `mod.ts` loads, and the rest of lib/ but its tools. */
+/** Everything that `mod.ts` loads, and the rest of lib/ except the tools. */
 async function productFiles(): Promise<string[]> {
   const { stdout } = await new Deno.Command(Deno.execPath(), {
     args: ["info", "--json", "--config", "deno.json", "mod.ts"],
@@ -34,7 +34,7 @@ async function productFiles(): Promise<string[]> {
   return [...new Set(files)].filter((file) => file !== HOST_DENO).sort();
 }
 
-/** Lines that use the namespace, in comments too; a sentence may end with its name. */
+/** Lines that use the namespace, comments included; a sentence may end with its name. */
 function usesOf(text: string): string[] {
   return text.split("\n").filter((line) => /\bDeno\.\w/.test(line));
 }
@@ -75,7 +75,7 @@ Deno.test("the host is Deno here", () => {
   assertEquals(host.files.currentFolder(), Deno.cwd());
 });
 
-Deno.test("files of the host", async () => {
+Deno.test("the host reads, writes and finds files", async () => {
   const folder = await Deno.makeTempDir();
   const { files } = host;
   try {
@@ -83,7 +83,7 @@ Deno.test("files of the host", async () => {
     assertEquals(await files.find(path), undefined);
     assertEquals(await files.readText(path), undefined);
     assertEquals(await files.open(path), undefined);
-    await files.remove(path); // nothing there: nothing to do
+    await files.remove(path); // removing a missing file does nothing
     await files.writeText(path, "one");
     await files.writeText(path, "two");
     assertEquals(await files.readText(path), "two");

@@ -4,7 +4,7 @@ import { gpuTest } from "./support/gpu.ts";
 import { rangeResponse } from "./support/serve_folder.ts";
 
 const ROOT = new URL("../", import.meta.url);
-/** The script of CPU threads, and a path that answers once it was requested. */
+/** The script of CPU threads, and a path that answers once the script was requested. */
 const WORKER = "/lib/cpu/worker.ts", WORKER_ASKED = "/worker-asked";
 
 /** Serves mod.ts and everything that it loads. */

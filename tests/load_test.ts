@@ -249,7 +249,7 @@ eachDevice(
 );
 
 eachDevice(
-  "a second run at once is refused, and the first continues",
+  "a second concurrent run is refused, and the first continues",
   async (device) => {
     using qwen = await loadQwen3(undefined, { device });
     const whole = await read(qwen.generate(PROMPT, GREEDY));
@@ -437,7 +437,7 @@ Deno.test("scaling bf16 weights by a power of two is exact", () => {
 });
 
 gpuTest(
-  "a value beyond f16 turns the cache to f32 once, with no token lost",
+  "a value beyond f16 switches the cache to f32 once, with no token lost",
   async () => {
     await using checkpoint = await withLargeValues(TINY);
     const { cases } = await readGolden("tiny-tied-bf16");

@@ -106,8 +106,8 @@ const DTYPES: [Dtype, Dtype][] = [
 const isLarge = ({ a, b }: Product) => elements(a) > 1e5 || elements(b) > 1e5;
 
 /**
- * The element types that a product is tested in. Each compiles another pipeline, so the
- * products of a kernel divide the types among them; large products take the first two.
+ * The element types that a matmul is tested in. Each compiles another pipeline, so the
+ * matmuls of a kernel divide the types among them; large matmuls take the first two.
  */
 function typesOf(product: Product): [Dtype, Dtype][] {
   if (isLarge(product)) return DTYPES.slice(0, 2);
@@ -161,7 +161,7 @@ gpuTest(
   },
 );
 
-/** Multiplies random tensors and compares the product with float64. */
+/** Multiplies random tensors and compares the result with float64. */
 async function multiply(
   trial: Trial,
   { a, b, transposeB = false, shape }: Product,
@@ -187,7 +187,7 @@ async function multiply(
   return { choices };
 }
 
-/** The product in float64, matrix by matrix; groups of `a`'s heads share heads of `b`. */
+/** The matmul in float64, matrix by matrix; groups of `a`'s heads share heads of `b`. */
 function expected(
   a: Float32Array,
   shapeA: Shape,
@@ -221,7 +221,7 @@ function expected(
 }
 
 gpuTest(
-  "a refused product is one line with the shapes, and nothing falls back",
+  "a refused matmul is an error of one line with the shapes, and nothing falls back",
   async (gpu, trial) => {
     const of = (...shape: number[]) => trial.filled(shape, 1);
     const refused: [() => Tensor, string][] = [

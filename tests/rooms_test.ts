@@ -1,6 +1,6 @@
 /**
- * The rules of the rooms (see ARCHITECTURE.md): which folder may import which, over
- * every import, type-only and dynamic ones included.
+ * The import rules of ARCHITECTURE.md: which folder may import which, over all imports,
+ * type-only and dynamic ones included.
  *
  * @module
  */
@@ -17,10 +17,10 @@ interface Arrow {
 
 /** Files of lib/ that anything may import, because they import nothing of ours. */
 const LEAVES = "leaves";
-/** Files at the top of lib/: what mod.ts, the tasks and the tools come in through. */
+/** Files at the top of lib/: the entry points for mod.ts, the tasks and the tools. */
 const DOORS = "doors";
 
-/** The rooms that each room may import, besides itself. */
+/** The rooms that each room may import, in addition to itself. */
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   [LEAVES]: [],
   "lib/formats": [LEAVES],
@@ -131,7 +131,7 @@ const all = await everyArrow();
 const show = ({ from, to, dynamic }: Arrow) =>
   `${from} ${dynamic ? "- import() ->" : "->"} ${to}`;
 
-/** The first circle that a search of `arrows` meets, as its arrows. */
+/** The first cycle that a search of `arrows` finds, as its arrows. */
 function circle(arrows: readonly Arrow[]): Arrow[] | undefined {
   const from = Map.groupBy(arrows, (arrow) => arrow.from);
   const done = new Set<string>(), path: Arrow[] = [];
@@ -168,13 +168,13 @@ function forbidden(arrows: readonly Arrow[]): Arrow[] {
   });
 }
 
-Deno.test("no file imports itself by way of others, not even its types", () => {
+Deno.test("no file imports itself through others, not even for types", () => {
   assert(all.length > 500, `only ${all.length} imports were found`);
   const found = circle(all);
   assertEquals(found?.map(show), undefined);
 });
 
-Deno.test("a circle is found, also through types and import()", () => {
+Deno.test("a cycle is found, also through types and import()", () => {
   const arrow = (from: string, to: string, dynamic = false) => ({
     from,
     to,
@@ -193,7 +193,7 @@ Deno.test("each room imports only the rooms that it may", () => {
   assertEquals(forbidden(all).map(show), []);
 });
 
-Deno.test("a forbidden arrow is found", () => {
+Deno.test("a forbidden import is found", () => {
   const arrows = [
     ["lib/checkpoint/open.ts", "lib/webgpu/device.ts"],
     ["lib/webgpu/plan.ts", "lib/model/ops.ts"],
@@ -205,7 +205,7 @@ Deno.test("a forbidden arrow is found", () => {
   assertEquals(forbidden(arrows), arrows);
 });
 
-Deno.test("what generates text loads no instrument before it is asked for", async () => {
+Deno.test("generating text loads no instrument that is not asked for", async () => {
   const reached = new Set(["tasks/generate.ts"]);
   const arrows = await arrowsFrom("tasks/generate.ts");
   for (const file of reached) {

@@ -47,7 +47,7 @@ export function prefixed(value: number): string {
 
 /**
  * Breaks `text` into lines of at most `width` characters. The first line starts with
- * `first`, the others with `rest`; a word that fits no line loses its middle.
+ * `first`, the others with `rest`; a word longer than a line is shortened in the middle.
  */
 export function wrap(
   text: string,
@@ -67,7 +67,7 @@ export function wrap(
   return lines;
 }
 
-/** A word without its middle if it has more than `most` characters. */
+/** Cuts out the middle of a word of more than `most` characters. */
 function shortened(word: string, most: number): string {
   if (word.length <= most) return word;
   const tail = Math.floor((most - 1) / 2);

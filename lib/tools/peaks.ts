@@ -13,7 +13,7 @@ import { timePlan } from "../webgpu/timing.ts";
 
 /** Measured passes take at least this long, so that clocks and caches settle. */
 const LONG_MS = 2;
-/** Rounds at which a pass is not made longer. */
+/** A pass of this many rounds is not made longer. */
 const MOST_ROUNDS = 1 << 14;
 /** Workgroups that fill any GPU. */
 const MANY_WORKGROUPS = 4096;
@@ -48,7 +48,7 @@ async function readRate(
   using y = Tensor.create(gpu, "u32", [4], undefined, "peak sink");
   using plan = new Plan(gpu);
   plan.add(peakRead, { x, y }, { constants: { X_IN } });
-  await fastest(gpu, plan, 2); // the first touch makes memory real
+  await fastest(gpu, plan, 2); // the first touch commits the memory
   return bytes / await fastest(gpu, plan, 10) / 1e6;
 }
 
@@ -105,7 +105,7 @@ async function fastest(gpu: Gpu, plan: Plan, times: number): Promise<number> {
   return await timeByWall(gpu, plan, times);
 }
 
-/** Milliseconds of a run by wall clock: the time of many runs less that of none, divided. */
+/** Wall-clock milliseconds per run: the time of many runs minus that of none, divided. */
 export async function timeByWall(
   gpu: Gpu,
   plan: Plan,

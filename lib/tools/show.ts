@@ -31,7 +31,10 @@ import { Tensor } from "../webgpu/tensor.ts";
 /** The properties of a device that choices depend on; a `Gpu` has them. */
 export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
 
-/** Replaces a missing adapter: the least that the kernels run on, with f16 and subgroups. */
+/**
+ * Stands in for a missing adapter: the least that kernels run on, with f16 and
+ * subgroups.
+ */
 export const STATED_DEVICE: Sketched = {
   name: "no adapter: 32 KiB of workgroup memory, 256 threads, 32 lanes, f16",
   f16: true,
@@ -46,7 +49,7 @@ export const STATED_DEVICE: Sketched = {
 /** The pass that a kernel is shown for. */
 export interface ShowOptions {
   config: Qwen3Config;
-  /** Tokens of the pass; by default 512, or as many as the kernel is for. */
+  /** Tokens in the pass; by default 512, or the number that the kernel is for. */
   tokens?: number;
   /** How the weights are stored; bf16 by default. */
   format?: Format;
@@ -61,7 +64,7 @@ export interface Shown {
   label: string;
   also: string[];
   operands: { name: string; dtype: string; shape: readonly number[] }[];
-  /** The kernel's own constants; the WGSL has those that follow from them. */
+  /** The kernel's own constants; the WGSL also has those derived from them. */
   constants: Constants;
   reason: string;
   wgsl: string;
@@ -69,7 +72,7 @@ export interface Shown {
 
 /**
  * Shows a kernel by its name (`attendDecode`) or its file's (`attend_decode`), with the
- * constants that are chosen for `device`.
+ * constants chosen for `device`.
  *
  * @throws {Error} if there is no such kernel, or a constant that it does not have.
  */
@@ -85,7 +88,7 @@ export function showKernel(
     );
   }
   const wanted = kernel.name;
-  // As it is on this device if that runs it, else with the other type of matmuls.
+  // As this device runs it if it does, otherwise with matmuls of the other type.
   const other = { ...device, f16: true, software: false };
   const none = { ...device, f16: false };
   const unknown = { ...device, adapterClass: "other" as const };
@@ -104,7 +107,7 @@ export function showKernel(
         ? `${tokens} ${tokens === 1 ? "token" : "tokens"}`
         : `not chosen on this device, shown as ${
           chosen === unknown
-            ? "on one of unknown kind"
+            ? "on a device of unknown kind"
             : `${chosen.f16 ? "with" : "without"} f16 matmuls`
         }`;
       return {
@@ -159,7 +162,7 @@ function describe(
   );
   if (wrong) {
     throw new Error(
-      `Cannot show ${kernel.name}: it has no constant ${wrong}, but ${
+      `Cannot show ${kernel.name}: it has no constant ${wrong}, only ${
         Object.keys(kernel.constants).join(", ")
       }`,
     );

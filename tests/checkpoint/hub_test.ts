@@ -25,7 +25,7 @@ const VARIABLES = [
   "HF_HUB_OFFLINE",
 ];
 
-/** An empty cache and a clean environment, until disposed. */
+/** An empty cache and a clean environment until disposed. */
 async function emptyCache() {
   const before = VARIABLES.map((name) => [name, Deno.env.get(name)] as const);
   for (const name of VARIABLES) Deno.env.delete(name);

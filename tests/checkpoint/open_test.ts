@@ -130,7 +130,7 @@ Deno.test("openCheckpoint reads shards through their index", async () => {
   }
 });
 
-Deno.test("openCheckpoint has text files, generation defaults and the tokenizer, if any", async () => {
+Deno.test("openCheckpoint reads text files, generation defaults and the tokenizer, if any", async () => {
   await using folder = await copyOf("tiny-tied-bf16");
   await Deno.writeTextFile(
     `${folder.path}/generation_config.json`,

@@ -8,7 +8,10 @@ const files = new Map([["/big.bin", content], [
   new TextEncoder().encode("text"),
 ]]);
 
-/** A server whose first `broken` answers, other than for the first byte, are `how`'s. */
+/**
+ * A server that answers its first `broken` requests with `how`, except for the first
+ * byte.
+ */
 function flaky(
   broken: number,
   how: (request: Request) => Response | Promise<Response>,

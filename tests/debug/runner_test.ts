@@ -17,7 +17,7 @@ gpuTest("debug changes nothing while the kernels are right", async () => {
   assertEquals(await ids(debug), await ids(plain));
 });
 
-gpuTest("debug turns an overflowing cache to f32 and says so", async () => {
+gpuTest("debug switches an overflowing cache to f32 and says so", async () => {
   await using checkpoint = await withLargeValues(TINY);
   using plain = await loadQwen3(checkpoint.path, { device: "gpu" });
   const expected = await plain.logits([1, 2, 3]);
@@ -107,7 +107,7 @@ gpuTest("debug names the token of wrong sampling", async () => {
   }
 });
 
-gpuTest("debug accepts right sampling of every kind", async () => {
+gpuTest("debug accepts correct sampling of every kind", async () => {
   using qwen = await loadQwen3(TINY, { device: "gpu", debug: true });
   for (
     const sampling of [

@@ -30,7 +30,7 @@ import { type Operands, showWgsl } from "../../lib/webgpu/kernel.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { attendKey, linearKey } from "../../lib/dispatch/keys.ts";
 
-/** Adapters, from the least that attention of a prompt needs to a large one. */
+/** Adapters, from the least that attention over a prompt needs to a large one. */
 const DEVICES: Capabilities[] = [
   [0, 32768, 256],
   [4, 32768, 256],
@@ -186,7 +186,7 @@ Deno.test("choices for Linear layers fit the device", () => {
   }
 });
 
-Deno.test("lanes have rows of their own where threads are emulated and can broadcast x", () => {
+Deno.test("lanes have their own rows where threads are emulated and can broadcast x", () => {
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const device of DEVICES) {
       for (const k of [1024, 100]) {
@@ -219,7 +219,7 @@ Deno.test("lanes have rows of their own where threads are emulated and can broad
 });
 
 Deno.test("few rows without subgroups need few barriers", () => {
-  // A software adapter compiles hundreds of barriers for minutes.
+  // A software adapter takes minutes to compile hundreds of barriers.
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const m of [2, 16, 32]) {
       const kind = { format: bf16, norm: false, swiglu: false } as const;
@@ -331,7 +331,7 @@ Deno.test("decode attention fits the device, for any head", () => {
             const running = splits.filter((n) => n > 0);
             assertEquals(running.length, 1, `${length}: ${splits}`);
             assert(running[0] <= MOST_SPLITS, `${length}: ${splits}`);
-            // Scratch memory has room for that many.
+            // Scratch memory has room for all of them.
             assert(running[0] <= Math.ceil(MOST_SPLITS / rows), `${splits}`);
           }
         }

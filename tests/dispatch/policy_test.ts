@@ -55,7 +55,7 @@ Deno.test("attention is f16 where its scores stay in range", () => {
     const { dtype, reason } = chooseAttentionDtype({ ...given, ...changes });
     return `${dtype}: ${reason}`;
   };
-  assertMatch(on(), /^f16: /); // 16 × 8 × 128 is just 16,384
+  assertMatch(on(), /^f16: /); // 16 × 8 × 128 is exactly 16,384
   assertMatch(on({ largestQ: 16.01 }), /^f32: q · k may reach 16394/);
   assertMatch(on({ largestQ: 32, headDim: 64 }), /^f16: /);
   assertMatch(on({ largestQ: NaN }), /^f32: /);

@@ -1,5 +1,5 @@
 /**
- * Every format of the list: its definition, its planes, and each way to read it.
+ * Every format of the list: its definition, its planes and every way to read it.
  *
  * @module
  */
@@ -18,7 +18,7 @@ import { Random } from "../support/reference.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 import { nibbles, unpackBlock } from "../support/nibbles.ts";
 
-/** What each format's bits mean, by its definition. A new format adds its own here. */
+/** What each format's bits mean by definition. A new format adds its own here. */
 const DEFINITIONS: Record<string, (block: DataView) => number[]> = {
   f32: (block) => [block.getFloat32(0, true)],
   f16: (block) => [binary(block.getUint16(0, true), 5, 10)],
@@ -27,7 +27,7 @@ const DEFINITIONS: Record<string, (block: DataView) => number[]> = {
     unpackBlock(new Uint8Array(buffer, byteOffset, byteLength)),
 };
 
-/** Those of the list, and one that stands for blocks. */
+/** The formats of the list, and a test format made of blocks. */
 const ALL = [...FORMATS, nibbles];
 
 /** The value of a binary float with the given field widths. */
@@ -75,7 +75,9 @@ function planesOf(format: Format, stored: Uint8Array, k: number) {
   return planes;
 }
 
-/** Widths of rows: as few as a format has, odd ones where it may, more than a load. */
+/**
+ * Row widths: the smallest of a format, odd ones where allowed, and more than one load.
+ */
 const widths = ({ elements, loads }: Format) =>
   [1, 2, 3, 7, 8, 33, 64].map((blocks) => blocks * elements)
     .filter((k) => loads.at(-1) === 1 || k % loads.at(-1)! === 0);
@@ -91,7 +93,7 @@ Deno.test("names are unique, and known", () => {
 });
 
 for (const format of ALL) {
-  Deno.test(`${format.name}: rows of any bits unpack as the definition says`, () => {
+  Deno.test(`${format.name}: rows of any bits unpack by the definition`, () => {
     const random = new Random(11);
     for (const k of widths(format)) {
       const rows = 9, stored = randomRows(random, format, rows, k);
@@ -167,7 +169,7 @@ function upload(
   return matrix;
 }
 
-/** Where bits differ: NaN need not keep theirs, and a GPU may read subnormals as zeros. */
+/** Where bits differ. NaN may change its bits, and a GPU may read subnormals as zeros. */
 function difference(actual: Uint32Array, expected: Float32Array): number {
   const bits = new Uint32Array(expected.buffer, 0, expected.length);
   const values = new Float32Array(actual.buffer, 0, actual.length);
@@ -180,7 +182,7 @@ function difference(actual: Uint32Array, expected: Float32Array): number {
 
 for (const format of ALL) {
   gpuTest(
-    `${format.name}: each way to read it on the GPU gives what unpack gives, bit for bit`,
+    `${format.name}: every way to read it on the GPU equals unpack, bit for bit`,
     async (gpu, trial) => {
       for (const k of widths(format)) {
         const n = 13, stored = randomRows(trial.random, format, n, k);

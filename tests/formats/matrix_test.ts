@@ -20,7 +20,7 @@ import { gpuTest, withBinding } from "../support/gpu.ts";
 import { nibbles } from "../support/nibbles.ts";
 import { splitMatrix } from "../support/matrix.ts";
 
-Deno.test("neighbours of one format share a part", () => {
+Deno.test("neighbors of one format share a part", () => {
   const stack = [
     { rows: 12, format: bf16 },
     { rows: 4, format: bf16 },
@@ -39,7 +39,7 @@ Deno.test("neighbours of one format share a part", () => {
   );
 });
 
-Deno.test("pairs of one format share parts, of two they do not", () => {
+Deno.test("pairs of one format share parts, pairs of two formats do not", () => {
   const both = (other: Format) =>
     layOut(
       "gate_up",

@@ -13,7 +13,7 @@ function runnerOf({ runner }: Qwen3): GpuRunner {
   return runner;
 }
 
-/** What a loop does, in order; a number is a chunk of as many tokens. */
+/** What a loop does, in order; a number is a chunk of that many tokens. */
 async function watch(runner: GpuRunner, maxTokens: number, chunk?: number) {
   const order: (string | number)[] = [], pieces: number[] = [];
   runner.watcher = {

@@ -56,7 +56,7 @@ gpuTest(
   },
 );
 
-Deno.test("keys order as their scores do, and give them back", () => {
+Deno.test("keys sort like their scores and convert back to them", () => {
   const scores = [-3e38, -8, -1e-30, 0, 1e-30, 2.5, 3e38].map(Math.fround);
   const keys = scores.map(keyOf);
   assertEquals(keys, keys.toSorted((a, b) => a - b));

@@ -254,7 +254,7 @@ gpuTest(
     const lengths = Array.from({ length: rows }, () => random.int(900, 1000));
     const sizes = { ...shape, rows, lengths };
     const inputs = attentionInputs(random, sizes, { cache: "f16" });
-    // Two tokens in turn share scratch memory, so stale values of the other would show.
+    // Two tokens take turns on the same scratch memory, so stale values would show.
     const tokens = [inputs, {
       ...inputs,
       qkv: attentionInputs(random, sizes, { cache: "f16" }).qkv,

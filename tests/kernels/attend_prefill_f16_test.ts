@@ -12,7 +12,7 @@ function halfTest(name: string, fn: (trial: Trial) => Promise<void>): void {
   });
 }
 
-/** How far sums in f16 may be off, as a part of what they sum. */
+/** How far sums in f16 may be off, as a fraction of what they sum. */
 const HALF = 4e-3;
 
 halfTest(
@@ -79,7 +79,7 @@ halfTest(
 );
 
 halfTest(
-  "attendPrefillF16 shows no token what comes after it",
+  "attendPrefillF16 is causal: no token sees what comes after it",
   async (trial) => {
     const tokens = 40, width = 2 * 128, changed = 17;
     const shape = { heads: 2, kvHeads: 1, headDim: 128, context: 100, eps: 0 };

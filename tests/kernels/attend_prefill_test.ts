@@ -51,7 +51,7 @@ gpuTest(
 );
 
 gpuTest(
-  "attendPrefill shows no token what comes after it",
+  "attendPrefill is causal: no token sees what comes after it",
   async (_, trial) => {
     const tokens = 70, width = 4 * 16, lengths = [5];
     const shape = { heads: 4, kvHeads: 2, headDim: 16, context: 80, eps: 0 };

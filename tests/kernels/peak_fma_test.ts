@@ -16,7 +16,7 @@ gpuTest(
   },
 );
 
-Deno.test("peakFma does as many operations in a round as it says", () => {
+Deno.test("peakFma does as many operations per round as it declares", () => {
   const y = { dtype: "u32", shape: [4] } as unknown as Tensor;
   for (const [F16, width] of [[0, 4], [1, 2]]) {
     const wgsl = showWgsl(peakFma, { y }, { constants: { F16 } });

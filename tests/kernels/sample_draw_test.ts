@@ -5,7 +5,7 @@ import { checkCase } from "../support/kernel_case.ts";
 const SIZES = [[35, 4], [1024, 1], [4097, 8], [20001, 64]];
 
 gpuTest(
-  "sampleDraw draws by the noise of each token, from what min-p keeps",
+  "sampleDraw draws by the noise of each token, among those that min-p keeps",
   async (_, trial) => {
     const { random } = trial;
     for (const [vocab, chunks] of SIZES) {

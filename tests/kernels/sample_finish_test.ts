@@ -5,7 +5,7 @@ import { checkCase } from "../support/kernel_case.ts";
 const SIZES = [[35, 4], [1024, 1], [4097, 8], [20001, 64]];
 
 gpuTest(
-  "sampleFinish takes the best of all chunks and moves the loop on",
+  "sampleFinish picks the best of all chunks and advances the loop",
   async (_, trial) => {
     for (const [vocab, chunks] of SIZES) {
       const shape = { sequences: trial.random.int(1, 5), vocab, chunks };

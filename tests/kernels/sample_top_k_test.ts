@@ -5,7 +5,7 @@ import { gpuTest } from "../support/gpu.ts";
 import { checkCase } from "../support/kernel_case.ts";
 
 gpuTest(
-  "sampleTopK names all that may be among the k highest",
+  "sampleTopK lists all tokens that may be among the k highest",
   async (_, trial) => {
     const { random } = trial;
     const sizes = [[1, 1], [35, 4], [1024, 2], [4097, 8], [20001, 64]];

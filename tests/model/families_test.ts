@@ -11,7 +11,7 @@ import { qwen3 } from "../../lib/model/qwen3.ts";
 
 const tied = parseSynthetic("synthetic:qwen3-0.6b?layers=2").config;
 
-Deno.test("a family is found by model_type, and an unknown one is refused with those that are known", () => {
+Deno.test("a family is found by model_type, and an unknown one is refused with the known ones", () => {
   assertEquals(familyOf(tied), qwen3);
   const refused: [string, string][] = [
     ["llama", 'model_type is "llama", must be "qwen3"'],

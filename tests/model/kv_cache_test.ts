@@ -166,7 +166,7 @@ Deno.test("only a pass that has begun advances the cache", () => {
   assertThrows(() => cache.advance(), Error, message);
 });
 
-gpuTest("the device's copy of the lengths follows", async (gpu) => {
+gpuTest("the device's copy of the lengths follows the host's", async (gpu) => {
   using qwen = await loadQwen3(undefined, { device: "cpu" });
   const { config } = qwen;
   using cache = new GpuKvCache(gpu, config, 2, 8, "f32");

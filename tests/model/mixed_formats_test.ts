@@ -54,7 +54,7 @@ const ODD: Qwen3Config = {
   headDim: 6,
 };
 
-/** The first pattern that a tensor's name has gives its format; bf16 otherwise. */
+/** The first pattern that a tensor's name matches gives its format; bf16 otherwise. */
 const byName = (...patterns: [RegExp, Format][]) => (name: string): Format =>
   patterns.find(([pattern]) => pattern.test(name))?.[1] ?? bf16;
 

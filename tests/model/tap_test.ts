@@ -110,7 +110,7 @@ Deno.test("tap sees every verb with its arguments, and results pass through", ()
   assertEquals(again, results);
 });
 
-Deno.test("what is around a verb decides its result and whether it runs", () => {
+Deno.test("the wrapper of a verb decides its result and whether it runs", () => {
   const ops = new WordOps();
   const tapped = tap(
     ops,

@@ -24,7 +24,7 @@ interface Stored {
   bytes: Uint8Array<ArrayBuffer>;
 }
 
-/** What the only part of a matrix holds. */
+/** The data of a matrix's only part. */
 function only({ n, k, parts }: Matrix<Stored>) {
   const [{ format, twin, planes: [{ bytes }] }, ...more] = parts;
   assertEquals(more, []);

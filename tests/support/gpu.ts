@@ -10,7 +10,7 @@ import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { QUICK } from "./quick.ts";
 import { Random, withSeeds } from "./random.ts";
 
-/** Set to 1, a missing adapter fails GPU tests instead of skipping them. */
+/** If set to 1, GPU tests fail without an adapter instead of being skipped. */
 const REQUIRE = "QWEN3_REQUIRE_GPU";
 
 const required = Deno.env.get(REQUIRE) === "1";

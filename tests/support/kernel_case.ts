@@ -1,5 +1,5 @@
 /**
- * Cases of kernels in tests: run, compared, and named where they fail.
+ * Runs and compares cases of kernels in tests, and names those that fail.
  *
  * @module
  */

@@ -11,7 +11,10 @@ import type { Gpu } from "../../lib/webgpu/device.ts";
 import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import type { Trial } from "./gpu.ts";
 
-/** A copy of a matrix of one plane on the device, in as many parts as its bindings ask for. */
+/**
+ * A copy of a matrix of one plane on the device, in as many parts as its bindings
+ * require.
+ */
 export function splitMatrix(
   trial: Trial,
   gpu: Gpu,

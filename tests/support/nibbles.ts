@@ -1,8 +1,8 @@
 /**
- * A format that only tests know: blocks of 32 elements of 4 bits with a scale, as
- * quantized files have them. It takes every path that formats of single floats do not:
- * two planes, stored rows of an odd number of bytes, a rearrangement, several fours in
- * a load, and no reader for WebAssembly.
+ * A format that only tests know: blocks of 32 elements of 4 bits with a scale, as in
+ * quantized files. It takes every path that formats of single floats do not: two planes,
+ * stored rows of an odd number of bytes, a rearrangement, several fours in a load, and
+ * no reader for WebAssembly.
  */
 import type { Format } from "../../lib/formats/format.ts";
 
@@ -38,7 +38,7 @@ const fourOf = (quants: string, shift: number) =>
     shift + 8
   }u, ${shift + 12}u)) & vec4u(15u)) - 8.0)`;
 
-/** See the module. */
+/** The format, as described at the top of this file. */
 export const nibbles: Format = {
   name: "nibbles",
   elements: ELEMENTS,
@@ -61,7 +61,7 @@ export const nibbles: Format = {
   },
   wgsl(x, elements, read) {
     const wide = elements === ELEMENTS;
-    // Bytes of two planes: the number of a load tells where both are.
+    // The bytes are in two planes; the index of a load locates both.
     const scale = (block: string) =>
       `bitcast<f32>((((${
         read(1, `(${block}) >> 2u`)

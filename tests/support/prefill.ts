@@ -1,5 +1,5 @@
 /**
- * What the tests of attendPrefill and attendPrefillF16 share.
+ * Shared by the tests of attendPrefill and attendPrefillF16.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import type { Trial } from "./gpu.ts";
 import { type Attention, attentionInputs } from "./reference.ts";
 
-/** One call, with sums over 16 lanes: by subgroups if they have as many. */
+/** One call, with sums over 16 lanes: by subgroups if they have that many. */
 export function runPrefill(
   trial: Trial,
   { q, k, v }: Record<"q" | "k" | "v", CpuTensor>,

@@ -6,8 +6,8 @@ export interface Outcome {
 }
 
 /**
- * How tests run a task: without the lockfile, with which Deno would want every package
- * of every test first and fail on a machine without network that lacks one.
+ * How tests run a task: without the lockfile. With it, Deno first wants every package of
+ * every test, and fails on a machine without network that lacks one.
  */
 export const RUN: readonly string[] = ["run", "-A", "--no-check", "--no-lock"];
 

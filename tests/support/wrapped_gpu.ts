@@ -1,4 +1,4 @@
-/** WebGPU like that of another machine: this adapter with other names and limits. */
+/** WebGPU as on another machine: this adapter with other names and limits. */
 
 /** What the wrapped adapter pretends. */
 export interface Pretence {

@@ -15,7 +15,7 @@ const STORIES = "models/stories-3m";
 const task = (args: string[], env?: Record<string, string>) =>
   runTask("bench", args, env);
 
-/** A folder like bench/peers/pack.sh's, whose benchmark only repeats its arguments. */
+/** A folder like bench/peers/pack.sh's, whose benchmark only echoes its arguments. */
 async function pretendPeers(folder: string): Promise<void> {
   const script = `#!/bin/sh
 [ "$3" = gpu ] || { echo "no such device" >&2; exit 1; }
@@ -32,68 +32,75 @@ done
   assert(success);
 }
 
-gpuTest("rows with spread, the peaks, peers, and JSON last", async () => {
-  const folder = await Deno.makeTempDir();
-  try {
-    await pretendPeers(folder);
-    const { code, stdout, stderr } = await task([
-      ...["--model", STORIES, "--runs", "2", "--max-tokens", "8"],
-      ...["--only", "gemm-f32,decode-128,prefill-2048,batch-16"],
-      ...["--peers", folder],
-    ], { TMPDIR: folder });
-    assertEquals(code, 0, stderr);
-    const lines = stdout.trimEnd().split("\n");
-    assertEquals(lines.length, 1);
-    const report: BenchReport = JSON.parse(lines[0]);
-    assertEquals(report.runs, 2);
-    assert(report.peaks.readGBps > 0 && report.peaks.f32TFLOPS > 0);
-    assertEquals(report.peersFailed, []);
-    const [decode, prefill, batch, gemm] = report.rows;
+gpuTest(
+  "the task prints rows with spread, peaks and peers, and JSON last",
+  async () => {
+    const folder = await Deno.makeTempDir();
+    try {
+      await pretendPeers(folder);
+      const { code, stdout, stderr } = await task([
+        ...["--model", STORIES, "--runs", "2", "--max-tokens", "8"],
+        ...["--only", "gemm-f32,decode-128,prefill-2048,batch-16"],
+        ...["--peers", folder],
+      ], { TMPDIR: folder });
+      assertEquals(code, 0, stderr);
+      const lines = stdout.trimEnd().split("\n");
+      assertEquals(lines.length, 1);
+      const report: BenchReport = JSON.parse(lines[0]);
+      assertEquals(report.runs, 2);
+      assert(report.peaks.readGBps > 0 && report.peaks.f32TFLOPS > 0);
+      assertEquals(report.peersFailed, []);
+      const [decode, prefill, batch, gemm] = report.rows;
 
-    assertEquals(decode.row, "decode-128");
-    const [wall] = decode.measures;
-    assertEquals([wall.name, wall.unit], ["generate", "tokens/s"]);
-    assertEquals([wall.runs, wall.bound], [2, "memory"]);
-    assert(wall.low <= wall.median && wall.median <= wall.high);
-    assert(wall.low > 0 && wall.fraction! > 0);
-    assertEquals(
-      decode.peers.map((
-        { program, workload, device, measure, runs, factor },
-      ) => [
-        ...[program, workload, device, measure, runs],
-        factor! * 2 / wall.median,
-      ]),
-      ["vulkan", "vulkan-without-tensor-cores"].map((program) => [
-        ...[`llama.cpp ${program}`, "tg@128", "gpu", "generate", 2, 1],
-      ]),
-    );
+      assertEquals(decode.row, "decode-128");
+      const [wall] = decode.measures;
+      assertEquals([wall.name, wall.unit], ["generate", "tokens/s"]);
+      assertEquals([wall.runs, wall.bound], [2, "memory"]);
+      assert(wall.low <= wall.median && wall.median <= wall.high);
+      assert(wall.low > 0 && wall.fraction! > 0);
+      assertEquals(
+        decode.peers.map((
+          { program, workload, device, measure, runs, factor },
+        ) => [
+          ...[program, workload, device, measure, runs],
+          factor! * 2 / wall.median,
+        ]),
+        ["vulkan", "vulkan-without-tensor-cores"].map((program) => [
+          ...[`llama.cpp ${program}`, "tg@128", "gpu", "generate", 2, 1],
+        ]),
+      );
 
-    assertEquals(prefill.row, "prefill-2048");
-    assertEquals(prefill.measures, []);
-    assertMatch(prefill.unmeasured!, /2049 tokens, the checkpoint has 1024/);
-    assertEquals(prefill.peers, []);
+      assertEquals(prefill.row, "prefill-2048");
+      assertEquals(prefill.measures, []);
+      assertMatch(prefill.unmeasured!, /2049 tokens, the checkpoint has 1024/);
+      assertEquals(prefill.peers, []);
 
-    assertEquals(batch.row, "batch-16");
-    const [all, factor, one] = batch.measures;
-    assert(Math.abs(factor.high * one.median / all.high - 1) < 1e-6);
-    assertEquals(batch.peers.map(({ workload }) => workload), [
-      ...["tg@128x16", "tg@128x16"],
-    ]);
+      assertEquals(batch.row, "batch-16");
+      const [all, factor, one] = batch.measures;
+      assert(Math.abs(factor.high * one.median / all.high - 1) < 1e-6);
+      assertEquals(batch.peers.map(({ workload }) => workload), [
+        ...["tg@128x16", "tg@128x16"],
+      ]);
 
-    assertEquals(gemm.row, "gemm-f32");
-    const [rate, time] = gemm.measures;
-    assertEquals([rate.unit, time.unit, rate.bound], ["TFLOP/s", "ms", "f32"]);
-    const size = Number(/^(\d+)³/.exec(gemm.notes![0])![1]);
-    const flops = 2 * size ** 3;
-    assert(Math.abs(rate.low * time.high * 1e9 / flops - 1) < 1e-6);
+      assertEquals(gemm.row, "gemm-f32");
+      const [rate, time] = gemm.measures;
+      assertEquals([rate.unit, time.unit, rate.bound], [
+        "TFLOP/s",
+        "ms",
+        "f32",
+      ]);
+      const size = Number(/^(\d+)³/.exec(gemm.notes![0])![1]);
+      const flops = 2 * size ** 3;
+      assert(Math.abs(rate.low * time.high * 1e9 / flops - 1) < 1e-6);
 
-    assertStringIncludes(stderr, "decode-128: decode after a prompt of 128");
-    assertStringIncludes(stderr, "not measured: it needs a context of 2049");
-    assertStringIncludes(stderr, "llama.cpp vulkan, tg@128");
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
-});
+      assertStringIncludes(stderr, "decode-128: decode after a prompt of 128");
+      assertStringIncludes(stderr, "not measured: it needs a context of 2049");
+      assertStringIncludes(stderr, "llama.cpp vulkan, tg@128");
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+);
 
 gpuTest("a failed peer is named, and the exit code is 1", async () => {
   const folder = await Deno.makeTempDir();
@@ -116,7 +123,7 @@ gpuTest("a failed peer is named, and the exit code is 1", async () => {
 });
 
 gpuTest(
-  "a fresh process loads and reports its memory; JSON alone",
+  "a fresh process loads and reports its memory; --json prints JSON alone",
   async () => {
     const { code, stdout, stderr } = await task([
       ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
@@ -256,7 +263,7 @@ gpuTest(
   },
 );
 
-Deno.test("a folder without peers is refused at once", async () => {
+Deno.test("a folder without peers is refused immediately", async () => {
   const { code, stderr } = await task(["--peers", "/nowhere"]);
   assertEquals(code, 1);
   assertMatch(stderr, /^error: Cannot run peers: \/nowhere has no llama/);
@@ -274,8 +281,11 @@ Deno.test("deno task bench --help lists flags and rows", async () => {
 
 for (
   const [args, message] of [
-    [["--only", "decode"], /--only has "decode", must be rows that .* --help/],
-    [["--only", ","], /--only has no rows, must be rows that .* --help/],
+    [
+      ["--only", "decode"],
+      /--only has "decode", must be rows listed by .* --help/,
+    ],
+    [["--only", ","], /--only has no rows, must be rows listed by .* --help/],
     [["--json", "--markdown"], /--json and --markdown are both given, must be/],
     [["--runs", "0"], /--runs is 0, must be an integer from 1 to 100/],
     [["--max-tokens", "1.5"], /--max-tokens is 1.5, must be an integer/],

@@ -228,7 +228,7 @@ async function inTurns(work: (() => Promise<void>)[]): Promise<void> {
 Deno.test("wrong prompts, options and flags are one-line errors with exit code 1", async () => {
   const hi = (...args: string[]) => ["hi", ...args];
   const refused: [args: string[], ...parts: string[]][] = [
-    [[], "the prompt is empty, give it as words or on stdin"],
+    [[], "the prompt is empty, pass it as arguments or on stdin"],
     [[""], "the prompt is empty"],
     [hi("--modle", "x"), "--modle is unknown, must be one of --model, "],
     [hi("-x"), "-x is unknown"],

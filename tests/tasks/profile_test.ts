@@ -58,7 +58,7 @@ for (
     [["--html", ""], /Cannot write --html to "": .*, must be/],
     [
       ["--html", "/dev/null", "--trace", "/dev/null"],
-      /Cannot write --html to \/dev\/null: --trace goes there/,
+      /Cannot write --html to \/dev\/null: --trace is written there/,
     ],
     [["--chunk", "2", "--chunk", "3"], /--chunk is given twice, must be/],
     [["--compare", "--no-compare"], /--compare is given twice, must be/],

@@ -14,7 +14,9 @@ import { tamperedGpu } from "../support/tampered_gpu.ts";
 const ROOT = new URL("../..", import.meta.url).pathname;
 const TINY = `${ROOT}tests/fixtures/tiny-tied-bf16`;
 
-/** Seconds that no test takes, so that results do not depend on the machine's speed. */
+/**
+ * A budget that no test uses up, so that results do not depend on the machine's speed.
+ */
 const UNLIMITED = "100000";
 
 const task = (folder: string, ...args: string[]) =>
@@ -75,7 +77,7 @@ const WRONG_GEMV = [
   "$1 = 1.01 * value;",
 ] as const;
 
-// Slightly wrong, and only with a constant that is no default.
+// Slightly wrong, and only with a constant other than the default.
 for (
   const [kernel, name, value, from, to] of [
     ["gemv", "WORKGROUP", 64, ...WRONG_GEMV],
@@ -147,7 +149,7 @@ for (
   const [args, message] of [
     [
       ["--kernels", "gemv,gem"],
-      /gem is unknown, must be of attendDecode, gemm, gemv, gemvRows/,
+      /gem is unknown, must be among attendDecode, gemm, gemv, gemvRows/,
     ],
     [["--kernels", ","], /the list of kernels is empty/],
     [["--budget-seconds", "0"], /budget is 0 seconds, must be more than 0/],
@@ -166,7 +168,7 @@ for (
 }
 
 gpuTest(
-  "a folder that cannot be written ends the task at once",
+  "a folder that cannot be written ends the task immediately",
   async () => {
     const file = await Deno.makeTempFile();
     const { code, stderr } = await task(file, "--model", TINY);

@@ -46,7 +46,7 @@ Deno.test("tokens, types and constants change the WGSL", () => {
   assertThrows(
     () => show("gemm", { constants: { LANES: 4 } }),
     Error,
-    "Cannot show gemm: it has no constant LANES, but BM",
+    "Cannot show gemm: it has no constant LANES, only BM",
   );
 });
 

@@ -13,7 +13,7 @@ import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest } from "../support/gpu.ts";
 
-/** A tensor whose type and shape alone matter. */
+/** A tensor of which only type and shape matter. */
 function shaped(dtype: Dtype, ...shape: number[]): Tensor {
   return new Tensor({} as Gpu, dtype, shape, {} as GPUBuffer);
 }
@@ -118,7 +118,7 @@ Deno.test("a part of a matrix has its own rows, those of a twin included", () =>
   showWgsl(scaled, { ...operands(), x: { matrix, part: whole } });
 });
 
-Deno.test("a matrix stands for a tensor if it has one part, one of one row for a vector", () => {
+Deno.test("a matrix of one part can stand for a tensor, and one of one row for a vector", () => {
   const { parts: [part], ...matrix } = matrixOf(shaped("bf16", 3, 8));
   const x = { ...matrix, parts: [part] };
   const norm = matrixOf(shaped("bf16", 8));

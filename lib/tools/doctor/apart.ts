@@ -16,7 +16,7 @@ const DEADLINE_MS = 60_000;
 const SCRIPT = new URL("process.ts", import.meta.url);
 
 /**
- * `examineDevice` on the default adapter. A kernel that misses its deadline or ends
+ * `examineDevice` on the default adapter. A kernel that misses its deadline or crashes
  * the process is a finding.
  */
 export async function examineApart(
@@ -44,7 +44,7 @@ export async function examineApart(
       reader.cancel(); // the driver may keep even a killed process alive
     }, ms);
   };
-  wait(DEADLINE_MS); // opening the device is no kernel
+  wait(DEADLINE_MS); // for opening the device, before any kernel
   for (let text = "";;) {
     const { value, done } = await reader.read();
     if (done) break;

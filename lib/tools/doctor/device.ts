@@ -18,7 +18,7 @@ const SLOW_READBACK_MS = 20;
 /**
  * Examines one device. A problem is a finding, not an error.
  *
- * @param weights Bytes that a decode step reads, where a model is known.
+ * @param weights Bytes that a decode step reads, if the model is known.
  */
 export async function examineDevice(
   gpu: Gpu,
@@ -77,13 +77,13 @@ with this model`
     `${ms.toFixed(1)} ms for one word, ${
       slow
         ? "which is slow: it delays the first token and short replies"
-        : "10 ms of which Deno sleeps"
+        : "10 ms of that is Deno sleeping"
     }`,
     { ms },
   );
 }
 
-/** Compares every kernel that computes with float64 on the CPU. */
+/** Compares the results of every kernel with float64 on the CPU. */
 export async function selfTest(gpu: Gpu, reporter: Reporter): Promise<void> {
   const tests = await testKernels(gpu, reporter);
   const byKernel = Map.groupBy(tests.results, ({ kernel }) => kernel);
@@ -113,7 +113,7 @@ export async function selfTest(gpu: Gpu, reporter: Reporter): Promise<void> {
   );
 }
 
-/** The results of one kernel in short; those that fail also say where and by how much. */
+/** Summarizes the results of one kernel; a failure also says where and by how much. */
 function resultsText(results: readonly TestResult[]): string {
   const excess = ({ error, tolerance }: TestResult) =>
     Number.isNaN(error) ? Infinity : tolerance ? error / tolerance : error;

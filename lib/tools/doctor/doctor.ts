@@ -1,6 +1,7 @@
 /**
- * What to run first when something is wrong: checks the runtime, the adapters, what
- * was chosen and why, what a model needs, and whether every kernel computes correctly.
+ * The first thing to run when something goes wrong: checks the runtime, the adapters,
+ * what was chosen and why, what a model needs, and whether every kernel computes
+ * correctly.
  *
  * @module
  */
@@ -17,7 +18,7 @@ import type { DoctorReport, Finding, Reporter } from "./report.ts";
 
 /** Options of {@linkcode doctor}. */
 export interface DoctorOptions {
-  /** As for `loadQwen3`; only headers are read. */
+  /** Any model that `loadQwen3` takes; only headers are read. */
   model: string;
   /** Context length of one sequence, in tokens. */
   context?: number;

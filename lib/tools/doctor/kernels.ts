@@ -1,6 +1,6 @@
 /**
- * A self-test of every kernel: the cases of its file, with the constants that are
- * chosen for this adapter, at odd sizes and at those of a model, in every element type.
+ * A self-test of every kernel: the cases of its file, with the constants chosen for this
+ * adapter, at odd sizes and at those of a model, in every element type.
  *
  * @module
  */

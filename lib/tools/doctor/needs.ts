@@ -12,7 +12,7 @@ import { cacheBytes } from "../../model/kv_cache.ts";
 import { familyOf } from "../../model/families.ts";
 import { listWeights } from "../../model/family.ts";
 
-/** Context length when none is given. */
+/** Context length if none is given. */
 const DEFAULT_CONTEXT = 4096;
 
 const mb = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
@@ -22,7 +22,9 @@ export function weightBytes({ tensors }: Checkpoint): number {
   return [...tensors.values()].reduce((sum, t) => sum + t.byteLength, 0);
 }
 
-/** Weights, KV cache, bindings and memory of a model on `gpu`, or else on the CPU. */
+/**
+ * Weights, KV cache, bindings and memory of a model on `gpu`, or on the CPU without one.
+ */
 export async function modelNeeds(
   checkpoint: Checkpoint,
   wanted: number | undefined,
@@ -38,7 +40,7 @@ export async function modelNeeds(
       severity: "red",
       topic: "context",
       text:
-        `--context is ${wanted}, must be from 1 to ${trained}, what ${name} was trained for`,
+        `--context is ${wanted}, must be from 1 to ${trained}, the context that ${name} was trained for`,
     }];
   }
   const context = wanted ?? Math.min(DEFAULT_CONTEXT, trained);
@@ -109,7 +111,9 @@ function bindings(
   }];
 }
 
-/** Free main memory for the CPU and software adapters; other GPUs must allocate it. */
+/**
+ * Checks free main memory for the CPU and software adapters; on other GPUs it allocates.
+ */
 async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
   const topic = "memory";
   if (!gpu || gpu.software) {
@@ -137,7 +141,7 @@ async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
   };
 }
 
-/** Why `bytes` cannot be allocated, if so. Trying is the only way: WebGPU has no query. */
+/** Why `bytes` cannot be allocated, if so. It tries, since WebGPU cannot be asked. */
 async function tryToAllocate(
   gpu: Gpu,
   bytes: number,

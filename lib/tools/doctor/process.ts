@@ -12,7 +12,7 @@ import type { Reporter } from "./report.ts";
 
 const print = (news: News) => console.log(JSON.stringify(news));
 
-/** Prints a line of JSON for each kernel that starts and each finding. */
+/** Prints one line of JSON for each kernel started and each finding. */
 export const printer: Reporter = {
   found: (severity, topic, text, data) =>
     print({ severity, topic, text, data }),

@@ -13,7 +13,7 @@ export interface Finding {
   severity: Severity;
   /** What was examined: `runtime`, `adapter`, `shader-f16`, `gemm`, … */
   topic: string;
-  /** One sentence: what is so and why; for a problem, how to fix it. */
+  /** One sentence: the finding and its cause; for a problem, also how to fix it. */
   text: string;
   /** The numbers behind the text. */
   data?: Readonly<Record<string, unknown>>;
@@ -44,13 +44,13 @@ export const WIDTH = 100;
 
 const MARKS: Record<Severity, string> = { green: "✓", yellow: "!", red: "✗" };
 
-/** A finding for a terminal. Longer texts go on in indented lines. */
+/** A finding for a terminal. Longer text continues on indented lines. */
 export function findingText({ severity, topic, text }: Finding): string {
   const first = `${MARKS[severity]} ${topic.padEnd(18)} `;
   return wrap(text, WIDTH, first, " ".repeat(first.length)).join("\n");
 }
 
-/** The last line of a diagnosis: the topics of all problems, or of what is slow. */
+/** The last line of a diagnosis: the topics of all problems, or else of what is slow. */
 export function summaryText({ findings }: DoctorReport): string {
   const topics = (wanted: Severity) => {
     const found = findings.filter(({ severity }) => severity === wanted);

@@ -5,7 +5,7 @@
  */
 import type { Comparison, Operation, Phase } from "./report.ts";
 
-/** Speedups that a GPU should reach: at least, and ideally. */
+/** Speedups that a GPU should reach: the least, and the ideal. */
 const TARGETS: Record<Comparison["what"], [number, number]> = {
   Linear: [5, 10],
   attention: [3, 8],

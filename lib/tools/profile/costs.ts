@@ -1,5 +1,5 @@
 /**
- * What a recorded dispatch computes and moves: each kernel's file says so.
+ * What a recorded dispatch computes and moves, as defined in its kernel's file.
  *
  * @module
  */
@@ -15,7 +15,7 @@ export type { Cost, CostContext, Costed };
 
 const kernels = new Map(KERNELS.map((kernel) => [kernel.name, kernel]));
 
-/** What a dispatch is; a fused attention is two operations. */
+/** The operations in a dispatch; fused attention counts as two. */
 export function costsOf(dispatch: Costed, context: CostContext): Cost[] {
   const call = new CostCall(dispatch, context);
   return kernels.get(dispatch.kernel)?.cost?.(call) ??

@@ -17,7 +17,7 @@ import { type Sample, wallPhase } from "./operations.ts";
 import type { Phase, TimelineEvent } from "./report.ts";
 import { prefillSamples, promptIds, type Setting } from "./setting.ts";
 
-/** Decode steps are timed for this long at most. */
+/** The longest time spent on timing decode steps. */
 const BUDGET_MS = 2000, MOST_STEPS = 16;
 /** Prompt tokens that go through the model at once. */
 const ROWS = 256;
@@ -126,14 +126,17 @@ class CpuProfile {
     return wallPhase("decode", batch, ms / steps, samples, steps, BETWEEN);
   }
 
-  /** Logits after the last token of each sequence. `runs`: how many passes this one stands for. */
+  /**
+   * Logits after the last token of each sequence. `runs` is how many passes this one
+   * stands for.
+   */
   async forward(
     ids: readonly number[],
     pass: CachePass,
     part: Part,
     runs?: number,
   ): Promise<Timed<Float32Array>> {
-    await new Promise((resolve) => setTimeout(resolve, 0)); // lets signals in
+    await new Promise((resolve) => setTimeout(resolve, 0)); // lets signals through
     this.setting.signal?.throwIfAborted();
     const { cache, runner: { config, weights, ops } } = this;
     const { first, sequences, tokens } = pass, length = cache.lengths[first];
@@ -186,7 +189,7 @@ class CpuProfile {
     return this.#samples.splice(0);
   }
 
-  /** A verb that is like one dispatch, or several that each compute some columns. */
+  /** Records a verb as one dispatch, or as several that each compute some columns. */
   #add(like: Costed[], context: CostContext, ms: number): void {
     const { kernel, reason } = this.runner.ops.info, [first] = like;
     const columns = like.reduce((sum, { dims: { n = 1 } }) => sum + n, 0);

@@ -9,7 +9,7 @@ import { type Matrix, piecesOf } from "../../formats/matrix.ts";
 
 /** Elements of an f32 tensor. */
 export const f32 = ({ data }: CpuTensor) => data as Float32Array;
-/** A copy with a buffer of its own, as uploads require. */
+/** A copy with its own buffer, as uploads require. */
 export const exact = (x: Float32Array): Float32Array<ArrayBuffer> =>
   Float32Array.from(x);
 
@@ -21,7 +21,11 @@ export function tensor(shape: number[], data: Float32Array): CpuTensor {
 const isDense = (name: string): name is Exclude<Dtype, "u32"> =>
   name in BYTES && name !== "u32";
 
-/** Rows of a matrix as a tensor, the same memory. @throws {Error} if they are not dense */
+/**
+ * Rows of a matrix as a tensor on the same memory.
+ *
+ * @throws {Error} if they are not dense.
+ */
 export function rowsOf(
   matrix: Matrix<CpuTensor>,
   begin = 0,

@@ -8,7 +8,7 @@ import style from "./page.css" with { type: "text" };
 import script from "./page.js" with { type: "text" };
 import type { ProfileReport } from "./report.ts";
 
-/** The page. Apache ECharts, which draws its charts, is embedded in it. */
+/** The page, with Apache ECharts embedded to draw its charts. */
 export async function profileHtml(report: ProfileReport): Promise<string> {
   const { default: echarts } = await import(
     "npm:echarts@6.0.0/dist/echarts.min.js",

@@ -43,7 +43,7 @@ export async function watchLoop(
   sampling: Sampling,
   { maxTokens, chunk, warm, signal }: {
     maxTokens: number;
-    /** Whether to run once before, so that nothing is compiled or allocated later. */
+    /** Whether to warm up with a run, so that nothing is compiled or allocated later. */
     warm: boolean;
     /** Steps between two readbacks; by default as in `generate`. */
     chunk?: number;
@@ -187,11 +187,11 @@ export function loopOf(watched: Watched): Loop {
   };
 }
 
-/** Says which passes were not timed, as a query set has limited room. */
+/** Says which passes were not timed, since a query set has limited room. */
 export function loopNotes({ gpu, passes }: Watched): string[] {
   return gpu.length > 0 && gpu.length < passes.length
     ? [
-      `decode loop: GPU time and gaps are those of the first ${gpu.length} of ${passes.length} passes, as many as timestamps have room for`,
+      `decode loop: GPU time and gaps cover the first ${gpu.length} of ${passes.length} passes, all that a timestamp query set can hold`,
     ]
     : [];
 }

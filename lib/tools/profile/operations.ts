@@ -15,9 +15,9 @@ export interface Sample {
   workgroups: number;
   /** Absent if it could not be timed by itself. */
   ms?: number;
-  /** How many equal ones it stands for; 1 by default. */
+  /** How many identical ones it stands for; 1 by default. */
   runs?: number;
-  /** Given where they do not follow from the dispatch. */
+  /** Set if they cannot be derived from the dispatch. */
   costs?: readonly Cost[];
 }
 
@@ -92,8 +92,8 @@ function share(operations: readonly Operation[]): void {
 }
 
 /**
- * Adds a last operation for the time of a step that no other one took. It has a share
- * if it is `real`: there in an unprofiled run too.
+ * Adds a last operation for the time of a step outside all others. It has a share if it
+ * is `real`: also spent in an unprofiled run.
  */
 export function withBetween(
   operations: Operation[],
@@ -171,7 +171,7 @@ function begin(dispatch: Sample["dispatch"], cost: Cost): Operation {
     fused: [
       ...cost.fused ?? [],
       ...(cost.part < 1
-        ? ["scores, softmax and values in one; time split by FLOPs"]
+        ? ["scores, softmax and values in one kernel; time split by FLOPs"]
         : []),
     ],
     constants,

@@ -6,9 +6,9 @@
 
 const report = JSON.parse(document.getElementById("report").textContent);
 const page = document.getElementById("page");
-/** One function per chart that draws it again. */
+/** One function per chart that redraws it. */
 const charts = [];
-/** Groups of operations; each has a colour of its name in page.css. */
+/** Groups of operations; each has a color of that name in page.css. */
 const GROUPS = [
   "linear",
   "attention",
@@ -28,7 +28,7 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** A colour of page.css, for the charts. */
+/** A color from page.css, for the charts. */
 function color(name) {
   const style = getComputedStyle(document.documentElement);
   return style.getPropertyValue(`--${name}`).trim();
@@ -95,7 +95,7 @@ function section(id, title, text) {
   return node;
 }
 
-/** A table that scrolls sideways where it does not fit. */
+/** A table that scrolls sideways if it does not fit. */
 function table(attributes, titles, rows) {
   const head = el("thead", {}, el("tr", {}, ...titles));
   const body = el("tbody", {}, ...rows);
@@ -104,7 +104,7 @@ function table(attributes, titles, rows) {
 
 const cells = (tag, texts) => texts.map((text) => el(tag, {}, text));
 
-/** A chart that is drawn again when the window or the colours change. */
+/** A chart that is redrawn when the window or the colors change. */
 function chart(parent, label, height, option) {
   const box = el("div", { class: "chart", role: "img", "aria-label": label });
   parent.append(box);
@@ -120,7 +120,7 @@ function chart(parent, label, height, option) {
   return { instance, draw };
 }
 
-/** Options of every chart. */
+/** Options common to all charts. */
 function base(tooltip) {
   return {
     animation: false,
@@ -178,7 +178,7 @@ function tip(phase, operation) {
   return lines.filter(Boolean).join("<br>");
 }
 
-/** Explains colours and symbols: [colour, name, symbol] each. */
+/** Fills a legend with [color, name, symbol] entries. */
 function legend(parent, items) {
   parent.replaceChildren(...items.map(([tone, name, symbol = ""]) => {
     const dot = el("i", { class: symbol });
@@ -334,7 +334,7 @@ function roofline() {
   const s = section(
     "roofline",
     "Roofline",
-    "How near each operation comes to what this adapter can do, measured in the same run: lines are the limits, larger marks take more time.",
+    "How close each operation comes to the limits of this adapter, measured in the same run. Lines are the limits; larger marks took more time.",
   );
   const key = el("p", { class: "legend" });
   legend(key, [
@@ -376,7 +376,7 @@ function roofline() {
   }));
 }
 
-/** What a roofline shows: ranges of its axes, its roofs and margins. */
+/** The layout of a roofline: ranges of its axes, roofs and margins. */
 function scaleOf(marks, { readGBps, f32TFLOPS, f16TFLOPS = 0 }) {
   const xs = marks.map(({ value }) => value[0]);
   const ys = marks.map(({ value }) => value[1]);
@@ -387,7 +387,7 @@ function scaleOf(marks, { readGBps, f32TFLOPS, f16TFLOPS = 0 }) {
   const left = Math.min(...xs) / 2;
   return {
     bandwidth,
-    // The highest roof is named above its line, others below theirs.
+    // The highest roof has its name above the line, the others below.
     roofs: rates.map(([name, rate]) => ({
       name,
       rate,
@@ -465,12 +465,12 @@ const radius = ({ share = 0 }) => 4 + 9 * Math.sqrt(share);
 const LINE = 15, LETTER = 7.6;
 
 /**
- * Names next to the largest marks of a roofline, where they cover nothing. `place`
- * gives the pixels of a value and the right end of the chart.
+ * Labels next to the largest marks of a roofline, placed so that they cover nothing.
+ * `place` gives the pixels of a value and the right end of the chart.
  */
 function names(marks, roofs, place) {
   const elements = [];
-  // Boxes that a name must not cover: [left, top, right, bottom].
+  // Boxes that a label must not cover: [left, top, right, bottom].
   const taken = [
     ...marks.map(({ o, value }) => {
       const [x, y] = place(value), r = radius(o);
@@ -486,7 +486,7 @@ function names(marks, roofs, place) {
       left < r && right > l && top < b && bottom > t
     );
   for (const name of ["decode", "prefill"]) {
-    // Decode's names go down from the uppermost mark, prefill's up from the lowest.
+    // Decode's labels go down from the topmost mark, prefill's up from the lowest.
     const down = name === "decode" ? 1 : -1;
     const points = pointsOf(
       marks.filter(({ phase }) => phase.name === name),
@@ -519,7 +519,7 @@ function names(marks, roofs, place) {
   return elements;
 }
 
-/** Where the marks that are large enough for a name lie; those at one place are one. */
+/** Positions of the marks large enough for a label; marks at one position share one. */
 function pointsOf(marks, place) {
   const least = narrow() ? 0.1 : 0.04;
   const points = new Map();
@@ -527,14 +527,14 @@ function pointsOf(marks, place) {
     const [x, y, right] = place(value);
     const key = `${x.toFixed()} ${y.toFixed()}`, same = points.get(key);
     if (!same) points.set(key, { x, y, right, r: radius(o), name: o.name });
-    // Scores and values of attention lie at one place where one kernel runs both.
+    // Scores and values of attention coincide if one kernel runs both.
     else if (o.group === "attention") same.name = "attention";
     else same.name = `${same.name}, ${o.name}`;
   }
   return [...points.values()];
 }
 
-/** A name at [x, y], and the line from its mark. */
+/** A label at [x, y], and the line to it from its mark. */
 function nameAt(point, x, y, onRight) {
   const side = onRight ? -1 : 1;
   const line = [[point.x, point.y], [x + 8 * side, y], [x + 2 * side, y]];
@@ -577,7 +577,7 @@ function longestBurst(events) {
 }
 
 const LOOP = "decode loop";
-/** Colours of what the CPU does in the decode loop. */
+/** Colors of the CPU's work in the decode loop. */
 const CPU_TONES = {
   encode: "attention",
   submit: "sampling",
@@ -629,7 +629,7 @@ function eventsOf(part) {
 const lanesOf = (events) =>
   ["CPU", "GPU"].filter((lane) => events.some((event) => event.lane === lane));
 
-/** The colour of an event. */
+/** The color of an event. */
 function toneOf(part, { lane, name }) {
   if (lane === "CPU" && CPU_TONES[name]) return CPU_TONES[name];
   return part === LOOP ? "linear" : groupOf(name);
@@ -766,7 +766,7 @@ function coverage() {
   const s = section(
     "coverage",
     "Coverage",
-    "How much of the matrix products ran on the GPU.",
+    "How much of the matmul work ran on the GPU.",
   );
   const bar = (name, { gpu, total }, text) => {
     const share = percent(total ? gpu / total : 0);
@@ -824,7 +824,7 @@ function tables() {
   const s = section(
     "table",
     "Every operation",
-    "Per step. The limit is memory or arithmetic, whichever would take longer at this adapter's measured best.",
+    "Per step. The limit is memory or arithmetic, whichever takes longer at this adapter's measured peak rates.",
   );
   for (const phase of report.phases) {
     const { name, ms, profiledMs, factor, operations } = phase;
@@ -912,7 +912,7 @@ function whys(operations) {
 }
 
 function notes() {
-  const s = section("notes", "Notes", "How these numbers were made.");
+  const s = section("notes", "Notes", "How these numbers were measured.");
   const choices = report.device.choices.map(({ what, value, reason }) =>
     `${what}: ${value} (${reason})`
   );

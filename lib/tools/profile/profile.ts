@@ -240,7 +240,7 @@ function gpuNotes(
   for (const { name, factor, ms, profiledMs } of phases) {
     if (factor === undefined) continue;
     notes.push(
-      `${name}: timing dispatches takes one pass for each, ${
+      `${name}: each dispatch was timed in its own pass, ${
         milliseconds(profiledMs!)
       } instead of ${milliseconds(ms)} (factor ${factor.toFixed(2)})`,
     );
@@ -252,7 +252,7 @@ function gpuNotes(
 function batchNotes({ batch }: Setting): string[] {
   return batch > 2
     ? [
-      `prefill: of ${batch} prompts the first and the last were timed, standing for all`,
+      `prefill: only the first and last of ${batch} prompts were timed, as samples of all`,
     ]
     : [];
 }

@@ -1,5 +1,5 @@
 /**
- * A profile as data, exactly what `deno task profile --json` writes. Times are in
+ * A profile as data, exactly as `deno task profile --json` writes it. Times are in
  * milliseconds, rates in GB/s (10⁹ bytes) and TFLOP/s (10¹² operations).
  *
  * @module
@@ -10,7 +10,7 @@ import type { Constants } from "../../dispatch/shapes.ts";
 
 /** A complete profile. */
 export interface ProfileReport {
-  /** What limits the run and what to do about it, the most important first. */
+  /** What limits the run and what to do about it, most important first. */
   verdicts: Verdict[];
   model: string;
   device: {
@@ -28,7 +28,7 @@ export interface ProfileReport {
   peaks?: Peaks;
   /** GPU time of each dispatch, wall time of whole passes, or wall time of the CPU's ops. */
   timedBy: "timestamps" | "passes" | "verbs";
-  /** What a reader must know about the numbers: what was sampled, scaled or left out. */
+  /** How to read the numbers: what was sampled, scaled or left out. */
   notes: string[];
   phases: Phase[];
   coverage: Coverage;
@@ -81,7 +81,7 @@ export interface Phase {
   sampledSteps: number;
   /** One step as `generate` runs it; a prefill is all prompts one after another. */
   ms: number;
-  /** The same step with one pass per dispatch; absent if not timed that way. */
+  /** That step with one pass per dispatch; absent if not timed that way. */
   profiledMs?: number;
   /** `profiledMs / ms`. */
   factor?: number;
@@ -125,7 +125,7 @@ export interface Operation {
   /** Share of the unprofiled step, so `between passes` has none. */
   share?: number;
   flops: number;
-  /** Bytes that must move at least, counting each operand once. */
+  /** Least bytes that must move, counting each operand once. */
   bytes: number;
   tflops?: number;
   gbps?: number;

@@ -1,5 +1,5 @@
 /**
- * Profiles a model that may use some matmul kernels only: what they refuse, and what
+ * Profiles a model that may use only some matmul kernels: what they refuse, and what
  * that costs.
  *
  * @module
@@ -14,7 +14,7 @@ import { type Profiled, promptIds, type Setting, subject } from "./setting.ts";
 import { UnpackedModel } from "./unpacked.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 
-/** Profiles a model whose matmuls are offered to `kernels` only. */
+/** Profiles a model whose matmuls are offered only to `kernels`. */
 export async function profileRestricted(
   checkpoint: Checkpoint,
   setting: Setting,

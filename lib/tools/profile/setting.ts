@@ -53,7 +53,7 @@ export interface Profiled {
   timeline: TimelineEvent[];
 }
 
-/** Checks the options before anything long starts. */
+/** Checks the options before anything slow starts. */
 export function settle(
   { config, generation }: Checkpoint,
   options: ProfileOptions,
@@ -82,7 +82,7 @@ export function settle(
     promptTokens,
     1,
     most,
-    ` (${room} less maxTokens)`,
+    ` (${room} minus maxTokens)`,
   );
   whole("batch", batch, 1, MOST_BATCH);
   if (chunk !== undefined) whole("chunk", chunk, 1, MOST_CHUNK);
@@ -94,7 +94,7 @@ export function settle(
   ].find(Boolean);
   if (kernels && against) {
     throw new Error(
-      `Cannot profile: kernels cannot be restricted ${against}, must be one of the two`,
+      `Cannot profile: kernels cannot be restricted ${against}, drop one of the two`,
     );
   }
   const notes: string[] = [];

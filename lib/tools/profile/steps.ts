@@ -60,7 +60,7 @@ const DECODE_SAMPLES = 3;
 interface Step {
   plan: Plan;
   context: CostContext;
-  /** How many equal ones it stands for. */
+  /** How many identical ones it stands for. */
   runs: number;
 }
 
@@ -133,7 +133,7 @@ class StepRecorder implements Disposable {
     const cache = stack.use(
       await GpuKvCache.create(gpu, config, batch, room, cacheDtype),
     );
-    // The recorder takes over what was made so far.
+    // The recorder takes ownership of what was made so far.
     return new StepRecorder(setting, stack.move(), cache);
   }
 
@@ -343,7 +343,7 @@ function phase(
     ? { operations: found, betweenMs: undefined }
     : withBetween(found, profiled, {
       name: "between passes",
-      reason: "one pass per dispatch; not there in an unprofiled run",
+      reason: "one pass per dispatch; absent from an unprofiled run",
       calls: dispatches,
       real: false,
     });

@@ -88,7 +88,7 @@ function phaseText(
       timedBy === "verbs" ? "operations" : "dispatches"
     }`,
     ...phase.factor === undefined || phase.factor === 1 ? [] : [
-      `  times below are of a run with each dispatch timed: ${
+      `  times below are from a run with each dispatch timed: ${
         milliseconds(phase.profiledMs!)
       }, ${milliseconds(phase.betweenMs!)} of it between dispatches`,
     ],

@@ -1,7 +1,7 @@
 /**
- * Runs a model as a program with only some matmul kernels would: every projection by
- * itself and attention as two matmuls. Each is offered to the allowed kernels, and runs
- * on the CPU if they all refuse it.
+ * Runs a model the way a program with only some matmul kernels would: every projection
+ * by itself and attention as two matmuls. Each is offered to the allowed kernels, and
+ * runs on the CPU if they all refuse it.
  *
  * @module
  */

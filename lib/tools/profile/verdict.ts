@@ -21,7 +21,7 @@ import type {
   Verdict,
 } from "./report.ts";
 
-/** An idle share of the GPU that deserves a verdict. */
+/** The idle share of the GPU from which there is a verdict. */
 const IDLE = 0.25;
 /** A smaller fraction of a limit means that something else limits the operation. */
 const NEAR = 0.4;
@@ -29,7 +29,7 @@ const NEAR = 0.4;
 /** Input of {@linkcode verdictsOf}. */
 export type Findings = Omit<ProfileReport, "verdicts" | "timeline">;
 
-/** What limits a run and what to do about it, the most important first; never empty. */
+/** What limits a run and what to do about it, most important first; never empty. */
 export function verdictsOf(report: Findings): Verdict[] {
   const { device, loop, phases, coverage } = report;
   const found: Verdict[] = [];
@@ -127,7 +127,7 @@ function compared(compare: readonly Comparison[]): Verdict {
         .join(", ")
     }${
       slower
-        ? "; use --device cpu for what is slower here"
+        ? "; use --device cpu where the GPU is slower"
         : below
         ? `, below the ${least}× that a GPU should reach; see below for what is slow`
         : ""
@@ -268,7 +268,7 @@ function largest(timed: readonly Operation[]): string {
   const [found] = [...parts].sort(([, a], [, b]) => b.ms - a.ms);
   if (!found) return "operations were not timed";
   const [name, { ms, share, best }] = found;
-  return `${name} takes ${percent(share)} of it${
+  return `${name} takes ${percent(share)} of the time${
     best > 0 ? `, at ${percent(best / ms)} of its own limit` : ""
   }`;
 }

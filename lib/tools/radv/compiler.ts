@@ -19,14 +19,15 @@ import { createPipeline } from "../../webgpu/pipeline.ts";
 const GET_MESA =
   "tasks/get_mesa.sh DIR unpacks Debian's mesa-vulkan-drivers (25 or later), libdrm2 and libdrm-amdgpu1 there";
 
-/** Mesa's drivers in a directory, separate from those that this machine has. */
+/** Mesa's drivers in a directory, separate from those installed on this machine. */
 export class RadvCompiler implements Disposable {
   readonly #temp: string;
   readonly #libraries: string;
   #vulkan?: Vulkan;
 
   /**
-   * @param mesa the folder that Debian's packages were unpacked to, or that of the libraries
+   * @param mesa the folder with Debian's unpacked packages, or with the libraries
+   * themselves
    * @throws {Error} if Mesa's drivers are not there.
    */
   constructor(mesa: string | undefined) {

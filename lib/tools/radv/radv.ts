@@ -41,7 +41,7 @@ export function readChips(list: string): Chip[] {
     ) ?? [];
     if (!generation) {
       throw new Error(
-        `Cannot compile for "${name}": --chips must be of ${
+        `Cannot compile for "${name}": --chips must be among ${
           Object.values(GENERATIONS).flat().join(", ")
         }`,
       );
@@ -68,7 +68,7 @@ export const AMD_DEVICE: Sketched = {
   },
 };
 
-/** Whether tokens wait for this kernel, so that it must not spill. */
+/** Whether tokens wait for this kernel, so it must not spill. */
 export function isHot(name: string): boolean {
   const kernel = findKernel(name);
   return kernel !== undefined && inPasses(kernel);
@@ -85,7 +85,10 @@ export interface VariantOptions {
   constants?: Constants;
 }
 
-/** Rows of decode steps, few and many, and of prompts in each class of tiles, also with tiles that they do not fill. */
+/**
+ * Rows of decode steps, few and many, and of prompts in each class of tiles, including
+ * prompts that leave tiles partly empty.
+ */
 export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
 
 /**
@@ -124,7 +127,7 @@ export function variantsOnAmd(
 export interface CompiledShader {
   /** Lanes of a wave. */
   wave: number;
-  /** By RADV's names. */
+  /** Keyed by RADV's names. */
   statistics: ReadonlyMap<string, number>;
 }
 
@@ -145,11 +148,11 @@ export interface RadvStatistics {
   vgprs: number;
   spilledVgprs: number;
   spilledSgprs: number;
-  /** Bytes of memory per wave that replace registers. */
+  /** Bytes of memory per wave for spilled registers. */
   scratch: number;
   /** Bytes of workgroup memory. */
   lds: number;
-  /** Waves that registers and workgroup memory leave room for on a SIMD. */
+  /** Waves per SIMD for which there are enough registers and workgroup memory. */
   waves: number;
   codeBytes: number;
   /** The compiler's estimates in cycles; nothing was executed. */

@@ -31,11 +31,14 @@ import { Tensor } from "../../webgpu/tensor.ts";
 import type { Candidate } from "../../dispatch/limits.ts";
 import type { Given, TuneCase } from "./cases.ts";
 
-/** Bytes of layers that no cache holds, so that weights come from memory as in a model. */
+/**
+ * More bytes of layers than any cache holds, so that weights come from memory as in a
+ * model.
+ */
 const BEYOND_CACHES = 160e6;
 /** Layers of a prompt's pass, which is limited by arithmetic. */
 const PROMPT_LAYERS = 2;
-/** Positions in timed passes at most; checks take fewer. */
+/** Most positions in timed passes; checks use fewer. */
 const CONTEXT = 4608;
 const CHECK_CONTEXT = 3600;
 
@@ -83,7 +86,7 @@ export class Bench implements Disposable {
     return layers === 1 ? "1 layer" : `${layers} layers`;
   }
 
-  /** Rows of a prompt's pass, at most. */
+  /** Most rows in a pass of a prompt. */
   get mostRows(): number {
     return Math.min(
       ROW_CLASSES.at(-1)!,
@@ -168,7 +171,7 @@ export class Bench implements Disposable {
     this.#cache.reset([length]);
   }
 
-  /** What is wrong with the results of a candidate; undefined if nothing is. */
+  /** What is wrong with the results of a candidate; undefined if nothing. */
   async check(
     one: TuneCase,
     constants?: Candidate,

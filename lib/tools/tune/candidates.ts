@@ -1,5 +1,5 @@
 /**
- * Constants that are worth trying for a kernel on a device.
+ * Constants worth trying for a kernel on a device.
  *
  * @module
  */
@@ -41,7 +41,7 @@ export function candidatesFor(
   for (const one of all) {
     const candidate = settled(one);
     const key = JSON.stringify(candidate);
-    if (seen.has(key)) continue; // settles to one that was seen
+    if (seen.has(key)) continue; // resolves to one already seen
     seen.add(key);
     if (misfit(kernel, target, candidate, device) === undefined) {
       candidates.push(candidate);

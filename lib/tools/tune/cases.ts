@@ -53,7 +53,7 @@ export interface TunedModel {
   /** Positions that the cache has room for. */
   readonly context: number;
   readonly cacheDtype: "f16" | "f32";
-  /** Rows of a prompt's pass at most. */
+  /** Most rows in a pass of a prompt. */
   readonly mostRows: number;
 }
 
@@ -154,7 +154,7 @@ function addAttention(
     const to = CONTEXTS[CONTEXT_CLASSES[i + 1]] ?? Infinity;
     if (from > 0 && context <= from + 1) {
       notes.push(
-        `${kernel.name} ${what}: contexts of ${from} tokens and more are not tuned, there is room for ${context}`,
+        `${kernel.name} ${what}: contexts of ${from} tokens and more are not tuned, the cache has room for ${context}`,
       );
       continue;
     }

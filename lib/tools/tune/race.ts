@@ -21,11 +21,14 @@ export interface RaceResult<T> {
   /** Medians over the last rounds. */
   firstMs: number;
   ms: number;
-  /** As shares of `firstMs`: the median saving of a round, and half the range of the middle three quarters. */
+  /**
+   * Median saving of a round, and half the range of the middle three quarters, as shares
+   * of `firstMs`.
+   */
   gain: number;
   spread: number;
   rounds: number;
-  /** Plans that took part, without the first. */
+  /** Plans that took part, not counting the first. */
   entered: number;
 }
 
@@ -41,21 +44,21 @@ export interface RaceOptions {
 /** Rounds and survivors of each heat; the last decides. */
 const HEATS = [{ rounds: 3, keep: 8 }, { rounds: 5, keep: 3 }] as const;
 const LEAST_ROUNDS = 9, MOST_ROUNDS = 25;
-/** Passes of all heats but the first at least. */
+/** Least passes in all heats but the first. */
 const LATER_PASSES = HEATS[1].rounds * (HEATS[0].keep + 1) +
   LEAST_ROUNDS * (HEATS[1].keep + 1);
-/** Share of the time that is planned, since some passes take longer than the first. */
+/** Share of the time to plan for, since some passes take longer than the first. */
 const SURE = 0.8;
 /** Passes are repeated to take at least this long: timestamps have microsecond resolution. */
 const LONG_MS = 1.5;
 /** Work submitted at once, so that the GPU stays busy. */
 const SUBMITTED_MS = 60;
-/** Work that wakes a GPU, which may have slept while results were read. */
+/** Work that wakes a GPU, which may have gone idle while results were read. */
 const WARM_MS = 5;
 
 /**
- * Races `others` against `first`: as many of them as there is time for, in their order.
- * Undefined if the deadline came before a decision.
+ * Races `others` against `first`, in order, as many as there is time for. Returns
+ * undefined if the deadline passes before a decision.
  *
  * @throws {Error} if the adapter has no timestamps.
  */
@@ -96,7 +99,7 @@ export async function race<T>(
       if (left() < passMs * field.length) return;
       const order: Racer<T>[] = [];
       for (let r = 0; r < atOnce; r++) {
-        const from = (done + r) * 5 % field.length; // so that none always follows the same one
+        const from = (done + r) * 5 % field.length; // so that no plan always follows the same one
         order.push(...field.slice(from), ...field.slice(0, from));
       }
       const spans = await timePasses(gpu, [

@@ -19,7 +19,7 @@ import { saveTuning } from "../../tuning_file.ts";
 
 /** Options of {@linkcode tune}. */
 export interface TuneOptions {
-  /** Names of kernels; all that can be tuned by default. */
+  /** Names of kernels; by default all that can be tuned. */
   kernels?: readonly string[];
   /** Time limit, loading included; 180 by default. */
   budgetSeconds?: number;
@@ -31,16 +31,16 @@ export interface TuneOptions {
   onCase?: (report: CaseReport) => void;
   /** Called when the model is loaded, with its name and the adapter's. */
   onBegin?: (what: string) => void;
-  /** Ends tuning; cases decided before are stored. */
+  /** Ends tuning; cases decided by then are stored. */
   signal?: AbortSignal;
 }
 
-/** A class of shapes, and the outcome. */
+/** A class of shapes and its outcome. */
 export interface CaseReport {
   key: string;
   labels: string[];
   default: Candidate;
-  /** Only if it beat the default by more than the spread. */
+  /** Set only if a candidate beat the default by more than the spread. */
   winner?: Candidate;
   /** Gain of the best candidate and its spread, as shares of the pass's time. */
   gain?: number;
@@ -48,13 +48,16 @@ export interface CaseReport {
   /** Milliseconds of the pass that it was timed in. */
   defaultMs?: number;
   bestMs?: number;
-  /** Candidates: timed, that this device cannot run, that it refused to compile, with wrong results, and without time. */
+  /**
+   * Candidates that were timed, that this device cannot run, that failed to compile,
+   * that gave wrong results, and that were left when time ran out.
+   */
   timed: number;
   invalid: number;
   refused: number;
   wrong: number;
   untried: number;
-  /** In words. */
+  /** The outcome in words. */
   outcome: string;
 }
 
@@ -131,7 +134,7 @@ export async function tune(
     const found = new Map(key === undefined ? [] : [[key, entry]]);
     const { path, replaced } = await saveTuning(gpu, found);
     report.file = path;
-    if (replaced) report.notes.push(`a new file was begun: ${replaced}`);
+    if (replaced) report.notes.push(`a new file was started: ${replaced}`);
   };
   await store();
   const bench = await Bench.load(gpu, checkpoint, signal);
@@ -170,7 +173,7 @@ export async function tune(
   const late = report.cases.filter(({ outcome }) => outcome === LATE).length;
   if (late) {
     report.notes.push(
-      `${late} of ${cases.length} shapes had no time, allow more than ${budgetSeconds} seconds`,
+      `${late} of ${cases.length} shapes were left when time ran out, allow more than ${budgetSeconds} seconds`,
     );
   }
   report.seconds = (performance.now() - began) / 1000;

@@ -22,7 +22,7 @@ function assertFits(text: string) {
   }
 }
 
-Deno.test("long texts wrap, and words that fit no line lose their middle", () => {
+Deno.test("long texts wrap, and words longer than a line are cut in the middle", () => {
   const path = `/home/someone/${"folder/".repeat(30)}tuned.json`;
   const topic = "tuned constants";
   const text = `none: there is no ${path}; ${
@@ -127,7 +127,7 @@ gpuTest(
 );
 
 gpuTest(
-  "the doctor names a kernel that hangs or ends its process",
+  "the doctor names a kernel that hangs or crashes its process",
   async () => {
     const ways = [
       ["hang", /^hangs: not done after 0.2 s, .*DENO_WEBGPU_BACKEND$/],

@@ -138,7 +138,7 @@ Deno.test("a split matmul includes the dispatch that sums it", () => {
   assertEquals([operations[0].ms, operations[0].calls], [2, 1]);
 });
 
-Deno.test("the time between has a share only if it is there unprofiled", () => {
+Deno.test("the time between operations has a share only if it is also spent unprofiled", () => {
   for (const real of [true, false]) {
     const operations = operationsOf([{
       dispatch: { ...linear("q", {}), reason: "" },

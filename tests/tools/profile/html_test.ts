@@ -8,7 +8,7 @@ import { gpuTest } from "../../support/gpu.ts";
 const TINY =
   new URL("../../fixtures/tiny-tied-bf16/", import.meta.url).pathname;
 
-/** Debian's, from its package chromium. */
+/** Debian's Chromium, from the package chromium. */
 const CHROMIUM = "/usr/bin/chromium";
 /** Without it these tests are ignored, unless every test must run. */
 const ignore = Deno.env.get("QWEN3_REQUIRE_GPU") !== "1" &&
@@ -130,7 +130,7 @@ const overlapping = (id: string) =>
 
 pageTest("texts do not overlap, and legends explain the marks", async () => {
   const report = await tiny();
-  // Marks at one place are the worst case: decode's matmuls all read each weight once.
+  // Marks at one position are the worst case: decode's matmuls all read each weight once.
   for (const operation of report.phases.flatMap((phase) => phase.operations)) {
     if (operation.group === "linear") operation.tflops = 1e-3;
   }

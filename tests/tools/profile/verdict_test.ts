@@ -105,7 +105,7 @@ const rules = (more: Partial<Findings>) =>
 const text = (more: Partial<Findings>) =>
   verdictsOf(findings(more)).map(({ text }) => text).join("\n");
 
-Deno.test("decode near its memory bound says how near", () => {
+Deno.test("decode near its memory bound says how close it is", () => {
   const decode = phase("decode", 1, operation({ bytes: 0.71 * 4.5e9 }));
   const [verdict] = verdictsOf(findings({ phases: [decode] }));
   assertEquals(verdict.severity, "green");
@@ -115,7 +115,7 @@ Deno.test("decode near its memory bound says how near", () => {
   );
 });
 
-Deno.test("decode beyond its memory bound is not called a share of it", () => {
+Deno.test("decode faster than its memory bound is not reported as a share of it", () => {
   const decode = phase("decode", 1, operation({ bytes: 1.3 * 4.5e9 }));
   assertMatch(
     text({ phases: [decode] }),
@@ -146,7 +146,7 @@ Deno.test("a prefill with small grids says so", () => {
   assert(!other.includes("does not fill"), other);
 });
 
-Deno.test("f16 products are measured against the f16 rate", () => {
+Deno.test("f16 matmuls are measured against the f16 rate", () => {
   const half = operation({ flops: 50e9, constants: { F16: 1 } });
   assertStringIncludes(
     text({ phases: [phase("prefill", 1, half)] }),

@@ -54,7 +54,7 @@ Deno.test("chips have RADV's names", () => {
       Error,
       `Cannot compile for "${
         wrong.replace("navi21,", "")
-      }": --chips must be of tahiti,`,
+      }": --chips must be among tahiti,`,
     );
   }
 });
@@ -99,7 +99,7 @@ Deno.test("kernels, tokens and constants select variants", () => {
   );
 });
 
-Deno.test("waves per SIMD are of the kernel's own size", () => {
+Deno.test("waves per SIMD count waves of the kernel's own size", () => {
   const [navi, vega] = readChips("navi31,vega20");
   const waves = (chip: typeof navi, wave: number) =>
     statisticsOf(GEMM, chip, { wave, statistics: named() }).waves;

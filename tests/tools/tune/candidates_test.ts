@@ -60,7 +60,7 @@ for (
     }],
   ] as const
 ) {
-  Deno.test(`candidates can run, each once, and are not what runs now: ${key}`, () => {
+  Deno.test(`candidates can run, are distinct, and differ from what runs now: ${key}`, () => {
     const { target, kernel } = tuned(key);
     let left = 0;
     for (const gpu of DEVICES) {
