@@ -21,14 +21,14 @@ import {
 
 interface ArgmaxCase extends SampleSizes {
   penalty: number;
-  /** Whether there is a histogram to be zeroed. */
+  /** Whether there is a histogram to zero. */
   histogram?: boolean;
 }
 
 /**
- * The highest score of each chunk of a row, after the penalty, and the lowest id with
- * that score: records `[key, id, 0, 0]`. With HISTOGRAM it zeroes the histogram that
- * sample_histogram.ts fills next.
+ * Finds the highest score of each chunk of a row, after the penalty, and the lowest id
+ * with that score, and writes records `[key, id, 0, 0]`. With HISTOGRAM it zeroes the
+ * histogram that sample_histogram.ts fills next.
  */
 export const argmax = defineKernel<ArgmaxCase>({
   name: "argmax",

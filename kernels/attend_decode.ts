@@ -21,7 +21,7 @@ import { HEADS, turnPair } from "./heads.ts";
 // Index of a lane's pair p within half a head.
 const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";
 
-// Keys or values of a tile from `at` on, up to the end of the split.
+// Loads a tile of keys or values, starting at `at` and ending with the split.
 const fetch = (x: string, at: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
     let key = cached + min(${at} + s * KEYS + key_group, last) * (WIDTH / PER);
@@ -32,7 +32,7 @@ const fetch = (x: string, at: string) => /* wgsl */ `
     }
   }`;
 
-// Loads a lane's pairs of a head into `x` from n on; zeros past the end of the head.
+// Loads a lane's pairs of a head into `x`, starting at n; zeros past the end of the head.
 const takeHead = (x: string, n: string, head: string) => /* wgsl */ `
   @unroll for (var p = 0; p < PAIRS; p++) {
     let i = ${PLACE};
@@ -42,7 +42,7 @@ const takeHead = (x: string, n: string, head: string) => /* wgsl */ `
     if (i >= HALF) { ${x}[${n} + 2 * p] = E(); ${x}[${n} + 2 * p + 1] = E(); }
   }`;
 
-// Loads a lane's pairs of weights or angles into `x`, the first from `begin`.
+// Loads a lane's pairs of weights or angles, which start at `begin`, into `x`.
 const take = (x: string, of: string, begin: string) => /* wgsl */ `
   @unroll for (var p = 0; p < PAIRS; p++) {
     let at = ${begin} + min(${PLACE}, HALF - 1u);
@@ -50,7 +50,7 @@ const take = (x: string, of: string, begin: string) => /* wgsl */ `
     ${x}[2 * p + 1] = ${of}_at(at + HALF);
   }`;
 
-// Norms and rotates the head in `x` from n on.
+// Norms and rotates the head in `x` that starts at n.
 const turn = (x: string, n: string, gain: string) => /* wgsl */ `
   var squared = 0.0;
   @unroll for (var e = 0; e < ELEMENTS; e++) { squared += squares(${x}[${n} + e]); }
@@ -65,7 +65,7 @@ const turn = (x: string, n: string, gain: string) => /* wgsl */ `
 }
   }`;
 
-// Sums what `count` groups left of element i % WIDTH of head i / WIDTH.
+// Merges the results of `count` groups for element i % WIDTH of head i / WIDTH.
 const gather = (count: string) => /* wgsl */ `
   let g = i / WIDTH;
   var high = LOW;
@@ -105,7 +105,7 @@ export const decodeGrid = (
 interface DecodeCase extends AttentionCase {
   layout: ContextClass;
   splits: number;
-  /** Whether the kernel merges the splits itself; skipped where it cannot. */
+  /** Whether the kernel merges the splits itself; such a case is skipped if it cannot. */
   merge?: boolean;
 }
 
@@ -139,24 +139,24 @@ const BATCH_STEP = {
  *
  * A key group of KEY_LANES threads shares a key. Each thread holds pairs of elements
  * half a head apart, of q, the key, the value and the result, so norm, RoPE and scores
- * need only sums over these lanes. Each key group goes through keys of its own, STEPS
- * at a time, with a running maximum (online softmax,
- * https://arxiv.org/abs/1805.02867). Their results are summed by shuffles within a
- * lane group of LANES, then over the workgroup behind the only barrier.
+ * need sums over these lanes only. Each key group goes through its own keys, STEPS at a
+ * time, with a running maximum (online softmax, https://arxiv.org/abs/1805.02867). Their
+ * results are summed by shuffles within a lane group of LANES, then over the workgroup
+ * after the only barrier.
  *
  * With one split the result is written directly. With several, `partial`
  * `[m, heads, splits, headDim]` and `stats` (maximum and sum, `[m, heads, splits, 2]`)
  * are merged by the last workgroup to count itself in `arrived` (MERGE 1), or by
  * merge_splits.ts, which finds the number of splits in `flags[1]`.
  *
- * The kernel has few workgroups and leaves memory idle, so FETCHERS more read the
- * matrices `next` and `after` into the cache, at most AHEAD units of 16 bytes.
+ * The kernel has few workgroups and leaves memory idle, so FETCHERS extra workgroups read
+ * the matrices `next` and `after` into the cache, up to AHEAD units of 16 bytes.
  */
 export const attendDecode = defineKernel<DecodeCase>({
   name: "attendDecode",
   buffers: ({ VEC, FETCHERS, MERGE, HEAD_DIM }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
-    // Units of 16 bytes where half a head is a whole number of them.
+    // Units of 16 bytes if half a head is a whole number of them.
     const cache = Number(HEAD_DIM) % 16 === 0 ? "unit" : view;
     return {
       qkv: `m width as ${view}`,
@@ -239,7 +239,7 @@ export const attendDecode = defineKernel<DecodeCase>({
       const keyLanes = 2 ** LOG_KEY_LANES;
       const lanes = SUBGROUPS ? 2 ** LOG_LANES : keyLanes;
       const heads = group / SHARES;
-      // A lane's part of q and of the sum per head, of a key and a value per step.
+      // A lane holds its part of q and of the sum per head, and of k and v per step.
       const values = headDim / keyLanes * (2 * heads + STEPS);
       const most = 4 * MOST_IN_FLIGHT;
       return {
@@ -297,7 +297,7 @@ var<workgroup> stat: array<vec2f, PLACES * GROUP>; // maximum and sum of weights
 }
 
 @if FETCHERS {
-// Reads the next weights so that the cache has them. The XOR is compared with an
+// Reads the next weights to bring them into the cache. The XOR is compared with an
 // arbitrary constant so that the compiler keeps the loads.
 fn fetch(worker: u32, workers: u32) {
   var seen = vec4u();
@@ -347,8 +347,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   var newest = wg.x + 1u == groups.x;
   @if SUBGROUPS { newest = newest && lane_group == LANE_GROUPS - 1u; }
 
-  // All loads are issued before the first use. The end of a conditional block waits for
-  // the loads in it, so threads past the end load a key that they do not use.
+  // All loads are issued before the first use. A conditional block waits at its end for
+  // the loads in it, so threads past the end load a key that they do not use instead.
   @split var q: array<E, GROUP * ELEMENTS>;
   @unroll for (var g = 0; g < GROUP; g++) { ${
     takeHead("q", "g * ELEMENTS", "wg.y * GROUP + g")
@@ -502,8 +502,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   @if MERGE {
     if (groups.x > 1u) {
-      // A workgroup's results are written before it is counted, so the last one to be
-      // counted finds all of them. No workgroup waits.
+      // Each workgroup writes its results before it is counted, so the last one counted
+      // sees all results. No workgroup waits.
       storageBarrier();
       let count = row * u.kvHeads * SHARES + wg.y;
       if (tid == 0u) { before = atomicAdd(&arrived[count], 1u); }
@@ -553,7 +553,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       }
     }
   } @else {
-    if (tid == 0u) { flags[1] = groups.x; } // splits that mergeSplits merges
+    if (tid == 0u) { flags[1] = groups.x; } // the number of splits, for mergeSplits
   }
 }`,
   cases: [
@@ -569,7 +569,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         { ...odd, splits: 3, merge: true },
       ];
     }),
-    // A batch, whose sequences have different lengths.
+    // A batch whose sequences have different lengths.
     { ...BATCH_STEP, layout: "short", splits: 2 },
     { ...BATCH_STEP, layout: "short", splits: 2, merge: true },
   ],

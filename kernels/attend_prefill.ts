@@ -26,7 +26,7 @@ import { defineKernel } from "./define.ts";
 export const attendPrefill = defineKernel<AttentionCase>({
   name: "attendPrefill",
   buffers: ({ HEAD_DIM }) => {
-    // Each head must be whole vec4, so the width of a row does not decide.
+    // The view depends on the head size, not on the row: each head must be whole vec4s.
     const view = Number(HEAD_DIM) % 4 === 0 ? "span" : "scalar";
     return {
       q: `m any as ${view}`,

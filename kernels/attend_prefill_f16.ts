@@ -23,13 +23,13 @@ const fetchKeys = (k0: string) => /* wgsl */ `
   }`;
 
 /**
- * attend_prefill.ts in f16, for an f16 cache and heads of 64 or 128 elements. Workgroup
- * memory holds q and a whole tile of 64 keys, then of their values; the next tile is
- * fetched into registers while this one is multiplied.
+ * The f16 version of attend_prefill.ts, for an f16 cache and heads of 64 or 128 elements.
+ * Workgroup memory holds q and a whole tile of 64 keys, then of their values; the next
+ * tile is fetched into registers while this one is multiplied.
  *
- * Products are summed in f16 over 32 terms and in f32 beyond. They stay in range: q is
- * scaled first and the norms' weights bound both factors (the caller checks), and the
- * weights of values are divided by 32, so a sum of 32 terms cannot exceed the largest
+ * Products are summed in f16 over 32 terms and in f32 beyond. The sums stay in range: q is
+ * scaled first and the norms' weights bound both factors (the caller checks this), and the
+ * weights of values are divided by 32, so that a sum of 32 terms cannot exceed the largest
  * value.
  */
 export const attendPrefillF16 = defineKernel<AttentionCase>({

@@ -21,11 +21,12 @@ export interface AttentionCase {
   norm?: Exclude<Dtype, "u32">;
 }
 
-/** Heads of a model, and odd ones. */
+/** Heads as in a model. */
 export const HEADS_128 = { heads: 4, kvHeads: 2, headDim: 128, context: 160 };
+/** An odd number of heads, of an unusual size. */
 export const ODD_HEADS = { heads: 3, kvHeads: 1, headDim: 6, context: 40 };
 
-/** The sizes that the reference takes. */
+/** The sizes to pass to the reference. */
 export function sizesOf(
   { heads, kvHeads, headDim, context, lengths, tokens }: AttentionCase,
 ): Attention {
@@ -43,7 +44,7 @@ export function sizesOf(
   };
 }
 
-/** `4 heads of 128 over 2, 154 keys in f16, norms in bf16` */
+/** Describes a case: `4 heads of 128 over 2, 154 keys in f16, norms in bf16`. */
 export function attentionText(
   { heads, kvHeads, headDim, lengths, tokens, cache, norm }: AttentionCase,
 ): string {
@@ -54,8 +55,8 @@ export function attentionText(
 }
 
 /**
- * Merges what the splits of a decode step left: `partial` `[heads, splits, headDim]`,
- * `stats` the bits of each split's maximum and sum.
+ * Merges the results of a decode step's splits: `partial` is `[heads, splits, headDim]`,
+ * `stats` has the bits of each split's maximum and sum.
  */
 export function merged(
   partial: ArrayLike<number>,

@@ -40,7 +40,7 @@ fn offsets(z: u32) -> vec3u {
 }
 fn splits_of_k(groups: vec3u) -> u32 { return 1u; }
 ${TILE}`,
-  // Attention scores: 4 heads over 2 that they share.
+  // Attention scores: 4 query heads share 2 key heads.
   cases: FLOATS.flatMap((b) => [
     { m: 7, n: 10, k: 12, b },
     { m: 5, n: 77, k: 128, b },

@@ -1,7 +1,7 @@
 /**
- * Test cases of kernels: sizes and types in a kernel's own file, inputs made by a rule,
- * and expected results. doctor and the tests run them; show and radv read shapes from
- * those of kernels that no pass runs.
+ * Test cases of kernels: each kernel's file lists sizes and types, and makes inputs and
+ * expected results. doctor and the tests run the cases; for kernels outside the forward
+ * pass, show and radv take their shapes from them.
  *
  * @module
  */
@@ -13,32 +13,32 @@ import type { Grid } from "../lib/webgpu/kernel.ts";
 
 /** One call of a kernel, and its expected results. */
 export interface KernelCase {
-  /** Sizes and element types, for a report. */
+  /** Sizes and element types, for reports. */
   what: string;
-  /** By buffer; outputs hold what must not be left in them. */
+  /** By buffer; outputs are filled with values that the kernel must overwrite. */
   operands: Readonly<Record<string, CpuTensor>>;
   constants?: Constants;
   uniforms?: Readonly<Record<string, number>>;
-  /** In place of the kernel's own. */
+  /** Overrides the kernel's own grid. */
   grid?: Grid;
-  /** Computed in float64 when asked for. */
+  /** Computes the results in float64. */
   expected(): Result[];
 }
 
-/** Expected values of a buffer, or of something read out of several. */
+/** Expected values of a buffer, or of something derived from several. */
 export interface Result {
   of: string | ((buffers: Buffers) => ArrayLike<number>);
-  /** NaN where NaN must be left. */
+  /** NaN where NaN must remain. */
   values: ArrayLike<number>;
-  /** Per element the size of what rounding acts on; errors are absolute without. */
+  /** Per element, what errors are relative to; without it they are absolute. */
   norms?: ArrayLike<number>;
   tolerance: number;
 }
 
-/** What a call left in the buffers that it may write; floats are widened to f32. */
+/** Contents of the writable buffers after a call, with floats widened to f32. */
 export type Buffers = Readonly<Record<string, ArrayLike<number>>>;
 
-/** What a case is made with. */
+/** What `makeCase` has to work with. */
 export interface CaseTools {
   device: Capabilities & { f16: boolean };
   random: CaseRandom;
@@ -47,9 +47,9 @@ export interface CaseTools {
 
 /** Repeatable random inputs. */
 export interface CaseRandom {
-  /** Between -1 and 1. */
+  /** A number between -1 and 1. */
   next(): number;
-  /** Both ends included. */
+  /** An integer from `low` to `high`, both included. */
   int(low: number, high: number): number;
   /** Values between -scale and scale, plus `offset`. */
   tensor(
@@ -61,8 +61,8 @@ export interface CaseRandom {
 }
 
 /**
- * Results, and per element the size of what rounding acts on: the norm of the
- * products that were summed. f32 sums are off by a small multiple of it.
+ * Results, and for each the magnitude that errors are relative to: the norm of the
+ * products that were summed. The error of an f32 sum is a small multiple of it.
  */
 export interface Expected {
   values: Float64Array;
@@ -162,16 +162,16 @@ export const FLOATS = ["f32", "f16", "bf16"] as const;
 /** One of {@linkcode FLOATS}. */
 export type Float = typeof FLOATS[number];
 
-/** How far f32 sums may be off, in norms of what they sum. */
+/** Tolerance of f32 sums, relative to the norm of their terms. */
 export const SUM = 1e-5;
-/** How far sums may be off where matmuls multiply in f16. */
+/** Tolerance of sums where matmuls multiply in f16. */
 export const HALF_SUM = 1e-2;
-/** How far attention in f16, or what an f16 cache keeps, may be off. */
+/** Tolerance of attention in f16 and of values in an f16 cache. */
 export const HALF_ATTENTION = 4e-3;
 
 export const EPS = 1e-6;
 
-/** A f32 output filled with `value`: NaN exposes elements that are not written. */
+/** An f32 output filled with `value`; NaN exposes elements that are not written. */
 export function room(shape: readonly number[], value = NaN): CpuTensor {
   const data = new Float32Array(elements(shape)).fill(value);
   return { dtype: "f32", shape, data };
@@ -188,7 +188,7 @@ export function u32Tensor(
   return { dtype: "u32", shape, data };
 }
 
-/** `of` for all values of `buffer` in rows of `width`, each row summed. */
+/** Makes a `Result.of` that sums each row of `width` values in `buffer`. */
 export const rowSums = (buffer: string, width: number) =>
 (
   buffers: Buffers,

@@ -1,6 +1,6 @@
 /**
- * What a recorded dispatch computes and moves, for the profile. Each kernel's file
- * says what its own dispatches cost; here is what several of them share.
+ * What a recorded dispatch computes and moves, for the profile. Each kernel's file gives
+ * the cost of its own dispatches; this file has what several of them share.
  *
  * @module
  */
@@ -17,8 +17,8 @@ export interface CostContext {
     readonly headDim: number;
     readonly vocabSize: number;
   };
-  /** Sequences, and new tokens of each. */
   sequences: number;
+  /** New tokens per sequence. */
   tokens: number;
   /** Tokens in the KV cache before the pass, per sequence. */
   length: number;
@@ -34,7 +34,7 @@ export interface Costed {
 
 /** A model's operation, or the share of it that one dispatch does. */
 export interface Cost {
-  /** As model code names it: `qkv_proj`, `attention scores`. */
+  /** Its name in model code: `qkv_proj`, `attention scores`. */
   name: string;
   group: "linear" | "attention" | "norm" | "embedding" | "sampling" | "other";
   matmul: boolean;
@@ -48,7 +48,7 @@ export interface Cost {
   fused?: readonly string[];
 }
 
-/** A dispatch and its pass, with what most costs are made of. */
+/** A dispatch and its pass, with the quantities that most costs derive from. */
 export class CostCall {
   /** The label without its layer. */
   readonly role: string;
@@ -99,7 +99,7 @@ export class CostCall {
 export const linearName = ({ role }: CostCall): string =>
   role === "embed_tokens" ? "lm_head" : role;
 
-/** `x · wᵀ` with what is fused around it, buffers by their names. */
+/** Cost of `x · wᵀ` and what is fused around it; `x` and `w` are buffer names. */
 export function linearCost(call: CostCall, x: string, w: string): Cost[] {
   const { m, n, k, constants } = call;
   const { EPILOGUE, NORM } = constants;
@@ -122,12 +122,12 @@ export function linearCost(call: CostCall, x: string, w: string): Cost[] {
   });
 }
 
-/** Pairs of a query and a key that causal attention multiplies, per head. */
+/** Number of query-key pairs that causal attention multiplies, per head. */
 export function causalPairs(tokens: number, length: number): number {
   return tokens * length + tokens * (tokens + 1) / 2;
 }
 
-/** Scores and values: two operations in one dispatch, split by their FLOPs. */
+/** Costs of scores and values: two operations in one dispatch, split by FLOPs. */
 export function attentionCost(
   call: CostCall,
   fused: readonly string[] = [],
@@ -166,7 +166,7 @@ export function attentionCost(
   }];
 }
 
-/** A sampling kernel, which reads all logits unless it only chooses among records. */
+/** Cost of a sampling kernel, which reads all logits unless it only reads records. */
 export function samplingCost(call: CostCall, reads = true): Cost[] {
   const { sequences, config: { vocabSize } } = call.context;
   return call.whole({
@@ -179,7 +179,7 @@ export function samplingCost(call: CostCall, reads = true): Cost[] {
   });
 }
 
-/** RMSNorm of whole rows. */
+/** Cost of RMSNorm of whole rows. */
 export function normCost(call: CostCall): Cost[] {
   const { role, m, k } = call;
   return call.whole({

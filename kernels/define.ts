@@ -1,5 +1,5 @@
 /**
- * What a file of this folder says about its kernel.
+ * What each kernel's file declares about it.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import type { Kernel } from "../lib/webgpu/kernel.ts";
 import type { CaseTools, KernelCase } from "./case.ts";
 import type { Cost, CostCall } from "./cost.ts";
 
-/** A kernel with everything that the tools need to know about it. */
+/** A kernel with everything that the tools and tests need to know about it. */
 export interface LibraryKernel<P = unknown> extends Kernel {
   /** What `deno task tune` may change, if anything. */
   readonly tuning?: Tuning;
@@ -16,15 +16,18 @@ export interface LibraryKernel<P = unknown> extends Kernel {
   cost?(call: CostCall): Cost[];
   /** Sizes, element types and switches to test with; a model's sizes come last. */
   readonly cases: readonly P[];
-  /** Inputs and results of a case; undefined where the device cannot run it. */
+  /** Makes a case's inputs and expected results; undefined if the device cannot run it. */
   makeCase(given: P, tools: CaseTools): KernelCase | undefined;
 }
 
-/** Whether a pass of a model runs the kernel; the others measure, prepare, or serve callers of their own. */
+/**
+ * Whether a model's forward pass runs the kernel. The others measure the device, prepare
+ * weights or are called directly.
+ */
 export const inPasses = ({ cost }: LibraryKernel): boolean =>
   cost !== undefined;
 
-/** Types a kernel where it is defined; `P` is what its cases differ in. */
+/** Returns its argument; type-checks a kernel. `P` holds the parameters of its cases. */
 export function defineKernel<P>(spec: LibraryKernel<P>): LibraryKernel<P> {
   return spec;
 }

@@ -7,10 +7,10 @@ import { defineKernel } from "./define.ts";
 const WORKGROUP = 64;
 
 /**
- * Gathers rows of a table as f32, the embedding of tokens, and leaves WORKGROUP partial
- * sums of each row's squares for the norm that follows. A table split over several
- * buffers takes one dispatch per buffer; tokens outside `begin … begin + n` leave their
- * rows unchanged.
+ * Embeds tokens: gathers rows of a table as f32, and leaves WORKGROUP partial sums of each
+ * row's squares for the norm that follows. A table split over several buffers takes one
+ * dispatch per buffer, which leaves the rows of tokens outside `begin … begin + n`
+ * unchanged.
  */
 export const embed = defineKernel<{ k: number; table: Float }>({
   name: "embed",

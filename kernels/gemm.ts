@@ -8,7 +8,7 @@ import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
 
-/** What each thread does with block l of a tile; a's blocks may end within it. */
+/** Applies `a` or `b` to a thread's block l, depending on which tile it belongs to. */
 const perBlock = (a: string, b: string) => /* wgsl */ `
   @if (l + 1) * THREADS <= A_BLOCKS { ${a} } @else {
     @if l * THREADS >= A_BLOCKS && (l + 1) * THREADS <= BLOCKS { ${b} } @else {
@@ -102,18 +102,18 @@ const multiply = (q: string) => /* wgsl */ `
  * One BM × BN tile of `c = a · b` per workgroup, TM × TN per thread.
  *
  * What makes it fast under naga: UNROLL steps of k are unrolled in the text (unrolling
- * the whole tile is fastest, less compiles sooner), accumulators are named vec4f, both
- * tiles are in workgroup memory with k outermost, so that a thread reads four rows or
- * columns at once, and the next tile is fetched into registers while this one is
- * multiplied.
+ * the whole tile runs fastest, unrolling less compiles faster); accumulators are named
+ * vec4f variables; both tiles are in workgroup memory with k outermost, so that a thread
+ * reads four rows or columns at once; and the next tile is fetched into registers while
+ * this one is multiplied.
  *
- * batched_gemm.ts shares the text and sets the offsets by head.
+ * batched_gemm.ts uses this code too, with offsets per head.
  */
 export const TILE = /* wgsl */ `
 const A_STRIDE = BM / 4u + 1u;
 const B_STRIDE = BN / 4u + 1u;
 @if F16 { alias T = vec4<f16>; } @else { alias T = vec4f; }
-// Arrays of arrays: naga checks every index, and this way the checks of indices that
+// Nested arrays, because naga checks every index: this way the checks of indices that
 // depend on the thread are the same for every k.
 var<workgroup> a_tile: array<array<array<T, A_STRIDE>, UNROLL>, BK / UNROLL>;
 var<workgroup> b_tile: array<array<array<T, B_STRIDE>, UNROLL>, BK / UNROLL>;
@@ -222,7 +222,7 @@ export const tileConstants = {
 const commonDivisor = (a: number, b: number): number =>
   b === 0 ? a : commonDivisor(b, a % b);
 
-/** What follows from a tile's constants. */
+/** Derives the remaining constants of a tile. */
 export function deriveTile(
   c: Readonly<Record<string, number | string>>,
   { k }: Readonly<Record<string, number>>,
@@ -232,13 +232,13 @@ export function deriveTile(
   );
   if (c.EPILOGUE === "swiglu" && (TN < 8 || !c.B_BY_COLUMN)) {
     throw new Error(
-      `Cannot gate (EPILOGUE "swiglu") in a tile with TN ${TN} and B_BY_COLUMN ${c.B_BY_COLUMN}: they must be 8 or more and 1`,
+      `Cannot gate (EPILOGUE "swiglu") with TN ${TN} and B_BY_COLUMN ${c.B_BY_COLUMN}: TN must be at least 8, B_BY_COLUMN 1`,
     );
   }
   const THREADS = (BM / TM) * (BN / TN);
   return {
     THREADS,
-    UNROLL: commonDivisor(BK, Number(c.UNROLL)), // must divide a tile
+    UNROLL: commonDivisor(BK, Number(c.UNROLL)), // must divide BK
     TM4: TM / 4,
     TN4: TN / 4,
     A_BLOCKS: BM / 4 * (BK / 4),
@@ -261,12 +261,12 @@ interface GemmCase extends LinearCase {
  * B_BY_COLUMN 1: `b` is `[n, k]`, as checkpoints store weights; 0: `[k, n]`.
  * EPILOGUE "store": `c = …`, "add": `c += …` (residual), "swiglu": see gemv.ts.
  *
- * F16 1: multiplies in f16 and sums in f16 over BK, in f32 beyond. `a` is then f16 with
- * a factor per row in `scales` (SCALED 1, see to_f16.ts), so that every activation is in
- * f16's range.
+ * F16 1: multiplies in f16, and sums in f16 over BK terms and in f32 beyond. `a` is then
+ * f16 with a factor per row in `scales` (SCALED 1, see to_f16.ts), so that every
+ * activation is in f16's range.
  *
- * SPLITS > 1 splits k where m × n alone is too small to fill a GPU. Each split writes m
- * rows of its own in `c`, which sum_splits.ts adds up.
+ * SPLITS > 1 splits k if m × n alone is too small to fill a GPU. Each split writes m rows
+ * of its own in `c`, which sum_splits.ts adds up.
  */
 export const gemm = defineKernel<GemmCase>({
   name: "gemm",
@@ -278,8 +278,8 @@ export const gemm = defineKernel<GemmCase>({
       C_FOURS ? "span" : "scalar"
     }`,
   }),
-  // Rows of c are `stride` elements apart; the first column goes to `column`. C_FOURS 0:
-  // stride is a multiple of 4, but column or the number of columns is not.
+  // Rows of c are `stride` elements apart; the first result goes to column `column`.
+  // C_FOURS 0: stride is a multiple of 4, but column or the number of columns is not.
   uniforms: { stride: "u32", column: "u32" },
   constants: { ...tileConstants, C_FOURS: 1 },
   derive: deriveTile,

@@ -23,7 +23,7 @@ const load = (chunk: string) => /* wgsl */ `
     }
   }`;
 
-/** `w_row(g, i)`: the row of w that accumulator i of lane group g sums; shared with gemv_rows.ts. */
+/** `w_row(g, i)`: the row of w that accumulator i of lane group g sums. */
 export const W_ROW = /* wgsl */ `
 fn w_row(g: u32, i: u32) -> u32 {
   @if EPILOGUE == "swiglu" {
@@ -50,8 +50,9 @@ const WRITE = /* wgsl */ `
     }
   }`;
 
-/** Wide loads of a row of w, and the lanes that share them. */
+/** Wide loads (units) in a row of w. */
 const unitsOf = ({ k, format }: LinearTarget) => Math.ceil(k / format.loads[0]);
+/** Lanes that share a row of w. */
 const lanesOf = (target: LinearTarget, device: Capabilities) =>
   2 ** laneConstants(device, Math.max(4, unitsOf(target))).LOG_LANES;
 
@@ -73,9 +74,9 @@ export function squareParts(n: number, constants: Constants): number {
  * One row times a matrix stored by output row, `y = x · wᵀ`: every Linear layer of a
  * decode step. gemv_rows.ts takes more rows.
  *
- * A lane group of LANES neighbouring threads shares ROWS rows of `w`, read by wide
- * loads (units), and issues all loads of a chunk before the first use. Fused around it, because
- * a dispatch costs 2–3 µs:
+ * A lane group of LANES neighboring threads shares ROWS rows of `w`, read by wide loads
+ * (units), and issues all loads of a chunk before the first use. Because a dispatch costs
+ * 2–3 µs, these are fused into it:
  *
  * - NORM: `x` is RMS-normed first, `x · norm / sqrt(mean(x²) + eps)`. The kernel that
  *   wrote the row left PARTS partial sums of its squares in `squares`, so the factor
@@ -84,9 +85,9 @@ export function squareParts(n: number, constants: Constants): number {
  *   row's squares, one per lane group; "swiglu": `y = silu(g) · u` with g from the
  *   first half of w's rows and u from the second.
  *
- * If a row of `w` is not whole units, the plain loop at the end takes it.
+ * If a row of `w` is not a whole number of units, the plain loop at the end handles it.
  *
- * SPREAD "rows" is for threads that a CPU emulates, see gemv_emulated.ts.
+ * SPREAD "rows" is for threads that a CPU emulates; see gemv_emulated.ts.
  */
 export const gemv = defineKernel<LinearCase>({
   name: "gemv",
@@ -101,7 +102,7 @@ export const gemv = defineKernel<LinearCase>({
       ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
     };
   },
-  // The first row of w goes to column `column` of y; stride is gemv_rows.ts's.
+  // The first row of w goes to column `column` of y; `stride` is used by gemv_rows.ts.
   uniforms: { stride: "u32", column: "u32", eps: "f32" },
   constants: {
     WORKGROUP: 128,
@@ -116,7 +117,7 @@ export const gemv = defineKernel<LinearCase>({
   },
   derive: (c, { m, k, parts }) => {
     if (m > 1) {
-      throw new Error(`Cannot multiply ${m} rows in gemv: it takes one`);
+      throw new Error(`Cannot multiply ${m} rows in gemv: there must be one`);
     }
     const whole = c.W_VIEW === "unit" || c.W_VIEW === "texels";
     const own = c.SPREAD === "rows";
@@ -137,7 +138,7 @@ export const gemv = defineKernel<LinearCase>({
     }
     if (c.NORM && !own && parts % 4) {
       throw new Error(
-        `Cannot norm rows by ${parts} sums of squares: there must be a multiple of 4`,
+        `Cannot norm rows by ${parts} sums of squares: must be a multiple of 4`,
       );
     }
     const units = Math.ceil(k / Number(c.W_UNIT)),

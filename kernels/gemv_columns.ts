@@ -13,8 +13,8 @@ interface ColumnsCase {
 /**
  * One or a few rows times a matrix stored by input row: `y = x · b`, `[m, k] × [k, n]`.
  *
- * A thread takes four neighbouring columns, so that a row of `b` is read in whole cache
- * lines. SLICES threads share a column's k and add up in workgroup memory.
+ * A thread takes four neighboring columns, so that a row of `b` is read in whole cache
+ * lines. SLICES threads share a column's k and add their sums in workgroup memory.
  */
 export const gemvColumns = defineKernel<ColumnsCase>({
   name: "gemvColumns",

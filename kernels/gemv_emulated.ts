@@ -1,9 +1,9 @@
 /**
- * gemv.ts for threads that a CPU emulates (SPREAD "rows"): each lane sums ROWS rows of w
- * of its own, and loads one element of x that it broadcasts to its lane group, because
- * llvmpipe loads for one lane after the other but broadcasts in one instruction. With
- * W_IN "texture" w is read from a copy in a texture, which llvmpipe loads for all lanes
- * at once. `write` is what gemv.ts does with the sums.
+ * The variant of gemv.ts for threads that a CPU emulates (SPREAD "rows"). Each lane sums
+ * ROWS rows of w of its own, and loads one element of x that it broadcasts to its lane
+ * group, because llvmpipe runs loads lane by lane but a broadcast is one instruction.
+ * With W_IN "texture", w is read from a copy in a texture, which llvmpipe loads for all
+ * lanes at once. `write` is gemv.ts's code that writes the sums.
  */
 export const emulated = (write: string) => /* wgsl */ `
 @compute @workgroup_size(WORKGROUP)

@@ -22,8 +22,8 @@ const load = (into: string, chunk: string) => /* wgsl */ `
   }`;
 
 /**
- * Sums that lanes without subgroups add up between two barriers: as many as 8 KiB hold,
- * because a software adapter takes seconds to compile each barrier.
+ * Sums that lanes without subgroups exchange between two barriers: as many as 8 KiB hold,
+ * because each barrier takes a software adapter seconds to compile.
  */
 export function sumsAtOnce(
   workgroup: number,
@@ -56,15 +56,15 @@ const lanesOf = ({ k }: LinearTarget, device: Capabilities) =>
  * sequences that decode together, and of short prompts.
  *
  * Like gemv.ts, but M rows of `x` share each value of `w`, so arithmetic and cached
- * reads of `x` are the limit. A lane group of LANES neighbouring threads shares ROWS rows
- * of `w`, four elements at a time, so that neighbours also read neighbours in `x`. Each
+ * reads of `x` are the limit. A lane group of LANES neighboring threads shares ROWS rows
+ * of `w`, four elements at a time, so that neighbors also read neighbors in `x`. Each
  * thread ends with M · ROWS sums. In every exchange a lane adds up half of them and
  * leaves the other half to its partner, so after log₂ LANES exchanges each lane has a few
- * finished results and all lanes write. Where `w` has too few rows to fill a GPU, SLICES
+ * finished results and all lanes write. If `w` has too few rows to fill a GPU, SLICES
  * lane groups of a workgroup share them, each with a part of k.
  *
- * NORM and EPILOGUE are gemv.ts's; each workgroup leaves one sum of squares per row for
- * the next norm.
+ * NORM and EPILOGUE are as in gemv.ts; each workgroup leaves one sum of squares per row
+ * for the next norm.
  */
 export const gemvRows = defineKernel<LinearCase>({
   name: "gemvRows",
@@ -75,7 +75,7 @@ export const gemvRows = defineKernel<LinearCase>({
     ...(NORM ? { norm: "k as span", squares: "m parts as span" } : {}),
     ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
   }),
-  // Rows of y are `stride` elements apart; the first row of w goes to column `column`.
+  // Rows of y are `stride` elements apart; the first row of w yields column `column`.
   uniforms: { stride: "u32", column: "u32", eps: "f32" },
   constants: {
     M: 2,
@@ -93,7 +93,7 @@ export const gemvRows = defineKernel<LinearCase>({
       throw new Error(
         `Cannot share k among ${c.SLICES} groups of ${
           1 << Number(c.LOG_LANES)
-        } lanes in gemvRows: a workgroup has ${c.WORKGROUP}`,
+        } lanes in gemvRows: a workgroup has ${c.WORKGROUP} threads`,
       );
     }
     const [m, rows] = [Number(c.M), Number(c.ROWS)];
@@ -111,7 +111,7 @@ export const gemvRows = defineKernel<LinearCase>({
       LANES: lanes,
       STEPS: steps,
       CHUNKS: chunks,
-      // With fewer chunks than slices, some slices begin past the row.
+      // With fewer chunks than slices, some slices begin past the end of the row.
       EXACT: fours % (lanes * steps) === 0 && chunks >= Number(c.SLICES)
         ? 1
         : 0,
@@ -292,7 +292,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let i = at % ROWS;
     @if NORM { let factor = factors[min(m, M - 1u)]; } @else { let factor = 1.0; }
     @if EPILOGUE == "swiglu" {
-      // Gates are even, the values they gate follow them.
+      // Gates are at even positions, each followed by the value it gates.
       @if OWN > 1 { @if j % 2 == 0 { let other = acc[j + 1]; } @else { let other = 0.0; } }
       @else {
         @if SUBGROUPS { let other = subgroupShuffleXor(acc[0], SHARERS); }

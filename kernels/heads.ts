@@ -1,13 +1,13 @@
 /**
- * Shared by the attention kernels: Qwen3's per-head RMSNorm of q and k, then RoPE
+ * WGSL shared by the attention kernels: Qwen3's per-head RMSNorm of q and k, then RoPE
  * (https://arxiv.org/abs/2104.09864) in the half-split form.
  *
  * @module
  */
 
 /**
- * Heads are handled in elements `E` of VEC values: vec4f if the head size is a multiple
- * of 8, else single floats. `guard` sets `flags[0]` if the cache cannot hold a value.
+ * Heads are processed in elements `E` of VEC values: vec4f if the head size is a multiple
+ * of 8, otherwise single floats. `guard` sets `flags[0]` if the cache cannot hold a value.
  */
 export const HEADS = /* wgsl */ `
 @if VEC == 4 { alias E = vec4f; } @else { alias E = f32; }

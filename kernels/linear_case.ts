@@ -17,7 +17,7 @@ import {
   SUM,
 } from "./case.ts";
 
-/** `x · wᵀ` of m rows, and what is fused around it. */
+/** Parameters of `x · wᵀ` for m rows, and of what is fused around it. */
 export interface LinearCase {
   m: number;
   n: number;
@@ -29,10 +29,10 @@ export interface LinearCase {
   epilogue?: Epilogue;
 }
 
-/** What is in the output before the result is added to it. */
+/** Value of the output before the result is added to it. */
 export const BEFORE = 3;
 
-/** `bf16 [1, 88] × [74, 88]ᵀ with SwiGLU, normed first` */
+/** Describes a case: `bf16 [1, 88] × [74, 88]ᵀ with SwiGLU, normed first`. */
 export function linearText(
   { m, n, k, w, norm, epilogue = "store" }: LinearCase,
 ): string {
@@ -46,7 +46,10 @@ export function linearText(
   }`;
 }
 
-/** A case with the constants chosen for the device; the kernel leaves `parts` sums of squares per row. */
+/**
+ * Makes a case with the constants chosen for the device. The kernel leaves `parts` sums
+ * of squares per row.
+ */
 export function linearCase(
   given: LinearCase,
   { device, random, reference }: CaseTools,
@@ -93,7 +96,7 @@ export function linearCase(
   };
 }
 
-/** Eight partial sums of squares per row of `k`, as the kernel before leaves them. */
+/** Eight partial sums of squares per row of `k`, as left by the preceding kernel. */
 function partialSquares(x: Float32Array, k: number): CpuTensor {
   const m = x.length / k, data = new Float32Array(8 * m);
   x.forEach((v, at) => data[8 * Math.floor(at / k) + at % k % 8] += v * v);

@@ -1,6 +1,5 @@
 /**
- * The kernels of mod.ts as a list: show, doctor, radv, tune, profile and the tests
- * read it.
+ * Lists the kernels of mod.ts, for show, doctor, radv, tune, profile and the tests.
  *
  * @module
  */
@@ -14,7 +13,7 @@ export const KERNELS: readonly LibraryKernel[] = Object.values(kernels);
 /** Names of all kernels. */
 export const KERNEL_NAMES: readonly string[] = KERNELS.map(({ name }) => name);
 
-/** A kernel by its name (`attendDecode`) or its file's (`attend_decode`). */
+/** Finds a kernel by its name (`attendDecode`) or that of its file (`attend_decode`). */
 export function findKernel(name: string): LibraryKernel | undefined {
   const plain = (text: string) => text.replaceAll("_", "").toLowerCase();
   return KERNELS.find((kernel) => plain(kernel.name) === plain(name));

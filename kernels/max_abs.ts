@@ -5,8 +5,8 @@ import { type Float, FLOATS, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * The largest absolute value of a weight, as f32 bits in `largest[at]`; positive floats
- * order like u32. It limits how large activations may be where matmuls multiply in f16.
+ * Finds the largest absolute value of a weight, as f32 bits in `largest[at]`; positive
+ * floats sort like u32. It limits how large activations may be if matmuls multiply in f16.
  */
 export const maxAbs = defineKernel<{ n: number; k: number; w: Float }>({
   name: "maxAbs",

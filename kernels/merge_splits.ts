@@ -15,10 +15,10 @@ interface MergeCase {
 }
 
 /**
- * Merges the splits of attend_decode.ts, `flags[1]` of them and at most MOST, where a
- * storage barrier does not reach beyond a workgroup, so that attend_decode.ts cannot. One
- * workgroup per head. SLICES threads share an element, each with BATCH splits in flight;
- * the first loads are issued before the weights are known.
+ * Merges the splits of attend_decode.ts (`flags[1]` of them, at most MOST) on devices
+ * whose storage barrier does not reach beyond a workgroup, so that attend_decode.ts cannot
+ * merge them itself. One workgroup per head. SLICES threads share an element, each with
+ * BATCH splits in flight; the first loads are issued before the weights are known.
  */
 export const mergeSplits = defineKernel<MergeCase>({
   name: "mergeSplits",

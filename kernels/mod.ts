@@ -1,5 +1,6 @@
 /**
- * Every kernel, one line each. list.ts makes the list that the tools and tests read.
+ * Exports every kernel, one per line. list.ts turns them into the list that the tools and
+ * tests read.
  *
  * @module
  */

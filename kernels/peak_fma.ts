@@ -2,10 +2,10 @@ import { u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * Multiplies and adds in registers and nothing else: the peak rate of arithmetic in f32
- * or f16. Independent chains of sums hide latency; 16 steps are unrolled because naga
+ * Measures peak arithmetic in f32 or f16 by doing nothing but multiply and add in
+ * registers. Independent chains of sums hide latency; 16 steps are unrolled because naga
  * adds a counter to every loop. In f16, pairs are multiplied by one value as in an outer
- * product: an H100 reaches 93 TFLOP/s that way, and 65 where the sums are multiplied.
+ * product: an H100 reaches 93 TFLOP/s that way, and 65 if the sums are multiplied.
  */
 export const peakFma = defineKernel<
   { half: boolean; groups: number; rounds: number }
@@ -52,5 +52,5 @@ fn main(@builtin(local_invocation_index) tid: u32) {
   },
 });
 
-/** Operations of a workgroup in a round; an fma counts as two. */
+/** Operations per workgroup and round; an fma counts as two. */
 export const FMA_ROUND: number = 256 * 8 * 16 * 4 * 2;

@@ -4,14 +4,14 @@ import { defineKernel } from "./define.ts";
 interface ReadCase {
   words: number;
   from: "buffer" | "texture";
-  /** Where the only word that is not 0 lies, if there is one. */
+  /** Index of the only nonzero word, if there is one. */
   at?: number;
 }
 
 /**
- * Reads a whole buffer, or its copy in a texture, and does next to nothing with it: the
- * peak rate of memory. Each thread has eight 16-byte loads in flight, and neighbouring
- * threads read neighbouring units.
+ * Measures peak memory bandwidth by reading a whole buffer, or its copy in a texture, and
+ * doing next to nothing with it. Each thread has eight 16-byte loads in flight, and
+ * neighboring threads read neighboring units.
  */
 export const peakRead = defineKernel<ReadCase>({
   name: "peakRead",

@@ -30,11 +30,11 @@ const rotate = (norm: string) => /* wgsl */ `
   }`;
 
 /**
- * The steps between the packed projection and attention, for every head of every row:
+ * Does what lies between the packed projection and attention, for every head of every row:
  * norms and rotates q into a tensor of its own, norms and rotates k, and appends k and v
  * to the KV cache. Row r is token `r % tokens` of sequence `first + r / tokens`.
  *
- * A cached value that f16 cannot hold sets `flags[0]`, so that no run continues with an
+ * A key or value that f16 cannot hold sets `flags[0]`, so that no run continues with an
  * infinity.
  */
 export const qkNormRope = defineKernel<AttentionCase>({

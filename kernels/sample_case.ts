@@ -1,6 +1,6 @@
 /**
- * What the cases of the sampling kernels share: logits, and in plain float64 the
- * records, histograms and limits that the kernels hand to one another.
+ * What the cases of the sampling kernels share: logits, and float64 versions of the
+ * records, histograms and limits that the kernels pass to one another.
  *
  * @module
  */
@@ -20,7 +20,7 @@ export interface SampleSizes {
 /** Below every score; see ABSENT in sample_scores.ts. */
 export const ABSENT = Math.fround(LOW);
 
-/** The key that orders like a score. */
+/** The u32 key of a score; keys sort like scores. */
 export function keyOf(score: number): number {
   const [bits] = new Uint32Array(Float32Array.of(score).buffer);
   if (bits < 0x80000000) return (bits | 0x80000000) >>> 0;
@@ -33,15 +33,15 @@ export function scoreOf(key: number): number {
   return new Float32Array(Uint32Array.of(bits).buffer)[0];
 }
 
-/** A f32 as its bits. */
+/** The bits of an f32. */
 export const bitsOf = (value: number): number =>
   new Uint32Array(Float32Array.of(value).buffer)[0];
 
-/** A number of a buffer of bits. */
+/** The f32 with these bits. */
 export const floatOf = (bits: number): number =>
   new Float32Array(Uint32Array.of(bits).buffer)[0];
 
-/** Words that a kernel writes, before it has. */
+/** An output of u32 words, filled with a value that the kernel must overwrite. */
 export const words = (...shape: number[]): CpuTensor => u32Tensor(shape);
 
 /** Calls `visit` with the ids of each chunk, in the order of records. */
@@ -71,7 +71,7 @@ export function penalized(
     [sequences, length],
     new Uint32Array(sequences * length),
   );
-  logits.data[vocab - 1] = logits.data[0]; // two tokens of one score
+  logits.data[vocab - 1] = logits.data[0]; // two tokens with the same score
   const scores = rowsOf(logits).map((row, s) =>
     row.map((x, id) => {
       if (penalty === 1 || id % 3) return x;
@@ -82,7 +82,7 @@ export function penalized(
   return { logits, seen, scores };
 }
 
-/** The rows of a f32 tensor. */
+/** The rows of an f32 tensor. */
 export function rowsOf({ data, shape: [, width] }: CpuTensor): Float32Array[] {
   const all = data as Float32Array;
   return Array.from(
@@ -92,8 +92,8 @@ export function rowsOf({ data, shape: [, width] }: CpuTensor): Float32Array[] {
 }
 
 /**
- * Scores near the middles of bins of `width` below a row's highest, so that rounding
- * moves none into another bin. The likely bins have most of them.
+ * Scores near the middle of their bins, which are `width` wide, so that rounding moves
+ * none into another bin. Most are in the likely bins.
  */
 export function binned(
   random: CaseRandom,
@@ -125,7 +125,7 @@ export function highestOf(
   return records;
 }
 
-/** The highest score, and of equal ones the lowest id; ABSENT and 0 if there is none. */
+/** The highest score, with the lowest id in a tie; ABSENT and 0 if there is none. */
 export function bestOf(
   ids: readonly number[],
   score: (id: number) => number,
@@ -137,11 +137,11 @@ export function bestOf(
   return best;
 }
 
-/** The bin of each score. */
+/** The bin of a score. */
 export const binOf = (score: number, top: number, width: number): number =>
   Math.min(BINS - 1, Math.floor((top - score) / width));
 
-/** Tokens in each bin, and their mass in units of 2⁻¹⁹ of the bin's upper edge. */
+/** Tokens in each bin, and their mass in units of 2⁻¹⁹ of that at the bin's upper edge. */
 export function histogramOf(
   row: Float32Array,
   width: number,
@@ -176,7 +176,7 @@ export function histogramTensor(
   return all;
 }
 
-/** How a row is drawn from: the bins that are left open, and what lies above them. */
+/** How a row is drawn from: the bins left open, and what is above them. */
 export interface Narrowed {
   begin: number;
   end: number;
@@ -184,7 +184,7 @@ export interface Narrowed {
   above: number;
   massAbove: number;
   all: number;
-  /** The top-p that was asked for, moved off every sum of bins. */
+  /** The requested top-p, moved so that it equals no sum of bins. */
   p: number;
 }
 
@@ -230,7 +230,7 @@ export function narrow(
   };
 }
 
-/** The score that a token is drawn by. */
+/** The score by which a token is drawn. */
 export const drawScore = (
   reference: Reference,
   { row, id, temperature, seed, step }: {
@@ -252,8 +252,8 @@ export interface TopKRecord {
 }
 
 /**
- * Each chunk's tokens that reach the k-th highest of `parts` partial maxima: thread t
- * holds fours of a chunk, and part p is the maximum of threads p, p + parts, ….
+ * Each chunk's tokens that reach the k-th highest of `parts` partial maxima. Thread t
+ * holds groups of four tokens; part p is the maximum of threads p, p + parts, ….
  */
 export function topKRecords(
   sizes: SampleSizes,

@@ -44,9 +44,9 @@ interface DrawCase extends SampleSizes {
  * Draws a token from each chunk: the one with the highest
  * `(score − top) / temperature + gumbel` among those that reach min-p.
  *
- * HISTOGRAM narrows the limits of top-k and top-p down to a few bins first. Tokens above
- * these bins take part in the draw, tokens within become candidates `[key, id]` that
- * sample_finish.ts decides on, and tokens below are out. Records are
+ * HISTOGRAM first narrows the limits of top-k and top-p down to a few bins. Tokens above
+ * these bins take part in the draw, tokens in them become candidates `[key, id]` that
+ * sample_finish.ts decides on, and tokens below are excluded. Records are
  * `[key of the draw, id, candidates, 0]`. `limits` describes what is above the bins:
  * `[top, tokens above, mass above, mass of all, upper edge]`, all f32 except the count.
  */
@@ -94,14 +94,14 @@ var<workgroup> last_bins: array<atomic<u32>, 2>;
 var<workgroup> before: array<vec2f, 2>;
 var<workgroup> count: atomic<u32>;
 
-// Tokens and mass of bin b.
+// Number of tokens in bin b, and their mass.
 fn bin_sums(sequence: u32, b: u32, temperature: f32) -> vec2f {
   let base = sequence * u.sums * BINS + b;
   let units = f32(histogram[base + BINS]) * 65536.0 + f32(histogram[base]);
   return vec2f(f32(histogram[base + 2u * BINS]), units * 0x1p-19f * exp(-f32(b) * u.width / temperature));
 }
 
-// Finds the first bin that any thread notes.
+// note_first() notes a bin; noted() is the first bin that any thread has noted.
 fn note_first(which: u32, b: u32) { atomicMax(&last_bins[which], BINS - b); }
 fn noted(which: u32) -> u32 { return min(BINS - atomicLoad(&last_bins[which]), BINS - 1u); }
 }
@@ -126,7 +126,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     let all = running[WORKGROUP - 1u].y;
     var start = vec2f();
     if (tid > 0u) { start = running[tid - 1u]; }
-    // Bins begin … end stay open; top-p leaves room for the rounding of sums.
+    // Bins begin … end stay open; top-p keeps a margin for the rounding of sums.
     var end = 0u;
     var survivors = all; // a lower bound of the mass that passes top-k
     @if TOP_K {
@@ -301,7 +301,7 @@ function drawn(
     of: ({ records }) => best.map((_, i) => scoreOf(records[4 * i])),
     ...close,
   }, {
-    // The score of the token that was drawn: of nearly equal ones any will do.
+    // The score of the token drawn: if several are nearly equal, any of them will do.
     of: ({ records }) =>
       best.map((value, i) => {
         const id = records[4 * i + 1];

@@ -28,7 +28,7 @@ import {
   SAMPLE_CONSTANTS,
 } from "./sample_scores.ts";
 
-/** Runs `body` for every candidate `key`, `id` of this thread; SHARE threads share a chunk. */
+/** Runs `body` for each of this thread's candidates; SHARE threads share a chunk. */
 const each = (body: string) => /* wgsl */ `
   for (var j = tid % SHARE; j < mine; j += SHARE) {
     let key = candidates[base + j * 2u];
@@ -43,7 +43,7 @@ interface FinishCase extends SampleSizes {
   topP?: number;
 }
 
-/** A case over records, and the tokens that must be chosen from them. */
+/** Makes a case from its operands and the tokens that must be chosen. */
 function finishCase(
   { sequences, vocab, from, topK = 0, topP = 1 }: FinishCase,
   device: CaseTools["device"],
@@ -110,7 +110,7 @@ function finishCase(
 
 const SEED = 4_294_967_295, STEP = 4;
 
-/** Records of argmax or of a draw: the best one wins. */
+/** A case with records of argmax or of a draw: the best one wins. */
 function finishWinners(
   given: FinishCase,
   { device, random }: CaseTools,
@@ -157,7 +157,7 @@ const drawn = (
     )
   );
 
-/** Records and candidates of sample_top_k.ts. */
+/** A case with records and candidates of sample_top_k.ts. */
 function finishTopK(given: FinishCase, tools: CaseTools): KernelCase {
   const { sequences, vocab, chunks, topK = 0, topP = 1 } = given;
   const { scores } = penalized(tools.random, given, 1);
@@ -182,7 +182,7 @@ function finishTopK(given: FinishCase, tools: CaseTools): KernelCase {
   );
 }
 
-/** Records, candidates and limits of sample_draw.ts. */
+/** A case with records, candidates and limits of sample_draw.ts. */
 function finishHistogram(given: FinishCase, tools: CaseTools): KernelCase {
   const { sequences, vocab, chunks, topK = 0, topP = 1 } = given;
   const { reference, random } = tools, width = 32 / BINS;
@@ -236,14 +236,14 @@ function finishHistogram(given: FinishCase, tools: CaseTools): KernelCase {
  *
  * WINNERS: records begin with the best token of each chunk, `[key, id, …]`.
  * CANDIDATES: top-k and top-p have yet to decide on some tokens.
- * - top-k: bisects the lowest score that is kept, by counting.
- * - top-p: draws first, as if every token left were kept. The draw stands if the mass
- *   ahead of it is below p; otherwise it and all tokens behind it are out, and it draws
- *   again. The kept tokens have most of the mass, so one or two draws are enough for any
- *   number of tokens, and nothing is sorted.
+ * - top-k: finds the lowest score that is kept by bisection, counting tokens.
+ * - top-p: first draws as if every remaining token were kept. The draw stands if the mass
+ *   ahead of it is below p; otherwise it and all tokens behind it are excluded, and it
+ *   draws again. The kept tokens have most of the mass, so one or two draws are enough for
+ *   any number of tokens, and nothing is sorted.
  *
- * LIMITS: what is above the candidates (sample_draw.ts). Without, candidates begin at the
- * top of the row and records are those of sample_top_k.ts.
+ * LIMITS: `limits` says what is above the candidates (sample_draw.ts). Without it,
+ * candidates begin at the top of the row and records are those of sample_top_k.ts.
  */
 export const sampleFinish = defineKernel<FinishCase>({
   name: "sampleFinish",
@@ -293,8 +293,8 @@ var<workgroup> units_high: atomic<u32>;
 var<workgroup> units_low: atomic<u32>;
 var<workgroup> drawn_key: u32;
 
-// Probability mass relative to score edge, in units of 2⁻²⁸. It is an integer in two
-// halves, so that fewer than 2¹⁸ of them sum without overflow and in any order.
+// Probability mass relative to that of the score at edge, in units of 2⁻²⁸: an integer
+// in two halves, so that fewer than 2¹⁸ of them sum in any order without overflow.
 fn units_of(key: u32, edge: f32, temperature: f32) -> vec2u {
   let share = min(exp((score_of(key) - edge) / temperature), 1.0);
   let units = u32(share * 0x1p28f + 0.5);
@@ -313,7 +313,7 @@ fn workgroup_mass(units: vec2u, tid: u32) -> f32 {
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   let sequence = wg.x;
   let at = step[sequence];
-  var score = ABSENT; // of the best token that is certainly kept
+  var score = ABSENT; // that of the best token that is certainly kept
   var token = 0u;
   @if WINNERS {
     if (tid < u.chunks) {
@@ -374,7 +374,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       }
     }
 
-    // Candidates that come before (limit, limit_id) remain.
+    // Candidates ahead of (limit, limit_id) remain.
     var limit = low;
     var limit_id = 0xffffffffu;
     var best = vec2u();

@@ -29,10 +29,11 @@ interface HistogramCase extends SampleSizes {
 }
 
 /**
- * Counts the scores in each bin and sums their probability mass. Rows of `histogram` are
- * the low 16 bits and the rest of the mass, in units of 2⁻¹⁹ of the bin's upper edge and
- * apart so that sums over chunks cannot overflow, then the count. All are integers, so
- * that sums do not depend on the order of threads.
+ * Counts the scores in each bin and sums their probability mass. `histogram` has three
+ * rows: the low 16 bits of the mass, the rest of the mass, and the count. The mass is in
+ * units of 2⁻¹⁹ of that at the bin's upper edge, and is in two rows so that sums over
+ * chunks cannot overflow. All are integers, so that sums do not depend on the order of
+ * threads.
  */
 export const sampleHistogram = defineKernel<HistogramCase>({
   name: "sampleHistogram",
@@ -119,7 +120,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
               ),
             values: mass,
             norms: count,
-            // Each share is the exp of an f32, rounded to a unit.
+            // Each score's mass is the exp of an f32, rounded to a whole unit.
             tolerance: 8,
           },
         ];

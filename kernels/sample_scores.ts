@@ -1,10 +1,10 @@
 /**
- * WGSL that the sampling kernels share. They split a row of logits into chunks, one
- * workgroup each. A thread holds its STEPS · 4 scores of the chunk in registers, so that
- * a kernel reads the logits once with all loads in flight.
+ * WGSL that the sampling kernels share. They split a row of logits into chunks, one per
+ * workgroup. A thread holds its STEPS · 4 scores of the chunk in registers, so that a
+ * kernel reads the logits once with all loads in flight.
  *
  * Each chunk's result is a record of four words in `[sequences, chunks, 4]`. Scores are
- * stored as u32 keys of the same order, 0 if there is none.
+ * stored as u32 keys that sort like them, with 0 for none.
  *
  * @module
  */
@@ -34,7 +34,7 @@ export function logitsContract({ PENALTY }: Constants) {
   };
 }
 
-/** Elements of a chunk, a multiple of 4, and the loads of 4 per thread. */
+/** Derives the elements of a chunk, a multiple of 4, and the loads of 4 per thread. */
 export function deriveChunk(
   { LOG_LANES }: Constants,
   { vocab, chunks }: Dims,
@@ -47,12 +47,12 @@ export function deriveChunk(
   };
 }
 
-/** Elements in each of `chunks` chunks of a row. */
+/** Elements per chunk when a row is split into `chunks`. */
 export function chunkLength(vocab: number, chunks: number): number {
   return Math.ceil(vocab / chunks / 4) * 4;
 }
 
-/** Keys of scores: order(a) < order(b) where a < b, and −0 = 0. */
+/** Keys of scores: order(a) < order(b) if a < b, and −0 equals 0. */
 export const ORDER = /* wgsl */ `
 fn order(x: f32) -> u32 {
   let bits = bitcast<u32>(x);
@@ -64,7 +64,7 @@ fn score_of(key: u32) -> f32 {
 }
 `;
 
-/** The highest score of a workgroup; the lowest id of equal ones. */
+/** Finds the highest score of a workgroup, with the lowest id in a tie. */
 export const BEST = /* wgsl */ `
 ${LANES}
 var<workgroup> best_key: atomic<u32>;
@@ -84,8 +84,8 @@ fn workgroup_best(score: f32, id: u32, tid: u32) -> vec2u {
 
 /**
  * `scores_at(sequence, e)`: logits e … e + 3 after the penalty, ABSENT outside the
- * vocabulary. −Infinity and NaN become LOWEST, Infinity −LOWEST, so that the choice is
- * a valid token and always the same one.
+ * vocabulary. −Infinity and NaN become LOWEST, Infinity becomes −LOWEST, so that the
+ * choice is always a valid token and deterministic.
  */
 export const SCORES = /* wgsl */ `
 ${ORDER}
@@ -131,9 +131,9 @@ fn row_top(sequence: u32, tid: u32) -> f32 {
 `;
 
 /**
- * Random bits and the Gumbel noise of lib/model/sampling.ts, whose `gumbel` says how f32
- * loses small x. Below a half, −ln(1 − x) is computed as 2 artanh(x / (2 − x)), because
- * WGSL's log has an absolute error of 2⁻²¹ near 1.
+ * Random bits and the Gumbel noise of lib/model/sampling.ts, whose `gumbel` explains how
+ * f32 loses small x. Below a half, −ln(1 − x) is computed as 2 artanh(x / (2 − x)),
+ * because WGSL's log has an absolute error of 2⁻²¹ near 1.
  */
 export const GUMBEL = /* wgsl */ `
 fn fmix32(bits: u32) -> u32 {

@@ -24,9 +24,9 @@ interface TopKCase extends SampleSizes {
 }
 
 /**
- * Every token of a chunk that may be among the `k` highest of its row: those whose scores
- * reach the k-th highest of PARTS ≥ k partial maxima. At least k do, ties included, and
- * few more if PARTS is 2 k. Candidates are `[key, id]` in any order; records are
+ * Finds every token of a chunk that may be among the `k` highest of its row: those whose
+ * scores reach the k-th highest of PARTS ≥ k partial maxima. At least k do, ties included,
+ * and few more if PARTS is 2 k. Candidates are `[key, id]` in any order; records are
  * `[that bound, 0, candidates, highest key]`.
  */
 export const sampleTopK = defineKernel<TopKCase>({
@@ -123,7 +123,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
           ids.length,
           top,
         ]);
-        // By token, as candidates are in any order.
+        // Indexed by token, because candidates are in any order.
         const byToken = (list: [id: number, score: number][][]) =>
           list.flatMap((chunk) => {
             const all = new Float64Array(vocab).fill(NaN);

@@ -7,7 +7,7 @@ import { BEFORE } from "./linear_case.ts";
 
 /**
  * Sums the SPLITS partial results of a gemm that split k, `[splits · m, n]`, into `y`.
- * ADD 1 adds them to what is there (residual).
+ * ADD 1 adds them to the contents of `y` (residual).
  */
 export const sumSplits = defineKernel<
   { m: number; n: number; splits: number; add: 0 | 1 }
@@ -17,8 +17,8 @@ export const sumSplits = defineKernel<
     partial: "any n as span",
     y: `inout m any as ${Y_FOURS ? "span" : "scalar"}`,
   }),
-  // Rows of y are `stride` elements apart; the first column goes to `column`. Y_FOURS 0:
-  // stride is a multiple of 4, but column or n is not.
+  // Rows of y are `stride` elements apart; the first sum goes to column `column`.
+  // Y_FOURS 0: stride is a multiple of 4, but column or n is not.
   uniforms: { stride: "u32", column: "u32" },
   constants: { SPLITS: 2, ADD: 0, Y_FOURS: 1, WORKGROUP: 128 },
   grid: ({ m, n }, { WORKGROUP }) =>

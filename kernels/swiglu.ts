@@ -5,9 +5,9 @@ import { linearName } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * `y = silu(g) · u` where a row of `both` is `[g, u]`: for gate and up projections that
- * are stored in different types. The matmul kernels do it themselves where one buffer
- * holds rows of both.
+ * Computes `y = silu(g) · u`, where a row of `both` is `[g, u]`, for gate and up
+ * projections that are stored in different types. If one buffer holds rows of both, the
+ * matmul kernels do this themselves.
  */
 export const swiglu = defineKernel<{ m: number; n: number }>({
   name: "swiglu",
@@ -16,7 +16,7 @@ export const swiglu = defineKernel<{ m: number; n: number }>({
   derive: (_, { n, half }) => {
     if (n === 2 * half) return {};
     throw new Error(
-      `Cannot gate rows of ${n} to rows of ${half}: they must be half as wide`,
+      `Cannot gate rows of ${n} into rows of ${half}: must be half as wide`,
     );
   },
   grid: ({ m, half }, { WORKGROUP }) => splitGrid(m * half / WORKGROUP),

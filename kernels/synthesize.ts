@@ -3,9 +3,9 @@ import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * Synthetic bf16 weights without an upload: `w[i] = bf16(scale · u[i])`, the rule of
- * lib/checkpoint/synthetic.ts. A thread makes a word of two weights; words `source`
- * onwards of the tensor go to words `to` onwards of the buffer.
+ * Generates synthetic bf16 weights without an upload: `w[i] = bf16(scale · u[i])`, the
+ * rule of lib/checkpoint/synthetic.ts. Each thread makes a word of two weights. The
+ * tensor's words from `source` on are written to the buffer's words from `to` on.
  */
 export const synthesize = defineKernel<
   { words: number; source: number; to: number }

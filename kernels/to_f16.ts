@@ -7,8 +7,8 @@ import { normCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 
 /**
- * Rows as f16 for matmuls in f16. Each row is scaled by a power of two so that its
- * largest value is in [headroom, 2 · headroom): no activation overflows (those of real
+ * Converts rows to f16 for matmuls in f16. Each row is scaled by a power of two so that
+ * its largest value is in [headroom, 2 · headroom): no activation overflows (those of real
  * checkpoints exceed 65,504), small values keep their precision, and scaling back is
  * exact. NORM 1 RMS-norms the row first. One workgroup per row.
  */
@@ -102,7 +102,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           of: ({ y, scales }) =>
             Float64Array.from(y, (half, i) => half * scales[Math.floor(i / k)]),
           values,
-          // f16 keeps 11 bits, down to 2⁻²⁴ of what a row is scaled to.
+          // f16 keeps 11 bits, down to 2⁻²⁴ of the value that a row is scaled to.
           norms: values.map((v) => Math.abs(v) + 1e-3 * largest),
           tolerance: 2 ** -10.9,
         }];

@@ -1,14 +1,14 @@
 /**
  * A small assembler for WebAssembly with SIMD (https://webassembly.github.io/spec/core/binary/).
  *
- * Code is a list of bytes. An instruction is a function from the code of its
- * operands to the code that leaves its result on the stack, so nested
- * calls read as expressions: `f32x4.add(a.get, f32x4.splat(f32.const(1)))`.
+ * Code is a list of bytes. An instruction is a function that takes the code of its
+ * operands and returns code that leaves the result on the stack, so nested calls read as
+ * expressions: `f32x4.add(a.get, f32x4.splat(f32.const(1)))`.
  *
  * @module
  */
 
-/** Bytes of instructions, as they go into a function body. */
+/** Encoded instructions of a function body. */
 export type Code = readonly number[];
 type Instruction = (...operands: Code[]) => Code;
 
@@ -34,7 +34,7 @@ function signed(value: number): number[] {
   return [...bytes, value & 0x7f];
 }
 
-/** A load or store at `offset` bytes past the address, which need not be aligned. */
+/** A load or store `offset` bytes past the address, which need not be aligned. */
 const access = (...opcode: number[]) => (offset = 0): Instruction =>
   op(...opcode, 0, ...unsigned(offset));
 
@@ -80,7 +80,7 @@ export const i32x4 = {
 export const f32x4 = {
   splat: simd(0x13),
   lane: (lane: number): Instruction => op(0xfd, 0x1f, lane),
-  /** Lanes 0 to 3 are those of the first operand, 4 to 7 those of the second. */
+  /** Lanes 0 to 3 are from the first operand, 4 to 7 from the second. */
   shuffle: (...lanes: number[]): Instruction =>
     op(
       0xfd,
@@ -177,7 +177,7 @@ export class FunctionBuilder<Parameter extends string> {
 
   /**
    * A vector of four copies of `bits`. Constants are kept in locals that are set at the
-   * start, because V8 would materialize them again in each iteration of a loop.
+   * start, because V8 would otherwise rebuild them in each iteration of a loop.
    */
   ints(bits: number): Code {
     let local = this.#constants.get(bits);

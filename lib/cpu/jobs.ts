@@ -1,9 +1,9 @@
 /**
- * The work of one thread on one chunk of a matmul or of attention, in WebAssembly.
- * Jobs are passed between threads as numbers.
+ * What one thread does for one chunk of a matmul or of attention, in WebAssembly. Jobs
+ * are passed between threads as numbers.
  *
- * Each memory begins with {@link workBytes} of work space; stored tensors follow, so
- * that a kernel needs no second memory.
+ * Each memory begins with {@link workBytes} of work space, followed by stored tensors, so
+ * that a kernel never needs a second memory.
  *
  * @module
  */
@@ -16,11 +16,14 @@ import {
   type WasmKernels,
 } from "./wasm_kernels.ts";
 
-/** `y = x · wᵀ`, split into chunks of rows of w. Fields are addresses, strides in bytes and sizes. */
+/**
+ * `y = x · wᵀ`, split into chunks of rows of w. Fields are addresses, strides in bytes and
+ * sizes.
+ */
 export interface MatmulJob {
   format: number; // index into SIMD_FORMATS
   x: number; // [rows, k], as packed by packRows
-  xBytes: number; // from row to row, as wBytes and yBytes
+  xBytes: number; // row stride, like wBytes and yBytes
   rows: number;
   w: number; // [n, k]
   wBytes: number;
@@ -42,7 +45,7 @@ export interface AttentionJob {
   k: number; // [sequences, kvHeads, context, headDim]
   v: number;
   context: number;
-  out: number; // as q
+  out: number; // laid out like q
   blocks: number; // [[row, rows, sequence, position of the first row], …], u32
 }
 
@@ -107,12 +110,12 @@ const MASK_BYTES = 32;
 const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
 /** With at least this many rows of x, w is unpacked once for all of them. */
 const DIRECT_ROWS = 5;
-/** Columns that are unpacked at a time: TILE rows of w and of x fit in the L1 cache. */
+/** Columns unpacked at a time: TILE rows of w and of x fit in the L1 cache. */
 const PANEL = 512;
-const PANEL_BYTES = 4 * PANEL + 64; // not a multiple of 4 KiB, which would share cache lines
+const PANEL_BYTES = 4 * PANEL + 64; // rows a multiple of 4 KiB apart would share cache lines
 /** Rows of x that stay in the L2 cache while rows of w stream past. */
 const ROW_BLOCK = 96;
-/** Positions whose values stay in the L2 cache while rows of attention weights stream past. */
+/** Positions whose values stay in the L2 cache while attention weights stream past. */
 const VALUE_BLOCK = 128;
 /** Room for the scores of one chunk of attention: at least one row. */
 export const SCORES_BYTES = 1 << 20;
@@ -127,7 +130,7 @@ const SHARED_BYTES = 32 << 20;
 export const workBytes = (threads: number): number =>
   threadSpace(threads) + SHARED_BYTES;
 
-/** The place of element `i` of eight when even ones come first. */
+/** Where element `i` of eight goes when the even ones come first. */
 const EVEN_FIRST = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /** Writes the masks that the kernels apply to the last `k % 8` columns. */
@@ -147,13 +150,13 @@ const tailMask = ({ order }: SimdReader, k: number) =>
 /** Row stride of packed x in bytes: whole groups of eight, and not a multiple of 4 KiB. */
 export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;
 
-/** Row stride of results in bytes: kernels write to the end of their last step. */
+/** Row stride of results in bytes, with room for the kernels' whole last step. */
 export const resultBytes = (n: number): number => 16 * Math.ceil(n / 4) + 16;
 
-/** Chunks are multiples of this many rows of w, which are whole steps of the kernels. */
+/** Chunks are multiples of this many rows of w, so that kernels take whole steps. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
 
-/** Copies rows of x into work space, in the order in which a format is unpacked. */
+/** Copies rows of x into work space, in the order in which the format of w is unpacked. */
 export function packRows(
   x: Float32Array,
   rows: number,

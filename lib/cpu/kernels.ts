@@ -12,13 +12,13 @@ import type { CpuTensor } from "../formats/tensor.ts";
 /** Which implementation runs, and why. */
 export interface CpuInfo {
   kernel: "wasm-relaxed-simd" | "wasm-simd" | "plain";
-  /** Why this one, rather than a faster one. */
+  /** Why this implementation, rather than a faster one. */
   reason: string;
   /** Threads that share the work, including the caller's. */
   threads: number;
 }
 
-/** What is done with the rows of a matmul. */
+/** How the rows of a matmul are finished. */
 export type Finish =
   /** `out = y` */
   | "store"
@@ -27,7 +27,7 @@ export type Finish =
   /** `out = silu(g) · u`, where a row of y is `[g, u]`; for parts with a twin */
   | "swiglu";
 
-/** Where the results of one part of a matrix go. */
+/** Where the results for one part of a matrix go. */
 export interface Output {
   data: Float32Array;
   /** Row stride in elements. */
@@ -66,7 +66,10 @@ export interface CpuKernels extends Disposable {
   allocate(dtype: Dtype, shape: readonly number[]): CpuTensor;
   /** Makes the memory of a tensor available to {@link allocate} again. */
   release(tensor: CpuTensor): void;
-  /** `y = x · wᵀ` for one part of w, `[rows, k]`, `[n, k]` → `[rows, n]`, finished into `out`. */
+  /**
+   * Computes `y = x · wᵀ` for one part of w, `[rows, k]`, `[n, k]` → `[rows, n]`, and
+   * finishes it into `out`.
+   */
   matmul(
     x: Float32Array,
     rows: number,

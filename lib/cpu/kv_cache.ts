@@ -6,7 +6,7 @@
 import type { CpuTensor } from "../formats/tensor.ts";
 import { KvCache } from "../model/kv_cache.ts";
 
-/** Keys and values of every layer, f32; dispose it to give its memory back. */
+/** Keys and values of every layer, f32; dispose it to release the memory. */
 export class CpuKvCache extends KvCache<CpuTensor> implements Disposable {
   readonly #release: () => void;
 

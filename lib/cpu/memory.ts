@@ -8,9 +8,9 @@ import { BYTES, elements } from "../dtype.ts";
 import type { CpuTensor } from "../formats/tensor.ts";
 
 const PAGE = 65536;
-/** The reach of 32-bit addresses; beyond it another memory is used. */
+/** The size that 32-bit addresses can reach; beyond it another memory is added. */
 const MEMORY_BYTES = PAGE * PAGE;
-/** Kernels may read this far past the end of a tensor; they ignore what they read there. */
+/** Kernels may read this many bytes past the end of a tensor; they ignore the values. */
 const SLACK = 64;
 
 /** A free range of a memory. */
@@ -39,7 +39,7 @@ export class CpuMemory {
   ) {}
 
   /**
-   * A tensor of zeros within one memory.
+   * Allocates a tensor of zeros within one memory.
    *
    * @throws {Error} if it needs more than 4 GiB, or memory runs out
    */
@@ -56,7 +56,7 @@ export class CpuMemory {
     return { dtype, shape, data };
   }
 
-  /** Frees the bytes of a tensor for later ones. */
+  /** Frees a tensor's bytes for reuse. */
   release(tensor: CpuTensor): void {
     const bytes = aligned(tensor.data.byteLength);
     if (bytes === 0) return;
@@ -75,12 +75,12 @@ export class CpuMemory {
     }
   }
 
-  /** The memory and address of a tensor, or of a part of one. */
+  /** The memory and address of a tensor, or of part of one. */
   find({ data }: CpuTensor): { memory: number; address: number } {
     const memory = this.#memoryOf.get(data.buffer);
     if (memory === undefined) {
       throw new Error(
-        "Cannot use a tensor: its data is elsewhere, must come from allocate()",
+        "Cannot use a tensor: its data was not allocated here, must come from allocate()",
       );
     }
     return { memory, address: data.byteOffset };
@@ -99,7 +99,7 @@ export class CpuMemory {
     return { memory, address };
   }
 
-  /** Takes bytes that were never used, which are zeros. */
+  /** Takes bytes that were never used and are therefore zeros. */
   #extend(bytes: number): { memory: number; address: number } {
     const most = MEMORY_BYTES - aligned(this.reserved) - SLACK;
     if (bytes > most) {

@@ -1,6 +1,6 @@
 /**
- * The verbs of a model on the CPU: the reference that the GPU is checked
- * against, and the fallback where there is none.
+ * The verbs of a model on the CPU: the reference that the GPU is checked against, and the
+ * fallback if there is no GPU.
  *
  * @module
  */
@@ -27,8 +27,8 @@ export interface CpuOptions {
 }
 
 /**
- * {@link Ops} in f32 on the CPU. Weights stay as stored and are unpacked as they are
- * read.
+ * {@link Ops} in f32 on the CPU. Weights stay in their stored format and are unpacked as
+ * they are read.
  *
  * The result of a verb is valid until the next pass, which begins with
  * {@link CpuOps.embed}; copy it to keep it longer.
@@ -44,7 +44,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       config;
     if (heads % kvHeads !== 0) {
       throw new Error(
-        `Cannot share ${kvHeads} key/value heads among ${heads} heads: the one must divide the other`,
+        `Cannot share ${kvHeads} key/value heads among ${heads} query heads: ${heads} must be a multiple of ${kvHeads}`,
       );
     }
     this.#config = config;
@@ -218,7 +218,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     this.#kernels[Symbol.dispose]();
   }
 
-  /** `out` is where results go, or how wide rows of a new tensor are. */
+  /** `out` is the tensor for the results, or the row width of a new one. */
   #matmul(
     x: CpuTensor,
     w: Matrix<CpuTensor>,
@@ -230,7 +230,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       throw new Error(
         `Cannot multiply: x is ${
           show(x)
-        }, w is [${w.n}, ${w.k}]; they must have as many columns`,
+        }, w is [${w.n}, ${w.k}]; their columns must match`,
       );
     }
     const y = typeof out === "number" ? this.#results.tensor([rows, out]) : out;
@@ -321,7 +321,7 @@ function requireRows({ sequences, tokens }: CachePass, rows: number): void {
   );
 }
 
-/** Arrays for results, reused by each pass so that a decode step allocates almost nothing. */
+/** Arrays for results, reused by each pass so that a decode step allocates very little. */
 class ResultPool {
   /** Larger arrays, those of long prompts, are left to the garbage collector. */
   static readonly #largest = 1 << 18;

@@ -14,7 +14,7 @@ export interface BoundMemory {
   kernels: WasmKernels;
 }
 
-/** A message to a worker: all memories so far. A later message replaces it. */
+/** A message to a worker, with all memories so far. A later message replaces it. */
 export interface Message {
   control: Int32Array<SharedArrayBuffer>;
   module: WebAssembly.Module;
@@ -28,7 +28,7 @@ export interface Message {
 const CLAIM = 0;
 /** Chunks that are finished. */
 const DONE = 1;
-/** Changes when there is work; idle workers wait on it. */
+/** Changes when there is work; idle workers wait for it to change. */
 const BELL = 2;
 /** Changes when a message is posted or the pool is disposed. */
 const MAIL = 3;
@@ -45,9 +45,12 @@ const CLOSED = (1 << INDEX_BITS) - 1;
 /** The most chunks that a job can have. */
 export const MAX_CHUNKS = CLOSED - 1;
 
-/** Idle workers end after this time, so that a forgotten pool does not keep the process alive. */
+/** Idle workers end after this time, so that a forgotten pool lets the process exit. */
 const IDLE_MS = 1000;
-/** Polls of a shared word before a thread sleeps: jobs often follow each other within microseconds. */
+/**
+ * How often a thread polls a shared word before it sleeps: jobs often follow each other
+ * within microseconds.
+ */
 const SPINS = 2000;
 
 /** Binds the kernels to a memory. */
@@ -85,7 +88,7 @@ export class CpuPool implements Disposable {
     return index;
   }
 
-  /** Runs all chunks of a job on a memory; `alone`: on the caller's thread only. */
+  /** Runs all chunks of a job on a memory, on the caller's thread only if `alone`. */
   run(
     memory: number,
     job: readonly number[],
@@ -195,7 +198,7 @@ function work(
     const bound = memories.at(control[MEMORY]);
     if (!bound) break; // its message has not arrived yet
     const job = Uint32Array.from(control.subarray(JOB, JOB + JOB_SIZE));
-    // The job that was read is current if its number and chunk are still next.
+    // The job just read is current if its number and chunk are still next.
     if (Atomics.compareExchange(control, CLAIM, claim, claim + 1) !== claim) {
       continue;
     }

@@ -13,7 +13,7 @@ import {
 /** Cosines and sines of positions, computed when they are first needed. */
 export class RopeTable {
   readonly #frequencies: RopeFrequencies;
-  /** Per position, `headDim / 2` cosines, then as many sines. */
+  /** Per position, `headDim / 2` cosines followed by `headDim / 2` sines. */
   #table = new Float32Array(0);
 
   constructor(config: Qwen3Config) {

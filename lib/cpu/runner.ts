@@ -1,5 +1,5 @@
 /**
- * A model on the CPU: the forward pass over {@linkcode CpuOps}.
+ * Runs a model on the CPU with {@linkcode CpuOps}.
  *
  * @module
  */
@@ -17,7 +17,7 @@ import { host } from "../host.ts";
 import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
-/** Prompt tokens in one pass. */
+/** Prompt tokens per forward pass. */
 const PREFILL_ROWS = 256;
 
 /** {@linkcode Runner} on the CPU. */
@@ -115,7 +115,7 @@ export class CpuRunner implements Runner {
     return this.ops.createCache(sequences, context);
   }
 
-  /** Runs a prompt in chunks into an empty sequence; yields the logits of each. */
+  /** Runs a prompt in chunks into an empty sequence; yields the logits of each chunk. */
   async *#prefill(
     cache: CpuKvCache,
     sequence: number,
@@ -156,5 +156,5 @@ export class CpuRunner implements Runner {
   }
 }
 
-/** Lets timers and signals run between two passes, which block the thread. */
+/** Lets timers and signals run between passes, which block the thread. */
 const breathe = () => new Promise<void>((resolve) => setTimeout(resolve, 0));

@@ -37,7 +37,7 @@ const ALONE = 1 << 18;
 const CHUNK_BYTES = 1 << 17;
 /** The most rows of x in a job, so that its work space stays in the cache. */
 const MATMUL_ROWS = 192;
-/** Rows of weights unpacked at a time, for formats that the kernels cannot read. */
+/** Rows of weights unpacked at a time for formats that the kernels cannot read. */
 const UNPACKED_ROWS = 256;
 /** Approximate number of query heads in a chunk of attention. */
 const BLOCK_HEADS = 32;
@@ -104,7 +104,7 @@ export class WasmCpuKernels implements CpuKernels {
       reasons.push(`${name} has no SIMD reader: its rows are unpacked first`);
     }
     if (failure !== undefined) {
-      reasons.push(`one thread, as workers failed: ${failure}`);
+      reasons.push(`one thread, because workers failed: ${failure}`);
     }
     return {
       kernel,
@@ -198,7 +198,7 @@ export class WasmCpuKernels implements CpuKernels {
     }
   }
 
-  /** Multiplies formats that the kernels cannot read, by unpacking blocks of rows to f32. */
+  /** Multiplies by a format that the kernels cannot read: unpacks blocks of rows to f32. */
   #unpacked(
     x: Float32Array,
     rows: number,
@@ -270,7 +270,7 @@ export class WasmCpuKernels implements CpuKernels {
       const blocksAt = outAt + count * heads * headBytes;
       new Uint32Array(buffer, blocksAt, 4 * blocks.length).set(blocks.flat());
 
-      /** Visits each head in work space, `[kvHeads, rows, group]`, with its index in q and out. */
+      // Visits each head in work space, `[kvHeads, rows, group]`, with its index in q or out.
       const eachHead = (
         at: number,
         body: (head: Float32Array, index: number) => void,

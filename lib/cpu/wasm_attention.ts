@@ -22,9 +22,9 @@ import {
 export type MulAdd = (a: Code, b: Code, c: Code) => Code;
 
 /**
- * `x = exp(x)` to about one unit in the last place: `2ⁿ · exp(x − n·ln 2)`, the
- * second factor by its Taylor polynomial. Infinity above 88.4 (n is 128);
- * tiny below −87, where f32 runs out.
+ * Sets `x = exp(x)`, accurate to about one unit in the last place:
+ * `2ⁿ · exp(x − n·ln 2)`, with a Taylor polynomial for the second factor. The result is
+ * Infinity above 88.4 (n is 128), and tiny below −87, where f32 underflows.
  */
 function exp(
   x: Local,
@@ -107,7 +107,7 @@ export function softmax(mulAdd: MulAdd) {
   ]);
 }
 
-/** Code for the first `height` × `width` of `sums`. */
+/** Emits `body` for each of the first `height` × `width` sums. */
 function eachOf(
   sums: readonly (readonly Local[])[],
   height: number,

@@ -4,8 +4,8 @@
  * Arguments are addresses, row strides in bytes (`…Bytes`) and counts. x must be
  * in the order in which the format of w is unpacked: see `SimdReader.order`.
  *
- * Deno has no trap handler, so V8 checks bounds before every load; kernels are
- * built to reuse each load.
+ * Deno has no trap handler, so V8 checks bounds before every load; the kernels are
+ * written to reuse each load.
  *
  * @module
  */
@@ -40,7 +40,7 @@ export const SIMD_FORMATS: readonly SimdFormat[] = FORMATS.filter(
 /** What the module exports. */
 export type WasmKernels =
   & {
-    /** `y[j] = x · w[j]` for `n` rows of w, read once: for a few rows of x. */
+    /** `y[j] = x · w[j]` for one row of x and `n` rows of w; used for few rows of x. */
     [format: `dot_${string}`]: (
       x: number,
       w: number,
@@ -52,7 +52,7 @@ export type WasmKernels =
     ) => void;
   }
   & {
-    /** Rows of w as f32, zeros after the last column, for {@link WasmKernels.tiles}. */
+    /** Unpacks rows of w to f32, zero-padded, for {@link WasmKernels.tiles}. */
     [format: `unpack_${string}`]: (
       w: number,
       rowBytes: number,
@@ -64,7 +64,7 @@ export type WasmKernels =
     ) => void;
   }
   & {
-    /** `y = x · wᵀ` of TILE unpacked rows of w with each row of x, added to y if `add`. */
+    /** `y = x · wᵀ` for TILE unpacked rows of w and all rows of x; adds to y if `add`. */
     tiles(
       x: number,
       xBytes: number,
@@ -78,7 +78,10 @@ export type WasmKernels =
     ): void;
     /** Softmax of `scale · x[0 .. count]` in place, zeros up to `total` (a multiple of 4). */
     softmax(x: number, count: number, total: number, scale: number): void;
-    /** `out[r] = Σ weights[r, p] · values[p]` over `count` rows of `values`, added to out if `add`. */
+    /**
+     * `out[r] = Σ weights[r, p] · values[p]` over `count` rows of values; adds to out if
+     * `add`.
+     */
     weightedSum(
       weights: number,
       weightsBytes: number,
@@ -96,7 +99,10 @@ export type WasmKernels =
 
 /** Rows of w that `dot` reads at once. */
 export const DOT_ROWS = 4;
-/** Rows of w, and of x, that `tiles` multiplies at once: 9 sums and 4 factors fit V8's 15 registers. */
+/**
+ * Rows of w, and of x, that `tiles` multiplies at once: 9 sums and 4 factors fit V8's 15
+ * registers.
+ */
 export const TILE = 3;
 
 /** The module, with or without relaxed SIMD's fused multiply-add. */
@@ -117,7 +123,7 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
 /** Unpacks eight stored elements into two f32x4, in the order of their format. */
 class Unpacker {
   readonly halves: [Local, Local];
-  /** Assignments of the values that the format's code keeps. */
+  /** Assignments to the locals that the format's code reuses. */
   #kept: Code[] = [];
   readonly #locals: Local[] = [];
 

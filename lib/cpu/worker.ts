@@ -1,5 +1,5 @@
 /**
- * A thread of {@link CpuPool}.
+ * A worker thread of {@link CpuPool}.
  *
  * @module
  */

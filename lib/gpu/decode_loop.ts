@@ -13,67 +13,70 @@ import { addSampling } from "./sample.ts";
 import type { GpuSequences, Pass } from "./sequences.ts";
 
 /**
- * Steps between two readbacks, a chunk. The first chunk is small, so that text appears
- * at once; each is twice the one before, up to a largest size, which is smaller where a
- * readback does not sleep (bench/log.md, "Chunks of steps" and "Steps in pieces").
+ * Steps between two readbacks (a chunk). The first chunk is small, so that text appears
+ * immediately; chunks then double up to a maximum, which is smaller where a readback does
+ * not sleep (bench/log.md, "Chunks of steps" and "Steps in pieces").
  */
 const FIRST_CHUNK = { hardware: 2, software: 1 };
 const LARGEST_CHUNK = { atOnce: 32, sleeping: 64 };
 /** Chunks stop growing once one takes longer than this, so that text keeps streaming. */
 const LONG_CHUNK_MS = 50;
 /**
- * Steps that are encoded and submitted together. A readback returns when all submitted
- * work is done, and the device idles until the next piece arrives, so that piece is
- * already encoded. The rest of the chunk, and the first piece of the next one, are
- * encoded while the device works. As long as encoding a step is faster than running it
- * (on an H100 it takes 0.6 to 0.9 of that time), the host stays ahead. Larger pieces
- * delay the start after a readback; each piece costs 0.02 ms between passes
- * (bench/log.md, "Steps in pieces").
+ * Steps encoded and submitted together (a piece). A readback returns when all submitted
+ * work is done, and the device then idles until the next piece arrives, so that piece is
+ * encoded in advance. The rest of the chunk and the first piece of the next one are
+ * encoded while the device works. The host stays ahead as long as encoding a step takes
+ * less time than running it (on an H100, 0.6 to 0.9 times as long). Larger pieces delay
+ * the start after a readback; each piece costs 0.02 ms between passes (bench/log.md,
+ * "Steps in pieces").
  */
 const PIECE = 3;
 
 /** Observes a decode loop; times are `performance.now()`. */
 export interface LoopWatcher extends ReadWatcher {
-  /** Makes every chunk this many steps. */
+  /** Fixes the length of every chunk, in steps. */
   chunk?: number;
-  /** Where the pass of the next `steps` steps of a chunk of `chunk` writes its timestamps. */
+  /**
+   * Returns where the next pass writes its timestamps. It runs `steps` steps of a chunk of
+   * `chunk` steps.
+   */
   timestamps(
     steps: number,
     chunk: number,
   ): GPUComputePassTimestampWrites | undefined;
-  /** Reports the end of something that began at `began`. */
+  /** Called when an activity that began at `began` ends. */
   did(what: "encode" | "submit" | "wait" | "readback", began: number): void;
 }
 
 /** How a {@linkcode DecodeLoop} runs. */
 export interface DecodeOptions {
   sampling: Sampling;
-  /** Tokens that were sampled before. */
+  /** Tokens already sampled, per sequence. */
   step: number;
   /** Tokens to sample, per sequence. */
   maxTokens: number;
-  /** Prompt tokens that go through the model at once. */
+  /** Prompt tokens per forward pass. */
   prefillRows: number;
   signal?: AbortSignal;
   watcher?: LoopWatcher;
 }
 
-/** Prefills all sequences of a batch, then decodes them in step; for one use. */
+/** Prefills all sequences of a batch, then decodes them in lockstep. For a single use. */
 export class DecodeLoop implements Disposable {
   readonly #own = new DisposableStack();
-  /** Last position of a sequence: one that is full stays there while others go on. */
+  /** Last position of a sequence; a full one stays there while others continue. */
   readonly #last: number;
   /** The forward pass of a step. */
   #decode!: Pass;
   /** Samples from the logits of a step. */
   readonly #sample: Plan;
-  /** Tokens in the cache, of the longest sequence, before the next step to encode. */
+  /** Cached tokens of the longest sequence before the next step to be encoded. */
   #length = 0;
-  /** Tokens per sequence that are sampled, or will be by what is planned. */
+  /** Tokens per sequence that are sampled or planned. */
   #planned = 1;
-  /** Steps of the largest chunk allowed at present. */
+  /** Current maximum size of a chunk, in steps. */
   #size: number;
-  /** Steps of the chunk whose first piece was encoded last. */
+  /** Steps in the chunk whose first piece was encoded most recently. */
   #chunk = 0;
   /** That piece, until it is submitted. */
   #piece?: GPUCommandBuffer;
@@ -90,8 +93,8 @@ export class DecodeLoop implements Disposable {
   }
 
   /**
-   * Submits the prompts and the sampling of their first tokens. The device starts at
-   * once; everything else is prepared while it works.
+   * Submits the prompts and the sampling of their first tokens. The device starts
+   * immediately; everything else is prepared while it works.
    */
   prefill(texts: readonly (readonly number[])[]): void {
     const { batch, options, batch: { cache, state, reader } } = this;
@@ -109,7 +112,7 @@ export class DecodeLoop implements Disposable {
     // Sampling counted its tokens as cached, but only the next step caches them.
     const lengths = cache.lengths.map((n) => Math.min(n, this.#last));
     state.lengths.write(0, lengths);
-    this.#length = Math.max(...lengths); // from here on the host counts along
+    this.#length = Math.max(...lengths); // from here on the host keeps count
 
     this.#decode = batch.decode;
     const { plan, logits: next } = this.#decode;
@@ -133,15 +136,15 @@ export class DecodeLoop implements Disposable {
     this.#encodeNextChunk();
     let began = performance.now(), from = step;
     for (let steps = 1; steps > 0;) {
-      // This call blocks until the submitted work is done; its promise may take 10 ms more.
+      // The call blocks until the submitted work is done; its promise may take 10 ms more.
       const arriving = reader.read(from, from + steps, watcher);
       if (this.#piece) this.#submit(this.#piece);
       const now = performance.now();
       this.#grow(now - began);
       began = now;
       const running = this.#chunk;
-      // The consumer may be slow, so the device gets its work first; but the first token
-      // does not wait for that.
+      // The consumer may be slow, so more work is submitted before tokens are yielded. The
+      // first token does not wait for that.
       const first = from === step;
       if (!first) this.#continue();
       const ids = await arriving;
@@ -155,7 +158,7 @@ export class DecodeLoop implements Disposable {
     }
   }
 
-  /** Doubles the size of chunks unless the last one took long. */
+  /** Doubles the size of chunks unless the last one took too long. */
   #grow(ms: number): void {
     const { batch: { ops: { gpu } }, options: { watcher } } = this;
     if (watcher?.chunk || ms >= LONG_CHUNK_MS) return;
@@ -178,7 +181,7 @@ export class DecodeLoop implements Disposable {
     this.#piece = this.#chunk > 0 ? this.#encode(0) : undefined;
   }
 
-  /** The piece of the chunk that begins at its step `at`. */
+  /** Encodes the piece that begins at step `at` of the chunk. */
   #encode(at: number): GPUCommandBuffer {
     const { batch, options: { watcher } } = this, chunk = this.#chunk;
     const { reader, cache, ops: { gpu } } = batch;

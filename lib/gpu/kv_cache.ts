@@ -1,5 +1,5 @@
 /**
- * The KV cache on the GPU, and what its kernels read with it: lengths, angles, flags.
+ * The KV cache on the GPU, with the lengths, RoPE angles and flags that kernels need.
  *
  * @module
  */
@@ -16,8 +16,8 @@ import { fillAngles, ropeFrequencies } from "../model/rope.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /**
- * Keys and values of every layer on the device. `lengths` is what the device's copy
- * holds once all submitted work is done, except while a decode loop runs.
+ * Keys and values of every layer on the device. Once all submitted work is done,
+ * `lengths` matches the device's copy, except while a decode loop runs.
  */
 export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   /** u32 `[sequences]`: kernels read it, and sampling advances it. */
@@ -55,7 +55,8 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   }
 
   /**
-   * Allocates the cache and waits for the outcome: WebGPU does not report free memory.
+   * Allocates the cache and waits to see whether it fits: WebGPU does not report free
+   * memory.
    *
    * @throws {MemoryError} if the device has too little memory left.
    */
@@ -83,7 +84,7 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     );
   }
 
-  /** Selects the pass to record into a plan, which may then run at any lengths. */
+  /** Selects the pass to record into a plan, which can then run at any lengths. */
   record(pass: CachePass): void {
     this.select(pass);
   }

@@ -40,7 +40,7 @@ import { Tensor } from "../webgpu/tensor.ts";
 /** The number of partial sums of squares that embed writes per row. */
 const EMBED_PARTS = Number(embed.constants.WORKGROUP);
 
-/** One part of a Linear layer. */
+/** A call of a Linear layer, for one part of its matrix. */
 interface LinearCall {
   x: Tensor;
   norm?: Matrix<Tensor>;
@@ -173,7 +173,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       this.plan.add(attendDecode, { ...operands, arrived, ...fetched }, {
         label,
         reason: ahead
-          ? `${reason}; ${ahead.FETCHERS} more workgroups bring the next weights into the cache`
+          ? `${reason}; ${ahead.FETCHERS} more workgroups prefetch the next weights into the cache`
           : reason,
         constants: { ...constants, ...ahead },
         uniforms: { first, eps, scale },
@@ -192,7 +192,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
       label,
       reason:
-        "many keys: their splits went to different workgroups, which cannot see each other's results",
+        "many keys: their splits run in separate workgroups, which cannot see each other's results",
       constants: {
         HEAD_DIM: headDim,
         VEC: choices[0].constants.VEC,
@@ -295,7 +295,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return y;
   }
 
-  /** Records a matmul of one row or a few. */
+  /** Records a matmul of one or a few rows. */
   #gemv({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
     const { constants, reason } = choice, one = choice.kernel === "gemv";
     const squares = this.#squares.get(x.buffer);
@@ -363,7 +363,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     });
   }
 
-  /** Allocates partial sums of the squares of `x`'s rows, to be looked up by its buffer. */
+  /** Allocates partial sums of squares of `x`'s rows, to be looked up by its buffer. */
   #leaveSquares(x: Tensor, parts: number): Tensor {
     const squares = this.#rows(`squares of ${parts}`, x.shape[0], parts);
     this.#squares.set(x.buffer, squares);
@@ -382,7 +382,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return y;
   }
 
-  /** The rows of `x` in f16, normed if `norm` is given, and a scale for each. */
+  /** Converts the rows of `x` to f16, normed if `norm` is given, with a scale per row. */
   #half(
     x: Tensor,
     norm: Matrix<Tensor> | undefined,
@@ -400,7 +400,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return [y, scales];
   }
 
-  /** Scratch memory `[rows, width]` by use; all layers share it. */
+  /** f32 scratch memory `[rows, width]` for a given use; all layers share it. */
   #rows(use: string, rows: number, width: number): Tensor {
     return this.#scratch(use, "f32", rows, width);
   }

@@ -6,10 +6,10 @@
 import type { Gpu } from "../webgpu/device.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 
-/** Returned instead of tokens if a value did not fit the cache's type. */
+/** Returned instead of tokens if a key or value did not fit the cache's type. */
 export const OVERFLOW: readonly number[] = [];
 
-/** Observes how long the host waits and reads. */
+/** Observes how long the host spends waiting and reading. */
 export interface ReadWatcher {
   did(what: "wait" | "readback", began: number): void;
 }
@@ -21,8 +21,8 @@ export class RingReader implements Disposable {
   #filled: GPUBuffer[] = [];
   #disposed = false;
   /**
-   * Buffers that were mapped before: Deno 2.9.6 panics if a first mapping is read
-   * early.
+   * Buffers that have been mapped before: Deno 2.9.6 panics if a buffer's first mapping is
+   * read early.
    */
   readonly #mapped = new WeakSet<GPUBuffer>();
 
@@ -111,7 +111,7 @@ export class RingReader implements Disposable {
   async rest(): Promise<void> {
     if (!this.gpu.readsAtOnce) return;
     await turns(4);
-    // A busy event loop may leave some promises pending for long.
+    // A busy event loop may leave some promises pending for a long time.
     if (this.#free.length < FEW) await pause();
   }
 
@@ -150,7 +150,7 @@ function rangeOf(buffer: GPUBuffer): ArrayBuffer | undefined {
   }
 }
 
-/** With fewer free buffers than this, the event loop gets a longer rest. */
+/** With fewer free buffers than this, {@linkcode RingReader.rest} yields for longer. */
 const FEW = 4;
 
 /** Yields for one or two milliseconds, which runs all pending callbacks. */

@@ -1,6 +1,6 @@
 /**
- * A model on the GPU: logits of a prompt in chunks, and text by a decode loop that stays
- * on the device.
+ * Runs a model on the GPU: prompts in chunks, and text by a decode loop that stays on the
+ * device.
  *
  * @module
  */
@@ -24,11 +24,11 @@ import type { Sampling } from "../model/sampling.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
-/** How a {@linkcode GpuRunner} is loaded. */
+/** Options of {@linkcode GpuRunner.load}. */
 export interface GpuRunnerOptions extends LoadOptions {
   context: number;
   cacheDtype: "f16" | "f32";
-  /** Matmuls of many rows may multiply in f16; they sum in f32. */
+  /** Whether matmuls of many rows may multiply in f16; they sum in f32. */
   f16Matmuls: boolean;
 }
 
@@ -41,7 +41,7 @@ export class GpuRunner implements Runner {
   /** Set to watch the decode loop. */
   watcher?: LoopWatcher;
   readonly #ops: GpuOps;
-  /** The sequence of a single text; its memory is allocated on loading. */
+  /** The sequence used for a single text, allocated on loading. */
   readonly #one: GpuSequences;
 
   private constructor(
@@ -146,7 +146,7 @@ export class GpuRunner implements Runner {
           yield ids;
         }
       }
-      // Continue after the accepted tokens, with a cache that holds any value.
+      // Continue after the accepted tokens with an f32 cache, which holds any value.
       if (overflow) await this.widen(several);
     }
   }
@@ -161,7 +161,7 @@ export class GpuRunner implements Runner {
     });
   }
 
-  /** Compiles what a run needs, in several threads where that pays. */
+  /** Compiles the shaders that a run needs, in several threads where that pays off. */
   async #compileAhead(
     batch: GpuSequences,
     texts: readonly (readonly number[])[],
@@ -176,7 +176,7 @@ export class GpuRunner implements Runner {
     this.choices.push(decided);
   }
 
-  /** Prompt tokens that go through the model in one pass. */
+  /** Prompt tokens per forward pass. */
   get prefillRows(): number {
     const { config, gpu } = this;
     const heads = config.numAttentionHeads + 2 * config.numKeyValueHeads;
@@ -194,14 +194,14 @@ export class GpuRunner implements Runner {
     this.#one.cache.reset([tokens]);
   }
 
-  /** The recorded forward pass of `tokens` tokens; with the logits of each if `all`. */
+  /** The recorded forward pass of `tokens` tokens, with logits for each if `all`. */
   pass(tokens: number, all: boolean): Pass {
     const pass = this.#one.pass({ first: 0, sequences: 1, tokens, all });
     pass.plan.seal();
     return pass;
   }
 
-  /** Makes the cache f32, because a value did not fit f16. */
+  /** Replaces the cache with an f32 one after a value did not fit f16. */
   async widen(several?: GpuSequences): Promise<void> {
     await this.#one.widen();
     await several?.widen();

@@ -1,7 +1,7 @@
 /**
  * Sampling on the GPU: the dispatches that choose each sequence's next token and write
- * it where the next step reads it, so that a decode loop never waits for the CPU. They
- * choose what `sample` of lib/model/sampling.ts chooses, up to f32 rounding.
+ * it where the next step reads it, so that a decode loop never waits for the CPU. The
+ * choice is that of `sample` in lib/model/sampling.ts, up to f32 rounding.
  *
  * @module
  */
@@ -19,7 +19,7 @@ import type { Sampling } from "../model/sampling.ts";
 import { LOW } from "../webgpu/wgsl.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** What a decode loop keeps on the device; all u32. */
+/** Sampling state that a decode loop keeps on the device; all u32. */
 export interface SamplerState {
   /** `[sequences]`: the chosen tokens, input of the next step. */
   tokens: Tensor;
@@ -36,17 +36,17 @@ export interface SamplerState {
   step: Tensor;
 }
 
-/** The state without the lengths, which a KV cache has. */
+/** The sampling state without the lengths, which a KV cache holds. */
 export type SamplerBuffers = Omit<SamplerState, "lengths">;
 
-/** Sequences to sample for, and the steps whose tokens the ring keeps. */
+/** Numbers of sequences, of vocabulary tokens, and of steps that the ring keeps. */
 export interface SamplerSize {
   sequences: number;
   vocab: number;
   steps: number;
 }
 
-/** Buffers of zeros for sampling with the lengths of a KV cache. */
+/** Creates zeroed buffers for sampling with the lengths of a KV cache. */
 export function createSamplerBuffers(
   gpu: Gpu,
   { sequences, vocab, steps }: SamplerSize,
@@ -67,7 +67,7 @@ export function createSamplerBuffers(
   };
 }
 
-/** Buffers of zeros for sampling, with lengths of their own. */
+/** Creates zeroed buffers for sampling without a KV cache, lengths included. */
 export function createSamplerState(
   gpu: Gpu,
   size: SamplerSize,
@@ -88,7 +88,7 @@ export function createSamplerState(
 /** Which dispatches choose a token. */
 export type SamplingPath = "greedy" | "draw" | "top-k" | "histogram";
 
-/** A top-k up to this size is finished by one workgroup, from the top k of each chunk. */
+/** Up to this top-k, one workgroup finishes the sampling from the top k of each chunk. */
 const SMALL_TOP_K = 64;
 
 /** Chooses the dispatches, with the reason. */
@@ -144,7 +144,7 @@ export function addSampling(
   return scratch.move();
 }
 
-/** Constants and uniforms of all sampling kernels, and what they share. */
+/** Records the sampling dispatches with the constants and uniforms they share. */
 class SamplingRecorder {
   readonly #path: SamplingPath;
   readonly #reason: string;
@@ -210,7 +210,7 @@ class SamplingRecorder {
     });
   }
 
-  /** A draw from the whole vocabulary, or from what a histogram leaves of it. */
+  /** Draws from the whole vocabulary, or from the part of it that a histogram leaves. */
   #recordDraw(row: Operands, records: Tensor): void {
     const { state, state: { step }, logits: { shape: [sequences] } } = this;
     const highest = this.#u32("highest", sequences, this.#chunks, 4);
@@ -260,7 +260,7 @@ class SamplingRecorder {
   }
 }
 
-/** Those of `settings` that a kernel declares. */
+/** The entries of `settings` that a kernel declares. */
 function of(
   settings: Record<string, number>,
   known: object = {},
@@ -282,7 +282,7 @@ function chunksOf(vocab: number): number {
 }
 
 /**
- * Clamps a positive number so that f32 holds it, and its products with logits of up to
+ * Clamps a positive number so that it fits f32, as do its products with logits of up to
  * 10³⁰.
  */
 const inF32 = (x: number) => Math.min(Math.max(x, 1e-20), 1e20);

@@ -21,14 +21,14 @@ import {
 } from "./sample.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** Steps whose tokens stay on the device until they are read. */
+/** Steps whose tokens the ring on the device holds until they are read. */
 const RING = 256;
 /**
- * Staging buffers made in advance: Deno settles mapAsync 10 ms late, so many are in
- * flight.
+ * Staging buffers created in advance. Deno settles mapAsync 10 ms late, so several are in
+ * flight at once.
  */
 const READBACKS = 32;
-/** Recorded passes to keep; each prompt length needs its own. */
+/** Maximum number of recorded passes to keep; each prompt length needs its own. */
 const MOST_PASSES = 8;
 
 /** A forward pass: write tokens to `input`, run `plan`, read `logits`. */
@@ -38,9 +38,9 @@ export interface Pass {
   logits: Tensor;
 }
 
-/** What a pass is recorded for. */
+/** The shape that a pass is recorded for. */
 export interface PassShape extends CachePass {
-  /** Logits after each token, not only after the last. */
+  /** Whether to compute logits after each token, not only after the last. */
   readonly all: boolean;
 }
 
@@ -66,7 +66,7 @@ export class GpuSequences implements Disposable {
   }
 
   /**
-   * Empty sequences of up to `context` tokens.
+   * Creates empty sequences of up to `context` tokens.
    *
    * @throws {MemoryError} if the device has no memory for them.
    */
@@ -106,7 +106,7 @@ export class GpuSequences implements Disposable {
     return this.pass({ first: 0, sequences, tokens: 1, all: false });
   }
 
-  /** The recorded pass of a shape; it is sealed when it first runs. */
+  /** Returns the pass of a shape, recorded on first use and sealed when it first runs. */
   pass(shape: PassShape): Pass {
     const { first, sequences, tokens, all } = shape;
     const key = JSON.stringify([first, sequences, tokens, all]);
@@ -136,9 +136,9 @@ export class GpuSequences implements Disposable {
   }
 
   /**
-   * Shaders, not compiled yet, of prompts in chunks of `rows` tokens and of decode steps.
-   * This records one pass of each length among the prompts' chunks, but no more than are
-   * kept: the others need few shaders of their own.
+   * Shaders, not compiled yet, for prompts in chunks of `rows` tokens and for decode steps.
+   * Records one pass per distinct chunk length, up to the number of passes that are kept;
+   * the others need few shaders of their own.
    */
   shaders(prompts: readonly (readonly number[])[], rows: number): Shader[] {
     const firsts = new Map<number, number>();
@@ -184,8 +184,8 @@ export class GpuSequences implements Disposable {
   }
 
   /**
-   * Submits the prompts of all sequences, one after the other, each cut off at the
-   * context; returns the logits after each, `[sequences, vocab]`.
+   * Submits the prompts of all sequences one after another, each truncated to the context;
+   * returns the logits after each, `[sequences, vocab]`.
    */
   prefillAll(
     prompts: readonly (readonly number[])[],
@@ -224,13 +224,13 @@ export class GpuSequences implements Disposable {
     return this.#firstLogits ?? last!;
   }
 
-  /** Empties the cache and makes it f32, because a value did not fit f16. */
+  /** Replaces the cache with an empty f32 one after a value did not fit f16. */
   async widen(): Promise<void> {
     const { sequences, context, dtype } = this.#cache,
       { gpu, config } = this.ops;
     if (dtype === "f32") {
       throw new DeviceError(
-        "Cannot go on: a key or value is not a finite f32, the weights or the device are broken",
+        "Cannot continue: a key or value is not a finite f32, so the weights or the device are faulty",
       );
     }
     this.#forgetPasses();

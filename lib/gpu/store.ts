@@ -1,5 +1,5 @@
 /**
- * Weights on the GPU: how they are uploaded, and how their largest values are measured.
+ * Uploads weights to the GPU, and measures their largest values.
  *
  * @module
  */
@@ -16,7 +16,10 @@ import { pairWeights, type Weights } from "../model/family.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 import type { WeightStore } from "../model/weights.ts";
 
-/** Measures the largest absolute value of each weight whose table entry asks for it, with one readback. */
+/**
+ * Measures the largest absolute value of each weight whose table entry requests it, with
+ * a single readback.
+ */
 export async function measureLargest(
   gpu: Gpu,
   config: Qwen3Config,
@@ -42,7 +45,7 @@ export async function measureLargest(
   matrices.forEach((matrix, at) => matrix.largest = values[at]);
 }
 
-/** A store in device memory, where synthetic weights are computed in place. */
+/** A store in device memory; synthetic weights are computed there. */
 export function gpuStore(gpu: Gpu): WeightStore<Tensor> {
   const { queue } = gpu.device;
   return {

@@ -1,5 +1,5 @@
 /**
- * What an adapter is: its name, and whose defaults the kernels take.
+ * Identifies an adapter: its name, and the class that selects the kernels' defaults.
  *
  * @module
  */
@@ -36,8 +36,8 @@ const NAMES: [RegExp, AdapterClass][] = [
 ];
 
 /**
- * The class of an adapter, by its vendor (a PCI id in Deno, a name elsewhere) or else by
- * its name.
+ * Classifies an adapter by its vendor (a PCI id in Deno, a name elsewhere), or failing
+ * that by its name.
  */
 export function adapterClass(
   { vendor, description }: Pick<GPUAdapterInfo, "vendor" | "description">,

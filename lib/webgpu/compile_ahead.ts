@@ -1,7 +1,7 @@
 /**
- * Compiles the pipelines of a first use in several threads. The thread that creates a
- * WebGPU pipeline compiles it, one after the other, for up to half a second each. But a
- * driver's cache on disk may serve every device of a process: workers compile on devices
+ * Compiles pipelines in several threads before their first use. A WebGPU pipeline is
+ * compiled by the thread that creates it, one at a time, in up to half a second each. But
+ * a driver's disk cache may serve every device of a process: workers compile on devices
  * of their own, and this thread's device then finds the results in the cache
  * (bench/log.md, "Workers compile ahead").
  *
@@ -24,27 +24,27 @@ export interface CompileReport {
   error?: string;
 }
 
-/** The most workers: each opens a device, one after the other. */
+/** Maximum number of workers: each opens a device, and devices open one at a time. */
 const MOST_WORKERS = 5;
 /**
  * Slower than this is a miss in the driver's cache (10 to 15 ms for the shortest
  * shader; a hit takes 0.3).
  */
 const COMPILED_MS = 3;
-/** How long this thread waits for workers once it is done itself. */
+/** How long this thread waits for the workers after finishing its own share. */
 const PATIENCE_MS = 30_000;
 /** Time to open a device, relative to compiling the longest shader. */
 const OPENING = 0.5;
 
 const WORKER = new URL("./compile_worker.ts", import.meta.url);
-/** Devices for which a worker has failed; another would fail too. */
+/** Devices on which a worker has failed; other workers would fail too. */
 const failing = new WeakSet<Gpu>();
 
 /**
  * Compiles the shaders that are not compiled yet, unless the driver turns out to have
- * them in its cache. It does so only where that is known to pay: in Deno's Vulkan on
- * NVIDIA, whose driver shares its cache on disk among the devices of a process.
- * Elsewhere `shaders` is not called, because that records passes.
+ * them in its cache. Does so only where it is known to pay off: with Deno's Vulkan on
+ * NVIDIA, whose driver shares its disk cache among the devices of a process. Elsewhere
+ * `shaders` is not called, because calling it records passes.
  *
  * @returns what was decided, if anything.
  */
@@ -69,8 +69,8 @@ export async function compileAhead(
 }
 
 /**
- * Compiles shaders in this thread and `workers` more; in this thread alone if a worker
- * fails.
+ * Compiles shaders on this thread and `workers` more, or on this thread alone if a
+ * worker fails.
  */
 export async function compileInWorkers(
   gpu: Gpu,
@@ -103,7 +103,7 @@ export async function compileInWorkers(
     : {
       what: "first compilation",
       value: `${1 + reports.length} threads`,
-      reason: "the driver shares what it has compiled among devices",
+      reason: "the driver shares compiled shaders among devices",
     };
 }
 
@@ -115,8 +115,9 @@ function longestFirst(gpu: Gpu, shaders: readonly Shader[]): Shader[] {
 }
 
 /**
- * Divides the work between this thread (first) and the workers, which must open a device
- * before they compile: each shader goes to the thread with the least work, longest first.
+ * Divides the shaders between this thread (first) and the workers, which must open a
+ * device before they compile. Each shader, longest first, goes to the thread with the
+ * least work.
  */
 export function shares(
   shaders: readonly Shader[],
@@ -155,7 +156,7 @@ function inWorker(
   return { worker, report };
 }
 
-/** Whether a worker may start without prompting the user or printing an error. */
+/** Whether a worker can start without a permission prompt or a printed error. */
 function mayStart(): boolean {
   return WORKER.protocol === "file:"
     ? host.isGranted("read", WORKER)
@@ -163,8 +164,8 @@ function mayStart(): boolean {
 }
 
 /**
- * Whether NVIDIA's driver caches what it compiles, unless the environment turns that
- * off.
+ * Whether NVIDIA's driver caches compiled shaders, which it does unless the environment
+ * turns that off.
  */
 function keepsCache(): boolean {
   const name = "__GL_SHADER_DISK_CACHE";

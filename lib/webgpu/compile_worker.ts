@@ -1,5 +1,5 @@
 /**
- * A thread of {@link compileAhead}.
+ * A worker thread of {@link compileAhead}.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import type { CompileJob, CompileReport } from "./compile_ahead.ts";
 import { adapterName } from "./adapter.ts";
 import { createPipeline } from "./pipeline.ts";
 
-/** What a module worker's global scope has and a page's does not. */
+/** The part of a module worker's global scope that is used here. */
 interface WorkerScope {
   onmessage: ((event: MessageEvent<CompileJob>) => void) | null;
   postMessage(report: CompileReport): void;

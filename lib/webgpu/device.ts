@@ -17,7 +17,7 @@ export interface DeviceOptions {
   gpu?: GPU;
 }
 
-/** Bytes of workgroup memory that the kernels need. */
+/** Workgroup memory that the kernels need, in bytes. */
 export const LEAST_WORKGROUP_MEMORY = 32768;
 
 /** The version of Deno in which a buffer is already mapped when `mapAsync` returns. */
@@ -59,7 +59,7 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
     features,
     options,
   );
-  // Other versions may panic where this one has the bytes.
+  // Other versions may panic where this one returns the bytes.
   const { name, version, os } = host.runtime;
   const own = options.gpu === undefined && name === "Deno";
   const readsAtOnce = own && version === READS_AT_ONCE;
@@ -67,9 +67,9 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
     what: "readback",
     value: readsAtOnce ? "at once" : "when mapAsync settles",
     reason: readsAtOnce
-      ? `in Deno ${READS_AT_ONCE} a buffer is mapped when mapAsync returns, 10 ms before its promise settles`
+      ? `Deno ${READS_AT_ONCE} maps a buffer before mapAsync returns, its promise settles 10 ms later`
       : own
-      ? `only Deno ${READS_AT_ONCE} was tested for early reads, this is ${version}`
+      ? `early reads were tested in Deno ${READS_AT_ONCE} only, this is ${version}`
       : "not Deno's own WebGPU",
   });
   // Deno does not name its backend. On Linux it is Vulkan or GL, and GL has no subgroups.
@@ -85,13 +85,13 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
 }
 
 const INSTALL_HINT =
-  "install a Vulkan driver (Debian, Ubuntu: apt-get install mesa-vulkan-drivers brings a software one) or run on the CPU";
+  "install a Vulkan driver (a software one on Debian or Ubuntu: apt-get install mesa-vulkan-drivers) or run on the CPU";
 
 async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
   const implementation = gpu ?? navigator.gpu;
   if (!implementation) {
     throw new NoAdapterError(
-      "Cannot open a GPU: this runtime has no WebGPU (navigator.gpu), it must be Deno 2.9 or later, or pass one as `gpu`",
+      "Cannot open a GPU: this runtime has no navigator.gpu, use Deno 2.9 or later or pass `gpu`",
     );
   }
   const adapter = await implementation.requestAdapter({
@@ -105,13 +105,13 @@ async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
   const memory = adapter.limits.maxComputeWorkgroupStorageSize;
   if (memory < LEAST_WORKGROUP_MEMORY) {
     throw new NoAdapterError(
-      `Cannot open a GPU: ${adapter.info.description} has ${memory} bytes of workgroup memory, the kernels must have ${LEAST_WORKGROUP_MEMORY}`,
+      `Cannot open a GPU: ${adapter.info.description} has ${memory} bytes of workgroup memory, must have ${LEAST_WORKGROUP_MEMORY}`,
     );
   }
   return adapter;
 }
 
-/** Asks for subgroups first: Deno grants them without listing them. */
+/** Requests subgroups first: Deno grants them although it does not list them. */
 async function requestDevice(
   adapter: GPUAdapter,
   features: readonly GPUFeatureName[],
@@ -136,7 +136,7 @@ async function requestDevice(
     descriptor = { requiredFeatures: [...features], requiredLimits };
     device = await adapter.requestDevice(descriptor);
   }
-  // Only the range of subgroup sizes is known, so kernels use the smallest.
+  // Only the range of subgroup sizes is reported, so kernels assume the smallest.
   const { subgroupMinSize = 0, subgroupMaxSize } = adapter.info;
   const smallest = refusal ? 0 : subgroupMinSize;
   const subgroupSize = smallest >= 4 ? Math.min(smallest, 32) : 0;
@@ -146,7 +146,7 @@ async function requestDevice(
     reason: subgroupSize
       ? `granted; the adapter's subgroups have ${subgroupMinSize} to ${subgroupMaxSize} lanes`
       : `sums go through workgroup memory: ${
-        refusal || "the adapter names no subgroup size"
+        refusal || "the adapter reports no subgroup size"
       }`,
   };
   return { device, descriptor, subgroupSize, choice };
@@ -163,26 +163,26 @@ export class Gpu implements Disposable {
     requiredFeatures: GPUFeatureName[];
     requiredLimits: Record<string, number>;
   };
-  /** Lanes that may exchange values directly; 0 without subgroups. */
+  /** How many lanes can exchange values directly; 0 without subgroups. */
   readonly subgroupSize: number;
   /**
    * Whether a buffer is mapped as soon as `mapAsync` returns, rather than when its
    * promise settles (in Deno 10 ms later).
    */
   readonly readsAtOnce: boolean;
-  /** Whether this is Deno's own WebGPU on Vulkan, as far as that can be known. */
+  /** Whether this is Deno's own WebGPU on Vulkan, as far as can be determined. */
   readonly vulkan: boolean;
-  /** Selects the defaults of the kernels' constants. */
+  /** Selects the defaults for the kernels' constants. */
   readonly adapterClass: AdapterClass;
   /** Whether shaders may use f16. */
   readonly f16: boolean;
   /** Whether passes can be timed by timestamp queries. */
   readonly timestamps: boolean;
-  /** The device's limits, which are the adapter's own. */
+  /** The device's limits, equal to the adapter's. */
   readonly limits: GPUSupportedLimits;
   /** The choices made when the device was opened. */
   readonly choices: Choice[];
-  /** Constants that were measured to be best on this adapter (see lib/dispatch/keys.ts). */
+  /** Constants that measured fastest on this adapter (see lib/dispatch/keys.ts). */
   readonly tuned: Map<string, Constants> = new Map();
   /** Bytes allocated on the device and not freed yet. */
   allocated = 0;
@@ -252,7 +252,7 @@ export class Gpu implements Disposable {
     const size = Math.max(16, Math.ceil(bytes / 16) * 16);
     if (size > this.limits.maxBufferSize) {
       throw new DeviceError(
-        `Cannot allocate ${label}: ${size} bytes, ${this.name} allows ${this.limits.maxBufferSize} in one buffer`,
+        `Cannot allocate ${label}: it takes ${size} bytes, ${this.name} allows ${this.limits.maxBufferSize} per buffer`,
       );
     }
     return this.count(
@@ -273,7 +273,7 @@ export class Gpu implements Disposable {
     return what;
   }
 
-  /** Reads bytes of a buffer, after all submitted work. */
+  /** Reads bytes from a buffer once all submitted work is done. */
   async readBuffer(
     source: GPUBuffer,
     offset: number,
@@ -298,7 +298,8 @@ export class Gpu implements Disposable {
   }
 
   /**
-   * Maps a buffer for reading, after all submitted work; `mapping` is one already requested.
+   * Maps a buffer for reading once all submitted work is done; pass `mapping` if
+   * `mapAsync` was already called.
    *
    * @throws {DeviceError} if the device was lost or reported an error.
    */
@@ -322,10 +323,10 @@ export class Gpu implements Disposable {
     return buffer.getMappedRange();
   }
 
-  /** Destroys the device, and with it all its memory. */
+  /** Destroys the device and frees all its memory. */
   [Symbol.dispose](): void {
     this.#disposed = true;
-    this.device.destroy(); // frees all its memory
+    this.device.destroy();
     this.allocated = 0;
   }
 }

@@ -6,13 +6,13 @@
 import { host } from "../host.ts";
 
 /**
- * Sets what Deno's WebGPU reads from the environment, where it is unset. Call it
+ * Sets the variables that Deno's WebGPU reads, unless they are already set. Call this
  * before the first use of `navigator.gpu`; it needs `--allow-env`.
  */
 export function prepareEnvironment(): void {
-  // Vulkan's loader complains on stderr where this is unset.
+  // The Vulkan loader prints a warning to stderr if this is unset.
   if (!host.env("XDG_RUNTIME_DIR")) host.setEnv("XDG_RUNTIME_DIR", "/tmp");
-  // Left to itself, Deno may offer a GL adapter, which lacks f16 and may hang.
+  // By default Deno may pick a GL adapter, which lacks f16 and may hang.
   if (!host.env("DENO_WEBGPU_BACKEND")) {
     host.setEnv("DENO_WEBGPU_BACKEND", "vulkan,metal,dx12");
   }

@@ -1,5 +1,5 @@
 /**
- * Writes out calls that only index a buffer.
+ * Inlines WGSL functions that only index a buffer.
  *
  * @module
  */
@@ -8,9 +8,9 @@
 const INDEXING = /^fn (\w+)\(at: u32\) -> \w+ \{ return (\w+)\[at\]; \}$/;
 
 /**
- * Replaces `x_load(i)` by `x[i]` wherever `x_load` is declared as just that. Compilers
- * inline such functions too, but NVIDIA's schedules loads that were calls worse: 16 rows
- * decoded 17 % slower (bench/log.md, "Loads behind a function: gemvRows 17 % slower").
+ * Replaces `x_load(i)` with `x[i]` if that is all `x_load` returns. Compilers inline such
+ * functions too, but NVIDIA's then schedules the loads worse: 16 rows decoded 17 % slower
+ * (bench/log.md, "Loads behind a function: gemvRows 17 % slower").
  *
  * ```ts
  * import { inlineLoads } from "./inline.ts";
@@ -44,7 +44,7 @@ function replaceCalls(text: string, name: string, array: string): string {
       if (text[end] === "(") depth++;
       else if (text[end] === ")") depth--;
       else if (text[end] === undefined) {
-        throw new Error(`Cannot inline ${name}: a call of it is not closed`);
+        throw new Error(`Cannot inline ${name}: a call has no closing bracket`);
       }
     }
     const index = replaceCalls(text.slice(begin, end - 1), name, array);

@@ -34,28 +34,28 @@ export interface Kernel {
    * leaves a size unchecked or, alone, the whole shape. Views: see lib/webgpu/wgsl.ts.
    */
   readonly buffers: Contract | ((constants: Constants) => Contract);
-  /** Further uniforms; the sizes come first, as u32. */
+  /** Additional uniforms, placed after the sizes, which are u32. */
   readonly uniforms?: Readonly<Record<string, "u32" | "f32">>;
   /** Defaults; a call may override them. Numbers become WGSL constants (u32). */
   readonly constants: Constants;
-  /** Constants derived from others, sizes and element types. */
+  /** Constants derived from the others, from sizes and from element types. */
   readonly derive?: (constants: Constants, dims: Dims) => Constants;
   readonly grid: (dims: Dims, constants: Record<string, number>) => Grid;
   readonly body: string;
 }
 
-/** Types a kernel where it is defined. */
+/** Returns `spec` unchanged; type-checks a kernel where it is defined. */
 export function kernel(spec: Kernel): Kernel {
   return spec;
 }
 
-/** A part of a weight matrix, which binds one buffer per plane of its format. */
+/** One part of a weight matrix; it binds one buffer per plane of its format. */
 export interface WeightOperand {
   readonly matrix: Matrix<Tensor>;
   readonly part: MatrixPart<Tensor>;
 }
 
-/** A tensor, a matrix of one part, or one part of a matrix. */
+/** A tensor, a matrix with a single part, or one part of a matrix. */
 export type Operand = Tensor | Matrix<Tensor> | WeightOperand;
 
 /** The operands of a call, by buffer name. */
@@ -90,10 +90,11 @@ export function splitGrid(n: number, z = 1): Grid {
 interface Bound {
   name: string;
   shape: readonly number[];
-  /** Of its elements; undefined for u32. */
+  /** Format of the elements; undefined for u32. */
   format: Format | undefined;
-  /** One tensor, or the planes of a matrix, with their names in WGSL. */
+  /** One tensor, or the planes of a matrix. */
   buffers: readonly Tensor[];
+  /** Names of the buffers in WGSL. */
   bindings: readonly string[];
   access: "in" | "out" | "inout";
   sizes: string[];
@@ -153,7 +154,7 @@ export function prepare(
   return { kernel, shader, entries, uniforms, dims, constants, grid };
 }
 
-/** The finished WGSL of a kernel for these operands. */
+/** The complete WGSL of a kernel for these operands. */
 export function showWgsl(
   kernel: Kernel,
   operands: Operands,
@@ -186,7 +187,7 @@ function resolve(kernel: Kernel, operands: Operands, options: CallOptions) {
   return { bound, dims, constants, code };
 }
 
-/** A misspelled name would silently use the default. */
+/** Throws if a name is unknown: a misspelled one would silently use the default. */
 function refuseUnknown(
   { name }: Kernel,
   what: "constant" | "uniform",
@@ -196,9 +197,9 @@ function refuseUnknown(
   const unknown = Object.keys(given).find((key) => !(key in known));
   if (unknown === undefined) return;
   throw new Error(
-    `Cannot run ${name}: it has no ${what} ${unknown}, but ${
+    `Cannot run ${name}: it has no ${what} ${unknown} (available: ${
       Object.keys(known).join(", ") || "none"
-    }`,
+    })`,
   );
 }
 
@@ -245,7 +246,9 @@ function operandOf(
   const [part, ...more] = "matrix" in operand ? [operand.part] : operand.parts;
   if (more.length) {
     throw new Error(
-      `Cannot bind ${matrix.label} whole: it has ${more.length + 1} parts`,
+      `Cannot bind all of ${matrix.label}: it has ${
+        more.length + 1
+      } parts, must have 1`,
     );
   }
   const rows = rowsHeld(part);
@@ -282,7 +285,7 @@ function inferDims(kernel: Kernel, bound: Bound[]): Dims {
   return dims;
 }
 
-/** Generated WGSL by constants: the layers of a model share it. */
+/** Generated WGSL by constants; the layers of a model share it. */
 const sources = new WeakMap<Kernel, Map<string, string>>();
 
 function source(
@@ -293,7 +296,7 @@ function source(
 ): string {
   let known = sources.get(kernel);
   if (!known) sources.set(kernel, known = new Map());
-  // Includes the format and the view of each buffer.
+  // The constants include the format and view of each buffer.
   const key = JSON.stringify(constants);
   let code = known.get(key);
   if (code === undefined) {
@@ -318,7 +321,7 @@ function write(
     }
   }
   const declarations: string[] = [];
-  /** The number of functions `x_four[i]`, by name. */
+  /** How many functions `x_four[i]` there are for each buffer `x`, by name. */
   const fours = new Map<string, number>();
   let binding = 0;
   for (const { name, bindings, view, format, access } of bound) {

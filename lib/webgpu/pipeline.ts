@@ -5,7 +5,7 @@
  */
 import type { Gpu } from "./device.ts";
 
-/** WGSL with what a pipeline layout needs. */
+/** WGSL, and the binding types for its pipeline layout. */
 export interface Shader {
   label: string;
   code: string;
@@ -23,12 +23,12 @@ export interface Compiled {
 
 const compiled = new WeakMap<Gpu, Map<string, Compiled>>();
 
-/** Whether {@linkcode compile} has compiled it before. */
+/** Whether {@linkcode compile} has already compiled this shader. */
 export function isCompiled(gpu: Gpu, { code }: Shader): boolean {
   return compiled.get(gpu)?.has(code) ?? false;
 }
 
-/** Compiles a shader, once. */
+/** Compiles a shader, or returns the pipeline if it was compiled before. */
 export function compile(gpu: Gpu, shader: Shader): Compiled {
   let known = compiled.get(gpu);
   if (!known) compiled.set(gpu, known = new Map());
@@ -39,7 +39,7 @@ export function compile(gpu: Gpu, shader: Shader): Compiled {
   return found;
 }
 
-/** Compiles a shader for any device. */
+/** Compiles a shader on a device, without caching the result. */
 export function createPipeline(
   device: GPUDevice,
   { label, code, types }: Shader,

@@ -18,8 +18,8 @@ import {
 import { compile, type Shader } from "./pipeline.ts";
 
 /**
- * Dispatches in the first submission of {@linkcode Plan.run}, and how fast the next
- * ones grow (bench/log.md, "A prompt submitted in pieces").
+ * Dispatches in the first submission of {@linkcode Plan.run}, and the factor by which
+ * later ones grow (bench/log.md, "A prompt submitted in pieces").
  */
 const FIRST_PIECE = 8, PIECE_GROWTH = 4;
 
@@ -31,17 +31,17 @@ export interface StepState {
 
 /** One recorded dispatch. */
 export interface Dispatch {
-  /** What it computes, by the name the model has for it: `layers.3.qkv_proj`. */
+  /** What it computes, named as in the model: `layers.3.qkv_proj`. */
   label: string;
   kernel: string;
   dims: Dims;
   constants: Prepared["constants"];
-  /** Why it is this kernel with these constants. */
+  /** Why this kernel and these constants were chosen. */
   reason: string;
   pipeline: GPUComputePipeline;
   bindGroup: GPUBindGroup;
   grid: Grid;
-  /** Overrides `grid` where that depends on the state; undefined skips the dispatch. */
+  /** Overrides `grid` if that depends on the step; undefined skips the dispatch. */
   gridAt?: (state: StepState) => Grid | undefined;
 }
 
@@ -71,7 +71,7 @@ export class Plan implements Disposable {
     this.#prepared.push({ call, options });
   }
 
-  /** Disposes `what` together with this plan. */
+  /** Makes the plan dispose `what` when it is itself disposed. */
   own(what: Disposable): void {
     this.#owned.push(what);
   }
@@ -82,7 +82,7 @@ export class Plan implements Disposable {
   }
 
   /**
-   * Compiles the dispatches added since the last `seal`, and writes their uniforms and
+   * Compiles the dispatches added since the last `seal`, and creates their uniforms and
    * bind groups.
    */
   seal(): this {
@@ -156,8 +156,8 @@ export class Plan implements Disposable {
   }
 
   /**
-   * Seals, encodes and submits: first a few dispatches, so that the device starts at
-   * once, then larger and larger pieces while it works.
+   * Seals, encodes and submits the plan: a few dispatches first, so that the device starts
+   * immediately, then larger and larger pieces while it works.
    */
   run(state: StepState = { length: 0 }): void {
     this.seal();

@@ -20,12 +20,12 @@ export class Tensor implements Disposable {
     readonly dtype: Dtype,
     readonly shape: readonly number[],
     readonly buffer: GPUBuffer,
-    /** For listings and errors. */
+    /** Its name in listings and errors. */
     readonly label: string = "tensor",
   ) {}
 
   /**
-   * A tensor of `shape` on `gpu`, holding `data` if given, else zeros.
+   * Creates a tensor that holds `data` if given, otherwise zeros.
    *
    * @throws {DeviceError} if it is larger than the adapter can bind.
    */
@@ -42,7 +42,7 @@ export class Tensor implements Disposable {
       throw new DeviceError(
         `Cannot allocate ${label} of shape [${
           shape.join(", ")
-        }]: ${bytes} bytes, ${gpu.name} binds at most ${limit}`,
+        }]: it takes ${bytes} bytes, ${gpu.name} binds at most ${limit}`,
       );
     }
     const tensor = new Tensor(
@@ -61,13 +61,15 @@ export class Tensor implements Disposable {
     return elements(this.shape) * BYTES[this.dtype];
   }
 
-  /** This memory under another shape with as many elements. */
+  /** Shares this tensor's memory under another shape with the same number of elements. */
   view(...shape: number[]): Tensor {
     if (elements(shape) !== elements(this.shape)) {
       throw new Error(
-        `Cannot view [${this.shape.join(", ")}] as [${shape.join(", ")}]: ${
-          elements(this.shape)
-        } elements are not ${elements(shape)}`,
+        `Cannot view [${this.shape.join(", ")}] as [${
+          shape.join(", ")
+        }]: it has ${elements(this.shape)} elements, must have ${
+          elements(shape)
+        }`,
       );
     }
     return new Tensor(this.gpu, this.dtype, shape, this.buffer, this.label);
@@ -86,7 +88,7 @@ export class Tensor implements Disposable {
     return new Tensor(this.gpu, this.dtype, shape, this.buffer, this.label);
   }
 
-  /** A copy as a texture, made on first use, for tensors that no longer change. */
+  /** A copy in a texture, made on first use; only for tensors that no longer change. */
   texels(): GPUTexture {
     return this.#texels ??= copyToTexture(this);
   }
@@ -94,14 +96,14 @@ export class Tensor implements Disposable {
   /**
    * Copies `data` into the tensor, starting at byte `begin`.
    *
-   * @throws {DeviceError} if that is not a multiple of 4.
+   * @throws {DeviceError} if `begin` is not a multiple of 4.
    */
   write(begin: number, data: ArrayBufferView<ArrayBuffer>): void {
     const { queue } = this.gpu.device;
     const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
     if (begin % 4) {
       throw new DeviceError(
-        `Cannot write ${this.label}: rows begin at byte ${begin} of a buffer, must be at a multiple of 4`,
+        `Cannot write ${this.label}: the offset is ${begin} bytes, must be a multiple of 4`,
       );
     }
     // writeBuffer takes multiples of 4 bytes, so the last few are padded.
@@ -114,7 +116,7 @@ export class Tensor implements Disposable {
     }
   }
 
-  /** The elements as f32. Waits for the GPU: in Deno at least 10 ms. */
+  /** Reads the elements as f32. Waits for the GPU, in Deno for at least 10 ms. */
   async read(): Promise<Float32Array> {
     const size = elements(this.shape);
     const bytes = await this.gpu.readBuffer(this.buffer, 0, this.bytes);
@@ -133,7 +135,7 @@ export class Tensor implements Disposable {
   }
 }
 
-/** Copies whole units of 16 bytes into a texture, {@linkcode TEXELS_WIDE} to a row. */
+/** Copies a tensor to a texture: 16 bytes per texel, {@linkcode TEXELS_WIDE} per row. */
 function copyToTexture({ gpu, buffer, bytes, label }: Tensor): GPUTexture {
   const { device } = gpu, bytesPerRow = 16 * TEXELS_WIDE;
   const rows = Math.floor(bytes / bytesPerRow);

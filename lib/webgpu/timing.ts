@@ -1,5 +1,5 @@
 /**
- * GPU time by timestamp queries.
+ * Measures GPU time with timestamp queries.
  *
  * @module
  */
@@ -7,8 +7,9 @@ import type { Gpu } from "./device.ts";
 import type { Plan, StepState } from "./plan.ts";
 
 /**
- * Milliseconds on the GPU of each of `times` runs of a plan, one pass each,
- * submitted together so that the GPU stays busy (an idle one lowers its clocks).
+ * Runs a plan `times` times and returns the milliseconds each run took on the GPU. Each
+ * run is one pass; all are submitted together so that the GPU stays busy (an idle one
+ * lowers its clocks).
  *
  * @throws {Error} if the adapter has no timestamps.
  */
@@ -26,18 +27,18 @@ export async function timePlan(
   return spans.map(({ begin, end }) => end - begin);
 }
 
-/** Timestamps that a query set holds at most. */
+/** Maximum number of timestamps in a query set. */
 export const MOST_QUERIES = 4096;
 
-/** A span of time, in milliseconds of the GPU's clock, whose zero is arbitrary. */
+/** A span of time, in milliseconds on the GPU's clock, whose origin is arbitrary. */
 export interface Span {
   begin: number;
   end: number;
 }
 
 /**
- * When each pass ran, by the GPU's clock. Passes are submitted together as far as a
- * query set has room for their timestamps.
+ * Runs passes and returns when each one ran, by the GPU's clock. Passes are submitted
+ * together, as many as a query set has room for.
  *
  * @throws {Error} if the adapter has no timestamps.
  */
@@ -86,7 +87,7 @@ export async function timePasses(
   return out;
 }
 
-/** The span between two timestamps, which are in nanoseconds. */
+/** The span between two timestamps in nanoseconds. */
 export function span(begin: bigint, end: bigint): Span {
   return { begin: Number(begin) / 1e6, end: Number(end) / 1e6 };
 }

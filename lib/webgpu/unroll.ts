@@ -12,8 +12,8 @@
 import type { Constants } from "../dispatch/shapes.ts";
 
 /**
- * Expands `text` with `constants`. `numbered` names are declared elsewhere, so many of
- * each: of functions, `f[2 * i](x)` becomes `f_4(x)`.
+ * Expands `text` with `constants`. `numbered` maps names declared elsewhere to how many
+ * there are of each; if `f` is a function, `f[2 * i](x)` becomes `f_4(x)`.
  *
  * ```ts
  * import { unroll } from "./unroll.ts";
@@ -36,7 +36,7 @@ export function unroll(
 const DIRECTIVE =
   /@unroll\s+for\s*\(\s*var\s+(\w+)\s*=\s*([^;]+);\s*\w+\s*<\s*([^;]+);\s*\w+\s*(?:\+\+|\+=\s*([^)]+))\s*\)\s*\{|@if\s+([^{]+)\{|@split\s+var\s+(\w+)\s*:\s*array<\s*([^,]+),\s*([^>]+)>\s*;/g;
 
-/** More copies of a body than this are a mistake. */
+/** More copies of a loop body than this must be a mistake. */
 const MOST_COPIES = 4096;
 
 function expandBlocks(
@@ -103,7 +103,7 @@ function expandBlocks(
   }
 }
 
-/** Replaces `a[2 * 1 + 0]` by `a_2` for every array that was split. */
+/** Replaces `a[2 * 1 + 0]` with `a_2` for every array that was split. */
 function nameElements(
   text: string,
   constants: Constants,

@@ -20,8 +20,8 @@ import { type Format, fourLoad, wideLoad } from "../formats/format.ts";
  *   where the last dimension is a multiple of 4, else `scalar`;
  * - `unit`: the widest loads, `X_UNIT` elements each; `scalar` where the last
  *   dimension is not a multiple of that; u32 buffers: the array itself, of vec4u;
- * - `texels`: the same from a texture, a copy of a buffer that no longer changes;
- *   u32 buffers: `x_unit(i)` is 16 bytes of it;
+ * - `texels`: like `unit`, but from a texture that holds a copy of a buffer that no
+ *   longer changes; u32 buffers: `x_unit(i)` is 16 bytes;
  * - `half`: `x_at(i)` are elements 4i … 4i+3 as vec4<f16> (f16 only, F16 1);
  * - `raw`: the array itself, of u32;
  * - `atomic`: the array itself, of atomic u32.
@@ -38,18 +38,18 @@ export type View =
 
 /** A buffer as a kernel declares it. */
 export interface Viewed {
-  /** Settled: see {@linkcode settleView}. */
+  /** The view as settled by {@linkcode settleView}. */
   readonly view: View;
   /** How its elements are stored; undefined for u32. */
   readonly format: Format | undefined;
   readonly writable: boolean;
 }
 
-/** Elements of the widest loads of a buffer. */
+/** Elements in a buffer's widest loads. */
 export const unitSize = (format: Format | undefined): number =>
   format?.loads[0] ?? 4;
 
-/** The view that is possible for a last dimension. */
+/** Returns `view`, or the one that replaces it if the last dimension rules it out. */
 export function settleView(
   view: View,
   format: Format | undefined,
@@ -67,13 +67,13 @@ export function settleView(
     : "vec4";
 }
 
-/** Texels in a row of a texture: whole copies of rows begin at multiples of 256 bytes. */
+/** Texels per texture row. Copies need rows of a multiple of 256 bytes. */
 export const TEXELS_WIDE = 256;
 
 const texel = (x: string) =>
   `textureLoad(${x}, vec2u(at % ${TEXELS_WIDE}u, at / ${TEXELS_WIDE}u), 0)`;
 
-/** WGSL types of array elements, by binding, and declarations of functions. */
+/** WGSL element types by binding, and the declarations of the access functions. */
 export interface Accessors {
   readonly types: readonly string[];
   readonly code: readonly string[];
@@ -127,7 +127,7 @@ function ofIntegers(x: string, view: View): Accessors {
   return { types: [wide ? "vec4u" : "u32"], code: [] };
 }
 
-// Functions of buffer `$`.
+// Access functions of buffer `$`.
 const SCALAR_SPAN = `fn $_span(begin: u32, left: u32) -> vec4f {
   var four = vec4f();
   if (left > 0u) { four.x = $_at(begin); }
@@ -159,8 +159,8 @@ const vec4Writes = (format: Format) => [
 ];
 
 /**
- * The declarations that `body` uses, directly or through each other. The rest would
- * only be in the way of readers and compilers.
+ * The declarations that `body` uses, directly or indirectly. The rest would only clutter
+ * the shader.
  */
 export function used(
   declarations: readonly string[],
@@ -176,14 +176,14 @@ export function used(
   return kept.toReversed();
 }
 
-/** Below every score and finite: running maxima begin with it, and its exp is 0. */
+/** Initial value of running maxima: finite, below every score, and its exp is 0. */
 export const LOW = -3e38;
 
 /**
- * `lanes_sum(v, tid)` and `lanes_max(v, tid)`: over groups of LANES neighboring
- * threads, with the result in each of them. LANES = 2^LOG_LANES must not exceed the
- * smallest subgroup where SUBGROUPS is 1; without subgroups they go through
- * workgroup memory and have to be called in uniform control flow.
+ * WGSL functions `lanes_sum(v, tid)` and `lanes_max(v, tid)`: they reduce over groups of
+ * LANES neighboring threads and return the result in each of them. If SUBGROUPS is 1,
+ * LANES = 2^LOG_LANES must not exceed the smallest subgroup. Without subgroups they go
+ * through workgroup memory and must be called in uniform control flow.
  */
 export const LANES = /* wgsl */ `
 @if SUBGROUPS {

@@ -72,7 +72,7 @@ Deno.test("without permission to read, the caller works alone and says so", asyn
     "while (ops.info.threads > 1) await new Promise((done) => setTimeout(done, 20));";
   const { info } = await run(program(LIBRARY, "ops[Symbol.dispose]();", wait));
   assertEquals(info.threads, 1);
-  assertStringIncludes(info.reason, "one thread, as workers failed: ");
+  assertStringIncludes(info.reason, "one thread, because workers failed: ");
 });
 
 Deno.test("workers start when the library was imported from a URL", async () => {

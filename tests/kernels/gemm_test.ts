@@ -143,7 +143,7 @@ gpuTest(
             uniforms,
           }),
         Error,
-        'Cannot gate (EPILOGUE "swiglu") in a tile with TN',
+        'Cannot gate (EPILOGUE "swiglu") with TN',
       );
     }
   },

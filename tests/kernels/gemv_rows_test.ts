@@ -114,7 +114,7 @@ Deno.test("gemvRows refuses more slices than a workgroup has lane groups", () =>
   assertThrows(
     () => gemvRows.derive!(constants, { k: 1024 }),
     Error,
-    "Cannot share k among 4 groups of 32 lanes in gemvRows: a workgroup has 64",
+    "Cannot share k among 4 groups of 32 lanes in gemvRows: a workgroup has 64 threads",
   );
 });
 

@@ -159,6 +159,6 @@ gpuTest("gemv refuses more than one row", async (_, trial) => {
   await assertRejects(
     () => check(trial, { m: 2, n: 4, k: 16 }),
     Error,
-    "Cannot multiply 2 rows in gemv: it takes one",
+    "Cannot multiply 2 rows in gemv: there must be one",
   );
 });

@@ -7,6 +7,6 @@ gpuTest("swiglu refuses rows that are not twice as wide", (_, trial) => {
   assertThrows(
     () => trial.run(swiglu, operands),
     Error,
-    "Cannot gate rows of 10 to rows of 6: they must be half as wide",
+    "Cannot gate rows of 10 into rows of 6: must be half as wide",
   );
 });

@@ -26,6 +26,6 @@ Deno.test("inlineLoads refuses a call that is not closed", () => {
   assertThrows(
     () => inlineLoads([LOAD, "w_load((1u)"]),
     Error,
-    "Cannot inline w_load: a call of it is not closed",
+    "Cannot inline w_load: a call has no closing bracket",
   );
 });

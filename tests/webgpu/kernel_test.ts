@@ -81,18 +81,18 @@ Deno.test("an unknown constant or uniform is refused", () => {
   assertThrows(
     () => showWgsl(scaled, operands(), { constants: { TIMS: 5 } }),
     Error,
-    "Cannot run scaled: it has no constant TIMS, but WORKGROUP, TIMES",
+    "Cannot run scaled: it has no constant TIMS (available: WORKGROUP, TIMES)",
   );
   assertThrows(
     () => showWgsl(scaled, operands(), { uniforms: { factr: 5 } }),
     Error,
-    "Cannot run scaled: it has no uniform factr, but factor, shift",
+    "Cannot run scaled: it has no uniform factr (available: factor, shift)",
   );
   const bare = kernel({ ...scaled, uniforms: undefined });
   assertThrows(
     () => showWgsl(bare, operands(), { uniforms: { shift: 5 } }),
     Error,
-    "Cannot run scaled: it has no uniform shift, but none",
+    "Cannot run scaled: it has no uniform shift (available: none)",
   );
 });
 
@@ -131,7 +131,7 @@ Deno.test("a matrix of one part can stand for a tensor, and one of one row for a
         x: { ...matrix, parts: [part, part] },
       }),
     Error,
-    "Cannot bind matrix whole: it has 2 parts",
+    "Cannot bind all of matrix: it has 2 parts, must have 1",
   );
 });
 

@@ -47,7 +47,7 @@ gpuTest(
     assertThrows(
       () => tensor.write(10, bytes.subarray(5)),
       DeviceError,
-      "rows begin at byte 10 of a buffer, must be at a multiple of 4",
+      "the offset is 10 bytes, must be a multiple of 4",
     );
   },
 );
@@ -57,7 +57,7 @@ gpuTest("a tensor too large to bind is refused", (gpu) => {
   assertThrows(
     () => Tensor.create(small, "f32", [10, 10], undefined, "x"),
     DeviceError,
-    "Cannot allocate x of shape [10, 10]: 400 bytes",
+    "Cannot allocate x of shape [10, 10]: it takes 400 bytes",
   );
 });
 
@@ -71,7 +71,7 @@ gpuTest("rows and view share the tensor's memory", async (_, trial) => {
   assertThrows(
     () => tensor.view(5, 5),
     Error,
-    "Cannot view [6, 4] as [5, 5]: 24 elements are not 25",
+    "Cannot view [6, 4] as [5, 5]: it has 24 elements, must have 25",
   );
   assertThrows(
     () => tensor.rows(7),
