@@ -141,7 +141,7 @@ Deno.test("a pass that does not fit is refused", () => {
     5,
     "sequence 0 has 0 tokens and adds 5, must be at most 4 in total",
   );
-  refused(0, 2, 2, "sequence 1 has 3 tokens and gets 2");
+  refused(0, 2, 2, "sequence 1 has 3 tokens and adds 2");
   refused(1, 2, 1, "must be at least 1 × 1 and within 2 sequences");
   refused(2, 1, 1, "must be at least 1 × 1 and within 2 sequences");
   refused(0, 1.5, 2, "1.5 sequences");
