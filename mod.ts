@@ -11,8 +11,8 @@
  * console.log(run.finishReason, run.stats.summary);
  * ```
  *
- * The kernels beneath are there to be used alone: {@linkcode openDevice},
- * {@linkcode matmul} and what it chooses from.
+ * The kernels can also be used on their own: see {@linkcode openDevice} and {@linkcode
+ * matmul}, or {@linkcode gemm}, {@linkcode gemv} and {@linkcode batchedGemm}.
  *
  * @module
  */

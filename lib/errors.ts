@@ -1,28 +1,31 @@
 /**
- * Errors that callers may want to tell apart.
+ * Error classes that callers may want to tell apart.
  *
  * @module
  */
 
-/** There is no WebGPU adapter, or it lacks what the kernels need. */
+/** There is no WebGPU adapter, or it does not meet the kernels' requirements. */
 export class NoAdapterError extends Error {
-  /** `NoAdapterError` */
+  /** Always `NoAdapterError`. */
   override name = "NoAdapterError";
 }
 
 /** The device was lost, ran out of memory, or rejected a command. */
 export class DeviceError extends Error {
-  /** `DeviceError` */
+  /** Always `DeviceError`. */
   override name = "DeviceError";
 }
 
-/** The device has no room for that many or that long sequences; use fewer or shorter ones. */
+/**
+ * The device lacks memory for this many sequences, or for sequences this long. Use
+ * fewer or shorter ones.
+ */
 export class MemoryError extends DeviceError {
-  /** `MemoryError` */
+  /** Always `MemoryError`. */
   override name = "MemoryError";
 }
 
-/** The message of anything thrown, on one line. */
+/** Returns the message of a thrown value, on one line. */
 export function errorText(error: unknown): string {
   const text = error instanceof Error ? error.message : String(error);
   return text.replaceAll(/\s+/g, " ").trim();

@@ -1,5 +1,5 @@
 /**
- * A run of `generate` or `generateBatch`: turns token ids from a runner into text.
+ * Runs of `generate` and `generateBatch`, which turn a runner's token ids into text.
  *
  * @module
  */
@@ -10,9 +10,12 @@ import type { Tokenizer } from "./text/tokenizer.ts";
 
 /** Options of `generate` and `generateBatch`. */
 export interface GenerateOptions extends SamplingOptions {
-  /** The most tokens to generate; by default as many as the context has room for. */
+  /**
+   * The maximum number of tokens to generate; by default, as many as fit in the
+   * context.
+   */
   maxTokens?: number;
-  /** Ends the text before the first of these strings. */
+  /** Ends the text before the first occurrence of any of these strings. */
   stop?: string | string[];
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
@@ -26,72 +29,81 @@ export interface GenerateOptions extends SamplingOptions {
   signal?: AbortSignal;
 }
 
-/** A token, and the text it completes, which may be empty. */
+/** A generated token and the text it completes. */
 export interface Piece {
-  /** The text that this token completes; may be empty. */
+  /** The text this token completes; may be empty. */
   text: string;
-  /** null for text that was held back until the end. */
+  /** null for held-back text that is released when the run is aborted. */
   tokenId: number | null;
 }
 
 /** A {@linkcode Piece} of one sequence of a batch. */
 export interface BatchPiece extends Piece {
-  /** The index of its prompt. */
+  /** The index of the prompt this piece belongs to. */
   sequence: number;
 }
 
-/** Statistics of a run, over all its sequences. */
+/** Statistics of a run, over all of its sequences. */
 export interface RunStats {
-  /** The number of prompts: 1 unless it is a batch. */
+  /** The number of prompts; 1 for `generate`. */
   sequences: number;
-  /** Tokens of the prompts. */
+  /** Prompt tokens, over all prompts. */
   promptTokens: number;
-  /** Tokens generated so far, an end-of-text token included. */
+  /** Tokens generated so far, including any end-of-text token. */
   tokens: number;
-  /** From the start of the run to its first token, in milliseconds. */
+  /** Milliseconds from the start of the run to its first token. */
   timeToFirstTokenMs: number;
-  /** Prompt tokens over the time to the first token. */
+  /** Prompt tokens divided by the time to the first token. */
   prefillTokensPerSecond: number;
-  /** Counts the tokens after the first of each sequence. */
+  /** Decode rate, not counting the first token of each sequence. */
   decodeTokensPerSecond: number;
-  /** The sampling options that applied, seed included. */
+  /** The sampling options in effect, including the seed. */
   sampling: Sampling;
-  /** All of this in one line. */
+  /** These statistics as one line of text. */
   summary: string;
 }
 
-/** Why a run ended. */
+/**
+ * Why a sequence ended: at a stop string or end-of-text token, at its token limit, or
+ * early.
+ */
 export type FinishReason = "stop" | "length" | "aborted";
 
-/** What a run needs of the model. */
+/** What a run needs from the model. */
 export interface RunParts {
-  /** Called when iteration begins. Yields chunks of ids: one token of each sequence, then the next of each. */
+  /**
+   * Starts the model, when iteration begins. Yields chunks of one or more steps, each
+   * with one token id per sequence.
+   */
   start: () => ReturnType<Runner["generate"]>;
-  /** For each sequence, the tokens of its prompt and the most it may generate. */
+  /**
+   * For each sequence, the length of its prompt and the maximum number of tokens to
+   * generate.
+   */
   sizes: readonly { promptTokens: number; maxTokens: number }[];
   sampling: Sampling;
   eosTokenIds: readonly number[];
   stop: readonly string[];
-  /** Undefined if the checkpoint has none; pieces then have no text. */
+  /** Undefined if the checkpoint has none; the text of pieces is then empty. */
   tokenizer?: Tokenizer;
-  /** The device's name, for the summary. */
+  /** Returns the device's name, for the summary. */
   device: () => string;
   signal?: AbortSignal;
 }
 
-/** What a run has generated after one prompt. */
+/** The text and tokens that a run has generated for one prompt. */
 export interface Sequence {
-  /** Tokens of the prompt. */
+  /** The number of tokens in the prompt. */
   readonly promptTokens: number;
   /** The text so far. */
   readonly text: string;
   /** Ids generated so far, an end-of-text token included. */
   readonly tokenIds: number[];
-  /** Set when it has ended. */
+  /** Why the sequence ended; undefined until it has. */
   readonly finishReason: FinishReason | undefined;
 }
 
-/** A sequence while it is generated. */
+/** A sequence in progress. */
 class Growing implements Sequence {
   text = "";
   readonly tokenIds: number[] = [];
@@ -134,7 +146,7 @@ class Growing implements Sequence {
  * are generated; `sequences` collects them.
  */
 export class BatchRun implements AsyncIterable<BatchPiece> {
-  /** In the order of the prompts. */
+  /** One sequence per prompt, in the order of the prompts. */
   readonly sequences: readonly Sequence[];
   readonly #growing: readonly Growing[];
   readonly #parts: RunParts;
@@ -217,7 +229,8 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
         if (text) yield { sequence, text, tokenId: null };
       }
     } finally {
-      for (const one of growing) one.finishReason ??= "aborted"; // the consumer left
+      // The consumer stopped iterating.
+      for (const one of growing) one.finishReason ??= "aborted";
     }
   }
 }
@@ -231,7 +244,7 @@ export class Run implements AsyncIterable<Piece> {
     this.#batch = new BatchRun(parts);
   }
 
-  /** Set when the run has ended. */
+  /** Why the run ended; undefined until it has. */
   get finishReason(): FinishReason | undefined {
     return this.#batch.sequences[0].finishReason;
   }

@@ -1,23 +1,23 @@
 /**
- * What the product needs from its runtime apart from JavaScript and WebGPU:
- * environment, files and free memory. Everything that is Deno's own goes through here,
- * so that another runtime needs one more file like host_deno.ts.
+ * What the library needs from its runtime apart from JavaScript and WebGPU: environment
+ * variables, files and free memory. All Deno-specific code sits behind this interface,
+ * so supporting another runtime takes one more file like host_deno.ts.
  *
  * @module
  */
 import { denoHost } from "./host_deno.ts";
 
-/** The runtime, as the rest of the product sees it. */
+/** The runtime, as the rest of the library sees it. */
 export interface Host {
   readonly runtime: Runtime;
-  /** An environment variable; undefined where it is unset or empty. */
+  /** Reads an environment variable; undefined if it is unset or empty. */
   env(name: string): string | undefined;
   setEnv(name: string, value: string): void;
-  /** Whether a permission is granted already; does not ask the user. */
+  /** Whether a permission has already been granted. Never prompts the user. */
   isGranted(permission: "env" | "read" | "import", of?: string | URL): boolean;
-  /** Bytes of main memory that are free; undefined where the runtime does not report it. */
+  /** Free main memory in bytes; undefined if the runtime does not report it. */
   freeMemory(): number | undefined;
-  /** @throws {Error} if the runtime has no files. */
+  /** @throws {Error} if the runtime has no file system. */
   readonly files: HostFiles;
 }
 
@@ -28,31 +28,33 @@ export interface Runtime {
   readonly os: string;
 }
 
-/** The file system. Paths use `/`. */
+/** File system access. Paths use `/`. */
 export interface HostFiles {
-  /** The folder that relative paths start from. */
+  /** The folder that relative paths are resolved against. */
   currentFolder(): string;
-  /** What is at a path, with links resolved; undefined where there is nothing. */
+  /** Looks up a path and resolves links; undefined if it does not exist. */
   find(
     path: string | URL,
   ): Promise<{ path: string; isDirectory: boolean } | undefined>;
-  /** The text of a file; undefined where there is none. */
+  /** Reads a text file; undefined if it does not exist. */
   readText(path: string): Promise<string | undefined>;
-  /** Opens a file to read from it; undefined where there is none. */
+  /** Opens a file for reading; undefined if it does not exist. */
   open(path: string): Promise<ReadableFile | undefined>;
-  /** Opens a file to append to it, and creates it where there is none. */
+  /** Opens a file for appending; creates it if it does not exist. */
   append(path: string): Promise<AppendableFile>;
-  /** Writes a whole file at once, and the folders that it needs. */
+  /** Writes a whole file atomically; creates its folder if needed. */
   writeText(path: string, text: string): Promise<void>;
-  /** Creates an empty file that nothing else uses; returns its path. */
+  /** Creates an empty temporary file; returns its path. */
   createTemporary(prefix: string): Promise<string>;
   makeFolder(path: string): Promise<void>;
   /** Makes `path` a symbolic link to a file. */
   link(target: string, path: string): Promise<void>;
   move(from: string, to: string): Promise<void>;
-  /** Removes a file; does nothing where there is none. */
+  /** Removes a file; does nothing if it does not exist. */
   remove(path: string): Promise<void>;
-  /** A file that one process at a time can lock; the lock ends with its disposal. */
+  /**
+   * Opens a file that one process at a time can lock; disposing it releases the lock.
+   */
   openLock(path: string): Promise<FileLock>;
 }
 
@@ -60,28 +62,29 @@ export interface HostFiles {
 export interface ReadableFile extends Disposable {
   readonly size: number;
   /**
-   * Reads bytes from `begin` on; returns how many, fewer than asked for at the end.
-   * Synchronous: as fast as asynchronous reads, and two reads cannot interleave.
+   * Reads bytes starting at `begin`; returns how many, which is fewer than requested
+   * only at the end of the file. Synchronous, because that is as fast as asynchronous
+   * reads and two reads cannot interleave.
    */
   read(begin: number, into: Uint8Array): number;
 }
 
-/** A file open at its end. */
+/** A file open for appending. */
 export interface AppendableFile extends Disposable {
-  /** Its size when it was opened. */
+  /** Size in bytes when the file was opened. */
   readonly size: number;
   append(bytes: Uint8Array): Promise<void>;
-  /** Drops what the file has so far. */
+  /** Truncates the file to zero bytes. */
   clear(): Promise<void>;
 }
 
-/** A lock file, not locked yet. */
+/** An open lock file, initially unlocked. */
 export interface FileLock extends Disposable {
-  /** Locks it; false while another process has the lock. */
+  /** Tries to take the lock; false if another process holds it. */
   tryLock(): Promise<boolean>;
 }
 
-/** For a runtime that is not Deno: models come by http(s), or are synthetic. */
+/** For runtimes other than Deno, where models are read over HTTP(S) or synthetic. */
 const bareHost: Host = {
   runtime: { name: "not Deno", version: "", os: "" },
   env: () => undefined,
@@ -90,10 +93,10 @@ const bareHost: Host = {
   freeMemory: () => undefined,
   get files(): HostFiles {
     throw new Error(
-      "Cannot use files: this runtime is not Deno, models must be synthetic:qwen3-… or from a server with ranges",
+      "Cannot use files: this runtime is not Deno, models must be synthetic or served with HTTP ranges",
     );
   },
 };
 
-/** The runtime that this module was loaded into. */
+/** The host of the current runtime. */
 export const host: Host = "Deno" in globalThis ? denoHost : bareHost;

@@ -1,11 +1,11 @@
 /**
- * The host that Deno is: the only file of the product that uses the `Deno` namespace.
- * host.ts, which chooses it, holds it to the interface.
+ * The host for Deno: the only file of the library that uses the `Deno` namespace.
+ * host.ts selects it and type-checks it against the `Host` interface.
  *
  * @module
  */
 
-/** The Host that Deno offers. */
+/** The `Host` implementation for Deno. */
 export const denoHost = {
   get runtime(): { name: string; version: string; os: string } {
     return { name: "Deno", version: Deno.version.deno, os: Deno.build.os };
@@ -55,7 +55,9 @@ export const denoHost = {
   },
 };
 
-/** What `body` gives; undefined where a file that it needs does not exist. */
+/**
+ * Returns the result of `body`, or undefined if it fails because a file does not exist.
+ */
 async function unlessAbsent<T>(
   body: () => Promise<T>,
 ): Promise<T | undefined> {

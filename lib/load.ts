@@ -1,5 +1,5 @@
 /**
- * Loading a checkpoint, and the loaded model: the main entry point of the library.
+ * Loading a checkpoint, and the loaded model: the library's main entry point.
  *
  * @module
  */
@@ -36,16 +36,19 @@ import {
 /** A prompt: text, a conversation, or token ids. */
 export type Prompt = string | readonly Message[] | readonly number[];
 
-/** The embedded story model, found relative to this module, be it a file or a URL. */
+/**
+ * URL of the embedded story model, relative to this module (a local file or a remote
+ * URL).
+ */
 export const DEFAULT_MODEL: string =
   new URL("../models/stories-3m/", import.meta.url).href;
 
 /**
- * Loads a Qwen3.
+ * Loads a Qwen3 model.
  *
  * `model` is a directory, an http(s) folder, `synthetic:qwen3-0.6b?seed=1`, or a
  * Hugging Face repository id (`Qwen/Qwen3-0.6B`, `owner/name@revision`), which is
- * downloaded unless it is in the cache. The default is the embedded story model.
+ * downloaded unless it is cached. The default is the embedded story model.
  *
  * ```ts
  * import { loadQwen3 } from "../mod.ts";
@@ -76,7 +79,7 @@ export async function loadQwen3(
   }
   if (options.debug && kind !== "gpu") {
     throw new Error(
-      `Cannot load ${model}: debug compares a GPU with the CPU, device is "${kind}", must be gpu`,
+      `Cannot load ${model}: device is "${kind}", must be gpu when debug is on`,
     );
   }
   const { signal, onProgress } = options;
@@ -90,9 +93,12 @@ export async function loadQwen3(
   }
 }
 
-/** A loaded Qwen3. Made by {@linkcode loadQwen3}; dispose it to free the device. */
+/**
+ * A loaded Qwen3 model, created by {@linkcode loadQwen3}. Dispose it to free the
+ * device.
+ */
 export class Qwen3 implements Disposable {
-  /** The sizes in config.json. */
+  /** The model's configuration, from config.json. */
   readonly config: Qwen3Config;
   readonly #checkpoint: Checkpoint;
   readonly #options: Qwen3Options;
@@ -124,30 +130,34 @@ export class Qwen3 implements Disposable {
     return new Qwen3(checkpoint, files, placed, options);
   }
 
-  /** The device the model runs on, with every choice made and its reason. */
+  /**
+   * The device the model runs on, with every choice that was made and the reason for
+   * it.
+   */
   get device(): Device {
     return this.#placed.device;
   }
 
-  /** What runs the model; for measurements and checks. */
+  /** The runner that executes the model, for benchmarks and checks. */
   get runner(): Runner {
     return this.#placed.runner;
   }
 
-  /** The most tokens a sequence may have, prompt included. */
+  /** The maximum length of a sequence in tokens, including the prompt. */
   get context(): number {
     return this.#placed.runner.context;
   }
 
-  /** Operations that had to run on the CPU although the model is on a GPU. */
+  /** Operations that had to run on the CPU even though the model is on a GPU. */
   get fallbacks(): readonly Fallback[] {
     return this.#placed.runner.fallbacks;
   }
 
   /**
-   * The tokenizer, parsed on first use: prompts of token ids do not need it.
+   * The tokenizer, parsed on first use because prompts given as token ids do not need
+   * it.
    *
-   * @throws {Error} if the checkpoint has no tokenizer, or a broken one.
+   * @throws {Error} if the checkpoint's tokenizer is missing or broken.
    */
   get tokenizer(): Tokenizer {
     return this.#tokenizer ??= createTokenizer(
@@ -162,10 +172,11 @@ export class Qwen3 implements Disposable {
   }
 
   /**
-   * Logits after the last of `tokenIds`, `[vocab]`, or with `all` after each of them,
-   * `[tokens, vocab]`. Always starts from an empty cache.
+   * Computes the logits after the last of `tokenIds`, `[vocab]`, or with `all` after
+   * each of them, `[tokens, vocab]`. Always starts from an empty cache.
    *
-   * @throws {Error} if there are no tokens, too many, or one is not in the vocabulary.
+   * @throws {Error} if there are no tokens or too many, or an id is not in the
+   * vocabulary.
    */
   async logits(
     tokenIds: ArrayLike<number>,
@@ -176,8 +187,8 @@ export class Qwen3 implements Disposable {
   }
 
   /**
-   * Generates text after a prompt. If the checkpoint has a chat template, a prompt of
-   * text is wrapped in it as a user's message, unless `raw` is set.
+   * Generates text after a prompt. If the checkpoint has a chat template, a text prompt
+   * is wrapped in it as a user message unless `raw` is set.
    *
    * @throws {Error} if the prompt is empty or longer than the context, an option is
    * out of range, or text is given to a checkpoint without a tokenizer.
@@ -187,9 +198,9 @@ export class Qwen3 implements Disposable {
   }
 
   /**
-   * Generates text after several prompts at once, which takes little longer than one.
-   * Up to rounding, each text is the one that `generate` gives for its prompt, with the
-   * seed `(seed + index) mod 2³²` when sampling. The options apply to each text; each
+   * Generates text for several prompts at once, which takes little longer than for one.
+   * Up to rounding, each text is what `generate` returns for its prompt, using the seed
+   * `(seed + index) mod 2³²` when sampling. The options apply to every text. Each text
    * ends on its own, but a signal ends them all. Memory is reserved for the longest
    * possible text, so set `maxTokens`.
    *
@@ -205,9 +216,10 @@ export class Qwen3 implements Disposable {
    * console.log(run.stats.summary);
    * ```
    *
-   * @throws {Error} as `generate` does, naming the prompt, and if there are no prompts.
-   * @throws {MemoryError} if the texts do not fit on the device. If only allocation can
-   * show that, it is thrown on iteration.
+   * @throws {Error} for the same reasons as `generate` (the message names the prompt),
+   * or if there are no prompts.
+   * @throws {MemoryError} if the texts do not fit on the device; thrown during
+   * iteration if that shows only on allocation.
    */
   generateBatch(
     prompts: readonly Prompt[],
@@ -221,7 +233,7 @@ export class Qwen3 implements Disposable {
     return new BatchRun(this.#parts(prompts, options));
   }
 
-  /** Checks everything that can be checked before anything runs. */
+  /** Validates prompts and options before anything runs. */
   #parts(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
@@ -268,7 +280,10 @@ export class Qwen3 implements Disposable {
     };
   }
 
-  /** Runs on the device. Under `auto`, starts over on the CPU if that fails before the first token. */
+  /**
+   * Runs the model. With device `auto`, starts over on the CPU if the GPU fails before
+   * the first token.
+   */
   async *#start(
     prompts: readonly (readonly number[])[],
     sampling: Sampling,
@@ -287,7 +302,7 @@ export class Qwen3 implements Disposable {
         }
       } catch (error) {
         const retry = error instanceof DeviceError && !begun &&
-          !(error instanceof MemoryError && prompts.length > 1) && // fewer may fit
+          !(error instanceof MemoryError && prompts.length > 1) && // fewer sequences may fit
           (this.#options.device ?? "auto") === "auto" &&
           this.device.kind === "gpu";
         if (!retry) throw error;
@@ -319,9 +334,7 @@ export class Qwen3 implements Disposable {
         if (system !== undefined) {
           throw new Error(
             `Cannot generate: a system message needs a chat template, ${
-              raw
-                ? "and raw leaves it out"
-                : `${this.#checkpoint.name} has none`
+              raw ? "and raw skips it" : `${this.#checkpoint.name} has none`
             }`,
           );
         }
@@ -373,7 +386,7 @@ export class Qwen3 implements Disposable {
   #enter(): void {
     if (this.#busy) {
       throw new Error(
-        "Cannot start a run: another run of this model has not ended, there can be only one at a time",
+        "Cannot start a run: another run of this model has not ended, must be one at a time",
       );
     }
     this.#busy = true;

@@ -18,16 +18,19 @@ import { Tensor } from "./webgpu/tensor.ts";
 
 /** Options of {@linkcode matmul}. */
 export interface MatmulOptions {
-  /** `b`'s last two sizes are `[n, k]`, as checkpoints store weights. */
+  /**
+   * Set if the last two dimensions of `b` are `[n, k]`, as checkpoints store weights.
+   */
   transposeB?: boolean;
-  /** Called with the kernel that was chosen, its constants and the reason. */
+  /** Called with the chosen kernel, its constants and the reason for the choice. */
   onChoice?: (choice: MatmulChoice) => void;
 }
 
 /**
- * `a · b` in f32, with the kernel that fits the shapes: a matrix times a vector; one
- * row, a few or many rows times a matrix; or a batch of heads (see
- * {@linkcode chooseMatmul}). The work is submitted but not awaited; `read()` waits.
+ * Computes `a · b` in f32 with the kernel that suits the shapes: a matrix times a
+ * vector; one row, a few rows or many rows times a matrix; or a batch of heads (see
+ * {@linkcode chooseMatmul}). The work is submitted but not awaited; `read()` waits for
+ * it.
  *
  * ```ts
  * import { matmul, openDevice, Tensor } from "../mod.ts";
@@ -41,7 +44,8 @@ export interface MatmulOptions {
  * }
  * ```
  *
- * @throws {Error} if no kernel supports the shapes, with the reason. There is no fallback.
+ * @throws {Error} if no kernel supports the shapes; the message says why. There is no
+ * fallback.
  */
 export function matmul(
   a: Tensor,
@@ -52,7 +56,7 @@ export function matmul(
 }
 
 /**
- * `[m, k] × [k, n] → [m, n]` in tiles, for many rows.
+ * Multiplies many rows by a matrix in tiles: `[m, k] × [k, n] → [m, n]`.
  *
  * @throws {Error} if the shapes are different.
  */
@@ -65,8 +69,9 @@ export function gemm(
 }
 
 /**
- * `[batch, heads, m, k] × [batch, kvHeads, k, n] → [batch, heads, m, n]`; `heads` is
- * a multiple of `kvHeads`; groups of heads share one without copies.
+ * Multiplies one matrix per batch and head:
+ * `[batch, heads, m, k] × [batch, kvHeads, k, n] → [batch, heads, m, n]`. `heads` must
+ * be a multiple of `kvHeads`; each group of heads shares a kv head without copying it.
  *
  * @throws {Error} if the shapes are different.
  */
@@ -79,9 +84,9 @@ export function batchedGemm(
 }
 
 /**
- * A matrix times a vector, `[m, k] × [k] → [m]`, or a vector or a few rows times a
- * matrix, `[k] × [k, n]`, `[m, k] × [k, n]`: up to eight, with `transposeB` up to 32.
- * The matrix is read once.
+ * Multiplies a matrix by a vector, `[m, k] × [k] → [m]`, or a vector or a few rows by a
+ * matrix, `[k] × [k, n]` or `[m, k] × [k, n]`, with up to 8 rows, or up to 32 with
+ * `transposeB`. The matrix is read once.
  *
  * @throws {Error} if the shapes are different.
  */
@@ -103,12 +108,14 @@ function multiply(
 ): Tensor {
   const { gpu } = a;
   if (b.gpu !== gpu) {
-    throw new Error(`Cannot ${action}: a and b are on different devices`);
+    throw new Error(
+      `Cannot ${action}: a and b are on different devices, must be on the same one`,
+    );
   }
   for (const [name, { dtype }] of Object.entries({ a, b })) {
     if (dtype === "u32") {
       throw new Error(
-        `Cannot ${action}: ${name} is u32, it must be f32, f16 or bf16`,
+        `Cannot ${action}: ${name} is u32, must be f32, f16 or bf16`,
       );
     }
   }

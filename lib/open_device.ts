@@ -1,5 +1,5 @@
 /**
- * Opens a GPU, with kernel constants to suit it.
+ * Opens a GPU with the kernel constants for its adapter.
  *
  * @module
  */
@@ -8,9 +8,9 @@ import { loadTuning } from "./tuning_file.ts";
 import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
 
 /**
- * Opens a GPU with the adapter's own limits (WebGPU's defaults allow bindings of
- * 128 MiB only), and with f16, subgroups and timestamps where the adapter has them.
- * Kernels use the constants tuned for this adapter, or its defaults.
+ * Opens a GPU with the adapter's own limits (WebGPU's default limits cap bindings at
+ * 128 MiB), and with f16, subgroups and timestamps if the adapter supports them.
+ * Kernels use the constants tuned for this adapter, or else the defaults for its class.
  *
  * @throws {NoAdapterError} if there is no adapter, or its workgroup memory is too small.
  */

@@ -1,6 +1,6 @@
 /**
- * Puts a checkpoint on a device: chooses the device, a context that fits, and the types
- * of the cache and of matmuls, each with a reason.
+ * Places a checkpoint on a device: chooses the device, a context length that fits, and
+ * the types of the KV cache and the matmuls, each with a reason.
  *
  * @module
  */
@@ -18,59 +18,56 @@ import { GpuRunner } from "./gpu/runner.ts";
 import type { DeviceKind } from "./dispatch/device.ts";
 import { selectDevice } from "./select_device.ts";
 
-/** Tokens that a sequence may have, unless the options say otherwise. */
+/** Maximum tokens per sequence unless the options say otherwise. */
 const DEFAULT_CONTEXT = 4096;
 
-/** How a model is loaded. */
+/** Options of {@linkcode loadQwen3}. */
 export interface Qwen3Options {
   /** The device to run on; `auto` by default. */
   device?: DeviceKind;
   /**
    * `f32` computes and caches everything in f32; `auto` uses f16 where that is faster
-   * and safe. Weights stay as stored either way.
+   * and safe. Either way, weights stay as stored.
    */
   precision?: "auto" | "f32";
   /**
-   * The most tokens a sequence may have; by default 4,096, or fewer if the model or the
-   * device has room for fewer.
+   * The maximum length of a sequence in tokens; by default 4,096, or less if the model
+   * or the device supports less.
    */
   context?: number;
-  /** Receives the progress of downloading and loading. */
+  /** Called with the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
-  /**
-   * Receives a line of text when something a person should know happens: a change of
-   * device.
-   */
+  /** Called with a line of text for the user when the model moves to another device. */
   onNotice?: (notice: string) => void;
   /** Aborts loading. */
   signal?: AbortSignal;
   /** A WebGPU implementation to use instead of `navigator.gpu`. */
   gpu?: GPU;
   /**
-   * Checks every operation, and every choice of a token, against the CPU as the model
-   * runs, and throws at the first difference, naming layer, operation and values.
-   * Needs `device: "gpu"`; slow. The decode loop on the device does not run.
+   * Checks every operation and every sampled token against the CPU as the model runs,
+   * and throws at the first difference, naming the layer, operation and values. Slow;
+   * requires `device: "gpu"`. Does not cover the decode loop that runs on the device.
    */
   debug?: boolean;
 }
 
 /** The device a model runs on. */
 export interface Device {
-  /** Which path runs. */
+  /** Whether the model runs on the GPU or the CPU path. */
   kind: "gpu" | "cpu";
-  /** The adapter's name, or the CPU with its number of threads. */
+  /** The adapter's name, or `CPU` with the number of threads. */
   adapter: string;
-  /** Every choice made, with its reason. */
+  /** Every choice that was made, with its reason. */
   choices: readonly Choice[];
 }
 
-/** A runner and the device it is on. */
+/** A runner and its device. */
 export interface Placed {
   runner: Runner;
   device: Device;
 }
 
-/** Loads a checkpoint onto the device that the options and the machine call for. */
+/** Selects a device by the options and the machine, and loads a checkpoint onto it. */
 export async function place(
   checkpoint: Checkpoint,
   options: Qwen3Options,
@@ -91,7 +88,9 @@ export async function place(
   }
 }
 
-/** The choice of the CPU after a GPU failed; reports it through `onNotice`. */
+/**
+ * Returns the choice of the CPU after a GPU failure, and reports it through `onNotice`.
+ */
 export function gone(error: DeviceError, options: Qwen3Options): Choice {
   options.onNotice?.(`${error.message}; continuing on the CPU`);
   return { what: "device", value: "cpu", reason: error.message };
@@ -115,7 +114,7 @@ async function placeOnGpu(
     whose: `${gpu.name} binds at most`,
   });
   if (gpu.software) requireMemory(checkpoint, context.tokens, cacheDtype);
-  // Loaded only when asked for: nothing else needs the checks.
+  // Imported only in debug mode; nothing else needs the checks.
   const { DebugRunner } = options.debug
     ? await import("./debug/runner.ts")
     : { DebugRunner: undefined };
@@ -147,7 +146,7 @@ async function placeOnGpu(
   };
 }
 
-/** Loads a checkpoint onto the CPU; `choice` says why there. */
+/** Loads a checkpoint onto the CPU; `choice` says why. */
 export async function placeOnCpu(
   checkpoint: Checkpoint,
   options: Qwen3Options,
@@ -169,7 +168,7 @@ export async function placeOnCpu(
   return { runner, device: { kind: "cpu", adapter, choices } };
 }
 
-/** The context that was asked for, or else the largest that fits, up to 4,096. */
+/** Chooses the requested context, or else the largest that fits, up to 4,096. */
 function chooseContext(
   { name, config }: Checkpoint,
   { context }: Qwen3Options,
@@ -189,7 +188,7 @@ function chooseContext(
       );
     }
     return trained <= DEFAULT_CONTEXT
-      ? choice(trained, "as long as the checkpoint was trained for")
+      ? choice(trained, "the length the checkpoint was trained for")
       : choice(
         DEFAULT_CONTEXT,
         `the default; the checkpoint allows ${trained}`,
@@ -205,7 +204,7 @@ function chooseContext(
   return choice(context, "it was asked for");
 }
 
-/** @throws {RangeError} if the checkpoint was not trained for the context. */
+/** @throws {RangeError} if the checkpoint was not trained for this context length. */
 export function checkContext(
   { name, config }: Checkpoint,
   context?: number,
@@ -214,14 +213,14 @@ export function checkContext(
   const most = config.maxPositionEmbeddings;
   if (!Number.isInteger(context) || context < 1 || context > most) {
     throw new RangeError(
-      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${most}, the longest the checkpoint was trained for`,
+      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${most}, the trained length`,
     );
   }
 }
 
 /**
- * @throws {DeviceError} if main memory cannot hold weights and cache; called before
- * anything is allocated.
+ * @throws {DeviceError} if main memory cannot hold the weights and the cache; called
+ * before anything is allocated.
  */
 function requireMemory(
   { name, config, tensors }: Checkpoint,
@@ -237,6 +236,6 @@ function requireMemory(
   throw new DeviceError(
     `Cannot load ${name}: it needs ${mb(weights)} for weights and ${
       mb(cache)
-    } for a context of ${context} tokens, ${mb(available)} of memory are free`,
+    } for a context of ${context} tokens, ${mb(available)} of memory is free`,
   );
 }

@@ -21,7 +21,7 @@ import type { Gpu } from "./webgpu/device.ts";
 import { CpuOps } from "./cpu/ops.ts";
 import { Plan } from "./webgpu/plan.ts";
 
-/** The selected device: a GPU, or the CPU if `gpu` is undefined. */
+/** The selected device; the CPU if `gpu` is undefined. */
 export interface Selection {
   gpu?: Gpu;
   choice: Choice;
@@ -31,7 +31,7 @@ export interface Selection {
  * Selects a device. `auto` takes a hardware GPU; if there is only a software adapter,
  * it measures whether that or the CPU path reads weights faster.
  *
- * @throws {NoAdapterError} if `gpu` is asked for and there is no adapter.
+ * @throws {NoAdapterError} if `gpu` is requested and there is no adapter.
  */
 export async function selectDevice(
   kind: DeviceKind,
@@ -56,12 +56,12 @@ export async function selectDevice(
   return { choice: decided.choice };
 }
 
-/** Matmuls in a measurement. */
+/** Matmuls per measurement. */
 const ROUNDS = 8;
-/** Deno settles a readback this late. */
+/** How late Deno settles a readback. */
 const READBACK_MS = 10;
 
-/** How fast both sides read the widest weight of a layer in a decode step. */
+/** Measures how fast each side reads a layer's widest weight in a decode step. */
 async function measureRates(
   gpu: Gpu,
   config: Qwen3Config,
@@ -71,7 +71,7 @@ async function measureRates(
   return { k, n, ...rates };
 }
 
-/** GB/s on the GPU, for weights in bf16. */
+/** GB/s on the GPU, with bf16 weights. */
 async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
   using w = Tensor.create(gpu, "bf16", [n, k]);
   using x = Tensor.create(gpu, "f32", [1, k]);
@@ -98,7 +98,10 @@ async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
   return ROUNDS * n * k * 2 / ms / 1e6;
 }
 
-/** GB/s on the CPU path; the fastest of several, because another program may take a core. */
+/**
+ * GB/s on the CPU path: the best of several tries, because another program may use a
+ * core.
+ */
 function cpuRate(config: Qwen3Config, n: number, k: number): number {
   using ops = new CpuOps(config);
   const w = matrixOf(ops.tensor("bf16", [n, k]));

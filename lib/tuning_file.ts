@@ -1,6 +1,6 @@
 /**
- * The file of an adapter's tuned constants in the cache directory: read whenever a
- * device is opened, written by `deno task tune`.
+ * The file with an adapter's tuned constants in the cache directory: read when a device
+ * is opened, written by `deno task tune`.
  *
  * @module
  */
@@ -18,16 +18,22 @@ import { errorText } from "./errors.ts";
 import { host } from "./host.ts";
 import type { Gpu } from "./webgpu/device.ts";
 
-/** Names a folder for tuned constants instead of the one in the user's cache directory. */
+/**
+ * Environment variable that replaces the folder for tuned constants in the user's cache
+ * directory.
+ */
 export const TUNING_DIR = "QWEN3_TUNING_DIR";
 
-/** The part of a {@linkcode Gpu} that tuned constants depend on, and where they go. */
+/**
+ * The part of a {@linkcode Gpu} that tuned constants depend on, and `tuned`, which
+ * holds them.
+ */
 export type TunedDevice = Pick<
   Gpu,
   "adapter" | "tuned" | "subgroupSize" | "adapterClass" | "limits"
 >;
 
-/** A short SHA-256. */
+/** The first 8 bytes of a SHA-256, in hex. */
 async function hash(text: string): Promise<string> {
   const data = new TextEncoder().encode(text);
   const digest = await crypto.subtle.digest("SHA-256", data);
@@ -71,7 +77,7 @@ function folder(): string {
   return `${cache}/qwen3-webgpu`;
 }
 
-/** The file of an adapter. */
+/** Returns the path of an adapter's tuning file. */
 export async function tuningPath(gpu: Pick<Gpu, "adapter">): Promise<string> {
   const { vendor, architecture, device, description } = identityOf(gpu);
   const slug = description.toLowerCase().replaceAll(/[^a-z0-9]+/g, "-")
@@ -81,8 +87,8 @@ export async function tuningPath(gpu: Pick<Gpu, "adapter">): Promise<string> {
 }
 
 /**
- * Puts an adapter's tuned constants, if there are any, into `gpu.tuned`. A file that
- * cannot be used is `off`, with the reason; it never keeps a device from opening.
+ * Loads an adapter's tuned constants, if there are any, into `gpu.tuned`. If the file
+ * cannot be used, the choice is `off` with the reason; the device still opens.
  */
 export async function loadTuning(gpu: TunedDevice): Promise<Choice> {
   const choice = (value: string, reason: string): Choice => ({
@@ -100,18 +106,18 @@ export async function loadTuning(gpu: TunedDevice): Promise<Choice> {
     const path = await tuningPath(gpu);
     const loaded = await read(path, gpu);
     if (!loaded) {
-      return choice("none", `there is no ${path}; deno task tune makes it`);
+      return choice("none", `there is no ${path}; deno task tune creates it`);
     }
     const { entries, stale } = loaded;
     for (const [key, { constants }] of entries) gpu.tuned.set(key, constants);
     const left = [...stale].map(([kernel, count]) =>
-      `${count} of ${kernel} are left out, its WGSL changed since tuning: run deno task tune again`
+      `${count} of ${kernel} skipped, its WGSL changed since tuning: run deno task tune again`
     );
     return choice(
       entries.size === 0
         ? "none"
         : `${entries.size} ${entries.size === 1 ? "shape" : "shapes"}`,
-      [entries.size ? `from ${path}` : `${path} holds none`, ...left].join(
+      [entries.size ? `from ${path}` : `${path} has none`, ...left].join(
         "; ",
       ),
     );
@@ -120,17 +126,17 @@ export async function loadTuning(gpu: TunedDevice): Promise<Choice> {
   }
 }
 
-/** Without a prompt: a script may have few permissions. */
+/** Checks permissions without prompting: a script may run with few. */
 function mayRead(): boolean {
   return (["env", "read"] as const).every((name) => host.isGranted(name));
 }
 
 /**
- * Stores what was found for each key, undefined where the defaults are best; what the
- * file has for other keys stays. Returns its path, and what was wrong with the file
- * that it replaces, if anything.
+ * Saves the result for each key; undefined means that the defaults are best. The file's
+ * entries for other keys are kept. Returns the path and, if an unusable file was
+ * replaced, what was wrong with it.
  *
- * @throws {Error} if it cannot be written.
+ * @throws {Error} if the file cannot be written.
  */
 export async function saveTuning(
   gpu: TunedDevice,
@@ -155,13 +161,15 @@ export async function saveTuning(
     throw new Error(
       `Cannot store tuned constants in ${path}: ${
         errorText(error)
-      }; ${TUNING_DIR} names another folder`,
+      }; set ${TUNING_DIR} to use another folder`,
     );
   }
   return { path, replaced };
 }
 
-/** What a file holds; undefined if there is none. Throws what is wrong with it. */
+/**
+ * Reads a tuning file; undefined if there is none. Throws if the file cannot be used.
+ */
 async function read(
   path: string,
   gpu: TunedDevice,

@@ -174,7 +174,7 @@ Deno.test("without Deno a model runs, and files are refused when one is needed",
   assertEquals(found, {
     ids: 4,
     refusal:
-      "Cannot use files: this runtime is not Deno, models must be synthetic:qwen3-… or from a server with ranges",
+      "Cannot use files: this runtime is not Deno, models must be synthetic or served with HTTP ranges",
   });
 });
 

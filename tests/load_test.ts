@@ -114,7 +114,7 @@ Deno.test("a conversation goes through the checkpoint's chat template", async ()
   assertThrows(
     () => generate(PROMPT, { raw: true, system: "Be kind." }),
     Error,
-    "Cannot generate: a system message needs a chat template, and raw leaves it out",
+    "Cannot generate: a system message needs a chat template, and raw skips it",
   );
 });
 
@@ -307,7 +307,7 @@ Deno.test("generate refuses options out of range before it runs", async () => {
     [{ seed: -1 }, "seed is -1, must be an integer from 0 to 4294967295"],
     [{ maxTokens: 0 }, "maxTokens is 0, must be an integer of at least 1"],
     [{ maxTokens: Infinity }, "maxTokens is Infinity"],
-    [{ stop: "" }, "a stop string must be whole characters"],
+    [{ stop: "" }, "a stop string must be one or more whole characters"],
   ];
   for (const [options, message] of refused) {
     assertThrows(() => qwen.generate(PROMPT, options), Error, message);

@@ -244,7 +244,7 @@ gpuTest(
       ],
       [
         () => matmul(of(2, 6, 2, 3), of(1, 6, 3, 2)),
-        "the batches 2 and 1 differ",
+        "the batch sizes 2 and 1 differ",
       ],
       [
         () => gemm(of(2, 3), of(3)),
@@ -260,7 +260,7 @@ gpuTest(
       ],
       [
         () => matmul(trial.u32(1, 2), of(2, 2)),
-        "Cannot multiply: a is u32, it must be f32, f16 or bf16",
+        "Cannot multiply: a is u32, must be f32, f16 or bf16",
       ],
     ];
     const before = gpu.allocated;
@@ -274,7 +274,7 @@ gpuTest(
     assertThrows(
       () => matmul(of(2, 3), elsewhere),
       Error,
-      "Cannot multiply: a and b are on different devices",
+      "Cannot multiply: a and b are on different devices, must be on the same one",
     );
   },
 );

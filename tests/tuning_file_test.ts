@@ -102,7 +102,7 @@ Deno.test("constants stored for an adapter are loaded for it and chosen, with th
     const tuned = device(), none = device();
     const before = await loadTuning(none);
     assertEquals([before.value, none.tuned.size], ["none", 0]);
-    assertMatch(before.reason, /^there is no .*; deno task tune makes it$/);
+    assertMatch(before.reason, /^there is no .*; deno task tune creates it$/);
     const { path, replaced } = await saveTuning(tuned, ENTRIES);
     assertEquals(replaced, undefined);
     const { value, reason } = await loadTuning(tuned);
@@ -153,7 +153,7 @@ Deno.test("a winner for other WGSL of its kernel is left out, the rest are used"
     assertEquals([value, gpu.tuned.has(GEMV)], ["2 shapes", false]);
     assertStringIncludes(
       reason,
-      "1 of gemv are left out, its WGSL changed since tuning",
+      "1 of gemv skipped, its WGSL changed since tuning",
     );
     // Storing again does not bring it back.
     await saveTuning(gpu, new Map());
@@ -178,7 +178,7 @@ for (
     [
       "another Deno",
       (file) => file.adapter.deno = "1.0.0",
-      /made where deno is 1\.0\.0, here it is/,
+      /made with deno 1\.0\.0, must be/,
     ],
     [
       "an unknown key",
@@ -215,7 +215,7 @@ for (
       "too many threads",
       (file) =>
         Object.assign(entry(file, GEMM).constants, { BM: 512, TM: 4, BK: 4 }),
-      /2048 threads, at most 1024 may run/,
+      /2048 threads, must be at most 1024/,
     ],
     [
       "heads that cannot be divided",
@@ -256,7 +256,10 @@ Deno.test("a folder that cannot be written is named with the cause", async () =>
       Error,
       `Cannot store tuned constants in ${folder}/file/below/tuned-nvidia-h200-`,
     );
-    assertStringIncludes(error.message, `${TUNING_DIR} names another folder`);
+    assertStringIncludes(
+      error.message,
+      `set ${TUNING_DIR} to use another folder`,
+    );
     assertEquals((await loadTuning(device())).value, "none");
   });
 });

@@ -1,5 +1,5 @@
 /**
- * Runs test cases of kernels on a GPU and compares what they leave.
+ * Runs kernel test cases on a GPU and compares the results with references.
  *
  * @module
  */
@@ -17,7 +17,7 @@ import { Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 import * as plain from "./reference.ts";
 
-/** What the cases compare kernels with. */
+/** The reference implementations that cases compare kernels with. */
 export const reference: Reference = {
   ...plain,
   fillSynthetic,
@@ -62,7 +62,7 @@ export async function runCase(
   );
 }
 
-/** All bits of u32, floats widened. */
+/** Reads a whole tensor: u32 with all bits, floats widened to f32. */
 async function readAll(tensor: Tensor): Promise<ArrayLike<number>> {
   if (tensor.dtype !== "u32") return await tensor.read();
   return new Uint32Array(
@@ -92,7 +92,7 @@ export function passes(
   return error <= tolerance; // false for NaN
 }
 
-/** The worst element of a result. */
+/** Compares a result with its reference; returns the worst element. */
 export function compare(
   { of, values, norms, tolerance }: Result,
   buffers: Buffers,
@@ -100,7 +100,7 @@ export function compare(
   const actual = typeof of === "string" ? buffers[of] : of(buffers);
   const worst = { error: 0, index: 0 };
   for (let i = 0; i < Math.max(values.length, actual.length); i++) {
-    const [a, e] = [actual[i], values[i]]; // undefined where there is no such element
+    const [a, e] = [actual[i], values[i]]; // undefined past the end
     if (Object.is(a, e) || a === e) continue;
     const error = Math.abs(a - e) / (norms?.[i] || 1);
     if (error <= worst.error) continue;

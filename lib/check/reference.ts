@@ -1,6 +1,6 @@
 /**
- * Reference implementations of the kernels in float64 on the CPU: plain loops that share
- * no code with what they check. For the self-test and the tests.
+ * Reference implementations of the kernels in float64 on the CPU: plain loops that
+ * share no code with what they check. Used by the self-test and the tests.
  *
  * @module
  */
@@ -124,7 +124,10 @@ export function rmsNormed(
   return y;
 }
 
-/** What follows a matmul: nothing, adding to `before`, or SwiGLU of the halves of a row. */
+/**
+ * Applies what follows a matmul: nothing, adding to `before`, or SwiGLU of a row's
+ * halves.
+ */
 export function epilogue(
   kind: Epilogue,
   { values, norms }: Expected,
@@ -156,7 +159,10 @@ export function epilogue(
   return out;
 }
 
-/** Creates the inputs of a pass; each cache holds `more` tokens beyond its length. */
+/**
+ * Creates the inputs of a pass. Each cache holds `more` tokens past its length; the
+ * rest is NaN.
+ */
 export function attentionInputs(
   random: CaseRandom,
   sizes: Attention,
@@ -194,7 +200,7 @@ export function attentionInputs(
   };
 }
 
-/** The sequence and position of a row. */
+/** Returns the sequence and position of a row. */
 export function place(
   row: number,
   { first, tokens, lengths }: Attention,
@@ -203,7 +209,10 @@ export function place(
   return { sequence, position: lengths[sequence] + row % tokens };
 }
 
-/** Normed and rotated q `[rows, heads · headDim]`, and the caches after the append. */
+/**
+ * Returns q, normed and rotated, `[rows, heads · headDim]`, and the caches after the
+ * append.
+ */
 export function appended(
   inputs: AttentionInputs,
   sizes: Attention,

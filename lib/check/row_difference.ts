@@ -10,13 +10,13 @@ export interface RowDifference {
   column: number;
   actual: number;
   expected: number;
-  /** How far it may be from the expected value, besides a small share of that value. */
+  /** The allowed error, on top of a small fraction of the expected value. */
   allowed: number;
 }
 
 /**
- * Finds the first value that is off by more than a small share of its row's root mean
- * square; undefined if there is none. `half` allows for matmuls or a cache in f16.
+ * Finds the first value that is off by more than a small fraction of its row's root
+ * mean square; undefined if there is none. `half` allows for matmuls or a cache in f16.
  */
 export function rowDifference(
   actual: ArrayLike<number>,
@@ -42,11 +42,11 @@ export function rowDifference(
   }
 }
 
-/** A difference in words. */
+/** Describes a difference in words. */
 export function differenceText(
   { row, column, actual, expected, allowed }: RowDifference,
 ): string {
-  return `differs from the CPU at [${row}, ${column}]: ${actual} on the GPU, ${expected} on the CPU, at most ${
+  return `differs from the CPU at [${row}, ${column}]: ${actual} on the GPU, ${expected} on the CPU, must be at most ${
     allowed.toExponential(1)
-  } apart are allowed`;
+  } apart`;
 }

@@ -6,27 +6,30 @@
 import type { Format } from "../formats/format.ts";
 import type { GenerationDefaults, Qwen3Config } from "./config.ts";
 
-/** One stored tensor. */
+/** The description of one stored tensor. */
 export interface TensorInfo {
   name: string;
   format: Format;
   shape: number[];
-  /** Bytes as stored. */
+  /** Size as stored, in bytes. */
   byteLength: number;
 }
 
-/** An opened checkpoint. Only headers have been read. */
+/** An open checkpoint. Only headers have been read; weights are read on demand. */
 export interface Checkpoint extends AsyncDisposable {
-  /** As the caller wrote it: a path, a URL, a repository id or `synthetic:…`. */
+  /** The name the caller used: a path, a URL, a repository id or `synthetic:…`. */
   name: string;
   /** The folder, URL or cache entry that it resolved to. */
   location: string;
   config: Qwen3Config;
   generation: GenerationDefaults;
   tensors: ReadonlyMap<string, TensorInfo>;
-  /** Fills `into` with the bytes of a tensor, starting at byte `begin`. */
+  /** Fills `into` with bytes of a tensor, starting at byte `begin`. */
   read(name: string, begin: number, into: Uint8Array): Promise<void>;
-  /** A text file next to the weights (`tokenizer.json`, …); undefined if there is none. */
+  /**
+   * Reads a text file next to the weights (`tokenizer.json`, …); undefined if there is
+   * none.
+   */
   text(file: string): Promise<string | undefined>;
   /** Set if the weights follow the synthetic rule, so that a device can compute them itself. */
   synthetic?: { seed: number };

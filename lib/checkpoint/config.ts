@@ -1,29 +1,32 @@
 /**
- * The sizes that a checkpoint's `config.json` gives, and what families need to read
- * it: checked fields and RoPE. Each family's own fields are read in its file in
- * lib/model; `generation_config.json` is the same for all, and read here.
+ * The sizes in a checkpoint's `config.json`, and what families share to read it:
+ * checked fields and RoPE. Each family reads its own fields in its file in lib/model.
+ * `generation_config.json` is the same for all families and is read here.
  *
  * @module
  */
 import { isObject } from "../json.ts";
 
-/** YaRN (https://arxiv.org/abs/2309.00071) as transformers reads it. */
+/** Settings of YaRN (https://arxiv.org/abs/2309.00071), as transformers reads them. */
 export interface YarnScaling {
-  /** How many times longer than in training contexts may be. */
+  /** How many times longer contexts may be than in training. */
   factor: number;
   /** The context length in training, in tokens. */
   originalMaxPositionEmbeddings: number;
   /** Multiplies cos and sin; by default 0.1·ln(factor)+1. */
   attentionFactor: number;
-  /** Dimensions that turn more often than this over that context are not interpolated. */
+  /**
+   * Dimensions that make more turns than this over the trained context are not
+   * interpolated.
+   */
   betaFast: number;
-  /** Dimensions that turn less often than this are interpolated in full. */
+  /** Dimensions that make fewer turns than this are fully interpolated. */
   betaSlow: number;
   /** Whether the bounds of the ramp between them are rounded to whole dimensions. */
   truncate: boolean;
 }
 
-/** The settings that `generation_config.json` has; the others are undefined. */
+/** The settings in `generation_config.json`; absent ones are undefined. */
 export interface GenerationDefaults {
   doSample?: boolean;
   temperature?: number;
@@ -36,7 +39,7 @@ export interface GenerationDefaults {
 
 /** The sizes of a dense model, named as in transformers. */
 export interface Qwen3Config {
-  /** Names the family. */
+  /** The model family: `model_type` in config.json. */
   modelType: string;
   /** Rows of the embedding table. */
   vocabSize: number;
@@ -44,31 +47,34 @@ export interface Qwen3Config {
   hiddenSize: number;
   /** Width of the MLP. */
   intermediateSize: number;
-  /** Decoder layers. */
+  /** The number of decoder layers. */
   numHiddenLayers: number;
-  /** Query heads. */
+  /** The number of query heads. */
   numAttentionHeads: number;
-  /** Key and value heads; each serves an equal share of the query heads. */
+  /** The number of key/value heads; each serves an equal share of the query heads. */
   numKeyValueHeads: number;
   /** Width of a head. */
   headDim: number;
-  /** The longest context, in tokens. */
+  /** The longest supported context, in tokens. */
   maxPositionEmbeddings: number;
-  /** Added to the mean square in RMSNorm. */
+  /** Epsilon, added to the mean square in RMSNorm. */
   rmsNormEps: number;
   /** Base of the RoPE frequencies. */
   ropeTheta: number;
-  /** YaRN, if the checkpoint uses it. */
+  /** YaRN settings; null if the checkpoint does not use YaRN. */
   ropeScaling: YarnScaling | null;
   /** Whether the LM head is the embedding table. */
   tieWordEmbeddings: boolean;
-  /** The id that begins a text, if there is one. */
+  /** The beginning-of-text token id, if there is one. */
   bosTokenId: number | null;
-  /** All ids that end a text; may be empty. */
+  /** All end-of-text token ids; may be empty. */
   eosTokenIds: number[];
 }
 
-/** A JSON object whose fields are checked as they are read; errors name file and field. */
+/**
+ * A JSON object whose fields are checked as they are read; errors name the file and the
+ * field.
+ */
 export class ConfigFields {
   constructor(
     readonly values: Record<string, unknown>,
@@ -114,7 +120,7 @@ export class ConfigFields {
     this.refuse(field, "a positive number");
   }
 
-  /** A number, or undefined where absent or null. */
+  /** A number; undefined if absent or null. */
   number(field: string): number | undefined {
     if (!this.has(field)) return undefined;
     const value = this.values[field];
@@ -127,7 +133,7 @@ export class ConfigFields {
     this.refuse(field, "true or false");
   }
 
-  /** Token ids: one, several, or none (absent or null). */
+  /** Token ids: one, several, or none if absent or null. */
   tokenIds(field: string): number[] {
     const ids = [this.values[field] ?? []].flat() as unknown[];
     if (ids.every((id) => Number.isSafeInteger(id) && id as number >= 0)) {
@@ -136,7 +142,7 @@ export class ConfigFields {
     this.refuse(field, "a token id, a list of them or null");
   }
 
-  /** An object, or undefined where absent or null. */
+  /** An object; undefined if absent or null. */
   object(field: string): ConfigFields | undefined {
     if (!this.has(field)) return undefined;
     const value = this.values[field];
@@ -150,7 +156,7 @@ export class ConfigFields {
  *
  * @param json what JSON.parse returned
  * @param where the file, for errors
- * @throws {Error} if a field is not of its type
+ * @throws {Error} if a field has the wrong type
  */
 export function parseGeneration(
   json: unknown,
@@ -176,9 +182,10 @@ export function parseGeneration(
 }
 
 /**
- * RoPE, given as `rope_theta` and `rope_scaling` or, newer, as `rope_parameters`.
+ * Reads RoPE settings, from `rope_theta` and `rope_scaling` or from the newer
+ * `rope_parameters`.
  *
- * @throws {Error} if it is neither the default kind nor YaRN.
+ * @throws {Error} if the type is neither `default` nor `yarn`.
  */
 export function parseRope(
   fields: ConfigFields,
@@ -225,7 +232,10 @@ export function parseRope(
   };
 }
 
-/** `attention_factor` itself, else by `mscale` (DeepSeek's pair), else the paper's. */
+/**
+ * Returns `attention_factor` if given, else the factor from `mscale` and
+ * `mscale_all_dim` (DeepSeek's), else the paper's.
+ */
 function yarnAttentionFactor(rope: ConfigFields, factor: number): number {
   if (rope.has("attention_factor")) return rope.positive("attention_factor");
   const scaleOf = (mscale: number) =>

@@ -1,15 +1,15 @@
 /**
- * Repositories of the Hugging Face Hub, from the cache that Python's huggingface_hub
- * also uses, or downloaded into it
+ * Repositories of the Hugging Face Hub, read from the cache that Python's
+ * huggingface_hub also uses, after downloading what is missing
  * (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
  *
- *     models--owner--name/refs/main             the commit that main was, as text
- *     models--owner--name/blobs/<etag>          whole files
+ *     models--owner--name/refs/main             the commit main pointed to, as text
+ *     models--owner--name/blobs/<etag>          complete files
  *     models--owner--name/snapshots/<commit>/   links to them, by name
  *
- * A blob gets its name, and a snapshot its link, only when it is complete, and weights
- * come last. So an interrupted download never looks like a checkpoint, and the next one
- * resumes it.
+ * A blob gets its final name and its link in the snapshot only when it is complete, and
+ * weights come last. An interrupted download therefore never looks like a checkpoint,
+ * and the next one resumes it.
  *
  * @module
  */
@@ -27,7 +27,7 @@ const HUB_PACKAGE = "npm:@huggingface/hub@2.17.5";
 const WEIGHTS = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
 
-/** Files that are downloaded along with config.json and the weights. */
+/** Files downloaded along with config.json and the weights. */
 const COMPANIONS = [
   "generation_config.json",
   "tokenizer.json",
@@ -51,13 +51,14 @@ export function parseRepositoryId(spec: string): Repository | undefined {
 }
 
 /**
- * The folder with a repository's files in the cache; missing files are downloaded
- * first. Environment variables work as for Python's huggingface_hub: `HF_HUB_CACHE` and
- * `HF_HOME` (where the cache is), `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`. A
+ * Returns the cache folder with a repository's files, after downloading any that are
+ * missing. Environment variables work as in Python's huggingface_hub: `HF_HUB_CACHE`
+ * and `HF_HOME` (where the cache is), `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`. A
  * complete cache entry is used without asking the Hub.
  *
- * @throws {Error} if it is not in the cache and cannot be downloaded, or if the model is
- * not supported or has no safetensors, which is found before weights are downloaded
+ * @throws {Error} if the repository is not in the cache and cannot be downloaded, or
+ * the model is not supported or has no safetensors; that is checked before downloading
+ * weights
  */
 export async function repositoryFolder(
   repository: Repository,
@@ -86,7 +87,7 @@ export async function repositoryFolder(
     throw new Error(
       `Cannot open ${repository.name}: ${lookedFor}, and ${endpoint} does not provide revision ${repository.revision}: ${
         errorText(cause)
-      }${denied ? " (no such repository, or one that needs an HF_TOKEN)" : ""}`,
+      }${denied ? " (it does not exist, or it needs an HF_TOKEN)" : ""}`,
       { cause },
     );
   }
@@ -102,7 +103,7 @@ function cacheFolder(): string {
   return path.replace(/^~(?=\/|$)/, home);
 }
 
-/** The snapshot of a revision if it is complete, else what it lacks. */
+/** Returns a revision's snapshot if it is complete, else what is missing. */
 async function findSnapshot(
   entry: string,
   revision: string,
@@ -149,7 +150,7 @@ class Download {
     this.#fetch = patientFetch(options);
   }
 
-  /** Options of every call of the package. */
+  /** Options for every call to the package. */
   get #access() {
     return {
       hubUrl: this.endpoint,
@@ -168,7 +169,9 @@ class Download {
       additionalFields: ["sha"],
     });
     if (!/^[0-9a-f]{40}$/.test(sha)) {
-      throw new Error(`its commit is ${JSON.stringify(sha)}`);
+      throw new Error(
+        `its commit is ${JSON.stringify(sha)}, must be 40 hex digits`,
+      );
     }
     this.#commit = sha;
     const folder = `${this.entry}/snapshots/${sha}`;
@@ -240,9 +243,9 @@ class Download {
       await host.files.move(`${blob}.incomplete`, blob);
     }
     try {
-      await host.files.remove(link); // in case it is a dead link
+      await host.files.remove(link); // it may be a dangling link
       await host.files.link(`../../blobs/${etag}`, link);
-    } catch { // Windows without permission to create links
+    } catch { // on Windows, without permission to create links
       await host.files.move(blob, link);
     }
   }
@@ -306,7 +309,10 @@ class Download {
     });
   }
 
-  /** Takes the lock that Python's huggingface_hub uses for a blob, so that one process downloads it at a time. */
+  /**
+   * Takes the lock that Python's huggingface_hub uses for a blob, so that only one
+   * process downloads it at a time.
+   */
   async #lock(etag: string): Promise<FileLock> {
     const folder = `${this.cache}/.locks/${
       this.entry.slice(this.cache.length + 1)
@@ -330,7 +336,7 @@ async function exists(path: string): Promise<boolean> {
   return await host.files.find(path) !== undefined;
 }
 
-/** The text of a file that was just downloaded. */
+/** Reads a file that was just downloaded. */
 async function readBack(path: string): Promise<string> {
   const text = await host.files.readText(path);
   if (text !== undefined) return text;

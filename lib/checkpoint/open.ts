@@ -1,6 +1,6 @@
 /**
- * Opens checkpoints: folders, URLs, repositories of the Hugging Face Hub, and synthetic
- * ones. Tensors are read by range.
+ * Opens checkpoints: folders, URLs, Hugging Face Hub repositories and synthetic ones.
+ * Tensors are read by byte range.
  *
  * @module
  */
@@ -30,7 +30,7 @@ import { parseConfig } from "../model/families.ts";
  *
  * `spec` is one of
  * - `synthetic:qwen3-0.6b?seed=1`: weights computed by a rule, see synthetic.ts
- * - `https://host/folder/`: read by ranges
+ * - `https://host/folder/`: read with range requests
  * - a directory, as a path or a `file:` URL
  * - `owner/name` or `owner/name@revision`: a repository of the Hugging Face Hub,
  *   from its cache or downloaded into it, see hub.ts
@@ -43,8 +43,8 @@ import { parseConfig } from "../model/families.ts";
  * await checkpoint.read("model.norm.weight", 0, bytes);
  * ```
  *
- * @throws {Error} if there is no such checkpoint, naming what was looked for, or if one
- * of its files is broken, truncated or of a model that is not supported
+ * @throws {Error} if there is no such checkpoint (the message says where it looked), if
+ * a file is broken or truncated, or if the model is not supported
  */
 export async function openCheckpoint(
   spec: string,
@@ -71,7 +71,9 @@ export async function openCheckpoint(
   return await openFolder(spec, localFolder(folder), options);
 }
 
-/** A place with a checkpoint's files; a file that does not exist is undefined. */
+/**
+ * The folder with a checkpoint's files, local or remote. Missing files are undefined.
+ */
 interface Folder {
   location: string;
   /** The full path or URL of a file, for errors. */
@@ -119,7 +121,7 @@ async function existingDirectory(spec: string): Promise<string | undefined> {
   );
 }
 
-/** The header entry of a tensor, and the file it is in. */
+/** A tensor's header entry, and the file that holds the tensor. */
 interface Stored extends SafetensorsEntry {
   source: OpenSource;
 }

@@ -1,7 +1,7 @@
 /**
- * The header of a safetensors file
- * (https://huggingface.co/docs/safetensors): 8 bytes with its length, JSON with
- * names, element types, shapes and offsets, then the data.
+ * Reads the header of a safetensors file (https://huggingface.co/docs/safetensors). The
+ * file has 8 bytes with the header's length, then the header as JSON with names,
+ * element types, shapes and offsets, then the data.
  *
  * @module
  */
@@ -10,17 +10,17 @@ import { type Format, storedRowBytes } from "../formats/format.ts";
 import { FORMATS } from "../formats/mod.ts";
 import { isObject, parseJson } from "../json.ts";
 
-/** A file, local or over HTTP, of which any range of bytes can be read. */
+/** A local or remote file that can be read by byte range. */
 export interface ByteSource {
   /** A path or URL, for errors. */
   readonly name: string;
-  /** In bytes. */
+  /** Size in bytes. */
   readonly size: number;
   /** Fills `into` with bytes, starting at `begin`. */
   read(begin: number, into: Uint8Array): Promise<void>;
 }
 
-/** The place of one tensor; `begin` and `end` are offsets in the file. */
+/** Where one tensor is stored; `begin` and `end` are byte offsets in the file. */
 export interface SafetensorsEntry {
   format: Format;
   shape: number[];
@@ -30,16 +30,15 @@ export interface SafetensorsEntry {
 
 const READABLE = FORMATS.filter(({ safetensors }) => safetensors);
 
-/** The limit that the file format sets. */
+/** The file format's limit. */
 const MAX_HEADER_BYTES = 100_000_000;
 
 /**
  * Reads and checks the header of a safetensors file; no weights are read.
  *
  * @returns the tensors by name, in the order of the header
- * @throws {Error} if the file is truncated, the header is not what the format
- * asks for, an element type is not in lib/formats, or the tensors do not cover the
- * data exactly once
+ * @throws {Error} if the file is truncated, the header is malformed, an element type is
+ * not in lib/formats, or the tensors do not cover the data exactly once
  */
 export async function readSafetensorsHeader(
   source: ByteSource,
@@ -172,7 +171,7 @@ function parseEntry(
   };
 }
 
-/** Refuses overlaps and gaps: the file format allows neither. */
+/** Rejects overlaps and gaps, which the file format forbids. */
 function checkLayout(
   entries: Map<string, SafetensorsEntry>,
   dataBegin: number,
@@ -217,7 +216,10 @@ function isListOfCounts(value: unknown): value is number[] {
     value.every((n) => Number.isSafeInteger(n) && n >= 0);
 }
 
-/** The first key that occurs twice in the text of a JSON object, where JSON.parse would keep the last. */
+/**
+ * Returns the first duplicate key of a JSON object; JSON.parse would silently keep the
+ * last value.
+ */
 function repeatedKey(text: string): string | undefined {
   const seen = new Set<string>();
   let depth = 0;

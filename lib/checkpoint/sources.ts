@@ -7,19 +7,19 @@ import { errorText } from "../errors.ts";
 import { host } from "../host.ts";
 import type { ByteSource } from "./safetensors.ts";
 
-/** The progress of loading, in bytes. */
+/** Progress of downloading or loading, in bytes. */
 export interface LoadProgress {
-  /** `download`: into the cache; `weights`: onto the device. */
+  /** `download` into the cache, or `weights` onto the device. */
   stage: "download" | "weights";
-  /** What is being read. */
+  /** The file or tensor being read. */
   file?: string;
   /** Bytes read so far. */
   done: number;
-  /** Bytes in all. */
+  /** Total bytes. */
   total: number;
 }
 
-/** How a checkpoint is opened. */
+/** Options for opening a checkpoint. */
 export interface OpenOptions {
   onProgress?: (progress: LoadProgress) => void;
   /** Aborts opening, downloading and later reads. */
@@ -31,11 +31,11 @@ export interface OpenOptions {
 /** A source that keeps a file open until it is disposed. */
 export interface OpenSource extends ByteSource, AsyncDisposable {}
 
-/** How often a request is tried, and the pause after the first failure. */
+/** Maximum attempts per request, and the pause after the first failure. */
 const TRIES = 4;
 const FIRST_PAUSE_MS = 200;
 
-/** Opens a file; undefined if there is none. */
+/** Opens a local file; undefined if it does not exist. */
 export async function openFile(path: string): Promise<OpenSource | undefined> {
   const file = await host.files.open(path);
   if (file === undefined) return undefined;
@@ -57,8 +57,8 @@ export async function openFile(path: string): Promise<OpenSource | undefined> {
 }
 
 /**
- * `fetch` that stops with `signal` and retries after failures that may be temporary: no
- * connection, and the statuses 408, 429 and 5xx.
+ * Wraps `fetch` so that it stops with `signal` and retries failures that may be
+ * temporary: no connection, and the statuses 408, 429 and 5xx.
  */
 export function patientFetch(
   { fetch: once = fetch, signal }: OpenOptions,
@@ -83,7 +83,7 @@ export function patientFetch(
   };
 }
 
-/** Fetches a text; undefined if the server has none (404, 410). */
+/** Fetches a text file; undefined if the server does not have it (404, 410). */
 export async function fetchText(
   url: string,
   options: OpenOptions,
@@ -93,9 +93,9 @@ export async function fetchText(
 }
 
 /**
- * Opens a file over HTTP; undefined if the server has none. The file is read by range.
- * If the server does not support ranges, it is first downloaded to a temporary file,
- * which is removed when the source is disposed.
+ * Opens a file over HTTP; undefined if the server does not have it. The file is read
+ * with range requests. If the server does not support them, the file is first
+ * downloaded to a temporary file, which is removed when the source is disposed.
  */
 export async function openUrl(
   url: string,
@@ -145,7 +145,7 @@ async function fetchRange(
         done += chunk.length;
       }
       if (done < into.length) throw new Error("the connection ended");
-    } catch (cause) { // the connection broke: continue from there
+    } catch (cause) { // the connection dropped: resume from there
       options.signal?.throwIfAborted();
       if (tries === TRIES) throw unreachable(url, cause);
       await pause(tries);
@@ -162,7 +162,7 @@ async function request(
   let response: Response;
   try {
     response = await patientFetch(options)(url, {
-      // A compressed response would have other sizes and ranges than the file.
+      // Compression would change sizes and ranges.
       headers: { ...headers, "Accept-Encoding": "identity" },
     });
   } catch (cause) {
@@ -173,7 +173,7 @@ async function request(
   await response.body?.cancel();
   if (response.status === 404 || response.status === 410) return undefined;
   throw new Error(
-    `Cannot read ${url}: the server answers ${response.status} ${response.statusText}`,
+    `Cannot read ${url}: the server returned ${response.status} ${response.statusText}`,
   );
 }
 
@@ -214,7 +214,7 @@ async function copyToFile(
   };
 }
 
-/** Waits before the next try, longer after each failure. */
+/** Waits before the next attempt, longer after each failure. */
 export function pause(tries: number): Promise<void> {
   return new Promise((resolve) =>
     setTimeout(resolve, FIRST_PAUSE_MS * 3 ** (tries - 1))
@@ -239,6 +239,6 @@ export function checkRange(
     `Cannot read bytes ${begin} to ${begin + count} of tensor ${name}: ` +
       (byteLength === undefined
         ? "there is no such tensor"
-        : `it has ${byteLength}`),
+        : `it has ${byteLength} bytes`),
   );
 }

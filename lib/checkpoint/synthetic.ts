@@ -1,7 +1,7 @@
 /**
- * Checkpoints of Qwen3's published sizes whose weights are computed, not stored, so that
- * a machine can be measured without a download. Each weight depends on its tensor's
- * name, its index and a seed:
+ * Checkpoints of Qwen3's published sizes with computed weights, so that a machine can
+ * be benchmarked without a download. Each weight depends on its tensor's name, its
+ * index and a seed:
  *
  *     seed' = FNV-1a(name) + seed                              (mod 2³²)
  *     u[i]  = (fmix32(i + seed') >> 8) / 2²³ − 1               in [−1, 1)
@@ -25,7 +25,7 @@ type Size = Pick<
   "hiddenSize" | "intermediateSize" | "numHiddenLayers" | "numAttentionHeads"
 >;
 
-// The published checkpoints; those up to 4B share embedding and head.
+// The published checkpoints; those up to 4B tie the LM head to the embedding.
 // deno-fmt-ignore
 const SIZES = new Map<string, Size>([
   ["0.6b", { hiddenSize: 1024, intermediateSize: 3072, numHiddenLayers: 28, numAttentionHeads: 16 }],
@@ -39,15 +39,15 @@ const TIED = ["0.6b", "1.7b", "4b"];
 
 /** How a synthetic tensor is computed: `bf16(offset + scale · u[i])`. */
 export interface SyntheticRule {
-  /** `seed'`, a u32, which is added to the index before hashing. */
+  /** `seed'`, a u32 that is added to the index before hashing. */
   seed: number;
-  /** An f32. */
+  /** The factor of `u[i]`; an f32. */
   scale: number;
   offset: 0 | 1;
 }
 
 /**
- * The rule for one tensor. Its weights are computed here or by a kernel.
+ * Returns the rule for one tensor. Its weights are computed here or by a kernel.
  *
  * @param kind of the weight that the tensor is part of
  * @param shape as stored: `[rows, columns]` or, for a norm, `[size]`
@@ -67,7 +67,7 @@ export function syntheticRule(
   });
   if (kind === "norm") return rule(0.1, 1);
   if (kind === "embedding") return rule(0.035, 0);
-  // Multiplied in this order, as the reference does: each step rounds to float64.
+  // Multiplied in the same order as the reference, because each step rounds to float64.
   return rule(1.2 * Math.sqrt(3 / shape[1]) * 0.5, 0);
 }
 
@@ -94,7 +94,7 @@ export function fillSynthetic(
     const first = (begin + done + seed) | 0;
     for (let i = 0; i < count; i++) {
       const u = (fmix32((first + i) | 0) >>> 8) * 2 ** -23 - 1; // exact in f32
-      f32[i] = offset + Math.fround(scale * u); // both roundings are f32's
+      f32[i] = offset + Math.fround(scale * u); // rounds to f32 twice
     }
     for (let i = 0; i < count; i++) {
       const b = bits[i];
@@ -104,7 +104,8 @@ export function fillSynthetic(
 }
 
 /**
- * Token ids to measure and test with: `fmix32(i + (seed + count) · 7919) mod vocab`.
+ * Generates token ids for benchmarks and tests:
+ * `fmix32(i + (seed + count) · 7919) mod vocab`.
  *
  * @returns ids in [0, vocab), `[count]`
  */
@@ -121,8 +122,8 @@ export function syntheticTokens(
 }
 
 /**
- * Opens `synthetic:qwen3-SIZE?seed=1&layers=N&vocab=N`. By default the seed is 1, and
- * layers and vocabulary are the published ones.
+ * Opens `synthetic:qwen3-SIZE?seed=1&layers=N&vocab=N`. By default, the seed is 1, and
+ * layers and vocabulary are as published.
  *
  * ```ts
  * import { parseSynthetic } from "./synthetic.ts";
@@ -164,7 +165,10 @@ export function parseSynthetic(spec: string): Checkpoint {
   return syntheticCheckpoint(spec, config, seed ?? 1);
 }
 
-/** A checkpoint of any configuration with synthetic weights, for tests and measurements. */
+/**
+ * Creates a checkpoint of any configuration with synthetic weights, for tests and
+ * benchmarks.
+ */
 export function syntheticCheckpoint(
   name: string,
   config: Qwen3Config,
@@ -199,7 +203,9 @@ export function syntheticCheckpoint(
   };
 }
 
-/** Computes any range of bytes, even one that begins or ends within a weight. */
+/**
+ * Computes any range of bytes, even one that begins or ends in the middle of a weight.
+ */
 function readBytes(rule: SyntheticRule, begin: number, into: Uint8Array) {
   if (begin % 2 === 0 && into.length % 2 === 0 && into.byteOffset % 2 === 0) {
     const weights = new Uint16Array(
@@ -216,7 +222,7 @@ function readBytes(rule: SyntheticRule, begin: number, into: Uint8Array) {
   into.set(new Uint8Array(weights.buffer, skip, into.length));
 }
 
-// The parameters, with the least and greatest value of each.
+// The parameters, with the minimum and maximum of each.
 const PARAMETERS = new Map([
   ["seed", [0, 2 ** 32 - 1]],
   ["layers", [1, 1000]],

@@ -35,19 +35,19 @@ interface Step {
   output: Tensor;
 }
 
-/** Keys and values on both sides. */
+/** The KV caches on both sides. */
 interface Caches {
   onGpu: GpuKvCache;
   onCpu: KvCache<CpuTensor>;
 }
 
-/** A key or value did not fit an f16 cache. */
+/** Thrown when a key or value does not fit an f16 cache. */
 class CacheOverflow extends Error {}
 
 /**
- * {@linkcode Runner} that throws at the first operation, or choice of a token, that
- * differs from the CPU's. Tokens are the CPU's choice from the GPU's logits. The decode
- * loop of `generate`, which keeps tokens on the device, does not run here.
+ * A {@linkcode Runner} that throws at the first operation or sampled token that differs
+ * from the CPU's. Yields the tokens that the CPU samples from the GPU's logits. Does
+ * not use the decode loop of `generate`, which keeps tokens on the device.
  */
 export class DebugRunner implements Runner {
   readonly fallbacks = [];
@@ -64,7 +64,7 @@ export class DebugRunner implements Runner {
     this.#twins = pairWeights(gpu.weights, cpu.weights);
   }
 
-  /** What the GPU's runner has decided since loading. */
+  /** Choices that the GPU's runner has made since loading. */
   get choices(): readonly Choice[] {
     return this.gpu.choices;
   }
@@ -93,13 +93,13 @@ export class DebugRunner implements Runner {
     }
   }
 
-  /** Switches to f32 caches if a value overflowed; throws any other error. */
+  /** Switches to f32 caches if a value overflowed; rethrows any other error. */
   async #widenAfter(error: unknown): Promise<void> {
     if (!(error instanceof CacheOverflow)) throw error;
     await this.gpu.widen();
   }
 
-  /** Empty caches on both sides. */
+  /** Creates empty caches on both sides. */
   #caches(sequences: number, context: number) {
     const { gpu, config, cacheDtype } = this.gpu;
     const onGpu = new GpuKvCache(gpu, config, sequences, context, cacheDtype);
@@ -157,7 +157,7 @@ export class DebugRunner implements Runner {
           yield ids;
         }
       } catch (error) {
-        await this.#widenAfter(error); // then goes on after the accepted tokens
+        await this.#widenAfter(error); // then continues after the accepted tokens
       }
     }
   }
@@ -167,7 +167,7 @@ export class DebugRunner implements Runner {
     context: number,
     sampling: Sampling,
     { step, maxTokens, signal }: {
-      /** Tokens chosen before. */
+      /** The number of tokens sampled before. */
       step: number;
       maxTokens: number;
       signal?: AbortSignal;
@@ -239,7 +239,10 @@ export class DebugRunner implements Runner {
     return last;
   }
 
-  /** Runs a verb on both sides: the GPU's result, and how it differs from the CPU's if it does. */
+  /**
+   * Runs a verb on both sides. Returns the GPU's result, and how it differs from the
+   * CPU's if it does.
+   */
   async #check(
     { call, plan, output }: Step,
     { onGpu, onCpu }: Caches,
@@ -270,7 +273,7 @@ export class DebugRunner implements Runner {
     };
   }
 
-  /** Says how `actual` differs from `expected`; undefined if it does not. */
+  /** Describes how `actual` differs from `expected`; undefined if it does not. */
   #compare(
     name: string,
     actual: Float32Array,

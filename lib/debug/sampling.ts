@@ -13,7 +13,7 @@ import {
 import { sample, type Sampling } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** The dispatches that choose tokens, reading logits that the host writes. */
+/** Runs the dispatches that sample tokens on logits that the host writes. */
 export class SamplingTwin implements Disposable {
   readonly #own = new DisposableStack();
   readonly #logits: Tensor;
@@ -37,8 +37,8 @@ export class SamplingTwin implements Disposable {
   }
 
   /**
-   * Says how the tokens that the GPU chooses from `rows` differ from `expected`, the
-   * CPU's; undefined if they do not. `seen` is the state before the choice.
+   * Describes how the tokens that the GPU samples from `rows` differ from the CPU's,
+   * `expected`; undefined if they do not. `seen` is the state before sampling.
    */
   async difference(
     rows: readonly Float32Array[],

@@ -1,6 +1,6 @@
 /**
- * How attention is laid out on a device, and why. Thresholds were measured; the quoted
- * titles are entries of bench/log.md.
+ * How attention is laid out on a device, and why. Thresholds were measured; quoted
+ * titles are entries in bench/log.md.
  *
  * @module
  */
@@ -19,7 +19,7 @@ import { defaultsFor } from "./defaults.ts";
 import { attendKey } from "./keys.ts";
 import { headVector } from "./precision.ts";
 
-/** Attention of a decode step: constants, and how its keys are split. */
+/** Attention in a decode step: its constants, and how its keys are split. */
 export interface DecodeAttentionChoice {
   constants: Constants;
   /** KV splits at `length` cached tokens; 0 if another layout covers that length. */
@@ -28,19 +28,19 @@ export interface DecodeAttentionChoice {
   shares: number;
   /** Whether the last workgroup of a head merges the splits; if not, mergeSplits does. */
   merges: boolean;
-  /** Constants of reading ahead, where it was measured to help. */
+  /** Constants for reading ahead, where that was measured to help. */
   ahead?: { FETCHERS: number; AHEAD: number };
   reason: string;
 }
 
-/** KV splits at most; mergeSplits takes no more. */
+/** Maximum number of KV splits: the limit of mergeSplits. */
 export const MOST_SPLITS = 64;
 
 /**
- * Cached tokens from which a class of contexts begins. From `middle` on, keys are split
- * over workgroups ("Decode attention: two layouts"); from `long` on, reading keys once
- * for all heads that share them matters more than many threads ("Attention with one
- * barrier").
+ * The number of cached tokens at which each context class begins. From `middle` on,
+ * keys are split over workgroups ("Decode attention: two layouts"); from `long` on,
+ * reading keys once for all heads that share them matters more than many threads
+ * ("Attention with one barrier").
  */
 export const CONTEXTS: Readonly<Record<ContextClass, number>> = {
   short: 0,
@@ -51,22 +51,26 @@ export const CONTEXTS: Readonly<Record<ContextClass, number>> = {
 /** Sequences that keep a large GPU busy: measured with 16 ("16 rows: down to 1.69 ms"). */
 const MANY_SEQUENCES = 8;
 
-/** Threads per workgroup at most for many sequences ("16 rows: down to 1.69 ms"). */
+/** Maximum threads per workgroup for many sequences ("16 rows: down to 1.69 ms"). */
 const THREADS_FOR_MANY = 256;
 
-/** Keys per split, up to and from this many cached tokens ("Attention with one barrier"). */
+/** Keys per split, below and from `at` cached tokens ("Attention with one barrier"). */
 const SPLIT_KEYS = { below: 64, from: 128, at: 1536 };
 
-/** Elements of a workgroup's query heads per lane, which it holds twice: of q and of the sums. */
+/**
+ * Maximum elements of a workgroup's query heads per lane. A lane holds that many of q
+ * and as many sums.
+ */
 const MOST_VALUES = 32;
 
-/** Lane groups per workgroup: their results are summed one after the other. */
+/** Maximum lane groups per workgroup: their results are summed one after another. */
 const MOST_LANE_GROUPS = 16;
 
 /**
- * Adapters whose storage barrier is known to reach beyond a workgroup where naga compiles
- * for Vulkan, which gives it the memory scope of the device ("The last workgroup merges
- * the splits"). WGSL promises the workgroup only, and Metal, Direct3D and Dawn no more.
+ * Adapters whose storage barrier is known to reach beyond a workgroup when naga
+ * compiles for Vulkan, because naga gives it device memory scope ("The last workgroup
+ * merges the splits"). WGSL guarantees workgroup scope only, and Metal, Direct3D and
+ * Dawn provide no more.
  */
 const DEVICE_BARRIERS: readonly AdapterClass[] = [
   "NVIDIA",
@@ -75,7 +79,7 @@ const DEVICE_BARRIERS: readonly AdapterClass[] = [
   "software",
 ];
 
-/** Attention of a decode step: sizes of heads, and sequences. */
+/** Attention in a decode step: head sizes and sequences. */
 interface DecodeShape {
   headDim: number;
   /** Query heads that share a kv head. */
@@ -83,7 +87,7 @@ interface DecodeShape {
   rows?: number;
 }
 
-/** Chooses the layout of a decode step's attention for each class of contexts. */
+/** Chooses the layout of attention in a decode step, for each context class. */
 export function chooseDecodeAttention(
   shape: DecodeShape,
   device: Capabilities,
@@ -119,22 +123,25 @@ export function chooseDecodeAttention(
       reason: `one token per sequence, ${
         to === Infinity ? `${from} keys or more` : `under ${to} keys`
       }: norm, RoPE, append and attention in one dispatch${
-        merges
-          ? ", and the merge, because a storage barrier reaches all workgroups"
-          : ""
+        merges ? ", merge included: storage barriers reach all workgroups" : ""
       }; ${origin(tuned, defaults)}`,
     };
   });
 }
 
-/** Where a class of contexts begins; many sequences have workgroups for twice the keys. */
+/**
+ * Where a context class begins. Many sequences have enough workgroups for twice the
+ * keys.
+ */
 function beginsAt(context: ContextClass | undefined, rows: number): number {
   if (context === undefined) return Infinity;
   const twice = context === "middle" && rows >= MANY_SEQUENCES;
   return CONTEXTS[context] * (twice ? 2 : 1);
 }
 
-/** Threads, lanes and heads of a workgroup, by what registers and workgroup memory hold. */
+/**
+ * Sizes a workgroup's threads, lanes and heads to fit registers and workgroup memory.
+ */
 function layoutConstants(
   { headDim, group, rows = 1 }: DecodeShape,
   context: ContextClass,
@@ -143,7 +150,7 @@ function layoutConstants(
   const { limits } = device, lanes = laneConstants(device);
   const { WORKGROUP: threads, SHARES: least, STEPS = 1 } =
     defaultsFor(device).attendDecode[context];
-  // 16 elements to a lane: a pair of 16-byte loads of a key in f16.
+  // 16 elements per lane: two 16-byte loads of an f16 key.
   const wanted = Math.ceil(Math.log2(headDim / 16));
   const LOG_KEY_LANES = lanes.SUBGROUPS
     ? Math.max(0, Math.min(wanted, lanes.LOG_LANES))
@@ -171,7 +178,7 @@ function layoutConstants(
   };
 }
 
-/** Short splits while a large GPU runs all of them at once. */
+/** Keeps splits short as long as a large GPU can run all of them at once. */
 function splitsOfKeys(length: number, rows: number): number {
   const { below, from, at } = SPLIT_KEYS;
   const keys = length < at ? below : from;
@@ -181,10 +188,13 @@ function splitsOfKeys(length: number, rows: number): number {
   );
 }
 
-/** Rows from which a prompt's attention takes 64 per workgroup, and the bytes that needs ("Prefill attention in f16"). */
+/**
+ * From this many rows on, prefill attention takes 64 per workgroup, which needs this
+ * many bytes of workgroup memory ("Prefill attention in f16").
+ */
 const MANY_PREFILL_ROWS = 1024, WIDE_PREFILL_BYTES = 40960;
 
-/** Rows per workgroup in a prompt's attention. */
+/** Chooses the rows per workgroup in prefill attention. */
 export function choosePrefillRows(
   rows: number,
   device: Capabilities,
@@ -195,7 +205,7 @@ export function choosePrefillRows(
   };
 }
 
-/** Constants for norming and rotating heads; lanes share a head. */
+/** Constants for norming and rotating heads, with lanes that share a head. */
 export function headConstants(headDim: number, device: Capabilities) {
   const VEC = headVector(headDim), pairs = headDim / 2 / VEC;
   const most = Math.min(32, 2 ** Math.ceil(Math.log2(pairs)));

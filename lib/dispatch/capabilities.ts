@@ -1,11 +1,11 @@
 /**
- * What dispatch depends on: a device's capabilities, as data.
+ * The device capabilities that dispatch depends on, as data.
  *
  * @module
  */
 import type { Constants } from "./shapes.ts";
 
-/** Kinds of adapter with defaults of their own. */
+/** Adapter classes, each with its own defaults. */
 export type AdapterClass =
   | "NVIDIA"
   | "NVIDIA, large cache"
@@ -15,24 +15,30 @@ export type AdapterClass =
   | "software"
   | "other";
 
-/** The properties of a device that choices depend on; a {@linkcode Gpu} has them. */
+/** The device properties that choices depend on; a {@linkcode Gpu} has them. */
 export interface Capabilities {
-  /** Lanes that exchange values directly; 0 without subgroups. */
+  /** Lanes per subgroup, which exchange values directly; 0 without subgroups. */
   subgroupSize: number;
   /** Selects the defaults; `other` if absent. */
   adapterClass?: AdapterClass;
-  /** Whether shaders are known to go through Deno's naga to Vulkan; false if absent. */
+  /**
+   * Whether shaders are known to be compiled by Deno's naga for Vulkan; false if
+   * absent.
+   */
   vulkan?: boolean;
-  /** The device's limits that dispatch asks for, as WebGPU names them. */
+  /** The device limits that dispatch uses, by their WebGPU names. */
   limits: {
     maxComputeWorkgroupStorageSize: number;
     maxComputeInvocationsPerWorkgroup: number;
   };
-  /** Constants measured to be best on this adapter, by the keys of keys.ts. */
+  /** Constants measured to be best on this adapter, by key (see keys.ts). */
   tuned?: ReadonlyMap<string, Constants>;
 }
 
-/** Lanes that share a sum, as constants for kernels that use LANES of lib/webgpu/wgsl.ts. */
+/**
+ * Constants for kernels that use LANES (lib/webgpu/wgsl.ts): up to `most` lanes share a
+ * sum.
+ */
 export function laneConstants(
   { subgroupSize }: Pick<Capabilities, "subgroupSize">,
   most = 32,
@@ -44,7 +50,10 @@ export function laneConstants(
   };
 }
 
-/** Exactly `lanes` lanes share a sum, through workgroup memory if subgroups are smaller. */
+/**
+ * Constants for exactly `lanes` lanes that share a sum, through workgroup memory if
+ * subgroups are smaller.
+ */
 export function exactLanes(
   { subgroupSize }: Pick<Capabilities, "subgroupSize">,
   lanes: number,

@@ -1,5 +1,5 @@
 /**
- * Choices travel with their reasons.
+ * A choice and the reason for it.
  *
  * @module
  */
@@ -10,6 +10,6 @@ export interface Choice {
   what: string;
   /** The outcome: `gpu: NVIDIA H100`, `f16`, `off`, … */
   value: string;
-  /** Why, as the end of a sentence. */
+  /** Why, worded to complete a sentence. */
   reason: string;
 }

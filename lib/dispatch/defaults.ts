@@ -1,7 +1,7 @@
 /**
- * Constants of the kernels by kind of adapter, for shapes that were not tuned on the
- * adapter itself (see tuned.ts). One row per kind; linear.ts and attention.ts pick within
- * a row by shape. Quoted titles are entries of bench/log.md.
+ * Default kernel constants by adapter class, for shapes that were not tuned on the
+ * adapter itself (see tuned.ts). There is one row per class; linear.ts and attention.ts
+ * pick within a row by shape. Quoted titles are entries in bench/log.md.
  *
  * @module
  */
@@ -10,13 +10,16 @@ import type { AdapterClass } from "./capabilities.ts";
 import type { ContextClass } from "./shapes.ts";
 
 /**
- * Threads per workgroup, rows of w per lane group, and loads in flight per row at most.
- * `own`: rows that each lane sums alone instead, where lanes can broadcast x.
+ * Threads per workgroup, rows of w per lane group, and maximum loads in flight per row.
+ * `own`: rows that each lane sums by itself instead, where lanes can broadcast x.
  */
 type GemvConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; own?: number }
 >;
-/** For a few rows of x: these at most, and lane groups that share rows of w. */
+/**
+ * For a few rows of x: threads per workgroup, maximum rows of w per lane group, loads
+ * in flight per row, and lane groups that share rows of w.
+ */
 type GemvRowsConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; SLICES: number }
 >;
@@ -25,9 +28,9 @@ type TileConstants = Readonly<
   { BM: number; BN: number; BK: number; TM: number; TN: number }
 >;
 /**
- * Threads per workgroup, the least number of workgroups that share a kv head's query
- * heads, and keys per thread at a time. `fetch`: workgroups that read this many bytes of
- * the next weights into the cache meanwhile.
+ * Threads per workgroup, the minimum number of workgroups that share a kv head's query
+ * heads, and keys per thread at a time. `fetch`: extra workgroups that meanwhile read
+ * this many bytes of the next weights into the cache.
  */
 type AttendConstants = Readonly<
   {
@@ -38,26 +41,26 @@ type AttendConstants = Readonly<
   }
 >;
 
-/** One kind's constants. */
+/** The constants of one adapter class. */
 export interface Defaults {
-  /** Where they come from, as the end of a reason. */
+  /** Where the constants come from, worded to end a reason. */
   source: string;
   gemv: {
-    /** Matrices with very many rows: the LM head. */
+    /** Matrices with a very large number of rows: the LM head. */
     tall: GemvConstants;
     /** Gate and up projections. */
     gated: GemvConstants;
-    /** Few, short rows: workgroups are scarce. */
+    /** Few and short rows, which make few workgroups. */
     narrow: GemvConstants;
     other: GemvConstants;
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
   gemvRows: {
-    /** Few rows of w: workgroups are scarce. */
+    /** Few rows of w, which make few workgroups. */
     narrow: GemvRowsConstants;
     other: GemvRowsConstants;
-    /** Sums per thread at most: more leave no registers for loads in flight. */
+    /** Maximum sums per thread: more would leave no registers for loads in flight. */
     sums: number;
   };
   gemm: {
@@ -112,22 +115,22 @@ const LARGE_CACHE: Defaults = {
       ...NVIDIA.attendDecode.middle,
       fetch: { workgroups: 128, bytes: 8 << 20 },
     },
-    long: NVIDIA.attendDecode.long, // keys and values keep the memory busy
+    long: NVIDIA.attendDecode.long, // keys and values already keep the memory busy
   },
 };
 
-/** Small workgroups of attention, for adapters with few threads or narrow subgroups. */
+/** Small attention workgroups, for adapters with few threads or narrow subgroups. */
 const NARROW: Defaults["attendDecode"] = {
   short: { WORKGROUP: 128, SHARES: 1 },
   middle: { WORKGROUP: 128, SHARES: 1 },
   long: { WORKGROUP: 128, SHARES: 1 },
 };
 
-// By registers and waves per SIMD as RADV compiles the kernels ("AMD: what RADV's
-// compiler makes of the kernels").
+// Based on registers and waves per SIMD as reported by RADV's compiler ("AMD: what
+// RADV's compiler makes of the kernels").
 const AMD: Defaults = {
   ...NVIDIA,
-  source: "AMD's defaults, by RADV's compiler, not measured",
+  source: "AMD's defaults, based on RADV's compiler, not measured",
   gemv: {
     ...NVIDIA.gemv,
     gated: { WORKGROUP: 128, ROWS: 2, STEPS: 4 },
@@ -145,7 +148,8 @@ const AMD: Defaults = {
   },
 };
 
-// Kernels use an Intel GPU's smallest subgroups (8 lanes), which means many threads already.
+// Kernels use an Intel GPU's smallest subgroups (8 lanes), so workgroups already have
+// many hardware threads.
 const INTEL: Defaults = {
   ...NVIDIA,
   source: "Intel's defaults, not measured",
@@ -154,10 +158,10 @@ const INTEL: Defaults = {
 
 const APPLE: Defaults = {
   ...NVIDIA,
-  source: "Apple's defaults, not measured: as on NVIDIA",
+  source: "Apple's defaults: the same as NVIDIA's, not measured",
 };
 
-// Where threads are emulated, barriers cost more than wide tiles and rows do ("llvmpipe:
+// With emulated threads, barriers cost more than wide tiles and rows do ("llvmpipe:
 // gemv constants", "llvmpipe: rows per lane").
 const SOFTWARE: Defaults = {
   source: "defaults for threads emulated on a CPU, measured on llvmpipe",
@@ -166,7 +170,8 @@ const SOFTWARE: Defaults = {
     gated: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 8 },
     narrow: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 4 },
     other: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 8 },
-    copied: 1 << 20, // large models have no memory for a second copy ("llvmpipe: weights in textures")
+    // Large models leave no memory for a second copy ("llvmpipe: weights in textures").
+    copied: 1 << 20,
   },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
@@ -195,25 +200,28 @@ const ROWS: Readonly<Record<AdapterClass, Defaults>> = {
   software: SOFTWARE,
   other: {
     ...NVIDIA,
-    source: "defaults for an adapter of unknown make, not measured",
+    source: "defaults for an unknown adapter, not measured",
     attendDecode: NARROW,
   },
 };
 
-/** Every kind. */
+/** All adapter classes. */
 export const ADAPTER_CLASSES = Object.keys(ROWS) as readonly AdapterClass[];
 
-/** The row for an adapter; `other` if its kind is not known. */
+/** Returns the row for an adapter; `other` if its class is not known. */
 export function defaultsFor(
   { adapterClass = "other" }: { adapterClass?: AdapterClass },
 ): Defaults {
   return ROWS[adapterClass];
 }
 
-/** Rows and outputs from which 128 × 128 tiles fill a large GPU: 128 of them for 132 multiprocessors. */
+/**
+ * Minimum rows and outputs for 128 × 128 tiles to fill a large GPU: 128 tiles for 132
+ * multiprocessors.
+ */
 const LARGE_ROWS = 256, LARGE_OUTPUT = 1 << 21;
 
-/** The tile of a matmul by its size: large where there is enough work to fill a GPU. */
+/** Chooses a matmul's tile by its size: large if there is enough work to fill a GPU. */
 export function tileFor(
   m: number,
   n: number,

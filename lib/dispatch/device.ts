@@ -8,7 +8,7 @@ import type { Choice } from "./choice.ts";
 /** `auto` chooses; `gpu` needs an adapter, hardware or software; `cpu` uses none. */
 export type DeviceKind = "auto" | "gpu" | "cpu";
 
-/** GB/s at which a matmul of `[1, k] × [k, n]` reads its bf16 weights. */
+/** The rates, in GB/s, at which a `[1, k] × [k, n]` matmul reads its bf16 weights. */
 export interface ReadRates {
   k: number;
   n: number;
@@ -17,9 +17,9 @@ export interface ReadRates {
 }
 
 /**
- * Decides whether to use an open GPU: yes if it was asked for or is hardware; a software
- * renderer only if it reads weights faster than the CPU path. Undefined if that must be
- * measured first.
+ * Decides whether to use an open GPU: yes if it was requested or is hardware; a
+ * software renderer only if it reads weights faster than the CPU path. Returns
+ * undefined if that must be measured first.
  */
 export function chooseDevice(
   kind: "auto" | "gpu",

@@ -16,7 +16,7 @@ import { FORMATS } from "../formats/mod.ts";
 const classOf = (m: number, classes: readonly number[]) =>
   classes.find((most) => m <= most) ?? classes.at(-1)!;
 
-/** Key of a Linear layer; `half`: its products are in f16. */
+/** The key of a Linear layer; set `half` if it multiplies in f16. */
 export function linearKey(
   kernel: "gemv" | "gemvRows" | "gemm",
   { m, n, k, format, swiglu }: Omit<LinearShape, "norm" | "largest">,
@@ -29,7 +29,7 @@ export function linearKey(
   return [...kind, ...(half ? ["half"] : []), rows, n, k].join(" ");
 }
 
-/** Key of a decode step's attention: `group` query heads share a kv head. */
+/** The key of attention in a decode step, where `group` query heads share a kv head. */
 export function attendKey(
   what: ContextClass,
   headDim: number,
@@ -38,21 +38,21 @@ export function attendKey(
   return `attendDecode ${what} ${headDim} ${group}`;
 }
 
-/** A class of Linear layers. */
+/** A class of Linear layers that is tuned together. */
 export interface LinearTarget {
   kernel: string;
   /** How the weights are stored. */
   format: Format;
   swiglu: boolean;
-  /** Whether products are in f16. */
+  /** Whether it multiplies in f16. */
   half: boolean;
-  /** Rows: exactly for gemv, at most for the others. */
+  /** Rows: the exact number for gemv, the maximum for the others. */
   m: number;
   n: number;
   k: number;
 }
 
-/** A decode step's attention in a class of contexts. */
+/** Attention in a decode step, for one context class. */
 export interface AttendTarget {
   kernel: string;
   what: ContextClass;
@@ -61,10 +61,10 @@ export interface AttendTarget {
   group: number;
 }
 
-/** What a key stands for. */
+/** The kernel and shapes that a key stands for. */
 export type TuningTarget = LinearTarget | AttendTarget;
 
-/** What a key stands for; undefined if it is not one. */
+/** Parses a key; undefined if it is not valid. */
 export function parseKey(key: string): TuningTarget | undefined {
   const linear = /^(\w+) (\w+)( swiglu)?( half)? (\d+) (\d+) (\d+)$/
     .exec(key);

@@ -1,6 +1,6 @@
 /**
- * Which constants a kernel's tuning may try, and whether a device can run them. What
- * a kernel needs is data in its own file; nothing here knows a kernel by name.
+ * Which constants a kernel's tuning may try, and whether a device can run them. A
+ * kernel's needs are data in its own file; nothing here refers to a kernel by name.
  *
  * @module
  */
@@ -10,7 +10,10 @@ import type { TuningTarget } from "./keys.ts";
 /** Constants by name, as they are tuned and stored. */
 export type Candidate = Readonly<Record<string, number>>;
 
-/** What a workgroup takes of a device, and what else rules the constants out. */
+/**
+ * What a workgroup needs from a device, and any other reason why the constants cannot
+ * be used.
+ */
 export interface Needs {
   threads: number;
   /** Bytes of workgroup memory. */
@@ -18,12 +21,12 @@ export interface Needs {
   problem?: string;
 }
 
-/** The part of a kernel that tuning decides. */
+/** The constants of a kernel that tuning decides. */
 export interface Tuning<T extends TuningTarget = TuningTarget> {
   readonly of: "linear" | "attention";
-  /** Values to try, by constant. Constants that follow from others are not listed. */
+  /** Values to try, by constant. Constants derived from others are not listed. */
   readonly grid: Readonly<Record<string, readonly number[]>>;
-  /** Replaces values that have the effect of smaller ones by those. */
+  /** Replaces values with smaller ones that have the same effect. */
   settle?(target: T, constants: Candidate, device: Capabilities): Candidate;
   needs(target: T, constants: Candidate, device: Capabilities): Needs;
 }
@@ -34,15 +37,17 @@ export interface Tunable {
   readonly tuning: Tuning;
 }
 
-/** Emulated threads: more make llvmpipe slow, 1,024 hang it. */
+/** Maximum emulated threads: more make llvmpipe slow, and 1,024 hang it. */
 const MOST_EMULATED_THREADS = 128;
-/** 16-byte values in flight that registers may hold. */
+/** Maximum 16-byte values in flight, which take registers. */
 export const MOST_IN_FLIGHT = 48;
 
 export const isPowerOf2 = (value: number): boolean =>
   Number.isInteger(Math.log2(value));
 
-/** Why a device cannot run a kernel with these constants; undefined if it can. */
+/**
+ * Explains why a device cannot run a kernel with these constants; undefined if it can.
+ */
 export function misfit(
   { name: kernel, tuning }: Tunable,
   target: TuningTarget,
@@ -67,9 +72,9 @@ export function misfit(
     limits.maxComputeInvocationsPerWorkgroup,
     adapterClass === "software" ? MOST_EMULATED_THREADS : Infinity,
   );
-  if (threads > most) return `${threads} threads, at most ${most} may run`;
+  if (threads > most) return `${threads} threads, must be at most ${most}`;
   const room = limits.maxComputeWorkgroupStorageSize;
   return bytes > room
-    ? `${bytes} bytes of workgroup memory, there are ${room}`
+    ? `${bytes} bytes of workgroup memory, must be at most ${room}`
     : undefined;
 }

@@ -1,8 +1,8 @@
 /**
  * Which kernel runs a Linear layer, with which constants, and why: pure functions of
  * shapes and limits, so that every choice can be listed. attention.ts chooses for
- * attention, matmul.ts for tensors of any shape. Thresholds were measured; the quoted
- * titles are entries of bench/log.md.
+ * attention, matmul.ts for tensors of any shape. Thresholds were measured; quoted
+ * titles are entries in bench/log.md.
  *
  * @module
  */
@@ -23,14 +23,17 @@ export interface LinearChoice {
   constants: Constants;
   /** Whether the kernel norms the rows itself; if not, rmsNorm runs before it. */
   fusedNorm: boolean;
-  /** In f16: each row is scaled so that its largest value is about this. */
+  /** In f16, the approximate size of each row's largest value after scaling. */
   headroom?: number;
-  /** Splits of k that go to different workgroups and are summed afterwards. */
+  /**
+   * The number of splits of k, which run in different workgroups and are summed
+   * afterwards.
+   */
   splits: number;
   reason: string;
 }
 
-/** Where constants come from, as the end of a reason. */
+/** Says where constants come from, worded to end a reason. */
 export const origin = (tuned: Constants | undefined, { source }: Defaults) =>
   tuned ? "tuned for this adapter" : source;
 
@@ -46,19 +49,31 @@ export function chooseLinear(
     : chooseManyRows(shape, device);
 }
 
-/** SwiGLU is a property of the layer; the caller replaces "store" by "add" where it adds. */
+/**
+ * SwiGLU is a property of the layer; the caller replaces "store" with "add" where it
+ * adds to the output.
+ */
 const epilogueOf = ({ swiglu }: LinearShape): Epilogue =>
   swiglu ? "swiglu" : "store";
 
-/** Up to this many rows of w, a few rows of x leave a large GPU short of workgroups ("gemvRows: 2 to 32 rows in a kernel of its own"). */
+/**
+ * With a few rows of x, up to this many rows of w make too few workgroups for a large
+ * GPU ("gemvRows: 2 to 32 rows in a kernel of its own").
+ */
 const NARROW_ROWS = 2048;
-/** Rows of w from which a matrix is an LM head ("gemv constants"). */
+/** Minimum rows of w for a matrix to count as an LM head ("gemv constants"). */
 const TALL_ROWS = 32768;
-/** Loads of a lane up to which a row is short: all are in flight at once ("o_proj with all its loads in flight"). */
+/**
+ * Maximum loads per lane for a row to count as short: all are in flight at once
+ * ("o_proj with all its loads in flight").
+ */
 const SHORT_STEPS = 8;
 /** Workgroups that keep a large GPU busy ("Split k"). */
 const ENOUGH_WORKGROUPS = 256;
-/** Splits of k at most, and k of each at least: summing them costs a dispatch ("Split k"). */
+/**
+ * Maximum splits of k, and minimum k per split: summing them costs a dispatch ("Split
+ * k").
+ */
 const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
 
 function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
@@ -123,7 +138,7 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
     reason: `1 row: the matrix is read once${
       whole
         ? ""
-        : `, element by element, because k = ${k} is not whole 16-byte units`
+        : `, element by element, because k = ${k} does not fill whole 16-byte units`
     }${copies ? ", from a texture, which loads faster here" : ""}; ${
       origin(tuned, defaults)
     }`,
@@ -131,8 +146,8 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
 }
 
 /**
- * Rows and loads per thread for one row of x. Many rows of w share x where there are
- * enough of them, and all loads of a row are in flight as far as registers allow.
+ * Rows and loads per thread for one row of x. Several rows of w share x if there are
+ * enough rows, and as many loads of a row are in flight as registers allow.
  *
  * @param steps loads of a lane
  * @param broadcasting lanes that can broadcast x unit by unit; 0 if none can
@@ -171,7 +186,7 @@ function chooseManyRows(
   const tile = headroom ? half : { ...tileFor(m, n, defaults), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
-  if (headroom) reasons.push("f16 products, rows scaled into range");
+  if (headroom) reasons.push("multiplies in f16, rows scaled into range");
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
   reasons.push(origin(tuned, defaults));
   return {
@@ -190,7 +205,7 @@ function chooseManyRows(
   };
 }
 
-/** Half of what f16 holds, rounded to a power of 2: sums must stay below. */
+/** Half of f16's largest value, rounded to a power of 2: sums must stay below this. */
 const F16_SUM = 32768;
 
 /**
@@ -209,7 +224,7 @@ function headroomOf(
     : undefined;
 }
 
-/** Splits of k where tiles of m × n alone are too few. */
+/** Splits k if the tiles of m × n alone are too few to fill a GPU. */
 function splitsOfK(m: number, n: number, k: number, tile: Constants): number {
   const tiles = Math.ceil(m / Number(tile.BM)) * Math.ceil(n / Number(tile.BN));
   const wanted = Math.floor(ENOUGH_WORKGROUPS / tiles);

@@ -1,5 +1,5 @@
 /**
- * Which kernel multiplies two shapes, and why; or why no kernel does.
+ * Which kernel multiplies two shapes, and why; or why no kernel can.
  *
  * @module
  */
@@ -11,8 +11,8 @@ import { chooseLinear } from "./linear.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
 
 /**
- * Rows that gemvColumns multiplies in one pass over the matrix: it keeps a vec4 per row in
- * registers. More were not measured.
+ * Maximum rows that gemvColumns multiplies in one pass over the matrix: it keeps a vec4
+ * per row in registers. More were not measured.
  */
 const FEW_COLUMNS = 8;
 
@@ -24,7 +24,7 @@ export type MatmulKernel =
   | "gemm"
   | "batchedGemm";
 
-/** What a matmul runs on, or why nothing can. */
+/** The kernel that runs a matmul, or the reason why none can. */
 export type MatmulChoice =
   | {
     kernel: MatmulKernel;
@@ -40,10 +40,11 @@ export type MatmulChoice =
   | { kernel: undefined; reason: string };
 
 /**
- * Which kernel multiplies shapes `a` and `b`, and why, or why none does:
- * `[m, k] × [k]`, `[k] × [k, n]`, `[m, k] × [k, n]` with one, few or many rows,
- * `[batch, heads, m, k] × [batch, kvHeads, k, n]`. With `transposeB` the last two
- * sizes of `b` are `[n, k]`, as checkpoints store weights.
+ * Chooses the kernel that multiplies shapes `a` and `b`, with the reason, or says why
+ * none can. Supported are `[m, k] × [k]`, `[k] × [k, n]`, `[m, k] × [k, n]` with one, a
+ * few or many rows, and `[batch, heads, m, k] × [batch, kvHeads, k, n]`. With
+ * `transposeB`, the last two dimensions of `b` are `[n, k]`, as checkpoints store
+ * weights.
  *
  * ```ts
  * import { chooseMatmul } from "./matmul.ts";
@@ -60,7 +61,7 @@ export function chooseMatmul(
     transposeB?: boolean;
     /** Element type of the matrix that gemv reads: `b`, or `a` in `[m, k] × [k]`. */
     dtype?: Dtype;
-    /** The only kernels allowed; all by default. */
+    /** The kernels to choose from; all by default. */
     kernels?: readonly MatmulKernel[];
   } = {},
 ): MatmulChoice {
@@ -86,7 +87,7 @@ export function chooseMatmul(
   return { ...found, m, n, k, shape };
 }
 
-/** `[m, k] × [k, n]`, and whether `b` is stored as `[n, k]`. */
+/** The sizes of `[m, k] × [k, n]`, and whether `b` is stored as `[n, k]`. */
 interface Sizes {
   m: number;
   n: number;
@@ -94,7 +95,10 @@ interface Sizes {
   byColumn: boolean;
 }
 
-/** The sizes of a matmul of shapes `a` and `b`, or why there is none. */
+/**
+ * Returns the sizes of a matmul of shapes `a` and `b`, or why they cannot be
+ * multiplied.
+ */
 function sizesOf(
   a: readonly number[],
   b: readonly number[],
@@ -114,7 +118,7 @@ function sizesOf(
   if (inner !== k) return `the inner sizes ${k} and ${inner} differ`;
   if ([...a, ...b].some((size) => size < 1)) return "a size is 0";
   if (a.length === 4 && a[0] !== b[0]) {
-    return `the batches ${a[0]} and ${b[0]} differ`;
+    return `the batch sizes ${a[0]} and ${b[0]} differ`;
   }
   if (a.length === 4 && a[1] % b[1]) {
     return `${a[1]} heads are not a multiple of ${b[1]}`;

@@ -4,21 +4,28 @@
  * @module
  */
 
-/** Where matmuls reach their full rate (bench/log.md, "f16 gemm"); more takes more memory. */
+/**
+ * Maximum rows: matmuls reach their full rate here (bench/log.md, "f16 gemm"), and more
+ * would only take more memory.
+ */
 const MOST_ROWS = 2048;
-/** Rows whose logits are kept at most: a vocabulary is wide. */
+/** Maximum rows whose logits are kept, because a vocabulary is large. */
 const MOST_LOGITS = 256;
 
 /**
- * Tokens of a pass: a power of 2, because scratch memory grows by doubling, whose widest
- * activation, of `width` f32 values a token, fits a binding of `bytes`.
+ * Chooses the tokens per pass so that the widest activation, `width` f32 values per
+ * token, fits a binding of `bytes`. It is a power of 2, because scratch memory grows by
+ * doubling.
  */
 export function choosePassRows(width: number, bytes: number): number {
   const fit = bytes / 4 / width;
   return Math.min(MOST_ROWS, Math.max(1, 2 ** Math.floor(Math.log2(fit))));
 }
 
-/** Tokens of a pass that keeps the logits of each: they take half a binding at most. */
+/**
+ * Chooses the tokens per pass when the logits of each are kept: they take at most half
+ * a binding.
+ */
 export function chooseLogitsRows(
   passRows: number,
   vocabSize: number,

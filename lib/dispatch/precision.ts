@@ -4,36 +4,41 @@
  * @module
  */
 
-/** A type of values, and why it is this one. */
+/** The type chosen for values, and the reason. */
 export interface Precision {
   dtype: "f16" | "f32";
   reason: string;
 }
 
 /**
- * Values that kernels handle at a time in a head: four where each half of the head (RoPE
- * rotates one against the other) is whole vectors, which in f16 makes a head whole
- * 16-byte units.
+ * The number of values of a head that kernels handle at a time: four if each half of
+ * the head (RoPE rotates one against the other) is whole vectors, so that a head in f16
+ * is whole 16-byte units.
  */
 export function headVector(headDim: number): 4 | 1 {
   return headDim % 8 === 0 ? 4 : 1;
 }
 
-/** The type of keys and values in the cache of a GPU; `exact`: f32 was asked for. */
+/**
+ * Chooses the type of keys and values in a GPU's cache. Set `exact` if f32 was
+ * requested.
+ */
 export function chooseCacheDtype(headDim: number, exact = false): Precision {
   if (exact) return { dtype: "f32", reason: "precision f32 was asked for" };
   return headVector(headDim) === 4
     ? {
       dtype: "f16",
-      reason: "half the memory; a value beyond 65,504 makes it f32",
+      reason: "half the memory; switches to f32 if a value exceeds 65,504",
     }
     : {
       dtype: "f32",
-      reason: `a head of ${headDim} values is not whole 16-byte units`,
+      reason: `a head of ${headDim} values does not fill whole 16-byte units`,
     };
 }
 
-/** The type in which matmuls of many rows multiply; both sum in f32. */
+/**
+ * Chooses the type in which matmuls of many rows multiply; either way, they sum in f32.
+ */
 export function chooseMatmulDtype(
   { f16, software }: { f16: boolean; software: boolean },
   exact = false,
@@ -50,13 +55,13 @@ export function chooseMatmulDtype(
     : { dtype: "f32", reason: "the adapter lacks shader-f16" };
 }
 
-/** A quarter of f16's largest value: room for the rounding of partial sums. */
+/** A quarter of f16's largest value, which leaves room for rounding in partial sums. */
 const LARGEST_SCORE = 16384;
 
 /**
- * The type in which a prompt's attention multiplies. Heads of q and k are normed, so
- * `q · k` is at most `largestQ · largestK · headDim` for the largest weights of the two
- * norms; undefined where those were not measured.
+ * Chooses the type in which prefill attention multiplies. Heads of q and k are normed,
+ * so `q · k` is at most `largestQ · largestK · headDim`, where the first two are the
+ * largest weights of the two norms; undefined if those were not measured.
  */
 export function chooseAttentionDtype(
   { cacheDtype, headDim, largestQ, largestK }: {
@@ -77,8 +82,8 @@ export function chooseAttentionDtype(
     return f32("the norms' weights were not measured");
   }
   const most = largestQ * largestK * headDim;
-  // NaN is refused, too.
+  // NaN is rejected, too.
   return most <= LARGEST_SCORE
-    ? { dtype: "f16", reason: "in f16, in range by the norms' weights" }
+    ? { dtype: "f16", reason: "in range, given the norms' weights" }
     : f32(`q · k may reach ${most}, beyond ${LARGEST_SCORE}`);
 }

@@ -1,6 +1,6 @@
 /**
- * Constants that `deno task tune` found best on an adapter, as a file holds them:
- * parsing, checking and writing the text. lib/tuning_file.ts reads and stores it.
+ * The file format of the constants that `deno task tune` found best on an adapter:
+ * parses, checks and formats the text. lib/tuning_file.ts reads and writes the file.
  *
  * @module
  */
@@ -9,29 +9,32 @@ import { isObject, parseJson } from "../json.ts";
 import { parseKey } from "./keys.ts";
 import { type Candidate, misfit, type Tunable } from "./limits.ts";
 
-/** Of the file; any other is refused. */
+/** The file's version; any other is rejected. */
 const VERSION = 1;
 
-/** What was measured for one key. */
+/** The tuning result for one key. */
 export interface TunedEntry {
   constants: Candidate;
-  /** Share of a pass's time saved over the defaults, and its spread between rounds. */
+  /**
+   * Fraction of a pass's time saved over the defaults; `spread` is its spread between
+   * rounds.
+   */
   gain: number;
   spread: number;
-  /** The model in whose passes it was measured. */
+  /** The model whose passes were measured. */
   model: string;
 }
 
-/** What the constants were measured on; they serve nothing else. */
+/** The environment the constants were measured in; they are valid in no other. */
 export interface Identity {
   vendor: string;
   architecture: string;
   device: string;
-  /** Names the driver too, where the adapter reports it. */
+  /** Includes the driver, if the adapter reports it. */
   description: string;
   subgroups: string;
   os: string;
-  /** Deno brings the shader compiler. */
+  /** Deno's version, because Deno includes the shader compiler. */
   deno: string;
 }
 
@@ -46,14 +49,14 @@ interface TuningFile {
   constants: Record<string, TunedEntry>;
 }
 
-/** What a file holds that serves this adapter today. */
+/** The entries of a file that are valid for this adapter. */
 export interface LoadedTuning {
   entries: Map<string, TunedEntry>;
-  /** Kernels whose WGSL changed since tuning, with how many of their entries. */
+  /** Kernels whose WGSL changed since tuning, with the number of their entries. */
   stale: Map<string, number>;
 }
 
-/** The machine that a file is read for. */
+/** The environment that a file is read for. */
 export interface TuningContext {
   identity: Identity;
   kernels: readonly HashedKernel[];
@@ -61,7 +64,7 @@ export interface TuningContext {
 }
 
 /**
- * The entries in a file's text.
+ * Parses the text of a file.
  *
  * @throws {Error} if the file is damaged, or was made on another machine.
  */
@@ -85,7 +88,7 @@ export function parseTuning(
   for (const [name, value] of Object.entries(identity)) {
     if (adapter[name] === value) continue;
     return refuse(
-      `it was made where ${name} is ${adapter[name]}, here it is ${value}`,
+      `it was made with ${name} ${adapter[name]}, must be ${value}`,
     );
   }
   const loaded: LoadedTuning = { entries: new Map(), stale: new Map() };
@@ -106,7 +109,7 @@ export function parseTuning(
   return loaded;
 }
 
-/** The text of a file that {@linkcode parseTuning} reads. */
+/** Formats a file for {@linkcode parseTuning}. */
 export function tuningText(
   entries: ReadonlyMap<string, TunedEntry>,
   { identity, kernels }: Omit<TuningContext, "device">,

@@ -6,7 +6,7 @@
 import type { Format } from "./format.ts";
 import { rowBits, sixteenBits, wordReader } from "./words.ts";
 
-/** bfloat16. */
+/** The bfloat16 format. */
 export const bf16: Format = {
   ...sixteenBits,
   name: "bf16",

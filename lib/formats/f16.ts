@@ -9,11 +9,14 @@ import { rowBits, sixteenBits, wordReader } from "./words.ts";
 
 let table: Float32Array | undefined;
 
-/** The value of each of the 65,536 bit patterns: V8 converts fastest by look-up. */
+/**
+ * The value of each of the 65,536 bit patterns: a lookup is the fastest conversion in
+ * V8.
+ */
 const values = (): Float32Array =>
   table ??= Float32Array.from({ length: 1 << 16 }, (_, bits) => f16ToF32(bits));
 
-/** 16-bit floats. */
+/** The IEEE 754 half-precision format. */
 export const f16: Format = {
   ...sixteenBits,
   name: "f16",
@@ -33,8 +36,8 @@ export const f16: Format = {
     unpack(simd, load) {
       const pairs = simd.keep(load(0));
       // Moves sign, exponent and fraction into place. A multiplication corrects the
-      // exponent's bias, and normalizes subnormals exactly. The largest exponent
-      // stands for infinity and NaN.
+      // exponent's bias and normalizes subnormals exactly. The largest exponent means
+      // infinity or NaN.
       const value = (upper: typeof pairs) => {
         const shifted = simd.and(
           simd.shiftRight(upper, 3),
@@ -45,7 +48,7 @@ export const f16: Format = {
           simd.abs(scaled),
           simd.number(65536),
         );
-        // Kept, so that one vector is done before the other is begun.
+        // Kept, so that one vector is finished before the other begins.
         return simd.keep(
           simd.or(scaled, simd.and(special, simd.number(Infinity))),
         );

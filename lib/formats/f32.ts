@@ -5,7 +5,7 @@
  */
 import type { Format } from "./format.ts";
 
-/** 32-bit floats. */
+/** The IEEE 754 single-precision format. */
 export const f32: Format = {
   name: "f32",
   safetensors: "F32",

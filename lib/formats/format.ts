@@ -1,21 +1,21 @@
 /**
- * The interface of a stored type of weights. Each type has one file in this folder,
- * which is everything that the project knows about it: how files store it, how it is
- * laid out in memory, and how kernels and the CPU read it. mod.ts lists them.
+ * The interface of a weight format. Each format has one file in this folder with
+ * everything specific to it: how files store it, how it is laid out in memory, and how
+ * kernels and the CPU read it. mod.ts lists the formats.
  *
  * @module
  */
 
-/** One of the buffers that hold a matrix, row after row. */
+/** One of the buffers that hold a matrix, row by row. */
 export interface Plane {
-  /** Short and in lower case: part of the name in WGSL if a format has several planes. */
+  /** Short and lowercase: part of the name in WGSL if a format has several planes. */
   readonly name: string;
   readonly rowBytes: number;
 }
 
 /** What {@linkcode Format.wgsl} returns. */
 export interface WgslReader {
-  /** The WGSL type of an array element, by plane. */
+  /** The WGSL type of an array element, for each plane. */
   readonly types: readonly string[];
   /** Declarations, one per entry. */
   readonly code: readonly string[];
@@ -24,13 +24,13 @@ export interface WgslReader {
 /** Returns the expression for array element `at` of a plane. */
 export type ReadPlane = (plane: number, at: string) => string;
 
-/** One stored type. */
+/** A weight format. */
 export interface Format {
-  /** In listings, tuning keys and `--dtype`. */
+  /** The name in listings, tuning keys and `--dtype`. */
   readonly name: string;
-  /** The name in safetensors files, if they can hold it. */
+  /** The dtype in safetensors files; undefined if they cannot store the format. */
   readonly safetensors?: string;
-  /** Elements and bytes of a block in files. Rows are whole blocks. */
+  /** Elements of a block; `bytes` is its size in files. Rows are whole blocks. */
   readonly elements: number;
   readonly bytes: number;
   /**
@@ -38,11 +38,11 @@ export interface Format {
    * whose rows can have any length end with 1.
    */
   readonly loads: readonly number[];
-  /** The buffers that a matrix with rows of `k` elements has in memory. */
+  /** Lists the in-memory buffers of a matrix with rows of `k` elements. */
   planes(k: number): readonly Plane[];
   /**
-   * Rearranges whole rows from file order into planes. Absent if the only plane is what
-   * the file holds; such rows go from the file to the device without another copy.
+   * Rearranges whole rows from file order into planes. Absent if the only plane is laid
+   * out as in the file; such rows go from the file to the device without another copy.
    */
   pack?(
     blocks: Uint8Array,
@@ -50,9 +50,9 @@ export interface Format {
     into: readonly Uint8Array<ArrayBuffer>[],
   ): void;
   /**
-   * WGSL that reads buffer `x` with `elements` per load, one of {@linkcode loads}. Loads
-   * are numbered across the rows of a buffer, `row · (k / elements) + i`, so a kernel
-   * keeps one u32 per row and adds to it, whatever the planes are.
+   * WGSL that reads buffer `x` with `elements` per load, one of {@linkcode loads}.
+   * Loads are numbered across the rows of a buffer, `row · (k / elements) + i`, so a
+   * kernel keeps one u32 per row and increments it, however many planes there are.
    *
    * - `x_Raw`: the type of a load, as kept in registers;
    * - `x_load(at: u32) -> x_Raw`: load number `at`;
@@ -69,13 +69,16 @@ export interface Format {
     k: number,
     into: Float32Array,
   ): void;
-  /** How WebAssembly reads it. Without, the CPU path unpacks rows before it multiplies. */
+  /**
+   * How WebAssembly reads the format. If absent, the CPU path unpacks rows before
+   * multiplying.
+   */
   readonly simd?: SimdReader;
 }
 
 /**
- * Reads eight elements of the only plane as two vectors of four f32. `V` is the code of
- * a vector.
+ * Reads eight elements of the only plane as two vectors of four f32. `V` is code that
+ * computes a vector.
  */
 export interface SimdReader {
   /** Bytes per eight elements. */
@@ -87,9 +90,9 @@ export interface SimdReader {
 
 /** Instructions on vectors of four lanes. */
 export interface SimdCode<V> {
-  /** Computes a value once, to be used several times. */
+  /** Computes a value once so that it can be used several times. */
   keep(value: V): V;
-  /** Four copies of 32 bits, or of an f32. */
+  /** Four copies of a 32-bit pattern; `number` makes four copies of an f32. */
   bits(value: number): V;
   number(value: number): V;
   shiftLeft(value: V, by: number): V;
@@ -109,10 +112,13 @@ export const storedRowBytes = (
   k: number,
 ): number => k / elements * bytes;
 
-/** Elements of the widest load if it divides `k`, else of the narrowest. */
+/** Elements per load: those of the widest load if it divides `k`, else of the narrowest. */
 export const wideLoad = ({ loads }: Pick<Format, "loads">, k: number): number =>
   k % loads[0] === 0 ? loads[0] : loads.at(-1)!;
 
-/** Elements per load for kernels that take four at a time; the fewest if `k` is no multiple. */
+/**
+ * Elements per load in kernels that take four at a time: 4 if it divides `k`, else the
+ * format's fewest.
+ */
 export const fourLoad = ({ loads }: Pick<Format, "loads">, k: number): number =>
   k % 4 === 0 ? 4 : loads.at(-1)!;

@@ -9,12 +9,13 @@ import { formatNamed } from "./mod.ts";
 
 /** Rows in one format and one set of planes, each of which is one binding. */
 export interface MatrixPart<T> {
-  /** Its first row, and how many it has. */
+  /** The part's first row; `rows` is how many rows it has. */
   readonly begin: number;
   readonly rows: number;
   /**
-   * If the two halves of the matrix are read together (gate, then up): the first of as
-   * many rows of the second half, which follow the others so that one kernel sees both.
+   * Set if the two halves of the matrix (gate, then up) are read together: the first of
+   * another `rows` rows, from the second half. They follow the others in the planes, so
+   * that one kernel sees both.
    */
   readonly twin?: number;
   readonly format: Format;
@@ -24,7 +25,7 @@ export interface MatrixPart<T> {
 
 /** A weight matrix `[n, k]`, stored by output row. */
 export interface Matrix<T> {
-  /** For listings and errors: `layers.3.qkv_proj`. */
+  /** The name in listings and errors: `layers.3.qkv_proj`. */
   readonly label: string;
   readonly n: number;
   readonly k: number;
@@ -36,7 +37,7 @@ export interface Matrix<T> {
 /** A part without its memory. */
 export type PartLayout = Omit<MatrixPart<never>, "planes">;
 
-/** The number of rows in the planes of a part. */
+/** The number of rows in a part's planes, including twins. */
 export const rowsHeld = ({ rows, twin }: PartLayout): number =>
   twin === undefined ? rows : 2 * rows;
 
@@ -44,14 +45,14 @@ export const rowsHeld = ({ rows, twin }: PartLayout): number =>
 export const planeBytes = (part: PartLayout, k: number): number[] =>
   part.format.planes(k).map(({ rowBytes }) => rowsHeld(part) * rowBytes);
 
-/** Parts are cut at multiples of this many rows, so that each starts at a whole word. */
+/** Parts are split at multiples of this many rows, so that each is word-aligned. */
 const CUT = 8;
 
 /**
  * Lays out tensors with `k` columns that are stacked in one matrix. Neighbors in the
- * same format share a part, unless a plane would exceed `most` bytes. With `pairs` the
+ * same format share a part, unless a plane would exceed `most` bytes. With `pairs`, the
  * two halves are read together: if they have the same format, each part holds the same
- * range of both; otherwise each half has its own parts.
+ * range of both; otherwise, each half has its own parts.
  *
  * @throws {DeviceError} if `most` bytes cannot hold eight rows.
  */
@@ -123,13 +124,15 @@ export function allocateMatrix<T>(
 /** Rows of a matrix that are contiguous in the planes of one part. */
 export interface Piece<T> {
   part: MatrixPart<T>;
-  /** The first row, as a row of the matrix and of the part's planes. */
+  /**
+   * The first row, as an index in the matrix; `at` is its index in the part's planes.
+   */
   row: number;
   at: number;
   rows: number;
 }
 
-/** The pieces that hold rows `begin` to `begin + rows` of a matrix. */
+/** Lists the pieces that hold rows `begin` to `begin + rows` of a matrix. */
 export function piecesOf<T>(
   { parts }: Matrix<T>,
   begin: number,
@@ -149,7 +152,10 @@ export function piecesOf<T>(
   return pieces;
 }
 
-/** A tensor `[n, k]` or `[k]` as a matrix; `pairs`: its two halves are read together. */
+/**
+ * Wraps a tensor `[n, k]` or `[k]` as a matrix. Set `pairs` if its two halves are read
+ * together.
+ */
 export function matrixOf<
   T extends { dtype: string; shape: readonly number[] },
 >(tensor: T, label = "matrix", pairs = false): Matrix<T> {

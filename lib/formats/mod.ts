@@ -1,5 +1,6 @@
 /**
- * The list of stored types. A new one is a file in this folder and a line here.
+ * The list of weight formats. To add one, write its file in this folder and list it
+ * here.
  *
  * @module
  */
@@ -11,7 +12,11 @@ import type { Format } from "./format.ts";
 /** All formats. */
 export const FORMATS: readonly Format[] = [bf16, f16, f32];
 
-/** A format by its name. @throws {Error} if there is none */
+/**
+ * Finds a format by name.
+ *
+ * @throws {Error} if there is none
+ */
 export function formatNamed(name: string): Format {
   const found = FORMATS.find((format) => format.name === name);
   if (found) return found;
@@ -20,6 +25,6 @@ export function formatNamed(name: string): Format {
   );
 }
 
-/** All names, for messages. */
+/** The names of all formats, for messages. */
 export const formatNames = (): string =>
   FORMATS.map(({ name }) => name).join(", ");

@@ -1,5 +1,5 @@
 /**
- * Tensors in host memory, and rows of them as f32.
+ * Tensors in host memory, and conversion of their elements to f32.
  *
  * @module
  */
@@ -8,20 +8,20 @@ import { BYTES, elements } from "../dtype.ts";
 import { formatNamed } from "./mod.ts";
 import { type Matrix, piecesOf } from "./matrix.ts";
 
-/** A tensor in host memory; 16-bit floats are kept as their bits. Row-major, dense. */
+/** A dense, row-major tensor in host memory. 16-bit floats are stored as their bits. */
 export interface CpuTensor {
   dtype: Dtype;
   shape: readonly number[];
   data: Float32Array | Uint16Array | Uint32Array;
 }
 
-/** The bytes of a tensor. */
+/** A view of a tensor's bytes. */
 export const bytesOf = ({ data }: CpuTensor): Uint8Array =>
   new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 
 /**
- * Elements `begin` to `begin + into.length` of a tensor as f32, into `into`.
- * Lossless for the float types; u32 rounds above 2²⁴.
+ * Copies elements `begin` to `begin + into.length` of a tensor to `into` as f32.
+ * Lossless for the float types; u32 is rounded above 2²⁴.
  */
 export function unpack(
   tensor: CpuTensor,
@@ -37,7 +37,11 @@ export function unpack(
   return into;
 }
 
-/** The array of an f32 tensor. @throws {Error} if it has another type */
+/**
+ * Returns the array of an f32 tensor.
+ *
+ * @throws {Error} if the tensor has another type
+ */
 export function f32(tensor: CpuTensor): Float32Array {
   if (tensor.data instanceof Float32Array) return tensor.data;
   throw new Error(
@@ -45,12 +49,12 @@ export function f32(tensor: CpuTensor): Float32Array {
   );
 }
 
-/** All elements as f32, in a new array. */
+/** Copies all elements to a new array as f32. */
 export function toF32(tensor: CpuTensor): Float32Array {
   return unpack(tensor, 0, new Float32Array(elements(tensor.shape)));
 }
 
-/** Row `row` of a matrix as f32, into `into`. */
+/** Copies row `row` of a matrix to `into` as f32. */
 export function unpackRow(
   matrix: Matrix<CpuTensor>,
   row: number,

@@ -1,11 +1,11 @@
 /**
- * What formats of 16-bit floats share: two values to a word.
+ * Code shared by the formats of 16-bit floats: two values per word.
  *
  * @module
  */
 import type { Format, WgslReader } from "./format.ts";
 
-/** Everything but how the bits are read. */
+/** The fields of a 16-bit format, except for how its bits are read. */
 export const sixteenBits = {
   elements: 1,
   bytes: 2,
@@ -14,8 +14,9 @@ export const sixteenBits = {
 } satisfies Partial<Format>;
 
 /**
- * The WGSL that reads them. `four` returns the expression for the elements of two words,
- * `one` the statements that return element `at`: the upper half of `word` if `at` is odd.
+ * Returns the WGSL reader of a 16-bit format. `four` returns the expression for the
+ * elements of two words; `one` returns the statements that return element `at`, the
+ * upper half of `word` if `at` is odd.
  */
 export const wordReader = (
   four: (a: string, b: string) => string,
@@ -43,7 +44,7 @@ export const wordReader = (
   };
 };
 
-/** The bits of a row. */
+/** A view of a row's bits. */
 export const rowBits = (
   values: Uint8Array,
   row: number,

@@ -1,5 +1,6 @@
 /**
- * The model families, found by `model_type`. A new family is a file and a line here.
+ * The model families, looked up by `model_type`. To add one, write its file and list it
+ * here.
  *
  * @module
  */
@@ -9,7 +10,7 @@ import { qwen3 } from "./qwen3.ts";
 
 const FAMILIES: readonly Family[] = [qwen3];
 
-/** The family of a parsed configuration. */
+/** Returns the family of a parsed configuration. */
 export function familyOf({ modelType }: Qwen3Config): Family {
   const family = FAMILIES.find((family) => family.modelType === modelType);
   if (family) return family;
@@ -21,8 +22,8 @@ export function familyOf({ modelType }: Qwen3Config): Family {
 }
 
 /**
- * Reads a parsed `config.json` as the family that its `model_type` names. Absent
- * fields get the defaults of transformers.
+ * Interprets a parsed `config.json` as the family that its `model_type` names. Absent
+ * fields get the same defaults as in transformers.
  *
  * ```ts
  * import { parseConfig } from "./families.ts";
@@ -46,7 +47,7 @@ export function familyOf({ modelType }: Qwen3Config): Family {
  * @param json what JSON.parse returned
  * @param where the file, for errors
  * @throws {Error} if the family is not supported, a size is missing or wrong, or the
- * model needs what its family here does not compute
+ * model needs a feature that is not implemented here
  */
 export function parseConfig(json: unknown, where: string): Qwen3Config {
   const fields: ConfigFields = ConfigFields.of(json, where);

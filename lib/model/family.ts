@@ -1,7 +1,7 @@
 /**
  * A model family: how its config.json is read, one table of its weights, and its
- * forward pass. Loading, memory needs, labels, checks and synthetic checkpoints all
- * walk the table, so that names and shapes are written down once.
+ * forward pass. Loading, memory estimates, labels, checks and synthetic checkpoints all
+ * walk the table, so names and shapes are defined in one place.
  *
  * @module
  */
@@ -10,7 +10,10 @@ import type { Matrix } from "../formats/matrix.ts";
 import type { KvCache } from "./kv_cache.ts";
 import type { Ops } from "./ops.ts";
 
-/** One value per weight of a model, by role. `T` may be a matrix, or what describes one. */
+/**
+ * One value per weight of a model, by role. `T` is a matrix or something that describes
+ * one.
+ */
 export interface Weights<T> {
   /** `[vocab, hidden]` */
   embedTokens: T;
@@ -35,41 +38,50 @@ export interface Layer<T> {
   downProj: T;
 }
 
-/** One entry of a weight table: a weight and the tensors of the checkpoint it is made of. */
+/** One entry of a weight table: a weight and the checkpoint tensors it is made from. */
 export interface WeightSpec {
-  /** What dispatches and reports call it: `layers.3.qkv_proj`. */
+  /** Its name in dispatches and reports, such as `layers.3.qkv_proj`. */
   readonly label: string;
-  /** Norms are vectors, the others matrices; a synthetic checkpoint fills each kind differently. */
+  /**
+   * Norms are vectors, the others are matrices. Synthetic checkpoints fill each kind
+   * differently.
+   */
   readonly kind: "embedding" | "projection" | "norm";
-  /** The checkpoint's tensors, their rows stacked in this order. */
+  /** The checkpoint's tensors; their rows are stacked in this order. */
   readonly tensors: readonly {
     readonly name: string;
     readonly shape: readonly number[];
   }[];
-  /** How a matrix too large for one binding is split; `pairs` keeps row i of both halves together. */
+  /**
+   * How to split a matrix too large for one binding; `pairs` keeps row i of both halves
+   * together.
+   */
   readonly split?: "rows" | "pairs";
-  /** Whether its largest absolute value is measured: f16 matmuls and attention need the bound. */
+  /**
+   * Whether to measure its largest absolute value, which f16 matmuls and attention need
+   * as a bound.
+   */
   readonly measured: boolean;
 }
 
-/** What the rest of the project knows of a family. */
+/** The interface of a family to the rest of the project. */
 export interface Family {
-  /** `model_type` in config.json. */
+  /** The `model_type` in config.json that selects this family. */
   readonly modelType: string;
-  /** The name for people. */
+  /** The display name. */
   readonly name: string;
   /**
    * Reads a config.json whose `model_type` is this family's.
    *
-   * @throws {Error} naming the field if one is wrong or asks for what is not supported.
+   * @throws {Error} if a field is invalid or not supported; the message names it.
    */
   parseConfig(fields: ConfigFields): Qwen3Config;
-  /** The weight table. */
+  /** Returns the weight table. */
   weights(config: Qwen3Config): Weights<WeightSpec>;
   /**
-   * Logits `[sequences, vocab]` after the last of `tokens` (`all`: after each,
-   * `[tokens, vocab]`). Prefill and decode are the same function: the cache knows
-   * the positions of the tokens.
+   * Computes the logits after the last of `tokens`, `[sequences, vocab]`, or with `all`
+   * after each of them, `[tokens, vocab]`. Prefill and decode use the same function,
+   * because the cache knows the positions of the tokens.
    */
   forward<T>(
     ops: Ops<T>,
@@ -80,7 +92,10 @@ export interface Family {
   ): T;
 }
 
-/** Makes entries whose label and tensor names start with the given prefixes. */
+/**
+ * Returns a function that creates entries whose label and tensor names start with the
+ * given prefixes.
+ */
 export function specsAt(
   label: string,
   tensor: string,
@@ -103,13 +118,16 @@ export function specsAt(
   });
 }
 
-/** The shape of the stacked tensors of an entry. */
+/** The shape of an entry's stacked tensors. */
 export function stackedShape({ tensors }: WeightSpec): number[] {
   const [, ...columns] = tensors[0].shape;
   return [tensors.reduce((rows, { shape }) => rows + shape[0], 0), ...columns];
 }
 
-/** Applies `change` to each weight in the order of the forward pass, once if two roles share it. */
+/**
+ * Applies `change` to each weight in the order of the forward pass. A weight that two
+ * roles share is changed once.
+ */
 export function mapWeights<A, B>(
   weights: Weights<A>,
   change: (weight: A) => B,
@@ -133,7 +151,10 @@ export function mapWeights<A, B>(
   };
 }
 
-/** Each weight of `a` with the one that has the same role in `b`, in the order of the forward pass. */
+/**
+ * Maps each weight of `a` to the one with the same role in `b`, in the order of the
+ * forward pass.
+ */
 export function pairWeights<A, B>(a: Weights<A>, b: Weights<B>): Map<A, B> {
   const pairs = new Map([[a.embedTokens, b.embedTokens]]);
   a.layers.forEach((layer, i) => {
@@ -144,12 +165,12 @@ export function pairWeights<A, B>(a: Weights<A>, b: Weights<B>): Map<A, B> {
   return pairs.set(a.norm, b.norm).set(a.lmHead, b.lmHead);
 }
 
-/** Every weight once, in the order of the forward pass. */
+/** Lists every weight once, in the order of the forward pass. */
 export function listWeights<T>(weights: Weights<T>): T[] {
   return [...pairWeights(weights, weights).keys()];
 }
 
-/** Name and shape of every tensor that a checkpoint must have. */
+/** Names and shapes of all tensors that a checkpoint must have. */
 export function tensorShapes(
   table: Weights<WeightSpec>,
 ): Map<string, readonly number[]> {

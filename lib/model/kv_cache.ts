@@ -1,6 +1,7 @@
 /**
  * The KV cache: which positions a forward pass fills, how much memory keys and values
- * need, and the refusal of a batch that does not fit, before anything is allocated.
+ * need, and the check that rejects a batch that does not fit before anything is
+ * allocated.
  *
  * @module
  */
@@ -9,8 +10,8 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import { MemoryError } from "../errors.ts";
 
 /**
- * The tokens of one forward pass: `tokens` of each of `sequences` sequences, starting
- * at sequence `first`. Row `r` is token `r % tokens` of sequence
+ * The tokens of one forward pass: `tokens` tokens of each of `sequences` sequences,
+ * starting at sequence `first`. Row `r` is token `r % tokens` of sequence
  * `first + floor(r / tokens)`, at position `lengths[sequence] + r % tokens`.
  */
 export interface CachePass {
@@ -35,7 +36,7 @@ export class KvCache<T> {
      */
     readonly layers: readonly { k: T; v: T }[],
     readonly sequences: number,
-    /** Positions that each sequence has room for. */
+    /** Maximum positions per sequence. */
     readonly context: number,
   ) {
     this.#lengths = new Uint32Array(sequences);
@@ -46,14 +47,14 @@ export class KvCache<T> {
     return this.#lengths;
   }
 
-  /** The pass that operations work on. */
+  /** The pass that operations are working on. */
   get pass(): CachePass {
     if (this.#pass) return this.#pass;
     throw new Error("Cannot use the KV cache: no pass has begun");
   }
 
   /**
-   * Starts a forward pass; a pass that failed may be started again.
+   * Starts a forward pass. A pass that failed may be started again.
    *
    * @throws {Error} if a sequence has no room for its tokens.
    */
@@ -64,15 +65,15 @@ export class KvCache<T> {
       const cached = this.#lengths[s];
       if (cached + tokens > this.context) {
         throw new Error(
-          `Cannot begin a pass: sequence ${s} has ${cached} tokens and gets ${tokens}, ` +
-            `must be at most ${this.context} together`,
+          `Cannot begin a pass: sequence ${s} has ${cached} tokens and adds ${tokens}, ` +
+            `must be at most ${this.context} in total`,
         );
       }
     }
     this.#begun = true;
   }
 
-  /** Ends a forward pass: its tokens are cached. */
+  /** Ends a forward pass and counts its tokens as cached. */
   advance(): void {
     if (!this.#begun) {
       throw new Error("Cannot advance the KV cache: no pass has begun");
@@ -92,8 +93,8 @@ export class KvCache<T> {
   }
 
   /**
-   * Moves full sequences back to their last position, so that they can stay in a
-   * batch whose other sequences go on. Their tokens mean nothing from here on.
+   * Moves full sequences back to their last position, so that they can stay in a batch
+   * whose other sequences go on. Their tokens are meaningless from here on.
    */
   stepBackIfFull(): void {
     const last = this.context - 1;
@@ -102,7 +103,7 @@ export class KvCache<T> {
     this.lengthsChanged();
   }
 
-  /** Sets `pass` without asking whether its sequences have room. */
+  /** Sets `pass` without checking that its sequences have room. */
   protected select(pass: CachePass): void {
     const { first, sequences, tokens } = pass;
     const whole = [first, sequences, tokens].every(Number.isInteger) &&
@@ -110,25 +111,27 @@ export class KvCache<T> {
     if (!whole || first + sequences > this.sequences) {
       throw new Error(
         `Cannot begin a pass of ${tokens} tokens × ${sequences} sequences, first ${first}: ` +
-          `must be whole sequences of ${this.sequences}`,
+          `must be at least 1 × 1 and within ${this.sequences} sequences`,
       );
     }
     this.#pass = { first, sequences, tokens };
     this.#begun = false;
   }
 
-  /** For a cache that keeps a copy of the lengths. */
+  /** Called after the lengths change, for subclasses that keep a copy. */
   protected lengthsChanged(): void {}
 }
 
-/** Keys and values of `sequences` × `context` positions in `dtype`. */
+/**
+ * The size of a cache: keys and values of `sequences` × `context` positions in `dtype`.
+ */
 export interface CacheSize {
   sequences: number;
   context: number;
   dtype: "f16" | "f32";
 }
 
-/** Bytes of keys and values, in every layer. */
+/** Bytes of keys and values in all layers. */
 export function cacheBytes(
   { numHiddenLayers, numKeyValueHeads, headDim }: Qwen3Config,
   sequences: number,
@@ -140,8 +143,8 @@ export function cacheBytes(
 }
 
 /**
- * Positions that a cache needs for up to `maxTokens` tokens after each prompt. The last
- * token is not cached, and no sequence exceeds `context`.
+ * The number of positions that a cache needs for up to `maxTokens` tokens after each
+ * prompt. The last token is not cached, and no sequence exceeds `context`.
  */
 export function positionsOf(
   prompts: readonly (readonly number[])[],
@@ -152,16 +155,16 @@ export function positionsOf(
   return Math.min(context, longest + maxTokens - 1);
 }
 
-/** A device's memory, as far as it is known. */
+/** The known limits of a device's memory, in bytes. */
 export interface Room {
   name: string;
-  /** The largest binding of a GPU. */
+  /** The largest binding, on a GPU. */
   binding?: number;
-  /** Free main memory, if that is where the cache goes. */
+  /** Free main memory, if the cache goes there. */
   free?: number;
 }
 
-/** Text like `16 sequences × 4096 tokens × 2048 bytes`. */
+/** Formats a size as in `16 sequences × 4096 tokens × 2048 bytes`. */
 export function sizeText(
   { sequences, context }: Pick<CacheSize, "sequences" | "context">,
   bytes: number,
@@ -188,21 +191,22 @@ export function requireRoom(
       } are ${keys} bytes, ${name} binds at most ${binding}`,
     );
   }
-  // Sampling's scores with their ids, and the sums of splits of keys; both grow by doubling.
+  // Scratch buffers: sampling's scores with their ids, and the sums of KV splits. Both
+  // grow by doubling.
   const { vocabSize, numAttentionHeads, headDim } = config;
   const each = 4 *
     Math.max(2 * vocabSize, MOST_SPLITS * numAttentionHeads * headDim);
   const work = each * 2 ** Math.ceil(Math.log2(sequences));
   if (work > binding) {
     throw new MemoryError(
-      `Cannot generate: work space of ${sequences} sequences × ${each} bytes is ${work} bytes, rounded up to a power of 2, ${name} binds at most ${binding}`,
+      `Cannot generate: scratch for ${sequences} sequences × ${each} bytes is ${work} bytes, rounded up to a power of 2, ${name} binds at most ${binding}`,
     );
   }
   if (all > free) {
     throw new MemoryError(
       `Cannot generate: keys and values of ${
         sizeText(size, all)
-      } are ${all} bytes, ${free} of main memory are free`,
+      } are ${all} bytes, ${free} bytes of main memory are free`,
     );
   }
 }

@@ -1,5 +1,6 @@
 /**
- * Qwen3 (https://arxiv.org/abs/2505.09388), dense: forward pass, weights, configuration.
+ * Dense Qwen3 (https://arxiv.org/abs/2505.09388): forward pass, weights and
+ * configuration.
  *
  * @module
  */
@@ -59,7 +60,7 @@ function weights(config: Qwen3Config): Weights<WeightSpec> {
   });
   const layers = Array.from({ length: config.numHiddenLayers }, (_, i) => {
     const layer = specsAt(`layers.${i}.`, `model.layers.${i}.`);
-    // f16 attention needs to know how large q and k may become.
+    // f16 attention needs to know how large q and k can get.
     const measured = { measured: true };
     return {
       inputNorm: layer("norm", "input_norm", { input_layernorm: [hidden] }),
@@ -103,7 +104,7 @@ function weights(config: Qwen3Config): Weights<WeightSpec> {
   };
 }
 
-/** Absent fields get the defaults of `transformers.Qwen3Config`. */
+/** Absent fields get the same defaults as in `transformers.Qwen3Config`. */
 function parseConfig(fields: ConfigFields): Qwen3Config {
   refuseUnsupported(fields);
   const numAttentionHeads = fields.size("num_attention_heads");

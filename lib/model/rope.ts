@@ -7,7 +7,9 @@
  */
 import type { Qwen3Config } from "../checkpoint/config.ts";
 
-/** Frequencies of RoPE: the angle of pair `i` at position `p` is `p · inverse[i]` radians. */
+/**
+ * RoPE frequencies: the angle of pair `i` at position `p` is `p · inverse[i]` radians.
+ */
 export interface RopeFrequencies {
   /** Radians per position, `[headDim / 2]`, computed in f64 and rounded once. */
   inverse: Float32Array<ArrayBuffer>;
@@ -16,7 +18,7 @@ export interface RopeFrequencies {
 }
 
 /**
- * The frequencies of a checkpoint; all layers share them.
+ * Computes a checkpoint's RoPE frequencies, which all layers share.
  *
  * ```ts
  * import { ropeFrequencies } from "./rope.ts";
@@ -51,7 +53,7 @@ export function ropeFrequencies(
   if (truncate) [first, last] = [Math.floor(first), Math.ceil(last)];
   first = Math.max(first, 0);
   last = Math.min(last, headDim - 1);
-  if (first === last) last += 0.001; // a step instead of a division by zero
+  if (first === last) last += 0.001; // makes the ramp a step instead of dividing by zero
 
   const inverse = Float32Array.from(plain, (frequency, i) => {
     const slowed = Math.min(Math.max((i - first) / (last - first), 0), 1);
@@ -63,8 +65,8 @@ export function ropeFrequencies(
 /**
  * Fills `table` `[positions, headDim]` from position `begin` on: for each position
  * `headDim / 2` cosines, then as many sines. The angle is rounded to f32 as in
- * transformers. This is not left to a GPU: its cos and sin lose all precision at the
- * large angles of late positions.
+ * transformers. This runs on the CPU because a GPU's cos and sin lose all precision at
+ * the large angles of late positions.
  */
 export function fillAngles(
   { inverse, scale }: RopeFrequencies,

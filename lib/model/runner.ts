@@ -5,23 +5,26 @@
  */
 import type { Sampling } from "./sampling.ts";
 
-/** An operation that a GPU run had to do on the CPU. */
+/** An operation of a GPU run that had to run on the CPU. */
 export interface Fallback {
-  /** What ran on the CPU. */
+  /** The operation that ran on the CPU. */
   operation: string;
-  /** Why the GPU could not. */
+  /** Why it could not run on the GPU. */
   reason: string;
-  /** How many times. */
+  /** How many times it ran there. */
   count: number;
 }
 
-/** A loaded model on one device. One call at a time. */
+/** A loaded model on one device. Allows one call at a time. */
 export interface Runner extends Disposable {
-  /** Tokens that a sequence may have. */
+  /** The maximum length of a sequence, in tokens. */
   readonly context: number;
   /** Operations of a GPU run that ran on the CPU. */
   readonly fallbacks: readonly Fallback[];
-  /** Logits after the last token, or after each (`all`), from an empty cache. */
+  /**
+   * Computes the logits after the last token, or with `all` after each, from an empty
+   * cache.
+   */
   logits(
     tokens: readonly number[],
     options: { all?: boolean; signal?: AbortSignal },
@@ -34,14 +37,14 @@ export interface Runner extends Disposable {
    */
   requireRoom(sequences: number, context: number): void;
   /**
-   * Samples up to `maxTokens` tokens after each prompt, all sequences in step. Yields
-   * chunks of ids: one token of each sequence, then the next of each; the first chunk
-   * is the first token of each. Sequence `s` samples with the seed `(seed + s) mod 2³²`.
-   * Sequences do not end by themselves: the consumer ignores those that are over and
-   * leaves the loop to stop. One that fills its context keeps overwriting the last
-   * position, and its further tokens are meaningless.
+   * Samples up to `maxTokens` tokens after each prompt, with all sequences in lockstep.
+   * Yields chunks of ids: one token of each sequence, then the next of each. The first
+   * chunk holds only the first token of each. Sequence `s` samples with the seed
+   * `(seed + s) mod 2³²`. Sequences do not end on their own: the consumer ignores those
+   * that are finished, and leaves the loop to stop. A sequence that fills its context
+   * keeps overwriting its last position, and its further tokens are meaningless.
    *
-   * @throws {MemoryError} if several do not fit (see `requireRoom`).
+   * @throws {MemoryError} if several sequences do not fit (see `requireRoom`).
    */
   generate(
     prompts: readonly (readonly number[])[],

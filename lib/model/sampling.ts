@@ -1,5 +1,5 @@
 /**
- * Choosing the next token: the options, and the CPU implementation. Given the same seed,
+ * Sampling the next token: the options and the CPU implementation. Given the same seed,
  * the GPU kernels make the same draws.
  *
  * @module
@@ -7,9 +7,9 @@
 import type { GenerationDefaults } from "../checkpoint/config.ts";
 import { fmix32 } from "../fmix32.ts";
 
-/** How the next token is chosen. */
+/** Options for sampling the next token. */
 export interface SamplingOptions {
-  /** Divides the logits, ≥ 0; 0 always takes the most likely token. */
+  /** Divides the logits; must be ≥ 0. 0 always takes the most likely token. */
   temperature?: number;
   /** Keeps the `topK` most likely tokens, and any that tie with the last; 0 keeps all. */
   topK?: number;
@@ -17,7 +17,10 @@ export interface SamplingOptions {
   topP?: number;
   /** Keeps tokens at least this fraction as likely as the most likely one, 0 ≤ minP ≤ 1. */
   minP?: number;
-  /** Above 1: makes tokens of the prompt and the output less likely (CTRL, https://arxiv.org/abs/1909.05858). */
+  /**
+   * Above 1, makes tokens in the prompt and the output less likely (CTRL,
+   * https://arxiv.org/abs/1909.05858).
+   */
   repetitionPenalty?: number;
   /** A 32-bit integer; the same seed gives the same text. Random by default. */
   seed?: number;
@@ -43,9 +46,9 @@ const RANGES: Record<
 };
 
 /**
- * Fills in options: from the checkpoint's `generation_config.json`, else with the
- * defaults of transformers (temperature 1, top-k 50, the rest off). As in transformers,
- * a checkpoint without `doSample` is greedy, unless the options ask for sampling by a
+ * Fills in missing options from the checkpoint's `generation_config.json`, else with
+ * the defaults of transformers (temperature 1, top-k 50, the rest off). As in
+ * transformers, a checkpoint without `doSample` is greedy unless the options set a
  * temperature above 0, `topK`, `topP` or `minP`.
  *
  * ```ts
@@ -98,12 +101,15 @@ function inRange(
   return value;
 }
 
-/** Sets bit `id % 32` of word `id / 32` for each id: the tokens that a repetition penalty applies to. */
+/**
+ * Marks tokens that a repetition penalty applies to: sets bit `id % 32` of word
+ * `floor(id / 32)` for each id.
+ */
 export function markSeen(seen: Uint32Array, ids: Iterable<number>): void {
   for (const id of ids) seen[id >>> 5] |= 1 << (id & 31);
 }
 
-/** A new bit set with the bits of `ids`, see {@linkcode markSeen}. */
+/** Creates a bit set in which `ids` are marked (see {@linkcode markSeen}). */
 export function seenBits(
   vocab: number,
   ids: Iterable<number>,
@@ -114,8 +120,8 @@ export function seenBits(
 }
 
 /**
- * Chooses the next token of each sequence of a batch from its row of logits, and marks
- * it in its `seen`. Sequence `s` draws with the seed `(seed + s) mod 2³²`.
+ * Samples the next token of each sequence in a batch from its row of logits, and marks
+ * it in the sequence's `seen`. Sequence `s` draws with the seed `(seed + s) mod 2³²`.
  */
 export function sampleEach(
   rows: readonly Float32Array[],
@@ -132,9 +138,9 @@ export function sampleEach(
 }
 
 /**
- * Chooses the next token. `logits` is `[vocab]` and is not changed; `seen` has a bit for
- * each token (see {@linkcode markSeen}) and is read only if there is a penalty; `step`
- * counts the tokens generated before this one.
+ * Samples the next token. `logits` is `[vocab]` and is not changed; `seen` has a bit
+ * for each token (see {@linkcode markSeen}) and is read only if there is a penalty;
+ * `step` counts the tokens generated before this one.
  *
  * Penalty, temperature, top-k, top-p and min-p apply in this order, as in transformers.
  * The draw is the Gumbel-max trick: of the kept tokens, the one with the largest
@@ -161,11 +167,14 @@ export function sample(
     : atLeast(scores, -Infinity);
   if (sampling.topP < 1) kept = nucleus(kept, scaled, sampling.topP);
 
-  const lowest = Math.log(sampling.minP); // min-p: exp(scaled) ≥ minP, as the most likely token has exp(0)
+  // min-p keeps exp(scaled) ≥ minP, since the most likely token has exp(0).
+  const lowest = Math.log(sampling.minP);
   const key = stepKey(seed, step);
   let token = best;
   let highest = -Infinity;
-  let useful = Infinity; // a larger hash cannot win, as gumbel(hash) ≤ −ln(hash / 2³²); skipping it saves logarithms
+  // A larger hash cannot win, because gumbel(hash) ≤ −ln(hash / 2³²). Skipping it saves
+  // logarithms.
+  let useful = Infinity;
   for (let i = 0; i < kept.length; i++) {
     const id = kept[i];
     const hash = keyedHash(key, id);
@@ -309,7 +318,7 @@ function keyedHash(key: number, id: number): number {
 
 /**
  * The 32 random bits of token `id` at `step`, in u32 arithmetic (sums and products
- * wrap), so that WGSL gives the same bits:
+ * wrap), so that WGSL computes the same bits:
  *
  *     key  = fmix32(fmix32(seed + 0x9e3779b9) ^ fmix32(step + 0x7f4a7c15))
  *     hash = fmix32(key ^ fmix32(id + 0x94d049bb))

@@ -1,6 +1,6 @@
 /**
- * Watching a forward pass: every verb of an {@linkcode Ops} goes through one function,
- * which may time it, record it or repeat it elsewhere. A new verb needs nothing here.
+ * Observing a forward pass: every verb of an {@linkcode Ops} goes through one function,
+ * which can time it, record it or repeat it elsewhere. New verbs need no change here.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import type { Ops } from "./ops.ts";
 /** The name of a verb. */
 export type Verb = keyof Ops<unknown>;
 
-/** A call of one verb; `verb` tells the types of `args`. */
+/** A call of one verb; `verb` determines the types of `args`. */
 export type Call<T> = {
   [V in Verb]: {
     readonly verb: V;
@@ -19,7 +19,7 @@ export type Call<T> = {
   };
 }[Verb];
 
-/** `ops` with `around` wrapped about each verb; `around` decides when to `run` it. */
+/** Wraps each verb of `ops` in `around`, which decides when to `run` it. */
 export function tap<T>(
   ops: Ops<T>,
   around: (call: Call<T>, run: () => T) => T,
@@ -37,17 +37,20 @@ export function tap<T>(
   });
 }
 
-/** Makes a call. */
+/** Runs a call on `ops`. */
 export function perform<T>(ops: Ops<T>, { verb, args }: Call<T>): T {
   return Reflect.apply(ops[verb], ops, args);
 }
 
-/** The tensors that a call takes, in order; weights are matrices, not tensors. */
+/** The tensors among a call's arguments, in order. Weights are matrices, not tensors. */
 export function tensorsOf<T extends object>({ args }: Call<T>): T[] {
   return args.filter(isTensor) as T[];
 }
 
-/** A call for another implementation: other tensors and weights, another cache. */
+/**
+ * Translates a call for another implementation, with its own tensors, weights and
+ * cache.
+ */
 export function translate<A extends object, B>(
   { verb, args }: Call<A>,
   tensor: (tensor: A) => B,

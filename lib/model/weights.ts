@@ -1,7 +1,7 @@
 /**
- * From a checkpoint's tensors to the weights of the forward pass, as the family's table
- * says. Names and shapes are checked; bytes go from the file to the device in pieces,
- * so that the host never holds a second copy.
+ * Loads a checkpoint's tensors as the weights of the forward pass, following the
+ * family's weight table. Names and shapes are checked; bytes go from the file to the
+ * device in pieces, so that the host never holds a second copy.
  *
  * @module
  */
@@ -20,9 +20,12 @@ import {
 } from "./family.ts";
 import { type SyntheticRule, syntheticRule } from "../checkpoint/synthetic.ts";
 
-/** The memory of a device, which weights are loaded into. */
+/** The device memory that weights are loaded into. */
 export interface WeightStore<T> {
-  /** Bytes of the largest buffer that a kernel can bind, if there is a limit. */
+  /**
+   * The largest buffer that a kernel can bind, in bytes; undefined if there is no
+   * limit.
+   */
   readonly most?: number;
   /** Allocates a buffer of zeros; `bytes` is a multiple of 4. */
   allocate(bytes: number, label: string): T;
@@ -39,7 +42,7 @@ export interface WeightStore<T> {
   settle(): Promise<void>;
 }
 
-/** How weights are loaded. */
+/** Options of {@linkcode loadWeights}. */
 export interface LoadOptions {
   onProgress?: (progress: LoadProgress) => void;
   signal?: AbortSignal;
@@ -48,13 +51,17 @@ export interface LoadOptions {
 const PIECE = 16 << 20;
 const SETTLE_EVERY = 128 << 20;
 
-/** Pieces begin at multiples of so many rows, so that planes are written at whole words. */
+/**
+ * Pieces begin at multiples of this many rows, so that writes to planes are
+ * word-aligned.
+ */
 const PIECE_ROWS = 8;
 
 /**
- * Loads all weights of a model, each tensor in the format that it is stored in.
+ * Loads all weights of a model, each tensor in its stored format.
  *
- * @throws {Error} naming the tensors that are missing, unknown or misshapen.
+ * @throws {Error} if tensors are missing, unknown or of the wrong shape; the message
+ * names them.
  */
 export async function loadWeights<T>(
   checkpoint: Checkpoint,
@@ -78,7 +85,7 @@ export async function loadWeights<T>(
 class Loader<T> {
   readonly #total: number;
   #done = 0;
-  /** Bytes that were written but may not have arrived. */
+  /** Bytes written since the last `settle`. */
   #unsettled = 0;
   #staging = new Uint8Array(PIECE);
 
@@ -94,7 +101,7 @@ class Loader<T> {
     );
   }
 
-  /** Loads the tensors of an entry, stacked. */
+  /** Loads an entry's tensors, stacked into one matrix. */
   async load({ label, kind, tensors, split }: WeightSpec): Promise<Matrix<T>> {
     const { checkpoint, store } = this;
     const infos = tensors.map(({ name }) => checkpoint.tensors.get(name)!);
@@ -124,7 +131,7 @@ class Loader<T> {
     return matrix;
   }
 
-  /** Copies a tensor to rows `row` to `row + rows` of a matrix. */
+  /** Copies a tensor into rows `row` to `row + rows` of a matrix. */
   async #copy(info: TensorInfo, matrix: Matrix<T>, row: number, rows: number) {
     const { checkpoint, store, options: { signal } } = this;
     const rowBytes = storedRowBytes(info.format, matrix.k);
@@ -152,7 +159,7 @@ class Loader<T> {
     }
   }
 
-  /** Staging memory; rows may be longer than a piece. */
+  /** Returns staging memory, which grows if rows are longer than a piece. */
   #room(bytes: number): Uint8Array<ArrayBuffer> {
     if (bytes > this.#staging.length) this.#staging = new Uint8Array(bytes);
     return this.#staging.subarray(0, bytes);
@@ -165,7 +172,7 @@ class Loader<T> {
   }
 }
 
-/** Stored rows as the planes of their format. */
+/** Rearranges stored rows into the planes of their format. */
 function packed(
   format: Format,
   blocks: Uint8Array<ArrayBuffer>,
@@ -180,7 +187,10 @@ function packed(
   return planes;
 }
 
-/** Checks names and shapes. A head next to tied embeddings is ignored. */
+/**
+ * Checks names and shapes. Ignores an LM head that is stored although embeddings are
+ * tied.
+ */
 function checkTensors(
   { name, config, tensors }: Checkpoint,
   family: Family,
@@ -201,7 +211,7 @@ function checkTensors(
   if (missing.length || unknown.length) {
     const complaints = [
       missing.length ? `it lacks ${list(missing)}` : "",
-      unknown.length ? `it has the unknown ${list(unknown)}` : "",
+      unknown.length ? `it has unknown tensors ${list(unknown)}` : "",
     ].filter(Boolean);
     throw new Error(
       `Cannot load ${name}: ${
@@ -215,7 +225,7 @@ function checkTensors(
       throw new Error(
         `Cannot load ${name}: ${tensor} has shape [${
           found.join(", ")
-        }], config.json asks for [${shape.join(", ")}]`,
+        }], config.json requires [${shape.join(", ")}]`,
       );
     }
   }

@@ -1,5 +1,5 @@
 /**
- * Renders conversations as the text that a chat checkpoint was trained on.
+ * Renders conversations in the text format that a chat checkpoint was trained on.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { Template } from "npm:@huggingface/jinja@0.5.11";
 export interface ToolCall {
   /** Only functions can be called. */
   type?: "function";
-  /** Ties the call to the message with its result. */
+  /** Matches the call to the message with its result. */
   id?: string;
   /** The function and its arguments. */
   function: {
@@ -23,11 +23,14 @@ export interface ToolCall {
 
 /** One turn of a conversation, as in the OpenAI and Hugging Face chat formats. */
 export interface Message {
-  /** Who speaks; `tool` messages carry the result of a call. */
+  /** The speaker; `tool` messages carry the result of a call. */
   role: "system" | "user" | "assistant" | "tool";
   /** The text of the turn. */
   content: string;
-  /** The assistant's thoughts before `content`. Qwen3 also accepts them in `<think>` tags in `content`. */
+  /**
+   * The assistant's reasoning before `content`. Qwen3 also accepts it in `<think>` tags
+   * in `content`.
+   */
   reasoning_content?: string;
   /** Functions that the assistant called in this turn. */
   tool_calls?: ToolCall[];
@@ -37,18 +40,18 @@ export interface Message {
 export interface Tool {
   /** Only functions can be called. */
   type: "function";
-  /** What the assistant is told about the function. */
+  /** The description of the function that the assistant sees. */
   function: {
     /** The name it is called by. */
     name: string;
-    /** What it does, for the assistant. */
+    /** What the function does, in words for the assistant. */
     description?: string;
     /** A JSON Schema of its arguments. */
     parameters?: Record<string, unknown>;
   };
 }
 
-/** Variables of a template other than the messages. */
+/** Template variables other than the messages. */
 export interface ChatOptions {
   /** Appends the header of the assistant's turn. Default: true. */
   addGenerationPrompt?: boolean;
@@ -61,7 +64,7 @@ export interface ChatOptions {
 
 /**
  * Renders `messages` with a checkpoint's chat template. Encode the result without
- * adding special tokens: the template has written them.
+ * adding special tokens, because the template writes them.
  *
  * ```ts
  * const template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";

@@ -1,5 +1,5 @@
 /**
- * Turns generated tokens into pieces of text that can be shown right away.
+ * Turns generated tokens into pieces of text that can be displayed right away.
  *
  * @module
  */
@@ -31,7 +31,7 @@ export interface TextStreamOptions {
  * ```
  */
 export class TextStream {
-  /** A stop string was found; what follows is dropped. */
+  /** Whether a stop string was found; the text after it is dropped. */
   stopped = false;
   #tokenizer: Pick<Tokenizer, "bytes" | "specialIds">;
   #stop: readonly string[];
@@ -39,7 +39,7 @@ export class TextStream {
   #utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
   #held = "";
 
-  /** @throws {Error} if a stop string is empty or has half a surrogate pair. */
+  /** @throws {Error} if a stop string is empty or contains an unpaired surrogate. */
   constructor(
     tokenizer: Pick<Tokenizer, "bytes" | "specialIds">,
     { stop = [], skipSpecialTokens = true }: TextStreamOptions = {},
@@ -49,7 +49,7 @@ export class TextStream {
         throw new Error(
           `Cannot stop at ${
             JSON.stringify(text)
-          }: a stop string must be whole characters, at least one`,
+          }: a stop string must be one or more whole characters`,
         );
       }
     }
@@ -58,7 +58,7 @@ export class TextStream {
     this.#skipSpecialTokens = skipSpecialTokens;
   }
 
-  /** Takes the next token; returns the text that is now certain. */
+  /** Adds a token; returns the text that can be released. */
   push(id: number): { text: string; stopped: boolean } {
     let text = "";
     const skip = this.#skipSpecialTokens && this.#tokenizer.specialIds.has(id);
@@ -70,14 +70,19 @@ export class TextStream {
     return { text, stopped: this.stopped };
   }
 
-  /** Ends the text: returns what was held back, with an unfinished character as U+FFFD. */
+  /**
+   * Ends the text; returns what was held back, with an incomplete character as U+FFFD.
+   */
   flush(): string {
     if (this.stopped) return "";
     this.#held += this.#utf8.decode();
     return this.#release(false);
   }
 
-  /** Takes the held text up to a stop string, or (`more` follows) to where one may have begun. */
+  /**
+   * Releases held text up to a stop string or, if `more` follows, up to where one may
+   * have begun.
+   */
   #release(more: boolean): string {
     const held = this.#held;
     let end = 0;

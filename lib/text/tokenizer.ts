@@ -1,5 +1,5 @@
 /**
- * Text to token ids and back, as a checkpoint's `tokenizer.json` defines it.
+ * Converts text to token ids and back, as defined by a checkpoint's `tokenizer.json`.
  *
  * @module
  */
@@ -8,17 +8,17 @@ import { Tokenizer as Encoder } from "npm:@huggingface/tokenizers@0.2.0";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { isObject, parseJson } from "../json.ts";
 
-/** A byte-level BPE tokenizer, as every Qwen3 has. */
+/** A byte-level BPE tokenizer, which every Qwen3 has. */
 export interface Tokenizer {
   /**
-   * Token ids of `text`. Added tokens spelled out in it (`<|im_end|>`) become their
-   * ids. `addSpecialTokens` (default: true) adds the special tokens that the tokenizer
-   * puts around a text; set it to false for text that a chat template wrote.
+   * Encodes `text` as token ids. Added tokens spelled out in it (`<|im_end|>`) become
+   * their ids. `addSpecialTokens` (default: true) adds the special tokens that the
+   * tokenizer puts around a text; set it to false for text that a chat template wrote.
    */
   encode(text: string, options?: { addSpecialTokens?: boolean }): number[];
 
   /**
-   * Text of `ids`. Bytes that are not valid UTF-8 become U+FFFD; ids beyond the
+   * Decodes `ids` to text. Bytes that are not valid UTF-8 become U+FFFD; ids beyond the
    * vocabulary (padding rows of the embedding) become empty text.
    */
   decode(
@@ -29,7 +29,7 @@ export interface Tokenizer {
   /** The bytes of a token, possibly only part of a character; empty beyond the vocabulary. */
   bytes(id: number): Uint8Array<ArrayBuffer>;
 
-  /** The id of the token with this text in the vocabulary (`<think>`), if there is one. */
+  /** The id of the vocabulary token with this text (`<think>`), if there is one. */
   tokenId(text: string): number | undefined;
 
   /** Ids of added tokens marked special, which `skipSpecialTokens` leaves out. */
@@ -42,17 +42,20 @@ export interface Tokenizer {
   specialTokens: Readonly<Record<string, string>>;
 }
 
-/** Contents of a tokenizer's files; undefined if the checkpoint lacks the file. */
+/** The text of a tokenizer's files; undefined for files that the checkpoint lacks. */
 export interface TokenizerFiles {
-  /** `tokenizer.json` */
+  /** The text of `tokenizer.json`. */
   tokenizer: string | undefined;
-  /** `tokenizer_config.json` */
+  /** The text of `tokenizer_config.json`. */
   config: string | undefined;
-  /** `chat_template.jinja` */
+  /** The text of `chat_template.jinja`. */
   chatTemplate: string | undefined;
 }
 
-/** Reads the files of a tokenizer. Does not parse them: that is slow, and not every caller needs it. */
+/**
+ * Reads a tokenizer's files without parsing them, because parsing is slow and not every
+ * caller needs it.
+ */
 export async function readTokenizerFiles(
   checkpoint: Pick<Checkpoint, "text">,
 ): Promise<TokenizerFiles> {
@@ -75,7 +78,7 @@ export function createTokenizer(
 ): Tokenizer {
   if (files.tokenizer === undefined) {
     throw new Error(
-      `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids, as in 1 2 3`,
+      `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids, such as 1 2 3`,
     );
   }
   const json = parseObject(files.tokenizer, `tokenizer.json of ${name}`);
@@ -125,9 +128,9 @@ export function createTokenizer(
 const utf8 = new TextEncoder();
 
 /**
- * The byte that each character of a byte-level vocabulary stands for
- * (GPT-2, https://github.com/openai/gpt-2/blob/master/src/encoder.py): a byte is
- * written as itself if Latin-1 prints it, else as the next free character from U+0100.
+ * The byte that each character of a byte-level vocabulary stands for (GPT-2,
+ * https://github.com/openai/gpt-2/blob/master/src/encoder.py). A byte is written as
+ * itself if it is printable in Latin-1, else as the next free character from U+0100.
  */
 const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = (() => {
   const map = new Map<string, number>();
@@ -140,7 +143,10 @@ const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = (() => {
   return map;
 })();
 
-/** Bytes of a token. One with other characters stands for its own text, as in Hugging Face's decoder. */
+/**
+ * The bytes of a token. A token with any other character stands for its own text, as in
+ * Hugging Face's decoder.
+ */
 function tokenBytes(token: string): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(token.length);
   for (let i = 0; i < token.length; i++) {
@@ -195,7 +201,8 @@ function specialTokens(
   const tokens: Record<string, string> = {};
   for (const [key, value] of Object.entries(config)) {
     if (!/^[a-z]+_token$/.test(key)) continue;
-    const content = isObject(value) ? value.content : value; // older files write a token with its flags
+    // Older files store a token as an object with flags.
+    const content = isObject(value) ? value.content : value;
     if (typeof content === "string") tokens[key] = content;
   }
   return tokens;

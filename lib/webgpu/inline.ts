@@ -10,7 +10,7 @@ const INDEXING = /^fn (\w+)\(at: u32\) -> \w+ \{ return (\w+)\[at\]; \}$/;
 /**
  * Replaces `x_load(i)` by `x[i]` wherever `x_load` is declared as just that. Compilers
  * inline such functions too, but NVIDIA's schedules loads that were calls worse: 16 rows
- * decoded 17 % slower (bench/log.md, "Loads behind a function").
+ * decoded 17 % slower (bench/log.md, "Loads behind a function: gemvRows 17 % slower").
  *
  * ```ts
  * import { inlineLoads } from "./inline.ts";

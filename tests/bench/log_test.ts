@@ -36,3 +36,34 @@ Deno.test("the log's index has every entry, and its links resolve", () => {
   for (const link of links(log)) assert(anchors.includes(link), link);
   assertEquals([...new Set(links(index))].sort(), anchors.toSorted());
 });
+
+/** Every TypeScript file below a folder. */
+async function* filesBelow(folder: URL): AsyncGenerator<URL> {
+  for await (const { name, isDirectory } of Deno.readDir(folder)) {
+    if (isDirectory) yield* filesBelow(new URL(`${name}/`, folder));
+    else if (name.endsWith(".ts")) yield new URL(name, folder);
+  }
+}
+
+Deno.test("entries that the code cites exist", async () => {
+  const titles = sections.map((section) => section.split("\n")[0]);
+  const cited = new Set<string>();
+  for (const folder of ["lib/", "kernels/"]) {
+    for await (
+      const file of filesBelow(new URL(`../../${folder}`, import.meta.url))
+    ) {
+      const text = await Deno.readTextFile(file);
+      const comments = (text.match(/\/\*\*[^]*?\*\/|\/\/.*/g) ?? []).join("\n")
+        .replaceAll(/\n\s*(?:\*|\/\/) /g, " ");
+      // lib/dispatch cites as ("title"), other files name the log as well.
+      const form = file.href.includes("/lib/dispatch/")
+        ? /\("([^"]+ [^"]+)"(?: and "([^"]+)")?\)/g
+        : /bench\/log\.md,\s"([^"]+)"(?:\sand\s"([^"]+)")?/g;
+      for (const [, one, two] of comments.matchAll(form)) {
+        for (const title of [one, two]) if (title) cited.add(title);
+      }
+    }
+  }
+  assert(cited.size >= 10, [...cited].join(", "));
+  for (const title of cited) assert(titles.includes(title), title);
+});

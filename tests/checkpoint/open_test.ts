@@ -96,7 +96,7 @@ Deno.test("openCheckpoint opens a directory and reads any range of a tensor", as
     .then(() => "", (error) => error.message);
   assertEquals(
     failure,
-    "Cannot read bytes 100 to 129 of tensor model.norm.weight: it has 128",
+    "Cannot read bytes 100 to 129 of tensor model.norm.weight: it has 128 bytes",
   );
 });
 

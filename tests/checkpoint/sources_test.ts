@@ -63,7 +63,7 @@ Deno.test("a failed request is reported with its status", async () => {
   await assertRejects(
     () => fetchText(url, {}),
     Error,
-    `Cannot read ${url}: the server answers 403 Forbidden`,
+    `Cannot read ${url}: the server returned 403 Forbidden`,
   );
   assertEquals(server.requests.length, 1);
 });

@@ -207,7 +207,7 @@ Deno.test("a read outside a synthetic tensor is refused", async () => {
     );
   assertEquals(
     await failure("model.norm.weight", 2044),
-    "Cannot read bytes 2044 to 2052 of tensor model.norm.weight: it has 2048",
+    "Cannot read bytes 2044 to 2052 of tensor model.norm.weight: it has 2048 bytes",
   );
   assertEquals(
     await failure("nothing", 0),

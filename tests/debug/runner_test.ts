@@ -131,6 +131,6 @@ Deno.test("debug is refused on the CPU", async () => {
   await assertRejects(
     () => loadQwen3(TINY, { device: "cpu", debug: true }),
     Error,
-    "debug compares a GPU with the CPU",
+    "must be gpu when debug is on",
   );
 });

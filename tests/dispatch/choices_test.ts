@@ -436,7 +436,7 @@ Deno.test("chooseMatmul picks a kernel by shape, or says why none does", () => {
     [[5, 8], [7, 5], "[5, 8] × [7, 5]: the inner sizes 8 and 7 differ"],
     [[8], [8], "[8] × [8]: 1D×1D is not among"],
     [[2, 3, 4], [4, 5], "3D×2D is not among"],
-    [[2, 2, 3, 4], [1, 2, 4, 5], "the batches 2 and 1 differ"],
+    [[2, 2, 3, 4], [1, 2, 4, 5], "the batch sizes 2 and 1 differ"],
     [[1, 3, 3, 4], [1, 2, 4, 5], "3 heads are not a multiple of 2"],
     [[0, 8], [8, 5], "a size is 0"],
   ];

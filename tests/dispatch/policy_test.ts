@@ -24,7 +24,7 @@ Deno.test("a cache is f16 where heads are whole 16-byte units", () => {
     assertEquals([headVector(headDim), dtype], [1, "f32"]);
     assertEquals(
       reason,
-      `a head of ${headDim} values is not whole 16-byte units`,
+      `a head of ${headDim} values does not fill whole 16-byte units`,
     );
   }
   assertEquals(chooseCacheDtype(128, true), {

@@ -57,7 +57,7 @@ Deno.test("a batch too large for free memory is refused with numbers", async () 
     MemoryError,
     `Cannot generate: keys and values of 16 sequences × 1000 tokens × ${each} bytes are ${needed} bytes, ${
       needed - 1
-    } of main memory are free`,
+    } bytes of main memory are free`,
   );
   const { available } = Deno.systemMemoryInfo();
   const many = Math.ceil(2 * available / each / qwen.context);
@@ -139,15 +139,15 @@ Deno.test("a pass that does not fit is refused", () => {
     0,
     1,
     5,
-    "sequence 0 has 0 tokens and gets 5, must be at most 4 together",
+    "sequence 0 has 0 tokens and adds 5, must be at most 4 in total",
   );
   refused(0, 2, 2, "sequence 1 has 3 tokens and gets 2");
-  refused(1, 2, 1, "must be whole sequences of 2");
-  refused(2, 1, 1, "must be whole sequences of 2");
+  refused(1, 2, 1, "must be at least 1 × 1 and within 2 sequences");
+  refused(2, 1, 1, "must be at least 1 × 1 and within 2 sequences");
   refused(0, 1.5, 2, "1.5 sequences");
-  refused(0, 0, 1, "must be whole sequences of 2");
-  refused(0, 1, 0, "must be whole sequences of 2");
-  refused(-1, 1, 1, "must be whole sequences of 2");
+  refused(0, 0, 1, "must be at least 1 × 1 and within 2 sequences");
+  refused(0, 1, 0, "must be at least 1 × 1 and within 2 sequences");
+  refused(-1, 1, 1, "must be at least 1 × 1 and within 2 sequences");
   assertEquals([...cache.lengths], [0, 3]);
   cache.begin({ first: 0, sequences: 2, tokens: 1 });
   cache.advance();

@@ -263,14 +263,14 @@ Deno.test("missing and unknown tensors are listed, wrong shapes named", async ()
     ],
     [
       (tensors) => tensors.set("model.layers.0.self_attn.q_proj.bias", info),
-      "it has the unknown model.layers.0.self_attn.q_proj.bias, it must have",
+      "it has unknown tensors model.layers.0.self_attn.q_proj.bias, it must have",
     ],
     [
       (tensors) => {
         tensors.clear();
         tensors.set("wte", info);
       },
-      "model.layers.0.self_attn.o_proj.weight and 16 more and it has the unknown wte",
+      "model.layers.0.self_attn.o_proj.weight and 16 more and it has unknown tensors wte",
     ],
     [
       (tensors) =>
@@ -278,7 +278,7 @@ Deno.test("missing and unknown tensors are listed, wrong shapes named", async ()
           ...info,
           shape: [64, 96],
         }),
-      "Cannot load changed: model.layers.0.mlp.up_proj.weight has shape [64, 96], config.json asks for [96, 64]",
+      "Cannot load changed: model.layers.0.mlp.up_proj.weight has shape [64, 96], config.json requires [96, 64]",
     ],
   ];
   for (const [change, message] of refused) {

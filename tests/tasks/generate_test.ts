@@ -358,13 +358,13 @@ Deno.test("a broken checkpoint is a one-line error with the file and the fault",
         h["model.extra.weight"] = h[norm];
         delete h[norm];
       }),
-      `it lacks ${norm} and it has the unknown model.extra.weight`,
+      `it lacks ${norm} and it has unknown tensors model.extra.weight`,
     ],
     [
       header((h) => {
         h["model.layers.0.mlp.up_proj.weight"].shape = [64, 96];
       }),
-      "model.layers.0.mlp.up_proj.weight has shape [64, 96], config.json asks for [96, 64]",
+      "model.layers.0.mlp.up_proj.weight has shape [64, 96], config.json requires [96, 64]",
     ],
     [
       { "config.json": '{ "model_type": ' },

@@ -206,7 +206,7 @@ Deno.test("missing and broken tokenizer files are one-line errors", async () => 
   const json = storiesText("tokenizer.json");
   await reject(
     {},
-    "Cannot encode text: a-checkpoint has no tokenizer.json, so a prompt must be token ids, as in 1 2 3",
+    "Cannot encode text: a-checkpoint has no tokenizer.json, so a prompt must be token ids, such as 1 2 3",
   );
   await reject(
     { "tokenizer.json": '{\n "model": oops\n}' },

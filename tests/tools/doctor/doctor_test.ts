@@ -26,7 +26,7 @@ Deno.test("long texts wrap, and words longer than a line are cut in the middle",
   const path = `/home/someone/${"folder/".repeat(30)}tuned.json`;
   const topic = "tuned constants";
   const text = `none: there is no ${path}; ${
-    "deno task tune makes it ".repeat(9)
+    "deno task tune creates it ".repeat(9)
   }`;
   const finding: Finding = { severity: "red", topic, text: text.trim() };
   const lines = findingText(finding);

@@ -96,7 +96,11 @@ Deno.test("constants that cannot run are refused with the reason", () => {
   const attend = "attendDecode short 128 4", gemm = "gemm f32 512 512 512";
   for (
     const [key, constants, why] of [
-      [gemv, { WORKGROUP: 512, ROWS: 1, STEPS: 1 }, /512 threads, at most 256/],
+      [
+        gemv,
+        { WORKGROUP: 512, ROWS: 1, STEPS: 1 },
+        /512 threads, must be at most 256/,
+      ],
       [gemv, { WORKGROUP: 96, ROWS: 1, STEPS: 1 }, /must be a power of 2/],
       [gemv, { WORKGROUP: 64, ROWS: 8, STEPS: 16 }, /128 loads in flight/],
       [gemv, { WORKGROUP: 64, ROWS: 1 }, /STEPS is undefined, must be/],
@@ -108,7 +112,7 @@ Deno.test("constants that cannot run are refused with the reason", () => {
       [
         gemm,
         { BM: 128, BN: 128, BK: 64, TM: 8, TN: 8 },
-        /67584 bytes of workgroup memory, there are 32768/,
+        /67584 bytes of workgroup memory, must be at most 32768/,
       ],
       [gemm, { BM: 32, BN: 32, BK: 16, TM: 8, TN: 8 }, /16 threads share/],
       [gemm, { BM: 30, BN: 32, BK: 16, TM: 2, TN: 8 }, /multiples of 4/],
