@@ -539,7 +539,9 @@ gpuTest("a batch is profiled in prefill, decode and loop", async () => {
       1,
       0.1,
     );
-    assert(notes.some((note) => /of 3 prompts the first and the/.test(note)));
+    assert(
+      notes.some((note) => /only the first and last of 3 prompts/.test(note)),
+    );
   }
   const { loop } = onGpu;
   assertEquals([loop!.steps, loop!.tokens], [2, 6]);

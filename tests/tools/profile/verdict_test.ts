@@ -237,7 +237,7 @@ Deno.test("passes that were not timed are noted", () => {
     first: 1,
     last: 2,
   };
-  assertMatch(loopNotes(watched).join(), /of the first 2 of 3 passes/);
+  assertMatch(loopNotes(watched).join(), /cover the first 2 of 3 passes/);
   assertEquals(loopNotes({ ...watched, gpu: [span, span, span] }), []);
   assertEquals(loopNotes({ ...watched, gpu: [] }), []);
 });
