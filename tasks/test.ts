@@ -24,13 +24,36 @@ const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];
 /** Test files that run at once: the software adapter and the CPU path use all cores. */
 const JOBS = 2;
 
+const HELP = `deno task test [flags] [files or folders]
+
+  --quick        host tests and one test per kernel, in under a minute
+  --require-gpu  fail where this machine lacks a GPU adapter or a browser
+  --seeds N      repeat tests on random inputs with N seeds
+  --help         print this text
+
+Other flags go to deno test (--filter …). QWEN3_TEST_SEED=n repeats one seed.`;
+
 prepareEnvironment();
 const args = [...Deno.args];
+if (takes("--help")) {
+  console.log(HELP);
+  Deno.exit(0);
+}
 if (takes("--require-gpu")) Deno.env.set(REQUIRE_GPU, "1");
 const quick = takes("--quick") !== undefined;
 if (quick) Deno.env.set(QUICK, "1");
 const seeds = takes("--seeds", 1);
-if (seeds) Deno.env.set(SEEDS, seeds[0] ?? "");
+if (seeds) {
+  if (!/^[1-9]\d*$/.test(seeds[0])) {
+    console.error(
+      `error: Cannot run the tests: --seeds is ${
+        seeds[0] ?? "missing its number"
+      }, must be a positive integer`,
+    );
+    Deno.exit(1);
+  }
+  Deno.env.set(SEEDS, seeds[0]);
+}
 const adapter = await navigator.gpu?.requestAdapter() != null;
 
 let passed = 0, failed = 0, skipped = 0;
