@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { wrap } from "../lib/tools/format.ts";
+import { wrap } from "../lib/text/messages.ts";
 import {
   type BenchReport,
   type Measure,

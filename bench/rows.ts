@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { tryInstead } from "../lib/text/messages.ts";
 import { batchRow } from "./batch_row.ts";
 import { compareRow, cpuRow } from "./cpu_rows.ts";
 import { FreshProcesses } from "./fresh_rows.ts";
@@ -178,7 +179,7 @@ export function chooseRows(
     throw new Error(
       `Cannot bench: --only has ${
         wrong === undefined ? "no rows" : `"${wrong}"`
-      }, must be rows listed by deno task bench --help`,
+      }, ${tryInstead(wrong ?? "", known, "deno task bench --help")}`,
     );
   }
   return known.filter((name) => chosen.includes(name));

@@ -8,6 +8,7 @@ import { parseArgs } from "@std/cli/parse-args";
 import { errorText } from "../lib/errors.ts";
 import type { Format } from "../lib/formats/format.ts";
 import { formatNames, FORMATS } from "../lib/formats/mod.ts";
+import { nearest, shortened, WIDTH, wrap } from "../lib/text/messages.ts";
 
 /** The kind of value that a flag takes. */
 export type FlagType = "text" | "texts" | "number" | "switch";
@@ -47,10 +48,13 @@ export function readFlags(args: string[], table: FlagTable): Flags {
     const [, name = "", joined] = /^--([^=]+)(=.*)?$/s.exec(arg) ?? [];
     const isSwitch = switches.includes(name.replace(/^no-/, ""));
     if (!values.includes(name) && !isSwitch) {
+      const close = name && nearest(name, Object.keys(table));
       refuse(
-        `${name ? `--${name}` : arg} is unknown, must be one of ${
-          Object.keys(table).map((flag) => `--${flag}`).join(", ")
-        } (put text that begins with - after --)`,
+        close
+          ? `--${name} is unknown, try --${close} or --help`
+          : `${
+            shortened(name ? `--${name}` : arg, 16)
+          } is unknown, try --help (text like this goes after --)`,
       );
     }
     const flag = name.replace(/^no-/, "");
@@ -141,14 +145,23 @@ export function readFormat(flags: Flags, cannot: string): Format {
   return format;
 }
 
-/** The text of `--help`. */
-export function helpText(usage: string, table: FlagTable): string {
+/** The text of `--help`, with `notes` below the flags. */
+export function helpText(
+  usage: string,
+  table: FlagTable,
+  notes?: string,
+): string {
   const width = Math.max(...Object.keys(table).map((name) => name.length));
-  const lines = Object.entries(table).map(([name, [type, help]]) => {
+  const lines = Object.entries(table).flatMap(([name, [type, help]]) => {
     const flag = `--${name}${type === "switch" ? "" : " …"}`;
-    return `  ${flag.padEnd(width + 5)} ${help}`;
+    const first = `  ${flag.padEnd(width + 5)} `;
+    return wrap(help, WIDTH, first, " ".repeat(first.length));
   });
-  return `${usage}\n\n${lines.join("\n")}`;
+  const notesLines = (notes?.split("\n") ?? []).flatMap((line) =>
+    line.length > WIDTH ? wrap(line, WIDTH, "", "  ") : line
+  );
+  return [usage, "", ...lines, ...(notes ? ["", ...notesLines] : [])]
+    .join("\n");
 }
 
 /** A task as `--help` describes it. */
@@ -188,7 +201,7 @@ async function runWithFlags(
   const all: FlagTable = { ...table, help: ["switch", "print this text"] };
   const flags = readFlags(args, all);
   if (flags.on("help")) {
-    console.log(helpText(usage, all) + (notes ? `\n\n${notes}` : ""));
+    console.log(helpText(usage, all, notes));
     return 0;
   }
   const [word] = flags.words;

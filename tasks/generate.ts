@@ -5,6 +5,7 @@
  *   deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B
  */
 import { resolveSampling } from "../lib/model/sampling.ts";
+import { WIDTH, wrap } from "../lib/text/messages.ts";
 import { type DeviceKind, type LoadProgress, loadQwen3 } from "../mod.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 
@@ -176,8 +177,9 @@ function progressLine(): (progress: LoadProgress) => void {
   };
 }
 
-function say(line: string): void {
-  console.error(line);
+/** Prints a notice on stderr, wrapped. */
+function say(notice: string): void {
+  console.error(wrap(notice, WIDTH, "", "  ").join("\n"));
 }
 
 function write(text: string): void {

@@ -13,8 +13,8 @@
  * 1 if a kernel that tokens wait for spills.
  */
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
-import { wrap } from "../lib/tools/format.ts";
 import {
+  CHIP_NAMES,
   PASSES,
   radvTable,
   readChips,
@@ -22,7 +22,7 @@ import {
   statisticsOf,
   variantsOnAmd,
 } from "../lib/tools/radv/radv.ts";
-import { RadvCompiler } from "../lib/tools/radv/compiler.ts";
+import { GET_MESA, RadvCompiler } from "../lib/tools/radv/compiler.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
 import {
   DTYPE_FLAG,
@@ -51,7 +51,9 @@ const FLAGS: FlagTable = {
 
 await runTask({
   usage: "deno task radv [KERNEL…] [flags]",
-  notes: wrap(`Kernels: ${KERNEL_NAMES.join(", ")}`, 100, "", "  ").join("\n"),
+  notes: `Kernels: ${KERNEL_NAMES.join(", ")}\nChips: ${
+    CHIP_NAMES.join(", ")
+  }\n${GET_MESA}`,
   flags: FLAGS,
 }, async (flags) => {
   const cannot = "Cannot compile for RADV";

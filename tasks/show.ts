@@ -9,7 +9,6 @@ import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
 import { NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/open_device.ts";
-import { wrap } from "../lib/tools/format.ts";
 import { showKernel, type Sketched, STATED_DEVICE } from "../lib/tools/show.ts";
 import {
   DTYPE_FLAG,
@@ -34,15 +33,13 @@ const FLAGS: FlagTable = {
 
 await runTask({
   usage: "deno task show KERNEL [flags]",
-  notes: wrap(`Kernels: ${KERNEL_NAMES.join(", ")}`, 100, "", "  ").join("\n"),
+  notes: `Kernels: ${KERNEL_NAMES.join(", ")}`,
   flags: FLAGS,
 }, async (flags) => {
   const [name, ...more] = flags.words;
   if (name === undefined || more.length) {
     throw new Error(
-      `Cannot show ${flags.words.length} kernels: name one of ${
-        KERNEL_NAMES.join(", ")
-      }`,
+      `Cannot show ${flags.words.length} kernels: name one, deno task show --help lists them`,
     );
   }
   const tokens = flags.number("tokens");

@@ -61,6 +61,11 @@ export async function openCheckpoint(
   }
   const repository = parseRepositoryId(spec);
   if (repository === undefined) {
+    if (spec.startsWith("/")) {
+      throw new Error(
+        `Cannot open ${JSON.stringify(spec)}: there is no such directory`,
+      );
+    }
     throw new Error(
       `Cannot open ${
         JSON.stringify(spec)

@@ -139,11 +139,12 @@ export function parseSynthetic(spec: string): Checkpoint {
     /^synthetic:qwen3-([^?]*)(?:\?(.*))?$/i.exec(spec.trim()) ?? [];
   const shape = SIZES.get(size?.toLowerCase());
   if (shape === undefined) {
-    const known = [...SIZES.keys()].map((size) => `synthetic:qwen3-${size}`);
+    const [smallest, ...others] = SIZES.keys();
+    const last = others.pop();
     throw new Error(
-      `Cannot open ${JSON.stringify(spec)}: it is not one of ${
-        known.join(", ")
-      }`,
+      `Cannot open ${JSON.stringify(spec)}: try synthetic:qwen3-${smallest}, ${
+        others.map((size) => `-${size}`).join(", ")
+      } or -${last}`,
     );
   }
   const { seed, layers, vocab } = parameters(spec, query);

@@ -1,5 +1,5 @@
 /**
- * Numbers and lines of text as the tools print them.
+ * Numbers as the tools print them.
  *
  * @module
  */
@@ -43,33 +43,4 @@ export function milliseconds(ms: number): string {
 export function prefixed(value: number): string {
   const power = Math.min(4, Math.max(0, Math.floor(Math.log10(value) / 3)));
   return `${significant(value / 1000 ** power)} ${" kMGT"[power]}`.trimEnd();
-}
-
-/**
- * Breaks `text` into lines of at most `width` characters. The first line starts with
- * `first`, the others with `rest`; a word longer than a line is shortened in the middle.
- */
-export function wrap(
-  text: string,
-  width: number,
-  first: string,
-  rest: string,
-): string[] {
-  const lines = [first];
-  const room = width - Math.max(first.length, rest.length);
-  for (const word of text.split(" ").map((word) => shortened(word, room))) {
-    const line = lines.at(-1)!;
-    const begins = line === first || line === rest;
-    if (!begins && line.length + 1 + word.length > width) {
-      lines.push(rest + word);
-    } else lines[lines.length - 1] += begins ? word : ` ${word}`;
-  }
-  return lines;
-}
-
-/** Cuts out the middle of a word of more than `most` characters. */
-function shortened(word: string, most: number): string {
-  if (word.length <= most) return word;
-  const tail = Math.floor((most - 1) / 2);
-  return `${word.slice(0, most - 1 - tail)}…${word.slice(-tail)}`;
 }

@@ -24,6 +24,7 @@ import { gpuStore } from "../gpu/store.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
 import { familyOf } from "../model/families.ts";
 import { mapWeights, stackedShape } from "../model/family.ts";
+import { tryInstead } from "../text/messages.ts";
 import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -84,7 +85,9 @@ export function showKernel(
   const kernel = findKernel(name);
   if (!kernel) {
     throw new Error(
-      `Cannot show "${name}": the kernels are ${KERNEL_NAMES.join(", ")}`,
+      `Cannot show "${name}": no such kernel, ${
+        tryInstead(name, KERNEL_NAMES, "deno task show --help")
+      }`,
     );
   }
   const wanted = kernel.name;
@@ -162,8 +165,12 @@ function describe(
   );
   if (wrong) {
     throw new Error(
-      `Cannot show ${kernel.name}: it has no constant ${wrong}, only ${
-        Object.keys(kernel.constants).join(", ")
+      `Cannot show ${kernel.name}: it has no constant ${wrong}, ${
+        tryInstead(
+          wrong,
+          Object.keys(kernel.constants),
+          `deno task show ${kernel.name}`,
+        )
       }`,
     );
   }

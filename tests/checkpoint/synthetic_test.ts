@@ -168,10 +168,10 @@ Deno.test("parseSynthetic refuses unknown sizes and parameters, and lists the kn
   const refused: [string, string][] = [
     [
       "synthetic:qwen3-3b",
-      "it is not one of synthetic:qwen3-0.6b, synthetic:qwen3-1.7b, ",
+      "try synthetic:qwen3-0.6b, -1.7b, -4b, -8b, -14b or -32b",
     ],
-    ["synthetic:", "it is not one of"],
-    ["synthetic:qwen3-", "it is not one of"],
+    ["synthetic:", "try synthetic:qwen3-0.6b, -1.7b"],
+    ["synthetic:qwen3-", "try synthetic:qwen3-0.6b, -1.7b"],
     [
       "synthetic:qwen3-0.6b?sead=1",
       'it has no parameter "sead", only seed, layers, vocab',

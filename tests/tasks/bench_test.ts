@@ -283,9 +283,9 @@ for (
   const [args, message] of [
     [
       ["--only", "decode"],
-      /--only has "decode", must be rows listed by .* --help/,
+      /--only has "decode", try decode-128 or .* --help$/m,
     ],
-    [["--only", ","], /--only has no rows, must be rows listed by .* --help/],
+    [["--only", ","], /--only has no rows, try .* --help$/m],
     [["--json", "--markdown"], /--json and --markdown are both given, must be/],
     [["--runs", "0"], /--runs is 0, must be an integer from 1 to 100/],
     [["--max-tokens", "1.5"], /--max-tokens is 1.5, must be an integer/],

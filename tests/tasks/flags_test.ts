@@ -1,4 +1,4 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { type FlagTable, helpText, readFlags } from "../../tasks/flags.ts";
 
 const TABLE: FlagTable = {
@@ -56,12 +56,12 @@ Deno.test("unknown flags and missing or wrong values are refused", () => {
   const refused: [string[], string][] = [
     [
       ["--modle", "x"],
-      "Cannot read the flags: --modle is unknown, must be one of --model, --stop, --top-k, --think",
+      "Cannot read the flags: --modle is unknown, try --model or --help",
     ],
     [["--modle=x"], "--modle is unknown"],
-    [["--no-model"], "--no-model is unknown"],
-    [["-m"], "-m is unknown"],
-    [["--Model", "x"], "--Model is unknown"],
+    [["--no-model"], "--no-model is unknown, try --help (text like this"],
+    [["-m"], "-m is unknown, try --help (text like this goes after --)"],
+    [["--Model", "x"], "--Model is unknown, try --model or --help"],
     [["--model"], "--model has no value, must be followed by a text"],
     [["--top-k"], "--top-k has no value, must be followed by a number"],
     [["--model", "--think"], "--model has no value"],
@@ -86,4 +86,19 @@ Deno.test("helpText lists every flag with its description", () => {
     helpText("usage", { "a": ["switch", "one"], "long-name": ["text", "two"] }),
     "usage\n\n  --a            one\n  --long-name …  two",
   );
+});
+
+Deno.test("helpText breaks long help and notes into lines of 100 columns", () => {
+  const long = "word ".repeat(40).trim();
+  const text = helpText(
+    "usage",
+    { "a": ["text", long] },
+    `Rows:\n  b\n${long}`,
+  );
+  const lines = text.split("\n");
+  for (const line of lines) assert(line.length <= 100, line);
+  assertEquals(text.match(/word/g)?.length, 80);
+  assertMatch(text, /^ {2}--a … {2}word/m);
+  assertMatch(text, /^ {9}word/m);
+  assertMatch(text, /\n\nRows:\n {2}b\nword .*word\n {2}word/);
 });

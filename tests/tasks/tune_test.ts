@@ -153,7 +153,7 @@ for (
     ],
     [["--kernels", ","], /the list of kernels is empty/],
     [["--budget-seconds", "0"], /budget is 0 seconds, must be more than 0/],
-    [["--budget", "5"], /--budget is unknown/],
+    [["--budget", "5"], /--budget is unknown, try --budget-seconds or/],
     [["words"], /unexpected argument "words", this task takes flags only/],
     [["--model", "/nowhere"], /Cannot open "\/nowhere"/],
   ] as const

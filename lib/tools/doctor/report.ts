@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { wrap } from "../format.ts";
+import { WIDTH, wrap } from "../../text/messages.ts";
 
 /** `green`: fine; `yellow`: works, but slowly; `red`: a problem. */
 export type Severity = "green" | "yellow" | "red";
@@ -38,9 +38,6 @@ export interface Reporter {
   /** Called before something runs that may hang. */
   starting?(what: string): void;
 }
-
-/** The widest line of a diagnosis, in characters. */
-export const WIDTH = 100;
 
 const MARKS: Record<Severity, string> = { green: "✓", yellow: "!", red: "✗" };
 

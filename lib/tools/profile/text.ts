@@ -10,8 +10,8 @@ import {
   percent,
   prefixed,
   significant,
-  wrap,
 } from "../format.ts";
+import { wrap } from "../../text/messages.ts";
 import type {
   Coverage,
   Loop,

@@ -16,8 +16,9 @@ import {
 } from "./vulkan.ts";
 import { createPipeline } from "../../webgpu/pipeline.ts";
 
-const GET_MESA =
-  "tasks/get_mesa.sh DIR unpacks Debian's mesa-vulkan-drivers (25 or later), libdrm2 and libdrm-amdgpu1 there";
+/** How to get Mesa, for `--help`. */
+export const GET_MESA =
+  "Mesa: tasks/get_mesa.sh DIR unpacks Debian's mesa-vulkan-drivers (25 or later), libdrm2 and libdrm-amdgpu1 into DIR, for --mesa DIR";
 
 /** Mesa's drivers in a directory, separate from those installed on this machine. */
 export class RadvCompiler implements Disposable {
@@ -33,7 +34,7 @@ export class RadvCompiler implements Disposable {
   constructor(mesa: string | undefined) {
     if (mesa === undefined) {
       throw new Error(
-        `Cannot compile for RADV: --mesa DIR is missing; ${GET_MESA}`,
+        `Cannot compile for RADV: --mesa DIR is missing; tasks/get_mesa.sh DIR unpacks it there`,
       );
     }
     const needed = ["libvulkan_radeon.so", "libvulkan_lvp.so"];
@@ -49,7 +50,7 @@ export class RadvCompiler implements Disposable {
       throw new Error(
         `Cannot compile for RADV: ${mesa} has no ${
           needed.join(" and ")
-        }; ${GET_MESA}`,
+        }; tasks/get_mesa.sh DIR unpacks them there`,
       );
     }
     this.#libraries = Deno.realPathSync(folder); // the loader wants an absolute path

@@ -9,6 +9,7 @@ import { findKernel, KERNEL_NAMES } from "../../../kernels/list.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Format } from "../../formats/format.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
+import { tryInstead } from "../../text/messages.ts";
 import { type Shown, showVariants, type Sketched } from "../show.ts";
 
 /** Chips, as RADV_FORCE_FAMILY names them, by generation. */
@@ -22,6 +23,9 @@ const GENERATIONS: Readonly<Record<string, readonly string[]>> = {
   GFX11: ["navi31", "navi32", "navi33", "phoenix", "gfx1150", "gfx1151"],
   GFX12: ["gfx1200", "gfx1201"],
 };
+
+/** Names of all chips. */
+export const CHIP_NAMES: readonly string[] = Object.values(GENERATIONS).flat();
 
 /** A chip that RADV compiles for. */
 export interface Chip {
@@ -41,8 +45,8 @@ export function readChips(list: string): Chip[] {
     ) ?? [];
     if (!generation) {
       throw new Error(
-        `Cannot compile for "${name}": --chips must be among ${
-          Object.values(GENERATIONS).flat().join(", ")
+        `Cannot compile for "${name}": no such chip, ${
+          tryInstead(name, CHIP_NAMES, "deno task radv --help")
         }`,
       );
     }
@@ -103,7 +107,9 @@ export function variantsOnAmd(
     const kernel = findKernel(name);
     if (kernel) return kernel.name;
     throw new Error(
-      `Cannot compile "${name}": the kernels are ${KERNEL_NAMES.join(", ")}`,
+      `Cannot compile "${name}": no such kernel, ${
+        tryInstead(name, KERNEL_NAMES, "deno task radv --help")
+      }`,
     );
   });
   const wanted = asked.length ? asked : KERNEL_NAMES;

@@ -1,0 +1,104 @@
+/** What every task has in common: `--help` and errors that fit a terminal. */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { type Outcome, runTask } from "../support/run_task.ts";
+
+const TASKS = [
+  ...["bench", "doctor", "generate", "profile", "radv", "show", "test", "tune"],
+];
+
+function assertFits(text: string): void {
+  for (const line of text.split("\n")) {
+    assert(line.length <= 100, `${line.length} columns: ${line}`);
+  }
+}
+
+function assertRefused(outcome: Outcome, message: string): void {
+  const { code, stdout, stderr } = outcome;
+  assertEquals([code, stdout], [1, ""], stderr);
+  assertMatch(stderr, /^error: Cannot [^\n]*\n$/);
+  assert(stderr.includes(message), stderr);
+  assertFits(stderr);
+}
+
+for (const task of TASKS) {
+  Deno.test(`deno task ${task} --help fits 100 columns`, async () => {
+    const { code, stdout, stderr } = await runTask(task, ["--help"]);
+    assertEquals([code, stderr], [0, ""]);
+    assertMatch(stdout, new RegExp(`^deno task ${task} `));
+    assertMatch(stdout, /^ {2}--help +print this text$/m);
+    assertFits(stdout);
+  });
+}
+
+for (
+  const [task, args, message] of [
+    ["bench", ["--model"], "--model has no value, must be followed by a text"],
+    ["bench", ["--markdwn"], "--markdwn is unknown, try --markdown or --help"],
+    ["bench", ["--only", "lod"], '--only has "lod", try load or deno task '],
+    ["bench", ["--only", "nosuch"], '--only has "nosuch", try deno task bench'],
+    ["doctor", ["--contxt", "9"], "--contxt is unknown, try --context or"],
+    ["doctor", ["--context"], "--context has no value, must be followed by"],
+    ["doctor", ["words"], 'unexpected argument "words", this task takes'],
+    ["generate", ["--modl", "x"], "--modl is unknown, try --model or --help"],
+    ["generate", ["-x"], "-x is unknown, try --help (text like this goes"],
+    ["generate", ["hi", "--seed"], "--seed has no value, must be followed by"],
+    [
+      "generate",
+      ["hi", "--repetition-penalt", "1"],
+      "--repetition-penalt is unknown, try --repetition-penalty or --help",
+    ],
+    [
+      "generate",
+      ["--a text of many words that begins with two dashes"],
+      "--a text… dashes is unknown, try --help (text like this goes after --)",
+    ],
+    [
+      "generate",
+      ["hi", "--model", "/none"],
+      'Cannot open "/none": there is no such directory',
+    ],
+    [
+      "generate",
+      ["hi", "--model", "synthetic:qwen3-9b"],
+      'Cannot open "synthetic:qwen3-9b": try synthetic:qwen3-0.6b, -1.7b, ',
+    ],
+    ["profile", ["--context", "9"], "--context is unknown, try --help"],
+    ["profile", ["--kernels", "gem"], "gem is unknown, must be some of gemv, "],
+    ["profile", ["--model", "/none"], 'Cannot open "/none": there is no such'],
+    ["radv", ["--nosuch", "1"], "--nosuch is unknown, try --help"],
+    ["radv", ["--chips"], "--chips has no value, must be followed by a text"],
+    [
+      "radv",
+      ["--chips", "navy21"],
+      'for "navy21": no such chip, try navi21 or',
+    ],
+    ["radv", [], "--mesa DIR is missing; tasks/get_mesa.sh DIR unpacks it"],
+    [
+      "show",
+      [],
+      "Cannot show 0 kernels: name one, deno task show --help lists",
+    ],
+    ["show", ["nosuch"], 'Cannot show "nosuch": no such kernel, try deno task'],
+    [
+      "show",
+      ["sampleHistogrm"],
+      '"sampleHistogrm": no such kernel, try sampleHistogram or deno task show',
+    ],
+    ["show", ["gemm", "--dtype", "u8"], '--dtype is "u8", must be one of bf16'],
+    ["show", ["gemm", "--set", "x"], '--set is "x", must be like WORKGROUP=64'],
+    ["show", ["gemm", "--set", "TH=1"], "it has no constant TH, try "],
+    ["show", ["gemm", "--tokens", "0"], "--tokens is 0, must be an integer"],
+    ["test", ["--seeds", "x"], "--seeds is x, must be a positive integer"],
+    ["tune", ["--budget", "5"], "--budget is unknown, try --budget-seconds or"],
+    [
+      "tune",
+      ["--kernels", "gem"],
+      "gem is unknown, must be among attendDecode",
+    ],
+    ["tune", ["--kernels"], "--kernels has no value, must be followed by a"],
+  ] as const
+) {
+  Deno.test(`deno task ${[task, ...args].join(" ")} is refused in one line of at most 100 columns`, async () => {
+    assertRefused(await runTask(task, args), message);
+  });
+}
