@@ -72,7 +72,7 @@ for (
       ["--chips", "navy21"],
       'for "navy21": no such chip, try navi21 or',
     ],
-    ["radv", [], "--mesa DIR is missing; tasks/get_mesa.sh DIR unpacks it"],
+    ["radv", [], "--mesa DIR is missing; tasks/get_mesa.sh DIR unpacks Mesa"],
     [
       "show",
       [],

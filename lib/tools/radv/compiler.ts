@@ -34,7 +34,7 @@ export class RadvCompiler implements Disposable {
   constructor(mesa: string | undefined) {
     if (mesa === undefined) {
       throw new Error(
-        `Cannot compile for RADV: --mesa DIR is missing; tasks/get_mesa.sh DIR unpacks it there`,
+        `Cannot compile for RADV: --mesa DIR is missing; tasks/get_mesa.sh DIR unpacks Mesa there`,
       );
     }
     const needed = ["libvulkan_radeon.so", "libvulkan_lvp.so"];
