@@ -11,7 +11,7 @@ import { DeviceError, errorText, NoAdapterError } from "../errors.ts";
 import { host } from "../host.ts";
 import { adapterClass, adapterName } from "./adapter.ts";
 
-/** Options of {@linkcode openGpu}. */
+/** Options of {@linkcode openDevice}. */
 export interface DeviceOptions {
   /** Any WebGPU implementation; `navigator.gpu` by default. */
   gpu?: GPU;
@@ -149,7 +149,7 @@ async function requestDevice(options: DeviceOptions) {
   return { adapter, device, descriptor, subgroupSize, choices };
 }
 
-/** An open device. Made by {@linkcode openGpu}. */
+/** An open device. Made by {@linkcode openDevice}. */
 export class Gpu implements Disposable {
   /** The adapter's name. */
   readonly name: string;
@@ -177,16 +177,15 @@ export class Gpu implements Disposable {
   readonly timestamps: boolean;
   /** The device's limits, equal to the adapter's. */
   readonly limits: GPUSupportedLimits;
-  /** The choices made when the device was opened. */
-  readonly choices: Choice[];
   /** Constants that measured fastest on this adapter (see lib/dispatch/keys.ts). */
   readonly tuned: Map<string, Constants> = new Map();
   /** Bytes allocated on the device and not freed yet. */
   allocated = 0;
+  readonly #choices: Choice[];
   #failure?: DeviceError;
   #disposed = false;
 
-  /** @ignore Made by {@linkcode openGpu}. */
+  /** @ignore Made by {@linkcode openDevice}. */
   constructor(
     readonly adapter: GPUAdapter,
     readonly device: GPUDevice,
@@ -196,7 +195,7 @@ export class Gpu implements Disposable {
       vulkan: boolean;
       timestamps: boolean;
       readsAtOnce: boolean;
-      choices: Choice[];
+      choices: readonly Choice[];
     },
   ) {
     const { info } = adapter;
@@ -209,7 +208,7 @@ export class Gpu implements Disposable {
     this.vulkan = found.vulkan;
     this.timestamps = found.timestamps;
     this.readsAtOnce = found.readsAtOnce;
-    this.choices = found.choices;
+    this.#choices = [...found.choices];
     this.f16 = device.features.has("shader-f16");
     this.limits = device.limits;
     device.addEventListener("uncapturederror", (event) => {
@@ -228,6 +227,16 @@ export class Gpu implements Disposable {
         }), ${megabytes(this.allocated)} MB were allocated`,
       );
     });
+  }
+
+  /** The choices made when the device was opened. */
+  get choices(): readonly Choice[] {
+    return this.#choices;
+  }
+
+  /** @ignore Only {@linkcode openDevice} adds choices: those of kernel constants. */
+  addChoice(choice: Choice): void {
+    this.#choices.push(choice);
   }
 
   /** Throws the first error that the device has reported, if any. */
@@ -258,7 +267,12 @@ export class Gpu implements Disposable {
     );
   }
 
-  /** Counts `what` as allocated until it is destroyed. */
+  /**
+   * Counts `what` as allocated until it is destroyed. Public because tensors create
+   * textures themselves, and their bytes belong in the device's total.
+   *
+   * @ignore
+   */
   count<T extends GPUBuffer | GPUTexture>(what: T, size: number): T {
     this.allocated += size;
     const destroy = what.destroy.bind(what);
