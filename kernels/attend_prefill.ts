@@ -1,14 +1,11 @@
-import { exactLanes } from "../lib/dispatch/capabilities.ts";
-import { toF32 } from "../lib/formats/tensor.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
-  attentionText,
   HEADS_128,
   ODD_HEADS,
-  sizesOf,
+  prefillCase,
 } from "./attention_case.ts";
-import { room, SUM, u32 } from "./case.ts";
+import { SUM } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 
@@ -162,33 +159,5 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "f32" },
     { ...ODD_HEADS, lengths: [0], tokens: 5, cache: "f32" },
   ],
-  makeCase(given, { device, random, reference }) {
-    const sizes = sizesOf(given), { heads, kvHeads, headDim, tokens } = given;
-    const { k, v } = reference.attentionInputs(random, sizes, given, tokens);
-    const q = random.tensor("f32", [sizes.rows, heads * headDim], 2);
-    const group = heads / kvHeads;
-    return {
-      what: attentionText(given),
-      operands: {
-        q,
-        k,
-        v,
-        lengths: u32(...given.lengths),
-        y: room(q.shape),
-      },
-      constants: {
-        HEAD_DIM: headDim,
-        ...exactLanes(device, 16),
-      },
-      uniforms: { first: 0, tokens, group, scale: headDim ** -0.5 },
-      expected: () => {
-        const all = { q: toF32(q), k: toF32(k), v: toF32(v) };
-        return [{
-          of: "y",
-          ...reference.attended(all, sizes),
-          tolerance: SUM,
-        }];
-      },
-    };
-  },
+  makeCase: (given, tools) => prefillCase(given, tools, SUM),
 });

@@ -1,14 +1,11 @@
 import { choosePrefillRows } from "../lib/dispatch/attention.ts";
-import { exactLanes } from "../lib/dispatch/capabilities.ts";
-import { toF32 } from "../lib/formats/tensor.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
-  attentionText,
   HEADS_128,
-  sizesOf,
+  prefillCase,
 } from "./attention_case.ts";
-import { HALF_ATTENTION, room, u32 } from "./case.ts";
+import { HALF_ATTENTION } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 
@@ -178,35 +175,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     { ...HEADS_128, lengths: [145], tokens: 9, cache: "f16" },
     { ...HEADS_128, headDim: 64, lengths: [3, 90], tokens: 21, cache: "f16" },
   ],
-  makeCase(given, { device, random, reference }) {
+  makeCase(given, tools) {
+    const { device } = tools, { heads, kvHeads, tokens } = given;
     if (!device.f16) return undefined;
-    const sizes = sizesOf(given), { heads, kvHeads, headDim, tokens } = given;
-    const { k, v } = reference.attentionInputs(random, sizes, given, tokens);
-    const q = random.tensor("f32", [sizes.rows, heads * headDim], 2);
-    const group = heads / kvHeads;
-    return {
-      what: attentionText(given),
-      operands: {
-        q,
-        k,
-        v,
-        lengths: u32(...given.lengths),
-        y: room(q.shape),
-      },
-      constants: {
-        HEAD_DIM: headDim,
-        ...exactLanes(device, 16),
-        ...choosePrefillRows(tokens * group, device),
-      },
-      uniforms: { first: 0, tokens, group, scale: headDim ** -0.5 },
-      expected: () => {
-        const all = { q: toF32(q), k: toF32(k), v: toF32(v) };
-        return [{
-          of: "y",
-          ...reference.attended(all, sizes),
-          tolerance: HALF_ATTENTION,
-        }];
-      },
-    };
+    const rows = choosePrefillRows(tokens * heads / kvHeads, device);
+    return prefillCase(given, tools, HALF_ATTENTION, rows);
   },
 });

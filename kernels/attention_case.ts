@@ -3,8 +3,18 @@
  *
  * @module
  */
+import { exactLanes } from "../lib/dispatch/capabilities.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
 import type { Dtype } from "../lib/dtype.ts";
-import { type Attention, EPS } from "./case.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import {
+  type Attention,
+  type CaseTools,
+  EPS,
+  type KernelCase,
+  room,
+  u32,
+} from "./case.ts";
 
 /** A pass over a cache. */
 export interface AttentionCase {
@@ -52,6 +62,29 @@ export function attentionText(
   return `${heads} heads of ${headDim} over ${kvHeads}, ${keys} keys in ${cache}${
     norm ? `, norms in ${norm}` : ""
   }`;
+}
+
+/** A case of a prefill kernel; `constants` are those that only this kernel has. */
+export function prefillCase(
+  given: AttentionCase,
+  { device, random, reference }: CaseTools,
+  tolerance: number,
+  constants: Constants = {},
+): KernelCase {
+  const sizes = sizesOf(given), { heads, kvHeads, headDim, tokens } = given;
+  const { k, v } = reference.attentionInputs(random, sizes, given, tokens);
+  const q = random.tensor("f32", [sizes.rows, heads * headDim], 2);
+  const group = heads / kvHeads;
+  return {
+    what: attentionText(given),
+    operands: { q, k, v, lengths: u32(...given.lengths), y: room(q.shape) },
+    constants: { HEAD_DIM: headDim, ...exactLanes(device, 16), ...constants },
+    uniforms: { first: 0, tokens, group, scale: headDim ** -0.5 },
+    expected: () => {
+      const all = { q: toF32(q), k: toF32(k), v: toF32(v) };
+      return [{ of: "y", ...reference.attended(all, sizes), tolerance }];
+    },
+  };
 }
 
 /**

@@ -16,11 +16,11 @@ import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
   const gpu = await openGpu(options);
-  gpu.choices.push({
+  gpu.addChoice({
     what: "kernel constants",
     value: `defaults for ${gpu.adapterClass}`,
     reason: defaultsFor(gpu).source,
   });
-  gpu.choices.push(await loadTuning(gpu));
+  gpu.addChoice(await loadTuning(gpu));
   return gpu;
 }

@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { TUNED_KERNELS } from "../kernels/list.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
   type HashedKernel,
@@ -41,14 +40,17 @@ async function hash(text: string): Promise<string> {
     .map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-const hashedKernels = (): Promise<HashedKernel[]> =>
-  Promise.all(
+/** Loads every kernel, which only a file with constants is worth. */
+async function hashedKernels(): Promise<HashedKernel[]> {
+  const { TUNED_KERNELS } = await import("../kernels/list.ts");
+  return await Promise.all(
     TUNED_KERNELS.map(async ({ name, tuning, body }) => ({
       name,
       tuning,
       hash: await hash(body),
     })),
   );
+}
 
 function identityOf({ adapter: { info } }: Pick<Gpu, "adapter">): Identity {
   const { vendor, architecture, device, description } = info;

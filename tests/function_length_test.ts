@@ -1,5 +1,6 @@
 /** Functions of the product have at most 80 lines, or are listed in ARCHITECTURE.md. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { productFiles } from "./support/product_files.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const MOST_LINES = 80;
@@ -50,24 +51,6 @@ function functionsOf(file: string, text: string): Measured[] {
     text,
   );
   return found;
-}
-
-/** Files of the product: `mod.ts`, kernels/, and lib/ without its tools. */
-async function productFiles(): Promise<string[]> {
-  const files = ["mod.ts"];
-  const walk = async (folder: string) => {
-    for await (
-      const { name, isDirectory } of Deno.readDir(new URL(folder, ROOT))
-    ) {
-      const path = folder + name;
-      if (path === "lib/tools") continue;
-      if (isDirectory) await walk(`${path}/`);
-      else if (name.endsWith(".ts")) files.push(path);
-    }
-  };
-  await walk("lib/");
-  await walk("kernels/");
-  return files;
 }
 
 /** The list below "Long functions": `` - `FILE NAME`: reason ``. */

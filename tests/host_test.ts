@@ -2,37 +2,11 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { denoHost } from "../lib/host_deno.ts";
 import { host } from "../lib/host.ts";
+import { productFiles } from "./support/product_files.ts";
 
 const ROOT = new URL("../", import.meta.url);
 /** The one file that may name the Deno namespace. */
 const HOST_DENO = "lib/host_deno.ts";
-
-/** Everything that `mod.ts` loads, and the rest of lib/ except the tools. */
-async function productFiles(): Promise<string[]> {
-  const { stdout } = await new Deno.Command(Deno.execPath(), {
-    args: ["info", "--json", "--config", "deno.json", "mod.ts"],
-    cwd: ROOT,
-  }).output();
-  const { modules } = JSON.parse(new TextDecoder().decode(stdout)) as {
-    modules: { specifier: string }[];
-  };
-  const files = modules.map(({ specifier }) => specifier)
-    .filter((specifier) => specifier.startsWith(ROOT.href))
-    .map((specifier) => specifier.slice(ROOT.href.length));
-  const walk = async (folder: string) => {
-    for await (
-      const { name, isDirectory } of Deno.readDir(new URL(folder, ROOT))
-    ) {
-      const path = folder + name;
-      if (path === "lib/tools") continue;
-      if (isDirectory) await walk(`${path}/`);
-      else if (name.endsWith(".ts")) files.push(path);
-    }
-  };
-  await walk("lib/");
-  await walk("kernels/");
-  return [...new Set(files)].filter((file) => file !== HOST_DENO).sort();
-}
 
 /** Lines that use the namespace, comments included; a sentence may end with its name. */
 function usesOf(text: string): string[] {
@@ -40,7 +14,7 @@ function usesOf(text: string): string[] {
 }
 
 Deno.test("only host_deno.ts uses the Deno namespace", async () => {
-  const files = await productFiles();
+  const files = (await productFiles()).filter((file) => file !== HOST_DENO);
   for (const file of ["mod.ts", "lib/load.ts", "kernels/gemv.ts"]) {
     assert(files.includes(file), `${file} is not among the product's files`);
   }

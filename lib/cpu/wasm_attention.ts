@@ -18,6 +18,12 @@ import {
   v128,
 } from "./assembler.ts";
 
+/**
+ * Below every score, and its exp is 0; not -Infinity, from which the maximum could not be
+ * subtracted. The WGSL kernels use the same value, but the CPU imports nothing of WebGPU.
+ */
+const LOW = -3e38;
+
 /** `a · b + c` of f32x4. */
 export type MulAdd = (a: Code, b: Code, c: Code) => Code;
 
@@ -85,7 +91,7 @@ export function softmax(mulAdd: MulAdd) {
   return f.finish([
     end.set(i32.add(x.get, i32.shl(count.get, i32.const(2)))),
     total.set(i32.add(x.get, i32.shl(total.get, i32.const(2)))),
-    ...fill(-3e38), // not -Infinity, from which the maximum could not be subtracted
+    ...fill(LOW),
     max.set(f.floats(-Infinity)),
     ...each([max.set(f32x4.max(max.get, v128.load()(at.get)))]),
     max.set(f32x4.splat(lanes(f32.max, max))),

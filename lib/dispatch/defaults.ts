@@ -205,9 +205,6 @@ const ROWS: Readonly<Record<AdapterClass, Defaults>> = {
   },
 };
 
-/** All adapter classes. */
-export const ADAPTER_CLASSES = Object.keys(ROWS) as readonly AdapterClass[];
-
 /** Returns the row for an adapter; `other` if its class is not known. */
 export function defaultsFor(
   { adapterClass = "other" }: { adapterClass?: AdapterClass },

@@ -11,7 +11,7 @@ import { DeviceError, errorText, NoAdapterError } from "../errors.ts";
 import { host } from "../host.ts";
 import { adapterClass, adapterName } from "./adapter.ts";
 
-/** Options of {@linkcode openGpu}. */
+/** Options of {@linkcode openDevice}. */
 export interface DeviceOptions {
   /** Any WebGPU implementation; `navigator.gpu` by default. */
   gpu?: GPU;
@@ -32,6 +32,13 @@ const LIMITS = [
   "maxStorageBuffersPerShaderStage",
 ] as const;
 
+/** Features that are used if the adapter has them, and what happens without. */
+const FEATURES: readonly [GPUFeatureName, without: string][] = [
+  ["shader-f16", "matmuls are computed in f32"],
+  ["timestamp-query", "passes are timed by wall clock"],
+];
+const SUBGROUPS = "subgroups" as GPUFeatureName;
+
 /**
  * Opens a GPU with the adapter's own limits (WebGPU's defaults allow bindings of
  * 128 MiB only), and with f16, subgroups and timestamps where the adapter has them.
@@ -39,31 +46,13 @@ const LIMITS = [
  * @throws {NoAdapterError} if there is no adapter, or its workgroup memory is too small.
  */
 export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
-  const adapter = await findAdapter(options);
-  const choices: Choice[] = [];
-  const features: GPUFeatureName[] = [];
-  const want = (feature: GPUFeatureName, without: string) => {
-    const there = adapter.features.has(feature);
-    if (there) features.push(feature);
-    choices.push({
-      what: feature,
-      value: there ? "on" : "off",
-      reason: there ? "the adapter has it" : `the adapter lacks it: ${without}`,
-    });
-    return there;
-  };
-  want("shader-f16", "matmuls are computed in f32");
-  const timestamps = want("timestamp-query", "passes are timed by wall clock");
-  const { device, descriptor, subgroupSize, choice } = await requestDevice(
-    adapter,
-    features,
-    options,
-  );
+  const { adapter, device, descriptor, subgroupSize, choices } =
+    await requestDevice(options);
   // Other versions may panic where this one returns the bytes.
   const { name, version, os } = host.runtime;
   const own = options.gpu === undefined && name === "Deno";
   const readsAtOnce = own && version === READS_AT_ONCE;
-  choices.push(choice, {
+  choices.push({
     what: "readback",
     value: readsAtOnce ? "at once" : "when mapAsync settles",
     reason: readsAtOnce
@@ -78,7 +67,7 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
     descriptor,
     subgroupSize,
     vulkan,
-    timestamps,
+    timestamps: adapter.features.has("timestamp-query"),
     readsAtOnce,
     choices,
   });
@@ -111,21 +100,21 @@ async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
   return adapter;
 }
 
-/** Requests subgroups first: Deno grants them although it does not list them. */
-async function requestDevice(
-  adapter: GPUAdapter,
-  features: readonly GPUFeatureName[],
-  options: DeviceOptions,
-) {
+/** Requests the adapter's own limits, the features that it has, and `more`. */
+function descriptorFor(adapter: GPUAdapter, more: readonly GPUFeatureName[]) {
   const requiredLimits: Record<string, number> = {};
   for (const limit of LIMITS) {
     requiredLimits[limit] = adapter.limits[limit] as number;
   }
-  const subgroups = "subgroups" as GPUFeatureName;
-  let descriptor = {
-    requiredFeatures: [...features, subgroups],
-    requiredLimits,
-  };
+  const names = FEATURES.map(([name]) => name);
+  const there = names.filter((name) => adapter.features.has(name));
+  return { requiredFeatures: [...there, ...more], requiredLimits };
+}
+
+/** Requests subgroups first: Deno grants them although it does not list them. */
+async function requestDevice(options: DeviceOptions) {
+  let adapter = await findAdapter(options);
+  let descriptor = descriptorFor(adapter, [SUBGROUPS]);
   let device: GPUDevice, refusal = "";
   try {
     device = await adapter.requestDevice(descriptor);
@@ -133,14 +122,22 @@ async function requestDevice(
     refusal = errorText(error);
     // A failed requestDevice() consumes the adapter; ask for another.
     adapter = await findAdapter(options);
-    descriptor = { requiredFeatures: [...features], requiredLimits };
+    descriptor = descriptorFor(adapter, []);
     device = await adapter.requestDevice(descriptor);
   }
+  const choices = FEATURES.map(([what, without]): Choice => {
+    const there = adapter.features.has(what);
+    return {
+      what,
+      value: there ? "on" : "off",
+      reason: there ? "the adapter has it" : `the adapter lacks it: ${without}`,
+    };
+  });
   // Only the range of subgroup sizes is reported, so kernels assume the smallest.
   const { subgroupMinSize = 0, subgroupMaxSize } = adapter.info;
   const smallest = refusal ? 0 : subgroupMinSize;
   const subgroupSize = smallest >= 4 ? Math.min(smallest, 32) : 0;
-  const choice: Choice = {
+  choices.push({
     what: "subgroups",
     value: subgroupSize ? `${subgroupSize} lanes` : "off",
     reason: subgroupSize
@@ -148,11 +145,11 @@ async function requestDevice(
       : `sums go through workgroup memory: ${
         refusal || "the adapter reports no subgroup size"
       }`,
-  };
-  return { device, descriptor, subgroupSize, choice };
+  });
+  return { adapter, device, descriptor, subgroupSize, choices };
 }
 
-/** An open device. Made by {@linkcode openGpu}. */
+/** An open device. Made by {@linkcode openDevice}. */
 export class Gpu implements Disposable {
   /** The adapter's name. */
   readonly name: string;
@@ -180,16 +177,15 @@ export class Gpu implements Disposable {
   readonly timestamps: boolean;
   /** The device's limits, equal to the adapter's. */
   readonly limits: GPUSupportedLimits;
-  /** The choices made when the device was opened. */
-  readonly choices: Choice[];
   /** Constants that measured fastest on this adapter (see lib/dispatch/keys.ts). */
   readonly tuned: Map<string, Constants> = new Map();
   /** Bytes allocated on the device and not freed yet. */
   allocated = 0;
+  readonly #choices: Choice[];
   #failure?: DeviceError;
   #disposed = false;
 
-  /** @ignore Made by {@linkcode openGpu}. */
+  /** @ignore Made by {@linkcode openDevice}. */
   constructor(
     readonly adapter: GPUAdapter,
     readonly device: GPUDevice,
@@ -199,7 +195,7 @@ export class Gpu implements Disposable {
       vulkan: boolean;
       timestamps: boolean;
       readsAtOnce: boolean;
-      choices: Choice[];
+      choices: readonly Choice[];
     },
   ) {
     const { info } = adapter;
@@ -212,7 +208,7 @@ export class Gpu implements Disposable {
     this.vulkan = found.vulkan;
     this.timestamps = found.timestamps;
     this.readsAtOnce = found.readsAtOnce;
-    this.choices = found.choices;
+    this.#choices = [...found.choices];
     this.f16 = device.features.has("shader-f16");
     this.limits = device.limits;
     device.addEventListener("uncapturederror", (event) => {
@@ -231,6 +227,16 @@ export class Gpu implements Disposable {
         }), ${megabytes(this.allocated)} MB were allocated`,
       );
     });
+  }
+
+  /** The choices made when the device was opened. */
+  get choices(): readonly Choice[] {
+    return this.#choices;
+  }
+
+  /** @ignore Only {@linkcode openDevice} adds choices: those of kernel constants. */
+  addChoice(choice: Choice): void {
+    this.#choices.push(choice);
   }
 
   /** Throws the first error that the device has reported, if any. */
@@ -261,7 +267,12 @@ export class Gpu implements Disposable {
     );
   }
 
-  /** Counts `what` as allocated until it is destroyed. */
+  /**
+   * Counts `what` as allocated until it is destroyed. Public because tensors create
+   * textures themselves, and their bytes belong in the device's total.
+   *
+   * @ignore
+   */
   count<T extends GPUBuffer | GPUTexture>(what: T, size: number): T {
     this.allocated += size;
     const destroy = what.destroy.bind(what);

@@ -44,11 +44,6 @@ export interface Kernel {
   readonly body: string;
 }
 
-/** Returns `spec` unchanged; type-checks a kernel where it is defined. */
-export function kernel(spec: Kernel): Kernel {
-  return spec;
-}
-
 /** One part of a weight matrix; it binds one buffer per plane of its format. */
 export interface WeightOperand {
   readonly matrix: Matrix<Tensor>;

@@ -6,9 +6,9 @@ import { gemm } from "../../kernels/gemm.ts";
 import { gemv } from "../../kernels/gemv.ts";
 import { gemvRows } from "../../kernels/gemv_rows.ts";
 import { adapterClass } from "../../lib/webgpu/adapter.ts";
-import { ADAPTER_CLASSES } from "../../lib/dispatch/defaults.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import {
+  type AdapterClass,
   type Capabilities,
   exactLanes,
   laneConstants,
@@ -29,6 +29,18 @@ import type { Gpu } from "../../lib/webgpu/device.ts";
 import { type Operands, showWgsl } from "../../lib/webgpu/kernel.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { attendKey, linearKey } from "../../lib/dispatch/keys.ts";
+
+/** Every adapter class; the type requires each to be listed. */
+const CLASSES: Record<AdapterClass, true> = {
+  "NVIDIA": true,
+  "NVIDIA, large cache": true,
+  "AMD": true,
+  "Intel": true,
+  "Apple": true,
+  "software": true,
+  "other": true,
+};
+const ADAPTER_CLASSES = Object.keys(CLASSES) as AdapterClass[];
 
 /** Adapters, from the least that attention over a prompt needs to a large one. */
 const DEVICES: Capabilities[] = [

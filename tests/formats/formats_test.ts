@@ -12,7 +12,7 @@ import {
   piecesOf,
 } from "../../lib/formats/matrix.ts";
 import { gpuStore } from "../../lib/gpu/store.ts";
-import { kernel, splitGrid } from "../../lib/webgpu/kernel.ts";
+import { type Kernel, splitGrid } from "../../lib/webgpu/kernel.ts";
 import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import { Random } from "../support/reference.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
@@ -127,24 +127,23 @@ const views = {
   }`,
 };
 
-const reader = (view: keyof typeof views, texture = false) =>
-  kernel({
-    name: `read ${view}`,
-    buffers: {
-      w: `n k as ${texture ? "texels" : view}`,
-      y: "inout any as raw",
-    },
-    uniforms: { keep: "u32" },
-    constants: {},
-    grid: ({ n, k }) => splitGrid(n * k / 64),
-    body: `
+const reader = (view: keyof typeof views, texture = false): Kernel => ({
+  name: `read ${view}`,
+  buffers: {
+    w: `n k as ${texture ? "texels" : view}`,
+    y: "inout any as raw",
+  },
+  uniforms: { keep: "u32" },
+  constants: {},
+  grid: ({ n, k }) => splitGrid(n * k / 64),
+  body: `
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   let i = wg.x * 64u + tid;
   if (i >= u.n * u.k) { return; }
   ${views[view]}
 }`,
-  });
+});
 
 /** Stored rows on the device. */
 function upload(

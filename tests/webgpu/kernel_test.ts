@@ -2,7 +2,7 @@ import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { type Dtype, elements } from "../../lib/dtype.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import {
-  kernel,
+  type Kernel,
   prepare,
   showWgsl,
   splitGrid,
@@ -18,7 +18,7 @@ function shaped(dtype: Dtype, ...shape: number[]): Tensor {
   return new Tensor({} as Gpu, dtype, shape, {} as GPUBuffer);
 }
 
-const scaled = kernel({
+const scaled: Kernel = {
   name: "scaled",
   buffers: { x: "m k as span", norm: "k", y: "inout m any as span" },
   uniforms: { factor: "f32", shift: "u32" },
@@ -41,7 +41,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
 }`,
-});
+};
 
 const operands = (changes: Record<string, Tensor> = {}) => ({
   x: shaped("f32", 3, 8),
@@ -88,7 +88,7 @@ Deno.test("an unknown constant or uniform is refused", () => {
     Error,
     "Cannot run scaled: it has no uniform factr (available: factor, shift)",
   );
-  const bare = kernel({ ...scaled, uniforms: undefined });
+  const bare = { ...scaled, uniforms: undefined };
   assertThrows(
     () => showWgsl(bare, operands(), { uniforms: { shift: 5 } }),
     Error,
@@ -98,10 +98,10 @@ Deno.test("an unknown constant or uniform is refused", () => {
 
 Deno.test("a size or shape named any is free", () => {
   showWgsl(scaled, operands({ y: shaped("f32", 3, 100) }));
-  const free = kernel({
+  const free: Kernel = {
     ...scaled,
     buffers: { x: "m k", norm: "k", y: "inout any" },
-  });
+  };
   showWgsl(free, operands({ y: shaped("f32", 1, 2, 3, 4) }));
 });
 
@@ -228,7 +228,7 @@ gpuTest("equal WGSL is compiled once", (gpu, trial) => {
 
 gpuTest("a grid beyond the limits of WebGPU is refused", (gpu, trial) => {
   const x = trial.filled([3, 8]), norm = trial.filled([8]);
-  const wide = kernel({ ...scaled, grid: () => [1, 65536, 1] });
+  const wide: Kernel = { ...scaled, grid: () => [1, 65536, 1] };
   assertThrows(
     () =>
       prepare(gpu, wide, { x, norm, y: x }, {

@@ -1,10 +1,10 @@
 import { assertEquals } from "@std/assert";
-import { kernel } from "../../lib/webgpu/kernel.ts";
+import type { Kernel } from "../../lib/webgpu/kernel.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import { gpuTest } from "../support/gpu.ts";
 
 /** A kernel whose result depends on the order of its calls. */
-const follow = kernel({
+const follow: Kernel = {
   name: "follow",
   buffers: { x: "inout n" },
   uniforms: { next: "u32" },
@@ -13,7 +13,7 @@ const follow = kernel({
   body: `
 @compute @workgroup_size(1)
 fn main() { x[0] = (x[0] * 31u + u.next) % 65521u; }`,
-});
+};
 
 gpuTest(
   "a long plan is submitted in pieces, in order",

@@ -36,7 +36,7 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
   const findings: Finding[] = [];
   const reporter: Reporter = {
     found(severity, topic, text, data) {
-      const finding = { severity, topic, text: oneLine(text), data };
+      const finding = { severity, topic, text: errorText(text), data };
       findings.push(finding);
       options.onFinding?.(finding);
     },
@@ -164,5 +164,3 @@ async function open(
   );
   return gpu;
 }
-
-const oneLine = (text: string) => text.replaceAll(/\s+/g, " ").trim();

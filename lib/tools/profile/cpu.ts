@@ -13,7 +13,7 @@ import type { CachePass } from "../../model/kv_cache.ts";
 import { sampleEach, seenBits } from "../../model/sampling.ts";
 import { type Call, tap } from "../../model/tap.ts";
 import { type CostContext, type Costed, costsOf } from "./costs.ts";
-import { type Sample, wallPhase } from "./operations.ts";
+import { type Sample, timelineName, wallPhase } from "./operations.ts";
 import type { Phase, TimelineEvent } from "./report.ts";
 import { prefillSamples, promptIds, type Setting } from "./setting.ts";
 
@@ -178,7 +178,7 @@ class CpuProfile {
   #draw(part: Part, from: number, began: number, runs = 1): void {
     let begin = began - this.setting.origin;
     for (const sample of this.#samples.slice(from)) {
-      const { dispatch: { label: name }, ms = 0 } = sample;
+      const { ms = 0 } = sample, name = timelineName(sample);
       this.timeline.push({ lane: "CPU", part, name, begin, ms });
       begin += ms;
       sample.runs = runs;

@@ -21,6 +21,12 @@ export interface Sample {
   costs?: readonly Cost[];
 }
 
+/** Names a sample on the timeline by its label; a tied head has the embedding's label. */
+export function timelineName({ dispatch, context, costs }: Sample): string {
+  const [{ name }] = costs ?? costsOf(dispatch, context);
+  return name === "lm_head" ? name : dispatch.label;
+}
+
 /** Operations of `steps` timed steps, averaged per step, in order of appearance. */
 export function operationsOf(
   samples: readonly Sample[],

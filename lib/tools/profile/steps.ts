@@ -15,6 +15,7 @@ import { type CostContext, costsOf } from "./costs.ts";
 import {
   operationsOf,
   type Sample,
+  timelineName,
   totals,
   withBetween,
 } from "./operations.ts";
@@ -236,13 +237,14 @@ function eventsOf(
   );
 }
 
-/** Names a dispatch by its label; a tied head has the embedding's label. */
-function described({ dispatch, context }: Sample) {
+/** A dispatch's name on the timeline, with its kernel, shapes and types. */
+function described(sample: Sample) {
+  const { dispatch, context } = sample;
   const costs = costsOf(dispatch, context);
-  const [{ name, dtypes }] = costs;
+  const [{ dtypes }] = costs;
   const shapes = costs.map(({ shape }) => shape).join(", ");
   return {
-    name: name === "lm_head" ? name : dispatch.label,
+    name: timelineName(sample),
     detail: `${dispatch.kernel}: ${shapes}, ${dtypes}`,
   };
 }

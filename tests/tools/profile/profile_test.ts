@@ -325,6 +325,27 @@ Deno.test("the CPU is profiled verb by verb, and the verdict says that it was ch
   }
 });
 
+Deno.test("a tied head is named lm_head on the CPU, not after the embedding", async () => {
+  const { phases, timeline } = await profile(TINY, {
+    device: "cpu",
+    promptTokens: 5,
+    maxTokens: 3,
+  });
+  for (const { name: phase, operations } of phases) {
+    const names = operations.map(({ name }) => name);
+    assert(names.includes("lm_head"), `${phase} has no lm_head: ${names}`);
+    assert(!names.includes("embed_tokens"), `${phase}: ${names}`);
+    const part = timeline.filter((event) => event.part === `profiled ${phase}`);
+    const called = (name: string) =>
+      part.filter((event) => event.name === name).length;
+    // Each forward pass looks up the embedding once and ends with the head.
+    const passes = called("layers.0.attention");
+    assert(passes > 0);
+    assertEquals([called("embed_tokens"), called("lm_head")], [passes, passes]);
+    assertEquals(part[0].name, "embed_tokens");
+  }
+});
+
 gpuTest("CPU and GPU profiles count the same FLOPs", async () => {
   const [onGpu] = (await tiny()).phases;
   const onCpu = (await profile(TINY, {
