@@ -12,8 +12,8 @@
 const FIRST_CHUNK = { hardware: 2, software: 1 };
 
 /**
- * Maximum steps in a chunk. Where a readback returns at once, 32 keep the GPU busy
- * for 97.5 % of the time ("Steps in pieces"). Where it sleeps for 10 ms, chunks must be
+ * Maximum steps in a chunk. Where a readback returns at once, chunks of up to
+ * 32 reach 97.5 % of the GPU's rate ("Steps in pieces"). Where it sleeps for 10 ms, chunks must be
  * longer; 64 was not measured.
  */
 const LARGEST_CHUNK = { atOnce: 32, sleeping: 64 };
