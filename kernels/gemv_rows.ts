@@ -44,7 +44,10 @@ export function rowParts(
   return Math.ceil(n / (groups / Number(SLICES) * Number(ROWS)));
 }
 
-/** Sums that a thread may hold in registers. */
+/**
+ * Maximum sums per thread. Not measured: a thread has about 256 registers, so more
+ * certainly spill.
+ */
 const MOST_SUMS = 256;
 
 /** Lanes that share a row of w. */

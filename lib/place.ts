@@ -9,6 +9,7 @@ import type { LoadProgress } from "./checkpoint/sources.ts";
 import { DeviceError } from "./errors.ts";
 import { host } from "./host.ts";
 import type { Choice } from "./dispatch/choice.ts";
+import { chooseContext } from "./dispatch/context.ts";
 import type { Gpu } from "./webgpu/device.ts";
 import { cacheBytes } from "./model/kv_cache.ts";
 import { chooseCacheDtype, chooseMatmulDtype } from "./dispatch/precision.ts";
@@ -17,9 +18,6 @@ import { CpuRunner } from "./cpu/runner.ts";
 import { GpuRunner } from "./gpu/runner.ts";
 import type { DeviceKind } from "./dispatch/device.ts";
 import { selectDevice } from "./select_device.ts";
-
-/** Maximum tokens per sequence unless the options say otherwise. */
-const DEFAULT_CONTEXT = 4096;
 
 /** Options of {@linkcode loadQwen3}. */
 export interface Qwen3Options {
@@ -107,11 +105,16 @@ async function placeOnGpu(
   const matmuls = chooseMatmulDtype(gpu, exact);
   const kept = chooseCacheDtype(config.headDim, exact);
   const { dtype: cacheDtype } = kept, f16Matmuls = matmuls.dtype === "f16";
-  const context = chooseContext(checkpoint, options, {
-    bytes: gpu.limits.maxStorageBufferBindingSize,
-    perPosition: cacheBytes(config, 1, 1, cacheDtype) /
-      (2 * config.numHiddenLayers),
-    whose: `${gpu.name} binds at most`,
+  const context = chooseContext({
+    name: checkpoint.name,
+    trained: config.maxPositionEmbeddings,
+    requested: options.context,
+    room: {
+      bytes: gpu.limits.maxStorageBufferBindingSize,
+      perPosition: cacheBytes(config, 1, 1, cacheDtype) /
+        (2 * config.numHiddenLayers),
+      whose: `${gpu.name} binds at most`,
+    },
   });
   if (gpu.software) requireMemory(checkpoint, context.tokens, cacheDtype);
   // Imported only in debug mode; nothing else needs the checks.
@@ -152,7 +155,11 @@ export async function placeOnCpu(
   options: Qwen3Options,
   choice: Choice,
 ): Promise<Placed> {
-  const context = chooseContext(checkpoint, options);
+  const context = chooseContext({
+    name: checkpoint.name,
+    trained: checkpoint.config.maxPositionEmbeddings,
+    requested: options.context,
+  });
   requireMemory(checkpoint, context.tokens, "f32");
   const runner = await CpuRunner.load(checkpoint, {
     ...options,
@@ -166,42 +173,6 @@ export async function placeOnCpu(
     reason,
   }];
   return { runner, device: { kind: "cpu", adapter, choices } };
-}
-
-/** Chooses the requested context, or else the largest that fits, up to 4,096. */
-function chooseContext(
-  { name, config }: Checkpoint,
-  { context }: Qwen3Options,
-  room?: { bytes: number; perPosition: number; whose: string },
-): { tokens: number; choice: Choice } {
-  const trained = config.maxPositionEmbeddings;
-  const fits = room ? Math.floor(room.bytes / room.perPosition) : Infinity;
-  const choice = (tokens: number, reason: string) => ({
-    tokens,
-    choice: { what: "context", value: `${tokens} tokens`, reason },
-  });
-  if (context === undefined) {
-    if (fits < Math.min(trained, DEFAULT_CONTEXT)) {
-      return choice(
-        fits,
-        `${room!.whose} ${room!.bytes} bytes of one layer's keys`,
-      );
-    }
-    return trained <= DEFAULT_CONTEXT
-      ? choice(trained, "the length the checkpoint was trained for")
-      : choice(
-        DEFAULT_CONTEXT,
-        `the default; the checkpoint allows ${trained}`,
-      );
-  }
-  if (context > fits) {
-    throw new DeviceError(
-      `Cannot load ${name}: a context of ${context} tokens takes ${
-        context * room!.perPosition
-      } bytes for one layer's keys, ${room!.whose} ${room!.bytes}`,
-    );
-  }
-  return choice(context, "it was asked for");
 }
 
 /** @throws {RangeError} if the checkpoint was not trained for this context length. */

@@ -6,8 +6,16 @@
  */
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
-import { type DeviceKind, type LoadProgress, loadQwen3 } from "../mod.ts";
-import { type FlagTable, runTask } from "./flags.ts";
+import {
+  type DeviceKind,
+  type GenerateOptions,
+  type LoadProgress,
+  loadQwen3,
+  type Qwen3,
+  type Qwen3Options,
+  type Run,
+} from "../mod.ts";
+import { type Flags, type FlagTable, runTask } from "./flags.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -53,23 +61,9 @@ await runTask({
   flags: FLAGS,
 }, async (flags) => {
   // Reject bad flags before downloading or loading anything.
-  const sampling = {
-    temperature: flags.number("temperature"),
-    topK: flags.number("top-k"),
-    topP: flags.number("top-p"),
-    minP: flags.number("min-p"),
-    repetitionPenalty: flags.number("repetition-penalty"),
-    seed: flags.number("seed"),
-  };
-  resolveSampling(sampling);
-  const maxTokens = flags.number("max-tokens");
-  const placement = {
-    device: flags.text("device") as DeviceKind | undefined,
-    precision: flags.text("precision") as "auto" | "f32" | undefined,
-    context: flags.number("context"),
-  };
+  const options = generateOptions(flags), placement = placementOf(flags);
   const prompt = await readPrompt(flags.words);
-  const model = flags.text("model"), json = flags.on("json");
+  const model = flags.text("model"), json = flags.on("json") ?? false;
 
   const interrupt = new AbortController(), { signal } = interrupt;
   Deno.addSignalListener("SIGINT", () => {
@@ -84,13 +78,7 @@ await runTask({
       signal,
     });
     const run = qwen.generate(qwen.hasTokenizer ? prompt : asIds(prompt), {
-      ...sampling,
-      maxTokens,
-      stop: flags.texts("stop"),
-      ignoreEos: flags.on("ignore-eos"),
-      system: flags.text("system"),
-      thinking: flags.on("think"),
-      raw: flags.on("raw"),
+      ...options,
       signal,
     });
     // Printed only now, so that an error above is the only line on stderr.
@@ -99,42 +87,7 @@ await runTask({
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
       );
     }
-    const [device] = qwen.device.choices;
-    say(`Running on ${device.value}: ${device.reason}.`);
-    if (!qwen.hasTokenizer && !json) {
-      say("The checkpoint has no tokenizer: token ids are printed.");
-    }
-    let text = "";
-    for await (const piece of run) {
-      text += piece.text;
-      if (json) continue;
-      write(qwen.hasTokenizer ? piece.text : `${piece.tokenId} `);
-    }
-    const { stats } = run;
-    if (!json) write("\n");
-    say(
-      `${stats.summary} (${run.finishReason}${
-        stats.sampling.temperature === 0
-          ? ", greedy"
-          : `, seed ${stats.sampling.seed}`
-      })`,
-    );
-    if (json) {
-      write(
-        JSON.stringify({
-          text,
-          tokenIds: run.tokenIds,
-          promptTokens: stats.promptTokens,
-          finishReason: run.finishReason,
-          device: qwen.device.kind,
-          adapter: qwen.device.adapter,
-          timeToFirstTokenMs: round(stats.timeToFirstTokenMs),
-          prefillTokensPerSecond: round(stats.prefillTokensPerSecond),
-          decodeTokensPerSecond: round(stats.decodeTokensPerSecond),
-          fallbacks: qwen.fallbacks,
-        }) + "\n",
-      );
-    }
+    await printRun(qwen, run, json);
     return 0;
   } catch (error) {
     if (!signal.aborted) throw error;
@@ -142,6 +95,86 @@ await runTask({
     return INTERRUPTED;
   }
 });
+
+/**
+ * Reads what to generate and how.
+ *
+ * @throws {RangeError} if a sampling option is out of range.
+ */
+function generateOptions(flags: Flags): GenerateOptions {
+  const sampling = {
+    temperature: flags.number("temperature"),
+    topK: flags.number("top-k"),
+    topP: flags.number("top-p"),
+    minP: flags.number("min-p"),
+    repetitionPenalty: flags.number("repetition-penalty"),
+    seed: flags.number("seed"),
+  };
+  resolveSampling(sampling);
+  return {
+    ...sampling,
+    maxTokens: flags.number("max-tokens"),
+    stop: flags.texts("stop"),
+    ignoreEos: flags.on("ignore-eos"),
+    system: flags.text("system"),
+    thinking: flags.on("think"),
+    raw: flags.on("raw"),
+  };
+}
+
+/** Reads where the model should run. */
+function placementOf(flags: Flags): Qwen3Options {
+  return {
+    device: flags.text("device") as DeviceKind | undefined,
+    precision: flags.text("precision") as "auto" | "f32" | undefined,
+    context: flags.number("context"),
+  };
+}
+
+/**
+ * Prints where the model runs, the text as it is generated, and the rates; with `json`,
+ * one line of JSON instead of the text.
+ */
+async function printRun(qwen: Qwen3, run: Run, json: boolean): Promise<void> {
+  const [device] = qwen.device.choices;
+  say(`Running on ${device.value}: ${device.reason}.`);
+  if (!qwen.hasTokenizer && !json) {
+    say("The checkpoint has no tokenizer: token ids are printed.");
+  }
+  let text = "";
+  for await (const piece of run) {
+    text += piece.text;
+    if (json) continue;
+    write(qwen.hasTokenizer ? piece.text : `${piece.tokenId} `);
+  }
+  const { stats } = run;
+  if (!json) write("\n");
+  say(
+    `${stats.summary} (${run.finishReason}${
+      stats.sampling.temperature === 0
+        ? ", greedy"
+        : `, seed ${stats.sampling.seed}`
+    })`,
+  );
+  if (json) write(jsonLine(qwen, run, text));
+}
+
+/** The outcome of a run as one line of JSON. */
+function jsonLine(qwen: Qwen3, run: Run, text: string): string {
+  const { stats } = run;
+  return JSON.stringify({
+    text,
+    tokenIds: run.tokenIds,
+    promptTokens: stats.promptTokens,
+    finishReason: run.finishReason,
+    device: qwen.device.kind,
+    adapter: qwen.device.adapter,
+    timeToFirstTokenMs: round(stats.timeToFirstTokenMs),
+    prefillTokensPerSecond: round(stats.prefillTokensPerSecond),
+    decodeTokensPerSecond: round(stats.decodeTokensPerSecond),
+    fallbacks: qwen.fallbacks,
+  }) + "\n";
+}
 
 /** The prompt from the arguments, or from stdin if there are none. */
 async function readPrompt(words: string[]): Promise<string> {

@@ -45,11 +45,15 @@ const CLOSED = (1 << INDEX_BITS) - 1;
 /** The most chunks that a job can have. */
 export const MAX_CHUNKS = CLOSED - 1;
 
-/** Idle workers end after this time, so that a forgotten pool lets the process exit. */
+/**
+ * Idle workers end after this time, so that a forgotten pool lets the process exit. Not
+ * measured: a second is longer than most tokens take.
+ */
 const IDLE_MS = 1000;
 /**
  * How often a thread polls a shared word before it sleeps: jobs often follow each other
- * within microseconds.
+ * within microseconds. Not measured: by estimate, this many polls take about 10 µs, and
+ * waking a thread takes longer.
  */
 const SPINS = 2000;
 

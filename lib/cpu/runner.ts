@@ -8,6 +8,7 @@ import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CpuKvCache } from "./kv_cache.ts";
 import { CpuOps } from "./ops.ts";
+import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
@@ -16,9 +17,6 @@ import type { Runner } from "../model/runner.ts";
 import { host } from "../host.ts";
 import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
-
-/** Prompt tokens per forward pass. */
-const PREFILL_ROWS = 256;
 
 /** {@linkcode Runner} on the CPU. */
 export class CpuRunner implements Runner {
@@ -123,10 +121,10 @@ export class CpuRunner implements Runner {
     all: boolean,
     signal?: AbortSignal,
   ): AsyncGenerator<Float32Array, void> {
-    for (let begin = 0; begin < tokens.length; begin += PREFILL_ROWS) {
+    for (let begin = 0; begin < tokens.length; begin += CPU_PASS_ROWS) {
       await breathe();
       signal?.throwIfAborted();
-      const chunk = tokens.slice(begin, begin + PREFILL_ROWS);
+      const chunk = tokens.slice(begin, begin + CPU_PASS_ROWS);
       const pass = { first: sequence, sequences: 1, tokens: chunk.length };
       yield this.#forward(cache, pass, chunk, all);
     }

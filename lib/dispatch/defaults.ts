@@ -213,8 +213,9 @@ export function defaultsFor(
 }
 
 /**
- * Minimum rows and outputs for 128 × 128 tiles to fill a large GPU: 128 tiles for 132
- * multiprocessors.
+ * Minimum rows and outputs for 128 × 128 tiles to fill a large GPU. Not measured: these
+ * outputs are 128 tiles, for the 132 multiprocessors of an H100, and 256 rows fill two
+ * rows of tiles.
  */
 const LARGE_ROWS = 256, LARGE_OUTPUT = 1 << 21;
 

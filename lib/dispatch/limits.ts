@@ -37,9 +37,15 @@ export interface Tunable {
   readonly tuning: Tuning;
 }
 
-/** Maximum emulated threads: more make llvmpipe slow, and 1,024 hang it. */
+/**
+ * Maximum emulated threads: 128 are fine on llvmpipe and 1,024 hang it ("llvmpipe: 1,024
+ * threads hang").
+ */
 const MOST_EMULATED_THREADS = 128;
-/** Maximum 16-byte values in flight, which take registers. */
+/**
+ * Maximum 16-byte values in flight. Not measured: at four registers each they take 192 of
+ * the registers of a thread, about 256.
+ */
 export const MOST_IN_FLIGHT = 48;
 
 export const isPowerOf2 = (value: number): boolean =>

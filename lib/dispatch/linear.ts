@@ -138,7 +138,7 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
     reason: `1 row: the matrix is read once${
       whole
         ? ""
-        : `, element by element, because k = ${k} does not fill whole 16-byte units`
+        : `, element by element, because k = ${k} is not a multiple of ${unit}`
     }${copies ? ", from a texture, which loads faster here" : ""}; ${
       origin(tuned, defaults)
     }`,

@@ -5,12 +5,22 @@
  */
 
 /**
- * Maximum rows: matmuls reach their full rate here (bench/log.md, "f16 gemm"), and more
- * would only take more memory.
+ * Maximum rows on a GPU: f16 matmuls are fast here ("f16 gemm"). More rows were not
+ * measured and would take more memory.
  */
 const MOST_ROWS = 2048;
-/** Maximum rows whose logits are kept, because a vocabulary is large. */
+/**
+ * Maximum rows whose logits are kept. Not measured: with the vocabulary of Qwen3, their
+ * logits take 156 MB.
+ */
 const MOST_LOGITS = 256;
+
+/**
+ * Rows on the CPU. Not measured: weights are unpacked again for every 96 rows
+ * (lib/cpu/jobs.ts), so more rows would save little, and an abort would wait longer, since
+ * signals are only checked between passes.
+ */
+export const CPU_PASS_ROWS = 256;
 
 /**
  * Chooses the tokens per pass so that the widest activation, `width` f32 values per

@@ -32,18 +32,24 @@ export interface LinearShape {
 export type Epilogue = "store" | "add" | "swiglu";
 
 /**
- * Maximum rows for which the matrix is read once for all of them (bench/log.md,
- * "gemvRows: 2 to 32 rows in a kernel of its own").
+ * Maximum rows for which the matrix is read once for all of them ("gemvRows:
+ * 2 to 32 rows in a kernel of its own").
  */
 export const FEW_ROWS = 32;
 
 /**
  * Classes of prompt lengths, in rows: constants tuned for one length also serve nearby
- * ones.
+ * ones. The bounds were not measured: without tuning, tiles change after 64 rows and at
+ * 256, and 512 is the prompt that the log profiles ("Profile on an H100: what limits
+ * prefill and decode").
  */
 export const ROW_CLASSES: readonly number[] = [64, 256, 512];
 
-/** Classes of row counts for gemvRows: batches and short prompts. */
+/**
+ * Classes of row counts for gemvRows: batches and short prompts. 4, 16 and 32 are the
+ * counts that were timed ("gemvRows: 2 to 32 rows in a kernel of its own"); 8 halves the
+ * widest gap and was not measured.
+ */
 export const FEW_ROW_CLASSES: readonly number[] = [4, 8, 16, 32];
 
 /** Classes of context lengths that share an attention layout; see attention.ts. */

@@ -1,10 +1,11 @@
 /**
  * The decode loop on the GPU. It never waits for a token on the host: sampling writes
  * each token where the next step reads it, and the host reads a ring of tokens once per
- * chunk of steps.
+ * chunk of steps (lib/dispatch/chunks.ts).
  *
  * @module
  */
+import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
 import { type Sampling, seenBits } from "../model/sampling.ts";
 import { Plan } from "../webgpu/plan.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
@@ -12,15 +13,6 @@ import type { ReadWatcher } from "./ring_reader.ts";
 import { addSampling } from "./sample.ts";
 import type { GpuSequences, Pass } from "./sequences.ts";
 
-/**
- * Steps between two readbacks (a chunk). The first chunk is small, so that text appears
- * immediately; chunks then double up to a maximum, which is smaller where a readback does
- * not sleep (bench/log.md, "Chunks of steps" and "Steps in pieces").
- */
-const FIRST_CHUNK = { hardware: 2, software: 1 };
-const LARGEST_CHUNK = { atOnce: 32, sleeping: 64 };
-/** Chunks stop growing once one takes longer than this, so that text keeps streaming. */
-const LONG_CHUNK_MS = 50;
 /**
  * Steps encoded and submitted together (a piece). A readback returns when all submitted
  * work is done, and the device then idles until the next piece arrives, so that piece is
@@ -88,8 +80,7 @@ export class DecodeLoop implements Disposable {
     const { gpu } = batch.ops, { watcher } = options;
     this.#last = batch.cache.context - 1;
     this.#sample = this.#own.use(new Plan(gpu));
-    this.#size = watcher?.chunk ??
-      FIRST_CHUNK[gpu.software ? "software" : "hardware"];
+    this.#size = watcher?.chunk ?? firstChunk(gpu);
   }
 
   /**
@@ -158,12 +149,11 @@ export class DecodeLoop implements Disposable {
     }
   }
 
-  /** Doubles the size of chunks unless the last one took too long. */
+  /** Chooses the size of the next chunks, unless the watcher fixes it. */
   #grow(ms: number): void {
     const { batch: { ops: { gpu } }, options: { watcher } } = this;
-    if (watcher?.chunk || ms >= LONG_CHUNK_MS) return;
-    const largest = LARGEST_CHUNK[gpu.readsAtOnce ? "atOnce" : "sleeping"];
-    this.#size = Math.min(largest, 2 * this.#size);
+    if (watcher?.chunk) return;
+    this.#size = nextChunk(this.#size, ms, gpu);
   }
 
   /** Submits the rest of the running chunk, and encodes the first piece of the next. */

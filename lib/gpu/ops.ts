@@ -221,19 +221,19 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       },
       uniforms: { heads, first, tokens, eps },
     });
-    const products = chooseAttentionDtype({
+    const matmuls = chooseAttentionDtype({
       cacheDtype: cache.dtype,
       headDim,
       largestQ: qNorm.largest,
       largestK: kNorm.largest,
     });
-    const half = products.dtype === "f16";
+    const half = matmuls.dtype === "f16";
     const { k, v, lengths } = this.#attendOperands(step);
     const operands = { q, lengths, k, v, y };
     this.plan.add(half ? attendPrefillF16 : attendPrefill, operands, {
       label: `layers.${layer}.attention`,
       reason:
-        `many tokens: rows of a kv head share each tile of keys; ${products.reason}`,
+        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}`,
       constants: {
         HEAD_DIM: headDim,
         ...exactLanes(this.gpu, 16),

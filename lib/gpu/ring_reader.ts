@@ -150,7 +150,11 @@ function rangeOf(buffer: GPUBuffer): ArrayBuffer | undefined {
   }
 }
 
-/** With fewer free buffers than this, {@linkcode RingReader.rest} yields for longer. */
+/**
+ * With fewer free buffers than this, {@linkcode RingReader.rest} yields for longer
+ * (bench/log.md, "Yielding to the event loop"). The number was not measured: it is an
+ * eighth of the buffers.
+ */
 const FEW = 4;
 
 /** Yields for one or two milliseconds, which runs all pending callbacks. */

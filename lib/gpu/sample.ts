@@ -12,6 +12,12 @@ import { sampleHistogram } from "../../kernels/sample_histogram.ts";
 import { BINS, chunkLength, WORKGROUP } from "../../kernels/sample_scores.ts";
 import { sampleTopK } from "../../kernels/sample_top_k.ts";
 import { laneConstants } from "../dispatch/capabilities.ts";
+import {
+  chooseLogitChunks,
+  chooseSampling,
+  chooseTopKParts,
+  type SamplingPath,
+} from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import type { Kernel, Operands } from "../webgpu/kernel.ts";
 import type { Plan } from "../webgpu/plan.ts";
@@ -85,33 +91,6 @@ export function createSamplerState(
   };
 }
 
-/** Which dispatches choose a token. */
-export type SamplingPath = "greedy" | "draw" | "top-k" | "histogram";
-
-/** Up to this top-k, one workgroup finishes the sampling from the top k of each chunk. */
-const SMALL_TOP_K = 64;
-
-/** Chooses the dispatches, with the reason. */
-export function chooseSampling(
-  { temperature, topK, topP }: Sampling,
-  vocab: number,
-): { path: SamplingPath; reason: string } {
-  if (temperature === 0) {
-    return { path: "greedy", reason: "temperature 0: the highest logit" };
-  }
-  if (topK > 0 && topK < vocab) {
-    return topK <= SMALL_TOP_K
-      ? { path: "top-k", reason: `top-k of ${topK}: at most ${SMALL_TOP_K}` }
-      : {
-        path: "histogram",
-        reason: `top-k of ${topK}: more than ${SMALL_TOP_K}`,
-      };
-  }
-  return topP < 1
-    ? { path: "histogram", reason: `top-p of ${topP} over the vocabulary` }
-    : { path: "draw", reason: "neither top-k nor top-p" };
-}
-
 /**
  * Records the dispatches that choose the next token of every sequence from
  * `logits` (f32 `[sequences, vocab]`): 2 for greedy decoding and a small top-k,
@@ -164,7 +143,7 @@ class SamplingRecorder {
     const { path, reason } = chooseSampling(sampling, vocab);
     this.#path = path;
     this.#reason = reason;
-    this.#chunks = chunksOf(vocab);
+    this.#chunks = chooseLogitChunks(vocab, WORKGROUP);
     const { temperature, topK, topP, minP, repetitionPenalty, seed } = sampling;
     this.#constants = {
       ...laneConstants(plan.gpu),
@@ -202,7 +181,7 @@ class SamplingRecorder {
     const { state, sampling: { topK } } = this;
     const candidates = this.#candidates();
     this.#add(sampleTopK, { ...row, candidates, records }, {
-      PARTS: topK <= 32 ? 64 : 128,
+      PARTS: chooseTopKParts(topK),
     });
     this.#add(sampleFinish, { records, candidates, ...state }, {
       WINNERS: 0,
@@ -268,17 +247,6 @@ function of(
   return Object.fromEntries(
     Object.entries(settings).filter(([name]) => name in known),
   );
-}
-
-/** Workgroups per row of logits: a power of 2, with at most 16 logits per thread. */
-function chunksOf(vocab: number): number {
-  if (vocab >= 2 ** 18) {
-    throw new Error(
-      `Cannot sample: the vocabulary is ${vocab}, it must be below ${2 ** 18}`,
-    );
-  }
-  const most = 2 ** 18 / (16 * WORKGROUP); // 64
-  return Math.min(most, 2 ** Math.ceil(Math.log2(Math.max(1, vocab / 1024))));
 }
 
 /**

@@ -21,14 +21,23 @@ import {
 } from "./sample.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
-/** Steps whose tokens the ring on the device holds until they are read. */
+/**
+ * Steps whose tokens the ring on the device holds until they are read. Not measured: the
+ * largest chunk has 64 steps, and parts of two chunks are unread at a time; a row of the
+ * ring takes 4 bytes per sequence.
+ */
 const RING = 256;
 /**
  * Staging buffers created in advance. Deno settles mapAsync 10 ms late, so several are in
- * flight at once.
+ * flight at once (bench/log.md, "Readbacks without waiting for the promise"). The number
+ * was not measured: 10 ms are about 10 steps on an H100, even if each were a chunk.
  */
 const READBACKS = 32;
-/** Maximum number of recorded passes to keep; each prompt length needs its own. */
+/**
+ * Maximum number of recorded passes to keep; each prompt length needs its own. Not
+ * measured: a chat needs the pass of a step, that of full prompt chunks and those of a few
+ * remainders.
+ */
 const MOST_PASSES = 8;
 
 /** A forward pass: write tokens to `input`, run `plan`, read `logits`. */

@@ -9,6 +9,7 @@ import {
   parseRope,
   type Qwen3Config,
 } from "../checkpoint/config.ts";
+import { formatNames } from "../formats/mod.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import {
   type Family,
@@ -162,7 +163,7 @@ function refuseUnsupported(fields: ConfigFields) {
   if (fields.has("quantization_config")) {
     fields.refuse(
       "quantization_config",
-      "absent: weights are read as bf16, f16 or f32",
+      `absent: weights are read as ${formatNames()}`,
     );
   }
 }

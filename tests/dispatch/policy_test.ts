@@ -1,5 +1,7 @@
 /** Choices of device, precision and rows, with their reasons. */
-import { assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { firstChunk, nextChunk } from "../../lib/dispatch/chunks.ts";
+import { chooseContext } from "../../lib/dispatch/context.ts";
 import { chooseDevice } from "../../lib/dispatch/device.ts";
 import {
   chooseLogitsRows,
@@ -11,6 +13,11 @@ import {
   chooseMatmulDtype,
   headVector,
 } from "../../lib/dispatch/precision.ts";
+import {
+  chooseLogitChunks,
+  chooseTopKParts,
+} from "../../lib/dispatch/sampling.ts";
+import { DeviceError } from "../../lib/errors.ts";
 
 Deno.test("a cache is f16 where heads are whole 16-byte units", () => {
   for (const headDim of [8, 64, 80, 128]) {
@@ -103,4 +110,48 @@ Deno.test("a GPU is chosen by request, by kind, or by rate", () => {
         "only a software adapter is available; a [1, 2] × [2, 3] matmul reads 1.00 GB/s on the CPU path, 1.00 GB/s on Renderer",
     },
   });
+});
+
+Deno.test("chunks of steps double up to a maximum, unless one took long", () => {
+  assertEquals(firstChunk({ software: false }), 2);
+  assertEquals(firstChunk({ software: true }), 1);
+  const after = (steps: number, ms: number, readsAtOnce: boolean) =>
+    nextChunk(steps, ms, { readsAtOnce });
+  assertEquals(after(2, 49, true), 4);
+  assertEquals(after(2, 50, true), 2);
+  assertEquals([after(16, 20, true), after(32, 20, true)], [32, 32]);
+  assertEquals([after(32, 20, false), after(64, 20, false)], [64, 64]);
+});
+
+Deno.test("a context is what was asked for, or the most that fits up to 4,096", () => {
+  const of = (trained: number, requested?: number, bytes?: number) => {
+    const room = bytes && { bytes, perPosition: 10, whose: "a test allows" };
+    const { tokens, choice } = chooseContext({
+      name: "m",
+      trained,
+      requested,
+      room: room || undefined,
+    });
+    return `${tokens}: ${choice.reason}`;
+  };
+  assertEquals(of(40960), "4096: the default; the checkpoint allows 40960");
+  assertEquals(of(4096), "4096: the length the checkpoint was trained for");
+  assertEquals(of(40960, 8000), "8000: it was asked for");
+  assertEquals(
+    of(40960, undefined, 1009),
+    "100: a test allows 1009 bytes of one layer's keys",
+  );
+  assertThrows(() => of(40960, 101, 1009), DeviceError, "takes 1010 bytes");
+});
+
+Deno.test("logits are split so that a thread holds at most 16", () => {
+  assertEquals([1, 1024, 1025, 5003].map((v) => chooseLogitChunks(v, 256)), [
+    1,
+    1,
+    2,
+    8,
+  ]);
+  assertEquals(chooseLogitChunks(151_936, 256), 64);
+  assertThrows(() => chooseLogitChunks(2 ** 18, 256), Error, "below 262144");
+  assertEquals([1, 32, 33, 64].map(chooseTopKParts), [64, 64, 128, 128]);
 });

@@ -2,11 +2,8 @@ import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
-import {
-  addSampling,
-  chooseSampling,
-  createSamplerState,
-} from "../../lib/gpu/sample.ts";
+import { chooseSampling } from "../../lib/dispatch/sampling.ts";
+import { addSampling, createSamplerState } from "../../lib/gpu/sample.ts";
 import {
   gumbel,
   gumbelHash,

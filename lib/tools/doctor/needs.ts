@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { defaultContext } from "../../dispatch/context.ts";
 import { chooseCacheDtype } from "../../dispatch/precision.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import { DeviceError, errorText } from "../../errors.ts";
@@ -11,9 +12,6 @@ import type { Finding } from "./report.ts";
 import { cacheBytes } from "../../model/kv_cache.ts";
 import { familyOf } from "../../model/families.ts";
 import { listWeights } from "../../model/family.ts";
-
-/** Context length if none is given. */
-const DEFAULT_CONTEXT = 4096;
 
 const mb = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
 
@@ -43,7 +41,7 @@ export async function modelNeeds(
         `--context is ${wanted}, must be from 1 to ${trained}, the context that ${name} was trained for`,
     }];
   }
-  const context = wanted ?? Math.min(DEFAULT_CONTEXT, trained);
+  const context = wanted ?? defaultContext(trained);
   const dtype = gpu ? chooseCacheDtype(config.headDim).dtype : "f32";
   const weights = weightBytes(checkpoint);
   const cache = cacheBytes(config, 1, context, dtype);

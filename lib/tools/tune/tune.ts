@@ -7,6 +7,7 @@
 import { errorText } from "../../errors.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../open_device.ts";
+import type { Gpu } from "../../webgpu/device.ts";
 import type { Plan } from "../../webgpu/plan.ts";
 import { Bench } from "./bench.ts";
 import { TUNED_KERNELS } from "../../../kernels/list.ts";
@@ -128,15 +129,8 @@ export async function tune(
     wrong: [],
     notes: [],
   };
-  /** Stores a case; without one it tests that the file can be written. */
-  const store = async (key?: string, entry?: TunedEntry) => {
-    if (options.dryRun) return;
-    const found = new Map(key === undefined ? [] : [[key, entry]]);
-    const { path, replaced } = await saveTuning(gpu, found);
-    report.file = path;
-    if (replaced) report.notes.push(`a new file was started: ${replaced}`);
-  };
-  await store();
+  // Tests that the file can be written before anything is timed.
+  if (!options.dryRun) await store(gpu, report, new Map());
   const bench = await Bench.load(gpu, checkpoint, signal);
   closing.use(bench);
   const { cases, notes } = casesOf(bench, kernels);
@@ -144,32 +138,7 @@ export async function tune(
   options.onBegin?.(
     `${checkpoint.name} on ${gpu.name}, timed in passes through ${bench.layersText}`,
   );
-  for (const [i, one] of cases.entries()) {
-    const now = performance.now();
-    const deadline = now + Math.max(0, end - now) / (cases.length - i);
-    const { decided, ...found } = await tuneCase(bench, one, {
-      deadline,
-      signal,
-      wrong: report.wrong,
-      notes: report.notes,
-    });
-    report.cases.push(found);
-    options.onCase?.(found);
-    if (found.winner) {
-      report.winners++;
-      gpu.tuned.set(one.key, found.winner); // later cases are timed along with it
-    }
-    if (!decided) continue;
-    await store(
-      one.key,
-      found.winner && {
-        constants: found.winner,
-        gain: found.gain!,
-        spread: found.spread!,
-        model: checkpoint.name,
-      },
-    );
-  }
+  await tuneCases(bench, cases, report, end, options);
   const late = report.cases.filter(({ outcome }) => outcome === LATE).length;
   if (late) {
     report.notes.push(
@@ -178,6 +147,52 @@ export async function tune(
   }
   report.seconds = (performance.now() - began) / 1000;
   return report;
+}
+
+/** Stores outcomes by key in the adapter's file, and reports which file that is. */
+async function store(
+  gpu: Gpu,
+  report: TuneReport,
+  found: ReadonlyMap<string, TunedEntry | undefined>,
+): Promise<void> {
+  const { path, replaced } = await saveTuning(gpu, found);
+  report.file = path;
+  if (replaced) report.notes.push(`a new file was started: ${replaced}`);
+}
+
+/**
+ * Tunes the cases one after another until `end`, each with an equal part of the time that
+ * is left, and stores each outcome as soon as it is decided.
+ */
+async function tuneCases(
+  bench: Bench,
+  cases: readonly TuneCase[],
+  report: TuneReport,
+  end: number,
+  { dryRun, signal, onCase }: TuneOptions,
+): Promise<void> {
+  const { gpu } = bench, { wrong, notes, model } = report;
+  for (const [i, one] of cases.entries()) {
+    const now = performance.now();
+    const deadline = now + Math.max(0, end - now) / (cases.length - i);
+    const { decided, ...found } = await tuneCase(bench, one, {
+      deadline,
+      signal,
+      wrong,
+      notes,
+    });
+    report.cases.push(found);
+    onCase?.(found);
+    const { winner, gain, spread } = found;
+    if (winner) {
+      report.winners++;
+      gpu.tuned.set(one.key, winner); // later cases are timed along with it
+    }
+    if (!decided || dryRun) continue;
+    const entry = winner &&
+      { constants: winner, gain: gain!, spread: spread!, model };
+    await store(gpu, report, new Map([[one.key, entry]]));
+  }
 }
 
 /** `WORKGROUP 128 ROWS 2 …` */

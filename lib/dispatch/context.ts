@@ -1,0 +1,66 @@
+/**
+ * How many tokens a sequence may have.
+ *
+ * @module
+ */
+import { DeviceError } from "../errors.ts";
+import type { Choice } from "./choice.ts";
+
+/**
+ * Maximum tokens per sequence unless the options say otherwise: enough for a chat, while
+ * the cache takes less memory than the weights (0.47 GB in f16 against 1.2 GB for Qwen3
+ * 0.6B). Not measured: it decides memory, not speed.
+ */
+const DEFAULT_CONTEXT = 4096;
+
+/** A context length and how it was chosen. */
+export interface ContextChoice {
+  tokens: number;
+  choice: Choice;
+}
+
+/** The default context of a checkpoint that was trained for `trained` tokens. */
+export function defaultContext(trained: number): number {
+  return Math.min(DEFAULT_CONTEXT, trained);
+}
+
+/**
+ * Chooses the requested context, or else the largest that fits, up to 4,096.
+ *
+ * @throws {DeviceError} if the requested context does not fit.
+ */
+export function chooseContext({ name, trained, requested, room }: {
+  /** The checkpoint's name. */
+  name: string;
+  /** The length that the checkpoint was trained for. */
+  trained: number;
+  requested?: number;
+  /** The bytes of one layer's keys that `whose` allows, and those per position. */
+  room?: { bytes: number; perPosition: number; whose: string };
+}): ContextChoice {
+  const fits = room ? Math.floor(room.bytes / room.perPosition) : Infinity;
+  const choice = (tokens: number, reason: string) => ({
+    tokens,
+    choice: { what: "context", value: `${tokens} tokens`, reason },
+  });
+  if (requested === undefined) {
+    const tokens = defaultContext(trained);
+    if (fits < tokens) {
+      return choice(
+        fits,
+        `${room!.whose} ${room!.bytes} bytes of one layer's keys`,
+      );
+    }
+    return tokens === trained
+      ? choice(tokens, "the length the checkpoint was trained for")
+      : choice(tokens, `the default; the checkpoint allows ${trained}`);
+  }
+  if (requested > fits) {
+    throw new DeviceError(
+      `Cannot load ${name}: a context of ${requested} tokens takes ${
+        requested * room!.perPosition
+      } bytes for one layer's keys, ${room!.whose} ${room!.bytes}`,
+    );
+  }
+  return choice(requested, "it was asked for");
+}

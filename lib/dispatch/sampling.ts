@@ -1,0 +1,73 @@
+/**
+ * Which dispatches sample a token on the GPU, and into how many parts they split its
+ * logits.
+ *
+ * @module
+ */
+
+/** Which dispatches choose a token. */
+export type SamplingPath = "greedy" | "draw" | "top-k" | "histogram";
+
+/**
+ * Up to this top-k, one workgroup finishes the sampling from the top k of each chunk. Not
+ * measured: Qwen3 recommends 20, and the 128 partial maxima that 64 takes are half a
+ * workgroup's threads.
+ */
+const SMALL_TOP_K = 64;
+
+/** Chooses the dispatches, with the reason. */
+export function chooseSampling(
+  { temperature, topK, topP }: {
+    readonly temperature: number;
+    readonly topK: number;
+    readonly topP: number;
+  },
+  vocab: number,
+): { path: SamplingPath; reason: string } {
+  if (temperature === 0) {
+    return { path: "greedy", reason: "temperature 0: the highest logit" };
+  }
+  if (topK > 0 && topK < vocab) {
+    return topK <= SMALL_TOP_K
+      ? { path: "top-k", reason: `top-k of ${topK}: at most ${SMALL_TOP_K}` }
+      : {
+        path: "histogram",
+        reason: `top-k of ${topK}: more than ${SMALL_TOP_K}`,
+      };
+  }
+  return topP < 1
+    ? { path: "histogram", reason: `top-p of ${topP} over the vocabulary` }
+    : { path: "draw", reason: "neither top-k nor top-p" };
+}
+
+/**
+ * Chooses the partial maxima per chunk that bound a small top-k: at least twice as many as
+ * k, so that few tokens beyond the top k reach the bound.
+ */
+export function chooseTopKParts(topK: number): number {
+  return topK <= SMALL_TOP_K / 2 ? SMALL_TOP_K : 2 * SMALL_TOP_K;
+}
+
+/** The vocabulary must be below this: 64 chunks for 256 threads with 16 logits each. */
+const VOCAB_LIMIT = 2 ** 18;
+/** Maximum logits per thread, which stay in registers: four vec4s. Not measured. */
+const MOST_LOGITS = 16;
+/** Logits per chunk of a small vocabulary: one vec4 per thread of 256. Not measured. */
+const SMALL_CHUNK = 1024;
+
+/**
+ * Chooses the chunks of a row of logits, one per workgroup of `threads`: a power of 2 that
+ * divides the threads which then merge the chunks, with at most 16 logits per thread.
+ *
+ * @throws {Error} if the vocabulary is too large.
+ */
+export function chooseLogitChunks(vocab: number, threads: number): number {
+  if (vocab >= VOCAB_LIMIT) {
+    throw new Error(
+      `Cannot sample: the vocabulary is ${vocab}, it must be below ${VOCAB_LIMIT}`,
+    );
+  }
+  const most = VOCAB_LIMIT / (MOST_LOGITS * threads);
+  const chunks = 2 ** Math.ceil(Math.log2(Math.max(1, vocab / SMALL_CHUNK)));
+  return Math.min(most, chunks);
+}
