@@ -15,7 +15,7 @@ import {
   rowsHeld,
 } from "../../lib/formats/matrix.ts";
 import { FORMATS } from "../../lib/formats/mod.ts";
-import { Random } from "../support/reference.ts";
+import { randomTest } from "../support/random.ts";
 import { gpuTest, withBinding } from "../support/gpu.ts";
 import { nibbles } from "../support/nibbles.ts";
 import { splitMatrix } from "../support/matrix.ts";
@@ -66,37 +66,40 @@ Deno.test("planes are allocated by their own bytes, in whole words", () => {
   assertEquals([matrix.n, matrix.k], [3, 64]);
 });
 
-Deno.test("no plane exceeds the limit, every row is in one place, cuts are at whole words", () => {
-  const random = new Random(5);
-  for (const format of [...FORMATS, nibbles]) {
-    for (const pairs of [false, true]) {
-      for (let trial = 0; trial < 20; trial++) {
-        const k = format.elements * random.int(1, 4), half = random.int(1, 90);
-        const rowBytes = Math.max(
-          ...format.planes(k).map(({ rowBytes }) => rowBytes),
-        );
-        const most = rowBytes * random.int(16, 70);
-        const stack = [{ rows: half, format }, { rows: half, format }];
-        const layout = layOut("w", stack, k, { pairs, most });
-        const parts = layout.map((part) => ({ ...part, planes: [] }));
-        const matrix: Matrix<never> = { label: "w", n: 2 * half, k, parts };
-        for (const part of parts) {
-          assert(planeBytes(part, k).every((bytes) => bytes <= most));
-          assert(part.twin === undefined || part.twin - part.begin === half);
+randomTest(
+  "no plane exceeds the limit, every row is in one place, cuts are at whole words",
+  (random) => {
+    for (const format of [...FORMATS, nibbles]) {
+      for (const pairs of [false, true]) {
+        for (let trial = 0; trial < 20; trial++) {
+          const k = format.elements * random.int(1, 4),
+            half = random.int(1, 90);
+          const rowBytes = Math.max(
+            ...format.planes(k).map(({ rowBytes }) => rowBytes),
+          );
+          const most = rowBytes * random.int(16, 70);
+          const stack = [{ rows: half, format }, { rows: half, format }];
+          const layout = layOut("w", stack, k, { pairs, most });
+          const parts = layout.map((part) => ({ ...part, planes: [] }));
+          const matrix: Matrix<never> = { label: "w", n: 2 * half, k, parts };
+          for (const part of parts) {
+            assert(planeBytes(part, k).every((bytes) => bytes <= most));
+            assert(part.twin === undefined || part.twin - part.begin === half);
+          }
+          for (const part of parts.slice(0, -1)) assertEquals(part.rows % 8, 0);
+          const seen = new Array(2 * half).fill(0);
+          for (const { row, rows, part, at } of piecesOf(matrix, 0, 2 * half)) {
+            assert(at + rows <= rowsHeld(part));
+            for (let i = 0; i < rows; i++) seen[row + i]++;
+          }
+          assert(seen.every((times) => times === 1));
+          const [piece, ...more] = piecesOf(matrix, half, 1);
+          assertEquals([piece.row, piece.rows, more.length], [half, 1, 0]);
         }
-        for (const part of parts.slice(0, -1)) assertEquals(part.rows % 8, 0);
-        const seen = new Array(2 * half).fill(0);
-        for (const { row, rows, part, at } of piecesOf(matrix, 0, 2 * half)) {
-          assert(at + rows <= rowsHeld(part));
-          for (let i = 0; i < rows; i++) seen[row + i]++;
-        }
-        assert(seen.every((times) => times === 1));
-        const [piece, ...more] = piecesOf(matrix, half, 1);
-        assertEquals([piece.row, piece.rows, more.length], [half, 1, 0]);
       }
     }
-  }
-});
+  },
+);
 
 Deno.test("a limit of fewer than eight rows is refused", () => {
   assertThrows(
