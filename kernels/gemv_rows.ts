@@ -25,7 +25,7 @@ const load = (into: string, chunk: string) => /* wgsl */ `
  * Sums that lanes without subgroups exchange between two barriers: as many as 8 KiB hold,
  * because each barrier takes a software adapter seconds to compile.
  */
-export function sumsAtOnce(
+function sumsAtOnce(
   workgroup: number,
   lanes: number,
   sums: number,

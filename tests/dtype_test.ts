@@ -6,34 +6,17 @@ import {
   f32ToF16Bits,
 } from "../lib/dtype.ts";
 import { f32, toF32 } from "../lib/formats/tensor.ts";
-
-/** Decodes a binary float with these field widths, by the definition. */
-function decode(
-  bits: number,
-  exponentBits: number,
-  mantissaBits: number,
-): number {
-  const sign = bits >>> (exponentBits + mantissaBits) ? -1 : 1;
-  const exponent = (bits >>> mantissaBits) & (2 ** exponentBits - 1);
-  const fraction = (bits & (2 ** mantissaBits - 1)) / 2 ** mantissaBits;
-  const bias = 2 ** (exponentBits - 1) - 1;
-  if (exponent === 2 ** exponentBits - 1) {
-    return fraction ? NaN : sign * Infinity;
-  }
-  return exponent
-    ? sign * (1 + fraction) * 2 ** (exponent - bias)
-    : sign * fraction * 2 ** (1 - bias);
-}
+import { decodeFloat } from "./support/decode_float.ts";
 
 Deno.test("every f16 and bf16 pattern decodes to the value of its fields", () => {
   const data = Uint16Array.from({ length: 65536 }, (_, bits) => bits);
   const f16 = toF32({ dtype: "f16", shape: [65536], data });
   const bf16 = toF32({ dtype: "bf16", shape: [256, 256], data });
   for (let bits = 0; bits < 65536; bits++) {
-    assertEquals(f16[bits], decode(bits, 5, 10), `f16 ${bits}`);
-    assertEquals(f16ToF32(bits), decode(bits, 5, 10), `f16 ${bits}`);
-    assertEquals(bf16[bits], decode(bits, 8, 7), `bf16 ${bits}`);
-    assertEquals(bf16ToF32(bits), decode(bits, 8, 7), `bf16 ${bits}`);
+    assertEquals(f16[bits], decodeFloat(bits, 5, 10), `f16 ${bits}`);
+    assertEquals(f16ToF32(bits), decodeFloat(bits, 5, 10), `f16 ${bits}`);
+    assertEquals(bf16[bits], decodeFloat(bits, 8, 7), `bf16 ${bits}`);
+    assertEquals(bf16ToF32(bits), decodeFloat(bits, 8, 7), `bf16 ${bits}`);
   }
 });
 

@@ -15,34 +15,21 @@ import { gpuStore } from "../../lib/gpu/store.ts";
 import { type Kernel, splitGrid } from "../../lib/webgpu/kernel.ts";
 import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import { type Random, randomTest } from "../support/random.ts";
+import { decodeFloat } from "../support/decode_float.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 import { nibbles, unpackBlock } from "../support/nibbles.ts";
 
 /** What each format's bits mean by definition. A new format adds its own here. */
 const DEFINITIONS: Record<string, (block: DataView) => number[]> = {
   f32: (block) => [block.getFloat32(0, true)],
-  f16: (block) => [binary(block.getUint16(0, true), 5, 10)],
-  bf16: (block) => [binary(block.getUint16(0, true), 8, 7)],
+  f16: (block) => [decodeFloat(block.getUint16(0, true), 5, 10)],
+  bf16: (block) => [decodeFloat(block.getUint16(0, true), 8, 7)],
   nibbles: ({ buffer, byteOffset, byteLength }) =>
     unpackBlock(new Uint8Array(buffer, byteOffset, byteLength)),
 };
 
 /** The formats of the list, and a test format made of blocks. */
 const ALL = [...FORMATS, nibbles];
-
-/** The value of a binary float with the given field widths. */
-function binary(bits: number, exponentBits: number, mantissaBits: number) {
-  const sign = bits >>> (exponentBits + mantissaBits) ? -1 : 1;
-  const exponent = (bits >>> mantissaBits) & (2 ** exponentBits - 1);
-  const fraction = (bits & (2 ** mantissaBits - 1)) / 2 ** mantissaBits;
-  const bias = 2 ** (exponentBits - 1) - 1;
-  if (exponent === 2 ** exponentBits - 1) {
-    return fraction ? NaN : sign * Infinity;
-  }
-  return exponent
-    ? sign * (1 + fraction) * 2 ** (exponent - bias)
-    : sign * fraction * 2 ** (1 - bias);
-}
 
 /** Rows of random bits, as a file stores them. */
 function randomRows(random: Random, format: Format, rows: number, k: number) {

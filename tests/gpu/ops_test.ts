@@ -83,6 +83,15 @@ class Pair implements Disposable {
     return await y.read();
   }
 
+  /** Checks what `record` records against the CPU's result; `what` names it. */
+  async agree(
+    what: string,
+    record: (ops: GpuOps) => Tensor,
+    expected: CpuTensor,
+  ): Promise<void> {
+    assertAllClose(await this.run(record), toF32(expected), CLOSE, what);
+  }
+
   /** Sets the next pass, after `lengths` cached tokens. */
   next(lengths: number[], pass: CachePass): void {
     for (const cache of [this.cpuCache, this.gpuCache]) {
@@ -136,17 +145,8 @@ for (
     const device = uploaded(trial, host), [onDevice] = device.layers;
     // gemv, gemvRows and gemm.
     for (const rows of [1, 3, FEW_ROWS + 1]) {
-      const same = async (
-        verb: string,
-        record: (ops: GpuOps) => Tensor,
-        expected: CpuTensor,
-      ) =>
-        assertAllClose(
-          await pair.run(record),
-          toF32(expected),
-          CLOSE,
-          `${verb}, ${rows} rows`,
-        );
+      const same: Pair["agree"] = (verb, record, expected) =>
+        pair.agree(`${verb}, ${rows} rows`, record, expected);
       const ids = Array.from(
         { length: rows },
         () => random.int(0, vocabSize - 1),
@@ -239,17 +239,8 @@ gpuTest(
       const gated = random.tensor("f32", [rows, 52]);
       const input = trial.upload(gated), sum = trial.upload(x);
       const { cpu } = pair;
-      const same = async (
-        verb: string,
-        record: (ops: GpuOps) => Tensor,
-        expected: CpuTensor,
-      ) =>
-        assertAllClose(
-          await pair.run(record),
-          toF32(expected),
-          CLOSE,
-          `${verb}, ${rows} rows`,
-        );
+      const same: Pair["agree"] = (verb, record, expected) =>
+        pair.agree(`${verb}, ${rows} rows`, record, expected);
       await same(
         "embed",
         (ops) => ops.embed(table, onDevice),
