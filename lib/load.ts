@@ -3,7 +3,11 @@
  *
  * @module
  */
-import { type Message, renderChat } from "./text/chat_template.ts";
+import {
+  type EncodedPrompt,
+  encodePrompt,
+  type Prompt,
+} from "./text/prompt.ts";
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import { DeviceError, MemoryError } from "./errors.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
@@ -32,9 +36,6 @@ import {
   type Tokenizer,
   type TokenizerFiles,
 } from "./text/tokenizer.ts";
-
-/** A prompt: text, a conversation, or token ids. */
-export type Prompt = string | readonly Message[] | readonly number[];
 
 /**
  * URL of the embedded story model, relative to this module (a local file or a remote
@@ -237,13 +238,17 @@ export class Qwen3 implements Disposable {
   #parts(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
-    const ids = prompts.map((prompt, i) =>
-      this.#check(
-        "generate",
-        this.#encode(prompt, options),
-        prompts.length > 1 ? `prompt ${i}` : "the prompt",
-      )
-    );
+    const source = {
+      name: this.#checkpoint.name,
+      tokenizer: () => this.tokenizer,
+    };
+    const encoded = prompts.map((prompt, i): EncodedPrompt => {
+      const one = encodePrompt(prompt, options, source);
+      const which = prompts.length > 1 ? `prompt ${i}` : "the prompt";
+      this.#check("generate", one.tokenIds, which);
+      return one;
+    });
+    const ids = encoded.map(({ tokenIds }) => tokenIds);
     const { maxTokens, stop = [], signal } = options;
     if (
       maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
@@ -254,11 +259,12 @@ export class Qwen3 implements Disposable {
     }
     const stops = typeof stop === "string" ? [stop] : stop;
     if (stops.length && !this.hasTokenizer) void this.tokenizer; // throws
-    const sizes = ids.map(({ length }) => {
+    const sizes = encoded.map(({ tokenIds: { length }, reply }) => {
       const room = this.context - length + 1; // the last token is not cached
       return {
         promptTokens: length,
         maxTokens: Math.min(maxTokens ?? room, room),
+        reply,
       };
     });
     const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
@@ -317,45 +323,6 @@ export class Qwen3 implements Disposable {
     } finally {
       this.#busy = false;
     }
-  }
-
-  #encode(
-    prompt: Prompt,
-    { raw, system, thinking }: GenerateOptions,
-  ): number[] {
-    if (typeof prompt !== "string") {
-      if (prompt.length === 0) return [];
-      if (prompt.every((item) => typeof item === "number")) return [...prompt];
-    }
-    const { tokenizer } = this;
-    if (typeof prompt === "string") {
-      if (prompt === "") return [];
-      if (raw || tokenizer.chatTemplate === undefined) {
-        if (system !== undefined) {
-          throw new Error(
-            `Cannot generate: a system message needs a chat template, ${
-              raw ? "and raw skips it" : `${this.#checkpoint.name} has none`
-            }`,
-          );
-        }
-        return tokenizer.encode(prompt);
-      }
-    } else if (tokenizer.chatTemplate === undefined) {
-      throw new Error(
-        `Cannot generate: messages need a chat template, ${this.#checkpoint.name} has none`,
-      );
-    }
-    const messages = typeof prompt === "string"
-      ? [{ role: "user" as const, content: prompt }]
-      : prompt as readonly Message[];
-    const text = renderChat(
-      tokenizer.chatTemplate!,
-      system === undefined
-        ? messages
-        : [{ role: "system", content: system }, ...messages],
-      { thinking, variables: tokenizer.specialTokens },
-    );
-    return tokenizer.encode(text, { addSpecialTokens: false });
   }
 
   #check(action: string, tokens: number[], which = "the prompt"): number[] {

@@ -1,9 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import {
-  type Message,
-  renderChat,
-  type Tool,
-} from "../../lib/text/chat_template.ts";
+import type { Message, Tool } from "../../lib/text/conversation.ts";
+import { renderChat } from "../../lib/text/chat_template.ts";
 
 const GOLDEN = new URL("../fixtures/tokenizer/golden.json", import.meta.url);
 
