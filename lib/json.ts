@@ -37,37 +37,44 @@ const DEPTH = 200;
  * @param where what the value is, for the error
  * @throws {Error} if some part of `value` is not a JSON value
  */
-export function requireJsonValue(
+export function requireJsonValue(value: unknown, where: string): void {
+  const found = findOther(value, 0);
+  if (!found) return;
+  const { path, other } = found;
+  throw new Error(
+    other === undefined
+      ? `${where} nests deeper than ${DEPTH} levels`
+      : `${where}${path} is ${other}, must be a JSON value`,
+  );
+}
+
+/**
+ * A part that is not a JSON value: where and what it is, or undefined for the latter if it
+ * lies too deep.
+ */
+function findOther(
   value: unknown,
-  where: string,
-  depth = 0,
-): void {
-  if (depth > DEPTH) {
-    throw new Error(`${where} nests deeper than ${DEPTH} levels`);
+  depth: number,
+): { path: string; other: string | undefined } | undefined {
+  if (depth > DEPTH) return { path: "", other: undefined };
+  if (typeof value !== "object" || value === null) {
+    const fine = value === null || Number.isFinite(value) ||
+      ["string", "boolean"].includes(typeof value);
+    const other = ["number", "undefined"].includes(typeof value)
+      ? `${value}`
+      : `a ${typeof value}`;
+    return fine ? undefined : { path: "", other };
   }
-  if (Array.isArray(value)) {
-    for (const [i, item] of Array.from(value).entries()) {
-      requireJsonValue(item, `${where}[${i}]`, depth + 1);
-    }
-  } else if (isObject(value)) {
-    const prototype = Object.getPrototypeOf(value);
-    if (prototype !== null && Object.getPrototypeOf(prototype) !== null) {
-      throw new Error(
-        `${where} is a ${value.constructor?.name}, must be a JSON value`,
-      );
-    }
-    for (const [key, item] of Object.entries(value)) {
-      if (item === undefined) continue; // as absent
-      requireJsonValue(item, `${where}.${key.slice(0, 40)}`, depth + 1);
-    }
-  } else if (
-    !(value === null || ["string", "boolean"].includes(typeof value) ||
-      Number.isFinite(value))
-  ) {
-    throw new Error(
-      `${where} is ${
-        typeof value === "number" ? value : `a ${typeof value}`
-      }, must be a JSON value`,
-    );
+  const prototype = Object.getPrototypeOf(value);
+  const plain = Array.isArray(value) || prototype === null ||
+    Object.getPrototypeOf(prototype) === null;
+  if (!plain) return { path: "", other: `a ${prototype.constructor?.name}` };
+  for (const [key, item] of Object.entries(value)) {
+    if (item === undefined && !Array.isArray(value)) continue; // as absent
+    const found = findOther(item, depth + 1);
+    if (!found) continue;
+    const step = Array.isArray(value) ? `[${key}]` : `.${key.slice(0, 40)}`;
+    const path = found.other === undefined ? "" : step + found.path;
+    return { path, other: found.other };
   }
 }
