@@ -12,11 +12,14 @@ import type { Tokenizer } from "./text/tokenizer.ts";
 /** Options of `generate` and `generateBatch`. */
 export interface GenerateOptions extends SamplingOptions {
   /**
-   * The maximum number of tokens to generate; by default, as many as fit in the
-   * context.
+   * The maximum number of tokens to generate; by default what the checkpoint says, else
+   * as many as fit in the context.
    */
   maxTokens?: number;
-  /** Ends the text before the first occurrence of any of these strings. */
+  /**
+   * Ends the text before the first occurrence of any of these strings; by default the
+   * checkpoint's.
+   */
   stop?: string | string[];
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;

@@ -41,7 +41,10 @@ export interface Qwen3Options {
   context?: number;
   /** Called with the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
-  /** Called with a line of text for the user when the model moves to another device. */
+  /**
+   * Called with a line of text for the user when the model moves to another device, or
+   * when the checkpoint has settings that are ignored.
+   */
   onNotice?: (notice: string) => void;
   /** Aborts loading. */
   signal?: AbortSignal;
