@@ -35,7 +35,15 @@ export interface Qwen3Options {
   context?: number;
   /** Called with the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
-  /** Called with a line of text for the user when the model moves to another device. */
+  /**
+   * Seconds without a byte from a server after which a request is given up and resumed;
+   * 30 by default.
+   */
+  readTimeout?: number;
+  /**
+   * Called with a line of text for the user when the model moves to another device or
+   * a server keeps it waiting.
+   */
   onNotice?: (notice: string) => void;
   /** Aborts loading. */
   signal?: AbortSignal;
