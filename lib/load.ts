@@ -79,8 +79,13 @@ export async function loadQwen3(
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
   checkLoading(model, options);
-  const { signal, onProgress } = options;
-  const checkpoint = await openCheckpoint(model, { signal, onProgress });
+  const { signal, onProgress, onNotice, readTimeout } = options;
+  const checkpoint = await openCheckpoint(model, {
+    signal,
+    onProgress,
+    onNotice,
+    readTimeout,
+  });
   try {
     checkContext(checkpoint, options.context);
     const notice = ignoredNotice(checkpoint.generation, checkpoint.location);
