@@ -68,7 +68,6 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   device: "text",
   precision: "text",
   context: "number",
-  readTimeout: "number",
   onProgress: "function",
   onNotice: "function",
   readTimeout: "number",
