@@ -3,7 +3,8 @@
  *
  * @module
  */
-import type { Runner } from "./model/runner.ts";
+import { checkOptions, described, type OptionKind } from "./errors.ts";
+import type { Chunks } from "./model/turns.ts";
 import type { Sampling, SamplingOptions } from "./model/sampling.ts";
 import type { PromptOptions } from "./text/prompt.ts";
 import {
@@ -20,20 +21,64 @@ import type { ToolCall } from "./text/conversation.ts";
 /** Options of `generate` and `generateBatch`. */
 export interface GenerateOptions extends SamplingOptions, PromptOptions {
   /**
-   * The maximum number of tokens to generate; by default, as many as fit in the
-   * context.
+   * The maximum number of tokens to generate; by default what the checkpoint says, else
+   * as many as fit in the context.
    */
   maxTokens?: number;
   /**
-   * Ends the reply before the first occurrence of any of these strings. They are looked
-   * for in all that the model writes: reasoning, calls and special tokens such as
-   * `<|im_end|>` included.
+   * Ends the reply before the first occurrence of any of these strings; by default the
+   * checkpoint's. They are looked for in all that the model writes: reasoning, calls and
+   * special tokens such as `<|im_end|>` included.
    */
   stop?: string | string[];
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
   /** Ends the run at the next chunk of tokens; `finishReason` is then "aborted". */
   signal?: AbortSignal;
+}
+
+const KINDS: Readonly<
+  Record<
+    Exclude<keyof GenerateOptions, keyof SamplingOptions | "stop">,
+    OptionKind
+  >
+> = {
+  maxTokens: "number",
+  ignoreEos: "flag",
+  system: "text",
+  thinking: "flag",
+  tools: "list",
+  raw: "flag",
+  signal: "signal",
+};
+
+/**
+ * Checks the types of options and the range of `maxTokens`; `resolveSampling` checks the
+ * sampling options.
+ *
+ * @throws {TypeError | RangeError} if one is wrong; the message names it.
+ */
+export function checkGenerating(options: GenerateOptions): void {
+  const cannot = "Cannot generate";
+  checkOptions(cannot, options, KINDS);
+  const { maxTokens, stop = [] } = options;
+  if (
+    maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
+  ) {
+    throw new RangeError(
+      `${cannot}: maxTokens is ${maxTokens}, must be an integer of at least 1`,
+    );
+  }
+  const stops: readonly unknown[] = Array.isArray(stop) ? stop : [stop];
+  for (const text of stops) {
+    if (typeof text !== "string" || text === "" || !text.isWellFormed()) {
+      throw new TypeError(
+        `Cannot stop at ${
+          described(text)
+        }: a stop string must be one or more whole characters`,
+      );
+    }
+  }
 }
 
 /** A generated token and the text it completes. */
@@ -69,7 +114,7 @@ export interface RunStats {
   promptTokens: number;
   /** Tokens generated so far, including any end-of-text token. */
   tokens: number;
-  /** Milliseconds from the start of the run to its first token. */
+  /** Milliseconds from the start of the run to its first token; 0 before that token. */
   timeToFirstTokenMs: number;
   /** Prompt tokens divided by the time to the first token. */
   prefillTokensPerSecond: number;
@@ -91,9 +136,10 @@ export type FinishReason = "stop" | "tool_calls" | "length" | "aborted";
 export interface RunParts {
   /**
    * Starts the model, when iteration begins. Yields chunks of one or more steps, each
-   * with one token id per sequence.
+   * with one token id per sequence. Its signal is aborted with {@linkcode signal}, and
+   * when something else ends the run.
    */
-  start: () => ReturnType<Runner["generate"]>;
+  start: () => Chunks<readonly number[]>;
   /**
    * For each sequence, the length of its prompt, the maximum number of tokens to generate,
    * and what its prompt says about the reply; undefined if that is plain text.
@@ -242,11 +288,19 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
       promptTokens += one.promptTokens;
       tokens += one.tokenIds.length;
     }
-    const firstMs = this.#first - this.#began;
+    const firstMs = Math.max(0, this.#first - this.#began);
     const rate = (n: number, ms: number) => ms > 0 ? n / ms * 1000 : 0;
     const prefill = rate(promptTokens, firstMs);
-    const decode = rate(tokens - sequences, this.#last - this.#first);
+    const further = Math.max(0, tokens - sequences);
+    const decode = rate(further, this.#last - this.#first);
     const whole = (n: number) => n >= 100 ? Math.round(n) : n.toFixed(1);
+    const rates = tokens === 0
+      ? `${promptTokens} prompt tokens, no tokens generated`
+      : `${promptTokens} prompt tokens at ${
+        whole(prefill)
+      }/s, ${tokens} tokens at ${whole(decode)}/s, the first after ${
+        firstMs.toFixed(0)
+      } ms`;
     return {
       sequences,
       promptTokens,
@@ -255,13 +309,9 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
       prefillTokensPerSecond: prefill,
       decodeTokensPerSecond: decode,
       sampling,
-      summary:
-        `${device()}: ${
-          sequences > 1 ? `${sequences} sequences, ` : ""
-        }${promptTokens} prompt tokens at ${whole(prefill)}/s, ` +
-        `${tokens} tokens at ${whole(decode)}/s, the first after ${
-          firstMs.toFixed(0)
-        } ms`,
+      summary: `${device()}: ${
+        sequences > 1 ? `${sequences} sequences, ` : ""
+      }${rates}`,
     };
   }
 
@@ -279,13 +329,14 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
     let left = growing.length;
     try {
       signal?.throwIfAborted();
-      for await (const ids of this.#parts.start()) {
+      const chunks = this.#parts.start();
+      for await (const ids of chunks) {
         this.#last = performance.now();
         if (this.#first === 0) this.#first = this.#last;
         for (const [at, tokenId] of ids.entries()) {
           const sequence = at % growing.length, one = growing[sequence];
           if (one.finishReason) continue;
-          signal?.throwIfAborted();
+          chunks.signal.throwIfAborted();
           const pieces = one.take(tokenId, ends);
           if (one.finishReason) left--;
           for (const piece of pieces) yield { sequence, ...piece };

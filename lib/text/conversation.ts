@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { described } from "../errors.ts";
 import { isObject, requireJsonValue } from "../json.ts";
 
 /** A function call that the assistant made. */
@@ -140,7 +141,7 @@ const ASSISTANT_FIELDS = ["reasoning_content", "tool_calls"];
  */
 export function readConversation(messages: unknown): Turn[] {
   if (!Array.isArray(messages)) {
-    throw refusal(`the messages are ${kindOf(messages)}, must be a list`);
+    throw refusal(`the messages are ${described(messages)}, must be a list`);
   }
   if (messages.length === 0) {
     throw refusal("it has 0 messages, must have at least one");
@@ -159,7 +160,7 @@ export function readConversation(messages: unknown): Turn[] {
  */
 export function readTools(tools: unknown, cannot: string): Tool[] {
   if (!Array.isArray(tools)) {
-    throw new Error(`${cannot}: tools is ${kindOf(tools)}, must be a list`);
+    throw new Error(`${cannot}: tools is ${described(tools)}, must be a list`);
   }
   return Array.from(tools, (tool, i) => {
     const where = `tools[${i}]`;
@@ -178,12 +179,14 @@ export function readTools(tools: unknown, cannot: string): Tool[] {
 function readMessage(message: unknown, index: number): Turn[] {
   const where = `message ${index}`;
   if (!isObject(message)) {
-    throw refusal(`${where} is ${kindOf(message)}, must be an object`);
+    throw refusal(`${where} is ${described(message)}, must be an object`);
   }
   const { role } = message;
   if (typeof role !== "string" || !ROLES.includes(role)) {
     throw refusal(
-      `${where} has the role ${show(role)}, must be one of ${ROLES.join(", ")}`,
+      `${where} has the role ${described(role)}, must be one of ${
+        ROLES.join(", ")
+      }`,
     );
   }
   requireKnown(message, where, [...FIELDS, ...METADATA]);
@@ -258,7 +261,7 @@ function readContent(content: unknown, role: string, where: string): Parts {
   } else {
     throw refusal(
       `${where}'s content is ${
-        kindOf(content)
+        described(content)
       }, must be text, null or a list of parts`,
     );
   }
@@ -274,12 +277,14 @@ const PARTS_OF: Record<string, readonly string[]> = {
 
 function readPart(part: unknown, role: string, where: string, to: Parts) {
   if (!isObject(part)) {
-    throw refusal(`${where} is ${kindOf(part)}, must be an object with a type`);
+    throw refusal(
+      `${where} is ${described(part)}, must be an object with a type`,
+    );
   }
   const { type } = part, known = PARTS_OF[role] ?? TEXT_PARTS;
   if (typeof type !== "string" || !known.includes(type)) {
     throw refusal(
-      `${where} has the type ${show(type)}, must be ${
+      `${where} has the type ${described(type)}, must be ${
         orList(known)
       } in a ${role} message`,
     );
@@ -329,7 +334,7 @@ function readOutput(output: unknown, where: string): string {
   const type = isObject(output) ? output.type : undefined;
   if (!isObject(output)) {
     throw refusal(
-      `${where} is ${kindOf(output)}, must be an object with a type`,
+      `${where} is ${described(output)}, must be an object with a type`,
     );
   }
   requireKnown(output, where, ["type", "value", "reason"]);
@@ -349,7 +354,7 @@ function readOutput(output: unknown, where: string): string {
   }
   throw refusal(
     `${where} has the type ${
-      show(type)
+      described(type)
     }, must be text, json, error-text, error-json, content or execution-denied`,
   );
 }
@@ -369,16 +374,16 @@ function jsonText(value: unknown, where: string): string {
 function readCalls(calls: unknown, where: string): ToolCall[] {
   if (!hasValue(calls)) return [];
   if (!Array.isArray(calls)) {
-    throw refusal(`${where} is ${kindOf(calls)}, must be a list`);
+    throw refusal(`${where} is ${described(calls)}, must be a list`);
   }
   return Array.from(calls, (call, i) => {
     const which = `${where}[${i}]`;
     if (!isObject(call)) {
-      throw refusal(`${which} is ${kindOf(call)}, must be an object`);
+      throw refusal(`${which} is ${described(call)}, must be an object`);
     }
     if (call.type !== undefined && call.type !== "function") {
       throw refusal(
-        `${which} has the type ${show(call.type)}, must be function`,
+        `${which} has the type ${described(call.type)}, must be function`,
       );
     }
     requireKnown(call, which, ["type", "id", "index", "function"]);
@@ -395,7 +400,7 @@ function readFunction(called: unknown, where: string): ToolCall["function"] {
   if (!isObject(called)) {
     throw refusal(
       `${where} is ${
-        kindOf(called)
+        described(called)
       }, must be an object with name and arguments`,
     );
   }
@@ -411,7 +416,7 @@ function readFunction(called: unknown, where: string): ToolCall["function"] {
   if (!isObject(given)) {
     throw refusal(
       `${where}'s arguments are ${
-        kindOf(given)
+        described(given)
       }, must be an object or its JSON`,
     );
   }
@@ -457,7 +462,7 @@ function requireKnown(
     .find((key) => !known.includes(key) && hasValue(object[key]));
   if (unknown === undefined) return;
   throw refusal(
-    `${where} has the field ${show(unknown)}, must have only ${
+    `${where} has the field ${described(unknown)}, must have only ${
       known.join(", ")
     }`,
   );
@@ -465,7 +470,7 @@ function requireKnown(
 
 function requireText(text: unknown, where: string): string {
   if (typeof text !== "string") {
-    throw refusal(`${where} is ${kindOf(text)}, must be text`);
+    throw refusal(`${where} is ${described(text)}, must be text`);
   }
   const at = text.indexOf("\0");
   if (at >= 0) {
@@ -484,21 +489,6 @@ function requireText(text: unknown, where: string): string {
 export function hasValue(value: unknown): boolean {
   if (value === undefined || value === null || value === "") return false;
   return typeof value !== "object" || Object.keys(value).length > 0;
-}
-
-function kindOf(value: unknown): string {
-  if (value === undefined) return "missing";
-  if (value === null) return "null";
-  if (Array.isArray(value)) return "a list";
-  if (typeof value === "object") return "an object";
-  return typeof value === "string" ? "text" : `a ${typeof value}`;
-}
-
-/** A short name in quotes; anything else by its kind. */
-function show(value: unknown): string {
-  return typeof value === "string"
-    ? JSON.stringify(value.length > 40 ? `${value.slice(0, 39)}…` : value)
-    : kindOf(value);
 }
 
 function orList(words: readonly string[]): string {

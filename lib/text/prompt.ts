@@ -5,6 +5,7 @@
  */
 import type { Message, Tool } from "./conversation.ts";
 import { renderChat } from "./chat_template.ts";
+import { described } from "../errors.ts";
 import type { ReplyFormat } from "./reply.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
@@ -51,14 +52,16 @@ export function encodePrompt(
 ): EncodedPrompt {
   const { raw, system, thinking, tools } = options;
   if (typeof prompt !== "string") {
-    if (isTokenIds(prompt)) {
+    if (!Array.isArray(prompt)) {
+      throw new TypeError(
+        `Cannot generate: the prompt is ${
+          described(prompt)
+        }, must be a string, a list of messages or a list of token ids`,
+      );
+    }
+    if (prompt.every((item) => typeof item === "number")) {
       refuseChatOptions(options, "and token ids are used as they are");
       return { tokenIds: [...prompt] };
-    }
-    if (!Array.isArray(prompt)) {
-      throw new Error(
-        `Cannot generate: the prompt is a ${typeof prompt}, must be text, messages or token ids`,
-      );
     }
     if (raw) {
       throw new Error(
@@ -93,13 +96,6 @@ export function encodePrompt(
     tokenIds: tokenizer.encode(text, { addSpecialTokens: false }),
     reply: { thinking: /<think>\s*$/.test(text), tools },
   };
-}
-
-function isTokenIds(
-  prompt: readonly Message[] | readonly number[],
-): prompt is readonly number[] {
-  return (Array.isArray(prompt) || ArrayBuffer.isView(prompt)) &&
-    prompt.every((item) => typeof item === "number");
 }
 
 /** Refuses options that only a chat template can follow. */

@@ -210,20 +210,20 @@ Deno.test("what cannot be passed on is refused with its place", () => {
   loop.loop = loop;
   const refused: [messages: unknown, problem: string][] = [
     [[], "it has 0 messages, must have at least one"],
-    ["Hi", "the messages are text, must be a list"],
+    ["Hi", 'the messages are "Hi", must be a list'],
     [null, "the messages are null"],
-    [[{ role: "user" }, 5], "message 1 is a number, must be an object"],
+    [[{ role: "user" }, 5], "message 1 is 5, must be an object"],
     // deno-lint-ignore no-sparse-arrays
-    [[{ role: "user" }, , { role: "user" }], "message 1 is missing"],
+    [[{ role: "user" }, , { role: "user" }], "message 1 is undefined"],
     [
       [{ role: "bot", content: "a" }],
       'message 0 has the role "bot", must be one of system, developer, user, assistant, tool',
     ],
-    [[{ content: "a" }], "message 0 has the role missing"],
+    [[{ content: "a" }], "message 0 has the role undefined"],
     [[{ role: "function", name: "f", content: "a" }], 'the role "function"'],
-    [user(5), "message 0's content is a number, must be text, null or a list"],
+    [user(5), "message 0's content is 5, must be text, null or a list"],
     [user({ text: "a" }), "message 0's content is an object"],
-    [user(["a"]), "message 0's content[0] is text, must be an object with a"],
+    [user(["a"]), 'message 0\'s content[0] is "a", must be an object with a'],
     [user([null]), "message 0's content[0] is null"],
     [
       user([{ type: "text", text: "a" }, {
@@ -235,9 +235,9 @@ Deno.test("what cannot be passed on is refused with its place", () => {
     [user([{ type: "image", image: "a" }]), 'the type "image"'],
     [user([{ type: "input_audio" }]), 'the type "input_audio"'],
     [user([{ type: "file", data: "a" }]), 'the type "file"'],
-    [user([{ text: "a" }]), "message 0's content[0] has the type missing"],
-    [user([{ type: "text" }]), "message 0's content[0]'s text is missing"],
-    [user([{ type: "text", text: 5 }]), "content[0]'s text is a number"],
+    [user([{ text: "a" }]), "message 0's content[0] has the type undefined"],
+    [user([{ type: "text" }]), "message 0's content[0]'s text is undefined"],
+    [user([{ type: "text", text: 5 }]), "content[0]'s text is 5"],
     [
       user([{ type: "text", text: "a", cache_control: { type: "x" } }]),
       'message 0\'s content[0] has the field "cache_control", must have only type, text, id',
@@ -259,11 +259,11 @@ Deno.test("what cannot be passed on is refused with its place", () => {
       [{ role: "tool", content: "a", reasoning_content: "t" }],
       "message 0 is a tool message with reasoning_content",
     ],
-    [[{ role: "user", content: "a", name: 5 }], "message 0's name is a number"],
+    [[{ role: "user", content: "a", name: 5 }], "message 0's name is 5"],
     [assistant({ refusal: "no" }), 'message 0 has the field "refusal"'],
-    [assistant({ reasoning_content: 5 }), "message 0's reasoning_content is a"],
+    [assistant({ reasoning_content: 5 }), "message 0's reasoning_content is 5"],
     [assistant({ function_call: F.function }), 'the field "function_call"'],
-    [assistant({ tool_calls: "f" }), "message 0's tool_calls is text, must be"],
+    [assistant({ tool_calls: "f" }), 'message 0\'s tool_calls is "f", must be'],
     [assistant({ tool_calls: [null] }), "message 0's tool_calls[0] is null"],
     [
       assistant({ tool_calls: [{ type: "custom", custom: {} }] }),
@@ -271,11 +271,11 @@ Deno.test("what cannot be passed on is refused with its place", () => {
     ],
     [
       assistant({ tool_calls: [{ id: "1" }] }),
-      "tool_calls[0].function is missing, must be an object with name and arg",
+      "tool_calls[0].function is undefined, must be an object with name and arg",
     ],
     [
       assistant({ tool_calls: [{ function: { arguments: {} } }] }),
-      "message 0's tool_calls[0].function's name is missing, must be text",
+      "message 0's tool_calls[0].function's name is undefined, must be text",
     ],
     [
       assistant({ tool_calls: [{ function: { name: "" } }] }),
@@ -283,7 +283,7 @@ Deno.test("what cannot be passed on is refused with its place", () => {
     ],
     [
       assistant({ tool_calls: [{ function: { name: "f", arguments: [1] } }] }),
-      "function's arguments are a list, must be an object or its JSON",
+      "function's arguments are a list of 1, must be an object or its JSON",
     ],
     [
       assistant({
@@ -314,7 +314,7 @@ Deno.test("what cannot be passed on is refused with its place", () => {
       'the type "tool-result"',
     ],
     [result({}), "message 0's content[0]'s result is missing"],
-    [result({ output: "r" }), "content[0]'s output is text, must be an object"],
+    [result({ output: "r" }), 'content[0]\'s output is "r", must be an object'],
     [
       result({ output: { type: "image", value: "r" } }),
       "message 0's content[0]'s output has the type \"image\", must be text, json,",
@@ -323,7 +323,7 @@ Deno.test("what cannot be passed on is refused with its place", () => {
       result({ output: { type: "content", value: [{ type: "media" }] } }),
       'the type "media"',
     ],
-    [result({ output: { type: "text" } }), "output.value is missing"],
+    [result({ output: { type: "text" } }), "output.value is undefined"],
     [result({ output: { type: "json" } }), "output.value is missing"],
     [
       [{
