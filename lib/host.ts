@@ -44,8 +44,8 @@ export interface HostFiles {
   append(path: string): Promise<AppendableFile>;
   /** Writes a whole file atomically; creates its folder if needed. */
   writeText(path: string, text: string): Promise<void>;
-  /** Creates an empty temporary file; returns its path. */
-  createTemporary(prefix: string): Promise<string>;
+  /** Creates a temporary file, which is gone when it is disposed or the process ends. */
+  openTemporary(prefix: string): Promise<TemporaryFile>;
   makeFolder(path: string): Promise<void>;
   /** Makes `path` a symbolic link to a file. */
   link(target: string, path: string): Promise<void>;
@@ -76,6 +76,11 @@ export interface AppendableFile extends Disposable {
   append(bytes: Uint8Array): Promise<void>;
   /** Truncates the file to zero bytes. */
   clear(): Promise<void>;
+}
+
+/** A temporary file, open for appending and reading; its size grows. */
+export interface TemporaryFile extends ReadableFile, AppendableFile {
+  readonly size: number;
 }
 
 /** An open lock file, initially unlocked. */

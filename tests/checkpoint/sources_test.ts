@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { fetchText, openFile, openUrl } from "../../lib/checkpoint/sources.ts";
+import { openFile } from "../../lib/checkpoint/sources.ts";
+import { fetchText, openUrl } from "../../lib/checkpoint/http.ts";
 import { brokenResponse, serveFiles } from "../support/serve_folder.ts";
 
 const content = Uint8Array.from({ length: 300_000 }, (_, i) => (i * 31) >> 3);
