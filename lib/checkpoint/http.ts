@@ -15,6 +15,8 @@ const MAX_TEXT = 128 << 20;
 /** An answer with less than it could have is worth another request only above this. */
 const SHORT_ANSWER = 1 << 16;
 
+const LOST = "the server had it and does not have it any more (404)";
+
 /** Fetches a text file; undefined if the server does not have it (404, 410). */
 export async function fetchText(
   url: string,
@@ -51,11 +53,7 @@ export async function openUrl(
 ): Promise<OpenSource | undefined> {
   const first = await reading(url, options, () => probe(url, options));
   if (first === undefined || "read" in first) return first;
-  const where = shownUrl(url);
-  options.onNotice?.(
-    `${where}: the server does not send byte ranges (${first.why}), so the file is copied to a temporary one.`,
-  );
-  return await copyToFile(url, first.whole, options);
+  return await copyToFile(url, first, options);
 }
 
 /** How reads of one file are answered. */
@@ -138,7 +136,7 @@ class RangedFile {
       Range: `bytes=${asked}`,
       ...(this.#condition && { "If-Range": this.#condition }),
     }, this.options);
-    if (response === undefined) throw new Error("the server has lost it (404)");
+    if (response === undefined) throw new Error(LOST);
     const { status } = response;
     const { range, size } = contentRange(response);
     const changed = difference(this.version, versionOf(response, size));
@@ -178,30 +176,37 @@ class RangedFile {
   }
 }
 
-/** Copies a file to a temporary one, with `first` as the first answer if there is one. */
+/**
+ * Copies a file to a temporary one, because the server does not send ranges.
+ *
+ * @param why what it answered instead
+ * @param whole an answer with the whole file, if there is one already
+ */
 async function copyToFile(
   url: string,
-  first: Response | undefined,
+  { why, whole }: { why: string; whole?: Response },
   options: OpenOptions,
 ): Promise<OpenSource> {
+  let notice: string | undefined = `${
+    shownUrl(url)
+  }: the server does not send byte ranges (${why}), so the file is copied to a temporary one.`;
   const name = shownUrl(url), { signal } = options;
-  const file = await host.files.openTemporary("checkpoint-");
+  const file = await reading(url, options, async () => {
+    return await host.files.openTemporary("checkpoint-").catch(unwritable);
+  });
   try {
     await reading(url, options, async () => {
       await file.clear();
-      const response = first ?? await get(url, {}, options);
-      first = undefined;
-      if (response?.status !== 200) {
-        await response?.body?.cancel();
-        throw new Error(
-          `asked for the whole file, the server sent ${described(response)}`,
-        );
-      }
+      const response = whole ?? await get(url, {}, options);
+      whole = undefined;
+      if (response === undefined) throw new Error(LOST);
       const encoding = encodingOf(response);
       const fileTotal = encoding ? undefined : lengthOf(response);
       for await (const chunk of content(response)) {
         if (file.size === 0) checkBegin(chunk, encoding);
-        await file.append(chunk);
+        if (notice !== undefined) options.onNotice?.(notice);
+        notice = undefined;
+        await file.append(chunk).catch(unwritable);
         options.onProgress?.({
           stage: "download",
           file: name,
@@ -235,6 +240,12 @@ async function copyToFile(
   };
 }
 
+function unwritable(cause: unknown): never {
+  throw new Error(
+    `its temporary copy cannot be written: ${errorText(cause)}`,
+  );
+}
+
 /** @throws {Error} if a copy begins with what cannot be a file of weights. */
 function checkBegin(chunk: Uint8Array, encoding: string | undefined): void {
   refusePage(new TextDecoder().decode(chunk.subarray(0, 1024)));
@@ -259,7 +270,10 @@ async function reading<T>(
   }
 }
 
-/** A successful answer or 416; undefined for 404 and 410. */
+/**
+ * An answer with content: 200, or if a range was asked for 206 or 416. Undefined for 404
+ * and 410.
+ */
 async function get(
   url: string,
   headers: Record<string, string>,
@@ -269,11 +283,11 @@ async function get(
     // Compression would change sizes and ranges.
     headers: { ...headers, "Accept-Encoding": "identity" },
   }, options);
-  if (response.ok || (response.status === 416 && "Range" in headers)) {
-    return response;
-  }
+  const { status } = response;
+  const ranged = "Range" in headers && (status === 206 || status === 416);
+  if (status === 200 || ranged) return response;
   await response.body?.cancel();
-  if (response.status === 404 || response.status === 410) return undefined;
+  if (status === 404 || status === 410) return undefined;
   throw new Error(`the server returned ${statusOf(response)}`);
 }
 
@@ -374,8 +388,7 @@ function difference(before: Version, now: Version): string | undefined {
 }
 
 /** An answer in a few words, for errors. */
-function described(response: Response | undefined): string {
-  if (response === undefined) return "404";
+function described(response: Response): string {
   const { status, headers } = response;
   if (status === 200) return "the whole file";
   if (status !== 206) return statusOf(response);
