@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkOptions, described, type OptionKind } from "./errors.ts";
 import type { Runner } from "./model/runner.ts";
 import {
   faultText,
@@ -31,6 +32,49 @@ export interface GenerateOptions extends SamplingOptions {
   raw?: boolean;
   /** Ends the run at the next chunk of tokens; `finishReason` is then "aborted". */
   signal?: AbortSignal;
+}
+
+const KINDS: Readonly<
+  Record<
+    Exclude<keyof GenerateOptions, keyof SamplingOptions | "stop">,
+    OptionKind
+  >
+> = {
+  maxTokens: "number",
+  ignoreEos: "flag",
+  system: "text",
+  thinking: "flag",
+  raw: "flag",
+  signal: "signal",
+};
+
+/**
+ * Checks the types of options and the range of `maxTokens`; `resolveSampling` checks the
+ * sampling options.
+ *
+ * @throws {TypeError | RangeError} if one is wrong; the message names it.
+ */
+export function checkGenerating(options: GenerateOptions): void {
+  const cannot = "Cannot generate";
+  checkOptions(cannot, options, KINDS);
+  const { maxTokens, stop = [] } = options;
+  if (
+    maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
+  ) {
+    throw new RangeError(
+      `${cannot}: maxTokens is ${maxTokens}, must be an integer of at least 1`,
+    );
+  }
+  const stops: readonly unknown[] = Array.isArray(stop) ? stop : [stop];
+  for (const text of stops) {
+    if (typeof text !== "string" || text === "" || !text.isWellFormed()) {
+      throw new TypeError(
+        `Cannot stop at ${
+          described(text)
+        }: a stop string must be one or more whole characters`,
+      );
+    }
+  }
 }
 
 /** A generated token and the text it completes. */

@@ -5,18 +5,26 @@
  */
 import { type Message, renderChat } from "./text/chat_template.ts";
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
-import { DeviceError, MemoryError } from "./errors.ts";
+import {
+  checkOptions,
+  described,
+  DeviceError,
+  MemoryError,
+  requireKind,
+} from "./errors.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
 import {
   BatchRun,
+  checkGenerating,
   type GenerateOptions,
   Run,
   type RunParts,
 } from "./generate.ts";
 import {
   checkContext,
+  checkLoading,
   type Device,
   gone,
   place,
@@ -66,22 +74,7 @@ export async function loadQwen3(
   model: string = DEFAULT_MODEL,
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
-  const { device: kind = "auto", precision = "auto" } = options;
-  if (!["auto", "gpu", "cpu"].includes(kind)) {
-    throw new Error(
-      `Cannot load ${model}: device is "${kind}", must be auto, gpu or cpu`,
-    );
-  }
-  if (!["auto", "f32"].includes(precision)) {
-    throw new Error(
-      `Cannot load ${model}: precision is "${precision}", must be auto or f32`,
-    );
-  }
-  if (options.debug && kind !== "gpu") {
-    throw new Error(
-      `Cannot load ${model}: device is "${kind}", must be gpu when debug is on`,
-    );
-  }
+  checkLoading(model, options);
   const { signal, onProgress } = options;
   const checkpoint = await openCheckpoint(model, { signal, onProgress });
   try {
@@ -182,6 +175,10 @@ export class Qwen3 implements Disposable {
     tokenIds: ArrayLike<number>,
     options: { all?: boolean; signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
+    const cannot = "Cannot compute logits";
+    checkOptions(cannot, options, { all: "flag", signal: "signal" });
+    const isList = Array.isArray(tokenIds) || ArrayBuffer.isView(tokenIds);
+    if (!isList) requireKind(cannot, "the prompt", tokenIds, "list");
     const tokens = this.#check("compute logits", Array.from(tokenIds));
     return await this.#alone(() => this.#placed.runner.logits(tokens, options));
   }
@@ -225,6 +222,7 @@ export class Qwen3 implements Disposable {
     prompts: readonly Prompt[],
     options: GenerateOptions = {},
   ): BatchRun {
+    requireKind("Cannot generate", "the list of prompts", prompts, "list");
     if (prompts.length === 0) {
       throw new Error(
         "Cannot generate: there are no prompts, there must be at least one",
@@ -235,6 +233,7 @@ export class Qwen3 implements Disposable {
 
   /** Validates prompts and options before anything runs. */
   #parts(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
+    checkGenerating(options);
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
     const ids = prompts.map((prompt, i) =>
@@ -245,13 +244,6 @@ export class Qwen3 implements Disposable {
       )
     );
     const { maxTokens, stop = [], signal } = options;
-    if (
-      maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
-    ) {
-      throw new RangeError(
-        `Cannot generate: maxTokens is ${maxTokens}, must be an integer of at least 1`,
-      );
-    }
     const stops = typeof stop === "string" ? [stop] : stop;
     if (stops.length && !this.hasTokenizer) void this.tokenizer; // throws
     const sizes = ids.map(({ length }) => {
@@ -324,6 +316,13 @@ export class Qwen3 implements Disposable {
     { raw, system, thinking }: GenerateOptions,
   ): number[] {
     if (typeof prompt !== "string") {
+      if (!Array.isArray(prompt)) {
+        throw new TypeError(
+          `Cannot generate: the prompt is ${
+            described(prompt)
+          }, must be a string, a list of messages or a list of token ids`,
+        );
+      }
       if (prompt.length === 0) return [];
       if (prompt.every((item) => typeof item === "number")) return [...prompt];
     }

@@ -6,7 +6,13 @@
  */
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
-import { DeviceError } from "./errors.ts";
+import {
+  checkOptions,
+  described,
+  DeviceError,
+  type OptionKind,
+  requireKind,
+} from "./errors.ts";
 import { host } from "./host.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import { chooseContext } from "./dispatch/context.ts";
@@ -47,6 +53,42 @@ export interface Qwen3Options {
    * requires `device: "gpu"`. Does not cover the decode loop that runs on the device.
    */
   debug?: boolean;
+}
+
+const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
+  device: "text",
+  precision: "text",
+  context: "number",
+  onProgress: "function",
+  onNotice: "function",
+  signal: "signal",
+  gpu: "gpu",
+  debug: "flag",
+};
+
+/** Checks the arguments of `loadQwen3` as far as that needs no checkpoint. */
+export function checkLoading(model: unknown, options: Qwen3Options): void {
+  requireKind("Cannot load a model", "its name", model, "text");
+  const cannot = `Cannot load ${model}`;
+  checkOptions(cannot, options, KINDS);
+  const { device = "auto", precision = "auto", debug, context } = options;
+  const refuse = (what: string, value: unknown, must: string) => {
+    throw new RangeError(
+      `${cannot}: ${what} is ${described(value)}, must be ${must}`,
+    );
+  };
+  if (!["auto", "gpu", "cpu"].includes(device)) {
+    refuse("device", device, "auto, gpu or cpu");
+  }
+  if (!["auto", "f32"].includes(precision)) {
+    refuse("precision", precision, "auto or f32");
+  }
+  if (debug && device !== "gpu") {
+    refuse("device", device, "gpu when debug is on");
+  }
+  if (context !== undefined && (!Number.isInteger(context) || context < 1)) {
+    refuse("context", context, "an integer of at least 1");
+  }
 }
 
 /** The device a model runs on. */

@@ -6,6 +6,7 @@
  */
 import type { GenerationDefaults } from "../checkpoint/config.ts";
 import { FAULT, HIGHEST_SCORE } from "../dispatch/sampling.ts";
+import { described } from "../errors.ts";
 import { fmix32 } from "../fmix32.ts";
 
 /** Options for sampling the next token. */
@@ -96,7 +97,7 @@ function inRange(
   const [test, range] = RANGES[key];
   if (!Number.isFinite(value) || !test(value)) {
     throw new RangeError(
-      `Cannot sample: ${key}${where} is ${value}, must be ${range}`,
+      `Cannot sample: ${key}${where} is ${described(value)}, must be ${range}`,
     );
   }
   return value;

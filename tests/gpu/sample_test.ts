@@ -322,7 +322,7 @@ gpuTest(
       ordinary.map((l, id) => id === at ? NaN : l),
       ordinary.map((l, id) => id === at ? -NaN : l / 0),
       ordinary.map((l, id) => id === at ? Infinity : l),
-      ordinary.map((l, id) => id === at ? Infinity : -Infinity),
+      ordinary.map((_, id) => id === at ? Infinity : -Infinity),
       ordinary.map((_, id) => id === at ? NaN : -Infinity),
       new Float32Array(vocab).fill(NaN),
       new Float32Array(vocab).fill(-Infinity),

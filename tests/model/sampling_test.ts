@@ -321,7 +321,7 @@ Deno.test("sampling options out of range are refused", () => {
     "temperature is -1, must be a number of at least 0",
   );
   refuse({ temperature: Infinity }, "temperature is Infinity");
-  refuse({ temperature: "hot" }, "temperature is hot");
+  refuse({ temperature: "hot" }, 'temperature is "hot"');
   refuse({ topK: 1.5 }, "topK is 1.5, must be an integer of at least 0");
   refuse({ topK: -1 }, "topK is -1");
   refuse({ topP: 0 }, "topP is 0, must be above 0 and at most 1");
