@@ -82,8 +82,12 @@ export async function loadQwen3(
       `Cannot load ${model}: device is "${kind}", must be gpu when debug is on`,
     );
   }
-  const { signal, onProgress } = options;
-  const checkpoint = await openCheckpoint(model, { signal, onProgress });
+  const { signal, onProgress, onNotice } = options;
+  const checkpoint = await openCheckpoint(model, {
+    signal,
+    onProgress,
+    onNotice,
+  });
   try {
     checkContext(checkpoint, options.context);
     return await Qwen3.load(checkpoint, options);

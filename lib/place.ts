@@ -35,7 +35,10 @@ export interface Qwen3Options {
   context?: number;
   /** Called with the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
-  /** Called with a line of text for the user when the model moves to another device. */
+  /**
+   * Called with a line of text for the user: a download waits or starts over, or the
+   * model moves to another device.
+   */
   onNotice?: (notice: string) => void;
   /** Aborts loading. */
   signal?: AbortSignal;

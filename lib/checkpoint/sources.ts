@@ -22,6 +22,8 @@ export interface LoadProgress {
 /** Options for opening a checkpoint. */
 export interface OpenOptions {
   onProgress?: (progress: LoadProgress) => void;
+  /** Called with a line of text for the user, such as what is downloaded again. */
+  onNotice?: (notice: string) => void;
   /** Aborts opening, downloading and later reads. */
   signal?: AbortSignal;
   /** Used instead of the global `fetch`. */
