@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkOptions, described, type OptionKind } from "./errors.ts";
 import type { Runner } from "./model/runner.ts";
 import type { Sampling, SamplingOptions } from "./model/sampling.ts";
 import { TextStream } from "./text/text_stream.ts";
@@ -11,11 +12,14 @@ import type { Tokenizer } from "./text/tokenizer.ts";
 /** Options of `generate` and `generateBatch`. */
 export interface GenerateOptions extends SamplingOptions {
   /**
-   * The maximum number of tokens to generate; by default, as many as fit in the
-   * context.
+   * The maximum number of tokens to generate; by default what the checkpoint says, else
+   * as many as fit in the context.
    */
   maxTokens?: number;
-  /** Ends the text before the first occurrence of any of these strings. */
+  /**
+   * Ends the text before the first occurrence of any of these strings; by default the
+   * checkpoint's.
+   */
   stop?: string | string[];
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
@@ -27,6 +31,49 @@ export interface GenerateOptions extends SamplingOptions {
   raw?: boolean;
   /** Ends the run at the next chunk of tokens; `finishReason` is then "aborted". */
   signal?: AbortSignal;
+}
+
+const KINDS: Readonly<
+  Record<
+    Exclude<keyof GenerateOptions, keyof SamplingOptions | "stop">,
+    OptionKind
+  >
+> = {
+  maxTokens: "number",
+  ignoreEos: "flag",
+  system: "text",
+  thinking: "flag",
+  raw: "flag",
+  signal: "signal",
+};
+
+/**
+ * Checks the types of options and the range of `maxTokens`; `resolveSampling` checks the
+ * sampling options.
+ *
+ * @throws {TypeError | RangeError} if one is wrong; the message names it.
+ */
+export function checkGenerating(options: GenerateOptions): void {
+  const cannot = "Cannot generate";
+  checkOptions(cannot, options, KINDS);
+  const { maxTokens, stop = [] } = options;
+  if (
+    maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
+  ) {
+    throw new RangeError(
+      `${cannot}: maxTokens is ${maxTokens}, must be an integer of at least 1`,
+    );
+  }
+  const stops: readonly unknown[] = Array.isArray(stop) ? stop : [stop];
+  for (const text of stops) {
+    if (typeof text !== "string" || text === "" || !text.isWellFormed()) {
+      throw new TypeError(
+        `Cannot stop at ${
+          described(text)
+        }: a stop string must be one or more whole characters`,
+      );
+    }
+  }
 }
 
 /** A generated token and the text it completes. */

@@ -5,18 +5,30 @@
  */
 import { type Message, renderChat } from "./text/chat_template.ts";
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
-import { DeviceError, MemoryError } from "./errors.ts";
+import {
+  checkOptions,
+  described,
+  DeviceError,
+  MemoryError,
+  requireKind,
+} from "./errors.ts";
+import {
+  ignoredNotice,
+  newTokenLimit,
+} from "./checkpoint/generation_config.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
 import {
   BatchRun,
+  checkGenerating,
   type GenerateOptions,
   Run,
   type RunParts,
 } from "./generate.ts";
 import {
   checkContext,
+  checkLoading,
   type Device,
   gone,
   place,
@@ -66,30 +78,18 @@ export async function loadQwen3(
   model: string = DEFAULT_MODEL,
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
-  const { device: kind = "auto", precision = "auto" } = options;
-  if (!["auto", "gpu", "cpu"].includes(kind)) {
-    throw new Error(
-      `Cannot load ${model}: device is "${kind}", must be auto, gpu or cpu`,
-    );
-  }
-  if (!["auto", "f32"].includes(precision)) {
-    throw new Error(
-      `Cannot load ${model}: precision is "${precision}", must be auto or f32`,
-    );
-  }
-  if (options.debug && kind !== "gpu") {
-    throw new Error(
-      `Cannot load ${model}: device is "${kind}", must be gpu when debug is on`,
-    );
-  }
-  const { signal, onProgress, onNotice } = options;
+  checkLoading(model, options);
+  const { signal, onProgress, onNotice, readTimeout } = options;
   const checkpoint = await openCheckpoint(model, {
     signal,
     onProgress,
     onNotice,
+    readTimeout,
   });
   try {
     checkContext(checkpoint, options.context);
+    const notice = ignoredNotice(checkpoint.generation, checkpoint.location);
+    if (notice !== undefined) options.onNotice?.(notice);
     return await Qwen3.load(checkpoint, options);
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
@@ -186,6 +186,10 @@ export class Qwen3 implements Disposable {
     tokenIds: ArrayLike<number>,
     options: { all?: boolean; signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
+    const cannot = "Cannot compute logits";
+    checkOptions(cannot, options, { all: "flag", signal: "signal" });
+    const isList = Array.isArray(tokenIds) || ArrayBuffer.isView(tokenIds);
+    if (!isList) requireKind(cannot, "the prompt", tokenIds, "list");
     const tokens = this.#check("compute logits", Array.from(tokenIds));
     return await this.#alone(() => this.#placed.runner.logits(tokens, options));
   }
@@ -229,6 +233,7 @@ export class Qwen3 implements Disposable {
     prompts: readonly Prompt[],
     options: GenerateOptions = {},
   ): BatchRun {
+    requireKind("Cannot generate", "the list of prompts", prompts, "list");
     if (prompts.length === 0) {
       throw new Error(
         "Cannot generate: there are no prompts, there must be at least one",
@@ -239,30 +244,27 @@ export class Qwen3 implements Disposable {
 
   /** Validates prompts and options before anything runs. */
   #parts(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
+    checkGenerating(options);
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
+    const which = (i: number) =>
+      prompts.length > 1 ? `prompt ${i}` : "the prompt";
     const ids = prompts.map((prompt, i) =>
-      this.#check(
-        "generate",
-        this.#encode(prompt, options),
-        prompts.length > 1 ? `prompt ${i}` : "the prompt",
-      )
+      this.#check("generate", this.#encode(prompt, options), which(i))
     );
-    const { maxTokens, stop = [], signal } = options;
-    if (
-      maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
-    ) {
-      throw new RangeError(
-        `Cannot generate: maxTokens is ${maxTokens}, must be an integer of at least 1`,
+    const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
+    const stops = typeof stop === "string" ? [stop] : stop;
+    if (stops.length > 0 && !this.hasTokenizer) {
+      throw new Error(
+        `Cannot generate: stop strings need a tokenizer, ${this.#checkpoint.name} has no tokenizer.json`,
       );
     }
-    const stops = typeof stop === "string" ? [stop] : stop;
-    if (stops.length && !this.hasTokenizer) void this.tokenizer; // throws
-    const sizes = ids.map(({ length }) => {
+    const sizes = ids.map(({ length }, i) => {
       const room = this.context - length + 1; // the last token is not cached
+      const limit = maxTokens ?? newTokenLimit(generation, length, which(i));
       return {
         promptTokens: length,
-        maxTokens: Math.min(maxTokens ?? room, room),
+        maxTokens: Math.min(limit ?? room, room),
       };
     });
     const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
@@ -328,6 +330,13 @@ export class Qwen3 implements Disposable {
     { raw, system, thinking }: GenerateOptions,
   ): number[] {
     if (typeof prompt !== "string") {
+      if (!Array.isArray(prompt)) {
+        throw new TypeError(
+          `Cannot generate: the prompt is ${
+            described(prompt)
+          }, must be a string, a list of messages or a list of token ids`,
+        );
+      }
       if (prompt.length === 0) return [];
       if (prompt.every((item) => typeof item === "number")) return [...prompt];
     }

@@ -175,6 +175,76 @@ eachDevice(
   },
 );
 
+Deno.test("a checkpoint's limits and stop strings hold unless options say otherwise", async () => {
+  const load = async (generation: Record<string, unknown>) => {
+    const notices: string[] = [];
+    await using changed = await copyCheckpoint(DEFAULT_MODEL, {
+      "generation_config.json": JSON.stringify(generation),
+    });
+    const qwen = await loadQwen3(changed.path, {
+      device: "cpu",
+      onNotice: (notice) => notices.push(notice),
+    });
+    return { qwen, notices, path: changed.path };
+  };
+  const lengths = async (qwen: Qwen3, options: GenerateOptions = {}) => {
+    const run = qwen.generate(PROMPT, { temperature: 0, ...options });
+    const text = await read(run);
+    return { tokens: run.tokenIds.length, text, why: run.finishReason };
+  };
+  {
+    const { qwen, notices } = await load({ max_new_tokens: 6, max_length: 20 });
+    using _ = qwen;
+    assertEquals((await lengths(qwen)).tokens, 6);
+    assertEquals((await lengths(qwen, { maxTokens: 8 })).tokens, 8);
+    assertEquals(notices, []);
+  }
+  {
+    // The prompt has 5 tokens.
+    const { qwen, notices, path } = await load({
+      max_length: 9,
+      min_new_tokens: 3,
+      num_beams: 2,
+    });
+    using _ = qwen;
+    assertEquals((await lengths(qwen)).tokens, 4);
+    assertThrows(
+      () => qwen.generateBatch([PROMPT, PROMPT.repeat(4)]),
+      RangeError,
+      "Cannot generate: prompt 1 has 17 tokens, must have fewer than max_length of the checkpoint, 9",
+    );
+    assertEquals(notices, [
+      `Ignoring settings for generation of ${path} that are not supported: min_new_tokens (3), num_beams (2)`,
+    ]);
+  }
+  {
+    const { qwen } = await load({ stop_strings: ["Lily", "never"] });
+    using _ = qwen;
+    assertEquals(await lengths(qwen, { maxTokens: 40 }), {
+      tokens: 8,
+      text: ", there was a little girl named ",
+      why: "stop",
+    });
+    const own = await lengths(qwen, { maxTokens: 40, stop: "girl" });
+    assertEquals(own.text, ", there was a little ");
+    const none = await lengths(qwen, { maxTokens: 12, stop: [] });
+    assertEquals(none.why, "length");
+  }
+});
+
+Deno.test("stop strings of a checkpoint without a tokenizer are refused", async () => {
+  await using changed = await copyCheckpoint(TINY, {
+    "generation_config.json": JSON.stringify({ stop_strings: "END" }),
+  });
+  using qwen = await loadQwen3(changed.path, { device: "cpu" });
+  assertThrows(
+    () => qwen.generate([1, 2]),
+    Error,
+    `Cannot generate: stop strings need a tokenizer, ${changed.path} has no tokenizer.json`,
+  );
+  qwen.generate([1, 2], { stop: [] });
+});
+
 Deno.test("a seed reproduces a text on the CPU", async () => {
   using qwen = await loadQwen3(undefined, { device: "cpu" });
   const options = { temperature: 1, topK: 0, maxTokens: 20 };
@@ -347,7 +417,74 @@ Deno.test("loadQwen3 refuses unknown devices, precisions and contexts", async ()
     await assertRejects(
       load({ device: "cpu", context }),
       RangeError,
-      `context is ${context}, must be an integer from 1 to 1024`,
+      `context is ${context}, must be an integer ${
+        context > 1 && Number.isInteger(context)
+          ? "from 1 to 1024"
+          : "of at least 1"
+      }`,
+    );
+  }
+});
+
+/** Arguments of wrong types, as plain JavaScript may pass them, and their errors. */
+function assertTypes(
+  call: (...args: never[]) => unknown,
+  wrong: [args: unknown[], message: string][],
+): void {
+  for (const [args, message] of wrong) {
+    const called = () => (call as (...args: unknown[]) => unknown)(...args);
+    assertThrows(called, TypeError, message);
+  }
+}
+
+Deno.test("arguments of wrong types are refused like wrong values", async () => {
+  for (
+    const [args, message] of [
+      [[42], "Cannot load a model: its name is 42, must be a string"],
+      [[null], "Cannot load a model: its name is null"],
+      [[new URL(DEFAULT_MODEL)], "its name is a URL"],
+      [
+        [TINY, null],
+        "the argument with the options is null, must be an object",
+      ],
+      [[TINY, "gpu"], 'the argument with the options is "gpu", must be an obj'],
+      [[TINY, { device: 5 }], "device is 5, must be a string"],
+      [[TINY, { context: "5" }], 'context is "5", must be a number'],
+      [[TINY, { onNotice: "x" }], 'onNotice is "x", must be a function'],
+      [[TINY, { onProgress: {} }], "onProgress is an object"],
+      [[TINY, { signal: {} }], "signal is an object, must be an AbortSignal"],
+      [[TINY, { gpu: 5 }], "gpu is 5, must be a WebGPU implementation"],
+      [[TINY, { debug: 1 }], "debug is 1, must be true or false"],
+    ] as const
+  ) {
+    const load = loadQwen3 as (...args: unknown[]) => Promise<Qwen3>;
+    await assertRejects(() => load(...args), TypeError, message);
+  }
+
+  using qwen = await loadQwen3(TINY, { device: "cpu" });
+  const must = "must be a string, a list of messages or a list of token ids";
+  assertTypes(qwen.generate.bind(qwen), [
+    [[42], `Cannot generate: the prompt is 42, ${must}`],
+    [[undefined], `the prompt is undefined, ${must}`],
+    [[new Set([1])], `the prompt is a Set, ${must}`],
+    [[[1], 5], "the argument with the options is 5, must be an object"],
+    [[[1], { maxTokens: "5" }], 'maxTokens is "5", must be a number'],
+    [[[1], { maxTokens: null }], "maxTokens is null, must be a number"],
+    [[[1], { stop: 5 }], "Cannot stop at 5: a stop string must be"],
+    [[[1], { stop: ["a", null] }], "Cannot stop at null"],
+    [[[1], { ignoreEos: "yes" }], 'ignoreEos is "yes", must be true or false'],
+    [[[1], { system: 5 }], "system is 5, must be a string"],
+    [[[1], { signal: 5 }], "signal is 5, must be an AbortSignal"],
+  ]);
+  assertTypes(qwen.generateBatch.bind(qwen), [
+    [["x"], 'the list of prompts is "x", must be a list'],
+    [[[5]], `the prompt is 5, ${must}`],
+  ]);
+  for (const [ids, message] of [[null, "null"], [{}, "an object"]] as const) {
+    await assertRejects(
+      () => qwen.logits(ids as unknown as number[]),
+      TypeError,
+      `Cannot compute logits: the prompt is ${message}, must be a list`,
     );
   }
 });
@@ -381,7 +518,11 @@ eachDevice(
     assertEquals(pieces.map(({ tokenId }) => tokenId), run.tokenIds);
     const refusal = "has no tokenizer.json, so a prompt must be token ids";
     assertThrows(() => qwen.generate("words"), Error, refusal);
-    assertThrows(() => qwen.generate([1], { stop: "x" }), Error, refusal);
+    assertThrows(
+      () => qwen.generate([1], { stop: "x" }),
+      Error,
+      `Cannot generate: stop strings need a tokenizer, ${TINY} has no tokenizer.json`,
+    );
     assertThrows(() => qwen.tokenizer, Error, refusal);
   },
 );

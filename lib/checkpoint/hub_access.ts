@@ -7,7 +7,8 @@
  */
 import { errorText } from "../errors.ts";
 import { homeFolder, host } from "../host.ts";
-import { type OpenOptions, patientFetch } from "./sources.ts";
+import { patientFetch, shownUrl } from "./fetch.ts";
+import type { OpenOptions } from "./sources.ts";
 
 /** The Hub, or a server like it. */
 export interface HubAccess {
@@ -177,7 +178,7 @@ export async function hubAccess(
         url = target;
       }
       throw new HubRefusal(
-        `${shown(url)} redirects more than ${MOST_REDIRECTS} times`,
+        `${shownUrl(url.href)} redirects more than ${MOST_REDIRECTS} times`,
       );
     },
   };
@@ -192,14 +193,9 @@ function redirectOf(response: Response, from: URL): URL | undefined {
   if (target !== null && /^https?:$/.test(target.protocol)) return target;
   throw new HubRefusal(
     `${
-      shown(from)
+      shownUrl(from.href)
     } redirects with status ${response.status}, but not to an http(s) URL`,
   );
-}
-
-/** A URL without the secrets that its query may hold. */
-function shown({ origin, pathname }: URL): string {
-  return `${origin}${pathname}`;
 }
 
 /** What a response that is not 2xx means for the user. */
@@ -223,7 +219,9 @@ async function refusal(
       `the repository is gated: its conditions must be accepted at ${endpoint}/${name}, and ${needs}`,
     );
   }
-  const answer = `${shown(url)} answered ${status}${said && ` (${said})`}`;
+  const answer = `${shownUrl(url.href)} answered ${status}${
+    said && ` (${said})`
+  }`;
   if (status === 401 && /invalid.*(credential|token)/i.test(said) && token) {
     return new HubRefusal(`${answer}: the token from ${token.from} is refused`);
   }

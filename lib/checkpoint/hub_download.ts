@@ -24,20 +24,18 @@ import {
   WEIGHTS,
   writeListing,
 } from "./hub_cache.ts";
-import { type OpenOptions, pause } from "./sources.ts";
+import { pause, retry, TemporaryFailure } from "./fetch.ts";
+import type { LoadProgress, OpenOptions } from "./sources.ts";
 
 // A variable, so that Deno installs the package only when a download needs it.
 const HUB_PACKAGE = "npm:@huggingface/hub@2.17.5";
 
-/** Attempts in a row that bring less than this many bytes, after which a file fails. */
-const TRIES = 4;
-const ENOUGH_BYTES = 1 << 20;
-
 /** The most pages of a list of files. */
 const MOST_PAGES = 1000;
 
-/** How often waiting for a lock is announced. */
-const WAIT_NOTICE_MS = 30_000;
+/** How often a lock is tried, and how often waiting for it is announced. */
+const LOCK_MS = 200;
+const LOCK_NOTICE_MS = 30_000;
 
 /** Where a repository's files go. */
 export interface Target {
@@ -47,6 +45,16 @@ export interface Target {
   /** The folder of the cache, and the repository's folder in it. */
   cache: string;
   entry: string;
+}
+
+/** A file on its way. */
+interface Incoming {
+  path: string;
+  listed: ListedFile;
+  output: AppendableFile;
+  /** Where `output` is. */
+  piece: string;
+  resumedFrom?: number;
 }
 
 /** A response whose bytes cannot follow those in a file. */
@@ -197,7 +205,9 @@ export class Download {
       await damage(link, there, listed, this.options.signal);
     if (problem !== undefined) {
       this.#notice(`${link} ${problem}: it is downloaded again.`);
-    } else if (there !== undefined) return this.#advance(path, listed.size);
+    } else if (there !== undefined) {
+      return this.#advance({ path, listed }, listed.size);
+    }
     const hash = listed.sha256 ?? listed.blobId;
     const blob = `${this.target.entry}/blobs/${hash}`;
     using lock = await this.#lock(path, hash);
@@ -214,7 +224,7 @@ export class Download {
         throw error;
       }
       await host.files.move(piece, blob);
-    } else this.#advance(path, listed.size);
+    } else this.#advance({ path, listed }, listed.size);
     await host.files.remove(link); // it may be damaged, or a dangling link
     await putInSnapshot(blob, link, isNew);
   }
@@ -241,28 +251,35 @@ export class Download {
       {
         using output = await host.files.append(piece);
         if (output.size > listed.size) await output.clear();
-        if (output.size > 0) {
+        const resumedFrom = output.size || undefined;
+        const file = { path, listed, output, piece, resumedFrom };
+        if (resumedFrom !== undefined) {
           this.#notice(
-            `Resuming ${path} at byte ${output.size} of ${listed.size}.`,
+            `Resuming ${path} at byte ${resumedFrom} of ${listed.size}.`,
           );
         }
-        this.#advance(path, output.size);
+        this.#advance(file, output.size);
         try {
-          await this.#fill(output, piece, path, listed);
+          await this.#fill(file);
           await output.flush();
         } catch (error) {
           if (!(error instanceof WrongAnswer)) throw error;
           problem = error.message;
         }
+        if (problem !== undefined) {
+          this.#advance(file, -output.size);
+          await output.clear();
+        }
       } // Windows does not remove or rename an open file
-      problem ??= await verify(piece, listed, this.options.signal);
-      if (problem === undefined) return;
-      const { size = 0 } = await host.files.find(piece) ?? {};
-      this.#advance(path, -size);
+      if (problem === undefined) {
+        problem = await verify(piece, listed, this.options.signal);
+        if (problem === undefined) return;
+        this.#done -= listed.size;
+      }
       await host.files.remove(piece);
       if (!isFirst) {
         throw new HubRefusal(
-          `${path} ${problem}; that was the second attempt, so it is not kept`,
+          `${path} ${problem}; that was the second attempt, nothing is kept`,
         );
       }
       this.#notice(
@@ -272,96 +289,67 @@ export class Download {
   }
 
   /** Appends the rest of a file, resuming when the connection ends early. */
-  async #fill(
-    output: AppendableFile,
-    piece: string,
-    path: string,
-    listed: ListedFile,
-  ) {
-    for (let tries = 1; output.size < listed.size; tries++) {
-      const before = output.size;
-      const chunks = await this.#request(output, path, listed);
-      try {
-        for await (const chunk of chunks) {
-          this.options.signal?.throwIfAborted();
-          await this.#append(output, piece, chunk, path, listed);
-        }
-        if (output.size < listed.size) throw new Error("the connection ended");
-      } catch (cause) {
-        this.options.signal?.throwIfAborted();
-        if (cause instanceof HubRefusal || cause instanceof WrongAnswer) {
-          throw cause;
-        }
-        if (output.size - before >= ENOUGH_BYTES) tries = 0;
-        if (tries === TRIES) {
-          throw new HubRefusal(
-            `${path} stopped at ${output.size} of ${listed.size} bytes: ${
-              errorText(cause)
-            }`,
-            { cause },
-          );
-        }
-        await pause(Math.max(tries, 1));
+  async #fill(file: Incoming) {
+    const { path, listed: { size }, output } = file;
+    let received = 0;
+    const attempt = async () => {
+      if (output.size === size) return; // the connection broke after the last byte
+      for await (const chunk of await this.#request(file)) {
+        await this.#append(file, chunk);
+        received += chunk.length;
       }
+      if (output.size < size) {
+        throw new TemporaryFailure("the connection ended");
+      }
+    };
+    try {
+      await retry(path, attempt, this.options, () => received);
+    } catch (cause) {
+      this.options.signal?.throwIfAborted();
+      if (cause instanceof HubRefusal || cause instanceof WrongAnswer) {
+        throw cause;
+      }
+      throw new HubRefusal(
+        `${path} stopped at ${output.size} of ${size} bytes: ${
+          errorText(cause)
+        }`,
+        { cause },
+      );
     }
   }
 
   /** Requests a file from where `output` ends; clears it if the server cannot resume. */
-  async #request(
-    output: AppendableFile,
-    path: string,
-    { size }: ListedFile,
-  ): Promise<AsyncIterable<Uint8Array>> {
-    const { endpoint, fetch } = this.access;
+  async #request(file: Incoming): Promise<AsyncIterable<Uint8Array>> {
+    const { path, listed: { size }, output } = file;
     const begin = output.size;
-    const asked = `bytes ${begin}-${size - 1}/${size}`;
-    const file = path.split("/").map(encodeURIComponent).join("/");
-    const response = await fetch(
-      `${endpoint}/${this.target.name}/resolve/${this.#commit}/${file}`,
+    const name = path.split("/").map(encodeURIComponent).join("/");
+    const { status, headers, body } = await this.access.fetch(
+      `${this.access.endpoint}/${this.target.name}/resolve/${this.#commit}/${name}`,
       { headers: begin === 0 ? {} : { Range: `bytes=${begin}-${size - 1}` } },
     );
-    const { status, headers, body } = response;
-    const refuse = async (answer: string) => {
+    const wrong = wrongRange(status, headers, begin, size);
+    if (wrong !== undefined) {
       await body?.cancel();
-      throw new WrongAnswer(`is not what was asked for (${answer})`);
-    };
-    const length = headers.get("content-length");
-    if (status === 206) {
-      const answered = headers.get("content-range");
-      if (answered?.replace("/*", `/${size}`) !== asked) {
-        await refuse(`asked for ${asked}, the server sent ${answered}`);
-      }
-    } else if (status !== 200) {
-      await refuse(`the server answered ${status}`);
-    } else if (
-      length !== null && Number(length) !== size &&
-      !headers.has("content-encoding")
-    ) {
-      await refuse(`the server sent ${length} bytes, must be ${size}`);
-    } else if (begin > 0) {
+      throw new WrongAnswer(wrong);
+    }
+    if (status === 200 && begin > 0) {
       this.#notice(`The server cannot resume ${path}: it starts over.`);
       await output.clear();
-      this.#advance(path, -begin);
+      file.resumedFrom = undefined;
+      this.#advance(file, -begin);
     }
-    return body ?? [] as unknown as AsyncIterable<Uint8Array>;
+    return body ?? new ReadableStream();
   }
 
-  async #append(
-    output: AppendableFile,
-    piece: string,
-    chunk: Uint8Array,
-    path: string,
-    { size }: ListedFile,
-  ) {
+  async #append(file: Incoming, chunk: Uint8Array) {
+    const { output, piece, listed: { size } } = file;
     if (output.size + chunk.length > size) {
-      throw new WrongAnswer(
-        `has more than the ${size} bytes that it must have`,
-      );
+      throw new WrongAnswer(`is longer than the ${size} bytes that are listed`);
     }
     const before = output.size;
     try {
       await output.append(chunk);
-    } catch (cause) { // the disk is full: another try would not help
+    } catch (cause) { // the disk is full: another request would not help
       throw new HubRefusal(
         `Cannot write ${piece}: ${
           errorText(cause)
@@ -369,18 +357,30 @@ export class Download {
         { cause },
       );
     } finally {
-      this.#advance(path, output.size - before);
+      this.#advance(file, output.size - before);
     }
   }
 
-  #advance(file: string, bytes: number) {
+  /** Reports `bytes` more of a file. */
+  #advance(
+    { path, listed, output, resumedFrom }:
+      & Omit<Incoming, "output" | "piece">
+      & {
+        output?: AppendableFile;
+      },
+    bytes: number,
+  ) {
     this.#done += bytes;
-    this.options.onProgress?.({
+    const progress: LoadProgress = {
       stage: "download",
-      file,
+      file: path,
       done: this.#done,
       total: this.#total,
-    });
+      fileDone: output?.size ?? listed.size,
+      fileTotal: listed.size,
+      resumedFrom,
+    };
+    this.options.onProgress?.(progress);
   }
 
   #notice(notice: string) {
@@ -403,13 +403,13 @@ export class Download {
       while (!await lock.tryLock()) {
         this.options.signal?.throwIfAborted();
         const waited = performance.now() - since;
-        if (waited - announced >= WAIT_NOTICE_MS) {
+        if (waited - announced >= LOCK_NOTICE_MS) {
           announced = waited;
           this.#notice(
             `Waiting for another download of ${path}, which holds ${file}.`,
           );
         }
-        await pause(1);
+        await pause(LOCK_MS, this.options);
       }
     } catch (error) {
       lock[Symbol.dispose]();
@@ -423,6 +423,40 @@ export class Download {
     }
     return lock;
   }
+}
+
+/**
+ * Compares the range and the length of a response with what was asked for: a file from
+ * byte `begin` to its end. Returns what is wrong.
+ */
+function wrongRange(
+  status: number,
+  headers: Headers,
+  begin: number,
+  size: number,
+): string | undefined {
+  const length = headers.get("content-length");
+  if (status === 206) {
+    const range = headers.get("content-range") ?? "";
+    const [, from, to, total] = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(range) ??
+      [];
+    // A server may send less than the whole range.
+    const fits = Number(from) === begin && Number(to) < size &&
+      (total === "*" || Number(total) === size);
+    return fits
+      ? undefined
+      : `was asked for from byte ${begin} of ${size}, but the server sent ${
+        JSON.stringify(range.slice(0, 100))
+      }`;
+  }
+  if (status !== 200) {
+    return `was asked for from byte ${begin} of ${size}, but the server answered ${status}`;
+  }
+  // Of a compressed file the length says nothing.
+  return length === null || Number(length) === size ||
+      headers.has("content-encoding")
+    ? undefined
+    : `has ${length} bytes on the server, must have ${size} as it is listed`;
 }
 
 /** Checks what the Hub says of a file. */

@@ -296,7 +296,7 @@ Deno.test("sampling options out of range are refused", () => {
     "temperature is -1, must be a number of at least 0",
   );
   refuse({ temperature: Infinity }, "temperature is Infinity");
-  refuse({ temperature: "hot" }, "temperature is hot");
+  refuse({ temperature: "hot" }, 'temperature is "hot"');
   refuse({ topK: 1.5 }, "topK is 1.5, must be an integer of at least 0");
   refuse({ topK: -1 }, "topK is -1");
   refuse({ topP: 0 }, "topP is 0, must be above 0 and at most 1");
@@ -305,11 +305,6 @@ Deno.test("sampling options out of range are refused", () => {
   refuse({ repetitionPenalty: 0 }, "repetitionPenalty is 0");
   refuse({ seed: 2 ** 32 }, "seed is 4294967296, must be an integer from 0");
   refuse({ seed: NaN }, "seed is NaN");
-  assertThrows(
-    () => resolveSampling({}, { topP: 7 }),
-    RangeError,
-    "Cannot sample: topP in the checkpoint is 7, must be above 0 and at most 1",
-  );
 });
 
 randomTest(
