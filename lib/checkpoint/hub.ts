@@ -69,8 +69,10 @@ export async function repositoryFolder(
       `Cannot open ${name}: ${lookedFor}, and ${offline} forbids downloading it`,
     );
   }
-  const access = await hubAccess(name, options);
+  let endpoint: string | undefined;
   try {
+    const access = await hubAccess(name, options);
+    endpoint = access.endpoint;
     return await new Download({ ...repository, cache, entry }, access, options)
       .run(hasWeights ? commit : undefined);
   } catch (cause) {
@@ -79,8 +81,9 @@ export async function repositoryFolder(
       options.onNotice?.(`${mayLack}: ${errorText(cause)}.`);
       return folder;
     }
+    if (endpoint === undefined) throw cause; // its token or its URL
     throw new Error(
-      `Cannot open ${name}: ${lookedFor}, and revision ${revision} cannot be downloaded from ${access.endpoint}: ${
+      `Cannot open ${name}: ${lookedFor}, and revision ${revision} cannot be downloaded from ${endpoint}: ${
         errorText(cause)
       }`,
       { cause },

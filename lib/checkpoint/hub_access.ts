@@ -46,7 +46,10 @@ export function cacheFolder(): string {
   const { env } = host;
   const given = env("HF_HUB_CACHE") ?? env("HUGGINGFACE_HUB_CACHE");
   const path = given === undefined ? `${hfHome()}/hub` : expand(given);
-  return path.replace(/(?<=.)\/+$/, "");
+  return path.replace(
+    host.runtime.os === "windows" ? /(?<=[^:])[/\\]+$/ : /(?<=.)\/+$/,
+    "",
+  );
 }
 
 /** The same folder under the home folder on Linux, macOS and Windows. */
@@ -219,9 +222,10 @@ async function refusal(
       `the repository is gated: its conditions must be accepted at ${endpoint}/${name}, and ${needs}`,
     );
   }
-  const answer = `${shownUrl(url.href)} answered ${status}${
+  const who = url.href.startsWith(endpoint) ? "it" : url.origin;
+  const answer = `${who} answered ${status}${
     said && ` (${said})`
-  }`;
+  } for ${url.pathname}`;
   if (status === 401 && /invalid.*(credential|token)/i.test(said) && token) {
     return new HubRefusal(`${answer}: the token from ${token.from} is refused`);
   }
@@ -232,9 +236,7 @@ async function refusal(
     return new HubRefusal(`no such file: ${answer}`);
   }
   if (code === "RepoNotFound" || status === 401 || status === 403) {
-    return new HubRefusal(
-      `${answer}: it does not exist, or ${needs}`,
-    );
+    return new HubRefusal(`${answer}: there is none, or ${needs}`);
   }
   return new HubRefusal(answer);
 }
