@@ -6,6 +6,7 @@
  */
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
+import { contextLimit } from "./checkpoint/config.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
 import {
   checkOptions,
@@ -159,7 +160,8 @@ async function placeOnGpu(
   const { dtype: cacheDtype } = kept, f16Matmuls = matmuls.dtype === "f16";
   const context = chooseContext({
     name: checkpoint.name,
-    trained: config.maxPositionEmbeddings,
+    plain: config.maxPositionEmbeddings,
+    most: contextLimit(config).tokens,
     requested: options.context,
     room: {
       bytes: gpu.limits.maxStorageBufferBindingSize,
@@ -207,9 +209,11 @@ export async function placeOnCpu(
   options: Qwen3Options,
   choice: Choice,
 ): Promise<Placed> {
+  const { config } = checkpoint;
   const context = chooseContext({
     name: checkpoint.name,
-    trained: checkpoint.config.maxPositionEmbeddings,
+    plain: config.maxPositionEmbeddings,
+    most: contextLimit(config).tokens,
     requested: options.context,
   });
   requireMemory(checkpoint, context.tokens, "f32");
@@ -227,16 +231,16 @@ export async function placeOnCpu(
   return { runner, device: { kind: "cpu", adapter, choices } };
 }
 
-/** @throws {RangeError} if the checkpoint was not trained for this context length. */
+/** @throws {RangeError} if the checkpoint does not allow this context length. */
 export function checkContext(
   { name, config }: Checkpoint,
   context?: number,
 ): void {
   if (context === undefined) return;
-  const most = config.maxPositionEmbeddings;
-  if (!Number.isInteger(context) || context < 1 || context > most) {
+  const { tokens, why } = contextLimit(config);
+  if (!Number.isInteger(context) || context < 1 || context > tokens) {
     throw new RangeError(
-      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${most}, the trained length`,
+      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${tokens} (${why})`,
     );
   }
 }

@@ -318,25 +318,6 @@ eachDevice(
   },
 );
 
-eachDevice(
-  "a second concurrent run is refused, and the first continues",
-  async (device) => {
-    using qwen = await loadQwen3(undefined, { device });
-    const whole = await read(qwen.generate(PROMPT, GREEDY));
-    const first = qwen.generate(PROMPT, GREEDY);
-    let text = "";
-    for await (const piece of first) {
-      text += piece.text;
-      if (first.tokenIds.length !== 2) continue;
-      const refusal =
-        "Cannot start a run: another run of this model has not ended";
-      await assertRejects(() => read(qwen.generate("Hi")), Error, refusal);
-      await assertRejects(() => qwen.logits([1]), Error, refusal);
-    }
-    assertEquals(text, whole);
-  },
-);
-
 eachDevice("the context limits prompt and text", async (device) => {
   using qwen = await loadQwen3(undefined, { device, context: 16 });
   assertEquals(qwen.context, 16);
