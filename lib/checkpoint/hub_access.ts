@@ -52,7 +52,7 @@ export function cacheFolder(): string {
   );
 }
 
-/** The same folder under the home folder on Linux, macOS and Windows. */
+/** Huggingface_hub keeps its files below `~/.cache`, on macOS and Windows too. */
 function hfHome(): string {
   const { env } = host;
   const given = env("HF_HOME");
