@@ -103,7 +103,8 @@ export interface AppendableFile extends Disposable {
 }
 
 /** A temporary file, open for appending and reading; its size grows. */
-export interface TemporaryFile extends ReadableFile, AppendableFile {
+export interface TemporaryFile
+  extends ReadableFile, Omit<AppendableFile, "flush"> {
   readonly size: number;
 }
 
