@@ -118,9 +118,10 @@ function webFolder(spec: string, options: OpenOptions): Folder {
 }
 
 async function existingDirectory(spec: string): Promise<string | undefined> {
+  const { files } = host;
   let found: FoundFile | undefined;
   try {
-    found = await host.files.find(/^file:/i.test(spec) ? new URL(spec) : spec);
+    found = await files.find(/^file:/i.test(spec) ? new URL(spec) : spec);
   } catch (cause) {
     throw new Error(
       `Cannot open ${JSON.stringify(spec.slice(0, 300))}: ${errorText(cause)}`,

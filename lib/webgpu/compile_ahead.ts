@@ -56,6 +56,11 @@ export async function compileAhead(
     !gpu.vulkan || !gpu.adapterClass.startsWith("NVIDIA") ||
     failing.has(gpu) || !keepsCache()
   ) return undefined;
+  const refusal = workerRefusal(WORKER);
+  if (refusal !== undefined) {
+    failing.add(gpu);
+    return oneThread(refusal);
+  }
   const missing = longestFirst(gpu, shaders());
   const workers = Math.min(
     MOST_WORKERS,
@@ -65,11 +70,6 @@ export async function compileAhead(
   if (workers < 1) return undefined;
   const { driverMs } = compile(gpu, missing.pop()!);
   if (driverMs < COMPILED_MS) return undefined;
-  const refusal = workerRefusal(WORKER);
-  if (refusal !== undefined) {
-    failing.add(gpu);
-    return oneThread(refusal);
-  }
   return await compileInWorkers(gpu, missing, workers);
 }
 
