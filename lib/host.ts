@@ -54,8 +54,8 @@ export interface HostFiles {
   append(path: string): Promise<AppendableFile>;
   /** Writes a whole file atomically and to the disk; creates its folder if needed. */
   writeText(path: string, text: string): Promise<void>;
-  /** Creates an empty temporary file; returns its path. */
-  createTemporary(prefix: string): Promise<string>;
+  /** Creates a temporary file, which is gone when it is disposed or the process ends. */
+  openTemporary(prefix: string): Promise<TemporaryFile>;
   makeFolder(path: string): Promise<void>;
   /**
    * Makes `path` a symbolic link to a file. Windows refuses it without the privilege,
@@ -100,6 +100,12 @@ export interface AppendableFile extends Disposable {
   clear(): Promise<void>;
   /** Returns when the bytes are on the disk. */
   flush(): Promise<void>;
+}
+
+/** A temporary file, open for appending and reading; its size grows. */
+export interface TemporaryFile
+  extends ReadableFile, Omit<AppendableFile, "flush"> {
+  readonly size: number;
 }
 
 /** An open lock file, initially unlocked. */

@@ -63,8 +63,7 @@ export const denoHost = {
         throw error;
       }
     },
-    createTemporary: (prefix: string): Promise<string> =>
-      Deno.makeTempFile({ prefix }),
+    openTemporary,
     makeFolder: (path: string): Promise<void> =>
       Deno.mkdir(path, { recursive: true }),
     link(target: string, path: string): Promise<void> {
@@ -104,18 +103,21 @@ async function openToRead(path: string) {
   const { size } = await file.stat();
   return {
     size,
-    read(begin: number, into: Uint8Array): number {
-      file.seekSync(begin, Deno.SeekMode.Start);
-      let done = 0;
-      while (done < into.length) {
-        const count = file.readSync(into.subarray(done));
-        if (count === null) break;
-        done += count;
-      }
-      return done;
-    },
+    read: (begin: number, into: Uint8Array) => readAt(file, begin, into),
     [Symbol.dispose]: () => file[Symbol.dispose](),
   };
+}
+
+/** Fills `into` from byte `begin`; returns how many bytes there were. */
+function readAt(file: Deno.FsFile, begin: number, into: Uint8Array): number {
+  file.seekSync(begin, Deno.SeekMode.Start);
+  let done = 0;
+  while (done < into.length) {
+    const count = file.readSync(into.subarray(done));
+    if (count === null) break;
+    done += count;
+  }
+  return done;
 }
 
 async function openToAppend(path: string) {
@@ -141,6 +143,57 @@ async function openToAppend(path: string) {
     flush: (): Promise<void> => file.sync(),
     [Symbol.dispose]: () => file[Symbol.dispose](),
   };
+}
+
+// deno-lint-ignore require-await
+async function openTemporary(prefix: string) {
+  // Synchronous, so that no signal comes between creating the file and removing it.
+  const path = Deno.makeTempFileSync({ prefix });
+  const file = Deno.openSync(path, { read: true, write: true });
+  const remove = removeOpen(path);
+  let size = 0;
+  return {
+    get size(): number {
+      return size;
+    },
+    async append(bytes: Uint8Array): Promise<void> {
+      file.seekSync(size, Deno.SeekMode.Start);
+      for (let done = 0; done < bytes.length;) {
+        done += await file.write(bytes.subarray(done));
+      }
+      size += bytes.length;
+    },
+    async clear(): Promise<void> {
+      await file.truncate(0);
+      size = 0;
+    },
+    read: (begin: number, into: Uint8Array) => readAt(file, begin, into),
+    [Symbol.dispose](): void {
+      file[Symbol.dispose]();
+      remove();
+    },
+  };
+}
+
+/**
+ * Removes a file that is open, which keeps its content until it is closed; even a killed
+ * process leaves nothing. Where the system refuses that, the file is removed by the
+ * returned function or at the end of the process.
+ */
+function removeOpen(path: string): () => void {
+  try {
+    Deno.removeSync(path);
+    return () => {};
+  } catch {
+    const remove = () => {
+      removeEventListener("unload", remove);
+      try {
+        Deno.removeSync(path);
+      } catch { /* somebody cleans up the folder too */ }
+    };
+    addEventListener("unload", remove);
+    return remove;
+  }
 }
 
 async function openLock(path: string) {
