@@ -10,10 +10,8 @@ const SPACE =
 const ONE_SPACE = new RegExp(`^[${SPACE}]$`);
 /** Runs of white space; sticky and global uses copy it. */
 export const SPACES = new RegExp(`[${SPACE}]+`);
-const LINE_END = new RegExp(
-  "\\r\\n|[\\n\\r\\v\\f\\x1c-\\x1e\\x85\\u2028\\u2029]",
-  "g",
-);
+// deno-lint-ignore no-control-regex
+const LINE_END = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/g;
 
 const SURROGATE = /[\ud800-\udfff]/;
 
