@@ -358,7 +358,7 @@ Deno.test("a run's result is rendered as the model wrote it", async () => {
   const { chat_template: template } = await qwen3("tokenizer_config.json");
   const replies = [
     REPLY,
-    "<think>\nHm.\n</think>\n\nx += 1",
+    "<think>\nHm.\n</think>\n\n    x += 1",
     `<think>\nHm.\n</think>\n\n<tool_call>\n${F}\n</tool_call>\n<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>`,
     '<think>\nHm.\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"a": oops}}\n</tool_call>',
   ];

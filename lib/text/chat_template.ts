@@ -15,7 +15,7 @@ import {
 } from "./conversation.ts";
 import { errorText } from "../errors.ts";
 import { isObject } from "../json.ts";
-import { Template } from "npm:@huggingface/jinja@0.5.11";
+import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
 /** Options of {@linkcode renderChat}. */
 export interface ChatOptions {
@@ -89,7 +89,7 @@ export function renderChat(
 
 function compile(template: string): Render {
   try {
-    const compiled = new Template(template);
+    const compiled = compileTemplate(template);
     return (variables) => {
       try {
         return compiled.render(variables);
@@ -103,10 +103,12 @@ function compile(template: string): Render {
 }
 
 function templateError(error: unknown): Error {
-  return new Error(
-    `Cannot render a chat with its template: ${errorText(error)}`,
-    { cause: error },
-  );
+  const reason = error instanceof TemplateError
+    ? error.reason
+    : errorText(error);
+  return new Error(`Cannot render a chat with its template: ${reason}`, {
+    cause: error,
+  });
 }
 
 /** What `render` returns, or undefined if the template rejects the variables. */
