@@ -79,6 +79,39 @@ export function described(value: unknown): string {
   return typeof value === "bigint" ? `${value}n` : String(value);
 }
 
+/**
+ * Writes text of a file, such as a tensor's name, for a message: printable, and with the
+ * middle of a long one cut out.
+ */
+export function quoted(text: string, most = 120): string {
+  const half = Math.floor(most / 2);
+  return printable(
+    text.length <= most
+      ? text
+      : `${text.slice(0, half)}…${text.slice(1 - half)}`,
+  );
+}
+
+/** A JSON value as written in its file, for a message; long ones are cut. */
+export function jsonText(value: unknown, most = 120): string {
+  if (value === undefined) return "missing";
+  if (typeof value === "string") {
+    return printable(JSON.stringify(quoted(value, most)));
+  }
+  try {
+    return quoted(JSON.stringify(value), most);
+  } catch { // nested deeper than the stack
+    return described(value);
+  }
+}
+
+/** Lists the first few of some names, and counts the others. */
+export function listed(names: readonly string[], few = 8): string {
+  const first = names.slice(0, few).map((name) => quoted(name)).join(", ");
+  const more = names.length - few;
+  return more > 0 ? `${first} and ${more} more` : first;
+}
+
 /** The kinds of values that options take, each with its test and its name in errors. */
 const KINDS = {
   text: [(v: unknown) => typeof v === "string", "a string"],
