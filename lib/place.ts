@@ -5,6 +5,7 @@
  * @module
  */
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
+import { shownUrl } from "./checkpoint/fetch.ts";
 import { contextLimit } from "./checkpoint/config.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
 import {
@@ -42,7 +43,15 @@ export interface Qwen3Options {
   context?: number;
   /** Called with the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
-  /** Called with a line of text for the user when the model moves to another device. */
+  /**
+   * Seconds without a byte from a server after which a request is given up and resumed;
+   * 30 by default.
+   */
+  readTimeout?: number;
+  /**
+   * Called with a line of text for the user when the model moves to another device, a
+   * server keeps it waiting, or the checkpoint has settings that are ignored.
+   */
   onNotice?: (notice: string) => void;
   /** Aborts loading. */
   signal?: AbortSignal;
@@ -62,6 +71,7 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   context: "number",
   onProgress: "function",
   onNotice: "function",
+  readTimeout: "number",
   signal: "signal",
   gpu: "gpu",
   debug: "flag",
@@ -70,7 +80,7 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
 /** Checks the arguments of `loadQwen3` as far as that needs no checkpoint. */
 export function checkLoading(model: unknown, options: Qwen3Options): void {
   requireKind("Cannot load a model", "its name", model, "text");
-  const cannot = `Cannot load ${model}`;
+  const cannot = `Cannot load ${shownUrl(model as string)}`;
   checkOptions(cannot, options, KINDS);
   const { device = "auto", precision = "auto", debug, context } = options;
   const refuse = (what: string, value: unknown, must: string) => {

@@ -1,7 +1,6 @@
 /**
  * The sizes in a checkpoint's `config.json`, and what families share to read it:
  * checked fields and RoPE. Each family reads its own fields in its file in lib/model.
- * `generation_config.json` is the same for all families and is read here.
  *
  * @module
  */
@@ -24,17 +23,6 @@ export interface YarnScaling {
   betaSlow: number;
   /** Whether the bounds of the ramp between them are rounded to whole dimensions. */
   truncate: boolean;
-}
-
-/** The settings in `generation_config.json`; absent ones are undefined. */
-export interface GenerationDefaults {
-  doSample?: boolean;
-  temperature?: number;
-  topK?: number;
-  topP?: number;
-  minP?: number;
-  repetitionPenalty?: number;
-  eosTokenIds?: number[];
 }
 
 /** The sizes of a dense model, named as in transformers. */
@@ -186,36 +174,6 @@ export class ConfigFields {
     if (!isObject(value)) this.refuse(field, "an object");
     return new ConfigFields(value, this.where, `${this.prefix}${field}.`);
   }
-}
-
-/**
- * Reads a parsed `generation_config.json`; absent fields stay undefined.
- *
- * @param json what JSON.parse returned
- * @param where the file, for errors
- * @throws {Error} if a field has the wrong type
- */
-export function parseGeneration(
-  json: unknown,
-  where: string,
-): GenerationDefaults {
-  const fields = ConfigFields.of(json, where);
-  const defaults: GenerationDefaults = {
-    doSample: fields.has("do_sample")
-      ? fields.flag("do_sample", false)
-      : undefined,
-    temperature: fields.number("temperature"),
-    topK: fields.number("top_k"),
-    topP: fields.number("top_p"),
-    minP: fields.number("min_p"),
-    repetitionPenalty: fields.number("repetition_penalty"),
-    eosTokenIds: fields.has("eos_token_id")
-      ? fields.tokenIds("eos_token_id")
-      : undefined,
-  };
-  return Object.fromEntries(
-    Object.entries(defaults).filter(([, value]) => value !== undefined),
-  );
 }
 
 /**

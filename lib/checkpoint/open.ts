@@ -6,15 +6,16 @@
  */
 import { listed } from "../errors.ts";
 import type { Checkpoint } from "./checkpoint.ts";
+import type { Qwen3Config } from "./config.ts";
+import { refusePage } from "./file_kind.ts";
 import {
   type GenerationDefaults,
   parseGeneration,
-  type Qwen3Config,
-} from "./config.ts";
-import { refusePage } from "./file_kind.ts";
+} from "./generation_config.ts";
 import { host } from "../host.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
+import { checkReadTimeout, shownUrl } from "./fetch.ts";
 import {
   checkRange,
   fetchText,
@@ -52,6 +53,7 @@ export async function openCheckpoint(
   options: OpenOptions = {},
 ): Promise<Checkpoint> {
   options.signal?.throwIfAborted();
+  checkReadTimeout(`open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
     return await openFolder(spec, webFolder(spec, options), options);
@@ -171,10 +173,11 @@ async function openFolder(
   const json = await jsonOf(folder, "config.json");
   if (json === undefined) throw await withoutConfig(name, folder);
   const config = parseConfig(json, where);
-  const generation = parseGeneration(
-    await jsonOf(folder, "generation_config.json") ?? {},
-    folder.locate("generation_config.json"),
-  );
+  const generationJson = await jsonOf(folder, "generation_config.json");
+  // As in transformers, the older place counts only if the newer one is missing.
+  const generation = generationJson === undefined
+    ? parseGeneration(json, where)
+    : parseGeneration(generationJson, folder.locate("generation_config.json"));
 
   await using opened = new AsyncDisposableStack();
   const weights = await openWeights(name, config, folder, opened);
