@@ -137,6 +137,7 @@ function readEntries(
     }
     if (name !== "__metadata__") {
       if (!described) {
+        cursor.value(); // reports broken JSON as such
         refuse(`tensor ${quoted(name)} must be described by an object`);
       }
       entries.set(name, readEntry(cursor, name, dataBegin, refuse));

@@ -156,7 +156,7 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
     [{ model_type: undefined }, 'model_type is missing, must be "qwen3"'],
     [
       { hidden_size: undefined },
-      "hidden_size is missing, must be a positive whole number",
+      "hidden_size is missing, must be a positive whole number up to 131072",
     ],
     [
       { hidden_size: 10.5 },
@@ -171,7 +171,10 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
       "num_attention_heads is 16, must be a multiple of num_key_value_heads, 5",
     ],
     [{ head_dim: 33 }, "head_dim is 33, must be even"],
-    [{ rms_norm_eps: 0 }, "rms_norm_eps is 0, must be a positive number"],
+    [
+      { rms_norm_eps: 0 },
+      "rms_norm_eps is 0, must be a number from 1e-12 to 1",
+    ],
     [
       { tie_word_embeddings: "no" },
       'tie_word_embeddings is "no", must be true or false',
@@ -181,14 +184,21 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
     [{ bos_token_id: [1, 2] }, "bos_token_id is [1,2], must be one token id"],
     [{ attention_bias: true }, "attention_bias is true, must be false"],
     [{ hidden_act: "gelu" }, 'hidden_act is "gelu", must be "silu"'],
-    [{ use_sliding_window: true }, "use_sliding_window is true, must be false"],
+    [
+      {
+        use_sliding_window: true,
+        sliding_window: 4096,
+        max_window_layers: 27,
+      },
+      "use_sliding_window is true, must be false",
+    ],
     [
       { layer_types: ["full_attention", "sliding_attention"] },
       'layer_types is ["full_attention","sliding_attention"]',
     ],
     [
       { quantization_config: { bits: 4 } },
-      'quantization_config is {"bits":4}, must be absent',
+      'its weights are quantised with a form without a name (quantization_config is {"bits":4}), must be plain bf16, f16, f32',
     ],
     [
       { rope_scaling: { type: "linear", factor: 2 } },
@@ -205,7 +215,7 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
     [{ rope_scaling: 4 }, "rope_scaling is 4, must be an object"],
     [
       { rope_scaling: { type: "yarn", factor: "4" } },
-      'rope_scaling.factor is "4", must be a positive number',
+      'rope_scaling.factor is "4", must be a number from 1 to 4096',
     ],
   ];
   for (const [changes, message] of refused) {
