@@ -5,7 +5,11 @@
  */
 import { checkOptions, described, type OptionKind } from "./errors.ts";
 import type { Chunks } from "./model/turns.ts";
-import type { Sampling, SamplingOptions } from "./model/sampling.ts";
+import {
+  faultText,
+  type Sampling,
+  type SamplingOptions,
+} from "./model/sampling.ts";
 import { TextStream } from "./text/text_stream.ts";
 import type { Tokenizer } from "./text/tokenizer.ts";
 
@@ -247,6 +251,17 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
     };
   }
 
+  /** The error of logits that give a sequence no next token. */
+  #faulty(sequence: number, fault: string): Error {
+    const { promptTokens, tokenIds: { length } } = this.#growing[sequence];
+    const which = this.#growing.length > 1 ? `, sequence ${sequence}` : "";
+    return new Error(
+      `Cannot generate: the logits for position ${
+        promptTokens + length
+      } (token ${length} of the reply${which}) ${fault}`,
+    );
+  }
+
   /** Runs the model; yields pieces as they are generated. */
   async *[Symbol.asyncIterator](): AsyncGenerator<BatchPiece, void> {
     if (this.#started) {
@@ -269,6 +284,8 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
           const sequence = at % growing.length, one = growing[sequence];
           if (one.finishReason) continue;
           chunks.signal.throwIfAborted();
+          const fault = faultText(tokenId);
+          if (fault) throw this.#faulty(sequence, fault);
           const text = one.take(tokenId, ends);
           if (one.finishReason) left--;
           yield { sequence, text, tokenId };
