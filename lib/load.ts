@@ -13,10 +13,7 @@ import {
   MemoryError,
   requireKind,
 } from "./errors.ts";
-import {
-  ignoredNotice,
-  newTokenLimit,
-} from "./checkpoint/generation_config.ts";
+import { newTokenLimit } from "./checkpoint/generation_config.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
@@ -90,8 +87,7 @@ export async function loadQwen3(
   });
   try {
     checkContext(checkpoint, options.context);
-    const notice = ignoredNotice(checkpoint.generation, checkpoint.location);
-    if (notice !== undefined) options.onNotice?.(notice);
+    for (const notice of checkpoint.notices) options.onNotice?.(notice);
     return await Qwen3.load(checkpoint, options);
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
@@ -173,6 +169,14 @@ export class Qwen3 implements Disposable {
   /** Operations that had to run on the CPU even though the model is on a GPU. */
   get fallbacks(): readonly Fallback[] {
     return this.#placed.runner.fallbacks;
+  }
+
+  /**
+   * What a user should know about the checkpoint's files, such as tensors that are not
+   * used; also passed to `onNotice`.
+   */
+  get notices(): readonly string[] {
+    return this.#checkpoint.notices;
   }
 
   /**

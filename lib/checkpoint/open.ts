@@ -10,6 +10,7 @@ import type { Qwen3Config } from "./config.ts";
 import { refusePage } from "./file_kind.ts";
 import {
   type GenerationDefaults,
+  ignoredNotice,
   parseGeneration,
 } from "./generation_config.ts";
 import { host } from "../host.ts";
@@ -189,7 +190,11 @@ async function openFolder(
     config: weights.config,
     generation,
     tensors,
-    notices: [...notices, ...deadEnds(config, generation)],
+    notices: [
+      ...notices,
+      ignoredNotice(generation, folder.location) ?? [],
+      deadEnds(config, generation) ?? [],
+    ].flat(),
     async read(name, begin, into) {
       signal?.throwIfAborted();
       checkRange(name, tensors.get(name)?.byteLength, begin, into.length);
@@ -216,13 +221,11 @@ async function withoutConfig(name: string, folder: Folder): Promise<Error> {
 function deadEnds(
   { vocabSize, eosTokenIds }: Qwen3Config,
   generation: GenerationDefaults,
-): string[] {
+): string | undefined {
   const ids = generation.eosTokenIds ?? eosTokenIds;
   const beyond = ids.filter((id) => id >= vocabSize);
-  if (beyond.length === 0) return [];
-  return [
-    `eos_token_id has ${
-      listed(beyond.map(String))
-    }, which can never end a text: vocab_size is ${vocabSize}`,
-  ];
+  if (beyond.length === 0) return undefined;
+  return `eos_token_id has ${
+    listed(beyond.map(String))
+  }, which can never end a text: vocab_size is ${vocabSize}`;
 }
