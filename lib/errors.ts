@@ -80,23 +80,28 @@ export function described(value: unknown): string {
 }
 
 /**
- * Writes text of a file, such as a tensor's name, for a message: printable, and with the
- * middle of a long one cut out.
+ * Writes text of a file, such as a tensor's name, for a message: on one line, printable,
+ * and with the middle of a long one cut out.
  */
-export function quoted(text: string, most = 120): string {
+export function quoted(text: string, most = 100): string {
+  if (text === "") return '""';
   const half = Math.floor(most / 2);
+  const short = text.length <= most
+    ? text
+    : `${text.slice(0, half)}…${text.slice(1 - half)}`;
   return printable(
-    text.length <= most
-      ? text
-      : `${text.slice(0, half)}…${text.slice(1 - half)}`,
+    short.replaceAll(
+      /[\n\r\t]/g,
+      (blank) => JSON.stringify(blank).slice(1, -1),
+    ),
   );
 }
 
 /** A JSON value as written in its file, for a message; long ones are cut. */
-export function jsonText(value: unknown, most = 120): string {
+export function jsonText(value: unknown, most = 100): string {
   if (value === undefined) return "missing";
   if (typeof value === "string") {
-    return printable(JSON.stringify(quoted(value, most)));
+    return quoted(JSON.stringify(value.slice(0, 4 * most)), most);
   }
   try {
     return quoted(JSON.stringify(value), most);

@@ -19,17 +19,20 @@ export interface JsonSpan {
   end: number;
 }
 
-/** A position in JSON text. Every method reads one value and what surrounds it. */
+/**
+ * A position in JSON text. Every method reads one value and what surrounds it, and throws
+ * if it is not valid JSON.
+ */
 export class JsonCursor {
   #at = 0;
 
   /**
    * @param bytes valid UTF-8
-   * @param refuse throws an error that says what is wrong with the text
+   * @param where the file, for errors
    */
   constructor(
     readonly bytes: Uint8Array,
-    readonly refuse: (problem: string) => never,
+    readonly where: string,
   ) {}
 
   /** Whether an object comes next. */
@@ -83,7 +86,7 @@ export class JsonCursor {
     this.#blank();
     const begin = this.#at, byte = this.bytes[begin];
     if (depth > MOST_DEPTH) {
-      this.refuse(
+      this.#refuse(
         `it is nested more than ${MOST_DEPTH} deep at byte ${begin}`,
       );
     }
@@ -178,9 +181,13 @@ export class JsonCursor {
     const is = begin >= length
       ? "it ends"
       : `it has ${JSON.stringify(this.raw({ begin, end: length }, 12))}`;
-    this.refuse(
-      `it is not valid JSON: ${is} at byte ${begin}, where ${must} must be`,
+    this.#refuse(
+      `it is not valid JSON (${is} at byte ${begin}, where ${must} must be)`,
     );
+  }
+
+  #refuse(problem: string): never {
+    throw new Error(`Cannot read ${this.where}: ${problem}`);
   }
 }
 

@@ -94,7 +94,7 @@ export async function readSafetensorsHeader(
   await source.read(8, bytes);
   if (!isUtf8(bytes)) refuseKind("its header is not valid UTF-8");
   const dataBegin = 8 + headerBytes;
-  const entries = readEntries(bytes, dataBegin, refuse);
+  const entries = readEntries(source.name, bytes, dataBegin, refuse);
   checkLayout(entries, dataBegin, source.size, refuse);
   return entries;
 }
@@ -116,14 +116,12 @@ function isUtf8(bytes: Uint8Array): boolean {
 
 /** Parses the header's JSON. */
 function readEntries(
+  name: string,
   bytes: Uint8Array,
   dataBegin: number,
   refuse: Refuse,
 ): Map<string, SafetensorsEntry> {
-  const cursor = new JsonCursor(
-    bytes,
-    (problem) => refuse(problem.replace(/^it/, "its header")),
-  );
+  const cursor = new JsonCursor(bytes, `the header of ${name}`);
   if (!cursor.atObject) {
     cursor.value();
     refuse("its header must be a JSON object");
@@ -167,7 +165,7 @@ export function parseSafetensorsIndex(
   const refuse: Refuse = (problem) => {
     throw new Error(`Cannot use ${where}: ${problem}`);
   };
-  const cursor = new JsonCursor(new TextEncoder().encode(text), refuse);
+  const cursor = new JsonCursor(new TextEncoder().encode(text), where);
   const map = new Map<string, string>(), shards = new Map<string, string>();
   let found = false;
   if (cursor.atObject) {

@@ -142,11 +142,11 @@ function infoOf(
 ): TensorInfo {
   const format = READABLE.get(dtype);
   if (format) return { name, format, shape, byteLength: end - begin };
-  const quantised = /^(F8|F6|F4|I8|U8|I4|U4|U32|I32)/.test(dtype)
-    ? ", a quantised form,"
+  const quantised = /^(F8_|F6_|F4|[IU](4|8|16|32)$)/.test(dtype)
+    ? ", a quantised form"
     : "";
   throw new Error(
-    `Cannot load ${checkpoint}: ${own} in ${source.name} has dtype ${dtype}${quantised} must be one of ${
+    `Cannot load ${checkpoint}: ${own} in ${source.name} has dtype ${dtype}${quantised}, must be one of ${
       [...READABLE.keys()].join(", ")
     }`,
   );
