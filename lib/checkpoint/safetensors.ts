@@ -180,7 +180,7 @@ export function parseSafetensorsIndex(
           refuse(
             `it puts ${quoted(tensor)} in ${
               quoted(raw)
-            }, must be a .safetensors file in the same folder`,
+            }, must be a .safetensors file in the same folder, by its plain name`,
           );
         }
         shards.set(raw, shard!);
@@ -197,12 +197,16 @@ export function parseSafetensorsIndex(
   return map;
 }
 
-/** A plain file name from JSON; undefined for anything that leads elsewhere. */
+/**
+ * A name that means one file, in the same folder, also as part of a URL; undefined for
+ * anything else.
+ */
 function shardName(raw: string): string | undefined {
   if (!raw.startsWith('"') || !raw.endsWith('"') || raw.length > 258) return;
   const name: string = JSON.parse(raw);
-  // deno-lint-ignore no-control-regex
-  return /^[^/\\:%?#\x00-\x1f]+\.safetensors$/.test(name) ? name : undefined;
+  return /^[^\p{C}/\\:%?#]+\.safetensors$/u.test(name) && !name.includes("..")
+    ? name
+    : undefined;
 }
 
 /** Reads a tensor's description. */
