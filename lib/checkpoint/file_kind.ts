@@ -1,3 +1,4 @@
+// deno-lint-ignore-file no-control-regex
 /**
  * Recognises what lies in the place of a file: a git-lfs pointer, a web page, another
  * container of weights.
@@ -15,7 +16,6 @@ const MAGIC: readonly [RegExp, string][] = [
   [/^\x93NUMPY/, "a NumPy array"],
   [/^\x1f\x8b/, "gzip data"],
   [/^\x28\xb5\x2f\xfd/, "zstd data"],
-  // deno-lint-ignore no-control-regex
   [
     /^\x00{8}/,
     "a file that begins with zeros, as an unfinished download leaves",

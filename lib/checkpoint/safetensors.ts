@@ -62,37 +62,41 @@ export async function readSafetensorsHeader(
   const refuse: Refuse = (problem) => {
     throw new Error(`Cannot read ${source.name}: ${problem}`);
   };
-  const head = new Uint8Array(Math.min(source.size, 400));
-  await source.read(0, head);
-  const refuseKind = (problem: string): never => {
+  const refuseKind = async (problem: string): Promise<never> => {
+    const head = new Uint8Array(Math.min(source.size, 400));
+    await source.read(0, head);
     const kind = weightsKind(head);
     if (kind === undefined) return refuse(problem);
     return refuse(`it is ${kind}, must be a safetensors file`);
   };
   if (source.size < 8) {
-    refuseKind(
+    await refuseKind(
       `it has ${source.size} bytes, a safetensors file has at least 8`,
     );
   }
-  const headerBytes = Number(new DataView(head.buffer).getBigUint64(0, true));
+  const length = new Uint8Array(8);
+  await source.read(0, length);
+  const headerBytes = Number(new DataView(length.buffer).getBigUint64(0, true));
   if (headerBytes > source.size - 8) {
-    refuseKind(
+    await refuseKind(
       `its header should have ${headerBytes} bytes, but only ${
         source.size - 8
       } follow: it is truncated or not a safetensors file`,
     );
   }
   if (headerBytes > MOST_HEADER_BYTES) {
-    refuseKind(
+    await refuseKind(
       `its header has ${headerBytes} bytes, at most ${MOST_HEADER_BYTES} are allowed`,
     );
   }
   if (headerBytes < 2) {
-    refuseKind(`its header has ${headerBytes} bytes, must have at least 2`);
+    await refuseKind(
+      `its header has ${headerBytes} bytes, must have at least 2`,
+    );
   }
   const bytes = new Uint8Array(headerBytes);
   await source.read(8, bytes);
-  if (!isUtf8(bytes)) refuseKind("its header is not valid UTF-8");
+  if (!isUtf8(bytes)) await refuseKind("its header is not valid UTF-8");
   const dataBegin = 8 + headerBytes;
   const entries = readEntries(source.name, bytes, dataBegin, refuse);
   checkLayout(entries, dataBegin, source.size, refuse);
