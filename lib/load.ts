@@ -10,9 +10,11 @@ import {
   checkOptions,
   described,
   DeviceError,
+  explained,
   MemoryError,
   requireKind,
 } from "./errors.ts";
+import { shownUrl } from "./checkpoint/fetch.ts";
 import { newTokenLimit } from "./checkpoint/generation_config.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { positionsOf } from "./model/kv_cache.ts";
@@ -78,6 +80,14 @@ export async function loadQwen3(
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
   checkLoading(model, options);
+  try {
+    return await load(model, options);
+  } catch (error) {
+    throw explained(`load ${shownUrl(model)}`, error);
+  }
+}
+
+async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   const { signal, onProgress, onNotice, readTimeout } = options;
   const checkpoint = await openCheckpoint(model, {
     signal,
@@ -105,8 +115,9 @@ export async function loadQwen3(
  * iterator that was left behind blocks nothing. To generate several texts together, use
  * {@linkcode Qwen3.generateBatch}.
  *
- * Once disposed, `config`, `device`, `context`, `fallbacks` and `hasTokenizer` still
- * answer; everything else throws, and so does a run that had not ended.
+ * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices` and
+ * `hasTokenizer` still answer; everything else throws, and so does a run that had not
+ * ended.
  */
 export class Qwen3 implements Disposable {
   /** The model's configuration, from config.json. */
