@@ -1,5 +1,5 @@
 /**
- * Error classes that callers may want to tell apart.
+ * Error classes that callers may want to tell apart, and texts that are safe to print.
  *
  * @module
  */
@@ -25,8 +25,110 @@ export class MemoryError extends DeviceError {
   override name = "MemoryError";
 }
 
-/** Returns the message of a thrown value, on one line. */
+/** The most characters of an error's line. A path or two fit, a file's content does not. */
+const MOST = 1900;
+
+/**
+ * Returns the message of a thrown value on one printable line of fewer than 2,000
+ * characters; the middle of a longer one is cut out.
+ */
 export function errorText(error: unknown): string {
   const text = error instanceof Error ? error.message : String(error);
-  return text.replaceAll(/\s+/g, " ").trim();
+  // Bounded before anything else, since a message may quote a whole file.
+  const head = text.slice(0, 2 * MOST), tail = text.slice(-2 * MOST);
+  const whole = head.length < text.length ? `${head}…${tail}` : text;
+  const line = printable(whole.replaceAll(/\s+/g, " ").trim());
+  if (line.length <= MOST) return line;
+  return `${line.slice(0, MOST - 400)} … ${line.slice(-397)}`;
+}
+
+/**
+ * Control characters (C0, C1, DEL) but line breaks and tabs, which a terminal would obey,
+ * and the line separators and invisible characters that reorder text.
+ */
+const UNPRINTABLE =
+  // deno-lint-ignore no-control-regex
+  /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g;
+
+/** Writes control characters as escapes (`\x1b`); line breaks and tabs stay. */
+export function printable(text: string): string {
+  return text.replaceAll(UNPRINTABLE, (character) => {
+    const hex = character.charCodeAt(0).toString(16);
+    return hex.length > 2
+      ? `\\u${hex.padStart(4, "0")}`
+      : `\\x${hex.padStart(2, "0")}`;
+  });
+}
+
+/**
+ * Describes a value that should have been something else in a few words: `"text"`, `1.5`,
+ * `null`, `a list of 3`, `an object`, `a function`.
+ */
+export function described(value: unknown): string {
+  if (typeof value === "string") {
+    const short = value.length > 60 ? `${value.slice(0, 57)}…` : value;
+    return printable(JSON.stringify(short));
+  }
+  if (Array.isArray(value)) return `a list of ${value.length}`;
+  if (typeof value === "function") return "a function";
+  if (typeof value === "object" && value !== null) {
+    const name = Object.getPrototypeOf(value)?.constructor?.name ?? "Object";
+    if (name === "Object") return "an object";
+    return `${/^[AEIO]/.test(name) ? "an" : "a"} ${printable(String(name))}`;
+  }
+  return typeof value === "bigint" ? `${value}n` : String(value);
+}
+
+/** The kinds of values that options take, each with its test and its name in errors. */
+const KINDS = {
+  text: [(v: unknown) => typeof v === "string", "a string"],
+  number: [(v: unknown) => typeof v === "number", "a number"],
+  flag: [(v: unknown) => typeof v === "boolean", "true or false"],
+  function: [(v: unknown) => typeof v === "function", "a function"],
+  list: [(v: unknown) => Array.isArray(v), "a list"],
+  object: [
+    (v: unknown) => typeof v === "object" && v !== null && !Array.isArray(v),
+    "an object",
+  ],
+  signal: [(v: unknown) => v instanceof AbortSignal, "an AbortSignal"],
+  gpu: [
+    (v: unknown) => typeof (v as GPU | null)?.requestAdapter === "function",
+    "a WebGPU implementation, with requestAdapter",
+  ],
+} satisfies Record<string, [(value: unknown) => boolean, string]>;
+
+/** A kind of value that an option takes. */
+export type OptionKind = keyof typeof KINDS;
+
+/**
+ * Checks the types of options, which plain JavaScript may get wrong. An undefined option
+ * is absent.
+ *
+ * @param cannot the beginning of the error, such as `Cannot generate`
+ * @throws {TypeError} if `options` is not an object, or an option is of another kind
+ */
+export function checkOptions(
+  cannot: string,
+  options: unknown,
+  kinds: Readonly<Record<string, OptionKind>>,
+): void {
+  requireKind(cannot, "the argument with the options", options, "object");
+  for (const [name, kind] of Object.entries(kinds)) {
+    const value = (options as Record<string, unknown>)[name];
+    if (value !== undefined) requireKind(cannot, name, value, kind);
+  }
+}
+
+/** @throws {TypeError} if `value` is not of a kind. */
+export function requireKind(
+  cannot: string,
+  what: string,
+  value: unknown,
+  kind: OptionKind,
+): void {
+  const [test, must] = KINDS[kind];
+  if (test(value)) return;
+  throw new TypeError(
+    `${cannot}: ${what} is ${described(value)}, must be ${must}`,
+  );
 }

@@ -3,8 +3,13 @@
  *
  * @module
  */
-import type { Runner } from "./model/runner.ts";
-import type { Sampling, SamplingOptions } from "./model/sampling.ts";
+import { checkOptions, described, type OptionKind } from "./errors.ts";
+import type { Chunks } from "./model/turns.ts";
+import {
+  faultText,
+  type Sampling,
+  type SamplingOptions,
+} from "./model/sampling.ts";
 import { TextStream } from "./text/text_stream.ts";
 import type { Tokenizer } from "./text/tokenizer.ts";
 
@@ -32,6 +37,49 @@ export interface GenerateOptions extends SamplingOptions {
   signal?: AbortSignal;
 }
 
+const KINDS: Readonly<
+  Record<
+    Exclude<keyof GenerateOptions, keyof SamplingOptions | "stop">,
+    OptionKind
+  >
+> = {
+  maxTokens: "number",
+  ignoreEos: "flag",
+  system: "text",
+  thinking: "flag",
+  raw: "flag",
+  signal: "signal",
+};
+
+/**
+ * Checks the types of options and the range of `maxTokens`; `resolveSampling` checks the
+ * sampling options.
+ *
+ * @throws {TypeError | RangeError} if one is wrong; the message names it.
+ */
+export function checkGenerating(options: GenerateOptions): void {
+  const cannot = "Cannot generate";
+  checkOptions(cannot, options, KINDS);
+  const { maxTokens, stop = [] } = options;
+  if (
+    maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
+  ) {
+    throw new RangeError(
+      `${cannot}: maxTokens is ${maxTokens}, must be an integer of at least 1`,
+    );
+  }
+  const stops: readonly unknown[] = Array.isArray(stop) ? stop : [stop];
+  for (const text of stops) {
+    if (typeof text !== "string" || text === "" || !text.isWellFormed()) {
+      throw new TypeError(
+        `Cannot stop at ${
+          described(text)
+        }: a stop string must be one or more whole characters`,
+      );
+    }
+  }
+}
+
 /** A generated token and the text it completes. */
 export interface Piece {
   /** The text this token completes; may be empty. */
@@ -54,7 +102,7 @@ export interface RunStats {
   promptTokens: number;
   /** Tokens generated so far, including any end-of-text token. */
   tokens: number;
-  /** Milliseconds from the start of the run to its first token. */
+  /** Milliseconds from the start of the run to its first token; 0 before that token. */
   timeToFirstTokenMs: number;
   /** Prompt tokens divided by the time to the first token. */
   prefillTokensPerSecond: number;
@@ -76,9 +124,10 @@ export type FinishReason = "stop" | "length" | "aborted";
 export interface RunParts {
   /**
    * Starts the model, when iteration begins. Yields chunks of one or more steps, each
-   * with one token id per sequence.
+   * with one token id per sequence. Its signal is aborted with {@linkcode signal}, and
+   * when something else ends the run.
    */
-  start: () => ReturnType<Runner["generate"]>;
+  start: () => Chunks<readonly number[]>;
   /**
    * For each sequence, the length of its prompt and the maximum number of tokens to
    * generate.
@@ -175,11 +224,19 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
       promptTokens += one.promptTokens;
       tokens += one.tokenIds.length;
     }
-    const firstMs = this.#first - this.#began;
+    const firstMs = Math.max(0, this.#first - this.#began);
     const rate = (n: number, ms: number) => ms > 0 ? n / ms * 1000 : 0;
     const prefill = rate(promptTokens, firstMs);
-    const decode = rate(tokens - sequences, this.#last - this.#first);
+    const further = Math.max(0, tokens - sequences);
+    const decode = rate(further, this.#last - this.#first);
     const whole = (n: number) => n >= 100 ? Math.round(n) : n.toFixed(1);
+    const rates = tokens === 0
+      ? `${promptTokens} prompt tokens, no tokens generated`
+      : `${promptTokens} prompt tokens at ${
+        whole(prefill)
+      }/s, ${tokens} tokens at ${whole(decode)}/s, the first after ${
+        firstMs.toFixed(0)
+      } ms`;
     return {
       sequences,
       promptTokens,
@@ -188,14 +245,21 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
       prefillTokensPerSecond: prefill,
       decodeTokensPerSecond: decode,
       sampling,
-      summary:
-        `${device()}: ${
-          sequences > 1 ? `${sequences} sequences, ` : ""
-        }${promptTokens} prompt tokens at ${whole(prefill)}/s, ` +
-        `${tokens} tokens at ${whole(decode)}/s, the first after ${
-          firstMs.toFixed(0)
-        } ms`,
+      summary: `${device()}: ${
+        sequences > 1 ? `${sequences} sequences, ` : ""
+      }${rates}`,
     };
+  }
+
+  /** The error of logits that give a sequence no next token. */
+  #faulty(sequence: number, fault: string): Error {
+    const { promptTokens, tokenIds: { length } } = this.#growing[sequence];
+    const which = this.#growing.length > 1 ? `, sequence ${sequence}` : "";
+    return new Error(
+      `Cannot generate: the logits for position ${
+        promptTokens + length
+      } (token ${length} of the reply${which}) ${fault}`,
+    );
   }
 
   /** Runs the model; yields pieces as they are generated. */
@@ -212,13 +276,16 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
     let left = growing.length;
     try {
       signal?.throwIfAborted();
-      for await (const ids of this.#parts.start()) {
+      const chunks = this.#parts.start();
+      for await (const ids of chunks) {
         this.#last = performance.now();
         if (this.#first === 0) this.#first = this.#last;
         for (const [at, tokenId] of ids.entries()) {
           const sequence = at % growing.length, one = growing[sequence];
           if (one.finishReason) continue;
-          signal?.throwIfAborted();
+          chunks.signal.throwIfAborted();
+          const fault = faultText(tokenId);
+          if (fault) throw this.#faulty(sequence, fault);
           const text = one.take(tokenId, ends);
           if (one.finishReason) left--;
           yield { sequence, text, tokenId };

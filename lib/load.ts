@@ -5,7 +5,14 @@
  */
 import { type Message, renderChat } from "./text/chat_template.ts";
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
-import { DeviceError, MemoryError } from "./errors.ts";
+import type { Choice } from "./dispatch/choice.ts";
+import {
+  checkOptions,
+  described,
+  DeviceError,
+  MemoryError,
+  requireKind,
+} from "./errors.ts";
 import {
   ignoredNotice,
   newTokenLimit,
@@ -15,12 +22,14 @@ import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
 import {
   BatchRun,
+  checkGenerating,
   type GenerateOptions,
   Run,
   type RunParts,
 } from "./generate.ts";
 import {
   checkContext,
+  checkLoading,
   type Device,
   gone,
   place,
@@ -29,6 +38,7 @@ import {
   type Qwen3Options,
 } from "./place.ts";
 import type { Fallback, Runner } from "./model/runner.ts";
+import { Turns } from "./model/turns.ts";
 import { resolveSampling, type Sampling } from "./model/sampling.ts";
 import {
   createTokenizer,
@@ -70,24 +80,14 @@ export async function loadQwen3(
   model: string = DEFAULT_MODEL,
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
-  const { device: kind = "auto", precision = "auto" } = options;
-  if (!["auto", "gpu", "cpu"].includes(kind)) {
-    throw new Error(
-      `Cannot load ${model}: device is "${kind}", must be auto, gpu or cpu`,
-    );
-  }
-  if (!["auto", "f32"].includes(precision)) {
-    throw new Error(
-      `Cannot load ${model}: precision is "${precision}", must be auto or f32`,
-    );
-  }
-  if (options.debug && kind !== "gpu") {
-    throw new Error(
-      `Cannot load ${model}: device is "${kind}", must be gpu when debug is on`,
-    );
-  }
-  const { signal, onProgress } = options;
-  const checkpoint = await openCheckpoint(model, { signal, onProgress });
+  checkLoading(model, options);
+  const { signal, onProgress, onNotice, readTimeout } = options;
+  const checkpoint = await openCheckpoint(model, {
+    signal,
+    onProgress,
+    onNotice,
+    readTimeout,
+  });
   try {
     checkContext(checkpoint, options.context);
     const notice = ignoredNotice(checkpoint.generation, checkpoint.location);
@@ -102,6 +102,15 @@ export async function loadQwen3(
 /**
  * A loaded Qwen3 model, created by {@linkcode loadQwen3}. Dispose it to free the
  * device.
+ *
+ * It does one thing at a time. Starting a run, or computing logits, is an error while
+ * another run is waiting for its next piece. A run whose last piece has been taken and
+ * whose next one has not been asked for gives way: it throws if it is continued, so an
+ * iterator that was left behind blocks nothing. To generate several texts together, use
+ * {@linkcode Qwen3.generateBatch}.
+ *
+ * Once disposed, `config`, `device`, `context`, `fallbacks` and `hasTokenizer` still
+ * answer; everything else throws, and so does a run that had not ended.
  */
 export class Qwen3 implements Disposable {
   /** The model's configuration, from config.json. */
@@ -111,7 +120,9 @@ export class Qwen3 implements Disposable {
   readonly #files: TokenizerFiles;
   #tokenizer?: Tokenizer;
   #placed: Placed;
-  #busy = false;
+  /** Why the model must move to the CPU, from a failure of the GPU until it has moved. */
+  #moving?: Choice;
+  readonly #turns = new Turns();
 
   private constructor(
     checkpoint: Checkpoint,
@@ -144,8 +155,13 @@ export class Qwen3 implements Disposable {
     return this.#placed.device;
   }
 
-  /** The runner that executes the model, for benchmarks and checks. */
+  /**
+   * The runner that executes the model, for benchmarks and checks.
+   *
+   * @throws {Error} if the model was disposed.
+   */
   get runner(): Runner {
+    this.#turns.requireModel("use the runner");
     return this.#placed.runner;
   }
 
@@ -163,9 +179,11 @@ export class Qwen3 implements Disposable {
    * The tokenizer, parsed on first use because prompts given as token ids do not need
    * it.
    *
-   * @throws {Error} if the checkpoint's tokenizer is missing or broken.
+   * @throws {Error} if the checkpoint's tokenizer is missing or broken, or the model was
+   * disposed.
    */
   get tokenizer(): Tokenizer {
+    this.#turns.requireModel("use the tokenizer");
     return this.#tokenizer ??= createTokenizer(
       this.#checkpoint.name,
       this.#files,
@@ -181,15 +199,24 @@ export class Qwen3 implements Disposable {
    * Computes the logits after the last of `tokenIds`, `[vocab]`, or with `all` after
    * each of them, `[tokens, vocab]`. Always starts from an empty cache.
    *
-   * @throws {Error} if there are no tokens or too many, or an id is not in the
-   * vocabulary.
+   * @throws {Error} if there are no tokens or too many, an id is not in the vocabulary,
+   * another run is waiting for its next piece, or the model is disposed.
+   * @throws the reason of `signal` once that is aborted.
    */
   async logits(
     tokenIds: ArrayLike<number>,
     options: { all?: boolean; signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
-    const tokens = this.#check("compute logits", Array.from(tokenIds));
-    return await this.#alone(() => this.#placed.runner.logits(tokens, options));
+    const action = "compute logits", cannot = `Cannot ${action}`;
+    this.#turns.requireModel(action);
+    checkOptions(cannot, options, { all: "flag", signal: "signal" });
+    const isList = Array.isArray(tokenIds) || ArrayBuffer.isView(tokenIds);
+    if (!isList) requireKind(cannot, "the prompt", tokenIds, "list");
+    const tokens = this.#check(action, Array.from(tokenIds));
+    return await this.#turns.once(action, options.signal, async (signal) => {
+      const runner = await this.#ready(signal);
+      return await runner.logits(tokens, { ...options, signal });
+    });
   }
 
   /**
@@ -197,7 +224,8 @@ export class Qwen3 implements Disposable {
    * is wrapped in it as a user message unless `raw` is set.
    *
    * @throws {Error} if the prompt is empty or longer than the context, an option is
-   * out of range, or text is given to a checkpoint without a tokenizer.
+   * out of range, text is given to a checkpoint without a tokenizer, or the model was
+   * disposed.
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): Run {
     return new Run(this.#parts([prompt], options));
@@ -231,6 +259,7 @@ export class Qwen3 implements Disposable {
     prompts: readonly Prompt[],
     options: GenerateOptions = {},
   ): BatchRun {
+    requireKind("Cannot generate", "the list of prompts", prompts, "list");
     if (prompts.length === 0) {
       throw new Error(
         "Cannot generate: there are no prompts, there must be at least one",
@@ -241,6 +270,8 @@ export class Qwen3 implements Disposable {
 
   /** Validates prompts and options before anything runs. */
   #parts(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
+    this.#turns.requireModel("generate");
+    checkGenerating(options);
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
     const which = (i: number) =>
@@ -249,13 +280,6 @@ export class Qwen3 implements Disposable {
       this.#check("generate", this.#encode(prompt, options), which(i))
     );
     const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
-    if (
-      maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
-    ) {
-      throw new RangeError(
-        `Cannot generate: maxTokens is ${maxTokens}, must be an integer of at least 1`,
-      );
-    }
     const stops = typeof stop === "string" ? [stop] : stop;
     if (stops.length > 0 && !this.hasTokenizer) {
       throw new Error(
@@ -276,7 +300,12 @@ export class Qwen3 implements Disposable {
       this.#placed.runner.requireRoom(ids.length, positions);
     }
     return {
-      start: () => this.#start(ids, sampling, most, signal),
+      start: () =>
+        this.#turns.run(
+          "generate",
+          signal,
+          (signal) => this.#start(ids, sampling, most, signal),
+        ),
       sizes,
       sampling,
       eosTokenIds: options.ignoreEos
@@ -297,35 +326,38 @@ export class Qwen3 implements Disposable {
     prompts: readonly (readonly number[])[],
     sampling: Sampling,
     maxTokens: number,
-    signal?: AbortSignal,
+    signal: AbortSignal,
   ): ReturnType<Runner["generate"]> {
-    this.#enter();
     let begun = false;
+    const runner = await this.#ready(signal);
     try {
-      const run = () =>
-        this.#placed.runner.generate(prompts, sampling, maxTokens, signal);
-      try {
-        for await (const ids of run()) {
-          begun = true;
-          yield ids;
-        }
-      } catch (error) {
-        const retry = error instanceof DeviceError && !begun &&
-          !(error instanceof MemoryError && prompts.length > 1) && // fewer sequences may fit
-          (this.#options.device ?? "auto") === "auto" &&
-          this.device.kind === "gpu";
-        if (!retry) throw error;
-        this.#placed.runner[Symbol.dispose]();
-        this.#placed = await placeOnCpu(
-          this.#checkpoint,
-          { ...this.#options, context: this.context, signal },
-          gone(error, this.#options),
-        );
-        yield* run();
+      const run = runner.generate(prompts, sampling, maxTokens, signal);
+      for await (const ids of run) {
+        begun = true;
+        yield ids;
       }
-    } finally {
-      this.#busy = false;
+    } catch (error) {
+      const retry = error instanceof DeviceError && !begun &&
+        !(error instanceof MemoryError && prompts.length > 1) && // fewer sequences may fit
+        (this.#options.device ?? "auto") === "auto" &&
+        this.device.kind === "gpu";
+      if (!retry) throw error;
+      signal.throwIfAborted();
+      this.#moving = gone(error, this.#options);
+      const moved = await this.#ready(signal);
+      yield* moved.generate(prompts, sampling, maxTokens, signal);
     }
+  }
+
+  /** The runner, on the CPU if the GPU has failed. */
+  async #ready(signal: AbortSignal): Promise<Runner> {
+    if (this.#moving) {
+      this.#placed.runner[Symbol.dispose](); // its memory may be needed
+      const options = { ...this.#options, context: this.context, signal };
+      this.#placed = await placeOnCpu(this.#checkpoint, options, this.#moving);
+      this.#moving = undefined;
+    }
+    return this.#placed.runner;
   }
 
   #encode(
@@ -333,6 +365,13 @@ export class Qwen3 implements Disposable {
     { raw, system, thinking }: GenerateOptions,
   ): number[] {
     if (typeof prompt !== "string") {
+      if (!Array.isArray(prompt)) {
+        throw new TypeError(
+          `Cannot generate: the prompt is ${
+            described(prompt)
+          }, must be a string, a list of messages or a list of token ids`,
+        );
+      }
       if (prompt.length === 0) return [];
       if (prompt.every((item) => typeof item === "number")) return [...prompt];
     }
@@ -392,27 +431,14 @@ export class Qwen3 implements Disposable {
     return tokens;
   }
 
-  #enter(): void {
-    if (this.#busy) {
-      throw new Error(
-        "Cannot start a run: another run of this model has not ended, must be one at a time",
-      );
-    }
-    this.#busy = true;
-  }
-
-  async #alone<R>(work: () => Promise<R>): Promise<R> {
-    this.#enter();
-    try {
-      return await work();
-    } finally {
-      this.#busy = false;
-    }
-  }
-
-  /** Frees the device and closes the checkpoint. */
+  /**
+   * Frees the device and closes the checkpoint, at once or as soon as a run in progress
+   * has stopped.
+   */
   [Symbol.dispose](): void {
-    this.#placed.runner[Symbol.dispose]();
-    Promise.resolve(this.#checkpoint[Symbol.asyncDispose]()).catch(() => {});
+    this.#turns.dispose(() => {
+      this.#placed.runner[Symbol.dispose]();
+      Promise.resolve(this.#checkpoint[Symbol.asyncDispose]()).catch(() => {});
+    });
   }
 }

@@ -13,6 +13,7 @@ import {
   type MatmulChoice,
   type MatmulKernel,
 } from "./dispatch/matmul.ts";
+import { checkOptions, described } from "./errors.ts";
 import { Plan } from "./webgpu/plan.ts";
 import { Tensor } from "./webgpu/tensor.ts";
 
@@ -103,10 +104,11 @@ function multiply(
   action: string,
   a: Tensor,
   b: Tensor,
-  { transposeB = false, onChoice }: MatmulOptions,
+  options: MatmulOptions,
   kernels?: readonly MatmulKernel[],
 ): Tensor {
-  const { gpu } = a;
+  checkArguments(`Cannot ${action}`, a, b, options);
+  const { transposeB = false, onChoice } = options, { gpu } = a;
   if (b.gpu !== gpu) {
     throw new Error(
       `Cannot ${action}: a and b are on different devices, must be on the same one`,
@@ -152,4 +154,20 @@ function multiply(
   plan.run();
   gpu.check();
   return c;
+}
+
+/** Checks the types of arguments, which plain JavaScript may get wrong. */
+function checkArguments(
+  cannot: string,
+  a: Tensor,
+  b: Tensor,
+  options: MatmulOptions,
+): void {
+  for (const [name, tensor] of Object.entries({ a, b })) {
+    if (tensor instanceof Tensor) continue;
+    throw new TypeError(
+      `${cannot}: ${name} is ${described(tensor)}, must be a Tensor`,
+    );
+  }
+  checkOptions(cannot, options, { transposeB: "flag", onChoice: "function" });
 }

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkOptions } from "./errors.ts";
 import { defaultsFor } from "./dispatch/defaults.ts";
 import { loadTuning } from "./tuning_file.ts";
 import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
@@ -15,6 +16,7 @@ import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
  * @throws {NoAdapterError} if there is no adapter, or its workgroup memory is too small.
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
+  checkOptions("Cannot open a GPU", options, { gpu: "gpu" });
   const gpu = await openGpu(options);
   gpu.addChoice({
     what: "kernel constants",

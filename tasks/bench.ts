@@ -65,8 +65,8 @@ await runTask({
   }
   const options = {
     model: flags.text("model") ?? DEFAULT_MODEL,
-    runs: whole("runs", flags.number("runs"), 5, 1, 100),
-    maxTokens: whole("max-tokens", flags.number("max-tokens"), 256, 8, 4096),
+    runs: flags.whole("runs", 1, 100) ?? 5,
+    maxTokens: flags.whole("max-tokens", 8, 4096) ?? 256,
   };
   const chosen = chooseRows(KINDS, flags.text("only"));
   const peers = flags.text("peers");
@@ -130,18 +130,4 @@ async function measureRow(
       ? { ...start, unmeasured: why }
       : { ...start, failed: why };
   }
-}
-
-function whole(
-  name: string,
-  value: number | undefined,
-  otherwise: number,
-  least: number,
-  most: number,
-): number {
-  if (value === undefined) return otherwise;
-  if (Number.isInteger(value) && value >= least && value <= most) return value;
-  throw new RangeError(
-    `Cannot bench: --${name} is ${value}, must be an integer from ${least} to ${most}`,
-  );
 }

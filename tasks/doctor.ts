@@ -36,7 +36,7 @@ await runTask({
   const json = flags.on("json");
   const report = await doctor({
     model: flags.text("model") ?? DEFAULT_MODEL,
-    context: flags.number("context"),
+    context: flags.whole("context", 1),
     onFinding: (finding) => json || console.log(findingText(finding)),
   });
   console.log(json ? JSON.stringify(report) : `\n${summaryText(report)}`);

@@ -5,7 +5,7 @@
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { parseArgs } from "@std/cli/parse-args";
-import { errorText } from "../lib/errors.ts";
+import { described, errorText } from "../lib/errors.ts";
 import type { Format } from "../lib/formats/format.ts";
 import { formatNames, FORMATS } from "../lib/formats/mod.ts";
 import { nearest, shortened, WIDTH, wrap } from "../lib/text/messages.ts";
@@ -21,6 +21,10 @@ export interface Flags {
   text(name: string): string | undefined;
   texts(name: string): string[] | undefined;
   number(name: string): number | undefined;
+  /** A whole number from `least` to `most`. */
+  whole(name: string, least: number, most?: number): number | undefined;
+  /** One of `values`. */
+  oneOf<T extends string>(name: string, values: readonly T[]): T | undefined;
   /** true, or false for `--no-name`, or undefined. */
   on(name: string): boolean | undefined;
   words: string[];
@@ -87,22 +91,44 @@ export function readFlags(args: string[], table: FlagTable): Flags {
     default: Object.fromEntries(switches.map((name) => [name, undefined])),
   });
   const text = (name: string) => parsed[name] as string | undefined;
+  const wrong = (name: string, value: unknown, must: string): never =>
+    refuse(`--${name} is ${described(value)}, must be ${must}`);
+  const number = (name: string) => {
+    const value = text(name);
+    if (value === undefined) return undefined;
+    const number = Number(value);
+    return value.trim() === "" || !Number.isFinite(number)
+      ? wrong(name, value, "a finite number")
+      : number;
+  };
   return {
     text,
     texts: (name) => {
       const all = parsed[name] as string[] | undefined;
       return all?.length ? all : undefined;
     },
-    number(name) {
-      const value = text(name);
+    number,
+    whole(name, least, most) {
+      const value = number(name);
       if (value === undefined) return undefined;
-      const number = Number(value);
-      if (value.trim() === "" || !Number.isFinite(number)) {
-        throw new Error(
-          `Cannot read the flags: --${name} is "${value}", must be a finite number`,
-        );
-      }
-      return number;
+      const fits = Number.isSafeInteger(value) && value >= least &&
+        value <= (most ?? value);
+      return fits ? value : wrong(
+        name,
+        value,
+        most === undefined
+          ? `an integer of at least ${least}`
+          : `an integer from ${least} to ${most}`,
+      );
+    },
+    oneOf(name, values) {
+      const value = text(name);
+      return values.find((one) => one === value) ??
+        (value === undefined ? undefined : wrong(
+          name,
+          value,
+          values.join(", ").replace(/, (?=[^,]*$)/, " or "),
+        ));
     },
     on: (name) => parsed[name] as boolean | undefined,
     words,

@@ -4,10 +4,11 @@
  *   deno task generate "Once upon a time"
  *   deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B
  */
+import { printable } from "../lib/errors.ts";
+import { checkGenerating } from "../lib/generate.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
 import {
-  type DeviceKind,
   type GenerateOptions,
   type LoadProgress,
   loadQwen3,
@@ -54,6 +55,9 @@ const FLAGS: FlagTable = {
 
 /** Exit code of a program ended by SIGINT, as shells report it. */
 const INTERRUPTED = 130;
+
+/** The most bytes of a prompt on stdin; the longest contexts take far fewer. */
+const MOST_STDIN = 16 << 20;
 
 await runTask({
   usage:
@@ -104,7 +108,7 @@ await runTask({
 /**
  * Reads what to generate and how.
  *
- * @throws {RangeError} if a sampling option is out of range.
+ * @throws {Error} if an option is out of range, or two exclude each other.
  */
 function generateOptions(flags: Flags): GenerateOptions {
   const sampling = {
@@ -116,23 +120,30 @@ function generateOptions(flags: Flags): GenerateOptions {
     seed: flags.number("seed"),
   };
   resolveSampling(sampling);
-  return {
+  if (flags.on("raw") && flags.text("system") !== undefined) {
+    throw new Error(
+      "Cannot generate: --raw and --system are both given, must be one of them, since raw skips the chat template",
+    );
+  }
+  const options: GenerateOptions = {
     ...sampling,
-    maxTokens: flags.number("max-tokens"),
+    maxTokens: flags.whole("max-tokens", 1),
     stop: flags.texts("stop"),
     ignoreEos: flags.on("ignore-eos"),
     system: flags.text("system"),
     thinking: flags.on("think"),
     raw: flags.on("raw"),
   };
+  checkGenerating(options);
+  return options;
 }
 
 /** Reads where the model should run. */
 function placementOf(flags: Flags): Qwen3Options {
   return {
-    device: flags.text("device") as DeviceKind | undefined,
-    precision: flags.text("precision") as "auto" | "f32" | undefined,
-    context: flags.number("context"),
+    device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
+    precision: flags.oneOf("precision", ["auto", "f32"]),
+    context: flags.whole("context", 1),
   };
 }
 
@@ -184,13 +195,26 @@ function jsonLine(qwen: Qwen3, run: Run, text: string): string {
 /** The prompt from the arguments, or from stdin if there are none. */
 async function readPrompt(words: string[]): Promise<string> {
   const asked = words.length > 0 || Deno.stdin.isTerminal();
-  const prompt = asked
-    ? words.join(" ")
-    : (await new Response(Deno.stdin.readable).text()).trimEnd();
+  const prompt = asked ? words.join(" ") : (await readStdin()).trimEnd();
   if (prompt !== "") return prompt;
   throw new Error(
     "Cannot generate: the prompt is empty, pass it as arguments or on stdin",
   );
+}
+
+async function readStdin(): Promise<string> {
+  const text = new TextDecoder();
+  let prompt = "", bytes = 0;
+  for await (const chunk of Deno.stdin.readable) {
+    bytes += chunk.length;
+    if (bytes > MOST_STDIN) {
+      throw new Error(
+        `Cannot generate: the prompt on stdin has more than ${MOST_STDIN} bytes, must be at most ${MOST_STDIN}`,
+      );
+    }
+    prompt += text.decode(chunk, { stream: true });
+  }
+  return prompt + text.decode();
 }
 
 /** Parses a prompt of token ids, for a checkpoint without a tokenizer; other text stays text. */
@@ -217,11 +241,13 @@ function progressLine(): (progress: LoadProgress) => void {
 
 /** Prints a notice on stderr, wrapped. */
 function say(notice: string): void {
-  console.error(wrap(notice, WIDTH, "", "  ").join("\n"));
+  console.error(wrap(printable(notice), WIDTH, "", "  ").join("\n"));
 }
 
+/** Writes to stdout; a terminal does not get control characters that a model made up. */
 function write(text: string): void {
-  const bytes = new TextEncoder().encode(text);
+  const shown = Deno.stdout.isTerminal() ? printable(text) : text;
+  const bytes = new TextEncoder().encode(shown);
   for (let at = 0; at < bytes.length;) {
     at += Deno.stdout.writeSync(bytes.subarray(at));
   }

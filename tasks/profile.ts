@@ -32,7 +32,6 @@
  *   `ms`, in milliseconds.
  */
 import { errorText } from "../lib/errors.ts";
-import type { DeviceKind } from "../mod.ts";
 import { profile } from "../lib/tools/profile/profile.ts";
 import { profileHtml } from "../lib/tools/profile/html.ts";
 import { profileText } from "../lib/tools/profile/text.ts";
@@ -78,12 +77,6 @@ await runTask({
   args: bareJson(Deno.args),
   flagsOnly: "profile",
 }, async (flags) => {
-  const device = flags.text("device");
-  if (device !== undefined && !["auto", "gpu", "cpu"].includes(device)) {
-    throw new Error(
-      `Cannot profile: --device is "${device}", must be auto, gpu or cpu`,
-    );
-  }
   const list = flags.text("kernels");
   const kernels = list === undefined ? undefined : parseKernels(list);
   const files = {
@@ -104,7 +97,7 @@ await runTask({
     if (path !== STDOUT) requireWritable(flag, path);
   }
   const report = await profile(flags.text("model"), {
-    device: device as DeviceKind | undefined,
+    device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
     promptTokens: flags.number("prompt-tokens"),
     maxTokens: flags.number("max-tokens"),
     batch: flags.number("batch"),

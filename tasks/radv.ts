@@ -58,12 +58,7 @@ await runTask({
 }, async (flags) => {
   const cannot = "Cannot compile for RADV";
   const chips = readChips(flags.text("chips") ?? "navi21,navi31,gfx1200");
-  const tokens = flags.number("tokens");
-  if (tokens !== undefined && !(Number.isInteger(tokens) && tokens > 0)) {
-    throw new Error(
-      `${cannot}: --tokens is ${tokens}, must be an integer of at least 1`,
-    );
-  }
+  const tokens = flags.whole("tokens", 1);
   using compiler = new RadvCompiler(flags.text("mesa"));
   await using checkpoint = await openCheckpoint(
     flags.text("model") ?? "synthetic:qwen3-0.6b",

@@ -42,12 +42,7 @@ await runTask({
       `Cannot show ${flags.words.length} kernels: name one, deno task show --help lists them`,
     );
   }
-  const tokens = flags.number("tokens");
-  if (tokens !== undefined && !(Number.isInteger(tokens) && tokens > 0)) {
-    throw new Error(
-      `Cannot show ${name}: --tokens is ${tokens}, must be an integer of at least 1`,
-    );
-  }
+  const tokens = flags.whole("tokens", 1);
   const format = readFormat(flags, `Cannot show ${name}`);
   const constants = readConstants(flags, `Cannot show ${name}`);
   const model = flags.text("model") ?? "synthetic:qwen3-0.6b";

@@ -318,25 +318,6 @@ eachDevice(
   },
 );
 
-eachDevice(
-  "a second concurrent run is refused, and the first continues",
-  async (device) => {
-    using qwen = await loadQwen3(undefined, { device });
-    const whole = await read(qwen.generate(PROMPT, GREEDY));
-    const first = qwen.generate(PROMPT, GREEDY);
-    let text = "";
-    for await (const piece of first) {
-      text += piece.text;
-      if (first.tokenIds.length !== 2) continue;
-      const refusal =
-        "Cannot start a run: another run of this model has not ended";
-      await assertRejects(() => read(qwen.generate("Hi")), Error, refusal);
-      await assertRejects(() => qwen.logits([1]), Error, refusal);
-    }
-    assertEquals(text, whole);
-  },
-);
-
 eachDevice("the context limits prompt and text", async (device) => {
   using qwen = await loadQwen3(undefined, { device, context: 16 });
   assertEquals(qwen.context, 16);
@@ -417,7 +398,74 @@ Deno.test("loadQwen3 refuses unknown devices, precisions and contexts", async ()
     await assertRejects(
       load({ device: "cpu", context }),
       RangeError,
-      `context is ${context}, must be an integer from 1 to 1024`,
+      `context is ${context}, must be an integer ${
+        context > 1 && Number.isInteger(context)
+          ? "from 1 to 1024"
+          : "of at least 1"
+      }`,
+    );
+  }
+});
+
+/** Arguments of wrong types, as plain JavaScript may pass them, and their errors. */
+function assertTypes(
+  call: (...args: never[]) => unknown,
+  wrong: [args: unknown[], message: string][],
+): void {
+  for (const [args, message] of wrong) {
+    const called = () => (call as (...args: unknown[]) => unknown)(...args);
+    assertThrows(called, TypeError, message);
+  }
+}
+
+Deno.test("arguments of wrong types are refused like wrong values", async () => {
+  for (
+    const [args, message] of [
+      [[42], "Cannot load a model: its name is 42, must be a string"],
+      [[null], "Cannot load a model: its name is null"],
+      [[new URL(DEFAULT_MODEL)], "its name is a URL"],
+      [
+        [TINY, null],
+        "the argument with the options is null, must be an object",
+      ],
+      [[TINY, "gpu"], 'the argument with the options is "gpu", must be an obj'],
+      [[TINY, { device: 5 }], "device is 5, must be a string"],
+      [[TINY, { context: "5" }], 'context is "5", must be a number'],
+      [[TINY, { onNotice: "x" }], 'onNotice is "x", must be a function'],
+      [[TINY, { onProgress: {} }], "onProgress is an object"],
+      [[TINY, { signal: {} }], "signal is an object, must be an AbortSignal"],
+      [[TINY, { gpu: 5 }], "gpu is 5, must be a WebGPU implementation"],
+      [[TINY, { debug: 1 }], "debug is 1, must be true or false"],
+    ] as const
+  ) {
+    const load = loadQwen3 as (...args: unknown[]) => Promise<Qwen3>;
+    await assertRejects(() => load(...args), TypeError, message);
+  }
+
+  using qwen = await loadQwen3(TINY, { device: "cpu" });
+  const must = "must be a string, a list of messages or a list of token ids";
+  assertTypes(qwen.generate.bind(qwen), [
+    [[42], `Cannot generate: the prompt is 42, ${must}`],
+    [[undefined], `the prompt is undefined, ${must}`],
+    [[new Set([1])], `the prompt is a Set, ${must}`],
+    [[[1], 5], "the argument with the options is 5, must be an object"],
+    [[[1], { maxTokens: "5" }], 'maxTokens is "5", must be a number'],
+    [[[1], { maxTokens: null }], "maxTokens is null, must be a number"],
+    [[[1], { stop: 5 }], "Cannot stop at 5: a stop string must be"],
+    [[[1], { stop: ["a", null] }], "Cannot stop at null"],
+    [[[1], { ignoreEos: "yes" }], 'ignoreEos is "yes", must be true or false'],
+    [[[1], { system: 5 }], "system is 5, must be a string"],
+    [[[1], { signal: 5 }], "signal is 5, must be an AbortSignal"],
+  ]);
+  assertTypes(qwen.generateBatch.bind(qwen), [
+    [["x"], 'the list of prompts is "x", must be a list'],
+    [[[5]], `the prompt is 5, ${must}`],
+  ]);
+  for (const [ids, message] of [[null, "null"], [{}, "an object"]] as const) {
+    await assertRejects(
+      () => qwen.logits(ids as unknown as number[]),
+      TypeError,
+      `Cannot compute logits: the prompt is ${message}, must be a list`,
     );
   }
 });

@@ -300,3 +300,17 @@ Deno.test("chooseMatmul gives a reason for every shape without a device", () => 
     reason: "[0, 3] × [3, 2]: a size is 0",
   });
 });
+
+gpuTest("matmul refuses arguments of wrong types", (gpu, trial) => {
+  const a = trial.own(Tensor.create(gpu, "f32", [2, 2]));
+  const call = matmul as (...args: unknown[]) => Tensor;
+  for (
+    const [args, message] of [
+      [[null, a], "a is null, must be a Tensor"],
+      [[a, [1, 2]], "b is a list of 2, must be a Tensor"],
+      [[a, a, 5], "the argument with the options is 5, must be an object"],
+      [[a, a, { transposeB: "yes" }], 'transposeB is "yes", must be true or'],
+      [[a, a, { onChoice: 5 }], "onChoice is 5, must be a function"],
+    ] as const
+  ) assertThrows(() => call(...args), TypeError, message);
+});

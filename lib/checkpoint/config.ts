@@ -43,7 +43,7 @@ export interface Qwen3Config {
   numKeyValueHeads: number;
   /** Width of a head. */
   headDim: number;
-  /** The longest supported context, in tokens. */
+  /** The longest context without YaRN, in tokens; see {@linkcode contextLimit}. */
   maxPositionEmbeddings: number;
   /** Epsilon, added to the mean square in RMSNorm. */
   rmsNormEps: number;
@@ -57,6 +57,43 @@ export interface Qwen3Config {
   bosTokenId: number | null;
   /** All end-of-text token ids; may be empty. */
   eosTokenIds: number[];
+}
+
+/** The longest context that a configuration allows, and the fields that say so. */
+export interface ContextLimit {
+  tokens: number;
+  why: string;
+}
+
+/**
+ * Returns the longest context: `max_position_embeddings`, or what YaRN reaches if that
+ * is longer. Qwen3's model cards add YaRN without raising `max_position_embeddings`.
+ *
+ * ```ts
+ * import { contextLimit } from "./config.ts";
+ *
+ * const { tokens } = contextLimit({ maxPositionEmbeddings: 40960, ropeScaling: null });
+ * console.log(tokens); // 40960
+ * ```
+ */
+export function contextLimit(
+  { maxPositionEmbeddings, ropeScaling }: Pick<
+    Qwen3Config,
+    "maxPositionEmbeddings" | "ropeScaling"
+  >,
+): ContextLimit {
+  const own = "max_position_embeddings";
+  if (ropeScaling) {
+    const { factor, originalMaxPositionEmbeddings: trained } = ropeScaling;
+    // Digits beyond the 12th are the rounding error of a factor such as 1.15.
+    const tokens = Math.floor(Number((factor * trained).toPrecision(12)));
+    if (tokens > maxPositionEmbeddings) {
+      const why =
+        `YaRN's factor ${factor} times the trained ${trained}; ${own} is ${maxPositionEmbeddings}`;
+      return { tokens, why };
+    }
+  }
+  return { tokens: maxPositionEmbeddings, why: own };
 }
 
 /**

@@ -9,6 +9,7 @@ import { parseGeneration } from "./generation_config.ts";
 import { host } from "../host.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
+import { checkReadTimeout, shownUrl } from "./fetch.ts";
 import {
   parseSafetensorsIndex,
   readSafetensorsHeader,
@@ -51,6 +52,7 @@ export async function openCheckpoint(
   options: OpenOptions = {},
 ): Promise<Checkpoint> {
   options.signal?.throwIfAborted();
+  checkReadTimeout(`open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
     return await openFolder(spec, webFolder(spec, options), options);

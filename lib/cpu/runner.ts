@@ -15,13 +15,19 @@ import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
 import { host } from "../host.ts";
-import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
+import {
+  sampleEach,
+  type Sampling,
+  seenBits,
+  validToken,
+} from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
 /** {@linkcode Runner} on the CPU. */
 export class CpuRunner implements Runner {
   readonly fallbacks = [];
   readonly #cache: CpuKvCache;
+  #disposed = false;
 
   private constructor(
     readonly config: Qwen3Config,
@@ -55,6 +61,7 @@ export class CpuRunner implements Runner {
     tokens: readonly number[],
     { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
+    this.#requireMemory("compute logits");
     const { vocabSize } = this.config;
     const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
     let at = 0;
@@ -80,6 +87,7 @@ export class CpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
   ): AsyncGenerator<readonly number[], void> {
+    this.#requireMemory("generate");
     const { vocabSize } = this.config, sequences = prompts.length;
     using several = sequences > 1
       ? this.#several(sequences, positionsOf(prompts, maxTokens, this.context))
@@ -101,7 +109,8 @@ export class CpuRunner implements Runner {
       signal?.throwIfAborted();
       cache.stepBackIfFull();
       const pass = { first: 0, sequences, tokens: 1 };
-      const logits = this.#forward(cache, pass, ids, false);
+      const next = ids.map(validToken);
+      const logits = this.#forward(cache, pass, next, false);
       rows.forEach((_, s) =>
         rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
       );
@@ -148,7 +157,14 @@ export class CpuRunner implements Runner {
     return logits.data as Float32Array;
   }
 
+  #requireMemory(action: string): void {
+    if (this.#disposed) {
+      throw new Error(`Cannot ${action}: the model was disposed`);
+    }
+  }
+
   [Symbol.dispose](): void {
+    this.#disposed = true;
     this.#cache[Symbol.dispose]();
     this.ops[Symbol.dispose]();
   }

@@ -4,6 +4,8 @@
  *
  * @module
  */
+import { FAULT, HIGHEST_SCORE } from "../dispatch/sampling.ts";
+import { described } from "../errors.ts";
 import {
   type GenerationDefaults,
   SAMPLING_RANGES,
@@ -90,7 +92,7 @@ function inRange(key: keyof SamplingOptions, value: number): number {
   const [test, range] = RANGES[key];
   if (!Number.isFinite(value) || !test(value)) {
     throw new RangeError(
-      `Cannot sample: ${key} is ${value}, must be ${range}`,
+      `Cannot sample: ${key} is ${described(value)}, must be ${range}`,
     );
   }
   return value;
@@ -113,6 +115,18 @@ export function seenBits(
   markSeen(seen, ids);
   return seen;
 }
+
+const FAULT_TEXT: Readonly<Record<number, string>> = {
+  [FAULT.nan]: "hold NaN, must be numbers",
+  [FAULT.infinity]: "hold Infinity, must be finite or -Infinity",
+  [FAULT.none]: "are all -Infinity, at least one must be finite",
+};
+
+/** Says what is wrong with logits if `id` is a `FAULT` and not a token. */
+export const faultText = (id: number): string | undefined => FAULT_TEXT[id];
+
+/** The token to continue with after sampling `id`, which may be a `FAULT`. */
+export const validToken = (id: number): number => id in FAULT_TEXT ? 0 : id;
 
 /**
  * Samples the next token of each sequence in a batch from its row of logits, and marks
@@ -143,7 +157,7 @@ export function sampleEach(
  * distributed as softmax and needs no state and no running sum, so a GPU can make the
  * same choice. Ties go to the lowest id.
  *
- * @throws {Error} if a logit is NaN or +Infinity, or none is finite.
+ * Returns a `FAULT` if a logit is NaN or +Infinity, or none is finite.
  */
 export function sample(
   logits: Float32Array,
@@ -152,6 +166,8 @@ export function sample(
   step: number,
 ): number {
   const { temperature, topK, seed } = sampling;
+  const fault = faultOf(logits);
+  if (fault !== undefined) return fault;
   const scores = penalize(logits, sampling.repetitionPenalty, seen);
   const best = argmax(scores);
   if (temperature === 0) return best;
@@ -199,8 +215,22 @@ function penalize(
   }
   return logits.map((logit, id) => {
     if ((seen[id >>> 5] >>> (id & 31) & 1) === 0) return logit;
-    return logit < 0 ? logit * penalty : logit / penalty;
+    const score = logit < 0 ? logit * penalty : logit / penalty;
+    if (logit === -Infinity) return logit;
+    return Math.min(Math.max(score, -HIGHEST_SCORE), HIGHEST_SCORE);
   });
+}
+
+/** Why logits cannot be sampled from, if so. */
+function faultOf(logits: Float32Array): number | undefined {
+  let most = -Infinity;
+  for (let id = 0; id < logits.length; id++) {
+    const logit = logits[id];
+    if (logit !== logit) return FAULT.nan;
+    if (logit > most) most = logit;
+  }
+  if (most === Infinity) return FAULT.infinity;
+  return most === -Infinity ? FAULT.none : undefined;
 }
 
 function argmax(scores: Float32Array): number {
@@ -211,14 +241,7 @@ function argmax(scores: Float32Array): number {
     if (score > max) {
       max = score;
       best = id;
-    } else if (score !== score) {
-      throw new Error(`Cannot sample: logit ${id} is NaN, must be a number`);
     }
-  }
-  if (!Number.isFinite(max)) {
-    throw new Error(
-      `Cannot sample: the largest of ${scores.length} logits is ${max}, must be finite`,
-    );
   }
   return best;
 }

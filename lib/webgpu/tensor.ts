@@ -5,7 +5,7 @@
  */
 import type { Gpu } from "./device.ts";
 import type { Dtype } from "../dtype.ts";
-import { DeviceError } from "../errors.ts";
+import { described, DeviceError } from "../errors.ts";
 import { TEXELS_WIDE } from "./wgsl.ts";
 import { BYTES, elements } from "../dtype.ts";
 import { formatNamed } from "../formats/mod.ts";
@@ -28,6 +28,8 @@ export class Tensor implements Disposable {
    * Creates a tensor that holds `data` if given, otherwise zeros.
    *
    * @throws {DeviceError} if it is larger than the adapter can bind.
+   * @throws {TypeError | RangeError} if the type is unknown, the shape is not a list of
+   * whole numbers, or `data` has another size.
    */
   static create(
     gpu: Gpu,
@@ -36,7 +38,9 @@ export class Tensor implements Disposable {
     data?: ArrayBufferView<ArrayBuffer>,
     label = "tensor",
   ): Tensor {
+    checkTensor(label, gpu, dtype, shape);
     const bytes = elements(shape) * BYTES[dtype];
+    if (data !== undefined) checkData(label, data, shape, bytes);
     const limit = gpu.limits.maxStorageBufferBindingSize;
     if (bytes > limit) {
       throw new DeviceError(
@@ -97,9 +101,20 @@ export class Tensor implements Disposable {
    * Copies `data` into the tensor, starting at byte `begin`.
    *
    * @throws {DeviceError} if `begin` is not a multiple of 4.
+   * @throws {TypeError | RangeError} if `data` is no typed array or does not fit.
    */
   write(begin: number, data: ArrayBufferView<ArrayBuffer>): void {
     const { queue } = this.gpu.device;
+    requireView(this.label, data);
+    // The buffer is padded to whole words.
+    const room = Math.ceil(this.bytes / 4) * 4;
+    if (!(begin >= 0 && begin + data.byteLength <= room)) {
+      throw new RangeError(
+        `Cannot write ${this.label}: ${data.byteLength} bytes from byte ${
+          described(begin)
+        }, must be within its ${this.bytes} bytes`,
+      );
+    }
     const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
     if (begin % 4) {
       throw new DeviceError(
@@ -158,4 +173,51 @@ function copyToTexture({ gpu, buffer, bytes, label }: Tensor): GPUTexture {
   }
   device.queue.submit([encoder.finish()]);
   return gpu.count(texture, bytes);
+}
+
+/** Checks what a tensor is made from, which plain JavaScript may get wrong. */
+function checkTensor(
+  label: string,
+  gpu: Gpu,
+  dtype: Dtype,
+  shape: readonly number[],
+): void {
+  const refuse = (what: string, value: unknown, must: string) => {
+    throw new TypeError(
+      `Cannot create ${label}: ${what} is ${described(value)}, must be ${must}`,
+    );
+  };
+  if (gpu?.limits === undefined) refuse("its device", gpu, "an open Gpu");
+  if (!Object.hasOwn(BYTES, dtype)) {
+    refuse("its type", dtype, `one of ${Object.keys(BYTES).join(", ")}`);
+  }
+  if (!Array.isArray(shape)) refuse("its shape", shape, "a list of sizes");
+  const wrong = shape.findIndex((n) => !Number.isSafeInteger(n) || n < 0);
+  if (wrong >= 0) {
+    refuse(`size ${wrong} of its shape`, shape[wrong], "a whole number");
+  }
+}
+
+function checkData(
+  label: string,
+  data: ArrayBufferView<ArrayBuffer>,
+  shape: readonly number[],
+  bytes: number,
+): void {
+  requireView(label, data);
+  if (data.byteLength === bytes) return;
+  throw new RangeError(
+    `Cannot create ${label}: its data has ${data.byteLength} bytes, shape [${
+      shape.join(", ")
+    }] needs ${bytes}`,
+  );
+}
+
+function requireView(label: string, data: unknown): void {
+  if (ArrayBuffer.isView(data)) return;
+  throw new TypeError(
+    `Cannot write ${label}: the data is ${
+      described(data)
+    }, must be a typed array`,
+  );
 }

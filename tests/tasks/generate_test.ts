@@ -268,8 +268,8 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
       hi("--max-tokens", "many"),
       '--max-tokens is "many", must be a finite number',
     ],
-    [hi("--max-tokens", "0"), "maxTokens is 0, must be an integer of at least"],
-    [hi("--max-tokens", "1.5"), "maxTokens is 1.5"],
+    [hi("--max-tokens", "0"), "--max-tokens is 0, must be an integer of at le"],
+    [hi("--max-tokens", "1.5"), "--max-tokens is 1.5"],
     [hi("--temperature", "-1"), "temperature is -1, must be a number of at le"],
     [hi("--temperature", "NaN"), '--temperature is "NaN"'],
     [hi("--top-k", "2.5"), "topK is 2.5"],
@@ -280,9 +280,9 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
     [hi("--stop", ""), 'Cannot stop at ""'],
     [hi("--json=yes"), "--json takes no value"],
     [hi("--seed", "1", "--seed", "2"), "--seed is given twice, must be given"],
-    [hi("--device", "tpu"), 'device is "tpu", must be auto, gpu or cpu'],
-    [hi("--precision", "f64"), 'precision is "f64", must be auto or f32'],
-    [hi("--context", "0"), "context is 0, must be an integer from 1 to 1024"],
+    [hi("--device", "tpu"), '--device is "tpu", must be auto, gpu or cpu'],
+    [hi("--precision", "f64"), '--precision is "f64", must be auto or f32'],
+    [hi("--context", "0"), "--context is 0, must be an integer of at least 1"],
     [hi("--context", "4096"), "context is 4096, must be an integer from 1 to"],
     [
       ["word ".repeat(40), "--context", "16"],
@@ -294,6 +294,43 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
   await inTurns(
     refused.map(([args, ...parts]) => () => assertRefused(args, ...parts)),
   );
+});
+
+Deno.test("flags are refused before a model is opened", async () => {
+  const bad = [
+    ["--max-tokens", "0"],
+    ["--context", "0.5"],
+    ["--device", "tpu"],
+    ["--precision", "f64"],
+    ["--stop", ""],
+    ["--top-p", "2"],
+    ["--raw", "--system", "Be kind"],
+  ];
+  await inTurns(bad.map((flags) => async () => {
+    const { code, stderr } = await generate(
+      ["hi", "--model", "http://127.0.0.1:1/", ...flags],
+    );
+    assertEquals(code, 1);
+    assert(!stderr.includes("127.0.0.1"), stderr);
+  }));
+});
+
+Deno.test("a prompt on stdin without end is refused", async () => {
+  const child = spawn(["--device", "cpu"]);
+  const writer = child.stdin.getWriter();
+  const megabyte = new Uint8Array(1 << 20).fill(0x61);
+  const writing = (async () => {
+    try {
+      for (;;) await writer.write(megabyte);
+    } catch { /* the task closed the pipe */ }
+  })();
+  const { code, stdout, stderr } = outcome(await child.output());
+  await writing;
+  assertEquals([code, stdout, stderr], [
+    1,
+    "",
+    "error: Cannot generate: the prompt on stdin has more than 16777216 bytes, must be at most 16777216\n",
+  ]);
 });
 
 Deno.test("a missing model is a one-line error that lists where it was looked for", async () => {

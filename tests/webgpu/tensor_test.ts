@@ -99,3 +99,35 @@ gpuTest("a texture copy is made once and freed with the tensor", (gpu) => {
   tensor[Symbol.dispose]();
   assertEquals(gpu.allocated, before);
 });
+
+gpuTest("a tensor of a wrong type, shape or size is refused", (gpu, trial) => {
+  const create = (...args: unknown[]) => () =>
+    (Tensor.create as (...args: unknown[]) => Tensor)(...args);
+  const four = new Float32Array(4);
+  for (
+    const [args, message] of [
+      [[5, "f32", [1]], "its device is 5, must be an open Gpu"],
+      [[gpu, "f64", [1]], 'its type is "f64", must be one of f32, f16, bf16'],
+      [[gpu, "toString", [1]], 'its type is "toString"'],
+      [[gpu, "f32", 5], "its shape is 5, must be a list of sizes"],
+      [[gpu, "f32", [2, -1]], "size 1 of its shape is -1, must be a whole num"],
+      [[gpu, "f32", [1.5]], "size 0 of its shape is 1.5"],
+      [[gpu, "f32", ["2"]], 'size 0 of its shape is "2"'],
+      [[gpu, "f32", [2], [1, 2]], "the data is a list of 2, must be a typed"],
+    ] as const
+  ) assertThrows(create(...args), TypeError, message);
+  assertThrows(
+    create(gpu, "f32", [3], four),
+    RangeError,
+    "its data has 16 bytes, shape [3] needs 12",
+  );
+  const tensor = trial.own(Tensor.create(gpu, "f16", [3]));
+  tensor.write(4, new Uint16Array(1)); // padding to a word is allowed
+  for (const begin of [4, -4, NaN]) {
+    assertThrows(
+      () => tensor.write(begin, four),
+      RangeError,
+      `16 bytes from byte ${begin}, must be within its 6 bytes`,
+    );
+  }
+});

@@ -20,6 +20,7 @@ import {
 import type { Comparison, Coverage, Phase, ProfileReport } from "./report.ts";
 import { profileRestricted } from "./restricted.ts";
 import {
+  checkProfiling,
   type Profiled,
   type ProfileOptions,
   promptIds,
@@ -51,6 +52,7 @@ export async function profile(
   model: string = DEFAULT_MODEL,
   options: ProfileOptions = {},
 ): Promise<ProfileReport> {
+  checkProfiling(options);
   const { signal } = options;
   const checkpoint = await openCheckpoint(model, { signal });
   let setting: Setting;

@@ -4,6 +4,7 @@
  * @module
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { contextLimit } from "../../checkpoint/config.ts";
 import type { AllowedKernel } from "./kernels.ts";
 import type { ProfileReport, TimelineEvent } from "./report.ts";
 import type { Findings } from "./verdict.ts";
@@ -53,40 +54,33 @@ export interface Profiled {
   timeline: TimelineEvent[];
 }
 
-/** Checks the options before anything slow starts. */
-export function settle(
-  { config, generation }: Checkpoint,
-  options: ProfileOptions,
-): Setting {
-  const whole = (
-    what: string,
-    value: number,
-    least: number,
-    most: number,
-    why = "",
-  ) => {
-    if (Number.isInteger(value) && value >= least && value <= most) return;
-    throw new RangeError(
-      `Cannot profile: ${what} is ${value}, must be an integer from ${least} to ${most}${why}`,
-    );
-  };
-  const room = config.maxPositionEmbeddings;
-  const { maxTokens = Math.min(MAX_TOKENS, room - 1), batch = 1, chunk } =
-    options;
-  // The prompt yields the first token, a decode step the second.
-  whole("maxTokens", maxTokens, 2, room - 1);
-  const most = room - maxTokens;
-  const promptTokens = options.promptTokens ?? Math.min(PROMPT_TOKENS, most);
-  whole(
-    "promptTokens",
-    promptTokens,
-    1,
-    most,
-    ` (${room} minus maxTokens)`,
+/** @throws {RangeError} if `value` is not a whole number from `least` to `most`. */
+function requireWhole(
+  what: string,
+  value: number | undefined,
+  least: number,
+  most: number,
+  why = "",
+): void {
+  if (value === undefined) return;
+  if (Number.isInteger(value) && value >= least && value <= most) return;
+  throw new RangeError(
+    `Cannot profile: ${what} is ${value}, must be an integer from ${least} to ${most}${why}`,
   );
-  whole("batch", batch, 1, MOST_BATCH);
-  if (chunk !== undefined) whole("chunk", chunk, 1, MOST_CHUNK);
-  const { kernels, compare, device } = options;
+}
+
+/**
+ * Checks what needs no checkpoint, before one is opened.
+ *
+ * @throws {Error} if an option is out of range, or two exclude each other.
+ */
+export function checkProfiling(options: ProfileOptions): void {
+  const { kernels, compare, device, chunk } = options;
+  const most = Number.MAX_SAFE_INTEGER;
+  requireWhole("maxTokens", options.maxTokens, 2, most);
+  requireWhole("promptTokens", options.promptTokens, 1, most);
+  requireWhole("batch", options.batch, 1, MOST_BATCH);
+  requireWhole("chunk", chunk, 1, MOST_CHUNK);
   const against = [
     device === "cpu" ? "on the CPU" : "",
     compare ? "in a comparison" : "",
@@ -97,6 +91,21 @@ export function settle(
       `Cannot profile: kernels cannot be restricted ${against}, drop one of the two`,
     );
   }
+}
+
+/** Fills in defaults and checks what depends on the checkpoint. */
+export function settle(
+  { config, generation }: Checkpoint,
+  options: ProfileOptions,
+): Setting {
+  const room = contextLimit(config).tokens;
+  const { maxTokens = Math.min(MAX_TOKENS, room - 1), batch = 1 } = options;
+  // The prompt yields the first token, a decode step the second.
+  requireWhole("maxTokens", maxTokens, 2, room - 1);
+  const most = room - maxTokens;
+  const promptTokens = options.promptTokens ?? Math.min(PROMPT_TOKENS, most);
+  const why = ` (${room} minus maxTokens)`;
+  requireWhole("promptTokens", promptTokens, 1, most, why);
   const notes: string[] = [];
   if (options.promptTokens === undefined && promptTokens < PROMPT_TOKENS) {
     notes.push(
