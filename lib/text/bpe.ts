@@ -176,6 +176,8 @@ function readMerges(merges: unknown, ids: ReadonlyMap<string, number>): Merges {
   };
   for (let at = 0; at < merges.length; at++) {
     const merge: unknown = merges[at];
+    // A list made of a merges.txt may begin with its first line.
+    if (typeof merge === "string" && merge.startsWith("#version")) continue;
     const [left, right, ...more] = typeof merge === "string"
       ? merge.split(" ")
       : Array.isArray(merge)
@@ -184,8 +186,6 @@ function readMerges(merges: unknown, ids: ReadonlyMap<string, number>): Merges {
     if (
       typeof left !== "string" || typeof right !== "string" || more.length > 0
     ) {
-      // A list read from a merges.txt begins with a line of its own.
-      if (typeof merge === "string" && merge.startsWith("#version")) continue;
       throw wrong(`merge ${at}`, merge, "two tokens");
     }
     // As in Hugging Face's tokenizers, the last of equal merges counts.

@@ -174,7 +174,7 @@ Deno.test("the chat template is a file, a string or the default of a list", asyn
   await assertRejects(
     () => template([tool, { name: "rag", template: "R" }]),
     Error,
-    "it has [tool_use, rag], must have one template or one named default",
+    'Cannot load the tokenizer of a-checkpoint: chat_template is ["tool_use","rag"], must be a string or a list with one template or one named default',
   );
 });
 
@@ -218,10 +218,42 @@ Deno.test("missing and broken tokenizer files are one-line errors", async () => 
   );
   await reject(
     { "tokenizer.json": '{ "decoder": { "type": "Metaspace" } }' },
-    "Cannot load the tokenizer of a-checkpoint: its decoder is Metaspace, must be ByteLevel",
+    'Cannot load the tokenizer of a-checkpoint: decoder.type is "Metaspace", must be "ByteLevel"',
   );
   await reject(
     { "tokenizer.json": '{ "decoder": { "type": "ByteLevel" } }' },
-    "Cannot load the tokenizer of a-checkpoint: ",
+    "Cannot load the tokenizer of a-checkpoint: model is missing, must be an object",
   );
 });
+
+randomTest(
+  "random texts of Qwen3 have the ids of Hugging Face's library",
+  async (random) => {
+    const { tokenizer, library } = await qwen3();
+    const pieces = [
+      ..." \n\r\tabcsSTé中あ😀\u3000\u00a0\u0085\ufeff12٣.,!?-_=<|>\u0301\u200d",
+      ...[
+        "'s",
+        "'LL",
+        " the",
+        "hello",
+        "<|im_end|>",
+        "<think>",
+        "İ",
+        "ſ",
+        "  ",
+      ],
+    ];
+    for (let trial = 0; trial < 2000; trial++) {
+      const text = Array.from(
+        { length: random.int(0, 24) },
+        () => pieces[random.int(0, pieces.length - 1)],
+      ).join("");
+      assertEquals(
+        tokenizer.encode(text),
+        library.encode(text).ids,
+        JSON.stringify(text),
+      );
+    }
+  },
+);
