@@ -15,13 +15,12 @@ import {
   readSafetensorsHeader,
   type SafetensorsEntry,
 } from "./safetensors.ts";
+import { fetchText, openUrl } from "./http.ts";
 import {
   checkRange,
-  fetchText,
   openFile,
   type OpenOptions,
   type OpenSource,
-  openUrl,
 } from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
 import { parseConfig } from "../model/families.ts";
@@ -55,7 +54,8 @@ export async function openCheckpoint(
   checkReadTimeout(`open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
-    return await openFolder(spec, webFolder(spec, options), options);
+    const folder = webFolder(spec, options);
+    return await openFolder(shownUrl(spec), folder, options);
   }
   const directory = await existingDirectory(spec);
   if (directory !== undefined) {
@@ -103,16 +103,20 @@ function webFolder(spec: string, options: OpenOptions): Folder {
   const base = URL.parse(spec);
   if (base === null) {
     throw new Error(
-      `Cannot open ${JSON.stringify(spec)}: it is not a valid URL`,
+      `Cannot open ${JSON.stringify(shownUrl(spec))}: it is not a valid URL`,
     );
   }
   if (!base.pathname.endsWith("/")) base.pathname += "/";
-  const locate = (file: string) => new URL(file, base).href;
+  const urlOf = (file: string) => {
+    const url = new URL(base);
+    url.pathname += encodeURIComponent(file);
+    return url.href; // with the folder's query, which may be a signature
+  };
   return {
-    location: locate("."),
-    locate,
-    open: (file) => openUrl(locate(file), options),
-    text: (file) => fetchText(locate(file), options),
+    location: shownUrl(urlOf("")),
+    locate: (file) => shownUrl(urlOf(file)),
+    open: (file) => openUrl(urlOf(file), options),
+    text: (file) => fetchText(urlOf(file), options),
   };
 }
 
