@@ -59,7 +59,7 @@ export interface Tokenizer {
 /** The text of a tokenizer's files; undefined for files that the checkpoint lacks. */
 export interface TokenizerFiles {
   /** The text of `tokenizer.json`. */
-  tokenizer: string | undefined;
+  tokenizer: string;
   /** The text of `tokenizer_config.json`. */
   config: string | undefined;
   /** The text of `chat_template.jinja`. */
@@ -67,34 +67,38 @@ export interface TokenizerFiles {
 }
 
 /**
- * Reads a tokenizer's files without parsing them, because parsing is slow and not every
- * caller needs it.
+ * Reads a checkpoint's tokenizer; undefined if it has none.
+ *
+ * @throws {Error} if a file is broken, or the tokenizer is not byte-level.
  */
-export async function readTokenizerFiles(
-  checkpoint: Pick<Checkpoint, "text">,
-): Promise<TokenizerFiles> {
+export async function readTokenizer(
+  checkpoint: Pick<Checkpoint, "name" | "text">,
+): Promise<Tokenizer | undefined> {
   const [tokenizer, config, chatTemplate] = await Promise.all(
     ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
       .map((file) => checkpoint.text(file)),
   );
-  return { tokenizer, config, chatTemplate };
+  return tokenizer === undefined
+    ? undefined
+    : createTokenizer(checkpoint.name, { tokenizer, config, chatTemplate });
+}
+
+/** The error of a checkpoint without a tokenizer that needs one. */
+export function missingTokenizer(name: string): Error {
+  return new Error(
+    `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids, such as 1 2 3`,
+  );
 }
 
 /**
  * Creates the tokenizer of the checkpoint `name`.
  *
- * @throws {Error} if there is no tokenizer.json, a file is broken, or the
- * tokenizer is not byte-level.
+ * @throws {Error} if a file is broken, or the tokenizer is not byte-level.
  */
 export function createTokenizer(
   name: string,
   files: TokenizerFiles,
 ): Tokenizer {
-  if (files.tokenizer === undefined) {
-    throw new Error(
-      `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids, such as 1 2 3`,
-    );
-  }
   const json = parseObject(files.tokenizer, `tokenizer.json of ${name}`);
   const config = parseObject(
     files.config ?? "{}",
