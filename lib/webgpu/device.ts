@@ -43,7 +43,8 @@ const SUBGROUPS = "subgroups" as GPUFeatureName;
  * Opens a GPU with the adapter's own limits (WebGPU's defaults allow bindings of
  * 128 MiB only), and with f16, subgroups and timestamps where the adapter has them.
  *
- * @throws {NoAdapterError} if there is no adapter, or its workgroup memory is too small.
+ * @throws {NoAdapterError} if there is no adapter, it gives no device, or its workgroup
+ * memory is too small.
  */
 export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
   const { adapter, device, descriptor, subgroupSize, choices } =
@@ -83,9 +84,16 @@ async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
       "Cannot open a GPU: this runtime has no navigator.gpu, use Deno 2.9 or later or pass `gpu`",
     );
   }
-  const adapter = await implementation.requestAdapter({
-    powerPreference: "high-performance",
-  });
+  let adapter: GPUAdapter | null;
+  try {
+    adapter = await implementation.requestAdapter({
+      powerPreference: "high-performance",
+    });
+  } catch (error) {
+    throw new NoAdapterError(
+      `Cannot open a GPU: requestAdapter failed with ${errorText(error)}`,
+    );
+  }
   if (!adapter) {
     throw new NoAdapterError(
       `Cannot open a GPU: there is no WebGPU adapter here, ${INSTALL_HINT}`,
@@ -123,7 +131,15 @@ async function requestDevice(options: DeviceOptions) {
     // A failed requestDevice() consumes the adapter; ask for another.
     adapter = await findAdapter(options);
     descriptor = descriptorFor(adapter, []);
-    device = await adapter.requestDevice(descriptor);
+    try {
+      device = await adapter.requestDevice(descriptor);
+    } catch (error) {
+      throw new NoAdapterError(
+        `Cannot open a GPU: ${adapterName(adapter.info)} gives no device, ${
+          errorText(error)
+        }`,
+      );
+    }
   }
   const choices = FEATURES.map(([what, without]): Choice => {
     const there = adapter.features.has(what);
