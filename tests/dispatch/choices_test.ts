@@ -296,20 +296,15 @@ Deno.test("decode attention fits the device, for any head", () => {
       for (const group of [1, 2, 5, 8]) {
         const choices = chooseDecodeAttention({ headDim, group }, device);
         const cache = shaped(headDim % 8 ? "f32" : "f16", 1, 1, 64, headDim);
-        const flat = shaped("f32", 1, headDim * group);
         const operands = {
           qkv: shaped("f32", 1, (group + 2) * headDim),
           qNorm: shaped("bf16", headDim),
           kNorm: shaped("bf16", headDim),
-          angles: shaped("f32", 64, headDim),
-          lengths: shaped("u32", 1),
+          positions: shaped("u32", 65, headDim),
           k: cache,
           v: cache,
-          y: flat,
-          partial: flat.view(flat.shape[1]),
-          stats: shaped("u32", 2),
-          flags: shaped("u32", 4),
-          arrived: shaped("u32", group),
+          y: shaped("f32", 1, headDim * group),
+          state: shaped("u32", 4),
         };
         for (const { constants, shares, reason } of choices) {
           const given = { ...attendDecode.constants, ...constants };
