@@ -42,7 +42,7 @@ const CLASSES: Record<AdapterClass, true> = {
 };
 const ADAPTER_CLASSES = Object.keys(CLASSES) as AdapterClass[];
 
-/** Adapters, from the least that attention over a prompt needs to a large one. */
+/** Adapters, from the least that kernels run on to a large one. */
 const DEVICES: Capabilities[] = [
   [0, 32768, 256],
   [4, 32768, 256],

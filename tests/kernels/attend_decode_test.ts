@@ -154,6 +154,25 @@ gpuTest(
 );
 
 gpuTest(
+  "attendDecode finds the lengths of more sequences than a head has elements",
+  async (_, trial) => {
+    const { random } = trial, rows = 35;
+    for (const headDim of [6, 16]) {
+      const shape = { ...ONE, heads: 2, kvHeads: 1, headDim, context: 20 };
+      const lengths = Array.from({ length: rows }, () => random.int(0, 19));
+      for (const MERGE of [0, 1]) {
+        const pass = { ...shape, rows, lengths };
+        const constants = { ...small(trial.gpu), MERGE };
+        await check(trial, pass, "f32", 3, constants);
+        // A pass over the last sequences only.
+        const last = { ...pass, first: 30, rows: 5 };
+        await check(trial, last, "f32", 3, constants);
+      }
+    }
+  },
+);
+
+gpuTest(
   "attendDecode attends at every boundary of tiles and splits",
   async (_, trial) => {
     const { random } = trial;
