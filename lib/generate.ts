@@ -4,7 +4,7 @@
  * @module
  */
 import { checkOptions, described, type OptionKind } from "./errors.ts";
-import type { Runner } from "./model/runner.ts";
+import type { Chunks } from "./model/turns.ts";
 import {
   faultText,
   type Sampling,
@@ -16,11 +16,14 @@ import type { Tokenizer } from "./text/tokenizer.ts";
 /** Options of `generate` and `generateBatch`. */
 export interface GenerateOptions extends SamplingOptions {
   /**
-   * The maximum number of tokens to generate; by default, as many as fit in the
-   * context.
+   * The maximum number of tokens to generate; by default what the checkpoint says, else
+   * as many as fit in the context.
    */
   maxTokens?: number;
-  /** Ends the text before the first occurrence of any of these strings. */
+  /**
+   * Ends the text before the first occurrence of any of these strings; by default the
+   * checkpoint's.
+   */
   stop?: string | string[];
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
@@ -99,7 +102,7 @@ export interface RunStats {
   promptTokens: number;
   /** Tokens generated so far, including any end-of-text token. */
   tokens: number;
-  /** Milliseconds from the start of the run to its first token. */
+  /** Milliseconds from the start of the run to its first token; 0 before that token. */
   timeToFirstTokenMs: number;
   /** Prompt tokens divided by the time to the first token. */
   prefillTokensPerSecond: number;
@@ -121,9 +124,10 @@ export type FinishReason = "stop" | "length" | "aborted";
 export interface RunParts {
   /**
    * Starts the model, when iteration begins. Yields chunks of one or more steps, each
-   * with one token id per sequence.
+   * with one token id per sequence. Its signal is aborted with {@linkcode signal}, and
+   * when something else ends the run.
    */
-  start: () => ReturnType<Runner["generate"]>;
+  start: () => Chunks<readonly number[]>;
   /**
    * For each sequence, the length of its prompt and the maximum number of tokens to
    * generate.
@@ -220,11 +224,19 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
       promptTokens += one.promptTokens;
       tokens += one.tokenIds.length;
     }
-    const firstMs = this.#first - this.#began;
+    const firstMs = Math.max(0, this.#first - this.#began);
     const rate = (n: number, ms: number) => ms > 0 ? n / ms * 1000 : 0;
     const prefill = rate(promptTokens, firstMs);
-    const decode = rate(tokens - sequences, this.#last - this.#first);
+    const further = Math.max(0, tokens - sequences);
+    const decode = rate(further, this.#last - this.#first);
     const whole = (n: number) => n >= 100 ? Math.round(n) : n.toFixed(1);
+    const rates = tokens === 0
+      ? `${promptTokens} prompt tokens, no tokens generated`
+      : `${promptTokens} prompt tokens at ${
+        whole(prefill)
+      }/s, ${tokens} tokens at ${whole(decode)}/s, the first after ${
+        firstMs.toFixed(0)
+      } ms`;
     return {
       sequences,
       promptTokens,
@@ -233,13 +245,9 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
       prefillTokensPerSecond: prefill,
       decodeTokensPerSecond: decode,
       sampling,
-      summary:
-        `${device()}: ${
-          sequences > 1 ? `${sequences} sequences, ` : ""
-        }${promptTokens} prompt tokens at ${whole(prefill)}/s, ` +
-        `${tokens} tokens at ${whole(decode)}/s, the first after ${
-          firstMs.toFixed(0)
-        } ms`,
+      summary: `${device()}: ${
+        sequences > 1 ? `${sequences} sequences, ` : ""
+      }${rates}`,
     };
   }
 
@@ -268,13 +276,14 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
     let left = growing.length;
     try {
       signal?.throwIfAborted();
-      for await (const ids of this.#parts.start()) {
+      const chunks = this.#parts.start();
+      for await (const ids of chunks) {
         this.#last = performance.now();
         if (this.#first === 0) this.#first = this.#last;
         for (const [at, tokenId] of ids.entries()) {
           const sequence = at % growing.length, one = growing[sequence];
           if (one.finishReason) continue;
-          signal?.throwIfAborted();
+          chunks.signal.throwIfAborted();
           const fault = faultText(tokenId);
           if (fault) throw this.#faulty(sequence, fault);
           const text = one.take(tokenId, ends);

@@ -5,6 +5,7 @@
  */
 import { type Message, renderChat } from "./text/chat_template.ts";
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
+import type { Choice } from "./dispatch/choice.ts";
 import {
   checkOptions,
   described,
@@ -12,6 +13,10 @@ import {
   MemoryError,
   requireKind,
 } from "./errors.ts";
+import {
+  ignoredNotice,
+  newTokenLimit,
+} from "./checkpoint/generation_config.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
@@ -33,6 +38,7 @@ import {
   type Qwen3Options,
 } from "./place.ts";
 import type { Fallback, Runner } from "./model/runner.ts";
+import { Turns } from "./model/turns.ts";
 import { resolveSampling, type Sampling } from "./model/sampling.ts";
 import {
   createTokenizer,
@@ -75,10 +81,17 @@ export async function loadQwen3(
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
   checkLoading(model, options);
-  const { signal, onProgress } = options;
-  const checkpoint = await openCheckpoint(model, { signal, onProgress });
+  const { signal, onProgress, onNotice, readTimeout } = options;
+  const checkpoint = await openCheckpoint(model, {
+    signal,
+    onProgress,
+    onNotice,
+    readTimeout,
+  });
   try {
     checkContext(checkpoint, options.context);
+    const notice = ignoredNotice(checkpoint.generation, checkpoint.location);
+    if (notice !== undefined) options.onNotice?.(notice);
     return await Qwen3.load(checkpoint, options);
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
@@ -89,6 +102,15 @@ export async function loadQwen3(
 /**
  * A loaded Qwen3 model, created by {@linkcode loadQwen3}. Dispose it to free the
  * device.
+ *
+ * It does one thing at a time. Starting a run, or computing logits, is an error while
+ * another run is waiting for its next piece. A run whose last piece has been taken and
+ * whose next one has not been asked for gives way: it throws if it is continued, so an
+ * iterator that was left behind blocks nothing. To generate several texts together, use
+ * {@linkcode Qwen3.generateBatch}.
+ *
+ * Once disposed, `config`, `device`, `context`, `fallbacks` and `hasTokenizer` still
+ * answer; everything else throws, and so does a run that had not ended.
  */
 export class Qwen3 implements Disposable {
   /** The model's configuration, from config.json. */
@@ -98,7 +120,9 @@ export class Qwen3 implements Disposable {
   readonly #files: TokenizerFiles;
   #tokenizer?: Tokenizer;
   #placed: Placed;
-  #busy = false;
+  /** Why the model must move to the CPU, from a failure of the GPU until it has moved. */
+  #moving?: Choice;
+  readonly #turns = new Turns();
 
   private constructor(
     checkpoint: Checkpoint,
@@ -131,8 +155,13 @@ export class Qwen3 implements Disposable {
     return this.#placed.device;
   }
 
-  /** The runner that executes the model, for benchmarks and checks. */
+  /**
+   * The runner that executes the model, for benchmarks and checks.
+   *
+   * @throws {Error} if the model was disposed.
+   */
   get runner(): Runner {
+    this.#turns.requireModel("use the runner");
     return this.#placed.runner;
   }
 
@@ -150,9 +179,11 @@ export class Qwen3 implements Disposable {
    * The tokenizer, parsed on first use because prompts given as token ids do not need
    * it.
    *
-   * @throws {Error} if the checkpoint's tokenizer is missing or broken.
+   * @throws {Error} if the checkpoint's tokenizer is missing or broken, or the model was
+   * disposed.
    */
   get tokenizer(): Tokenizer {
+    this.#turns.requireModel("use the tokenizer");
     return this.#tokenizer ??= createTokenizer(
       this.#checkpoint.name,
       this.#files,
@@ -168,19 +199,24 @@ export class Qwen3 implements Disposable {
    * Computes the logits after the last of `tokenIds`, `[vocab]`, or with `all` after
    * each of them, `[tokens, vocab]`. Always starts from an empty cache.
    *
-   * @throws {Error} if there are no tokens or too many, or an id is not in the
-   * vocabulary.
+   * @throws {Error} if there are no tokens or too many, an id is not in the vocabulary,
+   * another run is waiting for its next piece, or the model is disposed.
+   * @throws the reason of `signal` once that is aborted.
    */
   async logits(
     tokenIds: ArrayLike<number>,
     options: { all?: boolean; signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
-    const cannot = "Cannot compute logits";
+    const action = "compute logits", cannot = `Cannot ${action}`;
+    this.#turns.requireModel(action);
     checkOptions(cannot, options, { all: "flag", signal: "signal" });
     const isList = Array.isArray(tokenIds) || ArrayBuffer.isView(tokenIds);
     if (!isList) requireKind(cannot, "the prompt", tokenIds, "list");
-    const tokens = this.#check("compute logits", Array.from(tokenIds));
-    return await this.#alone(() => this.#placed.runner.logits(tokens, options));
+    const tokens = this.#check(action, Array.from(tokenIds));
+    return await this.#turns.once(action, options.signal, async (signal) => {
+      const runner = await this.#ready(signal);
+      return await runner.logits(tokens, { ...options, signal });
+    });
   }
 
   /**
@@ -188,7 +224,8 @@ export class Qwen3 implements Disposable {
    * is wrapped in it as a user message unless `raw` is set.
    *
    * @throws {Error} if the prompt is empty or longer than the context, an option is
-   * out of range, or text is given to a checkpoint without a tokenizer.
+   * out of range, text is given to a checkpoint without a tokenizer, or the model was
+   * disposed.
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): Run {
     return new Run(this.#parts([prompt], options));
@@ -233,24 +270,28 @@ export class Qwen3 implements Disposable {
 
   /** Validates prompts and options before anything runs. */
   #parts(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
+    this.#turns.requireModel("generate");
     checkGenerating(options);
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
+    const which = (i: number) =>
+      prompts.length > 1 ? `prompt ${i}` : "the prompt";
     const ids = prompts.map((prompt, i) =>
-      this.#check(
-        "generate",
-        this.#encode(prompt, options),
-        prompts.length > 1 ? `prompt ${i}` : "the prompt",
-      )
+      this.#check("generate", this.#encode(prompt, options), which(i))
     );
-    const { maxTokens, stop = [], signal } = options;
+    const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
     const stops = typeof stop === "string" ? [stop] : stop;
-    if (stops.length && !this.hasTokenizer) void this.tokenizer; // throws
-    const sizes = ids.map(({ length }) => {
+    if (stops.length > 0 && !this.hasTokenizer) {
+      throw new Error(
+        `Cannot generate: stop strings need a tokenizer, ${this.#checkpoint.name} has no tokenizer.json`,
+      );
+    }
+    const sizes = ids.map(({ length }, i) => {
       const room = this.context - length + 1; // the last token is not cached
+      const limit = maxTokens ?? newTokenLimit(generation, length, which(i));
       return {
         promptTokens: length,
-        maxTokens: Math.min(maxTokens ?? room, room),
+        maxTokens: Math.min(limit ?? room, room),
       };
     });
     const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
@@ -259,7 +300,12 @@ export class Qwen3 implements Disposable {
       this.#placed.runner.requireRoom(ids.length, positions);
     }
     return {
-      start: () => this.#start(ids, sampling, most, signal),
+      start: () =>
+        this.#turns.run(
+          "generate",
+          signal,
+          (signal) => this.#start(ids, sampling, most, signal),
+        ),
       sizes,
       sampling,
       eosTokenIds: options.ignoreEos
@@ -280,35 +326,38 @@ export class Qwen3 implements Disposable {
     prompts: readonly (readonly number[])[],
     sampling: Sampling,
     maxTokens: number,
-    signal?: AbortSignal,
+    signal: AbortSignal,
   ): ReturnType<Runner["generate"]> {
-    this.#enter();
     let begun = false;
+    const runner = await this.#ready(signal);
     try {
-      const run = () =>
-        this.#placed.runner.generate(prompts, sampling, maxTokens, signal);
-      try {
-        for await (const ids of run()) {
-          begun = true;
-          yield ids;
-        }
-      } catch (error) {
-        const retry = error instanceof DeviceError && !begun &&
-          !(error instanceof MemoryError && prompts.length > 1) && // fewer sequences may fit
-          (this.#options.device ?? "auto") === "auto" &&
-          this.device.kind === "gpu";
-        if (!retry) throw error;
-        this.#placed.runner[Symbol.dispose]();
-        this.#placed = await placeOnCpu(
-          this.#checkpoint,
-          { ...this.#options, context: this.context, signal },
-          gone(error, this.#options),
-        );
-        yield* run();
+      const run = runner.generate(prompts, sampling, maxTokens, signal);
+      for await (const ids of run) {
+        begun = true;
+        yield ids;
       }
-    } finally {
-      this.#busy = false;
+    } catch (error) {
+      const retry = error instanceof DeviceError && !begun &&
+        !(error instanceof MemoryError && prompts.length > 1) && // fewer sequences may fit
+        (this.#options.device ?? "auto") === "auto" &&
+        this.device.kind === "gpu";
+      if (!retry) throw error;
+      signal.throwIfAborted();
+      this.#moving = gone(error, this.#options);
+      const moved = await this.#ready(signal);
+      yield* moved.generate(prompts, sampling, maxTokens, signal);
     }
+  }
+
+  /** The runner, on the CPU if the GPU has failed. */
+  async #ready(signal: AbortSignal): Promise<Runner> {
+    if (this.#moving) {
+      this.#placed.runner[Symbol.dispose](); // its memory may be needed
+      const options = { ...this.#options, context: this.context, signal };
+      this.#placed = await placeOnCpu(this.#checkpoint, options, this.#moving);
+      this.#moving = undefined;
+    }
+    return this.#placed.runner;
   }
 
   #encode(
@@ -382,27 +431,14 @@ export class Qwen3 implements Disposable {
     return tokens;
   }
 
-  #enter(): void {
-    if (this.#busy) {
-      throw new Error(
-        "Cannot start a run: another run of this model has not ended, must be one at a time",
-      );
-    }
-    this.#busy = true;
-  }
-
-  async #alone<R>(work: () => Promise<R>): Promise<R> {
-    this.#enter();
-    try {
-      return await work();
-    } finally {
-      this.#busy = false;
-    }
-  }
-
-  /** Frees the device and closes the checkpoint. */
+  /**
+   * Frees the device and closes the checkpoint, at once or as soon as a run in progress
+   * has stopped.
+   */
   [Symbol.dispose](): void {
-    this.#placed.runner[Symbol.dispose]();
-    Promise.resolve(this.#checkpoint[Symbol.asyncDispose]()).catch(() => {});
+    this.#turns.dispose(() => {
+      this.#placed.runner[Symbol.dispose]();
+      Promise.resolve(this.#checkpoint[Symbol.asyncDispose]()).catch(() => {});
+    });
   }
 }

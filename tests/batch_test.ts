@@ -244,9 +244,7 @@ eachDevice(
       assertEquals([tokenIds, finishReason], [[], "aborted"]);
     }
     for await (const _ of qwen.generateBatch(prompts, options)) {
-      const refusal =
-        "Cannot start a run: another run of this model has not ended";
-      await assertRejects(() => qwen.logits([1]), Error, refusal);
+      await qwen.logits([1]); // takes the place of a batch that nobody waits for
       break;
     }
     assertEquals(await read(qwen.generateBatch(prompts, options)), whole);

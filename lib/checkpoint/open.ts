@@ -5,22 +5,22 @@
  * @module
  */
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
-import { parseGeneration } from "./config.ts";
+import { parseGeneration } from "./generation_config.ts";
 import { host } from "../host.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
+import { checkReadTimeout, shownUrl } from "./fetch.ts";
 import {
   parseSafetensorsIndex,
   readSafetensorsHeader,
   type SafetensorsEntry,
 } from "./safetensors.ts";
+import { fetchText, openUrl } from "./http.ts";
 import {
   checkRange,
-  fetchText,
   openFile,
   type OpenOptions,
   type OpenSource,
-  openUrl,
 } from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
 import { parseConfig } from "../model/families.ts";
@@ -51,9 +51,11 @@ export async function openCheckpoint(
   options: OpenOptions = {},
 ): Promise<Checkpoint> {
   options.signal?.throwIfAborted();
+  checkReadTimeout(`open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
-    return await openFolder(spec, webFolder(spec, options), options);
+    const folder = webFolder(spec, options);
+    return await openFolder(shownUrl(spec), folder, options);
   }
   const directory = await existingDirectory(spec);
   if (directory !== undefined) {
@@ -101,16 +103,20 @@ function webFolder(spec: string, options: OpenOptions): Folder {
   const base = URL.parse(spec);
   if (base === null) {
     throw new Error(
-      `Cannot open ${JSON.stringify(spec)}: it is not a valid URL`,
+      `Cannot open ${JSON.stringify(shownUrl(spec))}: it is not a valid URL`,
     );
   }
   if (!base.pathname.endsWith("/")) base.pathname += "/";
-  const locate = (file: string) => new URL(file, base).href;
+  const urlOf = (file: string) => {
+    const url = new URL(base);
+    url.pathname += encodeURIComponent(file);
+    return url.href; // with the folder's query, which may be a signature
+  };
   return {
-    location: locate("."),
-    locate,
-    open: (file) => openUrl(locate(file), options),
-    text: (file) => fetchText(locate(file), options),
+    location: shownUrl(urlOf("")),
+    locate: (file) => shownUrl(urlOf(file)),
+    open: (file) => openUrl(urlOf(file), options),
+    text: (file) => fetchText(urlOf(file), options),
   };
 }
 
@@ -141,13 +147,17 @@ async function openFolder(
   if (configText === undefined) {
     throw new Error(`Cannot open ${name}: there is no ${where}`);
   }
-  const config = parseConfig(parseJson(configText, where), where);
+  const configJson = parseJson(configText, where);
+  const config = parseConfig(configJson, where);
   const generationWhere = folder.locate("generation_config.json");
-  const generationText = await folder.text("generation_config.json") ?? "{}";
-  const generation = parseGeneration(
-    parseJson(generationText, generationWhere),
-    generationWhere,
-  );
+  const generationText = await folder.text("generation_config.json");
+  // As in transformers, the older place counts only if the newer one is missing.
+  const generation = generationText === undefined
+    ? parseGeneration(configJson, where)
+    : parseGeneration(
+      parseJson(generationText, generationWhere),
+      generationWhere,
+    );
 
   await using opened = new AsyncDisposableStack();
   const stored = await openWeights(name, folder, opened);

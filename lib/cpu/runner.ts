@@ -27,6 +27,7 @@ import { type LoadOptions, loadWeights } from "../model/weights.ts";
 export class CpuRunner implements Runner {
   readonly fallbacks = [];
   readonly #cache: CpuKvCache;
+  #disposed = false;
 
   private constructor(
     readonly config: Qwen3Config,
@@ -60,6 +61,7 @@ export class CpuRunner implements Runner {
     tokens: readonly number[],
     { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
+    this.#requireMemory("compute logits");
     const { vocabSize } = this.config;
     const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
     let at = 0;
@@ -85,6 +87,7 @@ export class CpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
   ): AsyncGenerator<readonly number[], void> {
+    this.#requireMemory("generate");
     const { vocabSize } = this.config, sequences = prompts.length;
     using several = sequences > 1
       ? this.#several(sequences, positionsOf(prompts, maxTokens, this.context))
@@ -154,7 +157,14 @@ export class CpuRunner implements Runner {
     return logits.data as Float32Array;
   }
 
+  #requireMemory(action: string): void {
+    if (this.#disposed) {
+      throw new Error(`Cannot ${action}: the model was disposed`);
+    }
+  }
+
   [Symbol.dispose](): void {
+    this.#disposed = true;
     this.#cache[Symbol.dispose]();
     this.ops[Symbol.dispose]();
   }

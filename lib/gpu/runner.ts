@@ -43,6 +43,7 @@ export class GpuRunner implements Runner {
   readonly #ops: GpuOps;
   /** The sequence used for a single text, allocated on loading. */
   readonly #one: GpuSequences;
+  #disposed = false;
 
   private constructor(
     readonly gpu: Gpu,
@@ -76,6 +77,7 @@ export class GpuRunner implements Runner {
     tokens: readonly number[],
     { all = false, signal }: { all?: boolean; signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
+    this.#requireDevice("compute logits");
     const { vocabSize } = this.config, { prefillRows } = this;
     const { maxStorageBufferBindingSize } = this.gpu.limits;
     const rows = all
@@ -116,6 +118,7 @@ export class GpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
   ): AsyncGenerator<readonly number[], void> {
+    this.#requireDevice("generate");
     const sequences = prompts.length;
     using several = sequences > 1
       ? await this.#several(
@@ -212,7 +215,14 @@ export class GpuRunner implements Runner {
     });
   }
 
+  #requireDevice(action: string): void {
+    if (this.#disposed) {
+      throw new Error(`Cannot ${action}: the model was disposed`);
+    }
+  }
+
   [Symbol.dispose](): void {
+    this.#disposed = true;
     this.#one[Symbol.dispose]();
     this.#ops[Symbol.dispose]();
     this.gpu[Symbol.dispose]();

@@ -4,9 +4,12 @@
  *
  * @module
  */
-import type { GenerationDefaults } from "../checkpoint/config.ts";
 import { FAULT, HIGHEST_SCORE } from "../dispatch/sampling.ts";
 import { described } from "../errors.ts";
+import {
+  type GenerationDefaults,
+  SAMPLING_RANGES,
+} from "../checkpoint/generation_config.ts";
 import { fmix32 } from "../fmix32.ts";
 
 /** Options for sampling the next token. */
@@ -36,11 +39,7 @@ const RANGES: Record<
   keyof SamplingOptions,
   [inRange: (value: number) => boolean, range: string]
 > = {
-  temperature: [(t) => t >= 0, "a number of at least 0"],
-  topK: [(k) => k >= 0 && Number.isInteger(k), "an integer of at least 0"],
-  topP: [(p) => p > 0 && p <= 1, "above 0 and at most 1"],
-  minP: [(p) => p >= 0 && p <= 1, "from 0 to 1"],
-  repetitionPenalty: [(p) => p > 0, "a number above 0"],
+  ...SAMPLING_RANGES,
   seed: [
     (s) => s >= 0 && s < 2 ** 32 && Number.isInteger(s),
     "an integer from 0 to 4294967295",
@@ -59,7 +58,7 @@ const RANGES: Record<
  * console.assert(resolveSampling({}).temperature === 0); // greedy
  * ```
  *
- * @throws {RangeError} if a value is not finite or out of its range.
+ * @throws {RangeError} if an option is not finite or out of its range.
  */
 export function resolveSampling(
   options: SamplingOptions,
@@ -69,9 +68,9 @@ export function resolveSampling(
     key: Exclude<keyof SamplingOptions, "seed">,
     otherwise: number,
   ): number {
-    if (options[key] !== undefined) return inRange(key, options[key]);
-    if (defaults[key] === undefined) return otherwise;
-    return inRange(key, defaults[key], " in the checkpoint");
+    return options[key] !== undefined
+      ? inRange(key, options[key])
+      : defaults[key] ?? otherwise;
   }
   const temperature = pick("temperature", 1);
   const asked = options.temperature ?? options.topK ?? options.topP ??
@@ -89,15 +88,11 @@ export function resolveSampling(
   };
 }
 
-function inRange(
-  key: keyof SamplingOptions,
-  value: number,
-  where = "",
-): number {
+function inRange(key: keyof SamplingOptions, value: number): number {
   const [test, range] = RANGES[key];
   if (!Number.isFinite(value) || !test(value)) {
     throw new RangeError(
-      `Cannot sample: ${key}${where} is ${described(value)}, must be ${range}`,
+      `Cannot sample: ${key} is ${described(value)}, must be ${range}`,
     );
   }
   return value;

@@ -168,7 +168,9 @@ class Loader<T> {
   #report({ name: file }: TensorInfo, bytes: number): void {
     this.#done += bytes;
     const progress = { done: this.#done, total: this.#total };
-    this.options.onProgress?.({ stage: "weights", file, ...progress });
+    const { onProgress, signal } = this.options;
+    onProgress?.({ stage: "weights", file, ...progress });
+    signal?.throwIfAborted();
   }
 }
 
