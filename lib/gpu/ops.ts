@@ -151,7 +151,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const label = `layers.${layer}.attention`;
     const choices = chooseDecodeAttention({ headDim, group, rows }, this.gpu);
     const splits = rows * Math.ceil(MOST_SPLITS / rows);
-    const y = this.#rows("attention", rows + splits, heads * headDim);
+    const width = heads * headDim, all = rows + splits;
+    const y = this.#rows("attention", 1, all * width).view(all, width);
     const operands = { ...this.#headOperands(step), y };
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
     const whole = next?.every(({ parts }) => parts.length === 1);
