@@ -6,7 +6,8 @@
  */
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
 import { parseGeneration } from "./generation_config.ts";
-import { host } from "../host.ts";
+import { errorText } from "../errors.ts";
+import { type FoundFile, host } from "../host.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
 import { checkReadTimeout, shownUrl } from "./fetch.ts";
@@ -63,7 +64,7 @@ export async function openCheckpoint(
   }
   const repository = parseRepositoryId(spec);
   if (repository === undefined) {
-    if (spec.startsWith("/")) {
+    if (/^([a-z]:)?[/\\]/i.test(spec)) { // also C:\models and \\server\models
       throw new Error(
         `Cannot open ${JSON.stringify(spec)}: there is no such directory`,
       );
@@ -121,9 +122,16 @@ function webFolder(spec: string, options: OpenOptions): Folder {
 }
 
 async function existingDirectory(spec: string): Promise<string | undefined> {
-  const found = await host.files.find(
-    /^file:/i.test(spec) ? new URL(spec) : spec,
-  );
+  const { files } = host;
+  let found: FoundFile | undefined;
+  try {
+    found = await files.find(/^file:/i.test(spec) ? new URL(spec) : spec);
+  } catch (cause) {
+    throw new Error(
+      `Cannot open ${JSON.stringify(spec.slice(0, 300))}: ${errorText(cause)}`,
+      { cause },
+    );
+  }
   if (found === undefined || found.isDirectory) return found?.path;
   throw new Error(
     `Cannot open ${
