@@ -206,6 +206,14 @@ function splitsOfKeys(length: number, rows: number): number {
   );
 }
 
+/** The maximum number of splits of each row at any length that a context holds. */
+export function mostSplits(context: number, rows: number): number {
+  return Math.min(
+    Math.ceil(MOST_SPLITS / rows),
+    Math.ceil(context / SPLIT_KEYS.below),
+  );
+}
+
 /**
  * From this many rows on, prefill attention takes 64 per workgroup, which needs this
  * many bytes of workgroup memory ("Prefill attention in f16").

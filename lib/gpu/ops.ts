@@ -26,7 +26,7 @@ import {
   chooseDecodeAttention,
   choosePrefillRows,
   headConstants,
-  MOST_SPLITS,
+  mostSplits,
 } from "../dispatch/attention.ts";
 import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -150,8 +150,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const rows = qkv.shape[0], { first } = cache.pass;
     const label = `layers.${layer}.attention`;
     const choices = chooseDecodeAttention({ headDim, group, rows }, this.gpu);
-    const splits = rows * Math.ceil(MOST_SPLITS / rows);
-    const width = heads * headDim, all = rows + splits;
+    const splits = mostSplits(cache.context, rows);
+    const width = heads * headDim, all = rows * (1 + splits);
     const y = this.#rows("attention", 1, all * width).view(all, width);
     const operands = { ...this.#headOperands(step), y };
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
