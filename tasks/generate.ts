@@ -10,13 +10,13 @@ import { resolveSampling } from "../lib/model/sampling.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
 import {
   type GenerateOptions,
-  type LoadProgress,
   loadQwen3,
   type Qwen3,
   type Qwen3Options,
   type Run,
 } from "../mod.ts";
 import { type Flags, type FlagTable, runTask } from "./flags.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -51,6 +51,7 @@ const FLAGS: FlagTable = {
   ],
   "raw": ["switch", "use the prompt as is, without the chat template"],
   "json": ["switch", "print one line of JSON instead of the text"],
+  ...LOADING_FLAGS,
 };
 
 /** Exit code of a program ended by SIGINT, as shells report it. */
@@ -144,6 +145,7 @@ function placementOf(flags: Flags): Qwen3Options {
     device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
     precision: flags.oneOf("precision", ["auto", "f32"]),
     context: flags.whole("context", 1),
+    ...loadingOptions(flags),
   };
 }
 
@@ -222,21 +224,6 @@ function asIds(prompt: string): string | number[] {
   return /^\d+(\s+\d+)*$/.test(prompt)
     ? prompt.split(/\s+/).map(Number)
     : prompt;
-}
-
-/** Shows progress on one line of stderr if it is a terminal. */
-function progressLine(): (progress: LoadProgress) => void {
-  if (!Deno.stderr.isTerminal()) return () => {};
-  let shown = 0;
-  return ({ stage, file, done, total }) => {
-    if (performance.now() - shown < 100 && done < total) return;
-    shown = performance.now();
-    const share = total ? Math.floor(100 * done / total) : 100;
-    const line = done < total
-      ? `${stage} ${share} % of ${Math.ceil(total / 1e6)} MB ${file ?? ""}`
-      : "";
-    Deno.stderr.writeSync(new TextEncoder().encode(`\r\x1b[K${line}`));
-  };
 }
 
 /** Prints a notice on stderr, wrapped. */

@@ -51,7 +51,7 @@ export async function openCheckpoint(
   options: OpenOptions = {},
 ): Promise<Checkpoint> {
   options.signal?.throwIfAborted();
-  checkReadTimeout(`open ${shownUrl(spec)}`, options.readTimeout);
+  checkReadTimeout(`Cannot open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
     const folder = webFolder(spec, options);

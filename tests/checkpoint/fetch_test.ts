@@ -326,11 +326,11 @@ Deno.test("messages show no user, password, query or fragment", async () => {
 
 Deno.test("a read timeout must be a usable number of seconds", () => {
   for (const good of [undefined, 0.001, 30, 86_400]) {
-    checkReadTimeout("load m", good);
+    checkReadTimeout("Cannot load m", good);
   }
   for (const bad of [0, -1, NaN, Infinity, 86_401, "30", null]) {
     const error = assertThrows(
-      () => checkReadTimeout("load m", bad as number),
+      () => checkReadTimeout("Cannot load m", bad as number),
       RangeError,
     );
     assert(
