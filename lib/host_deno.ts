@@ -22,31 +22,59 @@ export const denoHost = {
     return Deno.permissions.querySync(descriptor).state === "granted";
   },
   freeMemory: (): number => Deno.systemMemoryInfo().available,
+  async createHash(algorithm: "sha1" | "sha256") {
+    // Imported here, because other runtimes load this file too.
+    const { createHash } = await import("node:crypto");
+    const hash = createHash(algorithm);
+    return {
+      update(bytes: Uint8Array): void {
+        hash.update(bytes);
+      },
+      hex: (): string => hash.digest("hex"),
+    };
+  },
   files: {
     currentFolder: (): string => Deno.cwd(),
     find: (path: string | URL) =>
       unlessAbsent(async () => {
         const real = await Deno.realPath(path);
-        const { isDirectory } = await Deno.stat(real);
-        return { path: real, isDirectory };
+        const { isDirectory, size } = await Deno.stat(real);
+        return { path: real, isDirectory, size };
       }),
     readText: (path: string): Promise<string | undefined> =>
       unlessAbsent(() => Deno.readTextFile(path)),
     open: (path: string) => unlessAbsent(() => openToRead(path)),
     append: openToAppend,
     async writeText(path: string, text: string): Promise<void> {
-      const folder = path.slice(0, path.lastIndexOf("/"));
-      await Deno.mkdir(folder, { recursive: true });
+      const end = Deno.build.os === "windows"
+        ? Math.max(path.lastIndexOf("/"), path.lastIndexOf("\\"))
+        : path.lastIndexOf("/");
+      if (end > 0) await Deno.mkdir(path.slice(0, end), { recursive: true });
       const unfinished = `${path}.${crypto.randomUUID()}`;
-      await Deno.writeTextFile(unfinished, text);
-      await Deno.rename(unfinished, path);
+      try {
+        {
+          using file = await openToAppend(unfinished);
+          await file.append(new TextEncoder().encode(text));
+          await file.flush();
+        }
+        await Deno.rename(unfinished, path);
+      } catch (error) {
+        await unlessAbsent(() => Deno.remove(unfinished));
+        throw error;
+      }
     },
     openTemporary,
     makeFolder: (path: string): Promise<void> =>
       Deno.mkdir(path, { recursive: true }),
-    link: (target: string, path: string): Promise<void> =>
-      Deno.symlink(target, path, { type: "file" }),
+    link(target: string, path: string): Promise<void> {
+      // Windows does not follow a link whose target has slashes.
+      const native = Deno.build.os === "windows"
+        ? target.replaceAll("/", "\\")
+        : target;
+      return Deno.symlink(native, path, { type: "file" });
+    },
     move: (from: string, to: string): Promise<void> => Deno.rename(from, to),
+    copy: (from: string, to: string): Promise<void> => Deno.copyFile(from, to),
     async remove(path: string): Promise<void> {
       await unlessAbsent(() => Deno.remove(path));
     },
@@ -94,19 +122,25 @@ function readAt(file: Deno.FsFile, begin: number, into: Uint8Array): number {
 
 async function openToAppend(path: string) {
   const file = await Deno.open(path, { write: true, create: true });
-  const { size } = await file.stat();
+  let { size } = await file.stat();
   await file.seek(size, Deno.SeekMode.Start);
   return {
-    size,
+    get size(): number {
+      return size;
+    },
     async append(bytes: Uint8Array): Promise<void> {
       for (let done = 0; done < bytes.length;) {
-        done += await file.write(bytes.subarray(done));
+        const count = await file.write(bytes.subarray(done));
+        done += count;
+        size += count;
       }
     },
     async clear(): Promise<void> {
       await file.truncate(0);
       await file.seek(0, Deno.SeekMode.Start);
+      size = 0;
     },
+    flush: (): Promise<void> => file.sync(),
     [Symbol.dispose]: () => file[Symbol.dispose](),
   };
 }

@@ -88,6 +88,7 @@ Deno.test("the host reads, writes and finds files", async () => {
     assertEquals(await files.find(`${folder}/new/link`), {
       path: real,
       isDirectory: false,
+      size: 1,
     });
     await files.move(path, `${folder}/moved`);
     assertEquals(await files.find(`${folder}/new/link`), undefined); // a dangling link
