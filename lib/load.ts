@@ -90,9 +90,10 @@ export async function loadQwen3(
   });
   try {
     checkContext(checkpoint, options.context);
+    const qwen = await Qwen3.load(checkpoint, options);
     const notice = ignoredNotice(checkpoint.generation, checkpoint.location);
-    if (notice !== undefined) options.onNotice?.(notice);
-    return await Qwen3.load(checkpoint, options);
+    if (notice !== undefined) onNotice?.(notice);
+    return qwen;
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
     throw error;

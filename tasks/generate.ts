@@ -70,28 +70,23 @@ await runTask({
   const prompt = await readPrompt(flags.words);
   const model = flags.text("model"), json = flags.on("json") ?? false;
 
-  // Notices wait for the reply, so that an error is the only line on stderr.
-  const early: string[] = [];
-  let notify = (notice: string): void => void early.push(notice);
-
   const interrupt = new AbortController(), { signal } = interrupt;
   Deno.addSignalListener("SIGINT", () => {
     if (signal.aborted) Deno.exit(INTERRUPTED); // a second Ctrl+C exits at once
     interrupt.abort();
   });
+  using progress = await Progress.start();
   try {
     using qwen = await loadQwen3(model, {
       ...placement,
-      onProgress: progressLine(),
-      onNotice: (notice) => notify(notice),
+      ...progress.options,
       signal,
     });
     const run = qwen.generate(qwen.hasTokenizer ? prompt : asIds(prompt), {
       ...options,
       signal,
     });
-    early.forEach(say);
-    notify = say;
+    // Printed only now, so that an error above is the only line on stderr.
     if (model === undefined) {
       say(
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
@@ -101,6 +96,7 @@ await runTask({
     return 0;
   } catch (error) {
     if (!signal.aborted) throw error;
+    progress.clear();
     say("Interrupted before the first token.");
     return INTERRUPTED;
   }

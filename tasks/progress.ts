@@ -117,7 +117,7 @@ class Track {
     const { done, total, share } = this, rate = this.rate(now);
     return [
       share === undefined ? "" : `${Math.floor(100 * share)} %`,
-      total === undefined ? size(done) : `${size(done)} of ${size(total)}`,
+      total === undefined ? size(done) : part(done, total),
       rate === undefined ? "" : `${size(rate)}/s`,
       rate && total ? `${duration((total - done) / rate)} left` : "",
     ].filter(Boolean);
@@ -175,7 +175,7 @@ export class Progress implements Disposable {
     }
     this.#whole!.update(now, done, total);
     if (file !== undefined && fileDone !== undefined) {
-      this.#file(printable(file), now, progress);
+      this.#file(label(file), now, progress);
     }
     if (done >= total) return this.#display.end(); // the task may print again
     // A download of one file is that file.
@@ -190,13 +190,6 @@ export class Progress implements Disposable {
     if (track === undefined) {
       track = new Track(name, now, resumedFrom);
       this.#files.set(name, track);
-      if (resumedFrom > 0) {
-        this.#display.say(
-          `${name}: resumed at ${size(resumedFrom)}${
-            fileTotal === undefined ? "" : ` of ${size(fileTotal)}`
-          }.`,
-        );
-      }
     }
     track.update(now, fileDone!, fileTotal);
     if (fileTotal === undefined || fileDone! < fileTotal) return;
@@ -204,14 +197,14 @@ export class Progress implements Disposable {
     const seconds = (now - track.begin) / 1000;
     if (seconds < LINE_MS / 1000) return; // a short one is not worth a line
     const rate = (fileTotal - track.resumedFrom) / seconds;
-    this.#display.say(
+    this.notice(
       `${name}: ${size(fileTotal)} in ${duration(seconds)}, ${size(rate)}/s.`,
     );
   }
 
   /** Takes `onNotice`: prints a line, above bars if there are any. */
   readonly notice = (notice: string): void => {
-    const width = Math.min(WIDTH, Math.max(20, this.screen.columns()));
+    const width = Math.max(10, Math.min(WIDTH, this.screen.columns() - 1));
     for (const line of wrap(printable(notice), width, "", "  ")) {
       this.#display.say(line);
     }
@@ -222,9 +215,13 @@ export class Progress implements Disposable {
     return { onProgress: this.report, onNotice: this.notice };
   }
 
-  /** Takes the bars away. */
-  [Symbol.dispose](): void {
+  /** Takes the bars away, until there is more to report. */
+  clear(): void {
     this.#display.end();
+  }
+
+  [Symbol.dispose](): void {
+    this.clear();
   }
 }
 
@@ -254,8 +251,8 @@ class LineDisplay implements Display {
   }
 }
 
-/** Columns of a bar, and those that its numbers take. */
-const BAR = 30, LEAST_BAR = 5, FACTS = 48;
+/** Columns of a bar, and of what follows it at most. */
+const BAR = 30, LEAST_BAR = 8, FACTS = 51;
 
 /** Bars for a terminal, redrawn in place. */
 class BarDisplay implements Display {
@@ -334,7 +331,7 @@ class BarDisplay implements Display {
     { track, longest }: Payload,
   ): string {
     const width = this.screen.columns() - 1;
-    const names = Math.min(longest, Math.max(10, width - FACTS - 12));
+    const names = Math.min(longest, Math.max(10, width - FACTS - LEAST_BAR));
     const name = shortened(track.name, names).padEnd(names);
     const room = Math.min(BAR, width - names - FACTS);
     const barsize = room < LEAST_BAR || track.total === undefined ? 0 : room;
@@ -351,13 +348,38 @@ class BarDisplay implements Display {
   }
 }
 
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
 /** Bytes in the unit that suits them: `1.23 GB`, `45.6 MB`, `789 kB`. */
 function size(bytes: number): string {
-  const units = ["B", "kB", "MB", "GB", "TB"];
+  const { number, unit } = scaled(bytes, bytes);
+  return `${number} ${unit}`;
+}
+
+/** How much of a size is there, as `1.23/4.56 GB`. */
+function part(done: number, total: number): string {
+  const { number, unit } = scaled(total, total);
+  return `${scaled(done, total).number}/${number} ${unit}`;
+}
+
+/** Bytes in the unit that suits `total`, with three digits of that. */
+function scaled(
+  bytes: number,
+  total: number,
+): { number: string; unit: string } {
   let unit = 0;
-  for (; bytes >= 999.5 && unit < units.length - 1; unit++) bytes /= 1000;
-  const digits = unit === 0 ? 0 : bytes < 9.995 ? 2 : bytes < 99.95 ? 1 : 0;
-  return `${bytes.toFixed(digits)} ${units[unit]}`;
+  for (; total >= 999.5 && unit < UNITS.length - 1; unit++) {
+    [bytes, total] = [bytes / 1000, total / 1000];
+  }
+  const digits = unit === 0 ? 0 : total < 9.995 ? 2 : total < 99.95 ? 1 : 0;
+  return { number: bytes.toFixed(digits), unit: UNITS[unit] };
+}
+
+/** What a file is called here: of a URL its last part, of weights the stem. */
+function label(file: string): string {
+  return printable(file)
+    .replace(/^https?:.*\/(?=.)/, "").replace(/\?…$/, "")
+    .replace(/\.safetensors$/, "");
 }
 
 /** Seconds as `54 s`, `12 min` or `3 h 20 min`. */
