@@ -10,13 +10,12 @@ import {
   checkOptions,
   described,
   DeviceError,
+  explained,
   MemoryError,
   requireKind,
 } from "./errors.ts";
-import {
-  ignoredNotice,
-  newTokenLimit,
-} from "./checkpoint/generation_config.ts";
+import { shownUrl } from "./checkpoint/fetch.ts";
+import { newTokenLimit } from "./checkpoint/generation_config.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
@@ -81,6 +80,14 @@ export async function loadQwen3(
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
   checkLoading(model, options);
+  try {
+    return await load(model, options);
+  } catch (error) {
+    throw explained(`load ${shownUrl(model)}`, error);
+  }
+}
+
+async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   const { signal, onProgress, onNotice, readTimeout } = options;
   const checkpoint = await openCheckpoint(model, {
     signal,
@@ -91,8 +98,7 @@ export async function loadQwen3(
   try {
     checkContext(checkpoint, options.context);
     const qwen = await Qwen3.load(checkpoint, options);
-    const notice = ignoredNotice(checkpoint.generation, checkpoint.location);
-    if (notice !== undefined) onNotice?.(notice);
+    for (const notice of checkpoint.notices) onNotice?.(notice);
     return qwen;
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
@@ -110,8 +116,9 @@ export async function loadQwen3(
  * iterator that was left behind blocks nothing. To generate several texts together, use
  * {@linkcode Qwen3.generateBatch}.
  *
- * Once disposed, `config`, `device`, `context`, `fallbacks` and `hasTokenizer` still
- * answer; everything else throws, and so does a run that had not ended.
+ * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices` and
+ * `hasTokenizer` still answer; everything else throws, and so does a run that had not
+ * ended.
  */
 export class Qwen3 implements Disposable {
   /** The model's configuration, from config.json. */
@@ -174,6 +181,14 @@ export class Qwen3 implements Disposable {
   /** Operations that had to run on the CPU even though the model is on a GPU. */
   get fallbacks(): readonly Fallback[] {
     return this.#placed.runner.fallbacks;
+  }
+
+  /**
+   * What a user should know about the checkpoint's files, such as tensors that are not
+   * used; also passed to `onNotice`.
+   */
+  get notices(): readonly string[] {
+    return this.#checkpoint.notices;
   }
 
   /**

@@ -46,14 +46,17 @@ export async function fetchText(
  * Opens a file over HTTP; undefined if the server does not have it. The file is read
  * with range requests. If the server does not support them, the file is first copied to
  * a temporary file, which is gone when the source is disposed or the process ends.
+ *
+ * @param onCopy called with what the server does instead of sending ranges
  */
 export async function openUrl(
   url: string,
   options: OpenOptions,
+  onCopy: (why: string) => void = () => {},
 ): Promise<OpenSource | undefined> {
   const first = await reading(url, options, () => probe(url, options));
   if (first === undefined || "read" in first) return first;
-  return await copyToFile(url, first, options);
+  return await copyToFile(url, first.whole, options, () => onCopy(first.why));
 }
 
 /** How reads of one file are answered. */
@@ -177,19 +180,17 @@ class RangedFile {
 }
 
 /**
- * Copies a file to a temporary one, because the server does not send ranges.
+ * Copies a file to a temporary one.
  *
- * @param why what it answered instead
  * @param whole an answer with the whole file, if there is one already
+ * @param onBegin called when the file begins to arrive
  */
 async function copyToFile(
   url: string,
-  { why, whole }: { why: string; whole?: Response },
+  whole: Response | undefined,
   options: OpenOptions,
+  onBegin: () => void,
 ): Promise<OpenSource> {
-  let notice: string | undefined = `${
-    shownUrl(url)
-  }: the server does not send byte ranges (${why}), so the file is copied to a temporary one.`;
   const name = shownUrl(url), { signal } = options;
   const file = await reading(url, options, async () => {
     return await host.files.openTemporary("checkpoint-").catch(unwritable);
@@ -203,9 +204,10 @@ async function copyToFile(
       const encoding = encodingOf(response);
       const fileTotal = encoding ? undefined : lengthOf(response);
       for await (const chunk of content(response)) {
-        if (file.size === 0) checkBegin(chunk, encoding);
-        if (notice !== undefined) options.onNotice?.(notice);
-        notice = undefined;
+        if (file.size === 0) {
+          checkBegin(chunk, encoding);
+          onBegin();
+        }
         await file.append(chunk).catch(unwritable);
         options.onProgress?.({
           stage: "download",
