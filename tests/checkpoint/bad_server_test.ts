@@ -714,7 +714,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
   },
   "503 for a range": {
     of: "read",
-    answers: [plain(reply("503 Busy", ["Retry-After: 2"]))],
+    answers: [plain(reply("503 Service Unavailable", ["Retry-After: 2"]))],
     pauses: [2000],
   },
   "404 for a range": {

@@ -1,4 +1,10 @@
-import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
 import {
   checkReadTimeout,
   type FetchOptions,
@@ -86,9 +92,9 @@ Deno.test("connections that fail are tried again, other refusals are not", async
     await server[Symbol.asyncDispose]();
     return server;
   });
-  assertEquals(
+  assertMatch(
     await failureOf(textOf(url, options)),
-    "tcp connect error: Connection refused (os error 111), tried 4 times",
+    /^tcp connect error: [^:]+, tried 4 times$/, // the rest is the system's
   );
   for (const code of ["400 Bad Request", "401 Unauthorized", "404 No"]) {
     await using server = await serveRaw(status(code));
