@@ -83,17 +83,24 @@ await runTask({
     interrupt.abort();
   });
   using progress = await Progress.start();
+  // A notice waits for a turn, so that an error that follows is the only line on stderr.
+  const notices: string[] = [];
+  const tell = () => notices.splice(0).forEach(progress.notice);
   try {
     using qwen = await loadQwen3(model, {
       ...placement,
-      ...progress.options,
+      onProgress: progress.report,
+      onNotice(notice) {
+        notices.push(notice);
+        setTimeout(tell);
+      },
       signal,
     });
     const run = qwen.generate(qwen.hasTokenizer ? prompt : asIds(prompt), {
       ...options,
       signal,
     });
-    // Printed only now, so that an error above is the only line on stderr.
+    tell();
     if (model === undefined) {
       say(
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",

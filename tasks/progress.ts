@@ -204,8 +204,9 @@ export class Progress implements Disposable {
 
   /** Takes `onNotice`: prints a line, above bars if there are any. */
   readonly notice = (notice: string): void => {
-    const width = Math.max(10, Math.min(WIDTH, this.screen.columns() - 1));
-    for (const line of wrap(printable(notice), width, "", "  ")) {
+    const { isTerminal, columns } = this.screen;
+    const width = isTerminal ? Math.min(WIDTH, columns() - 1) : WIDTH;
+    for (const line of wrap(printable(notice), Math.max(10, width), "", "  ")) {
       this.#display.say(line);
     }
   };

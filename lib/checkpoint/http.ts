@@ -7,10 +7,8 @@
 import { errorText } from "../errors.ts";
 import { host } from "../host.ts";
 import { fetchOnce, retry, shownUrl, TemporaryFailure } from "./fetch.ts";
-import type { OpenOptions, OpenSource } from "./sources.ts";
-
-/** The most bytes of a text file; the largest tokenizers have a quarter of them. */
-const MAX_TEXT = 128 << 20;
+import { pageKind, weightsKind } from "./file_kind.ts";
+import { MOST_TEXT, type OpenOptions, type OpenSource } from "./sources.ts";
 
 /** An answer with less than it could have is worth another request only above this. */
 const SHORT_ANSWER = 1 << 16;
@@ -29,15 +27,15 @@ export async function fetchText(
     const decoder = decoderOf(response);
     for await (const chunk of content(response)) {
       bytes += chunk.length;
-      if (bytes > MAX_TEXT) {
+      if (bytes > MOST_TEXT) {
         throw new Error(
-          `it has more than ${MAX_TEXT} bytes, too much for a text file`,
+          `it has over ${MOST_TEXT} bytes, at most ${MOST_TEXT} are allowed`,
         );
       }
       text += decoder(chunk);
     }
     text += decoder();
-    refusePage(text);
+    refuseKind(pageKind(text.slice(0, 1000)));
     return text;
   });
 }
@@ -250,7 +248,7 @@ function unwritable(cause: unknown): never {
 
 /** @throws {Error} if a copy begins with what cannot be a file of weights. */
 function checkBegin(chunk: Uint8Array, encoding: string | undefined): void {
-  refusePage(new TextDecoder().decode(chunk.subarray(0, 1024)));
+  refuseKind(weightsKind(chunk));
   if (encoding !== undefined && !/^(x-)?gzip$/.test(encoding)) {
     throw compressed(encoding);
   }
@@ -332,14 +330,23 @@ async function* content(response: Response): AsyncIterable<Uint8Array> {
 /** Decodes the text of a response, chunk by chunk, and its end without a chunk. */
 function decoderOf(response: Response): (chunk?: Uint8Array) => string {
   const encoding = encodingOf(response);
-  const decoder = new TextDecoder("utf-8", { fatal: encoding !== undefined });
+  const decoder = new TextDecoder("utf-8", { fatal: true });
   return (chunk) => {
     try {
       return decoder.decode(chunk, { stream: chunk !== undefined });
     } catch {
-      throw compressed(encoding!);
+      throw encoding
+        ? compressed(encoding)
+        : new Error("it is not valid UTF-8");
     }
   };
+}
+
+/** @throws {Error} if it is known what lies in the place of a file. */
+function refuseKind(kind: string | undefined): void {
+  if (kind !== undefined) {
+    throw new Error(`it is ${kind}, must be the file itself`);
+  }
 }
 
 function compressed(encoding: string): Error {
@@ -414,15 +421,4 @@ function encodingOf({ headers }: Response): string | undefined {
 function lengthOf({ headers }: Response): number | undefined {
   const length = headers.get("content-length");
   return length === null ? undefined : Number(length);
-}
-
-/** @throws {Error} if a file begins like a web page, such as a server's error page. */
-function refusePage(text: string): void {
-  if (!/^\s*<(!doctype\s+html|html)[\s>]/i.test(text)) return;
-  const title = /<title[^>]*>([^<]{1,200})/i.exec(text)?.[1].trim();
-  throw new Error(
-    `the server sent a web page${
-      title ? ` ("${title}")` : ""
-    }, must be the file`,
-  );
 }

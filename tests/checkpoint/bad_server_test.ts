@@ -319,7 +319,7 @@ const TEXT_MODES: Record<string, Omit<Mode, "file">> = {
   "a web page": {
     always: plain(reply("200 OK", ["Content-Type: text/html"], page)),
     error: cannot(
-      'the server sent a web page ("Please sign in"), must be the file',
+      'it is an HTML page titled "Please sign in", must be the file itself',
     ),
   },
   "text that is no JSON": {
@@ -390,7 +390,7 @@ const TEXT_MODES: Record<string, Omit<Mode, "file">> = {
       while (!connection.gone) await connection.write(spaces);
     }),
     error: cannot(
-      "it has more than 134217728 bytes, too much for a text file",
+      "it has over 268435456 bytes, at most 268435456 are allowed",
     ),
     requests: 1,
   },
@@ -861,7 +861,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
   "a web page in place of weights": {
     always: plain(reply("200 OK", [], page)),
     error: cannot(
-      'the server sent a web page ("Please sign in"), must be the file',
+      'it is an HTML page titled "Please sign in", must be the file itself',
       WEIGHTS,
     ),
   },
@@ -885,7 +885,7 @@ const SHARD_MODES: Record<string, Mode> = {
     file: INDEX,
     always: plain(reply("200 OK", [], page)),
     error: cannot(
-      'the server sent a web page ("Please sign in"), must be the file',
+      'it is an HTML page titled "Please sign in", must be the file itself',
       INDEX,
     ),
   },
@@ -953,7 +953,7 @@ const TOKENIZER_MODES: Record<string, Omit<Mode, "file">> = {
   "that is a web page": {
     always: plain(reply("200 OK", [], page)),
     error: cannot(
-      'the server sent a web page ("Please sign in"), must be the file',
+      'it is an HTML page titled "Please sign in", must be the file itself',
       "tokenizer.json",
     ),
   },
