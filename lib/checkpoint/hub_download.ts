@@ -338,7 +338,7 @@ export class Download {
       file.resumedFrom = undefined;
       this.#advance(file, -begin);
     }
-    return body ?? new ReadableStream();
+    return body ?? new Blob().stream();
   }
 
   async #append(file: Incoming, chunk: Uint8Array) {
