@@ -5,7 +5,7 @@
  * @module
  */
 import type { Tool, ToolCall } from "./conversation.ts";
-import { isObject } from "../json.ts";
+import { isObject, jsonText } from "../json.ts";
 
 /** The beginning of Qwen3-Coder's calls. */
 export const XML_CALL = "<function=";
@@ -65,7 +65,7 @@ function readJson(body: string): ToolCall[] | undefined {
 function argumentsOf(given: unknown): Record<string, unknown> | string {
   if (given === undefined || given === null) return {};
   if (isObject(given)) return given;
-  if (typeof given !== "string") return JSON.stringify(given);
+  if (typeof given !== "string") return jsonText(given);
   const parsed = tryJson(given);
   return isObject(parsed) ? parsed : given;
 }
