@@ -309,6 +309,20 @@ Deno.test("what only a chat template can follow is refused without one", async (
     Error,
     "Cannot generate: messages need a chat template, and raw skips it",
   );
+  for (const prompt of ["a\ud800", "\udc00"]) {
+    for (const model of [qwen, base]) {
+      assertThrows(
+        () => model.generate(prompt),
+        Error,
+        "Cannot generate: the prompt has half of a surrogate pair",
+      );
+    }
+  }
+  assertThrows(
+    () => qwen.generateBatch(["Hi", [{ role: "user", content: "\0" }]]),
+    Error,
+    "Cannot render a chat: message 0's content has a null character at 0, must have none (prompt 1)",
+  );
   assertThrows(
     () => qwen.generate(USER, { tools: {} as Tool[] }),
     TypeError,
