@@ -123,16 +123,18 @@ function differentPieces(text: string, special: string[]): string[] {
       length = Math.min(length, ...next);
     }
     let piece = text.slice(0, length);
-    if (pieces.has(piece) && token === undefined) {
-      const last = [...pieces].at(-1)!;
+    // The tokens of bytes are single characters.
+    const unusable = () => pieces.has(piece) || piece.length === 1;
+    if (unusable() && token === undefined) {
+      const last = [...pieces].at(-1) ?? "";
       pieces.delete(last);
       piece = last + piece;
     }
-    if (pieces.has(piece) || piece === "\n") {
+    if (unusable()) {
       throw new Error(
         `Cannot script a reply: ${
           JSON.stringify(piece)
-        } occurs twice in it, or ends a prompt`,
+        } occurs twice in it, or is a single character`,
       );
     }
     pieces.add(piece);
