@@ -217,6 +217,14 @@ Deno.test("a stop string may be or span a special token", async () => {
   }
 });
 
+Deno.test("an end-of-text token that is not special is no text either", async () => {
+  await using model = await scripted({ reply: "Hello.", specialEnd: false });
+  for (const [stop, text] of [[undefined, "Hello."], [`.${END}`, "Hello"]]) {
+    const { run } = await model.reply({ stop });
+    assertEquals([run.text, run.finishReason], [text, "stop"]);
+  }
+});
+
 Deno.test("tags that are special tokens still separate a reply", async () => {
   const special = ["<think>", "</think>", "<tool_call>", "</tool_call>"];
   const { run } = await replyTo({ reply: REPLY, special });

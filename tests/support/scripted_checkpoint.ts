@@ -14,6 +14,8 @@ export interface Script {
   special?: string[];
   /** Whether END ends the text. Default: true. */
   eos?: boolean;
+  /** Whether END is marked special. Default: true. */
+  specialEnd?: boolean;
 }
 
 /**
@@ -22,7 +24,7 @@ export interface Script {
  * output has a one where its predecessor has one.
  */
 export async function scriptedCheckpoint(
-  { reply, template, special = [], eos = true }: Script,
+  { reply, template, special = [], eos = true, specialEnd = true }: Script,
 ): Promise<TempCheckpoint> {
   const hidden = [END, ...special];
   const pieces = differentPieces(reply, hidden);
@@ -73,7 +75,7 @@ export async function scriptedCheckpoint(
         lstrip: false,
         rstrip: false,
         normalized: false,
-        special: hidden.includes(content),
+        special: hidden.includes(content) && (specialEnd || content !== END),
       })),
       normalizer: null,
       pre_tokenizer: {
