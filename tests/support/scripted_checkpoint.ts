@@ -92,7 +92,9 @@ export async function scriptedCheckpoint(
         merges: [],
       },
     }),
-    "tokenizer_config.json": JSON.stringify({ eos_token: END }),
+    "tokenizer_config.json": JSON.stringify(
+      specialEnd ? { eos_token: END } : {},
+    ),
     "chat_template.jinja": template,
   };
   const path = await Deno.realPath(await Deno.makeTempDir());
