@@ -4,6 +4,7 @@
  * @module
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { contextLimit } from "../../checkpoint/config.ts";
 import type { AllowedKernel } from "./kernels.ts";
 import type { ProfileReport, TimelineEvent } from "./report.ts";
@@ -28,6 +29,8 @@ export interface ProfileOptions {
   compare?: boolean;
   /** Any WebGPU implementation instead of `navigator.gpu`. */
   gpu?: GPU;
+  /** How the checkpoint is opened, and where progress goes. */
+  opening?: OpenOptions;
   /** Called with each stage of the profile. */
   onProgress?: (what: string) => void;
   signal?: AbortSignal;
@@ -95,7 +98,7 @@ export function checkProfiling(options: ProfileOptions): void {
 
 /** Fills in defaults and checks what depends on the checkpoint. */
 export function settle(
-  { config, generation }: Checkpoint,
+  { config, generation, notices }: Checkpoint,
   options: ProfileOptions,
 ): Setting {
   const room = contextLimit(config).tokens;
@@ -106,7 +109,7 @@ export function settle(
   const promptTokens = options.promptTokens ?? Math.min(PROMPT_TOKENS, most);
   const why = ` (${room} minus maxTokens)`;
   requireWhole("promptTokens", promptTokens, 1, most, why);
-  const notes: string[] = [];
+  const notes = [...notices];
   if (options.promptTokens === undefined && promptTokens < PROMPT_TOKENS) {
     notes.push(
       `the prompt has ${promptTokens} tokens instead of ${PROMPT_TOKENS}: ${maxTokens} more fill the context of ${room}`,
