@@ -11,7 +11,7 @@ import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import { Plan } from "../webgpu/plan.ts";
 import { familyOf } from "../model/families.ts";
-import type { Weights } from "../model/family.ts";
+import { finish, type Weights } from "../model/family.ts";
 import { RingReader } from "./ring_reader.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
 import {
@@ -138,7 +138,9 @@ export class GpuSequences implements Disposable {
     ops.plan = plan;
     this.#cache.record(shape);
     const { forward } = familyOf(ops.config);
-    const logits = forward(ops, this.weights, input, this.#cache, all);
+    const logits = finish(
+      forward(ops, this.weights, input, this.#cache, all),
+    );
     const pass = { plan, input, logits };
     this.#passes.set(key, pass);
     return pass;
