@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { contextLimit } from "../lib/checkpoint/config.ts";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { openDevice } from "../lib/open_device.ts";
 import type { Gpu } from "../lib/webgpu/device.ts";
@@ -59,12 +60,14 @@ export class BenchSetting implements Disposable {
     if (this.#loaded && this.#loaded.qwen.context >= context) {
       return this.#loaded;
     }
-    const known = this.#loaded?.qwen.config.maxPositionEmbeddings ?? Infinity;
+    const known = this.#loaded
+      ? contextLimit(this.#loaded.qwen.config).tokens
+      : Infinity;
     if (context > known) refuseContext(context, known);
     this.freeModel();
     const { model } = this.options;
     const qwen = await loadQwen3(model, { device: "gpu" });
-    const most = qwen.config.maxPositionEmbeddings;
+    const most = contextLimit(qwen.config).tokens;
     if (qwen.context >= context) return this.#keep(qwen);
     if (context > most) {
       this.#keep(qwen); // for rows that need less

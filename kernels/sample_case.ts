@@ -270,7 +270,7 @@ export function topKRecords(
       maxima[part] = Math.max(maxima[part], row[id]);
     }
     const sorted = maxima.toSorted().reverse();
-    const bound = Math.max(sorted[k - 1], Math.fround(-1e30));
+    const bound = Math.max(sorted[k - 1], Math.fround(-2e30));
     records.push({
       sequence,
       bound,

@@ -47,7 +47,8 @@ interface DrawCase extends SampleSizes {
  * HISTOGRAM first narrows the limits of top-k and top-p down to a few bins. Tokens above
  * these bins take part in the draw, tokens in them become candidates `[key, id]` that
  * sample_finish.ts decides on, and tokens below are excluded. Records are
- * `[key of the draw, id, candidates, 0]`. `limits` describes what is above the bins:
+ * `[key of the draw, id, candidates, 0]`; in a row that cannot be sampled from, they begin
+ * with the key of its highest score. `limits` describes what is above the bins:
  * `[top, tokens above, mass above, mass of all, upper edge]`, all f32 except the count.
  */
 export const sampleDraw = defineKernel<DrawCase>({
@@ -193,7 +194,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let best = workgroup_best(score, id, tid);
   if (tid == 0u) {
     let record = (sequence * u.chunks + chunk) * 4u;
-    records[record] = best.x;
+    records[record] = select(best.x, order(top), fault_of(top) != 0u);
     records[record + 1u] = best.y;
     @if HISTOGRAM { records[record + 2u] = atomicLoad(&count); } @else { records[record + 2u] = 0u; }
   }

@@ -23,6 +23,7 @@ import {
   BEST,
   BINS,
   chunkLength,
+  FAULTS,
   GUMBEL,
   ORDER,
   SAMPLE_CONSTANTS,
@@ -244,6 +245,9 @@ function finishHistogram(given: FinishCase, tools: CaseTools): KernelCase {
  *
  * LIMITS: `limits` says what is above the candidates (sample_draw.ts). Without it,
  * candidates begin at the top of the row and records are those of sample_top_k.ts.
+ *
+ * If a row cannot be sampled from, the ring has the reason in place of a token (FAULT in
+ * lib/dispatch/sampling.ts); the next step reads some valid token.
  */
 export const sampleFinish = defineKernel<FinishCase>({
   name: "sampleFinish",
@@ -283,7 +287,7 @@ export const sampleFinish = defineKernel<FinishCase>({
   body: /* wgsl */ `
 ${ORDER}
 ${BEST}
-const ABSENT = ${LOW};
+${FAULTS}
 @if CANDIDATES {
 ${GUMBEL}
 var<workgroup> top_key: atomic<u32>;
@@ -322,8 +326,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       token = records[record + 1u];
     }
   }
-  @if !CANDIDATES { let best = workgroup_best(score, token, tid); }
-  @else {
+  @if !CANDIDATES {
+    let best = workgroup_best(score, token, tid);
+    let top = score_of(best.x); // after a draw, the row's only if it cannot be sampled from
+  } @else {
     let noise = step_key(u.seed + sequence, at);
     let chunk = sequence * u.chunks + tid / SHARE;
     let base = chunk * u.room * 2u;
@@ -410,7 +416,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   }
   if (tid == 0u) {
     tokens[sequence] = best.y;
-    ring[(at % u.steps) * u.sequences + sequence] = best.y;
+    let fault = fault_of(top);
+    ring[(at % u.steps) * u.sequences + sequence] = select(best.y, fault, fault != 0u);
     lengths[sequence] = min(lengths[sequence] + u.advance, u.longest);
     seen[sequence * u.words + best.y / 32u] |= 1u << (best.y % 32u);
     step[sequence] = at + 1u;

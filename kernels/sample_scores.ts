@@ -10,6 +10,7 @@
  */
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import type { Dims } from "../lib/webgpu/kernel.ts";
+import { FAULT, HIGHEST_SCORE } from "../lib/dispatch/sampling.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 
 /** Threads of every sampling workgroup, a multiple of the chunks of a row. */
@@ -83,21 +84,50 @@ fn workgroup_best(score: f32, id: u32, tid: u32) -> vec2u {
 `;
 
 /**
+ * Scores that stand for logits which are not finite. Finite logits are clamped to
+ * ±HIGHEST, so a row's highest score tells whether it can be sampled from. ABSENT is below
+ * them all.
+ */
+const STANDINS = /* wgsl */ `
+const ABSENT = ${LOW};
+const HIGHEST = ${HIGHEST_SCORE};
+const MINUS_INFINITY = -2.0 * HIGHEST;
+const PLUS_INFINITY = 2.0 * HIGHEST;
+const NOT_A_NUMBER = 3.0 * HIGHEST;
+`;
+
+/**
+ * `fault_of(top)`: why a row with this highest score cannot be sampled from, as one of the
+ * codes of lib/dispatch/sampling.ts; 0 if it can.
+ */
+export const FAULTS = /* wgsl */ `
+${STANDINS}
+fn fault_of(top: f32) -> u32 {
+  if (top >= NOT_A_NUMBER) { return ${FAULT.nan}u; }
+  if (top >= PLUS_INFINITY) { return ${FAULT.infinity}u; }
+  return select(0u, ${FAULT.none}u, top <= MINUS_INFINITY);
+}
+`;
+
+/**
  * `scores_at(sequence, e)`: logits e … e + 3 after the penalty, ABSENT outside the
- * vocabulary. −Infinity and NaN become LOWEST, Infinity becomes −LOWEST, so that the
- * choice is always a valid token and deterministic.
+ * vocabulary. What is not finite is found by its bits, because drivers may assume that
+ * comparisons never meet a NaN.
  */
 export const SCORES = /* wgsl */ `
 ${ORDER}
-const ABSENT = ${LOW};
-const LOWEST = -1.0e30;
+${FAULTS}
 fn finite(logit: f32, seen_before: u32, present: bool) -> f32 {
   if (!present) { return ABSENT; }
-  if ((bitcast<u32>(logit) & 0x7fffffffu) > 0x7f800000u) { return LOWEST; }
-  let x = clamp(logit, LOWEST, -LOWEST);
+  let bits = bitcast<u32>(logit);
+  if ((bits & 0x7f800000u) == 0x7f800000u) {
+    if ((bits & 0x7fffffu) != 0u) { return NOT_A_NUMBER; }
+    return select(PLUS_INFINITY, MINUS_INFINITY, bits >= 0x80000000u);
+  }
+  let x = clamp(logit, -HIGHEST, HIGHEST);
   @if PENALTY {
     if ((seen_before & 1u) == 0u) { return x; }
-    return clamp(select(x / u.penalty, x * u.penalty, x < 0.0), LOWEST, -LOWEST);
+    return clamp(select(x / u.penalty, x * u.penalty, x < 0.0), -HIGHEST, HIGHEST);
   } @else { return x; }
 }
 fn scores_at(sequence: u32, e: u32, chunk: u32) -> vec4f {

@@ -68,7 +68,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       @unroll for (var i = 0; i < 8; i++) { ahead += select(vec4u(), vec4u(1u), maxima[j + i] > vec4f(part)); }
     }
     let rank = ahead.x + ahead.y + ahead.z + ahead.w;
-    if (rank < u.k) { atomicMax(&not_bound, ~order(max(part, LOWEST))); }
+    if (rank < u.k) { atomicMax(&not_bound, ~order(max(part, MINUS_INFINITY))); }
     if (rank == 0u) { atomicMax(&top, order(part)); }
   }
   workgroupBarrier();

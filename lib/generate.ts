@@ -5,18 +5,25 @@
  */
 import { checkOptions, described, type OptionKind } from "./errors.ts";
 import type { Chunks } from "./model/turns.ts";
-import type { Sampling, SamplingOptions } from "./model/sampling.ts";
+import {
+  faultText,
+  type Sampling,
+  type SamplingOptions,
+} from "./model/sampling.ts";
 import { TextStream } from "./text/text_stream.ts";
 import type { Tokenizer } from "./text/tokenizer.ts";
 
 /** Options of `generate` and `generateBatch`. */
 export interface GenerateOptions extends SamplingOptions {
   /**
-   * The maximum number of tokens to generate; by default, as many as fit in the
-   * context.
+   * The maximum number of tokens to generate; by default what the checkpoint says, else
+   * as many as fit in the context.
    */
   maxTokens?: number;
-  /** Ends the text before the first occurrence of any of these strings. */
+  /**
+   * Ends the text before the first occurrence of any of these strings; by default the
+   * checkpoint's.
+   */
   stop?: string | string[];
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
@@ -244,6 +251,17 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
     };
   }
 
+  /** The error of logits that give a sequence no next token. */
+  #faulty(sequence: number, fault: string): Error {
+    const { promptTokens, tokenIds: { length } } = this.#growing[sequence];
+    const which = this.#growing.length > 1 ? `, sequence ${sequence}` : "";
+    return new Error(
+      `Cannot generate: the logits for position ${
+        promptTokens + length
+      } (token ${length} of the reply${which}) ${fault}`,
+    );
+  }
+
   /** Runs the model; yields pieces as they are generated. */
   async *[Symbol.asyncIterator](): AsyncGenerator<BatchPiece, void> {
     if (this.#started) {
@@ -266,6 +284,8 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
           const sequence = at % growing.length, one = growing[sequence];
           if (one.finishReason) continue;
           chunks.signal.throwIfAborted();
+          const fault = faultText(tokenId);
+          if (fault) throw this.#faulty(sequence, fault);
           const text = one.take(tokenId, ends);
           if (one.finishReason) left--;
           yield { sequence, text, tokenId };

@@ -13,6 +13,10 @@ import {
   MemoryError,
   requireKind,
 } from "./errors.ts";
+import {
+  ignoredNotice,
+  newTokenLimit,
+} from "./checkpoint/generation_config.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
@@ -77,10 +81,17 @@ export async function loadQwen3(
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
   checkLoading(model, options);
-  const { signal, onProgress } = options;
-  const checkpoint = await openCheckpoint(model, { signal, onProgress });
+  const { signal, onProgress, onNotice, readTimeout } = options;
+  const checkpoint = await openCheckpoint(model, {
+    signal,
+    onProgress,
+    onNotice,
+    readTimeout,
+  });
   try {
     checkContext(checkpoint, options.context);
+    const notice = ignoredNotice(checkpoint.generation, checkpoint.location);
+    if (notice !== undefined) options.onNotice?.(notice);
     return await Qwen3.load(checkpoint, options);
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
@@ -263,21 +274,24 @@ export class Qwen3 implements Disposable {
     checkGenerating(options);
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
+    const which = (i: number) =>
+      prompts.length > 1 ? `prompt ${i}` : "the prompt";
     const ids = prompts.map((prompt, i) =>
-      this.#check(
-        "generate",
-        this.#encode(prompt, options),
-        prompts.length > 1 ? `prompt ${i}` : "the prompt",
-      )
+      this.#check("generate", this.#encode(prompt, options), which(i))
     );
-    const { maxTokens, stop = [], signal } = options;
+    const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
     const stops = typeof stop === "string" ? [stop] : stop;
-    if (stops.length && !this.hasTokenizer) void this.tokenizer; // throws
-    const sizes = ids.map(({ length }) => {
+    if (stops.length > 0 && !this.hasTokenizer) {
+      throw new Error(
+        `Cannot generate: stop strings need a tokenizer, ${this.#checkpoint.name} has no tokenizer.json`,
+      );
+    }
+    const sizes = ids.map(({ length }, i) => {
       const room = this.context - length + 1; // the last token is not cached
+      const limit = maxTokens ?? newTokenLimit(generation, length, which(i));
       return {
         promptTokens: length,
-        maxTokens: Math.min(maxTokens ?? room, room),
+        maxTokens: Math.min(limit ?? room, room),
       };
     });
     const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);

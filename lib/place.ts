@@ -5,6 +5,8 @@
  * @module
  */
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
+import { shownUrl } from "./checkpoint/fetch.ts";
+import { contextLimit } from "./checkpoint/config.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
 import {
   checkOptions,
@@ -41,7 +43,15 @@ export interface Qwen3Options {
   context?: number;
   /** Called with the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
-  /** Called with a line of text for the user when the model moves to another device. */
+  /**
+   * Seconds without a byte from a server after which a request is given up and resumed;
+   * 30 by default.
+   */
+  readTimeout?: number;
+  /**
+   * Called with a line of text for the user when the model moves to another device, a
+   * server keeps it waiting, or the checkpoint has settings that are ignored.
+   */
   onNotice?: (notice: string) => void;
   /** Aborts loading. */
   signal?: AbortSignal;
@@ -61,6 +71,7 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   context: "number",
   onProgress: "function",
   onNotice: "function",
+  readTimeout: "number",
   signal: "signal",
   gpu: "gpu",
   debug: "flag",
@@ -69,7 +80,7 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
 /** Checks the arguments of `loadQwen3` as far as that needs no checkpoint. */
 export function checkLoading(model: unknown, options: Qwen3Options): void {
   requireKind("Cannot load a model", "its name", model, "text");
-  const cannot = `Cannot load ${model}`;
+  const cannot = `Cannot load ${shownUrl(model as string)}`;
   checkOptions(cannot, options, KINDS);
   const { device = "auto", precision = "auto", debug, context } = options;
   const refuse = (what: string, value: unknown, must: string) => {
@@ -149,7 +160,8 @@ async function placeOnGpu(
   const { dtype: cacheDtype } = kept, f16Matmuls = matmuls.dtype === "f16";
   const context = chooseContext({
     name: checkpoint.name,
-    trained: config.maxPositionEmbeddings,
+    plain: config.maxPositionEmbeddings,
+    most: contextLimit(config).tokens,
     requested: options.context,
     room: {
       bytes: gpu.limits.maxStorageBufferBindingSize,
@@ -197,9 +209,11 @@ export async function placeOnCpu(
   options: Qwen3Options,
   choice: Choice,
 ): Promise<Placed> {
+  const { config } = checkpoint;
   const context = chooseContext({
     name: checkpoint.name,
-    trained: checkpoint.config.maxPositionEmbeddings,
+    plain: config.maxPositionEmbeddings,
+    most: contextLimit(config).tokens,
     requested: options.context,
   });
   requireMemory(checkpoint, context.tokens, "f32");
@@ -217,16 +231,16 @@ export async function placeOnCpu(
   return { runner, device: { kind: "cpu", adapter, choices } };
 }
 
-/** @throws {RangeError} if the checkpoint was not trained for this context length. */
+/** @throws {RangeError} if the checkpoint does not allow this context length. */
 export function checkContext(
   { name, config }: Checkpoint,
   context?: number,
 ): void {
   if (context === undefined) return;
-  const most = config.maxPositionEmbeddings;
-  if (!Number.isInteger(context) || context < 1 || context > most) {
+  const { tokens, why } = contextLimit(config);
+  if (!Number.isInteger(context) || context < 1 || context > tokens) {
     throw new RangeError(
-      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${most}, the trained length`,
+      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${tokens} (${why})`,
     );
   }
 }

@@ -69,6 +69,10 @@ await runTask({
   const prompt = await readPrompt(flags.words);
   const model = flags.text("model"), json = flags.on("json") ?? false;
 
+  // Notices wait for the reply, so that an error is the only line on stderr.
+  const early: string[] = [];
+  let notify = (notice: string): void => void early.push(notice);
+
   const interrupt = new AbortController(), { signal } = interrupt;
   Deno.addSignalListener("SIGINT", () => {
     if (signal.aborted) Deno.exit(INTERRUPTED); // a second Ctrl+C exits at once
@@ -78,14 +82,15 @@ await runTask({
     using qwen = await loadQwen3(model, {
       ...placement,
       onProgress: progressLine(),
-      onNotice: say,
+      onNotice: (notice) => notify(notice),
       signal,
     });
     const run = qwen.generate(qwen.hasTokenizer ? prompt : asIds(prompt), {
       ...options,
       signal,
     });
-    // Printed only now, so that an error above is the only line on stderr.
+    early.forEach(say);
+    notify = say;
     if (model === undefined) {
       say(
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",

@@ -175,6 +175,76 @@ eachDevice(
   },
 );
 
+Deno.test("a checkpoint's limits and stop strings hold unless options say otherwise", async () => {
+  const load = async (generation: Record<string, unknown>) => {
+    const notices: string[] = [];
+    await using changed = await copyCheckpoint(DEFAULT_MODEL, {
+      "generation_config.json": JSON.stringify(generation),
+    });
+    const qwen = await loadQwen3(changed.path, {
+      device: "cpu",
+      onNotice: (notice) => notices.push(notice),
+    });
+    return { qwen, notices, path: changed.path };
+  };
+  const lengths = async (qwen: Qwen3, options: GenerateOptions = {}) => {
+    const run = qwen.generate(PROMPT, { temperature: 0, ...options });
+    const text = await read(run);
+    return { tokens: run.tokenIds.length, text, why: run.finishReason };
+  };
+  {
+    const { qwen, notices } = await load({ max_new_tokens: 6, max_length: 20 });
+    using _ = qwen;
+    assertEquals((await lengths(qwen)).tokens, 6);
+    assertEquals((await lengths(qwen, { maxTokens: 8 })).tokens, 8);
+    assertEquals(notices, []);
+  }
+  {
+    // The prompt has 5 tokens.
+    const { qwen, notices, path } = await load({
+      max_length: 9,
+      min_new_tokens: 3,
+      num_beams: 2,
+    });
+    using _ = qwen;
+    assertEquals((await lengths(qwen)).tokens, 4);
+    assertThrows(
+      () => qwen.generateBatch([PROMPT, PROMPT.repeat(4)]),
+      RangeError,
+      "Cannot generate: prompt 1 has 17 tokens, must have fewer than max_length of the checkpoint, 9",
+    );
+    assertEquals(notices, [
+      `Ignoring settings for generation of ${path} that are not supported: min_new_tokens (3), num_beams (2)`,
+    ]);
+  }
+  {
+    const { qwen } = await load({ stop_strings: ["Lily", "never"] });
+    using _ = qwen;
+    assertEquals(await lengths(qwen, { maxTokens: 40 }), {
+      tokens: 8,
+      text: ", there was a little girl named ",
+      why: "stop",
+    });
+    const own = await lengths(qwen, { maxTokens: 40, stop: "girl" });
+    assertEquals(own.text, ", there was a little ");
+    const none = await lengths(qwen, { maxTokens: 12, stop: [] });
+    assertEquals(none.why, "length");
+  }
+});
+
+Deno.test("stop strings of a checkpoint without a tokenizer are refused", async () => {
+  await using changed = await copyCheckpoint(TINY, {
+    "generation_config.json": JSON.stringify({ stop_strings: "END" }),
+  });
+  using qwen = await loadQwen3(changed.path, { device: "cpu" });
+  assertThrows(
+    () => qwen.generate([1, 2]),
+    Error,
+    `Cannot generate: stop strings need a tokenizer, ${changed.path} has no tokenizer.json`,
+  );
+  qwen.generate([1, 2], { stop: [] });
+});
+
 Deno.test("a seed reproduces a text on the CPU", async () => {
   using qwen = await loadQwen3(undefined, { device: "cpu" });
   const options = { temperature: 1, topK: 0, maxTokens: 20 };
@@ -429,7 +499,11 @@ eachDevice(
     assertEquals(pieces.map(({ tokenId }) => tokenId), run.tokenIds);
     const refusal = "has no tokenizer.json, so a prompt must be token ids";
     assertThrows(() => qwen.generate("words"), Error, refusal);
-    assertThrows(() => qwen.generate([1], { stop: "x" }), Error, refusal);
+    assertThrows(
+      () => qwen.generate([1], { stop: "x" }),
+      Error,
+      `Cannot generate: stop strings need a tokenizer, ${TINY} has no tokenizer.json`,
+    );
     assertThrows(() => qwen.tokenizer, Error, refusal);
   },
 );

@@ -17,6 +17,7 @@ export interface RowDifference {
 /**
  * Finds the first value that is off by more than a small fraction of its row's root
  * mean square; undefined if there is none. `half` allows for matmuls or a cache in f16.
+ * Values that are not finite agree: infinities become NaN or not by the order of sums.
  */
 export function rowDifference(
   actual: ArrayLike<number>,
@@ -26,10 +27,15 @@ export function rowDifference(
 ): RowDifference | undefined {
   for (let begin = 0; begin < expected.length; begin += width) {
     const row = expected.subarray(begin, begin + width);
-    const squares = row.reduce((sum, v) => sum + v * v, 0);
+    const squares = row.reduce(
+      (sum, v) => Number.isFinite(v) ? sum + v * v : sum,
+      0,
+    );
     const allowed = (half ? 2e-2 : 1e-4) * Math.sqrt(squares / width) + 1e-6;
     const at = row.findIndex((v, i) =>
-      !(Math.abs(actual[begin + i] - v) <= allowed + 1e-4 * Math.abs(v))
+      Number.isFinite(v)
+        ? !(Math.abs(actual[begin + i] - v) <= allowed + 1e-4 * Math.abs(v))
+        : Number.isFinite(actual[begin + i])
     );
     if (at < 0) continue;
     return {

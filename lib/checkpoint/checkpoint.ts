@@ -4,7 +4,8 @@
  * @module
  */
 import type { Format } from "../formats/format.ts";
-import type { GenerationDefaults, Qwen3Config } from "./config.ts";
+import type { GenerationDefaults } from "./generation_config.ts";
+import type { Qwen3Config } from "./config.ts";
 
 /** The description of one stored tensor. */
 export interface TensorInfo {

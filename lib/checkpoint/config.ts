@@ -1,7 +1,6 @@
 /**
  * The sizes in a checkpoint's `config.json`, and what families share to read it:
  * checked fields and RoPE. Each family reads its own fields in its file in lib/model.
- * `generation_config.json` is the same for all families and is read here.
  *
  * @module
  */
@@ -26,17 +25,6 @@ export interface YarnScaling {
   truncate: boolean;
 }
 
-/** The settings in `generation_config.json`; absent ones are undefined. */
-export interface GenerationDefaults {
-  doSample?: boolean;
-  temperature?: number;
-  topK?: number;
-  topP?: number;
-  minP?: number;
-  repetitionPenalty?: number;
-  eosTokenIds?: number[];
-}
-
 /** The sizes of a dense model, named as in transformers. */
 export interface Qwen3Config {
   /** The model family: `model_type` in config.json. */
@@ -55,7 +43,7 @@ export interface Qwen3Config {
   numKeyValueHeads: number;
   /** Width of a head. */
   headDim: number;
-  /** The longest supported context, in tokens. */
+  /** The longest context without YaRN, in tokens; see {@linkcode contextLimit}. */
   maxPositionEmbeddings: number;
   /** Epsilon, added to the mean square in RMSNorm. */
   rmsNormEps: number;
@@ -69,6 +57,43 @@ export interface Qwen3Config {
   bosTokenId: number | null;
   /** All end-of-text token ids; may be empty. */
   eosTokenIds: number[];
+}
+
+/** The longest context that a configuration allows, and the fields that say so. */
+export interface ContextLimit {
+  tokens: number;
+  why: string;
+}
+
+/**
+ * Returns the longest context: `max_position_embeddings`, or what YaRN reaches if that
+ * is longer. Qwen3's model cards add YaRN without raising `max_position_embeddings`.
+ *
+ * ```ts
+ * import { contextLimit } from "./config.ts";
+ *
+ * const { tokens } = contextLimit({ maxPositionEmbeddings: 40960, ropeScaling: null });
+ * console.log(tokens); // 40960
+ * ```
+ */
+export function contextLimit(
+  { maxPositionEmbeddings, ropeScaling }: Pick<
+    Qwen3Config,
+    "maxPositionEmbeddings" | "ropeScaling"
+  >,
+): ContextLimit {
+  const own = "max_position_embeddings";
+  if (ropeScaling) {
+    const { factor, originalMaxPositionEmbeddings: trained } = ropeScaling;
+    // Digits beyond the 12th are the rounding error of a factor such as 1.15.
+    const tokens = Math.floor(Number((factor * trained).toPrecision(12)));
+    if (tokens > maxPositionEmbeddings) {
+      const why =
+        `YaRN's factor ${factor} times the trained ${trained}; ${own} is ${maxPositionEmbeddings}`;
+      return { tokens, why };
+    }
+  }
+  return { tokens: maxPositionEmbeddings, why: own };
 }
 
 /**
@@ -149,36 +174,6 @@ export class ConfigFields {
     if (!isObject(value)) this.refuse(field, "an object");
     return new ConfigFields(value, this.where, `${this.prefix}${field}.`);
   }
-}
-
-/**
- * Reads a parsed `generation_config.json`; absent fields stay undefined.
- *
- * @param json what JSON.parse returned
- * @param where the file, for errors
- * @throws {Error} if a field has the wrong type
- */
-export function parseGeneration(
-  json: unknown,
-  where: string,
-): GenerationDefaults {
-  const fields = ConfigFields.of(json, where);
-  const defaults: GenerationDefaults = {
-    doSample: fields.has("do_sample")
-      ? fields.flag("do_sample", false)
-      : undefined,
-    temperature: fields.number("temperature"),
-    topK: fields.number("top_k"),
-    topP: fields.number("top_p"),
-    minP: fields.number("min_p"),
-    repetitionPenalty: fields.number("repetition_penalty"),
-    eosTokenIds: fields.has("eos_token_id")
-      ? fields.tokenIds("eos_token_id")
-      : undefined,
-  };
-  return Object.fromEntries(
-    Object.entries(defaults).filter(([, value]) => value !== undefined),
-  );
 }
 
 /**

@@ -19,7 +19,8 @@ import { parseJson } from "../json.ts";
 import { parseSafetensorsIndex } from "./safetensors.ts";
 import { errorText } from "../errors.ts";
 import { type FileLock, host } from "../host.ts";
-import { type OpenOptions, patientFetch, pause } from "./sources.ts";
+import { patientFetch, pause } from "./fetch.ts";
+import type { OpenOptions } from "./sources.ts";
 
 // A variable, so that Deno installs the package only when a download needs it.
 const HUB_PACKAGE = "npm:@huggingface/hub@2.17.5";
@@ -279,7 +280,7 @@ class Download {
       } catch (cause) {
         this.options.signal?.throwIfAborted();
         if (tries < 4) {
-          await pause(tries);
+          await pause(200 * 3 ** (tries - 1), this.options);
           continue;
         }
         // The package throws some errors as strings.
@@ -322,7 +323,7 @@ class Download {
     try {
       while (!await lock.tryLock()) {
         this.options.signal?.throwIfAborted();
-        await pause(1);
+        await pause(200, this.options);
       }
     } catch (error) {
       lock[Symbol.dispose]();

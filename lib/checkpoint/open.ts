@@ -5,10 +5,11 @@
  * @module
  */
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
-import { parseGeneration } from "./config.ts";
+import { parseGeneration } from "./generation_config.ts";
 import { host } from "../host.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
+import { checkReadTimeout, shownUrl } from "./fetch.ts";
 import {
   parseSafetensorsIndex,
   readSafetensorsHeader,
@@ -51,6 +52,7 @@ export async function openCheckpoint(
   options: OpenOptions = {},
 ): Promise<Checkpoint> {
   options.signal?.throwIfAborted();
+  checkReadTimeout(`open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
     return await openFolder(spec, webFolder(spec, options), options);
@@ -141,13 +143,17 @@ async function openFolder(
   if (configText === undefined) {
     throw new Error(`Cannot open ${name}: there is no ${where}`);
   }
-  const config = parseConfig(parseJson(configText, where), where);
+  const configJson = parseJson(configText, where);
+  const config = parseConfig(configJson, where);
   const generationWhere = folder.locate("generation_config.json");
-  const generationText = await folder.text("generation_config.json") ?? "{}";
-  const generation = parseGeneration(
-    parseJson(generationText, generationWhere),
-    generationWhere,
-  );
+  const generationText = await folder.text("generation_config.json");
+  // As in transformers, the older place counts only if the newer one is missing.
+  const generation = generationText === undefined
+    ? parseGeneration(configJson, where)
+    : parseGeneration(
+      parseJson(generationText, generationWhere),
+      generationWhere,
+    );
 
   await using opened = new AsyncDisposableStack();
   const stored = await openWeights(name, folder, opened);

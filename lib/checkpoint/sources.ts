@@ -5,6 +5,7 @@
  */
 import { errorText } from "../errors.ts";
 import { host } from "../host.ts";
+import { type FetchOptions, patientFetch, pause } from "./fetch.ts";
 import type { ByteSource } from "./safetensors.ts";
 
 /** Progress of downloading or loading, in bytes. */
@@ -13,27 +14,30 @@ export interface LoadProgress {
   stage: "download" | "weights";
   /** The file or tensor being read. */
   file?: string;
-  /** Bytes read so far. */
+  /** Bytes read so far, of everything. */
   done: number;
-  /** Total bytes. */
+  /** Bytes of everything. */
   total: number;
+  /** Bytes of the file that are there; set while files are downloaded. */
+  fileDone?: number;
+  /** Bytes of the file; undefined if the server does not say. */
+  fileTotal?: number;
+  /** Bytes of the file that an earlier download had left. */
+  resumedFrom?: number;
 }
 
 /** Options for opening a checkpoint. */
-export interface OpenOptions {
+export interface OpenOptions extends FetchOptions {
   onProgress?: (progress: LoadProgress) => void;
   /** Aborts opening, downloading and later reads. */
   signal?: AbortSignal;
-  /** Used instead of the global `fetch`. */
-  fetch?: typeof fetch;
 }
 
 /** A source that keeps a file open until it is disposed. */
 export interface OpenSource extends ByteSource, AsyncDisposable {}
 
-/** Maximum attempts per request, and the pause after the first failure. */
+/** Maximum attempts to read a range. */
 const TRIES = 4;
-const FIRST_PAUSE_MS = 200;
 
 /** Opens a local file; undefined if it does not exist. */
 export async function openFile(path: string): Promise<OpenSource | undefined> {
@@ -53,33 +57,6 @@ export async function openFile(path: string): Promise<OpenSource | undefined> {
       );
     },
     [Symbol.asyncDispose]: () => Promise.resolve(file[Symbol.dispose]()),
-  };
-}
-
-/**
- * Wraps `fetch` so that it stops with `signal` and retries failures that may be
- * temporary: no connection, and the statuses 408, 429 and 5xx.
- */
-export function patientFetch(
-  { fetch: once = fetch, signal }: OpenOptions,
-): typeof fetch {
-  return async (input, init) => {
-    const signals = [signal, init?.signal].filter((signal) => !!signal);
-    const request = { ...init, signal: AbortSignal.any(signals) };
-    for (let tries = 1;; tries++) {
-      try {
-        const response = await once(input, request);
-        const { status } = response;
-        const mayPass = status === 408 || status === 429 || status >= 500;
-        if (!mayPass || tries === TRIES) return response;
-        await response.body?.cancel();
-      } catch (error) {
-        request.signal.throwIfAborted();
-        if (tries === TRIES) throw error;
-      }
-      await pause(tries);
-      request.signal.throwIfAborted();
-    }
   };
 }
 
@@ -148,7 +125,7 @@ async function fetchRange(
     } catch (cause) { // the connection dropped: resume from there
       options.signal?.throwIfAborted();
       if (tries === TRIES) throw unreachable(url, cause);
-      await pause(tries);
+      await pause(200 * 3 ** (tries - 1), options);
     }
   }
 }
@@ -212,13 +189,6 @@ async function copyToFile(
       await host.files.remove(path);
     },
   };
-}
-
-/** Waits before the next attempt, longer after each failure. */
-export function pause(tries: number): Promise<void> {
-  return new Promise((resolve) =>
-    setTimeout(resolve, FIRST_PAUSE_MS * 3 ** (tries - 1))
-  );
 }
 
 function unreachable(url: string, cause: unknown): Error {

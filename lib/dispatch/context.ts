@@ -19,9 +19,12 @@ export interface ContextChoice {
   choice: Choice;
 }
 
-/** The default context of a checkpoint that was trained for `trained` tokens. */
-export function defaultContext(trained: number): number {
-  return Math.min(DEFAULT_CONTEXT, trained);
+/**
+ * The default context of a checkpoint whose `max_position_embeddings` is `plain`. Longer
+ * contexts that YaRN allows have to be asked for.
+ */
+export function defaultContext(plain: number): number {
+  return Math.min(DEFAULT_CONTEXT, plain);
 }
 
 /**
@@ -29,11 +32,13 @@ export function defaultContext(trained: number): number {
  *
  * @throws {DeviceError} if the requested context does not fit.
  */
-export function chooseContext({ name, trained, requested, room }: {
+export function chooseContext({ name, plain, most, requested, room }: {
   /** The checkpoint's name. */
   name: string;
-  /** The length that the checkpoint was trained for. */
-  trained: number;
+  /** The checkpoint's `max_position_embeddings`. */
+  plain: number;
+  /** The longest context it allows, with YaRN. */
+  most: number;
   requested?: number;
   /** The bytes of one layer's keys that `whose` allows, and those per position. */
   room?: { bytes: number; perPosition: number; whose: string };
@@ -44,16 +49,16 @@ export function chooseContext({ name, trained, requested, room }: {
     choice: { what: "context", value: `${tokens} tokens`, reason },
   });
   if (requested === undefined) {
-    const tokens = defaultContext(trained);
+    const tokens = defaultContext(plain);
     if (fits < tokens) {
       return choice(
         fits,
         `${room!.whose} ${room!.bytes} bytes of one layer's keys`,
       );
     }
-    return tokens === trained
-      ? choice(tokens, "the length the checkpoint was trained for")
-      : choice(tokens, `the default; the checkpoint allows ${trained}`);
+    return tokens === most
+      ? choice(tokens, "the longest that the checkpoint allows")
+      : choice(tokens, `the default; the checkpoint allows ${most}`);
   }
   if (requested > fits) {
     throw new DeviceError(

@@ -1,9 +1,23 @@
 /**
- * Which dispatches sample a token on the GPU, and into how many parts they split its
- * logits.
+ * Which dispatches sample a token on the GPU, into how many parts they split its logits,
+ * and what they report in place of a token.
  *
  * @module
  */
+
+/**
+ * What samplers return in place of a token if logits cannot be sampled from: one is NaN,
+ * one is +Infinity, or all are -Infinity. Some models mask tokens with -Infinity, so that
+ * alone is no fault. No vocabulary has ids this large.
+ */
+export const FAULT = {
+  nan: 0xffffffff,
+  infinity: 0xfffffffe,
+  none: 0xfffffffd,
+} as const;
+
+/** Finite scores are clamped to ± this, which leaves room for f32 arithmetic. */
+export const HIGHEST_SCORE = 1e30;
 
 /** Which dispatches choose a token. */
 export type SamplingPath = "greedy" | "draw" | "top-k" | "histogram";

@@ -20,7 +20,7 @@ import type { Weights } from "../model/family.ts";
 import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
 import { OVERFLOW } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
-import type { Sampling } from "../model/sampling.ts";
+import { type Sampling, validToken } from "../model/sampling.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
@@ -144,7 +144,7 @@ export class GpuRunner implements Runner {
         for await (const ids of loop.tokens()) {
           overflow = ids === OVERFLOW;
           if (overflow) break;
-          ids.forEach((id, i) => texts[i % sequences].push(id));
+          ids.forEach((id, i) => texts[i % sequences].push(validToken(id)));
           step += ids.length / sequences;
           yield ids;
         }

@@ -29,7 +29,7 @@ import { Tensor } from "../webgpu/tensor.ts";
 export interface SamplerState {
   /** `[sequences]`: the chosen tokens, input of the next step. */
   tokens: Tensor;
-  /** `[steps, sequences]`: the tokens of step n are in row `n % steps`. */
+  /** `[steps, sequences]`: the tokens or faults of step n are in row `n % steps`. */
   ring: Tensor;
   /** `[sequences]`: tokens in the KV cache. */
   lengths: Tensor;
@@ -98,8 +98,8 @@ export function createSamplerState(
  * `(seed + s) mod 2³²` at its `state.step`.
  *
  * Each run then writes `tokens` and a row of `ring`, marks `seen`, adds `advance`
- * to `lengths` up to `longest`, and increments `step`. A logit that is NaN or −Infinity
- * counts as −10³⁰, +Infinity as 10³⁰, so some token is always chosen.
+ * to `lengths` up to `longest`, and increments `step`. If logits cannot be sampled from,
+ * `ring` has a `FAULT` (lib/dispatch/sampling.ts) and `tokens` some valid token.
  *
  * Dispose the result once the plan will not run again: it holds scratch memory.
  *

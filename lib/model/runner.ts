@@ -39,9 +39,10 @@ export interface Runner extends Disposable {
   /**
    * Samples up to `maxTokens` tokens after each prompt, with all sequences in lockstep.
    * Yields chunks of ids: one token of each sequence, then the next of each. The first
-   * chunk holds only the first token of each. Sequence `s` samples with the seed
-   * `(seed + s) mod 2³²`. Sequences do not end on their own: the consumer ignores those
-   * that are finished, and leaves the loop to stop. A sequence that fills its context
+   * chunk holds only the first token of each. Where logits cannot be sampled from, there
+   * is a `FAULT` (lib/dispatch/sampling.ts) instead of an id. Sequence `s` samples with the
+   * seed `(seed + s) mod 2³²`. Sequences do not end on their own: the consumer ignores
+   * those that are finished, and leaves the loop to stop. A sequence that fills its context
    * keeps overwriting its last position, and its further tokens are meaningless.
    *
    * @throws {MemoryError} if several sequences do not fit (see `requireRoom`).

@@ -4,8 +4,12 @@
  *
  * @module
  */
-import type { GenerationDefaults } from "../checkpoint/config.ts";
+import { FAULT, HIGHEST_SCORE } from "../dispatch/sampling.ts";
 import { described } from "../errors.ts";
+import {
+  type GenerationDefaults,
+  SAMPLING_RANGES,
+} from "../checkpoint/generation_config.ts";
 import { fmix32 } from "../fmix32.ts";
 
 /** Options for sampling the next token. */
@@ -35,11 +39,7 @@ const RANGES: Record<
   keyof SamplingOptions,
   [inRange: (value: number) => boolean, range: string]
 > = {
-  temperature: [(t) => t >= 0, "a number of at least 0"],
-  topK: [(k) => k >= 0 && Number.isInteger(k), "an integer of at least 0"],
-  topP: [(p) => p > 0 && p <= 1, "above 0 and at most 1"],
-  minP: [(p) => p >= 0 && p <= 1, "from 0 to 1"],
-  repetitionPenalty: [(p) => p > 0, "a number above 0"],
+  ...SAMPLING_RANGES,
   seed: [
     (s) => s >= 0 && s < 2 ** 32 && Number.isInteger(s),
     "an integer from 0 to 4294967295",
@@ -58,7 +58,7 @@ const RANGES: Record<
  * console.assert(resolveSampling({}).temperature === 0); // greedy
  * ```
  *
- * @throws {RangeError} if a value is not finite or out of its range.
+ * @throws {RangeError} if an option is not finite or out of its range.
  */
 export function resolveSampling(
   options: SamplingOptions,
@@ -68,9 +68,9 @@ export function resolveSampling(
     key: Exclude<keyof SamplingOptions, "seed">,
     otherwise: number,
   ): number {
-    if (options[key] !== undefined) return inRange(key, options[key]);
-    if (defaults[key] === undefined) return otherwise;
-    return inRange(key, defaults[key], " in the checkpoint");
+    return options[key] !== undefined
+      ? inRange(key, options[key])
+      : defaults[key] ?? otherwise;
   }
   const temperature = pick("temperature", 1);
   const asked = options.temperature ?? options.topK ?? options.topP ??
@@ -88,15 +88,11 @@ export function resolveSampling(
   };
 }
 
-function inRange(
-  key: keyof SamplingOptions,
-  value: number,
-  where = "",
-): number {
+function inRange(key: keyof SamplingOptions, value: number): number {
   const [test, range] = RANGES[key];
   if (!Number.isFinite(value) || !test(value)) {
     throw new RangeError(
-      `Cannot sample: ${key}${where} is ${described(value)}, must be ${range}`,
+      `Cannot sample: ${key} is ${described(value)}, must be ${range}`,
     );
   }
   return value;
@@ -119,6 +115,18 @@ export function seenBits(
   markSeen(seen, ids);
   return seen;
 }
+
+const FAULT_TEXT: Readonly<Record<number, string>> = {
+  [FAULT.nan]: "hold NaN, must be numbers",
+  [FAULT.infinity]: "hold Infinity, must be finite or -Infinity",
+  [FAULT.none]: "are all -Infinity, at least one must be finite",
+};
+
+/** Says what is wrong with logits if `id` is a `FAULT` and not a token. */
+export const faultText = (id: number): string | undefined => FAULT_TEXT[id];
+
+/** The token to continue with after sampling `id`, which may be a `FAULT`. */
+export const validToken = (id: number): number => id in FAULT_TEXT ? 0 : id;
 
 /**
  * Samples the next token of each sequence in a batch from its row of logits, and marks
@@ -149,7 +157,7 @@ export function sampleEach(
  * distributed as softmax and needs no state and no running sum, so a GPU can make the
  * same choice. Ties go to the lowest id.
  *
- * @throws {Error} if a logit is NaN or +Infinity, or none is finite.
+ * Returns a `FAULT` if a logit is NaN or +Infinity, or none is finite.
  */
 export function sample(
   logits: Float32Array,
@@ -158,6 +166,8 @@ export function sample(
   step: number,
 ): number {
   const { temperature, topK, seed } = sampling;
+  const fault = faultOf(logits);
+  if (fault !== undefined) return fault;
   const scores = penalize(logits, sampling.repetitionPenalty, seen);
   const best = argmax(scores);
   if (temperature === 0) return best;
@@ -205,8 +215,22 @@ function penalize(
   }
   return logits.map((logit, id) => {
     if ((seen[id >>> 5] >>> (id & 31) & 1) === 0) return logit;
-    return logit < 0 ? logit * penalty : logit / penalty;
+    const score = logit < 0 ? logit * penalty : logit / penalty;
+    if (logit === -Infinity) return logit;
+    return Math.min(Math.max(score, -HIGHEST_SCORE), HIGHEST_SCORE);
   });
+}
+
+/** Why logits cannot be sampled from, if so. */
+function faultOf(logits: Float32Array): number | undefined {
+  let most = -Infinity;
+  for (let id = 0; id < logits.length; id++) {
+    const logit = logits[id];
+    if (logit !== logit) return FAULT.nan;
+    if (logit > most) most = logit;
+  }
+  if (most === Infinity) return FAULT.infinity;
+  return most === -Infinity ? FAULT.none : undefined;
 }
 
 function argmax(scores: Float32Array): number {
@@ -217,14 +241,7 @@ function argmax(scores: Float32Array): number {
     if (score > max) {
       max = score;
       best = id;
-    } else if (score !== score) {
-      throw new Error(`Cannot sample: logit ${id} is NaN, must be a number`);
     }
-  }
-  if (!Number.isFinite(max)) {
-    throw new Error(
-      `Cannot sample: the largest of ${scores.length} logits is ${max}, must be finite`,
-    );
   }
   return best;
 }

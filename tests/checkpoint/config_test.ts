@@ -1,5 +1,4 @@
 import { assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
-import { parseGeneration } from "../../lib/checkpoint/config.ts";
 import { parseConfig } from "../../lib/model/families.ts";
 
 /** The file published with Qwen3-0.6B. */
@@ -224,37 +223,4 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
       `Cannot use c.json: it holds ${is}, must be an object`,
     );
   }
-});
-
-Deno.test("parseGeneration has the fields of the file and no others", () => {
-  const parse = (json: unknown) =>
-    parseGeneration(json, "generation_config.json");
-  assertEquals(
-    parse({
-      bos_token_id: 151643,
-      do_sample: true,
-      eos_token_id: [151645, 151643],
-      temperature: 0.6,
-      top_k: 20,
-      top_p: 0.95,
-      transformers_version: "4.51.0",
-    }),
-    {
-      doSample: true,
-      temperature: 0.6,
-      topK: 20,
-      topP: 0.95,
-      eosTokenIds: [151645, 151643],
-    },
-  );
-  assertEquals(parse({ temperature: null }), {});
-  assertEquals(parse({ min_p: 0, repetition_penalty: 1.1 }), {
-    minP: 0,
-    repetitionPenalty: 1.1,
-  });
-  assertThrows(
-    () => parse({ top_k: "20" }),
-    Error,
-    'top_k is "20", must be a number',
-  );
 });

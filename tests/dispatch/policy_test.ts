@@ -124,19 +124,27 @@ Deno.test("chunks of steps double up to a maximum, unless one took long", () => 
 });
 
 Deno.test("a context is what was asked for, or the most that fits up to 4,096", () => {
-  const of = (trained: number, requested?: number, bytes?: number) => {
+  const of = (
+    plain: number,
+    requested?: number,
+    bytes?: number,
+    most = plain,
+  ) => {
     const room = bytes && { bytes, perPosition: 10, whose: "a test allows" };
     const { tokens, choice } = chooseContext({
       name: "m",
-      trained,
+      plain,
+      most,
       requested,
       room: room || undefined,
     });
     return `${tokens}: ${choice.reason}`;
   };
   assertEquals(of(40960), "4096: the default; the checkpoint allows 40960");
-  assertEquals(of(4096), "4096: the length the checkpoint was trained for");
+  assertEquals(of(4096), "4096: the longest that the checkpoint allows");
   assertEquals(of(40960, 8000), "8000: it was asked for");
+  const unasked = of(512, undefined, undefined, 2048);
+  assertEquals(unasked, "512: the default; the checkpoint allows 2048");
   assertEquals(
     of(40960, undefined, 1009),
     "100: a test allows 1009 bytes of one layer's keys",

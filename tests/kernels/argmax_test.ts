@@ -39,7 +39,7 @@ gpuTest("argmax gives the same without subgroups", async (gpu, trial) => {
 });
 
 gpuTest(
-  "argmax clamps logits that are not finite",
+  "argmax lets the worst logit that is not finite win, and masked ones lose",
   async (gpu, trial) => {
     const sizes = { sequences: 1, vocab: 64, chunks: 1, penalty: 1 };
     const best = async (edit: (logits: Float32Array) => void) => {
@@ -48,11 +48,19 @@ gpuTest(
       const { highest } = await runCase(gpu, argmax, one);
       return [scoreOf(highest[0]), highest[1]];
     };
-    const large = Math.fround(1e30);
-    assertEquals(await best((x) => x[40] = Infinity), [large, 40]);
-    assertEquals(await best((x) => x.fill(NaN)), [-large, 0]);
+    const [large, twice, thrice] = [1e30, 2e30, 3e30].map(Math.fround);
+    assertEquals(await best((x) => x[40] = 3e38), [large, 40]);
+    assertEquals(await best((x) => x[40] = Infinity), [twice, 40]);
+    assertEquals(
+      await best((x) => x.fill(NaN, 3).fill(Infinity, 1, 3)),
+      [thrice, 3],
+    );
     assertEquals(await best((x) => x.fill(-Infinity).fill(-5, 7, 9)), [-5, 7]);
-    assertEquals(await best((x) => x.fill(NaN).fill(-1e38, 3, 4)), [-large, 0]);
+    assertEquals(
+      await best((x) => x.fill(-Infinity).fill(-3e38, 3, 4)),
+      [-large, 3],
+    );
+    assertEquals(await best((x) => x.fill(-Infinity)), [-twice, 0]);
   },
 );
 

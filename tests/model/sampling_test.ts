@@ -4,14 +4,17 @@ import {
   assertEquals,
   assertThrows,
 } from "@std/assert";
+import { FAULT } from "../../lib/dispatch/sampling.ts";
 import {
   gumbel,
   gumbelHash,
   markSeen,
   resolveSampling,
   sample,
+  sampleEach,
   type Sampling,
   type SamplingOptions,
+  validToken,
 } from "../../lib/model/sampling.ts";
 import { randomTest, uniform } from "../support/random.ts";
 import { only } from "../support/sampling_inputs.ts";
@@ -224,21 +227,43 @@ Deno.test("the penalty applies to seen tokens, greedy or not", () => {
   );
 });
 
-Deno.test("logits that cannot be sampled from are refused", () => {
-  const refuse = (logits: number[], message: string) => {
-    for (const temperature of [0, 1]) {
-      assertThrows(
-        () => sample(Float32Array.from(logits), only({ temperature }), NONE, 0),
-        Error,
-        message,
-      );
+Deno.test("logits that cannot be sampled from give a fault, masked ones do not", () => {
+  const all = [
+    { temperature: 0 },
+    {},
+    { topK: 1 },
+    { topP: 0.5, minP: 0.1 },
+    { temperature: 0, repetitionPenalty: 2 },
+  ];
+  const give = (logits: number[], expected: number) => {
+    for (const options of all) {
+      const row = Float32Array.from(logits), seen = new Uint32Array([0xff]);
+      assertEquals(sample(row, only(options), seen, 0), expected);
     }
   };
-  refuse([1, NaN, 2], "Cannot sample: logit 1 is NaN, must be a number");
-  refuse([NaN], "Cannot sample: logit 0 is NaN");
-  refuse([1, Infinity], "the largest of 2 logits is Infinity, must be finite");
-  refuse([-Infinity], "the largest of 1 logits is -Infinity");
-  refuse([], "the largest of 0 logits is -Infinity");
+  give([1, NaN, 2], FAULT.nan);
+  give([NaN, Infinity, -Infinity], FAULT.nan);
+  give([Infinity, NaN], FAULT.nan);
+  give([1, Infinity], FAULT.infinity);
+  give([-Infinity, Infinity], FAULT.infinity);
+  give([-Infinity, -Infinity], FAULT.none);
+  give([], FAULT.none);
+  give([-Infinity, -3, -Infinity], 1);
+  give([-Infinity, -3e38], 1);
+  const tiny = only({ temperature: 0, repetitionPenalty: 1e-30 });
+  assertEquals(
+    sample(Float32Array.of(1, 3e38), tiny, new Uint32Array([0xff]), 0),
+    0,
+  );
+  assertEquals([7, FAULT.nan, FAULT.none].map(validToken), [7, 0, 0]);
+});
+
+Deno.test("a fault marks no token as seen", () => {
+  const seen = [new Uint32Array(1), new Uint32Array(1)];
+  const rows = [Float32Array.of(NaN, 0), Float32Array.of(0, 1)];
+  const ids = sampleEach(rows, only({ temperature: 0 }), seen, 0);
+  assertEquals(ids, [FAULT.nan, 1]);
+  assertEquals(seen.map(([bits]) => bits), [0, 2]);
 });
 
 Deno.test("options override the checkpoint's, which override transformers' defaults", () => {
@@ -305,11 +330,6 @@ Deno.test("sampling options out of range are refused", () => {
   refuse({ repetitionPenalty: 0 }, "repetitionPenalty is 0");
   refuse({ seed: 2 ** 32 }, "seed is 4294967296, must be an integer from 0");
   refuse({ seed: NaN }, "seed is NaN");
-  assertThrows(
-    () => resolveSampling({}, { topP: 7 }),
-    RangeError,
-    "Cannot sample: topP in the checkpoint is 7, must be above 0 and at most 1",
-  );
 });
 
 randomTest(

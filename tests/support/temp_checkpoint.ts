@@ -1,4 +1,5 @@
 /** Temporary checkpoints: copies with some files changed. */
+import { f32ToBf16Bits } from "../../lib/dtype.ts";
 
 /** A folder that is deleted when disposed. */
 export interface TempCheckpoint extends AsyncDisposable {
@@ -76,6 +77,24 @@ export function scaleWeights(
       const old = bits.getUint16(at, true);
       // The exponent is above 7 bits of fraction; zeros stay zeros.
       if (old & 0x7fff) bits.setUint16(at, old + (exponent << 7), true);
+    }
+  }
+  return file;
+}
+
+/** The file with elements of f32 or bf16 tensors replaced: by name, by index. */
+export function replaceElements(
+  safetensors: Uint8Array,
+  changes: Readonly<Record<string, Readonly<Record<number, number>>>>,
+): Uint8Array<ArrayBuffer> {
+  const file = Uint8Array.from(safetensors);
+  const { header, data } = readHeader(file);
+  for (const [name, values] of Object.entries(changes)) {
+    const { dtype, data_offsets: [begin, end] } = header[name];
+    const bits = new DataView(file.buffer, data + begin, end - begin);
+    for (const [at, value] of Object.entries(values)) {
+      if (dtype === "F32") bits.setFloat32(4 * Number(at), value, true);
+      else bits.setUint16(2 * Number(at), f32ToBf16Bits(value), true);
     }
   }
   return file;

@@ -162,6 +162,24 @@ Deno.test("flags reach sampling: a seed repeats the text, stop ends it", async (
   assertMatch(notices(stopped.stderr), /\(stop, greedy\)/);
 });
 
+Deno.test("generation_config.json sets limits; what it sets in vain is named on stderr", async () => {
+  await using checkpoint = await copyCheckpoint(TINY, {
+    "generation_config.json": JSON.stringify({
+      max_new_tokens: 5,
+      no_repeat_ngram_size: 3,
+    }),
+  });
+  const args = ["328", "--model", checkpoint.path, "--device", "cpu"];
+  const { code, stdout, stderr } = await generate(args);
+  assertEquals([code, stdout], [0, "63 224 290 290 290 \n"]);
+  assertMatch(
+    notices(stderr),
+    /^Ignoring settings for generation of \S+ that are not supported: no_repeat_ngram_size \(3\)\n/m,
+  );
+  // A refusal stays the only line.
+  await assertRefused(["999", "--model", checkpoint.path], "ids must be");
+});
+
 Deno.test("a checkpoint without a tokenizer takes and prints ids", async () => {
   const { code, stdout, stderr } = await generate([
     ...["328", "--model", TINY.href, "--device", "cpu"],

@@ -6,6 +6,7 @@
 import { defaultContext } from "../../dispatch/context.ts";
 import { chooseCacheDtype } from "../../dispatch/precision.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { contextLimit } from "../../checkpoint/config.ts";
 import { DeviceError, errorText } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import type { Finding } from "./report.ts";
@@ -29,19 +30,19 @@ export async function modelNeeds(
   gpu: Gpu | undefined,
 ): Promise<Finding[]> {
   const { name, config } = checkpoint;
-  const trained = config.maxPositionEmbeddings;
+  const { tokens: most, why } = contextLimit(config);
   if (
     wanted !== undefined &&
-    !(Number.isInteger(wanted) && wanted >= 1 && wanted <= trained)
+    !(Number.isInteger(wanted) && wanted >= 1 && wanted <= most)
   ) {
     return [{
       severity: "red",
       topic: "context",
       text:
-        `--context is ${wanted}, must be from 1 to ${trained}, the context that ${name} was trained for`,
+        `--context is ${wanted}, must be from 1 to ${most} for ${name} (${why})`,
     }];
   }
-  const context = wanted ?? defaultContext(trained);
+  const context = wanted ?? defaultContext(config.maxPositionEmbeddings);
   const dtype = gpu ? chooseCacheDtype(config.headDim).dtype : "f32";
   const weights = weightBytes(checkpoint);
   const cache = cacheBytes(config, 1, context, dtype);
@@ -102,7 +103,7 @@ function bindings(
       keys > limit
         ? `more than the adapter binds: use --context ${most} or less`
         : `up to ${
-          Math.min(most, config.maxPositionEmbeddings)
+          Math.min(most, contextLimit(config).tokens)
         } tokens can be bound`
     }`,
     data: { keys, limit },

@@ -4,6 +4,7 @@
  * @module
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { contextLimit } from "../../checkpoint/config.ts";
 import type { AllowedKernel } from "./kernels.ts";
 import type { ProfileReport, TimelineEvent } from "./report.ts";
 import type { Findings } from "./verdict.ts";
@@ -97,7 +98,7 @@ export function settle(
   { config, generation }: Checkpoint,
   options: ProfileOptions,
 ): Setting {
-  const room = config.maxPositionEmbeddings;
+  const room = contextLimit(config).tokens;
   const { maxTokens = Math.min(MAX_TOKENS, room - 1), batch = 1 } = options;
   // The prompt yields the first token, a decode step the second.
   requireWhole("maxTokens", maxTokens, 2, room - 1);

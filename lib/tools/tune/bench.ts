@@ -7,6 +7,7 @@
 import { type Matrix, matrixOf } from "../../formats/matrix.ts";
 import { errorText } from "../../errors.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { contextLimit } from "../../checkpoint/config.ts";
 import {
   chooseCacheDtype,
   chooseMatmulDtype,
@@ -72,7 +73,7 @@ export class Bench implements Disposable {
   ) {
     const { config } = runner;
     this.weights = runner.weights;
-    this.context = Math.min(CONTEXT, config.maxPositionEmbeddings);
+    this.context = Math.min(CONTEXT, contextLimit(config).tokens);
     this.#cache = new GpuKvCache(gpu, config, 1, this.context, cacheDtype);
     this.#ops = new GpuOps(gpu, config);
   }

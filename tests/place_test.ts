@@ -1,0 +1,120 @@
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { contextLimit } from "../lib/checkpoint/config.ts";
+import { openCheckpoint } from "../lib/checkpoint/open.ts";
+import { openDevice } from "../lib/open_device.ts";
+import { modelNeeds } from "../lib/tools/doctor/needs.ts";
+import { settle } from "../lib/tools/profile/setting.ts";
+import { Bench } from "../lib/tools/tune/bench.ts";
+import { loadQwen3 } from "../mod.ts";
+import { readGolden, relativeError } from "./support/golden.ts";
+import { gpuTest } from "./support/gpu.ts";
+import { copyCheckpoint } from "./support/temp_checkpoint.ts";
+
+/** As on Qwen3's model cards: factor 4 on 128, max_position_embeddings raised by 1.25. */
+const PLAIN = 160, REACHED = 512;
+const WHY =
+  "YaRN's factor 4 times the trained 128; max_position_embeddings is 160";
+
+async function asOnTheCard() {
+  const { model, cases } = await readGolden("tiny-yarn-bf16");
+  const url = new URL("config.json", model);
+  const config = JSON.parse(await Deno.readTextFile(url));
+  config.max_position_embeddings = PLAIN;
+  const text = JSON.stringify(config);
+  return { ...await copyCheckpoint(model, { "config.json": text }), cases };
+}
+
+Deno.test("YaRN allows contexts up to factor × original", () => {
+  const of = (
+    maxPositionEmbeddings: number,
+    factor: number,
+    original: number,
+  ) =>
+    contextLimit({
+      maxPositionEmbeddings,
+      ropeScaling: {
+        factor,
+        originalMaxPositionEmbeddings: original,
+        attentionFactor: 1,
+        betaFast: 32,
+        betaSlow: 1,
+        truncate: true,
+      },
+    }).tokens;
+  assertEquals(of(40960, 4, 32768), 131072);
+  assertEquals(of(131072, 4, 32768), 131072);
+  assertEquals(of(262144, 4, 32768), 262144);
+  assertEquals(of(40960, 2.3, 32768), 75366);
+  assertEquals(of(10, 1.15, 100), 115); // 114.99999999999999 in f64
+  const plain = { maxPositionEmbeddings: 40960, ropeScaling: null };
+  assertEquals(contextLimit(plain), {
+    tokens: 40960,
+    why: "max_position_embeddings",
+  });
+});
+
+for (const device of ["gpu", "cpu"] as const) {
+  const test = device === "gpu" ? gpuTest : Deno.test;
+
+  test(`positions beyond max_position_embeddings are transformers' on the ${device}`, async () => {
+    await using folder = await asOnTheCard();
+    const { tokenIds, logits } = folder.cases.find(({ tokenIds }) =>
+      tokenIds.length === 300
+    )!;
+    using qwen = await loadQwen3(folder.path, {
+      device,
+      precision: "f32",
+      context: REACHED,
+    });
+    assertEquals(qwen.context, REACHED);
+    const error = relativeError(await qwen.logits(tokenIds), logits);
+    assert(error <= 1e-4, `the relative error is ${error}`);
+  });
+}
+
+Deno.test("the default context leaves YaRN's room alone", async () => {
+  await using folder = await asOnTheCard();
+  using qwen = await loadQwen3(folder.path, { device: "cpu" });
+  assertEquals(qwen.context, PLAIN);
+  const { reason } = qwen.device.choices
+    .find(({ what }) => what === "context")!;
+  assertEquals(reason, `the default; the checkpoint allows ${REACHED}`);
+});
+
+Deno.test("loading, doctor and profile share the limit of YaRN", async () => {
+  await using folder = await asOnTheCard();
+  const { path } = folder;
+  await assertRejects(
+    () => loadQwen3(path, { device: "cpu", context: REACHED + 1 }),
+    RangeError,
+    `Cannot load ${path}: context is 513, must be an integer from 1 to 512 (${WHY})`,
+  );
+
+  await using checkpoint = await openCheckpoint(path);
+  const needs = (context: number) => modelNeeds(checkpoint, context, undefined);
+  const [fits, ...more] = await needs(REACHED);
+  assertEquals([fits.severity, fits.topic], ["green", "model"]);
+  assertEquals(more.length, 1);
+  assertEquals(await needs(REACHED + 1), [{
+    severity: "red",
+    topic: "context",
+    text: `--context is 513, must be from 1 to 512 for ${path} (${WHY})`,
+  }]);
+
+  const prompt = (promptTokens: number) =>
+    settle(checkpoint, { promptTokens, maxTokens: 12 }).promptTokens;
+  assertEquals(prompt(500), 500);
+  assertThrows(
+    () => prompt(501),
+    RangeError,
+    "promptTokens is 501, must be an integer from 1 to 500",
+  );
+});
+
+gpuTest("tuning uses the positions that YaRN allows", async () => {
+  await using folder = await asOnTheCard();
+  await using checkpoint = await openCheckpoint(folder.path);
+  using gpu = await openDevice();
+  using bench = await Bench.load(gpu, checkpoint);
+  assertEquals(bench.context, REACHED);
+});
