@@ -12,6 +12,9 @@
  */
 const WORK_MS = 50;
 
+/** The longest time that the queue of a GPU may take, since waiting for it blocks the thread. */
+export const LONGEST_WAIT_MS = 100;
+
 /** When the event loop last turned, during work on the CPU. */
 export class Rests {
   #began = performance.now();

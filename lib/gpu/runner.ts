@@ -88,7 +88,7 @@ export class GpuRunner implements Runner {
     const one = this.#one;
     one.cache.reset();
     const options = { sequence: 0, rows, all, signal };
-    for (const logits of one.prefill(tokens, options)) {
+    for await (const logits of one.prefill(tokens, options)) {
       last = logits;
       if (!all) continue;
       const part = await logits.read();
@@ -129,7 +129,7 @@ export class GpuRunner implements Runner {
     const texts = prompts.map((prompt) => [...prompt]);
     const batch = several ?? this.#one;
     for (let step = 0; step < maxTokens;) {
-      await this.#compileAhead(batch, texts);
+      await this.#compileAhead(batch, texts, signal);
       let overflow = false;
       {
         using loop = new DecodeLoop(batch, {
@@ -140,7 +140,7 @@ export class GpuRunner implements Runner {
           signal,
           watcher: this.watcher,
         });
-        loop.prefill(texts);
+        await loop.prefill(texts);
         for await (const ids of loop.tokens()) {
           overflow = ids === OVERFLOW;
           if (overflow) break;
@@ -156,22 +156,21 @@ export class GpuRunner implements Runner {
 
   async #several(sequences: number, context: number): Promise<GpuSequences> {
     this.requireRoom(sequences, context);
-    const dtype = this.cacheDtype;
-    return await GpuSequences.create(this.#ops, this.weights, {
-      sequences,
-      context,
-      dtype,
-    });
+    const size = { sequences, context, dtype: this.cacheDtype };
+    const { paces } = this.#one;
+    return await GpuSequences.create(this.#ops, this.weights, size, paces);
   }
 
   /** Compiles the shaders that a run needs, in several threads where that pays off. */
   async #compileAhead(
     batch: GpuSequences,
     texts: readonly (readonly number[])[],
+    signal?: AbortSignal,
   ): Promise<void> {
     const decided = await compileAhead(
       this.gpu,
       () => batch.shaders(texts, this.prefillRows),
+      signal,
     );
     if (!decided) return;
     const before = this.choices.findIndex(({ what }) => what === decided.what);
