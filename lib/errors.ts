@@ -33,13 +33,35 @@ const MOST = 1900;
  * characters; the middle of a longer one is cut out.
  */
 export function errorText(error: unknown): string {
-  const text = error instanceof Error ? error.message : String(error);
+  const text = withoutPermission(error) ??
+    (error instanceof Error ? error.message : String(error));
   // Bounded before anything else, since a message may quote a whole file.
   const head = text.slice(0, 2 * MOST), tail = text.slice(-2 * MOST);
   const whole = head.length < text.length ? `${head}…${tail}` : text;
   const line = printable(whole.replaceAll(/\s+/g, " ").trim());
   if (line.length <= MOST) return line;
   return `${line.slice(0, MOST - 400)} … ${line.slice(-397)}`;
+}
+
+/** What Deno says of a permission that was not given. */
+const NO_PERMISSION =
+  /^Requires (\w+) access to (.+), run again with the (--allow-\w+) flag$/s;
+
+function withoutPermission(error: unknown): string | undefined {
+  if (!(error instanceof Error)) return undefined;
+  const [, kind, what, flag] = NO_PERMISSION.exec(error.message) ?? [];
+  return flag &&
+    `Deno has no ${kind} permission for ${what}, run it with ${flag}`;
+}
+
+/**
+ * Returns an error that says what could not be done, if `error` is Deno's for a
+ * permission that was not given; otherwise `error`.
+ */
+export function explained(action: string, error: unknown): unknown {
+  return withoutPermission(error) === undefined
+    ? error
+    : new Error(`Cannot ${action}: ${errorText(error)}`, { cause: error });
 }
 
 /**

@@ -22,32 +22,59 @@ export const denoHost = {
     return Deno.permissions.querySync(descriptor).state === "granted";
   },
   freeMemory: (): number => Deno.systemMemoryInfo().available,
+  async createHash(algorithm: "sha1" | "sha256") {
+    // Imported here, because other runtimes load this file too.
+    const { createHash } = await import("node:crypto");
+    const hash = createHash(algorithm);
+    return {
+      update(bytes: Uint8Array): void {
+        hash.update(bytes);
+      },
+      hex: (): string => hash.digest("hex"),
+    };
+  },
   files: {
     currentFolder: (): string => Deno.cwd(),
     find: (path: string | URL) =>
       unlessAbsent(async () => {
         const real = await Deno.realPath(path);
-        const { isDirectory } = await Deno.stat(real);
-        return { path: real, isDirectory };
+        const { isDirectory, size } = await Deno.stat(real);
+        return { path: real, isDirectory, size };
       }),
     readText: (path: string): Promise<string | undefined> =>
       unlessAbsent(() => Deno.readTextFile(path)),
     open: (path: string) => unlessAbsent(() => openToRead(path)),
     append: openToAppend,
     async writeText(path: string, text: string): Promise<void> {
-      const folder = path.slice(0, path.lastIndexOf("/"));
-      await Deno.mkdir(folder, { recursive: true });
+      const end = Deno.build.os === "windows"
+        ? Math.max(path.lastIndexOf("/"), path.lastIndexOf("\\"))
+        : path.lastIndexOf("/");
+      if (end > 0) await Deno.mkdir(path.slice(0, end), { recursive: true });
       const unfinished = `${path}.${crypto.randomUUID()}`;
-      await Deno.writeTextFile(unfinished, text);
-      await Deno.rename(unfinished, path);
+      try {
+        {
+          using file = await openToAppend(unfinished);
+          await file.append(new TextEncoder().encode(text));
+          await file.flush();
+        }
+        await Deno.rename(unfinished, path);
+      } catch (error) {
+        await unlessAbsent(() => Deno.remove(unfinished));
+        throw error;
+      }
     },
-    createTemporary: (prefix: string): Promise<string> =>
-      Deno.makeTempFile({ prefix }),
+    openTemporary,
     makeFolder: (path: string): Promise<void> =>
       Deno.mkdir(path, { recursive: true }),
-    link: (target: string, path: string): Promise<void> =>
-      Deno.symlink(target, path, { type: "file" }),
+    link(target: string, path: string): Promise<void> {
+      // Windows does not follow a link whose target has slashes.
+      const native = Deno.build.os === "windows"
+        ? target.replaceAll("/", "\\")
+        : target;
+      return Deno.symlink(native, path, { type: "file" });
+    },
     move: (from: string, to: string): Promise<void> => Deno.rename(from, to),
+    copy: (from: string, to: string): Promise<void> => Deno.copyFile(from, to),
     async remove(path: string): Promise<void> {
       await unlessAbsent(() => Deno.remove(path));
     },
@@ -76,37 +103,97 @@ async function openToRead(path: string) {
   const { size } = await file.stat();
   return {
     size,
-    read(begin: number, into: Uint8Array): number {
-      file.seekSync(begin, Deno.SeekMode.Start);
-      let done = 0;
-      while (done < into.length) {
-        const count = file.readSync(into.subarray(done));
-        if (count === null) break;
-        done += count;
-      }
-      return done;
-    },
+    read: (begin: number, into: Uint8Array) => readAt(file, begin, into),
     [Symbol.dispose]: () => file[Symbol.dispose](),
   };
 }
 
+/** Fills `into` from byte `begin`; returns how many bytes there were. */
+function readAt(file: Deno.FsFile, begin: number, into: Uint8Array): number {
+  file.seekSync(begin, Deno.SeekMode.Start);
+  let done = 0;
+  while (done < into.length) {
+    const count = file.readSync(into.subarray(done));
+    if (count === null) break;
+    done += count;
+  }
+  return done;
+}
+
 async function openToAppend(path: string) {
   const file = await Deno.open(path, { write: true, create: true });
-  const { size } = await file.stat();
+  let { size } = await file.stat();
   await file.seek(size, Deno.SeekMode.Start);
   return {
-    size,
+    get size(): number {
+      return size;
+    },
     async append(bytes: Uint8Array): Promise<void> {
       for (let done = 0; done < bytes.length;) {
-        done += await file.write(bytes.subarray(done));
+        const count = await file.write(bytes.subarray(done));
+        done += count;
+        size += count;
       }
     },
     async clear(): Promise<void> {
       await file.truncate(0);
       await file.seek(0, Deno.SeekMode.Start);
+      size = 0;
     },
+    flush: (): Promise<void> => file.sync(),
     [Symbol.dispose]: () => file[Symbol.dispose](),
   };
+}
+
+// deno-lint-ignore require-await
+async function openTemporary(prefix: string) {
+  // Synchronous, so that no signal comes between creating the file and removing it.
+  const path = Deno.makeTempFileSync({ prefix });
+  const file = Deno.openSync(path, { read: true, write: true });
+  const remove = removeOpen(path);
+  let size = 0;
+  return {
+    get size(): number {
+      return size;
+    },
+    async append(bytes: Uint8Array): Promise<void> {
+      file.seekSync(size, Deno.SeekMode.Start);
+      for (let done = 0; done < bytes.length;) {
+        done += await file.write(bytes.subarray(done));
+      }
+      size += bytes.length;
+    },
+    async clear(): Promise<void> {
+      await file.truncate(0);
+      size = 0;
+    },
+    read: (begin: number, into: Uint8Array) => readAt(file, begin, into),
+    [Symbol.dispose](): void {
+      file[Symbol.dispose]();
+      remove();
+    },
+  };
+}
+
+/**
+ * Removes a file that is open, which keeps its content until it is closed; even a killed
+ * process leaves nothing. Where the system refuses that, the file is removed by the
+ * returned function or at the end of the process.
+ */
+function removeOpen(path: string): () => void {
+  try {
+    Deno.removeSync(path);
+    return () => {};
+  } catch {
+    const remove = () => {
+      removeEventListener("unload", remove);
+      try {
+        Deno.removeSync(path);
+      } catch { /* somebody cleans up the folder too */ }
+    };
+    addEventListener("unload", remove);
+    return remove;
+  }
 }
 
 async function openLock(path: string) {

@@ -10,9 +10,11 @@ import {
   checkOptions,
   described,
   DeviceError,
+  explained,
   MemoryError,
   requireKind,
 } from "./errors.ts";
+import { shownUrl } from "./checkpoint/fetch.ts";
 import {
   ignoredNotice,
   newTokenLimit,
@@ -81,6 +83,14 @@ export async function loadQwen3(
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
   checkLoading(model, options);
+  try {
+    return await load(model, options);
+  } catch (error) {
+    throw explained(`load ${shownUrl(model)}`, error);
+  }
+}
+
+async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   const { signal, onProgress, onNotice, readTimeout } = options;
   const checkpoint = await openCheckpoint(model, {
     signal,

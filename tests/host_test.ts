@@ -88,16 +88,13 @@ Deno.test("the host reads, writes and finds files", async () => {
     assertEquals(await files.find(`${folder}/new/link`), {
       path: real,
       isDirectory: false,
+      size: 1,
     });
     await files.move(path, `${folder}/moved`);
     assertEquals(await files.find(`${folder}/new/link`), undefined); // a dangling link
     await files.makeFolder(`${folder}/a/b`);
     await files.makeFolder(`${folder}/a/b`);
     assertEquals((await files.find(`${folder}/a/b`))?.isDirectory, true);
-    const temporary = await files.createTemporary("test-");
-    assertEquals(await files.readText(temporary), "");
-    await files.remove(temporary);
-    assertEquals(await files.find(temporary), undefined);
     using first = await files.openLock(`${folder}/lock`);
     assertEquals(await first.tryLock(), true);
     using second = await files.openLock(`${folder}/lock`);
@@ -109,6 +106,80 @@ Deno.test("the host reads, writes and finds files", async () => {
     await Deno.remove(folder, { recursive: true });
   }
 });
+
+/** The names of the files in a folder. */
+async function namesIn(folder: string): Promise<string[]> {
+  return await Array.fromAsync(Deno.readDir(folder), ({ name }) => name);
+}
+
+Deno.test("a temporary file can be written and read, and has no name", async () => {
+  const folder = await Deno.makeTempDir();
+  const { makeTempFileSync } = Deno;
+  Deno.makeTempFileSync = (options) =>
+    makeTempFileSync({ ...options, dir: folder });
+  try {
+    using file = await host.files.openTemporary("test-");
+    assertEquals(await namesIn(folder), []);
+    await file.append(new Uint8Array([1, 2, 3]));
+    const bytes = new Uint8Array(4);
+    assertEquals(file.read(1, bytes), 2);
+    await file.append(new Uint8Array([4]));
+    assertEquals([file.size, file.read(0, bytes)], [4, 4]);
+    assertEquals([...bytes], [1, 2, 3, 4]);
+    await file.clear();
+    await file.append(new Uint8Array([5]));
+    assertEquals([file.size, file.read(0, bytes)], [1, 1]);
+    assertEquals([...bytes], [5, 2, 3, 4]);
+  } finally {
+    Deno.makeTempFileSync = makeTempFileSync;
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+for (
+  const [how, end] of [
+    ["is disposed", "file[Symbol.dispose]()"],
+    ["exits", "Deno.exit(3)"],
+    ["ends", ""],
+    ["is terminated", 'Deno.kill(Deno.pid, "SIGTERM"); await wait()'],
+    ["is killed", 'Deno.kill(Deno.pid, "SIGKILL"); await wait()'],
+  ]
+) {
+  for (const removable of [true, false]) {
+    // Without removing open files, as on some systems, signals leave the file.
+    if (!removable && /SIG/.test(end)) continue;
+    Deno.test(`a temporary file is gone when it or its process ${how}${removable ? "" : ", where open files stay"}`, async () => {
+      const folder = await Deno.makeTempDir();
+      try {
+        const module = new URL("lib/host.ts", ROOT).href;
+        await Deno.writeTextFile(
+          `${folder}/main.ts`,
+          `const { host } = await import(${JSON.stringify(module)});
+           const wait = () => new Promise((done) => setTimeout(done, 1e4));
+           const { removeSync } = Deno;
+           if (${!removable}) Deno.removeSync = () => { throw new Error("busy") };
+           const file = await host.files.openTemporary("test-");
+           Deno.removeSync = removeSync;
+           await file.append(new Uint8Array(9));
+           const names = [...Deno.readDirSync("tmp")].length;
+           console.log(names);
+           ${end}`,
+        );
+        await Deno.mkdir(`${folder}/tmp`);
+        const { stdout } = await new Deno.Command(Deno.execPath(), {
+          args: ["run", "-A", "--no-config", "main.ts"],
+          cwd: folder,
+          env: { TMPDIR: `${folder}/tmp`, NO_COLOR: "1" },
+        }).output();
+        const seen = new TextDecoder().decode(stdout).trim();
+        assertEquals(seen, removable ? "0" : "1");
+        assertEquals(await namesIn(`${folder}/tmp`), []);
+      } finally {
+        await Deno.remove(folder, { recursive: true });
+      }
+    });
+  }
+}
 
 /** Runs a script in which there is no `Deno`; returns what it printed. */
 async function runWithoutDeno(script: string): Promise<unknown> {

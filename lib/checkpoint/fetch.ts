@@ -313,6 +313,8 @@ function withoutUser(text: string): { url: string; authorization?: string } {
 export function shownUrl(text: string): string {
   const url = URL.parse(text);
   if (url !== null && /^https?:$/.test(url.protocol)) {
+    const { username, password, search, hash } = url;
+    if (username + password + search + hash === "") return text;
     return url.origin + url.pathname + (url.search === "" ? "" : "?…");
   }
   return /^https?:/i.test(text)

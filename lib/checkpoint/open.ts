@@ -6,7 +6,8 @@
  */
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
 import { parseGeneration } from "./generation_config.ts";
-import { host } from "../host.ts";
+import { errorText } from "../errors.ts";
+import { type FoundFile, host } from "../host.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
 import { checkReadTimeout, shownUrl } from "./fetch.ts";
@@ -15,13 +16,12 @@ import {
   readSafetensorsHeader,
   type SafetensorsEntry,
 } from "./safetensors.ts";
+import { fetchText, openUrl } from "./http.ts";
 import {
   checkRange,
-  fetchText,
   openFile,
   type OpenOptions,
   type OpenSource,
-  openUrl,
 } from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
 import { parseConfig } from "../model/families.ts";
@@ -55,7 +55,8 @@ export async function openCheckpoint(
   checkReadTimeout(`open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
-    return await openFolder(spec, webFolder(spec, options), options);
+    const folder = webFolder(spec, options);
+    return await openFolder(shownUrl(spec), folder, options);
   }
   const directory = await existingDirectory(spec);
   if (directory !== undefined) {
@@ -63,7 +64,7 @@ export async function openCheckpoint(
   }
   const repository = parseRepositoryId(spec);
   if (repository === undefined) {
-    if (spec.startsWith("/")) {
+    if (/^([a-z]:)?[/\\]/i.test(spec)) { // also C:\models and \\server\models
       throw new Error(
         `Cannot open ${JSON.stringify(spec)}: there is no such directory`,
       );
@@ -103,23 +104,34 @@ function webFolder(spec: string, options: OpenOptions): Folder {
   const base = URL.parse(spec);
   if (base === null) {
     throw new Error(
-      `Cannot open ${JSON.stringify(spec)}: it is not a valid URL`,
+      `Cannot open ${JSON.stringify(shownUrl(spec))}: it is not a valid URL`,
     );
   }
   if (!base.pathname.endsWith("/")) base.pathname += "/";
-  const locate = (file: string) => new URL(file, base).href;
+  const urlOf = (file: string) => {
+    const url = new URL(base);
+    url.pathname += encodeURIComponent(file);
+    return url.href; // with the folder's query, which may be a signature
+  };
   return {
-    location: locate("."),
-    locate,
-    open: (file) => openUrl(locate(file), options),
-    text: (file) => fetchText(locate(file), options),
+    location: shownUrl(urlOf("")),
+    locate: (file) => shownUrl(urlOf(file)),
+    open: (file) => openUrl(urlOf(file), options),
+    text: (file) => fetchText(urlOf(file), options),
   };
 }
 
 async function existingDirectory(spec: string): Promise<string | undefined> {
-  const found = await host.files.find(
-    /^file:/i.test(spec) ? new URL(spec) : spec,
-  );
+  const { files } = host;
+  let found: FoundFile | undefined;
+  try {
+    found = await files.find(/^file:/i.test(spec) ? new URL(spec) : spec);
+  } catch (cause) {
+    throw new Error(
+      `Cannot open ${JSON.stringify(spec.slice(0, 300))}: ${errorText(cause)}`,
+      { cause },
+    );
+  }
   if (found === undefined || found.isDirectory) return found?.path;
   throw new Error(
     `Cannot open ${

@@ -109,15 +109,21 @@ export function parseSafetensorsIndex(
     );
   }
   for (const [tensor, shard] of Object.entries(map)) {
-    if (typeof shard !== "string" || !/^[^/\\]+\.safetensors$/.test(shard)) {
+    if (typeof shard !== "string" || !isPlainName(shard)) {
       throw new Error(
         `Cannot use ${where}: it puts ${tensor} in ${
           JSON.stringify(shard)
-        }, must be a .safetensors file in the same folder`,
+        }, must be a .safetensors file in the same folder, by its plain name`,
       );
     }
   }
   return new Map(Object.entries(map) as [string, string][]);
+}
+
+/** Whether a shard's name means one file, in the same folder, also as part of a URL. */
+function isPlainName(shard: string): boolean {
+  return /^[^\p{C}/\\:%?#]+\.safetensors$/u.test(shard) &&
+    !shard.includes("..");
 }
 
 function parseEntry(

@@ -65,7 +65,9 @@ export class GpuRunner implements Runner {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
     // The largest weights bound how far rows may be scaled up in f16.
-    if (options.f16Matmuls) await measureLargest(gpu, config, weights);
+    if (options.f16Matmuls) {
+      await measureLargest(gpu, config, weights, options.signal);
+    }
     gpu.check();
     const size = { sequences: 1, context, dtype };
     const ops = new GpuOps(gpu, config);

@@ -4,7 +4,7 @@
  * @module
  */
 import { errorText } from "../errors.ts";
-import { Template } from "npm:@huggingface/jinja@0.5.11";
+import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
 /** A function call that the assistant made. */
 export interface ToolCall {
@@ -86,7 +86,7 @@ export function renderChat(
   }
   const { addGenerationPrompt = true, thinking, tools, variables } = options;
   try {
-    return new Template(template).render({
+    return compileTemplate(template).render({
       ...variables,
       messages,
       add_generation_prompt: addGenerationPrompt,
@@ -95,9 +95,11 @@ export function renderChat(
       ...(thinking !== undefined && { enable_thinking: thinking }),
     });
   } catch (error) {
-    throw new Error(
-      `Cannot render a chat with its template: ${errorText(error)}`,
-      { cause: error },
-    );
+    const reason = error instanceof TemplateError
+      ? error.reason
+      : errorText(error);
+    throw new Error(`Cannot render a chat with its template: ${reason}`, {
+      cause: error,
+    });
   }
 }

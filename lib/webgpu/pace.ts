@@ -49,23 +49,7 @@ export class Pace {
       const left = this.#most - this.#queued;
       let units = 0, at = begin;
       while (at < end && units < left) units += unitsOf(dispatches[at++]);
-      const t0 = performance.now();
       plan.submit(state, begin, at);
-      if (Deno.env.get("DBG")) {
-        console.log(
-          "    sub",
-          begin,
-          at - begin,
-          (units / 1e6).toFixed(0),
-          "M",
-          (performance.now() - t0).toFixed(0),
-          "ms rate",
-          this.rate.toFixed(0),
-          dispatches.slice(begin, at).map((d) =>
-            d.label.replace("layers.", "") + "/" + d.kernel
-          ).slice(0, 3).join(" "),
-        );
-      }
       begin = at;
       size = await this.submitted(units, signal)
         ? FIRST_PIECE

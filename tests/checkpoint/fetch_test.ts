@@ -189,7 +189,7 @@ Deno.test("Retry-After is honoured up to a bound", async () => {
     assertEquals(
       notices,
       ms <= 5000 ? [] : [
-        `${server.url}/: the server returned 503 Service Unavailable; trying again in ${
+        `${server.url}: the server returned 503 Service Unavailable; trying again in ${
           ms / 1000
         } s.`,
       ],

@@ -7,116 +7,15 @@ import {
 import type { LoadProgress } from "../../lib/checkpoint/sources.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import { parseRepositoryId } from "../../lib/checkpoint/hub.ts";
+import { brokenResponse } from "../support/serve_folder.ts";
 import {
-  brokenResponse,
-  rangeResponse,
-  readFolder,
-  serveFiles,
-} from "../support/serve_folder.ts";
-
-const COMMIT = "0123456789abcdef0123456789abcdef01234567";
-const VARIABLES = [
-  "HF_HUB_CACHE",
-  "HF_HOME",
-  "XDG_CACHE_HOME",
-  "HOME",
-  "HF_ENDPOINT",
-  "HF_TOKEN",
-  "HF_HUB_OFFLINE",
-];
-
-/** An empty cache and a clean environment until disposed. */
-async function emptyCache() {
-  const before = VARIABLES.map((name) => [name, Deno.env.get(name)] as const);
-  for (const name of VARIABLES) Deno.env.delete(name);
-  const path = await Deno.realPath(await Deno.makeTempDir());
-  Deno.env.set("HF_HUB_CACHE", path);
-  return {
-    path,
-    entry: `${path}/models--Some--Model`,
-    async [Symbol.asyncDispose]() {
-      for (const [name, value] of before) {
-        if (value === undefined) Deno.env.delete(name);
-        else Deno.env.set(name, value);
-      }
-      await Deno.remove(path, { recursive: true });
-    },
-  };
-}
-
-const fixtureFiles = (name: string) =>
-  readFolder(new URL(`../fixtures/${name}/`, import.meta.url));
-
-/** A server like the Hub with a repository `Some/Model`. */
-async function serveHub(
-  fixture: string,
-  intercept: (
-    request: Request,
-    path: string,
-  ) => Response | undefined | Promise<Response> = () => undefined,
-) {
-  const files = await fixtureFiles(fixture);
-  files.set("/tokenizer.json", new TextEncoder().encode('{"a":1}'));
-  files.set("/pytorch_model.bin", new Uint8Array(100));
-  const oid = (path: string, length: number) =>
-    [...path].map((c) => c.charCodeAt(0).toString(16)).join("").padEnd(
-      length,
-      "0",
-    ).slice(0, length);
-  const server = serveFiles(new Map(), {
-    async intercept(request) {
-      const path = decodeURIComponent(new URL(request.url).pathname);
-      const answer = await intercept(request, path);
-      if (answer !== undefined) return answer;
-      if (
-        /^\/api\/models\/Some\/Model\/revision\/(main|v1|0123456789abcdef\w*)$/
-          .test(path)
-      ) {
-        return Response.json({ _id: "1", id: "Some/Model", sha: COMMIT });
-      }
-      if (path === `/api/models/Some/Model/tree/${COMMIT}`) {
-        return Response.json(
-          [...files].map(([name, bytes]) => ({
-            type: "file",
-            path: name.slice(1),
-            size: bytes.length,
-            oid: oid(name, 40),
-            ...(name.endsWith(".safetensors") &&
-              {
-                lfs: {
-                  oid: oid([...name].reverse().join(""), 64),
-                  size: bytes.length,
-                },
-              }),
-          })),
-        );
-      }
-      const file = files.get(path.replace(`/Some/Model/resolve/${COMMIT}`, ""));
-      if (file !== undefined) {
-        return rangeResponse(request, file, { etag: '"tag"' });
-      }
-      return Response.json({ error: "Repository not found" }, { status: 404 });
-    },
-  });
-  Deno.env.set("HF_ENDPOINT", server.url);
-  return server;
-}
-
-/** Names of all files and links in a folder and below it. */
-async function namesIn(folder: string): Promise<string[]> {
-  return (await Array.fromAsync(Deno.readDir(folder), ({ name }) => name))
-    .sort();
-}
-
-/** Puts a fixture into the cache, with the layout of Python's huggingface_hub. */
-async function fillCache(entry: string, fixture: string, ref = "main") {
-  await Deno.mkdir(`${entry}/refs`, { recursive: true });
-  await Deno.mkdir(`${entry}/snapshots/${COMMIT}`, { recursive: true });
-  await Deno.writeTextFile(`${entry}/refs/${ref}`, COMMIT);
-  for (const [name, bytes] of await fixtureFiles(fixture)) {
-    await Deno.writeFile(`${entry}/snapshots/${COMMIT}${name}`, bytes);
-  }
-}
+  COMMIT,
+  emptyCache,
+  fillCache,
+  fixtureFiles,
+  namesIn,
+  serveHub,
+} from "../support/serve_hub.ts";
 
 /** Breaks downloads of weights after 1000 bytes while `broken()` is true. */
 function breakWeights(broken: () => boolean, weights: Uint8Array) {
@@ -158,37 +57,12 @@ Deno.test("parseRepositoryId takes owner/name with an optional revision", () => 
 Deno.test("a cached repository is used without a request to the Hub", async () => {
   await using cache = await emptyCache();
   Deno.env.set("HF_HUB_OFFLINE", "1");
-  await fillCache(cache.entry, "tiny-tied-bf16");
+  await fillCache(cache.entry, await fixtureFiles("tiny-tied-bf16"));
   const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
   for (const spec of ["Some/Model", `Some/Model@${COMMIT}`]) {
     await using checkpoint = await openCheckpoint(spec);
     assertEquals([checkpoint.name, checkpoint.location], [spec, snapshot]);
     assertEquals(checkpoint.config.hiddenSize, 64);
-  }
-});
-
-Deno.test("the environment decides where the cache is", async () => {
-  await using cache = await emptyCache();
-  Deno.env.delete("HF_HUB_CACHE");
-  const places: [string, string, string][] = [
-    ["HF_HOME", `${cache.path}/1`, "1/hub"],
-    ["XDG_CACHE_HOME", `${cache.path}/2`, "2/huggingface/hub"],
-    ["HOME", `${cache.path}/3`, "3/.cache/huggingface/hub"],
-    ["HF_HUB_CACHE", "~/4", "3/4"], // HOME is set by the line above
-  ];
-  Deno.env.set("HF_HUB_OFFLINE", "1");
-  for (const [variable, value, folder] of places) {
-    Deno.env.set(variable, value);
-    await fillCache(
-      `${cache.path}/${folder}/models--Some--Model`,
-      "tiny-tied-bf16",
-    );
-    await using checkpoint = await openCheckpoint("Some/Model");
-    assertEquals(
-      checkpoint.location,
-      `${cache.path}/${folder}/models--Some--Model/snapshots/${COMMIT}`,
-    );
-    if (variable !== "HOME") Deno.env.delete(variable);
   }
 });
 
@@ -202,7 +76,7 @@ Deno.test("offline, a missing file is named and nothing is requested", async () 
     await failure("Some/Model@v1"),
     `Cannot open Some/Model: no such directory, not in the cache (there is no ${cache.entry}/refs/v1), and HF_HUB_OFFLINE forbids downloading it`,
   );
-  await fillCache(cache.entry, "tiny-sharded-f16");
+  await fillCache(cache.entry, await fixtureFiles("tiny-sharded-f16"));
   const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
   await Deno.remove(`${snapshot}/model-00002-of-00015.safetensors`);
   assertStringIncludes(
@@ -235,7 +109,7 @@ for (const fixture of ["tiny-tied-bf16", "tiny-sharded-f16"]) {
       await checkpoint.read("model.norm.weight", 0, new Uint8Array(128));
     }
     const files = await fixtureFiles(fixture);
-    const names = [...files.keys()].map((name) => name.slice(1))
+    const names = [...files.keys()]
       .filter((name) => !name.startsWith("golden")).concat("tokenizer.json");
     assertEquals(await namesIn(snapshot), names.sort());
     for (const name of names) {
@@ -244,7 +118,7 @@ for (const fixture of ["tiny-tied-bf16", "tiny-sharded-f16"]) {
         await Deno.readLink(`${snapshot}/${name}`),
         "../../blobs/",
       );
-      const expected = files.get(`/${name}`);
+      const expected = files.get(name);
       if (expected !== undefined) {
         assertEquals(
           (await Deno.readFile(`${snapshot}/${name}`)).join(),
@@ -276,7 +150,7 @@ for (const fixture of ["tiny-tied-bf16", "tiny-sharded-f16"]) {
 Deno.test("a failed download leaves no file that looks complete, and is resumed", async () => {
   await using cache = await emptyCache();
   const weights = (await fixtureFiles("tiny-tied-bf16")).get(
-    "/model.safetensors",
+    "model.safetensors",
   )!;
   let broken = true;
   await using server = await serveHub(
@@ -307,36 +181,6 @@ Deno.test("a failed download leaves no file that looks complete, and is resumed"
     headers.get("range")
   );
   assert(ranges.includes(`bytes=4000-${weights.length - 1}`));
-});
-
-Deno.test("a server that cannot resume a download is refused, and the next try starts over", async () => {
-  await using cache = await emptyCache();
-  const weights = (await fixtureFiles("tiny-tied-bf16")).get(
-    "/model.safetensors",
-  )!;
-  let whole = false;
-  await using _server = await serveHub("tiny-tied-bf16", (request, path) => {
-    if (whole) {
-      return path.endsWith("/model.safetensors") &&
-          request.headers.get("range") !== "bytes=0-0"
-        ? new Response(weights.slice())
-        : undefined;
-    }
-    return breakWeights(() => true, weights)(request, path);
-  });
-  await assertRejects(() => openCheckpoint("Some/Model"), Error, "stopped at");
-  whole = true;
-  await assertRejects(
-    () => openCheckpoint("Some/Model"),
-    Error,
-    "the server sent more",
-  );
-  await using _checkpoint = await openCheckpoint("Some/Model");
-  const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
-  assertEquals(
-    (await Deno.readFile(`${snapshot}/model.safetensors`)).join(),
-    weights.join(),
-  );
 });
 
 Deno.test("a signal ends a download", async () => {
@@ -388,6 +232,36 @@ Deno.test("a mixture of experts is refused before its weights download", async (
   );
 });
 
+for (
+  const [what, fields] of [
+    ["FP8", { quantization_config: { quant_method: "fp8" } }],
+    ["AWQ", { quantization_config: { quant_method: "awq", bits: 4 } }],
+    ["GPTQ", { quantization_config: { quant_method: "gptq", bits: 4 } }],
+  ] as [string, Record<string, unknown>][]
+) {
+  Deno.test(`a repository quantised as ${what} is refused before its weights download`, async () => {
+    await using cache = await emptyCache();
+    const files = await fixtureFiles("tiny-tied-bf16");
+    const config = JSON.parse(
+      new TextDecoder().decode(files.get("config.json")),
+    );
+    files.set(
+      "config.json",
+      new TextEncoder().encode(JSON.stringify({ ...config, ...fields })),
+    );
+    await using server = await serveHub(files);
+    const { message } = await assertRejects(
+      () => openCheckpoint("Some/Model"),
+      Error,
+    );
+    assertStringIncludes(message, "quantization_config");
+    assertStringIncludes(message, what.toLowerCase());
+    const { pathname } = new URL(server.requests.at(-1)!.url);
+    assertEquals(pathname, `/Some/Model/resolve/${COMMIT}/config.json`);
+    assertEquals(await namesIn(cache.snapshot), ["config.json"]);
+  });
+}
+
 Deno.test("a missing repository, or one without safetensors, is reported with the URLs tried", async () => {
   await using cache = await emptyCache();
   await using server = await serveHub("demo"); // no config.json there
@@ -400,10 +274,10 @@ Deno.test("a missing repository, or one without safetensors, is reported with th
   );
   assertStringIncludes(
     missing,
-    `and ${server.url} does not provide revision main: Repository not found`,
+    `and revision main cannot be downloaded from ${server.url}: it answered 404 (Repository not found) for /api/models/No/Such/revision/main: there is none, or a token is needed: set HF_TOKEN or run hf auth login`,
   );
   assertStringIncludes(
     await failure("Some/Model"),
-    "there is no config.json among golden",
+    "there is no config.json, must be a repository with config.json and safetensors (it has golden",
   );
 });

@@ -213,7 +213,16 @@ Deno.test("parseSafetensorsIndex maps tensors to shards next to the index", () =
     ["b", "1.safetensors"],
   ]);
   for (
-    const shard of ["../1.safetensors", "/etc/passwd", "x\\1.safetensors", 3]
+    const shard of [
+      ...["../1.safetensors", "/etc/passwd", "x\\1.safetensors", 3],
+      ...[
+        "http:1.safetensors",
+        "%31.safetensors",
+        "1.safetensors?a",
+        "\n.safetensors",
+      ],
+      ...["1?.safetensors", "1#.safetensors", "a..b.safetensors"],
+    ]
   ) {
     let message = "";
     try {
@@ -225,7 +234,7 @@ Deno.test("parseSafetensorsIndex maps tensors to shards next to the index", () =
       message,
       `Cannot use i.json: it puts a in ${
         JSON.stringify(shard)
-      }, must be a .safetensors file in the same folder`,
+      }, must be a .safetensors file in the same folder, by its plain name`,
     );
   }
 });

@@ -128,3 +128,83 @@ export function head(status: string, ...lines: string[]): string {
   return [`HTTP/1.1 ${status}`, "Connection: close", ...lines, "", ""]
     .join("\r\n");
 }
+
+/** Answers with a status, header lines and a body of known length. */
+export function reply(
+  status: string,
+  lines: readonly string[] = [],
+  body: string | Uint8Array = "",
+): RawAnswer {
+  const bytes = bytesOf(body);
+  return async (_, connection) => {
+    const length = /^(1|204|304)/.test(status)
+      ? []
+      : [`Content-Length: ${bytes.length}`];
+    await connection.write(head(status, ...length, ...lines));
+    await connection.write(bytes);
+  };
+}
+
+/** Writes an answer's bytes as they are, then closes, hangs or resets. */
+export function raw(
+  parts: (string | Uint8Array)[],
+  end: "close" | "hang" | "reset" = "close",
+): RawAnswer {
+  return async (_, connection) => {
+    for (const part of parts) await connection.write(part);
+    if (end !== "close") await connection[end]();
+  };
+}
+
+/** A body in chunks of `Transfer-Encoding: chunked`, with its end unless it is `broken`. */
+export function chunked(
+  body: string | Uint8Array,
+  { size = 1000, broken = false } = {},
+): (string | Uint8Array)[] {
+  const bytes = bytesOf(body), parts: (string | Uint8Array)[] = [];
+  for (let at = 0; at < bytes.length; at += size) {
+    const chunk = bytes.subarray(at, at + size);
+    parts.push(`${chunk.length.toString(16)}\r\n`, chunk, "\r\n");
+  }
+  return broken ? parts : [...parts, "0\r\n\r\n"];
+}
+
+/** The range that a request asks for; undefined if it asks for a whole file. */
+export function rangeOf(
+  { headers }: RawRequest,
+): { begin: number; end: number } | undefined {
+  const [, begin, end] =
+    /^bytes=(\d+)-(\d+)$/.exec(headers.get("range") ?? "") ?? [];
+  return begin ? { begin: Number(begin), end: Number(end) } : undefined;
+}
+
+/**
+ * Answers as a good server does: whole or by range, with `tags` as the header lines
+ * that name the file's version, and with the whole file if `If-Range` names another.
+ */
+export function serveWell(
+  file: Uint8Array | undefined,
+  tags: readonly string[] = [],
+): RawAnswer {
+  return async (request, connection) => {
+    if (file === undefined) {
+      return await reply("404 Not Found")(request, connection);
+    }
+    const range = rangeOf(request), condition = request.headers.get("if-range");
+    const meets = condition === null ||
+      tags.some((line) => line.endsWith(`: ${condition}`));
+    if (range === undefined || !meets) {
+      return await reply("200 OK", tags, file)(request, connection);
+    }
+    const end = Math.min(range.end, file.length - 1);
+    await reply("206 Partial Content", [
+      ...tags,
+      `Content-Range: bytes ${range.begin}-${end}/${file.length}`,
+    ], file.subarray(range.begin, end + 1))(request, connection);
+  };
+}
+
+/** Bytes of text; bytes stay as they are. */
+export function bytesOf(body: string | Uint8Array): Uint8Array {
+  return typeof body === "string" ? new TextEncoder().encode(body) : body;
+}

@@ -64,7 +64,7 @@ Deno.test("a template sees only the names that it is passed", () => {
     renderChat(template, user, { variables: { bos_token: "<s>" } }),
     "<s>Hi",
   );
-  assertEquals(renderChat(template, user, { thinking: true }), "trueHi");
+  assertEquals(renderChat(template, user, { thinking: true }), "TrueHi");
 });
 
 Deno.test("no messages, a broken template and a refusal are one-line errors", () => {

@@ -1,0 +1,309 @@
+/**
+ * Entries of the cache that Python's huggingface_hub also uses
+ * (https://huggingface.co/docs/huggingface_hub/guides/manage-cache), and whether they
+ * are complete.
+ *
+ *     models--owner--name/refs/main             the commit main pointed to, as text
+ *     models--owner--name/trees/<commit>.json   the files of a commit, if someone listed them
+ *     models--owner--name/.no_exist/<commit>/   empty files, named like files it has not
+ *     models--owner--name/blobs/<hash>          complete files
+ *     models--owner--name/snapshots/<commit>/   links to them, by name
+ *
+ * @module
+ */
+import { host } from "../host.ts";
+import { isObject } from "../json.ts";
+import { type ByteSource, parseSafetensorsIndex } from "./safetensors.ts";
+import { openFile } from "./sources.ts";
+
+/** The weights in one file, or the index of the files that have them. */
+export const WEIGHTS = "model.safetensors";
+export const INDEX = "model.safetensors.index.json";
+
+/** Files that a model needs to talk, if its repository has them. */
+export const COMPANIONS = [
+  "generation_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "chat_template.jinja",
+];
+
+/** A file of a commit. */
+export interface ListedFile {
+  /** In bytes. */
+  size: number;
+  /** Git's SHA-1 of the file or, for a large file, of the pointer to it. */
+  blobId: string;
+  /** SHA-256 of a large file's content. */
+  sha256?: string;
+  xetHash?: string;
+}
+
+/** The files of a commit by path. */
+export type Listing = Map<string, ListedFile>;
+
+const LISTING_VERSION = 1;
+
+/** Reads the list of a commit's files; undefined if there is none that can be used. */
+async function readListing(
+  entry: string,
+  commit: string,
+): Promise<Listing | undefined> {
+  const text = await host.files.readText(`${entry}/trees/${commit}.json`);
+  if (text === undefined) return undefined;
+  try {
+    const { format_version, files } = JSON.parse(text);
+    if (format_version !== LISTING_VERSION || !isObject(files)) {
+      return undefined;
+    }
+    return new Map(
+      Object.entries(files).map(([path, file]) => {
+        const { size, lfs_size = size, blob_id, lfs_sha256 } = file as Record<
+          string,
+          unknown
+        >;
+        if (!Number.isSafeInteger(lfs_size)) throw new Error(path);
+        return [path, {
+          size: lfs_size as number,
+          blobId: String(blob_id),
+          sha256: lfs_sha256 === undefined ? undefined : String(lfs_sha256),
+        }];
+      }),
+    );
+  } catch {
+    return undefined; // it is only a hint: the files are listed again when one is missing
+  }
+}
+
+/** Saves the list of a commit's files, in huggingface_hub's format. */
+export async function writeListing(
+  entry: string,
+  commit: string,
+  listing: Listing,
+): Promise<void> {
+  const files = Object.fromEntries(
+    [...listing].sort(([a], [b]) => a < b ? -1 : 1).map((
+      [path, { size, blobId, sha256, xetHash }],
+    ) => [path, {
+      size,
+      blob_id: blobId,
+      ...(sha256 && { lfs_sha256: sha256, lfs_size: size }),
+      ...(xetHash && { xet_hash: xetHash }),
+    }]),
+  );
+  await host.files.writeText(
+    `${entry}/trees/${commit}.json`,
+    JSON.stringify({ format_version: LISTING_VERSION, files }, undefined, 1),
+  );
+}
+
+/** What the cache has of a revision. */
+export interface Snapshot {
+  /** The folder and commit; undefined if the cache does not know the revision. */
+  folder?: string;
+  commit?: string;
+  /** What is missing or damaged; empty if the model can be loaded. */
+  problems: string[];
+  /** Whether config.json and the weights are whole. */
+  hasWeights: boolean;
+  /** Companions that are missing and of which nobody noted whether there are any. */
+  unknown: string[];
+}
+
+/** Looks up a revision in the cache. */
+export async function findSnapshot(
+  entry: string,
+  revision: string,
+): Promise<Snapshot> {
+  const isCommit = /^[0-9a-f]{40}$/.test(revision);
+  const ref = `${entry}/refs/${revision}`;
+  const commit = isCommit ? revision : (await host.files.readText(ref))?.trim();
+  if (!commit || !/^[0-9a-f]{40}$/.test(commit)) {
+    return {
+      problems: [
+        commit
+          ? `${ref} has ${JSON.stringify(commit.slice(0, 60))}, not a commit`
+          : `there is no ${ref}`,
+      ],
+      hasWeights: false,
+      unknown: [],
+    };
+  }
+  const folder = `${entry}/snapshots/${commit}`;
+  const listing = await readListing(entry, commit);
+  const missing: string[] = [], damaged: string[] = [], unknown: string[] = [];
+  const check = async (file: string) => {
+    const path = `${folder}/${file}`;
+    const found = await host.files.find(path);
+    if (found === undefined) missing.push(file);
+    else {
+      const problem = await damage(path, found, listing?.get(file));
+      if (problem !== undefined) damaged.push(`${path} ${problem}`);
+    }
+  };
+  await check("config.json");
+  for (const file of await weightFiles(folder, listing)) await check(file);
+  const hasWeights = missing.length + damaged.length === 0;
+
+  for (const file of COMPANIONS) {
+    if (await exists(`${folder}/${file}`) || listing?.has(file)) {
+      await check(file);
+    } else if (
+      listing === undefined &&
+      !await exists(`${entry}/.no_exist/${commit}/${file}`)
+    ) unknown.push(file);
+  }
+  // Most repositories have their chat template in tokenizer_config.json.
+  const template = unknown.indexOf("chat_template.jinja");
+  if (template >= 0 && await hasTemplate(folder)) unknown.splice(template, 1);
+
+  const lacks = `${folder} lacks ${missing.join(", ")}`;
+  return {
+    folder,
+    commit,
+    problems: [...missing.length > 0 ? [lacks] : [], ...damaged],
+    hasWeights,
+    unknown,
+  };
+}
+
+/** The files that have the weights, as far as the cache knows. */
+async function weightFiles(
+  folder: string,
+  listing: Listing | undefined,
+): Promise<string[]> {
+  const isWhole = listing?.has(WEIGHTS) || await exists(`${folder}/${WEIGHTS}`);
+  if (isWhole) return [WEIGHTS];
+  const index = await host.files.readText(`${folder}/${INDEX}`);
+  if (index === undefined) {
+    return [listing?.has(INDEX) ? INDEX : `${WEIGHTS} or ${INDEX}`];
+  }
+  try {
+    return [INDEX, ...shardsOf(index, `${folder}/${INDEX}`)];
+  } catch {
+    return [INDEX]; // damaged() says why
+  }
+}
+
+/** The shards that an index names. */
+export function shardsOf(index: string, where: string): string[] {
+  return [...new Set(parseSafetensorsIndex(index, where).values())];
+}
+
+async function hasTemplate(folder: string): Promise<boolean> {
+  const text = await host.files.readText(`${folder}/tokenizer_config.json`);
+  try {
+    return JSON.parse(text ?? "{}").chat_template !== undefined;
+  } catch {
+    return false;
+  }
+}
+
+/** Files up to this size are hashed at every look, which takes milliseconds. */
+const SMALL_BYTES = 1 << 26;
+
+/**
+ * What is wrong with a file of a snapshot. A large one is judged by its size, or, if
+ * nobody listed that, by its own header.
+ */
+export async function damage(
+  path: string,
+  { size }: { size: number },
+  listed: ListedFile | undefined,
+  signal?: AbortSignal,
+): Promise<string | undefined> {
+  if (listed !== undefined) {
+    return size <= SMALL_BYTES
+      ? await verify(path, listed, signal)
+      : wrongSize(size, listed);
+  }
+  if (path.endsWith(".safetensors")) {
+    await using source = await openFile(path);
+    const whole = source && await safetensorsSize(source);
+    return whole === undefined ? undefined : wrongSize(size, { size: whole });
+  }
+  if (path.endsWith(".json")) {
+    const text = (await host.files.readText(path) ?? "").trim();
+    if (!/^\{[^]*\}$/.test(text)) return "is not a whole JSON object";
+  }
+}
+
+function wrongSize(
+  size: number,
+  listed: Pick<ListedFile, "size">,
+): string | undefined {
+  return size === listed.size
+    ? undefined
+    : `has ${size} bytes, must have ${listed.size}`;
+}
+
+/**
+ * The size that a safetensors file must have by its header; undefined if the header is
+ * unusable for another reason than its length.
+ */
+async function safetensorsSize(
+  source: ByteSource,
+): Promise<number | undefined> {
+  if (source.size < 8) return 8;
+  const head = new Uint8Array(8);
+  await source.read(0, head);
+  const length = Number(new DataView(head.buffer).getBigUint64(0, true));
+  if (8 + length > source.size) return 8 + length;
+  const bytes = new Uint8Array(length);
+  await source.read(8, bytes);
+  try {
+    let end = 0;
+    const header = JSON.parse(new TextDecoder().decode(bytes));
+    for (
+      const { data_offsets } of Object.values<Record<string, unknown>>(header)
+    ) {
+      if (Array.isArray(data_offsets)) end = Math.max(end, data_offsets[1]);
+    }
+    return Number.isSafeInteger(end) ? 8 + length + end : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Bytes that are hashed between looks at the signal. */
+const HASH_BYTES = 1 << 24;
+
+/**
+ * Compares a file on the disk with its size and hash in the list: SHA-256 for large
+ * files (Git LFS and Xet), otherwise the SHA-1 that names a blob in Git. Returns what
+ * differs, as "has …, must have …".
+ */
+export async function verify(
+  path: string,
+  listed: ListedFile,
+  signal?: AbortSignal,
+): Promise<string | undefined> {
+  using file = await host.files.open(path);
+  if (file === undefined) {
+    return "is gone: another program must have removed it";
+  }
+  const size = wrongSize(file.size, listed);
+  if (size !== undefined) return size;
+  const hash = await host.createHash(listed.sha256 ? "sha256" : "sha1");
+  if (!listed.sha256) {
+    hash.update(new TextEncoder().encode(`blob ${listed.size}\0`));
+  }
+  const bytes = new Uint8Array(Math.min(HASH_BYTES, listed.size));
+  for (let begin = 0; begin < listed.size; begin += bytes.length) {
+    const count = file.read(begin, bytes);
+    hash.update(bytes.subarray(0, count));
+    if (count < bytes.length) break;
+    await new Promise((resolve) => setTimeout(resolve)); // lets an abort arrive
+    signal?.throwIfAborted();
+  }
+  const hex = hash.hex(), expected = listed.sha256 ?? listed.blobId;
+  return hex === expected
+    ? undefined
+    : `has the ${
+      listed.sha256 ? "SHA-256" : "Git SHA-1"
+    } ${hex}, must have ${expected}`;
+}
+
+export async function exists(path: string): Promise<boolean> {
+  return await host.files.find(path) !== undefined;
+}

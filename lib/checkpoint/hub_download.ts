@@ -1,0 +1,515 @@
+/**
+ * Downloads a repository of the Hugging Face Hub into the cache. Nothing enters it
+ * unchecked: a file is compared with the size and hash that the Hub lists, read back
+ * from the disk, before it becomes a blob; weights come last. An interrupted download
+ * therefore never looks like a checkpoint, and the next one resumes it.
+ *
+ * @module
+ */
+import type * as Hub from "npm:@huggingface/hub@2.17.5";
+import { errorText } from "../errors.ts";
+import { type AppendableFile, host } from "../host.ts";
+import { parseJson } from "../json.ts";
+import { parseConfig } from "../model/families.ts";
+import { type HubAccess, HubRefusal } from "./hub_access.ts";
+import {
+  COMPANIONS,
+  damage,
+  exists,
+  INDEX,
+  type ListedFile,
+  type Listing,
+  shardsOf,
+  verify,
+  WEIGHTS,
+  writeListing,
+} from "./hub_cache.ts";
+import { pause, retry, TemporaryFailure } from "./fetch.ts";
+import type { LoadProgress, OpenOptions } from "./sources.ts";
+
+// A variable, so that Deno installs the package only when a download needs it.
+const HUB_PACKAGE = "npm:@huggingface/hub@2.17.5";
+
+/** The most pages of a list of files. */
+const MOST_PAGES = 1000;
+
+/** How often a lock is tried, and how often waiting for it is announced. */
+const LOCK_MS = 200;
+const LOCK_NOTICE_MS = 30_000;
+
+/** Where a repository's files go. */
+export interface Target {
+  /** `owner/name` */
+  name: string;
+  revision: string;
+  /** The folder of the cache, and the repository's folder in it. */
+  cache: string;
+  entry: string;
+}
+
+/** A file on its way. */
+interface Incoming {
+  path: string;
+  listed: ListedFile;
+  output: AppendableFile;
+  /** Where `output` is. */
+  piece: string;
+  resumedFrom?: number;
+}
+
+/** A response whose bytes cannot follow those in a file. */
+class WrongAnswer extends Error {}
+
+/** The download of one repository into the cache. */
+export class Download {
+  #commit = "";
+  #listing: Listing = new Map();
+  #done = 0;
+  #total = 0;
+
+  constructor(
+    readonly target: Target,
+    readonly access: HubAccess,
+    readonly options: OpenOptions,
+  ) {}
+
+  /**
+   * Completes the snapshot of a commit, by default the one that the revision points to.
+   * Returns its folder.
+   */
+  async run(commit?: string): Promise<string> {
+    const { entry, revision } = this.target;
+    const hub: typeof Hub = await import(HUB_PACKAGE);
+    this.#commit = commit ?? await this.#resolve(hub);
+    this.#listing = await this.#list(hub);
+    const folder = `${entry}/snapshots/${this.#commit}`;
+    await host.files.makeFolder(folder);
+    await host.files.makeFolder(`${entry}/blobs`);
+    await writeListing(entry, this.#commit, this.#listing);
+
+    if (!this.#listing.has("config.json")) throw this.#without("config.json");
+    await this.#take(["config.json"], folder);
+    const config = `${folder}/config.json`;
+    parseConfig(parseJson(await readBack(config), config), config);
+    const companions = COMPANIONS.filter((path) => this.#listing.has(path));
+    if (this.#listing.has(WEIGHTS)) {
+      await this.#take([...companions, WEIGHTS], folder);
+    } else if (this.#listing.has(INDEX)) {
+      await this.#take([...companions, INDEX], folder);
+      const index = `${folder}/${INDEX}`;
+      await this.#take(shardsOf(await readBack(index), index), folder);
+    } else throw this.#without(`${WEIGHTS} or ${INDEX}`);
+
+    if (revision !== this.#commit) {
+      await host.files.writeText(`${entry}/refs/${revision}`, this.#commit);
+    }
+    return folder;
+  }
+
+  async #resolve(hub: typeof Hub): Promise<string> {
+    const { endpoint: hubUrl, fetch } = this.access;
+    const { name, revision } = this.target;
+    const { sha } = await this.#ask(() =>
+      hub.modelInfo({
+        hubUrl,
+        fetch,
+        name,
+        revision,
+        additionalFields: ["sha"],
+      })
+    );
+    if (/^[0-9a-f]{40}$/.test(sha)) return sha;
+    throw new HubRefusal(
+      `its commit is ${JSON.stringify(sha)}, must be 40 hex digits`,
+    );
+  }
+
+  async #list(hub: typeof Hub): Promise<Listing> {
+    let pages = 0;
+    const files = hub.listFiles({
+      hubUrl: this.access.endpoint,
+      fetch: (...request) => {
+        if (++pages <= MOST_PAGES) return this.access.fetch(...request);
+        throw new HubRefusal(`its list of files has over ${MOST_PAGES} pages`);
+      },
+      repo: { type: "model", name: this.target.name },
+      revision: this.#commit,
+      recursive: true, // as huggingface_hub expects it in the cache
+    });
+    const listing: Listing = new Map();
+    await this.#ask(async () => {
+      for await (const file of files) {
+        if (file.type === "file") listing.set(file.path, checkListed(file));
+      }
+    });
+    return listing;
+  }
+
+  /** Asks the package, whose errors for malformed answers say little. */
+  async #ask<T>(question: () => Promise<T>): Promise<T> {
+    try {
+      return await question();
+    } catch (cause) {
+      if (cause instanceof SyntaxError || cause instanceof TypeError) {
+        throw new HubRefusal(
+          `the answer about its files is not what the Hub sends (${
+            errorText(cause)
+          })`,
+          { cause },
+        );
+      }
+      throw cause;
+    }
+  }
+
+  /** The error for a repository without a file that every checkpoint has. */
+  #without(file: string): HubRefusal {
+    const kinds = Map.groupBy(
+      [...this.#listing.keys()].sort(),
+      (path) => /\.[^./]+$/.exec(path)?.[0].toLowerCase() ?? "other",
+    );
+    const list = [...kinds].sort(([, a], [, b]) => b.length - a.length)
+      .slice(0, 8).map(([kind, [first, ...more]]) =>
+        `${first.slice(-80)}${
+          more.length === 0 ? "" : ` and ${more.length} more ${kind}`
+        }`
+      ).join(", ");
+    const gguf = kinds.has(".gguf")
+      ? "it holds GGUF files, which are not read: "
+      : "";
+    return new HubRefusal(
+      `there is no ${file}, must be a repository with config.json and safetensors (${gguf}it has ${
+        list || "no files"
+      })`,
+    );
+  }
+
+  /** Adds files to the snapshot. */
+  async #take(paths: string[], folder: string) {
+    for (const path of paths) {
+      if (!this.#listing.has(path)) throw this.#without(path);
+    }
+    const files = paths.map((path) => ({
+      path,
+      listed: this.#listing.get(path)!,
+    }));
+    for (const { listed } of files) this.#total += listed.size;
+    for (const { path, listed } of files) await this.#add(path, listed, folder);
+  }
+
+  /** Adds one file to the snapshot, downloading it if necessary. */
+  async #add(path: string, listed: ListedFile, folder: string) {
+    const link = `${folder}/${path}`;
+    const there = await host.files.find(link);
+    const problem = there &&
+      await damage(link, there, listed, this.options.signal);
+    if (problem !== undefined) {
+      this.#notice(`${link} ${problem}: it is downloaded again.`);
+    } else if (there !== undefined) {
+      return this.#advance({ path, listed }, listed.size);
+    }
+    const hash = listed.sha256 ?? listed.blobId;
+    const blob = `${this.target.entry}/blobs/${hash}`;
+    using lock = await this.#lock(path, hash);
+    const isNew = !await this.#isIntact(blob, listed);
+    if (isNew) {
+      // Without a lock the piece is this process's alone, so nobody else resumes it.
+      const piece = lock === undefined
+        ? `${blob}.${crypto.randomUUID()}.incomplete`
+        : `${blob}.incomplete`;
+      try {
+        await this.#download(piece, path, listed);
+      } catch (error) {
+        if (lock === undefined) await host.files.remove(piece);
+        throw error;
+      }
+      await host.files.move(piece, blob);
+    } else this.#advance({ path, listed }, listed.size);
+    await host.files.remove(link); // it may be damaged, or a dangling link
+    await putInSnapshot(blob, link, isNew);
+  }
+
+  /** Whether a blob is there with the right content; removes it if it has another. */
+  async #isIntact(blob: string, listed: ListedFile): Promise<boolean> {
+    if (!await exists(blob)) return false;
+    const problem = await verify(blob, listed, this.options.signal);
+    if (problem === undefined) return true;
+    this.#notice(`${blob} ${problem}: it is downloaded again.`);
+    await host.files.remove(blob);
+    return false;
+  }
+
+  /**
+   * Downloads a file to `piece`, which may have its beginning, and checks it. If it is
+   * not what the Hub lists, starts over once.
+   *
+   * @throws {Error} if it differs again; nothing is left of it then
+   */
+  async #download(piece: string, path: string, listed: ListedFile) {
+    for (let isFirst = true;; isFirst = false) {
+      let problem: string | undefined;
+      {
+        using output = await host.files.append(piece);
+        if (output.size > listed.size) await output.clear();
+        const resumedFrom = output.size || undefined;
+        const file = { path, listed, output, piece, resumedFrom };
+        if (resumedFrom !== undefined) {
+          this.#notice(
+            `Resuming ${path} at byte ${resumedFrom} of ${listed.size}.`,
+          );
+        }
+        this.#advance(file, output.size);
+        try {
+          await this.#fill(file);
+          await output.flush();
+        } catch (error) {
+          if (!(error instanceof WrongAnswer)) throw error;
+          problem = error.message;
+        }
+        if (problem !== undefined) {
+          this.#advance(file, -output.size);
+          await output.clear();
+        }
+      } // Windows does not remove or rename an open file
+      if (problem === undefined) {
+        problem = await verify(piece, listed, this.options.signal);
+        if (problem === undefined) return;
+        this.#done -= listed.size;
+      }
+      await host.files.remove(piece);
+      if (!isFirst) {
+        throw new HubRefusal(
+          `${path} ${problem}; that was the second attempt, nothing is kept`,
+        );
+      }
+      this.#notice(
+        `${path} ${problem}: it is downloaded again from the start.`,
+      );
+    }
+  }
+
+  /** Appends the rest of a file, resuming when the connection ends early. */
+  async #fill(file: Incoming) {
+    const { path, listed: { size }, output } = file;
+    let received = 0;
+    const attempt = async () => {
+      if (output.size === size) return; // the connection broke after the last byte
+      for await (const chunk of await this.#request(file)) {
+        await this.#append(file, chunk);
+        received += chunk.length;
+      }
+      if (output.size < size) {
+        throw new TemporaryFailure("the connection ended");
+      }
+    };
+    try {
+      await retry(path, attempt, this.options, () => received);
+    } catch (cause) {
+      this.options.signal?.throwIfAborted();
+      if (cause instanceof HubRefusal || cause instanceof WrongAnswer) {
+        throw cause;
+      }
+      throw new HubRefusal(
+        `${path} stopped at ${output.size} of ${size} bytes: ${
+          errorText(cause)
+        }`,
+        { cause },
+      );
+    }
+  }
+
+  /** Requests a file from where `output` ends; clears it if the server cannot resume. */
+  async #request(file: Incoming): Promise<AsyncIterable<Uint8Array>> {
+    const { path, listed: { size }, output } = file;
+    const begin = output.size;
+    const name = path.split("/").map(encodeURIComponent).join("/");
+    const { status, headers, body } = await this.access.fetch(
+      `${this.access.endpoint}/${this.target.name}/resolve/${this.#commit}/${name}`,
+      { headers: begin === 0 ? {} : { Range: `bytes=${begin}-${size - 1}` } },
+    );
+    const wrong = wrongRange(status, headers, begin, size);
+    if (wrong !== undefined) {
+      await body?.cancel();
+      throw new WrongAnswer(wrong);
+    }
+    if (status === 200 && begin > 0) {
+      this.#notice(`The server cannot resume ${path}: it starts over.`);
+      await output.clear();
+      file.resumedFrom = undefined;
+      this.#advance(file, -begin);
+    }
+    return body ?? new ReadableStream();
+  }
+
+  async #append(file: Incoming, chunk: Uint8Array) {
+    const { output, piece, listed: { size } } = file;
+    if (output.size + chunk.length > size) {
+      throw new WrongAnswer(`is longer than the ${size} bytes that are listed`);
+    }
+    const before = output.size;
+    try {
+      await output.append(chunk);
+    } catch (cause) { // the disk is full: another request would not help
+      throw new HubRefusal(
+        `Cannot write ${piece}: ${
+          errorText(cause)
+        }, at byte ${output.size} of ${size}`,
+        { cause },
+      );
+    } finally {
+      this.#advance(file, output.size - before);
+    }
+  }
+
+  /** Reports `bytes` more of a file. */
+  #advance(
+    { path, listed, output, resumedFrom }:
+      & Omit<Incoming, "output" | "piece">
+      & {
+        output?: AppendableFile;
+      },
+    bytes: number,
+  ) {
+    this.#done += bytes;
+    const progress: LoadProgress = {
+      stage: "download",
+      file: path,
+      done: this.#done,
+      total: this.#total,
+      fileDone: output?.size ?? listed.size,
+      fileTotal: listed.size,
+      resumedFrom,
+    };
+    this.options.onProgress?.(progress);
+  }
+
+  #notice(notice: string) {
+    this.options.onNotice?.(notice);
+  }
+
+  /**
+   * Takes the lock that Python's huggingface_hub uses for a blob, so that only one
+   * process downloads it at a time; undefined if the file system has no locks.
+   */
+  async #lock(path: string, hash: string): Promise<Disposable | undefined> {
+    const { cache, entry } = this.target;
+    const folder = `${cache}/.locks/${entry.slice(cache.length + 1)}`;
+    await host.files.makeFolder(folder);
+    const file = `${folder}/${hash}.lock`;
+    const lock = await host.files.openLock(file);
+    const since = performance.now();
+    let announced = -Infinity;
+    try {
+      while (!await lock.tryLock()) {
+        this.options.signal?.throwIfAborted();
+        const waited = performance.now() - since;
+        if (waited - announced >= LOCK_NOTICE_MS) {
+          announced = waited;
+          this.#notice(
+            `Waiting for another download of ${path}, which holds ${file}.`,
+          );
+        }
+        await pause(LOCK_MS, this.options);
+      }
+    } catch (error) {
+      lock[Symbol.dispose]();
+      this.options.signal?.throwIfAborted();
+      this.#notice(
+        `${file} cannot be locked (${
+          errorText(error)
+        }): ${path} is downloaded without.`,
+      );
+      return undefined;
+    }
+    return lock;
+  }
+}
+
+/**
+ * Compares the range and the length of a response with what was asked for: a file from
+ * byte `begin` to its end. Returns what is wrong.
+ */
+function wrongRange(
+  status: number,
+  headers: Headers,
+  begin: number,
+  size: number,
+): string | undefined {
+  const length = headers.get("content-length");
+  if (status === 206) {
+    const range = headers.get("content-range") ?? "";
+    const [, from, to, total] = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(range) ??
+      [];
+    // A server may send less than the whole range.
+    const fits = Number(from) === begin && Number(to) < size &&
+      (total === "*" || Number(total) === size);
+    return fits
+      ? undefined
+      : `was asked for from byte ${begin} of ${size}, but the server sent ${
+        JSON.stringify(range.slice(0, 100))
+      }`;
+  }
+  if (status !== 200) {
+    return `was asked for from byte ${begin} of ${size}, but the server answered ${status}`;
+  }
+  // Of a compressed file the length says nothing.
+  return length === null || Number(length) === size ||
+      headers.has("content-encoding")
+    ? undefined
+    : `has ${length} bytes on the server, must have ${size} as it is listed`;
+}
+
+/** Checks what the Hub says of a file. */
+function checkListed(
+  { path, size, oid, lfs, xetHash }: Hub.ListFileEntry,
+): ListedFile {
+  const isHash = (text: unknown, digits: number): text is string =>
+    typeof text === "string" && text.length === digits &&
+    /^[0-9a-f]+$/.test(text);
+  const bytes = lfs?.size ?? size;
+  if (
+    typeof path !== "string" || !Number.isSafeInteger(bytes) || bytes < 0 ||
+    !isHash(oid, 40) || lfs && !isHash(lfs.oid, 64)
+  ) {
+    throw new HubRefusal(
+      `its list of files has ${
+        JSON.stringify({ path, size, oid, lfs }).slice(0, 300)
+      }, must have a path, a size, a SHA-1 and, for large files, a SHA-256`,
+    );
+  }
+  return {
+    size: bytes,
+    blobId: oid,
+    sha256: lfs?.oid,
+    xetHash: isHash(xetHash, 64) ? xetHash : undefined,
+  };
+}
+
+/** Makes a file of the snapshot from a blob: a link, where the system permits one. */
+async function putInSnapshot(blob: string, path: string, isNew: boolean) {
+  const hash = blob.slice(blob.lastIndexOf("/") + 1);
+  try {
+    await host.files.link(`../../blobs/${hash}`, path);
+    if (await exists(path)) return;
+    await host.files.remove(path);
+  } catch { // Windows needs a privilege for links, Deno unscoped permissions
+    await host.files.remove(path);
+  }
+  // Other snapshots may link to a blob that was there before.
+  if (isNew) return await host.files.move(blob, path);
+  const piece = `${path}.incomplete`;
+  try {
+    await host.files.copy(blob, piece);
+    await host.files.move(piece, path);
+  } catch (error) {
+    await host.files.remove(piece);
+    throw error;
+  }
+}
+
+/** Reads a file that was just downloaded. */
+async function readBack(path: string): Promise<string> {
+  const text = await host.files.readText(path);
+  if (text !== undefined) return text;
+  throw new Error(`${path} is gone: another program must have removed it`);
+}
