@@ -154,6 +154,10 @@ export class Qwen3 implements Disposable {
   ): Promise<Qwen3> {
     const files = await readTokenizerFiles(checkpoint);
     const placed = await place(checkpoint, options);
+    if (options.signal?.aborted) {
+      placed.runner[Symbol.dispose]();
+      throw options.signal.reason;
+    }
     return new Qwen3(checkpoint, files, placed, options);
   }
 

@@ -16,6 +16,7 @@ import {
   type DeviceKind,
   type ReadRates,
 } from "./dispatch/device.ts";
+import { Rests } from "./dispatch/rests.ts";
 import { openDevice } from "./open_device.ts";
 import type { Gpu } from "./webgpu/device.ts";
 import { CpuOps } from "./cpu/ops.ts";
@@ -27,16 +28,24 @@ export interface Selection {
   choice: Choice;
 }
 
+/** Options of {@linkcode selectDevice}. */
+export interface SelectOptions {
+  /** A WebGPU implementation to use instead of `navigator.gpu`. */
+  gpu?: GPU;
+  signal?: AbortSignal;
+}
+
 /**
  * Selects a device. `auto` takes a hardware GPU; if there is only a software adapter,
  * it measures whether that or the CPU path reads weights faster.
  *
  * @throws {NoAdapterError} if `gpu` is requested and there is no adapter.
+ * @throws the reason of `signal` if it is aborted.
  */
 export async function selectDevice(
   kind: DeviceKind,
   config: Qwen3Config,
-  implementation?: GPU,
+  { gpu: implementation, signal }: SelectOptions = {},
 ): Promise<Selection> {
   const cpu = (reason: string): Selection => ({
     choice: { what: "device", value: "cpu", reason },
@@ -49,30 +58,45 @@ export async function selectDevice(
     if (kind === "gpu" || !(error instanceof NoAdapterError)) throw error;
     return cpu(error.message.replace("Cannot open a GPU: ", ""));
   }
+  using unused = new DisposableStack();
+  unused.use(gpu);
+  signal?.throwIfAborted();
   const decided = chooseDevice(kind, gpu) ??
-    chooseDevice(kind, gpu, await measureRates(gpu, config))!;
-  if (decided.gpu) return { gpu, choice: decided.choice };
-  gpu[Symbol.dispose]();
-  return { choice: decided.choice };
+    chooseDevice(kind, gpu, await measureRates(gpu, config, signal))!;
+  if (!decided.gpu) return { choice: decided.choice };
+  unused.move();
+  return { gpu, choice: decided.choice };
 }
 
 /** Matmuls per measurement. */
 const ROUNDS = 8;
+/** Weights in a measurement: more than a cache holds, and little enough to read quickly. */
+const MEASURED = 1 << 24;
 /** How late Deno settles a readback. */
 const READBACK_MS = 10;
 
-/** Measures how fast each side reads a layer's widest weight in a decode step. */
+/**
+ * Measures how fast each side reads a layer's widest weight, or as many of its rows as
+ * are enough, in a decode step.
+ */
 async function measureRates(
   gpu: Gpu,
   config: Qwen3Config,
+  signal?: AbortSignal,
 ): Promise<ReadRates> {
-  const { hiddenSize: k, intermediateSize: n } = config;
-  const rates = { gpu: await gpuRate(gpu, n, k), cpu: cpuRate(config, n, k) };
-  return { k, n, ...rates };
+  const { hiddenSize: k, intermediateSize } = config;
+  const n = Math.min(intermediateSize, Math.max(1, Math.floor(MEASURED / k)));
+  const onGpu = await gpuRate(gpu, n, k, signal);
+  return { k, n, gpu: onGpu, cpu: await cpuRate(config, n, k, signal) };
 }
 
 /** GB/s on the GPU, with bf16 weights. */
-async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
+async function gpuRate(
+  gpu: Gpu,
+  n: number,
+  k: number,
+  signal?: AbortSignal,
+): Promise<number> {
   using w = Tensor.create(gpu, "bf16", [n, k]);
   using x = Tensor.create(gpu, "f32", [1, k]);
   using y = Tensor.create(gpu, "f32", [1, n]);
@@ -91,7 +115,8 @@ async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
   for (let i = 0; i < 2; i++) {
     const began = performance.now();
     plan.run();
-    await y.read();
+    await y.read(); // lets the event loop turn
+    signal?.throwIfAborted();
     const took = performance.now() - began - READBACK_MS;
     ms = Math.min(ms, Math.max(0.1, took));
   }
@@ -102,12 +127,19 @@ async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
  * GB/s on the CPU path: the best of several tries, because another program may use a
  * core.
  */
-function cpuRate(config: Qwen3Config, n: number, k: number): number {
+async function cpuRate(
+  config: Qwen3Config,
+  n: number,
+  k: number,
+  signal?: AbortSignal,
+): Promise<number> {
   using ops = new CpuOps(config);
   const w = matrixOf(ops.tensor("bf16", [n, k]));
   const x = ops.tensor("f32", [1, k]), y = ops.tensor("f32", [1, n]);
+  const rests = new Rests();
   let ms = Infinity;
   for (let i = 0; i < 2 * ROUNDS; i++) {
+    await rests.rest(signal);
     const began = performance.now();
     ops.matmulAdd(x, w, y);
     ms = Math.min(ms, Math.max(0.001, performance.now() - began));

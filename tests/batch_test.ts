@@ -135,7 +135,7 @@ gpuTest(
       );
       recorded = 0;
       assert(batch.shaders(prompts, 64).length > 0);
-      batch.prefillAll(prompts, 64);
+      await batch.prefillAll(prompts, 64);
       batch.pass(batch.decodeShape).plan.seal();
       assertEquals(
         recorded,

@@ -11,7 +11,7 @@ const FORBIDDEN = {
 } as unknown as GPU;
 
 Deno.test("cpu never requests an adapter", async () => {
-  const { gpu, choice } = await selectDevice("cpu", config, FORBIDDEN);
+  const { gpu, choice } = await selectDevice("cpu", config, { gpu: FORBIDDEN });
   assertEquals(gpu, undefined);
   assertEquals(choice, {
     what: "device",
@@ -21,12 +21,14 @@ Deno.test("cpu never requests an adapter", async () => {
 });
 
 Deno.test("without an adapter auto takes the CPU and says what to install, gpu refuses", async () => {
-  const { gpu, choice } = await selectDevice("auto", config, NO_ADAPTER);
+  const { gpu, choice } = await selectDevice("auto", config, {
+    gpu: NO_ADAPTER,
+  });
   assertEquals([gpu, choice.value], [undefined, "cpu"]);
   assertMatch(choice.reason, /^there is no WebGPU adapter here, install /);
   assertMatch(choice.reason, /apt-get install mesa-vulkan-drivers/);
   const error = await assertRejects(
-    () => selectDevice("gpu", config, NO_ADAPTER),
+    () => selectDevice("gpu", config, { gpu: NO_ADAPTER }),
     NoAdapterError,
     "Cannot open a GPU: there is no WebGPU adapter here",
   );
@@ -35,7 +37,7 @@ Deno.test("without an adapter auto takes the CPU and says what to install, gpu r
 
 gpuTest("auto takes a hardware GPU without measuring", async () => {
   const { gpu } = wrapGpu(HARDWARE);
-  const { gpu: chosen, choice } = await selectDevice("auto", config, gpu);
+  const { gpu: chosen, choice } = await selectDevice("auto", config, { gpu });
   using device = chosen!;
   assertEquals(choice, {
     what: "device",
@@ -51,7 +53,7 @@ gpuTest(
     const { gpu } = wrapGpu({
       info: { description: "Test renderer", isFallbackAdapter: true },
     });
-    const { gpu: chosen, choice } = await selectDevice("auto", config, gpu);
+    const { gpu: chosen, choice } = await selectDevice("auto", config, { gpu });
     using _ = chosen;
     const [, onCpu, onGpu] =
       /^only a software adapter is available; a \[1, 1024\] × \[1024, 3072\] matmul reads ([\d.]+) GB\/s on the CPU path, ([\d.]+) GB\/s on Test renderer$/
@@ -67,7 +69,7 @@ gpuTest(
 
 gpuTest("gpu takes any adapter, software included", async () => {
   const { gpu } = wrapGpu({ info: { description: "llvmpipe" } });
-  const { gpu: chosen, choice } = await selectDevice("gpu", config, gpu);
+  const { gpu: chosen, choice } = await selectDevice("gpu", config, { gpu });
   using device = chosen!;
   assertEquals(device.software, true);
   assertEquals(choice.value, "gpu: llvmpipe");
@@ -81,7 +83,7 @@ gpuTest(
       ...HARDWARE,
       without: ["shader-f16", "subgroups", "timestamp-query"],
     });
-    const { gpu: chosen } = await selectDevice("gpu", config, gpu);
+    const { gpu: chosen } = await selectDevice("gpu", config, { gpu });
     using device = chosen!;
     assertEquals([device.f16, device.subgroupSize], [false, 0]);
     assertEquals(device.timestamps, false);

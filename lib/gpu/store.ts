@@ -23,7 +23,7 @@ import type { WeightStore } from "../model/weights.ts";
  */
 const READ = { hardware: 1e8, software: 2e6 };
 /** Weights that a dispatch computes: on llvmpipe, in about 0.1 s. */
-const SYNTHESIZED = 1 << 25;
+const SYNTHESIZED = 1 << 24;
 
 /**
  * Measures the largest absolute value of each weight whose table entry requests it, with
