@@ -101,6 +101,44 @@ export function described(value: unknown): string {
   return typeof value === "bigint" ? `${value}n` : String(value);
 }
 
+/**
+ * Writes text of a file, such as a tensor's name, for a message: on one line, printable,
+ * and with the middle of a long one cut out.
+ */
+export function quoted(text: string, most = 100): string {
+  if (text === "") return '""';
+  const half = Math.floor(most / 2);
+  const short = text.length <= most
+    ? text
+    : `${text.slice(0, half)}…${text.slice(1 - half)}`;
+  return printable(
+    short.replaceAll(
+      /[\n\r\t]/g,
+      (blank) => JSON.stringify(blank).slice(1, -1),
+    ),
+  );
+}
+
+/** A JSON value as written in its file, for a message; long ones are cut. */
+export function jsonText(value: unknown, most = 100): string {
+  if (value === undefined) return "missing";
+  if (typeof value === "string") {
+    return quoted(JSON.stringify(value.slice(0, 4 * most)), most);
+  }
+  try {
+    return quoted(JSON.stringify(value), most);
+  } catch { // nested deeper than the stack
+    return described(value);
+  }
+}
+
+/** Lists the first few of some names, and counts the others. */
+export function listed(names: readonly string[], few = 8): string {
+  const first = names.slice(0, few).map((name) => quoted(name)).join(", ");
+  const more = names.length - few;
+  return more > 0 ? `${first} and ${more} more` : first;
+}
+
 /** The kinds of values that options take, each with its test and its name in errors. */
 const KINDS = {
   text: [(v: unknown) => typeof v === "string", "a string"],

@@ -15,10 +15,7 @@ import {
   requireKind,
 } from "./errors.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
-import {
-  ignoredNotice,
-  newTokenLimit,
-} from "./checkpoint/generation_config.ts";
+import { newTokenLimit } from "./checkpoint/generation_config.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
@@ -100,8 +97,7 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   });
   try {
     checkContext(checkpoint, options.context);
-    const notice = ignoredNotice(checkpoint.generation, checkpoint.location);
-    if (notice !== undefined) options.onNotice?.(notice);
+    for (const notice of checkpoint.notices) options.onNotice?.(notice);
     return await Qwen3.load(checkpoint, options);
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
@@ -119,8 +115,9 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
  * iterator that was left behind blocks nothing. To generate several texts together, use
  * {@linkcode Qwen3.generateBatch}.
  *
- * Once disposed, `config`, `device`, `context`, `fallbacks` and `hasTokenizer` still
- * answer; everything else throws, and so does a run that had not ended.
+ * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices` and
+ * `hasTokenizer` still answer; everything else throws, and so does a run that had not
+ * ended.
  */
 export class Qwen3 implements Disposable {
   /** The model's configuration, from config.json. */
@@ -187,6 +184,14 @@ export class Qwen3 implements Disposable {
   /** Operations that had to run on the CPU even though the model is on a GPU. */
   get fallbacks(): readonly Fallback[] {
     return this.#placed.runner.fallbacks;
+  }
+
+  /**
+   * What a user should know about the checkpoint's files, such as tensors that are not
+   * used; also passed to `onNotice`.
+   */
+  get notices(): readonly string[] {
+    return this.#checkpoint.notices;
   }
 
   /**
