@@ -30,6 +30,7 @@ import {
 } from "./jobs.ts";
 import { CpuMemory } from "./memory.ts";
 import { CpuPool, MAX_CHUNKS } from "./pool.ts";
+import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
 
@@ -285,13 +286,10 @@ export class WasmCpuKernels implements CpuKernels {
     const { buffer } = this.#pool.memories[memory].memory;
     const headBytes = packedBytes(headDim);
     const perBlock = Math.max(Math.floor(BLOCK_HEADS / group), 1);
-    const longest = cache.lengths.subarray(first)
-      .reduce((most, length) => Math.max(most, length), 0) + tokens;
-    const slice = this.#pool.threads * SLICE / (2 * heads * headDim * longest);
     const most = Math.min(
       Math.floor(this.#room / (2 * heads * headBytes + 16)),
       Math.floor(MAX_CHUNKS / kvHeads),
-      Math.max(1, Math.floor(slice)),
+      this.#sliceQueries(cache),
     );
 
     for (let done = 0; done < rows; done += most) {
@@ -352,6 +350,16 @@ export class WasmCpuKernels implements CpuKernels {
       eachHead(outAt, (head, to) => out.set(head.subarray(0, headDim), to));
       yield;
     }
+  }
+
+  /** Rows of queries in a slice of work. */
+  #sliceQueries(
+    { lengths, pass: { first, sequences, tokens } }: KvCache<CpuTensor>,
+  ): number {
+    const { heads, headDim } = this.heads;
+    const longest = Math.max(...lengths.subarray(first, first + sequences));
+    const work = 2 * heads * headDim * (longest + tokens);
+    return Math.max(1, Math.floor(this.#pool.threads * SLICE / work));
   }
 
   [Symbol.dispose](): void {
