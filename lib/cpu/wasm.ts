@@ -280,8 +280,7 @@ export class WasmCpuKernels implements CpuKernels {
         }`,
       );
     }
-    const group = heads / kvHeads;
-    const rows = q.length / (heads * headDim);
+    const group = heads / kvHeads, rows = q.length / (heads * headDim);
     const { memory, address } = this.#memory.find(k);
     const { buffer } = this.#pool.memories[memory].memory;
     const headBytes = packedBytes(headDim);
