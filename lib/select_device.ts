@@ -9,7 +9,7 @@ import { Tensor } from "./webgpu/tensor.ts";
 import { gemv } from "../kernels/gemv.ts";
 import { chooseLinear } from "./dispatch/linear.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
-import { NoAdapterError } from "./errors.ts";
+import { errorText, NoAdapterError } from "./errors.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
   chooseDevice,
@@ -37,7 +37,8 @@ export interface SelectOptions {
 
 /**
  * Selects a device. `auto` takes a hardware GPU; if there is only a software adapter,
- * it measures whether that or the CPU path reads weights faster.
+ * it measures whether that or the CPU path reads weights faster, and takes the CPU if that
+ * fails.
  *
  * @throws {NoAdapterError} if `gpu` is requested and there is no adapter.
  * @throws the reason of `signal` if it is aborted.
@@ -70,24 +71,40 @@ export async function selectDevice(
 
 /** Matmuls per measurement. */
 const ROUNDS = 8;
-/** Weights in a measurement: more than a cache holds, and little enough to read quickly. */
-const MEASURED = 1 << 24;
 /** How late Deno settles a readback. */
 const READBACK_MS = 10;
 
 /**
- * Measures how fast each side reads a layer's widest weight, or as many of its rows as
- * are enough, in a decode step.
+ * Bytes of weights that are enough to measure: more than a cache holds, and little enough
+ * to block the thread for a moment only. Not measured.
+ */
+const MOST_BYTES = 2 ** 25;
+
+/**
+ * Measures how fast each side reads rows of a layer's widest weight in a decode step. A
+ * failure is a result too: it must not keep a model from being loaded.
  */
 async function measureRates(
   gpu: Gpu,
   config: Qwen3Config,
   signal?: AbortSignal,
-): Promise<ReadRates> {
+): Promise<ReadRates | { failure: string }> {
   const { hiddenSize: k, intermediateSize } = config;
-  const n = Math.min(intermediateSize, Math.max(1, Math.floor(MEASURED / k)));
-  const onGpu = await gpuRate(gpu, n, k, signal);
-  return { k, n, gpu: onGpu, cpu: await cpuRate(config, n, k, signal) };
+  const { maxStorageBufferBindingSize, maxBufferSize } = gpu.limits;
+  const bytes = Math.min(
+    MOST_BYTES,
+    maxStorageBufferBindingSize,
+    maxBufferSize,
+  );
+  const rows = Math.max(1, Math.floor(bytes / (2 * k)));
+  const n = Math.min(intermediateSize, rows);
+  try {
+    const onGpu = await gpuRate(gpu, n, k, signal);
+    return { k, n, gpu: onGpu, cpu: await cpuRate(config, n, k, signal) };
+  } catch (error) {
+    signal?.throwIfAborted();
+    return { failure: errorText(error) };
+  }
 }
 
 /** GB/s on the GPU, with bf16 weights. */
@@ -120,6 +137,7 @@ async function gpuRate(
     const took = performance.now() - began - READBACK_MS;
     ms = Math.min(ms, Math.max(0.1, took));
   }
+  gpu.check();
   return ROUNDS * n * k * 2 / ms / 1e6;
 }
 

@@ -12,14 +12,15 @@ import { readTools } from "../lib/text/conversation.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
 import {
   type GenerateOptions,
-  type LoadProgress,
   loadQwen3,
   type Qwen3,
   type Qwen3Options,
   type Run,
   type Tool,
 } from "../mod.ts";
+import { CTRL_C, onInterrupt } from "./interrupts.ts";
 import { type Flags, type FlagTable, runTask } from "./flags.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -58,10 +59,8 @@ const FLAGS: FlagTable = {
   ],
   "raw": ["switch", "use the prompt as is, without the chat template"],
   "json": ["switch", "print one line of JSON instead of the text"],
+  ...LOADING_FLAGS,
 };
-
-/** Exit code of a program ended by SIGINT, as shells report it. */
-const INTERRUPTED = 130;
 
 /** The most bytes of a prompt on stdin; the longest contexts take far fewer. */
 const MOST_STDIN = 16 << 20;
@@ -76,39 +75,39 @@ await runTask({
   const prompt = await readPrompt(flags.words);
   const model = flags.text("model"), json = flags.on("json") ?? false;
 
-  // Notices wait for the reply, so that an error is the only line on stderr.
-  const early: string[] = [];
-  let notify = (notice: string): void => void early.push(notice);
-
-  const interrupt = new AbortController(), { signal } = interrupt;
-  Deno.addSignalListener("SIGINT", () => {
-    if (signal.aborted) Deno.exit(INTERRUPTED); // a second Ctrl+C exits at once
-    interrupt.abort();
-  });
+  const interrupt = onInterrupt(), { signal } = interrupt;
+  using progress = await Progress.start();
+  // A notice waits for a turn, so that an error that follows is the only line on stderr.
+  const notices: string[] = [];
+  const tell = () => notices.splice(0).forEach(progress.notice);
   try {
     using qwen = await loadQwen3(model, {
       ...placement,
-      onProgress: progressLine(),
-      onNotice: (notice) => notify(notice),
+      onProgress: progress.report,
+      onNotice(notice) {
+        notices.push(notice);
+        setTimeout(tell);
+      },
       signal,
     });
     const run = qwen.generate(qwen.hasTokenizer ? prompt : asIds(prompt), {
       ...options,
       signal,
     });
-    early.forEach(say);
-    notify = say;
+    tell();
     if (model === undefined) {
       say(
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
       );
     }
-    await printRun(qwen, run, json);
-    return 0;
+    await printRun(qwen, run, json, signal);
+    // Ctrl-C is how a reader ends a reply; another signal comes from a program.
+    return interrupt.code === CTRL_C ? 0 : interrupt.code ?? 0;
   } catch (error) {
-    if (!signal.aborted) throw error;
+    if (interrupt.code === undefined) throw error;
+    progress.clear();
     say("Interrupted before the first token.");
-    return INTERRUPTED;
+    return interrupt.code;
   }
 });
 
@@ -170,14 +169,22 @@ function placementOf(flags: Flags): Qwen3Options {
     device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
     precision: flags.oneOf("precision", ["auto", "f32"]),
     context: flags.whole("context", 1),
+    ...loadingOptions(flags),
   };
 }
 
 /**
  * Prints where the model runs, the text as it is generated, and the rates; with `json`,
  * one line of JSON instead of the text.
+ *
+ * @throws the reason of `signal` if it ended the run before the first token.
  */
-async function printRun(qwen: Qwen3, run: Run, json: boolean): Promise<void> {
+async function printRun(
+  qwen: Qwen3,
+  run: Run,
+  json: boolean,
+  signal: AbortSignal,
+): Promise<void> {
   const [device] = qwen.device.choices;
   say(`Running on ${device.value}: ${device.reason}.`);
   if (!qwen.hasTokenizer && !json) {
@@ -186,6 +193,7 @@ async function printRun(qwen: Qwen3, run: Run, json: boolean): Promise<void> {
   if (json) { for await (const _ of run); }
   else await printPieces(qwen, run);
   const { stats } = run;
+  if (stats.tokens === 0) signal.throwIfAborted();
   say(
     `${stats.summary} (${run.finishReason}${
       stats.sampling.temperature === 0
@@ -227,7 +235,7 @@ async function printPieces(qwen: Qwen3, run: Run): Promise<void> {
     }
   }
   think(false);
-  if (lineBegun || printed === 0) write("\n");
+  if (lineBegun || printed === 0 && run.tokenIds.length > 0) write("\n");
 }
 
 /** The outcome of a run as one line of JSON. */
@@ -279,21 +287,6 @@ function asIds(prompt: string): string | number[] {
   return /^\d+(\s+\d+)*$/.test(prompt)
     ? prompt.split(/\s+/).map(Number)
     : prompt;
-}
-
-/** Shows progress on one line of stderr if it is a terminal. */
-function progressLine(): (progress: LoadProgress) => void {
-  if (!Deno.stderr.isTerminal()) return () => {};
-  let shown = 0;
-  return ({ stage, file, done, total }) => {
-    if (performance.now() - shown < 100 && done < total) return;
-    shown = performance.now();
-    const share = total ? Math.floor(100 * done / total) : 100;
-    const line = done < total
-      ? `${stage} ${share} % of ${Math.ceil(total / 1e6)} MB ${file ?? ""}`
-      : "";
-    Deno.stderr.writeSync(new TextEncoder().encode(`\r\x1b[K${line}`));
-  };
 }
 
 /** Prints a notice on stderr, wrapped. */
