@@ -18,6 +18,7 @@ import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
 import type { Weights } from "../model/family.ts";
 import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
+import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
 import { type Sampling, validToken } from "../model/sampling.ts";
@@ -186,6 +187,11 @@ export class GpuRunner implements Runner {
     const heads = config.numAttentionHeads + 2 * config.numKeyValueHeads;
     const widest = Math.max(heads * config.headDim, config.intermediateSize);
     return choosePassRows(widest, gpu.limits.maxStorageBufferBindingSize);
+  }
+
+  /** How fast the device has been found to be. */
+  get paces(): Paces {
+    return this.#one.paces;
   }
 
   /** The type of cached keys and values. */

@@ -226,6 +226,7 @@ function sketch(device: Sketched): Gpu {
       maxStorageBuffersPerShaderStage: limits.maxStorageBuffersPerShaderStage,
       maxStorageBufferBindingSize: Infinity,
     },
+    requireLive() {},
     buffer: () => ({ destroy() {} }),
     device: { queue: { writeBuffer() {} } },
   } as unknown as Gpu;

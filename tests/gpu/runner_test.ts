@@ -121,3 +121,84 @@ gpuTest("a device lost while it decodes is an error", async () => {
     );
   }
 });
+
+/** Counts submissions; `onSubmit` is called with their number. */
+function countSubmits(runner: GpuRunner, onSubmit: (n: number) => void) {
+  const { queue } = runner.gpu.device;
+  const submit = queue.submit.bind(queue);
+  let submitted = 0;
+  queue.submit = (commands) => {
+    submit(commands);
+    onSubmit(++submitted);
+  };
+  return {
+    [Symbol.dispose]: () => void (queue.submit = submit),
+  };
+}
+
+gpuTest("a slow device decodes and prefills the same in slices", async () => {
+  using qwen = await loadQwen3(undefined, { device: "gpu" });
+  const runner = runnerOf(qwen);
+  const ids = Array.from({ length: 40 }, (_, i) => 300 + i);
+  const options = { temperature: 0, maxTokens: 12, ignoreEos: true };
+  const texts = async () => {
+    const one = qwen.generate(ids, options);
+    await Array.fromAsync(one);
+    const many = qwen.generateBatch([ids, [5, 6], [7]], options);
+    await Array.fromAsync(many);
+    return [one, ...many.sequences].map(({ tokenIds }) => tokenIds);
+  };
+  const expected = await texts();
+  let submitted = 0;
+  using _counting = countSubmits(runner, (n) => submitted = n);
+  await texts();
+  const atOnce = submitted;
+  // Pretends that a multiplication takes long, so that every dispatch is a slice.
+  const { prompt, step } = runner.paces;
+  for (const pace of [prompt, step]) {
+    pace.rate = 1e-3;
+    pace.measured = () => {};
+  }
+  assertEquals(await texts(), expected);
+  const sliced = submitted - atOnce;
+  assert(sliced > 5 * atOnce, `${atOnce} submissions became ${sliced}`);
+  // A device that turns out to be fast gets chunks of steps again.
+  step.measured = (units, ms) => void (step.rate = 1e9 + 0 * units * ms);
+  assertEquals(await texts(), expected);
+});
+
+gpuTest("on a slow device an abort acts between two slices", async () => {
+  using qwen = await loadQwen3(undefined, { device: "gpu" });
+  const runner = runnerOf(qwen);
+  const ids = Array.from({ length: 40 }, (_, i) => 300 + i);
+  const options = { temperature: 0, maxTokens: 12, ignoreEos: true };
+  const whole = qwen.generate(ids, options);
+  await Array.fromAsync(whole);
+  for (const pace of [runner.paces.prompt, runner.paces.step]) {
+    pace.rate = 1e-3;
+    pace.measured = () => {};
+  }
+  for (const what of ["prompt", "step", "logits"]) {
+    const abort = new AbortController(), { signal } = abort;
+    let after = 0;
+    const run = qwen.generate(ids, { ...options, signal });
+    using _counting = countSubmits(runner, (n) => {
+      const begun = what !== "step" || run.tokenIds.length === 3;
+      if (signal.aborted) after++;
+      else if (n >= 12 && begun) setTimeout(() => abort.abort(), 0);
+    });
+    if (what === "logits") {
+      await assertRejects(() => qwen.logits(ids, { signal }), DOMException);
+    } else {
+      await Array.fromAsync(run);
+      assertEquals(run.finishReason, "aborted");
+      assertEquals(run.tokenIds, whole.tokenIds.slice(0, run.tokenIds.length));
+      assertEquals(run.tokenIds.length, what === "step" ? 3 : 0);
+    }
+    assert(after <= 2, `${what}: ${after} submissions after the abort`);
+  }
+  runner.paces.prompt.rate = runner.paces.step.rate = 1e9;
+  const again = qwen.generate(ids, options);
+  await Array.fromAsync(again);
+  assertEquals(again.tokenIds, whole.tokenIds);
+});
