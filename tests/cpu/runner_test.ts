@@ -8,6 +8,7 @@ import { matrixOf } from "../../lib/formats/matrix.ts";
 import { loadQwen3 } from "../../mod.ts";
 import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { Random } from "../../lib/check/reference.ts";
+import { fastClock } from "../support/fast_clock.ts";
 
 const CONFIG = {
   ...parseSynthetic("synthetic:qwen3-0.6b?layers=1&vocab=64").config,
@@ -99,14 +100,6 @@ Deno.test("a pass that is left in the middle does not disturb the next", () => {
   assertEquals([...f32(y)], [11]);
   assertEquals(whole(ops.inSlices(pass(ops))), expected);
 });
-
-/** Makes the clock move on by `ms` whenever it is read. */
-function fastClock(ms: number): Disposable {
-  const { now } = performance;
-  let time = now.call(performance);
-  performance.now = () => time += ms;
-  return { [Symbol.dispose]: () => void (performance.now = now) };
-}
 
 Deno.test("an abort acts between two slices of a pass", async () => {
   using qwen = await loadQwen3("synthetic:qwen3-0.6b?layers=2&vocab=4096", {
