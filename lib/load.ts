@@ -151,6 +151,10 @@ export class Qwen3 implements Disposable {
     // Before the weights, so that a tokenizer is refused at once.
     const tokenizer = await readTokenizer(checkpoint);
     const placed = await place(checkpoint, options);
+    if (options.signal?.aborted) {
+      placed.runner[Symbol.dispose]();
+      throw options.signal.reason;
+    }
     return new Qwen3(checkpoint, tokenizer, placed, options);
   }
 
