@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { errorText } from "./errors.ts";
+import { errorText, printable } from "./errors.ts";
 
 /** Whether a parsed JSON value is an object (not null and not an array). */
 export function isObject(json: unknown): json is Record<string, unknown> {
@@ -26,4 +26,22 @@ export function parseJson(text: string, where: string): unknown {
       cause,
     });
   }
+}
+
+/** The most characters of a value in an error. */
+const SHOWN = 100;
+
+/** A parsed value as JSON, for an error: shortened, without control characters. */
+export function shownJson(value: unknown): string {
+  const text = typeof value === "number"
+    ? String(value) // JSON has no Infinity, but 1e999 reads as one
+    : printable(JSON.stringify(shallow(value)));
+  return text.length <= SHOWN ? text : `${text.slice(0, SHOWN - 1)}…`;
+}
+
+/** As much of a value as can be shown. */
+function shallow(value: unknown): unknown {
+  if (typeof value === "string") return value.slice(0, SHOWN);
+  if (Array.isArray(value)) return value.slice(0, SHOWN);
+  return value;
 }

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { isObject } from "../json.ts";
+import { isObject, shownJson } from "../json.ts";
 
 /** Settings of YaRN (https://arxiv.org/abs/2309.00071), as transformers reads them. */
 export interface YarnScaling {
@@ -113,13 +113,13 @@ export class ConfigFields {
    */
   static of(json: unknown, where: string): ConfigFields {
     if (isObject(json)) return new ConfigFields(json, where);
-    const is = Array.isArray(json) ? "a list" : JSON.stringify(json);
+    const is = Array.isArray(json) ? "a list" : shownJson(json);
     throw new Error(`Cannot use ${where}: it holds ${is}, must be an object`);
   }
 
   refuse(field: string, must: string): never {
     const value = this.values[field];
-    const is = value === undefined ? "missing" : JSON.stringify(value);
+    const is = value === undefined ? "missing" : shownJson(value);
     throw new Error(
       `Cannot use ${this.where}: ${this.prefix}${field} is ${is}, must be ${must}`,
     );
