@@ -33,13 +33,35 @@ const MOST = 1900;
  * characters; the middle of a longer one is cut out.
  */
 export function errorText(error: unknown): string {
-  const text = error instanceof Error ? error.message : String(error);
+  const text = withoutPermission(error) ??
+    (error instanceof Error ? error.message : String(error));
   // Bounded before anything else, since a message may quote a whole file.
   const head = text.slice(0, 2 * MOST), tail = text.slice(-2 * MOST);
   const whole = head.length < text.length ? `${head}…${tail}` : text;
   const line = printable(whole.replaceAll(/\s+/g, " ").trim());
   if (line.length <= MOST) return line;
   return `${line.slice(0, MOST - 400)} … ${line.slice(-397)}`;
+}
+
+/** What Deno says of a permission that was not given. */
+const NO_PERMISSION =
+  /^Requires (\w+) access to (.+), run again with the (--allow-\w+) flag$/s;
+
+function withoutPermission(error: unknown): string | undefined {
+  if (!(error instanceof Error)) return undefined;
+  const [, kind, what, flag] = NO_PERMISSION.exec(error.message) ?? [];
+  return flag &&
+    `Deno has no ${kind} permission for ${what}, run it with ${flag}`;
+}
+
+/**
+ * Returns an error that says what could not be done, if `error` is Deno's for a
+ * permission that was not given; otherwise `error`.
+ */
+export function explained(action: string, error: unknown): unknown {
+  return withoutPermission(error) === undefined
+    ? error
+    : new Error(`Cannot ${action}: ${errorText(error)}`, { cause: error });
 }
 
 /**
@@ -77,6 +99,45 @@ export function described(value: unknown): string {
     return `${/^[AEIO]/.test(name) ? "an" : "a"} ${printable(String(name))}`;
   }
   return typeof value === "bigint" ? `${value}n` : String(value);
+}
+
+/**
+ * Writes text of a file, such as a tensor's name, for a message: on one line, printable,
+ * and with the middle of a long one cut out.
+ */
+export function quoted(text: string, most = 100): string {
+  if (text === "") return '""';
+  const half = Math.floor(most / 2);
+  const short = text.length <= most
+    ? text
+    : `${text.slice(0, half)}…${text.slice(1 - half)}`;
+  return printable(
+    short.replaceAll(
+      /[\n\r\t]/g,
+      (blank) => JSON.stringify(blank).slice(1, -1),
+    ),
+  );
+}
+
+/** A JSON value as written in its file, for a message; long ones are cut. */
+export function jsonText(value: unknown, most = 100): string {
+  if (value === undefined) return "missing";
+  if (typeof value === "number") return String(value); // also 1e999, an infinity
+  if (typeof value === "string") {
+    return quoted(JSON.stringify(value.slice(0, 4 * most)), most);
+  }
+  try {
+    return quoted(JSON.stringify(value), most);
+  } catch { // nested deeper than the stack
+    return described(value);
+  }
+}
+
+/** Lists the first few of some names, and counts the others. */
+export function listed(names: readonly string[], few = 8): string {
+  const first = names.slice(0, few).map((name) => quoted(name)).join(", ");
+  const more = names.length - few;
+  return more > 0 ? `${first} and ${more} more` : first;
 }
 
 /** The kinds of values that options take, each with its test and its name in errors. */

@@ -147,6 +147,23 @@ export function useHost(other: Host): Disposable {
 }
 
 /**
+ * Why a worker cannot start without a permission prompt or a printed error; undefined if
+ * it can.
+ */
+export function workerRefusal(url: URL): string | undefined {
+  if (host.runtime.name !== "Deno") return undefined;
+  const isLocal = url.protocol === "file:";
+  const granted = isLocal
+    ? host.isGranted("read", url)
+    : host.isGranted("import", url.host);
+  if (granted) return undefined;
+  const [kind, flag] = isLocal
+    ? ["read", "--allow-read"]
+    : ["import", "--allow-import"];
+  return `Deno has no ${kind} permission for ${url}, run it with ${flag}`;
+}
+
+/**
  * The user's home folder, as the system has it; undefined if the environment does not
  * say.
  */

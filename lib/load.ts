@@ -3,20 +3,22 @@
  *
  * @module
  */
-import { type Message, renderChat } from "./text/chat_template.ts";
+import {
+  type EncodedPrompt,
+  encodePrompt,
+  type Prompt,
+} from "./text/prompt.ts";
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
   checkOptions,
-  described,
   DeviceError,
+  explained,
   MemoryError,
   requireKind,
 } from "./errors.ts";
-import {
-  ignoredNotice,
-  newTokenLimit,
-} from "./checkpoint/generation_config.ts";
+import { shownUrl } from "./checkpoint/fetch.ts";
+import { newTokenLimit } from "./checkpoint/generation_config.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
@@ -45,9 +47,6 @@ import {
   readTokenizer,
   type Tokenizer,
 } from "./text/tokenizer.ts";
-
-/** A prompt: text, a conversation, or token ids. */
-export type Prompt = string | readonly Message[] | readonly number[];
 
 /**
  * URL of the embedded story model, relative to this module (a local file or a remote
@@ -80,6 +79,14 @@ export async function loadQwen3(
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
   checkLoading(model, options);
+  try {
+    return await load(model, options);
+  } catch (error) {
+    throw explained(`load ${shownUrl(model)}`, error);
+  }
+}
+
+async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   const { signal, onProgress, onNotice, readTimeout } = options;
   const checkpoint = await openCheckpoint(model, {
     signal,
@@ -89,8 +96,7 @@ export async function loadQwen3(
   });
   try {
     checkContext(checkpoint, options.context);
-    const notice = ignoredNotice(checkpoint.generation, checkpoint.location);
-    if (notice !== undefined) options.onNotice?.(notice);
+    for (const notice of checkpoint.notices) options.onNotice?.(notice);
     return await Qwen3.load(checkpoint, options);
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
@@ -108,8 +114,9 @@ export async function loadQwen3(
  * iterator that was left behind blocks nothing. To generate several texts together, use
  * {@linkcode Qwen3.generateBatch}.
  *
- * Once disposed, `config`, `device`, `context`, `fallbacks` and `hasTokenizer` still
- * answer; everything else throws, and so does a run that had not ended.
+ * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices` and
+ * `hasTokenizer` still answer; everything else throws, and so does a run that had not
+ * ended.
  */
 export class Qwen3 implements Disposable {
   /** The model's configuration, from config.json. */
@@ -172,6 +179,14 @@ export class Qwen3 implements Disposable {
   /** Operations that had to run on the CPU even though the model is on a GPU. */
   get fallbacks(): readonly Fallback[] {
     return this.#placed.runner.fallbacks;
+  }
+
+  /**
+   * What a user should know about the checkpoint's files, such as tensors that are not
+   * used; also passed to `onNotice`.
+   */
+  get notices(): readonly string[] {
+    return this.#checkpoint.notices;
   }
 
   /**
@@ -269,11 +284,18 @@ export class Qwen3 implements Disposable {
     checkGenerating(options);
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
+    const source = {
+      name: this.#checkpoint.name,
+      tokenizer: () => this.tokenizer,
+    };
     const which = (i: number) =>
       prompts.length > 1 ? `prompt ${i}` : "the prompt";
-    const ids = prompts.map((prompt, i) =>
-      this.#check("generate", this.#encode(prompt, options), which(i))
-    );
+    const encoded = prompts.map((prompt, i): EncodedPrompt => {
+      const one = encodePrompt(prompt, options, source);
+      this.#check("generate", one.tokenIds, which(i));
+      return one;
+    });
+    const ids = encoded.map(({ tokenIds }) => tokenIds);
     const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
     const stops = typeof stop === "string" ? [stop] : stop;
     if (stops.length > 0 && !this.hasTokenizer) {
@@ -281,12 +303,13 @@ export class Qwen3 implements Disposable {
         `Cannot generate: stop strings need a tokenizer, ${this.#checkpoint.name} has no tokenizer.json`,
       );
     }
-    const sizes = ids.map(({ length }, i) => {
+    const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {
       const room = this.context - length + 1; // the last token is not cached
       const limit = maxTokens ?? newTokenLimit(generation, length, which(i));
       return {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
+        reply,
       };
     });
     const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
@@ -353,52 +376,6 @@ export class Qwen3 implements Disposable {
       this.#moving = undefined;
     }
     return this.#placed.runner;
-  }
-
-  #encode(
-    prompt: Prompt,
-    { raw, system, thinking }: GenerateOptions,
-  ): number[] {
-    if (typeof prompt !== "string") {
-      if (!Array.isArray(prompt)) {
-        throw new TypeError(
-          `Cannot generate: the prompt is ${
-            described(prompt)
-          }, must be a string, a list of messages or a list of token ids`,
-        );
-      }
-      if (prompt.length === 0) return [];
-      if (prompt.every((item) => typeof item === "number")) return [...prompt];
-    }
-    const { tokenizer } = this;
-    if (typeof prompt === "string") {
-      if (prompt === "") return [];
-      if (raw || tokenizer.chatTemplate === undefined) {
-        if (system !== undefined) {
-          throw new Error(
-            `Cannot generate: a system message needs a chat template, ${
-              raw ? "and raw skips it" : `${this.#checkpoint.name} has none`
-            }`,
-          );
-        }
-        return tokenizer.encode(prompt);
-      }
-    } else if (tokenizer.chatTemplate === undefined) {
-      throw new Error(
-        `Cannot generate: messages need a chat template, ${this.#checkpoint.name} has none`,
-      );
-    }
-    const messages = typeof prompt === "string"
-      ? [{ role: "user" as const, content: prompt }]
-      : prompt as readonly Message[];
-    const text = renderChat(
-      tokenizer.chatTemplate!,
-      system === undefined
-        ? messages
-        : [{ role: "system", content: system }, ...messages],
-      { thinking, variables: tokenizer.specialTokens },
-    );
-    return tokenizer.encode(text, { addSpecialTokens: false });
   }
 
   #check(action: string, tokens: number[], which = "the prompt"): number[] {

@@ -14,7 +14,7 @@ import {
   tuningText,
 } from "./dispatch/tuned.ts";
 import { errorText } from "./errors.ts";
-import { host } from "./host.ts";
+import { homeFolder, host } from "./host.ts";
 import type { Gpu } from "./webgpu/device.ts";
 
 /**
@@ -69,14 +69,18 @@ function folder(): string {
   const { env, runtime: { os } } = host;
   const given = env(TUNING_DIR);
   if (given) return given;
-  const home = env("HOME") ?? env("USERPROFILE") ?? ".";
+  const home = homeFolder();
+  const below = (path: string) => home && `${home}/${path}`;
   const cache = env("XDG_CACHE_HOME") ??
     (os === "windows"
-      ? env("LOCALAPPDATA") ?? `${home}/AppData/Local`
-      : os === "darwin"
-      ? `${home}/Library/Caches`
-      : `${home}/.cache`);
-  return `${cache}/qwen3-webgpu`;
+      ? env("LOCALAPPDATA") ?? below("AppData/Local")
+      : below(os === "darwin" ? "Library/Caches" : ".cache"));
+  if (cache) return `${cache}/qwen3-webgpu`;
+  throw new Error(
+    `Cannot find the cache directory: ${
+      os === "windows" ? "LOCALAPPDATA" : "HOME"
+    } is not set, set it or ${TUNING_DIR}`,
+  );
 }
 
 /** Returns the path of an adapter's tuning file. */

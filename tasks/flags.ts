@@ -5,7 +5,7 @@
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { parseArgs } from "@std/cli/parse-args";
-import { described, errorText } from "../lib/errors.ts";
+import { described, errorText, explained } from "../lib/errors.ts";
 import type { Format } from "../lib/formats/format.ts";
 import { formatNames, FORMATS } from "../lib/formats/mod.ts";
 import { nearest, shortened, WIDTH, wrap } from "../lib/text/messages.ts";
@@ -210,12 +210,12 @@ export async function runTask(
   task: Task,
   main: (flags: Flags) => Promise<number>,
 ): Promise<never> {
-  prepareEnvironment();
   try {
+    prepareEnvironment();
     Deno.exit(await runWithFlags(task, main));
   } catch (error) {
     if (error instanceof Deno.errors.BrokenPipe) Deno.exit(0); // the reader left
-    console.error(`error: ${errorText(error)}`);
+    console.error(`error: ${errorText(explained("run this task", error))}`);
     Deno.exit(1);
   }
 }

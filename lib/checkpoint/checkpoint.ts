@@ -24,7 +24,10 @@ export interface Checkpoint extends AsyncDisposable {
   location: string;
   config: Qwen3Config;
   generation: GenerationDefaults;
+  /** The tensors that the model needs, by the names that its family uses. */
   tensors: ReadonlyMap<string, TensorInfo>;
+  /** What a user should know about the files, such as tensors that are not used. */
+  notices: readonly string[];
   /** Fills `into` with bytes of a tensor, starting at byte `begin`. */
   read(name: string, begin: number, into: Uint8Array): Promise<void>;
   /**

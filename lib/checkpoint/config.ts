@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { isObject, shownJson } from "../json.ts";
+import { jsonText } from "../errors.ts";
+import { isObject } from "../json.ts";
 
 /** Settings of YaRN (https://arxiv.org/abs/2309.00071), as transformers reads them. */
 export interface YarnScaling {
@@ -96,6 +97,35 @@ export function contextLimit(
   return { tokens: maxPositionEmbeddings, why: own };
 }
 
+/** The least and the greatest value of a field. */
+export type Range = readonly [least: number, most: number];
+
+/**
+ * Bounds of the fields of a config.json, far from those of published models (in
+ * brackets, the largest). Within them, sizes and offsets stay exact.
+ */
+export const BOUNDS = {
+  /** [262,144] */
+  vocabSize: 2 ** 24,
+  /** [18,432] */
+  hiddenSize: 2 ** 17,
+  /** [53,248] */
+  intermediateSize: 2 ** 20,
+  /** [126] */
+  numHiddenLayers: 1000,
+  /** [128] */
+  numAttentionHeads: 2 ** 12,
+  /** [512] */
+  headDim: 2 ** 12,
+  /** [10,485,760] Positions are exact in f32 up to here. */
+  positions: 2 ** 24,
+  rmsNormEps: [1e-12, 1],
+  ropeTheta: [1, 1e12],
+  yarnFactor: [1, 2 ** 12],
+  yarnAttention: [1e-3, 1e3],
+  yarnTurns: [1e-3, 1e6],
+} as const;
+
 /**
  * A JSON object whose fields are checked as they are read; errors name the file and the
  * field.
@@ -113,13 +143,12 @@ export class ConfigFields {
    */
   static of(json: unknown, where: string): ConfigFields {
     if (isObject(json)) return new ConfigFields(json, where);
-    const is = Array.isArray(json) ? "a list" : shownJson(json);
+    const is = Array.isArray(json) ? "a list" : jsonText(json);
     throw new Error(`Cannot use ${where}: it holds ${is}, must be an object`);
   }
 
   refuse(field: string, must: string): never {
-    const value = this.values[field];
-    const is = value === undefined ? "missing" : shownJson(value);
+    const is = jsonText(this.values[field]);
     throw new Error(
       `Cannot use ${this.where}: ${this.prefix}${field} is ${is}, must be ${must}`,
     );
@@ -129,20 +158,31 @@ export class ConfigFields {
     return this.values[field] !== undefined && this.values[field] !== null;
   }
 
-  /** A positive whole number. */
-  size(field: string, otherwise?: number): number {
+  /** A whole number from 1 to `most`. */
+  size(
+    field: string,
+    most: number = Number.MAX_SAFE_INTEGER,
+    otherwise?: number,
+  ): number {
     const value = this.values[field] ?? otherwise;
-    if (Number.isSafeInteger(value) && value as number > 0) {
-      return value as number;
-    }
-    this.refuse(field, "a positive whole number");
+    const inRange = Number.isSafeInteger(value) && value as number >= 1 &&
+      value as number <= most;
+    if (inRange) return value as number;
+    const limit = most < Number.MAX_SAFE_INTEGER ? ` up to ${most}` : "";
+    this.refuse(field, `a positive whole number${limit}`);
   }
 
-  /** A positive finite number. */
-  positive(field: string, otherwise?: number): number {
+  /** A number from `least` to `most`. */
+  within(
+    field: string,
+    [least, most]: Range,
+    otherwise?: number,
+  ): number {
     const value = this.values[field] ?? otherwise;
-    if (Number.isFinite(value) && value as number > 0) return value as number;
-    this.refuse(field, "a positive number");
+    const inRange = typeof value === "number" && value >= least &&
+      value <= most;
+    if (inRange) return value as number;
+    this.refuse(field, `a number from ${least} to ${most}`);
   }
 
   /** A number; undefined if absent or null. */
@@ -180,50 +220,86 @@ export class ConfigFields {
  * Reads RoPE settings, from `rope_theta` and `rope_scaling` or from the newer
  * `rope_parameters`.
  *
- * @throws {Error} if the type is neither `default` nor `yarn`.
+ * @throws {Error} if the type is neither `default` nor `yarn`, or a value is out of
+ * range.
  */
 export function parseRope(
   fields: ConfigFields,
   maxPositionEmbeddings: number,
 ): Pick<Qwen3Config, "ropeTheta" | "ropeScaling"> {
-  // As in transformers, the older name wins if both are given.
-  const rope = fields.object("rope_scaling") ??
-    fields.object("rope_parameters");
-  if (rope === undefined) {
-    return {
-      ropeTheta: fields.positive("rope_theta", 10000),
-      ropeScaling: null,
-    };
-  }
+  requireWhole(fields);
+  const ownTheta = () => fields.within("rope_theta", BOUNDS.ropeTheta, 10000);
+  // As in transformers, the older name wins if both are given, an empty one is absent.
+  const rope = ["rope_scaling", "rope_parameters"]
+    .map((field) => fields.object(field))
+    .find((rope) => rope && Object.keys(rope.values).length > 0);
+  if (rope === undefined) return { ropeTheta: ownTheta(), ropeScaling: null };
   const ropeTheta = rope.has("rope_theta")
-    ? rope.positive("rope_theta")
-    : fields.positive("rope_theta", 10000);
-  if ((rope.values.partial_rotary_factor ?? 1) !== 1) {
-    rope.refuse("partial_rotary_factor", "1");
-  }
-  const typeField = rope.has("rope_type") ? "rope_type" : "type";
-  const type = rope.values[typeField] ?? "default";
+    ? rope.within("rope_theta", BOUNDS.ropeTheta)
+    : ownTheta();
+  requireWhole(rope);
+  const typeField = rope.has("rope_type") || !rope.has("type")
+    ? "rope_type"
+    : "type";
+  // Without a type, a factor would be ignored.
+  const type = rope.values[typeField] ??
+    (rope.has("factor") ? undefined : "default");
+  const perLayer = Object.keys(rope.values).find((key) =>
+    key.endsWith("_attention")
+  );
+  if (perLayer !== undefined) rope.refuse(perLayer, "absent");
   if (type === "default") return { ropeTheta, ropeScaling: null };
   if (type !== "yarn") rope.refuse(typeField, '"default" or "yarn"');
-
-  const originalMaxPositionEmbeddings = rope.size(
-    "original_max_position_embeddings",
-    maxPositionEmbeddings,
-  );
-  const factor = rope.positive(
-    "factor",
-    maxPositionEmbeddings / originalMaxPositionEmbeddings,
-  );
+  if (ropeTheta === 1) rope.refuse("rope_theta", "more than 1 for YaRN");
   return {
     ropeTheta,
-    ropeScaling: {
-      factor,
-      originalMaxPositionEmbeddings,
-      attentionFactor: yarnAttentionFactor(rope, factor),
-      betaFast: rope.positive("beta_fast", 32),
-      betaSlow: rope.positive("beta_slow", 1),
-      truncate: rope.flag("truncate", true),
-    },
+    ropeScaling: parseYarn(rope, maxPositionEmbeddings),
+  };
+}
+
+/** @throws {Error} if only a part of each head is rotated. */
+function requireWhole(fields: ConfigFields): void {
+  const field = "partial_rotary_factor";
+  if (fields.has(field) && fields.values[field] !== 1) {
+    fields.refuse(field, "1");
+  }
+}
+
+function parseYarn(
+  rope: ConfigFields,
+  maxPositionEmbeddings: number,
+): YarnScaling {
+  const originalMaxPositionEmbeddings = rope.size(
+    "original_max_position_embeddings",
+    BOUNDS.positions,
+    maxPositionEmbeddings,
+  );
+  const factor = rope.within(
+    "factor",
+    BOUNDS.yarnFactor,
+    maxPositionEmbeddings / originalMaxPositionEmbeddings,
+  );
+  if (factor * originalMaxPositionEmbeddings > BOUNDS.positions) {
+    rope.refuse(
+      "factor",
+      `at most ${BOUNDS.positions} positions divided by the original ${originalMaxPositionEmbeddings}`,
+    );
+  }
+  const attentionFactor = yarnAttentionFactor(rope, factor);
+  const [least, most] = BOUNDS.yarnAttention;
+  if (!(attentionFactor >= least && attentionFactor <= most)) {
+    rope.refuse(
+      "mscale",
+      `in a ratio from ${least} to ${most} to mscale_all_dim`,
+    );
+  }
+  return {
+    factor,
+    originalMaxPositionEmbeddings,
+    attentionFactor,
+    betaFast: rope.within("beta_fast", BOUNDS.yarnTurns, 32),
+    betaSlow: rope.within("beta_slow", BOUNDS.yarnTurns, 1),
+    truncate: rope.flag("truncate", true),
   };
 }
 
@@ -232,11 +308,13 @@ export function parseRope(
  * `mscale_all_dim` (DeepSeek's), else the paper's.
  */
 function yarnAttentionFactor(rope: ConfigFields, factor: number): number {
-  if (rope.has("attention_factor")) return rope.positive("attention_factor");
+  if (rope.has("attention_factor")) {
+    return rope.within("attention_factor", BOUNDS.yarnAttention);
+  }
   const scaleOf = (mscale: number) =>
     factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1;
+  const mscale = (field: string) => rope.within(field, [0, Number.MAX_VALUE]);
   return rope.values.mscale && rope.values.mscale_all_dim
-    ? scaleOf(rope.positive("mscale")) /
-      scaleOf(rope.positive("mscale_all_dim"))
+    ? scaleOf(mscale("mscale")) / scaleOf(mscale("mscale_all_dim"))
     : scaleOf(1);
 }

@@ -5,7 +5,7 @@
  * @module
  */
 import { ConfigFields } from "./config.ts";
-import { shownJson } from "../json.ts";
+import { jsonText } from "../errors.ts";
 
 /** A setting that would change the text in transformers but is not supported. */
 export interface IgnoredSetting {
@@ -132,7 +132,7 @@ export function parseGeneration(
     .filter(([name, neutral]) =>
       fields.has(name) && !neutral(fields.values[name])
     )
-    .map(([field]) => ({ field, value: shownJson(fields.values[field]) }));
+    .map(([field]) => ({ field, value: jsonText(fields.values[field]) }));
 
   const defaults: GenerationDefaults = {
     doSample: fields.has("do_sample")

@@ -4,25 +4,23 @@
  *
  * @module
  */
-import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
-import { parseGeneration } from "./generation_config.ts";
-import { host } from "../host.ts";
+import { errorText, listed } from "../errors.ts";
+import type { Checkpoint } from "./checkpoint.ts";
+import type { Qwen3Config } from "./config.ts";
+import { refusePage } from "./file_kind.ts";
+import {
+  type GenerationDefaults,
+  ignoredNotice,
+  parseGeneration,
+} from "./generation_config.ts";
+import { type FoundFile, host } from "../host.ts";
 import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
 import { checkReadTimeout, shownUrl } from "./fetch.ts";
-import {
-  parseSafetensorsIndex,
-  readSafetensorsHeader,
-  type SafetensorsEntry,
-} from "./safetensors.ts";
 import { fetchText, openUrl } from "./http.ts";
-import {
-  checkRange,
-  openFile,
-  type OpenOptions,
-  type OpenSource,
-} from "./sources.ts";
+import { checkRange, openFile, type OpenOptions } from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
+import { type Folder, openWeights } from "./weight_files.ts";
 import { parseConfig } from "../model/families.ts";
 
 /**
@@ -63,7 +61,7 @@ export async function openCheckpoint(
   }
   const repository = parseRepositoryId(spec);
   if (repository === undefined) {
-    if (spec.startsWith("/")) {
+    if (/^([a-z]:)?[/\\]/i.test(spec)) { // also C:\models and \\server\models
       throw new Error(
         `Cannot open ${JSON.stringify(spec)}: there is no such directory`,
       );
@@ -78,25 +76,29 @@ export async function openCheckpoint(
   return await openFolder(spec, localFolder(folder), options);
 }
 
-/**
- * The folder with a checkpoint's files, local or remote. Missing files are undefined.
- */
-interface Folder {
-  location: string;
-  /** The full path or URL of a file, for errors. */
-  locate(file: string): string;
-  open(file: string): Promise<OpenSource | undefined>;
-  text(file: string): Promise<string | undefined>;
-}
-
 function localFolder(directory: string): Folder {
   const locate = (file: string) => `${directory}/${file}`;
   return {
     location: directory,
     locate,
     open: (file) => openFile(locate(file)),
-    text: (file) => host.files.readText(locate(file)),
+    text: (file) => readTextFile(locate(file)),
+    has: async (file) => await host.files.find(locate(file)) !== undefined,
   };
+}
+
+/** Reads a text file whose size is bounded; undefined if it does not exist. */
+async function readTextFile(path: string): Promise<string | undefined> {
+  await using source = await openFile(path);
+  if (source === undefined) return undefined;
+  if (source.size > MOST_TEXT) throw tooLong(path, source.size, MOST_TEXT);
+  const bytes = new Uint8Array(source.size);
+  await source.read(0, bytes);
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch (cause) {
+    throw new Error(`Cannot read ${path}: it is not valid UTF-8`, { cause });
+  }
 }
 
 function webFolder(spec: string, options: OpenOptions): Folder {
@@ -117,13 +119,21 @@ function webFolder(spec: string, options: OpenOptions): Folder {
     locate: (file) => shownUrl(urlOf(file)),
     open: (file) => openUrl(urlOf(file), options),
     text: (file) => fetchText(urlOf(file), options),
+    has: () => Promise.resolve(false),
   };
 }
 
 async function existingDirectory(spec: string): Promise<string | undefined> {
-  const found = await host.files.find(
-    /^file:/i.test(spec) ? new URL(spec) : spec,
-  );
+  const { files } = host;
+  let found: FoundFile | undefined;
+  try {
+    found = await files.find(/^file:/i.test(spec) ? new URL(spec) : spec);
+  } catch (cause) {
+    throw new Error(
+      `Cannot open ${JSON.stringify(spec.slice(0, 300))}: ${errorText(cause)}`,
+      { cause },
+    );
+  }
   if (found === undefined || found.isDirectory) return found?.path;
   throw new Error(
     `Cannot open ${
@@ -132,9 +142,34 @@ async function existingDirectory(spec: string): Promise<string | undefined> {
   );
 }
 
-/** A tensor's header entry, and the file that holds the tensor. */
-interface Stored extends SafetensorsEntry {
-  source: OpenSource;
+/** The most characters of config.json and of generation_config.json: 1 MiB. */
+const MOST_CONFIG = 2 ** 20;
+/** The most bytes of a text file. Large tokenizers have 35 MB. */
+const MOST_TEXT = 2 ** 28;
+
+/** A text file of a folder; undefined if there is none. */
+async function textOf(
+  folder: Folder,
+  file: string,
+  most = MOST_TEXT,
+): Promise<string | undefined> {
+  const text = await folder.text(file);
+  if (text === undefined) return undefined;
+  if (text.length > most) throw tooLong(folder.locate(file), text.length, most);
+  refusePage(text, folder.locate(file));
+  return text;
+}
+
+function tooLong(where: string, size: number, most: number): Error {
+  return new Error(
+    `Cannot read ${where}: it has ${size} bytes, at most ${most} are allowed`,
+  );
+}
+
+/** A parsed configuration file; undefined if there is none. */
+async function jsonOf(folder: Folder, file: string): Promise<unknown> {
+  const text = await textOf(folder, file, MOST_CONFIG);
+  return text === undefined ? undefined : parseJson(text, folder.locate(file));
 }
 
 async function openFolder(
@@ -143,104 +178,61 @@ async function openFolder(
   { signal }: OpenOptions,
 ): Promise<Checkpoint> {
   const where = folder.locate("config.json");
-  const configText = await folder.text("config.json");
-  if (configText === undefined) {
-    throw new Error(`Cannot open ${name}: there is no ${where}`);
-  }
-  const configJson = parseJson(configText, where);
-  const config = parseConfig(configJson, where);
-  const generationWhere = folder.locate("generation_config.json");
-  const generationText = await folder.text("generation_config.json");
+  const json = await jsonOf(folder, "config.json");
+  if (json === undefined) throw await withoutConfig(name, folder);
+  const config = parseConfig(json, where);
+  const generationJson = await jsonOf(folder, "generation_config.json");
   // As in transformers, the older place counts only if the newer one is missing.
-  const generation = generationText === undefined
-    ? parseGeneration(configJson, where)
-    : parseGeneration(
-      parseJson(generationText, generationWhere),
-      generationWhere,
-    );
+  const generation = generationJson === undefined
+    ? parseGeneration(json, where)
+    : parseGeneration(generationJson, folder.locate("generation_config.json"));
 
   await using opened = new AsyncDisposableStack();
-  const stored = await openWeights(name, folder, opened);
-  const tensors = new Map<string, TensorInfo>();
-  for (const [name, { format, shape, begin, end }] of stored) {
-    tensors.set(name, { name, format, shape, byteLength: end - begin });
-  }
+  const weights = await openWeights(name, config, folder, opened);
+  const { stored, tensors, notices } = weights;
   const files = opened.move();
   return {
     name,
     location: folder.location,
-    config,
+    config: weights.config,
     generation,
     tensors,
+    notices: [
+      ...notices,
+      ignoredNotice(generation, folder.location) ?? [],
+      deadEnds(config, generation) ?? [],
+    ].flat(),
     async read(name, begin, into) {
       signal?.throwIfAborted();
       checkRange(name, tensors.get(name)?.byteLength, begin, into.length);
       const tensor = stored.get(name)!;
       await tensor.source.read(tensor.begin + begin, into);
     },
-    text: folder.text,
+    text: (file) => textOf(folder, file),
     [Symbol.asyncDispose]: () => files.disposeAsync(),
   };
 }
 
-/** Reads the header of `model.safetensors`, or of each shard in its index. */
-async function openWeights(
-  name: string,
-  folder: Folder,
-  opened: AsyncDisposableStack,
-): Promise<Map<string, Stored>> {
-  const openHeader = async (file: string) => {
-    const source = await folder.open(file);
-    if (source === undefined) return undefined;
-    opened.use(source);
-    const stored = new Map<string, Stored>();
-    for (const [tensor, entry] of await readSafetensorsHeader(source)) {
-      stored.set(tensor, { ...entry, source });
-    }
-    return stored;
-  };
-  const whole = await openHeader("model.safetensors");
-  if (whole !== undefined) return whole;
+async function withoutConfig(name: string, folder: Folder): Promise<Error> {
+  const adapter = await folder.has("adapter_config.json")
+    ? " but adapter_config.json: a LoRA adapter has to be merged into its model"
+    : "";
+  return new Error(
+    `Cannot open ${name}: there is no ${
+      folder.locate("config.json")
+    }${adapter}`,
+  );
+}
 
-  const indexWhere = folder.locate("model.safetensors.index.json");
-  const indexText = await folder.text("model.safetensors.index.json");
-  if (indexText === undefined) {
-    throw new Error(
-      `Cannot open ${name}: there are no weights (looked for ${
-        folder.locate("model.safetensors")
-      } and ${indexWhere})`,
-    );
-  }
-  const shardOf = parseSafetensorsIndex(indexText, indexWhere);
-  const stored = new Map<string, Stored>();
-  const missing: string[] = [];
-  for (const shard of new Set(shardOf.values())) {
-    const tensors = await openHeader(shard);
-    if (tensors === undefined) missing.push(folder.locate(shard));
-    for (const [tensor, entry] of tensors ?? []) {
-      if (shardOf.get(tensor) !== shard) {
-        throw new Error(
-          `Cannot open ${name}: ${tensor} is in ${shard}, but ${indexWhere} puts it in ${
-            shardOf.get(tensor) ?? "no file"
-          }`,
-        );
-      }
-      stored.set(tensor, entry);
-    }
-  }
-  if (missing.length > 0) {
-    throw new Error(
-      `Cannot open ${name}: shards are missing: ${missing.join(", ")}`,
-    );
-  }
-  const lost = [...shardOf].filter(([tensor]) => !stored.has(tensor));
-  if (lost.length > 0) {
-    const list = lost.map(([tensor, shard]) => `${tensor} (${shard})`).join(
-      ", ",
-    );
-    throw new Error(
-      `Cannot open ${name}: ${indexWhere} names tensors that are not in their files: ${list}`,
-    );
-  }
-  return stored;
+/** Says which end-of-text tokens the model cannot produce. */
+function deadEnds(
+  { vocabSize, eosTokenIds }: Qwen3Config,
+  generation: GenerationDefaults,
+): string | undefined {
+  const ids = generation.eosTokenIds ?? eosTokenIds;
+  const beyond = ids.filter((id) => id >= vocabSize);
+  if (beyond.length === 0) return undefined;
+  return `eos_token_id has ${
+    listed(beyond.map(String))
+  }, which can never end a text: vocab_size is ${vocabSize}`;
 }

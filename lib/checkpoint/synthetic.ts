@@ -190,6 +190,7 @@ export function syntheticCheckpoint(
     config,
     generation: {},
     tensors,
+    notices: [],
     synthetic: { seed },
     // deno-lint-ignore require-await
     async read(name, begin, into) {

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { workerRefusal } from "../host.ts";
 import { JOB_SIZE, runChunk } from "./jobs.ts";
 import type { WasmKernels } from "./wasm_kernels.ts";
 
@@ -57,6 +58,8 @@ const IDLE_MS = 1000;
  */
 const SPINS = 2000;
 
+const WORKER = new URL("./worker.ts", import.meta.url);
+
 /** Binds the kernels to a memory. */
 export function bind(
   module: WebAssembly.Module,
@@ -70,7 +73,7 @@ export function bind(
 export class CpuPool implements Disposable {
   readonly memories: BoundMemory[] = [];
   /** Why workers cannot run, if one failed to start. */
-  failure: string | undefined;
+  failure: string | undefined = workerRefusal(WORKER);
   readonly #control: Int32Array<SharedArrayBuffer>;
   readonly #workers = new Map<number, Worker>();
   #job = 0;
@@ -144,9 +147,7 @@ export class CpuPool implements Disposable {
     if (this.failure) return;
     for (let thread = 1; thread < this.threads; thread++) {
       if (Atomics.exchange(this.#control, ALIVE + thread, 1)) continue;
-      const worker = new Worker(new URL("./worker.ts", import.meta.url), {
-        type: "module",
-      });
+      const worker = new Worker(WORKER, { type: "module" });
       worker.addEventListener("error", (event) => {
         event.preventDefault();
         this.failure = event.message;

@@ -5,6 +5,7 @@
  * @module
  */
 import { ConfigFields, type Qwen3Config } from "../checkpoint/config.ts";
+import { listed, quoted } from "../errors.ts";
 import type { Family } from "./family.ts";
 import { qwen3 } from "./qwen3.ts";
 
@@ -54,10 +55,12 @@ export function parseConfig(json: unknown, where: string): Qwen3Config {
   const type = fields.values.model_type;
   const family = FAMILIES.find(({ modelType }) => modelType === type);
   if (family) return family.parseConfig(fields);
-  const experts = typeof type === "string" && type.endsWith("_moe")
-    ? `: a mixture of experts (${type}) is not supported`
+  const hint = type === undefined
+    ? `; its fields are ${listed(Object.keys(fields.values)) || "none"}`
+    : typeof type === "string" && type.endsWith("_moe")
+    ? `: a mixture of experts (${quoted(type)}) is not supported`
     : "";
-  fields.refuse("model_type", KNOWN + experts);
+  fields.refuse("model_type", KNOWN + hint);
 }
 
 const KNOWN = FAMILIES.map(({ modelType }) => JSON.stringify(modelType))

@@ -5,10 +5,13 @@
  * @module
  */
 import {
+  BOUNDS,
   type ConfigFields,
   parseRope,
   type Qwen3Config,
 } from "../checkpoint/config.ts";
+import { jsonText, quoted } from "../errors.ts";
+import { isObject } from "../json.ts";
 import { formatNames } from "../formats/mod.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import {
@@ -108,33 +111,40 @@ function weights(config: Qwen3Config): Weights<WeightSpec> {
 /** Absent fields get the same defaults as in `transformers.Qwen3Config`. */
 function parseConfig(fields: ConfigFields): Qwen3Config {
   refuseUnsupported(fields);
-  const numAttentionHeads = fields.size("num_attention_heads");
-  const numKeyValueHeads = fields.values.num_key_value_heads === null
+  const heads = "num_attention_heads", kvHeads = "num_key_value_heads";
+  const mostHeads = BOUNDS.numAttentionHeads;
+  const numAttentionHeads = fields.size(heads, mostHeads);
+  const numKeyValueHeads = fields.values[kvHeads] === null
     ? numAttentionHeads
-    : fields.size("num_key_value_heads", 32);
+    : fields.size(kvHeads, mostHeads, 32);
   if (numAttentionHeads % numKeyValueHeads !== 0) {
-    fields.refuse(
-      "num_attention_heads",
-      `a multiple of num_key_value_heads, ${numKeyValueHeads}`,
-    );
+    fields.refuse(heads, `a multiple of ${kvHeads}, ${numKeyValueHeads}`);
   }
-  const headDim = fields.size("head_dim", 128);
+  const headDim = fields.size("head_dim", BOUNDS.headDim, 128);
   if (headDim % 2 !== 0) fields.refuse("head_dim", "even");
+  const numHiddenLayers = fields.size(
+    "num_hidden_layers",
+    BOUNDS.numHiddenLayers,
+  );
+  refuseWindows(fields, numHiddenLayers);
   const bosTokenIds = fields.tokenIds("bos_token_id");
   if (bosTokenIds.length > 1) fields.refuse("bos_token_id", "one token id");
-
-  const maxPositionEmbeddings = fields.size("max_position_embeddings");
+  const positions = "max_position_embeddings";
+  const maxPositionEmbeddings = fields.size(positions, BOUNDS.positions);
   return {
     modelType: qwen3.modelType,
-    vocabSize: fields.size("vocab_size"),
-    hiddenSize: fields.size("hidden_size"),
-    intermediateSize: fields.size("intermediate_size"),
-    numHiddenLayers: fields.size("num_hidden_layers"),
+    vocabSize: fields.size("vocab_size", BOUNDS.vocabSize),
+    hiddenSize: fields.size("hidden_size", BOUNDS.hiddenSize),
+    intermediateSize: fields.size(
+      "intermediate_size",
+      BOUNDS.intermediateSize,
+    ),
+    numHiddenLayers,
     numAttentionHeads,
     numKeyValueHeads,
     headDim,
     maxPositionEmbeddings,
-    rmsNormEps: fields.positive("rms_norm_eps", 1e-6),
+    rmsNormEps: fields.within("rms_norm_eps", BOUNDS.rmsNormEps, 1e-6),
     ...parseRope(fields, maxPositionEmbeddings),
     tieWordEmbeddings: fields.flag("tie_word_embeddings", false),
     bosTokenId: bosTokenIds[0] ?? null,
@@ -142,28 +152,59 @@ function parseConfig(fields: ConfigFields): Qwen3Config {
   };
 }
 
+/** Refuses settings that would change the result and are not implemented. */
 function refuseUnsupported(fields: ConfigFields) {
-  const { values } = fields;
-  if (fields.flag("attention_bias", false)) {
-    fields.refuse("attention_bias", "false");
+  refuseQuantised(fields);
+  for (const bias of ["attention_bias", "mlp_bias"]) {
+    if (fields.flag(bias, false)) fields.refuse(bias, "false");
   }
-  if ((values.hidden_act ?? "silu") !== "silu") {
-    fields.refuse("hidden_act", '"silu"');
-  }
-  if (fields.flag("use_sliding_window", false)) {
+  if (!fields.flag("is_causal", true)) fields.refuse("is_causal", "true");
+  const act = fields.values.hidden_act ?? "silu";
+  if (act !== "silu" && act !== "swish") fields.refuse("hidden_act", '"silu"');
+}
+
+/** Refuses layers that attend to a window. */
+function refuseWindows(fields: ConfigFields, layers: number) {
+  const types = fields.values.layer_types;
+  if (fields.has("layer_types")) {
+    const full = Array.isArray(types) &&
+      types.every((type) => type === "full_attention");
+    if (!full) fields.refuse("layer_types", 'a list of "full_attention"');
+    if (types.length !== layers) {
+      throw new Error(
+        `Cannot use ${fields.where}: layer_types has ${types.length} entries, must have num_hidden_layers, ${layers}`,
+      );
+    }
+  } else if (
+    // Layers from max_window_layers on have the window; transformers' defaults.
+    fields.flag("use_sliding_window", false) &&
+    fields.values.sliding_window !== null &&
+    (fields.number("max_window_layers") ?? 28) < layers
+  ) {
     fields.refuse("use_sliding_window", "false");
   }
-  if (
-    fields.has("layer_types") &&
-    !(Array.isArray(values.layer_types) &&
-      values.layer_types.every((type) => type === "full_attention"))
-  ) {
-    fields.refuse("layer_types", 'a list of "full_attention"');
-  }
-  if (fields.has("quantization_config")) {
-    fields.refuse(
-      "quantization_config",
-      `absent: weights are read as ${formatNames()}`,
-    );
-  }
 }
+
+/** Fields that describe quantised weights; MLX uses the second. */
+const QUANTISED = ["quantization_config", "quantization", "compression_config"];
+
+/** Names the quantised form of a checkpoint, so that it is not downloaded in vain. */
+function refuseQuantised(fields: ConfigFields) {
+  const field = QUANTISED.find((field) => fields.has(field));
+  if (field === undefined) return;
+  const value = fields.values[field];
+  const settings = isObject(value) ? value : {};
+  const { quant_method: method } = settings;
+  const form = typeof method === "string"
+    ? quoted(method, 40).replace(/^(fp\d|[a-z]{2,3}q|mxfp4)$/, upper)
+    : "group_size" in settings
+    ? "MLX"
+    : "a form without a name";
+  throw new Error(
+    `Cannot use ${fields.where}: its weights are quantised with ${form} (${field} is ${
+      jsonText(value)
+    }), must be plain ${formatNames()}`,
+  );
+}
+
+const upper = (text: string) => text.toUpperCase();

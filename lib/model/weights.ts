@@ -11,13 +11,12 @@ import { type Format, storedRowBytes } from "../formats/format.ts";
 import { allocateMatrix, type Matrix, piecesOf } from "../formats/matrix.ts";
 import { familyOf } from "./families.ts";
 import {
-  type Family,
   listWeights,
   mapWeights,
-  tensorShapes,
   type Weights,
   type WeightSpec,
 } from "./family.ts";
+import { selectTensors } from "./tensors.ts";
 import { type SyntheticRule, syntheticRule } from "../checkpoint/synthetic.ts";
 
 /** The device memory that weights are loaded into. */
@@ -60,7 +59,7 @@ const PIECE_ROWS = 8;
 /**
  * Loads all weights of a model, each tensor in its stored format.
  *
- * @throws {Error} if tensors are missing, unknown or of the wrong shape; the message
+ * @throws {Error} if tensors are missing or of the wrong shape; the message
  * names them.
  */
 export async function loadWeights<T>(
@@ -69,9 +68,9 @@ export async function loadWeights<T>(
   options: LoadOptions = {},
 ): Promise<Weights<Matrix<T>>> {
   const { config } = checkpoint;
-  const family = familyOf(config), table = family.weights(config);
-  checkTensors(checkpoint, family, table);
-  const names = tensorShapes(table).keys();
+  const table = familyOf(config).weights(config);
+  const names = selectTensors(checkpoint.name, config, checkpoint.tensors)
+    .names.keys();
   const loader = new Loader(checkpoint, store, options, [...names]);
   const loaded = new Map<WeightSpec, Matrix<T>>();
   for (const spec of listWeights(table)) {
@@ -187,48 +186,4 @@ function packed(
   );
   format.pack(blocks, k, planes);
   return planes;
-}
-
-/**
- * Checks names and shapes. Ignores an LM head that is stored although embeddings are
- * tied.
- */
-function checkTensors(
-  { name, config, tensors }: Checkpoint,
-  family: Family,
-  table: Weights<WeightSpec>,
-): void {
-  const shapes = tensorShapes(table);
-  const ignored = config.tieWordEmbeddings
-    ? tensorShapes(family.weights({ ...config, tieWordEmbeddings: false }))
-    : shapes;
-  const list = (names: string[]) =>
-    names.length > 8
-      ? `${names.slice(0, 8).join(", ")} and ${names.length - 8} more`
-      : names.join(", ");
-  const missing = [...shapes.keys()].filter((tensor) => !tensors.has(tensor));
-  const unknown = [...tensors.keys()].filter((tensor) =>
-    !shapes.has(tensor) && !ignored.has(tensor)
-  );
-  if (missing.length || unknown.length) {
-    const complaints = [
-      missing.length ? `it lacks ${list(missing)}` : "",
-      unknown.length ? `it has unknown tensors ${list(unknown)}` : "",
-    ].filter(Boolean);
-    throw new Error(
-      `Cannot load ${name}: ${
-        complaints.join(" and ")
-      }, it must have the ${shapes.size} tensors of a ${family.name} with ${config.numHiddenLayers} layers`,
-    );
-  }
-  for (const [tensor, shape] of shapes) {
-    const found = tensors.get(tensor)!.shape;
-    if (found.join() !== shape.join()) {
-      throw new Error(
-        `Cannot load ${name}: ${tensor} has shape [${
-          found.join(", ")
-        }], config.json requires [${shape.join(", ")}]`,
-      );
-    }
-  }
 }

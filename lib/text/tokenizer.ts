@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { errorText } from "../errors.ts";
+import { errorText, jsonText } from "../errors.ts";
 import {
   type AddedToken,
   collectAddedTokens,
@@ -11,7 +11,7 @@ import {
 } from "./added_tokens.ts";
 import { type Bpe, createBpe, isTokenId, tokenBytes, wrong } from "./bpe.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
-import { isObject, parseJson, shownJson } from "../json.ts";
+import { isObject, parseJson } from "../json.ts";
 import { Budget } from "./pattern.ts";
 import { readNormalizer, readPreTokenizer } from "./words.ts";
 
@@ -225,7 +225,7 @@ function readPostProcessor(
     }
     const known = added.get(token) ?? ids.get(token);
     if (known !== undefined && (listed.length !== 1 || listed[0] !== known)) {
-      throw wrong(where, listed, `[${known}], the id of ${shownJson(token)}`);
+      throw wrong(where, listed, `[${known}], the id of ${jsonText(token)}`);
     }
     return listed as number[];
   };
@@ -269,7 +269,7 @@ function readSteps(
     const listed = isObject(step.special_tokens)
       ? step.special_tokens[name]
       : undefined;
-    const own = `${where}.special_tokens[${shownJson(name)}].ids`;
+    const own = `${where}.special_tokens[${jsonText(name)}].ids`;
     (texts === 0 ? before : after).push(
       ...idsOf(name, isObject(listed) ? listed.ids : listed, own),
     );

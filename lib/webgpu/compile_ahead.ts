@@ -8,7 +8,7 @@
  * @module
  */
 import type { Choice } from "../dispatch/choice.ts";
-import { host } from "../host.ts";
+import { host, workerRefusal } from "../host.ts";
 import type { Gpu } from "./device.ts";
 import { compile, isCompiled, type Shader } from "./pipeline.ts";
 
@@ -54,8 +54,13 @@ export async function compileAhead(
 ): Promise<Choice | undefined> {
   if (
     !gpu.vulkan || !gpu.adapterClass.startsWith("NVIDIA") ||
-    failing.has(gpu) || !keepsCache() || !mayStart()
+    failing.has(gpu) || !keepsCache()
   ) return undefined;
+  const refusal = workerRefusal(WORKER);
+  if (refusal !== undefined) {
+    failing.add(gpu);
+    return oneThread(refusal);
+  }
   const missing = longestFirst(gpu, shaders());
   const workers = Math.min(
     MOST_WORKERS,
@@ -94,17 +99,19 @@ export async function compileInWorkers(
     .find(({ error }) => error !== undefined);
   if (failed) failing.add(gpu);
   for (const shader of shaders) compile(gpu, shader);
-  return failed
-    ? {
-      what: "first compilation",
-      value: "one thread",
-      reason: `a worker failed: ${failed.error}`,
-    }
-    : {
-      what: "first compilation",
-      value: `${1 + reports.length} threads`,
-      reason: "the driver shares compiled shaders among devices",
-    };
+  return failed ? oneThread(failed.error!) : {
+    what: "first compilation",
+    value: `${1 + reports.length} threads`,
+    reason: "the driver shares compiled shaders among devices",
+  };
+}
+
+function oneThread(error: string): Choice {
+  return {
+    what: "first compilation",
+    value: "one thread",
+    reason: `a worker failed: ${error}`,
+  };
 }
 
 function longestFirst(gpu: Gpu, shaders: readonly Shader[]): Shader[] {
@@ -154,13 +161,6 @@ function inWorker(
   };
   worker.postMessage(job);
   return { worker, report };
-}
-
-/** Whether a worker can start without a permission prompt or a printed error. */
-function mayStart(): boolean {
-  return WORKER.protocol === "file:"
-    ? host.isGranted("read", WORKER)
-    : host.isGranted("import", WORKER.host);
 }
 
 /**

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { explained } from "../errors.ts";
 import { host } from "../host.ts";
 
 /**
@@ -10,10 +11,14 @@ import { host } from "../host.ts";
  * before the first use of `navigator.gpu`; it needs `--allow-env`.
  */
 export function prepareEnvironment(): void {
-  // The Vulkan loader prints a warning to stderr if this is unset.
-  if (!host.env("XDG_RUNTIME_DIR")) host.setEnv("XDG_RUNTIME_DIR", "/tmp");
-  // By default Deno may pick a GL adapter, which lacks f16 and may hang.
-  if (!host.env("DENO_WEBGPU_BACKEND")) {
-    host.setEnv("DENO_WEBGPU_BACKEND", "vulkan,metal,dx12");
+  try {
+    // The Vulkan loader prints a warning to stderr if this is unset.
+    if (!host.env("XDG_RUNTIME_DIR")) host.setEnv("XDG_RUNTIME_DIR", "/tmp");
+    // By default Deno may pick a GL adapter, which lacks f16 and may hang.
+    if (!host.env("DENO_WEBGPU_BACKEND")) {
+      host.setEnv("DENO_WEBGPU_BACKEND", "vulkan,metal,dx12");
+    }
+  } catch (error) {
+    throw explained("prepare the environment", error);
   }
 }

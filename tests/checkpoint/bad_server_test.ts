@@ -904,7 +904,7 @@ const SHARD_MODES: Record<string, Mode> = {
     file: SHARD,
     always: (_) => serveWell(sharded.get(`/${SHARD.replace("02", "03")}`)),
     error:
-      `Cannot open URL: model.layers.0.self_attn.k_norm.weight is in ${SHARD}, but URL/${INDEX} puts it in model-00003-of-00015.safetensors`,
+      `Cannot load URL: it lacks model.layers.0.self_attn.q_proj.weight (not in ${SHARD}), model.layers.0.self_attn.k_proj.weight (not in ${SHARD}), it must have the 46 tensors of a Qwen3 with 4 layers`,
   },
 };
 for (
@@ -938,7 +938,7 @@ for (
       ),
     ),
     error: `Cannot use URL/${INDEX}: it puts model.norm.weight in ${
-      JSON.stringify(shard)
+      JSON.stringify(shard).replace("\u202e", "\\u202e")
     }, must be a .safetensors file in the same folder, by its plain name`,
   };
 }

@@ -1,4 +1,9 @@
-import { assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertAlmostEquals,
+  assertEquals,
+  assertThrows,
+} from "@std/assert";
 import { parseConfig } from "../../lib/model/families.ts";
 
 /** The file published with Qwen3-0.6B. */
@@ -156,7 +161,7 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
     [{ model_type: undefined }, 'model_type is missing, must be "qwen3"'],
     [
       { hidden_size: undefined },
-      "hidden_size is missing, must be a positive whole number",
+      "hidden_size is missing, must be a positive whole number up to 131072",
     ],
     [
       { hidden_size: 10.5 },
@@ -171,7 +176,10 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
       "num_attention_heads is 16, must be a multiple of num_key_value_heads, 5",
     ],
     [{ head_dim: 33 }, "head_dim is 33, must be even"],
-    [{ rms_norm_eps: 0 }, "rms_norm_eps is 0, must be a positive number"],
+    [
+      { rms_norm_eps: 0 },
+      "rms_norm_eps is 0, must be a number from 1e-12 to 1",
+    ],
     [
       { tie_word_embeddings: "no" },
       'tie_word_embeddings is "no", must be true or false',
@@ -181,14 +189,21 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
     [{ bos_token_id: [1, 2] }, "bos_token_id is [1,2], must be one token id"],
     [{ attention_bias: true }, "attention_bias is true, must be false"],
     [{ hidden_act: "gelu" }, 'hidden_act is "gelu", must be "silu"'],
-    [{ use_sliding_window: true }, "use_sliding_window is true, must be false"],
+    [
+      {
+        use_sliding_window: true,
+        sliding_window: 4096,
+        max_window_layers: 27,
+      },
+      "use_sliding_window is true, must be false",
+    ],
     [
       { layer_types: ["full_attention", "sliding_attention"] },
       'layer_types is ["full_attention","sliding_attention"]',
     ],
     [
       { quantization_config: { bits: 4 } },
-      'quantization_config is {"bits":4}, must be absent',
+      'its weights are quantised with a form without a name (quantization_config is {"bits":4}), must be plain bf16, f16, f32',
     ],
     [
       { rope_scaling: { type: "linear", factor: 2 } },
@@ -205,7 +220,7 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
     [{ rope_scaling: 4 }, "rope_scaling is 4, must be an object"],
     [
       { rope_scaling: { type: "yarn", factor: "4" } },
-      'rope_scaling.factor is "4", must be a positive number',
+      'rope_scaling.factor is "4", must be a number from 1 to 4096',
     ],
   ];
   for (const [changes, message] of refused) {
@@ -222,5 +237,263 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
       Error,
       `Cannot use c.json: it holds ${is}, must be an object`,
     );
+  }
+});
+
+Deno.test("parseConfig has a bound with a number for every size", () => {
+  const refused: [Record<string, unknown>, string][] = [
+    [
+      { vocab_size: 1e15 },
+      "vocab_size is 1000000000000000, must be a positive whole number up to 16777216",
+    ],
+    [
+      { hidden_size: 131073 },
+      "hidden_size is 131073, must be a positive whole number up to 131072",
+    ],
+    [
+      { intermediate_size: 2 ** 53 },
+      "intermediate_size is 9007199254740992, must be a positive whole number up to 1048576",
+    ],
+    [
+      { num_hidden_layers: 1e6 },
+      "num_hidden_layers is 1000000, must be a positive whole number up to 1000",
+    ],
+    [
+      { num_attention_heads: 4112 },
+      "num_attention_heads is 4112, must be a positive whole number up to 4096",
+    ],
+    [
+      { num_key_value_heads: 1e4 },
+      "num_key_value_heads is 10000, must be a positive whole number up to 4096",
+    ],
+    [
+      { head_dim: 1e9 },
+      "head_dim is 1000000000, must be a positive whole number up to 4096",
+    ],
+    [
+      { max_position_embeddings: 1e15 },
+      "max_position_embeddings is 1000000000000000, must be a positive whole number up to 16777216",
+    ],
+    [
+      { rms_norm_eps: 1e300 },
+      "rms_norm_eps is 1e+300, must be a number from 1e-12 to 1",
+    ],
+    [{ rms_norm_eps: 1e-300 }, "rms_norm_eps is 1e-300, must be"],
+    [
+      { rope_theta: 1e300 },
+      "rope_theta is 1e+300, must be a number from 1 to 1000000000000",
+    ],
+    [{ rope_theta: 0.5 }, "rope_theta is 0.5, must be a number from 1 to"],
+    [{ rope_theta: "1e6" }, 'rope_theta is "1e6", must be a number from 1 to'],
+  ];
+  for (const [changes, message] of refused) {
+    const error = assertThrows(() => parse(changes), Error);
+    const whole = `Cannot use here/config.json: ${message}`;
+    assertEquals(error.message.slice(0, whole.length), whole);
+  }
+  const largest = parse({
+    vocab_size: 2 ** 24,
+    max_position_embeddings: 2 ** 24,
+    num_hidden_layers: 1000,
+    rope_theta: 1,
+  });
+  assertEquals(largest.numHiddenLayers, 1000);
+});
+
+Deno.test("parseConfig has bounds for YaRN", () => {
+  const yarn = (fields: Record<string, unknown>) => () =>
+    parse({ rope_scaling: { rope_type: "yarn", factor: 4, ...fields } });
+  const refused: [Record<string, unknown>, string][] = [
+    [{ factor: 0.5 }, "factor is 0.5, must be a number from 1 to 4096"],
+    [{ factor: 1e9 }, "factor is 1000000000, must be a number from 1 to 4096"],
+    [
+      { factor: 4000, original_max_position_embeddings: 32768 },
+      "factor is 4000, must be at most 16777216 positions divided by the original 32768",
+    ],
+    [
+      { original_max_position_embeddings: 1e15 },
+      "original_max_position_embeddings is 1000000000000000, must be a positive whole number up to 16777216",
+    ],
+    [
+      { beta_fast: 1e300 },
+      "beta_fast is 1e+300, must be a number from 0.001 to 1000000",
+    ],
+    [
+      { beta_slow: 0 },
+      "beta_slow is 0, must be a number from 0.001 to 1000000",
+    ],
+    [
+      { attention_factor: 1e300 },
+      "attention_factor is 1e+300, must be a number from 0.001 to 1000",
+    ],
+    [
+      { mscale: 1e300, mscale_all_dim: 1 },
+      "mscale is 1e+300, must be in a ratio from 0.001 to 1000 to mscale_all_dim",
+    ],
+    [{ rope_theta: 1 }, "rope_theta is 1, must be more than 1 for YaRN"],
+    [{ partial_rotary_factor: 0.5 }, "partial_rotary_factor is 0.5, must be 1"],
+    [{ truncate: "no" }, 'truncate is "no", must be true or false'],
+  ];
+  for (const [fields, message] of refused) {
+    assertThrows(
+      yarn(fields),
+      Error,
+      `Cannot use here/config.json: rope_scaling.${message}`,
+    );
+  }
+});
+
+Deno.test("parseConfig refuses what transformers would compute differently", () => {
+  const refused: [Record<string, unknown>, string][] = [
+    [{ mlp_bias: true }, "mlp_bias is true, must be false"],
+    [{ is_causal: false }, "is_causal is false, must be true"],
+    [
+      { partial_rotary_factor: 0.25 },
+      "partial_rotary_factor is 0.25, must be 1",
+    ],
+    [
+      { rope_scaling: { factor: 4 } },
+      'rope_scaling.rope_type is missing, must be "default" or "yarn"',
+    ],
+    ...["linear", "dynamic", "llama3", "longrope", "mrope"].map((
+      type,
+    ): [Record<string, unknown>, string] => [
+      { rope_scaling: { rope_type: type, factor: 2 } },
+      `rope_scaling.rope_type is "${type}", must be "default" or "yarn"`,
+    ]),
+    [
+      { rope_parameters: { full_attention: { rope_type: "default" } } },
+      'rope_parameters.full_attention is {"rope_type":"default"}, must be absent',
+    ],
+    [
+      { layer_types: Array(27).fill("full_attention") },
+      "layer_types has 27 entries, must have num_hidden_layers, 28",
+    ],
+    // transformers' defaults: a window of 4,096 from layer 28 on.
+    [
+      {
+        use_sliding_window: true,
+        sliding_window: undefined,
+        num_hidden_layers: 29,
+        max_window_layers: undefined,
+      },
+      "use_sliding_window is true, must be false",
+    ],
+    [
+      { use_sliding_window: true, sliding_window: 8, max_window_layers: 0 },
+      "use_sliding_window is true, must be false",
+    ],
+  ];
+  for (const [changes, message] of refused) {
+    assertThrows(
+      () => parse(changes),
+      Error,
+      `Cannot use here/config.json: ${message}`,
+    );
+  }
+});
+
+Deno.test("parseConfig takes settings that change nothing", () => {
+  const plain = parse();
+  for (
+    const changes of [
+      { use_sliding_window: true }, // sliding_window is null
+      { use_sliding_window: true, sliding_window: 8 }, // from layer 28 on
+      {
+        use_sliding_window: true,
+        sliding_window: 8,
+        max_window_layers: 0,
+        layer_types: Array(28).fill("full_attention"),
+      },
+      { hidden_act: "swish" },
+      { partial_rotary_factor: 1 },
+      { rope_scaling: {} },
+      { rope_scaling: { rope_type: "default" } },
+      { attention_dropout: 0.1, dtype: "float16", num_nextn_predict_layers: 1 },
+      { architectures: ["Qwen3Model"] },
+      { quantization_config: null },
+    ]
+  ) assertEquals(parse(changes), plain);
+  // An empty rope_scaling does not hide the newer rope_parameters.
+  const both = parse({
+    rope_scaling: {},
+    rope_parameters: { rope_type: "default", rope_theta: 5e6 },
+  });
+  assertEquals(both.ropeTheta, 5e6);
+});
+
+Deno.test("parseConfig names the quantised form", () => {
+  const forms: [Record<string, unknown>, string][] = [
+    // As published: Qwen3-8B-FP8, Qwen3-8B-AWQ, GPTQ, bitsandbytes, MLX.
+    [
+      {
+        quantization_config: {
+          activation_scheme: "dynamic",
+          fmt: "e4m3",
+          quant_method: "fp8",
+          weight_block_size: [128, 128],
+        },
+      },
+      "FP8 (quantization_config is",
+    ],
+    [
+      {
+        quantization_config: {
+          bits: 4,
+          group_size: 128,
+          quant_method: "awq",
+          version: "gemm",
+        },
+      },
+      'AWQ (quantization_config is {"bits":4,"group_size":128,"quant_method":"awq","version":"gemm"}), must be plain bf16, f16, f32',
+    ],
+    [{ quantization_config: { quant_method: "gptq" } }, "GPTQ (quant"],
+    [
+      { quantization_config: { quant_method: "bitsandbytes" } },
+      "bitsandbytes (quant",
+    ],
+    [
+      { quantization_config: { quant_method: "compressed-tensors" } },
+      "compressed-tensors (quant",
+    ],
+    [
+      { quantization: { group_size: 64, bits: 4 } },
+      'MLX (quantization is {"group_size":64,"bits":4}), must be plain',
+    ],
+    [
+      {
+        quantization: { group_size: 64, bits: 4 },
+        quantization_config: { group_size: 64, bits: 4 },
+      },
+      "MLX (quantization_config is",
+    ],
+    [{ quantization_config: "int8" }, "a form without a name (quant"],
+  ];
+  for (const [changes, message] of forms) {
+    assertThrows(
+      () => parse(changes),
+      Error,
+      `Cannot use here/config.json: its weights are quantised with ${message}`,
+    );
+  }
+});
+
+Deno.test("parseConfig quotes long, nested and unprintable values in short", () => {
+  let nested: unknown = 0;
+  for (let i = 0; i < 1e5; i++) nested = [nested];
+  const values = [
+    "x".repeat(1e6),
+    nested,
+    Array(1e5).fill("full"),
+    "\u001b[2J\n\u202e",
+    { rope_type: "y".repeat(1e6) },
+  ];
+  for (const value of values) {
+    for (const field of ["hidden_act", "layer_types", "rope_scaling"]) {
+      const error = assertThrows(() => parse({ [field]: value }), Error);
+      assert(error.message.length < 400, `${error.message.length}`);
+      // deno-lint-ignore no-control-regex
+      assert(!/[\x00-\x1f\u202e]/.test(error.message), error.message);
+    }
   }
 });

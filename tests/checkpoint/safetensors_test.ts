@@ -1,6 +1,3 @@
-import { bf16 } from "../../lib/formats/bf16.ts";
-import { f16 } from "../../lib/formats/f16.ts";
-import { f32 } from "../../lib/formats/f32.ts";
 import { assertEquals, assertRejects } from "@std/assert";
 import {
   type ByteSource,
@@ -74,19 +71,22 @@ Deno.test("readSafetensorsHeader has types, shapes and offsets", async () => {
   const entries = await read(text, 14);
   assertEquals([...entries.keys()], ["b", "a", 'c\\"{', "d"]);
   assertEquals(entries.get("a"), {
-    format: bf16,
+    name: "a",
+    dtype: "BF16",
     shape: [2, 2],
     begin,
     end: begin + 8,
   });
   assertEquals(entries.get("b"), {
-    format: f32,
+    name: "b",
+    dtype: "F32",
     shape: [],
     begin: begin + 8,
     end: begin + 12,
   });
   assertEquals(entries.get('c\\"{'), {
-    format: f16,
+    name: 'c\\"{',
+    dtype: "F16",
     shape: [0, 7],
     begin: begin + 12,
     end: begin + 12,
@@ -119,7 +119,10 @@ Deno.test("readSafetensorsHeader refuses files that cannot be safetensors", asyn
     Error,
     "its header has 100000001 bytes, at most 100000000 are allowed",
   );
-  await assertRefused(fileOf('{"a":\n\n}', 0), "it is not valid JSON");
+  await assertRefused(
+    fileOf('{"a":\n\n}', 0),
+    'Cannot read the header of m.safetensors: it is not valid JSON (it has "}" at byte 7, where a value must be)',
+  );
   const latin1 = fileOf('{"aa":1}', 0);
   latin1[10] = 0xff;
   await assertRefused(latin1, "its header is not valid UTF-8");
@@ -135,11 +138,16 @@ Deno.test("readSafetensorsHeader refuses files that cannot be safetensors", asyn
 Deno.test("readSafetensorsHeader refuses invalid tensors", async () => {
   const refused: [unknown, number, string][] = [
     [
-      { ids: tensor("I64", [1], 0, 8) },
-      8,
-      'tensor ids has dtype "I64", must be one of BF16, F16, F32',
+      { a: tensor(undefined, [1], 0, 4) },
+      4,
+      "tensor a has dtype missing, must be the name of a type",
     ],
-    [{ a: tensor(undefined, [1], 0, 4) }, 4, "tensor a has dtype undefined"],
+    [{ a: tensor(7, [1], 0, 4) }, 4, "tensor a has dtype 7, must be"],
+    [
+      { a: tensor("F".repeat(1e5), [1], 0, 4) },
+      4,
+      `tensor a has dtype "${"F".repeat(49)}…${"F".repeat(49)}, must be`,
+    ],
     [{ a: 7 }, 4, "tensor a must be described by an object"],
     [
       { a: tensor("F32", [1.5], 0, 6) },

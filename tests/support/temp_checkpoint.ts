@@ -110,3 +110,64 @@ export async function withLargeValues(
     "model.safetensors": scaleWeights(larger, /o_proj/, -24),
   });
 }
+
+/** A tensor of a safetensors file. */
+export interface FileTensor {
+  dtype: string;
+  shape: number[];
+  bytes: Uint8Array;
+}
+
+/** The tensors of a safetensors file, by name. */
+export function tensorsOf(file: Uint8Array): Map<string, FileTensor> {
+  const { header, data } = readHeader(file);
+  return new Map(
+    Object.entries(header).map(([name, { dtype, shape, data_offsets }]) => {
+      const [begin, end] = data_offsets;
+      const bytes = file.slice(data + begin, data + end);
+      return [name, { dtype, shape, bytes }];
+    }),
+  );
+}
+
+/** A safetensors file with these tensors, in this order. */
+export function safetensorsOf(
+  tensors: ReadonlyMap<string, FileTensor>,
+): Uint8Array<ArrayBuffer> {
+  let end = 0;
+  const header = new Map<string, unknown>();
+  for (const [name, { dtype, shape, bytes }] of tensors) {
+    const data_offsets = [end, end += bytes.length];
+    header.set(name, { dtype, shape, data_offsets });
+  }
+  const json = JSON.stringify(Object.fromEntries(header));
+  const text = new TextEncoder().encode(json);
+  const file = new Uint8Array(8 + text.length + end);
+  new DataView(file.buffer).setBigUint64(0, BigInt(text.length), true);
+  file.set(text, 8);
+  let at = 8 + text.length;
+  for (const { bytes } of tensors.values()) {
+    file.set(bytes, at);
+    at += bytes.length;
+  }
+  return file;
+}
+
+/** A copy of a checkpoint in one file, with other settings and tensors. */
+export async function changedCheckpoint(
+  folder: string,
+  { config, tensors }: {
+    config?: Record<string, unknown>;
+    tensors?: (tensors: Map<string, FileTensor>) => void;
+  },
+): Promise<TempCheckpoint> {
+  const file = await Deno.readFile(new URL("model.safetensors", folder));
+  const map = tensorsOf(file);
+  tensors?.(map);
+  const url = new URL("config.json", folder);
+  const settings = JSON.parse(await Deno.readTextFile(url));
+  return await copyCheckpoint(folder, {
+    "config.json": JSON.stringify({ ...settings, ...config }),
+    "model.safetensors": safetensorsOf(map),
+  });
+}

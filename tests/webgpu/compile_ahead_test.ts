@@ -1,4 +1,9 @@
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
 import {
   compileAhead,
   compileInWorkers,
@@ -81,7 +86,7 @@ gpuTest("a worker that never answers is not waited for", async (gpu) => {
 });
 
 gpuTest(
-  "without permission to read its script no worker starts",
+  "without permission to read its script no worker starts, which is said once",
   async (gpu) => {
     const all = [3, 2, 1].map((n) => shader(`unread ${n}`, n));
     const other = likeNvidia(gpu), { permissions } = Deno;
@@ -93,6 +98,15 @@ gpuTest(
         : status;
     };
     try {
+      const choice = await compileAhead(other, () => all);
+      assertEquals([choice?.what, choice?.value], [
+        "first compilation",
+        "one thread",
+      ]);
+      assertMatch(
+        choice!.reason,
+        /^a worker failed: Deno has no read permission for file:\S+compile_worker.ts, run it with --allow-read$/,
+      );
       assertEquals(await compileAhead(other, () => all), undefined);
     } finally {
       permissions.querySync = querySync;

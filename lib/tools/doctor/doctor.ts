@@ -53,6 +53,9 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
   }
   await using _closed = checkpoint;
   if (checkpoint) {
+    for (const notice of checkpoint.notices) {
+      reporter.found("yellow", "model", notice);
+    }
     for (const need of await modelNeeds(checkpoint, options.context, gpu)) {
       reporter.found(need.severity, need.topic, need.text, need.data);
     }

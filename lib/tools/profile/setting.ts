@@ -95,7 +95,7 @@ export function checkProfiling(options: ProfileOptions): void {
 
 /** Fills in defaults and checks what depends on the checkpoint. */
 export function settle(
-  { config, generation }: Checkpoint,
+  { config, generation, notices }: Checkpoint,
   options: ProfileOptions,
 ): Setting {
   const room = contextLimit(config).tokens;
@@ -106,7 +106,7 @@ export function settle(
   const promptTokens = options.promptTokens ?? Math.min(PROMPT_TOKENS, most);
   const why = ` (${room} minus maxTokens)`;
   requireWhole("promptTokens", promptTokens, 1, most, why);
-  const notes: string[] = [];
+  const notes = [...notices];
   if (options.promptTokens === undefined && promptTokens < PROMPT_TOKENS) {
     notes.push(
       `the prompt has ${promptTokens} tokens instead of ${PROMPT_TOKENS}: ${maxTokens} more fill the context of ${room}`,

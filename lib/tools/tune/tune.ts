@@ -127,7 +127,7 @@ export async function tune(
     winners: 0,
     cases: [],
     wrong: [],
-    notes: [],
+    notes: [...checkpoint.notices],
   };
   // Tests that the file can be written before anything is timed.
   if (!options.dryRun) await store(gpu, report, new Map());

@@ -1,0 +1,148 @@
+/** Without a permission there is one line that names its flag, or a choice that says so. */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { emptyCache, fixtureFiles, serveHub } from "./support/serve_hub.ts";
+import { readFolder, serveFiles } from "./support/serve_folder.ts";
+
+const ROOT = new URL("../", import.meta.url);
+const FIXTURE = new URL("tests/fixtures/tiny-tied-bf16/", ROOT);
+
+/** Runs a program with some permissions only; returns what it printed. */
+async function run(
+  flags: string[],
+  args: string[],
+): Promise<{ stdout: string; stderr: string; code: number }> {
+  const { stdout, stderr, code } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "--no-prompt", ...flags, ...args],
+    cwd: ROOT,
+    env: { NO_COLOR: "1" },
+  }).output();
+  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+  return { stdout: text(stdout), stderr: text(stderr), code };
+}
+
+/** Loads a model in a program with these permissions; returns its outcome. */
+async function load(
+  model: string,
+  flags: string[],
+  device = "cpu",
+): Promise<{ error?: string; tokens?: number; choices?: string[] }> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.writeTextFile(
+      `${folder}/main.ts`,
+      `import { loadQwen3 } from ${
+        JSON.stringify(new URL("mod.ts", ROOT).href)
+      };
+       const [model, device] = Deno.args;
+       let outcome;
+       try {
+         using qwen = await loadQwen3(model, { device, context: 64 });
+         const run = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 4, ignoreEos: true });
+         let tokens = 0;
+         for await (const _ of run) tokens++;
+         const choices = qwen.device.choices.map(({ what, value, reason }) =>
+           [what, value, reason].join(": "));
+         outcome = { tokens, choices };
+       } catch (error) {
+         outcome = { error: error.message };
+       }
+       console.log(JSON.stringify(outcome));`,
+    );
+    const { stdout, stderr } = await run([...flags, "--no-config"], [
+      `${folder}/main.ts`,
+      model,
+      device,
+    ]);
+    assert(!/Uncaught|    at /.test(stderr), stderr);
+    return JSON.parse(stdout);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+const READ = "--allow-read", ENV = "--allow-env", SYS = "--allow-sys";
+const NET = "--allow-net", WRITE = "--allow-write";
+const path = FIXTURE.pathname.replace(/\/$/, "");
+
+Deno.test("a folder needs --allow-read and --allow-sys", async () => {
+  assertEquals(await load(path, []), {
+    error:
+      `Cannot open "${path}": Deno has no read permission for "${path}", run it with --allow-read`,
+  });
+  assertEquals(await load(path, [READ]), {
+    error:
+      `Cannot load ${path}: Deno has no sys permission for "systemMemoryInfo", run it with --allow-sys`,
+  });
+  assertEquals((await load(path, [READ, SYS])).tokens, 4);
+});
+
+Deno.test("a URL needs --allow-net", async () => {
+  await using server = serveFiles(await readFolder(FIXTURE));
+  const { host } = new URL(server.url);
+  assertEquals(await load(server.url, [SYS]), {
+    error:
+      `Cannot read ${server.url}/config.json: Deno has no net permission for "${host}", run it with --allow-net`,
+  });
+  assertEquals(server.requests.length, 0);
+  assertEquals((await load(server.url, [SYS, NET])).tokens, 4);
+});
+
+Deno.test("a repository needs the README's permissions, --allow-write among them", async () => {
+  await using cache = await emptyCache();
+  await using server = await serveHub(await fixtureFiles("tiny-tied-bf16"));
+  const { host } = new URL(server.url);
+  const given = [READ, ENV, SYS, NET, WRITE];
+  const without = async (flag: string) =>
+    (await load("Some/Model", given.filter((other) => other !== flag))).error;
+  assertMatch(
+    (await without(ENV))!,
+    /^Cannot load Some\/Model: Deno has no env permission for "HF_HUB_CACHE", run it with --allow-env$/,
+  );
+  assertMatch(
+    (await without(NET))!,
+    new RegExp(
+      `cannot be downloaded from ${server.url}: Deno has no net permission for "${host}", run it with --allow-net$`,
+    ),
+  );
+  assertMatch(
+    (await without(WRITE))!,
+    /cannot be downloaded from \S+: Deno has no write permission for "\S+\/snapshots\/[0-9a-f]+", run it with --allow-write$/,
+  );
+  // Deno does not make links if writing is permitted in one folder only.
+  const scoped = [READ, ENV, SYS, NET, `--allow-write=${cache.path}`];
+  assertEquals((await load("Some/Model", scoped)).tokens, 4);
+  assertEquals((await load("Some/Model", [READ, ENV, SYS])).tokens, 4);
+});
+
+Deno.test("without reading the worker, the CPU path has one thread and says so", async () => {
+  const { tokens, choices } = await load(
+    "synthetic:qwen3-0.6b?layers=1&vocab=4096",
+    [SYS],
+  );
+  assertEquals(tokens, 4);
+  assertMatch(
+    choices!.join("\n"),
+    /one thread, because workers failed: Deno has no read permission for \S+worker.ts, run it with --allow-read/,
+  );
+});
+
+Deno.test("a task without a permission prints one line", async () => {
+  for (
+    const [flags, expected] of [
+      [[], "Cannot prepare the environment: Deno has no env permission for"],
+      [[ENV], "Deno has no read permission for"],
+      [[ENV, READ], "Deno has no sys permission for"],
+    ] as const
+  ) {
+    const { stdout, stderr, code } = await run([...flags], [
+      "tasks/generate.ts",
+      "Hi",
+    ]);
+    assertEquals([stdout, code], ["", 1]);
+    const lines = stderr.trim().split("\n")
+      .filter((line) => !line.includes("XDG_RUNTIME_DIR is invalid"));
+    assertEquals(lines.length, 1, stderr);
+    assertMatch(lines[0], /^error: Cannot .*, run it with --allow-\w+$/);
+    assert(lines[0].includes(expected), lines[0]);
+  }
+});
