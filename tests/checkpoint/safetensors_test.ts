@@ -44,9 +44,6 @@ const tensor = (
   data_offsets,
 });
 
-const read = (header: unknown, dataBytes: number) =>
-  readSafetensorsHeader(sourceOf(fileOf(header, dataBytes)));
-
 async function assertRefused(file: Uint8Array, message: string) {
   const error = await assertRejects(
     () => readSafetensorsHeader(sourceOf(file)),
@@ -68,9 +65,11 @@ Deno.test("readSafetensorsHeader has types, shapes and offsets", async () => {
   };
   const text = JSON.stringify(header) + "  "; // writers pad with spaces
   const begin = 8 + text.length;
-  const entries = await read(text, 14);
+  const source = sourceOf(fileOf(text, 14));
+  const entries = await readSafetensorsHeader(source);
   assertEquals([...entries.keys()], ["b", "a", 'c\\"{', "d"]);
   assertEquals(entries.get("a"), {
+    source,
     name: "a",
     dtype: "BF16",
     shape: [2, 2],
@@ -78,6 +77,7 @@ Deno.test("readSafetensorsHeader has types, shapes and offsets", async () => {
     end: begin + 8,
   });
   assertEquals(entries.get("b"), {
+    source,
     name: "b",
     dtype: "F32",
     shape: [],
@@ -85,6 +85,7 @@ Deno.test("readSafetensorsHeader has types, shapes and offsets", async () => {
     end: begin + 12,
   });
   assertEquals(entries.get('c\\"{'), {
+    source,
     name: 'c\\"{',
     dtype: "F16",
     shape: [0, 7],
