@@ -125,30 +125,35 @@ export class Download {
   }
 
   async #list(hub: typeof Hub): Promise<Listing> {
-    let pages = 0;
-    const files = hub.listFiles({
-      hubUrl: this.access.endpoint,
-      fetch: (...request) => {
-        if (++pages <= MOST_PAGES) return this.access.fetch(...request);
-        throw new HubRefusal(`its list of files has over ${MOST_PAGES} pages`);
-      },
-      repo: { type: "model", name: this.target.name },
-      revision: this.#commit,
-      recursive: true, // as huggingface_hub expects it in the cache
-    });
-    const listing: Listing = new Map();
-    await this.#ask(async () => {
+    return await this.#ask(async () => {
+      let pages = 0;
+      const files = hub.listFiles({
+        hubUrl: this.access.endpoint,
+        fetch: (...request) => {
+          if (++pages <= MOST_PAGES) return this.access.fetch(...request);
+          throw new HubRefusal(
+            `its list of files has over ${MOST_PAGES} pages`,
+          );
+        },
+        repo: { type: "model", name: this.target.name },
+        revision: this.#commit,
+        recursive: true, // as huggingface_hub expects it in the cache
+      });
+      const listing: Listing = new Map();
       for await (const file of files) {
         if (file.type === "file") listing.set(file.path, checkListed(file));
       }
+      return listing;
     });
-    return listing;
   }
 
-  /** Asks the package, whose errors for malformed answers say little. */
+  /**
+   * Asks the package, whose errors for malformed answers say little. An answer that
+   * breaks off is asked for again.
+   */
   async #ask<T>(question: () => Promise<T>): Promise<T> {
     try {
-      return await question();
+      return await retry(this.access.endpoint, question, this.options);
     } catch (cause) {
       if (cause instanceof SyntaxError || cause instanceof TypeError) {
         throw new HubRefusal(
