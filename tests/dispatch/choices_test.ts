@@ -12,6 +12,7 @@ import {
   type Capabilities,
   exactLanes,
   laneConstants,
+  mostThreads,
 } from "../../lib/dispatch/capabilities.ts";
 import {
   type Constants,
@@ -50,11 +51,13 @@ const DEVICES: Capabilities[] = [
   [8, 32768, 1024],
   [16, 32768, 512],
   [32, 49152, 1024],
-].map(([subgroupSize, storage, threads]) => ({
+  [32, 32768, 1024, 256],
+].map(([subgroupSize, storage, threads, inX = threads]) => ({
   subgroupSize,
   limits: {
     maxComputeWorkgroupStorageSize: storage,
     maxComputeInvocationsPerWorkgroup: threads,
+    maxComputeWorkgroupSizeX: inX,
   },
 }));
 
@@ -85,6 +88,7 @@ function assertFits(
   { limits, subgroupSize }: Capabilities,
   message: string,
 ) {
+  const most = mostThreads({ limits });
   const known: Record<string, number> = {};
   const value = (expression: string): number => {
     const plain = expression.replaceAll(/\b(\d+)u\b/g, "$1")
@@ -124,8 +128,8 @@ function assertFits(
   );
   const threads = value(wgsl.match(/@workgroup_size\(([^)]+)\)/)![1]);
   assert(
-    threads <= limits.maxComputeInvocationsPerWorkgroup,
-    `${message}: ${threads} threads, at most ${limits.maxComputeInvocationsPerWorkgroup} fit`,
+    threads <= most,
+    `${message}: ${threads} threads, at most ${most} fit`,
   );
   assertEquals(wgsl.includes("subgroupShuffle") && !subgroupSize, false);
 }
