@@ -37,7 +37,7 @@ export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
  * subgroups.
  */
 export const STATED_DEVICE: Sketched = {
-  name: "no adapter: 32 KiB of workgroup memory, 256 threads, 32 lanes, f16",
+  name: "no adapter: 16 KiB of workgroup memory, 256 threads, 32 lanes, f16",
   f16: true,
   software: false,
   subgroupSize: 32,
