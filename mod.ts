@@ -16,12 +16,7 @@
  *
  * @module
  */
-export {
-  DEFAULT_MODEL,
-  loadQwen3,
-  type Prompt,
-  type Qwen3,
-} from "./lib/load.ts";
+export { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "./lib/load.ts";
 export { DeviceError, MemoryError, NoAdapterError } from "./lib/errors.ts";
 export type { LoadProgress } from "./lib/checkpoint/sources.ts";
 export type { Dtype } from "./lib/dtype.ts";
@@ -41,7 +36,19 @@ export type {
   RunStats,
   Sequence,
 } from "./lib/generate.ts";
-export type { Message, Tool, ToolCall } from "./lib/text/chat_template.ts";
+export type {
+  ContentPart,
+  Message,
+  ReasoningPart,
+  TextPart,
+  Tool,
+  ToolCall,
+  ToolCallPart,
+  ToolResultPart,
+} from "./lib/text/conversation.ts";
+export { type ChatOptions, renderChat } from "./lib/text/chat_template.ts";
+export type { Prompt, PromptOptions } from "./lib/text/prompt.ts";
+export type { PieceKind } from "./lib/text/reply.ts";
 export type { Qwen3Config, YarnScaling } from "./lib/checkpoint/config.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
 export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";

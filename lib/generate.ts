@@ -10,29 +10,33 @@ import {
   type Sampling,
   type SamplingOptions,
 } from "./model/sampling.ts";
+import type { PromptOptions } from "./text/prompt.ts";
+import {
+  type PieceKind,
+  REPLY_TAGS,
+  type ReplyFormat,
+  type ReplyPiece,
+  ReplyStream,
+} from "./text/reply.ts";
 import { TextStream } from "./text/text_stream.ts";
 import type { Tokenizer } from "./text/tokenizer.ts";
+import type { ToolCall } from "./text/conversation.ts";
 
 /** Options of `generate` and `generateBatch`. */
-export interface GenerateOptions extends SamplingOptions {
+export interface GenerateOptions extends SamplingOptions, PromptOptions {
   /**
    * The maximum number of tokens to generate; by default what the checkpoint says, else
    * as many as fit in the context.
    */
   maxTokens?: number;
   /**
-   * Ends the text before the first occurrence of any of these strings; by default the
-   * checkpoint's.
+   * Ends the reply before the first occurrence of any of these strings; by default the
+   * checkpoint's. They are looked for in all that the model writes: reasoning, calls and
+   * special tokens such as `<|im_end|>` included.
    */
   stop?: string | string[];
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
-  /** A system message, for instruct checkpoints. */
-  system?: string;
-  /** Whether an instruct checkpoint may think first; by default its template decides. */
-  thinking?: boolean;
-  /** Uses the prompt as is, without the chat template. */
-  raw?: boolean;
   /** Ends the run at the next chunk of tokens; `finishReason` is then "aborted". */
   signal?: AbortSignal;
 }
@@ -47,6 +51,7 @@ const KINDS: Readonly<
   ignoreEos: "flag",
   system: "text",
   thinking: "flag",
+  tools: "list",
   raw: "flag",
   signal: "signal",
 };
@@ -82,9 +87,20 @@ export function checkGenerating(options: GenerateOptions): void {
 
 /** A generated token and the text it completes. */
 export interface Piece {
-  /** The text this token completes; may be empty. */
+  /**
+   * What the text is: for the user, reasoning, or a function call. Without a chat
+   * template, all is "text".
+   */
+  kind: PieceKind;
+  /**
+   * The text this token completes; may be empty. A call comes whole, as the model wrote it
+   * between its tags; {@linkcode Run.toolCalls} has it parsed.
+   */
   text: string;
-  /** null for held-back text that is released when the run is aborted. */
+  /**
+   * null for further text that the token before completes, and for held-back text that is
+   * released when the run is aborted.
+   */
   tokenId: number | null;
 }
 
@@ -115,10 +131,10 @@ export interface RunStats {
 }
 
 /**
- * Why a sequence ended: at a stop string or end-of-text token, at its token limit, or
- * early.
+ * Why a sequence ended: at a stop string or end-of-text token ("tool_calls" if it calls
+ * functions), at its token limit, or early.
  */
-export type FinishReason = "stop" | "length" | "aborted";
+export type FinishReason = "stop" | "tool_calls" | "length" | "aborted";
 
 /** What a run needs from the model. */
 export interface RunParts {
@@ -129,10 +145,14 @@ export interface RunParts {
    */
   start: () => Chunks<readonly number[]>;
   /**
-   * For each sequence, the length of its prompt and the maximum number of tokens to
-   * generate.
+   * For each sequence, the length of its prompt, the maximum number of tokens to generate,
+   * and what its prompt says about the reply; undefined if that is plain text.
    */
-  sizes: readonly { promptTokens: number; maxTokens: number }[];
+  sizes: readonly {
+    promptTokens: number;
+    maxTokens: number;
+    reply?: ReplyFormat;
+  }[];
   sampling: Sampling;
   eosTokenIds: readonly number[];
   stop: readonly string[];
@@ -143,12 +163,19 @@ export interface RunParts {
   signal?: AbortSignal;
 }
 
-/** The text and tokens that a run has generated for one prompt. */
+/** What a run has generated for one prompt. */
 export interface Sequence {
   /** The number of tokens in the prompt. */
   readonly promptTokens: number;
-  /** The text so far. */
+  /** The text so far, without reasoning and function calls. */
   readonly text: string;
+  /** The reasoning so far; empty if there is none. */
+  readonly reasoning: string;
+  /**
+   * The function calls so far. `arguments` is an object, or the text that the model wrote
+   * if it is not one. A call that was cut off is left out.
+   */
+  readonly toolCalls: readonly ToolCall[];
   /** Ids generated so far, an end-of-text token included. */
   readonly tokenIds: number[];
   /** Why the sequence ended; undefined until it has. */
@@ -158,39 +185,80 @@ export interface Sequence {
 /** A sequence in progress. */
 class Growing implements Sequence {
   text = "";
+  reasoning = "";
+  readonly toolCalls: ToolCall[];
   readonly tokenIds: number[] = [];
   finishReason: FinishReason | undefined;
+  readonly promptTokens: number;
+  readonly #maxTokens: number;
   readonly #stream?: TextStream;
+  readonly #reply?: ReplyStream;
 
   constructor(
-    readonly promptTokens: number,
-    readonly maxTokens: number,
+    { promptTokens, maxTokens, reply }: RunParts["sizes"][number],
     { tokenizer, stop }: RunParts,
   ) {
-    this.#stream = tokenizer && new TextStream(tokenizer, { stop });
+    this.promptTokens = promptTokens;
+    this.#maxTokens = maxTokens;
+    if (tokenizer) {
+      const hidden = reply ? withoutTags(tokenizer) : tokenizer.specialIds;
+      const bytes = (id: number) => tokenizer.bytes(id);
+      this.#stream = new TextStream({ bytes, specialIds: hidden }, { stop });
+    }
+    this.#reply = reply && new ReplyStream(reply);
+    this.toolCalls = this.#reply?.toolCalls ?? [];
   }
 
   /** Appends a token, which may end the sequence; returns the text it completes. */
-  take(tokenId: number, ends: ReadonlySet<number>): string {
+  take(tokenId: number, ends: ReadonlySet<number>): Piece[] {
     this.tokenIds.push(tokenId);
     const stream = this.#stream, eos = ends.has(tokenId);
-    let text = eos ? "" : stream?.push(tokenId).text ?? "";
-    const full = this.tokenIds.length === this.maxTokens;
+    const kind = this.#reply?.kind ?? "text";
+    let text = stream?.push(tokenId, eos).text ?? "";
+    const full = this.tokenIds.length === this.#maxTokens;
+    let pieces: ReplyPiece[];
     if (eos || stream?.stopped || full) {
       text += stream?.flush() ?? "";
-      this.finishReason = eos || stream?.stopped ? "stop" : "length";
-    }
-    this.text += text;
-    return text;
+      const stopped = eos || stream?.stopped === true;
+      pieces = this.#add(text, stopped ? "whole" : "cut");
+      this.finishReason = !stopped
+        ? "length"
+        : this.toolCalls.length > 0
+        ? "tool_calls"
+        : "stop";
+    } else pieces = this.#add(text);
+    const [first = { kind, text: "" }, ...more] = pieces;
+    return [
+      { ...first, tokenId },
+      ...more.map((piece) => ({ ...piece, tokenId: null })),
+    ];
   }
 
   /** Ends the sequence early; returns the text that was held back. */
-  abort(): string {
+  abort(): Piece[] {
     this.finishReason = "aborted";
-    const text = this.#stream?.flush() ?? "";
-    this.text += text;
-    return text;
+    return this.#add(this.#stream?.flush() ?? "", "cut")
+      .map((piece) => ({ ...piece, tokenId: null }));
   }
+
+  /** Separates the text and, if it is the last, ends the reply. */
+  #add(text: string, end?: "whole" | "cut"): ReplyPiece[] {
+    const reply = this.#reply;
+    const pieces = !reply ? text ? [{ kind: "text" as const, text }] : [] : [
+      ...reply.push(text),
+      ...(end ? reply.end(end === "cut") : []),
+    ];
+    for (const { kind, text } of pieces) {
+      if (kind !== "tool") this[kind] += text;
+    }
+    return pieces;
+  }
+}
+
+/** Special tokens, except those that separate a reply. */
+function withoutTags(tokenizer: Tokenizer): ReadonlySet<number> {
+  const tags = new Set(REPLY_TAGS.map((tag) => tokenizer.tokenId(tag)));
+  return new Set([...tokenizer.specialIds].filter((id) => !tags.has(id)));
 }
 
 /**
@@ -210,9 +278,9 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
   /** @ignore Made by {@linkcode Qwen3.generateBatch}. */
   constructor(parts: RunParts) {
     this.#parts = parts;
-    this.sequences = this.#growing = parts.sizes.map((
-      { promptTokens, maxTokens },
-    ) => new Growing(promptTokens, maxTokens, parts));
+    this.sequences = this.#growing = parts.sizes.map((size) =>
+      new Growing(size, parts)
+    );
   }
 
   /** Statistics so far. */
@@ -286,17 +354,17 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
           chunks.signal.throwIfAborted();
           const fault = faultText(tokenId);
           if (fault) throw this.#faulty(sequence, fault);
-          const text = one.take(tokenId, ends);
+          const pieces = one.take(tokenId, ends);
           if (one.finishReason) left--;
-          yield { sequence, text, tokenId };
+          for (const piece of pieces) yield { sequence, ...piece };
           if (left === 0) return;
         }
       }
     } catch (error) {
       if (!signal?.aborted) throw error;
       for (const [sequence, one] of growing.entries()) {
-        const text = one.finishReason ? "" : one.abort();
-        if (text) yield { sequence, text, tokenId: null };
+        const pieces = one.finishReason ? [] : one.abort();
+        for (const piece of pieces) yield { sequence, ...piece };
       }
     } finally {
       // The consumer stopped iterating.
@@ -319,6 +387,24 @@ export class Run implements AsyncIterable<Piece> {
     return this.#batch.sequences[0].finishReason;
   }
 
+  /** The text so far, without reasoning and function calls. */
+  get text(): string {
+    return this.#batch.sequences[0].text;
+  }
+
+  /** The reasoning so far; empty if there is none. */
+  get reasoning(): string {
+    return this.#batch.sequences[0].reasoning;
+  }
+
+  /**
+   * The function calls so far. `arguments` is an object, or the text that the model wrote
+   * if it is not one. A call that was cut off is left out.
+   */
+  get toolCalls(): readonly ToolCall[] {
+    return this.#batch.sequences[0].toolCalls;
+  }
+
   /** Ids generated so far, an end-of-text token included. */
   get tokenIds(): number[] {
     return this.#batch.sequences[0].tokenIds;
@@ -331,6 +417,8 @@ export class Run implements AsyncIterable<Piece> {
 
   /** Runs the model; yields pieces as they are generated. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Piece, void> {
-    for await (const { text, tokenId } of this.#batch) yield { text, tokenId };
+    for await (const { kind, text, tokenId } of this.#batch) {
+      yield { kind, text, tokenId };
+    }
   }
 }

@@ -3,12 +3,15 @@
  *
  * @module
  */
-import { type Message, renderChat } from "./text/chat_template.ts";
+import {
+  type EncodedPrompt,
+  encodePrompt,
+  type Prompt,
+} from "./text/prompt.ts";
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
   checkOptions,
-  described,
   DeviceError,
   explained,
   MemoryError,
@@ -40,14 +43,10 @@ import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
 import { resolveSampling, type Sampling } from "./model/sampling.ts";
 import {
-  createTokenizer,
-  readTokenizerFiles,
+  missingTokenizer,
+  readTokenizer,
   type Tokenizer,
-  type TokenizerFiles,
 } from "./text/tokenizer.ts";
-
-/** A prompt: text, a conversation, or token ids. */
-export type Prompt = string | readonly Message[] | readonly number[];
 
 /**
  * URL of the embedded story model, relative to this module (a local file or a remote
@@ -97,8 +96,9 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   });
   try {
     checkContext(checkpoint, options.context);
-    for (const notice of checkpoint.notices) options.onNotice?.(notice);
-    return await Qwen3.load(checkpoint, options);
+    const qwen = await Qwen3.load(checkpoint, options);
+    for (const notice of checkpoint.notices) onNotice?.(notice);
+    return qwen;
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
     throw error;
@@ -124,8 +124,7 @@ export class Qwen3 implements Disposable {
   readonly config: Qwen3Config;
   readonly #checkpoint: Checkpoint;
   readonly #options: Qwen3Options;
-  readonly #files: TokenizerFiles;
-  #tokenizer?: Tokenizer;
+  readonly #tokenizer: Tokenizer | undefined;
   #placed: Placed;
   /** Why the model must move to the CPU, from a failure of the GPU until it has moved. */
   #moving?: Choice;
@@ -133,13 +132,13 @@ export class Qwen3 implements Disposable {
 
   private constructor(
     checkpoint: Checkpoint,
-    files: TokenizerFiles,
+    tokenizer: Tokenizer | undefined,
     placed: Placed,
     options: Qwen3Options,
   ) {
     this.config = checkpoint.config;
     this.#checkpoint = checkpoint;
-    this.#files = files;
+    this.#tokenizer = tokenizer;
     this.#placed = placed;
     this.#options = options;
   }
@@ -149,9 +148,10 @@ export class Qwen3 implements Disposable {
     checkpoint: Checkpoint,
     options: Qwen3Options,
   ): Promise<Qwen3> {
-    const files = await readTokenizerFiles(checkpoint);
+    // Before the weights, so that a tokenizer is refused at once.
+    const tokenizer = await readTokenizer(checkpoint);
     const placed = await place(checkpoint, options);
-    return new Qwen3(checkpoint, files, placed, options);
+    return new Qwen3(checkpoint, tokenizer, placed, options);
   }
 
   /**
@@ -191,23 +191,19 @@ export class Qwen3 implements Disposable {
   }
 
   /**
-   * The tokenizer, parsed on first use because prompts given as token ids do not need
-   * it.
+   * The checkpoint's tokenizer.
    *
-   * @throws {Error} if the checkpoint's tokenizer is missing or broken, or the model was
-   * disposed.
+   * @throws {Error} if the checkpoint has none, or the model was disposed.
    */
   get tokenizer(): Tokenizer {
     this.#turns.requireModel("use the tokenizer");
-    return this.#tokenizer ??= createTokenizer(
-      this.#checkpoint.name,
-      this.#files,
-    );
+    if (this.#tokenizer) return this.#tokenizer;
+    throw missingTokenizer(this.#checkpoint.name);
   }
 
   /** Whether the checkpoint has a tokenizer. */
   get hasTokenizer(): boolean {
-    return this.#files.tokenizer !== undefined;
+    return this.#tokenizer !== undefined;
   }
 
   /**
@@ -289,11 +285,18 @@ export class Qwen3 implements Disposable {
     checkGenerating(options);
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
+    const source = {
+      name: this.#checkpoint.name,
+      tokenizer: () => this.tokenizer,
+    };
     const which = (i: number) =>
       prompts.length > 1 ? `prompt ${i}` : "the prompt";
-    const ids = prompts.map((prompt, i) =>
-      this.#check("generate", this.#encode(prompt, options), which(i))
-    );
+    const encoded = prompts.map((prompt, i): EncodedPrompt => {
+      const one = encodePrompt(prompt, options, source);
+      this.#check("generate", one.tokenIds, which(i));
+      return one;
+    });
+    const ids = encoded.map(({ tokenIds }) => tokenIds);
     const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
     const stops = typeof stop === "string" ? [stop] : stop;
     if (stops.length > 0 && !this.hasTokenizer) {
@@ -301,12 +304,13 @@ export class Qwen3 implements Disposable {
         `Cannot generate: stop strings need a tokenizer, ${this.#checkpoint.name} has no tokenizer.json`,
       );
     }
-    const sizes = ids.map(({ length }, i) => {
+    const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {
       const room = this.context - length + 1; // the last token is not cached
       const limit = maxTokens ?? newTokenLimit(generation, length, which(i));
       return {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
+        reply,
       };
     });
     const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
@@ -327,7 +331,7 @@ export class Qwen3 implements Disposable {
         ? []
         : generation.eosTokenIds ?? this.config.eosTokenIds,
       stop: stops,
-      tokenizer: this.hasTokenizer ? this.tokenizer : undefined,
+      tokenizer: this.#tokenizer,
       device: () => this.device.adapter,
       signal,
     };
@@ -373,52 +377,6 @@ export class Qwen3 implements Disposable {
       this.#moving = undefined;
     }
     return this.#placed.runner;
-  }
-
-  #encode(
-    prompt: Prompt,
-    { raw, system, thinking }: GenerateOptions,
-  ): number[] {
-    if (typeof prompt !== "string") {
-      if (!Array.isArray(prompt)) {
-        throw new TypeError(
-          `Cannot generate: the prompt is ${
-            described(prompt)
-          }, must be a string, a list of messages or a list of token ids`,
-        );
-      }
-      if (prompt.length === 0) return [];
-      if (prompt.every((item) => typeof item === "number")) return [...prompt];
-    }
-    const { tokenizer } = this;
-    if (typeof prompt === "string") {
-      if (prompt === "") return [];
-      if (raw || tokenizer.chatTemplate === undefined) {
-        if (system !== undefined) {
-          throw new Error(
-            `Cannot generate: a system message needs a chat template, ${
-              raw ? "and raw skips it" : `${this.#checkpoint.name} has none`
-            }`,
-          );
-        }
-        return tokenizer.encode(prompt);
-      }
-    } else if (tokenizer.chatTemplate === undefined) {
-      throw new Error(
-        `Cannot generate: messages need a chat template, ${this.#checkpoint.name} has none`,
-      );
-    }
-    const messages = typeof prompt === "string"
-      ? [{ role: "user" as const, content: prompt }]
-      : prompt as readonly Message[];
-    const text = renderChat(
-      tokenizer.chatTemplate!,
-      system === undefined
-        ? messages
-        : [{ role: "system", content: system }, ...messages],
-      { thinking, variables: tokenizer.specialTokens },
-    );
-    return tokenizer.encode(text, { addSpecialTokens: false });
   }
 
   #check(action: string, tokens: number[], which = "the prompt"): number[] {

@@ -4,19 +4,22 @@
  *   deno task generate "Once upon a time"
  *   deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B
  */
-import { printable } from "../lib/errors.ts";
+import { errorText, printable } from "../lib/errors.ts";
 import { checkGenerating } from "../lib/generate.ts";
+import { isObject, parseJson } from "../lib/json.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
+import { readTools } from "../lib/text/conversation.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
 import {
   type GenerateOptions,
-  type LoadProgress,
   loadQwen3,
   type Qwen3,
   type Qwen3Options,
   type Run,
+  type Tool,
 } from "../mod.ts";
 import { type Flags, type FlagTable, runTask } from "./flags.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -49,8 +52,13 @@ const FLAGS: FlagTable = {
     "switch",
     "let an instruct checkpoint think first; --no-think turns this off",
   ],
+  "tools": [
+    "text",
+    "JSON file of functions that an instruct checkpoint may call, as in OpenAI's API",
+  ],
   "raw": ["switch", "use the prompt as is, without the chat template"],
   "json": ["switch", "print one line of JSON instead of the text"],
+  ...LOADING_FLAGS,
 };
 
 /** Exit code of a program ended by SIGINT, as shells report it. */
@@ -65,32 +73,34 @@ await runTask({
   flags: FLAGS,
 }, async (flags) => {
   // Reject bad flags before downloading or loading anything.
-  const options = generateOptions(flags), placement = placementOf(flags);
+  const options = await generateOptions(flags), placement = placementOf(flags);
   const prompt = await readPrompt(flags.words);
   const model = flags.text("model"), json = flags.on("json") ?? false;
-
-  // Notices wait for the reply, so that an error is the only line on stderr.
-  const early: string[] = [];
-  let notify = (notice: string): void => void early.push(notice);
 
   const interrupt = new AbortController(), { signal } = interrupt;
   Deno.addSignalListener("SIGINT", () => {
     if (signal.aborted) Deno.exit(INTERRUPTED); // a second Ctrl+C exits at once
     interrupt.abort();
   });
+  using progress = await Progress.start();
+  // A notice waits for a turn, so that an error that follows is the only line on stderr.
+  const notices: string[] = [];
+  const tell = () => notices.splice(0).forEach(progress.notice);
   try {
     using qwen = await loadQwen3(model, {
       ...placement,
-      onProgress: progressLine(),
-      onNotice: (notice) => notify(notice),
+      onProgress: progress.report,
+      onNotice(notice) {
+        notices.push(notice);
+        setTimeout(tell);
+      },
       signal,
     });
     const run = qwen.generate(qwen.hasTokenizer ? prompt : asIds(prompt), {
       ...options,
       signal,
     });
-    early.forEach(say);
-    notify = say;
+    tell();
     if (model === undefined) {
       say(
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
@@ -100,6 +110,7 @@ await runTask({
     return 0;
   } catch (error) {
     if (!signal.aborted) throw error;
+    progress.clear();
     say("Interrupted before the first token.");
     return INTERRUPTED;
   }
@@ -110,7 +121,7 @@ await runTask({
  *
  * @throws {Error} if an option is out of range, or two exclude each other.
  */
-function generateOptions(flags: Flags): GenerateOptions {
+async function generateOptions(flags: Flags): Promise<GenerateOptions> {
   const sampling = {
     temperature: flags.number("temperature"),
     topK: flags.number("top-k"),
@@ -120,10 +131,12 @@ function generateOptions(flags: Flags): GenerateOptions {
     seed: flags.number("seed"),
   };
   resolveSampling(sampling);
-  if (flags.on("raw") && flags.text("system") !== undefined) {
-    throw new Error(
-      "Cannot generate: --raw and --system are both given, must be one of them, since raw skips the chat template",
-    );
+  for (const name of ["system", "tools"]) {
+    if (flags.on("raw") && flags.text(name) !== undefined) {
+      throw new Error(
+        `Cannot generate: --raw and --${name} are both given, must be one of them, since raw skips the chat template`,
+      );
+    }
   }
   const options: GenerateOptions = {
     ...sampling,
@@ -132,10 +145,27 @@ function generateOptions(flags: Flags): GenerateOptions {
     ignoreEos: flags.on("ignore-eos"),
     system: flags.text("system"),
     thinking: flags.on("think"),
+    tools: await readToolsFile(flags.text("tools")),
     raw: flags.on("raw"),
   };
   checkGenerating(options);
   return options;
+}
+
+/** Reads a list of tools, or the `tools` of an object as in OpenAI's requests. */
+async function readToolsFile(file?: string): Promise<Tool[] | undefined> {
+  if (file === undefined) return undefined;
+  const cannot = `Cannot read the tools in ${file}`;
+  let text: string;
+  try {
+    text = await Deno.readTextFile(file);
+  } catch (error) {
+    throw new Error(`${cannot}: ${errorText(error)}`);
+  }
+  const json = parseJson(text, file);
+  const tools = readTools(isObject(json) ? json.tools : json, cannot);
+  if (tools.length > 0) return tools;
+  throw new Error(`${cannot}: it lists 0 tools, must list at least one`);
 }
 
 /** Reads where the model should run. */
@@ -144,6 +174,7 @@ function placementOf(flags: Flags): Qwen3Options {
     device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
     precision: flags.oneOf("precision", ["auto", "f32"]),
     context: flags.whole("context", 1),
+    ...loadingOptions(flags),
   };
 }
 
@@ -157,14 +188,9 @@ async function printRun(qwen: Qwen3, run: Run, json: boolean): Promise<void> {
   if (!qwen.hasTokenizer && !json) {
     say("The checkpoint has no tokenizer: token ids are printed.");
   }
-  let text = "";
-  for await (const piece of run) {
-    text += piece.text;
-    if (json) continue;
-    write(qwen.hasTokenizer ? piece.text : `${piece.tokenId} `);
-  }
+  if (json) { for await (const _ of run); }
+  else await printPieces(qwen, run);
   const { stats } = run;
-  if (!json) write("\n");
   say(
     `${stats.summary} (${run.finishReason}${
       stats.sampling.temperature === 0
@@ -172,14 +198,50 @@ async function printRun(qwen: Qwen3, run: Run, json: boolean): Promise<void> {
         : `, seed ${stats.sampling.seed}`
     })`,
   );
-  if (json) write(jsonLine(qwen, run, text));
+  if (json) write(jsonLine(qwen, run));
+}
+
+/**
+ * Prints a reply as it is generated: the text and each function call, as a line of JSON, on
+ * stdout; reasoning on stderr, dimmed on a terminal.
+ */
+async function printPieces(qwen: Qwen3, run: Run): Promise<void> {
+  const dim = Deno.stderr.isTerminal() && !Deno.noColor;
+  let printed = 0, lineBegun = false, thinking = false;
+  const think = (on: boolean) => {
+    if (on !== thinking) writeAll(Deno.stderr, on ? "Thinking:\n" : "\n\n");
+    thinking = on;
+  };
+  for await (const { kind, text, tokenId } of run) {
+    if (!qwen.hasTokenizer) {
+      write(`${tokenId} `);
+      lineBegun = true;
+    } else if (text !== "" && kind === "reasoning") {
+      think(true);
+      const shown = printable(text);
+      writeAll(Deno.stderr, dim ? `\x1b[2m${shown}\x1b[22m` : shown);
+    } else if (text !== "") {
+      think(false);
+      if (kind === "text") write(text);
+      lineBegun = kind === "text" ? !text.endsWith("\n") : lineBegun;
+    }
+    for (; printed < run.toolCalls.length; printed++) {
+      const call = JSON.stringify(run.toolCalls[printed].function);
+      write(`${lineBegun ? "\n" : ""}${call}\n`);
+      lineBegun = false;
+    }
+  }
+  think(false);
+  if (lineBegun || printed === 0) write("\n");
 }
 
 /** The outcome of a run as one line of JSON. */
-function jsonLine(qwen: Qwen3, run: Run, text: string): string {
+function jsonLine(qwen: Qwen3, run: Run): string {
   const { stats } = run;
   return JSON.stringify({
-    text,
+    text: run.text,
+    reasoning: run.reasoning,
+    toolCalls: run.toolCalls,
     tokenIds: run.tokenIds,
     promptTokens: stats.promptTokens,
     finishReason: run.finishReason,
@@ -224,21 +286,6 @@ function asIds(prompt: string): string | number[] {
     : prompt;
 }
 
-/** Shows progress on one line of stderr if it is a terminal. */
-function progressLine(): (progress: LoadProgress) => void {
-  if (!Deno.stderr.isTerminal()) return () => {};
-  let shown = 0;
-  return ({ stage, file, done, total }) => {
-    if (performance.now() - shown < 100 && done < total) return;
-    shown = performance.now();
-    const share = total ? Math.floor(100 * done / total) : 100;
-    const line = done < total
-      ? `${stage} ${share} % of ${Math.ceil(total / 1e6)} MB ${file ?? ""}`
-      : "";
-    Deno.stderr.writeSync(new TextEncoder().encode(`\r\x1b[K${line}`));
-  };
-}
-
 /** Prints a notice on stderr, wrapped. */
 function say(notice: string): void {
   console.error(wrap(printable(notice), WIDTH, "", "  ").join("\n"));
@@ -247,10 +294,12 @@ function say(notice: string): void {
 /** Writes to stdout; a terminal does not get control characters that a model made up. */
 function write(text: string): void {
   const shown = Deno.stdout.isTerminal() ? printable(text) : text;
-  const bytes = new TextEncoder().encode(shown);
-  for (let at = 0; at < bytes.length;) {
-    at += Deno.stdout.writeSync(bytes.subarray(at));
-  }
+  writeAll(Deno.stdout, shown);
+}
+
+function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string) {
+  const bytes = new TextEncoder().encode(text);
+  for (let at = 0; at < bytes.length;) at += to.writeSync(bytes.subarray(at));
 }
 
 function round(value: number): number {

@@ -3,103 +3,263 @@
  *
  * @module
  */
+import {
+  hasValue,
+  type Message,
+  readConversation,
+  readTools,
+  refusal,
+  type Tool,
+  type ToolCall,
+  type Turn,
+} from "./conversation.ts";
 import { errorText } from "../errors.ts";
+import { isObject } from "../json.ts";
 import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
-/** A function call that the assistant made. */
-export interface ToolCall {
-  /** Only functions can be called. */
-  type?: "function";
-  /** Matches the call to the message with its result. */
-  id?: string;
-  /** The function and its arguments. */
-  function: {
-    /** The name of the function. */
-    name: string;
-    /** An object, or its JSON. */
-    arguments: Record<string, unknown> | string;
-  };
-}
-
-/** One turn of a conversation, as in the OpenAI and Hugging Face chat formats. */
-export interface Message {
-  /** The speaker; `tool` messages carry the result of a call. */
-  role: "system" | "user" | "assistant" | "tool";
-  /** The text of the turn. */
-  content: string;
-  /**
-   * The assistant's reasoning before `content`. Qwen3 also accepts it in `<think>` tags
-   * in `content`.
-   */
-  reasoning_content?: string;
-  /** Functions that the assistant called in this turn. */
-  tool_calls?: ToolCall[];
-}
-
-/** A function that the assistant may call; `parameters` is a JSON Schema. */
-export interface Tool {
-  /** Only functions can be called. */
-  type: "function";
-  /** The description of the function that the assistant sees. */
-  function: {
-    /** The name it is called by. */
-    name: string;
-    /** What the function does, in words for the assistant. */
-    description?: string;
-    /** A JSON Schema of its arguments. */
-    parameters?: Record<string, unknown>;
-  };
-}
-
-/** Template variables other than the messages. */
+/** Options of {@linkcode renderChat}. */
 export interface ChatOptions {
   /** Appends the header of the assistant's turn. Default: true. */
   addGenerationPrompt?: boolean;
   /** Sets `enable_thinking`, which Qwen3's template reads; if absent, the template decides. */
   thinking?: boolean;
-  tools?: Tool[];
-  /** Any other variables (`bos_token`, …). */
+  /** Functions that the assistant may call. */
+  tools?: readonly Tool[];
+  /** Any other variables of the template (`bos_token`, …). */
   variables?: Record<string, unknown>;
 }
 
+/** A template, ready to render. */
+type Render = (variables: Record<string, unknown>) => string;
+
 /**
- * Renders `messages` with a checkpoint's chat template. Encode the result without
- * adding special tokens, because the template writes them.
+ * Renders `messages` with a checkpoint's chat template (Jinja), as transformers'
+ * `apply_chat_template` does. Encode the result without adding special tokens, because the
+ * template writes them.
+ *
+ * Whatever the messages hold is either in the result or refused: parts that are not text,
+ * unknown fields, and what the template does not print. Ids are not printed if the
+ * template has no use for them, and Qwen3's template leaves out the reasoning of earlier
+ * turns.
  *
  * ```ts
+ * import { renderChat } from "../../mod.ts";
+ *
  * const template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
  * const text = renderChat(template, [{ role: "user", content: "Hi" }]);
  * console.assert(text === "user: Hi\n");
  * ```
  *
- * @throws {Error} if there are no messages, or the template is broken or rejects them.
+ * @throws {Error} if there are no messages, one has what cannot be rendered, or the
+ * template is broken or rejects them.
  */
 export function renderChat(
   template: string,
   messages: readonly Message[],
   options: ChatOptions = {},
 ): string {
-  if (messages.length === 0) {
-    throw new Error(
-      "Cannot render a chat: it has 0 messages, must have at least one",
+  const { addGenerationPrompt = true, thinking, variables } = options;
+  const tools = options.tools &&
+    readTools(options.tools, "Cannot render a chat");
+  const turns = readConversation(messages);
+  if (thinking !== undefined && !template.includes("enable_thinking")) {
+    throw refusal(
+      `thinking is ${thinking}, but the chat template does not read enable_thinking`,
     );
   }
-  const { addGenerationPrompt = true, thinking, tools, variables } = options;
-  try {
-    return compileTemplate(template).render({
+  const render = compile(template);
+  fitArguments(turns, render);
+  const renderTurns = (turns: readonly Turn[], tools?: readonly Tool[]) =>
+    render({
       ...variables,
-      messages,
+      messages: turns.map(({ message }) => message),
       add_generation_prompt: addGenerationPrompt,
       // Templates test whether a variable is defined, so do not define it as undefined.
       ...(tools && { tools }),
       ...(thinking !== undefined && { enable_thinking: thinking }),
     });
-  } catch (error) {
-    const reason = error instanceof TemplateError
-      ? error.reason
-      : errorText(error);
-    throw new Error(`Cannot render a chat with its template: ${reason}`, {
-      cause: error,
-    });
+  const text = renderTurns(turns, tools);
+  const lost = findLost(turns, tools, renderTurns) ??
+    findUnreadReasoning(turns, template);
+  if (lost !== undefined) {
+    throw refusal(`${lost}, which the chat template does not print`);
   }
+  return text;
+}
+
+function compile(template: string): Render {
+  try {
+    const compiled = compileTemplate(template);
+    return (variables) => {
+      try {
+        return compiled.render(variables);
+      } catch (error) {
+        throw templateError(error);
+      }
+    };
+  } catch (error) {
+    throw templateError(error);
+  }
+}
+
+function templateError(error: unknown): Error {
+  const reason = error instanceof TemplateError
+    ? error.reason
+    : errorText(error);
+  return new Error(`Cannot render a chat with its template: ${reason}`, {
+    cause: error,
+  });
+}
+
+/** What `render` returns, or undefined if the template rejects the variables. */
+function attempt(render: () => string): string | undefined {
+  try {
+    return render();
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * Gives the arguments of calls the form that the template takes: some print a string as
+ * it is, some read an object, and Qwen3's does both.
+ */
+function fitArguments(turns: readonly Turn[], render: Render): void {
+  const calls = turns.flatMap(({ index, message }) =>
+    (message.tool_calls ?? []).map((call, i) => ({
+      called: call.function,
+      where: `the arguments of message ${index}'s tool_calls[${i}]`,
+    }))
+  );
+  if (calls.length === 0) return;
+  const probe = (args: ToolCall["function"]["arguments"]) =>
+    attempt(() =>
+      render({
+        messages: [
+          { role: "user", content: "q" },
+          {
+            role: "assistant",
+            content: "",
+            tool_calls: [{
+              type: "function",
+              id: "call00000",
+              function: { name: "f", arguments: args },
+            }],
+          },
+          { role: "tool", content: "r", tool_call_id: "call00000" },
+        ],
+        add_generation_prompt: false,
+      })
+    ) ?? "";
+  const takesText = probe('{"key": "value"}').includes('{"key": "value"}');
+  const ofObject = probe({ key: "value" });
+  // Python writes 'key' for an object that is printed as it is.
+  const takesObject = /key(?!')/.test(ofObject) && !ofObject.includes("'key'");
+  for (const { called, where } of calls) {
+    const { arguments: given } = called;
+    if (typeof given === "string" && !takesText && takesObject) {
+      called.arguments = parseArguments(given, where);
+    } else if (typeof given !== "string" && !takesObject && takesText) {
+      called.arguments = JSON.stringify(given);
+    }
+  }
+}
+
+function parseArguments(text: string, where: string): Record<string, unknown> {
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch {
+    // Refused below.
+  }
+  if (isObject(json)) return json;
+  throw refusal(
+    `${where} are not the JSON of an object, which the chat template needs`,
+  );
+}
+
+/**
+ * Renders the conversation with a mark on all that it holds, and returns what has lost its
+ * mark; undefined if nothing has.
+ */
+function findLost(
+  turns: readonly Turn[],
+  tools: readonly Tool[] | undefined,
+  render: (turns: readonly Turn[], tools?: readonly Tool[]) => string,
+): string | undefined {
+  const marks = new Map<string, string>();
+  // Characters for private use, which no text should hold.
+  const mark = (what: string) => {
+    const text = `\uE0F7${marks.size}\uE0F8`;
+    marks.set(text, what);
+    return text;
+  };
+  const called = new Set<string>();
+  const markedTools = tools?.map((tool, i) => ({
+    ...tool,
+    function: {
+      ...tool.function,
+      name: tool.function.name + mark(`tools[${i}] is given`),
+    },
+  }));
+  const marked = turns.map(({ index, message }): Turn => {
+    const has = (field: string) =>
+      mark(`message ${index} (${message.role}) has ${field}`);
+    const { content, name, tool_calls: calls } = message;
+    const linked = message.role === "tool" && called.has(name ?? "");
+    for (const call of calls ?? []) called.add(call.function.name);
+    return {
+      index,
+      message: {
+        ...message,
+        content: content === "" ? "" : content + has("content"),
+        ...(name !== undefined && !linked && { name: name + has("a name") }),
+        ...(calls && {
+          tool_calls: calls.map((call, i) => ({
+            ...call,
+            function: {
+              name: call.function.name + has(`tool_calls[${i}]`),
+              arguments: markArguments(
+                call.function.arguments,
+                () => has(`arguments of tool_calls[${i}]`),
+              ),
+            },
+          })),
+        }),
+      },
+    };
+  });
+  // A template may reject a mark, which says nothing about what it prints.
+  const text = attempt(() => render(marked, markedTools));
+  if (text === undefined) return undefined;
+  for (const [mark, what] of marks) {
+    const escaped = mark.replaceAll(
+      /\D/g,
+      (character) => `\\u${character.charCodeAt(0).toString(16)}`,
+    );
+    if (!text.includes(mark) && !text.includes(escaped)) return what;
+  }
+}
+
+function markArguments(
+  args: ToolCall["function"]["arguments"],
+  mark: () => string,
+): ToolCall["function"]["arguments"] {
+  if (!hasValue(args)) return args;
+  if (typeof args === "string") return args + mark();
+  const text = mark();
+  return { ...args, [text]: text };
+}
+
+/** Reasoning given to a template that knows none, such as those of Instruct checkpoints. */
+function findUnreadReasoning(
+  turns: readonly Turn[],
+  template: string,
+): string | undefined {
+  if (template.includes("reasoning_content")) return undefined;
+  const found = turns.find(({ message }) =>
+    hasValue(message.reasoning_content)
+  );
+  return found &&
+    `message ${found.index} has reasoning_content`;
 }

@@ -9,13 +9,12 @@ import type { Tokenizer } from "./tokenizer.ts";
 export interface TextStreamOptions {
   /** The text ends before the earliest occurrence of any of these. */
   stop?: readonly string[];
-  /** Leaves out special tokens such as `<|im_end|>`. Default: true. */
-  skipSpecialTokens?: boolean;
 }
 
 /**
  * Holds text back until its UTF-8 is complete and it can no longer be the start of a
- * stop string. The text does not depend on how it is split into tokens.
+ * stop string. The text does not depend on how it is split into tokens. Special tokens
+ * such as `<|im_end|>` are left out of it, but stop strings match them spelled out.
  *
  * ```ts
  * const letters = { bytes: (id: number) => Uint8Array.of(id), specialIds: new Set<number>() };
@@ -35,14 +34,15 @@ export class TextStream {
   stopped = false;
   #tokenizer: Pick<Tokenizer, "bytes" | "specialIds">;
   #stop: readonly string[];
-  #skipSpecialTokens: boolean;
   #utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
   #held = "";
+  /** Where special tokens lie in the held text. */
+  #special: { begin: number; end: number }[] = [];
 
   /** @throws {Error} if a stop string is empty or contains an unpaired surrogate. */
   constructor(
     tokenizer: Pick<Tokenizer, "bytes" | "specialIds">,
-    { stop = [], skipSpecialTokens = true }: TextStreamOptions = {},
+    { stop = [] }: TextStreamOptions = {},
   ) {
     for (const text of stop) {
       if (text === "" || !text.isWellFormed()) {
@@ -55,16 +55,23 @@ export class TextStream {
     }
     this.#tokenizer = tokenizer;
     this.#stop = stop;
-    this.#skipSpecialTokens = skipSpecialTokens;
   }
 
-  /** Adds a token; returns the text that can be released. */
-  push(id: number): { text: string; stopped: boolean } {
+  /**
+   * Adds a token; returns the text that can be released. An `end` token is treated as
+   * special.
+   */
+  push(id: number, end = false): { text: string; stopped: boolean } {
     let text = "";
-    const skip = this.#skipSpecialTokens && this.#tokenizer.specialIds.has(id);
-    if (!this.stopped && !skip) {
+    if (!this.stopped) {
       const bytes = this.#tokenizer.bytes(id);
-      this.#held += this.#utf8.decode(bytes, { stream: true });
+      if (end || this.#tokenizer.specialIds.has(id)) {
+        // Bytes of a character on both sides of the token still belong together.
+        const spelled = new TextDecoder().decode(bytes);
+        const begin = this.#held.length;
+        this.#held += spelled;
+        this.#special.push({ begin, end: this.#held.length });
+      } else this.#held += this.#utf8.decode(bytes, { stream: true });
       text = this.#release(true);
     }
     return { text, stopped: this.stopped };
@@ -85,7 +92,7 @@ export class TextStream {
    */
   #release(more: boolean): string {
     const held = this.#held;
-    let end = 0;
+    let end = this.#stop.length > 0 ? 0 : held.length;
     for (; end < held.length; end++) {
       if (this.#stop.some((stop) => held.startsWith(stop, end))) {
         this.stopped = true;
@@ -95,6 +102,23 @@ export class TextStream {
       if (more && this.#stop.some((stop) => stop.startsWith(rest))) break;
     }
     this.#held = this.stopped ? "" : held.slice(end);
-    return held.slice(0, end);
+    return this.#take(held.slice(0, end));
+  }
+
+  /** Leaves special tokens out of text that is released. */
+  #take(released: string): string {
+    let text = "", at = 0;
+    for (const { begin, end } of this.#special) {
+      text += released.slice(at, Math.max(at, begin));
+      at = Math.max(at, end);
+    }
+    text += released.slice(at);
+    this.#special = this.#special
+      .map(({ begin, end }) => ({
+        begin: Math.max(0, begin - released.length),
+        end: end - released.length,
+      }))
+      .filter(({ end }) => end > 0);
+    return text;
   }
 }

@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { gpuTest } from "../support/gpu.ts";
 import { RUN } from "../support/run_task.ts";
+import { scriptedCheckpoint } from "../support/scripted_checkpoint.ts";
 import {
   copyCheckpoint,
   editHeader,
@@ -111,6 +112,8 @@ for (const device of ["cpu", "gpu"]) {
     const { prefillTokensPerSecond, decodeTokensPerSecond, ...sure } = rest;
     assertEquals(sure, {
       text: STORY,
+      reasoning: "",
+      toolCalls: [],
       tokenIds: [12, 420, 284, 259, 403, 448, 557, 380, 14],
       promptTokens: 5,
       finishReason: "length",
@@ -127,6 +130,8 @@ for (const device of ["cpu", "gpu"]) {
     ) assert(number > 0);
     assertEquals(Object.keys(report), [
       "text",
+      "reasoning",
+      "toolCalls",
       "tokenIds",
       "promptTokens",
       "finishReason",
@@ -197,7 +202,8 @@ Deno.test("deno task generate --help lists every flag", async () => {
     const flag of [
       ...["model", "device", "precision", "context", "max-tokens"],
       ...["temperature", "top-k", "top-p", "min-p", "repetition-penalty"],
-      ...["seed", "stop", "ignore-eos", "system", "raw", "json", "help"],
+      ...["seed", "stop", "ignore-eos", "system", "tools", "raw", "json"],
+      "help",
     ]
   ) assertMatch(stdout, new RegExp(`\n  --${flag} .*\\w`));
   assertMatch(stdout, /--no-think/);
@@ -452,4 +458,88 @@ Deno.test("a broken checkpoint is a one-line error with the file and the fault",
     const args = ["hi", "--model", checkpoint.path];
     await assertRefused(args, ...parts);
   }));
+});
+
+const TEMPLATE =
+  "{{ tools | tojson if tools else '' }}{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>{{ '\n' }}";
+const CALL = '{"name": "f", "arguments": {"a": 1}}';
+const REPLY =
+  `<think>\nHm, 1.\n</think>\n\nLet me look.\n<tool_call>\n${CALL}\n</tool_call>`;
+const TOOLS = [{ type: "function", function: { name: "f" } }];
+
+/** A file with this text, in a folder of its own. */
+async function textFile(text: string) {
+  const { path, ...rest } = await emptyFolder();
+  await Deno.writeTextFile(`${path}/tools.json`, text);
+  return { path: `${path}/tools.json`, ...rest };
+}
+
+Deno.test("a reply goes to stdout with its calls, its reasoning to stderr", async () => {
+  await using checkpoint = await scriptedCheckpoint({
+    reply: REPLY,
+    template: TEMPLATE,
+  });
+  const hi = ["Hi", "--model", checkpoint.path, "--device", "cpu"];
+  for (const tools of [TOOLS, { model: "gpt", tools: TOOLS }]) {
+    await using file = await textFile(JSON.stringify(tools));
+    const { code, stdout, stderr } = await generate([
+      ...hi,
+      ...["--tools", file.path],
+    ]);
+    assertEquals(
+      [code, stdout],
+      [0, 'Let me look.\n{"name":"f","arguments":{"a":1}}\n'],
+      stderr,
+    );
+    const said = notices(stderr);
+    assertMatch(said, /\nThinking:\nHm, 1\.\n\n/);
+    assertMatch(said, /\(tool_calls, greedy\)\n$/);
+  }
+  const { stdout, stderr } = await generate([...hi, "--json"]);
+  const { text, reasoning, toolCalls, finishReason } = JSON.parse(stdout);
+  assertEquals({ text, reasoning, toolCalls, finishReason }, {
+    text: "Let me look.",
+    reasoning: "Hm, 1.",
+    toolCalls: [{
+      type: "function",
+      function: { name: "f", arguments: { a: 1 } },
+    }],
+    finishReason: "tool_calls",
+  });
+  assert(!stderr.includes("Hm"), stderr);
+  // Reasoning alone, which the token limit cuts off.
+  const cut = await generate([...hi, "--max-tokens", "5"]);
+  assertEquals(cut.stdout, "\n");
+  assertMatch(cut.stderr, /\nThinking:\nHm[^\n]*\n\n/);
+});
+
+Deno.test("a file of tools is refused before the model is opened", async () => {
+  const texts: [text: string, problem: string][] = [
+    ["{", "not valid JSON"],
+    ["[]", "it lists 0 tools, must list at least one"],
+    ["{}", "tools is undefined, must be a list"],
+    ['{"tools": {}}', "tools is an object, must be a list"],
+    ["5", "tools is 5, must be a list"],
+    ['[{"name": "f"}]', "tools[0] must be like"],
+  ];
+  await inTurns(texts.map(([text, problem]) => async () => {
+    await using file = await textFile(text);
+    const args = ["hi", "--model", "nowhere", "--tools", file.path];
+    await assertRefused(args, file.path, problem);
+  }));
+  const missing = ["hi", "--tools", "/nowhere/tools.json"];
+  await assertRefused(
+    missing,
+    "Cannot read the tools in /nowhere/tools.json: ",
+    "No such file",
+  );
+  await using file = await textFile(JSON.stringify(TOOLS));
+  await assertRefused(
+    ["hi", "--raw", "--tools", file.path],
+    "--raw and --tools are both given",
+  );
+  await assertRefused(
+    ["hi", "--tools", file.path],
+    "Cannot generate: tools need a chat template",
+  );
 });

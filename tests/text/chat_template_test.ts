@@ -1,9 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import {
-  type Message,
-  renderChat,
-  type Tool,
-} from "../../lib/text/chat_template.ts";
+import type { Message, Tool } from "../../lib/text/conversation.ts";
+import { renderChat } from "../../lib/text/chat_template.ts";
 
 const GOLDEN = new URL("../fixtures/tokenizer/golden.json", import.meta.url);
 
@@ -88,4 +85,175 @@ Deno.test("no messages, a broken template and a refusal are one-line errors", ()
     assert(error.message.startsWith("Cannot render a chat"), error.message);
     assert(!error.message.includes("\n"), error.message);
   }
+});
+
+/** Prints nothing but roles and contents, as many templates without tools do. */
+const PLAIN =
+  "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}";
+
+/** Prints calls as Qwen2.5's template does. */
+const AS_JSON = `{% for m in messages %}<{{ m.role }}>{{ m.content }}
+{% for call in m.tool_calls or [] %}
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+{% endfor %}{% endfor %}`;
+
+/** Prints calls as Qwen3-Coder's template does. */
+const AS_XML = `{% for m in messages %}<{{ m.role }}>{{ m.content }}
+{% for call in m.tool_calls or [] %}<function={{ call.function.name }}>
+{% for name, value in call.function.arguments | items %}
+<parameter={{ name }}>{{ value if value is string else value | tojson }}</parameter>
+{% endfor %}{% endfor %}{% endfor %}`;
+
+/** Prints arguments as they are. */
+const AS_TEXT = `{% for m in messages %}<{{ m.role }}>{{ m.content }}
+{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ "" + call.function.arguments }})
+{% endfor %}{% endfor %}`;
+
+function callWith(args: unknown): Message[] {
+  const called = { name: "f", arguments: args };
+  return [
+    { role: "user", content: "q" },
+    { role: "assistant", tool_calls: [{ function: called }] },
+  ] as Message[];
+}
+
+Deno.test("arguments reach a template in the form that it takes", async () => {
+  const object = { a: 1, b: "x" };
+  for (const args of [object, JSON.stringify(object)]) {
+    const messages = callWith(args);
+    const json = renderChat(AS_JSON, messages);
+    assert(json.includes('"arguments": {"a": 1, "b": "x"}}'), json);
+    const xml = renderChat(AS_XML, messages);
+    assert(xml.includes("<parameter=a>1</parameter>"), xml);
+    assert(xml.includes("<parameter=b>x</parameter>"), xml);
+    const text = renderChat(AS_TEXT, messages);
+    assert(text.includes('f({"a":1,"b":"x"})'), text);
+  }
+  // Qwen3's takes both: a string is printed as it is.
+  const qwen3 = await qwen3Template();
+  const printed = (args: unknown) =>
+    /"arguments": (.*)\}\n<\/tool_call>/.exec(
+      renderChat(qwen3, callWith(args)),
+    )?.[1];
+  assertEquals(printed(object), '{"a": 1, "b": "x"}');
+  assertEquals(printed('{"a":  1.0}'), '{"a":  1.0}');
+  assertEquals(printed('{"a": oops'), '{"a": oops');
+  for (const none of [undefined, null, "", {}]) {
+    assertEquals(printed(none), "{}");
+    assert(renderChat(AS_XML, callWith(none)).includes("<function=f>"));
+  }
+  for (const args of ["oops", "[1]", "1", "null"]) {
+    assertThrows(
+      () => renderChat(AS_XML, callWith(args)),
+      Error,
+      "Cannot render a chat: the arguments of message 1's tool_calls[0] are not the JSON of an object, which the chat template needs",
+    );
+  }
+});
+
+Deno.test("what a template does not print is refused", async () => {
+  const tool: Tool = { type: "function", function: { name: "f" } };
+  const user: Message = { role: "user", content: "q" };
+  const call = { function: { name: "f", arguments: { a: 1 } } };
+  const refused: [
+    messages: Message[],
+    problem: string,
+    options?: { tools?: Tool[]; thinking?: boolean },
+    template?: string,
+  ][] = [
+    [[{ ...user, name: "Ann" }], "message 0 (user) has a name"],
+    [[user], "tools[0] is given", { tools: [tool] }],
+    [
+      [user, { role: "assistant", tool_calls: [call] }],
+      "message 1 (assistant) has tool_calls[0]",
+    ],
+    [
+      [user, { role: "assistant", content: "a", reasoning_content: "t" }],
+      "message 1 has reasoning_content",
+    ],
+    [
+      [user, { role: "tool", content: "r", name: "f" }],
+      "message 1 (tool) has a name",
+    ],
+    [
+      [user, { role: "system", content: "s" }],
+      "message 1 (system) has content",
+      {},
+      "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}",
+    ],
+    [
+      [user, { role: "assistant", tool_calls: [call] }],
+      "message 1 (assistant) has arguments of tool_calls[0]",
+      {},
+      "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}{% endfor %}",
+    ],
+  ];
+  for (const [messages, problem, options, template = PLAIN] of refused) {
+    assertThrows(
+      () => renderChat(template, messages, options),
+      Error,
+      `Cannot render a chat: ${problem}, which the chat template does not print`,
+    );
+  }
+  for (const thinking of [true, false]) {
+    assertThrows(
+      () => renderChat(PLAIN, [user], { thinking }),
+      Error,
+      `thinking is ${thinking}, but the chat template does not read enable_thinking`,
+    );
+  }
+  const template = await qwen3Template();
+  assertThrows(
+    () => renderChat(template, [{ ...user, name: "Ann" }]),
+    Error,
+    "message 0 (user) has a name, which",
+  );
+  // A template that prints names and ids.
+  const named =
+    "{% for m in messages %}{{ m.name }}: {{ m.content }} {{ m.id }}{% endfor %}";
+  const message = { ...user, name: "Ann", id: "m1" };
+  assertEquals(renderChat(named, [message]), "Ann: q m1");
+  // The name of a result is that of its call.
+  const history: Message[] = [
+    user,
+    { role: "assistant", tool_calls: [call] },
+    { role: "tool", content: "r", name: "f", tool_call_id: "1" },
+  ];
+  assert(renderChat(template, history).includes("\nr\n</tool_response>"));
+  // Earlier reasoning, which Qwen3's template leaves out.
+  const thought = renderChat(template, [
+    user,
+    { role: "assistant", content: "a", reasoning_content: "t" },
+    user,
+  ]);
+  assert(thought.includes("assistant\na<|im_end|>"), thought);
+});
+
+Deno.test("system messages are printed wherever they are", async () => {
+  const template = await qwen3Template();
+  const tools: Tool[] = [{ type: "function", function: { name: "f" } }];
+  const messages: Message[] = [
+    { role: "developer", content: "S1" },
+    { role: "system", content: "S2" },
+    { role: "user", content: "q" },
+    { role: "developer", content: "S3" },
+    { role: "user", content: "q" },
+  ];
+  for (const options of [{}, { tools }]) {
+    const text = renderChat(template, messages, options);
+    for (const one of ["S1", "S2", "S3"]) {
+      assert(text.includes(`system\n${one}`), text);
+    }
+    assert(!text.includes("developer"), text);
+  }
+});
+
+Deno.test("a long conversation is rendered with every message", async () => {
+  const template = await qwen3Template();
+  const messages = Array.from({ length: 200 }, (_, i): Message => ({
+    role: i % 2 ? "assistant" : "user",
+    content: `turn ${i}.`,
+  }));
+  const text = renderChat(template, messages);
+  for (const { content } of messages) assert(text.includes(`${content}`));
 });

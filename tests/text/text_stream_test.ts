@@ -82,15 +82,59 @@ Deno.test("a stop string may begin and end inside tokens and characters", () => 
   );
 });
 
-Deno.test("special tokens are skipped unless requested", () => {
-  const { tokenizer } = tokens("a", "<|im_end|>", "b");
-  const special = { ...tokenizer, specialIds: new Set([1]) };
-  const text = (skipSpecialTokens?: boolean) => {
-    const stream = new TextStream(special, { skipSpecialTokens });
-    return [0, 1, 2].map((id) => stream.push(id).text).join("");
-  };
-  assertEquals(text(), "ab");
-  assertEquals(text(false), "a<|im_end|>b");
+/** Texts of a stream in which `special` parts are special tokens. */
+function withSpecial(
+  parts: (string | number[])[],
+  special: number[],
+  stop: string[] = [],
+  ends: number[] = [],
+) {
+  const { ids, tokenizer } = tokens(...parts);
+  const specialIds = new Set(special);
+  const stream = new TextStream({ ...tokenizer, specialIds }, { stop });
+  const texts = ids.map((id) => stream.push(id, ends.includes(id)).text);
+  return { text: texts.join("") + stream.flush(), stopped: stream.stopped };
+}
+
+Deno.test("special tokens are left out, but stop strings see them", () => {
+  const parts = ["a\n", "<|im_end|>", "\n", "<|im_start|>", "user"];
+  const special = [1, 3];
+  assertEquals(withSpecial(parts, special), {
+    text: "a\n\nuser",
+    stopped: false,
+  });
+  const stopped: [stop: string, text: string][] = [
+    ["<|im_end|>", "a\n"], // is one
+    ["\n<|im_end|>", "a"], // ends with one
+    ["<|im_start|>user", "a\n\n"], // begins with one
+    ["\n<|im_start|>user", "a\n"], // spans one
+    ["<|im_end|>\n<|im_start|>", "a\n"], // spans two
+    ["end|>", "a\n"], // begins inside one, of which nothing is shown
+    ["|>\n<|", "a\n"],
+    ["start|>u", "a\n\n"],
+  ];
+  for (const [stop, text] of stopped) {
+    const expected = { text, stopped: true };
+    assertEquals(withSpecial(parts, special, [stop]), expected, stop);
+  }
+  // Held as the beginning of a stop string that does not come.
+  for (const stop of ["\n<|im_start|>userX", "a\n<|im_end|>\n<|im_start|>x"]) {
+    assertEquals(withSpecial(parts, special, [stop]).text, "a\n\nuser", stop);
+  }
+});
+
+Deno.test("an end token is left out and seen even if it is not special", () => {
+  const parts = ["a\n", "</s>"];
+  assertEquals(withSpecial(parts, [], [], [1]).text, "a\n");
+  assertEquals(withSpecial(parts, [], ["\n</s>"], [1]), {
+    text: "a",
+    stopped: true,
+  });
+});
+
+Deno.test("a character goes on after a special token, as in decode", () => {
+  const [a, b] = new TextEncoder().encode("é");
+  assertEquals(withSpecial([[a], "<|x|>", [b]], [1]).text, "é");
 });
 
 Deno.test("stop strings that can never match are refused", () => {
@@ -144,4 +188,48 @@ Deno.test("any split into tokens gives the text up to the first stop string", ()
     if (stopped) stops++;
   }
   assert(stops > 1000 && stops < 4000, `${stops} trials stopped`);
+});
+
+Deno.test("any split, with special tokens in it, stops at the first stop string", () => {
+  let state = 7;
+  const random = (n: number) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor(state / 2 ** 32 * n);
+  };
+  let stops = 0;
+  for (let trial = 0; trial < 3000; trial++) {
+    // "<a>" is a special token or ordinary text, cut anywhere.
+    const parts: string[] = [], special: number[] = [];
+    for (let n = random(8); n > 0; n--) {
+      if (random(3) === 0) special.push(parts.length);
+      const text = special.at(-1) === parts.length
+        ? "<a>"
+        : ["a", "<", ">", "<a", "a>", "<a>", "aa"][random(7)];
+      parts.push(text);
+    }
+    const stop = Array.from(
+      { length: 1 + random(2) },
+      () =>
+        Array.from({ length: 1 + random(4) }, () => "<a>"[random(3)]).join(""),
+    );
+    const whole = parts.join("");
+    const starts = stop.map((s) => whole.indexOf(s)).filter((i) => i >= 0);
+    const end = Math.min(whole.length, ...starts);
+    let at = 0, expected = "";
+    for (const [i, part] of parts.entries()) {
+      if (!special.includes(i)) {
+        expected += part.slice(0, Math.max(0, end - at));
+      }
+      at += part.length;
+    }
+    const actual = withSpecial(parts, special, stop);
+    const context = JSON.stringify({ parts, special, stop });
+    assertEquals(
+      actual,
+      { text: expected, stopped: starts.length > 0 },
+      context,
+    );
+    if (actual.stopped) stops++;
+  }
+  assert(stops > 500 && stops < 2900, `${stops} trials stopped`);
 });

@@ -1,0 +1,115 @@
+/**
+ * Encodes prompts: text, conversations or token ids.
+ *
+ * @module
+ */
+import type { Message, Tool } from "./conversation.ts";
+import { renderChat } from "./chat_template.ts";
+import { described } from "../errors.ts";
+import type { ReplyFormat } from "./reply.ts";
+import type { Tokenizer } from "./tokenizer.ts";
+
+/** A prompt: text, a conversation, or token ids. */
+export type Prompt = string | readonly Message[] | readonly number[];
+
+/** Options that say how a prompt is encoded. */
+export interface PromptOptions {
+  /** A system message, for instruct checkpoints. */
+  system?: string;
+  /** Whether an instruct checkpoint may think first; by default its template decides. */
+  thinking?: boolean;
+  /** Functions that the assistant may call, for instruct checkpoints. */
+  tools?: readonly Tool[];
+  /** Uses the prompt as is, without the chat template. */
+  raw?: boolean;
+}
+
+/** The tokens of a prompt. */
+export interface EncodedPrompt {
+  tokenIds: number[];
+  /** What the prompt says about its reply; undefined if that is plain text. */
+  reply?: ReplyFormat;
+}
+
+/** Where the tokenizer comes from. */
+export interface TokenizerSource {
+  /** The checkpoint's name, for errors. */
+  name: string;
+  /** @throws {Error} if the checkpoint has none. */
+  tokenizer(): Tokenizer;
+}
+
+/**
+ * Encodes a prompt; an empty one has no tokens.
+ *
+ * @throws {Error} if the prompt or an option needs a tokenizer or chat template that the
+ * checkpoint lacks, or a conversation cannot be rendered.
+ */
+export function encodePrompt(
+  prompt: Prompt,
+  options: PromptOptions,
+  source: TokenizerSource,
+): EncodedPrompt {
+  const { raw, system, thinking, tools } = options;
+  if (typeof prompt !== "string") {
+    if (!Array.isArray(prompt)) {
+      throw new TypeError(
+        `Cannot generate: the prompt is ${
+          described(prompt)
+        }, must be a string, a list of messages or a list of token ids`,
+      );
+    }
+    if (prompt.every((item) => typeof item === "number")) {
+      refuseChatOptions(options, "and token ids are used as they are");
+      return { tokenIds: [...prompt] };
+    }
+    if (raw) {
+      throw new Error(
+        "Cannot generate: messages need a chat template, and raw skips it",
+      );
+    }
+  }
+  if (prompt === "") return { tokenIds: [] };
+  const tokenizer = source.tokenizer();
+  const template = raw ? undefined : tokenizer.chatTemplate;
+  if (template === undefined) {
+    const why = raw ? "and raw skips it" : `${source.name} has none`;
+    if (typeof prompt !== "string") {
+      throw new Error(
+        `Cannot generate: messages need a chat template, ${why}`,
+      );
+    }
+    refuseChatOptions(options, why);
+    return { tokenIds: tokenizer.encode(prompt) };
+  }
+  const messages: readonly Message[] = typeof prompt === "string"
+    ? [{ role: "user", content: prompt }]
+    : prompt as readonly Message[];
+  const text = renderChat(
+    template,
+    system === undefined
+      ? messages
+      : [{ role: "system", content: system }, ...messages],
+    { thinking, tools, variables: tokenizer.specialTokens },
+  );
+  return {
+    tokenIds: tokenizer.encode(text, { addSpecialTokens: false }),
+    reply: { thinking: /<think>\s*$/.test(text), tools },
+  };
+}
+
+/** Refuses options that only a chat template can follow. */
+function refuseChatOptions(
+  { system, thinking, tools }: PromptOptions,
+  why: string,
+): void {
+  const given = system !== undefined
+    ? "a system message needs"
+    : tools?.length
+    ? "tools need"
+    : thinking !== undefined
+    ? `thinking ${thinking ? "on" : "off"} needs`
+    : undefined;
+  if (given === undefined) return;
+  throw new Error(`Cannot generate: ${given} a chat template, ${why}`);
+}

@@ -1,0 +1,301 @@
+/**
+ * Separates a reply into text, reasoning and function calls while it is generated.
+ *
+ * @module
+ */
+import { readBlock, readBroken, XML_CALL } from "./tool_calls.ts";
+import type { Tool, ToolCall } from "./conversation.ts";
+
+/** What a piece of a reply is: text for the user, reasoning, or a function call. */
+export type PieceKind = "text" | "reasoning" | "tool";
+
+/** A piece of a reply. */
+export interface ReplyPiece {
+  kind: PieceKind;
+  text: string;
+}
+
+/** What a prompt says about its reply. */
+export interface ReplyFormat {
+  /** The prompt ends with `<think>`, so the reply begins with reasoning. */
+  thinking?: boolean;
+  /** Their schemas give the types of Qwen3-Coder's parameters. */
+  tools?: readonly Tool[];
+}
+
+const THINK = "<think>", THINK_END = "</think>";
+const CALL = "<tool_call>", CALL_END = "</tool_call>";
+
+/** The tags that separate a reply. */
+export const REPLY_TAGS: readonly string[] = [
+  THINK,
+  THINK_END,
+  CALL,
+  CALL_END,
+];
+
+/**
+ * Separates a reply that comes in pieces; how it is divided makes no difference.
+ *
+ * - `<think>` opens reasoning at the beginning of the reply and after a block; elsewhere
+ *   it is text. Reasoning ends at `</think>`; tags of calls inside it are reasoning.
+ * - `<tool_call>` opens a call if JSON or `<function=` follows, else it is text. A call
+ *   comes as one piece, once it is complete. One without a name is text.
+ * - Line breaks at the ends of reasoning and after a block, and blanks before a block,
+ *   belong to the format and are left out.
+ *
+ * ```ts
+ * const reply = new ReplyStream();
+ * const pieces = [...reply.push("<think>\nHm.\n</thi"), ...reply.push("nk>\n\nHello!")];
+ * pieces.push(...reply.end());
+ * const text = pieces.filter(({ kind }) => kind === "text").map(({ text }) => text);
+ * console.assert(text.join("") === "Hello!");
+ * ```
+ */
+export class ReplyStream {
+  /** The calls so far. */
+  readonly toolCalls: ToolCall[] = [];
+  readonly #tools: readonly Tool[];
+  readonly #pieces = new Pieces();
+  #kind: PieceKind;
+  /** What is not yet known to be text or a tag; in a call, everything after its tag. */
+  #held = "";
+  /** At the beginning of the reply or after a block. */
+  #fresh = true;
+  /** The prompt's `<think>` may be repeated. */
+  #repeats: boolean;
+  /** Where to look for the end of a call, and the first end that was passed over. */
+  #searched = 0;
+  #passed = -1;
+
+  constructor({ thinking = false, tools = [] }: ReplyFormat = {}) {
+    this.#kind = thinking ? "reasoning" : "text";
+    this.#repeats = thinking;
+    this.#tools = tools;
+  }
+
+  /** What the text that comes next belongs to, as far as is known. */
+  get kind(): PieceKind {
+    return this.#kind;
+  }
+
+  /** Adds text; returns the pieces that can be released. */
+  push(text: string): ReplyPiece[] {
+    this.#held += text;
+    while (this.#step(true));
+    return this.#pieces.take();
+  }
+
+  /**
+   * Ends the reply; returns what was held back. If the reply was `cut` off, a call without
+   * an end and a part of a tag are left out. Otherwise such a call is a call if it is
+   * complete, else text.
+   */
+  end(cut = false): ReplyPiece[] {
+    if (!cut) {
+      for (;;) {
+        if (this.#step(false)) continue;
+        if (this.#kind !== "tool") break;
+        this.#endCall();
+      }
+    } else if (this.#held !== "") this.#pieces.block();
+    this.#held = "";
+    this.#pieces.end();
+    return this.#pieces.take();
+  }
+
+  /** Takes one step; false if it needs more text or, at the end, there is none. */
+  #step(more: boolean): boolean {
+    if (this.#held === "") return false;
+    if (this.#kind === "tool") return this.#call();
+    return this.#kind === "reasoning" ? this.#reason(more) : this.#write(more);
+  }
+
+  #text(length: number): true {
+    const text = this.#held.slice(0, length);
+    this.#held = this.#held.slice(length);
+    if (text.trim() !== "") this.#fresh = false;
+    this.#pieces.text(text);
+    return true;
+  }
+
+  #write(more: boolean): boolean {
+    const held = this.#held, at = held.indexOf("<");
+    if (at !== 0) return this.#text(at < 0 ? held.length : at);
+    if (this.#fresh && held.startsWith(THINK)) {
+      this.#pieces.block();
+      this.#held = held.slice(THINK.length);
+      this.#kind = "reasoning";
+      return true;
+    }
+    if (held.startsWith(CALL)) return this.#open(more);
+    const waits = CALL.startsWith(held) ||
+      (this.#fresh && THINK.startsWith(held));
+    return more && waits ? false : this.#text(1);
+  }
+
+  /** Opens a call, or goes on with text if none follows the tag. */
+  #open(more: boolean): boolean {
+    const body = this.#held.slice(CALL.length), first = body.trimStart();
+    if (/^[{[]/.test(first) || first.startsWith(XML_CALL)) {
+      this.#held = body;
+      this.#kind = "tool";
+      this.#searched = 0;
+      this.#passed = -1;
+      return true;
+    }
+    const waits = XML_CALL.startsWith(first);
+    return more && waits ? false : this.#text(CALL.length);
+  }
+
+  #reason(more: boolean): boolean {
+    if (this.#repeats) {
+      const rest = this.#held.trimStart();
+      if (more && THINK.startsWith(rest) && rest !== THINK) return false;
+      if (rest.startsWith(THINK)) this.#held = rest.slice(THINK.length);
+      this.#repeats = false;
+    }
+    const held = this.#held, at = held.indexOf(THINK_END);
+    const keep = at < 0 && more ? partial(held, THINK_END) : 0;
+    const end = at < 0 ? held.length - keep : at;
+    this.#pieces.reasoning(held.slice(0, end));
+    this.#held = held.slice(at < 0 ? end : at + THINK_END.length);
+    if (at >= 0) this.#close();
+    return at >= 0;
+  }
+
+  /** Looks for the end of a call. */
+  #call(): boolean {
+    for (;;) {
+      const held = this.#held, at = held.indexOf(CALL_END, this.#searched);
+      if (at < 0) {
+        this.#searched = Math.max(0, held.length - CALL_END.length + 1);
+        return false;
+      }
+      const block = readBlock(held.slice(0, at), this.#tools);
+      if (block !== "open") {
+        this.#endBlock(at, CALL_END, block);
+        return true;
+      }
+      if (this.#passed < 0) this.#passed = at;
+      this.#searched = at + 1;
+    }
+  }
+
+  /** Ends a call at the end of the reply, where no more ends follow. */
+  #endCall(): void {
+    const block = readBlock(this.#held, this.#tools);
+    if (Array.isArray(block)) this.#endBlock(this.#held.length, "", block);
+    else if (this.#passed >= 0) {
+      this.#endBlock(this.#passed, CALL_END, "broken");
+    } else this.#endBlock(this.#held.length, "", "text");
+  }
+
+  /** Ends a call before the tag of its end, which lies `at` there. */
+  #endBlock(at: number, tag: string, block: ToolCall[] | "broken" | "text") {
+    const held = this.#held;
+    let calls = Array.isArray(block) ? block : undefined;
+    const inner = calls ? -1 : held.slice(0, at).indexOf(CALL);
+    if (inner >= 0) {
+      // Another call begins before the end of this one.
+      [at, tag] = [inner, ""];
+      const first = readBlock(held.slice(0, at), this.#tools);
+      if (Array.isArray(first)) calls = first;
+    } else if (block === "broken") {
+      calls = readBroken(held.slice(0, at), this.#tools);
+    }
+    this.#kind = "text";
+    if (!calls) {
+      this.#held = CALL + held;
+      this.#text(CALL.length + at + tag.length);
+      return;
+    }
+    this.toolCalls.push(...calls);
+    this.#pieces.tool(held.slice(0, at).trim());
+    this.#held = held.slice(at + tag.length);
+    this.#close();
+  }
+
+  #close(): void {
+    this.#pieces.block();
+    this.#kind = "text";
+    this.#fresh = true;
+  }
+}
+
+/** Pieces to release, without the blanks that belong to the format. */
+class Pieces {
+  #pieces: ReplyPiece[] = [];
+  /** Blanks that end the text so far: more text releases them. */
+  #blank = "";
+  #lines = "";
+  /** Line breaks are left out: after a block, or at the beginning of reasoning. */
+  #leading = false;
+  #thoughtLeading = true;
+  #written = false;
+  #reasoned = false;
+
+  text(text: string): void {
+    if (this.#leading) {
+      text = text.replace(/^\n+/, "");
+      if (text === "") return;
+      this.#leading = false;
+    }
+    const all = this.#blank + text, shown = all.trimEnd();
+    this.#blank = all.slice(shown.length);
+    if (shown === "") return;
+    this.#written = true;
+    this.#add("text", shown);
+  }
+
+  reasoning(text: string): void {
+    if (this.#thoughtLeading) {
+      text = text.replace(/^\n+/, "");
+      if (text === "") return;
+      this.#thoughtLeading = false;
+      // Of a second block.
+      if (this.#reasoned) text = `\n${text}`;
+    }
+    const all = this.#lines + text, shown = all.replace(/\n+$/, "");
+    this.#lines = all.slice(shown.length);
+    if (shown === "") return;
+    this.#reasoned = true;
+    this.#add("reasoning", shown);
+  }
+
+  tool(text: string): void {
+    this.#add("tool", text);
+  }
+
+  /** Begins or ends a block. */
+  block(): void {
+    if (!this.#written) this.#blank = "";
+    this.#lines = "";
+    this.#leading = this.#thoughtLeading = true;
+  }
+
+  /** Ends the reply, which may end with blanks but not between a block and its end. */
+  end(): void {
+    if (!this.#leading) this.#add("text", this.#blank);
+    this.#blank = "";
+  }
+
+  take(): ReplyPiece[] {
+    return this.#pieces.splice(0);
+  }
+
+  #add(kind: PieceKind, text: string): void {
+    if (text === "") return;
+    const last = this.#pieces.at(-1);
+    if (last?.kind === kind && kind !== "tool") last.text += text;
+    else this.#pieces.push({ kind, text });
+  }
+}
+
+/** How many characters at the end of `text` may be the beginning of `tag`. */
+function partial(text: string, tag: string): number {
+  for (let n = Math.min(text.length, tag.length - 1); n > 0; n--) {
+    if (tag.startsWith(text.slice(-n))) return n;
+  }
+  return 0;
+}
