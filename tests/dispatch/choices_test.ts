@@ -27,7 +27,7 @@ import {
   mostSplits,
 } from "../../lib/dispatch/attention.ts";
 import { chooseMatmul } from "../../lib/dispatch/matmul.ts";
-import type { Gpu } from "../../lib/webgpu/device.ts";
+import { type Gpu, LEAST_LIMITS } from "../../lib/webgpu/device.ts";
 import { type Operands, showWgsl } from "../../lib/webgpu/kernel.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { KERNEL_NAMES } from "../../kernels/list.ts";
@@ -368,7 +368,8 @@ Deno.test("every kernel of a model fits a device of WebGPU's default limits", ()
     const { config } = parseSynthetic(`synthetic:qwen3-${size}`);
     for (const subgroupSize of [0, 8, 32]) {
       for (const f16 of [false, true]) {
-        const device = { ...STATED_DEVICE, subgroupSize, f16 };
+        const limits = LEAST_LIMITS;
+        const device = { ...STATED_DEVICE, subgroupSize, f16, limits };
         for (const tokens of [1, 4, 32, 33, 512, 2048]) {
           const options = { config, tokens };
           for (const one of showVariants(KERNEL_NAMES, device, options)) {
