@@ -59,7 +59,7 @@ function fault({ outcome, stray = [] }: Line): string | undefined {
 
 /** What JavaScript's engine says, where a check of ours is missing. */
 const INSIDE =
-  /^Cannot [^:]*$|^Cannot (read|set|create|define|redefine) propert|^Cannot (destructure|convert undefined|mix BigInt|access ')|Maximum call stack|Invalid (array|string|typed array) length|^Cannot (?!render a chat).* is not (a function|iterable|defined)/;
+  /^Cannot [^:]*$|Cannot (read|set|create|define|redefine) propert|Cannot (destructure|convert undefined|mix BigInt|access ')|Maximum call stack|Invalid (array|string|typed array) length|^Cannot (?!render a chat).* is not (a function|iterable|defined)/;
 
 interface Result {
   /** The first input that was not taken. */

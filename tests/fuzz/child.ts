@@ -81,6 +81,7 @@ async function generate({ base, changes, prompt, options }: Input) {
     // As from JavaScript, where anything may be given.
     const run = qwen.generate(prompt as string, given as { maxTokens: number });
     for await (const _ of run);
+    void [run.toolCalls, run.reasoning, run.text, run.stats.summary];
   } finally {
     await Deno.remove(path, { recursive: true });
   }
