@@ -96,8 +96,9 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   });
   try {
     checkContext(checkpoint, options.context);
-    for (const notice of checkpoint.notices) options.onNotice?.(notice);
-    return await Qwen3.load(checkpoint, options);
+    const qwen = await Qwen3.load(checkpoint, options);
+    for (const notice of checkpoint.notices) onNotice?.(notice);
+    return qwen;
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
     throw error;

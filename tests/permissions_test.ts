@@ -53,7 +53,7 @@ async function load(
       model,
       device,
     ]);
-    assert(!/Uncaught|    at /.test(stderr), stderr);
+    assert(!/Uncaught|\n\s+at /.test(stderr), stderr);
     return JSON.parse(stdout);
   } finally {
     await Deno.remove(folder, { recursive: true });

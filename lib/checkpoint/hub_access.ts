@@ -7,7 +7,7 @@
  */
 import { errorText } from "../errors.ts";
 import { homeFolder, host } from "../host.ts";
-import { patientFetch, shownUrl } from "./fetch.ts";
+import { patientFetch } from "./fetch.ts";
 import type { OpenOptions } from "./sources.ts";
 
 /** The Hub, or a server like it. */
@@ -15,16 +15,15 @@ export interface HubAccess {
   /** Its URL, without a slash at the end. */
   endpoint: string;
   /**
-   * `fetch` that follows redirects itself, so that the token goes to the Hub and to no
-   * other host; throws a {@linkcode HubRefusal} for a status other than 2xx and 416.
+   * `fetch` that sends the token to the Hub and to no other host (a redirect to another
+   * origin loses it, https://fetch.spec.whatwg.org/#http-redirect-fetch). Throws a
+   * {@linkcode HubRefusal} for a status other than 2xx and 416.
    */
   fetch: typeof fetch;
 }
 
 /** The Hub does not give what was asked for; asking again would not help. */
 export class HubRefusal extends Error {}
-
-const MOST_REDIRECTS = 10;
 
 /** The most of an error's body that is read, in bytes. */
 const MOST_ERROR_BYTES = 1 << 16;
@@ -159,52 +158,24 @@ export async function hubAccess(
   const access: HubAccess = {
     endpoint,
     async fetch(input, init) {
-      let url = new URL(input instanceof Request ? input.url : input);
-      for (let hops = 0; hops <= MOST_REDIRECTS; hops++) {
-        const headers = new Headers(init?.headers);
-        // Compression would change sizes and ranges.
-        headers.set("Accept-Encoding", "identity");
-        if (token !== undefined && url.origin === origin) {
-          headers.set("Authorization", `Bearer ${token.value}`);
-        }
-        const response = await once(url, {
-          ...init,
-          headers,
-          redirect: "manual",
-        });
-        const target = redirectOf(response, url);
-        if (target === undefined) {
-          if (response.ok || response.status === 416) return response;
-          throw await refusal(response, url, { name, endpoint, token });
-        }
-        await response.body?.cancel();
-        url = target;
+      const url = new URL(input instanceof Request ? input.url : input);
+      const headers = new Headers(init?.headers);
+      // Compression would change sizes and ranges.
+      headers.set("Accept-Encoding", "identity");
+      if (token !== undefined && url.origin === origin) {
+        headers.set("Authorization", `Bearer ${token.value}`);
       }
-      throw new HubRefusal(
-        `${shownUrl(url.href)} redirects more than ${MOST_REDIRECTS} times`,
-      );
+      const response = await once(url, { ...init, headers });
+      if (response.ok || response.status === 416) return response;
+      throw await refusal(response, { name, endpoint, token });
     },
   };
   return access;
 }
 
-/** Where a response redirects to; undefined if it does not. */
-function redirectOf(response: Response, from: URL): URL | undefined {
-  if (![301, 302, 303, 307, 308].includes(response.status)) return undefined;
-  const location = response.headers.get("location");
-  const target = location === null ? null : URL.parse(location, from);
-  if (target !== null && /^https?:$/.test(target.protocol)) return target;
-  throw new HubRefusal(
-    `${
-      shownUrl(from.href)
-    } redirects with status ${response.status}, but not to an http(s) URL`,
-  );
-}
-
 /** What a response that is not 2xx means for the user. */
 async function refusal(
   response: Response,
-  url: URL,
   { name, endpoint, token }: {
     name: string;
     endpoint: string;
@@ -212,6 +183,7 @@ async function refusal(
   },
 ): Promise<HubRefusal> {
   const { status, headers } = response;
+  const url = URL.parse(response.url) ?? new URL(endpoint);
   const said = headers.get("x-error-message") ?? await bodyError(response);
   const code = headers.get("x-error-code");
   const needs = token === undefined

@@ -6,7 +6,6 @@
  *
  * @module
  */
-import type * as Hub from "npm:@huggingface/hub@2.17.5";
 import { errorText } from "../errors.ts";
 import { type AppendableFile, host } from "../host.ts";
 import { parseJson } from "../json.ts";
@@ -24,14 +23,9 @@ import {
   WEIGHTS,
   writeListing,
 } from "./hub_cache.ts";
+import { HubList } from "./hub_list.ts";
 import { pause, retry, TemporaryFailure } from "./fetch.ts";
 import type { LoadProgress, OpenOptions } from "./sources.ts";
-
-// A variable, so that Deno installs the package only when a download needs it.
-const HUB_PACKAGE = "npm:@huggingface/hub@2.17.5";
-
-/** The most pages of a list of files. */
-const MOST_PAGES = 1000;
 
 /** How often a lock is tried, and how often waiting for it is announced. */
 const LOCK_MS = 200;
@@ -79,9 +73,9 @@ export class Download {
    */
   async run(commit?: string): Promise<string> {
     const { entry, revision } = this.target;
-    const hub: typeof Hub = await import(HUB_PACKAGE);
-    this.#commit = commit ?? await this.#resolve(hub);
-    this.#listing = await this.#list(hub);
+    const list = new HubList(this.target.name, this.access, this.options);
+    this.#commit = commit ?? await list.commitOf(revision);
+    this.#listing = await list.filesOf(this.#commit);
     const folder = `${entry}/snapshots/${this.#commit}`;
     await host.files.makeFolder(folder);
     await host.files.makeFolder(`${entry}/blobs`);
@@ -104,62 +98,6 @@ export class Download {
       await host.files.writeText(`${entry}/refs/${revision}`, this.#commit);
     }
     return folder;
-  }
-
-  async #resolve(hub: typeof Hub): Promise<string> {
-    const { endpoint: hubUrl, fetch } = this.access;
-    const { name, revision } = this.target;
-    const { sha } = await this.#ask(() =>
-      hub.modelInfo({
-        hubUrl,
-        fetch,
-        name,
-        revision,
-        additionalFields: ["sha"],
-      })
-    );
-    if (/^[0-9a-f]{40}$/.test(sha)) return sha;
-    throw new HubRefusal(
-      `its commit is ${JSON.stringify(sha)}, must be 40 hex digits`,
-    );
-  }
-
-  async #list(hub: typeof Hub): Promise<Listing> {
-    let pages = 0;
-    const files = hub.listFiles({
-      hubUrl: this.access.endpoint,
-      fetch: (...request) => {
-        if (++pages <= MOST_PAGES) return this.access.fetch(...request);
-        throw new HubRefusal(`its list of files has over ${MOST_PAGES} pages`);
-      },
-      repo: { type: "model", name: this.target.name },
-      revision: this.#commit,
-      recursive: true, // as huggingface_hub expects it in the cache
-    });
-    const listing: Listing = new Map();
-    await this.#ask(async () => {
-      for await (const file of files) {
-        if (file.type === "file") listing.set(file.path, checkListed(file));
-      }
-    });
-    return listing;
-  }
-
-  /** Asks the package, whose errors for malformed answers say little. */
-  async #ask<T>(question: () => Promise<T>): Promise<T> {
-    try {
-      return await question();
-    } catch (cause) {
-      if (cause instanceof SyntaxError || cause instanceof TypeError) {
-        throw new HubRefusal(
-          `the answer about its files is not what the Hub sends (${
-            errorText(cause)
-          })`,
-          { cause },
-        );
-      }
-      throw cause;
-    }
   }
 
   /** The error for a repository without a file that every checkpoint has. */
@@ -338,7 +276,7 @@ export class Download {
       file.resumedFrom = undefined;
       this.#advance(file, -begin);
     }
-    return body ?? new ReadableStream();
+    return body ?? new Blob().stream();
   }
 
   async #append(file: Incoming, chunk: Uint8Array) {
@@ -457,32 +395,6 @@ function wrongRange(
       headers.has("content-encoding")
     ? undefined
     : `has ${length} bytes on the server, must have ${size} as it is listed`;
-}
-
-/** Checks what the Hub says of a file. */
-function checkListed(
-  { path, size, oid, lfs, xetHash }: Hub.ListFileEntry,
-): ListedFile {
-  const isHash = (text: unknown, digits: number): text is string =>
-    typeof text === "string" && text.length === digits &&
-    /^[0-9a-f]+$/.test(text);
-  const bytes = lfs?.size ?? size;
-  if (
-    typeof path !== "string" || !Number.isSafeInteger(bytes) || bytes < 0 ||
-    !isHash(oid, 40) || lfs && !isHash(lfs.oid, 64)
-  ) {
-    throw new HubRefusal(
-      `its list of files has ${
-        JSON.stringify({ path, size, oid, lfs }).slice(0, 300)
-      }, must have a path, a size, a SHA-1 and, for large files, a SHA-256`,
-    );
-  }
-  return {
-    size: bytes,
-    blobId: oid,
-    sha256: lfs?.oid,
-    xetHash: isHash(xetHash, 64) ? xetHash : undefined,
-  };
 }
 
 /** Makes a file of the snapshot from a blob: a link, where the system permits one. */

@@ -119,6 +119,7 @@ const refused = (
 ) =>
 () => Response.json(body, { status, headers });
 
+let brokenLists = 0;
 const rest = [`bytes=${half}-${weights.length - 1}`];
 const SHA = `must have ${sha256(weights)}`;
 
@@ -389,14 +390,15 @@ const MODES: Mode[] = [
           headers: { location: "file:///etc/passwd" },
         })
         : undefined,
-    error: /redirects with status 302, but not to an http\(s\) URL/,
+    error:
+      /model.safetensors stopped at 0 of 240952 bytes: .*non HTTP\(s\) url/,
     piece: 0,
   },
   {
     what: "a redirect without a target",
     hub: (_, { file }) =>
       file === WEIGHTS ? new Response(null, { status: 307 }) : undefined,
-    error: /redirects with status 307, but not to an http\(s\) URL/,
+    error: /it answered 307 for \/Some\/Model\/resolve/,
     piece: 0,
   },
   {
@@ -405,7 +407,7 @@ const MODES: Mode[] = [
       file === WEIGHTS
         ? new Response(null, { status: 302, headers: { location: url } })
         : undefined,
-    error: /redirects more than 10 times/,
+    error: /Maximum number of redirects/,
     piece: 0,
   },
   {
@@ -489,6 +491,26 @@ const MODES: Mode[] = [
       Response.json([], { headers: { link: `<${url}>; rel="next"` } })
     ),
     error: /its list of files has over 1000 pages/,
+  },
+  {
+    what: "a list that breaks off",
+    hub: (request, { path, count }) => {
+      if (!path.includes("/tree/") || count > 0 || brokenLists++ > 0) return;
+      return brokenResponse(request, new Uint8Array(1000), 10);
+    },
+    ranges: [null],
+  },
+  {
+    what: "a list without an end",
+    hub: list(() => {
+      const chunk = new Uint8Array(1 << 20).fill(32);
+      return new Response(
+        new ReadableStream({
+          pull: (controller) => controller.enqueue(chunk.slice()),
+        }),
+      );
+    }),
+    error: /its list of files has over 67108864 bytes/,
   },
   {
     what: "a listed size below zero",
