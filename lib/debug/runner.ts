@@ -19,7 +19,7 @@ import { SamplingTwin } from "./sampling.ts";
 import { GpuOps } from "../gpu/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
 import { familyOf } from "../model/families.ts";
-import { pairWeights } from "../model/family.ts";
+import { finish, pairWeights } from "../model/family.ts";
 import { type Call, perform, tap, tensorsOf, translate } from "../model/tap.ts";
 import { differenceText, rowDifference } from "../check/row_difference.ts";
 import type { Runner } from "../model/runner.ts";
@@ -227,7 +227,8 @@ export class DebugRunner implements Runner {
       steps.push({ call, plan, output });
       return output;
     });
-    familyOf(config).forward(recording, this.gpu.weights, input, cache, all);
+    const { forward } = familyOf(config);
+    finish(forward(recording, this.gpu.weights, input, cache, all));
     const overflows = async () =>
       cache.dtype === "f16" && (await cache.flags.read())[0] !== 0;
     let last = new Float32Array();

@@ -1,5 +1,8 @@
 /** Bars on an imagined terminal, and lines elsewhere. */
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { loadQwen3 } from "../../mod.ts";
+import { serveRaw } from "../support/bad_server.ts";
+import { runTask } from "../support/run_task.ts";
 import { readFlags } from "../../tasks/flags.ts";
 import {
   LOADING_FLAGS,
@@ -303,4 +306,27 @@ Deno.test("--read-timeout is a number of seconds", () => {
       }, must be a number of seconds above 0 and at most 86400`,
     );
   }
+});
+
+Deno.test("a silent server ends loading after its read timeout", async () => {
+  await using server = await serveRaw((_, connection) => connection.hang());
+  const model = server.url.replace("//", "//me:secret@") + "/?key=secret";
+  const file = `${server.url}/config.json?…`;
+  const error = `Cannot read ${file}: no answer came for 0.2 s, tried 4 times`;
+  const notices: string[] = [];
+  const failed = await loadQwen3(model, {
+    readTimeout: 0.2,
+    onNotice: (notice) => notices.push(notice),
+  }).catch(({ message }) => message);
+  assertEquals(failed, error);
+  const said = [0.2, 0.6, 1.8].map((seconds) =>
+    `${file}: no answer came for 0.2 s; trying again in ${seconds} s.`
+  );
+  assertEquals(notices, said);
+  const { code, stdout, stderr } = await runTask("generate", [
+    "Hello",
+    ...["--model", model, "--read-timeout", "0.2"],
+  ]);
+  assertEquals([code, stdout], [1, ""]);
+  assertEquals(stderr.trimEnd().split("\n"), [...said, `error: ${error}`]);
 });
