@@ -192,6 +192,33 @@ Deno.test("what an earlier download left does not count as speed", async () => {
   ]);
 });
 
+Deno.test("files that are there already do not count as speed", async () => {
+  const screen = new Terminal();
+  using progress = await Progress.start(screen);
+  const total = 1000 * MB;
+  let done = 0;
+  const report = (file: string, fileDone: number, fileTotal: number) =>
+    progress.report({
+      stage: "download",
+      file,
+      done,
+      total,
+      fileDone,
+      fileTotal,
+    });
+  for (let i = 0; i < 5; i++) {
+    done += 100 * MB;
+    report(`${i}`, 100 * MB, 100 * MB);
+    screen.time += 50;
+  }
+  for (let i = 0; i <= 20; i++, done += 5 * MB, screen.time += 100) {
+    report("new", i * 5 * MB, 500 * MB);
+  }
+  // 100 MB in 2 s, after 0.25 s for the others.
+  assertMatch(screen.shown[0], /60 % {2}0.60\/1.00 GB {2}44.4 MB\/s/);
+  assertMatch(screen.shown[1], /20 % {2}100\/500 MB {2}50.0 MB\/s/);
+});
+
 Deno.test("the bar of a download that starts over goes back", async () => {
   const screen = new Terminal();
   using progress = await Progress.start(screen);
