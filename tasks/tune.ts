@@ -61,6 +61,7 @@ await runTask({
     kernels: list === undefined ? undefined : parseKernels(list),
     budgetSeconds: flags.number("budget-seconds"),
     dryRun: flags.on("dry-run"),
+    onNotice: (notice) => console.error(notice),
     onBegin: (what) => console.error(`${what}\n\n${row(...COLUMNS)}`),
     onCase: (found) => console.error(caseRow(found)),
     signal: interrupted.signal,

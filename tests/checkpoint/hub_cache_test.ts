@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import {
   COMMIT,
@@ -259,4 +259,29 @@ Deno.test("a ref that is not a commit is named", async () => {
     Error,
     `${cache.entry}/refs/main has "../../..", not a commit`,
   );
+});
+
+Deno.test("a cache entry that cannot be read is named with the cause", async () => {
+  await using cache = await emptyCache();
+  await fillCache(cache.entry, without(await whole(), "config.json"));
+  await Deno.mkdir(`${cache.snapshot}/config.json`);
+  await assertRejects(
+    open,
+    Error,
+    "Cannot open Some/Model: its entry in the cache cannot be read: Is a directory",
+  );
+});
+
+Deno.test("what cannot be written is named with the cause", async () => {
+  for (const folder of ["refs", "trees"]) {
+    await using cache = await emptyCache();
+    await using _server = await serveHub(await whole());
+    await Deno.mkdir(cache.entry);
+    await Deno.writeTextFile(`${cache.entry}/${folder}`, "");
+    const { message } = await assertRejects(open, Error);
+    assertMatch(
+      message,
+      new RegExp(`Cannot write ${cache.entry}/${folder}\\S*: `),
+    );
+  }
 });

@@ -47,7 +47,9 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
 
   let checkpoint: Checkpoint | undefined;
   try {
-    checkpoint = await openCheckpoint(options.model);
+    checkpoint = await openCheckpoint(options.model, {
+      onNotice: (notice) => reporter.found("yellow", "model", notice),
+    });
   } catch (error) {
     reporter.found("red", "model", errorText(error));
   }

@@ -53,8 +53,11 @@ export async function profile(
   options: ProfileOptions = {},
 ): Promise<ProfileReport> {
   checkProfiling(options);
-  const { signal } = options;
-  const checkpoint = await openCheckpoint(model, { signal });
+  const { signal, onProgress } = options;
+  const checkpoint = await openCheckpoint(model, {
+    signal,
+    onNotice: onProgress,
+  });
   let setting: Setting;
   try {
     setting = settle(checkpoint, options);

@@ -28,7 +28,7 @@ export interface ProfileOptions {
   compare?: boolean;
   /** Any WebGPU implementation instead of `navigator.gpu`. */
   gpu?: GPU;
-  /** Called with each stage of the profile. */
+  /** Called with each stage of the profile, and with what a download waits for. */
   onProgress?: (what: string) => void;
   signal?: AbortSignal;
 }

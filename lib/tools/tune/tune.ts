@@ -32,6 +32,8 @@ export interface TuneOptions {
   onCase?: (report: CaseReport) => void;
   /** Called when the model is loaded, with its name and the adapter's. */
   onBegin?: (what: string) => void;
+  /** Called with what a download waits for, or does again. */
+  onNotice?: (notice: string) => void;
   /** Ends tuning; cases decided by then are stored. */
   signal?: AbortSignal;
 }
@@ -110,7 +112,10 @@ export async function tune(
     );
   }
   const began = performance.now(), end = began + 1000 * budgetSeconds;
-  await using checkpoint = await openCheckpoint(model, { signal });
+  await using checkpoint = await openCheckpoint(model, {
+    signal,
+    onNotice: options.onNotice,
+  });
   const gpu = await openDevice({ gpu: options.gpu });
   using closing = new DisposableStack();
   closing.use(gpu);
