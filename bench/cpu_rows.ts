@@ -24,10 +24,11 @@ export async function cpuRow(
   setting: BenchSetting,
   prompt: number,
 ): Promise<Measured> {
-  const { model, maxTokens, runs } = setting.options;
+  const { model, maxTokens, runs, opening } = setting.options;
   setting.freeModel();
   const tokens = Math.min(maxTokens, MOST_TOKENS);
   using qwen = await loadQwen3(model, {
+    ...opening,
     device: "cpu",
     context: prompt + tokens,
   });
@@ -53,15 +54,16 @@ export async function compareRow(
   setting: BenchSetting,
   promptTokens: number,
 ): Promise<Measured> {
-  const { model, runs } = setting.options;
+  const { model, runs, opening } = setting.options;
   setting.freeModel();
   const maxTokens = MOST_TOKENS;
   const { phases } = await profile(model, {
+    opening,
     device: "gpu",
     promptTokens,
     maxTokens,
   });
-  await using checkpoint = await openCheckpoint(model);
+  await using checkpoint = await openCheckpoint(model, opening);
   using cpu = await CpuRunner.load(checkpoint, {
     context: promptTokens + maxTokens,
   });

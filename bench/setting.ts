@@ -5,6 +5,7 @@
  * @module
  */
 import { contextLimit } from "../lib/checkpoint/config.ts";
+import type { OpenOptions } from "../lib/checkpoint/sources.ts";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { openDevice } from "../lib/open_device.ts";
 import type { Gpu } from "../lib/webgpu/device.ts";
@@ -26,6 +27,8 @@ export interface BenchOptions {
   runs: number;
   /** Tokens per generation. */
   maxTokens: number;
+  /** How the checkpoint is opened, and where progress goes. */
+  opening?: OpenOptions;
 }
 
 /** A model on the GPU and its runner. */
@@ -46,7 +49,7 @@ export class BenchSetting implements Disposable {
 
   /** @throws {Error} if there is no such model, or no adapter. */
   static async open(options: BenchOptions): Promise<BenchSetting> {
-    await using _ = await openCheckpoint(options.model);
+    await using _ = await openCheckpoint(options.model, options.opening);
     const gpu = await openDevice();
     return new BenchSetting(options, gpu, await measurePeaks(gpu));
   }
@@ -65,8 +68,9 @@ export class BenchSetting implements Disposable {
       : Infinity;
     if (context > known) refuseContext(context, known);
     this.freeModel();
-    const { model } = this.options;
-    const qwen = await loadQwen3(model, { device: "gpu" });
+    const { model, opening } = this.options;
+    const options = { ...opening, device: "gpu" } as const;
+    const qwen = await loadQwen3(model, options);
     const most = contextLimit(qwen.config).tokens;
     if (qwen.context >= context) return this.#keep(qwen);
     if (context > most) {
@@ -74,7 +78,7 @@ export class BenchSetting implements Disposable {
       refuseContext(context, most);
     }
     qwen[Symbol.dispose]();
-    return this.#keep(await loadQwen3(model, { device: "gpu", context }));
+    return this.#keep(await loadQwen3(model, { ...options, context }));
   }
 
   #keep(qwen: Qwen3): Loaded {

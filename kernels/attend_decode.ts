@@ -8,15 +8,18 @@ import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
   attentionText,
+  counting,
   HEADS_128,
   merged,
   ODD_HEADS,
+  positionsTensor,
   sizesOf,
+  stateTensor,
 } from "./attention_case.ts";
-import { EPS, HALF_ATTENTION, room, SUM, u32, u32Tensor } from "./case.ts";
+import { EPS, HALF_ATTENTION, room, SUM } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { HEADS, turnPair } from "./heads.ts";
+import { angle, HEADS, POSITIONS, STATE, turnPair } from "./heads.ts";
 
 // Index of a lane's pair p within half a head.
 const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";
@@ -42,12 +45,12 @@ const takeHead = (x: string, n: string, head: string) => /* wgsl */ `
     if (i >= HALF) { ${x}[${n} + 2 * p] = E(); ${x}[${n} + 2 * p + 1] = E(); }
   }`;
 
-// Loads a lane's pairs of weights or angles, which start at `begin`, into `x`.
-const take = (x: string, of: string, begin: string) => /* wgsl */ `
+// Loads a lane's pairs of weights or angles into `x`.
+const take = (x: string, load: (at: string) => string) => /* wgsl */ `
   @unroll for (var p = 0; p < PAIRS; p++) {
-    let at = ${begin} + min(${PLACE}, HALF - 1u);
-    ${x}[2 * p] = ${of}_at(at);
-    ${x}[2 * p + 1] = ${of}_at(at + HALF);
+    let at = min(${PLACE}, HALF - 1u);
+    ${x}[2 * p] = ${load("at")};
+    ${x}[2 * p + 1] = ${load("at + HALF")};
   }`;
 
 // Norms and rotates the head in `x` that starts at n.
@@ -144,17 +147,17 @@ const BATCH_STEP = {
  * results are summed by shuffles within a lane group of LANES, then over the workgroup
  * after the only barrier.
  *
- * With one split the result is written directly. With several, `partial`
- * `[m, heads, splits, headDim]` and `stats` (maximum and sum, `[m, heads, splits, 2]`)
- * are merged by the last workgroup to count itself in `arrived` (MERGE 1), or by
- * merge_splits.ts, which finds the number of splits in `flags[1]`.
+ * With one split the result is written directly. With several, their results
+ * `[m, heads, splits, headDim]` go behind the `m` rows of `y`, and maxima and sums into the
+ * records of `state` (heads.ts). The last workgroup of a record to count itself there merges
+ * them (MERGE 1), or merge_splits.ts does, which finds the number of splits in `state[1]`.
  *
  * The kernel has few workgroups and leaves memory idle, so FETCHERS extra workgroups read
  * the matrices `next` and `after` into the cache, up to AHEAD units of 16 bytes.
  */
 export const attendDecode = defineKernel<DecodeCase>({
   name: "attendDecode",
-  buffers: ({ VEC, FETCHERS, MERGE, HEAD_DIM }) => {
+  buffers: ({ VEC, FETCHERS, HEAD_DIM }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
     // Units of 16 bytes if half a head is a whole number of them.
     const cache = Number(HEAD_DIM) % 16 === 0 ? "unit" : view;
@@ -162,15 +165,11 @@ export const attendDecode = defineKernel<DecodeCase>({
       qkv: `m width as ${view}`,
       qNorm: `headDim as ${view}`,
       kNorm: `headDim as ${view}`,
-      angles: `positions headDim as ${view}`,
-      lengths: "sequences",
+      positions: `rows headDim as ${view}`,
       k: `inout sequences kvHeads context headDim as ${cache}`,
       v: `inout sequences kvHeads context headDim as ${cache}`,
-      y: `inout m any as ${view}`,
-      partial: `inout any as ${view}`,
-      stats: "inout any as atomic",
-      flags: "inout any",
-      ...(MERGE ? { arrived: "inout any as atomic" } : {}),
+      y: `inout any as ${view}`,
+      state: "inout any as atomic",
       ...(FETCHERS ? { next: "any as unit", after: "any as unit" } : {}),
     };
   },
@@ -266,6 +265,7 @@ export const attendDecode = defineKernel<DecodeCase>({
   body: /* wgsl */ `
 ${LANES}
 ${HEADS}
+${STATE}
 const TILE = STEPS * KEYS;
 const LOW = ${LOW}; // below every score
 var<workgroup> sums: array<E, PLACES * GROUP * WIDTH>;
@@ -304,7 +304,7 @@ fn fetch(worker: u32, workers: u32) {
   var left = AHEAD;
   ${fetchAll("next")}
   ${fetchAll("after")}
-  if (all(seen == vec4u(0x9e3779b9u, 0x7f4a7c15u, 0xf39cc060u, 0x5cedc834u))) { flags[3] = 1u; }
+  if (all(seen == vec4u(0x9e3779b9u, 0x7f4a7c15u, 0xf39cc060u, 0x5cedc834u))) { atomicStore(&state[3], 1u); }
 }
 }
 
@@ -331,7 +331,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let kv_head = wg.y / SHARES;
   let row = wg.z;
   let sequence = u.first + row;
-  let position = lengths[sequence];
+  ${POSITIONS("sequence")}
+  let position = past;
   let heads = u.kvHeads * SHARES * GROUP;
   let lane = tid % LANES;
   let lane_group = tid / LANES;
@@ -354,9 +355,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     takeHead("q", "g * ELEMENTS", "wg.y * GROUP + g")
   } }
   @split var gain: array<E, ELEMENTS>;
-  ${take("gain", "qNorm", "0u")}
+  ${take("gain", (at) => `qNorm_at(${at})`)}
   @split var angle: array<E, ELEMENTS>;
-  ${take("angle", "angles", "position * 2u * HALF")}
+  ${take("angle", (at) => angle(`position * 2u * HALF + ${at}`))}
   @split var ks: array<Unit, STEPS * UNITS * 2>;
   @split var vs: array<Unit, STEPS * UNITS * 2>;
   ${fetch("k", "begin")}
@@ -378,7 +379,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @split var key_gain: array<E, ELEMENTS>;
     ${takeHead("fresh", "0", "heads + kv_head")}
     ${takeHead("value", "0", "heads + u.kvHeads + kv_head")}
-    ${take("key_gain", "kNorm", "0u")}
+    ${take("key_gain", (at) => `kNorm_at(${at})`)}
     ${turn("fresh", "0", "key_gain")}
     @unroll for (var g = 0; g < GROUP; g++) {
       var sum = 0.0;
@@ -489,14 +490,16 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   workgroupBarrier();
+  let partial = u.m * heads * WIDTH;
   for (var i = tid; i < GROUP * WIDTH; i += WORKGROUP) {
     ${gather("LANE_GROUPS")}
     if (groups.x == 1u) { y_put(head * WIDTH + i % WIDTH, sum / all); }
     else {
-      partial_put((head * groups.x + wg.x) * WIDTH + i % WIDTH, sum);
+      y_put(partial + (head * groups.x + wg.x) * WIDTH + i % WIDTH, sum);
       if (i % WIDTH == 0u) {
-        atomicStore(&stats[(head * groups.x + wg.x) * 2u], bitcast<u32>(high));
-        atomicStore(&stats[(head * groups.x + wg.x) * 2u + 1u], bitcast<u32>(all));
+        let split = split_of(head, wg.x);
+        atomicStore(&state[split], bitcast<u32>(high));
+        atomicStore(&state[split + 1u], bitcast<u32>(all));
       }
     }
   }
@@ -505,16 +508,17 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       // Each workgroup writes its results before it is counted, so the last one counted
       // sees all results. No workgroup waits.
       storageBarrier();
-      let count = row * u.kvHeads * SHARES + wg.y;
-      if (tid == 0u) { before = atomicAdd(&arrived[count], 1u); }
+      let counter = record_of(row * heads + wg.y * GROUP);
+      if (tid == 0u) { before = atomicAdd(&state[counter], 1u); }
       if (workgroupUniformLoad(&before) + 1u == groups.x) {
         storageBarrier();
-        if (tid == 0u) { atomicStore(&arrived[count], 0u); } // ready for the next step
+        if (tid == 0u) { atomicStore(&state[counter], 0u); } // ready for the next step
         let column = tid % COLUMNS;
         let share = tid / COLUMNS;
         for (var i = column; i < GROUP * WIDTH && share < SLICES; i += COLUMNS) {
           let g = i / WIDTH;
-          let at = (row * heads + wg.y * GROUP + g) * groups.x;
+          let head = row * heads + wg.y * GROUP + g;
+          let at = partial + head * groups.x * WIDTH + i % WIDTH;
           var high = LOW;
           var all = 0.0;
           var sum = E();
@@ -523,10 +527,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
             @split var most: array<f32, BATCH>;
             @split var many: array<f32, BATCH>;
             @unroll for (var j = 0; j < BATCH; j++) {
-              let s = at + min(s0 + j * SLICES, groups.x - 1u);
-              most[j] = bitcast<f32>(atomicLoad(&stats[s * 2u]));
-              many[j] = bitcast<f32>(atomicLoad(&stats[s * 2u + 1u]));
-              part[j] = partial_at(s * WIDTH + i % WIDTH);
+              let s = min(s0 + j * SLICES, groups.x - 1u);
+              most[j] = bitcast<f32>(atomicLoad(&state[split_of(head, s)]));
+              many[j] = bitcast<f32>(atomicLoad(&state[split_of(head, s) + 1u]));
+              part[j] = y_at(at + s * WIDTH);
             }
             var higher = high;
             @unroll for (var j = 0; j < BATCH; j++) { higher = max(higher, most[j]); }
@@ -553,7 +557,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       }
     }
   } @else {
-    if (tid == 0u) { flags[1] = groups.x; } // the number of splits, for mergeSplits
+    if (tid == 0u) { atomicStore(&state[1], groups.x); } // for mergeSplits
   }
 }`,
   cases: [
@@ -583,19 +587,16 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     // Reading the next weights ahead must not change the result.
     const { ahead } = choice, fetchers = ahead ? 4 : 0;
     const weights = () => random.tensor("bf16", [64, 128]);
-    const apart = splits > 1 && !merge;
+    const size = rows * heads * headDim;
     return {
       what: `${attentionText(given)}, laid out for a ${layout} context` +
         (splits > 1 ? `, in ${splits} splits` : "") +
         (merge ? ", merged" : ""),
       operands: {
         ...inputs,
-        lengths: u32(...given.lengths),
-        y: room([rows, heads * headDim]),
-        partial: room([rows * splits, heads * headDim]),
-        stats: u32Tensor([rows * splits, heads * 2]),
-        flags: u32(0, 0, 0, 0),
-        arrived: u32(...new Uint32Array(rows * heads)),
+        positions: positionsTensor(given.lengths, inputs.angles),
+        y: room([rows * (1 + splits), heads * headDim]),
+        state: stateTensor(rows, heads),
         ...(ahead ? { next: weights(), after: weights() } : {}),
       },
       constants: { ...choice.constants, ...ahead, MERGE: merge ? 1 : 0 },
@@ -606,16 +607,22 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         const stored = given.cache === "f16" ? HALF_ATTENTION : SUM;
         return [
           {
-            of: apart
-              ? ({ partial, stats }) =>
-                merged(partial, stats, headDim, splits).values
-              : "y",
+            of: ({ y, state }) =>
+              splits > 1 && !merge
+                ? merged(Array.from(y).slice(size), state, headDim, splits)
+                  .values
+                : Array.from(y).slice(0, size),
             ...reference.attended(after, sizes),
             tolerance: SUM,
           },
           { of: "k", values: after.k, tolerance: stored },
           { of: "v", values: after.v, tolerance: stored },
-          { of: ({ flags }) => [flags[0]], values: [0], tolerance: 0 },
+          { of: ({ state }) => [state[0]], values: [0], tolerance: 0 },
+          {
+            of: ({ state }) => [Number(counting(state))],
+            values: [0],
+            tolerance: 0,
+          },
         ];
       },
     };

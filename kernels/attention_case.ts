@@ -6,7 +6,7 @@
 import { exactLanes } from "../lib/dispatch/capabilities.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import type { Dtype } from "../lib/dtype.ts";
-import { toF32 } from "../lib/formats/tensor.ts";
+import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import {
   type Attention,
   type CaseTools,
@@ -14,7 +14,9 @@ import {
   type KernelCase,
   room,
   u32,
+  u32Tensor,
 } from "./case.ts";
+import { FLAG_WORDS, lengthRows, RECORD_WORDS, stateWords } from "./heads.ts";
 
 /** A pass over a cache. */
 export interface AttentionCase {
@@ -64,6 +66,34 @@ export function attentionText(
   }`;
 }
 
+/** The buffer `positions` of heads.ts. */
+export function positionsTensor(
+  lengths: readonly number[],
+  { shape: [context, headDim], data }: CpuTensor,
+): CpuTensor {
+  const rows = lengthRows(lengths.length, headDim);
+  const words = new Uint32Array((rows + context) * headDim).fill(0xdeadbeef);
+  words.set(lengths);
+  words.set(new Uint32Array(data.slice().buffer), rows * headDim);
+  return u32Tensor([rows + context, headDim], words);
+}
+
+/** The buffer `state` of heads.ts between passes; what earlier passes left in it is NaN. */
+export function stateTensor(rows: number, heads: number): CpuTensor {
+  const words = new Uint32Array(stateWords(rows, heads)).fill(0x7fc00000);
+  words.fill(0, 0, FLAG_WORDS);
+  for (let at = FLAG_WORDS; at < words.length; at += RECORD_WORDS) {
+    words[at] = 0;
+  }
+  return u32Tensor([words.length], words);
+}
+
+/** Whether a counter of `state` was not left at 0. */
+export const counting = (state: ArrayLike<number>): boolean =>
+  Array.from(state).some((word, at) =>
+    word !== 0 && at >= FLAG_WORDS && (at - FLAG_WORDS) % RECORD_WORDS === 0
+  );
+
 /** A case of a prefill kernel; `constants` are those that only this kernel has. */
 export function prefillCase(
   given: AttentionCase,
@@ -89,20 +119,21 @@ export function prefillCase(
 
 /**
  * Merges the results of a decode step's splits: `partial` is `[heads, splits, headDim]`,
- * `stats` has the bits of each split's maximum and sum.
+ * `state` has the bits of each split's maximum and sum.
  */
 export function merged(
   partial: ArrayLike<number>,
-  stats: ArrayLike<number>,
+  state: ArrayLike<number>,
   headDim: number,
   splits: number,
 ): { values: Float64Array; norms: Float64Array } {
   const heads = partial.length / splits / headDim;
-  const floats = new Float32Array(Uint32Array.from(stats).buffer);
+  const floats = new Float32Array(Uint32Array.from(state).buffer);
   const values = new Float64Array(heads * headDim);
   const norms = new Float64Array(heads * headDim);
   for (let head = 0; head < heads; head++) {
-    const at = (split: number) => (head * splits + split) * 2;
+    const at = (split: number) =>
+      FLAG_WORDS + head * RECORD_WORDS + 2 + split * 2;
     let top = -Infinity, total = 0;
     for (let s = 0; s < splits; s++) top = Math.max(top, floats[at(s)]);
     for (let s = 0; s < splits; s++) {

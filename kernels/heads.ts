@@ -1,20 +1,58 @@
 /**
  * WGSL shared by the attention kernels: Qwen3's per-head RMSNorm of q and k, then RoPE
- * (https://arxiv.org/abs/2104.09864) in the half-split form.
+ * (https://arxiv.org/abs/2104.09864) in the half-split form. It also defines two buffers
+ * that a KV cache keeps, each with several things in it, because a kernel may bind only
+ * eight storage buffers on many devices:
+ *
+ * - `state`: flags, then a record per row and head. `[0]` is set if the cache cannot hold
+ *   a value, `[1]` is the number of splits, `[3]` belongs to attend_decode.ts. A record has
+ *   a counter that is 0 between passes, an unused word, and the bits of the maximum and
+ *   the sum of each split.
+ * - `positions`: the lengths of the sequences, padded to whole rows of headDim words, then
+ *   the bits of the cosines and sines of each position.
  *
  * @module
  */
+import { MOST_SPLITS } from "../lib/dispatch/attention.ts";
+
+/** Words of `state` before the records. */
+export const FLAG_WORDS = 4;
+/** Words of a record. */
+export const RECORD_WORDS = 2 + 2 * MOST_SPLITS;
+
+/** Words of `state` for passes of up to `rows` rows. */
+export const stateWords = (rows: number, heads: number): number =>
+  FLAG_WORDS + rows * heads * RECORD_WORDS;
+
+/** Rows of `positions` that hold the lengths. */
+export const lengthRows = (sequences: number, headDim: number): number =>
+  Math.ceil(sequences / headDim);
+
+/** `record_of(head)` and `split_of(head, split)`: where they begin in `state`. */
+export const STATE = /* wgsl */ `
+fn record_of(head: u32) -> u32 { return ${FLAG_WORDS}u + head * ${RECORD_WORDS}u; }
+fn split_of(head: u32, split: u32) -> u32 { return record_of(head) + 2u + split * 2u; }
+`;
+
+/** Declares `past`, the length of a sequence, and `turns`, where the angles begin. */
+export const POSITIONS = (sequence: string) => /* wgsl */ `
+  @if VEC == 4 { let past = positions[${sequence} / 4u][${sequence} % 4u]; }
+  @else { let past = positions[${sequence}]; }
+  let turns = (u.sequences + HEAD_DIM - 1u) / HEAD_DIM * 2u * HALF;`;
+
+/** An element of `positions`: cosines or sines. */
+export const angle = (at: string) => `bitcast<E>(positions[turns + ${at}])`;
 
 /**
  * Heads are processed in elements `E` of VEC values: vec4f if the head size is a multiple
- * of 8, otherwise single floats. `guard` sets `flags[0]` if the cache cannot hold a value.
+ * of 8, otherwise single floats. `guard` sets `state[0]` if the cache cannot hold a value.
  */
 export const HEADS = /* wgsl */ `
 @if VEC == 4 { alias E = vec4f; } @else { alias E = f32; }
 const HALF = HEAD_DIM / 2u / VEC; // elements in half a head
 fn squares(v: E) -> f32 { @if VEC == 4 { return dot(v, v); } @else { return v * v; } }
 fn guard(v: E) {
-  @if K_DTYPE == "f16" { if (!all(abs(v) <= vec4f(65504.0))) { flags[0] = 1u; } }
+  @if K_DTYPE == "f16" { if (!all(abs(v) <= vec4f(65504.0))) { atomicStore(&state[0], 1u); } }
 }
 `;
 

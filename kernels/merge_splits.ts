@@ -3,9 +3,11 @@ import { headVector } from "../lib/dispatch/precision.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
-import { merged } from "./attention_case.ts";
-import { room, SUM, u32, u32Tensor } from "./case.ts";
+import { merged, stateTensor } from "./attention_case.ts";
+import { room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
+import { FLAG_WORDS, RECORD_WORDS, STATE } from "./heads.ts";
+import { bitsOf } from "./sample_case.ts";
 
 interface MergeCase {
   m: number;
@@ -15,22 +17,22 @@ interface MergeCase {
 }
 
 /**
- * Merges the splits of attend_decode.ts (`flags[1]` of them, at most MOST) on devices
+ * Merges the splits of attend_decode.ts (`state[1]` of them, at most MOST) on devices
  * whose storage barrier does not reach beyond a workgroup, so that attend_decode.ts cannot
  * merge them itself. One workgroup per head. SLICES threads share an element, each with
- * BATCH splits in flight; the first loads are issued before the weights are known.
+ * BATCH splits in flight; the first loads are issued before the weights are known. The
+ * results of the splits follow `y` in its buffer (attend_decode.ts).
  */
 export const mergeSplits = defineKernel<MergeCase>({
   name: "mergeSplits",
   buffers: ({ VEC }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
     return {
-      partial: `any as ${view}`,
-      stats: "any",
-      flags: "any",
-      y: `inout m any as ${view}`,
+      state: "any",
+      y: `inout any as ${view}`,
     };
   },
+  // Heads of all rows.
   uniforms: { heads: "u32" },
   constants: {
     HEAD_DIM: 128,
@@ -52,7 +54,7 @@ export const mergeSplits = defineKernel<MergeCase>({
       OWN: Math.ceil(Number(c.MOST) / LANES),
     };
   },
-  grid: ({ m, heads }) => splitGrid(m * heads),
+  grid: ({ heads }) => splitGrid(heads),
   cost: (call) => {
     const { numAttentionHeads, headDim } = call.context.config;
     const width = numAttentionHeads * headDim;
@@ -65,6 +67,7 @@ export const mergeSplits = defineKernel<MergeCase>({
   },
   body: /* wgsl */ `
 ${LANES}
+${STATE}
 @if VEC == 4 { alias E = vec4f; } @else { alias E = f32; }
 var<workgroup> weights: array<f32, OWN * LANES>;
 var<workgroup> sums: array<E, WORKGROUP>;
@@ -72,13 +75,14 @@ var<workgroup> sums: array<E, WORKGROUP>;
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
-  let head = min(wg.y * groups.x + wg.x, u.m * u.heads - 1u);
-  let splits = flags[1];
+  let head = min(wg.y * groups.x + wg.x, u.heads - 1u);
+  let splits = state[1];
+  let partial = (u.heads + head * splits) * WIDTH;
   let column = tid % COLUMNS;
   let slice = tid / COLUMNS;
   @split var value: array<E, BATCH>;
   @unroll for (var i = 0; i < BATCH; i++) {
-    value[i] = partial_at((head * splits + min(i * SLICES + slice, splits - 1u)) * WIDTH + column);
+    value[i] = y_at(partial + min(i * SLICES + slice, splits - 1u) * WIDTH + column);
   }
   // Each lane group computes the weights of all splits.
   let lane = tid % LANES;
@@ -89,8 +93,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let split = i * LANES + lane;
     top[i] = ${LOW};
     if (split < splits) {
-      top[i] = bitcast<f32>(stats[(head * splits + split) * 2u]);
-      sum[i] = bitcast<f32>(stats[(head * splits + split) * 2u + 1u]);
+      top[i] = bitcast<f32>(state[split_of(head, split)]);
+      sum[i] = bitcast<f32>(state[split_of(head, split) + 1u]);
     }
     high = max(high, top[i]);
   }
@@ -108,8 +112,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     for (var s = slice; s < splits; s += SLICES * BATCH) {
       if (begin > 0u || s > slice) {
         @unroll for (var i = 0; i < BATCH; i++) {
-          let at = (head * splits + min(s + i * SLICES, splits - 1u)) * WIDTH;
-          value[i] = partial_at(at + min(begin + column, WIDTH - 1u));
+          let at = partial + min(s + i * SLICES, splits - 1u) * WIDTH;
+          value[i] = y_at(at + min(begin + column, WIDTH - 1u));
         }
       }
       @unroll for (var i = 0; i < BATCH; i++) {
@@ -132,31 +136,34 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     { m: 2, heads: 3, headDim: 6, splits: 5 },
   ],
   makeCase({ m, heads, headDim, splits }, { device, random }) {
-    const partial = random.tensor("f32", [m * heads * splits, headDim]);
-    const top = () => 20 * random.next(), sum = () => 2 + random.next();
-    const stats = new Uint32Array(
-      Float32Array.from(
-        { length: 2 * m * heads * splits },
-        (_, i) => i % 2 ? sum() : top(),
-      ).buffer,
-    );
+    const all = m * heads, size = all * headDim;
+    const partial = toF32(random.tensor("f32", [all * splits, headDim]));
+    const y = room([m * (1 + splits), heads * headDim]);
+    y.data.set(partial, size);
+    const state = stateTensor(m, heads);
+    state.data[1] = splits;
+    for (let head = 0; head < all; head++) {
+      for (let s = 0; s < splits; s++) {
+        const [top, sum] = [20 * random.next(), 2 + random.next()];
+        const at = FLAG_WORDS + head * RECORD_WORDS + 2 + 2 * s;
+        state.data.set([bitsOf(top), bitsOf(sum)], at);
+      }
+    }
     return {
       what: `${splits} splits of [${m}, ${heads}, ${headDim}]`,
       operands: {
-        partial,
-        stats: u32Tensor([stats.length], stats),
-        flags: u32(0, splits, 0, 0),
-        y: room([m, heads * headDim]),
+        state,
+        y,
       },
       constants: {
         HEAD_DIM: headDim,
         VEC: headVector(headDim),
         ...laneConstants(device),
       },
-      uniforms: { heads },
+      uniforms: { heads: all },
       expected: () => [{
-        of: "y",
-        ...merged(toF32(partial), stats, headDim, splits),
+        of: ({ y }) => Array.from(y).slice(0, size),
+        ...merged(partial, state.data, headDim, splits),
         tolerance: SUM,
       }],
     };

@@ -6,21 +6,23 @@ import {
   attentionText,
   HEADS_128,
   ODD_HEADS,
+  positionsTensor,
   sizesOf,
+  stateTensor,
 } from "./attention_case.ts";
-import { EPS, HALF_ATTENTION, room, SUM, u32 } from "./case.ts";
+import { EPS, HALF_ATTENTION, room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
-import { HEADS, turnPair } from "./heads.ts";
+import { angle, HEADS, POSITIONS, turnPair } from "./heads.ts";
 
 /**
- * Norms and rotates every pair `a[p]`, `b[p]` of a head in place, given the factor. Rows
- * of `angles` have cosines in the first half and sines in the second.
+ * Norms and rotates every pair `a[p]`, `b[p]` of a head in place, given the factor. A
+ * position has cosines in the first half of its angles and sines in the second.
  */
 const rotate = (norm: string) => /* wgsl */ `
   @unroll for (var p = 0; p < PAIRS; p++) {
     let i = min(p * LANES + lane, HALF - 1u);
-    let c = angles_at(position * 2u * HALF + i);
-    let s = angles_at(position * 2u * HALF + HALF + i);
+    let c = ${angle("position * 2u * HALF + i")};
+    let s = ${angle("position * 2u * HALF + HALF + i")};
     ${
   turnPair(["a[p]", "b[p]"], [`${norm}_at(i)`, `${norm}_at(HALF + i)`], [
     "c",
@@ -34,7 +36,7 @@ const rotate = (norm: string) => /* wgsl */ `
  * norms and rotates q into a tensor of its own, norms and rotates k, and appends k and v
  * to the KV cache. Row r is token `r % tokens` of sequence `first + r / tokens`.
  *
- * A key or value that f16 cannot hold sets `flags[0]`, so that no run continues with an
+ * A key or value that f16 cannot hold sets `state[0]`, so that no run continues with an
  * infinity.
  */
 export const qkNormRope = defineKernel<AttentionCase>({
@@ -45,12 +47,11 @@ export const qkNormRope = defineKernel<AttentionCase>({
       qkv: `m width as ${view}`,
       qNorm: `headDim as ${view}`,
       kNorm: `headDim as ${view}`,
-      angles: `positions headDim as ${view}`,
-      lengths: "sequences",
+      positions: `rows headDim as ${view}`,
       q: `inout m any as ${view}`,
       k: `inout sequences kvHeads context headDim as ${view}`,
       v: `inout sequences kvHeads context headDim as ${view}`,
-      flags: "inout any",
+      state: "inout any as atomic",
     };
   },
   uniforms: { heads: "u32", first: "u32", tokens: "u32", eps: "f32" },
@@ -96,7 +97,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let row = min(task / all, u.m - 1u);
   let head = task % all;
   let sequence = u.first + row / u.tokens;
-  let position = lengths[sequence] + row % u.tokens;
+  ${POSITIONS("sequence")}
+  let position = past + row % u.tokens;
   @split var a: array<E, PAIRS>;
   @split var b: array<E, PAIRS>;
   var sum = 0.0;
@@ -148,9 +150,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       what: attentionText(given),
       operands: {
         ...inputs,
-        lengths: u32(...given.lengths),
+        positions: positionsTensor(given.lengths, inputs.angles),
         q: room([sizes.rows, heads * headDim]),
-        flags: u32(0, 0, 0, 0),
+        state: stateTensor(given.lengths.length, heads),
       },
       constants: headConstants(headDim, device),
       uniforms: { heads, first: 0, tokens, eps: EPS },
@@ -161,7 +163,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           { of: "q", values: q, tolerance: SUM },
           { of: "k", values: k, tolerance },
           { of: "v", values: v, tolerance },
-          { of: "flags", values: [0, 0, 0, 0], tolerance: 0 },
+          {
+            of: ({ state }) => Array.from(state).slice(0, 4),
+            values: [0, 0, 0, 0],
+            tolerance: 0,
+          },
         ];
       },
     };

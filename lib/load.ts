@@ -43,10 +43,9 @@ import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
 import { resolveSampling, type Sampling } from "./model/sampling.ts";
 import {
-  createTokenizer,
-  readTokenizerFiles,
+  missingTokenizer,
+  readTokenizer,
   type Tokenizer,
-  type TokenizerFiles,
 } from "./text/tokenizer.ts";
 
 /**
@@ -97,8 +96,9 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   });
   try {
     checkContext(checkpoint, options.context);
-    for (const notice of checkpoint.notices) options.onNotice?.(notice);
-    return await Qwen3.load(checkpoint, options);
+    const qwen = await Qwen3.load(checkpoint, options);
+    for (const notice of checkpoint.notices) onNotice?.(notice);
+    return qwen;
   } catch (error) {
     await checkpoint[Symbol.asyncDispose]();
     throw error;
@@ -124,8 +124,7 @@ export class Qwen3 implements Disposable {
   readonly config: Qwen3Config;
   readonly #checkpoint: Checkpoint;
   readonly #options: Qwen3Options;
-  readonly #files: TokenizerFiles;
-  #tokenizer?: Tokenizer;
+  readonly #tokenizer: Tokenizer | undefined;
   #placed: Placed;
   /** Why the model must move to the CPU, from a failure of the GPU until it has moved. */
   #moving?: Choice;
@@ -133,13 +132,13 @@ export class Qwen3 implements Disposable {
 
   private constructor(
     checkpoint: Checkpoint,
-    files: TokenizerFiles,
+    tokenizer: Tokenizer | undefined,
     placed: Placed,
     options: Qwen3Options,
   ) {
     this.config = checkpoint.config;
     this.#checkpoint = checkpoint;
-    this.#files = files;
+    this.#tokenizer = tokenizer;
     this.#placed = placed;
     this.#options = options;
   }
@@ -149,9 +148,10 @@ export class Qwen3 implements Disposable {
     checkpoint: Checkpoint,
     options: Qwen3Options,
   ): Promise<Qwen3> {
-    const files = await readTokenizerFiles(checkpoint);
+    // Before the weights, so that a tokenizer is refused at once.
+    const tokenizer = await readTokenizer(checkpoint);
     const placed = await place(checkpoint, options);
-    return new Qwen3(checkpoint, files, placed, options);
+    return new Qwen3(checkpoint, tokenizer, placed, options);
   }
 
   /**
@@ -191,23 +191,19 @@ export class Qwen3 implements Disposable {
   }
 
   /**
-   * The tokenizer, parsed on first use because prompts given as token ids do not need
-   * it.
+   * The checkpoint's tokenizer.
    *
-   * @throws {Error} if the checkpoint's tokenizer is missing or broken, or the model was
-   * disposed.
+   * @throws {Error} if the checkpoint has none, or the model was disposed.
    */
   get tokenizer(): Tokenizer {
     this.#turns.requireModel("use the tokenizer");
-    return this.#tokenizer ??= createTokenizer(
-      this.#checkpoint.name,
-      this.#files,
-    );
+    if (this.#tokenizer) return this.#tokenizer;
+    throw missingTokenizer(this.#checkpoint.name);
   }
 
   /** Whether the checkpoint has a tokenizer. */
   get hasTokenizer(): boolean {
-    return this.#files.tokenizer !== undefined;
+    return this.#tokenizer !== undefined;
   }
 
   /**
@@ -335,7 +331,7 @@ export class Qwen3 implements Disposable {
         ? []
         : generation.eosTokenIds ?? this.config.eosTokenIds,
       stop: stops,
-      tokenizer: this.hasTokenizer ? this.tokenizer : undefined,
+      tokenizer: this.#tokenizer,
       device: () => this.device.adapter,
       signal,
     };

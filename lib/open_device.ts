@@ -13,7 +13,7 @@ import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
  * 128 MiB), and with f16, subgroups and timestamps if the adapter supports them.
  * Kernels use the constants tuned for this adapter, or else the defaults for its class.
  *
- * @throws {NoAdapterError} if there is no adapter, or its workgroup memory is too small.
+ * @throws {NoAdapterError} if there is no adapter, or its limits are too low.
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
   checkOptions("Cannot open a GPU", options, { gpu: "gpu" });

@@ -9,7 +9,7 @@ import { Tensor } from "./webgpu/tensor.ts";
 import { gemv } from "../kernels/gemv.ts";
 import { chooseLinear } from "./dispatch/linear.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
-import { NoAdapterError } from "./errors.ts";
+import { errorText, NoAdapterError } from "./errors.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
   chooseDevice,
@@ -29,7 +29,8 @@ export interface Selection {
 
 /**
  * Selects a device. `auto` takes a hardware GPU; if there is only a software adapter,
- * it measures whether that or the CPU path reads weights faster.
+ * it measures whether that or the CPU path reads weights faster, and takes the CPU if that
+ * fails.
  *
  * @throws {NoAdapterError} if `gpu` is requested and there is no adapter.
  */
@@ -61,14 +62,32 @@ const ROUNDS = 8;
 /** How late Deno settles a readback. */
 const READBACK_MS = 10;
 
-/** Measures how fast each side reads a layer's widest weight in a decode step. */
+/** Bytes of weights that are enough to measure; more only takes longer. Not measured. */
+const MOST_BYTES = 2 ** 26;
+
+/**
+ * Measures how fast each side reads rows of a layer's widest weight in a decode step. A
+ * failure is a result too: it must not keep a model from being loaded.
+ */
 async function measureRates(
   gpu: Gpu,
   config: Qwen3Config,
-): Promise<ReadRates> {
-  const { hiddenSize: k, intermediateSize: n } = config;
-  const rates = { gpu: await gpuRate(gpu, n, k), cpu: cpuRate(config, n, k) };
-  return { k, n, ...rates };
+): Promise<ReadRates | { failure: string }> {
+  const { hiddenSize: k, intermediateSize } = config;
+  const { maxStorageBufferBindingSize, maxBufferSize } = gpu.limits;
+  const bytes = Math.min(
+    MOST_BYTES,
+    maxStorageBufferBindingSize,
+    maxBufferSize,
+  );
+  const rows = Math.max(1, Math.floor(bytes / (2 * k)));
+  const n = Math.min(intermediateSize, rows);
+  try {
+    const rates = { gpu: await gpuRate(gpu, n, k), cpu: cpuRate(config, n, k) };
+    return { k, n, ...rates };
+  } catch (error) {
+    return { failure: errorText(error) };
+  }
 }
 
 /** GB/s on the GPU, with bf16 weights. */
@@ -95,6 +114,7 @@ async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
     const took = performance.now() - began - READBACK_MS;
     ms = Math.min(ms, Math.max(0.1, took));
   }
+  gpu.check();
   return ROUNDS * n * k * 2 / ms / 1e6;
 }
 

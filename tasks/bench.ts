@@ -24,8 +24,10 @@ import {
 } from "../bench/report.ts";
 import { chooseRows, type RowKind, rowKinds } from "../bench/rows.ts";
 import { BenchSetting } from "../bench/setting.ts";
+import { shownUrl } from "../lib/checkpoint/fetch.ts";
 import { errorText } from "../lib/errors.ts";
 import { type FlagTable, runTask } from "./flags.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -41,6 +43,7 @@ const FLAGS: FlagTable = {
   ],
   "json": ["switch", "print only the line of JSON"],
   "markdown": ["switch", "print the table as Markdown instead of JSON"],
+  ...LOADING_FLAGS,
 };
 
 const DEFAULT_MODEL = "synthetic:qwen3-0.6b";
@@ -63,7 +66,9 @@ await runTask({
       "Cannot bench: --json and --markdown are both given, must be one of them",
     );
   }
+  using progress = await Progress.start();
   const options = {
+    opening: { ...loadingOptions(flags), ...progress.options },
     model: flags.text("model") ?? DEFAULT_MODEL,
     runs: flags.whole("runs", 1, 100) ?? 5,
     maxTokens: flags.whole("max-tokens", 8, 4096) ?? 256,
@@ -78,7 +83,7 @@ await runTask({
   const began = performance.now();
   using setting = await BenchSetting.open(options);
   const { gpu, peaks } = setting;
-  say(`${options.model} on ${gpu.name}, Deno ${Deno.version.deno}`);
+  say(`${shownUrl(options.model)} on ${gpu.name}, Deno ${Deno.version.deno}`);
   say(peaksText(peaks));
   const rows: Row[] = [];
   for (const row of chosen) {
@@ -98,7 +103,7 @@ await runTask({
   for (const row of rows) say(peersText(row));
   for (const failure of peersFailed) say(`peer failed: ${failure}`);
   const report: BenchReport = {
-    model: options.model,
+    model: shownUrl(options.model),
     adapter: gpu.name,
     software: gpu.software,
     choices: gpu.choices,

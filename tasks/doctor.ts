@@ -15,6 +15,7 @@ import { DEFAULT_MODEL } from "../lib/load.ts";
 import { doctor } from "../lib/tools/doctor/doctor.ts";
 import { findingText, summaryText } from "../lib/tools/doctor/report.ts";
 import { type FlagTable, runTask } from "./flags.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -26,6 +27,7 @@ const FLAGS: FlagTable = {
     "switch",
     "print the whole report as one line of JSON instead of text",
   ],
+  ...LOADING_FLAGS,
 };
 
 await runTask({
@@ -34,10 +36,15 @@ await runTask({
   flagsOnly: "diagnose",
 }, async (flags) => {
   const json = flags.on("json");
+  using progress = await Progress.start();
   const report = await doctor({
     model: flags.text("model") ?? DEFAULT_MODEL,
     context: flags.whole("context", 1),
-    onFinding: (finding) => json || console.log(findingText(finding)),
+    opening: { ...loadingOptions(flags), ...progress.options },
+    onFinding(finding) {
+      progress.clear();
+      if (!json) console.log(findingText(finding));
+    },
   });
   console.log(json ? JSON.stringify(report) : `\n${summaryText(report)}`);
   return report.ok ? 0 : 1;

@@ -12,7 +12,6 @@ import { readTools } from "../lib/text/conversation.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
 import {
   type GenerateOptions,
-  type LoadProgress,
   loadQwen3,
   type Qwen3,
   type Qwen3Options,
@@ -20,6 +19,7 @@ import {
   type Tool,
 } from "../mod.ts";
 import { type Flags, type FlagTable, runTask } from "./flags.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -58,6 +58,7 @@ const FLAGS: FlagTable = {
   ],
   "raw": ["switch", "use the prompt as is, without the chat template"],
   "json": ["switch", "print one line of JSON instead of the text"],
+  ...LOADING_FLAGS,
 };
 
 /** Exit code of a program ended by SIGINT, as shells report it. */
@@ -76,28 +77,30 @@ await runTask({
   const prompt = await readPrompt(flags.words);
   const model = flags.text("model"), json = flags.on("json") ?? false;
 
-  // Notices wait for the reply, so that an error is the only line on stderr.
-  const early: string[] = [];
-  let notify = (notice: string): void => void early.push(notice);
-
   const interrupt = new AbortController(), { signal } = interrupt;
   Deno.addSignalListener("SIGINT", () => {
     if (signal.aborted) Deno.exit(INTERRUPTED); // a second Ctrl+C exits at once
     interrupt.abort();
   });
+  using progress = await Progress.start();
+  // A notice waits for a turn, so that an error that follows is the only line on stderr.
+  const notices: string[] = [];
+  const tell = () => notices.splice(0).forEach(progress.notice);
   try {
     using qwen = await loadQwen3(model, {
       ...placement,
-      onProgress: progressLine(),
-      onNotice: (notice) => notify(notice),
+      onProgress: progress.report,
+      onNotice(notice) {
+        notices.push(notice);
+        setTimeout(tell);
+      },
       signal,
     });
     const run = qwen.generate(qwen.hasTokenizer ? prompt : asIds(prompt), {
       ...options,
       signal,
     });
-    early.forEach(say);
-    notify = say;
+    tell();
     if (model === undefined) {
       say(
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
@@ -107,6 +110,7 @@ await runTask({
     return 0;
   } catch (error) {
     if (!signal.aborted) throw error;
+    progress.clear();
     say("Interrupted before the first token.");
     return INTERRUPTED;
   }
@@ -170,6 +174,7 @@ function placementOf(flags: Flags): Qwen3Options {
     device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
     precision: flags.oneOf("precision", ["auto", "f32"]),
     context: flags.whole("context", 1),
+    ...loadingOptions(flags),
   };
 }
 
@@ -279,21 +284,6 @@ function asIds(prompt: string): string | number[] {
   return /^\d+(\s+\d+)*$/.test(prompt)
     ? prompt.split(/\s+/).map(Number)
     : prompt;
-}
-
-/** Shows progress on one line of stderr if it is a terminal. */
-function progressLine(): (progress: LoadProgress) => void {
-  if (!Deno.stderr.isTerminal()) return () => {};
-  let shown = 0;
-  return ({ stage, file, done, total }) => {
-    if (performance.now() - shown < 100 && done < total) return;
-    shown = performance.now();
-    const share = total ? Math.floor(100 * done / total) : 100;
-    const line = done < total
-      ? `${stage} ${share} % of ${Math.ceil(total / 1e6)} MB ${file ?? ""}`
-      : "";
-    Deno.stderr.writeSync(new TextEncoder().encode(`\r\x1b[K${line}`));
-  };
 }
 
 /** Prints a notice on stderr, wrapped. */

@@ -38,6 +38,7 @@ import { profileText } from "../lib/tools/profile/text.ts";
 import { traceOf } from "../lib/tools/profile/trace.ts";
 import { parseKernels } from "../lib/tools/profile/kernels.ts";
 import { type FlagTable, runTask } from "./flags.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -66,6 +67,7 @@ const FLAGS: FlagTable = {
     "write Chrome trace events to this file, for ui.perfetto.dev",
   ],
   "html": ["text", "write a self-contained page to this file"],
+  ...LOADING_FLAGS,
 };
 
 /** The path that means stdout. */
@@ -96,6 +98,7 @@ await runTask({
     flagOf.set(path, flag);
     if (path !== STDOUT) requireWritable(flag, path);
   }
+  using progress = await Progress.start();
   const report = await profile(flags.text("model"), {
     device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
     promptTokens: flags.number("prompt-tokens"),
@@ -104,7 +107,8 @@ await runTask({
     chunk: flags.number("chunk"),
     kernels,
     compare: flags.on("compare"),
-    onProgress: (what) => console.error(`${what} …`),
+    opening: { ...loadingOptions(flags), ...progress.options },
+    onProgress: (what) => progress.notice(`${what} …`),
   });
   console.log(profileText(report));
   const { json, trace, html } = files;

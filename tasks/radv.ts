@@ -31,6 +31,7 @@ import {
   readFormat,
   runTask,
 } from "./flags.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "chips": ["text", "comma-separated; navi21,navi31,gfx1200 by default"],
@@ -47,6 +48,7 @@ const FLAGS: FlagTable = {
   ],
   "wave32": ["switch", "use waves of 32, as with RADV_PERFTEST=cswave32"],
   "json": ["switch", "print the rows as one line of JSON on stdout"],
+  ...LOADING_FLAGS,
 };
 
 await runTask({
@@ -60,8 +62,10 @@ await runTask({
   const chips = readChips(flags.text("chips") ?? "navi21,navi31,gfx1200");
   const tokens = flags.whole("tokens", 1);
   using compiler = new RadvCompiler(flags.text("mesa"));
+  using progress = await Progress.start();
   await using checkpoint = await openCheckpoint(
     flags.text("model") ?? "synthetic:qwen3-0.6b",
+    { ...loadingOptions(flags), ...progress.options },
   );
   const variants = variantsOnAmd({
     config: checkpoint.config,

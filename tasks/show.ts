@@ -17,6 +17,7 @@ import {
   readFormat,
   runTask,
 } from "./flags.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -29,6 +30,7 @@ const FLAGS: FlagTable = {
   ],
   "dtype": DTYPE_FLAG,
   "set": ["texts", "NAME=NUMBER, replaces a chosen constant; may be repeated"],
+  ...LOADING_FLAGS,
 };
 
 await runTask({
@@ -46,7 +48,11 @@ await runTask({
   const format = readFormat(flags, `Cannot show ${name}`);
   const constants = readConstants(flags, `Cannot show ${name}`);
   const model = flags.text("model") ?? "synthetic:qwen3-0.6b";
-  await using checkpoint = await openCheckpoint(model);
+  using progress = await Progress.start();
+  await using checkpoint = await openCheckpoint(model, {
+    ...loadingOptions(flags),
+    ...progress.options,
+  });
   const device = await findDevice();
   const shown = showKernel(name, device, {
     config: checkpoint.config,
@@ -55,7 +61,7 @@ await runTask({
     constants,
   });
   console.log(`// ${shown.kernel} on ${device.name}
-// ${model}: ${shown.label}${
+// ${checkpoint.name}: ${shown.label}${
     shown.also.length ? ` (also ${shown.also.join(", ")})` : ""
   }
 // ${

@@ -19,6 +19,7 @@ import {
 } from "../lib/tools/tune/tune.ts";
 import { TUNED_KERNELS } from "../kernels/list.ts";
 import { type FlagTable, runTask } from "./flags.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const NAMES = TUNED_KERNELS.map(({ name }) => name);
 
@@ -34,6 +35,7 @@ const FLAGS: FlagTable = {
   "budget-seconds": ["number", "time limit; 180 by default"],
   "dry-run": ["switch", "store nothing"],
   "json": ["switch", "print the report as one line of JSON on stdout"],
+  ...LOADING_FLAGS,
 };
 
 /** Columns of the table. */
@@ -57,11 +59,12 @@ await runTask({
   Deno.addSignalListener("SIGINT", () => {
     interrupted.abort(new Error("Interrupted: results so far are stored"));
   });
+  using progress = await Progress.start();
   const report = await tune(flags.text("model") ?? DEFAULT_MODEL, {
     kernels: list === undefined ? undefined : parseKernels(list),
     budgetSeconds: flags.number("budget-seconds"),
     dryRun: flags.on("dry-run"),
-    onNotice: (notice) => console.error(notice),
+    opening: { ...loadingOptions(flags), ...progress.options },
     onBegin: (what) => console.error(`${what}\n\n${row(...COLUMNS)}`),
     onCase: (found) => console.error(caseRow(found)),
     signal: interrupted.signal,

@@ -65,6 +65,117 @@ gpuTest(
   },
 );
 
+gpuTest(
+  "auto measures as many rows of a large weight as a binding holds",
+  async () => {
+    const info = { description: "Test renderer", isFallbackAdapter: true };
+    const limits = { maxStorageBufferBindingSize: 1 << 27 };
+    for (const size of ["14b", "32b"]) {
+      const { config } = parseSynthetic(`synthetic:qwen3-${size}`);
+      const { gpu } = wrapGpu({ info, limits });
+      const { gpu: chosen, choice } = await selectDevice("auto", config, gpu);
+      using _ = chosen;
+      assertMatch(
+        choice.reason,
+        /a \[1, 5120\] × \[5120, 6553\] matmul reads [\d.]+ GB\/s on the CPU path, [\d.]+ GB\/s on Test renderer$/,
+      );
+    }
+  },
+);
+
+/** A software adapter whose devices behave as `edit` says. */
+function broken(edit: (device: GPUDevice) => object, limits = {}): GPU {
+  const info = { description: "Test renderer", isFallbackAdapter: true };
+  const { gpu } = wrapGpu({ info, limits });
+  const wrap = <T extends object>(target: T, own: (target: T) => object): T => {
+    const replaced = own(target);
+    return new Proxy(target, {
+      get(target, name) {
+        if (name in replaced) return Reflect.get(replaced, name);
+        const value = Reflect.get(target, name, target);
+        return typeof value === "function" ? value.bind(target) : value;
+      },
+    });
+  };
+  return wrap(gpu, () => ({
+    requestAdapter: async () =>
+      wrap((await gpu.requestAdapter())!, (adapter) => ({
+        requestDevice: async (descriptor: GPUDeviceDescriptor) =>
+          wrap(await adapter.requestDevice(descriptor), edit),
+      })),
+  }));
+}
+
+gpuTest(
+  "auto takes the CPU if a software adapter cannot be measured",
+  async () => {
+    const failures: [GPU, string][] = [
+      [
+        broken(() => ({}), { maxStorageBufferBindingSize: 1000 }),
+        "Cannot allocate tensor of shape \\[1, 1024\\]: .* binds at most 1000",
+      ],
+      [
+        broken((device) => ({
+          createBuffer: () => (device.destroy(), null),
+        })),
+        ".*null",
+      ],
+      [
+        broken((device) => ({
+          createBuffer: (descriptor: GPUBufferDescriptor) => {
+            const buffer = device.createBuffer(descriptor);
+            if (descriptor.size === 3072 * 4) device.destroy();
+            return buffer;
+          },
+        })),
+        "Cannot .* Test renderer: .*",
+      ],
+      [
+        broken((device) => ({
+          createShaderModule: () => device.createShaderModule({ code: "oops" }),
+        })),
+        "Cannot .*",
+      ],
+    ];
+    for (const [gpu, reason] of failures) {
+      const { gpu: chosen, choice } = await selectDevice("auto", config, gpu);
+      assertEquals([chosen, choice.value], [undefined, "cpu"]);
+      assertMatch(
+        choice.reason,
+        new RegExp(
+          `^only a software adapter is available, and measuring its speed failed: ${reason}`,
+        ),
+      );
+    }
+  },
+);
+
+gpuTest("auto takes the CPU if the adapter gives no device", async () => {
+  const refuse = { requestDevice: () => Promise.reject(new Error("no more")) };
+  const adapter = await navigator.gpu.requestAdapter();
+  const { info, limits, features } = adapter!;
+  const implementations = [
+    [
+      { requestAdapter: () => Promise.reject(new Error("no driver")) },
+      "requestAdapter failed with no driver",
+    ],
+    [
+      {
+        requestAdapter: () =>
+          Promise.resolve({ info, limits, features, ...refuse }),
+      },
+      "gives no device, no more",
+    ],
+  ] as const;
+  for (const [implementation, reason] of implementations) {
+    const gpu = implementation as unknown as GPU;
+    const { gpu: chosen, choice } = await selectDevice("auto", config, gpu);
+    assertEquals([chosen, choice.value], [undefined, "cpu"]);
+    assert(choice.reason.endsWith(reason), choice.reason);
+    await assertRejects(() => selectDevice("gpu", config, gpu), NoAdapterError);
+  }
+});
+
 gpuTest("gpu takes any adapter, software included", async () => {
   const { gpu } = wrapGpu({ info: { description: "llvmpipe" } });
   const { gpu: chosen, choice } = await selectDevice("gpu", config, gpu);

@@ -55,14 +55,21 @@ export class TemporaryFailure extends Error {
   }
 }
 
-/** @throws {RangeError} if a read timeout is not a usable number of seconds. */
-export function checkReadTimeout(action: string, seconds?: number): void {
+/**
+ * @param cannot the beginning of the error, such as `Cannot open URL`
+ * @throws {RangeError} if a read timeout is not a usable number of seconds
+ */
+export function checkReadTimeout(
+  cannot: string,
+  seconds: number | undefined,
+  what = "readTimeout",
+): void {
   if (seconds === undefined) return;
   if (
     typeof seconds === "number" && seconds > 0 && seconds <= MAX_READ_TIMEOUT
   ) return;
   throw new RangeError(
-    `Cannot ${action}: readTimeout is ${
+    `${cannot}: ${what} is ${
       String(seconds)
     }, must be a number of seconds above 0 and at most ${MAX_READ_TIMEOUT}`,
   );

@@ -34,7 +34,8 @@ export function pageKind(text: string): string | undefined {
     return `a git-lfs pointer${of} (git lfs pull fetches the file)`;
   }
   if (/^\s*<(!doctype html|html|head|body)\b/i.test(text)) {
-    return "an HTML page";
+    const title = /<title[^>]*>([^<]+)/i.exec(text)?.[1].trim();
+    return title ? `an HTML page titled "${quoted(title)}"` : "an HTML page";
   }
   if (/^\s*<(\?xml|Error>)/.test(text)) return "an XML document";
 }

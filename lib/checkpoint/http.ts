@@ -7,10 +7,8 @@
 import { errorText } from "../errors.ts";
 import { host } from "../host.ts";
 import { fetchOnce, retry, shownUrl, TemporaryFailure } from "./fetch.ts";
-import type { OpenOptions, OpenSource } from "./sources.ts";
-
-/** The most bytes of a text file; the largest tokenizers have a quarter of them. */
-const MAX_TEXT = 128 << 20;
+import { pageKind, weightsKind } from "./file_kind.ts";
+import { MOST_TEXT, type OpenOptions, type OpenSource } from "./sources.ts";
 
 /** An answer with less than it could have is worth another request only above this. */
 const SHORT_ANSWER = 1 << 16;
@@ -29,15 +27,15 @@ export async function fetchText(
     const decoder = decoderOf(response);
     for await (const chunk of content(response)) {
       bytes += chunk.length;
-      if (bytes > MAX_TEXT) {
+      if (bytes > MOST_TEXT) {
         throw new Error(
-          `it has more than ${MAX_TEXT} bytes, too much for a text file`,
+          `it has over ${MOST_TEXT} bytes, at most ${MOST_TEXT} are allowed`,
         );
       }
       text += decoder(chunk);
     }
     text += decoder();
-    refusePage(text);
+    refuseKind(pageKind(text.slice(0, 1000)));
     return text;
   });
 }
@@ -46,14 +44,17 @@ export async function fetchText(
  * Opens a file over HTTP; undefined if the server does not have it. The file is read
  * with range requests. If the server does not support them, the file is first copied to
  * a temporary file, which is gone when the source is disposed or the process ends.
+ *
+ * @param onCopy called with what the server does instead of sending ranges
  */
 export async function openUrl(
   url: string,
   options: OpenOptions,
+  onCopy: (why: string) => void = () => {},
 ): Promise<OpenSource | undefined> {
   const first = await reading(url, options, () => probe(url, options));
   if (first === undefined || "read" in first) return first;
-  return await copyToFile(url, first, options);
+  return await copyToFile(url, first.whole, options, () => onCopy(first.why));
 }
 
 /** How reads of one file are answered. */
@@ -177,19 +178,17 @@ class RangedFile {
 }
 
 /**
- * Copies a file to a temporary one, because the server does not send ranges.
+ * Copies a file to a temporary one.
  *
- * @param why what it answered instead
  * @param whole an answer with the whole file, if there is one already
+ * @param onBegin called when the file begins to arrive
  */
 async function copyToFile(
   url: string,
-  { why, whole }: { why: string; whole?: Response },
+  whole: Response | undefined,
   options: OpenOptions,
+  onBegin: () => void,
 ): Promise<OpenSource> {
-  let notice: string | undefined = `${
-    shownUrl(url)
-  }: the server does not send byte ranges (${why}), so the file is copied to a temporary one.`;
   const name = shownUrl(url), { signal } = options;
   const file = await reading(url, options, async () => {
     return await host.files.openTemporary("checkpoint-").catch(unwritable);
@@ -203,9 +202,10 @@ async function copyToFile(
       const encoding = encodingOf(response);
       const fileTotal = encoding ? undefined : lengthOf(response);
       for await (const chunk of content(response)) {
-        if (file.size === 0) checkBegin(chunk, encoding);
-        if (notice !== undefined) options.onNotice?.(notice);
-        notice = undefined;
+        if (file.size === 0) {
+          checkBegin(chunk, encoding);
+          onBegin();
+        }
         await file.append(chunk).catch(unwritable);
         options.onProgress?.({
           stage: "download",
@@ -248,7 +248,7 @@ function unwritable(cause: unknown): never {
 
 /** @throws {Error} if a copy begins with what cannot be a file of weights. */
 function checkBegin(chunk: Uint8Array, encoding: string | undefined): void {
-  refusePage(new TextDecoder().decode(chunk.subarray(0, 1024)));
+  refuseKind(weightsKind(chunk));
   if (encoding !== undefined && !/^(x-)?gzip$/.test(encoding)) {
     throw compressed(encoding);
   }
@@ -330,14 +330,23 @@ async function* content(response: Response): AsyncIterable<Uint8Array> {
 /** Decodes the text of a response, chunk by chunk, and its end without a chunk. */
 function decoderOf(response: Response): (chunk?: Uint8Array) => string {
   const encoding = encodingOf(response);
-  const decoder = new TextDecoder("utf-8", { fatal: encoding !== undefined });
+  const decoder = new TextDecoder("utf-8", { fatal: true });
   return (chunk) => {
     try {
       return decoder.decode(chunk, { stream: chunk !== undefined });
     } catch {
-      throw compressed(encoding!);
+      throw encoding
+        ? compressed(encoding)
+        : new Error("it is not valid UTF-8");
     }
   };
+}
+
+/** @throws {Error} if it is known what lies in the place of a file. */
+function refuseKind(kind: string | undefined): void {
+  if (kind !== undefined) {
+    throw new Error(`it is ${kind}, must be the file itself`);
+  }
 }
 
 function compressed(encoding: string): Error {
@@ -412,15 +421,4 @@ function encodingOf({ headers }: Response): string | undefined {
 function lengthOf({ headers }: Response): number | undefined {
   const length = headers.get("content-length");
   return length === null ? undefined : Number(length);
-}
-
-/** @throws {Error} if a file begins like a web page, such as a server's error page. */
-function refusePage(text: string): void {
-  if (!/^\s*<(!doctype\s+html|html)[\s>]/i.test(text)) return;
-  const title = /<title[^>]*>([^<]{1,200})/i.exec(text)?.[1].trim();
-  throw new Error(
-    `the server sent a web page${
-      title ? ` ("${title}")` : ""
-    }, must be the file`,
-  );
 }

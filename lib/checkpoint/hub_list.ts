@@ -109,7 +109,7 @@ export class HubList {
       }
       return new Response(new Blob(parts), { status, headers });
     };
-    return await retry("the list of files", attempt, this.options);
+    return await retry(this.access.endpoint, attempt, this.options);
   }
 }
 

@@ -18,7 +18,13 @@ import { parseRepositoryId, repositoryFolder } from "./hub.ts";
 import { parseJson } from "../json.ts";
 import { checkReadTimeout, shownUrl } from "./fetch.ts";
 import { fetchText, openUrl } from "./http.ts";
-import { checkRange, openFile, type OpenOptions } from "./sources.ts";
+import {
+  checkRange,
+  MOST_TEXT,
+  openFile,
+  type OpenOptions,
+  tooLong,
+} from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
 import { type Folder, openWeights } from "./weight_files.ts";
 import { parseConfig } from "../model/families.ts";
@@ -49,7 +55,7 @@ export async function openCheckpoint(
   options: OpenOptions = {},
 ): Promise<Checkpoint> {
   options.signal?.throwIfAborted();
-  checkReadTimeout(`open ${shownUrl(spec)}`, options.readTimeout);
+  checkReadTimeout(`Cannot open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
     const folder = webFolder(spec, options);
@@ -114,10 +120,20 @@ function webFolder(spec: string, options: OpenOptions): Folder {
     url.pathname += encodeURIComponent(file);
     return url.href; // with the folder's query, which may be a signature
   };
+  const location = shownUrl(urlOf(""));
+  let isSaid = false;
+  const onCopy = (why: string) => {
+    if (!isSaid) {
+      options.onNotice?.(
+        `${location}: the server does not send byte ranges (${why}), so weights are copied to temporary files.`,
+      );
+    }
+    isSaid = true;
+  };
   return {
-    location: shownUrl(urlOf("")),
+    location,
     locate: (file) => shownUrl(urlOf(file)),
-    open: (file) => openUrl(urlOf(file), options),
+    open: (file) => openUrl(urlOf(file), options, onCopy),
     text: (file) => fetchText(urlOf(file), options),
     has: () => Promise.resolve(false),
   };
@@ -144,8 +160,6 @@ async function existingDirectory(spec: string): Promise<string | undefined> {
 
 /** The most characters of config.json and of generation_config.json: 1 MiB. */
 const MOST_CONFIG = 2 ** 20;
-/** The most bytes of a text file. Large tokenizers have 35 MB. */
-const MOST_TEXT = 2 ** 28;
 
 /** A text file of a folder; undefined if there is none. */
 async function textOf(
@@ -158,12 +172,6 @@ async function textOf(
   if (text.length > most) throw tooLong(folder.locate(file), text.length, most);
   refusePage(text, folder.locate(file));
   return text;
-}
-
-function tooLong(where: string, size: number, most: number): Error {
-  return new Error(
-    `Cannot read ${where}: it has ${size} bytes, at most ${most} are allowed`,
-  );
 }
 
 /** A parsed configuration file; undefined if there is none. */

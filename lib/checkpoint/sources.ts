@@ -73,3 +73,13 @@ export function checkRange(
         : `it has ${byteLength} bytes`),
   );
 }
+
+/** The most bytes of a text file. Large tokenizers have 35 MB. */
+export const MOST_TEXT = 2 ** 28;
+
+/** The error for a text file of more than it may have. */
+export function tooLong(where: string, size: number, most: number): Error {
+  return new Error(
+    `Cannot read ${where}: it has ${size} bytes, at most ${most} are allowed`,
+  );
+}

@@ -8,6 +8,7 @@ import {
   type AdapterClass,
   type Capabilities,
   laneConstants,
+  mostThreads,
 } from "./capabilities.ts";
 import {
   type Constants,
@@ -87,6 +88,9 @@ const DEVICE_BARRIERS: readonly AdapterClass[] = [
   "software",
 ];
 
+/** Storage buffers that decode attention binds if it also reads the next weights ahead. */
+export const AHEAD_BUFFERS = 10;
+
 /** Attention in a decode step: head sizes and sequences. */
 interface DecodeShape {
   headDim: number;
@@ -104,6 +108,8 @@ export function chooseDecodeAttention(
   const defaults = defaultsFor(device);
   const { adapterClass = "other", vulkan = false } = device;
   const merges = vulkan && DEVICE_BARRIERS.includes(adapterClass);
+  const { maxStorageBuffersPerShaderStage: buffers = Infinity } = device.limits;
+  const aheadFits = buffers >= AHEAD_BUFFERS;
   return CONTEXT_CLASSES.map((context, i) => {
     const from = beginsAt(context, rows);
     const to = beginsAt(CONTEXT_CLASSES.at(i + 1), rows);
@@ -119,7 +125,7 @@ export function chooseDecodeAttention(
       constants: { ...constants, GROUP: group / shares },
       shares,
       merges,
-      ahead: fetch && rows < MANY_SEQUENCES
+      ahead: fetch && aheadFits && rows < MANY_SEQUENCES
         ? { FETCHERS: fetch.workgroups, AHEAD: fetch.bytes / 16 }
         : undefined,
       splits: (length) =>
@@ -132,6 +138,10 @@ export function chooseDecodeAttention(
         to === Infinity ? `${from} keys or more` : `under ${to} keys`
       }: norm, RoPE, append and attention in one dispatch${
         merges ? ", merge included: storage barriers reach all workgroups" : ""
+      }${
+        fetch && !aheadFits
+          ? `; nothing is read ahead: that binds ${AHEAD_BUFFERS} storage buffers, the device allows ${buffers}`
+          : ""
       }; ${origin(tuned, defaults)}`,
     };
   });
@@ -177,7 +187,7 @@ function layoutConstants(
     SHARES,
     WORKGROUP: Math.min(
       rows >= MANY_SEQUENCES ? Math.min(threads, THREADS_FOR_MANY) : threads,
-      limits.maxComputeInvocationsPerWorkgroup,
+      mostThreads(device),
       laneGroups * laneCount,
     ),
     LOG_KEY_LANES,
@@ -193,6 +203,14 @@ function splitsOfKeys(length: number, rows: number): number {
   return Math.min(
     Math.ceil(MOST_SPLITS / rows),
     Math.ceil((length + 1) / keys),
+  );
+}
+
+/** The maximum number of splits of each row at any length that a context holds. */
+export function mostSplits(context: number, rows: number): number {
+  return Math.min(
+    Math.ceil(MOST_SPLITS / rows),
+    Math.ceil(context / SPLIT_KEYS.below),
   );
 }
 

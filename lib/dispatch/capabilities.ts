@@ -26,14 +26,23 @@ export interface Capabilities {
    * absent.
    */
   vulkan?: boolean;
-  /** The device limits that dispatch uses, by their WebGPU names. */
+  /** The device limits that dispatch uses, by their WebGPU names; those absent are no limit. */
   limits: {
     maxComputeWorkgroupStorageSize: number;
     maxComputeInvocationsPerWorkgroup: number;
+    maxComputeWorkgroupSizeX?: number;
+    maxStorageBuffersPerShaderStage?: number;
   };
   /** Constants measured to be best on this adapter, by key (see keys.ts). */
   tuned?: ReadonlyMap<string, Constants>;
 }
+
+/** The maximum threads of a workgroup, whose threads are all in one dimension. */
+export const mostThreads = ({ limits }: Pick<Capabilities, "limits">): number =>
+  Math.min(
+    limits.maxComputeInvocationsPerWorkgroup,
+    limits.maxComputeWorkgroupSizeX ?? Infinity,
+  );
 
 /**
  * Constants for kernels that use LANES (lib/webgpu/wgsl.ts): up to `most` lanes share a

@@ -19,12 +19,13 @@ export interface ReadRates {
 /**
  * Decides whether to use an open GPU: yes if it was requested or is hardware; a
  * software renderer only if it reads weights faster than the CPU path. Returns
- * undefined if that must be measured first.
+ * undefined if that must be measured first; `measured` is the result, or why there is
+ * none.
  */
 export function chooseDevice(
   kind: "auto" | "gpu",
   { name, software }: { name: string; software: boolean },
-  rates?: ReadRates,
+  measured?: ReadRates | { failure: string },
 ): { gpu: boolean; choice: Choice } | undefined {
   const decide = (gpu: boolean, reason: string) => ({
     gpu,
@@ -35,8 +36,14 @@ export function chooseDevice(
     return decide(true, `it was asked for${renderer}`);
   }
   if (!software) return decide(true, "a hardware GPU is available");
-  if (!rates) return undefined;
-  const { k, n, gpu, cpu } = rates;
+  if (!measured) return undefined;
+  if ("failure" in measured) {
+    return decide(
+      false,
+      `only a software adapter is available, and measuring its speed failed: ${measured.failure}`,
+    );
+  }
+  const { k, n, gpu, cpu } = measured;
   return decide(
     gpu > cpu,
     `only a software adapter is available; a [1, ${k}] × [${k}, ${n}] matmul reads ${

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Capabilities } from "./capabilities.ts";
+import { type Capabilities, mostThreads } from "./capabilities.ts";
 import type { TuningTarget } from "./keys.ts";
 
 /** Constants by name, as they are tuned and stored. */
@@ -75,7 +75,7 @@ export function misfit(
   const { threads, bytes, problem } = tuning.needs(target, constants, device);
   if (problem) return problem;
   const most = Math.min(
-    limits.maxComputeInvocationsPerWorkgroup,
+    mostThreads(device),
     adapterClass === "software" ? MOST_EMULATED_THREADS : Infinity,
   );
   if (threads > most) return `${threads} threads, must be at most ${most}`;

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { FLAG_WORDS, lengthRows, stateWords } from "../../kernels/heads.ts";
 import { errorText, MemoryError } from "../errors.ts";
 import {
   cacheBytes,
@@ -20,12 +21,14 @@ import { Tensor } from "../webgpu/tensor.ts";
  * `lengths` matches the device's copy, except while a decode loop runs.
  */
 export class GpuKvCache extends KvCache<Tensor> implements Disposable {
-  /** u32 `[sequences]`: kernels read it, and sampling advances it. */
-  readonly lengthsOnDevice: Tensor;
-  /** u32 `[4]`: `[0]` is set if a value did not fit the cache's type. */
+  /** u32: flags and what decode attention keeps between workgroups (kernels/heads.ts). */
+  readonly state: Tensor;
+  /** The flags in `state`, u32 `[4]`: `[0]` is set if a value did not fit the cache's type. */
   readonly flags: Tensor;
-  /** f32 `[context, headDim]`: cosines, then sines, of every position. */
-  readonly angles: Tensor;
+  /** u32: lengths, and cosines and sines of every position (kernels/heads.ts). */
+  readonly positions: Tensor;
+  /** The lengths in `positions`, u32 `[sequences]`: sampling advances them. */
+  readonly lengthsOnDevice: Tensor;
 
   constructor(
     gpu: Gpu,
@@ -35,23 +38,40 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     readonly dtype: "f16" | "f32",
   ) {
     const { numHiddenLayers, numKeyValueHeads, headDim } = config;
+    const { numAttentionHeads } = config;
     const shape = [sequences, numKeyValueHeads, context, headDim];
     const layers = Array.from({ length: numHiddenLayers }, (_, i) => ({
       k: Tensor.create(gpu, dtype, shape, undefined, `layers.${i}.k_cache`),
       v: Tensor.create(gpu, dtype, shape, undefined, `layers.${i}.v_cache`),
     }));
     super(layers, sequences, context);
-    this.lengthsOnDevice = Tensor.create(
+    const words = stateWords(sequences, numAttentionHeads);
+    this.state = Tensor.create(
+      gpu,
+      "u32",
+      [words],
+      undefined,
+      "attention state",
+    );
+    this.flags = this.state.rows(FLAG_WORDS);
+    const begin = lengthRows(sequences, headDim), rows = begin + context;
+    const angles = new Float32Array(rows * headDim);
+    fillAngles(ropeFrequencies(config), angles.subarray(begin * headDim));
+    this.positions = Tensor.create(
+      gpu,
+      "u32",
+      [rows, headDim],
+      angles,
+      "lengths and angles",
+    );
+    const { buffer } = this.positions;
+    this.lengthsOnDevice = new Tensor(
       gpu,
       "u32",
       [sequences],
-      undefined,
+      buffer,
       "lengths",
     );
-    this.flags = Tensor.create(gpu, "u32", [4], undefined, "flags");
-    const angles = new Float32Array(context * headDim);
-    fillAngles(ropeFrequencies(config), angles);
-    this.angles = Tensor.create(gpu, "f32", [context, headDim], angles, "rope");
   }
 
   /**
@@ -92,7 +112,7 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   /** Sets the lengths and clears the flags. */
   override reset(lengths?: ArrayLike<number>): void {
     super.reset(lengths);
-    this.flags.write(0, new Uint32Array(4));
+    this.flags.write(0, new Uint32Array(FLAG_WORDS));
   }
 
   protected override lengthsChanged(): void {
@@ -104,8 +124,7 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
       k[Symbol.dispose]();
       v[Symbol.dispose]();
     }
-    this.lengthsOnDevice[Symbol.dispose]();
-    this.flags[Symbol.dispose]();
-    this.angles[Symbol.dispose]();
+    this.state[Symbol.dispose]();
+    this.positions[Symbol.dispose]();
   }
 }

@@ -26,7 +26,7 @@ import {
   chooseDecodeAttention,
   choosePrefillRows,
   headConstants,
-  MOST_SPLITS,
+  mostSplits,
 } from "../dispatch/attention.ts";
 import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -60,7 +60,6 @@ interface Attend {
   kNorm: Matrix<Tensor>;
   cache: GpuKvCache;
   layer: number;
-  y: Tensor;
 }
 
 /** {@linkcode Ops} on the GPU, with scratch memory of its own. */
@@ -129,40 +128,32 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     layer: number,
     next?: readonly [Matrix<Tensor>, Matrix<Tensor>],
   ): Tensor {
-    const { headDim, numAttentionHeads } = this.config;
-    const y = this.#rows(
-      "attention",
-      qkv.shape[0],
-      numAttentionHeads * headDim,
-    );
-    const step = { qkv, qNorm, kNorm, cache, layer, y };
-    if (cache.pass.tokens === 1) this.#attendDecode(step, next);
-    else this.#attendPrefill(step);
-    return y;
+    const step = { qkv, qNorm, kNorm, cache, layer };
+    return cache.pass.tokens === 1
+      ? this.#attendDecode(step, next)
+      : this.#attendPrefill(step);
   }
 
-  /** The operands shared by all attention kernels. */
-  #attendOperands({ qkv, qNorm, kNorm, cache, layer }: Attend) {
-    const { k, v } = cache.layers[layer], { angles, flags } = cache;
-    const lengths = cache.lengthsOnDevice;
-    return { qkv, qNorm, kNorm, k, v, flags, angles, lengths };
+  /** The operands of the kernels that norm and rotate heads. */
+  #headOperands({ qkv, qNorm, kNorm, cache, layer }: Attend) {
+    const { k, v } = cache.layers[layer], { positions, state } = cache;
+    return { qkv, qNorm, kNorm, k, v, positions, state };
   }
 
   #attendDecode(
     step: Attend,
     next?: readonly [Matrix<Tensor>, Matrix<Tensor>],
-  ): void {
-    const { qkv, cache, layer, y } = step;
+  ): Tensor {
+    const { qkv, cache, layer } = step;
     const { headDim, numAttentionHeads, numKeyValueHeads } = this.config;
     const heads = numAttentionHeads, group = heads / numKeyValueHeads;
     const rows = qkv.shape[0], { first } = cache.pass;
     const label = `layers.${layer}.attention`;
     const choices = chooseDecodeAttention({ headDim, group, rows }, this.gpu);
-    const splits = rows * Math.ceil(MOST_SPLITS / rows);
-    const partial = this.#rows("partial", splits, heads * headDim);
-    const stats = this.#scratch("stats", "u32", splits, heads * 2);
-    const arrived = this.#scratch("arrived", "u32", rows, heads);
-    const operands = { ...this.#attendOperands(step), y, partial, stats };
+    const splits = mostSplits(cache.context, rows);
+    const width = heads * headDim, all = rows * (1 + splits);
+    const y = this.#rows("attention", 1, all * width).view(all, width);
+    const operands = { ...this.#headOperands(step), y };
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
     const whole = next?.every(({ parts }) => parts.length === 1);
     const [after, last] = next?.map(({ parts }) => parts[0].planes[0]) ?? [];
@@ -170,7 +161,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       const { constants, splits, shares, reason } = choice;
       const ahead = whole ? choice.ahead : undefined;
       const fetched = ahead && { next: after, after: last };
-      this.plan.add(attendDecode, { ...operands, arrived, ...fetched }, {
+      this.plan.add(attendDecode, { ...operands, ...fetched }, {
         label,
         reason: ahead
           ? `${reason}; ${ahead.FETCHERS} more workgroups prefetch the next weights into the cache`
@@ -188,8 +179,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
             : undefined,
       });
     }
-    if (choices.every(({ merges }) => merges)) return;
-    this.plan.add(mergeSplits, { partial, stats, flags: cache.flags, y }, {
+    const attended = y.rows(rows); // the others are results of splits
+    if (choices.every(({ merges }) => merges)) return attended;
+    this.plan.add(mergeSplits, { state: cache.state, y }, {
       label,
       reason:
         "many keys: their splits run in separate workgroups, which cannot see each other's results",
@@ -198,22 +190,24 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         VEC: choices[0].constants.VEC,
         ...laneConstants(this.gpu),
       },
-      uniforms: { heads },
+      uniforms: { heads: rows * heads },
       gridAt: ({ length }) =>
         choices.some(({ splits }) => splits(length) > 1)
           ? splitGrid(rows * heads)
           : undefined,
     });
+    return attended;
   }
 
-  #attendPrefill(step: Attend): void {
-    const { qkv, qNorm, kNorm, cache, layer, y } = step;
+  #attendPrefill(step: Attend): Tensor {
+    const { qkv, qNorm, kNorm, cache, layer } = step;
     const { headDim, numAttentionHeads: heads } = this.config;
     const group = heads / this.config.numKeyValueHeads;
     const { first, tokens } = cache.pass;
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
     const q = this.#rows("q", qkv.shape[0], heads * headDim);
-    this.plan.add(qkNormRope, { ...this.#attendOperands(step), q }, {
+    const y = this.#rows("attention", qkv.shape[0], heads * headDim);
+    this.plan.add(qkNormRope, { ...this.#headOperands(step), q }, {
       label: `layers.${layer}.qk_norm_rope`,
       reason: "many tokens: q is normed once, then read by every tile of keys",
       constants: {
@@ -228,8 +222,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       largestK: kNorm.largest,
     });
     const half = matmuls.dtype === "f16";
-    const { k, v, lengths } = this.#attendOperands(step);
-    const operands = { q, lengths, k, v, y };
+    const { k, v } = cache.layers[layer];
+    const operands = { q, lengths: cache.lengthsOnDevice, k, v, y };
     this.plan.add(half ? attendPrefillF16 : attendPrefill, operands, {
       label: `layers.${layer}.attention`,
       reason:
@@ -241,6 +235,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       },
       uniforms: { first, tokens, group, scale },
     });
+    return y;
   }
 
   lastRow(x: Tensor, { pass: { tokens } }: KvCache<Tensor>): Tensor {

@@ -4,9 +4,23 @@
  * @module
  */
 import { errorText } from "../errors.ts";
-import { Tokenizer as Encoder } from "npm:@huggingface/tokenizers@0.2.0";
+import {
+  type AddedToken,
+  collectAddedTokens,
+  createSplitter,
+} from "./added_tokens.ts";
+import {
+  type Bpe,
+  createBpe,
+  isTokenId,
+  quoted,
+  tokenBytes,
+  wrong,
+} from "./bpe.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { isObject, parseJson } from "../json.ts";
+import { Budget } from "./pattern.ts";
+import { readNormalizer, readPreTokenizer } from "./words.ts";
 
 /** A byte-level BPE tokenizer, which every Qwen3 has. */
 export interface Tokenizer {
@@ -45,7 +59,7 @@ export interface Tokenizer {
 /** The text of a tokenizer's files; undefined for files that the checkpoint lacks. */
 export interface TokenizerFiles {
   /** The text of `tokenizer.json`. */
-  tokenizer: string | undefined;
+  tokenizer: string;
   /** The text of `tokenizer_config.json`. */
   config: string | undefined;
   /** The text of `chat_template.jinja`. */
@@ -53,66 +67,87 @@ export interface TokenizerFiles {
 }
 
 /**
- * Reads a tokenizer's files without parsing them, because parsing is slow and not every
- * caller needs it.
+ * Reads a checkpoint's tokenizer; undefined if it has none.
+ *
+ * @throws {Error} if a file is broken, or the tokenizer is not byte-level.
  */
-export async function readTokenizerFiles(
-  checkpoint: Pick<Checkpoint, "text">,
-): Promise<TokenizerFiles> {
+export async function readTokenizer(
+  checkpoint: Pick<Checkpoint, "name" | "text">,
+): Promise<Tokenizer | undefined> {
   const [tokenizer, config, chatTemplate] = await Promise.all(
     ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
       .map((file) => checkpoint.text(file)),
   );
-  return { tokenizer, config, chatTemplate };
+  return tokenizer === undefined
+    ? undefined
+    : createTokenizer(checkpoint.name, { tokenizer, config, chatTemplate });
+}
+
+/** The error of a checkpoint without a tokenizer that needs one. */
+export function missingTokenizer(name: string): Error {
+  return new Error(
+    `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids, such as 1 2 3`,
+  );
 }
 
 /**
  * Creates the tokenizer of the checkpoint `name`.
  *
- * @throws {Error} if there is no tokenizer.json, a file is broken, or the
- * tokenizer is not byte-level.
+ * @throws {Error} if a file is broken, or the tokenizer is not byte-level.
  */
 export function createTokenizer(
   name: string,
   files: TokenizerFiles,
 ): Tokenizer {
-  if (files.tokenizer === undefined) {
-    throw new Error(
-      `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids, such as 1 2 3`,
-    );
-  }
   const json = parseObject(files.tokenizer, `tokenizer.json of ${name}`);
   const config = parseObject(
     files.config ?? "{}",
     `tokenizer_config.json of ${name}`,
   );
-  const decoder = isObject(json.decoder) ? json.decoder.type : undefined;
-  if (decoder !== "ByteLevel") {
+  try {
+    return assemble(json, config, files.chatTemplate);
+  } catch (cause) {
     throw new Error(
-      `Cannot load the tokenizer of ${name}: its decoder is ${decoder}, must be ByteLevel`,
+      `Cannot load the tokenizer of ${name}: ${errorText(cause)}`,
+      { cause },
     );
   }
+}
 
-  const encoder = createEncoder(name, json, config);
-  const added = encoder.get_added_tokens_decoder();
+/** @throws {Error} if the files cannot be used; the message has no subject. */
+function assemble(json: Json, config: Json, jinja?: string): Tokenizer {
+  const decoder = isObject(json.decoder) ? json.decoder.type : undefined;
+  if (decoder !== "ByteLevel") {
+    throw wrong("decoder.type", decoder, '"ByteLevel"');
+  }
+  const bpe = createBpe(json.model);
+  const added = collectAddedTokens(json, config, bpe);
+  const addedIds = new Map(added.map((token) => [token.content, token.id]));
+  const contents = new Map(added.map((token) => [token.id, token.content]));
+  const encode = createEncode(json, config, bpe, added);
+  const around = readPostProcessor(json, config, addedIds, bpe);
   const specialIds = new Set(
-    [...added.values()].filter((token) => token.special).map(({ id }) => id),
+    added.filter((token) => token.special).map(({ id }) => id),
   );
 
   function bytes(id: number): Uint8Array<ArrayBuffer> {
-    const token = added.get(id);
-    if (token) return utf8.encode(token.content);
-    return tokenBytes(encoder.id_to_token(id) ?? "");
+    const content = contents.get(id);
+    if (content !== undefined) return utf8.encode(content);
+    return tokenBytes(bpe.tokens.get(id) ?? "");
   }
 
   return {
     specialIds,
     bytes,
-    chatTemplate: files.chatTemplate ?? chatTemplate(name, config),
+    chatTemplate: jinja ?? chatTemplate(config),
     specialTokens: specialTokens(config),
-    tokenId: (text) => encoder.token_to_id(text),
-    encode: (text, { addSpecialTokens = true } = {}) =>
-      encoder.encode(text, { add_special_tokens: addSpecialTokens }).ids,
+    tokenId: (text) => addedIds.get(text) ?? bpe.ids.get(text),
+    encode(text, { addSpecialTokens = true } = {}) {
+      const ids: number[] = addSpecialTokens ? [...around.before] : [];
+      encode(text, ids);
+      if (addSpecialTokens) ids.push(...around.after);
+      return ids;
+    },
     decode(ids, { skipSpecialTokens = false } = {}) {
       const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
       let text = "";
@@ -125,46 +160,137 @@ export function createTokenizer(
   };
 }
 
+type Json = Record<string, unknown>;
+
+/** Creates a function that appends a text's tokens. */
+function createEncode(
+  json: Json,
+  config: Json,
+  bpe: Bpe,
+  added: readonly AddedToken[],
+): (text: string, into: number[]) => void {
+  const normalize = readNormalizer(json.normalizer);
+  const cut = readPreTokenizer(json.pre_tokenizer);
+  const split = config.split_special_tokens === true;
+  const keep = ({ special }: AddedToken) => !(split && special);
+  const asIs = createSplitter(
+    added.filter((token) => !token.normalized),
+    (content) => content,
+    keep,
+  );
+  const normalized = createSplitter(
+    added.filter((token) => token.normalized),
+    (content) => normalize(content, new Budget(content.length)),
+    keep,
+  );
+  return (text, into) => {
+    const budget = new Budget(text.length);
+    for (const part of asIs(text)) {
+      if ("token" in part) {
+        into.push(part.token.id);
+        continue;
+      }
+      for (const inner of normalized(normalize(part.text, budget))) {
+        if ("token" in inner) into.push(inner.token.id);
+        else cut(inner.text, budget, (word) => bpe.encode(word, into));
+      }
+    }
+  };
+}
+
+/**
+ * Reads which tokens a tokenizer puts before and after a text. As in transformers 5,
+ * `add_bos_token` and `add_eos_token` in tokenizer_config.json replace the post-processor.
+ */
+function readPostProcessor(
+  json: Json,
+  config: Json,
+  added: ReadonlyMap<string, number>,
+  { ids }: Bpe,
+): { before: number[]; after: number[] } {
+  const around: { before: number[]; after: number[] } = {
+    before: [],
+    after: [],
+  };
+  const { add_bos_token: bos, add_eos_token: eos } = config;
+  for (const [name, value] of Object.entries({ bos, eos })) {
+    if (value === undefined || value === null) continue;
+    if (typeof value !== "boolean") {
+      throw wrong(`add_${name}_token`, value, "true or false");
+    }
+  }
+  if (bos !== undefined || eos !== undefined) {
+    const { bos_token, eos_token } = specialTokens(config);
+    const id = (token?: string) => token ? [added.get(token)!] : [];
+    if (bos) around.before = id(bos_token);
+    if (eos) around.after = id(eos_token);
+    return around;
+  }
+  const idsOf = (token: string, listed: unknown, where: string) => {
+    if (!Array.isArray(listed) || !listed.every(isTokenId)) {
+      throw wrong(where, listed, "a list of token ids");
+    }
+    const known = added.get(token) ?? ids.get(token);
+    if (known !== undefined && (listed.length !== 1 || listed[0] !== known)) {
+      throw wrong(where, listed, `[${known}], the id of ${quoted(token)}`);
+    }
+    return listed as number[];
+  };
+  readSteps(json.post_processor, "post_processor", around, idsOf);
+  return around;
+}
+
+type IdsOf = (token: string, listed: unknown, where: string) => number[];
+
+function readSteps(
+  step: unknown,
+  where: string,
+  around: { before: number[]; after: number[] },
+  idsOf: IdsOf,
+): void {
+  if (step === undefined || step === null) return;
+  if (!isObject(step)) throw wrong(where, step, "an object or null");
+  if (step.type === "ByteLevel") return; // it only moves offsets
+  if (step.type === "Sequence" && Array.isArray(step.processors)) {
+    for (const [i, one] of step.processors.entries()) {
+      readSteps(one, `${where}.processors[${i}]`, around, idsOf);
+    }
+    return;
+  }
+  if (step.type !== "TemplateProcessing" || !Array.isArray(step.single)) {
+    throw wrong(
+      where,
+      step,
+      "ByteLevel, a Sequence with processors, or a TemplateProcessing with single",
+    );
+  }
+  const before: number[] = [], after: number[] = [];
+  let texts = 0;
+  for (const piece of step.single) {
+    const { SpecialToken: token } = isObject(piece) ? piece : {} as Json;
+    if (!isObject(token)) {
+      texts++;
+      continue;
+    }
+    const name = String(token.id);
+    const listed = isObject(step.special_tokens)
+      ? step.special_tokens[name]
+      : undefined;
+    const own = `${where}.special_tokens[${quoted(name)}].ids`;
+    (texts === 0 ? before : after).push(
+      ...idsOf(name, isObject(listed) ? listed.ids : listed, own),
+    );
+  }
+  if (texts !== 1) {
+    throw new Error(
+      `${where}.single has the text ${texts} times, must be once`,
+    );
+  }
+  around.before.unshift(...before);
+  around.after.push(...after);
+}
+
 const utf8 = new TextEncoder();
-
-/**
- * The byte that each character of a byte-level vocabulary stands for (GPT-2,
- * https://github.com/openai/gpt-2/blob/master/src/encoder.py). A byte is written as
- * itself if it is printable in Latin-1, else as the next free character from U+0100.
- */
-const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = (() => {
-  const map = new Map<string, number>();
-  let free = 0x100;
-  for (let byte = 0; byte < 256; byte++) {
-    const printable = (byte > 0x20 && byte < 0x7f) ||
-      (byte > 0xa0 && byte !== 0xad);
-    map.set(String.fromCharCode(printable ? byte : free++), byte);
-  }
-  return map;
-})();
-
-/**
- * The bytes of a token. A token with any other character stands for its own text, as in
- * Hugging Face's decoder.
- */
-function tokenBytes(token: string): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(token.length);
-  for (let i = 0; i < token.length; i++) {
-    const byte = BYTE_OF_CHARACTER.get(token[i]);
-    if (byte === undefined) return utf8.encode(token);
-    bytes[i] = byte;
-  }
-  return bytes;
-}
-
-function createEncoder(name: string, json: object, config: object): Encoder {
-  try {
-    return new Encoder(json, config);
-  } catch (cause) {
-    const why = errorText(cause);
-    throw new Error(`Cannot load the tokenizer of ${name}: ${why}`, { cause });
-  }
-}
 
 function parseObject(text: string, where: string): Record<string, unknown> {
   const json = parseJson(text, where);
@@ -175,24 +301,19 @@ function parseObject(text: string, where: string): Record<string, unknown> {
 }
 
 /** The chat template: a string, or "default" in a list of named templates. */
-function chatTemplate(
-  name: string,
-  { chat_template: templates }: Record<string, unknown>,
-): string | undefined {
+function chatTemplate({ chat_template: templates }: Json): string | undefined {
   if (templates === undefined || templates === null) return undefined;
   if (typeof templates === "string") return templates;
   const named = Array.isArray(templates) ? templates.filter(isObject) : [];
   const chosen = named.length === 1
     ? named[0]
     : named.find((one) => one.name === "default");
-  if (typeof chosen?.template !== "string") {
-    throw new Error(
-      `Cannot choose a chat template for ${name}: it has [${
-        named.map((one) => one.name).join(", ")
-      }], must have one template or one named default`,
-    );
-  }
-  return chosen.template;
+  if (typeof chosen?.template === "string") return chosen.template;
+  throw wrong(
+    "chat_template",
+    Array.isArray(templates) ? named.map((one) => one.name) : templates,
+    "a string or a list with one template or one named default",
+  );
 }
 
 function specialTokens(

@@ -16,7 +16,7 @@ import { allocateMatrix } from "../formats/matrix.ts";
 import { chooseCacheDtype, chooseMatmulDtype } from "../dispatch/precision.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import { type Gpu, LEAST_WORKGROUP_MEMORY } from "../webgpu/device.ts";
+import { type Gpu, LEAST_LIMITS } from "../webgpu/device.ts";
 import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
 import { GpuOps } from "../gpu/ops.ts";
@@ -41,10 +41,7 @@ export const STATED_DEVICE: Sketched = {
   f16: true,
   software: false,
   subgroupSize: 32,
-  limits: {
-    maxComputeWorkgroupStorageSize: LEAST_WORKGROUP_MEMORY,
-    maxComputeInvocationsPerWorkgroup: 256,
-  },
+  limits: LEAST_LIMITS,
 };
 
 /** The pass that a kernel is shown for. */
@@ -225,6 +222,8 @@ function sketch(device: Sketched): Gpu {
       maxComputeWorkgroupStorageSize: limits.maxComputeWorkgroupStorageSize,
       maxComputeInvocationsPerWorkgroup:
         limits.maxComputeInvocationsPerWorkgroup,
+      maxComputeWorkgroupSizeX: limits.maxComputeWorkgroupSizeX,
+      maxStorageBuffersPerShaderStage: limits.maxStorageBuffersPerShaderStage,
       maxStorageBufferBindingSize: Infinity,
     },
     buffer: () => ({ destroy() {} }),

@@ -17,20 +17,24 @@ export interface DeviceOptions {
   gpu?: GPU;
 }
 
-/** Workgroup memory that the kernels need, in bytes. */
-export const LEAST_WORKGROUP_MEMORY = 32768;
+/**
+ * Limits that are requested from the adapter, and the least that the kernels run on. These
+ * are WebGPU's defaults or less, except workgroup memory: its default of 16 KiB does not
+ * hold the tiles of attention over a prompt. Weights are split to fit any binding.
+ */
+export const LEAST_LIMITS = {
+  maxBufferSize: 0,
+  maxStorageBufferBindingSize: 0,
+  maxComputeWorkgroupStorageSize: 2 ** 15,
+  maxComputeInvocationsPerWorkgroup: 256,
+  maxComputeWorkgroupSizeX: 256,
+  maxStorageBuffersPerShaderStage: 8,
+} as const;
+type Limit = keyof typeof LEAST_LIMITS;
+const LIMITS = Object.keys(LEAST_LIMITS) as Limit[];
 
 /** The version of Deno in which a buffer is already mapped when `mapAsync` returns. */
 const READS_AT_ONCE = "2.9.6";
-
-const LIMITS = [
-  "maxBufferSize",
-  "maxStorageBufferBindingSize",
-  "maxComputeWorkgroupStorageSize",
-  "maxComputeInvocationsPerWorkgroup",
-  "maxComputeWorkgroupSizeX",
-  "maxStorageBuffersPerShaderStage",
-] as const;
 
 /** Features that are used if the adapter has them, and what happens without. */
 const FEATURES: readonly [GPUFeatureName, without: string][] = [
@@ -43,7 +47,8 @@ const SUBGROUPS = "subgroups" as GPUFeatureName;
  * Opens a GPU with the adapter's own limits (WebGPU's defaults allow bindings of
  * 128 MiB only), and with f16, subgroups and timestamps where the adapter has them.
  *
- * @throws {NoAdapterError} if there is no adapter, or its workgroup memory is too small.
+ * @throws {NoAdapterError} if there is no adapter, it gives no device, or its limits are
+ * too low.
  */
 export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
   const { adapter, device, descriptor, subgroupSize, choices } =
@@ -83,18 +88,30 @@ async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
       "Cannot open a GPU: this runtime has no navigator.gpu, use Deno 2.9 or later or pass `gpu`",
     );
   }
-  const adapter = await implementation.requestAdapter({
-    powerPreference: "high-performance",
-  });
+  let adapter: GPUAdapter | null;
+  try {
+    adapter = await implementation.requestAdapter({
+      powerPreference: "high-performance",
+    });
+  } catch (error) {
+    throw new NoAdapterError(
+      `Cannot open a GPU: requestAdapter failed with ${errorText(error)}`,
+    );
+  }
   if (!adapter) {
     throw new NoAdapterError(
       `Cannot open a GPU: there is no WebGPU adapter here, ${INSTALL_HINT}`,
     );
   }
-  const memory = adapter.limits.maxComputeWorkgroupStorageSize;
-  if (memory < LEAST_WORKGROUP_MEMORY) {
+  const lacking = LIMITS.flatMap((limit) => {
+    const value = adapter.limits[limit] as number, least = LEAST_LIMITS[limit];
+    return value < least ? [`${limit} is ${value}, must be ${least}`] : [];
+  });
+  if (lacking.length) {
     throw new NoAdapterError(
-      `Cannot open a GPU: ${adapter.info.description} has ${memory} bytes of workgroup memory, must have ${LEAST_WORKGROUP_MEMORY}`,
+      `Cannot open a GPU: the limits of ${
+        adapterName(adapter.info)
+      } are too low: ${lacking.join("; ")}`,
     );
   }
   return adapter;
@@ -123,7 +140,15 @@ async function requestDevice(options: DeviceOptions) {
     // A failed requestDevice() consumes the adapter; ask for another.
     adapter = await findAdapter(options);
     descriptor = descriptorFor(adapter, []);
-    device = await adapter.requestDevice(descriptor);
+    try {
+      device = await adapter.requestDevice(descriptor);
+    } catch (error) {
+      throw new NoAdapterError(
+        `Cannot open a GPU: ${adapterName(adapter.info)} gives no device, ${
+          errorText(error)
+        }`,
+      );
+    }
   }
   const choices = FEATURES.map(([what, without]): Choice => {
     const there = adapter.features.has(what);

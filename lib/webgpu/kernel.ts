@@ -101,7 +101,7 @@ interface Bound {
  *
  * @throws {Error} if a shape disagrees with the contract, naming both sides, or if
  * a given constant or uniform does not exist, naming those that do.
- * @throws {DeviceError} if the kernel has more buffers than the adapter can bind.
+ * @throws {DeviceError} if the kernel has more storage buffers than the device can bind.
  */
 export function prepare(
   gpu: Gpu,
@@ -110,13 +110,14 @@ export function prepare(
   options: CallOptions = {},
 ): Prepared {
   const { bound, dims, constants, code } = resolve(kernel, operands, options);
-  const most = gpu.limits.maxStorageBuffersPerShaderStage;
   const all = bound.flatMap(({ buffers, access, view }) =>
     buffers.map((tensor) => ({ tensor, access, view }))
   );
-  if (all.length > most) {
+  const buffers = all.filter(({ view }) => view !== "texels").length;
+  const most = gpu.limits.maxStorageBuffersPerShaderStage;
+  if (buffers > most) {
     throw new DeviceError(
-      `Cannot run ${kernel.name}: it binds ${all.length} buffers, ${gpu.name} allows ${most} (maxStorageBuffersPerShaderStage)`,
+      `Cannot run ${kernel.name}: it binds ${buffers} storage buffers, ${gpu.name} allows ${most} (maxStorageBuffersPerShaderStage)`,
     );
   }
   const types = all.map(({ access, view }) =>

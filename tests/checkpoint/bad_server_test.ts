@@ -99,7 +99,7 @@ const configText = new TextDecoder().decode(config);
 const cannot = (why: string, file = "config.json") =>
   `Cannot read URL/${file}: ${why}`;
 const copied = (why: string) => [
-  `URL/${WEIGHTS}: the server does not send byte ranges (${why}), so the file is copied to a temporary one.`,
+  `URL/: the server does not send byte ranges (${why}), so weights are copied to temporary files.`,
 ];
 const WHOLE = copied("it answered with the whole file");
 
@@ -319,7 +319,7 @@ const TEXT_MODES: Record<string, Omit<Mode, "file">> = {
   "a web page": {
     always: plain(reply("200 OK", ["Content-Type: text/html"], page)),
     error: cannot(
-      'the server sent a web page ("Please sign in"), must be the file',
+      'it is an HTML page titled "Please sign in", must be the file itself',
     ),
   },
   "text that is no JSON": {
@@ -390,7 +390,7 @@ const TEXT_MODES: Record<string, Omit<Mode, "file">> = {
       while (!connection.gone) await connection.write(spaces);
     }),
     error: cannot(
-      "it has more than 134217728 bytes, too much for a text file",
+      "it has over 268435456 bytes, at most 268435456 are allowed",
     ),
     requests: 1,
   },
@@ -714,7 +714,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
   },
   "503 for a range": {
     of: "read",
-    answers: [plain(reply("503 Busy", ["Retry-After: 2"]))],
+    answers: [plain(reply("503 Service Unavailable", ["Retry-After: 2"]))],
     pauses: [2000],
   },
   "404 for a range": {
@@ -861,7 +861,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
   "a web page in place of weights": {
     always: plain(reply("200 OK", [], page)),
     error: cannot(
-      'the server sent a web page ("Please sign in"), must be the file',
+      'it is an HTML page titled "Please sign in", must be the file itself',
       WEIGHTS,
     ),
   },
@@ -885,7 +885,7 @@ const SHARD_MODES: Record<string, Mode> = {
     file: INDEX,
     always: plain(reply("200 OK", [], page)),
     error: cannot(
-      'the server sent a web page ("Please sign in"), must be the file',
+      'it is an HTML page titled "Please sign in", must be the file itself',
       INDEX,
     ),
   },
@@ -953,7 +953,7 @@ const TOKENIZER_MODES: Record<string, Omit<Mode, "file">> = {
   "that is a web page": {
     always: plain(reply("200 OK", [], page)),
     error: cannot(
-      'the server sent a web page ("Please sign in"), must be the file',
+      'it is an HTML page titled "Please sign in", must be the file itself',
       "tokenizer.json",
     ),
   },

@@ -1,4 +1,10 @@
-import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
 import {
   checkReadTimeout,
   type FetchOptions,
@@ -86,9 +92,9 @@ Deno.test("connections that fail are tried again, other refusals are not", async
     await server[Symbol.asyncDispose]();
     return server;
   });
-  assertEquals(
+  assertMatch(
     await failureOf(textOf(url, options)),
-    "tcp connect error: Connection refused (os error 111), tried 4 times",
+    /^tcp connect error: [^:]+, tried 4 times$/, // the rest is the system's
   );
   for (const code of ["400 Bad Request", "401 Unauthorized", "404 No"]) {
     await using server = await serveRaw(status(code));
@@ -326,11 +332,11 @@ Deno.test("messages show no user, password, query or fragment", async () => {
 
 Deno.test("a read timeout must be a usable number of seconds", () => {
   for (const good of [undefined, 0.001, 30, 86_400]) {
-    checkReadTimeout("load m", good);
+    checkReadTimeout("Cannot load m", good);
   }
   for (const bad of [0, -1, NaN, Infinity, 86_401, "30", null]) {
     const error = assertThrows(
-      () => checkReadTimeout("load m", bad as number),
+      () => checkReadTimeout("Cannot load m", bad as number),
       RangeError,
     );
     assert(

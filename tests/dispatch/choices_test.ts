@@ -23,6 +23,7 @@ import { chooseLinear, type LinearChoice } from "../../lib/dispatch/linear.ts";
 import {
   chooseDecodeAttention,
   MOST_SPLITS,
+  mostSplits,
 } from "../../lib/dispatch/attention.ts";
 import { chooseMatmul } from "../../lib/dispatch/matmul.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
@@ -42,7 +43,7 @@ const CLASSES: Record<AdapterClass, true> = {
 };
 const ADAPTER_CLASSES = Object.keys(CLASSES) as AdapterClass[];
 
-/** Adapters, from the least that attention over a prompt needs to a large one. */
+/** Adapters, from the least that kernels run on to a large one. */
 const DEVICES: Capabilities[] = [
   [0, 32768, 256],
   [4, 32768, 256],
@@ -296,20 +297,15 @@ Deno.test("decode attention fits the device, for any head", () => {
       for (const group of [1, 2, 5, 8]) {
         const choices = chooseDecodeAttention({ headDim, group }, device);
         const cache = shaped(headDim % 8 ? "f32" : "f16", 1, 1, 64, headDim);
-        const flat = shaped("f32", 1, headDim * group);
         const operands = {
           qkv: shaped("f32", 1, (group + 2) * headDim),
           qNorm: shaped("bf16", headDim),
           kNorm: shaped("bf16", headDim),
-          angles: shaped("f32", 64, headDim),
-          lengths: shaped("u32", 1),
+          positions: shaped("u32", 65, headDim),
           k: cache,
           v: cache,
-          y: flat,
-          partial: flat.view(flat.shape[1]),
-          stats: shaped("u32", 2),
-          flags: shaped("u32", 4),
-          arrived: shaped("u32", group),
+          y: shaped("f32", 1, headDim * group),
+          state: shaped("u32", 4),
         };
         for (const { constants, shares, reason } of choices) {
           const given = { ...attendDecode.constants, ...constants };
@@ -344,7 +340,8 @@ Deno.test("decode attention fits the device, for any head", () => {
             assertEquals(running.length, 1, `${length}: ${splits}`);
             assert(running[0] <= MOST_SPLITS, `${length}: ${splits}`);
             // Scratch memory has room for all of them.
-            assert(running[0] <= Math.ceil(MOST_SPLITS / rows), `${splits}`);
+            const room = mostSplits(length + 1, rows);
+            assert(running[0] <= room, `${length}: ${splits} of ${room}`);
           }
         }
       }

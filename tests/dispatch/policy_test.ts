@@ -110,6 +110,15 @@ Deno.test("a GPU is chosen by request, by kind, or by rate", () => {
         "only a software adapter is available; a [1, 2] × [2, 3] matmul reads 1.00 GB/s on the CPU path, 1.00 GB/s on Renderer",
     },
   });
+  assertEquals(chooseDevice("auto", renderer, { failure: "it broke" }), {
+    gpu: false,
+    choice: {
+      what: "device",
+      value: "cpu",
+      reason:
+        "only a software adapter is available, and measuring its speed failed: it broke",
+    },
+  });
 });
 
 Deno.test("chunks of steps double up to a maximum, unless one took long", () => {

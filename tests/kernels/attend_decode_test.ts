@@ -1,5 +1,10 @@
 import { assert, assertEquals } from "@std/assert";
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
+import {
+  counting,
+  positionsTensor,
+  stateTensor,
+} from "../../kernels/attention_case.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import type { Operands } from "../../lib/webgpu/kernel.ts";
@@ -46,11 +51,9 @@ function run(
     GROUP = heads / kvHeads / SHARES;
   const VEC = headDim % 8 === 0 ? 4 : 1;
   const upload = (name: keyof AttentionInputs) => trial.upload(inputs[name]);
-  const [k, v, flags] = [upload("k"), upload("v"), trial.u32(0, 0, 0, 0)];
-  const partial = trial.filled([rows * splits, heads * headDim]);
-  const stats = trial.filled([rows * splits, heads * 2], 0x7fc00000, "u32");
-  const y = trial.filled([rows, heads * headDim]);
-  const arrived = trial.filled([rows * heads], 0, "u32");
+  const [k, v] = [upload("k"), upload("v")];
+  const state = trial.upload(stateTensor(rows, heads));
+  const y = trial.filled([rows * (1 + splits), heads * headDim]);
   const fetchers = Number(constants.FETCHERS ?? 0);
   const ahead: Operands = fetchers
     ? { next: trial.filled([70, 24]), after: trial.filled([7, 3]) }
@@ -59,15 +62,11 @@ function run(
     qkv: upload("qkv"),
     qNorm: upload("qNorm"),
     kNorm: upload("kNorm"),
-    angles: upload("angles"),
-    lengths: trial.u32(...sizes.lengths),
+    positions: trial.upload(positionsTensor(sizes.lengths, inputs.angles)),
     k,
     v,
     y,
-    partial,
-    stats,
-    flags,
-    arrived,
+    state,
     ...ahead,
   }, {
     constants: {
@@ -81,12 +80,12 @@ function run(
     gridAt: () => decodeGrid(splits, kvHeads * SHARES, rows, fetchers),
   });
   if (splits > 1 && !constants.MERGE) {
-    trial.run(mergeSplits, { partial, stats, flags, y }, {
+    trial.run(mergeSplits, { state, y }, {
       constants: { HEAD_DIM: headDim, VEC },
-      uniforms: { heads },
+      uniforms: { heads: rows * heads },
     });
   }
-  return { k, v, y, flags, arrived };
+  return { k, v, y: y.rows(rows), state };
 }
 
 async function check(
@@ -98,7 +97,7 @@ async function check(
 ): Promise<void> {
   const norm = NORMS[sizes.headDim % 3];
   const inputs = attentionInputs(trial.random, sizes, { cache, norm });
-  const { k, v, y, flags, arrived } = run(
+  const { k, v, y, state } = run(
     trial,
     inputs,
     sizes,
@@ -115,8 +114,9 @@ async function check(
   assertAllClose(values, expected.v, close, `v of ${message}`);
   // The new token's own key and value are used before rounding.
   assertSums(await y.read(), attended(expected, sizes), `y of ${message}`);
-  assertEquals((await flags.read())[0], 0);
-  assert((await arrived.read()).every((count) => count === 0), message);
+  const after = await state.read();
+  assertEquals(after[0], 0);
+  assert(!counting(after), message);
 }
 
 gpuTest(
@@ -148,6 +148,25 @@ gpuTest(
           MERGE: random.int(0, 1),
         };
         await check(trial, { ...shape, ...pass }, cache, splits, constants);
+      }
+    }
+  },
+);
+
+gpuTest(
+  "attendDecode finds the lengths of more sequences than a head has elements",
+  async (_, trial) => {
+    const { random } = trial, rows = 35;
+    for (const headDim of [6, 16]) {
+      const shape = { ...ONE, heads: 2, kvHeads: 1, headDim, context: 20 };
+      const lengths = Array.from({ length: rows }, () => random.int(0, 19));
+      for (const MERGE of [0, 1]) {
+        const pass = { ...shape, rows, lengths };
+        const constants = { ...small(trial.gpu), MERGE };
+        await check(trial, pass, "f32", 3, constants);
+        // A pass over the last sequences only.
+        const last = { ...pass, first: 30, rows: 5 };
+        await check(trial, last, "f32", 3, constants);
       }
     }
   },
@@ -216,8 +235,8 @@ gpuTest(
       const inputs = attentionInputs(random, sizes, { cache });
       inputs.qkv.data[column] = value;
       const splits = random.pick([1, 2, 7]);
-      const { flags } = run(trial, inputs, sizes, splits);
-      return (await flags.read())[0];
+      const { state } = run(trial, inputs, sizes, splits);
+      return (await state.read())[0];
     };
     const v = 3 * 16; // columns: q of two heads, k, v
     for (const sign of [1, -1]) {
@@ -265,29 +284,15 @@ gpuTest(
       qNorm: trial.upload(inputs.qNorm),
       kNorm: trial.upload(inputs.kNorm),
     };
-    const partial = trial.filled([rows * splits, 4 * 16]);
-    const stats = trial.filled([rows * splits, 4 * 2], 0x7fc00000, "u32");
-    const arrived = trial.filled([rows * 4], 0, "u32");
-    const rest = {
-      ...{
-        ...norms,
-        angles: trial.upload(inputs.angles),
-        k,
-        v,
-        partial,
-        stats,
-        arrived,
-      },
-      lengths: trial.u32(...lengths),
-      flags: trial.u32(0, 0, 0, 0),
-    };
-    const all = Array.from(
-      { length: times },
-      () => trial.filled([rows, 4 * 16]),
-    );
-    using plan = new Plan(gpu);
-    all.forEach((y, i) =>
-      plan.add(attendDecode, { ...rest, qkv: qkv[i % 2], y }, {
+    const state = trial.upload(stateTensor(rows, 4));
+    const positions = trial.upload(positionsTensor(lengths, inputs.angles));
+    const rest = { ...norms, positions, k, v, state };
+    const y = trial.filled([rows * (1 + splits), 4 * 16]);
+    const all = trial.filled([times * rows, 4 * 16]);
+    using memory = new DisposableStack();
+    const plans = qkv.map((qkv) => {
+      const plan = memory.use(new Plan(gpu));
+      plan.add(attendDecode, { ...rest, qkv, y }, {
         constants: {
           HEAD_DIM: 16,
           ...small(gpu),
@@ -297,15 +302,26 @@ gpuTest(
         },
         uniforms: { first: 0, eps: sizes.eps, scale: 0.25 },
         gridAt: () => decodeGrid(splits, 4, rows, 0),
-      })
-    );
-    plan.run();
+      });
+      return plan.seal();
+    });
+    const encoder = gpu.device.createCommandEncoder();
+    const { bytes } = y.rows(rows), size = bytes / 4;
+    for (let i = 0; i < times; i++) {
+      const pass = encoder.beginComputePass();
+      plans[i % 2].encode(pass);
+      pass.end();
+      encoder.copyBufferToBuffer(y.buffer, 0, all.buffer, i * bytes, bytes);
+    }
+    gpu.device.queue.submit([encoder.finish()]);
     const expected = tokens.map((given) =>
       attended(appended(given, sizes), sizes)
     );
-    for (const [i, y] of all.entries()) {
-      assertSums(await y.read(), expected[i % 2], `time ${i}`);
+    const found = await all.read();
+    for (let i = 0; i < times; i++) {
+      const y = found.subarray(i * size, (i + 1) * size);
+      assertSums(y, expected[i % 2], `time ${i}`);
     }
-    assert((await arrived.read()).every((count) => count === 0));
+    assert(!counting(await state.read()));
   },
 );

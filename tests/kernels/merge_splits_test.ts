@@ -1,3 +1,4 @@
+import { FLAG_WORDS, RECORD_WORDS } from "../../kernels/heads.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { bitsOf } from "../../kernels/sample_case.ts";
 import { runCase } from "../../lib/check/kernel_case.ts";
@@ -30,19 +31,25 @@ gpuTest(
   async (gpu, trial) => {
     const headDim = 16, splits = 5, heads = 2;
     const one = makeCase(mergeSplits, trial, { m: 1, heads, headDim, splits })!;
-    const { partial, stats } = one.operands;
+    const { state, y } = one.operands, size = heads * headDim;
+    const before = y.data.subarray(size);
+    const split = (head: number, s: number) =>
+      FLAG_WORDS + head * RECORD_WORDS + 2 + 2 * s;
     // Only split 3 of each head has seen keys.
-    for (let s = 0; s < heads * splits; s++) {
-      if (s % splits === 3) continue;
-      stats.data.set([bitsOf(-3e38), bitsOf(0)], 2 * s);
-      partial.data.fill(0, s * headDim, (s + 1) * headDim);
+    for (let i = 0; i < heads * splits; i++) {
+      const head = Math.floor(i / splits), s = i % splits;
+      if (s === 3) continue;
+      state.data.set([bitsOf(-3e38), bitsOf(0)], split(head, s));
+      before.fill(0, i * headDim, (i + 1) * headDim);
     }
-    const { y } = await runCase(gpu, mergeSplits, one);
-    const expected = Array.from(y, (_, i) => {
-      const split = Math.floor(i / headDim) * splits + 3;
-      const total = new Float32Array(stats.data.slice().buffer)[2 * split + 1];
-      return partial.data[split * headDim + i % headDim] / total;
+    const floats = new Float32Array(state.data.slice().buffer);
+    const expected = Array.from({ length: size }, (_, i) => {
+      const head = Math.floor(i / headDim), at = head * splits + 3;
+      const total = floats[split(head, 3) + 1];
+      return before[at * headDim + i % headDim] / total;
     });
-    assertAllClose(y, expected, { relative: 1e-6 });
+    const { y: after } = await runCase(gpu, mergeSplits, one);
+    const merged = Array.from(after).slice(0, size);
+    assertAllClose(merged, expected, { relative: 1e-6 });
   },
 );

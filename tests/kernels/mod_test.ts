@@ -5,6 +5,11 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import { findKernel, KERNELS } from "../../kernels/list.ts";
+import { AHEAD_BUFFERS } from "../../lib/dispatch/attention.ts";
+import type { Constants } from "../../lib/dispatch/shapes.ts";
+import { LEAST_LIMITS } from "../../lib/webgpu/device.ts";
+import type { Contract, Kernel } from "../../lib/webgpu/kernel.ts";
+import { nibbles } from "../support/nibbles.ts";
 import { compare, passes } from "../../lib/check/kernel_case.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import { gpuTest, quickGpuTest } from "../support/gpu.ts";
@@ -42,6 +47,101 @@ Deno.test("every kernel has a test file", async () => {
     const test = file.replace(/\.ts$/, "_test.ts");
     const info = await Deno.stat(new URL(test, import.meta.url)).catch(() => 0);
     assert(info, `tests/kernels/${test} is missing`);
+  }
+});
+
+/** Constants that contracts depend on, with all values that dispatch gives them. */
+const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
+  B_BY_COLUMN: [0, 1],
+  C_FOURS: [0, 1],
+  CANDIDATES: [0, 1],
+  EPILOGUE: ["store", "add", "swiglu"],
+  FETCHERS: [0, 32],
+  HEAD_DIM: [6, 64, 128],
+  HISTOGRAM: [0, 1],
+  LIMITS: [0, 1],
+  NORM: [0, 1],
+  PENALTY: [0, 1],
+  SCALED: [0, 1],
+  SPLITS: [1, 2],
+  SPREAD: ["k", "rows"],
+  VEC: [1, 4],
+  W_IN: ["buffer"], // a texture is not a storage buffer
+  X_IN: ["buffer"],
+  Y_FOURS: [0, 1],
+};
+
+/** Buffers that may hold weights in blocks, which take two bindings. */
+const IN_BLOCKS = ["w", "b", "table"];
+
+/** Storage buffers of a kernel in every variant of its contract. */
+function storageBuffers(kernel: Kernel): { constants: Constants; n: number }[] {
+  const { buffers } = kernel;
+  if (typeof buffers !== "function") {
+    return [{ constants: {}, n: count(buffers) }];
+  }
+  const read = new Set<string>();
+  buffers(
+    new Proxy(kernel.constants, {
+      get: (target, name: string) => (read.add(name), target[name]),
+    }),
+  );
+  let all: Constants[] = [kernel.constants];
+  for (const name of read) {
+    assert(CONTRACT_CONSTANTS[name], `${kernel.name}: ${name} is not listed`);
+    all = all.flatMap((constants) =>
+      CONTRACT_CONSTANTS[name].map((value) => ({ ...constants, [name]: value }))
+    );
+  }
+  return all.map((constants) => ({ constants, n: count(buffers(constants)) }));
+}
+
+const count = (contract: Contract) =>
+  Object.keys(contract).reduce(
+    (n, name) => n + (IN_BLOCKS.includes(name) ? nibbles.planes(32).length : 1),
+    0,
+  );
+
+Deno.test("every kernel binds at most eight storage buffers, unless it reads ahead", () => {
+  const most = (kernel: Kernel, ahead: boolean) =>
+    Math.max(
+      ...storageBuffers(kernel).filter(({ constants }) =>
+        ahead || !constants.FETCHERS
+      ).map(({ n }) => n),
+    );
+  assertEquals(
+    Object.fromEntries(KERNELS.map((one) => [one.name, most(one, false)])),
+    {
+      argmax: 4,
+      attendDecode: 8,
+      attendPrefill: 5,
+      attendPrefillF16: 5,
+      batchedGemm: 4,
+      embed: 5,
+      gemm: 5,
+      gemv: 6,
+      gemvColumns: 4,
+      gemvRows: 6,
+      maxAbs: 3,
+      mergeSplits: 2,
+      peakFma: 1,
+      peakRead: 2,
+      qkNormRope: 8,
+      rmsNorm: 3,
+      sampleDraw: 8,
+      sampleFinish: 8,
+      sampleHistogram: 4,
+      sampleTopK: 4,
+      sumSplits: 2,
+      swiglu: 2,
+      synthesize: 2,
+      toF16: 4,
+    },
+  );
+  assertEquals(LEAST_LIMITS.maxStorageBuffersPerShaderStage, 8);
+  for (const kernel of KERNELS) {
+    const reading = kernel.name === "attendDecode" ? AHEAD_BUFFERS : 8;
+    assert(most(kernel, true) <= reading, kernel.name);
   }
 });
 

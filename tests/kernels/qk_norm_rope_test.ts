@@ -1,4 +1,5 @@
 import { assertEquals } from "@std/assert";
+import { positionsTensor } from "../../kernels/attention_case.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
@@ -22,20 +23,19 @@ function run(
   sizes: Attention,
   constants = lanes(trial.gpu, true),
 ) {
-  const { heads, headDim, first, tokens, eps, rows } = sizes;
+  const { heads, headDim, first, tokens, eps, rows, lengths } = sizes;
   const upload = (name: keyof AttentionInputs) => trial.upload(inputs[name]);
-  const [k, v, flags] = [upload("k"), upload("v"), trial.u32(0, 0, 0, 0)];
+  const [k, v, state] = [upload("k"), upload("v"), trial.u32(0, 0, 0, 0)];
   const q = trial.filled([rows, heads * headDim]);
   trial.run(qkNormRope, {
     qkv: upload("qkv"),
     qNorm: upload("qNorm"),
     kNorm: upload("kNorm"),
-    angles: upload("angles"),
-    lengths: trial.u32(...sizes.lengths),
+    positions: trial.upload(positionsTensor(lengths, inputs.angles)),
     q,
     k,
     v,
-    flags,
+    state,
   }, {
     constants: {
       HEAD_DIM: headDim,
@@ -44,7 +44,7 @@ function run(
     },
     uniforms: { heads, first, tokens, eps },
   });
-  return { q, k, v, flags };
+  return { q, k, v, state };
 }
 
 async function check(
@@ -55,7 +55,7 @@ async function check(
 ): Promise<void> {
   const norm = NORMS[sizes.headDim % 3];
   const inputs = attentionInputs(trial.random, sizes, { cache, norm });
-  const { q, k, v, flags } = run(trial, inputs, sizes, constants);
+  const { q, k, v, state } = run(trial, inputs, sizes, constants);
   const expected = appended(inputs, sizes);
   const message = JSON.stringify({ ...sizes, cache, norm });
   const f32 = { absolute: 2e-6, relative: 2e-6 };
@@ -64,7 +64,7 @@ async function check(
   assertAllClose(await q.read(), expected.q, f32, `q of ${message}`);
   assertAllClose(await k.read(), expected.k, stored, `k of ${message}`);
   assertAllClose(await v.read(), expected.v, stored, `v of ${message}`);
-  assertEquals((await flags.read())[0], 0);
+  assertEquals((await state.read())[0], 0);
 }
 
 gpuTest(
@@ -154,7 +154,7 @@ gpuTest(
     ) => {
       const inputs = attentionInputs(random, all, { cache });
       change(inputs, inputs.qkv.shape[1]);
-      return (await run(trial, inputs, all).flags.read())[0];
+      return (await run(trial, inputs, all).state.read())[0];
     };
     const value = (x: number) => (inputs: AttentionInputs, width: number) => {
       const column = random.int(4 * 16, 6 * 16 - 1); // of v

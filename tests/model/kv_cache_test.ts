@@ -11,6 +11,7 @@ import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import { loadQwen3, MemoryError } from "../../mod.ts";
 import { oneByOne, promptsOf, read } from "../support/batch.ts";
+import { fillAngles, ropeFrequencies } from "../../lib/model/rope.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { HARDWARE, wrapGpu } from "../support/wrapped_gpu.ts";
 
@@ -189,4 +190,19 @@ gpuTest("the device's copy of the lengths follows the host's", async (gpu) => {
   assertThrows(() => cache.advance(), Error, "no pass has begun");
   cache.reset();
   await same();
+});
+
+gpuTest("lengths and angles share a buffer and do not overlap", async (gpu) => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const { config } = qwen, { headDim } = config, sequences = headDim + 1;
+  using cache = new GpuKvCache(gpu, config, sequences, 8, "f32");
+  cache.reset(Array.from({ length: sequences }, (_, s) => s % 8));
+  const { buffer, bytes } = cache.positions;
+  const words = await gpu.readBuffer(buffer, 0, bytes);
+  const lengths = new Uint32Array(words, 0, sequences);
+  assertEquals([...lengths], [...cache.lengths]);
+  const expected = new Float32Array(8 * headDim);
+  fillAngles(ropeFrequencies(config), expected);
+  const angles = new Float32Array(words, 4 * 2 * headDim);
+  assertEquals(angles, expected);
 });

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { type Dtype, elements } from "../../lib/dtype.ts";
-import type { Gpu } from "../../lib/webgpu/device.ts";
+import { DeviceError } from "../../lib/errors.ts";
+import { type Gpu, openGpu } from "../../lib/webgpu/device.ts";
 import {
   type Kernel,
   prepare,
@@ -12,6 +13,7 @@ import { matrixOf, type MatrixPart } from "../../lib/formats/matrix.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest } from "../support/gpu.ts";
+import { HARDWARE, wrapGpu } from "../support/wrapped_gpu.ts";
 
 /** A tensor of which only type and shape matter. */
 function shaped(dtype: Dtype, ...shape: number[]): Tensor {
@@ -238,3 +240,31 @@ gpuTest("a grid beyond the limits of WebGPU is refused", (gpu, trial) => {
     "Cannot run scaled: its grid is 1 × 65536 × 1 workgroups, at most 65535 fit in a dimension",
   );
 });
+
+gpuTest(
+  "a kernel of more storage buffers than the device binds is refused",
+  async () => {
+    const limits = { maxStorageBuffersPerShaderStage: 8 };
+    const { gpu: implementation } = wrapGpu({ ...HARDWARE, limits });
+    using gpu = await openGpu({ gpu: implementation });
+    using x = Tensor.create(gpu, "f32", [16]);
+    const binding = (n: number) => {
+      const names = Array.from({ length: n }, (_, i) => `x${i}`);
+      const each = <T>(value: T) =>
+        Object.fromEntries(names.map((name) => [name, value]));
+      const kernel: Kernel = {
+        ...{ ...scaled, uniforms: {}, derive: undefined },
+        buffers: each("n"),
+        body: "@compute @workgroup_size(1) fn main() {}",
+        grid: () => [1, 1, 1],
+      };
+      return prepare(gpu, kernel, each(x));
+    };
+    assertEquals(binding(8).entries.length, 8);
+    assertThrows(
+      () => binding(9),
+      DeviceError,
+      "Cannot run scaled: it binds 9 storage buffers, Test GPU allows 8 (maxStorageBuffersPerShaderStage)",
+    );
+  },
+);

@@ -6,6 +6,7 @@
  * @module
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { CpuOps } from "../../cpu/ops.ts";
 import { errorText, NoAdapterError } from "../../errors.ts";
@@ -27,6 +28,8 @@ export interface DoctorOptions {
    * process, since it cannot be passed to another: if it hangs, so does doctor.
    */
   gpu?: GPU;
+  /** How the checkpoint is opened, and where progress goes. */
+  opening?: OpenOptions;
   /** Called with each finding as it is made. */
   onFinding?: (finding: Finding) => void;
 }
@@ -47,9 +50,7 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
 
   let checkpoint: Checkpoint | undefined;
   try {
-    checkpoint = await openCheckpoint(options.model, {
-      onNotice: (notice) => reporter.found("yellow", "model", notice),
-    });
+    checkpoint = await openCheckpoint(options.model, options.opening);
   } catch (error) {
     reporter.found("red", "model", errorText(error));
   }

@@ -53,10 +53,10 @@ export async function profile(
   options: ProfileOptions = {},
 ): Promise<ProfileReport> {
   checkProfiling(options);
-  const { signal, onProgress } = options;
+  const { signal } = options;
   const checkpoint = await openCheckpoint(model, {
+    ...options.opening,
     signal,
-    onNotice: onProgress,
   });
   let setting: Setting;
   try {
@@ -177,6 +177,7 @@ async function compareWithCpu(
   const { promptTokens, maxTokens, progress, signal } = setting;
   progress("running the CPU path too");
   using cpu = await CpuRunner.load(checkpoint, {
+    ...setting.opening,
     context: promptTokens + maxTokens,
     signal,
   });
@@ -192,6 +193,7 @@ async function load(checkpoint: Checkpoint, setting: Setting): Promise<Qwen3> {
   const { device, gpu, promptTokens, maxTokens, signal } = setting;
   try {
     return await Qwen3.load(checkpoint, {
+      ...setting.opening,
       device,
       gpu,
       context: promptTokens + maxTokens,

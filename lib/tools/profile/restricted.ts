@@ -25,6 +25,7 @@ export async function profileRestricted(
   using gpu = await openDevice({ gpu: setting.gpu });
   progress("loading the weights");
   using runner = await CpuRunner.load(checkpoint, {
+    ...setting.opening,
     context: promptTokens + maxTokens,
     signal,
   });

@@ -4,6 +4,7 @@
  * @module
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { contextLimit } from "../../checkpoint/config.ts";
 import type { AllowedKernel } from "./kernels.ts";
 import type { ProfileReport, TimelineEvent } from "./report.ts";
@@ -28,7 +29,9 @@ export interface ProfileOptions {
   compare?: boolean;
   /** Any WebGPU implementation instead of `navigator.gpu`. */
   gpu?: GPU;
-  /** Called with each stage of the profile, and with what a download waits for. */
+  /** How the checkpoint is opened, and where progress goes. */
+  opening?: OpenOptions;
+  /** Called with each stage of the profile. */
   onProgress?: (what: string) => void;
   signal?: AbortSignal;
 }

@@ -6,6 +6,7 @@
  */
 import { type Matrix, matrixOf } from "../../formats/matrix.ts";
 import { errorText } from "../../errors.ts";
+import type { LoadOptions } from "../../model/weights.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import { contextLimit } from "../../checkpoint/config.ts";
 import {
@@ -100,7 +101,7 @@ export class Bench implements Disposable {
   static async load(
     gpu: Gpu,
     checkpoint: Checkpoint,
-    signal?: AbortSignal,
+    loading: LoadOptions = {},
   ): Promise<Bench> {
     const one = withLayers(checkpoint, 1);
     const [layer] = familyOf(one.config).weights(one.config).layers;
@@ -117,7 +118,7 @@ export class Bench implements Disposable {
     const { dtype: cacheDtype } = chooseCacheDtype(
       checkpoint.config.headDim,
     );
-    const options = { context: 1, cacheDtype, signal } as const;
+    const options = { ...loading, context: 1, cacheDtype } as const;
     const cpu = await CpuRunner.load(one, options);
     try {
       const runner = await GpuRunner.load(

@@ -5,6 +5,7 @@
  * @module
  */
 import { errorText } from "../../errors.ts";
+import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../open_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
@@ -28,12 +29,12 @@ export interface TuneOptions {
   dryRun?: boolean;
   /** Any WebGPU implementation instead of `navigator.gpu`. */
   gpu?: GPU;
+  /** How the checkpoint is opened, and where progress goes. */
+  opening?: OpenOptions;
   /** Called when a case is decided. */
   onCase?: (report: CaseReport) => void;
   /** Called when the model is loaded, with its name and the adapter's. */
   onBegin?: (what: string) => void;
-  /** Called with what a download waits for, or does again. */
-  onNotice?: (notice: string) => void;
   /** Ends tuning; cases decided by then are stored. */
   signal?: AbortSignal;
 }
@@ -113,8 +114,8 @@ export async function tune(
   }
   const began = performance.now(), end = began + 1000 * budgetSeconds;
   await using checkpoint = await openCheckpoint(model, {
+    ...options.opening,
     signal,
-    onNotice: options.onNotice,
   });
   const gpu = await openDevice({ gpu: options.gpu });
   using closing = new DisposableStack();
@@ -136,7 +137,10 @@ export async function tune(
   };
   // Tests that the file can be written before anything is timed.
   if (!options.dryRun) await store(gpu, report, new Map());
-  const bench = await Bench.load(gpu, checkpoint, signal);
+  const bench = await Bench.load(gpu, checkpoint, {
+    ...options.opening,
+    signal,
+  });
   closing.use(bench);
   const { cases, notes } = casesOf(bench, kernels);
   report.notes.push(...notes);

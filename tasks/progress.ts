@@ -1,0 +1,401 @@
+/**
+ * Shows how far downloads and loading are, on stderr: bars on a terminal, now and then a
+ * line elsewhere.
+ *
+ * @module
+ */
+import { checkReadTimeout } from "../lib/checkpoint/fetch.ts";
+import { errorText, printable } from "../lib/errors.ts";
+import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
+import type { LoadProgress, Qwen3Options } from "../mod.ts";
+import type { Flags, FlagTable } from "./flags.ts";
+
+/** The part of npm's cli-progress that is used here; it comes without types. */
+interface Bars {
+  MultiBar: new (options: object) => MultiBar;
+  Format: { BarFormat(progress: number, options: object): string };
+}
+
+interface MultiBar {
+  create(total: number, start: number, payload: Payload): Bar;
+  remove(bar: Bar): void;
+  update(): void;
+  log(text: string): void;
+  stop(): void;
+}
+
+interface Bar {
+  setTotal(total: number): void;
+  update(value: number, payload: Payload): void;
+}
+
+/** What a bar shows, and the length of the longest name. */
+interface Payload {
+  track: Track;
+  longest: number;
+}
+
+/** Flags of every task that opens a model. */
+export const LOADING_FLAGS: FlagTable = {
+  "read-timeout": [
+    "number",
+    "seconds without a byte until a download is resumed; 30 by default",
+  ],
+};
+
+/** Where progress is shown. */
+export interface Screen {
+  isTerminal: boolean;
+  /** Columns of the terminal now. */
+  columns(): number;
+  write(text: string): void;
+  /** Milliseconds from any point in time. */
+  now(): number;
+}
+
+const STDERR: Screen = {
+  isTerminal: Deno.stderr.isTerminal() && Deno.env.get("TERM") !== "dumb",
+  columns() {
+    try {
+      return Deno.consoleSize().columns || WIDTH;
+    } catch { // stdin, stdout and stderr are no terminals any more
+      return WIDTH;
+    }
+  },
+  write(text) {
+    const bytes = new TextEncoder().encode(text);
+    for (let at = 0; at < bytes.length;) {
+      at += Deno.stderr.writeSync(bytes.subarray(at));
+    }
+  },
+  now: () => performance.now(),
+};
+
+/** Loading that takes less is not worth a bar. */
+const QUIET_MS = 400;
+/** Time between redraws, and between lines. */
+const REDRAW_MS = 100, LINE_MS = 10_000;
+/** Rates are those of the last seconds. */
+const RATE_MS = 10_000, SAMPLE_MS = 250;
+
+/** Progress of one thing: a file, a download or the weights. */
+class Track {
+  done = 0;
+  total?: number;
+  readonly #samples: { at: number; done: number }[] = [];
+
+  constructor(
+    readonly name: string,
+    readonly begin: number,
+    readonly resumedFrom = 0,
+  ) {
+    this.#samples.push({ at: begin, done: resumedFrom });
+  }
+
+  update(now: number, done: number, total?: number): void {
+    [this.done, this.total] = [done, total];
+    const samples = this.#samples;
+    if (done < samples.at(-1)!.done) samples.length = 0; // it started over
+    if (samples.length && now - samples.at(-1)!.at < SAMPLE_MS) return;
+    samples.push({ at: now, done });
+    while (samples.length > 2 && now - samples[1].at > RATE_MS) samples.shift();
+  }
+
+  /** Bytes per second; undefined until that means something. */
+  rate(now: number): number | undefined {
+    const [{ at, done }] = this.#samples;
+    if (now - at < SAMPLE_MS) return undefined;
+    return 1000 * (this.done - done) / (now - at);
+  }
+
+  get share(): number | undefined {
+    return this.total ? Math.min(1, this.done / this.total) : undefined;
+  }
+
+  /** Size, rate and time left, from the most to the least important. */
+  facts(now: number): string[] {
+    const { done, total, share } = this, rate = this.rate(now);
+    return [
+      share === undefined ? "" : `${Math.floor(100 * share)} %`,
+      total === undefined ? size(done) : part(done, total),
+      rate === undefined ? "" : `${size(rate)}/s`,
+      rate && total ? `${duration((total - done) / rate)} left` : "",
+    ].filter(Boolean);
+  }
+}
+
+/** A way to show tracks: the whole first, then files. */
+interface Display {
+  show(tracks: readonly Track[]): void;
+  /** Prints a line that stays. */
+  say(line: string): void;
+  end(): void;
+}
+
+/** Shows progress until it is disposed. */
+export class Progress implements Disposable {
+  readonly #display: Display;
+  #stage?: LoadProgress["stage"];
+  #whole?: Track;
+  readonly #files = new Map<string, Track>();
+
+  private constructor(readonly screen: Screen, bars?: Bars) {
+    this.#display = bars && screen.isTerminal
+      ? new BarDisplay(screen, bars)
+      : new LineDisplay(screen);
+  }
+
+  /** Progress on stderr, or on another screen. */
+  static async start(screen: Screen = STDERR): Promise<Progress> {
+    if (!screen.isTerminal) return new Progress(screen);
+    try { // only terminals need the package
+      return new Progress(screen, await import("npm:cli-progress@3.12.0"));
+    } catch (error) {
+      const progress = new Progress(screen);
+      progress.notice(
+        `Progress is shown in lines, because the package for bars cannot be loaded: ${
+          errorText(error)
+        }`,
+      );
+      return progress;
+    }
+  }
+
+  /** Takes `onProgress`. */
+  readonly report = (progress: LoadProgress): void => {
+    const { stage, file, done, total, fileDone, fileTotal } = progress;
+    const now = this.screen.now();
+    if (stage !== this.#stage) {
+      this.#stage = stage;
+      this.#files.clear();
+      // What an earlier download left is no part of this one's rate.
+      const left = stage === "weights" ? 0 : progress.resumedFrom ?? 0;
+      const name = stage === "weights" ? "loading the weights" : "in all";
+      this.#whole = new Track(name, now, left);
+    }
+    this.#whole!.update(now, done, total);
+    if (file !== undefined && fileDone !== undefined) {
+      this.#file(label(file), now, progress);
+    }
+    if (done >= total) return this.#display.end(); // the task may print again
+    // A download of one file is that file.
+    const files = [...this.#files.values()];
+    const isWhole = files.length === 1 && fileTotal === total;
+    this.#display.show(isWhole ? files : [this.#whole!, ...files]);
+  };
+
+  #file(name: string, now: number, progress: LoadProgress): void {
+    const { fileDone, fileTotal, resumedFrom = 0 } = progress;
+    let track = this.#files.get(name);
+    if (track === undefined) {
+      track = new Track(name, now, resumedFrom);
+      this.#files.set(name, track);
+    }
+    track.update(now, fileDone!, fileTotal);
+    if (fileTotal === undefined || fileDone! < fileTotal) return;
+    this.#files.delete(name);
+    const seconds = (now - track.begin) / 1000;
+    if (seconds < LINE_MS / 1000) return; // a short one is not worth a line
+    const rate = (fileTotal - track.resumedFrom) / seconds;
+    this.notice(
+      `${name}: ${size(fileTotal)} in ${duration(seconds)}, ${size(rate)}/s.`,
+    );
+  }
+
+  /** Takes `onNotice`: prints a line, above bars if there are any. */
+  readonly notice = (notice: string): void => {
+    const { isTerminal, columns } = this.screen;
+    const width = isTerminal ? Math.min(WIDTH, columns() - 1) : WIDTH;
+    for (const line of wrap(printable(notice), Math.max(10, width), "", "  ")) {
+      this.#display.say(line);
+    }
+  };
+
+  /** The options of `loadQwen3` that show its progress here. */
+  get options(): Pick<Qwen3Options, "onProgress" | "onNotice"> {
+    return { onProgress: this.report, onNotice: this.notice };
+  }
+
+  /** Takes the bars away, until there is more to report. */
+  clear(): void {
+    this.#display.end();
+  }
+
+  [Symbol.dispose](): void {
+    this.clear();
+  }
+}
+
+/** Lines for logs and pipes. */
+class LineDisplay implements Display {
+  #said?: number;
+
+  constructor(readonly screen: Screen) {}
+
+  show(tracks: readonly Track[]): void {
+    const now = this.screen.now();
+    this.#said ??= now;
+    if (now - this.#said < LINE_MS) return;
+    this.#said = now;
+    const lines = tracks.toReversed().map((track) =>
+      `${track.name}: ${track.facts(now).join(", ")}`
+    );
+    this.say(lines.join("; ")); // the file first, then the whole
+  }
+
+  say(line: string): void {
+    this.screen.write(`${line}\n`);
+  }
+
+  end(): void {
+    this.#said = undefined;
+  }
+}
+
+/** Columns of a bar, and of what follows it at most. */
+const BAR = 30, LEAST_BAR = 8, FACTS = 51;
+
+/** Bars for a terminal, redrawn in place. */
+class BarDisplay implements Display {
+  #bars?: MultiBar;
+  readonly #lines: Bar[] = [];
+  #begun?: number;
+  #drawn = -Infinity;
+
+  constructor(readonly screen: Screen, readonly library: Bars) {}
+
+  show(tracks: readonly Track[]): void {
+    const now = this.screen.now();
+    this.#begun ??= now;
+    if (now - this.#begun < QUIET_MS || now - this.#drawn < REDRAW_MS) return;
+    this.#drawn = now;
+    const bars = this.#bars ??= this.#start(), lines = this.#lines;
+    const longest = Math.max(...tracks.map(({ name }) => name.length));
+    tracks.forEach((track, i) => {
+      const payload = { track, longest };
+      lines[i] ??= bars.create(1, 0, payload);
+      lines[i].setTotal(track.total ?? 0);
+      lines[i].update(track.done, payload);
+    });
+    while (lines.length > tracks.length) bars.remove(lines.pop()!);
+    bars.update(); // its timer may not get a turn between synchronous reads
+  }
+
+  say(line: string): void {
+    const bars = this.#bars;
+    if (bars === undefined) return this.screen.write(`${line}\n`);
+    bars.log(`${line}\x1b[K\n`);
+    bars.update();
+  }
+
+  end = (): void => {
+    removeEventListener("unload", this.end);
+    this.#bars?.stop();
+    this.#bars = undefined;
+    this.#lines.length = 0;
+    this.#begun = undefined;
+  };
+
+  #start(): MultiBar {
+    addEventListener("unload", this.end); // for a task that exits
+    const { screen, library: { MultiBar } } = this;
+    const stream = {
+      isTTY: true,
+      get columns() {
+        return screen.columns();
+      },
+      write(text: string) {
+        screen.write(text);
+        return true;
+      },
+    };
+    return new MultiBar({
+      stream,
+      format: (
+        options: object,
+        { progress }: { progress: number },
+        payload: Payload,
+      ) => this.#line(options, progress, payload),
+      barCompleteChar: "█",
+      barIncompleteChar: "░",
+      clearOnComplete: true,
+      linewrap: true, // leaves the terminal's mode alone; lines are cut to its width
+      gracefulExit: false, // signals are the task's
+      forceRedraw: true, // lines move when a notice is printed above them
+    });
+  }
+
+  /** Name, bar and numbers, as many as fit. */
+  #line(
+    options: object,
+    progress: number,
+    { track, longest }: Payload,
+  ): string {
+    const width = this.screen.columns() - 1;
+    const names = Math.min(longest, Math.max(10, width - FACTS - LEAST_BAR));
+    const name = shortened(track.name, names).padEnd(names);
+    const room = Math.min(BAR, width - names - FACTS);
+    const barsize = room < LEAST_BAR || track.total === undefined ? 0 : room;
+    const bar = this.library.Format.BarFormat(progress, {
+      ...options,
+      barsize,
+    });
+    const parts = [name, ...(barsize > 0 ? [bar] : [])];
+    for (const fact of track.facts(this.screen.now())) {
+      if ([...parts, fact].join("  ").length > width) break;
+      parts.push(fact);
+    }
+    return parts.join("  ");
+  }
+}
+
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+/** Bytes in the unit that suits them: `1.23 GB`, `45.6 MB`, `789 kB`. */
+function size(bytes: number): string {
+  const { number, unit } = scaled(bytes, bytes);
+  return `${number} ${unit}`;
+}
+
+/** How much of a size is there, as `1.23/4.56 GB`. */
+function part(done: number, total: number): string {
+  const { number, unit } = scaled(total, total);
+  return `${scaled(done, total).number}/${number} ${unit}`;
+}
+
+/** Bytes in the unit that suits `total`, with three digits of that. */
+function scaled(
+  bytes: number,
+  total: number,
+): { number: string; unit: string } {
+  let unit = 0;
+  for (; total >= 999.5 && unit < UNITS.length - 1; unit++) {
+    [bytes, total] = [bytes / 1000, total / 1000];
+  }
+  const digits = unit === 0 ? 0 : total < 9.995 ? 2 : total < 99.95 ? 1 : 0;
+  return { number: bytes.toFixed(digits), unit: UNITS[unit] };
+}
+
+/** What a file is called here: of a URL its last part, of weights the stem. */
+function label(file: string): string {
+  return printable(file)
+    .replace(/^https?:.*\/(?=.)/, "").replace(/\?…$/, "")
+    .replace(/\.safetensors$/, "");
+}
+
+/** Seconds as `54 s`, `12 min` or `3 h 20 min`. */
+function duration(seconds: number): string {
+  if (seconds < 100) return `${Math.ceil(seconds)} s`;
+  const minutes = Math.ceil(seconds / 60);
+  if (minutes < 100) return `${minutes} min`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** The options of a model's loading that {@linkcode LOADING_FLAGS} give. */
+export function loadingOptions(
+  flags: Flags,
+): Pick<Qwen3Options, "readTimeout"> {
+  const readTimeout = flags.number("read-timeout");
+  checkReadTimeout("Cannot read the flags", readTimeout, "--read-timeout");
+  return { readTimeout };
+}
