@@ -19,7 +19,7 @@ import {
 import { EPS, HALF_ATTENTION, room, SUM } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { angle, HEADS, POSITIONS, STATE, turnPair } from "./heads.ts";
+import { angle, COUNTERS, HEADS, POSITIONS, STATE, turnPair } from "./heads.ts";
 
 // Index of a lane's pair p within half a head.
 const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";
@@ -148,9 +148,9 @@ const BATCH_STEP = {
  * after the only barrier.
  *
  * With one split the result is written directly. With several, their results
- * `[m, heads, splits, headDim]` go behind the `m` rows of `y`, and maxima and sums into the
- * records of `state` (heads.ts). The last workgroup of a record to count itself there merges
- * them (MERGE 1), or merge_splits.ts does, which finds the number of splits in `state[1]`.
+ * `[m, heads, splits, headDim]` go behind the `m` rows of `y`, maxima and sums into `state`
+ * (heads.ts). The last workgroup of a head to count itself there merges them (MERGE 1), or
+ * merge_splits.ts does, which finds the number of splits in `state[1]`.
  *
  * The kernel has few workgroups and leaves memory idle, so FETCHERS extra workgroups read
  * the matrices `next` and `after` into the cache, up to AHEAD units of 16 bytes.
@@ -497,7 +497,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     else {
       y_put(partial + (head * groups.x + wg.x) * WIDTH + i % WIDTH, sum);
       if (i % WIDTH == 0u) {
-        let split = split_of(head, wg.x);
+        let split = split_of(head, groups.x, wg.x);
         atomicStore(&state[split], bitcast<u32>(high));
         atomicStore(&state[split + 1u], bitcast<u32>(all));
       }
@@ -508,7 +508,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       // Each workgroup writes its results before it is counted, so the last one counted
       // sees all results. No workgroup waits.
       storageBarrier();
-      let counter = record_of(row * heads + wg.y * GROUP);
+      let counter = ${COUNTERS("heads")} + row * heads + wg.y * GROUP;
       if (tid == 0u) { before = atomicAdd(&state[counter], 1u); }
       if (workgroupUniformLoad(&before) + 1u == groups.x) {
         storageBarrier();
@@ -528,8 +528,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
             @split var many: array<f32, BATCH>;
             @unroll for (var j = 0; j < BATCH; j++) {
               let s = min(s0 + j * SLICES, groups.x - 1u);
-              most[j] = bitcast<f32>(atomicLoad(&state[split_of(head, s)]));
-              many[j] = bitcast<f32>(atomicLoad(&state[split_of(head, s) + 1u]));
+              most[j] = bitcast<f32>(atomicLoad(&state[split_of(head, groups.x, s)]));
+              many[j] = bitcast<f32>(atomicLoad(&state[split_of(head, groups.x, s) + 1u]));
               part[j] = y_at(at + s * WIDTH);
             }
             var higher = high;
@@ -619,7 +619,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           { of: "v", values: after.v, tolerance: stored },
           { of: ({ state }) => [state[0]], values: [0], tolerance: 0 },
           {
-            of: ({ state }) => [Number(counting(state))],
+            of: ({ state }) => [Number(counting(state, rows, heads))],
             values: [0],
             tolerance: 0,
           },

@@ -16,7 +16,13 @@ import {
   u32,
   u32Tensor,
 } from "./case.ts";
-import { FLAG_WORDS, lengthRows, RECORD_WORDS, stateWords } from "./heads.ts";
+import {
+  countersAt,
+  FLAG_WORDS,
+  lengthRows,
+  splitAt,
+  stateWords,
+} from "./heads.ts";
 
 /** A pass over a cache. */
 export interface AttentionCase {
@@ -79,19 +85,21 @@ export function positionsTensor(
 }
 
 /** The buffer `state` of heads.ts between passes; what earlier passes left in it is NaN. */
-export function stateTensor(rows: number, heads: number): CpuTensor {
-  const words = new Uint32Array(stateWords(rows, heads)).fill(0x7fc00000);
+export function stateTensor(sequences: number, heads: number): CpuTensor {
+  const words = new Uint32Array(stateWords(sequences, heads)).fill(0x7fc00000);
   words.fill(0, 0, FLAG_WORDS);
-  for (let at = FLAG_WORDS; at < words.length; at += RECORD_WORDS) {
-    words[at] = 0;
-  }
+  words.fill(0, countersAt(sequences, heads));
   return u32Tensor([words.length], words);
 }
 
 /** Whether a counter of `state` was not left at 0. */
-export const counting = (state: ArrayLike<number>): boolean =>
-  Array.from(state).some((word, at) =>
-    word !== 0 && at >= FLAG_WORDS && (at - FLAG_WORDS) % RECORD_WORDS === 0
+export const counting = (
+  state: ArrayLike<number>,
+  sequences: number,
+  heads: number,
+): boolean =>
+  Array.from(state).slice(countersAt(sequences, heads)).some((word) =>
+    word !== 0
   );
 
 /** A case of a prefill kernel; `constants` are those that only this kernel has. */
@@ -132,8 +140,7 @@ export function merged(
   const values = new Float64Array(heads * headDim);
   const norms = new Float64Array(heads * headDim);
   for (let head = 0; head < heads; head++) {
-    const at = (split: number) =>
-      FLAG_WORDS + head * RECORD_WORDS + 2 + split * 2;
+    const at = (split: number) => splitAt(head, splits, split);
     let top = -Infinity, total = 0;
     for (let s = 0; s < splits; s++) top = Math.max(top, floats[at(s)]);
     for (let s = 0; s < splits; s++) {

@@ -4,10 +4,10 @@
  * that a KV cache keeps, each with several things in it, because a kernel may bind only
  * eight storage buffers on many devices:
  *
- * - `state`: flags, then a record per row and head. `[0]` is set if the cache cannot hold
- *   a value, `[1]` is the number of splits, `[3]` belongs to attend_decode.ts. A record has
- *   a counter that is 0 between passes, an unused word, and the bits of the maximum and
- *   the sum of each split.
+ * - `state`: flags, then the bits of the maximum and the sum of each split of each head,
+ *   then a counter per row and head, which is 0 between passes. `[0]` is set if the cache
+ *   cannot hold a value, `[1]` is the number of splits, `[3]` belongs to attend_decode.ts.
+ *   Counters have cache lines of their own (bench/log.md, "Eight storage buffers").
  * - `positions`: the lengths of the sequences, padded to whole rows of headDim words, then
  *   the bits of the cosines and sines of each position.
  *
@@ -15,24 +15,35 @@
  */
 import { MOST_SPLITS } from "../lib/dispatch/attention.ts";
 
-/** Words of `state` before the records. */
+/** Words of `state` before the splits. */
 export const FLAG_WORDS = 4;
-/** Words of a record. */
-export const RECORD_WORDS = 2 + 2 * MOST_SPLITS;
 
-/** Words of `state` for passes of up to `rows` rows. */
-export const stateWords = (rows: number, heads: number): number =>
-  FLAG_WORDS + rows * heads * RECORD_WORDS;
+/** Words of `state` before the counters. */
+export const countersAt = (sequences: number, heads: number): number =>
+  FLAG_WORDS + sequences * heads * MOST_SPLITS * 2;
+
+/** Words of `state`. */
+export const stateWords = (sequences: number, heads: number): number =>
+  countersAt(sequences, heads) + sequences * heads;
 
 /** Rows of `positions` that hold the lengths. */
 export const lengthRows = (sequences: number, headDim: number): number =>
   Math.ceil(sequences / headDim);
 
-/** `record_of(head)` and `split_of(head, split)`: where they begin in `state`. */
+/** Where a split begins in `state`. */
+export const splitAt = (head: number, splits: number, split: number): number =>
+  FLAG_WORDS + (head * splits + split) * 2;
+
+/** The WGSL of {@linkcode splitAt}. */
 export const STATE = /* wgsl */ `
-fn record_of(head: u32) -> u32 { return ${FLAG_WORDS}u + head * ${RECORD_WORDS}u; }
-fn split_of(head: u32, split: u32) -> u32 { return record_of(head) + 2u + split * 2u; }
+fn split_of(head: u32, splits: u32, split: u32) -> u32 {
+  return ${FLAG_WORDS}u + (head * splits + split) * 2u;
+}
 `;
+
+/** Where the counters begin in `state`, if a row has `heads` heads. */
+export const COUNTERS = (heads: string) =>
+  `${FLAG_WORDS}u + u.sequences * ${heads} * ${2 * MOST_SPLITS}u`;
 
 /** Declares `past`, the length of a sequence, and `turns`, where the angles begin. */
 export const POSITIONS = (sequence: string) => /* wgsl */ `

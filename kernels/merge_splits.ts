@@ -6,7 +6,7 @@ import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import { merged, stateTensor } from "./attention_case.ts";
 import { room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
-import { FLAG_WORDS, RECORD_WORDS, STATE } from "./heads.ts";
+import { splitAt, STATE } from "./heads.ts";
 import { bitsOf } from "./sample_case.ts";
 
 interface MergeCase {
@@ -93,8 +93,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let split = i * LANES + lane;
     top[i] = ${LOW};
     if (split < splits) {
-      top[i] = bitcast<f32>(state[split_of(head, split)]);
-      sum[i] = bitcast<f32>(state[split_of(head, split) + 1u]);
+      top[i] = bitcast<f32>(state[split_of(head, splits, split)]);
+      sum[i] = bitcast<f32>(state[split_of(head, splits, split) + 1u]);
     }
     high = max(high, top[i]);
   }
@@ -145,8 +145,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     for (let head = 0; head < all; head++) {
       for (let s = 0; s < splits; s++) {
         const [top, sum] = [20 * random.next(), 2 + random.next()];
-        const at = FLAG_WORDS + head * RECORD_WORDS + 2 + 2 * s;
-        state.data.set([bitsOf(top), bitsOf(sum)], at);
+        state.data.set([bitsOf(top), bitsOf(sum)], splitAt(head, splits, s));
       }
     }
     return {

@@ -122,6 +122,7 @@ export function quoted(text: string, most = 100): string {
 /** A JSON value as written in its file, for a message; long ones are cut. */
 export function jsonText(value: unknown, most = 100): string {
   if (value === undefined) return "missing";
+  if (typeof value === "number") return String(value); // also 1e999, an infinity
   if (typeof value === "string") {
     return quoted(JSON.stringify(value.slice(0, 4 * most)), most);
   }

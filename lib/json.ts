@@ -31,8 +31,63 @@ export function parseJson(text: string, where: string): unknown {
 /** How deep a JSON value may nest. */
 const DEPTH = 200;
 
+/** Digits of an integer key, which JavaScript moves to the front of an object. */
+const INTEGER_KEY = /"(\d+)"(?=\s*:)/;
+
 /**
- * Checks that a value survives `JSON.stringify`, as a `Map`, a `bigint` or `NaN` does not.
+ * Parses JSON without loss: integers beyond 2⁵³ become bigints, and objects with keys like
+ * "1", whose order JavaScript changes, Maps.
+ *
+ * @throws {SyntaxError} if `text` is not JSON
+ */
+export function parseExactJson(text: string): unknown {
+  const exact: Reviver = (_key, value, { source }) =>
+    Number.isInteger(value) && !Number.isSafeInteger(value) &&
+      /^-?\d+$/.test(source ?? "")
+      ? BigInt(source!)
+      : value;
+  const parse = JSON.parse as (text: string, reviver?: Reviver) => unknown;
+  if (!INTEGER_KEY.test(text)) return parse(text, exact);
+  JSON.parse(text); // what is marked below must be JSON
+  // A mark in front of every key keeps the order, whatever the key is.
+  const marked = text.replaceAll(
+    /"((?:[^"\\]|\\.)*)"(\s*:)?/g,
+    (whole, key, colon) => colon ? `"_${key}"${colon}` : whole,
+  );
+  return unmarked(parse(marked, exact));
+}
+
+/** TypeScript does not know of the context yet. */
+type Reviver = (
+  key: string,
+  value: unknown,
+  context: { source?: string },
+) => unknown;
+
+function unmarked(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(unmarked);
+  if (!isObject(value)) return value;
+  const entries = Object.entries(value)
+    .map(([key, item]): [string, unknown] => [key.slice(1), unmarked(item)]);
+  return entries.some(([key]) => /^\d+$/.test(key))
+    ? new Map(entries)
+    : Object.fromEntries(entries);
+}
+
+/** Writes JSON; keys of Maps are in their order. */
+export function jsonText(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(jsonText).join(",")}]`;
+  if (typeof value === "bigint") return `${value}`;
+  if (!isObject(value)) return JSON.stringify(value) ?? "null";
+  const entries = value instanceof Map ? [...value] : Object.entries(value);
+  const fields = entries.filter(([, item]) => item !== undefined)
+    .map(([key, item]) => `${JSON.stringify(key)}:${jsonText(item)}`);
+  return `{${fields.join(",")}}`;
+}
+
+/**
+ * Checks that a value is of JSON's types, as a `Date`, a `bigint` or `NaN` is not. An object
+ * may be a Map, which keeps the order of keys like "1".
  *
  * @param where what the value is, for the error
  * @throws {Error} if some part of `value` is not a JSON value
@@ -66,10 +121,12 @@ function findOther(
     return fine ? undefined : { path: "", other };
   }
   const prototype = Object.getPrototypeOf(value);
-  const plain = Array.isArray(value) || prototype === null ||
+  const map = value instanceof Map &&
+    [...value.keys()].every((key) => typeof key === "string");
+  const plain = map || Array.isArray(value) || prototype === null ||
     Object.getPrototypeOf(prototype) === null;
   if (!plain) return { path: "", other: `a ${prototype.constructor?.name}` };
-  for (const [key, item] of Object.entries(value)) {
+  for (const [key, item] of map ? value : Object.entries(value)) {
     if (item === undefined && !Array.isArray(value)) continue; // as absent
     const found = findOther(item, depth + 1);
     if (!found) continue;

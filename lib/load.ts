@@ -151,6 +151,10 @@ export class Qwen3 implements Disposable {
     // Before the weights, so that a tokenizer is refused at once.
     const tokenizer = await readTokenizer(checkpoint);
     const placed = await place(checkpoint, options);
+    if (options.signal?.aborted) {
+      placed.runner[Symbol.dispose]();
+      throw options.signal.reason;
+    }
     return new Qwen3(checkpoint, tokenizer, placed, options);
   }
 
@@ -285,14 +289,11 @@ export class Qwen3 implements Disposable {
     checkGenerating(options);
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
-    const source = {
-      name: this.#checkpoint.name,
-      tokenizer: () => this.tokenizer,
-    };
     const which = (i: number) =>
       prompts.length > 1 ? `prompt ${i}` : "the prompt";
-    const encoded = prompts.map((prompt, i): EncodedPrompt => {
-      const one = encodePrompt(prompt, options, source);
+    const encoded = prompts.map((prompt, i) => {
+      const where = prompts.length > 1 ? ` (${which(i)})` : "";
+      const one = this.#encode(prompt, options, where);
       this.#check("generate", one.tokenIds, which(i));
       return one;
     });
@@ -377,6 +378,23 @@ export class Qwen3 implements Disposable {
       this.#moving = undefined;
     }
     return this.#placed.runner;
+  }
+
+  /** Encodes a prompt; `where` ends the message of an error. */
+  #encode(
+    prompt: Prompt,
+    options: GenerateOptions,
+    where: string,
+  ): EncodedPrompt {
+    try {
+      return encodePrompt(prompt, options, {
+        name: this.#checkpoint.name,
+        tokenizer: () => this.tokenizer,
+      });
+    } catch (error) {
+      if (error instanceof Error) error.message += where;
+      throw error;
+    }
   }
 
   #check(action: string, tokens: number[], which = "the prompt"): number[] {

@@ -114,7 +114,8 @@ function multiply(
       `Cannot ${action}: a and b are on different devices, must be on the same one`,
     );
   }
-  for (const [name, { dtype }] of Object.entries({ a, b })) {
+  for (const [name, { dtype, buffer }] of Object.entries({ a, b })) {
+    gpu.requireLive(action, { label: name, buffer });
     if (dtype === "u32") {
       throw new Error(
         `Cannot ${action}: ${name} is u32, must be f32, f16 or bf16`,

@@ -127,13 +127,14 @@ export async function place(
   const { gpu, choice } = await selectDevice(
     kind,
     checkpoint.config,
-    options.gpu,
+    options,
   );
   if (!gpu) return await placeOnCpu(checkpoint, options, choice);
   try {
     return await placeOnGpu(checkpoint, options, gpu, choice);
   } catch (error) {
     gpu[Symbol.dispose]();
+    options.signal?.throwIfAborted();
     if (kind !== "auto" || !(error instanceof DeviceError)) throw error;
     return await placeOnCpu(checkpoint, options, gone(error, options));
   }

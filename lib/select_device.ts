@@ -16,6 +16,7 @@ import {
   type DeviceKind,
   type ReadRates,
 } from "./dispatch/device.ts";
+import { Rests } from "./dispatch/rests.ts";
 import { openDevice } from "./open_device.ts";
 import type { Gpu } from "./webgpu/device.ts";
 import { CpuOps } from "./cpu/ops.ts";
@@ -27,17 +28,25 @@ export interface Selection {
   choice: Choice;
 }
 
+/** Options of {@linkcode selectDevice}. */
+export interface SelectOptions {
+  /** A WebGPU implementation to use instead of `navigator.gpu`. */
+  gpu?: GPU;
+  signal?: AbortSignal;
+}
+
 /**
  * Selects a device. `auto` takes a hardware GPU; if there is only a software adapter,
  * it measures whether that or the CPU path reads weights faster, and takes the CPU if that
  * fails.
  *
  * @throws {NoAdapterError} if `gpu` is requested and there is no adapter.
+ * @throws the reason of `signal` if it is aborted.
  */
 export async function selectDevice(
   kind: DeviceKind,
   config: Qwen3Config,
-  implementation?: GPU,
+  { gpu: implementation, signal }: SelectOptions = {},
 ): Promise<Selection> {
   const cpu = (reason: string): Selection => ({
     choice: { what: "device", value: "cpu", reason },
@@ -50,11 +59,14 @@ export async function selectDevice(
     if (kind === "gpu" || !(error instanceof NoAdapterError)) throw error;
     return cpu(error.message.replace("Cannot open a GPU: ", ""));
   }
+  using unused = new DisposableStack();
+  unused.use(gpu);
+  signal?.throwIfAborted();
   const decided = chooseDevice(kind, gpu) ??
-    chooseDevice(kind, gpu, await measureRates(gpu, config))!;
-  if (decided.gpu) return { gpu, choice: decided.choice };
-  gpu[Symbol.dispose]();
-  return { choice: decided.choice };
+    chooseDevice(kind, gpu, await measureRates(gpu, config, signal))!;
+  if (!decided.gpu) return { choice: decided.choice };
+  unused.move();
+  return { gpu, choice: decided.choice };
 }
 
 /** Matmuls per measurement. */
@@ -62,8 +74,11 @@ const ROUNDS = 8;
 /** How late Deno settles a readback. */
 const READBACK_MS = 10;
 
-/** Bytes of weights that are enough to measure; more only takes longer. Not measured. */
-const MOST_BYTES = 2 ** 26;
+/**
+ * Bytes of weights that are enough to measure: more than a cache holds, and little enough
+ * to block the thread for a moment only. Not measured.
+ */
+const MOST_BYTES = 2 ** 25;
 
 /**
  * Measures how fast each side reads rows of a layer's widest weight in a decode step. A
@@ -72,6 +87,7 @@ const MOST_BYTES = 2 ** 26;
 async function measureRates(
   gpu: Gpu,
   config: Qwen3Config,
+  signal?: AbortSignal,
 ): Promise<ReadRates | { failure: string }> {
   const { hiddenSize: k, intermediateSize } = config;
   const { maxStorageBufferBindingSize, maxBufferSize } = gpu.limits;
@@ -83,15 +99,21 @@ async function measureRates(
   const rows = Math.max(1, Math.floor(bytes / (2 * k)));
   const n = Math.min(intermediateSize, rows);
   try {
-    const rates = { gpu: await gpuRate(gpu, n, k), cpu: cpuRate(config, n, k) };
-    return { k, n, ...rates };
+    const onGpu = await gpuRate(gpu, n, k, signal);
+    return { k, n, gpu: onGpu, cpu: await cpuRate(config, n, k, signal) };
   } catch (error) {
+    signal?.throwIfAborted();
     return { failure: errorText(error) };
   }
 }
 
 /** GB/s on the GPU, with bf16 weights. */
-async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
+async function gpuRate(
+  gpu: Gpu,
+  n: number,
+  k: number,
+  signal?: AbortSignal,
+): Promise<number> {
   using w = Tensor.create(gpu, "bf16", [n, k]);
   using x = Tensor.create(gpu, "f32", [1, k]);
   using y = Tensor.create(gpu, "f32", [1, n]);
@@ -110,7 +132,8 @@ async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
   for (let i = 0; i < 2; i++) {
     const began = performance.now();
     plan.run();
-    await y.read();
+    await y.read(); // lets the event loop turn
+    signal?.throwIfAborted();
     const took = performance.now() - began - READBACK_MS;
     ms = Math.min(ms, Math.max(0.1, took));
   }
@@ -122,12 +145,19 @@ async function gpuRate(gpu: Gpu, n: number, k: number): Promise<number> {
  * GB/s on the CPU path: the best of several tries, because another program may use a
  * core.
  */
-function cpuRate(config: Qwen3Config, n: number, k: number): number {
+async function cpuRate(
+  config: Qwen3Config,
+  n: number,
+  k: number,
+  signal?: AbortSignal,
+): Promise<number> {
   using ops = new CpuOps(config);
   const w = matrixOf(ops.tensor("bf16", [n, k]));
   const x = ops.tensor("f32", [1, k]), y = ops.tensor("f32", [1, n]);
+  const rests = new Rests();
   let ms = Infinity;
   for (let i = 0; i < 2 * ROUNDS; i++) {
+    await rests.rest(signal);
     const began = performance.now();
     ops.matmulAdd(x, w, y);
     ms = Math.min(ms, Math.max(0.001, performance.now() - began));

@@ -18,6 +18,7 @@ import {
   type Run,
   type Tool,
 } from "../mod.ts";
+import { CTRL_C, onInterrupt } from "./interrupts.ts";
 import { type Flags, type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
@@ -61,9 +62,6 @@ const FLAGS: FlagTable = {
   ...LOADING_FLAGS,
 };
 
-/** Exit code of a program ended by SIGINT, as shells report it. */
-const INTERRUPTED = 130;
-
 /** The most bytes of a prompt on stdin; the longest contexts take far fewer. */
 const MOST_STDIN = 16 << 20;
 
@@ -77,11 +75,7 @@ await runTask({
   const prompt = await readPrompt(flags.words);
   const model = flags.text("model"), json = flags.on("json") ?? false;
 
-  const interrupt = new AbortController(), { signal } = interrupt;
-  Deno.addSignalListener("SIGINT", () => {
-    if (signal.aborted) Deno.exit(INTERRUPTED); // a second Ctrl+C exits at once
-    interrupt.abort();
-  });
+  const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
   // A notice waits for a turn, so that an error that follows is the only line on stderr.
   const notices: string[] = [];
@@ -106,13 +100,14 @@ await runTask({
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
       );
     }
-    await printRun(qwen, run, json);
-    return 0;
+    await printRun(qwen, run, json, signal);
+    // Ctrl-C is how a reader ends a reply; another signal comes from a program.
+    return interrupt.code === CTRL_C ? 0 : interrupt.code ?? 0;
   } catch (error) {
-    if (!signal.aborted) throw error;
+    if (interrupt.code === undefined) throw error;
     progress.clear();
     say("Interrupted before the first token.");
-    return INTERRUPTED;
+    return interrupt.code;
   }
 });
 
@@ -181,8 +176,15 @@ function placementOf(flags: Flags): Qwen3Options {
 /**
  * Prints where the model runs, the text as it is generated, and the rates; with `json`,
  * one line of JSON instead of the text.
+ *
+ * @throws the reason of `signal` if it ended the run before the first token.
  */
-async function printRun(qwen: Qwen3, run: Run, json: boolean): Promise<void> {
+async function printRun(
+  qwen: Qwen3,
+  run: Run,
+  json: boolean,
+  signal: AbortSignal,
+): Promise<void> {
   const [device] = qwen.device.choices;
   say(`Running on ${device.value}: ${device.reason}.`);
   if (!qwen.hasTokenizer && !json) {
@@ -191,6 +193,7 @@ async function printRun(qwen: Qwen3, run: Run, json: boolean): Promise<void> {
   if (json) { for await (const _ of run); }
   else await printPieces(qwen, run);
   const { stats } = run;
+  if (stats.tokens === 0) signal.throwIfAborted();
   say(
     `${stats.summary} (${run.finishReason}${
       stats.sampling.temperature === 0
@@ -232,7 +235,7 @@ async function printPieces(qwen: Qwen3, run: Run): Promise<void> {
     }
   }
   think(false);
-  if (lineBegun || printed === 0) write("\n");
+  if (lineBegun || printed === 0 && run.tokenIds.length > 0) write("\n");
 }
 
 /** The outcome of a run as one line of JSON. */

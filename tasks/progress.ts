@@ -87,9 +87,14 @@ class Track {
   constructor(
     readonly name: string,
     readonly begin: number,
-    readonly resumedFrom = 0,
+    readonly there = 0,
   ) {
-    this.#samples.push({ at: begin, done: resumedFrom });
+    this.#samples.push({ at: begin, done: there });
+  }
+
+  /** Leaves bytes that were there before out of the rate. */
+  skip(bytes: number): void {
+    for (const sample of this.#samples) sample.done += bytes;
   }
 
   update(now: number, done: number, total?: number): void {
@@ -168,15 +173,13 @@ export class Progress implements Disposable {
     if (stage !== this.#stage) {
       this.#stage = stage;
       this.#files.clear();
-      // What an earlier download left is no part of this one's rate.
-      const left = stage === "weights" ? 0 : progress.resumedFrom ?? 0;
       const name = stage === "weights" ? "loading the weights" : "in all";
-      this.#whole = new Track(name, now, left);
+      this.#whole = new Track(name, now);
+    }
+    if (file !== undefined && fileDone !== undefined) {
+      this.#file(label(file), now, fileDone, fileTotal);
     }
     this.#whole!.update(now, done, total);
-    if (file !== undefined && fileDone !== undefined) {
-      this.#file(label(file), now, progress);
-    }
     if (done >= total) return this.#display.end(); // the task may print again
     // A download of one file is that file.
     const files = [...this.#files.values()];
@@ -184,21 +187,22 @@ export class Progress implements Disposable {
     this.#display.show(isWhole ? files : [this.#whole!, ...files]);
   };
 
-  #file(name: string, now: number, progress: LoadProgress): void {
-    const { fileDone, fileTotal, resumedFrom = 0 } = progress;
+  #file(name: string, now: number, done: number, total?: number): void {
     let track = this.#files.get(name);
     if (track === undefined) {
-      track = new Track(name, now, resumedFrom);
+      // What was there before is no part of the rates.
+      track = new Track(name, now, done);
+      this.#whole!.skip(done);
       this.#files.set(name, track);
     }
-    track.update(now, fileDone!, fileTotal);
-    if (fileTotal === undefined || fileDone! < fileTotal) return;
+    track.update(now, done, total);
+    if (total === undefined || done < total) return;
     this.#files.delete(name);
     const seconds = (now - track.begin) / 1000;
     if (seconds < LINE_MS / 1000) return; // a short one is not worth a line
-    const rate = (fileTotal - track.resumedFrom) / seconds;
+    const rate = (total - track.there) / seconds;
     this.notice(
-      `${name}: ${size(fileTotal)} in ${duration(seconds)}, ${size(rate)}/s.`,
+      `${name}: ${size(total)} in ${duration(seconds)}, ${size(rate)}/s.`,
     );
   }
 

@@ -5,6 +5,7 @@
  *   deno task test --quick            host tests and one test per kernel
  *   deno task test --require-gpu      fail where the machine lacks something
  *   deno task test --seeds 500        try random inputs from 500 seeds
+ *   deno task test --inputs 10000 tests/fuzz_test.ts    fuzz with 10,000 inputs
  *   deno task test tests/kernels      run some of the tests
  *
  * Tests for which this machine lacks something (a GPU adapter, a browser) are skipped,
@@ -18,6 +19,7 @@ import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/support/gpu.ts
 const QUICK = "QWEN3_TEST_QUICK"; // read by tests/support/quick.ts
 const SEEDS = "QWEN3_TEST_SEEDS"; // read by tests/support/random.ts
+const INPUTS = "QWEN3_TEST_INPUTS"; // read by tests/fuzz_test.ts
 
 /** Listed, because the runner's default pattern would match this file too. */
 const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];
@@ -29,6 +31,7 @@ const HELP = `deno task test [flags] [files or folders]
   --quick        host tests and one test per kernel, in under a minute
   --require-gpu  fail where this machine lacks a GPU adapter or a browser
   --seeds N      repeat tests on random inputs with N seeds
+  --inputs N     give the fuzzer N inputs instead of 500
   --help         print this text
 
 Other flags go to deno test (--filter …). QWEN3_TEST_SEED=n repeats one seed.`;
@@ -42,18 +45,8 @@ if (takes("--help")) {
 if (takes("--require-gpu")) Deno.env.set(REQUIRE_GPU, "1");
 const quick = takes("--quick") !== undefined;
 if (quick) Deno.env.set(QUICK, "1");
-const seeds = takes("--seeds", 1);
-if (seeds) {
-  if (!/^[1-9]\d*$/.test(seeds[0])) {
-    console.error(
-      `error: Cannot run the tests: --seeds is ${
-        seeds[0] ?? "missing its number"
-      }, must be a positive integer`,
-    );
-    Deno.exit(1);
-  }
-  Deno.env.set(SEEDS, seeds[0]);
-}
+takesNumber("--seeds", SEEDS);
+takesNumber("--inputs", INPUTS);
 const adapter = await navigator.gpu?.requestAdapter() != null;
 
 let passed = 0, failed = 0, skipped = 0;
@@ -74,6 +67,21 @@ Deno.exit(failed ? 1 : 0);
 function takes(flag: string, values = 0): string[] | undefined {
   const at = args.indexOf(flag);
   return at < 0 ? undefined : args.splice(at, 1 + values).slice(1);
+}
+
+/** Takes a flag with a number, which tests read from an environment variable. */
+function takesNumber(flag: string, variable: string): void {
+  const values = takes(flag, 1);
+  if (!values) return;
+  if (!/^[1-9]\d*$/.test(values[0])) {
+    console.error(
+      `error: Cannot run the tests: ${flag} is ${
+        values[0] ?? "missing its number"
+      }, must be a positive integer`,
+    );
+    Deno.exit(1);
+  }
+  Deno.env.set(variable, values[0]);
 }
 
 /** Test files that set environment variables, which files run in parallel would share. */

@@ -16,9 +16,11 @@ import {
   candidateText,
   type CaseReport,
   tune,
+  type TuneReport,
 } from "../lib/tools/tune/tune.ts";
 import { TUNED_KERNELS } from "../kernels/list.ts";
 import { type FlagTable, runTask } from "./flags.ts";
+import { onInterrupt } from "./interrupts.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const NAMES = TUNED_KERNELS.map(({ name }) => name);
@@ -55,20 +57,27 @@ await runTask({
   flagsOnly: "tune",
 }, async (flags) => {
   const list = flags.text("kernels");
-  const interrupted = new AbortController();
-  Deno.addSignalListener("SIGINT", () => {
-    interrupted.abort(new Error("Interrupted: results so far are stored"));
-  });
+  const interrupt = onInterrupt();
   using progress = await Progress.start();
-  const report = await tune(flags.text("model") ?? DEFAULT_MODEL, {
-    kernels: list === undefined ? undefined : parseKernels(list),
-    budgetSeconds: flags.number("budget-seconds"),
-    dryRun: flags.on("dry-run"),
-    opening: { ...loadingOptions(flags), ...progress.options },
-    onBegin: (what) => console.error(`${what}\n\n${row(...COLUMNS)}`),
-    onCase: (found) => console.error(caseRow(found)),
-    signal: interrupted.signal,
-  });
+  const dryRun = flags.on("dry-run");
+  let report: TuneReport;
+  try {
+    report = await tune(flags.text("model") ?? DEFAULT_MODEL, {
+      kernels: list === undefined ? undefined : parseKernels(list),
+      budgetSeconds: flags.number("budget-seconds"),
+      dryRun,
+      opening: { ...loadingOptions(flags), ...progress.options },
+      onBegin: (what) => console.error(`${what}\n\n${row(...COLUMNS)}`),
+      onCase: (found) => console.error(caseRow(found)),
+      signal: interrupt.signal,
+    });
+  } catch (error) {
+    if (interrupt.code === undefined) throw error;
+    progress.clear();
+    const kept = dryRun ? "nothing was" : "results so far are";
+    console.error(`Interrupted: ${kept} stored`);
+    return interrupt.code;
+  }
   console.error("");
   for (const note of report.notes) console.error(`! ${note}`);
   for (const { key, constants, problem } of report.wrong) {

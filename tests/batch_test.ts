@@ -103,10 +103,12 @@ gpuTest("a batch has the same logits as its prompts alone", async () => {
         }
       };
       // Chunks of 8 tokens: prompts take up to three.
-      compare(await batch.prefillAll(prompts, 8).read(), 0);
+      compare(await (await batch.prefillAll(prompts, 8)).read(), 0);
       batch.state.tokens.write(0, Uint32Array.from(prompts, (_, s) => next(s)));
-      batch.decode.plan.run({ length: Math.max(...batch.cache.lengths) });
-      compare(await batch.decode.logits.read(), 1);
+      batch.pass(batch.decodeShape).plan.run({
+        length: Math.max(...batch.cache.lengths),
+      });
+      compare(await batch.pass(batch.decodeShape).logits.read(), 1);
     }
   }
 });
@@ -133,8 +135,8 @@ gpuTest(
       );
       recorded = 0;
       assert(batch.shaders(prompts, 64).length > 0);
-      batch.prefillAll(prompts, 64);
-      batch.decode.plan.seal();
+      await batch.prefillAll(prompts, 64);
+      batch.pass(batch.decodeShape).plan.seal();
       assertEquals(
         recorded,
         sequences + 1,

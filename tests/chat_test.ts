@@ -217,6 +217,14 @@ Deno.test("a stop string may be or span a special token", async () => {
   }
 });
 
+Deno.test("an end-of-text token that is not special is no text either", async () => {
+  await using model = await scripted({ reply: "Hello.", specialEnd: false });
+  for (const [stop, text] of [[undefined, "Hello."], [`.${END}`, "Hello"]]) {
+    const { run } = await model.reply({ stop });
+    assertEquals([run.text, run.finishReason], [text, "stop"]);
+  }
+});
+
 Deno.test("tags that are special tokens still separate a reply", async () => {
   const special = ["<think>", "</think>", "<tool_call>", "</tool_call>"];
   const { run } = await replyTo({ reply: REPLY, special });
@@ -308,6 +316,20 @@ Deno.test("what only a chat template can follow is refused without one", async (
     () => qwen.generate(USER, { raw: true }),
     Error,
     "Cannot generate: messages need a chat template, and raw skips it",
+  );
+  for (const prompt of ["a\ud800", "\udc00"]) {
+    for (const model of [qwen, base]) {
+      assertThrows(
+        () => model.generate(prompt),
+        Error,
+        "Cannot generate: the prompt has half of a surrogate pair",
+      );
+    }
+  }
+  assertThrows(
+    () => qwen.generateBatch(["Hi", [{ role: "user", content: "\0" }]]),
+    Error,
+    "Cannot render a chat: message 0's content has a null character at 0, must have none (prompt 1)",
   );
   assertThrows(
     () => qwen.generate(USER, { tools: {} as Tool[] }),

@@ -188,15 +188,15 @@ export async function fetchOnce(
     drop: () => drop.abort(),
     where: shownUrl(given),
   };
-  const response = await within(
-    once(input instanceof Request ? input : url, {
-      ...init,
-      headers,
-      signal: signal ? AbortSignal.any([signal, drop.signal]) : drop.signal,
-    }),
-    "answer",
-    watch,
-  );
+  const request = {
+    ...init,
+    headers,
+    signal: signal ? AbortSignal.any([signal, drop.signal]) : drop.signal,
+  };
+  // A fetch of the caller's may throw at once.
+  const answer =
+    (async () => await once(input instanceof Request ? input : url, request))();
+  const response = await within(answer, "answer", watch);
   const { status, statusText } = response;
   if ([408, 425, 429].includes(status) || status >= 500) {
     await response.body?.cancel().catch(() => {});

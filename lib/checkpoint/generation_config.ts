@@ -5,6 +5,7 @@
  * @module
  */
 import { ConfigFields } from "./config.ts";
+import { jsonText } from "../errors.ts";
 
 /** A setting that would change the text in transformers but is not supported. */
 export interface IgnoredSetting {
@@ -131,7 +132,7 @@ export function parseGeneration(
     .filter(([name, neutral]) =>
       fields.has(name) && !neutral(fields.values[name])
     )
-    .map(([field]) => ({ field, value: shortJson(fields.values[field]) }));
+    .map(([field]) => ({ field, value: jsonText(fields.values[field]) }));
 
   const defaults: GenerationDefaults = {
     doSample: fields.has("do_sample")
@@ -168,11 +169,6 @@ function stopStrings(fields: ConfigFields): string[] | undefined {
     "stop_strings",
     "a string or a list of strings, none of them empty",
   );
-}
-
-function shortJson(value: unknown): string {
-  const text = JSON.stringify(value);
-  return text.length <= 40 ? text : `${text.slice(0, 39)}…`;
 }
 
 /** One line that names the settings of `location` that are ignored; undefined if none are. */

@@ -169,11 +169,6 @@ class RangedFile {
       }
       yield chunk;
     }
-    if (sent < length) {
-      throw new TemporaryFailure(
-        `the connection ended after ${sent} of ${length} bytes`,
-      );
-    }
   }
 }
 

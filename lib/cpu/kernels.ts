@@ -59,7 +59,17 @@ export interface Heads {
   headDim: number;
 }
 
-/** The slow parts of a pass. All calls are synchronous. */
+/**
+ * Multiplications in a slice of work, per thread: a runner may let the event loop turn
+ * between two slices. Not measured: by estimate, they take 5 to 50 ms, which depends on
+ * how often a weight is used.
+ */
+export const SLICE = 1 << 26;
+
+/** Work that is done as it is iterated, in slices. */
+export type Work = Generator<void, void>;
+
+/** The slow parts of a pass. */
 export interface CpuKernels extends Disposable {
   readonly info: CpuInfo;
   /** Allocates a tensor of zeros where the kernels can read it. */
@@ -77,7 +87,7 @@ export interface CpuKernels extends Disposable {
     k: number,
     out: Output,
     finish: Finish,
-  ): void;
+  ): Work;
   /** Causal grouped-query attention with scale `1 / sqrt(headDim)`. */
-  attention(pass: Attention): void;
+  attention(pass: Attention): Work;
 }

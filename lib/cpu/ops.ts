@@ -9,7 +9,7 @@ import type { CachePass, KvCache } from "../model/kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
 import { type Dtype, elements } from "../dtype.ts";
 import type { Matrix } from "../formats/matrix.ts";
-import type { CpuInfo, CpuKernels, Finish, Heads } from "./kernels.ts";
+import type { CpuInfo, CpuKernels, Finish, Heads, Work } from "./kernels.ts";
 import { CpuKvCache } from "./kv_cache.ts";
 import { PlainKernels } from "./plain.ts";
 import { RopeTable } from "./rope.ts";
@@ -31,13 +31,17 @@ export interface CpuOptions {
  * they are read.
  *
  * The result of a verb is valid until the next pass, which begins with
- * {@link CpuOps.embed}; copy it to keep it longer.
+ * {@link CpuOps.embed}; copy it to keep it longer. A verb is done when it returns, except
+ * in a pass that {@link CpuOps.inSlices} runs.
  */
 export class CpuOps implements Ops<CpuTensor>, Disposable {
   readonly #config: Qwen3Config;
   readonly #kernels: CpuKernels;
   readonly #rope: RopeTable;
   readonly #results = new ResultPool();
+  /** The work of the last verb, in a pass that runs in slices. */
+  #work?: Work;
+  #slicing = false;
 
   constructor(config: Qwen3Config, options: CpuOptions = {}) {
     const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } =
@@ -85,6 +89,35 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     });
   }
 
+  /** Runs a forward pass on these verbs as it is iterated, in slices of work. */
+  *inSlices<R>(
+    pass: Generator<CpuTensor, R, CpuTensor>,
+  ): Generator<void, R> {
+    this.#slicing = true;
+    try {
+      for (let next = pass.next();; next = pass.next(next.value)) {
+        if (this.#work) yield* this.#work;
+        this.#work = undefined;
+        if (next.done) return next.value;
+      }
+    } finally {
+      this.#slicing = false;
+      this.#work = undefined;
+    }
+  }
+
+  /** Does the work of a verb now, or leaves it to {@linkcode inSlices}. */
+  #do(work: Work): void {
+    this.#finish(); // of a verb that the pass did not wait for
+    if (this.#slicing) this.#work = work;
+    else for (const _ of work);
+  }
+
+  #finish(): void {
+    for (const _ of this.#work ?? []);
+    this.#work = undefined;
+  }
+
   embed(table: Matrix<CpuTensor>, tokens: CpuTensor): CpuTensor {
     const { n: vocab, k: hidden } = table;
     const rows = elements(tokens.shape);
@@ -122,6 +155,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     }
     // Gate and up are stored in different formats, so no part holds rows of both.
     const both = f32(this.#matmul(normed, gateUp, 2 * n, "store"));
+    this.#finish();
     const y = this.#results.tensor([x.shape[0], n]), out = f32(y);
     for (let i = 0; i < out.length; i++) {
       const at = i + Math.floor(i / n) * n, g = both[at];
@@ -193,13 +227,9 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     }
 
     const out = this.#results.tensor([rows, heads * headDim]);
-    this.#kernels.attention({
-      q: queries,
-      k,
-      v,
-      cache,
-      out: f32(out),
-    });
+    this.#do(
+      this.#kernels.attention({ q: queries, k, v, cache, out: f32(out) }),
+    );
     return out;
   }
 
@@ -234,12 +264,21 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       );
     }
     const y = typeof out === "number" ? this.#results.tensor([rows, out]) : out;
-    const data = f32(y), stride = y.shape[1];
+    this.#do(this.#multiply(x, w, y, finish));
+    return y;
+  }
+
+  *#multiply(
+    x: CpuTensor,
+    w: Matrix<CpuTensor>,
+    y: CpuTensor,
+    finish: Finish,
+  ): Work {
+    const [rows, k] = x.shape, data = f32(y), stride = y.shape[1];
     for (const part of w.parts) {
       const to = { data, stride, column: part.begin };
-      this.#kernels.matmul(f32(x), rows, part, k, to, finish);
+      yield* this.#kernels.matmul(f32(x), rows, part, k, to, finish);
     }
-    return y;
   }
 
   #rmsNorm(x: CpuTensor, norm: Matrix<CpuTensor>): CpuTensor {

@@ -8,13 +8,15 @@ import type { Dtype } from "../dtype.ts";
 import { elements } from "../dtype.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import { bytesOf, type CpuTensor, f32 } from "../formats/tensor.ts";
-import type {
-  Attention,
-  CpuInfo,
-  CpuKernels,
-  Finish,
-  Heads,
-  Output,
+import {
+  type Attention,
+  type CpuInfo,
+  type CpuKernels,
+  type Finish,
+  type Heads,
+  type Output,
+  SLICE,
+  type Work,
 } from "./kernels.ts";
 
 /** Runs on the caller's thread, in any JavaScript engine. */
@@ -37,18 +39,23 @@ export class PlainKernels implements CpuKernels {
 
   release(): void {} // left to the garbage collector
 
-  matmul(
+  *matmul(
     x: Float32Array,
     rows: number,
     w: MatrixPart<CpuTensor>,
     k: number,
     { data, stride, column }: Output,
     finish: Finish,
-  ): void {
+  ): Work {
     const planes = w.planes.map(bytesOf), { format } = w;
     const weights = new Float32Array(k), up = new Float32Array(k);
     const swiglu = finish === "swiglu";
+    let work = 0; // since the last slice
     for (let j = 0; j < (swiglu ? w.rows : rowsHeld(w)); j++) {
+      if ((work += rows * k) > SLICE) {
+        yield;
+        work = 0;
+      }
       format.unpack(planes, j, k, weights);
       if (swiglu) format.unpack(planes, w.rows + j, k, up);
       for (let r = 0; r < rows; r++) {
@@ -59,17 +66,22 @@ export class PlainKernels implements CpuKernels {
     }
   }
 
-  attention({ q, k, v, cache, out }: Attention): void {
+  *attention({ q, k, v, cache, out }: Attention): Work {
     const { heads, kvHeads, headDim } = this.heads;
     const { first, tokens } = cache.pass;
     const keys = f32(k), values = f32(v);
     const scores = new Float64Array(cache.context);
     const sums = new Float64Array(headDim);
+    let work = 0; // since the last slice
     for (let at = 0; at < q.length; at += headDim) {
       const head = at / headDim % heads;
       const row = Math.floor(at / headDim / heads);
       const sequence = first + Math.floor(row / tokens);
       const count = cache.lengths[sequence] + row % tokens + 1; // keys that the row attends to
+      if ((work += 2 * count * headDim) > SLICE) {
+        yield;
+        work = 0;
+      }
       const kvHead = Math.floor(head / (heads / kvHeads));
       const base = (sequence * kvHeads + kvHead) * cache.context * headDim;
 

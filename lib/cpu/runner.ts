@@ -9,6 +9,7 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CpuKvCache } from "./kv_cache.ts";
 import { CpuOps } from "./ops.ts";
 import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
+import { Rests } from "../dispatch/rests.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
@@ -27,6 +28,7 @@ import { type LoadOptions, loadWeights } from "../model/weights.ts";
 export class CpuRunner implements Runner {
   readonly fallbacks = [];
   readonly #cache: CpuKvCache;
+  readonly #rests = new Rests();
   #disposed = false;
 
   private constructor(
@@ -105,12 +107,10 @@ export class CpuRunner implements Runner {
       const ids = sampleEach(rows, sampling, seen, step);
       yield ids;
       if (step === maxTokens - 1) return;
-      await breathe();
-      signal?.throwIfAborted();
       cache.stepBackIfFull();
       const pass = { first: 0, sequences, tokens: 1 };
       const next = ids.map(validToken);
-      const logits = this.#forward(cache, pass, next, false);
+      const logits = await this.#forward(cache, pass, next, false, signal);
       rows.forEach((_, s) =>
         rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
       );
@@ -131,20 +131,19 @@ export class CpuRunner implements Runner {
     signal?: AbortSignal,
   ): AsyncGenerator<Float32Array, void> {
     for (let begin = 0; begin < tokens.length; begin += CPU_PASS_ROWS) {
-      await breathe();
-      signal?.throwIfAborted();
       const chunk = tokens.slice(begin, begin + CPU_PASS_ROWS);
       const pass = { first: sequence, sequences: 1, tokens: chunk.length };
-      yield this.#forward(cache, pass, chunk, all);
+      yield await this.#forward(cache, pass, chunk, all, signal);
     }
   }
 
-  #forward(
+  async #forward(
     cache: CpuKvCache,
     pass: CachePass,
     tokens: readonly number[],
     all: boolean,
-  ): Float32Array {
+    signal?: AbortSignal,
+  ): Promise<Float32Array> {
     cache.begin(pass);
     const input: CpuTensor = {
       dtype: "u32",
@@ -152,9 +151,12 @@ export class CpuRunner implements Runner {
       data: Uint32Array.from(tokens),
     };
     const { forward } = familyOf(this.config);
-    const logits = forward(this.ops, this.weights, input, cache, all);
+    const whole = forward(this.ops, this.weights, input, cache, all);
+    using slices = this.ops.inSlices(whole);
+    let next = slices.next();
+    for (; !next.done; next = slices.next()) await this.#rests.rest(signal);
     cache.advance();
-    return logits.data as Float32Array;
+    return next.value.data as Float32Array;
   }
 
   #requireMemory(action: string): void {
@@ -169,6 +171,3 @@ export class CpuRunner implements Runner {
     this.ops[Symbol.dispose]();
   }
 }
-
-/** Lets timers and signals run between passes, which block the thread. */
-const breathe = () => new Promise<void>((resolve) => setTimeout(resolve, 0));

@@ -6,13 +6,15 @@
 import type { Dtype } from "../dtype.ts";
 import { f32 } from "../formats/f32.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
-import type {
-  Attention,
-  CpuInfo,
-  CpuKernels,
-  Finish,
-  Heads,
-  Output,
+import {
+  type Attention,
+  type CpuInfo,
+  type CpuKernels,
+  type Finish,
+  type Heads,
+  type Output,
+  SLICE,
+  type Work,
 } from "./kernels.ts";
 import {
   CHUNK_ROWS,
@@ -28,6 +30,7 @@ import {
 } from "./jobs.ts";
 import { CpuMemory } from "./memory.ts";
 import { CpuPool, MAX_CHUNKS } from "./pool.ts";
+import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
 
@@ -136,16 +139,16 @@ export class WasmCpuKernels implements CpuKernels {
     this.#memory.release(tensor);
   }
 
-  matmul(
+  *matmul(
     x: Float32Array,
     rows: number,
     w: MatrixPart<CpuTensor>,
     k: number,
     out: Output,
     finish: Finish,
-  ): void {
+  ): Work {
     const format = SIMD_FORMATS.findIndex((format) => format === w.format);
-    if (format < 0) return this.#unpacked(x, rows, w, k, out, finish);
+    if (format < 0) return yield* this.#unpacked(x, rows, w, k, out, finish);
     const n = rowsHeld(w), [{ rowBytes: wBytes }] = w.format.planes(k);
     const xBytes = packedBytes(k), yBytes = resultBytes(n);
     const fits = Math.floor(this.#room / (xBytes + yBytes));
@@ -158,39 +161,58 @@ export class WasmCpuKernels implements CpuKernels {
     }
     const { memory, address } = this.#memory.find(w.planes[0]);
     const { memory: { buffer } } = this.#pool.memories[memory];
-    const perChunk = Math.max(
-      n / (8 * this.#pool.threads),
-      n / MAX_CHUNKS,
-      CHUNK_BYTES / (wBytes * rows),
-    );
-    const chunk = CHUNK_ROWS * Math.ceil(perChunk / CHUNK_ROWS);
     const most = Math.min(fits, MATMUL_ROWS), { simd } = SIMD_FORMATS[format];
 
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
       packRows(x.subarray(done * k), count, k, simd.order, buffer, xAt);
-      this.#pool.run(
-        memory,
-        encodeMatmul({
-          format,
-          x: xAt,
-          xBytes,
-          rows: count,
-          w: address,
-          wBytes,
-          n,
-          k,
-          y: yAt,
-          yBytes,
-          chunk,
-        }),
-        Math.ceil(n / chunk),
-        count * n * k < ALONE,
-      );
+      const slice = this.#sliceRows(count * k);
+      for (let begin = 0; begin < n; begin += slice) {
+        if (begin > 0) yield;
+        const some = Math.min(slice, n - begin);
+        const chunk = this.#chunkRows(some, wBytes * count);
+        this.#pool.run(
+          memory,
+          encodeMatmul({
+            format,
+            x: xAt,
+            xBytes,
+            rows: count,
+            w: address + begin * wBytes,
+            wBytes,
+            n: some,
+            k,
+            y: yAt + 4 * begin,
+            yBytes,
+            chunk,
+          }),
+          Math.ceil(some / chunk),
+          count * some * k < ALONE,
+        );
+      }
       const y = { address: yAt, bytes: yBytes, first: done, rows: count };
       this.#finish(memory, y, finish === "swiglu" ? w.rows : n, out, finish);
+      yield;
     }
+  }
+
+  /** Rows of weights in a slice of work, if each takes `work` multiplications. */
+  #sliceRows(work: number): number {
+    const { threads } = this.#pool;
+    const rows = Math.floor(SLICE / work / CHUNK_ROWS) * CHUNK_ROWS;
+    return threads * Math.max(CHUNK_ROWS, rows);
+  }
+
+  /** Rows of weights in a chunk, if each takes `bytes` of weights times rows of x. */
+  #chunkRows(n: number, bytes: number): number {
+    const { threads } = this.#pool;
+    const rows = Math.max(
+      n / (8 * threads),
+      n / MAX_CHUNKS,
+      CHUNK_BYTES / bytes,
+    );
+    return CHUNK_ROWS * Math.ceil(rows / CHUNK_ROWS);
   }
 
   /** Copies or adds rows of results from work space to `out`. */
@@ -214,14 +236,14 @@ export class WasmCpuKernels implements CpuKernels {
   }
 
   /** Multiplies by a format that the kernels cannot read: unpacks blocks of rows to f32. */
-  #unpacked(
+  *#unpacked(
     x: Float32Array,
     rows: number,
     w: MatrixPart<CpuTensor>,
     k: number,
     out: Output,
     finish: Finish,
-  ): void {
+  ): Work {
     const swiglu = finish === "swiglu", n = swiglu ? w.rows : rowsHeld(w);
     const planes = w.planes.map(bytesOf), step = Math.min(n, UNPACKED_ROWS);
     this.#withoutReader.add(w.format.name);
@@ -241,14 +263,14 @@ export class WasmCpuKernels implements CpuKernels {
         const twin = swiglu ? n + begin : undefined;
         const part = { begin, rows: count, twin, format: f32, planes: [space] };
         const to = { ...out, column: out.column + begin };
-        this.matmul(x, rows, part, k, to, finish);
+        yield* this.matmul(x, rows, part, k, to, finish);
       }
     } finally {
       this.release(space);
     }
   }
 
-  attention({ q, k, v, cache, out }: Attention): void {
+  *attention({ q, k, v, cache, out }: Attention): Work {
     const { heads, kvHeads, headDim } = this.heads;
     const { first, tokens } = cache.pass;
     if (resultBytes(cache.context) > SCORES_BYTES) {
@@ -258,8 +280,7 @@ export class WasmCpuKernels implements CpuKernels {
         }`,
       );
     }
-    const group = heads / kvHeads;
-    const rows = q.length / (heads * headDim);
+    const group = heads / kvHeads, rows = q.length / (heads * headDim);
     const { memory, address } = this.#memory.find(k);
     const { buffer } = this.#pool.memories[memory].memory;
     const headBytes = packedBytes(headDim);
@@ -267,6 +288,7 @@ export class WasmCpuKernels implements CpuKernels {
     const most = Math.min(
       Math.floor(this.#room / (2 * heads * headBytes + 16)),
       Math.floor(MAX_CHUNKS / kvHeads),
+      this.#sliceQueries(cache),
     );
 
     for (let done = 0; done < rows; done += most) {
@@ -325,7 +347,18 @@ export class WasmCpuKernels implements CpuKernels {
         2 * scores * heads * headDim < ALONE,
       );
       eachHead(outAt, (head, to) => out.set(head.subarray(0, headDim), to));
+      yield;
     }
+  }
+
+  /** Rows of queries in a slice of work. */
+  #sliceQueries(
+    { lengths, pass: { first, sequences, tokens } }: KvCache<CpuTensor>,
+  ): number {
+    const { heads, headDim } = this.heads;
+    const longest = Math.max(...lengths.subarray(first, first + sequences));
+    const work = 2 * heads * headDim * (longest + tokens);
+    return Math.max(1, Math.floor(this.#pool.threads * SLICE / work));
   }
 
   [Symbol.dispose](): void {

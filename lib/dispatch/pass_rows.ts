@@ -44,3 +44,73 @@ export function chooseLogitsRows(
   const fit = Math.floor(bytes / 2 / 4 / vocabSize);
   return Math.max(1, Math.min(MOST_LOGITS, passRows, fit));
 }
+
+/**
+ * Multiplications of one dispatch that a software renderer does in about a tenth of a
+ * second (llvmpipe on two cores: 0.08 s for a matmul, 0.15 s for attention). A dispatch
+ * cannot be divided, and nothing else happens until it is done.
+ */
+const SOFTWARE_WORK = 1 << 28;
+
+/** Multiplications that a model does per token. */
+export interface ModelWork {
+  layers: number;
+  /** In the matrices of a layer, and in the largest of them. */
+  layer: number;
+  largest: number;
+  /** In the LM head. */
+  head: number;
+  /** In the attention of a layer, per position that the token attends to. */
+  attention: number;
+}
+
+/** A pass of a prompt: `tokens` tokens after the first `begin`. */
+export interface PromptPass {
+  begin: number;
+  tokens: number;
+}
+
+/**
+ * Divides a prompt of `length` tokens into passes of up to `rows` tokens, on a software
+ * renderer of so few that no dispatch takes long. `all` is whether each token needs
+ * logits. Depends on nothing that is measured, so that results can be repeated.
+ */
+export function promptPasses(
+  length: number,
+  rows: number,
+  work: ModelWork,
+  { software, all }: { software: boolean; all: boolean },
+): PromptPass[] {
+  const passes: PromptPass[] = [];
+  for (let begin = 0; begin < length;) {
+    let most = rows;
+    while (software && most > 1) {
+      const dispatch = Math.max(
+        work.largest,
+        all ? work.head : 0,
+        2 * work.attention * (begin + most), // attention is half as fast
+      );
+      if (most * dispatch <= SOFTWARE_WORK) break;
+      most = Math.ceil(most / 2);
+    }
+    const tokens = Math.min(most, length - begin);
+    passes.push({ begin, tokens });
+    begin += tokens;
+  }
+  return passes;
+}
+
+/** Multiplications of one dispatch of a pass, roughly: of matmuls and attention. */
+export function dispatchWork(
+  { kernel, dims }: {
+    kernel: string;
+    dims: Readonly<Record<string, number>>;
+  },
+  work: ModelWork,
+  { begin, tokens }: PromptPass,
+): number {
+  if (/^attend/.test(kernel)) {
+    return 2 * work.attention * dims.m * (begin + tokens);
+  }
+  return /^gem/.test(kernel) ? dims.m * dims.n * dims.k : 0;
+}

@@ -6,8 +6,11 @@
  * @module
  */
 import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
+import { dispatchWork } from "../dispatch/pass_rows.ts";
+import { LONGEST_WAIT_MS } from "../dispatch/rests.ts";
 import { type Sampling, seenBits } from "../model/sampling.ts";
-import { Plan } from "../webgpu/plan.ts";
+import { compileAll } from "../webgpu/pipeline.ts";
+import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import type { ReadWatcher } from "./ring_reader.ts";
 import { addSampling } from "./sample.ts";
@@ -70,6 +73,8 @@ export class DecodeLoop implements Disposable {
   #size: number;
   /** Steps in the chunk whose first piece was encoded most recently. */
   #chunk = 0;
+  /** Whether steps run one at a time in slices, and there are no chunks. */
+  #sliced = false;
   /** That piece, until it is submitted. */
   #piece?: GPUCommandBuffer;
 
@@ -87,16 +92,16 @@ export class DecodeLoop implements Disposable {
    * Submits the prompts and the sampling of their first tokens. The device starts
    * immediately; everything else is prepared while it works.
    */
-  prefill(texts: readonly (readonly number[])[]): void {
+  async prefill(texts: readonly (readonly number[])[]): Promise<void> {
     const { batch, options, batch: { cache, state, reader } } = this;
     const { ops: { gpu, config } } = batch, { sampling, signal } = options;
-    const logits = batch.prefillAll(texts, options.prefillRows, signal);
+    const logits = await batch.prefillAll(texts, options.prefillRows, signal);
     texts.forEach((ids, s) => {
       const seen = seenBits(config.vocabSize, ids);
       state.seen.write(s * seen.byteLength, seen);
     });
     state.step.write(0, new Uint32Array(cache.sequences).fill(options.step));
-    this.#addFirstSampling(logits);
+    await this.#addFirstSampling(logits);
     reader.drop();
     const encoder = gpu.device.createCommandEncoder();
     gpu.device.queue.submit([reader.copy(encoder, cache.flags)]);
@@ -105,18 +110,23 @@ export class DecodeLoop implements Disposable {
     state.lengths.write(0, lengths);
     this.#length = Math.max(...lengths); // from here on the host keeps count
 
-    this.#decode = batch.decode;
+    this.#decode = await batch.recorded(batch.decodeShape, signal);
     const { plan, logits: next } = this.#decode;
+    await compileAll(gpu, plan.shaders, signal);
     plan.seal();
+    this.#sliced = this.#isSlow;
     const longest = { longest: this.#last };
     this.#own.use(addSampling(this.#sample, next, sampling, state, longest));
+    await compileAll(gpu, this.#sample.shaders, signal);
     this.#sample.seal();
   }
 
-  #addFirstSampling(logits: Tensor): void {
-    const { batch: { ops: { gpu }, state }, options: { sampling } } = this;
+  async #addFirstSampling(logits: Tensor): Promise<void> {
+    const { batch: { ops: { gpu }, state }, options } = this;
+    const { sampling, signal } = options;
     const plan = this.#own.use(new Plan(gpu));
     this.#own.use(addSampling(plan, logits, sampling, state));
+    await compileAll(gpu, plan.shaders, signal);
     plan.run();
   }
 
@@ -128,7 +138,9 @@ export class DecodeLoop implements Disposable {
     let began = performance.now(), from = step;
     for (let steps = 1; steps > 0;) {
       // The call blocks until the submitted work is done; its promise may take 10 ms more.
+      const called = performance.now();
       const arriving = reader.read(from, from + steps, watcher);
+      this.#waited(steps, performance.now() - called);
       if (this.#piece) this.#submit(this.#piece);
       const now = performance.now();
       this.#grow(now - began);
@@ -145,8 +157,59 @@ export class DecodeLoop implements Disposable {
       if (first) this.#continue();
       await reader.rest();
       signal?.throwIfAborted();
-      steps = running;
+      steps = running || await this.#slowStep();
     }
+  }
+
+  /** Learns how long a step takes from a wait that was too long. */
+  #waited(steps: number, ms: number): void {
+    const { prompt, step } = this.batch.paces;
+    prompt.waited();
+    step.waited();
+    if (this.#planned > 1 && ms > LONGEST_WAIT_MS) {
+      step.measured(steps * this.#stepWork, ms);
+      this.#sliced ||= this.#isSlow;
+    }
+  }
+
+  get #stepWork(): number {
+    return this.#decode.plan.dispatches.reduce(
+      (sum, dispatch) => sum + this.#workOf(dispatch),
+      0,
+    );
+  }
+
+  #workOf(dispatch: Dispatch): number {
+    const pass = { begin: this.#length, tokens: 1 };
+    return dispatchWork(dispatch, this.batch.paces.work, pass);
+  }
+
+  /** Whether a step keeps the thread waiting too long if it is submitted at once. */
+  get #isSlow(): boolean {
+    const { step } = this.batch.paces;
+    return !this.options.watcher && step.msOf(this.#stepWork) > LONGEST_WAIT_MS;
+  }
+
+  /** Runs a step in slices; returns the number of steps, 0 if none is left. */
+  async #slowStep(): Promise<number> {
+    const { options: { maxTokens, signal }, batch } = this;
+    if (this.#planned >= maxTokens) return 0;
+    const { reader, cache, paces, ops: { gpu } } = batch;
+    const state = { length: this.#length };
+    await paces.step.run(
+      this.#decode.plan,
+      state,
+      (dispatch) => this.#workOf(dispatch),
+      signal,
+    );
+    this.#sample.run();
+    const encoder = gpu.device.createCommandEncoder();
+    gpu.device.queue.submit([reader.copy(encoder, cache.flags)]);
+    this.#length = Math.min(this.#length + 1, this.#last);
+    this.#planned++;
+    this.#sliced = this.#isSlow;
+    this.#encodeNextChunk();
+    return 1;
   }
 
   /** Chooses the size of the next chunks, unless the watcher fixes it. */
@@ -166,7 +229,7 @@ export class DecodeLoop implements Disposable {
 
   #encodeNextChunk(): void {
     const left = this.options.maxTokens - this.#planned;
-    this.#chunk = Math.min(this.#size, left);
+    this.#chunk = this.#sliced ? 0 : Math.min(this.#size, left);
     this.#planned += this.#chunk;
     this.#piece = this.#chunk > 0 ? this.#encode(0) : undefined;
   }

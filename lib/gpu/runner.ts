@@ -12,12 +12,14 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import { host } from "../host.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import { chooseLogitsRows, choosePassRows } from "../dispatch/pass_rows.ts";
+import { requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
 import type { Weights } from "../model/family.ts";
 import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
+import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
 import { type Sampling, validToken } from "../model/sampling.ts";
@@ -63,9 +65,12 @@ export class GpuRunner implements Runner {
     options: GpuRunnerOptions,
   ): Promise<GpuRunner> {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
+    requireVocabulary(`load ${checkpoint.name}`, config.vocabSize);
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
     // The largest weights bound how far rows may be scaled up in f16.
-    if (options.f16Matmuls) await measureLargest(gpu, config, weights);
+    if (options.f16Matmuls) {
+      await measureLargest(gpu, config, weights, options.signal);
+    }
     gpu.check();
     const size = { sequences: 1, context, dtype };
     const ops = new GpuOps(gpu, config);
@@ -88,7 +93,7 @@ export class GpuRunner implements Runner {
     const one = this.#one;
     one.cache.reset();
     const options = { sequence: 0, rows, all, signal };
-    for (const logits of one.prefill(tokens, options)) {
+    for await (const logits of one.prefill(tokens, options)) {
       last = logits;
       if (!all) continue;
       const part = await logits.read();
@@ -129,7 +134,7 @@ export class GpuRunner implements Runner {
     const texts = prompts.map((prompt) => [...prompt]);
     const batch = several ?? this.#one;
     for (let step = 0; step < maxTokens;) {
-      await this.#compileAhead(batch, texts);
+      await this.#compileAhead(batch, texts, signal);
       let overflow = false;
       {
         using loop = new DecodeLoop(batch, {
@@ -140,7 +145,7 @@ export class GpuRunner implements Runner {
           signal,
           watcher: this.watcher,
         });
-        loop.prefill(texts);
+        await loop.prefill(texts);
         for await (const ids of loop.tokens()) {
           overflow = ids === OVERFLOW;
           if (overflow) break;
@@ -156,22 +161,21 @@ export class GpuRunner implements Runner {
 
   async #several(sequences: number, context: number): Promise<GpuSequences> {
     this.requireRoom(sequences, context);
-    const dtype = this.cacheDtype;
-    return await GpuSequences.create(this.#ops, this.weights, {
-      sequences,
-      context,
-      dtype,
-    });
+    const size = { sequences, context, dtype: this.cacheDtype };
+    const { paces } = this.#one;
+    return await GpuSequences.create(this.#ops, this.weights, size, paces);
   }
 
   /** Compiles the shaders that a run needs, in several threads where that pays off. */
   async #compileAhead(
     batch: GpuSequences,
     texts: readonly (readonly number[])[],
+    signal?: AbortSignal,
   ): Promise<void> {
     const decided = await compileAhead(
       this.gpu,
       () => batch.shaders(texts, this.prefillRows),
+      signal,
     );
     if (!decided) return;
     const before = this.choices.findIndex(({ what }) => what === decided.what);
@@ -185,6 +189,11 @@ export class GpuRunner implements Runner {
     const heads = config.numAttentionHeads + 2 * config.numKeyValueHeads;
     const widest = Math.max(heads * config.headDim, config.intermediateSize);
     return choosePassRows(widest, gpu.limits.maxStorageBufferBindingSize);
+  }
+
+  /** How fast the device has been found to be. */
+  get paces(): Paces {
+    return this.#one.paces;
   }
 
   /** The type of cached keys and values. */

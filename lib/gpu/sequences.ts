@@ -6,10 +6,13 @@
  */
 import type { Matrix } from "../formats/matrix.ts";
 import type { CachePass, CacheSize } from "../model/kv_cache.ts";
+import { dispatchWork, promptPasses } from "../dispatch/pass_rows.ts";
+import { Rests } from "../dispatch/rests.ts";
 import { DeviceError } from "../errors.ts";
 import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import { Plan } from "../webgpu/plan.ts";
+import { type Paces, pacesOf } from "./paces.ts";
 import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import { RingReader } from "./ring_reader.ts";
@@ -65,6 +68,7 @@ export class GpuSequences implements Disposable {
   private constructor(
     readonly ops: GpuOps,
     readonly weights: Weights<Matrix<Tensor>>,
+    readonly paces: Paces,
     cache: GpuKvCache,
   ) {
     const { gpu, config } = ops, { sequences } = cache;
@@ -75,7 +79,8 @@ export class GpuSequences implements Disposable {
   }
 
   /**
-   * Creates empty sequences of up to `context` tokens.
+   * Creates empty sequences of up to `context` tokens. `paces` are known from other
+   * sequences of the model.
    *
    * @throws {MemoryError} if the device has no memory for them.
    */
@@ -83,8 +88,10 @@ export class GpuSequences implements Disposable {
     ops: GpuOps,
     weights: Weights<Matrix<Tensor>>,
     { sequences, context, dtype }: CacheSize,
+    paces?: Paces,
   ): Promise<GpuSequences> {
     const { gpu, config } = ops;
+    paces ??= pacesOf(gpu, config);
     const cache = await GpuKvCache.create(
       gpu,
       config,
@@ -92,7 +99,7 @@ export class GpuSequences implements Disposable {
       context,
       dtype,
     );
-    const made = new GpuSequences(ops, weights, cache);
+    const made = new GpuSequences(ops, weights, paces, cache);
     await made.reader.prepare(READBACKS);
     return made;
   }
@@ -107,16 +114,36 @@ export class GpuSequences implements Disposable {
   }
 
   /**
-   * The pass of a decode step: one token per sequence, which sampling has written to
-   * its input.
+   * The shape of a decode step: one token per sequence, which sampling has written to
+   * the pass's input.
    */
-  get decode(): Pass {
+  get decodeShape(): PassShape {
     const { sequences } = this.#cache;
-    return this.pass({ first: 0, sequences, tokens: 1, all: false });
+    return { first: 0, sequences, tokens: 1, all: false };
   }
 
   /** Returns the pass of a shape, recorded on first use and sealed when it first runs. */
   pass(shape: PassShape): Pass {
+    const recording = this.#record(shape);
+    for (;;) {
+      const { done, value } = recording.next();
+      if (done) return value;
+    }
+  }
+
+  /** Returns {@linkcode pass} of a shape; the event loop turns while it is recorded. */
+  async recorded(shape: PassShape, signal?: AbortSignal): Promise<Pass> {
+    using recording = this.#record(shape);
+    const rests = new Rests();
+    for (;;) {
+      const { done, value } = recording.next();
+      if (done) return value;
+      await rests.rest(signal);
+    }
+  }
+
+  /** Records the pass of a shape, verb by verb. */
+  *#record(shape: PassShape): Generator<void, Pass> {
     const { first, sequences, tokens, all } = shape;
     const key = JSON.stringify([first, sequences, tokens, all]);
     const known = this.#passes.get(key);
@@ -129,7 +156,8 @@ export class GpuSequences implements Disposable {
       plan[Symbol.dispose]();
       this.#passes.delete(oldest);
     }
-    const plan = new Plan(gpu);
+    using unfinished = new DisposableStack();
+    const plan = unfinished.use(new Plan(gpu));
     const rows = sequences * tokens;
     const input = whole
       ? this.#state.tokens
@@ -138,9 +166,12 @@ export class GpuSequences implements Disposable {
     ops.plan = plan;
     this.#cache.record(shape);
     const { forward } = familyOf(ops.config);
-    const logits = forward(ops, this.weights, input, this.#cache, all);
-    const pass = { plan, input, logits };
+    const recording = forward(ops, this.weights, input, this.#cache, all);
+    let verb = recording.next();
+    for (; !verb.done; verb = recording.next(verb.value)) yield;
+    const pass = { plan, input, logits: verb.value };
     this.#passes.set(key, pass);
+    unfinished.move();
     return pass;
   }
 
@@ -153,22 +184,29 @@ export class GpuSequences implements Disposable {
     const firsts = new Map<number, number>();
     prompts.forEach(({ length }, sequence) => {
       const fits = Math.min(length, this.#cache.context);
-      for (const tokens of [Math.min(fits, rows), fits % rows]) {
-        if (tokens > 0 && !firsts.has(tokens)) firsts.set(tokens, sequence);
+      for (const { tokens } of this.#passesOf(fits, rows, false)) {
+        if (!firsts.has(tokens)) firsts.set(tokens, sequence);
       }
     });
     const passes = [...firsts].slice(0, MOST_PASSES - 1).map(
       ([tokens, first]) =>
         this.pass({ first, sequences: 1, tokens, all: false }),
     );
-    return [...passes, this.decode].flatMap(({ plan }) => plan.shaders);
+    return [...passes, this.pass(this.decodeShape)].flatMap(({ plan }) =>
+      plan.shaders
+    );
+  }
+
+  #passesOf(length: number, rows: number, all: boolean) {
+    const { software } = this.ops.gpu;
+    return promptPasses(length, rows, this.paces.work, { software, all });
   }
 
   /**
-   * Submits a prompt in chunks of `rows` tokens into an empty sequence; yields the logits
-   * of each chunk.
+   * Submits a prompt in passes of up to `rows` tokens into an empty sequence; yields the
+   * logits of each pass.
    */
-  *prefill(
+  async *prefill(
     prompt: readonly number[],
     { sequence, rows, all, signal }: {
       sequence: number;
@@ -176,16 +214,22 @@ export class GpuSequences implements Disposable {
       all: boolean;
       signal?: AbortSignal;
     },
-  ): Generator<Tensor, void> {
-    const { gpu } = this.ops, cache = this.#cache;
-    for (let begin = 0; begin < prompt.length; begin += rows) {
+  ): AsyncGenerator<Tensor, void> {
+    const { paces, ops: { gpu } } = this, cache = this.#cache;
+    for (const part of this.#passesOf(prompt.length, rows, all)) {
       signal?.throwIfAborted();
-      const chunk = Uint32Array.from(prompt.slice(begin, begin + rows));
-      const pass = { first: sequence, sequences: 1, tokens: chunk.length };
-      const { plan, input, logits } = this.pass({ ...pass, all });
-      input.write(0, chunk);
+      const { begin, tokens } = part;
+      const pass = { first: sequence, sequences: 1, tokens };
+      const shape = { ...pass, all };
+      const { plan, input, logits } = await this.recorded(shape, signal);
+      input.write(0, Uint32Array.from(prompt.slice(begin, begin + tokens)));
       cache.begin(pass);
-      plan.run({ length: begin });
+      await paces.prompt.run(
+        plan,
+        { length: begin },
+        (dispatch) => dispatchWork(dispatch, paces.work, part),
+        signal,
+      );
       cache.advance();
       gpu.check();
       yield logits;
@@ -196,18 +240,18 @@ export class GpuSequences implements Disposable {
    * Submits the prompts of all sequences one after another, each truncated to the context;
    * returns the logits after each, `[sequences, vocab]`.
    */
-  prefillAll(
+  async prefillAll(
     prompts: readonly (readonly number[])[],
     rows: number,
     signal?: AbortSignal,
-  ): Tensor {
+  ): Promise<Tensor> {
     const { gpu, config } = this.ops, { sequences, context } = this.#cache;
     this.#cache.reset();
     let last: Tensor;
     for (const [sequence, prompt] of prompts.entries()) {
       const fits = prompt.slice(0, context);
       const options = { sequence, rows, all: false, signal };
-      for (last of this.prefill(fits, options));
+      for await (last of this.prefill(fits, options));
       if (sequences === 1) break;
       // The next prompt overwrites these logits.
       this.#firstLogits ??= this.#own.use(

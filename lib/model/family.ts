@@ -81,7 +81,9 @@ export interface Family {
   /**
    * Computes the logits after the last of `tokens`, `[sequences, vocab]`, or with `all`
    * after each of them, `[tokens, vocab]`. Prefill and decode use the same function,
-   * because the cache knows the positions of the tokens.
+   * because the cache knows the positions of the tokens. Yields the result of every verb
+   * and is sent it back, so that a runner can do other things between two verbs; where
+   * there is no need, {@linkcode finish} returns the logits.
    */
   forward<T>(
     ops: Ops<T>,
@@ -89,7 +91,14 @@ export interface Family {
     tokens: T,
     cache: KvCache<T>,
     all?: boolean,
-  ): T;
+  ): Generator<T, T, T>;
+}
+
+/** Runs a forward pass to its end. */
+export function finish<T>(pass: Generator<T, T, T>): T {
+  let next = pass.next();
+  while (!next.done) next = pass.next(next.value);
+  return next.value;
 }
 
 /**

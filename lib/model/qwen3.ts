@@ -32,24 +32,24 @@ export const qwen3: Family = {
   forward,
 };
 
-function forward<T>(
+function* forward<T>(
   ops: Ops<T>,
   weights: Weights<Matrix<T>>,
   tokens: T,
   cache: KvCache<T>,
   all = false,
-): T {
-  let x = ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
+): Generator<T, T, T> {
+  let x = yield ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
   for (const [i, layer] of weights.layers.entries()) {
-    const qkv = ops.normMatmul(x, layer.inputNorm, layer.qkvProj);
+    const qkv = yield ops.normMatmul(x, layer.inputNorm, layer.qkvProj);
     const { qNorm, kNorm, gateUpProj, downProj } = layer;
     const next = [gateUpProj, downProj] as const;
-    const attended = ops.attend(qkv, qNorm, kNorm, cache, i, next);
-    x = ops.matmulAdd(attended, layer.oProj, x);
-    const gated = ops.normSwiglu(x, layer.postNorm, gateUpProj);
-    x = ops.matmulAdd(gated, downProj, x);
+    const attended = yield ops.attend(qkv, qNorm, kNorm, cache, i, next);
+    x = yield ops.matmulAdd(attended, layer.oProj, x);
+    const gated = yield ops.normSwiglu(x, layer.postNorm, gateUpProj);
+    x = yield ops.matmulAdd(gated, downProj, x);
   }
-  if (!all) x = ops.lastRow(x, cache);
+  if (!all) x = yield ops.lastRow(x, cache);
   return ops.normMatmul(x, weights.norm, weights.lmHead);
 }
 

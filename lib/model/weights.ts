@@ -7,6 +7,7 @@
  */
 import type { Checkpoint, TensorInfo } from "../checkpoint/checkpoint.ts";
 import type { LoadProgress } from "../checkpoint/sources.ts";
+import { Rests } from "../dispatch/rests.ts";
 import { type Format, storedRowBytes } from "../formats/format.ts";
 import { allocateMatrix, type Matrix, piecesOf } from "../formats/matrix.ts";
 import { familyOf } from "./families.ts";
@@ -30,13 +31,18 @@ export interface WeightStore<T> {
   allocate(bytes: number, label: string): T;
   /** Writes to `buffer`, from byte `begin`. `bytes` may be reused on return. */
   write(buffer: T, begin: number, bytes: Uint8Array<ArrayBuffer>): void;
-  /** Computes rows `row` to `row + rows` from a rule, on the device; false if it cannot. */
+  /**
+   * Computes rows `row` to `row + rows` from a rule, on the device; false if it cannot.
+   *
+   * @throws the reason of `signal` if it is aborted.
+   */
   synthesize?(
     matrix: Matrix<T>,
     row: number,
     rows: number,
     rule: SyntheticRule,
-  ): boolean;
+    signal?: AbortSignal,
+  ): Promise<boolean>;
   /** Waits for all writes to finish, which bounds staging memory. */
   settle(): Promise<void>;
 }
@@ -87,6 +93,7 @@ class Loader<T> {
   /** Bytes written since the last `settle`. */
   #unsettled = 0;
   #staging = new Uint8Array(PIECE);
+  readonly #rests = new Rests();
 
   constructor(
     readonly checkpoint: Checkpoint,
@@ -122,9 +129,13 @@ class Loader<T> {
       const { rows } = stack[i], { synthetic } = checkpoint;
       const rule = synthetic &&
         syntheticRule(info.name, kind, info.shape, synthetic.seed);
-      if (rule && store.synthesize?.(matrix, row, rows, rule)) {
+      const { signal } = this.options;
+      if (
+        rule && await store.synthesize?.(matrix, row, rows, rule, signal)
+      ) {
         this.#report(info, info.byteLength);
       } else await this.#copy(info, matrix, row, rows);
+      await this.#rests.rest(signal);
       row += rows;
     }
     return matrix;
@@ -155,6 +166,7 @@ class Loader<T> {
         this.#unsettled = 0;
       }
       this.#report(info, stored.length);
+      await this.#rests.rest(signal);
     }
   }
 
@@ -167,9 +179,7 @@ class Loader<T> {
   #report({ name: file }: TensorInfo, bytes: number): void {
     this.#done += bytes;
     const progress = { done: this.#done, total: this.#total };
-    const { onProgress, signal } = this.options;
-    onProgress?.({ stage: "weights", file, ...progress });
-    signal?.throwIfAborted();
+    this.options.onProgress?.({ stage: "weights", file, ...progress });
   }
 }
 

@@ -4,8 +4,9 @@
  *
  * @module
  */
+import { jsonText } from "../errors.ts";
 import { isObject } from "../json.ts";
-import { type Bpe, isTokenId, quoted, wrong } from "./bpe.ts";
+import { type Bpe, isTokenId, wrong } from "./bpe.ts";
 
 /** The most UTF-16 units of an added token, since matching takes that long at worst. */
 const MOST_UNITS = 1000;
@@ -50,7 +51,7 @@ export function collectAddedTokens(
     const known = added.get(content)?.id ?? ids.get(content);
     if (known !== undefined && known !== id) {
       throw new Error(
-        `${quoted(content)} has id ${id} in ${where}, but ${known} ${
+        `${jsonText(content)} has id ${id} in ${where}, but ${known} ${
           added.has(content) ? "before that" : "in model.vocab"
         }`,
       );
@@ -58,8 +59,8 @@ export function collectAddedTokens(
     const other = contents.get(id) ?? tokens.get(id);
     if (other !== undefined && other !== content) {
       throw new Error(
-        `${quoted(content)} has id ${id} in ${where}, which ${
-          quoted(other)
+        `${jsonText(content)} has id ${id} in ${where}, which ${
+          jsonText(other)
         } has too`,
       );
     }
@@ -79,7 +80,7 @@ export function collectAddedTokens(
     throw wrong("added_tokens_decoder", decoder, "an object");
   }
   for (const [key, entry] of Object.entries(decoder)) {
-    const where = `added_tokens_decoder[${quoted(key)}]`;
+    const where = `added_tokens_decoder[${jsonText(key)}]`;
     const id = /^\d+$/.test(key) ? Number(key) : key;
     const token = readToken(entry, where, id);
     if (token) put(token, where);
@@ -153,7 +154,7 @@ function specialTokens(config: Json): { content: string; token: Json }[] {
     if (list === undefined || list === null) continue;
     if (typeof list !== "object") throw wrong(where, list, "a list");
     for (const [key, value] of Object.entries(list)) {
-      values.push([`${where}[${quoted(key)}]`, value]);
+      values.push([`${where}[${jsonText(key)}]`, value]);
     }
   }
   return values.flatMap(([where, value]) => {
@@ -201,7 +202,7 @@ export function createSplitter(
     const spelled = spelling(token.content);
     if (spelled === "") {
       throw new Error(
-        `the normalizer leaves nothing of ${quoted(token.content)}`,
+        `the normalizer leaves nothing of ${jsonText(token.content)}`,
       );
     }
     let node = root;
@@ -213,8 +214,8 @@ export function createSplitter(
     }
     if (node.token) {
       throw new Error(
-        `the normalizer turns ${quoted(node.token.content)} and ${
-          quoted(token.content)
+        `the normalizer turns ${jsonText(node.token.content)} and ${
+          jsonText(token.content)
         } into the same text`,
       );
     }

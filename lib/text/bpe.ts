@@ -5,6 +5,7 @@
  * @module
  */
 import TinyQueue from "npm:tinyqueue@3.0.0";
+import { jsonText } from "../errors.ts";
 import { isObject } from "../json.ts";
 
 /** Token ids, and ranks of merges, are below this. */
@@ -140,12 +141,12 @@ function readVocabulary(vocab: unknown) {
   const tokens = new Map<number, string>();
   for (const [token, id] of Object.entries(vocab)) {
     if (!isTokenId(id) || tokens.has(id)) {
-      const where = `the id of ${quoted(token)} in model.vocab`;
+      const where = `the id of ${jsonText(token)} in model.vocab`;
       if (!isTokenId(id)) {
         throw wrong(where, id, `an integer from 0 to ${MOST_TOKENS - 1}`);
       }
       throw new Error(
-        `${where} is ${id}, which ${quoted(tokens.get(id)!)} has too`,
+        `${where} is ${id}, which ${jsonText(tokens.get(id)!)} has too`,
       );
     }
     ids.set(token, id);
@@ -171,7 +172,7 @@ function readMerges(merges: unknown, ids: ReadonlyMap<string, number>): Merges {
     const id = ids.get(token);
     if (id !== undefined) return id;
     throw new Error(
-      `merge ${at} needs ${quoted(token)}, which model.vocab does not have`,
+      `merge ${at} needs ${jsonText(token)}, which model.vocab does not have`,
     );
   };
   for (let at = 0; at < merges.length; at++) {
@@ -218,7 +219,7 @@ function requireBytes(idOfByte: Int32Array, unknown: { id: number }): void {
   );
   if (missing.length === 0) return;
   const list = missing.slice(0, 8).map((byte) =>
-    `${quoted(CHARACTER_OF_BYTE[byte])} for byte 0x${
+    `${jsonText(CHARACTER_OF_BYTE[byte])} for byte 0x${
       byte.toString(16).padStart(2, "0")
     }`
   );
@@ -281,18 +282,5 @@ export function isTokenId(id: unknown): id is number {
 
 /** The error for a field of a tokenizer's file. */
 export function wrong(field: string, value: unknown, must: string): Error {
-  const is = value === undefined ? "missing" : shortJson(value);
-  return new Error(`${field} is ${is}, must be ${must}`);
-}
-
-/** A text from a file, in quotes and shortened. */
-export function quoted(text: string): string {
-  return shortJson(text);
-}
-
-function shortJson(value: unknown): string {
-  const text = JSON.stringify(
-    Array.isArray(value) ? value.slice(0, 20) : value,
-  );
-  return text.length <= 100 ? text : `${text.slice(0, 99)}…`;
+  return new Error(`${field} is ${jsonText(value)}, must be ${must}`);
 }

@@ -14,7 +14,7 @@ import {
   type Turn,
 } from "./conversation.ts";
 import { errorText } from "../errors.ts";
-import { isObject } from "../json.ts";
+import { isObject, jsonText, parseExactJson } from "../json.ts";
 import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
 /** Options of {@linkcode renderChat}. */
@@ -160,7 +160,7 @@ function fitArguments(turns: readonly Turn[], render: Render): void {
     if (typeof given === "string" && !takesText && takesObject) {
       called.arguments = parseArguments(given, where);
     } else if (typeof given !== "string" && !takesObject && takesText) {
-      called.arguments = JSON.stringify(given);
+      called.arguments = jsonText(given);
     }
   }
 }
@@ -168,7 +168,7 @@ function fitArguments(turns: readonly Turn[], render: Render): void {
 function parseArguments(text: string, where: string): Record<string, unknown> {
   let json: unknown;
   try {
-    json = JSON.parse(text);
+    json = parseExactJson(text);
   } catch {
     // Refused below.
   }
@@ -248,7 +248,9 @@ function markArguments(
   if (!hasValue(args)) return args;
   if (typeof args === "string") return args + mark();
   const text = mark();
-  return { ...args, [text]: text };
+  if (!(args instanceof Map)) return { ...args, [text]: text };
+  const marked = new Map<string, unknown>(args).set(text, text);
+  return marked as unknown as Record<string, unknown>;
 }
 
 /** Reasoning given to a template that knows none, such as those of Instruct checkpoints. */

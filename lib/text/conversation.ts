@@ -5,7 +5,7 @@
  * @module
  */
 import { described } from "../errors.ts";
-import { isObject, requireJsonValue } from "../json.ts";
+import { isObject, jsonText, requireJsonValue } from "../json.ts";
 
 /** A function call that the assistant made. */
 export interface ToolCall {
@@ -342,7 +342,7 @@ function readOutput(output: unknown, where: string): string {
     return requireText(output.value, `${where}.value`);
   }
   if (type === "json" || type === "error-json") {
-    return jsonText(output.value, `${where}.value`);
+    return readJson(output.value, `${where}.value`);
   }
   if (type === "execution-denied") {
     return hasValue(output.reason)
@@ -362,13 +362,13 @@ function readOutput(output: unknown, where: string): string {
 function resultText(result: unknown, where: string): string {
   return typeof result === "string"
     ? requireText(result, where)
-    : jsonText(result, where);
+    : readJson(result, where);
 }
 
-function jsonText(value: unknown, where: string): string {
+function readJson(value: unknown, where: string): string {
   if (value === undefined) throw refusal(`${where} is missing`);
   requireJsonValue(value, `${CANNOT}: ${where}`);
-  return JSON.stringify(value);
+  return jsonText(value);
 }
 
 function readCalls(calls: unknown, where: string): ToolCall[] {
@@ -488,6 +488,7 @@ function requireText(text: unknown, where: string): string {
 /** Whether a field says anything. */
 export function hasValue(value: unknown): boolean {
   if (value === undefined || value === null || value === "") return false;
+  if (value instanceof Map) return value.size > 0;
   return typeof value !== "object" || Object.keys(value).length > 0;
 }
 

@@ -11,9 +11,9 @@
  */
 import { SplitPreTokenizer } from "npm:@huggingface/tokenizers@0.2.0";
 import { type AST, RegExpParser } from "npm:@eslint-community/regexpp@4.12.3";
-import { errorText } from "../errors.ts";
+import { errorText, jsonText } from "../errors.ts";
 import { isObject } from "../json.ts";
-import { quoted, wrong } from "./bpe.ts";
+import { wrong } from "./bpe.ts";
 
 /** Finds what a pattern matches: begin and end of each match, in UTF-16 units. */
 export type Matcher = (
@@ -36,7 +36,7 @@ export class Budget {
     if (this.#left >= 0) return;
     throw new Error(
       `Cannot encode a text of ${this.textLength} characters: the tokenizer's pattern ${
-        quoted(pattern)
+        jsonText(pattern)
       } backtracks too much, it takes more than ${this.#steps} steps or ${MOST_KEPT} numbers to keep`,
     );
   }
@@ -97,7 +97,9 @@ export function readPattern(json: unknown, where: string): Matcher {
     return (text, budget) => findCounted(program, regex, text, budget);
   } catch (error) {
     throw new Error(
-      `${where} is ${quoted(regex)}, which cannot be run: ${errorText(error)}`,
+      `${where} is ${jsonText(regex)}, which cannot be run: ${
+        errorText(error)
+      }`,
       { cause: error },
     );
   }

@@ -70,6 +70,11 @@ export function encodePrompt(
     }
   }
   if (prompt === "") return { tokenIds: [] };
+  if (typeof prompt === "string" && !prompt.isWellFormed()) {
+    throw new Error(
+      "Cannot generate: the prompt has half of a surrogate pair, must have whole characters",
+    );
+  }
   const tokenizer = source.tokenizer();
   const template = raw ? undefined : tokenizer.chatTemplate;
   if (template === undefined) {

@@ -25,6 +25,7 @@ export interface ReplyFormat {
 
 const THINK = "<think>", THINK_END = "</think>";
 const CALL = "<tool_call>", CALL_END = "</tool_call>";
+const XML_END = "</function>";
 
 /** The tags that separate a reply. */
 export const REPLY_TAGS: readonly string[] = [
@@ -40,7 +41,8 @@ export const REPLY_TAGS: readonly string[] = [
  * - `<think>` opens reasoning at the beginning of the reply and after a block; elsewhere
  *   it is text. Reasoning ends at `</think>`; tags of calls inside it are reasoning.
  * - `<tool_call>` opens a call if JSON or `<function=` follows, else it is text. A call
- *   comes as one piece, once it is complete. One without a name is text.
+ *   comes as one piece, once it is complete. One without a name is text. Qwen3-Coder
+ *   sometimes forgets the tag: `<function=NAME>` opens a call of a tool that it was given.
  * - Line breaks at the ends of reasoning and after a block, and blanks before a block,
  *   belong to the format and are left out.
  *
@@ -56,6 +58,8 @@ export class ReplyStream {
   /** The calls so far. */
   readonly toolCalls: ToolCall[] = [];
   readonly #tools: readonly Tool[];
+  /** What opens the call of a tool without a tag. */
+  readonly #bareTags: readonly string[];
   readonly #pieces = new Pieces();
   #kind: PieceKind;
   /** What is not yet known to be text or a tag; in a call, everything after its tag. */
@@ -64,6 +68,8 @@ export class ReplyStream {
   #fresh = true;
   /** The prompt's `<think>` may be repeated. */
   #repeats: boolean;
+  /** The call has no tag of its own, or had none, so that one at its end is left out. */
+  #bare = false;
   /** Where to look for the end of a call, and the first end that was passed over. */
   #searched = 0;
   #passed = -1;
@@ -72,6 +78,7 @@ export class ReplyStream {
     this.#kind = thinking ? "reasoning" : "text";
     this.#repeats = thinking;
     this.#tools = tools;
+    this.#bareTags = tools.map((tool) => `${XML_CALL}${tool.function.name}>`);
   }
 
   /** What the text that comes next belongs to, as far as is known. */
@@ -129,23 +136,40 @@ export class ReplyStream {
       return true;
     }
     if (held.startsWith(CALL)) return this.#open(more);
+    if (this.#bareTags.some((tag) => held.startsWith(tag))) {
+      return this.#openAt(0);
+    }
+    const ends = this.#bare && this.#fresh; // the call before
+    if (ends && held.startsWith(CALL_END)) {
+      this.#held = held.slice(CALL_END.length);
+      this.#bare = false;
+      return true;
+    }
     const waits = CALL.startsWith(held) ||
-      (this.#fresh && THINK.startsWith(held));
+      (this.#fresh && THINK.startsWith(held)) ||
+      (ends && CALL_END.startsWith(held)) ||
+      this.#bareTags.some((tag) => tag.startsWith(held));
     return more && waits ? false : this.#text(1);
   }
 
   /** Opens a call, or goes on with text if none follows the tag. */
   #open(more: boolean): boolean {
-    const body = this.#held.slice(CALL.length), first = body.trimStart();
+    const first = this.#held.slice(CALL.length).trimStart();
     if (/^[{[]/.test(first) || first.startsWith(XML_CALL)) {
-      this.#held = body;
-      this.#kind = "tool";
-      this.#searched = 0;
-      this.#passed = -1;
-      return true;
+      return this.#openAt(CALL.length);
     }
     const waits = XML_CALL.startsWith(first);
     return more && waits ? false : this.#text(CALL.length);
+  }
+
+  /** Opens a call after its tag, or without one. */
+  #openAt(at: number): true {
+    this.#held = this.#held.slice(at);
+    this.#bare = at === 0;
+    this.#kind = "tool";
+    this.#searched = 0;
+    this.#passed = -1;
+    return true;
   }
 
   #reason(more: boolean): boolean {
@@ -166,18 +190,21 @@ export class ReplyStream {
 
   /** Looks for the end of a call. */
   #call(): boolean {
+    const tag = this.#bare ? XML_END : CALL_END;
     for (;;) {
-      const held = this.#held, at = held.indexOf(CALL_END, this.#searched);
+      const held = this.#held, at = held.indexOf(tag, this.#searched);
       if (at < 0) {
-        this.#searched = Math.max(0, held.length - CALL_END.length + 1);
+        this.#searched = Math.max(0, held.length - tag.length + 1);
         return false;
       }
-      const block = readBlock(held.slice(0, at), this.#tools);
+      // This end belongs to the call itself.
+      const end = this.#bare ? at + tag.length : at;
+      const block = readBlock(held.slice(0, end), this.#tools);
       if (block !== "open") {
-        this.#endBlock(at, CALL_END, block);
+        this.#endBlock(end, block);
         return true;
       }
-      if (this.#passed < 0) this.#passed = at;
+      if (this.#passed < 0) this.#passed = end;
       this.#searched = at + 1;
     }
   }
@@ -185,34 +212,36 @@ export class ReplyStream {
   /** Ends a call at the end of the reply, where no more ends follow. */
   #endCall(): void {
     const block = readBlock(this.#held, this.#tools);
-    if (Array.isArray(block)) this.#endBlock(this.#held.length, "", block);
-    else if (this.#passed >= 0) {
-      this.#endBlock(this.#passed, CALL_END, "broken");
-    } else this.#endBlock(this.#held.length, "", "text");
+    if (Array.isArray(block)) this.#endBlock(this.#held.length, block);
+    else if (this.#passed >= 0) this.#endBlock(this.#passed, "broken");
+    else this.#endBlock(this.#held.length, "text");
   }
 
-  /** Ends a call before the tag of its end, which lies `at` there. */
-  #endBlock(at: number, tag: string, block: ToolCall[] | "broken" | "text") {
+  /** Ends a call whose body ends `at` there. */
+  #endBlock(at: number, block: ToolCall[] | "broken" | "text"): void {
     const held = this.#held;
     let calls = Array.isArray(block) ? block : undefined;
     const inner = calls ? -1 : held.slice(0, at).indexOf(CALL);
     if (inner >= 0) {
       // Another call begins before the end of this one.
-      [at, tag] = [inner, ""];
+      at = inner;
       const first = readBlock(held.slice(0, at), this.#tools);
       if (Array.isArray(first)) calls = first;
     } else if (block === "broken") {
       calls = readBroken(held.slice(0, at), this.#tools);
     }
+    const ends = !this.#bare && held.startsWith(CALL_END, at);
+    const next = at + (ends ? CALL_END.length : 0);
     this.#kind = "text";
     if (!calls) {
-      this.#held = CALL + held;
-      this.#text(CALL.length + at + tag.length);
+      const tag = this.#bare ? "" : CALL;
+      this.#held = tag + held;
+      this.#text(tag.length + next);
       return;
     }
     this.toolCalls.push(...calls);
     this.#pieces.tool(held.slice(0, at).trim());
-    this.#held = held.slice(at + tag.length);
+    this.#held = held.slice(next);
     this.#close();
   }
 

@@ -3,20 +3,13 @@
  *
  * @module
  */
-import { errorText } from "../errors.ts";
+import { errorText, jsonText } from "../errors.ts";
 import {
   type AddedToken,
   collectAddedTokens,
   createSplitter,
 } from "./added_tokens.ts";
-import {
-  type Bpe,
-  createBpe,
-  isTokenId,
-  quoted,
-  tokenBytes,
-  wrong,
-} from "./bpe.ts";
+import { type Bpe, createBpe, isTokenId, tokenBytes, wrong } from "./bpe.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { isObject, parseJson } from "../json.ts";
 import { Budget } from "./pattern.ts";
@@ -232,7 +225,7 @@ function readPostProcessor(
     }
     const known = added.get(token) ?? ids.get(token);
     if (known !== undefined && (listed.length !== 1 || listed[0] !== known)) {
-      throw wrong(where, listed, `[${known}], the id of ${quoted(token)}`);
+      throw wrong(where, listed, `[${known}], the id of ${jsonText(token)}`);
     }
     return listed as number[];
   };
@@ -276,7 +269,7 @@ function readSteps(
     const listed = isObject(step.special_tokens)
       ? step.special_tokens[name]
       : undefined;
-    const own = `${where}.special_tokens[${quoted(name)}].ids`;
+    const own = `${where}.special_tokens[${jsonText(name)}].ids`;
     (texts === 0 ? before : after).push(
       ...idsOf(name, isObject(listed) ? listed.ids : listed, own),
     );

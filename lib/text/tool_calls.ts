@@ -5,7 +5,7 @@
  * @module
  */
 import type { Tool, ToolCall } from "./conversation.ts";
-import { isObject } from "../json.ts";
+import { isObject, jsonText } from "../json.ts";
 
 /** The beginning of Qwen3-Coder's calls. */
 export const XML_CALL = "<function=";
@@ -65,7 +65,7 @@ function readJson(body: string): ToolCall[] | undefined {
 function argumentsOf(given: unknown): Record<string, unknown> | string {
   if (given === undefined || given === null) return {};
   if (isObject(given)) return given;
-  if (typeof given !== "string") return JSON.stringify(given);
+  if (typeof given !== "string") return jsonText(given);
   const parsed = tryJson(given);
   return isObject(parsed) ? parsed : given;
 }
@@ -97,7 +97,8 @@ function readBrokenJson(body: string): ToolCall[] | undefined {
   if (!head) return undefined;
   const rest = body.slice(head[0].length)
     .replace(/^(["'])(?:arguments|parameters)\1\s*:\s*/, "").trim();
-  const shorter = (text: string) => text.replace(/\s*\}$/, "");
+  const shorter = (text: string) =>
+    text.endsWith("}") ? text.slice(0, -1).trimEnd() : text;
   // Without the brace that closes the call, with it, or with one too many.
   for (const text of [rest, shorter(rest), shorter(shorter(rest))]) {
     const parsed = tryJson(text);
@@ -192,7 +193,9 @@ function convert(text: string, declared: unknown, root: object): unknown {
   const parsed = tryJson(
     /^(?:True|False)$/.test(word) ? word.toLowerCase() : word,
   );
-  if ((word === "None" || parsed === null) && types.has("null")) return null;
+  const nullable = types.has("null") ||
+    (types.size > 0 && !types.has("string"));
+  if ((word === "None" || parsed === null) && nullable) return null;
   if (parsed === undefined) return text;
   const type = typeOf(parsed);
   const fits = types.has(type) ||

@@ -23,7 +23,7 @@ import { GpuOps } from "../gpu/ops.ts";
 import { gpuStore } from "../gpu/store.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
 import { familyOf } from "../model/families.ts";
-import { mapWeights, stackedShape } from "../model/family.ts";
+import { finish, mapWeights, stackedShape } from "../model/family.ts";
 import { tryInstead } from "../text/messages.ts";
 import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
@@ -226,6 +226,7 @@ function sketch(device: Sketched): Gpu {
       maxStorageBuffersPerShaderStage: limits.maxStorageBuffersPerShaderStage,
       maxStorageBufferBindingSize: Infinity,
     },
+    requireLive() {},
     buffer: () => ({ destroy() {} }),
     device: { queue: { writeBuffer() {} } },
   } as unknown as Gpu;
@@ -265,7 +266,9 @@ function recordPasses(
   );
   cache.record({ first: 0, sequences: 1, tokens });
   const ops = new GpuOps(gpu, config, plan);
-  const logits = family.forward(ops, weights, u32("tokens", tokens), cache);
+  const logits = finish(
+    family.forward(ops, weights, u32("tokens", tokens), cache),
+  );
   const size = { sequences: 1, vocab: vocabSize, steps: 256 };
   const state = {
     ...createSamplerBuffers(gpu, size),

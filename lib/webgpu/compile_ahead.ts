@@ -10,7 +10,7 @@
 import type { Choice } from "../dispatch/choice.ts";
 import { host, workerRefusal } from "../host.ts";
 import type { Gpu } from "./device.ts";
-import { compile, isCompiled, type Shader } from "./pipeline.ts";
+import { compile, compileAll, isCompiled, type Shader } from "./pipeline.ts";
 
 /** Sent to a worker: what to compile, and for which device. */
 export interface CompileJob {
@@ -51,6 +51,7 @@ const failing = new WeakSet<Gpu>();
 export async function compileAhead(
   gpu: Gpu,
   shaders: () => readonly Shader[],
+  signal?: AbortSignal,
 ): Promise<Choice | undefined> {
   if (
     !gpu.vulkan || !gpu.adapterClass.startsWith("NVIDIA") ||
@@ -70,18 +71,23 @@ export async function compileAhead(
   if (workers < 1) return undefined;
   const { driverMs } = compile(gpu, missing.pop()!);
   if (driverMs < COMPILED_MS) return undefined;
-  return await compileInWorkers(gpu, missing, workers);
+  return await compileInWorkers(gpu, missing, workers, { signal });
 }
 
 /**
  * Compiles shaders on this thread and `workers` more, or on this thread alone if a
  * worker fails.
+ *
+ * @throws the reason of `signal` if it is aborted; the workers end then.
  */
 export async function compileInWorkers(
   gpu: Gpu,
   shaders: readonly Shader[],
   workers: number,
-  patienceMs = PATIENCE_MS,
+  { patienceMs = PATIENCE_MS, signal }: {
+    patienceMs?: number;
+    signal?: AbortSignal;
+  } = {},
 ): Promise<Choice> {
   using end = new DisposableStack();
   const [own, ...others] = shares(shaders, workers);
@@ -90,15 +96,18 @@ export async function compileInWorkers(
     end.defer(() => worker.terminate());
     return report;
   });
-  for (const shader of own) compile(gpu, shader);
+  await compileAll(gpu, own, signal);
   const late = Promise.withResolvers<CompileReport[]>();
   const error = `no answer in ${patienceMs / 1000} s`;
   const timer = setTimeout(() => late.resolve([{ error }]), patienceMs);
   end.defer(() => clearTimeout(timer));
+  const abort = () => late.reject(signal?.reason);
+  signal?.addEventListener("abort", abort);
+  end.defer(() => signal?.removeEventListener("abort", abort));
   const failed = (await Promise.race([Promise.all(reports), late.promise]))
     .find(({ error }) => error !== undefined);
   if (failed) failing.add(gpu);
-  for (const shader of shaders) compile(gpu, shader);
+  await compileAll(gpu, shaders, signal);
   return failed ? oneThread(failed.error!) : {
     what: "first compilation",
     value: `${1 + reports.length} threads`,

@@ -209,6 +209,7 @@ export class Gpu implements Disposable {
   readonly #choices: Choice[];
   #failure?: DeviceError;
   #disposed = false;
+  readonly #destroyed = new WeakSet<GPUBuffer | GPUTexture>();
 
   /** @ignore Made by {@linkcode openDevice}. */
   constructor(
@@ -264,6 +265,22 @@ export class Gpu implements Disposable {
     this.#choices.push(choice);
   }
 
+  /**
+   * Checks that the device, and `what` if given, were not disposed.
+   *
+   * @ignore
+   * @throws {Error} naming `action`, which cannot be done.
+   */
+  requireLive(
+    action: string,
+    what?: { label: string; buffer: GPUBuffer },
+  ): void {
+    if (this.#disposed) throw new Error(`Cannot ${action}: ${DISPOSED}`);
+    if (what && this.#destroyed.has(what.buffer)) {
+      throw new Error(`Cannot ${action}: ${what.label} was disposed`);
+    }
+  }
+
   /** Throws the first error that the device has reported, if any. */
   check(): void {
     if (this.#failure) throw this.#failure;
@@ -280,6 +297,7 @@ export class Gpu implements Disposable {
     usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC |
       GPUBufferUsage.COPY_DST,
   ): GPUBuffer {
+    this.requireLive(`allocate ${label}`);
     const size = Math.max(16, Math.ceil(bytes / 16) * 16);
     if (size > this.limits.maxBufferSize) {
       throw new DeviceError(
@@ -302,7 +320,8 @@ export class Gpu implements Disposable {
     this.allocated += size;
     const destroy = what.destroy.bind(what);
     what.destroy = () => {
-      this.allocated -= size;
+      if (!this.#disposed) this.allocated -= size;
+      this.#destroyed.add(what);
       what.destroy = () => {};
       destroy();
     };
@@ -315,6 +334,7 @@ export class Gpu implements Disposable {
     offset: number,
     bytes: number,
   ): Promise<ArrayBuffer> {
+    this.requireLive(`read from ${this.name}`);
     this.check();
     const size = Math.ceil(bytes / 4) * 4;
     const staging = this.device.createBuffer({
@@ -347,6 +367,7 @@ export class Gpu implements Disposable {
       await mapping;
     } catch (error) {
       await new Promise((resolve) => setTimeout(resolve, 0)); // the reason arrives later
+      this.requireLive(`read from ${this.name}`);
       this.check();
       throw new DeviceError(
         `Cannot read from ${this.name}: ${errorText(error)} (${
@@ -355,6 +376,7 @@ export class Gpu implements Disposable {
       );
     }
     if (this.#failure) buffer.unmap(); // destroying a device with a mapped buffer may hang
+    this.requireLive(`read from ${this.name}`);
     this.check();
     return buffer.getMappedRange();
   }
@@ -366,5 +388,7 @@ export class Gpu implements Disposable {
     this.allocated = 0;
   }
 }
+
+const DISPOSED = "the device was disposed";
 
 const megabytes = (bytes: number) => Math.round(bytes / 1e6);

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { Rests } from "../dispatch/rests.ts";
 import type { Gpu } from "./device.ts";
 
 /** WGSL, and the binding types for its pipeline layout. */
@@ -37,6 +38,20 @@ export function compile(gpu: Gpu, shader: Shader): Compiled {
     known.set(shader.code, found = createPipeline(gpu.device, shader));
   }
   return found;
+}
+
+/** Compiles shaders, with turns of the event loop in between. */
+export async function compileAll(
+  gpu: Gpu,
+  shaders: readonly Shader[],
+  signal?: AbortSignal,
+): Promise<void> {
+  const rests = new Rests();
+  for (const shader of shaders) {
+    if (isCompiled(gpu, shader)) continue;
+    compile(gpu, shader);
+    await rests.rest(signal);
+  }
 }
 
 /** Compiles a shader on a device, without caching the result. */

@@ -21,7 +21,7 @@ import { compile, type Shader } from "./pipeline.ts";
  * Dispatches in the first submission of {@linkcode Plan.run}, and the factor by which
  * later ones grow (bench/log.md, "A prompt submitted in pieces").
  */
-const FIRST_PIECE = 8, PIECE_GROWTH = 4;
+export const FIRST_PIECE = 8, PIECE_GROWTH = 4;
 
 /** What changes from one replay to the next. */
 export interface StepState {
@@ -161,17 +161,22 @@ export class Plan implements Disposable {
    */
   run(state: StepState = { length: 0 }): void {
     this.seal();
-    const { device } = this.gpu, { dispatches } = this;
     let size = FIRST_PIECE;
-    for (let begin = 0; begin < dispatches.length;) {
-      const encoder = device.createCommandEncoder();
-      const pass = encoder.beginComputePass();
-      this.encode(pass, state, begin, begin + size);
-      pass.end();
-      device.queue.submit([encoder.finish()]);
+    for (let begin = 0; begin < this.dispatches.length;) {
+      this.submit(state, begin, begin + size);
       begin += size;
       size *= PIECE_GROWTH;
     }
+  }
+
+  /** Encodes and submits dispatches `begin` to `end` of a sealed plan. */
+  submit(state: StepState, begin: number, end: number): void {
+    const { device } = this.gpu;
+    const encoder = device.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    this.encode(pass, state, begin, end);
+    pass.end();
+    device.queue.submit([encoder.finish()]);
   }
 
   [Symbol.dispose](): void {

@@ -101,10 +101,12 @@ export class Tensor implements Disposable {
    * Copies `data` into the tensor, starting at byte `begin`.
    *
    * @throws {DeviceError} if `begin` is not a multiple of 4.
+   * @throws {Error} if the tensor or its device was disposed.
    * @throws {TypeError | RangeError} if `data` is no typed array or does not fit.
    */
   write(begin: number, data: ArrayBufferView<ArrayBuffer>): void {
     const { queue } = this.gpu.device;
+    this.gpu.requireLive(`write ${this.label}`, this);
     requireView(this.label, data);
     // The buffer is padded to whole words.
     const room = Math.ceil(this.bytes / 4) * 4;
@@ -133,6 +135,7 @@ export class Tensor implements Disposable {
 
   /** Reads the elements as f32. Waits for the GPU, in Deno for at least 10 ms. */
   async read(): Promise<Float32Array> {
+    this.gpu.requireLive(`read ${this.label}`, this);
     const size = elements(this.shape);
     const bytes = await this.gpu.readBuffer(this.buffer, 0, this.bytes);
     if (this.dtype === "u32") {

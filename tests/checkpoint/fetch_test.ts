@@ -314,14 +314,20 @@ Deno.test("messages show no user, password, query or fragment", async () => {
   const asked = "http://a.b/f(1)?token=secret";
   const inner =
     `no route to ${asked}): see https://x:secret@c.d/e?k=secret, or`;
-  const failing = (error: Error) => () => Promise.reject(error);
+  const throwing = () => {
+    throw new Error(inner);
+  };
   for (
-    const error of [
-      new TypeError("fetch failed", { cause: new Error(inner) }),
-      new Error(inner),
+    const fetch of [
+      () =>
+        Promise.reject(
+          new TypeError("fetch failed", { cause: new Error(inner) }),
+        ),
+      () => Promise.reject(new Error(inner)),
+      throwing,
     ]
   ) {
-    const { options } = recorded({ fetch: failing(error) });
+    const { options } = recorded({ fetch });
     const failed = await failureOf(textOf(url, options));
     assertEquals(
       failed,

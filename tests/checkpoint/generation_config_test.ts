@@ -106,7 +106,7 @@ Deno.test("wrong types and values out of range are refused by file and field", (
   assertThrows(
     () => parse(JSON.parse('{ "temperature": 1e999 }')),
     Error,
-    "temperature is null, must be a number of at least 0",
+    "temperature is Infinity, must be a number of at least 0",
   );
   assertThrows(() => parse([]), Error, "it holds a list, must be an object");
 });

@@ -1,11 +1,14 @@
 /** Choices of device, precision and rows, with their reasons. */
-import { assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { firstChunk, nextChunk } from "../../lib/dispatch/chunks.ts";
 import { chooseContext } from "../../lib/dispatch/context.ts";
 import { chooseDevice } from "../../lib/dispatch/device.ts";
 import {
   chooseLogitsRows,
   choosePassRows,
+  dispatchWork,
+  type ModelWork,
+  promptPasses,
 } from "../../lib/dispatch/pass_rows.ts";
 import {
   chooseAttentionDtype,
@@ -171,4 +174,47 @@ Deno.test("logits are split so that a thread holds at most 16", () => {
   assertEquals(chooseLogitChunks(151_936, 256), 64);
   assertThrows(() => chooseLogitChunks(2 ** 18, 256), Error, "below 262144");
   assertEquals([1, 32, 33, 64].map(chooseTopKParts), [64, 64, 128, 128]);
+});
+
+Deno.test("a software renderer gets passes whose dispatches are short", () => {
+  // Qwen3-0.6B
+  const work: ModelWork = {
+    layers: 28,
+    layer: 15_728_640,
+    largest: 6_291_456,
+    head: 155_582_464,
+    attention: 4096,
+  };
+  const passes = (length: number, software: boolean, all = false) =>
+    promptPasses(length, 2048, work, { software, all });
+  assertEquals(passes(5000, false), [
+    { begin: 0, tokens: 2048 },
+    { begin: 2048, tokens: 2048 },
+    { begin: 4096, tokens: 904 },
+  ]);
+  assertEquals(passes(5000, false, true), passes(5000, false));
+  assertEquals(passes(70, true), [
+    { begin: 0, tokens: 32 },
+    { begin: 32, tokens: 32 },
+    { begin: 64, tokens: 6 },
+  ]);
+  assertEquals(passes(3, true, true).map(({ tokens }) => tokens), [1, 1, 1]);
+  for (const [length, most] of [[40_000, 2 ** 28], [9, 2 ** 28]]) {
+    let begin = 0;
+    for (const pass of passes(length, true)) {
+      assertEquals(pass.begin, begin);
+      begin += pass.tokens;
+      const attention = 2 * work.attention * begin;
+      const each = Math.max(work.largest, attention) * pass.tokens;
+      assert(each <= most || pass.tokens === 1, JSON.stringify(pass));
+    }
+    assertEquals(begin, length);
+  }
+  const pass = { begin: 100, tokens: 4 };
+  const gemm = { kernel: "gemm", dims: { m: 4, n: 5, k: 6 } };
+  assertEquals(dispatchWork(gemm, work, pass), 120);
+  const attend = { kernel: "attendPrefillF16", dims: { m: 4 } };
+  assertEquals(dispatchWork(attend, work, pass), 2 * 4096 * 4 * 104);
+  const embed = { kernel: "embed", dims: { m: 4, n: 151_936, k: 1024 } };
+  assertEquals(dispatchWork(embed, work, pass), 0);
 });

@@ -1,3 +1,4 @@
+import { finish } from "../../lib/model/family.ts";
 import { assert, assertEquals } from "@std/assert";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
 import type { Dtype } from "../../lib/dtype.ts";
@@ -279,13 +280,15 @@ gpuTest(
       pair.next([begin], { first: 0, sequences: 1, tokens: end - begin });
       const tokens = trial.u32(...ids.slice(begin, end));
       return await pair.run((ops) =>
-        qwen3.forward(ops, device, tokens, pair.gpuCache)
+        finish(qwen3.forward(ops, device, tokens, pair.gpuCache))
       );
     };
     pair.next([0], { first: 0, sequences: 1, tokens: ids.length });
     const data = Uint32Array.from(ids);
     const tokens = { dtype: "u32", shape: [ids.length], data } as const;
-    const expected = toF32(qwen3.forward(pair.cpu, host, tokens, pair.cpuCache))
+    const expected = toF32(
+      finish(qwen3.forward(pair.cpu, host, tokens, pair.cpuCache)),
+    )
       .slice();
     assertEquals(expected.length, ODD.vocabSize);
     const close = { absolute: 2e-4, relative: 1e-4 };

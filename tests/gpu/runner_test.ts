@@ -3,6 +3,7 @@ import { DeviceError } from "../../lib/errors.ts";
 import { loadQwen3, type Qwen3 } from "../../lib/load.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import { resolveSampling } from "../../lib/model/sampling.ts";
+import { fastClock } from "../support/fast_clock.ts";
 import { gpuTest } from "../support/gpu.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
@@ -120,4 +121,90 @@ gpuTest("a device lost while it decodes is an error", async () => {
       "the device was lost",
     );
   }
+});
+
+/** Counts submissions; `onSubmit` is called with their number. */
+function countSubmits(runner: GpuRunner, onSubmit: (n: number) => void) {
+  const { queue } = runner.gpu.device;
+  const submit = queue.submit.bind(queue);
+  let submitted = 0;
+  queue.submit = (commands) => {
+    submit(commands);
+    onSubmit(++submitted);
+  };
+  return {
+    [Symbol.dispose]: () => void (queue.submit = submit),
+  };
+}
+
+gpuTest("a slow device decodes and prefills the same in slices", async () => {
+  using qwen = await loadQwen3(undefined, { device: "gpu" });
+  const runner = runnerOf(qwen);
+  const ids = Array.from({ length: 40 }, (_, i) => 300 + i);
+  const options = { temperature: 0, maxTokens: 12, ignoreEos: true };
+  const texts = async () => {
+    const one = qwen.generate(ids, options);
+    await Array.fromAsync(one);
+    const many = qwen.generateBatch([ids, [5, 6], [7]], options);
+    await Array.fromAsync(many);
+    return [one, ...many.sequences].map(({ tokenIds }) => tokenIds);
+  };
+  const expected = await texts();
+  let submitted = 0;
+  using _counting = countSubmits(runner, (n) => submitted = n);
+  await texts();
+  const atOnce = submitted;
+  // Pretends that a multiplication takes long, so that every dispatch is a slice.
+  const { prompt, step } = runner.paces;
+  for (const pace of [prompt, step]) {
+    pace.rate = 1e-3;
+    pace.measured = () => {};
+  }
+  assertEquals(await texts(), expected);
+  const sliced = submitted - atOnce;
+  assert(sliced > 5 * atOnce, `${atOnce} submissions became ${sliced}`);
+  // A device that turns out to be fast gets chunks of steps again.
+  step.measured = (units, ms) => void (step.rate = 1e9 + 0 * units * ms);
+  assertEquals(await texts(), expected);
+});
+
+gpuTest("on a slow device an abort acts between two slices", async () => {
+  using qwen = await loadQwen3(undefined, { device: "gpu" });
+  const runner = runnerOf(qwen);
+  const ids = Array.from({ length: 40 }, (_, i) => 300 + i);
+  const options = { temperature: 0, maxTokens: 12, ignoreEos: true };
+  const whole = qwen.generate(ids, options);
+  await Array.fromAsync(whole);
+  for (const pace of [runner.paces.prompt, runner.paces.step]) {
+    pace.rate = 1e-3;
+    pace.measured = () => {};
+  }
+  // A clock on which every slice takes long, so that every slice ends with a turn.
+  using clock = new DisposableStack();
+  clock.use(fastClock(60));
+  for (const what of ["prompt", "step", "logits"]) {
+    const abort = new AbortController(), { signal } = abort;
+    let after = 0;
+    const run = qwen.generate(ids, { ...options, signal });
+    using _counting = countSubmits(runner, (n) => {
+      const begun = what !== "step" || run.tokenIds.length === 3;
+      if (signal.aborted) after++;
+      else if (n >= 12 && begun) setTimeout(() => abort.abort(), 0);
+    });
+    if (what === "logits") {
+      await assertRejects(() => qwen.logits(ids, { signal }), DOMException);
+    } else {
+      await Array.fromAsync(run);
+      assertEquals(run.finishReason, "aborted");
+      assertEquals(run.tokenIds, whole.tokenIds.slice(0, run.tokenIds.length));
+      const tokens = run.tokenIds.length, begun = what === "step" ? 3 : 0;
+      assert(tokens === begun || tokens === begun + 1, `${what}: ${tokens}`);
+    }
+    assert(after <= 2, `${what}: ${after} submissions after the abort`);
+  }
+  clock.dispose();
+  runner.paces.prompt.rate = runner.paces.step.rate = 1e9;
+  const again = qwen.generate(ids, options);
+  await Array.fromAsync(again);
+  assertEquals(again.tokenIds, whole.tokenIds);
 });

@@ -52,7 +52,7 @@ function run(
   const VEC = headDim % 8 === 0 ? 4 : 1;
   const upload = (name: keyof AttentionInputs) => trial.upload(inputs[name]);
   const [k, v] = [upload("k"), upload("v")];
-  const state = trial.upload(stateTensor(rows, heads));
+  const state = trial.upload(stateTensor(sizes.lengths.length, heads));
   const y = trial.filled([rows * (1 + splits), heads * headDim]);
   const fetchers = Number(constants.FETCHERS ?? 0);
   const ahead: Operands = fetchers
@@ -116,7 +116,7 @@ async function check(
   assertSums(await y.read(), attended(expected, sizes), `y of ${message}`);
   const after = await state.read();
   assertEquals(after[0], 0);
-  assert(!counting(after), message);
+  assert(!counting(after, sizes.lengths.length, sizes.heads), message);
 }
 
 gpuTest(
@@ -322,6 +322,6 @@ gpuTest(
       const y = found.subarray(i * size, (i + 1) * size);
       assertSums(y, expected[i % 2], `time ${i}`);
     }
-    assert(!counting(await state.read()));
+    assert(!counting(await state.read(), rows, 4));
   },
 );

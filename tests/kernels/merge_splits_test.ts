@@ -1,4 +1,4 @@
-import { FLAG_WORDS, RECORD_WORDS } from "../../kernels/heads.ts";
+import { splitAt } from "../../kernels/heads.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { bitsOf } from "../../kernels/sample_case.ts";
 import { runCase } from "../../lib/check/kernel_case.ts";
@@ -33,8 +33,7 @@ gpuTest(
     const one = makeCase(mergeSplits, trial, { m: 1, heads, headDim, splits })!;
     const { state, y } = one.operands, size = heads * headDim;
     const before = y.data.subarray(size);
-    const split = (head: number, s: number) =>
-      FLAG_WORDS + head * RECORD_WORDS + 2 + 2 * s;
+    const split = (head: number, s: number) => splitAt(head, splits, s);
     // Only split 3 of each head has seen keys.
     for (let i = 0; i < heads * splits; i++) {
       const head = Math.floor(i / splits), s = i % splits;

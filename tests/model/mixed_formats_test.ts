@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { finish } from "../../lib/model/family.ts";
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
 import { syntheticCheckpoint } from "../../lib/checkpoint/synthetic.ts";
@@ -173,7 +174,9 @@ gpuTest(
       cache.reset();
       cache.begin({ first: 0, sequences: 1, tokens });
       const ids = IDS.slice(0, tokens), input = trial.u32(...ids);
-      const logits = familyOf(CONFIG).forward(ops, weights, input, cache);
+      const logits = finish(
+        familyOf(CONFIG).forward(ops, weights, input, cache),
+      );
       plan.run();
       const expected = await wide.logits(ids, {});
       assertAllClose(await logits.read(), expected, CLOSE, `${tokens} tokens`);

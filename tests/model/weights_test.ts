@@ -213,7 +213,8 @@ Deno.test("a store that can make synthetic weights makes them", async () => {
   const made: [label: string, row: number, rows: number][] = [];
   const store: WeightStore<Stored> = {
     ...memoryStore(),
-    synthesize(matrix, row, rows, { offset }: SyntheticRule) {
+    // deno-lint-ignore require-await
+    async synthesize(matrix, row, rows, { offset }: SyntheticRule) {
       if (offset !== 0) return false; // the host computes norms
       made.push([matrix.label, row, rows]);
       return true;

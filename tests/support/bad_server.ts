@@ -105,7 +105,7 @@ function connectionOf(socket: net.Socket): RawConnection {
 }
 
 /** Waits until bytes that were written have reached the client. */
-export function arrived(): Promise<void> {
+function arrived(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 10));
 }
 

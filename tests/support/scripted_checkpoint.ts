@@ -14,6 +14,8 @@ export interface Script {
   special?: string[];
   /** Whether END ends the text. Default: true. */
   eos?: boolean;
+  /** Whether END is marked special. Default: true. */
+  specialEnd?: boolean;
 }
 
 /**
@@ -22,7 +24,7 @@ export interface Script {
  * output has a one where its predecessor has one.
  */
 export async function scriptedCheckpoint(
-  { reply, template, special = [], eos = true }: Script,
+  { reply, template, special = [], eos = true, specialEnd = true }: Script,
 ): Promise<TempCheckpoint> {
   const hidden = [END, ...special];
   const pieces = differentPieces(reply, hidden);
@@ -73,7 +75,7 @@ export async function scriptedCheckpoint(
         lstrip: false,
         rstrip: false,
         normalized: false,
-        special: hidden.includes(content),
+        special: hidden.includes(content) && (specialEnd || content !== END),
       })),
       normalizer: null,
       pre_tokenizer: {
@@ -90,7 +92,9 @@ export async function scriptedCheckpoint(
         merges: [],
       },
     }),
-    "tokenizer_config.json": JSON.stringify({ eos_token: END }),
+    "tokenizer_config.json": JSON.stringify(
+      specialEnd ? { eos_token: END } : {},
+    ),
     "chat_template.jinja": template,
   };
   const path = await Deno.realPath(await Deno.makeTempDir());
@@ -123,16 +127,18 @@ function differentPieces(text: string, special: string[]): string[] {
       length = Math.min(length, ...next);
     }
     let piece = text.slice(0, length);
-    if (pieces.has(piece) && token === undefined) {
-      const last = [...pieces].at(-1)!;
+    // The tokens of bytes are single characters.
+    const unusable = () => pieces.has(piece) || piece.length === 1;
+    if (unusable() && token === undefined) {
+      const last = [...pieces].at(-1) ?? "";
       pieces.delete(last);
       piece = last + piece;
     }
-    if (pieces.has(piece) || piece === "\n") {
+    if (unusable()) {
       throw new Error(
         `Cannot script a reply: ${
           JSON.stringify(piece)
-        } occurs twice in it, or ends a prompt`,
+        } occurs twice in it, or is a single character`,
       );
     }
     pieces.add(piece);

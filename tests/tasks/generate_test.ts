@@ -209,27 +209,85 @@ Deno.test("deno task generate --help lists every flag", async () => {
   assertMatch(stdout, /--no-think/);
 });
 
-Deno.test("Ctrl-C ends cleanly with the text so far", async () => {
-  // Generates past the ends of stories until interrupted.
-  const child = spawn([
-    ...["Once upon a time", "--device", "cpu", "--temperature", "0"],
-    "--ignore-eos",
-  ]);
-  await child.stdin.close();
-  const stderr = new Response(child.stderr).text();
-  let stdout = "";
-  const decoder = new TextDecoder();
-  for await (const piece of child.stdout) {
-    if (stdout === "") child.kill("SIGINT");
-    stdout += decoder.decode(piece, { stream: true });
+for (const [signal, expected] of [["SIGINT", 0], ["SIGTERM", 143]] as const) {
+  Deno.test(`${signal} ends cleanly with the text so far`, async () => {
+    // Generates past the ends of stories until interrupted.
+    const child = spawn([
+      ...["Once upon a time", "--device", "cpu", "--temperature", "0"],
+      "--ignore-eos",
+    ]);
+    await child.stdin.close();
+    const stderr = new Response(child.stderr).text();
+    let stdout = "";
+    const decoder = new TextDecoder();
+    for await (const piece of child.stdout) {
+      if (stdout === "") child.kill(signal);
+      stdout += decoder.decode(piece, { stream: true });
+    }
+    const { code } = await child.status;
+    assertEquals(code, expected);
+    assert(stdout.startsWith(",") && stdout.endsWith("\n"), stdout);
+    assertMatch(
+      notices(await stderr),
+      /, \d+ tokens at .*\(aborted, greedy\)\n$/,
+    );
+  });
+}
+
+const INTERRUPTED = "Interrupted before the first token.\n";
+
+for (const device of ["cpu", "gpu"]) {
+  const test = device === "gpu" ? gpuTest : Deno.test;
+  test(`Ctrl-C in a prompt prints one line (${device})`, async () => {
+    for (const json of [[], ["--json"]]) {
+      const ids = Array.from({ length: 3000 }, (_, i) => `${i}`);
+      const model = "synthetic:qwen3-0.6b?layers=4&vocab=4096";
+      const child = spawn([
+        ...ids,
+        "--model",
+        model,
+        "--device",
+        device,
+        ...json,
+      ]);
+      await child.stdin.close();
+      const stdout = new Response(child.stdout).text();
+      let stderr = "";
+      const decoder = new TextDecoder();
+      for await (const piece of child.stderr) {
+        stderr += decoder.decode(piece, { stream: true });
+        if (/Running on/.test(stderr)) child.kill("SIGINT");
+      }
+      assertEquals(
+        [(await child.status).code, await stdout],
+        [130, ""],
+        stderr,
+      );
+      assert(stderr.endsWith(INTERRUPTED), stderr);
+      assert(!/tokens at/.test(stderr), stderr);
+    }
+  });
+}
+
+Deno.test("a signal while a model loads prints one line", async () => {
+  for (const [signal, code] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
+    const asked = Promise.withResolvers<void>(), end = new AbortController();
+    const server = Deno.serve(
+      { port: 0, onListen() {}, signal: end.signal },
+      () => {
+        asked.resolve();
+        return new Promise<Response>(() => {}); // the file never comes
+      },
+    );
+    const model = `http://127.0.0.1:${server.addr.port}/model`;
+    const child = spawn(["hi", "--model", model, "--device", "cpu"]);
+    await child.stdin.close();
+    await asked.promise;
+    child.kill(signal);
+    const ended = outcome(await child.output());
+    end.abort();
+    assertEquals(ended, { code, stdout: "", stderr: INTERRUPTED });
   }
-  const { code } = await child.status;
-  assertEquals(code, 0);
-  assert(stdout.startsWith(",") && stdout.endsWith("\n"), stdout);
-  assertMatch(
-    notices(await stderr),
-    /, \d+ tokens at .*\(aborted, greedy\)\n$/,
-  );
 });
 
 Deno.test("a closed stdout is no error", async () => {

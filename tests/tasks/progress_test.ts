@@ -1,5 +1,8 @@
 /** Bars on an imagined terminal, and lines elsewhere. */
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { loadQwen3 } from "../../mod.ts";
+import { serveRaw } from "../support/bad_server.ts";
+import { runTask } from "../support/run_task.ts";
 import { readFlags } from "../../tasks/flags.ts";
 import {
   LOADING_FLAGS,
@@ -189,6 +192,33 @@ Deno.test("what an earlier download left does not count as speed", async () => {
   ]);
 });
 
+Deno.test("files that are there already do not count as speed", async () => {
+  const screen = new Terminal();
+  using progress = await Progress.start(screen);
+  const total = 1000 * MB;
+  let done = 0;
+  const report = (file: string, fileDone: number, fileTotal: number) =>
+    progress.report({
+      stage: "download",
+      file,
+      done,
+      total,
+      fileDone,
+      fileTotal,
+    });
+  for (let i = 0; i < 5; i++) {
+    done += 100 * MB;
+    report(`${i}`, 100 * MB, 100 * MB);
+    screen.time += 50;
+  }
+  for (let i = 0; i <= 20; i++, done += 5 * MB, screen.time += 100) {
+    report("new", i * 5 * MB, 500 * MB);
+  }
+  // 100 MB in 2 s, after 0.25 s for the others.
+  assertMatch(screen.shown[0], /60 % {2}0.60\/1.00 GB {2}44.4 MB\/s/);
+  assertMatch(screen.shown[1], /20 % {2}100\/500 MB {2}50.0 MB\/s/);
+});
+
 Deno.test("the bar of a download that starts over goes back", async () => {
   const screen = new Terminal();
   using progress = await Progress.start(screen);
@@ -303,4 +333,27 @@ Deno.test("--read-timeout is a number of seconds", () => {
       }, must be a number of seconds above 0 and at most 86400`,
     );
   }
+});
+
+Deno.test("a silent server ends loading after its read timeout", async () => {
+  await using server = await serveRaw((_, connection) => connection.hang());
+  const model = server.url.replace("//", "//me:secret@") + "/?key=secret";
+  const file = `${server.url}/config.json?…`;
+  const error = `Cannot read ${file}: no answer came for 0.2 s, tried 4 times`;
+  const notices: string[] = [];
+  const failed = await loadQwen3(model, {
+    readTimeout: 0.2,
+    onNotice: (notice) => notices.push(notice),
+  }).catch(({ message }) => message);
+  assertEquals(failed, error);
+  const said = [0.2, 0.6, 1.8].map((seconds) =>
+    `${file}: no answer came for 0.2 s; trying again in ${seconds} s.`
+  );
+  assertEquals(notices, said);
+  const { code, stdout, stderr } = await runTask("generate", [
+    "Hello",
+    ...["--model", model, "--read-timeout", "0.2"],
+  ]);
+  assertEquals([code, stdout], [1, ""]);
+  assertEquals(stderr.trimEnd().split("\n"), [...said, `error: ${error}`]);
 });

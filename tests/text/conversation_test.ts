@@ -299,9 +299,9 @@ Deno.test("what cannot be passed on is refused with its place", () => {
     ],
     [
       assistant({
-        tool_calls: [{ function: { name: "f", arguments: { a: new Map() } } }],
+        tool_calls: [{ function: { name: "f", arguments: { a: new Set() } } }],
       }),
-      "function's arguments.a is a Map, must be a JSON value",
+      "function's arguments.a is a Set, must be a JSON value",
     ],
     [
       assistant({

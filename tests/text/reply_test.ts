@@ -198,6 +198,42 @@ const CASES: Case[] = [
   },
 ];
 
+/** Qwen3-Coder without the tag that opens a call. */
+const TOOLS = {
+  tools: ["f", "fg"].map((name) => ({
+    type: "function" as const,
+    function: { name },
+  })),
+};
+const XML =
+  "<function=fg>\n<parameter=a>\n</function>\n</parameter>\n</function>";
+
+CASES.push(
+  ...["", "\n</tool_call>"].map((end) => ({
+    reply: `Look:\n${XML}${end}\nb`,
+    format: TOOLS,
+    text: "Look:\nb",
+    tools: [XML],
+    calls: [["fg", { a: "</function>" }]] as Outcome["calls"],
+  })),
+  {
+    reply: `${XML}\n${XML}</tool_call></tool_call>`,
+    format: TOOLS,
+    text: "</tool_call>",
+    tools: [XML, XML],
+    calls: [["fg", { a: "</function>" }], ["fg", { a: "</function>" }]],
+  },
+  // Of no tool that was given.
+  { reply: XML, text: XML },
+  {
+    reply: "<function=g></function>",
+    format: TOOLS,
+    text: "<function=g></function>",
+  },
+  { reply: "a <function=f", format: TOOLS, text: "a <function=f" },
+  { reply: "a <function=f> b", format: TOOLS, text: "a <function=f> b" },
+);
+
 function expected({ text = "", reasoning = "", tools = [], calls = [] }: Case) {
   return { text, reasoning, tools, calls };
 }
@@ -221,6 +257,8 @@ randomTest("any division of a reply gives the same", (random) => {
     '{"name": "f", "arguments": {',
     "}}",
     CALL_G,
+    "<function=f>",
+    "</function>",
     "<tool_call>\n<function=f>\n<parameter=a>\n",
     "\n</parameter>\n</function>\n</tool_call>",
   ];
@@ -237,7 +275,7 @@ randomTest("any division of a reply gives the same", (random) => {
       const length = 1 + below(below(2) ? 3 : 30);
       pieces.push(reply.slice(at, at += length));
     }
-    const format = below(2) ? THINKING : undefined, cut = below(2) === 1;
+    const format = [undefined, THINKING, TOOLS][below(3)], cut = below(2) === 1;
     const whole = separate([reply], format, cut);
     const context = JSON.stringify({ pieces, format, cut });
     assertEquals(separate(pieces, format, cut), whole, context);

@@ -39,7 +39,9 @@ ${"  x[0] = x[0] * 3u + by.x;\n".repeat(lines)}}`,
 
 gpuTest("workers and the main thread compile everything", async (gpu) => {
   const all = [9, 7, 5, 3, 1].map((n) => shader(`worker ${n}`, n));
-  const { value, reason } = await compileInWorkers(gpu, all, 2, FOREVER);
+  const { value, reason } = await compileInWorkers(gpu, all, 2, {
+    patienceMs: FOREVER,
+  });
   assertEquals(value, "3 threads", reason);
   for (const one of all) assert(isCompiled(gpu, one), one.label);
   gpu.check();
@@ -50,7 +52,9 @@ gpuTest(
   async (gpu) => {
     const all = [3, 2, 1].map((n) => shader(`failing ${n}`, n));
     const other = likeNvidia(gpu, "another adapter");
-    const { value, reason } = await compileInWorkers(other, all, 2, FOREVER);
+    const { value, reason } = await compileInWorkers(other, all, 2, {
+      patienceMs: FOREVER,
+    });
     assertEquals(value, "one thread");
     assertStringIncludes(
       reason,
@@ -75,7 +79,9 @@ gpuTest("a worker that never answers is not waited for", async (gpu) => {
     }
   } as unknown as typeof Worker;
   try {
-    const { value, reason } = await compileInWorkers(other, all, 2, 10);
+    const { value, reason } = await compileInWorkers(other, all, 2, {
+      patienceMs: 10,
+    });
     assertEquals(value, "one thread");
     assertEquals(reason, "a worker failed: no answer in 0.01 s");
   } finally {

@@ -14,7 +14,7 @@ import type {
   Statements,
   Target,
 } from "./nodes.ts";
-import { str } from "./print.ts";
+import { quoted, str } from "./print.ts";
 import { Scope } from "./scope.ts";
 import {
   Callable,
@@ -102,7 +102,7 @@ const EXECUTORS: Executors = {
     const { call } = node;
     const callee = evaluate(call.callee, scope, run);
     const [args, named] = callArguments(call, scope, run);
-    named.set("caller", macro("caller", node, scope));
+    named.set("caller", macro(undefined, node, scope));
     output.write(str(run, callValue(run, callee, args, named)));
     return undefined;
   },
@@ -209,16 +209,18 @@ function executeLoop(
     depth,
     node.recursive ? recurse : undefined,
   );
-  let rounds = 0;
+  let hasCompleted = false;
   for (let next = loop.next(); next; next = loop.next()) {
     run.step();
-    rounds++;
     const scope = new Scope(frame.scope);
     scope.set("loop", loop);
     assign(node.target, next.item, scope, run);
-    if (execute(node.body, { ...frame, scope }) === "break") break;
+    const jump = execute(node.body, { ...frame, scope });
+    if (jump === "break") break;
+    hasCompleted ||= jump === undefined;
   }
-  if (rounds === 0) {
+  // As in Jinja2, a round that jumps does not count.
+  if (!hasCompleted) {
     execute(node.otherwise, { ...frame, scope: new Scope(frame.scope) });
   }
 }
@@ -240,23 +242,35 @@ function* tested(
 }
 
 /** A macro, or the body of a call block, which sees the names around it. */
-function macro(name: string, node: Signature, scope: Scope): Callable {
+function macro(
+  name: string | undefined,
+  node: Signature,
+  scope: Scope,
+): Callable {
   return new Macro(name, node, (run, args, named) => {
     const inner = new Scope(scope);
-    bind(name, node, args, new Map(named), inner, run);
+    bind(name ?? "caller", node, args, new Map(named), inner, run);
     return capture(node.body, inner, run);
   });
 }
 
 class Macro extends Callable {
-  constructor(name: string, readonly node: Signature, call: Callable["call"]) {
-    super(name, call, "Macro");
+  constructor(
+    readonly macroName: string | undefined,
+    readonly node: Signature,
+    call: Callable["call"],
+  ) {
+    super(
+      macroName === undefined ? "anonymous" : quoted(macroName),
+      call,
+      "Macro",
+    );
   }
 
   override attribute(name: string): Value | undefined {
     const { parameters, uses } = this.node;
     const found = new Map<string, Value>([
-      ["name", this.name],
+      ["name", this.macroName ?? null],
       ["arguments", new Tuple(parameters.map((parameter) => parameter.name))],
       ["catch_kwargs", uses.has("kwargs")],
       ["catch_varargs", uses.has("varargs")],

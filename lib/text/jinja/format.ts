@@ -21,6 +21,7 @@ import {
   Markup,
   type Named,
   otherwise,
+  Range,
   type Run,
   textOf,
   Tuple,
@@ -83,7 +84,8 @@ function grouped(
   size: number,
   width: number,
 ): string {
-  const [, whole, rest] = /^([\da-f]*)([^]*)$/.exec(body)!;
+  const [, whole, rest] = (size === 4 ? /^([\da-f]*)([^]*)$/ : /^(\d*)([^]*)$/)
+    .exec(body)!;
   const group = (digits: string) => {
     const groups: string[] = [];
     for (let end = digits.length; end > 0; end -= size) {
@@ -95,7 +97,7 @@ function grouped(
   const room = width - rest.length;
   const filled = Math.max(
     whole.length,
-    room - Math.floor(room / (size + 1)),
+    room - Math.floor((room - 1) / (size + 1)),
   );
   return group(whole.padStart(filled, "0")) + rest;
 }
@@ -137,17 +139,19 @@ function layout(match: RegExpExecArray, align: Layout["align"]): Layout {
 }
 
 function formatText(run: Run, text: string, match: RegExpExecArray): string {
-  const [, , align, sign, , , , , separator, digits, type = "s"] = match;
+  const [, , align, sign, , sharp, , , separator, digits, type = "s"] = match;
   if (type !== "s") {
     throw new Fault(`Unknown format code '${type}' for object of type 'str'`);
   }
-  if (align === "=" || sign !== undefined || separator !== undefined) {
-    const what = align === "="
-      ? "'=' alignment"
-      : sign !== undefined
-      ? "Sign"
-      : `'${separator}'`;
-    throw new Fault(`${what} not allowed in string format specifier`);
+  const wrong = align === "="
+    ? "'=' alignment"
+    : sign !== undefined
+    ? "Sign"
+    : sharp !== undefined
+    ? "Alternate form (#)"
+    : separator && `'${separator}'`;
+  if (wrong !== undefined) {
+    throw new Fault(`${wrong} not allowed in string format specifier`);
   }
   const precision = count(digits, "a precision is {}") ?? Infinity;
   const part = lengthOf(text) > precision
@@ -166,17 +170,10 @@ function formatNumber(
   const shape = layout(match, ">");
   const precision = count(digits, "a precision is {}");
   const alternate = sharp !== undefined;
-  if (typeof value === "bigint" && type === "c") {
-    return pad(run, "", char(value), layout(match, "<"));
-  }
-  const whole = typeof value === "bigint" && /^[bdnoxX]$/.test(type);
-  if (whole && precision !== undefined) {
-    throw new Fault("Precision not allowed in integer format specifier");
-  }
-  if (!whole && !/^[eEfFgGn%]?$/.test(type)) {
-    throw new Fault(
-      `Unknown format code '${type}' for object of type '${typeName(value)}'`,
-    );
+  const whole = typeof value === "bigint" && /^[bcdnoxX]$/.test(type);
+  checkNumberSpec(value, type, whole, match);
+  if (whole && type === "c") {
+    return pad(run, "", char(value), layout(match, ">"));
   }
   const lower = type.toLowerCase();
   let body = whole
@@ -205,6 +202,31 @@ function formatNumber(
   );
 }
 
+/** Throws if a type does not go with the value or with other parts of the format. */
+function checkNumberSpec(
+  value: bigint | number,
+  type: string,
+  whole: boolean,
+  [, , , sign, , sharp, , , separator, digits]: RegExpExecArray,
+): void {
+  if (whole && digits !== undefined) {
+    throw new Fault("Precision not allowed in integer format specifier");
+  }
+  if (!whole && !/^[eEfFgGn%]?$/.test(type)) {
+    throw new Fault(
+      `Unknown format code '${type}' for object of type '${typeName(value)}'`,
+    );
+  }
+  if (type === "c" && (sign ?? sharp) !== undefined) {
+    const what = sign === undefined ? "Alternate form (#)" : "Sign";
+    throw new Fault(`${what} not allowed with integer format specifier 'c'`);
+  }
+  const ungrouped = separator === "_" ? /^[cn]$/ : /^[bcnoxX]$/;
+  if (separator !== undefined && ungrouped.test(type)) {
+    throw new Fault(`Cannot specify '${separator}' with '${type}'.`);
+  }
+}
+
 function realBody(
   value: number,
   type: string,
@@ -222,13 +244,15 @@ function realBody(
   }
   if (precision === undefined || !Number.isFinite(size)) return floatText(size);
   // Without a type the number keeps a digit after the point, which counts.
-  const body = general(size, precision);
-  const exponent = Number(
-    exponential(size, Math.max(1, precision) - 1).split("e")[1],
-  );
-  if (exponent === precision - 1 && exponent >= 0) {
-    return exponential(size, precision - 1).replace(/\.?0+(?=e)/, "");
+  const digits = Math.max(1, precision);
+  const [mantissa, power] = exponential(size, digits - 1).split("e");
+  if (Number(power) >= 0 && Number(power) === digits - 1) {
+    const kept = alternate ? mantissa : mantissa.replace(/\.?0+$|\.$/, "");
+    return `${mantissa.includes(".") ? kept : mantissa}${
+      alternate && digits === 1 ? "." : ""
+    }e${power}`;
   }
+  const body = floatBody(size, "g", precision, alternate);
   return /[.e]/.test(body) ? body : `${body}.0`;
 }
 
@@ -275,8 +299,9 @@ class PercentValues {
   }
 
   end(): void {
+    // Whatever has items counts as a mapping, which may have too many.
     const mapping = this.source instanceof Dict || Array.isArray(this.source) ||
-      this.source instanceof Undefined;
+      this.source instanceof Range || this.source instanceof Undefined;
     if (!mapping && this.#next < this.#values.length) {
       throw new Fault("not all arguments converted during string formatting");
     }

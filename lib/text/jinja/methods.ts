@@ -6,6 +6,7 @@
 import { braceFormat } from "./format.ts";
 import { escapeHtml } from "./html.ts";
 import { Fault } from "./meter.ts";
+import { numberOf, toInt } from "./numbers.ts";
 import { equal, itemOf } from "./operators.ts";
 import { asInt, asText, builtin } from "./signature.ts";
 import {
@@ -467,12 +468,11 @@ const METHODS: Readonly<Record<string, ReadonlyMap<string, Builtin>>> = {
       listIndex(run, listOf(run, self), value, null, null),
   }),
   int: methods({
-    "bit_length()": (_, self) =>
-      BigInt(
-        typeof self === "bigint" && self !== 0n
-          ? (self < 0n ? -self : self).toString(2).length
-          : 0,
-      ),
+    "bit_length()": (_, self) => {
+      const value = toInt(numberOf(self)!);
+      const magnitude = value < 0n ? -value : value;
+      return value === 0n ? 0n : BigInt(magnitude.toString(2).length);
+    },
     "conjugate()": (_, self) => self,
   }),
   float: methods({

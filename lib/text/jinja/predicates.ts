@@ -13,6 +13,7 @@ import {
   type Builtin,
   Dict,
   iteratorOf,
+  keyOf,
   Lazy,
   Markup,
   Range,
@@ -45,6 +46,10 @@ function isCallable(value: Value): boolean {
     (value.call !== undefined || isUndefined(value));
 }
 
+function isKey(run: Run, value: Value, table: ReadonlyMap<unknown, Builtin>) {
+  return table.has(keyOf(value, run));
+}
+
 const remainder = (run: Run, value: Value, by: Value) =>
   binary(run, "%", value, by);
 
@@ -55,7 +60,7 @@ const ONE: Readonly<Record<string, Predicate>> = {
   escaped: (_, value) => value instanceof Markup,
   even: (run, value) => equal(run, remainder(run, value, 2n), 0n),
   false: (_, value) => value === false,
-  filter: (run, value) => run.filters.has(textOf(value) ?? ""),
+  filter: (run, value) => isKey(run, value, run.filters),
   float: (_, value) => typeof value === "number",
   integer: (_, value) => typeof value === "bigint",
   iterable: (run, value) =>
@@ -67,7 +72,7 @@ const ONE: Readonly<Record<string, Predicate>> = {
   odd: (run, value) => equal(run, remainder(run, value, 2n), 1n),
   sequence: (_, value) => isSequence(value),
   string: (_, value) => textOf(value) !== undefined,
-  test: (run, value) => run.tests.has(textOf(value) ?? ""),
+  test: (run, value) => isKey(run, value, run.tests),
   true: (_, value) => value === true,
   undefined: (_, value) => isUndefined(value),
   upper: (run, value) => CLASSES.isupper(str(run, value)),

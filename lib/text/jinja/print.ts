@@ -109,9 +109,7 @@ function thingRepr(run: Run, value: Thing): string {
     return `range(${start}, ${stop}${step === 1 ? "" : `, ${step}`})`;
   }
   if (value instanceof Callable) {
-    return value.type === "Macro"
-      ? `<Macro ${quoted(value.name)}>`
-      : `<${value.type} ${value.name}>`;
+    return `<${value.type} ${value.name}>`;
   }
   return `<${value.type} object>`;
 }

@@ -362,6 +362,7 @@ const ORDER = "case_sensitive=False, attribute=None";
 export const SEQUENCE_FILTERS: Readonly<Record<string, Builtin>> = {
   attr: builtin("attr(obj, name)", (run, object, name) => {
     const key = asText(name);
+    if (object instanceof Undefined) object.fail();
     return ownAttribute(object, key) === undefined
       ? new Undefined(`'${typeName(object)} object' has no attribute '${key}'`)
       : attributeOf(run, object, key);

@@ -55,7 +55,7 @@ export function builtin(
   body: (run: Run, ...values: Value[]) => Value,
 ): Builtin {
   const [, name, list] = /^(\w+)\((.*)\)$/.exec(signature)!;
-  const parameters = list === "" ? [] : list.split(", ").map(parameter);
+  const parameters = list === "" ? [] : list.split(/, (?=\w)/).map(parameter);
   return (run, args, named) =>
     body(run, ...bind(name, parameters, args, named));
 }

@@ -18,6 +18,7 @@ import {
 import { arithmetic } from "./numbers.ts";
 import { center, replaceText } from "./methods.ts";
 import { compare } from "./operators.ts";
+import { pretty } from "./pretty.ts";
 import { str, toJson } from "./print.ts";
 import { asInt, asText, builtin, onText } from "./signature.ts";
 import {
@@ -35,6 +36,7 @@ import {
   listOf,
   Markup,
   type Run,
+  sizeOf,
   textOf,
   truth,
   Tuple,
@@ -90,15 +92,17 @@ function truncate(
   end: Value,
   leeway: Value,
 ): Value {
-  const text = asText(value), tail = asText(end), most = asInt(length);
+  const tail = asText(end), most = asInt(length);
   const tailLength = lengthOf(tail);
   if (most < tailLength) {
     throw new Fault(`expected length >= ${tailLength}, got ${most}`);
   }
   const slack = leeway === null ? 5 : asInt(leeway);
   if (slack < 0) throw new Fault(`expected leeway >= 0, got ${slack}`);
+  // What is short enough stays as it is, even if it is no string.
+  if ((sizeOf(value) ?? Infinity) <= most + slack) return value;
+  const text = asText(value);
   run.work(text.length);
-  if (lengthOf(text) <= most + slack) return value;
   const kept = substring(text, 0, most - tailLength);
   const space = kept.lastIndexOf(" ");
   const cut = truth(killWords) || space < 0 ? kept : kept.slice(0, space);
@@ -230,6 +234,12 @@ function quoteUrl(run: Run, value: Value, inQuery: boolean): string {
     : encoded.replaceAll("%2F", "/");
 }
 
+function unpackPair(run: Run, value: Value): Value[] {
+  const items = listOf(run, value);
+  if (items.length === 2) return items;
+  throw new Fault(`a pair has ${items.length} items, must have 2`);
+}
+
 function urlEncode(run: Run, value: Value): Value {
   if (
     textOf(value) !== undefined || numberOf(value) !== undefined ||
@@ -239,7 +249,7 @@ function urlEncode(run: Run, value: Value): Value {
   }
   const pairs = value instanceof Dict
     ? [...value.entries(run)]
-    : listOf(run, value).map((pair) => listOf(run, pair));
+    : listOf(run, value).map((pair) => unpackPair(run, pair));
   return pairs.map(([key, item]) =>
     `${quoteUrl(run, key, true)}=${quoteUrl(run, item, true)}`
   ).join("&");
@@ -325,6 +335,7 @@ export const TEXT_FILTERS: Readonly<Record<string, Builtin>> = {
   indent: builtin("indent(s, width=4, first=False, blank=False)", indent),
   int: builtin("int(value, default=0, base=10)", toInteger),
   lower: change("lower", (text) => text.toLowerCase()),
+  pprint: builtin("pprint(value)", pretty),
   replace: builtin("replace(s, old, new, count=None)", (run, ...args) => {
     const [text, old, replacement] = args.slice(0, 3)
       .map((value) => str(run, value));

@@ -402,11 +402,7 @@ export function iteratorOf(
   value: Value,
 ): Iterator<Value> | undefined {
   const text = textOf(value);
-  if (text !== undefined) {
-    return value instanceof Markup
-      ? Iterator.from(text).map((char) => new Markup(char))
-      : text[Symbol.iterator]();
-  }
+  if (text !== undefined) return text[Symbol.iterator]();
   if (Array.isArray(value)) return value.values();
   return value instanceof Thing ? value.iterate(run) : undefined;
 }

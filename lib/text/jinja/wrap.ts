@@ -64,7 +64,7 @@ function breakChunk(
     if (line.length === 0) line.push(chunks.pop()!);
     return;
   }
-  let end = Math.max(1, room);
+  let end = room;
   if (breakHyphens && lengthOf(chunk) > end) {
     const head = substring(chunk, 0, end);
     const hyphen = head.lastIndexOf("-");

@@ -9,6 +9,7 @@ import type { CpuTensor } from "../../cpu/ops.ts";
 import type { CpuRunner } from "../../cpu/runner.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
 import { familyOf } from "../../model/families.ts";
+import { finish } from "../../model/family.ts";
 import type { CachePass } from "../../model/kv_cache.ts";
 import { sampleEach, seenBits } from "../../model/sampling.ts";
 import { type Call, tap } from "../../model/tap.ts";
@@ -150,7 +151,9 @@ class CpuProfile {
     cache.begin(pass);
     const data = Uint32Array.from(ids);
     const input: CpuTensor = { dtype: "u32", shape: [ids.length], data };
-    const logits = familyOf(config).forward(timed, weights, input, cache);
+    const logits = finish(
+      familyOf(config).forward(timed, weights, input, cache),
+    );
     cache.advance();
     const result = (logits.data as Float32Array).slice();
     const ms = performance.now() - began;

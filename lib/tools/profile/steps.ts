@@ -23,7 +23,7 @@ import type { Peaks, Phase, TimelineEvent } from "./report.ts";
 import { prefillSamples } from "./setting.ts";
 import { type Span, timePasses } from "../../webgpu/timing.ts";
 import { familyOf } from "../../model/families.ts";
-import type { Weights } from "../../model/family.ts";
+import { finish, type Weights } from "../../model/family.ts";
 import {
   addSampling,
   createSamplerState,
@@ -205,7 +205,9 @@ class StepRecorder implements Disposable {
     this.stack.use(input);
     this.cache.record({ first, sequences, tokens });
     const { forward } = familyOf(config);
-    const logits = forward(this.#ops, weights, input, this.cache);
+    const logits = finish(
+      forward(this.#ops, weights, input, this.cache),
+    );
     const context = { config, sequences, tokens, length };
     return { step: { plan, context, runs: 1 }, logits };
   }

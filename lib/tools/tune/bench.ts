@@ -22,6 +22,7 @@ import { GpuOps } from "../../gpu/ops.ts";
 import { Plan } from "../../webgpu/plan.ts";
 import { familyOf } from "../../model/families.ts";
 import {
+  finish,
   tensorShapes,
   type Weights,
   type WeightSpec,
@@ -162,7 +163,8 @@ export class Bench implements Disposable {
         rows > 1 ? PROMPT_LAYERS : Infinity,
       );
       const some = { ...weights, layers, lmHead: last };
-      familyOf(this.config).forward(this.#ops, some, tokens, this.#cache);
+      const { forward } = familyOf(this.config);
+      finish(forward(this.#ops, some, tokens, this.#cache));
       plan.seal();
     });
     return plan;

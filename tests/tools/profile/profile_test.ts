@@ -1,3 +1,4 @@
+import { finish } from "../../../lib/model/family.ts";
 import { Tensor } from "../../../lib/webgpu/tensor.ts";
 import {
   assert,
@@ -412,7 +413,7 @@ gpuTest("an operation that is left out saves its share of a step", async () => {
   using input = Tensor.create(gpu, "u32", [1], new Uint32Array([7]));
   cache.record({ first: 0, sequences: 1, tokens: 1 });
   cache.reset([0]);
-  qwen3.forward(ops, weights, input, cache);
+  finish(qwen3.forward(ops, weights, input, cache));
   plan.seal();
   const name = "gate_up_proj";
   const context = { config, sequences: 1, tokens: 1, length: 0 };

@@ -1,0 +1,106 @@
+/**
+ * Keeps the queue of a device short. Waiting for a device blocks the thread in Deno until
+ * all submitted work is done, so a slow device gets its work in slices, and the event loop
+ * turns between them. A fast device, which does all of it at once, is never waited for.
+ *
+ * @module
+ */
+import { LONGEST_WAIT_MS } from "../dispatch/rests.ts";
+import type { Gpu } from "./device.ts";
+import { compileAll } from "./pipeline.ts";
+import {
+  type Dispatch,
+  FIRST_PIECE,
+  PIECE_GROWTH,
+  type Plan,
+  type StepState,
+} from "./plan.ts";
+
+/** Submits work of one kind, such as prompts, whose units take about equally long. */
+export class Pace {
+  /** Units that were submitted and not waited for. */
+  #queued = 0;
+  /** When the first of them was submitted. */
+  #since = 0;
+  /** When the event loop last turned. */
+  #turned = 0;
+  /** Resolves a little after the work that was last waited for. */
+  #settling?: Promise<unknown>;
+
+  /** `rate` is a guess of the units that the device does in a millisecond. */
+  constructor(readonly gpu: Gpu, public rate: number) {}
+
+  /** How long the device takes for `units`, in milliseconds, as far as is known. */
+  msOf(units: number): number {
+    return units / this.rate;
+  }
+
+  /** Runs a plan in slices; `unitsOf` is what each dispatch takes. */
+  async run(
+    plan: Plan,
+    state: StepState,
+    unitsOf: (dispatch: Dispatch) => number,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    await compileAll(this.gpu, plan.shaders, signal);
+    plan.seal();
+    const { dispatches } = plan;
+    // A few dispatches first, so that the device starts immediately, then more and more.
+    for (let begin = 0, size = FIRST_PIECE; begin < dispatches.length;) {
+      const end = Math.min(begin + size, dispatches.length);
+      const left = this.#most - this.#queued;
+      let units = 0, at = begin;
+      while (at < end && units < left) units += unitsOf(dispatches[at++]);
+      plan.submit(state, begin, at);
+      begin = at;
+      size = await this.submitted(units, signal)
+        ? FIRST_PIECE
+        : size * PIECE_GROWTH;
+    }
+  }
+
+  /** Units that may be submitted before a wait. */
+  get #most(): number {
+    return this.rate * LONGEST_WAIT_MS;
+  }
+
+  /**
+   * Notes that `units` were submitted, and waits if the queue is long. Returns whether it
+   * did.
+   *
+   * @throws the reason of `signal` if it is aborted.
+   */
+  async submitted(units: number, signal?: AbortSignal): Promise<boolean> {
+    signal?.throwIfAborted();
+    if (this.#queued === 0) this.#since = performance.now();
+    this.#queued += units;
+    if (this.#queued < this.#most) return false;
+    // The event loop turns here, while the device works on the last slice. In Deno a turn
+    // takes 10 ms, which a fast device would idle away.
+    if (performance.now() - this.#turned >= LONGEST_WAIT_MS / 2) {
+      await this.#settling;
+      this.#turned = performance.now();
+    }
+    signal?.throwIfAborted();
+    const queued = this.#queued, since = this.#since;
+    const measure = () => this.measured(queued, performance.now() - since);
+    this.#settling = this.gpu.device.queue.onSubmittedWorkDone().then(
+      this.gpu.readsAtOnce ? undefined : measure,
+    );
+    if (this.gpu.readsAtOnce) measure(); // the call itself has blocked
+    this.#queued = 0;
+    this.gpu.check();
+    return true;
+  }
+
+  /** Notes that something else has waited for all submitted work. */
+  waited(): void {
+    this.#queued = 0;
+  }
+
+  /** Notes how long `units` took. A rate falls at once, since a wait that is too long is worse. */
+  measured(units: number, ms: number): void {
+    const rate = units / Math.max(ms, 0.1);
+    this.rate = Math.min(rate, (this.rate + rate) / 2);
+  }
+}

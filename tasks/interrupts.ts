@@ -1,0 +1,36 @@
+/**
+ * Ctrl-C and other signals that end a task which has something to end itself. The other
+ * tasks leave signals to the system, which ends them at once.
+ *
+ * @module
+ */
+
+/** The exit code for Ctrl-C. */
+export const CTRL_C = 130;
+
+/** Signals and the exit codes that shells report for them; Windows has its own. */
+const SIGNALS: [Deno.Signal, code: number][] = Deno.build.os === "windows"
+  ? [["SIGINT", CTRL_C], ["SIGBREAK", 149]]
+  : [["SIGINT", CTRL_C], ["SIGTERM", 143], ["SIGHUP", 129]];
+
+/** Ends what a task does on a signal. */
+export interface Interrupt {
+  /** Aborted on the first signal; a second one exits at once. */
+  readonly signal: AbortSignal;
+  /** The exit code for the signal that came, if one did. */
+  readonly code: number | undefined;
+}
+
+/** Listens for signals. */
+export function onInterrupt(): Interrupt {
+  const controller = new AbortController(), { signal } = controller;
+  const interrupt = { signal, code: undefined as number | undefined };
+  for (const [name, code] of SIGNALS) {
+    Deno.addSignalListener(name, () => {
+      if (signal.aborted) Deno.exit(code);
+      interrupt.code = code;
+      controller.abort();
+    });
+  }
+  return interrupt;
+}
