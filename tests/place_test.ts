@@ -184,3 +184,31 @@ Deno.test("a configuration that its tensors contradict is refused before a devic
     asked = 0;
   }
 });
+
+Deno.test("loading, doctor and profile tell what a checkpoint does not use", async () => {
+  const { model } = await readGolden("tiny-tied-bf16");
+  const spare = { dtype: "I64", shape: [1], bytes: new Uint8Array(8) };
+  await using folder = await changedCheckpoint(model, {
+    config: { eos_token_id: [3, 512] },
+    tensors: (tensors) => tensors.set("position_ids", spare),
+  });
+  const notices = [
+    "the weights have a tensor that the model does not use: position_ids",
+    "eos_token_id has 512, which can never end a text: vocab_size is 512",
+  ];
+  const { path } = folder, told: string[] = [];
+  const onNotice = (notice: string) => void told.push(notice);
+  using qwen = await loadQwen3(path, { device: "cpu", onNotice });
+  assertEquals([told, qwen.notices], [notices, notices]);
+
+  const gpu = { requestAdapter: () => Promise.resolve(null) } as unknown as GPU;
+  const { findings } = await doctor({ model: path, gpu });
+  const yellow = findings.filter(({ severity, topic }) =>
+    severity === "yellow" && topic === "model"
+  );
+  assertEquals(yellow.map(({ text }) => text), notices);
+
+  await using checkpoint = await openCheckpoint(path);
+  const options = { promptTokens: 8, maxTokens: 8 };
+  assertEquals(settle(checkpoint, options).notes, notices);
+});

@@ -263,6 +263,7 @@ function xmlAttributes(run: Run, value: Value, autospace: Value): Value {
   for (const [key, item] of value.entries(run)) {
     if (item === null || item instanceof Undefined) continue;
     const name = asText(key);
+    run.items(1);
     if (/[ \t\n\r\f\v/>=]/.test(name)) {
       throw new Fault(`Invalid character in attribute name: '${name}'`);
     }
