@@ -351,7 +351,11 @@ export const TEXT_FILTERS: Readonly<Record<string, Builtin>> = {
     run.work(text.length);
     return stripTags(text);
   }),
-  title: change("title", title),
+  title: builtin("title(s)", (run, value) =>
+    onText(run, value, (text) => {
+      run.slowly(text.length);
+      return title(text);
+    })),
   tojson: builtin(
     "tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)",
     json,
