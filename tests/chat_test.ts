@@ -166,6 +166,7 @@ Deno.test("stop strings match all that the model writes", async () => {
       ["m, 1", { reasoning: "H" }],
       ["k>\n\nLet", { reasoning: "Hm, 1.\n</thin" }],
       ["look", { reasoning: "Hm, 1.", text: "Let me " }],
+      ['"arguments"', { reasoning: "Hm, 1.", text: "Let me look." }],
       ["</tool_call>", {
         reasoning: "Hm, 1.",
         text: "Let me look.",

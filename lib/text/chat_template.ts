@@ -4,6 +4,7 @@
  * @module
  */
 import {
+  CANNOT,
   hasValue,
   type Message,
   readConversation,
@@ -13,7 +14,7 @@ import {
   type ToolCall,
   type Turn,
 } from "./conversation.ts";
-import { errorText } from "../errors.ts";
+import { checkOptions, errorText, requireKind } from "../errors.ts";
 import { isObject, jsonText, parseExactJson } from "../json.ts";
 import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
@@ -28,6 +29,9 @@ export interface ChatOptions {
   /** Any other variables of the template (`bos_token`, …). */
   variables?: Record<string, unknown>;
 }
+
+/** Variables that transformers always defines. */
+const NONE_GIVEN = { tools: null, documents: null };
 
 /** A template, ready to render. */
 type Render = (variables: Record<string, unknown>) => string;
@@ -58,9 +62,10 @@ export function renderChat(
   messages: readonly Message[],
   options: ChatOptions = {},
 ): string {
-  const { addGenerationPrompt = true, thinking, variables } = options;
-  const tools = options.tools &&
-    readTools(options.tools, "Cannot render a chat");
+  requireKind(CANNOT, "the template", template, "text");
+  const { addGenerationPrompt = true, thinking, variables, ...rest } =
+    readOptions(options);
+  const tools = rest.tools && readTools(rest.tools, CANNOT);
   const turns = readConversation(messages);
   if (thinking !== undefined && !template.includes("enable_thinking")) {
     throw refusal(
@@ -71,6 +76,7 @@ export function renderChat(
   fitArguments(turns, render);
   const renderTurns = (turns: readonly Turn[], tools?: readonly Tool[]) =>
     render({
+      ...NONE_GIVEN,
       ...variables,
       messages: turns.map(({ message }) => message),
       add_generation_prompt: addGenerationPrompt,
@@ -85,6 +91,20 @@ export function renderChat(
     throw refusal(`${lost}, which the chat template does not print`);
   }
   return text;
+}
+
+/** Checks the options; null is absent, as in JSON. */
+function readOptions(options: ChatOptions): ChatOptions {
+  requireKind(CANNOT, "the argument with the options", options, "object");
+  const given: ChatOptions = Object.fromEntries(
+    Object.entries(options).filter(([, value]) => value !== null),
+  );
+  checkOptions(CANNOT, given, {
+    addGenerationPrompt: "flag",
+    thinking: "flag",
+    variables: "object",
+  });
+  return given;
 }
 
 function compile(template: string): Render {
@@ -135,6 +155,7 @@ function fitArguments(turns: readonly Turn[], render: Render): void {
   const probe = (args: ToolCall["function"]["arguments"]) =>
     attempt(() =>
       render({
+        ...NONE_GIVEN,
         messages: [
           { role: "user", content: "q" },
           {

@@ -66,6 +66,51 @@ Deno.test("a template sees only the names that it is passed", () => {
   assertEquals(renderChat(template, user, { thinking: true }), "TrueHi");
 });
 
+Deno.test("without tools and documents a template sees none, as in transformers", () => {
+  const user: Message[] = [{ role: "user", content: "Hi" }];
+  const template = "{% if tools is not none %}tools{% endif %}" +
+    "{% if documents is not none %}documents{% endif %}{{ messages[0].content }}";
+  assertEquals(renderChat(template, user), "Hi");
+  const variables = { documents: [] };
+  assertEquals(renderChat(template, user, { variables }), "documentsHi");
+});
+
+Deno.test("arguments of wrong types are refused, null is absent", () => {
+  const user: Message[] = [{ role: "user", content: "Hi" }];
+  const template = "{{ messages[0].content }}{{ enable_thinking }}";
+  const wrong: [template: unknown, options: unknown, problem: string][] = [
+    [undefined, {}, "the template is undefined, must be a string"],
+    [5, {}, "the template is 5, must be a string"],
+    [
+      template,
+      null,
+      "the argument with the options is null, must be an object",
+    ],
+    [template, { thinking: "no" }, 'thinking is "no", must be true or false'],
+    [
+      template,
+      { addGenerationPrompt: 0 },
+      "addGenerationPrompt is 0, must be true or false",
+    ],
+    [template, { variables: [] }, "variables is a list of 0, must be an obj"],
+    [template, { tools: "f" }, 'tools is "f", must be a list'],
+  ];
+  for (const [template, options, problem] of wrong) {
+    assertThrows(
+      () => renderChat(template as string, user, options as undefined),
+      Error,
+      `Cannot render a chat: ${problem}`,
+    );
+  }
+  const none = {
+    addGenerationPrompt: null,
+    thinking: null,
+    tools: null,
+    variables: null,
+  };
+  assertEquals(renderChat(template, user, none as never), "Hi");
+});
+
 Deno.test("no messages, a broken template and a refusal are one-line errors", () => {
   const user: Message[] = [{ role: "user", content: "Hi" }];
   assertThrows(
