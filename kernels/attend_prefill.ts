@@ -1,3 +1,4 @@
+import { choosePrefillRows } from "../lib/dispatch/attention.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
@@ -14,11 +15,11 @@ import { defineKernel } from "./define.ts";
  * holds their keys and values. No `[tokens, tokens]` matrix is written to memory
  * (FlashAttention-2, https://arxiv.org/abs/2307.08691).
  *
- * A workgroup takes one kv head and 64 rows. A row is a (token, query head) pair of the
- * head's group, so K and V are read once for the whole group. For each tile of 64 keys
- * it computes scores in slices of 16 elements, updates each row's running maximum and
- * sum, then multiplies by V in slices of V_KEYS keys. 16 × 16 threads each hold 4 × 4
- * scores and 4 rows of the output.
+ * A workgroup takes one kv head and ROWS rows: 64, or 32 where workgroup memory is small.
+ * A row is a (token, query head) pair of the head's group, so K and V are read once for the
+ * whole group. For each tile of 64 keys it computes scores in slices of 16 elements,
+ * updates each row's running maximum and sum, then multiplies by V in slices of V_KEYS keys.
+ * 16 × ROWS / 4 threads each hold 4 × 4 scores and 4 rows of the output.
  */
 export const attendPrefill = defineKernel<AttentionCase>({
   name: "attendPrefill",
@@ -34,25 +35,30 @@ export const attendPrefill = defineKernel<AttentionCase>({
     };
   },
   uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
-  constants: { HEAD_DIM: 128, WORKGROUP: 256, LOG_LANES: 4, SUBGROUPS: 1 },
-  derive: ({ HEAD_DIM }) => {
-    const NV = Math.ceil(Number(HEAD_DIM) / 64);
+  constants: { HEAD_DIM: 128, ROWS: 64, LOG_LANES: 4, SUBGROUPS: 1 },
+  derive: (c) => {
+    const ROWS = Number(c.ROWS), NV = Math.ceil(Number(c.HEAD_DIM) / 64);
+    // With 32 rows, everything fits 16 KiB.
+    const most = Math.min(16, 2 ** Math.floor(Math.log2(24 / NV)));
+    const V_KEYS = ROWS < 64 ? most : NV > 2 ? 8 : 16;
     return {
+      WORKGROUP: 4 * ROWS,
       NV,
-      V_KEYS: NV > 2 ? 8 : 16,
-      STAGE: Math.max(512, (NV > 2 ? 128 : 256) * NV),
+      V_KEYS,
+      STAGE: Math.max(4 * ROWS + 256, 16 * V_KEYS * NV),
     };
   },
-  grid: ({ m, tokens, group, kvHeads }) => [
-    Math.ceil(tokens * group / 64),
+  grid: ({ m, tokens, group, kvHeads }, { ROWS }) => [
+    Math.ceil(tokens * group / ROWS),
     kvHeads,
     m / tokens,
   ],
   cost: (call) => attentionCost(call),
   body: /* wgsl */ `
 ${LANES}
+const FOURS = ROWS / 4u;
 var<workgroup> stage: array<vec4f, STAGE>; // q and k slices, or a v slice
-var<workgroup> weights: array<vec4f, 64 * 16>; // [key][rows]
+var<workgroup> weights: array<vec4f, 64u * FOURS>; // [key][rows]
 
 fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
   return select(0u, size - min(begin, size), inside);
@@ -64,11 +70,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let heads = u.kvHeads * u.group;
   let length = lengths[u.first + wg.z];
   let cached = ((u.first + wg.z) * u.kvHeads + kv_head) * u.context * HEAD_DIM;
-  let first_row = wg.x * 64u;
+  let first_row = wg.x * ROWS;
   let rows = u.tokens * u.group;
   let tn = tid % 16u;
   let tm = tid / 16u;
-  let last_token = min(first_row + 63u, rows - 1u) / u.group;
+  let last_token = min(first_row + ROWS - 1u, rows - 1u) / u.group;
   let keys = length + last_token + 1u;
   // Offsets of this thread's four rows in q and y, and the end of the keys they see.
   @split var at_row: array<u32, 4>;
@@ -87,13 +93,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     @unroll for (var r = 0; r < 4; r++) { score[r] = vec4f(); }
     for (var d0 = 0u; d0 < HEAD_DIM; d0 += 16u) {
       workgroupBarrier();
-      if (tid < 128u) {
-        // Threads 0 … 63 fetch a 4 × 4 block of q, 64 … 127 one of k, and transpose it.
-        let block = (tid % 64u) / 4u;
+      if (tid < ROWS + 64u) {
+        // Threads below ROWS fetch a 4 × 4 block of q, 64 more one of k, and transpose it.
+        let of_q = tid < ROWS;
+        let block = select(tid - ROWS, tid, of_q) / 4u;
         let d = d0 + tid % 4u * 4u;
         @split var part: array<vec4f, 4>;
         @unroll for (var i = 0; i < 4; i++) {
-          if (tid < 64u) {
+          if (of_q) {
             let row = first_row + block * 4u + i;
             let at = ((wg.z * u.tokens + row / u.group) * heads + kv_head * u.group + row % u.group) * HEAD_DIM;
             part[i] = q_span(at + d, remaining(d, HEAD_DIM, row < rows));
@@ -102,16 +109,17 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
             part[i] = k_span(cached + key * HEAD_DIM + d, remaining(d, HEAD_DIM, key < keys));
           }
         }
-        let to = tid / 64u * 256u + tid % 4u * 64u + block;
+        let blocks = select(16u, FOURS, of_q);
+        let to = select(16u * FOURS, 0u, of_q) + tid % 4u * 4u * blocks + block;
         stage[to] = vec4f(part[0].x, part[1].x, part[2].x, part[3].x);
-        stage[to + 16u] = vec4f(part[0].y, part[1].y, part[2].y, part[3].y);
-        stage[to + 32u] = vec4f(part[0].z, part[1].z, part[2].z, part[3].z);
-        stage[to + 48u] = vec4f(part[0].w, part[1].w, part[2].w, part[3].w);
+        stage[to + blocks] = vec4f(part[0].y, part[1].y, part[2].y, part[3].y);
+        stage[to + 2u * blocks] = vec4f(part[0].z, part[1].z, part[2].z, part[3].z);
+        stage[to + 3u * blocks] = vec4f(part[0].w, part[1].w, part[2].w, part[3].w);
       }
       workgroupBarrier();
       @unroll for (var d = 0; d < 16; d++) {
-        let qv = stage[d * 16 + tm];
-        let kv = stage[256 + d * 16 + tn];
+        let qv = stage[d * FOURS + tm];
+        let kv = stage[16u * FOURS + d * 16 + tn];
         @unroll for (var r = 0; r < 4; r++) { score[r] = fma(vec4f(qv[r]), kv, score[r]); }
       }
     }
@@ -126,7 +134,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       @unroll for (var j = 0; j < NV; j++) { acc[r * NV + j] *= shrink; }
     }
     @unroll for (var c = 0; c < 4; c++) {
-      weights[(tn * 4u + c) * 16u + tm] = vec4f(score[0][c], score[1][c], score[2][c], score[3][c]);
+      weights[(tn * 4u + c) * FOURS + tm] = vec4f(score[0][c], score[1][c], score[2][c], score[3][c]);
     }
     for (var s0 = 0u; s0 < min(64u, keys - k0); s0 += V_KEYS) {
       workgroupBarrier();
@@ -137,7 +145,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       }
       workgroupBarrier();
       @unroll for (var s = 0; s < V_KEYS; s++) {
-        let w = weights[(s0 + s) * 16u + tm];
+        let w = weights[(s0 + s) * FOURS + tm];
         @unroll for (var j = 0; j < NV; j++) {
           let value = stage[s * (NV * 16) + j * 16 + tn];
           @unroll for (var r = 0; r < 4; r++) { acc[r * NV + j] = fma(vec4f(w[r]), value, acc[r * NV + j]); }
@@ -159,5 +167,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "f32" },
     { ...ODD_HEADS, lengths: [0], tokens: 5, cache: "f32" },
   ],
-  makeCase: (given, tools) => prefillCase(given, tools, SUM),
+  makeCase(given, tools) {
+    const { heads, kvHeads, tokens } = given;
+    const rows = tokens * heads / kvHeads;
+    const chosen = choosePrefillRows(rows, tools.device, false);
+    return prefillCase(given, tools, SUM, chosen);
+  },
 });

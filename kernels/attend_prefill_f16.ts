@@ -1,4 +1,5 @@
 import { choosePrefillRows } from "../lib/dispatch/attention.ts";
+import { HALF_PREFILL_BYTES } from "../lib/dispatch/precision.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
@@ -177,8 +178,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   ],
   makeCase(given, tools) {
     const { device } = tools, { heads, kvHeads, tokens } = given;
-    if (!device.f16) return undefined;
-    const rows = choosePrefillRows(tokens * heads / kvHeads, device);
+    const { maxComputeWorkgroupStorageSize: room } = device.limits;
+    if (!device.f16 || room < HALF_PREFILL_BYTES) return undefined;
+    const rows = choosePrefillRows(tokens * heads / kvHeads, device, true);
     return prefillCase(given, tools, HALF_ATTENTION, rows);
   },
 });

@@ -1,5 +1,6 @@
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { tileBytes } from "../lib/dispatch/defaults.ts";
 import { isPowerOf2 } from "../lib/dispatch/limits.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
@@ -303,7 +304,7 @@ export const gemm = defineKernel<GemmCase>({
       const loads = Math.ceil((BM + BN) / 4 * (BK / 4) / threads);
       return {
         threads,
-        bytes: BK * (BM / 4 + 1 + BN / 4 + 1) * (half ? 8 : 16),
+        bytes: tileBytes({ BM, BN, BK }, half),
         problem: [BM, BN, BK, TM, TN].some((size) => size % 4)
           ? "the sizes of a tile must be multiples of 4"
           : BM % TM || BN % TN || threads < 32 || !isPowerOf2(threads)

@@ -1,3 +1,4 @@
+import { fewRowsBytes, sumsAtOnce } from "../lib/dispatch/linear.ts";
 import {
   type Capabilities,
   laneConstants,
@@ -20,18 +21,6 @@ const load = (into: string, chunk: string) => /* wgsl */ `
       @else { ${into}[i * STEPS + s] = w_masked(w_load(base[i] + min(four, FOURS - 1u)), four < FOURS); }
     }
   }`;
-
-/**
- * Sums that lanes without subgroups exchange between two barriers: as many as 8 KiB hold,
- * because each barrier takes a software adapter seconds to compile.
- */
-function sumsAtOnce(
-  workgroup: number,
-  lanes: number,
-  sums: number,
-): number {
-  return Math.max(1, Math.min(lanes, sums, 2048 / workgroup));
-}
 
 /** Partial sums of squares per row of x that EPILOGUE "add" leaves: one per workgroup. */
 export function rowParts(
@@ -147,11 +136,7 @@ export const gemvRows = defineKernel<LinearCase>({
       const loads = ROWS * STEPS;
       return {
         threads: WORKGROUP,
-        bytes: 4 * (target.m + 2 * groups * sums) +
-          4 * WORKGROUP * Math.ceil(target.m / WORKGROUP) +
-          (device.subgroupSize
-            ? 0
-            : 4 * WORKGROUP * sumsAtOnce(WORKGROUP, lanes, sums)),
+        bytes: fewRowsBytes(target.m, { WORKGROUP, ROWS }, lanes, device),
         problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
           ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
           : groups % SLICES || !isPowerOf2(SLICES)

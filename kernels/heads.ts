@@ -7,7 +7,7 @@
  * - `state`: flags, then the bits of the maximum and the sum of each split of each head,
  *   then a counter per row and head, which is 0 between passes. `[0]` is set if the cache
  *   cannot hold a value, `[1]` is the number of splits, `[3]` belongs to attend_decode.ts.
- *   Counters have cache lines of their own (bench/log.md, "Eight storage buffers").
+ *   Flags and counters have cache lines of their own (bench/log.md, "Eight storage buffers").
  * - `positions`: the lengths of the sequences, padded to whole rows of headDim words, then
  *   the bits of the cosines and sines of each position.
  *
@@ -15,8 +15,8 @@
  */
 import { MOST_SPLITS } from "../lib/dispatch/attention.ts";
 
-/** Words of `state` before the splits. */
-export const FLAG_WORDS = 4;
+/** Words of `state` before the splits, so that these begin with a cache line. */
+export const FLAG_WORDS = 64;
 
 /** Words of `state` before the counters. */
 export const countersAt = (sequences: number, heads: number): number =>

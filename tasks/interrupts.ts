@@ -9,9 +9,11 @@
 export const CTRL_C = 130;
 
 /** Signals and the exit codes that shells report for them; Windows has its own. */
-const SIGNALS: [Deno.Signal, code: number][] = Deno.build.os === "windows"
-  ? [["SIGINT", CTRL_C], ["SIGBREAK", 149]]
-  : [["SIGINT", CTRL_C], ["SIGTERM", 143], ["SIGHUP", 129]];
+export function signalsOf(os: string): [Deno.Signal, code: number][] {
+  return os === "windows"
+    ? [["SIGINT", CTRL_C], ["SIGBREAK", 149]]
+    : [["SIGINT", CTRL_C], ["SIGTERM", 143], ["SIGHUP", 129]];
+}
 
 /** Ends what a task does on a signal. */
 export interface Interrupt {
@@ -25,7 +27,7 @@ export interface Interrupt {
 export function onInterrupt(): Interrupt {
   const controller = new AbortController(), { signal } = controller;
   const interrupt = { signal, code: undefined as number | undefined };
-  for (const [name, code] of SIGNALS) {
+  for (const [name, code] of signalsOf(Deno.build.os)) {
     Deno.addSignalListener(name, () => {
       if (signal.aborted) Deno.exit(code);
       interrupt.code = code;

@@ -1,6 +1,6 @@
 /**
- * Models run on a device with WebGPU's default limits, except workgroup memory, and
- * adapters below what the kernels need are refused when they are opened.
+ * Models run on a device with WebGPU's default limits, and adapters below what the kernels
+ * need are refused when they are opened.
  */
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
@@ -18,11 +18,11 @@ import {
 import { gpuTest } from "./support/gpu.ts";
 import { wrapGpu } from "./support/wrapped_gpu.ts";
 
-/** The defaults of https://www.w3.org/TR/webgpu/#limits, and the workgroup memory needed. */
+/** The defaults of https://www.w3.org/TR/webgpu/#limits. */
 const DEFAULTS = {
   maxBufferSize: 268435456,
   maxStorageBufferBindingSize: 134217728,
-  maxComputeWorkgroupStorageSize: 32768,
+  maxComputeWorkgroupStorageSize: 16384,
   maxComputeInvocationsPerWorkgroup: 256,
   maxComputeWorkgroupSizeX: 256,
   maxStorageBuffersPerShaderStage: 8,

@@ -1,14 +1,21 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { contextLimit } from "../lib/checkpoint/config.ts";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
+import { DeviceError } from "../lib/errors.ts";
 import { openDevice } from "../lib/open_device.ts";
+import { doctor } from "../lib/tools/doctor/doctor.ts";
 import { modelNeeds } from "../lib/tools/doctor/needs.ts";
+import { profile } from "../lib/tools/profile/profile.ts";
 import { settle } from "../lib/tools/profile/setting.ts";
 import { Bench } from "../lib/tools/tune/bench.ts";
+import { tune } from "../lib/tools/tune/tune.ts";
 import { loadQwen3 } from "../mod.ts";
 import { readGolden, relativeError } from "./support/golden.ts";
 import { gpuTest } from "./support/gpu.ts";
-import { copyCheckpoint } from "./support/temp_checkpoint.ts";
+import {
+  changedCheckpoint,
+  copyCheckpoint,
+} from "./support/temp_checkpoint.ts";
 
 /** As on Qwen3's model cards: factor 4 on 128, max_position_embeddings raised by 1.25. */
 const PLAIN = 160, REACHED = 512;
@@ -117,4 +124,91 @@ gpuTest("tuning uses the positions that YaRN allows", async () => {
   using gpu = await openDevice();
   using bench = await Bench.load(gpu, checkpoint);
   assertEquals(bench.context, REACHED);
+});
+
+gpuTest(
+  "a vocabulary that a GPU cannot sample from is refused before loading",
+  async () => {
+    const model = "synthetic:qwen3-0.6b?layers=1&vocab=262144";
+    let loaded = 0;
+    const onProgress = () => void loaded++;
+    await assertRejects(
+      () => loadQwen3(model, { device: "gpu", onProgress }),
+      DeviceError,
+      `Cannot load ${model}: the vocabulary is 262144, it must be below 262144 on a GPU`,
+    );
+    assertEquals(loaded, 0);
+  },
+);
+
+Deno.test("a configuration that its tensors contradict is refused before a device is touched", async () => {
+  let asked = 0;
+  const requestAdapter = () => {
+    asked++;
+    return Promise.resolve(null);
+  };
+  const gpu = { requestAdapter } as unknown as GPU;
+  const { model } = await readGolden("tiny-tied-bf16");
+  const wrong: [config: Record<string, unknown>, message: string][] = [
+    [
+      { hidden_size: 30000 },
+      "Cannot load PATH: model.embed_tokens.weight has shape [512, 64], config.json requires [512, 30000]",
+    ],
+    [
+      { num_hidden_layers: 1e6 },
+      "Cannot use PATH/config.json: num_hidden_layers is 1000000, must be a positive whole number up to 1000",
+    ],
+    [
+      { num_attention_heads: 4096, num_key_value_heads: 4096 },
+      "Cannot load PATH: model.layers.0.self_attn.k_proj.weight has shape [64, 64], config.json requires [131072, 64]",
+    ],
+  ];
+  for (const [config, expected] of wrong) {
+    await using folder = await changedCheckpoint(model, { config });
+    const { path } = folder, message = expected.replace("PATH", path);
+    for (const device of ["auto", "gpu", "cpu"] as const) {
+      await assertRejects(
+        () => loadQwen3(path, { device, gpu }),
+        Error,
+        message,
+      );
+    }
+    await assertRejects(() => profile(path, { gpu }), Error, message);
+    await assertRejects(() => tune(path, { gpu }), Error, message);
+    assertEquals(asked, 0);
+    const { findings } = await doctor({ model: path, gpu });
+    const reds = findings.filter(({ severity, topic }) =>
+      severity === "red" && topic === "model"
+    );
+    assertEquals(reds.map(({ text }) => text), [message]);
+    asked = 0;
+  }
+});
+
+Deno.test("loading, doctor and profile tell what a checkpoint does not use", async () => {
+  const { model } = await readGolden("tiny-tied-bf16");
+  const spare = { dtype: "I64", shape: [1], bytes: new Uint8Array(8) };
+  await using folder = await changedCheckpoint(model, {
+    config: { eos_token_id: [3, 512] },
+    tensors: (tensors) => tensors.set("position_ids", spare),
+  });
+  const notices = [
+    "the weights have a tensor that the model does not use: position_ids",
+    "eos_token_id has 512, which can never end a text: vocab_size is 512",
+  ];
+  const { path } = folder, told: string[] = [];
+  const onNotice = (notice: string) => void told.push(notice);
+  using qwen = await loadQwen3(path, { device: "cpu", onNotice });
+  assertEquals([told, qwen.notices], [notices, notices]);
+
+  const gpu = { requestAdapter: () => Promise.resolve(null) } as unknown as GPU;
+  const { findings } = await doctor({ model: path, gpu });
+  const yellow = findings.filter(({ severity, topic }) =>
+    severity === "yellow" && topic === "model"
+  );
+  assertEquals(yellow.map(({ text }) => text), notices);
+
+  await using checkpoint = await openCheckpoint(path);
+  const options = { promptTokens: 8, maxTokens: 8 };
+  assertEquals(settle(checkpoint, options).notes, notices);
 });

@@ -178,7 +178,7 @@ for (
     [
       "another Deno",
       (file) => file.adapter.deno = "1.0.0",
-      /made with deno 1\.0\.0, must be/,
+      /made with deno "1\.0\.0", must be/,
     ],
     [
       "an unknown key",
@@ -200,11 +200,20 @@ for (
         }),
       /gemv is tuned for linear shapes/,
     ],
+    [
+      "a constant that nests deeply",
+      (file) => {
+        let deep: unknown = 1;
+        for (let i = 0; i < 3000; i++) deep = [deep];
+        Object.assign(entry(file, GEMV).constants, { ROWS: deep });
+      },
+      /ROWS is \[\[\[.*, must be an integer/,
+    ],
     ["a broken entry", (file) => file.constants[GEMV] = 3, /damaged at "gemv/],
     [
       "text for a constant",
       (file) => Object.assign(entry(file, GEMV).constants, { ROWS: "2u; x" }),
-      /ROWS is 2u; x, must be an integer/,
+      /ROWS is "2u; x", must be an integer/,
     ],
     [
       "a constant that tuning does not decide",

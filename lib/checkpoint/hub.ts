@@ -46,9 +46,9 @@ export async function repositoryFolder(
   const { name, revision } = repository;
   const cache = cacheFolder();
   const entry = `${cache}/models--${name.replace("/", "--")}`;
-  const { folder, commit, problems, hasWeights, unknown } = await findSnapshot(
-    entry,
-    revision,
+  const { folder, commit, problems, hasWeights, unknown } = await inCache(
+    name,
+    () => findSnapshot(entry, revision),
   );
   const usable = folder !== undefined && problems.length === 0;
   if (usable && unknown.length === 0) return folder;
@@ -84,6 +84,23 @@ export async function repositoryFolder(
     if (endpoint === undefined) throw cause; // its token or its URL
     throw new Error(
       `Cannot open ${name}: ${lookedFor}, and revision ${revision} cannot be downloaded from ${endpoint}: ${
+        errorText(cause)
+      }`,
+      { cause },
+    );
+  }
+}
+
+/** Looks into the cache; an error says what could not be opened because of it. */
+async function inCache<Found>(
+  name: string,
+  look: () => Promise<Found>,
+): Promise<Found> {
+  try {
+    return await look();
+  } catch (cause) {
+    throw new Error(
+      `Cannot open ${name}: its entry in the cache cannot be read: ${
         errorText(cause)
       }`,
       { cause },

@@ -11,9 +11,10 @@
  *
  * @module
  */
+import { errorText } from "../errors.ts";
 import { host } from "../host.ts";
 import { isObject } from "../json.ts";
-import { type ByteSource, parseSafetensorsIndex } from "./safetensors.ts";
+import { parseSafetensorsIndex, readSafetensorsHeader } from "./safetensors.ts";
 import { openFile } from "./sources.ts";
 
 /** The weights in one file, or the index of the files that have them. */
@@ -43,6 +44,9 @@ export interface ListedFile {
 export type Listing = Map<string, ListedFile>;
 
 const LISTING_VERSION = 1;
+
+/** The most files that one message names. */
+const MOST_NAMED = 4;
 
 /** Reads the list of a commit's files; undefined if there is none that can be used. */
 async function readListing(
@@ -157,14 +161,24 @@ export async function findSnapshot(
   const template = unknown.indexOf("chat_template.jinja");
   if (template >= 0 && await hasTemplate(folder)) unknown.splice(template, 1);
 
-  const lacks = `${folder} lacks ${missing.join(", ")}`;
+  const lacks = `${folder} lacks ${firstOf(missing)}`;
   return {
     folder,
     commit,
-    problems: [...missing.length > 0 ? [lacks] : [], ...damaged],
+    problems: [
+      ...missing.length > 0 ? [lacks] : [],
+      ...damaged.length > 0 ? [firstOf(damaged)] : [],
+    ],
     hasWeights,
     unknown,
   };
+}
+
+/** The first of a list, and how many more there are. */
+function firstOf(items: readonly string[]): string {
+  const more = items.length - MOST_NAMED;
+  const named = items.slice(0, MOST_NAMED).join(", ");
+  return more > 0 ? `${named} and ${more} more` : named;
 }
 
 /** The files that have the weights, as far as the cache knows. */
@@ -172,10 +186,10 @@ async function weightFiles(
   folder: string,
   listing: Listing | undefined,
 ): Promise<string[]> {
-  const isWhole = listing?.has(WEIGHTS) || await exists(`${folder}/${WEIGHTS}`);
-  if (isWhole) return [WEIGHTS];
+  if (await exists(`${folder}/${WEIGHTS}`)) return [WEIGHTS];
   const index = await host.files.readText(`${folder}/${INDEX}`);
   if (index === undefined) {
+    if (listing?.has(WEIGHTS)) return [WEIGHTS];
     return [listing?.has(INDEX) ? INDEX : `${WEIGHTS} or ${INDEX}`];
   }
   try {
@@ -187,7 +201,7 @@ async function weightFiles(
 
 /** The shards that an index names. */
 export function shardsOf(index: string, where: string): string[] {
-  return [...new Set(parseSafetensorsIndex(index, where).values())];
+  return [...new Set(parseSafetensorsIndex(index, where).values())].sort();
 }
 
 async function hasTemplate(folder: string): Promise<boolean> {
@@ -219,8 +233,13 @@ export async function damage(
   }
   if (path.endsWith(".safetensors")) {
     await using source = await openFile(path);
-    const whole = source && await safetensorsSize(source);
-    return whole === undefined ? undefined : wrongSize(size, { size: whole });
+    try {
+      if (source !== undefined) await readSafetensorsHeader(source);
+      return undefined;
+    } catch (error) {
+      const why = errorText(error).replace(`Cannot read ${path}: `, "");
+      return `is damaged: ${why}`;
+    }
   }
   if (path.endsWith(".json")) {
     const text = (await host.files.readText(path) ?? "").trim();
@@ -235,34 +254,6 @@ function wrongSize(
   return size === listed.size
     ? undefined
     : `has ${size} bytes, must have ${listed.size}`;
-}
-
-/**
- * The size that a safetensors file must have by its header; undefined if the header is
- * unusable for another reason than its length.
- */
-async function safetensorsSize(
-  source: ByteSource,
-): Promise<number | undefined> {
-  if (source.size < 8) return 8;
-  const head = new Uint8Array(8);
-  await source.read(0, head);
-  const length = Number(new DataView(head.buffer).getBigUint64(0, true));
-  if (8 + length > source.size) return 8 + length;
-  const bytes = new Uint8Array(length);
-  await source.read(8, bytes);
-  try {
-    let end = 0;
-    const header = JSON.parse(new TextDecoder().decode(bytes));
-    for (
-      const { data_offsets } of Object.values<Record<string, unknown>>(header)
-    ) {
-      if (Array.isArray(data_offsets)) end = Math.max(end, data_offsets[1]);
-    }
-    return Number.isSafeInteger(end) ? 8 + length + end : undefined;
-  } catch {
-    return undefined;
-  }
 }
 
 /** Bytes that are hashed between looks at the signal. */

@@ -79,7 +79,10 @@ export class Download {
     const folder = `${entry}/snapshots/${this.#commit}`;
     await host.files.makeFolder(folder);
     await host.files.makeFolder(`${entry}/blobs`);
-    await writeListing(entry, this.#commit, this.#listing);
+    await written(
+      `${entry}/trees`,
+      () => writeListing(entry, this.#commit, this.#listing),
+    );
 
     if (!this.#listing.has("config.json")) throw this.#without("config.json");
     await this.#take(["config.json"], folder);
@@ -95,7 +98,8 @@ export class Download {
     } else throw this.#without(`${WEIGHTS} or ${INDEX}`);
 
     if (revision !== this.#commit) {
-      await host.files.writeText(`${entry}/refs/${revision}`, this.#commit);
+      const ref = `${entry}/refs/${revision}`;
+      await written(ref, () => host.files.writeText(ref, this.#commit));
     }
     return folder;
   }
@@ -199,7 +203,7 @@ export class Download {
         this.#advance(file, output.size);
         try {
           await this.#fill(file);
-          await output.flush();
+          await written(piece, () => output.flush());
         } catch (error) {
           if (!(error instanceof WrongAnswer)) throw error;
           problem = error.message;
@@ -416,6 +420,17 @@ async function putInSnapshot(blob: string, path: string, isNew: boolean) {
   } catch (error) {
     await host.files.remove(piece);
     throw error;
+  }
+}
+
+/** Runs a step that writes, whose error may not name what could not be written. */
+async function written<T>(path: string, step: () => Promise<T>): Promise<T> {
+  try {
+    return await step();
+  } catch (cause) {
+    throw new HubRefusal(`Cannot write ${path}: ${errorText(cause)}`, {
+      cause,
+    });
   }
 }
 

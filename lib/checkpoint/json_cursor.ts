@@ -11,7 +11,7 @@ const MOST_DEPTH = 64;
 const QUOTE = 0x22, BACKSLASH = 0x5c;
 const OPEN_LIST = 0x5b, CLOSE_LIST = 0x5d;
 const OPEN_OBJECT = 0x7b, CLOSE_OBJECT = 0x7d;
-const COMMA = 0x2c, COLON = 0x3a;
+const COMMA = 0x2c, COLON = 0x3a, ZERO = 0x30;
 
 /** Where a value lies in the bytes. */
 export interface JsonSpan {
@@ -65,16 +65,8 @@ export class JsonCursor {
 
   /** The string that a span holds. */
   text({ begin, end }: JsonSpan): string {
-    const { bytes } = this;
-    let text = "";
-    for (let at = begin + 1; at < end - 1; at += 4096) {
-      const part = bytes.subarray(at, Math.min(at + 4096, end - 1));
-      if (!part.every((byte) => byte < 0x80 && byte !== BACKSLASH)) {
-        return JSON.parse(decode(bytes.subarray(begin, end)));
-      }
-      text += String.fromCharCode(...part);
-    }
-    return text;
+    const text = decode(this.bytes.subarray(begin, end));
+    return text.includes("\\") ? JSON.parse(text) : text.slice(1, -1);
   }
 
   /** The JSON of a span, up to `most` bytes of it. */
@@ -153,6 +145,13 @@ export class JsonCursor {
   #scalar(): void {
     const { bytes } = this, begin = this.#at;
     let end = begin;
+    while (isDigit(bytes[end])) end++;
+    const whole = end > begin &&
+      (bytes[begin] !== ZERO || end === begin + 1);
+    if (whole && !isScalarByte(bytes[end])) { // the usual case
+      this.#at = end;
+      return;
+    }
     while (isScalarByte(bytes[end])) end++;
     const text = this.raw({ begin, end }, 400);
     const known = /^(true|false|null|-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?)$/;
@@ -192,7 +191,18 @@ export class JsonCursor {
 }
 
 const decoder = new TextDecoder();
-const decode = (bytes: Uint8Array) => decoder.decode(bytes);
+
+/** Decodes UTF-8; short ASCII, of which headers consist, without the decoder. */
+function decode(bytes: Uint8Array): string {
+  if (bytes.length > 200) return decoder.decode(bytes);
+  for (let i = 0; i < bytes.length; i++) {
+    if (bytes[i] >= 0x80) return decoder.decode(bytes);
+  }
+  // Spreading would iterate, which is slower.
+  return String.fromCharCode.apply(null, bytes as unknown as number[]);
+}
+
+const isDigit = (byte: number) => byte >= ZERO && byte <= 0x39;
 
 const isHexDigit = (byte: number) =>
   byte >= 0x30 && byte <= 0x39 || byte >= 0x41 && byte <= 0x46 ||
@@ -203,6 +213,6 @@ const isEscape = (byte: number) => ESCAPES.has(byte);
 
 /** Letters, digits and the signs of numbers. */
 const isScalarByte = (byte: number) =>
-  byte >= 0x30 && byte <= 0x39 || byte >= 0x61 && byte <= 0x7a ||
+  isDigit(byte) || byte >= 0x61 && byte <= 0x7a ||
   byte >= 0x41 && byte <= 0x5a || byte === 0x2d || byte === 0x2b ||
   byte === 0x2e;

@@ -23,7 +23,8 @@ export interface ByteSource {
 }
 
 /** Where one tensor is stored; `begin` and `end` are byte offsets in the file. */
-export interface SafetensorsEntry {
+export interface SafetensorsEntry<Source extends ByteSource = ByteSource> {
+  source: Source;
   name: string;
   /** The element type as the file names it, which may be one that is not read here. */
   dtype: string;
@@ -56,9 +57,9 @@ type Refuse = (problem: string) => never;
  * @throws {Error} if the file is truncated, the header is malformed, or the tensors do
  * not cover the data exactly once
  */
-export async function readSafetensorsHeader(
-  source: ByteSource,
-): Promise<Map<string, SafetensorsEntry>> {
+export async function readSafetensorsHeader<Source extends ByteSource>(
+  source: Source,
+): Promise<Map<string, SafetensorsEntry<Source>>> {
   const refuse: Refuse = (problem) => {
     throw new Error(`Cannot read ${source.name}: ${problem}`);
   };
@@ -98,7 +99,7 @@ export async function readSafetensorsHeader(
   await source.read(8, bytes);
   if (!isUtf8(bytes)) await refuseKind("its header is not valid UTF-8");
   const dataBegin = 8 + headerBytes;
-  const entries = readEntries(source.name, bytes, dataBegin, refuse);
+  const entries = readEntries(source, bytes, dataBegin, refuse);
   checkLayout(entries, dataBegin, source.size, refuse);
   return entries;
 }
@@ -119,18 +120,18 @@ function isUtf8(bytes: Uint8Array): boolean {
 }
 
 /** Parses the header's JSON. */
-function readEntries(
-  name: string,
+function readEntries<Source extends ByteSource>(
+  source: Source,
   bytes: Uint8Array,
   dataBegin: number,
   refuse: Refuse,
-): Map<string, SafetensorsEntry> {
-  const cursor = new JsonCursor(bytes, `the header of ${name}`);
+): Map<string, SafetensorsEntry<Source>> {
+  const cursor = new JsonCursor(bytes, `the header of ${source.name}`);
   if (!cursor.atObject) {
     cursor.value();
     refuse("its header must be a JSON object");
   }
-  const entries = new Map<string, SafetensorsEntry>();
+  const entries = new Map<string, SafetensorsEntry<Source>>();
   let metadata = false;
   cursor.object((name) => {
     const described = cursor.atObject;
@@ -142,7 +143,7 @@ function readEntries(
         cursor.value(); // reports broken JSON as such
         refuse(`tensor ${quoted(name)} must be described by an object`);
       }
-      entries.set(name, readEntry(cursor, name, dataBegin, refuse));
+      entries.set(name, readEntry(cursor, source, name, dataBegin, refuse));
     } else {
       metadata = true;
       const raw = cursor.raw(cursor.value(), MOST_LIST_BYTES);
@@ -214,17 +215,19 @@ function shardName(raw: string): string | undefined {
 }
 
 /** Reads a tensor's description. */
-function readEntry(
+function readEntry<Source extends ByteSource>(
   cursor: JsonCursor,
+  source: Source,
   name: string,
   dataBegin: number,
   refuse: Refuse,
-): SafetensorsEntry {
+): SafetensorsEntry<Source> {
   const fields = new Map<string, string>();
   cursor.object((key) => {
     const raw = cursor.raw(cursor.value(), MOST_LIST_BYTES);
+    if (key !== "dtype" && key !== "shape" && key !== "data_offsets") return;
     if (fields.has(key)) refuse(`tensor ${quoted(name)} has ${key} twice`);
-    if (/^(dtype|shape|data_offsets)$/.test(key)) fields.set(key, raw);
+    fields.set(key, raw);
   });
   const wrong = (key: string, must: string) =>
     refuse(
@@ -251,6 +254,7 @@ function readEntry(
     );
   }
   return {
+    source,
     name,
     dtype: type,
     shape,

@@ -28,12 +28,8 @@ export interface Folder {
   has(file: string): Promise<boolean>;
 }
 
-/** A tensor's header entry, and the file that holds the tensor. */
-export interface Stored extends SafetensorsEntry {
-  source: OpenSource;
-  /** The file's name in its folder. */
-  file: string;
-}
+/** A tensor's header entry. */
+export type Stored = SafetensorsEntry<OpenSource>;
 
 /** A model's tensors by the names that its family uses. */
 export interface OpenedWeights {
@@ -103,7 +99,7 @@ export async function openWeights(
 
 /** Says what is unused, and where the index is wrong. */
 function noticesOf(
-  { found, where, shardOf }: Found,
+  { found, where, shardOf, fileOf }: Found,
   { names, unused, lost }: TensorSelection,
 ): string[] {
   const tensors = (count: number) =>
@@ -122,7 +118,7 @@ function noticesOf(
     );
   }
   const moved = [...names.values()].filter((own) =>
-    shardOf && shardOf.get(own) !== found.get(own)!.file
+    shardOf && shardOf.get(own) !== fileOf.get(found.get(own)!.source)
   );
   if (moved.length > 0) {
     notices.push(
@@ -188,6 +184,8 @@ interface Found {
   shardOf?: ReadonlyMap<string, string>;
   /** Files by tensors that the index puts there in vain. */
   promised: ReadonlyMap<string, string>;
+  /** Names of the open files. */
+  fileOf: ReadonlyMap<OpenSource, string>;
 }
 
 /** Reads the header of `model.safetensors`, or of each shard in the index. */
@@ -196,39 +194,39 @@ async function openFiles(
   folder: Folder,
   opened: AsyncDisposableStack,
 ): Promise<Found> {
+  const fileOf = new Map<OpenSource, string>();
   const openHeader = async (file: string) => {
     const source = await folder.open(file);
     if (source === undefined) return undefined;
     opened.use(source);
-    const header: Map<string, SafetensorsEntry> = await readSafetensorsHeader(
-      source,
-    );
-    for (const entry of header.values()) {
-      Object.assign(entry, { source, file });
-    }
-    return header as Map<string, Stored>;
+    fileOf.set(source, file);
+    return await readSafetensorsHeader(source);
   };
   const whole = await openHeader(WHOLE);
   if (whole !== undefined) {
-    return { found: whole, promised: new Map() };
+    return { found: whole, promised: new Map(), fileOf };
   }
   const where = folder.locate(INDEX), text = await folder.text(INDEX);
   if (text === undefined) throw await withoutWeights(name, folder);
   refusePage(text, where);
   const shardOf = parseSafetensorsIndex(text, where);
-  const shards = new Map<string, Map<string, Stored>>();
+  const headers: Map<string, Stored>[] = [];
   const missing: string[] = [];
   for (const shard of new Set(shardOf.values())) {
     const header = await openHeader(shard);
     if (header === undefined) missing.push(folder.locate(shard));
-    else shards.set(shard, header);
+    else headers.push(header);
   }
   if (missing.length > 0) {
     throw new Error(
       `Cannot open ${name}: shards are missing: ${listed(missing)}`,
     );
   }
-  return merge(name, where, shardOf, shards);
+  const found = merge(name, where, shardOf, headers, fileOf);
+  const promised = new Map(
+    [...shardOf].filter(([tensor]) => !found.has(tensor)),
+  );
+  return { found, where, shardOf, promised, fileOf };
 }
 
 /**
@@ -239,28 +237,31 @@ function merge(
   name: string,
   where: string,
   shardOf: ReadonlyMap<string, string>,
-  shards: ReadonlyMap<string, ReadonlyMap<string, Stored>>,
-): Found {
+  headers: readonly ReadonlyMap<string, Stored>[],
+  fileOf: ReadonlyMap<OpenSource, string>,
+): Map<string, Stored> {
   const found = new Map<string, Stored>();
-  for (const [shard, header] of shards) {
+  for (const header of headers) {
     for (const [tensor, entry] of header) {
-      const other = found.get(tensor)?.file, named = shardOf.get(tensor);
-      if (other !== undefined && named !== shard && named !== other) {
-        throw new Error(
-          `Cannot open ${name}: ${
-            quoted(tensor)
-          } is in ${other} and in ${shard}, ${where} must put it in one of them`,
+      const one = found.get(tensor);
+      if (one !== undefined) {
+        const [other, shard] = [one, entry].map(({ source }) =>
+          fileOf.get(source)
         );
+        const named = shardOf.get(tensor);
+        if (named === other) continue;
+        if (named !== shard) {
+          throw new Error(
+            `Cannot open ${name}: ${
+              quoted(tensor)
+            } is in ${other} and in ${shard}, ${where} must put it in one of them`,
+          );
+        }
       }
-      if (other !== undefined && named === other) continue;
       found.set(tensor, entry);
     }
   }
-  const promised = new Map<string, string>();
-  for (const [tensor, shard] of shardOf) {
-    if (!found.has(tensor)) promised.set(tensor, shard);
-  }
-  return { found, where, shardOf, promised };
+  return found;
 }
 
 /** Says what was looked for and, where the folder can be searched, what is there. */

@@ -13,6 +13,7 @@ import {
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { type CpuTensor, f32 } from "../formats/tensor.ts";
 import type { Choice } from "../dispatch/choice.ts";
+import { Rests } from "../dispatch/rests.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuKvCache } from "../gpu/kv_cache.ts";
 import { SamplingTwin } from "./sampling.ts";
@@ -132,7 +133,7 @@ export class DebugRunner implements Runner {
       signal?.throwIfAborted();
       const chunk = Uint32Array.from(tokens.slice(at, at + rows));
       const pass = { first: sequence, sequences: 1, tokens: chunk.length };
-      parts.push(await this.#pass(chunk, pass, all, caches));
+      parts.push(await this.#pass(chunk, pass, all, caches, signal));
     }
     if (!all) return parts.at(-1)!;
     const out = new Float32Array(tokens.length * this.gpu.config.vocabSize);
@@ -202,7 +203,7 @@ export class DebugRunner implements Runner {
       caches.onCpu.stepBackIfFull();
       const pass = { first: 0, sequences, tokens: 1 };
       const chunk = Uint32Array.from(ids, validToken);
-      const logits = await this.#pass(chunk, pass, false, caches);
+      const logits = await this.#pass(chunk, pass, false, caches, signal);
       rows.forEach((_, s) =>
         rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
       );
@@ -214,6 +215,7 @@ export class DebugRunner implements Runner {
     pass: CachePass,
     all: boolean,
     caches: Caches,
+    signal?: AbortSignal,
   ): Promise<Float32Array> {
     const { gpu, config } = this.gpu, { onGpu: cache } = caches;
     cache.begin(pass);
@@ -233,7 +235,7 @@ export class DebugRunner implements Runner {
       cache.dtype === "f16" && (await cache.flags.read())[0] !== 0;
     let last = new Float32Array();
     for (const step of steps) {
-      const { actual, wrong } = await this.#check(step, caches);
+      const { actual, wrong } = await this.#check(step, caches, signal);
       last = actual;
       if (!wrong) continue;
       if (await overflows()) break;
@@ -252,8 +254,10 @@ export class DebugRunner implements Runner {
   async #check(
     { call, plan, output }: Step,
     { onGpu, onCpu }: Caches,
+    signal?: AbortSignal,
   ): Promise<{ actual: Float32Array<ArrayBuffer>; wrong?: string }> {
     using _plan = plan;
+    signal?.throwIfAborted();
     // Read before the GPU runs: a verb may overwrite an input.
     const inputs = new Map<Tensor, CpuTensor>();
     for (const tensor of tensorsOf(call)) {
@@ -270,7 +274,7 @@ export class DebugRunner implements Runner {
       (weight) => this.#twins.get(weight)!,
       onCpu,
     );
-    const expected = perform(this.cpu.ops, onCpuToo);
+    const expected = await this.#perform(onCpuToo, signal);
     const label = plan.dispatches.at(-1)?.label;
     const name = label ? `${label} (${call.verb})` : call.verb;
     // The GPU multiplies masked values by 0, which spreads those that are not finite.
@@ -281,6 +285,24 @@ export class DebugRunner implements Runner {
       ? f32(expected).map((v, i) => Number.isFinite(actual[i]) ? v : actual[i])
       : f32(expected);
     return { actual, wrong: this.#compare(name, actual, wanted, output) };
+  }
+
+  /** Runs a verb on the CPU; the event loop turns meanwhile. */
+  async #perform(
+    call: Call<CpuTensor>,
+    signal?: AbortSignal,
+  ): Promise<CpuTensor> {
+    const { ops } = this.cpu, rests = new Rests();
+    using slices = ops.inSlices(function* (): Generator<
+      CpuTensor,
+      CpuTensor,
+      CpuTensor
+    > {
+      return perform(ops, call);
+    }());
+    let next = slices.next();
+    for (; !next.done; next = slices.next()) await rests.rest(signal);
+    return next.value;
   }
 
   /** Describes how `actual` differs from `expected`; undefined if it does not. */

@@ -215,17 +215,21 @@ export function mostSplits(context: number, rows: number): number {
 }
 
 /**
- * From this many rows on, prefill attention takes 64 per workgroup, which needs this
+ * From this many rows on, prefill attention in f16 takes 64 per workgroup, which needs this
  * many bytes of workgroup memory ("Prefill attention in f16").
  */
 const MANY_PREFILL_ROWS = 1024, WIDE_PREFILL_BYTES = 40960;
+/** Bytes of workgroup memory that prefill attention in f32 needs for 64 rows. */
+const PLAIN_PREFILL_BYTES = 25600;
 
-/** Chooses the rows per workgroup in prefill attention. */
+/** Chooses the rows per workgroup in prefill attention, in f16 or f32. */
 export function choosePrefillRows(
   rows: number,
   device: Capabilities,
+  half: boolean,
 ): { ROWS: number } {
   const room = device.limits.maxComputeWorkgroupStorageSize;
+  if (!half) return { ROWS: room >= PLAIN_PREFILL_BYTES ? 64 : 32 };
   return {
     ROWS: rows >= MANY_PREFILL_ROWS && room >= WIDE_PREFILL_BYTES ? 64 : 32,
   };

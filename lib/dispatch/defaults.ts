@@ -6,7 +6,7 @@
  * @module
  */
 
-import type { AdapterClass } from "./capabilities.ts";
+import type { AdapterClass, Capabilities } from "./capabilities.ts";
 import type { ContextClass } from "./shapes.ts";
 
 /**
@@ -219,14 +219,27 @@ export function defaultsFor(
  */
 const LARGE_ROWS = 256, LARGE_OUTPUT = 1 << 21;
 
-/** Chooses a matmul's tile by its size: large if there is enough work to fill a GPU. */
+/** Bytes of workgroup memory that a tile takes. */
+export const tileBytes = (
+  { BM, BN, BK }: Pick<TileConstants, "BM" | "BN" | "BK">,
+  half: boolean,
+): number => BK * (BM / 4 + 1 + BN / 4 + 1) * (half ? 8 : 16);
+
+/**
+ * Chooses a matmul's tile by its size: large if there is enough work to fill a GPU, and
+ * workgroup memory to hold it.
+ */
 export function tileFor(
   m: number,
   n: number,
-  { gemm }: Defaults,
+  device: Pick<Capabilities, "adapterClass" | "limits">,
   half = false,
 ): TileConstants {
+  const { gemm } = defaultsFor(device);
+  const room = device.limits.maxComputeWorkgroupStorageSize;
   if (m <= 32) return gemm.few;
   if (half && m > 64) return gemm.half;
-  return m >= LARGE_ROWS && m * n >= LARGE_OUTPUT ? gemm.large : gemm.other;
+  const large = m >= LARGE_ROWS && m * n >= LARGE_OUTPUT &&
+    tileBytes(gemm.large, half) <= room;
+  return large ? gemm.large : gemm.other;
 }

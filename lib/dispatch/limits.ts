@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { jsonText, quoted } from "../errors.ts";
 import { type Capabilities, mostThreads } from "./capabilities.ts";
 import type { TuningTarget } from "./keys.ts";
 
@@ -66,11 +67,13 @@ export function misfit(
   }
   const names = Object.keys(tuning.grid);
   const unknown = Object.keys(constants).find((name) => !names.includes(name));
-  if (unknown) return `${kernel} has no constant ${unknown}`;
+  if (unknown) return `${kernel} has no constant ${quoted(unknown)}`;
   for (const name of names) {
     const value = constants[name], least = name.startsWith("LOG_") ? 0 : 1;
     if (Number.isInteger(value) && value >= least && value <= 1024) continue;
-    return `${name} is ${value}, must be an integer from ${least} to 1024`;
+    return `${name} is ${
+      jsonText(value)
+    }, must be an integer from ${least} to 1024`;
   }
   const { threads, bytes, problem } = tuning.needs(target, constants, device);
   if (problem) return problem;

@@ -76,18 +76,64 @@ const ENOUGH_WORKGROUPS = 256;
  */
 const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
 
+/**
+ * Sums that lanes of gemvRows without subgroups exchange between two barriers: as many as
+ * 8 KiB hold, because each barrier takes a software adapter seconds to compile.
+ */
+export function sumsAtOnce(
+  workgroup: number,
+  lanes: number,
+  sums: number,
+): number {
+  return Math.max(1, Math.min(lanes, sums, 2048 / workgroup));
+}
+
+/** Bytes of workgroup memory that gemvRows takes for `m` rows. */
+export function fewRowsBytes(
+  m: number,
+  { WORKGROUP, ROWS }: { WORKGROUP: number; ROWS: number },
+  lanes: number,
+  { subgroupSize }: Pick<Capabilities, "subgroupSize">,
+): number {
+  const groups = WORKGROUP / lanes, sums = 2 ** Math.ceil(Math.log2(m * ROWS));
+  const terms = subgroupSize
+    ? 0
+    : WORKGROUP * sumsAtOnce(WORKGROUP, lanes, sums);
+  return 4 * (m + 2 * groups * sums + WORKGROUP * Math.ceil(m / WORKGROUP)) +
+    4 * terms;
+}
+
+/** Halves the rows of w per lane group, then the threads, until workgroup memory fits. */
+function fitFewRows(
+  row: Defaults["gemvRows"]["other"],
+  { m, swiglu }: LinearShape,
+  lanes: number,
+  device: Capabilities,
+): Defaults["gemvRows"]["other"] {
+  let { WORKGROUP, ROWS } = row;
+  const room = device.limits.maxComputeWorkgroupStorageSize;
+  const least = swiglu ? 2 : 1;
+  while (fewRowsBytes(m, { WORKGROUP, ROWS }, lanes, device) > room) {
+    if (ROWS > least) ROWS /= 2;
+    else if (WORKGROUP > row.SLICES * lanes) WORKGROUP /= 2;
+    else break;
+  }
+  return { ...row, WORKGROUP, ROWS };
+}
+
 function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
   const { m, n, k, norm } = shape;
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRows", shape));
   const { narrow, other, sums } = defaults.gemvRows;
   const row = n <= NARROW_ROWS ? narrow : other;
+  const lanes = laneConstants(device, Math.max(4, Math.ceil(k / 4)));
+  const ROWS = Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / m)));
   return {
     kernel: "gemvRows",
     constants: {
-      ...row,
-      ROWS: Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / m))),
-      ...laneConstants(device, Math.max(4, Math.ceil(k / 4))),
+      ...fitFewRows({ ...row, ROWS }, shape, 2 ** lanes.LOG_LANES, device),
+      ...lanes,
       ...tuned,
       M: m,
       EPILOGUE: epilogueOf(shape),
@@ -178,12 +224,12 @@ function chooseManyRows(
   const { m, n, k, swiglu } = shape;
   const defaults = defaultsFor(device);
   const tunedHalf = device.tuned?.get(linearKey("gemm", shape, true));
-  const half = { ...tileFor(m, n, defaults, true), ...tunedHalf };
+  const half = { ...tileFor(m, n, device, true), ...tunedHalf };
   const headroom = headroomOf(shape, Number(half.BK));
   const tuned = headroom
     ? tunedHalf
     : device.tuned?.get(linearKey("gemm", shape));
-  const tile = headroom ? half : { ...tileFor(m, n, defaults), ...tuned };
+  const tile = headroom ? half : { ...tileFor(m, n, device), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");

@@ -8,7 +8,7 @@ import type { Capabilities } from "./capabilities.ts";
 import { type Constants, FEW_ROWS } from "./shapes.ts";
 import type { Dtype } from "../dtype.ts";
 import { chooseLinear } from "./linear.ts";
-import { defaultsFor, tileFor } from "./defaults.ts";
+import { tileFor } from "./defaults.ts";
 
 /**
  * Maximum rows that gemvColumns multiplies in one pass over the matrix: it keeps a vec4
@@ -145,7 +145,7 @@ function candidatesFor(
   const once = `${rows}: the matrix is read once`;
   const few = byColumn ? FEW_ROWS : FEW_COLUMNS;
   const tile: Constants = {
-    ...tileFor(m, n, defaultsFor(device)),
+    ...tileFor(m, n, device),
     EPILOGUE: "store",
     B_BY_COLUMN: byColumn ? 1 : 0,
   };

@@ -55,20 +55,25 @@ export function chooseMatmulDtype(
     : { dtype: "f32", reason: "the adapter lacks shader-f16" };
 }
 
+/** Bytes of workgroup memory that prefill attention in f16 needs. */
+export const HALF_PREFILL_BYTES = 29184;
+
 /** A quarter of f16's largest value, which leaves room for rounding in partial sums. */
 const LARGEST_SCORE = 16384;
 
 /**
  * Chooses the type in which prefill attention multiplies. Heads of q and k are normed,
  * so `q · k` is at most `largestQ · largestK · headDim`, where the first two are the
- * largest weights of the two norms; undefined if those were not measured.
+ * largest weights of the two norms; undefined if those were not measured. `room` is the
+ * device's workgroup memory.
  */
 export function chooseAttentionDtype(
-  { cacheDtype, headDim, largestQ, largestK }: {
+  { cacheDtype, headDim, largestQ, largestK, room }: {
     cacheDtype: string;
     headDim: number;
     largestQ: number | undefined;
     largestK: number | undefined;
+    room: number;
   },
 ): Precision {
   const f32 = (reason: string): Precision => ({ dtype: "f32", reason });
@@ -80,6 +85,11 @@ export function chooseAttentionDtype(
   }
   if (largestQ === undefined || largestK === undefined) {
     return f32("the norms' weights were not measured");
+  }
+  if (room < HALF_PREFILL_BYTES) {
+    return f32(
+      `the f16 kernel needs ${HALF_PREFILL_BYTES} bytes of workgroup memory, the device has ${room}`,
+    );
   }
   const most = largestQ * largestK * headDim;
   // NaN is rejected, too.

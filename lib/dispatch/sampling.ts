@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { DeviceError } from "../errors.ts";
 
 /**
  * What samplers return in place of a token if logits cannot be sampled from: one is NaN,
@@ -64,6 +65,18 @@ export function chooseTopKParts(topK: number): number {
 
 /** The vocabulary must be below this: 64 chunks for 256 threads with 16 logits each. */
 const VOCAB_LIMIT = 2 ** 18;
+/**
+ * Checks a vocabulary before a model is loaded.
+ *
+ * @throws {DeviceError} if samplers on a GPU do not take it.
+ */
+export function requireVocabulary(action: string, vocab: number): void {
+  if (vocab < VOCAB_LIMIT) return;
+  throw new DeviceError(
+    `Cannot ${action}: the vocabulary is ${vocab}, it must be below ${VOCAB_LIMIT} on a GPU`,
+  );
+}
+
 /** Maximum logits per thread, which stay in registers: four vec4s. Not measured. */
 const MOST_LOGITS = 16;
 /** Logits per chunk of a small vocabulary: one vec4 per thread of 256. Not measured. */
@@ -73,14 +86,10 @@ const SMALL_CHUNK = 1024;
  * Chooses the chunks of a row of logits, one per workgroup of `threads`: a power of 2 that
  * divides the threads which then merge the chunks, with at most 16 logits per thread.
  *
- * @throws {Error} if the vocabulary is too large.
+ * @throws {DeviceError} if the vocabulary is too large.
  */
 export function chooseLogitChunks(vocab: number, threads: number): number {
-  if (vocab >= VOCAB_LIMIT) {
-    throw new Error(
-      `Cannot sample: the vocabulary is ${vocab}, it must be below ${VOCAB_LIMIT}`,
-    );
-  }
+  requireVocabulary("sample", vocab);
   const most = VOCAB_LIMIT / (MOST_LOGITS * threads);
   const chunks = 2 ** Math.ceil(Math.log2(Math.max(1, vocab / SMALL_CHUNK)));
   return Math.min(most, chunks);

@@ -5,6 +5,7 @@
  * @module
  */
 import type { Capabilities } from "./capabilities.ts";
+import { jsonText } from "../errors.ts";
 import { isObject, parseJson } from "../json.ts";
 import { parseKey } from "./keys.ts";
 import { type Candidate, misfit, type Tunable } from "./limits.ts";
@@ -80,7 +81,7 @@ export function parseTuning(
   if (!isObject(file)) return refuse("it is damaged, it must be an object");
   const { version, adapter, kernels: hashes, constants } = file;
   if (version !== VERSION) {
-    return refuse(`its version is ${version}, must be ${VERSION}`);
+    return refuse(`its version is ${jsonText(version)}, must be ${VERSION}`);
   }
   if (!isObject(adapter) || !isObject(hashes) || !isObject(constants)) {
     return refuse("it is damaged, it must have adapter, kernels and constants");
@@ -88,7 +89,9 @@ export function parseTuning(
   for (const [name, value] of Object.entries(identity)) {
     if (adapter[name] === value) continue;
     return refuse(
-      `it was made with ${name} ${adapter[name]}, must be ${value}`,
+      `it was made with ${name} ${jsonText(adapter[name])}, must be ${
+        jsonText(value)
+      }`,
     );
   }
   const loaded: LoadedTuning = { entries: new Map(), stale: new Map() };
@@ -96,14 +99,14 @@ export function parseTuning(
     const target = parseKey(key);
     const kernel = kernels.find(({ name }) => name === target?.kernel);
     if (!target || !kernel || !isEntry(entry)) {
-      return refuse(`it is damaged at "${key}"`);
+      return refuse(`it is damaged at ${jsonText(key)}`);
     }
     if (hashes[kernel.name] !== kernel.hash) {
       loaded.stale.set(kernel.name, (loaded.stale.get(kernel.name) ?? 0) + 1);
       continue;
     }
     const problem = misfit(kernel, target, entry.constants, device);
-    if (problem) return refuse(`it is damaged at "${key}": ${problem}`);
+    if (problem) return refuse(`it is damaged at ${jsonText(key)}: ${problem}`);
     loaded.entries.set(key, entry);
   }
   return loaded;

@@ -220,6 +220,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       headDim,
       largestQ: qNorm.largest,
       largestK: kNorm.largest,
+      room: this.gpu.limits.maxComputeWorkgroupStorageSize,
     });
     const half = matmuls.dtype === "f16";
     const { k, v } = cache.layers[layer];
@@ -231,7 +232,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       constants: {
         HEAD_DIM: headDim,
         ...exactLanes(this.gpu, 16),
-        ...(half ? choosePrefillRows(tokens * group, this.gpu) : {}),
+        ...choosePrefillRows(tokens * group, this.gpu, half),
       },
       uniforms: { first, tokens, group, scale },
     });

@@ -12,6 +12,7 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import { host } from "../host.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import { chooseLogitsRows, choosePassRows } from "../dispatch/pass_rows.ts";
+import { requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
 import { gpuStore, measureLargest } from "./store.ts";
@@ -64,6 +65,7 @@ export class GpuRunner implements Runner {
     options: GpuRunnerOptions,
   ): Promise<GpuRunner> {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
+    requireVocabulary(`load ${checkpoint.name}`, config.vocabSize);
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
     // The largest weights bound how far rows may be scaled up in f16.
     if (options.f16Matmuls) {

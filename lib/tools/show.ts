@@ -13,7 +13,11 @@ import type { Capabilities } from "../dispatch/capabilities.ts";
 import { bf16 } from "../formats/bf16.ts";
 import type { Format } from "../formats/format.ts";
 import { allocateMatrix } from "../formats/matrix.ts";
-import { chooseCacheDtype, chooseMatmulDtype } from "../dispatch/precision.ts";
+import {
+  chooseCacheDtype,
+  chooseMatmulDtype,
+  HALF_PREFILL_BYTES,
+} from "../dispatch/precision.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { type Gpu, LEAST_LIMITS } from "../webgpu/device.ts";
@@ -33,15 +37,15 @@ import { Tensor } from "../webgpu/tensor.ts";
 export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
 
 /**
- * Stands in for a missing adapter: the least that kernels run on, with f16 and
- * subgroups.
+ * Stands in for a missing adapter: the least that kernels run on, with f16, subgroups and
+ * the workgroup memory that f16 takes.
  */
 export const STATED_DEVICE: Sketched = {
   name: "no adapter: 32 KiB of workgroup memory, 256 threads, 32 lanes, f16",
   f16: true,
   software: false,
   subgroupSize: 32,
-  limits: LEAST_LIMITS,
+  limits: { ...LEAST_LIMITS, maxComputeWorkgroupStorageSize: 32768 },
 };
 
 /** The pass that a kernel is shown for. */
@@ -89,7 +93,20 @@ export function showKernel(
   }
   const wanted = kernel.name;
   // As this device runs it if it does, otherwise with matmuls of the other type.
-  const other = { ...device, f16: true, software: false };
+  const { limits } = device;
+  const other = {
+    ...device,
+    f16: true,
+    software: false,
+    limits: {
+      maxComputeInvocationsPerWorkgroup:
+        limits.maxComputeInvocationsPerWorkgroup,
+      maxComputeWorkgroupStorageSize: Math.max(
+        HALF_PREFILL_BYTES,
+        limits.maxComputeWorkgroupStorageSize,
+      ),
+    },
+  };
   const none = { ...device, f16: false };
   const unknown = { ...device, adapterClass: "other" as const };
   const usual = wanted === "gemv" ? 1 : wanted === "gemvRows" ? 16 : 512;

@@ -18,14 +18,13 @@ export interface DeviceOptions {
 }
 
 /**
- * Limits that are requested from the adapter, and the least that the kernels run on. These
- * are WebGPU's defaults or less, except workgroup memory: its default of 16 KiB does not
- * hold the tiles of attention over a prompt. Weights are split to fit any binding.
+ * Limits that are requested from the adapter, and the least that the kernels run on:
+ * WebGPU's defaults or less. Weights are split to fit any binding.
  */
 export const LEAST_LIMITS = {
   maxBufferSize: 0,
   maxStorageBufferBindingSize: 0,
-  maxComputeWorkgroupStorageSize: 2 ** 15,
+  maxComputeWorkgroupStorageSize: 2 ** 14,
   maxComputeInvocationsPerWorkgroup: 256,
   maxComputeWorkgroupSizeX: 256,
   maxStorageBuffersPerShaderStage: 8,

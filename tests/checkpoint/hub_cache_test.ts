@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import {
   COMMIT,
@@ -157,9 +157,24 @@ Deno.test("damage is found with a list and without one, and named offline", asyn
     Deno.env.set("HF_HUB_OFFLINE", "1");
     for (
       const [name, size, without, withList] of [
-        ["model.safetensors", 200_000, "has 200000 bytes, must have 240952"],
-        ["model.safetensors", 1000, "has 1000 bytes, must have"],
-        ["model.safetensors", 3, "has 3 bytes, must have"],
+        [
+          "model.safetensors",
+          200_000,
+          "is damaged: tensor model.",
+          "has 200000 bytes, must have 240952",
+        ],
+        [
+          "model.safetensors",
+          1000,
+          "is damaged: its header should have",
+          "has 1000 bytes, must have 240952",
+        ],
+        [
+          "model.safetensors",
+          3,
+          "is damaged: it has 3 bytes, a safetensors file has",
+          "has 3 bytes, must have 240952",
+        ],
         [
           "config.json",
           0,
@@ -181,9 +196,7 @@ Deno.test("damage is found with a list and without one, and named offline", asyn
       await assertRejects(
         open,
         Error,
-        `(${cache.snapshot}/${name} ${
-          hasList ? withList ?? without.slice(0, 24) : without
-        }`,
+        `(${cache.snapshot}/${name} ${hasList ? withList : without}`,
       );
     }
   }
@@ -249,6 +262,29 @@ Deno.test("a list that cannot be used is ignored, and replaced when files are mi
   }
 });
 
+Deno.test("of two forms of the weights the one that is there is used", async () => {
+  await using cache = await emptyCache();
+  Deno.env.set("HF_HUB_OFFLINE", "1");
+  const files = await fixtureFiles("tiny-sharded-f16");
+  await fillCache(cache.entry, files);
+  files.set("model.safetensors", new Uint8Array(9));
+  await writeTree(cache.entry, files);
+  assertEquals(await open(), []);
+});
+
+Deno.test("many missing shards are counted", async () => {
+  await using cache = await emptyCache();
+  Deno.env.set("HF_HUB_OFFLINE", "1");
+  const files = await fixtureFiles("tiny-sharded-f16");
+  const shards = [...files.keys()].filter((name) => /-of-/.test(name)).sort();
+  await fillCache(cache.entry, without(files, ...shards));
+  await assertRejects(
+    open,
+    Error,
+    `lacks ${shards.slice(0, 4).join(", ")} and 11 more)`,
+  );
+});
+
 Deno.test("a ref that is not a commit is named", async () => {
   await using cache = await emptyCache();
   Deno.env.set("HF_HUB_OFFLINE", "1");
@@ -259,4 +295,29 @@ Deno.test("a ref that is not a commit is named", async () => {
     Error,
     `${cache.entry}/refs/main has "../../..", not a commit`,
   );
+});
+
+Deno.test("a cache entry that cannot be read is named with the cause", async () => {
+  await using cache = await emptyCache();
+  await fillCache(cache.entry, without(await whole(), "config.json"));
+  await Deno.mkdir(`${cache.snapshot}/config.json`);
+  await assertRejects(
+    open,
+    Error,
+    "Cannot open Some/Model: its entry in the cache cannot be read: Is a directory",
+  );
+});
+
+Deno.test("what cannot be written is named with the cause", async () => {
+  for (const folder of ["refs", "trees"]) {
+    await using cache = await emptyCache();
+    await using _server = await serveHub(await whole());
+    await Deno.mkdir(cache.entry);
+    await Deno.writeTextFile(`${cache.entry}/${folder}`, "");
+    const { message } = await assertRejects(open, Error);
+    assertMatch(
+      message,
+      new RegExp(`Cannot write ${cache.entry}/${folder}\\S*: `),
+    );
+  }
 });

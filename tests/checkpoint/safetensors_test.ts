@@ -44,9 +44,6 @@ const tensor = (
   data_offsets,
 });
 
-const read = (header: unknown, dataBytes: number) =>
-  readSafetensorsHeader(sourceOf(fileOf(header, dataBytes)));
-
 async function assertRefused(file: Uint8Array, message: string) {
   const error = await assertRejects(
     () => readSafetensorsHeader(sourceOf(file)),
@@ -68,9 +65,11 @@ Deno.test("readSafetensorsHeader has types, shapes and offsets", async () => {
   };
   const text = JSON.stringify(header) + "  "; // writers pad with spaces
   const begin = 8 + text.length;
-  const entries = await read(text, 14);
+  const source = sourceOf(fileOf(text, 14));
+  const entries = await readSafetensorsHeader(source);
   assertEquals([...entries.keys()], ["b", "a", 'c\\"{', "d"]);
   assertEquals(entries.get("a"), {
+    source,
     name: "a",
     dtype: "BF16",
     shape: [2, 2],
@@ -78,6 +77,7 @@ Deno.test("readSafetensorsHeader has types, shapes and offsets", async () => {
     end: begin + 8,
   });
   assertEquals(entries.get("b"), {
+    source,
     name: "b",
     dtype: "F32",
     shape: [],
@@ -85,6 +85,7 @@ Deno.test("readSafetensorsHeader has types, shapes and offsets", async () => {
     end: begin + 12,
   });
   assertEquals(entries.get('c\\"{'), {
+    source,
     name: 'c\\"{',
     dtype: "F16",
     shape: [0, 7],
@@ -244,5 +245,166 @@ Deno.test("parseSafetensorsIndex maps tensors to shards next to the index", () =
         JSON.stringify(shard)
       }, must be a .safetensors file in the same folder, by its plain name`,
     );
+  }
+});
+
+Deno.test("readSafetensorsHeader takes names of every kind", async () => {
+  const names = [
+    "",
+    "__proto__",
+    "constructor",
+    "a\u0000b",
+    "😀\\u0041",
+    "\ud800",
+  ];
+  const text = `{${
+    names.map((name, i) =>
+      `${JSON.stringify(name)}:{"dtype":"U8","shape":[1],"data_offsets":[${i},${
+        i + 1
+      }]}`
+    ).join(",\n\t")
+  }}`;
+  const entries = await readSafetensorsHeader(sourceOf(fileOf(text, 6)));
+  assertEquals([...entries.keys()], names);
+});
+
+Deno.test("readSafetensorsHeader keeps to the grammar of JSON and of the format", async () => {
+  const a = (fields: string) => `{"a":{${fields}}}`;
+  const good = '"dtype":"U8","shape":[1],"data_offsets":[0,1]';
+  const header = "Cannot read the header of m.safetensors: it is";
+  const refused: [text: string, message: string][] = [
+    [
+      `{"a":{${good}},}`,
+      `${header} not valid JSON (it has "}" at byte 53, where a string must be)`,
+    ],
+    [
+      `{"a":{${good}}} x`,
+      `${header} not valid JSON (it has "x" at byte 54, where the end must be)`,
+    ],
+    [
+      `{"a":{${good}}`,
+      `${header} not valid JSON (it ends at byte 52, where "," or "}" must be)`,
+    ],
+    ["", "it is a file that begins with zeros, as an unfinished download"],
+    [
+      '{"a',
+      `${header} not valid JSON (it ends at byte 3, where a character of a string must be)`,
+    ],
+    [
+      '{"\\x":1}',
+      `${header} not valid JSON (it has "x\\":1}" at byte 3, where an escape must be)`,
+    ],
+    [
+      '{"\\u00g0":1}',
+      `${header} not valid JSON (it has "g0\\":1}" at byte 6, where a hexadecimal digit must be)`,
+    ],
+    ['{"a\nb":1}', `${header} not valid JSON (it has "\\nb\\":1}" at byte 3`],
+    [
+      a(good.replace("[0,1]", "[00,1]")),
+      `${header} not valid JSON (it has "00,1]}}" at byte`,
+    ],
+    [
+      a(good.replace("[0,1]", "[0,+1]")),
+      `${header} not valid JSON (it has "+1]}}" at byte`,
+    ],
+    [
+      a(good.replace("[1]", "[1e0]")),
+      "tensor a has shape [1e0], must be a list of sizes",
+    ],
+    [a(good.replace("[1]", "[1e400]")), "tensor a has shape [1e400], must be"],
+    [a(good.replace("[1]", "[-0]")), "tensor a has shape [-0], must be"],
+    [
+      a(good.replace("[1]", "[9007199254740993]")),
+      "tensor a has shape [9007199254740993], must be",
+    ],
+    [
+      a(good.replace("[1]", `[${Array(1e4).fill(1)}]`)),
+      "must be a list of sizes",
+    ],
+    [
+      a(good.replace("[0,1]", "[0,1e300]")),
+      "tensor a has data_offsets [0,1e300], must be [begin, end]",
+    ],
+    [
+      a(good.replace("[0,1]", "[0,18446744073709551616]")),
+      "must be [begin, end]",
+    ],
+    [a(`${good},"shape":[2]`), "tensor a has shape twice"],
+    [
+      `{"__metadata__":[],"a":{${good}}}`,
+      "its __metadata__ is [], must be an object",
+    ],
+    [
+      '{"__metadata__":{},"__metadata__":{}}',
+      'its header has "__metadata__" twice',
+    ],
+    [
+      `{"a":${"[".repeat(1e6)}`,
+      `${header} nested more than 64 deep at byte 70`,
+    ],
+    [
+      `{"__metadata__":${'{"a":'.repeat(1e5)}`,
+      `${header} nested more than 64 deep at byte`,
+    ],
+    [
+      `{"${"n".repeat(1e6)}":1}`,
+      `tensor ${"n".repeat(50)}…${
+        "n".repeat(49)
+      } must be described by an object`,
+    ],
+    ['{"\\u001b[2J":1}', "tensor \\x1b[2J must be described by an object"],
+  ];
+  for (const [text, message] of refused) {
+    await assertRefused(fileOf(text, 1), message);
+  }
+  // Unknown fields and null metadata are allowed, as in the format's own reader.
+  const fine =
+    `{"__metadata__":null,"a":{${good},"more":{"x":[1.5e-3,"\\u00e9"]}}}`;
+  const entries = await readSafetensorsHeader(sourceOf(fileOf(fine, 1)));
+  assertEquals([...entries.keys()], ["a"]);
+});
+
+Deno.test("a header with many tensors and escapes takes a few times its size", async () => {
+  // The same in another process, whose heap is limited.
+  const script = `
+    import { readSafetensorsHeader } from ${
+    JSON.stringify(
+      new URL("../../lib/checkpoint/safetensors.ts", import.meta.url).href,
+    )
+  };
+    const tensors = 50_000, escapes = String.fromCharCode(92, 34).repeat(8_000_000);
+    let text = '{"__metadata__":{"a":"' + escapes + '"},"' + escapes +
+      '":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}';
+    const parts = [text];
+    for (let i = 0; i < tensors; i++) {
+      parts.push(',"t' + i + '":{"dtype":"U8","shape":[1],"data_offsets":[' +
+        i + "," + (i + 1) + "]}");
+    }
+    const header = new TextEncoder().encode(parts.join("") + "}");
+    parts.length = 0;
+    text = "";
+    const entries = await readSafetensorsHeader({
+      name: "m",
+      size: 8 + header.length + tensors,
+      read(begin, into) {
+        if (begin > 0) into.set(header);
+        else new DataView(into.buffer).setBigUint64(0, BigInt(header.length), true);
+        return Promise.resolve();
+      },
+    });
+    console.log(entries.size, header.length);
+  `;
+  const path = await Deno.makeTempFile({ suffix: ".ts" });
+  await Deno.writeTextFile(path, script);
+  try {
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "--no-check", "--v8-flags=--max-old-space-size=150", path],
+    }).output();
+    const [out, error] = [stdout, stderr].map((bytes) =>
+      new TextDecoder().decode(bytes)
+    );
+    assertEquals([code, out], [0, "50001 35216750\n"], error);
+  } finally {
+    await Deno.remove(path);
   }
 });

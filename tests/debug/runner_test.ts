@@ -1,4 +1,5 @@
-import { assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { DebugRunner } from "../../lib/debug/runner.ts";
 import { loadQwen3 } from "../../mod.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { tamperedGpu } from "../support/tampered_gpu.ts";
@@ -133,4 +134,30 @@ Deno.test("debug is refused on the CPU", async () => {
     Error,
     "must be gpu when debug is on",
   );
+});
+
+gpuTest("an abort ends a debug run between two operations", async () => {
+  using debug = await loadQwen3(TINY, { device: "gpu", debug: true });
+  const { runner } = debug;
+  assert(runner instanceof DebugRunner);
+  const prompt = [1, 2, 3];
+  let checked = 0, after = 0, abort = new AbortController();
+  const { ops } = runner.cpu, inSlices = ops.inSlices.bind(ops);
+  ops.inSlices = (pass) => {
+    checked++;
+    if (abort.signal.aborted) after++;
+    if (checked === 5) setTimeout(() => abort.abort(), 0);
+    return inSlices(pass);
+  };
+  const run = debug.generate(prompt, { signal: abort.signal });
+  assertEquals(await Array.fromAsync(run), []);
+  assertEquals(run.finishReason, "aborted");
+  assert(checked < 9, `${checked} operations`);
+  checked = 0; // and again
+  abort = new AbortController();
+  await assertRejects(
+    () => debug.logits(prompt, { signal: abort.signal }),
+    DOMException,
+  );
+  assert(after <= 2, `${after} operations after two aborts`);
 });

@@ -12,6 +12,7 @@ import {
   type Capabilities,
   exactLanes,
   laneConstants,
+  mostThreads,
 } from "../../lib/dispatch/capabilities.ts";
 import {
   type Constants,
@@ -26,9 +27,12 @@ import {
   mostSplits,
 } from "../../lib/dispatch/attention.ts";
 import { chooseMatmul } from "../../lib/dispatch/matmul.ts";
-import type { Gpu } from "../../lib/webgpu/device.ts";
+import { type Gpu, LEAST_LIMITS } from "../../lib/webgpu/device.ts";
 import { type Operands, showWgsl } from "../../lib/webgpu/kernel.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
+import { KERNEL_NAMES } from "../../kernels/list.ts";
+import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
+import { showVariants, STATED_DEVICE } from "../../lib/tools/show.ts";
 import { attendKey, linearKey } from "../../lib/dispatch/keys.ts";
 
 /** Every adapter class; the type requires each to be listed. */
@@ -50,11 +54,15 @@ const DEVICES: Capabilities[] = [
   [8, 32768, 1024],
   [16, 32768, 512],
   [32, 49152, 1024],
-].map(([subgroupSize, storage, threads]) => ({
+  [32, 32768, 1024, 256],
+  [0, 16384, 256],
+  [32, 16384, 256],
+].map(([subgroupSize, storage, threads, inX = threads]) => ({
   subgroupSize,
   limits: {
     maxComputeWorkgroupStorageSize: storage,
     maxComputeInvocationsPerWorkgroup: threads,
+    maxComputeWorkgroupSizeX: inX,
   },
 }));
 
@@ -85,6 +93,7 @@ function assertFits(
   { limits, subgroupSize }: Capabilities,
   message: string,
 ) {
+  const most = mostThreads({ limits });
   const known: Record<string, number> = {};
   const value = (expression: string): number => {
     const plain = expression.replaceAll(/\b(\d+)u\b/g, "$1")
@@ -95,7 +104,8 @@ function assertFits(
   for (
     const [, name, text] of wgsl.matchAll(/^const (\w+)(?:: u32)? = ([^;]+);/gm)
   ) {
-    if (!text.includes("e+38")) known[name] = value(text);
+    // Scores do not size arrays.
+    if (!/e\+|HIGHEST/.test(text)) known[name] = value(text);
   }
   const alias: Record<string, string> = {};
   for (const [, name, type] of wgsl.matchAll(/alias (\w+) = ([^;]+);/g)) {
@@ -106,13 +116,16 @@ function assertFits(
     u32: 4,
     vec2f: 8,
     vec4f: 16,
+    "vec2u": 8,
     "vec4<f16>": 8,
+    "atomic<u32>": 4,
   };
   const sizeOf = (type: string): number => {
     const array = /^array<(.+), ([^,]+)>$/.exec(type);
-    return array
-      ? sizeOf(array[1]) * value(array[2])
-      : bytes[alias[type] ?? type];
+    if (array) return sizeOf(array[1]) * value(array[2]);
+    const size = bytes[alias[type] ?? type];
+    assert(size, `${message}: no size of ${type} is known`);
+    return size;
   };
   let storage = 0;
   for (const [, type] of wgsl.matchAll(/var<workgroup> \w+: ([^;]+);/g)) {
@@ -124,8 +137,8 @@ function assertFits(
   );
   const threads = value(wgsl.match(/@workgroup_size\(([^)]+)\)/)![1]);
   assert(
-    threads <= limits.maxComputeInvocationsPerWorkgroup,
-    `${message}: ${threads} threads, at most ${limits.maxComputeInvocationsPerWorkgroup} fit`,
+    threads <= most,
+    `${message}: ${threads} threads, at most ${most} fit`,
   );
   assertEquals(wgsl.includes("subgroupShuffle") && !subgroupSize, false);
 }
@@ -348,6 +361,25 @@ Deno.test("decode attention fits the device, for any head", () => {
     }
   }
   assert(MOST_SPLITS <= Number(mergeSplits.constants.MOST));
+});
+
+Deno.test("every kernel of a model fits a device of WebGPU's default limits", () => {
+  for (const size of ["0.6b", "8b", "32b"]) {
+    const { config } = parseSynthetic(`synthetic:qwen3-${size}`);
+    for (const subgroupSize of [0, 8, 32]) {
+      for (const f16 of [false, true]) {
+        const limits = LEAST_LIMITS;
+        const device = { ...STATED_DEVICE, subgroupSize, f16, limits };
+        for (const tokens of [1, 4, 32, 33, 512, 2048]) {
+          const options = { config, tokens };
+          for (const one of showVariants(KERNEL_NAMES, device, options)) {
+            const message = `${one.kernel}, ${one.label}, ${subgroupSize}`;
+            assertFits(one.wgsl, device, message);
+          }
+        }
+      }
+    }
+  }
 });
 
 Deno.test("attention merges its splits itself only where a storage barrier is known to reach them", () => {

@@ -60,6 +60,7 @@ Deno.test("attention is f16 where its scores stay in range", () => {
     headDim: 128,
     largestQ: 16,
     largestK: 8,
+    room: 32768,
   };
   const on = (changes = {}) => {
     const { dtype, reason } = chooseAttentionDtype({ ...given, ...changes });
@@ -71,6 +72,7 @@ Deno.test("attention is f16 where its scores stay in range", () => {
   assertMatch(on({ largestQ: NaN }), /^f32: /);
   assertMatch(on({ largestK: undefined }), /^f32: .* were not measured/);
   assertMatch(on({ cacheDtype: "f32" }), /^f32: the cache is f32/);
+  assertMatch(on({ room: 16384 }), /^f32: .* needs 29184 bytes .* has 16384$/);
   assertMatch(on({ headDim: 80 }), /^f32: .* 64 or 128 values, not 80/);
 });
 

@@ -1,7 +1,8 @@
 /**
  * Gives inputs of the fuzzer to the library, in a process of its own that the test
  * watches: arguments are the seed, the first input and the number of inputs. Every line
- * of stdout is JSON: an input begins, an input ended, or all is done.
+ * of stdout is JSON: the memory that an input takes which is not damaged, an input
+ * begins, an input ended, or all is done.
  */
 import { loadQwen3 } from "../../mod.ts";
 import {
@@ -12,7 +13,7 @@ import {
 } from "../../lib/tuning_file.ts";
 import { linearKey } from "../../lib/dispatch/keys.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
-import { type Input, inputOf } from "./inputs.ts";
+import { type Input, inputOf, undamaged } from "./inputs.ts";
 
 const [seed, first, count] = Deno.args.map(Number);
 const folder = Deno.env.get("QWEN3_TUNING_DIR")!;
@@ -81,6 +82,7 @@ async function generate({ base, changes, prompt, options }: Input) {
     // As from JavaScript, where anything may be given.
     const run = qwen.generate(prompt as string, given as { maxTokens: number });
     for await (const _ of run);
+    void [run.toolCalls, run.reasoning, run.text, run.stats.summary];
   } finally {
     await Deno.remove(path, { recursive: true });
   }
@@ -106,6 +108,8 @@ function peak(): number {
 
 Deno.mkdirSync(folder, { recursive: true });
 const tuning = await tuningText();
+await generate(undamaged());
+say({ base: peak() });
 for (let index = first; index < first + count; index++) {
   const input = inputOf(seed, index, tuning);
   say({ begins: index, what: input.what });

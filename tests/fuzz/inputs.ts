@@ -44,6 +44,15 @@ function fileOf(base: string, name: string): Uint8Array<ArrayBuffer> {
 const textOf = (base: string, name: string) =>
   new TextDecoder().decode(fileOf(base, name));
 
+/** An input with nothing wrong. */
+export const undamaged = (): Input => ({
+  what: "nothing",
+  base: new URL(STORIES, ROOT),
+  changes: {},
+  prompt: "Once",
+  options: {},
+});
+
 /** Input `index` of a seed. */
 export function inputOf(seed: number, index: number, tuning: string): Input {
   const random = new Random(

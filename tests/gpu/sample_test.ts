@@ -408,7 +408,7 @@ gpuTest(
     assertThrows(
       () => addSampling(plan, large, only({}), state),
       Error,
-      "Cannot sample: the vocabulary is 262144, it must be below 262144",
+      "Cannot sample: the vocabulary is 262144, it must be below 262144 on a GPU",
     );
     assertEquals(gpu.allocated, before);
   },

@@ -14,6 +14,7 @@ import {
   type SyntheticRule,
 } from "../../lib/checkpoint/synthetic.ts";
 import { loadWeights, type WeightStore } from "../../lib/model/weights.ts";
+import { fastClock } from "../support/fast_clock.ts";
 
 const fixture = (name: string) =>
   openCheckpoint(new URL(`../fixtures/${name}/`, import.meta.url).href);
@@ -305,4 +306,24 @@ Deno.test("a signal ends loading", async () => {
     "enough",
   );
   assert(seen < 10, `${seen} reports after the fifth asked to end`);
+});
+
+Deno.test("the event loop turns while weights load, so an abort is heard", async () => {
+  await using checkpoint = await openCheckpoint(
+    "synthetic:qwen3-0.6b?layers=2&vocab=64",
+  );
+  using _clock = fastClock(60); // every piece takes long
+  const abort = new AbortController();
+  let pieces = 0;
+  setTimeout(() => abort.abort(new Error("enough")), 0);
+  await assertRejects(
+    () =>
+      loadWeights(checkpoint, memoryStore(), {
+        signal: abort.signal,
+        onProgress: () => pieces++,
+      }),
+    Error,
+    "enough",
+  );
+  assert(pieces < 4, `${pieces} pieces`);
 });

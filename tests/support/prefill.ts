@@ -15,6 +15,7 @@ export function runPrefill(
   { q, k, v }: Record<"q" | "k" | "v", CpuTensor>,
   { heads, kvHeads, headDim, lengths, first, tokens, rows }: Attention,
   half = false,
+  ROWS = trial.gpu.software ? 32 : 64,
 ) {
   const SUBGROUPS = trial.gpu.subgroupSize >= 16 ? 1 : 0;
   const y = trial.filled([rows, heads * headDim]);
@@ -27,7 +28,7 @@ export function runPrefill(
   }, {
     constants: {
       HEAD_DIM: headDim,
-      ...(half ? { ROWS: trial.gpu.software ? 32 : 64 } : {}),
+      ROWS,
       SUBGROUPS,
       LOG_LANES: 4,
     },

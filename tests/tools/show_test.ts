@@ -9,6 +9,7 @@ import {
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import { KERNEL_NAMES } from "../../kernels/list.ts";
 import { showKernel, STATED_DEVICE } from "../../lib/tools/show.ts";
+import { LEAST_LIMITS } from "../../lib/webgpu/device.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { runTask } from "../support/run_task.ts";
 
@@ -17,7 +18,8 @@ const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
 gpuTest("shown WGSL compiles on this adapter", async (gpu) => {
   const { device } = gpu;
   for (const name of KERNEL_NAMES) {
-    for (const on of [gpu, STATED_DEVICE]) {
+    const least = { ...STATED_DEVICE, limits: LEAST_LIMITS };
+    for (const on of [gpu, STATED_DEVICE, least]) {
       const { wgsl } = showKernel(name, on, { config });
       assertStringIncludes(wgsl, `// ${name}\n`);
       assertStringIncludes(wgsl, "fn main(");

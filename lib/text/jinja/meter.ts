@@ -80,7 +80,7 @@ export class Meter {
 
   /** Counts work that takes much longer than reading, for every character. */
   slowly(length: number): void {
-    this.work(8 * length);
+    this.work(32 * length);
   }
 
   /** Counts items that are added to a list. */

@@ -24,6 +24,7 @@ import {
 import {
   type Builtin,
   Callable,
+  counted,
   Dict,
   DictView,
   iterate,
@@ -52,7 +53,7 @@ function methods(
     Object.entries(table).map(([signature, method]) => {
       const [, name, list] = /^(\w+)\((.*)\)$/.exec(signature)!;
       const all = list === "" ? "self" : `self, ${list}`;
-      return [name, builtin(`${name}(${all})`, method)] as const;
+      return [name, counted(builtin(`${name}(${all})`, method))] as const;
     }),
   );
 }

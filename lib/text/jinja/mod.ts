@@ -17,12 +17,13 @@ import { TESTS } from "./predicates.ts";
 import { Scope } from "./scope.ts";
 import { SEQUENCE_FILTERS } from "./sequence_filters.ts";
 import { TEXT_FILTERS } from "./text_filters.ts";
-import { type Builtin, type RenderOptions, Run } from "./values.ts";
+import { type Builtin, counted, type RenderOptions, Run } from "./values.ts";
 
 export type { RenderOptions } from "./values.ts";
 
 const FILTERS: ReadonlyMap<string, Builtin> = new Map(
-  Object.entries({ ...TEXT_FILTERS, ...SEQUENCE_FILTERS }),
+  Object.entries({ ...TEXT_FILTERS, ...SEQUENCE_FILTERS })
+    .map(([name, filter]) => [name, counted(filter)]),
 );
 
 /** A template that is broken, refuses its variables, or costs too much. */

@@ -7,7 +7,13 @@ import { escapeHtml } from "./html.ts";
 import { atMost, Fault, MOST } from "./meter.ts";
 import { arithmetic, numberOf } from "./numbers.ts";
 import { percentFormat } from "./format.ts";
-import { compareText, lengthOf, offsetsOf, substring } from "./unicode.ts";
+import {
+  compareText,
+  isIndexed,
+  lengthOf,
+  offsetsOf,
+  substring,
+} from "./unicode.ts";
 import {
   Dict,
   DictView,
@@ -35,12 +41,17 @@ function itemsOf(value: Value): readonly Value[] | undefined {
 
 /** `a == b`. */
 export function equal(run: Run, a: Value, b: Value): boolean {
+  const text = textOf(a);
+  if (text !== undefined) {
+    const other = textOf(b);
+    if (other?.length !== text.length) return false;
+    run.work(text.length);
+    return text === other;
+  }
   if (a === b) return true;
   const x = numberOf(a), y = numberOf(b);
   // JavaScript compares a bigint and a number by their exact values, as Python does.
   if (x !== undefined && y !== undefined) return x == y;
-  const text = textOf(a);
-  if (text !== undefined) return text === textOf(b);
   if (!(a instanceof Object && b instanceof Object)) return false;
   return equalThings(run, a, b);
 }
@@ -112,7 +123,10 @@ export function compare(
     return x < y ? -1 : x > y ? 1 : x == y ? 0 : NaN;
   }
   const s = textOf(a), t = textOf(b);
-  if (s !== undefined && t !== undefined) return compareText(s, t);
+  if (s !== undefined && t !== undefined) {
+    run.work(Math.min(s.length, t.length));
+    return compareText(s, t);
+  }
   const v = itemsOf(a), w = itemsOf(b);
   if (v && w && Array.isArray(a) === Array.isArray(b)) {
     for (let i = 0; i < v.length && i < w.length; i++) {
@@ -292,8 +306,15 @@ export function unary(operator: string, value: Value): Value {
   );
 }
 
+/** Counts the search for a string's code points, which are known if it was the last one. */
+function countIndexing(run: Run, text: string | undefined): void {
+  if (text === undefined) return;
+  run.work(isIndexed(text) ? text.length >> 6 : text.length);
+}
+
 /** The item at an index; undefined if there is none. */
-function itemAt(value: Value, index: bigint): Value | undefined {
+function itemAt(run: Run, value: Value, index: bigint): Value | undefined {
+  countIndexing(run, textOf(value));
   const size = sizeOf(value)!;
   const at = Number(index < 0n ? index + BigInt(size) : index);
   if (at < 0 || at >= size) return undefined;
@@ -318,7 +339,7 @@ export function itemOf(run: Run, object: Value, key: Value): Value | undefined {
   const indexed = textOf(object) !== undefined || itemsOf(object) ||
     object instanceof Range;
   return indexed && typeof index === "bigint"
-    ? itemAt(object, index)
+    ? itemAt(run, object, index)
     : undefined;
 }
 
@@ -363,6 +384,7 @@ export function sliceOf(
 ): Value {
   if (object instanceof Undefined) object.fail();
   const text = textOf(object);
+  countIndexing(run, text);
   const size = text !== undefined ? lengthOf(text) : sizeOf(object);
   const sequence = text !== undefined || itemsOf(object) ||
     object instanceof Range;

@@ -50,6 +50,12 @@ function isKey(run: Run, value: Value, table: ReadonlyMap<unknown, Builtin>) {
   return table.has(keyOf(value, run));
 }
 
+function hasCase(run: Run, value: Value, test: (text: string) => boolean) {
+  const text = str(run, value);
+  run.slowly(text.length);
+  return test(text);
+}
+
 const remainder = (run: Run, value: Value, by: Value) =>
   binary(run, "%", value, by);
 
@@ -65,7 +71,7 @@ const ONE: Readonly<Record<string, Predicate>> = {
   integer: (_, value) => typeof value === "bigint",
   iterable: (run, value) =>
     value instanceof Lazy || iteratorOf(run, value) !== undefined,
-  lower: (run, value) => CLASSES.islower(str(run, value)),
+  lower: (run, value) => hasCase(run, value, CLASSES.islower),
   mapping: (_, value) => value instanceof Dict,
   none: (_, value) => value === null,
   number: (_, value) => numberOf(value) !== undefined,
@@ -75,7 +81,7 @@ const ONE: Readonly<Record<string, Predicate>> = {
   test: (run, value) => isKey(run, value, run.tests),
   true: (_, value) => value === true,
   undefined: (_, value) => isUndefined(value),
-  upper: (run, value) => CLASSES.isupper(str(run, value)),
+  upper: (run, value) => hasCase(run, value, CLASSES.isupper),
 };
 
 const TWO: Readonly<Record<string, Predicate>> = {

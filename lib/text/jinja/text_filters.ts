@@ -263,6 +263,7 @@ function xmlAttributes(run: Run, value: Value, autospace: Value): Value {
   for (const [key, item] of value.entries(run)) {
     if (item === null || item instanceof Undefined) continue;
     const name = asText(key);
+    run.items(1);
     if (/[ \t\n\r\f\v/>=]/.test(name)) {
       throw new Fault(`Invalid character in attribute name: '${name}'`);
     }
@@ -350,7 +351,11 @@ export const TEXT_FILTERS: Readonly<Record<string, Builtin>> = {
     run.work(text.length);
     return stripTags(text);
   }),
-  title: change("title", title),
+  title: builtin("title(s)", (run, value) =>
+    onText(run, value, (text) => {
+      run.slowly(text.length);
+      return title(text);
+    })),
   tojson: builtin(
     "tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)",
     json,

@@ -19,6 +19,11 @@ const SURROGATE = /[\ud800-\udfff]/;
 // again and again.
 let lastText = "", lastOffsets: Uint32Array | undefined;
 
+/** Whether the code points of a string are known. */
+export function isIndexed(text: string): boolean {
+  return text === lastText;
+}
+
 /** The offset of every code point and of the end; undefined if each is one unit. */
 export function offsetsOf(text: string): Uint32Array | undefined {
   if (text === lastText) return lastOffsets;

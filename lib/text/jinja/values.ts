@@ -388,6 +388,19 @@ export function sizeOf(value: Value): number | undefined {
   return value instanceof Thing ? value.size : undefined;
 }
 
+/** Makes a function count the sizes of its arguments, which it may go through. */
+export function counted(call: Builtin): Builtin {
+  return (run, args, named) => {
+    for (const arg of args) {
+      const text = textOf(arg);
+      if (text !== undefined) run.work(text.length);
+      else if (Array.isArray(arg)) run.work(arg.length);
+      else if (arg instanceof Tuple) run.work(arg.size);
+    }
+    return call(run, args, named);
+  };
+}
+
 /** Whether Python takes a value for true. */
 export function truth(value: Value): boolean {
   if (value === null) return false;

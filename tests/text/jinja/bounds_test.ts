@@ -94,6 +94,21 @@ const CASES: Readonly<
     ["{{ ('\t' * 100000).expandtabs(1000000) }}", WORK],
     ["{{ [1] | batch(10000000000, 1) | list }}", WORK],
     ["{{ [1] | slice(10000000000, 1) | list }}", WORK],
+    [
+      "{% set s = 'ab' * 1000000 %}{% for i in range(100000) %}" +
+      "{% set x = s | float %}{% endfor %}",
+      WORK,
+    ],
+    [
+      "{% set s = 'ab' * 1000000 %}{% for i in range(100000) %}" +
+      "{% set x = s | escape %}{% endfor %}",
+      WORK,
+    ],
+    [
+      "{% set s = 'ab' * 1000000 %}{% for i in range(100000) %}" +
+      "{% set x = s ~ 'x' == s ~ 'x' %}{% endfor %}",
+      WORK,
+    ],
   ],
   source: [
     [`{{ ${"(".repeat(500)}1${")".repeat(500)} }}`, NESTING],

@@ -103,7 +103,7 @@ Deno.test("constants that cannot run are refused with the reason", () => {
       ],
       [gemv, { WORKGROUP: 96, ROWS: 1, STEPS: 1 }, /must be a power of 2/],
       [gemv, { WORKGROUP: 64, ROWS: 8, STEPS: 16 }, /128 loads in flight/],
-      [gemv, { WORKGROUP: 64, ROWS: 1 }, /STEPS is undefined, must be/],
+      [gemv, { WORKGROUP: 64, ROWS: 1 }, /STEPS is missing, must be/],
       [
         "gemv bf16 swiglu 1 4096 1024",
         { WORKGROUP: 64, ROWS: 1, STEPS: 1 },
