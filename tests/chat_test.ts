@@ -306,6 +306,10 @@ Deno.test("what only a chat template can follow is refused without one", async (
       [() => base.generate("Hi", given), `${name} has none`],
     ];
     for (const [run, why] of refused) {
+      if (given.thinking === false && why.includes("has none")) {
+        run(); // Nothing asks it to think.
+        continue;
+      }
       assertThrows(
         run,
         Error,

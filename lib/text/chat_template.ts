@@ -67,7 +67,7 @@ export function renderChat(
     readOptions(options);
   const tools = rest.tools && readTools(rest.tools, CANNOT);
   const turns = readConversation(messages);
-  if (thinking !== undefined && !template.includes("enable_thinking")) {
+  if (thinking !== undefined && !canFollow(thinking, template)) {
     throw refusal(
       `thinking is ${thinking}, but the chat template does not read enable_thinking`,
     );
@@ -91,6 +91,12 @@ export function renderChat(
     throw refusal(`${lost}, which the chat template does not print`);
   }
   return text;
+}
+
+/** Whether a template reads the option, or its checkpoint always or never thinks as asked. */
+function canFollow(thinking: boolean, template: string): boolean {
+  return template.includes("enable_thinking") ||
+    template.includes("think>") === thinking;
 }
 
 /** Checks the options; null is absent, as in JSON. */
@@ -141,6 +147,21 @@ function attempt(render: () => string): string | undefined {
 }
 
 /**
+ * What `render` returns for a few words; "" if the template rejects them.
+ *
+ * @throws {Error} if a bound ended it, which more words would not pass either.
+ */
+function attemptShort(render: () => string): string {
+  try {
+    return render();
+  } catch (error) {
+    const { cause } = error as Error;
+    if (cause instanceof TemplateError && cause.exceeds) throw error;
+    return "";
+  }
+}
+
+/**
  * Gives the arguments of calls the form that the template takes: some print a string as
  * it is, some read an object, and Qwen3's does both.
  */
@@ -153,7 +174,7 @@ function fitArguments(turns: readonly Turn[], render: Render): void {
   );
   if (calls.length === 0) return;
   const probe = (args: ToolCall["function"]["arguments"]) =>
-    attempt(() =>
+    attemptShort(() =>
       render({
         ...NONE_GIVEN,
         messages: [
@@ -171,7 +192,7 @@ function fitArguments(turns: readonly Turn[], render: Render): void {
         ],
         add_generation_prompt: false,
       })
-    ) ?? "";
+    );
   const takesText = probe('{"key": "value"}').includes('{"key": "value"}');
   const ofObject = probe({ key: "value" });
   // Python writes 'key' for an object that is printed as it is.

@@ -227,6 +227,19 @@ Deno.test("arguments reach a template in the form that it takes", async () => {
   }
 });
 
+Deno.test("a template without end is tried once, not for each form of arguments", () => {
+  const loop = "{% for i in range(100000) %}{% for j in range(100000) %}" +
+    "{% endfor %}{% endfor %}";
+  // Endless only for the first form that is tried.
+  const template =
+    `{% if messages[1].tool_calls[0].function.arguments is string %}${loop}{% endif %}${AS_JSON}`;
+  assertThrows(
+    () => renderChat(template, callWith({ a: 1 })),
+    Error,
+    "Cannot render a chat with its template: line 1: it takes 20,000,001 steps",
+  );
+});
+
 Deno.test("what a template does not print is refused", async () => {
   const tool: Tool = { type: "function", function: { name: "f" } };
   const user: Message = { role: "user", content: "q" };
@@ -271,11 +284,14 @@ Deno.test("what a template does not print is refused", async () => {
       `Cannot render a chat: ${problem}, which the chat template does not print`,
     );
   }
-  for (const thinking of [true, false]) {
+  // Checkpoints that never think, and that always do.
+  const always = PLAIN + "{{ '<think>\\n' }}";
+  for (const [template, follows] of [[PLAIN, false], [always, true]] as const) {
+    renderChat(template, [user], { thinking: follows });
     assertThrows(
-      () => renderChat(PLAIN, [user], { thinking }),
+      () => renderChat(template, [user], { thinking: !follows }),
       Error,
-      `thinking is ${thinking}, but the chat template does not read enable_thinking`,
+      `thinking is ${!follows}, but the chat template does not read enable_thinking`,
     );
   }
   const template = await qwen3Template();

@@ -35,6 +35,11 @@ export class TemplateError extends Error {
   constructor(action: string, readonly reason: string, cause: unknown) {
     super(`Cannot ${action}: ${reason}`, { cause });
   }
+
+  /** Whether a bound on time or size ended it. */
+  get exceeds(): boolean {
+    return this.cause instanceof Fault && this.cause.exceeds;
+  }
 }
 
 /** A template that was parsed. */
