@@ -229,13 +229,9 @@ function findLost(
   tools: readonly Tool[] | undefined,
   render: (turns: readonly Turn[], tools?: readonly Tool[]) => string,
 ): string | undefined {
-  const marks = new Map<string, string>();
+  const marks: string[] = [];
   // Characters for private use, which no text should hold.
-  const mark = (what: string) => {
-    const text = `\uE0F7${marks.size}\uE0F8`;
-    marks.set(text, what);
-    return text;
-  };
+  const mark = (what: string) => `\uE0F7${marks.push(what) - 1}\uE0F8`;
   const called = new Set<string>();
   const markedTools = tools?.map((tool, i) => ({
     ...tool,
@@ -274,14 +270,14 @@ function findLost(
   // A template may reject a mark, which says nothing about what it prints.
   const text = attempt(() => render(marked, markedTools));
   if (text === undefined) return undefined;
-  for (const [mark, what] of marks) {
-    const escaped = mark.replaceAll(
-      /\D/g,
-      (character) => `\\u${character.charCodeAt(0).toString(16)}`,
-    );
-    if (!text.includes(mark) && !text.includes(escaped)) return what;
-  }
+  const printed = new Set(
+    Array.from(text.matchAll(MARK), ([, index]) => Number(index)),
+  );
+  return marks.find((_, index) => !printed.has(index));
 }
+
+/** A mark, as it is or escaped in JSON. */
+const MARK = /(?:\uE0F7|\\+ue0f7)(\d+)(?:\uE0F8|\\+ue0f8)/g;
 
 function markArguments(
   args: ToolCall["function"]["arguments"],
