@@ -95,7 +95,9 @@ export function encodePrompt(
         `Cannot generate: messages need a chat template, ${why}`,
       );
     }
-    refuseChatOptions(options, why);
+    // Without a template nothing asks the model to think.
+    const asked = !raw && thinking === false ? undefined : thinking;
+    refuseChatOptions({ ...options, thinking: asked }, why);
     return { tokenIds: encode(prompt, true) };
   }
   const messages: readonly Message[] = typeof prompt === "string"
