@@ -204,6 +204,9 @@ async function placeOnGpu(
   };
 }
 
+/** Keys and values of a layer lie together within 4 GiB, beside the threads' work space. */
+const MOST_CPU_KEYS = 2 ** 31 - 2 ** 26;
+
 /** Loads a checkpoint onto the CPU; `choice` says why. */
 export async function placeOnCpu(
   checkpoint: Checkpoint,
@@ -216,6 +219,12 @@ export async function placeOnCpu(
     plain: config.maxPositionEmbeddings,
     most: contextLimit(config).tokens,
     requested: options.context,
+    room: {
+      bytes: MOST_CPU_KEYS,
+      perPosition: cacheBytes(config, 1, 1, "f32") /
+        (2 * config.numHiddenLayers),
+      whose: "the CPU path has room for",
+    },
   });
   requireMemory(checkpoint, context.tokens, "f32");
   const runner = await CpuRunner.load(checkpoint, {
