@@ -43,8 +43,8 @@ type Render = (variables: Record<string, unknown>) => string;
  *
  * Whatever the messages hold is either in the result or refused: parts that are not text,
  * unknown fields, and what the template does not print. Ids are not printed if the
- * template has no use for them, and Qwen3's template leaves out the reasoning of earlier
- * turns.
+ * template has no use for them, clients' own records and notes to other providers never
+ * are, and Qwen3's template leaves out the reasoning of earlier turns.
  *
  * ```ts
  * import { renderChat } from "../../mod.ts";
