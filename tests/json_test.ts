@@ -17,6 +17,10 @@ Deno.test("JSON is parsed without loss", () => {
   // Only where it is needed.
   assertEquals(parseExactJson('{"a": {"b": 1}}'), { a: { b: 1 } });
   assertEquals(parseExactJson('{"a": {"1": 2}}'), { a: new Map([["1", 2]]) });
+  // Floats that are whole, which a number does not tell from integers.
+  const numbers = parseExactJson('[1, 1.0, {"1": -2e1}]') as unknown[];
+  assertEquals(numbers, [1, Object(1), new Map([["1", Object(-20)]])]);
+  assertEquals(jsonText(numbers), '[1,1,{"1":-20}]');
   for (const text of ["", "{", '{"1": }', '{"1": 1,}', '{1: "1": 2}']) {
     assertThrows(() => parseExactJson(text), SyntaxError);
   }

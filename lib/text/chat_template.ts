@@ -214,7 +214,7 @@ function parseArguments(text: string, where: string): Record<string, unknown> {
   } catch {
     // Refused below.
   }
-  if (isObject(json)) return json;
+  if (isObject(json) && !(json instanceof Number)) return json;
   throw refusal(
     `${where} are not the JSON of an object, which the chat template needs`,
   );

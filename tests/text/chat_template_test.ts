@@ -216,9 +216,17 @@ Deno.test("arguments reach a template in the form that it takes", async () => {
     assert(renderChat(AS_XML, callWith(none)).includes("<function=f>"));
   }
   // What JavaScript's own parser would change.
-  const exact = '{"id": 12345678901234567890, "2": "two", "1": "one"}';
-  assert(renderChat(AS_JSON, callWith(exact)).includes(exact));
-  for (const args of ["oops", "[1]", "1", "null"]) {
+  for (
+    const exact of [
+      '{"id": 12345678901234567890, "2": "two", "1": "one", "x": [1.0]}',
+      '{"id": 7, "x": 1.0, "y": {"z": [-2.0, -0.0, 100000.0, 1e+22, 0.5]}}',
+    ]
+  ) {
+    assert(renderChat(AS_JSON, callWith(exact)).includes(exact), exact);
+  }
+  const xml = renderChat(AS_XML, callWith('{"x": 1.0, "y": 1e5}'));
+  assert(xml.includes("x>1.0<") && xml.includes("y>100000.0<"), xml);
+  for (const args of ["oops", "[1]", "1", "1.0", "null"]) {
     assertThrows(
       () => renderChat(AS_XML, callWith(args)),
       Error,

@@ -27,7 +27,10 @@ class Converter {
           ? BigInt(value)
           : value;
       case "object":
-        return value === null ? null : this.#object(value, path);
+        if (value === null) return null;
+        // A float, even if it is whole.
+        if (value instanceof Number) return value.valueOf();
+        return this.#object(value, path);
       default:
         throw new Fault(
           `the variable ${path} is a ${typeof value}, must be a string, number, ` +
