@@ -233,6 +233,7 @@ function findLost(
   // Characters for private use, which no text should hold.
   const mark = (what: string) => `\uE0F7${marks.push(what) - 1}\uE0F8`;
   const called = new Set<string>();
+  let written = ""; // calls that are part of a text
   const markedTools = tools?.map((tool, i) => ({
     ...tool,
     function: {
@@ -244,8 +245,11 @@ function findLost(
     const has = (field: string) =>
       mark(`message ${index} (${message.role}) has ${field}`);
     const { content, name, tool_calls: calls } = message;
-    const linked = message.role === "tool" && called.has(name ?? "");
+    const linked = message.role === "tool" && name !== undefined &&
+      (called.has(name) || written.includes(`"${name}"`) ||
+        written.includes(`<function=${name}>`));
     for (const call of calls ?? []) called.add(call.function.name);
+    if (content.includes("<tool_call>")) written += content;
     return {
       index,
       message: {

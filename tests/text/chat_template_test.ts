@@ -320,6 +320,14 @@ Deno.test("what a template does not print is refused", async () => {
     { role: "tool", content: "r", name: "f", tool_call_id: "1" },
   ];
   assert(renderChat(template, history).includes("\nr\n</tool_response>"));
+  for (const body of ['{"name": "f"}', "<function=f>\n</function>"]) {
+    const written = `<tool_call>\n${body}\n</tool_call>`;
+    renderChat(template, [
+      user,
+      { role: "assistant", content: written },
+      { role: "tool", content: "r", name: "f" },
+    ]);
+  }
   // Earlier reasoning, which Qwen3's template leaves out.
   const thought = renderChat(template, [
     user,
