@@ -283,6 +283,13 @@ export class Download {
       `${this.access.endpoint}/${this.target.name}/resolve/${this.#commit}/${name}`,
       { headers: begin === 0 ? {} : { Range: `bytes=${begin}-${size - 1}` } },
     );
+    const encoding = headers.get("content-encoding") ?? "identity";
+    if (!/^(identity)?$/i.test(encoding.trim())) {
+      await body?.cancel();
+      throw new HubRefusal(
+        `${path} was sent in the encoding ${encoding}, must be sent as it is`,
+      );
+    }
     const wrong = wrongRange(status, headers, begin, size);
     if (wrong !== undefined) {
       await body?.cancel();
@@ -408,9 +415,7 @@ function wrongRange(
   if (status !== 200) {
     return `was asked for from byte ${begin} of ${size}, but the server answered ${status}`;
   }
-  // Of a compressed file the length says nothing.
-  return length === null || Number(length) === size ||
-      headers.has("content-encoding")
+  return length === null || Number(length) === size
     ? undefined
     : `has ${length} bytes on the server, must have ${size} as it is listed`;
 }

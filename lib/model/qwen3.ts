@@ -194,7 +194,8 @@ function refuseQuantised(fields: ConfigFields) {
   if (field === undefined) return;
   const value = fields.values[field];
   const settings = isObject(value) ? value : {};
-  const { quant_method: method } = settings;
+  const { quant_method, quant_algo } = settings; // the second is ModelOpt's
+  const method = quant_method ?? quant_algo;
   const form = typeof method === "string"
     ? quoted(method, 40).replace(/^(fp\d|[a-z]{2,3}q|mxfp4)$/, upper)
     : "group_size" in settings

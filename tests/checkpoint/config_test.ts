@@ -467,6 +467,15 @@ Deno.test("parseConfig names the quantised form", () => {
       },
       "MLX (quantization_config is",
     ],
+    [
+      {
+        quantization_config: {
+          producer: { name: "modelopt" },
+          quant_algo: "NVFP4",
+        },
+      },
+      "NVFP4 (quant",
+    ],
     [{ quantization_config: "int8" }, "a form without a name (quant"],
   ];
   for (const [changes, message] of forms) {

@@ -359,6 +359,20 @@ const MODES: Mode[] = [
     ranges: [null, ...rest, null],
   },
   {
+    what: "a compressed answer",
+    hub: (_, { file }) =>
+      file === WEIGHTS
+        ? new Response(
+          new Blob([weights.slice()]).stream()
+            .pipeThrough(new CompressionStream("gzip")),
+          { headers: { "content-encoding": "gzip" } },
+        )
+        : undefined,
+    error:
+      /model.safetensors was sent in the encoding gzip, must be sent as it is/,
+    piece: 0,
+  },
+  {
     what: "503 once",
     hub: once(() => new Response("", { status: 503 })),
     ranges: [null, null],
