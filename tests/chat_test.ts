@@ -166,6 +166,7 @@ Deno.test("stop strings match all that the model writes", async () => {
       ["m, 1", { reasoning: "H" }],
       ["k>\n\nLet", { reasoning: "Hm, 1.\n</thin" }],
       ["look", { reasoning: "Hm, 1.", text: "Let me " }],
+      ['"arguments"', { reasoning: "Hm, 1.", text: "Let me look." }],
       ["</tool_call>", {
         reasoning: "Hm, 1.",
         text: "Let me look.",
@@ -305,6 +306,10 @@ Deno.test("what only a chat template can follow is refused without one", async (
       [() => base.generate("Hi", given), `${name} has none`],
     ];
     for (const [run, why] of refused) {
+      if (given.thinking === false && why.includes("has none")) {
+        run(); // Nothing asks it to think.
+        continue;
+      }
       assertThrows(
         run,
         Error,
