@@ -332,9 +332,9 @@ Deno.test("what only a chat template can follow is refused without one", async (
     }
   }
   assertThrows(
-    () => qwen.generateBatch(["Hi", [{ role: "user", content: "\0" }]]),
+    () => qwen.generateBatch(["Hi", [{ role: "user", content: "a\ud800" }]]),
     Error,
-    "Cannot render a chat: message 0's content has a null character at 0, must have none (prompt 1)",
+    "Cannot render a chat: message 0's content has half of a surrogate pair at character 1, must have whole characters (prompt 1)",
   );
   assertThrows(
     () => qwen.generate(USER, { tools: {} as Tool[] }),

@@ -112,6 +112,8 @@ export interface Tool {
     description?: string;
     /** A JSON Schema of its arguments. */
     parameters?: Record<string, unknown>;
+    /** Of OpenAI's clients; the assistant sees it if the chat template prints it. */
+    strict?: boolean | null;
   };
 }
 
@@ -501,10 +503,6 @@ function requireKnown(
 function requireText(text: unknown, where: string): string {
   if (typeof text !== "string") {
     throw refusal(`${where} is ${described(text)}, must be text`);
-  }
-  const at = text.indexOf("\0");
-  if (at >= 0) {
-    throw refusal(`${where} has a null character at ${at}, must have none`);
   }
   if (!text.isWellFormed()) {
     const lone = [...text].findIndex((character) => !character.isWellFormed());
