@@ -56,12 +56,19 @@ function withoutPermission(error: unknown): string | undefined {
 
 /**
  * Returns an error that says what could not be done, if `error` is Deno's for a
- * permission that was not given; otherwise `error`.
+ * permission that was not given; otherwise `error`. If that is one of the library's own,
+ * its message becomes one printable line, since it may quote a name of any length.
  */
 export function explained(action: string, error: unknown): unknown {
-  return withoutPermission(error) === undefined
-    ? error
-    : new Error(`Cannot ${action}: ${errorText(error)}`, { cause: error });
+  if (withoutPermission(error) !== undefined) {
+    const line = `Cannot ${action}: ${errorText(error)}`;
+    return new Error(errorText(line), { cause: error });
+  }
+  if (error instanceof Error && error.message.startsWith("Cannot ")) {
+    const line = errorText(error);
+    if (line !== error.message) error.message = line;
+  }
+  return error;
 }
 
 /**
@@ -96,7 +103,7 @@ export function described(value: unknown): string {
   if (typeof value === "object" && value !== null) {
     const name = Object.getPrototypeOf(value)?.constructor?.name ?? "Object";
     if (name === "Object") return "an object";
-    return `${/^[AEIO]/.test(name) ? "an" : "a"} ${printable(String(name))}`;
+    return `${/^[AEIO]/.test(name) ? "an" : "a"} ${quoted(String(name), 60)}`;
   }
   return typeof value === "bigint" ? `${value}n` : String(value);
 }

@@ -12,6 +12,7 @@ import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
   checkOptions,
+  described,
   DeviceError,
   explained,
   MemoryError,
@@ -78,11 +79,12 @@ export async function loadQwen3(
   model: string = DEFAULT_MODEL,
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
-  checkLoading(model, options);
   try {
+    checkLoading(model, options);
     return await load(model, options);
   } catch (error) {
-    throw explained(`load ${shownUrl(model)}`, error);
+    const name = typeof model === "string" ? shownUrl(model) : "a model";
+    throw explained(`load ${name}`, error);
   }
 }
 
@@ -274,6 +276,7 @@ export class Qwen3 implements Disposable {
     prompts: readonly Prompt[],
     options: GenerateOptions = {},
   ): BatchRun {
+    this.#turns.requireModel("generate");
     requireKind("Cannot generate", "the list of prompts", prompts, "list");
     if (prompts.length === 0) {
       throw new Error(
@@ -411,7 +414,7 @@ export class Qwen3 implements Disposable {
     if (wrong >= 0) {
       throw new RangeError(
         `Cannot ${action}: token ${wrong} of ${which} is ${
-          tokens[wrong]
+          described(tokens[wrong])
         }, ids must be integers from 0 to ${vocabSize - 1}`,
       );
     }

@@ -7,6 +7,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { f32ToBf16Bits } from "../lib/dtype.ts";
+import { errorText } from "../lib/errors.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
 import {
   DEFAULT_MODEL,
@@ -444,6 +445,31 @@ function assertTypes(
     assertThrows(called, TypeError, message);
   }
 }
+
+Deno.test("errors of loading are printable lines of fewer than 2,000 characters", async () => {
+  const long = "n".repeat(5000), control = "\x1b[2J\u202e\x9b\r\n";
+  for (
+    const model of [
+      ...[control, `owner/${long}`, `/tmp/${control}`, `/tmp/${long}`],
+      ...[`http://127.0.0.1:1/${long}`, `synthetic:${long}`],
+      ...[`synthetic:qwen3-0.6b?${control}=1`, `ftp://x/${control}`],
+    ]
+  ) {
+    for (const context of [undefined, 0]) {
+      const { message } = await assertRejects(
+        () => loadQwen3(model, { context, device: "cpu", readTimeout: 0.1 }),
+        Error,
+      );
+      assertMatch(message, /^Cannot (load|open|read) /);
+      assertEquals(message, errorText(message));
+    }
+  }
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const ids = [control + long] as unknown as number[];
+  const { message } = await assertRejects(() => qwen.logits(ids), Error);
+  assertMatch(message, /^Cannot compute logits: token 0 of the prompt is "/);
+  assertEquals(message, errorText(message));
+});
 
 Deno.test("arguments of wrong types are refused like wrong values", async () => {
   for (

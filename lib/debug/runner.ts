@@ -293,6 +293,7 @@ export class DebugRunner implements Runner {
     signal?: AbortSignal,
   ): Promise<CpuTensor> {
     const { ops } = this.cpu, rests = new Rests();
+    // deno-lint-ignore require-yield
     using slices = ops.inSlices(function* (): Generator<
       CpuTensor,
       CpuTensor,

@@ -65,7 +65,9 @@ export function renderChat(
   requireKind(CANNOT, "the template", template, "text");
   const { addGenerationPrompt = true, thinking, variables, ...rest } =
     readOptions(options);
-  const tools = rest.tools && readTools(rest.tools, CANNOT);
+  const tools = rest.tools === undefined
+    ? undefined
+    : readTools(rest.tools, CANNOT);
   const turns = readConversation(messages);
   if (thinking !== undefined && !canFollow(thinking, template)) {
     throw refusal(
@@ -129,9 +131,10 @@ function compile(template: string): Render {
 }
 
 function templateError(error: unknown): Error {
-  const reason = error instanceof TemplateError
-    ? error.reason
-    : errorText(error);
+  // A template may raise any text, of any length.
+  const reason = errorText(
+    error instanceof TemplateError ? error.reason : error,
+  );
   return new Error(`Cannot render a chat with its template: ${reason}`, {
     cause: error,
   });

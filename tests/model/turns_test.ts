@@ -36,6 +36,7 @@ async function assertDisposed(qwen: Qwen3): Promise<void> {
   assertThrows(() => qwen.generate(PROMPT), Error, DISPOSED);
   assertThrows(() => qwen.generate([1, 2]), Error, DISPOSED);
   assertThrows(() => qwen.generateBatch([PROMPT, "A"]), Error, DISPOSED);
+  assertThrows(() => qwen.generateBatch([]), Error, DISPOSED);
   await assertRejects(() => qwen.logits([1]), Error, LOGITS_DISPOSED);
   await assertRejects(
     () => qwen.logits([1], { signal: AbortSignal.abort() }),

@@ -337,6 +337,25 @@ Deno.test("what a template does not print is refused", async () => {
   assert(thought.includes("assistant\na<|im_end|>"), thought);
 });
 
+Deno.test("what a template raises is one printable line", () => {
+  const user: Message[] = [{ role: "user", content: "q" }];
+  for (
+    const [template, start] of [
+      [
+        "{{ raise_exception('\\x1b[2J\\nno ' + 'x' * 9999) }}",
+        "\\x1b[2J no xxx",
+      ],
+      [`{{ ${"y".repeat(5000)}.a.b }}`, "'yyy"],
+      [`{{ messages|${"z".repeat(5000)} }}`, "No filter named 'zzz"],
+    ]
+  ) {
+    const { message } = assertThrows(() => renderChat(template, user), Error);
+    const line = `Cannot render a chat with its template: line 1: ${start}`;
+    assertEquals(message.slice(0, line.length), line);
+    assert(message.length < 2000, `${message.length} characters`);
+  }
+});
+
 Deno.test("system messages are printed wherever they are", async () => {
   const template = await qwen3Template();
   const tools: Tool[] = [{ type: "function", function: { name: "f" } }];
