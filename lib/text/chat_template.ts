@@ -14,7 +14,7 @@ import {
   type Turn,
 } from "./conversation.ts";
 import { errorText } from "../errors.ts";
-import { isObject, jsonText, parseExactJson } from "../json.ts";
+import { exactJson, isObject, parseExactJson } from "../json.ts";
 import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
 /** Options of {@linkcode renderChat}. */
@@ -39,7 +39,7 @@ type Render = (variables: Record<string, unknown>) => string;
  *
  * Whatever the messages hold is either in the result or refused: parts that are not text,
  * unknown fields, and what the template does not print. Ids are not printed if the
- * template has no use for them, and Qwen3's template leaves out the reasoning of earlier
+ * template does not use them, and Qwen3's template leaves out the reasoning of earlier
  * turns.
  *
  * ```ts
@@ -50,7 +50,7 @@ type Render = (variables: Record<string, unknown>) => string;
  * console.assert(text === "user: Hi\n");
  * ```
  *
- * @throws {Error} if there are no messages, one has what cannot be rendered, or the
+ * @throws {Error} if there are no messages, one has content that cannot be rendered, or the
  * template is broken or rejects them.
  */
 export function renderChat(
@@ -121,7 +121,7 @@ function attempt(render: () => string): string | undefined {
 }
 
 /**
- * Gives the arguments of calls the form that the template takes: some print a string as
+ * Gives the arguments of calls the form that the template expects: some print a string as
  * it is, some read an object, and Qwen3's does both.
  */
 function fitArguments(turns: readonly Turn[], render: Render): void {
@@ -160,7 +160,7 @@ function fitArguments(turns: readonly Turn[], render: Render): void {
     if (typeof given === "string" && !takesText && takesObject) {
       called.arguments = parseArguments(given, where);
     } else if (typeof given !== "string" && !takesObject && takesText) {
-      called.arguments = jsonText(given);
+      called.arguments = exactJson(given);
     }
   }
 }
@@ -179,7 +179,7 @@ function parseArguments(text: string, where: string): Record<string, unknown> {
 }
 
 /**
- * Renders the conversation with a mark on all that it holds, and returns what has lost its
+ * Renders the conversation with a mark on everything it holds, and returns what lost its
  * mark; undefined if nothing has.
  */
 function findLost(
@@ -188,7 +188,7 @@ function findLost(
   render: (turns: readonly Turn[], tools?: readonly Tool[]) => string,
 ): string | undefined {
   const marks = new Map<string, string>();
-  // Characters for private use, which no text should hold.
+  // Private-use characters, which no text should contain.
   const mark = (what: string) => {
     const text = `\uE0F7${marks.size}\uE0F8`;
     marks.set(text, what);
@@ -229,7 +229,7 @@ function findLost(
       },
     };
   });
-  // A template may reject a mark, which says nothing about what it prints.
+  // That a template rejects a mark says nothing about what it prints.
   const text = attempt(() => render(marked, markedTools));
   if (text === undefined) return undefined;
   for (const [mark, what] of marks) {
@@ -253,7 +253,7 @@ function markArguments(
   return marked as unknown as Record<string, unknown>;
 }
 
-/** Reasoning given to a template that knows none, such as those of Instruct checkpoints. */
+/** Reasoning given to a template without reasoning, such as those of Instruct checkpoints. */
 function findUnreadReasoning(
   turns: readonly Turn[],
   template: string,

@@ -1,11 +1,11 @@
 /**
- * Conversations as clients send them (OpenAI's, Vercel's AI SDK and Hugging Face's forms),
+ * Conversations as clients send them (in the forms of OpenAI, Vercel's AI SDK and Hugging Face),
  * and the one form that chat templates read.
  *
  * @module
  */
 import { described } from "../errors.ts";
-import { isObject, jsonText, requireJsonValue } from "../json.ts";
+import { exactJson, isObject, requireJsonValue } from "../json.ts";
 
 /** A function call that the assistant made. */
 export interface ToolCall {
@@ -48,7 +48,7 @@ export interface ToolCallPart {
   toolName: string;
   /** The arguments: an object, or its JSON. */
   input?: unknown;
-  /** What older versions call `input`. */
+  /** The name of `input` in older versions. */
   args?: unknown;
 }
 
@@ -62,7 +62,7 @@ export interface ToolResultPart {
   toolName: string;
   /** The result: `{ type: "text", value: "…" }`, or `json`, `error-text` or `error-json`. */
   output?: { type: string; value?: unknown };
-  /** What older versions call `output`: text or a JSON value. */
+  /** The name of `output` in older versions: text or a JSON value. */
   result?: unknown;
 }
 
@@ -128,7 +128,7 @@ export interface Turn {
 }
 
 const ROLES = ["system", "developer", "user", "assistant", "tool"];
-/** Fields that say nothing by themselves: they link calls to results. */
+/** Fields that carry no content: they link calls to results. */
 const METADATA = ["id", "type", "tool_call_id"];
 const FIELDS = ["role", "content", "name", "reasoning_content", "tool_calls"];
 const ASSISTANT_FIELDS = ["reasoning_content", "tool_calls"];
@@ -137,7 +137,7 @@ const ASSISTANT_FIELDS = ["reasoning_content", "tool_calls"];
  * Brings messages into the form that chat templates read. Results of several calls are put
  * in the order of the calls, because templates may leave out the ids.
  *
- * @throws {Error} if there are no messages, or one has what could not be passed on.
+ * @throws {Error} if there are no messages, or one has content that would be lost.
  */
 export function readConversation(messages: unknown): Turn[] {
   if (!Array.isArray(messages)) {
@@ -368,7 +368,7 @@ function resultText(result: unknown, where: string): string {
 function readJson(value: unknown, where: string): string {
   if (value === undefined) throw refusal(`${where} is missing`);
   requireJsonValue(value, `${CANNOT}: ${where}`);
-  return jsonText(value);
+  return exactJson(value);
 }
 
 function readCalls(calls: unknown, where: string): ToolCall[] {
@@ -452,7 +452,7 @@ export function refusal(problem: string): Error {
   return new Error(`${CANNOT}: ${problem}`);
 }
 
-/** Refuses fields that would vanish. */
+/** Refuses fields that would be lost. */
 function requireKnown(
   object: Record<string, unknown>,
   where: string,
@@ -485,7 +485,7 @@ function requireText(text: unknown, where: string): string {
   return text;
 }
 
-/** Whether a field says anything. */
+/** Whether a field has content. */
 export function hasValue(value: unknown): boolean {
   if (value === undefined || value === null || value === "") return false;
   if (value instanceof Map) return value.size > 0;

@@ -27,7 +27,7 @@ export interface PromptOptions {
 /** The tokens of a prompt. */
 export interface EncodedPrompt {
   tokenIds: number[];
-  /** What the prompt says about its reply; undefined if that is plain text. */
+  /** What the prompt implies for the reply; undefined if the reply is plain text. */
   reply?: ReplyFormat;
 }
 
@@ -103,7 +103,7 @@ export function encodePrompt(
   };
 }
 
-/** Refuses options that only a chat template can follow. */
+/** Refuses options that only a chat template can apply. */
 function refuseChatOptions(
   { system, thinking, tools }: PromptOptions,
   why: string,

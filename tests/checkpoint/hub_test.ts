@@ -276,7 +276,7 @@ Deno.test("a missing repository, or one without safetensors, is reported with th
   );
   assertStringIncludes(
     missing,
-    `and revision main cannot be downloaded from ${server.url}: it answered 404 (Repository not found) for /api/models/No/Such/revision/main: there is none, or a token is needed: set HF_TOKEN or run hf auth login`,
+    `and revision main cannot be downloaded from ${server.url}: it answered 404 (Repository not found) for /api/models/No/Such/revision/main: there is no such repository, or a token is needed: set HF_TOKEN or run hf auth login`,
   );
   assertStringIncludes(
     await failure("Some/Model"),

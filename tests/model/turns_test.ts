@@ -3,7 +3,7 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { DeviceError, loadQwen3, type Qwen3, type Run } from "../../mod.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import { Turns } from "../../lib/model/turns.ts";
-import { gpuTest } from "../support/gpu.ts";
+import { eachDevice, gpuTest } from "../support/gpu.ts";
 import { HARDWARE, wrapGpu } from "../support/wrapped_gpu.ts";
 
 const PROMPT = "Once upon a time";
@@ -20,15 +20,6 @@ async function read(run: Run): Promise<string> {
   let text = "";
   for await (const piece of run) text += piece.text;
   return text;
-}
-
-/** Registers a test for the CPU and for the GPU. */
-function eachDevice(
-  name: string,
-  fn: (device: "cpu" | "gpu") => Promise<void>,
-) {
-  Deno.test(`${name} (cpu)`, () => fn("cpu"));
-  gpuTest(`${name} (gpu)`, () => fn("gpu"));
 }
 
 /** Asserts that nothing can be computed, and that what is known can be read. */

@@ -339,7 +339,7 @@ Deno.test("a silent server ends loading after its read timeout", async () => {
   await using server = await serveRaw((_, connection) => connection.hang());
   const model = server.url.replace("//", "//me:secret@") + "/?key=secret";
   const file = `${server.url}/config.json?…`;
-  const error = `Cannot read ${file}: no answer came for 0.2 s, tried 4 times`;
+  const error = `Cannot read ${file}: no response for 0.2 s, tried 4 times`;
   const notices: string[] = [];
   const failed = await loadQwen3(model, {
     readTimeout: 0.2,
@@ -347,7 +347,7 @@ Deno.test("a silent server ends loading after its read timeout", async () => {
   }).catch(({ message }) => message);
   assertEquals(failed, error);
   const said = [0.2, 0.6, 1.8].map((seconds) =>
-    `${file}: no answer came for 0.2 s; trying again in ${seconds} s.`
+    `${file}: no response for 0.2 s; trying again in ${seconds} s.`
   );
   assertEquals(notices, said);
   const { code, stdout, stderr } = await runTask("generate", [
