@@ -39,7 +39,7 @@ interface Payload {
 export const LOADING_FLAGS: FlagTable = {
   "read-timeout": [
     "number",
-    "seconds without a byte until a download is resumed; 30 by default",
+    "seconds without data after which a download is resumed; 30 by default",
   ],
 };
 

@@ -22,7 +22,7 @@ Deno.test("JSON is parsed without loss", () => {
   }
 });
 
-Deno.test("values that are not of JSON's types are named with their place", () => {
+Deno.test("values that are not of JSON's types are named with their path", () => {
   const fine = [null, 1, "a", true, [], {}, { a: [{ b: undefined }] }];
   for (const value of fine) requireJsonValue(value, "it");
   requireJsonValue(Object.create(null), "it");

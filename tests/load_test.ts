@@ -398,7 +398,7 @@ Deno.test("loadQwen3 refuses unknown devices, precisions and contexts", async ()
   }
 });
 
-/** Arguments of wrong types, as plain JavaScript may pass them, and their errors. */
+/** Arguments of wrong types, as JavaScript may pass them, and their errors. */
 function assertTypes(
   call: (...args: never[]) => unknown,
   wrong: [args: unknown[], message: string][],

@@ -319,7 +319,7 @@ async function assertMode(mode: Mode) {
   }
   if (mode.error === undefined) return await assertComplete(cache);
 
-  // Nothing looks complete, and the next download goes on from what is there.
+  // Nothing looks complete, and the next download continues from what is there.
   const blobs = await namesIn(`${cache.entry}/blobs`).catch((): string[] => []);
   assert(!blobs.includes(BLOB));
   const pieces = blobs.filter((name) => name.endsWith(".incomplete"));

@@ -1,6 +1,6 @@
 /**
  * HTTP folders on misbehaving servers. Each mode says how a server departs from a good
- * one, and what must come of it: the checkpoint with the right bytes, or one line of
+ * one, and the expected outcome: the checkpoint with the right bytes, or one line of
  * error; the pauses and notices; and no file left behind. No pause takes time, so a test
  * takes long only when something hangs.
  *
@@ -41,7 +41,7 @@ const SILENCE = 1;
 /** Only a hang takes as long. */
 const DEADLINE_MS = 30_000;
 
-/** One way to misbehave, and what must come of it. */
+/** One way to misbehave, and the expected outcome. */
 interface Mode {
   /** The file that it concerns; the others are served well. */
   file: string;

@@ -55,7 +55,7 @@ async function assertTrueToNames(cache: Cache, files = FILES) {
   }
 }
 
-/** A mode of a server, a disk or a cache, and what must come of it. */
+/** A mode of a server, a disk or a cache, and the expected outcome. */
 interface Mode {
   what: string;
   /** The Hub's answers, if they are not right. `count` counts requests for the weights. */
@@ -102,7 +102,7 @@ const info = (answer: () => Response): Mode["hub"] => (_, { path }) =>
 const list =
   (answer: (url: string) => Response): Mode["hub"] => (_, { path, url }) =>
     path.includes("/tree/") ? answer(url) : undefined;
-/** Changes what the Hub says of the weights. */
+/** Changes what the Hub says about the weights. */
 const listed = (change: Record<string, unknown>): Mode["hub"] =>
   list(() =>
     Response.json(
@@ -691,7 +691,7 @@ for (const mode of MODES) {
     }
     if (mode.error !== undefined) return;
 
-    // It has healed for good: nothing is asked again.
+    // It is repaired for good: there are no more requests.
     const before = server.requests.length;
     await using _again = await open();
     assertEquals(server.requests.length, before);
@@ -749,7 +749,7 @@ Deno.test("a full disk leaves a piece that is resumed", async () => {
   await assertTrueToNames(cache);
 });
 
-Deno.test("a piece that is changed while it grows is not believed", async () => {
+Deno.test("a partial file that another program changes is not trusted", async () => {
   await using cache = await emptyCache();
   await using _server = await serveHub(FILES, (request, _, file) => {
     if (file !== WEIGHTS || request.headers.has("range")) return;
@@ -836,7 +836,7 @@ Deno.test("a file system without locks is used without, and says so", async () =
   await assertTrueToNames(cache);
 });
 
-Deno.test("without links, files of the snapshot are complete all the same", async () => {
+Deno.test("without links, the files of a snapshot are still complete", async () => {
   await using cache = await emptyCache();
   await using server = await serveHub(FILES);
   using _other = useHost(hostWith({

@@ -167,7 +167,7 @@ Deno.test("flags reach sampling: a seed repeats the text, stop ends it", async (
   assertMatch(notices(stopped.stderr), /\(stop, greedy\)/);
 });
 
-Deno.test("generation_config.json sets limits; what it sets in vain is named on stderr", async () => {
+Deno.test("generation_config.json sets limits; unsupported settings are named on stderr", async () => {
   await using checkpoint = await copyCheckpoint(TINY, {
     "generation_config.json": JSON.stringify({
       max_new_tokens: 5,

@@ -180,7 +180,7 @@ Deno.test("a notice is printed above the bars and stays", async () => {
   assertEquals(screen.shown.slice(0, 2), during.slice(0, 2));
 });
 
-Deno.test("what an earlier download left does not count as speed", async () => {
+Deno.test("what an earlier download left does not count towards the rate", async () => {
   const screen = new Terminal();
   let at2: string[] = [];
   await download(screen, (_, seconds) => {
@@ -192,7 +192,7 @@ Deno.test("what an earlier download left does not count as speed", async () => {
   ]);
 });
 
-Deno.test("files that are there already do not count as speed", async () => {
+Deno.test("files that are already there do not count towards the rate", async () => {
   const screen = new Terminal();
   using progress = await Progress.start(screen);
   const total = 1000 * MB;
@@ -247,7 +247,7 @@ Deno.test("the bar of a download that starts over goes back", async () => {
   assertEquals(more, []); // one file is all there is
 });
 
-Deno.test("a size that the server does not tell has no bar", async () => {
+Deno.test("a size that the server does not give has no bar", async () => {
   const screen = new Terminal();
   using progress = await Progress.start(screen);
   for (let i = 0; i <= 10; i++, screen.time += 100) {

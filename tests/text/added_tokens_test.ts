@@ -47,7 +47,7 @@ Deno.test("a single_word token is found only between other characters", () => {
   assertEquals(hidden("scat at"), [...bytes("scat "), 301]);
 });
 
-Deno.test("lstrip and rstrip take white space along", () => {
+Deno.test("lstrip and rstrip also match white space", () => {
   const ids = idsWith([
     token("<l>", 300, { lstrip: true }),
     token("<r>", 301, { rstrip: true }),

@@ -145,7 +145,7 @@ function callWith(args: unknown): Message[] {
   ] as Message[];
 }
 
-Deno.test("arguments reach a template in the form that it takes", async () => {
+Deno.test("arguments reach a template in the form that it expects", async () => {
   const object = { a: 1, b: "x" };
   for (const args of [object, JSON.stringify(object)]) {
     const messages = callWith(args);

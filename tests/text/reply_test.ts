@@ -308,7 +308,7 @@ Deno.test("a reply that is cut off shows no part of a tag or call", () => {
   }
 });
 
-Deno.test("text comes as soon as it cannot be part of a tag", () => {
+Deno.test("text is released as soon as it cannot be part of a tag", () => {
   const stream = new ReplyStream();
   const pushed = [
     "<",
