@@ -147,6 +147,11 @@ const KINDS = {
   flag: [(v: unknown) => typeof v === "boolean", "true or false"],
   function: [(v: unknown) => typeof v === "function", "a function"],
   list: [(v: unknown) => Array.isArray(v), "a list"],
+  iterable: [
+    (v: unknown) =>
+      typeof (v as Iterable<unknown> | null)?.[Symbol.iterator] === "function",
+    "a list",
+  ],
   object: [
     (v: unknown) => typeof v === "object" && v !== null && !Array.isArray(v),
     "an object",

@@ -219,9 +219,9 @@ class Growing implements Sequence {
     let pieces: ReplyPiece[];
     if (eos || stream?.stopped || full) {
       text += stream?.flush() ?? "";
-      const stopped = eos || stream?.stopped === true;
-      pieces = this.#add(text, stopped ? "whole" : "cut");
-      this.finishReason = !stopped
+      const how = stream?.stopped ? "stopped" : eos ? "whole" : "cut";
+      pieces = this.#add(text, how);
+      this.finishReason = how === "cut"
         ? "length"
         : this.toolCalls.length > 0
         ? "tool_calls"
@@ -242,11 +242,11 @@ class Growing implements Sequence {
   }
 
   /** Separates the text and, if it is the last, ends the reply. */
-  #add(text: string, end?: "whole" | "cut"): ReplyPiece[] {
+  #add(text: string, end?: "whole" | "stopped" | "cut"): ReplyPiece[] {
     const reply = this.#reply;
     const pieces = !reply ? text ? [{ kind: "text" as const, text }] : [] : [
       ...reply.push(text),
-      ...(end ? reply.end(end === "cut") : []),
+      ...(end ? reply.end(end) : []),
     ];
     for (const { kind, text } of pieces) {
       if (kind !== "tool") this[kind] += text;

@@ -389,6 +389,7 @@ export class Qwen3 implements Disposable {
       return encodePrompt(prompt, options, {
         name: this.#checkpoint.name,
         tokenizer: () => this.tokenizer,
+        context: this.context,
       });
     } catch (error) {
       if (error instanceof Error) error.message += where;

@@ -157,7 +157,8 @@ async function readToolsFile(file?: string): Promise<Tool[] | undefined> {
   } catch (error) {
     throw new Error(`${cannot}: ${errorText(error)}`);
   }
-  const json = parseJson(text, file);
+  // Editors on Windows write a byte order mark.
+  const json = parseJson(text.replace(/^\uFEFF/, ""), file);
   const tools = readTools(isObject(json) ? json.tools : json, cannot);
   if (tools.length > 0) return tools;
   throw new Error(`${cannot}: it lists 0 tools, must list at least one`);

@@ -313,9 +313,15 @@ function withoutUser(text: string): { url: string; authorization?: string } {
   };
 }
 
+/** The user of a URL of another scheme, also a broken one; group 1 precedes it. */
+const USER =
+  /^(\s*(?!file:)[a-z][\w+.-]+:[/\\]{2})(?:[^\s/\\@]*|[^\s/\\@]*:.*)@/is;
+/** `user:password` without a scheme. */
+const BARE_USER = /^(\s*[/\\]{0,2})[^\s/\\@:]{2,}:[^\s/\\@]*@/;
+
 /**
  * A URL as messages show it: without user and password, and without the content of its
- * query, which may be a signature.
+ * query, which may be a signature. Other text stays as it is.
  */
 export function shownUrl(text: string): string {
   const url = URL.parse(text);
@@ -324,9 +330,13 @@ export function shownUrl(text: string): string {
     if (username + password + search + hash === "") return text;
     return url.origin + url.pathname + (url.search === "" ? "" : "?…");
   }
-  return /^https?:/i.test(text)
-    ? text.replace(/^(https?:[/\\]*).*@/is, "$1").replace(/[?#].*$/s, "?…")
-    : text;
+  if (/^\s*https?:/i.test(text)) {
+    return text.replace(/^(\s*https?:[/\\]*).*@/is, "$1")
+      .replace(/[?#].*$/s, "?…");
+  }
+  return /^\s*(?!file:)[a-z][\w+.-]+:[/\\]{2}/i.test(text)
+    ? text.replace(USER, "$1").replace(/[?#].*$/s, "?…")
+    : text.replace(BARE_USER, "$1");
 }
 
 /** `text` with every URL in it reduced to what may be shown. */

@@ -193,15 +193,16 @@ async function weightFiles(
     return [listing?.has(INDEX) ? INDEX : `${WEIGHTS} or ${INDEX}`];
   }
   try {
-    return [INDEX, ...shardsOf(index, `${folder}/${INDEX}`)];
+    const map = parseSafetensorsIndex(index, `${folder}/${INDEX}`);
+    return [INDEX, ...shardsOf(map)];
   } catch {
     return [INDEX]; // damaged() says why
   }
 }
 
 /** The shards that an index names. */
-export function shardsOf(index: string, where: string): string[] {
-  return [...new Set(parseSafetensorsIndex(index, where).values())].sort();
+export function shardsOf(index: ReadonlyMap<string, string>): string[] {
+  return [...new Set(index.values())].sort();
 }
 
 async function hasTemplate(folder: string): Promise<boolean> {

@@ -7,9 +7,11 @@
  * @module
  */
 import { errorText } from "../errors.ts";
+import { formatNames } from "../formats/mod.ts";
 import { type AppendableFile, host } from "../host.ts";
 import { parseJson } from "../json.ts";
 import { parseConfig } from "../model/families.ts";
+import { refuseQuantised } from "../model/tensors.ts";
 import { type HubAccess, HubRefusal } from "./hub_access.ts";
 import {
   COMPANIONS,
@@ -24,12 +26,16 @@ import {
   writeListing,
 } from "./hub_cache.ts";
 import { HubList } from "./hub_list.ts";
+import { parseSafetensorsIndex } from "./safetensors.ts";
 import { pause, retry, TemporaryFailure } from "./fetch.ts";
 import type { LoadProgress, OpenOptions } from "./sources.ts";
 
 /** How often a lock is tried, and how often waiting for it is announced. */
 const LOCK_MS = 200;
 const LOCK_NOTICE_MS = 30_000;
+
+/** Files of ModelOpt and AutoGPTQ, which do not always say so in config.json. */
+const QUANTISED = ["hf_quant_config.json", "quantize_config.json"];
 
 /** Where a repository's files go. */
 export interface Target {
@@ -86,15 +92,23 @@ export class Download {
 
     if (!this.#listing.has("config.json")) throw this.#without("config.json");
     await this.#take(["config.json"], folder);
-    const config = `${folder}/config.json`;
-    parseConfig(parseJson(await readBack(config), config), config);
+    const where = `${folder}/config.json`;
+    const config = parseConfig(parseJson(await readBack(where), where), where);
+    const quantised = QUANTISED.find((path) => this.#listing.has(path));
+    if (quantised !== undefined) {
+      throw new HubRefusal(
+        `it has ${quantised}: its weights are quantised, must be plain ${formatNames()}`,
+      );
+    }
     const companions = COMPANIONS.filter((path) => this.#listing.has(path));
     if (this.#listing.has(WEIGHTS)) {
       await this.#take([...companions, WEIGHTS], folder);
     } else if (this.#listing.has(INDEX)) {
       await this.#take([...companions, INDEX], folder);
-      const index = `${folder}/${INDEX}`;
-      await this.#take(shardsOf(await readBack(index), index), folder);
+      const path = `${folder}/${INDEX}`;
+      const index = parseSafetensorsIndex(await readBack(path), path);
+      refuseQuantised(this.target.name, config, index.keys());
+      await this.#take(shardsOf(index), folder);
     } else throw this.#without(`${WEIGHTS} or ${INDEX}`);
 
     if (revision !== this.#commit) {

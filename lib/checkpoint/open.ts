@@ -69,12 +69,14 @@ export async function openCheckpoint(
   if (repository === undefined) {
     if (/^([a-z]:)?[/\\]/i.test(spec)) { // also C:\models and \\server\models
       throw new Error(
-        `Cannot open ${JSON.stringify(spec)}: there is no such directory`,
+        `Cannot open ${
+          JSON.stringify(shownUrl(spec))
+        }: there is no such directory`,
       );
     }
     throw new Error(
       `Cannot open ${
-        JSON.stringify(spec)
+        JSON.stringify(shownUrl(spec))
       }: there is no such directory (looked in ${host.files.currentFolder()}), and it is not a repository id (owner/name), an http(s) URL or synthetic:qwen3-…`,
     );
   }
@@ -146,7 +148,9 @@ async function existingDirectory(spec: string): Promise<string | undefined> {
     found = await files.find(/^file:/i.test(spec) ? new URL(spec) : spec);
   } catch (cause) {
     throw new Error(
-      `Cannot open ${JSON.stringify(spec.slice(0, 300))}: ${errorText(cause)}`,
+      `Cannot open ${JSON.stringify(shownUrl(spec).slice(0, 300))}: ${
+        errorText(cause)
+      }`,
       { cause },
     );
   }

@@ -65,20 +65,21 @@ export function selectTensors(
   stored: ReadonlyMap<string, { readonly shape: readonly number[] }>,
   promised: ReadonlyMap<string, string> = new Map(),
 ): TensorSelection {
-  const family = familyOf(config), table = family.weights(config);
-  const shapes = tensorShapes(table);
-  const untied = family.weights({ ...config, tieWordEmbeddings: false });
-  const [embedding] = table.embedTokens.tensors;
-  const [head] = untied.lmHead.tensors;
-  const all = new Map(shapes).set(head.name, head.shape);
+  const { family, shapes, embedding, head, all, aliases } = wantedBy(config);
+  /** The tensor that a stored one is used as; undefined if it is not needed. */
+  const neededName = (own: string): string | undefined => {
+    if (all.has(own)) return own;
+    const other = aliases.get(own);
+    return other === undefined || stored.has(other) ? undefined : other;
+  };
 
   const names = new Map<string, string>(), unused: string[] = [];
   for (const own of stored.keys()) {
-    const needed = neededName(own, all, stored);
+    const needed = neededName(own);
     if (needed !== undefined) names.set(needed, own);
     else if (!COMPUTED.test(own)) unused.push(own);
   }
-  refuseQuantised(name, all, unused);
+  refuseQuantised(name, config, unused);
   if (config.tieWordEmbeddings && !names.has(embedding.name)) {
     const swapped = names.get(head.name);
     if (swapped !== undefined) names.set(embedding.name, swapped);
@@ -114,7 +115,7 @@ export function selectTensors(
   }
   const stray = config.tieWordEmbeddings ? names.get(head.name) : undefined;
   const lost = [...promised.keys()].filter((own) =>
-    neededName(own, all, stored) === undefined
+    neededName(own) === undefined
   );
   if (stray === undefined) return { names, unused, lost };
   names.delete(head.name);
@@ -122,29 +123,47 @@ export function selectTensors(
   return { names, tied, unused, lost };
 }
 
-/** The tensor that a stored one is used as; undefined if it is not needed. */
-function neededName(
-  own: string,
-  shapes: ReadonlyMap<string, unknown>,
-  stored: ReadonlyMap<string, unknown>,
-): string | undefined {
-  if (shapes.has(own)) return own;
-  const other = own.startsWith(BASE) ? own.slice(BASE.length) : BASE + own;
-  return shapes.has(other) && !stored.has(other) ? other : undefined;
+/** The tensors of a configuration, and those that it may have besides. */
+function wantedBy(config: Qwen3Config) {
+  const family = familyOf(config), table = family.weights(config);
+  const shapes = tensorShapes(table);
+  const untied = family.weights({ ...config, tieWordEmbeddings: false });
+  const [embedding] = table.embedTokens.tensors;
+  const [head] = untied.lmHead.tensors;
+  const all = new Map(shapes).set(head.name, head.shape);
+  const aliases = aliasesOf(all.keys());
+  return { family, shapes, embedding, head, all, aliases };
 }
 
-/** @throws {Error} if tensors belong to a quantised form of a weight. */
-function refuseQuantised(
+/**
+ * Tensors by the names they have with one `model.` more or less. Looking up stored names
+ * this way makes no string for each: a header may have millions.
+ */
+function aliasesOf(names: Iterable<string>): Map<string, string> {
+  const aliases = new Map<string, string>();
+  for (const name of names) {
+    aliases.set(BASE + name, name);
+    if (name.startsWith(BASE)) aliases.set(name.slice(BASE.length), name);
+  }
+  return aliases;
+}
+
+/**
+ * @param stored names of tensors, in files or in an index
+ * @throws {Error} if tensors belong to a quantised form of a weight
+ */
+export function refuseQuantised(
   name: string,
-  shapes: ReadonlyMap<string, unknown>,
-  unused: readonly string[],
+  config: Qwen3Config,
+  stored: Iterable<string>,
 ): void {
-  for (const own of unused) {
+  const { all, aliases } = wantedBy(config);
+  for (const own of stored) {
     if (!SUSPECT.test(own)) continue;
     for (const [suffix, form] of QUANTISED) {
       const weight = own.replace(suffix, ".weight");
       if (weight === own) continue;
-      if (!shapes.has(weight) && !shapes.has(BASE + weight)) continue;
+      if (!all.has(weight) && !aliases.has(weight)) continue;
       throw new Error(
         `Cannot load ${name}: ${
           quoted(own)

@@ -51,14 +51,29 @@ export function tokenBytes(token: string): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
+/** A text has more tokens than were asked for. */
+export class TooManyTokens extends RangeError {
+  /** Always `TooManyTokens`. */
+  override name = "TooManyTokens";
+
+  constructor(readonly most: number) {
+    super(`Cannot encode a text: it has more than ${most} tokens`);
+  }
+}
+
 /** A vocabulary with its merges. */
 export interface Bpe {
   /** The id of each token. */
   ids: ReadonlyMap<string, number>;
   /** The token of each id. */
   tokens: ReadonlyMap<number, string>;
-  /** Appends the tokens of a piece of text to `into`. */
-  encode(piece: string, into: number[]): void;
+  /**
+   * Appends the tokens of a piece of text to `into`.
+   *
+   * @throws {TooManyTokens} if it then has more than `most`; a long piece is not encoded
+   * to find that out.
+   */
+  encode(piece: string, into: number[], most?: number): void;
 }
 
 /**
@@ -106,21 +121,28 @@ export function createBpe(model: unknown): Bpe {
 
   const whole = model.ignore_merges === true;
   const cache = new Map<string, Int32Array>();
+  let longest = 1;
+  for (const token of ids.keys()) longest = Math.max(longest, token.length);
   return {
     ids,
     tokens,
-    encode(piece, into) {
+    encode(piece, into, most = Infinity) {
+      const room = most - into.length;
       let found = cache.get(piece);
       if (found === undefined) {
         const id = whole ? ids.get(asToken(piece)) : undefined;
-        found = id === undefined
-          ? mergeAll(symbols(piece), merges)
-          : Int32Array.of(id);
+        if (id === undefined) {
+          // A token merges at most as many bytes as its text has.
+          const tooLong = piece.length > room * longest && !unknown.fuse;
+          if (tooLong) throw new TooManyTokens(most);
+          found = mergeAll(symbols(piece), merges);
+        } else found = Int32Array.of(id);
         if (piece.length <= CACHED_LENGTH) {
           if (cache.size >= CACHED_PIECES) cache.clear();
           cache.set(piece, found);
         }
       }
+      if (found.length > room) throw new TooManyTokens(most);
       for (const id of found) into.push(id);
     },
   };

@@ -4,6 +4,7 @@
  * @module
  */
 import {
+  CANNOT,
   hasValue,
   type Message,
   readConversation,
@@ -13,7 +14,7 @@ import {
   type ToolCall,
   type Turn,
 } from "./conversation.ts";
-import { errorText } from "../errors.ts";
+import { checkOptions, errorText, requireKind } from "../errors.ts";
 import { exactJson, isObject, parseExactJson } from "../json.ts";
 import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
@@ -28,6 +29,9 @@ export interface ChatOptions {
   /** Any other variables of the template (`bos_token`, …). */
   variables?: Record<string, unknown>;
 }
+
+/** Variables that transformers always defines. */
+const NONE_GIVEN = { tools: null, documents: null };
 
 /** A template, ready to render. */
 type Render = (variables: Record<string, unknown>) => string;
@@ -58,11 +62,12 @@ export function renderChat(
   messages: readonly Message[],
   options: ChatOptions = {},
 ): string {
-  const { addGenerationPrompt = true, thinking, variables } = options;
-  const tools = options.tools &&
-    readTools(options.tools, "Cannot render a chat");
+  requireKind(CANNOT, "the template", template, "text");
+  const { addGenerationPrompt = true, thinking, variables, ...rest } =
+    readOptions(options);
+  const tools = rest.tools && readTools(rest.tools, CANNOT);
   const turns = readConversation(messages);
-  if (thinking !== undefined && !template.includes("enable_thinking")) {
+  if (thinking !== undefined && !canFollow(thinking, template)) {
     throw refusal(
       `thinking is ${thinking}, but the chat template does not read enable_thinking`,
     );
@@ -71,6 +76,7 @@ export function renderChat(
   fitArguments(turns, render);
   const renderTurns = (turns: readonly Turn[], tools?: readonly Tool[]) =>
     render({
+      ...NONE_GIVEN,
       ...variables,
       messages: turns.map(({ message }) => message),
       add_generation_prompt: addGenerationPrompt,
@@ -85,6 +91,26 @@ export function renderChat(
     throw refusal(`${lost}, which the chat template does not print`);
   }
   return text;
+}
+
+/** Whether a template reads the option, or its checkpoint always or never thinks as asked. */
+function canFollow(thinking: boolean, template: string): boolean {
+  return template.includes("enable_thinking") ||
+    template.includes("think>") === thinking;
+}
+
+/** Checks the options; null is absent, as in JSON. */
+function readOptions(options: ChatOptions): ChatOptions {
+  requireKind(CANNOT, "the options argument", options, "object");
+  const given: ChatOptions = Object.fromEntries(
+    Object.entries(options).filter(([, value]) => value !== null),
+  );
+  checkOptions(CANNOT, given, {
+    addGenerationPrompt: "flag",
+    thinking: "flag",
+    variables: "object",
+  });
+  return given;
 }
 
 function compile(template: string): Render {
@@ -121,6 +147,21 @@ function attempt(render: () => string): string | undefined {
 }
 
 /**
+ * What `render` returns for a short text; "" if the template rejects it.
+ *
+ * @throws {Error} if a bound was exceeded, as it would be with a longer text.
+ */
+function attemptShort(render: () => string): string {
+  try {
+    return render();
+  } catch (error) {
+    const { cause } = error as Error;
+    if (cause instanceof TemplateError && cause.exceeds) throw error;
+    return "";
+  }
+}
+
+/**
  * Gives the arguments of calls the form that the template expects: some print a string as
  * it is, some read an object, and Qwen3's does both.
  */
@@ -133,8 +174,9 @@ function fitArguments(turns: readonly Turn[], render: Render): void {
   );
   if (calls.length === 0) return;
   const probe = (args: ToolCall["function"]["arguments"]) =>
-    attempt(() =>
+    attemptShort(() =>
       render({
+        ...NONE_GIVEN,
         messages: [
           { role: "user", content: "q" },
           {
@@ -150,7 +192,7 @@ function fitArguments(turns: readonly Turn[], render: Render): void {
         ],
         add_generation_prompt: false,
       })
-    ) ?? "";
+    );
   const takesText = probe('{"key": "value"}').includes('{"key": "value"}');
   const ofObject = probe({ key: "value" });
   // Python writes 'key' for an object that is printed as it is.
@@ -187,13 +229,9 @@ function findLost(
   tools: readonly Tool[] | undefined,
   render: (turns: readonly Turn[], tools?: readonly Tool[]) => string,
 ): string | undefined {
-  const marks = new Map<string, string>();
+  const marks: string[] = [];
   // Private-use characters, which no text should contain.
-  const mark = (what: string) => {
-    const text = `\uE0F7${marks.size}\uE0F8`;
-    marks.set(text, what);
-    return text;
-  };
+  const mark = (what: string) => `\uE0F7${marks.push(what) - 1}\uE0F8`;
   const called = new Set<string>();
   const markedTools = tools?.map((tool, i) => ({
     ...tool,
@@ -232,14 +270,14 @@ function findLost(
   // That a template rejects a mark says nothing about what it prints.
   const text = attempt(() => render(marked, markedTools));
   if (text === undefined) return undefined;
-  for (const [mark, what] of marks) {
-    const escaped = mark.replaceAll(
-      /\D/g,
-      (character) => `\\u${character.charCodeAt(0).toString(16)}`,
-    );
-    if (!text.includes(mark) && !text.includes(escaped)) return what;
-  }
+  const printed = new Set(
+    Array.from(text.matchAll(MARK), ([, index]) => Number(index)),
+  );
+  return marks.find((_, index) => !printed.has(index));
 }
+
+/** A mark, as it is or escaped in JSON. */
+const MARK = /(?:\uE0F7|\\+ue0f7)(\d+)(?:\uE0F8|\\+ue0f8)/g;
 
 function markArguments(
   args: ToolCall["function"]["arguments"],

@@ -90,6 +90,8 @@ export interface Message {
    * in `content`.
    */
   reasoning_content?: string | null;
+  /** What some clients and servers call `reasoning_content`. */
+  reasoning?: string | null;
   /** Functions that the assistant called in this turn. */
   tool_calls?: readonly ToolCall[] | null;
   /** In a `tool` message, the id of the call. */
@@ -110,6 +112,8 @@ export interface Tool {
     description?: string;
     /** A JSON Schema of its arguments. */
     parameters?: Record<string, unknown>;
+    /** Of OpenAI's clients; the assistant sees it if the chat template prints it. */
+    strict?: boolean | null;
   };
 }
 
@@ -130,8 +134,21 @@ export interface Turn {
 const ROLES = ["system", "developer", "user", "assistant", "tool"];
 /** Fields that carry no content: they link calls to results. */
 const METADATA = ["id", "type", "tool_call_id"];
-const FIELDS = ["role", "content", "name", "reasoning_content", "tool_calls"];
-const ASSISTANT_FIELDS = ["reasoning_content", "tool_calls"];
+const REASONING = ["reasoning_content", "reasoning"];
+const ASSISTANT_FIELDS = [...REASONING, "tool_calls"];
+const FIELDS = ["role", "content", "name", ...ASSISTANT_FIELDS];
+/** Fields that clients keep for themselves or send to other providers, not to a model. */
+const PASSED_OVER = [
+  "status",
+  "providerOptions",
+  "providerMetadata",
+  "experimental_providerMetadata",
+  "providerExecuted",
+  "cache_control",
+  // Content and arguments once more, parsed.
+  "parsed",
+  "parsed_arguments",
+];
 
 /**
  * Brings messages into the form that chat templates read. Results of several calls are put
@@ -220,14 +237,7 @@ function readMessage(message: unknown, index: number): Turn[] {
     ...readCalls(message.tool_calls, `${where}'s tool_calls`),
     ...parts.calls,
   ];
-  const reasoning = [...parts.reasoning];
-  if (
-    message.reasoning_content !== undefined &&
-    message.reasoning_content !== null
-  ) {
-    const field = `${where}'s reasoning_content`;
-    reasoning.unshift(requireText(message.reasoning_content, field));
-  }
+  const reasoning = [...readReasoning(message, where), ...parts.reasoning];
   return [{
     index,
     message: {
@@ -239,6 +249,23 @@ function readMessage(message: unknown, index: number): Turn[] {
       ...(calls.length > 0 && { tool_calls: calls }),
     },
   }];
+}
+
+/** The reasoning of a message, which has two names; servers in transition send both. */
+function readReasoning(
+  message: Record<string, unknown>,
+  where: string,
+): string[] {
+  const texts = REASONING
+    .filter((name) => message[name] !== undefined && message[name] !== null)
+    .map((name) => requireText(message[name], `${where}'s ${name}`));
+  const distinct = [...new Set(texts)];
+  if (distinct.length < 2) return distinct;
+  throw refusal(
+    `${where} has ${
+      REASONING.join(" and ")
+    } that differ, must have one of them`,
+  );
 }
 
 /** What the content of a message holds. */
@@ -284,9 +311,9 @@ function readPart(part: unknown, role: string, where: string, to: Parts) {
   const { type } = part, known = PARTS_OF[role] ?? TEXT_PARTS;
   if (typeof type !== "string" || !known.includes(type)) {
     throw refusal(
-      `${where} has the type ${described(type)}, must be ${
-        orList(known)
-      } in a ${role} message`,
+      `${where} has the type ${described(type)}, must be ${orList(known)} in ${
+        role === "assistant" ? "an" : "a"
+      } ${role} message`,
     );
   }
   if (type === "tool-call") {
@@ -366,7 +393,8 @@ function resultText(result: unknown, where: string): string {
 }
 
 function readJson(value: unknown, where: string): string {
-  if (value === undefined) throw refusal(`${where} is missing`);
+  // Of a function that returns nothing.
+  if (value === undefined) return "null";
   requireJsonValue(value, `${CANNOT}: ${where}`);
   return exactJson(value);
 }
@@ -381,17 +409,17 @@ function readCalls(calls: unknown, where: string): ToolCall[] {
     if (!isObject(call)) {
       throw refusal(`${which} is ${described(call)}, must be an object`);
     }
-    if (call.type !== undefined && call.type !== "function") {
+    if (hasValue(call.type) && call.type !== "function") {
       throw refusal(
         `${which} has the type ${described(call.type)}, must be function`,
       );
     }
     requireKnown(call, which, ["type", "id", "index", "function"]);
-    const { index: _, ...rest } = call; // of a streamed call
     return {
-      ...rest,
+      ...(hasValue(call.type) && { type: "function" }),
+      ...(hasValue(call.id) && { id: call.id as string }),
       function: readFunction(call.function, `${which}.function`),
-    } as ToolCall;
+    };
   });
 }
 
@@ -445,21 +473,25 @@ function orderResults(turns: Turn[]): Turn[] {
   return turns;
 }
 
-const CANNOT = "Cannot render a chat";
+/** How errors of rendering a chat begin. */
+export const CANNOT = "Cannot render a chat";
 
 /** An error of rendering a chat. */
 export function refusal(problem: string): Error {
   return new Error(`${CANNOT}: ${problem}`);
 }
 
-/** Refuses fields that would be lost. */
+/** Refuses fields that would be lost; what is empty or off has no content. */
 function requireKnown(
   object: Record<string, unknown>,
   where: string,
   known: readonly string[],
 ): void {
   const unknown = Object.keys(object)
-    .find((key) => !known.includes(key) && hasValue(object[key]));
+    .find((key) =>
+      !known.includes(key) && !PASSED_OVER.includes(key) &&
+      hasValue(object[key]) && object[key] !== false
+    );
   if (unknown === undefined) return;
   throw refusal(
     `${where} has the field ${described(unknown)}, must have only ${
@@ -471,10 +503,6 @@ function requireKnown(
 function requireText(text: unknown, where: string): string {
   if (typeof text !== "string") {
     throw refusal(`${where} is ${described(text)}, must be text`);
-  }
-  const at = text.indexOf("\0");
-  if (at >= 0) {
-    throw refusal(`${where} has a null character at ${at}, must have none`);
   }
   if (!text.isWellFormed()) {
     const lone = [...text].findIndex((character) => !character.isWellFormed());

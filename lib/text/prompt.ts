@@ -7,6 +7,7 @@ import type { Message, Tool } from "./conversation.ts";
 import { renderChat } from "./chat_template.ts";
 import { described } from "../errors.ts";
 import type { ReplyFormat } from "./reply.ts";
+import { TooManyTokens } from "./bpe.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** A prompt: text, a conversation, or token ids. */
@@ -37,7 +38,15 @@ export interface TokenizerSource {
   name: string;
   /** @throws {Error} if the checkpoint has none. */
   tokenizer(): Tokenizer;
+  /** The tokens that the context has room for. */
+  context: number;
 }
+
+/**
+ * Tokens up to which a prompt that is too long is counted; encoding a longer one to the
+ * end could take seconds.
+ */
+const COUNTED = 65_536;
 
 /**
  * Encodes a prompt; an empty one has no tokens.
@@ -76,6 +85,8 @@ export function encodePrompt(
     );
   }
   const tokenizer = source.tokenizer();
+  const encode = (text: string, addSpecialTokens: boolean) =>
+    encodeText(text, addSpecialTokens, tokenizer, source.context);
   const template = raw ? undefined : tokenizer.chatTemplate;
   if (template === undefined) {
     const why = raw ? "and raw skips it" : `${source.name} has none`;
@@ -84,8 +95,10 @@ export function encodePrompt(
         `Cannot generate: messages need a chat template, ${why}`,
       );
     }
-    refuseChatOptions(options, why);
-    return { tokenIds: tokenizer.encode(prompt) };
+    // Without a template nothing asks the model to think.
+    const asked = !raw && thinking === false ? undefined : thinking;
+    refuseChatOptions({ ...options, thinking: asked }, why);
+    return { tokenIds: encode(prompt, true) };
   }
   const messages: readonly Message[] = typeof prompt === "string"
     ? [{ role: "user", content: prompt }]
@@ -98,9 +111,28 @@ export function encodePrompt(
     { thinking, tools, variables: tokenizer.specialTokens },
   );
   return {
-    tokenIds: tokenizer.encode(text, { addSpecialTokens: false }),
+    tokenIds: encode(text, false),
     reply: { thinking: /<think>\s*$/.test(text), tools },
   };
+}
+
+/** Encodes a text, but stops early if it is far too long. */
+function encodeText(
+  text: string,
+  addSpecialTokens: boolean,
+  tokenizer: Tokenizer,
+  context: number,
+): number[] {
+  const most = Math.max(COUNTED, 2 * context);
+  try {
+    return tokenizer.encode(text, { addSpecialTokens, most });
+  } catch (error) {
+    if (!(error instanceof TooManyTokens)) throw error;
+    throw new RangeError(
+      `Cannot generate: the prompt has more than ${most} tokens, the context has room for ${context}`,
+      { cause: error },
+    );
+  }
 }
 
 /** Refuses options that only a chat template can apply. */

@@ -96,14 +96,14 @@ export class ReplyStream {
   /**
    * Ends the reply; returns what was held back. If the reply was `cut` off, a call without
    * an end and a part of a tag are left out. Otherwise such a call is a call if it is
-   * complete, else text.
+   * complete, else text; at a stop string, which may lie in it, it is left out.
    */
-  end(cut = false): ReplyPiece[] {
-    if (!cut) {
+  end(how: "whole" | "stopped" | "cut" = "whole"): ReplyPiece[] {
+    if (how !== "cut") {
       for (;;) {
         if (this.#step(false)) continue;
         if (this.#kind !== "tool") break;
-        this.#endCall();
+        this.#endCall(how === "stopped");
       }
     } else if (this.#held !== "") this.#pieces.block();
     this.#held = "";
@@ -210,11 +210,14 @@ export class ReplyStream {
   }
 
   /** Ends a call at the end of the reply, where no more ends follow. */
-  #endCall(): void {
+  #endCall(stopped: boolean): void {
     const block = readBlock(this.#held, this.#tools);
     if (Array.isArray(block)) this.#endBlock(this.#held.length, block);
     else if (this.#passed >= 0) this.#endBlock(this.#passed, "broken");
-    else this.#endBlock(this.#held.length, "text");
+    else if (stopped && !this.#held.includes(CALL)) {
+      this.#held = "";
+      this.#close();
+    } else this.#endBlock(this.#held.length, "text");
   }
 
   /** Ends a call whose body ends at `at`. */

@@ -3,13 +3,20 @@
  *
  * @module
  */
-import { errorText, jsonText } from "../errors.ts";
+import { errorText, jsonText, requireKind } from "../errors.ts";
 import {
   type AddedToken,
   collectAddedTokens,
   createSplitter,
 } from "./added_tokens.ts";
-import { type Bpe, createBpe, isTokenId, tokenBytes, wrong } from "./bpe.ts";
+import {
+  type Bpe,
+  createBpe,
+  isTokenId,
+  tokenBytes,
+  TooManyTokens,
+  wrong,
+} from "./bpe.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { isObject, parseJson } from "../json.ts";
 import { Budget } from "./pattern.ts";
@@ -21,8 +28,15 @@ export interface Tokenizer {
    * Encodes `text` as token ids. Added tokens spelled out in it (`<|im_end|>`) become
    * their ids. `addSpecialTokens` (default: true) adds the special tokens that the
    * tokenizer puts around a text; set it to false for text that a chat template wrote.
+   *
+   * @throws {TypeError} if `text` is not a string.
+   * @throws {RangeError} if it has more than `most` tokens, which is found out without
+   * encoding all of it.
    */
-  encode(text: string, options?: { addSpecialTokens?: boolean }): number[];
+  encode(
+    text: string,
+    options?: { addSpecialTokens?: boolean; most?: number },
+  ): number[];
 
   /**
    * Decodes `ids` to text. Bytes that are not valid UTF-8 become U+FFFD; ids beyond the
@@ -135,13 +149,15 @@ function assemble(json: Json, config: Json, jinja?: string): Tokenizer {
     chatTemplate: jinja ?? chatTemplate(config),
     specialTokens: specialTokens(config),
     tokenId: (text) => addedIds.get(text) ?? bpe.ids.get(text),
-    encode(text, { addSpecialTokens = true } = {}) {
+    encode(text, { addSpecialTokens = true, most } = {}) {
+      requireKind("Cannot encode text", "the text", text, "text");
       const ids: number[] = addSpecialTokens ? [...around.before] : [];
-      encode(text, ids);
+      encode(text, ids, most);
       if (addSpecialTokens) ids.push(...around.after);
       return ids;
     },
     decode(ids, { skipSpecialTokens = false } = {}) {
+      requireKind("Cannot decode tokens", "the list of ids", ids, "iterable");
       const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
       let text = "";
       for (const id of ids) {
@@ -161,7 +177,7 @@ function createEncode(
   config: Json,
   bpe: Bpe,
   added: readonly AddedToken[],
-): (text: string, into: number[]) => void {
+): (text: string, into: number[], most?: number) => void {
   const normalize = readNormalizer(json.normalizer);
   const cut = readPreTokenizer(json.pre_tokenizer);
   const split = config.split_special_tokens === true;
@@ -176,16 +192,19 @@ function createEncode(
     (content) => normalize(content, new Budget(content.length)),
     keep,
   );
-  return (text, into) => {
+  return (text, into, most = Infinity) => {
     const budget = new Budget(text.length);
+    const push = ({ id }: AddedToken) => {
+      if (into.push(id) > most) throw new TooManyTokens(most);
+    };
     for (const part of asIs(text)) {
       if ("token" in part) {
-        into.push(part.token.id);
+        push(part.token);
         continue;
       }
       for (const inner of normalized(normalize(part.text, budget))) {
-        if ("token" in inner) into.push(inner.token.id);
-        else cut(inner.text, budget, (word) => bpe.encode(word, into));
+        if ("token" in inner) push(inner.token);
+        else cut(inner.text, budget, (word) => bpe.encode(word, into, most));
       }
     }
   };

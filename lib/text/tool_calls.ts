@@ -18,9 +18,10 @@ export function readBlock(
   body: string,
   tools: readonly Tool[],
 ): ToolCall[] | "open" | "broken" {
-  const [calls, open] = isXml(body)
-    ? readXml(body, tools)
-    : [readJson(body), endsInString(body)];
+  if (!isXml(body)) {
+    return endsInString(body) ? "open" : readJson(body) ?? "broken";
+  }
+  const [calls, open] = readXml(body, tools);
   return calls ?? (open ? "open" : "broken");
 }
 
@@ -109,37 +110,39 @@ function readBrokenJson(body: string): ToolCall[] | undefined {
 
 const PARAMETER = /\s*<parameter=([^>\n]+)>/y;
 const PARAMETER_END = /<\/parameter>(?=\s*<(?:parameter=|\/function>))/g;
-const FUNCTION = /^\s*<function=([^>\n]+)>/;
-const FUNCTION_END = /\s*<\/function>\s*$/y;
+const FUNCTION = /\s*<function=([^>\n]+)>/y;
+const FUNCTION_END = /\s*<\/function>\s*(?=<function=|$)/y;
 
 /**
- * Scans a call: its name, each parameter up to its end, and the end of the call. Returns
- * the call if it is whole, and whether a parameter has no end.
+ * Scans the calls of a block: the name of each, its parameters up to their ends, and its
+ * end. Returns the calls if all are whole, and whether a parameter has no end.
  */
 function readXml(
   body: string,
   tools: readonly Tool[],
 ): [calls: ToolCall[] | undefined, open: boolean] {
-  const head = FUNCTION.exec(body);
-  if (!head) return [undefined, false];
-  const values: [name: string, value: string][] = [];
-  let at = head[0].length;
-  for (;;) {
-    PARAMETER.lastIndex = at;
-    const parameter = PARAMETER.exec(body);
-    if (!parameter) break;
-    const begin = PARAMETER.lastIndex;
-    PARAMETER_END.lastIndex = begin;
-    const end = PARAMETER_END.exec(body);
-    if (!end) return [undefined, true];
-    values.push([parameter[1].trim(), body.slice(begin, end.index)]);
-    at = PARAMETER_END.lastIndex;
-  }
-  const name = head[1].trim();
-  FUNCTION_END.lastIndex = at;
-  return FUNCTION_END.test(body)
-    ? [[call(name, typed(name, values, tools))], false]
-    : [undefined, false];
+  const calls: ToolCall[] = [];
+  let at = 0;
+  const take = (pattern: RegExp) => {
+    pattern.lastIndex = at;
+    const found = pattern.exec(body);
+    if (found) at = pattern.lastIndex;
+    return found;
+  };
+  do {
+    const head = take(FUNCTION);
+    if (!head) return [undefined, false];
+    const values: [name: string, value: string][] = [];
+    for (let one = take(PARAMETER); one; one = take(PARAMETER)) {
+      const begin = at, end = take(PARAMETER_END);
+      if (!end) return [undefined, true];
+      values.push([one[1].trim(), body.slice(begin, end.index)]);
+    }
+    if (!take(FUNCTION_END)) return [undefined, false];
+    const name = head[1].trim();
+    calls.push(call(name, typed(name, values, tools)));
+  } while (at < body.length);
+  return [calls, false];
 }
 
 /** Reads a call whose parameters or function lack their closing tags. */
@@ -147,6 +150,7 @@ function readBrokenXml(
   body: string,
   tools: readonly Tool[],
 ): ToolCall[] | undefined {
+  FUNCTION.lastIndex = 0;
   const head = FUNCTION.exec(body);
   if (!head) return undefined;
   const name = head[1].trim();

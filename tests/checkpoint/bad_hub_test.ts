@@ -279,7 +279,9 @@ async function assertMode(mode: Mode) {
   const pauses: number[] = [], notices: string[] = [];
   const deadline = new AbortController();
   const timer = setTimeout(() => deadline.abort(), DEADLINE_MS);
-  const isSilent = mode.notices?.some((notice) => /came for/.test(notice));
+  const isSilent = mode.notices?.some((notice) =>
+    /no (response|data) for/.test(notice)
+  );
   const open = async () => {
     await using checkpoint = await openCheckpoint("Some/Model", {
       signal: deadline.signal,

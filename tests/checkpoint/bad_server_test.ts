@@ -1029,8 +1029,9 @@ async function assertMode(mode: Mode) {
   const deadline = new AbortController();
   const timer = setTimeout(() => deadline.abort(), DEADLINE_MS);
   const shown = (text: string) => text.replaceAll(server.url, "URL");
-  const isSilent = mode.notices?.some((notice) => /came for/.test(notice)) ||
-    mode.error?.includes("came for");
+  const isSilent =
+    mode.notices?.some((notice) => /no (response|data) for/.test(notice)) ||
+    /no (response|data) for/.test(mode.error ?? "");
   let error: string | undefined;
   try {
     const url = server.url.replace("//", `//${mode.user ?? ""}`);

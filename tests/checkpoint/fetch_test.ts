@@ -307,6 +307,17 @@ Deno.test("messages show no user, password, query or fragment", async () => {
     ["http://me:secret@?token=secret", "http://?…"],
     ["https://a.b/c@v1", "https://a.b/c@v1"],
     ["some/folder?", "some/folder?"],
+    [" https://me:secret@a.b/c?token=secret", "https://a.b/c?…"],
+    ["ftp://me:secret@a.b/c", "ftp://a.b/c"],
+    ["s3://me:sec/ret@a.b/c?token=secret", "s3://a.b/c?…"],
+    ["git+https://secret@a.b/c", "git+https://a.b/c"],
+    ["me:secret@a.b/c", "a.b/c"],
+    ["//me:secret@a.b/c", "//a.b/c"],
+    ["hf://some/model@v1", "hf://some/model@v1"],
+    ["some/model@v1", "some/model@v1"],
+    ["synthetic:qwen3-0.6b?seed=1", "synthetic:qwen3-0.6b?seed=1"],
+    ["C:\\models\\me:x@v1", "C:\\models\\me:x@v1"],
+    ["/models/me:x@v1?", "/models/me:x@v1?"],
   ];
   for (const [url, safe] of shown) assertEquals(shownUrl(url), safe, url);
 

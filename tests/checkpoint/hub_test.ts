@@ -264,6 +264,49 @@ for (
   });
 }
 
+for (const file of ["hf_quant_config.json", "quantize_config.json"]) {
+  Deno.test(`a repository with ${file} is refused before its weights download`, async () => {
+    await using _cache = await emptyCache();
+    const files = await fixtureFiles("tiny-tied-bf16");
+    files.set(file, new TextEncoder().encode("{}"));
+    await using server = await serveHub(files);
+    await assertRejects(
+      () => openCheckpoint("Some/Model"),
+      Error,
+      `it has ${file}: its weights are quantised, must be plain bf16, f16, f32`,
+    );
+    assertEquals(server.requests.length, 3); // commit, list, config.json
+  });
+}
+
+for (
+  const [suffix, form] of [
+    [".qweight", "GPTQ or AWQ"],
+    [".weight_scale_inv", "FP8"],
+    [".weight_packed", "compressed-tensors"],
+    [".scales", "MLX"],
+  ]
+) {
+  Deno.test(`an index with ${suffix} shows a quantised form before any shard downloads`, async () => {
+    await using _cache = await emptyCache();
+    const files = await fixtureFiles("tiny-sharded-f16");
+    const file = "model.safetensors.index.json";
+    const index = JSON.parse(new TextDecoder().decode(files.get(file)));
+    const weight = "model.layers.0.mlp.up_proj.weight";
+    index.weight_map[weight.replace(".weight", suffix)] =
+      index.weight_map[weight];
+    files.set(file, new TextEncoder().encode(JSON.stringify(index)));
+    await using server = await serveHub(files);
+    await assertRejects(
+      () => openCheckpoint("Some/Model"),
+      Error,
+      `model.layers.0.mlp.up_proj${suffix} shows weights in the form of ${form}`,
+    );
+    const asked = server.requests.map(({ url }) => url);
+    assertEquals(asked.filter((url) => url.endsWith(".safetensors")), []);
+  });
+}
+
 Deno.test("a missing repository, or one without safetensors, is reported with the URLs tried", async () => {
   await using cache = await emptyCache();
   await using server = await serveHub("demo"); // no config.json there

@@ -164,6 +164,10 @@ Deno.test("openCheckpoint lists what it looked for", async () => {
     );
     await assertRefused("", 'Cannot open ""');
     await assertRefused(
+      "ftp://me:secret@host/dir?sig=secret",
+      'Cannot open "ftp://host/dir?…": there is no such directory',
+    );
+    await assertRefused(
       "http://",
       'Cannot open "http://": it is not a valid URL',
     );

@@ -538,8 +538,13 @@ Deno.test("a reply goes to stdout with its calls, its reasoning to stderr", asyn
     template: TEMPLATE,
   });
   const hi = ["Hi", "--model", checkpoint.path, "--device", "cpu"];
-  for (const tools of [TOOLS, { model: "gpt", tools: TOOLS }]) {
-    await using file = await textFile(JSON.stringify(tools));
+  const files = [
+    JSON.stringify(TOOLS),
+    JSON.stringify({ model: "gpt", tools: TOOLS }),
+    `\uFEFF${JSON.stringify(TOOLS)}`,
+  ];
+  for (const tools of files) {
+    await using file = await textFile(tools);
     const { code, stdout, stderr } = await generate([
       ...hi,
       ...["--tools", file.path],

@@ -66,6 +66,51 @@ Deno.test("a template sees only the names that it is passed", () => {
   assertEquals(renderChat(template, user, { thinking: true }), "TrueHi");
 });
 
+Deno.test("without tools and documents a template sees none, as in transformers", () => {
+  const user: Message[] = [{ role: "user", content: "Hi" }];
+  const template = "{% if tools is not none %}tools{% endif %}" +
+    "{% if documents is not none %}documents{% endif %}{{ messages[0].content }}";
+  assertEquals(renderChat(template, user), "Hi");
+  const variables = { documents: [] };
+  assertEquals(renderChat(template, user, { variables }), "documentsHi");
+});
+
+Deno.test("arguments of wrong types are refused, null is absent", () => {
+  const user: Message[] = [{ role: "user", content: "Hi" }];
+  const template = "{{ messages[0].content }}{{ enable_thinking }}";
+  const wrong: [template: unknown, options: unknown, problem: string][] = [
+    [undefined, {}, "the template is undefined, must be a string"],
+    [5, {}, "the template is 5, must be a string"],
+    [
+      template,
+      null,
+      "the options argument is null, must be an object",
+    ],
+    [template, { thinking: "no" }, 'thinking is "no", must be true or false'],
+    [
+      template,
+      { addGenerationPrompt: 0 },
+      "addGenerationPrompt is 0, must be true or false",
+    ],
+    [template, { variables: [] }, "variables is a list of 0, must be an obj"],
+    [template, { tools: "f" }, 'tools is "f", must be a list'],
+  ];
+  for (const [template, options, problem] of wrong) {
+    assertThrows(
+      () => renderChat(template as string, user, options as undefined),
+      Error,
+      `Cannot render a chat: ${problem}`,
+    );
+  }
+  const none = {
+    addGenerationPrompt: null,
+    thinking: null,
+    tools: null,
+    variables: null,
+  };
+  assertEquals(renderChat(template, user, none as never), "Hi");
+});
+
 Deno.test("no messages, a broken template and a refusal are one-line errors", () => {
   const user: Message[] = [{ role: "user", content: "Hi" }];
   assertThrows(
@@ -182,6 +227,19 @@ Deno.test("arguments reach a template in the form that it expects", async () => 
   }
 });
 
+Deno.test("a template without end is tried once, not for each form of arguments", () => {
+  const loop = "{% for i in range(100000) %}{% for j in range(100000) %}" +
+    "{% endfor %}{% endfor %}";
+  // Endless only for the first form that is tried.
+  const template =
+    `{% if messages[1].tool_calls[0].function.arguments is string %}${loop}{% endif %}${AS_JSON}`;
+  assertThrows(
+    () => renderChat(template, callWith({ a: 1 })),
+    Error,
+    "Cannot render a chat with its template: line 1: it takes 20,000,001 steps",
+  );
+});
+
 Deno.test("what a template does not print is refused", async () => {
   const tool: Tool = { type: "function", function: { name: "f" } };
   const user: Message = { role: "user", content: "q" };
@@ -226,11 +284,14 @@ Deno.test("what a template does not print is refused", async () => {
       `Cannot render a chat: ${problem}, which the chat template does not print`,
     );
   }
-  for (const thinking of [true, false]) {
+  // Checkpoints that never think, and that always do.
+  const always = PLAIN + "{{ '<think>\\n' }}";
+  for (const [template, follows] of [[PLAIN, false], [always, true]] as const) {
+    renderChat(template, [user], { thinking: follows });
     assertThrows(
-      () => renderChat(PLAIN, [user], { thinking }),
+      () => renderChat(template, [user], { thinking: !follows }),
       Error,
-      `thinking is ${thinking}, but the chat template does not read enable_thinking`,
+      `thinking is ${!follows}, but the chat template does not read enable_thinking`,
     );
   }
   const template = await qwen3Template();

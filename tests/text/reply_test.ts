@@ -16,12 +16,12 @@ interface Outcome {
 function separate(
   pieces: string[],
   format?: ReplyFormat,
-  cut = false,
+  how?: Parameters<ReplyStream["end"]>[0],
 ): Outcome {
   const stream = new ReplyStream(format);
   const outcome: Outcome = { text: "", reasoning: "", tools: [], calls: [] };
   const all = pieces.flatMap((piece) => stream.push(piece));
-  for (const { kind, text } of [...all, ...stream.end(cut)]) {
+  for (const { kind, text } of [...all, ...stream.end(how)]) {
     assert(text !== "");
     if (kind === "tool") outcome.tools.push(text);
     else outcome[kind] += text;
@@ -275,13 +275,14 @@ randomTest("any division of a reply gives the same", (random) => {
       const length = 1 + below(below(2) ? 3 : 30);
       pieces.push(reply.slice(at, at += length));
     }
-    const format = [undefined, THINKING, TOOLS][below(3)], cut = below(2) === 1;
-    const whole = separate([reply], format, cut);
-    const context = JSON.stringify({ pieces, format, cut });
-    assertEquals(separate(pieces, format, cut), whole, context);
+    const format = [undefined, THINKING, TOOLS][below(3)];
+    const how = (["whole", "stopped", "cut", "cut"] as const)[below(4)];
+    const whole = separate([reply], format, how);
+    const context = JSON.stringify({ pieces, format, how });
+    assertEquals(separate(pieces, format, how), whole, context);
     assert(!/^\n|\n$/.test(whole.reasoning), context);
     // What a reply that ends later begins with, up to blanks before what follows.
-    if (cut) {
+    if (how === "cut") {
       const { text, reasoning } = separate([reply], format);
       assert(text.startsWith(whole.text.trimEnd()), context);
       assert(reasoning.startsWith(whole.reasoning), context);
@@ -299,12 +300,40 @@ Deno.test("a reply that is cut off shows no part of a tag or call", () => {
     const { text, reasoning, calls, tools } = separate(
       [...reply.slice(0, end)],
       undefined,
-      true,
+      "cut",
     );
     assert(whole.reasoning.startsWith(reasoning), reasoning);
     assert(whole.text.startsWith(text.trimEnd()), text);
     const called = end >= reply.length - "\ntwo".length;
     assertEquals([calls.length, tools.length], called ? [1, 1] : [0, 0]);
+  }
+});
+
+Deno.test("a call that a stop string ends is a call if it is complete, else left out", () => {
+  const cases: [reply: string, expected: Partial<Outcome>][] = [
+    [`One\n<tool_call>\n${F}`, {
+      text: "One",
+      tools: [F],
+      calls: [["f", { a: 1 }]],
+    }],
+    ['One\n<tool_call>\n{"name": "f", ', { text: "One" }],
+    ["One\n<tool_call>\n<function=f>\n<parameter=a>", { text: "One" }],
+    [
+      `<tool_call>\n${F}\n<tool_call>\n{"name": "g"`,
+      { tools: [F], calls: [["f", { a: 1 }]] },
+    ],
+    ["One\n<tool_", { text: "One\n<tool_" }],
+    ["One\n<tool_call>", { text: "One\n<tool_call>" }],
+    ["<think>\nHm.\n</thi", { reasoning: "Hm.\n</thi" }],
+  ];
+  for (const [reply, expected] of cases) {
+    assertEquals(separate([reply], undefined, "stopped"), {
+      text: "",
+      reasoning: "",
+      tools: [],
+      calls: [],
+      ...expected,
+    }, reply);
   }
 });
 

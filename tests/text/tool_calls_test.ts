@@ -148,6 +148,12 @@ Deno.test("calls in Qwen3-Coder's XML, with the types that the schema declares",
   assertEquals(read(xml(["text", "a"], ["count", "1"]), [WEATHER]), [
     ["f", { text: "a", count: 1 }],
   ]);
+  // Several calls in one block.
+  assertEquals(read(xml(["text", "1"]) + xml() + xml(["a", "</function>"])), [
+    ["f", { text: "1" }],
+    ["f", {}],
+    ["f", { a: "</function>" }],
+  ]);
 });
 
 Deno.test("a parameter may hold the tags of calls", () => {

@@ -9,6 +9,8 @@
 export class Fault extends Error {
   /** The line of the template, from 1. */
   line?: number;
+  /** Whether the template is large or takes long, rather than wrong. */
+  exceeds = false;
 
   /** Adds the line unless an inner statement or expression has. */
   at(line: number): this {
@@ -48,7 +50,9 @@ export function atMost(value: number, most: number, what: string): void {
     ? number.format(Math.floor(value))
     : value.toExponential(1);
   const found = what.replace("{}", text);
-  throw new Fault(`${found}, must be at most ${number.format(most)}`);
+  const fault = new Fault(`${found}, must be at most ${number.format(most)}`);
+  fault.exceeds = true;
+  throw fault;
 }
 
 /** Counts what one rendering does. */

@@ -21,9 +21,13 @@ import { type Builtin, counted, type RenderOptions, Run } from "./values.ts";
 
 export type { RenderOptions } from "./values.ts";
 
+/** Filters that take a list as it is, so that a loop over it may use them. */
+const GO_THROUGH_NOTHING = ["count", "length"];
+
 const FILTERS: ReadonlyMap<string, Builtin> = new Map(
-  Object.entries({ ...TEXT_FILTERS, ...SEQUENCE_FILTERS })
-    .map(([name, filter]) => [name, counted(filter)]),
+  Object.entries({ ...TEXT_FILTERS, ...SEQUENCE_FILTERS }).map((
+    [name, filter],
+  ) => [name, GO_THROUGH_NOTHING.includes(name) ? filter : counted(filter)]),
 );
 
 /** A template that is broken, refuses its variables, or costs too much. */
@@ -34,6 +38,11 @@ export class TemplateError extends Error {
   /** `reason` begins with the line, if there is one. */
   constructor(action: string, readonly reason: string, cause: unknown) {
     super(`Cannot ${action}: ${reason}`, { cause });
+  }
+
+  /** Whether a bound on time or size ended it. */
+  get exceeds(): boolean {
+    return this.cause instanceof Fault && this.cause.exceeds;
   }
 }
 

@@ -263,6 +263,7 @@ function sum(run: Run, value: Value, path: Value, start: Value): Value {
 
 function size(run: Run, value: Value): Value {
   run.step();
+  run.work(textOf(value)?.length ?? 0);
   const size = sizeOf(value);
   if (size === undefined) {
     throw new Fault(`object of type '${typeName(value)}' has no len()`);
