@@ -300,7 +300,7 @@ for (
     await assertRejects(
       () => openCheckpoint("Some/Model"),
       Error,
-      `model.layers.0.mlp.up_proj${suffix} shows weights in the form of ${form}`,
+      `model.layers.0.mlp.up_proj${suffix} shows weights stored as ${form}`,
     );
     const asked = server.requests.map(({ url }) => url);
     assertEquals(asked.filter((url) => url.endsWith(".safetensors")), []);
