@@ -76,15 +76,15 @@ function unmarked(value: unknown): unknown {
 }
 
 /** Writes JSON; keys of Maps are in their order. */
-export function jsonText(value: unknown): string {
-  if (Array.isArray(value)) return `[${value.map(jsonText).join(",")}]`;
+export function exactJson(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(exactJson).join(",")}]`;
   if (typeof value === "bigint") return `${value}`;
   if (!isObject(value) || value instanceof Number) {
     return JSON.stringify(value) ?? "null";
   }
   const entries = value instanceof Map ? [...value] : Object.entries(value);
   const fields = entries.filter(([, item]) => item !== undefined)
-    .map(([key, item]) => `${JSON.stringify(key)}:${jsonText(item)}`);
+    .map(([key, item]) => `${JSON.stringify(key)}:${exactJson(item)}`);
   return `{${fields.join(",")}}`;
 }
 

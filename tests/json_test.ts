@@ -1,5 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { jsonText, parseExactJson, requireJsonValue } from "../lib/json.ts";
+import { exactJson, parseExactJson, requireJsonValue } from "../lib/json.ts";
 
 Deno.test("JSON is parsed without loss", () => {
   const texts = [
@@ -12,7 +12,7 @@ Deno.test("JSON is parsed without loss", () => {
     "null",
   ];
   for (const text of texts) {
-    assertEquals(jsonText(parseExactJson(text)), text);
+    assertEquals(exactJson(parseExactJson(text)), text);
   }
   // Only where it is needed.
   assertEquals(parseExactJson('{"a": {"b": 1}}'), { a: { b: 1 } });
@@ -26,7 +26,7 @@ Deno.test("JSON is parsed without loss", () => {
   }
 });
 
-Deno.test("values that are not of JSON's types are named with their place", () => {
+Deno.test("values that are not of JSON's types are named with their path", () => {
   const fine = [null, 1, "a", true, [], {}, { a: [{ b: undefined }] }];
   for (const value of fine) requireJsonValue(value, "it");
   requireJsonValue(Object.create(null), "it");

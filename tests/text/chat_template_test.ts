@@ -84,7 +84,7 @@ Deno.test("arguments of wrong types are refused, null is absent", () => {
     [
       template,
       null,
-      "the argument with the options is null, must be an object",
+      "the options argument is null, must be an object",
     ],
     [template, { thinking: "no" }, 'thinking is "no", must be true or false'],
     [
@@ -190,7 +190,7 @@ function callWith(args: unknown): Message[] {
   ] as Message[];
 }
 
-Deno.test("arguments reach a template in the form that it takes", async () => {
+Deno.test("arguments reach a template in the form that it expects", async () => {
   const object = { a: 1, b: "x" };
   for (const args of [object, JSON.stringify(object)]) {
     const messages = callWith(args);

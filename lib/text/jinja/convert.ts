@@ -1,5 +1,5 @@
 /**
- * Makes Python's values of JavaScript's.
+ * Converts JavaScript's values to Python's.
  *
  * @module
  */
@@ -14,7 +14,7 @@ class Converter {
 
   constructor(readonly run: Run) {}
 
-  /** Returns undefined for undefined, which stands for nothing at all. */
+  /** Returns undefined for undefined, which means absent. */
   convert(value: unknown, path: string): Value | undefined {
     switch (typeof value) {
       case "undefined":
