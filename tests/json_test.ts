@@ -20,7 +20,7 @@ Deno.test("JSON is parsed without loss", () => {
   // Floats that are whole, which a number does not tell from integers.
   const numbers = parseExactJson('[1, 1.0, {"1": -2e1}]') as unknown[];
   assertEquals(numbers, [1, Object(1), new Map([["1", Object(-20)]])]);
-  assertEquals(jsonText(numbers), '[1,1,{"1":-20}]');
+  assertEquals(exactJson(numbers), '[1,1,{"1":-20}]');
   for (const text of ["", "{", '{"1": }', '{"1": 1,}', '{1: "1": 2}']) {
     assertThrows(() => parseExactJson(text), SyntaxError);
   }
