@@ -1,5 +1,5 @@
 /**
- * Error classes that callers may want to tell apart, and texts that are safe to print.
+ * Error classes that callers may want to distinguish, and texts that are safe to print.
  *
  * @module
  */
@@ -25,7 +25,7 @@ export class MemoryError extends DeviceError {
   override name = "MemoryError";
 }
 
-/** The most characters of an error's line. A path or two fit, a file's content does not. */
+/** The most characters of an error: enough for a path or two, not for a file's content. */
 const MOST = 1900;
 
 /**
@@ -43,7 +43,7 @@ export function errorText(error: unknown): string {
   return `${line.slice(0, MOST - 400)} … ${line.slice(-397)}`;
 }
 
-/** What Deno says of a permission that was not given. */
+/** What Deno says about a missing permission. */
 const NO_PERMISSION =
   /^Requires (\w+) access to (.+), run again with the (--allow-\w+) flag$/s;
 
@@ -56,16 +56,23 @@ function withoutPermission(error: unknown): string | undefined {
 
 /**
  * Returns an error that says what could not be done, if `error` is Deno's for a
- * permission that was not given; otherwise `error`.
+ * permission that was not given; otherwise `error`. If that is one of the library's own,
+ * its message becomes one printable line, since it may quote a name of any length.
  */
 export function explained(action: string, error: unknown): unknown {
-  return withoutPermission(error) === undefined
-    ? error
-    : new Error(`Cannot ${action}: ${errorText(error)}`, { cause: error });
+  if (withoutPermission(error) !== undefined) {
+    const line = `Cannot ${action}: ${errorText(error)}`;
+    return new Error(errorText(line), { cause: error });
+  }
+  if (error instanceof Error && error.message.startsWith("Cannot ")) {
+    const line = errorText(error);
+    if (line !== error.message) error.message = line;
+  }
+  return error;
 }
 
 /**
- * Control characters (C0, C1, DEL) but line breaks and tabs, which a terminal would obey,
+ * Control characters (C0, C1, DEL) except line breaks and tabs, which a terminal would obey,
  * and the line separators and invisible characters that reorder text.
  */
 const UNPRINTABLE =
@@ -83,7 +90,7 @@ export function printable(text: string): string {
 }
 
 /**
- * Describes a value that should have been something else in a few words: `"text"`, `1.5`,
+ * Describes a wrong value in a few words, for a message: `"text"`, `1.5`,
  * `null`, `a list of 3`, `an object`, `a function`.
  */
 export function described(value: unknown): string {
@@ -96,14 +103,14 @@ export function described(value: unknown): string {
   if (typeof value === "object" && value !== null) {
     const name = Object.getPrototypeOf(value)?.constructor?.name ?? "Object";
     if (name === "Object") return "an object";
-    return `${/^[AEIO]/.test(name) ? "an" : "a"} ${printable(String(name))}`;
+    return `${/^[AEIO]/.test(name) ? "an" : "a"} ${quoted(String(name), 60)}`;
   }
   return typeof value === "bigint" ? `${value}n` : String(value);
 }
 
 /**
- * Writes text of a file, such as a tensor's name, for a message: on one line, printable,
- * and with the middle of a long one cut out.
+ * Quotes text from a file, such as a tensor's name, for a message: on one line, printable,
+ * and with the middle cut out if it is long.
  */
 export function quoted(text: string, most = 100): string {
   if (text === "") return '""';
@@ -133,7 +140,7 @@ export function jsonText(value: unknown, most = 100): string {
   }
 }
 
-/** Lists the first few of some names, and counts the others. */
+/** Lists the first few names, and counts the others. */
 export function listed(names: readonly string[], few = 8): string {
   const first = names.slice(0, few).map((name) => quoted(name)).join(", ");
   const more = names.length - few;
@@ -167,7 +174,7 @@ const KINDS = {
 export type OptionKind = keyof typeof KINDS;
 
 /**
- * Checks the types of options, which plain JavaScript may get wrong. An undefined option
+ * Checks the types of options, which JavaScript callers may get wrong. An undefined option
  * is absent.
  *
  * @param cannot the beginning of the error, such as `Cannot generate`
@@ -178,7 +185,7 @@ export function checkOptions(
   options: unknown,
   kinds: Readonly<Record<string, OptionKind>>,
 ): void {
-  requireKind(cannot, "the argument with the options", options, "object");
+  requireKind(cannot, "the options argument", options, "object");
   for (const [name, kind] of Object.entries(kinds)) {
     const value = (options as Record<string, unknown>)[name];
     if (value !== undefined) requireKind(cannot, name, value, kind);

@@ -12,6 +12,7 @@ import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
   checkOptions,
+  described,
   DeviceError,
   explained,
   MemoryError,
@@ -78,11 +79,12 @@ export async function loadQwen3(
   model: string = DEFAULT_MODEL,
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
-  checkLoading(model, options);
   try {
+    checkLoading(model, options);
     return await load(model, options);
   } catch (error) {
-    throw explained(`load ${shownUrl(model)}`, error);
+    const name = typeof model === "string" ? shownUrl(model) : "a model";
+    throw explained(`load ${name}`, error);
   }
 }
 
@@ -110,10 +112,9 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
  * device.
  *
  * It does one thing at a time. Starting a run, or computing logits, is an error while
- * another run is waiting for its next piece. A run whose last piece has been taken and
- * whose next one has not been asked for gives way: it throws if it is continued, so an
- * iterator that was left behind blocks nothing. To generate several texts together, use
- * {@linkcode Qwen3.generateBatch}.
+ * another run is computing its next piece. A run that is idle between two pieces gives
+ * way, so an abandoned iterator blocks nothing; it throws if it is continued. To generate
+ * several texts together, use {@linkcode Qwen3.generateBatch}.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices` and
  * `hasTokenizer` still answer; everything else throws, and so does a run that had not
@@ -126,7 +127,7 @@ export class Qwen3 implements Disposable {
   readonly #options: Qwen3Options;
   readonly #tokenizer: Tokenizer | undefined;
   #placed: Placed;
-  /** Why the model must move to the CPU, from a failure of the GPU until it has moved. */
+  /** Why the model must move to the CPU, after the GPU failed and until it has moved. */
   #moving?: Choice;
   readonly #turns = new Turns();
 
@@ -187,8 +188,8 @@ export class Qwen3 implements Disposable {
   }
 
   /**
-   * What a user should know about the checkpoint's files, such as tensors that are not
-   * used; also passed to `onNotice`.
+   * What a user should know about the checkpoint's files, such as unused tensors;
+   * also passed to `onNotice`.
    */
   get notices(): readonly string[] {
     return this.#checkpoint.notices;
@@ -274,6 +275,7 @@ export class Qwen3 implements Disposable {
     prompts: readonly Prompt[],
     options: GenerateOptions = {},
   ): BatchRun {
+    this.#turns.requireModel("generate");
     requireKind("Cannot generate", "the list of prompts", prompts, "list");
     if (prompts.length === 0) {
       throw new Error(
@@ -411,7 +413,7 @@ export class Qwen3 implements Disposable {
     if (wrong >= 0) {
       throw new RangeError(
         `Cannot ${action}: token ${wrong} of ${which} is ${
-          tokens[wrong]
+          described(tokens[wrong])
         }, ids must be integers from 0 to ${vocabSize - 1}`,
       );
     }

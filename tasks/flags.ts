@@ -140,17 +140,22 @@ export function readConstants(
   flags: Flags,
   cannot: string,
 ): Record<string, number> {
-  return Object.fromEntries(
-    (flags.texts("set") ?? []).map((pair) => {
-      const [, constant, value] = /^(\w+)=(\d+)$/.exec(pair) ?? [];
-      if (!constant) {
-        throw new Error(
-          `${cannot}: --set is "${pair}", must be like WORKGROUP=64`,
-        );
-      }
-      return [constant, Number(value)];
-    }),
-  );
+  const constants: Record<string, number> = {};
+  for (const pair of flags.texts("set") ?? []) {
+    const [, constant, value] = /^(\w+)=(\d+)$/.exec(pair) ?? [];
+    if (!constant) {
+      throw new Error(
+        `${cannot}: --set is ${described(pair)}, must be like WORKGROUP=64`,
+      );
+    }
+    if (Object.hasOwn(constants, constant)) {
+      throw new Error(
+        `${cannot}: --set gives ${constant} twice, must be given once`,
+      );
+    }
+    constants[constant] = Number(value);
+  }
+  return constants;
 }
 
 /** The entry of `--dtype` in a table of flags. */

@@ -15,6 +15,7 @@
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import {
   CHIP_NAMES,
+  kernelsToCompile,
   PASSES,
   radvTable,
   readChips,
@@ -61,6 +62,9 @@ await runTask({
   const cannot = "Cannot compile for RADV";
   const chips = readChips(flags.text("chips") ?? "navi21,navi31,gfx1200");
   const tokens = flags.whole("tokens", 1);
+  const format = readFormat(flags, cannot);
+  const constants = readConstants(flags, cannot);
+  kernelsToCompile(flags.words, constants);
   using compiler = new RadvCompiler(flags.text("mesa"));
   using progress = await Progress.start();
   await using checkpoint = await openCheckpoint(
@@ -71,8 +75,8 @@ await runTask({
     config: checkpoint.config,
     kernels: flags.words,
     tokens: tokens === undefined ? PASSES : [tokens],
-    format: readFormat(flags, cannot),
-    constants: readConstants(flags, cannot),
+    format,
+    constants,
   });
   const shaders = await compiler.spirv(variants);
   const rows = chips.flatMap((chip) =>

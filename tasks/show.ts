@@ -9,7 +9,12 @@ import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
 import { NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/open_device.ts";
-import { showKernel, type Sketched, STATED_DEVICE } from "../lib/tools/show.ts";
+import {
+  kernelToShow,
+  showKernel,
+  type Sketched,
+  STATED_DEVICE,
+} from "../lib/tools/show.ts";
 import {
   DTYPE_FLAG,
   type FlagTable,
@@ -47,6 +52,7 @@ await runTask({
   const tokens = flags.whole("tokens", 1);
   const format = readFormat(flags, `Cannot show ${name}`);
   const constants = readConstants(flags, `Cannot show ${name}`);
+  kernelToShow(name, constants);
   const model = flags.text("model") ?? "synthetic:qwen3-0.6b";
   using progress = await Progress.start();
   await using checkpoint = await openCheckpoint(model, {

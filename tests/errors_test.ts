@@ -1,6 +1,6 @@
 /** Errors that are safe to print. */
-import { assert, assertEquals } from "@std/assert";
-import { described, errorText, printable } from "../lib/errors.ts";
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { described, errorText, explained, printable } from "../lib/errors.ts";
 
 Deno.test("an error's text is one line of fewer than 2,000 printable characters", () => {
   assertEquals(
@@ -14,6 +14,17 @@ Deno.test("an error's text is one line of fewer than 2,000 printable characters"
   // Escapes make a line longer: the bound is on what is printed.
   const escaped = errorText(new Error("\x1b".repeat(1e5)));
   assert(escaped.length < 2000, `${escaped.length} characters`);
+});
+
+Deno.test("the library's own errors become printable lines, others stay as they are", () => {
+  const own = new RangeError(`Cannot load \x1b[2J${"x".repeat(5000)}\nit`);
+  assertEquals(explained("load it", own), own);
+  assert(own.message.startsWith("Cannot load \\x1b[2Jxxx"), own.message);
+  assert(own.message.length < 2000 && own.message.endsWith("xxx it"));
+  const foreign = new Error("two\nlines");
+  assertEquals(explained("load it", foreign), foreign);
+  assertEquals(foreign.message, "two\nlines");
+  assertEquals(explained("load it", "reason\n"), "reason\n");
 });
 
 Deno.test("control characters are printed as escapes", () => {
@@ -57,4 +68,8 @@ Deno.test("a wrong value is described in a few words", () => {
     ] as const
   ) assertEquals(described(value), words);
   assert(described("x".repeat(1e6)).length < 80);
+  const named = class {};
+  Object.defineProperty(named, "name", { value: `a\n\x1b${"b".repeat(1e6)}` });
+  assertMatch(described(new named()), /^a a\\n\\x1bb+…b+$/);
+  assert(described(new named()).length < 80);
 });

@@ -5,10 +5,11 @@
  *
  * @module
  */
-import { inPasses } from "../../kernels/define.ts";
+import { inPasses, type LibraryKernel } from "../../kernels/define.ts";
 import { findKernel, KERNEL_NAMES, KERNELS } from "../../kernels/list.ts";
 import { reference } from "../check/kernel_case.ts";
 import { Random } from "../check/reference.ts";
+import { described } from "../errors.ts";
 import type { Capabilities } from "../dispatch/capabilities.ts";
 import { bf16 } from "../formats/bf16.ts";
 import type { Format } from "../formats/format.ts";
@@ -73,6 +74,42 @@ export interface Shown {
 }
 
 /**
+ * Finds a kernel by its name or its file's, before anything is opened.
+ *
+ * @throws {Error} if there is no such kernel, or a constant that it does not have.
+ */
+export function kernelToShow(
+  name: string,
+  constants?: Constants,
+): LibraryKernel {
+  const kernel = findKernel(name);
+  if (!kernel) {
+    throw new Error(
+      `Cannot show ${described(name)}: no such kernel, ${
+        tryInstead(name, KERNEL_NAMES, "deno task show --help")
+      }`,
+    );
+  }
+  requireConstants(kernel, constants);
+  return kernel;
+}
+
+/** @throws {Error} if a constant is not one of the kernel's. */
+export function requireConstants(
+  kernel: Kernel,
+  constants: Constants = {},
+): void {
+  const own = Object.keys(kernel.constants);
+  const wrong = Object.keys(constants).find((name) => !own.includes(name));
+  if (wrong === undefined) return;
+  throw new Error(
+    `Cannot show ${kernel.name}: it has no constant ${wrong}, ${
+      tryInstead(wrong, own, `deno task show ${kernel.name}`)
+    }`,
+  );
+}
+
+/**
  * Shows a kernel by its name (`attendDecode`) or its file's (`attend_decode`), with the
  * constants chosen for `device`.
  *
@@ -83,14 +120,7 @@ export function showKernel(
   device: Sketched,
   options: ShowOptions,
 ): Shown {
-  const kernel = findKernel(name);
-  if (!kernel) {
-    throw new Error(
-      `Cannot show "${name}": no such kernel, ${
-        tryInstead(name, KERNEL_NAMES, "deno task show --help")
-      }`,
-    );
-  }
+  const kernel = kernelToShow(name, options.constants);
   const wanted = kernel.name;
   // As this device runs it if it does, otherwise with matmuls of the other type.
   const { limits } = device;
@@ -174,20 +204,7 @@ function describe(
   { kernel, operands, options }: Call,
   constants: Constants = {},
 ): Shown {
-  const wrong = Object.keys(constants).find((name) =>
-    !(name in kernel.constants) && !(name in (options.constants ?? {}))
-  );
-  if (wrong) {
-    throw new Error(
-      `Cannot show ${kernel.name}: it has no constant ${wrong}, ${
-        tryInstead(
-          wrong,
-          Object.keys(kernel.constants),
-          `deno task show ${kernel.name}`,
-        )
-      }`,
-    );
-  }
+  requireConstants(kernel, constants);
   const all = { ...kernel.constants, ...options.constants, ...constants };
   const contract = typeof kernel.buffers === "function"
     ? kernel.buffers(all)

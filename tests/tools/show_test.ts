@@ -64,12 +64,26 @@ Deno.test("deno task show prints WGSL, or one line that says where the kernels a
       [["nosuch"], '"nosuch": no such kernel, try deno task show --help'],
       [[], "0 kernels: name one, deno task show --help lists them"],
       [["gemm", "--dtype", "u8"], "must be one of bf16, f16, f32"],
+      [["gemm", "--set", "LANES"], '"LANES", must be like WORKGROUP=64'],
+      [
+        ["gemm", "--set", "BM=8", "--set", "BM=9"],
+        "--set gives BM twice, must be given once",
+      ],
     ] as const
   ) {
     const { code, stdout, stderr } = await run(...args);
     assertEquals([code, stdout], [1, ""]);
     assertMatch(stderr, /^error: Cannot show .*\n$/);
     assertStringIncludes(stderr, `${message}\n`);
+  }
+});
+
+Deno.test("deno task show refuses kernels and constants before it opens a model", async () => {
+  const model = ["--model", "http://127.0.0.1:1/"];
+  for (const args of [["nosuch"], ["gemm", "--set", "LANES=2"]]) {
+    const { code, stderr } = await runTask("show", [...args, ...model]);
+    assertEquals(code, 1);
+    assertMatch(stderr, /^error: Cannot show .* (no such kernel|no constant)/);
   }
 });
 

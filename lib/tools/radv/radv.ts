@@ -5,12 +5,18 @@
  * @module
  */
 import { inPasses } from "../../../kernels/define.ts";
-import { findKernel, KERNEL_NAMES } from "../../../kernels/list.ts";
+import { findKernel, KERNEL_NAMES, KERNELS } from "../../../kernels/list.ts";
+import { described } from "../../errors.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Format } from "../../formats/format.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
 import { tryInstead } from "../../text/messages.ts";
-import { type Shown, showVariants, type Sketched } from "../show.ts";
+import {
+  requireConstants,
+  type Shown,
+  showVariants,
+  type Sketched,
+} from "../show.ts";
 
 /** Chips, as RADV_FORCE_FAMILY names them, by generation. */
 const GENERATIONS: Readonly<Record<string, readonly string[]>> = {
@@ -96,6 +102,29 @@ export interface VariantOptions {
 export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
 
 /**
+ * Names of the kernels that are asked for, or of all, before anything is opened.
+ *
+ * @throws {Error} if there is no such kernel, or a constant that one does not have.
+ */
+export function kernelsToCompile(
+  names: readonly string[],
+  constants?: Constants,
+): string[] {
+  const asked = names.map((name) => {
+    const kernel = findKernel(name);
+    if (kernel) return kernel;
+    throw new Error(
+      `Cannot compile ${described(name)}: no such kernel, ${
+        tryInstead(name, KERNEL_NAMES, "deno task radv --help")
+      }`,
+    );
+  });
+  const wanted = asked.length ? asked : KERNELS;
+  for (const kernel of wanted) requireConstants(kernel, constants);
+  return wanted.map(({ name }) => name);
+}
+
+/**
  * Every distinct WGSL that a model's passes run on AMD, with f16 matmuls and without.
  *
  * @throws {Error} if there is no such kernel.
@@ -103,16 +132,7 @@ export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
 export function variantsOnAmd(
   { kernels = [], tokens = PASSES, ...options }: VariantOptions,
 ): Shown[] {
-  const asked = kernels.map((name) => {
-    const kernel = findKernel(name);
-    if (kernel) return kernel.name;
-    throw new Error(
-      `Cannot compile "${name}": no such kernel, ${
-        tryInstead(name, KERNEL_NAMES, "deno task radv --help")
-      }`,
-    );
-  });
-  const wanted = asked.length ? asked : KERNEL_NAMES;
+  const wanted = kernelsToCompile(kernels, options.constants);
   const found = new Map<string, Shown>();
   for (const f16 of [true, false]) {
     const device = { ...AMD_DEVICE, f16 };

@@ -8,6 +8,7 @@ import {
 import { openCheckpoint } from "../../../lib/checkpoint/open.ts";
 import {
   isHot,
+  kernelsToCompile,
   PASSES,
   radvTable,
   readChips,
@@ -96,6 +97,18 @@ Deno.test("kernels, tokens and constants select variants", () => {
     () => variantsOnAmd({ config, kernels: ["gem"] }),
     Error,
     'Cannot compile "gem": no such kernel, try gemm or deno task radv --help',
+  );
+  // Before a model is opened, with the same words.
+  assertEquals(kernelsToCompile(["attend_decode"]), ["attendDecode"]);
+  assertThrows(
+    () => kernelsToCompile(["gem"]),
+    Error,
+    'Cannot compile "gem": no such kernel',
+  );
+  assertThrows(
+    () => kernelsToCompile(["gemv", "gemm"], { WORKGROUP: 64 }),
+    Error,
+    "Cannot show gemm: it has no constant WORKGROUP",
   );
 });
 
