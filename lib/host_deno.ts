@@ -99,6 +99,10 @@ async function unlessAbsent<T>(
 }
 
 async function openToRead(path: string) {
+  // Opening a pipe would wait for its other end; a folder opens and cannot be read.
+  if (!(await Deno.stat(path)).isFile) {
+    throw new Error(`Cannot read ${path}: it is not a regular file`);
+  }
   const file = await Deno.open(path);
   const { size } = await file.stat();
   return {

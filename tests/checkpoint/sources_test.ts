@@ -23,3 +23,16 @@ Deno.test("openFile reads ranges, and returns undefined for a missing file", asy
   }
   assertEquals(await openFile(path), undefined);
 });
+
+Deno.test("a folder in the place of a file is named", async () => {
+  const path = await Deno.makeTempDir();
+  try {
+    await assertRejects(
+      () => openFile(path),
+      Error,
+      `Cannot read ${path}: it is not a regular file`,
+    );
+  } finally {
+    await Deno.remove(path);
+  }
+});
