@@ -92,7 +92,7 @@ export function stateTensor(sequences: number, heads: number): CpuTensor {
   return u32Tensor([words.length], words);
 }
 
-/** Whether a counter of `state` was not left at 0. */
+/** Whether a counter in `state` was not reset to 0. */
 export const counting = (
   state: ArrayLike<number>,
   sequences: number,

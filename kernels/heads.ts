@@ -1,7 +1,7 @@
 /**
  * WGSL shared by the attention kernels: Qwen3's per-head RMSNorm of q and k, then RoPE
  * (https://arxiv.org/abs/2104.09864) in the half-split form. It also defines two buffers
- * that a KV cache keeps, each with several things in it, because a kernel may bind only
+ * of a KV cache, each of which holds several things, because a kernel may bind only
  * eight storage buffers on many devices:
  *
  * - `state`: flags, then the bits of the maximum and the sum of each split of each head,
@@ -15,7 +15,7 @@
  */
 import { MOST_SPLITS } from "../lib/dispatch/attention.ts";
 
-/** Words of `state` before the splits, so that these begin with a cache line. */
+/** Words of `state` before the splits, so that the splits begin at a cache line. */
 export const FLAG_WORDS = 64;
 
 /** Words of `state` before the counters. */

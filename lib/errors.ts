@@ -1,5 +1,5 @@
 /**
- * Error classes that callers may want to tell apart, and texts that are safe to print.
+ * Error classes that callers may want to distinguish, and texts that are safe to print.
  *
  * @module
  */
@@ -25,7 +25,7 @@ export class MemoryError extends DeviceError {
   override name = "MemoryError";
 }
 
-/** The most characters of an error's line. A path or two fit, a file's content does not. */
+/** The most characters of an error: enough for a path or two, not for a file's content. */
 const MOST = 1900;
 
 /**
@@ -43,7 +43,7 @@ export function errorText(error: unknown): string {
   return `${line.slice(0, MOST - 400)} … ${line.slice(-397)}`;
 }
 
-/** What Deno says of a permission that was not given. */
+/** What Deno says about a missing permission. */
 const NO_PERMISSION =
   /^Requires (\w+) access to (.+), run again with the (--allow-\w+) flag$/s;
 
@@ -72,7 +72,7 @@ export function explained(action: string, error: unknown): unknown {
 }
 
 /**
- * Control characters (C0, C1, DEL) but line breaks and tabs, which a terminal would obey,
+ * Control characters (C0, C1, DEL) except line breaks and tabs, which a terminal would obey,
  * and the line separators and invisible characters that reorder text.
  */
 const UNPRINTABLE =
@@ -90,7 +90,7 @@ export function printable(text: string): string {
 }
 
 /**
- * Describes a value that should have been something else in a few words: `"text"`, `1.5`,
+ * Describes a wrong value in a few words, for a message: `"text"`, `1.5`,
  * `null`, `a list of 3`, `an object`, `a function`.
  */
 export function described(value: unknown): string {
@@ -109,8 +109,8 @@ export function described(value: unknown): string {
 }
 
 /**
- * Writes text of a file, such as a tensor's name, for a message: on one line, printable,
- * and with the middle of a long one cut out.
+ * Quotes text from a file, such as a tensor's name, for a message: on one line, printable,
+ * and with the middle cut out if it is long.
  */
 export function quoted(text: string, most = 100): string {
   if (text === "") return '""';
@@ -140,7 +140,7 @@ export function jsonText(value: unknown, most = 100): string {
   }
 }
 
-/** Lists the first few of some names, and counts the others. */
+/** Lists the first few names, and counts the others. */
 export function listed(names: readonly string[], few = 8): string {
   const first = names.slice(0, few).map((name) => quoted(name)).join(", ");
   const more = names.length - few;
@@ -174,7 +174,7 @@ const KINDS = {
 export type OptionKind = keyof typeof KINDS;
 
 /**
- * Checks the types of options, which plain JavaScript may get wrong. An undefined option
+ * Checks the types of options, which JavaScript callers may get wrong. An undefined option
  * is absent.
  *
  * @param cannot the beginning of the error, such as `Cannot generate`
@@ -185,7 +185,7 @@ export function checkOptions(
   options: unknown,
   kinds: Readonly<Record<string, OptionKind>>,
 ): void {
-  requireKind(cannot, "the argument with the options", options, "object");
+  requireKind(cannot, "the options argument", options, "object");
   for (const [name, kind] of Object.entries(kinds)) {
     const value = (options as Record<string, unknown>)[name];
     if (value !== undefined) requireKind(cannot, name, value, kind);

@@ -25,14 +25,14 @@ import type { ToolCall } from "./text/conversation.ts";
 /** Options of `generate` and `generateBatch`. */
 export interface GenerateOptions extends SamplingOptions, PromptOptions {
   /**
-   * The maximum number of tokens to generate; by default what the checkpoint says, else
+   * The maximum number of tokens to generate; by default the checkpoint's, else
    * as many as fit in the context.
    */
   maxTokens?: number;
   /**
    * Ends the reply before the first occurrence of any of these strings; by default the
-   * checkpoint's. They are looked for in all that the model writes: reasoning, calls and
-   * special tokens such as `<|im_end|>` included.
+   * checkpoint's. They match anything the model writes, including reasoning, calls and
+   * special tokens such as `<|im_end|>`.
    */
   stop?: string | string[];
   /** Keeps generating after an end-of-text token. */
@@ -89,16 +89,16 @@ export function checkGenerating(options: GenerateOptions): void {
 export interface Piece {
   /**
    * What the text is: for the user, reasoning, or a function call. Without a chat
-   * template, all is "text".
+   * template, everything is "text".
    */
   kind: PieceKind;
   /**
-   * The text this token completes; may be empty. A call comes whole, as the model wrote it
+   * The text this token completes; may be empty. A call arrives whole, as the model wrote it
    * between its tags; {@linkcode Run.toolCalls} has it parsed.
    */
   text: string;
   /**
-   * null for further text that the token before completes, and for held-back text that is
+   * null for further text that the previous token completes, and for held-back text that is
    * released when the run is aborted.
    */
   tokenId: number | null;
@@ -146,7 +146,7 @@ export interface RunParts {
   start: () => Chunks<readonly number[]>;
   /**
    * For each sequence, the length of its prompt, the maximum number of tokens to generate,
-   * and what its prompt says about the reply; undefined if that is plain text.
+   * and what its prompt implies for the reply; undefined if the reply is plain text.
    */
   sizes: readonly {
     promptTokens: number;
@@ -167,7 +167,7 @@ export interface RunParts {
 export interface Sequence {
   /** The number of tokens in the prompt. */
   readonly promptTokens: number;
-  /** The text so far, without reasoning and function calls. */
+  /** The text so far, without reasoning or function calls. */
   readonly text: string;
   /** The reasoning so far; empty if there is none. */
   readonly reasoning: string;
@@ -319,7 +319,7 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
     };
   }
 
-  /** The error of logits that give a sequence no next token. */
+  /** The error for logits that yield no next token for a sequence. */
   #faulty(sequence: number, fault: string): Error {
     const { promptTokens, tokenIds: { length } } = this.#growing[sequence];
     const which = this.#growing.length > 1 ? `, sequence ${sequence}` : "";
@@ -387,7 +387,7 @@ export class Run implements AsyncIterable<Piece> {
     return this.#batch.sequences[0].finishReason;
   }
 
-  /** The text so far, without reasoning and function calls. */
+  /** The text so far, without reasoning or function calls. */
   get text(): string {
     return this.#batch.sequences[0].text;
   }

@@ -135,7 +135,7 @@ const bareHost: Host = {
 /** The host of the current runtime. */
 export let host: Host = "Deno" in globalThis ? denoHost : bareHost;
 
-/** Replaces the host until disposed: another runtime, or a stand-in for another system. */
+/** Replaces the host until disposed, by another runtime or a fake of another system. */
 export function useHost(other: Host): Disposable {
   const before = host;
   host = other;

@@ -35,17 +35,18 @@ const DEPTH = 200;
 const INTEGER_KEY = /"(\d+)"(?=\s*:)/;
 
 /**
- * Parses JSON without loss: integers beyond 2⁵³ become bigints, and objects with keys like
- * "1", whose order JavaScript changes, Maps.
+ * Parses JSON without loss: integers beyond 2⁵³ become bigints, whole numbers that are
+ * written like 1.0 or 1e5 Number objects, and objects with keys like "1", whose order
+ * JavaScript changes, Maps.
  *
  * @throws {SyntaxError} if `text` is not JSON
  */
 export function parseExactJson(text: string): unknown {
-  const exact: Reviver = (_key, value, { source }) =>
-    Number.isInteger(value) && !Number.isSafeInteger(value) &&
-      /^-?\d+$/.test(source ?? "")
-      ? BigInt(source!)
-      : value;
+  const exact: Reviver = (_key, value, { source }) => {
+    if (!Number.isInteger(value) || source === undefined) return value;
+    if (!/^-?\d+$/.test(source)) return Object(value);
+    return Number.isSafeInteger(value) ? value : BigInt(source);
+  };
   const parse = JSON.parse as (text: string, reviver?: Reviver) => unknown;
   if (!INTEGER_KEY.test(text)) return parse(text, exact);
   JSON.parse(text); // what is marked below must be JSON
@@ -66,7 +67,7 @@ type Reviver = (
 
 function unmarked(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(unmarked);
-  if (!isObject(value)) return value;
+  if (!isObject(value) || value instanceof Number) return value;
   const entries = Object.entries(value)
     .map(([key, item]): [string, unknown] => [key.slice(1), unmarked(item)]);
   return entries.some(([key]) => /^\d+$/.test(key))
@@ -75,13 +76,15 @@ function unmarked(value: unknown): unknown {
 }
 
 /** Writes JSON; keys of Maps are in their order. */
-export function jsonText(value: unknown): string {
-  if (Array.isArray(value)) return `[${value.map(jsonText).join(",")}]`;
+export function exactJson(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(exactJson).join(",")}]`;
   if (typeof value === "bigint") return `${value}`;
-  if (!isObject(value)) return JSON.stringify(value) ?? "null";
+  if (!isObject(value) || value instanceof Number) {
+    return JSON.stringify(value) ?? "null";
+  }
   const entries = value instanceof Map ? [...value] : Object.entries(value);
   const fields = entries.filter(([, item]) => item !== undefined)
-    .map(([key, item]) => `${JSON.stringify(key)}:${jsonText(item)}`);
+    .map(([key, item]) => `${JSON.stringify(key)}:${exactJson(item)}`);
   return `{${fields.join(",")}}`;
 }
 

@@ -114,10 +114,9 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
  * device.
  *
  * It does one thing at a time. Starting a run, or computing logits, is an error while
- * another run is waiting for its next piece. A run whose last piece has been taken and
- * whose next one has not been asked for gives way: it throws if it is continued, so an
- * iterator that was left behind blocks nothing. To generate several texts together, use
- * {@linkcode Qwen3.generateBatch}.
+ * another run is computing its next piece. A run that is idle between two pieces gives
+ * way, so an abandoned iterator blocks nothing; it throws if it is continued. To generate
+ * several texts together, use {@linkcode Qwen3.generateBatch}.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices` and
  * `hasTokenizer` still answer; everything else throws, and so does a run that had not
@@ -130,7 +129,7 @@ export class Qwen3 implements Disposable {
   readonly #options: Qwen3Options;
   readonly #tokenizer: Tokenizer | undefined;
   #placed: Placed;
-  /** Why the model must move to the CPU, from a failure of the GPU until it has moved. */
+  /** Why the model must move to the CPU, after the GPU failed and until it has moved. */
   #moving?: Choice;
   readonly #turns = new Turns();
 
@@ -191,8 +190,8 @@ export class Qwen3 implements Disposable {
   }
 
   /**
-   * What a user should know about the checkpoint's files, such as tensors that are not
-   * used; also passed to `onNotice`.
+   * What a user should know about the checkpoint's files, such as unused tensors;
+   * also passed to `onNotice`.
    */
   get notices(): readonly string[] {
     return this.#checkpoint.notices;

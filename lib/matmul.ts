@@ -157,7 +157,7 @@ function multiply(
   return c;
 }
 
-/** Checks the types of arguments, which plain JavaScript may get wrong. */
+/** Checks the types of arguments, which JavaScript callers may get wrong. */
 function checkArguments(
   cannot: string,
   a: Tensor,

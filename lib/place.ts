@@ -77,7 +77,7 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   debug: "flag",
 };
 
-/** Checks the arguments of `loadQwen3` as far as that needs no checkpoint. */
+/** Checks the arguments of `loadQwen3` that can be checked without the checkpoint. */
 export function checkLoading(model: unknown, options: Qwen3Options): void {
   requireKind("Cannot load a model", "its name", model, "text");
   const cannot = `Cannot load ${shownUrl(model as string)}`;

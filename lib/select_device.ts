@@ -75,14 +75,14 @@ const ROUNDS = 8;
 const READBACK_MS = 10;
 
 /**
- * Bytes of weights that are enough to measure: more than a cache holds, and little enough
- * to block the thread for a moment only. Not measured.
+ * Bytes of weights that are enough to measure: more than a cache holds, and few enough
+ * to block the thread only for a moment. Not measured.
  */
 const MOST_BYTES = 2 ** 25;
 
 /**
  * Measures how fast each side reads rows of a layer's widest weight in a decode step. A
- * failure is a result too: it must not keep a model from being loaded.
+ * failure is also a result: it must not prevent loading.
  */
 async function measureRates(
   gpu: Gpu,

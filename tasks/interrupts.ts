@@ -1,5 +1,5 @@
 /**
- * Ctrl-C and other signals that end a task which has something to end itself. The other
+ * Ctrl-C and other signals, for tasks that have to clean up or report. The other
  * tasks leave signals to the system, which ends them at once.
  *
  * @module
@@ -8,18 +8,18 @@
 /** The exit code for Ctrl-C. */
 export const CTRL_C = 130;
 
-/** Signals and the exit codes that shells report for them; Windows has its own. */
+/** Signals and the exit codes that shells report for them; Windows has its own signals. */
 export function signalsOf(os: string): [Deno.Signal, code: number][] {
   return os === "windows"
     ? [["SIGINT", CTRL_C], ["SIGBREAK", 149]]
     : [["SIGINT", CTRL_C], ["SIGTERM", 143], ["SIGHUP", 129]];
 }
 
-/** Ends what a task does on a signal. */
+/** Says whether a signal has interrupted the task. */
 export interface Interrupt {
   /** Aborted on the first signal; a second one exits at once. */
   readonly signal: AbortSignal;
-  /** The exit code for the signal that came, if one did. */
+  /** The exit code for the signal that arrived, if one did. */
   readonly code: number | undefined;
 }
 

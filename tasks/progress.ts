@@ -1,5 +1,5 @@
 /**
- * Shows how far downloads and loading are, on stderr: bars on a terminal, now and then a
+ * Shows the progress of downloads and loading on stderr: bars on a terminal, an occasional
  * line elsewhere.
  *
  * @module
@@ -39,7 +39,7 @@ interface Payload {
 export const LOADING_FLAGS: FlagTable = {
   "read-timeout": [
     "number",
-    "seconds without a byte until a download is resumed; 30 by default",
+    "seconds without data after which a download is resumed; 30 by default",
   ],
 };
 
@@ -71,11 +71,11 @@ const STDERR: Screen = {
   now: () => performance.now(),
 };
 
-/** Loading that takes less is not worth a bar. */
+/** Loading that takes less gets no bar. */
 const QUIET_MS = 400;
 /** Time between redraws, and between lines. */
 const REDRAW_MS = 100, LINE_MS = 10_000;
-/** Rates are those of the last seconds. */
+/** The window over which rates are averaged. */
 const RATE_MS = 10_000, SAMPLE_MS = 250;
 
 /** Progress of one thing: a file, a download or the weights. */
@@ -92,7 +92,7 @@ class Track {
     this.#samples.push({ at: begin, done: there });
   }
 
-  /** Leaves bytes that were there before out of the rate. */
+  /** Excludes bytes that were there before from the rate. */
   skip(bytes: number): void {
     for (const sample of this.#samples) sample.done += bytes;
   }
@@ -106,7 +106,7 @@ class Track {
     while (samples.length > 2 && now - samples[1].at > RATE_MS) samples.shift();
   }
 
-  /** Bytes per second; undefined until that means something. */
+  /** Bytes per second; undefined until that is meaningful. */
   rate(now: number): number | undefined {
     const [{ at, done }] = this.#samples;
     if (now - at < SAMPLE_MS) return undefined;
@@ -158,7 +158,7 @@ export class Progress implements Disposable {
     } catch (error) {
       const progress = new Progress(screen);
       progress.notice(
-        `Progress is shown in lines, because the package for bars cannot be loaded: ${
+        `Showing progress as lines, because the package for bars cannot be loaded: ${
           errorText(error)
         }`,
       );
@@ -190,7 +190,7 @@ export class Progress implements Disposable {
   #file(name: string, now: number, done: number, total?: number): void {
     let track = this.#files.get(name);
     if (track === undefined) {
-      // What was there before is no part of the rates.
+      // What was there before does not count in the rates.
       track = new Track(name, now, done);
       this.#whole!.skip(done);
       this.#files.set(name, track);
@@ -361,7 +361,7 @@ function size(bytes: number): string {
   return `${number} ${unit}`;
 }
 
-/** How much of a size is there, as `1.23/4.56 GB`. */
+/** How much of a size has arrived, as `1.23/4.56 GB`. */
 function part(done: number, total: number): string {
   const { number, unit } = scaled(total, total);
   return `${scaled(done, total).number}/${number} ${unit}`;
@@ -395,7 +395,7 @@ function duration(seconds: number): string {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** The options of a model's loading that {@linkcode LOADING_FLAGS} give. */
+/** The loading options that {@linkcode LOADING_FLAGS} set. */
 export function loadingOptions(
   flags: Flags,
 ): Pick<Qwen3Options, "readTimeout"> {

@@ -194,7 +194,7 @@ Deno.test("stop strings match all that the model writes", async () => {
 });
 
 Deno.test("a stop string may be or span a special token", async () => {
-  // As a Base model goes on with a conversation of its own.
+  // As a Base model continues with a conversation of its own.
   const script = {
     reply: `Hello!!\n${END}\n\n<|im_start|>user\nBye.`,
     special: ["<|im_start|>"],
@@ -218,7 +218,7 @@ Deno.test("a stop string may be or span a special token", async () => {
   }
 });
 
-Deno.test("an end-of-text token that is not special is no text either", async () => {
+Deno.test("an end-of-text token that is not special is not text either", async () => {
   await using model = await scripted({ reply: "Hello.", specialEnd: false });
   for (const [stop, text] of [[undefined, "Hello."], [`.${END}`, "Hello"]]) {
     const { run } = await model.reply({ stop });
@@ -284,7 +284,7 @@ Deno.test("an abort keeps what was generated", async () => {
   assertEquals([run.toolCalls, run.finishReason], [[], "aborted"]);
 });
 
-Deno.test("what only a chat template can follow is refused without one", async () => {
+Deno.test("options that only a chat template can apply are refused without one", async () => {
   await using chat = await scriptedCheckpoint({
     reply: "Hi",
     template: TEMPLATE,

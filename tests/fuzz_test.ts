@@ -60,18 +60,18 @@ function fault({ outcome, stray = [] }: Line): string | undefined {
   return INSIDE.test(outcome) ? `it comes from inside: ${outcome}` : undefined;
 }
 
-/** What JavaScript's engine says, where a check of ours is missing. */
+/** Errors of the JavaScript engine, where a check of ours is missing. */
 const INSIDE =
   /^Cannot [^:]*$|Cannot (read|set|create|define|redefine) propert|Cannot (destructure|convert undefined|mix BigInt|access ')|Maximum call stack|Invalid (array|string|typed array) length|^Cannot (?!render a chat).* is not (a function|iterable|defined)/;
 
 interface Result {
-  /** The first input that was not taken. */
+  /** The first input that was not run. */
   next: number;
   faults: { index: number; what: string; fault: string }[];
   refused: number;
 }
 
-/** Gives inputs to a process; it ends early at an input that hangs or takes memory. */
+/** Runs inputs in a process, which ends early at an input that hangs or takes much memory. */
 async function give(
   seed: number,
   first: number,

@@ -1,5 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { jsonText, parseExactJson, requireJsonValue } from "../lib/json.ts";
+import { exactJson, parseExactJson, requireJsonValue } from "../lib/json.ts";
 
 Deno.test("JSON is parsed without loss", () => {
   const texts = [
@@ -12,17 +12,21 @@ Deno.test("JSON is parsed without loss", () => {
     "null",
   ];
   for (const text of texts) {
-    assertEquals(jsonText(parseExactJson(text)), text);
+    assertEquals(exactJson(parseExactJson(text)), text);
   }
   // Only where it is needed.
   assertEquals(parseExactJson('{"a": {"b": 1}}'), { a: { b: 1 } });
   assertEquals(parseExactJson('{"a": {"1": 2}}'), { a: new Map([["1", 2]]) });
+  // Floats that are whole, which a number does not tell from integers.
+  const numbers = parseExactJson('[1, 1.0, {"1": -2e1}]') as unknown[];
+  assertEquals(numbers, [1, Object(1), new Map([["1", Object(-20)]])]);
+  assertEquals(exactJson(numbers), '[1,1,{"1":-20}]');
   for (const text of ["", "{", '{"1": }', '{"1": 1,}', '{1: "1": 2}']) {
     assertThrows(() => parseExactJson(text), SyntaxError);
   }
 });
 
-Deno.test("values that are not of JSON's types are named with their place", () => {
+Deno.test("values that are not of JSON's types are named with their path", () => {
   const fine = [null, 1, "a", true, [], {}, { a: [{ b: undefined }] }];
   for (const value of fine) requireJsonValue(value, "it");
   requireJsonValue(Object.create(null), "it");

@@ -24,7 +24,7 @@ import {
   readGolden,
   relativeError,
 } from "./support/golden.ts";
-import { gpuTest } from "./support/gpu.ts";
+import { eachDevice, gpuTest } from "./support/gpu.ts";
 import { copyCheckpoint, withLargeValues } from "./support/temp_checkpoint.ts";
 import { HARDWARE, NO_ADAPTER, wrapGpu } from "./support/wrapped_gpu.ts";
 
@@ -37,15 +37,6 @@ async function read(run: Run): Promise<string> {
   let text = "";
   for await (const piece of run) text += piece.text;
   return text;
-}
-
-/** Registers a test for the CPU and for the GPU. */
-function eachDevice(
-  name: string,
-  fn: (device: "cpu" | "gpu") => Promise<void>,
-) {
-  Deno.test(`${name} (cpu)`, () => fn("cpu"));
-  gpuTest(`${name} (gpu)`, () => fn("gpu"));
 }
 
 eachDevice("a prompt is text or token ids", async (device) => {
@@ -215,7 +206,7 @@ Deno.test("a checkpoint's limits and stop strings hold unless options say otherw
       "Cannot generate: prompt 1 has 17 tokens, must have fewer than max_length of the checkpoint, 9",
     );
     assertEquals(notices, [
-      `Ignoring settings for generation of ${path} that are not supported: min_new_tokens (3), num_beams (2)`,
+      `Ignoring unsupported generation settings of ${path}: min_new_tokens (3), num_beams (2)`,
     ]);
   }
   {
@@ -435,7 +426,7 @@ Deno.test("a prompt far too long is refused without encoding all of it", async (
   );
 });
 
-/** Arguments of wrong types, as plain JavaScript may pass them, and their errors. */
+/** Arguments of wrong types, as JavaScript may pass them, and their errors. */
 function assertTypes(
   call: (...args: never[]) => unknown,
   wrong: [args: unknown[], message: string][],
@@ -499,9 +490,9 @@ Deno.test("arguments of wrong types are refused like wrong values", async () => 
       [[new URL(DEFAULT_MODEL)], "its name is a URL"],
       [
         [TINY, null],
-        "the argument with the options is null, must be an object",
+        "the options argument is null, must be an object",
       ],
-      [[TINY, "gpu"], 'the argument with the options is "gpu", must be an obj'],
+      [[TINY, "gpu"], 'the options argument is "gpu", must be an obj'],
       [[TINY, { device: 5 }], "device is 5, must be a string"],
       [[TINY, { context: "5" }], 'context is "5", must be a number'],
       [[TINY, { onNotice: "x" }], 'onNotice is "x", must be a function'],
@@ -521,7 +512,7 @@ Deno.test("arguments of wrong types are refused like wrong values", async () => 
     [[42], `Cannot generate: the prompt is 42, ${must}`],
     [[undefined], `the prompt is undefined, ${must}`],
     [[new Set([1])], `the prompt is a Set, ${must}`],
-    [[[1], 5], "the argument with the options is 5, must be an object"],
+    [[[1], 5], "the options argument is 5, must be an object"],
     [[[1], { maxTokens: "5" }], 'maxTokens is "5", must be a number'],
     [[[1], { maxTokens: null }], "maxTokens is null, must be a number"],
     [[[1], { stop: 5 }], "Cannot stop at 5: a stop string must be"],

@@ -1,5 +1,5 @@
 /**
- * Windows and macOS, by stand-ins for their hosts: paths, folders, and what they refuse.
+ * Windows and macOS, through fake hosts: paths, folders, and what they refuse.
  * Nothing here runs on the real systems.
  */
 import {
@@ -109,7 +109,7 @@ Deno.test("on Windows a repository is downloaded without links, once, below the 
   }
   assertEquals(server.requests.length, before);
 
-  // Damage is found and healed there too.
+  // Damage is found and repaired there too.
   await Deno.truncate(`${real}/snapshots/${COMMIT}/model.safetensors`, 9);
   await assertRejects(
     () => openCheckpoint("Some/Model"),

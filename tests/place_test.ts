@@ -185,7 +185,7 @@ Deno.test("a configuration that its tensors contradict is refused before a devic
   }
 });
 
-Deno.test("loading, doctor and profile tell what a checkpoint does not use", async () => {
+Deno.test("loading, doctor and profile report what is unused in a checkpoint", async () => {
   const { model } = await readGolden("tiny-tied-bf16");
   const spare = { dtype: "I64", shape: [1], bytes: new Uint8Array(8) };
   await using folder = await changedCheckpoint(model, {

@@ -17,7 +17,7 @@ export interface RowDifference {
 /**
  * Finds the first value that is off by more than a small fraction of its row's root
  * mean square; undefined if there is none. `half` allows for matmuls or a cache in f16.
- * Values that are not finite agree: infinities become NaN or not by the order of sums.
+ * Non-finite values agree: whether infinities become NaN depends on the order of sums.
  */
 export function rowDifference(
   actual: ArrayLike<number>,

@@ -26,7 +26,7 @@ export interface Checkpoint extends AsyncDisposable {
   generation: GenerationDefaults;
   /** The tensors that the model needs, by the names that its family uses. */
   tensors: ReadonlyMap<string, TensorInfo>;
-  /** What a user should know about the files, such as tensors that are not used. */
+  /** What a user should know about the files, such as unused tensors. */
   notices: readonly string[];
   /** Fills `into` with bytes of a tensor, starting at byte `begin`. */
   read(name: string, begin: number, into: Uint8Array): Promise<void>;

@@ -1,5 +1,5 @@
 /**
- * HTTP requests that survive a bad network: failures that may pass are retried, a
+ * HTTP requests that survive a bad network: temporary failures are retried, a
  * silent server counts as a failure, and no message shows a password or a signature.
  *
  * @module
@@ -17,7 +17,7 @@ export interface FetchOptions {
    * again; 30 by default.
    */
   readTimeout?: number;
-  /** Called with a line of text for the user when a request takes long, and why. */
+  /** Called with a line of text for the user when a request takes long, with the reason. */
   onNotice?: (notice: string) => void;
   /** Used instead of a timer to wait between attempts, for tests. */
   sleep?: (ms: number, signal?: AbortSignal) => Promise<void>;
@@ -31,17 +31,17 @@ const MAX_READ_TIMEOUT = 86_400;
 const TRIES = 4;
 const FIRST_PAUSE_MS = 200;
 
-/** The longest pause that a server may ask for, and the longest that goes unsaid. */
+/** The longest pause that a server may ask for, and the longest that is not announced. */
 const MAX_PAUSE_MS = 300_000;
 const QUIET_PAUSE_MS = 5_000;
 
 /**
  * Bytes that make an attempt count as a success even though its connection broke. A
- * large file may take any number of those.
+ * large file may take any number of such attempts.
  */
 const PROGRESS_BYTES = 1 << 16;
 
-/** A failure that may pass, so that the request is worth repeating. */
+/** A temporary failure: the request is worth repeating. */
 export class TemporaryFailure extends Error {
   /** Always `TemporaryFailure`. */
   override name = "TemporaryFailure";
@@ -76,8 +76,8 @@ export function checkReadTimeout(
 }
 
 /**
- * Wraps `fetch`: it stops with `signal`, gives up on a silent server, and repeats
- * failures that may pass. The bodies of its responses fail with a
+ * Wraps `fetch`: it stops with `signal`, gives up on a silent server, and retries
+ * temporary failures. The bodies of its responses fail with a
  * {@linkcode TemporaryFailure} when they break off or stall; resuming is up to the
  * caller, see {@linkcode retry}.
  */
@@ -116,9 +116,9 @@ export async function retry<T>(
       before = progress();
       if (error.pauseMs > MAX_PAUSE_MS) {
         throw new Error(
-          `${error.message} and asks to wait ${
+          `${error.message}, asking to wait ${
             seconds(error.pauseMs)
-          }, at most ${seconds(MAX_PAUSE_MS)} are waited`,
+          }, which must be at most ${seconds(MAX_PAUSE_MS)}`,
         );
       }
       if (tries >= TRIES) {
@@ -180,7 +180,7 @@ export async function fetchOnce(
   if (authorization !== undefined && !headers.has("authorization")) {
     headers.set("authorization", authorization);
   }
-  // Ends the connection of a request that was given up.
+  // Closes the connection of a request that was given up.
   const drop = new AbortController();
   const watch: Watch = {
     ms: readTimeout * 1000,
@@ -193,10 +193,10 @@ export async function fetchOnce(
     headers,
     signal: signal ? AbortSignal.any([signal, drop.signal]) : drop.signal,
   };
-  // A fetch of the caller's may throw at once.
+  // The caller's own fetch may throw synchronously.
   const answer =
     (async () => await once(input instanceof Request ? input : url, request))();
-  const response = await within(answer, "answer", watch);
+  const response = await within(answer, "response", watch);
   const { status, statusText } = response;
   if ([408, 425, 429].includes(status) || status >= 500) {
     await response.body?.cancel().catch(() => {});
@@ -208,7 +208,7 @@ export async function fetchOnce(
   return response.body === null ? response : watched(response, watch);
 }
 
-/** How long to wait for a server, and what to do then. */
+/** How long to wait for a server, and what to do afterwards. */
 interface Watch {
   ms: number;
   signal?: AbortSignal;
@@ -217,15 +217,15 @@ interface Watch {
   where: string;
 }
 
-/** Waits for `work`, but only as long as the server may be silent. */
+/** Waits for `work`, at most as long as the server may be silent. */
 async function within<T>(
   work: Promise<T>,
-  what: "answer" | "byte",
+  what: "response" | "data",
   { ms, signal, drop, where }: Watch,
 ): Promise<T> {
   const { promise, reject } = Promise.withResolvers<never>();
   const timer = setTimeout(() => {
-    const silence = `no ${what} came for ${seconds(ms)}`;
+    const silence = `no ${what} for ${seconds(ms)}`;
     reject(new TemporaryFailure(silence, 0, true));
     drop();
   }, ms);
@@ -249,12 +249,12 @@ function watched(response: Response, watch: Watch): Response {
   const reader = response.body!.getReader();
   const body = new ReadableStream<Uint8Array>({
     async pull(controller) {
-      const { done, value } = await within(reader.read(), "byte", watch);
+      const { done, value } = await within(reader.read(), "data", watch);
       if (done) controller.close();
       else controller.enqueue(value);
     },
     cancel: (reason) => reader.cancel(reason),
-  }, { highWaterMark: 0 }); // time counts only while somebody reads
+  }, { highWaterMark: 0 }); // the clock runs only while somebody reads
   const { status, statusText, headers, url, redirected } = response;
   return Object.defineProperties(
     new Response(body, { status, statusText, headers }),
@@ -272,7 +272,7 @@ function failure(error: unknown, where: string): unknown {
       .replace(/^error sending request .*?: client error \(\w+\): /, ""),
     where,
   ).replace(/^error reading a body from connection$/, "the connection broke");
-  // What the request itself is refused for stays so.
+  // A request that is itself invalid stays invalid.
   const lasting = /^(NotCapable|PermissionDenied)$/.test(name) ||
     /number of redirects|are blocked|not supported|invalid url/i.test(text);
   return lasting ? new Error(text) : new TemporaryFailure(text);
@@ -320,8 +320,8 @@ const USER =
 const BARE_USER = /^(\s*[/\\]{0,2})[^\s/\\@:]{2,}:[^\s/\\@]*@/;
 
 /**
- * A URL as messages show it: without user and password, and without what its query
- * says, which may be a signature. Other text stays as it is.
+ * A URL as messages show it: without user and password, and without the content of its
+ * query, which may be a signature. Other text stays as it is.
  */
 export function shownUrl(text: string): string {
   const url = URL.parse(text);
@@ -339,7 +339,7 @@ export function shownUrl(text: string): string {
     : text.replace(BARE_USER, "$1");
 }
 
-/** `text` with every URL in it shortened to what may be shown. */
+/** `text` with every URL in it reduced to what may be shown. */
 function withoutSecrets(text: string, where: string): string {
   return text.replaceAll(
     /https?:\/\/[^\s"'<>]+?(?=[)\]:;,.]*(?:\s|["'<>]|$))/gi,

@@ -1,6 +1,6 @@
 // deno-lint-ignore-file no-control-regex
 /**
- * Recognises what lies in the place of a file: a git-lfs pointer, a web page, another
+ * Recognises what was saved in place of a file: a Git LFS pointer, a web page, another
  * container of weights.
  *
  * @module
@@ -23,7 +23,7 @@ const MAGIC: readonly [RegExp, string][] = [
 ];
 
 /**
- * Says what text is that stands for another file; undefined if it may be the file.
+ * Says what a text is if it only stands in for a file; undefined if it may be the file.
  *
  * @param text the beginning of the file
  */
@@ -31,7 +31,7 @@ export function pageKind(text: string): string | undefined {
   if (text.startsWith("version https://git-lfs.github.com/spec/")) {
     const size = /^size (\d+)$/m.exec(text)?.[1];
     const of = size === undefined ? "" : ` to ${size} bytes`;
-    return `a git-lfs pointer${of} (git lfs pull fetches the file)`;
+    return `a Git LFS pointer${of} (git lfs pull fetches the file)`;
   }
   if (/^\s*<(!doctype html|html|head|body)\b/i.test(text)) {
     const title = /<title[^>]*>([^<]+)/i.exec(text)?.[1].trim();
@@ -41,7 +41,7 @@ export function pageKind(text: string): string | undefined {
 }
 
 /**
- * Says what a file is that should be a safetensors file; undefined if it is unknown.
+ * Says what a supposed safetensors file really is; undefined if that is unknown.
  *
  * @param head the first bytes of the file
  */
@@ -56,7 +56,7 @@ export function weightsKind(head: Uint8Array): string | undefined {
   }
 }
 
-/** @throws {Error} if the text is a git-lfs pointer or a page in the place of a file. */
+/** @throws {Error} if the text is a Git LFS pointer or a web page in place of a file. */
 export function refusePage(text: string, where: string): void {
   const kind = pageKind(text.slice(0, 1000));
   if (kind === undefined) return;

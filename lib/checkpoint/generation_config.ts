@@ -1,5 +1,5 @@
 /**
- * The defaults of generation in a checkpoint's `generation_config.json`, and which of
+ * The generation defaults in a checkpoint's `generation_config.json`, and which of
  * its settings are ignored. Checkpoints without that file may have them in config.json.
  *
  * @module
@@ -178,7 +178,7 @@ export function ignoredNotice(
 ): string | undefined {
   if (ignored === undefined) return undefined;
   const list = ignored.map(({ field, value }) => `${field} (${value})`);
-  return `Ignoring settings for generation of ${location} that are not supported: ${
+  return `Ignoring unsupported generation settings of ${location}: ${
     list.join(", ")
   }`;
 }

@@ -10,10 +10,10 @@ import { fetchOnce, retry, shownUrl, TemporaryFailure } from "./fetch.ts";
 import { pageKind, weightsKind } from "./file_kind.ts";
 import { MOST_TEXT, type OpenOptions, type OpenSource } from "./sources.ts";
 
-/** An answer with less than it could have is worth another request only above this. */
+/** Bytes that a short response must have to be worth another request. */
 const SHORT_ANSWER = 1 << 16;
 
-const LOST = "the server had it and does not have it any more (404)";
+const LOST = "the server no longer has it (404)";
 
 /** Fetches a text file; undefined if the server does not have it (404, 410). */
 export async function fetchText(
@@ -57,7 +57,7 @@ export async function openUrl(
   return await copyToFile(url, first.whole, options, () => onCopy(first.why));
 }
 
-/** How reads of one file are answered. */
+/** How a server responds to reads of one file. */
 interface Version {
   size?: number;
   etag?: string;
@@ -79,7 +79,7 @@ async function probe(
   const encoding = encodingOf(response);
   const empty = status === 416 && size === 0;
   if (status === 206 && encoding !== undefined) {
-    return { why: `it sent the encoding ${encoding}` };
+    return { why: `it sent Content-Encoding ${encoding}` };
   }
   if (!empty && (status !== 206 || range !== "0-0" || size === undefined)) {
     return { why: `to bytes 0-0 it answered ${described(response)}` };
@@ -93,9 +93,9 @@ async function probe(
   };
 }
 
-/** A file that is read by range, as long as it stays what it was at first. */
+/** A file that is read by range, as long as it does not change. */
 class RangedFile {
-  /** Makes the server send another version whole instead of a range of it. */
+  /** Makes the server send a changed file whole instead of a range of it. */
   #condition?: string;
 
   constructor(
@@ -154,7 +154,7 @@ class RangedFile {
         described(response)
       }`;
       if (status !== 200) throw new Error(answer);
-      // Perhaps it takes the condition for unmet; every answer is compared anyway.
+      // It may consider the condition unmet; every response is compared anyway.
       this.#condition = undefined;
       throw new TemporaryFailure(answer);
     }
@@ -175,7 +175,7 @@ class RangedFile {
 /**
  * Copies a file to a temporary one.
  *
- * @param whole an answer with the whole file, if there is one already
+ * @param whole a response with the whole file, if there is one already
  * @param onBegin called when the file begins to arrive
  */
 async function copyToFile(
@@ -241,7 +241,7 @@ function unwritable(cause: unknown): never {
   );
 }
 
-/** @throws {Error} if a copy begins with what cannot be a file of weights. */
+/** @throws {Error} if a copy cannot be a file of weights, by its first bytes. */
 function checkBegin(chunk: Uint8Array, encoding: string | undefined): void {
   refuseKind(weightsKind(chunk));
   if (encoding !== undefined && !/^(x-)?gzip$/.test(encoding)) {
@@ -249,7 +249,7 @@ function checkBegin(chunk: Uint8Array, encoding: string | undefined): void {
   }
 }
 
-/** Repeats `attempt` while that may help; its errors become errors about the URL. */
+/** Retries `attempt` while that may help; its errors become errors about the URL. */
 async function reading<T>(
   url: string,
   options: OpenOptions,
@@ -266,7 +266,7 @@ async function reading<T>(
 }
 
 /**
- * An answer with content: 200, or if a range was asked for 206 or 416. Undefined for 404
+ * A response with content: 200, or 206 or 416 if a range was requested. Undefined for 404
  * and 410.
  */
 async function get(
@@ -287,8 +287,8 @@ async function get(
 }
 
 /**
- * The content of a response, decompressed if need be. It is complete when this ends
- * without an error, as far as the server gave its length.
+ * The content of a response, decompressed if necessary. It is complete when this ends
+ * without an error, if the server gave its length.
  *
  * @throws {TemporaryFailure} if there is less
  */
@@ -337,7 +337,7 @@ function decoderOf(response: Response): (chunk?: Uint8Array) => string {
   };
 }
 
-/** @throws {Error} if it is known what lies in the place of a file. */
+/** @throws {Error} if this is recognisably not the file. */
 function refuseKind(kind: string | undefined): void {
   if (kind !== undefined) {
     throw new Error(`it is ${kind}, must be the file itself`);
@@ -346,11 +346,11 @@ function refuseKind(kind: string | undefined): void {
 
 function compressed(encoding: string): Error {
   return new Error(
-    `the server sent it in the encoding ${encoding}, must be sent as it is`,
+    `the server sent it with Content-Encoding ${encoding}, must send it unencoded`,
   );
 }
 
-/** The size and range that an answer says it has, as `0-9`; empty for another form. */
+/** The size and range in Content-Range, as `0-9`; empty if it has another form. */
 function contentRange({ headers }: Response): { range: string; size?: number } {
   const text = headers.get("content-range") ?? "";
   const [, range, size] =
@@ -369,7 +369,7 @@ function versionOf(response: Response, size?: number): Version {
   };
 }
 
-/** What distinguishes two versions of a file, as far as both say it. */
+/** What distinguishes two versions of a file, as far as both say. */
 function difference(before: Version, now: Version): string | undefined {
   const differs = <T>(a: T | undefined, b: T | undefined) =>
     a !== undefined && b !== undefined && a !== b;
@@ -391,17 +391,17 @@ function difference(before: Version, now: Version): string | undefined {
   return changes.length > 0 ? changes.join(", ") : undefined;
 }
 
-/** An answer in a few words, for errors. */
+/** A response in a few words, for errors. */
 function described(response: Response): string {
   const { status, headers } = response;
   if (status === 200) return "the whole file";
   if (status !== 206) return statusOf(response);
   const encoding = encodingOf(response);
   const range = headers.get("content-range") ?? headers.get("content-type") ??
-    "a range without a name";
+    "206 without Content-Range";
   return encoding === undefined
     ? range
-    : `${range} in the encoding ${encoding}`;
+    : `${range} with Content-Encoding ${encoding}`;
 }
 
 function statusOf({ status, statusText }: Response): string {

@@ -53,9 +53,9 @@ export async function repositoryFolder(
   const usable = folder !== undefined && problems.length === 0;
   if (usable && unknown.length === 0) return folder;
 
-  const mayLack = `${folder} has no ${
+  const mayLack = `${folder} lacks ${
     unknown.join(", ")
-  }, and nothing says whether the repository does`;
+  }, which the repository may have`;
   const lookedFor = `no such directory, ${
     folder === undefined ? "not" : "not complete"
   } in the cache (${problems.join("; ")})`;
@@ -91,7 +91,7 @@ export async function repositoryFolder(
   }
 }
 
-/** Looks into the cache; an error says what could not be opened because of it. */
+/** Looks into the cache; errors name the repository that could not be opened. */
 async function inCache<Found>(
   name: string,
   look: () => Promise<Found>,

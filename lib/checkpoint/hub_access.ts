@@ -22,13 +22,13 @@ export interface HubAccess {
   fetch: typeof fetch;
 }
 
-/** The Hub does not give what was asked for; asking again would not help. */
+/** The Hub refuses a request; retrying would not help. */
 export class HubRefusal extends Error {}
 
 /** The most of an error's body that is read, in bytes. */
 const MOST_ERROR_BYTES = 1 << 16;
 
-/** Whether a variable is set to what huggingface_hub takes for true. */
+/** Whether a variable has a value that huggingface_hub takes as true. */
 function isTrue(value: string | undefined): boolean {
   return /^(1|on|yes|true)$/i.test(value ?? "");
 }
@@ -51,7 +51,7 @@ export function cacheFolder(): string {
   );
 }
 
-/** Huggingface_hub keeps its files below `~/.cache`, on macOS and Windows too. */
+/** The folder of huggingface_hub's files: below `~/.cache`, on macOS and Windows too. */
 function hfHome(): string {
   const { env } = host;
   const given = env("HF_HOME");
@@ -123,7 +123,7 @@ function checkToken(text: string, from: string): Token {
     `Cannot use the token from ${from}: it has ${
       /[\r\n]/.test(value)
         ? "a line break"
-        : "a blank, or a character that is not ASCII"
+        : "whitespace or a character that is not ASCII"
     }, must be one word`,
   );
 }
@@ -208,7 +208,9 @@ async function refusal(
     return new HubRefusal(`no such file: ${answer}`);
   }
   if (code === "RepoNotFound" || status === 401 || status === 403) {
-    return new HubRefusal(`${answer}: there is none, or ${needs}`);
+    return new HubRefusal(
+      `${answer}: there is no such repository, or ${needs}`,
+    );
   }
   return new HubRefusal(answer);
 }

@@ -5,7 +5,7 @@
  *
  *     models--owner--name/refs/main             the commit main pointed to, as text
  *     models--owner--name/trees/<commit>.json   the files of a commit, if someone listed them
- *     models--owner--name/.no_exist/<commit>/   empty files, named like files it has not
+ *     models--owner--name/.no_exist/<commit>/   empty files, named like files that do not exist
  *     models--owner--name/blobs/<hash>          complete files
  *     models--owner--name/snapshots/<commit>/   links to them, by name
  *
@@ -21,7 +21,7 @@ import { openFile } from "./sources.ts";
 export const WEIGHTS = "model.safetensors";
 export const INDEX = "model.safetensors.index.json";
 
-/** Files that a model needs to talk, if its repository has them. */
+/** Files that a chat needs, if the repository has them. */
 export const COMPANIONS = [
   "generation_config.json",
   "tokenizer.json",
@@ -75,7 +75,7 @@ async function readListing(
       }),
     );
   } catch {
-    return undefined; // it is only a hint: the files are listed again when one is missing
+    return undefined; // only a hint: the files are listed again when one is missing
   }
 }
 
@@ -101,7 +101,7 @@ export async function writeListing(
   );
 }
 
-/** What the cache has of a revision. */
+/** What the cache holds of a revision. */
 export interface Snapshot {
   /** The folder and commit; undefined if the cache does not know the revision. */
   folder?: string;
@@ -110,7 +110,7 @@ export interface Snapshot {
   problems: string[];
   /** Whether config.json and the weights are whole. */
   hasWeights: boolean;
-  /** Companions that are missing and of which nobody noted whether there are any. */
+  /** Companions that are missing and that the repository may or may not have. */
   unknown: string[];
 }
 
@@ -214,7 +214,7 @@ async function hasTemplate(folder: string): Promise<boolean> {
   }
 }
 
-/** Files up to this size are hashed at every look, which takes milliseconds. */
+/** Files up to this size are hashed on every check, which takes milliseconds. */
 const SMALL_BYTES = 1 << 26;
 
 /**
@@ -257,7 +257,7 @@ function wrongSize(
     : `has ${size} bytes, must have ${listed.size}`;
 }
 
-/** Bytes that are hashed between looks at the signal. */
+/** Bytes that are hashed between checks of the signal. */
 const HASH_BYTES = 1 << 24;
 
 /**

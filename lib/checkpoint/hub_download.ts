@@ -47,7 +47,7 @@ export interface Target {
   entry: string;
 }
 
-/** A file on its way. */
+/** A file being downloaded. */
 interface Incoming {
   path: string;
   listed: ListedFile;
@@ -160,7 +160,7 @@ export class Download {
     const problem = there &&
       await damage(link, there, listed, this.options.signal);
     if (problem !== undefined) {
-      this.#notice(`${link} ${problem}: it is downloaded again.`);
+      this.#notice(`${link} ${problem}: downloading it again.`);
     } else if (there !== undefined) {
       return this.#advance({ path, listed }, listed.size);
     }
@@ -190,7 +190,7 @@ export class Download {
     if (!await exists(blob)) return false;
     const problem = await verify(blob, listed, this.options.signal);
     if (problem === undefined) return true;
-    this.#notice(`${blob} ${problem}: it is downloaded again.`);
+    this.#notice(`${blob} ${problem}: downloading it again.`);
     await host.files.remove(blob);
     return false;
   }
@@ -239,7 +239,7 @@ export class Download {
         );
       }
       this.#notice(
-        `${path} ${problem}: it is downloaded again from the start.`,
+        `${path} ${problem}: downloading it again from the start.`,
       );
     }
   }
@@ -283,6 +283,13 @@ export class Download {
       `${this.access.endpoint}/${this.target.name}/resolve/${this.#commit}/${name}`,
       { headers: begin === 0 ? {} : { Range: `bytes=${begin}-${size - 1}` } },
     );
+    const encoding = headers.get("content-encoding") ?? "identity";
+    if (!/^(identity)?$/i.test(encoding.trim())) {
+      await body?.cancel();
+      throw new HubRefusal(
+        `${path} was sent in the encoding ${encoding}, must be sent as it is`,
+      );
+    }
     const wrong = wrongRange(status, headers, begin, size);
     if (wrong !== undefined) {
       await body?.cancel();
@@ -373,7 +380,7 @@ export class Download {
       this.#notice(
         `${file} cannot be locked (${
           errorText(error)
-        }): ${path} is downloaded without.`,
+        }): ${path} is downloaded without a lock.`,
       );
       return undefined;
     }
@@ -408,11 +415,9 @@ function wrongRange(
   if (status !== 200) {
     return `was asked for from byte ${begin} of ${size}, but the server answered ${status}`;
   }
-  // Of a compressed file the length says nothing.
-  return length === null || Number(length) === size ||
-      headers.has("content-encoding")
+  return length === null || Number(length) === size
     ? undefined
-    : `has ${length} bytes on the server, must have ${size} as it is listed`;
+    : `has ${length} bytes on the server, must have ${size} as listed`;
 }
 
 /** Makes a file of the snapshot from a blob: a link, where the system permits one. */

@@ -1,5 +1,5 @@
 /**
- * What the Hugging Face Hub says of a repository: its commit and the files of that.
+ * What the Hugging Face Hub says about a repository: its commit and that commit's files.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import type { OpenOptions } from "./sources.ts";
 // A variable, so that Deno installs the package only when a download needs it.
 const HUB_PACKAGE = "npm:@huggingface/hub@2.17.5";
 
-/** The most that is read of the answers about one repository. */
+/** The most that is read of the responses about one repository. */
 const MOST_PAGES = 1000;
 const MOST_BYTES = 64 << 20;
 
@@ -63,7 +63,7 @@ export class HubList {
     });
   }
 
-  /** Asks through the package, whose errors for malformed answers say little. */
+  /** Asks through the package, whose errors for malformed responses say little. */
   async #ask<Answer>(
     question: (
       hub: typeof Hub,
@@ -91,7 +91,7 @@ export class HubList {
     }
   }
 
-  /** Fetches an answer as a whole, again if it breaks off. */
+  /** Fetches a whole response, again if it breaks off. */
   async #fetch(...request: Parameters<typeof fetch>): Promise<Response> {
     if (++this.#pages > MOST_PAGES) {
       throw new HubRefusal(`its list of files has over ${MOST_PAGES} pages`);
@@ -113,7 +113,7 @@ export class HubList {
   }
 }
 
-/** Checks what the Hub says of a file. */
+/** Checks what the Hub says about a file. */
 function checkListed(
   { path, size, oid, lfs, xetHash }: Hub.ListFileEntry,
 ): ListedFile {

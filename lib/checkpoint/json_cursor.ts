@@ -20,7 +20,7 @@ export interface JsonSpan {
 }
 
 /**
- * A position in JSON text. Every method reads one value and what surrounds it, and throws
+ * A position in JSON text. Every method reads one value and its surroundings, and throws
  * if it is not valid JSON.
  */
 export class JsonCursor {
@@ -52,12 +52,12 @@ export class JsonCursor {
     });
   }
 
-  /** Reads over any value. */
+  /** Skips any value. */
   value(): JsonSpan {
     return this.#value(0);
   }
 
-  /** Requires that nothing but blanks follows. */
+  /** Requires that only white space follows. */
   end(): void {
     this.#blank();
     if (this.#at < this.bytes.length) this.#wrong("the end");
@@ -116,7 +116,7 @@ export class JsonCursor {
     this.#at++;
   }
 
-  /** Reads over a string; its escapes are checked. */
+  /** Skips a string and checks its escapes. */
   #string(): JsonSpan {
     const { bytes } = this, begin = this.#at;
     if (bytes[begin] !== QUOTE) this.#wrong("a string");
@@ -141,7 +141,7 @@ export class JsonCursor {
     return { begin, end: at + 1 };
   }
 
-  /** Reads over a number, true, false or null. */
+  /** Skips a number, true, false or null. */
   #scalar(): void {
     const { bytes } = this, begin = this.#at;
     let end = begin;

@@ -74,10 +74,10 @@ export function checkRange(
   );
 }
 
-/** The most bytes of a text file. Large tokenizers have 35 MB. */
+/** The most bytes that a text file may have. Large tokenizers have 35 MB. */
 export const MOST_TEXT = 2 ** 28;
 
-/** The error for a text file of more than it may have. */
+/** The error for a text file that is too large. */
 export function tooLong(where: string, size: number, most: number): Error {
   return new Error(
     `Cannot read ${where}: it has ${size} bytes, at most ${most} are allowed`,

@@ -43,7 +43,7 @@ export interface OpenedWeights {
 
 const WHOLE = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
-/** Other ways to store weights, by the files that show them. */
+/** Other ways to store weights, recognised by their files. */
 const OTHERS = [
   "pytorch_model.bin",
   "pytorch_model.bin.index.json",
@@ -52,7 +52,7 @@ const OTHERS = [
   "tf_model.h5",
   "flax_model.msgpack",
 ];
-/** Rows that decide whether an LM head is the embedding. */
+/** Rows that are compared to decide whether an LM head is the embedding. */
 const COMPARED_ROWS = 8;
 
 /**
@@ -122,7 +122,7 @@ function noticesOf(
   );
   if (moved.length > 0) {
     notices.push(
-      `${where} is wrong about the place of ${tensors(moved.length)}: ${
+      `${where} is wrong about the location of ${tensors(moved.length)}: ${
         listed(moved)
       }`,
     );
@@ -182,7 +182,7 @@ interface Found {
   /** The index, and files by tensors as it has them; absent for a single file. */
   where?: string;
   shardOf?: ReadonlyMap<string, string>;
-  /** Files by tensors that the index puts there in vain. */
+  /** Files by tensors that the index wrongly puts there. */
   promised: ReadonlyMap<string, string>;
   /** Names of the open files. */
   fileOf: ReadonlyMap<OpenSource, string>;
@@ -231,7 +231,7 @@ async function openFiles(
 
 /**
  * Merges the tensors of shards. As in transformers, the index says which files there
- * are; where it is wrong about a tensor, the file counts.
+ * are; where it is wrong about a tensor, the files win.
  */
 function merge(
   name: string,

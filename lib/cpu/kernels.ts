@@ -60,13 +60,13 @@ export interface Heads {
 }
 
 /**
- * Multiplications in a slice of work, per thread: a runner may let the event loop turn
- * between two slices. Not measured: by estimate, they take 5 to 50 ms, which depends on
+ * Multiplications per slice of work and thread: a runner may let the event loop turn
+ * between two slices. Not measured: an estimated 5 to 50 ms, depending on
  * how often a weight is used.
  */
 export const SLICE = 1 << 26;
 
-/** Work that is done as it is iterated, in slices. */
+/** Work that is done in slices, one per iteration. */
 export type Work = Generator<void, void>;
 
 /** The slow parts of a pass. */

@@ -204,7 +204,7 @@ export class WasmCpuKernels implements CpuKernels {
     return threads * Math.max(CHUNK_ROWS, rows);
   }
 
-  /** Rows of weights in a chunk, if each takes `bytes` of weights times rows of x. */
+  /** Rows of weights in a chunk, if each takes `bytes` (of weights, times rows of x). */
   #chunkRows(n: number, bytes: number): number {
     const { threads } = this.#pool;
     const rows = Math.max(

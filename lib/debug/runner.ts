@@ -277,7 +277,7 @@ export class DebugRunner implements Runner {
     const expected = await this.#perform(onCpuToo, signal);
     const label = plan.dispatches.at(-1)?.label;
     const name = label ? `${label} (${call.verb})` : call.verb;
-    // The GPU multiplies masked values by 0, which spreads those that are not finite.
+    // The GPU multiplies masked values by 0, which spreads non-finite ones.
     const spreads = [...inputs.values()].some(({ data }) =>
       data.some((v) => !Number.isFinite(v))
     );
@@ -287,7 +287,7 @@ export class DebugRunner implements Runner {
     return { actual, wrong: this.#compare(name, actual, wanted, output) };
   }
 
-  /** Runs a verb on the CPU; the event loop turns meanwhile. */
+  /** Runs a verb on the CPU; the event loop turns in between. */
   async #perform(
     call: Call<CpuTensor>,
     signal?: AbortSignal,
@@ -299,7 +299,7 @@ export class DebugRunner implements Runner {
       CpuTensor,
       CpuTensor
     > {
-      return perform(ops, call);
+      return yield perform(ops, call);
     }());
     let next = slices.next();
     for (; !next.done; next = slices.next()) await rests.rest(signal);

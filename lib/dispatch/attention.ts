@@ -206,7 +206,7 @@ function splitsOfKeys(length: number, rows: number): number {
   );
 }
 
-/** The maximum number of splits of each row at any length that a context holds. */
+/** The maximum number of splits of a row, at any length up to the context. */
 export function mostSplits(context: number, rows: number): number {
   return Math.min(
     Math.ceil(MOST_SPLITS / rows),

@@ -26,7 +26,7 @@ export interface Capabilities {
    * absent.
    */
   vulkan?: boolean;
-  /** The device limits that dispatch uses, by their WebGPU names; those absent are no limit. */
+  /** The device limits that dispatch uses, by their WebGPU names; absent ones do not limit. */
   limits: {
     maxComputeWorkgroupStorageSize: number;
     maxComputeInvocationsPerWorkgroup: number;
@@ -37,7 +37,7 @@ export interface Capabilities {
   tuned?: ReadonlyMap<string, Constants>;
 }
 
-/** The maximum threads of a workgroup, whose threads are all in one dimension. */
+/** The maximum threads of a workgroup, all in one dimension. */
 export const mostThreads = ({ limits }: Pick<Capabilities, "limits">): number =>
   Math.min(
     limits.maxComputeInvocationsPerWorkgroup,

@@ -21,7 +21,7 @@ export interface ContextChoice {
 
 /**
  * The default context of a checkpoint whose `max_position_embeddings` is `plain`. Longer
- * contexts that YaRN allows have to be asked for.
+ * contexts that YaRN allows must be requested.
  */
 export function defaultContext(plain: number): number {
   return Math.min(DEFAULT_CONTEXT, plain);

@@ -226,8 +226,8 @@ export const tileBytes = (
 ): number => BK * (BM / 4 + 1 + BN / 4 + 1) * (half ? 8 : 16);
 
 /**
- * Chooses a matmul's tile by its size: large if there is enough work to fill a GPU, and
- * workgroup memory to hold it.
+ * Chooses a matmul's tile by its size: large if there is enough work to fill a GPU and
+ * enough workgroup memory.
  */
 export function tileFor(
   m: number,

@@ -77,7 +77,7 @@ const ENOUGH_WORKGROUPS = 256;
 const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
 
 /**
- * Sums that lanes of gemvRows without subgroups exchange between two barriers: as many as
+ * Sums that gemvRows' lanes exchange between two barriers without subgroups: as many as
  * 8 KiB hold, because each barrier takes a software adapter seconds to compile.
  */
 export function sumsAtOnce(

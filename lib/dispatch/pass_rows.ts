@@ -17,8 +17,7 @@ const MOST_LOGITS = 256;
 
 /**
  * Rows on the CPU. Not measured: weights are unpacked again for every 96 rows
- * (lib/cpu/jobs.ts), so more rows would save little, and an abort would wait longer, since
- * signals are only checked between passes.
+ * (lib/cpu/jobs.ts), so more rows would save little and take more memory.
  */
 export const CPU_PASS_ROWS = 256;
 
@@ -46,13 +45,13 @@ export function chooseLogitsRows(
 }
 
 /**
- * Multiplications of one dispatch that a software renderer does in about a tenth of a
+ * Multiplications that a software renderer does in one dispatch in about a tenth of a
  * second (llvmpipe on two cores: 0.08 s for a matmul, 0.15 s for attention). A dispatch
- * cannot be divided, and nothing else happens until it is done.
+ * cannot be divided, and nothing else happens until it has finished.
  */
 const SOFTWARE_WORK = 1 << 28;
 
-/** Multiplications that a model does per token. */
+/** Multiplications of a model per token. */
 export interface ModelWork {
   layers: number;
   /** In the matrices of a layer, and in the largest of them. */
@@ -71,9 +70,9 @@ export interface PromptPass {
 }
 
 /**
- * Divides a prompt of `length` tokens into passes of up to `rows` tokens, on a software
- * renderer of so few that no dispatch takes long. `all` is whether each token needs
- * logits. Depends on nothing that is measured, so that results can be repeated.
+ * Divides a prompt of `length` tokens into passes of up to `rows` tokens; on a software
+ * renderer, few enough that no dispatch takes long. `all` is whether each token needs
+ * logits. Depends on no measurement, so that results are reproducible.
  */
 export function promptPasses(
   length: number,

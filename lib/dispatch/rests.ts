@@ -1,7 +1,7 @@
 /**
- * How long the library may block the thread: work that takes longer is divided, and the
- * event loop turns in between. Then signals are heard, timers fire, and whatever else the
- * program does goes on.
+ * How long the library may block the thread. Longer work is divided, and the event loop
+ * turns in between, so that signals are noticed, timers fire and the rest of the program
+ * can run.
  *
  * @module
  */
@@ -12,7 +12,7 @@
  */
 const WORK_MS = 50;
 
-/** The longest time that the queue of a GPU may take, since waiting for it blocks the thread. */
+/** The longest work that a GPU's queue may hold, because waiting for it blocks the thread. */
 export const LONGEST_WAIT_MS = 100;
 
 /** When the event loop last turned, during work on the CPU. */

@@ -68,7 +68,7 @@ const VOCAB_LIMIT = 2 ** 18;
 /**
  * Checks a vocabulary before a model is loaded.
  *
- * @throws {DeviceError} if samplers on a GPU do not take it.
+ * @throws {DeviceError} if it is too large for the samplers on a GPU.
  */
 export function requireVocabulary(action: string, vocab: number): void {
   if (vocab < VOCAB_LIMIT) return;

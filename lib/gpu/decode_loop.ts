@@ -161,7 +161,7 @@ export class DecodeLoop implements Disposable {
     }
   }
 
-  /** Learns how long a step takes from a wait that was too long. */
+  /** Updates the rate of steps after a wait that was too long. */
   #waited(steps: number, ms: number): void {
     const { prompt, step } = this.batch.paces;
     prompt.waited();
@@ -184,7 +184,7 @@ export class DecodeLoop implements Disposable {
     return dispatchWork(dispatch, this.batch.paces.work, pass);
   }
 
-  /** Whether a step keeps the thread waiting too long if it is submitted at once. */
+  /** Whether a step blocks the thread too long if it is submitted at once. */
   get #isSlow(): boolean {
     const { step } = this.batch.paces;
     return !this.options.watcher && step.msOf(this.#stepWork) > LONGEST_WAIT_MS;

@@ -134,7 +134,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       : this.#attendPrefill(step);
   }
 
-  /** The operands of the kernels that norm and rotate heads. */
+  /** The operands of the kernels that normalize and rotate heads. */
   #headOperands({ qkv, qNorm, kNorm, cache, layer }: Attend) {
     const { k, v } = cache.layers[layer], { positions, state } = cache;
     return { qkv, qNorm, kNorm, k, v, positions, state };

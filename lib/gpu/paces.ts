@@ -1,5 +1,5 @@
 /**
- * How a model's work is given to a GPU: in slices, where it would keep the thread waiting.
+ * How fast a model's work is submitted to a GPU: in slices if it would block the thread.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import type { Gpu } from "../webgpu/device.ts";
 import { Pace } from "../webgpu/pace.ts";
 
 /**
- * Multiplications per millisecond until some are measured. Too low a guess costs a wait of
+ * Multiplications per millisecond until they are measured. Too low a guess costs a wait of
  * microseconds, in the first prompt only; llvmpipe on two cores does 1 to 6 million.
  */
 const GUESS = { hardware: 1e8, software: 2e6 };
@@ -17,9 +17,9 @@ const GUESS = { hardware: 1e8, software: 2e6 };
 /** The paces of a model on a device; units are multiplications. */
 export interface Paces {
   readonly work: ModelWork;
-  /** Of passes of many tokens, which multiply. */
+  /** Of passes of many tokens, which are bound by arithmetic. */
   readonly prompt: Pace;
-  /** Of decode steps, which read weights. */
+  /** Of decode steps, which are bound by reading weights. */
   readonly step: Pace;
 }
 

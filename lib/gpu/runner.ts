@@ -191,7 +191,7 @@ export class GpuRunner implements Runner {
     return choosePassRows(widest, gpu.limits.maxStorageBufferBindingSize);
   }
 
-  /** How fast the device has been found to be. */
+  /** The measured pace of the device. */
   get paces(): Paces {
     return this.#one.paces;
   }

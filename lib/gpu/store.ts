@@ -18,11 +18,11 @@ import { Tensor } from "../webgpu/tensor.ts";
 import type { WeightStore } from "../model/weights.ts";
 
 /**
- * Weights that the device reads in a millisecond, until that is measured. Too low a guess
+ * Weights that the device reads per millisecond, until that is measured. Too low a guess
  * costs a wait; llvmpipe on two cores reads 2 to 4 million.
  */
 const READ = { hardware: 1e8, software: 2e6 };
-/** Weights that a dispatch computes: on llvmpipe, in about 0.1 s. */
+/** Weights that one dispatch synthesizes: about 0.1 s on llvmpipe. */
 const SYNTHESIZED = 1 << 24;
 
 /**

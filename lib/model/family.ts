@@ -82,8 +82,8 @@ export interface Family {
    * Computes the logits after the last of `tokens`, `[sequences, vocab]`, or with `all`
    * after each of them, `[tokens, vocab]`. Prefill and decode use the same function,
    * because the cache knows the positions of the tokens. Yields the result of every verb
-   * and is sent it back, so that a runner can do other things between two verbs; where
-   * there is no need, {@linkcode finish} returns the logits.
+   * and is sent it back, so that a runner can do other things between two verbs; if
+   * that is not needed, {@linkcode finish} returns the logits.
    */
   forward<T>(
     ops: Ops<T>,

@@ -188,18 +188,19 @@ function refuseWindows(fields: ConfigFields, layers: number) {
 /** Fields that describe quantised weights; MLX uses the second. */
 const QUANTISED = ["quantization_config", "quantization", "compression_config"];
 
-/** Names the quantised form of a checkpoint, so that it is not downloaded in vain. */
+/** Refuses quantised checkpoints by name, before they are downloaded. */
 function refuseQuantised(fields: ConfigFields) {
   const field = QUANTISED.find((field) => fields.has(field));
   if (field === undefined) return;
   const value = fields.values[field];
   const settings = isObject(value) ? value : {};
-  const { quant_method: method } = settings;
+  const { quant_method, quant_algo } = settings; // the second is ModelOpt's
+  const method = quant_method ?? quant_algo;
   const form = typeof method === "string"
     ? quoted(method, 40).replace(/^(fp\d|[a-z]{2,3}q|mxfp4)$/, upper)
     : "group_size" in settings
     ? "MLX"
-    : "a form without a name";
+    : "an unnamed method";
   throw new Error(
     `Cannot use ${fields.where}: its weights are quantised with ${form} (${field} is ${
       jsonText(value)

@@ -17,7 +17,7 @@ export interface TensorSelection {
   tied?: { embedding: string; head: string };
   /** Stored tensors that are not needed. */
   unused: string[];
-  /** Tensors that an index promises in vain and that are not needed. */
+  /** Tensors that only an index has and that are not needed. */
   lost: string[];
 }
 
@@ -55,7 +55,7 @@ const SUSPECT = new RegExp(QUANTISED.map(([{ source }]) => source).join("|"));
  *
  * @param name of the checkpoint, for errors
  * @param stored shapes by the names in the files
- * @param promised files by tensors that an index puts there in vain
+ * @param promised files by tensors that an index wrongly puts there
  * @throws {Error} if tensors are missing or of the wrong shape, or the names show a
  * quantised form; the message names them
  */
@@ -167,7 +167,7 @@ export function refuseQuantised(
       throw new Error(
         `Cannot load ${name}: ${
           quoted(own)
-        } shows weights in the form of ${form}, must be plain numbers`,
+        } shows weights stored as ${form}, must be plain numbers`,
       );
     }
   }

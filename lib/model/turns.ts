@@ -1,10 +1,10 @@
 /**
  * Who may use a model: one turn at a time. A turn is a run or one computation of logits.
  *
- * A turn is active while its consumer waits for it, and idle while its consumer has a
- * value. A new turn is refused while another is active, and takes over from one that is
- * idle, because nobody may ever come back to that one: an iterator can be forgotten.
- * If somebody does, it throws.
+ * A turn is active while its consumer waits for a value, and idle while its consumer has
+ * one. A new turn is refused while another is active, and takes over from an idle one,
+ * because that may never be resumed: iterators get abandoned. If it is resumed after all,
+ * it throws.
  *
  * @module
  */
@@ -19,7 +19,7 @@ class Turn {
   /** Ends the work of an idle turn. */
   close = (): Promise<unknown> => Promise.resolve();
 
-  /** `action` is what errors say cannot be done. */
+  /** `action` is what errors say could not be done. */
   constructor(readonly action: string, signal?: AbortSignal) {
     const own = this.#ender.signal;
     this.signal = signal ? AbortSignal.any([signal, own]) : own;

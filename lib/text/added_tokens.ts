@@ -1,5 +1,5 @@
 /**
- * Added tokens: those that stand in a text as themselves, such as `<|im_end|>`. They come
+ * Added tokens: tokens that appear literally in a text, such as `<|im_end|>`. They come
  * from tokenizer.json and tokenizer_config.json, as in transformers.
  *
  * @module
@@ -8,20 +8,20 @@ import { jsonText } from "../errors.ts";
 import { isObject } from "../json.ts";
 import { type Bpe, isTokenId, wrong } from "./bpe.ts";
 
-/** The most UTF-16 units of an added token, since matching takes that long at worst. */
+/** The most UTF-16 units of an added token, because matching time grows with them. */
 const MOST_UNITS = 1000;
 
 /** A token that is found in a text before the text is cut into words. */
 export interface AddedToken {
   id: number;
   content: string;
-  /** Is not found next to a letter, digit or `_`. */
+  /** Matches only if not next to a letter, digit or `_`. */
   singleWord: boolean;
-  /** Takes the white space on its left along. */
+  /** Also matches the white space on its left. */
   lstrip: boolean;
-  /** Takes the white space on its right along. */
+  /** Also matches the white space on its right. */
   rstrip: boolean;
-  /** Is found in the normalized text. */
+  /** Matches in the normalized text. */
   normalized: boolean;
   special: boolean;
 }
@@ -61,7 +61,7 @@ export function collectAddedTokens(
       throw new Error(
         `${jsonText(content)} has id ${id} in ${where}, which ${
           jsonText(other)
-        } has too`,
+        } also has`,
       );
     }
     added.set(content, token);
@@ -161,7 +161,7 @@ function specialTokens(config: Json): { content: string; token: Json }[] {
     if (value === undefined || value === null || value === "") return [];
     const token = isObject(value) ? value : { content: value };
     if (typeof token.content === "string") {
-      // Without a word on it, such a token is not normalized.
+      // Such a token is not normalized by default.
       return [{
         content: token.content,
         token: { normalized: false, ...token },
@@ -185,7 +185,7 @@ export type Part = { token: AddedToken } | { text: string };
 
 /**
  * Creates a function that cuts a text at added tokens: of those that begin first, the
- * longest. A token that is not a word of its own, though it must be one, hides others
+ * longest. A token that must be a single word but is not hides others
  * that it overlaps, as in Hugging Face's tokenizers.
  *
  * @param spelling how a token is spelled in the text

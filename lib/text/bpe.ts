@@ -168,7 +168,7 @@ function readVocabulary(vocab: unknown) {
         throw wrong(where, id, `an integer from 0 to ${MOST_TOKENS - 1}`);
       }
       throw new Error(
-        `${where} is ${id}, which ${jsonText(tokens.get(id)!)} has too`,
+        `${where} is ${id}, which ${jsonText(tokens.get(id)!)} also has`,
       );
     }
     ids.set(token, id);
@@ -199,7 +199,7 @@ function readMerges(merges: unknown, ids: ReadonlyMap<string, number>): Merges {
   };
   for (let at = 0; at < merges.length; at++) {
     const merge: unknown = merges[at];
-    // A list made of a merges.txt may begin with its first line.
+    // A list made from a merges.txt may begin with its first line.
     if (typeof merge === "string" && merge.startsWith("#version")) continue;
     const [left, right, ...more] = typeof merge === "string"
       ? merge.split(" ")

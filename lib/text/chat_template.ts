@@ -15,7 +15,7 @@ import {
   type Turn,
 } from "./conversation.ts";
 import { checkOptions, errorText, requireKind } from "../errors.ts";
-import { isObject, jsonText, parseExactJson } from "../json.ts";
+import { exactJson, isObject, parseExactJson } from "../json.ts";
 import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
 /** Options of {@linkcode renderChat}. */
@@ -43,8 +43,8 @@ type Render = (variables: Record<string, unknown>) => string;
  *
  * Whatever the messages hold is either in the result or refused: parts that are not text,
  * unknown fields, and what the template does not print. Ids are not printed if the
- * template has no use for them, and Qwen3's template leaves out the reasoning of earlier
- * turns.
+ * template does not use them, clients' own records and notes to other providers never
+ * are, and Qwen3's template leaves out the reasoning of earlier turns.
  *
  * ```ts
  * import { renderChat } from "../../mod.ts";
@@ -54,7 +54,7 @@ type Render = (variables: Record<string, unknown>) => string;
  * console.assert(text === "user: Hi\n");
  * ```
  *
- * @throws {Error} if there are no messages, one has what cannot be rendered, or the
+ * @throws {Error} if there are no messages, one has content that cannot be rendered, or the
  * template is broken or rejects them.
  */
 export function renderChat(
@@ -103,7 +103,7 @@ function canFollow(thinking: boolean, template: string): boolean {
 
 /** Checks the options; null is absent, as in JSON. */
 function readOptions(options: ChatOptions): ChatOptions {
-  requireKind(CANNOT, "the argument with the options", options, "object");
+  requireKind(CANNOT, "the options argument", options, "object");
   const given: ChatOptions = Object.fromEntries(
     Object.entries(options).filter(([, value]) => value !== null),
   );
@@ -150,9 +150,9 @@ function attempt(render: () => string): string | undefined {
 }
 
 /**
- * What `render` returns for a few words; "" if the template rejects them.
+ * What `render` returns for a short text; "" if the template rejects it.
  *
- * @throws {Error} if a bound ended it, which more words would not pass either.
+ * @throws {Error} if a bound was exceeded, as it would be with a longer text.
  */
 function attemptShort(render: () => string): string {
   try {
@@ -165,7 +165,7 @@ function attemptShort(render: () => string): string {
 }
 
 /**
- * Gives the arguments of calls the form that the template takes: some print a string as
+ * Gives the arguments of calls the form that the template expects: some print a string as
  * it is, some read an object, and Qwen3's does both.
  */
 function fitArguments(turns: readonly Turn[], render: Render): void {
@@ -205,7 +205,7 @@ function fitArguments(turns: readonly Turn[], render: Render): void {
     if (typeof given === "string" && !takesText && takesObject) {
       called.arguments = parseArguments(given, where);
     } else if (typeof given !== "string" && !takesObject && takesText) {
-      called.arguments = jsonText(given);
+      called.arguments = exactJson(given);
     }
   }
 }
@@ -217,14 +217,14 @@ function parseArguments(text: string, where: string): Record<string, unknown> {
   } catch {
     // Refused below.
   }
-  if (isObject(json)) return json;
+  if (isObject(json) && !(json instanceof Number)) return json;
   throw refusal(
     `${where} are not the JSON of an object, which the chat template needs`,
   );
 }
 
 /**
- * Renders the conversation with a mark on all that it holds, and returns what has lost its
+ * Renders the conversation with a mark on everything it holds, and returns what lost its
  * mark; undefined if nothing has.
  */
 function findLost(
@@ -233,9 +233,10 @@ function findLost(
   render: (turns: readonly Turn[], tools?: readonly Tool[]) => string,
 ): string | undefined {
   const marks: string[] = [];
-  // Characters for private use, which no text should hold.
+  // Private-use characters, which no text should contain.
   const mark = (what: string) => `\uE0F7${marks.push(what) - 1}\uE0F8`;
   const called = new Set<string>();
+  let written = ""; // calls that are part of a text
   const markedTools = tools?.map((tool, i) => ({
     ...tool,
     function: {
@@ -247,8 +248,11 @@ function findLost(
     const has = (field: string) =>
       mark(`message ${index} (${message.role}) has ${field}`);
     const { content, name, tool_calls: calls } = message;
-    const linked = message.role === "tool" && called.has(name ?? "");
+    const linked = message.role === "tool" && name !== undefined &&
+      (called.has(name) || written.includes(`"${name}"`) ||
+        written.includes(`<function=${name}>`));
     for (const call of calls ?? []) called.add(call.function.name);
+    if (content.includes("<tool_call>")) written += content;
     return {
       index,
       message: {
@@ -270,7 +274,7 @@ function findLost(
       },
     };
   });
-  // A template may reject a mark, which says nothing about what it prints.
+  // That a template rejects a mark says nothing about what it prints.
   const text = attempt(() => render(marked, markedTools));
   if (text === undefined) return undefined;
   const printed = new Set(
@@ -294,7 +298,7 @@ function markArguments(
   return marked as unknown as Record<string, unknown>;
 }
 
-/** Reasoning given to a template that knows none, such as those of Instruct checkpoints. */
+/** Reasoning given to a template without reasoning, such as those of Instruct checkpoints. */
 function findUnreadReasoning(
   turns: readonly Turn[],
   template: string,

@@ -1,11 +1,11 @@
 /**
- * Conversations as clients send them (OpenAI's, Vercel's AI SDK and Hugging Face's forms),
+ * Conversations as clients send them (in the forms of OpenAI, Vercel's AI SDK and Hugging Face),
  * and the one form that chat templates read.
  *
  * @module
  */
 import { described } from "../errors.ts";
-import { isObject, jsonText, requireJsonValue } from "../json.ts";
+import { exactJson, isObject, requireJsonValue } from "../json.ts";
 
 /** A function call that the assistant made. */
 export interface ToolCall {
@@ -48,7 +48,7 @@ export interface ToolCallPart {
   toolName: string;
   /** The arguments: an object, or its JSON. */
   input?: unknown;
-  /** What older versions call `input`. */
+  /** The name of `input` in older versions. */
   args?: unknown;
 }
 
@@ -62,7 +62,7 @@ export interface ToolResultPart {
   toolName: string;
   /** The result: `{ type: "text", value: "…" }`, or `json`, `error-text` or `error-json`. */
   output?: { type: string; value?: unknown };
-  /** What older versions call `output`: text or a JSON value. */
+  /** The name of `output` in older versions: text or a JSON value. */
   result?: unknown;
 }
 
@@ -132,7 +132,7 @@ export interface Turn {
 }
 
 const ROLES = ["system", "developer", "user", "assistant", "tool"];
-/** Fields that say nothing by themselves: they link calls to results. */
+/** Fields that carry no content: they link calls to results. */
 const METADATA = ["id", "type", "tool_call_id"];
 const REASONING = ["reasoning_content", "reasoning"];
 const ASSISTANT_FIELDS = [...REASONING, "tool_calls"];
@@ -154,7 +154,7 @@ const PASSED_OVER = [
  * Brings messages into the form that chat templates read. Results of several calls are put
  * in the order of the calls, because templates may leave out the ids.
  *
- * @throws {Error} if there are no messages, or one has what could not be passed on.
+ * @throws {Error} if there are no messages, or one has content that would be lost.
  */
 export function readConversation(messages: unknown): Turn[] {
   if (!Array.isArray(messages)) {
@@ -396,7 +396,7 @@ function readJson(value: unknown, where: string): string {
   // Of a function that returns nothing.
   if (value === undefined) return "null";
   requireJsonValue(value, `${CANNOT}: ${where}`);
-  return jsonText(value);
+  return exactJson(value);
 }
 
 function readCalls(calls: unknown, where: string): ToolCall[] {
@@ -481,7 +481,7 @@ export function refusal(problem: string): Error {
   return new Error(`${CANNOT}: ${problem}`);
 }
 
-/** Refuses fields that would vanish; what is empty or off says nothing. */
+/** Refuses fields that would be lost; what is empty or off has no content. */
 function requireKnown(
   object: Record<string, unknown>,
   where: string,
@@ -513,7 +513,7 @@ function requireText(text: unknown, where: string): string {
   return text;
 }
 
-/** Whether a field says anything. */
+/** Whether a field has content. */
 export function hasValue(value: unknown): boolean {
   if (value === undefined || value === null || value === "") return false;
   if (value instanceof Map) return value.size > 0;

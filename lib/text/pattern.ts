@@ -21,7 +21,7 @@ export type Matcher = (
   budget: Budget,
 ) => Generator<readonly [begin: number, end: number], void>;
 
-/** The steps that are left to the patterns while one text is encoded. */
+/** The steps that patterns may still take while one text is encoded. */
 export class Budget {
   readonly #steps: number;
   #left: number;
@@ -30,7 +30,7 @@ export class Budget {
     this.#left = this.#steps = Math.min(2e6 + 200 * textLength, 2e8);
   }
 
-  /** Takes `steps` away. */
+  /** Subtracts `steps`. */
   spend(steps: number, pattern: string): void {
     this.#left -= steps;
     if (this.#left >= 0) return;
@@ -44,12 +44,12 @@ export class Budget {
 
 /** The most UTF-16 units of a pattern, and instructions of its program. */
 const MOST_UNITS = 5000, MOST_CODE = 20_000;
-/** The most numbers that the matcher keeps to return to. */
+/** The maximum size of the matcher's backtracking stack. */
 const MOST_KEPT = 2 ** 23;
 
 const CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 const SPACES = "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-/** Patterns that take time in proportion to the text, as their tokenizers have them. */
+/** Patterns that take time in proportion to the text, quoted from their tokenizers. */
 const LINEAR: ReadonlySet<string> = new Set([
   // GPT-2
   "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
@@ -86,7 +86,7 @@ export function readPattern(json: unknown, where: string): Matcher {
     );
   }
   try {
-    // The library writes Oniguruma's syntax, which tokenizer.json has, as JavaScript's.
+    // The library translates Oniguruma's syntax, as in tokenizer.json, to JavaScript's.
     const { pattern } = new SplitPreTokenizer({
       type: "Split",
       behavior: "Isolated",
@@ -153,7 +153,7 @@ function* findCounted(
   }
 }
 
-/** The place after the character at `at`. */
+/** The position after the character at `at`. */
 function after(text: string, at: number): number {
   return at + (text.codePointAt(at)! > 0xffff ? 2 : 1);
 }
@@ -162,14 +162,14 @@ function after(text: string, at: number): number {
 enum Op {
   /** Matches one character of set `a`, on the right or, if `b` is 1, on the left. */
   One,
-  /** Matches as many characters of set `a` as there are, then fewer; at least `b`. */
+  /** Matches as many characters of set `a` as possible, then fewer; at least `b`. */
   Many,
   /** Tries `a`, then `b`. */
   Either,
   Jump,
-  /** Notes the place in register `a`. */
+  /** Saves the position in register `a`. */
   Note,
-  /** Fails if the place is the one in register `a`. */
+  /** Fails if the position is the one in register `a`. */
   Moved,
   /** The program up to `a` must match here, or must not if `b` is 1. */
   Look,
@@ -260,7 +260,7 @@ class Compiler implements Program {
       return;
     }
     for (let i = 0; i < min; i++) this.#element(element, back);
-    /** Begins what may be left out; returns a function that ends it. */
+    /** Begins an optional part; returns a function that ends it. */
     const optional = () => {
       const either = this.emit(Op.Either);
       const [body, end] = greedy ? ["a", "b"] as const : ["b", "a"] as const;
@@ -292,7 +292,7 @@ function isSingle(
   return ["Character", "CharacterSet", "CharacterClass"].includes(node.type);
 }
 
-/** The set of characters that `raw` matches, asked once for each character. */
+/** The set of characters that `raw` matches, tested once per character. */
 function createSet(raw: string): CharacterSet {
   const test = new RegExp(`^(?:${raw})$`, "u");
   const known = new Uint8Array(0x10000); // 0 unknown, 1 no, 2 yes
@@ -307,13 +307,13 @@ function createSet(raw: string): CharacterSet {
   };
 }
 
-/** Steps are reported in portions of this size. */
+/** Steps are reported in batches of this size. */
 const PORTION = 4096;
 
 /**
- * What to return to when a step fails, as numbers with one of these on top: an
- * instruction and a place; a register and its old value; or an instruction, a place and
- * the least place, between which fewer characters may match.
+ * The backtracking stack: numbers with the kind of entry on top, which is an
+ * instruction and a position; a register and its old value; or an instruction, a position
+ * and the least position, between which fewer characters may match.
  */
 const PLACE = 0, REGISTER = 1, FEWER = 2;
 
@@ -332,7 +332,7 @@ class Matching {
     this.#spend = (steps) => budget.spend(steps, regex);
   }
 
-  /** Runs from instruction `pc` at a place of the text; returns where it ends, or −1. */
+  /** Runs from instruction `pc` at a position; returns where the match ends, or −1. */
   match(pc: number, at: number): number {
     const { code } = this.#program;
     const registers = this.#registers;
@@ -381,7 +381,7 @@ class Matching {
     }
   }
 
-  /** Takes the latest instruction and place to return to from `kept`. */
+  /** Pops the instruction and position to backtrack to from `kept`. */
   #back(kept: number[]): [pc: number, at: number] | undefined {
     for (let kind = kept.pop(); kind !== undefined; kind = kept.pop()) {
       if (kind === REGISTER) {
@@ -403,7 +403,7 @@ class Matching {
   }
 
   /**
-   * Matches as many characters of a set as there are. Returns where they end, and where
+   * Matches as many characters of a set as possible. Returns where they end, and where
    * they would if there were only `min`; the latter is −1 if there are fewer.
    */
   #many(
@@ -422,7 +422,7 @@ class Matching {
     return [at, least];
   }
 
-  /** Matches one character; returns the place beyond it, or −1. */
+  /** Matches one character; returns the position after it, or −1. */
   #one(set: number, at: number, back: boolean): number {
     const text = this.#text;
     if (at === (back ? 0 : text.length)) return -1;
@@ -440,7 +440,7 @@ class Matching {
   }
 }
 
-/** The place of the character before `at`. */
+/** The position of the character before `at`. */
 function before(text: string, at: number): number {
   return at - (at > 1 && text.codePointAt(at - 2)! > 0xffff ? 2 : 1);
 }

@@ -28,7 +28,7 @@ export interface PromptOptions {
 /** The tokens of a prompt. */
 export interface EncodedPrompt {
   tokenIds: number[];
-  /** What the prompt says about its reply; undefined if that is plain text. */
+  /** What the prompt implies for the reply; undefined if the reply is plain text. */
   reply?: ReplyFormat;
 }
 
@@ -116,7 +116,7 @@ export function encodePrompt(
   };
 }
 
-/** Encodes a text, but not to its end if it is far too long. */
+/** Encodes a text, but stops early if it is far too long. */
 function encodeText(
   text: string,
   addSpecialTokens: boolean,
@@ -135,7 +135,7 @@ function encodeText(
   }
 }
 
-/** Refuses options that only a chat template can follow. */
+/** Refuses options that only a chat template can apply. */
 function refuseChatOptions(
   { system, thinking, tools }: PromptOptions,
   why: string,

@@ -15,7 +15,7 @@ export interface ReplyPiece {
   text: string;
 }
 
-/** What a prompt says about its reply. */
+/** What a prompt implies for its reply. */
 export interface ReplyFormat {
   /** The prompt ends with `<think>`, so the reply begins with reasoning. */
   thinking?: boolean;
@@ -36,14 +36,14 @@ export const REPLY_TAGS: readonly string[] = [
 ];
 
 /**
- * Separates a reply that comes in pieces; how it is divided makes no difference.
+ * Separates a reply that arrives in pieces; how it is cut makes no difference.
  *
  * - `<think>` opens reasoning at the beginning of the reply and after a block; elsewhere
  *   it is text. Reasoning ends at `</think>`; tags of calls inside it are reasoning.
  * - `<tool_call>` opens a call if JSON or `<function=` follows, else it is text. A call
  *   comes as one piece, once it is complete. One without a name is text. Qwen3-Coder
- *   sometimes forgets the tag: `<function=NAME>` opens a call of a tool that it was given.
- * - Line breaks at the ends of reasoning and after a block, and blanks before a block,
+ *   sometimes omits the tag: `<function=NAME>` opens a call of a tool that it was given.
+ * - Line breaks at both ends of reasoning and after a block, and white space before a block,
  *   belong to the format and are left out.
  *
  * ```ts
@@ -62,15 +62,15 @@ export class ReplyStream {
   readonly #bareTags: readonly string[];
   readonly #pieces = new Pieces();
   #kind: PieceKind;
-  /** What is not yet known to be text or a tag; in a call, everything after its tag. */
+  /** What may still be text or a tag; in a call, everything after its tag. */
   #held = "";
   /** At the beginning of the reply or after a block. */
   #fresh = true;
   /** The prompt's `<think>` may be repeated. */
   #repeats: boolean;
-  /** The call has no tag of its own, or had none, so that one at its end is left out. */
+  /** The call has, or had, no opening tag, so a closing one is left out. */
   #bare = false;
-  /** Where to look for the end of a call, and the first end that was passed over. */
+  /** Where to look for the end of a call, and the first end that was skipped. */
   #searched = 0;
   #passed = -1;
 
@@ -81,7 +81,7 @@ export class ReplyStream {
     this.#bareTags = tools.map((tool) => `${XML_CALL}${tool.function.name}>`);
   }
 
-  /** What the text that comes next belongs to, as far as is known. */
+  /** The kind of the text that comes next, as far as is known. */
   get kind(): PieceKind {
     return this.#kind;
   }
@@ -152,7 +152,7 @@ export class ReplyStream {
     return more && waits ? false : this.#text(1);
   }
 
-  /** Opens a call, or goes on with text if none follows the tag. */
+  /** Opens a call, or continues with text if none follows the tag. */
   #open(more: boolean): boolean {
     const first = this.#held.slice(CALL.length).trimStart();
     if (/^[{[]/.test(first) || first.startsWith(XML_CALL)) {
@@ -220,7 +220,7 @@ export class ReplyStream {
     } else this.#endBlock(this.#held.length, "text");
   }
 
-  /** Ends a call whose body ends `at` there. */
+  /** Ends a call whose body ends at `at`. */
   #endBlock(at: number, block: ToolCall[] | "broken" | "text"): void {
     const held = this.#held;
     let calls = Array.isArray(block) ? block : undefined;
@@ -255,10 +255,10 @@ export class ReplyStream {
   }
 }
 
-/** Pieces to release, without the blanks that belong to the format. */
+/** Pieces to release, without white space that belongs to the format. */
 class Pieces {
   #pieces: ReplyPiece[] = [];
-  /** Blanks that end the text so far: more text releases them. */
+  /** White space at the end of the text so far; more text releases it. */
   #blank = "";
   #lines = "";
   /** Line breaks are left out: after a block, or at the beginning of reasoning. */
@@ -306,7 +306,7 @@ class Pieces {
     this.#leading = this.#thoughtLeading = true;
   }
 
-  /** Ends the reply, which may end with blanks but not between a block and its end. */
+  /** Ends the reply, which may end with white space, but not directly after a block. */
   end(): void {
     if (!this.#leading) this.#add("text", this.#blank);
     this.#blank = "";
@@ -324,7 +324,7 @@ class Pieces {
   }
 }
 
-/** How many characters at the end of `text` may be the beginning of `tag`. */
+/** How many characters at the end of `text` may begin `tag`. */
 function partial(text: string, tag: string): number {
   for (let n = Math.min(text.length, tag.length - 1); n > 0; n--) {
     if (tag.startsWith(text.slice(-n))) return n;

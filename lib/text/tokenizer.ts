@@ -90,7 +90,7 @@ export async function readTokenizer(
     : createTokenizer(checkpoint.name, { tokenizer, config, chatTemplate });
 }
 
-/** The error of a checkpoint without a tokenizer that needs one. */
+/** The error if a tokenizer is needed and the checkpoint has none. */
 export function missingTokenizer(name: string): Error {
   return new Error(
     `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids, such as 1 2 3`,

@@ -5,7 +5,7 @@
  * @module
  */
 import type { Tool, ToolCall } from "./conversation.ts";
-import { isObject, jsonText } from "../json.ts";
+import { exactJson, isObject } from "../json.ts";
 
 /** The beginning of Qwen3-Coder's calls. */
 export const XML_CALL = "<function=";
@@ -26,7 +26,7 @@ export function readBlock(
 }
 
 /**
- * Reads what can be read of a broken block; undefined if it has no name. Arguments that
+ * Reads as much as possible of a broken block; undefined if it has no name. Arguments that
  * are not JSON stay text.
  */
 export function readBroken(
@@ -66,7 +66,7 @@ function readJson(body: string): ToolCall[] | undefined {
 function argumentsOf(given: unknown): Record<string, unknown> | string {
   if (given === undefined || given === null) return {};
   if (isObject(given)) return given;
-  if (typeof given !== "string") return jsonText(given);
+  if (typeof given !== "string") return exactJson(given);
   const parsed = tryJson(given);
   return isObject(parsed) ? parsed : given;
 }
@@ -90,7 +90,7 @@ function endsInString(json: string): boolean {
   return inside;
 }
 
-/** Reads the name at the beginning, and takes the rest for the arguments. */
+/** Reads the name at the beginning; the rest is taken as the arguments. */
 function readBrokenJson(body: string): ToolCall[] | undefined {
   const head =
     /^\s*\{\s*(["'])name\1\s*:\s*(["'])((?:\\.|(?!\2)[^\\])+)\2\s*,?\s*/s
@@ -100,7 +100,7 @@ function readBrokenJson(body: string): ToolCall[] | undefined {
     .replace(/^(["'])(?:arguments|parameters)\1\s*:\s*/, "").trim();
   const shorter = (text: string) =>
     text.endsWith("}") ? text.slice(0, -1).trimEnd() : text;
-  // Without the brace that closes the call, with it, or with one too many.
+  // The brace that closes the call may be missing, or there may be one too many.
   for (const text of [rest, shorter(rest), shorter(shorter(rest))]) {
     const parsed = tryJson(text);
     if (isObject(parsed)) return [call(head[3], parsed)];
@@ -114,7 +114,7 @@ const FUNCTION = /\s*<function=([^>\n]+)>/y;
 const FUNCTION_END = /\s*<\/function>\s*(?=<function=|$)/y;
 
 /**
- * Walks the calls of a block: the name of each, its parameters up to their ends, and its
+ * Scans the calls of a block: the name of each, its parameters up to their ends, and its
  * end. Returns the calls if all are whole, and whether a parameter has no end.
  */
 function readXml(
@@ -145,7 +145,7 @@ function readXml(
   return [calls, false];
 }
 
-/** Reads a call whose parameters or function lack their ends. */
+/** Reads a call whose parameters or function lack their closing tags. */
 function readBrokenXml(
   body: string,
   tools: readonly Tool[],

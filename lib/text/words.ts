@@ -39,7 +39,7 @@ export function readNormalizer(json: unknown, where = "normalizer"): Normalize {
     case "NFKD":
       return (text) => text.normalize(type);
     case "Lowercase":
-      // One character at a time, since a sigma at the end of a word is no exception.
+      // One character at a time: a sigma at the end of a word is not special here.
       return (text) => text.replace(/\P{Ll}/gu, (one) => one.toLowerCase());
     case "StripAccents":
       return (text) => text.replace(/\p{M}/gu, "");
@@ -104,7 +104,7 @@ const GPT2 =
 
 /**
  * Reads `pre_tokenizer` of a tokenizer.json. The words are text; the model spells them in
- * bytes, which `ByteLevel` stands for.
+ * bytes, as `ByteLevel` requires.
  *
  * @throws {Error} if a type is not supported, or `ByteLevel` is not the last step; the
  * message has no subject.
@@ -204,7 +204,7 @@ function isBehavior(value: unknown): value is Behavior {
   return BEHAVIORS.some((behavior) => behavior === value);
 }
 
-/** Part of a text that a pattern matches, or that lies between matches. */
+/** A part of a text: a match of a pattern, or text between matches. */
 interface Segment {
   begin: number;
   end: number;
@@ -240,7 +240,7 @@ function cutAt(pattern: Matcher, behavior: Behavior, invert: boolean): Cut {
   };
 }
 
-/** Joins matches with each other, or a lone one with what is before or after it. */
+/** Joins adjacent matches, or a single one with its neighbor. */
 function merged(all: Segment[], behavior: Behavior): Segment[] {
   const backwards = behavior === "MergedWithNext";
   if (backwards) all.reverse();

@@ -1,7 +1,7 @@
 /**
- * Keeps the queue of a device short. Waiting for a device blocks the thread in Deno until
- * all submitted work is done, so a slow device gets its work in slices, and the event loop
- * turns between them. A fast device, which does all of it at once, is never waited for.
+ * Keeps the device's queue short. In Deno, waiting for a device blocks the thread until
+ * all submitted work is done, so a slow device gets work in slices, and the event loop
+ * turns between them. A fast device, which gets everything at once, is never waited for.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import {
   type StepState,
 } from "./plan.ts";
 
-/** Submits work of one kind, such as prompts, whose units take about equally long. */
+/** Submits work of one kind, such as prompts, whose units take about the same time. */
 export class Pace {
   /** Units that were submitted and not waited for. */
   #queued = 0;
@@ -24,18 +24,18 @@ export class Pace {
   #since = 0;
   /** When the event loop last turned. */
   #turned = 0;
-  /** Resolves a little after the work that was last waited for. */
+  /** Resolves shortly after the work that was last waited for. */
   #settling?: Promise<unknown>;
 
-  /** `rate` is a guess of the units that the device does in a millisecond. */
+  /** `rate` is a first guess, in units per millisecond. */
   constructor(readonly gpu: Gpu, public rate: number) {}
 
-  /** How long the device takes for `units`, in milliseconds, as far as is known. */
+  /** How long the device needs for `units`, in milliseconds, by the current rate. */
   msOf(units: number): number {
     return units / this.rate;
   }
 
-  /** Runs a plan in slices; `unitsOf` is what each dispatch takes. */
+  /** Runs a plan in slices; `unitsOf` gives the units of a dispatch. */
   async run(
     plan: Plan,
     state: StepState,
@@ -45,7 +45,7 @@ export class Pace {
     await compileAll(this.gpu, plan.shaders, signal);
     plan.seal();
     const { dispatches } = plan;
-    // A few dispatches first, so that the device starts immediately, then more and more.
+    // Starts with a few dispatches, so that the device begins immediately.
     for (let begin = 0, size = FIRST_PIECE; begin < dispatches.length;) {
       const end = Math.min(begin + size, dispatches.length);
       const left = this.#most - this.#queued;
@@ -59,7 +59,7 @@ export class Pace {
     }
   }
 
-  /** Units that may be submitted before a wait. */
+  /** The most units that may be queued before a wait. */
   get #most(): number {
     return this.rate * LONGEST_WAIT_MS;
   }
@@ -76,7 +76,7 @@ export class Pace {
     this.#queued += units;
     if (this.#queued < this.#most) return false;
     // The event loop turns here, while the device works on the last slice. In Deno a turn
-    // takes 10 ms, which a fast device would idle away.
+    // takes 10 ms, during which a fast device would be idle.
     if (performance.now() - this.#turned >= LONGEST_WAIT_MS / 2) {
       await this.#settling;
       this.#turned = performance.now();
@@ -87,18 +87,18 @@ export class Pace {
     this.#settling = this.gpu.device.queue.onSubmittedWorkDone().then(
       this.gpu.readsAtOnce ? undefined : measure,
     );
-    if (this.gpu.readsAtOnce) measure(); // the call itself has blocked
+    if (this.gpu.readsAtOnce) measure(); // the call itself blocked
     this.#queued = 0;
     this.gpu.check();
     return true;
   }
 
-  /** Notes that something else has waited for all submitted work. */
+  /** Called when something else has waited for all submitted work. */
   waited(): void {
     this.#queued = 0;
   }
 
-  /** Notes how long `units` took. A rate falls at once, since a wait that is too long is worse. */
+  /** Updates the rate, which falls at once, because too long a wait is worse than a short one. */
   measured(units: number, ms: number): void {
     const rate = units / Math.max(ms, 0.1);
     this.rate = Math.min(rate, (this.rate + rate) / 2);

@@ -178,7 +178,7 @@ function copyToTexture({ gpu, buffer, bytes, label }: Tensor): GPUTexture {
   return gpu.count(texture, bytes);
 }
 
-/** Checks what a tensor is made from, which plain JavaScript may get wrong. */
+/** Checks the arguments for a tensor, which JavaScript callers may get wrong. */
 function checkTensor(
   label: string,
   gpu: Gpu,

@@ -86,7 +86,7 @@ const broken =
     ], end)(request, connection);
   };
 const silent = (what: string, kind: string) =>
-  `${what}: no ${kind} came for 1 s; trying again in 0.2 s.`;
+  `${what}: no ${kind} for 1 s; trying again in 0.2 s.`;
 
 const MODES: Record<string, Mode> = {
   "nothing wrong": { of: WEIGHTS, ranges: [null] },
@@ -99,7 +99,7 @@ const MODES: Record<string, Mode> = {
     of: "info",
     answers: [raw([], "hang")],
     pauses: [200],
-    notices: [silent("URL/api/models/Some/Model/revision/main?…", "answer")],
+    notices: [silent("URL/api/models/Some/Model/revision/main?…", "response")],
   },
   "half an answer about the commit": {
     of: "info",
@@ -118,7 +118,7 @@ const MODES: Record<string, Mode> = {
     of: "info",
     always: reply("429 Too Many Requests", ["Retry-After: 86400"]),
     error:
-      "the server returned 429 Too Many Requests and asks to wait 86,400 s, at most 300 s are waited",
+      "the server returned 429 Too Many Requests, asking to wait 86,400 s, which must be at most 300 s",
   },
   "half a list": {
     of: "list",
@@ -134,7 +134,7 @@ const MODES: Record<string, Mode> = {
     of: "list",
     answers: [raw([length(LIST), LIST.slice(0, 50)], "hang")],
     pauses: [200],
-    notices: [silent("URL", "byte")],
+    notices: [silent("URL", "data")],
   },
   "half a list for good": {
     of: "list",
@@ -188,17 +188,17 @@ const MODES: Record<string, Mode> = {
     of: WEIGHTS,
     answers: [broken(1000, "hang")],
     pauses: [200],
-    notices: [silent(WEIGHTS, "byte")],
+    notices: [silent(WEIGHTS, "data")],
     ranges: [null, `bytes=1000-${SIZE - 1}`],
   },
   "silence before the weights, for good": {
     of: WEIGHTS,
     always: raw([], "hang"),
     error:
-      `${WEIGHTS} stopped at 0 of ${SIZE} bytes: no answer came for 1 s, tried 4 times`,
+      `${WEIGHTS} stopped at 0 of ${SIZE} bytes: no response for 1 s, tried 4 times`,
     pauses: THRICE,
     notices: [0.2, 0.6, 1.8].map((s) =>
-      `URL/Some/Model/resolve/${COMMIT}/${WEIGHTS}: no answer came for 1 s; trying again in ${s} s.`
+      `URL/Some/Model/resolve/${COMMIT}/${WEIGHTS}: no response for 1 s; trying again in ${s} s.`
     ),
   },
   "weights in chunks that end early": {
@@ -279,7 +279,9 @@ async function assertMode(mode: Mode) {
   const pauses: number[] = [], notices: string[] = [];
   const deadline = new AbortController();
   const timer = setTimeout(() => deadline.abort(), DEADLINE_MS);
-  const isSilent = mode.notices?.some((notice) => /came for/.test(notice));
+  const isSilent = mode.notices?.some((notice) =>
+    /no (response|data) for/.test(notice)
+  );
   const open = async () => {
     await using checkpoint = await openCheckpoint("Some/Model", {
       signal: deadline.signal,
@@ -319,7 +321,7 @@ async function assertMode(mode: Mode) {
   }
   if (mode.error === undefined) return await assertComplete(cache);
 
-  // Nothing looks complete, and the next download goes on from what is there.
+  // Nothing looks complete, and the next download continues from what is there.
   const blobs = await namesIn(`${cache.entry}/blobs`).catch((): string[] => []);
   assert(!blobs.includes(BLOB));
   const pieces = blobs.filter((name) => name.endsWith(".incomplete"));

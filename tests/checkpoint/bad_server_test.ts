@@ -1,6 +1,6 @@
 /**
  * HTTP folders on misbehaving servers. Each mode says how a server departs from a good
- * one, and what must come of it: the checkpoint with the right bytes, or one line of
+ * one, and the expected outcome: the checkpoint with the right bytes, or one line of
  * error; the pauses and notices; and no file left behind. No pause takes time, so a test
  * takes long only when something hangs.
  *
@@ -41,7 +41,7 @@ const SILENCE = 1;
 /** Only a hang takes as long. */
 const DEADLINE_MS = 30_000;
 
-/** One way to misbehave, and what must come of it. */
+/** One way to misbehave, and the expected outcome. */
 interface Mode {
   /** The file that it concerns; the others are served well. */
   file: string;
@@ -174,7 +174,7 @@ const TEXT_MODES: Record<string, Omit<Mode, "file">> = {
   "429 with an hour of Retry-After": {
     always: plain(reply("429 Too Many Requests", ["Retry-After: 3600"])),
     error: cannot(
-      "the server returned 429 Too Many Requests and asks to wait 3,600 s, at most 300 s are waited",
+      "the server returned 429 Too Many Requests, asking to wait 3,600 s, which must be at most 300 s",
     ),
     requests: 1,
   },
@@ -280,27 +280,27 @@ const TEXT_MODES: Record<string, Omit<Mode, "file">> = {
     answers: [plain(raw([], "hang"))],
     pauses: [200],
     notices: [
-      "URL/config.json: no answer came for 1 s; trying again in 0.2 s.",
+      "URL/config.json: no response for 1 s; trying again in 0.2 s.",
     ],
   },
   "silence in the head": {
     answers: [plain(raw(["HTTP/1.1 200 OK\r\n"], "hang"))],
     pauses: [200],
     notices: [
-      "URL/config.json: no answer came for 1 s; trying again in 0.2 s.",
+      "URL/config.json: no response for 1 s; trying again in 0.2 s.",
     ],
   },
   "silence in the body": {
     answers: [plain(raw([whole(), config.subarray(0, 99)], "hang"))],
     pauses: [200],
-    notices: ["URL/config.json: no byte came for 1 s; trying again in 0.2 s."],
+    notices: ["URL/config.json: no data for 1 s; trying again in 0.2 s."],
   },
   "silence for good": {
     always: plain(raw([whole(), config.subarray(0, 99)], "hang")),
-    error: cannot("no byte came for 1 s, tried 4 times"),
+    error: cannot("no data for 1 s, tried 4 times"),
     pauses: THRICE,
     notices: [0.2, 0.6, 1.8].map((s) =>
-      `URL/config.json: no byte came for 1 s; trying again in ${s} s.`
+      `URL/config.json: no data for 1 s; trying again in ${s} s.`
     ),
   },
   "a head that never ends": {
@@ -309,7 +309,7 @@ const TEXT_MODES: Record<string, Omit<Mode, "file">> = {
     ],
     pauses: [200],
     notices: [
-      "URL/config.json: no answer came for 1 s; trying again in 0.2 s.",
+      "URL/config.json: no response for 1 s; trying again in 0.2 s.",
     ],
   },
   "a body that takes longer than the timeout, steadily": {
@@ -360,7 +360,7 @@ const TEXT_MODES: Record<string, Omit<Mode, "file">> = {
       reply("200 OK", ["Content-Encoding: br"], Uint8Array.of(0x1b, 0xff)),
     ),
     error: cannot(
-      "the server sent it in the encoding br, must be sent as it is",
+      "the server sent it with Content-Encoding br, must send it unencoded",
     ),
   },
   "no HTTP": {
@@ -576,7 +576,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
     of: "read",
     always: plain(partial([], half.subarray(0, 8))),
     error: cannot(
-      "asked for bytes 0-7, the server sent a range without a name",
+      "asked for bytes 0-7, the server sent 206 without Content-Range",
       WEIGHTS,
     ),
   },
@@ -596,7 +596,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
       head.replace("Connection", "Content-Encoding: gzip\r\nConnection")
     ),
     error: cannot(
-      `asked for bytes 0-7, the server sent bytes 0-7/${SIZE} in the encoding gzip`,
+      `asked for bytes 0-7, the server sent bytes 0-7/${SIZE} with Content-Encoding gzip`,
       WEIGHTS,
     ),
   },
@@ -706,7 +706,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
       ], "hang")],
     pauses: [200],
     notices: [
-      `URL/${WEIGHTS}: no byte came for 1 s; trying again in 0.2 s.`,
+      `URL/${WEIGHTS}: no data for 1 s; trying again in 0.2 s.`,
     ],
     check: (requests) => {
       assertEquals(requests[2].headers.get("range"), "bytes=5-7");
@@ -721,7 +721,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
     of: "read",
     always: plain(reply("404 Not Found")),
     error: cannot(
-      "the server had it and does not have it any more (404)",
+      "the server no longer has it (404)",
       WEIGHTS,
     ),
     requests: 2,
@@ -769,7 +769,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
     always: edited((head) =>
       head.replace("Connection", "Content-Encoding: gzip\r\nConnection")
     ),
-    notices: copied("it sent the encoding gzip"),
+    notices: copied("it sent Content-Encoding gzip"),
   },
   "a range for the whole file": {
     always: plain(partial([contentRange(0, 99, SIZE)], half.subarray(0, 100))),
@@ -793,7 +793,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
   "no ranges, another encoding": {
     always: plain(reply("200 OK", ["Content-Encoding: zstd"], half)),
     error: cannot(
-      "the server sent it in the encoding zstd, must be sent as it is",
+      "the server sent it with Content-Encoding zstd, must send it unencoded",
       WEIGHTS,
     ),
   },
@@ -836,7 +836,7 @@ const RANGE_MODES: Record<string, Omit<Mode, "file">> = {
     always: plain(reply("200 OK", [], weights)),
     notices: [
       ...WHOLE,
-      `URL/${WEIGHTS}: no byte came for 1 s; trying again in 0.2 s.`,
+      `URL/${WEIGHTS}: no data for 1 s; trying again in 0.2 s.`,
     ],
     pauses: [200],
   },
@@ -1029,8 +1029,9 @@ async function assertMode(mode: Mode) {
   const deadline = new AbortController();
   const timer = setTimeout(() => deadline.abort(), DEADLINE_MS);
   const shown = (text: string) => text.replaceAll(server.url, "URL");
-  const isSilent = mode.notices?.some((notice) => /came for/.test(notice)) ||
-    mode.error?.includes("came for");
+  const isSilent =
+    mode.notices?.some((notice) => /no (response|data) for/.test(notice)) ||
+    /no (response|data) for/.test(mode.error ?? "");
   let error: string | undefined;
   try {
     const url = server.url.replace("//", `//${mode.user ?? ""}`);

@@ -203,7 +203,7 @@ Deno.test("parseConfig refuses what cannot run, in one line with field and value
     ],
     [
       { quantization_config: { bits: 4 } },
-      'its weights are quantised with a form without a name (quantization_config is {"bits":4}), must be plain bf16, f16, f32',
+      'its weights are quantised with an unnamed method (quantization_config is {"bits":4}), must be plain bf16, f16, f32',
     ],
     [
       { rope_scaling: { type: "linear", factor: 2 } },
@@ -467,7 +467,16 @@ Deno.test("parseConfig names the quantised form", () => {
       },
       "MLX (quantization_config is",
     ],
-    [{ quantization_config: "int8" }, "a form without a name (quant"],
+    [
+      {
+        quantization_config: {
+          producer: { name: "modelopt" },
+          quant_algo: "NVFP4",
+        },
+      },
+      "NVFP4 (quant",
+    ],
+    [{ quantization_config: "int8" }, "an unnamed method (quant"],
   ];
   for (const [changes, message] of forms) {
     assertThrows(

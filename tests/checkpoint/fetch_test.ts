@@ -119,7 +119,7 @@ Deno.test("a silent server is given up after the read timeout", async () => {
   assertEquals(await textOf(`${server.url}/a?sig=1`, options), "fine");
   assertEquals(pauses, [200]);
   assertEquals(notices, [
-    `${server.url}/a?…: no answer came for 0.5 s; trying again in 0.2 s.`,
+    `${server.url}/a?…: no response for 0.5 s; trying again in 0.2 s.`,
   ]);
   await using loris = await serveRaw(async (_, connection) => {
     await connection.write("HTTP/1.1 200 OK\r\n");
@@ -130,7 +130,7 @@ Deno.test("a silent server is given up after the read timeout", async () => {
   });
   assertEquals(
     await failureOf(textOf(loris.url, options)),
-    "no answer came for 0.5 s, tried 4 times",
+    "no response for 0.5 s, tried 4 times",
   );
 });
 
@@ -151,7 +151,7 @@ Deno.test("a body fails when it breaks or stalls, not when it is slow", async ()
   await assertRejects(
     () => textOf(stalling.url, { readTimeout: 0.1 }),
     TemporaryFailure,
-    "no byte came for 0.1 s",
+    "no data for 0.1 s",
   );
   await using breaking = await serveRaw(async (_, connection) => {
     await connection.write(`${begin}bro`);
@@ -207,7 +207,7 @@ Deno.test("Retry-After is honoured up to a bound", async () => {
   const { options, pauses } = recorded();
   assertEquals(
     await failureOf(textOf(server.url, options)),
-    "the server returned 429 Too Many Requests and asks to wait 3,600 s, at most 300 s are waited",
+    "the server returned 429 Too Many Requests, asking to wait 3,600 s, which must be at most 300 s",
   );
   assertEquals(pauses, []);
 });
@@ -242,7 +242,7 @@ Deno.test("a fetch that ignores signals is left alone", async () => {
   const { options } = recorded({ fetch: never, readTimeout: 0.01 });
   assertEquals(
     await failureOf(textOf("http://nowhere/", options)),
-    "no answer came for 0.01 s, tried 4 times",
+    "no response for 0.01 s, tried 4 times",
   );
   const signal = AbortSignal.timeout(20);
   await assertRejects(

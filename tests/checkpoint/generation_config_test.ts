@@ -155,7 +155,7 @@ Deno.test("settings that would change the text but are not supported are listed"
   );
   assertEquals(
     ignoredNotice(parse({ num_beams: 4, bad_words_ids: [[5]] }), "/models/x"),
-    "Ignoring settings for generation of /models/x that are not supported: num_beams (4), bad_words_ids ([[5]])",
+    "Ignoring unsupported generation settings of /models/x: num_beams (4), bad_words_ids ([[5]])",
   );
   const long = parse({ bad_words_ids: Array(1e5).fill([151643]) });
   assert(ignoredNotice(long, "x")!.length < 200);

@@ -175,7 +175,7 @@ Deno.test("a signal ends a copy, a range and a pause, and leaves no file", async
   }
 });
 
-Deno.test("a fetch of one's own is used, and answers that fetch decompressed are taken", async () => {
+Deno.test("a custom fetch is used, and responses that it decompressed are accepted", async () => {
   const packed = { "content-encoding": "gzip", "content-length": "3" };
   const text = await fetchText("http://nowhere/a.txt", {
     fetch: () => Promise.resolve(new Response("longer", { headers: packed })),

@@ -184,17 +184,17 @@ for (
     [
       "a blank",
       "hf_secret1 hf_secret2",
-      "it has a blank, or a character that is not ASCII",
+      "it has whitespace or a character that is not ASCII",
     ],
     [
       "another alphabet",
       "hf_secret1ß",
-      "it has a blank, or a character that is not ASCII",
+      "it has whitespace or a character that is not ASCII",
     ],
     [
       "UTF-16",
       "h\0f\0_secret1",
-      "it has a blank, or a character that is not ASCII",
+      "it has whitespace or a character that is not ASCII",
     ],
   ]
 ) {
@@ -345,7 +345,7 @@ for (
       { "x-error-code": "RepoNotFound" },
       { error: "Repository not found" },
       "hf_mine",
-      /it answered 404 \(Repository not found\) for \S+: there is none, or the token from HF_TOKEN does not give access$/,
+      /it answered 404 \(Repository not found\) for \S+: there is no such repository, or the token from HF_TOKEN does not give access$/,
     ],
     [
       "a page of a proxy",

@@ -93,7 +93,7 @@ for (const missing of Object.keys(COMPANIONS)) {
     await fillCache(cache.entry, without(files, missing));
     // Nobody noted what the repository has.
     assertEquals(await open(), [
-      `${cache.snapshot} has no ${missing}, and nothing says whether the repository does: HF_HUB_OFFLINE forbids asking.`,
+      `${cache.snapshot} lacks ${missing}, which the repository may have: HF_HUB_OFFLINE forbids asking.`,
     ]);
     // The list of its files has it.
     await writeTree(cache.entry, files);
@@ -145,7 +145,7 @@ Deno.test("when the Hub cannot be asked, what is there is used, and the reason g
     () => new Response(null, { status: 503 }),
   );
   assertEquals(await open(), [
-    `${cache.snapshot} has no tokenizer.json, tokenizer_config.json, chat_template.jinja, and nothing says whether the repository does: the server returned 503 Service Unavailable, tried 4 times.`,
+    `${cache.snapshot} lacks tokenizer.json, tokenizer_config.json, chat_template.jinja, which the repository may have: the server returned 503 Service Unavailable, tried 4 times.`,
   ]);
   assert(server.requests.length > 0);
 });
@@ -217,7 +217,7 @@ Deno.test("bytes of the right size that are wrong are found in small files", asy
       gitSha1(new Uint8Array(7))
     }, must have ${
       gitSha1(bytesOf(COMPANIONS["tokenizer.json"]))
-    }: it is downloaded again.`,
+    }: downloading it again.`,
   );
   assertEquals(
     await Deno.readTextFile(`${cache.snapshot}/tokenizer.json`),

@@ -55,7 +55,7 @@ async function assertTrueToNames(cache: Cache, files = FILES) {
   }
 }
 
-/** A mode of a server, a disk or a cache, and what must come of it. */
+/** A mode of a server, a disk or a cache, and the expected outcome. */
 interface Mode {
   what: string;
   /** The Hub's answers, if they are not right. `count` counts requests for the weights. */
@@ -102,7 +102,7 @@ const info = (answer: () => Response): Mode["hub"] => (_, { path }) =>
 const list =
   (answer: (url: string) => Response): Mode["hub"] => (_, { path, url }) =>
     path.includes("/tree/") ? answer(url) : undefined;
-/** Changes what the Hub says of the weights. */
+/** Changes what the Hub says about the weights. */
 const listed = (change: Record<string, unknown>): Mode["hub"] =>
   list(() =>
     Response.json(
@@ -132,7 +132,7 @@ const MODES: Mode[] = [
         sha256(other)
       }, ${SHA}; that was the second attempt, nothing is kept`,
     ),
-    notice: new RegExp(`${SHA}: it is downloaded again from the start`),
+    notice: new RegExp(`${SHA}: downloading it again from the start`),
     ranges: [null, null],
   },
   {
@@ -259,7 +259,7 @@ const MODES: Mode[] = [
     ranges: [...rest, null],
   },
   {
-    what: "a range without Content-Range",
+    what: "206 without Content-Range",
     before: piece(weights.slice(0, half)),
     hub: once(() => part(weights.slice(half))),
     notice: /the server sent ""/,
@@ -313,7 +313,7 @@ const MODES: Mode[] = [
     what: "a page of HTML with status 200",
     hub: always(bytesOf("<html>log in</html>")),
     error:
-      /has 19 bytes on the server, must have 240952 as it is listed; that was the second/,
+      /has 19 bytes on the server, must have 240952 as listed; that was the second/,
     ranges: [null, null],
   },
   {
@@ -357,6 +357,20 @@ const MODES: Mode[] = [
         : rangeResponse(request, weights, { etag: '"other"' }),
     notice: new RegExp(SHA),
     ranges: [null, ...rest, null],
+  },
+  {
+    what: "a compressed answer",
+    hub: (_, { file }) =>
+      file === WEIGHTS
+        ? new Response(
+          new Blob([weights.slice()]).stream()
+            .pipeThrough(new CompressionStream("gzip")),
+          { headers: { "content-encoding": "gzip" } },
+        )
+        : undefined,
+    error:
+      /model.safetensors was sent in the encoding gzip, must be sent as it is/,
+    piece: 0,
   },
   {
     what: "503 once",
@@ -427,7 +441,7 @@ const MODES: Mode[] = [
     what: "401 without a code",
     hub: info(refused(401)),
     error:
-      /it answered 401 for .*: there is none, or a token is needed: set HF_TOKEN or run hf auth login$/,
+      /it answered 401 for .*: there is no such repository, or a token is needed: set HF_TOKEN or run hf auth login$/,
   },
   {
     what: "403",
@@ -535,7 +549,7 @@ const MODES: Mode[] = [
   {
     what: "a listed size that is too small",
     hub: listed({ size: 9, lfs: { oid: BLOB, size: 9 } }),
-    error: /has 240952 bytes on the server, must have 9 as it is listed/,
+    error: /has 240952 bytes on the server, must have 9 as listed/,
   },
   {
     what: "another listed SHA-256",
@@ -587,7 +601,7 @@ const MODES: Mode[] = [
       await Deno.truncate(`${cache.entry}/blobs/${BLOB}`, half);
     },
     notice:
-      /model.safetensors has 100000 bytes, must have 240952: it is downloaded again/,
+      /model.safetensors has 100000 bytes, must have 240952: downloading it again/,
     ranges: [null],
   },
   {
@@ -600,7 +614,7 @@ const MODES: Mode[] = [
     notice: new RegExp(
       `blobs/${BLOB} has the SHA-256 ${
         sha256(other)
-      }, ${SHA}: it is downloaded again`,
+      }, ${SHA}: downloading it again`,
     ),
     ranges: [null],
   },
@@ -626,7 +640,7 @@ const MODES: Mode[] = [
       await fillCache(cache.entry, FILES);
       await Deno.truncate(`${cache.entry}/blobs/${gitSha1(TOKENIZER)}`, 4);
     },
-    notice: /tokenizer.json has 4 bytes, must have 7: it is downloaded again/,
+    notice: /tokenizer.json has 4 bytes, must have 7: downloading it again/,
     ranges: [],
   },
   {
@@ -691,7 +705,7 @@ for (const mode of MODES) {
     }
     if (mode.error !== undefined) return;
 
-    // It has healed for good: nothing is asked again.
+    // It is repaired for good: there are no more requests.
     const before = server.requests.length;
     await using _again = await open();
     assertEquals(server.requests.length, before);
@@ -749,7 +763,7 @@ Deno.test("a full disk leaves a piece that is resumed", async () => {
   await assertTrueToNames(cache);
 });
 
-Deno.test("a piece that is changed while it grows is not believed", async () => {
+Deno.test("a partial file that another program changes is not trusted", async () => {
   await using cache = await emptyCache();
   await using _server = await serveHub(FILES, (request, _, file) => {
     if (file !== WEIGHTS || request.headers.has("range")) return;
@@ -831,12 +845,12 @@ Deno.test("a file system without locks is used without, and says so", async () =
   });
   assertMatch(
     notices[0],
-    /\.lock cannot be locked \(Function not implemented\): config.json is downloaded without\.$/,
+    /\.lock cannot be locked \(Function not implemented\): config.json is downloaded without a lock\.$/,
   );
   await assertTrueToNames(cache);
 });
 
-Deno.test("without links, files of the snapshot are complete all the same", async () => {
+Deno.test("without links, the files of a snapshot are still complete", async () => {
   await using cache = await emptyCache();
   await using server = await serveHub(FILES);
   using _other = useHost(hostWith({

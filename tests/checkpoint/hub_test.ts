@@ -300,7 +300,7 @@ for (
     await assertRejects(
       () => openCheckpoint("Some/Model"),
       Error,
-      `model.layers.0.mlp.up_proj${suffix} shows weights in the form of ${form}`,
+      `model.layers.0.mlp.up_proj${suffix} shows weights stored as ${form}`,
     );
     const asked = server.requests.map(({ url }) => url);
     assertEquals(asked.filter((url) => url.endsWith(".safetensors")), []);
@@ -319,7 +319,7 @@ Deno.test("a missing repository, or one without safetensors, is reported with th
   );
   assertStringIncludes(
     missing,
-    `and revision main cannot be downloaded from ${server.url}: it answered 404 (Repository not found) for /api/models/No/Such/revision/main: there is none, or a token is needed: set HF_TOKEN or run hf auth login`,
+    `and revision main cannot be downloaded from ${server.url}: it answered 404 (Repository not found) for /api/models/No/Such/revision/main: there is no such repository, or a token is needed: set HF_TOKEN or run hf auth login`,
   );
   assertStringIncludes(
     await failure("Some/Model"),

@@ -195,7 +195,7 @@ Deno.test("quantised forms are named from their tensors", async () => {
     for (const name of [base + suffix, withoutPrefix(base + suffix)]) {
       await assertRefused(
         changed((all) => all.set(name, zeros("F32", 4, 1))),
-        `Cannot load PATH: ${name} shows weights in the form of ${form}, must be plain numbers`,
+        `Cannot load PATH: ${name} shows weights stored as ${form}, must be plain numbers`,
       );
     }
   }
@@ -289,16 +289,16 @@ Deno.test("an index may name tensors that no shard has, if they are not needed",
   );
 });
 
-Deno.test("a tensor counts where it is, even if the index has it elsewhere or not at all", async () => {
+Deno.test("a tensor is read where it is, even if the index has it elsewhere or not at all", async () => {
   const { map, shards } = await halves();
   await assertGolden(
     await sharded({ ...map, [NORM]: "a.safetensors" }, shards),
-    `PATH/${INDEX} is wrong about the place of a tensor: ${NORM}`,
+    `PATH/${INDEX} is wrong about the location of a tensor: ${NORM}`,
   );
   const { [NORM]: _home, ...others } = map;
   await assertGolden(
     await sharded(others, shards),
-    `PATH/${INDEX} is wrong about the place of a tensor: ${NORM}`,
+    `PATH/${INDEX} is wrong about the location of a tensor: ${NORM}`,
   );
 });
 
@@ -368,9 +368,9 @@ size 1503300328
 `;
 const PAGE = "\n<!DOCTYPE html>\n<html><body>Sign in</body></html>";
 const POINTER_KIND =
-  "it is a git-lfs pointer to 1503300328 bytes (git lfs pull fetches the file)";
+  "it is a Git LFS pointer to 1503300328 bytes (git lfs pull fetches the file)";
 
-Deno.test("a git-lfs pointer or a page in the place of a text file says so", async () => {
+Deno.test("a Git LFS pointer or a web page in place of a text file is named", async () => {
   for (const file of ["config.json", "generation_config.json"]) {
     for (
       const [text, kind] of [
@@ -409,7 +409,7 @@ Deno.test("a git-lfs pointer or a page in the place of a text file says so", asy
   );
 });
 
-Deno.test("another file in the place of weights says what it is", async () => {
+Deno.test("a different file in place of weights is named", async () => {
   const latin1 = (text: string) =>
     Uint8Array.from(text, (c) => c.charCodeAt(0));
   const zip = "a zip archive, as PyTorch saves checkpoints";

@@ -80,7 +80,7 @@ for (
   });
 }
 
-Deno.test("a pass that is left in the middle does not disturb the next", () => {
+Deno.test("a pass that is abandoned does not disturb the next", () => {
   using ops = new CpuOps(CONFIG, { threads: 1 });
   const whole = (work: Generator<void, CpuTensor>) => {
     let next = work.next();

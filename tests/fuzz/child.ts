@@ -1,7 +1,7 @@
 /**
  * Gives inputs of the fuzzer to the library, in a process of its own that the test
  * watches: arguments are the seed, the first input and the number of inputs. Every line
- * of stdout is JSON: the memory that an input takes which is not damaged, an input
+ * of stdout is JSON: the memory that an undamaged input takes, an input
  * begins, an input ended, or all is done.
  */
 import { loadQwen3 } from "../../mod.ts";
@@ -79,7 +79,7 @@ async function generate({ base, changes, prompt, options }: Input) {
         !Array.isArray(options)
       ? { maxTokens: 3, ...options }
       : options;
-    // As from JavaScript, where anything may be given.
+    // As from JavaScript, which may pass anything.
     const run = qwen.generate(prompt as string, given as { maxTokens: number });
     for await (const _ of run);
     void [run.toolCalls, run.reasoning, run.text, run.stats.summary];

@@ -148,7 +148,7 @@ export function damageTokenizer(text: string, random: Random): string {
 const CHATML =
   "{%- if tools %}{{- tools | tojson }}{%- endif %}{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') + '<|im_end|>\\n' }}{%- for call in message.tool_calls or [] %}{{- call.function.name ~ (call.function.arguments | tojson) }}{%- endfor %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
 
-/** Templates that are wrong, loop or print without end, or reach for what is not theirs. */
+/** Templates that are wrong, loop or print without end, or access what they must not. */
 const TEMPLATES = [
   CHATML,
   "{% for i in range(1000000000) %}{% endfor %}",

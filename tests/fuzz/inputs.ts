@@ -141,7 +141,7 @@ export function inputOf(seed: number, index: number, tuning: string): Input {
   }
 }
 
-/** Texts that tokenizers and templates may stumble over. */
+/** Texts that are hard for tokenizers and templates. */
 function anyText(random: Random): string {
   return random.pick([
     "Once upon a time",

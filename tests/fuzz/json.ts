@@ -4,7 +4,7 @@ import type { Random } from "../support/random.ts";
 /** A parsed value, in which a {@linkcode Raw} may stand for one. */
 export type Tree = unknown;
 
-/** Text that is written as it is, though it may not be JSON. */
+/** Text that is written verbatim, though it may not be JSON. */
 export class Raw {
   constructor(readonly text: string) {}
 }

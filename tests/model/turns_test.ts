@@ -3,7 +3,7 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { DeviceError, loadQwen3, type Qwen3, type Run } from "../../mod.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import { Turns } from "../../lib/model/turns.ts";
-import { gpuTest } from "../support/gpu.ts";
+import { eachDevice, gpuTest } from "../support/gpu.ts";
 import { HARDWARE, wrapGpu } from "../support/wrapped_gpu.ts";
 
 const PROMPT = "Once upon a time";
@@ -22,16 +22,7 @@ async function read(run: Run): Promise<string> {
   return text;
 }
 
-/** Registers a test for the CPU and for the GPU. */
-function eachDevice(
-  name: string,
-  fn: (device: "cpu" | "gpu") => Promise<void>,
-) {
-  Deno.test(`${name} (cpu)`, () => fn("cpu"));
-  gpuTest(`${name} (gpu)`, () => fn("gpu"));
-}
-
-/** Asserts that nothing can be computed, and that what is known can be read. */
+/** Asserts that nothing can be computed, and that known properties can be read. */
 async function assertDisposed(qwen: Qwen3): Promise<void> {
   assertThrows(() => qwen.generate(PROMPT), Error, DISPOSED);
   assertThrows(() => qwen.generate([1, 2]), Error, DISPOSED);
@@ -72,7 +63,7 @@ eachDevice("after dispose nothing runs", async (device) => {
   await assertRejects(() => Array.fromAsync(batch), Error, DISPOSED);
   assertEquals(before.finishReason, "aborted");
   assertEquals(before.stats.tokens, 0);
-  // Whoever kept the runner is told the same.
+  // A runner that was kept throws the same error.
   await assertRejects(() => runner.logits([1], {}), Error, LOGITS_DISPOSED);
   const { sampling } = before.stats;
   await assertRejects(
@@ -187,7 +178,7 @@ eachDevice("a forgotten iterator blocks nothing", async (device) => {
   const pieces = forgotten[Symbol.asyncIterator]();
   await pieces.next();
   assertEquals(await read(qwen.generate(PROMPT, GREEDY)), whole);
-  // Whoever remembers it is told, and then it is over.
+  // Resuming it throws once, and then it is over.
   await assertRejects(() => pieces.next(), Error, TAKEN);
   assertEquals((await pieces.next()).done, true);
   assertEquals([forgotten.finishReason, forgotten.tokenIds.length], [

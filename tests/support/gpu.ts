@@ -32,6 +32,15 @@ export function quickGpuTest(name: string, fn: GpuTest): void {
   gpuTest(name, fn, true);
 }
 
+/** Registers a test for the CPU and for the GPU. */
+export function eachDevice(
+  name: string,
+  fn: (device: "cpu" | "gpu") => Promise<void>,
+): void {
+  Deno.test(`${name} (cpu)`, () => fn("cpu"));
+  gpuTest(`${name} (gpu)`, () => fn("gpu"));
+}
+
 type GpuTest = (gpu: Gpu, trial: Trial) => void | Promise<void>;
 
 async function run(fn: GpuTest) {

@@ -1,5 +1,5 @@
 /** Checkpoints that write a given reply to any prompt. */
-import type { TempCheckpoint } from "./temp_checkpoint.ts";
+import { type TempCheckpoint, tempFolder } from "./temp_checkpoint.ts";
 
 /** The token that ends a scripted reply. */
 export const END = "<|im_end|>";
@@ -97,18 +97,7 @@ export async function scriptedCheckpoint(
     ),
     "chat_template.jinja": template,
   };
-  const path = await Deno.realPath(await Deno.makeTempDir());
-  for (const [name, content] of Object.entries(files)) {
-    if (content === undefined) continue;
-    const data = typeof content === "string"
-      ? new TextEncoder().encode(content)
-      : content;
-    await Deno.writeFile(`${path}/${name}`, data);
-  }
-  return {
-    path,
-    [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }),
-  };
+  return await tempFolder(files);
 }
 
 /** Cuts a text into tokens that all differ, with special tokens as they are. */

@@ -9,15 +9,25 @@ export interface TempCheckpoint extends AsyncDisposable {
 /** Copies a checkpoint's folder; `changes` has files by name, undefined to leave one out. */
 export async function copyCheckpoint(
   folder: URL | string,
-  changes: Record<string, string | Uint8Array | undefined> = {},
+  changes: Record<string, FileContent> = {},
 ): Promise<TempCheckpoint> {
   const from = new URL(folder);
-  const path = await Deno.realPath(await Deno.makeTempDir());
+  const files: Record<string, FileContent> = { ...changes };
   for await (const { name, isFile } of Deno.readDir(from)) {
     if (!isFile || name in changes || name.startsWith("golden.")) continue;
-    await Deno.copyFile(new URL(name, from), `${path}/${name}`);
+    files[name] = await Deno.readFile(new URL(name, from));
   }
-  for (const [name, content] of Object.entries(changes)) {
+  return await tempFolder(files);
+}
+
+type FileContent = string | Uint8Array | undefined;
+
+/** Writes files, by name, to a temporary folder; undefined ones are left out. */
+export async function tempFolder(
+  files: Record<string, FileContent>,
+): Promise<TempCheckpoint> {
+  const path = await Deno.realPath(await Deno.makeTempDir());
+  for (const [name, content] of Object.entries(files)) {
     if (content === undefined) continue;
     const data = typeof content === "string"
       ? new TextEncoder().encode(content)
@@ -62,7 +72,7 @@ export function editHeader(
 }
 
 /** Multiplies tensors with matching names by 2 ** exponent, in a bf16 file. */
-export function scaleWeights(
+function scaleWeights(
   safetensors: Uint8Array,
   names: RegExp,
   exponent: number,

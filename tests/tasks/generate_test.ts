@@ -167,7 +167,7 @@ Deno.test("flags reach sampling: a seed repeats the text, stop ends it", async (
   assertMatch(notices(stopped.stderr), /\(stop, greedy\)/);
 });
 
-Deno.test("generation_config.json sets limits; what it sets in vain is named on stderr", async () => {
+Deno.test("generation_config.json sets limits; unsupported settings are named on stderr", async () => {
   await using checkpoint = await copyCheckpoint(TINY, {
     "generation_config.json": JSON.stringify({
       max_new_tokens: 5,
@@ -179,7 +179,7 @@ Deno.test("generation_config.json sets limits; what it sets in vain is named on 
   assertEquals([code, stdout], [0, "63 224 290 290 290 \n"]);
   assertMatch(
     notices(stderr),
-    /^Ignoring settings for generation of \S+ that are not supported: no_repeat_ngram_size \(3\)\n/m,
+    /^Ignoring unsupported generation settings of \S+: no_repeat_ngram_size \(3\)\n/m,
   );
   // A refusal stays the only line.
   await assertRefused(["999", "--model", checkpoint.path], "ids must be");

@@ -180,7 +180,7 @@ Deno.test("a notice is printed above the bars and stays", async () => {
   assertEquals(screen.shown.slice(0, 2), during.slice(0, 2));
 });
 
-Deno.test("what an earlier download left does not count as speed", async () => {
+Deno.test("what an earlier download left does not count towards the rate", async () => {
   const screen = new Terminal();
   let at2: string[] = [];
   await download(screen, (_, seconds) => {
@@ -192,7 +192,7 @@ Deno.test("what an earlier download left does not count as speed", async () => {
   ]);
 });
 
-Deno.test("files that are there already do not count as speed", async () => {
+Deno.test("files that are already there do not count towards the rate", async () => {
   const screen = new Terminal();
   using progress = await Progress.start(screen);
   const total = 1000 * MB;
@@ -247,7 +247,7 @@ Deno.test("the bar of a download that starts over goes back", async () => {
   assertEquals(more, []); // one file is all there is
 });
 
-Deno.test("a size that the server does not tell has no bar", async () => {
+Deno.test("a size that the server does not give has no bar", async () => {
   const screen = new Terminal();
   using progress = await Progress.start(screen);
   for (let i = 0; i <= 10; i++, screen.time += 100) {
@@ -339,7 +339,7 @@ Deno.test("a silent server ends loading after its read timeout", async () => {
   await using server = await serveRaw((_, connection) => connection.hang());
   const model = server.url.replace("//", "//me:secret@") + "/?key=secret";
   const file = `${server.url}/config.json?…`;
-  const error = `Cannot read ${file}: no answer came for 0.2 s, tried 4 times`;
+  const error = `Cannot read ${file}: no response for 0.2 s, tried 4 times`;
   const notices: string[] = [];
   const failed = await loadQwen3(model, {
     readTimeout: 0.2,
@@ -347,7 +347,7 @@ Deno.test("a silent server ends loading after its read timeout", async () => {
   }).catch(({ message }) => message);
   assertEquals(failed, error);
   const said = [0.2, 0.6, 1.8].map((seconds) =>
-    `${file}: no answer came for 0.2 s; trying again in ${seconds} s.`
+    `${file}: no response for 0.2 s; trying again in ${seconds} s.`
   );
   assertEquals(notices, said);
   const { code, stdout, stderr } = await runTask("generate", [

@@ -47,7 +47,7 @@ Deno.test("a single_word token is found only between other characters", () => {
   assertEquals(hidden("scat at"), [...bytes("scat "), 301]);
 });
 
-Deno.test("lstrip and rstrip take white space along", () => {
+Deno.test("lstrip and rstrip also match white space", () => {
   const ids = idsWith([
     token("<l>", 300, { lstrip: true }),
     token("<r>", 301, { rstrip: true }),
@@ -141,7 +141,7 @@ Deno.test("files that disagree, and wrong entries, are refused", () => {
     [
       [token("<a>", 300), token("<b>", 300)],
       {},
-      '"<b>" has id 300 in added_tokens[1], which "<a>" has too',
+      '"<b>" has id 300 in added_tokens[1], which "<a>" also has',
     ],
     [
       [token("<a>", 300), token("<a>", 301)],
@@ -156,7 +156,7 @@ Deno.test("files that disagree, and wrong entries, are refused", () => {
     [
       [token("<a>", 97)],
       {},
-      '"<a>" has id 97 in added_tokens[0], which "a" has too',
+      '"<a>" has id 97 in added_tokens[0], which "a" also has',
     ],
     [
       [token("<a>", 300)],
@@ -166,7 +166,7 @@ Deno.test("files that disagree, and wrong entries, are refused", () => {
     [
       [token("<a>", 300)],
       { added_tokens_decoder: { "300": { content: "<b>" } } },
-      '"<b>" has id 300 in added_tokens_decoder["300"], which "<a>" has too',
+      '"<b>" has id 300 in added_tokens_decoder["300"], which "<a>" also has',
     ],
     [{}, {}, "added_tokens is {}, must be a list"],
     [[5], {}, "added_tokens[0] is 5, must be an object"],

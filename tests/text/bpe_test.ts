@@ -138,7 +138,7 @@ Deno.test("a model that cannot be right is refused", () => {
     ],
     [
       { ...good, vocab: { ...vocab, xyz: 97 } },
-      'the id of "xyz" in model.vocab is 97, which "a" has too',
+      'the id of "xyz" in model.vocab is 97, which "a" also has',
     ],
     [
       { ...good, vocab: gaps, merges: [] },

@@ -84,7 +84,7 @@ Deno.test("arguments of wrong types are refused, null is absent", () => {
     [
       template,
       null,
-      "the argument with the options is null, must be an object",
+      "the options argument is null, must be an object",
     ],
     [template, { thinking: "no" }, 'thinking is "no", must be true or false'],
     [
@@ -190,7 +190,7 @@ function callWith(args: unknown): Message[] {
   ] as Message[];
 }
 
-Deno.test("arguments reach a template in the form that it takes", async () => {
+Deno.test("arguments reach a template in the form that it expects", async () => {
   const object = { a: 1, b: "x" };
   for (const args of [object, JSON.stringify(object)]) {
     const messages = callWith(args);
@@ -216,9 +216,17 @@ Deno.test("arguments reach a template in the form that it takes", async () => {
     assert(renderChat(AS_XML, callWith(none)).includes("<function=f>"));
   }
   // What JavaScript's own parser would change.
-  const exact = '{"id": 12345678901234567890, "2": "two", "1": "one"}';
-  assert(renderChat(AS_JSON, callWith(exact)).includes(exact));
-  for (const args of ["oops", "[1]", "1", "null"]) {
+  for (
+    const exact of [
+      '{"id": 12345678901234567890, "2": "two", "1": "one", "x": [1.0]}',
+      '{"id": 7, "x": 1.0, "y": {"z": [-2.0, -0.0, 100000.0, 1e+22, 0.5]}}',
+    ]
+  ) {
+    assert(renderChat(AS_JSON, callWith(exact)).includes(exact), exact);
+  }
+  const xml = renderChat(AS_XML, callWith('{"x": 1.0, "y": 1e5}'));
+  assert(xml.includes("x>1.0<") && xml.includes("y>100000.0<"), xml);
+  for (const args of ["oops", "[1]", "1", "1.0", "null"]) {
     assertThrows(
       () => renderChat(AS_XML, callWith(args)),
       Error,
@@ -312,6 +320,14 @@ Deno.test("what a template does not print is refused", async () => {
     { role: "tool", content: "r", name: "f", tool_call_id: "1" },
   ];
   assert(renderChat(template, history).includes("\nr\n</tool_response>"));
+  for (const body of ['{"name": "f"}', "<function=f>\n</function>"]) {
+    const written = `<tool_call>\n${body}\n</tool_call>`;
+    renderChat(template, [
+      user,
+      { role: "assistant", content: written },
+      { role: "tool", content: "r", name: "f" },
+    ]);
+  }
   // Earlier reasoning, which Qwen3's template leaves out.
   const thought = renderChat(template, [
     user,

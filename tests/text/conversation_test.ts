@@ -282,7 +282,7 @@ Deno.test("results are put in the order of their calls", () => {
   assertEquals(order("c", "a", "a"), ["rc", "ra", "ra"]);
 });
 
-Deno.test("what cannot be passed on is refused with its place", () => {
+Deno.test("what would be lost is refused with its location", () => {
   const user = (content: unknown) => [{ role: "user", content }];
   const assistant = (message: object) => [{ role: "assistant", ...message }];
   const result = (part: object) => [{

@@ -337,7 +337,7 @@ Deno.test("a call that a stop string ends is a call if it is complete, else left
   }
 });
 
-Deno.test("text comes as soon as it cannot be part of a tag", () => {
+Deno.test("text is released as soon as it cannot be part of a tag", () => {
   const stream = new ReplyStream();
   const pushed = [
     "<",

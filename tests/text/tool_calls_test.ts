@@ -171,7 +171,7 @@ Deno.test("a parameter may hold the tags of calls", () => {
   assertEquals(read("<function=f>\n<parameter=text>\na "), "open");
 });
 
-Deno.test("XML without its ends is read as far as it goes", () => {
+Deno.test("XML without closing tags is read as far as possible", () => {
   const cases: [body: string, args: Args][] = [
     ["<function=f>\n<parameter=a>\n1\n</parameter>\n", { a: "1" }],
     ["<function=f>\n<parameter=a>\n1\n<parameter=b>\n2\n</function>", {

@@ -90,7 +90,7 @@ for (const atOnce of [true, false]) {
   });
 }
 
-Deno.test("a rate that was guessed is measured", async () => {
+Deno.test("a guessed rate is replaced by a measured one", async () => {
   for (const guess of [10, 3000]) {
     using device = new ScriptedDevice(1000);
     const pace = new Pace(device.gpu, guess);
@@ -127,7 +127,7 @@ Deno.test("an abort acts before the next slice but one", async () => {
   }
 });
 
-Deno.test("a queue that something else has waited for is empty", async () => {
+Deno.test("a queue is empty once something else has waited for it", async () => {
   using device = new ScriptedDevice(1000);
   const pace = new Pace(device.gpu, 1000);
   for (let i = 0; i < 10; i++) {

@@ -1,5 +1,5 @@
 /**
- * Makes Python's values of JavaScript's.
+ * Converts JavaScript's values to Python's.
  *
  * @module
  */
@@ -14,7 +14,7 @@ class Converter {
 
   constructor(readonly run: Run) {}
 
-  /** Returns undefined for undefined, which stands for nothing at all. */
+  /** Returns undefined for undefined, which means absent. */
   convert(value: unknown, path: string): Value | undefined {
     switch (typeof value) {
       case "undefined":
@@ -27,7 +27,10 @@ class Converter {
           ? BigInt(value)
           : value;
       case "object":
-        return value === null ? null : this.#object(value, path);
+        if (value === null) return null;
+        // A float, even if it is whole.
+        if (value instanceof Number) return value.valueOf();
+        return this.#object(value, path);
       default:
         throw new Fault(
           `the variable ${path} is a ${typeof value}, must be a string, number, ` +

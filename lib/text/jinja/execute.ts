@@ -55,7 +55,7 @@ interface Frame {
   output: Output;
 }
 
-/** How a statement ended, if it left its loop round early. */
+/** How a statement ended, if it left its iteration of the loop early. */
 type Jump = "break" | "continue" | undefined;
 
 type Executors = {
@@ -119,7 +119,7 @@ const EXECUTORS: Executors = {
   continue: () => "continue",
 };
 
-/** Executes statements up to one that leaves the loop round. */
+/** Executes statements up to one that leaves the iteration. */
 export function execute(body: readonly Statement[], frame: Frame): Jump {
   const { run } = frame;
   for (const node of body) {
@@ -219,7 +219,7 @@ function executeLoop(
     if (jump === "break") break;
     hasCompleted ||= jump === undefined;
   }
-  // As in Jinja2, a round that jumps does not count.
+  // As in Jinja2, an iteration that is left early does not count.
   if (!hasCompleted) {
     execute(node.otherwise, { ...frame, scope: new Scope(frame.scope) });
   }
@@ -241,7 +241,7 @@ function* tested(
   }
 }
 
-/** A macro, or the body of a call block, which sees the names around it. */
+/** A macro, or the body of a call block, which sees the surrounding names. */
 function macro(
   name: string | undefined,
   node: Signature,

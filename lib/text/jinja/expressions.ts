@@ -33,7 +33,7 @@ export class ExpressionParser {
     return this.tokens[this.#at];
   }
 
-  /** Goes one token ahead. */
+  /** Advances by one token. */
   advance(): void {
     if (this.token.type !== "end") this.#at++;
   }
@@ -67,7 +67,7 @@ export class ExpressionParser {
     return found;
   }
 
-  /** Demands an operator or the end of a tag. */
+  /** Requires an operator or the end of a tag. */
   expect(text: string): void {
     const { type, value } = this.token;
     if (type === text || (type === "operator" && value === text)) {
@@ -76,7 +76,7 @@ export class ExpressionParser {
     this.fail(`expected token '${text}', got ${this.#found()}`);
   }
 
-  /** Demands a word, or this one. */
+  /** Requires a word, or this one. */
   expectName(name?: string): string {
     const { type, value } = this.token;
     if (type !== "name" || (name !== undefined && value !== name)) {
@@ -420,7 +420,7 @@ export class ExpressionParser {
     return found;
   }
 
-  /** Filters, tests and calls behind a value. */
+  /** Filters, tests and calls after a value. */
   #filters(node: Expression): Expression {
     for (;;) {
       const { line } = this.token;

@@ -10,6 +10,7 @@ import {
   fixed,
   floatText,
   general,
+  isNegative,
   numberOf,
   toFloat,
   toInt,
@@ -69,10 +70,6 @@ function floatBody(
   return alternate && !body.includes(".")
     ? body.replace(/(?=e|%|$)/, ".")
     : body;
-}
-
-function isNegative(value: bigint | number): boolean {
-  return value < 0 || Object.is(value, -0);
 }
 
 const RADIX: Readonly<Record<string, number>> = { b: 2, o: 8, x: 16 };
@@ -202,7 +199,7 @@ function formatNumber(
   );
 }
 
-/** Throws if a type does not go with the value or with other parts of the format. */
+/** Throws if a type does not fit the value or other parts of the format. */
 function checkNumberSpec(
   value: bigint | number,
   type: string,
@@ -299,7 +296,7 @@ class PercentValues {
   }
 
   end(): void {
-    // Whatever has items counts as a mapping, which may have too many.
+    // Anything with items counts as a mapping, which may have too many.
     const mapping = this.source instanceof Dict || Array.isArray(this.source) ||
       this.source instanceof Range || this.source instanceof Undefined;
     if (!mapping && this.#next < this.#values.length) {

@@ -1,5 +1,5 @@
 /**
- * HTML in and out of strings: what `escape`, `striptags` and Markup do.
+ * HTML in strings: `escape`, `striptags` and Markup.
  *
  * @module
  */
@@ -37,7 +37,7 @@ export function stripTags(text: string): string {
   );
 }
 
-/** The named entities that people write; HTML has 2,231. */
+/** The common named entities; HTML has 2,231. */
 const NAMED: ReadonlyMap<string, string> = new Map(Object.entries({
   amp: "&",
   apos: "'",

@@ -35,7 +35,7 @@ const INTEGER =
   /0b(?:_?[01])+|0o(?:_?[0-7])+|0x(?:_?[\da-f])+|[1-9](?:_?\d)*|0(?:_?0)*/iy;
 const OPERATOR = /\/\/|\*\*|[=!<>]=|[-+/*%~[\](){}>=<.:|,;]/y;
 const BLANK = new RegExp(SPACES, "y");
-/** The end of each kind of tag, with the white space that it takes along. */
+/** The end of each kind of tag, with the white space that it removes. */
 const ENDS = {
   "{%": new RegExp(`\\+%\\}|-%\\}${SPACE}|%\\}\\n?`, "y"),
   "{{": new RegExp(`-\\}\\}${SPACE}|\\}\\}`, "y"),
@@ -98,7 +98,7 @@ class Lexer {
   #at = 0;
   #line = 1;
   #counted = 0;
-  /** Whether the last thing that was read ended a line. */
+  /** Whether what was read last ended a line. */
   #lineStarts = true;
 
   constructor(readonly source: string) {}
@@ -146,7 +146,7 @@ class Lexer {
     this.#lineStarts = text.endsWith("\n");
   }
 
-  /** Text before a tag, without the white space that the tag takes along. */
+  /** Text before a tag, without the white space that the tag removes. */
   #before(begin: number, sign: string, isPrint: boolean): void {
     const text = this.source.slice(this.#at, begin);
     if (sign === "-") return this.#text(strip(text, null, false, true));
@@ -188,7 +188,7 @@ class Lexer {
     this.#take(match[0]);
   }
 
-  /** Tokens up to the end of a tag, which counts only outside of brackets. */
+  /** Tokens up to the end of a tag, which is recognised only outside of brackets. */
   #inside(opening: "{%" | "{{"): void {
     const open: string[] = [];
     for (;;) {
@@ -253,7 +253,7 @@ class Lexer {
 /** Divides a template into tokens. */
 export function tokenize(source: string): Token[] {
   atMost(source.length, MOST.source, "the template has {} characters");
-  // One line end at the end of the file is not part of the template.
+  // One line break at the end of the file is not part of the template.
   const text = source.replaceAll(/\r\n?/g, "\n").replace(/\n$/, "");
   return new Lexer(text).read();
 }

@@ -18,7 +18,7 @@ import {
   type Value,
 } from "./values.ts";
 
-/** A loop in progress, which looks ahead only as far as it is asked to. */
+/** A loop in progress, which looks ahead only when asked to. */
 export class Loop extends Thing {
   readonly type = "LoopContext";
   #items: Iterator<Value>;
@@ -26,7 +26,7 @@ export class Loop extends Thing {
   #index = -1;
   #before?: Value;
   #current?: Value;
-  /** The next item, if it was looked at; null behind the last. */
+  /** The next item, if it was looked at; null after the last. */
   #after?: { item: Value } | null;
   #changed?: Value[];
 

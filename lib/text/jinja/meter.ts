@@ -1,11 +1,11 @@
 /**
- * What a template may cost, counted in steps and sizes, so that the same template with the
+ * Bounds of what a template may cost, counted in steps and sizes, so that a template with the
  * same variables always ends in the same way, on any machine.
  *
  * @module
  */
 
-/** An error of a template, or of what it does; the line is added on the way up. */
+/** An error in a template or its execution; the line is added on the way up. */
 export class Fault extends Error {
   /** The line of the template, from 1. */
   line?: number;
@@ -19,7 +19,7 @@ export class Fault extends Error {
   }
 }
 
-/** The most that a template may do; conversations need a small part of each. */
+/** The most that a template may do; conversations need a small fraction. */
 export const MOST = {
   /** Statements and expressions that are evaluated, loops and macros included. */
   steps: 20_000_000,
@@ -29,9 +29,9 @@ export const MOST = {
   text: 2 ** 26,
   /** Items of one range(), as in Jinja2's sandbox. */
   range: 100_000,
-  /** Statements and expressions inside each other, counted through macros. */
+  /** Nesting of statements and expressions, through macros too. */
   depth: 1_000,
-  /** Brackets, operators and blocks inside each other in the source. */
+  /** Nesting of brackets, operators and blocks in the source. */
   nesting: 100,
   /** Bits of an integer. */
   bits: 65_536,
@@ -63,7 +63,7 @@ export class Meter {
   /** Counts evaluated nodes. */
   step(): void {
     if (++this.#steps > MOST.steps) {
-      atMost(this.#steps, MOST.steps, "it takes {} steps (does a loop end?)");
+      atMost(this.#steps, MOST.steps, "it takes {} steps (is a loop endless?)");
     }
   }
 
@@ -81,7 +81,7 @@ export class Meter {
     this.work(length);
   }
 
-  /** Counts work that takes much longer than reading, for every character. */
+  /** Counts work that takes much longer per character than reading. */
   slowly(length: number): void {
     this.work(32 * length);
   }

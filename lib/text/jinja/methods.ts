@@ -223,7 +223,7 @@ function stripping(left: boolean, right: boolean): Method {
   };
 }
 
-/** Fills a string up to a width; returns how much goes left. */
+/** Pads a string to a width; `left` says how much of the padding goes on the left. */
 function filling(left: (missing: number, width: number) => number): Method {
   return (run, self, wide, filler) => {
     const text = asText(self), fill = asText(filler), width = asInt(wide);

@@ -125,7 +125,7 @@ export interface Statements {
     filter: Expression;
     body: Statement[];
   };
-  /** A body with names of its own: `block` and `generation`. */
+  /** A body with its own names: `block` and `generation`. */
   scope: At & { type: "scope"; body: Statement[] };
   do: At & { type: "do"; value: Expression };
   break: At & { type: "break" };

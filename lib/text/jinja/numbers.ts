@@ -6,12 +6,17 @@
 import { atMost, Fault, MOST } from "./meter.ts";
 import type { Value } from "./values.ts";
 
-/** A number, with a bool as the int that Python takes it for; undefined for other values. */
+/** A number; a bool is an int, as in Python. Undefined for other values. */
 export function numberOf(value: Value): bigint | number | undefined {
   if (typeof value === "boolean") return value ? 1n : 0n;
   return typeof value === "bigint" || typeof value === "number"
     ? value
     : undefined;
+}
+
+/** Whether a number has a minus sign, as -0.0 does too. */
+export function isNegative(value: bigint | number): boolean {
+  return value < 0 || Object.is(value, -0);
 }
 
 /** A double as fraction · 2^exponent, without its sign. */
@@ -97,7 +102,7 @@ export function general(
   return point(kept, exponent, keepZeros);
 }
 
-/** Puts the point behind the digit of exponent 0. */
+/** Puts the point after the digit of exponent 0. */
 function point(digits: string, exponent: number, keepPoint: boolean): string {
   if (exponent < 0) return `0.${"0".repeat(-exponent - 1)}${digits}`;
   const whole = digits.slice(0, exponent + 1).padEnd(exponent + 1, "0");
@@ -234,7 +239,7 @@ interface Operation {
 }
 
 /** The arithmetic operators. */
-export const ARITHMETIC: Readonly<Record<string, Operation>> = {
+const ARITHMETIC: Readonly<Record<string, Operation>> = {
   "+": { ints: (a, b) => a + b, floats: (a, b) => a + b },
   "-": { ints: (a, b) => a - b, floats: (a, b) => a - b },
   "*": {

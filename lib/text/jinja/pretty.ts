@@ -55,7 +55,7 @@ function sortedPairs(run: Run, dict: Dict): [Value, Value][] {
   ).sort(([a], [b]) => order(a, b));
 }
 
-/** Lays out a value that begins in column `indent`, with `after` characters behind it. */
+/** Lays out a value that begins in column `indent` and is followed by `after` characters. */
 function layOut(
   run: Run,
   value: Value,
@@ -95,7 +95,7 @@ function layOut(
   return open + parts.join(between) + close;
 }
 
-/** A long string as several, which Python joins. */
+/** A long string as several literals, which Python concatenates. */
 function layOutText(
   run: Run,
   text: string,

@@ -5,7 +5,7 @@
  */
 import type { Value } from "./values.ts";
 
-/** Names of one block, loop round or macro call, and what surrounds them. */
+/** Names of one block, iteration or macro call, and those around them. */
 export class Scope {
   #names?: Map<string, Value>;
 

@@ -59,7 +59,7 @@ function getter(run: Run, path: Value, fallback: Value = null): Getter {
   };
 }
 
-/** A getter that ignores case unless it is told not to. */
+/** A getter that ignores case by default. */
 function caseGetter(run: Run, path: Value, caseSensitive: Value): Getter {
   const get = getter(run, path);
   return truth(caseSensitive) ? get : (item) => lowered(get(item));
@@ -303,7 +303,7 @@ function* map(
   for (const item of iterate(run, value)) yield apply(item);
 }
 
-/** `select`, `reject` and what they do with an attribute. */
+/** `select`, `reject` and their variants for an attribute. */
 function selector(keep: boolean, byAttribute: boolean): Builtin {
   function* select(
     run: Run,

@@ -87,7 +87,7 @@ function bind(
   });
 }
 
-/** Demands an int. */
+/** Requires an int. */
 export function asInt(value: Value): number {
   const number = typeof value === "number" ? undefined : numberOf(value);
   if (typeof number === "bigint") return Number(toInt(number));
@@ -97,7 +97,7 @@ export function asInt(value: Value): number {
   );
 }
 
-/** Demands a string. */
+/** Requires a string. */
 export function asText(value: Value): string {
   const text = textOf(value);
   if (text !== undefined) return text;

@@ -7,7 +7,9 @@ import { percentFormat } from "./format.ts";
 import { escapeHtml, stripTags } from "./html.ts";
 import { atMost, Fault, MOST } from "./meter.ts";
 import {
+  arithmetic,
   fixed,
+  isNegative,
   numberOf,
   parseFloating,
   parseInteger,
@@ -15,7 +17,6 @@ import {
   toFloat,
   toInt,
 } from "./numbers.ts";
-import { arithmetic } from "./numbers.ts";
 import { center, replaceText } from "./methods.ts";
 import { compare } from "./operators.ts";
 import { pretty } from "./pretty.ts";
@@ -99,7 +100,7 @@ function truncate(
   }
   const slack = leeway === null ? 5 : asInt(leeway);
   if (slack < 0) throw new Fault(`expected leeway >= 0, got ${slack}`);
-  // What is short enough stays as it is, even if it is no string.
+  // A short value stays as it is, even if it is not a string.
   if ((sizeOf(value) ?? Infinity) <= most + slack) return value;
   const text = asText(value);
   run.work(text.length);
@@ -387,7 +388,3 @@ export const TEXT_FILTERS: Readonly<Record<string, Builtin>> = {
   ),
   xmlattr: builtin("xmlattr(d, autospace=True)", xmlAttributes),
 };
-
-function isNegative(value: bigint | number): boolean {
-  return value < 0 || Object.is(value, -0);
-}

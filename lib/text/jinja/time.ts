@@ -28,7 +28,7 @@ const MONTHS = [
   "December",
 ];
 
-/** A number with its usual width and what fills it; `-`, `_` and `0` change that. */
+/** A number with its usual width and padding; `-`, `_` and `0` change the padding. */
 type Field = [value: number, width: number, fill: "0" | " "];
 
 const DAY = 86_400_000;
@@ -91,7 +91,7 @@ const FIELDS: Readonly<Record<string, (time: Date) => string | Field>> = {
   "%": () => "%",
 };
 
-/** Fields that stand for several. */
+/** Fields that abbreviate several others. */
 const COMPOUND: Readonly<Record<string, string>> = {
   c: "%a %b %e %H:%M:%S %Y",
   D: "%m/%d/%y",

@@ -4,7 +4,7 @@
  * @module
  */
 
-/** What str.isspace, str.split and str.strip take for white space. */
+/** What str.isspace, str.split and str.strip treat as white space. */
 const SPACE =
   "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
 const ONE_SPACE = new RegExp(`^[${SPACE}]$`);
@@ -90,7 +90,7 @@ export function compareText(a: string, b: string): number {
 }
 
 /** Whether one character is white space. */
-export function isSpace(char: string): boolean {
+function isSpace(char: string): boolean {
   return ONE_SPACE.test(char);
 }
 
@@ -167,7 +167,7 @@ for (const [char, ...title] of ["ῇῌ͂", "ῌῌ", "ῲῺͅ", "ῳῼ", "ῴ
 }
 
 /** One character in title case, as str.capitalize and str.title write it. */
-export function titleChar(char: string): string {
+function titleChar(char: string): string {
   const known = TITLES.get(char);
   if (known !== undefined) return known;
   if (/^[\u10d0-\u10ff]$/.test(char)) return char;

@@ -73,7 +73,7 @@ function requireWhole(
 }
 
 /**
- * Checks what needs no checkpoint, before one is opened.
+ * Checks what can be checked before a checkpoint is opened.
  *
  * @throws {Error} if an option is out of range, or two exclude each other.
  */

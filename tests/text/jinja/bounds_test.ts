@@ -3,7 +3,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { compileTemplate, TemplateError } from "../../../lib/text/jinja/mod.ts";
 
 const STEPS =
-  "it takes 20,000,001 steps (does a loop end?), must be at most 20,000,000";
+  "it takes 20,000,001 steps (is a loop endless?), must be at most 20,000,000";
 const DEPTH = "it nests 1,001 levels deep, must be at most 1,000";
 const WORK = "must be at most 268,435,456";
 const TEXT = "must be at most 67,108,864";

@@ -43,7 +43,7 @@ Deno.test("JavaScript's values become Python's", () => {
   assertEquals(render("{{ nothing is defined }}", variables), "False");
 });
 
-Deno.test("what Python has no value for is refused by name", () => {
+Deno.test("values without a Python equivalent are refused by name", () => {
   assertThrows(
     () => render("", { tools: [{ run: () => 1 }] }),
     TemplateError,
