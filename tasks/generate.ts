@@ -271,7 +271,7 @@ async function readPrompt(words: string[]): Promise<string> {
 async function readStdin(): Promise<string> {
   const text = new TextDecoder();
   let prompt = "", bytes = 0;
-  for await (const chunk of Deno.stdin.readable) {
+  for await (const chunk of stdinChunks()) {
     bytes += chunk.length;
     if (bytes > MOST_STDIN) {
       throw new Error(
@@ -281,6 +281,14 @@ async function readStdin(): Promise<string> {
     prompt += text.decode(chunk, { stream: true });
   }
   return prompt + text.decode();
+}
+
+async function* stdinChunks(): AsyncGenerator<Uint8Array, void> {
+  try {
+    yield* Deno.stdin.readable;
+  } catch (error) {
+    throw new Error(`Cannot read the prompt on stdin: ${errorText(error)}`);
+  }
 }
 
 /** Parses a prompt of token ids, for a checkpoint without a tokenizer; other text stays text. */
@@ -298,7 +306,12 @@ function say(notice: string): void {
 /** Writes to stdout; a terminal does not get control characters that a model made up. */
 function write(text: string): void {
   const shown = Deno.stdout.isTerminal() ? printable(text) : text;
-  writeAll(Deno.stdout, shown);
+  try {
+    writeAll(Deno.stdout, shown);
+  } catch (error) {
+    if (error instanceof Deno.errors.BrokenPipe) throw error;
+    throw new Error(`Cannot write the reply: ${errorText(error)}`);
+  }
 }
 
 function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string) {
