@@ -96,13 +96,15 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
     onNotice,
     readTimeout,
   });
+  let qwen: Qwen3 | undefined;
   try {
     checkContext(checkpoint, options.context);
-    const qwen = await Qwen3.load(checkpoint, options);
+    qwen = await Qwen3.load(checkpoint, options);
     for (const notice of checkpoint.notices) onNotice?.(notice);
     return qwen;
   } catch (error) {
-    await checkpoint[Symbol.asyncDispose]();
+    if (qwen) qwen[Symbol.dispose]();
+    else await checkpoint[Symbol.asyncDispose]();
     throw error;
   }
 }

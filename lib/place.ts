@@ -44,13 +44,13 @@ export interface Qwen3Options {
   /** Called with the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
   /**
-   * Seconds without a byte from a server after which a request is given up and resumed;
+   * Seconds without data from a server after which a request is given up and retried;
    * 30 by default.
    */
   readTimeout?: number;
   /**
    * Called with a line of text for the user when the model moves to another device, a
-   * server keeps it waiting, or the checkpoint has settings that are ignored.
+   * download waits or is repeated, or something in the checkpoint is not used.
    */
   onNotice?: (notice: string) => void;
   /** Aborts loading. */

@@ -77,7 +77,7 @@ await runTask({
 
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
-  // A notice waits for a turn, so that an error that follows is the only line on stderr.
+  // Notices wait for a turn, so that an error that follows is the only line on stderr.
   const notices: string[] = [];
   const tell = () => notices.splice(0).forEach(progress.notice);
   try {
@@ -101,7 +101,7 @@ await runTask({
       );
     }
     await printRun(qwen, run, json, signal);
-    // Ctrl-C is how a reader ends a reply; another signal comes from a program.
+    // A reader ends a reply with Ctrl-C; other signals come from programs.
     return interrupt.code === CTRL_C ? 0 : interrupt.code ?? 0;
   } catch (error) {
     if (interrupt.code === undefined) throw error;
@@ -271,7 +271,7 @@ async function readPrompt(words: string[]): Promise<string> {
 async function readStdin(): Promise<string> {
   const text = new TextDecoder();
   let prompt = "", bytes = 0;
-  for await (const chunk of Deno.stdin.readable) {
+  for await (const chunk of stdinChunks()) {
     bytes += chunk.length;
     if (bytes > MOST_STDIN) {
       throw new Error(
@@ -281,6 +281,14 @@ async function readStdin(): Promise<string> {
     prompt += text.decode(chunk, { stream: true });
   }
   return prompt + text.decode();
+}
+
+async function* stdinChunks(): AsyncGenerator<Uint8Array, void> {
+  try {
+    yield* Deno.stdin.readable;
+  } catch (error) {
+    throw new Error(`Cannot read the prompt on stdin: ${errorText(error)}`);
+  }
 }
 
 /** Parses a prompt of token ids, for a checkpoint without a tokenizer; other text stays text. */
@@ -295,10 +303,15 @@ function say(notice: string): void {
   console.error(wrap(printable(notice), WIDTH, "", "  ").join("\n"));
 }
 
-/** Writes to stdout; a terminal does not get control characters that a model made up. */
+/** Writes to stdout; control characters from the model do not reach a terminal. */
 function write(text: string): void {
   const shown = Deno.stdout.isTerminal() ? printable(text) : text;
-  writeAll(Deno.stdout, shown);
+  try {
+    writeAll(Deno.stdout, shown);
+  } catch (error) {
+    if (error instanceof Deno.errors.BrokenPipe) throw error;
+    throw new Error(`Cannot write the reply: ${errorText(error)}`);
+  }
 }
 
 function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string) {

@@ -462,6 +462,26 @@ Deno.test("errors of loading are printable lines of fewer than 2,000 characters"
   assertEquals(message, errorText(message));
 });
 
+gpuTest("a model whose notice makes the caller throw is freed", async () => {
+  await using changed = await copyCheckpoint(DEFAULT_MODEL, {
+    "generation_config.json": JSON.stringify({ num_beams: 4 }),
+  });
+  const { gpu, devices } = wrapGpu(HARDWARE);
+  const own = new Error("Enough");
+  const error = await assertRejects(() =>
+    loadQwen3(changed.path, {
+      device: "gpu",
+      gpu,
+      onNotice() {
+        throw own;
+      },
+    })
+  );
+  assertEquals(error, own);
+  assertEquals(devices.length, 1);
+  await devices[0].lost; // or the test never ends
+});
+
 Deno.test("arguments of wrong types are refused like wrong values", async () => {
   for (
     const [args, message] of [

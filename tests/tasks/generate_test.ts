@@ -397,6 +397,27 @@ Deno.test("a prompt on stdin without end is refused", async () => {
   ]);
 });
 
+Deno.test("a stdin that cannot be read and a full disk say what failed", async () => {
+  const run = async (redirected: string) => {
+    const task = `"${Deno.execPath()}" ${RUN.join(" ")} tasks/generate.ts`;
+    const { code, stderr } = await new Deno.Command("sh", {
+      args: ["-c", `${task} --device cpu --max-tokens 1 ${redirected}`],
+      cwd: new URL("../..", import.meta.url),
+      env: { NO_COLOR: "1" },
+    }).output();
+    return `${code} ${new TextDecoder().decode(stderr).split("\n").at(-2)}`;
+  };
+  assertEquals(
+    await run("< tests"),
+    "1 error: Cannot read the prompt on stdin: Is a directory (os error 21)",
+  );
+  if (Deno.build.os !== "linux") return; // only Linux has a full device
+  assertEquals(
+    await run("hi > /dev/full"),
+    "1 error: Cannot write the reply: No space left on device (os error 28)",
+  );
+});
+
 Deno.test("a missing model is a one-line error that lists where it was looked for", async () => {
   const model = (spec: string) => ["hi", "--model", spec];
   await using empty = await emptyFolder();

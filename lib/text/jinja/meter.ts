@@ -9,7 +9,7 @@
 export class Fault extends Error {
   /** The line of the template, from 1. */
   line?: number;
-  /** Whether the template is large or takes long, rather than wrong. */
+  /** Whether the template exceeds a bound, rather than being wrong. */
   exceeds = false;
 
   /** Adds the line unless an inner statement or expression has. */
@@ -41,11 +41,10 @@ export const MOST = {
   source: 2 ** 24,
 } as const;
 
-const number = new Intl.NumberFormat("en");
-
 /** Throws unless `value` is at most `most`; `what` reads "it has {} things". */
 export function atMost(value: number, most: number, what: string): void {
   if (value <= most) return;
+  const number = new Intl.NumberFormat("en"); // takes 10 ms, so not on loading
   const text = value < 1e15
     ? number.format(Math.floor(value))
     : value.toExponential(1);
