@@ -84,7 +84,7 @@ export function positionsTensor(
   return u32Tensor([rows + context, headDim], words);
 }
 
-/** The buffer `state` of heads.ts between passes; what earlier passes left in it is NaN. */
+/** The buffer `state` of heads.ts between passes; leftovers of earlier passes are NaN. */
 export function stateTensor(sequences: number, heads: number): CpuTensor {
   const words = new Uint32Array(stateWords(sequences, heads)).fill(0x7fc00000);
   words.fill(0, 0, FLAG_WORDS);

@@ -164,7 +164,7 @@ export function workerRefusal(url: URL): string | undefined {
 }
 
 /**
- * The user's home folder, as the system has it; undefined if the environment does not
+ * The user's home folder as the system defines it; undefined if the environment does not
  * say.
  */
 export function homeFolder(): string | undefined {

@@ -147,7 +147,7 @@ async function openToAppend(path: string) {
 
 // deno-lint-ignore require-await
 async function openTemporary(prefix: string) {
-  // Synchronous, so that no signal comes between creating the file and removing it.
+  // Synchronous, so that no signal arrives between creating the file and removing it.
   const path = Deno.makeTempFileSync({ prefix });
   const file = Deno.openSync(path, { read: true, write: true });
   const remove = removeOpen(path);

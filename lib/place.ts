@@ -44,13 +44,13 @@ export interface Qwen3Options {
   /** Called with the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
   /**
-   * Seconds without a byte from a server after which a request is given up and resumed;
+   * Seconds without data from a server after which a request is given up and retried;
    * 30 by default.
    */
   readTimeout?: number;
   /**
    * Called with a line of text for the user when the model moves to another device, a
-   * server keeps it waiting, or the checkpoint has settings that are ignored.
+   * download waits or is repeated, or something in the checkpoint is not used.
    */
   onNotice?: (notice: string) => void;
   /** Aborts loading. */
@@ -204,6 +204,9 @@ async function placeOnGpu(
   };
 }
 
+/** Keys and values of a layer lie together within 4 GiB, beside the threads' work space. */
+const MOST_CPU_KEYS = 2 ** 31 - 2 ** 26;
+
 /** Loads a checkpoint onto the CPU; `choice` says why. */
 export async function placeOnCpu(
   checkpoint: Checkpoint,
@@ -216,6 +219,12 @@ export async function placeOnCpu(
     plain: config.maxPositionEmbeddings,
     most: contextLimit(config).tokens,
     requested: options.context,
+    room: {
+      bytes: MOST_CPU_KEYS,
+      perPosition: cacheBytes(config, 1, 1, "f32") /
+        (2 * config.numHiddenLayers),
+      whose: "the CPU path has room for",
+    },
   });
   requireMemory(checkpoint, context.tokens, "f32");
   const runner = await CpuRunner.load(checkpoint, {

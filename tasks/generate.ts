@@ -77,7 +77,7 @@ await runTask({
 
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
-  // A notice waits for a turn, so that an error that follows is the only line on stderr.
+  // Notices wait for a turn, so that an error that follows is the only line on stderr.
   const notices: string[] = [];
   const tell = () => notices.splice(0).forEach(progress.notice);
   try {
@@ -101,7 +101,7 @@ await runTask({
       );
     }
     await printRun(qwen, run, json, signal);
-    // Ctrl-C is how a reader ends a reply; another signal comes from a program.
+    // A reader ends a reply with Ctrl-C; other signals come from programs.
     return interrupt.code === CTRL_C ? 0 : interrupt.code ?? 0;
   } catch (error) {
     if (interrupt.code === undefined) throw error;
@@ -303,7 +303,7 @@ function say(notice: string): void {
   console.error(wrap(printable(notice), WIDTH, "", "  ").join("\n"));
 }
 
-/** Writes to stdout; a terminal does not get control characters that a model made up. */
+/** Writes to stdout; control characters from the model do not reach a terminal. */
 function write(text: string): void {
   const shown = Deno.stdout.isTerminal() ? printable(text) : text;
   try {

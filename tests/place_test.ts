@@ -212,3 +212,16 @@ Deno.test("loading, doctor and profile report what is unused in a checkpoint", a
   const options = { promptTokens: 8, maxTokens: 8 };
   assertEquals(settle(checkpoint, options).notes, notices);
 });
+
+Deno.test("a context beyond the CPU path's memory is refused with its numbers", async () => {
+  const { model } = await readGolden("tiny-tied-bf16");
+  const most = 2 ** 24;
+  await using folder = await changedCheckpoint(model, {
+    config: { max_position_embeddings: most },
+  });
+  await assertRejects(
+    () => loadQwen3(folder.path, { device: "cpu", context: most }),
+    DeviceError,
+    `Cannot load ${folder.path}: a context of 16777216 tokens takes 4294967296 bytes for one layer's keys, the CPU path has room for 2080374784`,
+  );
+});

@@ -13,7 +13,7 @@ export interface FetchOptions {
   /** Used instead of the global `fetch`. */
   fetch?: typeof fetch;
   /**
-   * Seconds without a byte from the server after which a request is given up and made
+   * Seconds without data from the server after which a request is given up and made
    * again; 30 by default.
    */
   readTimeout?: number;

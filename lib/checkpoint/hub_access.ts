@@ -184,7 +184,10 @@ async function refusal(
 ): Promise<HubRefusal> {
   const { status, headers } = response;
   const url = URL.parse(response.url) ?? new URL(endpoint);
-  const said = headers.get("x-error-message") ?? await bodyError(response);
+  const text = headers.get("x-error-message") ?? await bodyError(response);
+  // A server may quote the request, as some do to help with debugging.
+  const said = errorText(token ? text.replaceAll(token.value, "…") : text)
+    .slice(0, 200);
   const code = headers.get("x-error-code");
   const needs = token === undefined
     ? "a token is needed: set HF_TOKEN or run hf auth login"
@@ -215,7 +218,7 @@ async function refusal(
   return new HubRefusal(answer);
 }
 
-/** The `error` of a JSON body, shortened, on one line; empty if there is none. */
+/** The `error` of a JSON body; empty if there is none. */
 async function bodyError(response: Response): Promise<string> {
   try {
     let text = "";
@@ -225,7 +228,7 @@ async function bodyError(response: Response): Promise<string> {
       if (text.length > MOST_ERROR_BYTES) break;
     }
     const { error } = JSON.parse(text);
-    return typeof error === "string" ? errorText(error).slice(0, 200) : "";
+    return typeof error === "string" ? error : "";
   } catch {
     return ""; // an HTML page, or no body
   }

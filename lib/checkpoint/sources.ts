@@ -13,15 +13,15 @@ export interface LoadProgress {
   stage: "download" | "weights";
   /** The file or tensor being read. */
   file?: string;
-  /** Bytes read so far, of everything. */
+  /** Bytes read so far, over all files. */
   done: number;
-  /** Bytes of everything. */
+  /** Bytes of all files. */
   total: number;
-  /** Bytes of the file that are there; set while files are downloaded. */
+  /** Bytes of the file that have arrived; set while files are downloaded. */
   fileDone?: number;
   /** Bytes of the file; undefined if the server does not say. */
   fileTotal?: number;
-  /** Bytes of the file that an earlier download had left. */
+  /** Bytes of the file that an earlier download had left; set if it is resumed. */
   resumedFrom?: number;
 }
 

@@ -123,7 +123,7 @@ export function selectTensors(
   return { names, tied, unused, lost };
 }
 
-/** The tensors of a configuration, and those that it may have besides. */
+/** The tensors of a configuration, and optional ones. */
 function wantedBy(config: Qwen3Config) {
   const family = familyOf(config), table = family.weights(config);
   const shapes = tensorShapes(table);
@@ -136,8 +136,8 @@ function wantedBy(config: Qwen3Config) {
 }
 
 /**
- * Tensors by the names they have with one `model.` more or less. Looking up stored names
- * this way makes no string for each: a header may have millions.
+ * Tensors by their names with one `model.` more or less. Looking up stored names
+ * this way creates no strings: a header may have millions.
  */
 function aliasesOf(names: Iterable<string>): Map<string, string> {
   const aliases = new Map<string, string>();

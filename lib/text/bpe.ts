@@ -51,7 +51,7 @@ export function tokenBytes(token: string): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** A text has more tokens than were asked for. */
+/** A text has more tokens than allowed. */
 export class TooManyTokens extends RangeError {
   /** Always `TooManyTokens`. */
   override name = "TooManyTokens";

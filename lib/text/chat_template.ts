@@ -95,7 +95,7 @@ export function renderChat(
   return text;
 }
 
-/** Whether a template reads the option, or its checkpoint always or never thinks as asked. */
+/** Whether a template reads the option, or its checkpoint behaves as requested anyway. */
 function canFollow(thinking: boolean, template: string): boolean {
   return template.includes("enable_thinking") ||
     template.includes("think>") === thinking;

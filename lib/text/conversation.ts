@@ -112,7 +112,7 @@ export interface Tool {
     description?: string;
     /** A JSON Schema of its arguments. */
     parameters?: Record<string, unknown>;
-    /** Of OpenAI's clients; the assistant sees it if the chat template prints it. */
+    /** Sent by OpenAI's clients; the assistant sees it if the chat template prints it. */
     strict?: boolean | null;
   };
 }
@@ -137,15 +137,15 @@ const METADATA = ["id", "type", "tool_call_id"];
 const REASONING = ["reasoning_content", "reasoning"];
 const ASSISTANT_FIELDS = [...REASONING, "tool_calls"];
 const FIELDS = ["role", "content", "name", ...ASSISTANT_FIELDS];
-/** Fields that clients keep for themselves or send to other providers, not to a model. */
-const PASSED_OVER = [
+/** Fields that clients keep for themselves or send to providers, not to the model. */
+const IGNORED = [
   "status",
   "providerOptions",
   "providerMetadata",
   "experimental_providerMetadata",
   "providerExecuted",
   "cache_control",
-  // Content and arguments once more, parsed.
+  // Content and arguments again, parsed.
   "parsed",
   "parsed_arguments",
 ];
@@ -489,7 +489,7 @@ function requireKnown(
 ): void {
   const unknown = Object.keys(object)
     .find((key) =>
-      !known.includes(key) && !PASSED_OVER.includes(key) &&
+      !known.includes(key) && !IGNORED.includes(key) &&
       hasValue(object[key]) && object[key] !== false
     );
   if (unknown === undefined) return;

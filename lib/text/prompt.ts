@@ -95,7 +95,7 @@ export function encodePrompt(
         `Cannot generate: messages need a chat template, ${why}`,
       );
     }
-    // Without a template nothing asks the model to think.
+    // Without a template, nothing makes the model think.
     const asked = !raw && thinking === false ? undefined : thinking;
     refuseChatOptions({ ...options, thinking: asked }, why);
     return { tokenIds: encode(prompt, true) };

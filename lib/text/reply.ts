@@ -95,8 +95,8 @@ export class ReplyStream {
 
   /**
    * Ends the reply; returns what was held back. If the reply was `cut` off, a call without
-   * an end and a part of a tag are left out. Otherwise such a call is a call if it is
-   * complete, else text; at a stop string, which may lie in it, it is left out.
+   * an end and a part of a tag are left out. Otherwise such a call counts if it is
+   * complete; if not, it is text, or left out if a stop string ended it.
    */
   end(how: "whole" | "stopped" | "cut" = "whole"): ReplyPiece[] {
     if (how !== "cut") {

@@ -30,7 +30,7 @@ export interface Tokenizer {
    * tokenizer puts around a text; set it to false for text that a chat template wrote.
    *
    * @throws {TypeError} if `text` is not a string.
-   * @throws {RangeError} if it has more than `most` tokens, which is found out without
+   * @throws {RangeError} if it has more than `most` tokens, which is detected without
    * encoding all of it.
    */
   encode(

@@ -348,6 +348,22 @@ for (
       /it answered 404 \(Repository not found\) for \S+: there is no such repository, or the token from HF_TOKEN does not give access$/,
     ],
     [
+      "a request that it quotes",
+      400,
+      {},
+      { error: "bad header Authorization: Bearer hf_mine" },
+      "hf_mine",
+      /it answered 400 \(bad header Authorization: Bearer …\) for /,
+    ],
+    [
+      "with a long text of several lines",
+      499,
+      {},
+      { error: `one\ntwo ${"x".repeat(5000)}` },
+      undefined,
+      /it answered 499 \(one two x{192}\) for /,
+    ],
+    [
       "a page of a proxy",
       407,
       {},

@@ -9,7 +9,7 @@
 export class Fault extends Error {
   /** The line of the template, from 1. */
   line?: number;
-  /** Whether the template is large or takes long, rather than wrong. */
+  /** Whether the template exceeds a bound, rather than being wrong. */
   exceeds = false;
 
   /** Adds the line unless an inner statement or expression has. */

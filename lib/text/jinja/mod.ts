@@ -21,7 +21,7 @@ import { type Builtin, counted, type RenderOptions, Run } from "./values.ts";
 
 export type { RenderOptions } from "./values.ts";
 
-/** Filters that take a list as it is, so that a loop over it may use them. */
+/** Filters that accept a list as it is, so that a loop over it may use them. */
 const GO_THROUGH_NOTHING = ["count", "length"];
 
 const FILTERS: ReadonlyMap<string, Builtin> = new Map(

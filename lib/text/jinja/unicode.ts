@@ -15,7 +15,7 @@ const LINE_END = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/g;
 
 const SURROGATE = /[\ud800-\udfff]/;
 
-// Where the code points of the last long string begin, because templates index the same string
+// Where the code points of the last long string begin: templates index the same string
 // again and again.
 let lastText = "", lastOffsets: Uint32Array | undefined;
 
@@ -118,7 +118,7 @@ export function strip(
   return text.slice(begin, end);
 }
 
-/** Lines as str.splitlines divides them. */
+/** Lines, as str.splitlines divides text. */
 export function splitLines(text: string, keepEnds = false): string[] {
   const lines: string[] = [];
   let begin = 0;
@@ -131,7 +131,7 @@ export function splitLines(text: string, keepEnds = false): string[] {
   return lines;
 }
 
-/** Words between white space; after `most` splits the rest stays together. */
+/** Words between white space; after `most` splits the rest stays whole. */
 export function splitSpaces(text: string, most = Infinity): string[] {
   const words: string[] = [];
   const spaces = new RegExp(SPACES, "g");
@@ -258,7 +258,7 @@ function isTitle(text: string): boolean {
   return found;
 }
 
-/** Whether a character is printed as it is in a repr. */
+/** Whether repr prints a character as it is. */
 export function isPrintable(char: string): boolean {
   return char === " " || !/[\p{C}\p{Z}]/u.test(char);
 }

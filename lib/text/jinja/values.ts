@@ -24,9 +24,9 @@ export type Builtin = (run: Run, args: Value[], named: Named) => Value;
 /** Functions by name. */
 export type Builtins = ReadonlyMap<string, Builtin>;
 
-/** What a rendering is told besides its variables. */
+/** Options of a rendering. */
 export interface RenderOptions {
-  /** Is called for every key that the template reads of an object of the variables. */
+  /** Called for every key that the template reads from an object of the variables. */
   onRead?: (object: object, key: string) => void;
   /** The time that `strftime_now` formats. Default: now. */
   now?: Date;
@@ -48,12 +48,12 @@ export abstract class Thing {
   /** The name of its Python type. */
   abstract readonly type: string;
 
-  /** Its own attributes, which come before items. */
+  /** Its own attributes, which take precedence over items. */
   attribute(_name: string): Value | undefined {
     return undefined;
   }
 
-  /** What `for` goes through; undefined if it cannot. */
+  /** The items that `for` visits; undefined if it is not iterable. */
   iterate(_run: Run): Iterator<Value> | undefined {
     return undefined;
   }
@@ -69,7 +69,7 @@ export abstract class Thing {
   }
 }
 
-/** A string that is known to be safe HTML, which escapes what is joined to it. */
+/** A string that is known to be safe HTML; strings joined to it are escaped. */
 export class Markup extends Thing {
   readonly type = "Markup";
 
@@ -110,7 +110,7 @@ export class Group extends Tuple {
   }
 }
 
-/** What is not there. It prints as nothing; most other uses fail. */
+/** A missing value. It prints as nothing; most other uses fail. */
 export class Undefined extends Thing {
   readonly type = "Undefined";
 
@@ -126,13 +126,13 @@ export class Undefined extends Thing {
     return [].values();
   }
 
-  /** Throws what was missing. */
+  /** Throws an error that says what is missing. */
   fail(): never {
     throw new Fault(this.reason);
   }
 }
 
-/** The keys of a Map that stand for equal Python keys: 1, 1.0 and True are one. */
+/** Map keys for Python keys: 1, 1.0 and True are equal. */
 type Key = string | number | bigint | null | Thing;
 
 const NO_VALUE = new Undefined("");
@@ -307,9 +307,9 @@ export class Range extends Thing {
   }
 }
 
-/** A generator: it can be gone through once. */
+/** A generator, which can be iterated once. */
 export class Lazy extends Thing {
-  /** Where it stands. It has no `return`, so that leaving a loop does not end it. */
+  /** Its state. It has no `return`, so that leaving a loop does not end it. */
   readonly #rest: Iterator<Value>;
 
   constructor(items: Iterator<Value>, readonly type = "generator") {
@@ -349,7 +349,7 @@ export class Namespace extends Thing {
   }
 }
 
-/** `value`, or what `instead` returns if there is none; None is a value, which `??` is not for. */
+/** `value`, or what `instead` returns if it is undefined; unlike with `??`, None is a value. */
 export function otherwise(
   value: Value | undefined,
   instead: () => Value,
@@ -388,7 +388,7 @@ export function sizeOf(value: Value): number | undefined {
   return value instanceof Thing ? value.size : undefined;
 }
 
-/** Makes a function count the sizes of its arguments, which it may go through. */
+/** Makes a function count the sizes of its arguments, which it may iterate. */
 export function counted(call: Builtin): Builtin {
   return (run, args, named) => {
     for (const arg of args) {
@@ -401,7 +401,7 @@ export function counted(call: Builtin): Builtin {
   };
 }
 
-/** Whether Python takes a value for true. */
+/** Whether a value is true in Python. */
 export function truth(value: Value): boolean {
   if (value === null) return false;
   if (Array.isArray(value)) return value.length > 0;
@@ -409,7 +409,7 @@ export function truth(value: Value): boolean {
   return value.size !== 0;
 }
 
-/** What `for` goes through; undefined if it cannot. */
+/** The items that `for` visits; undefined if the value is not iterable. */
 export function iteratorOf(
   run: Run,
   value: Value,
@@ -420,7 +420,7 @@ export function iteratorOf(
   return value instanceof Thing ? value.iterate(run) : undefined;
 }
 
-/** Goes through a value, which stays where it is left if it is a generator. */
+/** Iterates a value; a generator that is left early can be continued. */
 export function* iterate(run: Run, value: Value): Generator<Value> {
   const items = iteratorOf(run, value);
   if (!items) throw new Fault(`'${typeName(value)}' object is not iterable`);

@@ -51,7 +51,7 @@ export function wrap(
   return lines;
 }
 
-/** Fits a part of a word that is longer than a line. */
+/** Breaks a word that is longer than a line. */
 function breakChunk(
   chunks: string[],
   line: string[],
