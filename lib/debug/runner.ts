@@ -293,7 +293,6 @@ export class DebugRunner implements Runner {
     signal?: AbortSignal,
   ): Promise<CpuTensor> {
     const { ops } = this.cpu, rests = new Rests();
-    // deno-lint-ignore require-yield
     using slices = ops.inSlices(function* (): Generator<
       CpuTensor,
       CpuTensor,
