@@ -114,7 +114,7 @@ export class DecodeLoop implements Disposable {
     const { plan, logits: next } = this.#decode;
     await compileAll(gpu, plan.shaders, signal);
     plan.seal();
-    this.#sliced = this.#isSlow;
+    this.#sliced = this.#isSlow || this.#isFirst;
     const longest = { longest: this.#last };
     this.#own.use(addSampling(this.#sample, next, sampling, state, longest));
     await compileAll(gpu, this.#sample.shaders, signal);
@@ -182,6 +182,12 @@ export class DecodeLoop implements Disposable {
   #workOf(dispatch: Dispatch): number {
     const pass = { begin: this.#length, tokens: 1 };
     return dispatchWork(dispatch, this.batch.paces.work, pass);
+  }
+
+  /** Whether the first step compiles shaders while the thread waits. */
+  get #isFirst(): boolean {
+    const { options: { watcher }, batch: { paces: { step } } } = this;
+    return !watcher && step.isFirst(this.#decode.plan);
   }
 
   /** Whether a step blocks the thread too long if it is submitted at once. */

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { LONGEST_WAIT_MS } from "../dispatch/rests.ts";
+import { LONGEST_WAIT_MS, turn } from "../dispatch/rests.ts";
 import type { Gpu } from "./device.ts";
 import { compileAll } from "./pipeline.ts";
 import {
@@ -15,6 +15,9 @@ import {
   type Plan,
   type StepState,
 } from "./plan.ts";
+
+/** Pipelines that have run on a software renderer. */
+const hasRun = new WeakSet<GPUComputePipeline>();
 
 /** Submits work of one kind, such as prompts, whose units take about the same time. */
 export class Pace {
@@ -49,14 +52,34 @@ export class Pace {
     for (let begin = 0, size = FIRST_PIECE; begin < dispatches.length;) {
       const end = Math.min(begin + size, dispatches.length);
       const left = this.#most - this.#queued;
-      let units = 0, at = begin;
-      while (at < end && units < left) units += unitsOf(dispatches[at++]);
+      let units = 0, at = begin, first = false;
+      while (at < end && units < left && !first) {
+        first = this.#isFirst(dispatches[at].pipeline);
+        units += unitsOf(dispatches[at++]);
+      }
       plan.submit(state, begin, at);
       begin = at;
+      if (first) await turn();
       size = await this.submitted(units, signal)
         ? FIRST_PIECE
         : size * PIECE_GROWTH;
     }
+  }
+
+  /**
+   * Whether a pipeline runs for the first time, on a device that compiles it only then: a
+   * software renderer does, and its submission blocks the thread for up to a second.
+   */
+  #isFirst(pipeline: GPUComputePipeline): boolean {
+    if (!this.gpu.software || hasRun.has(pipeline)) return false;
+    hasRun.add(pipeline);
+    return true;
+  }
+
+  /** Whether a plan has a pipeline that {@linkcode run} would run for the first time. */
+  isFirst({ dispatches }: Plan): boolean {
+    return this.gpu.software &&
+      dispatches.some(({ pipeline }) => !hasRun.has(pipeline));
   }
 
   /** The most units that may be queued before a wait. */

@@ -17,13 +17,18 @@ class ScriptedDevice implements Disposable {
   #busyUntil = 0;
   readonly #clock = performance.now;
 
-  constructor(readonly rate: number, readonly atOnce = true) {
+  constructor(
+    readonly rate: number,
+    readonly atOnce = true,
+    readonly software = false,
+  ) {
     performance.now = () => this.#now;
   }
 
   get gpu(): Gpu {
     return {
       readsAtOnce: this.atOnce,
+      software: this.software,
       check() {},
       device: {
         queue: {
@@ -41,11 +46,14 @@ class ScriptedDevice implements Disposable {
   }
 
   /** A plan whose dispatches take `units` each. */
-  plan(units: readonly number[]): Plan {
+  plan(units: readonly number[], pipelines: readonly object[] = []): Plan {
     return {
       shaders: [],
       seal() {},
-      dispatches: units.map((units) => ({ units })),
+      dispatches: units.map((units, i) => ({
+        units,
+        pipeline: pipelines[i % pipelines.length],
+      })),
       submit: (_state: unknown, begin: number, end: number) => {
         const sum = units.slice(begin, end).reduce((a, b) => a + b, 0);
         this.submitted.push(sum);
@@ -135,4 +143,26 @@ Deno.test("a queue is empty once something else has waited for it", async () => 
     pace.waited();
   }
   assertEquals(device.waits, []);
+});
+
+Deno.test("a software renderer compiles one shader in a slice", async () => {
+  using device = new ScriptedDevice(1e6, true, true);
+  const pace = new Pace(device.gpu, 1e6);
+  const pipelines = [{}, {}, {}];
+  const units = Array(9).fill(1);
+  const run = async () => {
+    const plan = device.plan(units, pipelines);
+    const first = pace.isFirst(plan);
+    await pace.run(plan, { length: 0 }, () => 1);
+    return [first, device.submitted.splice(0)];
+  };
+  assertEquals(await run(), [true, [1, 1, 1, 6]]);
+  assertEquals(await run(), [false, [8, 1]]);
+
+  const aborter = new AbortController();
+  const plan = device.plan(units, [{}, {}, {}]);
+  const running = pace.run(plan, { length: 0 }, () => 1, aborter.signal);
+  setTimeout(() => aborter.abort(), 0);
+  await assertRejects(() => running);
+  assert(device.submitted.length < 4, `${device.submitted}`);
 });
