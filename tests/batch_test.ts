@@ -246,7 +246,7 @@ eachDevice(
       assertEquals([tokenIds, finishReason], [[], "aborted"]);
     }
     for await (const _ of qwen.generateBatch(prompts, options)) {
-      await qwen.logits([1]); // takes the place of a batch that nobody waits for
+      await qwen.logits([1]); // replaces a batch that is between two tokens
       break;
     }
     assertEquals(await read(qwen.generateBatch(prompts, options)), whole);

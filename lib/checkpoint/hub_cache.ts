@@ -218,8 +218,8 @@ async function hasTemplate(folder: string): Promise<boolean> {
 const SMALL_BYTES = 1 << 26;
 
 /**
- * What is wrong with a file of a snapshot. A large one is judged by its size, or, if
- * nobody listed that, by its own header.
+ * What is wrong with a file of a snapshot. A large one is judged by its listed size or,
+ * without a listing, by its own header.
  */
 export async function damage(
   path: string,

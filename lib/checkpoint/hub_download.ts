@@ -169,7 +169,7 @@ export class Download {
     using lock = await this.#lock(path, hash);
     const isNew = !await this.#isIntact(blob, listed);
     if (isNew) {
-      // Without a lock the piece is this process's alone, so nobody else resumes it.
+      // Without a lock, other processes must not resume this one's piece.
       const piece = lock === undefined
         ? `${blob}.${crypto.randomUUID()}.incomplete`
         : `${blob}.incomplete`;
