@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { gpuTest } from "./support/gpu.ts";
 import { rangeResponse } from "./support/serve_folder.ts";
+import { slowTest } from "./support/quick.ts";
 
 const ROOT = new URL("../", import.meta.url);
 /** The script of CPU threads, and a path that answers once the script was requested. */
@@ -117,7 +118,7 @@ Deno.test("CPU threads start when the modules were imported by URL", async () =>
   );
 });
 
-Deno.test("the profile page finds its script and style by URL", async () => {
+slowTest("the profile page finds its script and style by URL", async () => {
   await using server = serveTree();
   const script = `
     import { profile } from "${server.url}/lib/tools/profile/profile.ts";

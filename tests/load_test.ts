@@ -27,6 +27,7 @@ import {
 import { eachDevice, gpuTest } from "./support/gpu.ts";
 import { copyCheckpoint, withLargeValues } from "./support/temp_checkpoint.ts";
 import { HARDWARE, NO_ADAPTER, wrapGpu } from "./support/wrapped_gpu.ts";
+import { slowTest } from "./support/quick.ts";
 
 const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
 const PROMPT = "Once upon a time";
@@ -399,32 +400,35 @@ Deno.test("loadQwen3 refuses unknown devices, precisions and contexts", async ()
   }
 });
 
-Deno.test("a prompt far too long is refused without encoding all of it", async () => {
-  using qwen = await loadQwen3(undefined, { device: "cpu" });
-  const message =
-    "Cannot generate: the prompt has more than 65536 tokens, the context has room for 1024";
-  for (const part of ["a", " ", "word ", "\n", "中", "<|endoftext|>"]) {
-    const prompt = part.repeat(1e7 / part.length);
-    assertThrows(() => qwen.generate(prompt), RangeError, message);
-  }
-  const most = 3, { tokenizer } = qwen;
-  assertEquals(tokenizer.encode("Once upon", { most }).length, 3);
-  assertThrows(
-    () => tokenizer.encode("Once upon a time", { most }),
-    RangeError,
-    "Cannot encode a text: it has more than 3 tokens",
-  );
-  assertThrows(
-    () => tokenizer.encode(5 as unknown as string),
-    TypeError,
-    "Cannot encode text: the text is 5, must be a string",
-  );
-  assertThrows(
-    () => tokenizer.decode(5 as unknown as number[]),
-    TypeError,
-    "Cannot decode tokens: the list of ids is 5, must be a list",
-  );
-});
+slowTest(
+  "a prompt far too long is refused without encoding all of it",
+  async () => {
+    using qwen = await loadQwen3(undefined, { device: "cpu" });
+    const message =
+      "Cannot generate: the prompt has more than 65536 tokens, the context has room for 1024";
+    for (const part of ["a", " ", "word ", "\n", "中", "<|endoftext|>"]) {
+      const prompt = part.repeat(1e7 / part.length);
+      assertThrows(() => qwen.generate(prompt), RangeError, message);
+    }
+    const most = 3, { tokenizer } = qwen;
+    assertEquals(tokenizer.encode("Once upon", { most }).length, 3);
+    assertThrows(
+      () => tokenizer.encode("Once upon a time", { most }),
+      RangeError,
+      "Cannot encode a text: it has more than 3 tokens",
+    );
+    assertThrows(
+      () => tokenizer.encode(5 as unknown as string),
+      TypeError,
+      "Cannot encode text: the text is 5, must be a string",
+    );
+    assertThrows(
+      () => tokenizer.decode(5 as unknown as number[]),
+      TypeError,
+      "Cannot decode tokens: the list of ids is 5, must be a list",
+    );
+  },
+);
 
 /** Arguments of wrong types, as JavaScript may pass them, and their errors. */
 function assertTypes(

@@ -26,6 +26,7 @@ import {
   listedFile,
   namesIn,
 } from "../support/serve_hub.ts";
+import { slowTest } from "../support/quick.ts";
 
 const FILES: ReadonlyMap<string, Uint8Array> = new Map([
   ...await fixtureFiles("tiny-tied-bf16"),
@@ -340,5 +341,5 @@ async function assertMode(mode: Mode) {
 }
 
 for (const [name, mode] of Object.entries(MODES)) {
-  Deno.test(`the Hub, ${name}`, () => assertMode(mode));
+  slowTest(`the Hub, ${name}`, () => assertMode(mode));
 }

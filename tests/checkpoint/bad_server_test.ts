@@ -22,6 +22,7 @@ import {
   serveWell,
 } from "../support/bad_server.ts";
 import { readFolder } from "../support/serve_folder.ts";
+import { slowTest } from "../support/quick.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url);
 const SHARDED = new URL("../fixtures/tiny-sharded-f16/", import.meta.url);
@@ -1081,16 +1082,20 @@ async function assertMode(mode: Mode) {
 }
 
 for (const [name, mode] of Object.entries(TEXT_MODES)) {
-  Deno.test(`config.json, ${name}`, () =>
-    assertMode({ ...mode, file: "config.json" }));
+  slowTest(
+    `config.json, ${name}`,
+    () => assertMode({ ...mode, file: "config.json" }),
+  );
 }
 for (const [name, mode] of Object.entries(TOKENIZER_MODES)) {
-  Deno.test(`a tokenizer ${name}`, () =>
-    assertMode({ ...mode, file: "tokenizer.json" }));
+  slowTest(
+    `a tokenizer ${name}`,
+    () => assertMode({ ...mode, file: "tokenizer.json" }),
+  );
 }
 for (const [name, mode] of Object.entries(RANGE_MODES)) {
-  Deno.test(`weights, ${name}`, () => assertMode({ ...mode, file: WEIGHTS }));
+  slowTest(`weights, ${name}`, () => assertMode({ ...mode, file: WEIGHTS }));
 }
 for (const [name, mode] of Object.entries(SHARD_MODES)) {
-  Deno.test(`shards, ${name}`, () => assertMode({ ...mode, files: sharded }));
+  slowTest(`shards, ${name}`, () => assertMode({ ...mode, files: sharded }));
 }

@@ -15,6 +15,7 @@ import {
   TemporaryFailure,
 } from "../../lib/checkpoint/fetch.ts";
 import { head, type RawAnswer, serveRaw } from "../support/bad_server.ts";
+import { slowTest } from "../support/quick.ts";
 
 /** Options that record pauses and notices; no pause takes time. */
 function recorded(options: FetchOptions = {}) {
@@ -111,7 +112,7 @@ Deno.test("connections that fail are tried again, other refusals are not", async
   assertEquals(circle.requests.length, 21);
 });
 
-Deno.test("a silent server is given up after the read timeout", async () => {
+slowTest("a silent server is given up after the read timeout", async () => {
   await using server = await serveRaw(
     inTurn((_, connection) => connection.hang(), fine),
   );
@@ -134,37 +135,40 @@ Deno.test("a silent server is given up after the read timeout", async () => {
   );
 });
 
-Deno.test("a body fails when it breaks or stalls, not when it is slow", async () => {
-  const begin = head("200 OK", "Content-Length: 6");
-  await using slow = await serveRaw(async (_, connection) => {
-    await connection.write(begin);
-    for (const letter of "steady") {
-      await new Promise((resolve) => setTimeout(resolve, 400));
-      await connection.write(letter);
-    }
-  });
-  assertEquals(await textOf(slow.url, { readTimeout: 2 }), "steady");
-  await using stalling = await serveRaw(async (_, connection) => {
-    await connection.write(`${begin}sto`);
-    await connection.hang();
-  });
-  await assertRejects(
-    () => textOf(stalling.url, { readTimeout: 0.1 }),
-    TemporaryFailure,
-    "no data for 0.1 s",
-  );
-  await using breaking = await serveRaw(async (_, connection) => {
-    await connection.write(`${begin}bro`);
-    await connection.reset();
-  });
-  await assertRejects(
-    () => textOf(breaking.url, {}),
-    TemporaryFailure,
-    "the connection broke",
-  );
-});
+slowTest(
+  "a body fails when it breaks or stalls, not when it is slow",
+  async () => {
+    const begin = head("200 OK", "Content-Length: 6");
+    await using slow = await serveRaw(async (_, connection) => {
+      await connection.write(begin);
+      for (const letter of "steady") {
+        await new Promise((resolve) => setTimeout(resolve, 400));
+        await connection.write(letter);
+      }
+    });
+    assertEquals(await textOf(slow.url, { readTimeout: 2 }), "steady");
+    await using stalling = await serveRaw(async (_, connection) => {
+      await connection.write(`${begin}sto`);
+      await connection.hang();
+    });
+    await assertRejects(
+      () => textOf(stalling.url, { readTimeout: 0.1 }),
+      TemporaryFailure,
+      "no data for 0.1 s",
+    );
+    await using breaking = await serveRaw(async (_, connection) => {
+      await connection.write(`${begin}bro`);
+      await connection.reset();
+    });
+    await assertRejects(
+      () => textOf(breaking.url, {}),
+      TemporaryFailure,
+      "the connection broke",
+    );
+  },
+);
 
-Deno.test("time counts only while somebody waits for bytes", async () => {
+slowTest("time counts only while somebody waits for bytes", async () => {
   await using server = await serveRaw(fine);
   const response = await patientFetch({ readTimeout: 0.5 })(server.url);
   assertEquals(response.url, `${server.url}/`);

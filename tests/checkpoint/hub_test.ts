@@ -17,6 +17,7 @@ import {
   namesIn,
   serveHub,
 } from "../support/serve_hub.ts";
+import { slowTest } from "../support/quick.ts";
 
 /** Breaks downloads of weights after 1000 bytes while `broken()` is true. */
 function breakWeights(broken: () => boolean, weights: Uint8Array) {
@@ -148,41 +149,53 @@ for (const fixture of ["tiny-tied-bf16", "tiny-sharded-f16"]) {
   });
 }
 
-Deno.test("a failed download leaves no file that looks complete, and is resumed", async () => {
-  await using cache = await emptyCache();
-  const weights = (await fixtureFiles("tiny-tied-bf16")).get(
-    "model.safetensors",
-  )!;
-  let broken = true;
-  await using server = await serveHub(
-    "tiny-tied-bf16",
-    breakWeights(() => broken, weights),
-  );
-  const error = await assertRejects(() => openCheckpoint("Some/Model"), Error);
-  assertStringIncludes(
-    error.message,
-    `model.safetensors stopped at 4000 of ${weights.length} bytes`,
-  );
-  assertStringIncludes(error.message, server.url);
-  assertEquals(error.message.includes("\n"), false);
-  const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
-  assertEquals((await namesIn(snapshot)).includes("model.safetensors"), false);
-  const blobs = await namesIn(`${cache.entry}/blobs`);
-  assertEquals(blobs.filter((name) => name.endsWith(".incomplete")).length, 1);
-  assertEquals((await namesIn(cache.entry)).includes("refs"), false);
+slowTest(
+  "a failed download leaves no file that looks complete, and is resumed",
+  async () => {
+    await using cache = await emptyCache();
+    const weights = (await fixtureFiles("tiny-tied-bf16")).get(
+      "model.safetensors",
+    )!;
+    let broken = true;
+    await using server = await serveHub(
+      "tiny-tied-bf16",
+      breakWeights(() => broken, weights),
+    );
+    const error = await assertRejects(
+      () => openCheckpoint("Some/Model"),
+      Error,
+    );
+    assertStringIncludes(
+      error.message,
+      `model.safetensors stopped at 4000 of ${weights.length} bytes`,
+    );
+    assertStringIncludes(error.message, server.url);
+    assertEquals(error.message.includes("\n"), false);
+    const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
+    assertEquals(
+      (await namesIn(snapshot)).includes("model.safetensors"),
+      false,
+    );
+    const blobs = await namesIn(`${cache.entry}/blobs`);
+    assertEquals(
+      blobs.filter((name) => name.endsWith(".incomplete")).length,
+      1,
+    );
+    assertEquals((await namesIn(cache.entry)).includes("refs"), false);
 
-  broken = false;
-  const before = server.requests.length;
-  await using _checkpoint = await openCheckpoint("Some/Model");
-  assertEquals(
-    (await Deno.readFile(`${snapshot}/model.safetensors`)).join(),
-    weights.join(),
-  );
-  const ranges = server.requests.slice(before).map(({ headers }) =>
-    headers.get("range")
-  );
-  assert(ranges.includes(`bytes=4000-${weights.length - 1}`));
-});
+    broken = false;
+    const before = server.requests.length;
+    await using _checkpoint = await openCheckpoint("Some/Model");
+    assertEquals(
+      (await Deno.readFile(`${snapshot}/model.safetensors`)).join(),
+      weights.join(),
+    );
+    const ranges = server.requests.slice(before).map(({ headers }) =>
+      headers.get("range")
+    );
+    assert(ranges.includes(`bytes=4000-${weights.length - 1}`));
+  },
+);
 
 Deno.test("a signal ends a download", async () => {
   await using cache = await emptyCache();

@@ -1,4 +1,5 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
+import { slowTest } from "../support/quick.ts";
 
 /** A program that checks a matmul of several chunks, then prints the state of its threads. */
 const program = (library: string, last: string, beforeInfo = "") => `
@@ -61,7 +62,7 @@ Deno.test("a process ends once its pool is disposed", async () => {
   assertEquals(info.threads, 3);
 });
 
-Deno.test("a process ends without disposing its pool", async () => {
+slowTest("a process ends without disposing its pool", async () => {
   const { info, stderr } = await run(program(LIBRARY, ""), "--allow-read");
   assertEquals(info.threads, 3);
   assertEquals(stderr, "");

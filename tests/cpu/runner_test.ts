@@ -9,6 +9,7 @@ import { loadQwen3 } from "../../mod.ts";
 import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { Random } from "../../lib/check/reference.ts";
 import { fastClock } from "../support/fast_clock.ts";
+import { slowTest } from "../support/quick.ts";
 
 const CONFIG = {
   ...parseSynthetic("synthetic:qwen3-0.6b?layers=1&vocab=64").config,
@@ -54,30 +55,33 @@ for (
     simd?: boolean;
   }[]
 ) {
-  Deno.test(`slices give what the whole gives (${JSON.stringify(options)})`, () => {
-    const { threads = 1, simd = true } = options, rows = simd ? 600 : 300;
-    const run = (sliced: boolean) => {
-      using ops = new CpuOps(CONFIG, options);
-      const work = pass(ops, rows);
-      if (!sliced) {
-        let next = work.next();
-        while (!next.done) next = work.next(next.value);
-        return { out: f32(next.value).slice(), slices: 0 };
-      }
-      const slicing = ops.inSlices(work);
-      let next = slicing.next(), slices = 0;
-      for (; !next.done; next = slicing.next()) slices++;
-      return { out: f32(next.value).slice(), slices };
-    };
-    const { out, slices } = run(true);
-    assert(out.every(Number.isFinite) && out.some((v) => v !== 0));
-    assertEquals(out, run(false).out);
-    const { hiddenSize: hidden, intermediateSize: inner } = CONFIG;
-    const multiplications = rows * (512 + hidden + 3 * inner) * hidden;
-    // Each of the four verbs may end with less than a slice.
-    const least = Math.floor(multiplications / (SLICE * threads)) - 4;
-    assert(slices >= least && slices > 1, `${slices} slices, not ${least}`);
-  });
+  slowTest(
+    `slices give what the whole gives (${JSON.stringify(options)})`,
+    () => {
+      const { threads = 1, simd = true } = options, rows = simd ? 600 : 300;
+      const run = (sliced: boolean) => {
+        using ops = new CpuOps(CONFIG, options);
+        const work = pass(ops, rows);
+        if (!sliced) {
+          let next = work.next();
+          while (!next.done) next = work.next(next.value);
+          return { out: f32(next.value).slice(), slices: 0 };
+        }
+        const slicing = ops.inSlices(work);
+        let next = slicing.next(), slices = 0;
+        for (; !next.done; next = slicing.next()) slices++;
+        return { out: f32(next.value).slice(), slices };
+      };
+      const { out, slices } = run(true);
+      assert(out.every(Number.isFinite) && out.some((v) => v !== 0));
+      assertEquals(out, run(false).out);
+      const { hiddenSize: hidden, intermediateSize: inner } = CONFIG;
+      const multiplications = rows * (512 + hidden + 3 * inner) * hidden;
+      // Each of the four verbs may end with less than a slice.
+      const least = Math.floor(multiplications / (SLICE * threads)) - 4;
+      assert(slices >= least && slices > 1, `${slices} slices, not ${least}`);
+    },
+  );
 }
 
 Deno.test("a pass that is abandoned does not disturb the next", () => {

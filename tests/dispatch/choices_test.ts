@@ -34,6 +34,7 @@ import { KERNEL_NAMES } from "../../kernels/list.ts";
 import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { showVariants, STATED_DEVICE } from "../../lib/tools/show.ts";
 import { attendKey, linearKey } from "../../lib/dispatch/keys.ts";
+import { slowTest } from "../support/quick.ts";
 
 /** Every adapter class; the type requires each to be listed. */
 const CLASSES: Record<AdapterClass, true> = {
@@ -193,7 +194,7 @@ Deno.test("one row goes to gemv, few to gemvRows, many to gemm, with a reason", 
   }
 });
 
-Deno.test("choices for Linear layers fit the device", () => {
+slowTest("choices for Linear layers fit the device", () => {
   const seen = new Set<string>();
   for (const device of DEVICES) {
     for (const shape of linearShapes()) {
@@ -300,7 +301,7 @@ Deno.test("lanes are a power of two within a subgroup", () => {
   }
 });
 
-Deno.test("decode attention fits the device, for any head", () => {
+slowTest("decode attention fits the device, for any head", () => {
   const seen = new Set<string>();
   const kinds = ADAPTER_CLASSES.flatMap((adapterClass) =>
     DEVICES.map((device) => ({ ...device, adapterClass, vulkan: true }))
@@ -363,24 +364,27 @@ Deno.test("decode attention fits the device, for any head", () => {
   assert(MOST_SPLITS <= Number(mergeSplits.constants.MOST));
 });
 
-Deno.test("every kernel of a model fits a device of WebGPU's default limits", () => {
-  for (const size of ["0.6b", "8b", "32b"]) {
-    const { config } = parseSynthetic(`synthetic:qwen3-${size}`);
-    for (const subgroupSize of [0, 8, 32]) {
-      for (const f16 of [false, true]) {
-        const limits = LEAST_LIMITS;
-        const device = { ...STATED_DEVICE, subgroupSize, f16, limits };
-        for (const tokens of [1, 4, 32, 33, 512, 2048]) {
-          const options = { config, tokens };
-          for (const one of showVariants(KERNEL_NAMES, device, options)) {
-            const message = `${one.kernel}, ${one.label}, ${subgroupSize}`;
-            assertFits(one.wgsl, device, message);
+slowTest(
+  "every kernel of a model fits a device of WebGPU's default limits",
+  () => {
+    for (const size of ["0.6b", "8b", "32b"]) {
+      const { config } = parseSynthetic(`synthetic:qwen3-${size}`);
+      for (const subgroupSize of [0, 8, 32]) {
+        for (const f16 of [false, true]) {
+          const limits = LEAST_LIMITS;
+          const device = { ...STATED_DEVICE, subgroupSize, f16, limits };
+          for (const tokens of [1, 4, 32, 33, 512, 2048]) {
+            const options = { config, tokens };
+            for (const one of showVariants(KERNEL_NAMES, device, options)) {
+              const message = `${one.kernel}, ${one.label}, ${subgroupSize}`;
+              assertFits(one.wgsl, device, message);
+            }
           }
         }
       }
     }
-  }
-});
+  },
+);
 
 Deno.test("attention merges its splits itself only where a storage barrier is known to reach them", () => {
   const merging = (device: Partial<Capabilities>) =>

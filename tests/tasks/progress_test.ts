@@ -10,6 +10,7 @@ import {
   Progress,
   type Screen,
 } from "../../tasks/progress.ts";
+import { slowTest } from "../support/quick.ts";
 
 /** A screen that obeys the escape sequences for cursors and clearing, and no others. */
 class Terminal implements Screen {
@@ -335,7 +336,7 @@ Deno.test("--read-timeout is a number of seconds", () => {
   }
 });
 
-Deno.test("a silent server ends loading after its read timeout", async () => {
+slowTest("a silent server ends loading after its read timeout", async () => {
   await using server = await serveRaw((_, connection) => connection.hang());
   const model = server.url.replace("//", "//me:secret@") + "/?key=secret";
   const file = `${server.url}/config.json?…`;

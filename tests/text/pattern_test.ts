@@ -2,6 +2,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { SplitPreTokenizer } from "npm:@huggingface/tokenizers@0.2.0";
 import { Budget, readPattern } from "../../lib/text/pattern.ts";
 import { randomTest } from "../support/random.ts";
+import { slowTest } from "../support/quick.ts";
 
 const matches = (regex: string, text: string) => [
   ...readPattern({ Regex: regex }, "pattern")(text, new Budget(text.length)),
@@ -57,7 +58,7 @@ randomTest(
   },
 );
 
-Deno.test("a pattern that backtracks too much is refused with its steps", () => {
+slowTest("a pattern that backtracks too much is refused with its steps", () => {
   for (
     const [regex, text] of [
       ["(a+)+$", "a".repeat(60) + "b"],

@@ -1,6 +1,7 @@
 /** Templates that loop, recurse, print or grow without end, and what stops them. */
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { compileTemplate, TemplateError } from "../../../lib/text/jinja/mod.ts";
+import { slowTest } from "../../support/quick.ts";
 
 const STEPS =
   "it takes 20,000,001 steps (is a loop endless?), must be at most 20,000,000";
@@ -129,7 +130,7 @@ const CASES: Readonly<
 };
 
 for (const [what, cases] of Object.entries(CASES)) {
-  Deno.test(`bounds on ${what} end a template with one line`, () => {
+  slowTest(`bounds on ${what} end a template with one line`, () => {
     for (const [template, reason] of cases) {
       const error = assertThrows(
         () => compileTemplate(template).render({}),
