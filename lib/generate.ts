@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { checkOptions, described, type OptionKind } from "./errors.ts";
+import { checkOptions, type OptionKind } from "./errors.ts";
 import type { Chunks } from "./model/turns.ts";
 import {
   faultText,
@@ -18,7 +18,7 @@ import {
   type ReplyPiece,
   ReplyStream,
 } from "./text/reply.ts";
-import { TextStream } from "./text/text_stream.ts";
+import { requireStopString, TextStream } from "./text/text_stream.ts";
 import type { Tokenizer } from "./text/tokenizer.ts";
 import type { ToolCall } from "./text/conversation.ts";
 
@@ -74,15 +74,7 @@ export function checkGenerating(options: GenerateOptions): void {
     );
   }
   const stops: readonly unknown[] = Array.isArray(stop) ? stop : [stop];
-  for (const text of stops) {
-    if (typeof text !== "string" || text === "" || !text.isWellFormed()) {
-      throw new TypeError(
-        `Cannot stop at ${
-          described(text)
-        }: a stop string must be one or more whole characters`,
-      );
-    }
-  }
+  stops.forEach(requireStopString);
 }
 
 /** A generated token and the text it completes. */

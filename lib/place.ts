@@ -17,7 +17,7 @@ import {
 } from "./errors.ts";
 import { host } from "./host.ts";
 import type { Choice } from "./dispatch/choice.ts";
-import { chooseContext } from "./dispatch/context.ts";
+import { chooseContext, type ContextChoice } from "./dispatch/context.ts";
 import type { Gpu } from "./webgpu/device.ts";
 import { cacheBytes } from "./model/kv_cache.ts";
 import { chooseCacheDtype, chooseMatmulDtype } from "./dispatch/precision.ts";
@@ -159,17 +159,9 @@ async function placeOnGpu(
   const matmuls = chooseMatmulDtype(gpu, exact);
   const kept = chooseCacheDtype(config.headDim, exact);
   const { dtype: cacheDtype } = kept, f16Matmuls = matmuls.dtype === "f16";
-  const context = chooseContext({
-    name: checkpoint.name,
-    plain: config.maxPositionEmbeddings,
-    most: contextLimit(config).tokens,
-    requested: options.context,
-    room: {
-      bytes: gpu.limits.maxStorageBufferBindingSize,
-      perPosition: cacheBytes(config, 1, 1, cacheDtype) /
-        (2 * config.numHiddenLayers),
-      whose: `${gpu.name} binds at most`,
-    },
+  const context = fitContext(checkpoint, options, cacheDtype, {
+    bytes: gpu.limits.maxStorageBufferBindingSize,
+    whose: `${gpu.name} binds at most`,
   });
   if (gpu.software) requireMemory(checkpoint, context.tokens, cacheDtype);
   // Imported only in debug mode; nothing else needs the checks.
@@ -204,6 +196,24 @@ async function placeOnGpu(
   };
 }
 
+/** Chooses a context whose keys of one layer, in `dtype`, fit into `bytes`. */
+function fitContext(
+  { name, config }: Checkpoint,
+  { context: requested }: Qwen3Options,
+  dtype: "f16" | "f32",
+  { bytes, whose }: { bytes: number; whose: string },
+): ContextChoice {
+  const perPosition = cacheBytes(config, 1, 1, dtype) /
+    (2 * config.numHiddenLayers);
+  return chooseContext({
+    name,
+    plain: config.maxPositionEmbeddings,
+    most: contextLimit(config).tokens,
+    requested,
+    room: { bytes, perPosition, whose },
+  });
+}
+
 /** Keys and values of a layer lie together within 4 GiB, beside the threads' work space. */
 const MOST_CPU_KEYS = 2 ** 31 - 2 ** 26;
 
@@ -213,18 +223,9 @@ export async function placeOnCpu(
   options: Qwen3Options,
   choice: Choice,
 ): Promise<Placed> {
-  const { config } = checkpoint;
-  const context = chooseContext({
-    name: checkpoint.name,
-    plain: config.maxPositionEmbeddings,
-    most: contextLimit(config).tokens,
-    requested: options.context,
-    room: {
-      bytes: MOST_CPU_KEYS,
-      perPosition: cacheBytes(config, 1, 1, "f32") /
-        (2 * config.numHiddenLayers),
-      whose: "the CPU path has room for",
-    },
+  const context = fitContext(checkpoint, options, "f32", {
+    bytes: MOST_CPU_KEYS,
+    whose: "the CPU path has room for",
   });
   requireMemory(checkpoint, context.tokens, "f32");
   const runner = await CpuRunner.load(checkpoint, {

@@ -3,7 +3,18 @@
  *
  * @module
  */
+import { described } from "../errors.ts";
 import type { Tokenizer } from "./tokenizer.ts";
+
+/** @throws {TypeError} if text cannot end at `stop`. */
+export function requireStopString(stop: unknown): void {
+  if (typeof stop === "string" && stop !== "" && stop.isWellFormed()) return;
+  throw new TypeError(
+    `Cannot stop at ${
+      described(stop)
+    }: a stop string must be one or more whole characters`,
+  );
+}
 
 /** Options of a {@linkcode TextStream}. */
 export interface TextStreamOptions {
@@ -39,20 +50,12 @@ export class TextStream {
   /** Where special tokens lie in the held text. */
   #special: { begin: number; end: number }[] = [];
 
-  /** @throws {Error} if a stop string is empty or contains an unpaired surrogate. */
+  /** @throws {TypeError} if a stop string is empty or contains an unpaired surrogate. */
   constructor(
     tokenizer: Pick<Tokenizer, "bytes" | "specialIds">,
     { stop = [] }: TextStreamOptions = {},
   ) {
-    for (const text of stop) {
-      if (text === "" || !text.isWellFormed()) {
-        throw new Error(
-          `Cannot stop at ${
-            JSON.stringify(text)
-          }: a stop string must be one or more whole characters`,
-        );
-      }
-    }
+    stop.forEach(requireStopString);
     this.#tokenizer = tokenizer;
     this.#stop = stop;
   }
