@@ -66,7 +66,7 @@ class Converter {
     if ("toJSON" in value && typeof value.toJSON === "function") {
       return this.convert(value.toJSON(), path) ?? null;
     }
-    const dict = new Dict([], this.run, value);
+    const dict = new Dict([], this.run);
     this.#done.set(value, dict);
     const entries = value instanceof Map ? value : Object.entries(value);
     for (const [key, item] of entries) {

@@ -161,7 +161,7 @@ export function callArguments(
     if (!(map instanceof Dict)) {
       throw new Fault("argument after ** must be a mapping");
     }
-    for (const [key, value] of map.entries(run)) {
+    for (const [key, value] of map.entries()) {
       named.set(asText(key), value);
     }
   }

@@ -39,7 +39,7 @@ function dict(run: Run, args: Value[], named: Named): Dict {
   const result = new Dict([], run);
   const [source] = args;
   if (source instanceof Dict) {
-    for (const [key, value] of source.entries(run)) result.set(key, value, run);
+    for (const [key, value] of source.entries()) result.set(key, value, run);
   } else if (source !== undefined) {
     for (const pair of iterate(run, source)) {
       const items = listOf(run, pair);

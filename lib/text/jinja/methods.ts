@@ -456,7 +456,7 @@ const METHODS: Readonly<Record<string, ReadonlyMap<string, Builtin>>> = {
   }),
   tuple: methods(SEQUENCE_METHODS),
   dict: methods({
-    "copy()": (run, self) => new Dict((self as Dict).entries(run), run),
+    "copy()": (run, self) => new Dict((self as Dict).entries(), run),
     "get(key, default=None)": (run, self, key, fallback) =>
       otherwise((self as Dict).get(key, run), () => fallback),
     "items()": view("items"),
@@ -523,7 +523,7 @@ function formatMethod(self: Value, fromMap: boolean): Callable {
     const [map] = args;
     if (!(map instanceof Dict)) throw new Fault("format_map() needs a dict");
     const values = new Map(
-      map.entries(run).map(([key, value]) => [String(key), value]),
+      map.entries().map(([key, value]) => [String(key), value]),
     );
     return braceFormat(run, self, { args: [], named: values, lookup });
   });

@@ -98,7 +98,7 @@ function equalDicts(run: Run, a: Dict, b: Dict): boolean {
   if (a.size !== b.size) return false;
   run.enter();
   let same = true;
-  for (const [key, value] of a.entries(run)) {
+  for (const [key, value] of a.entries()) {
     run.step();
     const other = b.get(key, run);
     if (other === undefined || !equal(run, value, other)) {

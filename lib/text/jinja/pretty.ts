@@ -50,7 +50,7 @@ function sortedPairs(run: Run, dict: Dict): [Value, Value][] {
     }
   };
   return Array.from(
-    dict.entries(run),
+    dict.entries(),
     ([key, item]): [Value, Value] => [key, sortedKeys(run, item)],
   ).sort(([a], [b]) => order(a, b));
 }
@@ -72,7 +72,7 @@ function layOut(
     layOut(run, item, column, isLast ? after + end : 1, level + 1);
   const between = `,\n${" ".repeat(indent + 1)}`;
   if (value instanceof Dict) {
-    const pairs = [...value.entries(run)];
+    const pairs = [...value.entries()];
     const parts = pairs.map(([key, item], i) => {
       const name = `${repr(run, key)}: `;
       const column = indent + 1 + lengthOf(name);

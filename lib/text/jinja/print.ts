@@ -90,7 +90,7 @@ function thingRepr(run: Run, value: Thing): string {
   }
   if (value instanceof Dict) {
     const pairs: string[] = [];
-    for (const [key, item] of value.entries(run)) {
+    for (const [key, item] of value.entries()) {
       run.items(1);
       pairs.push(`${repr(run, key)}: ${repr(run, item)}`);
     }
@@ -202,7 +202,7 @@ export function toJson(run: Run, value: Value, style: JsonStyle): string {
         depth,
       );
     } else if (item instanceof Dict) {
-      const members = Iterator.from(pairs(run, item, style)).map(
+      const members = Iterator.from(pairs(item, style)).map(
         ([key, child]) => () => {
           write(
             jsonString(jsonKey(key), style.ensureAscii) + style.keySeparator,
@@ -231,10 +231,9 @@ function jsonScalar(value: Value, style: JsonStyle): string | undefined {
 }
 
 function pairs(
-  run: Run,
   dict: Dict,
   { sortKeys, compare }: JsonStyle,
 ): Iterable<readonly [Value, Value]> {
-  if (!sortKeys) return dict.entries(run);
-  return [...dict.entries(run)].sort(([a], [b]) => compare(a, b));
+  if (!sortKeys) return dict.entries();
+  return [...dict.entries()].sort(([a], [b]) => compare(a, b));
 }

@@ -176,7 +176,7 @@ function sortDict(run: Run, ...args: Value[]): Value {
   }
   const part = ["key", "value"].indexOf(textOf(by) ?? "");
   if (part < 0) throw new Fault('You can only sort by either "key" or "value"');
-  const pairs = Array.from(dict.entries(run), (pair) => new Tuple(pair));
+  const pairs = Array.from(dict.entries(), (pair) => new Tuple(pair));
   const key = (pair: Tuple) =>
     truth(caseSensitive) ? pair.items[part] : lowered(pair.items[part]);
   return sorted(run, pairs, key, truth(reverse));
@@ -336,12 +336,12 @@ function lazy(
   return builtin(signature, (run, ...values) => new Lazy(body(run, ...values)));
 }
 
-function* itemsOf(run: Run, value: Value): Generator<Value> {
+function* itemsOf(_run: Run, value: Value): Generator<Value> {
   if (value instanceof Undefined) return;
   if (!(value instanceof Dict)) {
     throw new Fault("Can only get item pairs from a mapping.");
   }
-  for (const pair of value.entries(run)) yield new Tuple(pair);
+  for (const pair of value.entries()) yield new Tuple(pair);
 }
 
 function random(run: Run, value: Value): Value {

@@ -249,7 +249,7 @@ function urlEncode(run: Run, value: Value): Value {
     return quoteUrl(run, value, false);
   }
   const pairs = value instanceof Dict
-    ? [...value.entries(run)]
+    ? [...value.entries()]
     : listOf(run, value).map((pair) => unpackPair(run, pair));
   return pairs.map(([key, item]) =>
     `${quoteUrl(run, key, true)}=${quoteUrl(run, item, true)}`
@@ -261,7 +261,7 @@ function xmlAttributes(run: Run, value: Value, autospace: Value): Value {
     throw new Fault(`'${typeName(value)}' object has no attribute 'items'`);
   }
   const parts: string[] = [];
-  for (const [key, item] of value.entries(run)) {
+  for (const [key, item] of value.entries()) {
     if (item === null || item instanceof Undefined) continue;
     const name = asText(key);
     run.items(1);

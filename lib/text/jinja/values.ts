@@ -26,8 +26,6 @@ export type Builtins = ReadonlyMap<string, Builtin>;
 
 /** Options of a rendering. */
 export interface RenderOptions {
-  /** Called for every key that the template reads from an object of the variables. */
-  onRead?: (object: object, key: string) => void;
   /** The time that `strftime_now` formats. Default: now. */
   now?: Date;
 }
@@ -188,12 +186,7 @@ export class Dict extends Thing {
   readonly type = "dict";
   readonly #entries = new Map<Key, [Value, Value]>();
 
-  /** `source` is the object of the variables that it was made from. */
-  constructor(
-    entries: Iterable<readonly [Value, Value]>,
-    run: Run,
-    readonly source?: object,
-  ) {
+  constructor(entries: Iterable<readonly [Value, Value]>, run: Run) {
     super();
     for (const [key, value] of entries) this.set(key, value, run);
   }
@@ -214,30 +207,19 @@ export class Dict extends Thing {
     return this.#entries.has(keyOf(key, run));
   }
 
-  /** Returns a value, and reports that it was read. */
+  /** A value, by its key. */
   get(key: Value, run: Run): Value | undefined {
-    const value = this.#entries.get(keyOf(key, run))?.[1];
-    if (value !== undefined) this.#read(key, run);
-    return value;
+    return this.#entries.get(keyOf(key, run))?.[1];
   }
 
-  /** Keys and values, all of which it reports as read. */
-  *entries(run: Run): Generator<readonly [Value, Value]> {
-    for (const entry of this.#entries.values()) {
-      this.#read(entry[0], run);
-      yield entry;
-    }
+  /** Keys and values. */
+  entries(): IteratorObject<readonly [Value, Value]> {
+    return this.#entries.values();
   }
 
   /** The keys. */
   *keys(): Generator<Value> {
     for (const [key] of this.#entries.values()) yield key;
-  }
-
-  #read(key: Value, run: Run): void {
-    if (this.source && typeof key === "string") {
-      run.options.onRead?.(this.source, key);
-    }
   }
 
   override get size(): number {
@@ -265,9 +247,9 @@ export class DictView extends Thing {
     return this.dict.size;
   }
 
-  override *iterate(run: Run): Generator<Value> {
+  override *iterate(): Generator<Value> {
     if (this.part === "keys") return yield* this.dict.keys();
-    for (const [key, value] of this.dict.entries(run)) {
+    for (const [key, value] of this.dict.entries()) {
       yield this.part === "values" ? value : new Tuple([key, value]);
     }
   }

@@ -65,39 +65,6 @@ Deno.test("an object that holds itself ends at the depth bound", () => {
   }
 });
 
-Deno.test("onRead reports the keys that a template reads, and no others", () => {
-  const message = {
-    role: "user",
-    content: "Hi",
-    name: "Ann",
-    tool_calls: [{ id: "1", function: { name: "f" } }],
-  };
-  const reads = (template: string) => {
-    const found = new Map<object, Set<string>>();
-    compileTemplate(template).render({ messages: [message] }, {
-      onRead: (object, key) => {
-        found.set(object, (found.get(object) ?? new Set()).add(key));
-      },
-    });
-    return [...found.get(message) ?? []];
-  };
-  const loop = (body: string) => `{% for m in messages %}${body}{% endfor %}`;
-  assertEquals(reads(loop("")), []);
-  assertEquals(reads(loop("{{ m.role }}{{ m['content'] }}{{ m.missing }}")), [
-    "role",
-    "content",
-  ]);
-  assertEquals(reads(loop("{{ m.get('name') }}{{ 'role' in m }}")), ["name"]);
-  assertEquals(reads("{{ messages | map(attribute='content') | list }}"), [
-    "content",
-  ]);
-  for (
-    const body of ["{{ m }}", "{{ m | tojson }}", "{{ m.items() | list }}"]
-  ) {
-    assertEquals(reads(loop(body)), ["role", "content", "name", "tool_calls"]);
-  }
-});
-
 Deno.test("errors name the line where they arise", () => {
   const cases: readonly (readonly [template: string, message: string])[] = [
     ["\n\n{{ x.y }}", "Cannot render a template: line 3: 'x' is undefined"],
