@@ -102,7 +102,7 @@ export async function measureRates(
   const n = Math.min(intermediateSize, rows);
   try {
     const onGpu = await gpuRate(gpu, n, k, signal);
-    return { gpu: onGpu, cpu: await cpuRate(config, n, k, signal) };
+    return { k, n, gpu: onGpu, cpu: await cpuRate(config, n, k, signal) };
   } catch (error) {
     signal?.throwIfAborted();
     return { failure: errorText(error) };

@@ -8,8 +8,10 @@ import type { Choice } from "./choice.ts";
 /** `auto` chooses; `gpu` needs an adapter, hardware or software; `cpu` uses none. */
 export type DeviceKind = "auto" | "gpu" | "cpu";
 
-/** The rates, in GB/s, at which a matmul of one row reads its bf16 weights. */
+/** The rates, in GB/s, at which a `[1, k] × [k, n]` matmul reads its bf16 weights. */
 export interface ReadRates {
+  k: number;
+  n: number;
   gpu: number;
   cpu: number;
 }

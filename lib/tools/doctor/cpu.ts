@@ -59,25 +59,24 @@ export async function examineCpu(
   }
 }
 
-/** Tokens of the test reply. */
-const TOKENS = 16;
+/** The test reply's prompt and length. */
+const PROMPT = "Once upon a time", TOKENS = 16;
 
 async function reply(reporter: Reporter): Promise<void> {
   using model = await loadQwen3(DEFAULT_MODEL, { device: "cpu", context: 64 });
-  const run = model.generate("Once upon a time", {
+  const run = model.generate(PROMPT, {
     maxTokens: TOKENS,
     temperature: 0,
   });
-  let text = "";
+  let text = PROMPT;
   for await (const piece of run) text += piece.text;
   const { tokens, decodeTokensPerSecond } = run.stats;
-  const wrote = JSON.stringify(text.trim());
   reporter.found({
     severity: "green",
     topic: "CPU reply",
     text: `the story model wrote ${tokens} tokens at ${
       Math.round(decodeTokensPerSecond)
-    } tokens/s: ${wrote}`,
+    } tokens/s: ${JSON.stringify(text)}`,
     data: { tokens, decodeTokensPerSecond, text },
   });
 }

@@ -10,13 +10,7 @@ import { errorText } from "../../errors.ts";
 import { measureRates } from "../../select_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
-import {
-  arithmetic,
-  bandwidth,
-  decimal,
-  milliseconds,
-  percent,
-} from "../format.ts";
+import { arithmetic, bandwidth, decimal, percent } from "../format.ts";
 import { measurePeaks } from "../peaks.ts";
 import { type KernelTests, testKernels, type TestResult } from "./kernels.ts";
 import type { Finding, Reporter } from "./report.ts";
@@ -57,14 +51,15 @@ async function choose(
   config: Qwen3Config,
   reporter: Reporter,
 ): Promise<boolean> {
-  const decided = chooseDevice("auto", gpu) ??
-    chooseDevice("auto", gpu, await measureRates(gpu, config))!;
-  const { choice: { reason }, gpu: used } = decided;
+  const known = chooseDevice("auto", gpu);
+  const measured = known ? undefined : await measureRates(gpu, config);
+  const { choice: { reason }, gpu: used } = known ??
+    chooseDevice("auto", gpu, measured)!;
   reporter.found({
     severity: used && !gpu.software ? "green" : "yellow",
     topic: "device",
     text: `auto takes ${used ? gpu.name : "the CPU path"}: ${reason}`,
-    data: { device: used ? "gpu" : "cpu", reason },
+    data: { device: used ? "gpu" : "cpu", reason, measured },
   });
   return used;
 }
@@ -157,21 +152,19 @@ function summaryOf(
     .map(([kernel]) => kernel);
   if (failure) wrong.push(failure.kernel);
   const cases = firstUses.length;
-  const tested = untested
-    ? `the first case of each of ${byKernel.size} kernels (--all tests ${
-      cases + untested
-    } cases)`
-    : `${byKernel.size} kernels, ${cases} cases`;
+  const which = untested
+    ? `the first case of each (--all tests all ${cases + untested})`
+    : `${cases} cases`;
   const outcome = wrong.length
     ? `WRONG: ${wrong.join(", ")}`
     : `all correct, errors up to ${excessText(results)}`;
-  const times = `compiled and run in ${milliseconds(totalMs)}, ${
-    milliseconds(slowest.ms)
-  } of it one case of ${slowest.kernel}`;
   return {
     severity: wrong.length ? "red" : "green",
     topic: "kernels",
-    text: `${tested}, ${outcome}; ${times}`,
+    text:
+      `${byKernel.size} kernels, ${which}, ${outcome}; compiled and run in ${
+        (totalMs / 1000).toFixed(1)
+      } s, ${slowest.kernel} the slowest`,
     data: { kernels: byKernel.size, cases, untested, totalMs, slowest },
   };
 }

@@ -179,7 +179,9 @@ async function open(
     topic: "limits",
     text: `buffers of ${bytes(limits.maxBufferSize)}, bindings of ${
       bytes(limits.maxStorageBufferBindingSize)
-    }, workgroups of ${limits.maxComputeInvocationsPerWorkgroup} threads and ${limits.maxComputeWorkgroupStorageSize} bytes`,
+    }, workgroups of ${limits.maxComputeInvocationsPerWorkgroup} threads and ${
+      bytes(limits.maxComputeWorkgroupStorageSize)
+    }`,
   });
   return gpu;
 }
