@@ -37,6 +37,7 @@ import { profileHtml } from "../lib/tools/profile/html.ts";
 import { profileText } from "../lib/tools/profile/text.ts";
 import { traceOf } from "../lib/tools/profile/trace.ts";
 import { parseKernels } from "../lib/tools/profile/kernels.ts";
+import { taskArgs } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
@@ -76,7 +77,7 @@ const STDOUT = "-";
 await runTask({
   usage: "deno task profile [flags]",
   flags: FLAGS,
-  args: bareJson(Deno.args),
+  args: bareJson(taskArgs()),
   flagsOnly: "profile",
 }, async (flags) => {
   const list = flags.text("kernels");
