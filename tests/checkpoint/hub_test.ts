@@ -321,7 +321,7 @@ for (
 }
 
 Deno.test("a missing repository, or one without safetensors, is reported with the URLs tried", async () => {
-  await using cache = await emptyCache();
+  await using _cache = await emptyCache();
   await using server = await serveHub("demo"); // no config.json there
   const failure = async (spec: string) =>
     (await assertRejects(() => openCheckpoint(spec), Error)).message;
