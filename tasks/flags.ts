@@ -5,6 +5,7 @@
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { parseArgs } from "@std/cli/parse-args";
+import { asTyped, taskArgs } from "./command.ts";
 import { described, errorText, explained } from "../lib/errors.ts";
 import type { Format } from "../lib/formats/format.ts";
 import { formatNames, FORMATS } from "../lib/formats/mod.ts";
@@ -201,7 +202,7 @@ export interface Task {
   flags: FlagTable;
   /** Help text below the flags. */
   notes?: string;
-  /** `Deno.args` by default. */
+  /** Those of the command line by default. */
   args?: string[];
   /** For a task that takes flags only: the verb of the error for any other argument. */
   flagsOnly?: string;
@@ -220,19 +221,20 @@ export async function runTask(
     Deno.exit(await runWithFlags(task, main));
   } catch (error) {
     if (error instanceof Deno.errors.BrokenPipe) Deno.exit(0); // the reader left
-    console.error(`error: ${errorText(explained("run this task", error))}`);
+    const text = errorText(explained("run this task", error));
+    console.error(`error: ${asTyped(text)}`);
     Deno.exit(1);
   }
 }
 
 async function runWithFlags(
-  { usage, flags: table, notes, args = Deno.args, flagsOnly }: Task,
+  { usage, flags: table, notes, args = taskArgs(), flagsOnly }: Task,
   main: (flags: Flags) => Promise<number>,
 ): Promise<number> {
   const all: FlagTable = { ...table, help: ["switch", "print this text"] };
   const flags = readFlags(args, all);
   if (flags.on("help")) {
-    console.log(helpText(usage, all, notes));
+    console.log(asTyped(helpText(usage, all, notes)));
     return 0;
   }
   const [word] = flags.words;

@@ -18,6 +18,7 @@ import {
   type Run,
   type Tool,
 } from "../mod.ts";
+import { asTyped } from "./command.ts";
 import { CTRL_C, onInterrupt } from "./interrupts.ts";
 import { type Flags, type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
@@ -300,7 +301,7 @@ function asIds(prompt: string): string | number[] {
 
 /** Prints a notice on stderr, wrapped. */
 function say(notice: string): void {
-  console.error(wrap(printable(notice), WIDTH, "", "  ").join("\n"));
+  console.error(wrap(printable(asTyped(notice)), WIDTH, "", "  ").join("\n"));
 }
 
 /** Writes to stdout; control characters from the model do not reach a terminal. */

@@ -40,6 +40,7 @@ import { profileHtml } from "../lib/tools/profile/html.ts";
 import { profileText } from "../lib/tools/profile/text.ts";
 import { traceOf } from "../lib/tools/profile/trace.ts";
 import { parseKernels } from "../lib/tools/profile/kernels.ts";
+import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
@@ -99,7 +100,7 @@ await runTask({
   if (json) console.log(JSON.stringify(report));
   else if (!Object.values(files).includes(STDOUT)) {
     const verbose = flags.on("verbose");
-    console.log(profileText(report, { verbose }));
+    console.log(asTyped(profileText(report, { verbose })));
   }
   const write = async (flag: string, path: string, text: string) => {
     if (path === STDOUT) return console.log(text);

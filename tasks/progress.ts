@@ -8,6 +8,7 @@ import { checkReadTimeout } from "../lib/checkpoint/fetch.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
 import type { LoadProgress, Qwen3Options } from "../mod.ts";
+import { asTyped } from "./command.ts";
 import type { Flags, FlagTable } from "./flags.ts";
 
 /** The part of npm's cli-progress that is used here; it comes without types. */
@@ -210,7 +211,14 @@ export class Progress implements Disposable {
   readonly notice = (notice: string): void => {
     const { isTerminal, columns } = this.screen;
     const width = isTerminal ? Math.min(WIDTH, columns() - 1) : WIDTH;
-    for (const line of wrap(printable(notice), Math.max(10, width), "", "  ")) {
+    for (
+      const line of wrap(
+        printable(asTyped(notice)),
+        Math.max(10, width),
+        "",
+        "  ",
+      )
+    ) {
       this.#display.say(line);
     }
   };

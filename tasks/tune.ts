@@ -20,6 +20,7 @@ import {
 } from "../lib/tools/tune/text.ts";
 import { tune, type TuneReport } from "../lib/tools/tune/tune.ts";
 import { TUNED_KERNELS } from "../kernels/list.ts";
+import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { onInterrupt } from "./interrupts.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
@@ -55,7 +56,7 @@ await runTask({
   const dryRun = flags.on("dry-run"), json = flags.on("json");
   const print = json ? () => {} : (text: string) => {
     progress.clear();
-    console.log(text);
+    console.log(asTyped(text));
   };
   // On a terminal the table grows by a line for each shape, which is progress enough.
   const quiet = !json && Deno.stdout.isTerminal();
