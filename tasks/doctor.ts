@@ -14,6 +14,7 @@
 import { DEFAULT_MODEL } from "../lib/load.ts";
 import { doctor } from "../lib/tools/doctor/doctor.ts";
 import { findingText, summaryText } from "../lib/tools/doctor/report.ts";
+import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
@@ -43,7 +44,8 @@ await runTask({
     opening: { ...loadingOptions(flags), ...progress.options },
     onFinding(finding) {
       progress.clear();
-      if (!json) console.log(findingText(finding));
+      const text = asTyped(finding.text);
+      if (!json) console.log(findingText({ ...finding, text }));
     },
   });
   console.log(json ? JSON.stringify(report) : `\n${summaryText(report)}`);

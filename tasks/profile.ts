@@ -37,7 +37,7 @@ import { profileHtml } from "../lib/tools/profile/html.ts";
 import { profileText } from "../lib/tools/profile/text.ts";
 import { traceOf } from "../lib/tools/profile/trace.ts";
 import { parseKernels } from "../lib/tools/profile/kernels.ts";
-import { taskArgs } from "./command.ts";
+import { asTyped, taskArgs } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
@@ -111,7 +111,7 @@ await runTask({
     opening: { ...loadingOptions(flags), ...progress.options },
     onProgress: (what) => progress.notice(`${what} …`),
   });
-  console.log(profileText(report));
+  console.log(asTyped(profileText(report)));
   const { json, trace, html } = files;
   if (trace !== undefined) {
     await write(trace, JSON.stringify(traceOf(report)));
