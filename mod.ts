@@ -17,7 +17,12 @@
  * @module
  */
 export { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "./lib/load.ts";
-export { DeviceError, MemoryError, NoAdapterError } from "./lib/errors.ts";
+export {
+  DeviceError,
+  MemoryError,
+  NoAdapterError,
+  OptionError,
+} from "./lib/errors.ts";
 export type { LoadProgress } from "./lib/checkpoint/sources.ts";
 export type { Dtype } from "./lib/dtype.ts";
 export type {

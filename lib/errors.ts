@@ -25,6 +25,37 @@ export class MemoryError extends DeviceError {
   override name = "MemoryError";
 }
 
+/**
+ * An option has a wrong value or is unknown. Its message names the option as
+ * {@linkcode option} does.
+ */
+export class OptionError extends RangeError {
+  /** Always `OptionError`. */
+  override name = "OptionError";
+
+  /** @ignore Thrown by whatever takes options. */
+  constructor(
+    /** The name of the option, such as `topK`. */
+    readonly option: string,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** The error for an option with a wrong value; `cannot` is how its message begins. */
+export function wrongOption(
+  cannot: string,
+  option: string,
+  value: unknown,
+  must: string,
+): OptionError {
+  return new OptionError(
+    option,
+    `${cannot}: ${option} is ${described(value)}, must be ${must}`,
+  );
+}
+
 /** The most characters of an error: enough for a path or two, not for a file's content. */
 const MOST = 1900;
 
@@ -178,7 +209,8 @@ export type OptionKind = keyof typeof KINDS;
  * is absent.
  *
  * @param cannot the beginning of the error, such as `Cannot generate`
- * @throws {TypeError} if `options` is not an object, or an option is of another kind
+ * @throws {TypeError} if `options` is not an object
+ * @throws {OptionError} if an option is of another kind
  */
 export function checkOptions(
   cannot: string,
@@ -188,7 +220,9 @@ export function checkOptions(
   requireKind(cannot, "the options argument", options, "object");
   for (const [name, kind] of Object.entries(kinds)) {
     const value = (options as Record<string, unknown>)[name];
-    if (value !== undefined) requireKind(cannot, name, value, kind);
+    const [test, must] = KINDS[kind];
+    if (value === undefined || test(value)) continue;
+    throw wrongOption(cannot, name, value, must);
   }
 }
 

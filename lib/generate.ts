@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { checkOptions, type OptionKind } from "./errors.ts";
+import { checkOptions, type OptionKind, wrongOption } from "./errors.ts";
 import type { Chunks } from "./model/turns.ts";
 import {
   faultText,
@@ -60,7 +60,7 @@ const KINDS: Readonly<
  * Checks the types of options and the range of `maxTokens`; `resolveSampling` checks the
  * sampling options.
  *
- * @throws {TypeError | RangeError} if one is wrong; the message names it.
+ * @throws {OptionError} if one is wrong.
  */
 export function checkGenerating(options: GenerateOptions): void {
   const cannot = "Cannot generate";
@@ -69,8 +69,11 @@ export function checkGenerating(options: GenerateOptions): void {
   if (
     maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
   ) {
-    throw new RangeError(
-      `${cannot}: maxTokens is ${maxTokens}, must be an integer of at least 1`,
+    throw wrongOption(
+      cannot,
+      "maxTokens",
+      maxTokens,
+      "an integer of at least 1",
     );
   }
   const stops: readonly unknown[] = Array.isArray(stop) ? stop : [stop];

@@ -10,10 +10,10 @@ import { contextLimit } from "./checkpoint/config.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
 import {
   checkOptions,
-  described,
   DeviceError,
   type OptionKind,
   requireKind,
+  wrongOption,
 } from "./errors.ts";
 import { host } from "./host.ts";
 import type { Choice } from "./dispatch/choice.ts";
@@ -84,9 +84,7 @@ export function checkLoading(model: unknown, options: Qwen3Options): void {
   checkOptions(cannot, options, KINDS);
   const { device = "auto", precision = "auto", debug, context } = options;
   const refuse = (what: string, value: unknown, must: string) => {
-    throw new RangeError(
-      `${cannot}: ${what} is ${described(value)}, must be ${must}`,
-    );
+    throw wrongOption(cannot, what, value, must);
   };
   if (!["auto", "gpu", "cpu"].includes(device)) {
     refuse("device", device, "auto, gpu or cpu");
@@ -242,7 +240,7 @@ export async function placeOnCpu(
   return { runner, device: { kind: "cpu", adapter, choices } };
 }
 
-/** @throws {RangeError} if the checkpoint does not allow this context length. */
+/** @throws {OptionError} if the checkpoint does not allow this context length. */
 export function checkContext(
   { name, config }: Checkpoint,
   context?: number,
@@ -250,8 +248,11 @@ export function checkContext(
   if (context === undefined) return;
   const { tokens, why } = contextLimit(config);
   if (!Number.isInteger(context) || context < 1 || context > tokens) {
-    throw new RangeError(
-      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${tokens} (${why})`,
+    throw wrongOption(
+      `Cannot load ${name}`,
+      "context",
+      context,
+      `an integer from 1 to ${tokens} (${why})`,
     );
   }
 }

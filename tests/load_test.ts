@@ -4,6 +4,7 @@ import {
   assertEquals,
   assertMatch,
   assertRejects,
+  assertStringIncludes,
   assertThrows,
 } from "@std/assert";
 import { f32ToBf16Bits } from "../lib/dtype.ts";
@@ -16,6 +17,7 @@ import {
   loadQwen3,
   type Message,
   NoAdapterError,
+  OptionError,
   type Qwen3,
   type Run,
 } from "../mod.ts";
@@ -354,7 +356,12 @@ Deno.test("generate refuses options out of range before it runs", async () => {
     [{ stop: "" }, "a stop string must be one or more whole characters"],
   ];
   for (const [options, message] of refused) {
-    assertThrows(() => qwen.generate(PROMPT, options), Error, message);
+    const error = assertThrows(
+      () => qwen.generate(PROMPT, options),
+      OptionError,
+      message,
+    );
+    assertEquals([error.option], Object.keys(options));
   }
   for (const prompt of ["", []]) {
     assertThrows(
@@ -390,7 +397,7 @@ Deno.test("loadQwen3 refuses unknown devices, precisions and contexts", async ()
   for (const context of [0, -1, 1.5, NaN, 1025]) {
     await assertRejects(
       load({ device: "cpu", context }),
-      RangeError,
+      OptionError,
       `context is ${context}, must be an integer ${
         context > 1 && Number.isInteger(context)
           ? "from 1 to 1024"
@@ -430,6 +437,20 @@ slowTest(
   },
 );
 
+/** An error of a wrong argument, or of the option that the last of `args` has alone. */
+function assertArgumentError(
+  error: unknown,
+  args: readonly unknown[],
+  message: string,
+): void {
+  const options = args.at(-1);
+  if (args.length > 1 && options !== null && typeof options === "object") {
+    assert(error instanceof OptionError, String(error));
+    assertEquals([error.option], Object.keys(options));
+  } else assert(error instanceof TypeError, String(error));
+  assertStringIncludes(error.message, message);
+}
+
 /** Arguments of wrong types, as JavaScript may pass them, and their errors. */
 function assertTypes(
   call: (...args: never[]) => unknown,
@@ -437,7 +458,7 @@ function assertTypes(
 ): void {
   for (const [args, message] of wrong) {
     const called = () => (call as (...args: unknown[]) => unknown)(...args);
-    assertThrows(called, TypeError, message);
+    assertArgumentError(assertThrows(called), args, message);
   }
 }
 
@@ -507,7 +528,8 @@ Deno.test("arguments of wrong types are refused like wrong values", async () => 
     ] as const
   ) {
     const load = loadQwen3 as (...args: unknown[]) => Promise<Qwen3>;
-    await assertRejects(() => load(...args), TypeError, message);
+    const error = await assertRejects(() => load(...args));
+    assertArgumentError(error, args, message);
   }
 
   using qwen = await loadQwen3(TINY, { device: "cpu" });

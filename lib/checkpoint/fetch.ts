@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { errorText } from "../errors.ts";
+import { errorText, OptionError } from "../errors.ts";
 
 /** Options for requests. */
 export interface FetchOptions {
@@ -57,7 +57,7 @@ export class TemporaryFailure extends Error {
 
 /**
  * @param cannot the beginning of the error, such as `Cannot open URL`
- * @throws {RangeError} if a read timeout is not a usable number of seconds
+ * @throws {OptionError} if a read timeout is not a usable number of seconds
  */
 export function checkReadTimeout(
   cannot: string,
@@ -68,7 +68,8 @@ export function checkReadTimeout(
   if (
     typeof seconds === "number" && seconds > 0 && seconds <= MAX_READ_TIMEOUT
   ) return;
-  throw new RangeError(
+  throw new OptionError(
+    "readTimeout",
     `${cannot}: ${what} is ${
       String(seconds)
     }, must be a number of seconds above 0 and at most ${MAX_READ_TIMEOUT}`,

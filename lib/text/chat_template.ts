@@ -14,7 +14,12 @@ import {
   type ToolCall,
   type Turn,
 } from "./conversation.ts";
-import { checkOptions, errorText, requireKind } from "../errors.ts";
+import {
+  checkOptions,
+  errorText,
+  OptionError,
+  requireKind,
+} from "../errors.ts";
 import { exactJson, isObject, parseExactJson } from "../json.ts";
 import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
@@ -70,8 +75,9 @@ export function renderChat(
     : readTools(rest.tools, CANNOT);
   const turns = readConversation(messages);
   if (thinking !== undefined && !canFollow(thinking, template)) {
-    throw refusal(
-      `thinking is ${thinking}, but the chat template does not read enable_thinking`,
+    throw new OptionError(
+      "thinking",
+      `${CANNOT}: thinking is ${thinking}, but the chat template does not read enable_thinking`,
     );
   }
   const render = compile(template);

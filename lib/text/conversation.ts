@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { described } from "../errors.ts";
+import { described, OptionError, wrongOption } from "../errors.ts";
 import { exactJson, isObject, requireJsonValue } from "../json.ts";
 
 /** A function call that the assistant made. */
@@ -173,18 +173,20 @@ export function readConversation(messages: unknown): Turn[] {
 /**
  * Checks a list of tools.
  *
- * @throws {Error} if it is not a list of functions with names and JSON values.
+ * @throws {OptionError} if it is not a list of functions with names.
+ * @throws {Error} if one has a value that JSON has not.
  */
 export function readTools(tools: unknown, cannot: string): Tool[] {
   if (!Array.isArray(tools)) {
-    throw new Error(`${cannot}: tools is ${described(tools)}, must be a list`);
+    throw wrongOption(cannot, "tools", tools, "a list");
   }
   return Array.from(tools, (tool, i) => {
     const where = `tools[${i}]`;
     const named = isObject(tool) && isObject(tool.function) &&
       typeof tool.function.name === "string" && tool.function.name !== "";
     if (!named || (tool.type !== undefined && tool.type !== "function")) {
-      throw new Error(
+      throw new OptionError(
+        "tools",
         `${cannot}: ${where} must be like {"type": "function", "function": {"name": "f", "parameters": {}}}`,
       );
     }
