@@ -8,7 +8,6 @@
 import type { Checkpoint } from "../lib/checkpoint/checkpoint.ts";
 import { contextLimit } from "../lib/checkpoint/config.ts";
 import type { Peaks } from "../lib/tools/profile/report.ts";
-import type { BenchOptions, OnGpu } from "./setting.ts";
 
 /** Sizes of a model that its speed depends on. */
 export interface ModelSize {
@@ -48,19 +47,10 @@ const START = 1, LOAD = 1e9;
 export class Speed {
   constructor(
     readonly model: ModelSize,
-    readonly options: Pick<BenchOptions, "runs" | "maxTokens">,
+    readonly options: { runs: number; maxTokens: number },
     readonly gpu?: { peaks: Peaks; software: boolean },
     readonly threads: number = navigator.hardwareConcurrency,
   ) {}
-
-  static of(
-    model: ModelSize,
-    options: BenchOptions,
-    on?: OnGpu,
-  ): Speed {
-    const gpu = on && { peaks: on.peaks, software: on.gpu.software };
-    return new Speed(model, options, gpu);
-  }
 
   /** Runs of a measurement, with the one that warms up. */
   runs(most = Infinity): number {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { fileURLToPath as fromFileUrl } from "node:url";
+import { fileURLToPath } from "node:url";
 import type { PeerMeasure, Row } from "./report.ts";
 import type { RowKind } from "./rows.ts";
 
@@ -19,7 +19,7 @@ const PROGRAMS = [
 export function requirePeers(folder: string): void {
   if (SCRIPT.protocol !== "file:") {
     throw new Error(
-      `Cannot run peers: bench/peers is on ${SCRIPT.host}, must be on this machine`,
+      "Cannot run peers: bench/peers/ is not on this machine, run bench in a copy of the tree",
     );
   }
   try {
@@ -58,7 +58,7 @@ export async function runPeers(
     onProgress(`llama.cpp ${program}`);
     const found: Omit<PeerMeasure, "measure">[] = [];
     const { code, stdout, stderr } = await new Deno.Command("bash", {
-      args: [fromFileUrl(SCRIPT), folder, model, ...workloads],
+      args: [fileURLToPath(SCRIPT), folder, model, ...workloads],
       env: {
         PROGRAMS: program,
         RUNS: String(runs),

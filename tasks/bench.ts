@@ -90,7 +90,11 @@ await runTask({
   using setting = await BenchSetting.open(options);
   const model = shownUrl(options.model);
   const on = await openGpu(setting, chosen, progress);
-  const speed = Speed.of(setting.size, options, on);
+  const speed = new Speed(
+    setting.size,
+    options,
+    on && { peaks: on.peaks, software: on.gpu.software },
+  );
   const seconds = (row: string) => KINDS.get(row)!.seconds(speed);
   progress.notice(planText(chosen, model, speed));
   print(headText(model, on));
