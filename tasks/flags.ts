@@ -63,13 +63,14 @@ function refuseUnknown(arg: string, table: FlagTable): never {
       .flat();
   if (close.length > 0) {
     const flags = alternatives(close.map((flag) => `--${flag}`));
-    refuse(`${dashes}${quotable(name)} is unknown, did you mean ${flags}?`);
+    refuse(
+      `${dashes}${shortened(name, 24)} is unknown, did you mean ${flags}?`,
+    );
   }
-  const shown = quotable(dashes === "--" && name !== "" ? dashes + name : arg);
+  const whole = dashes === "--" && name !== "" ? dashes + name : arg;
+  const shown = shortened(whole, 16);
   refuse(`${shown} is unknown, try --help (text like this goes after --)`);
 }
-
-const quotable = (text: string) => shortened(text, 16);
 
 /** Parses `args`. A switch may be given as `--name` or `--no-name`. */
 export function readFlags(args: string[], table: FlagTable): Flags {
