@@ -196,22 +196,31 @@ Deno.test("a lock file pins what a URL gave", async () => {
   assertMatch(stderr, /lib\/dtype\.ts/);
 });
 
-Deno.test("a project with its own configuration imports mod.ts by path", async () => {
-  await using deno = await cleanDeno();
-  const root = new URL(".", ROOT).href.replace(/\/$/, "");
-  await Deno.writeTextFile(
-    `${deno.folder}/deno.json`,
-    JSON.stringify({ imports: { "qwen3": `${root}/mod.ts` } }),
-  );
-  await Deno.writeTextFile(
-    `${deno.folder}/main.ts`,
-    `import { loadQwen3 } from "qwen3";
+slowTest(
+  "a project with its own configuration imports mod.ts by path",
+  async () => {
+    await using deno = await cleanDeno();
+    const root = new URL(".", ROOT).href.replace(/\/$/, "");
+    await Deno.writeTextFile(
+      `${deno.folder}/deno.json`,
+      JSON.stringify({ imports: { "qwen3": `${root}/mod.ts` } }),
+    );
+    await Deno.writeTextFile(
+      `${deno.folder}/main.ts`,
+      `import { loadQwen3 } from "qwen3";
      using qwen = await loadQwen3(undefined, { device: "cpu" });
      const run = qwen.generate("Once upon a time", { temperature: 0, maxTokens: 9 });
      for await (const _ of run);
      console.log(run.text);`,
-  );
-  const args = ["run", "--check", "--no-prompt", "--allow-read", "--allow-sys"];
-  const { stdout, stderr } = await deno.run("deno", [...args, "main.ts"]);
-  assertEquals(stdout, ", there was a little girl named Lily.\n", stderr);
-});
+    );
+    const args = [
+      "run",
+      "--check",
+      "--no-prompt",
+      "--allow-read",
+      "--allow-sys",
+    ];
+    const { stdout, stderr } = await deno.run("deno", [...args, "main.ts"]);
+    assertEquals(stdout, ", there was a little girl named Lily.\n", stderr);
+  },
+);
