@@ -164,7 +164,10 @@ Deno.test("with another type the import fails, and again until --reload", async 
     (await run()).stderr,
     /Expected a JavaScript or TypeScript module/,
   );
-  assertEquals((await run("--reload")).stdout, "matmul,loadQwen3\n");
+  assertEquals(
+    (await run(`--reload=${server.url}`)).stdout,
+    "matmul,loadQwen3\n",
+  );
 });
 
 Deno.test("a lock file pins what a URL gave", async () => {
@@ -188,9 +191,12 @@ Deno.test("a lock file pins what a URL gave", async () => {
   );
   const pinned = Object.keys(remote);
   assert(pinned.includes(`${server.url}/mod.ts`), pinned.join("\n"));
-  assertEquals((await run("--reload")).stdout, "matmul,loadQwen3\n");
+  assertEquals(
+    (await run(`--reload=${server.url}`)).stdout,
+    "matmul,loadQwen3\n",
+  );
   change = await Deno.readTextFile(new URL("lib/dtype.ts", ROOT)) + "// more";
-  const { code, stderr } = await run("--reload");
+  const { code, stderr } = await run(`--reload=${server.url}`);
   assertEquals(code, 10, stderr);
   assertMatch(stderr, /Integrity check failed/);
   assertMatch(stderr, /lib\/dtype\.ts/);
