@@ -32,7 +32,7 @@ const HELP = `deno task test [flags] [files or folders]
   --require-gpu  fail where this machine lacks a GPU adapter or a browser
   --seeds N      repeat tests on random inputs with N seeds
   --inputs N     give the fuzzer N inputs instead of 500
-  -h, --help     print this text
+  --help, -h     print this text
 
 Other flags go to deno test (--filter …). QWEN3_TEST_SEED=n repeats one seed.`;
 

@@ -25,7 +25,7 @@ for (const task of TASKS) {
     const { code, stdout, stderr } = await runTask(task, ["--help"]);
     assertEquals([code, stderr], [0, ""]);
     assertMatch(stdout, new RegExp(`^deno task ${task} `));
-    assertMatch(stdout, /^ {2}--help +print this text$/m);
+    assertMatch(stdout, /^ {2}--help(, -h)? +print this text$/m);
     assertFits(stdout);
   });
 }
