@@ -57,7 +57,9 @@ export async function selectDevice(
     gpu = await openDevice({ gpu: implementation });
   } catch (error) {
     if (kind === "gpu" || !(error instanceof NoAdapterError)) throw error;
-    return cpu(error.message.replace("Cannot open a GPU: ", ""));
+    // What is; what to do about it is for those who asked for a GPU.
+    const [what] = error.message.replace("Cannot open a GPU: ", "").split("; ");
+    return cpu(what);
   }
   using unused = new DisposableStack();
   unused.use(gpu);
@@ -84,7 +86,7 @@ const MOST_BYTES = 2 ** 25;
  * Measures how fast each side reads rows of a layer's widest weight in a decode step. A
  * failure is also a result: it must not prevent loading.
  */
-async function measureRates(
+export async function measureRates(
   gpu: Gpu,
   config: Qwen3Config,
   signal?: AbortSignal,
