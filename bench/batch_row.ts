@@ -51,7 +51,7 @@ export async function batchRow(
         together.map((rate) => rate / one.median),
       ),
       one,
-      bound(measure("GPU time", "tokens/s", [step.tokensPerSecond])),
+      bound(measure("GPU time", "tokens/s", [1000 * step.tokens / step.ms])),
     ],
     notes: [`tokens of all ${sequences} sequences`],
   };

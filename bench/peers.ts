@@ -6,7 +6,7 @@
 import type { PeerMeasure, Row } from "./report.ts";
 import type { RowKind } from "./rows.ts";
 
-const ROOT = new URL("..", import.meta.url).pathname;
+const ROOT = new URL("..", import.meta.url);
 /** Programs that run.sh knows, and the device of each if not the GPU. */
 const PROGRAMS = [
   ["vulkan", undefined],
@@ -16,6 +16,11 @@ const PROGRAMS = [
 
 /** Rejects a folder without peers, before anything slow starts. */
 export function requirePeers(folder: string): void {
+  if (ROOT.protocol !== "file:") {
+    throw new Error(
+      "Cannot run peers: bench/peers/ is not on this machine, run bench in a copy of the tree",
+    );
+  }
   try {
     Deno.statSync(`${folder}/llama.tar.xz`);
   } catch {

@@ -18,6 +18,7 @@ import {
   isShown,
   summaryText,
 } from "../lib/tools/doctor/report.ts";
+import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
@@ -67,7 +68,8 @@ await runTask({
       progress.clear();
       showStatus("");
       if (json || !verbose && !isShown(finding)) return;
-      console.log(findingText(finding));
+      const text = asTyped(finding.text);
+      console.log(findingText({ ...finding, text }));
     },
   });
   showStatus("");

@@ -3,8 +3,8 @@
  *
  * @module
  */
+import { parseArgs } from "node:util";
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
-import { parseArgs } from "@std/cli/parse-args";
 import { asTyped, taskArgs } from "./command.ts";
 import { described, errorText, explained } from "../lib/errors.ts";
 import type { Format } from "../lib/formats/format.ts";
@@ -84,12 +84,15 @@ export function readFlags(args: string[], table: FlagTable): Flags {
     }
     given.push(`--${name}=${next}`); // joined, since the value may begin with -
   }
-  const parsed = parseArgs(given, {
-    string: values,
-    boolean: switches,
-    negatable: switches,
-    collect: of("texts"),
-    default: Object.fromEntries(switches.map((name) => [name, undefined])),
+  const { values: parsed } = parseArgs({
+    args: given,
+    allowNegative: true,
+    options: Object.fromEntries(
+      Object.entries(table).map(([name, [type]]) => [name, {
+        type: type === "switch" ? "boolean" as const : "string" as const,
+        multiple: type === "texts",
+      }]),
+    ),
   });
   const text = (name: string) => parsed[name] as string | undefined;
   const wrong = (name: string, value: unknown, must: string): never =>

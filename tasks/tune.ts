@@ -8,17 +8,19 @@
  * Each candidate is checked against the CPU, then timed by the GPU's clock in passes of
  * the model, where candidates take turns. One that beats the default by more than the
  * spread of the rounds is stored. One with wrong results is never stored and makes the
- * exit code 1. `--json` prints one line on stdout, a `TuneReport` of
- * lib/tools/tune/tune.ts.
+ * exit code 1. The table is on stdout, a line for each shape when it is decided. `--json`
+ * prints one line instead, a `TuneReport` of lib/tools/tune/tune.ts.
  */
 import { DEFAULT_MODEL } from "../lib/load.ts";
 import {
-  candidateText,
-  type CaseReport,
-  tune,
-  type TuneReport,
-} from "../lib/tools/tune/tune.ts";
+  caseText,
+  summaryText,
+  TABLE_HEAD,
+  wrongText,
+} from "../lib/tools/tune/text.ts";
+import { tune, type TuneReport } from "../lib/tools/tune/tune.ts";
 import { TUNED_KERNELS } from "../kernels/list.ts";
+import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { onInterrupt } from "./interrupts.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
@@ -36,20 +38,12 @@ const FLAGS: FlagTable = {
   ],
   "budget-seconds": ["number", "time limit; 180 by default"],
   "dry-run": ["switch", "store nothing"],
-  "json": ["switch", "print the report as one line of JSON on stdout"],
+  "json": [
+    "switch",
+    "print the report as one line of JSON instead of the table",
+  ],
   ...LOADING_FLAGS,
 };
-
-/** Columns of the table. */
-const WIDTHS = [34, 46, 34, 8, 8];
-const COLUMNS = [
-  "kernel and shape",
-  "default",
-  "winner",
-  "gain",
-  "spread",
-  "candidates",
-];
 
 await runTask({
   usage: "deno task tune [flags]",
@@ -59,7 +53,13 @@ await runTask({
   const list = flags.text("kernels");
   const interrupt = onInterrupt();
   using progress = await Progress.start();
-  const dryRun = flags.on("dry-run");
+  const dryRun = flags.on("dry-run"), json = flags.on("json");
+  const print = json ? () => {} : (text: string) => {
+    progress.clear();
+    console.log(asTyped(text));
+  };
+  // On a terminal the table grows by a line for each shape, which is progress enough.
+  const quiet = !json && Deno.stdout.isTerminal();
   let report: TuneReport;
   try {
     report = await tune(flags.text("model") ?? DEFAULT_MODEL, {
@@ -67,8 +67,12 @@ await runTask({
       budgetSeconds: flags.number("budget-seconds"),
       dryRun,
       opening: { ...loadingOptions(flags), ...progress.options },
-      onBegin: (what) => console.error(`${what}\n\n${row(...COLUMNS)}`),
-      onCase: (found) => console.error(caseRow(found)),
+      onBegin(what) {
+        progress.notice(what);
+        print(TABLE_HEAD);
+      },
+      onProgress: (what) => quiet || progress.notice(`${what} …`),
+      onCase: (found) => print(caseText(found)),
       signal: interrupt.signal,
     });
   } catch (error) {
@@ -78,20 +82,11 @@ await runTask({
     console.error(`Interrupted: ${kept} stored`);
     return interrupt.code;
   }
-  console.error("");
-  for (const note of report.notes) console.error(`! ${note}`);
-  for (const { key, constants, problem } of report.wrong) {
-    console.error(
-      `✗ ${key} is WRONG with ${candidateText(constants)}: ${problem}`,
-    );
-  }
-  const { winners, cases, file, seconds, adapter } = report;
-  console.error(
-    `tuned constants beat the defaults for ${winners} of ${cases.length} shapes on ${adapter} (${
-      seconds.toFixed(0)
-    } s); ${file ? `stored in ${file}` : "nothing was stored (--dry-run)"}`,
-  );
-  if (flags.on("json")) console.log(JSON.stringify(report));
+  for (const note of report.notes) progress.notice(`! ${note}`);
+  print("");
+  for (const wrong of wrongText(report)) print(wrong);
+  print(summaryText(report));
+  if (json) console.log(JSON.stringify(report));
   return report.wrong.length ? 1 : 0;
 });
 
@@ -108,30 +103,4 @@ function parseKernels(list: string): string[] {
     );
   }
   return names;
-}
-
-/** A line of the table; long text pushes the rest to the right. */
-function row(...columns: string[]): string {
-  return columns.map((text, i) => text.padEnd(WIDTHS[i] ?? 0)).join(" ")
-    .trimEnd();
-}
-
-/** A case: the constants that the winner changes, and the share of a pass that it saves. */
-function caseRow(found: CaseReport): string {
-  const { key, gain, spread, winner } = found;
-  const changed = Object.entries(winner ?? {})
-    .filter(([name, value]) => found.default[name] !== value);
-  const percent = (share?: number) =>
-    share === undefined ? "" : `${(100 * share).toFixed(1)}%`;
-  const counts = (["timed", "invalid", "refused", "wrong", "untried"] as const)
-    .filter((name) => found[name])
-    .map((name) => `${found[name]} ${name}`);
-  return row(
-    key,
-    candidateText(found.default),
-    winner ? candidateText(Object.fromEntries(changed)) : found.outcome,
-    percent(gain),
-    percent(spread),
-    counts.join(", "),
-  );
 }

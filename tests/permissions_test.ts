@@ -1,7 +1,9 @@
 /** Without a permission there is one line that names its flag, or a choice that says so. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { emptyCache, fixtureFiles, serveHub } from "./support/serve_hub.ts";
+import { gpuTest } from "./support/gpu.ts";
 import { readFolder, serveFiles } from "./support/serve_folder.ts";
+import { serveTree } from "./support/serve_tree.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const FIXTURE = new URL("tests/fixtures/tiny-tied-bf16/", ROOT);
@@ -25,14 +27,13 @@ async function load(
   model: string,
   flags: string[],
   device = "cpu",
+  root = ROOT.href,
 ): Promise<{ error?: string; tokens?: number; choices?: string[] }> {
   const folder = await Deno.makeTempDir();
   try {
     await Deno.writeTextFile(
       `${folder}/main.ts`,
-      `import { loadQwen3 } from ${
-        JSON.stringify(new URL("mod.ts", ROOT).href)
-      };
+      `import { loadQwen3 } from ${JSON.stringify(`${root}mod.ts`)};
        const [model, device] = Deno.args;
        let outcome;
        try {
@@ -114,6 +115,58 @@ Deno.test("a repository needs the README's permissions, --allow-write among them
   assertEquals((await load("Some/Model", [READ, ENV, SYS])).tokens, 4);
 });
 
+Deno.test("a server without ranges needs --allow-read and --allow-write too", async () => {
+  const options = { ranges: false };
+  await using server = serveFiles(await readFolder(FIXTURE), options);
+  const given = [SYS, NET, READ, WRITE];
+  for (const flag of [READ, WRITE]) {
+    const { error } = await load(
+      server.url,
+      given.filter((other) => other !== flag),
+    );
+    assertMatch(error!, new RegExp(`, run it with ${flag}$`));
+  }
+  assertEquals((await load(server.url, given)).tokens, 4);
+});
+
+Deno.test("mod.ts by URL needs --allow-import, the story model there --allow-net", async () => {
+  await using server = serveTree({
+    isPublic: (path) => /^(mod\.ts|(lib|kernels|models)\/.*)$/.test(path),
+  });
+  const root = `${server.url}/`, model = `${root}models/stories-3m/`;
+  const imports = `--allow-import=${server.host}`;
+  const { error } = await load(model, [imports, SYS], "cpu", root);
+  assertMatch(
+    error!,
+    new RegExp(`no net permission for "${server.host}", run it with ${NET}$`),
+  );
+  const given = [imports, SYS, NET];
+  assertEquals((await load(model, given, "cpu", root)).tokens, 4);
+  const alone = await Deno.makeTempDir();
+  try {
+    const main = `${alone}/main.ts`;
+    await Deno.writeTextFile(main, `import "${root}mod.ts";`);
+    const { code, stderr } = await run([SYS, NET], [main]);
+    assertEquals(code, 1);
+    assertMatch(stderr, /Requires import access to .*--allow-import/);
+  } finally {
+    await Deno.remove(alone, { recursive: true });
+  }
+});
+
+gpuTest(
+  "a GPU needs no permission, its tuned constants --allow-read and --allow-env",
+  async () => {
+    const tuned = (choices?: string[]) =>
+      choices?.find((choice) => choice.startsWith("tuned constants: "));
+    const without = await load(path, [READ, SYS], "gpu");
+    assertEquals(without.tokens, 4);
+    assertMatch(tuned(without.choices)!, /: off: .* is not permitted$/);
+    const { choices } = await load(path, [READ, SYS, ENV], "gpu");
+    assertMatch(tuned(choices)!, /^tuned constants: (none|\d+ shapes?): /);
+  },
+);
+
 Deno.test("without reading the worker, the CPU path has one thread and says so", async () => {
   const { tokens, choices } = await load(
     "synthetic:qwen3-0.6b?layers=1&vocab=4096",
@@ -144,5 +197,27 @@ Deno.test("a task without a permission prints one line", async () => {
     assertEquals(lines.length, 1, stderr);
     assertMatch(lines[0], /^error: Cannot .*, run it with --allow-\w+$/);
     assert(lines[0].includes(expected), lines[0]);
+  }
+});
+
+Deno.test("prepareEnvironment needs --allow-env", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const main = `${folder}/main.ts`;
+    await Deno.writeTextFile(
+      main,
+      `import { prepareEnvironment } from "${ROOT.href}mod.ts";
+       prepareEnvironment();
+       console.log("prepared");`,
+    );
+    const refused = await run(["--no-config"], [main]);
+    assertMatch(
+      refused.stderr,
+      /Cannot prepare the environment: .* run it with --allow-env/,
+    );
+    const { stdout } = await run(["--no-config", ENV], [main]);
+    assertEquals(stdout, "prepared\n");
+  } finally {
+    await Deno.remove(folder, { recursive: true });
   }
 });

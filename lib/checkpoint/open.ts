@@ -14,7 +14,13 @@ import {
   parseGeneration,
 } from "./generation_config.ts";
 import { type FoundFile, host } from "../host.ts";
-import { parseRepositoryId, repositoryFolder } from "./hub.ts";
+import { fileHint, nameHint, urlHint } from "./hints.ts";
+import {
+  isCached,
+  parseRepositoryId,
+  type Repository,
+  repositoryFolder,
+} from "./hub.ts";
 import { parseJson } from "../json.ts";
 import { checkReadTimeout, shownUrl } from "./fetch.ts";
 import { fetchText, openUrl } from "./http.ts";
@@ -65,23 +71,48 @@ export async function openCheckpoint(
   if (directory !== undefined) {
     return await openFolder(spec, localFolder(directory), options);
   }
+  const repository = await repositoryOf(spec);
+  const folder = await repositoryFolder(repository, options);
+  return await openFolder(spec, localFolder(folder), options);
+}
+
+/** The error for a name that cannot be opened. */
+function cannotOpen(spec: string, why: string): Error {
+  const shown = JSON.stringify(shownUrl(spec).slice(0, 300));
+  return new Error(`Cannot open ${shown}: ${why}`);
+}
+
+/**
+ * The repository that a name stands for if there is no such folder.
+ *
+ * @throws {Error} if it can only be a folder's, or is another program's
+ */
+async function repositoryOf(spec: string): Promise<Repository> {
+  const hint = nameHint(spec);
+  if (hint !== undefined) throw cannotOpen(spec, hint);
   const repository = parseRepositoryId(spec);
   if (repository === undefined) {
     if (/^([a-z]:)?[/\\]/i.test(spec)) { // also C:\models and \\server\models
-      throw new Error(
-        `Cannot open ${
-          JSON.stringify(shownUrl(spec))
-        }: there is no such directory`,
-      );
+      throw cannotOpen(spec, "there is no such directory");
     }
-    throw new Error(
-      `Cannot open ${
-        JSON.stringify(shownUrl(spec))
-      }: there is no such directory (looked in ${host.files.currentFolder()}), and it is not a repository id (owner/name), an http(s) URL or synthetic:qwen3-…`,
+    throw cannotOpen(
+      spec,
+      `there is no such directory (looked in ${host.files.currentFolder()}), and it is not a repository id (owner/name), an http(s) URL or synthetic:qwen3-…`,
     );
   }
-  const folder = await repositoryFolder(repository, options);
-  return await openFolder(spec, localFolder(folder), options);
+  // A mistyped path is more likely than a repository of the folder's name.
+  const [owner] = spec.split("/");
+  const isPath = !spec.includes("@") && !await isCached(repository) &&
+    (await host.files.find(owner))?.isDirectory;
+  if (isPath) {
+    throw cannotOpen(
+      spec,
+      `the directory ${owner} has no ${
+        spec.slice(owner.length + 1)
+      } (a repository of that name: ${spec}@main)`,
+    );
+  }
+  return repository;
 }
 
 function localFolder(directory: string): Folder {
@@ -111,11 +142,9 @@ async function readTextFile(path: string): Promise<string | undefined> {
 
 function webFolder(spec: string, options: OpenOptions): Folder {
   const base = URL.parse(spec);
-  if (base === null) {
-    throw new Error(
-      `Cannot open ${JSON.stringify(shownUrl(spec))}: it is not a valid URL`,
-    );
-  }
+  if (base === null) throw cannotOpen(spec, "it is not a valid URL");
+  const hint = urlHint(base);
+  if (hint !== undefined) throw cannotOpen(spec, hint);
   if (!base.pathname.endsWith("/")) base.pathname += "/";
   const urlOf = (file: string) => {
     const url = new URL(base);
@@ -155,11 +184,7 @@ async function existingDirectory(spec: string): Promise<string | undefined> {
     );
   }
   if (found === undefined || found.isDirectory) return found?.path;
-  throw new Error(
-    `Cannot open ${
-      JSON.stringify(spec)
-    }: it is a file, must be the folder of a checkpoint`,
-  );
+  throw cannotOpen(spec, fileHint(spec));
 }
 
 /** The most characters of config.json and of generation_config.json: 1 MiB. */

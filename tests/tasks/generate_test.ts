@@ -432,7 +432,7 @@ Deno.test("a missing model is a one-line error that lists where it was looked fo
     () =>
       assertRefused(
         model("Qwen/Qwen3-0.6B"),
-        "Cannot open Qwen/Qwen3-0.6B: no such directory, not in the cache (there is no /none/models--Qwen--Qwen3-0.6B/refs/main)",
+        "Cannot open Qwen/Qwen3-0.6B: it is not in the cache (there is no /none/models--Qwen--Qwen3-0.6B/refs/main)",
         "HF_HUB_OFFLINE",
       ),
     () =>

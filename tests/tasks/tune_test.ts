@@ -44,7 +44,7 @@ gpuTest("winners are stored, and loaded by the next device", async () => {
     const report = JSON.parse(stdout);
     assertEquals(report.wrong, []);
     assert(report.cases.length >= 5, stderr);
-    assertStringIncludes(stderr, `stored in ${report.file}`);
+    assertMatch(stderr, /^gemv bf16.* \(1 of \d+\) …$/m);
     const winners = new Map<string, Record<string, number>>([[
       kept,
       constants,
@@ -166,6 +166,35 @@ for (
     assertMatch(lines[0], message);
   });
 }
+
+gpuTest(
+  "the table and its summary are on stdout, progress is not",
+  async () => {
+    const folder = await Deno.makeTempDir();
+    const { code, stdout, stderr } = await task(
+      folder,
+      ...["--model", TINY, "--kernels", "gemv", "--dry-run"],
+      ...["--budget-seconds", UNLIMITED],
+    );
+    await Deno.remove(folder, { recursive: true });
+    assertEquals(code, 0, stderr);
+    const lines = stdout.trimEnd().split("\n");
+    assertMatch(lines[0], /^kernel and shape +outcome +gain +spread +timed$/);
+    const rows = lines.filter((line) => line.startsWith("gemv bf16"));
+    assert(rows.length >= 5, stdout);
+    const summary = lines.slice(lines.indexOf("") + 1).join(" ");
+    assertMatch(
+      summary,
+      new RegExp(`^tuned constants beat .* of ${rows.length} `),
+    );
+    assertMatch(summary, /nothing was stored \(--dry-run\)$/);
+    for (const line of [...lines, ...stderr.split("\n")]) {
+      assert([...line].length <= 100, line);
+    }
+    assertMatch(stderr, /: \d+ shapes, timed/);
+    assert(!stderr.includes("tuned constants beat"), stderr);
+  },
+);
 
 gpuTest(
   "a folder that cannot be written ends the task immediately",

@@ -13,7 +13,7 @@ import type { Plan } from "../../webgpu/plan.ts";
 import { Bench } from "./bench.ts";
 import { TUNED_KERNELS } from "../../../kernels/list.ts";
 import type { Candidate } from "../../dispatch/limits.ts";
-import { candidatesFor } from "./candidates.ts";
+import { candidatesFor, candidateText } from "./candidates.ts";
 import { casesOf, type TuneCase } from "./cases.ts";
 import { race } from "./race.ts";
 import type { TunedEntry } from "../../dispatch/tuned.ts";
@@ -31,6 +31,8 @@ export interface TuneOptions {
   gpu?: GPU;
   /** How the checkpoint is opened, and where progress goes. */
   opening?: OpenOptions;
+  /** Called before a case is timed, with its shape. */
+  onProgress?: (what: string) => void;
   /** Called when a case is decided. */
   onCase?: (report: CaseReport) => void;
   /** Called when the model is loaded, with its name and the adapter's. */
@@ -145,7 +147,7 @@ export async function tune(
   const { cases, notes } = casesOf(bench, kernels);
   report.notes.push(...notes);
   options.onBegin?.(
-    `${checkpoint.name} on ${gpu.name}, timed in passes through ${bench.layersText}`,
+    `${checkpoint.name} on ${gpu.name}: ${cases.length} shapes, timed in passes through ${bench.layersText}, at most ${budgetSeconds} s`,
   );
   await tuneCases(bench, cases, report, end, options);
   const late = report.cases.filter(({ outcome }) => outcome === LATE).length;
@@ -178,10 +180,11 @@ async function tuneCases(
   cases: readonly TuneCase[],
   report: TuneReport,
   end: number,
-  { dryRun, signal, onCase }: TuneOptions,
+  { dryRun, signal, onCase, onProgress }: TuneOptions,
 ): Promise<void> {
   const { gpu } = bench, { wrong, notes, model } = report;
   for (const [i, one] of cases.entries()) {
+    onProgress?.(`${one.key} (${i + 1} of ${cases.length})`);
     const now = performance.now();
     const deadline = now + Math.max(0, end - now) / (cases.length - i);
     const { decided, ...found } = await tuneCase(bench, one, {
@@ -202,12 +205,6 @@ async function tuneCases(
       { constants: winner, gain: gain!, spread: spread!, model };
     await store(gpu, report, new Map([[one.key, entry]]));
   }
-}
-
-/** `WORKGROUP 128 ROWS 2 …` */
-export function candidateText(constants: Candidate): string {
-  return Object.entries(constants).map(([name, value]) => `${name} ${value}`)
-    .join(" ");
 }
 
 /** Checks and races the candidates of one case. */
