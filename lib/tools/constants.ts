@@ -32,9 +32,6 @@ export interface ChosenCall {
   constants: Constants;
 }
 
-/** Columns of the error that are left for the reason. */
-const ROOM = WIDTH - "error: Cannot show attendDecode: ".length;
-
 /** Whether tuning decides a constant of a kernel. */
 export const isTuned = ({ tuning }: LibraryKernel, name: string): boolean =>
   tuning !== undefined && Object.hasOwn(tuning.grid, name);
@@ -81,7 +78,8 @@ export function impossible(
     return !untunable({ ...call, kernel: { ...kernel, tuning } }, all, device);
   });
   const more = fitting.length ? `; try ${either(fitting)}` : "";
-  return what.length + more.length <= ROOM ? what + more : what;
+  const room = WIDTH - `error: Cannot show ${kernel.name}: `.length;
+  return what.length + more.length <= room ? what + more : what;
 }
 
 /** Why tuning would not try these constants of a call. */
