@@ -55,13 +55,8 @@ await runTask({
 }, async (flags) => {
   const [name, ...more] = flags.words;
   if (name === undefined) {
-    for (
-      const line of wrap(KERNEL_NAMES.join(", "), WIDTH, "Kernels: ", "  ")
-    ) {
-      console.error(line);
-    }
     throw new Error(
-      "Cannot show a kernel: none is named, must be one of these",
+      "Cannot show a kernel: name one, deno task show --help lists them",
     );
   }
   if (more.length) {
