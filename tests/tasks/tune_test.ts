@@ -214,14 +214,14 @@ gpuTest(
       stdout: "piped",
       stderr: "piped",
     }).spawn();
-    let stderr = "";
+    let stderr = "", killed = false;
     for await (
       const text of child.stderr.pipeThrough(new TextDecoderStream())
     ) {
-      if (!stderr.includes("(1 of ") && text.includes("(1 of ")) {
-        child.kill("SIGINT");
-      }
       stderr += text;
+      if (killed || !stderr.includes("(1 of ")) continue;
+      child.kill("SIGINT");
+      killed = true;
     }
     assertEquals((await child.status).code, 130, stderr);
     assertEquals(await new Response(child.stdout).text(), "");
