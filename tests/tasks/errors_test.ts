@@ -3,7 +3,8 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { type Outcome, runTask } from "../support/run_task.ts";
 
 const TASKS = [
-  ...["bench", "doctor", "generate", "profile", "radv", "show", "test", "tune"],
+  ...["bench", "cache", "doctor", "generate", "profile", "radv", "show"],
+  ...["test", "tune"],
 ];
 
 function assertFits(text: string): void {
@@ -36,6 +37,13 @@ for (
     ["bench", ["--markdwn"], "--markdwn is unknown, try --markdown or --help"],
     ["bench", ["--only", "lod"], '--only has "lod", try load or deno task '],
     ["bench", ["--only", "nosuch"], '--only has "nosuch", try deno task bench'],
+    ["cache", ["--claer"], "--claer is unknown, try --clear or --help"],
+    ["cache", ["a", "b"], "Cannot show the cache of 2 URLs: give one or none"],
+    [
+      "cache",
+      ["--clear", "http://me:secret@127.0.0.1/none?sig=secret"],
+      "Cannot find http://127.0.0.1/none?… in the cache: deno task cache",
+    ],
     ["doctor", ["--contxt", "9"], "--contxt is unknown, try --context or"],
     ["doctor", ["--context"], "--context has no value, must be followed by"],
     ["doctor", ["words"], 'unexpected argument "words", this task takes'],

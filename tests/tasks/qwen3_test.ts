@@ -7,7 +7,16 @@ import { serveTree } from "../support/serve_tree.ts";
 
 const ROOT = new URL("../../", import.meta.url);
 const COMMANDS = [
-  ...["generate", "doctor", "profile", "tune", "bench", "show", "radv"],
+  ...[
+    "generate",
+    "doctor",
+    "profile",
+    "tune",
+    "bench",
+    "show",
+    "radv",
+    "cache",
+  ],
 ];
 const STORY = [
   ...["Once upon a time", "--device", "cpu", "--temperature", "0"],
