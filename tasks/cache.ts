@@ -35,7 +35,8 @@ await runTask({
   usage: "deno task cache [--clear] [URL]",
   flags: FLAGS,
   notes:
-    "Only copies of http(s) folders are cleared, never the cache of the Hugging Face Hub.",
+    `Only copies of http(s) folders are cleared, never the cache of the Hugging Face Hub.
+They are below ~/.cache/qwen3-webgpu, or below QWEN3_CACHE_DIR.`,
 }, async (flags) => {
   const [url, ...more] = flags.words, json = flags.on("json");
   if (more.length > 0) {
