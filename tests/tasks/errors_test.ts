@@ -34,7 +34,7 @@ for (
   const [task, args, message] of [
     ["bench", ["--model"], "--model has no value, must be followed by a text"],
     ["bench", ["--markdwn"], "--markdwn is unknown, did you mean --markdown?"],
-    ["bench", ["--only", "lod"], '--only has "lod", try load or deno task '],
+    ["bench", ["--only", "lod"], '--only has "lod", did you mean load?'],
     ["bench", ["--only", "nosuch"], '--only has "nosuch", try deno task bench'],
     [
       "doctor",
@@ -101,7 +101,7 @@ for (
     [
       "tune",
       ["--kernels", "gem"],
-      "gem is unknown, must be among attendDecode",
+      "gem is unknown, did you mean gemm?",
     ],
     ["tune", ["--kernels"], "--kernels has no value, must be followed by a"],
   ] as const
