@@ -88,7 +88,7 @@ for (
     [
       "show",
       [],
-      "Cannot show 0 kernels: name one, deno task show --help lists",
+      "Cannot show a kernel: name one, deno task show --help lists",
     ],
     ["show", ["nosuch"], 'Cannot show "nosuch": no such kernel, try deno task'],
     [
