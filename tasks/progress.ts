@@ -5,7 +5,11 @@
  * @module
  */
 import { checkReadTimeout } from "../lib/checkpoint/fetch.ts";
-import { bytesText, scaledBytes } from "../lib/checkpoint/sources.ts";
+import {
+  bytesText,
+  type OpenOptions,
+  scaledBytes,
+} from "../lib/checkpoint/sources.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
 import type { LoadProgress, Qwen3Options } from "../mod.ts";
@@ -227,7 +231,7 @@ export class Progress implements Disposable {
   };
 
   /** The options of `loadQwen3` that show its progress here. */
-  get options(): Pick<Qwen3Options, "onProgress" | "onNotice"> {
+  get options(): Pick<OpenOptions, "onProgress" | "onNotice"> {
     return { onProgress: this.report, onNotice: this.notice };
   }
 
