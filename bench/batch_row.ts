@@ -15,7 +15,8 @@ export async function batchRow(
   prompt: number,
   sequences: number,
 ): Promise<Measured> {
-  const { options: { model, maxTokens }, peaks } = setting;
+  const { model, maxTokens } = setting.options;
+  const { peaks } = await setting.onGpu();
   const { qwen } = await setting.model(prompt + maxTokens);
   const { vocabSize } = qwen.config;
   const prompts = Array.from(

@@ -29,7 +29,7 @@ ${
   ).join("\n")
 }
 
-  -h, --help  print this text; qwen3 COMMAND --help prints a command's
+  --help, -h  print this text; qwen3 COMMAND --help prints a command's
   --version   print the version`;
 
 const [name, ...rest] = Deno.args;

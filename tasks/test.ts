@@ -32,13 +32,13 @@ const HELP = `deno task test [flags] [files or folders]
   --require-gpu  fail where this machine lacks a GPU adapter or a browser
   --seeds N      repeat tests on random inputs with N seeds
   --inputs N     give the fuzzer N inputs instead of 500
-  --help         print this text
+  --help, -h     print this text
 
 Other flags go to deno test (--filter …). QWEN3_TEST_SEED=n repeats one seed.`;
 
 prepareEnvironment();
 const args = [...Deno.args];
-if (takes("--help")) {
+if (takes("--help") || takes("-h")) {
   console.log(HELP);
   Deno.exit(0);
 }

@@ -1,9 +1,11 @@
 /** Without a permission there is one line that names its flag, or a choice that says so. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { emptyCache, fixtureFiles, serveHub } from "./support/serve_hub.ts";
+import { listWebCache } from "../lib/checkpoint/web_cache.ts";
 import { gpuTest } from "./support/gpu.ts";
 import { readFolder, serveFiles } from "./support/serve_folder.ts";
 import { serveTree } from "./support/serve_tree.ts";
+import { emptyWebCache } from "./support/web_cache.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const FIXTURE = new URL("tests/fixtures/tiny-tied-bf16/", ROOT);
@@ -86,6 +88,25 @@ Deno.test("a URL needs --allow-net", async () => {
   });
   assertEquals(server.requests.length, 0);
   assertEquals((await load(server.url, [SYS, NET])).tokens, 4);
+});
+
+Deno.test("a URL is kept with --allow-env, --allow-read and --allow-write in the cache only", async () => {
+  await using cache = await emptyWebCache();
+  await using server = serveFiles(await readFolder(FIXTURE), {
+    intercept: ({ url }) => {
+      if (!url.endsWith("/config.json")) return;
+      const headers = { etag: '"1"' };
+      const { pathname } = new URL("config.json", FIXTURE);
+      return new Response(Deno.readTextFileSync(pathname), { headers });
+    },
+  });
+  const { path } = cache;
+  const given = [SYS, NET, ENV, `${READ}=${path}`];
+  assertEquals((await load(server.url, given)).tokens, 4);
+  assertEquals(await listWebCache(), []);
+  given.push(`${WRITE}=${path}`);
+  assertEquals((await load(server.url, given)).tokens, 4);
+  assertEquals((await listWebCache()).length, 1);
 });
 
 Deno.test("a repository needs the README's permissions, --allow-write among them", async () => {

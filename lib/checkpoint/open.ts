@@ -23,15 +23,16 @@ import {
 } from "./hub.ts";
 import { parseJson } from "../json.ts";
 import { checkReadTimeout, shownUrl } from "./fetch.ts";
-import { fetchText, openUrl } from "./http.ts";
 import {
   checkRange,
   MOST_TEXT,
   openFile,
   type OpenOptions,
+  readTextFile,
   tooLong,
 } from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
+import { WebFolder } from "./web_folder.ts";
 import { type Folder, openWeights } from "./weight_files.ts";
 import { parseConfig } from "../model/families.ts";
 
@@ -64,7 +65,7 @@ export async function openCheckpoint(
   checkReadTimeout(`Cannot open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
-    const folder = webFolder(spec, options);
+    const folder = await webFolder(spec, options);
     return await openFolder(shownUrl(spec), folder, options);
   }
   const directory = await existingDirectory(spec);
@@ -126,48 +127,13 @@ function localFolder(directory: string): Folder {
   };
 }
 
-/** Reads a text file whose size is bounded; undefined if it does not exist. */
-async function readTextFile(path: string): Promise<string | undefined> {
-  await using source = await openFile(path);
-  if (source === undefined) return undefined;
-  if (source.size > MOST_TEXT) throw tooLong(path, source.size, MOST_TEXT);
-  const bytes = new Uint8Array(source.size);
-  await source.read(0, bytes);
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch (cause) {
-    throw new Error(`Cannot read ${path}: it is not valid UTF-8`, { cause });
-  }
-}
-
-function webFolder(spec: string, options: OpenOptions): Folder {
+async function webFolder(spec: string, options: OpenOptions): Promise<Folder> {
   const base = URL.parse(spec);
   if (base === null) throw cannotOpen(spec, "it is not a valid URL");
   const hint = urlHint(base);
   if (hint !== undefined) throw cannotOpen(spec, hint);
   if (!base.pathname.endsWith("/")) base.pathname += "/";
-  const urlOf = (file: string) => {
-    const url = new URL(base);
-    url.pathname += encodeURIComponent(file);
-    return url.href; // with the folder's query, which may be a signature
-  };
-  const location = shownUrl(urlOf(""));
-  let isSaid = false;
-  const onCopy = (why: string) => {
-    if (!isSaid) {
-      options.onNotice?.(
-        `${location}: the server does not send byte ranges (${why}), so weights are copied to temporary files.`,
-      );
-    }
-    isSaid = true;
-  };
-  return {
-    location,
-    locate: (file) => shownUrl(urlOf(file)),
-    open: (file) => openUrl(urlOf(file), options, onCopy),
-    text: (file) => fetchText(urlOf(file), options),
-    has: () => Promise.resolve(false),
-  };
+  return await WebFolder.open(base, options);
 }
 
 async function existingDirectory(spec: string): Promise<string | undefined> {
@@ -228,6 +194,7 @@ async function openFolder(
   const weights = await openWeights(name, config, folder, opened);
   const { stored, tensors, notices } = weights;
   const files = opened.move();
+  let kept: Promise<void> | undefined;
   return {
     name,
     location: folder.location,
@@ -243,6 +210,7 @@ async function openFolder(
       signal?.throwIfAborted();
       checkRange(name, tensors.get(name)?.byteLength, begin, into.length);
       const tensor = stored.get(name)!;
+      await (kept ??= folder.keep?.());
       await tensor.source.read(tensor.begin + begin, into);
     },
     text: (file) => textOf(folder, file),
