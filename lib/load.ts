@@ -164,7 +164,7 @@ export class Qwen3 implements Disposable {
   static async load(
     checkpoint: Checkpoint,
     options: Qwen3Options,
-    began = performance.now(),
+    began: number = performance.now(),
   ): Promise<Qwen3> {
     // Before the weights, so that a tokenizer is refused at once.
     const tokenizer = await readTokenizer(checkpoint);

@@ -5,13 +5,13 @@
  *   deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B
  */
 import { shownUrl } from "../lib/checkpoint/fetch.ts";
+import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { checkGenerating } from "../lib/generate.ts";
 import { isObject, parseJson } from "../lib/json.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { readTools } from "../lib/text/conversation.ts";
 import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
-import { bytes, milliseconds } from "../lib/tools/format.ts";
 import {
   type GenerateOptions,
   loadQwen3,
@@ -28,6 +28,7 @@ import {
   LOADING_FLAGS,
   loadingOptions,
   Progress,
+  size,
   THREADS_FLAG,
 } from "./progress.ts";
 
@@ -121,7 +122,10 @@ await runTask({
   const options = await generateOptions(flags), placement = placementOf(flags);
   const prompt = await readPrompt(flags.words);
   const model = flags.text("model"), json = flags.on("json") ?? false;
-  if (model?.startsWith("synthetic:")) requireIds(prompt, model);
+  if (model?.startsWith("synthetic:")) {
+    parseSynthetic(model);
+    requireIds(prompt, model);
+  }
 
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
@@ -235,8 +239,15 @@ async function readToolsFile(file?: string): Promise<Tool[] | undefined> {
 
 /** Reads where the model should run. */
 function placementOf(flags: Flags): Qwen3Options {
+  const device = flags.oneOf("device", ["auto", "gpu", "cpu"]);
+  const threads = flags.text("threads");
+  if (device === "gpu" && threads !== undefined) {
+    throw new Error(
+      `Cannot read the flags: --threads is ${threads}, must be left out with --device gpu`,
+    );
+  }
   return {
-    device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
+    device,
     precision: flags.oneOf("precision", ["auto", "f32"]),
     context: flags.whole("context", 1),
     ...loadingOptions(flags),
@@ -264,12 +275,15 @@ async function printRun(
   if (stats.tokens === 0) signal.throwIfAborted();
   const { temperature, seed } = stats.sampling;
   const how = temperature === 0 ? "greedy" : `seed ${seed}`;
-  const rates = `${stats.summary} (${run.finishReason}, ${how})`;
-  const costs = `loaded in ${milliseconds(qwen.loadMs)}, ${
-    bytes(qwen.memoryBytes)
-  } in memory`;
-  const fits = rates.length + costs.length + 2 <= WIDTH;
-  say(fits ? `${rates}; ${costs}` : `${rates};\n  ${costs}`);
+  const { loadMs, memoryBytes } = qwen;
+  const loaded = loadMs < 1000
+    ? `${Math.ceil(loadMs)} ms`
+    : `${(loadMs / 1000).toFixed(1)} s`;
+  sayParts([
+    ...stats.summary.split(/(?<=,) /),
+    `(${run.finishReason}, ${how});`,
+    `loaded in ${loaded}, ${size(memoryBytes)} of memory`,
+  ]);
   if (json) write(jsonLine(qwen, run));
 }
 
@@ -391,6 +405,17 @@ function asIds(prompt: string): string | number[] {
   return /^\d+(\s+\d+)*$/.test(prompt)
     ? prompt.split(/\s+/).map(Number)
     : prompt;
+}
+
+/** Prints parts of a notice, each on one line if that is possible. */
+function sayParts(parts: readonly string[]): void {
+  let last = 0;
+  say(parts.reduce((text, part) => {
+    const joined = `${text.slice(last)} ${part}`;
+    if (joined.length <= WIDTH) return `${text} ${part}`;
+    last = text.length + 1;
+    return `${text}\n  ${part}`;
+  }));
 }
 
 /** Prints a notice on stderr, wrapped. */

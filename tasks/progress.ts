@@ -375,7 +375,7 @@ class BarDisplay implements Display {
 const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
 /** Bytes in the unit that suits them: `1.23 GB`, `45.6 MB`, `789 kB`. */
-function size(bytes: number): string {
+export function size(bytes: number): string {
   const { number, unit } = scaled(bytes, bytes);
   return `${number} ${unit}`;
 }
