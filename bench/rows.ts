@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { tryInstead } from "../lib/text/messages.ts";
+import { nearest, shortened } from "../lib/text/messages.ts";
 import { batchRow } from "./batch_row.ts";
 import { compareRow, CPU_TOKENS, cpuRow } from "./cpu_rows.ts";
 import type { Speed } from "./estimate.ts";
@@ -224,10 +224,15 @@ export function chooseRows(
   const chosen = list.split(",").map((name) => name.trim()).filter(Boolean);
   const wrong = chosen.find((name) => !kinds.has(name));
   if (wrong !== undefined || chosen.length === 0) {
+    const close = wrong === undefined ? undefined : nearest(wrong, known);
     throw new Error(
       `Cannot bench: --only has ${
-        wrong === undefined ? "no rows" : `"${wrong}"`
-      }, ${tryInstead(wrong ?? "", known, "deno task bench --help")}`,
+        wrong === undefined ? "no rows" : `"${shortened(wrong, 30)}"`
+      }, ${
+        close === undefined
+          ? "try deno task bench --help"
+          : `did you mean ${close}?`
+      }`,
     );
   }
   return known.filter((name) => chosen.includes(name));

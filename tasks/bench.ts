@@ -30,14 +30,17 @@ import { errorText, NoAdapterError } from "../lib/errors.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
+const DEFAULTS = { model: "synthetic:qwen3-0.6b", runs: 5, maxTokens: 256 };
+
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; synthetic:qwen3-0.6b by default",
+    "folder, URL, owner/name[@revision] or synthetic:…",
+    DEFAULTS.model,
   ],
-  "only": ["text", "comma-separated list of rows; all by default"],
-  "runs": ["number", "timed runs per measurement; 5 by default"],
-  "max-tokens": ["number", "tokens per generation; 256 by default"],
+  "only": ["text", "comma-separated list of rows", "all"],
+  "runs": ["number", "timed runs per measurement", DEFAULTS.runs],
+  "max-tokens": ["number", "tokens per generation", DEFAULTS.maxTokens],
   "peers": [
     "text",
     "also run llama.cpp, from a folder made by bench/peers/pack.sh",
@@ -46,8 +49,6 @@ const FLAGS: FlagTable = {
   "markdown": ["switch", "print a table in Markdown instead of text"],
   ...LOADING_FLAGS,
 };
-
-const DEFAULT_MODEL = "synthetic:qwen3-0.6b";
 
 /** An estimate from which it is worth to say how to shorten a run. */
 const LONG_SECONDS = 600;
@@ -63,6 +64,10 @@ await runTask({
   flags: FLAGS,
   notes: `Rows:\n${ROWS.join("\n")}`,
   flagsOnly: "bench",
+  examples: [
+    "deno task bench --only decode-128,prefill-512",
+    "deno task bench --model models/stories-3m --runs 2 --max-tokens 16",
+  ],
 }, async (flags) => {
   const markdown = flags.on("markdown") ?? false;
   const json = flags.on("json") ?? false;
@@ -74,9 +79,9 @@ await runTask({
   using progress = await Progress.start();
   const options = {
     opening: { ...loadingOptions(flags), ...progress.options },
-    model: flags.text("model") ?? DEFAULT_MODEL,
-    runs: flags.whole("runs", 1, 100) ?? 5,
-    maxTokens: flags.whole("max-tokens", 8, 4096) ?? 256,
+    model: flags.text("model") ?? DEFAULTS.model,
+    runs: flags.whole("runs", 1, 100) ?? DEFAULTS.runs,
+    maxTokens: flags.whole("max-tokens", 8, 4096) ?? DEFAULTS.maxTokens,
   };
   const chosen = chooseRows(KINDS, flags.text("only"));
   const peers = flags.text("peers");

@@ -18,6 +18,7 @@ import {
   isShown,
   summaryText,
 } from "../lib/tools/doctor/report.ts";
+import { stdout } from "./colour.ts";
 import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
@@ -25,9 +26,14 @@ import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; default: story model",
+    "folder, URL, owner/name[@revision] or synthetic:…",
+    "the story model",
   ],
-  "context": ["number", "context length of one sequence, in tokens"],
+  "context": [
+    "number",
+    "context length of one sequence, in tokens",
+    "4096, or less if the model ends before",
+  ],
   "all": [
     "switch",
     "test all cases of the GPU's kernels also where models run on the CPU path",
@@ -42,6 +48,14 @@ const FLAGS: FlagTable = {
   ],
   ...LOADING_FLAGS,
 };
+
+/** Colours the mark that a text begins with. */
+function coloured(text: string): string {
+  const [mark, colour] =
+    ([["✓", "green"], ["!", "yellow"], ["✗", "red"]] as const)
+      .find(([mark]) => text.startsWith(mark))!;
+  return stdout[colour](mark) + text.slice(mark.length);
+}
 
 const STATUS = Deno.stderr.isTerminal() && Deno.env.get("TERM") !== "dumb";
 
@@ -69,10 +83,12 @@ await runTask({
       showStatus("");
       if (json || !verbose && !isShown(finding)) return;
       const text = asTyped(finding.text);
-      console.log(findingText({ ...finding, text }));
+      console.log(coloured(findingText({ ...finding, text })));
     },
   });
   showStatus("");
-  console.log(json ? JSON.stringify(report) : `\n${summaryText(report)}`);
+  console.log(
+    json ? JSON.stringify(report) : `\n${coloured(summaryText(report))}`,
+  );
   return report.ok ? 0 : 1;
 });

@@ -9,6 +9,7 @@ import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { checkGenerating } from "../lib/generate.ts";
 import { isObject, parseJson } from "../lib/json.ts";
+import { placement } from "../lib/place.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { readTools } from "../lib/text/conversation.ts";
 import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
@@ -119,7 +120,7 @@ await runTask({
   ],
 }, async (flags) => {
   // Reject bad flags before downloading or loading anything.
-  const options = await generateOptions(flags), placement = placementOf(flags);
+  const options = await generateOptions(flags), where = placementOf(flags);
   const prompt = await readPrompt(flags.words);
   const model = flags.text("model"), json = flags.on("json") ?? false;
   if (model?.startsWith("synthetic:")) {
@@ -134,9 +135,10 @@ await runTask({
   const tell = () => notices.splice(0).forEach(progress.notice);
   try {
     using qwen = await loadQwen3(model, {
-      ...placement,
+      ...where,
       onProgress: progress.report,
       onNotice(notice) {
+        if (notice.startsWith("Running on ")) return; // said below in any case
         notices.push(notice);
         setTimeout(tell);
       },
@@ -175,11 +177,8 @@ function requireIds(prompt: string, model: string): void {
 
 /** Says where the model runs and why; if `verbose`, every choice. */
 function sayPlacement({ device: { choices } }: Qwen3, verbose?: boolean): void {
-  const [{ value, reason }, ...others] = choices;
-  const line = `Running on ${value}: ${reason}.`;
-  say(verbose || line.length <= WIDTH ? line : `${line.slice(0, WIDTH - 1)}…`);
-  if (!verbose) return;
-  for (const { what, value, reason } of others) {
+  if (!verbose) return say(placement(choices[0]));
+  for (const { what, value, reason } of choices) {
     say(`${what}: ${value} (${reason})`);
   }
 }

@@ -37,9 +37,10 @@ import { errorText } from "../lib/errors.ts";
 import { shortened } from "../lib/text/messages.ts";
 import { profile } from "../lib/tools/profile/profile.ts";
 import { profileHtml } from "../lib/tools/profile/html.ts";
-import { profileText } from "../lib/tools/profile/text.ts";
+import { profileText, type TextOptions } from "../lib/tools/profile/text.ts";
 import { traceOf } from "../lib/tools/profile/trace.ts";
 import { parseKernels } from "../lib/tools/profile/kernels.ts";
+import { stdout } from "./colour.ts";
 import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
@@ -47,19 +48,22 @@ import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; default: story model",
+    "folder, URL, owner/name[@revision] or synthetic:…",
+    "the story model",
   ],
-  "device": ["text", "auto (default), gpu or cpu"],
-  "prompt-tokens": ["number", "length of the prompt; 512 by default"],
-  "max-tokens": ["number", "tokens to generate; 64 by default"],
-  "batch": ["number", "sequences decoded together; 1 by default"],
+  "device": ["text", "auto, gpu or cpu", "auto"],
+  "prompt-tokens": ["number", "length of the prompt", 512],
+  "max-tokens": ["number", "tokens to generate", 64],
+  "batch": ["number", "sequences decoded together", 1],
   "chunk": [
     "number",
-    "fixed number of steps between readbacks; 1 shows what a readback costs",
+    "steps between readbacks; 1 shows what a readback costs",
+    "as generate: few at first, then more",
   ],
   "kernels": [
     "text",
-    "allow only these: gemv (limited to 2D×1D), gemm, batchedGemm",
+    "allow only these, comma-separated: gemv (limited to 2D×1D), gemm, batchedGemm",
+    "all, packed and fused",
   ],
   "compare": ["switch", "also run the CPU path and report the GPU's speedup"],
   "verbose": ["switch", "also say why each kernel was chosen"],
@@ -72,12 +76,21 @@ const FLAGS: FlagTable = {
   ...LOADING_FLAGS,
 };
 
+/** Colours the line of a verdict. */
+const paint: TextOptions["paint"] = (severity, line) => stdout[severity](line);
+
 /** The path that means stdout. */
 const STDOUT = "-";
 
 await runTask({
   usage: "deno task profile [flags]",
   flags: FLAGS,
+  notes:
+    "The text, or with --json the JSON, goes to stdout; a file named - is stdout too, in its place.",
+  examples: [
+    "deno task profile --model Qwen/Qwen3-0.6B --html profile.html",
+    "deno task profile --json | jq .verdicts",
+  ],
 }, async (flags) => {
   const json = flags.on("json") ?? false;
   refuseWords(flags.words, json);
@@ -100,7 +113,7 @@ await runTask({
   if (json) console.log(JSON.stringify(report));
   else if (!Object.values(files).includes(STDOUT)) {
     const verbose = flags.on("verbose");
-    console.log(asTyped(profileText(report, { verbose })));
+    console.log(asTyped(profileText(report, { verbose, paint })));
   }
   const write = async (flag: string, path: string, text: string) => {
     if (path === STDOUT) return console.log(text);

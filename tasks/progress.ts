@@ -5,6 +5,7 @@
  * @module
  */
 import { checkReadTimeout } from "../lib/checkpoint/fetch.ts";
+import type { OpenOptions } from "../lib/checkpoint/sources.ts";
 import { MOST_THREADS } from "../lib/cpu/ops.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
@@ -235,7 +236,7 @@ export class Progress implements Disposable {
   };
 
   /** The options of `loadQwen3` that show its progress here. */
-  get options(): Pick<Qwen3Options, "onProgress" | "onNotice"> {
+  get options(): Pick<OpenOptions, "onProgress" | "onNotice"> {
     return { onProgress: this.report, onNotice: this.notice };
   }
 

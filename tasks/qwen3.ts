@@ -8,7 +8,9 @@
  * @module
  */
 import { tryInstead } from "../lib/text/messages.ts";
+import { stderr } from "./colour.ts";
 import { startAs } from "./command.ts";
+import { versionText } from "./flags.ts";
 
 /** What each command does, and its script, which runs when it is imported. */
 const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
@@ -40,12 +42,15 @@ if (command !== undefined) {
   startAs("qwen3", rest);
   await command[1]();
 } else if (name === "--help" || name === "-h") console.log(HELP);
+else if (name === "--version") console.log(versionText());
 else if (name === undefined) {
   console.error(HELP);
   Deno.exit(1);
 } else {
   console.error(
-    `error: Cannot run ${JSON.stringify(name)}: there is no such command, ${
+    `${stderr.red("error:")} Cannot run ${
+      JSON.stringify(name)
+    }: there is no such command, ${
       tryInstead(name, Object.keys(COMMANDS), "qwen3 --help")
     }`,
   );

@@ -15,6 +15,7 @@
  * number of skipped tests, if any.
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
+import { versionText } from "./flags.ts";
 
 const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/support/gpu.ts
 const QUICK = "QWEN3_TEST_QUICK"; // read by tests/support/quick.ts
@@ -33,6 +34,7 @@ const HELP = `deno task test [flags] [files or folders]
   --seeds N      repeat tests on random inputs with N seeds
   --inputs N     give the fuzzer N inputs instead of 500
   --help, -h     print this text
+  --version      print the version
 
 Other flags go to deno test (--filter …). QWEN3_TEST_SEED=n repeats one seed.`;
 
@@ -42,6 +44,11 @@ if (takes("--help") || takes("-h")) {
   console.log(HELP);
   Deno.exit(0);
 }
+if (takes("--version")) {
+  console.log(versionText());
+  Deno.exit(0);
+}
+Deno.env.delete("INIT_CWD"); // the tasks that tests run stand where the tests put them
 if (takes("--require-gpu")) Deno.env.set(REQUIRE_GPU, "1");
 const quick = takes("--quick") !== undefined;
 if (quick) Deno.env.set(QUICK, "1");

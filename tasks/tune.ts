@@ -18,10 +18,15 @@ import {
   TABLE_HEAD,
   wrongText,
 } from "../lib/tools/tune/text.ts";
-import { tune, type TuneReport } from "../lib/tools/tune/tune.ts";
+import {
+  BUDGET_SECONDS,
+  tune,
+  type TuneReport,
+} from "../lib/tools/tune/tune.ts";
 import { TUNED_KERNELS } from "../kernels/list.ts";
+import { stdout } from "./colour.ts";
 import { asTyped } from "./command.ts";
-import { type FlagTable, runTask } from "./flags.ts";
+import { didYouMean, type FlagTable, runTask } from "./flags.ts";
 import { onInterrupt } from "./interrupts.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
@@ -30,13 +35,15 @@ const NAMES = TUNED_KERNELS.map(({ name }) => name);
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; default: story model",
+    "folder, URL, owner/name[@revision] or synthetic:…",
+    "the story model",
   ],
   "kernels": [
     "text",
     `tune only these, comma-separated: ${NAMES.join(", ")}`,
+    "all",
   ],
-  "budget-seconds": ["number", "time limit; 180 by default"],
+  "budget-seconds": ["number", "time limit", BUDGET_SECONDS],
   "dry-run": ["switch", "store nothing"],
   "json": [
     "switch",
@@ -49,6 +56,10 @@ await runTask({
   usage: "deno task tune [flags]",
   flags: FLAGS,
   flagsOnly: "tune",
+  examples: [
+    "deno task tune --model Qwen/Qwen3-0.6B",
+    "deno task tune --kernels gemv,attendDecode --budget-seconds 60",
+  ],
 }, async (flags) => {
   const list = flags.text("kernels");
   const interrupt = onInterrupt();
@@ -84,7 +95,7 @@ await runTask({
   }
   for (const note of report.notes) progress.notice(`! ${note}`);
   print("");
-  for (const wrong of wrongText(report)) print(wrong);
+  for (const wrong of wrongText(report)) print(stdout.red(wrong));
   print(summaryText(report));
   if (json) console.log(JSON.stringify(report));
   return report.wrong.length ? 1 : 0;
@@ -94,12 +105,12 @@ function parseKernels(list: string): string[] {
   const names = list.split(",").map((name) => name.trim()).filter(Boolean);
   const unknown = names.find((name) => !NAMES.includes(name));
   if (unknown !== undefined || names.length === 0) {
+    const must = didYouMean(unknown ?? "", NAMES) ||
+      `, must be among ${NAMES.join(", ")}`;
     throw new Error(
-      `Cannot tune: ${
-        unknown === undefined
-          ? "the list of kernels is empty"
-          : `${unknown} is unknown`
-      }, must be among ${NAMES.join(", ")}`,
+      unknown === undefined
+        ? `Cannot tune: the list of kernels is empty${must}`
+        : `Cannot tune: ${unknown} is unknown${must}`,
     );
   }
   return names;

@@ -11,18 +11,15 @@ export interface Outcome {
  */
 export const RUN: readonly string[] = ["run", "-A", "--no-check", "--no-lock"];
 
-const ROOT = new URL("../../", import.meta.url);
-
-/** Runs `tasks/NAME.ts` as a process to its end, in the root or another folder. */
+/** Runs `tasks/NAME.ts` as a process to its end. */
 export async function runTask(
   name: string,
   args: readonly string[],
   env: Record<string, string> = {},
-  cwd: string | URL = ROOT,
 ): Promise<Outcome> {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: [...RUN, new URL(`tasks/${name}.ts`, ROOT).href, ...args],
-    cwd,
+    args: [...RUN, `tasks/${name}.ts`, ...args],
+    cwd: new URL("../..", import.meta.url),
     env: { NO_COLOR: "1", ...env },
   }).output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);

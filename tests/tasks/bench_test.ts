@@ -178,15 +178,10 @@ gpuTest("relative paths are taken from where the user stands", async () => {
     await Deno.mkdir(`${folder}/peers`);
     await pretendPeers(`${folder}/peers`);
     await Deno.symlink(Deno.realPathSync(STORIES), `${folder}/stories`);
-    const { code, stdout, stderr } = await runTask(
-      "bench",
-      [
-        ...["--model", "./stories", "--only", "load,cpu", "--json"],
-        ...["--runs", "1", "--max-tokens", "8", "--peers", "peers"],
-      ],
-      { TMPDIR: folder, INIT_CWD: folder },
-      folder,
-    );
+    const { code, stdout, stderr } = await task([
+      ...["--model", "./stories", "--only", "load,cpu", "--json"],
+      ...["--runs", "1", "--max-tokens", "8", "--peers", "peers"],
+    ], { TMPDIR: folder, INIT_CWD: folder });
     const { rows, peersFailed }: BenchReport = JSON.parse(stdout);
     assertEquals(rows.map(({ measures }) => measures.length), [1, 2], stderr);
     assertEquals(peersFailed, ["cpu: no such device"]); // it was started
@@ -414,10 +409,10 @@ for (
   const [args, message] of [
     [
       ["--only", "decode"],
-      /--only has "decode", try decode-128 or .* --help$/m,
+      /--only has "decode", did you mean decode-128\?$/m,
     ],
-    [["--only", "load,prefil-512"], /"prefil-512", try prefill-512 or /],
-    [["--only", "CPU"], /--only has "CPU", try cpu or /],
+    [["--only", "load,prefil-512"], /"prefil-512", did you mean prefill-512\?/],
+    [["--only", "CPU"], /--only has "CPU", did you mean cpu\?/],
     [["--only", ","], /--only has no rows, try .* --help$/m],
     [["--json", "--markdown"], /--json and --markdown are both given, must be/],
     [["--runs", "0"], /--runs is 0, must be an integer from 1 to 100/],

@@ -34,7 +34,7 @@ for (
   const [task, args, message] of [
     ["bench", ["--model"], "--model has no value, must be followed by a text"],
     ["bench", ["--markdwn"], "--markdwn is unknown, did you mean --markdown?"],
-    ["bench", ["--only", "lod"], '--only has "lod", try load or deno task '],
+    ["bench", ["--only", "lod"], '--only has "lod", did you mean load?'],
     ["bench", ["--only", "nosuch"], '--only has "nosuch", try deno task bench'],
     [
       "doctor",
@@ -80,7 +80,7 @@ for (
     [
       "show",
       [],
-      "Cannot show 0 kernels: name one, deno task show --help lists",
+      "Cannot show a kernel: name one, deno task show --help lists",
     ],
     ["show", ["nosuch"], 'Cannot show "nosuch": no such kernel, try deno task'],
     [
@@ -101,7 +101,7 @@ for (
     [
       "tune",
       ["--kernels", "gem"],
-      "gem is unknown, must be among attendDecode",
+      "gem is unknown, did you mean gemm?",
     ],
     ["tune", ["--kernels"], "--kernels has no value, must be followed by a"],
   ] as const

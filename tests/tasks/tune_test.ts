@@ -149,11 +149,15 @@ for (
   const [args, message] of [
     [
       ["--kernels", "gemv,gem"],
-      /gem is unknown, must be among attendDecode, gemm, gemv, gemvRows/,
+      /gem is unknown, did you mean gemm\?$/,
+    ],
+    [
+      ["--kernels", "unlike"],
+      /unlike is unknown, must be among attendDecode, gemm, gemv, gemvRows/,
     ],
     [["--kernels", ","], /the list of kernels is empty/],
-    [["--budget-seconds", "0"], /budget is 0 seconds, must be more than 0/],
-    [["--budget", "5"], /--budget is unknown, try --budget-seconds or/],
+    [["--budget-seconds", "0"], /--budget-seconds is 0, must be more than 0/],
+    [["--budget", "5"], /--budget is unknown, did you mean --budget-seconds\?/],
     [["words"], /unexpected argument "words", this task takes flags only/],
     [["--model", "/nowhere"], /Cannot open "\/nowhere"/],
   ] as const

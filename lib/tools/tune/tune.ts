@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { errorText } from "../../errors.ts";
+import { errorText, OptionError } from "../../errors.ts";
 import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../open_device.ts";
@@ -88,7 +88,8 @@ export interface TuneReport {
   notes: string[];
 }
 
-const BUDGET_SECONDS = 180;
+/** The default time limit. */
+export const BUDGET_SECONDS = 180;
 const LATE = "no time was left to decide";
 /** Share of a case's time for compiling and checking candidates. */
 const PREPARING = 0.5;
@@ -110,8 +111,9 @@ export async function tune(
     signal,
   } = options;
   if (!(budgetSeconds > 0)) {
-    throw new RangeError(
-      `Cannot tune: the budget is ${budgetSeconds} seconds, must be more than 0`,
+    throw new OptionError(
+      "budgetSeconds",
+      `Cannot tune: budgetSeconds is ${budgetSeconds}, must be more than 0`,
     );
   }
   const began = performance.now(), end = began + 1000 * budgetSeconds;
