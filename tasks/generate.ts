@@ -37,7 +37,7 @@ const FLAGS: FlagTable = {
   "model": [
     "text",
     "folder, URL, owner/name[@revision] or synthetic:…",
-    "the embedded story model",
+    "the story model",
   ],
   "device": ["text", "auto, gpu or cpu", "auto"],
   "precision": ["text", "auto, or f32 throughout", "auto"],
