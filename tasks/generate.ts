@@ -5,6 +5,7 @@
  *   deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B
  */
 import { shownUrl } from "../lib/checkpoint/fetch.ts";
+import { bytesText } from "../lib/checkpoint/sources.ts";
 import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { checkGenerating } from "../lib/generate.ts";
@@ -29,7 +30,6 @@ import {
   LOADING_FLAGS,
   loadingOptions,
   Progress,
-  size,
   THREADS_FLAG,
 } from "./progress.ts";
 
@@ -281,7 +281,7 @@ async function printRun(
   sayParts([
     ...stats.summary.split(/(?<=,) /),
     `(${run.finishReason}, ${how});`,
-    `loaded in ${loaded}, ${size(memoryBytes)} of memory`,
+    `loaded in ${loaded}, ${bytesText(memoryBytes)} of memory`,
   ]);
   if (json) write(jsonLine(qwen, run));
 }

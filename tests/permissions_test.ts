@@ -1,9 +1,14 @@
 /** Without a permission there is one line that names its flag, or a choice that says so. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { emptyCache, fixtureFiles, serveHub } from "./support/serve_hub.ts";
+import { CACHE_DIR, host } from "../lib/host.ts";
 import { listWebCache } from "../lib/checkpoint/web_cache.ts";
 import { gpuTest } from "./support/gpu.ts";
-import { readFolder, serveFiles } from "./support/serve_folder.ts";
+import {
+  rangeResponse,
+  readFolder,
+  serveFiles,
+} from "./support/serve_folder.ts";
 import { serveTree } from "./support/serve_tree.ts";
 import { emptyWebCache } from "./support/web_cache.ts";
 
@@ -18,7 +23,7 @@ async function run(
   const { stdout, stderr, code } = await new Deno.Command(Deno.execPath(), {
     args: ["run", "--no-prompt", ...flags, ...args],
     cwd: ROOT,
-    env: { NO_COLOR: "1" },
+    env: { NO_COLOR: "1", [CACHE_DIR]: host.env(CACHE_DIR) ?? "" },
   }).output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   return { stdout: text(stdout), stderr: text(stderr), code };
@@ -30,24 +35,27 @@ async function load(
   flags: string[],
   device = "cpu",
   root = ROOT.href,
-): Promise<{ error?: string; tokens?: number; choices?: string[] }> {
+): Promise<
+  { error?: string; tokens?: number; choices?: string[]; notices: string[] }
+> {
   const folder = await Deno.makeTempDir();
   try {
     await Deno.writeTextFile(
       `${folder}/main.ts`,
       `import { loadQwen3 } from ${JSON.stringify(`${root}mod.ts`)};
        const [model, device] = Deno.args;
+       const notices = [], onNotice = (notice) => notices.push(notice);
        let outcome;
        try {
-         using qwen = await loadQwen3(model, { device, context: 64 });
+         using qwen = await loadQwen3(model, { device, onNotice, context: 64 });
          const run = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 4, ignoreEos: true });
          let tokens = 0;
          for await (const _ of run) tokens++;
          const choices = qwen.device.choices.map(({ what, value, reason }) =>
            [what, value, reason].join(": "));
-         outcome = { tokens, choices };
+         outcome = { tokens, choices, notices };
        } catch (error) {
-         outcome = { error: error.message };
+         outcome = { error: error.message, notices };
        }
        console.log(JSON.stringify(outcome));`,
     );
@@ -68,24 +76,24 @@ const NET = "--allow-net", WRITE = "--allow-write";
 const path = FIXTURE.pathname.replace(/\/$/, "");
 
 Deno.test("a folder needs --allow-read and --allow-sys", async () => {
-  assertEquals(await load(path, []), {
-    error:
-      `Cannot open "${path}": Deno has no read permission for "${path}", run it with --allow-read`,
-  });
-  assertEquals(await load(path, [READ]), {
-    error:
-      `Cannot load ${path}: Deno has no sys permission for "systemMemoryInfo", run it with --allow-sys`,
-  });
+  assertEquals(
+    (await load(path, [])).error,
+    `Cannot open "${path}": Deno has no read permission for "${path}", run it with --allow-read`,
+  );
+  assertEquals(
+    (await load(path, [READ])).error,
+    `Cannot load ${path}: Deno has no sys permission for "systemMemoryInfo", run it with --allow-sys`,
+  );
   assertEquals((await load(path, [READ, SYS])).tokens, 4);
 });
 
 Deno.test("a URL needs --allow-net", async () => {
   await using server = serveFiles(await readFolder(FIXTURE));
   const { host } = new URL(server.url);
-  assertEquals(await load(server.url, [SYS]), {
-    error:
-      `Cannot read ${server.url}/config.json: Deno has no net permission for "${host}", run it with --allow-net`,
-  });
+  assertEquals(
+    (await load(server.url, [SYS])).error,
+    `Cannot read ${server.url}/config.json: Deno has no net permission for "${host}", run it with --allow-net`,
+  );
   assertEquals(server.requests.length, 0);
   assertEquals((await load(server.url, [SYS, NET])).tokens, 4);
 });
@@ -107,6 +115,30 @@ Deno.test("a URL is kept with --allow-env, --allow-read and --allow-write in the
   given.push(`${WRITE}=${path}`);
   assertEquals((await load(server.url, given)).tokens, 4);
   assertEquals((await listWebCache()).length, 1);
+});
+
+Deno.test("without one of these a URL is not kept, and a notice says so", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await readFolder(FIXTURE);
+  await using server = serveFiles(files, {
+    intercept(request) {
+      const file = files.get(new URL(request.url).pathname);
+      return file && rangeResponse(request, file, { etag: '"one"' });
+    },
+  });
+  const given = [SYS, NET, READ, WRITE, ENV];
+  for (const flag of [READ, WRITE, ENV]) {
+    const { tokens, notices } = await load(
+      server.url,
+      given.filter((other) => other !== flag),
+    );
+    assertEquals(tokens, 4);
+    assertEquals(notices, [
+      `${server.url}/: nothing is kept for the next run: Deno has no ${
+        flag.slice("--allow-".length)
+      } permission, run it with ${flag}.`,
+    ]);
+  }
 });
 
 Deno.test("a repository needs the README's permissions, --allow-write among them", async () => {

@@ -3,7 +3,8 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { type Outcome, runTask } from "../support/run_task.ts";
 
 const TASKS = [
-  ...["bench", "doctor", "generate", "profile", "radv", "show", "test", "tune"],
+  ...["bench", "cache", "doctor", "generate", "profile", "radv", "show"],
+  ...["test", "tune"],
 ];
 
 function assertFits(text: string): void {
@@ -36,6 +37,13 @@ for (
     ["bench", ["--markdwn"], "--markdwn is unknown, did you mean --markdown?"],
     ["bench", ["--only", "lod"], '--only has "lod", did you mean load?'],
     ["bench", ["--only", "nosuch"], '--only has "nosuch", try deno task bench'],
+    ["cache", ["--claer"], "--claer is unknown, did you mean --clear?"],
+    ["cache", ["a", "b"], "Cannot show the cache of 2 URLs: give one or none"],
+    [
+      "cache",
+      ["--clear", "http://me:secret@127.0.0.1/none?sig=secret"],
+      "Cannot find http://127.0.0.1/none?… in the cache: deno task cache",
+    ],
     [
       "doctor",
       ["--contxt", "9"],
