@@ -74,6 +74,7 @@ export class WebFolder implements Folder {
   #offline?: string;
   /** What was said already. */
   readonly #said = new Set<string>();
+  /** Bytes that were downloaded, and those of all that are downloaded now. */
   #done = 0;
   #total = 0;
 
@@ -216,6 +217,7 @@ export class WebFolder implements Folder {
   }
 
   #sayWhere(): void {
+    if (this.#done === 0) return; // another program has downloaded it
     this.#say(
       `kept in ${this.#cache!.folder} for the next run (${
         bytesText(this.#total)
@@ -358,16 +360,22 @@ export class WebFolder implements Folder {
         const piece = lock === undefined
           ? `${path}.${crypto.randomUUID()}.incomplete`
           : `${path}.incomplete`;
-        await this.#download(file, version, piece, whole);
+        try {
+          await this.#download(file, version, piece, whole);
+        } catch (error) {
+          const isLost = lock === undefined || error instanceof DiskFailure;
+          if (isLost) await host.files.remove(piece).catch(() => {});
+          throw error;
+        }
         await written(path, () => host.files.move(piece, path));
         await cache.setCopy(file, version, id);
       }
     } catch (error) {
       this.options.signal?.throwIfAborted();
       await whole?.body?.cancel().catch(() => {});
-      const why = errorText(error);
-      if (why.startsWith(`Cannot read ${this.locate(file)}: `)) throw error;
-      await host.files.remove(`${path}.incomplete`).catch(() => {});
+      const isServers = errorText(error)
+        .startsWith(`Cannot read ${this.locate(file)}: `);
+      if (isServers) throw error;
       this.#keepNothing(error);
       this.#sayWhyNot();
       return undefined;

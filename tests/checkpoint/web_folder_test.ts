@@ -588,6 +588,42 @@ Deno.test("a web page in place of weights is not kept", async () => {
   assertEquals(weights, []);
 });
 
+Deno.test("where files cannot be locked, a broken download leaves nothing", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf(), weights = files.get(`/${WEIGHTS}`)!;
+  let broken = true;
+  await using server = await serve(files, tagged, (request, path) => {
+    const range = rangeOf(request);
+    if (!broken || !path.endsWith(WEIGHTS)) return undefined;
+    if (range !== undefined) {
+      return range.end === Infinity ? raw([]) : undefined;
+    }
+    return raw([
+      head("200 OK", "Content-Length: 240952"),
+      weights.subarray(0, 99),
+    ]);
+  });
+  const openLock = () =>
+    Promise.resolve({
+      tryLock: () => Promise.reject(new Error("no locks (os error 95)")),
+      [Symbol.dispose]: () => {},
+    });
+  using _host = useHost(like({ files: { ...host.files, openLock } }));
+  assertMatch(await failure(server.url), /model\.safetensors: /);
+  assertEquals(
+    (await kept()).names.filter((name) => name.startsWith(WEIGHTS)),
+    [],
+  );
+  broken = false;
+  const { read, notices } = await load(server.url);
+  assertEquals(read, await expectedOf(files));
+  assertMatch(
+    notices[0],
+    /cannot be locked \(no locks \(os error 95\)\): model\.safetensors is downloaded without a lock\.$/,
+  );
+  assertEquals((await kept()).names, COMPLETE);
+});
+
 Deno.test("the beginning of a download that cannot be one is not resumed", async () => {
   await using _cache = await emptyWebCache();
   const files = await filesOf();
@@ -617,6 +653,11 @@ Deno.test("two loads at once share one download", async () => {
   assertEquals(one.read, other.read);
   assertEquals(one.read, await expectedOf(files));
   assertEquals(server.asked().filter((name) => name === WEIGHTS).length, 1);
+  const notices = [...one.notices, ...other.notices];
+  assertEquals(
+    notices.filter((notice) => /: kept in /.test(notice)).length,
+    1,
+  );
   assertEquals((await kept()).names, COMPLETE);
 });
 
