@@ -204,26 +204,10 @@ const KINDS = {
 /** A kind of value that an option takes. */
 export type OptionKind = keyof typeof KINDS;
 
-/**
- * Checks the types of options, which JavaScript callers may get wrong. An undefined option
- * is absent.
- *
- * @param cannot the beginning of the error, such as `Cannot generate`
- * @throws {TypeError} if `options` is not an object
- * @throws {OptionError} if an option is of another kind
- */
-export function checkOptions(
-  cannot: string,
-  options: unknown,
-  kinds: Readonly<Record<string, OptionKind>>,
-): void {
-  requireKind(cannot, "the options argument", options, "object");
-  for (const [name, kind] of Object.entries(kinds)) {
-    const value = (options as Record<string, unknown>)[name];
-    const [test, must] = KINDS[kind];
-    if (value === undefined || test(value)) continue;
-    throw wrongOption(cannot, name, value, must);
-  }
+/** Says what `value` must be; undefined if it is of that kind. */
+export function testKind(value: unknown, kind: OptionKind): string | undefined {
+  const [test, must] = KINDS[kind];
+  return test(value) ? undefined : must;
 }
 
 /** @throws {TypeError} if `value` is not of a kind. */
@@ -233,8 +217,8 @@ export function requireKind(
   value: unknown,
   kind: OptionKind,
 ): void {
-  const [test, must] = KINDS[kind];
-  if (test(value)) return;
+  const must = testKind(value, kind);
+  if (must === undefined) return;
   throw new TypeError(
     `${cannot}: ${what} is ${described(value)}, must be ${must}`,
   );

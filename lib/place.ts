@@ -9,9 +9,10 @@ import { shownUrl } from "./checkpoint/fetch.ts";
 import { contextLimit } from "./checkpoint/config.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
 import {
-  checkOptions,
   DeviceError,
+  errorText,
   type OptionKind,
+  printable,
   requireKind,
   wrongOption,
 } from "./errors.ts";
@@ -25,6 +26,8 @@ import type { Runner } from "./model/runner.ts";
 import { CpuRunner } from "./cpu/runner.ts";
 import { GpuRunner } from "./gpu/runner.ts";
 import type { DeviceKind } from "./dispatch/device.ts";
+import { WIDTH } from "./text/messages.ts";
+import { givenOptions } from "./text/options.ts";
 import { selectDevice } from "./select_device.ts";
 
 /** Options of {@linkcode loadQwen3}. */
@@ -37,8 +40,8 @@ export interface Qwen3Options {
    */
   precision?: "auto" | "f32";
   /**
-   * The maximum length of a sequence in tokens; by default 4,096, or less if the model
-   * or the device supports less.
+   * The maximum length of a sequence in tokens, prompt and reply together; by default
+   * 4,096, or less if the model or the device supports less.
    */
   context?: number;
   /** Called with the progress of downloading and loading. */
@@ -49,10 +52,12 @@ export interface Qwen3Options {
    */
   readTimeout?: number;
   /**
-   * Called with a line of text for the user when the model moves to another device, a
-   * download waits or is repeated, or something in the checkpoint is not used.
+   * Called with a line of text for the user when the model runs on the CPU although that
+   * was not asked for, a download waits or is repeated, or something in the checkpoint is
+   * not used. By default such lines go to stderr, each once per process; null turns that
+   * off.
    */
-  onNotice?: (notice: string) => void;
+  onNotice?: ((notice: string) => void) | null;
   /** Aborts loading. */
   signal?: AbortSignal;
   /** A WebGPU implementation to use instead of `navigator.gpu`. */
@@ -77,12 +82,18 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   debug: "flag",
 };
 
-/** Checks the arguments of `loadQwen3` that can be checked without the checkpoint. */
-export function checkLoading(model: unknown, options: Qwen3Options): void {
+/**
+ * Checks the arguments of `loadQwen3` that can be checked without the checkpoint, and
+ * returns the options that are given.
+ */
+export function checkLoading(
+  model: unknown,
+  options: Qwen3Options,
+): Qwen3Options {
   requireKind("Cannot load a model", "its name", model, "text");
   const cannot = `Cannot load ${shownUrl(model as string)}`;
-  checkOptions(cannot, options, KINDS);
-  const { device = "auto", precision = "auto", debug, context } = options;
+  const given = givenOptions(cannot, options, KINDS);
+  const { device = "auto", precision = "auto", debug, context } = given;
   const refuse = (what: string, value: unknown, must: string) => {
     throw wrongOption(cannot, what, value, must);
   };
@@ -98,6 +109,20 @@ export function checkLoading(model: unknown, options: Qwen3Options): void {
   if (context !== undefined && (!Number.isInteger(context) || context < 1)) {
     refuse("context", context, "an integer of at least 1");
   }
+  // Here null is not absent.
+  return {
+    ...given,
+    onNotice: options.onNotice === undefined ? warn : given.onNotice,
+  };
+}
+
+/** Notices that were printed. */
+const printed = new Set<string>();
+
+function warn(notice: string): void {
+  if (printed.has(notice)) return;
+  printed.add(notice);
+  console.warn(printable(notice));
 }
 
 /** The device a model runs on. */
@@ -127,7 +152,10 @@ export async function place(
     checkpoint.config,
     options,
   );
-  if (!gpu) return await placeOnCpu(checkpoint, options, choice);
+  if (!gpu) {
+    if (kind === "auto") options.onNotice?.(placement(choice));
+    return await placeOnCpu(checkpoint, options, choice);
+  }
   try {
     return await placeOnGpu(checkpoint, options, gpu, choice);
   } catch (error) {
@@ -138,11 +166,22 @@ export async function place(
   }
 }
 
+/** Where a model runs and why, as one line of at most 100 columns. */
+export function placement({ value, reason }: Choice): string {
+  return line(`Running on ${value}: ${reason}.`);
+}
+
+/** Cuts off what a line of a terminal has no room for. */
+function line(text: string): string {
+  return text.length > WIDTH ? `${text.slice(0, WIDTH - 1)}…` : text;
+}
+
 /**
  * Returns the choice of the CPU after a GPU failure, and reports it through `onNotice`.
  */
 export function gone(error: DeviceError, options: Qwen3Options): Choice {
-  options.onNotice?.(`${error.message}; continuing on the CPU`);
+  const cause = errorText(error).replace(/^Cannot [^:]*: /, "");
+  options.onNotice?.(line(`Continuing on the CPU: ${cause}`));
   return { what: "device", value: "cpu", reason: error.message };
 }
 

@@ -218,6 +218,8 @@ const VARIABLES = {
   HF_ENDPOINT: "URL of a mirror of the Hub (default https://huggingface.co)",
   DENO_WEBGPU_BACKEND:
     "graphics APIs to try, comma-separated (default vulkan,metal,dx12)",
+  QWEN3_CACHE_DIR:
+    "folder of copies from http(s) folders (default ~/.cache/qwen3-webgpu)",
   QWEN3_TUNING_DIR: "folder of constants that deno task tune stored",
   NO_COLOR: "any value turns colours off",
 };

@@ -86,6 +86,7 @@ await runTask({
       ...placement,
       onProgress: progress.report,
       onNotice(notice) {
+        if (notice.startsWith("Running on ")) return; // printRun says it in any case
         notices.push(notice);
         setTimeout(tell);
       },

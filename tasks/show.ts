@@ -54,14 +54,9 @@ await runTask({
   flags: FLAGS,
 }, async (flags) => {
   const [name, ...more] = flags.words;
-  if (name === undefined) {
+  if (name === undefined || more.length) {
     throw new Error(
-      "Cannot show a kernel: name one, deno task show --help lists them",
-    );
-  }
-  if (more.length) {
-    throw new Error(
-      `Cannot show ${flags.words.length} kernels: must be one at a time`,
+      `Cannot show ${flags.words.length} kernels: name one, deno task show --help lists them`,
     );
   }
   const tokens = flags.whole("tokens", 1);

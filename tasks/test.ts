@@ -114,6 +114,7 @@ async function run(...args: string[]): Promise<void> {
       DENO_JOBS: `${JOBS}`,
       // Constants tuned on this machine must not affect the tests.
       QWEN3_TUNING_DIR: Deno.makeTempDirSync(),
+      QWEN3_CACHE_DIR: Deno.makeTempDirSync(),
     },
     stdout: "piped",
     stderr: "inherit",

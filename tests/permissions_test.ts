@@ -1,6 +1,7 @@
 /** Without a permission there is one line that names its flag, or a choice that says so. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { emptyCache, fixtureFiles, serveHub } from "./support/serve_hub.ts";
+import { CACHE_DIR, host } from "../lib/host.ts";
 import { listWebCache } from "../lib/checkpoint/web_cache.ts";
 import { gpuTest } from "./support/gpu.ts";
 import {
@@ -22,7 +23,7 @@ async function run(
   const { stdout, stderr, code } = await new Deno.Command(Deno.execPath(), {
     args: ["run", "--no-prompt", ...flags, ...args],
     cwd: ROOT,
-    env: { NO_COLOR: "1" },
+    env: { NO_COLOR: "1", [CACHE_DIR]: host.env(CACHE_DIR) ?? "" },
   }).output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   return { stdout: text(stdout), stderr: text(stderr), code };

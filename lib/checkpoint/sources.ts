@@ -111,3 +111,24 @@ export async function readTextFile(
     throw new Error(`Cannot read ${name}: it is not valid UTF-8`, { cause });
   }
 }
+
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+/** Bytes in the unit that suits them: `1.23 GB`, `45.6 MB`, `789 kB`. */
+export function bytesText(bytes: number): string {
+  const { number, unit } = scaledBytes(bytes, bytes);
+  return `${number} ${unit}`;
+}
+
+/** Bytes in the unit that suits `total`, with three digits of that. */
+export function scaledBytes(
+  bytes: number,
+  total: number,
+): { number: string; unit: string } {
+  let unit = 0;
+  for (; total >= 999.5 && unit < UNITS.length - 1; unit++) {
+    [bytes, total] = [bytes / 1000, total / 1000];
+  }
+  const digits = unit === 0 ? 0 : total < 9.995 ? 2 : total < 99.95 ? 1 : 0;
+  return { number: bytes.toFixed(digits), unit: UNITS[unit] };
+}

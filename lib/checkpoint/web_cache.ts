@@ -73,16 +73,6 @@ export function webCacheFolder(): string {
   return `${ownCacheFolder()}/web`;
 }
 
-/** Bytes for people: `1.2 GB`, `45.6 MB`, `789 kB`. */
-export function bytesText(bytes: number): string {
-  const [unit, size] = bytes >= 999.5e6
-    ? ["GB", bytes / 1e9]
-    : bytes >= 999.5e3
-    ? ["MB", bytes / 1e6]
-    : ["kB", bytes / 1e3];
-  return `${size.toPrecision(3).replace(/\.?0+e?$/, "")} ${unit}`;
-}
-
 /** The copies of one web folder. */
 export class WebCache {
   /** Files whose version the server has confirmed since. */
@@ -370,16 +360,24 @@ function isKept(value: unknown): value is Kept {
     ((size as number) > SMALL_BYTES || typeof sha256 === "string");
 }
 
+/** The bytes of all files below a folder; links are not followed. */
+export async function folderBytes(folder: string): Promise<number> {
+  let bytes = 0;
+  for (const [name, entry] of await host.files.list(folder) ?? []) {
+    bytes += entry.isDirectory
+      ? await folderBytes(`${folder}/${name}`)
+      : entry.size;
+  }
+  return bytes;
+}
+
 /** The kept web folders, the largest first. */
 export async function listWebCache(): Promise<KeptFolder[]> {
   const all = webCacheFolder(), kept: KeptFolder[] = [];
   for (const [name, { isDirectory }] of await host.files.list(all) ?? []) {
     if (!isDirectory) continue;
     const folder = `${all}/${name}`;
-    let bytes = 0;
-    for (const { size } of (await host.files.list(folder))?.values() ?? []) {
-      bytes += size;
-    }
+    const bytes = await folderBytes(folder);
     const index = await readIndex(folder);
     kept.push({ url: index?.url, folder, bytes, used: index?.used });
   }

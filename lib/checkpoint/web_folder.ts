@@ -20,12 +20,13 @@ import {
   type Version,
 } from "./http.ts";
 import {
+  bytesText,
   openFile,
   type OpenOptions,
   type OpenSource,
   readTextFile,
 } from "./sources.ts";
-import { bytesText, type Kept, WebCache } from "./web_cache.ts";
+import { type Kept, WebCache } from "./web_cache.ts";
 import type { Folder } from "./weight_files.ts";
 
 /** Bytes that a download leaves free on the disk. */

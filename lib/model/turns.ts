@@ -67,16 +67,20 @@ export class Turns {
     }
   }
 
-  /** Yields what `work` yields, in a turn that begins with the iteration. */
+  /**
+   * Yields what `work` yields, in a turn of its own. If `steady`, its consumer never pauses,
+   * and the turn stays active to its end.
+   */
   run<T>(
     action: string,
     signal: AbortSignal | undefined,
     work: (signal: AbortSignal) => AsyncGenerator<T, void>,
+    steady = false,
   ): Chunks<T> {
     const { turn, before } = this.#enter(action, signal);
     return {
       signal: turn.signal,
-      [Symbol.asyncIterator]: () => this.#iterate(turn, before, work),
+      [Symbol.asyncIterator]: () => this.#iterate(turn, before, work, steady),
     };
   }
 
@@ -84,6 +88,7 @@ export class Turns {
     turn: Turn,
     before: Promise<void> | undefined,
     work: (signal: AbortSignal) => AsyncGenerator<T, void>,
+    steady: boolean,
   ): AsyncGenerator<T, void> {
     const { signal } = turn, values = work(signal);
     turn.close = () => values.return();
@@ -94,7 +99,7 @@ export class Turns {
         turn.active = true;
         const { done, value } = await values.next();
         if (done) return;
-        turn.active = false;
+        turn.active = steady;
         yield value;
       }
     } finally {

@@ -15,12 +15,13 @@ import {
   type Turn,
 } from "./conversation.ts";
 import {
-  checkOptions,
   errorText,
   OptionError,
+  type OptionKind,
   requireKind,
 } from "../errors.ts";
 import { exactJson, isObject, parseExactJson } from "../json.ts";
+import { givenOptions } from "./options.ts";
 import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
 /** Options of {@linkcode renderChat}. */
@@ -34,6 +35,13 @@ export interface ChatOptions {
   /** Any other variables of the template (`bos_token`, …). */
   variables?: Record<string, unknown>;
 }
+
+const KINDS: Readonly<Record<keyof ChatOptions, OptionKind | undefined>> = {
+  addGenerationPrompt: "flag",
+  thinking: "flag",
+  tools: undefined, // by readTools
+  variables: "object",
+};
 
 /** Variables that transformers always defines. */
 const NONE_GIVEN = { tools: null, documents: null };
@@ -69,7 +77,7 @@ export function renderChat(
 ): string {
   requireKind(CANNOT, "the template", template, "text");
   const { addGenerationPrompt = true, thinking, variables, ...rest } =
-    readOptions(options);
+    givenOptions(CANNOT, options, KINDS);
   const tools = rest.tools === undefined
     ? undefined
     : readTools(rest.tools, CANNOT);
@@ -105,20 +113,6 @@ export function renderChat(
 function canFollow(thinking: boolean, template: string): boolean {
   return template.includes("enable_thinking") ||
     template.includes("think>") === thinking;
-}
-
-/** Checks the options; null is absent, as in JSON. */
-function readOptions(options: ChatOptions): ChatOptions {
-  requireKind(CANNOT, "the options argument", options, "object");
-  const given: ChatOptions = Object.fromEntries(
-    Object.entries(options).filter(([, value]) => value !== null),
-  );
-  checkOptions(CANNOT, given, {
-    addGenerationPrompt: "flag",
-    thinking: "flag",
-    variables: "object",
-  });
-  return given;
 }
 
 function compile(template: string): Render {

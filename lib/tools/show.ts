@@ -253,17 +253,24 @@ class Recording {
     });
   }
 
-  /** The constants of calls like this one on devices with other subgroups or types. */
+  /**
+   * The constants of calls like this one, with equal tuned ones, on devices with other
+   * subgroups or types.
+   */
   *elsewhere(call: Call): Generator<Constants> {
-    const text = (call: Call) => JSON.stringify(chosenOperands(call));
-    const { device } = this, { name } = call.kernel, operands = text(call);
+    const text = (call: Call) => {
+      const all = Object.entries(chosenConstants(call));
+      const tuned = all.filter(([name]) => isTuned(call.kernel, name));
+      return JSON.stringify([chosenOperands(call), tuned]);
+    };
+    const { device } = this, { name } = call.kernel, own = text(call);
     this.#elsewhere ??= [
       ...[0, 4, 8, 16, 32].map((subgroupSize) => ({ ...device, subgroupSize })),
       { ...device, f16: !device.f16 },
     ].map((other) => this.#on(other));
     for (const other of this.#elsewhere) {
       for (const one of other.of(name)) {
-        if (text(one) === operands) yield chosenConstants(one);
+        if (text(one) === own) yield chosenConstants(one);
       }
     }
   }

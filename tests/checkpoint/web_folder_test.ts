@@ -9,8 +9,8 @@ import {
 import { createHash } from "node:crypto";
 import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
-import type { OpenOptions } from "../../lib/checkpoint/sources.ts";
-import { bytesText, listWebCache } from "../../lib/checkpoint/web_cache.ts";
+import { bytesText, type OpenOptions } from "../../lib/checkpoint/sources.ts";
+import { listWebCache } from "../../lib/checkpoint/web_cache.ts";
 import { type Host, host, useHost } from "../../lib/host.ts";
 import {
   head,
@@ -376,7 +376,7 @@ Deno.test("a full disk leaves nothing behind, and weights are read by range", as
     assertEquals(await load(server.url), {
       read: expected,
       notices: [
-        `${server.url}: nothing is kept for the next run: ${folder} has 64 MB free, 64.2 MB are needed.`,
+        `${server.url}: nothing is kept for the next run: ${folder} has 64.0 MB free, 64.2 MB are needed.`,
       ],
     });
   }

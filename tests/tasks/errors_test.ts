@@ -17,6 +17,13 @@ for (
     ["bench", ["--markdwn"], "--markdwn is unknown, did you mean --markdown?"],
     ["bench", ["--only", "lod"], '--only has "lod", did you mean load?'],
     ["bench", ["--only", "nosuch"], '--only has "nosuch", try deno task bench'],
+    ["cache", ["--claer"], "--claer is unknown, did you mean --clear?"],
+    ["cache", ["a", "b"], "Cannot show the cache of 2 URLs: give one or none"],
+    [
+      "cache",
+      ["--clear", "http://me:secret@127.0.0.1/none?sig=secret"],
+      "Cannot find http://127.0.0.1/none?… in the cache: deno task cache",
+    ],
     [
       "doctor",
       ["--contxt", "9"],
@@ -61,7 +68,7 @@ for (
     [
       "show",
       [],
-      "Cannot show a kernel: name one, deno task show --help lists",
+      "Cannot show 0 kernels: name one, deno task show --help lists",
     ],
     ["show", ["nosuch"], 'Cannot show "nosuch": no such kernel, try deno task'],
     [

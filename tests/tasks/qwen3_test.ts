@@ -59,7 +59,7 @@ for (const where of ["a folder", "a URL"]) {
     assertMatch(stderr, /: qwen3 generate PROMPT --model Qwen\/Qwen3-0\.6B$/m);
     assertRefused(
       await qwen3("show"),
-      "Cannot show a kernel: name one, qwen3 show --help lists them",
+      "Cannot show 0 kernels: name one, qwen3 show --help lists them",
     );
   });
 }

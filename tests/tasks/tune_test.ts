@@ -8,7 +8,7 @@ import { openDevice } from "../../lib/open_device.ts";
 import { tune } from "../../lib/tools/tune/tune.ts";
 import { saveTuning, TUNING_DIR } from "../../lib/tuning_file.ts";
 import { gpuTest } from "../support/gpu.ts";
-import { runTask } from "../support/run_task.ts";
+import { RUN, runTask } from "../support/run_task.ts";
 import { tamperedGpu } from "../support/tampered_gpu.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
@@ -197,6 +197,36 @@ gpuTest(
     }
     assertMatch(stderr, /: \d+ shapes, timed/);
     assert(!stderr.includes("tuned constants beat"), stderr);
+  },
+);
+
+gpuTest(
+  "Ctrl-C ends tuning with code 130, and says what is stored",
+  async () => {
+    const folder = await Deno.makeTempDir();
+    await using child = new Deno.Command(Deno.execPath(), {
+      args: [
+        ...[...RUN, "tasks/tune.ts", "--model", TINY, "--json", "--dry-run"],
+        ...["--budget-seconds", UNLIMITED],
+      ],
+      cwd: ROOT,
+      env: { [TUNING_DIR]: folder, NO_COLOR: "1" },
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    let stderr = "", killed = false;
+    for await (
+      const text of child.stderr.pipeThrough(new TextDecoderStream())
+    ) {
+      stderr += text;
+      if (killed || !stderr.includes("(1 of ")) continue;
+      child.kill("SIGINT");
+      killed = true;
+    }
+    assertEquals((await child.status).code, 130, stderr);
+    assertEquals(await new Response(child.stdout).text(), "");
+    assertMatch(stderr, /^Interrupted: nothing was stored$/m);
+    await Deno.remove(folder, { recursive: true });
   },
 );
 

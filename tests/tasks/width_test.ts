@@ -1,6 +1,7 @@
 /** What tasks print fits 100 columns; results are on stdout, where JSON stands alone. */
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import config from "../../deno.json" with { type: "json" };
+import { CACHE_DIR } from "../../lib/host.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import {
   radvTable,
@@ -8,6 +9,11 @@ import {
   variantsOnAmd,
 } from "../../lib/tools/radv/radv.ts";
 import { gpuTest } from "../support/gpu.ts";
+import {
+  rangeResponse,
+  readFolder,
+  serveFiles,
+} from "../support/serve_folder.ts";
 import { slowTest } from "../support/quick.ts";
 import { assertFits, columns } from "../support/ruler.ts";
 import { type Outcome, runTask } from "../support/run_task.ts";
@@ -19,7 +25,8 @@ const TASKS = [
 /** An environment in which there is no adapter. */
 const NO_ADAPTER = { VK_DRIVER_FILES: "/none", DENO_WEBGPU_BACKEND: "vulkan" };
 const CPU = ["--device", "cpu"];
-const STORY = ["--model", "models/stories-3m"];
+const STORY_FOLDER = "models/stories-3m";
+const STORY = ["--model", STORY_FOLDER];
 const SHORT = ["--max-tokens", "4"];
 const EIGHT = ["--max-tokens", "8"];
 const FEW = ["--prompt-tokens", "4", "--max-tokens", "3"];
@@ -101,6 +108,15 @@ function measure({ stdout, stderr }: Outcome, free = false): void {
   assertFits(ours.join("\n"));
 }
 
+/** JSON is one line, alone on stdout. */
+function measureJson(outcome: Outcome): void {
+  measure(outcome, true);
+  assertEquals(outcome.code, 0, outcome.stderr);
+  const lines = outcome.stdout.split("\n");
+  assertEquals([lines.length, lines[1]], [2, ""], outcome.stdout);
+  assert(typeof JSON.parse(lines[0]) === "object");
+}
+
 Deno.test("the ruler counts columns, not characters", () => {
   assertEquals(columns("é✓…"), 3);
   assertEquals(columns("模型"), 4);
@@ -135,13 +151,7 @@ for (const { task, args, adapter, json, free } of CASES) {
     measure(outcome, free);
     assertEquals(outcome.code, 0, outcome.stderr);
     assert(outcome.stdout.trim() !== "", "nothing on stdout");
-    if (!json) return;
-    const asJson = await runTask(task, [...args, "--json"], env);
-    measure(asJson, true);
-    assertEquals(asJson.code, 0, asJson.stderr);
-    const lines = asJson.stdout.split("\n");
-    assertEquals([lines.length, lines[1]], [2, ""], asJson.stdout);
-    assert(typeof JSON.parse(lines[0]) === "object");
+    if (json) measureJson(await runTask(task, [...args, "--json"], env));
   });
 }
 
@@ -150,8 +160,8 @@ slowTest("what names a long path still fits", async () => {
   const long = "a-name-as-long-as-some-checkpoints-have".repeat(5);
   const folder = await Deno.makeTempDir({ prefix: long.slice(0, 150) });
   try {
-    for await (const { name } of Deno.readDir("models/stories-3m")) {
-      await Deno.copyFile(`models/stories-3m/${name}`, `${folder}/${name}`);
+    for await (const { name } of Deno.readDir(STORY_FOLDER)) {
+      await Deno.copyFile(`${STORY_FOLDER}/${name}`, `${folder}/${name}`);
     }
     const few = [...SHORT, ...CPU, "--context", "64"];
     measure(await runTask("generate", ["Once", ...few, "--model", folder]));
@@ -162,6 +172,36 @@ slowTest("what names a long path still fits", async () => {
     await Deno.remove(folder, { recursive: true });
   }
 });
+
+slowTest(
+  "a web folder, and the cache that keeps it",
+  async () => {
+    const path = `/${"a-long-part-of-a-path/".repeat(2)}`;
+    const files = new Map<string, Uint8Array<ArrayBuffer>>();
+    for (const [name, file] of await readFolder(STORY_FOLDER)) {
+      files.set(path + name.slice(1), file.slice());
+    }
+    await using server = serveFiles(files, {
+      intercept(request) {
+        const file = files.get(new URL(request.url).pathname);
+        return file && rangeResponse(request, file, { etag: '"one"' });
+      },
+    });
+    const folder = await Deno.makeTempDir();
+    try {
+      const env = { [CACHE_DIR]: folder }, url = server.url + path;
+      const words = ["Once", ...SHORT, ...CPU, "--model", url];
+      measure(await runTask("generate", words, env), true);
+      const listed = await runTask("cache", [], env);
+      assertMatch(listed.stdout, /a-long-part/);
+      measure(listed);
+      measureJson(await runTask("cache", ["--json"], env));
+      measure(await runTask("cache", ["--clear"], env));
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+);
 
 Deno.test("the header of show and the table of radv fit 100 columns", async () => {
   await using checkpoint = await openCheckpoint("synthetic:qwen3-32b");

@@ -323,6 +323,21 @@ gpuTest("the text has at most 100 columns, also for large models", async () => {
   );
 });
 
+gpuTest("lines of verdicts can be painted, others are not", async () => {
+  const report = await tiny();
+  const plain = profileText(report).split("\n\n");
+  const painted = profileText(report, {
+    paint: (severity, line) => `<${severity}>${line}`,
+  }).split("\n\n");
+  const colours = report.verdicts.map(({ severity }) => severity);
+  const found = painted[0].split("\n").map((line) =>
+    /^<(\w+)>([✗!✓] )?/.exec(line)!
+  );
+  assertEquals(found.filter(([, , mark]) => mark).map(([, c]) => c), colours);
+  assertEquals(painted[0].replaceAll(/^<\w+>/gm, ""), plain[0]);
+  assertEquals(painted.slice(1), plain.slice(1));
+});
+
 gpuTest("only a verbose text says why the kernels were chosen", async () => {
   const report = await tiny(), why = "Why these kernels";
   assert(!profileText(report).includes(why));
