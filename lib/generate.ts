@@ -445,7 +445,9 @@ export class BatchRun
  * ```
  *
  * An `async` function that returns a run awaits it, as it does a promise: return the run in
- * an object, or from a plain function, to iterate over it elsewhere.
+ * an object, or from a plain function, to iterate over it elsewhere. If that function has
+ * the model in a `using` declaration, it must `return await` the run, or the model is
+ * disposed before it starts.
  *
  * A signal ends an awaited run as it does an iteration: the reply has the text so far, and
  * its `finishReason` is "aborted".

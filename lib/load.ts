@@ -116,9 +116,9 @@ const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
  * device.
  *
  * It does one thing at a time. Starting a run, or computing logits, is an error while
- * another run is computing its next piece. A run that is idle between two pieces gives
- * way, so an abandoned iterator blocks nothing; it throws if it is continued. To generate
- * several texts together, use {@linkcode Qwen3.generateBatch}.
+ * another run is computing its next piece. A run that is iterated over and idle between
+ * two pieces gives way, so an abandoned iterator blocks nothing; it throws if it is
+ * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices` and
  * `hasTokenizer` still answer; everything else throws, and so does a run that had not

@@ -90,6 +90,13 @@ export function checkLoading(
   model: unknown,
   options: Qwen3Options,
 ): Qwen3Options {
+  const swapped = typeof model === "object" && model !== null &&
+    Object.keys(model).some((name) => name in KINDS);
+  if (swapped) {
+    throw new TypeError(
+      "Cannot load a model: its name is missing, must come before the options: loadQwen3(name, options)",
+    );
+  }
   requireKind("Cannot load a model", "its name", model, "text");
   const cannot = `Cannot load ${shownUrl(model as string)}`;
   const given = givenOptions(cannot, options, KINDS);

@@ -56,7 +56,9 @@ await runTask({
   const [name, ...more] = flags.words;
   if (name === undefined || more.length) {
     throw new Error(
-      `Cannot show ${flags.words.length} kernels: name one, deno task show --help lists them`,
+      `Cannot show ${
+        more.length ? `${flags.words.length} kernels` : "a kernel"
+      }: name one, deno task show --help lists them`,
     );
   }
   const tokens = flags.whole("tokens", 1);

@@ -12,6 +12,7 @@ import {
   type Run,
   type RunStats,
 } from "../mod.ts";
+import { FAULT } from "../lib/dispatch/sampling.ts";
 import { eachDevice } from "./support/gpu.ts";
 import { scriptedCheckpoint } from "./support/scripted_checkpoint.ts";
 
@@ -206,4 +207,37 @@ Deno.test("an async function that returns a run awaits it", async () => {
   const ask = async () => qwen.generate(PROMPT, GREEDY);
   const reply: Reply = await ask();
   assertEquals(reply.tokenIds.length, 8);
+});
+
+Deno.test("a run of a model that was disposed rejects", async () => {
+  const load = () => loadQwen3(undefined, { device: "cpu" });
+  const early = async () => {
+    using qwen = await load();
+    return qwen.generate(PROMPT, GREEDY);
+  };
+  await assertRejects(
+    early,
+    Error,
+    "Cannot generate: the model was disposed",
+  );
+  const late = async () => {
+    using qwen = await load();
+    return await qwen.generate(PROMPT, GREEDY);
+  };
+  assertEquals((await late()).tokenIds.length, 8);
+});
+
+Deno.test("faulty logits reject an awaited run", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  qwen.runner.generate = async function* () {
+    yield [1];
+    yield [FAULT.nan];
+  };
+  const run = qwen.generate(PROMPT, GREEDY);
+  await assertRejects(
+    async () => await run,
+    Error,
+    "(token 1 of the reply) hold NaN, must be numbers",
+  );
+  assertEquals([run.tokenIds, run.finishReason], [[1], "aborted"]);
 });

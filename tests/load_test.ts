@@ -536,6 +536,10 @@ Deno.test("arguments of wrong types are refused like wrong values", async () => 
       [[null], "Cannot load a model: its name is null"],
       [[new URL(DEFAULT_MODEL)], "its name is a URL"],
       [
+        [{ device: "cpu" }],
+        "Cannot load a model: its name is missing, must come before the options",
+      ],
+      [
         [TINY, null],
         "the options argument is null, must be an object",
       ],

@@ -68,7 +68,11 @@ export function nameHint(spec: string): string | undefined {
   }
   const [, variant] = /^qwen3-([\w.-]+)$/i.exec(name) ?? [];
   if (variant !== undefined) {
-    const id = modelOf(`Qwen/Qwen3-${variant.replace(/b\b/g, "B")}`);
+    const id = modelOf(
+      `Qwen/Qwen3-${
+        variant.replaceAll(/\ba?[\d.]+b\b/gi, (size) => size.toUpperCase())
+      }`,
+    );
     const synthetic = isSize(variant)
       ? `, or synthetic:qwen3-${variant.toLowerCase()}`
       : "";

@@ -38,17 +38,9 @@ export interface TextAnswer {
   headers: Headers;
 }
 
-/** Fetches a text file; undefined if the server does not have it (404, 410). */
-export async function fetchText(
-  url: string,
-  options: OpenOptions,
-): Promise<string | undefined> {
-  return (await askForText(url, options))?.text;
-}
-
 /**
  * Asks for a text file, but not for a version that is known already; undefined if the
- * server does not have it.
+ * server does not have it (404, 410).
  *
  * @throws {Unreachable} if the server cannot be reached
  */
@@ -83,28 +75,17 @@ export async function askForText(
 }
 
 /**
- * Opens a file over HTTP; undefined if the server does not have it. The file is read
- * with range requests. If the server does not support them, the file is first copied to
- * a temporary file, which is gone when the source is disposed or the process ends.
+ * What a file is read through after an answer: ranges or, if the server does not send
+ * them, a temporary copy, which is gone when the source is disposed or the process ends.
+ * Undefined if its version is known.
  *
  * @param onCopy called with what the server does instead of sending ranges
  */
-export async function openUrl(
-  url: string,
-  options: OpenOptions,
-  onCopy: (why: string) => void = () => {},
-): Promise<OpenSource | undefined> {
-  const first = await probe(url, options);
-  if (first === undefined) return undefined;
-  return await sourceOf(url, first, options, onCopy);
-}
-
-/** What an answer lets a file be read through; undefined if its version is known. */
 export async function sourceOf(
   url: string,
   answer: Probe,
   options: OpenOptions,
-  onCopy: (why: string) => void,
+  onCopy: (why: string) => void = () => {},
 ): Promise<OpenSource | undefined> {
   if ("file" in answer) return answer.file;
   if ("isKnown" in answer) return undefined;

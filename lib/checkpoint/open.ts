@@ -41,7 +41,7 @@ import { parseConfig } from "../model/families.ts";
  *
  * `spec` is one of
  * - `synthetic:qwen3-0.6b?seed=1`: weights computed by a rule, see synthetic.ts
- * - `https://host/folder/`: read with range requests
+ * - `https://host/folder/`: copied to the cache, see web_folder.ts
  * - a directory, as a path or a `file:` URL
  * - `owner/name` or `owner/name@revision`: a repository of the Hugging Face Hub,
  *   from its cache or downloaded into it, see hub.ts

@@ -2,7 +2,7 @@
  * Who may use a model: one turn at a time. A turn is a run or one computation of logits.
  *
  * A turn is active while its consumer waits for a value, and idle while its consumer has
- * one. A new turn is refused while another is active, and takes over from an idle one,
+ * one, unless that is known to ask for the next at once. A new turn is refused while another is active, and takes over from an idle one,
  * because that may never be resumed: iterators get abandoned. If it is resumed after all,
  * it throws.
  *
@@ -113,7 +113,7 @@ export class Turns {
     const last = this.#current;
     if (last?.active) {
       throw new Error(
-        "Cannot start a run: another run of this model has not ended, must be one at a time",
+        "Cannot start a run: another run of this model has not ended, must be one at a time; generateBatch runs several together",
       );
     }
     const turn = this.#current = new Turn(action, signal);

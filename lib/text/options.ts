@@ -44,6 +44,11 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   nthreads: "threads",
 };
 
+/** What is done otherwise here, and how. */
+const OTHERWISE: Readonly<Record<string, string>> = {
+  stream: "iterate over the run to stream its text",
+};
+
 /**
  * What a caller may have meant by an unknown name; undefined if no known one is close.
  *
@@ -95,7 +100,9 @@ function unknownOption(
   known: readonly string[],
 ): OptionError {
   const close = meant(name, known);
-  const hint = close
+  const hint = Object.hasOwn(OTHERWISE, name)
+    ? OTHERWISE[name]
+    : close
     ? `did you mean ${close}?`
     : `must be one of ${listed(known, known.length)}`;
   return new OptionError(

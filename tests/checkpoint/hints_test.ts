@@ -49,6 +49,10 @@ for (
       "there is no such directory, did you mean Qwen/Qwen3-0.6B, or synthetic:qwen3-0.6b",
     ],
     [
+      "qwen3-30b-a3b",
+      "there is no such directory, did you mean Qwen/Qwen3-30B-A3B",
+    ],
+    [
       "Qwen3-4B-Instruct-2507",
       "there is no such directory, did you mean Qwen/Qwen3-4B-Instruct-2507",
     ],

@@ -220,6 +220,9 @@ Deno.test("a file that changed is downloaded anew, its old version removed", asy
   files.delete("/generation_config.json");
   const last = await load(server.url);
   assert(last.read.includes("tokenizer.json: {}"));
+  await server[Symbol.asyncDispose]();
+  // What was confirmed before and after the change is one version.
+  assertEquals((await load(server.url)).read, last.read);
   assertEquals(
     (await kept()).names,
     COMPLETE.filter((name) => name !== "generation_config.json"),
@@ -341,6 +344,74 @@ Deno.test("without the server a mixture of versions is refused", async () => {
   }
 });
 
+Deno.test("without the server files of a version that went are not used", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  let down: string | undefined;
+  await using server = await serve(
+    files,
+    tagged,
+    (request, path) =>
+      down && path.endsWith(down) && rangeOf(request) === undefined
+        ? reply("503 Unavailable")
+        : undefined,
+  );
+  await load(server.url);
+  const weights = Uint8Array.from(files.get(`/${WEIGHTS}`)!);
+  weights[weights.length - 1] ^= 1;
+  files.set(`/${WEIGHTS}`, weights);
+  down = WEIGHTS;
+  assertMatch(await failure(server.url), /model\.safetensors: .* 503 /);
+  down = "tokenizer.json"; // of which nobody knows whether it changed
+  assertMatch(await failure(server.url), /tokenizer\.json: .* 503 /);
+});
+
+Deno.test("a server that refuses is not taken for one that cannot be reached", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  let refuses = false;
+  await using server = await serve(
+    files,
+    tagged,
+    () => refuses ? reply("403 Forbidden") : undefined,
+  );
+  await load(server.url);
+  refuses = true;
+  assertEquals(
+    await failure(server.url),
+    `Cannot read ${server.url}config.json: the server returned 403 Forbidden`,
+  );
+});
+
+Deno.test("304 without the file's version is enough", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  await using server = await serve(
+    files,
+    tagged,
+    ({ headers }) =>
+      headers.has("if-none-match") ? reply("304 Not Modified") : undefined,
+  );
+  const { read } = await load(server.url);
+  assertEquals(await load(server.url), { read, notices: [] });
+});
+
+Deno.test("weights that change after their header was read are refused", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  await using server = await serve(files);
+  await using checkpoint = await openCheckpoint(server.url);
+  const weights = Uint8Array.from(files.get(`/${WEIGHTS}`)!);
+  weights[weights.length - 1] ^= 1;
+  files.set(`/${WEIGHTS}`, weights);
+  await assertRejects(
+    () => everything(checkpoint),
+    Error,
+    "model.safetensors: it changed while it was read: its ETag was ",
+  );
+  assertEquals((await load(server.url)).read, await expectedOf(files));
+});
+
 /** The host with some differences. */
 const like = (changes: Partial<Host>): Host => ({ ...host, ...changes });
 
@@ -361,6 +432,27 @@ Deno.test("without a permission nothing is kept, and a notice has the flag", asy
   assertEquals(await listWebCache(), []);
 });
 
+/** A host whose disk takes 10 bytes of each download. */
+function fullDisk(): Disposable {
+  const { files } = host;
+  const append: typeof files.append = async (path) => {
+    const file = await files.append(path);
+    return {
+      get size() {
+        return file.size;
+      },
+      async append(bytes) {
+        await file.append(bytes.subarray(0, 10));
+        throw new Error("No space left on device (os error 28)");
+      },
+      clear: () => file.clear(),
+      flush: () => file.flush(),
+      [Symbol.dispose]: () => file[Symbol.dispose](),
+    };
+  };
+  return useHost(like({ files: { ...files, append } }));
+}
+
 Deno.test("a full disk leaves nothing behind, and weights are read by range", async () => {
   await using _cache = await emptyWebCache();
   const files = await filesOf();
@@ -380,28 +472,8 @@ Deno.test("a full disk leaves nothing behind, and weights are read by range", as
       ],
     });
   }
-  const before = host.files;
   {
-    using _host = useHost(like({
-      files: {
-        ...before,
-        append: async (path) => {
-          const file = await before.append(path);
-          return {
-            get size() {
-              return file.size;
-            },
-            async append(bytes) {
-              await file.append(bytes.subarray(0, 10));
-              throw new Error("No space left on device (os error 28)");
-            },
-            clear: () => file.clear(),
-            flush: () => file.flush(),
-            [Symbol.dispose]: () => file[Symbol.dispose](),
-          };
-        },
-      },
-    }));
+    using _host = fullDisk();
     const { read, notices } = await load(server.url);
     assertEquals(read, expected);
     assertEquals(notices.length, 1);
@@ -479,6 +551,15 @@ Deno.test("a server without ranges sends each file once, into the cache", async 
       `ETag: ${headers.get("if-none-match")}` === tagged(file)[0];
     return file && !known ? reply("200 OK", tagged(file), file) : undefined;
   });
+  {
+    using _host = fullDisk(); // but there is room for a temporary file
+    const { read, notices } = await load(server.url);
+    assertEquals(read, await expectedOf(files));
+    assertEquals(notices.length, 2);
+    assertMatch(notices[0], /: nothing is kept for the next run: Cannot write/);
+    assertMatch(notices[1], /: the server does not send byte ranges /);
+  }
+  server.requests.length = 0;
   const { read, notices } = await load(server.url);
   assertEquals(read, await expectedOf(files));
   assertEquals(notices.length, 1);
@@ -506,6 +587,22 @@ Deno.test("a web page in place of weights is not kept", async () => {
   assertEquals(weights, []);
 });
 
+Deno.test("the beginning of a download that cannot be one is not resumed", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  await using server = await serve(files);
+  await load(server.url);
+  const { folder } = await kept();
+  for await (const { name } of Deno.readDir(folder)) {
+    if (!name.endsWith(`-${WEIGHTS}`)) continue;
+    const path = `${folder}/${name}`;
+    await Deno.writeFile(`${path}.incomplete`, new Uint8Array(300_000));
+    await Deno.remove(path);
+  }
+  await Deno.remove(`${folder}/index.json`);
+  assertEquals((await load(server.url)).read, await expectedOf(files));
+});
+
 Deno.test("two loads at once share one download", async () => {
   await using _cache = await emptyWebCache();
   const files = await filesOf();
@@ -523,7 +620,7 @@ Deno.test("two loads at once share one download", async () => {
 });
 
 Deno.test("what is damaged in the cache is fetched again", async () => {
-  await using _cache = await emptyWebCache();
+  await using cache = await emptyWebCache();
   const files = await filesOf();
   await using server = await serve(files);
   const { read } = await load(server.url);
@@ -555,6 +652,15 @@ Deno.test("what is damaged in the cache is fetched again", async () => {
       },
     ],
   ];
+  const { path: outside } = cache;
+  damages.push(["index.json", async (path) => {
+    await Deno.writeTextFile(`${outside}/web/x-tokenizer.json`, "{}");
+    const json = JSON.parse(await Deno.readTextFile(path));
+    const sha256 = createHash("sha256").update("{}").digest("hex");
+    const other = { id: "../x", size: 2, sha256 };
+    Object.assign(json.files["tokenizer.json"], other);
+    await Deno.writeTextFile(path, JSON.stringify(json));
+  }]);
   for (const [file, damage, notice] of damages) {
     await damage(await pathOf(file));
     const again = await load(server.url);

@@ -53,6 +53,11 @@ Deno.test("names of other libraries and misspelled ones are understood", async (
     );
     assertEquals(error.option, name);
   }
+  assertThrows(
+    () => qwen.generate([1], { stream: true } as Anything),
+    OptionError,
+    "the option stream is unknown, iterate over the run to stream its text",
+  );
   for (const name of ["n_ctx", "num_ctx", "context_length", "contxt"]) {
     await assertRejects(
       () => loadQwen3(TINY, { [name]: 64 } as Anything),

@@ -149,7 +149,7 @@ Deno.test("deno task show prints WGSL, or one line that says where the kernels a
     const [args, message] of [
       [["gem"], '"gem": no such kernel, try gemm or deno task show --help'],
       [["nosuch"], '"nosuch": no such kernel, try deno task show --help'],
-      [[], "0 kernels: name one, deno task show --help lists them"],
+      [[], "a kernel: name one, deno task show --help lists them"],
       [
         ["gemm", "gemv"],
         "2 kernels: name one, deno task show --help lists them",

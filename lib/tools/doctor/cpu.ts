@@ -53,7 +53,7 @@ export async function examineCpu(
   }
   reporter.starting?.("a reply on the CPU path");
   try {
-    await reply(reporter);
+    await shortReply(reporter);
   } catch (error) {
     red("CPU reply", error);
   }
@@ -62,15 +62,13 @@ export async function examineCpu(
 /** The test reply's prompt and length. */
 const PROMPT = "Once upon a time", TOKENS = 16;
 
-async function reply(reporter: Reporter): Promise<void> {
+async function shortReply(reporter: Reporter): Promise<void> {
   using model = await loadQwen3(DEFAULT_MODEL, { device: "cpu", context: 64 });
-  const run = model.generate(PROMPT, {
+  const { text: reply, stats } = await model.generate(PROMPT, {
     maxTokens: TOKENS,
     temperature: 0,
   });
-  let text = PROMPT;
-  for await (const piece of run) text += piece.text;
-  const { tokens, decodeTokensPerSecond } = run.stats;
+  const { tokens, decodeTokensPerSecond } = stats, text = PROMPT + reply;
   reporter.found({
     severity: "green",
     topic: "CPU reply",
