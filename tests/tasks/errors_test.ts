@@ -68,7 +68,7 @@ for (
     [
       "show",
       [],
-      "Cannot show 0 kernels: name one, deno task show --help lists",
+      "name one, deno task show --help lists",
     ],
     ["show", ["nosuch"], 'Cannot show "nosuch": no such kernel, try deno task'],
     [
