@@ -88,6 +88,7 @@ export async function loadQwen3(
 }
 
 async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
+  const began = performance.now();
   const { signal, onProgress, readTimeout } = options;
   const onNotice = options.onNotice ?? undefined;
   const checkpoint = await openCheckpoint(model, {
@@ -99,7 +100,13 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   let qwen: Qwen3 | undefined;
   try {
     checkContext(checkpoint, options.context);
-    qwen = await Qwen3.load(checkpoint, options);
+    qwen = await Qwen3.load(checkpoint, options, began);
+    const { threads } = options;
+    if (threads !== undefined && qwen.device.kind === "gpu") {
+      onNotice?.(
+        `The ${threads} threads asked for are not used: the model runs on the GPU.`,
+      );
+    }
     for (const notice of checkpoint.notices) onNotice?.(notice);
     return qwen;
   } catch (error) {
@@ -120,13 +127,18 @@ const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
  * two pieces gives way, so an abandoned iterator blocks nothing; it throws if it is
  * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}.
  *
- * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices` and
- * `hasTokenizer` still answer; everything else throws, and so does a run that had not
+ * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices`, `loadMs`,
+ * `memoryBytes` and `hasTokenizer` still answer; everything else throws, and so does a run that had not
  * ended.
  */
 export class Qwen3 implements Disposable {
   /** The model's configuration, from config.json. */
   readonly config: Qwen3Config;
+  /**
+   * Milliseconds that `loadQwen3` took, downloads included. Shaders are compiled later, by
+   * the first run.
+   */
+  readonly loadMs: number;
   readonly #checkpoint: Checkpoint;
   readonly #options: Qwen3Options;
   readonly #tokenizer: Tokenizer | undefined;
@@ -140,8 +152,10 @@ export class Qwen3 implements Disposable {
     tokenizer: Tokenizer | undefined,
     placed: Placed,
     options: Qwen3Options,
+    loadMs: number,
   ) {
     this.config = checkpoint.config;
+    this.loadMs = loadMs;
     this.#checkpoint = checkpoint;
     this.#tokenizer = tokenizer;
     this.#placed = placed;
@@ -152,6 +166,7 @@ export class Qwen3 implements Disposable {
   static async load(
     checkpoint: Checkpoint,
     options: Qwen3Options,
+    began: number = performance.now(),
   ): Promise<Qwen3> {
     // Before the weights, so that a tokenizer is refused at once.
     const tokenizer = await readTokenizer(checkpoint);
@@ -160,7 +175,8 @@ export class Qwen3 implements Disposable {
       placed.runner[Symbol.dispose]();
       throw options.signal.reason;
     }
-    return new Qwen3(checkpoint, tokenizer, placed, options);
+    const loadMs = performance.now() - began;
+    return new Qwen3(checkpoint, tokenizer, placed, options, loadMs);
   }
 
   /**
@@ -184,6 +200,14 @@ export class Qwen3 implements Disposable {
   /** The maximum length of a sequence in tokens: prompt and reply together. */
   get context(): number {
     return this.#placed.runner.context;
+  }
+
+  /**
+   * Bytes that are allocated for the model on its device now: weights, KV cache and work
+   * buffers, which the first run adds to. Nothing once the model is disposed.
+   */
+  get memoryBytes(): number {
+    return this.#placed.runner.memoryBytes;
   }
 
   /** Operations that had to run on the CPU even though the model is on a GPU. */

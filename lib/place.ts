@@ -23,6 +23,7 @@ import type { Gpu } from "./webgpu/device.ts";
 import { cacheBytes } from "./model/kv_cache.ts";
 import { chooseCacheDtype, chooseMatmulDtype } from "./dispatch/precision.ts";
 import type { Runner } from "./model/runner.ts";
+import { type CpuInfo, MOST_THREADS } from "./cpu/ops.ts";
 import { CpuRunner } from "./cpu/runner.ts";
 import { GpuRunner } from "./gpu/runner.ts";
 import type { DeviceKind } from "./dispatch/device.ts";
@@ -44,6 +45,11 @@ export interface Qwen3Options {
    * 4,096, or less if the model or the device supports less.
    */
   context?: number;
+  /**
+   * Threads that compute on the CPU, including the caller's, from 1 to 256; by default one
+   * for each core. The GPU has no use for them.
+   */
+  threads?: number;
   /** Called with the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
   /**
@@ -74,6 +80,7 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   device: "text",
   precision: "text",
   context: "number",
+  threads: "number",
   onProgress: "function",
   onNotice: "function",
   readTimeout: "number",
@@ -100,7 +107,8 @@ export function checkLoading(
   requireKind("Cannot load a model", "its name", model, "text");
   const cannot = `Cannot load ${shownUrl(model as string)}`;
   const given = givenOptions(cannot, options, KINDS);
-  const { device = "auto", precision = "auto", debug, context } = given;
+  const { device = "auto", precision = "auto", debug, context, threads } =
+    given;
   const refuse = (what: string, value: unknown, must: string) => {
     throw wrongOption(cannot, what, value, must);
   };
@@ -115,6 +123,16 @@ export function checkLoading(
   }
   if (context !== undefined && (!Number.isInteger(context) || context < 1)) {
     refuse("context", context, "an integer of at least 1");
+  }
+  if (threads !== undefined) {
+    const fits = Number.isInteger(threads) && threads >= 1 &&
+      threads <= MOST_THREADS;
+    if (!fits) {
+      refuse("threads", threads, `an integer from 1 to ${MOST_THREADS}`);
+    }
+    if (device === "gpu") {
+      refuse("threads", threads, "left out when device is gpu");
+    }
   }
   // Here null is not absent.
   return {
@@ -276,14 +294,30 @@ export async function placeOnCpu(
     ...options,
     context: context.tokens,
   });
-  const { kernel, reason, threads } = runner.ops.info;
-  const adapter = `CPU (${threads} ${threads === 1 ? "thread" : "threads"})`;
+  const { info } = runner.ops;
   const choices = [choice, context.choice, {
     what: "CPU kernels",
-    value: kernel,
-    reason,
-  }];
+    value: info.kernel,
+    reason: info.reason,
+  }, threadChoice(info, options.threads)];
+  const adapter = `CPU (${choices.at(-1)!.value})`;
   return { runner, device: { kind: "cpu", adapter, choices } };
+}
+
+/** The choice of the CPU's threads, with its reason. */
+function threadChoice({ threads, reason }: CpuInfo, asked?: number): Choice {
+  const cores = navigator.hardwareConcurrency;
+  return {
+    what: "threads",
+    value: `${threads} ${threads === 1 ? "thread" : "threads"}`,
+    reason: threads === asked
+      ? "it was asked for"
+      : asked !== undefined || threads < Math.min(cores, MOST_THREADS)
+      ? `${asked ?? cores} cannot be used: ${reason}`
+      : threads === cores
+      ? `the machine has ${cores} ${cores === 1 ? "core" : "cores"}`
+      : `the most, of ${cores} cores`,
+  };
 }
 
 /** @throws {OptionError} if the checkpoint does not allow this context length. */

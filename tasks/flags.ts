@@ -211,15 +211,15 @@ export function readFormat(flags: Flags, cannot: string): Format {
 /** Environment variables that tasks read, for `--help`. */
 const VARIABLES = {
   HF_TOKEN: "token for private and gated repositories of the Hugging Face Hub",
-  HF_TOKEN_PATH: "file of that token (default $HF_HOME/token)",
-  HF_HOME: "folder of downloads and token (default ~/.cache/huggingface)",
-  HF_HUB_CACHE: "folder of downloaded models (default $HF_HOME/hub)",
+  HF_TOKEN_PATH: "file of that token (default: $HF_HOME/token)",
+  HF_HOME: "folder of downloads and token (default: ~/.cache/huggingface)",
+  HF_HUB_CACHE: "folder of downloaded models (default: $HF_HOME/hub)",
   HF_HUB_OFFLINE: "1 forbids requests to the Hub: only downloaded models open",
-  HF_ENDPOINT: "URL of a mirror of the Hub (default https://huggingface.co)",
+  HF_ENDPOINT: "URL of a mirror of the Hub (default: https://huggingface.co)",
   DENO_WEBGPU_BACKEND:
-    "graphics APIs to try, comma-separated (default vulkan,metal,dx12)",
+    "graphics APIs to try, comma-separated (default: vulkan,metal,dx12)",
   QWEN3_CACHE_DIR:
-    "folder of copies from http(s) folders (default ~/.cache/qwen3-webgpu)",
+    "folder of copies from http(s) folders (default: ~/.cache/qwen3-webgpu)",
   QWEN3_TUNING_DIR: "folder of constants that deno task tune stored",
   NO_COLOR: "any value turns colours off",
 };
@@ -235,7 +235,7 @@ export function helpText({ usage, flags, notes, examples }: Described): string {
     [name, [type, help, standard]],
   ): [string, string] => [
     label(name, type),
-    standard === undefined ? help : `${help} (default ${standard})`,
+    standard === undefined ? help : `${help} (default: ${standard})`,
   ]);
   const variables = Object.entries(VARIABLES)
     // The others matter to tasks that open a model.

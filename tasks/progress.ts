@@ -5,6 +5,7 @@
  * @module
  */
 import { checkReadTimeout } from "../lib/checkpoint/fetch.ts";
+import { MOST_THREADS } from "../lib/cpu/ops.ts";
 import {
   bytesText,
   type OpenOptions,
@@ -45,7 +46,17 @@ interface Payload {
 export const LOADING_FLAGS: FlagTable = {
   "read-timeout": [
     "number",
-    "seconds without data after which a download is resumed; 30 by default",
+    "seconds without data after which a download is resumed",
+    30,
+  ],
+};
+
+/** The flag of tasks that run a model on the CPU path. */
+export const THREADS_FLAG: FlagTable = {
+  "threads": [
+    "number",
+    `threads of the CPU path, at most ${MOST_THREADS}`,
+    `one per core, here ${navigator.hardwareConcurrency}`,
   ],
 };
 
@@ -389,11 +400,11 @@ function duration(seconds: number): string {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** The loading options that {@linkcode LOADING_FLAGS} set. */
+/** The options that {@linkcode LOADING_FLAGS} and {@linkcode THREADS_FLAG} set. */
 export function loadingOptions(
   flags: Flags,
-): Pick<Qwen3Options, "readTimeout"> {
+): Pick<Qwen3Options, "readTimeout" | "threads"> {
   const readTimeout = flags.number("read-timeout");
   checkReadTimeout("Cannot read the flags", readTimeout, "--read-timeout");
-  return { readTimeout };
+  return { readTimeout, threads: flags.whole("threads", 1, MOST_THREADS) };
 }

@@ -648,7 +648,7 @@ eachDevice("the device lists every choice with its reason", async (device) => {
   assert(adapter.length > 2);
   const whats = choices.map(({ what }) => what);
   assertEquals(whats[0], "device");
-  const expected = device === "cpu" ? ["context", "CPU kernels"] : [
+  const expected = device === "cpu" ? ["context", "CPU kernels", "threads"] : [
     "shader-f16",
     "timestamp-query",
     "subgroups",

@@ -164,7 +164,7 @@ Deno.test("helpText lists every flag with its description and default", () => {
     `usage
 
   --a            one
-  --long-name …  two (default 7)
+  --long-name …  two (default: 7)
   --help, -h     three
 
 Notes
