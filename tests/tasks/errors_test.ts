@@ -1,17 +1,7 @@
-/** What every task has in common: `--help` and errors that fit a terminal. */
+/** What tasks refuse, in one line that fits a terminal. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assertFits } from "../support/ruler.ts";
 import { type Outcome, runTask } from "../support/run_task.ts";
-
-const TASKS = [
-  ...["bench", "cache", "doctor", "generate", "profile", "radv", "show"],
-  ...["test", "tune"],
-];
-
-function assertFits(text: string): void {
-  for (const line of text.split("\n")) {
-    assert(line.length <= 100, `${line.length} columns: ${line}`);
-  }
-}
 
 function assertRefused(outcome: Outcome, message: string): void {
   const { code, stdout, stderr } = outcome;
@@ -19,16 +9,6 @@ function assertRefused(outcome: Outcome, message: string): void {
   assertMatch(stderr, /^error: Cannot [^\n]*\n$/);
   assert(stderr.includes(message), stderr);
   assertFits(stderr);
-}
-
-for (const task of TASKS) {
-  Deno.test(`deno task ${task} --help fits 100 columns`, async () => {
-    const { code, stdout, stderr } = await runTask(task, ["--help"]);
-    assertEquals([code, stderr], [0, ""]);
-    assertMatch(stdout, new RegExp(`^deno task ${task} `));
-    assertMatch(stdout, /^ {2}--help(, -h)? +print this text$/m);
-    assertFits(stdout);
-  });
 }
 
 for (
@@ -88,7 +68,7 @@ for (
     [
       "show",
       [],
-      "Cannot show a kernel: name one, deno task show --help lists",
+      "name one, deno task show --help lists",
     ],
     ["show", ["nosuch"], 'Cannot show "nosuch": no such kernel, try deno task'],
     [

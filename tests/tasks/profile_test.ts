@@ -67,14 +67,6 @@ Deno.test("--trace - prints the events alone", async () => {
   assert(JSON.parse(stdout).traceEvents.length > 10);
 });
 
-Deno.test("deno task profile --help fits 100 columns", async () => {
-  const { code, stdout } = await task("--help");
-  assertEquals(code, 0);
-  for (const line of stdout.split("\n")) {
-    assert(line.length <= 100, `${line.length} columns: ${line}`);
-  }
-});
-
 for (
   const [args, message] of [
     [
