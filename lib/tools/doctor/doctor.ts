@@ -39,6 +39,8 @@ export interface DoctorOptions {
    * software adapter takes half a minute to compile them. Otherwise the first of each.
    */
   all?: boolean;
+  /** Threads of the CPU path; by default as many as `loadQwen3` uses. */
+  threads?: number;
   /** Called with what is examined next. */
   onStart?: (what: string) => void;
   /** Called with each finding as it is made. */
@@ -77,7 +79,7 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
     const needs = await modelNeeds(checkpoint, options.context, gpu, name);
     needs.forEach(reporter.found);
   }
-  await examineCpu(reporter);
+  await examineCpu(reporter, options.threads);
   if (gpu) {
     const examination = {
       weights: checkpoint && weightBytes(checkpoint),

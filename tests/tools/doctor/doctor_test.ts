@@ -198,12 +198,17 @@ gpuTest(
 Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   const examined = async (makeOps?: (config: Qwen3Config) => CpuOps) => {
     const found: Finding[] = [];
-    await examineCpu({ found: (finding) => void found.push(finding) }, makeOps);
+    await examineCpu(
+      { found: (finding) => void found.push(finding) },
+      3,
+      makeOps,
+    );
     assertEquals(found.map(({ topic }) => topic), ["CPU path", "CPU reply"]);
     return found;
   };
   const [path, reply] = await examined();
   assertEquals([path.severity, reply.severity], ["green", "green"], path.text);
+  assertMatch(path.text, / on 3 threads \(/);
   assertMatch(path.text, /: 31 cases, all correct, errors up to [^ ]+ % of /);
   assertMatch(
     reply.text,
