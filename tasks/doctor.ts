@@ -21,7 +21,12 @@ import {
 import { stdout } from "./colour.ts";
 import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
-import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
+import {
+  LOADING_FLAGS,
+  loadingOptions,
+  Progress,
+  THREADS_FLAG,
+} from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -47,6 +52,7 @@ const FLAGS: FlagTable = {
     "print the whole report as one line of JSON instead of text",
   ],
   ...LOADING_FLAGS,
+  ...THREADS_FLAG,
 };
 
 /** Colours the mark that a text begins with. */
@@ -71,12 +77,14 @@ await runTask({
   flagsOnly: "diagnose",
 }, async (flags) => {
   const json = flags.on("json"), verbose = flags.on("verbose");
+  const { threads, ...opening } = loadingOptions(flags);
   using progress = await Progress.start();
   const report = await doctor({
     model: flags.text("model"),
     context: flags.whole("context", 1),
     all: flags.on("all"),
-    opening: { ...loadingOptions(flags), ...progress.options },
+    opening: { ...opening, ...progress.options },
+    threads,
     onStart: (what) => showStatus(`examining ${what} …`),
     onFinding(finding) {
       progress.clear();

@@ -62,7 +62,7 @@ Deno.test("a wrong flag, word or context ends with exit code 1", async () => {
 });
 
 Deno.test("without an adapter the CPU path works: yellow, exit code 0", async () => {
-  const { code, stdout, stderr } = await task([], NO_DRIVER);
+  const { code, stdout, stderr } = await task(["--threads", "1"], NO_DRIVER);
   assertEquals([code, stderr], [0, ""], stdout);
   assertFits(stdout);
   assertMatch(
@@ -70,7 +70,7 @@ Deno.test("without an adapter the CPU path works: yellow, exit code 0", async ()
     /^! adapter +no WebGPU adapter here; install the GPU's /m,
   );
   assertMatch(stdout, /^✓ model +the story model needs /m);
-  assertMatch(stdout, /^✓ CPU path +\S+ on \d+ thread.* 31 cases,/ms);
+  assertMatch(stdout, /^✓ CPU path +\S+ on 1 thread .* 31 cases,/ms);
   assertMatch(stdout, /^✓ CPU reply +the story model wrote 16 tokens/m);
   assertMatch(stdout, /\n\n! the CPU path works, [^\n]*\n$/);
 });

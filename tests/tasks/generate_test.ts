@@ -168,7 +168,7 @@ gpuTest("--threads on a GPU is not ignored silently", async () => {
   // A software adapter may lose against the CPU path.
   assertMatch(
     notices(stderr),
-    /The 2 threads asked for are not used: the model runs on the GPU\.|CPU \(2 threads\): /,
+    /^threads is 2, but is not used: the model runs on the GPU\.|CPU \(2 threads\): /m,
   );
 });
 

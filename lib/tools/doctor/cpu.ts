@@ -30,7 +30,8 @@ import type { Reporter } from "./report.ts";
 /** Tests the CPU path. A problem is a finding, not an error. */
 export async function examineCpu(
   reporter: Reporter,
-  makeOps = (config: Qwen3Config) => new CpuOps(config),
+  threads?: number,
+  makeOps = (config: Qwen3Config) => new CpuOps(config, { threads }),
 ): Promise<void> {
   const red = (topic: string, error: unknown) =>
     reporter.found({ severity: "red", topic, text: errorText(error) });
@@ -53,7 +54,7 @@ export async function examineCpu(
   }
   reporter.starting?.("a reply on the CPU path");
   try {
-    await shortReply(reporter);
+    await shortReply(reporter, threads);
   } catch (error) {
     red("CPU reply", error);
   }
@@ -62,8 +63,12 @@ export async function examineCpu(
 /** The test reply's prompt and length. */
 const PROMPT = "Once upon a time", TOKENS = 16;
 
-async function shortReply(reporter: Reporter): Promise<void> {
-  using model = await loadQwen3(DEFAULT_MODEL, { device: "cpu", context: 64 });
+async function shortReply(
+  reporter: Reporter,
+  threads?: number,
+): Promise<void> {
+  const placement = { device: "cpu", context: 64, threads } as const;
+  using model = await loadQwen3(DEFAULT_MODEL, placement);
   const { text: reply, stats } = await model.generate(PROMPT, {
     maxTokens: TOKENS,
     temperature: 0,

@@ -34,6 +34,8 @@ export interface DoctorOptions {
   gpu?: GPU;
   /** How the checkpoint is opened, and where progress goes. */
   opening?: OpenOptions;
+  /** Threads of the CPU path; one per core by default. */
+  threads?: number;
   /**
    * Tests all cases of the GPU's kernels even if `auto` takes the CPU path, where a
    * software adapter takes half a minute to compile them. Otherwise the first of each.
@@ -77,12 +79,14 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
     const needs = await modelNeeds(checkpoint, options.context, gpu, name);
     needs.forEach(reporter.found);
   }
-  await examineCpu(reporter);
+  const { threads } = options;
+  await examineCpu(reporter, threads);
   if (gpu) {
     const examination = {
       weights: checkpoint && weightBytes(checkpoint),
       config: checkpoint?.config ?? parseSynthetic(LIKE_MODELS).config,
       all: options.all ?? false,
+      threads,
     };
     if (options.gpu) await examineDevice(gpu, examination, reporter);
     else await examineApart(examination, reporter);

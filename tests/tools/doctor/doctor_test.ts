@@ -198,7 +198,11 @@ gpuTest(
 Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   const examined = async (makeOps?: (config: Qwen3Config) => CpuOps) => {
     const found: Finding[] = [];
-    await examineCpu({ found: (finding) => void found.push(finding) }, makeOps);
+    await examineCpu(
+      { found: (finding) => void found.push(finding) },
+      undefined,
+      makeOps,
+    );
     assertEquals(found.map(({ topic }) => topic), ["CPU path", "CPU reply"]);
     return found;
   };
