@@ -24,10 +24,9 @@ import { shownUrl } from "./fetch.ts";
 import type { Version } from "./http.ts";
 import { damage, hashOf, SMALL_BYTES } from "./hub_cache.ts";
 
-/** What the folder depends on. */
-const VARIABLES = [
-  ...[CACHE_DIR, "XDG_CACHE_HOME", "HOME", "LOCALAPPDATA", "USERPROFILE"],
-];
+/** What the folder depends on, and what else it does on Windows. */
+const VARIABLES = [CACHE_DIR, "XDG_CACHE_HOME", "HOME"];
+const ON_WINDOWS = ["LOCALAPPDATA", "USERPROFILE"];
 
 const INDEX = "index.json";
 const INDEX_VERSION = 1;
@@ -93,7 +92,8 @@ export class WebCache {
   static async open(base: URL): Promise<WebCache> {
     const { origin, pathname, host: server, search } = base;
     if (host.runtime.name !== "Deno") throw new Error("this is not Deno");
-    for (const name of VARIABLES) require("env", name);
+    const others = host.runtime.os === "windows" ? ON_WINDOWS : [];
+    for (const name of [...VARIABLES, ...others]) require("env", name);
     const hash = await textHash(origin + pathname);
     const name = server.replaceAll(/[^a-z0-9.-]+/gi, "-").slice(0, 60);
     const folder = `${webCacheFolder()}/${name}-${hash}`;

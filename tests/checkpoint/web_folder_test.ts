@@ -11,7 +11,7 @@ import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import { bytesText, type OpenOptions } from "../../lib/checkpoint/sources.ts";
 import { listWebCache } from "../../lib/checkpoint/web_cache.ts";
-import { type Host, host, useHost } from "../../lib/host.ts";
+import { CACHE_DIR, type Host, host, useHost } from "../../lib/host.ts";
 import {
   head,
   rangeOf,
@@ -24,6 +24,7 @@ import {
 } from "../support/bad_server.ts";
 import { windowsHost } from "../support/other_host.ts";
 import { readFolder } from "../support/serve_folder.ts";
+import { slowTest } from "../support/quick.ts";
 import { emptyWebCache } from "../support/web_cache.ts";
 
 const WEIGHTS = "model.safetensors", TOKENIZER = '{"added_tokens": []}';
@@ -766,4 +767,52 @@ Deno.test("on Windows web folders are kept below the user's folder", async () =>
   } finally {
     await Deno.remove(disk, { recursive: true });
   }
+});
+
+slowTest("the story model next to an imported mod.ts is kept too", async () => {
+  await using cache = await emptyWebCache();
+  await using server = await serveRaw(async (request, connection) => {
+    const { pathname } = new URL(request.target, "http://server");
+    const file = await Deno.readFile(
+      new URL(`../..${pathname}`, import.meta.url),
+    )
+      .catch(() => undefined);
+    const answer = serveWell(file, file ? tagged(file) : []);
+    await answer(request, connection);
+  });
+  const main = `${cache.path}/main.ts`;
+  await Deno.writeTextFile(
+    main,
+    `import { loadQwen3 } from "${server.url}/mod.ts";
+     const onNotice = (notice) => notices.push(notice), notices = [];
+     using qwen = await loadQwen3(undefined, { device: "cpu", onNotice });
+     let text = "";
+     const options = { temperature: 0, maxTokens: 9 };
+     for await (const piece of qwen.generate("Once upon a time", options)) {
+       text += piece.text;
+     }
+     console.log(JSON.stringify({ text, notices }));`,
+  );
+  const run = async () => {
+    const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "-A", "--no-check", "--no-config", main],
+      env: { NO_COLOR: "1", [CACHE_DIR]: cache.path },
+    }).output();
+    const text = new TextDecoder();
+    assert(stdout.length > 0, text.decode(stderr));
+    const asked = server.requests.splice(0)
+      .filter(({ target }) => target.startsWith("/models/"))
+      .map(({ headers }) => headers.has("if-none-match"));
+    return { asked, ...JSON.parse(text.decode(stdout)) };
+  };
+  const text = ", there was a little girl named Lily.";
+  const first = await run();
+  assertEquals(first.text, text);
+  assertEquals(first.notices.length, 1);
+  assertStringIncludes(first.notices[0], `/models/stories-3m/: kept in `);
+  assert(!first.asked.includes(true));
+  const second = await run();
+  assertEquals([second.text, second.notices], [text, []]);
+  // The chat template does not exist.
+  assertEquals(second.asked.toSorted(), [false, ...Array(5).fill(true)]);
 });

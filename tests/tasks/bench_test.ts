@@ -15,7 +15,7 @@ import {
 } from "../../bench/report.ts";
 import { chooseRows, rowKinds } from "../../bench/rows.ts";
 import { gpuTest } from "../support/gpu.ts";
-import { runTask } from "../support/run_task.ts";
+import { RUN, runTask } from "../support/run_task.ts";
 
 const STORIES = "models/stories-3m";
 
@@ -230,6 +230,35 @@ gpuTest(
     assert(median(2, 0) < median(2, 1), "the process began before the call");
   },
 );
+
+gpuTest("Ctrl-C leaves no checkpoint behind", async () => {
+  const folder = await Deno.makeTempDir();
+  await using child = new Deno.Command(Deno.execPath(), {
+    args: [
+      ...[...RUN, "tasks/bench.ts", "--only", "load", "--runs", "100"],
+      ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
+    ],
+    cwd: new URL("../..", import.meta.url),
+    env: { TMPDIR: folder, NO_COLOR: "1" },
+    stdout: "null",
+    stderr: "null",
+  }).spawn();
+  const made = () =>
+    [...Deno.readDirSync(folder)].filter(({ name }) => /^bench-/.test(name))
+      .flatMap(({ name }) => [...Deno.readDirSync(`${folder}/${name}`)]);
+  let ended = false;
+  child.status.then(() => ended = true);
+  while (!ended && made().length === 0) {
+    await new Promise((next) => setTimeout(next, 5));
+  }
+  assert(made().length > 0);
+  child.kill("SIGINT");
+  assertEquals((await child.status).code, 130);
+  assert(
+    ![...Deno.readDirSync(folder)].some(({ name }) => /^bench-/.test(name)),
+  );
+  await Deno.remove(folder, { recursive: true });
+});
 
 /** Formats Markdown as the repository does. */
 async function formatted(markdown: string): Promise<string> {
