@@ -10,6 +10,7 @@ import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { checkGenerating } from "../lib/generate.ts";
 import { isObject, parseJson } from "../lib/json.ts";
+import { DEFAULT_MODEL } from "../lib/load.ts";
 import { placement } from "../lib/place.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { readTools } from "../lib/text/conversation.ts";
@@ -158,12 +159,20 @@ await runTask({
     sayPlacement(qwen, flags.on("verbose"));
     await printRun(qwen, run, json, signal);
   } catch (error) {
-    if (interrupt.code === undefined) throw error;
+    if (interrupt.code === undefined) throw nameModel(error);
     progress.clear();
     say("Interrupted before the first token.");
   }
   return interrupt.code ?? 0;
 });
+
+/** Lets an error name the model that no flag names. */
+function nameModel(error: unknown): unknown {
+  if (error instanceof Error) {
+    error.message = error.message.replaceAll(DEFAULT_MODEL, "the story model");
+  }
+  return error;
+}
 
 /** @throws {Error} if `prompt` is text, for a model that has no tokenizer. */
 function requireIds(prompt: string, model: string): void {

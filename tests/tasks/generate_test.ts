@@ -505,7 +505,7 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
     [["-", "hi", "-"], "- is given twice, must be given once"],
     [
       hi("--context", "4096"),
-      "--context is 4096, must be an integer from 1 to",
+      "Cannot load the story model: --context is 4096, must be an integer from 1 to",
     ],
     [
       ["word ".repeat(40), "--context", "16"],
