@@ -133,6 +133,7 @@ await runTask({
   using progress = await Progress.start();
   // Notices wait for a turn, so that an error that follows is the only line on stderr.
   const notices: string[] = [];
+  let moved = false;
   const tell = () => notices.splice(0).forEach(progress.notice);
   try {
     using qwen = await loadQwen3(model, {
@@ -140,6 +141,7 @@ await runTask({
       onProgress: progress.report,
       onNotice(notice) {
         if (notice.startsWith("Running on ")) return; // said below in any case
+        moved ||= notice.startsWith("Continuing on the CPU");
         notices.push(notice);
         setTimeout(tell);
       },
@@ -156,7 +158,8 @@ await runTask({
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
       );
     }
-    sayPlacement(qwen, flags.on("verbose"));
+    const verbose = flags.on("verbose") ?? false;
+    if (verbose || !moved) sayPlacement(qwen, verbose);
     await printRun(qwen, run, json, signal);
   } catch (error) {
     if (interrupt.code === undefined) throw nameModel(error);
@@ -185,7 +188,7 @@ function requireIds(prompt: string, model: string): void {
 }
 
 /** Says where the model runs and why; if `verbose`, every choice. */
-function sayPlacement({ device: { choices } }: Qwen3, verbose?: boolean): void {
+function sayPlacement({ device: { choices } }: Qwen3, verbose: boolean): void {
   if (!verbose) return say(placement(choices[0]));
   for (const { what, value, reason } of choices) {
     say(`${what}: ${value} (${reason})`);

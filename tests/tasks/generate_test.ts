@@ -20,11 +20,15 @@ interface Outcome {
   stderr: string;
 }
 
-function spawn(args: string[], command = [...RUN, "tasks/generate.ts"]) {
+function spawn(
+  args: string[],
+  command = [...RUN, "tasks/generate.ts"],
+  env: Record<string, string> = {},
+) {
   return new Deno.Command(Deno.execPath(), {
     args: [...command, ...args],
     cwd: ROOT,
-    env: { NO_COLOR: "1", HF_HUB_OFFLINE: "1", HF_HUB_CACHE: "/none" },
+    env: { NO_COLOR: "1", HF_HUB_OFFLINE: "1", HF_HUB_CACHE: "/none", ...env },
     stdin: "piped",
     stdout: "piped",
     stderr: "piped",
@@ -170,6 +174,18 @@ gpuTest("--threads on a GPU is not ignored silently", async () => {
     notices(stderr),
     /^threads is 2, but is not used: the model runs on the GPU\.|CPU \(2 threads\): /m,
   );
+});
+
+Deno.test("without an adapter one line says where the model runs, once", async () => {
+  const child = spawn(["Once upon a time", ...GREEDY], undefined, {
+    VK_DRIVER_FILES: "/none",
+    DENO_WEBGPU_BACKEND: "vulkan",
+  });
+  await child.stdin.close();
+  const { code, stdout, stderr } = outcome(await child.output());
+  assertEquals([code, stdout], [0, `${STORY}\n`], stderr);
+  const said = notices(stderr).split("\n").slice(1, -2);
+  assertEquals(said, ["Running on cpu: no WebGPU adapter here."]);
 });
 
 /** Runs the task on a terminal; types each answer when the text before it is shown. */
