@@ -65,6 +65,7 @@ export async function compareRow(
   await using checkpoint = await openCheckpoint(model, opening);
   using cpu = await CpuRunner.load(checkpoint, {
     context: promptTokens + maxTokens,
+    threads: opening?.threads,
   });
   const sampling = resolveSampling({ temperature: 0 }, {});
   const origin = performance.now();

@@ -31,7 +31,7 @@ export interface BenchOptions {
   /** Tokens per generation. */
   maxTokens: number;
   /** How the checkpoint is opened, and where progress goes. */
-  opening?: OpenOptions;
+  opening?: OpenOptions & { threads?: number };
 }
 
 /** A model on the GPU and its runner. */
@@ -97,7 +97,8 @@ export class BenchSetting implements Disposable {
     if (context > known) refuseContext(context, known);
     this.freeModel();
     const { model, opening } = this.options;
-    const options = { ...opening, device: "gpu" } as const;
+    const { threads: _, ...rest } = opening ?? {}; // the CPU path's
+    const options = { ...rest, device: "gpu" } as const;
     const qwen = await loadQwen3(model, options);
     const most = contextLimit(qwen.config).tokens;
     if (qwen.context >= context) return this.#keep(qwen);

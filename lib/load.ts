@@ -38,6 +38,7 @@ import {
   type Placed,
   placeOnCpu,
   type Qwen3Options,
+  unusedThreads,
 } from "./place.ts";
 import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
@@ -103,9 +104,7 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
     qwen = await Qwen3.load(checkpoint, options, began);
     const { threads } = options;
     if (threads !== undefined && qwen.device.kind === "gpu") {
-      onNotice?.(
-        `The ${threads} threads asked for are not used: the model runs on the GPU.`,
-      );
+      onNotice?.(unusedThreads(threads));
     }
     for (const notice of checkpoint.notices) onNotice?.(notice);
     return qwen;

@@ -191,6 +191,11 @@ export async function place(
   }
 }
 
+/** A notice about threads that were asked for. */
+export function unusedThreads(threads: number): string {
+  return `threads is ${threads}, but is not used: the model runs on the GPU.`;
+}
+
 /** Where a model runs and why, as one line of at most 100 columns. */
 export function placement({ value, reason }: Choice): string {
   return line(`Running on ${value}: ${reason}.`);

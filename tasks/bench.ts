@@ -28,7 +28,12 @@ import { BenchSetting, type OnGpu } from "../bench/setting.ts";
 import { shownUrl } from "../lib/checkpoint/fetch.ts";
 import { errorText, NoAdapterError } from "../lib/errors.ts";
 import { type FlagTable, runTask } from "./flags.ts";
-import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
+import {
+  LOADING_FLAGS,
+  loadingOptions,
+  Progress,
+  THREADS_FLAG,
+} from "./progress.ts";
 
 const DEFAULTS = { model: "synthetic:qwen3-0.6b", runs: 5, maxTokens: 256 };
 
@@ -48,6 +53,7 @@ const FLAGS: FlagTable = {
   "json": ["switch", "print the report as one line of JSON instead of text"],
   "markdown": ["switch", "print a table in Markdown instead of text"],
   ...LOADING_FLAGS,
+  ...THREADS_FLAG,
 };
 
 /** An estimate from which it is worth to say how to shorten a run. */
@@ -55,6 +61,8 @@ const LONG_SECONDS = 600;
 
 /** Every row, with what it measures. */
 const KINDS = rowKinds();
+/** Rows that run on the CPU path. */
+const CPU_ROWS = ["cpu", "gpu-over-cpu"];
 const ROWS = [...KINDS].map(([name, { what }]) =>
   `  ${name.padEnd(14)} ${what}`
 );
@@ -84,6 +92,14 @@ await runTask({
     maxTokens: flags.whole("max-tokens", 8, 4096) ?? DEFAULTS.maxTokens,
   };
   const chosen = chooseRows(KINDS, flags.text("only"));
+  const { threads } = options.opening;
+  if (threads !== undefined && !CPU_ROWS.some((row) => chosen.includes(row))) {
+    throw new Error(
+      `Cannot bench: --threads is ${threads}, must be left out without the rows ${
+        CPU_ROWS.join(" and ")
+      }`,
+    );
+  }
   const peers = flags.text("peers");
   if (peers !== undefined) requirePeers(peers);
   const print = json || markdown ? () => {} : (text: string) => {

@@ -297,7 +297,7 @@ export async function runTask(
     Deno.exit(await runWithFlags(task, main));
   } catch (error) {
     if (error instanceof Deno.errors.BrokenPipe) Deno.exit(0); // the reader left
-    const named = nameFlag(explained("run this task", error), task.flags);
+    const named = nameFlags(explained("run this task", error), task.flags);
     console.error(`${stderr.red("error:")} ${asTyped(errorText(named))}`);
     Deno.exit(1);
   }
@@ -306,14 +306,27 @@ export async function runTask(
 /** Options of the library whose flags have another name. */
 const FLAG_OF: Record<string, string> = { thinking: "think" };
 
-/** Lets the error of a library's option name the flag that sets the option. */
-export function nameFlag(error: unknown, table: FlagTable): unknown {
-  if (!(error instanceof OptionError)) return error;
-  const { option, message } = error;
-  const flag = FLAG_OF[option] ??
-    option.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
-  if (!Object.hasOwn(table, flag)) return error;
-  error.message = message.replace(`: ${option} `, `: --${flag} `);
+/** Lets an error of the library name the flags that set the options it names. */
+export function nameFlags(error: unknown, table: FlagTable): unknown {
+  if (!(error instanceof Error)) return error;
+  if (error instanceof OptionError) {
+    const { option, message } = error, flag = FLAG_OF[option] ?? option;
+    if (Object.hasOwn(table, flag)) {
+      error.message = message.replace(`: ${option} `, `: --${flag} `);
+    }
+  }
+  // A word such as maxTokens is an option wherever it stands.
+  for (const flag of Object.keys(table).filter((name) => /-/.test(name))) {
+    const option = flag.replaceAll(
+      /-(.)/g,
+      (_, letter) => letter.toUpperCase(),
+    );
+    error.message = error.message
+      .replaceAll(
+        new RegExp(`(?<![\\w/"])${option}(?![\\w/"])`, "g"),
+        `--${flag}`,
+      );
+  }
   return error;
 }
 

@@ -10,6 +10,7 @@ import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { checkGenerating } from "../lib/generate.ts";
 import { isObject, parseJson } from "../lib/json.ts";
+import { DEFAULT_MODEL } from "../lib/load.ts";
 import { placement } from "../lib/place.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { readTools } from "../lib/text/conversation.ts";
@@ -132,6 +133,7 @@ await runTask({
   using progress = await Progress.start();
   // Notices wait for a turn, so that an error that follows is the only line on stderr.
   const notices: string[] = [];
+  let moved = false;
   const tell = () => notices.splice(0).forEach(progress.notice);
   try {
     using qwen = await loadQwen3(model, {
@@ -139,6 +141,7 @@ await runTask({
       onProgress: progress.report,
       onNotice(notice) {
         if (notice.startsWith("Running on ")) return; // said below in any case
+        moved ||= notice.startsWith("Continuing on the CPU");
         notices.push(notice);
         setTimeout(tell);
       },
@@ -155,15 +158,24 @@ await runTask({
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
       );
     }
-    sayPlacement(qwen, flags.on("verbose"));
+    const verbose = flags.on("verbose") ?? false;
+    if (verbose || !moved) sayPlacement(qwen, verbose);
     await printRun(qwen, run, json, signal);
   } catch (error) {
-    if (interrupt.code === undefined) throw error;
+    if (interrupt.code === undefined) throw nameModel(error);
     progress.clear();
     say("Interrupted before the first token.");
   }
   return interrupt.code ?? 0;
 });
+
+/** Lets an error name the model that no flag names. */
+function nameModel(error: unknown): unknown {
+  if (error instanceof Error) {
+    error.message = error.message.replaceAll(DEFAULT_MODEL, "the story model");
+  }
+  return error;
+}
 
 /** @throws {Error} if `prompt` is text, for a model that has no tokenizer. */
 function requireIds(prompt: string, model: string): void {
@@ -176,7 +188,7 @@ function requireIds(prompt: string, model: string): void {
 }
 
 /** Says where the model runs and why; if `verbose`, every choice. */
-function sayPlacement({ device: { choices } }: Qwen3, verbose?: boolean): void {
+function sayPlacement({ device: { choices } }: Qwen3, verbose: boolean): void {
   if (!verbose) return say(placement(choices[0]));
   for (const { what, value, reason } of choices) {
     say(`${what}: ${value} (${reason})`);

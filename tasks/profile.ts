@@ -34,6 +34,7 @@
  *   `ms`, in milliseconds.
  */
 import { errorText } from "../lib/errors.ts";
+import { unusedThreads } from "../lib/place.ts";
 import { shortened } from "../lib/text/messages.ts";
 import { profile } from "../lib/tools/profile/profile.ts";
 import { profileHtml } from "../lib/tools/profile/html.ts";
@@ -43,7 +44,12 @@ import { parseKernels } from "../lib/tools/profile/kernels.ts";
 import { stdout } from "./colour.ts";
 import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
-import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
+import {
+  LOADING_FLAGS,
+  loadingOptions,
+  Progress,
+  THREADS_FLAG,
+} from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
@@ -74,6 +80,7 @@ const FLAGS: FlagTable = {
   ],
   "html": ["text", "write a self-contained page to this file"],
   ...LOADING_FLAGS,
+  ...THREADS_FLAG,
 };
 
 /** Colours the line of a verdict. */
@@ -110,6 +117,9 @@ await runTask({
     opening: { ...loadingOptions(flags), ...progress.options },
     onProgress: (what) => progress.notice(`${what} …`),
   });
+  const { threads } = loadingOptions(flags);
+  const onCpu = report.device.kind === "cpu" || flags.on("compare") || kernels;
+  if (threads !== undefined && !onCpu) progress.notice(unusedThreads(threads));
   if (json) console.log(JSON.stringify(report));
   else if (!Object.values(files).includes(STDOUT)) {
     const verbose = flags.on("verbose");

@@ -55,7 +55,7 @@ gpuTest("threads that a GPU has no use for are a notice", async () => {
     threads: 2,
     onNotice: (notice) => void notices.push(notice),
   });
-  const unused = notices.filter((notice) => notice.includes("2 threads"));
+  const unused = notices.filter((notice) => notice.includes("threads is 2"));
   assertEquals(unused.length, qwen.device.kind === "gpu" ? 1 : 0);
 });
 

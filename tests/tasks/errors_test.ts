@@ -16,6 +16,11 @@ for (
     ["bench", ["--model"], "--model has no value, must be followed by a text"],
     ["bench", ["--markdwn"], "--markdwn is unknown, did you mean --markdown?"],
     ["bench", ["--only", "lod"], '--only has "lod", did you mean load?'],
+    [
+      "bench",
+      ["--only", "load", "--threads", "2"],
+      "--threads is 2, must be left out without the rows cpu and gpu-over-cpu",
+    ],
     ["bench", ["--only", "nosuch"], '--only has "nosuch", try deno task bench'],
     ["cache", ["--claer"], "--claer is unknown, did you mean --clear?"],
     ["cache", ["a", "b"], "Cannot show the cache of 2 URLs: give one or none"],

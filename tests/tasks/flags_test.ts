@@ -4,7 +4,7 @@ import {
   didYouMean,
   type FlagTable,
   helpText,
-  nameFlag,
+  nameFlags,
   readFlags,
 } from "../../tasks/flags.ts";
 import { OptionError, wrongOption } from "../../lib/errors.ts";
@@ -129,24 +129,31 @@ Deno.test("-h is --help, except as the value of a flag or after --", () => {
 });
 
 Deno.test("errors of the library's options name the flags", () => {
-  const named = (error: unknown) => (nameFlag(error, TABLE) as Error).message;
+  const table: FlagTable = { ...TABLE, "device": ["text", "where"] };
+  const named = (error: unknown) => (nameFlags(error, table) as Error).message;
   assertEquals(
     named(wrongOption("Cannot generate", "topK", -1, "an integer")),
     "Cannot generate: --top-k is -1, must be an integer",
   );
   assertEquals(
+    named(wrongOption("Cannot load a device: device", "device", 1, "gpu")),
+    "Cannot load a device: device: --device is 1, must be gpu",
+  );
+  assertEquals(
     named(new OptionError("thinking", "Cannot x: thinking is on, but")),
     "Cannot x: --think is on, but",
   );
-  const model = wrongOption("Cannot load topK: topK", "topK", 1, "2");
-  assertEquals(named(model), "Cannot load topK: topK: --top-k is 1, must be 2");
-  // Without such a flag, the name stays.
-  const other = wrongOption("Cannot load x", "debug", 1, "true or false");
   assertEquals(
-    named(other),
-    "Cannot load x: debug is 1, must be true or false",
+    named(new Error("Cannot x: set topK, or device")),
+    "Cannot x: set --top-k, or device",
   );
-  assertEquals(named(new Error("Cannot x: topK is 1")), "Cannot x: topK is 1");
+  // Other words stay, and options without a flag.
+  for (
+    const message of [
+      'Cannot open "topK": /topK/topKs is a file',
+      "Cannot x: debug is 1",
+    ]
+  ) assertEquals(named(new OptionError("debug", message)), message);
 });
 
 Deno.test("helpText lists every flag with its description and default", () => {

@@ -20,11 +20,15 @@ interface Outcome {
   stderr: string;
 }
 
-function spawn(args: string[], command = [...RUN, "tasks/generate.ts"]) {
+function spawn(
+  args: string[],
+  command = [...RUN, "tasks/generate.ts"],
+  env: Record<string, string> = {},
+) {
   return new Deno.Command(Deno.execPath(), {
     args: [...command, ...args],
     cwd: ROOT,
-    env: { NO_COLOR: "1", HF_HUB_OFFLINE: "1", HF_HUB_CACHE: "/none" },
+    env: { NO_COLOR: "1", HF_HUB_OFFLINE: "1", HF_HUB_CACHE: "/none", ...env },
     stdin: "piped",
     stdout: "piped",
     stderr: "piped",
@@ -168,8 +172,20 @@ gpuTest("--threads on a GPU is not ignored silently", async () => {
   // A software adapter may lose against the CPU path.
   assertMatch(
     notices(stderr),
-    /The 2 threads asked for are not used: the model runs on the GPU\.|CPU \(2 threads\): /,
+    /^threads is 2, but is not used: the model runs on the GPU\.|CPU \(2 threads\): /m,
   );
+});
+
+Deno.test("without an adapter one line says where the model runs, once", async () => {
+  const child = spawn(["Once upon a time", ...GREEDY], undefined, {
+    VK_DRIVER_FILES: "/none",
+    DENO_WEBGPU_BACKEND: "vulkan",
+  });
+  await child.stdin.close();
+  const { code, stdout, stderr } = outcome(await child.output());
+  assertEquals([code, stdout], [0, `${STORY}\n`], stderr);
+  const said = notices(stderr).split("\n").slice(1, -2);
+  assertEquals(said, ["Running on cpu: no WebGPU adapter here."]);
 });
 
 /** Runs the task on a terminal; types each answer when the text before it is shown. */
@@ -505,7 +521,7 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
     [["-", "hi", "-"], "- is given twice, must be given once"],
     [
       hi("--context", "4096"),
-      "--context is 4096, must be an integer from 1 to",
+      "Cannot load the story model: --context is 4096, must be an integer from 1 to",
     ],
     [
       ["word ".repeat(40), "--context", "16"],

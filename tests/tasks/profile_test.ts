@@ -5,6 +5,7 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
+import { gpuTest } from "../support/gpu.ts";
 import { runTask } from "../support/run_task.ts";
 
 const TINY = "tests/fixtures/tiny-tied-bf16";
@@ -15,6 +16,27 @@ const SHORT = [
   ...["--model", TINY, "--device", "cpu", "--prompt-tokens", "4"],
   ...["--max-tokens", "3"],
 ];
+
+Deno.test("--threads sets the threads of the CPU path", async () => {
+  for (const threads of ["1", "3"]) {
+    const { code, stdout, stderr } = await task(
+      ...SHORT,
+      ...["--threads", threads, "--json"],
+    );
+    assertEquals(code, 0, stderr);
+    const { adapter } = JSON.parse(stdout).device;
+    assertMatch(adapter, new RegExp(`^CPU \\(${threads} thread`));
+  }
+});
+
+gpuTest("--threads on a GPU is not ignored silently", async () => {
+  const { code, stderr } = await task(
+    ...SHORT.with(3, "gpu"),
+    ...["--threads", "2"],
+  );
+  assertEquals(code, 0, stderr);
+  assertMatch(stderr, /^threads is 2, but is not used: the model runs on/m);
+});
 
 Deno.test("the verdict is the first thing printed", async () => {
   const { code, stdout, stderr } = await task(...SHORT);

@@ -26,18 +26,20 @@ export interface Examination {
   config: Qwen3Config;
   /** Whether to test all cases of all kernels even if `auto` takes the CPU. */
   all: boolean;
+  /** Threads of the CPU path that a software adapter is compared with. */
+  threads?: number;
 }
 
 /** Examines one device. A problem is a finding, not an error. */
 export async function examineDevice(
   gpu: Gpu,
-  { weights, config, all }: Examination,
+  { weights, config, all, threads }: Examination,
   reporter: Reporter,
 ): Promise<void> {
   try {
     reporter.starting?.("speed");
     await measure(gpu, weights, reporter);
-    const used = await choose(gpu, config, reporter);
+    const used = await choose(gpu, config, reporter, threads);
     await selfTest(gpu, reporter, !used && !all);
   } catch (error) {
     const text = `${errorText(error)}; update its driver`;
@@ -50,9 +52,12 @@ async function choose(
   gpu: Gpu,
   config: Qwen3Config,
   reporter: Reporter,
+  threads?: number,
 ): Promise<boolean> {
   const known = chooseDevice("auto", gpu);
-  const measured = known ? undefined : await measureRates(gpu, config);
+  const measured = known
+    ? undefined
+    : await measureRates(gpu, config, undefined, threads);
   const { choice: { reason }, gpu: used } = known ??
     chooseDevice("auto", gpu, measured)!;
   reporter.found({

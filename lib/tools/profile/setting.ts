@@ -30,8 +30,8 @@ export interface ProfileOptions {
   compare?: boolean;
   /** Any WebGPU implementation instead of `navigator.gpu`. */
   gpu?: GPU;
-  /** How the checkpoint is opened, and where progress goes. */
-  opening?: OpenOptions;
+  /** How the checkpoint is opened, where progress goes, and the threads of the CPU path. */
+  opening?: OpenOptions & { threads?: number };
   /** Called with each stage of the profile. */
   onProgress?: (what: string) => void;
   signal?: AbortSignal;
