@@ -3,12 +3,17 @@
  * add-on, no build step, no model conversion.
  *
  * ```ts
+ * import process from "node:process";
  * import { loadQwen3 } from "./mod.ts";
  *
  * using qwen = await loadQwen3(); // the embedded story model; or "Qwen/Qwen3-0.6B"
- * const run = qwen.generate("Once upon a time", { maxTokens: 16, temperature: 0 });
- * for await (const { text } of run) console.log(text);
- * console.log(run.finishReason, run.stats.summary);
+ *
+ * const reply = await qwen.generate("Once upon a time", { maxTokens: 32 });
+ * console.log(reply.text, reply.finishReason);
+ *
+ * const run = qwen.generate("A dog", { maxTokens: 32 }); // or as it is written:
+ * for await (const { text } of run) process.stdout.write(text);
+ * console.log(`\n${run.stats.summary}`);
  * ```
  *
  * The kernels can also be used on their own: see {@linkcode openDevice} and {@linkcode
@@ -17,7 +22,12 @@
  * @module
  */
 export { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "./lib/load.ts";
-export { DeviceError, MemoryError, NoAdapterError } from "./lib/errors.ts";
+export {
+  DeviceError,
+  MemoryError,
+  NoAdapterError,
+  OptionError,
+} from "./lib/errors.ts";
 export type { LoadProgress } from "./lib/checkpoint/sources.ts";
 export type { Dtype } from "./lib/dtype.ts";
 export type {
@@ -28,13 +38,16 @@ export type { Constants } from "./lib/dispatch/shapes.ts";
 export type { Device, Qwen3Options } from "./lib/place.ts";
 export type {
   BatchPiece,
+  BatchReply,
   BatchRun,
   FinishReason,
   GenerateOptions,
   Piece,
+  Reply,
   Run,
   RunStats,
   Sequence,
+  SequenceReply,
 } from "./lib/generate.ts";
 export type {
   ContentPart,

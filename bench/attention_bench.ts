@@ -59,7 +59,7 @@ benchPlans(
     return {
       name: decode ? `1 token after ${length}` : `a prompt of ${tokens}`,
       copies,
-      batch: gpu.software ? 1 : decode ? 32 : 4,
+      batch: gpu.software ? 4 : decode ? 32 : 4,
       flops: 4 * heads * headDim * causalPairs(tokens, length),
       length,
       cases: (["f32", "f16"] as const).map((dtype) => ({

@@ -15,7 +15,8 @@ export async function batchRow(
   prompt: number,
   sequences: number,
 ): Promise<Measured> {
-  const { options: { model, maxTokens }, peaks } = setting;
+  const { model, maxTokens } = setting.options;
+  const { peaks } = await setting.onGpu();
   const { qwen } = await setting.model(prompt + maxTokens);
   const { vocabSize } = qwen.config;
   const prompts = Array.from(
@@ -51,7 +52,7 @@ export async function batchRow(
         together.map((rate) => rate / one.median),
       ),
       one,
-      bound(measure("GPU time", "tokens/s", [step.tokensPerSecond])),
+      bound(measure("GPU time", "tokens/s", [1000 * step.tokens / step.ms])),
     ],
     notes: [`tokens of all ${sequences} sequences`],
   };

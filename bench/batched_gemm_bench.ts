@@ -28,7 +28,7 @@ benchPlans(
           b.join(", ")
         }]`,
         copies: 1,
-        batch: gpu.software ? 2 : Math.max(8, Math.round(5e11 / flops)),
+        batch: gpu.software ? 4 : Math.max(8, Math.round(5e11 / flops)),
         flops,
         cases: (["f32", "f16"] as const).map((dtype) => ({
           name: `b in ${dtype}`,

@@ -13,11 +13,10 @@ import { CpuRunner } from "../lib/cpu/runner.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { generate } from "./model_rows.ts";
 import { measure, type Measured } from "./report.ts";
-import type { BenchSetting } from "./setting.ts";
+import { type BenchSetting, FEW_RUNS } from "./setting.ts";
 
-const FEW_RUNS = 3;
 /** Few, because the CPU is slow. */
-const MOST_TOKENS = 32;
+export const CPU_TOKENS = 32;
 
 /** Prefill and decode of the CPU path through `generate`. */
 export async function cpuRow(
@@ -26,7 +25,7 @@ export async function cpuRow(
 ): Promise<Measured> {
   const { model, maxTokens, runs, opening } = setting.options;
   setting.freeModel();
-  const tokens = Math.min(maxTokens, MOST_TOKENS);
+  const tokens = Math.min(maxTokens, CPU_TOKENS);
   using qwen = await loadQwen3(model, {
     ...opening,
     device: "cpu",
@@ -56,7 +55,7 @@ export async function compareRow(
 ): Promise<Measured> {
   const { model, runs, opening } = setting.options;
   setting.freeModel();
-  const maxTokens = MOST_TOKENS;
+  const maxTokens = CPU_TOKENS;
   const { phases } = await profile(model, {
     opening,
     device: "gpu",

@@ -6,10 +6,8 @@
 import type { Fresh } from "./fresh.ts";
 import { CheckpointFolder } from "./checkpoint_folder.ts";
 import { measure, type Measured, Unmeasurable } from "./report.ts";
-import type { BenchSetting } from "./setting.ts";
+import { type BenchSetting, FEW_RUNS } from "./setting.ts";
 
-/** Few, because processes start slowly. */
-const FEW_RUNS = 3;
 const PROMPT = 128;
 /** Variables that set where drivers cache compiled shaders. */
 const SHADER_CACHES = ["__GL_SHADER_DISK_CACHE_PATH", "MESA_SHADER_CACHE_DIR"];
@@ -46,7 +44,7 @@ export class FreshProcesses {
         ),
         measure("the runtime's", "MB", [runtime.peakBytes / 1e6]),
       ],
-      notes: setting.gpu.software
+      notes: (await setting.onGpu()).gpu.software
         ? ["a software renderer keeps device memory in host memory"]
         : [],
     };
@@ -104,7 +102,8 @@ async function fresh(...args: string[]): Promise<Fresh> {
   }).output().finally(() => Deno.remove(empty, { recursive: true }));
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim();
   if (code !== 0) {
-    throw new Error(`Cannot measure a fresh process: ${text(stderr)}`);
+    const [why] = text(stderr).split("\n"); // the stack follows
+    throw new Error(`Cannot measure a fresh process: ${why}`);
   }
   return JSON.parse(text(stdout).split("\n").at(-1)!);
 }

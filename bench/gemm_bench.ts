@@ -24,7 +24,7 @@ benchPlans(
   shapes.map(([m, n, k]) => ({
     name: `[${m}, ${k}] × [${k}, ${n}]`,
     copies: 1,
-    batch: gpu.software ? 2 : Math.max(8, Math.round(5e11 / (m * n * k))),
+    batch: gpu.software ? 4 : Math.max(8, Math.round(5e11 / (m * n * k))),
     flops: 2 * m * n * k,
     cases: [
       {

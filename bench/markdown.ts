@@ -22,11 +22,12 @@ const WIDTH = 80;
  */
 export function reportMarkdown(report: BenchReport): string {
   const { model, adapter, deno, runs, maxTokens, peaks, rows } = report;
+  const where = adapter === undefined ? "" : ` on ${adapter}`;
   const setting =
-    `\`${model}\` on ${adapter}, Deno ${deno}: medians of ${runs} runs (spread in \
-brackets), ${maxTokens} tokens per generation. ${
-      capitalized(peaksText(peaks))
-    }.`;
+    `\`${model}\`${where}, Deno ${deno}: medians of ${runs} runs (spread in \
+brackets), ${maxTokens} tokens per generation.${
+      peaks ? ` ${capitalized(peaksText(peaks))}.` : ""
+    }`;
   const failures = report.peersFailed.map((failure) =>
     `Failed: ${escaped(failure)}.`
   );

@@ -8,12 +8,16 @@ import { recordMatmul } from "./matmuls.ts";
 import { measure, type Measured, Unmeasurable, withBound } from "./report.ts";
 import { type BenchSetting, hotTimes } from "./setting.ts";
 
-/** `[size, size] × [size, size]`, in f32 or with f16 factors and f32 sums. */
+/** Rows and columns of the matrices. */
+export const matmulSize = (software: boolean) => software ? 256 : 4096;
+
+/** A square matmul, in f32 or with f16 factors and f32 sums. */
 export async function matmulRow(
-  { gpu, options, peaks }: BenchSetting,
+  setting: BenchSetting,
   dtype: "f32" | "f16",
-  size: number,
 ): Promise<Measured> {
+  const { options } = setting, { gpu, peaks } = await setting.onGpu();
+  const size = matmulSize(gpu.software);
   if (dtype === "f16" && !gpu.f16) {
     throw new Unmeasurable(`${gpu.name} has no shader-f16`);
   }

@@ -12,12 +12,10 @@ import { promptIds } from "../lib/tools/profile/setting.ts";
 import type { GpuRunner } from "../lib/gpu/runner.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { type Measure, measure, type Measured, withBound } from "./report.ts";
-import { type BenchSetting, hotTimes } from "./setting.ts";
+import { type BenchSetting, FEW_RUNS, hotTimes } from "./setting.ts";
 
 /** Greedy decoding, as for the peers. */
 export const GREEDY = { temperature: 0 };
-/** Few, because long prompts take long to prefill. */
-const FEW_RUNS = 3;
 
 /** Generates `maxTokens` tokens, whatever they are. */
 export async function generate(
@@ -36,7 +34,7 @@ export async function decodeRow(
   setting: BenchSetting,
   prompt: number,
 ): Promise<Measured> {
-  const { options: { maxTokens }, peaks } = setting;
+  const { maxTokens } = setting.options, { peaks } = await setting.onGpu();
   const { qwen, runner } = await setting.model(prompt + maxTokens);
   const stats = await setting.repeat(() => generate(qwen, prompt, maxTokens));
   const wall = measure(
@@ -77,7 +75,7 @@ export async function prefillRow(
   setting: BenchSetting,
   tokens: number,
 ): Promise<Measured> {
-  const { options: { runs }, peaks } = setting;
+  const { runs } = setting.options, { peaks } = await setting.onGpu();
   const { qwen, runner } = await setting.model(tokens + 1);
   const stats = await setting.repeat(() => generate(qwen, tokens, 1));
   const wall = measure(
@@ -112,12 +110,15 @@ export async function prefillRow(
   };
 }
 
+/** Tokens of a generation of which only the first is timed. */
+export const FIRST_TOKENS = 16;
+
 /** From the call to the first token, with every pipeline compiled. */
 export async function firstTokenRow(
   setting: BenchSetting,
   prompt: number,
 ): Promise<Measured> {
-  const maxTokens = 16;
+  const maxTokens = FIRST_TOKENS;
   const { qwen } = await setting.model(prompt + maxTokens);
   const stats = await setting.repeat(() => generate(qwen, prompt, maxTokens));
   return {
@@ -138,6 +139,7 @@ export async function contextRow(
   short: number,
 ): Promise<Measured> {
   const { maxTokens, runs } = setting.options;
+  const { peaks } = await setting.onGpu();
   const { qwen, runner } = await setting.model(context);
   const rate = async (prompt: number) => {
     const { decodeTokensPerSecond } = await generate(qwen, prompt, maxTokens);
@@ -158,7 +160,7 @@ export async function contextRow(
       "tokens/s",
       times.map((ms) => 1000 / ms),
     );
-    return [withBound(rates, setting.peaks, "memory", bytes), times];
+    return [withBound(rates, peaks, "memory", bytes), times];
   };
   const [nearStep] = await step(short);
   const [farStep] = await step(context - 1);

@@ -3,10 +3,11 @@
  *
  * @module
  */
+import { fileURLToPath } from "node:url";
 import type { PeerMeasure, Row } from "./report.ts";
 import type { RowKind } from "./rows.ts";
 
-const ROOT = new URL("..", import.meta.url).pathname;
+const SCRIPT = new URL("peers/run.sh", import.meta.url);
 /** Programs that run.sh knows, and the device of each if not the GPU. */
 const PROGRAMS = [
   ["vulkan", undefined],
@@ -16,6 +17,11 @@ const PROGRAMS = [
 
 /** Rejects a folder without peers, before anything slow starts. */
 export function requirePeers(folder: string): void {
+  if (SCRIPT.protocol !== "file:") {
+    throw new Error(
+      "Cannot run peers: bench/peers/ is not on this machine, run bench in a copy of the tree",
+    );
+  }
   try {
     Deno.statSync(`${folder}/llama.tar.xz`);
   } catch {
@@ -51,11 +57,13 @@ export async function runPeers(
     if (workloads.size === 0) continue;
     onProgress(`llama.cpp ${program}`);
     const found: Omit<PeerMeasure, "measure">[] = [];
-    const words = [folder, model, ...workloads];
     const { code, stdout, stderr } = await new Deno.Command("bash", {
-      args: ["bench/peers/run.sh", ...words],
-      cwd: ROOT,
-      env: { PROGRAMS: program, RUNS: String(runs) },
+      args: [fileURLToPath(SCRIPT), folder, model, ...workloads],
+      env: {
+        PROGRAMS: program,
+        RUNS: String(runs),
+        DENO: Deno.execPath(),
+      },
     }).output();
     const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim();
     for (const line of text(stdout).split("\n")) {

@@ -5,6 +5,7 @@
  */
 import type { Choice } from "../lib/dispatch/choice.ts";
 import type { Peaks } from "../lib/tools/profile/report.ts";
+import { WIDTH, wrap } from "../lib/text/messages.ts";
 import { spread } from "../lib/webgpu/timing.ts";
 
 /** Units of measures. For rates, × and %, higher is better. */
@@ -72,12 +73,14 @@ export interface Row extends Measured {
 /** Everything that one run of the bench measured. */
 export interface BenchReport {
   model: string;
-  adapter: string;
-  software: boolean;
-  /** Choices made when the device was opened, with reasons. */
-  choices: readonly Choice[];
+  /** The GPU; absent if no row ran on one. */
+  adapter?: string;
+  software?: boolean;
+  /** Choices made when the GPU was opened, with reasons. */
+  choices?: readonly Choice[];
   deno: string;
-  peaks: Peaks;
+  /** The GPU's peaks. */
+  peaks?: Peaks;
   runs: number;
   maxTokens: number;
   rows: Row[];
@@ -120,39 +123,63 @@ export function number(value: number): string {
 
 /** A row as text. */
 export function rowText({ row, what, unmeasured, failed, ...found }: Row) {
-  const lines = [`${row}: ${what}`];
-  if (unmeasured !== undefined) lines.push(`  not measured: ${unmeasured}`);
-  if (failed !== undefined) lines.push(`  failed: ${failed}`);
-  lines.push(...found.measures.map((one) => `  ${measureText(one)}`));
-  for (const note of found.notes ?? []) lines.push(`  (${note})`);
-  return lines.join("\n");
+  const paragraph = (text: string) => wrap(text, WIDTH, "  ", "    ");
+  return [
+    ...wrap(`${row}: ${what}`, WIDTH, "", "  "),
+    ...unmeasured === undefined ? [] : paragraph(`not measured: ${unmeasured}`),
+    ...failed === undefined ? [] : paragraph(`failed: ${failed}`),
+    ...found.measures.map((one) => `  ${measureText(one)}`),
+    ...(found.notes ?? []).flatMap((note) => paragraph(`(${note})`)),
+  ].join("\n");
 }
 
 function measureText(
   { name, unit, median, low, high, runs, bound, fraction }: Measure,
 ) {
   const range = runs > 1
-    ? ` (${number(low)}–${number(high)}, ${runs} runs)`
-    : " (1 run)";
+    ? `(${number(low)}–${number(high)}, ${runs} runs)`
+    : "(1 run)";
   const part = fraction === undefined
     ? ""
-    : `  ${(100 * fraction).toFixed(1)}% of the ${bound} peak`;
-  return `${name.padEnd(26)} ${
-    `${number(median)} ${unit}`.padStart(16)
-  }${range}${part}`;
+    : `${(100 * fraction).toFixed(1)}% of ${bound} peak`;
+  return `${name.padEnd(27)} ${`${number(median)} ${unit}`.padStart(16)} ${
+    range.padEnd(28)
+  } ${part}`.trimEnd();
 }
 
-/** Other programs' results for a row, as text. */
-export function peersText({ row, peers }: Row): string {
-  return peers.map((
-    { program, workload, tokensPerSecond, low, high, runs, factor },
-  ) =>
-    `${row.padEnd(14)} ${`${program}, ${workload}`.padEnd(50)} ${
-      number(tokensPerSecond)
-    } tokens/s (${number(low)}–${number(high)}, ${runs} runs)${
-      factor === undefined ? "" : `, ours is ${factor.toFixed(2)} ×`
-    }`
+/** Columns of the table of other programs. */
+const PEER_WIDTHS = [11, 37, 11, 8, 17, 6], PEER_TEXTS = 3;
+
+/** Other programs' results as a table; empty without any. */
+export function peersText(rows: readonly Row[]): string {
+  const lines = rows.flatMap(({ row, peers }) =>
+    peers.map(({ program, workload, tokensPerSecond, low, high, factor }) => [
+      ...[row, program, workload, number(tokensPerSecond)],
+      `(${number(low)}–${number(high)})`,
+      factor === undefined ? "" : `${factor.toFixed(2)} ×`,
+    ])
+  );
+  if (lines.length === 0) return "";
+  const head = ["row", "program", "workload", "tokens/s", "(spread)", "ours"];
+  return [head, ...lines].map((cells) =>
+    cells.map((cell, i) =>
+      i < PEER_TEXTS
+        ? cell.padEnd(PEER_WIDTHS[i])
+        : cell.padStart(PEER_WIDTHS[i])
+    ).join(" ").trimEnd()
   ).join("\n");
+}
+
+/** What was measured, and the GPU's peaks. */
+export function headText(
+  model: string,
+  on?: { gpu: { name: string }; peaks: Peaks },
+): string {
+  const where = on ? ` on ${on.gpu.name}` : "";
+  return [
+    `${model}${where}, Deno ${Deno.version.deno}`,
+    ...on ? [peaksText(on.peaks)] : [],
+  ].flatMap((line) => wrap(line, WIDTH, "", "  ")).join("\n");
 }
 
 /** The peaks as text. */

@@ -3,24 +3,30 @@
  *
  * @module
  */
-import { tryInstead } from "../lib/text/messages.ts";
+import { nearest, shortened } from "../lib/text/messages.ts";
 import { batchRow } from "./batch_row.ts";
-import { compareRow, cpuRow } from "./cpu_rows.ts";
+import { compareRow, CPU_TOKENS, cpuRow } from "./cpu_rows.ts";
+import type { Speed } from "./estimate.ts";
 import { FreshProcesses } from "./fresh_rows.ts";
 import {
   contextRow,
   decodeRow,
+  FIRST_TOKENS,
   firstTokenRow,
   prefillRow,
 } from "./model_rows.ts";
-import { matmulRow } from "./matmul_rows.ts";
+import { matmulRow, matmulSize } from "./matmul_rows.ts";
 import type { Measured } from "./report.ts";
-import type { BenchSetting } from "./setting.ts";
+import { type BenchSetting, FEW_RUNS } from "./setting.ts";
 
 /** One row: what it measures, how, and what to compare it with. */
 export interface RowKind {
   what: string;
   measure(setting: BenchSetting): Promise<Measured>;
+  /** About how many seconds that takes. */
+  seconds(speed: Speed): number;
+  /** Whether it runs without a GPU. */
+  onCpu?: boolean;
   /** What the project aims at, by the name of the measure. */
   targets?: Record<string, string>;
   /**
@@ -55,12 +61,20 @@ function modelRows(): NamedRow[] {
     ["first-token", {
       what: `from the call to the first token, prompt of ${SHORT}, warm`,
       measure: (setting) => firstTokenRow(setting, SHORT),
+      seconds: (speed) => speed.runs() * speed.generate(SHORT, FIRST_TOKENS),
       targets: { [GENERATE]: "30 ms, better 20" },
       peers: { workloads: { [`pp${SHORT}`]: GENERATE } },
     }],
     [`batch-${BATCH}`, {
       what: `${BATCH} sequences decoded together after prompts of ${SHORT}`,
       measure: (setting) => batchRow(setting, SHORT, BATCH),
+      seconds: (speed) => {
+        const { maxTokens } = speed.options;
+        // Together, alone, and a profile of a few steps with its own model.
+        return speed.runs() * (speed.generate(SHORT, maxTokens, BATCH) +
+              speed.generate(SHORT, maxTokens)) +
+          speed.load + 2 * speed.generate(SHORT, maxTokens, BATCH);
+      },
       targets: { "over one sequence": "6 ×, better 10" },
       peers: { workloads: { [`tg@${SHORT}x${BATCH}`]: "generateBatch" } },
     }],
@@ -68,6 +82,14 @@ function modelRows(): NamedRow[] {
       what:
         `decode at the end of a context of ${CONTEXT}, also relative to decode after ${SHORT}`,
       measure: (setting) => contextRow(setting, CONTEXT, SHORT),
+      seconds: (speed) => {
+        const { maxTokens } = speed.options;
+        const far = speed.generate(CONTEXT - maxTokens, maxTokens);
+        // Half of such a prompt's time is attention.
+        return far && speed.load + speed.runs() *
+              speed.generate(SHORT, maxTokens) +
+            speed.runs(FEW_RUNS) * 2 * far;
+      },
       targets: { "generate, end over start": "25 %, better 50" },
       peers: {
         workloads: {
@@ -83,6 +105,8 @@ function decode(prompt: number): NamedRow {
   return [`decode-${prompt}`, {
     what: `decode after a prompt of ${prompt}, batch 1, greedy`,
     measure: (setting) => decodeRow(setting, prompt),
+    seconds: (speed) =>
+      2 * speed.runs() * speed.generate(prompt, speed.options.maxTokens),
     targets: { [GENERATE]: "1.6 × llama.cpp, better 2" },
     peers: { workloads: { [`tg@${prompt}`]: GENERATE } },
   }];
@@ -92,6 +116,7 @@ function prefill(tokens: number, target: string): NamedRow {
   return [`prefill-${tokens}`, {
     what: `a prompt of ${tokens}`,
     measure: (setting) => prefillRow(setting, tokens),
+    seconds: (speed) => 2 * speed.runs() * speed.generate(tokens, 1),
     targets: { [FIRST]: target },
     peers: {
       workloads: {
@@ -103,17 +128,23 @@ function prefill(tokens: number, target: string): NamedRow {
 }
 
 function kernelRows(): NamedRow[] {
-  const square = (dtype: "f32" | "f16") => (setting: BenchSetting) =>
-    matmulRow(setting, dtype, setting.gpu.software ? 256 : 4096);
+  const square = (dtype: "f32" | "f16") => ({
+    measure: (setting: BenchSetting) => matmulRow(setting, dtype),
+    seconds: (speed: Speed) => {
+      const size = matmulSize(speed.gpu?.software ?? false);
+      // At a sixth of the peak, 4 times as often as other rows.
+      return 24 * speed.runs() * speed.multiply(2 * size ** 3);
+    },
+  });
   return [
     ["gemm-f32", {
       what: "a square matmul in f32",
-      measure: square("f32"),
+      ...square("f32"),
       targets: { "GPU time": "38 TFLOP/s, better 45" },
     }],
     ["gemm-f16", {
       what: "a square matmul, multiplied in f16 and summed in f32",
-      measure: square("f16"),
+      ...square("f16"),
       targets: { "GPU time": "45 TFLOP/s, better 65" },
     }],
   ];
@@ -121,21 +152,28 @@ function kernelRows(): NamedRow[] {
 
 function processRows(): NamedRow[] {
   const fresh = new FreshProcesses();
+  // Three rows of the same processes, and a synthetic model has to be written first.
+  const seconds = (speed: Speed) =>
+    (speed.runs(FEW_RUNS) * (2 * speed.load + speed.generate(SHORT, 4)) +
+      4 * speed.load) / 3;
   return [
     ["load", {
       what: "loading a checkpoint's files from the page cache",
       measure: (setting) => fresh.load(setting),
+      seconds,
       targets: { loadQwen3: "1.5 s, better 0.8" },
     }],
     ["memory", {
       what: "host memory above that of a process that only opens a device",
       measure: (setting) => fresh.memory(setting),
+      seconds,
       targets: { "peak, first tokens too": "400 MB" },
     }],
     ["first-use", {
       what:
         `from the call to the first token, prompt of ${SHORT}, in a fresh process`,
       measure: (setting) => fresh.firstUse(setting),
+      seconds,
       targets: { [GENERATE]: "3 s, better 1" },
     }],
   ];
@@ -146,6 +184,13 @@ function cpuRows(): NamedRow[] {
     ["cpu", {
       what: `the CPU path: decode and prefill of ${SHORT}`,
       measure: (setting) => cpuRow(setting, SHORT),
+      seconds: (speed) =>
+        speed.load + speed.runs(FEW_RUNS) *
+          speed.generateOnCpu(
+            SHORT,
+            Math.min(speed.options.maxTokens, CPU_TOKENS),
+          ),
+      onCpu: true,
       targets: { [GENERATE]: "2.1 tokens/s on 2 cores, better 7" },
       peers: {
         on: "cpu",
@@ -155,6 +200,9 @@ function cpuRows(): NamedRow[] {
     ["gpu-over-cpu", {
       what: "speedup of the GPU path over the CPU path, prompt of 512",
       measure: (setting) => compareRow(setting, 512),
+      seconds: (speed) =>
+        2 * speed.load + 4 * speed.generate(512, CPU_TOKENS) +
+        speed.runs(FEW_RUNS) * speed.generateOnCpu(512, CPU_TOKENS),
       targets: Object.fromEntries(
         ["prefill", "decode"].flatMap((phase) => [
           [`${phase}, Linear`, "10 ×"],
@@ -176,10 +224,15 @@ export function chooseRows(
   const chosen = list.split(",").map((name) => name.trim()).filter(Boolean);
   const wrong = chosen.find((name) => !kinds.has(name));
   if (wrong !== undefined || chosen.length === 0) {
+    const close = wrong === undefined ? undefined : nearest(wrong, known);
     throw new Error(
       `Cannot bench: --only has ${
-        wrong === undefined ? "no rows" : `"${wrong}"`
-      }, ${tryInstead(wrong ?? "", known, "deno task bench --help")}`,
+        wrong === undefined ? "no rows" : `"${shortened(wrong, 30)}"`
+      }, ${
+        close === undefined
+          ? "try deno task bench --help"
+          : `did you mean ${close}?`
+      }`,
     );
   }
   return known.filter((name) => chosen.includes(name));

@@ -15,8 +15,11 @@ import type { Plan, StepState } from "../lib/webgpu/plan.ts";
 import type { Peaks } from "../lib/tools/profile/report.ts";
 import { timePlan } from "../lib/webgpu/timing.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
+import { type ModelSize, sizeOf } from "./estimate.ts";
 import { Unmeasurable } from "./report.ts";
 
+/** Runs of what takes long: long prompts, processes, the CPU path. */
+export const FEW_RUNS = 3;
 /** Work before a timed pass, since an idle GPU lowers its clocks. */
 const WARM_MS = 30, MOST_WARM = 256;
 
@@ -37,21 +40,46 @@ export interface Loaded {
   runner: GpuRunner;
 }
 
-/** The device and, once a row needs it, the model; disposing frees both. */
+/** The GPU and what it reaches. */
+export interface OnGpu {
+  gpu: Gpu;
+  peaks: Peaks;
+}
+
+/**
+ * The device and the model, each opened when a row first needs it; disposing frees both.
+ */
 export class BenchSetting implements Disposable {
   #loaded?: Loaded;
+  #opening?: Promise<OnGpu>;
+  #gpu?: Gpu;
 
   private constructor(
     readonly options: BenchOptions,
-    readonly gpu: Gpu,
-    readonly peaks: Peaks,
+    readonly size: ModelSize,
   ) {}
 
-  /** @throws {Error} if there is no such model, or no adapter. */
+  /** @throws {Error} if there is no such model. */
   static async open(options: BenchOptions): Promise<BenchSetting> {
-    await using _ = await openCheckpoint(options.model, options.opening);
-    const gpu = await openDevice();
-    return new BenchSetting(options, gpu, await measurePeaks(gpu));
+    await using checkpoint = await openCheckpoint(
+      options.model,
+      options.opening,
+    );
+    return new BenchSetting(options, sizeOf(checkpoint));
+  }
+
+  /**
+   * The GPU and its peaks.
+   *
+   * @throws {NoAdapterError} if there is no adapter.
+   */
+  onGpu(): Promise<OnGpu> {
+    return this.#opening ??= this.#open();
+  }
+
+  async #open(): Promise<OnGpu> {
+    const gpu = this.#gpu = await openDevice();
+    return { gpu, peaks: await measurePeaks(gpu) };
   }
 
   /**
@@ -108,7 +136,7 @@ export class BenchSetting implements Disposable {
 
   [Symbol.dispose](): void {
     this.freeModel();
-    this.gpu[Symbol.dispose]();
+    this.#gpu?.[Symbol.dispose]();
   }
 }
 

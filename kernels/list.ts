@@ -13,9 +13,12 @@ export const KERNELS: readonly LibraryKernel[] = Object.values(kernels);
 /** Names of all kernels. */
 export const KERNEL_NAMES: readonly string[] = KERNELS.map(({ name }) => name);
 
-/** Finds a kernel by its name (`attendDecode`) or that of its file (`attend_decode`). */
+/**
+ * Finds a kernel by its name (`attendDecode`) or that of its file (`attend_decode`, also
+ * `attend-decode`).
+ */
 export function findKernel(name: string): LibraryKernel | undefined {
-  const plain = (text: string) => text.replaceAll("_", "").toLowerCase();
+  const plain = (text: string) => text.replaceAll(/[-_]/g, "").toLowerCase();
   return KERNELS.find((kernel) => plain(kernel.name) === plain(name));
 }
 

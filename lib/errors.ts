@@ -25,6 +25,37 @@ export class MemoryError extends DeviceError {
   override name = "MemoryError";
 }
 
+/**
+ * An option has a wrong value or is unknown. Its message names the option as
+ * {@linkcode option} does.
+ */
+export class OptionError extends RangeError {
+  /** Always `OptionError`. */
+  override name = "OptionError";
+
+  /** @ignore Thrown by whatever takes options. */
+  constructor(
+    /** The name of the option, such as `topK`. */
+    readonly option: string,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** The error for an option with a wrong value; `cannot` is how its message begins. */
+export function wrongOption(
+  cannot: string,
+  option: string,
+  value: unknown,
+  must: string,
+): OptionError {
+  return new OptionError(
+    option,
+    `${cannot}: ${option} is ${described(value)}, must be ${must}`,
+  );
+}
+
 /** The most characters of an error: enough for a path or two, not for a file's content. */
 const MOST = 1900;
 
@@ -173,23 +204,10 @@ const KINDS = {
 /** A kind of value that an option takes. */
 export type OptionKind = keyof typeof KINDS;
 
-/**
- * Checks the types of options, which JavaScript callers may get wrong. An undefined option
- * is absent.
- *
- * @param cannot the beginning of the error, such as `Cannot generate`
- * @throws {TypeError} if `options` is not an object, or an option is of another kind
- */
-export function checkOptions(
-  cannot: string,
-  options: unknown,
-  kinds: Readonly<Record<string, OptionKind>>,
-): void {
-  requireKind(cannot, "the options argument", options, "object");
-  for (const [name, kind] of Object.entries(kinds)) {
-    const value = (options as Record<string, unknown>)[name];
-    if (value !== undefined) requireKind(cannot, name, value, kind);
-  }
+/** Says what `value` must be; undefined if it is of that kind. */
+export function testKind(value: unknown, kind: OptionKind): string | undefined {
+  const [test, must] = KINDS[kind];
+  return test(value) ? undefined : must;
 }
 
 /** @throws {TypeError} if `value` is not of a kind. */
@@ -199,8 +217,8 @@ export function requireKind(
   value: unknown,
   kind: OptionKind,
 ): void {
-  const [test, must] = KINDS[kind];
-  if (test(value)) return;
+  const must = testKind(value, kind);
+  if (must === undefined) return;
   throw new TypeError(
     `${cannot}: ${what} is ${described(value)}, must be ${must}`,
   );

@@ -3,13 +3,14 @@
  *
  * @module
  */
-import { checkOptions, type OptionKind } from "./errors.ts";
+import { type OptionKind, wrongOption } from "./errors.ts";
 import type { Chunks } from "./model/turns.ts";
 import {
   faultText,
   type Sampling,
   type SamplingOptions,
 } from "./model/sampling.ts";
+import { givenOptions } from "./text/options.ts";
 import type { PromptOptions } from "./text/prompt.ts";
 import {
   type PieceKind,
@@ -26,7 +27,7 @@ import type { ToolCall } from "./text/conversation.ts";
 export interface GenerateOptions extends SamplingOptions, PromptOptions {
   /**
    * The maximum number of tokens to generate; by default the checkpoint's, else
-   * as many as fit in the context.
+   * as many as fit in the context together with the prompt.
    */
   maxTokens?: number;
   /**
@@ -42,12 +43,16 @@ export interface GenerateOptions extends SamplingOptions, PromptOptions {
 }
 
 const KINDS: Readonly<
-  Record<
-    Exclude<keyof GenerateOptions, keyof SamplingOptions | "stop">,
-    OptionKind
-  >
+  Record<keyof GenerateOptions, OptionKind | undefined>
 > = {
   maxTokens: "number",
+  stop: undefined, // here, and sampling options by resolveSampling
+  temperature: undefined,
+  topK: undefined,
+  topP: undefined,
+  minP: undefined,
+  repetitionPenalty: undefined,
+  seed: undefined,
   ignoreEos: "flag",
   system: "text",
   thinking: "flag",
@@ -57,24 +62,28 @@ const KINDS: Readonly<
 };
 
 /**
- * Checks the types of options and the range of `maxTokens`; `resolveSampling` checks the
- * sampling options.
+ * Checks options except for sampling, which `resolveSampling` checks, and returns those
+ * that are given.
  *
- * @throws {TypeError | RangeError} if one is wrong; the message names it.
+ * @throws {OptionError} if one is wrong or unknown.
  */
-export function checkGenerating(options: GenerateOptions): void {
+export function checkGenerating(options: GenerateOptions): GenerateOptions {
   const cannot = "Cannot generate";
-  checkOptions(cannot, options, KINDS);
-  const { maxTokens, stop = [] } = options;
+  const given = givenOptions(cannot, options, KINDS);
+  const { maxTokens, stop = [] } = given;
   if (
     maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
   ) {
-    throw new RangeError(
-      `${cannot}: maxTokens is ${maxTokens}, must be an integer of at least 1`,
+    throw wrongOption(
+      cannot,
+      "maxTokens",
+      maxTokens,
+      "an integer of at least 1",
     );
   }
   const stops: readonly unknown[] = Array.isArray(stop) ? stop : [stop];
   stops.forEach(requireStopString);
+  return given;
 }
 
 /** A generated token and the text it completes. */
@@ -131,11 +140,13 @@ export type FinishReason = "stop" | "tool_calls" | "length" | "aborted";
 /** What a run needs from the model. */
 export interface RunParts {
   /**
-   * Starts the model, when iteration begins. Yields chunks of one or more steps, each
-   * with one token id per sequence. Its signal is aborted with {@linkcode signal}, and
-   * when something else ends the run.
+   * Starts the model. Yields chunks of one or more steps, each with one token id per
+   * sequence. Its signal is aborted with {@linkcode signal}, and when something else ends
+   * the run.
+   *
+   * @param steady whether the consumer never pauses between two chunks
    */
-  start: () => Chunks<readonly number[]>;
+  start: (steady: boolean) => Chunks<readonly number[]>;
   /**
    * For each sequence, the length of its prompt, the maximum number of tokens to generate,
    * and what its prompt implies for the reply; undefined if the reply is plain text.
@@ -172,6 +183,26 @@ export interface Sequence {
   readonly tokenIds: number[];
   /** Why the sequence ended; undefined until it has. */
   readonly finishReason: FinishReason | undefined;
+}
+
+/** What a run generated for one prompt of a batch. */
+export interface SequenceReply extends Sequence {
+  /** Why the sequence ended. */
+  readonly finishReason: FinishReason;
+}
+
+/** What an awaited {@linkcode BatchRun} gives. */
+export interface BatchReply {
+  /** One per prompt, in the order of the prompts. */
+  readonly sequences: readonly SequenceReply[];
+  /** Statistics over all sequences. */
+  readonly stats: RunStats;
+}
+
+/** What an awaited {@linkcode Run} gives. */
+export interface Reply extends Omit<SequenceReply, "promptTokens"> {
+  /** Statistics of the run, which include the number of tokens in the prompt. */
+  readonly stats: RunStats;
 }
 
 /** A sequence in progress. */
@@ -254,10 +285,12 @@ function withoutTags(tokenizer: Tokenizer): ReadonlySet<number> {
 }
 
 /**
- * A run of `generateBatch`: iterate over it once. Pieces of all sequences come as they
- * are generated; `sequences` collects them.
+ * A run of `generateBatch`. Await it for the texts, or iterate over it for their pieces as
+ * they are generated, which `sequences` collects. Like {@linkcode Run}, it starts with
+ * either and allows only one of them.
  */
-export class BatchRun implements AsyncIterable<BatchPiece> {
+export class BatchRun
+  implements AsyncIterable<BatchPiece>, PromiseLike<BatchReply> {
   /** One sequence per prompt, in the order of the prompts. */
   readonly sequences: readonly Sequence[];
   readonly #growing: readonly Growing[];
@@ -265,7 +298,9 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
   #began = 0;
   #first = 0;
   #last = 0;
-  #started = false;
+  #consumed?: "awaited" | "iterated over";
+  /** What it gives to those who await it. */
+  #reply?: Promise<BatchReply>;
 
   /** @ignore Made by {@linkcode Qwen3.generateBatch}. */
   constructor(parts: RunParts) {
@@ -322,21 +357,52 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
     );
   }
 
+  /** Runs the model to the end, unless that was done; for `await`. */
+  then<A = BatchReply, B = never>(
+    fulfilled?: ((reply: BatchReply) => A | PromiseLike<A>) | null,
+    rejected?: ((reason: unknown) => B | PromiseLike<B>) | null,
+  ): Promise<A | B> {
+    this.#reply ??= this.#finish();
+    return this.#reply.then(fulfilled, rejected);
+  }
+
+  async #finish(): Promise<BatchReply> {
+    for await (const _ of this.#pieces("awaited"));
+    const sequences = this.#growing.map((one): SequenceReply => ({
+      promptTokens: one.promptTokens,
+      text: one.text,
+      reasoning: one.reasoning,
+      toolCalls: one.toolCalls,
+      tokenIds: one.tokenIds,
+      finishReason: one.finishReason!, // it has ended
+    }));
+    return { sequences, stats: this.stats };
+  }
+
   /** Runs the model; yields pieces as they are generated. */
-  async *[Symbol.asyncIterator](): AsyncGenerator<BatchPiece, void> {
-    if (this.#started) {
+  [Symbol.asyncIterator](): AsyncGenerator<BatchPiece, void> {
+    return this.#pieces("iterated over");
+  }
+
+  async *#pieces(
+    how: "awaited" | "iterated over",
+  ): AsyncGenerator<BatchPiece, void> {
+    const before = this.#consumed, steady = how === "awaited";
+    if (before) {
       throw new Error(
-        "Cannot iterate over a run twice: call generate again for another run",
+        `Cannot ${
+          steady ? "await" : "iterate over"
+        } a run: it was ${before}, call generate again for another run`,
       );
     }
-    this.#started = true;
+    this.#consumed = how;
     const { eosTokenIds, signal } = this.#parts;
     const growing = this.#growing, ends = new Set(eosTokenIds);
     this.#began = performance.now();
     let left = growing.length;
     try {
       signal?.throwIfAborted();
-      const chunks = this.#parts.start();
+      const chunks = this.#parts.start(steady);
       for await (const ids of chunks) {
         this.#last = performance.now();
         if (this.#first === 0) this.#first = this.#last;
@@ -365,9 +431,30 @@ export class BatchRun implements AsyncIterable<BatchPiece> {
   }
 }
 
-/** A run of `generate`: iterate over it once. */
-export class Run implements AsyncIterable<Piece> {
+/**
+ * A run of `generate`. Await it for the whole reply, or iterate over it for its pieces as
+ * they are generated. The model starts with either, and a run allows only one of them:
+ * awaiting it again gives the same reply, everything else is an error.
+ *
+ * ```ts
+ * import { loadQwen3 } from "../mod.ts";
+ *
+ * using qwen = await loadQwen3();
+ * const { text, finishReason } = await qwen.generate("Once upon a time", { maxTokens: 8 });
+ * console.log(text, finishReason);
+ * ```
+ *
+ * An `async` function that returns a run awaits it, as it does a promise: return the run in
+ * an object, or from a plain function, to iterate over it elsewhere. If that function has
+ * the model in a `using` declaration, it must `return await` the run, or the model is
+ * disposed before it starts.
+ *
+ * A signal ends an awaited run as it does an iteration: the reply has the text so far, and
+ * its `finishReason` is "aborted".
+ */
+export class Run implements AsyncIterable<Piece>, PromiseLike<Reply> {
   readonly #batch: BatchRun;
+  #reply?: Promise<Reply>;
 
   /** @ignore Made by {@linkcode Qwen3.generate}. */
   constructor(parts: RunParts) {
@@ -405,6 +492,18 @@ export class Run implements AsyncIterable<Piece> {
   /** Statistics so far. */
   get stats(): RunStats {
     return this.#batch.stats;
+  }
+
+  /** Runs the model to the end, unless that was done; for `await`. */
+  then<A = Reply, B = never>(
+    fulfilled?: ((reply: Reply) => A | PromiseLike<A>) | null,
+    rejected?: ((reason: unknown) => B | PromiseLike<B>) | null,
+  ): Promise<A | B> {
+    this.#reply ??= this.#batch.then(({ sequences: [one], stats }) => {
+      const { promptTokens: _, ...reply } = one;
+      return { ...reply, stats };
+    });
+    return this.#reply.then(fulfilled, rejected);
   }
 
   /** Runs the model; yields pieces as they are generated. */

@@ -14,7 +14,7 @@ export interface Host {
   env(name: string): string | undefined;
   setEnv(name: string, value: string): void;
   /** Whether a permission has already been granted. Never prompts the user. */
-  isGranted(permission: "env" | "read" | "import", of?: string | URL): boolean;
+  isGranted(permission: Permission, of?: string | URL): boolean;
   /** Free main memory in bytes; undefined if the runtime does not report it. */
   freeMemory(): number | undefined;
   /** Starts a hash of bytes that arrive in pieces. */
@@ -22,6 +22,9 @@ export interface Host {
   /** @throws {Error} if the runtime has no file system. */
   readonly files: HostFiles;
 }
+
+/** A permission that a runtime may withhold. */
+export type Permission = "env" | "read" | "write" | "sys" | "import";
 
 /** The runtime's name and version, and the operating system. */
 export interface Runtime {
@@ -66,6 +69,12 @@ export interface HostFiles {
   copy(from: string, to: string): Promise<void>;
   /** Removes a file; does nothing if it does not exist. */
   remove(path: string): Promise<void>;
+  /** What is in a folder, by name; undefined if it does not exist. */
+  list(path: string): Promise<Map<string, ListedEntry> | undefined>;
+  /** Removes a folder with all that is in it; does nothing if it does not exist. */
+  removeFolder(path: string): Promise<void>;
+  /** Bytes that the disk of a folder has left; undefined if that is unknown. */
+  freeSpace(path: string): Promise<number | undefined>;
   /**
    * Opens a file that one process at a time can lock; disposing it releases the lock.
    */
@@ -77,6 +86,13 @@ export interface FoundFile {
   path: string;
   isDirectory: boolean;
   /** In bytes. */
+  size: number;
+}
+
+/** A file or folder in a folder. */
+export interface ListedEntry {
+  isDirectory: boolean;
+  /** In bytes; of a folder, 0. */
   size: number;
 }
 
@@ -170,4 +186,41 @@ export function workerRefusal(url: URL): string | undefined {
 export function homeFolder(): string | undefined {
   const { env, runtime: { os } } = host;
   return os === "windows" ? env("USERPROFILE") ?? env("HOME") : env("HOME");
+}
+
+/** Environment variable that replaces the folder for what this library caches. */
+export const CACHE_DIR = "QWEN3_CACHE_DIR";
+
+/**
+ * The folder for what this library caches, below the user's cache directory.
+ *
+ * @throws {Error} if the environment does not say where that is
+ */
+export function ownCacheFolder(): string {
+  const { env, runtime: { os } } = host;
+  const given = env(CACHE_DIR);
+  if (given) return given;
+  const home = homeFolder();
+  const below = (path: string) => home && `${home}/${path}`;
+  const cache = env("XDG_CACHE_HOME") ??
+    (os === "windows"
+      ? env("LOCALAPPDATA") ?? below("AppData/Local")
+      : below(os === "darwin" ? "Library/Caches" : ".cache"));
+  if (cache) return `${cache}/qwen3-webgpu`;
+  throw new Error(
+    `Cannot find the cache directory: ${
+      os === "windows" ? "LOCALAPPDATA" : "HOME"
+    } is not set, set it or ${CACHE_DIR}`,
+  );
+}
+
+/** The first hexadecimal digits of a text's SHA-256, for names of files. */
+export async function textHash(text: string, digits = 16): Promise<string> {
+  const data = new TextEncoder().encode(text);
+  const digest = await crypto.subtle.digest("SHA-256", data);
+  return [...new Uint8Array(digest)]
+    .map((byte) => byte.toString(16).padStart(2, "0")).join("").slice(
+      0,
+      digits,
+    );
 }

@@ -12,14 +12,20 @@ export const denoHost = {
   },
   env: (name: string): string | undefined => Deno.env.get(name) || undefined,
   setEnv: (name: string, value: string): void => Deno.env.set(name, value),
-  isGranted(name: "env" | "read" | "import", of?: string | URL): boolean {
+  isGranted(
+    name: "env" | "read" | "write" | "sys" | "import",
+    of?: string | URL,
+  ): boolean {
     const text = of?.toString();
-    const descriptor: Deno.PermissionDescriptor = name === "env"
+    const descriptor = name === "env"
       ? { name, variable: text }
-      : name === "read"
+      : name === "read" || name === "write"
       ? { name, path: of }
+      : name === "sys"
+      ? { name, kind: text }
       : { name, host: text };
-    return Deno.permissions.querySync(descriptor).state === "granted";
+    return Deno.permissions.querySync(descriptor as Deno.PermissionDescriptor)
+      .state === "granted";
   },
   freeMemory: (): number => Deno.systemMemoryInfo().available,
   async createHash(algorithm: "sha1" | "sha256") {
@@ -78,6 +84,31 @@ export const denoHost = {
     async remove(path: string): Promise<void> {
       await unlessAbsent(() => Deno.remove(path));
     },
+    list: (path: string) =>
+      unlessAbsent(async () => {
+        const entries = new Map<
+          string,
+          { isDirectory: boolean; size: number }
+        >();
+        for await (const { name, isDirectory } of Deno.readDir(path)) {
+          const size = isDirectory ? 0 : await sizeOf(`${path}/${name}`);
+          if (size !== undefined) entries.set(name, { isDirectory, size });
+        }
+        return entries;
+      }),
+    async removeFolder(path: string): Promise<void> {
+      await unlessAbsent(() => Deno.remove(path, { recursive: true }));
+    },
+    async freeSpace(path: string): Promise<number | undefined> {
+      try {
+        // Imported here, because other runtimes load this file too.
+        const { statfs } = await import("node:fs/promises");
+        const { bavail, bsize } = await statfs(path);
+        return bavail * bsize;
+      } catch { // no such call on this system
+        return undefined;
+      }
+    },
     openLock,
   },
 };
@@ -96,6 +127,11 @@ async function unlessAbsent<T>(
     if (absent) return undefined;
     throw error;
   }
+}
+
+/** The size of a file, not of what it links to; undefined if it is gone. */
+async function sizeOf(path: string): Promise<number | undefined> {
+  return await unlessAbsent(async () => (await Deno.lstat(path)).size);
 }
 
 async function openToRead(path: string) {

@@ -11,7 +11,6 @@ import {
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
-  checkOptions,
   described,
   DeviceError,
   explained,
@@ -43,6 +42,7 @@ import {
 import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
 import { resolveSampling, type Sampling } from "./model/sampling.ts";
+import { givenOptions } from "./text/options.ts";
 import {
   missingTokenizer,
   readTokenizer,
@@ -67,11 +67,11 @@ export const DEFAULT_MODEL: string =
  * import { loadQwen3 } from "../mod.ts";
  *
  * using qwen = await loadQwen3();
- * for await (const { text } of qwen.generate("Once upon a time", { maxTokens: 8 })) {
- *   console.log(text);
- * }
+ * const { text } = await qwen.generate("Once upon a time", { maxTokens: 8 });
+ * console.log(text);
  * ```
  *
+ * @throws {OptionError} if an option is unknown or has a wrong value.
  * @throws {Error} if the checkpoint is missing, broken or not a dense Qwen3, or
  * the device cannot hold it.
  */
@@ -80,8 +80,7 @@ export async function loadQwen3(
   options: Qwen3Options = {},
 ): Promise<Qwen3> {
   try {
-    checkLoading(model, options);
-    return await load(model, options);
+    return await load(model, checkLoading(model, options));
   } catch (error) {
     const name = typeof model === "string" ? shownUrl(model) : "a model";
     throw explained(`load ${name}`, error);
@@ -89,7 +88,9 @@ export async function loadQwen3(
 }
 
 async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
-  const { signal, onProgress, onNotice, readTimeout } = options;
+  const began = performance.now();
+  const { signal, onProgress, readTimeout } = options;
+  const onNotice = options.onNotice ?? undefined;
   const checkpoint = await openCheckpoint(model, {
     signal,
     onProgress,
@@ -99,7 +100,13 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   let qwen: Qwen3 | undefined;
   try {
     checkContext(checkpoint, options.context);
-    qwen = await Qwen3.load(checkpoint, options);
+    qwen = await Qwen3.load(checkpoint, options, began);
+    const { threads } = options;
+    if (threads !== undefined && qwen.device.kind === "gpu") {
+      onNotice?.(
+        `The ${threads} threads asked for are not used: the model runs on the GPU.`,
+      );
+    }
     for (const notice of checkpoint.notices) onNotice?.(notice);
     return qwen;
   } catch (error) {
@@ -109,22 +116,29 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   }
 }
 
+const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
+
 /**
  * A loaded Qwen3 model, created by {@linkcode loadQwen3}. Dispose it to free the
  * device.
  *
  * It does one thing at a time. Starting a run, or computing logits, is an error while
- * another run is computing its next piece. A run that is idle between two pieces gives
- * way, so an abandoned iterator blocks nothing; it throws if it is continued. To generate
- * several texts together, use {@linkcode Qwen3.generateBatch}.
+ * another run is computing its next piece. A run that is iterated over and idle between
+ * two pieces gives way, so an abandoned iterator blocks nothing; it throws if it is
+ * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}.
  *
- * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices` and
- * `hasTokenizer` still answer; everything else throws, and so does a run that had not
+ * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices`, `loadMs`,
+ * `memoryBytes` and `hasTokenizer` still answer; everything else throws, and so does a run that had not
  * ended.
  */
 export class Qwen3 implements Disposable {
   /** The model's configuration, from config.json. */
   readonly config: Qwen3Config;
+  /**
+   * Milliseconds that `loadQwen3` took, downloads included. Shaders are compiled later, by
+   * the first run.
+   */
+  readonly loadMs: number;
   readonly #checkpoint: Checkpoint;
   readonly #options: Qwen3Options;
   readonly #tokenizer: Tokenizer | undefined;
@@ -138,8 +152,10 @@ export class Qwen3 implements Disposable {
     tokenizer: Tokenizer | undefined,
     placed: Placed,
     options: Qwen3Options,
+    loadMs: number,
   ) {
     this.config = checkpoint.config;
+    this.loadMs = loadMs;
     this.#checkpoint = checkpoint;
     this.#tokenizer = tokenizer;
     this.#placed = placed;
@@ -150,6 +166,7 @@ export class Qwen3 implements Disposable {
   static async load(
     checkpoint: Checkpoint,
     options: Qwen3Options,
+    began: number = performance.now(),
   ): Promise<Qwen3> {
     // Before the weights, so that a tokenizer is refused at once.
     const tokenizer = await readTokenizer(checkpoint);
@@ -158,7 +175,8 @@ export class Qwen3 implements Disposable {
       placed.runner[Symbol.dispose]();
       throw options.signal.reason;
     }
-    return new Qwen3(checkpoint, tokenizer, placed, options);
+    const loadMs = performance.now() - began;
+    return new Qwen3(checkpoint, tokenizer, placed, options, loadMs);
   }
 
   /**
@@ -179,9 +197,17 @@ export class Qwen3 implements Disposable {
     return this.#placed.runner;
   }
 
-  /** The maximum length of a sequence in tokens, including the prompt. */
+  /** The maximum length of a sequence in tokens: prompt and reply together. */
   get context(): number {
     return this.#placed.runner.context;
+  }
+
+  /**
+   * Bytes that are allocated for the model on its device now: weights, KV cache and work
+   * buffers, which the first run adds to. Nothing once the model is disposed.
+   */
+  get memoryBytes(): number {
+    return this.#placed.runner.memoryBytes;
   }
 
   /** Operations that had to run on the CPU even though the model is on a GPU. */
@@ -227,13 +253,13 @@ export class Qwen3 implements Disposable {
   ): Promise<Float32Array> {
     const action = "compute logits", cannot = `Cannot ${action}`;
     this.#turns.requireModel(action);
-    checkOptions(cannot, options, { all: "flag", signal: "signal" });
+    const { all, signal } = givenOptions(cannot, options, LOGITS_OPTIONS);
     const isList = Array.isArray(tokenIds) || ArrayBuffer.isView(tokenIds);
     if (!isList) requireKind(cannot, "the prompt", tokenIds, "list");
     const tokens = this.#check(action, Array.from(tokenIds));
-    return await this.#turns.once(action, options.signal, async (signal) => {
+    return await this.#turns.once(action, signal, async (signal) => {
       const runner = await this.#ready(signal);
-      return await runner.logits(tokens, { ...options, signal });
+      return await runner.logits(tokens, { all, signal });
     });
   }
 
@@ -241,16 +267,31 @@ export class Qwen3 implements Disposable {
    * Generates text after a prompt. If the checkpoint has a chat template, a text prompt
    * is wrapped in it as a user message unless `raw` is set.
    *
-   * @throws {Error} if the prompt is empty or longer than the context, an option is
-   * out of range, text is given to a checkpoint without a tokenizer, or the model was
-   * disposed.
+   * Nothing runs until the result is awaited, for the whole reply, or iterated over, for
+   * its pieces as they are generated.
+   *
+   * ```ts
+   * import process from "node:process";
+   * import { loadQwen3 } from "../mod.ts";
+   *
+   * using qwen = await loadQwen3();
+   * const { text } = await qwen.generate("Once upon a time", { maxTokens: 8 });
+   * console.log(text);
+   * for await (const { text } of qwen.generate("A dog", { maxTokens: 8 })) {
+   *   process.stdout.write(text);
+   * }
+   * ```
+   *
+   * @throws {OptionError} if an option is unknown or has a wrong value.
+   * @throws {Error} if the prompt is empty or leaves no room for a reply in the context,
+   * text is given to a checkpoint without a tokenizer, or the model was disposed.
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): Run {
     return new Run(this.#parts([prompt], options));
   }
 
   /**
-   * Generates text for several prompts at once, which takes little longer than for one.
+   * Generates text for several prompts together, which takes little longer than for one.
    * Up to rounding, each text is what `generate` returns for its prompt, using the seed
    * `(seed + index) mod 2³²` when sampling. The options apply to every text. Each text
    * ends on its own, but a signal ends them all. Memory is reserved for the longest
@@ -260,12 +301,10 @@ export class Qwen3 implements Disposable {
    * import { loadQwen3 } from "../mod.ts";
    *
    * using qwen = await loadQwen3();
-   * const run = qwen.generateBatch(["Once upon a time", "A dog"], { maxTokens: 8 });
-   * for await (const { sequence, text } of run) console.log(sequence, text);
-   * for (const { text, finishReason } of run.sequences) {
-   *   console.log(text, finishReason);
-   * }
-   * console.log(run.stats.summary);
+   * const prompts = ["Once upon a time", "A dog"];
+   * const { sequences, stats } = await qwen.generateBatch(prompts, { maxTokens: 8 });
+   * for (const { text, finishReason } of sequences) console.log(text, finishReason);
+   * console.log(stats.summary);
    * ```
    *
    * @throws {Error} for the same reasons as `generate` (the message names the prompt),
@@ -288,9 +327,9 @@ export class Qwen3 implements Disposable {
   }
 
   /** Validates prompts and options before anything runs. */
-  #parts(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
+  #parts(prompts: readonly Prompt[], given: GenerateOptions): RunParts {
     this.#turns.requireModel("generate");
-    checkGenerating(options);
+    const options = checkGenerating(given);
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
     const which = (i: number) =>
@@ -310,7 +349,7 @@ export class Qwen3 implements Disposable {
       );
     }
     const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {
-      const room = this.context - length + 1; // the last token is not cached
+      const room = this.context - length;
       const limit = maxTokens ?? newTokenLimit(generation, length, which(i));
       return {
         promptTokens: length,
@@ -324,11 +363,12 @@ export class Qwen3 implements Disposable {
       this.#placed.runner.requireRoom(ids.length, positions);
     }
     return {
-      start: () =>
+      start: (steady) =>
         this.#turns.run(
           "generate",
           signal,
           (signal) => this.#start(ids, sampling, most, signal),
+          steady,
         ),
       sizes,
       sampling,
@@ -417,6 +457,11 @@ export class Qwen3 implements Disposable {
         `Cannot ${action}: token ${wrong} of ${which} is ${
           described(tokens[wrong])
         }, ids must be integers from 0 to ${vocabSize - 1}`,
+      );
+    }
+    if (action === "generate" && tokens.length === this.context) {
+      throw new RangeError(
+        `Cannot generate: ${which} has ${tokens.length} tokens, the context of ${this.context} has room for no reply`,
       );
     }
     if (tokens.length > this.context) {

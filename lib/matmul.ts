@@ -13,7 +13,8 @@ import {
   type MatmulChoice,
   type MatmulKernel,
 } from "./dispatch/matmul.ts";
-import { checkOptions, described } from "./errors.ts";
+import { described } from "./errors.ts";
+import { givenOptions } from "./text/options.ts";
 import { Plan } from "./webgpu/plan.ts";
 import { Tensor } from "./webgpu/tensor.ts";
 
@@ -107,8 +108,8 @@ function multiply(
   options: MatmulOptions,
   kernels?: readonly MatmulKernel[],
 ): Tensor {
-  checkArguments(`Cannot ${action}`, a, b, options);
-  const { transposeB = false, onChoice } = options, { gpu } = a;
+  const given = checkArguments(`Cannot ${action}`, a, b, options);
+  const { transposeB = false, onChoice } = given, { gpu } = a;
   if (b.gpu !== gpu) {
     throw new Error(
       `Cannot ${action}: a and b are on different devices, must be on the same one`,
@@ -157,18 +158,21 @@ function multiply(
   return c;
 }
 
-/** Checks the types of arguments, which JavaScript callers may get wrong. */
+/** Checks the types of arguments; returns the options that are given. */
 function checkArguments(
   cannot: string,
   a: Tensor,
   b: Tensor,
   options: MatmulOptions,
-): void {
+): MatmulOptions {
   for (const [name, tensor] of Object.entries({ a, b })) {
     if (tensor instanceof Tensor) continue;
     throw new TypeError(
       `${cannot}: ${name} is ${described(tensor)}, must be a Tensor`,
     );
   }
-  checkOptions(cannot, options, { transposeB: "flag", onChoice: "function" });
+  return givenOptions(cannot, options, {
+    transposeB: "flag",
+    onChoice: "function",
+  });
 }

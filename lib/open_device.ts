@@ -3,8 +3,8 @@
  *
  * @module
  */
-import { checkOptions } from "./errors.ts";
 import { defaultsFor } from "./dispatch/defaults.ts";
+import { givenOptions } from "./text/options.ts";
 import { loadTuning } from "./tuning_file.ts";
 import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
 
@@ -16,8 +16,9 @@ import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
  * @throws {NoAdapterError} if there is no adapter, or its limits are too low.
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
-  checkOptions("Cannot open a GPU", options, { gpu: "gpu" });
-  const gpu = await openGpu(options);
+  const gpu = await openGpu(
+    givenOptions("Cannot open a GPU", options, { gpu: "gpu" }),
+  );
   gpu.addChoice({
     what: "kernel constants",
     value: `defaults for ${gpu.adapterClass}`,

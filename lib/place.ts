@@ -9,11 +9,12 @@ import { shownUrl } from "./checkpoint/fetch.ts";
 import { contextLimit } from "./checkpoint/config.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
 import {
-  checkOptions,
-  described,
   DeviceError,
+  errorText,
   type OptionKind,
+  printable,
   requireKind,
+  wrongOption,
 } from "./errors.ts";
 import { host } from "./host.ts";
 import type { Choice } from "./dispatch/choice.ts";
@@ -22,9 +23,12 @@ import type { Gpu } from "./webgpu/device.ts";
 import { cacheBytes } from "./model/kv_cache.ts";
 import { chooseCacheDtype, chooseMatmulDtype } from "./dispatch/precision.ts";
 import type { Runner } from "./model/runner.ts";
+import { type CpuInfo, MOST_THREADS } from "./cpu/ops.ts";
 import { CpuRunner } from "./cpu/runner.ts";
 import { GpuRunner } from "./gpu/runner.ts";
 import type { DeviceKind } from "./dispatch/device.ts";
+import { WIDTH } from "./text/messages.ts";
+import { givenOptions } from "./text/options.ts";
 import { selectDevice } from "./select_device.ts";
 
 /** Options of {@linkcode loadQwen3}. */
@@ -37,10 +41,15 @@ export interface Qwen3Options {
    */
   precision?: "auto" | "f32";
   /**
-   * The maximum length of a sequence in tokens; by default 4,096, or less if the model
-   * or the device supports less.
+   * The maximum length of a sequence in tokens, prompt and reply together; by default
+   * 4,096, or less if the model or the device supports less.
    */
   context?: number;
+  /**
+   * Threads that compute on the CPU, including the caller's, from 1 to 256; by default one
+   * for each core. The GPU has no use for them.
+   */
+  threads?: number;
   /** Called with the progress of downloading and loading. */
   onProgress?: (progress: LoadProgress) => void;
   /**
@@ -49,10 +58,12 @@ export interface Qwen3Options {
    */
   readTimeout?: number;
   /**
-   * Called with a line of text for the user when the model moves to another device, a
-   * download waits or is repeated, or something in the checkpoint is not used.
+   * Called with a line of text for the user when the model runs on the CPU although that
+   * was not asked for, a download waits or is repeated, or something in the checkpoint is
+   * not used. By default such lines go to stderr, each once per process; null turns that
+   * off.
    */
-  onNotice?: (notice: string) => void;
+  onNotice?: ((notice: string) => void) | null;
   /** Aborts loading. */
   signal?: AbortSignal;
   /** A WebGPU implementation to use instead of `navigator.gpu`. */
@@ -69,6 +80,7 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   device: "text",
   precision: "text",
   context: "number",
+  threads: "number",
   onProgress: "function",
   onNotice: "function",
   readTimeout: "number",
@@ -77,16 +89,28 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   debug: "flag",
 };
 
-/** Checks the arguments of `loadQwen3` that can be checked without the checkpoint. */
-export function checkLoading(model: unknown, options: Qwen3Options): void {
+/**
+ * Checks the arguments of `loadQwen3` that can be checked without the checkpoint, and
+ * returns the options that are given.
+ */
+export function checkLoading(
+  model: unknown,
+  options: Qwen3Options,
+): Qwen3Options {
+  const swapped = typeof model === "object" && model !== null &&
+    Object.keys(model).some((name) => name in KINDS);
+  if (swapped) {
+    throw new TypeError(
+      "Cannot load a model: its name is missing, must come before the options: loadQwen3(name, options)",
+    );
+  }
   requireKind("Cannot load a model", "its name", model, "text");
   const cannot = `Cannot load ${shownUrl(model as string)}`;
-  checkOptions(cannot, options, KINDS);
-  const { device = "auto", precision = "auto", debug, context } = options;
+  const given = givenOptions(cannot, options, KINDS);
+  const { device = "auto", precision = "auto", debug, context, threads } =
+    given;
   const refuse = (what: string, value: unknown, must: string) => {
-    throw new RangeError(
-      `${cannot}: ${what} is ${described(value)}, must be ${must}`,
-    );
+    throw wrongOption(cannot, what, value, must);
   };
   if (!["auto", "gpu", "cpu"].includes(device)) {
     refuse("device", device, "auto, gpu or cpu");
@@ -100,6 +124,30 @@ export function checkLoading(model: unknown, options: Qwen3Options): void {
   if (context !== undefined && (!Number.isInteger(context) || context < 1)) {
     refuse("context", context, "an integer of at least 1");
   }
+  if (threads !== undefined) {
+    const fits = Number.isInteger(threads) && threads >= 1 &&
+      threads <= MOST_THREADS;
+    if (!fits) {
+      refuse("threads", threads, `an integer from 1 to ${MOST_THREADS}`);
+    }
+    if (device === "gpu") {
+      refuse("threads", threads, "left out when device is gpu");
+    }
+  }
+  // Here null is not absent.
+  return {
+    ...given,
+    onNotice: options.onNotice === undefined ? warn : given.onNotice,
+  };
+}
+
+/** Notices that were printed. */
+const printed = new Set<string>();
+
+function warn(notice: string): void {
+  if (printed.has(notice)) return;
+  printed.add(notice);
+  console.warn(printable(notice));
 }
 
 /** The device a model runs on. */
@@ -129,7 +177,10 @@ export async function place(
     checkpoint.config,
     options,
   );
-  if (!gpu) return await placeOnCpu(checkpoint, options, choice);
+  if (!gpu) {
+    if (kind === "auto") options.onNotice?.(placement(choice));
+    return await placeOnCpu(checkpoint, options, choice);
+  }
   try {
     return await placeOnGpu(checkpoint, options, gpu, choice);
   } catch (error) {
@@ -140,11 +191,22 @@ export async function place(
   }
 }
 
+/** Where a model runs and why, as one line of at most 100 columns. */
+export function placement({ value, reason }: Choice): string {
+  return line(`Running on ${value}: ${reason}.`);
+}
+
+/** Cuts off what a line of a terminal has no room for. */
+function line(text: string): string {
+  return text.length > WIDTH ? `${text.slice(0, WIDTH - 1)}…` : text;
+}
+
 /**
  * Returns the choice of the CPU after a GPU failure, and reports it through `onNotice`.
  */
 export function gone(error: DeviceError, options: Qwen3Options): Choice {
-  options.onNotice?.(`${error.message}; continuing on the CPU`);
+  const cause = errorText(error).replace(/^Cannot [^:]*: /, "");
+  options.onNotice?.(line(`Continuing on the CPU: ${cause}`));
   return { what: "device", value: "cpu", reason: error.message };
 }
 
@@ -232,17 +294,33 @@ export async function placeOnCpu(
     ...options,
     context: context.tokens,
   });
-  const { kernel, reason, threads } = runner.ops.info;
-  const adapter = `CPU (${threads} ${threads === 1 ? "thread" : "threads"})`;
+  const { info } = runner.ops;
   const choices = [choice, context.choice, {
     what: "CPU kernels",
-    value: kernel,
-    reason,
-  }];
+    value: info.kernel,
+    reason: info.reason,
+  }, threadChoice(info, options.threads)];
+  const adapter = `CPU (${choices.at(-1)!.value})`;
   return { runner, device: { kind: "cpu", adapter, choices } };
 }
 
-/** @throws {RangeError} if the checkpoint does not allow this context length. */
+/** The choice of the CPU's threads, with its reason. */
+function threadChoice({ threads, reason }: CpuInfo, asked?: number): Choice {
+  const cores = navigator.hardwareConcurrency;
+  return {
+    what: "threads",
+    value: `${threads} ${threads === 1 ? "thread" : "threads"}`,
+    reason: threads === asked
+      ? "it was asked for"
+      : asked !== undefined || threads < Math.min(cores, MOST_THREADS)
+      ? `${asked ?? cores} cannot be used: ${reason}`
+      : threads === cores
+      ? `the machine has ${cores} ${cores === 1 ? "core" : "cores"}`
+      : `the most, of ${cores} cores`,
+  };
+}
+
+/** @throws {OptionError} if the checkpoint does not allow this context length. */
 export function checkContext(
   { name, config }: Checkpoint,
   context?: number,
@@ -250,8 +328,11 @@ export function checkContext(
   if (context === undefined) return;
   const { tokens, why } = contextLimit(config);
   if (!Number.isInteger(context) || context < 1 || context > tokens) {
-    throw new RangeError(
-      `Cannot load ${name}: context is ${context}, must be an integer from 1 to ${tokens} (${why})`,
+    throw wrongOption(
+      `Cannot load ${name}`,
+      "context",
+      context,
+      `an integer from 1 to ${tokens} (${why})`,
     );
   }
 }

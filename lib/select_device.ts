@@ -32,6 +32,8 @@ export interface Selection {
 export interface SelectOptions {
   /** A WebGPU implementation to use instead of `navigator.gpu`. */
   gpu?: GPU;
+  /** Threads of the CPU path, which a software adapter is compared with. */
+  threads?: number;
   signal?: AbortSignal;
 }
 
@@ -46,7 +48,7 @@ export interface SelectOptions {
 export async function selectDevice(
   kind: DeviceKind,
   config: Qwen3Config,
-  { gpu: implementation, signal }: SelectOptions = {},
+  { gpu: implementation, threads, signal }: SelectOptions = {},
 ): Promise<Selection> {
   const cpu = (reason: string): Selection => ({
     choice: { what: "device", value: "cpu", reason },
@@ -57,13 +59,15 @@ export async function selectDevice(
     gpu = await openDevice({ gpu: implementation });
   } catch (error) {
     if (kind === "gpu" || !(error instanceof NoAdapterError)) throw error;
-    return cpu(error.message.replace("Cannot open a GPU: ", ""));
+    // What is; what to do about it is for those who asked for a GPU.
+    const [what] = error.message.replace("Cannot open a GPU: ", "").split("; ");
+    return cpu(what);
   }
   using unused = new DisposableStack();
   unused.use(gpu);
   signal?.throwIfAborted();
   const decided = chooseDevice(kind, gpu) ??
-    chooseDevice(kind, gpu, await measureRates(gpu, config, signal))!;
+    chooseDevice(kind, gpu, await measureRates(gpu, config, signal, threads))!;
   if (!decided.gpu) return { choice: decided.choice };
   unused.move();
   return { gpu, choice: decided.choice };
@@ -84,10 +88,11 @@ const MOST_BYTES = 2 ** 25;
  * Measures how fast each side reads rows of a layer's widest weight in a decode step. A
  * failure is also a result: it must not prevent loading.
  */
-async function measureRates(
+export async function measureRates(
   gpu: Gpu,
   config: Qwen3Config,
   signal?: AbortSignal,
+  threads?: number,
 ): Promise<ReadRates | { failure: string }> {
   const { hiddenSize: k, intermediateSize } = config;
   const { maxStorageBufferBindingSize, maxBufferSize } = gpu.limits;
@@ -100,7 +105,12 @@ async function measureRates(
   const n = Math.min(intermediateSize, rows);
   try {
     const onGpu = await gpuRate(gpu, n, k, signal);
-    return { k, n, gpu: onGpu, cpu: await cpuRate(config, n, k, signal) };
+    return {
+      k,
+      n,
+      gpu: onGpu,
+      cpu: await cpuRate(config, n, k, signal, threads),
+    };
   } catch (error) {
     signal?.throwIfAborted();
     return { failure: errorText(error) };
@@ -150,8 +160,9 @@ async function cpuRate(
   n: number,
   k: number,
   signal?: AbortSignal,
+  threads?: number,
 ): Promise<number> {
-  using ops = new CpuOps(config);
+  using ops = new CpuOps(config, { threads });
   const w = matrixOf(ops.tensor("bf16", [n, k]));
   const x = ops.tensor("f32", [1, k]), y = ops.tensor("f32", [1, n]);
   const rests = new Rests();

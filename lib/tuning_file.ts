@@ -14,7 +14,7 @@ import {
   tuningText,
 } from "./dispatch/tuned.ts";
 import { errorText } from "./errors.ts";
-import { homeFolder, host } from "./host.ts";
+import { host, ownCacheFolder, textHash } from "./host.ts";
 import type { Gpu } from "./webgpu/device.ts";
 
 /**
@@ -32,14 +32,6 @@ export type TunedDevice = Pick<
   "adapter" | "tuned" | "subgroupSize" | "adapterClass" | "limits"
 >;
 
-/** The first 8 bytes of a SHA-256, in hex. */
-async function hash(text: string): Promise<string> {
-  const data = new TextEncoder().encode(text);
-  const digest = await crypto.subtle.digest("SHA-256", data);
-  return [...new Uint8Array(digest).subarray(0, 8)]
-    .map((byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
 /** Loads every kernel, which only a file with constants is worth. */
 async function hashedKernels(): Promise<HashedKernel[]> {
   const { TUNED_KERNELS } = await import("../kernels/list.ts");
@@ -47,7 +39,7 @@ async function hashedKernels(): Promise<HashedKernel[]> {
     TUNED_KERNELS.map(async ({ name, tuning, body }) => ({
       name,
       tuning,
-      hash: await hash(body),
+      hash: await textHash(body),
     })),
   );
 }
@@ -65,31 +57,17 @@ function identityOf({ adapter: { info } }: Pick<Gpu, "adapter">): Identity {
   };
 }
 
-function folder(): string {
-  const { env, runtime: { os } } = host;
-  const given = env(TUNING_DIR);
-  if (given) return given;
-  const home = homeFolder();
-  const below = (path: string) => home && `${home}/${path}`;
-  const cache = env("XDG_CACHE_HOME") ??
-    (os === "windows"
-      ? env("LOCALAPPDATA") ?? below("AppData/Local")
-      : below(os === "darwin" ? "Library/Caches" : ".cache"));
-  if (cache) return `${cache}/qwen3-webgpu`;
-  throw new Error(
-    `Cannot find the cache directory: ${
-      os === "windows" ? "LOCALAPPDATA" : "HOME"
-    } is not set, set it or ${TUNING_DIR}`,
-  );
-}
-
 /** Returns the path of an adapter's tuning file. */
 export async function tuningPath(gpu: Pick<Gpu, "adapter">): Promise<string> {
   const { vendor, architecture, device, description } = identityOf(gpu);
   const slug = description.toLowerCase().replaceAll(/[^a-z0-9]+/g, "-")
     .replaceAll(/^-|-$/g, "").slice(0, 40);
-  const id = await hash([vendor, architecture, device, description].join("\n"));
-  return `${folder()}/tuned-${slug || "adapter"}-${id}.json`;
+  const id = await textHash(
+    [vendor, architecture, device, description].join("\n"),
+  );
+  return `${host.env(TUNING_DIR) ?? ownCacheFolder()}/tuned-${
+    slug || "adapter"
+  }-${id}.json`;
 }
 
 /**

@@ -7,46 +7,51 @@
  *   deno task bench --model models/stories-3m --only decode-128,load --runs 2
  *   deno task bench --markdown
  *
- * Rows go to stderr as they are done; a row that this machine or model cannot run says
- * why. The last line of stdout is a `BenchReport` of bench/report.ts as JSON, or with
- * `--markdown` the table that bench/log.md keeps. `deno bench` times single kernels, see
- * bench/*_bench.ts.
+ * Rows go to stdout as they are done; a row that this machine or model cannot run says
+ * why. What runs and about how long goes to stderr. With `--json` stdout is one line, a
+ * `BenchReport` of bench/report.ts, and with `--markdown` it is the table that
+ * bench/log.md keeps. `deno bench` times single kernels, see bench/*_bench.ts.
  */
 import { reportMarkdown } from "../bench/markdown.ts";
 import { requirePeers, runPeers } from "../bench/peers.ts";
+import { aboutText, Speed } from "../bench/estimate.ts";
 import {
   type BenchReport,
-  peaksText,
+  headText,
   peersText,
   type Row,
   rowText,
   Unmeasurable,
 } from "../bench/report.ts";
 import { chooseRows, type RowKind, rowKinds } from "../bench/rows.ts";
-import { BenchSetting } from "../bench/setting.ts";
+import { BenchSetting, type OnGpu } from "../bench/setting.ts";
 import { shownUrl } from "../lib/checkpoint/fetch.ts";
-import { errorText } from "../lib/errors.ts";
+import { errorText, NoAdapterError } from "../lib/errors.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
+
+const DEFAULTS = { model: "synthetic:qwen3-0.6b", runs: 5, maxTokens: 256 };
 
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; synthetic:qwen3-0.6b by default",
+    "folder, URL, owner/name[@revision] or synthetic:…",
+    DEFAULTS.model,
   ],
-  "only": ["text", "comma-separated list of rows; all by default"],
-  "runs": ["number", "timed runs per measurement; 5 by default"],
-  "max-tokens": ["number", "tokens per generation; 256 by default"],
+  "only": ["text", "comma-separated list of rows", "all"],
+  "runs": ["number", "timed runs per measurement", DEFAULTS.runs],
+  "max-tokens": ["number", "tokens per generation", DEFAULTS.maxTokens],
   "peers": [
     "text",
     "also run llama.cpp, from a folder made by bench/peers/pack.sh",
   ],
-  "json": ["switch", "print only the line of JSON"],
-  "markdown": ["switch", "print the table as Markdown instead of JSON"],
+  "json": ["switch", "print the report as one line of JSON instead of text"],
+  "markdown": ["switch", "print a table in Markdown instead of text"],
   ...LOADING_FLAGS,
 };
 
-const DEFAULT_MODEL = "synthetic:qwen3-0.6b";
+/** An estimate from which it is worth to say how to shorten a run. */
+const LONG_SECONDS = 600;
 
 /** Every row, with what it measures. */
 const KINDS = rowKinds();
@@ -59,9 +64,14 @@ await runTask({
   flags: FLAGS,
   notes: `Rows:\n${ROWS.join("\n")}`,
   flagsOnly: "bench",
+  examples: [
+    "deno task bench --only decode-128,prefill-512",
+    "deno task bench --model models/stories-3m --runs 2 --max-tokens 16",
+  ],
 }, async (flags) => {
   const markdown = flags.on("markdown") ?? false;
-  if (markdown && flags.on("json")) {
+  const json = flags.on("json") ?? false;
+  if (markdown && json) {
     throw new Error(
       "Cannot bench: --json and --markdown are both given, must be one of them",
     );
@@ -69,27 +79,37 @@ await runTask({
   using progress = await Progress.start();
   const options = {
     opening: { ...loadingOptions(flags), ...progress.options },
-    model: flags.text("model") ?? DEFAULT_MODEL,
-    runs: flags.whole("runs", 1, 100) ?? 5,
-    maxTokens: flags.whole("max-tokens", 8, 4096) ?? 256,
+    model: flags.text("model") ?? DEFAULTS.model,
+    runs: flags.whole("runs", 1, 100) ?? DEFAULTS.runs,
+    maxTokens: flags.whole("max-tokens", 8, 4096) ?? DEFAULTS.maxTokens,
   };
   const chosen = chooseRows(KINDS, flags.text("only"));
   const peers = flags.text("peers");
   if (peers !== undefined) requirePeers(peers);
-  const say = flags.on("json") ? () => {} : (text: string) => {
-    if (text) console.error(text);
+  const print = json || markdown ? () => {} : (text: string) => {
+    progress.clear();
+    if (text) console.log(text);
   };
 
   const began = performance.now();
   using setting = await BenchSetting.open(options);
-  const { gpu, peaks } = setting;
-  say(`${shownUrl(options.model)} on ${gpu.name}, Deno ${Deno.version.deno}`);
-  say(peaksText(peaks));
+  const model = shownUrl(options.model);
+  const on = await openGpu(setting, chosen, progress);
+  const speed = new Speed(
+    setting.size,
+    options,
+    on && { peaks: on.peaks, software: on.gpu.software },
+  );
+  const seconds = (row: string) => KINDS.get(row)!.seconds(speed);
+  progress.notice(planText(chosen, model, speed));
+  print(headText(model, on));
   const rows: Row[] = [];
-  for (const row of chosen) {
+  for (const [i, row] of chosen.entries()) {
+    const time = seconds(row) > 0 ? `, ${aboutText(seconds(row))}` : "";
+    progress.notice(`${row} (${i + 1} of ${chosen.length})${time} …`);
     const done = await measureRow(row, KINDS.get(row)!, setting);
     rows.push(done);
-    say(rowText(done));
+    print(rowText(done));
   }
   setting.freeModel();
   const peersFailed = peers === undefined ? [] : await runPeers({
@@ -98,26 +118,71 @@ await runTask({
     kinds: KINDS,
     model: options.model,
     runs: options.runs,
-    onProgress: (what) => say(`${what} …`),
+    onProgress: (what) => progress.notice(`${what} …`),
   });
-  for (const row of rows) say(peersText(row));
-  for (const failure of peersFailed) say(`peer failed: ${failure}`);
+  print(peersText(rows));
+  for (const failure of peersFailed) {
+    progress.notice(`peer failed: ${failure}`);
+  }
   const report: BenchReport = {
-    model: shownUrl(options.model),
-    adapter: gpu.name,
-    software: gpu.software,
-    choices: gpu.choices,
+    model,
+    adapter: on?.gpu.name,
+    software: on?.gpu.software,
+    choices: on?.gpu.choices,
     deno: Deno.version.deno,
-    peaks,
+    peaks: on?.peaks,
     runs: options.runs,
     maxTokens: options.maxTokens,
     rows,
     peersFailed,
     seconds: (performance.now() - began) / 1000,
   };
-  console.log(markdown ? reportMarkdown(report) : JSON.stringify(report));
+  if (json) console.log(JSON.stringify(report));
+  if (markdown) console.log(reportMarkdown(report));
   return rows.some(({ failed }) => failed) || peersFailed.length ? 1 : 0;
 });
+
+/**
+ * Opens the GPU if a row needs it. Without an adapter, rows that do not are measured.
+ *
+ * @throws {NoAdapterError} if there are none.
+ */
+async function openGpu(
+  setting: BenchSetting,
+  rows: readonly string[],
+  progress: Progress,
+): Promise<OnGpu | undefined> {
+  const others = rows.filter((row) => KINDS.get(row)!.onCpu);
+  if (others.length === rows.length) return undefined;
+  try {
+    return await setting.onGpu();
+  } catch (error) {
+    if (!(error instanceof NoAdapterError) || others.length === 0) throw error;
+    progress.notice(
+      `${errorText(error)}; only ${others.join(", ")} is measured`,
+    );
+    return undefined;
+  }
+}
+
+/** What runs, and about how long. */
+function planText(rows: readonly string[], model: string, speed: Speed) {
+  const { runs, maxTokens } = speed.options;
+  const seconds = rows.reduce(
+    (sum, row) => sum + KINDS.get(row)!.seconds(speed),
+    0,
+  );
+  const which = rows.length === KINDS.size
+    ? `all ${rows.length} rows`
+    : rows.join(", ");
+  const times = runs === 1 ? "1 run" : `${runs} runs`;
+  const shorter = seconds > LONG_SECONDS
+    ? "; --only, --runs, --max-tokens or a smaller --model make it shorter"
+    : "";
+  return `Measuring ${which} with ${model}: ${times} each, up to ${maxTokens} tokens, ${
+    aboutText(seconds)
+  }${shorter}`;
+}
 
 /** Measures one row; if it fails, the others still run. */
 async function measureRow(
@@ -128,10 +193,11 @@ async function measureRow(
   const { what, targets } = kind;
   const start: Row = { row, what, targets, measures: [], peers: [] };
   try {
+    if (!kind.onCpu) await setting.onGpu();
     return { ...start, ...await kind.measure(setting) };
   } catch (error) {
     const why = errorText(error);
-    return error instanceof Unmeasurable
+    return error instanceof Unmeasurable || error instanceof NoAdapterError
       ? { ...start, unmeasured: why }
       : { ...start, failed: why };
   }

@@ -1,20 +1,26 @@
 /**
- * Shared by the tasks: flags, help and errors. Parsing is strict, so a typo is an error.
+ * Shared by the tasks: flags, help, errors, and where relative paths begin. Parsing is
+ * strict, so a typo is an error.
  *
  * @module
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
-import { parseArgs } from "@std/cli/parse-args";
-import { described, errorText, explained } from "../lib/errors.ts";
+import { asTyped, taskArgs } from "./command.ts";
+import { stderr } from "./colour.ts";
+import { described, errorText, explained, OptionError } from "../lib/errors.ts";
 import type { Format } from "../lib/formats/format.ts";
 import { formatNames, FORMATS } from "../lib/formats/mod.ts";
 import { nearest, shortened, WIDTH, wrap } from "../lib/text/messages.ts";
+import project from "../deno.json" with { type: "json" };
 
 /** The kind of value that a flag takes. */
 export type FlagType = "text" | "texts" | "number" | "switch";
 
-/** Flags by name: the value they take and their help. */
-export type FlagTable = Record<string, [type: FlagType, help: string]>;
+/** Flags by name: the value they take, their help, and what they are if not given. */
+export type FlagTable = Record<
+  string,
+  [type: FlagType, help: string, standard?: string | number]
+>;
 
 /** The flags given, by kebab-case name, and the other arguments. */
 export interface Flags {
@@ -30,17 +36,48 @@ export interface Flags {
   words: string[];
 }
 
+/** `, did you mean NAME?` if a known name is close, else nothing. */
+export function didYouMean(name: string, known: readonly string[]): string {
+  const close = nearest(name, known);
+  return close === undefined ? "" : `, did you mean ${close}?`;
+}
+
+/** `a, b or c`. */
+function alternatives(names: readonly string[]): string {
+  return names.join(", ").replace(/, (?=[^,]*$)/, " or ");
+}
+
+function refuse(problem: string): never {
+  throw new Error(`Cannot read the flags: ${problem}`);
+}
+
+/** Refuses an argument that looks like a flag but is none. */
+function refuseUnknown(arg: string, table: FlagTable): never {
+  const [, dashes, name] = /^(--?)([^=]*)/s.exec(arg)!;
+  const known = Object.entries(table).flatMap(([flag, [type]]) =>
+    type === "switch" ? [flag, `no-${flag}`] : [flag]
+  );
+  const close = name.length === 1
+    ? Object.keys(table).filter((flag) => flag.startsWith(name)).slice(0, 4)
+    : [nearest(name, known) ?? nearest(name.replace(/^no-/, ""), known) ?? []]
+      .flat();
+  if (close.length > 0) {
+    const flags = alternatives(close.map((flag) => `--${flag}`));
+    refuse(
+      `${dashes}${shortened(name, 24)} is unknown, did you mean ${flags}?`,
+    );
+  }
+  const whole = dashes === "--" && name !== "" ? dashes + name : arg;
+  const shown = shortened(whole, 16);
+  refuse(`${shown} is unknown, try --help (text like this goes after --)`);
+}
+
 /** Parses `args`. A switch may be given as `--name` or `--no-name`. */
 export function readFlags(args: string[], table: FlagTable): Flags {
-  const of = (...types: FlagType[]) =>
-    Object.keys(table).filter((name) => types.includes(table[name][0]));
-  const values = of("text", "texts", "number"), switches = of("switch");
-  const given: string[] = [], words: string[] = [], seen = new Set<string>();
-  const refuse = (problem: string): never => {
-    throw new Error(`Cannot read the flags: ${problem}`);
-  };
+  const given = new Map<string, string[]>(), words: string[] = [];
+  const switched = new Map<string, boolean>();
   for (let i = 0; i < args.length; i++) {
-    const arg = args[i];
+    const arg = args[i] === "-h" && "help" in table ? "--help" : args[i];
     if (arg === "--") {
       words.push(...args.slice(i + 1));
       break;
@@ -50,47 +87,46 @@ export function readFlags(args: string[], table: FlagTable): Flags {
       continue;
     }
     const [, name = "", joined] = /^--([^=]+)(=.*)?$/s.exec(arg) ?? [];
-    const isSwitch = switches.includes(name.replace(/^no-/, ""));
-    if (!values.includes(name) && !isSwitch) {
-      const close = name && nearest(name, Object.keys(table));
-      refuse(
-        close
-          ? `--${name} is unknown, try --${close} or --help`
-          : `${
-            shortened(name ? `--${name}` : arg, 16)
-          } is unknown, try --help (text like this goes after --)`,
-      );
+    const flag = Object.hasOwn(table, name) ? name : name.replace(/^no-/, "");
+    const type = Object.hasOwn(table, flag) ? table[flag][0] : undefined;
+    const isSwitch = type === "switch";
+    if (type === undefined || !isSwitch && flag !== name) {
+      refuseUnknown(arg, table);
     }
-    const flag = name.replace(/^no-/, "");
-    if (table[flag]?.[0] !== "texts" && seen.has(flag)) {
+    if (type !== "texts" && (given.has(flag) || switched.has(flag))) {
       refuse(`--${flag} is given twice, must be given once`);
     }
-    seen.add(flag);
-    if (isSwitch && joined !== undefined) {
-      refuse(`--${name} takes no value, but ${joined.slice(1)} was given`);
-    }
-    if (isSwitch || joined !== undefined) {
-      given.push(arg);
+    if (isSwitch) {
+      if (joined !== undefined) {
+        refuse(
+          `--${name} takes no value, but ${
+            shortened(joined.slice(1), 40)
+          } was given`,
+        );
+      }
+      switched.set(flag, flag === name);
       continue;
     }
-    const next = args[++i];
-    if (next === undefined || /^--[a-z]/.test(next)) {
+    const value = joined?.slice(1) ?? args[++i];
+    if (value === undefined || joined === undefined && /^--[a-z]/.test(value)) {
       refuse(
         `--${name} has no value, must be followed by a ${
-          table[name][0] === "number" ? "number" : "text"
+          type === "number" ? "number" : "text"
         }`,
       );
     }
-    given.push(`--${name}=${next}`); // joined, since the value may begin with -
+    given.set(flag, [...given.get(flag) ?? [], value]);
   }
-  const parsed = parseArgs(given, {
-    string: values,
-    boolean: switches,
-    negatable: switches,
-    collect: of("texts"),
-    default: Object.fromEntries(switches.map((name) => [name, undefined])),
-  });
-  const text = (name: string) => parsed[name] as string | undefined;
+  return flagsOf(given, switched, words);
+}
+
+/** Reads values that were given as what each should be. */
+function flagsOf(
+  given: ReadonlyMap<string, string[]>,
+  switched: ReadonlyMap<string, boolean>,
+  words: string[],
+): Flags {
+  const text = (name: string) => given.get(name)?.[0];
   const wrong = (name: string, value: unknown, must: string): never =>
     refuse(`--${name} is ${described(value)}, must be ${must}`);
   const number = (name: string) => {
@@ -103,10 +139,7 @@ export function readFlags(args: string[], table: FlagTable): Flags {
   };
   return {
     text,
-    texts: (name) => {
-      const all = parsed[name] as string[] | undefined;
-      return all?.length ? all : undefined;
-    },
+    texts: (name) => given.get(name),
     number,
     whole(name, least, most) {
       const value = number(name);
@@ -123,14 +156,12 @@ export function readFlags(args: string[], table: FlagTable): Flags {
     },
     oneOf(name, values) {
       const value = text(name);
+      if (value === undefined) return undefined;
+      const close = didYouMean(value, values);
       return values.find((one) => one === value) ??
-        (value === undefined ? undefined : wrong(
-          name,
-          value,
-          values.join(", ").replace(/, (?=[^,]*$)/, " or "),
-        ));
+        wrong(name, value, `${alternatives(values)}${close}`);
     },
-    on: (name) => parsed[name] as boolean | undefined,
+    on: (name) => switched.get(name),
     words,
   };
 }
@@ -161,7 +192,8 @@ export function readConstants(
 /** The entry of `--dtype` in a table of flags. */
 export const DTYPE_FLAG: FlagTable[string] = [
   "text",
-  `stored type of the weights, one of ${formatNames()}; bf16 by default`,
+  `stored type of the weights, one of ${formatNames()}`,
+  "bf16",
 ];
 
 /** Reads `--dtype`, the stored type of a model's weights; bf16 by default. */
@@ -176,23 +208,65 @@ export function readFormat(flags: Flags, cannot: string): Format {
   return format;
 }
 
-/** The text of `--help`, with `notes` below the flags. */
-export function helpText(
-  usage: string,
-  table: FlagTable,
-  notes?: string,
-): string {
-  const width = Math.max(...Object.keys(table).map((name) => name.length));
-  const lines = Object.entries(table).flatMap(([name, [type, help]]) => {
-    const flag = `--${name}${type === "switch" ? "" : " …"}`;
-    const first = `  ${flag.padEnd(width + 5)} `;
-    return wrap(help, WIDTH, first, " ".repeat(first.length));
-  });
+/** Environment variables that tasks read, for `--help`. */
+const VARIABLES = {
+  HF_TOKEN: "token for private and gated repositories of the Hugging Face Hub",
+  HF_TOKEN_PATH: "file of that token (default: $HF_HOME/token)",
+  HF_HOME: "folder of downloads and token (default: ~/.cache/huggingface)",
+  HF_HUB_CACHE: "folder of downloaded models (default: $HF_HOME/hub)",
+  HF_HUB_OFFLINE: "1 forbids requests to the Hub: only downloaded models open",
+  HF_ENDPOINT: "URL of a mirror of the Hub (default: https://huggingface.co)",
+  DENO_WEBGPU_BACKEND:
+    "graphics APIs to try, comma-separated (default: vulkan,metal,dx12)",
+  QWEN3_CACHE_DIR:
+    "folder of copies from http(s) folders (default: ~/.cache/qwen3-webgpu)",
+  QWEN3_TUNING_DIR: "folder of constants that deno task tune stored",
+  NO_COLOR: "any value turns colours off",
+};
+
+/** The part of {@linkcode Task} that `--help` prints. */
+export type Described = Pick<Task, "usage" | "flags" | "notes" | "examples">;
+
+/** The text of `--help`. */
+export function helpText({ usage, flags, notes, examples }: Described): string {
+  const label = (name: string, type: FlagType) =>
+    `  --${name}${name === "help" ? ", -h" : type === "switch" ? "" : " …"}`;
+  const table = Object.entries(flags).map((
+    [name, [type, help, standard]],
+  ): [string, string] => [
+    label(name, type),
+    standard === undefined ? help : `${help} (default: ${standard})`,
+  ]);
+  const variables = Object.entries(VARIABLES)
+    // The others matter to tasks that open a model.
+    .filter(([name]) => "model" in flags || name === "NO_COLOR")
+    .map(([name, help]): [string, string] => [`  ${name}`, help]);
   const notesLines = (notes?.split("\n") ?? []).flatMap((line) =>
     line.length > WIDTH ? wrap(line, WIDTH, "", "  ") : line
   );
-  return [usage, "", ...lines, ...(notes ? ["", ...notesLines] : [])]
-    .join("\n");
+  const parts = [
+    wrap(usage, WIDTH, "", "  "),
+    columns(table),
+    notesLines,
+    examples && ["Examples:", ...examples.map((line) => `  ${line}`)],
+    ["Environment variables:", ...columns(variables)],
+  ];
+  return parts.filter((part) => part?.length).map((part) => part!.join("\n"))
+    .join("\n\n");
+}
+
+/** Lines of two columns, the second wrapped. */
+function columns(rows: [left: string, right: string][]): string[] {
+  const width = Math.max(...rows.map(([left]) => left.length)) + 2;
+  return rows.flatMap(([left, right]) =>
+    wrap(right, WIDTH, left.padEnd(width), " ".repeat(width))
+  );
+}
+
+/** What `--version` prints. */
+export function versionText(): string {
+  const { deno, v8 } = Deno.version;
+  return `${project.name} ${project.version}, Deno ${deno}, V8 ${v8}`;
 }
 
 /** A task as `--help` describes it. */
@@ -201,15 +275,17 @@ export interface Task {
   flags: FlagTable;
   /** Help text below the flags. */
   notes?: string;
-  /** `Deno.args` by default. */
+  /** Commands, one a line. */
+  examples?: readonly string[];
+  /** Those of the command line by default. */
   args?: string[];
   /** For a task that takes flags only: the verb of the error for any other argument. */
   flagsOnly?: string;
 }
 
 /**
- * Runs a task with its flags, or prints its `--help`. An error prints one line on stderr
- * and exits with code 1.
+ * Runs a task with its flags, or prints its `--help` or `--version`. An error prints one
+ * line on stderr and exits with code 1.
  */
 export async function runTask(
   task: Task,
@@ -217,22 +293,67 @@ export async function runTask(
 ): Promise<never> {
   try {
     prepareEnvironment();
+    goToUser();
     Deno.exit(await runWithFlags(task, main));
   } catch (error) {
     if (error instanceof Deno.errors.BrokenPipe) Deno.exit(0); // the reader left
-    console.error(`error: ${errorText(explained("run this task", error))}`);
+    const named = nameFlag(explained("run this task", error), task.flags);
+    console.error(`${stderr.red("error:")} ${asTyped(errorText(named))}`);
     Deno.exit(1);
   }
 }
 
+/** Options of the library whose flags have another name. */
+const FLAG_OF: Record<string, string> = { thinking: "think" };
+
+/** Lets the error of a library's option name the flag that sets the option. */
+export function nameFlag(error: unknown, table: FlagTable): unknown {
+  if (!(error instanceof OptionError)) return error;
+  const { option, message } = error;
+  const flag = FLAG_OF[option] ??
+    option.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+  if (!Object.hasOwn(table, flag)) return error;
+  error.message = message.replace(`: ${option} `, `: --${flag} `);
+  return error;
+}
+
+/** The project's folder, which has deno.json. */
+const PROJECT = new URL("..", import.meta.url);
+
+/**
+ * Makes relative paths begin where the user stands. `deno task` runs a task in the
+ * project's folder and leaves that place in INIT_CWD.
+ */
+function goToUser(): void {
+  const place = Deno.env.get("INIT_CWD");
+  if (!place) return;
+  Deno.env.delete("INIT_CWD"); // processes that the task starts stand here
+  // npm sets the variable too, and then the current folder is the right one.
+  if (PROJECT.protocol !== "file:") return;
+  try {
+    if (Deno.realPathSync(".") === Deno.realPathSync(PROJECT)) {
+      Deno.chdir(place);
+    }
+  } catch { /* the place is gone */ }
+}
+
 async function runWithFlags(
-  { usage, flags: table, notes, args = Deno.args, flagsOnly }: Task,
+  task: Task,
   main: (flags: Flags) => Promise<number>,
 ): Promise<number> {
-  const all: FlagTable = { ...table, help: ["switch", "print this text"] };
+  const { args = taskArgs(), flagsOnly } = task;
+  const all: FlagTable = {
+    ...task.flags,
+    help: ["switch", "print this text"],
+    version: ["switch", "print the version"],
+  };
   const flags = readFlags(args, all);
   if (flags.on("help")) {
-    console.log(helpText(usage, all, notes));
+    console.log(asTyped(helpText({ ...task, flags: all })));
+    return 0;
+  }
+  if (flags.on("version")) {
+    console.log(versionText());
     return 0;
   }
   const [word] = flags.words;

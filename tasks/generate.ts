@@ -4,12 +4,16 @@
  *   deno task generate "Once upon a time"
  *   deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B
  */
+import { shownUrl } from "../lib/checkpoint/fetch.ts";
+import { bytesText } from "../lib/checkpoint/sources.ts";
+import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { checkGenerating } from "../lib/generate.ts";
 import { isObject, parseJson } from "../lib/json.ts";
+import { placement } from "../lib/place.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { readTools } from "../lib/text/conversation.ts";
-import { WIDTH, wrap } from "../lib/text/messages.ts";
+import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
 import {
   type GenerateOptions,
   loadQwen3,
@@ -18,40 +22,68 @@ import {
   type Run,
   type Tool,
 } from "../mod.ts";
-import { CTRL_C, onInterrupt } from "./interrupts.ts";
+import { asTyped } from "./command.ts";
+import { stderr } from "./colour.ts";
+import { onInterrupt } from "./interrupts.ts";
 import { type Flags, type FlagTable, runTask } from "./flags.ts";
-import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
+import {
+  LOADING_FLAGS,
+  loadingOptions,
+  Progress,
+  THREADS_FLAG,
+} from "./progress.ts";
 
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; default: story model",
+    "folder, URL, owner/name[@revision] or synthetic:…",
+    "the story model",
   ],
-  "device": ["text", "auto (default), gpu or cpu"],
-  "precision": ["text", "auto (default) or f32 throughout"],
-  "context": ["number", "maximum tokens of prompt and reply together"],
-  "max-tokens": ["number", "maximum tokens to generate"],
-  "temperature": ["number", "0 always picks the most likely token"],
-  "top-k": ["number", "sample from the k most likely tokens; 0 for all"],
+  "device": ["text", "auto, gpu or cpu", "auto"],
+  "precision": ["text", "auto, or f32 throughout", "auto"],
+  "context": [
+    "number",
+    "maximum tokens of prompt and reply together",
+    "4096, or what the model allows",
+  ],
+  "max-tokens": [
+    "number",
+    "maximum tokens to generate",
+    "checkpoint's, else what the context has room for",
+  ],
+  "temperature": [
+    "number",
+    "0 always picks the most likely token",
+    "checkpoint's, else 0, or 1 with --top-k, --top-p or --min-p",
+  ],
+  "top-k": [
+    "number",
+    "sample from the k most likely tokens; 0 for all",
+    "checkpoint's, else 50",
+  ],
   "top-p": [
     "number",
     "sample from the most likely tokens that add up to this probability",
+    "checkpoint's, else 1",
   ],
   "min-p": [
     "number",
     "sample from tokens at least this fraction as likely as the best",
+    "checkpoint's, else 0",
   ],
   "repetition-penalty": [
     "number",
     "above 1 makes tokens that already occurred less likely",
+    "checkpoint's, else 1",
   ],
-  "seed": ["number", "makes the reply reproducible"],
+  "seed": ["number", "makes the reply reproducible", "random"],
   "stop": ["texts", "stop before this text; may be repeated"],
   "ignore-eos": ["switch", "continue past the end-of-text token"],
   "system": ["text", "system message, for instruct checkpoints"],
   "think": [
     "switch",
     "let an instruct checkpoint think first; --no-think turns this off",
+    "the chat template's",
   ],
   "tools": [
     "text",
@@ -59,21 +91,42 @@ const FLAGS: FlagTable = {
   ],
   "raw": ["switch", "use the prompt as is, without the chat template"],
   "json": ["switch", "print one line of JSON instead of the text"],
+  "verbose": ["switch", "say every choice about the device, with its reason"],
   ...LOADING_FLAGS,
+  ...THREADS_FLAG,
 };
+
+const NOTES =
+  `The checkpoint's defaults are those of its generation_config.json.
+Text on stdin follows PROMPT after a blank line; the word - puts it where it stands.
+Ctrl-C ends a reply with exit code 130; the text so far stays.`;
 
 /** The most bytes of a prompt on stdin; the longest contexts take far fewer. */
 const MOST_STDIN = 16 << 20;
+/** The word that stands for the text on stdin. */
+const STDIN = "-";
+/** How long the other end of a pipe may be silent before that is said. */
+const PATIENCE_MS = 2000;
 
 await runTask({
-  usage:
-    "deno task generate PROMPT [flags]; PROMPT is read from stdin if omitted",
+  usage: "deno task generate [PROMPT] [flags]",
   flags: FLAGS,
+  notes: NOTES,
+  examples: [
+    'deno task generate "Once upon a time"',
+    'deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B',
+    'deno task generate "Summarise this:" --model Qwen/Qwen3-0.6B < report.txt',
+    "deno task generate 1 2 3 --model synthetic:qwen3-0.6b --json",
+  ],
 }, async (flags) => {
   // Reject bad flags before downloading or loading anything.
-  const options = await generateOptions(flags), placement = placementOf(flags);
+  const options = await generateOptions(flags), where = placementOf(flags);
   const prompt = await readPrompt(flags.words);
   const model = flags.text("model"), json = flags.on("json") ?? false;
+  if (model?.startsWith("synthetic:")) {
+    parseSynthetic(model);
+    requireIds(prompt, model);
+  }
 
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
@@ -82,14 +135,16 @@ await runTask({
   const tell = () => notices.splice(0).forEach(progress.notice);
   try {
     using qwen = await loadQwen3(model, {
-      ...placement,
+      ...where,
       onProgress: progress.report,
       onNotice(notice) {
+        if (notice.startsWith("Running on ")) return; // said below in any case
         notices.push(notice);
         setTimeout(tell);
       },
       signal,
     });
+    if (!qwen.hasTokenizer) requireIds(prompt, model ?? "the model");
     const run = qwen.generate(qwen.hasTokenizer ? prompt : asIds(prompt), {
       ...options,
       signal,
@@ -100,16 +155,33 @@ await runTask({
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
       );
     }
+    sayPlacement(qwen, flags.on("verbose"));
     await printRun(qwen, run, json, signal);
-    // A reader ends a reply with Ctrl-C; other signals come from programs.
-    return interrupt.code === CTRL_C ? 0 : interrupt.code ?? 0;
   } catch (error) {
     if (interrupt.code === undefined) throw error;
     progress.clear();
     say("Interrupted before the first token.");
-    return interrupt.code;
   }
+  return interrupt.code ?? 0;
 });
+
+/** @throws {Error} if `prompt` is text, for a model that has no tokenizer. */
+function requireIds(prompt: string, model: string): void {
+  if (typeof asIds(prompt) !== "string") return;
+  throw new Error(
+    `Cannot generate: ${
+      shortened(shownUrl(model), 36)
+    } has no tokenizer, pass token ids such as 1 2 3`,
+  );
+}
+
+/** Says where the model runs and why; if `verbose`, every choice. */
+function sayPlacement({ device: { choices } }: Qwen3, verbose?: boolean): void {
+  if (!verbose) return say(placement(choices[0]));
+  for (const { what, value, reason } of choices) {
+    say(`${what}: ${value} (${reason})`);
+  }
+}
 
 /**
  * Reads what to generate and how.
@@ -166,8 +238,15 @@ async function readToolsFile(file?: string): Promise<Tool[] | undefined> {
 
 /** Reads where the model should run. */
 function placementOf(flags: Flags): Qwen3Options {
+  const device = flags.oneOf("device", ["auto", "gpu", "cpu"]);
+  const threads = flags.text("threads");
+  if (device === "gpu" && threads !== undefined) {
+    throw new Error(
+      `Cannot read the flags: --threads is ${threads}, must be left out with --device gpu`,
+    );
+  }
   return {
-    device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
+    device,
     precision: flags.oneOf("precision", ["auto", "f32"]),
     context: flags.whole("context", 1),
     ...loadingOptions(flags),
@@ -175,8 +254,8 @@ function placementOf(flags: Flags): Qwen3Options {
 }
 
 /**
- * Prints where the model runs, the text as it is generated, and the rates; with `json`,
- * one line of JSON instead of the text.
+ * Prints the text as it is generated, and the rates; with `json`, one line of JSON instead
+ * of the text.
  *
  * @throws the reason of `signal` if it ended the run before the first token.
  */
@@ -186,8 +265,6 @@ async function printRun(
   json: boolean,
   signal: AbortSignal,
 ): Promise<void> {
-  const [device] = qwen.device.choices;
-  say(`Running on ${device.value}: ${device.reason}.`);
   if (!qwen.hasTokenizer && !json) {
     say("The checkpoint has no tokenizer: token ids are printed.");
   }
@@ -195,13 +272,17 @@ async function printRun(
   else await printPieces(qwen, run);
   const { stats } = run;
   if (stats.tokens === 0) signal.throwIfAborted();
-  say(
-    `${stats.summary} (${run.finishReason}${
-      stats.sampling.temperature === 0
-        ? ", greedy"
-        : `, seed ${stats.sampling.seed}`
-    })`,
-  );
+  const { temperature, seed } = stats.sampling;
+  const how = temperature === 0 ? "greedy" : `seed ${seed}`;
+  const { loadMs, memoryBytes } = qwen;
+  const loaded = loadMs < 1000
+    ? `${Math.ceil(loadMs)} ms`
+    : `${(loadMs / 1000).toFixed(1)} s`;
+  sayParts([
+    ...stats.summary.split(/(?<=,) /),
+    `(${run.finishReason}, ${how});`,
+    `loaded in ${loaded}, ${bytesText(memoryBytes)} of memory`,
+  ]);
   if (json) write(jsonLine(qwen, run));
 }
 
@@ -210,7 +291,6 @@ async function printRun(
  * stdout; reasoning on stderr, dimmed on a terminal.
  */
 async function printPieces(qwen: Qwen3, run: Run): Promise<void> {
-  const dim = Deno.stderr.isTerminal() && !Deno.noColor;
   let printed = 0, lineBegun = false, thinking = false;
   const think = (on: boolean) => {
     if (on !== thinking) writeAll(Deno.stderr, on ? "Thinking:\n" : "\n\n");
@@ -222,8 +302,7 @@ async function printPieces(qwen: Qwen3, run: Run): Promise<void> {
       lineBegun = true;
     } else if (text !== "" && kind === "reasoning") {
       think(true);
-      const shown = printable(text);
-      writeAll(Deno.stderr, dim ? `\x1b[2m${shown}\x1b[22m` : shown);
+      writeAll(Deno.stderr, stderr.dim(printable(text)));
     } else if (text !== "") {
       think(false);
       if (kind === "text") write(text);
@@ -251,6 +330,8 @@ function jsonLine(qwen: Qwen3, run: Run): string {
     finishReason: run.finishReason,
     device: qwen.device.kind,
     adapter: qwen.device.adapter,
+    loadMs: round(qwen.loadMs),
+    memoryBytes: qwen.memoryBytes,
     timeToFirstTokenMs: round(stats.timeToFirstTokenMs),
     prefillTokensPerSecond: round(stats.prefillTokensPerSecond),
     decodeTokensPerSecond: round(stats.decodeTokensPerSecond),
@@ -258,27 +339,54 @@ function jsonLine(qwen: Qwen3, run: Run): string {
   }) + "\n";
 }
 
-/** The prompt from the arguments, or from stdin if there are none. */
+/** The prompt from the arguments, and from stdin unless that is a terminal. */
 async function readPrompt(words: string[]): Promise<string> {
-  const asked = words.length > 0 || Deno.stdin.isTerminal();
-  const prompt = asked ? words.join(" ") : (await readStdin()).trimEnd();
+  const at = words.indexOf(STDIN), asked = at >= 0;
+  if (words.lastIndexOf(STDIN) !== at) {
+    throw new Error("Cannot generate: - is given twice, must be given once");
+  }
+  const before = asked ? words.slice(0, at) : words;
+  const after = asked ? words.slice(at + 1) : [];
+  const isTerminal = Deno.stdin.isTerminal();
+  if (asked && isTerminal) {
+    say("Type the prompt, then Ctrl-D on an empty line.");
+  }
+  const text = asked || !isTerminal
+    ? (await readStdin(words.length > 0 && !asked)).trimEnd()
+    : "";
+  const prompt = [before.join(" "), text, after.join(" ")].filter(Boolean)
+    .join("\n\n");
   if (prompt !== "") return prompt;
   throw new Error(
     "Cannot generate: the prompt is empty, pass it as arguments or on stdin",
   );
 }
 
-async function readStdin(): Promise<string> {
+/**
+ * Reads stdin to its end. A pipe may have no end; `beside` other words its user may not
+ * know that it is read, and is told.
+ */
+async function readStdin(beside: boolean): Promise<string> {
   const text = new TextDecoder();
   let prompt = "", bytes = 0;
-  for await (const chunk of stdinChunks()) {
-    bytes += chunk.length;
-    if (bytes > MOST_STDIN) {
-      throw new Error(
-        `Cannot generate: the prompt on stdin has more than ${MOST_STDIN} bytes, must be at most ${MOST_STDIN}`,
-      );
+  const patience = beside
+    ? setTimeout(() =>
+      say(
+        "Waiting for the end of stdin, which follows the prompt; without it: generate … < /dev/null",
+      ), PATIENCE_MS)
+    : undefined;
+  try {
+    for await (const chunk of stdinChunks()) {
+      bytes += chunk.length;
+      if (bytes > MOST_STDIN) {
+        throw new Error(
+          `Cannot generate: the prompt on stdin has more than ${MOST_STDIN} bytes, must be at most ${MOST_STDIN}`,
+        );
+      }
+      prompt += text.decode(chunk, { stream: true });
     }
-    prompt += text.decode(chunk, { stream: true });
+  } finally {
+    clearTimeout(patience);
   }
   return prompt + text.decode();
 }
@@ -298,9 +406,23 @@ function asIds(prompt: string): string | number[] {
     : prompt;
 }
 
+/** Prints parts of a notice, each on one line if that is possible. */
+function sayParts(parts: readonly string[]): void {
+  let last = 0;
+  say(parts.reduce((text, part) => {
+    const joined = `${text.slice(last)} ${part}`;
+    if (joined.length <= WIDTH) return `${text} ${part}`;
+    last = text.length + 1;
+    return `${text}\n  ${part}`;
+  }));
+}
+
 /** Prints a notice on stderr, wrapped. */
 function say(notice: string): void {
-  console.error(wrap(printable(notice), WIDTH, "", "  ").join("\n"));
+  const lines = printable(asTyped(notice)).split("\n").flatMap((line) =>
+    line.length > WIDTH ? wrap(line, WIDTH, "", "  ") : line
+  );
+  console.error(stderr.dim(lines.join("\n")));
 }
 
 /** Writes to stdout; control characters from the model do not reach a terminal. */

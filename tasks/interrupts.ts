@@ -5,14 +5,11 @@
  * @module
  */
 
-/** The exit code for Ctrl-C. */
-export const CTRL_C = 130;
-
 /** Signals and the exit codes that shells report for them; Windows has its own signals. */
 export function signalsOf(os: string): [Deno.Signal, code: number][] {
   return os === "windows"
-    ? [["SIGINT", CTRL_C], ["SIGBREAK", 149]]
-    : [["SIGINT", CTRL_C], ["SIGTERM", 143], ["SIGHUP", 129]];
+    ? [["SIGINT", 130], ["SIGBREAK", 149]]
+    : [["SIGINT", 130], ["SIGTERM", 143], ["SIGHUP", 129]];
 }
 
 /** Says whether a signal has interrupted the task. */

@@ -5,9 +5,16 @@
  * @module
  */
 import { checkReadTimeout } from "../lib/checkpoint/fetch.ts";
+import { MOST_THREADS } from "../lib/cpu/ops.ts";
+import {
+  bytesText,
+  type OpenOptions,
+  scaledBytes,
+} from "../lib/checkpoint/sources.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
 import type { LoadProgress, Qwen3Options } from "../mod.ts";
+import { asTyped } from "./command.ts";
 import type { Flags, FlagTable } from "./flags.ts";
 
 /** The part of npm's cli-progress that is used here; it comes without types. */
@@ -39,7 +46,17 @@ interface Payload {
 export const LOADING_FLAGS: FlagTable = {
   "read-timeout": [
     "number",
-    "seconds without data after which a download is resumed; 30 by default",
+    "seconds without data after which a download is resumed",
+    30,
+  ],
+};
+
+/** The flag of tasks that run a model on the CPU path. */
+export const THREADS_FLAG: FlagTable = {
+  "threads": [
+    "number",
+    `threads of the CPU path, at most ${MOST_THREADS}`,
+    `one per core, here ${navigator.hardwareConcurrency}`,
   ],
 };
 
@@ -122,8 +139,8 @@ class Track {
     const { done, total, share } = this, rate = this.rate(now);
     return [
       share === undefined ? "" : `${Math.floor(100 * share)} %`,
-      total === undefined ? size(done) : part(done, total),
-      rate === undefined ? "" : `${size(rate)}/s`,
+      total === undefined ? bytesText(done) : part(done, total),
+      rate === undefined ? "" : `${bytesText(rate)}/s`,
       rate && total ? `${duration((total - done) / rate)} left` : "",
     ].filter(Boolean);
   }
@@ -202,7 +219,9 @@ export class Progress implements Disposable {
     if (seconds < LINE_MS / 1000) return; // a short one is not worth a line
     const rate = (total - track.there) / seconds;
     this.notice(
-      `${name}: ${size(total)} in ${duration(seconds)}, ${size(rate)}/s.`,
+      `${name}: ${bytesText(total)} in ${duration(seconds)}, ${
+        bytesText(rate)
+      }/s.`,
     );
   }
 
@@ -210,13 +229,20 @@ export class Progress implements Disposable {
   readonly notice = (notice: string): void => {
     const { isTerminal, columns } = this.screen;
     const width = isTerminal ? Math.min(WIDTH, columns() - 1) : WIDTH;
-    for (const line of wrap(printable(notice), Math.max(10, width), "", "  ")) {
+    for (
+      const line of wrap(
+        printable(asTyped(notice)),
+        Math.max(10, width),
+        "",
+        "  ",
+      )
+    ) {
       this.#display.say(line);
     }
   };
 
   /** The options of `loadQwen3` that show its progress here. */
-  get options(): Pick<Qwen3Options, "onProgress" | "onNotice"> {
+  get options(): Pick<OpenOptions, "onProgress" | "onNotice"> {
     return { onProgress: this.report, onNotice: this.notice };
   }
 
@@ -353,31 +379,10 @@ class BarDisplay implements Display {
   }
 }
 
-const UNITS = ["B", "kB", "MB", "GB", "TB"];
-
-/** Bytes in the unit that suits them: `1.23 GB`, `45.6 MB`, `789 kB`. */
-function size(bytes: number): string {
-  const { number, unit } = scaled(bytes, bytes);
-  return `${number} ${unit}`;
-}
-
 /** How much of a size has arrived, as `1.23/4.56 GB`. */
 function part(done: number, total: number): string {
-  const { number, unit } = scaled(total, total);
-  return `${scaled(done, total).number}/${number} ${unit}`;
-}
-
-/** Bytes in the unit that suits `total`, with three digits of that. */
-function scaled(
-  bytes: number,
-  total: number,
-): { number: string; unit: string } {
-  let unit = 0;
-  for (; total >= 999.5 && unit < UNITS.length - 1; unit++) {
-    [bytes, total] = [bytes / 1000, total / 1000];
-  }
-  const digits = unit === 0 ? 0 : total < 9.995 ? 2 : total < 99.95 ? 1 : 0;
-  return { number: bytes.toFixed(digits), unit: UNITS[unit] };
+  const { number, unit } = scaledBytes(total, total);
+  return `${scaledBytes(done, total).number}/${number} ${unit}`;
 }
 
 /** What a file is called here: of a URL its last part, of weights the stem. */
@@ -395,11 +400,11 @@ function duration(seconds: number): string {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** The loading options that {@linkcode LOADING_FLAGS} set. */
+/** The options that {@linkcode LOADING_FLAGS} and {@linkcode THREADS_FLAG} set. */
 export function loadingOptions(
   flags: Flags,
-): Pick<Qwen3Options, "readTimeout"> {
+): Pick<Qwen3Options, "readTimeout" | "threads"> {
   const readTimeout = flags.number("read-timeout");
   checkReadTimeout("Cannot read the flags", readTimeout, "--read-timeout");
-  return { readTimeout };
+  return { readTimeout, threads: flags.whole("threads", 1, MOST_THREADS) };
 }

@@ -6,11 +6,11 @@
  *   deno task radv --mesa ~/.cache/mesa
  *   deno task radv gemm attend_decode --mesa ~/.cache/mesa --chips navi31 --set BM=64
  *
- * Prints a table on stderr: vector registers per lane, spilled registers (vector/scalar),
- * bytes of scratch and workgroup memory, waves per SIMD, bytes of code, and the compiler's
- * estimates of latency and inverse throughput in cycles. Nothing is executed. `--json`
- * prints the rows, `RadvStatistics` of lib/tools/radv/radv.ts, on stdout. The exit code is
- * 1 if a kernel that tokens wait for spills.
+ * Prints a table: for each call and chip vector registers per lane, spilled registers
+ * (vector/scalar), bytes of scratch and workgroup memory, waves per SIMD, bytes of code,
+ * and the compiler's estimates of latency and inverse throughput in cycles. Nothing is
+ * executed. `--json` prints the rows instead, `RadvStatistics` of lib/tools/radv/radv.ts,
+ * on one line. The exit code is 1 if a kernel that tokens wait for spills.
  */
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import {
@@ -19,12 +19,14 @@ import {
   PASSES,
   radvTable,
   readChips,
+  readPasses,
   spilling,
   statisticsOf,
   variantsOnAmd,
 } from "../lib/tools/radv/radv.ts";
 import { GET_MESA, RadvCompiler } from "../lib/tools/radv/compiler.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
+import { stderr } from "./colour.ts";
 import {
   DTYPE_FLAG,
   type FlagTable,
@@ -34,21 +36,24 @@ import {
 } from "./flags.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
+const CHIPS = "navi21,navi31,gfx1200", MODEL = "synthetic:qwen3-0.6b";
+
 const FLAGS: FlagTable = {
-  "chips": ["text", "comma-separated; navi21,navi31,gfx1200 by default"],
+  "chips": ["text", "comma-separated", CHIPS],
   "mesa": ["text", "the folder into which tasks/get_mesa.sh unpacked Mesa"],
-  "model": [
+  "model": ["text", "the model whose sizes are used", MODEL],
+  "tokens": [
     "text",
-    "the model whose sizes are used; synthetic:qwen3-0.6b by default",
+    "tokens in the passes, comma-separated",
+    PASSES.join(","),
   ],
-  "tokens": ["number", `tokens in the pass; by default ${PASSES.join(", ")}`],
   "dtype": DTYPE_FLAG,
   "set": [
     "texts",
     "NAME=NUMBER, replaces a chosen constant; may be repeated",
   ],
   "wave32": ["switch", "use waves of 32, as with RADV_PERFTEST=cswave32"],
-  "json": ["switch", "print the rows as one line of JSON on stdout"],
+  "json": ["switch", "print the rows as one line of JSON instead of a table"],
   ...LOADING_FLAGS,
 };
 
@@ -60,36 +65,42 @@ await runTask({
   flags: FLAGS,
 }, async (flags) => {
   const cannot = "Cannot compile for RADV";
-  const chips = readChips(flags.text("chips") ?? "navi21,navi31,gfx1200");
-  const tokens = flags.whole("tokens", 1);
+  const chips = readChips(flags.text("chips") ?? CHIPS);
+  const tokens = readPasses(flags.text("tokens") ?? PASSES.join(","));
   const format = readFormat(flags, cannot);
   const constants = readConstants(flags, cannot);
   kernelsToCompile(flags.words, constants);
   using compiler = new RadvCompiler(flags.text("mesa"));
   using progress = await Progress.start();
   await using checkpoint = await openCheckpoint(
-    flags.text("model") ?? "synthetic:qwen3-0.6b",
+    flags.text("model") ?? MODEL,
     { ...loadingOptions(flags), ...progress.options },
   );
   const variants = variantsOnAmd({
     config: checkpoint.config,
     kernels: flags.words,
-    tokens: tokens === undefined ? PASSES : [tokens],
+    tokens,
     format,
     constants,
   });
+  console.error(
+    `Compiling ${variants.length} variants for ${chips.length} ${
+      chips.length === 1 ? "chip" : "chips"
+    } …`,
+  );
   const shaders = await compiler.spirv(variants);
   const rows = chips.flatMap((chip) =>
     compiler.compile(chip, shaders, flags.on("wave32")).map((compiled, i) =>
       statisticsOf(variants[i], chip, compiled)
     )
   );
-  console.error(radvTable(rows));
-  if (flags.on("json")) console.log(JSON.stringify(rows));
+  console.log(flags.on("json") ? JSON.stringify(rows) : radvTable(rows));
   const spilled = spilling(rows);
   for (const { kernel, chip, spilledVgprs, scratch } of spilled) {
     console.error(
-      `✗ ${kernel} on ${chip}: ${spilledVgprs} vector registers spilled, ${scratch} bytes of scratch`,
+      `${
+        stderr.red("✗")
+      } ${kernel} on ${chip}: ${spilledVgprs} vector registers spilled, ${scratch} bytes of scratch`,
     );
   }
   return spilled.length ? 1 : 0;

@@ -15,6 +15,7 @@
  * number of skipped tests, if any.
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
+import { versionText } from "./flags.ts";
 
 const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/support/gpu.ts
 const QUICK = "QWEN3_TEST_QUICK"; // read by tests/support/quick.ts
@@ -32,16 +33,22 @@ const HELP = `deno task test [flags] [files or folders]
   --require-gpu  fail where this machine lacks a GPU adapter or a browser
   --seeds N      repeat tests on random inputs with N seeds
   --inputs N     give the fuzzer N inputs instead of 500
-  --help         print this text
+  --help, -h     print this text
+  --version      print the version
 
 Other flags go to deno test (--filter …). QWEN3_TEST_SEED=n repeats one seed.`;
 
 prepareEnvironment();
 const args = [...Deno.args];
-if (takes("--help")) {
+if (takes("--help") || takes("-h")) {
   console.log(HELP);
   Deno.exit(0);
 }
+if (takes("--version")) {
+  console.log(versionText());
+  Deno.exit(0);
+}
+Deno.env.delete("INIT_CWD"); // the tasks that tests run stand where the tests put them
 if (takes("--require-gpu")) Deno.env.set(REQUIRE_GPU, "1");
 const quick = takes("--quick") !== undefined;
 if (quick) Deno.env.set(QUICK, "1");
@@ -107,6 +114,7 @@ async function run(...args: string[]): Promise<void> {
       DENO_JOBS: `${JOBS}`,
       // Constants tuned on this machine must not affect the tests.
       QWEN3_TUNING_DIR: Deno.makeTempDirSync(),
+      QWEN3_CACHE_DIR: Deno.makeTempDirSync(),
     },
     stdout: "piped",
     stderr: "inherit",

@@ -8,18 +8,25 @@
  * Each candidate is checked against the CPU, then timed by the GPU's clock in passes of
  * the model, where candidates take turns. One that beats the default by more than the
  * spread of the rounds is stored. One with wrong results is never stored and makes the
- * exit code 1. `--json` prints one line on stdout, a `TuneReport` of
- * lib/tools/tune/tune.ts.
+ * exit code 1. The table is on stdout, a line for each shape when it is decided. `--json`
+ * prints one line instead, a `TuneReport` of lib/tools/tune/tune.ts.
  */
 import { DEFAULT_MODEL } from "../lib/load.ts";
 import {
-  candidateText,
-  type CaseReport,
+  caseText,
+  summaryText,
+  TABLE_HEAD,
+  wrongText,
+} from "../lib/tools/tune/text.ts";
+import {
+  BUDGET_SECONDS,
   tune,
   type TuneReport,
 } from "../lib/tools/tune/tune.ts";
 import { TUNED_KERNELS } from "../kernels/list.ts";
-import { type FlagTable, runTask } from "./flags.ts";
+import { stdout } from "./colour.ts";
+import { asTyped } from "./command.ts";
+import { didYouMean, type FlagTable, runTask } from "./flags.ts";
 import { onInterrupt } from "./interrupts.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
@@ -28,38 +35,42 @@ const NAMES = TUNED_KERNELS.map(({ name }) => name);
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, URL, owner/name[@revision] or synthetic:…; default: story model",
+    "folder, URL, owner/name[@revision] or synthetic:…",
+    "the story model",
   ],
   "kernels": [
     "text",
     `tune only these, comma-separated: ${NAMES.join(", ")}`,
+    "all",
   ],
-  "budget-seconds": ["number", "time limit; 180 by default"],
+  "budget-seconds": ["number", "time limit", BUDGET_SECONDS],
   "dry-run": ["switch", "store nothing"],
-  "json": ["switch", "print the report as one line of JSON on stdout"],
+  "json": [
+    "switch",
+    "print the report as one line of JSON instead of the table",
+  ],
   ...LOADING_FLAGS,
 };
-
-/** Columns of the table. */
-const WIDTHS = [34, 46, 34, 8, 8];
-const COLUMNS = [
-  "kernel and shape",
-  "default",
-  "winner",
-  "gain",
-  "spread",
-  "candidates",
-];
 
 await runTask({
   usage: "deno task tune [flags]",
   flags: FLAGS,
   flagsOnly: "tune",
+  examples: [
+    "deno task tune --model Qwen/Qwen3-0.6B",
+    "deno task tune --kernels gemv,attendDecode --budget-seconds 60",
+  ],
 }, async (flags) => {
   const list = flags.text("kernels");
   const interrupt = onInterrupt();
   using progress = await Progress.start();
-  const dryRun = flags.on("dry-run");
+  const dryRun = flags.on("dry-run"), json = flags.on("json");
+  const print = json ? () => {} : (text: string) => {
+    progress.clear();
+    console.log(asTyped(text));
+  };
+  // On a terminal the table grows by a line for each shape, which is progress enough.
+  const quiet = !json && Deno.stdout.isTerminal();
   let report: TuneReport;
   try {
     report = await tune(flags.text("model") ?? DEFAULT_MODEL, {
@@ -67,8 +78,12 @@ await runTask({
       budgetSeconds: flags.number("budget-seconds"),
       dryRun,
       opening: { ...loadingOptions(flags), ...progress.options },
-      onBegin: (what) => console.error(`${what}\n\n${row(...COLUMNS)}`),
-      onCase: (found) => console.error(caseRow(found)),
+      onBegin(what) {
+        progress.notice(what);
+        print(TABLE_HEAD);
+      },
+      onProgress: (what) => quiet || progress.notice(`${what} …`),
+      onCase: (found) => print(caseText(found)),
       signal: interrupt.signal,
     });
   } catch (error) {
@@ -78,20 +93,11 @@ await runTask({
     console.error(`Interrupted: ${kept} stored`);
     return interrupt.code;
   }
-  console.error("");
-  for (const note of report.notes) console.error(`! ${note}`);
-  for (const { key, constants, problem } of report.wrong) {
-    console.error(
-      `✗ ${key} is WRONG with ${candidateText(constants)}: ${problem}`,
-    );
-  }
-  const { winners, cases, file, seconds, adapter } = report;
-  console.error(
-    `tuned constants beat the defaults for ${winners} of ${cases.length} shapes on ${adapter} (${
-      seconds.toFixed(0)
-    } s); ${file ? `stored in ${file}` : "nothing was stored (--dry-run)"}`,
-  );
-  if (flags.on("json")) console.log(JSON.stringify(report));
+  for (const note of report.notes) progress.notice(`! ${note}`);
+  print("");
+  for (const wrong of wrongText(report)) print(stdout.red(wrong));
+  print(summaryText(report));
+  if (json) console.log(JSON.stringify(report));
   return report.wrong.length ? 1 : 0;
 });
 
@@ -99,39 +105,13 @@ function parseKernels(list: string): string[] {
   const names = list.split(",").map((name) => name.trim()).filter(Boolean);
   const unknown = names.find((name) => !NAMES.includes(name));
   if (unknown !== undefined || names.length === 0) {
+    const must = didYouMean(unknown ?? "", NAMES) ||
+      `, must be among ${NAMES.join(", ")}`;
     throw new Error(
-      `Cannot tune: ${
-        unknown === undefined
-          ? "the list of kernels is empty"
-          : `${unknown} is unknown`
-      }, must be among ${NAMES.join(", ")}`,
+      unknown === undefined
+        ? `Cannot tune: the list of kernels is empty${must}`
+        : `Cannot tune: ${unknown} is unknown${must}`,
     );
   }
   return names;
-}
-
-/** A line of the table; long text pushes the rest to the right. */
-function row(...columns: string[]): string {
-  return columns.map((text, i) => text.padEnd(WIDTHS[i] ?? 0)).join(" ")
-    .trimEnd();
-}
-
-/** A case: the constants that the winner changes, and the share of a pass that it saves. */
-function caseRow(found: CaseReport): string {
-  const { key, gain, spread, winner } = found;
-  const changed = Object.entries(winner ?? {})
-    .filter(([name, value]) => found.default[name] !== value);
-  const percent = (share?: number) =>
-    share === undefined ? "" : `${(100 * share).toFixed(1)}%`;
-  const counts = (["timed", "invalid", "refused", "wrong", "untried"] as const)
-    .filter((name) => found[name])
-    .map((name) => `${found[name]} ${name}`);
-  return row(
-    key,
-    candidateText(found.default),
-    winner ? candidateText(Object.fromEntries(changed)) : found.outcome,
-    percent(gain),
-    percent(spread),
-    counts.join(", "),
-  );
 }

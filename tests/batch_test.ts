@@ -195,12 +195,12 @@ eachDevice("a sequence that ends leaves the others running", async (load) => {
 eachDevice("the context limits each sequence on its own", async (load) => {
   using qwen = await load(undefined, 16);
   // Three continue after the second is full, which must not affect them.
-  const prompts = [12, 16, 3, 9].map((n, s) =>
+  const prompts = [12, 15, 3, 9].map((n, s) =>
     Array.from({ length: n }, (_, i) => 300 + 40 * s + i)
   );
   const options = { temperature: 0, ignoreEos: true };
   const together = await read(qwen.generateBatch(prompts, options));
-  assertEquals(together.map(({ tokenIds }) => tokenIds.length), [5, 1, 14, 8]);
+  assertEquals(together.map(({ tokenIds }) => tokenIds.length), [4, 1, 13, 7]);
   for (const { finishReason } of together) assertEquals(finishReason, "length");
   assertEquals(together, await oneByOne(qwen, prompts, options));
 });
@@ -232,7 +232,11 @@ eachDevice(
     for await (const _ of aborted) if (++pieces === 8) abort.abort();
     const left = qwen.generateBatch(prompts, options);
     for await (const { sequence } of left) if (sequence === 1) break;
-    await assertRejects(() => read(left), Error, "iterate over a run twice");
+    await assertRejects(
+      () => read(left),
+      Error,
+      "Cannot iterate over a run: it was iterated over",
+    );
     for (const [run, tokens] of [[aborted, [3, 3, 2]], [left, [1, 1, 0]]]) {
       const { sequences } = run as BatchRun;
       assertEquals(sequences.map(({ tokenIds }) => tokenIds.length), tokens);
@@ -274,9 +278,11 @@ gpuTest("a value beyond f16 switches a batch's cache to f32", async (gpu) => {
     precision: "f32",
   });
   using qwen = await loadQwen3(checkpoint.path, { device: "gpu" });
-  // The second sequence is full while the others continue.
+  // The second sequence fills its context while the others continue.
   const context = qwen.context;
-  const prompts = [[1], Array.from({ length: context }, (_, i) => i % 50), [7]];
+  const prompts = [[1], Array.from({ length: context - 1 }, (_, i) => i % 50), [
+    7,
+  ]];
   const options = { temperature: 0, maxTokens: 4, ignoreEos: true };
   for (let round = 0; round < 2; round++) {
     const together = await read(qwen.generateBatch(prompts, options));
@@ -320,6 +326,10 @@ Deno.test("a refused batch names the prompt at fault", async () => {
     [
       [[1], [2], Array(17).fill(1)],
       "prompt 2 has 17 tokens, the context has room for 16",
+    ],
+    [
+      [[1], Array(16).fill(1)],
+      "prompt 1 has 16 tokens, the context of 16 has room for no reply",
     ],
     [[[1], [2, -1]], "token 1 of prompt 1 is -1, ids must be"],
   ];

@@ -4,6 +4,7 @@ import {
   type GenerateOptions,
   loadQwen3,
   type Message,
+  OptionError,
   type Piece,
   renderChat,
   type Run,
@@ -338,7 +339,7 @@ Deno.test("options that only a chat template can apply are refused without one",
   );
   assertThrows(
     () => qwen.generate(USER, { tools: {} as Tool[] }),
-    TypeError,
+    OptionError,
     "tools is an object, must be a list",
   );
   assertThrows(

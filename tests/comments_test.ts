@@ -15,9 +15,8 @@ async function* filesBelow(folder: string): AsyncGenerator<string> {
   for await (
     const { name, isDirectory } of Deno.readDir(new URL(folder, ROOT))
   ) {
-    if (isDirectory) {
-      if (name !== "links") yield* filesBelow(`${folder}${name}/`);
-    } else if (name.endsWith(".ts")) yield folder + name;
+    if (isDirectory) yield* filesBelow(`${folder}${name}/`);
+    else if (name.endsWith(".ts")) yield folder + name;
   }
 }
 

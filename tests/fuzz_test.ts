@@ -83,6 +83,7 @@ async function give(
     cwd: new URL("..", import.meta.url),
     env: {
       QWEN3_TUNING_DIR: `${folder}/tuned`,
+      QWEN3_CACHE_DIR: `${folder}/cache`,
       TMPDIR: folder,
       NO_COLOR: "1",
     },

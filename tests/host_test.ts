@@ -46,6 +46,7 @@ Deno.test("the host is Deno here", () => {
   Deno.env.delete(name);
   assert(host.isGranted("env", name) && host.isGranted("read", ROOT));
   assert(host.isGranted("import", "example.com"));
+  assert(host.isGranted("write", "/a") && host.isGranted("sys", "statfs"));
   assertEquals(host.files.currentFolder(), Deno.cwd());
 });
 
@@ -102,6 +103,20 @@ Deno.test("the host reads, writes and finds files", async () => {
     first[Symbol.dispose]();
     assertEquals(await second.tryLock(), true);
     await assertRejects(() => files.move(`${folder}/none`, `${folder}/x`));
+    await files.writeText(`${folder}/a/b/file`, "four");
+    assertEquals(
+      await files.list(`${folder}/a/b`),
+      new Map([["file", { isDirectory: false, size: 4 }]]),
+    );
+    assertEquals(
+      await files.list(`${folder}/a`),
+      new Map([["b", { isDirectory: true, size: 0 }]]),
+    );
+    await files.removeFolder(`${folder}/a`);
+    await files.removeFolder(`${folder}/a`); // removing a missing one does nothing
+    assertEquals(await files.list(`${folder}/a`), undefined);
+    assert((await files.freeSpace(folder))! > 0);
+    assertEquals(await files.freeSpace(`${folder}/a`), undefined);
   } finally {
     await Deno.remove(folder, { recursive: true });
   }

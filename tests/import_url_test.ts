@@ -1,7 +1,12 @@
 /** Scripts that import mod.ts by URL. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { gpuTest } from "./support/gpu.ts";
-import { rangeResponse } from "./support/serve_folder.ts";
+import {
+  type ServedTree,
+  serveTree,
+  type TreeOptions,
+} from "./support/serve_tree.ts";
+import { cleanDeno } from "./support/clean_deno.ts";
 import { slowTest } from "./support/quick.ts";
 
 const ROOT = new URL("../", import.meta.url);
@@ -9,35 +14,20 @@ const ROOT = new URL("../", import.meta.url);
 const WORKER = "/lib/cpu/worker.ts", WORKER_ASKED = "/worker-asked";
 
 /** Serves mod.ts and everything that it loads. */
-function serveTree(): AsyncDisposable & { url: string; paths: string[] } {
-  const paths: string[] = [];
+function serveModule(
+  options: Partial<TreeOptions> = {},
+): ServedTree {
   const workerAsked = Promise.withResolvers<void>();
-  const server = Deno.serve(
-    { hostname: "127.0.0.1", port: 0, onListen() {} },
-    async (request) => {
-      const { pathname } = new URL(request.url);
-      if (pathname === WORKER_ASKED) {
-        await workerAsked.promise;
-        return new Response();
-      }
-      paths.push(pathname);
-      if (pathname === WORKER) workerAsked.resolve();
-      if (!/^\/(mod\.ts|(lib|kernels|models)\/.*)$/.test(pathname)) {
-        return new Response("not public", { status: 403 });
-      }
-      try {
-        const file = await Deno.readFile(new URL(`.${pathname}`, ROOT));
-        return rangeResponse(request, file);
-      } catch {
-        return new Response("no such file", { status: 404 });
-      }
+  return serveTree({
+    isPublic: (path) => /^(mod\.ts|(lib|kernels|models)\/.*)$/.test(path),
+    async intercept(path) {
+      if (path === WORKER) workerAsked.resolve();
+      if (path !== WORKER_ASKED) return undefined;
+      await workerAsked.promise;
+      return new Response();
     },
-  );
-  return {
-    url: `http://127.0.0.1:${server.addr.port}`,
-    paths,
-    [Symbol.asyncDispose]: () => server.shutdown(),
-  };
+    ...options,
+  });
 }
 
 /** Runs a script in an empty folder and parses what it prints as JSON. */
@@ -68,7 +58,7 @@ async function runScript(source: string, url: string) {
 for (const device of ["cpu", "gpu"]) {
   const test = device === "gpu" ? gpuTest : Deno.test;
   test(`mod.ts imported by URL finds the embedded model next to it (${device})`, async () => {
-    await using server = serveTree();
+    await using server = serveModule();
     const script = `
       import { loadQwen3 } from "${server.url}/mod.ts";
       using qwen = await loadQwen3(undefined, { device: "${device}" });
@@ -82,16 +72,14 @@ for (const device of ["cpu", "gpu"]) {
       kind: device,
     });
     const { paths } = server;
-    assert(paths.includes("/models/stories-3m/model.safetensors"));
-    const refused = paths.filter((path) =>
-      !/^\/(mod|lib|kern|mode)/.test(path)
-    );
+    assert(paths.includes("models/stories-3m/model.safetensors"));
+    const refused = paths.filter((path) => !/^(mod|lib|kern|mode)/.test(path));
     assertEquals(refused, []);
   });
 }
 
 Deno.test("CPU threads start when the modules were imported by URL", async () => {
-  await using server = serveTree();
+  await using server = serveModule();
   // Large enough for threads to be worth it.
   const script = `
     import { loadQwen3 } from "${server.url}/mod.ts";
@@ -113,13 +101,13 @@ Deno.test("CPU threads start when the modules were imported by URL", async () =>
   assertMatch(adapter, new RegExp(`^CPU \\(${cores} thread`));
   assert(choices.length >= 3);
   assertEquals(
-    server.paths.includes(WORKER),
+    server.paths.includes(WORKER.slice(1)),
     cores > 1,
   );
 });
 
 slowTest("the profile page finds its script and style by URL", async () => {
-  await using server = serveTree();
+  await using server = serveModule();
   const script = `
     import { profile } from "${server.url}/lib/tools/profile/profile.ts";
     import { profileHtml } from "${server.url}/lib/tools/profile/html.ts";
@@ -130,3 +118,115 @@ slowTest("the profile page finds its script and style by URL", async () => {
   const found = await runScript(script, server.url);
   assertEquals(found, ["--roof: ", "--roof: ", "function breakdown"]);
 });
+
+/** A script that needs every module, and prints a line. */
+const MATMUL = (url: string) =>
+  `import { matmul, loadQwen3 } from "${url}/mod.ts";
+   console.log([matmul, loadQwen3].map(({ name }) => name).join());`;
+
+for (
+  const [type, who] of [
+    ["text/plain; charset=utf-8", "raw files of GitHub and GitLab"],
+    ["video/mp2t", "npm's http-server and serve, nginx"],
+    ["application/typescript", "servers that know TypeScript"],
+    [
+      "application/octet-stream",
+      "Python's http.server without a list of types",
+    ],
+    [undefined, "a server without types"],
+  ]
+) {
+  Deno.test(`mod.ts is imported as ${type} (${who})`, async () => {
+    await using server = serveModule({ contentType: () => type });
+    await using deno = await cleanDeno();
+    await Deno.writeTextFile(`${deno.folder}/main.ts`, MATMUL(server.url));
+    const args = ["run", "--no-prompt", `--allow-import=${server.host}`];
+    const { stdout, stderr } = await deno.run("deno", [...args, "main.ts"]);
+    assertEquals(stdout, "matmul,loadQwen3\n", stderr);
+  });
+}
+
+Deno.test("with another type the import fails, and again until --reload", async () => {
+  // What Python's http.server sends on Debian.
+  let type = "text/vnd.trolltech.linguist";
+  await using server = serveModule({ contentType: () => type });
+  await using deno = await cleanDeno();
+  await Deno.writeTextFile(`${deno.folder}/main.ts`, MATMUL(server.url));
+  const args = ["run", "--no-prompt", `--allow-import=${server.host}`];
+  const run = (...flags: string[]) =>
+    deno.run("deno", [...args, ...flags, "main.ts"]);
+  assertMatch(
+    (await run()).stderr,
+    /Expected a JavaScript or TypeScript module/,
+  );
+  type = "text/typescript";
+  assertMatch(
+    (await run()).stderr,
+    /Expected a JavaScript or TypeScript module/,
+  );
+  assertEquals(
+    (await run(`--reload=${server.url}`)).stdout,
+    "matmul,loadQwen3\n",
+  );
+});
+
+Deno.test("a lock file pins what a URL gave", async () => {
+  let change = "";
+  await using server: ServedTree = serveModule({
+    prefix: "/v0.1.0",
+    intercept: (path) =>
+      path === "/v0.1.0/lib/dtype.ts" && change
+        ? new Response(change, { headers: { "content-type": "text/plain" } })
+        : undefined,
+  });
+  await using deno = await cleanDeno();
+  await Deno.writeTextFile(`${deno.folder}/deno.json`, "{}");
+  await Deno.writeTextFile(`${deno.folder}/main.ts`, MATMUL(server.url));
+  const args = ["run", "--no-prompt", `--allow-import=${server.host}`];
+  const run = (...flags: string[]) =>
+    deno.run("deno", [...args, ...flags, "main.ts"]);
+  assertEquals((await run()).stdout, "matmul,loadQwen3\n");
+  const { remote } = JSON.parse(
+    await Deno.readTextFile(`${deno.folder}/deno.lock`),
+  );
+  const pinned = Object.keys(remote);
+  assert(pinned.includes(`${server.url}/mod.ts`), pinned.join("\n"));
+  assertEquals(
+    (await run(`--reload=${server.url}`)).stdout,
+    "matmul,loadQwen3\n",
+  );
+  change = await Deno.readTextFile(new URL("lib/dtype.ts", ROOT)) + "// more";
+  const { code, stderr } = await run(`--reload=${server.url}`);
+  assertEquals(code, 10, stderr);
+  assertMatch(stderr, /Integrity check failed/);
+  assertMatch(stderr, /lib\/dtype\.ts/);
+});
+
+slowTest(
+  "a project with its own configuration imports mod.ts by path",
+  async () => {
+    await using deno = await cleanDeno();
+    const root = new URL(".", ROOT).href.replace(/\/$/, "");
+    await Deno.writeTextFile(
+      `${deno.folder}/deno.json`,
+      JSON.stringify({ imports: { "qwen3": `${root}/mod.ts` } }),
+    );
+    await Deno.writeTextFile(
+      `${deno.folder}/main.ts`,
+      `import { loadQwen3 } from "qwen3";
+     using qwen = await loadQwen3(undefined, { device: "cpu" });
+     const run = qwen.generate("Once upon a time", { temperature: 0, maxTokens: 9 });
+     for await (const _ of run);
+     console.log(run.text);`,
+    );
+    const args = [
+      "run",
+      "--check",
+      "--no-prompt",
+      "--allow-read",
+      "--allow-sys",
+    ];
+    const { stdout, stderr } = await deno.run("deno", [...args, "main.ts"]);
+    assertEquals(stdout, ", there was a little girl named Lily.\n", stderr);
+  },
+);

@@ -156,7 +156,7 @@ Deno.test("without a folder for constants, the variable to set is named", async 
   for (const [os, name] of [["linux", "HOME"], ["windows", "LOCALAPPDATA"]]) {
     using _host = useHost(hostOf(os, {}));
     const gpu = { adapter } as Parameters<typeof loadTuning>[0];
-    const why = `${name} is not set, set it or QWEN3_TUNING_DIR`;
+    const why = `${name} is not set, set it or QWEN3_CACHE_DIR`;
     const { value, reason } = await loadTuning(gpu);
     assertEquals(value, "off");
     assertStringIncludes(reason, why);

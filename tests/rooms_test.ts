@@ -66,7 +66,7 @@ async function sources(folder: string): Promise<string[]> {
   for await (
     const { name, isDirectory } of Deno.readDir(new URL(folder, ROOT))
   ) {
-    if (isDirectory && name !== "links") {
+    if (isDirectory) {
       found.push(...await sources(`${folder}${name}/`));
     } else if (name.endsWith(".ts")) found.push(folder + name);
   }
@@ -100,9 +100,7 @@ async function arrowsFrom(root: string): Promise<Arrow[]> {
     if (from === undefined) return [];
     return dependencies.flatMap(({ code, type, isDynamic = false }) => {
       const to = local(code?.specifier ?? type?.specifier);
-      return to === undefined || to.startsWith("tasks/links/")
-        ? []
-        : [{ from, to, dynamic: isDynamic }];
+      return to === undefined ? [] : [{ from, to, dynamic: isDynamic }];
     });
   });
 }

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { NoAdapterError } from "../lib/errors.ts";
-import { selectDevice } from "../lib/select_device.ts";
+import { openDevice } from "../lib/open_device.ts";
+import { measureRates, selectDevice } from "../lib/select_device.ts";
 import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { gpuTest } from "./support/gpu.ts";
 import { HARDWARE, NO_ADAPTER, wrapGpu } from "./support/wrapped_gpu.ts";
@@ -20,19 +21,19 @@ Deno.test("cpu never requests an adapter", async () => {
   });
 });
 
-Deno.test("without an adapter auto takes the CPU and says what to install, gpu refuses", async () => {
+Deno.test("without an adapter auto takes the CPU, gpu refuses and says what to install", async () => {
   const { gpu, choice } = await selectDevice("auto", config, {
     gpu: NO_ADAPTER,
   });
   assertEquals([gpu, choice.value], [undefined, "cpu"]);
-  assertMatch(choice.reason, /^there is no WebGPU adapter here, install /);
-  assertMatch(choice.reason, /apt-get install mesa-vulkan-drivers/);
+  assertEquals(choice.reason, "no WebGPU adapter here");
   const error = await assertRejects(
     () => selectDevice("gpu", config, { gpu: NO_ADAPTER }),
     NoAdapterError,
-    "Cannot open a GPU: there is no WebGPU adapter here",
+    "Cannot open a GPU: no WebGPU adapter here; install the GPU's ",
   );
-  assert(!error.message.includes("\n"));
+  assertMatch(error.message, / driver or run on the CPU$/);
+  assert(`error: ${error.message}`.length <= 100, error.message);
 });
 
 gpuTest("auto takes a hardware GPU without measuring", async () => {
@@ -55,15 +56,16 @@ gpuTest(
     });
     const { gpu: chosen, choice } = await selectDevice("auto", config, { gpu });
     using _ = chosen;
-    const [, onCpu, onGpu] =
-      /^only a software adapter is available; a \[1, 1024\] × \[1024, 3072\] matmul reads ([\d.]+) GB\/s on the CPU path, ([\d.]+) GB\/s on Test renderer$/
+    const [, taken, other] =
+      /^faster than the (?:software adapter here|CPU path), ([\d.]+) against ([\d.]+) GB\/s/
         .exec(choice.reason)!;
     assertEquals(choice.value, chosen ? "gpu: Test renderer" : "cpu");
-    const faster = Number(onGpu) - Number(onCpu);
-    assert(
-      faster === 0 || faster > 0 === (chosen !== undefined),
-      choice.reason,
-    );
+    assertEquals(/the CPU path/.test(choice.reason), chosen !== undefined);
+    assert(Number(taken) >= Number(other), choice.reason);
+    // As generate prints it: one line, also with the name of a real adapter.
+    const name = chosen && "gpu: llvmpipe (LLVM 15.0.6, 256 bits)";
+    const notice = `Running on ${name ?? "cpu"}: ${choice.reason}.`;
+    assert(notice.length <= 100, notice);
   },
 );
 
@@ -74,15 +76,11 @@ gpuTest(
     const limits = { maxStorageBufferBindingSize: 1 << 24 };
     for (const size of ["14b", "32b"]) {
       const { config } = parseSynthetic(`synthetic:qwen3-${size}`);
-      const { gpu } = wrapGpu({ info, limits });
-      const { gpu: chosen, choice } = await selectDevice("auto", config, {
-        gpu,
-      });
-      using _ = chosen;
-      assertMatch(
-        choice.reason,
-        /a \[1, 5120\] × \[5120, 1638\] matmul reads [\d.]+ GB\/s on the CPU path, [\d.]+ GB\/s on Test renderer$/,
-      );
+      using gpu = await openDevice({ gpu: wrapGpu({ info, limits }).gpu });
+      const rates = await measureRates(gpu, config);
+      assert(!("failure" in rates), JSON.stringify(rates));
+      assertEquals([rates.k, rates.n], [5120, 1638]);
+      assert(rates.cpu > 0 && rates.gpu > 0, JSON.stringify(rates));
     }
   },
 );

@@ -19,7 +19,7 @@ if [[ ! -x $unpacked/llama_bench ]]; then
 fi
 gguf=$work/$(cksum <<< "$model" | tr ' ' -).gguf
 if [[ ! -f $gguf ]]; then
-  deno run -A --no-lock --no-check "$(dirname "$0")/make_gguf.ts" "$model" "$gguf.part"
+  "${DENO:-deno}" run -A --no-lock --no-check "$(dirname "$0")/make_gguf.ts" "$model" "$gguf.part"
   mv "$gguf.part" "$gguf"
 fi
 

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { errorText } from "../errors.ts";
+import { errorText, OptionError } from "../errors.ts";
 
 /** Options for requests. */
 export interface FetchOptions {
@@ -49,15 +49,29 @@ export class TemporaryFailure extends Error {
   /**
    * @param pauseMs how long the server asked to wait
    * @param silent whether the failure took the whole read timeout
+   * @param noConnection whether there was no connection to the server at all
    */
-  constructor(message: string, readonly pauseMs = 0, readonly silent = false) {
+  constructor(
+    message: string,
+    readonly pauseMs = 0,
+    readonly silent = false,
+    readonly noConnection = false,
+  ) {
+    super(message);
+  }
+}
+
+/** All attempts failed, each in a way that may be temporary. */
+export class Unreachable extends Error {
+  /** @param noConnection whether there was no connection to the server at all */
+  constructor(message: string, readonly noConnection: boolean) {
     super(message);
   }
 }
 
 /**
  * @param cannot the beginning of the error, such as `Cannot open URL`
- * @throws {RangeError} if a read timeout is not a usable number of seconds
+ * @throws {OptionError} if a read timeout is not a usable number of seconds
  */
 export function checkReadTimeout(
   cannot: string,
@@ -68,7 +82,8 @@ export function checkReadTimeout(
   if (
     typeof seconds === "number" && seconds > 0 && seconds <= MAX_READ_TIMEOUT
   ) return;
-  throw new RangeError(
+  throw new OptionError(
+    "readTimeout",
     `${cannot}: ${what} is ${
       String(seconds)
     }, must be a number of seconds above 0 and at most ${MAX_READ_TIMEOUT}`,
@@ -122,7 +137,10 @@ export async function retry<T>(
         );
       }
       if (tries >= TRIES) {
-        throw new Error(`${error.message}, tried ${TRIES} times`);
+        throw new Unreachable(
+          `${error.message}, tried ${TRIES} times`,
+          error.noConnection,
+        );
       }
       const ms = Math.max(FIRST_PAUSE_MS * 3 ** (tries - 1), error.pauseMs);
       if (error.silent || ms > QUIET_PAUSE_MS) {
@@ -271,12 +289,38 @@ function failure(error: unknown, where: string): unknown {
       // The caller names the URL already.
       .replace(/^error sending request .*?: client error \(\w+\): /, ""),
     where,
-  ).replace(/^error reading a body from connection$/, "the connection broke");
+  );
   // A request that is itself invalid stays invalid.
   const lasting = /^(NotCapable|PermissionDenied)$/.test(name) ||
     /number of redirects|are blocked|not supported|invalid url/i.test(text);
-  return lasting ? new Error(text) : new TemporaryFailure(text);
+  if (lasting) return new Error(text);
+  const [, plain = text, noConnection] =
+    IN_WORDS.find(([pattern]) => pattern.test(text)) ?? [];
+  return new TemporaryFailure(plain, 0, false, noConnection);
 }
+
+/** Failures of connections in plain words, and whether there was no connection. */
+const IN_WORDS: readonly [RegExp, string, noConnection?: boolean][] = [
+  [/^error reading a body from connection$/, "the connection broke"],
+  [/^dns error/, "the name cannot be resolved (no network?)", true],
+  [
+    /connection refused|\(os error (111|61|10061)\)/i,
+    "the connection was refused",
+    true,
+  ],
+  [
+    /connection timed out|\(os error (110|60|10060)\)/i,
+    "the connection timed out",
+    true,
+  ],
+  [
+    /unreachable|\(os error (101|113|51|65|10051|10065)\)/i,
+    "the network is unreachable",
+    true,
+  ],
+  [/^invalid peer certificate/, "the certificate is not trusted"],
+  [/InvalidContentType/, "the server does not speak TLS, use http://"],
+];
 
 /** Reads `Retry-After`, seconds or a date (RFC 9110, 10.2.3), as milliseconds from now. */
 function retryAfterMs(headers: Headers): number {

@@ -6,23 +6,57 @@
  */
 import { errorText } from "../errors.ts";
 import { host } from "../host.ts";
-import { fetchOnce, retry, shownUrl, TemporaryFailure } from "./fetch.ts";
+import {
+  fetchOnce,
+  retry,
+  shownUrl,
+  TemporaryFailure,
+  Unreachable,
+} from "./fetch.ts";
 import { pageKind, weightsKind } from "./file_kind.ts";
 import { MOST_TEXT, type OpenOptions, type OpenSource } from "./sources.ts";
 
 /** Bytes that a short response must have to be worth another request. */
 const SHORT_ANSWER = 1 << 16;
 
-const LOST = "the server no longer has it (404)";
+/** What a server says if a file that it had is gone. */
+export const LOST = "the server no longer has it (404)";
 
-/** Fetches a text file; undefined if the server does not have it (404, 410). */
-export async function fetchText(
+/** What identifies the content that a server sends for one URL. */
+export interface Version {
+  /** In bytes. */
+  size?: number;
+  etag?: string;
+  modified?: string;
+}
+
+/** A server's answer to a request for a text file. */
+export interface TextAnswer {
+  /** The text; undefined if it is that of the known version. */
+  text?: string;
+  version: Version;
+  headers: Headers;
+}
+
+/**
+ * Asks for a text file, but not for a version that is known already; undefined if the
+ * server does not have it (404, 410).
+ *
+ * @throws {Unreachable} if the server cannot be reached
+ */
+export async function askForText(
   url: string,
   options: OpenOptions,
-): Promise<string | undefined> {
+  known: Version = {},
+): Promise<TextAnswer | undefined> {
   return await reading(url, options, async () => {
-    const response = await get(url, {}, options);
+    const response = await get(url, conditions(known), options);
     if (response === undefined) return undefined;
+    const { headers } = response, version = versionOf(response);
+    if (isKnown(response, known, version)) {
+      await response.body?.cancel();
+      return { version, headers };
+    }
     let text = "", bytes = 0;
     const decoder = decoderOf(response);
     for await (const chunk of content(response)) {
@@ -36,61 +70,163 @@ export async function fetchText(
     }
     text += decoder();
     refuseKind(pageKind(text.slice(0, 1000)));
-    return text;
+    return { text, version, headers };
   });
 }
 
 /**
- * Opens a file over HTTP; undefined if the server does not have it. The file is read
- * with range requests. If the server does not support them, the file is first copied to
- * a temporary file, which is gone when the source is disposed or the process ends.
+ * What a file is read through after an answer: ranges or, if the server does not send
+ * them, a temporary copy, which is gone when the source is disposed or the process ends.
+ * Undefined if its version is known.
  *
  * @param onCopy called with what the server does instead of sending ranges
  */
-export async function openUrl(
+export async function sourceOf(
   url: string,
+  answer: Probe,
   options: OpenOptions,
   onCopy: (why: string) => void = () => {},
 ): Promise<OpenSource | undefined> {
-  const first = await reading(url, options, () => probe(url, options));
-  if (first === undefined || "read" in first) return first;
-  return await copyToFile(url, first.whole, options, () => onCopy(first.why));
+  if ("file" in answer) return answer.file;
+  if ("isKnown" in answer) return undefined;
+  const { whole, why } = answer;
+  return await copyToFile(url, whole, options, () => onCopy(why));
 }
 
-/** How a server responds to reads of one file. */
-interface Version {
-  size?: number;
-  etag?: string;
-  modified?: string;
-}
+/** A server's answer to a request for the first byte of a file. */
+export type Probe =
+  & { version: Version; headers: Headers }
+  & (
+    /** It sends ranges. */
+    | { file: OpenSource }
+    /** It does not, but what `why` says; `whole` is an answer with the whole file. */
+    | { why: string; whole?: Response }
+    /** It has the known version. */
+    | { isKnown: true }
+  );
 
-/** Asks for the first byte, and finds out whether the server sends ranges. */
-async function probe(
+/**
+ * Asks for the first byte of a file, and finds out whether the server sends ranges;
+ * undefined if it does not have the file.
+ *
+ * @param known a version about which nothing is asked but whether it is still that
+ * @throws {Unreachable} if the server cannot be reached
+ */
+export async function probe(
   url: string,
   options: OpenOptions,
-): Promise<OpenSource | { why: string; whole?: Response } | undefined> {
-  const response = await get(url, { Range: "bytes=0-0" }, options);
-  if (response === undefined) return undefined;
-  const { status } = response;
-  const whole = { why: "it answered with the whole file", whole: response };
-  if (status === 200) return whole;
-  await response.body?.cancel();
+  known: Version = {},
+): Promise<Probe | undefined> {
+  return await reading(url, options, async () => {
+    const range = { Range: "bytes=0-0" };
+    const response = await get(
+      url,
+      { ...range, ...conditions(known) },
+      options,
+    );
+    if (response === undefined) return undefined;
+    const { status, headers } = response;
+    const { range: sent, size } = contentRange(response);
+    const version = versionOf(response, size);
+    const said = { version, headers };
+    if (isKnown(response, known, version)) {
+      await response.body?.cancel();
+      return { ...said, isKnown: true };
+    }
+    if (status === 200) {
+      const why = "it answered with the whole file";
+      return { ...said, why, whole: response };
+    }
+    await response.body?.cancel();
+    const encoding = encodingOf(response);
+    const empty = status === 416 && size === 0;
+    if (status === 206 && encoding !== undefined) {
+      return { ...said, why: `it sent Content-Encoding ${encoding}` };
+    }
+    if (!empty && (status !== 206 || sent !== "0-0" || size === undefined)) {
+      return {
+        ...said,
+        why: `to bytes 0-0 it answered ${described(response)}`,
+      };
+    }
+    const file = new RangedFile(url, version, options);
+    return {
+      ...said,
+      file: {
+        name: shownUrl(url),
+        size: size!,
+        read: (begin, into) => file.read(begin, into),
+        [Symbol.asyncDispose]: () => Promise.resolve(),
+      },
+    };
+  });
+}
+
+/** Headers that ask for a file unless it still has a known version. */
+function conditions({ etag, modified }: Version): Record<string, string> {
+  if (etag !== undefined) return { "If-None-Match": etag };
+  return modified === undefined ? {} : { "If-Modified-Since": modified };
+}
+
+/** Whether a response is about the known version; some servers ignore conditions. */
+function isKnown(response: Response, known: Version, now: Version): boolean {
+  if (response.status === 304) return true;
+  const tagged = known.etag !== undefined && now.etag !== undefined;
+  const dated = known.modified !== undefined && now.modified !== undefined;
+  return (tagged || dated) && difference(known, now) === undefined;
+}
+
+/**
+ * The value of If-Range that makes a server send a changed file whole instead of its
+ * rest; undefined if no version is certain to have the same bytes (RFC 9110, 13.1.5).
+ */
+function resumeCondition({ etag, modified }: Version): string | undefined {
+  return etag === undefined
+    ? modified
+    : etag.startsWith("W/")
+    ? undefined
+    : etag;
+}
+
+/**
+ * The rest of a file, from byte `begin`; the whole file, with `begin` 0, if it cannot be
+ * resumed there.
+ *
+ * @param version that the file must have
+ * @param whole an answer with the whole file, if there is one already
+ */
+export async function restOf(
+  url: string,
+  version: Version,
+  from: number,
+  options: OpenOptions,
+  whole?: Response,
+): Promise<{ begin: number; rest: AsyncIterable<Uint8Array> }> {
+  // What was sent compressed is not resumed.
+  const condition = version.size && resumeCondition(version);
+  const begin = condition ? from : 0;
+  const headers: Record<string, string> = begin === 0
+    ? {}
+    : { Range: `bytes=${begin}-`, "If-Range": `${condition}` };
+  const response = whole ?? await get(url, headers, options);
+  if (response === undefined) throw new Error(LOST);
   const { range, size } = contentRange(response);
-  const encoding = encodingOf(response);
-  const empty = status === 416 && size === 0;
-  if (status === 206 && encoding !== undefined) {
-    return { why: `it sent Content-Encoding ${encoding}` };
+  const changed = difference(version, versionOf(response, size));
+  const isRest = response.status === 206 &&
+    encodingOf(response) === undefined &&
+    range.startsWith(`${begin}-`);
+  if (changed === undefined && (isRest || response.status === 200)) {
+    const rest = content(response);
+    return isRest
+      ? { begin, rest }
+      : { begin: 0, rest: checked(rest, encodingOf(response)) };
   }
-  if (!empty && (status !== 206 || range !== "0-0" || size === undefined)) {
-    return { why: `to bytes 0-0 it answered ${described(response)}` };
-  }
-  const file = new RangedFile(url, versionOf(response, size), options);
-  return {
-    name: shownUrl(url),
-    size: size!,
-    read: (begin, into) => file.read(begin, into),
-    [Symbol.asyncDispose]: () => Promise.resolve(),
-  };
+  await response.body?.cancel();
+  throw new Error(
+    changed === undefined
+      ? `asked for bytes ${begin}-, the server sent ${described(response)}`
+      : `it changed while it was read: ${changed}`,
+  );
 }
 
 /** A file that is read by range, as long as it does not change. */
@@ -103,9 +239,7 @@ class RangedFile {
     readonly version: Version,
     readonly options: OpenOptions,
   ) {
-    const { etag, modified } = version;
-    // A weak tag never matches here (RFC 9110, 13.1.5).
-    this.#condition = etag?.startsWith("W/") ? modified : etag ?? modified;
+    this.#condition = resumeCondition(version) ?? version.modified;
   }
 
   async read(begin: number, into: Uint8Array): Promise<void> {
@@ -241,6 +375,19 @@ function unwritable(cause: unknown): never {
   );
 }
 
+/** A file of weights, which is refused if it cannot be one by its first bytes. */
+async function* checked(
+  chunks: AsyncIterable<Uint8Array>,
+  encoding: string | undefined,
+): AsyncIterable<Uint8Array> {
+  let isFirst = true;
+  for await (const chunk of chunks) {
+    if (isFirst) checkBegin(chunk, encoding);
+    isFirst = false;
+    yield chunk;
+  }
+}
+
 /** @throws {Error} if a copy cannot be a file of weights, by its first bytes. */
 function checkBegin(chunk: Uint8Array, encoding: string | undefined): void {
   refuseKind(weightsKind(chunk));
@@ -250,7 +397,7 @@ function checkBegin(chunk: Uint8Array, encoding: string | undefined): void {
 }
 
 /** Retries `attempt` while that may help; its errors become errors about the URL. */
-async function reading<T>(
+export async function reading<T>(
   url: string,
   options: OpenOptions,
   attempt: () => Promise<T>,
@@ -261,13 +408,15 @@ async function reading<T>(
     return await retry(where, attempt, options, progress);
   } catch (error) {
     options.signal?.throwIfAborted();
-    throw new Error(`Cannot read ${where}: ${errorText(error)}`);
+    const message = `Cannot read ${where}: ${errorText(error)}`;
+    if (!(error instanceof Unreachable)) throw new Error(message);
+    throw new Unreachable(message, error.noConnection);
   }
 }
 
 /**
- * A response with content: 200, or 206 or 416 if a range was requested. Undefined for 404
- * and 410.
+ * A response with content: 200, or 206 or 416 if a range was requested, or 304 if there
+ * was a condition. Undefined for 404 and 410.
  */
 async function get(
   url: string,
@@ -280,7 +429,9 @@ async function get(
   }, options);
   const { status } = response;
   const ranged = "Range" in headers && (status === 206 || status === 416);
-  if (status === 200 || ranged) return response;
+  const unchanged = status === 304 &&
+    ("If-None-Match" in headers || "If-Modified-Since" in headers);
+  if (status === 200 || ranged || unchanged) return response;
   await response.body?.cancel();
   if (status === 404 || status === 410) return undefined;
   throw new Error(`the server returned ${statusOf(response)}`);

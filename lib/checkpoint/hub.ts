@@ -6,7 +6,8 @@
  */
 import { errorText } from "../errors.ts";
 import { cacheFolder, hubAccess, offlineBy } from "./hub_access.ts";
-import { findSnapshot } from "./hub_cache.ts";
+import { exists, findSnapshot } from "./hub_cache.ts";
+import { Unreachable } from "./fetch.ts";
 import { Download } from "./hub_download.ts";
 import type { OpenOptions } from "./sources.ts";
 
@@ -23,6 +24,16 @@ export function parseRepositoryId(spec: string): Repository | undefined {
     /^([\w-][\w.-]*\/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?$/.exec(spec) ?? [];
   if (name === undefined || revision.includes("..")) return undefined;
   return { name, revision };
+}
+
+/** Where the cache has a repository, if it has it. */
+function entryOf(name: string): string {
+  return `${cacheFolder()}/models--${name.replace("/", "--")}`;
+}
+
+/** Whether the cache has something of a repository. */
+export async function isCached({ name }: Repository): Promise<boolean> {
+  return await exists(entryOf(name));
 }
 
 /**
@@ -44,8 +55,7 @@ export async function repositoryFolder(
   options: OpenOptions = {},
 ): Promise<string> {
   const { name, revision } = repository;
-  const cache = cacheFolder();
-  const entry = `${cache}/models--${name.replace("/", "--")}`;
+  const cache = cacheFolder(), entry = entryOf(name);
   const { folder, commit, problems, hasWeights, unknown } = await inCache(
     name,
     () => findSnapshot(entry, revision),
@@ -56,9 +66,7 @@ export async function repositoryFolder(
   const mayLack = `${folder} lacks ${
     unknown.join(", ")
   }, which the repository may have`;
-  const lookedFor = `no such directory, ${
-    folder === undefined ? "not" : "not complete"
-  } in the cache (${problems.join("; ")})`;
+  const incomplete = folder !== undefined;
   const offline = offlineBy();
   if (offline !== undefined) {
     if (usable) {
@@ -66,7 +74,11 @@ export async function repositoryFolder(
       return folder;
     }
     throw new Error(
-      `Cannot open ${name}: ${lookedFor}, and ${offline} forbids downloading it`,
+      `Cannot open ${name}: it is not ${
+        incomplete ? "complete " : ""
+      }in the cache (${
+        problems.join("; ")
+      }), and ${offline} forbids downloading it`,
     );
   }
   let endpoint: string | undefined;
@@ -82,10 +94,19 @@ export async function repositoryFolder(
       return folder;
     }
     if (endpoint === undefined) throw cause; // its token or its URL
+    const what = [
+      ...incomplete
+        ? [`it is not complete in the cache (${problems.join("; ")}), and it`]
+        : ["it"],
+      ...revision === "main" ? [] : [`at ${revision}`],
+    ].join(" ");
+    const instead = cause instanceof Unreachable && cause.noConnection
+      ? "; without a network, pass a folder or a repository in the cache"
+      : "";
     throw new Error(
-      `Cannot open ${name}: ${lookedFor}, and revision ${revision} cannot be downloaded from ${endpoint}: ${
+      `Cannot open ${name}: ${what} cannot be downloaded from ${endpoint}: ${
         errorText(cause)
-      }`,
+      }${instead}`,
       { cause },
     );
   }

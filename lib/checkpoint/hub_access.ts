@@ -212,7 +212,7 @@ async function refusal(
   }
   if (code === "RepoNotFound" || status === 401 || status === 403) {
     return new HubRefusal(
-      `${answer}: there is no such repository, or ${needs}`,
+      `there is no such repository (${status}; check the spelling), or ${needs}`,
     );
   }
   return new HubRefusal(answer);

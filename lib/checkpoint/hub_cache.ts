@@ -12,7 +12,7 @@
  * @module
  */
 import { errorText } from "../errors.ts";
-import { host } from "../host.ts";
+import { host, type ReadableFile, type StreamingHash } from "../host.ts";
 import { isObject } from "../json.ts";
 import { parseSafetensorsIndex, readSafetensorsHeader } from "./safetensors.ts";
 import { openFile } from "./sources.ts";
@@ -215,7 +215,7 @@ async function hasTemplate(folder: string): Promise<boolean> {
 }
 
 /** Files up to this size are hashed on every check, which takes milliseconds. */
-const SMALL_BYTES = 1 << 26;
+export const SMALL_BYTES = 1 << 26;
 
 /**
  * What is wrong with a file of a snapshot. A large one is judged by its listed size or,
@@ -280,20 +280,30 @@ export async function verify(
   if (!listed.sha256) {
     hash.update(new TextEncoder().encode(`blob ${listed.size}\0`));
   }
-  const bytes = new Uint8Array(Math.min(HASH_BYTES, listed.size));
-  for (let begin = 0; begin < listed.size; begin += bytes.length) {
+  const hex = await hashOf(file, hash, signal);
+  const expected = listed.sha256 ?? listed.blobId;
+  return hex === expected
+    ? undefined
+    : `has the ${
+      listed.sha256 ? "SHA-256" : "Git SHA-1"
+    } ${hex}, must have ${expected}`;
+}
+
+/** Hashes a whole file. */
+export async function hashOf(
+  file: ReadableFile,
+  hash: StreamingHash,
+  signal?: AbortSignal,
+): Promise<string> {
+  const bytes = new Uint8Array(Math.min(HASH_BYTES, file.size));
+  for (let begin = 0; begin < file.size; begin += bytes.length) {
     const count = file.read(begin, bytes);
     hash.update(bytes.subarray(0, count));
     if (count < bytes.length) break;
     await new Promise((resolve) => setTimeout(resolve)); // lets an abort arrive
     signal?.throwIfAborted();
   }
-  const hex = hash.hex(), expected = listed.sha256 ?? listed.blobId;
-  return hex === expected
-    ? undefined
-    : `has the ${
-      listed.sha256 ? "SHA-256" : "Git SHA-1"
-    } ${hex}, must have ${expected}`;
+  return hash.hex();
 }
 
 export async function exists(path: string): Promise<boolean> {

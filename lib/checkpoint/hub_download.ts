@@ -27,12 +27,15 @@ import {
 } from "./hub_cache.ts";
 import { HubList } from "./hub_list.ts";
 import { parseSafetensorsIndex } from "./safetensors.ts";
-import { pause, retry, TemporaryFailure } from "./fetch.ts";
+import {
+  appendRest,
+  DiskFailure,
+  takeLock,
+  written,
+  WrongAnswer,
+} from "./download.ts";
+import { retry } from "./fetch.ts";
 import type { LoadProgress, OpenOptions } from "./sources.ts";
-
-/** How often a lock is tried, and how often waiting for it is announced. */
-const LOCK_MS = 200;
-const LOCK_NOTICE_MS = 30_000;
 
 /** Files of ModelOpt and AutoGPTQ, which do not always say so in config.json. */
 const QUANTISED = ["hf_quant_config.json", "quantize_config.json"];
@@ -56,9 +59,6 @@ interface Incoming {
   piece: string;
   resumedFrom?: number;
 }
-
-/** A response whose bytes cannot follow those in a file. */
-class WrongAnswer extends Error {}
 
 /** The download of one repository into the cache. */
 export class Download {
@@ -165,8 +165,12 @@ export class Download {
       return this.#advance({ path, listed }, listed.size);
     }
     const hash = listed.sha256 ?? listed.blobId;
-    const blob = `${this.target.entry}/blobs/${hash}`;
-    using lock = await this.#lock(path, hash);
+    const { cache, entry } = this.target;
+    const blob = `${entry}/blobs/${hash}`;
+    const locks = `${cache}/.locks/${entry.slice(cache.length + 1)}`;
+    await host.files.makeFolder(locks);
+    // The lock that Python's huggingface_hub uses for a blob.
+    using lock = await takeLock(`${locks}/${hash}.lock`, path, this.options);
     const isNew = !await this.#isIntact(blob, listed);
     if (isNew) {
       // Without a lock, other processes must not resume this one's piece.
@@ -246,25 +250,24 @@ export class Download {
 
   /** Appends the rest of a file, resuming when the connection ends early. */
   async #fill(file: Incoming) {
-    const { path, listed: { size }, output } = file;
+    const { path, listed: { size }, output, piece } = file;
     let received = 0;
     const attempt = async () => {
       if (output.size === size) return; // the connection broke after the last byte
-      for await (const chunk of await this.#request(file)) {
-        await this.#append(file, chunk);
-        received += chunk.length;
-      }
-      if (output.size < size) {
-        throw new TemporaryFailure("the connection ended");
-      }
+      const rest = await this.#request(file);
+      await appendRest({ output, path: piece, size }, rest, (count) => {
+        received += count;
+        this.#advance(file, count);
+      });
     };
     try {
       await retry(path, attempt, this.options, () => received);
     } catch (cause) {
       this.options.signal?.throwIfAborted();
-      if (cause instanceof HubRefusal || cause instanceof WrongAnswer) {
-        throw cause;
-      }
+      if (
+        cause instanceof HubRefusal || cause instanceof WrongAnswer ||
+        cause instanceof DiskFailure
+      ) throw cause;
       throw new HubRefusal(
         `${path} stopped at ${output.size} of ${size} bytes: ${
           errorText(cause)
@@ -304,26 +307,6 @@ export class Download {
     return body ?? new Blob().stream();
   }
 
-  async #append(file: Incoming, chunk: Uint8Array) {
-    const { output, piece, listed: { size } } = file;
-    if (output.size + chunk.length > size) {
-      throw new WrongAnswer(`is longer than the ${size} bytes that are listed`);
-    }
-    const before = output.size;
-    try {
-      await output.append(chunk);
-    } catch (cause) { // the disk is full: another request would not help
-      throw new HubRefusal(
-        `Cannot write ${piece}: ${
-          errorText(cause)
-        }, at byte ${output.size} of ${size}`,
-        { cause },
-      );
-    } finally {
-      this.#advance(file, output.size - before);
-    }
-  }
-
   /** Reports `bytes` more of a file. */
   #advance(
     { path, listed, output, resumedFrom }:
@@ -348,43 +331,6 @@ export class Download {
 
   #notice(notice: string) {
     this.options.onNotice?.(notice);
-  }
-
-  /**
-   * Takes the lock that Python's huggingface_hub uses for a blob, so that only one
-   * process downloads it at a time; undefined if the file system has no locks.
-   */
-  async #lock(path: string, hash: string): Promise<Disposable | undefined> {
-    const { cache, entry } = this.target;
-    const folder = `${cache}/.locks/${entry.slice(cache.length + 1)}`;
-    await host.files.makeFolder(folder);
-    const file = `${folder}/${hash}.lock`;
-    const lock = await host.files.openLock(file);
-    const since = performance.now();
-    let announced = -Infinity;
-    try {
-      while (!await lock.tryLock()) {
-        this.options.signal?.throwIfAborted();
-        const waited = performance.now() - since;
-        if (waited - announced >= LOCK_NOTICE_MS) {
-          announced = waited;
-          this.#notice(
-            `Waiting for another download of ${path}, which holds ${file}.`,
-          );
-        }
-        await pause(LOCK_MS, this.options);
-      }
-    } catch (error) {
-      lock[Symbol.dispose]();
-      this.options.signal?.throwIfAborted();
-      this.#notice(
-        `${file} cannot be locked (${
-          errorText(error)
-        }): ${path} is downloaded without a lock.`,
-      );
-      return undefined;
-    }
-    return lock;
   }
 }
 
@@ -439,17 +385,6 @@ async function putInSnapshot(blob: string, path: string, isNew: boolean) {
   } catch (error) {
     await host.files.remove(piece);
     throw error;
-  }
-}
-
-/** Runs a step that writes, whose error may not name what could not be written. */
-async function written<T>(path: string, step: () => Promise<T>): Promise<T> {
-  try {
-    return await step();
-  } catch (cause) {
-    throw new HubRefusal(`Cannot write ${path}: ${errorText(cause)}`, {
-      cause,
-    });
   }
 }
 

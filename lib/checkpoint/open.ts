@@ -14,18 +14,25 @@ import {
   parseGeneration,
 } from "./generation_config.ts";
 import { type FoundFile, host } from "../host.ts";
-import { parseRepositoryId, repositoryFolder } from "./hub.ts";
+import { fileHint, nameHint, urlHint } from "./hints.ts";
+import {
+  isCached,
+  parseRepositoryId,
+  type Repository,
+  repositoryFolder,
+} from "./hub.ts";
 import { parseJson } from "../json.ts";
 import { checkReadTimeout, shownUrl } from "./fetch.ts";
-import { fetchText, openUrl } from "./http.ts";
 import {
   checkRange,
   MOST_TEXT,
   openFile,
   type OpenOptions,
+  readTextFile,
   tooLong,
 } from "./sources.ts";
 import { parseSynthetic } from "./synthetic.ts";
+import { WebFolder } from "./web_folder.ts";
 import { type Folder, openWeights } from "./weight_files.ts";
 import { parseConfig } from "../model/families.ts";
 
@@ -34,7 +41,7 @@ import { parseConfig } from "../model/families.ts";
  *
  * `spec` is one of
  * - `synthetic:qwen3-0.6b?seed=1`: weights computed by a rule, see synthetic.ts
- * - `https://host/folder/`: read with range requests
+ * - `https://host/folder/`: copied to the cache, see web_folder.ts
  * - a directory, as a path or a `file:` URL
  * - `owner/name` or `owner/name@revision`: a repository of the Hugging Face Hub,
  *   from its cache or downloaded into it, see hub.ts
@@ -58,30 +65,55 @@ export async function openCheckpoint(
   checkReadTimeout(`Cannot open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
-    const folder = webFolder(spec, options);
+    const folder = await webFolder(spec, options);
     return await openFolder(shownUrl(spec), folder, options);
   }
   const directory = await existingDirectory(spec);
   if (directory !== undefined) {
     return await openFolder(spec, localFolder(directory), options);
   }
+  const repository = await repositoryOf(spec);
+  const folder = await repositoryFolder(repository, options);
+  return await openFolder(spec, localFolder(folder), options);
+}
+
+/** The error for a name that cannot be opened. */
+function cannotOpen(spec: string, why: string): Error {
+  const shown = JSON.stringify(shownUrl(spec).slice(0, 300));
+  return new Error(`Cannot open ${shown}: ${why}`);
+}
+
+/**
+ * The repository that a name stands for if there is no such folder.
+ *
+ * @throws {Error} if it can only be a folder's, or is another program's
+ */
+async function repositoryOf(spec: string): Promise<Repository> {
+  const hint = nameHint(spec);
+  if (hint !== undefined) throw cannotOpen(spec, hint);
   const repository = parseRepositoryId(spec);
   if (repository === undefined) {
     if (/^([a-z]:)?[/\\]/i.test(spec)) { // also C:\models and \\server\models
-      throw new Error(
-        `Cannot open ${
-          JSON.stringify(shownUrl(spec))
-        }: there is no such directory`,
-      );
+      throw cannotOpen(spec, "there is no such directory");
     }
-    throw new Error(
-      `Cannot open ${
-        JSON.stringify(shownUrl(spec))
-      }: there is no such directory (looked in ${host.files.currentFolder()}), and it is not a repository id (owner/name), an http(s) URL or synthetic:qwen3-…`,
+    throw cannotOpen(
+      spec,
+      `there is no such directory (looked in ${host.files.currentFolder()}), and it is not a repository id (owner/name), an http(s) URL or synthetic:qwen3-…`,
     );
   }
-  const folder = await repositoryFolder(repository, options);
-  return await openFolder(spec, localFolder(folder), options);
+  // A mistyped path is more likely than a repository of the folder's name.
+  const [owner] = spec.split("/");
+  const isPath = !spec.includes("@") && !await isCached(repository) &&
+    (await host.files.find(owner))?.isDirectory;
+  if (isPath) {
+    throw cannotOpen(
+      spec,
+      `the directory ${owner} has no ${
+        spec.slice(owner.length + 1)
+      } (a repository of that name: ${spec}@main)`,
+    );
+  }
+  return repository;
 }
 
 function localFolder(directory: string): Folder {
@@ -95,50 +127,13 @@ function localFolder(directory: string): Folder {
   };
 }
 
-/** Reads a text file whose size is bounded; undefined if it does not exist. */
-async function readTextFile(path: string): Promise<string | undefined> {
-  await using source = await openFile(path);
-  if (source === undefined) return undefined;
-  if (source.size > MOST_TEXT) throw tooLong(path, source.size, MOST_TEXT);
-  const bytes = new Uint8Array(source.size);
-  await source.read(0, bytes);
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch (cause) {
-    throw new Error(`Cannot read ${path}: it is not valid UTF-8`, { cause });
-  }
-}
-
-function webFolder(spec: string, options: OpenOptions): Folder {
+async function webFolder(spec: string, options: OpenOptions): Promise<Folder> {
   const base = URL.parse(spec);
-  if (base === null) {
-    throw new Error(
-      `Cannot open ${JSON.stringify(shownUrl(spec))}: it is not a valid URL`,
-    );
-  }
+  if (base === null) throw cannotOpen(spec, "it is not a valid URL");
+  const hint = urlHint(base);
+  if (hint !== undefined) throw cannotOpen(spec, hint);
   if (!base.pathname.endsWith("/")) base.pathname += "/";
-  const urlOf = (file: string) => {
-    const url = new URL(base);
-    url.pathname += encodeURIComponent(file);
-    return url.href; // with the folder's query, which may be a signature
-  };
-  const location = shownUrl(urlOf(""));
-  let isSaid = false;
-  const onCopy = (why: string) => {
-    if (!isSaid) {
-      options.onNotice?.(
-        `${location}: the server does not send byte ranges (${why}), so weights are copied to temporary files.`,
-      );
-    }
-    isSaid = true;
-  };
-  return {
-    location,
-    locate: (file) => shownUrl(urlOf(file)),
-    open: (file) => openUrl(urlOf(file), options, onCopy),
-    text: (file) => fetchText(urlOf(file), options),
-    has: () => Promise.resolve(false),
-  };
+  return await WebFolder.open(base, options);
 }
 
 async function existingDirectory(spec: string): Promise<string | undefined> {
@@ -155,11 +150,7 @@ async function existingDirectory(spec: string): Promise<string | undefined> {
     );
   }
   if (found === undefined || found.isDirectory) return found?.path;
-  throw new Error(
-    `Cannot open ${
-      JSON.stringify(spec)
-    }: it is a file, must be the folder of a checkpoint`,
-  );
+  throw cannotOpen(spec, fileHint(spec));
 }
 
 /** The most characters of config.json and of generation_config.json: 1 MiB. */
@@ -203,6 +194,7 @@ async function openFolder(
   const weights = await openWeights(name, config, folder, opened);
   const { stored, tensors, notices } = weights;
   const files = opened.move();
+  let kept: Promise<void> | undefined;
   return {
     name,
     location: folder.location,
@@ -218,6 +210,7 @@ async function openFolder(
       signal?.throwIfAborted();
       checkRange(name, tensors.get(name)?.byteLength, begin, into.length);
       const tensor = stored.get(name)!;
+      await (kept ??= folder.keep?.());
       await tensor.source.read(tensor.begin + begin, into);
     },
     text: (file) => textOf(folder, file),

@@ -35,19 +35,26 @@ export interface OpenOptions extends FetchOptions {
 /** A source that keeps a file open until it is disposed. */
 export interface OpenSource extends ByteSource, AsyncDisposable {}
 
-/** Opens a local file; undefined if it does not exist. */
-export async function openFile(path: string): Promise<OpenSource | undefined> {
+/**
+ * Opens a local file; undefined if it does not exist.
+ *
+ * @param name of the file in errors
+ */
+export async function openFile(
+  path: string,
+  name: string = path,
+): Promise<OpenSource | undefined> {
   const file = await host.files.open(path);
   if (file === undefined) return undefined;
   return {
-    name: path,
+    name,
     size: file.size,
     // deno-lint-ignore require-await
     async read(begin, into) {
       const count = file.read(begin, into);
       if (count === into.length) return;
       throw new Error(
-        `Cannot read ${path}: it ends at byte ${begin + count}, must have ${
+        `Cannot read ${name}: it ends at byte ${begin + count}, must have ${
           begin + into.length
         }`,
       );
@@ -82,4 +89,46 @@ export function tooLong(where: string, size: number, most: number): Error {
   return new Error(
     `Cannot read ${where}: it has ${size} bytes, at most ${most} are allowed`,
   );
+}
+
+/**
+ * Reads a text file whose size is bounded; undefined if it does not exist.
+ *
+ * @param name of the file in errors
+ */
+export async function readTextFile(
+  path: string,
+  name: string = path,
+): Promise<string | undefined> {
+  await using source = await openFile(path, name);
+  if (source === undefined) return undefined;
+  if (source.size > MOST_TEXT) throw tooLong(name, source.size, MOST_TEXT);
+  const bytes = new Uint8Array(source.size);
+  await source.read(0, bytes);
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch (cause) {
+    throw new Error(`Cannot read ${name}: it is not valid UTF-8`, { cause });
+  }
+}
+
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+/** Bytes in the unit that suits them: `1.23 GB`, `45.6 MB`, `789 kB`. */
+export function bytesText(bytes: number): string {
+  const { number, unit } = scaledBytes(bytes, bytes);
+  return `${number} ${unit}`;
+}
+
+/** Bytes in the unit that suits `total`, with three digits of that. */
+export function scaledBytes(
+  bytes: number,
+  total: number,
+): { number: string; unit: string } {
+  let unit = 0;
+  for (; total >= 999.5 && unit < UNITS.length - 1; unit++) {
+    [bytes, total] = [bytes / 1000, total / 1000];
+  }
+  const digits = unit === 0 ? 0 : total < 9.995 ? 2 : total < 99.95 ? 1 : 0;
+  return { number: bytes.toFixed(digits), unit: UNITS[unit] };
 }

@@ -35,6 +35,8 @@ const SIZES = new Map<string, Size>([
   ["14b", { hiddenSize: 5120, intermediateSize: 17408, numHiddenLayers: 40, numAttentionHeads: 40 }],
   ["32b", { hiddenSize: 5120, intermediateSize: 25600, numHiddenLayers: 64, numAttentionHeads: 64 }],
 ]);
+/** The sizes that there are, as in `0.6b`. */
+export const SYNTHETIC_SIZES: readonly string[] = [...SIZES.keys()];
 const TIED = ["0.6b", "1.7b", "4b"];
 
 /** How a synthetic tensor is computed: `bf16(offset + scale · u[i])`. */

@@ -24,6 +24,8 @@ export interface Folder {
   locate(file: string): string;
   open(file: string): Promise<OpenSource | undefined>;
   text(file: string): Promise<string | undefined>;
+  /** Copies the weights that were opened, before their tensors are read. */
+  keep?(): Promise<void>;
   /** Whether a file is known to be there; false if only a request could tell. */
   has(file: string): Promise<boolean>;
 }

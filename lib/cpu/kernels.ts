@@ -72,6 +72,8 @@ export type Work = Generator<void, void>;
 /** The slow parts of a pass. */
 export interface CpuKernels extends Disposable {
   readonly info: CpuInfo;
+  /** Bytes of all tensors and of the work space. */
+  readonly memoryBytes: number;
   /** Allocates a tensor of zeros where the kernels can read it. */
   allocate(dtype: Dtype, shape: readonly number[]): CpuTensor;
   /** Makes the memory of a tensor available to {@link allocate} again. */

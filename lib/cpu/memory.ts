@@ -38,6 +38,11 @@ export class CpuMemory {
     private readonly onMemory: (memory: WebAssembly.Memory) => void,
   ) {}
 
+  /** Bytes of all memories. */
+  get byteLength(): number {
+    return this.#memories.reduce((n, { buffer }) => n + buffer.byteLength, 0);
+  }
+
   /**
    * Allocates a tensor of zeros within one memory.
    *

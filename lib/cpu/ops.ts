@@ -18,9 +18,18 @@ import { chooseWasm, WasmCpuKernels } from "./wasm.ts";
 
 export type { CpuInfo, CpuTensor };
 
+/**
+ * The most threads. Not measured: no machine known to us has more cores, and the work
+ * space of each takes 1 MB.
+ */
+export const MOST_THREADS = 256;
+
 /** Options of {@link CpuOps}. */
 export interface CpuOptions {
-  /** Threads that share the work, including the caller's; one per core by default. */
+  /**
+   * Threads that share the work, including the caller's; at most {@link MOST_THREADS}, one
+   * per core by default.
+   */
   threads?: number;
   /** False selects plain TypeScript, the reference; true by default. */
   simd?: boolean;
@@ -59,6 +68,12 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   /** Which kernels run, and why. */
   get info(): CpuInfo {
     return this.#kernels.info;
+  }
+
+  /** Bytes of all tensors, results, angles and of the kernels' work space. */
+  get memoryBytes(): number {
+    return this.#kernels.memoryBytes + this.#results.byteLength +
+      this.#rope.byteLength;
   }
 
   /** Allocates a tensor of zeros. */
@@ -305,11 +320,13 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
 }
 
 function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
-  const { threads = navigator.hardwareConcurrency, simd = true } = options;
+  const { simd = true } = options;
+  const threads = options.threads ??
+    Math.min(navigator.hardwareConcurrency, MOST_THREADS);
   if (!simd) return new PlainKernels(heads, "simd: false was asked for");
-  if (!Number.isInteger(threads) || threads < 1) {
+  if (!(Number.isInteger(threads) && threads >= 1 && threads <= MOST_THREADS)) {
     throw new Error(
-      `Cannot use ${threads} threads: must be a positive integer`,
+      `Cannot use ${threads} threads: must be an integer from 1 to ${MOST_THREADS}`,
     );
   }
   const choice = chooseWasm();
@@ -367,6 +384,11 @@ class ResultPool {
   static readonly #capacity = 1 << 22;
   #arrays = new Map<number, { all: Float32Array[]; used: number }>();
   #size = 0;
+
+  /** Bytes of the arrays that are kept. */
+  get byteLength(): number {
+    return 4 * this.#size;
+  }
 
   tensor(shape: readonly number[]): CpuTensor {
     return { dtype: "f32", shape, data: this.#array(elements(shape)) };

@@ -22,6 +22,7 @@ import {
 /** Runs on the caller's thread, in any JavaScript engine. */
 export class PlainKernels implements CpuKernels {
   readonly info: CpuInfo;
+  memoryBytes = 0;
 
   constructor(private readonly heads: Heads, reason: string) {
     this.info = { kernel: "plain", reason, threads: 1 };
@@ -34,10 +35,14 @@ export class PlainKernels implements CpuKernels {
       : dtype === "u32"
       ? new Uint32Array(size)
       : new Uint16Array(size);
+    this.memoryBytes += data.byteLength;
     return { dtype, shape, data };
   }
 
-  release(): void {} // left to the garbage collector
+  /** Leaves it to the garbage collector. */
+  release({ data }: CpuTensor): void {
+    this.memoryBytes -= data.byteLength;
+  }
 
   *matmul(
     x: Float32Array,

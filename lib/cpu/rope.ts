@@ -20,6 +20,10 @@ export class RopeTable {
     this.#frequencies = ropeFrequencies(config);
   }
 
+  get byteLength(): number {
+    return this.#table.byteLength;
+  }
+
   /** Rotates `x[at .. at + headDim]` in place: element i pairs with i + headDim / 2. */
   rotate(x: Float32Array, at: number, position: number): void {
     const half = this.#frequencies.inverse.length;

@@ -43,9 +43,9 @@ export class CpuRunner implements Runner {
   /** Loads the weights of `checkpoint` into memory. */
   static async load(
     checkpoint: Checkpoint,
-    options: LoadOptions & { context: number },
+    options: LoadOptions & { context: number; threads?: number },
   ): Promise<CpuRunner> {
-    const ops = new CpuOps(checkpoint.config);
+    const ops = new CpuOps(checkpoint.config, { threads: options.threads });
     try {
       const weights = await loadWeights(checkpoint, {
         allocate: (bytes) => ops.tensor("u32", [bytes / 4]),
@@ -57,6 +57,10 @@ export class CpuRunner implements Runner {
       ops[Symbol.dispose]();
       throw error;
     }
+  }
+
+  get memoryBytes(): number {
+    return this.#disposed ? 0 : this.ops.memoryBytes;
   }
 
   async logits(

@@ -131,6 +131,10 @@ export class WasmCpuKernels implements CpuKernels {
     };
   }
 
+  get memoryBytes(): number {
+    return this.#memory.byteLength;
+  }
+
   allocate(dtype: Dtype, shape: readonly number[]): CpuTensor {
     return this.#memory.allocate(dtype, shape);
   }

@@ -70,6 +70,11 @@ export class DebugRunner implements Runner {
     this.#twins = pairWeights(gpu.weights, cpu.weights);
   }
 
+  /** On both sides. */
+  get memoryBytes(): number {
+    return this.gpu.memoryBytes + this.cpu.memoryBytes;
+  }
+
   /** Choices that the GPU's runner has made since loading. */
   get choices(): readonly Choice[] {
     return this.gpu.choices;

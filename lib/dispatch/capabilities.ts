@@ -34,7 +34,7 @@ export interface Capabilities {
     maxStorageBuffersPerShaderStage?: number;
   };
   /** Constants measured to be best on this adapter, by key (see keys.ts). */
-  tuned?: ReadonlyMap<string, Constants>;
+  tuned?: Pick<ReadonlyMap<string, Constants>, "get">;
 }
 
 /** The maximum threads of a workgroup, all in one dimension. */

@@ -43,11 +43,13 @@ export function chooseDevice(
       `only a software adapter is available, and measuring its speed failed: ${measured.failure}`,
     );
   }
-  const { k, n, gpu, cpu } = measured;
-  return decide(
-    gpu > cpu,
-    `only a software adapter is available; a [1, ${k}] × [${k}, ${n}] matmul reads ${
-      cpu.toFixed(2)
-    } GB/s on the CPU path, ${gpu.toFixed(2)} GB/s on ${name}`,
-  );
+  const { gpu, cpu } = measured;
+  const rates = (a: number, b: number) =>
+    `${a.toFixed(1)} against ${b.toFixed(1)} GB/s`;
+  return gpu > cpu
+    ? decide(true, `faster than the CPU path, ${rates(gpu, cpu)}`)
+    : decide(
+      false,
+      `faster than the software adapter here, ${rates(cpu, gpu)} of weights`,
+    );
 }

@@ -191,6 +191,10 @@ export class GpuRunner implements Runner {
     return choosePassRows(widest, gpu.limits.maxStorageBufferBindingSize);
   }
 
+  get memoryBytes(): number {
+    return this.gpu.allocated;
+  }
+
   /** The measured pace of the device. */
   get paces(): Paces {
     return this.#one.paces;

@@ -22,6 +22,11 @@ export interface Runner extends Disposable {
   /** Operations of a GPU run that ran on the CPU. */
   readonly fallbacks: readonly Fallback[];
   /**
+   * Bytes that are allocated for the model now: weights, cache and work buffers; 0 once
+   * it is disposed.
+   */
+  readonly memoryBytes: number;
+  /**
    * Computes the logits after the last token, or with `all` after each, from an empty
    * cache.
    */

@@ -5,7 +5,7 @@
  * @module
  */
 import { FAULT, HIGHEST_SCORE } from "../dispatch/sampling.ts";
-import { described } from "../errors.ts";
+import { wrongOption } from "../errors.ts";
 import {
   type GenerationDefaults,
   SAMPLING_RANGES,
@@ -58,7 +58,7 @@ const RANGES: Record<
  * console.assert(resolveSampling({}).temperature === 0); // greedy
  * ```
  *
- * @throws {RangeError} if an option is not finite or out of its range.
+ * @throws {OptionError} if an option is not finite or out of its range.
  */
 export function resolveSampling(
   options: SamplingOptions,
@@ -91,9 +91,7 @@ export function resolveSampling(
 function inRange(key: keyof SamplingOptions, value: number): number {
   const [test, range] = RANGES[key];
   if (!Number.isFinite(value) || !test(value)) {
-    throw new RangeError(
-      `Cannot sample: ${key} is ${described(value)}, must be ${range}`,
-    );
+    throw wrongOption("Cannot sample", key, value, range);
   }
   return value;
 }

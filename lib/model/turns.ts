@@ -2,7 +2,7 @@
  * Who may use a model: one turn at a time. A turn is a run or one computation of logits.
  *
  * A turn is active while its consumer waits for a value, and idle while its consumer has
- * one. A new turn is refused while another is active, and takes over from an idle one,
+ * one, unless that is known to ask for the next at once. A new turn is refused while another is active, and takes over from an idle one,
  * because that may never be resumed: iterators get abandoned. If it is resumed after all,
  * it throws.
  *
@@ -67,16 +67,20 @@ export class Turns {
     }
   }
 
-  /** Yields what `work` yields, in a turn that begins with the iteration. */
+  /**
+   * Yields what `work` yields, in a turn of its own. If `steady`, its consumer never pauses,
+   * and the turn stays active to its end.
+   */
   run<T>(
     action: string,
     signal: AbortSignal | undefined,
     work: (signal: AbortSignal) => AsyncGenerator<T, void>,
+    steady = false,
   ): Chunks<T> {
     const { turn, before } = this.#enter(action, signal);
     return {
       signal: turn.signal,
-      [Symbol.asyncIterator]: () => this.#iterate(turn, before, work),
+      [Symbol.asyncIterator]: () => this.#iterate(turn, before, work, steady),
     };
   }
 
@@ -84,6 +88,7 @@ export class Turns {
     turn: Turn,
     before: Promise<void> | undefined,
     work: (signal: AbortSignal) => AsyncGenerator<T, void>,
+    steady: boolean,
   ): AsyncGenerator<T, void> {
     const { signal } = turn, values = work(signal);
     turn.close = () => values.return();
@@ -94,7 +99,7 @@ export class Turns {
         turn.active = true;
         const { done, value } = await values.next();
         if (done) return;
-        turn.active = false;
+        turn.active = steady;
         yield value;
       }
     } finally {
@@ -108,7 +113,7 @@ export class Turns {
     const last = this.#current;
     if (last?.active) {
       throw new Error(
-        "Cannot start a run: another run of this model has not ended, must be one at a time",
+        "Cannot start a run: another run of this model has not ended, must be one at a time; generateBatch runs several together",
       );
     }
     const turn = this.#current = new Turn(action, signal);

@@ -14,8 +14,14 @@ import {
   type ToolCall,
   type Turn,
 } from "./conversation.ts";
-import { checkOptions, errorText, requireKind } from "../errors.ts";
+import {
+  errorText,
+  OptionError,
+  type OptionKind,
+  requireKind,
+} from "../errors.ts";
 import { exactJson, isObject, parseExactJson } from "../json.ts";
+import { givenOptions } from "./options.ts";
 import { compileTemplate, TemplateError } from "./jinja/mod.ts";
 
 /** Options of {@linkcode renderChat}. */
@@ -29,6 +35,13 @@ export interface ChatOptions {
   /** Any other variables of the template (`bos_token`, …). */
   variables?: Record<string, unknown>;
 }
+
+const KINDS: Readonly<Record<keyof ChatOptions, OptionKind | undefined>> = {
+  addGenerationPrompt: "flag",
+  thinking: "flag",
+  tools: undefined, // by readTools
+  variables: "object",
+};
 
 /** Variables that transformers always defines. */
 const NONE_GIVEN = { tools: null, documents: null };
@@ -64,14 +77,15 @@ export function renderChat(
 ): string {
   requireKind(CANNOT, "the template", template, "text");
   const { addGenerationPrompt = true, thinking, variables, ...rest } =
-    readOptions(options);
+    givenOptions(CANNOT, options, KINDS);
   const tools = rest.tools === undefined
     ? undefined
     : readTools(rest.tools, CANNOT);
   const turns = readConversation(messages);
   if (thinking !== undefined && !canFollow(thinking, template)) {
-    throw refusal(
-      `thinking is ${thinking}, but the chat template does not read enable_thinking`,
+    throw new OptionError(
+      "thinking",
+      `${CANNOT}: thinking is ${thinking}, but the chat template does not read enable_thinking`,
     );
   }
   const render = compile(template);
@@ -99,20 +113,6 @@ export function renderChat(
 function canFollow(thinking: boolean, template: string): boolean {
   return template.includes("enable_thinking") ||
     template.includes("think>") === thinking;
-}
-
-/** Checks the options; null is absent, as in JSON. */
-function readOptions(options: ChatOptions): ChatOptions {
-  requireKind(CANNOT, "the options argument", options, "object");
-  const given: ChatOptions = Object.fromEntries(
-    Object.entries(options).filter(([, value]) => value !== null),
-  );
-  checkOptions(CANNOT, given, {
-    addGenerationPrompt: "flag",
-    thinking: "flag",
-    variables: "object",
-  });
-  return given;
 }
 
 function compile(template: string): Render {

@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { described } from "../errors.ts";
+import { meant } from "./options.ts";
+import { described, OptionError, wrongOption } from "../errors.ts";
 import { exactJson, isObject, requireJsonValue } from "../json.ts";
 
 /** A function call that the assistant made. */
@@ -131,11 +132,33 @@ export interface Turn {
   };
 }
 
+/** What is wrong with one message where several belong. */
+export const ONE_MESSAGE =
+  "the prompt is a message, must be a list of messages: wrap it in [ ]";
+
+/** What others call the roles and fields of a message. */
+const OTHER_NAMES: Readonly<Record<string, string>> = {
+  human: "user",
+  ai: "assistant",
+  bot: "assistant",
+  model: "assistant",
+  function: "tool",
+  from: "role",
+  text: "content",
+  message: "content",
+  value: "content",
+  parts: "content",
+  thinking: "reasoning_content",
+  functioncall: "tool_calls",
+};
+
 const ROLES = ["system", "developer", "user", "assistant", "tool"];
 /** Fields that carry no content: they link calls to results. */
 const METADATA = ["id", "type", "tool_call_id"];
 const REASONING = ["reasoning_content", "reasoning"];
 const ASSISTANT_FIELDS = [...REASONING, "tool_calls"];
+/** Fields of which a message must have one. */
+const CONTENTS = ["content", ...ASSISTANT_FIELDS];
 const FIELDS = ["role", "content", "name", ...ASSISTANT_FIELDS];
 /** Fields that clients keep for themselves or send to providers, not to the model. */
 const IGNORED = [
@@ -158,7 +181,11 @@ const IGNORED = [
  */
 export function readConversation(messages: unknown): Turn[] {
   if (!Array.isArray(messages)) {
-    throw refusal(`the messages are ${described(messages)}, must be a list`);
+    throw refusal(
+      isObject(messages) && "role" in messages
+        ? ONE_MESSAGE
+        : `the messages are ${described(messages)}, must be a list`,
+    );
   }
   if (messages.length === 0) {
     throw refusal("it has 0 messages, must have at least one");
@@ -173,18 +200,20 @@ export function readConversation(messages: unknown): Turn[] {
 /**
  * Checks a list of tools.
  *
- * @throws {Error} if it is not a list of functions with names and JSON values.
+ * @throws {OptionError} if it is not a list of functions with names.
+ * @throws {Error} if one has a value that JSON has not.
  */
 export function readTools(tools: unknown, cannot: string): Tool[] {
   if (!Array.isArray(tools)) {
-    throw new Error(`${cannot}: tools is ${described(tools)}, must be a list`);
+    throw wrongOption(cannot, "tools", tools, "a list");
   }
   return Array.from(tools, (tool, i) => {
     const where = `tools[${i}]`;
     const named = isObject(tool) && isObject(tool.function) &&
       typeof tool.function.name === "string" && tool.function.name !== "";
     if (!named || (tool.type !== undefined && tool.type !== "function")) {
-      throw new Error(
+      throw new OptionError(
+        "tools",
         `${cannot}: ${where} must be like {"type": "function", "function": {"name": "f", "parameters": {}}}`,
       );
     }
@@ -198,21 +227,28 @@ function readMessage(message: unknown, index: number): Turn[] {
   if (!isObject(message)) {
     throw refusal(`${where} is ${described(message)}, must be an object`);
   }
+  requireKnown(message, where, [...FIELDS, ...METADATA]);
   const { role } = message;
   if (typeof role !== "string" || !ROLES.includes(role)) {
     throw refusal(
-      `${where} has the role ${described(role)}, must be one of ${
-        ROLES.join(", ")
-      }`,
+      `${where} has ${
+        role === undefined ? "no role" : `the role ${described(role)}`
+      }, must be ${orList(ROLES)}${didYouMean(role, ROLES)}`,
     );
   }
-  requireKnown(message, where, [...FIELDS, ...METADATA]);
   for (const field of ASSISTANT_FIELDS) {
     if (role !== "assistant" && hasValue(message[field])) {
       throw refusal(
         `${where} is a ${role} message with ${field}, which only assistant messages may have`,
       );
     }
+  }
+  if (CONTENTS.every((field) => (message[field] ?? null) === null)) {
+    throw refusal(
+      `${where} has no content, must have ${
+        orList(role === "assistant" ? CONTENTS : ["content"])
+      }`,
+    );
   }
   const parts = readContent(message.content, role, where);
   const metadata = Object.fromEntries(
@@ -496,8 +532,16 @@ function requireKnown(
   throw refusal(
     `${where} has the field ${described(unknown)}, must have only ${
       known.join(", ")
-    }`,
+    }${didYouMean(unknown, known)}`,
   );
+}
+
+/** The question that ends an error about an unknown name; empty if none is close. */
+function didYouMean(name: unknown, known: readonly string[]): string {
+  const close = typeof name === "string"
+    ? meant(name, known, OTHER_NAMES)
+    : undefined;
+  return close === undefined ? "" : ` (did you mean ${close}?)`;
 }
 
 function requireText(text: unknown, where: string): string {

@@ -3,9 +3,10 @@
  *
  * @module
  */
-import type { Message, Tool } from "./conversation.ts";
+import { type Message, ONE_MESSAGE, type Tool } from "./conversation.ts";
 import { renderChat } from "./chat_template.ts";
 import { described } from "../errors.ts";
+import { isObject } from "../json.ts";
 import type { ReplyFormat } from "./reply.ts";
 import { TooManyTokens } from "./bpe.ts";
 import type { Tokenizer } from "./tokenizer.ts";
@@ -63,11 +64,14 @@ export function encodePrompt(
   if (typeof prompt !== "string") {
     if (!Array.isArray(prompt)) {
       throw new TypeError(
-        `Cannot generate: the prompt is ${
-          described(prompt)
-        }, must be a string, a list of messages or a list of token ids`,
+        isObject(prompt) && "role" in prompt
+          ? `Cannot generate: ${ONE_MESSAGE}`
+          : `Cannot generate: the prompt is ${
+            described(prompt)
+          }, must be a string, a list of messages or a list of token ids`,
       );
     }
+    requireItems(prompt);
     if (prompt.every((item) => typeof item === "number")) {
       refuseChatOptions(options, "and token ids are used as they are");
       return { tokenIds: [...prompt] };
@@ -114,6 +118,23 @@ export function encodePrompt(
     tokenIds: encode(text, false),
     reply: { thinking: /<think>\s*$/.test(text), tools },
   };
+}
+
+/** Refuses lists of neither messages nor token ids. */
+function requireItems(prompt: readonly unknown[]): void {
+  const ids = typeof prompt[0] === "number";
+  const wrong = Array.from(prompt).findIndex((item) =>
+    ids ? typeof item !== "number" : !isObject(item)
+  );
+  if (wrong < 0) return;
+  const several = prompt.every((item) => typeof item === "string");
+  throw new TypeError(
+    `Cannot generate: item ${wrong} of the prompt is ${
+      described(prompt[wrong])
+    }, must be a ${ids ? "token id, as those before it" : "message"}${
+      several ? " (generateBatch takes a list of prompts)" : ""
+    }`,
+  );
 }
 
 /** Encodes a text, but stops early if it is far too long. */

@@ -3,13 +3,14 @@
  *
  * @module
  */
-import { described } from "../errors.ts";
+import { described, OptionError } from "../errors.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
-/** @throws {TypeError} if text cannot end at `stop`. */
+/** @throws {OptionError} if text cannot end at `stop`. */
 export function requireStopString(stop: unknown): void {
   if (typeof stop === "string" && stop !== "" && stop.isWellFormed()) return;
-  throw new TypeError(
+  throw new OptionError(
+    "stop",
     `Cannot stop at ${
       described(stop)
     }: a stop string must be one or more whole characters`,

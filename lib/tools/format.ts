@@ -44,3 +44,25 @@ export function prefixed(value: number): string {
   const power = Math.min(4, Math.max(0, Math.floor(Math.log10(value) / 3)));
   return `${significant(value / 1000 ** power)} ${" kMGT"[power]}`.trimEnd();
 }
+
+/** `7.1 MB` or `2.1 GB`: bytes in decimal units. */
+export function bytes(count: number): string {
+  const units = ["bytes", "kB", "MB", "GB", "TB"];
+  let unit = 0, value = count;
+  for (; value >= 999.5 && unit < units.length - 1; unit++) value /= 1000;
+  return `${unit ? significant(value) : count} ${units[unit]}`;
+}
+
+/**
+ * A number of a kernel as people write it: integers whole, others with seven digits, as
+ * many as f32 has; very large and very small ones as `1.5 × 10^-9`.
+ */
+export function decimal(value: number): string {
+  const size = Math.abs(value);
+  if (!Number.isFinite(value) || Number.isInteger(value) && size < 2 ** 32) {
+    return String(value);
+  }
+  if (size >= 1e-4 && size < 1e7) return String(Number(value.toPrecision(7)));
+  const [digits, power] = value.toExponential(6).split("e");
+  return `${Number(digits)} × 10^${Number(power)}`;
+}

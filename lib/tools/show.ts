@@ -33,6 +33,7 @@ import { tryInstead } from "../text/messages.ts";
 import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
+import { impossible, isTuned, type ShownOperand } from "./constants.ts";
 
 /** The properties of a device that choices depend on; a `Gpu` has them. */
 export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
@@ -58,6 +59,8 @@ export interface ShowOptions {
   format?: Format;
   /** Constants that replace the chosen ones. */
   constants?: Constants;
+  /** Called by `showVariants` for each call that these constants do not suit. */
+  onLeftOut?: (kernel: string, why: Error) => void;
 }
 
 /** A kernel as it would run. */
@@ -66,7 +69,7 @@ export interface Shown {
   /** What this call computes, and the other calls of the kernel in the pass. */
   label: string;
   also: string[];
-  operands: { name: string; dtype: string; shape: readonly number[] }[];
+  operands: readonly ShownOperand[];
   /** The kernel's own constants; the WGSL also has those derived from them. */
   constants: Constants;
   reason: string;
@@ -113,7 +116,8 @@ export function requireConstants(
  * Shows a kernel by its name (`attendDecode`) or its file's (`attend_decode`), with the
  * constants chosen for `device`.
  *
- * @throws {Error} if there is no such kernel, or a constant that it does not have.
+ * @throws {Error} if there is no such kernel, a constant that it does not have, or a value
+ * that no choice could give it.
  */
 export function showKernel(
   name: string,
@@ -143,12 +147,10 @@ export function showKernel(
   const order = [options.tokens ?? usual, 1, 16, 64];
   for (const chosen of [device, other, none, unknown]) {
     for (const tokens of order) {
-      const calls = [
-        ...recordPasses(chosen, tokens, options),
-        ...recordCases(chosen, options.format),
-      ].filter(({ kernel }) => kernel.name === wanted);
+      const recording = new Recording(chosen, tokens, options);
+      const calls = recording.of(wanted);
       if (!calls.length) continue;
-      const found = describe(calls[0], options.constants);
+      const found = describe(recording, wanted, 0);
       const also = calls.slice(1).map(({ options }) => options.label ?? wanted);
       const where = chosen === device
         ? `${tokens} ${tokens === 1 ? "token" : "tokens"}`
@@ -164,14 +166,17 @@ export function showKernel(
       };
     }
   }
-  const own = KERNELS.filter(({ name }) => name === wanted);
-  const [call] = recordCases(device, options.format, own);
-  return describe(call, options.constants);
+  // Only its test cases run it.
+  const recording = new Recording(device, usual, options, false);
+  return describe(recording, wanted, 0);
 }
 
 /**
  * Every distinct WGSL of the named kernels in passes of `tokens` tokens (512 by default)
- * on `device`, in the order in which they run.
+ * on `device`, in the order in which they run. Calls that no choice could give the
+ * constants are left out.
+ *
+ * @throws {Error} if they do not suit any call of a kernel.
  */
 export function showVariants(
   names: readonly string[],
@@ -179,14 +184,20 @@ export function showVariants(
   options: ShowOptions,
 ): Shown[] {
   const tokens = options.tokens ?? 512;
-  const calls = [
-    ...recordPasses(device, tokens, options),
-    ...recordCases(device, options.format),
-  ];
+  const recording = new Recording(device, tokens, options);
   const variants = new Map<string, Shown>();
-  for (const call of calls) {
-    if (!names.includes(call.kernel.name)) continue;
-    const shown = describe(call, options.constants);
+  const all = names.flatMap((name) =>
+    recording.of(name).map((_, i) => ({ name, i }))
+  );
+  for (const { name, i } of all) {
+    let shown: Shown;
+    try {
+      shown = describe(recording, name, i);
+    } catch (error) {
+      if (!(error instanceof ImpossibleError)) throw error;
+      options.onLeftOut?.(name, error);
+      continue;
+    }
     const known = variants.get(shown.wgsl);
     if (!known) variants.set(shown.wgsl, shown);
     else if (!known.also.includes(shown.label)) known.also.push(shown.label);
@@ -195,40 +206,133 @@ export function showVariants(
 }
 
 interface Call {
-  kernel: Kernel;
+  kernel: LibraryKernel;
   operands: Operands;
   options: AddOptions;
 }
 
-function describe(
-  { kernel, operands, options }: Call,
-  constants: Constants = {},
-): Shown {
-  requireConstants(kernel, constants);
-  const all = { ...kernel.constants, ...options.constants, ...constants };
-  const contract = typeof kernel.buffers === "function"
-    ? kernel.buffers(all)
-    : kernel.buffers;
-  const wgsl = showWgsl(kernel, operands, { ...options, constants: all });
-  return {
-    kernel: kernel.name,
-    label: options.label ?? kernel.name,
-    also: [],
-    reason: options.reason ?? "asked for",
-    operands: Object.keys(contract).map((name) => {
-      const operand = operands[name];
-      if ("dtype" in operand) {
-        const { dtype, shape } = operand;
-        return { name, dtype, shape };
+/** No choice could give a call these constants. */
+class ImpossibleError extends Error {}
+
+/** The calls of each kernel in a pass, or in its test cases, as they are asked for. */
+class Recording {
+  readonly #calls = new Map<string, Call[]>();
+  #pass?: Call[];
+  #elsewhere?: Recording[];
+  #retuned?: Recording;
+
+  constructor(
+    readonly device: Sketched,
+    readonly tokens: number,
+    readonly options: ShowOptions,
+    readonly inPass: boolean = true,
+  ) {}
+
+  of(name: string): Call[] {
+    const known = this.#calls.get(name);
+    if (known) return known;
+    const { device, tokens, options } = this, kernel = findKernel(name)!;
+    const calls = inPasses(kernel) && this.inPass
+      ? (this.#pass ??= recordPasses(device, tokens, options))
+        .filter(({ kernel }) => kernel.name === name)
+      : recordCases(device, options.format, [kernel]);
+    this.#calls.set(name, calls);
+    return calls;
+  }
+
+  #on(device: Sketched): Recording {
+    return new Recording(device, this.tokens, this.options, this.inPass);
+  }
+
+  /** As if the given constants had been tuned, with what follows from them. */
+  get retuned(): Recording {
+    const { device, options: { constants = {} } } = this;
+    return this.#retuned ??= this.#on({
+      ...device,
+      tuned: { get: (key) => ({ ...device.tuned?.get(key), ...constants }) },
+    });
+  }
+
+  /**
+   * The constants of calls like this one, with equal tuned ones, on devices with other
+   * subgroups or types.
+   */
+  *elsewhere(call: Call): Generator<Constants> {
+    const text = (call: Call) => {
+      const all = Object.entries(chosenConstants(call));
+      const tuned = all.filter(([name]) => isTuned(call.kernel, name));
+      return JSON.stringify([chosenOperands(call), tuned]);
+    };
+    const { device } = this, { name } = call.kernel, own = text(call);
+    this.#elsewhere ??= [
+      ...[0, 4, 8, 16, 32].map((subgroupSize) => ({ ...device, subgroupSize })),
+      { ...device, f16: !device.f16 },
+    ].map((other) => this.#on(other));
+    for (const other of this.#elsewhere) {
+      for (const one of other.of(name)) {
+        if (text(one) === own) yield chosenConstants(one);
       }
-      const matrix = "matrix" in operand ? operand.matrix : operand;
-      const { format } = "matrix" in operand ? operand.part : operand.parts[0];
-      const shape = matrix.n === 1 ? [matrix.k] : [matrix.n, matrix.k];
-      return { name, dtype: format.name, shape };
-    }),
+    }
+  }
+}
+
+const chosenConstants = ({ kernel, options }: Call): Constants => ({
+  ...kernel.constants,
+  ...options.constants,
+});
+
+/** Describes the i-th call of a kernel, with the constants that are given. */
+function describe(recording: Recording, name: string, i: number): Shown {
+  const { device, options: { constants: given = {} } } = recording;
+  const call = recording.of(name)[i], { kernel } = call;
+  requireConstants(kernel, given);
+  const why = impossible(
+    {
+      kernel,
+      operands: chosenOperands(call),
+      constants: chosenConstants(call),
+    },
+    given,
+    device,
+    () => recording.elsewhere(call),
+  );
+  if (why !== undefined) {
+    throw new ImpossibleError(`Cannot show ${name}: ${why}`);
+  }
+  const tuned = Object.keys(given).some((name) => isTuned(kernel, name));
+  const { operands, options } = tuned ? recording.retuned.of(name)[i] : call;
+  const all = { ...kernel.constants, ...options.constants, ...given };
+  const reason = options.reason ?? "asked for";
+  return {
+    kernel: name,
+    label: options.label ?? name,
+    also: [],
+    reason: tuned ? reason.replace("tuned for this adapter", "as set") : reason,
+    operands: chosenOperands({ kernel, operands, options }, all),
     constants: all,
-    wgsl,
+    wgsl: showWgsl(kernel, operands, { ...options, constants: all }),
   };
+}
+
+/** The operands of a call with `constants`, in binding order. */
+function chosenOperands(
+  { kernel, operands, options }: Call,
+  constants = chosenConstants({ kernel, operands, options }),
+): ShownOperand[] {
+  const contract = typeof kernel.buffers === "function"
+    ? kernel.buffers(constants)
+    : kernel.buffers;
+  return Object.keys(contract).map((name) => {
+    const operand = operands[name];
+    if ("dtype" in operand) {
+      const { dtype, shape } = operand;
+      return { name, dtype, shape };
+    }
+    const matrix = "matrix" in operand ? operand.matrix : operand;
+    const { format } = "matrix" in operand ? operand.part : operand.parts[0];
+    const shape = matrix.n === 1 ? [matrix.k] : [matrix.n, matrix.k];
+    return { name, dtype: format.name, shape };
+  });
 }
 
 /** Keeps the calls of a plan instead of compiling them. */
@@ -236,7 +340,8 @@ class CallPlan extends Plan {
   readonly calls: Call[] = [];
 
   override add(kernel: Kernel, operands: Operands, options: AddOptions = {}) {
-    this.calls.push({ kernel, operands, options });
+    const known = findKernel(kernel.name)!; // passes run kernels of the list only
+    this.calls.push({ kernel: known, operands, options });
   }
 }
 

@@ -77,14 +77,11 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
   });
 }
 
-const INSTALL_HINT =
-  "install a Vulkan driver (a software one on Debian or Ubuntu: apt-get install mesa-vulkan-drivers) or run on the CPU";
-
 async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
   const implementation = gpu ?? navigator.gpu;
   if (!implementation) {
     throw new NoAdapterError(
-      "Cannot open a GPU: this runtime has no navigator.gpu, use Deno 2.9 or later or pass `gpu`",
+      "Cannot open a GPU: this runtime has no navigator.gpu; use Deno 2.9 or later or pass `gpu`",
     );
   }
   let adapter: GPUAdapter | null;
@@ -98,8 +95,9 @@ async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
     );
   }
   if (!adapter) {
+    const driver = host.runtime.os === "linux" ? "Vulkan driver" : "driver";
     throw new NoAdapterError(
-      `Cannot open a GPU: there is no WebGPU adapter here, ${INSTALL_HINT}`,
+      `Cannot open a GPU: no WebGPU adapter here; install the GPU's ${driver} or run on the CPU`,
     );
   }
   const lacking = LIMITS.flatMap((limit) => {
@@ -110,7 +108,7 @@ async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
     throw new NoAdapterError(
       `Cannot open a GPU: the limits of ${
         adapterName(adapter.info)
-      } are too low: ${lacking.join("; ")}`,
+      } are too low: ${lacking.join(", ")}`,
     );
   }
   return adapter;

@@ -1,7 +1,10 @@
 /** Files over HTTP; bad_server_test.ts has what servers do wrong. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { fetchText, openUrl } from "../../lib/checkpoint/http.ts";
-import type { LoadProgress } from "../../lib/checkpoint/sources.ts";
+import { askForText, probe, sourceOf } from "../../lib/checkpoint/http.ts";
+import type {
+  LoadProgress,
+  OpenOptions,
+} from "../../lib/checkpoint/sources.ts";
 import {
   head,
   rangeOf,
@@ -17,6 +20,12 @@ const files = new Map([["/big.bin", content], [
   "/a.txt",
   new TextEncoder().encode("text"),
 ]]);
+const fetchText = async (url: string, options: OpenOptions) =>
+  (await askForText(url, options))?.text;
+async function openUrl(url: string, options: OpenOptions) {
+  const answer = await probe(url, options);
+  return answer && await sourceOf(url, answer, options);
+}
 /** Instead of a pause, nothing. */
 const sleep = () => Promise.resolve();
 

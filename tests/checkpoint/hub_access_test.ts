@@ -345,7 +345,7 @@ for (
       { "x-error-code": "RepoNotFound" },
       { error: "Repository not found" },
       "hf_mine",
-      /it answered 404 \(Repository not found\) for \S+: there is no such repository, or the token from HF_TOKEN does not give access$/,
+      /there is no such repository \(404; check the spelling\), or the token from HF_TOKEN does not give access$/,
     ],
     [
       "a request that it quotes",

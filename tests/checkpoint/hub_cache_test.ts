@@ -100,7 +100,7 @@ for (const missing of Object.keys(COMPANIONS)) {
     await assertRejects(
       open,
       Error,
-      `Cannot open Some/Model: no such directory, not complete in the cache (${cache.snapshot} lacks ${missing}), and HF_HUB_OFFLINE forbids downloading it`,
+      `Cannot open Some/Model: it is not complete in the cache (${cache.snapshot} lacks ${missing}), and HF_HUB_OFFLINE forbids downloading it`,
     );
     // The list of its files does not have it.
     await writeTree(cache.entry, without(files, missing));

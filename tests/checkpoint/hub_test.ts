@@ -76,7 +76,7 @@ Deno.test("offline, a missing file is named and nothing is requested", async () 
     (await assertRejects(() => openCheckpoint(spec), Error)).message;
   assertEquals(
     await failure("Some/Model@v1"),
-    `Cannot open Some/Model: no such directory, not in the cache (there is no ${cache.entry}/refs/v1), and HF_HUB_OFFLINE forbids downloading it`,
+    `Cannot open Some/Model: it is not in the cache (there is no ${cache.entry}/refs/v1), and HF_HUB_OFFLINE forbids downloading it`,
   );
   await fillCache(cache.entry, await fixtureFiles("tiny-sharded-f16"));
   const snapshot = `${cache.entry}/snapshots/${COMMIT}`;
@@ -321,18 +321,14 @@ for (
 }
 
 Deno.test("a missing repository, or one without safetensors, is reported with the URLs tried", async () => {
-  await using cache = await emptyCache();
+  await using _cache = await emptyCache();
   await using server = await serveHub("demo"); // no config.json there
   const failure = async (spec: string) =>
     (await assertRejects(() => openCheckpoint(spec), Error)).message;
   const missing = await failure("No/Such");
-  assertStringIncludes(
+  assertEquals(
     missing,
-    `there is no ${cache.path}/models--No--Such/refs/main`,
-  );
-  assertStringIncludes(
-    missing,
-    `and revision main cannot be downloaded from ${server.url}: it answered 404 (Repository not found) for /api/models/No/Such/revision/main: there is no such repository, or a token is needed: set HF_TOKEN or run hf auth login`,
+    `Cannot open No/Such: it cannot be downloaded from ${server.url}: there is no such repository (404; check the spelling), or a token is needed: set HF_TOKEN or run hf auth login`,
   );
   assertStringIncludes(
     await failure("Some/Model"),

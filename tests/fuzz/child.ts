@@ -13,6 +13,8 @@ import {
 } from "../../lib/tuning_file.ts";
 import { linearKey } from "../../lib/dispatch/keys.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
+import { openCheckpoint } from "../../lib/checkpoint/open.ts";
+import { listWebCache } from "../../lib/checkpoint/web_cache.ts";
 import { type Input, inputOf, undamaged } from "./inputs.ts";
 
 const [seed, first, count] = Deno.args.map(Number);
@@ -96,6 +98,66 @@ async function tune(text: string): Promise<void> {
   if (value === "off") throw new Error(reason);
 }
 
+/** A server with the smallest fixture, or none. */
+function answer(isThere: boolean): typeof fetch {
+  const base = new URL("../fixtures/tiny-tied-bf16/", import.meta.url);
+  return async (input, init) => {
+    const headers = new Headers(init?.headers);
+    if (!isThere) throw new TypeError("no network");
+    const name = new URL(`${input}`).pathname.slice(1);
+    const file = await Deno.readFile(new URL(name, base)).catch(() => null);
+    if (file === null) return new Response(null, { status: 404 });
+    const etag = `"${name}"`;
+    return headers.get("if-none-match") === etag
+      ? new Response(null, { status: 304, headers: { etag } })
+      : new Response(file, { headers: { etag } });
+  };
+}
+
+const WEB = "http://fuzz.test/";
+
+/** Reads a web folder as far as a load does; returns the bytes of a tensor. */
+async function readWeb(isThere: boolean): Promise<string> {
+  await using checkpoint = await openCheckpoint(WEB, {
+    fetch: answer(isThere),
+    sleep: () => Promise.resolve(),
+  });
+  const bytes = new Uint8Array(128);
+  await checkpoint.read("model.norm.weight", 0, bytes);
+  await checkpoint.text("tokenizer.json");
+  return bytes.join();
+}
+
+async function indexPath(): Promise<string> {
+  const [{ folder }] = await listWebCache();
+  return `${folder}/index.json`;
+}
+
+async function webIndex(): Promise<string> {
+  norm = await readWeb(true);
+  return await Deno.readTextFile(await indexPath());
+}
+
+/** The bytes that readWeb() must return. */
+let norm = "";
+
+/**
+ * Opens a web folder whose index is damaged: without the server that may be refused, with
+ * it nothing may be wrong.
+ */
+async function openKept(text: string): Promise<void> {
+  await Deno.writeTextFile(await indexPath(), text);
+  await listWebCache();
+  let refused: unknown;
+  try {
+    if (await readWeb(false) !== norm) throw new Error("other bytes");
+  } catch (error) {
+    refused = error;
+  }
+  if (await readWeb(true) !== norm) throw new Error("other bytes");
+  if (refused !== undefined) throw refused;
+}
+
 /** The most memory that the process had, in bytes; on Linux only. */
 function peak(): number {
   try {
@@ -107,15 +169,17 @@ function peak(): number {
 }
 
 Deno.mkdirSync(folder, { recursive: true });
-const tuning = await tuningText();
+const own = { tuning: await tuningText(), index: await webIndex() };
 await generate(undamaged());
 say({ base: peak() });
 for (let index = first; index < first + count; index++) {
-  const input = inputOf(seed, index, tuning);
+  const input = inputOf(seed, index, own);
   say({ begins: index, what: input.what });
   let outcome: string | undefined;
   try {
-    await (input.tuning === undefined ? generate(input) : tune(input.tuning));
+    if (input.tuning !== undefined) await tune(input.tuning);
+    else if (input.index !== undefined) await openKept(input.index);
+    else await generate(input);
   } catch (error) {
     outcome = error instanceof Error
       ? error.message

@@ -372,5 +372,11 @@ export function damageIndex(text: string, random: Random): string {
 }
 
 /** Damages a file of tuned constants. */
+export const damageWebIndex = (text: string, random: Random): string =>
+  damaged(text, random, [
+    ...["version", "url", "used", "generation", "files", "id", "size"],
+    ...["etag", "modified", "sha256", "asked", "config.json", "../x"],
+  ]);
+
 export const damageTuning = (text: string, random: Random): string =>
   damaged(text, random, ["version", "adapter", "kernels", "constants"]);

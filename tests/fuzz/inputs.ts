@@ -9,6 +9,7 @@ import {
   damageTokenizer,
   damageTokenizerConfig,
   damageTuning,
+  damageWebIndex,
   someTemplate,
 } from "./files.ts";
 import { anyValue, Raw } from "./json.ts";
@@ -30,6 +31,8 @@ export interface Input {
   changes: Record<string, string | Uint8Array<ArrayBuffer>>;
   /** Text of a file of tuned constants, if that is what is read. */
   tuning?: string;
+  /** Text of the index of a kept web folder, if that is what is read. */
+  index?: string;
   prompt: unknown;
   options: unknown;
 }
@@ -53,8 +56,14 @@ export const undamaged = (): Input => ({
   options: {},
 });
 
+/** What this library wrote and reads again: tuned constants and an index. */
+export interface Own {
+  tuning: string;
+  index: string;
+}
+
 /** Input `index` of a seed. */
-export function inputOf(seed: number, index: number, tuning: string): Input {
+export function inputOf(seed: number, index: number, own: Own): Input {
   const random = new Random(
     Math.imul(seed ^ 0x5bd1e995, 0x9e3779b1) ^
       Math.imul(index + 1, 0x85ebca6b),
@@ -70,7 +79,7 @@ export function inputOf(seed: number, index: number, tuning: string): Input {
     options: unknown = {},
   ): Input => ({ what, base: new URL(base, ROOT), changes, prompt, options });
 
-  switch (random.int(0, 10)) {
+  switch (random.int(0, 11)) {
     case 0:
     case 1: {
       const text = textOf(tiny, "config.json");
@@ -133,10 +142,15 @@ export function inputOf(seed: number, index: number, tuning: string): Input {
         random.int(0, 3) ? anyMessages(random) : plain(random),
         anyOptions(random),
       );
+    case 10:
+      return {
+        ...input("the index of a web folder", tiny, {}),
+        index: damageWebIndex(own.index, random),
+      };
     default:
       return {
         ...input("tuned constants", tiny, {}),
-        tuning: damageTuning(tuning, random),
+        tuning: damageTuning(own.tuning, random),
       };
   }
 }

@@ -65,7 +65,7 @@ Deno.test("a batch too large for free memory is refused with numbers", async () 
   assertThrows(
     () => qwen.generateBatch(Array.from({ length: many }, () => [1])),
     MemoryError,
-    `${many} sequences × ${qwen.context} tokens × ${each} bytes`,
+    `${many} sequences × ${qwen.context - 1} tokens × ${each} bytes`,
   );
 });
 

@@ -174,13 +174,16 @@ export function rangeOf(
   { headers }: RawRequest,
 ): { begin: number; end: number } | undefined {
   const [, begin, end] =
-    /^bytes=(\d+)-(\d+)$/.exec(headers.get("range") ?? "") ?? [];
-  return begin ? { begin: Number(begin), end: Number(end) } : undefined;
+    /^bytes=(\d+)-(\d*)$/.exec(headers.get("range") ?? "") ?? [];
+  return begin
+    ? { begin: Number(begin), end: end ? Number(end) : Infinity }
+    : undefined;
 }
 
 /**
  * Answers as a good server does: whole or by range, with `tags` as the header lines
- * that name the file's version, and with the whole file if `If-Range` names another.
+ * that name the file's version, with the whole file if `If-Range` names another, and
+ * with 304 if the version is known.
  */
 export function serveWell(
   file: Uint8Array | undefined,
@@ -190,9 +193,15 @@ export function serveWell(
     if (file === undefined) {
       return await reply("404 Not Found")(request, connection);
     }
-    const range = rangeOf(request), condition = request.headers.get("if-range");
-    const meets = condition === null ||
-      tags.some((line) => line.endsWith(`: ${condition}`));
+    const { headers } = request;
+    const names = (value: string | null) =>
+      tags.some((line) => line.endsWith(`: ${value}`));
+    if (
+      names(headers.get("if-none-match")) ||
+      names(headers.get("if-modified-since"))
+    ) return await reply("304 Not Modified", tags)(request, connection);
+    const range = rangeOf(request), condition = headers.get("if-range");
+    const meets = condition === null || names(condition);
     if (range === undefined || !meets) {
       return await reply("200 OK", tags, file)(request, connection);
     }

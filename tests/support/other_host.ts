@@ -86,7 +86,18 @@ export function windowsHost(
       busy(path);
       return files.remove(real(path));
     },
-    openLock: (path) => files.openLock(real(path)),
+    list: (path) => files.list(real(path)),
+    // deno-lint-ignore require-await
+    async removeFolder(path) {
+      for (const [name, count] of open) {
+        if (count > 0 && name.startsWith(`${real(path)}/`)) {
+          throw new Error("The directory is not empty (os error 145)");
+        }
+      }
+      return files.removeFolder(real(path));
+    },
+    freeSpace: (path) => files.freeSpace(real(path)),
+    openLock: async (path) => tracked(path, await files.openLock(real(path))),
   };
   return { ...hostOf("windows", env), files: windows };
 }

@@ -5,12 +5,25 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { reportMarkdown } from "../../bench/markdown.ts";
-import { type BenchReport, measure, type Row } from "../../bench/report.ts";
+import {
+  type BenchReport,
+  headText,
+  measure,
+  peersText,
+  type Row,
+  rowText,
+} from "../../bench/report.ts";
 import { chooseRows, rowKinds } from "../../bench/rows.ts";
 import { gpuTest } from "../support/gpu.ts";
-import { runTask } from "../support/run_task.ts";
+import { RUN, runTask } from "../support/run_task.ts";
 
 const STORIES = "models/stories-3m";
+
+function assertFits(text: string): void {
+  for (const line of text.split("\n")) {
+    assert([...line].length <= 100, `${line.length} columns: ${line}`);
+  }
+}
 
 const task = (args: string[], env?: Record<string, string>) =>
   runTask("bench", args, env);
@@ -33,7 +46,7 @@ done
 }
 
 gpuTest(
-  "the task prints rows with spread, peaks and peers, and JSON last",
+  "--json prints rows with spread, peaks and peers alone",
   async () => {
     const folder = await Deno.makeTempDir();
     try {
@@ -41,14 +54,14 @@ gpuTest(
       const { code, stdout, stderr } = await task([
         ...["--model", STORIES, "--runs", "2", "--max-tokens", "8"],
         ...["--only", "gemm-f32,decode-128,prefill-2048,batch-16"],
-        ...["--peers", folder],
+        ...["--peers", folder, "--json"],
       ], { TMPDIR: folder });
       assertEquals(code, 0, stderr);
       const lines = stdout.trimEnd().split("\n");
       assertEquals(lines.length, 1);
       const report: BenchReport = JSON.parse(lines[0]);
       assertEquals(report.runs, 2);
-      assert(report.peaks.readGBps > 0 && report.peaks.f32TFLOPS > 0);
+      assert(report.peaks!.readGBps > 0 && report.peaks!.f32TFLOPS > 0);
       assertEquals(report.peersFailed, []);
       const [decode, prefill, batch, gemm] = report.rows;
 
@@ -93,14 +106,90 @@ gpuTest(
       const flops = 2 * size ** 3;
       assert(Math.abs(rate.low * time.high * 1e9 / flops - 1) < 1e-6);
 
-      assertStringIncludes(stderr, "decode-128: decode after a prompt of 128");
-      assertStringIncludes(stderr, "not measured: it needs a context of 2049");
-      assertStringIncludes(stderr, "llama.cpp vulkan, tg@128");
+      assertMatch(
+        stderr.replaceAll(/\n {2}/g, " "),
+        /^Measuring decode-128, prefill-2048, batch-16, gemm-f32 with models\/stories-3m: 2 runs each, up to 8 tokens, (a few seconds|about )/,
+      );
+      assertMatch(stderr, /^decode-128 \(1 of 4\), a few seconds …$/m);
+      assertMatch(stderr, /^prefill-2048 \(2 of 4\) …$/m);
+      assertMatch(stderr, /^llama.cpp vulkan …$/m);
+      assertFits(stderr);
     } finally {
       await Deno.remove(folder, { recursive: true });
     }
   },
 );
+
+gpuTest("results are a table on stdout, what runs is on stderr", async () => {
+  const { code, stdout, stderr } = await task([
+    ...["--model", STORIES, "--runs", "2", "--max-tokens", "8"],
+    ...["--only", "gemm-f32,prefill-2048"],
+  ]);
+  assertEquals(code, 0, stderr);
+  assertMatch(
+    stdout,
+    /^models\/stories-3m on .*, Deno .*\npeaks measured here: .*\nprefill-2048: /,
+  );
+  assertStringIncludes(stdout, "\n  not measured: it needs a context of 2049");
+  assertMatch(
+    stdout,
+    /^ {2}GPU time +[\d.,]+ TFLOP\/s \(.*8 runs\) +.*% of f32/m,
+  );
+  assert(!stderr.includes("GPU time"), stderr);
+  assertFits(stdout + stderr);
+});
+
+/** Hides every Vulkan driver. */
+const NO_DRIVER = { VK_ICD_FILENAMES: "/nonexistent.json" };
+
+Deno.test("--only cpu needs no GPU", async () => {
+  const { code, stdout, stderr } = await task([
+    ...["--model", STORIES, "--runs", "1", "--max-tokens", "8"],
+    ...["--only", "cpu"],
+  ], NO_DRIVER);
+  assertEquals(code, 0, stderr);
+  assertMatch(stdout, /^models\/stories-3m, Deno [\d.]+\ncpu: the CPU path/);
+  assertMatch(stdout, /^ {2}generate +[\d.,]+ tokens\/s \(1 run\)$/m);
+  assertMatch(stderr, /^Measuring cpu with models\/stories-3m: 1 run each, /);
+  assert(!stderr.includes("GPU"), stderr);
+});
+
+Deno.test("without a GPU, rows that need one say so", async () => {
+  const { code, stdout, stderr } = await task([
+    ...["--model", STORIES, "--runs", "1", "--max-tokens", "8", "--json"],
+    ...["--only", "gpu-over-cpu,cpu,load,gemm-f32"],
+  ], NO_DRIVER);
+  assertEquals(code, 0, stderr);
+  assertMatch(stderr.replace("\n  ", " "), /only cpu is measured$/m);
+  const { rows, adapter, peaks }: BenchReport = JSON.parse(stdout);
+  assertEquals([adapter, peaks], [undefined, undefined]);
+  for (const { row, measures, unmeasured } of rows) {
+    assertEquals(measures.length > 0, row === "cpu");
+    if (row !== "cpu") assertMatch(unmeasured!, /^Cannot open a GPU: /);
+  }
+  const alone = await task(["--model", STORIES, "--only", "load"], NO_DRIVER);
+  assertEquals([alone.code, alone.stdout], [1, ""]);
+  assertMatch(alone.stderr, /^error: Cannot open a GPU: [^\n]*\n$/);
+});
+
+gpuTest("relative paths are taken from where the user stands", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.mkdir(`${folder}/peers`);
+    await pretendPeers(`${folder}/peers`);
+    await Deno.symlink(Deno.realPathSync(STORIES), `${folder}/stories`);
+    const { code, stdout, stderr } = await task([
+      ...["--model", "./stories", "--only", "load,cpu", "--json"],
+      ...["--runs", "1", "--max-tokens", "8", "--peers", "peers"],
+    ], { TMPDIR: folder, INIT_CWD: folder });
+    const { rows, peersFailed }: BenchReport = JSON.parse(stdout);
+    assertEquals(rows.map(({ measures }) => measures.length), [1, 2], stderr);
+    assertEquals(peersFailed, ["cpu: no such device"]); // it was started
+    assertEquals(code, 1);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
 
 gpuTest("a failed peer is named, and the exit code is 1", async () => {
   const folder = await Deno.makeTempDir();
@@ -130,7 +219,8 @@ gpuTest(
       ...["--only", "load,memory,first-use", "--runs", "1", "--json"],
     ]);
     assertEquals(code, 0, stderr);
-    assertEquals(stderr, "");
+    assertMatch(stderr, /^memory \(2 of 3\), a few seconds …$/m);
+    assertEquals(stdout.trimEnd().split("\n").length, 1);
     const { rows }: BenchReport = JSON.parse(stdout);
     const median = (row: number, measure: number) =>
       rows[row].measures[measure].median;
@@ -140,6 +230,35 @@ gpuTest(
     assert(median(2, 0) < median(2, 1), "the process began before the call");
   },
 );
+
+gpuTest("Ctrl-C leaves no checkpoint behind", async () => {
+  const folder = await Deno.makeTempDir();
+  await using child = new Deno.Command(Deno.execPath(), {
+    args: [
+      ...[...RUN, "tasks/bench.ts", "--only", "load", "--runs", "100"],
+      ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
+    ],
+    cwd: new URL("../..", import.meta.url),
+    env: { TMPDIR: folder, NO_COLOR: "1" },
+    stdout: "null",
+    stderr: "null",
+  }).spawn();
+  const made = () =>
+    [...Deno.readDirSync(folder)].filter(({ name }) => /^bench-/.test(name))
+      .flatMap(({ name }) => [...Deno.readDirSync(`${folder}/${name}`)]);
+  let ended = false;
+  child.status.then(() => ended = true);
+  while (!ended && made().length === 0) {
+    await new Promise((next) => setTimeout(next, 5));
+  }
+  assert(made().length > 0);
+  child.kill("SIGINT");
+  assertEquals((await child.status).code, 130);
+  assert(
+    ![...Deno.readDirSync(folder)].some(({ name }) => /^bench-/.test(name)),
+  );
+  await Deno.remove(folder, { recursive: true });
+});
 
 /** Formats Markdown as the repository does. */
 async function formatted(markdown: string): Promise<string> {
@@ -235,6 +354,44 @@ runs (spread in brackets), 256 tokens per generation. Peaks measured here: \
   assertEquals(await formatted(markdown), markdown + "\n");
 });
 
+Deno.test("rows and peers as text fit 100 columns", () => {
+  const wide = (name: string, unit: "tokens/s" | "TFLOP/s") => ({
+    ...measure(name, unit, Array(100).fill(-123456.7)),
+    bound: "memory" as const,
+    fraction: 12.345,
+  });
+  const row: Row = {
+    row: "gpu-over-cpu",
+    what: "speed ".repeat(30),
+    measures: [
+      wide("GPU time of a step at 32767", "tokens/s"),
+      wide("generate", "TFLOP/s"),
+    ],
+    notes: ["a note of many words ".repeat(9)],
+    failed: "a reason of many words ".repeat(9),
+    peers: [{
+      program: "llama.cpp vulkan-without-tensor-cores",
+      workload: "pp2048:2048",
+      tokensPerSecond: 123456,
+      low: 123456,
+      high: 123456,
+      runs: 100,
+      device: "gpu",
+      measure: "generate",
+      factor: 123.45,
+    }],
+  };
+  assertFits(rowText(row));
+  assertFits(peersText([row]));
+  assertEquals(peersText([{ ...row, peers: [] }]), "");
+  assertMatch(
+    peersText([row]),
+    /^row .*tokens\/s .*ours\ngpu-over-cpu .* 123,456 \(123,456–123,456\) 123.45 ×$/,
+  );
+  const peaks = { readGBps: 1, f32TFLOPS: 1, f16TFLOPS: 1, fillWorkgroups: 1 };
+  assertFits(headText("a model ".repeat(20), { gpu: { name: "GPU" }, peaks }));
+});
+
 Deno.test("rows are chosen by name, in the order of the table", () => {
   const names = "decode-128,first-use,decode-2048,prefill-512,batch-16";
   assertEquals(chooseRows(rowKinds(), names), [
@@ -259,7 +416,7 @@ gpuTest(
       stdout,
       /^\| prefill-2048 \| +\| not measured: it needs a context/m,
     );
-    assertStringIncludes(stderr, "gemm-f32: a square matmul in f32");
+    assertMatch(stderr, /^gemm-f32 \(2 of 2\), a few seconds …$/m);
   },
 );
 
@@ -274,17 +431,17 @@ Deno.test("deno task bench --help lists flags and rows", async () => {
   assertEquals(code, 0);
   assertStringIncludes(stdout, "--only …");
   assertStringIncludes(stdout, "gpu-over-cpu ");
-  for (const line of stdout.split("\n")) {
-    assert(line.length <= 100, `${line.length} columns: ${line}`);
-  }
+  assertFits(stdout);
 });
 
 for (
   const [args, message] of [
     [
       ["--only", "decode"],
-      /--only has "decode", try decode-128 or .* --help$/m,
+      /--only has "decode", did you mean decode-128\?$/m,
     ],
+    [["--only", "load,prefil-512"], /"prefil-512", did you mean prefill-512\?/],
+    [["--only", "CPU"], /--only has "CPU", did you mean cpu\?/],
     [["--only", ","], /--only has no rows, try .* --help$/m],
     [["--json", "--markdown"], /--json and --markdown are both given, must be/],
     [["--runs", "0"], /--runs is 0, must be an integer from 1 to 100/],

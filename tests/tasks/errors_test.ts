@@ -3,7 +3,8 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { type Outcome, runTask } from "../support/run_task.ts";
 
 const TASKS = [
-  ...["bench", "doctor", "generate", "profile", "radv", "show", "test", "tune"],
+  ...["bench", "cache", "doctor", "generate", "profile", "radv", "show"],
+  ...["test", "tune"],
 ];
 
 function assertFits(text: string): void {
@@ -25,7 +26,7 @@ for (const task of TASKS) {
     const { code, stdout, stderr } = await runTask(task, ["--help"]);
     assertEquals([code, stderr], [0, ""]);
     assertMatch(stdout, new RegExp(`^deno task ${task} `));
-    assertMatch(stdout, /^ {2}--help +print this text$/m);
+    assertMatch(stdout, /^ {2}--help(, -h)? +print this text$/m);
     assertFits(stdout);
   });
 }
@@ -33,24 +34,35 @@ for (const task of TASKS) {
 for (
   const [task, args, message] of [
     ["bench", ["--model"], "--model has no value, must be followed by a text"],
-    ["bench", ["--markdwn"], "--markdwn is unknown, try --markdown or --help"],
-    ["bench", ["--only", "lod"], '--only has "lod", try load or deno task '],
+    ["bench", ["--markdwn"], "--markdwn is unknown, did you mean --markdown?"],
+    ["bench", ["--only", "lod"], '--only has "lod", did you mean load?'],
     ["bench", ["--only", "nosuch"], '--only has "nosuch", try deno task bench'],
-    ["doctor", ["--contxt", "9"], "--contxt is unknown, try --context or"],
+    ["cache", ["--claer"], "--claer is unknown, did you mean --clear?"],
+    ["cache", ["a", "b"], "Cannot show the cache of 2 URLs: give one or none"],
+    [
+      "cache",
+      ["--clear", "http://me:secret@127.0.0.1/none?sig=secret"],
+      "Cannot find http://127.0.0.1/none?… in the cache: deno task cache",
+    ],
+    [
+      "doctor",
+      ["--contxt", "9"],
+      "--contxt is unknown, did you mean --context?",
+    ],
     ["doctor", ["--context"], "--context has no value, must be followed by"],
     ["doctor", ["words"], 'unexpected argument "words", this task takes'],
-    ["generate", ["--modl", "x"], "--modl is unknown, try --model or --help"],
+    ["generate", ["--modl", "x"], "--modl is unknown, did you mean --model?"],
     ["generate", ["-x"], "-x is unknown, try --help (text like this goes"],
     ["generate", ["hi", "--seed"], "--seed has no value, must be followed by"],
     [
       "generate",
       ["hi", "--repetition-penalt", "1"],
-      "--repetition-penalt is unknown, try --repetition-penalty or --help",
+      "--repetition-penalt is unknown, did you mean --repetition-penalty?",
     ],
     [
       "generate",
       ["--a text of many words that begins with two dashes"],
-      "--a text… dashes is unknown, try --help (text like this goes after --)",
+      "is unknown, try --help (text like this goes after --)",
     ],
     [
       "generate",
@@ -76,7 +88,7 @@ for (
     [
       "show",
       [],
-      "Cannot show 0 kernels: name one, deno task show --help lists",
+      "Cannot show a kernel: name one, deno task show --help lists",
     ],
     ["show", ["nosuch"], 'Cannot show "nosuch": no such kernel, try deno task'],
     [
@@ -89,11 +101,15 @@ for (
     ["show", ["gemm", "--set", "TH=1"], "it has no constant TH, try "],
     ["show", ["gemm", "--tokens", "0"], "--tokens is 0, must be an integer"],
     ["test", ["--seeds", "x"], "--seeds is x, must be a positive integer"],
-    ["tune", ["--budget", "5"], "--budget is unknown, try --budget-seconds or"],
+    [
+      "tune",
+      ["--budget", "5"],
+      "--budget is unknown, did you mean --budget-seconds?",
+    ],
     [
       "tune",
       ["--kernels", "gem"],
-      "gem is unknown, must be among attendDecode",
+      "gem is unknown, did you mean gemm?",
     ],
     ["tune", ["--kernels"], "--kernels has no value, must be followed by a"],
   ] as const

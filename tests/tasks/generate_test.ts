@@ -75,7 +75,7 @@ Deno.test("deno task generate writes text to stdout and everything else to stder
   assertEquals(lines[1], "Running on cpu: it was asked for.");
   assertMatch(
     lines[2],
-    /^CPU \(\d+ threads?\): 5 prompt tokens at [\d.]+\/s, 9 tokens at [\d.]+\/s, the first after \d+ ms \(length, greedy\)$/,
+    /^CPU \(\d+ threads?\): 5 prompt tokens at [\d.]+\/s, 9 tokens at [\d.]+\/s, the first after \d+ ms \(length, greedy\); loaded in [\d.,]+ m?s, [\d.]+ MB of memory$/,
   );
 });
 
@@ -87,15 +87,158 @@ Deno.test("the README's command runs, with or without a GPU", async () => {
   assert(stdout.length > 20, stdout);
   const said = notices(stderr);
   assertMatch(said, /\nRunning on (gpu|cpu).*: .{10,}\.\n/);
-  assertMatch(said, /\((stop|length), seed \d+\)\n$/);
+  assertMatch(said, /\((stop|length), seed \d+\); loaded in .+ of memory\n$/);
 });
 
-Deno.test("the prompt is read from stdin if there are no words", async () => {
-  const { code, stdout } = await generate(
-    ["--device", "cpu", ...GREEDY],
-    "Once upon a time\n",
+/** The length of the prompt, and the reply, with words and a text on stdin. */
+async function prompted(words: string[], stdin = "") {
+  const args = [...words, "--device", "cpu", "--json", ...GREEDY];
+  const { code, stdout, stderr } = await generate(args, stdin);
+  assertEquals(code, 0, stderr);
+  const { promptTokens, text } = JSON.parse(stdout);
+  return { promptTokens, text };
+}
+
+Deno.test("the prompt is read from stdin if there are no words, or for -", async () => {
+  const once = { promptTokens: 5, text: STORY };
+  assertEquals(await prompted(["Once upon a time"]), once);
+  assertEquals(await prompted([], "Once upon a time\n"), once);
+  assertEquals(await prompted(["-"], "Once upon a time\n"), once);
+});
+
+Deno.test("text on stdin follows the words after a blank line, or stands where - is", async () => {
+  const after = await prompted(["One day\n\nLily ran."]);
+  assertEquals(await prompted(["One", "day"], "Lily ran.\n"), after);
+  assertEquals(await prompted(["One", "day", "-"], "Lily ran.\n"), after);
+  assertEquals(await prompted(["-", "Lily", "ran."], "One day"), after);
+  const between = await prompted(["One day\n\nLily ran.\n\nTom"]);
+  assertEquals(await prompted(["One day", "-", "Tom"], "Lily ran."), between);
+  assert(after.promptTokens !== between.promptTokens);
+  // Nothing, or only blanks, adds nothing.
+  const alone = await prompted(["One day"]);
+  assertEquals(await prompted(["One day"], " \n"), alone);
+  assertEquals(await prompted(["One day", "-"]), alone);
+});
+
+Deno.test("a pipe that stays open is waited for, and that is said", async () => {
+  const args = ["One day", "--device", "cpu", "--json", ...GREEDY];
+  const child = spawn(args);
+  const stdout = new Response(child.stdout).text();
+  const writer = child.stdin.getWriter(), text = new TextDecoder();
+  let stderr = "", closed = false;
+  for await (const piece of child.stderr) {
+    stderr += text.decode(piece, { stream: true });
+    if (closed || !stderr.includes("\n")) continue;
+    await writer.write(new TextEncoder().encode("Lily ran."));
+    await writer.close();
+    closed = true;
+  }
+  assertEquals((await child.status).code, 0, stderr);
+  assertMatch(
+    notices(stderr),
+    /^Waiting for the end of stdin, which follows t/,
   );
-  assertEquals([code, stdout], [0, `${STORY}\n`]);
+  assertEquals(
+    JSON.parse(await stdout).promptTokens,
+    (await prompted(["One day\n\nLily ran."])).promptTokens,
+  );
+});
+
+Deno.test("--threads sets the threads of the CPU path", async () => {
+  const args = ["Once upon a time", "--device", "cpu", ...GREEDY];
+  for (const threads of [1, 3]) {
+    const { code, stdout, stderr } = await generate([
+      ...args,
+      ...["--threads", `${threads}`, "--verbose"],
+    ]);
+    assertEquals([code, stdout], [0, `${STORY}\n`]);
+    const what = threads === 1 ? "1 thread" : "3 threads";
+    const said = notices(stderr);
+    assert(said.includes(`\nthreads: ${what} (it was asked for)\n`), said);
+    assert(said.includes(`\nCPU (${what}): `), said);
+    assertMatch(said, /\ncontext: 1024 tokens \(/);
+  }
+});
+
+gpuTest("--threads on a GPU is not ignored silently", async () => {
+  const { code, stderr } = await generate([
+    ...["Once upon a time", "--threads", "2", ...GREEDY],
+  ]);
+  assertEquals(code, 0, stderr);
+  // A software adapter may lose against the CPU path.
+  assertMatch(
+    notices(stderr),
+    /The 2 threads asked for are not used: the model runs on the GPU\.|CPU \(2 threads\): /,
+  );
+});
+
+/** Runs the task on a terminal; types each answer when the text before it is shown. */
+async function onTerminal(
+  args: string,
+  answers: readonly [shown: string, typed: string][],
+  env: Record<string, string> = {},
+) {
+  const task = `"${Deno.execPath()}" ${RUN.join(" ")} tasks/generate.ts`;
+  const child = new Deno.Command("script", {
+    args: ["-qec", `stty cols 100; exec ${task} ${args}`, "/dev/null"],
+    cwd: ROOT,
+    env: { TERM: "xterm", NO_COLOR: "", ...env },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "null",
+  }).spawn();
+  const writer = child.stdin.getWriter(), text = new TextDecoder();
+  const left = [...answers];
+  let shown = "";
+  for await (const piece of child.stdout) {
+    shown += text.decode(piece, { stream: true });
+    while (left.length > 0 && shown.includes(left[0][0])) {
+      const [, typed] = left.shift()!;
+      await writer.write(new TextEncoder().encode(typed));
+    }
+  }
+  await writer.close().catch(() => {});
+  const { code } = await child.status;
+  return { code, shown: shown.replaceAll("\r\n", "\n") };
+}
+
+// util-linux's script makes the terminal.
+const terminalTest = (name: string, fn: () => Promise<void>) =>
+  Deno.test({ name, ignore: Deno.build.os !== "linux", fn });
+
+terminalTest(
+  "Ctrl-C on a terminal ends with 130, in a reply and where stdin is read",
+  async () => {
+    const endless =
+      '"Once upon a time" --device cpu --temperature 0 --ignore-eos --no-json';
+    const reply = await onTerminal(endless, [[", there was", "\x03"]]);
+    assertEquals(reply.code, 130, reply.shown);
+    assertMatch(
+      reply.shown,
+      /, there was[^]*\(aborted, greedy\);/,
+    );
+    const typing = await onTerminal("-", [["Type the prompt", "\x03"]]);
+    assertEquals(typing.code, 130, typing.shown);
+  },
+);
+
+terminalTest("a prompt is typed on a terminal for -", async () => {
+  const { code, shown } = await onTerminal(
+    "- --device cpu --temperature 0 --max-tokens 9",
+    [["Type the prompt", "Once upon a time\n\x04"]],
+  );
+  assertEquals(code, 0, shown);
+  assert(shown.includes(`${STORY}\n`), shown);
+});
+
+terminalTest("a terminal shows colours unless NO_COLOR is set", async () => {
+  const wrong = await onTerminal("hi --modle x", []);
+  assertEquals([wrong.code, wrong.shown], [
+    1,
+    "\x1b[31merror:\x1b[39m Cannot read the flags: --modle is unknown, did you mean --model?\n",
+  ]);
+  const plain = await onTerminal("hi --modle x", [], { NO_COLOR: "1" });
+  assert(!plain.shown.includes("\x1b"), plain.shown);
 });
 
 for (const device of ["cpu", "gpu"]) {
@@ -108,8 +251,11 @@ for (const device of ["cpu", "gpu"]) {
     assertEquals(code, 0, stderr);
     assertMatch(stdout, /^\{.*\}\n$/);
     const report = JSON.parse(stdout);
-    const { adapter, timeToFirstTokenMs, ...rest } = report;
+    const { adapter, loadMs, memoryBytes, timeToFirstTokenMs, ...rest } =
+      report;
     const { prefillTokensPerSecond, decodeTokensPerSecond, ...sure } = rest;
+    // The weights in bf16 take 6.5 MB, the cache of 1,024 tokens in f16 4 MB.
+    assert(memoryBytes > 10e6 && memoryBytes < 100e6, `${memoryBytes} bytes`);
     assertEquals(sure, {
       text: STORY,
       reasoning: "",
@@ -123,6 +269,7 @@ for (const device of ["cpu", "gpu"]) {
     assertEquals(typeof adapter, "string");
     for (
       const number of [
+        loadMs,
         timeToFirstTokenMs,
         prefillTokensPerSecond,
         decodeTokensPerSecond,
@@ -137,6 +284,8 @@ for (const device of ["cpu", "gpu"]) {
       "finishReason",
       "device",
       "adapter",
+      "loadMs",
+      "memoryBytes",
       "timeToFirstTokenMs",
       "prefillTokensPerSecond",
       "decodeTokensPerSecond",
@@ -164,7 +313,7 @@ Deno.test("flags reach sampling: a seed repeats the text, stop ends it", async (
     ...["--stop", "Lily", "--stop", "\n"],
   ]);
   assertEquals(stopped.stdout, ", there was a little girl named \n");
-  assertMatch(notices(stopped.stderr), /\(stop, greedy\)/);
+  assertMatch(notices(stopped.stderr), /\(stop, greedy\);/);
 });
 
 Deno.test("generation_config.json sets limits; unsupported settings are named on stderr", async () => {
@@ -197,20 +346,20 @@ Deno.test("a checkpoint without a tokenizer takes and prints ids", async () => {
 Deno.test("deno task generate --help lists every flag", async () => {
   const { code, stdout, stderr } = await generate(["--help"]);
   assertEquals([code, stderr], [0, ""]);
-  assertMatch(stdout, /^deno task generate PROMPT \[flags\]/);
+  assertMatch(stdout, /^deno task generate \[PROMPT\] \[flags\]/);
   for (
     const flag of [
       ...["model", "device", "precision", "context", "max-tokens"],
       ...["temperature", "top-k", "top-p", "min-p", "repetition-penalty"],
       ...["seed", "stop", "ignore-eos", "system", "tools", "raw", "json"],
-      "help",
+      ...["threads", "verbose", "read-timeout", "help,", "version"],
     ]
   ) assertMatch(stdout, new RegExp(`\n  --${flag} .*\\w`));
   assertMatch(stdout, /--no-think/);
 });
 
-for (const [signal, expected] of [["SIGINT", 0], ["SIGTERM", 143]] as const) {
-  Deno.test(`${signal} ends cleanly with the text so far`, async () => {
+for (const [signal, expected] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
+  Deno.test(`${signal} ends cleanly with the text so far and ${expected}`, async () => {
     // Generates past the ends of stories until interrupted.
     const child = spawn([
       ...["Once upon a time", "--device", "cpu", "--temperature", "0"],
@@ -229,7 +378,7 @@ for (const [signal, expected] of [["SIGINT", 0], ["SIGTERM", 143]] as const) {
     assert(stdout.startsWith(",") && stdout.endsWith("\n"), stdout);
     assertMatch(
       notices(await stderr),
-      /, \d+ tokens at .*\(aborted, greedy\)\n$/,
+      /, \d+ tokens at .*\(aborted, greedy\); loaded in .*\n$/,
     );
   });
 }
@@ -325,7 +474,7 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
   const refused: [args: string[], ...parts: string[]][] = [
     [[], "the prompt is empty, pass it as arguments or on stdin"],
     [[""], "the prompt is empty"],
-    [hi("--modle", "x"), "--modle is unknown, try --model or --help"],
+    [hi("--modle", "x"), "--modle is unknown, did you mean --model?"],
     [hi("-x"), "-x is unknown, try --help (text like this goes after --)"],
     [hi("--max-tokens"), "--max-tokens has no value"],
     [
@@ -334,20 +483,30 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
     ],
     [hi("--max-tokens", "0"), "--max-tokens is 0, must be an integer of at le"],
     [hi("--max-tokens", "1.5"), "--max-tokens is 1.5"],
-    [hi("--temperature", "-1"), "temperature is -1, must be a number of at le"],
+    [hi("--temperature", "-1"), "--temperature is -1, must be a number of at"],
     [hi("--temperature", "NaN"), '--temperature is "NaN"'],
-    [hi("--top-k", "2.5"), "topK is 2.5"],
-    [hi("--top-p", "0"), "topP is 0, must be above 0 and at most 1"],
-    [hi("--min-p", "2"), "minP is 2, must be from 0 to 1"],
-    [hi("--repetition-penalty", "0"), "repetitionPenalty is 0"],
-    [hi("--seed", "-1"), "seed is -1, must be an integer from 0"],
+    [hi("--top-k", "2.5"), "--top-k is 2.5"],
+    [hi("--top-p", "0"), "--top-p is 0, must be above 0 and at most 1"],
+    [hi("--min-p", "2"), "--min-p is 2, must be from 0 to 1"],
+    [hi("--repetition-penalty", "0"), "--repetition-penalty is 0"],
+    [hi("--seed", "-1"), "--seed is -1, must be an integer from 0"],
     [hi("--stop", ""), 'Cannot stop at ""'],
     [hi("--json=yes"), "--json takes no value"],
     [hi("--seed", "1", "--seed", "2"), "--seed is given twice, must be given"],
     [hi("--device", "tpu"), '--device is "tpu", must be auto, gpu or cpu'],
     [hi("--precision", "f64"), '--precision is "f64", must be auto or f32'],
     [hi("--context", "0"), "--context is 0, must be an integer of at least 1"],
-    [hi("--context", "4096"), "context is 4096, must be an integer from 1 to"],
+    [hi("--threads", "0"), "--threads is 0, must be an integer from 1 to 256"],
+    [hi("--threads", "257"), "--threads is 257, must be an integer from 1"],
+    [
+      hi("--device", "gpu", "--threads", "2"),
+      "--threads is 2, must be left out with --device gpu",
+    ],
+    [["-", "hi", "-"], "- is given twice, must be given once"],
+    [
+      hi("--context", "4096"),
+      "--context is 4096, must be an integer from 1 to",
+    ],
     [
       ["word ".repeat(40), "--context", "16"],
       "the prompt has ",
@@ -432,7 +591,7 @@ Deno.test("a missing model is a one-line error that lists where it was looked fo
     () =>
       assertRefused(
         model("Qwen/Qwen3-0.6B"),
-        "Cannot open Qwen/Qwen3-0.6B: no such directory, not in the cache (there is no /none/models--Qwen--Qwen3-0.6B/refs/main)",
+        "Cannot open Qwen/Qwen3-0.6B: it is not in the cache (there is no /none/models--Qwen--Qwen3-0.6B/refs/main)",
         "HF_HUB_OFFLINE",
       ),
     () =>
@@ -450,7 +609,12 @@ Deno.test("a missing model is a one-line error that lists where it was looked fo
     () =>
       assertRefused(
         model(TINY.href),
-        "has no tokenizer.json, so a prompt must be token ids",
+        "tiny-tied-bf16/ has no tokenizer, pass token ids such as 1 2 3",
+      ),
+    () =>
+      assertRefused(
+        model("synthetic:qwen3-0.6b"),
+        "Cannot generate: synthetic:qwen3-0.6b has no tokenizer, pass token ids such as 1 2 3\n",
       ),
   ]);
 });
@@ -577,7 +741,7 @@ Deno.test("a reply goes to stdout with its calls, its reasoning to stderr", asyn
     );
     const said = notices(stderr);
     assertMatch(said, /\nThinking:\nHm, 1\.\n\n/);
-    assertMatch(said, /\(tool_calls, greedy\)\n$/);
+    assertMatch(said, /\(tool_calls, greedy\); loaded in .*\n$/);
   }
   const { stdout, stderr } = await generate([...hi, "--json"]);
   const { text, reasoning, toolCalls, finishReason } = JSON.parse(stdout);

@@ -8,7 +8,7 @@ import { openDevice } from "../../lib/open_device.ts";
 import { tune } from "../../lib/tools/tune/tune.ts";
 import { saveTuning, TUNING_DIR } from "../../lib/tuning_file.ts";
 import { gpuTest } from "../support/gpu.ts";
-import { runTask } from "../support/run_task.ts";
+import { RUN, runTask } from "../support/run_task.ts";
 import { tamperedGpu } from "../support/tampered_gpu.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
@@ -44,7 +44,7 @@ gpuTest("winners are stored, and loaded by the next device", async () => {
     const report = JSON.parse(stdout);
     assertEquals(report.wrong, []);
     assert(report.cases.length >= 5, stderr);
-    assertStringIncludes(stderr, `stored in ${report.file}`);
+    assertMatch(stderr, /^gemv bf16.* \(1 of \d+\) …$/m);
     const winners = new Map<string, Record<string, number>>([[
       kept,
       constants,
@@ -149,11 +149,15 @@ for (
   const [args, message] of [
     [
       ["--kernels", "gemv,gem"],
-      /gem is unknown, must be among attendDecode, gemm, gemv, gemvRows/,
+      /gem is unknown, did you mean gemm\?$/,
+    ],
+    [
+      ["--kernels", "unlike"],
+      /unlike is unknown, must be among attendDecode, gemm, gemv, gemvRows/,
     ],
     [["--kernels", ","], /the list of kernels is empty/],
-    [["--budget-seconds", "0"], /budget is 0 seconds, must be more than 0/],
-    [["--budget", "5"], /--budget is unknown, try --budget-seconds or/],
+    [["--budget-seconds", "0"], /--budget-seconds is 0, must be more than 0/],
+    [["--budget", "5"], /--budget is unknown, did you mean --budget-seconds\?/],
     [["words"], /unexpected argument "words", this task takes flags only/],
     [["--model", "/nowhere"], /Cannot open "\/nowhere"/],
   ] as const
@@ -166,6 +170,65 @@ for (
     assertMatch(lines[0], message);
   });
 }
+
+gpuTest(
+  "the table and its summary are on stdout, progress is not",
+  async () => {
+    const folder = await Deno.makeTempDir();
+    const { code, stdout, stderr } = await task(
+      folder,
+      ...["--model", TINY, "--kernels", "gemv", "--dry-run"],
+      ...["--budget-seconds", UNLIMITED],
+    );
+    await Deno.remove(folder, { recursive: true });
+    assertEquals(code, 0, stderr);
+    const lines = stdout.trimEnd().split("\n");
+    assertMatch(lines[0], /^kernel and shape +outcome +gain +spread +timed$/);
+    const rows = lines.filter((line) => line.startsWith("gemv bf16"));
+    assert(rows.length >= 5, stdout);
+    const summary = lines.slice(lines.indexOf("") + 1).join(" ");
+    assertMatch(
+      summary,
+      new RegExp(`^tuned constants beat .* of ${rows.length} `),
+    );
+    assertMatch(summary, /nothing was stored \(--dry-run\)$/);
+    for (const line of [...lines, ...stderr.split("\n")]) {
+      assert([...line].length <= 100, line);
+    }
+    assertMatch(stderr, /: \d+ shapes, timed/);
+    assert(!stderr.includes("tuned constants beat"), stderr);
+  },
+);
+
+gpuTest(
+  "Ctrl-C ends tuning with code 130, and says what is stored",
+  async () => {
+    const folder = await Deno.makeTempDir();
+    await using child = new Deno.Command(Deno.execPath(), {
+      args: [
+        ...[...RUN, "tasks/tune.ts", "--model", TINY, "--json", "--dry-run"],
+        ...["--budget-seconds", UNLIMITED],
+      ],
+      cwd: ROOT,
+      env: { [TUNING_DIR]: folder, NO_COLOR: "1" },
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    let stderr = "", killed = false;
+    for await (
+      const text of child.stderr.pipeThrough(new TextDecoderStream())
+    ) {
+      stderr += text;
+      if (killed || !stderr.includes("(1 of ")) continue;
+      child.kill("SIGINT");
+      killed = true;
+    }
+    assertEquals((await child.status).code, 130, stderr);
+    assertEquals(await new Response(child.stdout).text(), "");
+    assertMatch(stderr, /^Interrupted: nothing was stored$/m);
+    await Deno.remove(folder, { recursive: true });
+  },
+);
 
 gpuTest(
   "a folder that cannot be written ends the task immediately",

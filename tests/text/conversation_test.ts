@@ -17,14 +17,12 @@ const F = {
   function: { name: "f", arguments: '{"a":1}' },
 };
 
-Deno.test("content is text, null, missing or a list of parts", () => {
+Deno.test("content is text or a list of parts", () => {
   const contents: [content: unknown, text: string][] = [
     ["a", "a"],
     [" \n", " \n"],
     ["a\0b", "a\0b"],
     ["", ""],
-    [null, ""],
-    [undefined, ""],
     [[], ""],
     [[{ type: "text", text: "a" }], "a"],
     [[{ type: "text", text: "a" }, { type: "text", text: " b\n" }], "a\n b\n"],
@@ -35,7 +33,12 @@ Deno.test("content is text, null, missing or a list of parts", () => {
     for (const [content, text] of contents) {
       assertEquals(read({ role, content }), [{ role, content: text }]);
     }
-    assertEquals(read({ role }), [{ role, content: "" }]);
+  }
+  // Null and missing content need something else to say.
+  for (const content of [null, undefined]) {
+    assertEquals(read({ role: "assistant", content, reasoning: "r" }), [
+      { role: "assistant", content: "", reasoning_content: "r" },
+    ]);
   }
   assertEquals(read({ role: "developer", content: "a" }), [
     { role: "system", content: "a" },
@@ -295,15 +298,36 @@ Deno.test("what would be lost is refused with its location", () => {
     [[], "it has 0 messages, must have at least one"],
     ["Hi", 'the messages are "Hi", must be a list'],
     [null, "the messages are null"],
-    [[{ role: "user" }, 5], "message 1 is 5, must be an object"],
+    [[...user("a"), 5], "message 1 is 5, must be an object"],
     // deno-lint-ignore no-sparse-arrays
-    [[{ role: "user" }, , { role: "user" }], "message 1 is undefined"],
+    [[...user("a"), , ...user("b")], "message 1 is undefined"],
+    [
+      { role: "user", content: "a" },
+      "the prompt is a message, must be a list of messages: wrap it in [ ]",
+    ],
+    [{ content: "a" }, "the messages are an object, must be a list"],
     [
       [{ role: "bot", content: "a" }],
-      'message 0 has the role "bot", must be one of system, developer, user, assistant, tool',
+      'message 0 has the role "bot", must be system, developer, user, assistant or tool (did you mean assistant?)',
     ],
-    [[{ content: "a" }], "message 0 has the role undefined"],
-    [[{ role: "function", name: "f", content: "a" }], 'the role "function"'],
+    [
+      [{ content: "a" }],
+      "message 0 has no role, must be system, developer, user, assistant or tool",
+    ],
+    [[{ role: null, content: "a" }], "message 0 has the role null"],
+    [[{ role: "User", content: "a" }], "did you mean user?"],
+    [[{ role: "function", name: "f", content: "a" }], "did you mean tool?"],
+    [[{ rol: "user", content: "a" }], 'field "rol"'],
+    [[{ rol: "user", content: "a" }], "did you mean role?"],
+    [[{ role: "user", text: "a" }], "did you mean content?"],
+    [[{ role: "user", contents: "a" }], "did you mean content?"],
+    [user(null), "message 0 has no content, must have content"],
+    [[{ role: "user" }], "message 0 has no content, must have content"],
+    [[{ role: "tool", tool_call_id: "1" }], "message 0 has no content"],
+    [
+      assistant({ content: null, tool_calls: null }),
+      "message 0 has no content, must have content, reasoning_content, reasoning or tool_calls",
+    ],
     [user(5), "message 0's content is 5, must be text, null or a list"],
     [user({ text: "a" }), "message 0's content is an object"],
     [user(["a"]), 'message 0\'s content[0] is "a", must be an object with a'],

@@ -7,7 +7,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
-import { KERNEL_NAMES } from "../../kernels/list.ts";
+import { KERNEL_NAMES, TUNED_KERNELS } from "../../kernels/list.ts";
 import { showKernel, STATED_DEVICE } from "../../lib/tools/show.ts";
 import { LEAST_LIMITS } from "../../lib/webgpu/device.ts";
 import { gpuTest } from "../support/gpu.ts";
@@ -52,6 +52,93 @@ Deno.test("tokens, types and constants change the WGSL", () => {
   );
 });
 
+Deno.test("a constant that no choice could bring about is refused, in one line that says what it must be", () => {
+  const refusals: [name: string, constants: Record<string, number>, string][] =
+    [
+      // What tuning decides must suit the kernel, the call and the device.
+      [
+        "gemm",
+        { BM: 7 },
+        "with BM=7, the sizes of a tile must be multiples of 4; try 32, 64 or 128",
+      ],
+      [
+        "gemm",
+        { BM: 3 },
+        "with BM=3, the sizes of a tile must be multiples of 4; try 32, 64 or 128",
+      ],
+      ["gemm", { BM: 2000 }, "BM is 2000, must be an integer from 1 to 1024"],
+      [
+        "gemm",
+        { TM: 32, TN: 32 },
+        "with TM=32 TN=32, 8 threads share a tile, ",
+      ],
+      [
+        "gemv",
+        { WORKGROUP: 512 },
+        "with WORKGROUP=512, 512 threads, must be at most 256",
+      ],
+      [
+        "attendDecode",
+        { SHARES: 3 },
+        "SHARES is 3, must divide the 2 query heads of a kv head",
+      ],
+      // The others have the values that some device gives them.
+      ["gemm", { F16: 0 }, "F16 is 0, must be 1 in this call"],
+      ["gemm", { EPILOGUE: 1 }, "EPILOGUE is 1, must be store in this call"],
+      ["attendDecode", { HEAD_DIM: 64 }, "HEAD_DIM is 64, must be 128 in this"],
+      ["attendDecode", { GROUP: 1 }, "GROUP is 1, must be 2 in this call"],
+      ["gemvRows", { M: 7 }, "M is 7, must be 16 in this call"],
+      ["rmsNorm", { LOG_LANES: 7 }, "LOG_LANES is 7, must be 2, 3, 4 or 5 in "],
+      ["batchedGemm", { BM: 7 }, "BM is 7, must be "],
+      ["peakRead", { LOADS: 3 }, "LOADS is 3, must be 8 in this call"],
+    ];
+  for (const [name, constants, why] of refusals) {
+    const error = assertThrows(
+      () => showKernel(name, STATED_DEVICE, { config, constants }),
+      Error,
+      `Cannot show ${name}: ${why}`,
+    );
+    const one = Object.keys(constants).length === 1;
+    if (one) assert(`error: ${error.message}`.length <= 100, error.message);
+  }
+  const show = (name: string, constants: Record<string, number>) =>
+    showKernel(name, STATED_DEVICE, { config, constants });
+  assertMatch(show("rmsNorm", { SUBGROUPS: 0 }).wgsl, /SUBGROUPS: u32 = 0u;/);
+  assertMatch(show("rmsNorm", { LOG_LANES: 3 }).wgsl, /LOG_LANES: u32 = 3u;/);
+  // What follows from a tuned constant changes with it.
+  const shared = show("attendDecode", { SHARES: 2 });
+  assertEquals([shared.constants.SHARES, shared.constants.GROUP], [2, 1]);
+  assertMatch(shared.reason, /; as set$/);
+});
+
+gpuTest(
+  "shown WGSL with every constant that tuning tries compiles",
+  async ({ device, ...gpu }) => {
+    for (const kernel of TUNED_KERNELS) {
+      for (const [name, values] of Object.entries(kernel.tuning.grid)) {
+        for (const value of values) {
+          let wgsl: string;
+          try {
+            const constants = { [name]: value };
+            ({ wgsl } = showKernel(kernel.name, STATED_DEVICE, {
+              config,
+              constants,
+            }));
+          } catch (error) {
+            assertMatch((error as Error).message, /^Cannot show /);
+            continue;
+          }
+          if (wgsl.includes("enable f16;") && !gpu.f16) continue;
+          device.pushErrorScope("validation");
+          device.createShaderModule({ code: wgsl });
+          const error = await device.popErrorScope();
+          assert(!error, `${kernel.name} ${name}=${value}: ${error?.message}`);
+        }
+      }
+    }
+  },
+);
+
 Deno.test("deno task show prints WGSL, or one line that says where the kernels are listed", async () => {
   const run = (...args: string[]) => runTask("show", args);
   const { code, stdout: wgsl, stderr } = await run("gemv", "--set", "ROWS=3");
@@ -62,7 +149,11 @@ Deno.test("deno task show prints WGSL, or one line that says where the kernels a
     const [args, message] of [
       [["gem"], '"gem": no such kernel, try gemm or deno task show --help'],
       [["nosuch"], '"nosuch": no such kernel, try deno task show --help'],
-      [[], "0 kernels: name one, deno task show --help lists them"],
+      [[], "a kernel: name one, deno task show --help lists them"],
+      [
+        ["gemm", "gemv"],
+        "2 kernels: name one, deno task show --help lists them",
+      ],
       [["gemm", "--dtype", "u8"], "must be one of bf16, f16, f32"],
       [["gemm", "--set", "LANES"], '"LANES", must be like WORKGROUP=64'],
       [
@@ -90,6 +181,27 @@ Deno.test("deno task show refuses kernels and constants before it opens a model"
 Deno.test("deno task show --help lists every kernel", async () => {
   const { code, stdout } = await runTask("show", ["--help"]);
   assertEquals(code, 0);
-  const listed = stdout.split("Kernels: ")[1].trim().split(/,\s+/);
+  const [listing] = stdout.split("Kernels: ")[1].split("\n\n");
+  const listed = listing.trim().split(/,\s+/);
   assertEquals(listed, [...KERNEL_NAMES]);
+});
+
+Deno.test("deno task show --json prints one line, without it comments fit 100 columns", async () => {
+  const json = await runTask("show", ["attend-decode", "--json"]);
+  assertEquals([json.code, json.stderr], [0, ""]);
+  assertMatch(json.stdout, /^\{[^\n]*\}\n$/);
+  const shown = JSON.parse(json.stdout);
+  assertEquals([shown.kernel, shown.model], [
+    "attendDecode",
+    "synthetic:qwen3-0.6b",
+  ]);
+  assertEquals(shown.constants.HEAD_DIM, 128);
+  assertEquals(shown.operands[0].name, "qkv");
+  for (const name of ["name", "device", "reason", "wgsl"]) {
+    assertEquals(typeof shown[name], "string", name);
+  }
+  const text = await runTask("show", ["attend-decode"]);
+  const comments = text.stdout.split("\n").filter((line) => /^\/\//.test(line));
+  assert(comments.every((line) => line.length <= 100), comments.join("\n"));
+  assertStringIncludes(text.stdout, shown.wgsl);
 });

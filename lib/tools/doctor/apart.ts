@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Examination } from "./device.ts";
 import type { Finding, Reporter } from "./report.ts";
 
 /** A line of JSON from the process: what runs next, or a finding. */
@@ -20,12 +21,15 @@ const SCRIPT = new URL("process.ts", import.meta.url);
  * the process is a finding.
  */
 export async function examineApart(
-  weights: number | undefined,
+  examination: Examination,
   reporter: Reporter,
   { script = SCRIPT, deadlineMs = DEADLINE_MS } = {},
 ): Promise<void> {
   const process = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-config", script.href, String(weights ?? "")],
+    args: [
+      ...["run", "-A", "--no-config", script.href],
+      JSON.stringify(examination),
+    ],
     stdin: "null",
     stdout: "piped",
     stderr: "piped",
@@ -54,28 +58,32 @@ export async function examineApart(
       if (!line.startsWith("{")) continue; // output of the driver
       wait(deadlineMs);
       const news: News = JSON.parse(line);
-      if ("starts" in news) running = news.starts;
-      else reporter.found(news.severity, news.topic, news.text, news.data);
+      if ("starts" in news) {
+        running = news.starts;
+        reporter.starting?.(running);
+      } else reporter.found(news);
     }
   }
   clearTimeout(deadline);
   if (late) {
-    reporter.found(
-      "red",
-      running,
-      `hangs: not done after ${deadlineMs / 1000} s, its process was killed; \
+    reporter.found({
+      severity: "red",
+      topic: running,
+      text: `hangs: not done after ${
+        deadlineMs / 1000
+      } s, its process was killed; \
 update the driver, or choose another adapter with DENO_WEBGPU_BACKEND`,
-    );
+    });
     return;
   }
   const { success, code, signal } = await process.status;
   if (success) return;
   const last = (await stderr).trim().split("\n").at(-1);
   const end = signal ?? `exit code ${code}`;
-  reporter.found(
-    "red",
-    running,
-    `its process ended with ${end}${last && `: ${last}`}; update the driver \
-and report this message`,
-  );
+  reporter.found({
+    severity: "red",
+    topic: running,
+    text: `its process ended with ${end}${last && `: ${last}`}; update the \
+driver and report this message`,
+  });
 }

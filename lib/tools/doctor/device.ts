@@ -3,36 +3,65 @@
  *
  * @module
  */
+import type { Qwen3Config } from "../../checkpoint/config.ts";
 import { passes } from "../../check/kernel_case.ts";
+import { chooseDevice } from "../../dispatch/device.ts";
 import { errorText } from "../../errors.ts";
+import { measureRates } from "../../select_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
-import { arithmetic, bandwidth } from "../format.ts";
+import { arithmetic, bandwidth, decimal, percent } from "../format.ts";
 import { measurePeaks } from "../peaks.ts";
-import { testKernels, type TestResult } from "./kernels.ts";
-import type { Reporter } from "./report.ts";
+import { type KernelTests, testKernels, type TestResult } from "./kernels.ts";
+import type { Finding, Reporter } from "./report.ts";
 
 /** Deno's WebGPU sleeps 10 ms in every readback; anything above is the driver's. */
 const SLOW_READBACK_MS = 20;
 
-/**
- * Examines one device. A problem is a finding, not an error.
- *
- * @param weights Bytes that a decode step reads, if the model is known.
- */
+/** What is examined on a device, as JSON. */
+export interface Examination {
+  /** Bytes that a decode step reads, if the model is known. */
+  weights?: number;
+  /** The sizes for which `auto` compares a software adapter with the CPU path. */
+  config: Qwen3Config;
+  /** Whether to test all cases of all kernels even if `auto` takes the CPU. */
+  all: boolean;
+}
+
+/** Examines one device. A problem is a finding, not an error. */
 export async function examineDevice(
   gpu: Gpu,
-  weights: number | undefined,
+  { weights, config, all }: Examination,
   reporter: Reporter,
 ): Promise<void> {
   try {
     reporter.starting?.("speed");
     await measure(gpu, weights, reporter);
-    await selfTest(gpu, reporter);
+    const used = await choose(gpu, config, reporter);
+    await selfTest(gpu, reporter, !used && !all);
   } catch (error) {
     const text = `${errorText(error)}; update its driver`;
-    reporter.found("red", "device", text);
+    reporter.found({ severity: "red", topic: "device", text });
   }
+}
+
+/** Whether `auto` would take this device rather than the CPU. */
+async function choose(
+  gpu: Gpu,
+  config: Qwen3Config,
+  reporter: Reporter,
+): Promise<boolean> {
+  const known = chooseDevice("auto", gpu);
+  const measured = known ? undefined : await measureRates(gpu, config);
+  const { choice: { reason }, gpu: used } = known ??
+    chooseDevice("auto", gpu, measured)!;
+  reporter.found({
+    severity: used && !gpu.software ? "green" : "yellow",
+    topic: "device",
+    text: `auto takes ${used ? gpu.name : "the CPU path"}: ${reason}`,
+    data: { device: used ? "gpu" : "cpu", reason, measured },
+  });
+  return used;
 }
 
 /** Bandwidth, arithmetic and readback. */
@@ -41,6 +70,8 @@ async function measure(
   weights: number | undefined,
   reporter: Reporter,
 ) {
+  const green = (topic: string, text: string, data: Finding["data"]) =>
+    reporter.found({ severity: "green", topic, text, data });
   const peaks = await measurePeaks(gpu);
   const { readGBps, f32TFLOPS, f16TFLOPS } = peaks;
   const most = weights && readGBps * 1e9 / weights;
@@ -48,21 +79,17 @@ async function measure(
     ? `: at most ${Math.round(most).toLocaleString("en-US")} tokens/s \
 with this model`
     : "";
-  reporter.found(
-    "green",
-    "bandwidth",
-    `reads ${bandwidth(readGBps)}${limit}`,
-    { readGBps, mostTokensPerSecond: most },
-  );
+  green("bandwidth", `reads ${bandwidth(readGBps)}${limit}`, {
+    readGBps,
+    mostTokensPerSecond: most,
+  });
   const half = f16TFLOPS === undefined
     ? ""
     : `, ${arithmetic(f16TFLOPS)} in f16`;
-  reporter.found(
-    "green",
-    "arithmetic",
-    `${arithmetic(f32TFLOPS)} in f32${half}`,
-    { f32TFLOPS, f16TFLOPS },
-  );
+  green("arithmetic", `${arithmetic(f32TFLOPS)} in f32${half}`, {
+    f32TFLOPS,
+    f16TFLOPS,
+  });
   using word = Tensor.create(gpu, "u32", [4]);
   const times: number[] = [];
   for (let i = 0; i < 7; i++) {
@@ -71,63 +98,104 @@ with this model`
     times.push(performance.now() - began);
   }
   const ms = times.sort((a, b) => a - b)[3], slow = ms > SLOW_READBACK_MS;
-  reporter.found(
-    slow ? "yellow" : "green",
-    "readback",
-    `${ms.toFixed(1)} ms for one word, ${
+  reporter.found({
+    severity: slow ? "yellow" : "green",
+    topic: "readback",
+    text: `${ms.toFixed(1)} ms for one word, ${
       slow
         ? "which is slow: it delays the first token and short replies"
         : "10 ms of that is Deno sleeping"
     }`,
-    { ms },
-  );
+    data: { ms },
+  });
 }
 
-/** Compares the results of every kernel with float64 on the CPU. */
-export async function selfTest(gpu: Gpu, reporter: Reporter): Promise<void> {
-  const tests = await testKernels(gpu, reporter);
+/**
+ * Compares the results of every kernel with float64 on the CPU; with `few`, those of its
+ * first case.
+ */
+export async function selfTest(
+  gpu: Gpu,
+  reporter: Reporter,
+  few = false,
+): Promise<void> {
+  const tests = await testKernels(gpu, reporter, few);
   const byKernel = Map.groupBy(tests.results, ({ kernel }) => kernel);
-  for (const [kernel, results] of byKernel) {
-    const right = results.every(passes);
-    const text = resultsText(results);
-    reporter.found(right ? "green" : "red", kernel, text, { results });
+  for (const [topic, results] of byKernel) {
+    reporter.found({
+      severity: results.every(passes) ? "green" : "red",
+      topic,
+      text: resultsText(results, "the GPU"),
+      data: { results },
+      detail: true,
+    });
   }
   if (tests.failure) {
     const { kernel, message } = tests.failure;
     const text = `${message}; update the driver and report this message`;
-    reporter.found("red", kernel, text);
+    reporter.found({ severity: "red", topic: kernel, text });
   }
-  const uses = tests.firstUses;
-  const totalMs = uses.reduce((sum, { ms }) => sum + ms, 0);
-  const slowest = uses.reduce(
-    (a, b) => b.ms > a.ms ? b : a,
-    { kernel: "", ms: 0 },
-  );
-  reporter.found(
-    "green",
-    "first use",
-    `${uses.length} pipelines compiled and run in ${
-      (totalMs / 1000).toFixed(1)
-    } s, ${slowest.kernel} the slowest at ${slowest.ms.toFixed(0)} ms`,
-    { totalMs, slowest },
-  );
+  reporter.found(summaryOf(tests, byKernel));
 }
 
+/** All kernels in one line. */
+function summaryOf(
+  { failure, firstUses, results, untested }: KernelTests,
+  byKernel: ReadonlyMap<string, readonly TestResult[]>,
+): Finding {
+  const totalMs = firstUses.reduce((sum, { ms }) => sum + ms, 0);
+  const slowest = firstUses.reduce(
+    (a, b) => b.ms > a.ms ? b : a,
+    { kernel: "none", ms: 0 },
+  );
+  const wrong = [...byKernel].filter(([, some]) => !some.every(passes))
+    .map(([kernel]) => kernel);
+  if (failure) wrong.push(failure.kernel);
+  const cases = firstUses.length;
+  const which = untested
+    ? `the first case of each (--all tests all ${cases + untested})`
+    : `${cases} cases`;
+  const outcome = wrong.length
+    ? `WRONG: ${wrong.join(", ")}`
+    : `all correct, errors up to ${excessText(results)}`;
+  return {
+    severity: wrong.length ? "red" : "green",
+    topic: "kernels",
+    text:
+      `${byKernel.size} kernels, ${which}, ${outcome}; compiled and run in ${
+        (totalMs / 1000).toFixed(1)
+      } s, ${slowest.kernel} the slowest`,
+    data: { kernels: byKernel.size, cases, untested, totalMs, slowest },
+  };
+}
+
+/** How much of its tolerance an error takes. */
+const excess = ({ error, tolerance }: TestResult) =>
+  Number.isNaN(error) ? Infinity : error === 0 ? 0 : error / tolerance;
+
+const worstOf = (results: readonly TestResult[]) =>
+  results.reduce((a, b) => excess(b) > excess(a) ? b : a);
+
+const excessText = (results: readonly TestResult[]) =>
+  `${percent(excess(worstOf(results)))} of what is allowed`;
+
 /** Summarizes the results of one kernel; a failure also says where and by how much. */
-function resultsText(results: readonly TestResult[]): string {
-  const excess = ({ error, tolerance }: TestResult) =>
-    Number.isNaN(error) ? Infinity : tolerance ? error / tolerance : error;
-  const worst = results.reduce((a, b) => excess(b) > excess(a) ? b : a);
-  const { error, tolerance, index, actual, expected, what } = worst;
+export function resultsText(
+  results: readonly TestResult[],
+  where: string,
+): string {
+  const { error, tolerance, index, actual, expected, what } = worstOf(results);
   const failed = new Set(
     results.filter((result) => !passes(result)).map(({ what }) => what),
   ).size;
   const count = new Set(results.map(({ what }) => what)).size;
   const cases = `${count} ${count === 1 ? "case" : "cases"}`;
-  const size = `worst error ${error.toExponential(1)}, tolerance ${
-    tolerance.toExponential(1)
-  }`;
-  if (failed === 0) return `${cases}, all correct; ${size}`;
-  return `${cases}, ${failed} WRONG; ${size}, at [${index}] of ${what}: \
-${actual} on the GPU, ${expected} on the CPU; update the driver and report this message`;
+  if (failed === 0) {
+    return `${cases}, all correct, errors up to ${excessText(results)}`;
+  }
+  return `${cases}, ${failed} WRONG; worst error ${decimal(error)}, allowed \
+${decimal(tolerance)}, at [${index}] of ${what}: ${
+    decimal(actual)
+  } on ${where}, \
+${decimal(expected)} expected; report this message`;
 }

@@ -8,19 +8,23 @@
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
-import { CpuOps } from "../../cpu/ops.ts";
 import { errorText, NoAdapterError } from "../../errors.ts";
+import { DEFAULT_MODEL } from "../../load.ts";
 import { openDevice } from "../../open_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { examineApart } from "./apart.ts";
+import { parseSynthetic } from "../../checkpoint/synthetic.ts";
+import type { Choice } from "../../dispatch/choice.ts";
 import { examineDevice } from "./device.ts";
 import { modelNeeds, weightBytes } from "./needs.ts";
-import type { DoctorReport, Finding, Reporter } from "./report.ts";
+import { bytes } from "../format.ts";
+import { examineCpu } from "./cpu.ts";
+import type { DoctorReport, Finding, Reporter, Severity } from "./report.ts";
 
 /** Options of {@linkcode doctor}. */
 export interface DoctorOptions {
-  /** Any model that `loadQwen3` takes; only headers are read. */
-  model: string;
+  /** Any model that `loadQwen3` takes; only headers are read. The story model by default. */
+  model?: string;
   /** Context length of one sequence, in tokens. */
   context?: number;
   /**
@@ -30,6 +34,13 @@ export interface DoctorOptions {
   gpu?: GPU;
   /** How the checkpoint is opened, and where progress goes. */
   opening?: OpenOptions;
+  /**
+   * Tests all cases of the GPU's kernels even if `auto` takes the CPU path, where a
+   * software adapter takes half a minute to compile them. Otherwise the first of each.
+   */
+  all?: boolean;
+  /** Called with what is examined next. */
+  onStart?: (what: string) => void;
   /** Called with each finding as it is made. */
   onFinding?: (finding: Finding) => void;
 }
@@ -38,39 +49,43 @@ export interface DoctorOptions {
 export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
   const findings: Finding[] = [];
   const reporter: Reporter = {
-    found(severity, topic, text, data) {
-      const finding = { severity, topic, text: errorText(text), data };
+    found(given) {
+      const finding = { ...given, text: errorText(given.text) };
       findings.push(finding);
       options.onFinding?.(finding);
     },
+    starting: options.onStart,
   };
   describeRuntime(reporter);
   await listAdapters(options.gpu ?? navigator.gpu, reporter);
   using gpu = await open(options.gpu, reporter);
+  const { model = DEFAULT_MODEL } = options;
 
   let checkpoint: Checkpoint | undefined;
   try {
-    checkpoint = await openCheckpoint(options.model, options.opening);
+    checkpoint = await openCheckpoint(model, options.opening);
   } catch (error) {
-    reporter.found("red", "model", errorText(error));
+    const text = errorText(error);
+    reporter.found({ severity: "red", topic: "model", text });
   }
   await using _closed = checkpoint;
   if (checkpoint) {
-    for (const notice of checkpoint.notices) {
-      reporter.found("yellow", "model", notice);
+    for (const text of checkpoint.notices) {
+      reporter.found({ severity: "yellow", topic: "model", text });
     }
-    for (const need of await modelNeeds(checkpoint, options.context, gpu)) {
-      reporter.found(need.severity, need.topic, need.text, need.data);
-    }
-    using cpu = new CpuOps(checkpoint.config);
-    const { kernel, reason, threads } = cpu.info;
-    const text = `${kernel} on ${threads} threads: ${reason}`;
-    reporter.found("green", "CPU path", text);
+    const name = model === DEFAULT_MODEL ? "the story model" : checkpoint.name;
+    const needs = await modelNeeds(checkpoint, options.context, gpu, name);
+    needs.forEach(reporter.found);
   }
+  await examineCpu(reporter);
   if (gpu) {
-    const weights = checkpoint && weightBytes(checkpoint);
-    if (options.gpu) await examineDevice(gpu, weights, reporter);
-    else await examineApart(weights, reporter);
+    const examination = {
+      weights: checkpoint && weightBytes(checkpoint),
+      config: checkpoint?.config ?? parseSynthetic(LIKE_MODELS).config,
+      all: options.all ?? false,
+    };
+    if (options.gpu) await examineDevice(gpu, examination, reporter);
+    else await examineApart(examination, reporter);
   }
   return {
     ok: findings.every(({ severity }) => severity !== "red"),
@@ -78,16 +93,19 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
   };
 }
 
+/** A model of usual sizes, in place of one that cannot be opened. */
+const LIKE_MODELS = "synthetic:qwen3-0.6b";
+
 function describeRuntime(reporter: Reporter) {
   const { deno } = Deno.version, { os, arch } = Deno.build;
   const cores = navigator.hardwareConcurrency;
   const release = Deno.osRelease();
-  reporter.found(
-    "green",
-    "runtime",
-    `Deno ${deno}, ${os} ${release}, ${arch}, ${cores} cores`,
-    { deno, os, arch, release, cores },
-  );
+  reporter.found({
+    severity: "green",
+    topic: "runtime",
+    text: `Deno ${deno}, ${os} ${release}, ${arch}, ${cores} cores`,
+    data: { deno, os, arch, release, cores },
+  });
 }
 
 /** Lists each adapter once, with the requests that return it. */
@@ -96,14 +114,14 @@ async function listAdapters(
   reporter: Reporter,
 ) {
   const backend = Deno.env.get("DENO_WEBGPU_BACKEND");
-  reporter.found(
-    "green",
-    "backend",
-    backend
+  reporter.found({
+    severity: "green",
+    topic: "backend",
+    text: backend
       ? `DENO_WEBGPU_BACKEND is ${backend}`
       : "DENO_WEBGPU_BACKEND is not set: Deno uses the platform's default",
-    { backend },
-  );
+    data: { backend },
+  });
   const seen = new Map<string, { info: GPUAdapterInfo; by: string[] }>();
   const requests: [string, GPURequestAdapterOptions][] = [
     ["high-performance", { powerPreference: "high-performance" }],
@@ -122,17 +140,23 @@ async function listAdapters(
     const { vendor, device, architecture, description } = info;
     const software = info.isFallbackAdapter ||
       /llvmpipe|swiftshader|software/i.test(description);
-    const ids = Object.entries({ vendor, device, architecture })
-      .filter(([, id]) => id).map((pair) => pair.join(" ")).join(", ");
     const kind = software
       ? "a software renderer, which runs on the CPU"
       : "a hardware GPU";
-    reporter.found(
-      software ? "yellow" : "green",
-      "adapter",
-      `${description || "unnamed"} (${ids}; for ${by.join(", ")}): ${kind}`,
-      { vendor, device, architecture, description, software, by },
-    );
+    reporter.found({
+      severity: software ? "yellow" : "green",
+      topic: "adapter",
+      text: `${description || "unnamed"}: ${kind}`,
+      data: { vendor, device, architecture, description, software, by },
+    });
+    const ids = Object.entries({ vendor, device, architecture })
+      .filter(([, id]) => id).map((pair) => pair.join(" "));
+    reporter.found({
+      severity: "green",
+      topic: "adapter request",
+      text: `${[...ids, `for ${by.join(", ")}`].join(", ")}`,
+      detail: true,
+    });
   }
 }
 
@@ -145,28 +169,47 @@ async function open(
   try {
     gpu = await openDevice({ gpu: implementation });
   } catch (error) {
-    const text = errorText(error);
-    const none = error instanceof NoAdapterError;
-    reporter.found(
-      "red",
-      "adapter",
-      none ? text.replace("Cannot open a GPU: ", "") : text,
-    );
+    reportNone(error, reporter);
     return undefined;
   }
-  for (const { what, value, reason } of gpu.choices) {
-    const severity = value === "off" ? "yellow" : "green";
-    reporter.found(severity, what, `${value}: ${reason}`, { value, reason });
-  }
+  gpu.choices.forEach((choice) => reportChoice(choice, reporter));
   const { limits } = gpu;
-  const mib = (bytes: number) => `${Math.round(bytes / 2 ** 20)} MiB`;
-  const kib = limits.maxComputeWorkgroupStorageSize / 1024;
-  reporter.found(
-    "green",
-    "limits",
-    `buffers of ${mib(limits.maxBufferSize)}, bindings of ${
-      mib(limits.maxStorageBufferBindingSize)
-    }, workgroups of ${limits.maxComputeInvocationsPerWorkgroup} threads and ${kib} KiB`,
-  );
+  reporter.found({
+    severity: "green",
+    topic: "limits",
+    text: `buffers of ${bytes(limits.maxBufferSize)}, bindings of ${
+      bytes(limits.maxStorageBufferBindingSize)
+    }, workgroups of ${limits.maxComputeInvocationsPerWorkgroup} threads and ${
+      bytes(limits.maxComputeWorkgroupStorageSize)
+    }`,
+  });
   return gpu;
+}
+
+/** Without an adapter models run on the CPU path, which is slower but no problem. */
+function reportNone(error: unknown, reporter: Reporter) {
+  const text = errorText(error).replace("Cannot open a GPU: ", "");
+  if (!(error instanceof NoAdapterError)) {
+    return reporter.found({ severity: "red", topic: "adapter", text });
+  }
+  const [reason] = text.split("; ");
+  reporter.found({ severity: "yellow", topic: "adapter", text });
+  reporter.found({
+    severity: "yellow",
+    topic: "device",
+    text: `auto takes the CPU path: ${reason}`,
+    data: { device: "cpu", reason },
+  });
+}
+
+/** Features of every usual device are details; what is missing is not. */
+function reportChoice({ what, value, reason }: Choice, reporter: Reporter) {
+  const severity: Severity = value === "off" ? "yellow" : "green";
+  reporter.found({
+    severity,
+    topic: what,
+    text: `${value}: ${reason}`,
+    data: { value, reason },
+    detail: severity === "green" && !/constants/.test(what),
+  });
 }

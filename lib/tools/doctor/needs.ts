@@ -9,12 +9,11 @@ import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import { contextLimit } from "../../checkpoint/config.ts";
 import { DeviceError, errorText } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
+import { bytes as size } from "../format.ts";
 import type { Finding } from "./report.ts";
 import { cacheBytes } from "../../model/kv_cache.ts";
 import { familyOf } from "../../model/families.ts";
 import { listWeights } from "../../model/family.ts";
-
-const mb = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
 
 /** Bytes of all weights as stored. */
 export function weightBytes({ tensors }: Checkpoint): number {
@@ -23,13 +22,16 @@ export function weightBytes({ tensors }: Checkpoint): number {
 
 /**
  * Weights, KV cache, bindings and memory of a model on `gpu`, or on the CPU without one.
+ *
+ * @param name what the model is called in the texts
  */
 export async function modelNeeds(
   checkpoint: Checkpoint,
   wanted: number | undefined,
   gpu: Gpu | undefined,
+  name = checkpoint.name,
 ): Promise<Finding[]> {
-  const { name, config } = checkpoint;
+  const { config } = checkpoint;
   const { tokens: most, why } = contextLimit(config);
   if (
     wanted !== undefined &&
@@ -49,8 +51,8 @@ export async function modelNeeds(
   const needs: Finding = {
     severity: "green",
     topic: "model",
-    text: `${name} needs ${mb(weights)} for weights and ${
-      mb(cache)
+    text: `${name} needs ${size(weights)} for weights and ${
+      size(cache)
     } for a KV cache of ${context} tokens in ${dtype}`,
     data: { weights, cache, context, cacheDtype: dtype },
   };
@@ -88,9 +90,9 @@ function bindings(
   return [{
     severity: split.length ? "yellow" : "green",
     topic: "largest binding",
-    text: `${widest.name} takes ${mb(widest.bytes)}, the adapter binds up to ${
-      mb(limit)
-    }: ${
+    text: `${widest.name} takes ${
+      size(widest.bytes)
+    }, the adapter binds up to ${size(limit)}: ${
       split.length
         ? `${split.join(", ")}, with one dispatch each`
         : "nothing is split"
@@ -99,7 +101,7 @@ function bindings(
   }, {
     severity: keys > limit ? "red" : "green",
     topic: "context",
-    text: `one layer's keys of ${context} tokens take ${mb(keys)}, ${
+    text: `one layer's keys of ${context} tokens take ${size(keys)}, ${
       keys > limit
         ? `more than the adapter binds: use --context ${most} or less`
         : `up to ${
@@ -121,7 +123,7 @@ async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
     return {
       severity: fits ? "green" : "red",
       topic,
-      text: `${mb(available)} of main memory free, ${mb(bytes)} needed${
+      text: `${size(available)} of main memory free, ${size(bytes)} needed${
         fits ? "" : ": use a smaller model or a shorter --context"
       }`,
       data: { needed: bytes, available },
@@ -133,9 +135,9 @@ async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
     topic,
     text: failure
       ? `${gpu.name} cannot allocate ${
-        mb(bytes)
+        size(bytes)
       } (${failure}): use a smaller model or a shorter --context`
-      : `${gpu.name} can allocate the ${mb(bytes)} needed`,
+      : `${gpu.name} can allocate the ${size(bytes)} needed`,
     data: { needed: bytes },
   };
 }

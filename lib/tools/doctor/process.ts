@@ -1,7 +1,9 @@
 /**
  * The process that lib/tools/doctor/apart.ts starts: examines the default adapter.
  *
- *   deno run -A lib/tools/doctor/process.ts [bytes of a model's weights]
+ *   deno run -A lib/tools/doctor/process.ts EXAMINATION
+ *
+ * EXAMINATION is the JSON of what `examineDevice` takes.
  *
  * @module
  */
@@ -14,12 +16,11 @@ const print = (news: News) => console.log(JSON.stringify(news));
 
 /** Prints one line of JSON for each kernel started and each finding. */
 export const printer: Reporter = {
-  found: (severity, topic, text, data) =>
-    print({ severity, topic, text, data }),
+  found: (finding) => print(finding),
   starting: (starts) => print({ starts }),
 };
 
 if (import.meta.main) {
   using gpu = await openDevice();
-  await examineDevice(gpu, Number(Deno.args[0]) || undefined, printer);
+  await examineDevice(gpu, JSON.parse(Deno.args[0]), printer);
 }

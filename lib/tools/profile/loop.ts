@@ -163,11 +163,11 @@ export function loopOf(watched: Watched): Loop {
     steps,
     tokens,
     chunk,
+    stepMs: (last - first) / Math.max(1, steps),
     encodeMs: of("encode"),
     submitMs: of("submit"),
     waitMs: of("wait"),
     readbackMs: of("readback"),
-    tokensPerSecond: last > first ? tokens / (last - first) * 1000 : 0,
     gaps: [],
     firstTokenMs: first - began,
   };
@@ -181,7 +181,6 @@ export function loopOf(watched: Watched): Loop {
   return {
     ...loop,
     gpuMs: busy / timed,
-    tokensPerSecondWithoutIdle: sequences * timed / busy * 1000,
     idle: idle / (idle + busy),
     gaps: grouped(gaps),
   };

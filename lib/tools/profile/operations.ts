@@ -158,7 +158,6 @@ export function wallPhase(
     factor: 1,
     betweenMs,
     dispatches,
-    tokensPerSecond: tokens / ms * 1000,
     ...totals(operations),
     operations,
   };

@@ -156,11 +156,7 @@ const kernelOf = ({ kernel, fused }) =>
 function tip(phase, operation) {
   const { name, shape, dtypes, ms, calls, share = 0 } = operation;
   const { fraction, bound, tflops, gbps } = operation;
-  const lines = [
-    `<b>${escape(name)}</b> · ${phase.name}`,
-    escape(shape),
-    escape(dtypes),
-  ];
+  const lines = [`<b>${escape(name)}</b> · ${phase.name}`];
   if (ms !== undefined) {
     const unit = calls === 1 ? "call" : "calls";
     lines.push(
@@ -173,6 +169,7 @@ function tip(phase, operation) {
   if (tflops) {
     lines.push(`${prefixed(tflops * 1e12)}FLOP/s, ${prefixed(gbps * 1e9)}B/s`);
   }
+  lines.push(escape(shape), escape(dtypes));
   const kernel = escape(kernelOf(operation));
   lines.push(`<span style='color:${color("soft")}'>${kernel}</span>`);
   return lines.filter(Boolean).join("<br>");
@@ -217,23 +214,23 @@ function head() {
 
 /** The most important numbers. */
 function tiles() {
-  const { phases, coverage: { flops }, loop, peaks } = report;
+  const { rates, coverage: { flops }, loop, peaks } = report;
   const box = el("div", { class: "tiles" });
-  const tile = (value, label) =>
+  const tile = (value, label, more = "") =>
     box.append(el(
       "div",
       { class: "tile" },
       el("span", { class: "soft small" }, label),
       el("strong", {}, value),
+      el("span", { class: "soft small" }, more),
     ));
-  for (const { name, tokensPerSecond } of phases) {
-    tile(digits(tokensPerSecond), `${name}, tokens/s`);
+  for (const { phase, tokensPerSecond, kind } of rates.toReversed()) {
+    tile(digits(tokensPerSecond), `${phase}, tokens/s`, kind);
   }
   tile(
     percent(flops.total ? flops.gpu / flops.total : 0),
     "matmuls on the GPU",
   );
-  if (loop) tile(digits(loop.tokensPerSecond), "decode loop, tokens/s");
   if (loop && loop.idle !== undefined) tile(percent(loop.idle), "GPU idle");
   if (peaks) tile(`${prefixed(peaks.readGBps * 1e9)}B/s`, "memory, measured");
   return box;
@@ -755,10 +752,9 @@ function loopText() {
   const onCpu = `A ${each} on the CPU: encode ${time(loop.encodeMs)}, submit ${
     time(loop.submitMs)
   }, wait ${time(loop.waitMs)}, readback ${time(loop.readbackMs)}.`;
-  if (loop.gpuMs === undefined) return onCpu;
-  return `${onCpu} On the GPU ${time(loop.gpuMs)}; without gaps it would be ${
-    digits(loop.tokensPerSecondWithoutIdle)
-  } tokens/s instead of ${digits(loop.tokensPerSecond)}.`;
+  const whole = `In all ${time(loop.stepMs)}`;
+  if (loop.gpuMs === undefined) return `${onCpu} ${whole}.`;
+  return `${onCpu} ${whole}, of which the GPU works ${time(loop.gpuMs)}.`;
 }
 
 function coverage() {
@@ -844,17 +840,17 @@ function tables() {
 function operationTable(operations) {
   const titles = [
     el("th", {}, "operation, kernel"),
-    el("th", { class: "left" }, "shape, types"),
     ...cells("th", [
-      "calls",
       "time",
       "share",
+      "of its limit",
+      "calls",
       "FLOPs",
       "bytes",
       "FLOP/s",
       "bytes/s",
-      "of its limit",
     ]),
+    el("th", { class: "left" }, "shape, types"),
   ];
   const rows = operations.map((o) => {
     const dot = el("i");
@@ -864,17 +860,17 @@ function operationTable(operations) {
       "tr",
       {},
       el("td", {}, dot, o.name, el("small", {}, kernel)),
-      el("td", { class: "left" }, o.shape, el("small", {}, o.dtypes)),
       ...cells("td", [
-        count(o.calls),
         known(o.ms, time),
         known(o.share, percent),
+        known(o.fraction, (fraction) => `${percent(fraction)} ${o.bound}`),
+        count(o.calls),
         orDash(o.flops, prefixed),
         orDash(o.bytes, prefixed),
         orDash(o.flops && o.tflops, (tflops) => prefixed(tflops * 1e12)),
         orDash(o.bytes && o.gbps, (gbps) => prefixed(gbps * 1e9)),
-        known(o.fraction, (fraction) => `${percent(fraction)} ${o.bound}`),
       ]),
+      el("td", { class: "left" }, o.shape, el("small", {}, o.dtypes)),
     );
   });
   return table({}, titles, rows);

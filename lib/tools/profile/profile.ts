@@ -30,6 +30,7 @@ import {
 } from "./setting.ts";
 import { decodeLengths, profileSteps } from "./steps.ts";
 import { milliseconds } from "../format.ts";
+import { ratesOf } from "./rates.ts";
 import { verdictsOf } from "./verdict.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 import { GpuRunner } from "../../gpu/runner.ts";
@@ -70,7 +71,12 @@ export async function profile(
     : await profileModel(checkpoint, setting);
   const { findings, timeline } = done;
   timeline.sort((a, b) => a.begin - b.begin);
-  return { verdicts: verdictsOf(findings), ...findings, timeline };
+  return {
+    verdicts: verdictsOf(findings),
+    rates: ratesOf(findings),
+    ...findings,
+    timeline,
+  };
 }
 
 async function profileModel(

@@ -12,6 +12,8 @@ import type { Constants } from "../../dispatch/shapes.ts";
 export interface ProfileReport {
   /** What limits the run and what to do about it, most important first. */
   verdicts: Verdict[];
+  /** Tokens per second, one rate for the prefill and one for decode. */
+  rates: Rate[];
   model: string;
   device: {
     kind: "gpu" | "cpu";
@@ -39,6 +41,14 @@ export interface ProfileReport {
   /** GPU over CPU; with `--compare`. */
   compare?: Comparison[];
   timeline: TimelineEvent[];
+}
+
+/** The rate of a phase, over all sequences. */
+export interface Rate {
+  phase: Phase["name"];
+  tokensPerSecond: number;
+  /** What was timed. */
+  kind: string;
 }
 
 /** Something that limits a run, and what to do about it. */
@@ -89,7 +99,6 @@ export interface Phase {
   betweenMs?: number;
   /** Dispatches per step; ops on the CPU. */
   dispatches: number;
-  tokensPerSecond: number;
   flops: number;
   bytes: number;
   /** Times add up to `profiledMs`: the last operation is the time between the others. */
@@ -162,6 +171,8 @@ export interface Loop {
   tokens: number;
   /** The most steps between two readbacks. */
   chunk: number;
+  /** Wall time, the GPU's idling included. */
+  stepMs: number;
   encodeMs: number;
   submitMs: number;
   /** Waiting for readbacks to be mapped, while the GPU works. */
@@ -169,9 +180,6 @@ export interface Loop {
   readbackMs: number;
   /** GPU time; absent without timestamps. */
   gpuMs?: number;
-  tokensPerSecond: number;
-  /** The rate if the GPU never waited for the CPU. */
-  tokensPerSecondWithoutIdle?: number;
   /** Share of the time from the first to the last pass in which the GPU was idle. */
   idle?: number;
   /** Idle gaps grouped by length, the longest first. */

@@ -6,6 +6,7 @@
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { contextLimit } from "../../checkpoint/config.ts";
+import { OptionError } from "../../errors.ts";
 import type { AllowedKernel } from "./kernels.ts";
 import type { ProfileReport, TimelineEvent } from "./report.ts";
 import type { Findings } from "./verdict.ts";
@@ -57,9 +58,9 @@ export interface Profiled {
   timeline: TimelineEvent[];
 }
 
-/** @throws {RangeError} if `value` is not a whole number from `least` to `most`. */
+/** @throws {OptionError} if `value` is not a whole number from `least` to `most`. */
 function requireWhole(
-  what: string,
+  option: string,
   value: number | undefined,
   least: number,
   most: number,
@@ -67,8 +68,9 @@ function requireWhole(
 ): void {
   if (value === undefined) return;
   if (Number.isInteger(value) && value >= least && value <= most) return;
-  throw new RangeError(
-    `Cannot profile: ${what} is ${value}, must be an integer from ${least} to ${most}${why}`,
+  throw new OptionError(
+    option,
+    `Cannot profile: ${option} is ${value}, must be an integer from ${least} to ${most}${why}`,
   );
 }
 
@@ -107,7 +109,7 @@ export function settle(
   requireWhole("maxTokens", maxTokens, 2, room - 1);
   const most = room - maxTokens;
   const promptTokens = options.promptTokens ?? Math.min(PROMPT_TOKENS, most);
-  const why = ` (${room} minus maxTokens)`;
+  const why = ` (context ${room})`;
   requireWhole("promptTokens", promptTokens, 1, most, why);
   const notes = [...notices];
   if (options.promptTokens === undefined && promptTokens < PROMPT_TOKENS) {

@@ -362,7 +362,6 @@ function phase(
       betweenMs,
     }),
     dispatches,
-    tokensPerSecond: tokens / ms * 1000,
     ...totals(operations),
     operations,
   };

@@ -11,39 +11,39 @@ import {
   prefixed,
   significant,
 } from "../format.ts";
-import { wrap } from "../../text/messages.ts";
+import { WIDTH, wrap } from "../../text/messages.ts";
 import type {
   Coverage,
   Loop,
   Operation,
   Phase,
   ProfileReport,
+  Verdict,
 } from "./report.ts";
 
 const MARKS = { red: "✗", yellow: "!", green: "✓" };
 
-/** The whole report, the verdicts first. */
-export function profileText(report: ProfileReport): string {
-  const { verdicts, device, peaks, loop, compare, notes } = report;
+/** Options of {@linkcode profileText}. */
+export interface TextOptions {
+  /** Also says why each kernel was chosen, and its constants. */
+  verbose?: boolean;
+  /** Colours a line of a verdict. */
+  paint?: (severity: Verdict["severity"], line: string) => string;
+}
+
+/** The whole report, the verdicts first. Lines have at most 100 columns. */
+export function profileText(
+  report: ProfileReport,
+  { verbose = false, paint = (_, line) => line }: TextOptions = {},
+): string {
+  const { verdicts, loop, compare, notes } = report;
   const sections = [
-    verdicts.map(({ severity, text }) => `${MARKS[severity]} ${text}`),
-    [
-      `${report.model} on ${device.adapter}: prompt of ${report.promptTokens}, ${report.maxTokens} tokens${
-        report.batch > 1 ? `, ${report.batch} sequences` : ""
-      }`,
-      ...peaks
-        ? [
-          `the adapter's peaks, measured now: reads ${
-            bandwidth(peaks.readGBps)
-          }, ${arithmetic(peaks.f32TFLOPS)} in f32${
-            peaks.f16TFLOPS === undefined
-              ? ""
-              : `, ${arithmetic(peaks.f16TFLOPS)} in f16`
-          }; ${peaks.fillWorkgroups * 256} threads fill it`,
-        ]
-        : [],
-    ],
-    ...report.phases.map((phase) => phaseText(phase, report)),
+    verdicts.flatMap(({ severity, text }) =>
+      wrap(text, WIDTH, `${MARKS[severity]} `, "  ")
+        .map((line) => paint(severity, line))
+    ),
+    headText(report),
+    ...report.phases.map((phase) => phaseText(phase, report, verbose)),
     coverageText(report.coverage),
     ...loop ? [loopText(loop, report.batch)] : [],
     ...compare
@@ -71,27 +71,59 @@ export function profileText(report: ProfileReport): string {
   ).join("\n\n");
 }
 
+/** The rates, what ran, and the adapter's limits. */
+function headText(report: ProfileReport): string[] {
+  const { rates, model, device, peaks, batch } = report;
+  const lines = rates.toReversed().map(({ phase, tokensPerSecond, kind }) =>
+    `${phase === "decode" ? "Decode: " : "Prefill:"} ${
+      significant(tokensPerSecond)
+    } tokens/s, ${kind}`
+  );
+  lines.push(
+    `${
+      model.replace(/^file:.*\/([^/]+)\/?$/, "$1")
+    } on ${device.adapter}: prompt of ${report.promptTokens}, ${report.maxTokens} tokens${
+      batch > 1 ? `, ${batch} sequences` : ""
+    }`,
+  );
+  if (peaks) {
+    const f16 = peaks.f16TFLOPS === undefined
+      ? ""
+      : `, ${arithmetic(peaks.f16TFLOPS)} in f16`;
+    lines.push(
+      `the adapter's peaks, measured now: reads ${bandwidth(peaks.readGBps)}, ${
+        arithmetic(peaks.f32TFLOPS)
+      } in f32${f16}; ${peaks.fillWorkgroups * 256} threads fill it`,
+    );
+  }
+  return lines.flatMap((line) => wrap(line, WIDTH, "", "  "));
+}
+
 function phaseText(
   phase: Phase,
   { promptTokens, batch, timedBy }: ProfileReport,
+  verbose: boolean,
 ): string[] {
-  const { name, ms, tokensPerSecond, dispatches, operations } = phase;
+  const { name, ms, dispatches, operations } = phase;
   const what = name === "decode"
     ? "a step"
     : batch > 1
     ? `${batch} prompts of ${promptTokens}`
     : `a prompt of ${promptTokens}`;
   return [
-    `${name === "prefill" ? "Prefill" : "Decode"}: ${
+    `${name === "prefill" ? "Prefill" : "Decode"} by operation: ${
       milliseconds(ms)
-    } for ${what}, ${significant(tokensPerSecond)} tokens/s, ${dispatches} ${
+    } for ${what}, ${dispatches} ${
       timedBy === "verbs" ? "operations" : "dispatches"
     }`,
-    ...phase.factor === undefined || phase.factor === 1 ? [] : [
-      `  times below are from a run with each dispatch timed: ${
+    ...phase.factor === undefined || phase.factor === 1 ? [] : wrap(
+      `times below are from a run with each dispatch timed: ${
         milliseconds(phase.profiledMs!)
       }, ${milliseconds(phase.betweenMs!)} of it between dispatches`,
-    ],
+      WIDTH,
+      "  ",
+      "    ",
+    ),
     ...table(
       [
         "operation",
@@ -128,9 +160,13 @@ function phaseText(
       ]),
       4,
     ),
-    "",
-    "  Why these kernels, with their constants",
-    ...choices(operations),
+    ...verbose
+      ? [
+        "",
+        "  Why these kernels, with their constants",
+        ...choices(operations),
+      ]
+      : [],
   ];
 }
 
@@ -152,9 +188,6 @@ function choices(operations: readonly Operation[]): string[] {
   );
 }
 
-/** Lines of text wrap at this width; tables do not. */
-const WIDTH = 108;
-
 /** `M=1 ROWS=2`, without the constants that repeat the types. */
 function constantsText({ constants }: Operation): string {
   return Object.entries(constants)
@@ -169,55 +202,86 @@ function coverageText({ calls, flops, refusals }: Coverage): string[] {
     `On the GPU: ${of(calls)} of ${
       calls.total.toLocaleString("en-US")
     } matmul calls, ${of(flops)} of matmul FLOPs`,
-    ...refusals.map(({ line, operations, count }) =>
-      `  ${count.toLocaleString("en-US")}× ${line}  (${operations.join(", ")})`
+    ...refusals.flatMap(({ line, operations, count }) =>
+      wrap(
+        `${count.toLocaleString("en-US")}× ${line} (${operations.join(", ")})`,
+        WIDTH,
+        "  ",
+        "    ",
+      )
     ),
   ];
 }
 
 function loopText(loop: Loop, batch: number): string[] {
   const each = batch > 1 ? `step of ${batch} tokens` : "token";
+  const { tokens, chunk, gpuMs, idle, gaps } = loop;
+  const first = `Decode loop: ${tokens} tokens after the first${
+    batch > 1 ? ` ${batch}` : ""
+  }, up to ${chunk} ${
+    chunk === 1 ? "step" : "steps"
+  } between two readbacks; the first after ${milliseconds(loop.firstTokenMs)}`;
   const lines = [
-    `Decode loop: ${loop.tokens} tokens after the first${
-      batch > 1 ? ` ${batch}` : ""
-    }, ${significant(loop.tokensPerSecond)} a second, up to ${loop.chunk} ${
-      loop.chunk === 1 ? "step" : "steps"
-    } between two readbacks; the first after ${
-      milliseconds(loop.firstTokenMs)
-    }`,
-    `  a ${each} on the CPU: encode ${milliseconds(loop.encodeMs)}, submit ${
+    `a ${each}: ${milliseconds(loop.stepMs)}`,
+    `on the CPU: encode ${milliseconds(loop.encodeMs)}, submit ${
       milliseconds(loop.submitMs)
     }, wait ${milliseconds(loop.waitMs)}, readback ${
       milliseconds(loop.readbackMs)
     }`,
   ];
-  if (loop.gpuMs === undefined || loop.idle === undefined) return lines;
-  lines.push(
-    `  a ${each} on the GPU: ${milliseconds(loop.gpuMs)}, idle ${
-      percent(loop.idle)
-    }; without gaps ${significant(loop.tokensPerSecondWithoutIdle!)} tokens/s`,
-  );
-  if (loop.gaps.length) {
-    lines.push(
-      `  gaps: ${
-        loop.gaps.map(({ ms, count }) => `${count}× ${milliseconds(ms)}`).join(
-          ", ",
-        )
-      }`,
-    );
+  if (gpuMs !== undefined && idle !== undefined) {
+    lines.push(`on the GPU: ${milliseconds(gpuMs)}, idle ${percent(idle)}`);
   }
-  return lines;
+  if (gaps.length) {
+    const all = gaps.map(({ ms, count }) => `${count}× ${milliseconds(ms)}`);
+    lines.push(`gaps: ${all.join(", ")}`);
+  }
+  return [
+    ...wrap(first, WIDTH, "", "  "),
+    ...lines.flatMap((line) => wrap(line, WIDTH, "  ", "    ")),
+  ];
 }
 
-/** A table whose first `left` columns are left-aligned. */
+/**
+ * A table whose first `left` columns are left-aligned. Where it has no room, these wrap, but
+ * not within a shape.
+ */
 function table(head: string[], rows: string[][], left: number): string[] {
-  const widths = head.map((title, i) =>
-    Math.max(title.length, ...rows.map((row) => row[i].length))
+  const all = [head, ...rows].map((row) => row.map(joined));
+  const longest = (texts: string[]) =>
+    Math.max(...texts.map(({ length }) => length));
+  const widths = head.map((_, i) => longest(all.map((row) => row[i])));
+  const least = widths.map((width, i) =>
+    i < left ? longest(all.flatMap((row) => row[i].split(" "))) : width
   );
-  return [head, ...rows].map((row) =>
-    "  " +
-    row.map((cell, i) =>
-      i < left ? cell.padEnd(widths[i]) : cell.padStart(widths[i])
-    ).join("  ").trimEnd()
-  );
+  const total = () => widths.reduce((sum, width) => sum + 2 + width, 0);
+  while (total() > WIDTH) {
+    const slack = widths.map((width, i) => width - least[i]);
+    const most = Math.max(...slack);
+    if (most === 0) break;
+    widths[slack.indexOf(most)]--;
+  }
+  return all.flatMap((row) => {
+    const cells = row.map((cell, i) => wrap(cell, widths[i], "", ""));
+    const height = Math.max(...cells.map(({ length }) => length));
+    return Array.from(
+      { length: height },
+      (_, line) =>
+        `  ${
+          cells.map((cell, i) => {
+            const text = (cell[line] ?? "").replaceAll(NO_BREAK, " ");
+            return i < left ? text.padEnd(widths[i]) : text.padStart(widths[i]);
+          }).join("  ").trimEnd()
+        }`,
+    );
+  });
 }
+
+const NO_BREAK = "\u00a0";
+
+/** Joins numbers with their units, and the sizes of a shape. */
+const joined = (cell: string) =>
+  cell.replace(
+    /\[[^\]]*\]|^[\d<>].*/g,
+    (part) => part.replaceAll(" ", NO_BREAK),
+  );

@@ -27,7 +27,10 @@ const IDLE = 0.25;
 const NEAR = 0.4;
 
 /** Input of {@linkcode verdictsOf}. */
-export type Findings = Omit<ProfileReport, "verdicts" | "timeline">;
+export type Findings = Omit<
+  ProfileReport,
+  "verdicts" | "rates" | "timeline"
+>;
 
 /** What limits a run and what to do about it, most important first; never empty. */
 export function verdictsOf(report: Findings): Verdict[] {
@@ -140,21 +143,20 @@ function idling(loop: Loop): Verdict {
   const readbacks = Math.ceil(loop.steps / loop.chunk);
   const encode = loop.encodeMs + loop.submitMs;
   const each = loop.tokens > loop.steps ? "step" : "token";
-  const total = 1000 * loop.tokens / loop.steps / loop.tokensPerSecond;
-  const could = loop.tokensPerSecondWithoutIdle;
-  const gain = could
-    ? ` (${significant(could)} tokens/s instead of ${
-      significant(loop.tokensPerSecond)
-    })`
-    : "";
-  if (encode > 0.6 * (total - (loop.gpuMs ?? 0)) && encode > loop.readbackMs) {
+  const { stepMs, gpuMs } = loop;
+  const gain = gpuMs === undefined
+    ? ""
+    : ` (down to ${milliseconds(gpuMs)} a ${each} from ${
+      milliseconds(stepMs)
+    })`;
+  if (encode > 0.6 * (stepMs - (gpuMs ?? 0)) && encode > loop.readbackMs) {
     return {
       rule: "encoding",
       severity: "yellow",
       text: `${idle}: the CPU takes ${
         milliseconds(encode)
       } a ${each} to encode and submit what the GPU does in ${
-        milliseconds(loop.gpuMs ?? 0)
+        milliseconds(gpuMs ?? 0)
       }; fuse operations into fewer dispatches${gain}`,
     };
   }
@@ -184,9 +186,9 @@ function bound(phase: Phase, { peaks, coverage }: Findings): Verdict {
     return {
       rule: name,
       severity: coverage.refusals.length ? "yellow" : "green",
-      text: `${name} runs at ${
-        significant(phase.tokensPerSecond)
-      } tokens/s: ${most}`,
+      text: `${name} takes ${milliseconds(ms)}${
+        name === "decode" ? " a step" : ""
+      }: ${most}`,
     };
   }
   const readMs = operations.reduce((sum, o) => sum + memoryMs(o, peaks), 0);

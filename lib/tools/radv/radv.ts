@@ -10,7 +10,7 @@ import { described } from "../../errors.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Format } from "../../formats/format.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
-import { tryInstead } from "../../text/messages.ts";
+import { tryInstead, WIDTH, wrap } from "../../text/messages.ts";
 import {
   requireConstants,
   type Shown,
@@ -45,7 +45,8 @@ export interface Chip {
  * @throws {Error} if one of them is unknown.
  */
 export function readChips(list: string): Chip[] {
-  return list.split(",").map((name) => {
+  return list.split(",").map((given) => {
+    const name = given.trim();
     const [generation] = Object.entries(GENERATIONS).find(([, names]) =>
       names.includes(name)
     ) ?? [];
@@ -102,6 +103,23 @@ export interface VariantOptions {
 export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
 
 /**
+ * The passes of a list like `1,512`.
+ *
+ * @throws {Error} if one of them is not an integer of at least 1.
+ */
+export function readPasses(list: string): number[] {
+  return list.split(",").map((text) => {
+    const tokens = text.trim() === "" ? NaN : Number(text);
+    if (Number.isSafeInteger(tokens) && tokens >= 1) return tokens;
+    throw new Error(
+      `Cannot compile for RADV: --tokens has ${
+        described(text.trim())
+      }, must be integers of at least 1 like 1,512`,
+    );
+  });
+}
+
+/**
  * Names of the kernels that are asked for, or of all, before anything is opened.
  *
  * @throws {Error} if there is no such kernel, or a constant that one does not have.
@@ -125,26 +143,31 @@ export function kernelsToCompile(
 }
 
 /**
- * Every distinct WGSL that a model's passes run on AMD, with f16 matmuls and without.
+ * Every distinct WGSL that a model's passes run on AMD, with f16 matmuls and without, and
+ * to which `constants` may be given.
  *
- * @throws {Error} if there is no such kernel.
+ * @throws {Error} if there is no such kernel, or no variant of one may have `constants`.
  */
 export function variantsOnAmd(
   { kernels = [], tokens = PASSES, ...options }: VariantOptions,
 ): Shown[] {
   const wanted = kernelsToCompile(kernels, options.constants);
-  const found = new Map<string, Shown>();
+  const found = new Map<string, Shown>(), refused = new Map<string, Error>();
+  const onLeftOut = (kernel: string, why: Error) => refused.set(kernel, why);
   for (const f16 of [true, false]) {
     const device = { ...AMD_DEVICE, f16 };
     for (const n of tokens) {
-      for (
-        const shown of showVariants(wanted, device, { ...options, tokens: n })
-      ) {
+      const pass = { ...options, tokens: n, onLeftOut };
+      for (const shown of showVariants(wanted, device, pass)) {
         if (!found.has(shown.wgsl)) found.set(shown.wgsl, shown);
       }
     }
   }
-  return [...found.values()].sort((a, b) =>
+  const variants = [...found.values()];
+  for (const [kernel, why] of refused) {
+    if (!variants.some((shown) => shown.kernel === kernel)) throw why;
+  }
+  return variants.sort((a, b) =>
     a.kernel < b.kernel ? -1 : a.kernel > b.kernel ? 1 : 0
   );
 }
@@ -250,35 +273,42 @@ export function spilling(rows: readonly RadvStatistics[]): RadvStatistics[] {
 }
 
 const COLUMNS: readonly [string, (row: RadvStatistics) => string | number][] = [
-  ["kernel", (row) => row.kernel],
   ["chip", (row) => row.chip],
   ["wave", (row) => row.wave],
   ["threads", (row) => row.threads],
   ["VGPRs", (row) => row.vgprs],
-  ["spilled V/S", (row) => `${row.spilledVgprs}/${row.spilledSgprs}`],
+  ["spills V/S", (row) => `${row.spilledVgprs}/${row.spilledSgprs}`],
   ["scratch", (row) => row.scratch],
   ["LDS", (row) => row.lds],
-  ["waves/SIMD", (row) => row.waves],
+  ["waves", (row) => row.waves],
   ["code", (row) => row.codeBytes],
   ["latency", (row) => row.latency],
   ["1/throughput", (row) => row.inverseThroughput],
-  ["call", (row) => `${row.label} ${row.constants}`],
 ];
 
-/** The rows as a table, numbers aligned to the right and words to the left. */
+/** The rows as a table: each call with its constants, and below it a line for each chip. */
 export function radvTable(rows: readonly RadvStatistics[]): string {
-  const cells = [
-    COLUMNS.map(([title]) => title),
-    ...rows.map((row) => COLUMNS.map(([, cell]) => String(cell(row)))),
-  ];
-  const words = (column: number) => column < 2 || column === COLUMNS.length - 1;
+  const cells = (row: RadvStatistics) =>
+    COLUMNS.map(([, cell]) => String(cell(row)));
+  const all = [COLUMNS.map(([title]) => title), ...rows.map(cells)];
   const widths = COLUMNS.map((_, i) =>
-    Math.max(...cells.map((row) => row[i].length))
+    Math.max(...all.map((row) => row[i].length))
   );
-  return cells.map((row) =>
-    row.map((cell, i) =>
-      words(i) ? cell.padEnd(widths[i]) : cell.padStart(widths[i])
-    )
-      .join("  ").trimEnd()
-  ).join("\n");
+  const line = (row: readonly string[]) =>
+    `  ${
+      row.map((cell, i) =>
+        i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i])
+      ).join("  ")
+    }`;
+  const byCall = Map.groupBy(
+    rows,
+    ({ kernel, label, constants }) => `${kernel} ${label} ${constants}`,
+  );
+  return [
+    line(all[0]),
+    ...[...byCall].flatMap(([call, some]) => [
+      ...wrap(call.trimEnd(), WIDTH, "", "    "),
+      ...some.map((row) => line(cells(row))),
+    ]),
+  ].join("\n");
 }

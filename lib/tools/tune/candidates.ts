@@ -54,3 +54,9 @@ export function candidatesFor(
   candidates.sort((a, b) => distance(a) - distance(b));
   return { candidates, invalid };
 }
+
+/** `WORKGROUP 128 ROWS 2 …` */
+export function candidateText(constants: Candidate): string {
+  return Object.entries(constants).map(([name, value]) => `${name} ${value}`)
+    .join(" ");
+}

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { errorText } from "../../errors.ts";
+import { errorText, OptionError } from "../../errors.ts";
 import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../open_device.ts";
@@ -13,7 +13,7 @@ import type { Plan } from "../../webgpu/plan.ts";
 import { Bench } from "./bench.ts";
 import { TUNED_KERNELS } from "../../../kernels/list.ts";
 import type { Candidate } from "../../dispatch/limits.ts";
-import { candidatesFor } from "./candidates.ts";
+import { candidatesFor, candidateText } from "./candidates.ts";
 import { casesOf, type TuneCase } from "./cases.ts";
 import { race } from "./race.ts";
 import type { TunedEntry } from "../../dispatch/tuned.ts";
@@ -31,6 +31,8 @@ export interface TuneOptions {
   gpu?: GPU;
   /** How the checkpoint is opened, and where progress goes. */
   opening?: OpenOptions;
+  /** Called before a case is timed, with its shape. */
+  onProgress?: (what: string) => void;
   /** Called when a case is decided. */
   onCase?: (report: CaseReport) => void;
   /** Called when the model is loaded, with its name and the adapter's. */
@@ -86,7 +88,8 @@ export interface TuneReport {
   notes: string[];
 }
 
-const BUDGET_SECONDS = 180;
+/** The default time limit. */
+export const BUDGET_SECONDS = 180;
 const LATE = "no time was left to decide";
 /** Share of a case's time for compiling and checking candidates. */
 const PREPARING = 0.5;
@@ -108,8 +111,9 @@ export async function tune(
     signal,
   } = options;
   if (!(budgetSeconds > 0)) {
-    throw new RangeError(
-      `Cannot tune: the budget is ${budgetSeconds} seconds, must be more than 0`,
+    throw new OptionError(
+      "budgetSeconds",
+      `Cannot tune: budgetSeconds is ${budgetSeconds}, must be more than 0`,
     );
   }
   const began = performance.now(), end = began + 1000 * budgetSeconds;
@@ -145,7 +149,7 @@ export async function tune(
   const { cases, notes } = casesOf(bench, kernels);
   report.notes.push(...notes);
   options.onBegin?.(
-    `${checkpoint.name} on ${gpu.name}, timed in passes through ${bench.layersText}`,
+    `${checkpoint.name} on ${gpu.name}: ${cases.length} shapes, timed in passes through ${bench.layersText}, at most ${budgetSeconds} s`,
   );
   await tuneCases(bench, cases, report, end, options);
   const late = report.cases.filter(({ outcome }) => outcome === LATE).length;
@@ -178,10 +182,11 @@ async function tuneCases(
   cases: readonly TuneCase[],
   report: TuneReport,
   end: number,
-  { dryRun, signal, onCase }: TuneOptions,
+  { dryRun, signal, onCase, onProgress }: TuneOptions,
 ): Promise<void> {
   const { gpu } = bench, { wrong, notes, model } = report;
   for (const [i, one] of cases.entries()) {
+    onProgress?.(`${one.key} (${i + 1} of ${cases.length})`);
     const now = performance.now();
     const deadline = now + Math.max(0, end - now) / (cases.length - i);
     const { decided, ...found } = await tuneCase(bench, one, {
@@ -202,12 +207,6 @@ async function tuneCases(
       { constants: winner, gain: gain!, spread: spread!, model };
     await store(gpu, report, new Map([[one.key, entry]]));
   }
-}
-
-/** `WORKGROUP 128 ROWS 2 …` */
-export function candidateText(constants: Candidate): string {
-  return Object.entries(constants).map(([name, value]) => `${name} ${value}`)
-    .join(" ");
 }
 
 /** Checks and races the candidates of one case. */

@@ -1,9 +1,15 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { doctor } from "../../../lib/tools/doctor/doctor.ts";
+import type { Qwen3Config } from "../../../lib/checkpoint/config.ts";
+import { parseSynthetic } from "../../../lib/checkpoint/synthetic.ts";
+import { CpuOps, type CpuTensor } from "../../../lib/cpu/ops.ts";
 import { examineApart } from "../../../lib/tools/doctor/apart.ts";
+import { examineCpu } from "../../../lib/tools/doctor/cpu.ts";
+import { selfTest } from "../../../lib/tools/doctor/device.ts";
 import {
   type Finding,
   findingText,
+  isShown,
   summaryText,
 } from "../../../lib/tools/doctor/report.ts";
 import type { TestResult } from "../../../lib/tools/doctor/kernels.ts";
@@ -22,7 +28,21 @@ function assertFits(text: string) {
   }
 }
 
-Deno.test("long texts wrap, and words longer than a line are cut in the middle", () => {
+Deno.test("long texts wrap, a long path has a line of its own and is cut only if it must be", () => {
+  const whole = `/home/someone/.cache/${"folder/".repeat(9)}tuned.json`;
+  assert(whole.length > 79 && whole.length <= 100);
+  assertEquals(
+    findingText({
+      severity: "green",
+      topic: "tuned constants",
+      text: `none: there is no ${whole}; tune creates it`,
+    }).split("\n"),
+    [
+      "✓ tuned constants    none: there is no",
+      `${whole};`.padStart(100),
+      `${" ".repeat(21)}tune creates it`,
+    ],
+  );
   const path = `/home/someone/${"folder/".repeat(30)}tuned.json`;
   const topic = "tuned constants";
   const text = `none: there is no ${path}; ${
@@ -31,8 +51,8 @@ Deno.test("long texts wrap, and words longer than a line are cut in the middle",
   const finding: Finding = { severity: "red", topic, text: text.trim() };
   const lines = findingText(finding);
   assertFits(lines);
-  assertMatch(lines, /^✗ tuned constants {4}none: there is no\n {21}\S/);
-  assertMatch(lines, /\n {21}\/home\/someone\/\S+…\S+\/tuned\.json;\n/);
+  assertMatch(lines, /^✗ tuned constants {4}none: there is no\n\//);
+  assertMatch(lines, /\n\/home\/someone\/\S+…\S+\/tuned\.json;\n/);
   const findings = Array.from({ length: 40 }, (_, i): Finding => ({
     ...finding,
     topic: `kernel${i}`,
@@ -42,12 +62,43 @@ Deno.test("long texts wrap, and words longer than a line are cut in the middle",
   assertMatch(summary, /^✗ problems: kernel0, .*\n {2}kernel[^]* kernel39$/);
 });
 
+Deno.test("a summary names problems, or says that models run on the CPU path", () => {
+  const green: Finding = { severity: "green", topic: "model", text: "fits" };
+  const slow: Finding = { ...green, severity: "yellow", topic: "adapter" };
+  const device = (device: string): Finding => ({
+    ...slow,
+    topic: "device",
+    data: { device },
+  });
+  const summary = (...findings: Finding[]) =>
+    summaryText({ ok: true, findings });
+  assertEquals(summary(green), "✓ no problems");
+  assertEquals(
+    summary(green, slow),
+    "! everything works, but slower than it could: adapter",
+  );
+  assertEquals(
+    summary(slow, device("cpu"), green),
+    "! the CPU path works, and models run on it: a GPU would be faster",
+  );
+  assertEquals(
+    summary(device("gpu")),
+    "! everything works, but slower than it could: device",
+  );
+  const red: Finding = { ...green, severity: "red", topic: "CPU path" };
+  assertEquals(summary(device("cpu"), red), "✗ problems: CPU path");
+  // A detail is shown if it is a problem.
+  assertEquals([green, { ...green, detail: true }].map(isShown), [true, false]);
+  assertEquals(isShown({ ...red, detail: true }), true);
+});
+
 gpuTest(
   "the doctor runs every kernel in all its forms, and all agree",
   async (gpu) => {
     const lines: string[] = [];
     const { ok, findings } = await doctor({
       model: MODEL,
+      all: true,
       onFinding: (finding) => lines.push(findingText(finding)),
     });
     assert(ok, lines.join("\n"));
@@ -101,11 +152,82 @@ gpuTest(
       const results = data!.results as TestResult[];
       assert(results.some(({ what }) => form.test(what)), `${name}: ${form}`);
     }
-    for (const topic of ["bandwidth", "readback", "first use", "memory"]) {
+    for (const topic of ["bandwidth", "readback", "kernels", "memory"]) {
       assert(topics.includes(topic), topic);
+    }
+    const kernels = findings.find(({ topic }) => topic === "kernels")!;
+    const { kernels: count, cases, untested } = kernels.data!;
+    assertEquals(untested, 0);
+    assertMatch(
+      kernels.text,
+      new RegExp(`^${count} kernels, ${cases} cases, all correct, errors up `),
+    );
+    // One line stands for all of them unless they are asked for.
+    const shown = findings.filter(isShown).map(({ topic }) => topic);
+    assertEquals(shown.filter((topic) => KERNEL_NAMES.includes(topic)), []);
+    for (const line of lines) {
+      assert(!/\d{8}|\de[+-]\d|MiB|KiB/.test(line), line);
     }
   },
 );
+
+gpuTest(
+  "where auto takes the CPU, the first case of each kernel is tested, and the doctor says so",
+  async (gpu) => {
+    const found: Finding[] = [];
+    const reporter = { found: (finding: Finding) => void found.push(finding) };
+    await selfTest(gpu, reporter, true);
+    const kernels = found.at(-1)!;
+    const { kernels: count, cases, untested } = kernels.data!;
+    assertEquals(count, cases);
+    assertMatch(
+      kernels.text,
+      new RegExp(
+        `^${count} kernels, the first case of each \\(--all tests all ${
+          Number(cases) + Number(untested)
+        }\\), all correct`,
+      ),
+    );
+    for (const { topic, data } of found.slice(0, -1)) {
+      const results = data!.results as TestResult[];
+      assertEquals(new Set(results.map(({ what }) => what)).size, 1, topic);
+    }
+  },
+);
+
+Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
+  const examined = async (makeOps?: (config: Qwen3Config) => CpuOps) => {
+    const found: Finding[] = [];
+    await examineCpu({ found: (finding) => void found.push(finding) }, makeOps);
+    assertEquals(found.map(({ topic }) => topic), ["CPU path", "CPU reply"]);
+    return found;
+  };
+  const [path, reply] = await examined();
+  assertEquals([path.severity, reply.severity], ["green", "green"], path.text);
+  assertMatch(path.text, /: 31 cases, all correct, errors up to [^ ]+ % of /);
+  assertMatch(
+    reply.text,
+    /^the story model wrote 16 tokens at \d+ tokens\/s: "Once upon a time/,
+  );
+  for (const verb of ["matmulAdd", "normMatmul", "normSwiglu", "attend"]) {
+    const [{ severity, text }] = await examined((config) => {
+      const ops = new CpuOps(config);
+      const right = Reflect.get(ops, verb).bind(ops);
+      return Object.assign(ops, {
+        [verb](...given: unknown[]) {
+          const y: CpuTensor = right(...given);
+          y.data[1] *= 1.01;
+          return y;
+        },
+      });
+    });
+    assertEquals(severity, "red", verb);
+    assertMatch(
+      text,
+      /cases, \d+ WRONG; worst error [\d.]+, allowed 1 × 10\^-5, at \[1\] of .* on the CPU path, .* expected/,
+    );
+  }
+});
 
 gpuTest(
   "the doctor finds a wrong kernel and reports both values",
@@ -117,12 +239,14 @@ gpuTest(
     const { ok, findings } = await doctor({ model: MODEL, gpu });
     assertEquals(ok, false);
     const red = findings.filter(({ severity }) => severity === "red");
-    assertEquals(red.map(({ topic }) => topic), ["rmsNorm"]);
+    assertEquals(red.map(({ topic }) => topic), ["rmsNorm", "kernels"]);
     assertMatch(
       red[0].text,
-      /WRONG; worst error 1\.\de-2, .* at \[\d+\] of .* on the GPU, .* on the CPU/,
+      /WRONG; worst error 0\.01\d+, allowed 1 × 10\^-5, at \[\d+\] of .* on the GPU, .* expected/,
     );
-    assertFits(findingText(red[0]));
+    assertMatch(red[1].text, /WRONG: rmsNorm; /);
+    assert(red.every(isShown));
+    assertFits(red.map(findingText).join("\n"));
   },
 );
 
@@ -136,12 +260,8 @@ gpuTest(
     for (const [way, expected] of ways) {
       const found: Finding[] = [];
       await examineApart(
-        undefined,
-        {
-          found: (severity, topic, text) => {
-            found.push({ severity, topic, text });
-          },
-        },
+        { config: parseSynthetic("synthetic:qwen3-0.6b").config, all: true },
+        { found: (finding) => void found.push(finding) },
         {
           script: new URL(`failing_examination.ts?${way}`, import.meta.url),
           // A hang never answers, so any deadline will do; a crash is waited for.
@@ -155,21 +275,42 @@ gpuTest(
   },
 );
 
-Deno.test("without an adapter the doctor names the package to install", async () => {
-  const { ok, findings } = await doctor({ model: MODEL, gpu: NO_ADAPTER });
-  assertEquals(ok, false);
-  const red = findings.filter(({ severity }) => severity === "red");
-  assertEquals(red.map(({ topic }) => topic), ["adapter"]);
-  assertMatch(red[0].text, /apt-get install mesa-vulkan-drivers/);
-  assert(findings.some(({ topic }) => topic === "CPU path"));
+Deno.test("without an adapter the doctor tests the CPU path and recommends no software driver", async () => {
+  const report = await doctor({ model: MODEL, gpu: NO_ADAPTER });
+  const { ok, findings } = report;
+  const of = (topic: string) => findings.find((one) => one.topic === topic)!;
+  assertEquals(ok, true);
+  assertEquals(
+    findings.filter(({ severity }) => severity !== "green").map((
+      { severity, topic, text },
+    ) => [severity, topic, text.replace("Vulkan ", "")]),
+    [
+      [
+        "yellow",
+        "adapter",
+        "no WebGPU adapter here; install the GPU's driver or run on the CPU",
+      ],
+      ["yellow", "device", "auto takes the CPU path: no WebGPU adapter here"],
+    ],
+  );
+  assertMatch(of("CPU path").text, /31 cases, all correct/);
+  assertMatch(of("CPU reply").text, /^the story model wrote 16 tokens/);
+  assertMatch(summaryText(report), /^! the CPU path works, /);
+  assert(!/mesa|llvmpipe/.test(JSON.stringify(report)));
+});
+
+Deno.test("the embedded model is called the story model", async () => {
+  const { findings } = await doctor({ gpu: NO_ADAPTER });
+  const { text } = findings.find(({ topic }) => topic === "model")!;
+  assertMatch(text, /^the story model needs 6\.7 MB for weights and /);
 });
 
 Deno.test("a broken model and a context that does not fit are findings", async () => {
   const reds = async (model: string, context?: number) =>
     (await doctor({ model, context, gpu: NO_ADAPTER })).findings
       .filter(({ severity }) => severity === "red").map(({ text }) => text);
-  assertMatch((await reds("/nowhere/at/all"))[1], /Cannot open/);
-  assertMatch((await reds(MODEL, 10_000_000))[1], /--context is 10000000/);
+  assertMatch((await reds("/nowhere/at/all"))[0], /Cannot open/);
+  assertMatch((await reds(MODEL, 10_000_000))[0], /--context is 10000000/);
 });
 
 gpuTest("splits and refused contexts follow the adapter's limits", async () => {

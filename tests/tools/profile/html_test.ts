@@ -1,4 +1,9 @@
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
 import { type Browser, chromium, type Page } from "npm:playwright-core@1.56.1";
 import { profile } from "../../../lib/tools/profile/profile.ts";
 import { profileHtml } from "../../../lib/tools/profile/html.ts";
@@ -176,6 +181,41 @@ pageTest(
         `${drawn} !== ${JSON.stringify(before)}`,
         undefined,
         { timeout: PATIENCE_MS },
+      );
+    });
+  },
+);
+
+pageTest("on a phone, time and share are seen without scrolling", async () => {
+  const report = await tiny();
+  await open(report, DARK_PHONE, async (page) => {
+    const right = await page.evaluate(
+      `[...document.querySelectorAll("#table table")].map((table) => {
+        const room = table.parentElement.getBoundingClientRect().right;
+        return [...table.querySelectorAll("th")]
+          .filter((th) => th.getBoundingClientRect().right <= room)
+          .map((th) => th.textContent);
+      })`,
+    );
+    for (const seen of right as string[][]) {
+      assertEquals(seen.slice(0, 3), ["operation, kernel", "time", "share"]);
+    }
+    const titles = await page.locator("#table th").allInnerTexts();
+    assertEquals(titles.at(-1), "shape, types");
+  });
+});
+
+pageTest(
+  "the page states one rate of decode, as generate runs it",
+  async () => {
+    const report = await tiny();
+    await open(report, DESK, async (page) => {
+      const text = await page.locator("#page").innerText();
+      assertEquals(text.match(/tokens\/s|tokens a second/g)?.length, 2, text);
+      const [first] = await page.locator(".tile").allInnerTexts();
+      assertMatch(
+        first,
+        /^decode, tokens\/s\n+[\d.,]+\n+as generate runs it, sampling and readbacks/,
       );
     });
   },

@@ -253,6 +253,97 @@ gpuTest("a software renderer has its verdict", async ({ software }) => {
   assertEquals(rules(await tiny()).includes("software renderer"), software);
 });
 
+gpuTest(
+  "the rate of decode is that of its loop, and is stated once",
+  async () => {
+    const report = await clocked(8);
+    const { rates, loop, phases: [prefill, decode], promptTokens } = report;
+    assertEquals(rates.map(({ phase }) => phase), ["prefill", "decode"]);
+    const [onPrompt, onDecode] = rates;
+    assertAlmostEquals(
+      onPrompt.tokensPerSecond,
+      1000 * promptTokens / prefill.ms,
+    );
+    assertAlmostEquals(onDecode.tokensPerSecond, 1000 / loop!.stepMs);
+    assertStringIncludes(onDecode.kind, "sampling and readbacks included");
+    assert(Math.abs(onDecode.tokensPerSecond * decode.ms / 1000 - 1) > 0.01);
+    const text = profileText(report, { verbose: true });
+    assertEquals(text.match(/tokens\/s|a second/g)?.length, 2, text);
+    assertMatch(text, /^Decode: +[\d.,]+ tokens\/s, as generate runs it/m);
+  },
+);
+
+Deno.test("on the CPU and with --kernels, the rate says what was timed", async () => {
+  const cpu = await profile(TINY, {
+    device: "cpu",
+    promptTokens: 4,
+    maxTokens: 3,
+  });
+  const [, decode] = cpu.rates;
+  assertAlmostEquals(decode.tokensPerSecond, 1000 / cpu.phases[1].ms);
+  assertEquals(decode.kind, "as generate runs it, sampling included");
+  assertEquals(profileText(cpu).match(/tokens\/s|a second/g)?.length, 2);
+});
+
+/** Lines of more than 100 columns. */
+const wide = (text: string) =>
+  text.split("\n").filter((line) => [...line].length > 100);
+
+gpuTest("the text has at most 100 columns, also for large models", async () => {
+  const report = await layer();
+  const large: ProfileReport = structuredClone({
+    ...report,
+    model: `file:///${"long/".repeat(40)}model/`,
+    batch: 256,
+  });
+  for (
+    const operation of large.phases.flatMap(({ operations }) => operations)
+  ) {
+    operation.shape =
+      "[256, 64, 16384, 16384 … 32768] × [256, 8, 16384 … 32768, 128]";
+    operation.kernel = "sampleTopK + sampleFinish";
+    operation.name = "post_attention_norm, q_norm, k_norm, rope";
+  }
+  large.coverage.refusals = [{
+    line: `[GPU] GEMV rejected: shape mismatch ${"[1, 2] × [3, 4] ".repeat(9)}`,
+    kernel: "gemv",
+    need: "",
+    got: "",
+    shape: "",
+    operations: Array(20).fill("gate_up_proj"),
+    count: 123456,
+  }];
+  for (const shown of [report, await tiny(), large]) {
+    const text = profileText(shown, { verbose: true });
+    assertEquals(wide(text), []);
+  }
+  assertMatch(
+    profileText(large),
+    /^ {2}post_attention_norm, +\[256, 64, 16384, 16384 … 32768\] × /m,
+  );
+});
+
+gpuTest("lines of verdicts can be painted, others are not", async () => {
+  const report = await tiny();
+  const plain = profileText(report).split("\n\n");
+  const painted = profileText(report, {
+    paint: (severity, line) => `<${severity}>${line}`,
+  }).split("\n\n");
+  const colours = report.verdicts.map(({ severity }) => severity);
+  const found = painted[0].split("\n").map((line) =>
+    /^<(\w+)>([✗!✓] )?/.exec(line)!
+  );
+  assertEquals(found.filter(([, , mark]) => mark).map(([, c]) => c), colours);
+  assertEquals(painted[0].replaceAll(/^<\w+>/gm, ""), plain[0]);
+  assertEquals(painted.slice(1), plain.slice(1));
+});
+
+gpuTest("only a verbose text says why the kernels were chosen", async () => {
+  const report = await tiny(), why = "Why these kernels";
+  assert(!profileText(report).includes(why));
+  assertStringIncludes(profileText(report, { verbose: true }), why);
+});
+
 gpuTest("more readbacks leave the GPU idle longer", async () => {
   const each = await clocked(1), eight = await clocked(8);
   assertEquals([each.loop!.chunk, each.loop!.steps, each.loop!.tokens], [
@@ -488,7 +579,9 @@ gpuTest("a trace has a GPU and a CPU lane on one clock", async () => {
 gpuTest("the text starts with the verdict and has every section", async () => {
   const report = await tiny();
   const said = profileText(report);
-  assertStringIncludes(said.split("\n")[0], report.verdicts[0].text);
+  const [mark, ...words] = said.split("\n\n")[0].split(/\s+/);
+  assertEquals(mark, "!");
+  assert(words.join(" ").startsWith(report.verdicts[0].text), said);
   for (
     const part of [
       "Prefill: ",

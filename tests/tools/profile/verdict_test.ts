@@ -49,7 +49,6 @@ function phase(
     sampledSteps: 1,
     ms,
     dispatches: 170,
-    tokensPerSecond: 1000 / ms,
     flops: operations.reduce((sum, { flops }) => sum + flops, 0),
     bytes: operations.reduce((sum, { bytes }) => sum + bytes, 0),
     operations,
@@ -60,13 +59,12 @@ const loop: Loop = {
   steps: 64,
   tokens: 64,
   chunk: 64,
+  stepMs: 1.05,
   encodeMs: 0.1,
   submitMs: 0.05,
   waitMs: 1,
   readbackMs: 0.01,
   gpuMs: 1,
-  tokensPerSecond: 950,
-  tokensPerSecondWithoutIdle: 1000,
   idle: 0.05,
   gaps: [],
   firstTokenMs: 20,
@@ -155,7 +153,7 @@ Deno.test("f16 matmuls are measured against the f16 rate", () => {
 });
 
 Deno.test("an idle GPU: readbacks, encoding and short runs are distinguished", () => {
-  const idle = { ...loop, idle: 0.6, tokensPerSecond: 85 };
+  const idle = { ...loop, idle: 0.6, stepMs: 11.7 };
   assertEquals(rules({ loop }), []);
   assertEquals(rules({ loop: { ...idle, chunk: 1, waitMs: 11 } }), [
     "readbacks",

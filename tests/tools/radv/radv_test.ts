@@ -12,6 +12,7 @@ import {
   PASSES,
   radvTable,
   readChips,
+  readPasses,
   spilling,
   statisticsOf,
   threadsOf,
@@ -150,11 +151,60 @@ Deno.test("a hot kernel that spills is found, a kernel outside the passes is not
   ];
   assertEquals(spilling(rows), [rows[1], rows[2]]);
   assert(KERNEL_NAMES.filter(isHot).length > KERNEL_NAMES.length / 2);
+});
+
+Deno.test("the table has a line for each call and below it one for each chip, of 100 columns", () => {
+  const chips = readChips("navi21, rembrandt");
+  const calls = [
+    GEMM,
+    { ...GEMM, kernel: "attendPrefillF16", label: "layers.0.".repeat(15) },
+  ];
+  const rows = chips.flatMap((chip) =>
+    calls.map((call) =>
+      statisticsOf(call, chip, {
+        wave: 64,
+        statistics: named({ "Spilled VGPRs": 300, "Latency": 12345678 }),
+      })
+    )
+  );
   const lines = radvTable(rows).split("\n");
-  assertEquals(lines.length, 6);
-  assertMatch(lines[2], /^gemm +navi21 +64 +128 +80 +3\/0 +0 +8704 +6 /);
-  const column = lines[0].indexOf("call");
-  for (const line of lines) assertMatch(line.slice(column - 2), /^ {2}\S/);
+  assert(lines.every((line) => line.length <= 100), lines.join("\n"));
+  assertEquals(lines[1], "gemm layers.0.o_proj BM=64 EPILOGUE=add");
+  assertMatch(lines[2], /^ {2}navi21 +64 +128 +80 +300\/0 +0 +8704 +6 /);
+  assertMatch(lines[3], /^ {2}rembrandt +64 /);
+  assertMatch(lines[4], /^attendPrefillF16$/);
+  const numbers = lines.filter((line) => /^ {2}\S/.test(line));
+  assertEquals(new Set(numbers.map(({ length }) => length)).size, 1);
+  assertEquals(numbers.length, 1 + rows.length);
+});
+
+Deno.test("passes are a list, such as the one by default", () => {
+  assertEquals(readPasses(PASSES.join(",")), PASSES);
+  assertEquals(readPasses("1, 512"), [1, 512]);
+  for (const wrong of ["0", "1,,2", "", "1.5", "many", "-1"]) {
+    assertThrows(
+      () => readPasses(wrong),
+      Error,
+      "must be integers of at least 1 like 1,512",
+    );
+  }
+});
+
+Deno.test("constants select the variants that may have them, and are refused if none may", () => {
+  const of = (constants: Record<string, number>, tokens = [40, 512]) =>
+    variantsOnAmd({ config, kernels: ["gemm"], tokens, constants });
+  const every = of({ BM: 64 });
+  assert(every.every(({ constants }) => constants.BM === 64));
+  // Only without f16 matmuls.
+  const some = of({ F16: 0 });
+  assert(some.length > 0 && some.length < of({}).length);
+  assert(some.every(({ constants }) => constants.F16 === 0));
+  assertThrows(() => of({ BM: 7 }), Error, "Cannot show gemm: with BM=7, ");
+  assertThrows(
+    () => of({ BM: 256 }, [40]),
+    Error,
+    "Cannot show gemm: with BM=256, ",
+  );
 });
 
 Deno.test("without Mesa deno task radv says in one line how to get it", async () => {
@@ -165,14 +215,18 @@ Deno.test("without Mesa deno task radv says in one line how to get it", async ()
         [[], "--mesa DIR is missing"],
         [["--mesa", empty], "has no libvulkan_radeon.so and libvulkan_lvp.so"],
         [["--chips", "navi99"], 'Cannot compile for "navi99"'],
-        [["--tokens", "0"], "--tokens is 0, must be an integer of at least 1"],
+        [
+          ["--tokens", "1,0"],
+          '--tokens has "0", must be integers of at least 1 like 1,512',
+        ],
+        [["gemm", "--set", "F17=1"], "it has no constant F17"],
       ] as const
     ) {
       const { code, stdout, stderr } = await runTask("radv", args);
       assertEquals([code, stdout], [1, ""]);
       assertMatch(stderr, /^error: [^\n]*\n$/);
       assertStringIncludes(stderr, error);
-      if (!/^--chips|^--tokens/.test(args[0] ?? "")) {
+      if (!/^--chips|^--tokens|^gemm/.test(args[0] ?? "")) {
         assertStringIncludes(stderr, "tasks/get_mesa.sh DIR unpacks");
       }
     }

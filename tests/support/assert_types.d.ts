@@ -1,4 +1,4 @@
-// The part of @std/assert that this project uses.
+// The part of @std/assert that the tests use.
 export class AssertionError extends Error {}
 export function assert(condition: unknown, message?: string): asserts condition;
 export function assertEquals<T>(actual: T, expected: T, message?: string): void;

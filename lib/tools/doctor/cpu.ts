@@ -1,0 +1,193 @@
+/**
+ * Tests the CPU path: its kernels against float64 references, and a short reply of the
+ * story model.
+ *
+ * @module
+ */
+import { EPS, FLOATS, type Result, SUM } from "../../../kernels/case.ts";
+import { parseSynthetic } from "../../checkpoint/synthetic.ts";
+import { compare, passes } from "../../check/kernel_case.ts";
+import {
+  appended,
+  attended,
+  attentionInputs,
+  epilogue,
+  linear,
+  Random,
+  rmsNormed,
+} from "../../check/reference.ts";
+import type { Qwen3Config } from "../../checkpoint/config.ts";
+import { type CpuInfo, CpuOps, type CpuTensor } from "../../cpu/ops.ts";
+import { errorText } from "../../errors.ts";
+import { matrixOf } from "../../formats/matrix.ts";
+import { toF32 } from "../../formats/tensor.ts";
+import { DEFAULT_MODEL, loadQwen3 } from "../../load.ts";
+import { fillAngles, ropeFrequencies } from "../../model/rope.ts";
+import { resultsText } from "./device.ts";
+import type { TestResult } from "./kernels.ts";
+import type { Reporter } from "./report.ts";
+
+/** Tests the CPU path. A problem is a finding, not an error. */
+export async function examineCpu(
+  reporter: Reporter,
+  makeOps = (config: Qwen3Config) => new CpuOps(config),
+): Promise<void> {
+  const red = (topic: string, error: unknown) =>
+    reporter.found({ severity: "red", topic, text: errorText(error) });
+  reporter.starting?.("CPU path");
+  try {
+    const { info, results } = testCpuKernels(makeOps);
+    const { kernel, reason, threads } = info;
+    const right = results.every(passes);
+    const text = resultsText(results, "the CPU path");
+    reporter.found({
+      severity: right ? "green" : "red",
+      topic: "CPU path",
+      text: `${kernel} on ${threads} ${
+        threads === 1 ? "thread" : "threads"
+      } (${reason}): ${text}`,
+      data: { ...info, results },
+    });
+  } catch (error) {
+    red("CPU path", error);
+  }
+  reporter.starting?.("a reply on the CPU path");
+  try {
+    await shortReply(reporter);
+  } catch (error) {
+    red("CPU reply", error);
+  }
+}
+
+/** The test reply's prompt and length. */
+const PROMPT = "Once upon a time", TOKENS = 16;
+
+async function shortReply(reporter: Reporter): Promise<void> {
+  using model = await loadQwen3(DEFAULT_MODEL, { device: "cpu", context: 64 });
+  const { text: reply, stats } = await model.generate(PROMPT, {
+    maxTokens: TOKENS,
+    temperature: 0,
+  });
+  const { tokens, decodeTokensPerSecond } = stats, text = PROMPT + reply;
+  reporter.found({
+    severity: "green",
+    topic: "CPU reply",
+    text: `the story model wrote ${tokens} tokens at ${
+      Math.round(decodeTokensPerSecond)
+    } tokens/s: ${JSON.stringify(text)}`,
+    data: { tokens, decodeTokensPerSecond, text },
+  });
+}
+
+/** Sizes that leave rests in every loop; the heads are those of Qwen3. */
+const CONFIG: Qwen3Config = {
+  ...parseSynthetic("synthetic:qwen3-0.6b").config,
+  hiddenSize: 328,
+  numHiddenLayers: 1,
+  numAttentionHeads: 4,
+  numKeyValueHeads: 2,
+  rmsNormEps: EPS,
+};
+/** Rows of a matmul, and of its weight. */
+const ROWS = [1, 5, 33], N = 74;
+
+/** Runs the verbs of a layer in every element type, for one row and for several. */
+function testCpuKernels(
+  makeOps: (config: Qwen3Config) => CpuOps,
+): { info: CpuInfo; results: TestResult[] } {
+  using ops = makeOps(CONFIG);
+  const results: TestResult[] = [], random = new Random();
+  const add = (what: string, y: CpuTensor, expected: Omit<Result, "of">) => {
+    const found = compare({ of: "y", ...expected }, { y: y.data });
+    results.push({ kernel: "CPU path", what, ...found });
+  };
+  for (const dtype of FLOATS) {
+    for (const rows of ROWS) matmuls(ops, random, dtype, rows, add);
+  }
+  attention(ops, random, 130, 1, add);
+  attention(ops, random, 3, 33, add);
+  return { info: ops.info, results };
+}
+
+type Add = (
+  what: string,
+  y: CpuTensor,
+  expected: Omit<Result, "of">,
+) => void;
+
+/** Copies a tensor to where the CPU kernels can read it. */
+function copied(ops: CpuOps, { dtype, shape, data }: CpuTensor): CpuTensor {
+  const tensor = ops.tensor(dtype, shape);
+  tensor.data.set(data);
+  return tensor;
+}
+
+function matmuls(
+  ops: CpuOps,
+  random: Random,
+  dtype: typeof FLOATS[number],
+  m: number,
+  add: Add,
+): void {
+  const k = CONFIG.hiddenSize, size = { m, n: N, k }, before = 7;
+  const x = copied(ops, random.tensor("f32", [m, k], 2));
+  const norm = copied(ops, random.tensor(dtype, [k], 0.5, 1));
+  const w = copied(ops, random.tensor(dtype, [N, k]));
+  const residual = copied(ops, random.filled("f32", [m, N], before));
+  const plain = linear(toF32(x), toF32(w), size);
+  const normed = rmsNormed(toF32(x), toF32(norm), EPS);
+  const product = linear(normed, toF32(w), size);
+  const what = `${dtype} [${m}, ${k}] × [${k}, ${N}]`, tolerance = SUM;
+  // An earlier result lies where a later one is written, so each is compared at once.
+  add(`${what}, added`, ops.matmulAdd(x, matrixOf(w), residual), {
+    ...epilogue("add", plain, N, before),
+    tolerance,
+  });
+  add(`${what}, normed`, ops.normMatmul(x, matrixOf(norm), matrixOf(w)), {
+    ...product,
+    tolerance,
+  });
+  add(
+    `${what}, gated`,
+    ops.normSwiglu(x, matrixOf(norm), matrixOf(w, "w", true)),
+    {
+      ...epilogue("swiglu", product, N, 0),
+      tolerance,
+    },
+  );
+}
+
+/** Attention of `tokens` new tokens over `length` cached ones and themselves. */
+function attention(
+  ops: CpuOps,
+  random: Random,
+  length: number,
+  tokens: number,
+  add: Add,
+): void {
+  const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } =
+    CONFIG;
+  const context = length + tokens;
+  const pass = { first: 0, tokens, rows: tokens };
+  const sizes = {
+    ...{ heads, kvHeads, headDim, context, lengths: [length], eps: EPS },
+    ...pass,
+  };
+  const inputs = attentionInputs(random, sizes, { cache: "f32" });
+  fillAngles(ropeFrequencies(CONFIG), inputs.angles.data as Float32Array);
+  const [qkv, qNorm, kNorm] = [inputs.qkv, inputs.qNorm, inputs.kNorm]
+    .map((tensor) => copied(ops, tensor));
+  using cache = ops.createCache(1, context);
+  const [{ k, v }] = cache.layers;
+  k.data.set(inputs.k.data);
+  v.data.set(inputs.v.data);
+  cache.begin({ first: 0, sequences: 1, tokens: length });
+  cache.advance();
+  cache.begin({ first: 0, sequences: 1, tokens });
+  const y = ops.attend(qkv, matrixOf(qNorm), matrixOf(kNorm), cache, 0);
+  const all = appended(inputs, sizes);
+  const what = `attention of ${tokens} over ${context} keys`;
+  add(what, y, { ...attended(all, sizes), tolerance: SUM });
+  const to = k.data.length;
+  add(`${what}, keys`, k, { values: all.k.subarray(0, to), tolerance: SUM });
+}

@@ -1,0 +1,243 @@
+/** Awaited runs, and runs that are consumed twice. */
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
+import {
+  type BatchRun,
+  loadQwen3,
+  type Reply,
+  type Run,
+  type RunStats,
+} from "../mod.ts";
+import { FAULT } from "../lib/dispatch/sampling.ts";
+import { eachDevice } from "./support/gpu.ts";
+import { scriptedCheckpoint } from "./support/scripted_checkpoint.ts";
+
+const PROMPT = "Once upon a time";
+const GREEDY = { temperature: 0, maxTokens: 8 };
+const AGAIN = "call generate again for another run";
+
+/** What an iterated run has in the end, as an awaited one gives it. */
+async function iterated(run: Run): Promise<Omit<Reply, "stats">> {
+  for await (const _ of run);
+  const { text, reasoning, toolCalls, tokenIds, finishReason } = run;
+  return { text, reasoning, toolCalls, tokenIds, finishReason: finishReason! };
+}
+
+/** What does not depend on the clock. */
+function counts({ sequences, promptTokens, tokens, sampling }: RunStats) {
+  return { sequences, promptTokens, tokens, sampling };
+}
+
+eachDevice("an awaited run gives the whole reply", async (device) => {
+  using qwen = await loadQwen3(undefined, { device });
+  const run = qwen.generate(PROMPT, GREEDY);
+  const reply = await run;
+  const expected = qwen.generate(PROMPT, {
+    ...GREEDY,
+    seed: run.stats.sampling.seed,
+  });
+  const { stats, ...rest } = reply;
+  assertEquals(rest, await iterated(expected));
+  assertEquals(rest.finishReason, "length");
+  assertEquals(rest.text, ", there was a little girl named Lily");
+  assertEquals(counts(stats), counts(expected.stats));
+  assertEquals([stats.promptTokens, stats.tokens], [5, 8]);
+  // The run itself has it too.
+  assertEquals([run.text, run.finishReason], [rest.text, "length"]);
+});
+
+Deno.test("an awaited run has the reasoning and the calls", async () => {
+  const call = '{"name": "f", "arguments": {"a": 1}}';
+  await using checkpoint = await scriptedCheckpoint({
+    reply: `<think>\nHm.\n</think>\n\nSo.\n<tool_call>\n${call}\n</tool_call>`,
+    template:
+      '{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}{{ "\\n" }}',
+  });
+  using qwen = await loadQwen3(checkpoint.path, { device: "cpu" });
+  const { text, reasoning, toolCalls, finishReason, tokenIds, ...stats } =
+    await qwen.generate([{ role: "user", content: "Hi" }], {
+      temperature: 0,
+      tools: [{ type: "function", function: { name: "f" } }],
+    });
+  assertEquals([text, reasoning, finishReason], ["So.", "Hm.", "tool_calls"]);
+  assertEquals(toolCalls.map((one) => one.function), [
+    { name: "f", arguments: { a: 1 } },
+  ]);
+  assert(tokenIds.length > 10);
+  assertEquals(Object.keys(stats), ["stats"]);
+});
+
+eachDevice("an awaited batch gives a reply for each prompt", async (device) => {
+  using qwen = await loadQwen3(undefined, { device });
+  const prompts = [PROMPT, "A dog", "The cat sat"];
+  const run = qwen.generateBatch(prompts, GREEDY);
+  const { sequences, stats } = await run;
+  assertEquals(await run, { sequences, stats });
+  for (const [i, { promptTokens, ...rest }] of sequences.entries()) {
+    const { stats, ...alone } = await qwen.generate(prompts[i], GREEDY);
+    assertEquals([rest, promptTokens], [alone, stats.promptTokens]);
+  }
+  assertEquals(sequences.length, 3);
+  assertEquals([stats.sequences, stats.tokens], [3, 24]);
+});
+
+Deno.test("a run is consumed once, by await or by iteration", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const start: (() => Run | BatchRun)[] = [
+    () => qwen.generate(PROMPT, GREEDY),
+    () => qwen.generateBatch([PROMPT], GREEDY),
+  ];
+  for (const make of start) {
+    const awaited = make();
+    const replies = [await awaited, await awaited];
+    assert(replies[0] === replies[1]);
+    await assertRejects(
+      () => Array.fromAsync<unknown>(awaited),
+      Error,
+      `Cannot iterate over a run: it was awaited, ${AGAIN}`,
+    );
+    const whole = make();
+    await Array.fromAsync<unknown>(whole);
+    const begun = make();
+    for await (const _ of begun) break;
+    for (const run of [whole, begun]) {
+      await assertRejects(
+        async () => await run,
+        Error,
+        `Cannot await a run: it was iterated over, ${AGAIN}`,
+      );
+      await assertRejects(
+        () => Array.fromAsync<unknown>(run),
+        Error,
+        `Cannot iterate over a run: it was iterated over, ${AGAIN}`,
+      );
+    }
+  }
+});
+
+Deno.test("a run that is neither awaited nor iterated over runs nothing", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const runner = qwen.runner;
+  const started: unknown[] = [];
+  const { generate } = runner;
+  runner.generate = function (...args) {
+    started.push(args[2]);
+    return generate.apply(this, args);
+  };
+  const idle = [
+    qwen.generate(PROMPT, GREEDY),
+    qwen.generateBatch([PROMPT], GREEDY),
+  ];
+  for (const run of idle) run[Symbol.asyncIterator]();
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  assertEquals(started, []);
+  assertEquals(
+    (await qwen.generate(PROMPT, { maxTokens: 3 })).tokenIds.length,
+    3,
+  );
+  assertEquals(started, [3]);
+});
+
+eachDevice(
+  "a signal ends an awaited run with the text so far",
+  async (device) => {
+    using qwen = await loadQwen3(undefined, { device });
+    const ender = new AbortController();
+    const run = qwen.generate(PROMPT, {
+      ...GREEDY,
+      maxTokens: 500,
+      ignoreEos: true,
+      signal: ender.signal,
+    });
+    const poll = setInterval(() => run.tokenIds.length > 4 && ender.abort(), 1);
+    const { finishReason, text, tokenIds } = await run;
+    clearInterval(poll);
+    assertEquals(finishReason, "aborted");
+    assert(tokenIds.length > 4 && tokenIds.length < 500, `${tokenIds.length}`);
+    assertStringIncludes(text, ", there was");
+
+    const { stats, ...none } = await qwen.generate(PROMPT, {
+      signal: AbortSignal.abort(),
+    });
+    assertEquals([none.text, none.finishReason], ["", "aborted"]);
+    assertEquals(stats.tokens, 0);
+  },
+);
+
+Deno.test("an awaited run rejects with the error of the run, each time", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const active = qwen.generate(PROMPT, GREEDY);
+  const first = active.then(({ text }) => text);
+  const refused = qwen.generate(PROMPT, GREEDY);
+  const taken = "Cannot start a run: another run of this model has not ended";
+  await assertRejects(async () => await refused, Error, taken);
+  await assertRejects(async () => await refused, Error, taken);
+  const batch = qwen.generateBatch([PROMPT, "A dog"], GREEDY);
+  await assertRejects(async () => await batch, Error, taken);
+  assertStringIncludes(await first, ", there was");
+  assertEquals(await refused.then(() => 1, () => 2), 2);
+});
+
+Deno.test("no run takes the place of an awaited one, not even between two chunks", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  qwen.runner.generate = async function* () {
+    for (let id = 1; id <= 8; id++) yield [id]; // at once, so that the test sees each state
+  };
+  let states = 0;
+  for (let ended = false; !ended; states++) {
+    const run = qwen.generate(PROMPT, GREEDY);
+    const reply = run.then(({ tokenIds }) => tokenIds.length);
+    for (let i = 0; i < states; i++) await undefined;
+    ended = run.finishReason !== undefined;
+    if (!ended) {
+      await assertRejects(async () => await qwen.generate(PROMPT, GREEDY));
+    }
+    assertEquals(await reply, 8);
+  }
+  assert(states > 16, `${states} states`);
+});
+
+Deno.test("an async function that returns a run awaits it", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  // deno-lint-ignore require-await
+  const ask = async () => qwen.generate(PROMPT, GREEDY);
+  const reply: Reply = await ask();
+  assertEquals(reply.tokenIds.length, 8);
+});
+
+Deno.test("a run of a model that was disposed rejects", async () => {
+  const load = () => loadQwen3(undefined, { device: "cpu" });
+  const early = async () => {
+    using qwen = await load();
+    return qwen.generate(PROMPT, GREEDY);
+  };
+  await assertRejects(
+    early,
+    Error,
+    "Cannot generate: the model was disposed",
+  );
+  const late = async () => {
+    using qwen = await load();
+    return await qwen.generate(PROMPT, GREEDY);
+  };
+  assertEquals((await late()).tokenIds.length, 8);
+});
+
+Deno.test("faulty logits reject an awaited run", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  qwen.runner.generate = async function* () {
+    yield [1];
+    yield [FAULT.nan];
+  };
+  const run = qwen.generate(PROMPT, GREEDY);
+  await assertRejects(
+    async () => await run,
+    Error,
+    "(token 1 of the reply) hold NaN, must be numbers",
+  );
+  assertEquals([run.tokenIds, run.finishReason], [[1], "aborted"]);
+});
