@@ -62,7 +62,7 @@ benchPlans(
     return {
       name: `[1, ${k}] × [${k}, ${n}]`,
       copies,
-      batch: gpu.software ? 8 : 64,
+      batch: gpu.software ? 8 : Math.max(64, Math.ceil(256 / copies)),
       flops: 2 * n * k,
       cases: [{
         name: "a tile of gemm",
