@@ -125,7 +125,7 @@ export class WebFolder implements Folder {
       if (this.#mayKeep(answer)) {
         await this.#noting((cache) => cache.setText(file, text, version));
       } else if (kept) {
-        await this.#noting((cache) => cache.forget(file, true));
+        await this.#noting((cache) => cache.forget(file, kept.kept, true));
       }
       return text;
     } catch (error) {
@@ -152,7 +152,9 @@ export class WebFolder implements Folder {
       await this.#noting((cache) => cache.confirm(file));
       return await this.#openCopy(file, kept!.path!);
     }
-    if (kept) await this.#noting((cache) => cache.forget(file, true));
+    if (kept) {
+      await this.#noting((cache) => cache.forget(file, kept.kept, true));
+    }
     const { version } = answer;
     const mayKeep = this.#mayKeep(answer);
     if ("why" in answer && mayKeep) {
@@ -361,7 +363,13 @@ export class WebFolder implements Folder {
           ? `${path}.${crypto.randomUUID()}.incomplete`
           : `${path}.incomplete`;
         try {
-          await this.#download(file, version, piece, whole);
+          const size = await this.#download(file, version, piece, whole);
+          const found = await host.files.find(piece);
+          if (found?.size !== size) {
+            throw new Error(
+              `Cannot keep ${path}: another program has removed it`,
+            );
+          }
         } catch (error) {
           const isLost = lock === undefined || error instanceof DiskFailure;
           if (isLost) await host.files.remove(piece).catch(() => {});
@@ -383,13 +391,16 @@ export class WebFolder implements Folder {
     return await this.#openCopy(file, path);
   }
 
-  /** Downloads a version to `piece`, which may have its beginning. */
+  /**
+   * Downloads a version to `piece`, which may have its beginning; returns how many bytes
+   * it has.
+   */
   async #download(
     file: string,
     version: Version,
     piece: string,
     whole?: Response,
-  ): Promise<void> {
+  ): Promise<number> {
     const { size } = version;
     const name = this.locate(file), before = this.#done;
     using output = await host.files.append(piece);
@@ -440,5 +451,6 @@ export class WebFolder implements Folder {
     }, () => received);
     if (failure !== undefined) throw failure;
     await written(piece, () => output.flush());
+    return output.size;
   }
 }

@@ -662,15 +662,16 @@ Deno.test("the beginning of a download that cannot be one is not resumed", async
   assertEquals((await load(server.url)).read, await expectedOf(files));
 });
 
+const moment = (ms: number) =>
+  new Promise<void>((done) => setTimeout(done, ms));
+
 Deno.test("two loads at once share one download", async () => {
   await using _cache = await emptyWebCache();
   const files = await filesOf();
   await using server = await serve(files);
-  const pause = (ms: number) =>
-    new Promise<void>((done) => setTimeout(done, ms));
   const [one, other] = await Promise.all([
-    load(server.url, { sleep: pause }),
-    load(server.url, { sleep: pause }),
+    load(server.url, { sleep: moment }),
+    load(server.url, { sleep: moment }),
   ]);
   assertEquals(one.read, other.read);
   assertEquals(one.read, await expectedOf(files));
@@ -681,6 +682,75 @@ Deno.test("two loads at once share one download", async () => {
     1,
   );
   assertEquals((await kept()).names, COMPLETE);
+});
+
+Deno.test("a load that saw the old version does not disturb the download of the new one", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  const begun = Promise.withResolvers<void>();
+  const other = Promise.withResolvers<void>();
+  let isChanged = false, asking = 0;
+  await using server = await serve(files, tagged, (_, path) => {
+    const file = files.get(path.replace("/models", ""));
+    if (!isChanged || !path.endsWith(WEIGHTS) || !file) return undefined;
+    const half = file.length / 2;
+    const parts = head(
+      "200 OK",
+      `Content-Length: ${file.length}`,
+      ...tagged(file),
+    );
+    const isFirst = asking++ === 0;
+    return async (_, connection) => {
+      if (!isFirst) await begun.promise;
+      await connection.write(parts);
+      await connection.write(file.subarray(0, half));
+      if (isFirst) {
+        await other.promise; // both have compared what is kept
+        await moment(300);
+        begun.resolve();
+        await moment(500);
+      } else await moment(1000);
+      await connection.write(file.subarray(half));
+    };
+  });
+  await load(server.url);
+  const weights = Uint8Array.from(files.get(`/${WEIGHTS}`)!);
+  weights[weights.length - 1] ^= 1;
+  files.set(`/${WEIGHTS}`, weights);
+  isChanged = true;
+  const expected = await expectedOf(files);
+  const loads = [1, 2].map(() => load(server.url, { sleep: moment }));
+  while (asking < 2) await moment(10);
+  other.resolve();
+  for (const { read, notices } of await Promise.all(loads)) {
+    assertEquals(read, expected);
+    assert(!notices.join().includes("nothing is kept"), notices.join());
+  }
+  isChanged = false;
+  assertEquals(await load(server.url), { read: expected, notices: [] });
+  assertEquals((await kept()).names, COMPLETE);
+});
+
+Deno.test("a copy that another program replaced on the way is not taken for whole", async () => {
+  await using cache = await emptyWebCache();
+  const files = await filesOf();
+  await using server = await serve(files);
+  const { read, notices } = await load(server.url, {
+    onProgress: ({ fileDone, fileTotal }) => {
+      if (fileDone !== fileTotal) return;
+      const [{ name: one }] = Deno.readDirSync(`${cache.path}/web`);
+      const folder = `${cache.path}/web/${one}`;
+      for (const { name } of Deno.readDirSync(folder)) {
+        if (!name.endsWith(".incomplete")) continue;
+        Deno.removeSync(`${folder}/${name}`);
+        Deno.writeFileSync(`${folder}/${name}`, new Uint8Array(1000));
+      }
+    },
+  });
+  const expected = await expectedOf(files);
+  assertEquals(read, expected);
+  assertMatch(notices.join(), /nothing is kept for the next run: Cannot keep /);
+  assertEquals((await load(server.url)).read, expected);
 });
 
 Deno.test("what is damaged in the cache is fetched again", async () => {
