@@ -114,11 +114,11 @@ export class WebFolder implements Folder {
       const url = this.#urlOf(file);
       const answer = await askForText(url, this.options, kept?.kept);
       if (answer === undefined) {
-        await this.#noting((cache) => cache.setAbsent(file));
+        await this.#remark((cache) => cache.setAbsent(file));
         return undefined;
       }
       if (answer.text === undefined) {
-        await this.#noting((cache) => cache.confirm(file));
+        await this.#remark((cache) => cache.confirm(file));
         return await readTextFile(kept!.path!, this.locate(file));
       }
       const { text, version } = answer;
@@ -145,11 +145,11 @@ export class WebFolder implements Folder {
       return await this.#openOffline(file);
     }
     if (answer === undefined) {
-      await this.#noting((cache) => cache.setAbsent(file));
+      await this.#remark((cache) => cache.setAbsent(file));
       return undefined;
     }
     if ("isKnown" in answer) {
-      await this.#noting((cache) => cache.confirm(file));
+      await this.#remark((cache) => cache.confirm(file));
       return await this.#openCopy(file, kept!.path!);
     }
     if (kept) {
@@ -251,6 +251,11 @@ export class WebFolder implements Folder {
     } catch (error) {
       this.#keepNothing(error);
     }
+  }
+
+  /** Notes what helps offline. Copies stay good without it, if they cannot be changed. */
+  async #remark(note: (cache: WebCache) => Promise<void>): Promise<void> {
+    if (this.#cache !== undefined) await note(this.#cache).catch(() => {});
   }
 
   #keepNothing(error: unknown): void {

@@ -476,6 +476,30 @@ function fullDisk(): Disposable {
   return useHost(like({ files: { ...files, append } }));
 }
 
+Deno.test("copies that cannot be changed are used", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  await using server = await serve(files);
+  const { read } = await load(server.url);
+  const path = `${(await kept()).folder}/index.json`;
+  const index = JSON.parse(await Deno.readTextFile(path));
+  index.used = "2020-02-02"; // so that today's use is to be noted
+  delete index.files["chat_template.jinja"];
+  await Deno.writeTextFile(path, JSON.stringify(index));
+  const readOnly = () => Promise.reject(new Error("read-only"));
+  using _host = useHost(like({
+    files: {
+      ...host.files,
+      ...{ makeFolder: readOnly, writeText: readOnly, openLock: readOnly },
+      ...{ append: readOnly, move: readOnly, remove: readOnly },
+    },
+  }));
+  server.asked();
+  assertEquals(await load(server.url), { read, notices: [] });
+  const whole = server.asked().filter((name) => !/ if changed/.test(name));
+  assertEquals(whole, ["chat_template.jinja"]);
+});
+
 Deno.test("a full disk leaves nothing behind, and weights are read by range", async () => {
   await using _cache = await emptyWebCache();
   const files = await filesOf();
