@@ -7,7 +7,7 @@
  *
  * The index is a record of what was there, never trusted: a copy that it does not
  * describe, or that differs from it, is fetched again. It has no secret: of user and
- * query there are only 32 bits of a hash.
+ * query there are only 16 bits of a hash.
  *
  * @module
  */
@@ -102,7 +102,8 @@ export class WebCache {
     require("read", folder);
     require("write", folder);
     const secrets = [base.username, base.password, search].join("\n");
-    const asked = await textHash(secrets, 8); // too few to find a password from
+    // Too short to tell which of a list of passwords it was.
+    const asked = await textHash(secrets, 4);
     return new WebCache(folder, shownUrl(origin + pathname), asked);
   }
 
