@@ -517,8 +517,8 @@ function versionOf(response: Response, size?: number): Version {
   const whole = status === 200 && encodingOf(response) === undefined;
   return {
     size: size ?? (whole ? lengthOf(response) : undefined),
-    etag: headers.get("etag") ?? undefined,
-    modified: headers.get("last-modified") ?? undefined,
+    etag: headers.get("etag") || undefined,
+    modified: headers.get("last-modified") || undefined,
   };
 }
 

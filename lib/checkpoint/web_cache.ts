@@ -344,7 +344,7 @@ function parseIndex(text: string): Index {
   const { version, url, used, generation, files } = json;
   if (
     version !== INDEX_VERSION || typeof url !== "string" ||
-    !/^\d{4}-\d\d-\d\d$/.test(used) ||
+    typeof used !== "string" || !/^\d{4}-\d\d-\d\d$/.test(used) ||
     !Number.isSafeInteger(generation) || !isObject(files)
   ) throw new Error("damaged");
   const entries = Object.entries(files).filter((

@@ -252,9 +252,11 @@ Deno.test("a file with an older date is another version", async () => {
   assertEquals(after.read, await expectedOf(files));
 });
 
+const NEITHER = "the server sends neither ETag nor Last-Modified";
 for (
   const [what, lines, why] of [
-    ["no version", [], "the server sends neither ETag nor Last-Modified"],
+    ["no version", [], NEITHER],
+    ["empty ones", ["ETag: ", "Last-Modified: "], NEITHER],
     [
       "no-store",
       ['ETag: "1"', "Cache-Control: private, no-store"],

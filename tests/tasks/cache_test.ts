@@ -104,9 +104,17 @@ Deno.test("a kept folder with a damaged index is listed by its path, and cleared
   await using cache = await filledCache();
   const { web } = JSON.parse(await cache.run("--json"));
   const { folder } = web[0];
-  await Deno.writeTextFile(`${folder}/index.json`, '{"url": "\x1b[2J');
-  const text = await cache.run();
-  assertMatch(text, new RegExp(`kB  \\?           ${folder}\n`));
+  const index = JSON.parse(await Deno.readTextFile(`${folder}/index.json`));
+  for (
+    const damaged of [
+      '{"url": "\x1b[2J',
+      JSON.stringify({ ...index, used: [index.used] }),
+    ]
+  ) {
+    await Deno.writeTextFile(`${folder}/index.json`, damaged);
+    const text = await cache.run();
+    assertMatch(text, new RegExp(`kB  \\?           ${folder}\n`));
+  }
   await cache.run("--clear", folder);
   assert(!(await cache.run()).includes(folder));
 });
