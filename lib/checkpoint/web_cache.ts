@@ -30,6 +30,8 @@ const ON_WINDOWS = ["LOCALAPPDATA", "USERPROFILE"];
 
 /** The name of a folder of copies. */
 const OWN_FOLDER = /^[a-z0-9.-]+-[0-9a-f]{16}$/i;
+/** What may follow the name of a copy: a killed program leaves the first. */
+const LEFT = /^(\.[0-9a-f-]{36})?(\.incomplete|\.lock)?$/;
 const INDEX = "index.json";
 const INDEX_VERSION = 1;
 /** The most characters of an index: that of a folder with 1000 files has 200 kB. */
@@ -255,9 +257,9 @@ export class WebCache {
   /** Removes the copies of a file, whole or not, but not those of version `id`. */
   async #removeCopies(file: string, id?: string): Promise<void> {
     for (const name of (await host.files.list(this.folder))?.keys() ?? []) {
-      const [, own, rest] = /^([0-9a-f]{8})-(.*)$/.exec(name) ?? [];
-      const isCopy = [file, `${file}.incomplete`, `${file}.lock`]
-        .includes(rest);
+      const [, own, rest = ""] = /^([0-9a-f]{8})-(.*)$/.exec(name) ?? [];
+      const isCopy = rest.startsWith(file) &&
+        LEFT.test(rest.slice(file.length));
       if (!isCopy || own === id) continue;
       await this.#remove(name);
     }

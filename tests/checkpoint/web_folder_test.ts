@@ -691,6 +691,26 @@ Deno.test("the beginning of a download that cannot be one is not resumed", async
 const moment = (ms: number) =>
   new Promise<void>((done) => setTimeout(done, ms));
 
+Deno.test("what killed programs left of other versions is removed", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  await using server = await serve(files);
+  await (await openCheckpoint(server.url))[Symbol.asyncDispose]();
+  const { folder } = await kept();
+  const left = [
+    ...[WEIGHTS, `${WEIGHTS}.incomplete`, `${WEIGHTS}.lock`],
+    ...[`${WEIGHTS}.${crypto.randomUUID()}.incomplete`],
+    ...[`tokenizer.json.${crypto.randomUUID()}`],
+  ].map((name) => `${folder}/00000000-${name}`);
+  const others = [`${WEIGHTS}.index.json`, `${WEIGHTS}.bak`]
+    .map((name) => `${folder}/00000000-${name}`);
+  for (const path of [...left, ...others]) await Deno.writeTextFile(path, "x");
+  await load(server.url);
+  const names = [...Deno.readDirSync(folder)].map(({ name }) => name)
+    .filter((name) => name.startsWith("00000000")).sort();
+  assertEquals(names.map((name) => `${folder}/${name}`), others.sort());
+});
+
 Deno.test("two loads at once share one download", async () => {
   await using _cache = await emptyWebCache();
   const files = await filesOf();
