@@ -127,8 +127,8 @@ const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
  * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices`, `loadMs`,
- * `memoryBytes` and `hasTokenizer` still answer; everything else throws, and so does a run that had not
- * ended.
+ * `memoryBytes` and `hasTokenizer` still answer; everything else throws, and so does a run
+ * that had not ended.
  */
 export class Qwen3 implements Disposable {
   /** The model's configuration, from config.json. */
