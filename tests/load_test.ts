@@ -76,6 +76,15 @@ eachDevice("a prompt is text or token ids", async (device) => {
   );
 });
 
+Deno.test("one token has no rate in the summary", async () => {
+  using qwen = await loadQwen3(DEFAULT_MODEL, { device: "cpu" });
+  const { stats } = await qwen.generate([453], { maxTokens: 1 });
+  assertMatch(
+    stats.summary,
+    /: 1 prompt token at [\d.]+\/s, 1 token, the first after \d+ ms$/,
+  );
+});
+
 Deno.test("a conversation goes through the checkpoint's chat template", async () => {
   const template =
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if enable_thinking is defined and not enable_thinking %}(quick){% endif %}<assistant>";

@@ -10,7 +10,13 @@ import { errorText } from "../../errors.ts";
 import { measureRates } from "../../select_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
-import { arithmetic, bandwidth, decimal, percent } from "../format.ts";
+import {
+  arithmetic,
+  bandwidth,
+  decimal,
+  percent,
+  significant,
+} from "../format.ts";
 import { measurePeaks } from "../peaks.ts";
 import { type KernelTests, testKernels, type TestResult } from "./kernels.ts";
 import type { Finding, Reporter } from "./report.ts";
@@ -69,6 +75,14 @@ async function choose(
   return used;
 }
 
+/** What a device reads, and the tokens/s that this allows at most. */
+export function bandwidthText(readGBps: number, most?: number): string {
+  const limit = most
+    ? `: at most ${significant(most)} tokens/s with this model`
+    : "";
+  return `reads ${bandwidth(readGBps)}${limit}`;
+}
+
 /** Bandwidth, arithmetic and readback. */
 async function measure(
   gpu: Gpu,
@@ -80,11 +94,7 @@ async function measure(
   const peaks = await measurePeaks(gpu);
   const { readGBps, f32TFLOPS, f16TFLOPS } = peaks;
   const most = weights && readGBps * 1e9 / weights;
-  const limit = most
-    ? `: at most ${Math.round(most).toLocaleString("en-US")} tokens/s \
-with this model`
-    : "";
-  green("bandwidth", `reads ${bandwidth(readGBps)}${limit}`, {
+  green("bandwidth", bandwidthText(readGBps, most), {
     readGBps,
     mostTokensPerSecond: most,
   });

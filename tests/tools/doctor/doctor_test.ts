@@ -5,7 +5,7 @@ import { parseSynthetic } from "../../../lib/checkpoint/synthetic.ts";
 import { CpuOps, type CpuTensor } from "../../../lib/cpu/ops.ts";
 import { examineApart } from "../../../lib/tools/doctor/apart.ts";
 import { examineCpu } from "../../../lib/tools/doctor/cpu.ts";
-import { selfTest } from "../../../lib/tools/doctor/device.ts";
+import { bandwidthText, selfTest } from "../../../lib/tools/doctor/device.ts";
 import {
   type Finding,
   findingText,
@@ -333,4 +333,16 @@ gpuTest("splits and refused contexts follow the adapter's limits", async () => {
   assertMatch(of("largest binding").text, /embed_tokens needs 5 buffers/);
   assertEquals(of("context").severity, "red");
   assertMatch(of("context").text, /use --context 32768 or less/);
+});
+
+Deno.test("a slow device's limit is not rounded to 0 tokens/s", () => {
+  assertEquals(
+    bandwidthText(4.1, 4.1 / 65.5),
+    "reads 4.1 GB/s: at most 0.063 tokens/s with this model",
+  );
+  assertEquals(
+    bandwidthText(2996, 2500),
+    "reads 3.00 TB/s: at most 2,500 tokens/s with this model",
+  );
+  assertEquals(bandwidthText(4.1), "reads 4.1 GB/s");
 });
