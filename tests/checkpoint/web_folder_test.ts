@@ -777,6 +777,27 @@ Deno.test("a load that saw the old version does not disturb the download of the 
   assertEquals((await kept()).names, COMPLETE);
 });
 
+Deno.test("a text that another program removed is not taken for absent", async () => {
+  await using cache = await emptyWebCache();
+  const files = await filesOf();
+  let clears = false;
+  await using server = await serve(files, tagged, ({ headers }, path) => {
+    if (clears && path.endsWith("tokenizer.json")) {
+      assert(headers.has("if-none-match"));
+      Deno.removeSync(`${cache.path}/web`, { recursive: true });
+    }
+    return undefined;
+  });
+  const { read } = await load(server.url);
+  clears = true;
+  assertMatch(
+    await failure(server.url),
+    /^Cannot read \S+-tokenizer\.json: another program has removed it$/,
+  );
+  clears = false;
+  assertEquals((await load(server.url)).read, read);
+});
+
 Deno.test("a copy that another program replaced on the way is not taken for whole", async () => {
   await using cache = await emptyWebCache();
   const files = await filesOf();
