@@ -48,7 +48,7 @@ export interface Qwen3Options {
   context?: number;
   /**
    * Threads that compute on the CPU, including the caller's, from 1 to 256; by default one
-   * for each core. The GPU has no use for them.
+   * for each core. They are not used when the model runs on the GPU.
    */
   threads?: number;
   /** Called with the progress of downloading and loading. */

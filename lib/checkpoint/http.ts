@@ -162,10 +162,13 @@ export async function probe(
   });
 }
 
-/** Headers that ask for a file unless it still has a known version. */
-function conditions({ etag, modified }: Version): Record<string, string> {
-  if (etag !== undefined) return { "If-None-Match": etag };
-  return modified === undefined ? {} : { "If-Modified-Since": modified };
+/**
+ * Headers that ask for a file unless it still has a known version. There is none for a
+ * date: to If-Modified-Since, some servers answer 304 for any file with an older date,
+ * such as that of another model. The answer's date is compared instead.
+ */
+function conditions({ etag }: Version): Record<string, string> {
+  return etag === undefined ? {} : { "If-None-Match": etag };
 }
 
 /** Whether a response is about the known version; some servers ignore conditions. */
@@ -429,8 +432,7 @@ async function get(
   }, options);
   const { status } = response;
   const ranged = "Range" in headers && (status === 206 || status === 416);
-  const unchanged = status === 304 &&
-    ("If-None-Match" in headers || "If-Modified-Since" in headers);
+  const unchanged = status === 304 && "If-None-Match" in headers;
   if (status === 200 || ranged || unchanged) return response;
   await response.body?.cancel();
   if (status === 404 || status === 410) return undefined;
@@ -515,8 +517,8 @@ function versionOf(response: Response, size?: number): Version {
   const whole = status === 200 && encodingOf(response) === undefined;
   return {
     size: size ?? (whole ? lengthOf(response) : undefined),
-    etag: headers.get("etag") ?? undefined,
-    modified: headers.get("last-modified") ?? undefined,
+    etag: headers.get("etag") || undefined,
+    modified: headers.get("last-modified") || undefined,
   };
 }
 

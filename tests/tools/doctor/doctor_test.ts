@@ -209,7 +209,7 @@ Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   const [path, reply] = await examined();
   assertEquals([path.severity, reply.severity], ["green", "green"], path.text);
   assertMatch(path.text, / on 3 threads \(/);
-  assertMatch(path.text, /: 31 cases, all correct, errors up to [^ ]+ % of /);
+  assertMatch(path.text, /: 31 cases, all correct, largest error [^ ]+ % of /);
   assertMatch(
     reply.text,
     /^the story model wrote 16 tokens at \d+ tokens\/s: "Once upon a time/,
