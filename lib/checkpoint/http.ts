@@ -50,6 +50,8 @@ export async function askForText(
   known: Version = {},
 ): Promise<TextAnswer | undefined> {
   return await reading(url, options, async () => {
+    const same = await sameDate(url, known, options);
+    if (same !== undefined) return same;
     const response = await get(url, conditions(known), options);
     if (response === undefined) return undefined;
     const { headers } = response, version = versionOf(response);
@@ -118,6 +120,8 @@ export async function probe(
   known: Version = {},
 ): Promise<Probe | undefined> {
   return await reading(url, options, async () => {
+    const same = await sameDate(url, known, options);
+    if (same !== undefined) return { ...same, isKnown: true };
     const range = { Range: "bytes=0-0" };
     const response = await get(
       url,
@@ -162,13 +166,35 @@ export async function probe(
   });
 }
 
-/**
- * Headers that ask for a file unless it still has a known version. There is none for a
- * date: to If-Modified-Since, some servers answer 304 for any file with an older date,
- * such as that of another model. The answer's date is compared instead.
- */
+/** Headers that ask for a file unless it still has a known version. */
 function conditions({ etag }: Version): Record<string, string> {
   return etag === undefined ? {} : { "If-None-Match": etag };
+}
+
+/**
+ * What the server says about a version that is known by its date only, if it still has
+ * that. To If-Modified-Since, some servers answer 304 for any file with an older date,
+ * such as that of another model, so dates are compared here.
+ */
+async function sameDate(
+  url: string,
+  known: Version,
+  options: OpenOptions,
+): Promise<{ version: Version; headers: Headers } | undefined> {
+  if (known.modified === undefined || known.etag !== undefined) {
+    return undefined;
+  }
+  try {
+    const response = await get(url, {}, options, "HEAD");
+    if (response === undefined) return undefined;
+    const { headers } = response, version = versionOf(response);
+    return isKnown(response, known, version) ? { version, headers } : undefined;
+  } catch (error) {
+    const isAway = error instanceof TemporaryFailure &&
+      (error.noConnection || error.silent);
+    if (isAway) throw error;
+    return undefined; // it may not know HEAD: GET shows what is wrong
+  }
 }
 
 /** Whether a response is about the known version; some servers ignore conditions. */
@@ -425,8 +451,10 @@ async function get(
   url: string,
   headers: Record<string, string>,
   options: OpenOptions,
+  method: "GET" | "HEAD" = "GET",
 ): Promise<Response | undefined> {
   const response = await fetchOnce(url, {
+    method,
     // Compression would change sizes and ranges.
     headers: { ...headers, "Accept-Encoding": "identity" },
   }, options);

@@ -119,7 +119,7 @@ export class WebFolder implements Folder {
       }
       if (answer.text === undefined) {
         await this.#remark((cache) => cache.confirm(file));
-        return await readTextFile(kept!.path!, this.locate(file));
+        return await this.#textOf(file, kept!.path!);
       }
       const { text, version } = answer;
       if (this.#mayKeep(answer)) {
@@ -314,9 +314,7 @@ export class WebFolder implements Folder {
 
   async #textOffline(file: string): Promise<string | undefined> {
     const path = await this.#pathOffline(file);
-    return path === undefined
-      ? undefined
-      : await readTextFile(path, this.locate(file));
+    return path === undefined ? undefined : await this.#textOf(file, path);
   }
 
   async #openOffline(file: string): Promise<OpenSource | undefined> {
@@ -325,9 +323,11 @@ export class WebFolder implements Folder {
   }
 
   async #openCopy(file: string, path: string): Promise<OpenSource> {
-    const copy = await openFile(path, this.locate(file));
-    if (copy !== undefined) return copy;
-    throw new Error(`Cannot read ${path}: another program has removed it`);
+    return await openFile(path, this.locate(file)) ?? removed(path);
+  }
+
+  async #textOf(file: string, path: string): Promise<string> {
+    return await readTextFile(path, this.locate(file)) ?? removed(path);
   }
 
   async #lacksRoom(bytes: number): Promise<boolean> {
@@ -458,4 +458,8 @@ export class WebFolder implements Folder {
     await written(piece, () => output.flush());
     return output.size;
   }
+}
+
+function removed(path: string): never {
+  throw new Error(`Cannot read ${path}: another program has removed it`);
 }

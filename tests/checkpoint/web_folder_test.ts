@@ -55,7 +55,9 @@ async function serve(
     const path = new URL(request.target, "http://server").pathname;
     const file = files.get(path.replace("/models", ""));
     const how = answer(request, path) ??
-      serveWell(file, file ? tags(file) : []);
+      (file && request.method === "HEAD"
+        ? raw([head("200 OK", `Content-Length: ${file.length}`, ...tags(file))])
+        : serveWell(file, file ? tags(file) : []));
     return how(request, connection);
   });
   return {
@@ -65,13 +67,18 @@ async function serve(
     asked(): string[] {
       return server.requests.splice(0)
         .filter((request) => (rangeOf(request)?.end ?? Infinity) === Infinity)
-        .map(({ target, headers }) => {
-          const name = target.replace("/models/", "");
-          return headers.has("if-none-match") ? `${name} if changed` : name;
-        });
+        .map(nameOf);
     },
     [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
   };
+}
+
+/** The file of a request, and whether only a changed one is sent. */
+function nameOf({ target, headers, method }: RawRequest): string {
+  assert(!headers.has("if-modified-since"));
+  const name = target.replace("/models/", "");
+  const isConditional = method === "HEAD" || headers.has("if-none-match");
+  return isConditional ? `${name} if changed` : name;
 }
 
 /** Everything that loading a model reads, as text. */
@@ -154,17 +161,11 @@ for (
     const second = await load(server.url);
     assertEquals(second, { read: first.read, notices: [] });
     assertEquals(first.read, await expectedOf(files));
-    // One answer for each file: "not modified", or a date that is compared.
-    const condition = tags === dated ? "" : " if changed";
-    const again = server.requests.map(({ target, headers }) => {
-      assert(!headers.has("if-modified-since"));
-      const known = headers.has("if-none-match");
-      return `${target.replace("/models/", "")}${known ? " if changed" : ""}`;
-    });
-    assertEquals(again.sort(), [
-      "chat_template.jinja",
-      ...["config.json", "generation_config.json", WEIGHTS, "tokenizer.json"]
-        .map((name) => name + condition),
+    // One answer for each file, without content.
+    assertEquals(server.requests.map(nameOf).sort(), [
+      ...["chat_template.jinja", "config.json if changed"],
+      ...["generation_config.json if changed", `${WEIGHTS} if changed`],
+      "tokenizer.json if changed",
     ]);
   });
 }
@@ -253,6 +254,22 @@ Deno.test("a file with an older date is another version", async () => {
 });
 
 const NEITHER = "the server sends neither ETag nor Last-Modified";
+for (const status of ["405 Method Not Allowed", "501 Not Implemented"]) {
+  Deno.test(`a server that answers HEAD with ${status} is asked with GET`, async () => {
+    await using _cache = await emptyWebCache();
+    const files = await filesOf();
+    await using server = await serve(
+      files,
+      dated,
+      ({ method }) => method === "HEAD" ? reply(status) : undefined,
+    );
+    const { read } = await load(server.url);
+    assertEquals(await load(server.url), { read, notices: [] });
+    files.set("/tokenizer.json", new TextEncoder().encode("{}"));
+    assertEquals((await load(server.url)).read, await expectedOf(files));
+  });
+}
+
 for (
   const [what, lines, why] of [
     ["no version", [], NEITHER],
@@ -775,6 +792,27 @@ Deno.test("a load that saw the old version does not disturb the download of the 
   isChanged = false;
   assertEquals(await load(server.url), { read: expected, notices: [] });
   assertEquals((await kept()).names, COMPLETE);
+});
+
+Deno.test("a text that another program removed is not taken for absent", async () => {
+  await using cache = await emptyWebCache();
+  const files = await filesOf();
+  let clears = false;
+  await using server = await serve(files, tagged, ({ headers }, path) => {
+    if (clears && path.endsWith("tokenizer.json")) {
+      assert(headers.has("if-none-match"));
+      Deno.removeSync(`${cache.path}/web`, { recursive: true });
+    }
+    return undefined;
+  });
+  const { read } = await load(server.url);
+  clears = true;
+  assertMatch(
+    await failure(server.url),
+    /^Cannot read \S+-tokenizer\.json: another program has removed it$/,
+  );
+  clears = false;
+  assertEquals((await load(server.url)).read, read);
 });
 
 Deno.test("a copy that another program replaced on the way is not taken for whole", async () => {

@@ -160,7 +160,9 @@ gpuTest(
     assertEquals(untested, 0);
     assertMatch(
       kernels.text,
-      new RegExp(`^${count} kernels, ${cases} cases, all correct, errors up `),
+      new RegExp(
+        `^${count} kernels, ${cases} cases, all correct, largest error `,
+      ),
     );
     // One line stands for all of them unless they are asked for.
     const shown = findings.filter(isShown).map(({ topic }) => topic);
