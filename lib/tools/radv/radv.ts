@@ -11,6 +11,7 @@ import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Format } from "../../formats/format.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
 import { tryInstead, WIDTH, wrap } from "../../text/messages.ts";
+import type { Shader } from "../../webgpu/pipeline.ts";
 import {
   requireConstants,
   type Shown,
@@ -215,6 +216,22 @@ export function threadsOf(wgsl: string): number {
   const value =
     new RegExp(`const ${size}(?:: u32)? = (\\d+)`).exec(wgsl)?.[1] ?? size;
   return Number(value);
+}
+
+/** The types of a kernel's bindings, in order, from its WGSL. */
+export function bindingsOf(wgsl: string): Shader["types"] {
+  const declared = wgsl.matchAll(
+    /^@group\(0\) @binding\(\d+\) var(?:<([^>]*)>)? \w+: (\w+)/gm,
+  );
+  return [...declared].map(([, space, type]) =>
+    space === "uniform"
+      ? "uniform"
+      : space === "storage, read"
+      ? "read-only-storage"
+      : type === "texture_2d"
+      ? "texels"
+      : "storage"
+  );
 }
 
 /**

@@ -7,6 +7,7 @@ import {
 } from "@std/assert";
 import { openCheckpoint } from "../../../lib/checkpoint/open.ts";
 import {
+  bindingsOf,
   isHot,
   kernelsToCompile,
   PASSES,
@@ -205,6 +206,17 @@ Deno.test("constants select the variants that may have them, and are refused if 
     Error,
     "Cannot show gemm: with BM=256, ",
   );
+});
+
+Deno.test("every binding of a kernel has its type, textures too", () => {
+  const types = variantsOnAmd({ config, tokens: [1] }).map(({ wgsl }) => {
+    const types = bindingsOf(wgsl);
+    assertEquals(types.length, wgsl.match(/@binding\(/g)!.length);
+    assertEquals(types.at(-1), "uniform");
+    return types.join(" ");
+  });
+  assert(types.includes("texels storage uniform")); // peakRead of a texture
+  assert(types.includes("read-only-storage storage uniform"));
 });
 
 Deno.test("without Mesa deno task radv says in one line how to get it", async () => {
