@@ -327,11 +327,11 @@ export class BatchRun
     const whole = (n: number) => n >= 100 ? Math.round(n) : n.toFixed(1);
     const rates = tokens === 0
       ? `${promptTokens} prompt tokens, no tokens generated`
-      : `${promptTokens} prompt tokens at ${
-        whole(prefill)
-      }/s, ${tokens} tokens at ${whole(decode)}/s, the first after ${
-        firstMs.toFixed(0)
-      } ms`;
+      : `${promptTokens} prompt tokens at ${whole(prefill)}/s, ${
+        further === 0
+          ? tokens === 1 ? "1 token" : `${tokens} tokens`
+          : `${tokens} tokens at ${whole(decode)}/s, the first`
+      } after ${firstMs.toFixed(0)} ms`;
     return {
       sequences,
       promptTokens,

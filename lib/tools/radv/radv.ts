@@ -13,6 +13,7 @@ import type { Constants } from "../../dispatch/shapes.ts";
 import { tryInstead, WIDTH, wrap } from "../../text/messages.ts";
 import type { Shader } from "../../webgpu/pipeline.ts";
 import {
+  MOST_TOKENS,
   requireConstants,
   type Shown,
   showVariants,
@@ -106,16 +107,21 @@ export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
 /**
  * The passes of a list like `1,512`.
  *
- * @throws {Error} if one of them is not an integer of at least 1.
+ * @throws {Error} if one of them is not an integer from 1 to {@linkcode MOST_TOKENS}.
  */
 export function readPasses(list: string): number[] {
   return list.split(",").map((text) => {
     const tokens = text.trim() === "" ? NaN : Number(text);
-    if (Number.isSafeInteger(tokens) && tokens >= 1) return tokens;
+    if (Number.isInteger(tokens) && tokens >= 1 && tokens <= MOST_TOKENS) {
+      return tokens;
+    }
+    const range = tokens > MOST_TOKENS
+      ? `up to ${MOST_TOKENS}`
+      : "of at least 1";
     throw new Error(
       `Cannot compile for RADV: --tokens has ${
         described(text.trim())
-      }, must be integers of at least 1 like 1,512`,
+      }, must be integers ${range} like 1,512`,
     );
   });
 }
@@ -139,7 +145,9 @@ export function kernelsToCompile(
     );
   });
   const wanted = asked.length ? asked : KERNELS;
-  for (const kernel of wanted) requireConstants(kernel, constants);
+  for (const kernel of wanted) {
+    requireConstants(kernel, constants, `Cannot compile ${kernel.name}`);
+  }
   return wanted.map(({ name }) => name);
 }
 

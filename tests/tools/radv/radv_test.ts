@@ -110,7 +110,7 @@ Deno.test("kernels, tokens and constants select variants", () => {
   assertThrows(
     () => kernelsToCompile(["gemv", "gemm"], { WORKGROUP: 64 }),
     Error,
-    "Cannot show gemm: it has no constant WORKGROUP",
+    "Cannot compile gemm: it has no constant WORKGROUP",
   );
 });
 
@@ -231,7 +231,14 @@ Deno.test("without Mesa deno task radv says in one line how to get it", async ()
           ["--tokens", "1,0"],
           '--tokens has "0", must be integers of at least 1 like 1,512',
         ],
-        [["gemm", "--set", "F17=1"], "it has no constant F17"],
+        [
+          ["--tokens", "1,131073"],
+          '--tokens has "131073", must be integers up to 131072 like 1,512',
+        ],
+        [
+          ["gemm", "--set", "F17=1"],
+          "Cannot compile gemm: it has no constant F17",
+        ],
       ] as const
     ) {
       const { code, stdout, stderr } = await runTask("radv", args);
