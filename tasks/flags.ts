@@ -222,7 +222,7 @@ const VARIABLES = {
     "graphics APIs to try, comma-separated (default: vulkan,metal,dx12)",
   QWEN3_CACHE_DIR:
     "folder of copies from http(s) folders (default: ~/.cache/qwen3-webgpu)",
-  QWEN3_TUNING_DIR: "folder of constants that deno task tune stored",
+  QWEN3_TUNING_DIR: "folder of tuned constants (default: $QWEN3_CACHE_DIR)",
   NO_COLOR: "any value turns colours off",
 };
 

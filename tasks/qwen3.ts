@@ -20,7 +20,10 @@ const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
   tune: ["find the best constants for a GPU", () => import("./tune.ts")],
   bench: ["measure this machine", () => import("./bench.ts")],
   show: ["print a kernel's finished WGSL", () => import("./show.ts")],
-  cache: ["show and clear what web folders left", () => import("./cache.ts")],
+  cache: [
+    "list and clear copies of models from http(s) URLs",
+    () => import("./cache.ts"),
+  ],
   radv: ["compile the kernels as for AMD", () => import("./radv.ts")],
 };
 

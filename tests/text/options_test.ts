@@ -157,9 +157,16 @@ Deno.test("undefined and null are absent, everywhere", async () => {
 
 Deno.test("an argument that is not an object of options is refused", async () => {
   using qwen = await loadQwen3(TINY, { device: "cpu" });
-  for (
-    const [options, what] of [[null, "null"], ["x", '"x"'], [[], "a list"]]
-  ) {
+  const wrong: [unknown, string][] = [
+    [null, "null"],
+    ["x", '"x"'],
+    [[], "a list"],
+    // Objects, but what they hold is not in properties.
+    [Promise.resolve({ maxTokens: 1 }), "a Promise"],
+    [AbortSignal.abort(), "an AbortSignal"],
+    [new Map([["maxTokens", 1]]), "a Map"],
+  ];
+  for (const [options, what] of wrong) {
     const message = `the options argument is ${what}`;
     assertThrows(
       () => qwen.generate([1], options as Anything),
@@ -181,5 +188,22 @@ Deno.test("an argument that is not an object of options is refused", async () =>
       TypeError,
       `Cannot open a GPU: ${message}`,
     );
+  }
+});
+
+Deno.test("options may be any object with properties", async () => {
+  using qwen = await loadQwen3(TINY, { device: "cpu" });
+  class Options {
+    maxTokens = 2;
+  }
+  for (
+    const options of [
+      new Options(),
+      Object.freeze({ maxTokens: 2 }),
+      Object.create({ maxTokens: 2 }),
+      Object.assign(Object.create(null), { maxTokens: 2 }),
+    ]
+  ) {
+    assertEquals((await qwen.generate([1], options)).tokenIds.length, 2);
   }
 });

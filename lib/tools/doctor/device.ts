@@ -109,7 +109,7 @@ with this model`
     text: `${ms.toFixed(1)} ms for one word, ${
       slow
         ? "which is slow: it delays the first token and short replies"
-        : "10 ms of that is Deno sleeping"
+        : "10 ms of it a sleep in Deno"
     }`,
     data: { ms },
   });
@@ -162,7 +162,7 @@ function summaryOf(
     : `${cases} cases`;
   const outcome = wrong.length
     ? `WRONG: ${wrong.join(", ")}`
-    : `all correct, errors up to ${excessText(results)}`;
+    : `all correct, ${excessText(results)}`;
   return {
     severity: wrong.length ? "red" : "green",
     topic: "kernels",
@@ -182,7 +182,7 @@ const worstOf = (results: readonly TestResult[]) =>
   results.reduce((a, b) => excess(b) > excess(a) ? b : a);
 
 const excessText = (results: readonly TestResult[]) =>
-  `${percent(excess(worstOf(results)))} of what is allowed`;
+  `largest error ${percent(excess(worstOf(results)))} of the tolerance`;
 
 /** Summarizes the results of one kernel; a failure also says where and by how much. */
 export function resultsText(
@@ -196,7 +196,7 @@ export function resultsText(
   const count = new Set(results.map(({ what }) => what)).size;
   const cases = `${count} ${count === 1 ? "case" : "cases"}`;
   if (failed === 0) {
-    return `${cases}, all correct, errors up to ${excessText(results)}`;
+    return `${cases}, all correct, ${excessText(results)}`;
   }
   return `${cases}, ${failed} WRONG; worst error ${decimal(error)}, allowed \
 ${decimal(tolerance)}, at [${index}] of ${what}: ${

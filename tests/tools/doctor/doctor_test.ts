@@ -160,7 +160,9 @@ gpuTest(
     assertEquals(untested, 0);
     assertMatch(
       kernels.text,
-      new RegExp(`^${count} kernels, ${cases} cases, all correct, errors up `),
+      new RegExp(
+        `^${count} kernels, ${cases} cases, all correct, largest error `,
+      ),
     );
     // One line stands for all of them unless they are asked for.
     const shown = findings.filter(isShown).map(({ topic }) => topic);
@@ -209,7 +211,7 @@ Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   const [path, reply] = await examined();
   assertEquals([path.severity, reply.severity], ["green", "green"], path.text);
   assertMatch(path.text, / on 3 threads \(/);
-  assertMatch(path.text, /: 31 cases, all correct, errors up to [^ ]+ % of /);
+  assertMatch(path.text, /: 31 cases, all correct, largest error [^ ]+ % of /);
   assertMatch(
     reply.text,
     /^the story model wrote 16 tokens at \d+ tokens\/s: "Once upon a time/,
