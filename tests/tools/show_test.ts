@@ -157,7 +157,7 @@ Deno.test("deno task show prints WGSL, or one line that says where the kernels a
       [["gemm", "--dtype", "u8"], "must be one of bf16, f16, f32"],
       [
         ["gemm", "--dtype", "u8".repeat(200)],
-        'u8…", must be one of bf16, f16, f32',
+        '…", must be one of bf16, f16, f32',
       ],
       [["gemm", "--set", "LANES"], '"LANES", must be like WORKGROUP=64'],
       [
