@@ -27,7 +27,7 @@ import type { ToolCall } from "./text/conversation.ts";
 export interface GenerateOptions extends SamplingOptions, PromptOptions {
   /**
    * The maximum number of tokens to generate; by default the checkpoint's, else
-   * as many as fit in the context together with the prompt.
+   * as many as fit in the context together with the prompt, which no reply exceeds.
    */
   maxTokens?: number;
   /**

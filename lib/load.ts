@@ -342,7 +342,7 @@ export class Qwen3 implements Disposable {
     });
     const ids = encoded.map(({ tokenIds }) => tokenIds);
     const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
-    const stops = typeof stop === "string" ? [stop] : stop;
+    const stops = typeof stop === "string" ? [stop] : [...stop];
     if (stops.length > 0 && !this.hasTokenizer) {
       throw new Error(
         `Cannot generate: stop strings need a tokenizer, ${this.#checkpoint.name} has no tokenizer.json`,

@@ -140,11 +140,16 @@ export function checkLoading(
   };
 }
 
+/** How a notice of {@linkcode placement} begins. */
+const RUNNING = "Running on ";
+
 /** Notices that were printed, without what is measured anew for each model. */
 const printed = new Set<string>();
 
 function warn(notice: string): void {
-  const said = notice.replace(/[\d.]+ against [\d.]+ GB\/s/, "");
+  const said = notice.startsWith(RUNNING)
+    ? notice.replaceAll(/[\d.]+/g, "")
+    : notice;
   if (printed.has(said)) return;
   printed.add(said);
   console.warn(printable(notice));
@@ -198,7 +203,7 @@ export function unusedThreads(threads: number): string {
 
 /** Where a model runs and why, as one line of at most 100 columns. */
 export function placement({ value, reason }: Choice): string {
-  return line(`Running on ${value}: ${reason}.`);
+  return line(`${RUNNING}${value}: ${reason}.`);
 }
 
 /** Cuts off what a line of a terminal has no room for. */

@@ -113,6 +113,18 @@ Deno.test("every function that takes options refuses unknown ones", async () => 
     OptionError,
     "Cannot compute logits: the option al is unknown, must be one of all, signal",
   );
+  using stories = await loadQwen3(undefined, { device: "cpu" });
+  const { tokenizer } = stories;
+  assertThrows(
+    () => tokenizer.encode("Hi", { add_special_tokens: false } as Anything),
+    OptionError,
+    "Cannot encode text: the option add_special_tokens is unknown, did you mean addSpecialTokens?",
+  );
+  assertThrows(
+    () => tokenizer.decode([1], { skip_special_tokens: true } as Anything),
+    OptionError,
+    "Cannot decode tokens: the option skip_special_tokens is unknown, did you mean skipSpecialTokens?",
+  );
   const template = "{% for m in messages %}{{ m.content }}{% endfor %}";
   const chat = [{ role: "user", content: "Hi" }] as const;
   assertThrows(
