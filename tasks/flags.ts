@@ -202,7 +202,9 @@ export function readFormat(flags: Flags, cannot: string): Format {
   const format = FORMATS.find(({ name }) => name === dtype);
   if (!format) {
     throw new Error(
-      `${cannot}: --dtype is "${dtype}", must be one of ${formatNames()}`,
+      `${cannot}: --dtype is ${
+        described(dtype)
+      }, must be one of ${formatNames()}`,
     );
   }
   return format;

@@ -45,7 +45,7 @@ const command = name !== undefined && Object.hasOwn(COMMANDS, name)
 if (command !== undefined) {
   startAs("qwen3", rest);
   await command[1]();
-} else if (name === "--help" || name === "-h") console.log(HELP);
+} else if (["--help", "-h", "help"].includes(name)) console.log(HELP);
 else if (name === "--version") console.log(versionText());
 else if (name === undefined) {
   console.error(HELP);

@@ -74,6 +74,13 @@ eachDevice("a prompt is text or token ids", async (device) => {
       `${qwen.device.adapter}: 5 prompt tokens at `,
     ),
   );
+  // One token has no rate of decoding.
+  const one = qwen.generate(PROMPT, { ...GREEDY, maxTokens: 1 });
+  await one;
+  assertMatch(
+    one.stats.summary,
+    /: 5 prompt tokens at [\d.]+\/s, 1 token after \d+ ms$/,
+  );
 });
 
 Deno.test("one token has no rate in the summary", async () => {
