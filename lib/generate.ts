@@ -332,8 +332,8 @@ export class BatchRun
     const rates = tokens === 0
       ? `${prompt}, no tokens generated`
       : `${prompt} at ${whole(prefill)}/s, ${counted(tokens, "token")}${
-        further > 0 ? ` at ${whole(decode)}/s` : ""
-      }, the first after ${firstMs.toFixed(0)} ms`;
+        further > 0 ? ` at ${whole(decode)}/s, the first` : ""
+      } after ${firstMs.toFixed(0)} ms`;
     return {
       sequences,
       promptTokens,
