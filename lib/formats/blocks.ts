@@ -114,81 +114,110 @@ function reader(
 ): WgslReader {
   const { bits, scales, min, group, scaled = product } = spec;
   const { fromBytes = (bytes: string) => `${x}_values(${bytes})` } = spec;
-  const wide = load === unit, fours = unit / 4;
+  const wide = load === unit;
   const words = bits.map((bits) => unit * bits / 32);
   const groups = Math.max(1, unit / group);
-  const all = spec.scaleType ?? (groups === 1 ? "f32" : `vec${groups}f`);
-  const kept = wide || groups === 1 ? all : "f32";
-  /** Quants of a unit, or four of them as bytes, then what they are scaled by. */
-  const quants = wide
-    ? bits.map((_, p) => [`p${p}`, vector(words[p])])
-    : [["bytes", "u32"]];
+  const type = spec.scaleType ?? (groups === 1 ? "f32" : `vec${groups}f`);
   const factors = min ? ["scale", "min"] : ["scale"];
-  const fields = [...quants, ...factors.map((name) => [name, kept])];
-  const raw = `${x}_Raw`, types = words.map((n) => wide ? vector(n) : "u32");
-  const whole = bits.map((_, p) => read(p, "at"));
-  const some = fourBytes(
-    bits,
-    (p) => read(p, `unit * ${words[p]}u + four % ${words[p]}u`),
-    (p) => `(four / ${words[p]}u * ${bits[p]}u)`,
-  );
-  const ofFour = factors.map((name) =>
-    groups === 1 ? `s.${name}` : `s.${name}[four / ${group / 4}u]`
-  );
-  const value = (f: number) => {
-    const bytes = wide
-      ? fourBytes(
-        bits,
-        (p) => words[p] > 1 ? `raw.p${p}.${"xyzw"[f % words[p]]}` : `raw.p${p}`,
-        (p) => `${Math.floor(f / words[p]) * bits[p]}u`,
-      )
-      : "raw.bytes";
-    const own = wide && groups > 1
-      ? `.${"xyzw"[Math.floor(4 * f / group)]}`
-      : "";
-    return scaled(fromBytes(bytes), `raw.scale${own}`) +
-      (min ? ` - raw.min${own}` : "");
-  };
+  const kept = wide
+    ? ofUnit(spec, words, groups, read)
+    : ofFour(spec, words, groups, read);
+  const own = wide || groups === 1 ? type : "f32";
+  const fields = [...kept.quants, ...factors.map((name) => [name, own])];
+  const made = [...kept.load, ...factors.map((name) => `s.${name}${kept.own}`)];
+  const masked = [
+    ...kept.quants.map(([name]) => `raw.${name}`),
+    ...factors.map((name) => `select(${own}(), raw.${name}, inside)`),
+  ];
+  const struct = (name: string, fields: readonly string[][]) =>
+    `struct ${x}_${name} { ${
+      fields.map(([name, type]) => `${name}: ${type}`).join(", ")
+    } }`;
+  const raw = `${x}_Raw`;
   return {
-    types: [...types, ...scales.map(({ type }) => type)],
+    types: [
+      ...words.map((words) => wide ? vector(words) : "u32"),
+      ...scales.map(({ type }) => type),
+    ],
     code: [
       ...spec.fromBytes ? [] : [lookup(x, spec.values)],
-      `struct ${x}_Factors { ${
-        factors.map((name) => `${name}: ${all}`).join(", ")
-      } }`,
+      struct("Factors", factors.map((name) => [name, type])),
       `fn ${x}_factors(at: u32) -> ${x}_Factors {
   ${spec.wgsl((plane, at) => read(bits.length + plane, at), `${x}_Factors`)}
 }`,
-      `struct ${raw} { ${
-        fields.map(([name, type]) => `${name}: ${type}`).join(", ")
-      } }`,
-      wide
-        ? `fn ${x}_load(at: u32) -> ${raw} {
-  let s = ${x}_factors(at);
-  return ${raw}(${
-          [...whole, ...factors.map((name) => `s.${name}`)].join(", ")
-        });
-}`
-        : `fn ${x}_load(at: u32) -> ${raw} {
-  let unit = at / ${fours}u;
-  let four = at % ${fours}u;
+      struct("Raw", fields),
+      `fn ${x}_load(at: u32) -> ${raw} {
+  ${
+        wide ? "let unit = at;" : `let unit = at / ${unit / 4}u;
+  let four = at % ${unit / 4}u;`
+      }
   let s = ${x}_factors(unit);
-  return ${raw}(${[some, ...ofFour].join(", ")});
+  return ${raw}(${made.join(", ")});
 }`,
-      ...Array.from(
-        { length: load / 4 },
-        (_, f) =>
-          `fn ${x}_four_${f}(raw: ${raw}) -> vec4f { return ${value(f)}; }`,
-      ),
+      ...Array.from({ length: load / 4 }, (_, f) => {
+        const [bytes, group] = kept.four(f);
+        const value = scaled(fromBytes(bytes), `raw.scale${group}`) +
+          (min ? ` - raw.min${group}` : "");
+        return `fn ${x}_four_${f}(raw: ${raw}) -> vec4f { return ${value}; }`;
+      }),
       `fn ${x}_masked(raw: ${raw}, inside: bool) -> ${raw} { return ${raw}(${
-        [
-          ...quants.map(([name]) => `raw.${name}`),
-          ...factors.map((name) => `select(${kept}(), raw.${name}, inside)`),
-        ].join(", ")
+        masked.join(", ")
       }); }`,
     ],
   };
 }
+
+/** What a load keeps of quants and factors. */
+interface Kept {
+  /** Names and types of the fields with quants, and how they are loaded. */
+  quants: readonly string[][];
+  load: readonly string[];
+  /** Selects the factors of a load from those of its unit. */
+  own: string;
+  /** Quants of four `f` as bytes, and what selects their factors. */
+  four(f: number): [bytes: string, group: string];
+}
+
+const COMPONENTS = "xyzw";
+
+/** Loads of a whole unit. */
+const ofUnit = (
+  { bits, group }: BlockSpec,
+  words: readonly number[],
+  groups: number,
+  read: ReadPlane,
+): Kept => ({
+  quants: bits.map((_, p) => [QUANTS[p], vector(words[p])]),
+  load: bits.map((_, p) => read(p, "unit")),
+  own: "",
+  four: (f) => [
+    fourBytes(
+      bits,
+      (p) =>
+        `raw.${QUANTS[p]}` +
+        (words[p] > 1 ? `.${COMPONENTS[f % words[p]]}` : ""),
+      (p) => `${Math.floor(f / words[p]) * bits[p]}u`,
+    ),
+    groups > 1 ? `.${COMPONENTS[Math.floor(4 * f / group)]}` : "",
+  ],
+});
+
+/** Loads of four elements: number `four` of unit `unit`. */
+const ofFour = (
+  { bits, group }: BlockSpec,
+  words: readonly number[],
+  groups: number,
+  read: ReadPlane,
+): Kept => ({
+  quants: [["bytes", "u32"]],
+  load: [fourBytes(
+    bits,
+    (p) => read(p, `unit * ${words[p]}u + four % ${words[p]}u`),
+    (p) => `(four / ${words[p]}u * ${bits[p]}u)`,
+  )],
+  own: groups > 1 ? `[four / ${group / 4}u]` : "",
+  four: () => ["raw.bytes", ""],
+});
 
 /**
  * WGSL for four quants as the bytes of a word. `word` returns the word that has them in
@@ -201,7 +230,9 @@ function fourBytes(
 ): string {
   const parts = bits.map((own, p) => {
     if (own === 8) return word(p);
-    const bytes = `((${word(p)} >> ${shift(p)}) & ${byteMask(own)}u)`;
+    const by = shift(p);
+    const moved = by === "0u" ? word(p) : `(${word(p)} >> ${by})`;
+    const bytes = `(${moved} & ${byteMask(own)}u)`;
     return p === 0 ? bytes : `(${bytes} << ${bits[0]}u)`;
   });
   return parts.join(" | ");

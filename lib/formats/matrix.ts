@@ -130,7 +130,7 @@ export function allocateMatrix<T>(
   return { label, n, k, parts };
 }
 
-/** The same matrix in other memory: `copy` copies each plane. */
+/** A matrix in other memory: `copy` copies each plane. */
 export function withPlanes<T, U>(
   matrix: Matrix<T>,
   copy: (plane: T) => U,

@@ -154,7 +154,7 @@ Deno.test("deno task show prints WGSL, or one line that says where the kernels a
         ["gemm", "gemv"],
         "2 kernels: name one, deno task show --help lists them",
       ],
-      [["gemm", "--dtype", "u8"], "must be one of bf16, f16, f32"],
+      [["gemm", "--dtype", "u8"], "must be a stored type: try --help"],
       [["gemm", "--set", "LANES"], '"LANES", must be like WORKGROUP=64'],
       [
         ["gemm", "--set", "BM=8", "--set", "BM=9"],
