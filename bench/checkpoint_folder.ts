@@ -6,28 +6,23 @@
  */
 import type { Checkpoint } from "../lib/checkpoint/checkpoint.ts";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
-import { signalsOf } from "../tasks/interrupts.ts";
+import { cleanOnSignal } from "../tasks/interrupts.ts";
 import { Unmeasurable } from "./report.ts";
 
 const CHUNK = 1 << 24;
 
 /** A folder with a checkpoint; disposing it, or Ctrl-C, deletes a temporary folder. */
 export class CheckpointFolder implements AsyncDisposable {
-  readonly #listeners: [Deno.Signal, () => void][] = [];
+  readonly #cleaning?: Disposable;
 
   private constructor(
     readonly path: string,
     readonly temporary: boolean,
   ) {
     if (!temporary) return;
-    for (const [signal, code] of signalsOf(Deno.build.os)) {
-      const stop = () => {
-        Deno.removeSync(path, { recursive: true });
-        Deno.exit(code);
-      };
-      Deno.addSignalListener(signal, stop);
-      this.#listeners.push([signal, stop]);
-    }
+    this.#cleaning = cleanOnSignal(() =>
+      Deno.removeSync(path, { recursive: true })
+    );
   }
 
   /** @throws {Unmeasurable} if the checkpoint is on a server. */
@@ -50,9 +45,7 @@ export class CheckpointFolder implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const [signal, stop] of this.#listeners) {
-      Deno.removeSignalListener(signal, stop);
-    }
+    this.#cleaning?.[Symbol.dispose]();
     if (this.temporary) await Deno.remove(this.path, { recursive: true });
   }
 }

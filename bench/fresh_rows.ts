@@ -4,6 +4,7 @@
  * @module
  */
 import type { Fresh } from "./fresh.ts";
+import { cleanOnSignal } from "../tasks/interrupts.ts";
 import { CheckpointFolder } from "./checkpoint_folder.ts";
 import { measure, type Measured, Unmeasurable } from "./report.ts";
 import { type BenchSetting, FEW_RUNS } from "./setting.ts";
@@ -96,10 +97,18 @@ async function see(setting: BenchSetting) {
 async function fresh(...args: string[]): Promise<Fresh> {
   const script = new URL("fresh.ts", import.meta.url);
   const empty = await Deno.makeTempDir();
-  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+  const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", "--no-lock", "--no-check", script.href, ...args],
     env: Object.fromEntries(SHADER_CACHES.map((name) => [name, empty])),
-  }).output().finally(() => Deno.remove(empty, { recursive: true }));
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  using _ = cleanOnSignal(() => {
+    child.kill("SIGKILL");
+    Deno.removeSync(empty, { recursive: true });
+  });
+  const { code, stdout, stderr } = await child.output()
+    .finally(() => Deno.remove(empty, { recursive: true }));
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim();
   if (code !== 0) {
     const [why] = text(stderr).split("\n"); // the stack follows

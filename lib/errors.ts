@@ -190,9 +190,10 @@ const KINDS = {
       typeof (v as Iterable<unknown> | null)?.[Symbol.iterator] === "function",
     "a list",
   ],
+  // A promise, a signal or a Map has no options of its own, so all would be lost.
   object: [
-    (v: unknown) => typeof v === "object" && v !== null && !Array.isArray(v),
-    "an object",
+    (v: unknown) => Object.prototype.toString.call(v) === "[object Object]",
+    "a plain object",
   ],
   signal: [(v: unknown) => v instanceof AbortSignal, "an AbortSignal"],
   gpu: [

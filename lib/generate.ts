@@ -27,7 +27,7 @@ import type { ToolCall } from "./text/conversation.ts";
 export interface GenerateOptions extends SamplingOptions, PromptOptions {
   /**
    * The maximum number of tokens to generate; by default the checkpoint's, else
-   * as many as fit in the context together with the prompt.
+   * as many as fit in the context together with the prompt, which no reply exceeds.
    */
   maxTokens?: number;
   /**
@@ -325,13 +325,15 @@ export class BatchRun
     const further = Math.max(0, tokens - sequences);
     const decode = rate(further, this.#last - this.#first);
     const whole = (n: number) => n >= 100 ? Math.round(n) : n.toFixed(1);
+    const counted = (n: number, what: string) =>
+      `${n} ${what}${n === 1 ? "" : "s"}`;
+    const prompt = counted(promptTokens, "prompt token");
+    // The first token of a sequence belongs to the prompt's time, so it has no rate.
     const rates = tokens === 0
-      ? `${promptTokens} prompt tokens, no tokens generated`
-      : `${promptTokens} prompt tokens at ${
-        whole(prefill)
-      }/s, ${tokens} tokens at ${whole(decode)}/s, the first after ${
-        firstMs.toFixed(0)
-      } ms`;
+      ? `${prompt}, no tokens generated`
+      : `${prompt} at ${whole(prefill)}/s, ${counted(tokens, "token")}${
+        further > 0 ? ` at ${whole(decode)}/s, the first` : ""
+      } after ${firstMs.toFixed(0)} ms`;
     return {
       sequences,
       promptTokens,

@@ -73,6 +73,7 @@ export const DEFAULT_MODEL: string =
  * ```
  *
  * @throws {OptionError} if an option is unknown or has a wrong value.
+ * @throws {TypeError} if the name is not a string, or the options are not an object.
  * @throws {Error} if the checkpoint is missing, broken or not a dense Qwen3, or
  * the device cannot hold it.
  */
@@ -122,13 +123,13 @@ const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
  * device.
  *
  * It does one thing at a time. Starting a run, or computing logits, is an error while
- * another run is computing its next piece. A run that is iterated over and idle between
- * two pieces gives way, so an abandoned iterator blocks nothing; it throws if it is
+ * another run is awaited or computing its next piece. A run that is iterated over and idle
+ * between two pieces gives way, so an abandoned iterator blocks nothing; it throws if it is
  * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices`, `loadMs`,
- * `memoryBytes` and `hasTokenizer` still answer; everything else throws, and so does a run that had not
- * ended.
+ * `memoryBytes` and `hasTokenizer` still answer; everything else throws, and so does a run
+ * that had not ended.
  */
 export class Qwen3 implements Disposable {
   /** The model's configuration, from config.json. */
@@ -341,7 +342,7 @@ export class Qwen3 implements Disposable {
     });
     const ids = encoded.map(({ tokenIds }) => tokenIds);
     const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
-    const stops = typeof stop === "string" ? [stop] : stop;
+    const stops = typeof stop === "string" ? [stop] : [...stop];
     if (stops.length > 0 && !this.hasTokenizer) {
       throw new Error(
         `Cannot generate: stop strings need a tokenizer, ${this.#checkpoint.name} has no tokenizer.json`,

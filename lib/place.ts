@@ -14,6 +14,7 @@ import {
   type OptionKind,
   printable,
   requireKind,
+  testKind,
   wrongOption,
 } from "./errors.ts";
 import { host } from "./host.ts";
@@ -47,7 +48,7 @@ export interface Qwen3Options {
   context?: number;
   /**
    * Threads that compute on the CPU, including the caller's, from 1 to 256; by default one
-   * for each core. The GPU has no use for them.
+   * for each core. They are not used when the model runs on the GPU.
    */
   threads?: number;
   /** Called with the progress of downloading and loading. */
@@ -97,9 +98,7 @@ export function checkLoading(
   model: unknown,
   options: Qwen3Options,
 ): Qwen3Options {
-  const swapped = typeof model === "object" && model !== null &&
-    Object.keys(model).some((name) => name in KINDS);
-  if (swapped) {
+  if (testKind(model, "object") === undefined) {
     throw new TypeError(
       "Cannot load a model: its name is missing, must come before the options: loadQwen3(name, options)",
     );
@@ -141,12 +140,18 @@ export function checkLoading(
   };
 }
 
-/** Notices that were printed. */
+/** How a notice of {@linkcode placement} begins. */
+const RUNNING = "Running on ";
+
+/** Notices that were printed, without what is measured anew for each model. */
 const printed = new Set<string>();
 
 function warn(notice: string): void {
-  if (printed.has(notice)) return;
-  printed.add(notice);
+  const said = notice.startsWith(RUNNING)
+    ? notice.replaceAll(/[\d.]+/g, "")
+    : notice;
+  if (printed.has(said)) return;
+  printed.add(said);
   console.warn(printable(notice));
 }
 
@@ -198,7 +203,7 @@ export function unusedThreads(threads: number): string {
 
 /** Where a model runs and why, as one line of at most 100 columns. */
 export function placement({ value, reason }: Choice): string {
-  return line(`Running on ${value}: ${reason}.`);
+  return line(`${RUNNING}${value}: ${reason}.`);
 }
 
 /** Cuts off what a line of a terminal has no room for. */

@@ -90,7 +90,7 @@ export async function loadTuning(gpu: TunedDevice): Promise<Choice> {
     const path = await tuningPath(gpu);
     const loaded = await read(path, gpu);
     if (!loaded) {
-      return choice("none", `there is no ${path}; deno task tune creates it`);
+      return choice("none", `deno task tune would store them in ${path}`);
     }
     const { entries, stale } = loaded;
     for (const [key, { constants }] of entries) gpu.tuned.set(key, constants);

@@ -41,7 +41,7 @@ const FLAGS: FlagTable = {
   ],
   "all": [
     "switch",
-    "test all cases of the GPU's kernels also where models run on the CPU path",
+    "test every case of the GPU kernels, even if models run on the CPU",
   ],
   "verbose": [
     "switch",

@@ -208,9 +208,7 @@ export function readFormat(flags: Flags, cannot: string): Format {
   const format = FORMATS.find(({ name }) => name === dtype);
   if (!format) {
     throw new Error(
-      `${cannot}: --dtype is "${
-        shortened(dtype, 20)
-      }", must be a stored type: ${
+      `${cannot}: --dtype is ${described(dtype)}, must be a stored type: ${
         tryInstead(dtype, FORMATS.map(({ name }) => name), "--help")
       }`,
     );
@@ -230,7 +228,7 @@ const VARIABLES = {
     "graphics APIs to try, comma-separated (default: vulkan,metal,dx12)",
   QWEN3_CACHE_DIR:
     "folder of copies from http(s) folders (default: ~/.cache/qwen3-webgpu)",
-  QWEN3_TUNING_DIR: "folder of constants that deno task tune stored",
+  QWEN3_TUNING_DIR: "folder of tuned constants (default: $QWEN3_CACHE_DIR)",
   NO_COLOR: "any value turns colours off",
 };
 

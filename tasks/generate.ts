@@ -99,7 +99,7 @@ const FLAGS: FlagTable = {
 
 const NOTES =
   `The checkpoint's defaults are those of its generation_config.json.
-Text on stdin follows PROMPT after a blank line; the word - puts it where it stands.
+Text on stdin is added after PROMPT and a blank line, or in place of a - among the arguments.
 Ctrl-C ends a reply with exit code 130; the text so far stays.`;
 
 /** The most bytes of a prompt on stdin; the longest contexts take far fewer. */
@@ -117,7 +117,7 @@ await runTask({
     'deno task generate "Once upon a time"',
     'deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B',
     'deno task generate "Summarise this:" --model Qwen/Qwen3-0.6B < report.txt',
-    "deno task generate 1 2 3 --model synthetic:qwen3-0.6b --json",
+    "deno task generate 1 2 3 --model synthetic:qwen3-0.6b --max-tokens 16 --json",
   ],
 }, async (flags) => {
   // Reject bad flags before downloading or loading anything.

@@ -33,3 +33,35 @@ export function onInterrupt(): Interrupt {
   }
   return interrupt;
 }
+
+/** What a signal ends first, such as temporary files. */
+const cleanups = new Set<() => void>();
+const listeners: [Deno.Signal, () => void][] = [];
+
+/** Calls `clean` on the first signal, which ends the task; not any more once disposed. */
+export function cleanOnSignal(clean: () => void): Disposable {
+  if (cleanups.size === 0) {
+    for (const [name, code] of signalsOf(Deno.build.os)) {
+      const stop = () => {
+        for (const clean of cleanups) {
+          try {
+            clean();
+          } catch { /* the others have their turn */ }
+        }
+        Deno.exit(code);
+      };
+      Deno.addSignalListener(name, stop);
+      listeners.push([name, stop]);
+    }
+  }
+  cleanups.add(clean);
+  return {
+    [Symbol.dispose]() {
+      cleanups.delete(clean);
+      if (cleanups.size > 0) return;
+      for (const [name, stop] of listeners.splice(0)) {
+        Deno.removeSignalListener(name, stop);
+      }
+    },
+  };
+}

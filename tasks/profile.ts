@@ -93,7 +93,7 @@ await runTask({
   usage: "deno task profile [flags]",
   flags: FLAGS,
   notes:
-    "The text, or with --json the JSON, goes to stdout; a file named - is stdout too, in its place.",
+    "The report goes to stdout; --html - or --trace - writes that file there instead.",
   examples: [
     "deno task profile --model Qwen/Qwen3-0.6B --html profile.html",
     "deno task profile --json | jq .verdicts",

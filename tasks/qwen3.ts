@@ -20,7 +20,10 @@ const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
   tune: ["find the best constants for a GPU", () => import("./tune.ts")],
   bench: ["measure this machine", () => import("./bench.ts")],
   show: ["print a kernel's finished WGSL", () => import("./show.ts")],
-  cache: ["show and clear what web folders left", () => import("./cache.ts")],
+  cache: [
+    "list and clear copies of models from http(s) URLs",
+    () => import("./cache.ts"),
+  ],
   radv: ["compile the kernels as for AMD", () => import("./radv.ts")],
 };
 
@@ -42,7 +45,7 @@ const command = name !== undefined && Object.hasOwn(COMMANDS, name)
 if (command !== undefined) {
   startAs("qwen3", rest);
   await command[1]();
-} else if (name === "--help" || name === "-h") console.log(HELP);
+} else if (["--help", "-h", "help"].includes(name)) console.log(HELP);
 else if (name === "--version") console.log(versionText());
 else if (name === undefined) {
   console.error(HELP);

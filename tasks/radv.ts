@@ -17,6 +17,7 @@ import {
   CHIP_NAMES,
   kernelsToCompile,
   PASSES,
+  type RadvStatistics,
   radvTable,
   readChips,
   readPasses,
@@ -34,6 +35,7 @@ import {
   readFormat,
   runTask,
 } from "./flags.ts";
+import { cleanOnSignal } from "./interrupts.ts";
 import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const CHIPS = "navi21,navi31,gfx1200", MODEL = "synthetic:qwen3-0.6b";
@@ -71,6 +73,7 @@ await runTask({
   const constants = readConstants(flags, cannot);
   kernelsToCompile(flags.words, constants);
   using compiler = new RadvCompiler(flags.text("mesa"));
+  using _ = cleanOnSignal(() => compiler[Symbol.dispose]());
   using progress = await Progress.start();
   await using checkpoint = await openCheckpoint(
     flags.text("model") ?? MODEL,
@@ -89,11 +92,14 @@ await runTask({
     } …`,
   );
   const shaders = await compiler.spirv(variants);
-  const rows = chips.flatMap((chip) =>
-    compiler.compile(chip, shaders, flags.on("wave32")).map((compiled, i) =>
-      statisticsOf(variants[i], chip, compiled)
-    )
-  );
+  const rows: RadvStatistics[] = [];
+  for (const chip of chips) {
+    const compiled = compiler.compile(chip, shaders, flags.on("wave32"));
+    rows.push(
+      ...compiled.map((one, i) => statisticsOf(variants[i], chip, one)),
+    );
+    await new Promise((resolve) => setTimeout(resolve)); // a turn for signals
+  }
   console.log(flags.on("json") ? JSON.stringify(rows) : radvTable(rows));
   const spilled = spilling(rows);
   for (const { kernel, chip, spilledVgprs, scratch } of spilled) {

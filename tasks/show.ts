@@ -7,7 +7,8 @@
  *
  * `--json` prints one line of JSON instead: `kernel`, `name` (of the call), `also` (other
  * calls of the kernel), `model`, `device`, `constants`, `operands`, `reason` and `wgsl`.
- * `--set` takes values that tuning may try, or that some device would bring about.
+ * `--set` takes values that a file of tuned constants may hold, or that some device would
+ * bring about.
  */
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
@@ -16,6 +17,7 @@ import { openDevice } from "../lib/open_device.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
 import {
   kernelToShow,
+  MOST_TOKENS,
   showKernel,
   type Shown,
   type Sketched,
@@ -61,7 +63,7 @@ await runTask({
       }: name one, deno task show --help lists them`,
     );
   }
-  const tokens = flags.whole("tokens", 1);
+  const tokens = flags.whole("tokens", 1, MOST_TOKENS);
   const format = readFormat(flags, `Cannot show ${name}`);
   const constants = readConstants(flags, `Cannot show ${name}`);
   kernelToShow(name, constants);

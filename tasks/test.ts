@@ -29,7 +29,7 @@ const JOBS = 2;
 
 const HELP = `deno task test [flags] [files or folders]
 
-  --quick        host tests and one test per kernel, in under a minute
+  --quick        host tests and one test per kernel: one to three minutes
   --require-gpu  fail where this machine lacks a GPU adapter or a browser
   --seeds N      repeat tests on random inputs with N seeds
   --inputs N     give the fuzzer N inputs instead of 500

@@ -142,6 +142,24 @@ Deno.test("a run that is neither awaited nor iterated over runs nothing", async 
   assertEquals(started, [3]);
 });
 
+Deno.test("what a run was given may change before it starts", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const options = { ...GREEDY, stop: [" was"] };
+  const run = qwen.generate(PROMPT, options);
+  options.stop.pop();
+  options.maxTokens = 1;
+  const ids = [1, 2, 3];
+  const other = qwen.generate(ids, GREEDY);
+  ids.pop();
+  const { text, finishReason } = await run;
+  assertEquals([text, finishReason], [", there", "stop"]);
+  assertEquals((await other).stats.promptTokens, 3);
+  assertEquals(
+    (await other).tokenIds,
+    (await qwen.generate([1, 2, 3], GREEDY)).tokenIds,
+  );
+});
+
 eachDevice(
   "a signal ends an awaited run with the text so far",
   async (device) => {

@@ -76,6 +76,15 @@ eachDevice("a prompt is text or token ids", async (device) => {
   );
 });
 
+Deno.test("one token has no rate in the summary", async () => {
+  using qwen = await loadQwen3(DEFAULT_MODEL, { device: "cpu" });
+  const { stats } = await qwen.generate([453], { maxTokens: 1 });
+  assertMatch(
+    stats.summary,
+    /: 1 prompt token at [\d.]+\/s, 1 token after \d+ ms$/,
+  );
+});
+
 Deno.test("a conversation goes through the checkpoint's chat template", async () => {
   const template =
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if enable_thinking is defined and not enable_thinking %}(quick){% endif %}<assistant>";
@@ -539,11 +548,13 @@ Deno.test("arguments of wrong types are refused like wrong values", async () => 
         [{ device: "cpu" }],
         "Cannot load a model: its name is missing, must come before the options",
       ],
+      [[{ divice: "cpu" }], "its name is missing, must come before the opt"],
+      [[["x"]], "Cannot load a model: its name is a list of 1, must be a str"],
       [
         [TINY, null],
-        "the options argument is null, must be an object",
+        "the options argument is null, must be a plain object",
       ],
-      [[TINY, "gpu"], 'the options argument is "gpu", must be an obj'],
+      [[TINY, "gpu"], 'the options argument is "gpu", must be a plain'],
       [[TINY, { device: 5 }], "device is 5, must be a string"],
       [[TINY, { context: "5" }], 'context is "5", must be a number'],
       [[TINY, { onNotice: "x" }], 'onNotice is "x", must be a function'],
@@ -577,7 +588,7 @@ Deno.test("arguments of wrong types are refused like wrong values", async () => 
     [[[1, "b"]], 'item 1 of the prompt is "b", must be a token id'],
     [[[null]], "item 0 of the prompt is null, must be a message"],
     [[new Set([1])], `the prompt is a Set, ${must}`],
-    [[[1], 5], "the options argument is 5, must be an object"],
+    [[[1], 5], "the options argument is 5, must be a plain object"],
     [[[1], { maxTokens: "5" }], 'maxTokens is "5", must be a number'],
     [[[1], { stop: 5 }], "Cannot stop at 5: a stop string must be"],
     [[[1], { stop: ["a", null] }], "Cannot stop at null"],

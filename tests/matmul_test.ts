@@ -308,7 +308,7 @@ gpuTest("matmul refuses arguments of wrong types", (gpu, trial) => {
     const [args, message] of [
       [[null, a], "a is null, must be a Tensor"],
       [[a, [1, 2]], "b is a list of 2, must be a Tensor"],
-      [[a, a, 5], "the options argument is 5, must be an object"],
+      [[a, a, 5], "the options argument is 5, must be a plain object"],
       [[a, a, { transposeB: "yes" }], 'transposeB is "yes", must be true or'],
       [[a, a, { onChoice: 5 }], "onChoice is 5, must be a function"],
     ] as const

@@ -2,7 +2,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { chooseDevice } from "../lib/dispatch/device.ts";
 import { DeviceError } from "../lib/errors.ts";
-import { gone, placement } from "../lib/place.ts";
+import { checkLoading, gone, placement } from "../lib/place.ts";
 import { loadQwen3 } from "../mod.ts";
 import { gpuTest } from "./support/gpu.ts";
 import { HARDWARE, wrapGpu } from "./support/wrapped_gpu.ts";
@@ -39,6 +39,29 @@ Deno.test("notices go to stderr, each once, unless onNotice is given or null", a
   const taken = "{ onNotice: (notice) => console.log(notice) }";
   assertEquals(await printed(taken, taken), [ON_CPU + ON_CPU, ""]);
   assertEquals(await printed("{ onNotice: null }"), ["", ""]);
+});
+
+Deno.test("a notice is said once although rates are measured for each model", () => {
+  const { warn } = console, told: string[] = [];
+  const lines = [3.8, 13.5].map((cpu) => {
+    const rates = { k: 1, n: 1, gpu: 0.7, cpu };
+    const adapter = { name: "x", software: true };
+    return placement(chooseDevice("auto", adapter, rates)!.choice);
+  });
+  assert(lines[0] !== lines[1], lines[0]);
+  console.warn = (text) => void told.push(text);
+  try {
+    for (const line of lines) checkLoading(TINY, {}).onNotice!(line);
+    checkLoading(TINY, {}).onNotice!("Unused tensors of Qwen3-0.6B.");
+    checkLoading(TINY, {}).onNotice!("Unused tensors of Qwen3-1.7B.");
+  } finally {
+    console.warn = warn;
+  }
+  assertEquals(told, [
+    lines[0],
+    "Unused tensors of Qwen3-0.6B.",
+    "Unused tensors of Qwen3-1.7B.",
+  ]);
 });
 
 gpuTest(

@@ -9,6 +9,7 @@ import {
 } from "@std/assert";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { chooseDecodeAttention } from "../lib/dispatch/attention.ts";
+import { CACHE_DIR } from "../lib/host.ts";
 import { openDevice } from "../lib/open_device.ts";
 import {
   loadTuning,
@@ -102,7 +103,7 @@ Deno.test("constants stored for an adapter are loaded for it and chosen, with th
     const tuned = device(), none = device();
     const before = await loadTuning(none);
     assertEquals([before.value, none.tuned.size], ["none", 0]);
-    assertMatch(before.reason, /^there is no .*; deno task tune creates it$/);
+    assertMatch(before.reason, /^deno task tune would store them in .*$/);
     const { path, replaced } = await saveTuning(tuned, ENTRIES);
     assertEquals(replaced, undefined);
     const { value, reason } = await loadTuning(tuned);
@@ -275,16 +276,26 @@ Deno.test("a folder that cannot be written is named with the cause", async () =>
 
 Deno.test("files are in the user's cache directory unless a folder is named", async () => {
   await inFolder(async (folder) => {
-    const before = Deno.env.get("XDG_CACHE_HOME");
+    const names = ["XDG_CACHE_HOME", CACHE_DIR];
+    const before = names.map((name) => Deno.env.get(name));
+    const starts = async (prefix: string) => {
+      const path = await tuningPath(device());
+      assert(path.startsWith(`${prefix}/tuned-nvidia-h200-`), path);
+    };
     try {
       Deno.env.set("XDG_CACHE_HOME", "/cache");
-      assert((await tuningPath(device())).startsWith(`${folder}/tuned-`));
+      Deno.env.set(CACHE_DIR, "/copies");
+      await starts(folder);
       Deno.env.delete(TUNING_DIR);
-      const path = await tuningPath(device());
-      assert(path.startsWith("/cache/qwen3-webgpu/tuned-nvidia-h200-"), path);
+      await starts("/copies");
+      Deno.env.delete(CACHE_DIR);
+      await starts("/cache/qwen3-webgpu");
     } finally {
-      if (before === undefined) Deno.env.delete("XDG_CACHE_HOME");
-      else Deno.env.set("XDG_CACHE_HOME", before);
+      for (const [i, name] of names.entries()) {
+        const value = before[i];
+        if (value === undefined) Deno.env.delete(name);
+        else Deno.env.set(name, value);
+      }
     }
   });
 });

@@ -66,7 +66,7 @@ export function nameHint(spec: string): string | undefined {
     }
     return `it is a name of Ollama's, pass Qwen/Qwen3-${size.toUpperCase()}`;
   }
-  const [, variant] = /^qwen3-([\w.-]+)$/i.exec(name) ?? [];
+  const [, variant, at = ""] = /^qwen3-([\w.-]+)(@.*)?$/i.exec(name) ?? [];
   if (variant !== undefined) {
     const id = modelOf(
       `Qwen/Qwen3-${
@@ -76,7 +76,10 @@ export function nameHint(spec: string): string | undefined {
     const synthetic = isSize(variant)
       ? `, or synthetic:qwen3-${variant.toLowerCase()}`
       : "";
-    return `there is no such directory, did you mean ${id}${synthetic}`;
+    return `there is no such directory, did you mean ${id}${at}${synthetic}`;
+  }
+  if (/^(localhost|[\w-]+(\.[\w-]+)+):\d{2,5}(\/|$)/i.test(name)) {
+    return `there is no such directory, did you mean http://${name}`;
   }
   const [, synthetic] = /^[a-z]{2,}:(qwen3-.*)$/i.exec(name) ?? [];
   if (synthetic !== undefined) return `did you mean synthetic:${synthetic}`;

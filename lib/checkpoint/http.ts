@@ -50,6 +50,8 @@ export async function askForText(
   known: Version = {},
 ): Promise<TextAnswer | undefined> {
   return await reading(url, options, async () => {
+    const same = await sameDate(url, known, options);
+    if (same !== undefined) return same;
     const response = await get(url, conditions(known), options);
     if (response === undefined) return undefined;
     const { headers } = response, version = versionOf(response);
@@ -118,6 +120,8 @@ export async function probe(
   known: Version = {},
 ): Promise<Probe | undefined> {
   return await reading(url, options, async () => {
+    const same = await sameDate(url, known, options);
+    if (same !== undefined) return { ...same, isKnown: true };
     const range = { Range: "bytes=0-0" };
     const response = await get(
       url,
@@ -163,9 +167,34 @@ export async function probe(
 }
 
 /** Headers that ask for a file unless it still has a known version. */
-function conditions({ etag, modified }: Version): Record<string, string> {
-  if (etag !== undefined) return { "If-None-Match": etag };
-  return modified === undefined ? {} : { "If-Modified-Since": modified };
+function conditions({ etag }: Version): Record<string, string> {
+  return etag === undefined ? {} : { "If-None-Match": etag };
+}
+
+/**
+ * What the server says about a version that is known by its date only, if it still has
+ * that. To If-Modified-Since, some servers answer 304 for any file with an older date,
+ * such as that of another model, so dates are compared here.
+ */
+async function sameDate(
+  url: string,
+  known: Version,
+  options: OpenOptions,
+): Promise<{ version: Version; headers: Headers } | undefined> {
+  if (known.modified === undefined || known.etag !== undefined) {
+    return undefined;
+  }
+  try {
+    const response = await get(url, {}, options, "HEAD");
+    if (response === undefined) return undefined;
+    const { headers } = response, version = versionOf(response);
+    return isKnown(response, known, version) ? { version, headers } : undefined;
+  } catch (error) {
+    const isAway = error instanceof TemporaryFailure &&
+      (error.noConnection || error.silent);
+    if (isAway) throw error;
+    return undefined; // it may not know HEAD: GET shows what is wrong
+  }
 }
 
 /** Whether a response is about the known version; some servers ignore conditions. */
@@ -422,15 +451,16 @@ async function get(
   url: string,
   headers: Record<string, string>,
   options: OpenOptions,
+  method: "GET" | "HEAD" = "GET",
 ): Promise<Response | undefined> {
   const response = await fetchOnce(url, {
+    method,
     // Compression would change sizes and ranges.
     headers: { ...headers, "Accept-Encoding": "identity" },
   }, options);
   const { status } = response;
   const ranged = "Range" in headers && (status === 206 || status === 416);
-  const unchanged = status === 304 &&
-    ("If-None-Match" in headers || "If-Modified-Since" in headers);
+  const unchanged = status === 304 && "If-None-Match" in headers;
   if (status === 200 || ranged || unchanged) return response;
   await response.body?.cancel();
   if (status === 404 || status === 410) return undefined;
@@ -515,8 +545,8 @@ function versionOf(response: Response, size?: number): Version {
   const whole = status === 200 && encodingOf(response) === undefined;
   return {
     size: size ?? (whole ? lengthOf(response) : undefined),
-    etag: headers.get("etag") ?? undefined,
-    modified: headers.get("last-modified") ?? undefined,
+    etag: headers.get("etag") || undefined,
+    modified: headers.get("last-modified") || undefined,
   };
 }
 

@@ -93,7 +93,8 @@ async function repositoryOf(spec: string): Promise<Repository> {
   if (hint !== undefined) throw cannotOpen(spec, hint);
   const repository = parseRepositoryId(spec);
   if (repository === undefined) {
-    if (/^([a-z]:)?[/\\]/i.test(spec)) { // also C:\models and \\server\models
+    // Also C:\models, \\server\models and file:///models.
+    if (/^([a-z]:|file:)?[/\\]/i.test(spec)) {
       throw cannotOpen(spec, "there is no such directory");
     }
     throw cannotOpen(

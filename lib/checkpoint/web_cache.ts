@@ -7,7 +7,7 @@
  *
  * The index is a record of what was there, never trusted: a copy that it does not
  * describe, or that differs from it, is fetched again. It has no secret: of user and
- * query there are only 32 bits of a hash.
+ * query there are only 16 bits of a hash.
  *
  * @module
  */
@@ -28,6 +28,10 @@ import { damage, hashOf, SMALL_BYTES } from "./hub_cache.ts";
 const VARIABLES = [CACHE_DIR, "XDG_CACHE_HOME", "HOME"];
 const ON_WINDOWS = ["LOCALAPPDATA", "USERPROFILE"];
 
+/** The name of a folder of copies. */
+const OWN_FOLDER = /^[a-z0-9.-]+-[0-9a-f]{16}$/i;
+/** What may follow the name of a copy: a killed program leaves the first. */
+const LEFT = /^(\.[0-9a-f-]{36})?(\.incomplete|\.lock)?$/;
 const INDEX = "index.json";
 const INDEX_VERSION = 1;
 /** The most characters of an index: that of a folder with 1000 files has 200 kB. */
@@ -100,7 +104,8 @@ export class WebCache {
     require("read", folder);
     require("write", folder);
     const secrets = [base.username, base.password, search].join("\n");
-    const asked = await textHash(secrets, 8); // too few to find a password from
+    // Too short to tell which of a list of passwords it was.
+    const asked = await textHash(secrets, 4);
     return new WebCache(folder, shownUrl(origin + pathname), asked);
   }
 
@@ -153,7 +158,7 @@ export class WebCache {
     if (problem !== undefined) {
       onNotice?.(`${path} ${problem}: downloading it again.`);
     }
-    await this.forget(file, false);
+    await this.forget(file, kept, false);
   }
 
   /** Notes that the server still has a version. */
@@ -207,16 +212,23 @@ export class WebCache {
   }
 
   /**
-   * Removes the copy of a file.
+   * Forgets a version of a file, unless another program has noted another one since.
    *
    * @param isChanged whether the server has another version, so that copies of other files
-   * may not fit it
+   * may not fit it; the copy is removed
    */
-  async forget(file: string, isChanged: boolean): Promise<void> {
+  async forget(
+    file: string,
+    { id }: Pick<Kept, "id">,
+    isChanged: boolean,
+  ): Promise<void> {
     await this.#change((index) => {
-      if (index.files.delete(file) && isChanged) this.#begin(index);
+      if (index.files.get(file)?.id !== id) return;
+      index.files.delete(file);
+      if (isChanged) this.#begin(index);
     });
-    await this.#removeCopies(file);
+    // A damaged copy is replaced: another program may be doing that now.
+    if (isChanged) await this.#remove(`${id}-${file}`);
   }
 
   /** Begins a generation, which the confirmed files are part of. */
@@ -242,16 +254,20 @@ export class WebCache {
     await this.#removeCopies(file, kept.id);
   }
 
-  /** Removes the copies of a file, but not those of version `id`. */
+  /** Removes the copies of a file, whole or not, but not those of version `id`. */
   async #removeCopies(file: string, id?: string): Promise<void> {
     for (const name of (await host.files.list(this.folder))?.keys() ?? []) {
-      const [, own, rest] = /^([0-9a-f]{8})-(.*)$/.exec(name) ?? [];
-      const isCopy = [file, `${file}.incomplete`, `${file}.lock`]
-        .includes(rest);
+      const [, own, rest = ""] = /^([0-9a-f]{8})-(.*)$/.exec(name) ?? [];
+      const isCopy = rest.startsWith(file) &&
+        LEFT.test(rest.slice(file.length));
       if (!isCopy || own === id) continue;
-      // Windows does not remove what another program reads: next time.
-      await host.files.remove(`${this.folder}/${name}`).catch(() => {});
+      await this.#remove(name);
     }
+  }
+
+  async #remove(name: string): Promise<void> {
+    // Windows does not remove what another program reads: next time.
+    await host.files.remove(`${this.folder}/${name}`).catch(() => {});
   }
 
   async #read(): Promise<Index | undefined> {
@@ -330,7 +346,7 @@ function parseIndex(text: string): Index {
   const { version, url, used, generation, files } = json;
   if (
     version !== INDEX_VERSION || typeof url !== "string" ||
-    !/^\d{4}-\d\d-\d\d$/.test(used) ||
+    typeof used !== "string" || !/^\d{4}-\d\d-\d\d$/.test(used) ||
     !Number.isSafeInteger(generation) || !isObject(files)
   ) throw new Error("damaged");
   const entries = Object.entries(files).filter((
@@ -375,7 +391,8 @@ export async function folderBytes(folder: string): Promise<number> {
 export async function listWebCache(): Promise<KeptFolder[]> {
   const all = webCacheFolder(), kept: KeptFolder[] = [];
   for (const [name, { isDirectory }] of await host.files.list(all) ?? []) {
-    if (!isDirectory) continue;
+    // Another program may have a folder "web" there.
+    if (!isDirectory || !OWN_FOLDER.test(name)) continue;
     const folder = `${all}/${name}`;
     const bytes = await folderBytes(folder);
     const index = await readIndex(folder);

@@ -114,18 +114,18 @@ export class WebFolder implements Folder {
       const url = this.#urlOf(file);
       const answer = await askForText(url, this.options, kept?.kept);
       if (answer === undefined) {
-        await this.#noting((cache) => cache.setAbsent(file));
+        await this.#remark((cache) => cache.setAbsent(file));
         return undefined;
       }
       if (answer.text === undefined) {
-        await this.#noting((cache) => cache.confirm(file));
-        return await readTextFile(kept!.path!, this.locate(file));
+        await this.#remark((cache) => cache.confirm(file));
+        return await this.#textOf(file, kept!.path!);
       }
       const { text, version } = answer;
       if (this.#mayKeep(answer)) {
         await this.#noting((cache) => cache.setText(file, text, version));
       } else if (kept) {
-        await this.#noting((cache) => cache.forget(file, true));
+        await this.#noting((cache) => cache.forget(file, kept.kept, true));
       }
       return text;
     } catch (error) {
@@ -145,14 +145,16 @@ export class WebFolder implements Folder {
       return await this.#openOffline(file);
     }
     if (answer === undefined) {
-      await this.#noting((cache) => cache.setAbsent(file));
+      await this.#remark((cache) => cache.setAbsent(file));
       return undefined;
     }
     if ("isKnown" in answer) {
-      await this.#noting((cache) => cache.confirm(file));
+      await this.#remark((cache) => cache.confirm(file));
       return await this.#openCopy(file, kept!.path!);
     }
-    if (kept) await this.#noting((cache) => cache.forget(file, true));
+    if (kept) {
+      await this.#noting((cache) => cache.forget(file, kept.kept, true));
+    }
     const { version } = answer;
     const mayKeep = this.#mayKeep(answer);
     if ("why" in answer && mayKeep) {
@@ -251,6 +253,11 @@ export class WebFolder implements Folder {
     }
   }
 
+  /** Notes what helps offline. Copies stay good without it, if they cannot be changed. */
+  async #remark(note: (cache: WebCache) => Promise<void>): Promise<void> {
+    if (this.#cache !== undefined) await note(this.#cache).catch(() => {});
+  }
+
   #keepNothing(error: unknown): void {
     this.options.signal?.throwIfAborted();
     this.#cache = undefined;
@@ -307,9 +314,7 @@ export class WebFolder implements Folder {
 
   async #textOffline(file: string): Promise<string | undefined> {
     const path = await this.#pathOffline(file);
-    return path === undefined
-      ? undefined
-      : await readTextFile(path, this.locate(file));
+    return path === undefined ? undefined : await this.#textOf(file, path);
   }
 
   async #openOffline(file: string): Promise<OpenSource | undefined> {
@@ -318,9 +323,11 @@ export class WebFolder implements Folder {
   }
 
   async #openCopy(file: string, path: string): Promise<OpenSource> {
-    const copy = await openFile(path, this.locate(file));
-    if (copy !== undefined) return copy;
-    throw new Error(`Cannot read ${path}: another program has removed it`);
+    return await openFile(path, this.locate(file)) ?? removed(path);
+  }
+
+  async #textOf(file: string, path: string): Promise<string> {
+    return await readTextFile(path, this.locate(file)) ?? removed(path);
   }
 
   async #lacksRoom(bytes: number): Promise<boolean> {
@@ -361,7 +368,13 @@ export class WebFolder implements Folder {
           ? `${path}.${crypto.randomUUID()}.incomplete`
           : `${path}.incomplete`;
         try {
-          await this.#download(file, version, piece, whole);
+          const size = await this.#download(file, version, piece, whole);
+          const found = await host.files.find(piece);
+          if (found?.size !== size) {
+            throw new Error(
+              `Cannot keep ${path}: another program has removed it`,
+            );
+          }
         } catch (error) {
           const isLost = lock === undefined || error instanceof DiskFailure;
           if (isLost) await host.files.remove(piece).catch(() => {});
@@ -383,13 +396,16 @@ export class WebFolder implements Folder {
     return await this.#openCopy(file, path);
   }
 
-  /** Downloads a version to `piece`, which may have its beginning. */
+  /**
+   * Downloads a version to `piece`, which may have its beginning; returns how many bytes
+   * it has.
+   */
   async #download(
     file: string,
     version: Version,
     piece: string,
     whole?: Response,
-  ): Promise<void> {
+  ): Promise<number> {
     const { size } = version;
     const name = this.locate(file), before = this.#done;
     using output = await host.files.append(piece);
@@ -440,5 +456,10 @@ export class WebFolder implements Folder {
     }, () => received);
     if (failure !== undefined) throw failure;
     await written(piece, () => output.flush());
+    return output.size;
   }
+}
+
+function removed(path: string): never {
+  throw new Error(`Cannot read ${path}: another program has removed it`);
 }

@@ -164,7 +164,7 @@ const APPLE: Defaults = {
 // With emulated threads, barriers cost more than wide tiles and rows do ("llvmpipe:
 // gemv constants", "llvmpipe: rows per lane").
 const SOFTWARE: Defaults = {
-  source: "defaults for threads emulated on a CPU, measured on llvmpipe",
+  source: "defaults for software renderers, measured on llvmpipe",
   gemv: {
     tall: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 8 },
     gated: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 8 },

@@ -43,13 +43,16 @@ export function chooseDevice(
       `only a software adapter is available, and measuring its speed failed: ${measured.failure}`,
     );
   }
-  const { gpu, cpu } = measured;
-  const rates = (a: number, b: number) =>
-    `${a.toFixed(1)} against ${b.toFixed(1)} GB/s`;
-  return gpu > cpu
-    ? decide(true, `faster than the CPU path, ${rates(gpu, cpu)}`)
-    : decide(
-      false,
-      `faster than the software adapter here, ${rates(cpu, gpu)} of weights`,
-    );
+  const cpu = ["CPU", measured.cpu] as const;
+  const adapter = ["software adapter", measured.gpu] as const;
+  const gpu = measured.gpu > measured.cpu;
+  const [[faster, most], [slower, less]] = gpu
+    ? [adapter, cpu]
+    : [cpu, adapter];
+  return decide(
+    gpu,
+    `no GPU found; the ${faster} reads weights at ${
+      most.toFixed(1)
+    } GB/s, the ${slower} at ${less.toFixed(1)}`,
+  );
 }

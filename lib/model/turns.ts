@@ -2,9 +2,9 @@
  * Who may use a model: one turn at a time. A turn is a run or one computation of logits.
  *
  * A turn is active while its consumer waits for a value, and idle while its consumer has
- * one, unless that is known to ask for the next at once. A new turn is refused while another is active, and takes over from an idle one,
- * because that may never be resumed: iterators get abandoned. If it is resumed after all,
- * it throws.
+ * one, unless that is known to ask for the next at once. A new turn is refused while another
+ * is active, and takes over from an idle one, because that may never be resumed: iterators
+ * get abandoned. If it is resumed after all, it throws.
  *
  * @module
  */

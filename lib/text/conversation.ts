@@ -157,7 +157,7 @@ const ROLES = ["system", "developer", "user", "assistant", "tool"];
 const METADATA = ["id", "type", "tool_call_id"];
 const REASONING = ["reasoning_content", "reasoning"];
 const ASSISTANT_FIELDS = [...REASONING, "tool_calls"];
-/** Fields of which a message must have one. */
+/** Fields of which an assistant's message must have one. */
 const CONTENTS = ["content", ...ASSISTANT_FIELDS];
 const FIELDS = ["role", "content", "name", ...ASSISTANT_FIELDS];
 /** Fields that clients keep for themselves or send to providers, not to the model. */
@@ -243,11 +243,10 @@ function readMessage(message: unknown, index: number): Turn[] {
       );
     }
   }
-  if (CONTENTS.every((field) => (message[field] ?? null) === null)) {
+  const contents = role === "assistant" ? CONTENTS : ["content"];
+  if (contents.every((field) => (message[field] ?? null) === null)) {
     throw refusal(
-      `${where} has no content, must have ${
-        orList(role === "assistant" ? CONTENTS : ["content"])
-      }`,
+      `${where} has no content, must have ${orList(contents)}`,
     );
   }
   const parts = readContent(message.content, role, where);

@@ -19,6 +19,7 @@ import {
 } from "./bpe.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { isObject, parseJson } from "../json.ts";
+import { givenOptions } from "./options.ts";
 import { Budget } from "./pattern.ts";
 import { readNormalizer, readPreTokenizer } from "./words.ts";
 
@@ -30,6 +31,7 @@ export interface Tokenizer {
    * tokenizer puts around a text; set it to false for text that a chat template wrote.
    *
    * @throws {TypeError} if `text` is not a string.
+   * @throws {OptionError} if an option is unknown or has a wrong value.
    * @throws {RangeError} if it has more than `most` tokens, which is detected without
    * encoding all of it.
    */
@@ -41,6 +43,8 @@ export interface Tokenizer {
   /**
    * Decodes `ids` to text. Bytes that are not valid UTF-8 become U+FFFD; ids beyond the
    * vocabulary (padding rows of the embedding) become empty text.
+   *
+   * @throws {OptionError} if an option is unknown or has a wrong value.
    */
   decode(
     ids: Iterable<number>,
@@ -62,6 +66,9 @@ export interface Tokenizer {
   /** `bos_token`, `eos_token` and so on from `tokenizer_config.json`, for chat templates. */
   specialTokens: Readonly<Record<string, string>>;
 }
+
+const ENCODING = { addSpecialTokens: "flag", most: "number" } as const;
+const DECODING = { skipSpecialTokens: "flag" } as const;
 
 /** The text of a tokenizer's files; undefined for files that the checkpoint lacks. */
 export interface TokenizerFiles {
@@ -149,15 +156,27 @@ function assemble(json: Json, config: Json, jinja?: string): Tokenizer {
     chatTemplate: jinja ?? chatTemplate(config),
     specialTokens: specialTokens(config),
     tokenId: (text) => addedIds.get(text) ?? bpe.ids.get(text),
-    encode(text, { addSpecialTokens = true, most } = {}) {
-      requireKind("Cannot encode text", "the text", text, "text");
+    encode(text, options = {}) {
+      const cannot = "Cannot encode text";
+      requireKind(cannot, "the text", text, "text");
+      const { addSpecialTokens = true, most } = givenOptions(
+        cannot,
+        options,
+        ENCODING,
+      );
       const ids: number[] = addSpecialTokens ? [...around.before] : [];
       encode(text, ids, most);
       if (addSpecialTokens) ids.push(...around.after);
       return ids;
     },
-    decode(ids, { skipSpecialTokens = false } = {}) {
-      requireKind("Cannot decode tokens", "the list of ids", ids, "iterable");
+    decode(ids, options = {}) {
+      const cannot = "Cannot decode tokens";
+      requireKind(cannot, "the list of ids", ids, "iterable");
+      const { skipSpecialTokens = false } = givenOptions(
+        cannot,
+        options,
+        DECODING,
+      );
       const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
       let text = "";
       for (const id of ids) {

@@ -31,7 +31,7 @@ import { gpuStore } from "../gpu/store.ts";
 import { type AddOptions, Plan } from "../webgpu/plan.ts";
 import { familyOf } from "../model/families.ts";
 import { finish, mapWeights, stackedShape } from "../model/family.ts";
-import { tryInstead } from "../text/messages.ts";
+import { shortened, tryInstead } from "../text/messages.ts";
 import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -52,10 +52,13 @@ export const STATED_DEVICE: Sketched = {
   limits: { ...LEAST_LIMITS, maxComputeWorkgroupStorageSize: 32768 },
 };
 
+/** The most tokens of a pass: the longest context of the Qwen3 family. */
+export const MOST_TOKENS = 131072;
+
 /** The pass that a kernel is shown for. */
 export interface ShowOptions {
   config: Qwen3Config;
-  /** Tokens in the pass; by default 512, or the number that the kernel is for. */
+  /** Tokens in the pass, at most {@linkcode MOST_TOKENS}; by default 512, or the number that the kernel is for. */
   tokens?: number;
   /** How the weights are stored; bf16 by default. */
   format?: Format;
@@ -103,12 +106,13 @@ export function kernelToShow(
 export function requireConstants(
   kernel: Kernel,
   constants: Constants = {},
+  cannot = `Cannot show ${kernel.name}`,
 ): void {
   const own = Object.keys(kernel.constants);
   const wrong = Object.keys(constants).find((name) => !own.includes(name));
   if (wrong === undefined) return;
   throw new Error(
-    `Cannot show ${kernel.name}: it has no constant ${wrong}, ${
+    `${cannot}: it has no constant ${shortened(wrong, 24)}, ${
       tryInstead(wrong, own, `deno task show ${kernel.name}`)
     }`,
   );

@@ -53,6 +53,18 @@ for (
       "there is no such directory, did you mean Qwen/Qwen3-30B-A3B",
     ],
     [
+      "qwen3-0.6b@main",
+      "there is no such directory, did you mean Qwen/Qwen3-0.6B@main, or synthetic:qwen3-0.6b",
+    ],
+    [
+      "localhost:8000",
+      "there is no such directory, did you mean http://localhost:8000",
+    ],
+    [
+      "192.168.0.2:8000/models/x/",
+      "there is no such directory, did you mean http://192.168.0.2:8000/models/x/",
+    ],
+    [
       "Qwen3-4B-Instruct-2507",
       "there is no such directory, did you mean Qwen/Qwen3-4B-Instruct-2507",
     ],
@@ -94,6 +106,7 @@ for (
       "there is no such directory: the shell expands ~ only unquoted and first, write $HOME",
     ],
     ["/nowhere/qwen", "there is no such directory"],
+    ["file:///nowhere/qwen", "there is no such directory"],
   ]
 ) {
   Deno.test(`--model ${spec} is refused with what to pass`, async () => {

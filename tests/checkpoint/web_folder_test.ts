@@ -55,7 +55,9 @@ async function serve(
     const path = new URL(request.target, "http://server").pathname;
     const file = files.get(path.replace("/models", ""));
     const how = answer(request, path) ??
-      serveWell(file, file ? tags(file) : []);
+      (file && request.method === "HEAD"
+        ? raw([head("200 OK", `Content-Length: ${file.length}`, ...tags(file))])
+        : serveWell(file, file ? tags(file) : []));
     return how(request, connection);
   });
   return {
@@ -65,15 +67,18 @@ async function serve(
     asked(): string[] {
       return server.requests.splice(0)
         .filter((request) => (rangeOf(request)?.end ?? Infinity) === Infinity)
-        .map(({ target, headers }) => {
-          const isConditional = headers.has("if-none-match") ||
-            headers.has("if-modified-since");
-          const name = target.replace("/models/", "");
-          return isConditional ? `${name} if changed` : name;
-        });
+        .map(nameOf);
     },
     [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
   };
+}
+
+/** The file of a request, and whether only a changed one is sent. */
+function nameOf({ target, headers, method }: RawRequest): string {
+  assert(!headers.has("if-modified-since"));
+  const name = target.replace("/models/", "");
+  const isConditional = method === "HEAD" || headers.has("if-none-match");
+  return isConditional ? `${name} if changed` : name;
 }
 
 /** Everything that loading a model reads, as text. */
@@ -156,14 +161,8 @@ for (
     const second = await load(server.url);
     assertEquals(second, { read: first.read, notices: [] });
     assertEquals(first.read, await expectedOf(files));
-    // Nothing but "not modified", one answer for each file.
-    assertEquals(server.requests.length, 5);
-    const again = server.requests.map(({ target, headers }) => {
-      const known = headers.has("if-none-match") ||
-        headers.has("if-modified-since");
-      return `${target.replace("/models/", "")}${known ? " if changed" : ""}`;
-    });
-    assertEquals(again.sort(), [
+    // One answer for each file, without content.
+    assertEquals(server.requests.map(nameOf).sort(), [
       ...["chat_template.jinja", "config.json if changed"],
       ...["generation_config.json if changed", `${WEIGHTS} if changed`],
       "tokenizer.json if changed",
@@ -230,9 +229,51 @@ Deno.test("a file that changed is downloaded anew, its old version removed", asy
   );
 });
 
+Deno.test("a file with an older date is another version", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  let year = 2024;
+  await using server = await serve(
+    files,
+    () => [`Last-Modified: Fri, 01 Mar ${year} 08:49:37 GMT`],
+    // As Python's http.server answers: not modified since a later date.
+    ({ headers }) =>
+      year < 2024 && headers.has("if-modified-since")
+        ? reply("304 Not Modified")
+        : undefined,
+  );
+  const before = await load(server.url);
+  const weights = Uint8Array.from(files.get(`/${WEIGHTS}`)!);
+  weights[weights.length - 1] ^= 1;
+  files.set(`/${WEIGHTS}`, weights);
+  files.set("/tokenizer.json", new TextEncoder().encode("{}"));
+  year = 2019; // the server now serves another, older folder
+  const after = await load(server.url);
+  assert(after.read.join() !== before.read.join());
+  assertEquals(after.read, await expectedOf(files));
+});
+
+const NEITHER = "the server sends neither ETag nor Last-Modified";
+for (const status of ["405 Method Not Allowed", "501 Not Implemented"]) {
+  Deno.test(`a server that answers HEAD with ${status} is asked with GET`, async () => {
+    await using _cache = await emptyWebCache();
+    const files = await filesOf();
+    await using server = await serve(
+      files,
+      dated,
+      ({ method }) => method === "HEAD" ? reply(status) : undefined,
+    );
+    const { read } = await load(server.url);
+    assertEquals(await load(server.url), { read, notices: [] });
+    files.set("/tokenizer.json", new TextEncoder().encode("{}"));
+    assertEquals((await load(server.url)).read, await expectedOf(files));
+  });
+}
+
 for (
   const [what, lines, why] of [
-    ["no version", [], "the server sends neither ETag nor Last-Modified"],
+    ["no version", [], NEITHER],
+    ["empty ones", ["ETag: ", "Last-Modified: "], NEITHER],
     [
       "no-store",
       ['ETag: "1"', "Cache-Control: private, no-store"],
@@ -454,6 +495,30 @@ function fullDisk(): Disposable {
   return useHost(like({ files: { ...files, append } }));
 }
 
+Deno.test("copies that cannot be changed are used", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  await using server = await serve(files);
+  const { read } = await load(server.url);
+  const path = `${(await kept()).folder}/index.json`;
+  const index = JSON.parse(await Deno.readTextFile(path));
+  index.used = "2020-02-02"; // so that today's use is to be noted
+  delete index.files["chat_template.jinja"];
+  await Deno.writeTextFile(path, JSON.stringify(index));
+  const readOnly = () => Promise.reject(new Error("read-only"));
+  using _host = useHost(like({
+    files: {
+      ...host.files,
+      ...{ makeFolder: readOnly, writeText: readOnly, openLock: readOnly },
+      ...{ append: readOnly, move: readOnly, remove: readOnly },
+    },
+  }));
+  server.asked();
+  assertEquals(await load(server.url), { read, notices: [] });
+  const whole = server.asked().filter((name) => !/ if changed/.test(name));
+  assertEquals(whole, ["chat_template.jinja"]);
+});
+
 Deno.test("a full disk leaves nothing behind, and weights are read by range", async () => {
   await using _cache = await emptyWebCache();
   const files = await filesOf();
@@ -640,15 +705,36 @@ Deno.test("the beginning of a download that cannot be one is not resumed", async
   assertEquals((await load(server.url)).read, await expectedOf(files));
 });
 
+const moment = (ms: number) =>
+  new Promise<void>((done) => setTimeout(done, ms));
+
+Deno.test("what killed programs left of other versions is removed", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  await using server = await serve(files);
+  await (await openCheckpoint(server.url))[Symbol.asyncDispose]();
+  const { folder } = await kept();
+  const left = [
+    ...[WEIGHTS, `${WEIGHTS}.incomplete`, `${WEIGHTS}.lock`],
+    ...[`${WEIGHTS}.${crypto.randomUUID()}.incomplete`],
+    ...[`tokenizer.json.${crypto.randomUUID()}`],
+  ].map((name) => `${folder}/00000000-${name}`);
+  const others = [`${WEIGHTS}.index.json`, `${WEIGHTS}.bak`]
+    .map((name) => `${folder}/00000000-${name}`);
+  for (const path of [...left, ...others]) await Deno.writeTextFile(path, "x");
+  await load(server.url);
+  const names = [...Deno.readDirSync(folder)].map(({ name }) => name)
+    .filter((name) => name.startsWith("00000000")).sort();
+  assertEquals(names.map((name) => `${folder}/${name}`), others.sort());
+});
+
 Deno.test("two loads at once share one download", async () => {
   await using _cache = await emptyWebCache();
   const files = await filesOf();
   await using server = await serve(files);
-  const pause = (ms: number) =>
-    new Promise<void>((done) => setTimeout(done, ms));
   const [one, other] = await Promise.all([
-    load(server.url, { sleep: pause }),
-    load(server.url, { sleep: pause }),
+    load(server.url, { sleep: moment }),
+    load(server.url, { sleep: moment }),
   ]);
   assertEquals(one.read, other.read);
   assertEquals(one.read, await expectedOf(files));
@@ -659,6 +745,96 @@ Deno.test("two loads at once share one download", async () => {
     1,
   );
   assertEquals((await kept()).names, COMPLETE);
+});
+
+Deno.test("a load that saw the old version does not disturb the download of the new one", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  const begun = Promise.withResolvers<void>();
+  const other = Promise.withResolvers<void>();
+  let isChanged = false, asking = 0;
+  await using server = await serve(files, tagged, (_, path) => {
+    const file = files.get(path.replace("/models", ""));
+    if (!isChanged || !path.endsWith(WEIGHTS) || !file) return undefined;
+    const half = file.length / 2;
+    const parts = head(
+      "200 OK",
+      `Content-Length: ${file.length}`,
+      ...tagged(file),
+    );
+    const isFirst = asking++ === 0;
+    return async (_, connection) => {
+      if (!isFirst) await begun.promise;
+      await connection.write(parts);
+      await connection.write(file.subarray(0, half));
+      if (isFirst) {
+        await other.promise; // both have compared what is kept
+        await moment(300);
+        begun.resolve();
+        await moment(500);
+      } else await moment(1000);
+      await connection.write(file.subarray(half));
+    };
+  });
+  await load(server.url);
+  const weights = Uint8Array.from(files.get(`/${WEIGHTS}`)!);
+  weights[weights.length - 1] ^= 1;
+  files.set(`/${WEIGHTS}`, weights);
+  isChanged = true;
+  const expected = await expectedOf(files);
+  const loads = [1, 2].map(() => load(server.url, { sleep: moment }));
+  while (asking < 2) await moment(10);
+  other.resolve();
+  for (const { read, notices } of await Promise.all(loads)) {
+    assertEquals(read, expected);
+    assert(!notices.join().includes("nothing is kept"), notices.join());
+  }
+  isChanged = false;
+  assertEquals(await load(server.url), { read: expected, notices: [] });
+  assertEquals((await kept()).names, COMPLETE);
+});
+
+Deno.test("a text that another program removed is not taken for absent", async () => {
+  await using cache = await emptyWebCache();
+  const files = await filesOf();
+  let clears = false;
+  await using server = await serve(files, tagged, ({ headers }, path) => {
+    if (clears && path.endsWith("tokenizer.json")) {
+      assert(headers.has("if-none-match"));
+      Deno.removeSync(`${cache.path}/web`, { recursive: true });
+    }
+    return undefined;
+  });
+  const { read } = await load(server.url);
+  clears = true;
+  assertMatch(
+    await failure(server.url),
+    /^Cannot read \S+-tokenizer\.json: another program has removed it$/,
+  );
+  clears = false;
+  assertEquals((await load(server.url)).read, read);
+});
+
+Deno.test("a copy that another program replaced on the way is not taken for whole", async () => {
+  await using cache = await emptyWebCache();
+  const files = await filesOf();
+  await using server = await serve(files);
+  const { read, notices } = await load(server.url, {
+    onProgress: ({ fileDone, fileTotal }) => {
+      if (fileDone !== fileTotal) return;
+      const [{ name: one }] = Deno.readDirSync(`${cache.path}/web`);
+      const folder = `${cache.path}/web/${one}`;
+      for (const { name } of Deno.readDirSync(folder)) {
+        if (!name.endsWith(".incomplete")) continue;
+        Deno.removeSync(`${folder}/${name}`);
+        Deno.writeFileSync(`${folder}/${name}`, new Uint8Array(1000));
+      }
+    },
+  });
+  const expected = await expectedOf(files);
+  assertEquals(read, expected);
+  assertMatch(notices.join(), /nothing is kept for the next run: Cannot keep /);
+  assertEquals((await load(server.url)).read, expected);
 });
 
 Deno.test("what is damaged in the cache is fetched again", async () => {
@@ -744,15 +920,19 @@ Deno.test("signatures, users and passwords are not written to the disk", async (
   await look(cache.path);
   assert(seen.length > 10);
   assert(!/pass-word|secret\d|Amz|me:/.test(seen.join()));
+  // A hash short enough that a list of passwords cannot be tried on it.
+  const asked = seen.join().match(/"asked": "[^"]*"/g) ?? [];
+  assertEquals(asked.filter((text) => !/: "[0-9a-f]{4}"$/.test(text)), []);
+  assert(asked.length >= 4);
 });
 
 Deno.test("a date does not make two queries one file", async () => {
   await using _cache = await emptyWebCache();
   const one = await filesOf(), two = await filesOf();
   two.set("/tokenizer.json", new TextEncoder().encode('{"added_tokens":{} }'));
-  await using server = await serve(one, dated, ({ target, headers }, path) => {
+  await using server = await serve(one, dated, ({ target }, path) => {
     const file = two.get(path.replace("/models", ""));
-    return target.includes("?v=2") && file && !headers.has("if-modified-since")
+    return target.includes("?v=2") && file
       ? serveWell(file, dated())
       : undefined;
   });

@@ -105,14 +105,19 @@ Deno.test("a GPU is chosen by request, by kind, or by rate", () => {
   );
   assertEquals(chooseDevice("auto", hardware)?.gpu, true);
   assertEquals(chooseDevice("auto", renderer), undefined);
-  assertEquals(chooseDevice("auto", renderer, rates(2, 1))?.gpu, true);
+  const faster = chooseDevice("auto", renderer, rates(2, 1));
+  assertEquals(faster?.gpu, true);
+  assertEquals(
+    faster?.choice.reason,
+    "no GPU found; the software adapter reads weights at 2.0 GB/s, the CPU at 1.0",
+  );
   assertEquals(chooseDevice("auto", renderer, rates(1, 1)), {
     gpu: false,
     choice: {
       what: "device",
       value: "cpu",
       reason:
-        "faster than the software adapter here, 1.0 against 1.0 GB/s of weights",
+        "no GPU found; the CPU reads weights at 1.0 GB/s, the software adapter at 1.0",
     },
   });
   assertEquals(chooseDevice("auto", renderer, { failure: "it broke" }), {

@@ -231,34 +231,51 @@ gpuTest(
   },
 );
 
-gpuTest("Ctrl-C leaves no checkpoint behind", async () => {
-  const folder = await Deno.makeTempDir();
-  await using child = new Deno.Command(Deno.execPath(), {
-    args: [
-      ...[...RUN, "tasks/bench.ts", "--only", "load", "--runs", "100"],
-      ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
+for (
+  const [what, row, model, made] of [
+    [
+      "checkpoint",
+      "load",
+      "synthetic:qwen3-0.6b?layers=1&vocab=512",
+      /^bench-/,
     ],
-    cwd: new URL("../..", import.meta.url),
-    env: { TMPDIR: folder, NO_COLOR: "1" },
-    stdout: "null",
-    stderr: "null",
-  }).spawn();
-  const made = () =>
-    [...Deno.readDirSync(folder)].filter(({ name }) => /^bench-/.test(name))
-      .flatMap(({ name }) => [...Deno.readDirSync(`${folder}/${name}`)]);
-  let ended = false;
-  child.status.then(() => ended = true);
-  while (!ended && made().length === 0) {
-    await new Promise((next) => setTimeout(next, 5));
-  }
-  assert(made().length > 0);
-  child.kill("SIGINT");
-  assertEquals((await child.status).code, 130);
-  assert(
-    ![...Deno.readDirSync(folder)].some(({ name }) => /^bench-/.test(name)),
-  );
-  await Deno.remove(folder, { recursive: true });
-});
+    ["shader cache", "first-use", "models/stories-3m", /./],
+  ] as const
+) {
+  gpuTest(`Ctrl-C leaves no ${what} behind`, async () => {
+    const folder = await Deno.makeTempDir();
+    await using child = new Deno.Command(Deno.execPath(), {
+      args: [
+        ...[...RUN, "tasks/bench.ts", "--only", row, "--runs", "100"],
+        ...["--model", model],
+      ],
+      cwd: new URL("../..", import.meta.url),
+      env: { TMPDIR: folder, NO_COLOR: "1" },
+      stdout: "null",
+      stderr: "null",
+    }).spawn();
+    const folders = () =>
+      [...Deno.readDirSync(folder)].filter(({ name }) => made.test(name));
+    const files = () =>
+      folders().flatMap(({ name }) => {
+        try {
+          return [...Deno.readDirSync(`${folder}/${name}`)];
+        } catch {
+          return []; // of a process that has just ended
+        }
+      });
+    let ended = false;
+    child.status.then(() => ended = true);
+    while (!ended && files().length === 0) {
+      await new Promise((next) => setTimeout(next, 5));
+    }
+    assert(!ended);
+    child.kill("SIGINT");
+    assertEquals((await child.status).code, 130);
+    assertEquals(folders(), []);
+    await Deno.remove(folder, { recursive: true });
+  });
+}
 
 /** Formats Markdown as the repository does. */
 async function formatted(markdown: string): Promise<string> {

@@ -104,9 +104,54 @@ Deno.test("a kept folder with a damaged index is listed by its path, and cleared
   await using cache = await filledCache();
   const { web } = JSON.parse(await cache.run("--json"));
   const { folder } = web[0];
-  await Deno.writeTextFile(`${folder}/index.json`, '{"url": "\x1b[2J');
-  const text = await cache.run();
-  assertMatch(text, new RegExp(`kB  \\?           ${folder}\n`));
+  const index = JSON.parse(await Deno.readTextFile(`${folder}/index.json`));
+  for (
+    const damaged of [
+      '{"url": "\x1b[2J',
+      JSON.stringify({ ...index, used: [index.used] }),
+    ]
+  ) {
+    await Deno.writeTextFile(`${folder}/index.json`, damaged);
+    const text = await cache.run();
+    assertMatch(text, new RegExp(`kB  \\?           ${folder}\n`));
+  }
   await cache.run("--clear", folder);
   assert(!(await cache.run()).includes(folder));
+});
+
+Deno.test("deno task cache --clear removes nothing but its own folders", async () => {
+  await using cache = await filledCache();
+  const { web } = cache;
+  const outside = await Deno.makeTempDir();
+  const index = JSON.stringify({
+    ...{ version: 1, url: cache.urls[0], used: "2026-01-01", generation: 0 },
+    files: {
+      "../../kept": {
+        ...{ id: "0".repeat(8), size: 1, etag: '"1"', sha256: "" },
+        ...{ generation: 0, asked: "" },
+      },
+    },
+  });
+  await Deno.mkdir(`${web}/my site`);
+  await Deno.mkdir(`${web}/localhost-8000`);
+  const keep = [
+    ...[`${outside}/file`, `${web}/my site/page`, `${web}/localhost-8000/x`],
+    ...[`${web}/../kept`, `${web}/a-file-0123456789abcdef`],
+  ];
+  for (const path of keep) await Deno.writeTextFile(path, "content");
+  await Deno.symlink(outside, `${web}/link-0123456789abcdef`);
+  const own = `${web}/own-0123456789abcdef`;
+  await Deno.mkdir(own);
+  await Deno.writeTextFile(`${own}/index.json`, index);
+  await Deno.symlink(outside, `${own}/00000000-model.safetensors`);
+  assertMatch(await cache.run("--clear"), / \(3 web folders\)\n$/);
+  for (const path of keep) {
+    assertEquals(await Deno.readTextFile(path), "content");
+  }
+  const left = [...Deno.readDirSync(web)].map(({ name }) => name).sort();
+  assertEquals(left, [
+    ...["a-file-0123456789abcdef", "link-0123456789abcdef"],
+    ...["localhost-8000", "my site"],
+  ]);
+  await Deno.remove(outside, { recursive: true });
 });

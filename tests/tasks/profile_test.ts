@@ -109,7 +109,10 @@ for (
     [["--chunk", "2", "--chunk", "3"], /--chunk is given twice, must be/],
     [["--compare", "--no-compare"], /--compare is given twice, must be/],
     [["--json", "--json"], /--json is given twice, must be/],
-    [["--prompt-tokens", "-3"], /--prompt-tokens is -3, must be/],
+    [
+      ["--prompt-tokens", "-3"],
+      /--prompt-tokens is -3, must be an integer of at least 1$/,
+    ],
     [["--max-tokens", "2.5"], /--max-tokens is 2.5, must be/],
     [["--max-tokens", "many"], /--max-tokens is "many", must be a finite/],
     [["--batch", "0"], /--batch is 0, must be an integer from 1 to 256/],

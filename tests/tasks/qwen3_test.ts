@@ -131,6 +131,7 @@ Deno.test("qwen3 refuses unknown commands, and prints its help without one", asy
   const help = await runTask("qwen3", ["--help"]);
   assertEquals(help.code, 0);
   assertEquals(await runTask("qwen3", ["-h"]), help);
+  assertEquals(await runTask("qwen3", ["help"]), help);
   assertEquals(await runTask("qwen3", []), {
     code: 1,
     stdout: "",

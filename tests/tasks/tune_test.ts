@@ -2,6 +2,7 @@ import {
   assert,
   assertEquals,
   assertMatch,
+  assertRejects,
   assertStringIncludes,
 } from "@std/assert";
 import { openDevice } from "../../lib/open_device.ts";
@@ -199,6 +200,23 @@ gpuTest(
     assert(!stderr.includes("tuned constants beat"), stderr);
   },
 );
+
+gpuTest("kernels of several rows are checked too", async () => {
+  for (const kernel of ["gemvRows", "gemm"]) {
+    const begun = new AbortController();
+    const error = await assertRejects(() =>
+      tune(TINY, {
+        kernels: [kernel],
+        budgetSeconds: Number(UNLIMITED),
+        dryRun: true,
+        // The default is checked, then this is found to be aborted.
+        onProgress: () => begun.abort(),
+        signal: begun.signal,
+      })
+    );
+    assertEquals(error, begun.signal.reason);
+  }
+});
 
 gpuTest(
   "Ctrl-C ends tuning with code 130, and says what is stored",

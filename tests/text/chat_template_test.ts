@@ -85,7 +85,7 @@ Deno.test("arguments of wrong types are refused, null is absent", () => {
     [
       template,
       null,
-      "the options argument is null, must be an object",
+      "the options argument is null, must be a plain object",
     ],
     [template, { thinking: "no" }, 'thinking is "no", must be true or false'],
     [
@@ -93,7 +93,7 @@ Deno.test("arguments of wrong types are refused, null is absent", () => {
       { addGenerationPrompt: 0 },
       "addGenerationPrompt is 0, must be true or false",
     ],
-    [template, { variables: [] }, "variables is a list of 0, must be an obj"],
+    [template, { variables: [] }, "variables is a list of 0, must be a plain"],
     [template, { tools: "f" }, 'tools is "f", must be a list'],
   ];
   for (const [template, options, problem] of wrong) {

@@ -324,6 +324,8 @@ Deno.test("what would be lost is refused with its location", () => {
     [user(null), "message 0 has no content, must have content"],
     [[{ role: "user" }], "message 0 has no content, must have content"],
     [[{ role: "tool", tool_call_id: "1" }], "message 0 has no content"],
+    [[{ role: "user", tool_calls: [] }], "message 0 has no content"],
+    [[{ role: "system", reasoning: "" }], "message 0 has no content"],
     [
       assistant({ content: null, tool_calls: null }),
       "message 0 has no content, must have content, reasoning_content, reasoning or tool_calls",

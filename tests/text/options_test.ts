@@ -113,6 +113,18 @@ Deno.test("every function that takes options refuses unknown ones", async () => 
     OptionError,
     "Cannot compute logits: the option al is unknown, must be one of all, signal",
   );
+  using stories = await loadQwen3(undefined, { device: "cpu" });
+  const { tokenizer } = stories;
+  assertThrows(
+    () => tokenizer.encode("Hi", { add_special_tokens: false } as Anything),
+    OptionError,
+    "Cannot encode text: the option add_special_tokens is unknown, did you mean addSpecialTokens?",
+  );
+  assertThrows(
+    () => tokenizer.decode([1], { skip_special_tokens: true } as Anything),
+    OptionError,
+    "Cannot decode tokens: the option skip_special_tokens is unknown, did you mean skipSpecialTokens?",
+  );
   const template = "{% for m in messages %}{{ m.content }}{% endfor %}";
   const chat = [{ role: "user", content: "Hi" }] as const;
   assertThrows(
@@ -157,9 +169,16 @@ Deno.test("undefined and null are absent, everywhere", async () => {
 
 Deno.test("an argument that is not an object of options is refused", async () => {
   using qwen = await loadQwen3(TINY, { device: "cpu" });
-  for (
-    const [options, what] of [[null, "null"], ["x", '"x"'], [[], "a list"]]
-  ) {
+  const wrong: [unknown, string][] = [
+    [null, "null"],
+    ["x", '"x"'],
+    [[], "a list"],
+    // Objects, but what they hold is not in properties.
+    [Promise.resolve({ maxTokens: 1 }), "a Promise"],
+    [AbortSignal.abort(), "an AbortSignal"],
+    [new Map([["maxTokens", 1]]), "a Map"],
+  ];
+  for (const [options, what] of wrong) {
     const message = `the options argument is ${what}`;
     assertThrows(
       () => qwen.generate([1], options as Anything),
@@ -181,5 +200,22 @@ Deno.test("an argument that is not an object of options is refused", async () =>
       TypeError,
       `Cannot open a GPU: ${message}`,
     );
+  }
+});
+
+Deno.test("options may be any object with properties", async () => {
+  using qwen = await loadQwen3(TINY, { device: "cpu" });
+  class Options {
+    maxTokens = 2;
+  }
+  for (
+    const options of [
+      new Options(),
+      Object.freeze({ maxTokens: 2 }),
+      Object.create({ maxTokens: 2 }),
+      Object.assign(Object.create(null), { maxTokens: 2 }),
+    ]
+  ) {
+    assertEquals((await qwen.generate([1], options)).tokenIds.length, 2);
   }
 });

@@ -155,6 +155,10 @@ Deno.test("deno task show prints WGSL, or one line that says where the kernels a
         "2 kernels: name one, deno task show --help lists them",
       ],
       [["gemm", "--dtype", "u8"], "must be a stored type: try --help"],
+      [
+        ["gemm", "--dtype", "u8".repeat(200)],
+        '…", must be a stored type: try --help',
+      ],
       [["gemm", "--set", "LANES"], '"LANES", must be like WORKGROUP=64'],
       [
         ["gemm", "--set", "BM=8", "--set", "BM=9"],
@@ -167,6 +171,15 @@ Deno.test("deno task show prints WGSL, or one line that says where the kernels a
     assertMatch(stderr, /^error: Cannot show .*\n$/);
     assertStringIncludes(stderr, `${message}\n`);
   }
+});
+
+Deno.test("deno task show says how many tokens a pass may have", async () => {
+  const { code, stderr } = await runTask("show", ["gemm", "--tokens", "1e9"]);
+  assertEquals(code, 1);
+  assertStringIncludes(
+    stderr,
+    "--tokens is 1000000000, must be an integer from 1 to 131072\n",
+  );
 });
 
 Deno.test("deno task show refuses kernels and constants before it opens a model", async () => {

@@ -10,7 +10,13 @@ import { errorText } from "../../errors.ts";
 import { measureRates } from "../../select_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
-import { arithmetic, bandwidth, decimal, percent } from "../format.ts";
+import {
+  arithmetic,
+  bandwidth,
+  decimal,
+  percent,
+  significant,
+} from "../format.ts";
 import { measurePeaks } from "../peaks.ts";
 import { type KernelTests, testKernels, type TestResult } from "./kernels.ts";
 import type { Finding, Reporter } from "./report.ts";
@@ -69,6 +75,14 @@ async function choose(
   return used;
 }
 
+/** What a device reads, and the tokens/s that this allows at most. */
+export function bandwidthText(readGBps: number, most?: number): string {
+  const limit = most
+    ? `: at most ${significant(most)} tokens/s with this model`
+    : "";
+  return `reads ${bandwidth(readGBps)}${limit}`;
+}
+
 /** Bandwidth, arithmetic and readback. */
 async function measure(
   gpu: Gpu,
@@ -80,11 +94,7 @@ async function measure(
   const peaks = await measurePeaks(gpu);
   const { readGBps, f32TFLOPS, f16TFLOPS } = peaks;
   const most = weights && readGBps * 1e9 / weights;
-  const limit = most
-    ? `: at most ${Math.round(most).toLocaleString("en-US")} tokens/s \
-with this model`
-    : "";
-  green("bandwidth", `reads ${bandwidth(readGBps)}${limit}`, {
+  green("bandwidth", bandwidthText(readGBps, most), {
     readGBps,
     mostTokensPerSecond: most,
   });
@@ -109,7 +119,7 @@ with this model`
     text: `${ms.toFixed(1)} ms for one word, ${
       slow
         ? "which is slow: it delays the first token and short replies"
-        : "10 ms of that is Deno sleeping"
+        : "10 ms of it a sleep in Deno"
     }`,
     data: { ms },
   });
@@ -162,7 +172,7 @@ function summaryOf(
     : `${cases} cases`;
   const outcome = wrong.length
     ? `WRONG: ${wrong.join(", ")}`
-    : `all correct, errors up to ${excessText(results)}`;
+    : `all correct, ${excessText(results)}`;
   return {
     severity: wrong.length ? "red" : "green",
     topic: "kernels",
@@ -182,7 +192,7 @@ const worstOf = (results: readonly TestResult[]) =>
   results.reduce((a, b) => excess(b) > excess(a) ? b : a);
 
 const excessText = (results: readonly TestResult[]) =>
-  `${percent(excess(worstOf(results)))} of what is allowed`;
+  `largest error ${percent(excess(worstOf(results)))} of the tolerance`;
 
 /** Summarizes the results of one kernel; a failure also says where and by how much. */
 export function resultsText(
@@ -196,7 +206,7 @@ export function resultsText(
   const count = new Set(results.map(({ what }) => what)).size;
   const cases = `${count} ${count === 1 ? "case" : "cases"}`;
   if (failed === 0) {
-    return `${cases}, all correct, errors up to ${excessText(results)}`;
+    return `${cases}, all correct, ${excessText(results)}`;
   }
   return `${cases}, ${failed} WRONG; worst error ${decimal(error)}, allowed \
 ${decimal(tolerance)}, at [${index}] of ${what}: ${

@@ -101,12 +101,12 @@ function bindings(
   }, {
     severity: keys > limit ? "red" : "green",
     topic: "context",
-    text: `one layer's keys of ${context} tokens take ${size(keys)}, ${
+    text: `keys of ${context} tokens take ${size(keys)} per layer, ${
       keys > limit
         ? `more than the adapter binds: use --context ${most} or less`
-        : `up to ${
+        : `--context may be up to ${
           Math.min(most, contextLimit(config).tokens)
-        } tokens can be bound`
+        }`
     }`,
     data: { keys, limit },
   }];

@@ -24,7 +24,7 @@ const BUDGET_MS = 2000, MOST_STEPS = 16;
 const ROWS = 256;
 
 const BETWEEN = {
-  name: "between verbs",
+  name: "in between",
   reason: "the forward pass itself, and the copy of the logits",
 };
 

@@ -58,19 +58,22 @@ export interface Profiled {
   timeline: TimelineEvent[];
 }
 
-/** @throws {OptionError} if `value` is not a whole number from `least` to `most`. */
+/** @throws {OptionError} if `value` is not a whole number from `least` to `most`, if given. */
 function requireWhole(
   option: string,
   value: number | undefined,
   least: number,
-  most: number,
+  most = Infinity,
   why = "",
 ): void {
   if (value === undefined) return;
   if (Number.isInteger(value) && value >= least && value <= most) return;
+  const range = most === Infinity
+    ? `of at least ${least}`
+    : `from ${least} to ${most}`;
   throw new OptionError(
     option,
-    `Cannot profile: ${option} is ${value}, must be an integer from ${least} to ${most}${why}`,
+    `Cannot profile: ${option} is ${value}, must be an integer ${range}${why}`,
   );
 }
 
@@ -81,9 +84,8 @@ function requireWhole(
  */
 export function checkProfiling(options: ProfileOptions): void {
   const { kernels, compare, device, chunk } = options;
-  const most = Number.MAX_SAFE_INTEGER;
-  requireWhole("maxTokens", options.maxTokens, 2, most);
-  requireWhole("promptTokens", options.promptTokens, 1, most);
+  requireWhole("maxTokens", options.maxTokens, 2);
+  requireWhole("promptTokens", options.promptTokens, 1);
   requireWhole("batch", options.batch, 1, MOST_BATCH);
   requireWhole("chunk", chunk, 1, MOST_CHUNK);
   const against = [

@@ -110,7 +110,7 @@ function cpuChosen({ device }: Findings): Verdict {
     text: `the CPU was chosen: ${choice?.reason ?? "no reason was given"}; ${
       asked
         ? "leave --device out, or give --device gpu"
-        : "--device gpu requires an adapter, deno task doctor lists them"
+        : "--device gpu profiles an adapter, deno task doctor names it"
     }`,
   };
 }

@@ -6,7 +6,7 @@
  * @module
  */
 import { openDevice } from "../../open_device.ts";
-import type { Chip, CompiledShader } from "./radv.ts";
+import { bindingsOf, type Chip, type CompiledShader } from "./radv.ts";
 import {
   compileOn,
   openNullDevice,
@@ -96,11 +96,7 @@ export class RadvCompiler implements Disposable {
       const { device } = gpu;
       for (const name of this.#dumps()) Deno.removeSync(name);
       device.pushErrorScope("validation");
-      const storage = [...wgsl.matchAll(/var<storage, (read(?:_write)?)>/g)]
-        .map(([, mode]): GPUBufferBindingType =>
-          mode === "read" ? "read-only-storage" : "storage"
-        );
-      const types = [...storage, "uniform" as const];
+      const types = bindingsOf(wgsl);
       createPipeline(device, { label: kernel, code: wgsl, types });
       const error = await device.popErrorScope();
       const dumps = this.#dumps();
@@ -114,7 +110,7 @@ export class RadvCompiler implements Disposable {
       }
       made.push({
         words: Deno.readFileSync(dumps[0]),
-        buffers: storage.length,
+        types,
       });
     }
     Deno.env.delete("MESA_SPIRV_DUMP_PATH");

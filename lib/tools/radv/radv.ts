@@ -11,7 +11,9 @@ import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Format } from "../../formats/format.ts";
 import type { Constants } from "../../dispatch/shapes.ts";
 import { tryInstead, WIDTH, wrap } from "../../text/messages.ts";
+import type { Shader } from "../../webgpu/pipeline.ts";
 import {
+  MOST_TOKENS,
   requireConstants,
   type Shown,
   showVariants,
@@ -105,16 +107,21 @@ export const PASSES: readonly number[] = [1, 4, 16, 32, 40, 64, 512, 2048];
 /**
  * The passes of a list like `1,512`.
  *
- * @throws {Error} if one of them is not an integer of at least 1.
+ * @throws {Error} if one of them is not an integer from 1 to {@linkcode MOST_TOKENS}.
  */
 export function readPasses(list: string): number[] {
   return list.split(",").map((text) => {
     const tokens = text.trim() === "" ? NaN : Number(text);
-    if (Number.isSafeInteger(tokens) && tokens >= 1) return tokens;
+    if (Number.isInteger(tokens) && tokens >= 1 && tokens <= MOST_TOKENS) {
+      return tokens;
+    }
+    const range = tokens > MOST_TOKENS
+      ? `up to ${MOST_TOKENS}`
+      : "of at least 1";
     throw new Error(
       `Cannot compile for RADV: --tokens has ${
         described(text.trim())
-      }, must be integers of at least 1 like 1,512`,
+      }, must be integers ${range} like 1,512`,
     );
   });
 }
@@ -138,7 +145,9 @@ export function kernelsToCompile(
     );
   });
   const wanted = asked.length ? asked : KERNELS;
-  for (const kernel of wanted) requireConstants(kernel, constants);
+  for (const kernel of wanted) {
+    requireConstants(kernel, constants, `Cannot compile ${kernel.name}`);
+  }
   return wanted.map(({ name }) => name);
 }
 
@@ -215,6 +224,22 @@ export function threadsOf(wgsl: string): number {
   const value =
     new RegExp(`const ${size}(?:: u32)? = (\\d+)`).exec(wgsl)?.[1] ?? size;
   return Number(value);
+}
+
+/** The types of a kernel's bindings, in order, from its WGSL. */
+export function bindingsOf(wgsl: string): Shader["types"] {
+  const declared = wgsl.matchAll(
+    /^@group\(0\) @binding\(\d+\) var(?:<([^>]*)>)? \w+: (\w+)/gm,
+  );
+  return [...declared].map(([, space, type]) =>
+    space === "uniform"
+      ? "uniform"
+      : space === "storage, read"
+      ? "read-only-storage"
+      : type === "texture_2d"
+      ? "texels"
+      : "storage"
+  );
 }
 
 /**

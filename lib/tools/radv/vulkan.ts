@@ -5,13 +5,14 @@
  *
  * @module
  */
+import type { Shader } from "../../webgpu/pipeline.ts";
 import type { CompiledShader } from "./radv.ts";
 
 /** A compute shader as Deno passes it to a driver. */
 export interface Spirv {
   words: Uint8Array<ArrayBuffer>;
-  /** Storage buffers, at bindings from 0; the uniforms follow. */
-  buffers: number;
+  /** Types of the bindings, in order. */
+  types: Shader["types"];
 }
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -220,18 +221,23 @@ export function compileOn(on: NullDevice, shader: Spirv): CompiledShader {
 /** A compute pipeline that keeps its statistics. */
 function createPipeline(
   { vulkan, device }: NullDevice,
-  { words, buffers }: Spirv,
+  { words, types }: Spirv,
   memory: Memory,
 ): bigint {
-  const STORAGE = 7, UNIFORM = 6, COMPUTE = 0x20, CAPTURE_STATISTICS = 0x40;
-  const bindings = new Uint8Array(24 * (buffers + 1));
-  for (let i = 0; i <= buffers; i++) {
-    const type = i < buffers ? STORAGE : UNIFORM;
+  const STORAGE = 7, UNIFORM = 6, SAMPLED_IMAGE = 2;
+  const COMPUTE = 0x20, CAPTURE_STATISTICS = 0x40;
+  const bindings = new Uint8Array(24 * types.length);
+  types.forEach((of, i) => {
+    const type = of === "texels"
+      ? SAMPLED_IMAGE
+      : of === "uniform"
+      ? UNIFORM
+      : STORAGE;
     bindings.set(struct(24, { 0: i, 4: type, 8: 1, 12: COMPUTE }), 24 * i);
-  }
+  });
   const setInfo = struct(32, {
     0: TYPE.descriptorSetLayoutCreateInfo,
-    20: buffers + 1,
+    20: types.length,
     24: memory.at(bindings),
   });
   const set = handle(

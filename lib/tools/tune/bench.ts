@@ -242,7 +242,9 @@ export class Bench implements Disposable {
     const { numAttentionHeads: heads, numKeyValueHeads: kvHeads } = config;
     const { headDim, hiddenSize, intermediateSize } = config;
     const attends = "headDim" in one.target;
-    const positions = attends ? CHECK_CONTEXT : 1;
+    const positions = attends
+      ? CHECK_CONTEXT
+      : Math.max(...one.checks.map(({ length, rows }) => length + rows));
     const shape = [1, kvHeads, positions, headDim];
     const kept = {
       k: random.tensor(cacheDtype, shape),

@@ -5,7 +5,7 @@ import { parseSynthetic } from "../../../lib/checkpoint/synthetic.ts";
 import { CpuOps, type CpuTensor } from "../../../lib/cpu/ops.ts";
 import { examineApart } from "../../../lib/tools/doctor/apart.ts";
 import { examineCpu } from "../../../lib/tools/doctor/cpu.ts";
-import { selfTest } from "../../../lib/tools/doctor/device.ts";
+import { bandwidthText, selfTest } from "../../../lib/tools/doctor/device.ts";
 import {
   type Finding,
   findingText,
@@ -160,7 +160,9 @@ gpuTest(
     assertEquals(untested, 0);
     assertMatch(
       kernels.text,
-      new RegExp(`^${count} kernels, ${cases} cases, all correct, errors up `),
+      new RegExp(
+        `^${count} kernels, ${cases} cases, all correct, largest error `,
+      ),
     );
     // One line stands for all of them unless they are asked for.
     const shown = findings.filter(isShown).map(({ topic }) => topic);
@@ -209,7 +211,7 @@ Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   const [path, reply] = await examined();
   assertEquals([path.severity, reply.severity], ["green", "green"], path.text);
   assertMatch(path.text, / on 3 threads \(/);
-  assertMatch(path.text, /: 31 cases, all correct, errors up to [^ ]+ % of /);
+  assertMatch(path.text, /: 31 cases, all correct, largest error [^ ]+ % of /);
   assertMatch(
     reply.text,
     /^the story model wrote 16 tokens at \d+ tokens\/s: "Once upon a time/,
@@ -331,4 +333,16 @@ gpuTest("splits and refused contexts follow the adapter's limits", async () => {
   assertMatch(of("largest binding").text, /embed_tokens needs 5 buffers/);
   assertEquals(of("context").severity, "red");
   assertMatch(of("context").text, /use --context 32768 or less/);
+});
+
+Deno.test("a slow device's limit is not rounded to 0 tokens/s", () => {
+  assertEquals(
+    bandwidthText(4.1, 4.1 / 65.5),
+    "reads 4.1 GB/s: at most 0.063 tokens/s with this model",
+  );
+  assertEquals(
+    bandwidthText(2996, 2500),
+    "reads 3.00 TB/s: at most 2,500 tokens/s with this model",
+  );
+  assertEquals(bandwidthText(4.1), "reads 4.1 GB/s");
 });

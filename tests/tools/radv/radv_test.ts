@@ -7,6 +7,7 @@ import {
 } from "@std/assert";
 import { openCheckpoint } from "../../../lib/checkpoint/open.ts";
 import {
+  bindingsOf,
   isHot,
   kernelsToCompile,
   PASSES,
@@ -109,7 +110,7 @@ Deno.test("kernels, tokens and constants select variants", () => {
   assertThrows(
     () => kernelsToCompile(["gemv", "gemm"], { WORKGROUP: 64 }),
     Error,
-    "Cannot show gemm: it has no constant WORKGROUP",
+    "Cannot compile gemm: it has no constant WORKGROUP",
   );
 });
 
@@ -207,6 +208,17 @@ Deno.test("constants select the variants that may have them, and are refused if 
   );
 });
 
+Deno.test("every binding of a kernel has its type, textures too", () => {
+  const types = variantsOnAmd({ config, tokens: [1] }).map(({ wgsl }) => {
+    const types = bindingsOf(wgsl);
+    assertEquals(types.length, wgsl.match(/@binding\(/g)!.length);
+    assertEquals(types.at(-1), "uniform");
+    return types.join(" ");
+  });
+  assert(types.includes("texels storage uniform")); // peakRead of a texture
+  assert(types.includes("read-only-storage storage uniform"));
+});
+
 Deno.test("without Mesa deno task radv says in one line how to get it", async () => {
   const empty = await Deno.makeTempDir();
   try {
@@ -219,7 +231,14 @@ Deno.test("without Mesa deno task radv says in one line how to get it", async ()
           ["--tokens", "1,0"],
           '--tokens has "0", must be integers of at least 1 like 1,512',
         ],
-        [["gemm", "--set", "F17=1"], "it has no constant F17"],
+        [
+          ["--tokens", "1,131073"],
+          '--tokens has "131073", must be integers up to 131072 like 1,512',
+        ],
+        [
+          ["gemm", "--set", "F17=1"],
+          "Cannot compile gemm: it has no constant F17",
+        ],
       ] as const
     ) {
       const { code, stdout, stderr } = await runTask("radv", args);
