@@ -94,7 +94,7 @@ export function blockFormat(spec: BlockSpec): Format {
     pack: (blocks, _, into) =>
       spec.pack(blocks.byteOffset % 4 ? blocks.slice() : blocks, into),
     wgsl: (x, load, read) => reader(spec, unit, x, load, read),
-    unpack: (planes, row, k, into) => unpack(spec, unit, planes, row, k, into),
+    unpack: unpacker(spec, unit),
   };
 }
 
@@ -256,40 +256,46 @@ function lookup(x: string, values: readonly number[]): string {
 }`;
 }
 
-/** See {@linkcode Format.unpack}. Exact: every step fits a double, and the result is rounded once. */
-function unpack(
-  { elements, bits, group, scales, values, decode }: BlockSpec,
-  unit: number,
-  planes: readonly Uint8Array[],
-  row: number,
-  k: number,
-  into: Float32Array,
-): void {
-  const low = wordsOf(planes[0]);
-  const high = bits.length > 1 ? wordsOf(planes[1]) : undefined;
-  const rest = scales.map(({ view }, i) => view(planes[bits.length + i]));
+/**
+ * Returns {@linkcode Format.unpack}. It is exact: every step fits a double, and the result
+ * is rounded once.
+ */
+function unpacker(spec: BlockSpec, unit: number): Format["unpack"] {
+  const { elements, bits: [bits, more = 0], group, scales, decode } = spec;
+  const values = Float64Array.from(spec.values);
   const scale = new Float64Array(elements / group);
   const min = new Float64Array(elements / group);
-  const words = unit * bits[0] / 32, highWords = unit * (bits[1] ?? 0) / 32;
-  const mask = byteMask(bits[0]), highMask = byteMask(bits[1] ?? 0);
-  const begin = row * k / elements;
-  for (let i = 0; i < k; i += 4) {
-    const inBlock = i % elements, inUnit = i % unit / 4;
-    if (inBlock === 0) decode(rest, begin + i / elements, scale, min);
-    const at = Math.floor((row * k + i) / unit);
-    const shift = Math.floor(inUnit / words) * bits[0];
-    let four = (low[at * words + inUnit % words] >>> shift) & mask;
-    if (high) {
-      const shift = Math.floor(inUnit / highWords) * bits[1];
-      const more = high[at * highWords + inUnit % highWords] >>> shift;
-      four |= (more & highMask) << bits[0];
+  const words = unit * bits / 32, mask = byteMask(bits);
+  const highWords = unit * more / 32, highMask = byteMask(more);
+  /** Where a unit has each of its fours: a word and a shift in both planes. */
+  const fours = Array.from({ length: unit / 4 }, (_, f) => ({
+    word: f % words,
+    shift: Math.floor(f / words) * bits,
+    highWord: more && f % highWords,
+    highShift: more && Math.floor(f / highWords) * more,
+  }));
+  return (planes, row, k, into) => {
+    const low = wordsOf(planes[0]), high = wordsOf(planes[more ? 1 : 0]);
+    const rest = scales.map(({ view }, i) =>
+      view(planes[spec.bits.length + i])
+    );
+    let at = row * k / unit, block = row * k / elements;
+    for (let i = 0; i < k; at++) {
+      if (i % elements === 0) decode(rest, block++, scale, min);
+      for (const { word, shift, highWord, highShift } of fours) {
+        let four = low[at * words + word] >>> shift & mask;
+        if (more) {
+          const above = high[at * highWords + highWord] >>> highShift;
+          four |= (above & highMask) << bits;
+        }
+        const g = i % elements / group | 0, s = scale[g], m = min[g];
+        into[i++] = s * values[four & 255] - m;
+        into[i++] = s * values[four >>> 8 & 255] - m;
+        into[i++] = s * values[four >>> 16 & 255] - m;
+        into[i++] = s * values[four >>> 24] - m;
+      }
     }
-    const g = Math.floor(inBlock / group), s = scale[g], m = min[g];
-    into[i] = s * values[four & 255] - m;
-    into[i + 1] = s * values[four >>> 8 & 255] - m;
-    into[i + 2] = s * values[four >>> 16 & 255] - m;
-    into[i + 3] = s * values[four >>> 24] - m;
-  }
+  };
 }
 
 /** The integers from `from` on, as the values of `count` quants. */
