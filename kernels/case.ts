@@ -8,6 +8,8 @@
 import type { Capabilities } from "../lib/dispatch/capabilities.ts";
 import type { Constants, Epilogue } from "../lib/dispatch/shapes.ts";
 import { type Dtype, elements } from "../lib/dtype.ts";
+import type { Matrix } from "../lib/formats/matrix.ts";
+import { FORMATS } from "../lib/formats/mod.ts";
 import type { CpuTensor } from "../lib/formats/tensor.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
 
@@ -16,7 +18,7 @@ export interface KernelCase {
   /** Sizes and element types, for reports. */
   what: string;
   /** By buffer; outputs are filled with values that the kernel must overwrite. */
-  operands: Readonly<Record<string, CpuTensor>>;
+  operands: Readonly<Record<string, CpuTensor | Matrix<CpuTensor>>>;
   constants?: Constants;
   uniforms?: Readonly<Record<string, number>>;
   /** Overrides the kernel's own grid. */
@@ -58,6 +60,12 @@ export interface CaseRandom {
     scale?: number,
     offset?: number,
   ): CpuTensor;
+  /** A matrix `[n, k]` in a format, of values between about -scale and scale. */
+  matrix(
+    format: string,
+    shape: readonly [n: number, k: number],
+    scale?: number,
+  ): Matrix<CpuTensor>;
 }
 
 /**
@@ -161,6 +169,10 @@ export const FLOATS = ["f32", "f16", "bf16"] as const;
 
 /** One of {@linkcode FLOATS}. */
 export type Float = typeof FLOATS[number];
+
+/** Names of the formats that are made of blocks. */
+export const BLOCKS: readonly string[] = FORMATS
+  .filter(({ elements }) => elements > 1).map(({ name }) => name);
 
 /** Tolerance of f32 sums, relative to the norm of their terms. */
 export const SUM = 1e-5;

@@ -1,6 +1,6 @@
-import { toF32 } from "../lib/formats/tensor.ts";
+import { matrixToF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { type Float, FLOATS, room, rowSums, SUM, u32 } from "./case.ts";
+import { BLOCKS, FLOATS, room, rowSums, SUM, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /** Threads per row; each leaves a partial sum of squares. */
@@ -12,7 +12,7 @@ const WORKGROUP = 64;
  * dispatch per buffer, which leaves the rows of tokens outside `begin … begin + n`
  * unchanged.
  */
-export const embed = defineKernel<{ k: number; table: Float }>({
+export const embed = defineKernel<{ k: number; table: string }>({
   name: "embed",
   buffers: {
     table: "n k as span",
@@ -49,11 +49,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   squares[row * WORKGROUP + tid] = sum;
 }`,
-  cases: FLOATS.flatMap((table) => [{ k: 19, table }, { k: 1024, table }]),
+  cases: [
+    ...FLOATS.flatMap((table) => [{ k: 19, table }, { k: 1024, table }]),
+    ...BLOCKS.map((table) => ({ k: 512, table })),
+  ],
   makeCase({ k, table: dtype }, { random }) {
     const n = 11, begin = 5, ids = [15, 5, 4, 8, 16]; // 4 and 16 lie outside
     const parts = WORKGROUP;
-    const table = random.tensor(dtype, [n, k]);
+    const table = random.matrix(dtype, [n, k]);
     return {
       what: `${dtype} [${n}, ${k}]`,
       operands: {
@@ -64,7 +67,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       },
       uniforms: { begin },
       expected: () => {
-        const all = toF32(table);
+        const all = matrixToF32(table);
         const rows = ids.map((id) =>
           id < begin || id >= begin + n
             ? new Float32Array(k).fill(NaN)

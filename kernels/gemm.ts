@@ -3,8 +3,8 @@ import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { tileBytes } from "../lib/dispatch/defaults.ts";
 import { isPowerOf2 } from "../lib/dispatch/limits.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
-import { toF32 } from "../lib/formats/tensor.ts";
-import { type Float, FLOATS, HALF_SUM, room, SUM } from "./case.ts";
+import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
+import { FLOATS, HALF_SUM, room, SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
@@ -258,7 +258,6 @@ export function deriveTile(
 
 /** `a · bᵀ`, in f16 if the largest weight is given. */
 interface GemmCase extends LinearCase {
-  w: Float;
   largest?: number;
 }
 
@@ -337,6 +336,8 @@ ${TILE}`,
     { m: 41, n: 74, k: 88, w: "bf16", epilogue: "add" },
     { m: 41, n: 74, k: 88, w: "bf16", epilogue: "swiglu" },
     { m: 41, n: 37, k: 1019, w: "f32" }, // long enough to be split
+    // The others read blocks by the same functions as gemvRows.
+    ...["q8_0", "q4_k", "q6_k"].map((w) => ({ m: 41, n: 36, k: 512, w })),
     { m: 70, n: 1024, k: 1024, w: "bf16", largest: 0.5 },
   ],
   makeCase(given, { device, random, reference }) {
@@ -347,7 +348,7 @@ ${TILE}`,
     const shape = { m, n, k, format, norm: false, swiglu, largest };
     const { constants, headroom, splits } = chooseLinear(shape, device);
     const a = random.tensor(headroom ? "f16" : "f32", [m, k], headroom ?? 2);
-    const b = random.tensor(dtype, [n, k], largest);
+    const b = random.matrix(dtype, [n, k], largest);
     const scales = random.tensor("f32", [m], 0.5, 1);
     const c = splits > 1
       ? room([splits * m, n])
@@ -363,7 +364,7 @@ ${TILE}`,
         if (headroom) {
           rows.forEach((v, i) => rows[i] = v * data[Math.floor(i / k)]);
         }
-        const product = reference.linear(rows, toF32(b), { m, n, k });
+        const product = reference.linear(rows, matrixToF32(b), { m, n, k });
         return [{
           of: ({ c }) =>
             Float64Array.from({ length: m * width }, (_, i) => {

@@ -7,7 +7,7 @@ import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
-import { FLOATS } from "./case.ts";
+import { BLOCKS, FLOATS } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { emulated } from "./gemv_emulated.ts";
@@ -258,6 +258,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       { m: 1, n: 37, k: 19, w },
       { m: 1, n: 1024, k: 3072, w }, // down_proj of Qwen3-0.6B
     ]),
+    ...BLOCKS.map((w) => ({ m: 1, n: 37, k: 1280, w })),
     { m: 1, n: 74, k: 88, w: "bf16", epilogue: "add" },
     { m: 1, n: 74, k: 88, w: "bf16", epilogue: "swiglu" },
     { m: 1, n: 74, k: 1024, w: "bf16", norm: "bf16" },

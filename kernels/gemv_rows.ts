@@ -6,7 +6,7 @@ import {
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { FLOATS } from "./case.ts";
+import { BLOCKS, FLOATS } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { W_ROW } from "./gemv.ts";
@@ -321,6 +321,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       { m: 5, n: 37, k: 19, w },
       { m: 16, n: 1024, k: 1024, w }, // k_proj of Qwen3-0.6B
     ]),
+    ...BLOCKS.map((w) => ({ m: 3, n: 37, k: 512, w })),
     { m: 3, n: 74, k: 88, w: "bf16", epilogue: "add" },
     { m: 3, n: 74, k: 88, w: "bf16", epilogue: "swiglu" },
     { m: 17, n: 74, k: 76, w: "f32", norm: "bf16" },

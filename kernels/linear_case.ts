@@ -6,7 +6,7 @@
 import { formatNamed } from "../lib/formats/mod.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import type { Constants, Epilogue } from "../lib/dispatch/shapes.ts";
-import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
+import { type CpuTensor, matrixToF32, toF32 } from "../lib/formats/tensor.ts";
 import {
   type CaseTools,
   EPS,
@@ -22,8 +22,8 @@ export interface LinearCase {
   m: number;
   n: number;
   k: number;
-  /** Type of the weights. */
-  w: Float;
+  /** Format of the weights. */
+  w: string;
   /** Type of the norm's weights, if rows are normed first. */
   norm?: Float;
   epilogue?: Epilogue;
@@ -58,7 +58,7 @@ export function linearCase(
   const { m, n, k, w: dtype, epilogue = "store" } = given;
   const swiglu = epilogue === "swiglu", width = swiglu ? n / 2 : n;
   const x = random.tensor("f32", [m, k], 2);
-  const w = random.tensor(dtype, [n, k]);
+  const w = random.matrix(dtype, [n, k]);
   const norm = given.norm && random.tensor(given.norm, [k], 0.5, 1);
   const format = formatNamed(dtype);
   const shape = { m, n, k, format, norm: !!norm, swiglu, fixed: true };
@@ -79,7 +79,7 @@ export function linearCase(
       const rows = norm
         ? reference.rmsNormed(toF32(x), toF32(norm), EPS)
         : toF32(x);
-      const product = reference.linear(rows, toF32(w), { m, n, k });
+      const product = reference.linear(rows, matrixToF32(w), { m, n, k });
       const y = reference.epilogue(epilogue, product, n, BEFORE);
       const results = [{ of: "y", ...y, tolerance: SUM }];
       if (epilogue !== "add") return results;

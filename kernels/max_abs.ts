@@ -1,14 +1,14 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
-import { toF32 } from "../lib/formats/tensor.ts";
+import { matrixToF32 } from "../lib/formats/tensor.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
-import { type Float, FLOATS, u32 } from "./case.ts";
+import { BLOCKS, FLOATS, u32 } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
  * Finds the largest absolute value of a weight, as f32 bits in `largest[at]`; positive
  * floats sort like u32. It limits how large activations may be if matmuls multiply in f16.
  */
-export const maxAbs = defineKernel<{ n: number; k: number; w: Float }>({
+export const maxAbs = defineKernel<{ n: number; k: number; w: string }>({
   name: "maxAbs",
   buffers: { w: "n k as span", largest: "inout any as atomic" },
   uniforms: { at: "u32" },
@@ -30,16 +30,22 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   high = lanes_max(high, tid);
   if (tid % LANES == 0u) { atomicMax(&largest[u.at], bitcast<u32>(high)); }
 }`,
-  cases: FLOATS.map((w) => ({ n: 7, k: 45, w })),
+  cases: [
+    ...FLOATS.map((w) => ({ n: 7, k: 45, w })),
+    ...BLOCKS.map((w) => ({ n: 7, k: 512, w })),
+  ],
   makeCase({ n, k, w: dtype }, { device, random }) {
-    const w = random.tensor(dtype, [n, k]);
+    const w = random.matrix(dtype, [n, k]);
     return {
       what: `${dtype} [${n}, ${k}]`,
       operands: { w, largest: u32(7, 0, 7) },
       constants: laneConstants(device),
       uniforms: { at: 1 },
       expected: () => {
-        const largest = Math.max(...toF32(w).map(Math.abs));
+        const largest = matrixToF32(w).reduce(
+          (most, value) => Math.max(most, Math.abs(value)),
+          0,
+        );
         const [bits] = new Uint32Array(Float32Array.of(largest).buffer);
         return [{ of: "largest", values: [7, bits, 7], tolerance: 0 }];
       },

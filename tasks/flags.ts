@@ -10,7 +10,13 @@ import { stderr } from "./colour.ts";
 import { described, errorText, explained, OptionError } from "../lib/errors.ts";
 import type { Format } from "../lib/formats/format.ts";
 import { formatNames, FORMATS } from "../lib/formats/mod.ts";
-import { nearest, shortened, WIDTH, wrap } from "../lib/text/messages.ts";
+import {
+  nearest,
+  shortened,
+  tryInstead,
+  WIDTH,
+  wrap,
+} from "../lib/text/messages.ts";
 import project from "../deno.json" with { type: "json" };
 
 /** The kind of value that a flag takes. */
@@ -202,9 +208,9 @@ export function readFormat(flags: Flags, cannot: string): Format {
   const format = FORMATS.find(({ name }) => name === dtype);
   if (!format) {
     throw new Error(
-      `${cannot}: --dtype is ${
-        described(dtype)
-      }, must be one of ${formatNames()}`,
+      `${cannot}: --dtype is ${described(dtype)}, must be a stored type: ${
+        tryInstead(dtype, FORMATS.map(({ name }) => name), "--help")
+      }`,
     );
   }
   return format;

@@ -12,7 +12,9 @@ import type {
 import { fillSynthetic } from "../checkpoint/synthetic.ts";
 import { gumbel, gumbelHash, sample } from "../model/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
-import type { Kernel } from "../webgpu/kernel.ts";
+import { withPlanes } from "../formats/matrix.ts";
+import type { CpuTensor } from "../formats/tensor.ts";
+import type { Kernel, Operand } from "../webgpu/kernel.ts";
 import { Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 import * as plain from "./reference.ts";
@@ -40,10 +42,16 @@ export async function runCase(
   const contract = typeof buffers === "function"
     ? buffers({ ...kernel.constants, ...constants })
     : buffers;
-  const tensors = Object.keys(contract).map((name): [string, Tensor] => {
-    const { dtype, shape, data } = operands[name];
+  const upload = ({ dtype, shape, data }: CpuTensor) => {
     const values = data as Float32Array<ArrayBuffer>;
-    return [name, memory.use(Tensor.create(gpu, dtype, shape, values))];
+    return memory.use(Tensor.create(gpu, dtype, shape, values));
+  };
+  const tensors = Object.keys(contract).map((name): [string, Operand] => {
+    const operand = operands[name];
+    return [
+      name,
+      "parts" in operand ? withPlanes(operand, upload) : upload(operand),
+    ];
   });
   using plan = new Plan(gpu);
   plan.add(kernel, Object.fromEntries(tensors), {
@@ -54,7 +62,9 @@ export async function runCase(
   plan.run();
   await gpu.device.queue.onSubmittedWorkDone();
   gpu.check();
-  const written = tensors.filter(([name]) => /^(in)?out /.test(contract[name]));
+  const written = tensors.filter((one): one is [string, Tensor] =>
+    /^(in)?out /.test(contract[one[0]])
+  );
   return Object.fromEntries(
     await Promise.all(
       written.map(async ([name, tensor]) => [name, await readAll(tensor)]),

@@ -12,7 +12,10 @@ import type {
 } from "../../kernels/case.ts";
 import type { Epilogue } from "../dispatch/shapes.ts";
 import { type Dtype, elements, f32ToBf16Bits, f32ToF16Bits } from "../dtype.ts";
-import { type CpuTensor, toF32 } from "../formats/tensor.ts";
+import { type Matrix, matrixOf } from "../formats/matrix.ts";
+import { formatNamed } from "../formats/mod.ts";
+import { type CpuTensor, storedMatrix, toF32 } from "../formats/tensor.ts";
+import { randomBlocks } from "./random_blocks.ts";
 
 const ENCODE = {
   f32: Math.fround,
@@ -65,6 +68,19 @@ export class Random implements CaseRandom {
       data[i] = encode(offset + scale * this.next());
     }
     return { dtype, shape, data };
+  }
+
+  /** A matrix of values between about -scale and scale. */
+  matrix(
+    format: string,
+    [n, k]: readonly [number, number],
+    scale = 1,
+  ): Matrix<CpuTensor> {
+    const own = formatNamed(format);
+    if (own.elements === 1) {
+      return matrixOf(this.tensor(format as Dtype, [n, k], scale));
+    }
+    return storedMatrix(own, randomBlocks(this, own, n, k, scale), k);
   }
 
   filled(dtype: Dtype, shape: readonly number[], value: number): CpuTensor {

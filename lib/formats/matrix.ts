@@ -50,10 +50,11 @@ const CUT = 8;
 
 /**
  * Lays out tensors with `k` columns that are stacked in one matrix. Neighbors in the
- * same format share a part, unless a plane would exceed `most` bytes. With `pairs`, the
- * two halves are read together: if they have the same format, each part holds the same
- * range of both; otherwise, each half has its own parts.
+ * same format share a part, unless a plane would exceed `most` bytes or the second would
+ * not begin at a whole word. With `pairs`, the two halves are read together: if they share
+ * parts, each holds the same range of both; otherwise, each half has its own parts.
  *
+ * @throws {Error} if rows are not whole blocks of a format.
  * @throws {DeviceError} if `most` bytes cannot hold eight rows.
  */
 export function layOut(
@@ -63,12 +64,20 @@ export function layOut(
   { pairs = false, most = Infinity }: { pairs?: boolean; most?: number } = {},
 ): PartLayout[] {
   const runs: { begin: number; rows: number; format: Format }[] = [];
+  const wholeWords = ({ rows, format }: { rows: number; format: Format }) =>
+    format.planes(k).every(({ rowBytes }) => rows * rowBytes % 4 === 0);
   let n = 0;
   for (const { rows, format } of stack) {
     const last = runs.at(-1);
-    if (last?.format === format) last.rows += rows;
+    if (last?.format === format && wholeWords(last)) last.rows += rows;
     else runs.push({ begin: n, rows, format });
     n += rows;
+  }
+  for (const { format: { name, elements } } of runs) {
+    if (k % elements === 0) continue;
+    throw new Error(
+      `Cannot lay out ${label} of shape [${n}, ${k}] in ${name}: its rows must be whole blocks of ${elements}`,
+    );
   }
   const half = pairs && runs.length === 1 ? n / 2 : undefined;
   return runs.flatMap(({ begin, rows, format }) => {
@@ -121,6 +130,18 @@ export function allocateMatrix<T>(
   return { label, n, k, parts };
 }
 
+/** A matrix in other memory: `copy` copies each plane. */
+export function withPlanes<T, U>(
+  matrix: Matrix<T>,
+  copy: (plane: T) => U,
+): Matrix<U> {
+  const parts = matrix.parts.map((part) => ({
+    ...part,
+    planes: part.planes.map(copy),
+  }));
+  return { ...matrix, parts };
+}
+
 /** Rows of a matrix that are contiguous in the planes of one part. */
 export interface Piece<T> {
   part: MatrixPart<T>;
@@ -150,6 +171,21 @@ export function piecesOf<T>(
     });
   }
   return pieces;
+}
+
+/** Rearranges stored rows into the planes of their format. */
+export function packed(
+  format: Format,
+  blocks: Uint8Array<ArrayBuffer>,
+  k: number,
+  rows: number,
+): Uint8Array<ArrayBuffer>[] {
+  if (!format.pack) return [blocks];
+  const planes = format.planes(k).map(({ rowBytes }) =>
+    new Uint8Array(rows * rowBytes)
+  );
+  format.pack(blocks, k, planes);
+  return planes;
 }
 
 /**

@@ -6,7 +6,8 @@
 import type { Dtype } from "../dtype.ts";
 import { BYTES, elements } from "../dtype.ts";
 import { formatNamed } from "./mod.ts";
-import { type Matrix, piecesOf } from "./matrix.ts";
+import { type Format, storedRowBytes } from "./format.ts";
+import { layOut, type Matrix, packed, piecesOf } from "./matrix.ts";
 
 /** A dense, row-major tensor in host memory. 16-bit floats are stored as their bits. */
 export interface CpuTensor {
@@ -52,6 +53,31 @@ export function f32(tensor: CpuTensor): Float32Array {
 /** Copies all elements to a new array as f32. */
 export function toF32(tensor: CpuTensor): Float32Array {
   return unpack(tensor, 0, new Float32Array(elements(tensor.shape)));
+}
+
+/** Copies all rows of a matrix to a new array as f32. */
+export function matrixToF32(matrix: Matrix<CpuTensor>): Float32Array {
+  const { n, k } = matrix, all = new Float32Array(n * k);
+  for (let row = 0; row < n; row++) {
+    unpackRow(matrix, row, all.subarray(row * k, (row + 1) * k));
+  }
+  return all;
+}
+
+/** A matrix in host memory, from rows as a file stores them. */
+export function storedMatrix(
+  format: Format,
+  stored: Uint8Array<ArrayBuffer>,
+  k: number,
+): Matrix<CpuTensor> {
+  const n = stored.length / storedRowBytes(format, k);
+  const [layout] = layOut("matrix", [{ rows: n, format }], k);
+  const planes = packed(format, stored, k, n).map((bytes): CpuTensor => {
+    const data = new Uint32Array(Math.ceil(bytes.length / 4));
+    new Uint8Array(data.buffer).set(bytes);
+    return { dtype: "u32", shape: [data.length], data };
+  });
+  return { label: "matrix", n, k, parts: [{ ...layout, planes }] };
 }
 
 /** Copies row `row` of a matrix to `into` as f32. */

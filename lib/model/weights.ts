@@ -8,8 +8,13 @@
 import type { Checkpoint, TensorInfo } from "../checkpoint/checkpoint.ts";
 import type { LoadProgress } from "../checkpoint/sources.ts";
 import { Rests } from "../dispatch/rests.ts";
-import { type Format, storedRowBytes } from "../formats/format.ts";
-import { allocateMatrix, type Matrix, piecesOf } from "../formats/matrix.ts";
+import { storedRowBytes } from "../formats/format.ts";
+import {
+  allocateMatrix,
+  type Matrix,
+  packed,
+  piecesOf,
+} from "../formats/matrix.ts";
 import { familyOf } from "./families.ts";
 import {
   listWeights,
@@ -181,19 +186,4 @@ class Loader<T> {
     const progress = { done: this.#done, total: this.#total };
     this.options.onProgress?.({ stage: "weights", file, ...progress });
   }
-}
-
-/** Rearranges stored rows into the planes of their format. */
-function packed(
-  format: Format,
-  blocks: Uint8Array<ArrayBuffer>,
-  k: number,
-  rows: number,
-): Uint8Array<ArrayBuffer>[] {
-  if (!format.pack) return [blocks];
-  const planes = format.planes(k).map(({ rowBytes }) =>
-    new Uint8Array(rows * rowBytes)
-  );
-  format.pack(blocks, k, planes);
-  return planes;
 }

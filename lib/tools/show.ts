@@ -13,7 +13,9 @@ import { described } from "../errors.ts";
 import type { Capabilities } from "../dispatch/capabilities.ts";
 import { bf16 } from "../formats/bf16.ts";
 import type { Format } from "../formats/format.ts";
-import { allocateMatrix } from "../formats/matrix.ts";
+import { f32 } from "../formats/f32.ts";
+import { allocateMatrix, withPlanes } from "../formats/matrix.ts";
+import type { CpuTensor } from "../formats/tensor.ts";
 import {
   chooseCacheDtype,
   chooseMatmulDtype,
@@ -389,7 +391,9 @@ function recordPasses(
     const { label, kind, measured } = spec;
     const shape = stackedShape(spec);
     const [rows, k] = shape.length > 1 ? shape : [1, ...shape];
-    const stack = [{ rows, format }];
+    // Files of quantized weights have norms in f32.
+    const plain = format.elements > 1 && kind === "norm";
+    const stack = [{ rows, format: plain ? f32 : format }];
     const pairs = { pairs: spec.split === "pairs" };
     const matrix = allocateMatrix(label, stack, k, pairs, store.allocate);
     // A typical magnitude, since measuring it takes a device.
@@ -441,14 +445,21 @@ function recordCases(
       kernel.makeCase(given, tools) ?? []
     );
     const ofType = cases.filter(({ operands }) =>
-      Object.values(operands).some((operand) => operand.dtype === name)
+      Object.values(operands).some((operand) =>
+        ("parts" in operand ? operand.parts[0].format.name : operand.dtype) ===
+          name
+      )
     );
+    const on = ({ dtype, shape }: CpuTensor, name: string) =>
+      Tensor.create(gpu, dtype, shape, undefined, name);
     return (ofType.length ? ofType : cases).map((one): Call => ({
       kernel,
       operands: Object.fromEntries(
-        Object.entries(one.operands).map(([name, { dtype, shape }]) => [
+        Object.entries(one.operands).map(([name, operand]) => [
           name,
-          Tensor.create(gpu, dtype, shape, undefined, name),
+          "parts" in operand
+            ? withPlanes(operand, (plane) => on(plane, name))
+            : on(operand, name),
         ]),
       ),
       options: {

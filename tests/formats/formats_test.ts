@@ -17,6 +17,7 @@ import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import { type Random, randomTest } from "../support/random.ts";
 import { decodeFloat } from "../support/decode_float.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
+import { BLOCK_DEFINITIONS } from "../support/block_definitions.ts";
 import { nibbles, unpackBlock } from "../support/nibbles.ts";
 
 /** What each format's bits mean by definition. A new format adds its own here. */
@@ -26,6 +27,7 @@ const DEFINITIONS: Record<string, (block: DataView) => number[]> = {
   bf16: (block) => [decodeFloat(block.getUint16(0, true), 8, 7)],
   nibbles: ({ buffer, byteOffset, byteLength }) =>
     unpackBlock(new Uint8Array(buffer, byteOffset, byteLength)),
+  ...BLOCK_DEFINITIONS,
 };
 
 /** The formats of the list, and a test format made of blocks. */
@@ -66,7 +68,8 @@ function planesOf(format: Format, stored: Uint8Array, k: number) {
  * Row widths: the smallest of a format, odd ones where allowed, and more than one load.
  */
 const widths = ({ elements, loads }: Format) =>
-  [1, 2, 3, 7, 8, 33, 64].map((blocks) => blocks * elements)
+  (elements > 32 ? [1, 2, 5] : [1, 2, 3, 7, 8, 33, 64])
+    .map((blocks) => blocks * elements)
     .filter((k) => loads.at(-1) === 1 || k % loads.at(-1)! === 0);
 
 Deno.test("names are unique, and known", () => {
@@ -98,6 +101,77 @@ for (const format of ALL) {
             expected.slice(r * k, (r + 1) * k),
             `${k}, row ${r}`,
           );
+        }
+      }
+    },
+  );
+}
+
+/** Rows that llama.cpp quantized, or of random bits, and what it reads from them. */
+async function goldenRows({ name }: Format, random: string) {
+  const file = `${name.toUpperCase()}${random}`;
+  const [stored, bytes] = await Promise.all(
+    ["bin", "f32"].map((kind) =>
+      Deno.readFile(new URL(`${file}.${kind}`, GOLDEN))
+    ),
+  );
+  return { stored, values: new Float32Array(bytes.buffer) };
+}
+
+const GOLDEN = new URL("../fixtures/gguf/rows/", import.meta.url);
+
+/** Formats of which llama.cpp read rows. */
+const IN_GGUF = FORMATS.filter(({ elements }) => elements > 1);
+
+/** The first element with other bits; -0 is not 0 here. */
+const otherBits = (actual: Float32Array, expected: Float32Array) => {
+  const [a, b] = [actual, expected].map((values) =>
+    new Uint32Array(values.buffer, values.byteOffset, values.length)
+  );
+  return b.findIndex((bits, i) => bits !== a[i]);
+};
+
+for (const format of IN_GGUF) {
+  Deno.test(`${format.name}: rows unpack to the bits that llama.cpp reads`, async () => {
+    for (const random of ["", ".random"]) {
+      const { stored, values } = await goldenRows(format, random);
+      for (const blocks of random ? [1, 2] : [1024 / format.elements]) {
+        const k = blocks * format.elements, rows = values.length / k;
+        assertEquals(stored.length, rows * storedRowBytes(format, k));
+        // Blocks that begin at an odd byte, too.
+        const shifted = new Uint8Array([0, ...stored]).subarray(1);
+        for (const bytes of [stored, shifted]) {
+          const planes = planesOf(format, bytes, k);
+          const actual = new Float32Array(values.length);
+          for (let r = 0; r < rows; r++) {
+            format.unpack(planes, r, k, actual.subarray(r * k, (r + 1) * k));
+          }
+          const at = otherBits(actual, values);
+          assertEquals(
+            at,
+            -1,
+            `${random} element ${at}: ${actual[at]}, must be ${values[at]}`,
+          );
+        }
+        const at = otherBits(defined(format, stored), values);
+        assertEquals(at, -1, `the definition of element ${at}`);
+      }
+    }
+  });
+
+  gpuTest(
+    `${format.name}: the GPU reads the bits that llama.cpp reads`,
+    async (gpu, trial) => {
+      for (const random of ["", ".random"]) {
+        const { stored, values } = await goldenRows(format, random);
+        const k = random ? format.elements : 1024, n = values.length / k;
+        const w = upload(trial, format, stored, k);
+        for (const view of ["span", "unit"] as const) {
+          const y = trial.filled([n * k], 0x55555555, "u32");
+          trial.run(reader(view), { w, y }, { uniforms: { keep: 1 } });
+          const bits = await gpu.readBuffer(y.buffer, 0, 4 * n * k);
+          const at = difference(new Uint32Array(bits), values);
+          assertEquals(at, -1, `${random} ${view}: element ${at}`);
         }
       }
     },
@@ -191,7 +265,7 @@ for (const format of ALL) {
         if (whole) ways.push(["unit", false, 1], ["unit", false, 0]);
         if (texture) ways.push(["unit", true, 1]);
         for (const [view, texture, keep] of ways) {
-          const y = trial.own(trial.u32(...Array(n * k).fill(0x55555555)));
+          const y = trial.filled([n * k], 0x55555555, "u32");
           trial.run(reader(view, texture), { w, y }, { uniforms: { keep } });
           const bits = await gpu.readBuffer(y.buffer, 0, 4 * n * k);
           const want = keep ? expected : new Float32Array(n * k);

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { toF32 } from "../../lib/formats/tensor.ts";
+import { matrixToF32 } from "../../lib/formats/tensor.ts";
 import { DeviceError } from "../../lib/errors.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { f16 } from "../../lib/formats/f16.ts";
@@ -9,11 +9,11 @@ import {
   allocateMatrix,
   layOut,
   type Matrix,
-  matrixOf,
   piecesOf,
   planeBytes,
   rowsHeld,
 } from "../../lib/formats/matrix.ts";
+import { q4_k, q6_k } from "../../lib/formats/k_quants.ts";
 import { FORMATS } from "../../lib/formats/mod.ts";
 import { randomTest } from "../support/random.ts";
 import { gpuTest, withBinding } from "../support/gpu.ts";
@@ -54,6 +54,20 @@ Deno.test("pairs of one format share parts, pairs of two formats do not", () => 
   ]);
 });
 
+Deno.test("a tensor that would begin within a word has a part of its own", () => {
+  const parts = (rows: number, format: Format, k: number, pairs: boolean) =>
+    layOut("w", [{ rows, format }, { rows, format }], k, { pairs })
+      .map(({ begin, rows, twin }) => [begin, rows, twin]);
+  for (const pairs of [false, true]) {
+    assertEquals(parts(7, bf16, 9, pairs), [
+      ...[[0, 7, undefined], [7, 7, undefined]],
+    ]);
+    assertEquals(parts(7, q6_k, 256, pairs).length, 2); // the plane of d
+    assertEquals(parts(7, q4_k, 256, pairs).length, 1);
+  }
+  assertEquals(parts(6, q6_k, 256, true), [[0, 6, 6]]);
+});
+
 Deno.test("planes are allocated by their own bytes, in whole words", () => {
   const made: [number, string][] = [];
   const stack = [{ rows: 3, format: nibbles }];
@@ -86,7 +100,10 @@ randomTest(
             assert(planeBytes(part, k).every((bytes) => bytes <= most));
             assert(part.twin === undefined || part.twin - part.begin === half);
           }
-          for (const part of parts.slice(0, -1)) assertEquals(part.rows % 8, 0);
+          const ends = parts.map(({ begin, rows }) => begin + rows);
+          for (const [i, { rows }] of parts.entries()) {
+            assert(rows % 8 === 0 || ends[i] % half === 0);
+          }
           const seen = new Array(2 * half).fill(0);
           for (const { row, rows, part, at } of piecesOf(matrix, 0, 2 * half)) {
             assert(at + rows <= rowsHeld(part));
@@ -101,6 +118,16 @@ randomTest(
   },
 );
 
+Deno.test("rows that are not whole blocks are refused", () => {
+  const stack = [{ rows: 4, format: bf16 }, { rows: 6, format: q4_k }];
+  assertThrows(
+    () => layOut("layers.0.down_proj", stack, 640),
+    Error,
+    "Cannot lay out layers.0.down_proj of shape [10, 640] in q4_k: its rows must be whole blocks of 256",
+  );
+  layOut("w", stack, 512);
+});
+
 Deno.test("a limit of fewer than eight rows is refused", () => {
   assertThrows(
     () => layOut("w", [{ rows: 10, format: f32 }], 100, { most: 256 }),
@@ -113,29 +140,29 @@ gpuTest(
   "a matrix that one binding cannot hold is split, pairs by the same rows of both halves",
   async (gpu, trial) => {
     const { random } = trial;
-    for (const { name } of FORMATS) {
-      const dtype = name as "f32" | "f16" | "bf16";
+    for (const format of FORMATS) {
       for (const pairs of [false, true]) {
-        for (const k of [6, 80]) {
-          const n = 2 * random.int(50, 90);
-          const rowBytes = k * (dtype === "f32" ? 4 : 2);
+        for (const k of format.elements > 1 ? [format.elements] : [6, 80]) {
+          const n = 8 * random.int(13, 22);
+          const planes = format.planes(k);
+          const rowBytes = Math.max(...planes.map(({ rowBytes }) => rowBytes));
           const small = withBinding(
             gpu,
             16 * random.int(rowBytes, 3 * rowBytes),
           );
-          const values = random.tensor(dtype, [n, k]), all = toF32(values);
-          const matrix = matrixOf(values);
+          const matrix = random.matrix(format.name, [n, k]);
+          const all = matrixToF32(matrix);
           const copy = splitMatrix(trial, small, matrix, pairs);
-          assert(copy.parts.length > 1, `${name} ${n} × ${k}`);
+          assert(copy.parts.length > 1, `${format.name} ${n} × ${k}`);
           for (const { part, row, at, rows } of piecesOf(copy, 0, n)) {
-            const [{ buffer }] = part.planes;
-            const size = 4 * Math.ceil(rowsHeld(part) * rowBytes / 4);
-            const bytes = new Uint8Array(
-              await small.readBuffer(buffer, 0, size),
+            const bytes = await Promise.all(
+              part.planes.map(async ({ buffer, bytes }) =>
+                new Uint8Array(await small.readBuffer(buffer, 0, bytes))
+              ),
             );
             const into = new Float32Array(k);
             for (let i = 0; i < rows; i++) {
-              part.format.unpack([bytes], at + i, k, into);
+              part.format.unpack(bytes, at + i, k, into);
               const begin = (row + i) * k;
               assertEquals(into, all.slice(begin, begin + k));
             }

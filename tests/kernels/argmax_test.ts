@@ -2,6 +2,7 @@ import { assertEquals } from "@std/assert";
 import { argmax } from "../../kernels/argmax.ts";
 import { keyOf, scoreOf } from "../../kernels/sample_case.ts";
 import { runCase } from "../../lib/check/kernel_case.ts";
+import { type CpuTensor, f32 } from "../../lib/formats/tensor.ts";
 import { gpuTest, lanes } from "../support/gpu.ts";
 import { checkCase, makeCase } from "../support/kernel_case.ts";
 
@@ -44,7 +45,7 @@ gpuTest(
     const sizes = { sequences: 1, vocab: 64, chunks: 1, penalty: 1 };
     const best = async (edit: (logits: Float32Array) => void) => {
       const one = makeCase(argmax, trial, sizes)!;
-      edit(one.operands.logits.data as Float32Array);
+      edit(f32(one.operands.logits as CpuTensor));
       const { highest } = await runCase(gpu, argmax, one);
       return [scoreOf(highest[0]), highest[1]];
     };

@@ -1,5 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
+import { BLOCKS } from "../../kernels/case.ts";
 import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import { checkRows, type RowsCase } from "../support/rows_case.ts";
@@ -19,6 +20,19 @@ gpuTest(
     for (const k of [1, 3, 4, 7, 8, 12, 80, 100, 1000, 1024]) {
       for (const w of WEIGHTS) await check(trial, { m: 5, n: 37, k, w });
     }
+  },
+);
+
+gpuTest(
+  "gemvRows multiplies by blocks of every format",
+  async (gpu, trial) => {
+    for (const w of BLOCKS) {
+      const m = trial.random.pick([2, 3, 5]);
+      const constants = { ...lanes(gpu, true), ROWS: 2, STEPS: 2 };
+      await check(trial, { m, n: 37, k: 768, w, constants });
+    }
+    const epilogue = { m: 3, n: 38, k: 512, norm: "f32" } as const;
+    await check(trial, { ...epilogue, w: "q4_k", epilogue: "swiglu" });
   },
 );
 

@@ -1,5 +1,6 @@
 import { assertRejects } from "@std/assert";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
+import { BLOCKS } from "../../kernels/case.ts";
 import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import { checkRows, type RowsCase } from "../support/rows_case.ts";
@@ -28,6 +29,25 @@ gpuTest(
     // One row of w per workgroup: 151,936 of them.
     const one = { WORKGROUP: 8, LOG_LANES: 3, ROWS: 1 };
     await check(trial, { n: 151936, k: 8, constants: one });
+  },
+);
+
+gpuTest(
+  "gemv multiplies by blocks of every format, in any spread",
+  async (gpu, trial) => {
+    const plain: Constants = { ...lanes(gpu, true), STEPS: 2 };
+    const rows: Constants = { SPREAD: "rows", WORKGROUP: 64 };
+    const spreads = gpu.subgroupSize ? [plain, { ...plain, ...rows }] : [plain];
+    for (const w of BLOCKS) {
+      for (const constants of spreads) {
+        await check(trial, { n: 37, k: 1280, w, constants });
+      }
+    }
+    for (const constants of spreads) {
+      const given = { n: 38, k: 768, w: "q4_k", constants };
+      await check(trial, { ...given, norm: "f32", epilogue: "swiglu" });
+      await check(trial, { ...given, w: "q6_k", epilogue: "add" });
+    }
   },
 );
 

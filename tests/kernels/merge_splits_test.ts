@@ -2,6 +2,7 @@ import { splitAt } from "../../kernels/heads.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { bitsOf } from "../../kernels/sample_case.ts";
 import { runCase } from "../../lib/check/kernel_case.ts";
+import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes } from "../support/gpu.ts";
 import { checkCase, makeCase } from "../support/kernel_case.ts";
@@ -31,7 +32,8 @@ gpuTest(
   async (gpu, trial) => {
     const headDim = 16, splits = 5, heads = 2;
     const one = makeCase(mergeSplits, trial, { m: 1, heads, headDim, splits })!;
-    const { state, y } = one.operands, size = heads * headDim;
+    const { state, y } = one.operands as Record<string, CpuTensor>;
+    const size = heads * headDim;
     const before = y.data.subarray(size);
     const split = (head: number, s: number) => splitAt(head, splits, s);
     // Only split 3 of each head has seen keys.

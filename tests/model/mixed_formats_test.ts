@@ -9,6 +9,15 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
 import { syntheticCheckpoint } from "../../lib/checkpoint/synthetic.ts";
 import { CpuRunner } from "../../lib/cpu/runner.ts";
+import {
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q8_0,
+} from "../../lib/formats/blocks_of_32.ts";
+import { q2_k, q3_k, q4_k, q5_k, q6_k } from "../../lib/formats/k_quants.ts";
+import { iq4_nl, iq4_xs, mxfp4 } from "../../lib/formats/lookup.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { f16 } from "../../lib/formats/f16.ts";
 import { f32 } from "../../lib/formats/f32.ts";
@@ -69,11 +78,44 @@ const blocks = byName(
   [/gate_proj|embed|layers.0.*(q_proj|o_proj)|layers.1.*down/, nibbles],
 );
 
+/** Rows of whole blocks of every format. */
+const WIDE: Qwen3Config = {
+  ...CONFIG,
+  hiddenSize: 256,
+  intermediateSize: 512,
+  headDim: 128,
+};
+/** As in files named Q4_K_M: the head and some of v and down take more bits. */
+const asQ4KM = byName(
+  [/norm/, f32],
+  [/embed|v_proj|layers.0.mlp.down/, q6_k],
+  [/./, q4_k],
+);
+/** Every format of blocks, some of them stacked with others. */
+const asMany = byName(
+  [/norm/, f32],
+  [/embed/, q8_0],
+  [/layers.0.*(q_proj|k_proj)/, q4_0],
+  [/layers.0.*v_proj/, q5_0],
+  [/layers.0.*o_proj/, q4_1],
+  [/layers.0.*gate_proj/, q5_1],
+  [/layers.0.*up_proj/, iq4_nl],
+  [/layers.0.*down_proj/, q5_k],
+  [/q_proj/, q2_k],
+  [/k_proj/, q3_k],
+  [/v_proj/, q6_k],
+  [/o_proj/, iq4_xs],
+  [/gate_proj|up_proj/, mxfp4],
+  [/./, q4_k],
+);
+
 const MIXES: [name: string, Qwen3Config, (name: string) => Format][] = [
   ["bf16, f16 and f32", CONFIG, floats],
   ["bf16, f16 and f32 at odd sizes", ODD, floats],
   ["blocks and floats", CONFIG, blocks],
   ["blocks throughout", CONFIG, byName([/norm/, f32], [/./, nibbles])],
+  ["Q4_K and Q6_K", WIDE, asQ4KM],
+  ["all formats of blocks", WIDE, asMany],
 ];
 
 const IDS = Array.from({ length: 45 }, (_, i) => (i * 37 + 11) % 200);
@@ -111,13 +153,17 @@ for (const [name, config, formatOf] of MIXES) {
     using wide = await CpuRunner.load(made.wide, { context: 64 });
     assertSame(await run(mixed), await run(wide), name);
     const { reason } = mixed.ops.info;
-    const stored = [...made.stored.tensors.values()];
-    if (stored.some(({ format }) => format === nibbles)) {
+    const without = new Set(
+      [...made.stored.tensors.values()].map(({ format }) => format)
+        .filter(({ simd }) => !simd),
+    );
+    if (!without.size) assert(!reason.includes("unpacked"), reason);
+    for (const { name } of without) {
       assertStringIncludes(
         reason,
-        "nibbles has no SIMD reader: its rows are unpacked first",
+        `${name} has no SIMD reader: its rows are unpacked first`,
       );
-    } else assert(!reason.includes("unpacked"), reason);
+    }
   });
 
   gpuTest(`${name} on the GPU as in f32`, async () => {
@@ -138,7 +184,8 @@ for (const [name, config, formatOf] of MIXES) {
       options,
     );
     assertSame(await run(mixed), expected, name);
-    if (!mixed.gpu.f16) return;
+    // One mix of blocks is enough: in f16, a kernel reads them by the same functions.
+    if (!mixed.gpu.f16 || formatOf === asMany) return;
     using half = await GpuRunner.load(await openDevice(), made.stored, {
       ...options,
       f16Matmuls: true,

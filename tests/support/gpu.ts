@@ -1,7 +1,7 @@
 /** Helpers for tests that need a GPU: one device per file, seeded inputs, poisoned outputs. */
 import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import type { Dtype } from "../../lib/dtype.ts";
-import type { Matrix } from "../../lib/formats/matrix.ts";
+import { type Matrix, withPlanes } from "../../lib/formats/matrix.ts";
 import { openDevice } from "../../lib/open_device.ts";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";
@@ -79,11 +79,7 @@ export class Trial implements Disposable {
 
   /** A copy of a matrix on the device. */
   uploadMatrix(matrix: Matrix<CpuTensor>): Matrix<Tensor> {
-    const parts = matrix.parts.map((part) => ({
-      ...part,
-      planes: part.planes.map((plane) => this.upload(plane)),
-    }));
-    return { ...matrix, parts };
+    return withPlanes(matrix, (plane) => this.upload(plane));
   }
 
   /** A tensor filled with one value; NaN, the default, spreads to whatever reads it. */

@@ -12,7 +12,7 @@ import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import type { Trial } from "./gpu.ts";
 
 /**
- * A copy of a matrix of one plane on the device, in as many parts as its bindings
+ * A copy of a matrix of one part on the device, in as many parts as its bindings
  * require.
  */
 export function splitMatrix(
@@ -30,10 +30,12 @@ export function splitMatrix(
     { pairs, most },
     (bytes, label) => trial.own(store.allocate(bytes, label)),
   );
-  const bytes = bytesOf(planes[0]), [{ rowBytes }] = format.planes(k);
   for (const { part, row, at, rows } of piecesOf(copy, 0, n)) {
-    const piece = bytes.slice(row * rowBytes, (row + rows) * rowBytes);
-    store.write(part.planes[0], at * rowBytes, piece);
+    format.planes(k).forEach(({ rowBytes }, i) => {
+      const piece = bytesOf(planes[i])
+        .slice(row * rowBytes, (row + rows) * rowBytes);
+      store.write(part.planes[i], at * rowBytes, piece);
+    });
   }
   return copy;
 }

@@ -6,7 +6,10 @@ import type {
 import { f32ToBf16Bits, f32ToF16Bits } from "../../lib/dtype.ts";
 import { f32 } from "../../lib/formats/f32.ts";
 import { type Format, storedRowBytes } from "../../lib/formats/format.ts";
+import { randomBlocks } from "../../lib/check/random_blocks.ts";
+import { packed } from "../../lib/formats/matrix.ts";
 import { nibbles, packBlock } from "./nibbles.ts";
+import { Random } from "./random.ts";
 
 const bits = (encode: (value: number) => number) => (values: Float32Array) =>
   new Uint8Array(Uint16Array.from(values, encode).buffer);
@@ -27,16 +30,18 @@ const ENCODE: Record<string, (values: Float32Array) => Uint8Array> = {
   },
 };
 
+/** Values as stored bytes; where there is no encoder, random blocks in their place. */
+function encode(format: Format, values: Float32Array): Uint8Array {
+  const known = ENCODE[format.name];
+  if (known) return known(values);
+  const random = new Random(values.length);
+  return randomBlocks(random, format, 1, values.length, 0.1);
+}
+
 /** Stored rows of `k` elements as f32. */
 function decode(format: Format, stored: Uint8Array, k: number): Float32Array {
   const rows = stored.length / storedRowBytes(format, k);
-  let planes = [Uint8Array.from(stored)];
-  if (format.pack) {
-    planes = format.planes(k).map(({ rowBytes }) =>
-      new Uint8Array(rows * rowBytes)
-    );
-    format.pack(stored, k, planes);
-  }
+  const planes = packed(format, Uint8Array.from(stored), k, rows);
   const values = new Float32Array(rows * k);
   for (let r = 0; r < rows; r++) {
     format.unpack(planes, r, k, values.subarray(r * k, (r + 1) * k));
@@ -62,7 +67,7 @@ export async function retyped(
     const given = new Uint8Array(byteLength), k = shape.at(-1)!;
     await checkpoint.read(name, 0, given);
     const own = formatOf(name);
-    const stored = ENCODE[own.name](decode(format, given, k));
+    const stored = encode(own, decode(format, given, k));
     const values = decode(own, stored, k);
     [[own, stored], [f32, ENCODE.f32(values)]].forEach((one, i) => {
       const [format, bytes] = one as [Format, Uint8Array];

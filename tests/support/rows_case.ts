@@ -5,7 +5,7 @@
  */
 import { gemv } from "../../kernels/gemv.ts";
 import type { Dtype } from "../../lib/dtype.ts";
-import { toF32 } from "../../lib/formats/tensor.ts";
+import { matrixToF32, toF32 } from "../../lib/formats/tensor.ts";
 import type { Kernel } from "../../lib/webgpu/kernel.ts";
 import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "./assert_all_close.ts";
@@ -17,7 +17,8 @@ export interface RowsCase {
   m?: number;
   n: number;
   k: number;
-  w?: Dtype;
+  /** Format of the weights. */
+  w?: string;
   x?: Dtype;
   /** Whether rows are normed, and by weights of which type. */
   norm?: Dtype;
@@ -42,7 +43,7 @@ export async function checkRows(
   const { epilogue: kind = "store", column = 0, padding = 0 } = given;
   const { gpu, random } = trial, eps = 1e-6, before = 3;
   const message = JSON.stringify(given);
-  const weights = random.tensor(w, [n, k]);
+  const weights = random.matrix(w, [n, k]);
   const rows = random.tensor(x, [m, k], 2);
   const normWeights = norm && random.tensor(norm, [k], 0.5, 1);
   const width = kind === "swiglu" ? n / 2 : n,
@@ -60,7 +61,7 @@ export async function checkRows(
   const all = { ...kernel.constants, ...lanes(gpu, true), ...constants };
   const left = trial.filled([m, parts(n, all)]);
   trial.run(kernel, {
-    w: trial.upload(weights),
+    w: trial.uploadMatrix(weights),
     x: trial.upload(rows),
     ...(normWeights ? { norm: trial.upload(normWeights) } : {}),
     ...(normWeights ? { squares: trial.upload(sums) } : {}),
@@ -78,7 +79,7 @@ export async function checkRows(
   const input = normWeights
     ? rmsNormed(given32, toF32(normWeights), eps)
     : given32;
-  const product = linear(input, toF32(weights), { m, n, k });
+  const product = linear(input, matrixToF32(weights), { m, n, k });
   const written = await y.read();
   const inside = (at: number) => {
     const c = at % stride - column;

@@ -81,7 +81,12 @@ for (
       ["sampleHistogrm"],
       '"sampleHistogrm": no such kernel, try sampleHistogram or deno task show',
     ],
-    ["show", ["gemm", "--dtype", "u8"], '--dtype is "u8", must be one of bf16'],
+    [
+      "show",
+      ["gemm", "--dtype", "u8"],
+      '--dtype is "u8", must be a stored type: try',
+    ],
+    ["show", ["gemm", "--dtype", "Q4_K"], "a stored type: try q4_k or --help"],
     ["show", ["gemm", "--set", "x"], '--set is "x", must be like WORKGROUP=64'],
     ["show", ["gemm", "--set", "TH=1"], "it has no constant TH, try "],
     ["show", ["gemm", "--tokens", "0"], "--tokens is 0, must be an integer"],

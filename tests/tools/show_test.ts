@@ -154,10 +154,10 @@ Deno.test("deno task show prints WGSL, or one line that says where the kernels a
         ["gemm", "gemv"],
         "2 kernels: name one, deno task show --help lists them",
       ],
-      [["gemm", "--dtype", "u8"], "must be one of bf16, f16, f32"],
+      [["gemm", "--dtype", "u8"], "must be a stored type: try --help"],
       [
         ["gemm", "--dtype", "u8".repeat(200)],
-        '…", must be one of bf16, f16, f32',
+        '…", must be a stored type: try --help',
       ],
       [["gemm", "--set", "LANES"], '"LANES", must be like WORKGROUP=64'],
       [
