@@ -8,7 +8,7 @@
  */
 import { elements } from "../dtype.ts";
 import { quoted } from "../errors.ts";
-import { weightsKind } from "./file_kind.ts";
+import { isGguf, weightsKind } from "./file_kind.ts";
 import type { ByteSource, SafetensorsEntry } from "./safetensors.ts";
 
 /** A value of the metadata. Integers beyond 2⁵³ are rounded. */
@@ -189,7 +189,7 @@ const padded = (bytes: number, alignment: number) =>
 async function checkMagic(source: ByteSource, refuse: Refuse): Promise<void> {
   const head = new Uint8Array(Math.min(source.size, 400));
   await source.read(0, head);
-  if (String.fromCharCode(...head.subarray(0, 4)) === "GGUF") return;
+  if (isGguf(head)) return;
   if (head.length === 0) refuse("it is empty, must be a GGUF file");
   const kind = weightsKind(head);
   if (kind !== undefined) refuse(`it is ${kind}, must be a GGUF file`);
@@ -304,7 +304,10 @@ class Cursor {
       }
     }
     if (at === end) {
-      return String.fromCharCode(...units.subarray(0, count));
+      return String.fromCharCode.apply(
+        null,
+        units.subarray(0, count) as unknown as number[],
+      );
     }
     return utf8.decode(bytes.subarray(begin, end));
   }

@@ -99,11 +99,18 @@ export async function readTokenizer(
     : createTokenizer(checkpoint.name, { tokenizer, config, chatTemplate });
 }
 
+/** Says that a checkpoint has no tokenizer. */
+export function withoutTokenizer(name: string): string {
+  const what = /\.gguf$/i.test(name) ? "tokenizer" : "tokenizer.json";
+  return `${name} has no ${what}`;
+}
+
 /** The error if a tokenizer is needed and the checkpoint has none. */
 export function missingTokenizer(name: string): Error {
-  const what = /\.gguf$/i.test(name) ? "tokenizer" : "tokenizer.json";
   return new Error(
-    `Cannot encode text: ${name} has no ${what}, so a prompt must be token ids, such as 1 2 3`,
+    `Cannot encode text: ${
+      withoutTokenizer(name)
+    }, so a prompt must be token ids, such as 1 2 3`,
   );
 }
 
