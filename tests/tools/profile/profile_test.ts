@@ -602,7 +602,7 @@ Deno.test("options out of range are refused before anything is loaded", async ()
         /promptTokens is 600, must be an integer from 1 to 448/,
       ],
       [{ promptTokens: 0 }, /promptTokens is 0/],
-      [{ maxTokens: 1 }, /maxTokens is 1, must be an integer from 2/],
+      [{ maxTokens: 1 }, /maxTokens is 1, must be an integer of at least 2/],
       [{ batch: 0 }, /batch is 0/],
       [{ chunk: 1000 }, /chunk is 1000/],
     ] as const
