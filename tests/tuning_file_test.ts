@@ -1,5 +1,6 @@
 import { bf16 } from "../lib/formats/bf16.ts";
 import { f32 } from "../lib/formats/f32.ts";
+import { FORMATS } from "../lib/formats/mod.ts";
 import {
   assert,
   assertEquals,
@@ -320,6 +321,10 @@ Deno.test("keys name a kernel and a class of shapes", () => {
     n: 4096,
     k: 1024,
   });
+  for (const format of FORMATS) {
+    const target = parseKey(linearKey("gemvRows", { ...SHAPE, format }));
+    assert(target && "format" in target && target.format === format);
+  }
   assertEquals(parseKey(ATTEND), {
     kernel: "attendDecode",
     what: "short",

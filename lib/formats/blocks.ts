@@ -10,6 +10,12 @@
  * bytes, ready for integer dot products too. With four bits, that is also the order in
  * which most files store a block of 32: the low halves of 16 bytes, then the high ones.
  *
+ * Elements have the bits that llama.cpp's `to_float` gives them, on the CPU and on the GPU.
+ * WGSL lets a GPU read subnormal numbers as zeros. In f32, that loses only elements below
+ * 2⁻¹²⁶, which MXFP4 alone can store. In f16, it would lose scales below 2⁻¹⁴, which are
+ * common. llvmpipe does neither; doctor's self-test has such scales and fails where they
+ * are lost.
+ *
  * @module
  */
 import type { Format, Plane, ReadPlane, WgslReader } from "./format.ts";

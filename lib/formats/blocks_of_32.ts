@@ -52,13 +52,15 @@ const SCALE_AND_MIN = {
   },
 } as const satisfies Partial<BlockSpec>;
 
-/** Splits blocks of a scale and quants, all of whole 16-bit numbers. */
-export const splitHalves =
-  (halves: number): BlockSpec["pack"] => (blocks, [quants, scales]) => {
-    const from = halvesOf(blocks), to = halvesOf(quants), d = halvesOf(scales);
+/** Splits blocks of a scale and `words` words of quants, which are not aligned. */
+export const splitScale =
+  (words: number): BlockSpec["pack"] => (blocks, [quants, scales]) => {
+    const from = halvesOf(blocks), to = wordsOf(quants), d = halvesOf(scales);
     for (let b = 0, at = 0, out = 0; b < d.length; b++) {
       d[b] = from[at++];
-      for (let i = 0; i < halves; i++) to[out++] = from[at++];
+      for (let i = 0; i < words; i++, at += 2) {
+        to[out++] = from[at] | from[at + 1] << 16;
+      }
     }
   };
 
@@ -71,7 +73,7 @@ export const q8_0: Format = blockFormat({
   values: [...integers(128, 0), ...integers(128, -128)],
   fromBytes: (bytes) => `vec4f(unpack4xI8(${bytes}))`,
   wgsl: oneScale(2),
-  pack: splitHalves(16),
+  pack: splitScale(8),
 });
 
 /** Four-bit quants. */
@@ -83,7 +85,7 @@ export const q4_0: Format = blockFormat({
   values: integers(16, -8),
   fromBytes: lessOffset(8),
   wgsl: oneScale(1),
-  pack: splitHalves(8),
+  pack: splitScale(4),
 });
 
 /** Four-bit quants and a minimum. */
@@ -123,12 +125,14 @@ export const q5_0: Format = blockFormat({
   fromBytes: lessOffset(16),
   wgsl: oneScale(1),
   pack(blocks, [quants, high, scales]) {
-    const from = halvesOf(blocks), to = halvesOf(quants), d = halvesOf(scales);
+    const from = halvesOf(blocks), to = wordsOf(quants), d = halvesOf(scales);
     const bits = wordsOf(high);
-    for (let b = 0; b < d.length; b++) {
-      d[b] = from[11 * b];
-      bits[b] = transposed(from[11 * b + 1] | from[11 * b + 2] << 16);
-      for (let i = 0; i < 8; i++) to[8 * b + i] = from[11 * b + 3 + i];
+    for (let b = 0, at = 0; b < d.length; b++, at += 11) {
+      d[b] = from[at];
+      bits[b] = transposed(from[at + 1] | from[at + 2] << 16);
+      for (let i = 0; i < 4; i++) {
+        to[4 * b + i] = from[at + 3 + 2 * i] | from[at + 4 + 2 * i] << 16;
+      }
     }
   },
 });

@@ -136,19 +136,19 @@ export const q5_k: Format = blockFormat({
   },
 });
 
-/** Runs `body` for each block, with its words. The blocks are of an even number of bytes. */
+/** Runs `body` for each block, with its words. The last one has only a half. */
 function eachBlock(
   blocks: Uint8Array,
   bytes: number,
   body: (words: Uint32Array, block: number) => void,
 ): void {
-  const halves = halvesOf(blocks), size = bytes / 2;
-  const words = new Uint32Array(Math.ceil(bytes / 4)),
-    own = halvesOf(
-      new Uint8Array(words.buffer),
-    );
-  for (let b = 0, at = 0; at < halves.length; b++, at += size) {
-    for (let i = 0; i < size; i++) own[i] = halves[at + i];
+  const from = halvesOf(blocks), last = bytes - 2 >> 2;
+  const words = new Uint32Array(last + 1);
+  for (let b = 0, at = 0; at < from.length; b++, at += bytes / 2) {
+    for (let i = 0; i < last; i++) {
+      words[i] = from[at + 2 * i] | from[at + 2 * i + 1] << 16;
+    }
+    words[last] = from[at + 2 * last];
     body(words, b);
   }
 }

@@ -4,7 +4,7 @@
  * @module
  */
 import { blockFormat, bytesOf, wordsOf } from "./blocks.ts";
-import { ONE_SCALE, oneScale, splitHalves } from "./blocks_of_32.ts";
+import { ONE_SCALE, oneScale, splitScale } from "./blocks_of_32.ts";
 import { f16ToF32 } from "../dtype.ts";
 import type { Format } from "./format.ts";
 
@@ -22,7 +22,7 @@ export const iq4_nl: Format = blockFormat({
   bits: [4],
   values: VALUES,
   wgsl: oneScale(1),
-  pack: splitHalves(8),
+  pack: splitScale(4),
 });
 
 /** Non-linear quants; scales of six bits for 32 elements, times an f16 for 256. */
