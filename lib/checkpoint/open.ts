@@ -44,7 +44,7 @@ import { parseConfig } from "../model/families.ts";
  * - `synthetic:qwen3-0.6b?seed=1`: weights computed by a rule, see synthetic.ts
  * - `https://host/folder/`: copied to the cache, see web_folder.ts
  * - a directory, as a path or a `file:` URL
- * - a `.gguf` file, as a path or a URL, or a directory with one and no config.json
+ * - a `.gguf` file, as a path or a URL, or a directory with one and no safetensors
  * - `owner/name` or `owner/name@revision`: a repository of the Hugging Face Hub,
  *   from its cache or downloaded into it, see hub.ts
  *
@@ -165,7 +165,8 @@ function ggufUrl(spec: string): { base: string; file: string } | undefined {
 }
 
 /**
- * The GGUF file of a directory; undefined if it has none, or config.json.
+ * The GGUF file of a directory; undefined if it has none, or safetensors with their
+ * config.json.
  *
  * @throws {Error} if it has several
  */
@@ -173,9 +174,11 @@ async function onlyGguf(
   spec: string,
   directory: string,
 ): Promise<string | undefined> {
-  const { files } = host;
-  if (await files.find(`${directory}/config.json`) !== undefined) return;
-  const gguf = ggufFiles((await files.list(directory) ?? new Map()).keys());
+  const names = [...(await host.files.list(directory) ?? new Map()).keys()];
+  const isWhole = names.includes("config.json") &&
+    names.some((name) => /^model\.safetensors(\.index\.json)?$/.test(name));
+  if (isWhole) return;
+  const gguf = ggufFiles(names);
   if (gguf.length <= 1) return gguf[0];
   throw cannotOpen(
     spec,

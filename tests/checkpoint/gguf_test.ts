@@ -11,10 +11,12 @@ import {
   type WrittenTensor,
   zeros,
 } from "../support/gguf.ts";
-import { serveFiles } from "../support/serve_folder.ts";
-import { tempFolder } from "../support/temp_checkpoint.ts";
+import { rangeResponse, serveFiles } from "../support/serve_folder.ts";
+import { emptyWebCache } from "../support/web_cache.ts";
+import { copyCheckpoint, tempFolder } from "../support/temp_checkpoint.ts";
 
 const FILES = new URL("../fixtures/gguf/files/", import.meta.url).pathname;
+const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url);
 const fileOf = (name: string) => Deno.readFile(FILES + name);
 
 /** A file in memory, which counts how it is read. */
@@ -327,7 +329,9 @@ Deno.test("openCheckpoint refuses GGUF files of other models by names", async ()
 Deno.test("openCheckpoint finds the GGUF file of a folder", async () => {
   const file = writeGguf(SMALL, smallTensors(8));
   await using one = await tempFolder({ "a.gguf": file, "README.md": "a" });
-  {
+  for (const config of [undefined, "{}"]) {
+    // The Hub's GGUF repositories may have a config.json.
+    if (config) await Deno.writeTextFile(`${one.path}/config.json`, config);
     await using checkpoint = await openCheckpoint(one.path);
     assertEquals(checkpoint.location, `${one.path}/a.gguf`);
   }
@@ -339,8 +343,15 @@ Deno.test("openCheckpoint finds the GGUF file of a folder", async () => {
   );
   await using byUrl = await openCheckpoint(`file://${one.path}/b.gguf`);
   assertEquals(byUrl.config.vocabSize, 8);
-  await Deno.symlink(`${one.path}/a.gguf`, `${one.path}/named`);
-  await assertRejects(() => openCheckpoint(`${one.path}/named`));
+  // A link keeps its name.
+  await Deno.rename(`${one.path}/a.gguf`, `${one.path}/blob`);
+  await Deno.symlink(`${one.path}/blob`, `${one.path}/c.gguf`);
+  await using linked = await openCheckpoint(`${one.path}/c.gguf`);
+  assertEquals(linked.location, `${one.path}/c.gguf`);
+  // Safetensors win over a GGUF file beside them.
+  await using both = await copyCheckpoint(TINY, { "a.gguf": file });
+  await using checkpoint = await openCheckpoint(both.path);
+  assertEquals(checkpoint.location, both.path);
 });
 
 Deno.test("openCheckpoint takes split GGUF files and says what is missing", async () => {
@@ -378,6 +389,34 @@ Deno.test("openCheckpoint takes split GGUF files and says what is missing", asyn
     Error,
     "it says that it is part 3 of 3, must be a whole file, by its name",
   );
+});
+
+Deno.test("a GGUF file on the web is kept for the next time", async () => {
+  await using _cache = await emptyWebCache();
+  const bytes = await fileOf("base-Q8_0.gguf");
+  let sent = 0;
+  const server = serveFiles(new Map([["/x.gguf", bytes]]), {
+    intercept(request) {
+      if (new URL(request.url).pathname !== "/x.gguf") return;
+      if (request.headers.get("if-none-match") === '"1"') {
+        return new Response(null, { status: 304, headers: { etag: '"1"' } });
+      }
+      sent++;
+      }
+      return rangeResponse(request, bytes, { etag: '"1"' });
+    },
+  });
+  const norm = async () => {
+    await using checkpoint = await openCheckpoint(`${server.url}/x.gguf`);
+    const bytes = new Uint8Array(256);
+    await checkpoint.read("model.norm.weight", 0, bytes);
+    return bytes;
+  };
+  const first = await norm(), asked = server.requests.length, before = sent;
+  assertEquals(await norm(), first);
+  assertEquals([server.requests.length - asked, sent - before], [1, 0]);
+  await server[Symbol.asyncDispose]();
+  assertEquals(await norm(), first); // offline
 });
 
 for (const ranges of [true, false]) {
