@@ -48,6 +48,7 @@ import {
   missingTokenizer,
   readTokenizer,
   type Tokenizer,
+  withoutTokenizer,
 } from "./text/tokenizer.ts";
 
 /**
@@ -60,9 +61,10 @@ export const DEFAULT_MODEL: string =
 /**
  * Loads a Qwen3 model.
  *
- * `model` is a directory, an http(s) folder, `synthetic:qwen3-0.6b?seed=1`, or a
- * Hugging Face repository id (`Qwen/Qwen3-0.6B`, `owner/name@revision`), which is
- * downloaded unless it is cached. The default is the embedded story model.
+ * `model` is a directory, a `.gguf` file (with its other parts beside it if it is
+ * split), the http(s) URL of either, `synthetic:qwen3-0.6b?seed=1`, or a Hugging Face
+ * repository id (`Qwen/Qwen3-0.6B`, `owner/name@revision`), which is downloaded unless
+ * it is cached. The default is the embedded story model.
  *
  * ```ts
  * import { loadQwen3 } from "../mod.ts";
@@ -345,7 +347,9 @@ export class Qwen3 implements Disposable {
     const stops = typeof stop === "string" ? [stop] : [...stop];
     if (stops.length > 0 && !this.hasTokenizer) {
       throw new Error(
-        `Cannot generate: stop strings need a tokenizer, ${this.#checkpoint.name} has no tokenizer.json`,
+        `Cannot generate: stop strings need a tokenizer, ${
+          withoutTokenizer(this.#checkpoint.name)
+        }`,
       );
     }
     const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {

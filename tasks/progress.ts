@@ -389,7 +389,7 @@ function part(done: number, total: number): string {
 function label(file: string): string {
   return printable(file)
     .replace(/^https?:.*\/(?=.)/, "").replace(/\?…$/, "")
-    .replace(/\.safetensors$/, "");
+    .replace(/\.(safetensors|gguf)$/, "");
 }
 
 /** Seconds as `54 s`, `12 min` or `3 h 20 min`. */

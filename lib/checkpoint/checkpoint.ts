@@ -16,6 +16,14 @@ export interface TensorInfo {
   byteLength: number;
 }
 
+/** A tokenizer's files, parsed. */
+export interface StoredTokenizer {
+  /** As `tokenizer.json`; the vocabulary is a Map of tokens to ids. */
+  tokenizer: Record<string, unknown>;
+  /** As `tokenizer_config.json`. */
+  config: Record<string, unknown>;
+}
+
 /** An open checkpoint. Only headers have been read; weights are read on demand. */
 export interface Checkpoint extends AsyncDisposable {
   /** The name the caller used: a path, a URL, a repository id or `synthetic:…`. */
@@ -35,6 +43,8 @@ export interface Checkpoint extends AsyncDisposable {
    * none.
    */
   text(file: string): Promise<string | undefined>;
+  /** What the files of a tokenizer would hold; set if the weights' file has it. */
+  tokenizer?: () => StoredTokenizer;
   /** Set if the weights follow the synthetic rule, so that a device can compute them itself. */
   synthetic?: { seed: number };
 }

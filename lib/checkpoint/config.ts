@@ -257,6 +257,39 @@ export function parseRope(
   };
 }
 
+/**
+ * Reads RoPE settings from the keys of a GGUF file.
+ *
+ * @throws {Error} if the type is neither `none` nor `yarn`, or a value is out of range.
+ */
+export function parseGgufRope(
+  fields: ConfigFields,
+  maxPositionEmbeddings: number,
+): Pick<Qwen3Config, "ropeTheta" | "ropeScaling"> {
+  const ropeTheta = fields.within("rope.freq_base", BOUNDS.ropeTheta, 10000);
+  const at = "rope.scaling.";
+  const factor = fields.number(`${at}factor`) ??
+    fields.number("rope.scale_linear");
+  const type = fields.values[`${at}type`] ??
+    // As in llama.cpp, a factor alone means linear.
+    (factor === undefined || factor <= 1 ? "none" : "linear");
+  if (type === "none") return { ropeTheta, ropeScaling: null };
+  if (type !== "yarn") fields.refuse(`${at}type`, '"none" or "yarn"');
+  if (ropeTheta === 1) fields.refuse("rope.freq_base", "more than 1 for YaRN");
+  for (const own of ["attn_factor", "yarn_attn_factor", "yarn_ext_factor"]) {
+    if ((fields.number(at + own) ?? 1) !== 1) fields.refuse(at + own, "1");
+  }
+  const length = "original_context_length";
+  const renamed = {
+    factor,
+    original_max_position_embeddings: fields.values[at + length],
+    beta_fast: fields.values[`${at}yarn_beta_fast`],
+    beta_slow: fields.values[`${at}yarn_beta_slow`],
+  };
+  const rope = new ConfigFields(renamed, fields.where, fields.prefix + at);
+  return { ropeTheta, ropeScaling: parseYarn(rope, maxPositionEmbeddings) };
+}
+
 /** @throws {Error} if only a part of each head is rotated. */
 function requireWhole(fields: ConfigFields): void {
   const field = "partial_rotary_factor";

@@ -40,6 +40,11 @@ export function pageKind(text: string): string | undefined {
   if (/^\s*<(\?xml|Error>)/.test(text)) return "an XML document";
 }
 
+/** Whether a file of these first bytes is a GGUF file. */
+export function isGguf(head: Uint8Array): boolean {
+  return String.fromCharCode(...head.subarray(0, 4)) === "GGUF";
+}
+
 /**
  * Says what a supposed safetensors file really is; undefined if that is unknown.
  *

@@ -6,7 +6,9 @@
  */
 import { SYNTHETIC_SIZES } from "./synthetic.ts";
 
-const GGUF = "GGUF is not supported, use the model's safetensors";
+const NO_REPOSITORY =
+  "GGUF repositories are not supported yet: pass a .gguf file or its URL";
+const NO_FILE = "there is no such file";
 /** Files of a checkpoint, given in place of its folder. */
 const CHECKPOINT_FILE = /[^/\\]+\.(safetensors|json|jinja|txt|bin|pt|pth)$/i;
 const EXAMPLE = "Qwen/Qwen3-0.6B";
@@ -17,11 +19,15 @@ const EXAMPLE = "Qwen/Qwen3-0.6B";
  */
 export function urlHint(url: URL): string | undefined {
   const path = url.pathname;
-  if (/\.gguf$/i.test(path)) return GGUF;
   if (/^(www\.)?(huggingface\.co|hf\.co)$/.test(url.hostname)) {
     const [, id, kind, revision] =
       /^\/([\w-][\w.-]*\/[\w-][\w.-]*)(?:\/(\w+)(?:\/([^/]+).*)?)?\/?$/
         .exec(path) ?? [];
+    if (kind === "blob" && /\.gguf$/i.test(path)) {
+      return `it is a page, pass the file: ${url.origin}${
+        path.replace("/blob/", "/resolve/")
+      }`;
+    }
     if (id !== undefined && kind !== "resolve" && !id.startsWith("api/")) {
       const at = revision === undefined || revision === "main"
         ? ""
@@ -37,7 +43,6 @@ export function urlHint(url: URL): string | undefined {
 
 /** What is wrong with a file given as a checkpoint. */
 export function fileHint(path: string): string {
-  if (/\.gguf$/i.test(path)) return GGUF;
   const must = "it is a file, must be the folder of a checkpoint";
   if (!CHECKPOINT_FILE.test(path)) return must;
   const folder = path.replace(CHECKPOINT_FILE, "");
@@ -50,7 +55,7 @@ export function fileHint(path: string): string {
  */
 export function nameHint(spec: string): string | undefined {
   const name = spec.trim();
-  if (/\.gguf(@.*)?$/i.test(name)) return GGUF;
+  if (/\.gguf(@.*)?$/i.test(name)) return NO_FILE;
   if (/^~/.test(name)) {
     return "there is no such directory: the shell expands ~ only unquoted and first, write $HOME";
   }
@@ -90,8 +95,8 @@ export function nameHint(spec: string): string | undefined {
       modelOf(page.split("/").slice(0, 2).join("/"))
     }`;
   }
-  if (/^[^/\\]+\/[^/\\]*-gguf(@.*)?$/i.test(name)) {
-    return `${GGUF}: ${modelOf(name.replace(/@.*/, ""))}`;
+  if (/^[^/\\]+\/[^/\\]*-gguf([@:].*)?$/i.test(name)) {
+    return `${NO_REPOSITORY}, or ${modelOf(name.replace(/[@:].*/, ""))}`;
   }
 }
 
@@ -104,7 +109,8 @@ function isSize(text: string): boolean {
   return SYNTHETIC_SIZES.includes(text.toLowerCase());
 }
 
-function decoded(text: string): string {
+/** Decodes a part of a URL; one that is wrong stays as it is. */
+export function decoded(text: string): string {
   try {
     return decodeURIComponent(text);
   } catch { // a lone %

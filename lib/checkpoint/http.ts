@@ -13,7 +13,7 @@ import {
   TemporaryFailure,
   Unreachable,
 } from "./fetch.ts";
-import { pageKind, weightsKind } from "./file_kind.ts";
+import { isGguf, pageKind, weightsKind } from "./file_kind.ts";
 import { MOST_TEXT, type OpenOptions, type OpenSource } from "./sources.ts";
 
 /** Bytes that a short response must have to be worth another request. */
@@ -419,7 +419,7 @@ async function* checked(
 
 /** @throws {Error} if a copy cannot be a file of weights, by its first bytes. */
 function checkBegin(chunk: Uint8Array, encoding: string | undefined): void {
-  refuseKind(weightsKind(chunk));
+  if (!isGguf(chunk)) refuseKind(weightsKind(chunk));
   if (encoding !== undefined && !/^(x-)?gzip$/.test(encoding)) {
     throw compressed(encoding);
   }

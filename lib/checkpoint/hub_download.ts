@@ -131,7 +131,7 @@ export class Download {
         }`
       ).join(", ");
     const gguf = kinds.has(".gguf")
-      ? "it holds GGUF files, which are not read: "
+      ? "it holds GGUF files, pass one as a file or a URL: "
       : "";
     return new HubRefusal(
       `there is no ${file}, must be a repository with config.json and safetensors (${gguf}it has ${

@@ -14,7 +14,8 @@ import {
   parseGeneration,
 } from "./generation_config.ts";
 import { type FoundFile, host } from "../host.ts";
-import { fileHint, nameHint, urlHint } from "./hints.ts";
+import { ggufFiles, openGguf } from "./gguf_model.ts";
+import { decoded, fileHint, nameHint, urlHint } from "./hints.ts";
 import {
   isCached,
   parseRepositoryId,
@@ -43,6 +44,7 @@ import { parseConfig } from "../model/families.ts";
  * - `synthetic:qwen3-0.6b?seed=1`: weights computed by a rule, see synthetic.ts
  * - `https://host/folder/`: copied to the cache, see web_folder.ts
  * - a directory, as a path or a `file:` URL
+ * - a `.gguf` file, as a path or a URL, or a directory with one and no config.json
  * - `owner/name` or `owner/name@revision`: a repository of the Hugging Face Hub,
  *   from its cache or downloaded into it, see hub.ts
  *
@@ -65,12 +67,27 @@ export async function openCheckpoint(
   checkReadTimeout(`Cannot open ${shownUrl(spec)}`, options.readTimeout);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
+    const gguf = ggufUrl(spec);
+    if (gguf !== undefined) {
+      const { base, file } = gguf;
+      const folder = await webFolder(base, options);
+      return await openGguf(shownUrl(spec), folder, file, options);
+    }
     const folder = await webFolder(spec, options);
     return await openFolder(shownUrl(spec), folder, options);
   }
-  const directory = await existingDirectory(spec);
-  if (directory !== undefined) {
-    return await openFolder(spec, localFolder(directory), options);
+  const found = await existing(spec);
+  if (found !== undefined) {
+    if (!found.isDirectory) {
+      const [, directory, file] = /^(.*[/\\])?([^/\\]+)$/.exec(found.path)!;
+      const folder = localFolder((directory ?? "./").slice(0, -1));
+      return await openGguf(spec, folder, file, options);
+    }
+    const folder = localFolder(found.path);
+    const file = await onlyGguf(spec, found.path);
+    return file === undefined
+      ? await openFolder(spec, folder, options)
+      : await openGguf(spec, folder, file, options);
   }
   const repository = await repositoryOf(spec);
   const folder = await repositoryFolder(repository, options);
@@ -137,7 +154,37 @@ async function webFolder(spec: string, options: OpenOptions): Promise<Folder> {
   return await WebFolder.open(base, options);
 }
 
-async function existingDirectory(spec: string): Promise<string | undefined> {
+/** The folder and the name of a GGUF file on the web; undefined for other URLs. */
+function ggufUrl(spec: string): { base: string; file: string } | undefined {
+  const url = URL.parse(spec);
+  const [, folder, name] = /^(.*\/)([^/]+\.gguf)$/i.exec(url?.pathname ?? "") ??
+    [];
+  if (url === null || name === undefined || urlHint(url)) return undefined;
+  url.pathname = folder;
+  return { base: url.href, file: decoded(name) };
+}
+
+/**
+ * The GGUF file of a directory; undefined if it has none, or config.json.
+ *
+ * @throws {Error} if it has several
+ */
+async function onlyGguf(
+  spec: string,
+  directory: string,
+): Promise<string | undefined> {
+  const { files } = host;
+  if (await files.find(`${directory}/config.json`) !== undefined) return;
+  const gguf = ggufFiles((await files.list(directory) ?? new Map()).keys());
+  if (gguf.length <= 1) return gguf[0];
+  throw cannotOpen(
+    spec,
+    `it has ${gguf.length} GGUF files, pass one: ${listed(gguf)}`,
+  );
+}
+
+/** What a path or `file:` URL leads to: a directory or a GGUF file. */
+async function existing(spec: string): Promise<FoundFile | undefined> {
   const { files } = host;
   let found: FoundFile | undefined;
   try {
@@ -150,7 +197,10 @@ async function existingDirectory(spec: string): Promise<string | undefined> {
       { cause },
     );
   }
-  if (found === undefined || found.isDirectory) return found?.path;
+  if (found === undefined || found.isDirectory) return found;
+  // A link keeps its name: the Hub's cache has links to files without names.
+  const path = /^file:/i.test(spec) ? found.path : spec;
+  if (/\.gguf$/i.test(path)) return { ...found, path };
   throw cannotOpen(spec, fileHint(spec));
 }
 

@@ -5,7 +5,7 @@
  * @module
  */
 import { ConfigFields, type Qwen3Config } from "../checkpoint/config.ts";
-import { listed, quoted } from "../errors.ts";
+import { jsonText, listed, quoted } from "../errors.ts";
 import type { Family } from "./family.ts";
 import { qwen3 } from "./qwen3.ts";
 
@@ -61,6 +61,32 @@ export function parseConfig(json: unknown, where: string): Qwen3Config {
     ? `: a mixture of experts (${quoted(type)}) is not supported`
     : "";
   fields.refuse("model_type", KNOWN + hint);
+}
+
+/**
+ * Returns the family that a GGUF file's `general.architecture` names.
+ *
+ * @param where the file, for errors
+ * @throws {Error} if it is not supported
+ */
+export function familyOfGguf(architecture: unknown, where: string): Family {
+  const family = FAMILIES.find(({ gguf }) =>
+    gguf.architecture === architecture
+  );
+  if (family) return family;
+  const key = "general.architecture";
+  if (architecture === undefined) {
+    throw new Error(`Cannot use ${where}: it has no ${key}`);
+  }
+  const hint = typeof architecture === "string" && /moe$/.test(architecture)
+    ? ": a mixture of experts is not supported"
+    : "";
+  const known = FAMILIES.map(({ gguf }) => JSON.stringify(gguf.architecture));
+  throw new Error(
+    `Cannot use ${where}: ${key} is ${jsonText(architecture)}, must be ${
+      known.join(" or ")
+    }${hint}`,
+  );
 }
 
 const KNOWN = FAMILIES.map(({ modelType }) => JSON.stringify(modelType))

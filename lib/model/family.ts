@@ -64,6 +64,36 @@ export interface WeightSpec {
   readonly measured: boolean;
 }
 
+/** What the metadata of a GGUF file does not say by the family's own keys. */
+export interface GgufFacts {
+  /** Rows of the embedding table. */
+  vocabSize: number;
+  /** Whether there is no LM head in the file. */
+  tieWordEmbeddings: boolean;
+  bosTokenId: number | null;
+  eosTokenIds: number[];
+}
+
+/** A family's names in GGUF files. */
+export interface GgufFamily {
+  /** `general.architecture`, which also begins the family's keys. */
+  readonly architecture: string;
+  /** The tensors of the embedding table and of the LM head. */
+  readonly embedding: string;
+  readonly head: string;
+  /**
+   * Reads the configuration.
+   *
+   * @param fields the family's keys, without the architecture in front
+   * @throws {Error} if a key is invalid or not supported; the message names it.
+   */
+  parseConfig(fields: ConfigFields, facts: GgufFacts): Qwen3Config;
+  /** The name of a tensor of the weight table. */
+  tensor(name: string): string;
+  /** The tensor that may hold all of an entry's, stacked; undefined if none may. */
+  stacked(spec: WeightSpec): string | undefined;
+}
+
 /** The interface of a family to the rest of the project. */
 export interface Family {
   /** The `model_type` in config.json that selects this family. */
@@ -76,6 +106,8 @@ export interface Family {
    * @throws {Error} if a field is invalid or not supported; the message names it.
    */
   parseConfig(fields: ConfigFields): Qwen3Config;
+  /** How GGUF files hold models of this family. */
+  readonly gguf: GgufFamily;
   /** Returns the weight table. */
   weights(config: Qwen3Config): Weights<WeightSpec>;
   /**

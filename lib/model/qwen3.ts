@@ -7,6 +7,7 @@
 import {
   BOUNDS,
   type ConfigFields,
+  parseGgufRope,
   parseRope,
   type Qwen3Config,
 } from "../checkpoint/config.ts";
@@ -16,6 +17,7 @@ import { formatNames } from "../formats/mod.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import {
   type Family,
+  type GgufFacts,
   specsAt,
   type Weights,
   type WeightSpec,
@@ -30,6 +32,41 @@ export const qwen3: Family = {
   parseConfig,
   weights,
   forward,
+  gguf: {
+    architecture: "qwen3",
+    embedding: "token_embd.weight",
+    head: "output.weight",
+    parseConfig: parseGgufConfig,
+    tensor: (name) =>
+      name.split(".").map((part) => GGUF_NAMES[part] ?? part)
+        .filter((part) => part !== "").join("."),
+    stacked: ({ label }) => {
+      const [, layer] = /^layers\.(\d+)\.qkv_proj$/.exec(label) ?? [];
+      return layer && `blk.${layer}.attn_qkv.weight`;
+    },
+  },
+};
+
+/** Parts of the names of tensors in GGUF files, by those in safetensors files. */
+const GGUF_NAMES: Readonly<Record<string, string>> = {
+  model: "",
+  layers: "blk",
+  self_attn: "",
+  mlp: "",
+  embed_tokens: "token_embd",
+  norm: "output_norm",
+  lm_head: "output",
+  input_layernorm: "attn_norm",
+  q_proj: "attn_q",
+  k_proj: "attn_k",
+  v_proj: "attn_v",
+  q_norm: "attn_q_norm",
+  k_norm: "attn_k_norm",
+  o_proj: "attn_output",
+  post_attention_layernorm: "ffn_norm",
+  gate_proj: "ffn_gate",
+  up_proj: "ffn_up",
+  down_proj: "ffn_down",
 };
 
 function* forward<T>(
@@ -149,6 +186,50 @@ function parseConfig(fields: ConfigFields): Qwen3Config {
     tieWordEmbeddings: fields.flag("tie_word_embeddings", false),
     bosTokenId: bosTokenIds[0] ?? null,
     eosTokenIds: fields.tokenIds("eos_token_id"),
+  };
+}
+
+/** Absent keys get the same defaults as in llama.cpp. */
+function parseGgufConfig(fields: ConfigFields, facts: GgufFacts): Qwen3Config {
+  const heads = "attention.head_count", kvHeads = "attention.head_count_kv";
+  const most = BOUNDS.numAttentionHeads;
+  const numAttentionHeads = fields.size(heads, most);
+  const numKeyValueHeads = fields.size(kvHeads, most, numAttentionHeads);
+  if (numAttentionHeads % numKeyValueHeads !== 0) {
+    fields.refuse(heads, `a multiple of ${kvHeads}, ${numKeyValueHeads}`);
+  }
+  const hiddenSize = fields.size("embedding_length", BOUNDS.hiddenSize);
+  const [key, value] = ["attention.key_length", "attention.value_length"];
+  const equal = Math.floor(hiddenSize / numAttentionHeads);
+  const headDim = fields.size(key, BOUNDS.headDim, equal);
+  if (headDim % 2 !== 0) fields.refuse(key, "even");
+  for (const same of [value, "rope.dimension_count"]) {
+    if (fields.size(same, BOUNDS.headDim, headDim) !== headDim) {
+      fields.refuse(same, `${key}, ${headDim}`);
+    }
+  }
+  if (!fields.flag("attention.causal", true)) {
+    fields.refuse("attention.causal", "true");
+  }
+  const maxPositionEmbeddings = fields.size("context_length", BOUNDS.positions);
+  return {
+    modelType: qwen3.modelType,
+    hiddenSize,
+    intermediateSize: fields.size(
+      "feed_forward_length",
+      BOUNDS.intermediateSize,
+    ),
+    numHiddenLayers: fields.size("block_count", BOUNDS.numHiddenLayers),
+    numAttentionHeads,
+    numKeyValueHeads,
+    headDim,
+    maxPositionEmbeddings,
+    rmsNormEps: fields.within(
+      "attention.layer_norm_rms_epsilon",
+      BOUNDS.rmsNormEps,
+    ),
+    ...parseGgufRope(fields, maxPositionEmbeddings),
+    ...facts,
   };
 }
 

@@ -159,9 +159,12 @@ function readVocabulary(vocab: unknown) {
   if (!isObject(vocab)) {
     throw wrong("model.vocab", vocab, "an object of tokens and their ids");
   }
+  const entries: Iterable<[string, unknown]> = vocab instanceof Map
+    ? vocab
+    : Object.entries(vocab);
   const ids = new Map<string, number>();
   const tokens = new Map<number, string>();
-  for (const [token, id] of Object.entries(vocab)) {
+  for (const [token, id] of entries) {
     if (!isTokenId(id) || tokens.has(id)) {
       const where = `the id of ${jsonText(token)} in model.vocab`;
       if (!isTokenId(id)) {

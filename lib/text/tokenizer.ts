@@ -86,8 +86,10 @@ export interface TokenizerFiles {
  * @throws {Error} if a file is broken, or the tokenizer is not byte-level.
  */
 export async function readTokenizer(
-  checkpoint: Pick<Checkpoint, "name" | "text">,
+  checkpoint: Pick<Checkpoint, "name" | "text" | "tokenizer">,
 ): Promise<Tokenizer | undefined> {
+  const stored = checkpoint.tokenizer?.();
+  if (stored) return create(checkpoint.name, stored.tokenizer, stored.config);
   const [tokenizer, config, chatTemplate] = await Promise.all(
     ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
       .map((file) => checkpoint.text(file)),
@@ -97,10 +99,18 @@ export async function readTokenizer(
     : createTokenizer(checkpoint.name, { tokenizer, config, chatTemplate });
 }
 
+/** Says that a checkpoint has no tokenizer. */
+export function withoutTokenizer(name: string): string {
+  const what = /\.gguf$/i.test(name) ? "tokenizer" : "tokenizer.json";
+  return `${name} has no ${what}`;
+}
+
 /** The error if a tokenizer is needed and the checkpoint has none. */
 export function missingTokenizer(name: string): Error {
   return new Error(
-    `Cannot encode text: ${name} has no tokenizer.json, so a prompt must be token ids, such as 1 2 3`,
+    `Cannot encode text: ${
+      withoutTokenizer(name)
+    }, so a prompt must be token ids, such as 1 2 3`,
   );
 }
 
@@ -118,8 +128,17 @@ export function createTokenizer(
     files.config ?? "{}",
     `tokenizer_config.json of ${name}`,
   );
+  return create(name, json, config, files.chatTemplate);
+}
+
+function create(
+  name: string,
+  json: Json,
+  config: Json,
+  chatTemplate?: string,
+): Tokenizer {
   try {
-    return assemble(json, config, files.chatTemplate);
+    return assemble(json, config, chatTemplate);
   } catch (cause) {
     throw new Error(
       `Cannot load the tokenizer of ${name}: ${errorText(cause)}`,

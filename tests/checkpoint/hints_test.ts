@@ -10,7 +10,9 @@ import {
 } from "../support/serve_hub.ts";
 import { tempFolder } from "../support/temp_checkpoint.ts";
 
-const GGUF = "GGUF is not supported, use the model's safetensors";
+const GGUF =
+  "GGUF repositories are not supported yet: pass a .gguf file or its URL";
+const NO_FILE = "there is no such file";
 const FILE = "it is a file, must be the folder of a checkpoint";
 
 /** What is said about a name, without the beginning that quotes it. */
@@ -24,12 +26,16 @@ async function said(spec: string): Promise<string> {
 
 for (
   const [spec, expected] of [
-    ["model-q8_0.gguf", GGUF],
-    ["/nowhere/Model-Q4_K_M.GGUF", GGUF],
-    ["unsloth/model.gguf", GGUF],
-    ["https://127.0.0.1:9/model.gguf", GGUF],
-    ["Qwen/Qwen3-0.6B-GGUF", `${GGUF}: Qwen/Qwen3-0.6B`],
-    ["Qwen/Qwen3-8B-GGUF@main", `${GGUF}: Qwen/Qwen3-8B`],
+    ["model-q8_0.gguf", NO_FILE],
+    ["/nowhere/Model-Q4_K_M.GGUF", NO_FILE],
+    ["unsloth/model.gguf", NO_FILE],
+    ["Qwen/Qwen3-0.6B-GGUF", `${GGUF}, or Qwen/Qwen3-0.6B`],
+    ["Qwen/Qwen3-8B-GGUF@main", `${GGUF}, or Qwen/Qwen3-8B`],
+    ["a/Qwen3-8B-GGUF:Q4_K_M", `${GGUF}, or a/Qwen3-8B`],
+    [
+      "https://huggingface.co/a/B-GGUF/blob/main/B-Q8_0.gguf",
+      "it is a page, pass the file: https://huggingface.co/a/B-GGUF/resolve/main/B-Q8_0.gguf",
+    ],
     ["qwen3:0.6b", "it is a name of Ollama's, pass Qwen/Qwen3-0.6B"],
     ["Qwen3:32b-q8_0", "it is a name of Ollama's, pass Qwen/Qwen3-32B"],
     [
@@ -146,11 +152,9 @@ Deno.test("a file in place of its folder is refused with the folder", async () =
   await using folder = await tempFolder({
     "model.safetensors": "",
     "config.json": "{}",
-    "model.gguf": "GGUF",
     "LICENSE": "",
   });
   const { path } = folder;
-  assertEquals(await said(`${path}/model.gguf`), GGUF);
   assertEquals(await said(`${path}/LICENSE`), FILE);
   for (const name of ["model.safetensors", "config.json"]) {
     assertEquals(await said(`${path}/${name}`), `${FILE}: ${path}/`);

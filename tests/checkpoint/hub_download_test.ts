@@ -565,7 +565,7 @@ const MODES: Mode[] = [
       ) => [name, config]),
     ),
     error:
-      /there is no config.json, must be a repository with config.json and safetensors \(it holds GGUF files, which are not read: it has a-Q4_K_M.gguf and 1 more .gguf, README.md\)/,
+      /there is no config.json, must be a repository with config.json and safetensors \(it holds GGUF files, pass one as a file or a URL: it has a-Q4_K_M.gguf and 1 more .gguf, README.md\)/,
   },
   {
     what: "PyTorch files only",

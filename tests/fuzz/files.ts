@@ -253,6 +253,73 @@ export function damageSafetensors(
   }
 }
 
+/**
+ * Damages a GGUF file: lengths, counts, kinds, types and offsets in its header (the first
+ * `header` bytes), whose 32-bit words are mostly small; or its data.
+ */
+export function damageGguf(
+  file: Uint8Array,
+  header: number,
+  random: Random,
+): Uint8Array<ArrayBuffer> {
+  const bytes = Uint8Array.from(file);
+  const view = new DataView(bytes.buffer);
+  switch (random.int(0, 7)) {
+    case 0:
+      return bytes.slice(0, random.int(0, random.pick([header, file.length])));
+    case 1: {
+      // Some bytes are left out or put in, so that all after them is shifted.
+      const at = random.int(4, header), count = random.pick([1, 4, 8, 32]);
+      const cut = random.int(0, 1) === 0;
+      const changed = new Uint8Array(bytes.length + (cut ? -count : count));
+      changed.set(bytes.subarray(0, at));
+      changed.set(bytes.subarray(cut ? at + count : at), cut ? at : at + count);
+      return changed;
+    }
+    case 2: {
+      const begin = random.int(header, file.length - 1);
+      const byte = random.pick([0xff, 0x7f, 0x00, 0x80]);
+      return bytes.fill(byte, begin, begin + random.pick([2, 64, file.length]));
+    }
+    default:
+  }
+  for (let i = random.pick([1, 1, 1, 2, 5]); i > 0; i--) {
+    const at = random.int(4, header - 8);
+    switch (random.int(0, 4)) {
+      case 0:
+        bytes[at] ^= 1 << random.int(0, 7);
+        break;
+      case 1:
+        bytes[at] = random.int(0, 255);
+        break;
+      case 2:
+        view.setUint32(at, random.pick([0, 1, 2, 8, 9, 12, 39, 2 ** 31]), true);
+        break;
+      case 3:
+        view.setBigUint64(
+          at,
+          random.pick([
+            0n,
+            1n,
+            2n ** 32n,
+            2n ** 53n,
+            2n ** 63n,
+            2n ** 64n - 1n,
+          ]),
+          true,
+        );
+        break;
+      case 4: {
+        // A name or a text; a key that is another one's.
+        const from = random.int(24, header - 16),
+          to = random.int(24, header - 16);
+        bytes.copyWithin(to, from, from + random.pick([4, 8, 12]));
+      }
+    }
+  }
+  return bytes;
+}
+
 function damageHeader(text: string, random: Random): string {
   const header: Record<string, Json> = JSON.parse(text);
   const names = Object.keys(header).filter((name) => name !== "__metadata__");

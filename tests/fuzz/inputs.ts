@@ -1,9 +1,16 @@
 /** Inputs of the fuzzer: a checkpoint with a damaged file, a prompt and options. */
 import { Random } from "../support/random.ts";
 import {
+  SMALL,
+  smallTensors,
+  tokenizerEntries,
+  writeGguf,
+} from "../support/gguf.ts";
+import {
   chatTemplate,
   damageConfig,
   damageGeneration,
+  damageGguf,
   damageIndex,
   damageSafetensors,
   damageTokenizer,
@@ -20,6 +27,24 @@ const FIXTURES = [
   ...["tied-bf16", "tied-with-head-bf16", "untied-f32", "sharded-f16"],
   ...["yarn-bf16", "outlier-bf16"],
 ].map((name) => `tests/fixtures/tiny-${name}/`);
+
+const GGUF = "tests/fixtures/gguf/files/";
+/** A folder without files of a checkpoint. */
+const EMPTY = "tests/fuzz/";
+/** Bytes of the headers of those files, at least. */
+const GGUF_HEADER = 2000;
+
+let stories: Uint8Array<ArrayBuffer> | undefined;
+/** A small GGUF file with the story model's tokenizer. */
+const storiesGguf = () =>
+  stories ??= writeGguf([
+    ...SMALL,
+    ...tokenizerEntries(JSON.parse(textOf(STORIES, "tokenizer.json")), 2048),
+    ["tokenizer.ggml.eos_token_id", "u32", 0],
+    ["general.sampling.temp", "f32", 0.5],
+  ], smallTensors(2048));
+/** Bytes of its data, about. */
+const STORIES_DATA = 2048 * 34 + 9000;
 
 /** What is given to the library. */
 export interface Input {
@@ -79,7 +104,7 @@ export function inputOf(seed: number, index: number, own: Own): Input {
     options: unknown = {},
   ): Input => ({ what, base: new URL(base, ROOT), changes, prompt, options });
 
-  switch (random.int(0, 11)) {
+  switch (random.int(0, 13)) {
     case 0:
     case 1: {
       const text = textOf(tiny, "config.json");
@@ -147,6 +172,15 @@ export function inputOf(seed: number, index: number, own: Own): Input {
         ...input("the index of a web folder", tiny, {}),
         index: damageWebIndex(own.index, random),
       };
+    case 11:
+    case 12: {
+      const base = random.pick(["base-Q8_0", "tiny-outlier-bf16-Q4_K_M", ""]);
+      const file = base === "" ? storiesGguf() : fileOf(GGUF, `${base}.gguf`);
+      const header = base === "" ? file.length - STORIES_DATA : GGUF_HEADER;
+      return input("a GGUF file", EMPTY, {
+        "x.gguf": damageGguf(file, header, random),
+      }, base === "" ? anyText(random) : ids);
+    }
     default:
       return {
         ...input("tuned constants", tiny, {}),

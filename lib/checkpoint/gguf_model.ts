@@ -1,0 +1,357 @@
+/**
+ * Opens GGUF files: one, or the parts of a split one. Configuration, tokenizer and
+ * generation defaults come from the metadata.
+ *
+ * @module
+ */
+import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
+import { ConfigFields, type Qwen3Config } from "./config.ts";
+import { jsonText, listed, quoted } from "../errors.ts";
+import { storedRowBytes } from "../formats/format.ts";
+import { FORMATS } from "../formats/mod.ts";
+import { familyOfGguf } from "../model/families.ts";
+import { type Family, listWeights } from "../model/family.ts";
+import {
+  type GenerationDefaults,
+  parseGeneration,
+} from "./generation_config.ts";
+import { type GgufHeader, type GgufValue, readGgufHeader } from "./gguf.ts";
+import { endTokens, storedTokenizer } from "./gguf_tokenizer.ts";
+import { checkRange, type OpenOptions, type OpenSource } from "./sources.ts";
+import type { Folder, Stored } from "./weight_files.ts";
+
+/** How the parts of a split file are named. */
+const PART = /-(\d{5})-of-(\d{5})(\.gguf)$/i;
+/** Tensors beside a weight that change it. */
+const CHANGES = /\.(bias|scale|input_scale)$/;
+
+type Metadata = ReadonlyMap<string, GgufValue>;
+
+/** The files among `names` that can be opened: whole ones, and first parts. */
+export function ggufFiles(names: Iterable<string>): string[] {
+  return [...names].filter((name) =>
+    /\.gguf$/i.test(name) && Number(PART.exec(name)?.[1] ?? 1) === 1
+  ).sort();
+}
+
+/**
+ * Opens a GGUF file of a folder.
+ *
+ * @param name of the checkpoint, for errors
+ * @throws {Error} if there is no such file, it or another part of it is broken, or it
+ * holds no supported model in readable types
+ */
+export async function openGguf(
+  name: string,
+  folder: Folder,
+  file: string,
+  { signal }: OpenOptions,
+): Promise<Checkpoint> {
+  await using opened = new AsyncDisposableStack();
+  const { metadata, tensors: found } = await openParts(
+    name,
+    folder,
+    file,
+    opened,
+  );
+  const where = folder.locate(file);
+  const family = familyOfGguf(metadata.get("general.architecture"), where);
+  const config = configOf(family, metadata, found, where);
+  const { stored, tensors, unused } = select(name, family, config, found);
+  const files = opened.move();
+  let kept: Promise<void> | undefined;
+  const hasTokenizer = (metadata.get("tokenizer.ggml.model") ?? "none") !==
+    "none";
+  return {
+    name,
+    location: where,
+    config,
+    generation: generationOf(metadata, config, where),
+    tensors,
+    notices: unused.length === 0 ? [] : [
+      `the weights have ${
+        unused.length === 1 ? "a tensor" : `${unused.length} tensors`
+      } that the model does not use: ${listed(unused)}`,
+    ],
+    async read(name, begin, into) {
+      signal?.throwIfAborted();
+      checkRange(name, tensors.get(name)?.byteLength, begin, into.length);
+      const tensor = stored.get(name)!;
+      await (kept ??= folder.keep?.());
+      await tensor.source.read(tensor.begin + begin, into);
+    },
+    text: () => Promise.resolve(undefined),
+    tokenizer: hasTokenizer
+      ? () => storedTokenizer(metadata, config.vocabSize, where)
+      : undefined,
+    [Symbol.asyncDispose]: () => files.disposeAsync(),
+  };
+}
+
+/** Opens a file with the other parts of it, if there are any. */
+async function openParts(
+  name: string,
+  folder: Folder,
+  file: string,
+  opened: AsyncDisposableStack,
+): Promise<GgufHeader<OpenSource>> {
+  const [suffix, , last, extension] = PART.exec(file) ?? [];
+  const count = Number(last ?? 1);
+  const base = suffix === undefined ? file : file.slice(0, -suffix.length);
+  const five = (number: number) => `${number}`.padStart(5, "0");
+  const parts = suffix === undefined
+    ? [file]
+    : Array.from({ length: Math.min(count, MOST_PARTS + 1) }, (_, i) =>
+      `${base}-${five(i + 1)}-of-${last}${extension}`);
+  if (parts.length > MOST_PARTS || parts.length === 0) {
+    throw new Error(
+      `Cannot open ${name}: it has ${count} parts, must have 1 to ${MOST_PARTS}`,
+    );
+  }
+  const sources: OpenSource[] = [], missing: string[] = [];
+  for (const part of parts) {
+    const source = await folder.open(part);
+    if (source === undefined) missing.push(folder.locate(part));
+    else sources.push(opened.use(source));
+  }
+  if (missing.length > 0) {
+    throw new Error(
+      count === 1
+        ? `Cannot open ${name}: there is no ${missing[0]}`
+        : `Cannot open ${name}: ${missing.length} of ${count} parts are missing: ${
+          listed(missing)
+        }`,
+    );
+  }
+  const headers: GgufHeader<OpenSource>[] = [];
+  for (const [i, source] of sources.entries()) {
+    const header = await readGgufHeader(source);
+    checkPart(source.name, header.metadata, i, count);
+    headers.push(header);
+  }
+  return merged(name, headers);
+}
+
+/** The most parts of a split file. */
+const MOST_PARTS = 1000;
+
+/** @throws {Error} if a file is not the part that its name says. */
+function checkPart(
+  where: string,
+  metadata: Metadata,
+  index: number,
+  count: number,
+): void {
+  const parts = metadata.get("split.count") ?? 1;
+  const own = metadata.get("split.no") ?? 0;
+  // Some files are numbered as one part of one, without saying so inside.
+  if (parts === count && own === index || count === 1 && parts === 0) return;
+  const says = parts === 1
+    ? "a whole file"
+    : `part ${Number(own) + 1} of ${parts}`;
+  throw new Error(
+    `Cannot read ${where}: it says that it is ${says}, must be ${
+      count === 1
+        ? "a whole file, by its name"
+        : `part ${index + 1} of ${count}`
+    }`,
+  );
+}
+
+/** The metadata of the first part, and the tensors of all. */
+function merged(
+  name: string,
+  headers: readonly GgufHeader<OpenSource>[],
+): GgufHeader<OpenSource> {
+  const [{ metadata }] = headers;
+  const tensors = new Map<string, Stored>();
+  for (const header of headers) {
+    for (const [tensor, entry] of header.tensors) {
+      const one = tensors.get(tensor);
+      if (one !== undefined) {
+        throw new Error(
+          `Cannot open ${name}: ${
+            quoted(tensor)
+          } is in ${one.source.name} and in ${entry.source.name}`,
+        );
+      }
+      tensors.set(tensor, entry);
+    }
+  }
+  const promised = metadata.get("split.tensors.count") ?? tensors.size;
+  if (headers.length > 1 && promised !== tensors.size) {
+    throw new Error(
+      `Cannot open ${name}: its parts have ${tensors.size} tensors, split.tensors.count is ${promised}`,
+    );
+  }
+  return { metadata, tensors };
+}
+
+/** The configuration of the model in a file. */
+function configOf(
+  family: Family,
+  metadata: Metadata,
+  found: ReadonlyMap<string, Stored>,
+  where: string,
+): Qwen3Config {
+  const { architecture, embedding, head, parseConfig } = family.gguf;
+  const table = found.get(embedding);
+  if (table === undefined) {
+    throw new Error(
+      `Cannot load ${where}: it lacks ${embedding}${
+        found.size > 0 ? `, it has ${listed([...found.keys()])}` : ""
+      }`,
+    );
+  }
+  const prefix = `${architecture}.`;
+  const fields: Record<string, unknown> = {};
+  for (const [key, value] of metadata) {
+    if (key.startsWith(prefix)) fields[key.slice(prefix.length)] = value;
+  }
+  const tokens = new ConfigFields(
+    Object.fromEntries(metadata),
+    where,
+  );
+  const at = "tokenizer.ggml.";
+  return parseConfig(new ConfigFields(fields, where, prefix), {
+    vocabSize: table.shape[0],
+    tieWordEmbeddings: !found.has(head),
+    bosTokenId: tokens.tokenIds(`${at}bos_token_id`)[0] ?? null,
+    eosTokenIds: [
+      ...new Set([
+        ...tokens.tokenIds(`${at}eos_token_id`),
+        ...tokens.tokenIds(`${at}eot_token_id`),
+        ...endTokens(metadata),
+      ]),
+    ],
+  });
+}
+
+/** The sampling settings that newer files have; llama.cpp's names. */
+function generationOf(
+  metadata: Metadata,
+  { eosTokenIds }: Qwen3Config,
+  where: string,
+): GenerationDefaults {
+  const of = (key: string) => metadata.get(`general.sampling.${key}`);
+  const temperature = of("temp");
+  const settings = {
+    temperature,
+    top_k: of("top_k"),
+    top_p: of("top_p"),
+    min_p: of("min_p"),
+    repetition_penalty: of("penalty_repeat"),
+  };
+  const some = Object.values(settings).some((value) => value !== undefined);
+  return parseGeneration({
+    ...settings,
+    do_sample: some ? temperature !== 0 : undefined,
+    eos_token_id: eosTokenIds.length > 0 ? eosTokenIds : undefined,
+  }, `general.sampling of ${where}`);
+}
+
+/** Finds the tensors of the weight table; all are checked before one is read. */
+function select(
+  name: string,
+  family: Family,
+  config: Qwen3Config,
+  found: ReadonlyMap<string, Stored>,
+) {
+  const { gguf } = family;
+  const stored = new Map<string, Stored>(), used = new Set<string>();
+  const missing: string[] = [];
+  for (const spec of listWeights(family.weights(config))) {
+    const rows = spec.tensors.map(({ shape }) => shape[0]);
+    const whole = gguf.stacked(spec);
+    const stack = whole === undefined ? undefined : found.get(whole);
+    let row = 0;
+    for (const [i, { name: tensor, shape }] of spec.tensors.entries()) {
+      const own = gguf.tensor(tensor);
+      const entry = stack ?? found.get(own);
+      if (entry === undefined) {
+        missing.push(own);
+        continue;
+      }
+      const must = stack
+        ? [rows.reduce((sum, count) => sum + count), ...shape.slice(1)]
+        : shape;
+      checkShape(name, entry, must);
+      used.add(entry.name);
+      const rowBytes = (entry.end - entry.begin) / must[0];
+      const begin = entry.begin + (stack ? row * rowBytes : 0);
+      const end = stack ? begin + rows[i] * rowBytes : entry.end;
+      stored.set(tensor, { ...entry, shape: [...shape], begin, end });
+      row += rows[i];
+    }
+  }
+  if (missing.length > 0) {
+    const layers = `${family.name} with ${config.numHiddenLayers} layers`;
+    throw new Error(
+      `Cannot load ${name}: it lacks ${
+        listed(missing)
+      }, it must have the tensors of a ${layers}`,
+    );
+  }
+  const unused = [...found.keys()].filter((own) => !used.has(own));
+  refuseChanges(name, unused, used);
+  const tensors = new Map(
+    [...stored].map(([tensor, entry]) =>
+      [tensor, infoOf(name, tensor, entry)] as const
+    ),
+  );
+  return { stored, tensors, unused };
+}
+
+function checkShape(
+  name: string,
+  { name: own, shape }: Stored,
+  must: readonly number[],
+): void {
+  if (shape.join() === must.join()) return;
+  throw new Error(
+    `Cannot load ${name}: ${own} has shape [${shape.join(", ")}], must be [${
+      must.join(", ")
+    }] by the file's metadata`,
+  );
+}
+
+/** Refuses biases and scales, without which the weights beside them are wrong. */
+function refuseChanges(
+  name: string,
+  unused: readonly string[],
+  used: ReadonlySet<string>,
+): void {
+  const wrong = unused.find((own) =>
+    own === "rope_freqs.weight" ||
+    CHANGES.test(own) && used.has(own.replace(CHANGES, ".weight"))
+  );
+  if (wrong === undefined) return;
+  throw new Error(
+    `Cannot load ${name}: it has ${quoted(wrong)}, which is not supported`,
+  );
+}
+
+/** Describes a tensor that is needed. */
+function infoOf(
+  checkpoint: string,
+  name: string,
+  { name: own, dtype, shape, begin, end }: Stored,
+): TensorInfo {
+  const format = FORMATS.find((format) => format.name === dtype.toLowerCase());
+  if (format === undefined) {
+    throw new Error(
+      `Cannot load ${checkpoint}: ${own} has type ${dtype}, must be one of ${
+        FORMATS.map((format) => format.name.toUpperCase()).join(", ")
+      }`,
+    );
+  }
+  const rows = shape.length > 1 ? shape[0] : 1;
+  if (rows * storedRowBytes(format, shape.at(-1)!) !== end - begin) {
+    throw new Error(
+      `Cannot load ${checkpoint}: ${own} has ${end - begin} bytes, ${
+        jsonText(dtype)
+      } of shape [${shape.join(", ")}] needs other`,
+    );
+  }
+  return { name, format, shape, byteLength: end - begin };
+}

@@ -1,0 +1,114 @@
+/**
+ * Models in GGUF files against exact logits of their dequantised weights. With
+ * QWEN3_GGUF_SET, a folder with more such files, those are tested too.
+ */
+import { assert, assertEquals } from "@std/assert";
+import { loadQwen3 } from "../mod.ts";
+import { relativeError } from "./support/golden.ts";
+import { gpuTest } from "./support/gpu.ts";
+
+const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
+const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
+/** Files with types that are not read, or other architectures. */
+const LEFT_OUT = /mix-iq|moe|embedding/;
+
+interface Case {
+  name: string;
+  input_ids: number[];
+  positions_kept: string;
+  argmax: number[];
+}
+
+/** The cases of a file, with their exact logits. */
+async function casesOf(golden: string) {
+  const json = JSON.parse(await Deno.readTextFile(`${golden}.json`));
+  const bytes = await Deno.readFile(`${golden}.safetensors`);
+  const data = 8 + Number(new DataView(bytes.buffer).getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(bytes.slice(8, data)));
+  return json.cases.map((one: Case) => {
+    const [begin, end] = header[`exact/${one.name}`].data_offsets;
+    return {
+      ...one,
+      logits: new Float32Array(bytes.slice(data + begin, data + end).buffer),
+    };
+  }) as (Case & { logits: Float32Array })[];
+}
+
+async function check(
+  file: string,
+  golden: string,
+  device: "gpu" | "cpu",
+  precision: "f32" | "auto",
+): Promise<void> {
+  const bound = precision === "f32" || device === "cpu" ? F32_ERROR : F16_ERROR;
+  using qwen = await loadQwen3(file, { device, precision, context: 80 });
+  const cases = await casesOf(golden);
+  assert(cases.length > 0);
+  for (const { name, input_ids: ids, positions_kept: kept, logits } of cases) {
+    const all = kept === "all";
+    const actual = await qwen.logits(ids, { all });
+    const error = relativeError(actual, logits);
+    assert(
+      error <= bound,
+      `${name}, precision ${precision}: the relative error is ${error}, must be at most ${bound}`,
+    );
+  }
+}
+
+function testFile(file: string, golden: string, cpuOnly = false): void {
+  const name = file.replace(/.*\//, "");
+  Deno.test(`${name} on the cpu`, () => check(file, golden, "cpu", "auto"));
+  if (cpuOnly) return;
+  for (const precision of ["f32", "auto"] as const) {
+    gpuTest(
+      `${name} on the gpu, precision ${precision}`,
+      () => check(file, golden, "gpu", precision),
+    );
+  }
+}
+
+for (
+  const name of [
+    "tiny-yarn-bf16-BF16",
+    "tiny-outlier-bf16-Q4_K_M",
+    "align64-v2",
+    "fused-qkv-Q4_0",
+  ]
+) testFile(`${FILES}${name}.gguf`, FILES + name);
+testFile(`${FILES}split-Q8_0-00001-of-00003.gguf`, `${FILES}base-Q8_0`);
+
+const SET = Deno.env.get("QWEN3_GGUF_SET");
+if (SET !== undefined) {
+  let found = 0;
+  for (const { name: folder, isDirectory } of Deno.readDirSync(SET)) {
+    if (!isDirectory || LEFT_OUT.test(folder)) continue;
+    for (const { name } of Deno.readDirSync(`${SET}/${folder}`)) {
+      if (!/\.gguf$/.test(name) || LEFT_OUT.test(name)) continue;
+      const golden = `${SET}/${folder}/${name.slice(0, -5)}`;
+      const json = await Deno.stat(`${golden}.json`).catch(() => undefined);
+      if (json === undefined) continue; // parts of a split file, and bad files
+      found++;
+      testFile(`${SET}/${folder}/${name}`, golden);
+    }
+  }
+  Deno.test("QWEN3_GGUF_SET names a folder with GGUF files", () => {
+    assert(found > 0, `${SET} has none`);
+  });
+}
+
+Deno.test("all parts of a split file give the tensors of the whole", async () => {
+  const ids = [1, 2, 3];
+  const logits = [];
+  for (
+    const file of [
+      "base-Q8_0.gguf",
+      "split-Q8_0-00001-of-00003.gguf",
+      "split-Q8_0-00003-of-00003.gguf",
+    ]
+  ) {
+    using qwen = await loadQwen3(FILES + file, { device: "cpu" });
+    logits.push(await qwen.logits(ids));
+  }
+  assertEquals(logits[1], logits[0]);
+  assertEquals(logits[2], logits[0]);
+});
