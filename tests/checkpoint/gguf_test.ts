@@ -402,7 +402,6 @@ Deno.test("a GGUF file on the web is kept for the next time", async () => {
         return new Response(null, { status: 304, headers: { etag: '"1"' } });
       }
       sent++;
-      }
       return rangeResponse(request, bytes, { etag: '"1"' });
     },
   });
