@@ -53,6 +53,8 @@ export interface Defaults {
     /** Few and short rows, which make few workgroups. */
     narrow: GemvConstants;
     other: GemvConstants;
+    /** Quantized blocks, unless the rows are few and short; like the others if absent. */
+    blocks?: GemvConstants;
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
@@ -84,6 +86,8 @@ const NVIDIA: Defaults = {
     gated: { WORKGROUP: 128, ROWS: 4, STEPS: 4 },
     narrow: { WORKGROUP: 128, ROWS: 1, STEPS: 8 },
     other: { WORKGROUP: 128, ROWS: 2, STEPS: 12 },
+    // "Blocks in gemv: rows per lane decide".
+    blocks: { WORKGROUP: 128, ROWS: 4, STEPS: 1 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },

@@ -199,16 +199,19 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
  * @param broadcasting lanes that can broadcast x unit by unit; 0 if none can
  */
 function gemvConstants(
-  { n, swiglu }: LinearShape,
+  { n, swiglu, format }: LinearShape,
   steps: number,
   broadcasting: number,
   { gemv }: Defaults,
 ): Constants {
-  const { own, ...row } = n >= TALL_ROWS
+  const narrow = n <= NARROW_ROWS && steps <= SHORT_STEPS && !swiglu;
+  const { own, ...row } = format.elements > 1 && !narrow && gemv.blocks
+    ? gemv.blocks
+    : n >= TALL_ROWS
     ? gemv.tall
     : swiglu
     ? gemv.gated
-    : n <= NARROW_ROWS && steps <= SHORT_STEPS
+    : narrow
     ? gemv.narrow
     : gemv.other;
   if (own && broadcasting) {

@@ -1,3 +1,5 @@
+import { formatNamed } from "../../lib/formats/mod.ts";
+import type { Format } from "../../lib/formats/format.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { f32 } from "../../lib/formats/f32.ts";
 import { assert, assertEquals } from "@std/assert";
@@ -418,6 +420,23 @@ Deno.test("matrices are prefetched only where the cache has room for them", () =
   assertEquals(ahead("NVIDIA H200"), [32, 128, 0]);
   assertEquals(ahead("NVIDIA GeForce RTX 3060"), [0, 0, 0]);
   assertEquals(ahead("NVIDIA H200", 16), [0, 0, 0]); // many sequences keep the memory busy
+});
+
+Deno.test("quantized blocks have constants of their own where they were measured", () => {
+  const rows = (adapterClass: AdapterClass, format: Format, n: number) => {
+    const device = { ...STATED_DEVICE, adapterClass };
+    const shape = { m: 1, n, k: 4096, format, norm: false, swiglu: false };
+    const { ROWS, STEPS } = chooseLinear(shape, device).constants;
+    return [ROWS, STEPS];
+  };
+  for (const name of ["q8_0", "q4_k", "mxfp4"]) {
+    const format = formatNamed(name);
+    for (const n of [4096, 24576, 151936]) {
+      assertEquals(rows("NVIDIA", format, n), [4, 1], `${name}, ${n} rows`);
+    }
+    assertEquals(rows("NVIDIA", format, 1024)[0], 1, `${name}, few rows`);
+  }
+  assertEquals(rows("NVIDIA", bf16, 4096)[0], 2);
 });
 
 Deno.test("tuned constants replace chosen ones, for their class of shapes only", () => {

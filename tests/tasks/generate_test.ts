@@ -394,7 +394,7 @@ for (const [signal, expected] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
     assert(stdout.startsWith(",") && stdout.endsWith("\n"), stdout);
     assertMatch(
       notices(await stderr),
-      /, \d+ tokens at .*\(aborted, greedy\); loaded in .*\n$/,
+      /, \d+ tokens? .*\(aborted, greedy\); loaded in .*\n$/,
     );
   });
 }
