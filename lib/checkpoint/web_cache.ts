@@ -292,7 +292,7 @@ export class WebCache {
   }
 }
 
-/** @throws {Error} if a permission was not given; nobody is asked for it. */
+/** @throws {Error} if a permission was not given; it does not prompt for one. */
 function require(permission: Permission, of: string): void {
   if (host.isGranted(permission, of)) return;
   throw new Error(

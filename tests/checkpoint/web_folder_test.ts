@@ -373,7 +373,7 @@ Deno.test("without the server a mixture of versions is refused", async () => {
       new Uint8Array([...files.get("/config.json")!, 32]),
     );
     isDown = true;
-    // The new configuration, and weights of which nobody knows whether they changed.
+    // The new configuration, and weights that may have changed.
     assertMatch(
       await failure(url),
       /model\.safetensors: .* 503 Service Unavailable/,
@@ -404,7 +404,7 @@ Deno.test("without the server files of a version that went are not used", async 
   files.set(`/${WEIGHTS}`, weights);
   down = WEIGHTS;
   assertMatch(await failure(server.url), /model\.safetensors: .* 503 /);
-  down = "tokenizer.json"; // of which nobody knows whether it changed
+  down = "tokenizer.json"; // it may have changed
   assertMatch(await failure(server.url), /tokenizer\.json: .* 503 /);
 });
 
