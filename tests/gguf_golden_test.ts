@@ -10,7 +10,7 @@ import { gpuTest } from "./support/gpu.ts";
 const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
 const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
 /** Files with types that are not read, or other architectures. */
-const LEFT_OUT = /mix-iq|moe|embedding/;
+const LEFT_OUT = /mix-iq|embedding/;
 
 interface Case {
   name: string;

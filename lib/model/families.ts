@@ -8,8 +8,9 @@ import { ConfigFields, type Qwen3Config } from "../checkpoint/config.ts";
 import { jsonText, listed, quoted } from "../errors.ts";
 import type { Family } from "./family.ts";
 import { qwen3 } from "./qwen3.ts";
+import { qwen3Moe } from "./qwen3_moe.ts";
 
-const FAMILIES: readonly Family[] = [qwen3];
+const FAMILIES: readonly Family[] = [qwen3, qwen3Moe];
 
 /** Returns the family of a parsed configuration. */
 export function familyOf({ modelType }: Qwen3Config): Family {

@@ -33,8 +33,11 @@ export interface Layer<T> {
   kNorm: T;
   oProj: T;
   postNorm: T;
-  /** gate_proj, then up_proj. */
+  /** Scores the experts; absent if the layer has one MLP. */
+  router?: T;
+  /** gate_proj, then up_proj; of experts, gate_proj of all, then up_proj of all. */
   gateUpProj: T;
+  /** Of experts, down_proj of all. */
   downProj: T;
 }
 
@@ -57,6 +60,8 @@ export interface WeightSpec {
    * together.
    */
   readonly split?: "rows" | "pairs";
+  /** Rows that must not be split, such as those of an expert. */
+  readonly together?: number;
   /**
    * Whether to measure its largest absolute value, which f16 matmuls and attention need
    * as a bound.
@@ -92,6 +97,14 @@ export interface GgufFamily {
   tensor(name: string): string;
   /** The tensor that may hold all of an entry's, stacked; undefined if none may. */
   stacked(spec: WeightSpec): string | undefined;
+  /**
+   * The tensor in which a tensor of the weight table is number `index` of `count`;
+   * undefined if it has one of its own.
+   */
+  within?(
+    name: string,
+    config: Qwen3Config,
+  ): { tensor: string; index: number; count: number } | undefined;
 }
 
 /** The interface of a family to the rest of the project. */
@@ -144,7 +157,7 @@ export function specsAt(
   kind: WeightSpec["kind"],
   name: string,
   shapes: Readonly<Record<string, readonly number[]>>,
-  more?: Partial<Pick<WeightSpec, "split" | "measured">>,
+  more?: Partial<Pick<WeightSpec, "split" | "together" | "measured">>,
 ) => WeightSpec {
   return (kind, name, shapes, more) => ({
     label: label + name,
@@ -182,7 +195,7 @@ export function mapWeights<A, B>(
     embedTokens: of(weights.embedTokens),
     layers: weights.layers.map((layer) =>
       Object.fromEntries(
-        Object.entries<A>({ ...layer }).map((
+        Object.entries<A>({ ...layer } as Record<string, A>).map((
           [role, weight],
         ) => [role, of(weight)]),
       ) as unknown as Layer<B>
@@ -200,7 +213,7 @@ export function pairWeights<A, B>(a: Weights<A>, b: Weights<B>): Map<A, B> {
   const pairs = new Map([[a.embedTokens, b.embedTokens]]);
   a.layers.forEach((layer, i) => {
     for (const role of Object.keys(layer) as (keyof Layer<A>)[]) {
-      pairs.set(layer[role], b.layers[i][role]);
+      pairs.set(layer[role]!, b.layers[i][role]!);
     }
   });
   return pairs.set(a.norm, b.norm).set(a.lmHead, b.lmHead);
