@@ -47,9 +47,10 @@ export interface WeightSpec {
   readonly label: string;
   /**
    * Norms are vectors, the others are matrices. Synthetic checkpoints fill each kind
-   * differently.
+   * differently. A router stays as exact as it is stored: a rounding error may choose
+   * another expert.
    */
-  readonly kind: "embedding" | "projection" | "norm";
+  readonly kind: "embedding" | "projection" | "router" | "norm";
   /** The checkpoint's tensors; their rows are stacked in this order. */
   readonly tensors: readonly {
     readonly name: string;

@@ -75,13 +75,7 @@ function withExperts(
   const { gateUpProj: _gateUp, downProj: _down, ...others } = layer;
   return {
     ...others,
-    // Never in f16: an expert that is chosen by a rounding error changes the result.
-    router: spec(
-      "projection",
-      "router",
-      { gate: [count, hidden] },
-      { measured: false },
-    ),
+    router: spec("router", "router", { gate: [count, hidden] }),
     gateUpProj: spec(
       "projection",
       "gate_up_proj",
