@@ -16,23 +16,15 @@ import {
   parseGeneration,
 } from "./generation_config.ts";
 import { type GgufHeader, type GgufValue, readGgufHeader } from "./gguf.ts";
+import { partsOf } from "./gguf_files.ts";
 import { endTokens, storedTokenizer } from "./gguf_tokenizer.ts";
 import { checkRange, type OpenOptions, type OpenSource } from "./sources.ts";
 import type { Folder, Stored } from "./weight_files.ts";
 
-/** How the parts of a split file are named. */
-const PART = /-(\d{5})-of-(\d{5})(\.gguf)$/i;
 /** Tensors beside a weight that change it. */
 const CHANGES = /\.(bias|scale|input_scale)$/;
 
 type Metadata = ReadonlyMap<string, GgufValue>;
-
-/** The files among `names` that can be opened: whole ones, and first parts. */
-export function ggufFiles(names: Iterable<string>): string[] {
-  return [...names].filter((name) =>
-    /\.gguf$/i.test(name) && Number(PART.exec(name)?.[1] ?? 1) === 1
-  ).sort();
-}
 
 /**
  * Opens a GGUF file of a folder.
@@ -95,19 +87,7 @@ async function openParts(
   file: string,
   opened: AsyncDisposableStack,
 ): Promise<GgufHeader<OpenSource>> {
-  const [suffix, , last, extension] = PART.exec(file) ?? [];
-  const count = Number(last ?? 1);
-  const base = suffix === undefined ? file : file.slice(0, -suffix.length);
-  const five = (number: number) => `${number}`.padStart(5, "0");
-  const parts = suffix === undefined
-    ? [file]
-    : Array.from({ length: Math.min(count, MOST_PARTS + 1) }, (_, i) =>
-      `${base}-${five(i + 1)}-of-${last}${extension}`);
-  if (parts.length > MOST_PARTS || parts.length === 0) {
-    throw new Error(
-      `Cannot open ${name}: it has ${count} parts, must have 1 to ${MOST_PARTS}`,
-    );
-  }
+  const parts = partsOf(name, file);
   const sources: OpenSource[] = [], missing: string[] = [];
   for (const part of parts) {
     const source = await folder.open(part);
@@ -116,9 +96,9 @@ async function openParts(
   }
   if (missing.length > 0) {
     throw new Error(
-      count === 1
+      parts.length === 1
         ? `Cannot open ${name}: there is no ${missing[0]}`
-        : `Cannot open ${name}: ${missing.length} of ${count} parts are missing: ${
+        : `Cannot open ${name}: ${missing.length} of ${parts.length} parts are missing: ${
           listed(missing)
         }`,
     );
@@ -126,14 +106,11 @@ async function openParts(
   const headers: GgufHeader<OpenSource>[] = [];
   for (const [i, source] of sources.entries()) {
     const header = await readGgufHeader(source);
-    checkPart(source.name, header.metadata, i, count);
+    checkPart(source.name, header.metadata, i, parts.length);
     headers.push(header);
   }
   return merged(name, headers);
 }
-
-/** The most parts of a split file. */
-const MOST_PARTS = 1000;
 
 /** @throws {Error} if a file is not the part that its name says. */
 function checkPart(
