@@ -11,8 +11,11 @@ import { bytesText } from "./sources.ts";
 const PART = /-(\d{5})-of-(\d{5})(\.gguf)$/i;
 /** The most parts of a split file. */
 const MOST_PARTS = 1000;
-/** Files beside a model that are none: encoders of images, statistics, draft models. */
-const COMPANION = /mmproj|imatrix|^(mtp|eagle3|dflash|dspark)-/i;
+/**
+ * Files beside a model that are none: encoders of images, statistics, draft models, what
+ * macOS leaves.
+ */
+const COMPANION = /mmproj|imatrix|^(mtp|eagle3|dflash|dspark)-|^\./i;
 /** The type at the end of a file's name, with the prefixes that mark a mixture. */
 const TYPE =
   /(?:^|[-._])((?:UD-|i1-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|F16|FP16|F32)\w*)$/i;
@@ -85,12 +88,14 @@ export function chooseGguf(
   const models = ggufFiles(names);
   if (pick === undefined) {
     if (models.length === 1) return { file: models[0], isSure: false };
+    const labels = labelsOf(models, files);
+    if (labels.length === 0) throw new GgufChoiceError("it has no GGUF file");
+    const example = labels.find(({ label }) => /^Q4_K_M$/i.test(label)) ??
+      labels[0];
     throw new GgufChoiceError(
-      models.length === 0
-        ? "it has no GGUF file"
-        : `it has ${counted(models)}, name one as ${form}:TYPE: ${
-          choices(models, files)
-        }`,
+      `it has ${counted(models)}, name one, as in ${form}:${example.label}: ${
+        choices(labels)
+      }`,
     );
   }
   const wanted = pick.toLowerCase();
@@ -103,9 +108,13 @@ export function chooseGguf(
   const tests = [
     (file: string) => typeOf(file)?.toLowerCase() === wanted,
     (file: string) =>
-      ["-", ".", "_"].some((c) => stemOf(file).endsWith(c + wanted)),
-    (file: string) =>
-      [".", "-"].some((c) => file.toLowerCase().includes(wanted + c)),
+      ["-", "."].some((before) => stemOf(file).endsWith(before + wanted)),
+    (file: string) => {
+      const path = `/${file.toLowerCase()}`;
+      return ["/", "-", "."].some((before) =>
+        ["-", "."].some((after) => path.includes(before + wanted + after))
+      );
+    },
   ];
   for (const [i, test] of tests.entries()) {
     const fit = models.filter(test);
@@ -113,7 +122,7 @@ export function chooseGguf(
   }
   throw new GgufChoiceError(
     `it has no GGUF file ${pick}${
-      models.length > 0 ? `, it has ${choices(models, files)}` : ""
+      models.length > 0 ? `, it has ${choices(labelsOf(models, files))}` : ""
     }`,
   );
 }
@@ -126,10 +135,13 @@ function only(
   isSure: boolean,
 ): GgufChoice {
   if (fit.length === 1) return { file: fit[0], isSure };
-  const names = fit.map((file) => sized(file, file, files));
+  const labels = fit.map((file) => ({
+    label: file,
+    size: sizeOf(file, files),
+  }));
   throw new GgufChoiceError(
     `${pick} fits ${counted(fit)}, name one as ${form}:FILE: ${
-      listed(names, MOST_NAMED)
+      choices(labels)
     }`,
   );
 }
@@ -138,32 +150,34 @@ function counted(files: readonly string[]): string {
   return `${files.length} GGUF files`;
 }
 
-/** The types of files, the smallest file first; the names of those that share one. */
-function choices(
-  models: readonly string[],
-  files: ReadonlyMap<string, number>,
-): string {
-  const types = Map.groupBy(models, (file) => typeOf(file)?.toLowerCase());
-  const labels = models
-    .toSorted((a, b) => bytesOf(a, files) - bytesOf(b, files))
-    .map((file) => {
-      const type = typeOf(file);
-      const isOne = type && types.get(type.toLowerCase())!.length === 1;
-      return sized(file, isOne ? type : file, files);
-    });
-  return listed(labels, MOST_NAMED);
+/** What selects a file, and its bytes. */
+interface Label {
+  label: string;
+  size: number;
 }
 
-function sized(
-  file: string,
-  label: string,
+/** The type of each file, the smallest file first; the names of those that share one. */
+function labelsOf(
+  models: readonly string[],
   files: ReadonlyMap<string, number>,
-): string {
-  return `${label} (${bytesText(bytesOf(file, files))})`;
+): Label[] {
+  const types = Map.groupBy(models, (file) => typeOf(file)?.toLowerCase());
+  return models.map((file) => {
+    const type = typeOf(file);
+    const isOne = type && types.get(type.toLowerCase())!.length === 1;
+    return { label: isOne ? type : file, size: sizeOf(file, files) };
+  }).sort((a, b) => a.size - b.size);
+}
+
+function choices(labels: readonly Label[]): string {
+  const texts = labels.map(({ label, size }) =>
+    `${label} (${bytesText(size)})`
+  );
+  return listed(texts, MOST_NAMED);
 }
 
 /** The bytes of a file with its other parts. */
-function bytesOf(file: string, files: ReadonlyMap<string, number>): number {
+function sizeOf(file: string, files: ReadonlyMap<string, number>): number {
   return partsOf(file, file)
     .reduce((sum, part) => sum + (files.get(part) ?? 0), 0);
 }

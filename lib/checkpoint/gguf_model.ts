@@ -50,6 +50,7 @@ export async function openGguf(
   const family = familyOfGguf(metadata.get("general.architecture"), where);
   const config = configOf(family, metadata, found, where);
   const { stored, tensors, unused } = select(name, family, config, found);
+  const { generation, notices } = generationOf(metadata, config, where);
   const files = opened.move();
   let kept: Promise<void> | undefined;
   const hasTokenizer = (metadata.get("tokenizer.ggml.model") ?? "none") !==
@@ -58,13 +59,9 @@ export async function openGguf(
     name,
     location: where,
     config,
-    generation: generationOf(metadata, config, where),
+    generation,
     tensors,
-    notices: unused.length === 0 ? [] : [
-      `the weights have ${
-        unused.length === 1 ? "a tensor" : `${unused.length} tensors`
-      } that the model does not use: ${listed(unused)}`,
-    ],
+    notices: [...notices, unusedNotice(unused) ?? []].flat(),
     async read(name, begin, into) {
       signal?.throwIfAborted();
       checkRange(name, tensors.get(name)?.byteLength, begin, into.length);
@@ -78,6 +75,14 @@ export async function openGguf(
       : undefined,
     [Symbol.asyncDispose]: () => files.disposeAsync(),
   };
+}
+
+function unusedNotice(unused: readonly string[]): string | undefined {
+  if (unused.length === 0) return undefined;
+  const tensors = unused.length === 1 ? "a tensor" : `${unused.length} tensors`;
+  return `the weights have ${tensors} that the model does not use: ${
+    listed(unused)
+  }`;
 }
 
 /** Opens a file with the other parts of it, if there are any. */
@@ -204,27 +209,60 @@ function configOf(
   });
 }
 
-/** The sampling settings that newer files have; llama.cpp's names. */
+/**
+ * What Qwen publishes for its chat models, in their generation_config.json and model
+ * cards: with reasoning and without (https://huggingface.co/Qwen/Qwen3-8B#best-practices).
+ */
+const PUBLISHED = {
+  thinking: { temp: 0.6, top_k: 20, top_p: 0.95 },
+  plain: { temp: 0.7, top_k: 20, top_p: 0.8 },
+};
+
+/**
+ * The sampling settings that newer files have; llama.cpp's names. For a chat model's file
+ * without any, the published ones: the model repeats itself under greedy decoding.
+ */
 function generationOf(
   metadata: Metadata,
   { eosTokenIds }: Qwen3Config,
   where: string,
-): GenerationDefaults {
-  const of = (key: string) => metadata.get(`general.sampling.${key}`);
-  const temperature = of("temp");
-  const settings = {
-    temperature,
-    top_k: of("top_k"),
-    top_p: of("top_p"),
-    min_p: of("min_p"),
-    repetition_penalty: of("penalty_repeat"),
-  };
-  const some = Object.values(settings).some((value) => value !== undefined);
-  return parseGeneration({
-    ...settings,
-    do_sample: some ? temperature !== 0 : undefined,
+): { generation: GenerationDefaults; notices: string[] } {
+  const own = Object.fromEntries(
+    ["temp", "top_k", "top_p", "min_p", "penalty_repeat"].flatMap((key) =>
+      metadata.has(`general.sampling.${key}`)
+        ? [[key, metadata.get(`general.sampling.${key}`)]]
+        : []
+    ),
+  );
+  const hasOwn = Object.keys(own).length > 0;
+  const published = hasOwn ? undefined : publishedSampling(metadata);
+  const { temp, top_k, top_p, min_p, penalty_repeat }: Record<string, unknown> =
+    published ?? own;
+  const generation = parseGeneration({
+    temperature: temp,
+    top_k,
+    top_p,
+    min_p,
+    repetition_penalty: penalty_repeat,
+    do_sample: hasOwn || published ? temp !== 0 : undefined,
     eos_token_id: eosTokenIds.length > 0 ? eosTokenIds : undefined,
   }, `general.sampling of ${where}`);
+  const notices = published === undefined ? [] : [
+    `the file has no sampling settings, using Qwen's published ones: temperature ${temp}, top-k ${top_k}, top-p ${top_p}`,
+  ];
+  return { generation, notices };
+}
+
+/** The settings for a file by its chat template; undefined if it is no chat model's. */
+function publishedSampling(metadata: Metadata) {
+  const at = "tokenizer.", tokens = metadata.get(`${at}ggml.tokens`);
+  const template = metadata.get(`${at}chat_template`);
+  const end = metadata.get(`${at}ggml.eos_token_id`);
+  // Base models have a template too, but end texts differently.
+  const isChat = typeof template === "string" && Array.isArray(tokens) &&
+    tokens[Number(end)] === "<|im_end|>";
+  if (!isChat) return undefined;
+  return template.includes("<think>") ? PUBLISHED.thinking : PUBLISHED.plain;
 }
 
 /** Finds the tensors of the weight table; all are checked before one is read. */

@@ -22,7 +22,7 @@ export type Repository = Wanted;
  */
 export function parseRepositoryId(spec: string): Repository | undefined {
   const [, name, revision = "main", pick] =
-    /^(?:(?:www\.)?(?:huggingface\.co|hf\.co)\/(?=[^/]+\/))?([\w-][\w.-]*\/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?(?::([^:\\]+))?$/i
+    /^(?:(?:www\.)?(?:huggingface\.co|hf\.co)\/(?=[^/]+\/))?([\w-][\w.-]*\/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?(?::([^:@\\]+))?$/i
       .exec(spec) ?? [];
   if (name === undefined || revision.includes("..")) return undefined;
   // What Ollama writes where nothing is chosen.

@@ -175,12 +175,14 @@ export function sizesOf(listing: Listing): Map<string, number> {
   return new Map([...listing].map(([path, { size }]) => [path, size]));
 }
 
-/** The files of a snapshot and of the folders in it, with their bytes. */
+/** The files of a folder and of the folders in it, with their bytes. */
 async function filesIn(folder: string): Promise<Map<string, number>> {
   const files = new Map<string, number>();
-  for (const [name, entry] of await host.files.list(folder) ?? []) {
-    if (!entry.isDirectory) {
-      files.set(name, entry.size);
+  for (const name of (await host.files.list(folder) ?? new Map()).keys()) {
+    const found = await host.files.find(`${folder}/${name}`); // follows links
+    if (found === undefined) continue;
+    if (!found.isDirectory) {
+      files.set(name, found.size);
       continue;
     }
     for (const [path, size] of await filesIn(`${folder}/${name}`)) {

@@ -13,7 +13,7 @@ import {
   ignoredNotice,
   parseGeneration,
 } from "./generation_config.ts";
-import { type FoundFile, host, type ListedEntry } from "../host.ts";
+import { type FoundFile, host } from "../host.ts";
 import { chooseGguf, GgufChoiceError, isGgufOnly } from "./gguf_files.ts";
 import { openGguf } from "./gguf_model.ts";
 import { decoded, fileHint, nameHint, urlHint } from "./hints.ts";
@@ -102,11 +102,15 @@ async function openDirectory(
   pick?: string,
 ): Promise<Checkpoint> {
   const folder = localFolder(path);
-  const found = await host.files.list(path) ?? new Map<string, ListedEntry>();
-  if (pick === undefined && !isGgufOnly([...found.keys()])) {
+  const names = [...(await host.files.list(path) ?? new Map()).keys()];
+  if (pick === undefined && !isGgufOnly(names)) {
     return await openFolder(spec, folder, options);
   }
-  const files = new Map([...found].map(([name, { size }]) => [name, size]));
+  const files = new Map<string, number>();
+  for (const name of names) {
+    const found = await host.files.find(folder.locate(name)); // follows links
+    if (found?.isDirectory === false) files.set(name, found.size);
+  }
   let file: string;
   try {
     const form = pick === undefined ? spec : spec.slice(0, -pick.length - 1);
@@ -291,10 +295,11 @@ async function withoutConfig(name: string, folder: Folder): Promise<Error> {
   const adapter = await folder.has("adapter_config.json")
     ? " but adapter_config.json: a LoRA adapter has to be merged into its model"
     : "";
+  const where = folder.locate("config.json");
+  // Nobody can list it.
+  const gguf = /^https?:/i.test(where) ? "; of a GGUF file pass the URL" : "";
   return new Error(
-    `Cannot open ${name}: there is no ${
-      folder.locate("config.json")
-    }${adapter}`,
+    `Cannot open ${name}: there is no ${where}${adapter}${gguf}`,
   );
 }
 
