@@ -219,8 +219,9 @@ async function existing(spec: string): Promise<FoundFile | undefined> {
 }
 
 async function find(spec: string): Promise<FoundFile | undefined> {
+  const { files } = host; // throws where there are none
   try {
-    return await host.files.find(/^file:/i.test(spec) ? new URL(spec) : spec);
+    return await files.find(/^file:/i.test(spec) ? new URL(spec) : spec);
   } catch (cause) {
     throw cannotOpen(spec, errorText(cause), cause);
   }
