@@ -20,6 +20,12 @@ import { decoded, fileHint, nameHint, urlHint } from "./hints.ts";
 import { findRepository, parseRepositoryId, type Repository } from "./hub.ts";
 import type { Place } from "./hub_cache.ts";
 import { parseJson } from "../json.ts";
+import {
+  notOneOf,
+  quantizationNamed,
+  quantizedFormats,
+} from "./quantization.ts";
+import { quantized } from "./quantized.ts";
 import { checkReadTimeout, shownUrl } from "./fetch.ts";
 import {
   checkRange,
@@ -56,11 +62,30 @@ import { parseConfig } from "../model/families.ts";
  * ```
  *
  * @throws {Error} if there is no such checkpoint (the message says where it looked), if
- * a file is broken or truncated, or if the model is not supported
+ * a file is broken or truncated, if the model is not supported, or is quantised and has
+ * to be once more
  */
 export async function openCheckpoint(
   spec: string,
   options: OpenOptions = {},
+): Promise<Checkpoint> {
+  const { quantize } = options;
+  if (quantize === undefined) return await openStored(spec, options);
+  const way = quantizationNamed(quantize);
+  if (way === undefined) {
+    throw cannotOpen(spec, `quantize is ${notOneOf(quantize)}`);
+  }
+  await using opened = new AsyncDisposableStack();
+  const checkpoint = opened.use(await openStored(spec, options));
+  const formats = quantizedFormats(checkpoint, way);
+  opened.move();
+  return quantized(checkpoint, formats, options.onNotice ?? undefined);
+}
+
+/** Opens a checkpoint as it is stored. */
+async function openStored(
+  spec: string,
+  options: OpenOptions,
 ): Promise<Checkpoint> {
   options.signal?.throwIfAborted();
   checkReadTimeout(`Cannot open ${shownUrl(spec)}`, options.readTimeout);
