@@ -4,6 +4,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import { loadQwen3 } from "../mod.ts";
+import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
 import { gpuTest } from "./support/gpu.ts";
 
@@ -11,28 +12,6 @@ const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
 const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
 /** Files with types that are not read, or other architectures. */
 const LEFT_OUT = /mix-iq|embedding/;
-
-interface Case {
-  name: string;
-  input_ids: number[];
-  positions_kept: string;
-  argmax: number[];
-}
-
-/** The cases of a file, with their exact logits. */
-async function casesOf(golden: string) {
-  const json = JSON.parse(await Deno.readTextFile(`${golden}.json`));
-  const bytes = await Deno.readFile(`${golden}.safetensors`);
-  const data = 8 + Number(new DataView(bytes.buffer).getBigUint64(0, true));
-  const header = JSON.parse(new TextDecoder().decode(bytes.slice(8, data)));
-  return json.cases.map((one: Case) => {
-    const [begin, end] = header[`exact/${one.name}`].data_offsets;
-    return {
-      ...one,
-      logits: new Float32Array(bytes.slice(data + begin, data + end).buffer),
-    };
-  }) as (Case & { logits: Float32Array })[];
-}
 
 async function check(
   file: string,
@@ -42,7 +21,7 @@ async function check(
 ): Promise<void> {
   const bound = precision === "f32" || device === "cpu" ? F32_ERROR : F16_ERROR;
   using qwen = await loadQwen3(file, { device, precision, context: 80 });
-  const cases = await casesOf(golden);
+  const cases = await ggufCases(golden);
   assert(cases.length > 0);
   for (const { name, input_ids: ids, positions_kept: kept, logits } of cases) {
     const all = kept === "all";
