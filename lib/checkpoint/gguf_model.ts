@@ -282,9 +282,9 @@ function select(
     let row = 0;
     for (const { name: tensor, shape } of spec.tensors) {
       const own = gguf.tensor(tensor), part = gguf.within?.(tensor, config);
-      const entry = stack ?? found.get(part?.tensor ?? own);
+      const entry = stack ?? found.get(own);
       if (entry === undefined) {
-        missing.add(part?.tensor ?? own);
+        missing.add(own);
         continue;
       }
       const must = stack

@@ -94,18 +94,18 @@ export interface GgufFamily {
    * @throws {Error} if a key is invalid or not supported; the message names it.
    */
   parseConfig(fields: ConfigFields, facts: GgufFacts): Qwen3Config;
-  /** The name of a tensor of the weight table. */
+  /** The name of the tensor that has a tensor of the weight table. */
   tensor(name: string): string;
   /** The tensor that may hold all of an entry's, stacked; undefined if none may. */
   stacked(spec: WeightSpec): string | undefined;
   /**
-   * The tensor in which a tensor of the weight table is number `index` of `count`;
-   * undefined if it has one of its own.
+   * Which of those in its tensor a tensor of the weight table is, one after another in
+   * the outermost of three dimensions; undefined if it has one of its own.
    */
   within?(
     name: string,
     config: Qwen3Config,
-  ): { tensor: string; index: number; count: number } | undefined;
+  ): { index: number; count: number } | undefined;
 }
 
 /** The interface of a family to the rest of the project. */

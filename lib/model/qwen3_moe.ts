@@ -34,20 +34,20 @@ export const qwen3Moe: Family = {
     parseConfig: parseGgufConfig,
     tensor: (name) =>
       dense.ggufName(
-        name.replace(/\.mlp\.gate\.weight$/, ".ffn_gate_inp.weight"),
+        name.replace(EXPERT, ".ffn_$2_exps.")
+          .replace(/\.mlp\.gate\./, ".ffn_gate_inp."),
       ),
     within(name, { experts }) {
-      const [, layer, index, role] = EXPERT.exec(name) ?? [];
-      if (role === undefined) return undefined;
-      const tensor = `blk.${layer}.ffn_${role}_exps.weight`;
-      return { tensor, index: Number(index), count: experts!.count };
+      const [, index] = EXPERT.exec(name) ?? [];
+      return index === undefined
+        ? undefined
+        : { index: Number(index), count: experts!.count };
     },
   },
 };
 
-/** The tensors of an expert. */
-const EXPERT =
-  /^model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight$/;
+/** What distinguishes the names of an expert's tensors. */
+const EXPERT = /\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\./;
 
 /** The table of a dense model, with experts in place of MLPs. */
 function weights(config: Qwen3Config): Weights<WeightSpec> {
