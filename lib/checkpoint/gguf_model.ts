@@ -4,7 +4,12 @@
  *
  * @module
  */
-import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
+import {
+  type Checkpoint,
+  CLASSIFIER,
+  type Purpose,
+  type TensorInfo,
+} from "./checkpoint.ts";
 import { ConfigFields, type Qwen3Config } from "./config.ts";
 import { jsonText, listed, quoted } from "../errors.ts";
 import { storedRowBytes } from "../formats/format.ts";
@@ -22,6 +27,8 @@ import type { Folder, Stored } from "./weight_files.ts";
 
 /** How the parts of a split file are named. */
 const PART = /-(\d{5})-of-(\d{5})(\.gguf)$/i;
+/** A reranker's rows for yes and no. */
+const YES_NO = "cls.output.weight";
 /** Tensors beside a weight that change it. */
 const CHANGES = /\.(bias|scale|input_scale)$/;
 
@@ -84,6 +91,8 @@ export async function openGguf(
     tokenizer: hasTokenizer
       ? () => storedTokenizer(metadata, config.vocabSize, where)
       : undefined,
+    only: purposeOf(family, metadata, where),
+    rerankTemplate: rerankTemplate(metadata),
     [Symbol.asyncDispose]: () => files.disposeAsync(),
   };
 }
@@ -227,6 +236,39 @@ function configOf(
   });
 }
 
+/** Which models the values of `pooling_type` stand for; 0 is none. */
+const POOLING: Readonly<Record<number, string>> = {
+  3: "an embedding model",
+  4: "a reranker",
+};
+
+/**
+ * What the model is for, if not for generating text.
+ *
+ * @throws {Error} if it pools its states in another way than by taking the last
+ */
+function purposeOf(
+  { gguf: { architecture } }: Family,
+  metadata: Metadata,
+  where: string,
+): Purpose | undefined {
+  const key = `${architecture}.pooling_type`;
+  const type = metadata.get(key) ?? 0;
+  if (type === 0) return undefined;
+  const is = typeof type === "number" ? POOLING[type] : undefined;
+  if (is !== undefined) return { is, why: `${key} is ${type}` };
+  throw new Error(
+    `Cannot use ${where}: ${key} is ${
+      jsonText(type)
+    }, must be 0 (none), 3 (the last token) or 4 (rank)`,
+  );
+}
+
+function rerankTemplate(metadata: Metadata): string | undefined {
+  const template = metadata.get("tokenizer.chat_template.rerank");
+  return typeof template === "string" ? template : undefined;
+}
+
 /** The sampling settings that newer files have; llama.cpp's names. */
 function generationOf(
   metadata: Metadata,
@@ -283,6 +325,12 @@ function select(
       stored.set(tensor, { ...entry, shape: [...shape], begin, end });
       row += rows[i];
     }
+  }
+  const classifier = found.get(YES_NO);
+  if (classifier !== undefined) {
+    checkShape(name, classifier, [2, config.hiddenSize]);
+    used.add(YES_NO);
+    stored.set(CLASSIFIER, classifier);
   }
   if (missing.length > 0) {
     const layers = `${family.name} with ${config.numHiddenLayers} layers`;
