@@ -155,5 +155,6 @@ Deno.test("a call is translated to another implementation's tensors and cache", 
     "matmulAdd(A,w',B)",
     "normSwiglu(A,v',w')",
     "lastRow(A)",
+    "normRows(A,B,v')",
   ]);
 });
