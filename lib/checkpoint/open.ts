@@ -35,6 +35,7 @@ import {
   readTextFile,
   tooLong,
 } from "./sources.ts";
+import { MODULES, readPurpose } from "./sentence_modules.ts";
 import { parseSynthetic } from "./synthetic.ts";
 import { WebFolder } from "./web_folder.ts";
 import { type Folder, openWeights } from "./weight_files.ts";
@@ -289,6 +290,10 @@ async function openFolder(
     ? parseGeneration(json, where)
     : parseGeneration(generationJson, folder.locate("generation_config.json"));
 
+  // A web folder is not asked for a file that few have.
+  const purpose = await folder.has(MODULES)
+    ? await readPurpose((file) => jsonOf(folder, file), folder.locate)
+    : undefined;
   await using opened = new AsyncDisposableStack();
   const weights = await openWeights(name, config, folder, opened);
   const { stored, tensors, notices } = weights;
@@ -313,6 +318,7 @@ async function openFolder(
       await tensor.source.read(tensor.begin + begin, into);
     },
     text: (file) => textOf(folder, file),
+    only: weights.only ?? purpose,
     [Symbol.asyncDispose]: () => files.disposeAsync(),
   };
 }

@@ -80,6 +80,7 @@ export function* forward<T>(
   tokens: T,
   cache: KvCache<T>,
   all = false,
+  ends?: T,
 ): Generator<T, T, T> {
   let x = yield ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
   for (const [i, layer] of weights.layers.entries()) {
@@ -99,6 +100,7 @@ export function* forward<T>(
       x = yield ops.expertsAdd(gated, downProj, chosen, x);
     }
   }
+  if (ends !== undefined) return ops.normRows(x, ends, weights.norm);
   if (!all) x = yield ops.lastRow(x, cache);
   return ops.normMatmul(x, weights.norm, weights.lmHead);
 }
