@@ -4,6 +4,8 @@
  * @module
  */
 
+import type { Constants } from "./shapes.ts";
+
 /**
  * Maximum rows on a GPU: f16 matmuls are fast here ("f16 gemm"). More rows were not
  * measured and would take more memory.
@@ -118,15 +120,19 @@ export function chooseStateRows(
 
 /** Multiplications of one dispatch of a pass, roughly: of matmuls and attention. */
 export function dispatchWork(
-  { kernel, dims }: {
+  { kernel, dims, constants }: {
     kernel: string;
     dims: Readonly<Record<string, number>>;
+    constants?: Constants;
   },
   work: ModelWork,
   { begin, tokens }: PromptPass,
 ): number {
   if (/^attend/.test(kernel)) {
     return 2 * work.attention * dims.m * (begin + tokens);
+  }
+  if (kernel === "expertGemv") {
+    return tokens * dims.used * dims.k * dims.n / Number(constants!.EXPERTS);
   }
   return /^gem/.test(kernel) ? dims.m * dims.n * dims.k : 0;
 }

@@ -7,7 +7,9 @@
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
+import { chooseExperts } from "../../kernels/choose_experts.ts";
 import { embed } from "../../kernels/embed.ts";
+import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
@@ -28,6 +30,7 @@ import {
   headConstants,
   mostSplits,
 } from "../dispatch/attention.ts";
+import { chooseExpertGemv } from "../dispatch/experts.ts";
 import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
@@ -51,6 +54,17 @@ interface LinearCall {
   y: Tensor;
   epilogue: Epilogue;
   choice: LinearChoice;
+}
+
+/** A call of a Linear layer of experts. */
+interface ExpertCall {
+  x: Tensor;
+  w: Matrix<Tensor>;
+  chosen: Tensor;
+  y: Tensor;
+  epilogue: Epilogue;
+  /** Rows of an expert, gates and ups counted once. */
+  n: number;
 }
 
 /** The arguments of attention in one layer. */
@@ -112,12 +126,99 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     }
     const both = this.#rows("gate and up", rows, gateUp.n);
     this.#linear(x, gateUp, both, { norm, epilogue: "store" });
+    this.#swiglu(gateUp, both, y);
+    return y;
+  }
+
+  #swiglu(gateUp: Matrix<Tensor>, both: Tensor, y: Tensor): void {
     this.plan.add(swiglu, { both, y }, {
       label: gateUp.label,
       reason:
         "gate and up are stored in different types, so no kernel reads both at once",
     });
+  }
+
+  chooseExperts(scores: Tensor): Tensor {
+    const [rows, count] = scores.shape;
+    const { used, normalized } = this.config.experts!;
+    const chosen = this.#rows("chosen", 2 * rows, used);
+    this.plan.add(chooseExperts, { scores, chosen }, {
+      label: "choose_experts",
+      reason: `the ${used} highest of ${count} scores`,
+      constants: {
+        ...laneConstants(this.gpu, count),
+        NORMALIZED: normalized ? 1 : 0,
+      },
+    });
+    return chosen;
+  }
+
+  expertsSwiglu(
+    x: Tensor,
+    norm: Matrix<Tensor>,
+    w: Matrix<Tensor>,
+    chosen: Tensor,
+  ): Tensor {
+    const n = this.config.experts!.intermediateSize;
+    const pairs = x.shape[0] * chosen.shape[1];
+    const call = { x: this.#normed(x, norm), w, chosen, n };
+    const y = this.#rows("gated", pairs, n);
+    if (w.parts.every(({ twin }) => twin !== undefined)) {
+      this.#experts({ ...call, y, epilogue: "swiglu" });
+      return y;
+    }
+    const both = this.#rows("gate and up", pairs, 2 * n);
+    this.#experts({ ...call, y: both, epilogue: "store" });
+    this.#swiglu(w, both, y);
     return y;
+  }
+
+  expertsAdd(
+    x: Tensor,
+    w: Matrix<Tensor>,
+    chosen: Tensor,
+    residual: Tensor,
+  ): Tensor {
+    const call = { x, w, chosen, y: residual, n: residual.shape[1] };
+    this.#experts({ ...call, epilogue: "add" });
+    return residual;
+  }
+
+  /**
+   * Records a Linear layer of experts, for each part of their matrix. If each part adds to
+   * the rows of y, the last leaves the sums of squares of the result.
+   */
+  #experts({ x, w, chosen, y, epilogue, n }: ExpertCall): void {
+    const { count } = this.config.experts!, used = chosen.shape[1];
+    const swiglu = epilogue === "swiglu";
+    const all = count * n; // rows of all gates, or of all ups
+    for (const part of w.parts) {
+      const shape = { used, n, k: w.k, format: part.format, epilogue };
+      const { constants, reason } = chooseExpertGemv(shape, this.gpu);
+      const leaves = epilogue === "add"
+        ? this.#leaveSquares(y, expertSquareParts(n, constants))
+        : undefined;
+      this.plan.add(expertGemv, {
+        w: { matrix: w, part },
+        x,
+        chosen,
+        y,
+        ...(leaves ? { squares: leaves } : {}),
+      }, {
+        label: w.label,
+        reason,
+        constants: {
+          ...constants,
+          EXPERTS: part.rows / n,
+          WHOLE: part.rows === all ? 1 : 0,
+        },
+        uniforms: {
+          first: part.begin % all / n,
+          stride: y.shape[1],
+          column: swiglu || part.begin < all ? 0 : n,
+        },
+      });
+    }
   }
 
   attend(
