@@ -17,6 +17,7 @@ export { gatherRows } from "./gather_rows.ts";
 export { gemm } from "./gemm.ts";
 export { gemv } from "./gemv.ts";
 export { gemvColumns } from "./gemv_columns.ts";
+export { gemvInt8 } from "./gemv_int8.ts";
 export { gemvRows } from "./gemv_rows.ts";
 export { maxAbs } from "./max_abs.ts";
 export { mergeSplits } from "./merge_splits.ts";

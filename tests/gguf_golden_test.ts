@@ -80,10 +80,10 @@ for (
     "tiny-outlier-bf16-Q4_K_M",
     "align64-v2",
     "fused-qkv-Q4_0",
-    "tiny-moe-bf16-Q4_K_M",
-    "tiny-moe-bf16-MXFP4_MOE",
     "embedding-F16",
     "embedding-Q8_0",
+    "tiny-moe-bf16-Q4_K_M",
+    "tiny-moe-bf16-MXFP4_MOE",
   ]
 ) testFile(`${FILES}${name}.gguf`, FILES + name);
 testFile(`${FILES}split-Q8_0-00001-of-00003.gguf`, `${FILES}base-Q8_0`);

@@ -14,6 +14,7 @@ import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
 import { gatherRows } from "../../kernels/gather_rows.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
+import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
@@ -56,6 +57,13 @@ import { Tensor } from "../webgpu/tensor.ts";
 
 /** The number of partial sums of squares that embed writes per row. */
 const EMBED_PARTS = Number(embed.constants.WORKGROUP);
+
+/** The kernels of one or a few rows, and the sums of squares that they leave. */
+const BY_ROWS = {
+  gemv: [gemv, squareParts],
+  gemvInt8: [gemvInt8, int8Parts],
+  gemvRows: [gemvRows, rowParts],
+} as const;
 
 /** A call of a Linear layer, for one part of its matrix. */
 interface LinearCall {
@@ -522,23 +530,26 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       }, this.gpu);
       const call = { x, norm, input, w, part, y, epilogue, choice };
       if (choice.kernel === "gemm") this.#gemm(call);
-      else this.#gemv(call);
+      else this.#gemv(call, choice.kernel);
     }
     return y;
   }
 
   /** Records a matmul of one or a few rows. */
-  #gemv({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
-    const { constants, reason } = choice, one = choice.kernel === "gemv";
+  #gemv(
+    { x, norm, input, w, part, y, epilogue, choice }: LinearCall,
+    by: keyof typeof BY_ROWS,
+  ): void {
+    const { constants, reason } = choice, [kernel, sums] = BY_ROWS[by];
+    const fours = by !== "gemvRows" && constants.SPREAD !== "rows";
     const squares = this.#squares.get(x.buffer);
     const fused = norm && choice.fusedNorm && squares &&
-      // gemv reads them four at a time, except where each lane has its own rows.
-      !(one && constants.SPREAD !== "rows" && squares.shape[1] % 4);
-    const sums = one ? squareParts : rowParts;
+      // One row's are read four at a time, except where each lane has its own rows.
+      !(fours && squares.shape[1] % 4);
     const leaves = epilogue === "add"
       ? this.#leaveSquares(y, sums(part.rows, constants))
       : undefined;
-    this.plan.add(one ? gemv : gemvRows, {
+    this.plan.add(kernel, {
       w: { matrix: w, part },
       x: fused ? x : input(),
       y,
