@@ -1,4 +1,4 @@
-/** Exact logits of GGUF files, from their dequantised weights. */
+/** Exact logits and vectors of GGUF files, from their dequantised weights. */
 
 export interface GgufCase {
   name: string;
@@ -6,20 +6,26 @@ export interface GgufCase {
   /** `all`, or that of the last token alone. */
   positions_kept: string;
   argmax: number[];
-  logits: Float32Array;
+  exact: Float32Array;
 }
 
-/** The cases of a file, with their exact logits; `golden` is its path without `.gguf`. */
-export async function ggufCases(golden: string): Promise<GgufCase[]> {
+/**
+ * The cases of a file, with exact values of one kind, such as logits; `golden` is its path
+ * without `.gguf`.
+ */
+export async function ggufCases(
+  golden: string,
+  kind = "exact",
+): Promise<GgufCase[]> {
   const json = JSON.parse(await Deno.readTextFile(`${golden}.json`));
   const bytes = await Deno.readFile(`${golden}.safetensors`);
   const data = 8 + Number(new DataView(bytes.buffer).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(bytes.slice(8, data)));
-  return json.cases.map((one: Omit<GgufCase, "logits">) => {
-    const [begin, end] = header[`exact/${one.name}`].data_offsets;
+  return json.cases.map((one: Omit<GgufCase, "exact">) => {
+    const [begin, end] = header[`${kind}/${one.name}`].data_offsets;
     return {
       ...one,
-      logits: new Float32Array(bytes.slice(data + begin, data + end).buffer),
+      exact: new Float32Array(bytes.slice(data + begin, data + end).buffer),
     };
   });
 }
