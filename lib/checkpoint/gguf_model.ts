@@ -4,7 +4,12 @@
  *
  * @module
  */
-import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
+import {
+  type Checkpoint,
+  CLASSIFIER,
+  type Purpose,
+  type TensorInfo,
+} from "./checkpoint.ts";
 import { ConfigFields, type Qwen3Config } from "./config.ts";
 import { jsonText, listed, quoted } from "../errors.ts";
 import { storedRowBytes } from "../formats/format.ts";
@@ -21,6 +26,8 @@ import { endTokens, storedTokenizer } from "./gguf_tokenizer.ts";
 import { checkRange, type OpenOptions, type OpenSource } from "./sources.ts";
 import type { Folder, Stored } from "./weight_files.ts";
 
+/** A reranker's rows for yes and no. */
+const YES_NO = "cls.output.weight";
 /** Tensors beside a weight that change it. */
 const CHANGES = /\.(bias|scale|input_scale)$/;
 
@@ -73,6 +80,8 @@ export async function openGguf(
     tokenizer: hasTokenizer
       ? () => storedTokenizer(metadata, config.vocabSize, where)
       : undefined,
+    only: purposeOf(family, metadata, where),
+    rerankTemplate: rerankTemplate(metadata),
     [Symbol.asyncDispose]: () => files.disposeAsync(),
   };
 }
@@ -218,6 +227,39 @@ const PUBLISHED = {
   plain: { temp: 0.7, top_k: 20, top_p: 0.8 },
 };
 
+/** Which models the values of `pooling_type` stand for; 0 is none. */
+const POOLING: Readonly<Record<number, string>> = {
+  3: "an embedding model",
+  4: "a reranker",
+};
+
+/**
+ * What the model is for, if not for generating text.
+ *
+ * @throws {Error} if it pools its states in another way than by taking the last
+ */
+function purposeOf(
+  { gguf: { architecture } }: Family,
+  metadata: Metadata,
+  where: string,
+): Purpose | undefined {
+  const key = `${architecture}.pooling_type`;
+  const type = metadata.get(key) ?? 0;
+  if (type === 0) return undefined;
+  const is = typeof type === "number" ? POOLING[type] : undefined;
+  if (is !== undefined) return { is, why: `${key} is ${type}` };
+  throw new Error(
+    `Cannot use ${where}: ${key} is ${
+      jsonText(type)
+    }, must be 0 (none), 3 (the last token) or 4 (rank)`,
+  );
+}
+
+function rerankTemplate(metadata: Metadata): string | undefined {
+  const template = metadata.get("tokenizer.chat_template.rerank");
+  return typeof template === "string" ? template : undefined;
+}
+
 /**
  * The sampling settings that newer files have; llama.cpp's names. For a chat model's file
  * without any, the published ones: the model repeats itself under greedy decoding.
@@ -298,6 +340,12 @@ function select(
       stored.set(tensor, { ...entry, shape: [...shape], begin, end });
       row += rows[i];
     }
+  }
+  const classifier = found.get(YES_NO);
+  if (classifier !== undefined) {
+    checkShape(name, classifier, [2, config.hiddenSize]);
+    used.add(YES_NO);
+    stored.set(CLASSIFIER, classifier);
   }
   if (missing.length > 0) {
     const layers = `${family.name} with ${config.numHiddenLayers} layers`;

@@ -20,6 +20,12 @@ import { decoded, fileHint, nameHint, urlHint } from "./hints.ts";
 import { findRepository, parseRepositoryId, type Repository } from "./hub.ts";
 import type { Place } from "./hub_cache.ts";
 import { parseJson } from "../json.ts";
+import {
+  notOneOf,
+  quantizationNamed,
+  quantizedFormats,
+} from "./quantization.ts";
+import { quantized } from "./quantized.ts";
 import { checkReadTimeout, shownUrl } from "./fetch.ts";
 import {
   checkRange,
@@ -29,6 +35,7 @@ import {
   readTextFile,
   tooLong,
 } from "./sources.ts";
+import { MODULES, readPurpose } from "./sentence_modules.ts";
 import { parseSynthetic } from "./synthetic.ts";
 import { WebFolder } from "./web_folder.ts";
 import { type Folder, openWeights } from "./weight_files.ts";
@@ -56,11 +63,30 @@ import { parseConfig } from "../model/families.ts";
  * ```
  *
  * @throws {Error} if there is no such checkpoint (the message says where it looked), if
- * a file is broken or truncated, or if the model is not supported
+ * a file is broken or truncated, if the model is not supported, or is quantised and has
+ * to be once more
  */
 export async function openCheckpoint(
   spec: string,
   options: OpenOptions = {},
+): Promise<Checkpoint> {
+  const { quantize } = options;
+  if (quantize === undefined) return await openStored(spec, options);
+  const way = quantizationNamed(quantize);
+  if (way === undefined) {
+    throw cannotOpen(spec, `quantize is ${notOneOf(quantize)}`);
+  }
+  await using opened = new AsyncDisposableStack();
+  const checkpoint = opened.use(await openStored(spec, options));
+  const formats = quantizedFormats(checkpoint, way);
+  opened.move();
+  return quantized(checkpoint, formats, options.onNotice ?? undefined);
+}
+
+/** Opens a checkpoint as it is stored. */
+async function openStored(
+  spec: string,
+  options: OpenOptions,
 ): Promise<Checkpoint> {
   options.signal?.throwIfAborted();
   checkReadTimeout(`Cannot open ${shownUrl(spec)}`, options.readTimeout);
@@ -264,6 +290,10 @@ async function openFolder(
     ? parseGeneration(json, where)
     : parseGeneration(generationJson, folder.locate("generation_config.json"));
 
+  // A web folder is not asked for a file that few have.
+  const purpose = await folder.has(MODULES)
+    ? await readPurpose((file) => jsonOf(folder, file), folder.locate)
+    : undefined;
   await using opened = new AsyncDisposableStack();
   const weights = await openWeights(name, config, folder, opened);
   const { stored, tensors, notices } = weights;
@@ -288,6 +318,7 @@ async function openFolder(
       await tensor.source.read(tensor.begin + begin, into);
     },
     text: (file) => textOf(folder, file),
+    only: weights.only ?? purpose,
     [Symbol.asyncDispose]: () => files.disposeAsync(),
   };
 }

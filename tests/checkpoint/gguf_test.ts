@@ -206,7 +206,7 @@ Deno.test("a GGUF file gives configuration, defaults and tensors", async () => {
       ["tokenizer.ggml.eot_token_id", "u32", 4],
       ["tokenizer.ggml.bos_token_id", "u32", 2],
     ),
-    [...smallTensors(8).reverse(), zeros("cls.output.weight", 32, 2)],
+    [...smallTensors(8).reverse(), zeros("spare.weight", 32, 2)],
   );
   await using opened = checkpoint!;
   assertEquals({ ...opened.config, rmsNormEps: 0 }, {
@@ -242,7 +242,7 @@ Deno.test("a GGUF file gives configuration, defaults and tensors", async () => {
   assertEquals(opened.tensors.size, 13);
   assertEquals(opened.tokenizer, undefined);
   assertEquals(opened.notices, [
-    "the weights have a tensor that the model does not use: cls.output.weight",
+    "the weights have a tensor that the model does not use: spare.weight",
   ]);
   const norm = new Uint8Array(128);
   await opened.read("model.norm.weight", 0, norm);
