@@ -110,13 +110,14 @@ export async function loadQwen3(
 
 async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   const began = performance.now();
-  const { signal, onProgress, readTimeout } = options;
+  const { signal, onProgress, readTimeout, quantize } = options;
   const onNotice = options.onNotice ?? undefined;
   const checkpoint = await openCheckpoint(model, {
     signal,
     onProgress,
     onNotice,
     readTimeout,
+    quantize,
   });
   let qwen: Qwen3 | undefined;
   try {

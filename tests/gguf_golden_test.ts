@@ -4,6 +4,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import { loadQwen3, type Qwen3 } from "../mod.ts";
+import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
 import { gpuTest } from "./support/gpu.ts";
 
@@ -12,28 +13,6 @@ const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
 /** Files with types that are not read, or other architectures. */
 const LEFT_OUT = /mix-iq|moe/;
 
-interface Case {
-  name: string;
-  input_ids: number[];
-  positions_kept: string;
-  argmax: number[];
-}
-
-/** The cases of a file, with exact values of one kind, such as logits. */
-async function casesOf(golden: string, kind = "exact") {
-  const json = JSON.parse(await Deno.readTextFile(`${golden}.json`));
-  const bytes = await Deno.readFile(`${golden}.safetensors`);
-  const data = 8 + Number(new DataView(bytes.buffer).getBigUint64(0, true));
-  const header = JSON.parse(new TextDecoder().decode(bytes.slice(8, data)));
-  return json.cases.map((one: Case) => {
-    const [begin, end] = header[`${kind}/${one.name}`].data_offsets;
-    return {
-      ...one,
-      exact: new Float32Array(bytes.slice(data + begin, data + end).buffer),
-    };
-  }) as (Case & { exact: Float32Array })[];
-}
-
 /** Compares vectors of an embedding model, one by one and all together. */
 async function checkVectors(
   qwen: Qwen3,
@@ -41,7 +20,7 @@ async function checkVectors(
   bound: number,
 ): Promise<void> {
   for (const kind of ["exact", "exact_normalised"]) {
-    const cases = await casesOf(golden, kind);
+    const cases = await ggufCases(golden, kind);
     const options = { normalize: kind === "exact_normalised" };
     const together = await qwen.embed(
       cases.map(({ input_ids: ids }) => ids),
@@ -70,7 +49,7 @@ async function check(
   const bound = precision === "f32" || device === "cpu" ? F32_ERROR : F16_ERROR;
   using qwen = await loadQwen3(file, { device, precision, context: 80 });
   if (/embedding/.test(golden)) return await checkVectors(qwen, golden, bound);
-  const cases = await casesOf(golden);
+  const cases = await ggufCases(golden);
   assert(cases.length > 0);
   for (const { name, input_ids: ids, positions_kept: kept, exact } of cases) {
     const all = kept === "all";

@@ -249,6 +249,42 @@ Deno.test("a GGUF file gives configuration, defaults and tensors", async () => {
   assertEquals(new Float32Array(norm.buffer), new Float32Array(32).fill(1));
 });
 
+Deno.test("a chat model's GGUF file without sampling settings gets Qwen's", async () => {
+  const chat = (end: string, template: string): Entry[] => [
+    ["tokenizer.ggml.tokens", "list", ["string", ["a", end]]],
+    ["tokenizer.ggml.eos_token_id", "u32", 1],
+    ["tokenizer.chat_template", "string", template],
+  ];
+  const temp: Entry = ["general.sampling.temp", "f32", 0];
+  const cases: [Entry[], Record<string, unknown>, string?][] = [
+    [
+      chat("<|im_end|>", "<think>"),
+      { doSample: true, temperature: 0.6, topK: 20, topP: 0.95 },
+      "temperature 0.6, top-k 20, top-p 0.95",
+    ],
+    [
+      chat("<|im_end|>", "{{ messages }}"),
+      { doSample: true, temperature: 0.7, topK: 20, topP: 0.8 },
+      "temperature 0.7, top-k 20, top-p 0.8",
+    ],
+    // The file's own settings, a base model, and a file without a template.
+    [[...chat("<|im_end|>", "a"), temp], { doSample: false, temperature: 0 }],
+    [chat("<|endoftext|>", "a"), {}],
+    [chat("<|im_end|>", "a").slice(0, 2), {}],
+  ];
+  for (const [entries, expected, said] of cases) {
+    const { checkpoint } = await openSmall([...SMALL, ...entries]);
+    await using opened = checkpoint!;
+    assertEquals(opened.generation, { ...expected, eosTokenIds: [1] });
+    assertEquals(
+      opened.notices,
+      said === undefined ? [] : [
+        `the file has no sampling settings, using Qwen's published ones: ${said}`,
+      ],
+    );
+  }
+});
+
 Deno.test("an LM head in the file makes a GGUF model untied", async () => {
   const head = zeros("output.weight", 32, 8);
   const { checkpoint } = await openSmall(SMALL, [head, ...smallTensors(8)]);
@@ -339,7 +375,7 @@ Deno.test("openCheckpoint finds the GGUF file of a folder", async () => {
   await assertRejects(
     () => openCheckpoint(one.path),
     Error,
-    "it has 2 GGUF files, pass one: a.gguf, b.gguf",
+    `it has 2 GGUF files, name one, as in ${one.path}:a.gguf: a.gguf (9.79 kB), b.gguf (9.79 kB)`,
   );
   await using byUrl = await openCheckpoint(`file://${one.path}/b.gguf`);
   assertEquals(byUrl.config.vocabSize, 8);
