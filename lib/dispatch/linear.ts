@@ -332,8 +332,8 @@ const F16_SUM = 32768;
  * weight, summed BK times, stays within f16's range. Undefined if the largest weight is
  * not known or leaves no room.
  */
-function headroomOf(
-  { k, largest }: LinearShape,
+export function headroomOf(
+  { k, largest }: Pick<LinearShape, "k" | "largest">,
   BK: number,
 ): number | undefined {
   if (largest === undefined || k % 4 !== 0) return undefined;

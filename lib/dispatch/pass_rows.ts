@@ -4,8 +4,6 @@
  * @module
  */
 
-import type { Constants } from "./shapes.ts";
-
 /**
  * Maximum rows on a GPU: f16 matmuls are fast here ("f16 gemm"). More rows were not
  * measured and would take more memory.
@@ -120,10 +118,9 @@ export function chooseStateRows(
 
 /** Multiplications of one dispatch of a pass, roughly: of matmuls and attention. */
 export function dispatchWork(
-  { kernel, dims, constants }: {
+  { kernel, dims }: {
     kernel: string;
     dims: Readonly<Record<string, number>>;
-    constants?: Constants;
   },
   work: ModelWork,
   { begin, tokens }: PromptPass,
@@ -131,8 +128,6 @@ export function dispatchWork(
   if (/^attend/.test(kernel)) {
     return 2 * work.attention * dims.m * (begin + tokens);
   }
-  if (kernel === "expertGemv") {
-    return tokens * dims.used * dims.k * dims.n / Number(constants!.EXPERTS);
-  }
+  if (/^expert/.test(kernel)) return tokens * work.largest;
   return /^gem/.test(kernel) ? dims.m * dims.n * dims.k : 0;
 }

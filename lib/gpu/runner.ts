@@ -8,7 +8,7 @@ import type { Matrix } from "../formats/matrix.ts";
 import { positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
-import { mlpWidth, type Qwen3Config } from "../checkpoint/config.ts";
+import type { Qwen3Config } from "../checkpoint/config.ts";
 import { host } from "../host.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import { chooseLogitsRows, choosePassRows } from "../dispatch/pass_rows.ts";
@@ -219,7 +219,12 @@ export class GpuRunner implements Runner {
   get prefillRows(): number {
     const { config, gpu } = this;
     const heads = config.numAttentionHeads + 2 * config.numKeyValueHeads;
-    const widest = Math.max(heads * config.headDim, mlpWidth(config));
+    const { experts, hiddenSize } = config;
+    // Results of experts are kept apart, with padding; see lib/dispatch/experts.ts.
+    const mlp = experts
+      ? 4 * experts.used * Math.max(hiddenSize, 2 * experts.intermediateSize)
+      : config.intermediateSize;
+    const widest = Math.max(heads * config.headDim, mlp);
     return choosePassRows(widest, gpu.limits.maxStorageBufferBindingSize);
   }
 

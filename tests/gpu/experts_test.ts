@@ -34,7 +34,7 @@ for (const [name, mixture] of Object.entries(MIXTURES)) {
         const config = mixtureConfig(mixture, normalized);
         using cpu = new CpuOps(config, { simd: false });
         using ops = new GpuOps(gpu, config);
-        for (const rows of [1, 3, FEW_ROWS + 1]) {
+        for (const rows of [1, 3, FEW_ROWS + 1, 90]) {
           const x = random.tensor("f32", [rows, mixture.hidden], 2);
           const onDevice = trial.upload(x);
           const results: Tensor[] = [], before: CpuTensor[] = [];
