@@ -1,4 +1,3 @@
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
