@@ -163,8 +163,8 @@ const ROUNDED_STEP = 256;
 const ROUNDED_ROOM = 32768;
 
 /** Whether quants multiply as integers, by a row that is rounded to integers. */
-function multipliesIntegers(
-  { k, format, largest }: LinearShape,
+export function multipliesIntegers(
+  { k, format, largest }: Pick<LinearShape, "k" | "format" | "largest">,
   { subgroupSize }: Capabilities,
 ): boolean {
   // Without the largest weight, results must be as exact as f32 allows.
@@ -172,17 +172,18 @@ function multipliesIntegers(
     subgroupSize >= 8 && k % ROUNDED_BLOCK === 0 && k % format.loads[0] === 0;
 }
 
-function chooseIntegers(
-  shape: LinearShape,
+/** The row of defaults for gemvInt8, by rows of w. */
+const int8Row = (n: number, { int8 }: Defaults) =>
+  n >= WIDE_ROWS ? int8.wide : n <= NARROW_ROWS ? int8.narrow : int8.other;
+
+/** Constants of a kernel that rounds `k` elements of x, for `n` rows of w in all. */
+export function integerConstants(
+  { n, k, format, swiglu }: Pick<LinearShape, "n" | "k" | "format" | "swiglu">,
   device: Capabilities,
-): LinearChoice {
-  const { n, k, format, norm, swiglu } = shape;
-  const defaults = defaultsFor(device);
-  const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
+  row = int8Row(n, defaultsFor(device)),
+): Constants {
   const lanes = laneConstants(device);
   const laneCount = 2 ** lanes.LOG_LANES;
-  const { wide, narrow, other } = defaults.int8;
-  const row = n >= WIDE_ROWS ? wide : n <= NARROW_ROWS ? narrow : other;
   const ROWS = swiglu ? Math.max(2, row.ROWS) : row.ROWS;
   const room = Math.min(
     ROUNDED_ROOM,
@@ -194,26 +195,36 @@ function chooseIntegers(
   const steps = Math.ceil(Math.min(k, chunk) / format.loads[0] / laneCount);
   const groups = n / (ROWS * row.WORKGROUP / laneCount);
   return {
+    ...row,
+    ROWS,
+    STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)),
+    LOOPS: phases > 1 ? 1 : Math.max(
+      1,
+      Math.min(MOST_LOOPS, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
+    ),
+    CHUNK: chunk,
+    ...lanes,
+  };
+}
+
+function chooseIntegers(
+  shape: LinearShape,
+  device: Capabilities,
+): LinearChoice {
+  const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
+  return {
     kernel: "gemvInt8",
     constants: {
-      ...row,
-      ROWS,
-      STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)),
-      LOOPS: phases > 1 ? 1 : Math.max(
-        1,
-        Math.min(MOST_LOOPS, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
-      ),
-      CHUNK: chunk,
+      ...integerConstants(shape, device),
       EPILOGUE: epilogueOf(shape),
-      NORM: norm ? 1 : 0,
-      ...lanes,
+      NORM: shape.norm ? 1 : 0,
       ...tuned,
     },
-    fusedNorm: norm,
+    fusedNorm: shape.norm,
     splits: 1,
     reason:
       `1 row: the matrix is read once, and its quants multiply as integers, by a row rounded to 15 bits; ${
-        origin(tuned, defaults)
+        origin(tuned, defaultsFor(device))
       }`,
   };
 }

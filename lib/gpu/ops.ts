@@ -11,6 +11,7 @@ import { chooseExperts } from "../../kernels/choose_experts.ts";
 import { embed } from "../../kernels/embed.ts";
 import { expertGemm } from "../../kernels/expert_gemm.ts";
 import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
+import { expertGemvInt8 } from "../../kernels/expert_gemv_int8.ts";
 import { gatherRows } from "../../kernels/gather_rows.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
@@ -63,6 +64,12 @@ const BY_ROWS = {
   gemv: [gemv, squareParts],
   gemvInt8: [gemvInt8, int8Parts],
   gemvRows: [gemvRows, rowParts],
+} as const;
+
+/** The kernels of rows by their experts, and the sums of squares that they leave. */
+const BY_EXPERTS = {
+  expertGemv: [expertGemv, expertSquareParts],
+  expertGemvInt8: [expertGemvInt8, int8Parts],
 } as const;
 
 /** A call of a Linear layer, for one part of its matrix. */
@@ -327,12 +334,15 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const swiglu = epilogue === "swiglu";
     const all = count * n; // rows of all gates, or of all ups
     for (const part of w.parts) {
-      const shape = { used, n, k: w.k, format: part.format, epilogue };
-      const { constants, reason } = chooseExpertGemv(shape, this.gpu);
+      const { kernel, constants, reason } = chooseExpertGemv({
+        ...{ m: chosen.shape[0] / 2, used, n, k: w.k, epilogue },
+        ...{ format: part.format, largest: w.largest },
+      }, this.gpu);
+      const [run, parts] = BY_EXPERTS[kernel];
       const leaves = epilogue === "add"
-        ? this.#leaveSquares(y, expertSquareParts(n, constants))
+        ? this.#leaveSquares(y, parts(n, constants))
         : undefined;
-      this.plan.add(expertGemv, {
+      this.plan.add(run, {
         w: { matrix: w, part },
         x,
         chosen,
@@ -347,6 +357,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           WHOLE: part.rows === all ? 1 : 0,
         },
         uniforms: {
+          n: swiglu ? 2 * n : n,
           first: part.begin % all / n,
           stride: y.shape[1],
           column: swiglu || part.begin < all ? 0 : n,

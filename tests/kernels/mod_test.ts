@@ -125,6 +125,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       embed: 7,
       expertGemm: 8,
       expertGemv: 8,
+      expertGemvInt8: 8,
       gatherRows: 3,
       gemm: 7,
       gemv: 8,
