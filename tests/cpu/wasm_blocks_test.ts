@@ -116,10 +116,7 @@ function placed(
   });
   new Float32Array(memory.buffer).fill(NaN, FREE / 4);
   writeMasks(memory.buffer);
-  const { kernels } = bind(
-    new WebAssembly.Module(wasmKernels(relaxed)),
-    memory,
-  );
+  const { kernels } = bind(relaxed ? RELAXED : PLAIN, memory);
   let at = FREE;
   const place = (bytes: Uint8Array) => {
     const address = at;
