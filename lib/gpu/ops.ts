@@ -204,7 +204,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const groups = u32("groups", tiles), order = u32("order", tiles * tile);
     const places = u32("places", pairs);
     this.plan.add(sortExperts, { chosen, groups, order, places }, {
-      label: "choose_experts",
+      label: "group_experts",
       reason: "rows are grouped by expert, whose matrix is then read once",
       constants: {
         EXPERTS: experts,
