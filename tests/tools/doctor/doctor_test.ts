@@ -221,8 +221,9 @@ Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   for (const verb of [...verbs, ...ofExperts]) {
     const [{ severity, text }] = await examined((config) => {
       const ops = new CpuOps(config);
-      const right: (...given: unknown[]) => CpuTensor = Reflect.get(ops, verb)
-        .bind(ops);
+      const right = Reflect.get(ops, verb).bind(ops) as (
+        ...given: unknown[]
+      ) => CpuTensor;
       return Object.assign(ops, {
         [verb](...given: unknown[]) {
           const y = right(...given);
