@@ -1,3 +1,7 @@
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { isPowerOf2 } from "../lib/dispatch/limits.ts";
+import { roundedBytes, roundedChunk } from "../lib/dispatch/linear.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
@@ -12,6 +16,11 @@ import { type LinearCase, linearCase } from "./linear_case.ts";
 const INTEGERS = BLOCKS.filter((name) => formatNamed(name).integers);
 /** Elements of x that share a scale. */
 const BLOCK = 32;
+/**
+ * Maximum loads in flight per lane: with as many loaded ahead, and their scales, they take
+ * up to 10 registers each.
+ */
+const MOST_LOADS = 16;
 /** Elements of x in 16 bytes of a plane; sums of as many are kept. */
 const OWN = 16;
 
@@ -278,6 +287,38 @@ export const gemvInt8 = defineKernel<LinearCase>({
     EXPERTS: 0,
   },
   derive: (c, { m, k, parts }) => deriveInt8(c, { m, k, terms: 1, parts }),
+  tuning: {
+    of: "linear",
+    grid: {
+      WORKGROUP: [64, 128, 256, 512],
+      ROWS: [1, 2, 4],
+      STEPS: [1, 2, 4],
+      LOOPS: [1, 2, 4],
+    },
+    settle({ k, format }: LinearTarget, given, device) {
+      const lanes = 2 ** laneConstants(device).LOG_LANES;
+      const most = Math.ceil(k / format.loads[0] / lanes);
+      return { ...given, STEPS: Math.min(given.STEPS, most) };
+    },
+    needs({ k, swiglu }: LinearTarget, given, device) {
+      const { WORKGROUP, ROWS, STEPS, LOOPS } = given, loads = ROWS * STEPS;
+      const lanes = 2 ** laneConstants(device).LOG_LANES;
+      const { chunk, phases } = roundedChunk(k, device);
+      return {
+        threads: WORKGROUP,
+        bytes: roundedBytes(chunk) + 4 * WORKGROUP / lanes,
+        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+          : swiglu && ROWS % 2
+          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
+          : loads > MOST_LOADS
+          ? `${loads} loads in flight, at most ${MOST_LOADS} fit registers with those that follow`
+          : phases > 1 && LOOPS > 1
+          ? `LOOPS is ${LOOPS}, must be 1: ${k} elements of x are rounded in ${phases} parts`
+          : undefined,
+      };
+    },
+  },
   grid: ({ n }, constants) => splitGrid(n / int8Rows(constants)),
   cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `

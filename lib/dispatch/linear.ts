@@ -162,6 +162,23 @@ const ROUNDED_STEP = 256;
 /** Workgroup memory that leaves room for several workgroups, even on large GPUs. */
 const ROUNDED_ROOM = 32768;
 
+/**
+ * The elements of x that gemvInt8 rounds at a time, and how often it does, so that they fit
+ * workgroup memory.
+ */
+export function roundedChunk(
+  k: number,
+  { limits }: Pick<Capabilities, "limits">,
+): { chunk: number; phases: number } {
+  const room = Math.min(ROUNDED_ROOM, limits.maxComputeWorkgroupStorageSize);
+  const most = Math.floor(room / roundedBytes(ROUNDED_STEP)) * ROUNDED_STEP;
+  const phases = Math.ceil(k / most);
+  return {
+    chunk: Math.ceil(k / phases / ROUNDED_STEP) * ROUNDED_STEP,
+    phases,
+  };
+}
+
 /** Whether quants multiply as integers, by a row that is rounded to integers. */
 export function multipliesIntegers(
   { k, format, largest }: Pick<LinearShape, "k" | "format" | "largest">,
@@ -185,13 +202,7 @@ export function integerConstants(
   const lanes = laneConstants(device);
   const laneCount = 2 ** lanes.LOG_LANES;
   const ROWS = swiglu ? Math.max(2, row.ROWS) : row.ROWS;
-  const room = Math.min(
-    ROUNDED_ROOM,
-    device.limits.maxComputeWorkgroupStorageSize,
-  );
-  const most = Math.floor(room / roundedBytes(ROUNDED_STEP)) * ROUNDED_STEP;
-  const phases = Math.ceil(k / most);
-  const chunk = Math.ceil(k / phases / ROUNDED_STEP) * ROUNDED_STEP;
+  const { chunk, phases } = roundedChunk(k, device);
   const steps = Math.ceil(Math.min(k, chunk) / format.loads[0] / laneCount);
   const groups = n / (ROWS * row.WORKGROUP / laneCount);
   return {
