@@ -7,6 +7,7 @@
  */
 
 import type { AdapterClass, Capabilities } from "./capabilities.ts";
+import { type Format, hasStrips } from "../formats/format.ts";
 import type { ContextClass } from "./shapes.ts";
 
 /**
@@ -229,6 +230,9 @@ export const tileBytes = (
   half: boolean,
 ): number => BK * (BM / 4 + 1 + BN / 4 + 1) * (half ? 8 : 16);
 
+/** What the depth of a tile must be a multiple of: strips span 32 elements. */
+export const tileDepth = (format: Format): number => hasStrips(format) ? 32 : 4;
+
 /**
  * Chooses a matmul's tile by its size: large if there is enough work to fill a GPU and
  * enough workgroup memory.
@@ -236,14 +240,19 @@ export const tileBytes = (
 export function tileFor(
   m: number,
   n: number,
+  format: Format,
   device: Pick<Capabilities, "adapterClass" | "limits">,
   half = false,
 ): TileConstants {
   const { gemm } = defaultsFor(device);
   const room = device.limits.maxComputeWorkgroupStorageSize;
-  if (m <= 32) return gemm.few;
-  if (half && m > 64) return gemm.half;
+  const deep = (tile: TileConstants) => ({
+    ...tile,
+    BK: Math.max(tile.BK, tileDepth(format)),
+  });
+  if (m <= 32) return deep(gemm.few);
+  if (half && m > 64) return deep(gemm.half);
   const large = m >= LARGE_ROWS && m * n >= LARGE_OUTPUT &&
-    tileBytes(gemm.large, half) <= room;
-  return large ? gemm.large : gemm.other;
+    tileBytes(deep(gemm.large), half) <= room;
+  return deep(large ? gemm.large : gemm.other);
 }

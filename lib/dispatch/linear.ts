@@ -224,15 +224,15 @@ function chooseManyRows(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
-  const { m, n, k, swiglu } = shape;
+  const { m, n, k, format, swiglu } = shape;
   const defaults = defaultsFor(device);
   const tunedHalf = device.tuned?.get(linearKey("gemm", shape, true));
-  const half = { ...tileFor(m, n, device, true), ...tunedHalf };
+  const half = { ...tileFor(m, n, format, device, true), ...tunedHalf };
   const headroom = headroomOf(shape, Number(half.BK));
   const tuned = headroom
     ? tunedHalf
     : device.tuned?.get(linearKey("gemm", shape));
-  const tile = headroom ? half : { ...tileFor(m, n, device), ...tuned };
+  const tile = headroom ? half : { ...tileFor(m, n, format, device), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");

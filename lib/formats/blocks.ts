@@ -18,7 +18,13 @@
  *
  * @module
  */
-import type { Format, Plane, ReadPlane, WgslReader } from "./format.ts";
+import {
+  type Format,
+  type Plane,
+  type ReadPlane,
+  STRIP,
+  type WgslReader,
+} from "./format.ts";
 
 /** A plane of scales. */
 export interface ScalePlane {
@@ -59,7 +65,8 @@ export interface BlockSpec {
   /**
    * Body of the WGSL function that returns `Factors(scale)`, or `Factors(scale, min)`, of
    * unit `at`: a number of each, or a vector if a unit has several groups. `read` reads
-   * the planes of scales; `Factors` is the type to return.
+   * the planes of scales, at an index that depends on `at` alone; `Factors` is the type to
+   * return.
    */
   readonly wgsl: (read: ReadPlane, Factors: string) => string;
   /** Type of the scales of a unit if it is not a number per group. */
@@ -89,7 +96,7 @@ export function blockFormat(spec: BlockSpec): Format {
     name,
     elements,
     bytes,
-    loads: [unit, 4],
+    loads: unit > 16 ? [unit, STRIP, 4] : [unit, 4],
     planes: (k): Plane[] => [
       ...bits.map((bits, i) => ({ name: QUANTS[i], rowBytes: k * bits / 8 })),
       ...scales.map(({ name, bytes }) => ({
@@ -120,46 +127,62 @@ function reader(
 ): WgslReader {
   const { bits, scales, min, group, scaled = product } = spec;
   const { fromBytes = (bytes: string) => `${x}_values(${bytes})` } = spec;
-  const wide = load === unit;
   const words = bits.map((bits) => unit * bits / 32);
   const groups = Math.max(1, unit / group);
   const type = spec.scaleType ?? (groups === 1 ? "f32" : `vec${groups}f`);
   const factors = min ? ["scale", "min"] : ["scale"];
-  const kept = wide
-    ? ofUnit(spec, words, groups, read)
-    : ofFour(spec, words, groups, read);
-  const own = wide || groups === 1 ? type : "f32";
-  const fields = [...kept.quants, ...factors.map((name) => [name, own])];
-  const made = [...kept.load, ...factors.map((name) => `s.${name}${kept.own}`)];
+  const of = load === unit ? ofUnit : load === STRIP ? ofStrip : ofFour;
+  const kept = of(spec, words, groups, read);
+  const own = kept.groups === groups
+    ? type
+    : kept.groups === 1
+    ? "f32"
+    : `vec${kept.groups}f`;
+  const loaded = scaleReads(spec, x, read);
+  const declared = factors.map((name) => [name, own]);
   const masked = [
     ...kept.quants.map(([name]) => `raw.${name}`),
     ...factors.map((name) => `select(${own}(), raw.${name}, inside)`),
   ];
-  const struct = (name: string, fields: readonly string[][]) =>
-    `struct ${x}_${name} { ${
-      fields.map(([name, type]) => `${name}: ${type}`).join(", ")
-    } }`;
-  const raw = `${x}_Raw`;
+  const [fetched, raw] = [`${x}_Fetched`, `${x}_Raw`];
   return {
     types: [
-      ...words.map((words) => wide ? vector(words) : "u32"),
+      ...words.map((words) => load === unit ? vector(words) : "u32"),
       ...scales.map(({ type }) => type),
     ],
     code: [
       ...spec.fromBytes ? [] : [lookup(x, spec.values)],
-      struct("Factors", factors.map((name) => [name, type])),
-      `fn ${x}_factors(at: u32) -> ${x}_Factors {
-  ${spec.wgsl((plane, at) => read(bits.length + plane, at), `${x}_Factors`)}
+      struct(`${x}_Factors`, factors.map((name) => [name, type])),
+      struct(fetched, [
+        ["at", "u32"],
+        ...kept.quants,
+        ...loaded.reads.map(({ name, type }) => [name, type]),
+      ]),
+      `fn ${x}_fetch(load: u32) -> ${fetched} {
+  let at = load / ${unit / load}u;
+  let part = load % ${unit / load}u;
+  return ${fetched}(${
+        ["load", ...kept.load, ...loaded.reads.map(({ from }) => from)]
+          .join(", ")
+      });
 }`,
-      struct("Raw", fields),
-      `fn ${x}_load(at: u32) -> ${raw} {
-  ${
-        wide ? "let unit = at;" : `let unit = at / ${unit / 4}u;
-  let four = at % ${unit / 4}u;`
-      }
-  let s = ${x}_factors(unit);
-  return ${raw}(${made.join(", ")});
+      `fn ${x}_factors(fetched: ${fetched}, at: u32) -> ${x}_Factors {
+  ${loaded.body}
 }`,
+      struct(raw, [...kept.quants, ...declared]),
+      `fn ${x}_raw(fetched: ${fetched}) -> ${raw} {
+  let s = ${x}_factors(fetched, fetched.at / ${unit / load}u);
+  let part = fetched.at % ${unit / load}u;
+  return ${raw}(${
+        [
+          ...kept.quants.map(([name], p) =>
+            `fetched.${name}${kept.shift?.(p) ?? ""}`
+          ),
+          ...factors.map((name) => kept.own(`s.${name}`)),
+        ].join(", ")
+      });
+}`,
+      `fn ${x}_load(at: u32) -> ${raw} { return ${x}_raw(${x}_fetch(at)); }`,
       ...Array.from({ length: load / 4 }, (_, f) => {
         const [bytes, group] = kept.four(f);
         const value = scaled(fromBytes(bytes), `raw.scale${group}`) +
@@ -173,13 +196,40 @@ function reader(
   };
 }
 
+/** Declares a WGSL struct. */
+const struct = (name: string, fields: readonly string[][]) =>
+  `struct ${name} { ${
+    fields.map(([name, type]) => `${name}: ${type}`).join(", ")
+  } }`;
+
+/**
+ * Separates what a load reads from the planes of scales from what is computed of it, so
+ * that a kernel can wait before it does the latter.
+ */
+function scaleReads(
+  { bits, scales, wgsl }: BlockSpec,
+  x: string,
+  read: ReadPlane,
+) {
+  const reads: { name: string; type: string; from: string }[] = [];
+  const body = wgsl((plane, at) => {
+    const name = `scales_${reads.length}`, { type } = scales[plane];
+    reads.push({ name, type, from: read(bits.length + plane, at) });
+    return `fetched.${name}`;
+  }, `${x}_Factors`);
+  return { reads, body };
+}
+
 /** What a load keeps of quants and factors. */
 interface Kept {
   /** Names and types of the fields with quants, and how they are loaded. */
   quants: readonly string[][];
   load: readonly string[];
-  /** Selects the factors of a load from those of its unit. */
-  own: string;
+  /** Shifts the quants of a plane once they are there. */
+  shift?(plane: number): string;
+  /** How many groups a load has, and what selects their factors from those of its unit. */
+  groups: number;
+  own(factors: string): string;
   /** Quants of four `f` as bytes, and what selects their factors. */
   four(f: number): [bytes: string, group: string];
 }
@@ -194,8 +244,9 @@ const ofUnit = (
   read: ReadPlane,
 ): Kept => ({
   quants: bits.map((_, p) => [QUANTS[p], vector(words[p])]),
-  load: bits.map((_, p) => read(p, "unit")),
-  own: "",
+  load: bits.map((_, p) => read(p, "at")),
+  groups,
+  own: (factors) => factors,
   four: (f) => [
     fourBytes(
       bits,
@@ -208,7 +259,47 @@ const ofUnit = (
   ],
 });
 
-/** Loads of four elements: number `four` of unit `unit`. */
+/**
+ * Loads of fours `j` and `j + 4` of 32 elements, which share a word: number `part` of
+ * unit `at`, where `j` is `part % 4`.
+ */
+function ofStrip(
+  { bits, group }: BlockSpec,
+  words: readonly number[],
+  groups: number,
+  read: ReadPlane,
+): Kept {
+  const own = Math.min(groups, 32 / group);
+  const [first, second] = [COMPONENTS.slice(0, own), COMPONENTS.slice(own)];
+  return {
+    quants: bits.map((_, p) => [QUANTS[p], "u32"]),
+    load: bits.map((_, p) =>
+      read(p, `at * ${words[p]}u + part % ${words[p]}u`)
+    ),
+    // Four `f` of a unit is at bit `bits · ⌊f / words⌋`, and `f` is 8 ⌊part / 4⌋ + j.
+    shift: (p) => {
+      const first = `(part / 4u * 8u + part % 4u) / ${words[p]}u * ${bits[p]}u`;
+      return ` >> (${first})`;
+    },
+    groups: own,
+    own: (factors) =>
+      own === groups
+        ? factors
+        : `select(${factors}.${first}, ${factors}.${
+          second.slice(0, own)
+        }, part >= 4u)`,
+    four: (f) => [
+      fourBytes(
+        bits,
+        (p) => `raw.${QUANTS[p]}`,
+        (p) => `${4 * f / words[p] * bits[p]}u`,
+      ),
+      own > 1 ? `.${COMPONENTS[Math.floor(16 * f / group)]}` : "",
+    ],
+  };
+}
+
+/** Loads of four elements: number `part` of unit `at`. */
 const ofFour = (
   { bits, group }: BlockSpec,
   words: readonly number[],
@@ -218,10 +309,11 @@ const ofFour = (
   quants: [["bytes", "u32"]],
   load: [fourBytes(
     bits,
-    (p) => read(p, `unit * ${words[p]}u + four % ${words[p]}u`),
-    (p) => `(four / ${words[p]}u * ${bits[p]}u)`,
+    (p) => read(p, `at * ${words[p]}u + part % ${words[p]}u`),
+    (p) => `(part / ${words[p]}u * ${bits[p]}u)`,
   )],
-  own: groups > 1 ? `[four / ${group / 4}u]` : "",
+  groups: 1,
+  own: (factors) => groups > 1 ? `${factors}[part / ${group / 4}u]` : factors,
   four: () => ["raw.bytes", ""],
 });
 

@@ -35,7 +35,8 @@ export interface Format {
   readonly bytes: number;
   /**
    * Elements per load, widest first: usually as many as 16 bytes hold, then 4. Formats
-   * whose rows can have any length end with 1.
+   * whose rows can have any length end with 1. Formats of blocks may have loads of
+   * {@linkcode STRIP} elements.
    */
   readonly loads: readonly number[];
   /** Lists the in-memory buffers of a matrix with rows of `k` elements. */
@@ -60,6 +61,9 @@ export interface Format {
    * - `x_masked(raw: x_Raw, inside: bool) -> x_Raw`: zeros unless `inside`.
    *
    * With one element per load, only `x_at(at: u32) -> f32`.
+   *
+   * Formats of blocks have `x_load` in two steps, too: `x_fetch(at: u32) -> x_Fetched`
+   * only loads, `x_raw(fetched: x_Fetched) -> x_Raw` computes scales.
    */
   wgsl(x: string, elements: number, read: ReadPlane): WgslReader;
   /** Unpacks row `row` to f32: the reference, and the CPU path without SIMD. */
@@ -105,6 +109,17 @@ export interface SimdCode<V> {
   /** All bits of a lane are set if a ≥ b. */
   greaterEqual(a: V, b: V): V;
 }
+
+/**
+ * Elements of a load that takes a word of quants: of each 32 elements, load `j` of four has
+ * `4 j … 4 j + 3`, and the same 16 later. Their neighbors in other rows are loaded by the
+ * same thread, which so computes fewer scales than one that takes four of each.
+ */
+export const STRIP = 8;
+
+/** Whether a format can be loaded in strips. */
+export const hasStrips = ({ elements, loads }: Format): boolean =>
+  elements > 1 && loads.includes(STRIP);
 
 /** Bytes of a row of `k` elements in files. */
 export const storedRowBytes = (

@@ -276,13 +276,11 @@ export const q3_k: Format = blockFormat({
     { name: "d", bytes: 2, type: "u32", view: halvesOf },
   ],
   wgsl: (read, Factors) =>
-    `let block = at / 4u;
-  let unit = at % 4u;
-  let low = ${read(0, "block * 3u + unit / 2u")} >> (unit % 2u * 16u);
-  let high = ${read(0, "block * 3u + 2u")} >> (unit * 8u);
+    `let low = ${read(0, "at / 4u * 3u + at % 4u / 2u")} >> (at % 2u * 16u);
+  let high = ${read(0, "at / 4u * 3u + 2u")} >> (at % 4u * 8u);
   let four = vec4u(0u, 1u, 2u, 3u);
   let own = ((vec4u(low) >> (four * 4u)) & vec4u(15u)) | (((vec4u(high) >> (four * 2u)) & vec4u(3u)) << vec4u(4u));
-  return ${Factors}(${halfAt(read, 1, "block")} * (vec4f(own) - 32.0));`,
+  return ${Factors}(${halfAt(read, 1, "at / 4u")} * (vec4f(own) - 32.0));`,
   decode([scales, d], block, scale) {
     const one = f16ToF32(d[block]), at = 3 * block;
     for (let g = 0; g < 16; g++) {
