@@ -39,12 +39,15 @@ const beginStrip = /* wgsl */ `
 const loadStrip = /* wgsl */ `
   @if WHOLE { let at = (k0 + strip % (BK / 8u) / 4u * 32u) / 8u; }
   @else { let at = min(k0 + strip % (BK / 8u) / 4u * 32u, u.k - 32u) / 8u; }
-  @unroll for (var i = 0; i < 4; i++) { fetched[s * 4 + i] = b_fetch(strip_begin[s * 4 + i] + at); }`;
+  @unroll for (var i = 0; i < 4; i++) {
+    strip_at[s * 4 + i] = strip_begin[s * 4 + i] + at;
+    words[s * 4 + i] = b_words(strip_at[s * 4 + i]);
+  }`;
 
 const storeStrip = /* wgsl */ `
   let at = strip % (BK / 8u) / 4u * 32u + strip % 4u * 4u;
   @split var raw: array<b_Raw, 4>;
-  @unroll for (var i = 0; i < 4; i++) { raw[i] = b_raw(fetched[s * 4 + i]); }
+  @unroll for (var i = 0; i < 4; i++) { raw[i] = b_raw(words[s * 4 + i], strip_at[s * 4 + i]); }
   @unroll for (var f = 0; f < 2; f++) {
     @split var four: array<T, 4>;
     @unroll for (var i = 0; i < 4; i++) { four[i] = T(b_four[f](raw[i])); }
@@ -176,8 +179,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @split var acc: array<vec4f, TM * TN4>;
   @split var next: array<T, LOADS * 4>;
   @if STRIPS > 0 {
-    @split var fetched: array<b_Fetched, STRIP_LOADS * 4>;
+    @split var words: array<b_Words, STRIP_LOADS * 4>;
     @split var strip_begin: array<u32, STRIP_LOADS * 4>;
+    @split var strip_at: array<u32, STRIP_LOADS * 4>;
     ${perStrip(beginStrip)}
   }
   let splits = splits_of_k(groups);

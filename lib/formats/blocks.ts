@@ -60,13 +60,15 @@ export interface BlockSpec {
   ) => void;
   /** The integer that each quant stands for, in the range of an i8. */
   readonly values: readonly number[];
-  /** WGSL for the values of four quants in the bytes of a word; a table lookup by default. */
-  readonly fromBytes?: (bytes: string) => string;
+  /**
+   * What the quants, as unsigned integers, are less; `signed` if they are of eight bits with
+   * a sign. Absent if they only index `values`.
+   */
+  readonly less?: number | "signed";
   /**
    * Body of the WGSL function that returns `Factors(scale)`, or `Factors(scale, min)`, of
    * unit `at`: a number of each, or a vector if a unit has several groups. `read` reads
-   * the planes of scales, at an index that depends on `at` alone; `Factors` is the type to
-   * return.
+   * the planes of scales, at an expression of `at`; `Factors` is the type to return.
    */
   readonly wgsl: (read: ReadPlane, Factors: string) => string;
   /** Type of the scales of a unit if it is not a number per group. */
@@ -96,7 +98,7 @@ export function blockFormat(spec: BlockSpec): Format {
     name,
     elements,
     bytes,
-    loads: unit > 16 ? [unit, STRIP, 4] : [unit, 4],
+    loads: unit > LOAD ? [unit, STRIP, 4] : [unit, 4],
     planes: (k): Plane[] => [
       ...bits.map((bits, i) => ({ name: QUANTS[i], rowBytes: k * bits / 8 })),
       ...scales.map(({ name, bytes }) => ({
@@ -107,6 +109,11 @@ export function blockFormat(spec: BlockSpec): Format {
     pack: (blocks, _, into) =>
       spec.pack(blocks.byteOffset % 4 ? blocks.slice() : blocks, into),
     wgsl: (x, load, read) => reader(spec, unit, x, load, read),
+    integers: spec.less === undefined ? undefined : {
+      group: Math.min(spec.group, unit),
+      offset: spec.less === "signed" ? 0 : spec.less,
+      min: spec.min ?? false,
+    },
     unpack: unpacker(spec, unit),
   };
 }
@@ -125,64 +132,66 @@ function reader(
   load: number,
   read: ReadPlane,
 ): WgslReader {
-  const { bits, scales, min, group, scaled = product } = spec;
-  const { fromBytes = (bytes: string) => `${x}_values(${bytes})` } = spec;
+  const { bits, scales, min, group, less, scaled = product } = spec;
+  const fromBytes = less === undefined
+    ? (bytes: string) => `${x}_values(${bytes})`
+    : lessOffset(less);
+  const wide = load === unit;
   const words = bits.map((bits) => unit * bits / 32);
   const groups = Math.max(1, unit / group);
   const type = spec.scaleType ?? (groups === 1 ? "f32" : `vec${groups}f`);
   const factors = min ? ["scale", "min"] : ["scale"];
-  const of = load === unit ? ofUnit : load === STRIP ? ofStrip : ofFour;
+  const of = wide ? ofUnit : load === STRIP ? ofStrip : ofFour;
   const kept = of(spec, words, groups, read);
   const own = kept.groups === groups
     ? type
     : kept.groups === 1
     ? "f32"
     : `vec${kept.groups}f`;
-  const loaded = scaleReads(spec, x, read);
-  const declared = factors.map((name) => [name, own]);
+  const fields = [...kept.quants, ...factors.map((name) => [name, own])];
+  const made = [...kept.load, ...factors.map((name) => kept.own(`s.${name}`))];
   const masked = [
     ...kept.quants.map(([name]) => `raw.${name}`),
     ...factors.map((name) => `select(${own}(), raw.${name}, inside)`),
   ];
-  const [fetched, raw] = [`${x}_Fetched`, `${x}_Raw`];
+  const struct = (name: string, fields: readonly string[][]) =>
+    `struct ${x}_${name} { ${
+      fields.map(([name, type]) => `${name}: ${type}`).join(", ")
+    } }`;
+  const raw = `${x}_Raw`;
+  /** The words of scales that a unit needs: name, type, and how each is loaded. */
+  const taken: [string, string, string][] = [];
+  const body = spec.wgsl((plane, at) => {
+    const name = `s${taken.length}`;
+    taken.push([name, scales[plane].type, read(bits.length + plane, at)]);
+    return `scales.${name}`;
+  }, `${x}_Factors`);
   return {
     types: [
-      ...words.map((words) => load === unit ? vector(words) : "u32"),
+      ...words.map((words) => wide ? vector(words) : "u32"),
       ...scales.map(({ type }) => type),
     ],
     code: [
-      ...spec.fromBytes ? [] : [lookup(x, spec.values)],
-      struct(`${x}_Factors`, factors.map((name) => [name, type])),
-      struct(fetched, [
-        ["at", "u32"],
-        ...kept.quants,
-        ...loaded.reads.map(({ name, type }) => [name, type]),
-      ]),
-      `fn ${x}_fetch(load: u32) -> ${fetched} {
-  let at = load / ${unit / load}u;
-  let part = load % ${unit / load}u;
-  return ${fetched}(${
-        ["load", ...kept.load, ...loaded.reads.map(({ from }) => from)]
-          .join(", ")
-      });
+      ...less === undefined ? [lookup(x, spec.values)] : [],
+      struct("Factors", factors.map((name) => [name, type])),
+      struct("ScaleWords", taken),
+      `fn ${x}_scale_words(at: u32) -> ${x}_ScaleWords { return ${x}_ScaleWords(${
+        taken.map(([, , load]) => load).join(", ")
+      }); }`,
+      `fn ${x}_factors(scales: ${x}_ScaleWords, at: u32) -> ${x}_Factors {
+  ${body}
 }`,
-      `fn ${x}_factors(fetched: ${fetched}, at: u32) -> ${x}_Factors {
-  ${loaded.body}
+      struct("Raw", fields),
+      ...load === STRIP ? inTwoSteps(x, kept, unit / STRIP, factors) : [
+        `fn ${x}_load(at: u32) -> ${raw} {
+  ${
+          wide ? "let unit = at;" : `let unit = at / ${unit / 4}u;
+  let four = at % ${unit / 4}u;`
+        }
+  let s = ${x}_factors(${x}_scale_words(unit), unit);
+  return ${raw}(${made.join(", ")});
 }`,
-      struct(raw, [...kept.quants, ...declared]),
-      `fn ${x}_raw(fetched: ${fetched}) -> ${raw} {
-  let s = ${x}_factors(fetched, fetched.at / ${unit / load}u);
-  let part = fetched.at % ${unit / load}u;
-  return ${raw}(${
-        [
-          ...kept.quants.map(([name], p) =>
-            `fetched.${name}${kept.shift?.(p) ?? ""}`
-          ),
-          ...factors.map((name) => kept.own(`s.${name}`)),
-        ].join(", ")
-      });
-}`,
-      `fn ${x}_load(at: u32) -> ${raw} { return ${x}_raw(${x}_fetch(at)); }`,
+      ],
       ...Array.from({ length: load / 4 }, (_, f) => {
         const [bytes, group] = kept.four(f);
         const value = scaled(fromBytes(bytes), `raw.scale${group}`) +
@@ -192,32 +201,74 @@ function reader(
       `fn ${x}_masked(raw: ${raw}, inside: bool) -> ${raw} { return ${raw}(${
         masked.join(", ")
       }); }`,
+      ...wide && less !== undefined ? integersOf(x, kept, spec, groups) : [],
     ],
   };
 }
 
-/** Declares a WGSL struct. */
-const struct = (name: string, fields: readonly string[][]) =>
-  `struct ${name} { ${
-    fields.map(([name, type]) => `${name}: ${type}`).join(", ")
-  } }`;
-
-/**
- * Separates what a load reads from the planes of scales from what is computed of it, so
- * that a kernel can wait before it does the latter.
- */
-function scaleReads(
-  { bits, scales, wgsl }: BlockSpec,
+/** Declares how strips are loaded; there are `strips` in a unit. */
+function inTwoSteps(
   x: string,
-  read: ReadPlane,
-) {
-  const reads: { name: string; type: string; from: string }[] = [];
-  const body = wgsl((plane, at) => {
-    const name = `scales_${reads.length}`, { type } = scales[plane];
-    reads.push({ name, type, from: read(bits.length + plane, at) });
-    return `fetched.${name}`;
-  }, `${x}_Factors`);
-  return { reads, body };
+  { quants, load, shift, own }: Kept,
+  strips: number,
+  factors: readonly string[],
+): string[] {
+  const words = `${x}_Words`, raw = `${x}_Raw`;
+  const fields = quants.map(([name, type]) => `${name}: ${type}`).join(", ");
+  const made = [
+    ...quants.map(([name], p) => `words.${name} >> (${shift!(p)})`),
+    ...factors.map((name) => own(`s.${name}`)),
+  ];
+  return [
+    `struct ${words} { ${fields}, scales: ${x}_ScaleWords }`,
+    `fn ${x}_words(at: u32) -> ${words} {
+  let unit = at / ${strips}u;
+  let strip = at % ${strips}u;
+  return ${words}(${load.join(", ")}, ${x}_scale_words(unit));
+}`,
+    `fn ${x}_raw(words: ${words}, at: u32) -> ${raw} {
+  let strip = at % ${strips}u;
+  let s = ${x}_factors(words.scales, at / ${strips}u);
+  return ${raw}(${made.join(", ")});
+}`,
+    `fn ${x}_load(at: u32) -> ${raw} { return ${x}_raw(${x}_words(at), at); }`,
+  ];
+}
+
+/** Declares the WGSL functions that {@linkcode Format.integers} describes. */
+function integersOf(
+  x: string,
+  { quants, load, four }: Kept,
+  { bits, min }: BlockSpec,
+  groups: number,
+): string[] {
+  const words = `${x}_Words`;
+  const fields = quants.map(([name, type]) => `${name}: ${type}`).join(", ");
+  const part = (g: number) => groups > 1 ? `.${COMPONENTS[g]}` : "";
+  const fours = 8 * LOAD / bits[0] / 4;
+  return [
+    `struct ${words} { ${fields}, scales: ${x}_ScaleWords }`,
+    `fn ${x}_words(unit: u32) -> ${words} { return ${words}(${
+      load.join(", ")
+    }, ${x}_scale_words(unit)); }`,
+    ...Array.from(
+      { length: fours },
+      (_, f) =>
+        `fn ${x}_bytes_${f}(raw: ${words}) -> u32 { return ${four(f)[0]}; }`,
+    ),
+    ...Array.from({ length: groups }, (_, g) => [
+      `fn ${x}_scale_${g}(factors: ${x}_Factors) -> f32 { return factors.scale${
+        part(g)
+      }; }`,
+      ...min
+        ? [
+          `fn ${x}_min_${g}(factors: ${x}_Factors) -> f32 { return factors.min${
+            part(g)
+          }; }`,
+        ]
+        : [],
+    ]).flat(),
+  ];
 }
 
 /** What a load keeps of quants and factors. */
@@ -225,9 +276,9 @@ interface Kept {
   /** Names and types of the fields with quants, and how they are loaded. */
   quants: readonly string[][];
   load: readonly string[];
-  /** Shifts the quants of a plane once they are there. */
+  /** By how much the words of a plane are shifted once they are there. */
   shift?(plane: number): string;
-  /** How many groups a load has, and what selects their factors from those of its unit. */
+  /** Groups of a load, and what selects its factors from those of its unit. */
   groups: number;
   own(factors: string): string;
   /** Quants of four `f` as bytes, and what selects their factors. */
@@ -244,7 +295,7 @@ const ofUnit = (
   read: ReadPlane,
 ): Kept => ({
   quants: bits.map((_, p) => [QUANTS[p], vector(words[p])]),
-  load: bits.map((_, p) => read(p, "at")),
+  load: bits.map((_, p) => read(p, "unit")),
   groups,
   own: (factors) => factors,
   four: (f) => [
@@ -260,8 +311,8 @@ const ofUnit = (
 });
 
 /**
- * Loads of fours `j` and `j + 4` of 32 elements, which share a word: number `part` of
- * unit `at`, where `j` is `part % 4`.
+ * Loads of fours `j` and `j + 4` of 32 elements, which share a word: number `strip` of unit
+ * `unit`, where `j` is `strip % 4`.
  */
 function ofStrip(
   { bits, group }: BlockSpec,
@@ -270,36 +321,31 @@ function ofStrip(
   read: ReadPlane,
 ): Kept {
   const own = Math.min(groups, 32 / group);
-  const [first, second] = [COMPONENTS.slice(0, own), COMPONENTS.slice(own)];
+  const [first, second] = [0, own].map((at) => COMPONENTS.slice(at, at + own));
   return {
     quants: bits.map((_, p) => [QUANTS[p], "u32"]),
     load: bits.map((_, p) =>
-      read(p, `at * ${words[p]}u + part % ${words[p]}u`)
+      read(p, `unit * ${words[p]}u + strip % ${words[p]}u`)
     ),
-    // Four `f` of a unit is at bit `bits · ⌊f / words⌋`, and `f` is 8 ⌊part / 4⌋ + j.
-    shift: (p) => {
-      const first = `(part / 4u * 8u + part % 4u) / ${words[p]}u * ${bits[p]}u`;
-      return ` >> (${first})`;
-    },
+    // Of a unit, four `f` is at bit `bits · ⌊f / words⌋`, and the first is 8 ⌊strip / 4⌋ + j.
+    shift: (p) => `(strip / 4u * 8u + strip % 4u) / ${words[p]}u * ${bits[p]}u`,
     groups: own,
     own: (factors) =>
       own === groups
         ? factors
-        : `select(${factors}.${first}, ${factors}.${
-          second.slice(0, own)
-        }, part >= 4u)`,
+        : `select(${factors}.${first}, ${factors}.${second}, strip >= 4u)`,
     four: (f) => [
       fourBytes(
         bits,
         (p) => `raw.${QUANTS[p]}`,
         (p) => `${4 * f / words[p] * bits[p]}u`,
       ),
-      own > 1 ? `.${COMPONENTS[Math.floor(16 * f / group)]}` : "",
+      own > 1 ? `.${COMPONENTS[f]}` : "",
     ],
   };
 }
 
-/** Loads of four elements: number `part` of unit `at`. */
+/** Loads of four elements: number `four` of unit `unit`. */
 const ofFour = (
   { bits, group }: BlockSpec,
   words: readonly number[],
@@ -309,11 +355,11 @@ const ofFour = (
   quants: [["bytes", "u32"]],
   load: [fourBytes(
     bits,
-    (p) => read(p, `at * ${words[p]}u + part % ${words[p]}u`),
-    (p) => `(part / ${words[p]}u * ${bits[p]}u)`,
+    (p) => read(p, `unit * ${words[p]}u + four % ${words[p]}u`),
+    (p) => `(four / ${words[p]}u * ${bits[p]}u)`,
   )],
   groups: 1,
-  own: (factors) => groups > 1 ? `${factors}[part / ${group / 4}u]` : factors,
+  own: (factors) => groups > 1 ? `${factors}[four / ${group / 4}u]` : factors,
   four: () => ["raw.bytes", ""],
 });
 
@@ -400,9 +446,11 @@ function unpacker(spec: BlockSpec, unit: number): Format["unpack"] {
 export const integers = (count: number, from: number): number[] =>
   Array.from({ length: count }, (_, quant) => quant + from);
 
-/** WGSL for unsigned quants less `offset`. */
-export const lessOffset = (offset: number) => (bytes: string): string =>
-  offset
+/** WGSL for quants less `offset`. */
+const lessOffset = (offset: number | "signed") => (bytes: string): string =>
+  offset === "signed"
+    ? `vec4f(unpack4xI8(${bytes}))`
+    : offset
     ? `(vec4f(unpack4xU8(${bytes})) - ${offset}.0)`
     : `vec4f(unpack4xU8(${bytes}))`;
 

@@ -62,10 +62,30 @@ export interface Format {
    *
    * With one element per load, only `x_at(at: u32) -> f32`.
    *
-   * Formats of blocks have `x_load` in two steps, too: `x_fetch(at: u32) -> x_Fetched`
-   * only loads, `x_raw(fetched: x_Fetched) -> x_Raw` computes scales.
+   * With {@linkcode STRIP} elements, `x_load` also comes in two steps, so that nothing waits
+   * for scales that are not used yet: `x_words(at: u32) -> x_Words` is the bits of a load
+   * and of its scales, `x_raw(words: x_Words, at: u32) -> x_Raw` the load.
    */
   wgsl(x: string, elements: number, read: ReadPlane): WgslReader;
+  /**
+   * Whether kernels can also multiply its quants as integers, and what they must know then.
+   * With the widest loads, {@linkcode Format.wgsl} then also declares
+   *
+   * - `x_Words`: the bits of a load, and of its scales;
+   * - `x_words(at: u32) -> x_Words`: load number `at`;
+   * - `x_bytes_0(words: x_Words) -> u32`, …: its quants, four at a time, as bytes;
+   * - `x_factors(scales: x_ScaleWords, at: u32) -> x_Factors` of `words.scales`, and
+   *   `x_scale_0(factors: x_Factors) -> f32`, `x_min_0`, …: those of each group.
+   *
+   * An element is `scale · (quant - offset) - min`.
+   */
+  readonly integers?: {
+    /** Elements of a load that share a scale. */
+    readonly group: number;
+    readonly offset: number;
+    /** Whether there are minimums. */
+    readonly min: boolean;
+  };
   /** Unpacks row `row` to f32: the reference, and the CPU path without SIMD. */
   unpack(
     planes: readonly Uint8Array[],

@@ -1,0 +1,231 @@
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { formatNamed } from "../lib/formats/mod.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
+import { BLOCKS } from "./case.ts";
+import { linearCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
+import { squareParts, W_ROW, WRITE } from "./gemv.ts";
+import { type LinearCase, linearCase } from "./linear_case.ts";
+
+/** Elements of x that share a scale. */
+const BLOCK = 32;
+/** Elements of x that a thread rounds at a time, and whose sums are kept. */
+const OWN = 16;
+
+// Units past the end of a phase or a row are not used.
+const load = (phase: string, chunk: string) => /* wgsl */ `
+  @unroll for (var s = 0; s < STEPS; s++) {
+    let unit = ${phase} * TAKEN + (${chunk} * STEPS + s) * LANES + lane;
+    @unroll for (var i = 0; i < ROWS; i++) { raw[i * STEPS + s] = w_words(base[i] + min(unit, UNITS - 1u)); }
+  }`;
+
+/** Bytes of workgroup memory that `elements` of x take. */
+export const roundedBytes = (elements: number): number =>
+  2 * elements + 16 * elements / BLOCK;
+
+/**
+ * One row times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
+ * products and their sum are one instruction (`dot4I8Packed`). Like gemv.ts otherwise, with the
+ * same epilogues and the same fused norm.
+ *
+ * `x` is rounded to integers of 15 bits, with a scale per block of 32 (its largest value is
+ * 127 · 128), so each element is off by at most 1/32,512 of the largest in its block. An
+ * integer is `128 · high + low`, two planes of eight bits in workgroup memory, so a unit of
+ * quants takes two dot products per four. A sum over a group of elements with one scale
+ * is exact. What quants are less, and their minimum, multiply sums of the rounded `x`.
+ *
+ * A workgroup rounds all of `x` for itself, CHUNK elements at a time, while its first
+ * weights are on their way.
+ */
+export const gemvInt8 = defineKernel<LinearCase>({
+  name: "gemvInt8",
+  buffers: ({ NORM, EPILOGUE }) => ({
+    w: "n k as unit",
+    x: "m k as span",
+    y: "inout any as scalar",
+    ...(NORM ? { norm: "k as span", squares: "m parts as vec4" } : {}),
+    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
+  }),
+  uniforms: { stride: "u32", column: "u32", eps: "f32" },
+  constants: {
+    WORKGROUP: 256,
+    ROWS: 2,
+    LOG_LANES: 5,
+    SUBGROUPS: 1,
+    STEPS: 4,
+    NORM: 0,
+    EPILOGUE: "store",
+    CHUNK: 12288,
+  },
+  derive: (c, { m, k, parts }) => {
+    const { integers } = formatNamed(String(c.W_DTYPE));
+    if (
+      m > 1 || !integers || !c.SUBGROUPS || c.W_VIEW !== "unit" || k % BLOCK
+    ) {
+      throw new Error(
+        `Cannot multiply [${m}, ${k}] by ${c.W_DTYPE} as integers: there must be one row of whole blocks of ${BLOCK}, quants that are integers, and subgroups`,
+      );
+    }
+    const unit = Number(c.W_UNIT), lanes = 1 << Number(c.LOG_LANES);
+    const chunk = Math.min(k, Number(c.CHUNK));
+    const units = k / unit, taken = chunk / unit;
+    const steps = Math.max(
+      1,
+      Math.min(Number(c.STEPS), Math.ceil(taken / lanes)),
+    );
+    return {
+      UNITS: units,
+      LANES: lanes,
+      STEPS: steps,
+      CHUNK: chunk,
+      PHASES: Math.ceil(k / chunk),
+      TAKEN: taken,
+      CHUNKS: Math.ceil(taken / (lanes * steps)),
+      OWNERS: chunk / OWN,
+      ROUNDS: Math.ceil(chunk / OWN / Number(c.WORKGROUP)),
+      QUADS: unit / OWN, // vec4u of a plane in a unit
+      GROUP_FOURS: integers.group / 4,
+      GROUPS: unit / integers.group,
+      SUMS: Math.max(1, integers.group / OWN),
+      OFFSET: integers.offset,
+      MIN: integers.min ? 1 : 0,
+      PARTS: parts ?? 0,
+      PART_STEPS: Math.ceil((parts ?? 0) / 4 / lanes),
+    };
+  },
+  grid: ({ n }, { WORKGROUP, LOG_LANES, ROWS }) =>
+    splitGrid(n / ((WORKGROUP >> LOG_LANES) * ROWS)),
+  cost: (call) => linearCost(call, "x", "w"),
+  body: /* wgsl */ `
+${LANES}
+const PER_WORKGROUP = WORKGROUP / LANES;
+
+// Plane p of x has its 16 bytes number q of unit i at (p * QUADS + q) * TAKEN + i.
+var<workgroup> planes: array<vec4u, 2 * OWNERS>;
+// The scale of each block of 32, and the sums of both halves of it.
+var<workgroup> blocks: array<vec4f, (OWNERS + 1) / 2>;
+
+${W_ROW}
+
+fn write(row: u32, rows: u32, value: f32) {
+  if (row >= rows) { return; }
+  y[u.column + row] = value;
+}
+
+fn largest(four: vec4f) -> f32 {
+  let size = abs(four);
+  return max(max(size.x, size.y), max(size.z, size.w));
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
+  @split var acc: array<f32, ROWS>;
+  @split var raw: array<w_Words, ROWS * STEPS>;
+  @split var base: array<u32, ROWS>;
+  @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
+  ${load("0u", "0u")}
+  @if EPILOGUE == "add" {
+    @split var residual: array<f32, ROWS>;
+    if (lane == 0u) {
+      @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }
+    }
+  }
+  @if NORM {
+    var squared = 0.0;
+    @unroll for (var i = 0; i < PART_STEPS; i++) {
+      let part = i * LANES + lane;
+      let four = squares_at(min(part, PARTS / 4u - 1u));
+      squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
+    }
+    let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
+  } @else { let factor = 1.0; }
+  for (var phase = 0u; phase < PHASES; phase++) {
+    @if PHASES > 1 { workgroupBarrier(); }
+    let begin = phase * OWNERS;
+    @unroll for (var r = 0; r < ROUNDS; r++) {
+      let own = r * WORKGROUP + tid;
+      let first = min(begin + own, u.k / 16u - 1u) * 4u;
+      @split var four: array<vec4f, 4>;
+      var size = 0.0;
+      @unroll for (var f = 0; f < 4; f++) {
+        @if NORM { four[f] = x_at(first + f) * norm_at(first + f); } @else { four[f] = x_at(first + f); }
+        size = max(size, largest(four[f]));
+      }
+      // Two neighboring threads own a block.
+      size = max(size, subgroupShuffleXor(size, 1u));
+      let scale = size / 16256.0;
+      let per = select(0.0, 16256.0 / size, size > 0.0);
+      var sum = vec4i();
+      var above = vec4u();
+      var below = vec4u();
+      @unroll for (var f = 0; f < 4; f++) {
+        let rounded = vec4i(round(four[f] * per));
+        sum += rounded;
+        let upper = (rounded + vec4i(64)) >> vec4u(7u);
+        let lower = rounded - (upper << vec4u(7u));
+        above[f] = pack4xI8(upper);
+        below[f] = pack4xI8(lower);
+      }
+      let total = f32(sum.x + sum.y + sum.z + sum.w);
+      let other = subgroupShuffleXor(total, 1u);
+      if (own < OWNERS) {
+        let at = own % QUADS * TAKEN + own / QUADS;
+        planes[at] = above;
+        planes[at + OWNERS] = below;
+        if (own % 2u == 0u) { blocks[own / 2u] = vec4f(scale, total, other, total + other); }
+      }
+    }
+    workgroupBarrier();
+    for (var c = 0u; c < CHUNKS; c++) {
+      @if CHUNKS * PHASES > 1 { if (c + phase > 0u) { ${load("phase", "c")} } }
+      @unroll for (var s = 0; s < STEPS; s++) {
+        let taken = (c * STEPS + s) * LANES + lane;
+        let inside = taken < TAKEN && taken + phase * TAKEN < UNITS;
+        let at = min(taken, TAKEN - 1u);
+        let unit = min(taken + phase * TAKEN, UNITS - 1u);
+        @split var high: array<vec4u, QUADS>;
+        @split var low: array<vec4u, QUADS>;
+        @unroll for (var q = 0; q < QUADS; q++) {
+          high[q] = planes[at + q * TAKEN];
+          low[q] = planes[at + q * TAKEN + OWNERS];
+        }
+        @split var block: array<vec4f, (QUADS + 1) / 2>;
+        @unroll for (var b = 0; b < (QUADS + 1) / 2; b++) {
+          block[b] = blocks[at * QUADS / 2u + b];
+          @if TAKEN % (LANES * STEPS) != 0 || PHASES > 1 { block[b] = select(vec4f(), block[b], inside); }
+        }
+        @unroll for (var i = 0; i < ROWS; i++) {
+          let factors = w_factors(raw[i * STEPS + s].scales, base[i] + unit);
+          @unroll for (var n = 0; n < GROUPS; n++) {
+            var upper = 0;
+            var lower = 0;
+            @unroll for (var f = 0; f < GROUP_FOURS; f++) {
+              let bytes = w_bytes[n * GROUP_FOURS + f](raw[i * STEPS + s]);
+              upper += dot4I8Packed(bytes, high[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+              lower += dot4I8Packed(bytes, low[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+            }
+            let product = f32((upper << 7u) + lower);
+            @if QUADS == 1 { let sum = select(block[0].y, block[0].z, at % 2u == 1u); }
+            @else { @if SUMS == 2 { let sum = block[n].w; }
+            @else { let sum = block[n / 2][1 + n % 2]; } }
+            @if OFFSET > 0 { let value = product - f32(OFFSET) * sum; } @else { let value = product; }
+            @if MIN { acc[i] += block[n * SUMS / 2].x * (w_scale[n](factors) * value - w_min[n](factors) * sum); }
+            @else { acc[i] += block[n * SUMS / 2].x * (w_scale[n](factors) * value); }
+          }
+        }
+      }
+    }
+  }
+  @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
+  if (lane == 0u) {
+    ${WRITE}
+    @if EPILOGUE == "add" { if (g < PARTS) { squares[g] = sum; } }
+  }
+}`,
+  cases: [],
+  makeCase: (given, tools) => linearCase(given, tools, squareParts),
+});
