@@ -1,11 +1,12 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { BLOCKS } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { squareParts, W_ROW, WRITE } from "./gemv.ts";
+import { W_ROW, WRITE } from "./gemv.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 
 /** Elements of x that share a scale. */
@@ -13,12 +14,23 @@ const BLOCK = 32;
 /** Elements of x that a thread rounds at a time, and whose sums are kept. */
 const OWN = 16;
 
-// Units past the end of a phase or a row are not used.
-const load = (phase: string, chunk: string) => /* wgsl */ `
+// Loads a chunk of the rows of lane group g. Units past the end of a phase or a row are not
+// used.
+const load = (into: string, phase: string, chunk: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
-    let unit = ${phase} * TAKEN + (${chunk} * STEPS + s) * LANES + lane;
-    @unroll for (var i = 0; i < ROWS; i++) { raw[i * STEPS + s] = w_words(base[i] + min(unit, UNITS - 1u)); }
+    let unit = min(${phase} * TAKEN + (${chunk} * STEPS + s) * LANES + lane, UNITS - 1u);
+    @unroll for (var i = 0; i < ROWS; i++) { ${into}[i * STEPS + s] = w_words(w_row(g, i) * UNITS + unit); }
   }`;
+
+/** Rows of w per workgroup. */
+const rowsOfWorkgroup = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
+  (Number(WORKGROUP) >> Number(LOG_LANES)) * Number(ROWS) * Number(LOOPS);
+
+/** Partial sums of squares that EPILOGUE "add" leaves: one per lane group. */
+export function int8Parts(n: number, constants: Constants): number {
+  const groups = Number(constants.WORKGROUP) >> Number(constants.LOG_LANES);
+  return Math.ceil(n / rowsOfWorkgroup(constants)) * groups;
+}
 
 /** Bytes of workgroup memory that `elements` of x take. */
 export const roundedBytes = (elements: number): number =>
@@ -36,7 +48,8 @@ export const roundedBytes = (elements: number): number =>
  * is exact. What quants are less, and their minimum, multiply sums of the rounded `x`.
  *
  * A workgroup rounds all of `x` for itself, CHUNK elements at a time, while its first
- * weights are on their way.
+ * weights are on their way. Each of its lane groups then takes LOOPS times ROWS rows of
+ * `w`, and loads the next units while it multiplies the last ones.
  */
 export const gemvInt8 = defineKernel<LinearCase>({
   name: "gemvInt8",
@@ -54,6 +67,7 @@ export const gemvInt8 = defineKernel<LinearCase>({
     LOG_LANES: 5,
     SUBGROUPS: 1,
     STEPS: 4,
+    LOOPS: 1,
     NORM: 0,
     EPILOGUE: "store",
     CHUNK: 12288,
@@ -94,8 +108,7 @@ export const gemvInt8 = defineKernel<LinearCase>({
       PART_STEPS: Math.ceil((parts ?? 0) / 4 / lanes),
     };
   },
-  grid: ({ n }, { WORKGROUP, LOG_LANES, ROWS }) =>
-    splitGrid(n / ((WORKGROUP >> LOG_LANES) * ROWS)),
+  grid: ({ n }, constants) => splitGrid(n / rowsOfWorkgroup(constants)),
   cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `
 ${LANES}
@@ -122,17 +135,15 @@ fn largest(four: vec4f) -> f32 {
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
   let lane = tid % LANES;
-  let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
+  let index = wg.y * groups.x + wg.x;
+  let count = (u.n + ROWS * LOOPS * PER_WORKGROUP - 1u) / (ROWS * LOOPS * PER_WORKGROUP);
+  if (index >= count) { return; }
+  let own_part = index * PER_WORKGROUP + tid / LANES;
   @split var acc: array<f32, ROWS>;
   @split var raw: array<w_Words, ROWS * STEPS>;
-  @split var base: array<u32, ROWS>;
-  @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
-  ${load("0u", "0u")}
   @if EPILOGUE == "add" {
     @split var residual: array<f32, ROWS>;
-    if (lane == 0u) {
-      @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }
-    }
+    var squared_sum = 0.0;
   }
   @if NORM {
     var squared = 0.0;
@@ -144,6 +155,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
   for (var phase = 0u; phase < PHASES; phase++) {
+    { let g = own_part; ${load("raw", "phase", "0u")} }
     @if PHASES > 1 { workgroupBarrier(); }
     let begin = phase * OWNERS;
     @unroll for (var r = 0; r < ROUNDS; r++) {
@@ -180,10 +192,24 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       }
     }
     workgroupBarrier();
-    for (var c = 0u; c < CHUNKS; c++) {
-      @if CHUNKS * PHASES > 1 { if (c + phase > 0u) { ${load("phase", "c")} } }
+    for (var part = 0u; part < LOOPS * CHUNKS; part++) {
+      let g = part / CHUNKS * count * PER_WORKGROUP + own_part;
+      @if LOOPS * CHUNKS > 1 {
+        // Loaded while this part is multiplied; unused after the last one.
+        @split var next: array<w_Words, ROWS * STEPS>;
+        {
+          let after = min(part + 1u, LOOPS * CHUNKS - 1u);
+          let g = after / CHUNKS * count * PER_WORKGROUP + own_part;
+          ${load("next", "phase", "after % CHUNKS")}
+        }
+      }
+      @if EPILOGUE == "add" {
+        if (lane == 0u && part % CHUNKS == 0u) {
+          @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }
+        }
+      }
       @unroll for (var s = 0; s < STEPS; s++) {
-        let taken = (c * STEPS + s) * LANES + lane;
+        let taken = (part % CHUNKS * STEPS + s) * LANES + lane;
         let inside = taken < TAKEN && taken + phase * TAKEN < UNITS;
         let at = min(taken, TAKEN - 1u);
         let unit = min(taken + phase * TAKEN, UNITS - 1u);
@@ -199,7 +225,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           @if TAKEN % (LANES * STEPS) != 0 || PHASES > 1 { block[b] = select(vec4f(), block[b], inside); }
         }
         @unroll for (var i = 0; i < ROWS; i++) {
-          let factors = w_factors(raw[i * STEPS + s].scales, base[i] + unit);
+          let factors = w_factors(raw[i * STEPS + s].scales, w_row(g, i) * UNITS + unit);
           @unroll for (var n = 0; n < GROUPS; n++) {
             var upper = 0;
             var lower = 0;
@@ -218,14 +244,21 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           }
         }
       }
+      if (part % CHUNKS == CHUNKS - 1u && phase == PHASES - 1u) {
+        @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
+        if (lane == 0u) {
+          ${WRITE}
+          @if EPILOGUE == "add" { squared_sum += sum; }
+        }
+        @unroll for (var i = 0; i < ROWS; i++) { acc[i] = 0.0; }
+      }
+      @if LOOPS * CHUNKS > 1 {
+        @unroll for (var i = 0; i < ROWS * STEPS; i++) { raw[i] = next[i]; }
+      }
     }
   }
-  @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
-  if (lane == 0u) {
-    ${WRITE}
-    @if EPILOGUE == "add" { if (g < PARTS) { squares[g] = sum; } }
-  }
+  @if EPILOGUE == "add" { if (lane == 0u && own_part < PARTS) { squares[own_part] = squared_sum; } }
 }`,
   cases: [],
-  makeCase: (given, tools) => linearCase(given, tools, squareParts),
+  makeCase: (given, tools) => linearCase(given, tools, int8Parts),
 });
