@@ -4,7 +4,12 @@ import {
   laneConstants,
 } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
-import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
+import {
+  type Candidate,
+  isPowerOf2,
+  MOST_IN_FLIGHT,
+  type Needs,
+} from "../lib/dispatch/limits.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { BLOCKS, FLOATS } from "./case.ts";
@@ -153,6 +158,29 @@ export function deriveEnding(
  */
 const MOST_SUMS = 256;
 
+/** What a workgroup needs whose `lanes` share ROWS rows of w, and SLICES of k. */
+export function fewRowsNeeds(
+  { m, swiglu }: LinearTarget,
+  { WORKGROUP, ROWS, SLICES }: Candidate,
+  lanes: number,
+  device: Capabilities,
+): Needs {
+  const groups = WORKGROUP / lanes, sums = 2 ** Math.ceil(Math.log2(m * ROWS));
+  return {
+    threads: WORKGROUP,
+    bytes: fewRowsBytes(m, { WORKGROUP, ROWS }, lanes, device),
+    problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+      ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+      : groups % SLICES || !isPowerOf2(SLICES)
+      ? `SLICES is ${SLICES}, must be a power of 2 that divides the ${groups} lane groups`
+      : !isPowerOf2(ROWS) || swiglu && ROWS % 2
+      ? `ROWS is ${ROWS}, must be a power of 2, and even where gates and what they gate are summed together`
+      : sums > MOST_SUMS
+      ? `${sums} sums in a thread, at most ${MOST_SUMS} fit registers`
+      : undefined,
+  };
+}
+
 /** Lanes that share a row of w. */
 const lanesOf = ({ k }: LinearTarget, device: Capabilities) =>
   2 ** laneConstants(device, Math.max(4, Math.ceil(k / 4))).LOG_LANES;
@@ -231,24 +259,13 @@ export const gemvRows = defineKernel<LinearCase>({
       const most = Math.ceil(target.k / 4 / lanesOf(target, device));
       return { ...given, STEPS: Math.min(given.STEPS, most) };
     },
-    needs(target: LinearTarget, { WORKGROUP, ROWS, STEPS, SLICES }, device) {
-      const lanes = lanesOf(target, device), groups = WORKGROUP / lanes;
-      const sums = 2 ** Math.ceil(Math.log2(target.m * ROWS));
-      const loads = ROWS * STEPS;
-      return {
-        threads: WORKGROUP,
-        bytes: fewRowsBytes(target.m, { WORKGROUP, ROWS }, lanes, device),
-        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
-          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
-          : groups % SLICES || !isPowerOf2(SLICES)
-          ? `SLICES is ${SLICES}, must be a power of 2 that divides the ${groups} lane groups`
-          : !isPowerOf2(ROWS) || target.swiglu && ROWS % 2
-          ? `ROWS is ${ROWS}, must be a power of 2, and even where gates and what they gate are summed together`
-          : sums > MOST_SUMS
-          ? `${sums} sums in a thread, at most ${MOST_SUMS} fit registers`
-          : loads > MOST_IN_FLIGHT
-          ? `${loads} loads in flight, at most ${MOST_IN_FLIGHT} fit registers`
-          : undefined,
+    needs(target: LinearTarget, given, device) {
+      const lanes = lanesOf(target, device), loads = given.ROWS * given.STEPS;
+      const needs = fewRowsNeeds(target, given, lanes, device);
+      return needs.problem || loads <= MOST_IN_FLIGHT ? needs : {
+        ...needs,
+        problem:
+          `${loads} loads in flight, at most ${MOST_IN_FLIGHT} fit registers`,
       };
     },
   },

@@ -1,14 +1,30 @@
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import {
+  type Capabilities,
+  laneConstants,
+} from "../lib/dispatch/capabilities.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { BLOCKS, room, rowSums, SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { deriveEnding, ENDING, ENDING_MEMORY, rowParts } from "./gemv_rows.ts";
+import {
+  deriveEnding,
+  ENDING,
+  ENDING_MEMORY,
+  fewRowsNeeds,
+  rowParts,
+} from "./gemv_rows.ts";
 import { W_ROW } from "./gemv.ts";
 import { BLOCK, int8Values, roundRows } from "./int8_case.ts";
 import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
+
+/** Lanes that share a row of w, and its units. */
+function lanesOf({ k, format }: LinearTarget, device: Capabilities) {
+  const units = k / format.loads[0];
+  return { units, lanes: 2 ** laneConstants(device, units).LOG_LANES };
+}
 
 /**
  * A few rows times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
@@ -69,6 +85,23 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
       MIN: integers.min ? 1 : 0,
       PARTS: parts ?? 0,
     };
+  },
+  tuning: {
+    of: "linear",
+    grid: {
+      WORKGROUP: [32, 64, 128, 256],
+      ROWS: [1, 2, 4, 8],
+      SLICES: [1, 2, 4, 8],
+    },
+    settle(target: LinearTarget, given, device) {
+      const { lanes, units } = lanesOf(target, device);
+      const most = 2 ** Math.ceil(Math.log2(Math.ceil(units / lanes)));
+      return { ...given, SLICES: Math.min(given.SLICES, most) };
+    },
+    needs(target: LinearTarget, { WORKGROUP, ROWS, SLICES }, device) {
+      const { lanes } = lanesOf(target, device);
+      return fewRowsNeeds(target, { WORKGROUP, ROWS, SLICES }, lanes, device);
+    },
   },
   grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
     splitGrid(n / (ROWS * (GROUPS / SLICES))),

@@ -24,6 +24,8 @@ type GemvConstants = Readonly<
 type GemvRowsConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; SLICES: number }
 >;
+/** The same where rows are rounded to integers. */
+type Int8RowsConstants = Omit<GemvRowsConstants, "STEPS">;
 /** Tiles per workgroup and per thread; see kernels/gemm.ts. */
 type TileConstants = Readonly<
   { BM: number; BN: number; BK: number; TM: number; TN: number }
@@ -66,6 +68,11 @@ export interface Defaults {
     /** Maximum sums per thread: more would leave no registers for loads in flight. */
     sums: number;
   };
+  gemvRowsInt8: {
+    narrow: Int8RowsConstants;
+    other: Int8RowsConstants;
+    sums: number;
+  };
   gemm: {
     /** Up to 32 rows. */
     few: TileConstants;
@@ -93,6 +100,11 @@ const NVIDIA: Defaults = {
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
     other: { WORKGROUP: 128, ROWS: 4, STEPS: 1, SLICES: 1 },
+    sums: 64,
+  },
+  gemvRowsInt8: {
+    narrow: { WORKGROUP: 128, ROWS: 2, SLICES: 2 },
+    other: { WORKGROUP: 128, ROWS: 4, SLICES: 1 },
     sums: 64,
   },
   gemm: {
@@ -182,6 +194,12 @@ const SOFTWARE: Defaults = {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     other: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     sums: 256,
+  },
+  // Not used by default: rounding costs more than it saves there.
+  gemvRowsInt8: {
+    narrow: { WORKGROUP: 32, ROWS: 4, SLICES: 1 },
+    other: { WORKGROUP: 32, ROWS: 4, SLICES: 1 },
+    sums: 64,
   },
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 8, TN: 8 },

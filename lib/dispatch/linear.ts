@@ -15,11 +15,11 @@ import {
   type LinearShape,
 } from "./shapes.ts";
 import { type Defaults, defaultsFor, tileFor } from "./defaults.ts";
-import { linearKey } from "./keys.ts";
+import { type LinearKernel, linearKey } from "./keys.ts";
 
 /** A kernel, its constants, and the reason. */
 export interface LinearChoice {
-  kernel: "gemv" | "gemvRows" | "gemm";
+  kernel: LinearKernel;
   constants: Constants;
   /** Whether the kernel norms the rows itself; if not, rmsNorm runs before it. */
   fusedNorm: boolean;
@@ -104,12 +104,14 @@ export function fewRowsBytes(
 }
 
 /** Halves the rows of w per lane group, then the threads, until workgroup memory fits. */
-function fitFewRows(
-  row: Defaults["gemvRows"]["other"],
+function fitFewRows<
+  T extends { WORKGROUP: number; ROWS: number; SLICES: number },
+>(
+  row: T,
   { m, swiglu }: LinearShape,
   lanes: number,
   device: Capabilities,
-): Defaults["gemvRows"]["other"] {
+): T {
   let { WORKGROUP, ROWS } = row;
   const room = device.limits.maxComputeWorkgroupStorageSize;
   const least = swiglu ? 2 : 1;
@@ -121,8 +123,52 @@ function fitFewRows(
   return { ...row, WORKGROUP, ROWS };
 }
 
+/** Elements that share a scale where rows are rounded to integers. */
+const ROUNDED_BLOCK = 32;
+
+/** A few rows, rounded to integers, times quantized blocks. */
+function chooseFewRoundedRows(
+  shape: LinearShape,
+  device: Capabilities,
+): LinearChoice {
+  const { m, n, k, format } = shape, units = k / format.loads[0];
+  const defaults = defaultsFor(device);
+  const tuned = device.tuned?.get(linearKey("gemvRowsInt8", shape));
+  const { narrow, other, sums } = defaults.gemvRowsInt8;
+  const row = n <= NARROW_ROWS ? narrow : other;
+  const lanes = laneConstants(device, units), LANES = 2 ** lanes.LOG_LANES;
+  const chunks = Math.ceil(units / LANES);
+  const ROWS = Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / m)));
+  const SLICES = Math.min(row.SLICES, 2 ** Math.floor(Math.log2(chunks)));
+  const { WORKGROUP, ROWS: fitting } = fitFewRows(
+    { ...row, ROWS, SLICES },
+    shape,
+    LANES,
+    device,
+  );
+  return {
+    kernel: "gemvRowsInt8",
+    constants: {
+      ...{ WORKGROUP, ROWS: fitting, SLICES },
+      ...lanes,
+      ...tuned,
+      M: m,
+      EPILOGUE: epilogueOf(shape),
+    },
+    fusedNorm: false,
+    splits: 1,
+    reason:
+      `${m} rows, rounded to 15 bits per block of ${ROUNDED_BLOCK}: multiplied as integers; ${
+        origin(tuned, defaults)
+      }`,
+  };
+}
+
 function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
-  const { m, n, k, norm } = shape;
+  const { m, n, k, norm, format, rounds } = shape;
+  if (rounds && format.integers && k % ROUNDED_BLOCK === 0) {
+    return chooseFewRoundedRows(shape, device);
+  }
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRows", shape));
   const { narrow, other, sums } = defaults.gemvRows;

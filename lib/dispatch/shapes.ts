@@ -21,6 +21,11 @@ export interface LinearShape {
   swiglu: boolean;
   /** The largest absolute weight, if it was measured; f16 matmuls need it. */
   largest?: number;
+  /**
+   * Whether rows may be rounded to integers of 15 bits with a scale per 32 elements, as with
+   * precision "auto".
+   */
+  rounds?: boolean;
   /** Whether the weights never change, so that a copy may be read instead. */
   fixed?: boolean;
 }

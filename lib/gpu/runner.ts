@@ -19,7 +19,7 @@ import { GpuSequences, type Pass } from "./sequences.ts";
 import { GpuStates } from "./states.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
-import type { Weights } from "../model/family.ts";
+import { listWeights, type Weights } from "../model/family.ts";
 import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
 import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
@@ -32,7 +32,10 @@ import { type LoadOptions, loadWeights } from "../model/weights.ts";
 export interface GpuRunnerOptions extends LoadOptions {
   context: number;
   cacheDtype: "f16" | "f32";
-  /** Whether matmuls of many rows may multiply in f16; they sum in f32. */
+  /**
+   * Whether matmuls of many rows may multiply in f16; they sum in f32. Those of a few rows
+   * by quantized blocks then round rows to integers of 15 bits.
+   */
   f16Matmuls: boolean;
 }
 
@@ -71,9 +74,10 @@ export class GpuRunner implements Runner {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     requireVocabulary(`load ${checkpoint.name}`, config.vocabSize);
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
-    // The largest weights bound how far rows may be scaled up in f16.
     if (options.f16Matmuls) {
+      // The largest weights bound how far rows may be scaled up in f16.
       await measureLargest(gpu, config, weights, options.signal);
+      for (const matrix of listWeights(weights)) matrix.rounds = true;
     }
     gpu.check();
     const size = { sequences: 1, context, dtype };

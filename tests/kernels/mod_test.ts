@@ -125,6 +125,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       gemv: 8,
       gemvColumns: 6,
       gemvRows: 8,
+      gemvRowsInt8: 8,
       maxAbs: 5,
       mergeSplits: 2,
       peakFma: 1,
@@ -139,6 +140,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       swiglu: 2,
       synthesize: 4,
       toF16: 4,
+      toInt8: 5,
     },
   );
   assertEquals(LEAST_LIMITS.maxStorageBuffersPerShaderStage, 8);

@@ -124,6 +124,7 @@ export function casesOf(
   // Classes of rows, and the rows below the first.
   const byRows = [
     ["gemvRows", FEW_ROW_CLASSES, 1],
+    ["gemvRowsInt8", FEW_ROW_CLASSES, 1],
     ["gemm", ROW_CLASSES, FEW_ROWS],
   ] as const;
   for (const [name, classes, below] of byRows) {
@@ -213,7 +214,9 @@ function addLinear(
     const n = rowsHeld(part), { format } = part;
     const swiglu = which === "gate_up_proj";
     const shape = { m: rows, n, k, format, swiglu, norm: false };
-    const choice = chooseLinear({ ...shape, largest: w.largest }, gpu);
+    const { largest, rounds } = w;
+    const choice = chooseLinear({ ...shape, largest, rounds }, gpu);
+    if (choice.kernel !== kernel.name) continue; // another kernel of few rows
     const half = choice.headroom !== undefined;
     const key = linearKey(choice.kernel, shape, half);
     const check: Check = {
