@@ -51,42 +51,71 @@ function blocks(plan: Plan, format: Format, n: number, k: number) {
   return { matrix, part };
 }
 
+/** Operands and kernels of a Linear layer as the model would choose them. */
+function recordLinear(
+  plan: Plan,
+  format: Format,
+  { m, n, k }: { m: number; n: number; k: number },
+): void {
+  const own = (tensor: Tensor) => {
+    plan.own(tensor);
+    return tensor;
+  };
+  const { constants, kernel, splits, headroom } = chooseLinear({
+    ...{ m, n, k, format, norm: false, swiglu: false },
+    largest: gpu.software ? undefined : 1,
+    rounds: true,
+  }, gpu);
+  const y = own(Tensor.create(gpu, "f32", [splits * m, n], undefined, "y"));
+  const uniforms = { stride: n, column: 0 };
+  const copies = copiesOf(gpu, n * storedRowBytes(format, k));
+  const ws = Array.from({ length: copies }, () => blocks(plan, format, n, k));
+  const x = kernel === "gemvRowsInt8"
+    ? roundRows(randomMatrixData(m, k), k, format.loads[0])
+    : undefined;
+  const rows = x
+    ? own(Tensor.upload(gpu, x.planes))
+    : own(randomMatrix(gpu, headroom ? "f16" : "f32", [m, k]));
+  const scales = own(
+    x ? Tensor.upload(gpu, x.scales) : randomMatrix(gpu, "f32", [m]),
+  );
+  for (let i = 0; i < DISPATCHES; i++) {
+    const w = ws[i % copies];
+    if (kernel === "gemm") {
+      const operands = { a: rows, b: w, scales, c: y };
+      plan.add(gemm, operands, { constants, uniforms });
+    } else if (kernel === "gemvRowsInt8") {
+      plan.add(gemvRowsInt8, { w, x: rows, scales, y }, {
+        ...{ constants, uniforms },
+      });
+    } else {
+      plan.add(kernel === "gemv" ? gemv : gemvRows, { w, x: rows, y }, {
+        constants,
+        uniforms: { ...uniforms, eps: 0 },
+      });
+    }
+  }
+}
+
+/** Formats beside which blocks are timed where several rows share the matrix. */
+const SOME = ["bf16", "q4_k", "q6_k", "q8_0", "q4_0"].map(formatNamed);
+const ONE = FORMATS.filter(({ elements }) => elements > 1);
+
 benchPlans(
   gpu,
   "formats",
-  shapes.map(([n, k]) => ({
-    name: `[1, ${k}] × [${k}, ${n}]`,
-    copies: DISPATCHES,
-    batch: gpu.software ? 1 : 8,
-    flops: 2 * n * k,
-    cases: FORMATS.filter(({ safetensors }) => !safetensors).map((format) => {
-      const bytes = n * storedRowBytes(format, k);
-      const { constants } = chooseLinear(
-        { m: 1, n, k, format, norm: false, swiglu: false },
-        gpu,
-      );
-      return {
+  [1, 16, 512].flatMap((m) =>
+    shapes.map(([n, k]) => ({
+      name: `[${m}, ${k}] × [${k}, ${n}]`,
+      copies: DISPATCHES,
+      batch: gpu.software || m > 16 ? 1 : 8,
+      flops: 2 * m * n * k,
+      cases: (m === 1 ? ONE : SOME).map((format) => ({
         name: format.name,
-        bound: "memory" as const,
-        bytes,
-        record(plan: Plan) {
-          const x = randomMatrix(gpu, "f32", [1, k]);
-          const y = Tensor.create(gpu, "f32", [1, n], undefined, "y");
-          plan.own(x);
-          plan.own(y);
-          const copies = copiesOf(gpu, bytes);
-          const ws = Array.from(
-            { length: copies },
-            () => blocks(plan, format, n, k),
-          );
-          for (let i = 0; i < DISPATCHES; i++) {
-            plan.add(gemv, { w: ws[i % copies], x, y }, {
-              constants,
-              uniforms: { stride: n, column: 0, eps: 0 },
-            });
-          }
-        },
-      };
-    }),
-  })),
+        bound: m === 1 ? "memory" as const : "f32" as const,
+        bytes: n * storedRowBytes(format, k),
+        record: (plan: Plan) => recordLinear(plan, format, { m, n, k }),
+      })),
+    }))
+  ),
 );

@@ -24,7 +24,7 @@ type GemvConstants = Readonly<
 type GemvRowsConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; SLICES: number }
 >;
-/** The same where rows are rounded to integers. */
+/** For a few rows of x, rounded to integers; all loads are in flight. */
 type Int8RowsConstants = Omit<GemvRowsConstants, "STEPS">;
 /** Tiles per workgroup and per thread; see kernels/gemm.ts. */
 type TileConstants = Readonly<
