@@ -1,16 +1,21 @@
 /**
- * One row times a matrix in each format of blocks, read from memory rather than a cache:
- * the Linear layers of a decode step of Qwen3-8B.
+ * One row, 16 and 512 times a matrix in formats of blocks, read from memory rather than a
+ * cache: the Linear layers of Qwen3-8B.
  *
  *   deno bench -A bench/formats_bench.ts
  */
+import { gemm } from "../kernels/gemm.ts";
 import { gemv } from "../kernels/gemv.ts";
+import { gemvInt8 } from "../kernels/gemv_int8.ts";
+import { gemvRows } from "../kernels/gemv_rows.ts";
+import { gemvRowsInt8 } from "../kernels/gemv_rows_int8.ts";
+import { roundRows } from "../kernels/int8_case.ts";
 import { Random } from "../lib/check/reference.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { type Format, storedRowBytes } from "../lib/formats/format.ts";
 import { allocateMatrix, type Matrix } from "../lib/formats/matrix.ts";
-import { FORMATS } from "../lib/formats/mod.ts";
-import { bytesOf } from "../lib/formats/tensor.ts";
+import { formatNamed, FORMATS } from "../lib/formats/mod.ts";
+import { bytesOf, type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import { gpuStore } from "../lib/gpu/store.ts";
 import type { Plan } from "../lib/webgpu/plan.ts";
 import { Tensor } from "../lib/webgpu/tensor.ts";
@@ -64,32 +69,30 @@ function recordLinear(
   const { constants, kernel, splits, headroom } = chooseLinear({
     ...{ m, n, k, format, norm: false, swiglu: false },
     largest: gpu.software ? undefined : 1,
-    rounds: true,
   }, gpu);
   const y = own(Tensor.create(gpu, "f32", [splits * m, n], undefined, "y"));
   const uniforms = { stride: n, column: 0 };
   const copies = copiesOf(gpu, n * storedRowBytes(format, k));
   const ws = Array.from({ length: copies }, () => blocks(plan, format, n, k));
   const x = kernel === "gemvRowsInt8"
-    ? roundRows(randomMatrixData(m, k), k, format.loads[0])
+    ? roundRows(toF32(new Random().tensor("f32", [m, k])), k, format.loads[0])
     : undefined;
-  const rows = x
-    ? own(Tensor.upload(gpu, x.planes))
-    : own(randomMatrix(gpu, headroom ? "f16" : "f32", [m, k]));
-  const scales = own(
-    x ? Tensor.upload(gpu, x.scales) : randomMatrix(gpu, "f32", [m]),
+  const upload = ({ dtype, shape, data }: CpuTensor) =>
+    Tensor.create(gpu, dtype, shape, data as Float32Array<ArrayBuffer>);
+  const rows = own(
+    x ? upload(x.planes) : randomMatrix(gpu, headroom ? "f16" : "f32", [m, k]),
   );
+  const scales = own(x ? upload(x.scales) : randomMatrix(gpu, "f32", [m]));
   for (let i = 0; i < DISPATCHES; i++) {
     const w = ws[i % copies];
     if (kernel === "gemm") {
       const operands = { a: rows, b: w, scales, c: y };
       plan.add(gemm, operands, { constants, uniforms });
     } else if (kernel === "gemvRowsInt8") {
-      plan.add(gemvRowsInt8, { w, x: rows, scales, y }, {
-        ...{ constants, uniforms },
-      });
+      const operands = { w, x: rows, scales, y };
+      plan.add(gemvRowsInt8, operands, { constants, uniforms });
     } else {
-      plan.add(kernel === "gemv" ? gemv : gemvRows, { w, x: rows, y }, {
+      plan.add({ gemv, gemvInt8, gemvRows }[kernel], { w, x: rows, y }, {
         constants,
         uniforms: { ...uniforms, eps: 0 },
       });

@@ -3,12 +3,14 @@ import { formatNamed } from "../lib/formats/mod.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
-import { BLOCKS } from "./case.ts";
+import { BLOCKS, INTEGER_SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { W_ROW, WRITE } from "./gemv.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 
+/** Formats whose quants are integers. */
+const INTEGERS = BLOCKS.filter((name) => formatNamed(name).integers);
 /** Elements of x that share a scale. */
 const BLOCK = 32;
 /** Elements of x that a thread rounds at a time, and whose sums are kept. */
@@ -31,10 +33,6 @@ export function int8Parts(n: number, constants: Constants): number {
   const groups = Number(constants.WORKGROUP) >> Number(constants.LOG_LANES);
   return Math.ceil(n / rowsOfWorkgroup(constants)) * groups;
 }
-
-/** Bytes of workgroup memory that `elements` of x take. */
-export const roundedBytes = (elements: number): number =>
-  2 * elements + 16 * elements / BLOCK;
 
 /**
  * One row times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
@@ -259,6 +257,18 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   @if EPILOGUE == "add" { if (lane == 0u && own_part < PARTS) { squares[own_part] = squared_sum; } }
 }`,
-  cases: [],
-  makeCase: (given, tools) => linearCase(given, tools, int8Parts),
+  cases: [
+    ...INTEGERS.map((w) => ({ m: 1, n: 37, k: 1280, w })),
+    { m: 1, n: 300, k: 768, w: "q4_k", epilogue: "add" },
+    { m: 1, n: 74, k: 768, w: "q6_k", norm: "f32", epilogue: "swiglu" },
+    { m: 1, n: 74, k: 1312, w: "q8_0", norm: "bf16" },
+  ],
+  // Without subgroups, other kernels run.
+  makeCase: (given, tools) =>
+    tools.device.subgroupSize < 2
+      ? undefined
+      : linearCase(given, tools, int8Parts, {
+        largest: 1,
+        tolerance: INTEGER_SUM,
+      }),
 });

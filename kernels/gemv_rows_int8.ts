@@ -1,7 +1,4 @@
-import {
-  type Capabilities,
-  laneConstants,
-} from "../lib/dispatch/capabilities.ts";
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
@@ -19,12 +16,6 @@ import {
 import { W_ROW } from "./gemv.ts";
 import { BLOCK, int8Values, roundRows } from "./int8_case.ts";
 import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
-
-/** Lanes that share a row of w, and its units. */
-function lanesOf({ k, format }: LinearTarget, device: Capabilities) {
-  const units = k / format.loads[0];
-  return { units, lanes: 2 ** laneConstants(device, units).LOG_LANES };
-}
 
 /**
  * A few rows times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
@@ -93,13 +84,9 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
       ROWS: [1, 2, 4, 8],
       SLICES: [1, 2, 4, 8],
     },
-    settle(target: LinearTarget, given, device) {
-      const { lanes, units } = lanesOf(target, device);
-      const most = 2 ** Math.ceil(Math.log2(Math.ceil(units / lanes)));
-      return { ...given, SLICES: Math.min(given.SLICES, most) };
-    },
     needs(target: LinearTarget, { WORKGROUP, ROWS, SLICES }, device) {
-      const { lanes } = lanesOf(target, device);
+      const units = target.k / target.format.loads[0];
+      const lanes = 2 ** laneConstants(device, units).LOG_LANES;
       return fewRowsNeeds(target, { WORKGROUP, ROWS, SLICES }, lanes, device);
     },
   },

@@ -13,6 +13,7 @@ export { embed } from "./embed.ts";
 export { gemm } from "./gemm.ts";
 export { gemv } from "./gemv.ts";
 export { gemvColumns } from "./gemv_columns.ts";
+export { gemvInt8 } from "./gemv_int8.ts";
 export { gemvRows } from "./gemv_rows.ts";
 export { gemvRowsInt8 } from "./gemv_rows_int8.ts";
 export { maxAbs } from "./max_abs.ts";

@@ -17,7 +17,12 @@ const classOf = (m: number, classes: readonly number[]) =>
   classes.find((most) => m <= most) ?? classes.at(-1)!;
 
 /** The kernels that run Linear layers. */
-export type LinearKernel = "gemv" | "gemvRows" | "gemvRowsInt8" | "gemm";
+export type LinearKernel =
+  | "gemv"
+  | "gemvInt8"
+  | "gemvRows"
+  | "gemvRowsInt8"
+  | "gemm";
 
 /** The key of a Linear layer; set `half` if it multiplies in f16. */
 export function linearKey(
@@ -25,7 +30,7 @@ export function linearKey(
   { m, n, k, format, swiglu }: Omit<LinearShape, "norm" | "largest">,
   half = false,
 ): string {
-  const rows = kernel === "gemv"
+  const rows = kernel === "gemv" || kernel === "gemvInt8"
     ? m
     : classOf(m, kernel === "gemm" ? ROW_CLASSES : FEW_ROW_CLASSES);
   const kind = [kernel, format.name, ...(swiglu ? ["swiglu"] : [])];

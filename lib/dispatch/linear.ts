@@ -123,11 +123,7 @@ function fitFewRows<
   return { ...row, WORKGROUP, ROWS };
 }
 
-/** Elements that share a scale where rows are rounded to integers. */
-const ROUNDED_BLOCK = 32;
-
-/** A few rows, rounded to integers, times quantized blocks. */
-function chooseFewRoundedRows(
+function chooseFewIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
@@ -158,17 +154,17 @@ function chooseFewRoundedRows(
     fusedNorm: false,
     splits: 1,
     reason:
-      `${m} rows, rounded to 15 bits per block of ${ROUNDED_BLOCK}: multiplied as integers; ${
+      `${m} rows: the matrix is read once for all of them, and its quants multiply as integers, by rows rounded to 15 bits; ${
         origin(tuned, defaults)
       }`,
   };
 }
 
 function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
-  const { m, n, k, norm, format, rounds } = shape;
-  if (rounds && format.integers && k % ROUNDED_BLOCK === 0) {
-    return chooseFewRoundedRows(shape, device);
+  if (multipliesIntegers(shape, device)) {
+    return chooseFewIntegers(shape, device);
   }
+  const { m, n, k, norm } = shape;
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRows", shape));
   const { narrow, other, sums } = defaults.gemvRows;
@@ -195,7 +191,74 @@ function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
   };
 }
 
+/** Bytes of workgroup memory that gemvInt8 takes for `elements` of x. */
+export const roundedBytes = (elements: number): number =>
+  2 * elements + elements / 2;
+
+/** Minimum rows of w per lane group of gemvInt8, by n: a GPU needs enough workgroups. */
+const INT8_ROWS = [[8192, 4], [2048, 2], [0, 1]] as const;
+/** Elements of x that share a scale where rows are rounded to integers. */
+const ROUNDED_BLOCK = 32;
+/** Elements of x that gemvInt8 takes at a time are a multiple of this. */
+const ROUNDED_STEP = 256;
+/** Workgroup memory that leaves room for several workgroups, even on large GPUs. */
+const ROUNDED_ROOM = 32768;
+
+/** Whether quants multiply as integers, by rows that are rounded to integers. */
+function multipliesIntegers(
+  { k, format, largest }: LinearShape,
+  { subgroupSize }: Capabilities,
+): boolean {
+  // Without the largest weight, results must be as exact as f32 allows.
+  return largest !== undefined && format.integers !== undefined &&
+    subgroupSize >= 2 && k % ROUNDED_BLOCK === 0 && k % format.loads[0] === 0;
+}
+
+function chooseIntegers(
+  shape: LinearShape,
+  device: Capabilities,
+): LinearChoice {
+  const { n, k, format, norm, swiglu } = shape;
+  const defaults = defaultsFor(device);
+  const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
+  const lanes = laneConstants(device);
+  const laneCount = 2 ** lanes.LOG_LANES;
+  const [, rows] = INT8_ROWS.find(([least]) => n >= least)!;
+  const row = { ...defaults.int8, ROWS: swiglu ? Math.max(2, rows) : rows };
+  const room = Math.min(
+    ROUNDED_ROOM,
+    device.limits.maxComputeWorkgroupStorageSize,
+  );
+  const most = Math.floor(room / roundedBytes(ROUNDED_STEP)) * ROUNDED_STEP;
+  const phases = Math.ceil(k / most);
+  const chunk = Math.ceil(k / phases / ROUNDED_STEP) * ROUNDED_STEP;
+  const steps = Math.ceil(Math.min(k, chunk) / format.loads[0] / laneCount);
+  const groups = n / (row.ROWS * row.WORKGROUP / laneCount);
+  return {
+    kernel: "gemvInt8",
+    constants: {
+      ...row,
+      STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)),
+      LOOPS: phases > 1
+        ? 1
+        : Math.max(1, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
+      CHUNK: chunk,
+      EPILOGUE: epilogueOf(shape),
+      NORM: norm ? 1 : 0,
+      ...lanes,
+      ...tuned,
+    },
+    fusedNorm: norm,
+    splits: 1,
+    reason:
+      `1 row: the matrix is read once, and its quants multiply as integers, by a row rounded to 15 bits; ${
+        origin(tuned, defaults)
+      }`,
+  };
+}
+
 function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
+  if (multipliesIntegers(shape, device)) return chooseIntegers(shape, device);
   const { n, k, format, norm } = shape, [unit] = format.loads;
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemv", shape));

@@ -19,13 +19,11 @@ export interface LinearShape {
   norm: boolean;
   /** Whether SwiGLU follows: each pair of w's rows makes one output. */
   swiglu: boolean;
-  /** The largest absolute weight, if it was measured; f16 matmuls need it. */
-  largest?: number;
   /**
-   * Whether rows may be rounded to integers of 15 bits with a scale per 32 elements, as with
-   * precision "auto".
+   * The largest absolute weight, if it was measured, which is so where f16 is allowed; f16
+   * matmuls need it.
    */
-  rounds?: boolean;
+  largest?: number;
   /** Whether the weights never change, so that a copy may be read instead. */
   fixed?: boolean;
 }

@@ -32,8 +32,6 @@ export interface Matrix<T> {
   readonly parts: readonly MatrixPart<T>[];
   /** The largest absolute value, if it was measured. */
   largest?: number;
-  /** Whether rows that multiply it may be rounded to integers of 15 bits. */
-  rounds?: boolean;
 }
 
 /** A part without its memory. */

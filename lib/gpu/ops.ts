@@ -10,6 +10,7 @@ import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
 import { embed } from "../../kernels/embed.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
+import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
 import { gemvRowsInt8 } from "../../kernels/gemv_rows_int8.ts";
 import { int8Sizes } from "../../kernels/int8_case.ts";
@@ -42,6 +43,13 @@ import { Tensor } from "../webgpu/tensor.ts";
 
 /** The number of partial sums of squares that embed writes per row. */
 const EMBED_PARTS = Number(embed.constants.WORKGROUP);
+
+/** The kernels of one or a few rows, and the sums of squares that they leave. */
+const BY_ROWS = {
+  gemv: [gemv, squareParts],
+  gemvInt8: [gemvInt8, int8Parts],
+  gemvRows: [gemvRows, rowParts],
+} as const;
 
 /** A call of a Linear layer, for one part of its matrix. */
 interface LinearCall {
@@ -302,29 +310,31 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         norm: norm !== undefined,
         swiglu: epilogue === "swiglu",
         largest: w.largest,
-        rounds: w.rounds,
         fixed: true,
       }, this.gpu);
       const call = { x, norm, input, rounded, w, part, y, epilogue, choice };
       if (choice.kernel === "gemm") this.#gemm(call);
       else if (choice.kernel === "gemvRowsInt8") this.#gemvRowsInt8(call);
-      else this.#gemv(call);
+      else this.#gemv(call, choice.kernel);
     }
     return y;
   }
 
   /** Records a matmul of one or a few rows. */
-  #gemv({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
-    const { constants, reason } = choice, one = choice.kernel === "gemv";
+  #gemv(
+    { x, norm, input, w, part, y, epilogue, choice }: LinearCall,
+    by: keyof typeof BY_ROWS,
+  ): void {
+    const { constants, reason } = choice, [kernel, sums] = BY_ROWS[by];
+    const fours = by !== "gemvRows" && constants.SPREAD !== "rows";
     const squares = this.#squares.get(x.buffer);
     const fused = norm && choice.fusedNorm && squares &&
-      // gemv reads them four at a time, except where each lane has its own rows.
-      !(one && constants.SPREAD !== "rows" && squares.shape[1] % 4);
-    const sums = one ? squareParts : rowParts;
+      // One row's are read four at a time, except where each lane has its own rows.
+      !(fours && squares.shape[1] % 4);
     const leaves = epilogue === "add"
       ? this.#leaveSquares(y, sums(part.rows, constants))
       : undefined;
-    this.plan.add(one ? gemv : gemvRows, {
+    this.plan.add(kernel, {
       w: { matrix: w, part },
       x: fused ? x : input(),
       y,

@@ -19,7 +19,7 @@ import { GpuSequences, type Pass } from "./sequences.ts";
 import { GpuStates } from "./states.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
-import { listWeights, type Weights } from "../model/family.ts";
+import type { Weights } from "../model/family.ts";
 import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
 import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
@@ -33,8 +33,8 @@ export interface GpuRunnerOptions extends LoadOptions {
   context: number;
   cacheDtype: "f16" | "f32";
   /**
-   * Whether matmuls of many rows may multiply in f16; they sum in f32. Those of a few rows
-   * by quantized blocks then round rows to integers of 15 bits.
+   * Whether matmuls of many rows may multiply in f16; they sum in f32. Those of fewer rows
+   * by quantized blocks may then round rows to integers of 15 bits.
    */
   f16Matmuls: boolean;
 }
@@ -77,7 +77,6 @@ export class GpuRunner implements Runner {
     if (options.f16Matmuls) {
       // The largest weights bound how far rows may be scaled up in f16.
       await measureLargest(gpu, config, weights, options.signal);
-      for (const matrix of listWeights(weights)) matrix.rounds = true;
     }
     gpu.check();
     const size = { sequences: 1, context, dtype };

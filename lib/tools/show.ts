@@ -397,8 +397,9 @@ function recordPasses(
     const pairs = { pairs: spec.split === "pairs" };
     const matrix = allocateMatrix(label, stack, k, pairs, store.allocate);
     // A typical magnitude, since measuring it takes a device.
-    if (halfMatmuls && measured) matrix.largest = kind === "norm" ? 2 : 0.25;
-    matrix.rounds = halfMatmuls;
+    if (halfMatmuls && (measured || format.integers)) {
+      matrix.largest = kind === "norm" ? 2 : 0.25;
+    }
     return matrix;
   });
   const { headDim, vocabSize } = config;

@@ -1,10 +1,9 @@
 import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
+import { INTEGER_SUM } from "../../kernels/case.ts";
+import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { FORMATS } from "../../lib/formats/mod.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 import { checkRows, type RowsCase } from "../support/rows_case.ts";
-
-/** Rounding x to 15 bits is off by about 3e-5 of the norm of the products. */
-const INTEGER_SUM = 3e-4;
 
 const INTEGERS = FORMATS.filter(({ integers }) => integers);
 
@@ -25,7 +24,7 @@ gpuTest(
 gpuTest(
   "gemvInt8 gives the same for every choice of threads, rows, steps and loops",
   async (_, trial) => {
-    const choices = [
+    const choices: Constants[] = [
       { WORKGROUP: 32, ROWS: 1, STEPS: 1 },
       { WORKGROUP: 128, ROWS: 4, STEPS: 4, CHUNK: 256 },
       { WORKGROUP: 64, ROWS: 2, STEPS: 2, CHUNK: 1024 },

@@ -124,6 +124,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       gemm: 7,
       gemv: 8,
       gemvColumns: 6,
+      gemvInt8: 8,
       gemvRows: 8,
       gemvRowsInt8: 8,
       maxAbs: 5,

@@ -214,8 +214,7 @@ function addLinear(
     const n = rowsHeld(part), { format } = part;
     const swiglu = which === "gate_up_proj";
     const shape = { m: rows, n, k, format, swiglu, norm: false };
-    const { largest, rounds } = w;
-    const choice = chooseLinear({ ...shape, largest, rounds }, gpu);
+    const choice = chooseLinear({ ...shape, largest: w.largest }, gpu);
     if (choice.kernel !== kernel.name) continue; // another kernel of few rows
     const half = choice.headroom !== undefined;
     const key = linearKey(choice.kernel, shape, half);
