@@ -28,33 +28,51 @@ const perStrip = (code: string) => /* wgsl */ `
     @if (s + 1) * THREADS <= STRIPS { ${code} } @else { if (strip < STRIPS) { ${code} } }
   }`;
 
-// A strip is a word of quants of each of four columns, with its factors. Threads past the
-// last column or k read others, and what they yield is not stored or multiplied by zero.
+// A strip is a word of quants of each of four columns. Their factors are computed once for
+// all strips of a unit, each by the thread that loaded its scales.
 const beginStrip = /* wgsl */ `
   @unroll for (var i = 0; i < 4; i++) {
     let column = source_column(first_column, strip / (BK / 8u) * 4u + i);
     strip_begin[s * 4 + i] = min(column, u.n - 1u) * (u.k / 8u) + strip % 4u;
   }`;
 
+// Past the last column or k others are read, and what they yield is not stored or
+// multiplied by zero.
 const loadStrip = /* wgsl */ `
   @if WHOLE { let at = (k0 + strip % (BK / 8u) / 4u * 32u) / 8u; }
   @else { let at = min(k0 + strip % (BK / 8u) / 4u * 32u, u.k - 32u) / 8u; }
-  @unroll for (var i = 0; i < 4; i++) {
-    strip_at[s * 4 + i] = strip_begin[s * 4 + i] + at;
-    words[s * 4 + i] = b_words(strip_at[s * 4 + i]);
-  }`;
+  @unroll for (var i = 0; i < 4; i++) { words[s * 4 + i] = b_words(strip_begin[s * 4 + i] + at); }`;
 
 const storeStrip = /* wgsl */ `
-  let at = strip % (BK / 8u) / 4u * 32u + strip % 4u * 4u;
+  let first = strip % (BK / 8u) / 4u * 32u;
+  let own = first / UNIT * BN + strip / (BK / 8u) * 4u;
   @split var raw: array<b_Raw, 4>;
-  @unroll for (var i = 0; i < 4; i++) { raw[i] = b_raw(words[s * 4 + i], strip_at[s * 4 + i]); }
+  @unroll for (var i = 0; i < 4; i++) {
+    raw[i] = b_raw(words[s * 4 + i], factor_tile[own + i], (k0 - BK + first) / 8u + strip % 4u);
+  }
+  let at = first + strip % 4u * 4u;
   @unroll for (var f = 0; f < 2; f++) {
-    @split var four: array<T, 4>;
-    @unroll for (var i = 0; i < 4; i++) { four[i] = T(b_four[f](raw[i])); }
+    @split var four: array<vec4f, 4>;
+    @unroll for (var i = 0; i < 4; i++) { four[i] = b_four[f](raw[i]); }
     @unroll for (var e = 0; e < 4; e++) {
-      b_tile[(at + f * 16) / UNROLL][(at + f * 16) % UNROLL + e][strip / (BK / 8u)] = T(four[0][e], four[1][e], four[2][e], four[3][e]);
+      b_tile[(at + f * 16) / UNROLL][(at + f * 16) % UNROLL + e][strip / (BK / 8u)] = T(vec4f(four[0][e], four[1][e], four[2][e], four[3][e]));
     }
   }`;
+
+/** Repeats code for each of the units whose factors a thread computes. */
+const perFactors = (code: string) => /* wgsl */ `
+  @unroll for (var s = 0; s < FACTOR_LOADS; s++) {
+    let own = tid + s * THREADS;
+    @if (s + 1) * THREADS <= FACTORS { ${code} } @else { if (own < FACTORS) { ${code} } }
+  }`;
+
+const loadScales = /* wgsl */ `
+  let column = min(source_column(first_column, own % BN), u.n - 1u);
+  scale_unit[s] = column * (u.k / UNIT) + min(k0 / UNIT + own / BN, u.k / UNIT - 1u);
+  scales_of[s] = b_scale_words(scale_unit[s]);`;
+
+const storeFactors =
+  "factor_tile[own] = b_factors(scales_of[s], scale_unit[s]);";
 
 /** Stores a 4 × 4 block transposed, k outermost. */
 const transpose = (tile: string, block: string) =>
@@ -157,6 +175,7 @@ const B_STRIDE = BN / 4u + 1u;
 // depend on the thread are the same for every k.
 var<workgroup> a_tile: array<array<array<T, A_STRIDE>, UNROLL>, BK / UNROLL>;
 var<workgroup> b_tile: array<array<array<T, B_STRIDE>, UNROLL>, BK / UNROLL>;
+@if STRIPS > 0 { var<workgroup> factor_tile: array<b_Factors, FACTORS>; }
 
 fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
   return select(0u, size - min(begin, size), inside);
@@ -181,7 +200,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @if STRIPS > 0 {
     @split var words: array<b_Words, STRIP_LOADS * 4>;
     @split var strip_begin: array<u32, STRIP_LOADS * 4>;
-    @split var strip_at: array<u32, STRIP_LOADS * 4>;
+    @split var scales_of: array<b_ScaleWords, FACTOR_LOADS>;
+    @split var scale_unit: array<u32, FACTOR_LOADS>;
     ${perStrip(beginStrip)}
   }
   let splits = splits_of_k(groups);
@@ -210,7 +230,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         let block = tid + l * THREADS;
         ${perBlock(loadA, loadB)}
       }
-      @if STRIPS > 0 { ${perStrip(loadStrip)} }
+      @if STRIPS > 0 {
+        ${perStrip(loadStrip)}
+        ${perFactors(loadScales)}
+      }
     }
     if (k0 > k_begin) {
       @split var av: array<T, TM4>;
@@ -222,6 +245,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       @else { for (var q = 0u; q < BK / UNROLL; q++) { ${multiply("q")} } }
       @if F16 { @unroll for (var i = 0; i < TM * TN4; i++) { acc[i] += vec4f(sum[i]); } }
     }
+    // Read after the next barrier; what it replaces was read before the last one.
+    @if STRIPS > 0 { if (k0 < k_end) { ${perFactors(storeFactors)} } }
   }
   let columns = u.n / COLUMNS_PER_OUTPUT;
   @unroll for (var i = 0; i < TM4; i++) {
@@ -290,14 +315,18 @@ export function deriveTile(
     );
   }
   const byStrip = c.B_VIEW === "strip";
-  if (byStrip && BK % 32) {
+  const unit = byStrip ? formatNamed(String(c.B_DTYPE)).loads[0] : 0;
+  if (byStrip && (BK % 32 || BK > 32 && BK % unit)) {
     throw new Error(
-      `Cannot multiply by blocks in tiles ${BK} deep: it must be a multiple of 32`,
+      `Cannot multiply by ${c.B_DTYPE} in tiles ${BK} deep: it must be 32 or a multiple of ${
+        Math.max(32, unit)
+      }`,
     );
   }
   const THREADS = (BM / TM) * (BN / TN);
   const aBlocks = BM / 4 * (BK / 4), bBlocks = BN / 4 * (BK / 4);
   const strips = byStrip ? bBlocks / 2 : 0;
+  const factors = byStrip ? BN * Math.ceil(BK / unit) : 0;
   const blocks = aBlocks + (byStrip ? 0 : bBlocks);
   return {
     THREADS,
@@ -309,6 +338,9 @@ export function deriveTile(
     LOADS: Math.ceil(blocks / THREADS),
     STRIPS: strips,
     STRIP_LOADS: Math.ceil(strips / THREADS),
+    UNIT: unit,
+    FACTORS: factors,
+    FACTOR_LOADS: Math.ceil(factors / THREADS),
     WHOLE: k % BK === 0 && c.A_VIEW === "vec4" && c.B_VIEW !== "scalar" ? 1 : 0,
     COLUMNS_PER_OUTPUT: c.EPILOGUE === "swiglu" ? 2 : 1,
   };
@@ -364,7 +396,7 @@ export const gemm = defineKernel<GemmCase>({
       const loads = Math.ceil((BM + BN) / 4 * (BK / 4) / threads);
       return {
         threads,
-        bytes: tileBytes({ BM, BN, BK }, half),
+        bytes: tileBytes({ BM, BN, BK }, half, format),
         problem: [BM, BN, BK, TM, TN].some((size) => size % 4)
           ? "the sizes of a tile must be multiples of 4"
           : BK % tileDepth(format)

@@ -246,11 +246,17 @@ export function defaultsFor(
  */
 const LARGE_ROWS = 256, LARGE_OUTPUT = 1 << 21;
 
-/** Bytes of workgroup memory that a tile takes. */
+/** Maximum bytes of the factors of a column's 32 elements: two for each of four groups. */
+const FACTOR_BYTES = 32;
+
+/** Bytes of workgroup memory that a tile takes, at most. */
 export const tileBytes = (
   { BM, BN, BK }: Pick<TileConstants, "BM" | "BN" | "BK">,
   half: boolean,
-): number => BK * (BM / 4 + 1 + BN / 4 + 1) * (half ? 8 : 16);
+  format: Format,
+): number =>
+  BK * (BM / 4 + 1 + BN / 4 + 1) * (half ? 8 : 16) +
+  (hasStrips(format) ? BN * BK / 32 * FACTOR_BYTES : 0);
 
 /** What the depth of a tile must be a multiple of: strips span 32 elements. */
 export const tileDepth = (format: Format): number => hasStrips(format) ? 32 : 4;
@@ -275,6 +281,6 @@ export function tileFor(
   if (m <= 32) return deep(gemm.few);
   if (half && m > 64) return deep(gemm.half);
   const large = m >= LARGE_ROWS && m * n >= LARGE_OUTPUT &&
-    tileBytes(deep(gemm.large), half) <= room;
+    tileBytes(deep(gemm.large), half, format) <= room;
   return deep(large ? gemm.large : gemm.other);
 }

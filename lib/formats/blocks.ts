@@ -182,7 +182,7 @@ function reader(
   ${body}
 }`,
       struct("Raw", fields),
-      ...load === STRIP ? inTwoSteps(x, kept, unit / STRIP, factors) : [
+      ...load === STRIP ? stripsOf(x, kept, unit / STRIP, factors) : [
         `fn ${x}_load(at: u32) -> ${raw} {
   ${
           wide ? "let unit = at;" : `let unit = at / ${unit / 4}u;
@@ -207,7 +207,7 @@ function reader(
 }
 
 /** Declares how strips are loaded; there are `strips` in a unit. */
-function inTwoSteps(
+function stripsOf(
   x: string,
   { quants, load, shift, own }: Kept,
   strips: number,
@@ -217,21 +217,23 @@ function inTwoSteps(
   const fields = quants.map(([name, type]) => `${name}: ${type}`).join(", ");
   const made = [
     ...quants.map(([name], p) => `words.${name} >> (${shift!(p)})`),
-    ...factors.map((name) => own(`s.${name}`)),
+    ...factors.map((name) => own(`factors.${name}`)),
   ];
   return [
-    `struct ${words} { ${fields}, scales: ${x}_ScaleWords }`,
+    `struct ${words} { ${fields} }`,
     `fn ${x}_words(at: u32) -> ${words} {
   let unit = at / ${strips}u;
   let strip = at % ${strips}u;
-  return ${words}(${load.join(", ")}, ${x}_scale_words(unit));
+  return ${words}(${load.join(", ")});
 }`,
-    `fn ${x}_raw(words: ${words}, at: u32) -> ${raw} {
+    `fn ${x}_raw(words: ${words}, factors: ${x}_Factors, at: u32) -> ${raw} {
   let strip = at % ${strips}u;
-  let s = ${x}_factors(words.scales, at / ${strips}u);
   return ${raw}(${made.join(", ")});
 }`,
-    `fn ${x}_load(at: u32) -> ${raw} { return ${x}_raw(${x}_words(at), at); }`,
+    `fn ${x}_load(at: u32) -> ${raw} {
+  let unit = at / ${strips}u;
+  return ${x}_raw(${x}_words(at), ${x}_factors(${x}_scale_words(unit), unit), at);
+}`,
   ];
 }
 

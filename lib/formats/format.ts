@@ -62,9 +62,13 @@ export interface Format {
    *
    * With one element per load, only `x_at(at: u32) -> f32`.
    *
-   * With {@linkcode STRIP} elements, `x_load` also comes in two steps, so that nothing waits
-   * for scales that are not used yet: `x_words(at: u32) -> x_Words` is the bits of a load
-   * and of its scales, `x_raw(words: x_Words, at: u32) -> x_Raw` the load.
+   * With {@linkcode STRIP} elements, a load also comes in steps, so that several can share
+   * factors and nothing waits for what is not used yet:
+   *
+   * - `x_words(at: u32) -> x_Words`: the quants of load `at`;
+   * - `x_scale_words(unit: u32) -> x_ScaleWords`: the scales of a unit, one of the widest
+   *   loads, and `x_factors(words: x_ScaleWords, unit: u32) -> x_Factors` what they mean;
+   * - `x_raw(words: x_Words, factors: x_Factors, at: u32) -> x_Raw`: the load.
    */
   wgsl(x: string, elements: number, read: ReadPlane): WgslReader;
   /**

@@ -27,7 +27,7 @@ import {
  * - `unit`: the widest loads, `X_UNIT` elements each; `scalar` where the last
  *   dimension is not a multiple of that; u32 buffers: the array itself, of vec4u;
  * - `strip`: for formats of blocks that have such loads, those of STRIP elements
- *   (lib/formats/format.ts), in two steps: `x_words` and `x_raw`; `span` for the others;
+ *   (lib/formats/format.ts), also in steps: `x_words` and `x_raw`; `span` for the others;
  * - `texels`: like `unit`, but from a texture that holds a copy of a buffer that no
  *   longer changes; u32 buffers: `x_unit(i)` is 16 bytes;
  * - `half`: `x_at(i)` are elements 4i … 4i+3 as vec4<f16> (f16 only, F16 1);

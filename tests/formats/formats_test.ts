@@ -198,7 +198,7 @@ const views = {
     }
   }`,
   strip: `if (i < u.n * u.k / W_UNIT) {
-    let raw = w_masked(w_raw(w_words(i), i), u.keep == 1u);
+    let raw = w_masked(w_load(i), u.keep == 1u);
     @unroll for (var f = 0; f < 2; f++) {
       let four = w_four[f](raw);
       let at = i / 4u * 32u + f * 16u + i % 4u * 4u;

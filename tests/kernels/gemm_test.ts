@@ -99,52 +99,64 @@ gpuTest("gemm reads a and b of every type", async (_, trial) => {
   }
 });
 
-gpuTest("gemm multiplies by blocks of every format", async (gpu, trial) => {
+gpuTest("gemm multiplies by blocks of every format", async (_, trial) => {
   const { random } = trial;
   for (const b of BLOCKS) {
-    const { elements } = formatNamed(b), wide = elements === 256 ? 256 : 96;
+    const wide = formatNamed(b).elements === 256 ? 256 : 96;
     const size = () => random.pick(SIZES);
-    // 96 is not a multiple of every depth.
     for (const BK of [32, 64]) {
-      const constants = { BK, SPLITS: 1 };
+      // 96 is not a multiple of every depth.
+      const constants = { BK };
       await check(trial, { m: size(), n: size(), k: wide, b, constants });
       await check(trial, { m: size(), n: size(), k: 2 * wide, b, constants });
     }
-    const gated = { TN: 8, BK: 32, BN: random.pick([32, 64]) };
-    const n = 2 * random.pick([1, 3, 18, 40]), k = wide, m = 17;
     const epilogue = random.pick(["add", "swiglu"] as const);
-    await check(trial, { m, n, k, b, epilogue, constants: gated });
-    await check(trial, {
-      m: 9,
-      n,
-      k,
-      b,
-      column: 3,
-      padding: 1,
-      constants: { ...gated, C_FOURS: 0 },
-    });
-    const chosen = chooseLinear({
-      ...{ m: 300, n: 70, k, format: formatNamed(b), norm: false },
-      swiglu: false,
-    }, gpu).constants;
-    const { BM, BN, BK, TM, TN } = chosen;
-    await check(trial, {
-      m: 65,
-      n: 70,
-      k,
-      b,
-      constants: { BM, BN, BK, TM, TN },
-    });
+    const constants = { TN: 8, BK: 32, BN: random.pick([32, 64]) };
+    const n = 2 * random.pick([1, 3, 18, 40]);
+    await check(trial, { m: 17, n, k: wide, b, epilogue, constants });
   }
 });
 
+gpuTest(
+  "gemm multiplies by blocks in the tiles that dispatch chooses",
+  async (gpu, trial) => {
+    const { random } = trial;
+    for (const m of [20, 50, 70, 300]) {
+      const b = random.pick(BLOCKS), n = random.pick([70, 132]), k = 768;
+      const shape = { m, n, k, format: formatNamed(b), norm: false };
+      const { kernel, constants } = chooseLinear(
+        { ...shape, swiglu: false },
+        gpu,
+      );
+      if (kernel !== "gemm") continue;
+      const { BM, BN, BK, TM, TN } = constants;
+      const tile = { BM, BN, BK, TM, TN };
+      await check(trial, { m, n, k, b, constants: tile });
+      const place = {
+        column: 3,
+        padding: 1,
+        constants: { ...tile, C_FOURS: 0 },
+      };
+      await check(trial, { m, n, k, b, ...place });
+    }
+  },
+);
+
 Deno.test("gemm refuses tiles that do not hold whole strips", () => {
-  const constants = { ...gemm.constants, BK: 16, B_VIEW: "strip" };
-  assertThrows(
-    () => gemm.derive!(constants, { k: 256 }),
-    Error,
-    "Cannot multiply by blocks in tiles 16 deep: it must be a multiple of 32",
-  );
+  const strips = { ...gemm.constants, B_VIEW: "strip" };
+  for (
+    const [BK, B_DTYPE, least] of [
+      [16, "q4_k", 32],
+      [48, "q4_k", 32],
+      [96, "q2_k", 64],
+    ] as const
+  ) {
+    assertThrows(
+      () => gemm.derive!({ ...strips, BK, B_DTYPE }, { k: 256 }),
+      Error,
+      `Cannot multiply by ${B_DTYPE} in tiles ${BK} deep: it must be 32 or a multiple of ${least}`,
+    );
+  }
 });
 
 gpuTest("gemm adds to c and applies SwiGLU", async (_, trial) => {
