@@ -33,7 +33,7 @@ const perStrip = (code: string) => /* wgsl */ `
 const beginStrip = /* wgsl */ `
   @unroll for (var i = 0; i < 4; i++) {
     let column = source_column(first_column, strip / (BK / 8u) * 4u + i);
-    strip_begin[s * 4 + i] = min(column, u.n - 1u) * (u.k / 8u) + strip % 4u;
+    strip_begin[s * 4 + i] = offset.y / 8u + min(column, u.n - 1u) * (u.k / 8u) + strip % 4u;
   }`;
 
 // Past the last column or k others are read, and what they yield is not stored or
@@ -68,7 +68,7 @@ const perFactors = (code: string) => /* wgsl */ `
 
 const loadScales = /* wgsl */ `
   let column = min(source_column(first_column, own % BN), u.n - 1u);
-  scale_unit[s] = column * (u.k / UNIT) + min(k0 / UNIT + own / BN, u.k / UNIT - 1u);
+  scale_unit[s] = offset.y / UNIT + column * (u.k / UNIT) + min(k0 / UNIT + own / BN, u.k / UNIT - 1u);
   scales_of[s] = b_scale_words(scale_unit[s]);`;
 
 const storeFactors =
@@ -165,7 +165,8 @@ const multiply = (q: string) => /* wgsl */ `
  * reads four rows or columns at once; and the next tile is fetched into registers while
  * this one is multiplied.
  *
- * batched_gemm.ts uses this code too, with offsets per head.
+ * batched_gemm.ts uses this code too, with offsets per head, and expert_gemm.ts, with
+ * offsets per expert.
  */
 export const TILE = /* wgsl */ `
 const A_STRIDE = BM / 4u + 1u;
@@ -193,6 +194,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let first_row = wg.y * BM;
   let first_column = wg.x * (BN / COLUMNS_PER_OUTPUT);
   let offset = offsets(wg.z); // of a, b and c, in elements
+  @if EXPERTS > 0 { if (skips(wg.z)) { return; } }
   let tn = tid % (BN / TN);
   let tm = tid / (BN / TN);
   @split var acc: array<vec4f, TM * TN4>;
@@ -253,7 +255,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @unroll for (var r = 0; r < 4; r++) {
       let row = first_row + i * (BM / TM4) + tm * 4u + r;
       @if SCALED {
-        let scale = scales[min(row, u.m - 1u)];
+        let scale = scales[offset.x / u.k + min(row, u.m - 1u)];
         @unroll for (var j = 0; j < TN4; j++) { acc[(i * 4 + r) * TN4 + j] *= scale; }
       }
       @if EPILOGUE == "swiglu" {
@@ -290,6 +292,7 @@ export const tileConstants = {
   SCALED: 0,
   SPLITS: 1,
   UNROLL: 32,
+  EXPERTS: 0,
 };
 
 /**

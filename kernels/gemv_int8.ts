@@ -1,4 +1,3 @@
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
@@ -13,7 +12,7 @@ import { type LinearCase, linearCase } from "./linear_case.ts";
 const INTEGERS = BLOCKS.filter((name) => formatNamed(name).integers);
 /** Elements of x that share a scale. */
 const BLOCK = 32;
-/** Elements of x that a thread rounds at a time, and whose sums are kept. */
+/** Elements of x in 16 bytes of a plane; sums of as many are kept. */
 const OWN = 16;
 
 // Loads a chunk of the rows of lane group g. Units past the end of a phase or a row are not
@@ -28,11 +27,12 @@ const load = (into: string, phase: string, chunk: string) => /* wgsl */ `
 const rowsOfWorkgroup = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
   (Number(WORKGROUP) >> Number(LOG_LANES)) * Number(ROWS) * Number(LOOPS);
 
-/** Partial sums of squares that EPILOGUE "add" leaves: one per lane group. */
-export function int8Parts(n: number, constants: Constants): number {
-  const groups = Number(constants.WORKGROUP) >> Number(constants.LOG_LANES);
-  return Math.ceil(n / rowsOfWorkgroup(constants)) * groups;
-}
+/**
+ * Partial sums of squares that EPILOGUE "add" leaves: one per workgroup, and zeros up to a
+ * multiple of four.
+ */
+export const int8Parts = (n: number, constants: Constants): number =>
+  4 * Math.ceil(n / rowsOfWorkgroup(constants) / 4);
 
 /**
  * One row times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
@@ -73,10 +73,11 @@ export const gemvInt8 = defineKernel<LinearCase>({
   derive: (c, { m, k, parts }) => {
     const { integers } = formatNamed(String(c.W_DTYPE));
     if (
-      m > 1 || !integers || !c.SUBGROUPS || c.W_VIEW !== "unit" || k % BLOCK
+      m > 1 || !integers || Number(c.LOG_LANES) < 3 ||
+      !c.SUBGROUPS || c.W_VIEW !== "unit" || k % BLOCK
     ) {
       throw new Error(
-        `Cannot multiply [${m}, ${k}] by ${c.W_DTYPE} as integers: there must be one row of whole blocks of ${BLOCK}, quants that are integers, and subgroups`,
+        `Cannot multiply [${m}, ${k}] by ${c.W_DTYPE} as integers: there must be one row of whole blocks of ${BLOCK}, quants that are integers, and 8 lanes or more that exchange values`,
       );
     }
     const unit = Number(c.W_UNIT), lanes = 1 << Number(c.LOG_LANES);
@@ -89,13 +90,14 @@ export const gemvInt8 = defineKernel<LinearCase>({
     return {
       UNITS: units,
       LANES: lanes,
+      PER_WORKGROUP: Number(c.WORKGROUP) / lanes,
       STEPS: steps,
       CHUNK: chunk,
       PHASES: Math.ceil(k / chunk),
       TAKEN: taken,
       CHUNKS: Math.ceil(taken / (lanes * steps)),
-      OWNERS: chunk / OWN,
-      ROUNDS: Math.ceil(chunk / OWN / Number(c.WORKGROUP)),
+      OWNERS: chunk / OWN, // vec4u of a plane
+      ROUNDS: Math.ceil(chunk / 4 / Number(c.WORKGROUP)),
       QUADS: unit / OWN, // vec4u of a plane in a unit
       GROUP_FOURS: integers.group / 4,
       GROUPS: unit / integers.group,
@@ -110,7 +112,7 @@ export const gemvInt8 = defineKernel<LinearCase>({
   cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `
 ${LANES}
-const PER_WORKGROUP = WORKGROUP / LANES;
+@if EPILOGUE == "add" { var<workgroup> squared_sums: array<f32, PER_WORKGROUP>; }
 
 // Plane p of x has its 16 bytes number q of unit i at (p * QUADS + q) * TAKEN + i.
 var<workgroup> planes: array<vec4u, 2 * OWNERS>;
@@ -124,11 +126,6 @@ fn write(row: u32, rows: u32, value: f32) {
   y[u.column + row] = value;
 }
 
-fn largest(four: vec4f) -> f32 {
-  let size = abs(four);
-  return max(max(size.x, size.y), max(size.z, size.w));
-}
-
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
@@ -136,7 +133,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let index = wg.y * groups.x + wg.x;
   let count = (u.n + ROWS * LOOPS * PER_WORKGROUP - 1u) / (ROWS * LOOPS * PER_WORKGROUP);
   if (index >= count) { return; }
-  let own_part = index * PER_WORKGROUP + tid / LANES;
+  let own_group = index * PER_WORKGROUP + tid / LANES;
   @split var acc: array<f32, ROWS>;
   @split var raw: array<w_Words, ROWS * STEPS>;
   @if EPILOGUE == "add" {
@@ -153,51 +150,37 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
   for (var phase = 0u; phase < PHASES; phase++) {
-    { let g = own_part; ${load("raw", "phase", "0u")} }
+    { let g = own_group; ${load("raw", "phase", "0u")} }
     @if PHASES > 1 { workgroupBarrier(); }
-    let begin = phase * OWNERS;
+    // A thread rounds four elements; eight neighbors have a block of 32.
     @unroll for (var r = 0; r < ROUNDS; r++) {
       let own = r * WORKGROUP + tid;
-      let first = min(begin + own, u.k / 16u - 1u) * 4u;
-      @split var four: array<vec4f, 4>;
-      var size = 0.0;
-      @unroll for (var f = 0; f < 4; f++) {
-        @if NORM { four[f] = x_at(first + f) * norm_at(first + f); } @else { four[f] = x_at(first + f); }
-        size = max(size, largest(four[f]));
-      }
-      // Two neighboring threads own a block.
-      size = max(size, subgroupShuffleXor(size, 1u));
-      let scale = size / 16256.0;
-      let per = select(0.0, 16256.0 / size, size > 0.0);
-      var sum = vec4i();
-      var above = vec4u();
-      var below = vec4u();
-      @unroll for (var f = 0; f < 4; f++) {
-        let rounded = vec4i(round(four[f] * per));
-        sum += rounded;
-        let upper = (rounded + vec4i(64)) >> vec4u(7u);
-        let lower = rounded - (upper << vec4u(7u));
-        above[f] = pack4xI8(upper);
-        below[f] = pack4xI8(lower);
-      }
-      let total = f32(sum.x + sum.y + sum.z + sum.w);
-      let other = subgroupShuffleXor(total, 1u);
-      if (own < OWNERS) {
-        let at = own % QUADS * TAKEN + own / QUADS;
-        planes[at] = above;
-        planes[at + OWNERS] = below;
-        if (own % 2u == 0u) { blocks[own / 2u] = vec4f(scale, total, other, total + other); }
+      let at = min(phase * TAKEN * QUADS * 4u + own, u.k / 4u - 1u);
+      @if NORM { let four = x_at(at) * norm_at(at); } @else { let four = x_at(at); }
+      let each = abs(four);
+      var size = max(max(each.x, each.y), max(each.z, each.w));
+      @unroll for (var b = 0; b < 3; b++) { size = max(size, subgroupShuffleXor(size, 1u << b)); }
+      let rounded = vec4i(round(four * select(0.0, 16256.0 / size, size > 0.0)));
+      let high = (rounded + vec4i(64)) >> vec4u(7u);
+      var sum = f32(rounded.x + rounded.y + rounded.z + rounded.w);
+      @unroll for (var b = 0; b < 2; b++) { sum += subgroupShuffleXor(sum, 1u << b); }
+      let other = subgroupShuffleXor(sum, 4u);
+      if (own < OWNERS * 4u) {
+        let quad = own / 4u % QUADS * TAKEN + own / 4u / QUADS;
+        planes[quad][own % 4u] = pack4xI8(high);
+        planes[quad + OWNERS][own % 4u] = pack4xI8(rounded - (high << vec4u(7u)));
+        if (own % 8u == 0u) { blocks[own / 8u] = vec4f(size / 16256.0, sum, other, sum + other); }
       }
     }
     workgroupBarrier();
     for (var part = 0u; part < LOOPS * CHUNKS; part++) {
-      let g = part / CHUNKS * count * PER_WORKGROUP + own_part;
+      let g = part / CHUNKS * count * PER_WORKGROUP + own_group;
       @if LOOPS * CHUNKS > 1 {
         // Loaded while this part is multiplied; unused after the last one.
         @split var next: array<w_Words, ROWS * STEPS>;
         {
           let after = min(part + 1u, LOOPS * CHUNKS - 1u);
-          let g = after / CHUNKS * count * PER_WORKGROUP + own_part;
+          let g = after / CHUNKS * count * PER_WORKGROUP + own_group;
           ${load("next", "phase", "after % CHUNKS")}
         }
       }
@@ -255,7 +238,16 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       }
     }
   }
-  @if EPILOGUE == "add" { if (lane == 0u && own_part < PARTS) { squares[own_part] = squared_sum; } }
+  @if EPILOGUE == "add" {
+    if (lane == 0u) { squared_sums[tid / LANES] = squared_sum; }
+    workgroupBarrier();
+    if (tid == 0u) {
+      var all = 0.0;
+      @unroll for (var i = 0; i < PER_WORKGROUP; i++) { all += squared_sums[i]; }
+      squares[index] = all;
+      if (index == 0u) { for (var i = count; i < PARTS; i++) { squares[i] = 0.0; } }
+    }
+  }
 }`,
   cases: [
     ...INTEGERS.map((w) => ({ m: 1, n: 37, k: 1280, w })),
@@ -263,9 +255,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     { m: 1, n: 74, k: 768, w: "q6_k", norm: "f32", epilogue: "swiglu" },
     { m: 1, n: 74, k: 1312, w: "q8_0", norm: "bf16" },
   ],
-  // Without subgroups, other kernels run.
+  // With fewer lanes, other kernels run.
   makeCase: (given, tools) =>
-    tools.device.subgroupSize < 2
+    tools.device.subgroupSize < 8
       ? undefined
       : linearCase(given, tools, int8Parts, {
         largest: 1,

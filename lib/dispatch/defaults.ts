@@ -61,8 +61,8 @@ export interface Defaults {
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
-  /** Quantized blocks as integers: threads per workgroup and maximum loads in flight per row. */
-  int8: Readonly<{ WORKGROUP: number; STEPS: number }>;
+  /** Quantized blocks as integers, by rows of w. */
+  int8: Record<"wide" | "narrow" | "other", GemvConstants>;
   gemvRows: {
     /** Few rows of w, which make few workgroups. */
     narrow: GemvRowsConstants;
@@ -99,7 +99,12 @@ const NVIDIA: Defaults = {
     // "Blocks in gemv: rows per lane decide".
     blocks: { WORKGROUP: 128, ROWS: 4, STEPS: 1 },
   },
-  int8: { WORKGROUP: 128, STEPS: 2 },
+  // "Blocks as integers".
+  int8: {
+    wide: { WORKGROUP: 128, ROWS: 4, STEPS: 2 },
+    narrow: { WORKGROUP: 256, ROWS: 1, STEPS: 2 },
+    other: { WORKGROUP: 256, ROWS: 2, STEPS: 4 },
+  },
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
     other: { WORKGROUP: 128, ROWS: 4, STEPS: 1, SLICES: 1 },
@@ -193,7 +198,11 @@ const SOFTWARE: Defaults = {
     // Large models leave no memory for a second copy ("llvmpipe: weights in textures").
     copied: 1 << 20,
   },
-  int8: { WORKGROUP: 32, STEPS: 1 },
+  int8: {
+    wide: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+    narrow: { WORKGROUP: 32, ROWS: 2, STEPS: 1 },
+    other: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+  },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     other: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },

@@ -195,8 +195,8 @@ function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
 export const roundedBytes = (elements: number): number =>
   2 * elements + elements / 2;
 
-/** Minimum rows of w per lane group of gemvInt8, by n: a GPU needs enough workgroups. */
-const INT8_ROWS = [[8192, 4], [2048, 2], [0, 1]] as const;
+/** Minimum rows of w for gemvInt8's wide constants, and its most loops ("Blocks as integers"). */
+const WIDE_ROWS = 6144, MOST_LOOPS = 4;
 /** Elements of x that share a scale where rows are rounded to integers. */
 const ROUNDED_BLOCK = 32;
 /** Elements of x that gemvInt8 takes at a time are a multiple of this. */
@@ -211,7 +211,7 @@ function multipliesIntegers(
 ): boolean {
   // Without the largest weight, results must be as exact as f32 allows.
   return largest !== undefined && format.integers !== undefined &&
-    subgroupSize >= 2 && k % ROUNDED_BLOCK === 0 && k % format.loads[0] === 0;
+    subgroupSize >= 8 && k % ROUNDED_BLOCK === 0 && k % format.loads[0] === 0;
 }
 
 function chooseIntegers(
@@ -223,8 +223,9 @@ function chooseIntegers(
   const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
   const lanes = laneConstants(device);
   const laneCount = 2 ** lanes.LOG_LANES;
-  const [, rows] = INT8_ROWS.find(([least]) => n >= least)!;
-  const row = { ...defaults.int8, ROWS: swiglu ? Math.max(2, rows) : rows };
+  const { wide, narrow, other } = defaults.int8;
+  const row = n >= WIDE_ROWS ? wide : n <= NARROW_ROWS ? narrow : other;
+  const ROWS = swiglu ? Math.max(2, row.ROWS) : row.ROWS;
   const room = Math.min(
     ROUNDED_ROOM,
     device.limits.maxComputeWorkgroupStorageSize,
@@ -233,15 +234,17 @@ function chooseIntegers(
   const phases = Math.ceil(k / most);
   const chunk = Math.ceil(k / phases / ROUNDED_STEP) * ROUNDED_STEP;
   const steps = Math.ceil(Math.min(k, chunk) / format.loads[0] / laneCount);
-  const groups = n / (row.ROWS * row.WORKGROUP / laneCount);
+  const groups = n / (ROWS * row.WORKGROUP / laneCount);
   return {
     kernel: "gemvInt8",
     constants: {
       ...row,
+      ROWS,
       STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)),
-      LOOPS: phases > 1
-        ? 1
-        : Math.max(1, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
+      LOOPS: phases > 1 ? 1 : Math.max(
+        1,
+        Math.min(MOST_LOOPS, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
+      ),
       CHUNK: chunk,
       EPILOGUE: epilogueOf(shape),
       NORM: norm ? 1 : 0,
@@ -371,8 +374,8 @@ const F16_SUM = 32768;
  * weight, summed BK times, stays within f16's range. Undefined if the largest weight is
  * not known or leaves no room.
  */
-function headroomOf(
-  { k, largest }: LinearShape,
+export function headroomOf(
+  { k, largest }: Pick<LinearShape, "k" | "largest">,
   BK: number,
 ): number | undefined {
   if (largest === undefined || k % 4 !== 0) return undefined;
