@@ -70,6 +70,7 @@ export interface Defaults {
     /** Maximum sums per thread: more would leave no registers for loads in flight. */
     sums: number;
   };
+  /** Quantized blocks as integers. */
   gemvRowsInt8: {
     narrow: Int8RowsConstants;
     other: Int8RowsConstants;
@@ -110,6 +111,7 @@ const NVIDIA: Defaults = {
     other: { WORKGROUP: 128, ROWS: 4, STEPS: 1, SLICES: 1 },
     sums: 64,
   },
+  // "16 rows by blocks: f32, f16 and integers".
   gemvRowsInt8: {
     narrow: { WORKGROUP: 128, ROWS: 2, SLICES: 2 },
     other: { WORKGROUP: 128, ROWS: 4, SLICES: 1 },

@@ -123,6 +123,12 @@ function fitFewRows<
   return { ...row, WORKGROUP, ROWS };
 }
 
+/**
+ * Maximum elements of w whose quants a lane of gemvRowsInt8 keeps, four in a register. Not
+ * measured: they take 32 of about 256 registers, and sums another 64.
+ */
+const MOST_KEPT = 128;
+
 function chooseFewIntegers(
   shape: LinearShape,
   device: Capabilities,
@@ -134,7 +140,11 @@ function chooseFewIntegers(
   const row = n <= NARROW_ROWS ? narrow : other;
   const lanes = laneConstants(device, units), LANES = 2 ** lanes.LOG_LANES;
   const chunks = Math.ceil(units / LANES);
-  const ROWS = Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / m)));
+  const ROWS = Math.min(
+    row.ROWS,
+    2 ** Math.floor(Math.log2(sums / m)),
+    MOST_KEPT / format.loads[0],
+  );
   const SLICES = Math.min(row.SLICES, 2 ** Math.floor(Math.log2(chunks)));
   const { WORKGROUP, ROWS: fitting } = fitFewRows(
     { ...row, ROWS, SLICES },
