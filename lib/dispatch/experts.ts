@@ -71,14 +71,16 @@ export interface GroupedShape {
 
 /** Chooses the tile of a matmul of grouped rows, and whether it multiplies in f16. */
 export function chooseExpertGemm(
-  { pairs, experts, n, k, largest }: GroupedShape,
+  { pairs, experts, n, k, format, largest }: GroupedShape,
   device: Capabilities,
 ): ExpertChoice & { headroom?: number } {
   const rows = Math.ceil(pairs / experts), BM = groupTile(pairs, experts);
-  const half = tileFor(rows, n, device, true);
+  const half = tileFor(rows, n, format, device, true);
   const headroom = headroomOf({ k, largest }, half.BK);
   // Large tiles are for matmuls of more rows than an expert has.
-  const tile = headroom ? half : tileFor(Math.min(rows, 2 * BM), n, device);
+  const tile = headroom
+    ? half
+    : tileFor(Math.min(rows, 2 * BM), n, format, device);
   const on = headroom ? 1 : 0;
   return {
     constants: { ...tile, BM, F16: on, SCALED: on },
