@@ -10,6 +10,7 @@ import { BLOCKS, INTEGER_SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { W_ROW, WRITE } from "./gemv.ts";
+import { OUTLIER } from "./int8_case.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 
 /** Formats whose quants are integers. */
@@ -31,6 +32,21 @@ const load = (into: string, phase: string, chunk: string) => /* wgsl */ `
     let unit = min(${phase} * TAKEN + (${chunk} * STEPS + s) * LANES + lane, UNITS - 1u);
     let place = place_of(wg.y, unit);
     @unroll for (var i = 0; i < ROWS; i++) { ${into}[i * STEPS + s] = w_words(w_row(g, i) * ROW_UNITS + place); }
+  }`;
+
+// Beside an outlier, 15 bits do not do: adds the products of what rounding left of block b.
+const addRest = /* wgsl */ `
+  @unroll for (var f = 0; f < 4 * QUADS / ((QUADS + 1) / 2); f++) {
+    let at = unit * QUADS * 4u + b * 8u + f;
+    let exact = x_four(wg.y, at);
+    let upper = unpack4xI8(high[b * 2 + f / 4][f % 4]);
+    let rest = exact + block[b].x * vec4f((upper << vec4u(7u)) + unpack4xI8(low[b * 2 + f / 4][f % 4]));
+    @unroll for (var i = 0; i < ROWS; i++) {
+      let factors = w_factors(raw[i * STEPS + s].scales, w_row(g, i) * ROW_UNITS + place);
+      let quants = vec4f(unpack4xI8(w_bytes[b * 8 + f](raw[i * STEPS + s]))) - f32(OFFSET);
+      acc[i] += w_scale[(b * 8 + f) / GROUP_FOURS](factors) * dot(quants, rest);
+      @if MIN { acc[i] -= w_min[(b * 8 + f) / GROUP_FOURS](factors) * dot(vec4f(1.0), rest); }
+    }
   }`;
 
 /** Rows of w per workgroup. */
@@ -156,7 +172,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       let four = x_four(wg.y, at);
       let each = abs(four);
       var size = max(max(each.x, each.y), max(each.z, each.w));
-      @unroll for (var b = 0; b < 3; b++) { size = max(size, subgroupShuffleXor(size, 1u << b)); }
+      var all = dot(each, vec4f(1.0));
+      @unroll for (var b = 0; b < 3; b++) {
+        size = max(size, subgroupShuffleXor(size, 1u << b));
+        all += subgroupShuffleXor(all, 1u << b);
+      }
       let rounded = vec4i(round(four * select(0.0, 16256.0 / size, size > 0.0)));
       let high = (rounded + vec4i(64)) >> vec4u(7u);
       var sum = f32(rounded.x + rounded.y + rounded.z + rounded.w);
@@ -166,7 +186,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         let quad = own / 4u % QUADS * TAKEN + own / 4u / QUADS;
         planes[quad][own % 4u] = pack4xI8(high);
         planes[quad + OWNERS][own % 4u] = pack4xI8(rounded - (high << vec4u(7u)));
-        if (own % 8u == 0u) { blocks[own / 8u] = vec4f(size / 16256.0, sum, other, sum + other); }
+        if (own % 8u == 0u) {
+          let scale = select(size, -size, size > ${
+  OUTLIER / (BLOCK - 1)
+} * (all - size)) / 16256.0;
+          blocks[own / 8u] = vec4f(scale, sum, other, sum + other);
+        }
       }
     }
     workgroupBarrier();
@@ -218,9 +243,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
             @else { @if SUMS == 2 { let sum = block[n].w; }
             @else { let sum = block[n / 2][1 + n % 2]; } }
             @if OFFSET > 0 { let value = product - f32(OFFSET) * sum; } @else { let value = product; }
-            @if MIN { acc[i] += block[n * SUMS / 2].x * (w_scale[n](factors) * value - w_min[n](factors) * sum); }
-            @else { acc[i] += block[n * SUMS / 2].x * (w_scale[n](factors) * value); }
+            @if MIN { acc[i] += abs(block[n * SUMS / 2].x) * (w_scale[n](factors) * value - w_min[n](factors) * sum); }
+            @else { acc[i] += abs(block[n * SUMS / 2].x) * (w_scale[n](factors) * value); }
           }
+        }
+        @unroll for (var b = 0; b < (QUADS + 1) / 2; b++) {
+          if (block[b].x < 0.0) { ${addRest} }
         }
       }
       if (part % CHUNKS == CHUNKS - 1u && phase == PHASES - 1u) {
@@ -259,6 +287,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
  * integer is `128 · high + low`, two planes of eight bits in workgroup memory, so a unit of
  * quants takes two dot products per four. A sum over a group of elements with one scale
  * is exact. What quants are less, and their minimum, multiply sums of the rounded `x`.
+ *
+ * In a block with an outlier (see int8_case.ts), whose scale is negative, that would round
+ * the others away: there, lanes read `x` again and add the products of what is left.
  *
  * A workgroup rounds all of `x` for itself, CHUNK elements at a time, while its first
  * weights are on their way. Each of its lane groups then takes LOOPS times ROWS rows of

@@ -14,17 +14,48 @@ import {
   rowParts,
 } from "./gemv_rows.ts";
 import { W_ROW } from "./gemv.ts";
-import { BLOCK, int8Values, roundRows } from "./int8_case.ts";
+import { BLOCK, int8Values, PLANES, roundRows } from "./int8_case.ts";
 import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
+
+// Adds what the third plane has of block b: few blocks need it, so it is apart.
+const addRest = /* wgsl */ `
+  @unroll for (var m = 0; m < M; m++) {
+    if ((outliers[b] & (1u << u32(m))) != 0u) {
+      let step = abs(scales_at(m * 4u * BLOCKS + (unit * UNIT + b * 32u) / 32u)) / 256.0;
+      @split var rest: array<vec4u, 2>;
+      @unroll for (var q = 0; q < QUADS / BLOCKS_OF_UNIT; q++) {
+        rest[q] = x[((m * PLANES + 2u) * QUADS + b * 2u + q) * UNITS + unit];
+      }
+      @unroll for (var n = 0; n < GROUPS_OF_UNIT / BLOCKS_OF_UNIT; n++) {
+        @if OFFSET > 0 || MIN {
+          var total = 0;
+          @unroll for (var f = 0; f < GROUP_FOURS; f++) {
+            total += dot4I8Packed(0x01010101u, rest[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+          }
+          let sum = f32(total);
+        }
+        @unroll for (var i = 0; i < ROWS; i++) {
+          var dots = 0;
+          @unroll for (var f = 0; f < GROUP_FOURS; f++) {
+            dots += dot4I8Packed(bytes[i * FOURS + (b * GROUPS_OF_UNIT / BLOCKS_OF_UNIT + n) * GROUP_FOURS + f], rest[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+          }
+          @if OFFSET > 0 { let product = f32(dots) - f32(OFFSET) * sum; } @else { let product = f32(dots); }
+          acc[m * ROWS + i] += scale[i * GROUPS_OF_UNIT + b * GROUPS_OF_UNIT / BLOCKS_OF_UNIT + n] * step * product;
+          @if MIN { acc[m * ROWS + i] -= least[i * GROUPS_OF_UNIT + b * GROUPS_OF_UNIT / BLOCKS_OF_UNIT + n] * (step * sum); }
+        }
+      }
+    }
+  }`;
 
 /**
  * A few rows times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
  * products and their sum are one instruction (`dot4I8Packed`).
  *
  * `x` comes from to_int8.ts: integers of 15 bits in two planes of eight, with a scale per
- * block of 32. A lane takes whole units of `w`, so it computes their factors once for all
- * rows of `x`. A sum over a group of elements with one scale is exact; what quants are less,
- * and their minimum, multiply sums of `x`.
+ * block of 32, and more bits in a third plane for blocks with an outlier. A lane takes whole
+ * units of `w`, so it computes their factors once for all rows of `x`. A sum over a group of
+ * elements with one scale is exact; what quants are less, and their minimum, multiply sums
+ * of `x`.
  *
  * Lanes share rows of `w` and exchange their sums as in gemv_rows.ts, with the same
  * epilogues.
@@ -66,12 +97,14 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
       UNITS: units,
       CHUNKS: Math.ceil(units / lanes),
       EXACT: units % lanes === 0 ? 1 : 0,
+      PLANES,
       QUADS: unit / 16, // vec4u of a plane in a unit
       FOURS: unit / 4,
       GROUPS_OF_UNIT: unit / integers.group,
       GROUP_FOURS: integers.group / 4,
       HALVES: integers.group === BLOCK / 2 ? 1 : 0,
       BLOCKS: k / BLOCK,
+      BLOCKS_OF_UNIT: Math.ceil(unit / BLOCK),
       OFFSET: integers.offset,
       MIN: integers.min ? 1 : 0,
       PARTS: parts ?? 0,
@@ -95,8 +128,8 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
   cost: (call) =>
     linearCost(call, "scales", "w").map((cost) => ({
       ...cost,
-      dtypes: `2 × i8 × ${call.dtype("w")} → f32`,
-      bytes: cost.bytes - call.m * call.k * (4 - 2.5),
+      dtypes: `3 × i8 × ${call.dtype("w")} → f32`,
+      bytes: cost.bytes - call.m * call.k * (4 - 3.5),
     })),
   body: /* wgsl */ `
 ${ENDING_MEMORY}
@@ -134,16 +167,21 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       }
       @unroll for (var f = 0; f < FOURS; f++) { bytes[i * FOURS + f] = w_bytes[f](words[i]); }
     }
+    // Of each block of 32, the rows of x that have an outlier in it, as bits.
+    @split var outliers: array<u32, BLOCKS_OF_UNIT>;
+    @unroll for (var b = 0; b < BLOCKS_OF_UNIT; b++) { outliers[b] = 0u; }
     @unroll for (var m = 0; m < M; m++) {
       @split var high: array<vec4u, QUADS>;
       @split var low: array<vec4u, QUADS>;
       @unroll for (var q = 0; q < QUADS; q++) {
-        high[q] = x[(m * 2u * QUADS + q) * UNITS + unit];
-        low[q] = x[((m * 2u + 1u) * QUADS + q) * UNITS + unit];
+        high[q] = x[(m * PLANES * QUADS + q) * UNITS + unit];
+        low[q] = x[((m * PLANES + 1u) * QUADS + q) * UNITS + unit];
       }
       @unroll for (var n = 0; n < GROUPS_OF_UNIT; n++) {
         let block = m * 4u * BLOCKS + (unit * UNIT + n * GROUP_FOURS * 4u) / 32u;
-        let step = scales_at(block);
+        let signed = scales_at(block);
+        let step = abs(signed);
+        @if n * GROUP_FOURS % 8 == 0 { outliers[n * GROUP_FOURS / 8] |= select(0u, 1u << u32(m), signed < 0.0); }
         @if OFFSET > 0 || MIN {
           @if HALVES { let sum = scales_at(block + (2u + n % 2u) * BLOCKS); }
           @else { let sum = scales_at(block + BLOCKS); }
@@ -162,6 +200,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         }
       }
     }
+    @unroll for (var b = 0; b < BLOCKS_OF_UNIT; b++) {
+      if (outliers[b] != 0u) { ${addRest} }
+    }
   }
   ${ENDING}
 }`,
@@ -177,6 +218,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     if (!integers) return undefined;
     const width = epilogue === "swiglu" ? n / 2 : n;
     const x = toF32(random.tensor("f32", [m, k], 2));
+    x[k - 20] = 1000; // an outlier
     const { planes, scales } = roundRows(x, k, unit);
     const w = random.matrix(dtype, [n, k]);
     const constants = {

@@ -11,7 +11,14 @@ import {
 } from "./case.ts";
 import { normCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { BLOCK, int8Sizes, int8Values, LARGEST } from "./int8_case.ts";
+import {
+  BLOCK,
+  int8Sizes,
+  int8Values,
+  LARGEST,
+  OUTLIER,
+  PLANES,
+} from "./int8_case.ts";
 import { partialSquares } from "./linear_case.ts";
 
 /** Below this, a block's largest value counts as zero: its reciprocal would overflow. */
@@ -20,13 +27,15 @@ const LEAST = 1e-30;
 /**
  * Rounds rows to integers of 15 bits with a scale per block of 32, for
  * gemv_rows_int8.ts: each element is off by at most 1/32,512 of the largest in its block.
- * An integer is `128 · high + low`, two planes of eight bits.
+ * An integer is `128 · high + low`, two planes of eight bits. Beside an outlier that would
+ * not do; the scale of such a block is negative, and a third plane has what rounding left,
+ * in 1/256.
  *
- * Of each row, `y` has the high plane, then the low one, in quads of 16 elements. A unit of
- * UNIT elements is what a lane of the next kernel takes; first come the first quads of all
- * units, then the second ones, so that neighboring lanes read neighbors. `scales` has of
- * each row all scales, then the sums of the integers of each block, of the first half of
- * each, and of the second half.
+ * Of each row, `y` has plane after plane, in quads of 16 elements. A unit of UNIT elements
+ * is what a lane of the next kernel takes; first come the first quads of all units, then
+ * the second ones, so that neighboring lanes read neighbors. `scales` has of each row all
+ * scales, then the sums of the integers of each block, of the first half of each, and of
+ * the second half.
  *
  * NORM 1 RMS-norms the rows first; their sums of squares come from the kernel before, as
  * for gemv.ts.
@@ -52,8 +61,8 @@ export const toInt8 = defineKernel<{ k: number; unit: number; norm?: Float }>({
     const [cost] = normCost(call);
     return [{
       ...cost,
-      dtypes: "f32 → 2 × i8",
-      bytes: call.m * call.k * (4 + 2.5),
+      dtypes: "f32 → 3 × i8",
+      bytes: call.m * call.k * (4 + 3.5),
       fused: call.constants.NORM === 1 ? ["RMSNorm"] : [],
     }];
   },
@@ -85,33 +94,42 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   if (block >= BLOCKS) { return; }
   @split var four: array<vec4f, 8>;
   var size = 0.0;
+  var all = 0.0;
   @unroll for (var f = 0; f < 8; f++) {
     let at = block * 8u + f;
     @if NORM { four[f] = x_at(row * (u.k / 4u) + at) * norm_at(at); } @else { four[f] = x_at(row * (u.k / 4u) + at); }
     size = max(size, largest(four[f]));
+    all += dot(abs(four[f]), vec4f(1.0));
   }
   let per = select(0.0, ${LARGEST}.0 / size, size > ${LEAST});
   @split var sum: array<vec4i, 2>;
   @unroll for (var h = 0; h < 2; h++) {
     var high = vec4u();
     var low = vec4u();
+    var rest = vec4u();
     sum[h] = vec4i();
     @unroll for (var f = 0; f < 4; f++) {
-      let rounded = vec4i(round(four[h * 4 + f] * per));
+      let scaled = four[h * 4 + f] * per;
+      let rounded = vec4i(round(scaled));
       sum[h] += rounded;
       let upper = (rounded + vec4i(64)) >> vec4u(7u);
       high[f] = pack4xI8(upper);
       low[f] = pack4xI8(rounded - (upper << vec4u(7u)));
+      rest[f] = pack4xI8(min(vec4i(round((scaled - vec4f(rounded)) * 256.0)), vec4i(127)));
     }
     let quad = block * 2u + h;
-    let at = (row * 2u * QUADS + quad % QUADS) * UNITS + quad / QUADS;
+    let at = (row * ${PLANES}u * QUADS + quad % QUADS) * UNITS + quad / QUADS;
     y[at] = high;
     y[at + QUADS * UNITS] = low;
+    y[at + 2u * QUADS * UNITS] = rest;
   }
   let first = sum[0].x + sum[0].y + sum[0].z + sum[0].w;
   let second = sum[1].x + sum[1].y + sum[1].z + sum[1].w;
   let at = row * 4u * BLOCKS + block;
-  scales[at] = size / ${LARGEST}.0 * factor;
+  let scale = size / ${LARGEST}.0 * factor;
+  scales[at] = select(scale, -scale, size > ${
+    OUTLIER / (BLOCK - 1)
+  } * (all - size));
   scales[at + BLOCKS] = f32(first + second);
   scales[at + 2u * BLOCKS] = f32(first);
   scales[at + 3u * BLOCKS] = f32(second);

@@ -25,6 +25,8 @@ interface Case {
   column?: number;
   padding?: number;
   constants?: Constants;
+  /** Values of x in each row, at random places. */
+  outliers?: readonly number[];
 }
 
 /** Compares all of y, and what is around the result, with the product of the values in f64. */
@@ -34,6 +36,14 @@ async function check(trial: Trial, given: Case): Promise<void> {
   const { gpu, random } = trial, before = 3, message = JSON.stringify(given);
   const weights = random.matrix(w, [n, k]);
   const x = toF32(random.tensor("f32", [m, k], 2));
+  const others = x.slice();
+  for (let row = 0; row < m; row++) {
+    for (const value of given.outliers ?? []) {
+      const at = row * k + random.int(0, k - 1);
+      x[at] = value;
+      others[at] = 0;
+    }
+  }
   const { planes, scales } = roundRows(x, k, formatNamed(w).loads[0]);
   const width = kind === "swiglu" ? n / 2 : n;
   const stride = column + width + padding;
@@ -63,6 +73,13 @@ async function check(trial: Trial, given: Case): Promise<void> {
   assertAllClose(around, around.map(() => poison), {}, `around ${message}`);
   const actual = written.filter((_, at) => inside(at));
   const expected = epilogue(kind, product, n, before);
+  if (given.outliers) {
+    // Errors are those of the other values, and what f32 rounds of the outliers' products.
+    const { norms } = linear(others, matrixToF32(weights), { m, n, k });
+    expected.norms = norms!.map((norm, at) =>
+      norm + 1e-6 / ROUNDED * product.norms![at]
+    );
+  }
   assertSums(actual, expected, message, ROUNDED);
   if (kind !== "add") return;
   const sums = await left.read(), parts = left.shape[1];
@@ -96,6 +113,17 @@ gpuTest(
       }
       const epilogue = trial.random.pick(["add", "swiglu"] as const);
       await check(trial, { m: 3, n: 38, k: 512, w, epilogue });
+    }
+  },
+);
+
+gpuTest(
+  "gemvRowsInt8 keeps the values beside an outlier",
+  async (_, trial) => {
+    for (const w of INTEGERS) {
+      for (const outliers of [[1e3], [-300, 500, 2e3]]) {
+        await check(trial, { m: 3, n: 37, k: 1024, w, outliers });
+      }
     }
   },
 );
