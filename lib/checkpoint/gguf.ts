@@ -67,6 +67,16 @@ const TYPES: ReadonlyMap<number, Type> = new Map<number, Type>([
   [42, ["Q2_0", 64, 18]],
 ]);
 
+/** The code in files of a weight format. */
+export function ggufTypeCode(format: { readonly name: string }): number {
+  for (const [code, [name]] of TYPES) {
+    if (name === format.name.toUpperCase()) return code;
+  }
+  throw new Error(
+    `Cannot store ${format.name} in a GGUF file: it has no code, must be one of the types there`,
+  );
+}
+
 /** Types that llama.cpp has removed, by their codes. */
 const REMOVED: ReadonlyMap<number, string> = new Map([
   [4, "Q4_2"],
