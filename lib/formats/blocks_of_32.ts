@@ -23,7 +23,9 @@ const ELEMENTS = 32;
 export const ONE_SCALE = {
   elements: ELEMENTS,
   group: ELEMENTS,
-  scales: [{ name: "scales", bytes: 2, type: "u32", view: halvesOf }],
+  scales: [
+    { name: "scales", bytes: 2, stored: 0, type: "u32", view: halvesOf },
+  ],
   decode([scales], block, scale) {
     scale[0] = f16ToF32(scales[block]);
   },
@@ -41,7 +43,7 @@ const SCALE_AND_MIN = {
   group: ELEMENTS,
   min: true,
   scales: [
-    { name: "scales", bytes: 4, type: "u32", view: wordsOf },
+    { name: "scales", bytes: 4, stored: 0, type: "u32", view: wordsOf },
   ] as readonly ScalePlane[],
   wgsl: (read, Factors) =>
     `let dm = unpack2x16float(${read(0, "at")});
@@ -70,6 +72,7 @@ export const q8_0: Format = blockFormat({
   name: "q8_0",
   bytes: 34,
   bits: [8],
+  stored: [{ at: 2, run: 32 }],
   values: [...integers(128, 0), ...integers(128, -128)],
   fromBytes: (bytes) => `vec4f(unpack4xI8(${bytes}))`,
   wgsl: oneScale(2),
@@ -82,6 +85,7 @@ export const q4_0: Format = blockFormat({
   name: "q4_0",
   bytes: 18,
   bits: [4],
+  stored: [{ at: 2, run: 16 }],
   values: integers(16, -8),
   fromBytes: lessOffset(8),
   wgsl: oneScale(1),
@@ -94,6 +98,7 @@ export const q4_1: Format = blockFormat({
   name: "q4_1",
   bytes: 20,
   bits: [4],
+  stored: [{ at: 4, run: 16 }],
   values: integers(16, 0),
   fromBytes: lessOffset(0),
   pack(blocks, [quants, scales]) {
@@ -121,6 +126,7 @@ export const q5_0: Format = blockFormat({
   name: "q5_0",
   bytes: 22,
   bits: [4, 1],
+  stored: [{ at: 6, run: 16 }, { at: 2, run: 1 }],
   values: integers(32, -16),
   fromBytes: lessOffset(16),
   wgsl: oneScale(1),
@@ -143,6 +149,7 @@ export const q5_1: Format = blockFormat({
   name: "q5_1",
   bytes: 24,
   bits: [4, 1],
+  stored: [{ at: 8, run: 16 }, { at: 4, run: 1 }],
   values: integers(32, 0),
   fromBytes: lessOffset(0),
   pack(blocks, [quants, high, scales]) {
