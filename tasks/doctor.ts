@@ -31,7 +31,7 @@ import {
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, .gguf file, URL, owner/name[@revision] or synthetic:…",
+    "folder, .gguf file, URL, owner/name[@revision][:TYPE] or synthetic:…",
     "the story model",
   ],
   "context": [
@@ -77,14 +77,14 @@ await runTask({
   flagsOnly: "diagnose",
 }, async (flags) => {
   const json = flags.on("json"), verbose = flags.on("verbose");
-  const { threads, readTimeout } = loadingOptions(flags);
+  const { threads, readTimeout, quantize } = loadingOptions(flags);
   using progress = await Progress.start();
   const report = await doctor({
     model: flags.text("model"),
     context: flags.whole("context", 1),
     all: flags.on("all"),
     threads,
-    opening: { readTimeout, ...progress.options },
+    opening: { quantize, readTimeout, ...progress.options },
     onStart: (what) => showStatus(`examining ${what} …`),
     onFinding(finding) {
       progress.clear();

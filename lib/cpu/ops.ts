@@ -81,16 +81,24 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     return this.#kernels.allocate(dtype, shape);
   }
 
-  /** Allocates an f32 cache for `sequences` texts of up to `context` tokens each. */
-  createCache(sequences: number, context: number): CpuKvCache {
+  /**
+   * Allocates an f32 cache for `sequences` texts of up to `context` tokens each. One whose
+   * layers are `shared` holds a layer at a time, so each text must fit one pass.
+   */
+  createCache(
+    sequences: number,
+    context: number,
+    layersAre: "apart" | "shared" = "apart",
+  ): CpuKvCache {
     const { numHiddenLayers, numKeyValueHeads, headDim } = this.#config;
     const shape = [sequences, numKeyValueHeads, context, headDim];
     const half = elements(shape);
     const stored = Array.from(
-      { length: numHiddenLayers },
+      { length: layersAre === "shared" ? 1 : numHiddenLayers },
       () => this.tensor("f32", [2, ...shape]),
     );
-    const layers = stored.map((both) => {
+    const layers = Array.from({ length: numHiddenLayers }, (_, i) => {
+      const both = stored[i % stored.length];
       const [k, v] = [0, half].map((begin): CpuTensor => ({
         dtype: "f32",
         shape,
@@ -256,6 +264,25 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       f32(out).set(f32(x).subarray(begin, begin + n), s * n);
     }
     return out;
+  }
+
+  normRows(
+    x: CpuTensor,
+    rows: CpuTensor,
+    norm: Matrix<CpuTensor>,
+  ): CpuTensor {
+    const [most, n] = x.shape, count = elements(rows.shape);
+    const out = this.#results.tensor([count, n]);
+    for (let i = 0; i < count; i++) {
+      const row = rows.data[i];
+      if (!(row < most)) {
+        throw new Error(
+          `Cannot take row ${row} of ${show(x)}: must be less than ${most}`,
+        );
+      }
+      f32(out).set(f32(x).subarray(row * n, (row + 1) * n), i * n);
+    }
+    return this.#rmsNorm(out, norm);
   }
 
   /** Stops the threads. Tensors keep their values; verbs must not be called again. */

@@ -16,6 +16,15 @@ import type { Gpu } from "../webgpu/device.ts";
 import { fillAngles, ropeFrequencies } from "../model/rope.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
+/** Memory of a cache that holds one layer at a time, so each text must fit one pass. */
+export interface SharedLayers {
+  /** Of at least `sequences · kvHeads · context · headDim` elements, in the cache's type. */
+  k: Tensor;
+  v: Tensor;
+  /** u32, at least the flags. */
+  state: Tensor;
+}
+
 /**
  * Keys and values of every layer on the device. Once all submitted work is done,
  * `lengths` matches the device's copy, except while a decode loop runs.
@@ -29,6 +38,7 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   readonly positions: Tensor;
   /** The lengths in `positions`, u32 `[sequences]`: sampling advances them. */
   readonly lengthsOnDevice: Tensor;
+  readonly #isShared: boolean;
 
   constructor(
     gpu: Gpu,
@@ -36,20 +46,29 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     sequences: number,
     context: number,
     readonly dtype: "f16" | "f32",
+    shared?: SharedLayers,
   ) {
     const { numHiddenLayers, numKeyValueHeads, headDim } = config;
     const { numAttentionHeads } = config;
     const shape = [sequences, numKeyValueHeads, context, headDim];
-    const layers = Array.from({ length: numHiddenLayers }, (_, i) => ({
-      k: Tensor.create(gpu, dtype, shape, undefined, `layers.${i}.k_cache`),
-      v: Tensor.create(gpu, dtype, shape, undefined, `layers.${i}.v_cache`),
-    }));
+    const create = (label: string) =>
+      Tensor.create(gpu, dtype, shape, undefined, label);
+    const view = ({ buffer, label }: Tensor) =>
+      new Tensor(gpu, dtype, shape, buffer, label);
+    const layers = Array.from(
+      { length: numHiddenLayers },
+      (_, i) =>
+        shared ? { k: view(shared.k), v: view(shared.v) } : {
+          k: create(`layers.${i}.k_cache`),
+          v: create(`layers.${i}.v_cache`),
+        },
+    );
     super(layers, sequences, context);
-    const words = stateWords(sequences, numAttentionHeads);
-    this.state = Tensor.create(
+    this.#isShared = shared !== undefined;
+    this.state = shared?.state ?? Tensor.create(
       gpu,
       "u32",
-      [words],
+      [stateWords(sequences, numAttentionHeads)],
       undefined,
       "attention state",
     );
@@ -120,11 +139,12 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.positions[Symbol.dispose]();
+    if (this.#isShared) return;
     for (const { k, v } of this.layers) {
       k[Symbol.dispose]();
       v[Symbol.dispose]();
     }
     this.state[Symbol.dispose]();
-    this.positions[Symbol.dispose]();
   }
 }
