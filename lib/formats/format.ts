@@ -51,7 +51,7 @@ export interface Format {
     k: number,
     into: readonly Uint8Array<ArrayBuffer>[],
   ): void;
-  /** What `pack` does, for a kernel: how each plane is made. */
+  /** What `pack` does, for a kernel: how each plane is made. Present if `pack` is. */
   readonly gathers?: readonly Gather[];
   /**
    * WGSL that reads buffer `x` with `elements` per load, one of {@linkcode loads}.

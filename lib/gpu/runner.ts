@@ -70,7 +70,8 @@ export class GpuRunner implements Runner {
   ): Promise<GpuRunner> {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     requireVocabulary(`load ${checkpoint.name}`, config.vocabSize);
-    const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
+    using store = gpuStore(gpu);
+    const weights = await loadWeights(checkpoint, store, options);
     // The largest weights bound how far rows may be scaled up in f16.
     if (options.f16Matmuls) {
       await measureLargest(gpu, config, weights, options.signal);
