@@ -1,9 +1,10 @@
 /**
- * Uploads rows of weights as they are stored. Blocks are rearranged on the device.
+ * Uploads rows of weights as they are stored. Usually, blocks are rearranged on the device.
  *
  * @module
  */
 import { repack, repackTable } from "../../kernels/repack.ts";
+import { chooseRepacking } from "../dispatch/loading.ts";
 import { type Format, storedRowBytes } from "../formats/format.ts";
 import { writePiece } from "../formats/matrix.ts";
 import type { StoredRows, Upload } from "../model/weights.ts";
@@ -24,10 +25,7 @@ const write = (to: Tensor, begin: number, bytes: Uint8Array<ArrayBuffer>) =>
 
 /** Options of {@linkcode Staging}. */
 interface StagingOptions {
-  /**
-   * Whether blocks are rearranged on the device. A software renderer would do that on the
-   * host's cores, where the host itself takes a fifth of the time.
-   */
+  /** Whether blocks are rearranged on the device. */
   repacks?: boolean;
   piece?: number;
   batch?: number;
@@ -51,8 +49,11 @@ export class Staging implements Upload<Tensor>, Disposable {
 
   constructor(
     readonly gpu: Gpu,
-    { piece = PIECE, batch = BATCH, repacks = !gpu.software }: StagingOptions =
-      {},
+    {
+      piece = PIECE,
+      batch = BATCH,
+      repacks = chooseRepacking(gpu).onDevice,
+    }: StagingOptions = {},
   ) {
     const most = gpu.limits.maxStorageBufferBindingSize;
     this.#repacks = repacks;

@@ -11,6 +11,9 @@ import { pairWeights } from "../../lib/model/family.ts";
 import { loadWeights } from "../../lib/model/weights.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import type { Tensor } from "../../lib/webgpu/tensor.ts";
+import { loadQwen3 } from "../../lib/load.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { HARDWARE, wrapGpu } from "../support/wrapped_gpu.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 import { nibbles } from "../support/nibbles.ts";
 import { retyped } from "../support/retyped.ts";
@@ -113,3 +116,67 @@ for (const [what, formatOf] of MIXES) {
     },
   );
 }
+
+gpuTest(
+  "a GPU rearranges blocks itself, a software renderer leaves them to the host",
+  async () => {
+    const model = "synthetic:qwen3-0.6b?layers=1&vocab=512&dtype=q5_k_m";
+    const ids = [3, 1, 4, 1, 5];
+    using onCpu = await loadQwen3(model, { device: "cpu" });
+    const expected = await onCpu.logits(ids);
+    for (
+      const [pretence, where] of [
+        [HARDWARE, "the device"],
+        [{}, "the host"],
+      ] as const
+    ) {
+      const { gpu } = wrapGpu(pretence);
+      using qwen = await loadQwen3(model, {
+        gpu,
+        device: "gpu",
+        precision: "f32",
+      });
+      const { choices } = qwen.device;
+      const choice = choices.find(({ what }) => what === "stored blocks");
+      assertEquals(choice?.value, `rearranged on ${where}`);
+      assertAllClose(await qwen.logits(ids), expected, {
+        absolute: 1e-4,
+        relative: 1e-4,
+      });
+    }
+  },
+);
+
+gpuTest(
+  "what was staged is freed, also when loading is aborted",
+  async (gpu, trial) => {
+    const checkpoint = syntheticCheckpoint("staged", CONFIG, 3, "q6_k");
+    for (const abort of [false, true]) {
+      const before = gpu.allocated, controller = new AbortController();
+      const planes: Tensor[] = [];
+      const staging = new Staging(gpu, { repacks: true, piece: 1 << 13 });
+      const loading = async () => {
+        using store = gpuStore(gpu, staging);
+        await loadWeights<Tensor>(checkpoint, {
+          ...store,
+          allocate(bytes, label) {
+            const plane = trial.own(store.allocate(bytes, label));
+            planes.push(plane);
+            return plane;
+          },
+        }, {
+          signal: controller.signal,
+          onProgress({ done, total }) {
+            if (abort && done > total / 2) {
+              controller.abort(new Error("enough"));
+            }
+          },
+        });
+      };
+      if (abort) await assertRejects(loading, Error, "enough");
+      else await loading();
+      for (const plane of planes) plane[Symbol.dispose]();
+      assertEquals(gpu.allocated, before);
+    }
+  },
+);
