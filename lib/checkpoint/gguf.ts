@@ -67,14 +67,12 @@ const TYPES: ReadonlyMap<number, Type> = new Map<number, Type>([
   [42, ["Q2_0", 64, 18]],
 ]);
 
-/** The code in files of a weight format. */
-export function ggufTypeCode(format: { readonly name: string }): number {
-  for (const [code, [name]] of TYPES) {
-    if (name === format.name.toUpperCase()) return code;
+/** The code that files have for a format. */
+export function ggufTypeCode({ name }: { name: string }): number {
+  for (const [code, [type]] of TYPES) {
+    if (type === name.toUpperCase()) return code;
   }
-  throw new Error(
-    `Cannot store ${format.name} in a GGUF file: it has no code, must be one of the types there`,
-  );
+  throw new Error(`Cannot write ${name} to a GGUF file: there is no such type`);
 }
 
 /** Types that llama.cpp has removed, by their codes. */

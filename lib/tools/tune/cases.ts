@@ -118,6 +118,7 @@ export function casesOf(
   kernels: readonly string[],
 ): { cases: TuneCase[]; notes: string[] } {
   const cases = new Map<string, TuneCase>(), notes: string[] = [];
+  if (model.config.experts) notes.push("experts are not tuned");
   const asked = (name: string) =>
     kernels.includes(name)
       ? TUNED_KERNELS.find((kernel) => kernel.name === name)
@@ -205,16 +206,15 @@ function addLinear(
 ) {
   const head: Linearity = { which: "lm_head", w: weights.lmHead, layer: 0 };
   const all = weights.layers.slice(0, kinds).flatMap((own, layer) =>
-    Object.entries(
-      {
-        qkv_proj: own.qkvProj,
-        gate_up_proj: own.gateUpProj,
-        down_proj: own.downProj,
-        o_proj: own.oProj,
-      } satisfies Partial<Record<Linear, Matrix<Tensor>>>,
-    ).map((
-      [which, w],
-    ): Linearity => ({ which: which as Linear, w, layer }))
+    ([
+      ["qkv_proj", own.qkvProj],
+      // Experts have kernels of their own.
+      ["gate_up_proj", own.router ? undefined : own.gateUpProj],
+      ["down_proj", own.router ? undefined : own.downProj],
+      ["o_proj", own.oProj],
+    ] as const).flatMap(([which, w]): Linearity[] =>
+      w ? [{ which, w, layer }] : []
+    )
   );
   // A prompt needs the logits of its last row only.
   if (rows === 1) all.push(head);
