@@ -6,7 +6,7 @@
 import { repack, repackTable } from "../../kernels/repack.ts";
 import { chooseRepacking } from "../dispatch/loading.ts";
 import { type Format, storedRowBytes } from "../formats/format.ts";
-import { writePiece } from "../formats/matrix.ts";
+import { type MatrixPart, type Piece, writePiece } from "../formats/matrix.ts";
 import type { StoredRows, Upload } from "../model/weights.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { Plan } from "../webgpu/plan.ts";
@@ -15,13 +15,23 @@ import { Tensor } from "../webgpu/tensor.ts";
 /**
  * Bytes that are read at a time, few enough to be in a cache when they are copied to the
  * device; and bytes that are submitted at a time. Two such batches are on their way:
- * beyond 32 MiB, `writeBuffer` waits for new memory from the driver, and took up to ten
+ * beyond some 20 MiB, `writeBuffer` waits for new memory from the driver, and took up to ten
  * times as long (bench/log.md, "Weights are rearranged on the device").
  */
-const PIECE = 1 << 22, BATCH = 1 << 24;
+const PIECE = 1 << 22, BATCH = 1 << 23;
 
 const write = (to: Tensor, begin: number, bytes: Uint8Array<ArrayBuffer>) =>
   to.write(begin, bytes);
+
+/** Rows from row `at` of a part, in bytes `begin` to `end` of a batch. */
+interface Blocks {
+  readonly part: MatrixPart<Tensor>;
+  readonly k: number;
+  readonly at: number;
+  rows: number;
+  readonly begin: number;
+  end: number;
+}
 
 /** Options of {@linkcode Staging}. */
 interface StagingOptions {
@@ -44,7 +54,7 @@ export class Staging implements Upload<Tensor>, Disposable {
   #stored?: Tensor;
   /** The batch's bytes; other rows count as if they were there too. */
   #used = 0;
-  #plan: Plan;
+  #blocks: Blocks[] = [];
   readonly #fields = new Map<Format, Tensor[]>();
 
   constructor(
@@ -59,7 +69,6 @@ export class Staging implements Upload<Tensor>, Disposable {
     this.#repacks = repacks;
     this.piece = Math.min(piece, most);
     this.#batch = Math.min(batch, most);
-    this.#plan = new Plan(gpu);
   }
 
   async room(bytes: number, left: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -92,26 +101,39 @@ export class Staging implements Upload<Tensor>, Disposable {
     for (const { piece, k, begin } of rows) {
       const { part: { format }, rows } = piece;
       const end = begin + rows * storedRowBytes(format, k);
-      if (repacks(format)) this.#repack(piece, k, begin, end);
-      else writePiece(piece, k, read.subarray(begin, end), write);
+      if (repacks(format)) {
+        this.#join(piece, k, this.#used + begin, this.#used + end);
+      } else writePiece(piece, k, read.subarray(begin, end), write);
     }
     this.#used += Math.ceil(bytes / 4) * 4;
   }
 
-  /** Records how blocks in bytes `begin` to `end` of what was read are rearranged. */
-  #repack(
-    { part: { format, planes }, at, rows }: StoredRows<Tensor>["piece"],
+  /** Notes that a piece is in bytes `begin` to `end`, where the last may go on. */
+  #join(
+    { part, at, rows }: Piece<Tensor>,
     k: number,
     begin: number,
     end: number,
   ): void {
-    const stored = this.#stored!, fields = this.#fieldsOf(format);
+    const last = this.#blocks.at(-1);
+    const goesOn = last?.part === part && last.end === begin &&
+      last.at + last.rows === at;
+    if (goesOn) {
+      last.rows += rows;
+      last.end = end;
+    } else this.#blocks.push({ part, k, at, rows, begin, end });
+  }
+
+  /** Records how blocks are rearranged. */
+  #repack(plan: Plan, { part, k, at, rows, begin, end }: Blocks): void {
+    const { format, planes } = part, stored = this.#stored!;
+    const fields = this.#fieldsOf(format);
     format.planes(k).forEach(({ rowBytes }, i) => {
       const { bytes, words } = format.gathers![i], plane = planes[i];
-      this.#plan.add(repack, { stored, fields: fields[i], plane }, {
+      plan.add(repack, { stored, fields: fields[i], plane }, {
         uniforms: {
-          begin: this.#used + begin,
-          end: this.#used + end,
+          begin,
+          end,
           bytes,
           period: words.length,
           to: at * rowBytes / 4,
@@ -141,15 +163,15 @@ export class Staging implements Upload<Tensor>, Disposable {
     done.catch(() => {}); // check() throws the reason
     if (!readsAtOnce) await done;
     this.gpu.check();
-    this.#plan.run();
-    this.#plan[Symbol.dispose]();
-    this.#plan = new Plan(this.gpu);
-    device.queue.submit([]);
+    using plan = new Plan(this.gpu);
+    for (const blocks of this.#blocks) this.#repack(plan, blocks);
+    plan.run();
+    device.queue.submit([]); // if there was nothing to rearrange
+    this.#blocks = [];
     this.#used = 0;
   }
 
   [Symbol.dispose](): void {
-    this.#plan[Symbol.dispose]();
     this.#stored?.[Symbol.dispose]();
     for (const fields of this.#fields.values()) {
       for (const one of fields) one[Symbol.dispose]();
