@@ -7,6 +7,7 @@
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import type { Choice } from "../../dispatch/choice.ts";
 import { openDevice } from "../../open_device.ts";
+import { weightsText } from "../weights.ts";
 import { isDense } from "./host.ts";
 import type { AllowedKernel } from "./kernels.ts";
 import { wallPhase } from "./operations.ts";
@@ -82,6 +83,7 @@ export async function profileRestricted(
       timedBy: "verbs",
       notes: [
         ...setting.notes,
+        weightsText(runner.weights),
         `the model ran unpacked and unfused on ${
           kernels.join(", ")
         } only, every matmul by itself: wall times include uploads and readbacks`,
