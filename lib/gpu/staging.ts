@@ -160,7 +160,9 @@ export class Staging implements Upload<Tensor>, Disposable {
     const { device, readsAtOnce } = this.gpu;
     // In Deno the call itself waits, and its promise for another 10 ms.
     const done = device.queue.onSubmittedWorkDone();
-    done.catch(() => {}); // check() throws the reason
+    // Deno panics if the device is collected before. Errors are thrown by check().
+    const keep = () => device;
+    done.then(keep, keep);
     if (!readsAtOnce) await done;
     this.gpu.check();
     using plan = new Plan(this.gpu);
