@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { weightsText } from "../lib/tools/weights.ts";
 import type { RunStats } from "../lib/generate.ts";
 import type { Qwen3 } from "../lib/load.ts";
 import type { Plan } from "../lib/webgpu/plan.ts";
@@ -66,7 +67,10 @@ export async function decodeRow(
   }
   return {
     measures,
-    notes: [`a step reads at least ${(bytes / 1e9).toFixed(2)} GB`],
+    notes: [
+      `a step reads at least ${(bytes / 1e9).toFixed(2)} GB`,
+      weightsText(runner.weights),
+    ],
   };
 }
 

@@ -4,6 +4,7 @@
  * @module
  */
 import { defaultsFor } from "./dispatch/defaults.ts";
+import { chooseRepacking } from "./dispatch/loading.ts";
 import { givenOptions } from "./text/options.ts";
 import { loadTuning } from "./tuning_file.ts";
 import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
@@ -25,5 +26,7 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
     reason: defaultsFor(gpu).source,
   });
   gpu.addChoice(await loadTuning(gpu));
+  const { onDevice: _, ...repacking } = chooseRepacking(gpu);
+  gpu.addChoice(repacking);
   return gpu;
 }

@@ -1,20 +1,34 @@
 /**
- * Writes a checkpoint as an f16 GGUF for llama.cpp: configuration and weights, without
- * a tokenizer. `synthetic:` models get exactly the weights that our runs use.
+ * Writes a checkpoint as a GGUF for llama.cpp: configuration and weights, without a
+ * tokenizer. Floats become f16, quantized blocks stay as they are. `synthetic:` models get
+ * exactly the weights that our runs use.
  *
  *   deno run -A bench/peers/make_gguf.ts synthetic:qwen3-0.6b /tmp/model.gguf
+ *   deno run -A bench/peers/make_gguf.ts 'synthetic:qwen3-8b?dtype=q4_k_m' /tmp/model.gguf
  *
  * The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
  */
-import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
+import type {
+  Checkpoint,
+  TensorInfo,
+} from "../../lib/checkpoint/checkpoint.ts";
+import { ggufTypeCode } from "../../lib/checkpoint/gguf.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
-import { bf16ToF32, f16ToF32, f32ToF16Bits } from "../../lib/dtype.ts";
+import {
+  bf16ToF32,
+  elements,
+  f16ToF32,
+  f32ToF16Bits,
+} from "../../lib/dtype.ts";
+import { f16 } from "../../lib/formats/f16.ts";
+import { f32 } from "../../lib/formats/f32.ts";
+import { type Format, storedRowBytes } from "../../lib/formats/format.ts";
 import { runTask } from "../../tasks/flags.ts";
 
 const ALIGNMENT = 32, CHUNK = 1 << 24;
 /** Codes of the format for types of values and tensors. */
-const U32 = 4, F32 = 6, BOOL = 7, TEXT = 8, TENSOR = { f32: 0, f16: 1 };
+const U32 = 4, F32 = 6, BOOL = 7, TEXT = 8;
 
 /** Tensor names of transformers, and llama.cpp's for them. */
 const NAMES: [pattern: RegExp, name: string][] = [
@@ -90,8 +104,9 @@ class Writer {
 
 const aligned = (bytes: number) => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
-/** Norms stay f32, as llama.cpp requires. */
-const typeOf = (shape: readonly number[]) => shape.length > 1 ? "f16" : "f32";
+/** What a tensor is written as. Norms become f32, as llama.cpp requires. */
+const typeOf = ({ shape, format }: TensorInfo): Format =>
+  shape.length === 1 ? f32 : format.elements > 1 ? format : f16;
 
 async function header({ config, tensors }: Checkpoint): Promise<Uint8Array> {
   const writer = new Writer();
@@ -105,14 +120,14 @@ async function header({ config, tensors }: Checkpoint): Promise<Uint8Array> {
     writer.value(value);
   }
   let offset = 0;
-  for (const { name, shape } of tensors.values()) {
+  for (const tensor of tensors.values()) {
+    const { name, shape } = tensor, type = typeOf(tensor);
     writer.text(peerName(name));
     writer.u32(shape.length);
     shape.toReversed().forEach(writer.u64); // the fastest dimension first
-    writer.u32(TENSOR[typeOf(shape)]);
+    writer.u32(ggufTypeCode(type));
     writer.u64(offset);
-    const elements = shape.reduce((product, size) => product * size);
-    offset += aligned(elements * (typeOf(shape) === "f16" ? 2 : 4));
+    offset += aligned(storedRowBytes(type, elements(shape)));
   }
   return await writer.bytes();
 }
@@ -123,17 +138,17 @@ const bf16AsF16 = Uint16Array.from(
   (_, bits) => f32ToF16Bits(bf16ToF32(bits)),
 );
 
-/** Converts stored `bytes` to f16 or f32. */
+/** Converts stored `bytes` to f16 or f32, unless they have the type. */
 function converted(
   bytes: Uint8Array<ArrayBuffer>,
   from: string,
-  to: "f32" | "f16",
+  to: string,
 ): Uint8Array {
+  if (from === to) return bytes;
   const { buffer } = bytes;
   const out = from === "f32"
     ? new Float32Array(buffer, 0, bytes.length / 4)
     : new Uint16Array(buffer, 0, bytes.length / 2);
-  if (from === to) return bytes;
   if (to === "f32") {
     const value = from === "f16" ? f16ToF32 : bf16ToF32;
     return new Uint8Array(Float32Array.from(out, value).buffer);
@@ -167,14 +182,13 @@ await runTask({
     }
   };
   await write(await header(checkpoint));
-  for (
-    const { name, format, shape, byteLength } of checkpoint.tensors.values()
-  ) {
+  for (const tensor of checkpoint.tensors.values()) {
+    const { name, format, byteLength } = tensor, to = typeOf(tensor).name;
     let written = 0;
     for (let begin = 0; begin < byteLength; begin += CHUNK) {
       const bytes = new Uint8Array(Math.min(CHUNK, byteLength - begin));
       await checkpoint.read(name, begin, bytes);
-      const out = converted(bytes, format.name, typeOf(shape));
+      const out = converted(bytes, format.name, to);
       await write(out);
       written += out.length;
     }

@@ -27,6 +27,13 @@ import {
   STRIP,
   type WgslReader,
 } from "./format.ts";
+import {
+  type Bits,
+  bytesAt,
+  gather,
+  gatherQuants,
+  type StoredQuants,
+} from "./gather.ts";
 import { halvesToFloat } from "./words.ts";
 
 /** A plane of scales. */
@@ -34,6 +41,8 @@ export interface ScalePlane {
   readonly name: string;
   /** Bytes per block. */
   readonly bytes: number;
+  /** Where a stored block has them: from a byte on, or bits from different places. */
+  readonly stored: number | readonly Bits[];
   /** WGSL type of an array element. */
   readonly type: "u32" | "vec2u" | "vec4u";
   /** How the CPU reads it. */
@@ -51,6 +60,8 @@ export interface BlockSpec {
   readonly bytes: number;
   /** Bits of a quant in each plane of quants, the lowest first. */
   readonly bits: readonly number[];
+  /** Where a stored block has each plane's quants. */
+  readonly stored: readonly StoredQuants[];
   /** Elements that share a scale. */
   readonly group: number;
   /** Whether groups have a minimum. */
@@ -97,7 +108,7 @@ const QUANTS = ["quants", "high"];
 
 /** Makes a format from what distinguishes it. */
 export function blockFormat(spec: BlockSpec): Format {
-  const { name, elements, bytes, bits, scales } = spec;
+  const { name, elements, bytes, bits, stored, scales } = spec;
   const unit = 8 * LOAD / bits[0];
   return {
     name,
@@ -113,6 +124,17 @@ export function blockFormat(spec: BlockSpec): Format {
     ],
     pack: (blocks, _, into) =>
       spec.pack(blocks.byteOffset % 4 ? blocks.slice() : blocks, into),
+    gathers: [
+      ...bits.map((bits, i) =>
+        gatherQuants(spec, bits, unit * bits / 32, stored[i])
+      ),
+      ...scales.map(({ bytes: own, stored }) =>
+        gather(
+          bytes,
+          typeof stored === "number" ? bytesAt(stored, own) : stored,
+        )
+      ),
+    ],
     wgsl: (x, load, read) => reader(spec, unit, x, load, read),
     integers: spec.less === undefined ? undefined : {
       group: Math.min(spec.group, unit),

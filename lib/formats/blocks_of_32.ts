@@ -24,7 +24,9 @@ const ELEMENTS = 32;
 export const ONE_SCALE = {
   elements: ELEMENTS,
   group: ELEMENTS,
-  scales: [{ name: "scales", bytes: 2, type: "u32", view: halvesOf }],
+  scales: [
+    { name: "scales", bytes: 2, stored: 0, type: "u32", view: halvesOf },
+  ],
   decode([scales], block, scale) {
     scale[0] = f16ToF32(scales[block]);
   },
@@ -46,7 +48,7 @@ const SCALE_AND_MIN = {
   group: ELEMENTS,
   min: true,
   scales: [
-    { name: "scales", bytes: 4, type: "u32", view: wordsOf },
+    { name: "scales", bytes: 4, stored: 0, type: "u32", view: wordsOf },
   ] as readonly ScalePlane[],
   wgsl: (read, Factors) =>
     `let dm = unpack2x16float(${read(0, "at")});
@@ -79,6 +81,7 @@ export const q8_0: Format = blockFormat({
   name: "q8_0",
   bytes: 34,
   bits: [8],
+  stored: [{ at: 2, run: 32 }],
   values: [...integers(128, 0), ...integers(128, -128)],
   less: "signed",
   wgsl: oneScale(2),
@@ -91,6 +94,7 @@ export const q4_0: Format = blockFormat({
   name: "q4_0",
   bytes: 18,
   bits: [4],
+  stored: [{ at: 2, run: 16 }],
   values: integers(16, -8),
   less: 8,
   wgsl: oneScale(1),
@@ -103,6 +107,7 @@ export const q4_1: Format = blockFormat({
   name: "q4_1",
   bytes: 20,
   bits: [4],
+  stored: [{ at: 4, run: 16 }],
   values: integers(16, 0),
   less: 0,
   pack(blocks, [quants, scales]) {
@@ -130,6 +135,7 @@ export const q5_0: Format = blockFormat({
   name: "q5_0",
   bytes: 22,
   bits: [4, 1],
+  stored: [{ at: 6, run: 16 }, { at: 2, run: 1 }],
   values: integers(32, -16),
   less: 16,
   wgsl: oneScale(1),
@@ -152,6 +158,7 @@ export const q5_1: Format = blockFormat({
   name: "q5_1",
   bytes: 24,
   bits: [4, 1],
+  stored: [{ at: 8, run: 16 }, { at: 4, run: 1 }],
   values: integers(32, 0),
   less: 0,
   pack(blocks, [quants, high, scales]) {

@@ -6,6 +6,8 @@
  * @module
  */
 
+import type { Gather } from "./gather.ts";
+
 /** One of the buffers that hold a matrix, row by row. */
 export interface Plane {
   /** Short and lowercase: part of the name in WGSL if a format has several planes. */
@@ -50,6 +52,8 @@ export interface Format {
     k: number,
     into: readonly Uint8Array<ArrayBuffer>[],
   ): void;
+  /** What `pack` does, for a kernel: how each plane is made. Present if `pack` is. */
+  readonly gathers?: readonly Gather[];
   /**
    * WGSL that reads buffer `x` with `elements` per load, one of {@linkcode loads}.
    * Loads are numbered across the rows of a buffer, `row · (k / elements) + i`, so a

@@ -22,8 +22,18 @@ import {
 import { f16ToF32 } from "../dtype.ts";
 import { halvesToFloat } from "./words.ts";
 import type { Format, SimdCode } from "./format.ts";
+import type { Bits } from "./gather.ts";
 
 const ELEMENTS = 256;
+
+/** `width` bits of byte `byte`, from `bit` on. */
+const bits = (byte: number, bit: number, width: number): Bits => ({
+  bit: 8 * byte + bit,
+  width,
+});
+
+const each = <T>(count: number, of: (i: number) => T): T[] =>
+  Array.from({ length: count }, (_, i) => of(i));
 
 /**
  * The plane of scales of Q4_K and Q5_K: for each block a vec4u of d and dmin, four bits
@@ -34,7 +44,23 @@ const SIX_BITS = {
   elements: ELEMENTS,
   group: 32,
   min: true,
-  scales: [{ name: "scales", bytes: 16, type: "vec4u", view: wordsOf }],
+  scales: [{
+    name: "scales",
+    bytes: 16,
+    // Of four groups each, scales and minimums have the low six bits of bytes 4 to 7 and
+    // 8 to 11; the other four, the nibbles of bytes 12 to 15 and the two bits above.
+    stored: [
+      { bit: 0, width: 32 },
+      ...each(4, (g) => bits(4 + g, 0, 4)),
+      ...each(4, (g) => bits(12 + g, 0, 4)),
+      ...each(4, (g) => bits(8 + g, 0, 4)),
+      ...each(4, (g) => bits(12 + g, 4, 4)),
+      ...each(4, (g) => [bits(4 + g, 4, 2), bits(8 + g, 4, 2)]).flat(),
+      ...each(4, (g) => [bits(4 + g, 6, 2), bits(8 + g, 6, 2)]).flat(),
+    ],
+    type: "vec4u",
+    view: wordsOf,
+  }],
   wgsl: (read, Factors) =>
     `let all = ${read(0, "at / 8u")};
   let d = unpack2x16float(all.x);
@@ -122,6 +148,7 @@ export const q4_k: Format = blockFormat({
   name: "q4_k",
   bytes: 144,
   bits: [4],
+  stored: [{ at: 16, run: 32 }],
   values: integers(16, 0),
   less: 0,
   pack(blocks, [quants, scales]) {
@@ -140,6 +167,7 @@ export const q5_k: Format = blockFormat({
   name: "q5_k",
   bytes: 176,
   bits: [4, 1],
+  stored: [{ at: 48, run: 32 }, { at: 16, run: 32 }],
   values: integers(32, 0),
   less: 0,
   pack(blocks, [quants, high, scales]) {
@@ -184,12 +212,13 @@ export const q6_k: Format = blockFormat({
   elements: ELEMENTS,
   bytes: 210,
   bits: [4, 2],
+  stored: [{ at: 0, run: 64 }, { at: 128, run: 32 }],
   group: 16,
   values: integers(64, -32),
   less: 32,
   scales: [
-    { name: "scales", bytes: 16, type: "u32", view: bytesOf },
-    { name: "d", bytes: 2, type: "u32", view: halvesOf },
+    { name: "scales", bytes: 16, stored: 192, type: "u32", view: bytesOf },
+    { name: "d", bytes: 2, stored: 208, type: "u32", view: halvesOf },
   ],
   wgsl: (read, Factors) =>
     `let own = bitcast<i32>(${read(0, "at / 2u")} << (16u - at % 2u * 16u));
@@ -263,13 +292,14 @@ export const q2_k: Format = blockFormat({
   elements: ELEMENTS,
   bytes: 84,
   bits: [2],
+  stored: [{ at: 16, run: 32 }],
   group: 16,
   min: true,
   values: integers(4, 0),
   less: 0,
   scales: [
-    { name: "scales", bytes: 16, type: "u32", view: bytesOf },
-    { name: "d", bytes: 4, type: "u32", view: wordsOf },
+    { name: "scales", bytes: 16, stored: 0, type: "u32", view: bytesOf },
+    { name: "d", bytes: 4, stored: 80, type: "u32", view: wordsOf },
   ],
   wgsl: (read, Factors) =>
     `let own = ${read(0, "at")};
@@ -308,13 +338,24 @@ export const q3_k: Format = blockFormat({
   elements: ELEMENTS,
   bytes: 110,
   bits: [2, 1],
+  stored: [{ at: 32, run: 32 }, { at: 0, run: 32 }],
   group: 16,
   values: integers(8, -4),
   less: 4,
   scales: [
     // Per block: four bits of each of 16 scales in two words, two more of each in another.
-    { name: "scales", bytes: 12, type: "u32", view: wordsOf },
-    { name: "d", bytes: 2, type: "u32", view: halvesOf },
+    {
+      name: "scales",
+      bytes: 12,
+      stored: [
+        ...each(8, (i) => bits(96 + i, 0, 4)),
+        ...each(8, (i) => bits(96 + i, 4, 4)),
+        ...each(16, (i) => bits(104 + i % 4, 2 * (i >> 2), 2)),
+      ],
+      type: "u32",
+      view: wordsOf,
+    },
+    { name: "d", bytes: 2, stored: 108, type: "u32", view: halvesOf },
   ],
   wgsl: (read, Factors) =>
     `let unit = at % 4u;

@@ -20,6 +20,7 @@ export const iq4_nl: Format = blockFormat({
   name: "iq4_nl",
   bytes: 18,
   bits: [4],
+  stored: [{ at: 2, run: 16 }],
   values: VALUES,
   wgsl: oneScale(1),
   pack: splitScale(4),
@@ -31,10 +32,17 @@ export const iq4_xs: Format = blockFormat({
   elements: 256,
   bytes: 136,
   bits: [4],
+  stored: [{ at: 8, run: 16 }],
   group: 32,
   values: VALUES,
   // As in files: d, two high bits of each scale, and a word of the low four.
-  scales: [{ name: "scales", bytes: 8, type: "vec2u", view: wordsOf }],
+  scales: [{
+    name: "scales",
+    bytes: 8,
+    stored: 0,
+    type: "vec2u",
+    view: wordsOf,
+  }],
   wgsl: (read, Factors) =>
     `let all = ${read(0, "at / 8u")};
   let group = at % 8u;
@@ -95,9 +103,10 @@ export const mxfp4: Format = blockFormat({
   elements: 32,
   bytes: 17,
   bits: [4],
+  stored: [{ at: 1, run: 16 }],
   group: 32,
   values: [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12],
-  scales: [{ name: "scales", bytes: 1, type: "u32", view: bytesOf }],
+  scales: [{ name: "scales", bytes: 1, stored: 0, type: "u32", view: bytesOf }],
   // Two factors that f32 has as normal numbers, even where it has not their product.
   scaleType: "vec2f",
   wgsl: (read, Factors) =>

@@ -212,6 +212,18 @@ export function packed(
   return planes;
 }
 
+/** Rearranges the stored rows of a piece, and writes them to its planes. */
+export function writePiece<T>(
+  { part: { format, planes }, at, rows }: Piece<T>,
+  k: number,
+  stored: Uint8Array<ArrayBuffer>,
+  write: (plane: T, begin: number, bytes: Uint8Array<ArrayBuffer>) => void,
+): void {
+  packed(format, stored, k, rows).forEach((bytes, i) =>
+    write(planes[i], at * bytes.length / rows, bytes)
+  );
+}
+
 /**
  * Wraps a tensor `[n, k]` or `[k]` as a matrix. Set `pairs` if its two halves are read
  * together.

@@ -77,7 +77,8 @@ export class GpuRunner implements Runner {
   ): Promise<GpuRunner> {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     requireVocabulary(`load ${checkpoint.name}`, config.vocabSize);
-    const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
+    using store = gpuStore(gpu);
+    const weights = await loadWeights(checkpoint, store, options);
     if (options.f16Matmuls) {
       // The largest weights bound how far rows may be scaled up in f16.
       await measureLargest(gpu, config, weights, options.signal);

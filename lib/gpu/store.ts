@@ -15,6 +15,7 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import { familyOf } from "../model/families.ts";
 import { pairWeights, type Weights } from "../model/family.ts";
 import { Tensor } from "../webgpu/tensor.ts";
+import { Staging } from "./staging.ts";
 import type { WeightStore } from "../model/weights.ts";
 
 /**
@@ -60,10 +61,14 @@ export async function measureLargest(
 }
 
 /** A store in device memory; synthetic weights are computed there. */
-export function gpuStore(gpu: Gpu): WeightStore<Tensor> {
+export function gpuStore(
+  gpu: Gpu,
+  upload: Staging = new Staging(gpu),
+): WeightStore<Tensor> & Disposable {
   const { queue } = gpu.device;
   const pace = new Pace(gpu, READ[gpu.software ? "software" : "hardware"]);
   return {
+    upload,
     most: gpu.limits.maxStorageBufferBindingSize,
     allocate: (bytes, label) =>
       Tensor.create(gpu, "u32", [bytes / 4], undefined, label),
@@ -97,9 +102,11 @@ export function gpuStore(gpu: Gpu): WeightStore<Tensor> {
       return true;
     },
     async settle() {
+      await upload.flush();
       queue.submit([]);
       await queue.onSubmittedWorkDone();
       gpu.check();
     },
+    [Symbol.dispose]: () => upload[Symbol.dispose](),
   };
 }

@@ -12,8 +12,9 @@ import { storedRowBytes } from "../formats/format.ts";
 import {
   allocateMatrix,
   type Matrix,
-  packed,
+  type Piece,
   piecesOf,
+  writePiece,
 } from "../formats/matrix.ts";
 import { familyOf } from "./families.ts";
 import {
@@ -36,6 +37,8 @@ export interface WeightStore<T> {
   allocate(bytes: number, label: string): T;
   /** Writes to `buffer`, from byte `begin`. `bytes` may be reused on return. */
   write(buffer: T, begin: number, bytes: Uint8Array<ArrayBuffer>): void;
+  /** Takes rows as they are stored. Without it, they are rearranged and written. */
+  readonly upload?: Upload<T>;
   /**
    * Computes rows `row` to `row + rows` from a rule, on the device; false if it cannot.
    *
@@ -48,8 +51,29 @@ export interface WeightStore<T> {
     rule: SyntheticRule,
     signal?: AbortSignal,
   ): Promise<boolean>;
-  /** Waits for all writes to finish, which bounds staging memory. */
+  /** Waits for all writes to finish. */
   settle(): Promise<void>;
+}
+
+/** Takes rows as they are stored. */
+export interface Upload<T> {
+  /** About how many bytes to read at a time. */
+  readonly piece: number;
+  /**
+   * Memory that `bytes` stored bytes can be read into, until `put`. `left` is how many have
+   * yet to be loaded, these included.
+   */
+  room(bytes: number, left: number): Promise<Uint8Array<ArrayBuffer>>;
+  /** Takes the rows that were read into the memory that `room` returned last. */
+  put(rows: readonly StoredRows<T>[], bytes: number): void;
+}
+
+/** Rows that were read into memory from byte `begin` on, and where they belong. */
+export interface StoredRows<T> {
+  readonly piece: Piece<T>;
+  /** The columns of the matrix. */
+  readonly k: number;
+  readonly begin: number;
 }
 
 /** Options of {@linkcode loadWeights}. */
@@ -59,7 +83,6 @@ export interface LoadOptions {
 }
 
 const PIECE = 16 << 20;
-const SETTLE_EVERY = 128 << 20;
 
 /**
  * Pieces begin at multiples of this many rows, so that writes to planes are
@@ -95,9 +118,7 @@ export async function loadWeights<T>(
 class Loader<T> {
   readonly #total: number;
   #done = 0;
-  /** Bytes written since the last `settle`. */
-  #unsettled = 0;
-  #staging = new Uint8Array(PIECE);
+  #staging = new Uint8Array();
   readonly #rests = new Rests();
 
   constructor(
@@ -151,34 +172,45 @@ class Loader<T> {
   async #copy(info: TensorInfo, matrix: Matrix<T>, row: number, rows: number) {
     const { checkpoint, store, options: { signal } } = this;
     const rowBytes = storedRowBytes(info.format, matrix.k);
-    const fit = Math.floor(PIECE / rowBytes / PIECE_ROWS) * PIECE_ROWS;
+    const { piece = PIECE } = store.upload ?? {};
+    const fit = Math.floor(piece / rowBytes / PIECE_ROWS) * PIECE_ROWS;
     const step = Math.max(PIECE_ROWS, fit);
     for (let begin = 0; begin < rows; begin += step) {
       signal?.throwIfAborted();
-      const count = Math.min(step, rows - begin);
-      const stored = this.#room(count * rowBytes);
+      const count = Math.min(step, rows - begin), bytes = count * rowBytes;
+      const left = this.#total - this.#done;
+      const stored = await store.upload?.room(bytes, left) ?? this.#room(bytes);
       await checkpoint.read(info.name, begin * rowBytes, stored);
-      for (const piece of piecesOf(matrix, row + begin, count)) {
-        const { part: { format, planes }, at } = piece;
-        const from = (piece.row - row - begin) * rowBytes;
-        const blocks = stored.subarray(from, from + piece.rows * rowBytes);
-        packed(format, blocks, matrix.k, piece.rows).forEach((bytes, i) => {
-          store.write(planes[i], at * bytes.length / piece.rows, bytes);
-          this.#unsettled += bytes.length;
-        });
-      }
-      if (this.#unsettled >= SETTLE_EVERY) {
-        await store.settle();
-        this.#unsettled = 0;
-      }
-      this.#report(info, stored.length);
+      const all = piecesOf(matrix, row + begin, count).map((piece) => ({
+        piece,
+        k: matrix.k,
+        begin: (piece.row - row - begin) * rowBytes,
+      }));
+      if (store.upload) store.upload.put(all, bytes);
+      else for (const one of all) this.#write(one, stored);
+      this.#report(info, bytes);
       await this.#rests.rest(signal);
     }
   }
 
-  /** Returns staging memory, which grows if rows are longer than a piece. */
+  #write(
+    { piece, k, begin }: StoredRows<T>,
+    stored: Uint8Array<ArrayBuffer>,
+  ): void {
+    const end = begin + piece.rows * storedRowBytes(piece.part.format, k);
+    writePiece(
+      piece,
+      k,
+      stored.subarray(begin, end),
+      (plane, at, bytes) => this.store.write(plane, at, bytes),
+    );
+  }
+
+  /** Returns memory of this loader, which grows if rows are longer than a piece. */
   #room(bytes: number): Uint8Array<ArrayBuffer> {
-    if (bytes > this.#staging.length) this.#staging = new Uint8Array(bytes);
+    if (bytes > this.#staging.length) {
+      this.#staging = new Uint8Array(Math.max(bytes, PIECE));
+    }
     return this.#staging.subarray(0, bytes);
   }
 

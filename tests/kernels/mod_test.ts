@@ -138,6 +138,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       peakFma: 1,
       peakRead: 2,
       qkNormRope: 8,
+      repack: 3,
       rmsNorm: 3,
       sampleDraw: 8,
       sampleFinish: 8,

@@ -5,6 +5,7 @@
  * no reader for WebAssembly.
  */
 import type { Format } from "../../lib/formats/format.ts";
+import { bytesAt, gather } from "../../lib/formats/gather.ts";
 
 const ELEMENTS = 32, BYTES = 17;
 
@@ -59,6 +60,16 @@ export const nibbles: Format = {
       }
     }
   },
+  gathers: [
+    gather(
+      BYTES,
+      Array.from({ length: ELEMENTS }, (_, i) => ({
+        bit: 8 * (1 + i % 16) + (i < 16 ? 0 : 4),
+        width: 4,
+      })),
+    ),
+    gather(BYTES, bytesAt(0, 1)),
+  ],
   wgsl(x, elements, read) {
     const wide = elements === ELEMENTS;
     // The bytes are in two planes; the index of a load locates both.

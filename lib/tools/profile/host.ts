@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { bytesOf, type CpuTensor } from "../../formats/tensor.ts";
+import { bytesOf, type CpuTensor, unpackRow } from "../../formats/tensor.ts";
 import { BYTES, type Dtype, elements } from "../../dtype.ts";
 import { type Matrix, piecesOf } from "../../formats/matrix.ts";
 
@@ -18,27 +18,28 @@ export function tensor(shape: number[], data: Float32Array): CpuTensor {
   return { dtype: "f32", shape, data: data.subarray(0, elements(shape)) };
 }
 
-const isDense = (name: string): name is Exclude<Dtype, "u32"> =>
+export const isDense = (name: string): name is Exclude<Dtype, "u32"> =>
   name in BYTES && name !== "u32";
 
 /**
- * Rows of a matrix as a tensor on the same memory.
- *
- * @throws {Error} if they are not dense.
+ * Rows of a matrix as a tensor: on the same memory if they are dense, else unpacked to
+ * f32, because matmuls of tensors take no blocks.
  */
 export function rowsOf(
   matrix: Matrix<CpuTensor>,
-  begin = 0,
-  rows = matrix.n,
+  begin: number,
+  rows: number,
 ): CpuTensor {
+  const { k } = matrix;
   const [{ part, at }, ...more] = piecesOf(matrix, begin, rows);
-  const { label, k } = matrix, { name, planes } = part.format;
-  if (more.length || !isDense(name)) {
-    throw new Error(
-      `Cannot take rows of ${label} as a tensor: they are stored as ${name} in ${
-        more.length + 1
-      } parts, must be f32, f16 or bf16 in one`,
-    );
+  const { name, planes } = part.format;
+  if (more.length > 0 || !isDense(name)) {
+    const values = new Float32Array(rows * k);
+    for (let row = 0; row < rows; row++) {
+      const into = values.subarray(row * k, (row + 1) * k);
+      unpackRow(matrix, begin + row, into);
+    }
+    return { dtype: "f32", shape: [rows, k], data: values };
   }
   const { buffer, byteOffset } = bytesOf(part.planes[0]);
   const from = byteOffset + at * planes(k)[0].rowBytes;

@@ -5,6 +5,7 @@
  * @module
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { weightsText } from "../weights.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { DEFAULT_MODEL, Qwen3 } from "../../load.ts";
 import { measurePeaks } from "../peaks.ts";
@@ -107,7 +108,11 @@ async function profileOnCpu(
     findings: {
       ...subject(checkpoint, setting, { ...device, software: false }),
       timedBy: "verbs",
-      notes: [...setting.notes, ...cpuNotes(setting, phases)],
+      notes: [
+        ...setting.notes,
+        weightsText(runner.weights),
+        ...cpuNotes(setting, phases),
+      ],
       phases,
       coverage: coverageOf(phases, setting.maxTokens, false),
       fallbacks: runner.fallbacks,
@@ -149,6 +154,7 @@ async function profileOnGpu(
   );
   const notes = [
     ...setting.notes,
+    weightsText(runner.weights),
     ...gpuNotes(setting, phases, gpu.timestamps),
     ...loopNotes(watched),
   ];

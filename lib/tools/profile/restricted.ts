@@ -7,6 +7,8 @@
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import type { Choice } from "../../dispatch/choice.ts";
 import { openDevice } from "../../open_device.ts";
+import { weightsText } from "../weights.ts";
+import { isDense } from "./host.ts";
 import type { AllowedKernel } from "./kernels.ts";
 import { wallPhase } from "./operations.ts";
 import type { TimelineEvent } from "./report.ts";
@@ -81,9 +83,11 @@ export async function profileRestricted(
       timedBy: "verbs",
       notes: [
         ...setting.notes,
+        weightsText(runner.weights),
         `the model ran unpacked and unfused on ${
           kernels.join(", ")
         } only, every matmul by itself: wall times include uploads and readbacks`,
+        ...unpackedNote(checkpoint),
         `decode: ${steps} of ${maxTokens - 1} steps were run`,
         ...setting.batch > 1
           ? ["--batch has no effect: one sequence was run"]
@@ -104,3 +108,14 @@ const BETWEEN = {
   name: "between matmuls",
   reason: "embedding, norms, RoPE, SwiGLU and residuals, on the CPU",
 };
+
+/** Says which weights the kernels cannot take as they are stored. */
+function unpackedNote({ tensors }: Checkpoint): string[] {
+  const names = new Set<string>();
+  for (const { format: { name } } of tensors.values()) {
+    if (!isDense(name)) names.add(name);
+  }
+  return names.size === 0 ? [] : [
+    `weights in ${[...names].join(", ")} were unpacked to f32 first`,
+  ];
+}

@@ -42,6 +42,7 @@ export class UnpackedModel implements Disposable {
     refusals: [],
   };
   readonly #uploaded = new Map<CpuTensor["data"], Tensor>();
+  readonly #slices = new Map<Matrix<CpuTensor>, Map<number, CpuTensor>>();
   readonly #rope: RopeTable;
   #context: CostContext;
 
@@ -74,7 +75,7 @@ export class UnpackedModel implements Disposable {
       const attended = await this.#attention(x, m, layer, cache, i);
       x = add(
         x,
-        await this.#linear(at + "o_proj", attended, m, rowsOf(layer.oProj)),
+        await this.#linear(at + "o_proj", attended, m, this.#rows(layer.oProj)),
       );
       const normed = this.#normed(x, m, layer.postNorm);
       const [gate, up] = await this.#split(
@@ -88,7 +89,12 @@ export class UnpackedModel implements Disposable {
       const gated = gate.map((g, j) => g / (1 + Math.exp(-g)) * up[j]);
       x = add(
         x,
-        await this.#linear(at + "down_proj", gated, m, rowsOf(layer.downProj)),
+        await this.#linear(
+          at + "down_proj",
+          gated,
+          m,
+          this.#rows(layer.downProj),
+        ),
       );
     }
     const last = x.slice((m - 1) * config.hiddenSize);
@@ -97,7 +103,7 @@ export class UnpackedModel implements Disposable {
       "lm_head",
       normed,
       1,
-      rowsOf(weights.lmHead),
+      this.#rows(weights.lmHead),
     );
     cache.advance();
     return logits;
@@ -123,11 +129,20 @@ export class UnpackedModel implements Disposable {
     const results: Float32Array[] = [];
     let row = 0;
     for (const [i, name] of names.entries()) {
-      const rows = w.n * shares[i], slice = rowsOf(w, row, rows);
+      const rows = w.n * shares[i], slice = this.#rows(w, row, rows);
       results.push(await this.#linear(at + name, x, m, slice));
       row += rows;
     }
     return results;
+  }
+
+  /** Rows of a matrix, which are unpacked only once. */
+  #rows(w: Matrix<CpuTensor>, begin = 0, rows = w.n): CpuTensor {
+    let known = this.#slices.get(w);
+    if (!known) this.#slices.set(w, known = new Map());
+    let slice = known.get(begin);
+    if (!slice) known.set(begin, slice = rowsOf(w, begin, rows));
+    return slice;
   }
 
   async #linear(

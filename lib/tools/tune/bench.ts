@@ -7,7 +7,7 @@
 import { type Matrix, matrixOf } from "../../formats/matrix.ts";
 import { errorText } from "../../errors.ts";
 import type { LoadOptions } from "../../model/weights.ts";
-import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import type { Checkpoint, TensorInfo } from "../../checkpoint/checkpoint.ts";
 import { contextLimit } from "../../checkpoint/config.ts";
 import {
   chooseCacheDtype,
@@ -69,6 +69,7 @@ export class Bench implements Disposable {
   private constructor(
     readonly gpu: Gpu,
     readonly runner: GpuRunner,
+    /** The first layers, of which each stores its weights differently. */
     readonly cpu: CpuRunner,
     readonly cacheDtype: "f16" | "f32",
   ) {
@@ -77,6 +78,10 @@ export class Bench implements Disposable {
     this.context = Math.min(CONTEXT, contextLimit(config).tokens);
     this.#cache = new GpuKvCache(gpu, config, 1, this.context, cacheDtype);
     this.#ops = new GpuOps(gpu, config);
+  }
+
+  get kinds(): number {
+    return this.cpu.config.numHiddenLayers;
   }
 
   get config() {
@@ -104,27 +109,23 @@ export class Bench implements Disposable {
     checkpoint: Checkpoint,
     loading: LoadOptions = {},
   ): Promise<Bench> {
-    const one = withLayers(checkpoint, 1);
-    const [layer] = familyOf(one.config).weights(one.config).layers;
-    let layerBytes = 0;
-    for (const { tensors } of Object.values<WeightSpec>({ ...layer })) {
-      for (const { name } of tensors) {
-        layerBytes += one.tensors.get(name)?.byteLength ?? 0;
-      }
-    }
-    const layers = gpu.software ? 1 : Math.min(
+    const { kinds, others, layerBytes } = layersOf(checkpoint);
+    const layers = gpu.software ? kinds.length : Math.min(
       checkpoint.config.numHiddenLayers,
-      Math.ceil(BEYOND_CACHES / layerBytes),
+      Math.max(kinds.length, Math.ceil(BEYOND_CACHES / layerBytes)),
     );
     const { dtype: cacheDtype } = chooseCacheDtype(
       checkpoint.config.headDim,
     );
     const options = { ...loading, context: 1, cacheDtype } as const;
-    const cpu = await CpuRunner.load(one, options);
+    const cpu = await CpuRunner.load(
+      withLayers(checkpoint, kinds),
+      options,
+    );
     try {
       const runner = await GpuRunner.load(
         gpu,
-        withLayers(checkpoint, layers),
+        withLayers(checkpoint, [...kinds, ...others].slice(0, layers)),
         { ...options, f16Matmuls: chooseMatmulDtype(gpu).dtype === "f16" },
       );
       return new Bench(gpu, runner, cpu, cacheDtype);
@@ -160,7 +161,7 @@ export class Bench implements Disposable {
       const last = head ? weights.lmHead : weights.layers[0].qkvProj;
       const layers = weights.layers.slice(
         0,
-        rows > 1 ? PROMPT_LAYERS : Infinity,
+        rows > 1 ? Math.max(PROMPT_LAYERS, this.kinds) : Infinity,
       );
       const some = { ...weights, layers, lmHead: last };
       const { forward } = familyOf(this.config);
@@ -202,7 +203,7 @@ export class Bench implements Disposable {
       const { data } = reference.cache[name];
       cache.layers[0][name].write(0, data as Uint16Array<ArrayBuffer>);
     }
-    const { weights: { layers: [layer], norm, lmHead } } = this;
+    const { weights: { layers, norm, lmHead } } = this;
     for (const [i, check] of one.checks.entries()) {
       const own = reference.inputs[i];
       using plan = new Plan(gpu);
@@ -212,7 +213,7 @@ export class Bench implements Disposable {
         cache.reset([check.length]);
         cache.record({ first: 0, sequences: 1, tokens: check.rows });
         results = check.run(ops, {
-          layer,
+          layer: layers[check.layer],
           norm,
           lmHead,
           cache,
@@ -237,7 +238,7 @@ export class Bench implements Disposable {
   }
 
   #reference(one: TuneCase): Reference {
-    const { ops, weights: { layers: [layer], norm, lmHead } } = this.cpu;
+    const { ops, weights: { layers, norm, lmHead } } = this.cpu;
     const random = new Random(), { config, cacheDtype } = this;
     const { numAttentionHeads: heads, numKeyValueHeads: kvHeads } = config;
     const { headDim, hiddenSize, intermediateSize } = config;
@@ -271,8 +272,11 @@ export class Bench implements Disposable {
       };
       cache.reset([length]);
       cache.begin({ first: 0, sequences: 1, tokens: rows });
-      const table = matrixOf(own.table), weights = { layer, norm, lmHead };
-      const given: Given<CpuTensor> = { ...own, ...weights, table, cache };
+      const given: Given<CpuTensor> = {
+        ...own,
+        ...{ layer: layers[check.layer], norm, lmHead, cache },
+        table: matrixOf(own.table),
+      };
       inputs.push(own);
       // Results are valid until the next embedding.
       results.push(
@@ -313,12 +317,50 @@ export class Bench implements Disposable {
   }
 }
 
-/** A checkpoint cut down to `layers` layers. */
-function withLayers(checkpoint: Checkpoint, layers: number): Checkpoint {
-  const config = { ...checkpoint.config, numHiddenLayers: layers };
-  const shapes = tensorShapes(familyOf(config).weights(config));
-  const tensors = new Map(
-    [...checkpoint.tensors].filter(([name]) => shapes.has(name)),
+/**
+ * The layers of a checkpoint: the first of each kind, by the formats of its weights, and
+ * the others; with the bytes of the first.
+ */
+function layersOf({ config, tensors }: Checkpoint) {
+  const { layers } = familyOf(config).weights(config);
+  const kinds = new Map<string, number>(), others: number[] = [];
+  const infos = layers.map((layer) =>
+    Object.values<WeightSpec>({ ...layer }).flatMap((spec) =>
+      spec.tensors.map(({ name }) => tensors.get(name)!)
+    )
   );
-  return { ...checkpoint, config, tensors };
+  infos.forEach((own, i) => {
+    const kind = own.map(({ format }) => format.name).join();
+    if (kinds.has(kind)) others.push(i);
+    else kinds.set(kind, i);
+  });
+  const layerBytes = infos[0].reduce(
+    (sum, { byteLength }) => sum + byteLength,
+    0,
+  );
+  return { kinds: [...kinds.values()], others, layerBytes };
+}
+
+/** A checkpoint cut down to some of its layers, in the given order. */
+function withLayers(
+  checkpoint: Checkpoint,
+  layers: readonly number[],
+): Checkpoint {
+  const config = { ...checkpoint.config, numHiddenLayers: layers.length };
+  const stored = (name: string) =>
+    name.replace(/(?<=\blayers\.)\d+/, (i) => `${layers[+i]}`);
+  const tensors = new Map<string, TensorInfo>();
+  for (const name of tensorShapes(familyOf(config).weights(config)).keys()) {
+    tensors.set(name, { ...checkpoint.tensors.get(stored(name))!, name });
+  }
+  return {
+    ...checkpoint,
+    config,
+    tensors,
+    // The rule of synthetic weights is by name.
+    synthetic: layers.every((layer, i) => layer === i)
+      ? checkpoint.synthetic
+      : undefined,
+    read: (name, begin, into) => checkpoint.read(stored(name), begin, into),
+  };
 }

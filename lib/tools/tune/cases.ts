@@ -49,6 +49,8 @@ export interface TuneCase {
 export interface TunedModel {
   readonly gpu: Gpu;
   readonly weights: Weights<Matrix<Tensor>>;
+  /** How many of its layers, the first ones, store their weights differently. */
+  readonly kinds: number;
   readonly config: Qwen3Config;
   /** Positions that the cache has room for. */
   readonly context: number;
@@ -60,6 +62,8 @@ export interface TunedModel {
 /** Operations that run on the GPU and on the CPU. */
 export interface Check {
   label: string;
+  /** Which of the loaded layers they are of. */
+  layer: number;
   /** Rows of its inputs. */
   rows: number;
   /** Tokens cached before it. */
@@ -119,8 +123,10 @@ export function casesOf(
     kernels.includes(name)
       ? TUNED_KERNELS.find((kernel) => kernel.name === name)
       : undefined;
-  const gemv = asked("gemv"), attend = asked("attendDecode");
-  if (gemv) addLinear(cases, model, gemv, 1, 1);
+  const attend = asked("attendDecode");
+  for (const kernel of [asked("gemv"), asked("gemvInt8")]) {
+    if (kernel) addLinear(cases, model, kernel, 1, 1);
+  }
   if (attend) addAttention(cases, notes, model, attend);
   // Classes of rows, and the rows below the first.
   const byRows = [
@@ -181,6 +187,7 @@ function addAttention(
         length,
       ) => ({
         label: `attention after ${length} tokens`,
+        layer: 0,
         rows: 1,
         length,
         half: cacheDtype === "f16",
@@ -195,57 +202,69 @@ function addAttention(
 /** Linear layers of a pass of `rows` tokens, checked with `checked` rows of the same class. */
 function addLinear(
   cases: Map<string, TuneCase>,
-  { gpu, weights }: TunedModel,
+  { gpu, weights, kinds }: TunedModel,
   kernel: Tunable,
   rows: number,
   checked: number,
 ) {
-  const [layer] = weights.layers;
-  const mlp: [Linear, Matrix<Tensor>][] = layer.router ? [] : [
-    ["gate_up_proj", layer.gateUpProj],
-    ["down_proj", layer.downProj],
-  ];
-  const all: [Linear, Matrix<Tensor>][] = [
-    ["qkv_proj", layer.qkvProj],
-    ...mlp,
-    ["o_proj", layer.oProj],
-    ["lm_head", weights.lmHead],
-  ];
-  for (const [which, w] of all) {
-    const head = which === "lm_head";
-    if (head && rows > 1) continue; // a prompt needs the logits of its last row only
-    const [part] = w.parts, { k } = w;
-    const n = rowsHeld(part), { format } = part;
-    const swiglu = which === "gate_up_proj";
-    const shape = { m: rows, n, k, format, swiglu, norm: false };
-    const choice = chooseLinear({ ...shape, largest: w.largest }, gpu);
-    if (choice.kernel !== kernel.name) continue; // another kernel of few rows
-    const half = choice.headroom !== undefined;
-    const key = linearKey(choice.kernel, shape, half);
-    const check: Check = {
-      label: which,
-      rows: checked,
-      length: 0,
-      half,
-      run: (ops, given) => runLinear(which, ops, given),
-    };
-    const known = cases.get(key);
-    if (known) {
-      known.labels.push(which);
-      known.checks.push(check);
-      known.head ||= head;
-      continue;
+  const head: Linearity = { which: "lm_head", w: weights.lmHead, layer: 0 };
+  const all = weights.layers.slice(0, kinds).flatMap((own, layer) =>
+    ([
+      ["qkv_proj", own.qkvProj],
+      // Experts have kernels of their own.
+      ["gate_up_proj", own.router ? undefined : own.gateUpProj],
+      ["down_proj", own.router ? undefined : own.downProj],
+      ["o_proj", own.oProj],
+    ] as const).flatMap(([which, w]): Linearity[] =>
+      w ? [{ which, w, layer }] : []
+    )
+  );
+  // A prompt needs the logits of its last row only.
+  if (rows === 1) all.push(head);
+  for (const { which, w, layer } of all) {
+    for (const part of w.parts) {
+      const n = rowsHeld(part), { format } = part;
+      const swiglu = which === "gate_up_proj";
+      const shape = { m: rows, n, k: w.k, format, swiglu, norm: false };
+      const choice = chooseLinear({ ...shape, largest: w.largest }, gpu);
+      if (choice.kernel !== kernel.name) continue; // another kernel of few rows
+      const half = choice.headroom !== undefined;
+      const key = linearKey(choice.kernel, shape, half);
+      const check: Check = {
+        label: which,
+        layer,
+        rows: checked,
+        length: 0,
+        half,
+        run: (ops, given) => runLinear(which, ops, given),
+      };
+      const known = cases.get(key);
+      if (known) {
+        if (!known.labels.includes(which)) {
+          known.labels.push(which);
+          known.checks.push(check);
+        }
+        known.head ||= which === "lm_head";
+        continue;
+      }
+      cases.set(key, {
+        key,
+        kernel,
+        target: parseKey(key)!,
+        labels: [which],
+        now: tunedConstants(kernel, choice.constants),
+        rows,
+        length: rows === 1 ? 64 : 0,
+        head: which === "lm_head",
+        checks: [check],
+      });
     }
-    cases.set(key, {
-      key,
-      kernel,
-      target: parseKey(key)!,
-      labels: [which],
-      now: tunedConstants(kernel, choice.constants),
-      rows,
-      length: rows === 1 ? 64 : 0,
-      head,
-      checks: [check],
-    });
   }
+}
+
+/** A Linear layer of a loaded layer. */
+interface Linearity {
+  which: Linear;
+  w: Matrix<Tensor>;
+  layer: number;
 }
