@@ -100,14 +100,21 @@ export function encodeAttention(job: AttentionJob): number[] {
   return [1, ...FIELDS.attention.map((field) => job[field])];
 }
 
-const decode = <F extends string>(
-  fields: readonly F[],
-  job: ArrayLike<number>,
-) =>
-  Object.fromEntries(fields.map((field, i) => [field, job[i + 1]])) as Record<
-    F,
-    number
-  >;
+/** A job as a thread works on it. */
+export type Job =
+  | { kind: "matmul"; matmul: MatmulJob }
+  | { kind: "attention"; attention: AttentionJob };
+
+/** The job that {@link encodeMatmul} or {@link encodeAttention} encoded. */
+export function decodeJob(job: ArrayLike<number>): Job {
+  const decode = <F extends string>(fields: readonly F[]) =>
+    Object.fromEntries(
+      fields.map((field, i) => [field, job[i + 1] >>> 0]),
+    ) as Record<F, number>;
+  return job[0] === 0
+    ? { kind: "matmul", matmul: decode(FIELDS.matmul) }
+    : { kind: "attention", attention: decode(FIELDS.attention) };
+}
 
 /** The format of keys and values. */
 const CACHED = SIMD_FORMATS.findIndex((format) => format === f32);
@@ -215,19 +222,16 @@ export function packRows(
 export function runChunk(
   kernels: WasmKernels,
   memory: WebAssembly.Memory,
-  job: Uint32Array,
+  job: Job,
   index: number,
   thread: number,
 ): void {
-  if (job[0] === 0) {
-    const matmul = decode(FIELDS.matmul, job);
-    const begin = index * matmul.chunk;
-    const count = Math.min(matmul.n - begin, matmul.chunk);
-    multiply(kernels, matmul, begin, count, thread);
-  } else {
-    const pass = decode(FIELDS.attention, job);
-    attention(kernels, memory, pass, index, thread);
+  if (job.kind === "attention") {
+    return attention(kernels, memory, job.attention, index, thread);
   }
+  const { matmul } = job, begin = index * matmul.chunk;
+  const count = Math.min(matmul.n - begin, matmul.chunk);
+  multiply(kernels, matmul, begin, count, thread);
 }
 
 /** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
