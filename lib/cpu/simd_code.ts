@@ -43,7 +43,10 @@ export class SimdWriter {
       addInts: i32x4.add,
       subInts: i32x4.sub,
       toFloat: f32x4.convert,
+      add: f32x4.add,
+      sub: f32x4.sub,
       mul: f32x4.mul,
+      min: f32x4.min,
       abs: f32x4.abs,
       greaterEqual: f32x4.greaterEqual,
     };

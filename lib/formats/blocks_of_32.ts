@@ -10,6 +10,7 @@ import {
   halfAt,
   halvesOf,
   halvesOfWords,
+  halvesToFloat,
   integers,
   lessOffset,
   type ScalePlane,
@@ -17,7 +18,6 @@ import {
 } from "./blocks.ts";
 import { f16ToF32 } from "../dtype.ts";
 import type { Format } from "./format.ts";
-import { halvesToFloat } from "./words.ts";
 
 const ELEMENTS = 32;
 

@@ -142,7 +142,11 @@ export interface SimdCode<V> {
   addInts(a: V, b: V): V;
   subInts(a: V, b: V): V;
   toFloat(ints: V): V;
+  add(a: V, b: V): V;
+  sub(a: V, b: V): V;
   mul(a: V, b: V): V;
+  /** The smaller one, of numbers. */
+  min(a: V, b: V): V;
   abs(value: V): V;
   /** All bits of a lane are set if a ≥ b. */
   greaterEqual(a: V, b: V): V;

@@ -14,6 +14,7 @@ import {
   halfAt,
   halvesOf,
   halvesOfWords,
+  halvesToFloat,
   integers,
   lessOffset,
   NIBBLES,
@@ -21,7 +22,6 @@ import {
   wordsOf,
 } from "./blocks.ts";
 import { f16ToF32 } from "../dtype.ts";
-import { halvesToFloat } from "./words.ts";
 import type { Format, SimdCode } from "./format.ts";
 
 const ELEMENTS = 256;
