@@ -126,7 +126,7 @@ const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
  * it is multiplied. Not measured: unpacking costs a store and a load per element, which a
  * few rows repay.
  */
-const DIRECT_ROWS = 5;
+export const DIRECT_ROWS = 5;
 /**
  * Columns unpacked at a time: TILE rows of w and of x fit in the L1 cache. Not measured:
  * six rows of 2 KiB take 12 KiB of 32.
@@ -182,7 +182,10 @@ export const resultBytes = (n: number): number => 16 * Math.ceil(n / 4) + 16;
 /** Chunks are multiples of this many rows of w, so that kernels take whole steps. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
 
-/** Copies rows of x into work space, in the order in which the format of w is unpacked. */
+/**
+ * Copies rows of x into work space, `rowBytes` apart, in the order in which the format of w
+ * is unpacked.
+ */
 export function packRows(
   x: Float32Array,
   rows: number,
@@ -190,8 +193,9 @@ export function packRows(
   order: SimdReader["order"],
   memory: ArrayBufferLike,
   to: number,
+  rowBytes: number,
 ): void {
-  const stride = packedBytes(k) / 4;
+  const stride = rowBytes / 4;
   const out = new Float32Array(memory, to, rows * stride);
   for (let r = 0; r < rows; r++) {
     const begin = r * stride, end = begin + Math.ceil(k / 8) * 8, from = r * k;

@@ -34,6 +34,11 @@ export interface CpuOptions {
   threads?: number;
   /** False selects plain TypeScript, the reference; true by default. */
   simd?: boolean;
+  /**
+   * Whether single rows are rounded to 16 bits to multiply quants as integers, except
+   * where that would lose what is small beside an outlier; false by default.
+   */
+  integers?: boolean;
 }
 
 /**
@@ -405,7 +410,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
 }
 
 function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
-  const { simd = true } = options;
+  const { simd = true, integers = false } = options;
   const threads = options.threads ??
     Math.min(navigator.hardwareConcurrency, MOST_THREADS);
   if (!simd) return new PlainKernels(heads, "simd: false was asked for");
@@ -417,7 +422,7 @@ function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
   const choice = chooseWasm();
   return "refusal" in choice
     ? new PlainKernels(heads, choice.refusal)
-    : new WasmCpuKernels(heads, threads, choice);
+    : new WasmCpuKernels(heads, threads, choice, integers);
 }
 
 /** RMSNorm (https://arxiv.org/abs/1910.07467) of `weight.length` elements. */

@@ -18,6 +18,7 @@ import {
 } from "./kernels.ts";
 import {
   CHUNK_ROWS,
+  DIRECT_ROWS,
   encodeAttention,
   encodeMatmul,
   packedBytes,
@@ -32,7 +33,12 @@ import { CpuMemory } from "./memory.ts";
 import { CpuPool, MAX_CHUNKS } from "./pool.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
-import { dotScratch } from "./wasm_blocks.ts";
+import {
+  dotScratch,
+  MOST_OUTLYING,
+  roundedBytes,
+  roundRowName,
+} from "./wasm_blocks.ts";
 import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
 
 /**
@@ -60,6 +66,9 @@ const UNPACKED_ROWS = 256;
  * keys and values that are read once, and a prompt still makes chunks for all threads.
  */
 const BLOCK_HEADS = 32;
+
+/** Below the largest element of any group, in mean sizes. */
+const NEVER = -1;
 
 /** A WebAssembly module that this engine accepts. */
 export interface WasmChoice {
@@ -99,11 +108,15 @@ export class WasmCpuKernels implements CpuKernels {
   /** Names of formats in use that have no SIMD reader. */
   readonly #withoutReader = new Set<string>();
 
-  /** `threads` includes the caller's. */
+  /**
+   * `threads` includes the caller's. With `integers`, few rows of x are rounded to
+   * multiply quants as integers.
+   */
   constructor(
     private readonly heads: Heads,
     threads: number,
     private readonly choice: WasmChoice,
+    private readonly integers: boolean,
   ) {
     const reserved = workBytes(threads);
     this.#pool = new CpuPool(threads, new WebAssembly.Module(choice.bytes));
@@ -155,7 +168,9 @@ export class WasmCpuKernels implements CpuKernels {
     const format = SIMD_FORMATS.findIndex((format) => format === w.format);
     if (format < 0) return yield* this.#unpacked(x, rows, w, k, out, finish);
     const n = rowsHeld(w), { simd } = SIMD_FORMATS[format];
-    const xBytes = packedBytes(k), yBytes = resultBytes(n);
+    const blocks = "factors" in simd ? simd : undefined;
+    const xBytes = packedBytes(k) + (blocks ? roundedBytes(blocks, k) : 0);
+    const yBytes = resultBytes(n);
     const fits = Math.floor(this.#room / (xBytes + yBytes));
     if (fits < 1) {
       throw new Error(
@@ -164,15 +179,15 @@ export class WasmCpuKernels implements CpuKernels {
         } bytes of work space, must be at most ${this.#room}`,
       );
     }
-    if ("factors" in simd && dotScratch(simd, k) > SCORES_BYTES) {
+    if (blocks && dotScratch(blocks, k) > SCORES_BYTES) {
       throw new Error(
         `Cannot multiply by [${n}, ${k}]: factors of a row take ${
-          dotScratch(simd, k)
+          dotScratch(blocks, k)
         } bytes of work space, must be at most ${SCORES_BYTES}`,
       );
     }
     const { memory, addresses } = this.#together(w.planes);
-    const { memory: { buffer } } = this.#pool.memories[memory];
+    const { memory: { buffer }, kernels } = this.#pool.memories[memory];
     const rowBytes = w.format.planes(k).map(({ rowBytes }) => rowBytes);
     const wBytes = rowBytes.reduce((sum, bytes) => sum + bytes);
     const order = "order" in simd ? simd.order : "straight";
@@ -181,7 +196,13 @@ export class WasmCpuKernels implements CpuKernels {
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
-      packRows(x.subarray(done * k), count, k, order, buffer, xAt);
+      packRows(x.subarray(done * k), count, k, order, buffer, xAt, xBytes);
+      if (blocks && count < DIRECT_ROWS) {
+        const round = kernels[roundRowName(blocks)];
+        for (let r = 0; r < count; r++) {
+          round(xAt + r * xBytes, k, this.integers ? MOST_OUTLYING : NEVER);
+        }
+      }
       const slice = this.#sliceRows(count * k);
       for (let begin = 0; begin < n; begin += slice) {
         if (begin > 0) yield;

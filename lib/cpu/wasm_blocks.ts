@@ -1,6 +1,8 @@
 /**
- * The WebAssembly kernels for formats of quantized blocks. They multiply in f32, since
- * integer activations would lose what is small beside an outlier.
+ * The WebAssembly kernels for formats of quantized blocks. A row of x is rounded to 16
+ * bits per group, so that quants multiply as integers, except where a group has an
+ * outlier, beside which the others would be lost; there, or if asked to be exact, they
+ * multiply in f32.
  *
  * @module
  */
@@ -21,7 +23,7 @@ import {
   times,
   v128,
 } from "./assembler.ts";
-import { DOT_ROWS, FarRows, SimdWriter, sumLanes } from "./simd_code.ts";
+import { DOT_ROWS, FarRows, SimdWriter } from "./simd_code.ts";
 import type { MulAdd } from "./wasm_attention.ts";
 
 /** A format of blocks that the kernels can read. */
@@ -40,11 +42,32 @@ export interface Relaxed {
 }
 
 /**
- * Bytes of work space that `dotBlocks` takes: for its rows what minimums add to y, then
- * the sums of x over each group, and the rows' factors.
+ * Bytes of work space that `dotBlocks` takes: for its rows, what minimums add to y, and
+ * the rows' factors.
  */
 export const dotScratch = ({ group }: SimdBlocks, k: number): number =>
-  16 * DOT_ROWS + (1 + DOT_ROWS) * 16 * Math.ceil(k / group / 4) + 16;
+  DOT_ROWS * 16 * (1 + Math.ceil(k / group / 4));
+
+/**
+ * The largest element of a group that is rounded, in mean sizes of its elements. Rounding
+ * moves an element by at most 1.5e-5 of the largest, 2.4e-4 of the mean; in groups of
+ * normally distributed elements, by 3e-5 of it.
+ */
+export const MOST_OUTLYING = 16;
+
+/** Name of the kernel that rounds rows of x. */
+export const roundRowName = (
+  blocks: SimdBlocks,
+): `roundRow_${number}_${number}` =>
+  `roundRow_${blocks.group}_${spanOf(blocks)}`;
+
+/** Elements that a step of `dotBlocks` multiplies, all as integers or all in f32. */
+const spanOf = ({ unit, group }: SimdBlocks): number => Math.max(unit, group);
+
+/** Bytes that `roundRow` writes after a row of `k` elements; see {@link Rounded}. */
+export const roundedBytes = (blocks: SimdBlocks, k: number): number =>
+  2 * k + 2 * 16 * Math.ceil(k / blocks.group / 4) + 16 +
+  4 * k / spanOf(blocks);
 
 /** Parameters: the addresses of the planes of quants, then of scales. */
 const PLANES = ["w0", "w1", "w2", "w3"] as const;
@@ -52,6 +75,42 @@ type PlaneName = (typeof PLANES)[number];
 
 /** Makes up for values being in the upper bytes of words. */
 const UPPER = 2 ** -24;
+/** The largest rounded element. */
+const LARGEST = 32767;
+/**
+ * The range of the largest element of a rounded group: smaller ones are rounded as if one
+ * were as large, and larger ones are not rounded.
+ */
+const LEAST = 1e-30;
+
+/** Addresses in what `roundRow` writes after a row of x: */
+class Rounded {
+  /** the elements as i16, */
+  readonly quants: Code;
+  /** a factor of each group: its scale, or {@link UPPER} if it stays in f32, */
+  readonly factors: Code;
+  /** the sum of each group, then a vector of zeros, */
+  readonly sums: Code;
+  /** and whether each span is rounded. */
+  readonly spans: Code;
+
+  constructor(x: Code, k: Code, bytes: Code) {
+    this.quants = i32.add(x, i32.shl(k, i32.const(2)));
+    this.factors = i32.add(this.quants, i32.shl(k, i32.const(1)));
+    this.sums = i32.add(this.factors, bytes);
+    this.spans = i32.add(this.sums, i32.add(bytes, i32.const(16)));
+  }
+}
+
+/** Bytes of the factors of `k` elements, in whole vectors. */
+function factorBytes({ group }: SimdBlocks, k: Code): Code {
+  const four = 4 * group;
+  const vectors = i32.shrUnsigned(
+    i32.add(k, i32.const(four - 1)),
+    i32.const(Math.log2(four)),
+  );
+  return i32.shl(vectors, i32.const(4));
+}
 
 /** What kernels for one format have in common. */
 class Reader<Parameter extends string> {
@@ -106,16 +165,6 @@ class Reader<Parameter extends string> {
         set(to, this.scales[p], blocks, scaleBytes[p])
       ),
     ];
-  }
-
-  /** Bytes of the factors of `k` elements, in whole vectors. */
-  factorBytes(k: Code): Code {
-    const four = 4 * this.format.simd.group;
-    const vectors = i32.shrUnsigned(
-      i32.add(k, i32.const(four - 1)),
-      i32.const(Math.log2(four)),
-    );
-    return i32.shl(vectors, i32.const(4));
   }
 
   /** New locals for the planes. */
@@ -224,6 +273,110 @@ class Reader<Parameter extends string> {
   }
 }
 
+/**
+ * Builds `WasmKernels.roundRow_…`. A span is rounded if no group has an element larger
+ * than `most` times the mean of their sizes.
+ */
+export function roundRow(blocks: SimdBlocks) {
+  const { group } = blocks, span = spanOf(blocks);
+  const f = new FunctionBuilder(roundRowName(blocks), {
+    x: "i32",
+    k: "i32",
+    most: "f32",
+  });
+  const { x, k, most } = f.parameters;
+  const [at, end, quants, factors, sums, spans, rounded, bytes] = times(
+    8,
+    () => f.local("i32"),
+  );
+  const groups = times(span / group, () => ({
+    largest: f.local("f32"),
+    total: f.local("f32"),
+  }));
+  const [largest, size, total, scale] = times(4, () => f.local("v128"));
+  const lane = f32x4.lane(0), fours = group / 4;
+  /** Elements 4 · i to 4 · i + 3 of group g. */
+  const four = (g: number, i: number) =>
+    v128.load(4 * (g * group + 4 * i))(at.get);
+  const horizontally = (combine: typeof f32.add, value: Local) =>
+    [0, 1, 2, 3].map((i) => f32x4.lane(i)(value.get))
+      .reduce((a, b) => combine(a, b));
+
+  const measure = (g: number): Code[] => [
+    ...[largest, size, total].map((local) => local.set(f.floats(0))),
+    ...times(fours, (i) => [
+      scale.set(four(g, i)),
+      total.set(f32x4.add(total.get, scale.get)),
+      scale.set(f32x4.abs(scale.get)),
+      largest.set(f32x4.max(largest.get, scale.get)),
+      size.set(f32x4.add(size.get, scale.get)),
+    ]).flat(),
+    groups[g].largest.set(horizontally(f32.max, largest)),
+    groups[g].total.set(horizontally(f32.add, total)),
+    ...[
+      f32.lessEqual(
+        f32.mul(groups[g].largest.get, f32.const(group)),
+        f32.mul(horizontally(f32.add, size), most.get),
+      ),
+      f32.lessEqual(groups[g].largest.get, f32.const(1 / LEAST)),
+    ].map((tame) => rounded.set(i32.and(rounded.get, tame))),
+  ];
+  const round = (g: number): Code[] => {
+    const own = f32.max(groups[g].largest.get, f32.const(LEAST));
+    const integers = (i: number) =>
+      i32x4.truncate(
+        f32x4.nearest(f32x4.mul(four(g, i), scale.get)),
+      );
+    return [
+      scale.set(f32x4.splat(f32.div(f32.const(LARGEST), own))),
+      total.set(f.ints(0)),
+      ...times(group / 8, (i) => [
+        largest.set(integers(2 * i)),
+        size.set(integers(2 * i + 1)),
+        total.set(i32x4.add(total.get, i32x4.add(largest.get, size.get))),
+        v128.store(2 * (g * group + 8 * i))(
+          quants.get,
+          i16x8.narrow(largest.get, size.get),
+        ),
+      ]).flat(),
+      total.set(f32x4.convert(total.get)),
+      groups[g].largest.set(f32.div(own, f32.const(LARGEST))),
+      groups[g].total.set(
+        f32.mul(horizontally(f32.add, total), groups[g].largest.get),
+      ),
+    ];
+  };
+  const to = new Rounded(x.get, k.get, bytes.get);
+  return f.finish([
+    bytes.set(factorBytes(blocks, k.get)),
+    quants.set(to.quants),
+    factors.set(to.factors),
+    sums.set(to.sums),
+    spans.set(to.spans),
+    at.set(x.get),
+    end.set(quants.get),
+    loop(i32.lessUnsigned(at.get, end.get), [
+      rounded.set(i32.const(1)),
+      ...groups.flatMap((_, g) => measure(g)),
+      i32.store()(spans.get, rounded.get),
+      branch(
+        rounded.get,
+        groups.flatMap((_, g) => round(g)),
+        groups.map(({ largest }) => largest.set(f32.const(UPPER))),
+      ),
+      ...groups.flatMap(({ largest, total }, g) => [
+        f32.store(4 * g)(factors.get, largest.get),
+        f32.store(4 * g)(sums.get, total.get),
+      ]),
+      increase(at, 4 * span),
+      increase(quants, 2 * span),
+      ...[factors, sums].map((local) => increase(local, 4 * groups.length)),
+      increase(spans, 4),
+    ]),
+    v128.store()(sums.get, f.floats(0)),
+  ]);
+}
+
 /** Builds `WasmKernels.dotBlocks_…`. */
 export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
   const reader = new Reader(
@@ -233,28 +386,32 @@ export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
     relaxed,
   );
   const { f } = reader, { x, n, k, tailMask, y, scratch } = f.parameters;
-  const [r, sum, out, from, bytes] = times(5, () => f.local("i32"));
+  const [r, factor, sum, out, from, bytes] = times(6, () => f.local("i32"));
   const row = reader.locals(), bias = f.local("v128");
   const totals = times(DOT_ROWS, () => f.local("v128"));
-  const far = new FarRows(f, n);
-  const sumsAt = i32.add(scratch.get, i32.const(16 * DOT_ROWS));
+  const far = new FarRows(f, n), rounded = new Rounded(x.get, k.get, bytes.get);
+  const factorsAt = i32.add(scratch.get, i32.const(16 * DOT_ROWS));
 
-  /** The scales of each row, and in `scratch` what its minimums add to y. */
+  /** Factors of each row times those of x; in `scratch` what minimums add to y. */
   const readFactors = [
     r.set(i32.const(0)),
-    out.set(i32.add(sumsAt, bytes.get)),
+    out.set(factorsAt),
     loop(i32.lessUnsigned(r.get, i32.const(DOT_ROWS)), [
       from.set(out.get),
-      sum.set(sumsAt),
+      factor.set(rounded.factors),
+      sum.set(rounded.sums),
       bias.set(f.floats(0)),
       ...reader.toRow({ ...row, quants: [] }, far.row(r.get), k.get),
       ...reader.factors(
         row.scales,
         k.get,
         tailMask,
-        [out, sum],
+        [out, factor, sum],
         (scale, min, byte) => [
-          v128.store(byte)(out.get, f32x4.mul(scale, f.floats(UPPER))),
+          v128.store(byte)(
+            out.get,
+            f32x4.mul(scale, v128.load(byte)(factor.get)),
+          ),
           min
             ? bias.set(
               f32x4.sub(bias.get, f32x4.mul(min, v128.load(byte)(sum.get))),
@@ -271,8 +428,7 @@ export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
     ]),
   ];
   return f.finish([
-    bytes.set(reader.factorBytes(k.get)),
-    ...format.simd.min ? sumGroups(reader, x, k, sumsAt) : [],
+    bytes.set(factorBytes(format.simd, k.get)),
     ...far.each([
       ...readFactors,
       ...totals.map((total, r) => total.set(v128.load(16 * r)(scratch.get))),
@@ -280,52 +436,32 @@ export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
         x,
         k,
         totals,
+        rounded,
         row: (r) => far.row(i32.const(r)),
-        factors: (r) => i32.add(sumsAt, i32.mul(bytes.get, i32.const(1 + r))),
+        factors: (r) => i32.add(factorsAt, i32.mul(bytes.get, i32.const(r))),
       }),
       ...far.store(y, totals.map((total) => total.get)),
     ]),
   ]);
 }
 
-/** The sums of x over each group, and a vector of zeros, for minimums. */
-function sumGroups(
-  { f, format: { simd: { group } } }: Reader<string>,
-  x: Local,
-  k: Local,
-  sumsAt: Code,
-): Code[] {
-  const [at, to, end] = times(3, () => f.local("i32"));
-  const fours = times(group / 4, (i) => v128.load(16 * i)(at.get));
-  const sum = sumLanes(f, [fours.reduce((a, b) => f32x4.add(a, b))]);
-  return [
-    at.set(x.get),
-    to.set(sumsAt),
-    end.set(i32.add(x.get, i32.shl(k.get, i32.const(2)))),
-    loop(i32.lessUnsigned(at.get, end.get), [
-      f32.store()(to.get, f32x4.lane(0)(sum)),
-      increase(at, 4 * group),
-      increase(to, 4),
-    ]),
-    v128.store()(to.get, f.floats(0)),
-  ];
-}
-
 /** Adds the products of x and DOT_ROWS rows of w to `totals`. */
 function dotRows(
   reader: Reader<string>,
-  { x, k, totals, row, factors }: {
+  { x, k, totals, rounded, row, factors }: {
     x: Local;
     k: Local;
     totals: readonly Local[];
+    rounded: Rounded;
     /** Row `r` of these rows, and the address of its factors. */
     row: (r: number) => Code;
     factors: (r: number) => Code;
   },
 ): Code[] {
-  const { f, format: { simd: { bits, unit, group } }, relaxed } = reader;
-  const { mulAdd } = relaxed, span = Math.max(unit, group);
-  const [at, end] = times(2, () => f.local("i32")), four = f.local("v128");
+  const { f, format: { simd: blocks }, relaxed: { mulAdd } } = reader;
+  const { bits, group } = blocks, span = spanOf(blocks);
+  const [at, end, integers, spans] = times(4, () => f.local("i32"));
+  const some = times(2, () => f.local("v128"));
   const rows = totals.map((total) => ({
     total,
     quants: reader.locals().quants,
@@ -333,22 +469,44 @@ function dotRows(
     bytes: f.local("v128"),
     sum: f.local("v128"),
   }));
-  const sixteen = (t: number): Code[] => [
+  const addGroup = (t: number, toFloat: (sum: Code) => Code): Code[] =>
+    (16 * t + 16) % group ? [] : rows.map(({ total, factors, sum }) => {
+      const factor = v128.loadSplat32(4 * (16 * t + 16) / group - 4);
+      return total.set(
+        mulAdd(toFloat(sum.get), factor(factors.get), total.get),
+      );
+    });
+  const asIntegers = (t: number): Code[] => [
+    ...some.map((eight, i) =>
+      eight.set(v128.load(2 * (16 * t + 8 * i))(integers.get))
+    ),
+    ...rows.flatMap(({ bytes, quants, sum }) => {
+      const dots = some.map((eight, i) =>
+        i32x4.dot(eight.get, i16x8.extendSigned[i](bytes.get))
+      );
+      const both = i32x4.add(dots[0], dots[1]);
+      return [
+        bytes.set(reader.values(t, quants)),
+        sum.set(16 * t % group ? i32x4.add(sum.get, both) : both),
+      ];
+    }),
+    ...addGroup(t, f32x4.convert),
+  ];
+  const asFloats = (t: number): Code[] => [
     ...rows.map(({ bytes, quants }) => bytes.set(reader.values(t, quants))),
     ...times(4, (i) => [
-      four.set(v128.load(64 * t + 16 * i)(at.get)),
+      some[0].set(v128.load(64 * t + 16 * i)(at.get)),
       ...rows.map(({ bytes, sum }) => {
         const value = f32x4.convert(reader.upper(bytes.get, i));
         const first = (16 * t + 4 * i) % group === 0;
         return sum.set(
-          first ? f32x4.mul(value, four.get) : mulAdd(value, four.get, sum.get),
+          first
+            ? f32x4.mul(value, some[0].get)
+            : mulAdd(value, some[0].get, sum.get),
         );
       }),
     ]).flat(),
-    ...(16 * t + 16) % group ? [] : rows.map(({ total, factors, sum }) => {
-      const factor = v128.loadSplat32(4 * (16 * t + 16) / group - 4);
-      return total.set(mulAdd(sum.get, factor(factors.get), total.get));
-    }),
+    ...addGroup(t, (sum) => sum),
   ];
   return [
     ...rows.flatMap((own, r) => [
@@ -357,9 +515,17 @@ function dotRows(
     ]),
     at.set(x.get),
     end.set(i32.add(x.get, i32.shl(k.get, i32.const(2)))),
+    integers.set(rounded.quants),
+    spans.set(rounded.spans),
     loop(i32.lessUnsigned(at.get, end.get), [
-      ...times(span / 16, sixteen).flat(),
+      branch(
+        i32.load()(spans.get),
+        times(span / 16, asIntegers).flat(),
+        times(span / 16, asFloats).flat(),
+      ),
       increase(at, 4 * span),
+      increase(integers, 2 * span),
+      increase(spans, 4),
       ...rows.flatMap(({ quants, factors }) => [
         ...quants.map((plane, p) => increase(plane, span * bits[p] / 8)),
         increase(factors, 4 * span / group),
@@ -376,12 +542,12 @@ export function unpackBlocks(format: BlockFormat, relaxed: Relaxed) {
     format,
     relaxed,
   );
-  const { f, format: { simd: { bits, unit, group, min } } } = reader;
+  const { f, format: { simd: { bits, group, min } } } = reader;
   const { n, k, width, tailMask, out, outBytes, scratch } = f.parameters;
   const [j, to, end, factors, bytes, own] = times(6, () => f.local("i32"));
   const row = reader.locals(),
     [sixteen, scale, least] = times(3, () => f.local("v128"));
-  const span = Math.max(unit, group);
+  const span = spanOf(format.simd);
   const minsAt = (at: Local) => i32.add(at.get, bytes.get);
   const store = (t: number): Code[] => [
     sixteen.set(reader.values(t, row.quants)),
@@ -405,7 +571,7 @@ export function unpackBlocks(format: BlockFormat, relaxed: Relaxed) {
     }).flat(),
   ];
   return f.finish([
-    bytes.set(reader.factorBytes(width.get)),
+    bytes.set(factorBytes(format.simd, width.get)),
     loop(i32.lessUnsigned(j.get, n.get), [
       ...reader.toRow(row, j.get, k.get),
       factors.set(scratch.get),
