@@ -33,12 +33,8 @@ import { CpuMemory } from "./memory.ts";
 import { CpuPool, MAX_CHUNKS } from "./pool.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
-import {
-  dotScratch,
-  MOST_OUTLYING,
-  roundedBytes,
-  roundRowName,
-} from "./wasm_blocks.ts";
+import { dotScratch } from "./wasm_blocks.ts";
+import { MOST_OUTLYING, roundedBytes, roundRowName } from "./wasm_round.ts";
 import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
 
 /**

@@ -10,7 +10,6 @@ import type { Format, SimdBlocks, SimdReader } from "../formats/format.ts";
 import {
   branch,
   type Code,
-  f32,
   f32x4,
   FunctionBuilder,
   i16x8,
@@ -25,6 +24,7 @@ import {
 } from "./assembler.ts";
 import { DOT_ROWS, FarRows, SimdWriter } from "./simd_code.ts";
 import type { MulAdd } from "./wasm_attention.ts";
+import { factorBytes, Rounded, spanOf } from "./wasm_round.ts";
 
 /** A format of blocks that the kernels can read. */
 export type BlockFormat = Format & { readonly simd: SimdBlocks };
@@ -48,69 +48,9 @@ export interface Relaxed {
 export const dotScratch = ({ group }: SimdBlocks, k: number): number =>
   DOT_ROWS * 16 * (1 + Math.ceil(k / group / 4));
 
-/**
- * The largest element of a group that is rounded, in mean sizes of its elements. Rounding
- * moves an element by at most 1.5e-5 of the largest, 2.4e-4 of the mean; in groups of
- * normally distributed elements, by 3e-5 of it.
- */
-export const MOST_OUTLYING = 16;
-
-/** Name of the kernel that rounds rows of x. */
-export const roundRowName = (
-  blocks: SimdBlocks,
-): `roundRow_${number}_${number}` =>
-  `roundRow_${blocks.group}_${spanOf(blocks)}`;
-
-/** Elements that a step of `dotBlocks` multiplies, all as integers or all in f32. */
-const spanOf = ({ unit, group }: SimdBlocks): number => Math.max(unit, group);
-
-/** Bytes that `roundRow` writes after a row of `k` elements; see {@link Rounded}. */
-export const roundedBytes = (blocks: SimdBlocks, k: number): number =>
-  2 * k + 2 * 16 * Math.ceil(k / blocks.group / 4) + 16 +
-  4 * k / spanOf(blocks);
-
 /** Parameters: the addresses of the planes of quants, then of scales. */
 const PLANES = ["w0", "w1", "w2", "w3"] as const;
 type PlaneName = (typeof PLANES)[number];
-
-/** Makes up for values being in the upper bytes of words. */
-const UPPER = 2 ** -24;
-/** The largest rounded element. */
-const LARGEST = 32767;
-/**
- * The range of the largest element of a rounded group: smaller ones are rounded as if one
- * were as large, and larger ones are not rounded.
- */
-const LEAST = 1e-30;
-
-/** Addresses in what `roundRow` writes after a row of x: */
-class Rounded {
-  /** the elements as i16, */
-  readonly quants: Code;
-  /** a factor of each group: its scale, or {@link UPPER} if it stays in f32, */
-  readonly factors: Code;
-  /** the sum of each group, then a vector of zeros, */
-  readonly sums: Code;
-  /** and whether each span is rounded. */
-  readonly spans: Code;
-
-  constructor(x: Code, k: Code, bytes: Code) {
-    this.quants = i32.add(x, i32.shl(k, i32.const(2)));
-    this.factors = i32.add(this.quants, i32.shl(k, i32.const(1)));
-    this.sums = i32.add(this.factors, bytes);
-    this.spans = i32.add(this.sums, i32.add(bytes, i32.const(16)));
-  }
-}
-
-/** Bytes of the factors of `k` elements, in whole vectors. */
-function factorBytes({ group }: SimdBlocks, k: Code): Code {
-  const four = 4 * group;
-  const vectors = i32.shrUnsigned(
-    i32.add(k, i32.const(four - 1)),
-    i32.const(Math.log2(four)),
-  );
-  return i32.shl(vectors, i32.const(4));
-}
 
 /** What kernels for one format have in common. */
 class Reader<Parameter extends string> {
@@ -273,110 +213,6 @@ class Reader<Parameter extends string> {
   }
 }
 
-/**
- * Builds `WasmKernels.roundRow_…`. A span is rounded if no group has an element larger
- * than `most` times the mean of their sizes.
- */
-export function roundRow(blocks: SimdBlocks) {
-  const { group } = blocks, span = spanOf(blocks);
-  const f = new FunctionBuilder(roundRowName(blocks), {
-    x: "i32",
-    k: "i32",
-    most: "f32",
-  });
-  const { x, k, most } = f.parameters;
-  const [at, end, quants, factors, sums, spans, rounded, bytes] = times(
-    8,
-    () => f.local("i32"),
-  );
-  const groups = times(span / group, () => ({
-    largest: f.local("f32"),
-    total: f.local("f32"),
-  }));
-  const [largest, size, total, scale] = times(4, () => f.local("v128"));
-  const lane = f32x4.lane(0), fours = group / 4;
-  /** Elements 4 · i to 4 · i + 3 of group g. */
-  const four = (g: number, i: number) =>
-    v128.load(4 * (g * group + 4 * i))(at.get);
-  const horizontally = (combine: typeof f32.add, value: Local) =>
-    [0, 1, 2, 3].map((i) => f32x4.lane(i)(value.get))
-      .reduce((a, b) => combine(a, b));
-
-  const measure = (g: number): Code[] => [
-    ...[largest, size, total].map((local) => local.set(f.floats(0))),
-    ...times(fours, (i) => [
-      scale.set(four(g, i)),
-      total.set(f32x4.add(total.get, scale.get)),
-      scale.set(f32x4.abs(scale.get)),
-      largest.set(f32x4.max(largest.get, scale.get)),
-      size.set(f32x4.add(size.get, scale.get)),
-    ]).flat(),
-    groups[g].largest.set(horizontally(f32.max, largest)),
-    groups[g].total.set(horizontally(f32.add, total)),
-    ...[
-      f32.lessEqual(
-        f32.mul(groups[g].largest.get, f32.const(group)),
-        f32.mul(horizontally(f32.add, size), most.get),
-      ),
-      f32.lessEqual(groups[g].largest.get, f32.const(1 / LEAST)),
-    ].map((tame) => rounded.set(i32.and(rounded.get, tame))),
-  ];
-  const round = (g: number): Code[] => {
-    const own = f32.max(groups[g].largest.get, f32.const(LEAST));
-    const integers = (i: number) =>
-      i32x4.truncate(
-        f32x4.nearest(f32x4.mul(four(g, i), scale.get)),
-      );
-    return [
-      scale.set(f32x4.splat(f32.div(f32.const(LARGEST), own))),
-      total.set(f.ints(0)),
-      ...times(group / 8, (i) => [
-        largest.set(integers(2 * i)),
-        size.set(integers(2 * i + 1)),
-        total.set(i32x4.add(total.get, i32x4.add(largest.get, size.get))),
-        v128.store(2 * (g * group + 8 * i))(
-          quants.get,
-          i16x8.narrow(largest.get, size.get),
-        ),
-      ]).flat(),
-      total.set(f32x4.convert(total.get)),
-      groups[g].largest.set(f32.div(own, f32.const(LARGEST))),
-      groups[g].total.set(
-        f32.mul(horizontally(f32.add, total), groups[g].largest.get),
-      ),
-    ];
-  };
-  const to = new Rounded(x.get, k.get, bytes.get);
-  return f.finish([
-    bytes.set(factorBytes(blocks, k.get)),
-    quants.set(to.quants),
-    factors.set(to.factors),
-    sums.set(to.sums),
-    spans.set(to.spans),
-    at.set(x.get),
-    end.set(quants.get),
-    loop(i32.lessUnsigned(at.get, end.get), [
-      rounded.set(i32.const(1)),
-      ...groups.flatMap((_, g) => measure(g)),
-      i32.store()(spans.get, rounded.get),
-      branch(
-        rounded.get,
-        groups.flatMap((_, g) => round(g)),
-        groups.map(({ largest }) => largest.set(f32.const(UPPER))),
-      ),
-      ...groups.flatMap(({ largest, total }, g) => [
-        f32.store(4 * g)(factors.get, largest.get),
-        f32.store(4 * g)(sums.get, total.get),
-      ]),
-      increase(at, 4 * span),
-      increase(quants, 2 * span),
-      ...[factors, sums].map((local) => increase(local, 4 * groups.length)),
-      increase(spans, 4),
-    ]),
-    v128.store()(sums.get, f.floats(0)),
-  ]);
-}
-
 /** Builds `WasmKernels.dotBlocks_…`. */
 export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
   const reader = new Reader(
@@ -458,56 +294,17 @@ function dotRows(
     factors: (r: number) => Code;
   },
 ): Code[] {
-  const { f, format: { simd: blocks }, relaxed: { mulAdd } } = reader;
+  const { f, format: { simd: blocks } } = reader;
   const { bits, group } = blocks, span = spanOf(blocks);
   const [at, end, integers, spans] = times(4, () => f.local("i32"));
-  const some = times(2, () => f.local("v128"));
-  const rows = totals.map((total) => ({
+  const rows = totals.map((total): DotRow => ({
     total,
     quants: reader.locals().quants,
     factors: f.local("i32"),
     bytes: f.local("v128"),
     sum: f.local("v128"),
   }));
-  const addGroup = (t: number, toFloat: (sum: Code) => Code): Code[] =>
-    (16 * t + 16) % group ? [] : rows.map(({ total, factors, sum }) => {
-      const factor = v128.loadSplat32(4 * (16 * t + 16) / group - 4);
-      return total.set(
-        mulAdd(toFloat(sum.get), factor(factors.get), total.get),
-      );
-    });
-  const asIntegers = (t: number): Code[] => [
-    ...some.map((eight, i) =>
-      eight.set(v128.load(2 * (16 * t + 8 * i))(integers.get))
-    ),
-    ...rows.flatMap(({ bytes, quants, sum }) => {
-      const dots = some.map((eight, i) =>
-        i32x4.dot(eight.get, i16x8.extendSigned[i](bytes.get))
-      );
-      const both = i32x4.add(dots[0], dots[1]);
-      return [
-        bytes.set(reader.values(t, quants)),
-        sum.set(16 * t % group ? i32x4.add(sum.get, both) : both),
-      ];
-    }),
-    ...addGroup(t, f32x4.convert),
-  ];
-  const asFloats = (t: number): Code[] => [
-    ...rows.map(({ bytes, quants }) => bytes.set(reader.values(t, quants))),
-    ...times(4, (i) => [
-      some[0].set(v128.load(64 * t + 16 * i)(at.get)),
-      ...rows.map(({ bytes, sum }) => {
-        const value = f32x4.convert(reader.upper(bytes.get, i));
-        const first = (16 * t + 4 * i) % group === 0;
-        return sum.set(
-          first
-            ? f32x4.mul(value, some[0].get)
-            : mulAdd(value, some[0].get, sum.get),
-        );
-      }),
-    ]).flat(),
-    ...addGroup(t, (sum) => sum),
-  ];
+  const some = times(2, () => f.local("v128"));
   return [
     ...rows.flatMap((own, r) => [
       ...reader.toRow({ quants: own.quants, scales: [] }, row(r), k.get),
@@ -520,8 +317,9 @@ function dotRows(
     loop(i32.lessUnsigned(at.get, end.get), [
       branch(
         i32.load()(spans.get),
-        times(span / 16, asIntegers).flat(),
-        times(span / 16, asFloats).flat(),
+        times(span / 16, (t) => asIntegers(reader, t, rows, some, integers))
+          .flat(),
+        times(span / 16, (t) => asFloats(reader, t, rows, some[0], at)).flat(),
       ),
       increase(at, 4 * span),
       increase(integers, 2 * span),
@@ -532,6 +330,83 @@ function dotRows(
       ]),
     ]),
   ];
+}
+
+/** A row of w that is being multiplied. */
+interface DotRow {
+  /** The current position in the planes of quants and in the row's factors. */
+  quants: readonly Local[];
+  factors: Local;
+  /** Values of 16 quants, the sum of a group and the sum of scaled groups. */
+  bytes: Local;
+  sum: Local;
+  total: Local;
+}
+
+/** Multiplies elements 16 · t to 16 · t + 15 of a span as integers, from `x` on. */
+function asIntegers(
+  reader: Reader<string>,
+  t: number,
+  rows: readonly DotRow[],
+  eights: readonly Local[],
+  x: Local,
+): Code[] {
+  const { group } = reader.format.simd;
+  return [
+    ...eights.map((eight, i) =>
+      eight.set(v128.load(2 * (16 * t + 8 * i))(x.get))
+    ),
+    ...rows.flatMap(({ bytes, quants, sum }) => {
+      const [a, b] = eights.map((eight, i) =>
+        i32x4.dot(eight.get, i16x8.extendSigned[i](bytes.get))
+      );
+      const both = i32x4.add(a, b);
+      return [
+        bytes.set(reader.values(t, quants)),
+        sum.set(16 * t % group ? i32x4.add(sum.get, both) : both),
+      ];
+    }),
+    ...addGroup(reader, t, rows, f32x4.convert),
+  ];
+}
+
+/** Multiplies elements 16 · t to 16 · t + 15 of a span in f32, from `x` on. */
+function asFloats(
+  reader: Reader<string>,
+  t: number,
+  rows: readonly DotRow[],
+  four: Local,
+  x: Local,
+): Code[] {
+  const { format: { simd: { group } }, relaxed: { mulAdd } } = reader;
+  return [
+    ...rows.map(({ bytes, quants }) => bytes.set(reader.values(t, quants))),
+    ...times(4, (i) => [
+      four.set(v128.load(64 * t + 16 * i)(x.get)),
+      ...rows.map(({ bytes, sum }) => {
+        const value = f32x4.convert(reader.upper(bytes.get, i));
+        const first = (16 * t + 4 * i) % group === 0;
+        return sum.set(
+          first ? f32x4.mul(value, four.get) : mulAdd(value, four.get, sum.get),
+        );
+      }),
+    ]).flat(),
+    ...addGroup(reader, t, rows, (sum) => sum),
+  ];
+}
+
+/** Scales and adds the sums of a group if it ends with element 16 · t + 15 of a span. */
+function addGroup(
+  { format: { simd: { group } }, relaxed: { mulAdd } }: Reader<string>,
+  t: number,
+  rows: readonly DotRow[],
+  toFloat: (sum: Code) => Code,
+): Code[] {
+  if ((16 * t + 16) % group) return [];
+  const factor = v128.loadSplat32(4 * (16 * t + 16) / group - 4);
+  return rows.map(({ total, factors, sum }) =>
+    total.set(mulAdd(toFloat(sum.get), factor(factors.get), total.get))
+  );
 }
 
 /** Builds `WasmKernels.unpackBlocks_…`. */

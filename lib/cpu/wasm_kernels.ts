@@ -28,7 +28,8 @@ import {
   v128,
 } from "./assembler.ts";
 import { DOT_ROWS, FarRows, SimdWriter, sumLanes } from "./simd_code.ts";
-import { dotBlocks, isBlocks, roundRow, unpackBlocks } from "./wasm_blocks.ts";
+import { dotBlocks, isBlocks, unpackBlocks } from "./wasm_blocks.ts";
+import { roundRow } from "./wasm_round.ts";
 
 /** A format that the kernels can read. */
 export type SimdFormat = Format & { readonly simd: SimdReader | SimdBlocks };

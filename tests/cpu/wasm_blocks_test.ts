@@ -3,13 +3,12 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { bind } from "../../lib/cpu/pool.ts";
 import { CpuOps } from "../../lib/cpu/ops.ts";
+import { type BlockFormat, isBlocks } from "../../lib/cpu/wasm_blocks.ts";
 import {
-  type BlockFormat,
-  isBlocks,
   MOST_OUTLYING,
   roundedBytes,
   roundRowName,
-} from "../../lib/cpu/wasm_blocks.ts";
+} from "../../lib/cpu/wasm_round.ts";
 import {
   type Planes,
   SIMD_FORMATS,
