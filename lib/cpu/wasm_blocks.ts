@@ -79,7 +79,7 @@ class Reader<Parameter extends string> {
     const planes = PLANES.map((name) => this.f.parameters[name]);
     this.quants = planes.slice(0, bits.length);
     this.scales = planes.slice(bits.length, bits.length + scaleBytes.length);
-    this.#writer = new SimdWriter(this.f);
+    this.#writer = new SimdWriter(this.f, relaxed.swizzle);
     this.#end = this.f.local("i32");
   }
 

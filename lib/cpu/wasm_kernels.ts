@@ -192,7 +192,7 @@ class Unpacker {
 
   constructor(readonly simd: SimdReader, f: FunctionBuilder<string>) {
     this.halves = [f.local("v128"), f.local("v128")];
-    this.#writer = new SimdWriter(f);
+    this.#writer = new SimdWriter(f, i8x16.swizzle);
   }
 
   /** Sets `halves`, masked by the two masks at address `mask` if given. */

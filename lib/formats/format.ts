@@ -150,6 +150,11 @@ export interface SimdCode<V> {
   /** Four copies of a 32-bit pattern; `number` makes four copies of an f32. */
   bits(value: number): V;
   number(value: number): V;
+  words(values: readonly number[]): V;
+  /** The bytes of a vector at 16 indices; 0 where they are negative. */
+  bytes(value: V, indices: readonly number[]): V;
+  /** Lanes of a and b in turns. */
+  interleave(a: V, b: V): [V, V];
   shiftLeft(value: V, by: number): V;
   /** Shifts lane i by `by[i]`. */
   shiftLanes(value: V, by: readonly number[]): V;
