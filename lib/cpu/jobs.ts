@@ -14,6 +14,7 @@ import { isBlocks } from "./wasm_blocks.ts";
 import {
   type Planes,
   SIMD_FORMATS,
+  type SimdFormat,
   TILE,
   type WasmKernels,
 } from "./wasm_kernels.ts";
@@ -123,10 +124,14 @@ const MASK_BYTES = 32;
 const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
 /**
  * With at least this many rows of x, w is unpacked once for all of them; with fewer, while
- * it is multiplied. Not measured: unpacking costs a store and a load per element, which a
- * few rows repay.
+ * it is multiplied, which takes less for 12 rows of bf16 and more for 16, less for 8 rows
+ * of q8_0 and more for 8 of q4_k.
  */
-export const DIRECT_ROWS = 5;
+const DIRECT_ROWS = { floats: 16, blocks: 8 };
+
+/** Whether w is unpacked while it is multiplied by `rows` rows of x. */
+export const isDirect = (format: SimdFormat, rows: number): boolean =>
+  rows < DIRECT_ROWS[isBlocks(format) ? "blocks" : "floats"];
 /**
  * Columns unpacked at a time: TILE rows of w and of x fit in the L1 cache. Not measured:
  * six rows of 2 KiB take 12 KiB of 32.
@@ -248,7 +253,7 @@ function multiply(
 ): void {
   const { x, xBytes, rows, k, yBytes } = job, y = job.y + begin * 4;
   const w = readerOf(kernels, job, thread);
-  if (rows < DIRECT_ROWS) {
+  if (isDirect(SIMD_FORMATS[job.format], rows)) {
     const step = rows === 1 ? count : 4 * DOT_ROWS; // so that w is still in the cache for the next row of x
     for (let j = 0; j < count; j += step) {
       for (let r = 0; r < rows; r++) {

@@ -35,7 +35,7 @@ export interface CpuOptions {
   /** False selects plain TypeScript, the reference; true by default. */
   simd?: boolean;
   /**
-   * Whether single rows are rounded to 16 bits to multiply quants as integers, except
+   * Whether few rows are rounded to 16 bits to multiply quants as integers, except
    * where that would lose what is small beside an outlier; false by default.
    */
   integers?: boolean;

@@ -18,9 +18,9 @@ import {
 } from "./kernels.ts";
 import {
   CHUNK_ROWS,
-  DIRECT_ROWS,
   encodeAttention,
   encodeMatmul,
+  isDirect,
   packedBytes,
   packRows,
   resultBytes,
@@ -193,7 +193,7 @@ export class WasmCpuKernels implements CpuKernels {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
       packRows(x.subarray(done * k), count, k, order, buffer, xAt, xBytes);
-      if (blocks && count < DIRECT_ROWS) {
+      if (blocks && isDirect(SIMD_FORMATS[format], count)) {
         const round = kernels[roundRowName(blocks)];
         for (let r = 0; r < count; r++) {
           round(xAt + r * xBytes, k, this.integers ? MOST_OUTLYING : NEVER);

@@ -217,29 +217,36 @@ for (const format of FORMATS_OF_BLOCKS) {
     });
   }
 
-  randomTest(`${format.name}: matmuls of few and many rows`, (random) => {
-    using ops = new CpuOps(CONFIG, { threads: 3 });
-    for (const blocks of [1, 600 / format.elements | 0]) {
-      const k = blocks * format.elements;
-      for (const n of [1, 30, 131]) {
-        const stored = randomRows(random, format, n, k);
-        const w = unpacked(format, stored, k);
-        const matrix = onOps(ops, storedMatrix(format, stored, k));
-        for (const rows of [1, 3, 7, 200]) {
-          const x = random.tensor("f32", [rows, k], 3);
-          const y = ops.tensor("f32", [rows, n]);
-          y.data.fill(0.5);
-          ops.matmulAdd(x, matrix, y);
-          const expected = product(x.data, w, k);
-          assertSums(
-            y.data.map((value) => value - 0.5),
-            { ...expected, norms: expected.norms.map((norm) => norm + 1) },
-            `${rows} rows, [${n}, ${k}]`,
-          );
+  for (const integers of [false, true]) {
+    const how = integers ? "rounded" : "exact";
+    randomTest(
+      `${format.name}: matmuls of few and many rows, ${how}`,
+      (random) => {
+        using ops = new CpuOps(CONFIG, { threads: 3, integers });
+        for (const blocks of [1, 600 / format.elements | 0]) {
+          const k = blocks * format.elements;
+          for (const n of [1, 30, 131]) {
+            const stored = randomRows(random, format, n, k);
+            const w = unpacked(format, stored, k);
+            const matrix = onOps(ops, storedMatrix(format, stored, k));
+            for (const rows of [1, 3, 7, 200]) {
+              const x = random.tensor("f32", [rows, k], 3);
+              const y = ops.tensor("f32", [rows, n]);
+              y.data.fill(0.5);
+              ops.matmulAdd(x, matrix, y);
+              const expected = product(x.data, w, k);
+              assertSums(
+                y.data.map((value) => value - 0.5),
+                { ...expected, norms: expected.norms.map((norm) => norm + 1) },
+                `${rows} rows, [${n}, ${k}]`,
+                integers ? ROUNDED : EXACT,
+              );
+            }
+          }
         }
-      }
-    }
-  });
+      },
+    );
+  }
 }
 
 randomTest(
