@@ -88,6 +88,14 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   }
 
   /**
+   * Moves each part of a matrix into one memory, as verbs need it. Allocating its planes
+   * one by one may have begun another memory between two of them.
+   */
+  together({ parts }: Matrix<CpuTensor>): void {
+    for (const { planes } of parts) this.#kernels.together(planes);
+  }
+
+  /**
    * Allocates an f32 cache for `sequences` texts of up to `context` tokens each. One whose
    * layers are `shared` holds a layer at a time, so each text must fit one pass.
    */

@@ -18,7 +18,7 @@ import {
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
-import type { Weights } from "../model/family.ts";
+import { listWeights, type Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
 import { host } from "../host.ts";
 import {
@@ -60,6 +60,7 @@ export class CpuRunner implements Runner {
         write: (buffer, begin, bytes) => bytesOf(buffer).set(bytes, begin),
         settle: () => Promise.resolve(),
       }, options);
+      for (const matrix of listWeights(weights)) ops.together(matrix);
       return new CpuRunner(checkpoint.config, ops, weights, options.context);
     } catch (error) {
       ops[Symbol.dispose]();

@@ -182,7 +182,7 @@ export class WasmCpuKernels implements CpuKernels {
         } bytes of work space, must be at most ${SCORES_BYTES}`,
       );
     }
-    const { memory, addresses } = this.#together(w.planes);
+    const { memory, addresses } = this.#find(w.planes);
     const { memory: { buffer }, kernels } = this.#pool.memories[memory];
     const rowBytes = w.format.planes(k).map(({ rowBytes }) => rowBytes);
     const wBytes = rowBytes.reduce((sum, bytes) => sum + bytes);
@@ -231,19 +231,11 @@ export class WasmCpuKernels implements CpuKernels {
     }
   }
 
-  /**
-   * Where the planes of a matrix are. If allocation began another memory between two of
-   * them, they are first moved into one.
-   */
-  #together(planes: readonly CpuTensor[]): {
-    memory: number;
-    addresses: number[];
-  } {
-    const found = planes.map((plane) => this.#memory.find(plane));
-    const [{ memory }] = found;
-    if (found.every((plane) => plane.memory === memory)) {
-      return { memory, addresses: found.map(({ address }) => address) };
-    }
+  together(planes: readonly CpuTensor[]): void {
+    const [memory, ...others] = planes.map((plane) =>
+      this.#memory.find(plane).memory
+    );
+    if (others.every((other) => other === memory)) return;
     const words = planes.map(({ data }) => 16 * Math.ceil(data.length / 16));
     const sum = words.reduce((a, b) => a + b);
     const all = this.allocate("u32", [sum]).data as Uint32Array<ArrayBuffer>;
@@ -255,7 +247,20 @@ export class WasmCpuKernels implements CpuKernels {
       plane.data = data;
       begin += words[i];
     }
-    return this.#together(planes);
+  }
+
+  /** Where the planes of a matrix are. */
+  #find(planes: readonly CpuTensor[]): { memory: number; addresses: number[] } {
+    const found = planes.map((plane) => this.#memory.find(plane));
+    const [{ memory }] = found;
+    if (found.some((plane) => plane.memory !== memory)) {
+      throw new Error(
+        `Cannot multiply: planes are in memories ${
+          found.map(({ memory }) => memory).join(", ")
+        }, must be in one (see together)`,
+      );
+    }
+    return { memory, addresses: found.map(({ address }) => address) };
   }
 
   /** Rows of weights in a slice of work, if each takes `work` multiplications. */

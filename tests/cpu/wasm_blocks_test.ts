@@ -293,11 +293,17 @@ randomTest("planes in different memories are moved into one", (random) => {
   assert(quants.data.buffer !== scales.data.buffer);
   const x = random.tensor("f32", [2, k], 3);
   const expected = product(x.data, unpacked(format, stored, k), k);
-  for (let run = 0; run < 2; run++) {
-    const y = ops.tensor("f32", [2, n]);
-    ops.matmulAdd(x, matrix, y);
-    assertSums(y.data, expected, `run ${run}`);
+  const y = ops.tensor("f32", [2, n]);
+  assertThrows(
+    () => ops.matmulAdd(x, matrix, y),
+    Error,
+    "Cannot multiply: planes are in memories 0, 1, must be in one",
+  );
+  for (let time = 0; time < 2; time++) {
+    ops.together(matrix);
     assert(quants.data.buffer === scales.data.buffer);
+    ops.matmulAdd(x, matrix, { ...y, data: y.data.fill(0) });
+    assertSums(y.data, expected, `time ${time}`);
   }
 });
 
