@@ -26,7 +26,11 @@ import type { Choice } from "./dispatch/choice.ts";
 import { chooseContext, type ContextChoice } from "./dispatch/context.ts";
 import type { Gpu } from "./webgpu/device.ts";
 import { cacheBytes } from "./model/kv_cache.ts";
-import { chooseCacheDtype, chooseMatmulDtype } from "./dispatch/precision.ts";
+import {
+  chooseCacheDtype,
+  chooseCpuQuants,
+  chooseMatmulDtype,
+} from "./dispatch/precision.ts";
 import type { Runner } from "./model/runner.ts";
 import { type CpuInfo, MOST_THREADS } from "./cpu/ops.ts";
 import { CpuRunner } from "./cpu/runner.ts";
@@ -332,16 +336,24 @@ export async function placeOnCpu(
     whose: "the CPU path has room for",
   });
   requireMemory(checkpoint, context.tokens, "f32");
+  const quants = chooseCpuQuants(options.precision === "f32");
   const runner = await CpuRunner.load(checkpoint, {
     ...options,
     context: context.tokens,
+    integers: quants.value !== "f32",
   });
   const { info } = runner.ops;
-  const choices = [choice, ...weightsChoice(options), context.choice, {
+  const quantized = [...checkpoint.tensors.values()]
+    .some(({ format }) => format.elements > 1);
+  const multiplied = quantized && info.kernel !== "plain"
+    ? [{ what: "quantized matmuls of few rows", ...quants }]
+    : [];
+  const choices = [choice, ...weightsChoice(options), ...multiplied];
+  choices.push(context.choice, {
     what: "CPU kernels",
     value: info.kernel,
     reason: info.reason,
-  }, threadChoice(info, options.threads)];
+  }, threadChoice(info, options.threads));
   const adapter = `CPU (${choices.at(-1)!.value})`;
   return { runner, device: { kind: "cpu", adapter, choices } };
 }

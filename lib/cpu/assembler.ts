@@ -46,6 +46,8 @@ export const i32 = {
   and: op(0x71),
   shl: op(0x74),
   shrUnsigned: op(0x76),
+  load: access(0x28),
+  store: access(0x36),
   lessUnsigned: op(0x49),
 };
 
@@ -59,6 +61,7 @@ export const f32 = {
   mul: op(0x94),
   div: op(0x95),
   max: op(0x97),
+  lessEqual: op(0x5f),
 };
 
 export const v128 = {
@@ -90,6 +93,10 @@ export const i16x8 = {
   mul: simd(0x95),
   /** From the first eight bytes, unsigned. */
   extendLow: simd(0x89),
+  /** From the first and last eight bytes, signed. */
+  extendSigned: [simd(0x87), simd(0x88)],
+  /** From two i32x4, signed; saturates. */
+  narrow: simd(0x85),
 };
 
 export const i32x4 = {
@@ -103,6 +110,8 @@ export const i32x4 = {
   add: simd(0xae),
   sub: simd(0xb1),
   mul: simd(0xb5),
+  /** Sums of two products of neighbors in i16x8. */
+  dot: simd(0xba),
   /** From f32x4, rounding toward zero; NaN gives 0. */
   truncate: simd(0xf8),
 };

@@ -14,6 +14,7 @@ import { isBlocks } from "./wasm_blocks.ts";
 import {
   type Planes,
   SIMD_FORMATS,
+  type SimdFormat,
   TILE,
   type WasmKernels,
 } from "./wasm_kernels.ts";
@@ -100,14 +101,21 @@ export function encodeAttention(job: AttentionJob): number[] {
   return [1, ...FIELDS.attention.map((field) => job[field])];
 }
 
-const decode = <F extends string>(
-  fields: readonly F[],
-  job: ArrayLike<number>,
-) =>
-  Object.fromEntries(fields.map((field, i) => [field, job[i + 1]])) as Record<
-    F,
-    number
-  >;
+/** A job as a thread works on it. */
+export type Job =
+  | { kind: "matmul"; matmul: MatmulJob }
+  | { kind: "attention"; attention: AttentionJob };
+
+/** The job that {@link encodeMatmul} or {@link encodeAttention} encoded. */
+export function decodeJob(job: ArrayLike<number>): Job {
+  const decode = <F extends string>(fields: readonly F[]) =>
+    Object.fromEntries(
+      fields.map((field, i) => [field, job[i + 1] >>> 0]),
+    ) as Record<F, number>;
+  return job[0] === 0
+    ? { kind: "matmul", matmul: decode(FIELDS.matmul) }
+    : { kind: "attention", attention: decode(FIELDS.attention) };
+}
 
 /** The format of keys and values. */
 const CACHED = SIMD_FORMATS.findIndex((format) => format === f32);
@@ -116,10 +124,14 @@ const MASK_BYTES = 32;
 const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
 /**
  * With at least this many rows of x, w is unpacked once for all of them; with fewer, while
- * it is multiplied. Not measured: unpacking costs a store and a load per element, which a
- * few rows repay.
+ * it is multiplied, which takes less for 12 rows of bf16 and more for 16, less for 8 rows
+ * of q8_0 and more for 8 of q4_k.
  */
-const DIRECT_ROWS = 5;
+const DIRECT_ROWS = { floats: 16, blocks: 8 };
+
+/** Whether w is unpacked while it is multiplied by `rows` rows of x. */
+export const isDirect = (format: SimdFormat, rows: number): boolean =>
+  rows < DIRECT_ROWS[isBlocks(format) ? "blocks" : "floats"];
 /**
  * Columns unpacked at a time: TILE rows of w and of x fit in the L1 cache. Not measured:
  * six rows of 2 KiB take 12 KiB of 32.
@@ -175,7 +187,10 @@ export const resultBytes = (n: number): number => 16 * Math.ceil(n / 4) + 16;
 /** Chunks are multiples of this many rows of w, so that kernels take whole steps. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
 
-/** Copies rows of x into work space, in the order in which the format of w is unpacked. */
+/**
+ * Copies rows of x into work space, `rowBytes` apart, in the order in which the format of w
+ * is unpacked.
+ */
 export function packRows(
   x: Float32Array,
   rows: number,
@@ -183,8 +198,9 @@ export function packRows(
   order: SimdReader["order"],
   memory: ArrayBufferLike,
   to: number,
+  rowBytes: number,
 ): void {
-  const stride = packedBytes(k) / 4;
+  const stride = rowBytes / 4;
   const out = new Float32Array(memory, to, rows * stride);
   for (let r = 0; r < rows; r++) {
     const begin = r * stride, end = begin + Math.ceil(k / 8) * 8, from = r * k;
@@ -215,19 +231,16 @@ export function packRows(
 export function runChunk(
   kernels: WasmKernels,
   memory: WebAssembly.Memory,
-  job: Uint32Array,
+  job: Job,
   index: number,
   thread: number,
 ): void {
-  if (job[0] === 0) {
-    const matmul = decode(FIELDS.matmul, job);
-    const begin = index * matmul.chunk;
-    const count = Math.min(matmul.n - begin, matmul.chunk);
-    multiply(kernels, matmul, begin, count, thread);
-  } else {
-    const pass = decode(FIELDS.attention, job);
-    attention(kernels, memory, pass, index, thread);
+  if (job.kind === "attention") {
+    return attention(kernels, memory, job.attention, index, thread);
   }
+  const { matmul } = job, begin = index * matmul.chunk;
+  const count = Math.min(matmul.n - begin, matmul.chunk);
+  multiply(kernels, matmul, begin, count, thread);
 }
 
 /** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
@@ -240,7 +253,7 @@ function multiply(
 ): void {
   const { x, xBytes, rows, k, yBytes } = job, y = job.y + begin * 4;
   const w = readerOf(kernels, job, thread);
-  if (rows < DIRECT_ROWS) {
+  if (isDirect(SIMD_FORMATS[job.format], rows)) {
     const step = rows === 1 ? count : 4 * DOT_ROWS; // so that w is still in the cache for the next row of x
     for (let j = 0; j < count; j += step) {
       for (let r = 0; r < rows; r++) {

@@ -79,6 +79,11 @@ export interface CpuKernels extends Disposable {
   /** Makes the memory of a tensor available to {@link allocate} again. */
   release(tensor: CpuTensor): void;
   /**
+   * Moves the planes of a part of a matrix into one memory if they are in several, as
+   * {@link matmul} needs them; before any view of them is made.
+   */
+  together(planes: readonly CpuTensor[]): void;
+  /**
    * Computes `y = x · wᵀ` for one part of w, `[rows, k]`, `[n, k]` → `[rows, n]`, and
    * finishes it into `out`.
    */

@@ -34,6 +34,11 @@ export interface CpuOptions {
   threads?: number;
   /** False selects plain TypeScript, the reference; true by default. */
   simd?: boolean;
+  /**
+   * Whether few rows are rounded to 16 bits to multiply quants as integers, except
+   * where that would lose what is small beside an outlier; false by default.
+   */
+  integers?: boolean;
 }
 
 /**
@@ -80,6 +85,14 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   /** Allocates a tensor of zeros. */
   tensor(dtype: Dtype, shape: readonly number[]): CpuTensor {
     return this.#kernels.allocate(dtype, shape);
+  }
+
+  /**
+   * Moves each part of a matrix into one memory, as verbs need it. Allocating its planes
+   * one by one may have begun another memory between two of them.
+   */
+  together({ parts }: Matrix<CpuTensor>): void {
+    for (const { planes } of parts) this.#kernels.together(planes);
   }
 
   /**
@@ -405,7 +418,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
 }
 
 function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
-  const { simd = true } = options;
+  const { simd = true, integers = false } = options;
   const threads = options.threads ??
     Math.min(navigator.hardwareConcurrency, MOST_THREADS);
   if (!simd) return new PlainKernels(heads, "simd: false was asked for");
@@ -417,7 +430,7 @@ function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
   const choice = chooseWasm();
   return "refusal" in choice
     ? new PlainKernels(heads, choice.refusal)
-    : new WasmCpuKernels(heads, threads, choice);
+    : new WasmCpuKernels(heads, threads, choice, integers);
 }
 
 /** RMSNorm (https://arxiv.org/abs/1910.07467) of `weight.length` elements. */

@@ -44,6 +44,9 @@ export class PlainKernels implements CpuKernels {
     this.memoryBytes -= data.byteLength;
   }
 
+  /** Memory is all the same here. */
+  together(): void {}
+
   *matmul(
     x: Float32Array,
     rows: number,

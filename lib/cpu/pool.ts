@@ -6,7 +6,7 @@
  * @module
  */
 import { workerRefusal } from "../host.ts";
-import { JOB_SIZE, runChunk } from "./jobs.ts";
+import { decodeJob, type Job, JOB_SIZE, runChunk } from "./jobs.ts";
 import type { WasmKernels } from "./wasm_kernels.ts";
 
 /** A memory that threads work on, and the kernels bound to it. */
@@ -196,13 +196,17 @@ function work(
   thread: number,
 ): void {
   const errors: unknown[] = [];
+  let job: Job | undefined, number = 0;
   for (;;) {
     const claim = Atomics.load(control, CLAIM);
     const index = claim & CLOSED;
     if (index === CLOSED || index >= control[CHUNKS]) break;
     const bound = memories.at(control[MEMORY]);
     if (!bound) break; // its message has not arrived yet
-    const job = Uint32Array.from(control.subarray(JOB, JOB + JOB_SIZE));
+    if (!job || claim >> INDEX_BITS !== number) {
+      number = claim >> INDEX_BITS;
+      job = decodeJob(control.subarray(JOB, JOB + JOB_SIZE));
+    }
     // The job just read is current if its number and chunk are still next.
     if (Atomics.compareExchange(control, CLAIM, claim, claim + 1) !== claim) {
       continue;

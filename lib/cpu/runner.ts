@@ -7,7 +7,7 @@ import { type CachePass, positionsOf, requireRoom } from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CpuKvCache } from "./kv_cache.ts";
-import { CpuOps } from "./ops.ts";
+import { CpuOps, type CpuOptions } from "./ops.ts";
 import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
 import { Rests } from "../dispatch/rests.ts";
 import {
@@ -18,7 +18,7 @@ import {
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
-import type { Weights } from "../model/family.ts";
+import { listWeights, type Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
 import { host } from "../host.ts";
 import {
@@ -48,15 +48,19 @@ export class CpuRunner implements Runner {
   /** Loads the weights of `checkpoint` into memory. */
   static async load(
     checkpoint: Checkpoint,
-    options: LoadOptions & { context: number; threads?: number },
+    options: LoadOptions & Pick<CpuOptions, "threads" | "integers"> & {
+      context: number;
+    },
   ): Promise<CpuRunner> {
-    const ops = new CpuOps(checkpoint.config, { threads: options.threads });
+    const { threads, integers } = options;
+    const ops = new CpuOps(checkpoint.config, { threads, integers });
     try {
       const weights = await loadWeights(checkpoint, {
         allocate: (bytes) => ops.tensor("u32", [bytes / 4]),
         write: (buffer, begin, bytes) => bytesOf(buffer).set(bytes, begin),
         settle: () => Promise.resolve(),
       }, options);
+      for (const matrix of listWeights(weights)) ops.together(matrix);
       return new CpuRunner(checkpoint.config, ops, weights, options.context);
     } catch (error) {
       ops[Symbol.dispose]();

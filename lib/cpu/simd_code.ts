@@ -25,7 +25,11 @@ export class SimdWriter {
   #kept: Code[] = [];
   readonly #simd: SimdCode<Code>;
 
-  constructor(f: FunctionBuilder<string>) {
+  /** `swizzle` is that of bytes, with indices below 16 or from 128 on. */
+  constructor(
+    f: FunctionBuilder<string>,
+    swizzle: (bytes: Code, indices: Code) => Code,
+  ) {
     this.#simd = {
       keep: (value) => {
         const local = this.#locals[this.#kept.length] ??= f.local("v128");
@@ -34,6 +38,13 @@ export class SimdWriter {
       },
       bits: (value) => f.ints(value),
       number: (value) => f.floats(value),
+      words: (values) => f.words(values),
+      bytes: (value, indices) =>
+        swizzle(value, f.bytes(indices.map((index) => index & 255))),
+      interleave: (a, b) => [
+        f32x4.shuffle(0, 4, 1, 5)(a, b),
+        f32x4.shuffle(2, 6, 3, 7)(a, b),
+      ],
       shiftLeft: (value, by) => i32x4.shiftLeft(value, i32.const(by)),
       shiftLanes: (value, by) =>
         i32x4.mul(value, f.words(by.map((by) => 2 ** by))),
@@ -43,7 +54,10 @@ export class SimdWriter {
       addInts: i32x4.add,
       subInts: i32x4.sub,
       toFloat: f32x4.convert,
+      add: f32x4.add,
+      sub: f32x4.sub,
       mul: f32x4.mul,
+      min: f32x4.min,
       abs: f32x4.abs,
       greaterEqual: f32x4.greaterEqual,
     };

@@ -20,6 +20,7 @@ import {
   CHUNK_ROWS,
   encodeAttention,
   encodeMatmul,
+  isDirect,
   packedBytes,
   packRows,
   resultBytes,
@@ -33,6 +34,7 @@ import { CpuPool, MAX_CHUNKS } from "./pool.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { dotScratch } from "./wasm_blocks.ts";
+import { MOST_OUTLYING, roundedBytes, roundRowName } from "./wasm_round.ts";
 import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
 
 /**
@@ -60,6 +62,9 @@ const UNPACKED_ROWS = 256;
  * keys and values that are read once, and a prompt still makes chunks for all threads.
  */
 const BLOCK_HEADS = 32;
+
+/** Below the largest element of any group, in mean sizes. */
+const NEVER = -1;
 
 /** A WebAssembly module that this engine accepts. */
 export interface WasmChoice {
@@ -99,11 +104,15 @@ export class WasmCpuKernels implements CpuKernels {
   /** Names of formats in use that have no SIMD reader. */
   readonly #withoutReader = new Set<string>();
 
-  /** `threads` includes the caller's. */
+  /**
+   * `threads` includes the caller's. With `integers`, few rows of x are rounded to
+   * multiply quants as integers.
+   */
   constructor(
     private readonly heads: Heads,
     threads: number,
     private readonly choice: WasmChoice,
+    private readonly integers: boolean,
   ) {
     const reserved = workBytes(threads);
     this.#pool = new CpuPool(threads, new WebAssembly.Module(choice.bytes));
@@ -155,7 +164,9 @@ export class WasmCpuKernels implements CpuKernels {
     const format = SIMD_FORMATS.findIndex((format) => format === w.format);
     if (format < 0) return yield* this.#unpacked(x, rows, w, k, out, finish);
     const n = rowsHeld(w), { simd } = SIMD_FORMATS[format];
-    const xBytes = packedBytes(k), yBytes = resultBytes(n);
+    const blocks = "factors" in simd ? simd : undefined;
+    const xBytes = packedBytes(k) + (blocks ? roundedBytes(blocks, k) : 0);
+    const yBytes = resultBytes(n);
     const fits = Math.floor(this.#room / (xBytes + yBytes));
     if (fits < 1) {
       throw new Error(
@@ -164,15 +175,15 @@ export class WasmCpuKernels implements CpuKernels {
         } bytes of work space, must be at most ${this.#room}`,
       );
     }
-    if ("factors" in simd && dotScratch(simd, k) > SCORES_BYTES) {
+    if (blocks && dotScratch(blocks, k) > SCORES_BYTES) {
       throw new Error(
         `Cannot multiply by [${n}, ${k}]: factors of a row take ${
-          dotScratch(simd, k)
+          dotScratch(blocks, k)
         } bytes of work space, must be at most ${SCORES_BYTES}`,
       );
     }
-    const { memory, addresses } = this.#together(w.planes);
-    const { memory: { buffer } } = this.#pool.memories[memory];
+    const { memory, addresses } = this.#find(w.planes);
+    const { memory: { buffer }, kernels } = this.#pool.memories[memory];
     const rowBytes = w.format.planes(k).map(({ rowBytes }) => rowBytes);
     const wBytes = rowBytes.reduce((sum, bytes) => sum + bytes);
     const order = "order" in simd ? simd.order : "straight";
@@ -181,7 +192,13 @@ export class WasmCpuKernels implements CpuKernels {
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
-      packRows(x.subarray(done * k), count, k, order, buffer, xAt);
+      packRows(x.subarray(done * k), count, k, order, buffer, xAt, xBytes);
+      if (blocks && isDirect(SIMD_FORMATS[format], count)) {
+        const round = kernels[roundRowName(blocks)];
+        for (let r = 0; r < count; r++) {
+          round(xAt + r * xBytes, k, this.integers ? MOST_OUTLYING : NEVER);
+        }
+      }
       const slice = this.#sliceRows(count * k);
       for (let begin = 0; begin < n; begin += slice) {
         if (begin > 0) yield;
@@ -214,19 +231,11 @@ export class WasmCpuKernels implements CpuKernels {
     }
   }
 
-  /**
-   * Where the planes of a matrix are. If allocation began another memory between two of
-   * them, they are first moved into one.
-   */
-  #together(planes: readonly CpuTensor[]): {
-    memory: number;
-    addresses: number[];
-  } {
-    const found = planes.map((plane) => this.#memory.find(plane));
-    const [{ memory }] = found;
-    if (found.every((plane) => plane.memory === memory)) {
-      return { memory, addresses: found.map(({ address }) => address) };
-    }
+  together(planes: readonly CpuTensor[]): void {
+    const [memory, ...others] = planes.map((plane) =>
+      this.#memory.find(plane).memory
+    );
+    if (others.every((other) => other === memory)) return;
     const words = planes.map(({ data }) => 16 * Math.ceil(data.length / 16));
     const sum = words.reduce((a, b) => a + b);
     const all = this.allocate("u32", [sum]).data as Uint32Array<ArrayBuffer>;
@@ -238,7 +247,20 @@ export class WasmCpuKernels implements CpuKernels {
       plane.data = data;
       begin += words[i];
     }
-    return this.#together(planes);
+  }
+
+  /** Where the planes of a matrix are. */
+  #find(planes: readonly CpuTensor[]): { memory: number; addresses: number[] } {
+    const found = planes.map((plane) => this.#memory.find(plane));
+    const [{ memory }] = found;
+    if (found.some((plane) => plane.memory !== memory)) {
+      throw new Error(
+        `Cannot multiply: planes are in memories ${
+          found.map(({ memory }) => memory).join(", ")
+        }, must be in one (see together)`,
+      );
+    }
+    return { memory, addresses: found.map(({ address }) => address) };
   }
 
   /** Rows of weights in a slice of work, if each takes `work` multiplications. */

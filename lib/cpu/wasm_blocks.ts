@@ -1,6 +1,8 @@
 /**
- * The WebAssembly kernels for formats of quantized blocks. They multiply in f32, since
- * integer activations would lose what is small beside an outlier.
+ * The WebAssembly kernels for formats of quantized blocks. A row of x is rounded to 16
+ * bits per group, so that quants multiply as integers, except where a group has an
+ * outlier, beside which the others would be lost; there, or if asked to be exact, they
+ * multiply in f32.
  *
  * @module
  */
@@ -8,7 +10,6 @@ import type { Format, SimdBlocks, SimdReader } from "../formats/format.ts";
 import {
   branch,
   type Code,
-  f32,
   f32x4,
   FunctionBuilder,
   i16x8,
@@ -21,8 +22,9 @@ import {
   times,
   v128,
 } from "./assembler.ts";
-import { DOT_ROWS, FarRows, SimdWriter, sumLanes } from "./simd_code.ts";
+import { DOT_ROWS, FarRows, SimdWriter } from "./simd_code.ts";
 import type { MulAdd } from "./wasm_attention.ts";
+import { factorBytes, Rounded, spanOf } from "./wasm_round.ts";
 
 /** A format of blocks that the kernels can read. */
 export type BlockFormat = Format & { readonly simd: SimdBlocks };
@@ -40,18 +42,15 @@ export interface Relaxed {
 }
 
 /**
- * Bytes of work space that `dotBlocks` takes: for its rows what minimums add to y, then
- * the sums of x over each group, and the rows' factors.
+ * Bytes of work space that `dotBlocks` takes: for its rows, what minimums add to y, and
+ * the rows' factors.
  */
 export const dotScratch = ({ group }: SimdBlocks, k: number): number =>
-  16 * DOT_ROWS + (1 + DOT_ROWS) * 16 * Math.ceil(k / group / 4) + 16;
+  DOT_ROWS * 16 * (1 + Math.ceil(k / group / 4));
 
 /** Parameters: the addresses of the planes of quants, then of scales. */
 const PLANES = ["w0", "w1", "w2", "w3"] as const;
 type PlaneName = (typeof PLANES)[number];
-
-/** Makes up for values being in the upper bytes of words. */
-const UPPER = 2 ** -24;
 
 /** What kernels for one format have in common. */
 class Reader<Parameter extends string> {
@@ -80,7 +79,7 @@ class Reader<Parameter extends string> {
     const planes = PLANES.map((name) => this.f.parameters[name]);
     this.quants = planes.slice(0, bits.length);
     this.scales = planes.slice(bits.length, bits.length + scaleBytes.length);
-    this.#writer = new SimdWriter(this.f);
+    this.#writer = new SimdWriter(this.f, relaxed.swizzle);
     this.#end = this.f.local("i32");
   }
 
@@ -106,16 +105,6 @@ class Reader<Parameter extends string> {
         set(to, this.scales[p], blocks, scaleBytes[p])
       ),
     ];
-  }
-
-  /** Bytes of the factors of `k` elements, in whole vectors. */
-  factorBytes(k: Code): Code {
-    const four = 4 * this.format.simd.group;
-    const vectors = i32.shrUnsigned(
-      i32.add(k, i32.const(four - 1)),
-      i32.const(Math.log2(four)),
-    );
-    return i32.shl(vectors, i32.const(4));
   }
 
   /** New locals for the planes. */
@@ -233,28 +222,32 @@ export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
     relaxed,
   );
   const { f } = reader, { x, n, k, tailMask, y, scratch } = f.parameters;
-  const [r, sum, out, from, bytes] = times(5, () => f.local("i32"));
+  const [r, factor, sum, out, from, bytes] = times(6, () => f.local("i32"));
   const row = reader.locals(), bias = f.local("v128");
   const totals = times(DOT_ROWS, () => f.local("v128"));
-  const far = new FarRows(f, n);
-  const sumsAt = i32.add(scratch.get, i32.const(16 * DOT_ROWS));
+  const far = new FarRows(f, n), rounded = new Rounded(x.get, k.get, bytes.get);
+  const factorsAt = i32.add(scratch.get, i32.const(16 * DOT_ROWS));
 
-  /** The scales of each row, and in `scratch` what its minimums add to y. */
+  /** Factors of each row times those of x; in `scratch` what minimums add to y. */
   const readFactors = [
     r.set(i32.const(0)),
-    out.set(i32.add(sumsAt, bytes.get)),
+    out.set(factorsAt),
     loop(i32.lessUnsigned(r.get, i32.const(DOT_ROWS)), [
       from.set(out.get),
-      sum.set(sumsAt),
+      factor.set(rounded.factors),
+      sum.set(rounded.sums),
       bias.set(f.floats(0)),
       ...reader.toRow({ ...row, quants: [] }, far.row(r.get), k.get),
       ...reader.factors(
         row.scales,
         k.get,
         tailMask,
-        [out, sum],
+        [out, factor, sum],
         (scale, min, byte) => [
-          v128.store(byte)(out.get, f32x4.mul(scale, f.floats(UPPER))),
+          v128.store(byte)(
+            out.get,
+            f32x4.mul(scale, v128.load(byte)(factor.get)),
+          ),
           min
             ? bias.set(
               f32x4.sub(bias.get, f32x4.mul(min, v128.load(byte)(sum.get))),
@@ -271,8 +264,7 @@ export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
     ]),
   ];
   return f.finish([
-    bytes.set(reader.factorBytes(k.get)),
-    ...format.simd.min ? sumGroups(reader, x, k, sumsAt) : [],
+    bytes.set(factorBytes(format.simd, k.get)),
     ...far.each([
       ...readFactors,
       ...totals.map((total, r) => total.set(v128.load(16 * r)(scratch.get))),
@@ -280,63 +272,117 @@ export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
         x,
         k,
         totals,
+        rounded,
         row: (r) => far.row(i32.const(r)),
-        factors: (r) => i32.add(sumsAt, i32.mul(bytes.get, i32.const(1 + r))),
+        factors: (r) => i32.add(factorsAt, i32.mul(bytes.get, i32.const(r))),
       }),
       ...far.store(y, totals.map((total) => total.get)),
     ]),
   ]);
 }
 
-/** The sums of x over each group, and a vector of zeros, for minimums. */
-function sumGroups(
-  { f, format: { simd: { group } } }: Reader<string>,
-  x: Local,
-  k: Local,
-  sumsAt: Code,
-): Code[] {
-  const [at, to, end] = times(3, () => f.local("i32"));
-  const fours = times(group / 4, (i) => v128.load(16 * i)(at.get));
-  const sum = sumLanes(f, [fours.reduce((a, b) => f32x4.add(a, b))]);
-  return [
-    at.set(x.get),
-    to.set(sumsAt),
-    end.set(i32.add(x.get, i32.shl(k.get, i32.const(2)))),
-    loop(i32.lessUnsigned(at.get, end.get), [
-      f32.store()(to.get, f32x4.lane(0)(sum)),
-      increase(at, 4 * group),
-      increase(to, 4),
-    ]),
-    v128.store()(to.get, f.floats(0)),
-  ];
-}
-
 /** Adds the products of x and DOT_ROWS rows of w to `totals`. */
 function dotRows(
   reader: Reader<string>,
-  { x, k, totals, row, factors }: {
+  { x, k, totals, rounded, row, factors }: {
     x: Local;
     k: Local;
     totals: readonly Local[];
+    rounded: Rounded;
     /** Row `r` of these rows, and the address of its factors. */
     row: (r: number) => Code;
     factors: (r: number) => Code;
   },
 ): Code[] {
-  const { f, format: { simd: { bits, unit, group } }, relaxed } = reader;
-  const { mulAdd } = relaxed, span = Math.max(unit, group);
-  const [at, end] = times(2, () => f.local("i32")), four = f.local("v128");
-  const rows = totals.map((total) => ({
+  const { f, format: { simd: blocks } } = reader;
+  const { bits, group } = blocks, span = spanOf(blocks);
+  const [at, end, integers, spans] = times(4, () => f.local("i32"));
+  const rows = totals.map((total): DotRow => ({
     total,
     quants: reader.locals().quants,
     factors: f.local("i32"),
     bytes: f.local("v128"),
     sum: f.local("v128"),
   }));
-  const sixteen = (t: number): Code[] => [
+  const some = times(2, () => f.local("v128"));
+  return [
+    ...rows.flatMap((own, r) => [
+      ...reader.toRow({ quants: own.quants, scales: [] }, row(r), k.get),
+      own.factors.set(factors(r)),
+    ]),
+    at.set(x.get),
+    end.set(i32.add(x.get, i32.shl(k.get, i32.const(2)))),
+    integers.set(rounded.quants),
+    spans.set(rounded.spans),
+    loop(i32.lessUnsigned(at.get, end.get), [
+      branch(
+        i32.load()(spans.get),
+        times(span / 16, (t) => asIntegers(reader, t, rows, some, integers))
+          .flat(),
+        times(span / 16, (t) => asFloats(reader, t, rows, some[0], at)).flat(),
+      ),
+      increase(at, 4 * span),
+      increase(integers, 2 * span),
+      increase(spans, 4),
+      ...rows.flatMap(({ quants, factors }) => [
+        ...quants.map((plane, p) => increase(plane, span * bits[p] / 8)),
+        increase(factors, 4 * span / group),
+      ]),
+    ]),
+  ];
+}
+
+/** A row of w that is being multiplied. */
+interface DotRow {
+  /** The current position in the planes of quants and in the row's factors. */
+  quants: readonly Local[];
+  factors: Local;
+  /** Values of 16 quants, the sum of a group and the sum of scaled groups. */
+  bytes: Local;
+  sum: Local;
+  total: Local;
+}
+
+/** Multiplies elements 16 · t to 16 · t + 15 of a span as integers, from `x` on. */
+function asIntegers(
+  reader: Reader<string>,
+  t: number,
+  rows: readonly DotRow[],
+  eights: readonly Local[],
+  x: Local,
+): Code[] {
+  const { group } = reader.format.simd;
+  return [
+    ...eights.map((eight, i) =>
+      eight.set(v128.load(2 * (16 * t + 8 * i))(x.get))
+    ),
+    ...rows.flatMap(({ bytes, quants, sum }) => {
+      const [a, b] = eights.map((eight, i) =>
+        i32x4.dot(eight.get, i16x8.extendSigned[i](bytes.get))
+      );
+      const both = i32x4.add(a, b);
+      return [
+        bytes.set(reader.values(t, quants)),
+        sum.set(16 * t % group ? i32x4.add(sum.get, both) : both),
+      ];
+    }),
+    ...addGroup(reader, t, rows, f32x4.convert),
+  ];
+}
+
+/** Multiplies elements 16 · t to 16 · t + 15 of a span in f32, from `x` on. */
+function asFloats(
+  reader: Reader<string>,
+  t: number,
+  rows: readonly DotRow[],
+  four: Local,
+  x: Local,
+): Code[] {
+  const { format: { simd: { group } }, relaxed: { mulAdd } } = reader;
+  return [
     ...rows.map(({ bytes, quants }) => bytes.set(reader.values(t, quants))),
     ...times(4, (i) => [
-      four.set(v128.load(64 * t + 16 * i)(at.get)),
+      four.set(v128.load(64 * t + 16 * i)(x.get)),
       ...rows.map(({ bytes, sum }) => {
         const value = f32x4.convert(reader.upper(bytes.get, i));
         const first = (16 * t + 4 * i) % group === 0;
@@ -345,27 +391,22 @@ function dotRows(
         );
       }),
     ]).flat(),
-    ...(16 * t + 16) % group ? [] : rows.map(({ total, factors, sum }) => {
-      const factor = v128.loadSplat32(4 * (16 * t + 16) / group - 4);
-      return total.set(mulAdd(sum.get, factor(factors.get), total.get));
-    }),
+    ...addGroup(reader, t, rows, (sum) => sum),
   ];
-  return [
-    ...rows.flatMap((own, r) => [
-      ...reader.toRow({ quants: own.quants, scales: [] }, row(r), k.get),
-      own.factors.set(factors(r)),
-    ]),
-    at.set(x.get),
-    end.set(i32.add(x.get, i32.shl(k.get, i32.const(2)))),
-    loop(i32.lessUnsigned(at.get, end.get), [
-      ...times(span / 16, sixteen).flat(),
-      increase(at, 4 * span),
-      ...rows.flatMap(({ quants, factors }) => [
-        ...quants.map((plane, p) => increase(plane, span * bits[p] / 8)),
-        increase(factors, 4 * span / group),
-      ]),
-    ]),
-  ];
+}
+
+/** Scales and adds the sums of a group if it ends with element 16 · t + 15 of a span. */
+function addGroup(
+  { format: { simd: { group } }, relaxed: { mulAdd } }: Reader<string>,
+  t: number,
+  rows: readonly DotRow[],
+  toFloat: (sum: Code) => Code,
+): Code[] {
+  if ((16 * t + 16) % group) return [];
+  const factor = v128.loadSplat32(4 * (16 * t + 16) / group - 4);
+  return rows.map(({ total, factors, sum }) =>
+    total.set(mulAdd(toFloat(sum.get), factor(factors.get), total.get))
+  );
 }
 
 /** Builds `WasmKernels.unpackBlocks_…`. */
@@ -376,12 +417,12 @@ export function unpackBlocks(format: BlockFormat, relaxed: Relaxed) {
     format,
     relaxed,
   );
-  const { f, format: { simd: { bits, unit, group, min } } } = reader;
+  const { f, format: { simd: { bits, group, min } } } = reader;
   const { n, k, width, tailMask, out, outBytes, scratch } = f.parameters;
   const [j, to, end, factors, bytes, own] = times(6, () => f.local("i32"));
   const row = reader.locals(),
     [sixteen, scale, least] = times(3, () => f.local("v128"));
-  const span = Math.max(unit, group);
+  const span = spanOf(format.simd);
   const minsAt = (at: Local) => i32.add(at.get, bytes.get);
   const store = (t: number): Code[] => [
     sixteen.set(reader.values(t, row.quants)),
@@ -405,7 +446,7 @@ export function unpackBlocks(format: BlockFormat, relaxed: Relaxed) {
     }).flat(),
   ];
   return f.finish([
-    bytes.set(reader.factorBytes(width.get)),
+    bytes.set(factorBytes(format.simd, width.get)),
     loop(i32.lessUnsigned(j.get, n.get), [
       ...reader.toRow(row, j.get, k.get),
       factors.set(scratch.get),

@@ -29,6 +29,7 @@ import {
 } from "./assembler.ts";
 import { DOT_ROWS, FarRows, SimdWriter, sumLanes } from "./simd_code.ts";
 import { dotBlocks, isBlocks, unpackBlocks } from "./wasm_blocks.ts";
+import { roundRow } from "./wasm_round.ts";
 
 /** A format that the kernels can read. */
 export type SimdFormat = Format & { readonly simd: SimdReader | SimdBlocks };
@@ -71,7 +72,8 @@ export type WasmKernels =
   }
   & {
     /**
-     * `dot_…` for a format of blocks, in up to four planes: first those of quants.
+     * `dot_…` for a format of blocks, in up to four planes: first those of quants. x has
+     * been rounded by `roundRow_…`.
      * `tailMask` applies to the factors of the last `k / group % 4` groups. `scratch` has
      * room for `dotScratch` bytes.
      */
@@ -85,6 +87,18 @@ export type WasmKernels =
         y: number,
         scratch: number,
       ]
+    ) => void;
+  }
+  & {
+    /**
+     * Rounds groups of x in which no element exceeds `most` times the mean size; writes
+     * `roundedBytes` bytes after x. The name ends with the elements of a group and of a
+     * span.
+     */
+    [sizes: `roundRow_${number}_${number}`]: (
+      x: number,
+      k: number,
+      most: number,
     ) => void;
   }
   & {
@@ -161,6 +175,9 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
       dotBlocks(format, { mulAdd, swizzle }),
       unpackBlocks(format, { mulAdd, swizzle }),
     ]),
+    ...new Map(
+      blocks.map(({ simd }) => roundRow(simd)).map((made) => [made.name, made]),
+    ).values(),
     tiles(mulAdd),
     softmax(mulAdd),
     weightedSum(mulAdd),
@@ -175,7 +192,7 @@ class Unpacker {
 
   constructor(readonly simd: SimdReader, f: FunctionBuilder<string>) {
     this.halves = [f.local("v128"), f.local("v128")];
-    this.#writer = new SimdWriter(f);
+    this.#writer = new SimdWriter(f, i8x16.swizzle);
   }
 
   /** Sets `halves`, masked by the two masks at address `mask` if given. */

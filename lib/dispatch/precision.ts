@@ -55,6 +55,19 @@ export function chooseMatmulDtype(
     : { dtype: "f32", reason: "the adapter lacks shader-f16" };
 }
 
+/**
+ * Chooses how the CPU multiplies quantized weights by few rows. Set `exact` if f32 was
+ * requested.
+ */
+export function chooseCpuQuants(
+  exact: boolean,
+): { value: string; reason: string } {
+  return exact ? { value: "f32", reason: "precision f32 was asked for" } : {
+    value: "as integers, rows rounded to 16 bits",
+    reason: "faster; what is beside an outlier stays in f32",
+  };
+}
+
 /** Bytes of workgroup memory that prefill attention in f16 needs. */
 export const HALF_PREFILL_BYTES = 29184;
 

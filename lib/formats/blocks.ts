@@ -34,7 +34,6 @@ import {
   gatherQuants,
   type StoredQuants,
 } from "./gather.ts";
-import { halvesToFloat } from "./words.ts";
 
 /** A plane of scales. */
 export interface ScalePlane {
@@ -494,6 +493,27 @@ export const halfAt = (read: ReadPlane, plane: number, at: string): string =>
   `unpack2x16float(${
     read(plane, `(${at}) >> 1u`)
   } >> (((${at}) & 1u) * 16u)).x`;
+
+/** The values of four IEEE 754 halves, in the upper halves of lanes whose rest is zero. */
+export function halvesToFloat<V>(simd: SimdCode<V>, upper: V): V {
+  const kept = simd.keep(upper);
+  const size = simd.shiftRight(simd.and(kept, simd.bits(0x7fff0000)), 3);
+  // With the exponent's bias corrected, normal numbers are right, and subnormal ones are
+  // 2⁻¹⁵ plus half their value. f16.ts has fewer instructions, but f32 operands that are
+  // subnormal take many cycles, and scales often are.
+  const normal = simd.keep(simd.addInts(size, simd.bits(112 << 23)));
+  const subnormal = simd.sub(simd.add(normal, normal), simd.number(2 ** -14));
+  // The largest exponent means infinity or NaN.
+  const special = simd.and(
+    simd.greaterEqual(normal, simd.number(65536)),
+    simd.number(Infinity),
+  );
+  const sign = simd.and(kept, simd.bits(0x80000000));
+  // Kept, so that one vector is finished before another begins.
+  return simd.keep(
+    simd.or(simd.or(simd.min(normal, subnormal), special), sign),
+  );
+}
 
 /** The values of the lower halves of four words, or of the upper ones. */
 export const halvesOfWords = <V>(

@@ -10,13 +10,13 @@ import {
   halfAt,
   halvesOf,
   halvesOfWords,
+  halvesToFloat,
   integers,
   type ScalePlane,
   wordsOf,
 } from "./blocks.ts";
 import { f16ToF32 } from "../dtype.ts";
 import type { Format } from "./format.ts";
-import { halvesToFloat } from "./words.ts";
 
 const ELEMENTS = 32;
 

@@ -163,6 +163,11 @@ export interface SimdCode<V> {
   /** Four copies of a 32-bit pattern; `number` makes four copies of an f32. */
   bits(value: number): V;
   number(value: number): V;
+  words(values: readonly number[]): V;
+  /** The bytes of a vector at 16 indices; 0 where they are negative. */
+  bytes(value: V, indices: readonly number[]): V;
+  /** Lanes of a and b in turns. */
+  interleave(a: V, b: V): [V, V];
   shiftLeft(value: V, by: number): V;
   /** Shifts lane i by `by[i]`. */
   shiftLanes(value: V, by: readonly number[]): V;
@@ -174,7 +179,11 @@ export interface SimdCode<V> {
   addInts(a: V, b: V): V;
   subInts(a: V, b: V): V;
   toFloat(ints: V): V;
+  add(a: V, b: V): V;
+  sub(a: V, b: V): V;
   mul(a: V, b: V): V;
+  /** The smaller one, of numbers. */
+  min(a: V, b: V): V;
   abs(value: V): V;
   /** All bits of a lane are set if a ≥ b. */
   greaterEqual(a: V, b: V): V;

@@ -14,13 +14,13 @@ import {
   halfAt,
   halvesOf,
   halvesOfWords,
+  halvesToFloat,
   integers,
   NIBBLES,
   PAIRS,
   wordsOf,
 } from "./blocks.ts";
 import { f16ToF32 } from "../dtype.ts";
-import { halvesToFloat } from "./words.ts";
 import type { Format, SimdCode } from "./format.ts";
 import type { Bits } from "./gather.ts";
 
@@ -34,6 +34,16 @@ const bits = (byte: number, bit: number, width: number): Bits => ({
 
 const each = <T>(count: number, of: (i: number) => T): T[] =>
   Array.from({ length: count }, (_, i) => of(i));
+/** Indices of bytes: none, d and dmin as the upper halves of words, the last word. */
+const NONE = [-1, -1, -1, -1], D = [-1, -1, 0, 1, -1, -1, 2, 3];
+const MORE = [12, 13, 14, 15];
+/** Four bytes as the lowest of words, or as the highest. */
+const lowerBytes = (first: number): number[] =>
+  [0, 1, 2, 3].flatMap((i) => [first + i, -1, -1, -1]);
+const upperBytes = (first: number): number[] =>
+  [0, 1, 2, 3].flatMap((i) => [-1, -1, -1, first + i]);
+const times4 = (word: readonly number[]): number[] =>
+  Array(4).fill(word).flat();
 
 /**
  * The plane of scales of Q4_K and Q5_K: for each block a vec4u of d and dmin, four bits
@@ -76,22 +86,28 @@ const SIX_BITS = {
     }
   },
   factors(simd, read) {
-    const [low, lowMin, more] = [4, 8, 12].map((byte) =>
-      simd.keep(read(0, "word", byte))
-    );
-    const d = halvesOfWords(simd, simd.keep(read(0, "word")));
-    return [0, 1].map((half) => {
-      const both = simd.keep(fourNibbles(simd, more, half));
-      const whole = (low: typeof both, bits: number, by: number) =>
-        simd.toFloat(simd.or(
-          fourNibbles(simd, low, half),
-          simd.shiftLeft(simd.and(both, simd.bits(bits)), by),
-        ));
-      return {
-        scale: simd.mul(whole(low, 3, 4), d.lower),
-        min: simd.mul(whole(lowMin, 12, 2), d.upper),
-      };
+    const all = simd.keep(read(0, "words"));
+    const d = halvesToFloat(simd, simd.bytes(all, [...D, ...NONE, ...NONE]));
+    // Bytes of the low halves of nibbles are of even groups, the others of odd ones.
+    const [even, odd] = [0, 4].map((by) => {
+      const own = simd.keep(
+        simd.and(simd.shiftRight(all, by), simd.bits(NIBBLES)),
+      );
+      const more = simd.and(
+        simd.bytes(own, [...NONE, ...MORE, ...MORE, ...NONE]),
+        simd.words([0, 3 * BITS, 12 * BITS, 0]),
+      );
+      const six = simd.keep(simd.or(own, simd.shiftLanes(more, [0, 4, 2, 0])));
+      return [4, 8].map((first, i) =>
+        simd.keep(simd.mul(
+          simd.toFloat(simd.bytes(six, lowerBytes(first))),
+          simd.bytes(d, times4([0, 1, 2, 3].map((byte) => 4 * i + byte))),
+        ))
+      );
     });
+    const scales = simd.interleave(even[0], odd[0]);
+    const mins = simd.interleave(even[1], odd[1]);
+    return scales.map((scale, half) => ({ scale, min: mins[half] }));
   },
 } as const satisfies Partial<BlockSpec>;
 
@@ -232,10 +248,12 @@ export const q6_k: Format = blockFormat({
   },
   factors(simd, read) {
     const d = halvesToFloat(simd, simd.shiftLeft(read(1, "half"), 16));
-    return [0, 4, 8, 12].map((byte) => {
-      const own = simd.shiftLeft(read(0, "bytes", byte), 24);
-      return { scale: simd.mul(simd.toFloat(simd.shiftRight(own, 24)), d) };
-    });
+    const all = simd.keep(read(0, "words"));
+    // Signed bytes are read as the upper ones of words, 2²⁴ times as large.
+    const one = simd.keep(simd.mul(d, simd.number(2 ** -24)));
+    return [0, 4, 8, 12].map((first) => ({
+      scale: simd.mul(simd.toFloat(simd.bytes(all, upperBytes(first))), one),
+    }));
   },
   pack(blocks, [quants, high, scales, d]) {
     const to = wordsOf(quants), bits = wordsOf(high), own = wordsOf(scales);

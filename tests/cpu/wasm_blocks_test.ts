@@ -5,6 +5,11 @@ import { bind } from "../../lib/cpu/pool.ts";
 import { CpuOps } from "../../lib/cpu/ops.ts";
 import { type BlockFormat, isBlocks } from "../../lib/cpu/wasm_blocks.ts";
 import {
+  MOST_OUTLYING,
+  roundedBytes,
+  roundRowName,
+} from "../../lib/cpu/wasm_round.ts";
+import {
   type Planes,
   SIMD_FORMATS,
   wasmKernels,
@@ -89,11 +94,15 @@ function assertSums(
   actual: ArrayLike<number>,
   { values, norms }: ReturnType<typeof product>,
   message: string,
+  absolute = EXACT,
 ): void {
   const inNorms = (list: ArrayLike<number>) =>
     Float64Array.from(list, (value, i) => value / (norms[i] + 2 ** -90));
-  assertAllClose(inNorms(actual), inNorms(values), { absolute: 3e-7 }, message);
+  assertAllClose(inNorms(actual), inNorms(values), { absolute }, message);
 }
+
+/** Errors of sums in f32, and of x rounded to 16 bits, in sizes of what was summed. */
+const EXACT = 3e-7, ROUNDED = 2e-5;
 
 const [RELAXED, PLAIN] = [true, false].map((relaxed) =>
   new WebAssembly.Module(wasmKernels(relaxed))
@@ -128,6 +137,7 @@ function placed(
   const planes = packed(format, stored.slice(), k, n).map(place);
   while (planes.length < 4) planes.push(0);
   const xAt = place(new Uint8Array(x.buffer));
+  at += roundedBytes(format.simd, k) - GUARD; // the end of what roundRow writes
   const mask = (k: number) => k / format.simd.group % 4 * 32;
   return { memory, kernels, planes: planes as Planes, xAt, free: at, mask };
 }
@@ -137,6 +147,7 @@ for (const format of FORMATS_OF_BLOCKS) {
     const name = `${format.name}, ${relaxed ? "relaxed" : "plain"} SIMD`;
 
     randomTest(`${name}: dot of any number of rows and widths`, (random) => {
+      let rounding = 0;
       for (const k of widths(format)) {
         for (const n of [1, 2, 3, 5]) {
           const stored = randomRows(random, format, n, k);
@@ -147,18 +158,28 @@ for (const format of FORMATS_OF_BLOCKS) {
             stored,
             x,
           );
+          const expected = product(x, unpacked(format, stored, k), k);
           const y = free, scratch = free + 256;
-          const dot = kernels[`dotBlocks_${format.name}`];
-          dot(...planes, xAt, n, k, mask(k), y, scratch);
-          assertSums(
-            new Float32Array(memory.buffer, y, n),
-            product(x, unpacked(format, stored, k), k),
-            `[${n}, ${k}]`,
-          );
-          const after = new Float32Array(memory.buffer, y + 4 * n, 4);
-          assert(after.every(Number.isNaN), "only its columns are written");
+          const results = [-1, MOST_OUTLYING].map((most) => {
+            kernels[roundRowName(format.simd)](xAt, k, most);
+            assertEquals(new Float32Array(memory.buffer, free, 1)[0], NaN);
+            const dot = kernels[`dotBlocks_${format.name}`];
+            dot(...planes, xAt, n, k, mask(k), y, scratch);
+            const after = new Float32Array(memory.buffer, y + 4 * n, 4);
+            assert(after.every(Number.isNaN), "only its columns are written");
+            const results = new Float32Array(memory.buffer, y, n).slice();
+            new Float32Array(memory.buffer, y, n).fill(NaN);
+            return results;
+          });
+          assertSums(results[0], expected, `[${n}, ${k}]`);
+          assertSums(results[1], expected, `rounded [${n}, ${k}]`, ROUNDED);
+          results[0].forEach((value, i) => {
+            const error = Math.abs(value - results[1][i]) / expected.norms[i];
+            rounding = Math.max(rounding, error);
+          });
         }
       }
+      assert(rounding > 0, "quants were multiplied as integers");
     });
 
     randomTest(`${name}: unpack gives the bits of the reference`, (random) => {
@@ -196,30 +217,70 @@ for (const format of FORMATS_OF_BLOCKS) {
     });
   }
 
-  randomTest(`${format.name}: matmuls of few and many rows`, (random) => {
-    using ops = new CpuOps(CONFIG, { threads: 3 });
-    for (const blocks of [1, 600 / format.elements | 0]) {
-      const k = blocks * format.elements;
-      for (const n of [1, 30, 131]) {
-        const stored = randomRows(random, format, n, k);
-        const w = unpacked(format, stored, k);
-        const matrix = onOps(ops, storedMatrix(format, stored, k));
-        for (const rows of [1, 3, 7, 200]) {
-          const x = random.tensor("f32", [rows, k], 3);
-          const y = ops.tensor("f32", [rows, n]);
-          y.data.fill(0.5);
-          ops.matmulAdd(x, matrix, y);
-          const expected = product(x.data, w, k);
-          assertSums(
-            y.data.map((value) => value - 0.5),
-            { ...expected, norms: expected.norms.map((norm) => norm + 1) },
-            `${rows} rows, [${n}, ${k}]`,
-          );
+  for (const integers of [false, true]) {
+    const how = integers ? "rounded" : "exact";
+    randomTest(
+      `${format.name}: matmuls of few and many rows, ${how}`,
+      (random) => {
+        using ops = new CpuOps(CONFIG, { threads: 3, integers });
+        for (const blocks of [1, 600 / format.elements | 0]) {
+          const k = blocks * format.elements;
+          for (const n of [1, 30, 131]) {
+            const stored = randomRows(random, format, n, k);
+            const w = unpacked(format, stored, k);
+            const matrix = onOps(ops, storedMatrix(format, stored, k));
+            for (const rows of [1, 3, 7, 200]) {
+              const x = random.tensor("f32", [rows, k], 3);
+              const y = ops.tensor("f32", [rows, n]);
+              y.data.fill(0.5);
+              ops.matmulAdd(x, matrix, y);
+              const expected = product(x.data, w, k);
+              assertSums(
+                y.data.map((value) => value - 0.5),
+                { ...expected, norms: expected.norms.map((norm) => norm + 1) },
+                `${rows} rows, [${n}, ${k}]`,
+                integers ? ROUNDED : EXACT,
+              );
+            }
+          }
         }
-      }
-    }
-  });
+      },
+    );
+  }
 }
+
+randomTest(
+  "nothing is lost beside an outlier, nor are infinities",
+  (random) => {
+    using ops = new CpuOps(CONFIG, { threads: 1, integers: true });
+    const format = FORMATS_OF_BLOCKS.find(({ name }) => name === "q8_0")!;
+    const k = 256, n = 9, at = 70;
+    const stored = randomRows(random, format, n, k);
+    const { bytes, elements } = format;
+    for (let row = 0; row < n; row++) { // no row needs the outlier
+      const block = row * k / elements + Math.floor(at / elements);
+      stored[block * bytes + 2 + at % elements] = row === n - 1 ? 1 : 0;
+    }
+    const x = random.tensor("f32", [1, k], 3), w = unpacked(format, stored, k);
+    const matrix = onOps(ops, storedMatrix(format, stored, k));
+    const y = ops.tensor("f32", [1, n]);
+    x.data[at] = 0;
+    const expected = product(x.data, w, k);
+    x.data[at] = 1e6;
+    ops.matmulAdd(x, matrix, y);
+    const others = {
+      values: expected.values.slice(0, n - 1),
+      norms: expected.norms.slice(0, n - 1),
+    };
+    assertSums(y.data.subarray(0, n - 1), others, "beside 1e6", ROUNDED);
+    for (const infinite of [Infinity, NaN]) {
+      x.data[at] = infinite;
+      y.data.fill(0);
+      ops.matmulAdd(x, matrix, y);
+      assertEquals(y.data[n - 1], w[(n - 1) * k + at] * infinite);
+    }
+  },
+);
 
 randomTest("planes in different memories are moved into one", (random) => {
   using ops = new CpuOps(CONFIG, { threads: 2 });
@@ -232,11 +293,17 @@ randomTest("planes in different memories are moved into one", (random) => {
   assert(quants.data.buffer !== scales.data.buffer);
   const x = random.tensor("f32", [2, k], 3);
   const expected = product(x.data, unpacked(format, stored, k), k);
-  for (let run = 0; run < 2; run++) {
-    const y = ops.tensor("f32", [2, n]);
-    ops.matmulAdd(x, matrix, y);
-    assertSums(y.data, expected, `run ${run}`);
+  const y = ops.tensor("f32", [2, n]);
+  assertThrows(
+    () => ops.matmulAdd(x, matrix, y),
+    Error,
+    "Cannot multiply: planes are in memories 0, 1, must be in one",
+  );
+  for (let time = 0; time < 2; time++) {
+    ops.together(matrix);
     assert(quants.data.buffer === scales.data.buffer);
+    ops.matmulAdd(x, matrix, { ...y, data: y.data.fill(0) });
+    assertSums(y.data, expected, `time ${time}`);
   }
 });
 
@@ -249,7 +316,7 @@ Deno.test("rows whose factors exceed the work space are refused", () => {
     () =>
       ops.matmulAdd(ops.tensor("f32", [1, k]), w, ops.tensor("f32", [1, 1])),
     Error,
-    "factors of a row take 1310800 bytes of work space, must be at most 1048576",
+    "factors of a row take 1048640 bytes of work space, must be at most 1048576",
   );
 });
 
