@@ -17,6 +17,7 @@ import {
   testKind,
   wrongOption,
 } from "./errors.ts";
+import type { CacheDtype } from "./formats/cached.ts";
 import { host } from "./host.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import { chooseContext, type ContextChoice } from "./dispatch/context.ts";
@@ -272,7 +273,7 @@ async function placeOnGpu(
 function fitContext(
   { name, config }: Checkpoint,
   { context: requested }: Qwen3Options,
-  dtype: "f16" | "f32",
+  dtype: CacheDtype,
   { bytes, whose }: { bytes: number; whose: string },
 ): ContextChoice {
   const perPosition = cacheBytes(config, 1, 1, dtype) /
@@ -354,7 +355,7 @@ export function checkContext(
 function requireMemory(
   { name, config, tensors }: Checkpoint,
   context: number,
-  dtype: "f16" | "f32",
+  dtype: CacheDtype,
 ): void {
   let weights = 0;
   for (const { byteLength } of tensors.values()) weights += byteLength;

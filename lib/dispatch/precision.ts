@@ -5,8 +5,8 @@
  */
 
 /** The type chosen for values, and the reason. */
-export interface Precision {
-  dtype: "f16" | "f32";
+export interface Precision<T = "f16" | "f32"> {
+  dtype: T;
   reason: string;
 }
 
@@ -77,7 +77,7 @@ export function chooseAttentionDtype(
   },
 ): Precision {
   const f32 = (reason: string): Precision => ({ dtype: "f32", reason });
-  if (cacheDtype !== "f16") return f32("the cache is f32");
+  if (cacheDtype === "f32") return f32("the cache is f32");
   if (headDim !== 64 && headDim !== 128) {
     return f32(
       `the f16 kernel takes heads of 64 or 128 values, not ${headDim}`,

@@ -4,6 +4,7 @@
  * @module
  */
 import { FLAG_WORDS, lengthRows, stateWords } from "../../kernels/heads.ts";
+import { type CacheDtype, cachedWords } from "../formats/cached.ts";
 import { errorText, MemoryError } from "../errors.ts";
 import {
   cacheBytes,
@@ -17,7 +18,8 @@ import { fillAngles, ropeFrequencies } from "../model/rope.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /**
- * Keys and values of every layer on the device. Once all submitted work is done,
+ * Keys and values of every layer on the device; in q8_0, as words (lib/formats/cached.ts).
+ * Once all submitted work is done,
  * `lengths` matches the device's copy, except while a decode loop runs.
  */
 export class GpuKvCache extends KvCache<Tensor> implements Disposable {
@@ -35,14 +37,16 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     config: Qwen3Config,
     sequences: number,
     context: number,
-    readonly dtype: "f16" | "f32",
+    readonly dtype: CacheDtype,
   ) {
     const { numHiddenLayers, numKeyValueHeads, headDim } = config;
     const { numAttentionHeads } = config;
-    const shape = [sequences, numKeyValueHeads, context, headDim];
+    const quantized = dtype === "q8_0", stored = quantized ? "u32" : dtype;
+    const width = quantized ? cachedWords(headDim) : headDim;
+    const shape = [sequences, numKeyValueHeads, context, width];
     const layers = Array.from({ length: numHiddenLayers }, (_, i) => ({
-      k: Tensor.create(gpu, dtype, shape, undefined, `layers.${i}.k_cache`),
-      v: Tensor.create(gpu, dtype, shape, undefined, `layers.${i}.v_cache`),
+      k: Tensor.create(gpu, stored, shape, undefined, `layers.${i}.k_cache`),
+      v: Tensor.create(gpu, stored, shape, undefined, `layers.${i}.v_cache`),
     }));
     super(layers, sequences, context);
     const words = stateWords(sequences, numAttentionHeads);

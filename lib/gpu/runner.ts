@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
@@ -29,7 +30,7 @@ import { type LoadOptions, loadWeights } from "../model/weights.ts";
 /** Options of {@linkcode GpuRunner.load}. */
 export interface GpuRunnerOptions extends LoadOptions {
   context: number;
-  cacheDtype: "f16" | "f32";
+  cacheDtype: CacheDtype;
   /** Whether matmuls of many rows may multiply in f16; they sum in f32. */
   f16Matmuls: boolean;
 }
@@ -201,7 +202,7 @@ export class GpuRunner implements Runner {
   }
 
   /** The type of cached keys and values. */
-  get cacheDtype(): "f16" | "f32" {
+  get cacheDtype(): CacheDtype {
     return this.#one.cache.dtype;
   }
 

@@ -8,6 +8,7 @@
 import { MOST_SPLITS } from "../dispatch/attention.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { MemoryError } from "../errors.ts";
+import { type CacheDtype, cachedBytes } from "../formats/cached.ts";
 
 /**
  * The tokens of one forward pass: `tokens` tokens of each of `sequences` sequences,
@@ -32,7 +33,7 @@ export class KvCache<T> {
   constructor(
     /**
      * Per layer, keys (normed and rotated) and values, each
-     * `[sequences, kvHeads, context, headDim]`.
+     * `[sequences, kvHeads, context, headDim]`, as lib/formats/cached.ts says.
      */
     readonly layers: readonly { k: T; v: T }[],
     readonly sequences: number,
@@ -128,7 +129,7 @@ export class KvCache<T> {
 export interface CacheSize {
   sequences: number;
   context: number;
-  dtype: "f16" | "f32";
+  dtype: CacheDtype;
 }
 
 /** Bytes of keys and values in all layers. */
@@ -136,10 +137,10 @@ export function cacheBytes(
   { numHiddenLayers, numKeyValueHeads, headDim }: Qwen3Config,
   sequences: number,
   context: number,
-  dtype: "f16" | "f32",
+  dtype: CacheDtype,
 ): number {
   return 2 * numHiddenLayers * sequences * numKeyValueHeads * context *
-    headDim * (dtype === "f16" ? 2 : 4);
+    cachedBytes(dtype, headDim);
 }
 
 /**
