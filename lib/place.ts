@@ -17,13 +17,20 @@ import {
   testKind,
   wrongOption,
 } from "./errors.ts";
-import type { CacheDtype } from "./formats/cached.ts";
+import { cachedBytes, type CacheDtype } from "./formats/cached.ts";
 import { host } from "./host.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import { chooseContext, type ContextChoice } from "./dispatch/context.ts";
 import type { Gpu } from "./webgpu/device.ts";
-import { cacheBytes } from "./model/kv_cache.ts";
-import { chooseCacheDtype, chooseMatmulDtype } from "./dispatch/precision.ts";
+import { cacheBytes, smallerCache } from "./model/kv_cache.ts";
+import {
+  CACHE_TYPES,
+  cacheRefusal,
+  type CacheRequest,
+  chooseCacheDtype,
+  chooseCpuCacheDtype,
+  chooseMatmulDtype,
+} from "./dispatch/precision.ts";
 import type { Runner } from "./model/runner.ts";
 import { type CpuInfo, MOST_THREADS } from "./cpu/ops.ts";
 import { CpuRunner } from "./cpu/runner.ts";
@@ -42,6 +49,12 @@ export interface Qwen3Options {
    * and safe. Either way, weights stay as stored.
    */
   precision?: "auto" | "f32";
+  /**
+   * How keys and values are cached. `auto`: f16 on a GPU, f32 on the CPU path and with
+   * `precision: "f32"`. `q8_0` takes about half the memory of f16; heads must be of a
+   * multiple of 32 values.
+   */
+  kv?: CacheRequest;
   /**
    * The maximum length of a sequence in tokens, prompt and reply together; by default
    * 4,096, or less if the model or the device supports less.
@@ -81,6 +94,7 @@ export interface Qwen3Options {
 const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   device: "text",
   precision: "text",
+  kv: "text",
   context: "number",
   threads: "number",
   onProgress: "function",
@@ -107,8 +121,8 @@ export function checkLoading(
   requireKind("Cannot load a model", "its name", model, "text");
   const cannot = `Cannot load ${shownUrl(model as string)}`;
   const given = givenOptions(cannot, options, KINDS);
-  const { device = "auto", precision = "auto", debug, context, threads } =
-    given;
+  const { device = "auto", precision = "auto", kv = "auto" } = given;
+  const { debug, context, threads } = given;
   const refuse = (what: string, value: unknown, must: string) => {
     throw wrongOption(cannot, what, value, must);
   };
@@ -118,6 +132,7 @@ export function checkLoading(
   if (!["auto", "f32"].includes(precision)) {
     refuse("precision", precision, "auto or f32");
   }
+  if (!CACHE_TYPES.includes(kv)) refuse("kv", kv, "auto, f16, f32 or q8_0");
   if (debug && device !== "gpu") {
     refuse("device", device, "gpu when debug is on");
   }
@@ -230,7 +245,8 @@ async function placeOnGpu(
   const { config } = checkpoint;
   const exact = options.precision === "f32";
   const matmuls = chooseMatmulDtype(gpu, exact);
-  const kept = chooseCacheDtype(config.headDim, exact);
+  checkCache(checkpoint, options.kv);
+  const kept = chooseCacheDtype(config.headDim, { exact, kv: options.kv });
   const { dtype: cacheDtype } = kept, f16Matmuls = matmuls.dtype === "f16";
   const context = fitContext(checkpoint, options, cacheDtype, {
     bytes: gpu.limits.maxStorageBufferBindingSize,
@@ -278,12 +294,19 @@ function fitContext(
 ): ContextChoice {
   const perPosition = cacheBytes(config, 1, 1, dtype) /
     (2 * config.numHiddenLayers);
+  const smaller = dtype === "q8_0" || cacheRefusal(config.headDim, "q8_0")
+    ? undefined
+    : {
+      name: "kv q8_0",
+      perPosition: config.numKeyValueHeads *
+        cachedBytes("q8_0", config.headDim),
+    };
   return chooseContext({
     name,
     plain: config.maxPositionEmbeddings,
     most: contextLimit(config).tokens,
     requested,
-    room: { bytes, perPosition, whose },
+    room: { bytes, perPosition, whose, smaller },
   });
 }
 
@@ -296,17 +319,21 @@ export async function placeOnCpu(
   options: Qwen3Options,
   choice: Choice,
 ): Promise<Placed> {
-  const context = fitContext(checkpoint, options, "f32", {
+  checkCache(checkpoint, options.kv, true);
+  const { dtype, reason } = chooseCpuCacheDtype(options.kv);
+  const context = fitContext(checkpoint, options, dtype, {
     bytes: MOST_CPU_KEYS,
     whose: "the CPU path has room for",
   });
-  requireMemory(checkpoint, context.tokens, "f32");
+  requireMemory(checkpoint, context.tokens, dtype);
   const runner = await CpuRunner.load(checkpoint, {
     ...options,
     context: context.tokens,
+    cacheDtype: dtype,
   });
   const { info } = runner.ops;
-  const choices = [choice, context.choice, {
+  const cached = { what: "KV cache", value: dtype, reason };
+  const choices = [choice, cached, context.choice, {
     what: "CPU kernels",
     value: info.kernel,
     reason: info.reason,
@@ -348,6 +375,18 @@ export function checkContext(
   }
 }
 
+/** @throws {OptionError} if heads cannot be cached as requested. */
+export function checkCache(
+  { name, config }: Checkpoint,
+  kv?: CacheRequest,
+  onCpu?: boolean,
+): void {
+  const must = cacheRefusal(config.headDim, kv, onCpu);
+  if (must !== undefined) {
+    throw wrongOption(`Cannot load ${name}`, "kv", kv, must);
+  }
+}
+
 /**
  * @throws {DeviceError} if main memory cannot hold the weights and the cache; called
  * before anything is allocated.
@@ -366,6 +405,8 @@ function requireMemory(
   throw new DeviceError(
     `Cannot load ${name}: it needs ${mb(weights)} for weights and ${
       mb(cache)
-    } for a context of ${context} tokens, ${mb(available)} of memory is free`,
+    } for a context of ${context} tokens, ${mb(available)} of memory is free${
+      smallerCache(config, 1, context, dtype)
+    }`,
   );
 }

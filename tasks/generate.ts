@@ -28,6 +28,8 @@ import { stderr } from "./colour.ts";
 import { onInterrupt } from "./interrupts.ts";
 import { type Flags, type FlagTable, runTask } from "./flags.ts";
 import {
+  cacheRequest,
+  KV_FLAG,
   LOADING_FLAGS,
   loadingOptions,
   Progress,
@@ -42,6 +44,7 @@ const FLAGS: FlagTable = {
   ],
   "device": ["text", "auto, gpu or cpu", "auto"],
   "precision": ["text", "auto, or f32 throughout", "auto"],
+  ...KV_FLAG,
   "context": [
     "number",
     "maximum tokens of prompt and reply together",
@@ -260,6 +263,7 @@ function placementOf(flags: Flags): Qwen3Options {
   return {
     device,
     precision: flags.oneOf("precision", ["auto", "f32"]),
+    kv: cacheRequest(flags),
     context: flags.whole("context", 1),
     ...loadingOptions(flags),
   };

@@ -46,6 +46,8 @@ export const i32 = {
   and: op(0x71),
   shl: op(0x74),
   lessUnsigned: op(0x49),
+  /** An unsigned half word. */
+  loadHalf: access(0x2f),
 };
 
 export const f32 = {
@@ -58,6 +60,7 @@ export const f32 = {
   mul: op(0x94),
   div: op(0x95),
   max: op(0x97),
+  fromBits: op(0xbe),
 };
 
 export const v128 = {
@@ -68,17 +71,27 @@ export const v128 = {
   or: simd(0x50),
 };
 
+export const i16x8 = {
+  /** Eight signed bytes. */
+  loadBytes: access(0xfd, 0x01),
+};
+
 export const i32x4 = {
   splat: simd(0x11),
   shiftLeft: simd(0xab),
   shiftRight: simd(0xac),
   add: simd(0xae),
+  /** From the first or last four half words, signed. */
+  extendFirst: simd(0xa7),
+  extendLast: simd(0xa8),
   /** From f32x4, rounding toward zero; NaN gives 0. */
   truncate: simd(0xf8),
 };
 
 export const f32x4 = {
   splat: simd(0x13),
+  /** From signed i32x4. */
+  fromIntegers: simd(0xfa),
   lane: (lane: number): Instruction => op(0xfd, 0x1f, lane),
   /** Lanes 0 to 3 are from the first operand, 4 to 7 from the second. */
   shuffle: (...lanes: number[]): Instruction =>

@@ -43,7 +43,9 @@ export interface AttentionJob {
   kvHeads: number;
   headDim: number;
   k: number; // [sequences, kvHeads, context, headDim]
+  kScales: number; // 0 if k is f32; in q8_0, k and v are quants
   v: number;
+  vScales: number;
   context: number;
   out: number; // laid out like q
   blocks: number; // [[row, rows, sequence, position of the first row], …], u32
@@ -71,7 +73,9 @@ const FIELDS = {
     "kvHeads",
     "headDim",
     "k",
+    "kScales",
     "v",
+    "vScales",
     "context",
     "out",
     "blocks",
@@ -82,7 +86,7 @@ const FIELDS = {
 };
 
 /** Length of an encoded job. */
-export const JOB_SIZE = 12;
+export const JOB_SIZE = 14;
 
 /** A matmul as unsigned 32-bit numbers. */
 export function encodeMatmul(job: MatmulJob): number[] {
@@ -132,7 +136,12 @@ const ROW_BLOCK = 96;
 const VALUE_BLOCK = 128;
 /** Room for the scores of one chunk of attention: at least one row. */
 export const SCORES_BYTES = 1 << 20;
-const THREAD_BYTES = TILE * PANEL_BYTES + SCORES_BYTES;
+/**
+ * Room for cached heads that are unpacked to f32. Not measured: 256 heads of 128 values,
+ * which stay in the L2 cache.
+ */
+const HEADS_BYTES = 1 << 17;
+const THREAD_BYTES = TILE * PANEL_BYTES + SCORES_BYTES + HEADS_BYTES;
 
 /** Where a thread's own space begins; shared space follows that of the last thread. */
 export const threadSpace = (thread: number): number =>
@@ -306,32 +315,57 @@ function attention(
   );
   const [row, rows, sequence, position] = block;
   const rowBytes = 4 * headDim;
-  const heads = (sequence * kvHeads + kvHead) * context * rowBytes;
+  const head = (sequence * kvHeads + kvHead) * context;
   const scores = threadSpace(thread) + TILE * PANEL_BYTES;
   const first = (kvHead * job.rows + row) * group * headBytes;
   const seen = position + rows; // keys that the last row attends to
   const scoreBytes = resultBytes(seen);
   const step = Math.max(Math.floor(SCORES_BYTES / scoreBytes), 1);
 
+  const quantized = job.kScales !== 0;
+  const unpacked = scores + SCORES_BYTES;
+  // Whole tiles, so that no block of keys overwrites scores of the one before.
+  const keyBlock = quantized
+    ? CHUNK_ROWS * Math.max(1, Math.floor(HEADS_BYTES / rowBytes / CHUNK_ROWS))
+    : seen;
+  const valueBlock = quantized ? Math.min(keyBlock, VALUE_BLOCK) : VALUE_BLOCK;
+  /** Where `n` heads are in f32, from position `p` on. */
+  const heads = (at: number, scales: number, p: number, n: number) => {
+    if (!quantized) return at + (head + p) * rowBytes;
+    const scalesBytes = 4 * Math.ceil(headDim / 64);
+    kernels.unpackHeads(
+      at + (head + p) * headDim,
+      scales + (head + p) * scalesBytes,
+      scalesBytes,
+      n,
+      headDim,
+      unpacked,
+    );
+    return unpacked;
+  };
+
   for (let r = 0; r < rows * group; r += step) {
     const count = Math.min(step, rows * group - r);
-    multiply(
-      kernels,
-      {
-        format: CACHED,
-        x: job.q + first + r * headBytes,
-        xBytes: headBytes,
-        rows: count,
-        w: job.k + heads,
-        wBytes: rowBytes,
-        k: headDim,
-        y: scores,
-        yBytes: scoreBytes,
-      },
-      0,
-      seen,
-      thread,
-    );
+    for (let p = 0; p < seen; p += keyBlock) {
+      const n = Math.min(keyBlock, seen - p);
+      multiply(
+        kernels,
+        {
+          format: CACHED,
+          x: job.q + first + r * headBytes,
+          xBytes: headBytes,
+          rows: count,
+          w: heads(job.k, job.kScales, p, n),
+          wBytes: rowBytes,
+          k: headDim,
+          y: scores + 4 * p,
+          yBytes: scoreBytes,
+        },
+        0,
+        n,
+        thread,
+      );
+    }
     for (let i = 0; i < count; i++) {
       const visible = position + Math.floor((r + i) / group) + 1;
       kernels.softmax(
@@ -341,14 +375,15 @@ function attention(
         headDim ** -0.5,
       );
     }
-    for (let p = 0; p < seen; p += VALUE_BLOCK) {
+    for (let p = 0; p < seen; p += valueBlock) {
+      const n = Math.min(valueBlock, seen - p);
       kernels.weightedSum(
         scores + 4 * p,
         scoreBytes,
         count,
-        job.v + heads + p * rowBytes,
+        heads(job.v, job.vScales, p, n),
         rowBytes,
-        Math.min(VALUE_BLOCK, seen - p),
+        n,
         job.out + first + r * headBytes,
         headBytes,
         p,

@@ -6,7 +6,7 @@
 import { type CachePass, positionsOf, requireRoom } from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import type { CpuKvCache } from "./kv_cache.ts";
+import type { CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
 import { CpuOps } from "./ops.ts";
 import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
 import { Rests } from "../dispatch/rests.ts";
@@ -36,14 +36,19 @@ export class CpuRunner implements Runner {
     readonly ops: CpuOps,
     readonly weights: Weights<Matrix<CpuTensor>>,
     readonly context: number,
+    readonly cacheDtype: CpuCacheDtype,
   ) {
-    this.#cache = ops.createCache(1, context);
+    this.#cache = ops.createCache(1, context, cacheDtype);
   }
 
   /** Loads the weights of `checkpoint` into memory. */
   static async load(
     checkpoint: Checkpoint,
-    options: LoadOptions & { context: number; threads?: number },
+    options: LoadOptions & {
+      context: number;
+      threads?: number;
+      cacheDtype?: CpuCacheDtype;
+    },
   ): Promise<CpuRunner> {
     const ops = new CpuOps(checkpoint.config, { threads: options.threads });
     try {
@@ -52,7 +57,14 @@ export class CpuRunner implements Runner {
         write: (buffer, begin, bytes) => bytesOf(buffer).set(bytes, begin),
         settle: () => Promise.resolve(),
       }, options);
-      return new CpuRunner(checkpoint.config, ops, weights, options.context);
+      const { context, cacheDtype = "f32" } = options;
+      return new CpuRunner(
+        checkpoint.config,
+        ops,
+        weights,
+        context,
+        cacheDtype,
+      );
     } catch (error) {
       ops[Symbol.dispose]();
       throw error;
@@ -81,7 +93,8 @@ export class CpuRunner implements Runner {
   }
 
   requireRoom(sequences: number, context: number): void {
-    requireRoom(this.config, { sequences, context, dtype: "f32" }, {
+    const dtype = this.cacheDtype;
+    requireRoom(this.config, { sequences, context, dtype }, {
       name: "the CPU",
       free: host.freeMemory(),
     });
@@ -123,7 +136,7 @@ export class CpuRunner implements Runner {
 
   #several(sequences: number, context: number): CpuKvCache {
     this.requireRoom(sequences, context);
-    return this.ops.createCache(sequences, context);
+    return this.ops.createCache(sequences, context, this.cacheDtype);
   }
 
   /** Runs a prompt in chunks into an empty sequence; yields the logits of each chunk. */

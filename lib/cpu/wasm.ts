@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Dtype } from "../dtype.ts";
+import { type Dtype, elements } from "../dtype.ts";
 import { f32 } from "../formats/f32.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import {
@@ -286,6 +286,9 @@ export class WasmCpuKernels implements CpuKernels {
     }
     const group = heads / kvHeads, rows = q.length / (heads * headDim);
     const { memory, address } = this.#memory.find(k);
+    const vAddress = this.#memory.find(v).address; // in the memory of k: see CpuKernels
+    const quants = elements(k.shape.slice(0, -1)) * headDim;
+    const scales = (at: number) => k.dtype === "u32" ? at + quants : 0;
     const { buffer } = this.#pool.memories[memory].memory;
     const headBytes = packedBytes(headDim);
     const perBlock = Math.max(Math.floor(BLOCK_HEADS / group), 1);
@@ -342,7 +345,9 @@ export class WasmCpuKernels implements CpuKernels {
           kvHeads,
           headDim,
           k: address,
-          v: this.#memory.find(v).address, // in the memory of k: see CpuKernels
+          kScales: scales(address),
+          v: vAddress,
+          vScales: scales(vAddress),
           context: cache.context,
           out: outAt,
           blocks: blocksAt,

@@ -47,7 +47,7 @@ interface Caches {
   onCpu: KvCache<CpuTensor>;
 }
 
-/** Thrown when a key or value does not fit an f16 cache. */
+/** Thrown when a key or value does not fit the cache's type. */
 class CacheOverflow extends Error {}
 
 /**
@@ -86,7 +86,9 @@ export class DebugRunner implements Runner {
     checkpoint: Checkpoint,
     options: GpuRunnerOptions,
   ): Promise<DebugRunner> {
-    const cpu = await CpuRunner.load(checkpoint, options);
+    const { cacheDtype: kept } = options;
+    const cacheDtype = kept === "f16" ? "f32" : kept;
+    const cpu = await CpuRunner.load(checkpoint, { ...options, cacheDtype });
     const on = await GpuRunner.load(gpu, checkpoint, options);
     return new DebugRunner(on, cpu, options);
   }
@@ -114,7 +116,12 @@ export class DebugRunner implements Runner {
   #caches(sequences: number, context: number) {
     const { gpu, config, cacheDtype } = this.gpu;
     const onGpu = new GpuKvCache(gpu, config, sequences, context, cacheDtype);
-    const onCpu = this.cpu.ops.createCache(sequences, context);
+    // The CPU quantizes too; a key that it rounds the other way differs by a step.
+    const onCpu = this.cpu.ops.createCache(
+      sequences,
+      context,
+      cacheDtype === "f16" ? "f32" : cacheDtype,
+    );
     onGpu.reset();
     return {
       onGpu,
@@ -237,7 +244,7 @@ export class DebugRunner implements Runner {
     const { forward } = familyOf(config);
     finish(forward(recording, this.gpu.weights, input, cache, all));
     const overflows = async () =>
-      cache.dtype === "f16" && (await cache.flags.read())[0] !== 0;
+      cache.dtype !== "f32" && (await cache.flags.read())[0] !== 0;
     let last = new Float32Array();
     for (const step of steps) {
       const { actual, wrong } = await this.#check(step, caches, signal);
@@ -318,7 +325,7 @@ export class DebugRunner implements Runner {
     { shape }: Tensor,
   ): string | undefined {
     const { f16Matmuls } = this.options, { cacheDtype } = this.gpu;
-    const half = f16Matmuls || cacheDtype === "f16" && /attend/.test(name);
+    const half = f16Matmuls || cacheDtype !== "f32" && /attend/.test(name);
     const found = rowDifference(actual, expected, shape[1], half);
     return found && `${name} ${differenceText(found)}`;
   }

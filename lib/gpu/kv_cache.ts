@@ -11,6 +11,7 @@ import {
   type CachePass,
   KvCache,
   sizeText,
+  smallerCache,
 } from "../model/kv_cache.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
@@ -102,9 +103,9 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     const bytes = cacheBytes(config, sequences, context, dtype);
     const size = sizeText({ sequences, context }, bytes);
     throw new MemoryError(
-      `Cannot allocate keys and values of ${size}: ${gpu.name} has no memory for ${bytes} bytes besides the ${used} in use, there must be fewer sequences or tokens (${
-        errorText(error.message)
-      })`,
+      `Cannot allocate keys and values of ${size}: ${gpu.name} has no memory for ${bytes} bytes besides the ${used} in use, there must be fewer sequences or tokens${
+        smallerCache(config, sequences, context, dtype)
+      } (${errorText(error.message)})`,
     );
   }
 

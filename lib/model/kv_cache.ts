@@ -8,7 +8,11 @@
 import { MOST_SPLITS } from "../dispatch/attention.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { MemoryError } from "../errors.ts";
-import { type CacheDtype, cachedBytes } from "../formats/cached.ts";
+import {
+  CACHE_BLOCK,
+  cachedBytes,
+  type CacheDtype,
+} from "../formats/cached.ts";
 
 /**
  * The tokens of one forward pass: `tokens` tokens of each of `sequences` sequences,
@@ -143,6 +147,18 @@ export function cacheBytes(
     cachedBytes(dtype, headDim);
 }
 
+/** What takes less memory than a cache in `dtype`, to end an error with. */
+export function smallerCache(
+  config: Qwen3Config,
+  sequences: number,
+  context: number,
+  dtype: CacheDtype,
+): string {
+  if (dtype === "q8_0" || config.headDim % CACHE_BLOCK !== 0) return "";
+  const bytes = cacheBytes(config, sequences, context, "q8_0");
+  return `; with kv q8_0 the cache takes ${bytes} bytes`;
+}
+
 /**
  * The number of positions that a cache needs for up to `maxTokens` tokens after each
  * prompt. The last token is not cached, and no sequence exceeds `context`.
@@ -185,11 +201,12 @@ export function requireRoom(
   const { sequences, context, dtype } = size;
   const all = cacheBytes(config, sequences, context, dtype);
   const keys = all / (2 * config.numHiddenLayers);
+  const smaller = smallerCache(config, sequences, context, dtype);
   if (keys > binding) {
     throw new MemoryError(
       `Cannot generate: one layer's keys of ${
         sizeText(size, keys)
-      } are ${keys} bytes, ${name} binds at most ${binding}`,
+      } are ${keys} bytes, ${name} binds at most ${binding}${smaller}`,
     );
   }
   // Scratch buffers: sampling's scores with their ids, and the sums of KV splits. Both
@@ -207,7 +224,7 @@ export function requireRoom(
     throw new MemoryError(
       `Cannot generate: keys and values of ${
         sizeText(size, all)
-      } are ${all} bytes, ${free} bytes of main memory are free`,
+      } are ${all} bytes, ${free} bytes of main memory are free${smaller}`,
     );
   }
 }

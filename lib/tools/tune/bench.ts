@@ -116,11 +116,12 @@ export class Bench implements Disposable {
       checkpoint.config.numHiddenLayers,
       Math.ceil(BEYOND_CACHES / layerBytes),
     );
-    const { dtype: cacheDtype } = chooseCacheDtype(
-      checkpoint.config.headDim,
-    );
+    const { headDim } = checkpoint.config;
+    const cacheDtype = chooseCacheDtype(headDim).dtype === "f16"
+      ? "f16"
+      : "f32";
     const options = { ...loading, context: 1, cacheDtype } as const;
-    const cpu = await CpuRunner.load(one, options);
+    const cpu = await CpuRunner.load(one, { ...loading, context: 1 });
     try {
       const runner = await GpuRunner.load(
         gpu,
