@@ -61,6 +61,12 @@ export type {
 } from "./lib/text/conversation.ts";
 export { type ChatOptions, renderChat } from "./lib/text/chat_template.ts";
 export type { Prompt, PromptOptions } from "./lib/text/prompt.ts";
+export type {
+  EmbedOptions,
+  Ranking,
+  RerankOptions,
+  Text,
+} from "./lib/text/embedding.ts";
 export type { PieceKind } from "./lib/text/reply.ts";
 export type { Qwen3Config, YarnScaling } from "./lib/checkpoint/config.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";

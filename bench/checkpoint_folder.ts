@@ -28,11 +28,15 @@ export class CheckpointFolder implements AsyncDisposable {
   /** @throws {Unmeasurable} if the checkpoint is on a server. */
   static async of(model: string): Promise<CheckpointFolder> {
     await using checkpoint = await openCheckpoint(model);
-    const { location, synthetic } = checkpoint;
+    const { location, synthetic, tensors } = checkpoint;
     if (/^https?:/.test(location)) {
       throw new Unmeasurable(`${location} is not a folder on this machine`);
     }
     if (!synthetic) return new CheckpointFolder(location, false);
+    for (const { format } of tensors.values()) {
+      if (format.safetensors) continue;
+      throw new Unmeasurable(`safetensors files cannot hold ${format.name}`);
+    }
     const path = await Deno.makeTempDir({ prefix: "bench-" });
     const folder = new CheckpointFolder(path, true);
     try {

@@ -7,8 +7,25 @@ import {
   type EncodedPrompt,
   encodePrompt,
   type Prompt,
+  type TokenizerSource,
 } from "./text/prompt.ts";
-import type { Checkpoint } from "./checkpoint/checkpoint.ts";
+import {
+  answerTokens,
+  checkDocuments,
+  checkEmbedding,
+  checkReranking,
+  type EmbedOptions,
+  encodeToEmbed,
+  encodeToRank,
+  listTexts,
+  type Ranking,
+  type RerankOptions,
+  rerankPrompt,
+  type Text,
+} from "./text/embedding.ts";
+import type { Checkpoint, Purpose } from "./checkpoint/checkpoint.ts";
+import { Rests } from "./dispatch/rests.ts";
+import { readAnswers, vectorOf, yesProbability } from "./model/embedding.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
   described,
@@ -93,13 +110,14 @@ export async function loadQwen3(
 
 async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
   const began = performance.now();
-  const { signal, onProgress, readTimeout } = options;
+  const { signal, onProgress, readTimeout, quantize } = options;
   const onNotice = options.onNotice ?? undefined;
   const checkpoint = await openCheckpoint(model, {
     signal,
     onProgress,
     onNotice,
     readTimeout,
+    quantize,
   });
   let qwen: Qwen3 | undefined;
   try {
@@ -116,6 +134,11 @@ async function load(model: string, options: Qwen3Options): Promise<Qwen3> {
     else await checkpoint[Symbol.asyncDispose]();
     throw error;
   }
+}
+
+/** Says that a model is not for what was asked. */
+function unfit(name: string, { is, why }: Purpose): string {
+  return `${name} is ${is} (${why})`;
 }
 
 const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
@@ -256,6 +279,7 @@ export class Qwen3 implements Disposable {
     const action = "compute logits", cannot = `Cannot ${action}`;
     this.#turns.requireModel(action);
     const { all, signal } = givenOptions(cannot, options, LOGITS_OPTIONS);
+    this.#requireHead(action);
     const isList = Array.isArray(tokenIds) || ArrayBuffer.isView(tokenIds);
     if (!isList) requireKind(cannot, "the prompt", tokenIds, "list");
     const tokens = this.#check(action, Array.from(tokenIds));
@@ -263,6 +287,164 @@ export class Qwen3 implements Disposable {
       const runner = await this.#ready(signal);
       return await runner.logits(tokens, { all, signal });
     });
+  }
+
+  /**
+   * Computes a vector for each text: the normed state after its last token. Vectors of length
+   * 1, the default, are similar if their dot product is near 1. Texts of similar length run
+   * together, so many at once take far less time than one by one.
+   *
+   * A text is a string, which the tokenizer's end token follows (`<|endoftext|>` if it adds
+   * none), or token ids, which are used as they are. A string alone, or ids alone, are one
+   * text; an empty list gives an empty list. Models that are not made for it embed as well,
+   * but similar texts then need not have similar vectors.
+   *
+   * ```ts
+   * import { loadQwen3 } from "../mod.ts";
+   *
+   * // Here the embedded story model; for search "Qwen/Qwen3-Embedding-0.6B", with
+   * // { instruction: "Given a question, retrieve passages that answer it" } for the question.
+   * using qwen = await loadQwen3();
+   * const [question] = await qwen.embed("Who has a dog?");
+   * const passages = ["Tom has a dog.", "It rained all day."];
+   * const vectors = await qwen.embed(passages);
+   * const cosines = vectors.map((vector) =>
+   *   vector.reduce((sum, value, i) => sum + value * question[i], 0)
+   * );
+   * console.log(cosines);
+   * ```
+   *
+   * @returns one vector per text, of `dimensions` elements, by default `config.hiddenSize`
+   * @throws {OptionError} if an option is unknown or has a wrong value.
+   * @throws {Error} if a text is empty or too long, an id is not in the vocabulary, text is
+   * given to a checkpoint without a tokenizer, another run is waiting for its next piece, or
+   * the model is disposed; the message names the text.
+   * @throws the reason of `signal` once that is aborted.
+   */
+  async embed(
+    texts: Text | readonly Text[],
+    options: EmbedOptions = {},
+  ): Promise<Float32Array[]> {
+    const action = "embed";
+    this.#turns.requireModel(action);
+    const { normalize, dimensions, instruction, signal } = checkEmbedding(
+      options,
+      this.config.hiddenSize,
+    );
+    const list = listTexts(texts), which = (i: number) => `text ${i}`;
+    const encode = (i: number) =>
+      encodeToEmbed(list[i], which(i), instruction, this.#source);
+    const states = await this.#states(
+      action,
+      list.map((_, i) => which(i)),
+      encode,
+      signal,
+    );
+    return states.map((state, i) =>
+      vectorOf(state, dimensions, normalize, which(i))
+    );
+  }
+
+  /**
+   * Scores how well each document meets a query: the probability that a reranker such as
+   * Qwen3-Reranker answers yes rather than no.
+   *
+   * Ranking reads every document with the query, so a large collection is first narrowed
+   * down by its vectors:
+   *
+   * ```ts
+   * import type { Qwen3 } from "../mod.ts";
+   *
+   * // With "Qwen/Qwen3-Embedding-0.6B" and "Qwen/Qwen3-Reranker-0.6B".
+   * async function search(
+   *   query: string,
+   *   documents: readonly string[],
+   *   { embedder, reranker }: { embedder: Qwen3; reranker: Qwen3 },
+   * ) {
+   *   const instruction = "Given a question, retrieve passages that answer it";
+   *   const [question] = await embedder.embed(query, { instruction });
+   *   const vectors = await embedder.embed(documents); // once, and kept
+   *   const near = vectors.map((vector, index) => ({
+   *     index,
+   *     cosine: vector.reduce((sum, value, i) => sum + value * question[i], 0),
+   *   })).sort((a, b) => b.cosine - a.cosine).slice(0, 20);
+   *   const candidates = near.map(({ index }) => documents[index]);
+   *   const ranked = await reranker.rerank(query, candidates, { instruction });
+   *   return ranked.sort((a, b) => b.score - a.score)
+   *     .map(({ index, score }) => ({ document: candidates[index], score }));
+   * }
+   * console.log(search.name);
+   * ```
+   *
+   * @returns in the order of the documents; an empty list for no documents
+   * @throws {OptionError} if an option is unknown or has a wrong value.
+   * @throws {Error} if the checkpoint is an embedding model or has no tokenizer, a text is
+   * too long with the query, another run is waiting for its next piece, or the model is
+   * disposed; the message names the document.
+   * @throws the reason of `signal` once that is aborted.
+   */
+  async rerank(
+    query: string,
+    documents: readonly string[],
+    options: RerankOptions = {},
+  ): Promise<Ranking[]> {
+    const action = "rerank";
+    this.#turns.requireModel(action);
+    const { instruction, signal } = checkReranking(options);
+    checkDocuments(query, documents);
+    const { name, only, rerankTemplate } = this.#checkpoint;
+    if (only?.is === "an embedding model") {
+      throw new Error(`Cannot rerank: ${unfit(name, only)}`);
+    }
+    const which = (i: number) => `document ${i} with the query`;
+    const encode = (i: number) =>
+      encodeToRank(
+        rerankPrompt(query, documents[i], instruction, rerankTemplate),
+        which(i),
+        this.#source,
+      );
+    const answers = await readAnswers(
+      this.#checkpoint,
+      () => answerTokens(this.tokenizer, name),
+    );
+    const states = await this.#states(
+      action,
+      documents.map((_, i) => which(i)),
+      encode,
+      signal,
+    );
+    return states.map((state, index) => ({
+      index,
+      score: yesProbability(state, answers, which(index)),
+    }));
+  }
+
+  /** Encodes texts, then computes the state after each. `names` are theirs in errors. */
+  async #states(
+    action: string,
+    names: readonly string[],
+    encode: (text: number) => number[],
+    signal?: AbortSignal,
+  ): Promise<Float32Array[]> {
+    const texts: number[][] = [], rests = new Rests();
+    for (const [i, name] of names.entries()) {
+      texts.push(this.#check(action, encode(i), name));
+      await rests.rest(signal);
+    }
+    if (texts.length === 0) return [];
+    return await this.#turns.once(action, signal, async (signal) => {
+      const runner = await this.#ready(signal);
+      return await runner.states(texts, signal);
+    });
+  }
+
+  /** Where texts get their tokenizer from. */
+  get #source(): TokenizerSource {
+    return {
+      name: this.#checkpoint.name,
+      tokenizer: () => this.tokenizer,
+      context: this.context,
+    };
   }
 
   /**
@@ -331,6 +513,7 @@ export class Qwen3 implements Disposable {
   /** Validates prompts and options before anything runs. */
   #parts(prompts: readonly Prompt[], given: GenerateOptions): RunParts {
     this.#turns.requireModel("generate");
+    this.#requireHead("generate");
     const options = checkGenerating(given);
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
@@ -435,15 +618,17 @@ export class Qwen3 implements Disposable {
     where: string,
   ): EncodedPrompt {
     try {
-      return encodePrompt(prompt, options, {
-        name: this.#checkpoint.name,
-        tokenizer: () => this.tokenizer,
-        context: this.context,
-      });
+      return encodePrompt(prompt, options, this.#source);
     } catch (error) {
       if (error instanceof Error) error.message += where;
       throw error;
     }
+  }
+
+  /** @throws {Error} if the model is only for embedding or ranking. */
+  #requireHead(action: string): void {
+    const { name, only } = this.#checkpoint;
+    if (only) throw new Error(`Cannot ${action}: ${unfit(name, only)}`);
   }
 
   #check(action: string, tokens: number[], which = "the prompt"): number[] {

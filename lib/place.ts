@@ -7,6 +7,10 @@
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
 import { contextLimit } from "./checkpoint/config.ts";
+import {
+  quantizationNamed,
+  quantizationNames,
+} from "./checkpoint/quantization.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
 import {
   DeviceError,
@@ -46,7 +50,7 @@ export interface Qwen3Options {
   device?: DeviceKind;
   /**
    * `f32` computes and caches everything in f32; `auto` uses f16 where that is faster
-   * and safe. Either way, weights stay as stored.
+   * and safe. It changes no weights.
    */
   precision?: "auto" | "f32";
   /**
@@ -55,6 +59,14 @@ export interface Qwen3Options {
    * multiple of 32 values.
    */
   kv?: CacheRequest;
+  /**
+   * Quantises the matrices as they are loaded: `q8_0`, `q6_k`, `q5_k_m`, `q5_k`, `q5_1`,
+   * `q5_0`, `q4_k_m`, `q4_k`, `q4_1`, `q4_0`, `q3_k` or `q2_k`, as llama.cpp means them.
+   * Below 8 bits, the LM head (or the embedding, if that is the head too) gets `q6_k`;
+   * `_m` also gives it to the matrices that matter most. Rows that are not whole blocks of
+   * 256 get a format with blocks of 32. By default, weights stay as stored.
+   */
+  quantize?: string;
   /**
    * The maximum length of a sequence in tokens, prompt and reply together; by default
    * 4,096, or less if the model or the device supports less.
@@ -95,6 +107,7 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   device: "text",
   precision: "text",
   kv: "text",
+  quantize: "text",
   context: "number",
   threads: "number",
   onProgress: "function",
@@ -122,7 +135,7 @@ export function checkLoading(
   const cannot = `Cannot load ${shownUrl(model as string)}`;
   const given = givenOptions(cannot, options, KINDS);
   const { device = "auto", precision = "auto", kv = "auto" } = given;
-  const { debug, context, threads } = given;
+  const { debug, context, threads, quantize } = given;
   const refuse = (what: string, value: unknown, must: string) => {
     throw wrongOption(cannot, what, value, must);
   };
@@ -133,6 +146,9 @@ export function checkLoading(
     refuse("precision", precision, "auto or f32");
   }
   if (!CACHE_TYPES.includes(kv)) refuse("kv", kv, "auto, f16, f32 or q8_0");
+  if (quantize !== undefined && quantizationNamed(quantize) === undefined) {
+    refuse("quantize", quantize, `one of ${quantizationNames()}`);
+  }
   if (debug && device !== "gpu") {
     refuse("device", device, "gpu when debug is on");
   }
@@ -272,7 +288,13 @@ async function placeOnGpu(
     value: f16Matmuls ? "f16, summed in f32" : "f32",
     reason: matmuls.reason,
   }, { what: "KV cache", value: cacheDtype, reason: kept.reason }];
-  const choices = [choice, ...gpu.choices, ...decided, context.choice];
+  const choices = [
+    choice,
+    ...gpu.choices,
+    ...weightsChoice(options),
+    ...decided,
+    context.choice,
+  ];
   return {
     runner,
     device: {
@@ -283,6 +305,15 @@ async function placeOnGpu(
       },
     },
   };
+}
+
+/** The choice of the weights' formats, if one was made. */
+function weightsChoice({ quantize }: Qwen3Options): Choice[] {
+  return quantize === undefined ? [] : [{
+    what: "weights",
+    value: quantize.toLowerCase(),
+    reason: "it was asked for",
+  }];
 }
 
 /** Chooses a context whose keys of one layer, in `dtype`, fit into `bytes`. */
@@ -333,11 +364,19 @@ export async function placeOnCpu(
   });
   const { info } = runner.ops;
   const cached = { what: "KV cache", value: dtype, reason };
-  const choices = [choice, cached, context.choice, {
+  const kernels = {
     what: "CPU kernels",
     value: info.kernel,
     reason: info.reason,
-  }, threadChoice(info, options.threads)];
+  };
+  const choices = [
+    choice,
+    ...weightsChoice(options),
+    cached,
+    context.choice,
+    kernels,
+    threadChoice(info, options.threads),
+  ];
   const adapter = `CPU (${choices.at(-1)!.value})`;
   return { runner, device: { kind: "cpu", adapter, choices } };
 }

@@ -42,7 +42,7 @@ const DEFAULTS = { model: "synthetic:qwen3-0.6b", runs: 5, maxTokens: 256 };
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, .gguf file, URL, owner/name[@revision] or synthetic:…",
+    "folder, .gguf file, URL, owner/name[@revision][:TYPE] or synthetic:…",
     DEFAULTS.model,
   ],
   "only": ["text", "comma-separated list of rows", "all"],

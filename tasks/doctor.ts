@@ -33,7 +33,7 @@ import {
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, .gguf file, URL, owner/name[@revision] or synthetic:…",
+    "folder, .gguf file, URL, owner/name[@revision][:TYPE] or synthetic:…",
     "the story model",
   ],
   "context": [
@@ -80,7 +80,7 @@ await runTask({
   flagsOnly: "diagnose",
 }, async (flags) => {
   const json = flags.on("json"), verbose = flags.on("verbose");
-  const { threads, readTimeout } = loadingOptions(flags);
+  const { threads, readTimeout, quantize } = loadingOptions(flags);
   using progress = await Progress.start();
   const report = await doctor({
     model: flags.text("model"),
@@ -88,7 +88,7 @@ await runTask({
     kv: cacheRequest(flags),
     all: flags.on("all"),
     threads,
-    opening: { readTimeout, ...progress.options },
+    opening: { quantize, readTimeout, ...progress.options },
     onStart: (what) => showStatus(`examining ${what} …`),
     onFinding(finding) {
       progress.clear();

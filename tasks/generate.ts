@@ -39,7 +39,7 @@ import {
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, .gguf file, URL, owner/name[@revision] or synthetic:…",
+    "folder, .gguf file, URL, owner/name[@revision][:TYPE] or synthetic:…",
     "the story model",
   ],
   "device": ["text", "auto, gpu or cpu", "auto"],

@@ -5,6 +5,11 @@
  * @module
  */
 import { checkReadTimeout } from "../lib/checkpoint/fetch.ts";
+import {
+  notOneOf,
+  quantizationNamed,
+  quantizationNames,
+} from "../lib/checkpoint/quantization.ts";
 import { MOST_THREADS } from "../lib/cpu/ops.ts";
 import {
   bytesText,
@@ -45,6 +50,11 @@ interface Payload {
 
 /** Flags of every task that opens a model. */
 export const LOADING_FLAGS: FlagTable = {
+  "quantize": [
+    "text",
+    `quantise the matrices on loading, one of ${quantizationNames()}`,
+    "as stored",
+  ],
   "read-timeout": [
     "number",
     "seconds without data after which a download is resumed",
@@ -417,8 +427,15 @@ function duration(seconds: number): string {
 /** The options that {@linkcode LOADING_FLAGS} and {@linkcode THREADS_FLAG} set. */
 export function loadingOptions(
   flags: Flags,
-): Pick<Qwen3Options, "readTimeout" | "threads"> {
+): Pick<Qwen3Options, "quantize" | "readTimeout" | "threads"> {
   const readTimeout = flags.number("read-timeout");
   checkReadTimeout("Cannot read the flags", readTimeout, "--read-timeout");
-  return { readTimeout, threads: flags.whole("threads", 1, MOST_THREADS) };
+  const quantize = flags.text("quantize");
+  if (quantize !== undefined && quantizationNamed(quantize) === undefined) {
+    throw new Error(
+      `Cannot read the flags: --quantize is ${notOneOf(quantize)}`,
+    );
+  }
+  const threads = flags.whole("threads", 1, MOST_THREADS);
+  return { quantize, readTimeout, threads };
 }

@@ -35,7 +35,7 @@ const NAMES = TUNED_KERNELS.map(({ name }) => name);
 const FLAGS: FlagTable = {
   "model": [
     "text",
-    "folder, .gguf file, URL, owner/name[@revision] or synthetic:…",
+    "folder, .gguf file, URL, owner/name[@revision][:TYPE] or synthetic:…",
     "the story model",
   ],
   "kernels": [

@@ -1,37 +1,43 @@
 /**
- * Models in GGUF files against exact logits of their dequantised weights. With
+ * Models in GGUF files against exact logits or vectors of their dequantised weights. With
  * QWEN3_GGUF_SET, a folder with more such files, those are tested too.
  */
 import { assert, assertEquals } from "@std/assert";
-import { loadQwen3 } from "../mod.ts";
+import { loadQwen3, type Qwen3 } from "../mod.ts";
+import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
 import { gpuTest } from "./support/gpu.ts";
 
 const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
 const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
 /** Files with types that are not read, or other architectures. */
-const LEFT_OUT = /mix-iq|moe|embedding/;
+const LEFT_OUT = /mix-iq|moe/;
 
-interface Case {
-  name: string;
-  input_ids: number[];
-  positions_kept: string;
-  argmax: number[];
-}
-
-/** The cases of a file, with their exact logits. */
-async function casesOf(golden: string) {
-  const json = JSON.parse(await Deno.readTextFile(`${golden}.json`));
-  const bytes = await Deno.readFile(`${golden}.safetensors`);
-  const data = 8 + Number(new DataView(bytes.buffer).getBigUint64(0, true));
-  const header = JSON.parse(new TextDecoder().decode(bytes.slice(8, data)));
-  return json.cases.map((one: Case) => {
-    const [begin, end] = header[`exact/${one.name}`].data_offsets;
-    return {
-      ...one,
-      logits: new Float32Array(bytes.slice(data + begin, data + end).buffer),
-    };
-  }) as (Case & { logits: Float32Array })[];
+/** Compares vectors of an embedding model, one by one and all together. */
+async function checkVectors(
+  qwen: Qwen3,
+  golden: string,
+  bound: number,
+): Promise<void> {
+  for (const kind of ["exact", "exact_normalised"]) {
+    const cases = await ggufCases(golden, kind);
+    const options = { normalize: kind === "exact_normalised" };
+    const together = await qwen.embed(
+      cases.map(({ input_ids: ids }) => ids),
+      options,
+    );
+    assert(cases.length > 0 && together.length === cases.length);
+    for (const [i, { name, input_ids: ids, exact }] of cases.entries()) {
+      const [alone] = await qwen.embed(ids, options);
+      for (const vector of [alone, together[i]]) {
+        const error = relativeError(vector, exact);
+        assert(
+          error <= bound,
+          `${kind}/${name}: the relative error is ${error}`,
+        );
+      }
+    }
+  }
 }
 
 async function check(
@@ -42,12 +48,13 @@ async function check(
 ): Promise<void> {
   const bound = precision === "f32" || device === "cpu" ? F32_ERROR : F16_ERROR;
   using qwen = await loadQwen3(file, { device, precision, context: 80 });
-  const cases = await casesOf(golden);
+  if (/embedding/.test(golden)) return await checkVectors(qwen, golden, bound);
+  const cases = await ggufCases(golden);
   assert(cases.length > 0);
-  for (const { name, input_ids: ids, positions_kept: kept, logits } of cases) {
+  for (const { name, input_ids: ids, positions_kept: kept, exact } of cases) {
     const all = kept === "all";
     const actual = await qwen.logits(ids, { all });
-    const error = relativeError(actual, logits);
+    const error = relativeError(actual, exact);
     assert(
       error <= bound,
       `${name}, precision ${precision}: the relative error is ${error}, must be at most ${bound}`,
@@ -73,6 +80,8 @@ for (
     "tiny-outlier-bf16-Q4_K_M",
     "align64-v2",
     "fused-qkv-Q4_0",
+    "embedding-F16",
+    "embedding-Q8_0",
   ]
 ) testFile(`${FILES}${name}.gguf`, FILES + name);
 testFile(`${FILES}split-Q8_0-00001-of-00003.gguf`, `${FILES}base-Q8_0`);

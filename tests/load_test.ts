@@ -773,23 +773,26 @@ gpuTest("weights larger than a binding are split", async () => {
   );
 });
 
-gpuTest(
-  "synthetic weights are the same on device and host",
-  async () => {
-    const model = "synthetic:qwen3-0.6b?layers=1&vocab=1024";
-    const { gpu } = wrapGpu({
-      limits: { maxStorageBufferBindingSize: 1 << 20 },
-    });
-    using split = await loadQwen3(model, { device: "gpu", gpu, context: 64 });
-    using onCpu = await loadQwen3(model, { device: "cpu", context: 64 });
-    const ids = [1, 2, 3, 1023];
-    const error = relativeError(
-      await split.logits(ids),
-      await onCpu.logits(ids),
-    );
-    assert(error < 1e-3, `${error}`);
-  },
-);
+for (const dtype of ["bf16", "q4_k_m", "mxfp4"]) {
+  gpuTest(
+    `synthetic weights in ${dtype} are the same on device and host`,
+    async () => {
+      const model = `synthetic:qwen3-0.6b?layers=1&vocab=1024&dtype=${dtype}`;
+      const { gpu } = wrapGpu({
+        limits: { maxStorageBufferBindingSize: 1 << 20 },
+      });
+      using split = await loadQwen3(model, { device: "gpu", gpu, context: 64 });
+      using onCpu = await loadQwen3(model, { device: "cpu", context: 64 });
+      const ids = [1, 2, 3, 1023];
+      const onGpu = await split.logits(ids);
+      const error = relativeError(onGpu, await onCpu.logits(ids));
+      assert(error < 2e-3, `${error}`);
+      const last = onGpu.slice(-1024), most = Math.max(...last);
+      assert(most > 0 && most < 100, `${most}`);
+      assertEquals(new Set(last).size, 1024);
+    },
+  );
+}
 
 Deno.test("without an adapter gpu is refused and auto takes the CPU", async () => {
   const gpu = NO_ADAPTER;

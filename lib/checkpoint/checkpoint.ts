@@ -24,6 +24,20 @@ export interface StoredTokenizer {
   config: Record<string, unknown>;
 }
 
+/** What a model is for if it does not generate text. */
+export interface Purpose {
+  /** Such as `an embedding model`. */
+  is: string;
+  /** How the files say so. */
+  why: string;
+}
+
+/**
+ * The tensor of a reranker that has one, `[2, hidden]`: the rows of the LM head for yes and
+ * for no.
+ */
+export const CLASSIFIER = "classifier";
+
 /** An open checkpoint. Only headers have been read; weights are read on demand. */
 export interface Checkpoint extends AsyncDisposable {
   /** The name the caller used: a path, a URL, a repository id or `synthetic:…`. */
@@ -32,7 +46,10 @@ export interface Checkpoint extends AsyncDisposable {
   location: string;
   config: Qwen3Config;
   generation: GenerationDefaults;
-  /** The tensors that the model needs, by the names that its family uses. */
+  /**
+   * The tensors that the model needs, by the names that its family uses, and
+   * {@linkcode CLASSIFIER}.
+   */
   tensors: ReadonlyMap<string, TensorInfo>;
   /** What a user should know about the files, such as unused tensors. */
   notices: readonly string[];
@@ -45,6 +62,10 @@ export interface Checkpoint extends AsyncDisposable {
   text(file: string): Promise<string | undefined>;
   /** What the files of a tokenizer would hold; set if the weights' file has it. */
   tokenizer?: () => StoredTokenizer;
+  /** Set if the files are of a model that only embeds or ranks texts. */
+  only?: Purpose;
+  /** A reranker's prompt, with `{query}` and `{document}`, if the weights' file has it. */
+  rerankTemplate?: string;
   /** Set if the weights follow the synthetic rule, so that a device can compute them itself. */
   synthetic?: { seed: number };
 }

@@ -4,7 +4,12 @@
  *
  * @module
  */
-import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
+import {
+  type Checkpoint,
+  CLASSIFIER,
+  type Purpose,
+  type TensorInfo,
+} from "./checkpoint.ts";
 import { ConfigFields, type Qwen3Config } from "./config.ts";
 import { jsonText, listed, quoted } from "../errors.ts";
 import { storedRowBytes } from "../formats/format.ts";
@@ -16,23 +21,17 @@ import {
   parseGeneration,
 } from "./generation_config.ts";
 import { type GgufHeader, type GgufValue, readGgufHeader } from "./gguf.ts";
+import { partsOf } from "./gguf_files.ts";
 import { endTokens, storedTokenizer } from "./gguf_tokenizer.ts";
 import { checkRange, type OpenOptions, type OpenSource } from "./sources.ts";
 import type { Folder, Stored } from "./weight_files.ts";
 
-/** How the parts of a split file are named. */
-const PART = /-(\d{5})-of-(\d{5})(\.gguf)$/i;
+/** A reranker's rows for yes and no. */
+const YES_NO = "cls.output.weight";
 /** Tensors beside a weight that change it. */
 const CHANGES = /\.(bias|scale|input_scale)$/;
 
 type Metadata = ReadonlyMap<string, GgufValue>;
-
-/** The files among `names` that can be opened: whole ones, and first parts. */
-export function ggufFiles(names: Iterable<string>): string[] {
-  return [...names].filter((name) =>
-    /\.gguf$/i.test(name) && Number(PART.exec(name)?.[1] ?? 1) === 1
-  ).sort();
-}
 
 /**
  * Opens a GGUF file of a folder.
@@ -58,6 +57,7 @@ export async function openGguf(
   const family = familyOfGguf(metadata.get("general.architecture"), where);
   const config = configOf(family, metadata, found, where);
   const { stored, tensors, unused } = select(name, family, config, found);
+  const { generation, notices } = generationOf(metadata, config, where);
   const files = opened.move();
   let kept: Promise<void> | undefined;
   const hasTokenizer = (metadata.get("tokenizer.ggml.model") ?? "none") !==
@@ -66,13 +66,9 @@ export async function openGguf(
     name,
     location: where,
     config,
-    generation: generationOf(metadata, config, where),
+    generation,
     tensors,
-    notices: unused.length === 0 ? [] : [
-      `the weights have ${
-        unused.length === 1 ? "a tensor" : `${unused.length} tensors`
-      } that the model does not use: ${listed(unused)}`,
-    ],
+    notices: [...notices, unusedNotice(unused) ?? []].flat(),
     async read(name, begin, into) {
       signal?.throwIfAborted();
       checkRange(name, tensors.get(name)?.byteLength, begin, into.length);
@@ -84,8 +80,18 @@ export async function openGguf(
     tokenizer: hasTokenizer
       ? () => storedTokenizer(metadata, config.vocabSize, where)
       : undefined,
+    only: purposeOf(family, metadata, where),
+    rerankTemplate: rerankTemplate(metadata),
     [Symbol.asyncDispose]: () => files.disposeAsync(),
   };
+}
+
+function unusedNotice(unused: readonly string[]): string | undefined {
+  if (unused.length === 0) return undefined;
+  const tensors = unused.length === 1 ? "a tensor" : `${unused.length} tensors`;
+  return `the weights have ${tensors} that the model does not use: ${
+    listed(unused)
+  }`;
 }
 
 /** Opens a file with the other parts of it, if there are any. */
@@ -95,19 +101,7 @@ async function openParts(
   file: string,
   opened: AsyncDisposableStack,
 ): Promise<GgufHeader<OpenSource>> {
-  const [suffix, , last, extension] = PART.exec(file) ?? [];
-  const count = Number(last ?? 1);
-  const base = suffix === undefined ? file : file.slice(0, -suffix.length);
-  const five = (number: number) => `${number}`.padStart(5, "0");
-  const parts = suffix === undefined
-    ? [file]
-    : Array.from({ length: Math.min(count, MOST_PARTS + 1) }, (_, i) =>
-      `${base}-${five(i + 1)}-of-${last}${extension}`);
-  if (parts.length > MOST_PARTS || parts.length === 0) {
-    throw new Error(
-      `Cannot open ${name}: it has ${count} parts, must have 1 to ${MOST_PARTS}`,
-    );
-  }
+  const parts = partsOf(name, file);
   const sources: OpenSource[] = [], missing: string[] = [];
   for (const part of parts) {
     const source = await folder.open(part);
@@ -116,9 +110,9 @@ async function openParts(
   }
   if (missing.length > 0) {
     throw new Error(
-      count === 1
+      parts.length === 1
         ? `Cannot open ${name}: there is no ${missing[0]}`
-        : `Cannot open ${name}: ${missing.length} of ${count} parts are missing: ${
+        : `Cannot open ${name}: ${missing.length} of ${parts.length} parts are missing: ${
           listed(missing)
         }`,
     );
@@ -126,14 +120,11 @@ async function openParts(
   const headers: GgufHeader<OpenSource>[] = [];
   for (const [i, source] of sources.entries()) {
     const header = await readGgufHeader(source);
-    checkPart(source.name, header.metadata, i, count);
+    checkPart(source.name, header.metadata, i, parts.length);
     headers.push(header);
   }
   return merged(name, headers);
 }
-
-/** The most parts of a split file. */
-const MOST_PARTS = 1000;
 
 /** @throws {Error} if a file is not the part that its name says. */
 function checkPart(
@@ -227,27 +218,93 @@ function configOf(
   });
 }
 
-/** The sampling settings that newer files have; llama.cpp's names. */
+/**
+ * What Qwen publishes for its chat models, in their generation_config.json and model
+ * cards: with reasoning and without (https://huggingface.co/Qwen/Qwen3-8B#best-practices).
+ */
+const PUBLISHED = {
+  thinking: { temp: 0.6, top_k: 20, top_p: 0.95 },
+  plain: { temp: 0.7, top_k: 20, top_p: 0.8 },
+};
+
+/** Which models the values of `pooling_type` stand for; 0 is none. */
+const POOLING: Readonly<Record<number, string>> = {
+  3: "an embedding model",
+  4: "a reranker",
+};
+
+/**
+ * What the model is for, if not for generating text.
+ *
+ * @throws {Error} if it pools its states in another way than by taking the last
+ */
+function purposeOf(
+  { gguf: { architecture } }: Family,
+  metadata: Metadata,
+  where: string,
+): Purpose | undefined {
+  const key = `${architecture}.pooling_type`;
+  const type = metadata.get(key) ?? 0;
+  if (type === 0) return undefined;
+  const is = typeof type === "number" ? POOLING[type] : undefined;
+  if (is !== undefined) return { is, why: `${key} is ${type}` };
+  throw new Error(
+    `Cannot use ${where}: ${key} is ${
+      jsonText(type)
+    }, must be 0 (none), 3 (the last token) or 4 (rank)`,
+  );
+}
+
+function rerankTemplate(metadata: Metadata): string | undefined {
+  const template = metadata.get("tokenizer.chat_template.rerank");
+  return typeof template === "string" ? template : undefined;
+}
+
+/**
+ * The sampling settings that newer files have; llama.cpp's names. For a chat model's file
+ * without any, the published ones: the model repeats itself under greedy decoding.
+ */
 function generationOf(
   metadata: Metadata,
   { eosTokenIds }: Qwen3Config,
   where: string,
-): GenerationDefaults {
-  const of = (key: string) => metadata.get(`general.sampling.${key}`);
-  const temperature = of("temp");
-  const settings = {
-    temperature,
-    top_k: of("top_k"),
-    top_p: of("top_p"),
-    min_p: of("min_p"),
-    repetition_penalty: of("penalty_repeat"),
-  };
-  const some = Object.values(settings).some((value) => value !== undefined);
-  return parseGeneration({
-    ...settings,
-    do_sample: some ? temperature !== 0 : undefined,
+): { generation: GenerationDefaults; notices: string[] } {
+  const own = Object.fromEntries(
+    ["temp", "top_k", "top_p", "min_p", "penalty_repeat"].flatMap((key) =>
+      metadata.has(`general.sampling.${key}`)
+        ? [[key, metadata.get(`general.sampling.${key}`)]]
+        : []
+    ),
+  );
+  const hasOwn = Object.keys(own).length > 0;
+  const published = hasOwn ? undefined : publishedSampling(metadata);
+  const { temp, top_k, top_p, min_p, penalty_repeat }: Record<string, unknown> =
+    published ?? own;
+  const generation = parseGeneration({
+    temperature: temp,
+    top_k,
+    top_p,
+    min_p,
+    repetition_penalty: penalty_repeat,
+    do_sample: hasOwn || published ? temp !== 0 : undefined,
     eos_token_id: eosTokenIds.length > 0 ? eosTokenIds : undefined,
   }, `general.sampling of ${where}`);
+  const notices = published === undefined ? [] : [
+    `the file has no sampling settings, using Qwen's published ones: temperature ${temp}, top-k ${top_k}, top-p ${top_p}`,
+  ];
+  return { generation, notices };
+}
+
+/** The settings for a file by its chat template; undefined if it is no chat model's. */
+function publishedSampling(metadata: Metadata) {
+  const at = "tokenizer.", tokens = metadata.get(`${at}ggml.tokens`);
+  const template = metadata.get(`${at}chat_template`);
+  const end = metadata.get(`${at}ggml.eos_token_id`);
+  // Base models have a template too, but end texts differently.
+  const isChat = typeof template === "string" && Array.isArray(tokens) &&
+    tokens[Number(end)] === "<|im_end|>";
+  if (!isChat) return undefined;
+  return template.includes("<think>") ? PUBLISHED.thinking : PUBLISHED.plain;
 }
 
 /** Finds the tensors of the weight table; all are checked before one is read. */
@@ -283,6 +340,12 @@ function select(
       stored.set(tensor, { ...entry, shape: [...shape], begin, end });
       row += rows[i];
     }
+  }
+  const classifier = found.get(YES_NO);
+  if (classifier !== undefined) {
+    checkShape(name, classifier, [2, config.hiddenSize]);
+    used.add(YES_NO);
+    stored.set(CLASSIFIER, classifier);
   }
   if (missing.length > 0) {
     const layers = `${family.name} with ${config.numHiddenLayers} layers`;

@@ -15,6 +15,12 @@ const UNKNOWN = 2, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5;
 /** Control tokens that end a text although no key names them, as in llama.cpp. */
 const ENDS = ["<|im_end|>", "<|endoftext|>"];
 
+/**
+ * Tokens that stay in texts although files have them as control tokens: llama.cpp's
+ * converter goes by the bars in a name, Qwen's tokenizer.json says `special: false`.
+ */
+const PLAIN = /^<\|(fim_(prefix|middle|suffix|pad)|repo_name|file_sep)\|>$/;
+
 /** Qwen2's words, which Qwen3 has too. */
 const WORDS =
   "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
@@ -80,7 +86,7 @@ export function storedTokenizer(
     }
     vocab.set(token, id);
     if (type !== CONTROL && type !== USER_DEFINED && type !== UNKNOWN) continue;
-    const special = type !== USER_DEFINED;
+    const special = type !== USER_DEFINED && !PLAIN.test(token);
     added.push({ id, content: token, special, normalized: false });
   }
   return {

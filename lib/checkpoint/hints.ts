@@ -6,8 +6,6 @@
  */
 import { SYNTHETIC_SIZES } from "./synthetic.ts";
 
-const NO_REPOSITORY =
-  "GGUF repositories are not supported yet: pass a .gguf file or its URL";
 const NO_FILE = "there is no such file";
 /** Files of a checkpoint, given in place of its folder. */
 const CHECKPOINT_FILE = /[^/\\]+\.(safetensors|json|jinja|txt|bin|pt|pth)$/i;
@@ -20,19 +18,19 @@ const EXAMPLE = "Qwen/Qwen3-0.6B";
 export function urlHint(url: URL): string | undefined {
   const path = url.pathname;
   if (/^(www\.)?(huggingface\.co|hf\.co)$/.test(url.hostname)) {
-    const [, id, kind, revision] =
-      /^\/([\w-][\w.-]*\/[\w-][\w.-]*)(?:\/(\w+)(?:\/([^/]+).*)?)?\/?$/
+    const [, id, kind, revision, file] =
+      /^\/([\w-][\w.-]*\/[\w-][\w.-]*(?:[@:][^/]+)?)(?:\/(\w+)(?:\/([^/]+)(?:\/(.+))?)?)?\/?$/
         .exec(path) ?? [];
-    if (kind === "blob" && /\.gguf$/i.test(path)) {
-      return `it is a page, pass the file: ${url.origin}${
-        path.replace("/blob/", "/resolve/")
+    const at = revision === undefined || revision === "main"
+      ? ""
+      : `@${decoded(revision)}`;
+    if (kind === "blob" && /\.gguf$/i.test(file ?? "")) {
+      return `it is a page, pass the file of the repository: ${id}${at}:${
+        decoded(file!)
       }`;
     }
     if (id !== undefined && kind !== "resolve" && !id.startsWith("api/")) {
-      const at = revision === undefined || revision === "main"
-        ? ""
-        : `@${decoded(revision)}`;
-      return `it is a page, pass the repository ${modelOf(id)}${at}`;
+      return `it is a page, pass the repository ${id}${at}`;
     }
   }
   if (CHECKPOINT_FILE.test(path)) {
@@ -55,7 +53,26 @@ export function fileHint(path: string): string {
  */
 export function nameHint(spec: string): string | undefined {
   const name = spec.trim();
-  if (/\.gguf(@.*)?$/i.test(name)) return NO_FILE;
+  const [, page] = /^((?:www\.)?(?:huggingface\.co|hf\.co)\/.*)$/i
+    .exec(name) ?? [];
+  if (page !== undefined) {
+    // Two words are a repository, as Ollama's users write it.
+    if (/^[^/]+\/[^/]+\/[^/:]+(:.*)?$/.test(page)) return;
+    const url = URL.parse(`https://${page}`);
+    return (url && urlHint(url)) ?? `did you mean https://${page}`;
+  }
+  const [, gguf, file, pick, late] =
+    /^([\w-][\w.-]*\/[\w-][\w.-]*)(?:\/(.+\.gguf)|:([^@:\\]+)(@.+))$/i
+      .exec(name) ?? [];
+  if (file !== undefined) {
+    return `${NO_FILE}, a file of a repository is ${gguf}:${file}`;
+  }
+  if (late !== undefined) {
+    return `the revision comes first, pass ${gguf}${late}:${pick}`;
+  }
+  if (/\.gguf(@.*)?$/i.test(name) && !/^[^:\\]+\/[^:\\]+:/.test(name)) {
+    return NO_FILE;
+  }
   if (/^~/.test(name)) {
     return "there is no such directory: the shell expands ~ only unquoted and first, write $HOME";
   }
@@ -69,15 +86,17 @@ export function nameHint(spec: string): string | undefined {
           : "it is a name of Ollama's"
       }, pass a repository such as ${EXAMPLE}`;
     }
-    return `it is a name of Ollama's, pass Qwen/Qwen3-${size.toUpperCase()}`;
+    const id = `Qwen/Qwen3-${size.toUpperCase()}`;
+    const [, type] = /-((?:i?q\d|fp?16|bf16)\w*)$/i.exec(ollama) ?? [];
+    return `it is a name of Ollama's, pass ${id}${
+      type === undefined ? "" : `-GGUF:${type.toUpperCase().replace("FP", "F")}`
+    }`;
   }
-  const [, variant, at = ""] = /^qwen3-([\w.-]+)(@.*)?$/i.exec(name) ?? [];
+  const [, variant, at = ""] = /^qwen3-([\w.-]+)([@:].*)?$/i.exec(name) ?? [];
   if (variant !== undefined) {
-    const id = modelOf(
-      `Qwen/Qwen3-${
-        variant.replaceAll(/\ba?[\d.]+b\b/gi, (size) => size.toUpperCase())
-      }`,
-    );
+    const id = `Qwen/Qwen3-${
+      variant.replaceAll(/\ba?[\d.]+b\b|gguf$/gi, (size) => size.toUpperCase())
+    }`;
     const synthetic = isSize(variant)
       ? `, or synthetic:qwen3-${variant.toLowerCase()}`
       : "";
@@ -88,21 +107,6 @@ export function nameHint(spec: string): string | undefined {
   }
   const [, synthetic] = /^[a-z]{2,}:(qwen3-.*)$/i.exec(name) ?? [];
   if (synthetic !== undefined) return `did you mean synthetic:${synthetic}`;
-  const [, page] = /^(?:www\.)?(?:huggingface\.co|hf\.co)\/([^:]+)/i
-    .exec(name) ?? [];
-  if (page !== undefined) {
-    return `it is a page, pass the repository ${
-      modelOf(page.split("/").slice(0, 2).join("/"))
-    }`;
-  }
-  if (/^[^/\\]+\/[^/\\]*-gguf([@:].*)?$/i.test(name)) {
-    return `${NO_REPOSITORY}, or ${modelOf(name.replace(/[@:].*/, ""))}`;
-  }
-}
-
-/** The repository that holds a model's safetensors, as far as its name tells. */
-function modelOf(id: string): string {
-  return id.replace(/-gguf$/i, "");
 }
 
 function isSize(text: string): boolean {

@@ -6,24 +6,28 @@
  */
 import { errorText } from "../errors.ts";
 import { cacheFolder, hubAccess, offlineBy } from "./hub_access.ts";
-import { exists, findSnapshot } from "./hub_cache.ts";
+import { GgufChoiceError } from "./gguf_files.ts";
+import { findSnapshot, type Place, type Wanted } from "./hub_cache.ts";
 import { Unreachable } from "./fetch.ts";
 import { Download } from "./hub_download.ts";
 import type { OpenOptions } from "./sources.ts";
 
-/** A repository at a branch, tag or commit. */
-export interface Repository {
-  /** `owner/name` */
-  name: string;
-  revision: string;
-}
+/** A repository at a branch, tag or commit, and perhaps one of its GGUF files. */
+export type Repository = Wanted;
 
-/** Parses `owner/name` or `owner/name@revision`; undefined if it is neither. */
+/**
+ * Parses `owner/name`, `owner/name@revision` and, for a GGUF file by its type or name,
+ * `owner/name:Q4_K_M`, with `hf.co/` or `huggingface.co/` in front or without; undefined
+ * if it is none of them.
+ */
 export function parseRepositoryId(spec: string): Repository | undefined {
-  const [, name, revision = "main"] =
-    /^([\w-][\w.-]*\/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?$/.exec(spec) ?? [];
+  const [, name, revision = "main", pick] =
+    /^(?:(?:www\.)?(?:huggingface\.co|hf\.co)\/(?=[^/]+\/))?([\w-][\w.-]*\/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?(?::([^:@\\]+))?$/i
+      .exec(spec) ?? [];
   if (name === undefined || revision.includes("..")) return undefined;
-  return { name, revision };
+  // What Ollama writes where nothing is chosen.
+  if (pick === undefined || pick === "latest") return { name, revision };
+  return { name, revision, pick };
 }
 
 /** Where the cache has a repository, if it has it. */
@@ -31,14 +35,11 @@ function entryOf(name: string): string {
   return `${cacheFolder()}/models--${name.replace("/", "--")}`;
 }
 
-/** Whether the cache has something of a repository. */
-export async function isCached({ name }: Repository): Promise<boolean> {
-  return await exists(entryOf(name));
-}
-
 /**
- * Returns the cache folder with a repository's files, after downloading any that are
- * missing or damaged. A complete cache entry is used without asking the Hub.
+ * Returns where the cache has a repository's model, after downloading what is missing or
+ * damaged: safetensors with their companions or, if one is named or there are no
+ * safetensors, one GGUF file with its parts. A complete cache entry is used without
+ * asking the Hub.
  *
  * Environment variables work as in Python's huggingface_hub: `HF_HUB_CACHE`,
  * `HUGGINGFACE_HUB_CACHE`, `HF_HOME` and `XDG_CACHE_HOME` (where the cache is);
@@ -47,31 +48,30 @@ export async function isCached({ name }: Repository): Promise<boolean> {
  * `TRANSFORMERS_OFFLINE`.
  *
  * @throws {Error} if the repository is not in the cache and cannot be downloaded, or
- * the model is not supported or has no safetensors; that is checked before downloading
- * weights
+ * the model is not supported, has neither safetensors nor GGUF files, or several of the
+ * latter are possible; that is checked before downloading weights
  */
-export async function repositoryFolder(
+export async function findRepository(
   repository: Repository,
   options: OpenOptions = {},
-): Promise<string> {
+): Promise<Place> {
   const { name, revision } = repository;
   const cache = cacheFolder(), entry = entryOf(name);
-  const { folder, commit, problems, hasWeights, unknown } = await inCache(
+  const { folder, commit, gguf, problems, hasWeights, doubt } = await inCache(
     name,
-    () => findSnapshot(entry, revision),
+    () => findSnapshot(entry, repository),
   );
-  const usable = folder !== undefined && problems.length === 0;
-  if (usable && unknown.length === 0) return folder;
+  const place = folder !== undefined && problems.length === 0
+    ? { folder, gguf }
+    : undefined;
+  if (place !== undefined && doubt === undefined) return place;
 
-  const mayLack = `${folder} lacks ${
-    unknown.join(", ")
-  }, which the repository may have`;
   const incomplete = folder !== undefined;
   const offline = offlineBy();
   if (offline !== undefined) {
-    if (usable) {
-      options.onNotice?.(`${mayLack}: ${offline} forbids asking.`);
-      return folder;
+    if (place !== undefined) {
+      options.onNotice?.(`${doubt}: ${offline} forbids asking.`);
+      return place;
     }
     throw new Error(
       `Cannot open ${name}: it is not ${
@@ -89,9 +89,12 @@ export async function repositoryFolder(
       .run(hasWeights ? commit : undefined);
   } catch (cause) {
     options.signal?.throwIfAborted();
-    if (usable) {
-      options.onNotice?.(`${mayLack}: ${errorText(cause)}.`);
-      return folder;
+    if (cause instanceof GgufChoiceError) {
+      throw new Error(`Cannot open ${name}: ${cause.message}`, { cause });
+    }
+    if (place !== undefined) {
+      options.onNotice?.(`${doubt}: ${errorText(cause)}.`);
+      return place;
     }
     if (endpoint === undefined) throw cause; // its token or its URL
     const what = [

@@ -12,6 +12,13 @@
  * @module
  */
 import { errorText } from "../errors.ts";
+import {
+  chooseGguf,
+  type GgufChoice,
+  GgufChoiceError,
+  isGgufOnly,
+  partsOf,
+} from "./gguf_files.ts";
 import { host, type ReadableFile, type StreamingHash } from "../host.ts";
 import { isObject } from "../json.ts";
 import { parseSafetensorsIndex, readSafetensorsHeader } from "./safetensors.ts";
@@ -101,24 +108,44 @@ export async function writeListing(
   );
 }
 
+/** What is wanted of a repository. */
+export interface Wanted {
+  /** `owner/name` */
+  name: string;
+  /** A branch, tag or commit. */
+  revision: string;
+  /** The type or the name of a GGUF file. */
+  pick?: string;
+}
+
+/** Where the cache has a model. */
+export interface Place {
+  folder: string;
+  /** The GGUF file in it; undefined if it is a folder of safetensors. */
+  gguf?: string;
+}
+
 /** What the cache holds of a revision. */
 export interface Snapshot {
   /** The folder and commit; undefined if the cache does not know the revision. */
   folder?: string;
   commit?: string;
+  /** The GGUF file in it, if the model is one. */
+  gguf?: string;
   /** What is missing or damaged; empty if the model can be loaded. */
   problems: string[];
   /** Whether config.json and the weights are whole. */
   hasWeights: boolean;
-  /** Companions that are missing and that the repository may or may not have. */
-  unknown: string[];
+  /** What may be missing, where only the repository can tell. */
+  doubt?: string;
 }
 
 /** Looks up a revision in the cache. */
 export async function findSnapshot(
   entry: string,
-  revision: string,
+  wanted: Wanted,
 ): Promise<Snapshot> {
+  const { revision } = wanted;
   const isCommit = /^[0-9a-f]{40}$/.test(revision);
   const ref = `${entry}/refs/${revision}`;
   const commit = isCommit ? revision : (await host.files.readText(ref))?.trim();
@@ -130,47 +157,124 @@ export async function findSnapshot(
           : `there is no ${ref}`,
       ],
       hasWeights: false,
-      unknown: [],
     };
   }
   const folder = `${entry}/snapshots/${commit}`;
   const listing = await readListing(entry, commit);
-  const missing: string[] = [], damaged: string[] = [], unknown: string[] = [];
-  const check = async (file: string) => {
-    const path = `${folder}/${file}`;
-    const found = await host.files.find(path);
-    if (found === undefined) missing.push(file);
-    else {
-      const problem = await damage(path, found, listing?.get(file));
-      if (problem !== undefined) damaged.push(`${path} ${problem}`);
-    }
-  };
-  await check("config.json");
-  for (const file of await weightFiles(folder, listing)) await check(file);
-  const hasWeights = missing.length + damaged.length === 0;
+  const files = listing === undefined
+    ? await filesIn(folder)
+    : sizesOf(listing);
+  const found = wanted.pick !== undefined || isGgufOnly([...files.keys()])
+    ? await findGguf(folder, listing, files, wanted)
+    : await findSafetensors(folder, listing, `${entry}/.no_exist/${commit}`);
+  return { folder, commit, ...found };
+}
 
+/** The bytes of each listed file. */
+export function sizesOf(listing: Listing): Map<string, number> {
+  return new Map([...listing].map(([path, { size }]) => [path, size]));
+}
+
+/** The files of a folder and of the folders in it, with their bytes. */
+async function filesIn(folder: string): Promise<Map<string, number>> {
+  const files = new Map<string, number>();
+  for (const name of (await host.files.list(folder) ?? new Map()).keys()) {
+    const found = await host.files.find(`${folder}/${name}`); // follows links
+    if (found === undefined) continue;
+    if (!found.isDirectory) {
+      files.set(name, found.size);
+      continue;
+    }
+    for (const [path, size] of await filesIn(`${folder}/${name}`)) {
+      files.set(`${name}/${path}`, size);
+    }
+  }
+  return files;
+}
+
+/** Checks files of a snapshot, and collects what is wrong with them. */
+class Check {
+  readonly missing: string[] = [];
+  readonly damaged: string[] = [];
+
+  constructor(
+    readonly folder: string,
+    readonly listing: Listing | undefined,
+  ) {}
+
+  async file(name: string) {
+    const path = `${this.folder}/${name}`;
+    const found = await host.files.find(path);
+    if (found === undefined) this.missing.push(name);
+    else {
+      const problem = await damage(path, found, this.listing?.get(name));
+      if (problem !== undefined) this.damaged.push(`${path} ${problem}`);
+    }
+  }
+
+  get problems(): string[] {
+    const { missing, damaged } = this;
+    return [
+      ...missing.length > 0 ? [`${this.folder} lacks ${firstOf(missing)}`] : [],
+      ...damaged.length > 0 ? [firstOf(damaged)] : [],
+    ];
+  }
+}
+
+type Found = Omit<Snapshot, "folder" | "commit">;
+
+async function findSafetensors(
+  folder: string,
+  listing: Listing | undefined,
+  notThere: string,
+): Promise<Found> {
+  const check = new Check(folder, listing);
+  await check.file("config.json");
+  for (const file of await weightFiles(folder, listing)) await check.file(file);
+  const hasWeights = check.problems.length === 0;
+
+  const unknown: string[] = [];
   for (const file of COMPANIONS) {
     if (await exists(`${folder}/${file}`) || listing?.has(file)) {
-      await check(file);
+      await check.file(file);
     } else if (
-      listing === undefined &&
-      !await exists(`${entry}/.no_exist/${commit}/${file}`)
+      listing === undefined && !await exists(`${notThere}/${file}`)
     ) unknown.push(file);
   }
   // Most repositories have their chat template in tokenizer_config.json.
   const template = unknown.indexOf("chat_template.jinja");
   if (template >= 0 && await hasTemplate(folder)) unknown.splice(template, 1);
-
-  const lacks = `${folder} lacks ${firstOf(missing)}`;
   return {
-    folder,
-    commit,
-    problems: [
-      ...missing.length > 0 ? [lacks] : [],
-      ...damaged.length > 0 ? [firstOf(damaged)] : [],
-    ],
+    problems: check.problems,
     hasWeights,
-    unknown,
+    doubt: unknown.length === 0
+      ? undefined
+      : `${folder} lacks ${unknown.join(", ")}, which the repository may have`,
+  };
+}
+
+async function findGguf(
+  folder: string,
+  listing: Listing | undefined,
+  files: ReadonlyMap<string, number>,
+  { name, pick }: Wanted,
+): Promise<Found> {
+  let choice: GgufChoice;
+  try {
+    choice = chooseGguf(files, pick, name);
+  } catch (error) {
+    if (!(error instanceof GgufChoiceError)) throw error;
+    return { problems: [error.message], hasWeights: false };
+  }
+  const check = new Check(folder, listing);
+  for (const part of partsOf(name, choice.file)) await check.file(part);
+  return {
+    gguf: choice.file,
+    problems: check.problems,
+    hasWeights: check.problems.length === 0,
+    doubt: listing !== undefined || choice.isSure
+      ? undefined
+      : `${folder} has ${choice.file}, the repository may have others`,
   };
 }
 

@@ -6,12 +6,18 @@
  *
  * @module
  */
-import { errorText } from "../errors.ts";
+import { errorText, listed } from "../errors.ts";
 import { formatNames } from "../formats/mod.ts";
 import { type AppendableFile, host } from "../host.ts";
 import { parseJson } from "../json.ts";
 import { parseConfig } from "../model/families.ts";
 import { refuseQuantised } from "../model/tensors.ts";
+import {
+  chooseGguf,
+  GgufChoiceError,
+  isGgufOnly,
+  partsOf,
+} from "./gguf_files.ts";
 import { type HubAccess, HubRefusal } from "./hub_access.ts";
 import {
   COMPANIONS,
@@ -20,8 +26,11 @@ import {
   INDEX,
   type ListedFile,
   type Listing,
+  type Place,
   shardsOf,
+  sizesOf,
   verify,
+  type Wanted,
   WEIGHTS,
   writeListing,
 } from "./hub_cache.ts";
@@ -40,11 +49,8 @@ import type { LoadProgress, OpenOptions } from "./sources.ts";
 /** Files of ModelOpt and AutoGPTQ, which do not always say so in config.json. */
 const QUANTISED = ["hf_quant_config.json", "quantize_config.json"];
 
-/** Where a repository's files go. */
-export interface Target {
-  /** `owner/name` */
-  name: string;
-  revision: string;
+/** What is wanted of a repository, and where its files go. */
+export interface Target extends Wanted {
   /** The folder of the cache, and the repository's folder in it. */
   cache: string;
   entry: string;
@@ -75,9 +81,10 @@ export class Download {
 
   /**
    * Completes the snapshot of a commit, by default the one that the revision points to.
-   * Returns its folder.
+   *
+   * @throws {GgufChoiceError} if the repository has GGUF files and none or several fit
    */
-  async run(commit?: string): Promise<string> {
+  async run(commit?: string): Promise<Place> {
     const { entry, revision } = this.target;
     const list = new HubList(this.target.name, this.access, this.options);
     this.#commit = commit ?? await list.commitOf(revision);
@@ -90,6 +97,37 @@ export class Download {
       () => writeListing(entry, this.#commit, this.#listing),
     );
 
+    const gguf = this.#chosenGguf();
+    if (gguf !== undefined) await this.#takeGguf(gguf, folder);
+    else await this.#takeSafetensors(folder);
+    if (revision !== this.#commit) {
+      const ref = `${entry}/refs/${revision}`;
+      await written(ref, () => host.files.writeText(ref, this.#commit));
+    }
+    return { folder, gguf };
+  }
+
+  /** The GGUF file that is wanted; undefined if safetensors are. */
+  #chosenGguf(): string | undefined {
+    const { name, pick } = this.target;
+    if (pick === undefined && !isGgufOnly([...this.#listing.keys()])) return;
+    return chooseGguf(sizesOf(this.#listing), pick, name).file;
+  }
+
+  async #takeGguf(file: string, folder: string) {
+    const parts = partsOf(this.target.name, file);
+    const missing = parts.filter((part) => !this.#listing.has(part));
+    if (missing.length > 0) {
+      throw new GgufChoiceError(
+        `${missing.length} of ${parts.length} parts are not in the repository: ${
+          listed(missing)
+        }`,
+      );
+    }
+    await this.#take(parts, folder);
+  }
+
+  async #takeSafetensors(folder: string) {
     if (!this.#listing.has("config.json")) throw this.#without("config.json");
     await this.#take(["config.json"], folder);
     const where = `${folder}/config.json`;
@@ -110,12 +148,6 @@ export class Download {
       refuseQuantised(this.target.name, config, index.keys());
       await this.#take(shardsOf(index), folder);
     } else throw this.#without(`${WEIGHTS} or ${INDEX}`);
-
-    if (revision !== this.#commit) {
-      const ref = `${entry}/refs/${revision}`;
-      await written(ref, () => host.files.writeText(ref, this.#commit));
-    }
-    return folder;
   }
 
   /** The error for a repository without a file that every checkpoint has. */
@@ -130,11 +162,8 @@ export class Download {
           more.length === 0 ? "" : ` and ${more.length} more ${kind}`
         }`
       ).join(", ");
-    const gguf = kinds.has(".gguf")
-      ? "it holds GGUF files, pass one as a file or a URL: "
-      : "";
     return new HubRefusal(
-      `there is no ${file}, must be a repository with config.json and safetensors (${gguf}it has ${
+      `there is no ${file}, must be a repository with config.json and safetensors, or with GGUF files (it has ${
         list || "no files"
       })`,
     );
@@ -185,8 +214,10 @@ export class Download {
       }
       await host.files.move(piece, blob);
     } else this.#advance({ path, listed }, listed.size);
+    await host.files.makeFolder(link.slice(0, link.lastIndexOf("/")));
     await host.files.remove(link); // it may be damaged, or a dangling link
-    await putInSnapshot(blob, link, isNew);
+    const up = "../".repeat(path.split("/").length + 1);
+    await putInSnapshot(blob, `${up}blobs/${hash}`, link, isNew);
   }
 
   /** Whether a blob is there with the right content; removes it if it has another. */
@@ -367,10 +398,14 @@ function wrongRange(
 }
 
 /** Makes a file of the snapshot from a blob: a link, where the system permits one. */
-async function putInSnapshot(blob: string, path: string, isNew: boolean) {
-  const hash = blob.slice(blob.lastIndexOf("/") + 1);
+async function putInSnapshot(
+  blob: string,
+  target: string,
+  path: string,
+  isNew: boolean,
+) {
   try {
-    await host.files.link(`../../blobs/${hash}`, path);
+    await host.files.link(target, path);
     if (await exists(path)) return;
     await host.files.remove(path);
   } catch { // Windows needs a privilege for links, Deno unscoped permissions

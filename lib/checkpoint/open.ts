@@ -14,15 +14,18 @@ import {
   parseGeneration,
 } from "./generation_config.ts";
 import { type FoundFile, host } from "../host.ts";
-import { ggufFiles, openGguf } from "./gguf_model.ts";
+import { chooseGguf, GgufChoiceError, isGgufOnly } from "./gguf_files.ts";
+import { openGguf } from "./gguf_model.ts";
 import { decoded, fileHint, nameHint, urlHint } from "./hints.ts";
-import {
-  isCached,
-  parseRepositoryId,
-  type Repository,
-  repositoryFolder,
-} from "./hub.ts";
+import { findRepository, parseRepositoryId, type Repository } from "./hub.ts";
+import type { Place } from "./hub_cache.ts";
 import { parseJson } from "../json.ts";
+import {
+  notOneOf,
+  quantizationNamed,
+  quantizedFormats,
+} from "./quantization.ts";
+import { quantized } from "./quantized.ts";
 import { checkReadTimeout, shownUrl } from "./fetch.ts";
 import {
   checkRange,
@@ -32,6 +35,7 @@ import {
   readTextFile,
   tooLong,
 } from "./sources.ts";
+import { MODULES, readPurpose } from "./sentence_modules.ts";
 import { parseSynthetic } from "./synthetic.ts";
 import { WebFolder } from "./web_folder.ts";
 import { type Folder, openWeights } from "./weight_files.ts";
@@ -44,9 +48,11 @@ import { parseConfig } from "../model/families.ts";
  * - `synthetic:qwen3-0.6b?seed=1`: weights computed by a rule, see synthetic.ts
  * - `https://host/folder/`: copied to the cache, see web_folder.ts
  * - a directory, as a path or a `file:` URL
- * - a `.gguf` file, as a path or a URL, or a directory with one and no safetensors
+ * - a `.gguf` file, as a path or a URL, or a directory with one and no safetensors;
+ *   `directory:Q4_K_M` or `directory:FILE.gguf` if it has several
  * - `owner/name` or `owner/name@revision`: a repository of the Hugging Face Hub,
- *   from its cache or downloaded into it, see hub.ts
+ *   from its cache or downloaded into it, see hub.ts; of GGUF files, one:
+ *   `owner/name:Q4_K_M`, `owner/name@revision:FILE.gguf`
  *
  * ```ts
  * import { openCheckpoint } from "./open.ts";
@@ -57,11 +63,30 @@ import { parseConfig } from "../model/families.ts";
  * ```
  *
  * @throws {Error} if there is no such checkpoint (the message says where it looked), if
- * a file is broken or truncated, or if the model is not supported
+ * a file is broken or truncated, if the model is not supported, or is quantised and has
+ * to be once more
  */
 export async function openCheckpoint(
   spec: string,
   options: OpenOptions = {},
+): Promise<Checkpoint> {
+  const { quantize } = options;
+  if (quantize === undefined) return await openStored(spec, options);
+  const way = quantizationNamed(quantize);
+  if (way === undefined) {
+    throw cannotOpen(spec, `quantize is ${notOneOf(quantize)}`);
+  }
+  await using opened = new AsyncDisposableStack();
+  const checkpoint = opened.use(await openStored(spec, options));
+  const formats = quantizedFormats(checkpoint, way);
+  opened.move();
+  return quantized(checkpoint, formats, options.onNotice ?? undefined);
+}
+
+/** Opens a checkpoint as it is stored. */
+async function openStored(
+  spec: string,
+  options: OpenOptions,
 ): Promise<Checkpoint> {
   options.signal?.throwIfAborted();
   checkReadTimeout(`Cannot open ${shownUrl(spec)}`, options.readTimeout);
@@ -83,21 +108,70 @@ export async function openCheckpoint(
       const folder = localFolder((directory ?? "./").slice(0, -1));
       return await openGguf(spec, folder, file, options);
     }
-    const folder = localFolder(found.path);
-    const file = await onlyGguf(spec, found.path);
-    return file === undefined
-      ? await openFolder(spec, folder, options)
-      : await openGguf(spec, folder, file, options);
+    return await openDirectory(spec, found.path, options);
   }
-  const repository = await repositoryOf(spec);
-  const folder = await repositoryFolder(repository, options);
-  return await openFolder(spec, localFolder(folder), options);
+  const [, directory, pick] = /^(.+):([^:\\]+)$/.exec(spec) ?? [];
+  if (pick !== undefined) {
+    const found = await find(directory);
+    if (found?.isDirectory) {
+      return await openDirectory(spec, found.path, options, pick);
+    }
+  }
+  return await openRepository(spec, options);
+}
+
+/** Opens a directory: its safetensors, or its only or chosen GGUF file. */
+async function openDirectory(
+  spec: string,
+  path: string,
+  options: OpenOptions,
+  pick?: string,
+): Promise<Checkpoint> {
+  const folder = localFolder(path);
+  const names = [...(await host.files.list(path) ?? new Map()).keys()];
+  if (pick === undefined && !isGgufOnly(names)) {
+    return await openFolder(spec, folder, options);
+  }
+  const files = new Map<string, number>();
+  for (const name of names) {
+    const found = await host.files.find(folder.locate(name)); // follows links
+    if (found?.isDirectory === false) files.set(name, found.size);
+  }
+  let file: string;
+  try {
+    const form = pick === undefined ? spec : spec.slice(0, -pick.length - 1);
+    file = chooseGguf(files, pick, form).file;
+  } catch (cause) {
+    if (!(cause instanceof GgufChoiceError)) throw cause;
+    throw cannotOpen(spec, cause.message);
+  }
+  return await openGguf(spec, folder, file, options);
+}
+
+async function openRepository(
+  spec: string,
+  options: OpenOptions,
+): Promise<Checkpoint> {
+  const repository = repositoryOf(spec);
+  let place: Place;
+  try {
+    place = await findRepository(repository, options);
+  } catch (cause) {
+    options.signal?.throwIfAborted();
+    const hint = await pathHint(repository.name);
+    if (hint === undefined) throw cause;
+    throw new Error(`${errorText(cause)}; ${hint}`, { cause });
+  }
+  const folder = localFolder(place.folder);
+  return place.gguf === undefined
+    ? await openFolder(spec, folder, options)
+    : await openGguf(spec, folder, place.gguf, options);
 }
 
 /** The error for a name that cannot be opened. */
-function cannotOpen(spec: string, why: string): Error {
+function cannotOpen(spec: string, why: string, cause?: unknown): Error {
   const shown = JSON.stringify(shownUrl(spec).slice(0, 300));
-  return new Error(`Cannot open ${shown}: ${why}`);
+  return new Error(`Cannot open ${shown}: ${why}`, { cause });
 }
 
 /**
@@ -105,7 +179,7 @@ function cannotOpen(spec: string, why: string): Error {
  *
  * @throws {Error} if it can only be a folder's, or is another program's
  */
-async function repositoryOf(spec: string): Promise<Repository> {
+function repositoryOf(spec: string): Repository {
   const hint = nameHint(spec);
   if (hint !== undefined) throw cannotOpen(spec, hint);
   const repository = parseRepositoryId(spec);
@@ -116,22 +190,18 @@ async function repositoryOf(spec: string): Promise<Repository> {
     }
     throw cannotOpen(
       spec,
-      `there is no such directory (looked in ${host.files.currentFolder()}), and it is not a repository id (owner/name), an http(s) URL or synthetic:qwen3-…`,
-    );
-  }
-  // A mistyped path is more likely than a repository of the folder's name.
-  const [owner] = spec.split("/");
-  const isPath = !spec.includes("@") && !await isCached(repository) &&
-    (await host.files.find(owner))?.isDirectory;
-  if (isPath) {
-    throw cannotOpen(
-      spec,
-      `the directory ${owner} has no ${
-        spec.slice(owner.length + 1)
-      } (a repository of that name: ${spec}@main)`,
+      `there is no such directory (looked in ${host.files.currentFolder()}), and it is not a repository id (owner/name, owner/name:Q4_K_M), an http(s) URL or synthetic:qwen3-…`,
     );
   }
   return repository;
+}
+
+/** Says that a repository's name may be a mistyped path; undefined if it is none. */
+async function pathHint(name: string): Promise<string | undefined> {
+  const [owner, inside] = name.split("/");
+  return (await host.files.find(owner))?.isDirectory
+    ? `the directory ${owner} has no ${inside}`
+    : undefined;
 }
 
 function localFolder(directory: string): Folder {
@@ -164,47 +234,23 @@ function ggufUrl(spec: string): { base: string; file: string } | undefined {
   return { base: url.href, file: decoded(name) };
 }
 
-/**
- * The GGUF file of a directory; undefined if it has none, or safetensors with their
- * config.json.
- *
- * @throws {Error} if it has several
- */
-async function onlyGguf(
-  spec: string,
-  directory: string,
-): Promise<string | undefined> {
-  const names = [...(await host.files.list(directory) ?? new Map()).keys()];
-  const isWhole = names.includes("config.json") &&
-    names.some((name) => /^model\.safetensors(\.index\.json)?$/.test(name));
-  if (isWhole) return;
-  const gguf = ggufFiles(names);
-  if (gguf.length <= 1) return gguf[0];
-  throw cannotOpen(
-    spec,
-    `it has ${gguf.length} GGUF files, pass one: ${listed(gguf)}`,
-  );
-}
-
 /** What a path or `file:` URL leads to: a directory or a GGUF file. */
 async function existing(spec: string): Promise<FoundFile | undefined> {
-  const { files } = host;
-  let found: FoundFile | undefined;
-  try {
-    found = await files.find(/^file:/i.test(spec) ? new URL(spec) : spec);
-  } catch (cause) {
-    throw new Error(
-      `Cannot open ${JSON.stringify(shownUrl(spec).slice(0, 300))}: ${
-        errorText(cause)
-      }`,
-      { cause },
-    );
-  }
+  const found = await find(spec);
   if (found === undefined || found.isDirectory) return found;
   // A link keeps its name: the Hub's cache has links to files without names.
   const path = /^file:/i.test(spec) ? found.path : spec;
   if (/\.gguf$/i.test(path)) return { ...found, path };
   throw cannotOpen(spec, fileHint(spec));
+}
+
+async function find(spec: string): Promise<FoundFile | undefined> {
+  const { files } = host; // throws where there are none
+  try {
+    return await files.find(/^file:/i.test(spec) ? new URL(spec) : spec);
+  } catch (cause) {
+    throw cannotOpen(spec, errorText(cause), cause);
+  }
 }
 
 /** The most characters of config.json and of generation_config.json: 1 MiB. */
@@ -244,6 +290,10 @@ async function openFolder(
     ? parseGeneration(json, where)
     : parseGeneration(generationJson, folder.locate("generation_config.json"));
 
+  // A web folder is not asked for a file that few have.
+  const purpose = await folder.has(MODULES)
+    ? await readPurpose((file) => jsonOf(folder, file), folder.locate)
+    : undefined;
   await using opened = new AsyncDisposableStack();
   const weights = await openWeights(name, config, folder, opened);
   const { stored, tensors, notices } = weights;
@@ -268,6 +318,7 @@ async function openFolder(
       await tensor.source.read(tensor.begin + begin, into);
     },
     text: (file) => textOf(folder, file),
+    only: weights.only ?? purpose,
     [Symbol.asyncDispose]: () => files.disposeAsync(),
   };
 }
@@ -276,10 +327,11 @@ async function withoutConfig(name: string, folder: Folder): Promise<Error> {
   const adapter = await folder.has("adapter_config.json")
     ? " but adapter_config.json: a LoRA adapter has to be merged into its model"
     : "";
+  const where = folder.locate("config.json");
+  // Nobody can list it.
+  const gguf = /^https?:/i.test(where) ? "; of a GGUF file pass the URL" : "";
   return new Error(
-    `Cannot open ${name}: there is no ${
-      folder.locate("config.json")
-    }${adapter}`,
+    `Cannot open ${name}: there is no ${where}${adapter}${gguf}`,
   );
 }
 

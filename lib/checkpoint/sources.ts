@@ -30,6 +30,8 @@ export interface OpenOptions extends FetchOptions {
   onProgress?: (progress: LoadProgress) => void;
   /** Aborts opening, downloading and later reads. */
   signal?: AbortSignal;
+  /** How matrices are quantised as they are read: a name such as `q4_k_m`. */
+  quantize?: string;
 }
 
 /** A source that keeps a file open until it is disposed. */

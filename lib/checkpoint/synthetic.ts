@@ -7,18 +7,25 @@
  *     u[i]  = (fmix32(i + seed') >> 8) / 2²³ − 1               in [−1, 1)
  *     w[i]  = bf16(offset + scale · u[i])                      in f32, to nearest even
  *
+ * In f16 and f32, w[i] is rounded to these. A tensor of quantized blocks consists of the
+ * words fmix32(i + seed'), except that each block's f16 scale is a constant that makes the
+ * root mean square of the weights about scale / √3, as above. The scale keeps its random
+ * sign; a minimum makes the mean zero.
+ *
  * FNV-1a: http://www.isthe.com/chongo/tech/comp/fnv; fmix32: lib/fmix32.ts.
  *
  * @module
  */
 import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
-import { elements } from "../dtype.ts";
-import { bf16 } from "../formats/bf16.ts";
+import { elements, f32ToF16Bits } from "../dtype.ts";
+import { type Format, storedRowBytes } from "../formats/format.ts";
+import { setScales } from "../formats/random_blocks.ts";
 import { fmix32 } from "../fmix32.ts";
 import { familyOf } from "../model/families.ts";
 import { listWeights, type WeightSpec } from "../model/family.ts";
 import { checkRange } from "./sources.ts";
+import { SYNTHETIC_DTYPES, syntheticFormat } from "./synthetic_types.ts";
 
 type Size = Pick<
   Qwen3Config,
@@ -85,7 +92,7 @@ export function syntheticRule(
  * ```
  */
 export function fillSynthetic(
-  { seed, scale, offset }: SyntheticRule,
+  rule: SyntheticRule,
   begin: number,
   into: Uint16Array,
 ) {
@@ -93,16 +100,39 @@ export function fillSynthetic(
   const bits = new Uint32Array(f32.buffer);
   for (let done = 0; done < into.length; done += f32.length) {
     const count = Math.min(f32.length, into.length - done);
-    const first = (begin + done + seed) | 0;
-    for (let i = 0; i < count; i++) {
-      const u = (fmix32((first + i) | 0) >>> 8) * 2 ** -23 - 1; // exact in f32
-      f32[i] = offset + Math.fround(scale * u); // rounds to f32 twice
-    }
+    fillValues(rule, begin + done, f32.subarray(0, count));
     for (let i = 0; i < count; i++) {
       const b = bits[i];
       into[done + i] = (b + 0x7fff + ((b >>> 16) & 1)) >>> 16;
     }
   }
+}
+
+/** Computes weights from `begin` on, in f32. */
+function fillValues(
+  { seed, scale, offset }: SyntheticRule,
+  begin: number,
+  into: Float32Array,
+) {
+  const first = (begin + seed) | 0;
+  for (let i = 0; i < into.length; i++) {
+    const u = (fmix32((first + i) | 0) >>> 8) * 2 ** -23 - 1; // exact in f32
+    into[i] = offset + Math.fround(scale * u); // rounds to f32 twice
+  }
+}
+
+/** Computes whole blocks in bytes `begin` to `begin + into.length`, both whole words. */
+function fillBlocks(
+  { seed, scale }: SyntheticRule,
+  format: Format,
+  begin: number,
+  into: Uint8Array,
+) {
+  const words = new Uint32Array(into.buffer, into.byteOffset, into.length / 4);
+  const first = (begin / 4 + seed) | 0;
+  for (let i = 0; i < words.length; i++) words[i] = fmix32((first + i) | 0);
+  const size = scale / Math.sqrt(3);
+  setScales(format, into, () => size, true);
 }
 
 /**
@@ -124,8 +154,9 @@ export function syntheticTokens(
 }
 
 /**
- * Opens `synthetic:qwen3-SIZE?seed=1&layers=N&vocab=N`. By default, the seed is 1, and
- * layers and vocabulary are as published.
+ * Opens `synthetic:qwen3-SIZE?seed=1&layers=N&vocab=N&dtype=bf16`. By default, the seed is
+ * 1, and layers and vocabulary are as published. `dtype` is a format, such as `q8_0`, or
+ * one of llama.cpp's mixtures, `q4_k_m` and `q5_k_m`; see synthetic_types.ts.
  *
  * ```ts
  * import { parseSynthetic } from "./synthetic.ts";
@@ -149,7 +180,7 @@ export function parseSynthetic(spec: string): Checkpoint {
       } or -${last}`,
     );
   }
-  const { seed, layers, vocab } = parameters(spec, query);
+  const { seed, layers, vocab, dtype } = parameters(spec, query);
   const config: Qwen3Config = {
     modelType: "qwen3",
     ...shape,
@@ -165,24 +196,28 @@ export function parseSynthetic(spec: string): Checkpoint {
     bosTokenId: null,
     eosTokenIds: [],
   };
-  return syntheticCheckpoint(spec, config, seed ?? 1);
+  return syntheticCheckpoint(spec, config, seed ?? 1, dtype);
 }
 
 /**
  * Creates a checkpoint of any configuration with synthetic weights, for tests and
  * benchmarks.
+ *
+ * @param dtype one of {@linkcode SYNTHETIC_DTYPES}
  */
 export function syntheticCheckpoint(
   name: string,
   config: Qwen3Config,
   seed: number,
+  dtype = "bf16",
 ): Checkpoint {
   const tensors = new Map<string, TensorInfo>();
   const kinds = new Map<string, WeightSpec["kind"]>();
   for (const spec of listWeights(familyOf(config).weights(config))) {
     for (const { name, shape } of spec.tensors) {
-      const byteLength = 2 * elements(shape);
-      tensors.set(name, { name, format: bf16, shape: [...shape], byteLength });
+      const format = syntheticFormat(dtype, name, spec.kind, config);
+      const byteLength = storedRowBytes(format, elements(shape));
+      tensors.set(name, { name, format, shape: [...shape], byteLength });
       kinds.set(name, spec.kind);
     }
   }
@@ -198,9 +233,9 @@ export function syntheticCheckpoint(
     async read(name, begin, into) {
       const tensor = tensors.get(name);
       checkRange(name, tensor?.byteLength, begin, into.length);
-      const { shape } = tensor!;
+      const { shape, format } = tensor!;
       const rule = syntheticRule(name, kinds.get(name)!, shape, seed);
-      readBytes(rule, begin, into);
+      readBytes(rule, format, begin, into);
     },
     text: () => Promise.resolve(undefined),
     [Symbol.asyncDispose]: () => Promise.resolve(),
@@ -210,55 +245,95 @@ export function syntheticCheckpoint(
 /**
  * Computes any range of bytes, even one that begins or ends in the middle of a weight.
  */
-function readBytes(rule: SyntheticRule, begin: number, into: Uint8Array) {
-  if (begin % 2 === 0 && into.length % 2 === 0 && into.byteOffset % 2 === 0) {
-    const weights = new Uint16Array(
-      into.buffer,
-      into.byteOffset,
-      into.length / 2,
-    );
-    return fillSynthetic(rule, begin / 2, weights);
+function readBytes(
+  rule: SyntheticRule,
+  format: Format,
+  begin: number,
+  into: Uint8Array,
+) {
+  const whole = 4 * format.bytes, end = begin + into.length;
+  const first = Math.floor(begin / whole) * whole;
+  const last = Math.ceil(end / whole) * whole;
+  if (first === begin && last === end && into.byteOffset % 4 === 0) {
+    return fillBytes(rule, format, begin, into);
   }
-  const first = Math.floor(begin / 2);
-  const weights = new Uint16Array(Math.ceil((begin + into.length) / 2) - first);
-  fillSynthetic(rule, first, weights);
-  const skip = begin - 2 * first;
-  into.set(new Uint8Array(weights.buffer, skip, into.length));
+  const bytes = new Uint8Array(last - first);
+  fillBytes(rule, format, first, bytes);
+  into.set(bytes.subarray(begin - first, end - first));
 }
 
-// The parameters, with the minimum and maximum of each.
+/** Computes bytes from `begin` on, in whole words and weights or blocks. */
+function fillBytes(
+  rule: SyntheticRule,
+  format: Format,
+  begin: number,
+  into: Uint8Array,
+) {
+  if (format.elements > 1) return fillBlocks(rule, format, begin, into);
+  const { buffer, byteOffset } = into, count = into.length / format.bytes;
+  const first = begin / format.bytes;
+  if (format.name === "bf16") {
+    return fillSynthetic(
+      rule,
+      first,
+      new Uint16Array(buffer, byteOffset, count),
+    );
+  }
+  const values = format.name === "f32"
+    ? new Float32Array(buffer, byteOffset, count)
+    : new Float32Array(count);
+  fillValues(rule, first, values);
+  if (format.name === "f32") return;
+  const halves = new Uint16Array(buffer, byteOffset, count);
+  for (let i = 0; i < count; i++) halves[i] = f32ToF16Bits(values[i]);
+}
+
+// The parameters that are numbers, with the minimum and maximum of each.
 const PARAMETERS = new Map([
   ["seed", [0, 2 ** 32 - 1]],
   ["layers", [1, 1000]],
   ["vocab", [1, 2 ** 24]],
 ]);
 
-function parameters(
-  spec: string,
-  query = "",
-): { seed?: number; layers?: number; vocab?: number } {
+interface Parameters {
+  seed?: number;
+  layers?: number;
+  vocab?: number;
+  dtype?: string;
+}
+
+function parameters(spec: string, query = ""): Parameters {
+  const refused = (what: string) =>
+    new Error(`Cannot open ${JSON.stringify(spec)}: ${what}`);
   const values: Record<string, number> = {};
+  let dtype: string | undefined;
   for (const [key, value] of new URLSearchParams(query)) {
+    const text = JSON.stringify(value);
+    if (key === "dtype") {
+      dtype = value.toLowerCase();
+      if (SYNTHETIC_DTYPES.includes(dtype)) continue;
+      throw refused(
+        `dtype is ${text}, must be one of ${SYNTHETIC_DTYPES.join(", ")}`,
+      );
+    }
     const range = PARAMETERS.get(key);
     if (range === undefined) {
-      throw new Error(
-        `Cannot open ${JSON.stringify(spec)}: it has no parameter ${
-          JSON.stringify(key)
-        }, only ${[...PARAMETERS.keys()].join(", ")}`,
+      throw refused(
+        `it has no parameter ${JSON.stringify(key)}, only ${
+          [...PARAMETERS.keys(), "dtype"].join(", ")
+        }`,
       );
     }
     const [least, greatest] = range;
     const number = Number(value);
     if (!/^\d+$/.test(value) || number < least || number > greatest) {
-      throw new Error(
-        `Cannot open ${JSON.stringify(spec)}: ${key} is ${
-          JSON.stringify(value)
-        }, must be a whole number from ${least} to ${greatest}`,
+      throw refused(
+        `${key} is ${text}, must be a whole number from ${least} to ${greatest}`,
       );
     }
     values[key] = number;
   }
-  return values;
+  return { ...values, dtype };
 }
 
 function fnv1a(text: string): number {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { TensorInfo } from "./checkpoint.ts";
+import type { Purpose, TensorInfo } from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
 import { listed, quoted } from "../errors.ts";
 import { storedRowBytes } from "../formats/format.ts";
@@ -41,6 +41,8 @@ export interface OpenedWeights {
   stored: Map<string, Stored>;
   /** What a user should know about the files. */
   notices: string[];
+  /** Set if there is no LM head. */
+  only?: Purpose;
 }
 
 const WHOLE = "model.safetensors";
@@ -74,7 +76,9 @@ export async function openWeights(
   const files = await openFiles(name, folder, opened);
   const { found, promised } = files, notices: string[] = [];
   let selection = selectTensors(name, config, found, promised);
-  const { tied } = selection;
+  const { tied, headless } = selection;
+  // What is computed with the head is never asked for, see `only`.
+  if (headless) config = { ...config, tieWordEmbeddings: true };
   if (tied) {
     const [embedding, head] = [tied.embedding, tied.head].map((own) =>
       found.get(own)!
@@ -96,8 +100,15 @@ export async function openWeights(
     stored.set(tensor, entry);
     tensors.set(tensor, infoOf(name, tensor, entry));
   }
-  return { config, tensors, stored, notices };
+  const only = headless ? WITHOUT_HEAD : undefined;
+  return { config, tensors, stored, notices, only };
 }
+
+const WITHOUT_HEAD: Purpose = {
+  is: "an embedding model",
+  why:
+    "there is no lm_head.weight, and config.json has tie_word_embeddings false",
+};
 
 /** Says what is unused, and where the index is wrong. */
 function noticesOf(

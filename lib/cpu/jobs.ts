@@ -299,6 +299,46 @@ function multiply(
   }
 }
 
+/** How cached heads are read as f32, from a sequence's first position on. */
+interface HeadReader {
+  /** The most heads at a time. */
+  most: number;
+  /** Where heads `p` to `p + n` are. */
+  heads(at: number, scales: number, p: number, n: number): number;
+}
+
+/** Heads in q8_0 are unpacked to `space`. `first` is the sequence's first head. */
+function headReader(
+  kernels: WasmKernels,
+  { headDim, kScales }: AttentionJob,
+  first: number,
+  space: number,
+): HeadReader {
+  const rowBytes = 4 * headDim, scalesBytes = 4 * Math.ceil(headDim / 64);
+  if (kScales === 0) {
+    return {
+      most: Infinity,
+      heads: (at, _, p) => at + (first + p) * rowBytes,
+    };
+  }
+  // Whole chunks, so that no block of keys overwrites scores of the one before.
+  const chunks = Math.floor(HEADS_BYTES / rowBytes / CHUNK_ROWS);
+  return {
+    most: CHUNK_ROWS * Math.max(1, chunks),
+    heads(at, scales, p, n) {
+      kernels.unpackHeads(
+        at + (first + p) * headDim,
+        scales + (first + p) * scalesBytes,
+        scalesBytes,
+        n,
+        headDim,
+        space,
+      );
+      return space;
+    },
+  };
+}
+
 function attention(
   kernels: WasmKernels,
   memory: WebAssembly.Memory,
@@ -322,27 +362,9 @@ function attention(
   const scoreBytes = resultBytes(seen);
   const step = Math.max(Math.floor(SCORES_BYTES / scoreBytes), 1);
 
-  const quantized = job.kScales !== 0;
-  const unpacked = scores + SCORES_BYTES;
-  // Whole tiles, so that no block of keys overwrites scores of the one before.
-  const keyBlock = quantized
-    ? CHUNK_ROWS * Math.max(1, Math.floor(HEADS_BYTES / rowBytes / CHUNK_ROWS))
-    : seen;
-  const valueBlock = quantized ? Math.min(keyBlock, VALUE_BLOCK) : VALUE_BLOCK;
-  /** Where `n` heads are in f32, from position `p` on. */
-  const heads = (at: number, scales: number, p: number, n: number) => {
-    if (!quantized) return at + (head + p) * rowBytes;
-    const scalesBytes = 4 * Math.ceil(headDim / 64);
-    kernels.unpackHeads(
-      at + (head + p) * headDim,
-      scales + (head + p) * scalesBytes,
-      scalesBytes,
-      n,
-      headDim,
-      unpacked,
-    );
-    return unpacked;
-  };
+  const read = headReader(kernels, job, head, scores + SCORES_BYTES);
+  const keyBlock = Math.min(read.most, seen);
+  const valueBlock = Math.min(read.most, VALUE_BLOCK);
 
   for (let r = 0; r < rows * group; r += step) {
     const count = Math.min(step, rows * group - r);
@@ -355,7 +377,7 @@ function attention(
           x: job.q + first + r * headBytes,
           xBytes: headBytes,
           rows: count,
-          w: heads(job.k, job.kScales, p, n),
+          w: read.heads(job.k, job.kScales, p, n),
           wBytes: rowBytes,
           k: headDim,
           y: scores + 4 * p,
@@ -381,7 +403,7 @@ function attention(
         scores + 4 * p,
         scoreBytes,
         count,
-        heads(job.v, job.vScales, p, n),
+        read.heads(job.v, job.vScales, p, n),
         rowBytes,
         n,
         job.out + first + r * headBytes,

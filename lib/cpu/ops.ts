@@ -8,7 +8,7 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CachePass, KvCache } from "../model/kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
 import { type Dtype, elements } from "../dtype.ts";
-import { cachedWords, quantizedHeads } from "../formats/cached.ts";
+import { quantizedHeads, storedAs } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import type { CpuInfo, CpuKernels, Finish, Heads, Work } from "./kernels.ts";
 import { type CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
@@ -82,22 +82,26 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     return this.#kernels.allocate(dtype, shape);
   }
 
-  /** Allocates a cache for `sequences` texts of up to `context` tokens each. */
+  /**
+   * Allocates a cache for `sequences` texts of up to `context` tokens each. One whose
+   * layers are `shared` holds a layer at a time, so each text must fit one pass.
+   */
   createCache(
     sequences: number,
     context: number,
     kept: CpuCacheDtype = "f32",
+    layersAre: "apart" | "shared" = "apart",
   ): CpuKvCache {
     const { numHiddenLayers, numKeyValueHeads, headDim } = this.#config;
-    const dtype = kept === "q8_0" ? "u32" : "f32";
-    const width = kept === "q8_0" ? cachedWords(headDim) : headDim;
+    const { dtype, width } = storedAs(kept, headDim);
     const shape = [sequences, numKeyValueHeads, context, width];
     const half = elements(shape);
     const stored = Array.from(
-      { length: numHiddenLayers },
+      { length: layersAre === "shared" ? 1 : numHiddenLayers },
       () => this.tensor(dtype, [2, ...shape]),
     );
-    const layers = stored.map((both) => {
+    const layers = Array.from({ length: numHiddenLayers }, (_, i) => {
+      const both = stored[i % stored.length];
       const [k, v] = [0, half].map((begin): CpuTensor => ({
         dtype,
         shape,
@@ -263,6 +267,25 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       f32(out).set(f32(x).subarray(begin, begin + n), s * n);
     }
     return out;
+  }
+
+  normRows(
+    x: CpuTensor,
+    rows: CpuTensor,
+    norm: Matrix<CpuTensor>,
+  ): CpuTensor {
+    const [most, n] = x.shape, count = elements(rows.shape);
+    const out = this.#results.tensor([count, n]);
+    for (let i = 0; i < count; i++) {
+      const row = rows.data[i];
+      if (!(row < most)) {
+        throw new Error(
+          `Cannot take row ${row} of ${show(x)}: must be less than ${most}`,
+        );
+      }
+      f32(out).set(f32(x).subarray(row * n, (row + 1) * n), i * n);
+    }
+    return this.#rmsNorm(out, norm);
   }
 
   /** Stops the threads. Tensors keep their values; verbs must not be called again. */

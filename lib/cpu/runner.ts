@@ -10,6 +10,7 @@ import type { CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
 import { CpuOps } from "./ops.ts";
 import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
 import { Rests } from "../dispatch/rests.ts";
+import { chooseStateBatches, padBatch } from "../dispatch/state_batches.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
@@ -84,12 +85,47 @@ export class CpuRunner implements Runner {
     const out = new Float32Array((all ? tokens.length : 1) * vocabSize);
     let at = 0;
     this.#cache.reset();
-    const prefill = this.#prefill(this.#cache, 0, tokens, all, signal);
+    const prefill = this.#prefill(this.#cache, 0, tokens, { all, signal });
     for await (const logits of prefill) {
       out.set(logits, at);
       if (all) at += logits.length;
     }
     return out;
+  }
+
+  async states(
+    texts: readonly (readonly number[])[],
+    signal?: AbortSignal,
+  ): Promise<Float32Array[]> {
+    this.#requireMemory("embed");
+    const { hiddenSize } = this.config;
+    const all: Float32Array[] = new Array(texts.length);
+    const lengths = texts.map(({ length }) => length);
+    for (const batch of chooseStateBatches(lengths, CPU_PASS_ROWS)) {
+      const { texts: which, tokens } = batch;
+      const some = which.map((text) => texts[text]);
+      let states: Float32Array;
+      if (tokens <= CPU_PASS_ROWS) {
+        const sequences = some.length;
+        using cache = this.ops.createCache(
+          sequences,
+          tokens,
+          this.cacheDtype,
+          "shared",
+        );
+        const { input, ends } = padBatch(some, tokens);
+        const pass = { first: 0, sequences, tokens };
+        states = await this.#forward(cache, pass, input, { ends, signal });
+      } else {
+        this.#cache.reset();
+        const options = { states: true, signal };
+        for await (states of this.#prefill(this.#cache, 0, some[0], options));
+      }
+      which.forEach((text, i) =>
+        all[text] = states.slice(i * hiddenSize, (i + 1) * hiddenSize)
+      );
+    }
+    return all;
   }
 
   requireRoom(sequences: number, context: number): void {
@@ -116,7 +152,7 @@ export class CpuRunner implements Runner {
     const rows: Float32Array[] = [];
     for (const [s, prompt] of prompts.entries()) {
       let last: Float32Array;
-      for await (last of this.#prefill(cache, s, prompt, false, signal));
+      for await (last of this.#prefill(cache, s, prompt, { signal }));
       rows.push(last!.slice()); // the next prompt overwrites them
     }
     const seen = prompts.map((prompt) => seenBits(vocabSize, prompt));
@@ -127,7 +163,7 @@ export class CpuRunner implements Runner {
       cache.stepBackIfFull();
       const pass = { first: 0, sequences, tokens: 1 };
       const next = ids.map(validToken);
-      const logits = await this.#forward(cache, pass, next, false, signal);
+      const logits = await this.#forward(cache, pass, next, { signal });
       rows.forEach((_, s) =>
         rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
       );
@@ -139,36 +175,53 @@ export class CpuRunner implements Runner {
     return this.ops.createCache(sequences, context, this.cacheDtype);
   }
 
-  /** Runs a prompt in chunks into an empty sequence; yields the logits of each chunk. */
+  /**
+   * Runs a prompt in chunks into an empty sequence; yields the logits of each chunk, or with
+   * `states` the normed state after its last token.
+   */
   async *#prefill(
     cache: CpuKvCache,
     sequence: number,
     tokens: readonly number[],
-    all: boolean,
-    signal?: AbortSignal,
+    { all, states, signal }: {
+      all?: boolean;
+      states?: boolean;
+      signal?: AbortSignal;
+    },
   ): AsyncGenerator<Float32Array, void> {
     for (let begin = 0; begin < tokens.length; begin += CPU_PASS_ROWS) {
       const chunk = tokens.slice(begin, begin + CPU_PASS_ROWS);
       const pass = { first: sequence, sequences: 1, tokens: chunk.length };
-      yield await this.#forward(cache, pass, chunk, all, signal);
+      const ends = states ? [chunk.length - 1] : undefined;
+      yield await this.#forward(cache, pass, chunk, { all, ends, signal });
     }
   }
 
   async #forward(
     cache: CpuKvCache,
     pass: CachePass,
-    tokens: readonly number[],
-    all: boolean,
-    signal?: AbortSignal,
+    tokens: ArrayLike<number>,
+    { all, ends, signal }: {
+      all?: boolean;
+      ends?: ArrayLike<number>;
+      signal?: AbortSignal;
+    },
   ): Promise<Float32Array> {
     cache.begin(pass);
-    const input: CpuTensor = {
+    const ids = (list: ArrayLike<number>): CpuTensor => ({
       dtype: "u32",
-      shape: [tokens.length],
-      data: Uint32Array.from(tokens),
-    };
+      shape: [list.length],
+      data: Uint32Array.from(list),
+    });
     const { forward } = familyOf(this.config);
-    const whole = forward(this.ops, this.weights, input, cache, all);
+    const whole = forward(
+      this.ops,
+      this.weights,
+      ids(tokens),
+      cache,
+      all,
+      ends && ids(ends),
+    );
     using slices = this.ops.inSlices(whole);
     let next = slices.next();
     for (; !next.done; next = slices.next()) await this.#rests.rest(signal);

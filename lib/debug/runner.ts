@@ -99,11 +99,30 @@ export class DebugRunner implements Runner {
   ): Promise<Float32Array> {
     try {
       using caches = this.#caches(1, this.context);
-      return await this.#append(tokens, 0, caches, all, signal);
+      return await this.#append(tokens, 0, caches, { all, signal });
     } catch (error) {
       await this.#widenAfter(error);
       return this.logits(tokens, { all, signal });
     }
+  }
+
+  /** One text after another. */
+  async states(
+    texts: readonly (readonly number[])[],
+    signal?: AbortSignal,
+  ): Promise<Float32Array[]> {
+    const all: Float32Array[] = [];
+    while (all.length < texts.length) {
+      const text = texts[all.length];
+      try {
+        using caches = this.#caches(1, text.length);
+        const options = { states: true, signal };
+        all.push(await this.#append(text, 0, caches, options));
+      } catch (error) {
+        await this.#widenAfter(error);
+      }
+    }
+    return all;
   }
 
   /** Switches to f32 caches if a value overflowed; rethrows any other error. */
@@ -137,15 +156,19 @@ export class DebugRunner implements Runner {
     tokens: readonly number[],
     sequence: number,
     caches: Caches,
-    all: boolean,
-    signal?: AbortSignal,
+    { all = false, states = false, signal }: {
+      all?: boolean;
+      states?: boolean;
+      signal?: AbortSignal;
+    },
   ): Promise<Float32Array> {
     const rows = this.gpu.prefillRows, parts: Float32Array[] = [];
     for (let at = 0; at < tokens.length; at += rows) {
       signal?.throwIfAborted();
       const chunk = Uint32Array.from(tokens.slice(at, at + rows));
       const pass = { first: sequence, sequences: 1, tokens: chunk.length };
-      parts.push(await this.#pass(chunk, pass, all, caches, signal));
+      const wanted = { all, states };
+      parts.push(await this.#pass(chunk, pass, wanted, caches, signal));
     }
     if (!all) return parts.at(-1)!;
     const out = new Float32Array(tokens.length * this.gpu.config.vocabSize);
@@ -201,7 +224,7 @@ export class DebugRunner implements Runner {
     const rows: Float32Array[] = [];
     for (const [s, text] of texts.entries()) {
       const fits = text.slice(0, context);
-      rows.push(await this.#append(fits, s, caches, false, signal));
+      rows.push(await this.#append(fits, s, caches, { signal }));
     }
     for (; step < maxTokens; step++) {
       const before = seen.map((bits) => bits.slice());
@@ -215,7 +238,7 @@ export class DebugRunner implements Runner {
       caches.onCpu.stepBackIfFull();
       const pass = { first: 0, sequences, tokens: 1 };
       const chunk = Uint32Array.from(ids, validToken);
-      const logits = await this.#pass(chunk, pass, false, caches, signal);
+      const logits = await this.#pass(chunk, pass, {}, caches, signal);
       rows.forEach((_, s) =>
         rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
       );
@@ -225,7 +248,7 @@ export class DebugRunner implements Runner {
   async #pass(
     chunk: Uint32Array<ArrayBuffer>,
     pass: CachePass,
-    all: boolean,
+    { all = false, states = false }: { all?: boolean; states?: boolean },
     caches: Caches,
     signal?: AbortSignal,
   ): Promise<Float32Array> {
@@ -242,13 +265,16 @@ export class DebugRunner implements Runner {
       return output;
     });
     const { forward } = familyOf(config);
-    finish(forward(recording, this.gpu.weights, input, cache, all));
+    const last = Uint32Array.of(chunk.length - 1);
+    using ends = Tensor.create(gpu, "u32", [1], last, "ends");
+    const wanted = [all, states ? ends : undefined] as const;
+    finish(forward(recording, this.gpu.weights, input, cache, ...wanted));
     const overflows = async () =>
       cache.dtype !== "f32" && (await cache.flags.read())[0] !== 0;
-    let last = new Float32Array();
+    let result = new Float32Array();
     for (const step of steps) {
       const { actual, wrong } = await this.#check(step, caches, signal);
-      last = actual;
+      result = actual;
       if (!wrong) continue;
       if (await overflows()) break;
       throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
@@ -256,7 +282,7 @@ export class DebugRunner implements Runner {
     if (await overflows()) throw new CacheOverflow();
     cache.advance();
     caches.onCpu.advance();
-    return last;
+    return result;
   }
 
   /**

@@ -99,6 +99,23 @@ export function promptPasses(
   return passes;
 }
 
+/**
+ * Rows of a pass of many short texts: `rows`, on a software renderer as many as keep its
+ * dispatches short.
+ */
+export function chooseStateRows(
+  rows: number,
+  work: ModelWork,
+  software: boolean,
+): number {
+  while (software && rows > 1) {
+    const dispatch = Math.max(work.largest, 2 * work.attention * rows);
+    if (rows * dispatch <= SOFTWARE_WORK) break;
+    rows /= 2;
+  }
+  return rows;
+}
+
 /** Multiplications of one dispatch of a pass, roughly: of matmuls and attention. */
 export function dispatchWork(
   { kernel, dims }: {

@@ -31,6 +31,15 @@ export const cachedWords = (headDim: number): number =>
 export const cachedBytes = (dtype: CacheDtype, headDim: number): number =>
   dtype === "q8_0" ? 4 * cachedWords(headDim) : BYTES[dtype] * headDim;
 
+/** The elements that a head is stored as: those of a tensor, and how many. */
+export const storedAs = (
+  dtype: CacheDtype,
+  headDim: number,
+): { dtype: "f32" | "f16" | "u32"; width: number } =>
+  dtype === "q8_0"
+    ? { dtype: "u32", width: cachedWords(headDim) }
+    : { dtype, width: headDim };
+
 /** Heads in `q8_0`. */
 export class QuantizedHeads {
   readonly #quants: Int8Array;

@@ -4,7 +4,7 @@
  * @module
  */
 import { FLAG_WORDS, lengthRows, stateWords } from "../../kernels/heads.ts";
-import { type CacheDtype, cachedWords } from "../formats/cached.ts";
+import { type CacheDtype, storedAs } from "../formats/cached.ts";
 import { errorText, MemoryError } from "../errors.ts";
 import {
   cacheBytes,
@@ -17,6 +17,15 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { fillAngles, ropeFrequencies } from "../model/rope.ts";
 import { Tensor } from "../webgpu/tensor.ts";
+
+/** Memory of a cache that holds one layer at a time, so each text must fit one pass. */
+export interface SharedLayers {
+  /** Of at least `sequences · kvHeads · context · headDim` elements, in the cache's type. */
+  k: Tensor;
+  v: Tensor;
+  /** u32, at least the flags. */
+  state: Tensor;
+}
 
 /**
  * Keys and values of every layer on the device; in q8_0, as words (lib/formats/cached.ts).
@@ -32,6 +41,7 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   readonly positions: Tensor;
   /** The lengths in `positions`, u32 `[sequences]`: sampling advances them. */
   readonly lengthsOnDevice: Tensor;
+  readonly #isShared: boolean;
 
   constructor(
     gpu: Gpu,
@@ -39,22 +49,30 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     sequences: number,
     context: number,
     readonly dtype: CacheDtype,
+    shared?: SharedLayers,
   ) {
     const { numHiddenLayers, numKeyValueHeads, headDim } = config;
     const { numAttentionHeads } = config;
-    const quantized = dtype === "q8_0", stored = quantized ? "u32" : dtype;
-    const width = quantized ? cachedWords(headDim) : headDim;
+    const { dtype: stored, width } = storedAs(dtype, headDim);
     const shape = [sequences, numKeyValueHeads, context, width];
-    const layers = Array.from({ length: numHiddenLayers }, (_, i) => ({
-      k: Tensor.create(gpu, stored, shape, undefined, `layers.${i}.k_cache`),
-      v: Tensor.create(gpu, stored, shape, undefined, `layers.${i}.v_cache`),
-    }));
+    const create = (label: string) =>
+      Tensor.create(gpu, stored, shape, undefined, label);
+    const view = ({ buffer, label }: Tensor) =>
+      new Tensor(gpu, stored, shape, buffer, label);
+    const layers = Array.from(
+      { length: numHiddenLayers },
+      (_, i) =>
+        shared ? { k: view(shared.k), v: view(shared.v) } : {
+          k: create(`layers.${i}.k_cache`),
+          v: create(`layers.${i}.v_cache`),
+        },
+    );
     super(layers, sequences, context);
-    const words = stateWords(sequences, numAttentionHeads);
-    this.state = Tensor.create(
+    this.#isShared = shared !== undefined;
+    this.state = shared?.state ?? Tensor.create(
       gpu,
       "u32",
-      [words],
+      [stateWords(sequences, numAttentionHeads)],
       undefined,
       "attention state",
     );
@@ -125,11 +143,12 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.positions[Symbol.dispose]();
+    if (this.#isShared) return;
     for (const { k, v } of this.layers) {
       k[Symbol.dispose]();
       v[Symbol.dispose]();
     }
     this.state[Symbol.dispose]();
-    this.positions[Symbol.dispose]();
   }
 }

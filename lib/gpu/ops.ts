@@ -245,7 +245,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   lastRow(x: Tensor, { pass: { tokens } }: KvCache<Tensor>): Tensor {
     if (tokens === 1) return x;
-    const [rows, width] = x.shape;
+    const [rows] = x.shape;
     const last = Uint32Array.from(
       { length: rows / tokens },
       (_, sequence) => (sequence + 1) * tokens - 1,
@@ -258,7 +258,16 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       "last rows",
     );
     this.plan.own(index);
-    const y = this.#rows("last", last.length, width);
+    return this.#gather(x, index);
+  }
+
+  normRows(x: Tensor, rows: Tensor, norm: Matrix<Tensor>): Tensor {
+    return this.#normed(this.#gather(x, rows), norm);
+  }
+
+  /** The rows of `x` that `index` names. */
+  #gather(x: Tensor, index: Tensor): Tensor {
+    const y = this.#rows("last", index.shape[0], x.shape[1]);
     const squares = this.#leaveSquares(y, EMBED_PARTS);
     this.plan.add(embed, { table: x, tokens: index, x: y, squares }, {
       label: "last_row",

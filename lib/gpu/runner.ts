@@ -13,9 +13,11 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import { host } from "../host.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import { chooseLogitsRows, choosePassRows } from "../dispatch/pass_rows.ts";
+import { chooseStateBatches, readTogether } from "../dispatch/state_batches.ts";
 import { requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
+import { GpuStates } from "./states.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
 import type { Weights } from "../model/family.ts";
@@ -46,6 +48,8 @@ export class GpuRunner implements Runner {
   readonly #ops: GpuOps;
   /** The sequence used for a single text, allocated on loading. */
   readonly #one: GpuSequences;
+  /** Passes of many texts, once there are any. */
+  #states?: GpuStates;
   #disposed = false;
 
   private constructor(
@@ -106,6 +110,30 @@ export class GpuRunner implements Runner {
     if (flags[0] === 0) return out;
     await this.widen();
     return this.logits(tokens, { all, signal });
+  }
+
+  async states(
+    texts: readonly (readonly number[])[],
+    signal?: AbortSignal,
+  ): Promise<Float32Array[]> {
+    this.#requireDevice("embed");
+    const { hiddenSize } = this.config;
+    const all: Float32Array[] = new Array(texts.length);
+    let states = this.#states ??= new GpuStates(this.#one, this.prefillRows);
+    const lengths = texts.map(({ length }) => length);
+    const batches = chooseStateBatches(lengths, states.rows);
+    for (const part of readTogether(batches)) {
+      let values = await states.run(part, texts, signal);
+      while (values === undefined) { // some did not fit an f16 cache
+        await this.widen();
+        states = this.#states = new GpuStates(this.#one, this.prefillRows);
+        values = await states.run(part, texts, signal);
+      }
+      part.flatMap(({ texts }) => texts).forEach((text, i) =>
+        all[text] = values.slice(i * hiddenSize, (i + 1) * hiddenSize)
+      );
+    }
+    return all;
   }
 
   requireRoom(sequences: number, context: number): void {
@@ -220,6 +248,8 @@ export class GpuRunner implements Runner {
 
   /** Replaces the cache with an f32 one after a value did not fit f16. */
   async widen(several?: GpuSequences): Promise<void> {
+    this.#states?.[Symbol.dispose]();
+    this.#states = undefined;
     await this.#one.widen();
     await several?.widen();
     this.choices.push({
@@ -237,6 +267,7 @@ export class GpuRunner implements Runner {
 
   [Symbol.dispose](): void {
     this.#disposed = true;
+    this.#states?.[Symbol.dispose]();
     this.#one[Symbol.dispose]();
     this.#ops[Symbol.dispose]();
     this.gpu[Symbol.dispose]();

@@ -54,6 +54,20 @@ export interface Pass {
 export interface PassShape extends CachePass {
   /** Whether to compute logits after each token, not only after the last. */
   readonly all: boolean;
+  /** Whether to compute the normed state after the last token instead of logits. */
+  readonly states?: boolean;
+}
+
+/** The row of each sequence's last token, u32 `[sequences]`; belongs to `plan`. */
+function lastRows(plan: Plan, { sequences, tokens }: CachePass): Tensor {
+  const rows = Uint32Array.from(
+    { length: sequences },
+    (_, sequence) => (sequence + 1) * tokens - 1,
+  );
+  const shape = [sequences];
+  const tensor = Tensor.create(plan.gpu, "u32", shape, rows, "last rows");
+  plan.own(tensor);
+  return tensor;
 }
 
 /** One or more sequences, decoded by one loop at a time. */
@@ -144,12 +158,13 @@ export class GpuSequences implements Disposable {
 
   /** Records the pass of a shape, verb by verb. */
   *#record(shape: PassShape): Generator<void, Pass> {
-    const { first, sequences, tokens, all } = shape;
-    const key = JSON.stringify([first, sequences, tokens, all]);
+    const { first, sequences, tokens, all, states = false } = shape;
+    const key = JSON.stringify([first, sequences, tokens, all, states]);
     const known = this.#passes.get(key);
     if (known) return known;
     const { ops } = this, { gpu } = ops;
-    const whole = sequences === this.#cache.sequences && tokens === 1;
+    const whole = sequences === this.#cache.sequences && tokens === 1 &&
+      !states;
     if (this.#passes.size >= MOST_PASSES) {
       const [oldest, { plan }] = [...this.#passes]
         .find(([, { input }]) => input !== this.#state.tokens)!;
@@ -166,7 +181,14 @@ export class GpuSequences implements Disposable {
     ops.plan = plan;
     this.#cache.record(shape);
     const { forward } = familyOf(ops.config);
-    const recording = forward(ops, this.weights, input, this.#cache, all);
+    const recording = forward(
+      ops,
+      this.weights,
+      input,
+      this.#cache,
+      all,
+      states ? lastRows(plan, shape) : undefined,
+    );
     let verb = recording.next();
     for (; !verb.done; verb = recording.next(verb.value)) yield;
     const pass = { plan, input, logits: verb.value };
@@ -208,10 +230,11 @@ export class GpuSequences implements Disposable {
    */
   async *prefill(
     prompt: readonly number[],
-    { sequence, rows, all, signal }: {
+    { sequence, rows, all, states, signal }: {
       sequence: number;
       rows: number;
       all: boolean;
+      states?: boolean;
       signal?: AbortSignal;
     },
   ): AsyncGenerator<Tensor, void> {
@@ -220,7 +243,7 @@ export class GpuSequences implements Disposable {
       signal?.throwIfAborted();
       const { begin, tokens } = part;
       const pass = { first: sequence, sequences: 1, tokens };
-      const shape = { ...pass, all };
+      const shape = { ...pass, all, states };
       const { plan, input, logits } = await this.recorded(shape, signal);
       input.write(0, Uint32Array.from(prompt.slice(begin, begin + tokens)));
       cache.begin(pass);

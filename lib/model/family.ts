@@ -112,7 +112,8 @@ export interface Family {
   weights(config: Qwen3Config): Weights<WeightSpec>;
   /**
    * Computes the logits after the last of `tokens`, `[sequences, vocab]`, or with `all`
-   * after each of them, `[tokens, vocab]`. Prefill and decode use the same function,
+   * after each of them, `[tokens, vocab]`. With `ends`, row indices, returns the normed
+   * states of those rows instead, `[ends, hidden]`, without the LM head. Prefill and decode use the same function,
    * because the cache knows the positions of the tokens. Yields the result of every verb
    * and is sent it back, so that a runner can do other things between two verbs; if
    * that is not needed, {@linkcode finish} returns the logits.
@@ -123,6 +124,7 @@ export interface Family {
     tokens: T,
     cache: KvCache<T>,
     all?: boolean,
+    ends?: T,
   ): Generator<T, T, T>;
 }
 

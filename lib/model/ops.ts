@@ -56,4 +56,7 @@ export interface Ops<T> {
 
   /** The last row of each sequence of the pass: `[rows, n]` → `[sequences, n]`. */
   lastRow(x: T, cache: KvCache<T>): T;
+
+  /** `RMSNorm(x[rows], norm)`: `[any, k]`, u32 `[rows]`, `[k]` → `[rows, k]`. */
+  normRows(x: T, rows: T, norm: Matrix<T>): T;
 }

@@ -75,6 +75,7 @@ function* forward<T>(
   tokens: T,
   cache: KvCache<T>,
   all = false,
+  ends?: T,
 ): Generator<T, T, T> {
   let x = yield ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
   for (const [i, layer] of weights.layers.entries()) {
@@ -86,6 +87,7 @@ function* forward<T>(
     const gated = yield ops.normSwiglu(x, layer.postNorm, gateUpProj);
     x = yield ops.matmulAdd(gated, downProj, x);
   }
+  if (ends !== undefined) return ops.normRows(x, ends, weights.norm);
   if (!all) x = yield ops.lastRow(x, cache);
   return ops.normMatmul(x, weights.norm, weights.lmHead);
 }

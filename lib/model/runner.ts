@@ -35,6 +35,14 @@ export interface Runner extends Disposable {
     options: { all?: boolean; signal?: AbortSignal },
   ): Promise<Float32Array>;
   /**
+   * Computes the normed state after the last token of each text, `[hidden]` each, from an
+   * empty cache. Texts of similar length share passes.
+   */
+  states(
+    texts: readonly (readonly number[])[],
+    signal?: AbortSignal,
+  ): Promise<Float32Array[]>;
+  /**
    * Checks that the device can hold the keys and values of `sequences` sequences of
    * `context` tokens each.
    *

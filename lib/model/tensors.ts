@@ -15,6 +15,11 @@ export interface TensorSelection {
   names: Map<string, string>;
   /** The stored names of the embedding and of an LM head that is stored though tied. */
   tied?: { embedding: string; head: string };
+  /**
+   * Set if there is no LM head, neither stored nor tied, and the names are those of a model
+   * without one, such as an embedding model's.
+   */
+  headless?: boolean;
   /** Stored tensors that are not needed. */
   unused: string[];
   /** Tensors that only an index has and that are not needed. */
@@ -86,7 +91,9 @@ export function selectTensors(
     names.delete(head.name);
   }
   const missing = [...shapes.keys()].filter((tensor) => !names.has(tensor));
-  if (missing.length > 0) {
+  const headless = missing.length === 1 && missing[0] === head.name &&
+    names.get(embedding.name) === embedding.name.slice(BASE.length);
+  if (missing.length > 0 && !headless) {
     const without = `it lacks ${
       listed(missing.map((tensor) => {
         const file = promised.get(tensor) ??
@@ -117,7 +124,7 @@ export function selectTensors(
   const lost = [...promised.keys()].filter((own) =>
     neededName(own) === undefined
   );
-  if (stray === undefined) return { names, unused, lost };
+  if (stray === undefined) return { names, headless, unused, lost };
   names.delete(head.name);
   const tied = { embedding: names.get(embedding.name)!, head: stray };
   return { names, tied, unused, lost };

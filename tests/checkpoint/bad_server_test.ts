@@ -196,7 +196,8 @@ const TEXT_MODES: Record<string, Omit<Mode, "file">> = {
   },
   "410": {
     always: plain(reply("410 Gone")),
-    error: "Cannot open URL: there is no URL/config.json",
+    error:
+      "Cannot open URL: there is no URL/config.json; of a GGUF file pass the URL",
     requests: 1,
   },
   "304 to no condition": {

@@ -206,7 +206,7 @@ Deno.test("a GGUF file gives configuration, defaults and tensors", async () => {
       ["tokenizer.ggml.eot_token_id", "u32", 4],
       ["tokenizer.ggml.bos_token_id", "u32", 2],
     ),
-    [...smallTensors(8).reverse(), zeros("cls.output.weight", 32, 2)],
+    [...smallTensors(8).reverse(), zeros("spare.weight", 32, 2)],
   );
   await using opened = checkpoint!;
   assertEquals({ ...opened.config, rmsNormEps: 0 }, {
@@ -242,11 +242,47 @@ Deno.test("a GGUF file gives configuration, defaults and tensors", async () => {
   assertEquals(opened.tensors.size, 13);
   assertEquals(opened.tokenizer, undefined);
   assertEquals(opened.notices, [
-    "the weights have a tensor that the model does not use: cls.output.weight",
+    "the weights have a tensor that the model does not use: spare.weight",
   ]);
   const norm = new Uint8Array(128);
   await opened.read("model.norm.weight", 0, norm);
   assertEquals(new Float32Array(norm.buffer), new Float32Array(32).fill(1));
+});
+
+Deno.test("a chat model's GGUF file without sampling settings gets Qwen's", async () => {
+  const chat = (end: string, template: string): Entry[] => [
+    ["tokenizer.ggml.tokens", "list", ["string", ["a", end]]],
+    ["tokenizer.ggml.eos_token_id", "u32", 1],
+    ["tokenizer.chat_template", "string", template],
+  ];
+  const temp: Entry = ["general.sampling.temp", "f32", 0];
+  const cases: [Entry[], Record<string, unknown>, string?][] = [
+    [
+      chat("<|im_end|>", "<think>"),
+      { doSample: true, temperature: 0.6, topK: 20, topP: 0.95 },
+      "temperature 0.6, top-k 20, top-p 0.95",
+    ],
+    [
+      chat("<|im_end|>", "{{ messages }}"),
+      { doSample: true, temperature: 0.7, topK: 20, topP: 0.8 },
+      "temperature 0.7, top-k 20, top-p 0.8",
+    ],
+    // The file's own settings, a base model, and a file without a template.
+    [[...chat("<|im_end|>", "a"), temp], { doSample: false, temperature: 0 }],
+    [chat("<|endoftext|>", "a"), {}],
+    [chat("<|im_end|>", "a").slice(0, 2), {}],
+  ];
+  for (const [entries, expected, said] of cases) {
+    const { checkpoint } = await openSmall([...SMALL, ...entries]);
+    await using opened = checkpoint!;
+    assertEquals(opened.generation, { ...expected, eosTokenIds: [1] });
+    assertEquals(
+      opened.notices,
+      said === undefined ? [] : [
+        `the file has no sampling settings, using Qwen's published ones: ${said}`,
+      ],
+    );
+  }
 });
 
 Deno.test("an LM head in the file makes a GGUF model untied", async () => {
@@ -339,7 +375,7 @@ Deno.test("openCheckpoint finds the GGUF file of a folder", async () => {
   await assertRejects(
     () => openCheckpoint(one.path),
     Error,
-    "it has 2 GGUF files, pass one: a.gguf, b.gguf",
+    `it has 2 GGUF files, name one, as in ${one.path}:a.gguf: a.gguf (9.79 kB), b.gguf (9.79 kB)`,
   );
   await using byUrl = await openCheckpoint(`file://${one.path}/b.gguf`);
   assertEquals(byUrl.config.vocabSize, 8);

@@ -10,8 +10,6 @@ import {
 } from "../support/serve_hub.ts";
 import { tempFolder } from "../support/temp_checkpoint.ts";
 
-const GGUF =
-  "GGUF repositories are not supported yet: pass a .gguf file or its URL";
 const NO_FILE = "there is no such file";
 const FILE = "it is a file, must be the folder of a checkpoint";
 
@@ -29,15 +27,36 @@ for (
     ["model-q8_0.gguf", NO_FILE],
     ["/nowhere/Model-Q4_K_M.GGUF", NO_FILE],
     ["unsloth/model.gguf", NO_FILE],
-    ["Qwen/Qwen3-0.6B-GGUF", `${GGUF}, or Qwen/Qwen3-0.6B`],
-    ["Qwen/Qwen3-8B-GGUF@main", `${GGUF}, or Qwen/Qwen3-8B`],
-    ["a/Qwen3-8B-GGUF:Q4_K_M", `${GGUF}, or a/Qwen3-8B`],
+    [
+      "models/qwen/x.gguf",
+      `${NO_FILE}, a file of a repository is models/qwen:x.gguf`,
+    ],
+    ["./models/qwen/x.gguf", NO_FILE],
+    [
+      "a/B-GGUF:Q4_K_M@v1",
+      "the revision comes first, pass a/B-GGUF@v1:Q4_K_M",
+    ],
+    [
+      "qwen3-8b-gguf:Q4_K_M",
+      "there is no such directory, did you mean Qwen/Qwen3-8B-GGUF:Q4_K_M",
+    ],
     [
       "https://huggingface.co/a/B-GGUF/blob/main/B-Q8_0.gguf",
-      "it is a page, pass the file: https://huggingface.co/a/B-GGUF/resolve/main/B-Q8_0.gguf",
+      "it is a page, pass the file of the repository: a/B-GGUF:B-Q8_0.gguf",
+    ],
+    [
+      "https://huggingface.co/a/B-GGUF/blob/v1/C/B-Q8_0.gguf",
+      "it is a page, pass the file of the repository: a/B-GGUF@v1:C/B-Q8_0.gguf",
+    ],
+    [
+      "https://hf.co/a/B-GGUF:Q4_K_M",
+      "it is a page, pass the repository a/B-GGUF:Q4_K_M",
     ],
     ["qwen3:0.6b", "it is a name of Ollama's, pass Qwen/Qwen3-0.6B"],
-    ["Qwen3:32b-q8_0", "it is a name of Ollama's, pass Qwen/Qwen3-32B"],
+    [
+      "Qwen3:32b-q8_0",
+      "it is a name of Ollama's, pass Qwen/Qwen3-32B-GGUF:Q8_0",
+    ],
     [
       "qwen3:latest",
       "it is a name of Ollama's, pass a repository such as Qwen/Qwen3-0.6B",
@@ -92,16 +111,13 @@ for (
     ],
     [
       "https://hf.co/Qwen/Qwen3-0.6B-GGUF/tree/v1.0/",
-      "it is a page, pass the repository Qwen/Qwen3-0.6B@v1.0",
+      "it is a page, pass the repository Qwen/Qwen3-0.6B-GGUF@v1.0",
     ],
     [
-      "huggingface.co/Qwen/Qwen3-0.6B",
-      "it is a page, pass the repository Qwen/Qwen3-0.6B",
+      "huggingface.co/Qwen/Qwen3-0.6B/tree/v1",
+      "it is a page, pass the repository Qwen/Qwen3-0.6B@v1",
     ],
-    [
-      "hf.co/Qwen/Qwen3-0.6B-GGUF:Q8_0",
-      "it is a page, pass the repository Qwen/Qwen3-0.6B",
-    ],
+    ["hf.co/Qwen", "did you mean https://hf.co/Qwen"],
     [
       "http://127.0.0.1:9/a/model.safetensors",
       `${FILE}: http://127.0.0.1:9/a/`,
@@ -127,17 +143,29 @@ Deno.test("a path that does not exist is refused before the Hub is asked", async
   for (const spec of ["./models/nope", "models/nope/x", "../nope", "nope"]) {
     assert((await said(spec)).startsWith(looked), spec);
   }
-  assertEquals(
-    await said("models/nope"),
-    "the directory models has no nope (a repository of that name: models/nope@main)",
-  );
   assertEquals(server.requests.length, 0);
-  await assertRejects(
-    () => openCheckpoint("models/nope@main"),
-    Error,
-    "there is no such repository",
-  );
-  assert(server.requests.length > 0);
+});
+
+Deno.test("a repository's owner may be the name of a folder", async () => {
+  await using cache = await emptyCache();
+  await using _server = await serveHub("tiny-tied-bf16");
+  await using folder = await tempFolder({});
+  await Deno.mkdir(`${folder.path}/Some/Other`, { recursive: true });
+  const before = Deno.cwd();
+  Deno.chdir(folder.path);
+  try {
+    await using checkpoint = await openCheckpoint("Some/Model");
+    assertEquals(checkpoint.location, cache.snapshot);
+    const { message } = await assertRejects(
+      () => openCheckpoint("Some/Typo"),
+      Error,
+    );
+    assert(message.includes("there is no such repository"), message);
+    // A mistyped path is as likely.
+    assert(message.endsWith("; the directory Some has no Typo"), message);
+  } finally {
+    Deno.chdir(before);
+  }
 });
 
 Deno.test("a repository in the cache is not taken for a missing path", async () => {

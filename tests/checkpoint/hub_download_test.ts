@@ -558,16 +558,6 @@ const MODES: Mode[] = [
     error: new RegExp(`has the SHA-256 ${BLOB}, must have ${sha256(other)}`),
   },
   {
-    what: "GGUF files only",
-    files: new Map(
-      ["a-Q4_K_M.gguf", "b-Q8_0.gguf", "README.md"].map((
-        name,
-      ) => [name, config]),
-    ),
-    error:
-      /there is no config.json, must be a repository with config.json and safetensors \(it holds GGUF files, pass one as a file or a URL: it has a-Q4_K_M.gguf and 1 more .gguf, README.md\)/,
-  },
-  {
     what: "PyTorch files only",
     files: new Map([["config.json", config], ["pytorch_model.bin", weights]]),
     error:

@@ -37,6 +37,22 @@ Deno.test("parseRepositoryId takes owner/name with an optional revision", () => 
     name: "a/b",
     revision: "refs/pr/1",
   });
+  for (const host of ["", "hf.co/", "huggingface.co/", "HF.co/"]) {
+    assertEquals(parseRepositoryId(`${host}a/b-GGUF:UD-Q4_K_XL`), {
+      name: "a/b-GGUF",
+      revision: "main",
+      pick: "UD-Q4_K_XL",
+    });
+    assertEquals(parseRepositoryId(`${host}a/b@v1:c/d-00001-of-00002.gguf`), {
+      name: "a/b",
+      revision: "v1",
+      pick: "c/d-00001-of-00002.gguf",
+    });
+    assertEquals(parseRepositoryId(`${host}a/b:latest`), {
+      name: "a/b",
+      revision: "main",
+    });
+  }
   for (
     const spec of [
       "",
@@ -50,6 +66,10 @@ Deno.test("parseRepositoryId takes owner/name with an optional revision", () => 
       "a/b@../../c",
       "a b/c",
       "C:\\a",
+      "a/b:",
+      "a/b:Q4@v1",
+      "a/b:c:d",
+      "hf.co/a/b/c",
     ]
   ) {
     assertEquals(parseRepositoryId(spec), undefined);
@@ -332,6 +352,6 @@ Deno.test("a missing repository, or one without safetensors, is reported with th
   );
   assertStringIncludes(
     await failure("Some/Model"),
-    "there is no config.json, must be a repository with config.json and safetensors (it has golden",
+    "there is no config.json, must be a repository with config.json and safetensors, or with GGUF files (it has golden",
   );
 });

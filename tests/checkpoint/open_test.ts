@@ -304,7 +304,7 @@ Deno.test("openCheckpoint lists the URLs that it looked for", async () => {
   files.delete("/config.json");
   await assertRefused(
     `${server.url}/sub`,
-    `there is no ${server.url}/sub/config.json`,
+    `there is no ${server.url}/sub/config.json; of a GGUF file pass the URL`,
   );
 });
 

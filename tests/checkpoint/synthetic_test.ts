@@ -1,4 +1,7 @@
+import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
+import { storedRowBytes } from "../../lib/formats/format.ts";
+import { packed } from "../../lib/formats/matrix.ts";
 import {
   assert,
   assertAlmostEquals,
@@ -12,6 +15,7 @@ import {
   syntheticRule,
   syntheticTokens,
 } from "../../lib/checkpoint/synthetic.ts";
+import { SYNTHETIC_DTYPES } from "../../lib/checkpoint/synthetic_types.ts";
 
 interface Reference {
   seed: number;
@@ -174,7 +178,7 @@ Deno.test("parseSynthetic refuses unknown sizes and parameters, and lists the kn
     ["synthetic:qwen3-", "try synthetic:qwen3-0.6b, -1.7b"],
     [
       "synthetic:qwen3-0.6b?sead=1",
-      'it has no parameter "sead", only seed, layers, vocab',
+      'it has no parameter "sead", only seed, layers, vocab, dtype',
     ],
     [
       "synthetic:qwen3-0.6b?layers=0",
@@ -188,6 +192,10 @@ Deno.test("parseSynthetic refuses unknown sizes and parameters, and lists the kn
       'seed is "4294967296", must be a whole number from 0 to 4294967295',
     ],
     ["synthetic:qwen3-0.6b?seed=", 'seed is ""'],
+    [
+      "synthetic:qwen3-0.6b?dtype=q4_k_s",
+      `dtype is "q4_k_s", must be one of ${SYNTHETIC_DTYPES.join(", ")}`,
+    ],
   ];
   for (const [spec, message] of refused) {
     assertThrows(
@@ -213,4 +221,92 @@ Deno.test("a read outside a synthetic tensor is refused", async () => {
     await failure("nothing", 0),
     "Cannot read bytes 0 to 8 of tensor nothing: there is no such tensor",
   );
+});
+
+/** Rows 0 to 8 of a tensor, as f32. */
+async function someRows(
+  { tensors, read }: Checkpoint,
+  name: string,
+): Promise<Float32Array> {
+  const { format, shape } = tensors.get(name)!, k = shape.at(-1)!;
+  const bytes = new Uint8Array(8 * storedRowBytes(format, k));
+  await read(name, 0, bytes);
+  const planes = packed(format, bytes, k, 8), all = new Float32Array(8 * k);
+  for (let row = 0; row < 8; row++) {
+    format.unpack(planes, row, k, all.subarray(row * k, (row + 1) * k));
+  }
+  return all;
+}
+
+for (const dtype of SYNTHETIC_DTYPES) {
+  Deno.test(`synthetic weights in ${dtype} have the spread of those in bf16`, async () => {
+    const checkpoint = parseSynthetic(
+      `synthetic:qwen3-8b?layers=1&vocab=64&dtype=${dtype}`,
+    );
+    for (
+      const [name, scale] of [
+        ["lm_head.weight", 0.035],
+        ["model.layers.0.mlp.gate_proj.weight", 0.6 * Math.sqrt(3 / 4096)],
+        ["model.layers.0.mlp.down_proj.weight", 0.6 * Math.sqrt(3 / 12288)],
+      ] as const
+    ) {
+      const values = await someRows(checkpoint, name);
+      let sum = 0, squares = 0;
+      for (const value of values) {
+        sum += value;
+        squares += value * value;
+      }
+      const rms = Math.sqrt(squares / values.length) * Math.sqrt(3) / scale;
+      // MXFP4's scales are powers of two.
+      const factor = dtype === "mxfp4" ? Math.SQRT2 : 1.06;
+      assert(1 / factor < rms && rms < factor, `${name}: ${rms}`);
+      const mean = sum / values.length / scale;
+      assert(Math.abs(mean) < 0.03, `${name}: ${mean}`); // NaN fails too
+    }
+  });
+}
+
+Deno.test("bytes of synthetic blocks do not depend on how they are read", async () => {
+  for (const dtype of ["q8_0", "q6_k", "mxfp4", "f16", "f32"]) {
+    const spec = `synthetic:qwen3-0.6b?layers=1&vocab=9&dtype=${dtype}`;
+    const { tensors, read } = parseSynthetic(spec);
+    const name = "model.embed_tokens.weight";
+    const whole = new Uint8Array(tensors.get(name)!.byteLength);
+    await read(name, 0, whole);
+    for (const [from, size] of [[0, 1], [3, 41], [209, 500], [840, 840]]) {
+      const bytes = new Uint8Array(size + 1).subarray(1);
+      await parseSynthetic(spec).read(name, from, bytes);
+      assertEquals([...bytes], [...whole.subarray(from, from + size)]);
+    }
+  }
+});
+
+Deno.test("synthetic mixtures have llama.cpp's types", () => {
+  const types = (spec: string) => {
+    const found: Record<string, string[]> = {};
+    for (const { name, format } of parseSynthetic(spec).tensors.values()) {
+      (found[format.name] ??= []).push(name.replace(/^model\.|\.weight$/g, ""));
+    }
+    return found;
+  };
+  // Read from a file made with llama.cpp: 168 Q4_K, 29 Q6_K and 113 F32.
+  const small = types("synthetic:qwen3-0.6b?dtype=Q4_K_M");
+  assertEquals(small.q4_k.length, 168);
+  assertEquals(small.f32.length, 113);
+  const layers = [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27];
+  assertEquals(
+    small.q6_k,
+    [
+      "embed_tokens",
+      ...layers.flatMap((i) => [
+        `layers.${i}.self_attn.v_proj`,
+        `layers.${i}.mlp.down_proj`,
+      ]),
+    ],
+  );
+  const large = types("synthetic:qwen3-8b?dtype=q5_k_m");
+  assert(large.q6_k.includes("lm_head"));
+  assert(large.q5_k.includes("embed_tokens"));
+  const whole = types("synthetic:qwen3-8b?dtype=q6_k");
+  assertEquals(Object.keys(whole), ["q6_k", "f32"]);
 });

@@ -476,6 +476,32 @@ test("lastRow returns the last token of each sequence", (make, fill) => {
   ]);
 });
 
+test("normRows norms the rows that are named, in that order", (make, fill) => {
+  const ops = make();
+  const x = fill(ops, "f32", [6, 80]), norm = fill(ops, "f32", [80]);
+  startPass(ops);
+  const pick = (...rows: number[]): CpuTensor => ({
+    dtype: "u32",
+    shape: [rows.length],
+    data: Uint32Array.from(rows),
+  });
+  const expected = [5, 0, 3].flatMap((row) => {
+    const values = [...x.data.subarray(row * 80, (row + 1) * 80)];
+    const squares = values.reduce((sum, value) => sum + value * value, 0);
+    const scale = 1 / Math.sqrt(squares / 80 + ODD.rmsNormEps);
+    return values.map((value, i) => value * scale * norm.data[i]);
+  });
+  const close = { absolute: 1e-6, relative: 1e-6 };
+  const actual = ops.normRows(x, pick(5, 0, 3), matrixOf(norm));
+  assertEquals(actual.shape, [3, 80]);
+  assertAllClose(toF32(actual), expected, close);
+  assertThrows(
+    () => ops.normRows(x, pick(6), matrixOf(norm)),
+    Error,
+    "Cannot take row 6 of [6, 80]: must be less than 6",
+  );
+});
+
 test("results are kept until the next pass", (make, fill) => {
   const ops = make();
   const w = matrixOf(fill(ops, "bf16", [8, 80]));

@@ -210,6 +210,15 @@ for (
           (ops) => ops.lastRow(given, pair.gpuCache),
           cpu.lastRow(qkv, pair.cpuCache),
         );
+        const norm = random.tensor("f32", [qkv.shape[1]]);
+        const data = Uint32Array.of(qkv.shape[0] - 1, 0);
+        const index = { dtype: "u32", shape: [2], data } as const;
+        const [uploaded, picked] = [trial.upload(norm), trial.upload(index)];
+        await same(
+          "normRows",
+          (ops) => ops.normRows(given, picked, matrixOf(uploaded)),
+          cpu.normRows(qkv, index, matrixOf(norm)),
+        );
       }
     }
   });

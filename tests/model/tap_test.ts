@@ -60,6 +60,10 @@ class WordOps implements Ops<Words> {
     this.#calls++;
     return call("lastRow", x);
   }
+  normRows(x: Words, rows: Words, norm: Weight) {
+    this.#calls++;
+    return call("normRows", x, rows, norm);
+  }
 }
 
 const [a, b] = ["a", "b"].map(words);
@@ -76,6 +80,7 @@ function callAll(ops: Ops<Words>): string[] {
     ops.matmulAdd(a, w, b),
     ops.normSwiglu(a, v, w),
     ops.lastRow(a, cache),
+    ops.normRows(a, b, v),
   ].map(({ text }) => text);
 }
 
@@ -87,7 +92,7 @@ Deno.test("tap sees every verb with its arguments, and results pass through", ()
   });
   const results = callAll(tapped);
   assertEquals(results, callAll(new WordOps()));
-  assertEquals(ops.calls, 7);
+  assertEquals(ops.calls, 8);
   assertEquals(calls.map(({ verb }) => verb), [
     "embed",
     "normMatmul",
@@ -96,6 +101,7 @@ Deno.test("tap sees every verb with its arguments, and results pass through", ()
     "matmulAdd",
     "normSwiglu",
     "lastRow",
+    "normRows",
   ]);
   assertEquals(calls.map((call) => tensorsOf(call).map(({ text }) => text)), [
     ["b"],
@@ -105,6 +111,7 @@ Deno.test("tap sees every verb with its arguments, and results pass through", ()
     ["a", "b"],
     ["a"],
     ["a"],
+    ["a", "b"],
   ]);
   const again = calls.map((call) => perform(new WordOps(), call).text);
   assertEquals(again, results);
@@ -148,5 +155,6 @@ Deno.test("a call is translated to another implementation's tensors and cache", 
     "matmulAdd(A,w',B)",
     "normSwiglu(A,v',w')",
     "lastRow(A)",
+    "normRows(A,B,v')",
   ]);
 });

@@ -198,7 +198,8 @@ export function tokenizerEntries(
   }
   for (const { id, content, special } of added) {
     tokens[id] = content;
-    types[id] = special ? 3 : 4;
+    // Its rule for tokens that look like it.
+    types[id] = special || /^<\|.*\|>$/.test(content) ? 3 : 4;
   }
   const merges = model.merges.map((merge) =>
     typeof merge === "string" ? merge : merge.join(" ")

@@ -248,7 +248,8 @@ class CpuProfile {
         const constants = { K_DTYPE: "f32" };
         return [{ label, kernel: "attendDecode", dims: {}, constants }];
       }
-      case "lastRow": // costs too little to count
+      case "lastRow": // these cost too little to count
+      case "normRows":
         return [{ label: "last_row", kernel: "", dims: {}, constants: {} }];
     }
   }

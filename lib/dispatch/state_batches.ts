@@ -1,0 +1,100 @@
+/**
+ * Which texts share a forward pass when only the state after each one's last token is
+ * needed. Shorter texts of a pass are padded at their end, which changes nothing before it:
+ * attention is causal.
+ *
+ * @module
+ */
+
+/** Texts that run together, each padded to `tokens` tokens. */
+export interface StateBatch {
+  /** Indices of the texts. */
+  readonly texts: readonly number[];
+  readonly tokens: number;
+}
+
+/**
+ * What a pass costs besides its rows, in rows: reading all weights and, the first time,
+ * recording its shape. Not measured by itself.
+ */
+const PASS_ROWS = 64;
+
+/** The fewest tokens of a pass; with one, attention would run as in a decode step. */
+const LEAST_TOKENS = 4;
+
+/**
+ * A length that `tokens` tokens are padded to: one of eight per power of 2, so that few
+ * shapes occur.
+ */
+export function paddedTokens(tokens: number): number {
+  const step = 2 ** (Math.floor(Math.log2(tokens)) - 3);
+  const whole = Math.max(LEAST_TOKENS, step);
+  return Math.ceil(tokens / whole) * whole;
+}
+
+/**
+ * Divides texts of these lengths among passes of up to `rows` rows, so that the least is
+ * computed: neighbours by length share a pass, which a program over the sorted lengths
+ * finds. A text that needs more rows is alone, and not padded.
+ */
+export function chooseStateBatches(
+  lengths: readonly number[],
+  rows: number,
+): StateBatch[] {
+  const batches: StateBatch[] = [];
+  const order: number[] = [];
+  for (const [text, tokens] of lengths.entries()) {
+    if (paddedTokens(tokens) <= rows) order.push(text);
+    else batches.push({ texts: [text], tokens });
+  }
+  order.sort((a, b) => lengths[b] - lengths[a] || a - b);
+  const padded = order.map((text) => paddedTokens(lengths[text]));
+  // The least cost of the texts from each one on, and how many of them run first.
+  const cost = new Float64Array(order.length + 1);
+  const count = new Uint32Array(order.length);
+  for (let i = order.length - 1; i >= 0; i--) {
+    const most = Math.min(order.length - i, Math.floor(rows / padded[i]));
+    cost[i] = Infinity;
+    for (let some = most; some >= 1; some--) {
+      const all = cost[i + some] + some * padded[i] + PASS_ROWS;
+      if (all < cost[i]) [cost[i], count[i]] = [all, some];
+    }
+  }
+  for (let i = 0; i < order.length; i += count[i]) {
+    const texts = order.slice(i, i + count[i]);
+    batches.push({ texts, tokens: padded[i] });
+  }
+  return batches;
+}
+
+/** Texts whose states are read together: 16 MB with the widest Qwen3. Not measured. */
+const MOST_UNREAD = 1024;
+
+/** Divides batches into lists whose states are read together. */
+export function readTogether(batches: readonly StateBatch[]): StateBatch[][] {
+  const parts: StateBatch[][] = [];
+  let texts = Infinity;
+  for (const batch of batches) {
+    texts += batch.texts.length;
+    if (texts > MOST_UNREAD) {
+      parts.push([]);
+      texts = batch.texts.length;
+    }
+    parts.at(-1)!.push(batch);
+  }
+  return parts;
+}
+
+/** The tokens of a batch, padded, and the row of each text's last token. */
+export function padBatch(
+  texts: readonly (readonly number[])[],
+  tokens: number,
+): { input: Uint32Array<ArrayBuffer>; ends: Uint32Array<ArrayBuffer> } {
+  const input = new Uint32Array(texts.length * tokens);
+  texts.forEach((text, i) => input.set(text, i * tokens));
+  const ends = Uint32Array.from(
+    texts,
+    ({ length }, i) => i * tokens + length - 1,
+  );
+  return { input, ends };
+}

@@ -1,0 +1,40 @@
+/**
+ * Models that are quantised on loading, against exact logits of the weights that
+ * llama.cpp's quantiser makes.
+ */
+import { assert, assertRejects } from "@std/assert";
+import { DEFAULT_MODEL, loadQwen3 } from "../mod.ts";
+import { ggufCases } from "./support/gguf_golden.ts";
+import { relativeError } from "./support/golden.ts";
+import { eachDevice } from "./support/gpu.ts";
+
+const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
+
+for (const type of ["Q8_0", "Q4_1", "Q5_0", "Q5_1"]) {
+  eachDevice(`the story model quantised as ${type}`, async (device) => {
+    using qwen = await loadQwen3(DEFAULT_MODEL, {
+      device,
+      precision: "f32",
+      context: 80,
+      quantize: type.toLowerCase(),
+    });
+    const cases = await ggufCases(`${FILES}stories-3m-${type}`);
+    assert(cases.length > 0);
+    for (const { name, input_ids: ids, positions_kept, exact } of cases) {
+      const all = positions_kept === "all";
+      const error = relativeError(await qwen.logits(ids, { all }), exact);
+      assert(
+        error <= 1e-4,
+        `${name}: the relative error is ${error}, must be at most 1e-4`,
+      );
+    }
+  });
+}
+
+Deno.test("an unknown quantisation is refused before anything is opened", async () => {
+  await assertRejects(
+    () => loadQwen3("no/such-model", { quantize: "q4" }),
+    RangeError,
+    `Cannot load no/such-model: quantize is "q4", must be one of q8_0, `,
+  );
+});
