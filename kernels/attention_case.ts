@@ -153,7 +153,10 @@ export function cacheResults(
 }
 
 /** The step between quants of each value. */
-function stepsOf(values: ArrayLike<number>, headDim: number): Float64Array {
+export function stepsOf(
+  values: ArrayLike<number>,
+  headDim: number,
+): Float64Array {
   const steps = new Float64Array(values.length);
   const half = headDim / 2, size = CACHE_BLOCK / 2;
   for (let at = 0; at < values.length; at += headDim) {

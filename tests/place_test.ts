@@ -98,7 +98,8 @@ Deno.test("loading, doctor and profile share the limit of YaRN", async () => {
   );
 
   await using checkpoint = await openCheckpoint(path);
-  const needs = (context: number) => modelNeeds(checkpoint, { context }, undefined);
+  const needs = (context: number) =>
+    modelNeeds(checkpoint, { context }, undefined);
   const [fits, ...more] = await needs(REACHED);
   assertEquals([fits.severity, fits.topic], ["green", "model"]);
   assertEquals(more.length, 1);

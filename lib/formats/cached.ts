@@ -80,7 +80,11 @@ export class QuantizedHeads {
     this.#scales.fill(bits, this.#scaleAt(row, 0), this.#scaleAt(row + 1, 0));
   }
 
-  /** Quantizes the head of `from` that begins at `at`, with ggml's rounding. */
+  /**
+   * Quantizes the head of `from` that begins at `at`, with ggml's rounding.
+   *
+   * @throws {RangeError} if f16 cannot hold a scale.
+   */
   put(row: number, from: ArrayLike<number>, at: number): void {
     const half = this.headDim / 2, eight = CACHE_BLOCK / 4;
     for (let begin = 0; begin < half; begin += 2 * eight) {
@@ -92,6 +96,13 @@ export class QuantizedHeads {
         }
       }
       const scale = Math.fround(Math.fround(most) / 127);
+      if (scale > 65504) {
+        throw new RangeError(
+          `Cannot cache a key or value of ${most} in q8_0: it must be at most ${
+            127 * 65504
+          }, kv f32 has room for it`,
+        );
+      }
       const inverse = scale > 0 ? Math.fround(1 / scale) : 0;
       const block = begin / (2 * eight);
       this.#scales[this.#scaleAt(row, block)] = f32ToF16Bits(scale);

@@ -229,7 +229,12 @@ export class Bench implements Disposable {
       for (const [j, result] of results.entries()) {
         const { data, width } = reference.results[i][j];
         const actual = await result.read();
-        const found = rowDifference(actual, data, width, check.half);
+        const found = rowDifference(
+          actual,
+          data,
+          width,
+          check.half ? "f16" : "f32",
+        );
         if (found) return `${check.label} ${differenceText(found)}`;
       }
       gpu.check();
