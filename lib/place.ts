@@ -58,7 +58,7 @@ export interface Qwen3Options {
    * `precision: "f32"`. `q8_0` takes about half the memory of f16; heads must be of a
    * multiple of 32 values.
    */
-  kv?: CacheRequest;
+  kv?: "auto" | "f16" | "f32" | "q8_0";
   /**
    * Quantises the matrices as they are loaded: `q8_0`, `q6_k`, `q5_k_m`, `q5_k`, `q5_1`,
    * `q5_0`, `q4_k_m`, `q4_k`, `q4_1`, `q4_0`, `q3_k` or `q2_k`, as llama.cpp means them.

@@ -13,7 +13,6 @@ import type { Gpu } from "../../lib/webgpu/device.ts";
 import type { Operands } from "../../lib/webgpu/kernel.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import type { Constants } from "../../lib/dispatch/shapes.ts";
-import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import {
   appended,
@@ -157,11 +156,11 @@ gpuTest(
   "attendDecode attends to a cache in q8_0, with heads of any size and ratio",
   async (_, trial) => {
     const { random } = trial;
-    const sizes = [[32, 8], [64, 3], [96, 1], [128, 2], [160, 6], [256, 1]];
+    const sizes = [[32, 8], [64, 3], [96, 1], [128, 2], [160, 2]];
     for (const [headDim, ratio] of sizes) {
       const kvHeads = random.int(1, 3), heads = ratio * kvHeads;
       const shape = { ...ONE, heads, kvHeads, headDim, context: 140 };
-      for (const splits of [1, 2, 7]) {
+      for (const splits of [1, 7]) {
         const lengths = [random.int(0, 139), random.int(0, 139), 1];
         const pass = { lengths, first: 0, rows: 2 };
         const MERGE = random.int(0, 1),

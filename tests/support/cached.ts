@@ -1,10 +1,6 @@
 /** Keys and values on a GPU, compared with what was appended to them. */
 import { HALF_STEP_Q8, stepsOf } from "../../kernels/attention_case.ts";
-import {
-  cachedToF32,
-  type CacheDtype,
-  storedAs,
-} from "../../lib/formats/cached.ts";
+import { cachedToF32, type CacheDtype } from "../../lib/formats/cached.ts";
 import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "./assert_all_close.ts";
