@@ -60,6 +60,8 @@ export class BenchSetting implements Disposable {
   private constructor(
     readonly options: BenchOptions,
     readonly size: ModelSize,
+    /** Where the checkpoint is. */
+    readonly location: string,
   ) {}
 
   /** @throws {Error} if there is no such model. */
@@ -68,7 +70,7 @@ export class BenchSetting implements Disposable {
       options.model,
       options.opening,
     );
-    return new BenchSetting(options, sizeOf(checkpoint));
+    return new BenchSetting(options, sizeOf(checkpoint), checkpoint.location);
   }
 
   /**

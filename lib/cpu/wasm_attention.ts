@@ -147,7 +147,7 @@ export function unpackHeads() {
     ...[i32x4.extendFirst, i32x4.extendLast].map((extend, i) =>
       v128.store(16 * i)(
         to,
-        f32x4.mul(scale.get, f32x4.fromIntegers(extend(eight.get))),
+        f32x4.mul(scale.get, f32x4.convert(extend(eight.get))),
       )
     ),
   ];
