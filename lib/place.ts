@@ -55,8 +55,9 @@ export interface Qwen3Options {
   precision?: "auto" | "f32";
   /**
    * How keys and values are cached. `auto`: f16 on a GPU, f32 on the CPU path and with
-   * `precision: "f32"`. `q8_0` takes about half the memory of f16; heads must be of a
-   * multiple of 32 values.
+   * `precision: "f32"`. `q8_0` takes about half the memory of f16; keys and values are off
+   * by 0.5 %, the story model's logits by 0.6 %. Its heads must be of a multiple of 32
+   * values.
    */
   kv?: "auto" | "f16" | "f32" | "q8_0";
   /**
