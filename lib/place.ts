@@ -57,7 +57,7 @@ export interface Qwen3Options {
    * How keys and values are cached. `auto`: f16 on a GPU, f32 on the CPU path and with
    * `precision: "f32"`. `q8_0` takes about half the memory of f16; keys and values are off
    * by 0.5 %, the story model's logits by 0.6 %. Its heads must be of a multiple of 32
-   * values.
+   * values. On the CPU path, attention over many tokens takes twice as long.
    */
   kv?: "auto" | "f16" | "f32" | "q8_0";
   /**

@@ -343,16 +343,6 @@ function quantizedIn(
   };
 }
 
-/** Sequences and tokens of passes, some longer than what is unpacked at a time. */
-const PASSES_Q8 = [
-  [0, 1, 5],
-  [1, 1, 340],
-  [0, 2, 1],
-  [1, 1, 300],
-  [0, 2, 13],
-  [1, 1, 1],
-];
-
 const sum = <T>(items: readonly T[], value: (item: T, i: number) => number) =>
   items.reduce((sum, item, i) => sum + value(item, i), 0);
 
@@ -502,21 +492,39 @@ test(
   },
 );
 
-for (const headDim of [32, 96, 128]) {
+// The last has more keys than are unpacked at a time.
+for (
+  const [headDim, most, heads, kvHeads] of [
+    [32, 40, 6, 2],
+    [96, 60, 6, 3],
+    [128, 256, 2, 1],
+  ]
+) {
   test(
     `attention over a cache in q8_0 of heads of ${headDim}`,
     (make, fill) => {
-      const heads = { numAttentionHeads: 6, numKeyValueHeads: 2, headDim };
-      const ops = make(heads), width = 10 * headDim, context = 700;
-      const config = { ...ODD, ...heads };
+      const changes = {
+        numAttentionHeads: heads,
+        numKeyValueHeads: kvHeads,
+        headDim,
+      };
+      const ops = make(changes), context = most + 30;
+      const width = (heads + 2 * kvHeads) * headDim;
+      const config = { ...ODD, ...changes };
       const norms = [0, 1].map(() => fill(ops, "bf16", [headDim], 4));
       const cache = ops.createCache(2, context, "q8_0");
       const cached = [0, 1].map(() => ({
         k: [] as number[][],
         v: [] as number[][],
       }));
-      // Also more positions than are unpacked at once, with few rows and with many.
-      for (const [first, sequences, tokens] of PASSES_Q8) {
+      const passes = [
+        [0, 1, 5],
+        [1, 1, most],
+        [0, 2, 1],
+        [0, 2, 13],
+        [1, 1, 1],
+      ];
+      for (const [first, sequences, tokens] of passes) {
         const qkv = fill(ops, "f32", [sequences * tokens, width], 2);
         cache.begin({ first, sequences, tokens });
         const y = ops.attend(
@@ -533,7 +541,7 @@ for (const headDim of [32, 96, 128]) {
           cached.slice(first, first + sequences),
           tokens,
           undefined,
-          quantizedIn(cache, { first, kvHeads: 2, headDim }),
+          quantizedIn(cache, { first, kvHeads, headDim }),
         );
         const what = `sequences ${first}+${sequences}, ${tokens} tokens`;
         assertAttended(y.data, expected, what);
