@@ -216,6 +216,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   cases: [
     { ...HEADS_128, lengths: [145], tokens: 9, cache: "f16" },
     { ...HEADS_128, headDim: 64, lengths: [3, 90], tokens: 21, cache: "f16" },
+    { ...HEADS_128, lengths: [3, 90], tokens: 21, cache: "q8_0" },
   ],
   makeCase(given, tools) {
     const { device } = tools, { heads, kvHeads, tokens } = given;

@@ -137,6 +137,25 @@ eachDevice(
   },
 );
 
+eachDevice(
+  "texts are embedded with keys and values in q8_0",
+  async (device) => {
+    const texts = [[1, 2, 3, 4, 5, 6, 7], [9], [8, 7, 300, 12]];
+    const load = (kv: "f32" | "q8_0") =>
+      loadQwen3(TINY, { device, kv, precision: "f32" });
+    using exact = await load("f32");
+    using rough = await load("q8_0");
+    const expected = await exact.embed(texts);
+    for (const [i, actual] of (await rough.embed(texts)).entries()) {
+      const error = relativeError(actual, expected[i]);
+      assert(error > 0 && error < MOST_ERROR, `text ${i}: ${error}`);
+      // Alone it has the same pass, or one of another size.
+      const [alone] = await rough.embed(texts[i]);
+      assert(relativeError(alone, actual) < MOST_ERROR / 2);
+    }
+  },
+);
+
 gpuTest("a value beyond f16 switches a cache in q8_0 to f32", async () => {
   await using checkpoint = await withLargeValues(TINY);
   for (const debug of [false, true]) {
