@@ -6,7 +6,7 @@
  *   deno bench -A bench/attention_bench.ts
  */
 import { matrixOf } from "../lib/formats/matrix.ts";
-import { BYTES } from "../lib/dtype.ts";
+import { cachedBytes, type CacheDtype } from "../lib/formats/cached.ts";
 import { GpuKvCache } from "../lib/gpu/kv_cache.ts";
 import { GpuOps } from "../lib/gpu/ops.ts";
 import type { Plan } from "../lib/webgpu/plan.ts";
@@ -31,10 +31,10 @@ benchPlans(
   "attention",
   shapes.map(([tokens, length]) => {
     const keys = length + tokens, decode = tokens === 1;
-    const cached = (dtype: "f16" | "f32") =>
-      2 * kvHeads * keys * headDim * BYTES[dtype];
+    const cached = (dtype: CacheDtype) =>
+      2 * kvHeads * keys * cachedBytes(dtype, headDim);
     const copies = copiesOf(gpu, cached("f16"));
-    const record = (plan: Plan, dtype: "f16" | "f32") => {
+    const record = (plan: Plan, dtype: CacheDtype) => {
       const cache = new GpuKvCache(
         gpu,
         { ...config, numHiddenLayers: copies },
@@ -62,9 +62,9 @@ benchPlans(
       batch: gpu.software ? 4 : decode ? 32 : 4,
       flops: 4 * heads * headDim * causalPairs(tokens, length),
       length,
-      cases: (["f32", "f16"] as const).map((dtype) => ({
+      cases: (["f32", "f16", "q8_0"] as const).map((dtype) => ({
         name: `cache in ${dtype}`,
-        bound: decode ? "memory" : dtype,
+        bound: decode ? "memory" : dtype === "f32" ? "f32" : "f16",
         bytes: cached(dtype),
         record: (plan) => record(plan, dtype),
       })),

@@ -23,12 +23,13 @@ export async function cpuRow(
   setting: BenchSetting,
   prompt: number,
 ): Promise<Measured> {
-  const { model, maxTokens, runs, opening } = setting.options;
+  const { model, maxTokens, runs, opening, kv } = setting.options;
   setting.freeModel();
   const tokens = Math.min(maxTokens, CPU_TOKENS);
   using qwen = await loadQwen3(model, {
     ...opening,
     device: "cpu",
+    kv,
     context: prompt + tokens,
   });
   const stats = await setting.repeat(

@@ -5,6 +5,7 @@
  * @module
  */
 import { contextLimit } from "../lib/checkpoint/config.ts";
+import type { CacheRequest } from "../lib/dispatch/precision.ts";
 import type { OpenOptions } from "../lib/checkpoint/sources.ts";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { openDevice } from "../lib/open_device.ts";
@@ -26,6 +27,8 @@ const WARM_MS = 30, MOST_WARM = 256;
 /** Options of every row. */
 export interface BenchOptions {
   model: string;
+  /** How keys and values are cached; as on loading by default. */
+  kv?: CacheRequest;
   /** Timed runs of each measure, after one that warms up. */
   runs: number;
   /** Tokens per generation. */
@@ -98,9 +101,9 @@ export class BenchSetting implements Disposable {
       : Infinity;
     if (context > known) refuseContext(context, known);
     this.freeModel();
-    const { model, opening } = this.options;
+    const { model, opening, kv } = this.options;
     const { threads: _, ...rest } = opening ?? {}; // the CPU path's
-    const options = { ...rest, device: "gpu" } as const;
+    const options = { ...rest, device: "gpu", kv } as const;
     const qwen = await loadQwen3(model, options);
     const most = contextLimit(qwen.config).tokens;
     if (qwen.context >= context) return this.#keep(qwen);

@@ -8,18 +8,28 @@ import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
   attentionText,
+  cacheResults,
   counting,
   HEADS_128,
+  HEADS_96,
   merged,
   ODD_HEADS,
   positionsTensor,
   sizesOf,
   stateTensor,
 } from "./attention_case.ts";
-import { EPS, HALF_ATTENTION, room, SUM } from "./case.ts";
+import { EPS, room, SUM } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { angle, COUNTERS, HEADS, POSITIONS, STATE, turnPair } from "./heads.ts";
+import {
+  angle,
+  COUNTERS,
+  HEADS,
+  POSITIONS,
+  QUANTS,
+  STATE,
+  turnPair,
+} from "./heads.ts";
 
 // Index of a lane's pair p within half a head.
 const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";
@@ -27,11 +37,18 @@ const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";
 // Loads a tile of keys or values, starting at `at` and ending with the split.
 const fetch = (x: string, at: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
-    let key = cached + min(${at} + s * KEYS + key_group, last) * (WIDTH / PER);
+    let row = first_row + min(${at} + s * KEYS + key_group, last);
     @unroll for (var i = 0; i < UNITS; i++) {
-      let at = key + min(i * KEY_LANES + key_lane, HALF / PER - 1u);
-      ${x}s[(s * UNITS + i) * 2] = ${x}_unit(at);
-      ${x}s[(s * UNITS + i) * 2 + 1] = ${x}_unit(at + HALF / PER);
+      let unit = min(i * KEY_LANES + key_lane, HALF / PER - 1u);
+      @if CACHE == "q8_0" {
+        ${x}s[s * UNITS + i] = ${x}[row * (HALF / PER) + unit];
+        let scale = scale_at(row, unit / 2u);
+        ${x}d[s * UNITS + i] = scale_of(${x}[scale / 4u][scale % 4u], unit / 2u);
+      } @else {
+        let at = row * (WIDTH / PER) + unit;
+        ${x}s[(s * UNITS + i) * 2] = ${x}_unit(at);
+        ${x}s[(s * UNITS + i) * 2 + 1] = ${x}_unit(at + HALF / PER);
+      }
     }
   }`;
 
@@ -66,6 +83,39 @@ const turn = (x: string, n: string, gain: string) => /* wgsl */ `
     ["angle[2 * p]", "angle[2 * p + 1]"],
   )
 }
+  }`;
+
+// Stores the new key or value `from` in q8_0. A lane has both halves of a unit, eight values
+// each; its neighbor has the rest of the block.
+const quantize = (x: string, from: string) => /* wgsl */ `
+  {
+    @split var highs: array<f32, UNITS>;
+    @split var paired: array<f32, UNITS>;
+    @unroll for (var i = 0; i < UNITS; i++) {
+      highs[i] = 0.0;
+      @unroll for (var e = 0; e < 2 * PER; e++) { highs[i] = max(highs[i], largest(${from}[2 * i * PER + e])); }
+      highs[i] = max(highs[i], key_other(highs[i], 1u, tid));
+    }
+    // Scales are stored in pairs: the second is two lanes further, or in this lane.
+    @unroll for (var i = 0; i < UNITS; i++) {
+      @if KEY_LANES >= 4 { paired[i] = key_other(highs[i], 2u, tid); }
+      @else {
+        paired[i] = 0.0;
+        @if i + 1 < UNITS { paired[i] = highs[i + 1]; }
+      }
+    }
+    @unroll for (var i = 0; i < UNITS; i++) {
+      let unit = i * KEY_LANES + key_lane;
+      if (appends && unit < HALF / PER) {
+        ${x}[new_row * (HALF / PER) + unit] = vec4u(
+          quantized(${from}[2 * i * PER], highs[i]), quantized(${from}[2 * (i * PER + 1)], highs[i]),
+          quantized(${from}[2 * i * PER + 1], highs[i]), quantized(${from}[2 * (i * PER + 1) + 1], highs[i]));
+        if (unit % 4u == 0u) {
+          let scale = scale_at(new_row, unit / 2u);
+          ${x}[scale / 4u][scale % 4u] = scales_word(highs[i], paired[i]);
+        }
+      }
+    }
   }`;
 
 // Merges the results of `count` groups for element i % WIDTH of head i / WIDTH.
@@ -157,17 +207,19 @@ const BATCH_STEP = {
  */
 export const attendDecode = defineKernel<DecodeCase>({
   name: "attendDecode",
-  buffers: ({ VEC, FETCHERS, HEAD_DIM }) => {
+  buffers: ({ VEC, FETCHERS, HEAD_DIM, CACHE }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
     // Units of 16 bytes if half a head is a whole number of them.
-    const cache = Number(HEAD_DIM) % 16 === 0 ? "unit" : view;
+    const cache = CACHE === "q8_0"
+      ? "any as quad"
+      : `headDim as ${Number(HEAD_DIM) % 16 === 0 ? "unit" : view}`;
     return {
       qkv: `m width as ${view}`,
       qNorm: `headDim as ${view}`,
       kNorm: `headDim as ${view}`,
       positions: `rows headDim as ${view}`,
-      k: `inout sequences kvHeads context headDim as ${cache}`,
-      v: `inout sequences kvHeads context headDim as ${cache}`,
+      k: `inout sequences kvHeads context ${cache}`,
+      v: `inout sequences kvHeads context ${cache}`,
       y: `inout any as ${view}`,
       state: "inout any as atomic",
       ...(FETCHERS ? { next: "any as unit", after: "any as unit" } : {}),
@@ -188,6 +240,7 @@ export const attendDecode = defineKernel<DecodeCase>({
     BATCH: 8,
     FETCHERS: 0,
     AHEAD: 0,
+    CACHE: "float",
   },
   derive: (c) => {
     const VEC = Number(c.VEC), HEAD_DIM = Number(c.HEAD_DIM);
@@ -196,7 +249,12 @@ export const attendDecode = defineKernel<DecodeCase>({
     const LOG_LANES = c.SUBGROUPS ? Number(c.LOG_LANES) : LOG_KEY_LANES;
     const KEY_LANES = 1 << LOG_KEY_LANES, LANES = 1 << LOG_LANES;
     const WORKGROUP = Number(c.WORKGROUP), GROUP = Number(c.GROUP);
-    const PER = c.K_VIEW === "unit" ? Number(c.K_UNIT) / 4 : 1; // elements per load
+    // Elements per load, of each half of a head.
+    const PER = c.CACHE === "q8_0"
+      ? 2
+      : c.K_VIEW === "unit"
+      ? Number(c.K_UNIT) / 4
+      : 1;
     const WIDTH = HEAD_DIM / VEC; // elements in a head
     const UNITS = Math.ceil(WIDTH / 2 / PER / KEY_LANES);
     const ELEMENTS = 2 * UNITS * PER; // per lane
@@ -213,6 +271,7 @@ export const attendDecode = defineKernel<DecodeCase>({
       PER,
       WIDTH,
       UNITS,
+      LOADS: c.CACHE === "q8_0" ? UNITS : 2 * UNITS,
       PAIRS: ELEMENTS / 2,
       ELEMENTS,
       LOG_KEY_GROUPS,
@@ -272,7 +331,10 @@ var<workgroup> sums: array<E, PLACES * GROUP * WIDTH>;
 var<workgroup> stat: array<vec2f, PLACES * GROUP>; // maximum and sum of weights
 @if MERGE { var<workgroup> before: u32; }
 
-@if K_VIEW == "unit" {
+${QUANTS}
+@if CACHE == "q8_0" {
+  alias Unit = vec4u;
+} @else { @if K_VIEW == "unit" {
   alias Unit = k_Raw;
   fn k_unit(at: u32) -> Unit { return k_load(at); }
   fn v_unit(at: u32) -> Unit { return v_load(at); }
@@ -294,7 +356,7 @@ var<workgroup> stat: array<vec2f, PLACES * GROUP>; // maximum and sum of weights
   fn element(unit: Unit, n: u32) -> E { return unit; }
   fn k_keep(at: u32, a: E, b: E) { k_put(at, a); }
   fn v_keep(at: u32, a: E, b: E) { v_put(at, a); }
-}
+} }
 
 @if FETCHERS {
 // Reads the next weights to bring them into the cache. The XOR is compared with an
@@ -315,6 +377,18 @@ fn key_sum(v: f32, tid: u32) -> f32 {
     @unroll for (var b = 0; b < LOG_KEY_LANES; b++) { s += subgroupShuffleXor(s, 1u << b); }
     return s;
   } @else { return lanes_sum(v, tid); }
+}
+
+// The value of the lane whose number differs in one bit, of those that share a key.
+fn key_other(v: f32, bit: u32, tid: u32) -> f32 {
+  @if SUBGROUPS { return subgroupShuffleXor(v, bit); }
+  @else {
+    lanes[tid] = v;
+    workgroupBarrier();
+    let other = lanes[tid ^ bit];
+    workgroupBarrier();
+    return other;
+  }
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -338,7 +412,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let lane_group = tid / LANES;
   let key_lane = tid % KEY_LANES;
   let key_group = tid / KEY_LANES;
-  let cached = (sequence * u.kvHeads + kv_head) * u.context * (WIDTH / PER);
+  let first_row = (sequence * u.kvHeads + kv_head) * u.context;
   // All splits have the same number of steps; the last one also takes the new token.
   let split_keys = ((position + KEYS - 1u) / KEYS + groups.x - 1u) / groups.x * KEYS;
   let begin = wg.x * split_keys;
@@ -358,8 +432,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   ${take("gain", (at) => `qNorm_at(${at})`)}
   @split var angle: array<E, ELEMENTS>;
   ${take("angle", (at) => angle(`position * 2u * HALF + ${at}`))}
-  @split var ks: array<Unit, STEPS * UNITS * 2>;
-  @split var vs: array<Unit, STEPS * UNITS * 2>;
+  @split var ks: array<Unit, STEPS * LOADS>;
+  @split var vs: array<Unit, STEPS * LOADS>;
+  @if CACHE == "q8_0" {
+    @split var kd: array<f32, STEPS * UNITS>;
+    @split var vd: array<f32, STEPS * UNITS>;
+  }
   ${fetch("k", "begin")}
   ${fetch("v", "begin")}
 
@@ -391,17 +469,25 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] = value[e]; }
       }
     }
-    if (tid >= WORKGROUP - KEY_LANES && wg.y % SHARES == 0u) {
+    let new_row = first_row + position;
+    let appends = tid >= WORKGROUP - KEY_LANES && wg.y % SHARES == 0u;
+    @if CACHE == "q8_0" {
+      ${quantize("k", "fresh")}
+      ${quantize("v", "value")}
+    }
+    if (appends) {
       @unroll for (var e = 0; e < ELEMENTS; e++) {
         guard(fresh[e]);
         guard(value[e]);
       }
-      @unroll for (var i = 0; i < UNITS; i++) {
-        if (i * KEY_LANES + key_lane < HALF / PER) {
-          let at = cached + position * (WIDTH / PER) + i * KEY_LANES + key_lane;
-          @unroll for (var h = 0; h < 2; h++) {
-            k_keep(at + h * (HALF / PER), fresh[2 * i * PER + h], fresh[2 * (i * PER + PER - 1) + h]);
-            v_keep(at + h * (HALF / PER), value[2 * i * PER + h], value[2 * (i * PER + PER - 1) + h]);
+      @if CACHE != "q8_0" {
+        @unroll for (var i = 0; i < UNITS; i++) {
+          if (i * KEY_LANES + key_lane < HALF / PER) {
+            let at = new_row * (WIDTH / PER) + i * KEY_LANES + key_lane;
+            @unroll for (var h = 0; h < 2; h++) {
+              k_keep(at + h * (HALF / PER), fresh[2 * i * PER + h], fresh[2 * (i * PER + PER - 1) + h]);
+              v_keep(at + h * (HALF / PER), value[2 * i * PER + h], value[2 * (i * PER + PER - 1) + h]);
+            }
           }
         }
       }
@@ -413,9 +499,19 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @unroll for (var s = 0; s < STEPS; s++) {
       @unroll for (var g = 0; g < GROUP; g++) {
         var sum = 0.0;
-        @unroll for (var p = 0; p < PAIRS; p++) {
-          @unroll for (var h = 0; h < 2; h++) {
-            sum += dot_of(q[g * ELEMENTS + 2 * p + h], element(ks[(s * UNITS + p / PER) * 2 + h], p % PER));
+        @if CACHE == "q8_0" {
+          @unroll for (var i = 0; i < UNITS; i++) {
+            var dots = 0.0;
+            @unroll for (var e = 0; e < 2 * PER; e++) {
+              dots += dot(q[g * ELEMENTS + 2 * i * PER + e], values_of(ks[s * UNITS + i][e % 2 * 2 + e / 2]));
+            }
+            sum += kd[s * UNITS + i] * dots;
+          }
+        } @else {
+          @unroll for (var p = 0; p < PAIRS; p++) {
+            @unroll for (var h = 0; h < 2; h++) {
+              sum += dot_of(q[g * ELEMENTS + 2 * p + h], element(ks[(s * UNITS + p / PER) * 2 + h], p % PER));
+            }
           }
         }
         score[g * STEPS + s] = key_sum(sum, tid);
@@ -436,9 +532,18 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         @unroll for (var g = 0; g < GROUP; g++) {
           let weight = exp(score[g * STEPS + s] - top[g]);
           total[g] += weight;
-          @unroll for (var p = 0; p < PAIRS; p++) {
-            @unroll for (var h = 0; h < 2; h++) {
-              acc[g * ELEMENTS + 2 * p + h] += weight * element(vs[(s * UNITS + p / PER) * 2 + h], p % PER);
+          @if CACHE == "q8_0" {
+            @unroll for (var i = 0; i < UNITS; i++) {
+              let scaled = weight * vd[s * UNITS + i];
+              @unroll for (var e = 0; e < 2 * PER; e++) {
+                acc[g * ELEMENTS + 2 * i * PER + e] += scaled * values_of(vs[s * UNITS + i][e % 2 * 2 + e / 2]);
+              }
+            }
+          } @else {
+            @unroll for (var p = 0; p < PAIRS; p++) {
+              @unroll for (var h = 0; h < 2; h++) {
+                acc[g * ELEMENTS + 2 * p + h] += weight * element(vs[(s * UNITS + p / PER) * 2 + h], p % PER);
+              }
             }
           }
         }
@@ -571,16 +676,21 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         { ...odd, splits: 1 },
         { ...odd, splits: 3 },
         { ...odd, splits: 3, merge: true },
+        { ...half, cache: "q8_0", splits: 1 },
+        { ...half, cache: "q8_0", splits: 5, merge: true },
+        { ...half, ...HEADS_96, cache: "q8_0", splits: 3 },
       ];
     }),
     // A batch whose sequences have different lengths.
     { ...BATCH_STEP, layout: "short", splits: 2 },
     { ...BATCH_STEP, layout: "short", splits: 2, merge: true },
+    { ...BATCH_STEP, cache: "q8_0", layout: "short", splits: 2 },
   ],
   makeCase(given, { device, random, reference }) {
     const { heads, kvHeads, headDim, layout, splits, merge = false } = given;
     const sizes = sizesOf(given), { rows } = sizes, group = heads / kvHeads;
-    const choices = chooseDecodeAttention({ headDim, group, rows }, device);
+    const shape = { headDim, group, rows, cache: given.cache };
+    const choices = chooseDecodeAttention(shape, device);
     const choice = choices[CONTEXT_CLASSES.indexOf(layout)];
     if (merge && !choice.merges) return undefined;
     const inputs = reference.attentionInputs(random, sizes, given);
@@ -604,7 +714,6 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       grid: decodeGrid(splits, kvHeads * choice.shares, rows, fetchers),
       expected: () => {
         const after = reference.appended(inputs, sizes);
-        const stored = given.cache === "f16" ? HALF_ATTENTION : SUM;
         return [
           {
             of: ({ y, state }) =>
@@ -615,8 +724,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
             ...reference.attended(after, sizes),
             tolerance: SUM,
           },
-          { of: "k", values: after.k, tolerance: stored },
-          { of: "v", values: after.v, tolerance: stored },
+          ...cacheResults(given, after),
           { of: ({ state }) => [state[0]], values: [0], tolerance: 0 },
           {
             of: ({ state }) => [Number(counting(state, rows, heads))],

@@ -3,12 +3,14 @@ import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
   HEADS_128,
+  HEADS_96,
   ODD_HEADS,
   prefillCase,
 } from "./attention_case.ts";
 import { SUM } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
+import { dequantized, QUANTS } from "./heads.ts";
 
 /**
  * Causal attention of many new tokens per sequence over the KV cache, which already
@@ -23,19 +25,26 @@ import { defineKernel } from "./define.ts";
  */
 export const attendPrefill = defineKernel<AttentionCase>({
   name: "attendPrefill",
-  buffers: ({ HEAD_DIM }) => {
+  buffers: ({ HEAD_DIM, CACHE }) => {
     // The view depends on the head size, not on the row: each head must be whole vec4s.
     const view = Number(HEAD_DIM) % 4 === 0 ? "span" : "scalar";
+    const cache = CACHE === "q8_0" ? "any as raw" : `headDim as ${view}`;
     return {
       q: `m any as ${view}`,
       lengths: "sequences",
-      k: `sequences kvHeads context headDim as ${view}`,
-      v: `sequences kvHeads context headDim as ${view}`,
+      k: `sequences kvHeads context ${cache}`,
+      v: `sequences kvHeads context ${cache}`,
       y: `inout m any as ${view}`,
     };
   },
   uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
-  constants: { HEAD_DIM: 128, ROWS: 64, LOG_LANES: 4, SUBGROUPS: 1 },
+  constants: {
+    HEAD_DIM: 128,
+    ROWS: 64,
+    LOG_LANES: 4,
+    SUBGROUPS: 1,
+    CACHE: "float",
+  },
   derive: (c) => {
     const ROWS = Number(c.ROWS), NV = Math.ceil(Number(c.HEAD_DIM) / 64);
     // With 32 rows, everything fits 16 KiB.
@@ -56,6 +65,9 @@ export const attendPrefill = defineKernel<AttentionCase>({
   cost: (call) => attentionCost(call),
   body: /* wgsl */ `
 ${LANES}
+${QUANTS}
+${dequantized("k")}
+${dequantized("v")}
 const FOURS = ROWS / 4u;
 var<workgroup> stage: array<vec4f, STAGE>; // q and k slices, or a v slice
 var<workgroup> weights: array<vec4f, 64u * FOURS>; // [key][rows]
@@ -69,7 +81,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let kv_head = wg.y;
   let heads = u.kvHeads * u.group;
   let length = lengths[u.first + wg.z];
-  let cached = ((u.first + wg.z) * u.kvHeads + kv_head) * u.context * HEAD_DIM;
+  let first_key = ((u.first + wg.z) * u.kvHeads + kv_head) * u.context;
   let first_row = wg.x * ROWS;
   let rows = u.tokens * u.group;
   let tn = tid % 16u;
@@ -106,7 +118,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
             part[i] = q_span(at + d, remaining(d, HEAD_DIM, row < rows));
           } else {
             let key = k0 + block * 4u + i;
-            part[i] = k_span(cached + key * HEAD_DIM + d, remaining(d, HEAD_DIM, key < keys));
+            let left = remaining(d, HEAD_DIM, key < keys);
+            @if CACHE == "q8_0" {
+              if (left > 0u) { part[i] = k_cached(first_key + key, d / 4u); }
+            } @else { part[i] = k_span((first_key + key) * HEAD_DIM + d, left); }
           }
         }
         let blocks = select(16u, FOURS, of_q);
@@ -141,7 +156,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       for (var i = tid; i < V_KEYS * NV * 16u; i += WORKGROUP) {
         let key = k0 + s0 + i / (NV * 16u);
         let d = i % (NV * 16u) * 4u;
-        stage[i] = v_span(cached + key * HEAD_DIM + d, remaining(d, HEAD_DIM, key < keys));
+        let left = remaining(d, HEAD_DIM, key < keys);
+        @if CACHE == "q8_0" {
+          stage[i] = vec4f();
+          if (left > 0u) { stage[i] = v_cached(first_key + key, d / 4u); }
+        } @else { stage[i] = v_span((first_key + key) * HEAD_DIM + d, left); }
       }
       workgroupBarrier();
       @unroll for (var s = 0; s < V_KEYS; s++) {
@@ -166,6 +185,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     { ...HEADS_128, lengths: [145], tokens: 9, cache: "f16" },
     { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "f32" },
     { ...ODD_HEADS, lengths: [0], tokens: 5, cache: "f32" },
+    { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "q8_0" },
+    { ...HEADS_96, lengths: [30], tokens: 5, cache: "q8_0" },
   ],
   makeCase(given, tools) {
     const { heads, kvHeads, tokens } = given;

@@ -9,19 +9,33 @@ import {
 import { HALF_ATTENTION } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
+import { QUANTS } from "./heads.ts";
+
+// Four quants of \`row\` and their scale. They are not multiplied yet, which would wait for them.
+const fetch = (
+  x: string,
+  to: string,
+  index: string,
+  four: string,
+) => /* wgsl */ `
+  let group = (${four}) % (HEAD_DIM / 8u) / 4u;
+  ${to}[${index}].quants = ${x}[quants_at(row, ${four})];
+  ${to}[${index}].scale = scale_of(${x}[scale_at(row, group)], group);`;
 
 // Blocks of 4 keys × 4 elements of the head.
 const fetchKeys = (k0: string) => /* wgsl */ `
   @unroll for (var l = 0; l < KEY_BLOCKS; l++) {
     let block = l * WORKGROUP + tid;
     @unroll for (var i = 0; i < 4; i++) {
-      let key = min(${k0} + block / WIDTH * 4u + i, keys - 1u);
-      next[l * 4 + i] = k_at(cached + key * WIDTH + block % WIDTH);
+      let row = first_key + min(${k0} + block / WIDTH * 4u + i, keys - 1u);
+      @if CACHE == "q8_0" {
+        ${fetch("k", "next", "l * 4 + i", "block % WIDTH")}
+      } @else { next[l * 4 + i] = k_at(row * WIDTH + block % WIDTH); }
     }
   }`;
 
 /**
- * The f16 version of attend_prefill.ts, for an f16 cache and heads of 64 or 128 elements.
+ * The f16 version of attend_prefill.ts, for a cache in f16 or q8_0 and heads of 64 or 128 elements.
  * Workgroup memory holds q and a whole tile of 64 keys, then of their values; the next
  * tile is fetched into registers while this one is multiplied.
  *
@@ -32,15 +46,25 @@ const fetchKeys = (k0: string) => /* wgsl */ `
  */
 export const attendPrefillF16 = defineKernel<AttentionCase>({
   name: "attendPrefillF16",
-  buffers: {
-    q: "m any as vec4",
-    lengths: "sequences",
-    k: "sequences kvHeads context headDim as half",
-    v: "sequences kvHeads context headDim as half",
-    y: "inout m any as vec4",
+  buffers: ({ CACHE }) => {
+    const cache = CACHE === "q8_0" ? "any as raw" : "headDim as half";
+    return {
+      q: "m any as vec4",
+      lengths: "sequences",
+      k: `sequences kvHeads context ${cache}`,
+      v: `sequences kvHeads context ${cache}`,
+      y: "inout m any as vec4",
+    };
   },
   uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
-  constants: { HEAD_DIM: 128, ROWS: 64, LOG_LANES: 4, SUBGROUPS: 1, F16: 1 },
+  constants: {
+    HEAD_DIM: 128,
+    ROWS: 64,
+    LOG_LANES: 4,
+    SUBGROUPS: 1,
+    F16: 1,
+    CACHE: "float",
+  },
   derive: (c) => {
     const WIDTH = Number(c.HEAD_DIM) / 4, ROWS = Number(c.ROWS);
     const WORKGROUP = 4 * ROWS;
@@ -60,7 +84,14 @@ export const attendPrefillF16 = defineKernel<AttentionCase>({
   cost: (call) => attentionCost(call),
   body: /* wgsl */ `
 ${LANES}
+${QUANTS}
 alias T = vec4<f16>;
+@if CACHE == "q8_0" {
+  struct Stored { quants: u32, scale: f32 }
+  fn value_of(stored: Stored) -> T { return T(values_of(stored.quants) * stored.scale); }
+} @else {
+  alias Stored = T;
+}
 const FOURS = ROWS / 4u;
 var<workgroup> queries: array<T, HEAD_DIM * FOURS>; // [d][rows]
 var<workgroup> stage: array<T, HEAD_DIM * 16u>; // keys [d][keys], then values [key][d]
@@ -76,13 +107,13 @@ fn row_at(r: u32, kv_head: u32, sequence: u32) -> u32 {
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   let kv_head = wg.y;
   let length = lengths[u.first + wg.z];
-  let cached = ((u.first + wg.z) * u.kvHeads + kv_head) * u.context * WIDTH;
+  let first_key = ((u.first + wg.z) * u.kvHeads + kv_head) * u.context;
   let first_row = wg.x * ROWS;
   let rows = u.tokens * u.group;
   let tn = tid % 16u;
   let tm = tid / 16u;
   let keys = length + min(first_row + ROWS - 1u, rows - 1u) / u.group + 1u;
-  @split var next: array<T, KEY_BLOCKS * 4>;
+  @split var next: array<Stored, KEY_BLOCKS * 4>;
   ${fetchKeys("0u")}
   for (var block = tid; block < FOURS * WIDTH; block += WORKGROUP) {
     @split var part: array<T, 4>;
@@ -108,16 +139,23 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     @unroll for (var l = 0; l < KEY_BLOCKS; l++) {
       let block = l * WORKGROUP + tid;
       let to = block % WIDTH * 64u + block / WIDTH;
-      stage[to] = T(next[l * 4].x, next[l * 4 + 1].x, next[l * 4 + 2].x, next[l * 4 + 3].x);
-      stage[to + 16u] = T(next[l * 4].y, next[l * 4 + 1].y, next[l * 4 + 2].y, next[l * 4 + 3].y);
-      stage[to + 32u] = T(next[l * 4].z, next[l * 4 + 1].z, next[l * 4 + 2].z, next[l * 4 + 3].z);
-      stage[to + 48u] = T(next[l * 4].w, next[l * 4 + 1].w, next[l * 4 + 2].w, next[l * 4 + 3].w);
+      @split var four: array<T, 4>;
+      @unroll for (var i = 0; i < 4; i++) {
+        @if CACHE == "q8_0" { four[i] = value_of(next[l * 4 + i]); } @else { four[i] = next[l * 4 + i]; }
+      }
+      stage[to] = T(four[0].x, four[1].x, four[2].x, four[3].x);
+      stage[to + 16u] = T(four[0].y, four[1].y, four[2].y, four[3].y);
+      stage[to + 32u] = T(four[0].z, four[1].z, four[2].z, four[3].z);
+      stage[to + 48u] = T(four[0].w, four[1].w, four[2].w, four[3].w);
     }
     workgroupBarrier();
-    @split var value: array<T, VALUE_LOADS>;
+    @split var value: array<Stored, VALUE_LOADS>;
     @unroll for (var l = 0; l < VALUE_LOADS; l++) {
       let i = l * WORKGROUP + tid;
-      value[l] = v_at(cached + min(k0 + i / WIDTH, keys - 1u) * WIDTH + i % WIDTH);
+      let row = first_key + min(k0 + i / WIDTH, keys - 1u);
+      @if CACHE == "q8_0" {
+        ${fetch("v", "value", "l", "i % WIDTH")}
+      } @else { value[l] = v_at(row * WIDTH + i % WIDTH); }
     }
     @split var score: array<vec4f, 4>;
     @unroll for (var r = 0; r < 4; r++) { score[r] = vec4f(); }
@@ -145,7 +183,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     @unroll for (var c = 0; c < 4; c++) {
       weights[(tn * 4u + c) * FOURS + tm] = T(vec4f(score[0][c], score[1][c], score[2][c], score[3][c]) / 32.0);
     }
-    @unroll for (var l = 0; l < VALUE_LOADS; l++) { stage[l * WORKGROUP + tid] = value[l]; }
+    @unroll for (var l = 0; l < VALUE_LOADS; l++) {
+      @if CACHE == "q8_0" { stage[l * WORKGROUP + tid] = value_of(value[l]); }
+      @else { stage[l * WORKGROUP + tid] = value[l]; }
+    }
     workgroupBarrier();
     if (k0 + 64u < keys) { ${fetchKeys("k0 + 64u")} }
     for (var s0 = 0u; s0 < 64u; s0 += 32u) {
@@ -175,6 +216,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   cases: [
     { ...HEADS_128, lengths: [145], tokens: 9, cache: "f16" },
     { ...HEADS_128, headDim: 64, lengths: [3, 90], tokens: 21, cache: "f16" },
+    { ...HEADS_128, lengths: [3, 90], tokens: 21, cache: "q8_0" },
   ],
   makeCase(given, tools) {
     const { device } = tools, { heads, kvHeads, tokens } = given;

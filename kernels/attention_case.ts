@@ -3,16 +3,26 @@
  *
  * @module
  */
+import { cacheConstant } from "../lib/dispatch/attention.ts";
 import { exactLanes } from "../lib/dispatch/capabilities.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import type { Dtype } from "../lib/dtype.ts";
+import {
+  CACHE_BLOCK,
+  cachedToF32,
+  type CacheDtype,
+  QuantizedHeads,
+} from "../lib/formats/cached.ts";
 import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import {
   type Attention,
   type CaseTools,
   EPS,
+  HALF_ATTENTION,
   type KernelCase,
+  type Result,
   room,
+  SUM,
   u32,
   u32Tensor,
 } from "./case.ts";
@@ -34,13 +44,15 @@ export interface AttentionCase {
   lengths: readonly number[];
   /** New tokens of each sequence. */
   tokens: number;
-  cache: "f32" | "f16";
+  cache: CacheDtype;
   /** Type of the norms' weights. */
   norm?: Exclude<Dtype, "u32">;
 }
 
 /** Heads as in a model. */
 export const HEADS_128 = { heads: 4, kvHeads: 2, headDim: 128, context: 160 };
+/** Heads whose blocks are an odd number. */
+export const HEADS_96 = { heads: 4, kvHeads: 2, headDim: 96, context: 160 };
 /** An odd number of heads, of an unusual size. */
 export const ODD_HEADS = { heads: 3, kvHeads: 1, headDim: 6, context: 40 };
 
@@ -102,6 +114,64 @@ export const counting = (
     word !== 0
   );
 
+/**
+ * Half a step between quants, plus what f16 may be off by where 127 is multiplied by the
+ * scale: a unit in the last place, if it is not rounded to the nearest.
+ */
+export const HALF_STEP_Q8 = 0.5 + 127 * 2 ** -10;
+
+/** Expected keys and values after the append, as stored in the type of the case. */
+export function cacheResults(
+  { cache, headDim }: AttentionCase,
+  after: Readonly<Record<"k" | "v", ArrayLike<number>>>,
+): Result[] {
+  return (["k", "v"] as const).map((name): Result => {
+    const values = after[name];
+    if (cache !== "q8_0") {
+      const tolerance = cache === "f16" ? HALF_ATTENTION : SUM;
+      return { of: name, values, tolerance };
+    }
+    return {
+      of: (buffers) => {
+        const words = Uint32Array.from(buffers[name]);
+        const heads = new QuantizedHeads(
+          words,
+          values.length / headDim,
+          headDim,
+        );
+        const all = new Float32Array(values.length);
+        for (let row = 0; row < heads.rows; row++) {
+          heads.take(row, all, row * headDim);
+        }
+        return all;
+      },
+      values,
+      norms: stepsOf(values, headDim),
+      tolerance: HALF_STEP_Q8,
+    };
+  });
+}
+
+/** The step between quants of each value. */
+export function stepsOf(
+  values: ArrayLike<number>,
+  headDim: number,
+): Float64Array {
+  const steps = new Float64Array(values.length);
+  const half = headDim / 2, size = CACHE_BLOCK / 2;
+  for (let at = 0; at < values.length; at += headDim) {
+    for (let block = 0; block < half; block += size) {
+      const own = Array.from(
+        { length: CACHE_BLOCK },
+        (_, i) => at + block + i % size + (i < size ? 0 : half),
+      );
+      const most = Math.max(...own.map((i) => Math.abs(values[i])));
+      for (const i of own) steps[i] = most / 127;
+    }
+  }
+  return steps;
+}
+
 /** A case of a prefill kernel; `constants` are those that only this kernel has. */
 export function prefillCase(
   given: AttentionCase,
@@ -116,10 +186,19 @@ export function prefillCase(
   return {
     what: attentionText(given),
     operands: { q, k, v, lengths: u32(...given.lengths), y: room(q.shape) },
-    constants: { HEAD_DIM: headDim, ...exactLanes(device, 16), ...constants },
+    constants: {
+      HEAD_DIM: headDim,
+      ...exactLanes(device, 16),
+      ...cacheConstant(given.cache),
+      ...constants,
+    },
     uniforms: { first: 0, tokens, group, scale: headDim ** -0.5 },
     expected: () => {
-      const all = { q: toF32(q), k: toF32(k), v: toF32(v) };
+      const all = {
+        q: toF32(q),
+        k: cachedToF32(k, headDim),
+        v: cachedToF32(v, headDim),
+      };
       return [{ of: "y", ...reference.attended(all, sizes), tolerance }];
     },
   };

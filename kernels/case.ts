@@ -9,6 +9,7 @@ import type { Capabilities } from "../lib/dispatch/capabilities.ts";
 import type { Constants, Epilogue } from "../lib/dispatch/shapes.ts";
 import { type Dtype, elements } from "../lib/dtype.ts";
 import type { Matrix } from "../lib/formats/matrix.ts";
+import type { CacheDtype } from "../lib/formats/cached.ts";
 import { FORMATS } from "../lib/formats/mod.ts";
 import type { CpuTensor } from "../lib/formats/tensor.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
@@ -91,7 +92,7 @@ export interface Attention {
   eps: number;
 }
 
-/** Random inputs of a pass; the cache is NaN where no token was cached. */
+/** Random inputs of a pass; the cache (lib/formats/cached.ts) is NaN where no token was cached. */
 export interface AttentionInputs {
   qkv: CpuTensor;
   qNorm: CpuTensor;
@@ -137,7 +138,7 @@ export interface Reference {
   attentionInputs(
     random: CaseRandom,
     sizes: Attention,
-    dtypes: { cache: "f32" | "f16"; norm?: Dtype },
+    dtypes: { cache: CacheDtype; norm?: Dtype },
     more?: number,
   ): AttentionInputs;
   appended(

@@ -6,6 +6,7 @@
  */
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { BYTES } from "../lib/dtype.ts";
+import { cachedBytes } from "../lib/formats/cached.ts";
 import { FORMATS } from "../lib/formats/mod.ts";
 import type { Dims } from "../lib/webgpu/kernel.ts";
 
@@ -81,6 +82,16 @@ export class CostCall {
     return format ? format.bytes / format.elements : BYTES.u32;
   }
 
+  /** How keys and values are stored, and the bytes of each. */
+  get cached(): { dtype: string; size: number } {
+    const { CACHE } = this.constants;
+    if (CACHE !== "q8_0") {
+      return { dtype: this.dtype("k"), size: this.size("k") };
+    }
+    const { headDim } = this.context.config;
+    return { dtype: CACHE, size: cachedBytes(CACHE, headDim) / headDim };
+  }
+
   /** One operation that takes all of the dispatch. */
   whole(cost: Partial<Cost> & Pick<Cost, "name" | "group">): Cost[] {
     return [{
@@ -135,8 +146,8 @@ export function attentionCost(
   const { config, sequences, tokens, length } = call.context;
   const { numAttentionHeads: heads, numKeyValueHeads, headDim } = config;
   const keys = length + tokens;
-  const dtype = call.dtype("k");
-  const cached = sequences * numKeyValueHeads * keys * headDim * call.size("k");
+  const { dtype, size } = call.cached;
+  const cached = sequences * numKeyValueHeads * keys * headDim * size;
   const rows = 4 * sequences * tokens * heads * headDim;
   const shape = (q: number[], k: number[]) =>
     `[${q.join(", ")}] × [${k.join(", ")}]`;

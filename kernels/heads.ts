@@ -56,14 +56,55 @@ export const angle = (at: string) => `bitcast<E>(positions[turns + ${at}])`;
 
 /**
  * Heads are processed in elements `E` of VEC values: vec4f if the head size is a multiple
- * of 8, otherwise single floats. `guard` sets `state[0]` if the cache cannot hold a value.
+ * of 8, otherwise single floats. `guard` sets `state[0]` if a value exceeds f16, and the cache is not f32.
  */
 export const HEADS = /* wgsl */ `
 @if VEC == 4 { alias E = vec4f; } @else { alias E = f32; }
 const HALF = HEAD_DIM / 2u / VEC; // elements in half a head
 fn squares(v: E) -> f32 { @if VEC == 4 { return dot(v, v); } @else { return v * v; } }
 fn guard(v: E) {
-  @if K_DTYPE == "f16" { if (!all(abs(v) <= vec4f(65504.0))) { atomicStore(&state[0], 1u); } }
+  @if K_DTYPE != "f32" { if (!all(abs(v) <= vec4f(65504.0))) { atomicStore(&state[0], 1u); } }
+}
+`;
+
+/**
+ * Keys and values in q8_0, if CACHE says so (lib/formats/cached.ts). `row` counts heads
+ * through the whole cache. A four of a head is four neighboring values, in one word.
+ */
+export const QUANTS = /* wgsl */ `
+@if CACHE == "q8_0" {
+const SCALES = (HEAD_DIM + 63u) / 64u; // words of scales of a head
+fn quants_at(row: u32, four: u32) -> u32 {
+  let half = HEAD_DIM / 8u;
+  let i = four % half;
+  return row * (HEAD_DIM / 4u) + i / 2u * 4u + four / half * 2u + i % 2u;
+}
+fn scale_at(row: u32, block: u32) -> u32 {
+  return u.sequences * u.kvHeads * u.context * (HEAD_DIM / 4u) + row * SCALES + block / 2u;
+}
+fn scale_of(word: u32, block: u32) -> f32 { return unpack2x16float(word >> (block % 2u * 16u)).x; }
+fn values_of(quants: u32) -> vec4f { return vec4f(unpack4xI8(quants)); }
+fn largest(v: vec4f) -> f32 {
+  let a = abs(v);
+  return max(max(a.x, a.y), max(a.z, a.w));
+}
+// ggml's rounding: to the nearest integer, from halves away from zero.
+fn quantized(v: vec4f, most: f32) -> u32 {
+  let scale = most / 127.0;
+  let x = v * select(0.0, 1.0 / scale, scale > 0.0);
+  return pack4xI8(vec4i(sign(x) * floor(abs(x) + 0.5)));
+}
+fn scales_word(most: f32, next: f32) -> u32 { return pack2x16float(vec2f(most, next) / 127.0); }
+}
+`;
+
+/** Declares `k_cached(row, four)` for buffer `k`, which is raw: four values of a head. */
+export const dequantized = (x: string) => /* wgsl */ `
+@if CACHE == "q8_0" {
+fn ${x}_cached(row: u32, four: u32) -> vec4f {
+  let block = four % (HEAD_DIM / 8u) / 4u;
+  return values_of(${x}[quants_at(row, four)]) * scale_of(${x}[scale_at(row, block)], block);
+}
 }
 `;
 

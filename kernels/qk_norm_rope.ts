@@ -1,18 +1,20 @@
-import { headConstants } from "../lib/dispatch/attention.ts";
+import { cacheConstant, headConstants } from "../lib/dispatch/attention.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import {
   type AttentionCase,
   attentionText,
+  cacheResults,
   HEADS_128,
+  HEADS_96,
   ODD_HEADS,
   positionsTensor,
   sizesOf,
   stateTensor,
 } from "./attention_case.ts";
-import { EPS, HALF_ATTENTION, room, SUM } from "./case.ts";
+import { EPS, room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
-import { angle, HEADS, POSITIONS, turnPair } from "./heads.ts";
+import { angle, HEADS, POSITIONS, QUANTS, turnPair } from "./heads.ts";
 
 /**
  * Norms and rotates every pair `a[p]`, `b[p]` of a head in place, given the factor. A
@@ -31,6 +33,18 @@ const rotate = (norm: string) => /* wgsl */ `
 }
   }`;
 
+// Stores the key or value of a head in q8_0. Four neighboring lanes have a block.
+const quantize = (x: string) => /* wgsl */ `
+  @unroll for (var p = 0; p < PAIRS; p++) {
+    let i = p * LANES + lane;
+    if (i < HALF) {
+      let first = quants_at(cache_row, i);
+      ${x}[first] = quantized(a[p], high[p]);
+      ${x}[first + 2u] = quantized(b[p], high[p]);
+      if (i % 8u == 0u) { ${x}[scale_at(cache_row, i / 4u)] = scales_word(high[p], paired[p]); }
+    }
+  }`;
+
 /**
  * Does what lies between the packed projection and attention, for every head of every row:
  * norms and rotates q into a tensor of its own, norms and rotates k, and appends k and v
@@ -41,16 +55,17 @@ const rotate = (norm: string) => /* wgsl */ `
  */
 export const qkNormRope = defineKernel<AttentionCase>({
   name: "qkNormRope",
-  buffers: ({ VEC }) => {
+  buffers: ({ VEC, CACHE }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
+    const cache = CACHE === "q8_0" ? "any as raw" : `headDim as ${view}`;
     return {
       qkv: `m width as ${view}`,
       qNorm: `headDim as ${view}`,
       kNorm: `headDim as ${view}`,
       positions: `rows headDim as ${view}`,
       q: `inout m any as ${view}`,
-      k: `inout sequences kvHeads context headDim as ${view}`,
-      v: `inout sequences kvHeads context headDim as ${view}`,
+      k: `inout sequences kvHeads context ${cache}`,
+      v: `inout sequences kvHeads context ${cache}`,
       state: "inout any as atomic",
     };
   },
@@ -61,6 +76,7 @@ export const qkNormRope = defineKernel<AttentionCase>({
     WORKGROUP: 128,
     LOG_LANES: 4,
     SUBGROUPS: 1,
+    CACHE: "float",
   },
   // LANES threads share a head. Each holds PAIRS pairs (a[p], b[p]), half a head apart.
   derive: (c) => {
@@ -78,15 +94,26 @@ export const qkNormRope = defineKernel<AttentionCase>({
       name: "q_norm, k_norm, rope",
       group: "norm",
       shape: `[${rows}, ${heads} + ${kv}, ${headDim}]`,
-      dtypes: `f32 → f32, ${call.dtype("k")}`,
+      dtypes: `f32 → f32, ${call.cached.dtype}`,
       flops: 10 * rows * (heads + kv) * headDim,
       bytes: rows * headDim *
-        (4 * (heads + 2 * kv) + 4 * heads + 2 * kv * call.size("k")),
+        (4 * (heads + 2 * kv) + 4 * heads + 2 * kv * call.cached.size),
     });
   },
   body: /* wgsl */ `
 ${LANES}
 ${HEADS}
+${QUANTS}
+fn lane_other(v: f32, bit: u32, tid: u32) -> f32 {
+  @if SUBGROUPS { return subgroupShuffleXor(v, bit); }
+  @else {
+    lanes[tid] = v;
+    workgroupBarrier();
+    let other = lanes[tid ^ bit];
+    workgroupBarrier();
+    return other;
+  }
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -114,7 +141,32 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let factor = inverseSqrt(sum / f32(HEAD_DIM) + u.eps);
   if (head < u.heads) { ${rotate("qNorm")} }
   else if (head < u.heads + u.kvHeads) { ${rotate("kNorm")} }
+  @if CACHE == "q8_0" {
+    @split var high: array<f32, PAIRS>;
+    @split var paired: array<f32, PAIRS>;
+    @unroll for (var p = 0; p < PAIRS; p++) {
+      high[p] = max(largest(a[p]), largest(b[p]));
+      high[p] = max(high[p], lane_other(high[p], 1u, tid));
+      high[p] = max(high[p], lane_other(high[p], 2u, tid));
+    }
+    // Scales are stored in pairs: the second is four lanes further, or in this lane.
+    @unroll for (var p = 0; p < PAIRS; p++) {
+      @if LANES >= 8 { paired[p] = lane_other(high[p], 4u, tid); }
+      @else {
+        paired[p] = 0.0;
+        @if p + 1 < PAIRS { paired[p] = high[p + 1]; }
+      }
+    }
+  }
   if (task / all >= u.m) { return; }
+  @if CACHE == "q8_0" {
+    if (head >= u.heads) {
+      let cache_row = (sequence * u.kvHeads + (head - u.heads) % u.kvHeads) * u.context + position;
+      if (head < u.heads + u.kvHeads) { ${quantize("k")} } else { ${
+    quantize("v")
+  } }
+    }
+  }
   @unroll for (var p = 0; p < PAIRS; p++) {
     let i = p * LANES + lane;
     if (i < HALF) {
@@ -123,16 +175,18 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         q_put(at, a[p]);
         q_put(at + HALF, b[p]);
       } else {
-        let kv_head = (head - u.heads) % u.kvHeads;
-        let at = ((sequence * u.kvHeads + kv_head) * u.context + position) * 2u * HALF + i;
         guard(a[p]);
         guard(b[p]);
+        @if CACHE != "q8_0" {
+        let kv_head = (head - u.heads) % u.kvHeads;
+        let at = ((sequence * u.kvHeads + kv_head) * u.context + position) * 2u * HALF + i;
         if (head < u.heads + u.kvHeads) {
           k_put(at, a[p]);
           k_put(at + HALF, b[p]);
         } else {
           v_put(at, a[p]);
           v_put(at + HALF, b[p]);
+        }
         }
       }
     }
@@ -142,6 +196,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     { ...HEADS_128, lengths: [145], tokens: 9, cache: "f16", norm: "bf16" },
     { ...HEADS_128, lengths: [17], tokens: 5, cache: "f32", norm: "f16" },
     { ...ODD_HEADS, lengths: [0, 9], tokens: 5, cache: "f32", norm: "f32" },
+    { ...HEADS_128, lengths: [14, 3], tokens: 5, cache: "q8_0", norm: "bf16" },
+    { ...HEADS_96, lengths: [9], tokens: 3, cache: "q8_0", norm: "f32" },
   ],
   makeCase(given, { device, random, reference }) {
     const sizes = sizesOf(given), { heads, headDim, tokens } = given;
@@ -154,15 +210,16 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         q: room([sizes.rows, heads * headDim]),
         state: stateTensor(given.lengths.length, heads),
       },
-      constants: headConstants(headDim, device),
+      constants: {
+        ...headConstants(headDim, device),
+        ...cacheConstant(given.cache),
+      },
       uniforms: { heads, first: 0, tokens, eps: EPS },
       expected: () => {
-        const { q, k, v } = reference.appended(inputs, sizes);
-        const tolerance = given.cache === "f16" ? HALF_ATTENTION : SUM;
+        const after = reference.appended(inputs, sizes);
         return [
-          { of: "q", values: q, tolerance: SUM },
-          { of: "k", values: k, tolerance },
-          { of: "v", values: v, tolerance },
+          { of: "q", values: after.q, tolerance: SUM },
+          ...cacheResults(given, after),
           {
             of: ({ state }) => Array.from(state).slice(0, 4),
             values: [0, 0, 0, 0],

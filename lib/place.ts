@@ -21,13 +21,18 @@ import {
   testKind,
   wrongOption,
 } from "./errors.ts";
+import { cachedBytes, type CacheDtype } from "./formats/cached.ts";
 import { host } from "./host.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import { chooseContext, type ContextChoice } from "./dispatch/context.ts";
 import type { Gpu } from "./webgpu/device.ts";
-import { cacheBytes } from "./model/kv_cache.ts";
+import { cacheBytes, smallerCache } from "./model/kv_cache.ts";
 import {
+  CACHE_TYPES,
+  cacheRefusal,
+  type CacheRequest,
   chooseCacheDtype,
+  chooseCpuCacheDtype,
   chooseCpuQuants,
   chooseMatmulDtype,
 } from "./dispatch/precision.ts";
@@ -49,6 +54,13 @@ export interface Qwen3Options {
    * and safe. It changes no weights.
    */
   precision?: "auto" | "f32";
+  /**
+   * How keys and values are cached. `auto`: f16 on a GPU, f32 on the CPU path and with
+   * `precision: "f32"`. `q8_0` takes about half the memory of f16; keys and values are off
+   * by 0.5 %, the story model's logits by 0.6 %. Its heads must be of a multiple of 32
+   * values. On the CPU path, attention over many tokens takes twice as long.
+   */
+  kv?: "auto" | "f16" | "f32" | "q8_0";
   /**
    * Quantises the matrices as they are loaded: `q8_0`, `q6_k`, `q5_k_m`, `q5_k`, `q5_1`,
    * `q5_0`, `q4_k_m`, `q4_k`, `q4_1`, `q4_0`, `q3_k` or `q2_k`, as llama.cpp means them.
@@ -96,6 +108,7 @@ export interface Qwen3Options {
 const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   device: "text",
   precision: "text",
+  kv: "text",
   quantize: "text",
   context: "number",
   threads: "number",
@@ -123,9 +136,8 @@ export function checkLoading(
   requireKind("Cannot load a model", "its name", model, "text");
   const cannot = `Cannot load ${shownUrl(model as string)}`;
   const given = givenOptions(cannot, options, KINDS);
-  const { device = "auto", precision = "auto", debug, context, threads } =
-    given;
-  const { quantize } = given;
+  const { device = "auto", precision = "auto", kv = "auto" } = given;
+  const { debug, context, threads, quantize } = given;
   const refuse = (what: string, value: unknown, must: string) => {
     throw wrongOption(cannot, what, value, must);
   };
@@ -135,6 +147,7 @@ export function checkLoading(
   if (!["auto", "f32"].includes(precision)) {
     refuse("precision", precision, "auto or f32");
   }
+  if (!CACHE_TYPES.includes(kv)) refuse("kv", kv, "auto, f16, f32 or q8_0");
   if (quantize !== undefined && quantizationNamed(quantize) === undefined) {
     refuse("quantize", quantize, `one of ${quantizationNames()}`);
   }
@@ -250,7 +263,8 @@ async function placeOnGpu(
   const { config } = checkpoint;
   const exact = options.precision === "f32";
   const matmuls = chooseMatmulDtype(gpu, exact);
-  const kept = chooseCacheDtype(config.headDim, exact);
+  checkCache(checkpoint, options.kv);
+  const kept = chooseCacheDtype(config.headDim, { exact, kv: options.kv });
   const { dtype: cacheDtype } = kept, f16Matmuls = matmuls.dtype === "f16";
   const context = fitContext(checkpoint, options, cacheDtype, {
     bytes: gpu.limits.maxStorageBufferBindingSize,
@@ -308,17 +322,24 @@ function weightsChoice({ quantize }: Qwen3Options): Choice[] {
 function fitContext(
   { name, config }: Checkpoint,
   { context: requested }: Qwen3Options,
-  dtype: "f16" | "f32",
+  dtype: CacheDtype,
   { bytes, whose }: { bytes: number; whose: string },
 ): ContextChoice {
   const perPosition = cacheBytes(config, 1, 1, dtype) /
     (2 * config.numHiddenLayers);
+  const smaller = dtype === "q8_0" || cacheRefusal(config.headDim, "q8_0")
+    ? undefined
+    : {
+      name: "kv q8_0",
+      perPosition: config.numKeyValueHeads *
+        cachedBytes("q8_0", config.headDim),
+    };
   return chooseContext({
     name,
     plain: config.maxPositionEmbeddings,
     most: contextLimit(config).tokens,
     requested,
-    room: { bytes, perPosition, whose },
+    room: { bytes, perPosition, whose, smaller },
   });
 }
 
@@ -331,15 +352,18 @@ export async function placeOnCpu(
   options: Qwen3Options,
   choice: Choice,
 ): Promise<Placed> {
-  const context = fitContext(checkpoint, options, "f32", {
+  checkCache(checkpoint, options.kv, true);
+  const { dtype, reason } = chooseCpuCacheDtype(options.kv);
+  const context = fitContext(checkpoint, options, dtype, {
     bytes: MOST_CPU_KEYS,
     whose: "the CPU path has room for",
   });
-  requireMemory(checkpoint, context.tokens, "f32");
+  requireMemory(checkpoint, context.tokens, dtype);
   const quants = chooseCpuQuants(options.precision === "f32");
   const runner = await CpuRunner.load(checkpoint, {
     ...options,
     context: context.tokens,
+    cacheDtype: dtype,
     integers: quants.value !== "f32",
   });
   const { info } = runner.ops;
@@ -349,11 +373,12 @@ export async function placeOnCpu(
     ? [{ what: "quantized matmuls of few rows", ...quants }]
     : [];
   const choices = [choice, ...weightsChoice(options), ...multiplied];
-  choices.push(context.choice, {
-    what: "CPU kernels",
-    value: info.kernel,
-    reason: info.reason,
-  }, threadChoice(info, options.threads));
+  choices.push(
+    { what: "KV cache", value: dtype, reason },
+    context.choice,
+    { what: "CPU kernels", value: info.kernel, reason: info.reason },
+    threadChoice(info, options.threads),
+  );
   const adapter = `CPU (${choices.at(-1)!.value})`;
   return { runner, device: { kind: "cpu", adapter, choices } };
 }
@@ -391,6 +416,18 @@ export function checkContext(
   }
 }
 
+/** @throws {OptionError} if heads cannot be cached as requested. */
+export function checkCache(
+  { name, config }: Checkpoint,
+  kv?: CacheRequest,
+  onCpu?: boolean,
+): void {
+  const must = cacheRefusal(config.headDim, kv, onCpu);
+  if (must !== undefined) {
+    throw wrongOption(`Cannot load ${name}`, "kv", kv, must);
+  }
+}
+
 /**
  * @throws {DeviceError} if main memory cannot hold the weights and the cache; called
  * before anything is allocated.
@@ -398,7 +435,7 @@ export function checkContext(
 function requireMemory(
   { name, config, tensors }: Checkpoint,
   context: number,
-  dtype: "f16" | "f32",
+  dtype: CacheDtype,
 ): void {
   let weights = 0;
   for (const { byteLength } of tensors.values()) weights += byteLength;
@@ -409,6 +446,8 @@ function requireMemory(
   throw new DeviceError(
     `Cannot load ${name}: it needs ${mb(weights)} for weights and ${
       mb(cache)
-    } for a context of ${context} tokens, ${mb(available)} of memory is free`,
+    } for a context of ${context} tokens, ${mb(available)} of memory is free${
+      smallerCache(config, 1, context, dtype)
+    }`,
   );
 }

@@ -29,6 +29,8 @@ import { shownUrl } from "../lib/checkpoint/fetch.ts";
 import { errorText, NoAdapterError } from "../lib/errors.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import {
+  cacheRequest,
+  KV_FLAG,
   LOADING_FLAGS,
   loadingOptions,
   Progress,
@@ -44,6 +46,7 @@ const FLAGS: FlagTable = {
     DEFAULTS.model,
   ],
   "only": ["text", "comma-separated list of rows", "all"],
+  ...KV_FLAG,
   "runs": ["number", "timed runs per measurement", DEFAULTS.runs],
   "max-tokens": ["number", "tokens per generation", DEFAULTS.maxTokens],
   "peers": [
@@ -87,6 +90,7 @@ await runTask({
   using progress = await Progress.start();
   const options = {
     opening: { ...loadingOptions(flags), ...progress.options },
+    kv: cacheRequest(flags),
     model: flags.text("model") ?? DEFAULTS.model,
     runs: flags.whole("runs", 1, 100) ?? DEFAULTS.runs,
     maxTokens: flags.whole("max-tokens", 8, 4096) ?? DEFAULTS.maxTokens,

@@ -22,6 +22,8 @@ import { stdout } from "./colour.ts";
 import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import {
+  cacheRequest,
+  KV_FLAG,
   LOADING_FLAGS,
   loadingOptions,
   Progress,
@@ -39,6 +41,7 @@ const FLAGS: FlagTable = {
     "context length of one sequence, in tokens",
     "4096, or less if the model ends before",
   ],
+  ...KV_FLAG,
   "all": [
     "switch",
     "test every case of the GPU kernels, even if models run on the CPU",
@@ -82,6 +85,7 @@ await runTask({
   const report = await doctor({
     model: flags.text("model"),
     context: flags.whole("context", 1),
+    kv: cacheRequest(flags),
     all: flags.on("all"),
     threads,
     opening: { quantize, readTimeout, ...progress.options },

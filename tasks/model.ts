@@ -13,7 +13,12 @@ import { loadQwen3, type Qwen3, type Qwen3Options } from "../mod.ts";
 import { stderr } from "./colour.ts";
 import { asTyped } from "./command.ts";
 import type { Flags, FlagTable } from "./flags.ts";
-import { loadingOptions, type Progress } from "./progress.ts";
+import {
+  cacheRequest,
+  KV_FLAG,
+  loadingOptions,
+  type Progress,
+} from "./progress.ts";
 
 /** Flags that say which model runs where. */
 export const MODEL_FLAGS: FlagTable = {
@@ -24,6 +29,7 @@ export const MODEL_FLAGS: FlagTable = {
   ],
   "device": ["text", "auto, gpu or cpu", "auto"],
   "precision": ["text", "auto, or f32 throughout", "auto"],
+  ...KV_FLAG,
 };
 
 /** The most bytes of stdin; the longest contexts take far fewer. */
@@ -43,6 +49,7 @@ export function placementOf(flags: Flags): Qwen3Options {
   return {
     device,
     precision: flags.oneOf("precision", ["auto", "f32"]),
+    kv: cacheRequest(flags),
     context: flags.whole("context", 1),
     ...loadingOptions(flags),
   };

@@ -45,6 +45,8 @@ import { stdout } from "./colour.ts";
 import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import {
+  cacheRequest,
+  KV_FLAG,
   LOADING_FLAGS,
   loadingOptions,
   Progress,
@@ -58,6 +60,7 @@ const FLAGS: FlagTable = {
     "the story model",
   ],
   "device": ["text", "auto, gpu or cpu", "auto"],
+  ...KV_FLAG,
   "prompt-tokens": ["number", "length of the prompt", 512],
   "max-tokens": ["number", "tokens to generate", 64],
   "batch": ["number", "sequences decoded together", 1],
@@ -108,6 +111,7 @@ await runTask({
   using progress = await Progress.start();
   const report = await profile(flags.text("model"), {
     device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
+    kv: cacheRequest(flags),
     promptTokens: flags.number("prompt-tokens"),
     maxTokens: flags.number("max-tokens"),
     batch: flags.number("batch"),

@@ -16,6 +16,7 @@ import {
   type OpenOptions,
   scaledBytes,
 } from "../lib/checkpoint/sources.ts";
+import { CACHE_TYPES, type CacheRequest } from "../lib/dispatch/precision.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
 import type { LoadProgress, Qwen3Options } from "../mod.ts";
@@ -69,6 +70,19 @@ export const THREADS_FLAG: FlagTable = {
     `one per core, here ${navigator.hardwareConcurrency}`,
   ],
 };
+
+/** The flag of tasks whose models cache keys and values. */
+export const KV_FLAG: FlagTable = {
+  "kv": [
+    "text",
+    "how keys and values are cached: auto, f16, f32 or q8_0 (half of f16)",
+    "auto",
+  ],
+};
+
+/** Reads {@linkcode KV_FLAG}. */
+export const cacheRequest = (flags: Flags): CacheRequest | undefined =>
+  flags.oneOf("kv", CACHE_TYPES);
 
 /** Where progress is shown. */
 export interface Screen {

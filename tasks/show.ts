@@ -30,7 +30,13 @@ import {
   readFormat,
   runTask,
 } from "./flags.ts";
-import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
+import {
+  cacheRequest,
+  KV_FLAG,
+  LOADING_FLAGS,
+  loadingOptions,
+  Progress,
+} from "./progress.ts";
 
 const MODEL = "synthetic:qwen3-0.6b";
 
@@ -42,6 +48,7 @@ const FLAGS: FlagTable = {
     "512, or as many as the kernel is for",
   ],
   "dtype": DTYPE_FLAG,
+  ...KV_FLAG,
   "set": [
     "texts",
     "NAME=NUMBER, replaces a chosen constant; may be repeated",
@@ -74,7 +81,8 @@ await runTask({
   });
   const device = await findDevice();
   const { config } = checkpoint;
-  const shown = showKernel(name, device, { config, tokens, format, constants });
+  const kv = cacheRequest(flags), cases = { tokens, format, constants };
+  const shown = showKernel(name, device, { config, kv, ...cases });
   console.log(
     flags.on("json")
       ? jsonOf(shown, device, checkpoint.name)

@@ -98,7 +98,8 @@ Deno.test("loading, doctor and profile share the limit of YaRN", async () => {
   );
 
   await using checkpoint = await openCheckpoint(path);
-  const needs = (context: number) => modelNeeds(checkpoint, context, undefined);
+  const needs = (context: number) =>
+    modelNeeds(checkpoint, { context }, undefined);
   const [fits, ...more] = await needs(REACHED);
   assertEquals([fits.severity, fits.topic], ["green", "model"]);
   assertEquals(more.length, 1);
@@ -222,6 +223,6 @@ Deno.test("a context beyond the CPU path's memory is refused with its numbers", 
   await assertRejects(
     () => loadQwen3(folder.path, { device: "cpu", context: most }),
     DeviceError,
-    `Cannot load ${folder.path}: a context of 16777216 tokens takes 4294967296 bytes for one layer's keys, the CPU path has room for 2080374784`,
+    `Cannot load ${folder.path}: a context of 16777216 tokens takes 4294967296 bytes for one layer's keys, the CPU path has room for 2080374784; with kv q8_0 it takes 1207959552`,
   );
 });

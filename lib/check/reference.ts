@@ -12,6 +12,12 @@ import type {
 } from "../../kernels/case.ts";
 import type { Epilogue } from "../dispatch/shapes.ts";
 import { type Dtype, elements, f32ToBf16Bits, f32ToF16Bits } from "../dtype.ts";
+import {
+  cachedToF32,
+  type CacheDtype,
+  cachedWords,
+  quantizedHeads,
+} from "../formats/cached.ts";
 import { type Matrix, matrixOf } from "../formats/matrix.ts";
 import { formatNamed } from "../formats/mod.ts";
 import { type CpuTensor, storedMatrix, toF32 } from "../formats/tensor.ts";
@@ -182,7 +188,7 @@ export function epilogue(
 export function attentionInputs(
   random: CaseRandom,
   sizes: Attention,
-  dtypes: { cache: "f32" | "f16"; norm?: Dtype },
+  dtypes: { cache: CacheDtype; norm?: Dtype },
   more = 0,
 ): AttentionInputs {
   const { heads, kvHeads, headDim, context, lengths, rows } = sizes;
@@ -196,10 +202,13 @@ export function attentionInputs(
   }
   const cache = () => {
     const shape = [lengths.length, kvHeads, context, headDim];
+    const lengthOf = (head: number) =>
+      lengths[Math.floor(head / kvHeads)] + more;
+    if (dtypes.cache === "q8_0") return quantizedCache(random, shape, lengthOf);
     const tensor = random.tensor(dtypes.cache, shape);
     const nan = ENCODE[dtypes.cache](NaN);
     for (let head = 0; head < lengths.length * kvHeads; head++) {
-      const length = lengths[Math.floor(head / kvHeads)] + more;
+      const length = lengthOf(head);
       const begin = (head * context + length) * headDim;
       tensor.data.fill(nan, begin, (head + 1) * context * headDim);
     }
@@ -214,6 +223,26 @@ export function attentionInputs(
     k: cache(),
     v: cache(),
   };
+}
+
+/** A random cache in q8_0; its scales are NaN past the length of each head. */
+function quantizedCache(
+  random: CaseRandom,
+  shape: readonly number[],
+  lengthOf: (head: number) => number,
+): CpuTensor {
+  const headDim = shape[3], context = shape[2];
+  const values = toF32(random.tensor("f32", shape));
+  const words = [...shape.slice(0, 3), cachedWords(headDim)];
+  const data = new Uint32Array(elements(words));
+  const tensor: CpuTensor = { dtype: "u32", shape: words, data };
+  const heads = quantizedHeads(tensor, headDim);
+  for (let row = 0; row < heads.rows; row++) {
+    heads.put(row, values, row * headDim);
+    const cached = row % context < lengthOf(Math.floor(row / context));
+    if (!cached) heads.fillScales(row, NaN);
+  }
+  return tensor;
 }
 
 /** Returns the sequence and position of a row. */
@@ -236,8 +265,8 @@ export function appended(
   const { heads, kvHeads, headDim, context, rows, eps } = sizes;
   const qkv = toF32(inputs.qkv), angles = toF32(inputs.angles);
   const qNorm = toF32(inputs.qNorm), kNorm = toF32(inputs.kNorm);
-  const k = Float64Array.from(toF32(inputs.k));
-  const v = Float64Array.from(toF32(inputs.v));
+  const k = Float64Array.from(cachedToF32(inputs.k, headDim));
+  const v = Float64Array.from(cachedToF32(inputs.v, headDim));
   const q = new Float64Array(rows * heads * headDim);
   for (let row = 0; row < rows; row++) {
     const { sequence, position } = place(row, sizes);

@@ -14,16 +14,21 @@ export interface RowDifference {
   allowed: number;
 }
 
+/** Allowed errors, as fractions of a row's root mean square. */
+const ALLOWED = { f32: 1e-4, f16: 2e-2, q8_0: 5e-2 };
+
 /**
  * Finds the first value that is off by more than a small fraction of its row's root
- * mean square; undefined if there is none. `half` allows for matmuls or a cache in f16.
+ * mean square; undefined if there is none. `rounded` is the coarsest type that matmuls
+ * or the cache round to. In q8_0, a decode step's newest value, which the GPU has not
+ * rounded yet, is off by up to half of 1/127 of the largest.
  * Non-finite values agree: whether infinities become NaN depends on the order of sums.
  */
 export function rowDifference(
   actual: ArrayLike<number>,
   expected: Float32Array,
   width: number,
-  half: boolean,
+  rounded: keyof typeof ALLOWED,
 ): RowDifference | undefined {
   for (let begin = 0; begin < expected.length; begin += width) {
     const row = expected.subarray(begin, begin + width);
@@ -31,7 +36,8 @@ export function rowDifference(
       (sum, v) => Number.isFinite(v) ? sum + v * v : sum,
       0,
     );
-    const allowed = (half ? 2e-2 : 1e-4) * Math.sqrt(squares / width) + 1e-6;
+    const size = Math.sqrt(squares / width);
+    const allowed = ALLOWED[rounded] * size + 1e-6;
     const at = row.findIndex((v, i) =>
       Number.isFinite(v)
         ? !(Math.abs(actual[begin + i] - v) <= allowed + 1e-4 * Math.abs(v))

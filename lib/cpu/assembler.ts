@@ -49,6 +49,8 @@ export const i32 = {
   load: access(0x28),
   store: access(0x36),
   lessUnsigned: op(0x49),
+  /** An unsigned half word. */
+  loadHalf: access(0x2f),
 };
 
 export const f32 = {
@@ -62,6 +64,7 @@ export const f32 = {
   div: op(0x95),
   max: op(0x97),
   lessEqual: op(0x5f),
+  fromBits: op(0xbe),
 };
 
 export const v128 = {
@@ -97,6 +100,8 @@ export const i16x8 = {
   extendSigned: [simd(0x87), simd(0x88)],
   /** From two i32x4, signed; saturates. */
   narrow: simd(0x85),
+  /** Eight signed bytes. */
+  loadBytes: access(0xfd, 0x01),
 };
 
 export const i32x4 = {
@@ -108,6 +113,9 @@ export const i32x4 = {
   shiftLeft: simd(0xab),
   shiftRight: simd(0xac),
   add: simd(0xae),
+  /** From the first or last four half words, signed. */
+  extendFirst: simd(0xa7),
+  extendLast: simd(0xa8),
   sub: simd(0xb1),
   mul: simd(0xb5),
   /** Sums of two products of neighbors in i16x8. */

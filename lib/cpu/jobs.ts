@@ -48,7 +48,9 @@ export interface AttentionJob {
   kvHeads: number;
   headDim: number;
   k: number; // [sequences, kvHeads, context, headDim]
+  kScales: number; // 0 if k is f32; in q8_0, k and v are quants
   v: number;
+  vScales: number;
   context: number;
   out: number; // laid out like q
   blocks: number; // [[row, rows, sequence, position of the first row], …], u32
@@ -78,7 +80,9 @@ const FIELDS = {
     "kvHeads",
     "headDim",
     "k",
+    "kScales",
     "v",
+    "vScales",
     "context",
     "out",
     "blocks",
@@ -150,7 +154,12 @@ const ROW_BLOCK = 96;
 const VALUE_BLOCK = 128;
 /** Room for the scores of one chunk of attention: at least one row. */
 export const SCORES_BYTES = 1 << 20;
-const THREAD_BYTES = TILE * PANEL_BYTES + SCORES_BYTES;
+/**
+ * Room for cached heads that are unpacked to f32. Not measured: 256 heads of 128 values,
+ * which stay in the L2 cache.
+ */
+const HEADS_BYTES = 1 << 17;
+const THREAD_BYTES = TILE * PANEL_BYTES + SCORES_BYTES + HEADS_BYTES;
 
 /** Where a thread's own space begins; shared space follows that of the last thread. */
 export const threadSpace = (thread: number): number =>
@@ -289,6 +298,46 @@ function multiply(
   }
 }
 
+/** How cached heads are read as f32, from a sequence's first position on. */
+interface HeadReader {
+  /** The most heads at a time. */
+  most: number;
+  /** Where heads `p` to `p + n` are. */
+  heads(at: number, scales: number, p: number, n: number): number;
+}
+
+/** Heads in q8_0 are unpacked to `space`. `first` is the sequence's first head. */
+function headReader(
+  kernels: WasmKernels,
+  { headDim, kScales }: AttentionJob,
+  first: number,
+  space: number,
+): HeadReader {
+  const rowBytes = 4 * headDim, scalesBytes = 4 * Math.ceil(headDim / 64);
+  if (kScales === 0) {
+    return {
+      most: Infinity,
+      heads: (at, _, p) => at + (first + p) * rowBytes,
+    };
+  }
+  // Whole chunks, so that no block of keys overwrites scores of the one before.
+  const chunks = Math.floor(HEADS_BYTES / rowBytes / CHUNK_ROWS);
+  return {
+    most: CHUNK_ROWS * Math.max(1, chunks),
+    heads(at, scales, p, n) {
+      kernels.unpackHeads(
+        at + (first + p) * headDim,
+        scales + (first + p) * scalesBytes,
+        scalesBytes,
+        n,
+        headDim,
+        space,
+      );
+      return space;
+    },
+  };
+}
+
 /** The kernels that read a matrix. */
 interface MatrixReader {
   /** `y[j] = x · w[row + j]` for `n` rows of w. */
@@ -368,31 +417,39 @@ function attention(
   );
   const [row, rows, sequence, position] = block;
   const rowBytes = 4 * headDim;
-  const heads = (sequence * kvHeads + kvHead) * context * rowBytes;
+  const head = (sequence * kvHeads + kvHead) * context;
   const scores = threadSpace(thread) + TILE * PANEL_BYTES;
   const first = (kvHead * job.rows + row) * group * headBytes;
   const seen = position + rows; // keys that the last row attends to
   const scoreBytes = resultBytes(seen);
   const step = Math.max(Math.floor(SCORES_BYTES / scoreBytes), 1);
 
+  const read = headReader(kernels, job, head, scores + SCORES_BYTES);
+  const keyBlock = Math.min(read.most, seen);
+  const valueBlock = Math.min(read.most, VALUE_BLOCK);
+
   for (let r = 0; r < rows * group; r += step) {
     const count = Math.min(step, rows * group - r);
-    multiply(
-      kernels,
-      {
-        format: CACHED,
-        x: job.q + first + r * headBytes,
-        xBytes: headBytes,
-        rows: count,
-        ...{ w: job.k + heads, w1: 0, w2: 0, w3: 0 },
-        k: headDim,
-        y: scores,
-        yBytes: scoreBytes,
-      },
-      0,
-      seen,
-      thread,
-    );
+    for (let p = 0; p < seen; p += keyBlock) {
+      const n = Math.min(keyBlock, seen - p);
+      multiply(
+        kernels,
+        {
+          format: CACHED,
+          x: job.q + first + r * headBytes,
+          xBytes: headBytes,
+          rows: count,
+          w: read.heads(job.k, job.kScales, p, n),
+          ...{ w1: 0, w2: 0, w3: 0 },
+          k: headDim,
+          y: scores + 4 * p,
+          yBytes: scoreBytes,
+        },
+        0,
+        n,
+        thread,
+      );
+    }
     for (let i = 0; i < count; i++) {
       const visible = position + Math.floor((r + i) / group) + 1;
       kernels.softmax(
@@ -402,14 +459,15 @@ function attention(
         headDim ** -0.5,
       );
     }
-    for (let p = 0; p < seen; p += VALUE_BLOCK) {
+    for (let p = 0; p < seen; p += valueBlock) {
+      const n = Math.min(valueBlock, seen - p);
       kernels.weightedSum(
         scores + 4 * p,
         scoreBytes,
         count,
-        job.v + heads + p * rowBytes,
+        read.heads(job.v, job.vScales, p, n),
         rowBytes,
-        Math.min(VALUE_BLOCK, seen - p),
+        n,
         job.out + first + r * headBytes,
         headBytes,
         p,

@@ -41,8 +41,9 @@ export interface Attention {
   /** `[rows, heads · headDim]`, normed and rotated. */
   q: Float32Array;
   /**
-   * Keys and values `[sequences, kvHeads, context, headDim]` f32, including those of
-   * this pass: two halves of one allocated tensor.
+   * Keys and values `[sequences, kvHeads, context, headDim]` in f32, or words of q8_0
+   * (lib/formats/cached.ts), including those of this pass: two halves of one allocated
+   * tensor.
    */
   k: CpuTensor;
   v: CpuTensor;

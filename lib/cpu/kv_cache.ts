@@ -3,10 +3,17 @@
  *
  * @module
  */
+import type { CacheDtype } from "../formats/cached.ts";
 import type { CpuTensor } from "../formats/tensor.ts";
 import { KvCache } from "../model/kv_cache.ts";
 
-/** Keys and values of every layer, f32; dispose it to release the memory. */
+/** Types of keys and values on the CPU path. */
+export type CpuCacheDtype = Exclude<CacheDtype, "f16">;
+
+/**
+ * Keys and values of every layer, f32 or as words of q8_0 (lib/formats/cached.ts); dispose
+ * it to release the memory.
+ */
 export class CpuKvCache extends KvCache<CpuTensor> implements Disposable {
   readonly #release: () => void;
 

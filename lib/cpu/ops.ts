@@ -8,10 +8,11 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CachePass, KvCache } from "../model/kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
 import { type Dtype, elements } from "../dtype.ts";
+import { quantizedHeads, storedAs } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import type { CpuInfo, CpuKernels, Finish, Heads, Work } from "./kernels.ts";
 import { choose, chosenOf, multiplyExperts } from "./experts.ts";
-import { CpuKvCache } from "./kv_cache.ts";
+import { type CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
 import { PlainKernels } from "./plain.ts";
 import { RopeTable } from "./rope.ts";
 import { type CpuTensor, f32, unpackRow } from "../formats/tensor.ts";
@@ -96,25 +97,27 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   }
 
   /**
-   * Allocates an f32 cache for `sequences` texts of up to `context` tokens each. One whose
+   * Allocates a cache for `sequences` texts of up to `context` tokens each. One whose
    * layers are `shared` holds a layer at a time, so each text must fit one pass.
    */
   createCache(
     sequences: number,
     context: number,
+    kept: CpuCacheDtype = "f32",
     layersAre: "apart" | "shared" = "apart",
   ): CpuKvCache {
     const { numHiddenLayers, numKeyValueHeads, headDim } = this.#config;
-    const shape = [sequences, numKeyValueHeads, context, headDim];
+    const { dtype, width } = storedAs(kept, headDim);
+    const shape = [sequences, numKeyValueHeads, context, width];
     const half = elements(shape);
     const stored = Array.from(
       { length: layersAre === "shared" ? 1 : numHiddenLayers },
-      () => this.tensor("f32", [2, ...shape]),
+      () => this.tensor(dtype, [2, ...shape]),
     );
     const layers = Array.from({ length: numHiddenLayers }, (_, i) => {
       const both = stored[i % stored.length];
       const [k, v] = [0, half].map((begin): CpuTensor => ({
-        dtype: "f32",
+        dtype,
         shape,
         data: both.data.subarray(begin, begin + half),
       }));
@@ -287,8 +290,8 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     const { first, tokens } = cache.pass;
 
     const { k, v } = cache.layers[layer];
-    const keys = f32(k);
-    const values = f32(v);
+    const putKey = writerOf(k, headDim), putValue = writerOf(v, headDim);
+    const key = new Float32Array(headDim);
     const from = f32(qkv);
     const q = this.#results.tensor([rows, heads * headDim]);
     const queries = f32(q);
@@ -310,13 +313,13 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
         this.#rope.rotate(queries, at, position);
       }
       for (let h = 0; h < kvHeads; h++) {
-        const at = ((sequence * kvHeads + h) * cache.context + position) *
-          headDim;
+        const row = (sequence * kvHeads + h) * cache.context + position;
         const begin = r * width + (heads + h) * headDim;
-        normalize(from, begin, kWeight, rmsNormEps, keys, at);
-        this.#rope.rotate(keys, at, position);
+        normalize(from, begin, kWeight, rmsNormEps, key, 0);
+        this.#rope.rotate(key, 0, position);
+        putKey(row, key);
         const value = begin + kvHeads * headDim;
-        values.set(from.subarray(value, value + headDim), at);
+        putValue(row, from.subarray(value, value + headDim));
       }
     }
 
@@ -415,6 +418,19 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     }
     return y;
   }
+}
+
+/** Returns a function that stores a head of cached keys or values. */
+function writerOf(
+  cached: CpuTensor,
+  headDim: number,
+): (row: number, head: Float32Array) => void {
+  if (cached.dtype === "f32") {
+    const all = f32(cached);
+    return (row, head) => all.set(head, row * headDim);
+  }
+  const heads = quantizedHeads(cached, headDim);
+  return (row, head) => heads.put(row, head, 0);
 }
 
 function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {

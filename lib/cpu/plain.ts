@@ -7,6 +7,7 @@
 import type { Dtype } from "../dtype.ts";
 import { elements } from "../dtype.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
+import { quantizedHeads } from "../formats/cached.ts";
 import { bytesOf, type CpuTensor, f32 } from "../formats/tensor.ts";
 import {
   type Attention,
@@ -77,7 +78,7 @@ export class PlainKernels implements CpuKernels {
   *attention({ q, k, v, cache, out }: Attention): Work {
     const { heads, kvHeads, headDim } = this.heads;
     const { first, tokens } = cache.pass;
-    const keys = f32(k), values = f32(v);
+    const keys = readerOf(k, headDim), values = readerOf(v, headDim);
     const scores = new Float64Array(cache.context);
     const sums = new Float64Array(headDim);
     let work = 0; // since the last slice
@@ -91,12 +92,11 @@ export class PlainKernels implements CpuKernels {
         work = 0;
       }
       const kvHead = Math.floor(head / (heads / kvHeads));
-      const base = (sequence * kvHeads + kvHead) * cache.context * headDim;
+      const base = (sequence * kvHeads + kvHead) * cache.context;
 
       let max = -Infinity;
       for (let p = 0; p < count; p++) {
-        scores[p] = dot(q, at, keys, base + p * headDim, headDim) /
-          Math.sqrt(headDim);
+        scores[p] = dot(q, at, keys(base + p), 0, headDim) / Math.sqrt(headDim);
         max = Math.max(max, scores[p]);
       }
       let total = 0;
@@ -104,15 +104,28 @@ export class PlainKernels implements CpuKernels {
       for (let p = 0; p < count; p++) {
         const weight = Math.exp(scores[p] - max);
         total += weight;
-        for (let d = 0; d < headDim; d++) {
-          sums[d] += weight * values[base + p * headDim + d];
-        }
+        const value = values(base + p);
+        for (let d = 0; d < headDim; d++) sums[d] += weight * value[d];
       }
       for (let d = 0; d < headDim; d++) out[at + d] = sums[d] / total;
     }
   }
 
   [Symbol.dispose](): void {}
+}
+
+/** Returns a function that reads a head of cached keys or values. */
+function readerOf(
+  cached: CpuTensor,
+  headDim: number,
+): (row: number) => Float32Array {
+  if (cached.dtype === "f32") {
+    const all = f32(cached);
+    return (row) => all.subarray(row * headDim, (row + 1) * headDim);
+  }
+  const heads = quantizedHeads(cached, headDim);
+  const head = new Float32Array(headDim);
+  return (row) => (heads.take(row, head, 0), head);
 }
 
 /** `Σ a[i + j] · b[k + j]` over `length` elements; four sums keep the multiplier busy. */

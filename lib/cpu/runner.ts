@@ -6,7 +6,7 @@
 import { type CachePass, positionsOf, requireRoom } from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import type { CpuKvCache } from "./kv_cache.ts";
+import type { CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
 import { CpuOps, type CpuOptions } from "./ops.ts";
 import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
 import { Rests } from "../dispatch/rests.ts";
@@ -41,8 +41,9 @@ export class CpuRunner implements Runner {
     readonly ops: CpuOps,
     readonly weights: Weights<Matrix<CpuTensor>>,
     readonly context: number,
+    readonly cacheDtype: CpuCacheDtype,
   ) {
-    this.#cache = ops.createCache(1, context);
+    this.#cache = ops.createCache(1, context, cacheDtype);
   }
 
   /** Loads the weights of `checkpoint` into memory. */
@@ -50,6 +51,7 @@ export class CpuRunner implements Runner {
     checkpoint: Checkpoint,
     options: LoadOptions & Pick<CpuOptions, "threads" | "integers"> & {
       context: number;
+      cacheDtype?: CpuCacheDtype;
     },
   ): Promise<CpuRunner> {
     const { threads, integers } = options;
@@ -61,7 +63,14 @@ export class CpuRunner implements Runner {
         settle: () => Promise.resolve(),
       }, options);
       for (const matrix of listWeights(weights)) ops.together(matrix);
-      return new CpuRunner(checkpoint.config, ops, weights, options.context);
+      const { context, cacheDtype = "f32" } = options;
+      return new CpuRunner(
+        checkpoint.config,
+        ops,
+        weights,
+        context,
+        cacheDtype,
+      );
     } catch (error) {
       ops[Symbol.dispose]();
       throw error;
@@ -104,7 +113,12 @@ export class CpuRunner implements Runner {
       let states: Float32Array;
       if (tokens <= rows) {
         const sequences = some.length;
-        using cache = this.ops.createCache(sequences, tokens, "shared");
+        using cache = this.ops.createCache(
+          sequences,
+          tokens,
+          this.cacheDtype,
+          "shared",
+        );
         const { input, ends } = padBatch(some, tokens);
         const pass = { first: 0, sequences, tokens };
         states = await this.#forward(cache, pass, input, { ends, signal });
@@ -121,7 +135,8 @@ export class CpuRunner implements Runner {
   }
 
   requireRoom(sequences: number, context: number): void {
-    requireRoom(this.config, { sequences, context, dtype: "f32" }, {
+    const dtype = this.cacheDtype;
+    requireRoom(this.config, { sequences, context, dtype }, {
       name: "the CPU",
       free: host.freeMemory(),
     });
@@ -163,7 +178,7 @@ export class CpuRunner implements Runner {
 
   #several(sequences: number, context: number): CpuKvCache {
     this.requireRoom(sequences, context);
-    return this.ops.createCache(sequences, context);
+    return this.ops.createCache(sequences, context, this.cacheDtype);
   }
 
   /**

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Dtype } from "../dtype.ts";
+import { type Dtype, elements } from "../dtype.ts";
 import { f32 } from "../formats/f32.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import {
@@ -347,7 +347,7 @@ export class WasmCpuKernels implements CpuKernels {
       );
     }
     const group = heads / kvHeads, rows = q.length / (heads * headDim);
-    const { memory, address } = this.#memory.find(k);
+    const { memory, ...cached } = this.#cached(k, v);
     const { buffer } = this.#pool.memories[memory].memory;
     const headBytes = packedBytes(headDim);
     const perBlock = Math.max(Math.floor(BLOCK_HEADS / group), 1);
@@ -403,8 +403,7 @@ export class WasmCpuKernels implements CpuKernels {
           group,
           kvHeads,
           headDim,
-          k: address,
-          v: this.#memory.find(v).address, // in the memory of k: see CpuKernels
+          ...cached,
           context: cache.context,
           out: outAt,
           blocks: blocksAt,
@@ -415,6 +414,17 @@ export class WasmCpuKernels implements CpuKernels {
       eachHead(outAt, (head, to) => out.set(head.subarray(0, headDim), to));
       yield;
     }
+  }
+
+  /** Where cached keys and values are; scales are at 0 if there are none. */
+  #cached(k: CpuTensor, v: CpuTensor) {
+    const { memory, address: kAt } = this.#memory.find(k);
+    const vAt = this.#memory.find(v).address; // in the memory of k: see CpuKernels
+    const quants = elements(k.shape.slice(0, -1)) * this.heads.headDim;
+    const [kScales, vScales] = k.dtype === "u32"
+      ? [kAt + quants, vAt + quants]
+      : [0, 0];
+    return { memory, k: kAt, kScales, v: vAt, vScales };
   }
 
   /** Rows of queries in a slice of work. */

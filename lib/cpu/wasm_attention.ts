@@ -9,6 +9,7 @@ import {
   f32,
   f32x4,
   FunctionBuilder,
+  i16x8,
   i32,
   i32x4,
   increase,
@@ -123,6 +124,61 @@ function eachOf(
   return sums.slice(0, height).flatMap((row, i) =>
     row.slice(0, width).map((sum, j) => body(sum, i, j))
   );
+}
+
+/**
+ * Builds `WasmKernels.unpackHeads`: heads of a cache in q8_0 to f32. `headBytes` are those
+ * of quants, which are one byte each; see lib/formats/cached.ts.
+ */
+export function unpackHeads() {
+  const f = new FunctionBuilder("unpackHeads", {
+    quants: "i32",
+    scales: "i32",
+    scalesBytes: "i32",
+    count: "i32",
+    headBytes: "i32",
+    out: "i32",
+  });
+  const { quants, scales, scalesBytes, count, headBytes, out } = f.parameters;
+  const [head, at, end, scaleAt, last] = times(5, () => f.local("i32"));
+  const scale = f.local("v128"), eight = f.local("v128");
+  const put = (from: number, to: Code) => [
+    eight.set(i16x8.loadBytes(from)(at.get)),
+    ...[i32x4.extendFirst, i32x4.extendLast].map((extend, i) =>
+      v128.store(16 * i)(
+        to,
+        f32x4.mul(scale.get, f32x4.convert(extend(eight.get))),
+      )
+    ),
+  ];
+  // The bits of an f16 that is not negative, in the place of an f32's; the factor corrects
+  // the exponent's bias, exactly, subnormal numbers included.
+  const value = f32.mul(
+    f32.fromBits(i32.shl(i32.loadHalf()(scaleAt.get), i32.const(13))),
+    f32.const(2 ** 112),
+  );
+  const half = i32.shl(headBytes.get, i32.const(1)); // bytes of half a head in f32
+  return f.finish([
+    at.set(quants.get),
+    end.set(i32.add(quants.get, i32.mul(count.get, headBytes.get))),
+    loop(i32.lessUnsigned(at.get, end.get), [
+      head.set(out.get),
+      scaleAt.set(scales.get),
+      last.set(i32.add(at.get, headBytes.get)),
+      loop(i32.lessUnsigned(at.get, last.get), [
+        scale.set(f32x4.splat(value)),
+        ...times(2, () => [
+          ...put(0, head.get),
+          ...put(8, i32.add(head.get, half)),
+          increase(at, 16),
+          increase(head, 32),
+        ]).flat(),
+        increase(scaleAt, 2),
+      ]),
+      increase(scales, scalesBytes.get),
+      increase(out, i32.shl(headBytes.get, i32.const(2))),
+    ]),
+  ]);
 }
 
 /** Builds `WasmKernels.weightedSum`. */

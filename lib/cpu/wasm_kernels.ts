@@ -11,7 +11,13 @@
  */
 import type { Format, SimdBlocks, SimdReader } from "../formats/format.ts";
 import { FORMATS } from "../formats/mod.ts";
-import { type MulAdd, softmax, swiglu, weightedSum } from "./wasm_attention.ts";
+import {
+  type MulAdd,
+  softmax,
+  swiglu,
+  unpackHeads,
+  weightedSum,
+} from "./wasm_attention.ts";
 import {
   assemble,
   branch,
@@ -149,6 +155,15 @@ export type WasmKernels =
       outBytes: number,
       add: number,
     ): void;
+    /** Unpacks `count` cached heads in q8_0 to f32. */
+    unpackHeads(
+      quants: number,
+      scales: number,
+      scalesBytes: number,
+      count: number,
+      headBytes: number,
+      out: number,
+    ): void;
     /** `g = silu(g) · u` in place, `count` elements (a multiple of 4). */
     swiglu(g: number, u: number, count: number): void;
   };
@@ -181,6 +196,7 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
     tiles(mulAdd),
     softmax(mulAdd),
     weightedSum(mulAdd),
+    unpackHeads(),
     swiglu(mulAdd),
   ]);
 }

@@ -47,7 +47,7 @@ interface Caches {
   onCpu: KvCache<CpuTensor>;
 }
 
-/** Thrown when a key or value does not fit an f16 cache. */
+/** Thrown when a key or value does not fit the cache's type. */
 class CacheOverflow extends Error {}
 
 /**
@@ -86,7 +86,9 @@ export class DebugRunner implements Runner {
     checkpoint: Checkpoint,
     options: GpuRunnerOptions,
   ): Promise<DebugRunner> {
-    const cpu = await CpuRunner.load(checkpoint, options);
+    const { cacheDtype: kept } = options;
+    const cacheDtype = kept === "f16" ? "f32" : kept;
+    const cpu = await CpuRunner.load(checkpoint, { ...options, cacheDtype });
     const on = await GpuRunner.load(gpu, checkpoint, options);
     return new DebugRunner(on, cpu, options);
   }
@@ -133,7 +135,12 @@ export class DebugRunner implements Runner {
   #caches(sequences: number, context: number) {
     const { gpu, config, cacheDtype } = this.gpu;
     const onGpu = new GpuKvCache(gpu, config, sequences, context, cacheDtype);
-    const onCpu = this.cpu.ops.createCache(sequences, context);
+    // The CPU quantizes too; a key that it rounds the other way differs by a step.
+    const onCpu = this.cpu.ops.createCache(
+      sequences,
+      context,
+      cacheDtype === "f16" ? "f32" : cacheDtype,
+    );
     onGpu.reset();
     return {
       onGpu,
@@ -250,9 +257,10 @@ export class DebugRunner implements Runner {
     caches.onCpu.begin(pass);
     using ops = new GpuOps(gpu, config);
     using input = Tensor.create(gpu, "u32", [chunk.length], chunk, "tokens");
+    using plans = new DisposableStack();
     const steps: Step[] = [];
     const recording = tap(ops, (call, run) => {
-      const plan = ops.plan = new Plan(gpu);
+      const plan = ops.plan = plans.use(new Plan(gpu));
       const output = run();
       steps.push({ call, plan, output });
       return output;
@@ -262,17 +270,12 @@ export class DebugRunner implements Runner {
     using ends = Tensor.create(gpu, "u32", [1], last, "ends");
     const wanted = [all, states ? ends : undefined] as const;
     finish(forward(recording, this.gpu.weights, input, cache, ...wanted));
-    const overflows = async () =>
-      cache.dtype === "f16" && (await cache.flags.read())[0] !== 0;
     let result = new Float32Array();
     for (const step of steps) {
       const { actual, wrong } = await this.#check(step, caches, signal);
+      if (wrong) throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
       result = actual;
-      if (!wrong) continue;
-      if (await overflows()) break;
-      throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
     }
-    if (await overflows()) throw new CacheOverflow();
     cache.advance();
     caches.onCpu.advance();
     return result;
@@ -281,13 +284,14 @@ export class DebugRunner implements Runner {
   /**
    * Runs a verb on both sides. Returns the GPU's result, and how it differs from the
    * CPU's if it does.
+   *
+   * @throws {CacheOverflow} if the GPU's cache cannot hold a key or value.
    */
   async #check(
     { call, plan, output }: Step,
     { onGpu, onCpu }: Caches,
     signal?: AbortSignal,
   ): Promise<{ actual: Float32Array<ArrayBuffer>; wrong?: string }> {
-    using _plan = plan;
     signal?.throwIfAborted();
     // Read before the GPU runs: a verb may overwrite an input.
     const inputs = new Map<Tensor, CpuTensor>();
@@ -299,6 +303,10 @@ export class DebugRunner implements Runner {
     plan.run({ length: Math.max(...onGpu.lengths) });
     const actual = await output.read() as Float32Array<ArrayBuffer>;
     this.gpu.gpu.check();
+    if (call.verb === "attend" && onGpu.dtype !== "f32") {
+      const [overflow] = await onGpu.flags.read();
+      if (overflow) throw new CacheOverflow();
+    }
     const onCpuToo = translate<Tensor, CpuTensor>(
       call,
       (tensor) => inputs.get(tensor)!,
@@ -316,9 +324,14 @@ export class DebugRunner implements Runner {
       ? f32(expected).map((v, i) => Number.isFinite(actual[i]) ? v : actual[i])
       : f32(expected);
     // Numbers of experts are exact.
-    const half = call.verb !== "chooseExperts" && (this.options.f16Matmuls ||
-      this.gpu.cacheDtype === "f16" && call.verb === "attend");
-    const found = rowDifference(actual, wanted, output.shape[1], half);
+    const rounded = call.verb === "chooseExperts"
+      ? "f32"
+      : call.verb === "attend" && this.gpu.cacheDtype !== "f32"
+      ? this.gpu.cacheDtype
+      : this.options.f16Matmuls
+      ? "f16"
+      : "f32";
+    const found = rowDifference(actual, wanted, output.shape[1], rounded);
     return { actual, wrong: found && `${name} ${differenceText(found)}` };
   }
 

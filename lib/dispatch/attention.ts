@@ -15,6 +15,7 @@ import {
   CONTEXT_CLASSES,
   type ContextClass,
 } from "./shapes.ts";
+import type { CacheDtype } from "../formats/cached.ts";
 import { origin } from "./linear.ts";
 import { defaultsFor } from "./defaults.ts";
 import { attendKey } from "./keys.ts";
@@ -97,14 +98,21 @@ interface DecodeShape {
   /** Query heads that share a kv head. */
   group: number;
   rows?: number;
+  /** How keys and values are stored; as floats by default. */
+  cache?: CacheDtype;
 }
+
+/** The constant of attention's kernels that says how keys and values are stored. */
+export const cacheConstant = (cache?: CacheDtype): Constants => ({
+  CACHE: cache === "q8_0" ? cache : "float",
+});
 
 /** Chooses the layout of attention in a decode step, for each context class. */
 export function chooseDecodeAttention(
   shape: DecodeShape,
   device: Capabilities,
 ): DecodeAttentionChoice[] {
-  const { headDim, group, rows = 1 } = shape;
+  const { headDim, group, rows = 1, cache } = shape;
   const defaults = defaultsFor(device);
   const { adapterClass = "other", vulkan = false } = device;
   const merges = vulkan && DEVICE_BARRIERS.includes(adapterClass);
@@ -113,10 +121,11 @@ export function chooseDecodeAttention(
   return CONTEXT_CLASSES.map((context, i) => {
     const from = beginsAt(context, rows);
     const to = beginsAt(CONTEXT_CLASSES.at(i + 1), rows);
-    const tuned = device.tuned?.get(attendKey(context, headDim, group));
+    const tuned = device.tuned?.get(attendKey(context, headDim, group, cache));
     const constants: Constants = {
       ...layoutConstants(shape, context, device),
       MERGE: merges ? 1 : 0,
+      ...cacheConstant(cache),
       ...tuned,
     };
     const shares = Number(constants.SHARES);
@@ -158,10 +167,12 @@ function beginsAt(context: ContextClass | undefined, rows: number): number {
 }
 
 /**
- * Sizes a workgroup's threads, lanes and heads to fit registers and workgroup memory.
+ * Sizes a workgroup's threads, lanes and heads to fit registers and workgroup memory. Keys
+ * in q8_0 are half as many bytes as in f16, so a lane loads twice as many at a time where
+ * splits are long; that was not measured.
  */
 function layoutConstants(
-  { headDim, group, rows = 1 }: DecodeShape,
+  { headDim, group, rows = 1, cache }: DecodeShape,
   context: ContextClass,
   device: Capabilities,
 ): Constants {
@@ -191,7 +202,7 @@ function layoutConstants(
       laneGroups * laneCount,
     ),
     LOG_KEY_LANES,
-    STEPS,
+    STEPS: cache === "q8_0" && context === "long" ? 2 * STEPS : STEPS,
     ...lanes,
   };
 }

@@ -40,8 +40,16 @@ export function chooseContext({ name, plain, most, requested, room }: {
   /** The longest context it allows, with YaRN. */
   most: number;
   requested?: number;
-  /** The bytes of one layer's keys that `whose` allows, and those per position. */
-  room?: { bytes: number; perPosition: number; whose: string };
+  /**
+   * The bytes of one layer's keys that `whose` allows, those per position, and those of a
+   * smaller type.
+   */
+  room?: {
+    bytes: number;
+    perPosition: number;
+    whose: string;
+    smaller?: { name: string; perPosition: number };
+  };
 }): ContextChoice {
   const fits = room ? Math.floor(room.bytes / room.perPosition) : Infinity;
   const choice = (tokens: number, reason: string) => ({
@@ -64,8 +72,25 @@ export function chooseContext({ name, plain, most, requested, room }: {
     throw new DeviceError(
       `Cannot load ${name}: a context of ${requested} tokens takes ${
         requested * room!.perPosition
-      } bytes for one layer's keys, ${room!.whose} ${room!.bytes}`,
+      } bytes for one layer's keys, ${room!.whose} ${room!.bytes}${
+        smallerText(requested, room!)
+      }`,
     );
   }
   return choice(requested, "it was asked for");
+}
+
+/** What a smaller type has room for, if it helps. */
+function smallerText(
+  requested: number,
+  { bytes, smaller }: {
+    bytes: number;
+    smaller?: { name: string; perPosition: number };
+  },
+): string {
+  if (!smaller) return "";
+  const fits = Math.floor(bytes / smaller.perPosition);
+  return fits < requested
+    ? ""
+    : `; with ${smaller.name} it takes ${requested * smaller.perPosition}`;
 }

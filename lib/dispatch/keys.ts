@@ -9,6 +9,7 @@ import {
   type LinearShape,
   ROW_CLASSES,
 } from "./shapes.ts";
+import type { CacheDtype } from "../formats/cached.ts";
 import type { Format } from "../formats/format.ts";
 import { FORMATS } from "../formats/mod.ts";
 
@@ -37,13 +38,18 @@ export function linearKey(
   return [...kind, ...(half ? ["half"] : []), rows, n, k].join(" ");
 }
 
-/** The key of attention in a decode step, where `group` query heads share a kv head. */
+/**
+ * The key of attention in a decode step, where `group` query heads share a kv head. A
+ * cache in q8_0 has keys of its own.
+ */
 export function attendKey(
   what: ContextClass,
   headDim: number,
   group: number,
+  cache?: CacheDtype,
 ): string {
-  return `attendDecode ${what} ${headDim} ${group}`;
+  const kind = cache === "q8_0" ? ["attendDecode", cache] : ["attendDecode"];
+  return [...kind, what, headDim, group].join(" ");
 }
 
 /** A class of Linear layers that is tuned together. */
@@ -67,6 +73,8 @@ export interface AttendTarget {
   headDim: number;
   /** Query heads that share a kv head. */
   group: number;
+  /** Given if the cache is quantized. */
+  cache?: "q8_0";
 }
 
 /** The kernel and shapes that a key stands for. */
@@ -91,13 +99,14 @@ export function parseKey(key: string): TuningTarget | undefined {
       k,
     };
   }
-  const attend = /^(\w+) (short|middle|long) (\d+) (\d+)$/.exec(key);
+  const attend = /^(\w+)( q8_0)? (short|middle|long) (\d+) (\d+)$/.exec(key);
   if (!attend) return undefined;
-  const [, kernel, what, headDim, group] = attend;
+  const [, kernel, cache, what, headDim, group] = attend;
   return {
     kernel,
     what: what as ContextClass,
     headDim: Number(headDim),
     group: Number(group),
+    ...cache === undefined ? {} : { cache: "q8_0" },
   };
 }

@@ -4,9 +4,11 @@
  * @module
  */
 
+import { CACHE_BLOCK, type CacheDtype } from "../formats/cached.ts";
+
 /** The type chosen for values, and the reason. */
-export interface Precision {
-  dtype: "f16" | "f32";
+export interface Precision<T = "f16" | "f32"> {
+  dtype: T;
   reason: string;
 }
 
@@ -19,11 +21,43 @@ export function headVector(headDim: number): 4 | 1 {
   return headDim % 8 === 0 ? 4 : 1;
 }
 
+/** What may be asked for as the type of cached keys and values. */
+export const CACHE_TYPES = ["auto", "f16", "f32", "q8_0"] as const;
+
+/** One of {@linkcode CACHE_TYPES}. */
+export type CacheRequest = typeof CACHE_TYPES[number];
+
 /**
- * Chooses the type of keys and values in a GPU's cache. Set `exact` if f32 was
- * requested.
+ * Why keys and values cannot be cached as requested, and what can be requested instead;
+ * undefined if they can.
  */
-export function chooseCacheDtype(headDim: number, exact = false): Precision {
+export function cacheRefusal(
+  headDim: number,
+  kv: CacheRequest = "auto",
+  onCpu = false,
+): string | undefined {
+  const eights = headVector(headDim) === 4,
+    blocks = headDim % CACHE_BLOCK === 0;
+  const fits = { auto: true, f16: eights && !onCpu, f32: true, q8_0: blocks };
+  if (fits[kv]) return undefined;
+  const others = CACHE_TYPES.filter((one) => fits[one]);
+  const why = kv === "q8_0"
+    ? `heads have ${headDim} values, q8_0 takes blocks of ${CACHE_BLOCK}`
+    : onCpu
+    ? "the CPU path has no f16"
+    : `heads have ${headDim} values, f16 takes a multiple of 8`;
+  return `${others.join(" or ")}: ${why}`;
+}
+
+/**
+ * Chooses the type of keys and values in a GPU's cache: the requested one, else f16 where
+ * it can be used. Set `exact` if precision f32 was requested.
+ */
+export function chooseCacheDtype(
+  headDim: number,
+  { exact = false, kv = "auto" }: { exact?: boolean; kv?: CacheRequest } = {},
+): Precision<CacheDtype> {
+  if (kv !== "auto") return requestedCache(kv);
   if (exact) return { dtype: "f32", reason: "precision f32 was asked for" };
   return headVector(headDim) === 4
     ? {
@@ -35,6 +69,21 @@ export function chooseCacheDtype(headDim: number, exact = false): Precision {
       reason: `a head of ${headDim} values does not fill whole 16-byte units`,
     };
 }
+
+/** Chooses the type of keys and values in a cache in main memory. */
+export const chooseCpuCacheDtype = (
+  kv: CacheRequest = "auto",
+): Precision<"f32" | "q8_0"> =>
+  kv === "q8_0" || kv === "f32"
+    ? requestedCache(kv)
+    : { dtype: "f32", reason: "the CPU path computes in f32" };
+
+const requestedCache = <T extends CacheDtype>(dtype: T): Precision<T> => ({
+  dtype,
+  reason: dtype === "q8_0"
+    ? "it was asked for: about half of f16's memory; keys and values are off by 0.5 %"
+    : "it was asked for",
+});
 
 /**
  * Chooses the type in which matmuls of many rows multiply; either way, they sum in f32.
@@ -90,7 +139,7 @@ export function chooseAttentionDtype(
   },
 ): Precision {
   const f32 = (reason: string): Precision => ({ dtype: "f32", reason });
-  if (cacheDtype !== "f16") return f32("the cache is f32");
+  if (cacheDtype === "f32") return f32("the cache is f32");
   if (headDim !== 64 && headDim !== 128) {
     return f32(
       `the f16 kernel takes heads of 64 or 128 values, not ${headDim}`,

@@ -4,12 +4,14 @@
  * @module
  */
 import { FLAG_WORDS, lengthRows, stateWords } from "../../kernels/heads.ts";
+import { type CacheDtype, storedAs } from "../formats/cached.ts";
 import { errorText, MemoryError } from "../errors.ts";
 import {
   cacheBytes,
   type CachePass,
   KvCache,
   sizeText,
+  smallerCache,
 } from "../model/kv_cache.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
@@ -26,7 +28,8 @@ export interface SharedLayers {
 }
 
 /**
- * Keys and values of every layer on the device. Once all submitted work is done,
+ * Keys and values of every layer on the device; in q8_0, as words (lib/formats/cached.ts).
+ * Once all submitted work is done,
  * `lengths` matches the device's copy, except while a decode loop runs.
  */
 export class GpuKvCache extends KvCache<Tensor> implements Disposable {
@@ -45,16 +48,17 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     config: Qwen3Config,
     sequences: number,
     context: number,
-    readonly dtype: "f16" | "f32",
+    readonly dtype: CacheDtype,
     shared?: SharedLayers,
   ) {
     const { numHiddenLayers, numKeyValueHeads, headDim } = config;
     const { numAttentionHeads } = config;
-    const shape = [sequences, numKeyValueHeads, context, headDim];
+    const { dtype: stored, width } = storedAs(dtype, headDim);
+    const shape = [sequences, numKeyValueHeads, context, width];
     const create = (label: string) =>
-      Tensor.create(gpu, dtype, shape, undefined, label);
+      Tensor.create(gpu, stored, shape, undefined, label);
     const view = ({ buffer, label }: Tensor) =>
-      new Tensor(gpu, dtype, shape, buffer, label);
+      new Tensor(gpu, stored, shape, buffer, label);
     const layers = Array.from(
       { length: numHiddenLayers },
       (_, i) =>
@@ -117,9 +121,9 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     const bytes = cacheBytes(config, sequences, context, dtype);
     const size = sizeText({ sequences, context }, bytes);
     throw new MemoryError(
-      `Cannot allocate keys and values of ${size}: ${gpu.name} has no memory for ${bytes} bytes besides the ${used} in use, there must be fewer sequences or tokens (${
-        errorText(error.message)
-      })`,
+      `Cannot allocate keys and values of ${size}: ${gpu.name} has no memory for ${bytes} bytes besides the ${used} in use, there must be fewer sequences or tokens${
+        smallerCache(config, sequences, context, dtype)
+      } (${errorText(error.message)})`,
     );
   }
 

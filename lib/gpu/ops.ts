@@ -38,6 +38,7 @@ import type { KvCache } from "../model/kv_cache.ts";
 import type { Epilogue } from "../dispatch/shapes.ts";
 import { chooseLinear, type LinearChoice } from "../dispatch/linear.ts";
 import {
+  cacheConstant,
   chooseDecodeAttention,
   choosePrefillRows,
   headConstants,
@@ -405,7 +406,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const heads = numAttentionHeads, group = heads / numKeyValueHeads;
     const rows = qkv.shape[0], { first } = cache.pass;
     const label = `layers.${layer}.attention`;
-    const choices = chooseDecodeAttention({ headDim, group, rows }, this.gpu);
+    const shape = { headDim, group, rows, cache: cache.dtype };
+    const choices = chooseDecodeAttention(shape, this.gpu);
     const splits = mostSplits(cache.context, rows);
     const width = heads * headDim, all = rows * (1 + splits);
     const y = this.#rows("attention", 1, all * width).view(all, width);
@@ -468,6 +470,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       reason: "many tokens: q is normed once, then read by every tile of keys",
       constants: {
         ...headConstants(headDim, this.gpu),
+        ...cacheConstant(cache.dtype),
       },
       uniforms: { heads, first, tokens, eps },
     });
@@ -489,6 +492,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         HEAD_DIM: headDim,
         ...exactLanes(this.gpu, 16),
         ...choosePrefillRows(tokens * group, this.gpu, half),
+        ...cacheConstant(cache.dtype),
       },
       uniforms: { first, tokens, group, scale },
     });

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
@@ -35,7 +36,7 @@ import { type LoadOptions, loadWeights } from "../model/weights.ts";
 /** Options of {@linkcode GpuRunner.load}. */
 export interface GpuRunnerOptions extends LoadOptions {
   context: number;
-  cacheDtype: "f16" | "f32";
+  cacheDtype: CacheDtype;
   /**
    * Whether matmuls of many rows may multiply in f16; they sum in f32. Those of fewer rows
    * by quantized blocks may then round rows to integers of 15 bits.
@@ -242,7 +243,7 @@ export class GpuRunner implements Runner {
   }
 
   /** The type of cached keys and values. */
-  get cacheDtype(): "f16" | "f32" {
+  get cacheDtype(): CacheDtype {
     return this.#one.cache.dtype;
   }
 

@@ -7,6 +7,7 @@ import { FLAG_WORDS } from "../../kernels/heads.ts";
 import { chooseStateRows, dispatchWork } from "../dispatch/pass_rows.ts";
 import { Rests } from "../dispatch/rests.ts";
 import { padBatch, type StateBatch } from "../dispatch/state_batches.ts";
+import { storedAs } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
@@ -54,8 +55,9 @@ export class GpuStates implements Disposable {
     const { work } = one.paces, { software } = one.ops.gpu;
     const rows = this.rows = chooseStateRows(passRows, work, software);
     this.#weights = one.weights;
-    const { gpu, config } = this.#ops, { dtype } = one.cache;
-    const shape = [rows, config.numKeyValueHeads, config.headDim];
+    const { gpu, config } = this.#ops;
+    const { dtype, width } = storedAs(one.cache.dtype, config.headDim);
+    const shape = [rows, config.numKeyValueHeads, width];
     const create = (label: string) =>
       Tensor.create(gpu, dtype, shape, undefined, label);
     this.#shared = {

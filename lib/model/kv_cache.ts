@@ -8,6 +8,11 @@
 import { MOST_SPLITS } from "../dispatch/attention.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { MemoryError } from "../errors.ts";
+import {
+  CACHE_BLOCK,
+  cachedBytes,
+  type CacheDtype,
+} from "../formats/cached.ts";
 
 /**
  * The tokens of one forward pass: `tokens` tokens of each of `sequences` sequences,
@@ -32,7 +37,7 @@ export class KvCache<T> {
   constructor(
     /**
      * Per layer, keys (normed and rotated) and values, each
-     * `[sequences, kvHeads, context, headDim]`.
+     * `[sequences, kvHeads, context, headDim]`, as lib/formats/cached.ts says.
      */
     readonly layers: readonly { k: T; v: T }[],
     readonly sequences: number,
@@ -128,7 +133,7 @@ export class KvCache<T> {
 export interface CacheSize {
   sequences: number;
   context: number;
-  dtype: "f16" | "f32";
+  dtype: CacheDtype;
 }
 
 /** Bytes of keys and values in all layers. */
@@ -136,10 +141,22 @@ export function cacheBytes(
   { numHiddenLayers, numKeyValueHeads, headDim }: Qwen3Config,
   sequences: number,
   context: number,
-  dtype: "f16" | "f32",
+  dtype: CacheDtype,
 ): number {
   return 2 * numHiddenLayers * sequences * numKeyValueHeads * context *
-    headDim * (dtype === "f16" ? 2 : 4);
+    cachedBytes(dtype, headDim);
+}
+
+/** What takes less memory than a cache in `dtype`, to end an error with. */
+export function smallerCache(
+  config: Qwen3Config,
+  sequences: number,
+  context: number,
+  dtype: CacheDtype,
+): string {
+  if (dtype === "q8_0" || config.headDim % CACHE_BLOCK !== 0) return "";
+  const bytes = cacheBytes(config, sequences, context, "q8_0");
+  return `; with kv q8_0 the cache takes ${bytes} bytes`;
 }
 
 /**
@@ -184,11 +201,12 @@ export function requireRoom(
   const { sequences, context, dtype } = size;
   const all = cacheBytes(config, sequences, context, dtype);
   const keys = all / (2 * config.numHiddenLayers);
+  const smaller = smallerCache(config, sequences, context, dtype);
   if (keys > binding) {
     throw new MemoryError(
       `Cannot generate: one layer's keys of ${
         sizeText(size, keys)
-      } are ${keys} bytes, ${name} binds at most ${binding}`,
+      } are ${keys} bytes, ${name} binds at most ${binding}${smaller}`,
     );
   }
   // Scratch buffers: sampling's scores with their ids, and the sums of KV splits. Both
@@ -206,7 +224,7 @@ export function requireRoom(
     throw new MemoryError(
       `Cannot generate: keys and values of ${
         sizeText(size, all)
-      } are ${all} bytes, ${free} bytes of main memory are free`,
+      } are ${all} bytes, ${free} bytes of main memory are free${smaller}`,
     );
   }
 }

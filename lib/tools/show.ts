@@ -9,7 +9,7 @@ import { inPasses, type LibraryKernel } from "../../kernels/define.ts";
 import { findKernel, KERNEL_NAMES, KERNELS } from "../../kernels/list.ts";
 import { reference } from "../check/kernel_case.ts";
 import { Random } from "../check/reference.ts";
-import { described } from "../errors.ts";
+import { described, wrongOption } from "../errors.ts";
 import type { Capabilities } from "../dispatch/capabilities.ts";
 import { bf16 } from "../formats/bf16.ts";
 import type { Format } from "../formats/format.ts";
@@ -17,6 +17,8 @@ import { f32 } from "../formats/f32.ts";
 import { allocateMatrix, withPlanes } from "../formats/matrix.ts";
 import type { CpuTensor } from "../formats/tensor.ts";
 import {
+  cacheRefusal,
+  type CacheRequest,
   chooseCacheDtype,
   chooseMatmulDtype,
   HALF_PREFILL_BYTES,
@@ -62,6 +64,8 @@ export interface ShowOptions {
   tokens?: number;
   /** How the weights are stored; bf16 by default. */
   format?: Format;
+  /** How keys and values are cached; as a GPU would by default. */
+  kv?: CacheRequest;
   /** Constants that replace the chosen ones. */
   constants?: Constants;
   /** Called by `showVariants` for each call that these constants do not suit. */
@@ -381,7 +385,7 @@ function sketch(device: Sketched): Gpu {
 function recordPasses(
   device: Sketched,
   tokens: number,
-  { config: whole, format = bf16 }: ShowOptions,
+  { config: whole, format = bf16, kv }: ShowOptions,
 ): Call[] {
   const config = { ...whole, numHiddenLayers: 1 };
   const gpu = sketch(device), plan = new CallPlan(gpu);
@@ -406,7 +410,9 @@ function recordPasses(
   const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
     Tensor.create(gpu, "u32", shape, undefined, label);
-  const { dtype: cacheDtype } = chooseCacheDtype(headDim);
+  const must = cacheRefusal(headDim, kv);
+  if (must !== undefined) throw wrongOption("Cannot show", "kv", kv, must);
+  const { dtype: cacheDtype } = chooseCacheDtype(headDim, { kv });
   const cache = new GpuKvCache(
     gpu,
     config,

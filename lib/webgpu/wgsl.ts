@@ -32,6 +32,7 @@ import {
  *   longer changes; u32 buffers: `x_unit(i)` is 16 bytes;
  * - `half`: `x_at(i)` are elements 4i … 4i+3 as vec4<f16> (f16 only, F16 1);
  * - `raw`: the array itself, of u32;
+ * - `quad`: the array itself, of vec4u, whatever the sizes (u32 buffers only);
  * - `atomic`: the array itself, of atomic u32.
  */
 export type View =
@@ -43,6 +44,7 @@ export type View =
   | "texels"
   | "half"
   | "raw"
+  | "quad"
   | "atomic";
 
 /** A buffer as a kernel declares it. */
@@ -101,6 +103,7 @@ export function accessors(
   { view, format, writable }: Viewed,
 ): Accessors {
   if (view === "raw") return { types: ["u32"], code: [] };
+  if (view === "quad") return { types: ["vec4u"], code: [] };
   if (view === "atomic") return { types: ["atomic<u32>"], code: [] };
   if (format === undefined) return ofIntegers(x, view);
   const whole = view === "vec4" || view === "unit";

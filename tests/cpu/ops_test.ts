@@ -2,6 +2,8 @@ import { matrixOf } from "../../lib/formats/matrix.ts";
 import { assertEquals, AssertionError, assertThrows } from "@std/assert";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
+import { quantizedHeads } from "../../lib/formats/cached.ts";
+import { stepsOf } from "../../kernels/attention_case.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import { CpuOps, type CpuOptions, type CpuTensor } from "../../lib/cpu/ops.ts";
 import { ropeFrequencies } from "../../lib/model/rope.ts";
@@ -255,6 +257,7 @@ function attention(
   cached: { k: number[][]; v: number[][] }[],
   tokens: number,
   plant = (score: number, _key: number) => score,
+  stored: Stored = (_name, head) => head,
 ): Attended {
   const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } =
     config;
@@ -274,8 +277,10 @@ function attention(
     const row = Array.from({ length: width }, (_, i) => qkv[r * width + i]);
     const part = (h: number) => row.slice(h * headDim, (h + 1) * headDim);
     for (let h = 0; h < kvHeads; h++) {
-      k.push(rotated(rmsNorm(part(heads + h), kNorm), position));
-      v.push(part(heads + kvHeads + h));
+      const at = { sequence: Math.floor(r / tokens), head: h, position };
+      const key = rotated(rmsNorm(part(heads + h), kNorm), position);
+      k.push(stored("k", key, at));
+      v.push(stored("v", part(heads + kvHeads + h), at));
     }
     for (let h = 0; h < heads; h++) {
       const q = rotated(rmsNorm(part(h), qNorm), position);
@@ -310,6 +315,32 @@ function attention(
     }
   }
   return { values, bounds };
+}
+
+/** Returns a head as the cache holds it; `sequence` is the number in the pass. */
+type Stored = (
+  name: "k" | "v",
+  head: number[],
+  at: { sequence: number; head: number; position: number },
+) => number[];
+
+/** Heads of a cache in q8_0, each within half a step of what it was made of. */
+function quantizedIn(
+  { layers, context }: ReturnType<CpuOps["createCache"]>,
+  { first, kvHeads, headDim }: Record<"first" | "kvHeads" | "headDim", number>,
+): Stored {
+  return (name, exact, { sequence, head, position }) => {
+    const row = ((first + sequence) * kvHeads + head) * context + position;
+    const actual = new Float64Array(headDim);
+    quantizedHeads(layers[1][name], headDim).take(row, actual, 0);
+    const steps = stepsOf(exact, headDim);
+    const inSteps = (all: ArrayLike<number>) =>
+      Float64Array.from(all, (value, i) => value / steps[i]);
+    // Half a step, and the f16 of the scale times 127.
+    const close = { absolute: 0.5 + 127 * 2 ** -11 + 1e-3 };
+    assertAllClose(inSteps(actual), inSteps(exact), close, `${name} of ${row}`);
+    return [...actual];
+  };
 }
 
 const sum = <T>(items: readonly T[], value: (item: T, i: number) => number) =>
@@ -460,6 +491,65 @@ test(
     });
   },
 );
+
+// The last has more keys than are unpacked at a time.
+for (
+  const [headDim, most, heads, kvHeads] of [
+    [32, 40, 6, 2],
+    [96, 60, 6, 3],
+    [128, 256, 2, 1],
+  ]
+) {
+  test(
+    `attention over a cache in q8_0 of heads of ${headDim}`,
+    (make, fill) => {
+      const changes = {
+        numAttentionHeads: heads,
+        numKeyValueHeads: kvHeads,
+        headDim,
+      };
+      const ops = make(changes), context = most + 30;
+      const width = (heads + 2 * kvHeads) * headDim;
+      const config = { ...ODD, ...changes };
+      const norms = [0, 1].map(() => fill(ops, "bf16", [headDim], 4));
+      const cache = ops.createCache(2, context, "q8_0");
+      const cached = [0, 1].map(() => ({
+        k: [] as number[][],
+        v: [] as number[][],
+      }));
+      const passes = [
+        [0, 1, 5],
+        [1, 1, most],
+        [0, 2, 1],
+        [0, 2, 13],
+        [1, 1, 1],
+      ];
+      for (const [first, sequences, tokens] of passes) {
+        const qkv = fill(ops, "f32", [sequences * tokens, width], 2);
+        cache.begin({ first, sequences, tokens });
+        const y = ops.attend(
+          qkv,
+          matrixOf(norms[0]),
+          matrixOf(norms[1]),
+          cache,
+          1,
+        );
+        const expected = attention(
+          config,
+          qkv.data,
+          norms.map(toF32),
+          cached.slice(first, first + sequences),
+          tokens,
+          undefined,
+          quantizedIn(cache, { first, kvHeads, headDim }),
+        );
+        const what = `sequences ${first}+${sequences}, ${tokens} tokens`;
+        assertAttended(y.data, expected, what);
+        cache.advance();
+      }
+    },
+  );
+}
 
 test("lastRow returns the last token of each sequence", (make, fill) => {
   const ops = make();

@@ -37,7 +37,7 @@ Deno.test("a cache is f16 where heads are whole 16-byte units", () => {
       `a head of ${headDim} values does not fill whole 16-byte units`,
     );
   }
-  assertEquals(chooseCacheDtype(128, true), {
+  assertEquals(chooseCacheDtype(128, { exact: true }), {
     dtype: "f32",
     reason: "precision f32 was asked for",
   });

@@ -1,5 +1,8 @@
 import { assert, assertEquals } from "@std/assert";
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
+import { cacheConstant } from "../../lib/dispatch/attention.ts";
+import type { CacheDtype } from "../../lib/formats/cached.ts";
+import { assertCached } from "../support/cached.ts";
 import {
   counting,
   positionsTensor,
@@ -10,7 +13,6 @@ import type { Gpu } from "../../lib/webgpu/device.ts";
 import type { Operands } from "../../lib/webgpu/kernel.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import type { Constants } from "../../lib/dispatch/shapes.ts";
-import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
 import {
   appended,
@@ -50,6 +52,7 @@ function run(
   const SHARES = Number(constants.SHARES ?? 1),
     GROUP = heads / kvHeads / SHARES;
   const VEC = headDim % 8 === 0 ? 4 : 1;
+  const cache = inputs.k.dtype === "u32" ? "q8_0" : "f32"; // or f16, which is read likewise
   const upload = (name: keyof AttentionInputs) => trial.upload(inputs[name]);
   const [k, v] = [upload("k"), upload("v")];
   const state = trial.upload(stateTensor(sizes.lengths.length, heads));
@@ -74,6 +77,7 @@ function run(
       GROUP,
       VEC,
       ...small(trial.gpu),
+      ...cacheConstant(cache),
       ...constants,
     },
     uniforms: { first, eps, scale: headDim ** -0.5 },
@@ -91,7 +95,7 @@ function run(
 async function check(
   trial: Trial,
   sizes: Attention,
-  cache: "f32" | "f16",
+  cache: CacheDtype,
   splits: number,
   constants?: Constants,
 ): Promise<void> {
@@ -106,12 +110,7 @@ async function check(
   );
   const expected = appended(inputs, sizes);
   const message = JSON.stringify({ ...sizes, cache, norm, splits, constants });
-  // Half a unit in the last place of f16, plus f32 rounding at ties.
-  const relative = cache === "f32" ? 2e-6 : 2 ** -11;
-  const [keys, values] = [await k.read(), await v.read()];
-  const close = { absolute: 2e-6, relative };
-  assertAllClose(keys, expected.k, close, `k of ${message}`);
-  assertAllClose(values, expected.v, close, `v of ${message}`);
+  await assertCached({ k, v }, expected, cache, sizes, message);
   // The new token's own key and value are used before rounding.
   assertSums(await y.read(), attended(expected, sizes), `y of ${message}`);
   const after = await state.read();
@@ -148,6 +147,41 @@ gpuTest(
           MERGE: random.int(0, 1),
         };
         await check(trial, { ...shape, ...pass }, cache, splits, constants);
+      }
+    }
+  },
+);
+
+gpuTest(
+  "attendDecode attends to a cache in q8_0, with heads of any size and ratio",
+  async (_, trial) => {
+    const { random } = trial;
+    const sizes = [[32, 8], [64, 3], [96, 1], [128, 2], [160, 2]];
+    for (const [headDim, ratio] of sizes) {
+      const kvHeads = random.int(1, 3), heads = ratio * kvHeads;
+      const shape = { ...ONE, heads, kvHeads, headDim, context: 140 };
+      for (const splits of [1, 7]) {
+        const lengths = [random.int(0, 139), random.int(0, 139), 1];
+        const pass = { lengths, first: 0, rows: 2 };
+        const MERGE = random.int(0, 1),
+          constants = { ...small(trial.gpu), MERGE };
+        await check(trial, { ...shape, ...pass }, "q8_0", splits, constants);
+      }
+    }
+    // Units in few lanes, and lanes that exchange sums through workgroup memory.
+    const choices: Constants[] = [
+      { SUBGROUPS: 0, WORKGROUP: 64, LOG_KEY_LANES: 3, STEPS: 2 },
+      { SUBGROUPS: 0, WORKGROUP: 32, LOG_KEY_LANES: 1, STEPS: 1, SHARES: 2 },
+      { WORKGROUP: 64, LOG_KEY_LANES: 1, LOG_LANES: 2, STEPS: 3, MERGE: 1 },
+      { WORKGROUP: 128, LOG_KEY_LANES: 2, LOG_LANES: 3, STEPS: 2, SHARES: 2 },
+    ];
+    const borders = [0, 1, 31, 32, 33, 127, 128, 129, 300];
+    for (const constants of choices) {
+      if (trial.gpu.subgroupSize < 8 && constants.SUBGROUPS !== 0) continue;
+      for (const headDim of [32, 96]) {
+        const shape = { ...ONE, heads: 4, kvHeads: 2, headDim, context: 301 };
+        const pass = { lengths: borders, first: 0, rows: borders.length };
+        await check(trial, { ...shape, ...pass }, "q8_0", 3, constants);
       }
     }
   },
@@ -226,14 +260,16 @@ gpuTest(
   async (_, trial) => {
     const { random } = trial;
     const shape = { ...ONE, heads: 2, kvHeads: 1, headDim: 16, context: 201 };
-    const sizes = { ...shape, lengths: [random.int(0, 200)] };
+    const lengths = [random.int(0, 200)];
     const flag = async (
-      cache: "f32" | "f16",
+      cache: CacheDtype,
       column: number,
       value: number,
     ) => {
+      const headDim = cache === "q8_0" ? 32 : 16; // the smallest
+      const sizes = { ...shape, headDim, lengths };
       const inputs = attentionInputs(random, sizes, { cache });
-      inputs.qkv.data[column] = value;
+      inputs.qkv.data[column * headDim / 16] = value;
       const splits = random.pick([1, 2, 7]);
       const { state } = run(trial, inputs, sizes, splits);
       return (await state.read())[0];
@@ -247,6 +283,8 @@ gpuTest(
       assertEquals(await flag("f16", v - 1, sign * 1e6), 0); // k is normed
       assertEquals(await flag("f16", 0, sign * 1e6), 0);
       assertEquals(await flag("f32", column, sign * 1e30), 0);
+      assertEquals(await flag("q8_0", v + 1, sign * 65504), 0);
+      assertEquals(await flag("q8_0", v + 1, sign * 65504.01), 1);
     }
   },
 );

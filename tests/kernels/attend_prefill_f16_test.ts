@@ -1,4 +1,5 @@
 import { assert } from "@std/assert";
+import { cachedToF32, type CacheDtype } from "../../lib/formats/cached.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
@@ -15,36 +16,41 @@ function halfTest(name: string, fn: (trial: Trial) => Promise<void>): void {
 /** How far sums in f16 may be off, as a fraction of what they sum. */
 const HALF = 4e-3;
 
-halfTest(
-  "attendPrefillF16 attends within the precision of f16",
-  async (trial) => {
-    const { random } = trial;
-    // Software adapters take long to compile each.
-    for (const headDim of trial.gpu.software ? [128] : [64, 128]) {
-      for (const length of [0, 1, 63, 64, 65, 300]) {
-        const kvHeads = random.int(1, 2),
-          heads = kvHeads * random.pick([1, 2, 3, 8]);
-        const tokens = random.pick([2, 21, 32, 33, 65]);
-        const lengths = [random.int(0, 300), length, random.int(0, 300)];
-        const shape = { heads, kvHeads, headDim, context: 370, eps: 0 };
-        const sizes = { ...shape, lengths, first: 1, tokens, rows: 2 * tokens };
-        const { q, k, v } = prefillInputs(trial, sizes, "f16");
-        const y = runPrefill(trial, { q, k, v }, sizes, true);
-        const values = { q: toF32(q), k: toF32(k), v: toF32(v) };
-        const message = JSON.stringify(sizes);
-        const { values: expected, norms } = attended(values, sizes);
-        // Weights are divided by 32, and subnormal f16 are 2⁻²⁴ apart: each product is
-        // off by up to 2⁻²⁵ · 32, however small the value of its key.
-        norms.forEach((norm, i) => {
-          const row = Math.floor(i / (heads * headDim));
-          const keys = place(row, sizes).position + 1;
-          norms[i] = norm + keys * 2 ** -20 / HALF;
-        });
-        assertSums(await y.read(), { values: expected, norms }, message, HALF);
-      }
+for (const cache of ["f16", "q8_0"] as const) {
+  halfTest(
+    `attendPrefillF16 attends within the precision of f16, cache in ${cache}`,
+    (trial) => attends(trial, cache),
+  );
+}
+
+async function attends(trial: Trial, cache: CacheDtype): Promise<void> {
+  const { random } = trial;
+  // Software adapters take long to compile each.
+  for (const headDim of trial.gpu.software ? [128] : [64, 128]) {
+    for (const length of [0, 1, 63, 64, 65, 300]) {
+      const kvHeads = random.int(1, 2),
+        heads = kvHeads * random.pick([1, 2, 3, 8]);
+      const tokens = random.pick([2, 21, 32, 33, 65]);
+      const lengths = [random.int(0, 300), length, random.int(0, 300)];
+      const shape = { heads, kvHeads, headDim, context: 370, eps: 0 };
+      const sizes = { ...shape, lengths, first: 1, tokens, rows: 2 * tokens };
+      const { q, k, v } = prefillInputs(trial, sizes, cache);
+      const y = runPrefill(trial, { q, k, v }, sizes, true);
+      const [keys, ofKeys] = [k, v].map((one) => cachedToF32(one, headDim));
+      const values = { q: toF32(q), k: keys, v: ofKeys };
+      const message = JSON.stringify(sizes);
+      const { values: expected, norms } = attended(values, sizes);
+      // Weights are divided by 32, and subnormal f16 are 2⁻²⁴ apart: each product is
+      // off by up to 2⁻²⁵ · 32, however small the value of its key.
+      norms.forEach((norm, i) => {
+        const row = Math.floor(i / (heads * headDim));
+        const keys = place(row, sizes).position + 1;
+        norms[i] = norm + keys * 2 ** -20 / HALF;
+      });
+      assertSums(await y.read(), { values: expected, norms }, message, HALF);
     }
-  },
-);
+  }
+}
 
 halfTest(
   "attendPrefillF16 sums many small weights next to a large one",

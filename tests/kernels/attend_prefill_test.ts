@@ -1,16 +1,18 @@
+import { cachedToF32, type CacheDtype } from "../../lib/formats/cached.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
 import { prefillInputs, runPrefill } from "../support/prefill.ts";
 import { assertSums, attended, type Attention } from "../support/reference.ts";
 
-async function check(trial: Trial, sizes: Attention, cache: "f32" | "f16") {
+async function check(trial: Trial, sizes: Attention, cache: CacheDtype) {
   const { q, k, v } = prefillInputs(trial, sizes, cache);
   const ROWS = trial.random.pick([32, 64]);
   const y = runPrefill(trial, { q, k, v }, sizes, false, ROWS);
-  const values = { q: toF32(q), k: toF32(k), v: toF32(v) };
+  const [keys, values] = [k, v].map((one) => cachedToF32(one, sizes.headDim));
+  const all = { q: toF32(q), k: keys, v: values };
   const message = JSON.stringify({ ...sizes, cache, ROWS });
-  assertSums(await y.read(), attended(values, sizes), message);
+  assertSums(await y.read(), attended(all, sizes), message);
 }
 
 gpuTest(
@@ -33,6 +35,29 @@ gpuTest(
         const pass = { lengths, first: 0, tokens, rows: 2 * tokens, eps: 0 };
         await check(trial, { ...shape, ...pass }, cache);
       }
+    }
+  },
+);
+
+gpuTest(
+  "attendPrefill attends to a cache in q8_0, with heads of any size",
+  async (_, trial) => {
+    const { random } = trial;
+    const sizes = trial.gpu.software ? [32, 96, 160] : [32, 64, 96, 128, 160];
+    for (const headDim of sizes) {
+      const lengths = [random.int(0, 80), random.int(0, 80)];
+      const tokens = random.pick([1, 9, 25]), ratio = random.pick([1, 3, 8]);
+      const kvHeads = random.int(1, 3), heads = ratio * kvHeads;
+      const shape = { heads, kvHeads, headDim, context: 105 };
+      const pass = { lengths, first: 0, tokens, rows: 2 * tokens, eps: 0 };
+      await check(trial, { ...shape, ...pass }, "q8_0");
+    }
+    const shape = { heads: 3, kvHeads: 1, headDim: 32, context: 1100, eps: 0 };
+    for (const length of [0, 63, 64, 65, 1000]) {
+      const tokens = random.pick([1, 22, 64, 65]);
+      const lengths = [random.int(0, 1000), length, random.int(0, 1000)];
+      const pass = { lengths, first: 1, tokens, rows: 2 * tokens };
+      await check(trial, { ...shape, ...pass }, "q8_0");
     }
   },
 );

@@ -54,6 +54,7 @@ Deno.test("every kernel has a test file", async () => {
 const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   B_BY_COLUMN: [0, 1],
   C_FOURS: [0, 1],
+  CACHE: ["float", "q8_0"],
   CANDIDATES: [0, 1],
   EPILOGUE: ["store", "add", "swiglu"],
   FETCHERS: [0, 32],

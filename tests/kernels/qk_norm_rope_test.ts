@@ -1,5 +1,8 @@
 import { assertEquals } from "@std/assert";
 import { positionsTensor } from "../../kernels/attention_case.ts";
+import { cacheConstant } from "../../lib/dispatch/attention.ts";
+import type { CacheDtype } from "../../lib/formats/cached.ts";
+import { assertCached } from "../support/cached.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
@@ -40,6 +43,7 @@ function run(
     constants: {
       HEAD_DIM: headDim,
       VEC: headDim % 8 === 0 ? 4 : 1,
+      ...cacheConstant(inputs.k.dtype === "u32" ? "q8_0" : "f32"),
       ...constants,
     },
     uniforms: { heads, first, tokens, eps },
@@ -50,7 +54,7 @@ function run(
 async function check(
   trial: Trial,
   sizes: Attention,
-  cache: "f32" | "f16",
+  cache: CacheDtype,
   constants?: ReturnType<typeof lanes>,
 ): Promise<void> {
   const norm = NORMS[sizes.headDim % 3];
@@ -59,11 +63,8 @@ async function check(
   const expected = appended(inputs, sizes);
   const message = JSON.stringify({ ...sizes, cache, norm });
   const f32 = { absolute: 2e-6, relative: 2e-6 };
-  // Half a unit in the last place of f16, plus f32 rounding at ties.
-  const stored = cache === "f32" ? f32 : { absolute: 2e-6, relative: 2 ** -11 };
   assertAllClose(await q.read(), expected.q, f32, `q of ${message}`);
-  assertAllClose(await k.read(), expected.k, stored, `k of ${message}`);
-  assertAllClose(await v.read(), expected.v, stored, `v of ${message}`);
+  await assertCached({ k, v }, expected, cache, sizes, message);
   assertEquals((await state.read())[0], 0);
 }
 
@@ -88,6 +89,24 @@ gpuTest(
 );
 
 gpuTest(
+  "qkNormRope appends to a cache in q8_0, with heads of any size",
+  async (gpu, trial) => {
+    const { random } = trial;
+    const some = (headDim: number) => ({
+      ...{ heads: 4, kvHeads: 2, headDim, context: 11, eps: 1e-6 },
+      ...{ lengths: [3, 0, 7], first: 0, tokens: 4, rows: 12 },
+    });
+    for (const headDim of [32, 64, 96, 128, 160, 256]) {
+      await check(trial, some(headDim), "q8_0");
+    }
+    for (const LOG_LANES of [2, 3, 5]) {
+      const constants = { ...lanes(gpu, false), LOG_LANES };
+      await check(trial, some(random.pick([32, 96, 128])), "q8_0", constants);
+    }
+  },
+);
+
+gpuTest(
   "qkNormRope appends only to the sequences of the pass",
   async (_, trial) => {
     const { random } = trial;
@@ -103,9 +122,11 @@ gpuTest(
         () =>
           random.pick([0, context - tokens, random.int(0, context - tokens)]),
       );
-      const sizes = { heads, kvHeads, headDim: 16, context, eps: 1e-6 };
+      const sizes = { heads, kvHeads, context, eps: 1e-6 };
       const pass = { lengths, first, tokens, rows };
-      await check(trial, { ...sizes, ...pass }, random.pick(["f32", "f16"]));
+      const cache = random.pick(["f32", "f16", "q8_0"] as const);
+      const headDim = cache === "q8_0" ? 32 : 16;
+      await check(trial, { ...sizes, headDim, ...pass }, cache);
     }
   },
 );

@@ -5,6 +5,8 @@
  */
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
+import { cacheConstant } from "../../lib/dispatch/attention.ts";
+import type { CacheDtype } from "../../lib/formats/cached.ts";
 import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import type { Trial } from "./gpu.ts";
 import { type Attention, attentionInputs } from "./reference.ts";
@@ -17,6 +19,7 @@ export function runPrefill(
   half = false,
   ROWS = trial.gpu.software ? 32 : 64,
 ) {
+  const cache = k.dtype === "u32" ? "q8_0" : "f32"; // or f16, which is read likewise
   const SUBGROUPS = trial.gpu.subgroupSize >= 16 ? 1 : 0;
   const y = trial.filled([rows, heads * headDim]);
   trial.run(half ? attendPrefillF16 : attendPrefill, {
@@ -31,6 +34,7 @@ export function runPrefill(
       ROWS,
       SUBGROUPS,
       LOG_LANES: 4,
+      ...cacheConstant(cache),
     },
     uniforms: { first, tokens, group: heads / kvHeads, scale: headDim ** -0.5 },
   });
@@ -41,7 +45,7 @@ export function runPrefill(
 export function prefillInputs(
   trial: Trial,
   sizes: Attention,
-  cache: "f32" | "f16",
+  cache: CacheDtype,
 ) {
   const { rows, heads, headDim, tokens } = sizes, { random } = trial;
   const { k, v } = attentionInputs(random, sizes, { cache }, tokens);

@@ -365,7 +365,7 @@ Deno.test("deno task generate --help lists every flag", async () => {
   assertMatch(stdout, /^deno task generate \[PROMPT\] \[flags\]/);
   for (
     const flag of [
-      ...["model", "device", "precision", "context", "max-tokens"],
+      ...["model", "device", "precision", "kv", "context", "max-tokens"],
       ...["temperature", "top-k", "top-p", "min-p", "repetition-penalty"],
       ...["seed", "stop", "ignore-eos", "system", "tools", "raw", "json"],
       ...["threads", "verbose", "read-timeout", "help,", "version"],
@@ -541,6 +541,7 @@ Deno.test("flags are refused before a model is opened", async () => {
     ["--context", "0.5"],
     ["--device", "tpu"],
     ["--precision", "f64"],
+    ["--kv", "q4_0"],
     ["--stop", ""],
     ["--top-p", "2"],
     ["--raw", "--system", "Be kind"],

@@ -41,6 +41,10 @@ Deno.test("tokens, types and constants change the WGSL", () => {
   assertMatch(show("gemvRows", { tokens: 3 }).wgsl, /const M: u32 = 3u;/);
   const [w] = show("gemv", { format: f16 }).operands;
   assertEquals(w, { name: "w", dtype: "f16", shape: [4096, 1024] });
+  const quantized = show("attend_decode", { kv: "q8_0" });
+  assertMatch(quantized.wgsl, /unpack4xI8/);
+  const [k] = quantized.operands.filter(({ name }) => name === "k");
+  assertEquals(k, { name: "k", dtype: "u32", shape: [1, 8, 4096, 34] });
   assertMatch(show("attend_decode").label, /^layers\.0\.attention, 1 token/);
   const none = { ...STATED_DEVICE, f16: false };
   const half = showKernel("toF16", none, { config });

@@ -15,6 +15,7 @@ import type { Gpu } from "../../webgpu/device.ts";
 import { examineApart } from "./apart.ts";
 import { parseSynthetic } from "../../checkpoint/synthetic.ts";
 import type { Choice } from "../../dispatch/choice.ts";
+import type { CacheRequest } from "../../dispatch/precision.ts";
 import { examineDevice } from "./device.ts";
 import { modelNeeds, weightBytes } from "./needs.ts";
 import { bytes } from "../format.ts";
@@ -27,6 +28,8 @@ export interface DoctorOptions {
   model?: string;
   /** Context length of one sequence, in tokens. */
   context?: number;
+  /** How keys and values are cached; as on loading by default. */
+  kv?: CacheRequest;
   /**
    * Any WebGPU implementation instead of `navigator.gpu`. It is examined in this
    * process, since it cannot be passed to another: if it hangs, so does doctor.
@@ -76,7 +79,7 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
       reporter.found({ severity: "yellow", topic: "model", text });
     }
     const name = model === DEFAULT_MODEL ? "the story model" : checkpoint.name;
-    const needs = await modelNeeds(checkpoint, options.context, gpu, name);
+    const needs = await modelNeeds(checkpoint, options, gpu, name);
     needs.forEach(reporter.found);
   }
   await examineCpu(reporter, options.threads);

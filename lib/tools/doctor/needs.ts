@@ -4,8 +4,14 @@
  * @module
  */
 import { defaultContext } from "../../dispatch/context.ts";
-import { chooseCacheDtype } from "../../dispatch/precision.ts";
+import {
+  cacheRefusal,
+  type CacheRequest,
+  chooseCacheDtype,
+  chooseCpuCacheDtype,
+} from "../../dispatch/precision.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
+import { cachedBytes, type CacheDtype } from "../../formats/cached.ts";
 import { contextLimit } from "../../checkpoint/config.ts";
 import { DeviceError, errorText } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
@@ -27,7 +33,7 @@ export function weightBytes({ tensors }: Checkpoint): number {
  */
 export async function modelNeeds(
   checkpoint: Checkpoint,
-  wanted: number | undefined,
+  { context: wanted, kv }: { context?: number; kv?: CacheRequest },
   gpu: Gpu | undefined,
   name = checkpoint.name,
 ): Promise<Finding[]> {
@@ -45,7 +51,14 @@ export async function modelNeeds(
     }];
   }
   const context = wanted ?? defaultContext(config.maxPositionEmbeddings);
-  const dtype = gpu ? chooseCacheDtype(config.headDim).dtype : "f32";
+  const must = cacheRefusal(config.headDim, kv, !gpu);
+  if (must !== undefined) {
+    const text = `--kv is ${kv}, must be ${must}`;
+    return [{ severity: "red", topic: "KV cache", text }];
+  }
+  const { dtype } = gpu
+    ? chooseCacheDtype(config.headDim, { kv })
+    : chooseCpuCacheDtype(kv);
   const weights = weightBytes(checkpoint);
   const cache = cacheBytes(config, 1, context, dtype);
   const needs: Finding = {
@@ -59,7 +72,13 @@ export async function modelNeeds(
   return [
     needs,
     ...(gpu ? bindings(checkpoint, context, dtype, gpu) : []),
-    await memory(weights + cache, gpu),
+    await memory(
+      weights + cache,
+      gpu,
+      dtype === "q8_0" || cacheRefusal(config.headDim, "q8_0")
+        ? undefined
+        : weights + cacheBytes(config, 1, context, "q8_0"),
+    ),
   ];
 }
 
@@ -67,7 +86,7 @@ export async function modelNeeds(
 function bindings(
   { config, tensors }: Checkpoint,
   context: number,
-  dtype: "f16" | "f32",
+  dtype: CacheDtype,
   gpu: Gpu,
 ): Finding[] {
   const limit = gpu.limits.maxStorageBufferBindingSize;
@@ -87,6 +106,12 @@ function bindings(
   const keys = cacheBytes(config, 1, context, dtype) /
     (2 * config.numHiddenLayers);
   const most = Math.floor(limit / (keys / context));
+  const quantized = context * config.numKeyValueHeads *
+    cachedBytes("q8_0", config.headDim);
+  const smaller = dtype === "q8_0" || quantized > limit ||
+      cacheRefusal(config.headDim, "q8_0")
+    ? ""
+    : ", or --kv q8_0";
   return [{
     severity: split.length ? "yellow" : "green",
     topic: "largest binding",
@@ -103,7 +128,7 @@ function bindings(
     topic: "context",
     text: `keys of ${context} tokens take ${size(keys)} per layer, ${
       keys > limit
-        ? `more than the adapter binds: use --context ${most} or less`
+        ? `more than the adapter binds: use --context ${most} or less${smaller}`
         : `--context may be up to ${
           Math.min(most, contextLimit(config).tokens)
         }`
@@ -115,8 +140,17 @@ function bindings(
 /**
  * Checks free main memory for the CPU and software adapters; on other GPUs it allocates.
  */
-async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
+async function memory(
+  bytes: number,
+  gpu: Gpu | undefined,
+  smaller?: number,
+): Promise<Finding> {
   const topic = "memory";
+  const instead = `use a smaller model or a shorter --context${
+    smaller === undefined
+      ? ""
+      : `, or --kv q8_0, with which it is ${size(smaller)}`
+  }`;
   if (!gpu || gpu.software) {
     const { available } = Deno.systemMemoryInfo();
     const fits = bytes <= available;
@@ -124,7 +158,7 @@ async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
       severity: fits ? "green" : "red",
       topic,
       text: `${size(available)} of main memory free, ${size(bytes)} needed${
-        fits ? "" : ": use a smaller model or a shorter --context"
+        fits ? "" : `: ${instead}`
       }`,
       data: { needed: bytes, available },
     };
@@ -134,9 +168,7 @@ async function memory(bytes: number, gpu: Gpu | undefined): Promise<Finding> {
     severity: failure ? "red" : "green",
     topic,
     text: failure
-      ? `${gpu.name} cannot allocate ${
-        size(bytes)
-      } (${failure}): use a smaller model or a shorter --context`
+      ? `${gpu.name} cannot allocate ${size(bytes)} (${failure}): ${instead}`
       : `${gpu.name} can allocate the ${size(bytes)} needed`,
     data: { needed: bytes },
   };

@@ -41,7 +41,8 @@ export async function profileCpu(
 ): Promise<{ phases: Phase[]; timeline: TimelineEvent[] }> {
   const { promptTokens, maxTokens, batch } = setting;
   runner.requireRoom(batch, promptTokens + maxTokens);
-  using cache = runner.ops.createCache(batch, promptTokens + maxTokens);
+  const { cacheDtype } = runner, room = promptTokens + maxTokens;
+  using cache = runner.ops.createCache(batch, room, cacheDtype);
   const { vocabSize } = runner.config;
   const ids = promptIds(promptTokens, vocabSize);
   const warm = new CpuProfile(runner, cache, setting);

@@ -202,12 +202,13 @@ async function compareWithCpu(
 }
 
 async function load(checkpoint: Checkpoint, setting: Setting): Promise<Qwen3> {
-  const { device, gpu, promptTokens, maxTokens, signal } = setting;
+  const { device, gpu, kv, promptTokens, maxTokens, signal } = setting;
   try {
     return await Qwen3.load(checkpoint, {
       ...setting.opening,
       device,
       gpu,
+      kv,
       context: promptTokens + maxTokens,
       signal,
     });

@@ -6,6 +6,7 @@
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { contextLimit } from "../../checkpoint/config.ts";
+import type { CacheRequest } from "../../dispatch/precision.ts";
 import { OptionError } from "../../errors.ts";
 import type { AllowedKernel } from "./kernels.ts";
 import type { ProfileReport, TimelineEvent } from "./report.ts";
@@ -16,6 +17,8 @@ import type { DeviceKind } from "../../dispatch/device.ts";
 /** Options of {@linkcode profile}. */
 export interface ProfileOptions {
   device?: DeviceKind;
+  /** How keys and values are cached; as on loading by default. */
+  kv?: CacheRequest;
   /** Prompt length; by default 512, or as much as the checkpoint has room for. */
   promptTokens?: number;
   /** Tokens to generate; 64 by default. */
@@ -83,7 +86,7 @@ function requireWhole(
  * @throws {Error} if an option is out of range, or two exclude each other.
  */
 export function checkProfiling(options: ProfileOptions): void {
-  const { kernels, compare, device, chunk } = options;
+  const { kernels, compare, device, chunk, kv } = options;
   requireWhole("maxTokens", options.maxTokens, 2);
   requireWhole("promptTokens", options.promptTokens, 1);
   requireWhole("batch", options.batch, 1, MOST_BATCH);
@@ -92,6 +95,7 @@ export function checkProfiling(options: ProfileOptions): void {
     device === "cpu" ? "on the CPU" : "",
     compare ? "in a comparison" : "",
     chunk === undefined ? "" : "with a fixed chunk",
+    kv === undefined ? "" : "with a type of the cache",
   ].find(Boolean);
   if (kernels && against) {
     throw new Error(

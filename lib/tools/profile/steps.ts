@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { CacheDtype } from "../../formats/cached.ts";
 import type { Matrix } from "../../formats/matrix.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Gpu } from "../../webgpu/device.ts";
@@ -37,7 +38,7 @@ export interface StepSetting {
   gpu: Gpu;
   config: Qwen3Config;
   weights: Weights<Matrix<Tensor>>;
-  cacheDtype: "f16" | "f32";
+  cacheDtype: CacheDtype;
   sampling: Sampling;
   promptTokens: number;
   maxTokens: number;

@@ -114,14 +114,15 @@ export class Bench implements Disposable {
       checkpoint.config.numHiddenLayers,
       Math.max(kinds.length, Math.ceil(BEYOND_CACHES / layerBytes)),
     );
-    const { dtype: cacheDtype } = chooseCacheDtype(
-      checkpoint.config.headDim,
-    );
+    const { headDim } = checkpoint.config;
+    const cacheDtype = chooseCacheDtype(headDim).dtype === "f16"
+      ? "f16"
+      : "f32";
     const options = { ...loading, context: 1, cacheDtype } as const;
-    const cpu = await CpuRunner.load(
-      withLayers(checkpoint, kinds),
-      options,
-    );
+    const cpu = await CpuRunner.load(withLayers(checkpoint, kinds), {
+      ...loading,
+      context: 1,
+    });
     try {
       const runner = await GpuRunner.load(
         gpu,
@@ -229,7 +230,12 @@ export class Bench implements Disposable {
       for (const [j, result] of results.entries()) {
         const { data, width } = reference.results[i][j];
         const actual = await result.read();
-        const found = rowDifference(actual, data, width, check.half);
+        const found = rowDifference(
+          actual,
+          data,
+          width,
+          check.half ? "f16" : "f32",
+        );
         if (found) return `${check.label} ${differenceText(found)}`;
       }
       gpu.check();

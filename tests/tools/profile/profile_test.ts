@@ -489,6 +489,23 @@ gpuTest(
   },
 );
 
+gpuTest("a profile counts the bytes of a cache in q8_0", async () => {
+  const bytesOf = async (kv: "f16" | "q8_0") => {
+    const options = { device: "gpu", promptTokens: 30, maxTokens: 2 } as const;
+    const { phases, device } = await profile(TINY, { ...options, kv });
+    const cache = device.choices.find(({ what }) => what === "KV cache");
+    assertEquals(cache?.value, kv);
+    const found = phases[1].operations.find(({ name }) =>
+      name === "attention scores"
+    )!;
+    assertMatch(found.dtypes, new RegExp(`f32 × ${kv} → f32`));
+    return found.bytes / found.calls;
+  };
+  // 2 kv heads × 31 keys and their values, of 32 values each: 64 and 36 bytes.
+  const saved = await bytesOf("f16") - await bytesOf("q8_0");
+  assertEquals(saved, 2 * 31 * (64 - 36));
+});
+
 gpuTest("an operation that is left out saves its share of a step", async () => {
   await using checkpoint = await openCheckpoint(SHAPES);
   using gpu = await openDevice({ gpu: clockedGpu(CLOCK) });
