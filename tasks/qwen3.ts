@@ -15,6 +15,10 @@ import { versionText } from "./flags.ts";
 /** What each command does, and its script, which runs when it is imported. */
 const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
   generate: ["generate a reply to a prompt", () => import("./generate.ts")],
+  embed: [
+    "print vectors of texts, or sort texts by a query",
+    () => import("./embed.ts"),
+  ],
   doctor: ["find out what is wrong", () => import("./doctor.ts")],
   profile: ["show where the time goes", () => import("./profile.ts")],
   tune: ["find the best constants for a GPU", () => import("./tune.ts")],
@@ -23,6 +27,10 @@ const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
   cache: [
     "list and clear copies of models from http(s) URLs",
     () => import("./cache.ts"),
+  ],
+  quantize: [
+    "write a model as a GGUF file, quantised or not",
+    () => import("./quantize.ts"),
   ],
   radv: ["compile the kernels as for AMD", () => import("./radv.ts")],
 };
