@@ -221,10 +221,12 @@ Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   for (const verb of [...verbs, ...ofExperts]) {
     const [{ severity, text }] = await examined((config) => {
       const ops = new CpuOps(config);
-      const right = Reflect.get(ops, verb).bind(ops);
+      const right = Reflect.get(ops, verb).bind(ops) as (
+        ...given: unknown[]
+      ) => CpuTensor;
       return Object.assign(ops, {
         [verb](...given: unknown[]) {
-          const y: CpuTensor = right(...given);
+          const y = right(...given);
           y.data[1] *= 1.01;
           return y;
         },
