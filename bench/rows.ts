@@ -25,6 +25,8 @@ export interface RowKind {
   measure(setting: BenchSetting): Promise<Measured>;
   /** About how many seconds that takes. */
   seconds(speed: Speed): number;
+  /** Whether some or all of its measures take {@linkcode FEW_RUNS} at most. */
+  few?: "some" | "all";
   /** Whether it runs without a GPU. */
   onCpu?: boolean;
   /** What the project aims at, by the name of the measure. */
@@ -90,6 +92,7 @@ function modelRows(): NamedRow[] {
               speed.generate(SHORT, maxTokens) +
             speed.runs(FEW_RUNS) * 2 * far;
       },
+      few: "some",
       targets: { "generate, end over start": "25 %, better 50" },
       peers: {
         workloads: {
@@ -161,12 +164,14 @@ function processRows(): NamedRow[] {
       what: "loading a checkpoint's files from the page cache",
       measure: (setting) => fresh.load(setting),
       seconds,
+      few: "all",
       targets: { loadQwen3: "1.5 s, better 0.8" },
     }],
     ["memory", {
       what: "host memory above that of a process that only opens a device",
       measure: (setting) => fresh.memory(setting),
       seconds,
+      few: "all",
       targets: { "peak, first tokens too": "400 MB" },
     }],
     ["first-use", {
@@ -174,6 +179,7 @@ function processRows(): NamedRow[] {
         `from the call to the first token, prompt of ${SHORT}, in a fresh process`,
       measure: (setting) => fresh.firstUse(setting),
       seconds,
+      few: "all",
       targets: { [GENERATE]: "3 s, better 1" },
     }],
   ];
@@ -190,6 +196,7 @@ function cpuRows(): NamedRow[] {
             SHORT,
             Math.min(speed.options.maxTokens, CPU_TOKENS),
           ),
+      few: "all",
       onCpu: true,
       targets: { [GENERATE]: "2.1 tokens/s on 2 cores, better 7" },
       peers: {
@@ -203,6 +210,7 @@ function cpuRows(): NamedRow[] {
       seconds: (speed) =>
         2 * speed.load + 4 * speed.generate(512, CPU_TOKENS) +
         speed.runs(FEW_RUNS) * speed.generateOnCpu(512, CPU_TOKENS),
+      few: "all",
       targets: Object.fromEntries(
         ["prefill", "decode"].flatMap((phase) => [
           [`${phase}, Linear`, "10 ×"],
@@ -212,6 +220,15 @@ function cpuRows(): NamedRow[] {
       ),
     }],
   ];
+}
+
+/** How often the rows run: `5 runs`, or `3 to 5 runs` where some take long. */
+export function runsText(kinds: readonly RowKind[], runs: number): string {
+  const few = Math.min(runs, FEW_RUNS);
+  const least = kinds.some((kind) => kind.few) ? few : runs;
+  const most = kinds.every((kind) => kind.few === "all") ? few : runs;
+  if (most === 1) return "1 run";
+  return least === most ? `${most} runs` : `${least} to ${most} runs`;
 }
 
 /** Names from a comma-separated list, in the order of the table; all without a list. */

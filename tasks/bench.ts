@@ -23,7 +23,7 @@ import {
   rowText,
   Unmeasurable,
 } from "../bench/report.ts";
-import { chooseRows, type RowKind, rowKinds } from "../bench/rows.ts";
+import { chooseRows, type RowKind, rowKinds, runsText } from "../bench/rows.ts";
 import { BenchSetting, type OnGpu } from "../bench/setting.ts";
 import { shownUrl } from "../lib/checkpoint/fetch.ts";
 import { errorText, NoAdapterError } from "../lib/errors.ts";
@@ -199,7 +199,7 @@ function planText(rows: readonly string[], model: string, speed: Speed) {
   const which = rows.length === KINDS.size
     ? `all ${rows.length} rows`
     : rows.join(", ");
-  const times = runs === 1 ? "1 run" : `${runs} runs`;
+  const times = runsText(rows.map((row) => KINDS.get(row)!), runs);
   const shorter = seconds > LONG_SECONDS
     ? "; --only, --runs, --max-tokens or a smaller --model make it shorter"
     : "";

@@ -25,9 +25,10 @@ import {
   statisticsOf,
   variantsOnAmd,
 } from "../lib/tools/radv/radv.ts";
-import { GET_MESA, RadvCompiler } from "../lib/tools/radv/compiler.ts";
+import { RadvCompiler } from "../lib/tools/radv/compiler.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
 import { stderr } from "./colour.ts";
+import { scriptText } from "./command.ts";
 import {
   DTYPE_FLAG,
   type FlagTable,
@@ -40,9 +41,11 @@ import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const CHIPS = "navi21,navi31,gfx1200", MODEL = "synthetic:qwen3-0.6b";
 
+const GET_MESA = scriptText("get_mesa.sh");
+
 const FLAGS: FlagTable = {
   "chips": ["text", "comma-separated", CHIPS],
-  "mesa": ["text", "the folder into which tasks/get_mesa.sh unpacked Mesa"],
+  "mesa": ["text", "the folder into which get_mesa.sh unpacked Mesa"],
   "model": ["text", "the model whose sizes are used", MODEL],
   "tokens": [
     "text",
@@ -63,7 +66,7 @@ await runTask({
   usage: "deno task radv [KERNEL…] [flags]",
   notes: `Kernels: ${KERNEL_NAMES.join(", ")}\nChips: ${
     CHIP_NAMES.join(", ")
-  }\n${GET_MESA}`,
+  }\nMesa: ${GET_MESA} DIR unpacks Debian's mesa-vulkan-drivers (25 or later), libdrm2 and libdrm-amdgpu1 into DIR, for --mesa DIR`,
   flags: FLAGS,
 }, async (flags) => {
   const cannot = "Cannot compile for RADV";
@@ -72,7 +75,7 @@ await runTask({
   const format = readFormat(flags, cannot);
   const constants = readConstants(flags, cannot);
   kernelsToCompile(flags.words, constants);
-  using compiler = new RadvCompiler(flags.text("mesa"));
+  using compiler = new RadvCompiler(flags.text("mesa"), GET_MESA);
   using _ = cleanOnSignal(() => compiler[Symbol.dispose]());
   using progress = await Progress.start();
   await using checkpoint = await openCheckpoint(

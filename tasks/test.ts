@@ -15,6 +15,7 @@
  * number of skipped tests, if any.
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
+import { nearest } from "../lib/text/messages.ts";
 import { versionText } from "./flags.ts";
 
 const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/support/gpu.ts
@@ -26,6 +27,10 @@ const INPUTS = "QWEN3_TEST_INPUTS"; // read by tests/fuzz_test.ts
 const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];
 /** Test files that run at once: the software adapter and the CPU path use all cores. */
 const JOBS = 2;
+
+/** Our flags, and those of deno test that look like one of them. */
+const FLAGS = ["--quick", "--require-gpu", "--seeds", "--inputs", "--version"];
+const DENO_FLAGS = ["--quiet", "--seed"];
 
 const HELP = `deno task test [flags] [files or folders]
 
@@ -54,6 +59,7 @@ const quick = takes("--quick") !== undefined;
 if (quick) Deno.env.set(QUICK, "1");
 takesNumber("--seeds", SEEDS);
 takesNumber("--inputs", INPUTS);
+refuseMistyped();
 const adapter = await navigator.gpu?.requestAdapter() != null;
 
 let passed = 0, failed = 0, skipped = 0;
@@ -89,6 +95,21 @@ function takesNumber(flag: string, variable: string): void {
     Deno.exit(1);
   }
   Deno.env.set(variable, values[0]);
+}
+
+/** Refuses flags that are nearly ours, about which deno test knows less. */
+function refuseMistyped(): void {
+  const end = args.indexOf("--");
+  for (const arg of args.slice(0, end < 0 ? args.length : end)) {
+    const [flag] = arg.split("=");
+    const known = !flag.startsWith("--") || DENO_FLAGS.includes(flag);
+    const close = known ? undefined : nearest(flag, FLAGS);
+    if (close === undefined) continue;
+    console.error(
+      `error: Cannot run the tests: ${arg} is unknown, did you mean ${close}?`,
+    );
+    Deno.exit(1);
+  }
 }
 
 /** Test files that set environment variables, which files run in parallel would share. */

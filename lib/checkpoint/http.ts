@@ -1,5 +1,5 @@
 /**
- * Files of an HTTP folder. Weights are read with range requests (RFC 9110, 14), each of
+ * Files of a web folder. Weights are read with range requests (RFC 9110, 14), each of
  * which is compared with the first answer, so that a file that changes is noticed.
  *
  * @module

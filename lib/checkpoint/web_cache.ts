@@ -1,5 +1,5 @@
 /**
- * Copies of files from HTTP folders, in a folder below the user's cache directory for each
+ * Copies of files from web folders, in a folder below the user's cache directory for each
  * URL:
  *
  *     web/<host>-<hash of the URL>/index.json       what the server said about each file

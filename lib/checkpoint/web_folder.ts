@@ -1,5 +1,5 @@
 /**
- * A checkpoint in an HTTP folder. Its files are copied to the cache once and compared
+ * A checkpoint in a web folder. Its files are copied to the cache once and compared
  * with the server's, one request for each, whenever they are opened; weights are copied
  * when the first tensor is read, after their headers have been checked by range. Where
  * nothing can be kept, weights are read by range.
@@ -65,7 +65,7 @@ interface Pending {
   source: WebSource;
 }
 
-/** An HTTP folder. */
+/** A web folder. */
 export class WebFolder implements Folder {
   readonly location: string;
   #cache?: WebCache;

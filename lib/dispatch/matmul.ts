@@ -7,6 +7,7 @@ import { formatNamed } from "../formats/mod.ts";
 import type { Capabilities } from "./capabilities.ts";
 import { type Constants, FEW_ROWS } from "./shapes.ts";
 import type { Dtype } from "../dtype.ts";
+import { listed, OptionError, quoted } from "../errors.ts";
 import { chooseLinear } from "./linear.ts";
 import { tileFor } from "./defaults.ts";
 
@@ -53,12 +54,14 @@ export type MatmulChoice =
  * const choice = chooseMatmul([1, 1024], [1024, 2048], device);
  * console.assert(choice.kernel === "gemvColumns");
  * ```
+ *
+ * @throws {OptionError} if an option is unknown
  */
 export function chooseMatmul(
   a: readonly number[],
   b: readonly number[],
   device: Capabilities,
-  { transposeB = false, dtype = "f32", kernels }: {
+  options: {
     transposeB?: boolean;
     /** Element type of the matrix that gemv reads: `b`, or `a` in `[m, k] × [k]`. */
     dtype?: Dtype;
@@ -66,6 +69,8 @@ export function chooseMatmul(
     kernels?: readonly MatmulKernel[];
   } = {},
 ): MatmulChoice {
+  requireNames(options, ["transposeB", "dtype", "kernels"]);
+  const { transposeB = false, dtype = "f32", kernels } = options;
   const refuse = (why: string): MatmulChoice => ({
     kernel: undefined,
     reason: `[${a.join(", ")}] × [${b.join(", ")}]${
@@ -86,6 +91,17 @@ export function chooseMatmul(
     );
   }
   return { ...found, m, n, k, shape };
+}
+
+function requireNames(options: object, known: readonly string[]): void {
+  const wrong = Object.keys(options).find((name) => !known.includes(name));
+  if (wrong === undefined) return;
+  throw new OptionError(
+    wrong,
+    `Cannot choose a kernel: the option ${quoted(wrong)} is unknown, must be ${
+      listed(known)
+    }`,
+  );
 }
 
 /** The sizes of `[m, k] × [k, n]`, and whether `b` is stored as `[n, k]`. */

@@ -67,8 +67,8 @@ export function meant(
 }
 
 /**
- * Checks options and returns those that are given: one that is undefined, or null as in
- * JSON, is absent.
+ * Checks options and returns those that are given: a known one that is undefined, or null
+ * as in JSON, is absent.
  *
  * @param cannot the beginning of the error, such as `Cannot generate`
  * @param kinds every option that there is; undefined for one that is checked elsewhere
@@ -83,9 +83,10 @@ export function givenOptions<T extends object>(
   requireKind(cannot, "the options argument", options, "object");
   const known = Object.keys(kinds), given: Record<string, unknown> = {};
   for (const name of [...known, ...Object.keys(options)]) {
-    const value = options[name as keyof T] ?? undefined;
+    const value = options[name as keyof T];
     if (value === undefined) continue;
     if (!known.includes(name)) throw unknownOption(cannot, name, known);
+    if (value === null) continue;
     const kind = kinds[name as keyof T & string];
     const must = kind && testKind(value, kind);
     if (must) throw wrongOption(cannot, name, value, must);

@@ -11,9 +11,9 @@ export function requireStopString(stop: unknown): void {
   if (typeof stop === "string" && stop !== "" && stop.isWellFormed()) return;
   throw new OptionError(
     "stop",
-    `Cannot stop at ${
+    `Cannot generate: stop is ${
       described(stop)
-    }: a stop string must be one or more whole characters`,
+    }, a stop string must be one or more whole characters`,
   );
 }
 

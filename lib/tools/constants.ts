@@ -82,6 +82,29 @@ export function impossible(
   return what.length + more.length <= room ? what + more : what;
 }
 
+/** Says which of the constants `given` to a call tuning never tries; empty if none. */
+export function untried(
+  { kernel, operands, constants }: ChosenCall,
+  given: Constants,
+  device: Capabilities,
+): string {
+  const { tuning } = kernel;
+  if (tuning === undefined) return "";
+  const all = { ...constants, ...given };
+  const group = Number(constants.GROUP) * Number(constants.SHARES);
+  const target = targetOf({ ...kernel, tuning }, operands, all, group);
+  const own = tunedConstants({ ...kernel, tuning }, all);
+  const tried = (name: string) =>
+    tuning.grid[name].flatMap((value) => {
+      const one = { ...own, [name]: value };
+      return [value, tuning.settle?.(target, one, device)[name] ?? value];
+    });
+  const never = Object.keys(given).filter((name) =>
+    isTuned(kernel, name) && !tried(name).includes(Number(given[name]))
+  );
+  return never.map((name) => `${name} ${either(tuning.grid[name])}`).join(", ");
+}
+
 /** Why tuning would not try these constants of a call. */
 function untunable(
   { kernel, operands, constants: chosen }: ChosenCall & { kernel: Tunable },

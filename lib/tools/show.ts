@@ -37,7 +37,13 @@ import { shortened, tryInstead } from "../text/messages.ts";
 import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
-import { impossible, isTuned, type ShownOperand } from "./constants.ts";
+import {
+  type ChosenCall,
+  impossible,
+  isTuned,
+  type ShownOperand,
+  untried,
+} from "./constants.ts";
 
 /** The properties of a device that choices depend on; a `Gpu` has them. */
 export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
@@ -296,12 +302,13 @@ function describe(recording: Recording, name: string, i: number): Shown {
   const { device, options: { constants: given = {} } } = recording;
   const call = recording.of(name)[i], { kernel } = call;
   requireConstants(kernel, given);
+  const chosen = {
+    kernel,
+    operands: chosenOperands(call),
+    constants: chosenConstants(call),
+  };
   const why = impossible(
-    {
-      kernel,
-      operands: chosenOperands(call),
-      constants: chosenConstants(call),
-    },
+    chosen,
     given,
     device,
     () => recording.elsewhere(call),
@@ -317,11 +324,22 @@ function describe(recording: Recording, name: string, i: number): Shown {
     kernel: name,
     label: options.label ?? name,
     also: [],
-    reason: tuned ? reason.replace("tuned for this adapter", "as set") : reason,
+    reason: tuned
+      ? reason.replace("tuned for this adapter", asSet(chosen, given, device))
+      : reason,
     operands: chosenOperands({ kernel, operands, options }, all),
     constants: all,
     wgsl: showWgsl(kernel, operands, { ...options, constants: all }),
   };
+}
+
+function asSet(
+  call: ChosenCall,
+  given: Constants,
+  device: Capabilities,
+): string {
+  const never = untried(call, given, device);
+  return never === "" ? "as set" : `as set, though tuning only tries ${never}`;
 }
 
 /** The operands of a call with `constants`, in binding order. */

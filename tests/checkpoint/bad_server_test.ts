@@ -1,5 +1,5 @@
 /**
- * HTTP folders on misbehaving servers. Each mode says how a server departs from a good
+ * Web folders on misbehaving servers. Each mode says how a server departs from a good
  * one, and the expected outcome: the checkpoint with the right bytes, or one line of
  * error; the pauses and notices; and no file left behind. No pause takes time, so a test
  * takes long only when something hangs.

@@ -75,7 +75,7 @@ for (
     ],
     [
       "qwen3-30b-a3b",
-      "there is no such directory, did you mean Qwen/Qwen3-30B-A3B",
+      "there is no such directory, did you mean Qwen/Qwen3-30B-A3B, or synthetic:qwen3-30b-a3b",
     ],
     [
       "qwen3-0.6b@main",
@@ -99,7 +99,7 @@ for (
     ],
     [
       "synthetic:qwen3-0.7b",
-      "try synthetic:qwen3-0.6b, -1.7b, -4b, -8b, -14b or -32b",
+      "try synthetic:qwen3-0.6b, -1.7b, -4b, -8b, -14b, -32b or -30b-a3b",
     ],
     [
       "https://huggingface.co/Qwen/Qwen3-0.6B",

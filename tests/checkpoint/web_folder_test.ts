@@ -1,4 +1,4 @@
-/** What is kept of HTTP folders, and how it is compared with the server's. */
+/** What is kept of web folders, and how it is compared with the server's. */
 import {
   assert,
   assertEquals,

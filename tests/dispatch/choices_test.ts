@@ -2,7 +2,7 @@ import { formatNamed, FORMATS } from "../../lib/formats/mod.ts";
 import type { Format } from "../../lib/formats/format.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { f32 } from "../../lib/formats/f32.ts";
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { attendDecode } from "../../kernels/attend_decode.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { gemv } from "../../kernels/gemv.ts";
@@ -22,6 +22,7 @@ import {
   type LinearShape,
 } from "../../lib/dispatch/shapes.ts";
 import type { Dtype } from "../../lib/dtype.ts";
+import { OptionError } from "../../lib/errors.ts";
 import { chooseLinear, type LinearChoice } from "../../lib/dispatch/linear.ts";
 import {
   chooseDecodeAttention,
@@ -546,4 +547,10 @@ Deno.test("chooseMatmul picks a kernel by shape, or says why none does", () => {
   }
   const only = chooseMatmul([9, 8], [8, 5], device, { kernels: ["gemv"] });
   assertEquals(only.kernel, undefined);
+  const mistyped = { transposed: true } as Record<string, unknown>;
+  assertThrows(
+    () => chooseMatmul([9, 8], [5, 8], device, mistyped),
+    OptionError,
+    "Cannot choose a kernel: the option transposed is unknown, must be transposeB, dtype, kernels",
+  );
 });

@@ -15,7 +15,7 @@ import {
   type Row,
   rowText,
 } from "../../bench/report.ts";
-import { chooseRows, rowKinds } from "../../bench/rows.ts";
+import { chooseRows, rowKinds, runsText } from "../../bench/rows.ts";
 import { type Entry, SMALL, smallTensors, writeGguf } from "../support/gguf.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { RUN, runTask } from "../support/run_task.ts";
@@ -140,6 +140,19 @@ gpuTest("results are a table on stdout, what runs is on stderr", async () => {
   );
   assert(!stderr.includes("GPU time"), stderr);
   assertFits(stdout + stderr);
+});
+
+Deno.test("the plan says how often rows run that take long", () => {
+  const kinds = rowKinds();
+  const said = (rows: string, runs: number) =>
+    runsText(chooseRows(kinds, rows).map((row) => kinds.get(row)!), runs);
+  assertEquals(said("cpu", 5), "3 runs");
+  assertEquals(said("load,memory,first-use,gpu-over-cpu", 5), "3 runs");
+  assertEquals(said("cpu", 2), "2 runs");
+  assertEquals(said("decode-128", 5), "5 runs");
+  assertEquals(said("decode-128,cpu", 5), "3 to 5 runs");
+  assertEquals(said("context", 5), "3 to 5 runs");
+  assertEquals(said("context,cpu", 1), "1 run");
 });
 
 /** Hides every Vulkan driver. */

@@ -506,7 +506,10 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
     [hi("--min-p", "2"), "--min-p is 2, must be from 0 to 1"],
     [hi("--repetition-penalty", "0"), "--repetition-penalty is 0"],
     [hi("--seed", "-1"), "--seed is -1, must be an integer from 0"],
-    [hi("--stop", ""), 'Cannot stop at ""'],
+    [
+      hi("--stop", ""),
+      'Cannot generate: --stop is "", a stop string must be one or more',
+    ],
     [hi("--json=yes"), "--json takes no value"],
     [hi("--seed", "1", "--seed", "2"), "--seed is given twice, must be given"],
     [hi("--device", "tpu"), '--device is "tpu", must be auto, gpu or cpu'],

@@ -1,5 +1,10 @@
 /** The command `qwen3`, installed as users do. */
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
 import config from "../../deno.json" with { type: "json" };
 import { type CleanDeno, cleanDeno } from "../support/clean_deno.ts";
 import { slowTest } from "../support/quick.ts";
@@ -113,6 +118,15 @@ slowTest("each task can be installed alone", async () => {
       assertEquals((await run(...STORY)).stdout, TEXT);
     }
   }
+});
+
+Deno.test("qwen3 radv names the script that gets Mesa where it is", async () => {
+  const script = Deno.realPathSync("tasks/get_mesa.sh");
+  const { code, stderr } = await runTask("qwen3", ["radv"]);
+  assertEquals(code, 1);
+  assertStringIncludes(stderr, `; ${script} DIR unpacks Mesa there`);
+  const { stdout } = await runTask("qwen3", ["radv", "--help"]);
+  assertStringIncludes(stdout.replaceAll(/\s+/g, " "), `Mesa: ${script} DIR`);
 });
 
 Deno.test("qwen3 refuses unknown commands, and prints its help without one", async () => {

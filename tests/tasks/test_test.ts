@@ -25,3 +25,27 @@ Deno.test("tests do not see where deno task was started, and are counted", async
     await Deno.remove(folder, { recursive: true });
   }
 });
+
+Deno.test("a flag that is nearly one of the task's is refused with that", async () => {
+  for (
+    const [flag, close] of [
+      ["--sedes", "--seeds"],
+      ["--seeds=3", "--seeds"],
+      ["--quik", "--quick"],
+      ["--require-gpus", "--require-gpu"],
+    ]
+  ) {
+    const { code, stdout, stderr } = await runTask("test", [flag, "3"]);
+    assertEquals([code, stdout, stderr], [
+      1,
+      "",
+      `error: Cannot run the tests: ${flag} is unknown, did you mean ${close}?\n`,
+    ]);
+  }
+  // The runner's own flags reach it.
+  const { stdout } = await runTask("test", [
+    ...["--no-lock", "--quiet", "--seed=3", "--filter", "nothing"],
+    "tests/tasks/test_test.ts",
+  ]);
+  assertMatch(stdout, /0 passed, 0 failed\n$/);
+});

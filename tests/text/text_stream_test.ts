@@ -143,7 +143,9 @@ Deno.test("stop strings that can never match are refused", () => {
     assertThrows(
       () => new TextStream(tokenizer, { stop: ["ok", stop] }),
       Error,
-      `Cannot stop at ${JSON.stringify(stop)}: `,
+      `Cannot generate: stop is ${
+        JSON.stringify(stop)
+      }, a stop string must be `,
     );
   }
 });

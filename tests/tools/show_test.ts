@@ -149,6 +149,10 @@ Deno.test("deno task show prints WGSL, or one line that says where the kernels a
   assertEquals(code, 0, stderr);
   assertMatch(wgsl, /^\/\/ gemv on .*\n\/\/ synthetic:qwen3-0.6b: layers\.0/);
   assertStringIncludes(wgsl, "const ROWS: u32 = 3u;");
+  assertStringIncludes(
+    wgsl,
+    "; as set, though tuning only tries ROWS 1, 2 or 4",
+  );
   for (
     const [args, message] of [
       [["gem"], '"gem": no such kernel, try gemm or deno task show --help'],

@@ -16,10 +16,6 @@ import {
 } from "./vulkan.ts";
 import { createPipeline } from "../../webgpu/pipeline.ts";
 
-/** How to get Mesa, for `--help`. */
-export const GET_MESA =
-  "Mesa: tasks/get_mesa.sh DIR unpacks Debian's mesa-vulkan-drivers (25 or later), libdrm2 and libdrm-amdgpu1 into DIR, for --mesa DIR";
-
 /** Mesa's drivers in a directory, separate from those installed on this machine. */
 export class RadvCompiler implements Disposable {
   readonly #temp: string;
@@ -29,12 +25,13 @@ export class RadvCompiler implements Disposable {
   /**
    * @param mesa the folder with Debian's unpacked packages, or with the libraries
    * themselves
+   * @param getMesa the script that gets them, for errors
    * @throws {Error} if Mesa's drivers are not there.
    */
-  constructor(mesa: string | undefined) {
+  constructor(mesa: string | undefined, getMesa: string) {
     if (mesa === undefined) {
       throw new Error(
-        `Cannot compile for RADV: --mesa DIR is missing; tasks/get_mesa.sh DIR unpacks Mesa there`,
+        `Cannot compile for RADV: --mesa DIR is missing; ${getMesa} DIR unpacks Mesa there`,
       );
     }
     const needed = ["libvulkan_radeon.so", "libvulkan_lvp.so"];
@@ -50,7 +47,7 @@ export class RadvCompiler implements Disposable {
       throw new Error(
         `Cannot compile for RADV: ${mesa} has no ${
           needed.join(" and ")
-        }; tasks/get_mesa.sh DIR unpacks them there`,
+        }; ${getMesa} DIR unpacks them there`,
       );
     }
     this.#libraries = Deno.realPathSync(folder); // the loader wants an absolute path
