@@ -19,6 +19,7 @@ export { mergeSplits } from "./merge_splits.ts";
 export { peakFma } from "./peak_fma.ts";
 export { peakRead } from "./peak_read.ts";
 export { qkNormRope } from "./qk_norm_rope.ts";
+export { quantize } from "./quantize.ts";
 export { rmsNorm } from "./rms_norm.ts";
 export { sampleDraw } from "./sample_draw.ts";
 export { sampleFinish } from "./sample_finish.ts";

@@ -130,6 +130,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       peakFma: 1,
       peakRead: 2,
       qkNormRope: 8,
+      quantize: 4,
       rmsNorm: 3,
       sampleDraw: 8,
       sampleFinish: 8,
