@@ -4,44 +4,35 @@
  *   deno task generate "Once upon a time"
  *   deno task generate "Why is the sky blue?" --model Qwen/Qwen3-0.6B
  */
-import { shownUrl } from "../lib/checkpoint/fetch.ts";
 import { bytesText } from "../lib/checkpoint/sources.ts";
 import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { errorText, printable } from "../lib/errors.ts";
 import { checkGenerating } from "../lib/generate.ts";
 import { isObject, parseJson } from "../lib/json.ts";
-import { DEFAULT_MODEL } from "../lib/load.ts";
-import { placement } from "../lib/place.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
 import { readTools } from "../lib/text/conversation.ts";
-import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
-import {
-  type GenerateOptions,
-  loadQwen3,
-  type Qwen3,
-  type Qwen3Options,
-  type Run,
-  type Tool,
-} from "../mod.ts";
-import { asTyped } from "./command.ts";
+import { WIDTH } from "../lib/text/messages.ts";
+import type { GenerateOptions, Qwen3, Run, Tool } from "../mod.ts";
 import { stderr } from "./colour.ts";
 import { onInterrupt } from "./interrupts.ts";
 import { type Flags, type FlagTable, runTask } from "./flags.ts";
 import {
-  LOADING_FLAGS,
-  loadingOptions,
-  Progress,
-  THREADS_FLAG,
-} from "./progress.ts";
+  asIds,
+  MODEL_FLAGS,
+  nameModel,
+  openModel,
+  placementOf,
+  readStdin,
+  requireIds,
+  say,
+  sayPlacement,
+  write,
+  writeAll,
+} from "./model.ts";
+import { LOADING_FLAGS, Progress, THREADS_FLAG } from "./progress.ts";
 
 const FLAGS: FlagTable = {
-  "model": [
-    "text",
-    "folder, .gguf file, URL, owner/name[@revision][:TYPE] or synthetic:…",
-    "the story model",
-  ],
-  "device": ["text", "auto, gpu or cpu", "auto"],
-  "precision": ["text", "auto, or f32 throughout", "auto"],
+  ...MODEL_FLAGS,
   "context": [
     "number",
     "maximum tokens of prompt and reply together",
@@ -102,12 +93,13 @@ const NOTES =
 Text on stdin is added after PROMPT and a blank line, or in place of a - among the arguments.
 Ctrl-C ends a reply with exit code 130; the text so far stays.`;
 
-/** The most bytes of a prompt on stdin; the longest contexts take far fewer. */
-const MOST_STDIN = 16 << 20;
+/** How errors begin. */
+const CANNOT = "Cannot generate";
+const REPLY = "the reply";
+const WAITING =
+  "Waiting for the end of stdin, which follows the prompt; without it: generate … < /dev/null";
 /** The word that stands for the text on stdin. */
 const STDIN = "-";
-/** How long the other end of a pipe may be silent before that is said. */
-const PATIENCE_MS = 2000;
 
 await runTask({
   usage: "deno task generate [PROMPT] [flags]",
@@ -126,40 +118,29 @@ await runTask({
   const model = flags.text("model"), json = flags.on("json") ?? false;
   if (model?.startsWith("synthetic:")) {
     parseSynthetic(model);
-    requireIds(prompt, model);
+    requireIds(CANNOT, prompt, model);
   }
 
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
-  // Notices wait for a turn, so that an error that follows is the only line on stderr.
-  const notices: string[] = [];
-  let moved = false;
-  const tell = () => notices.splice(0).forEach(progress.notice);
   try {
-    using qwen = await loadQwen3(model, {
-      ...where,
-      onProgress: progress.report,
-      onNotice(notice) {
-        if (notice.startsWith("Running on ")) return; // said below in any case
-        moved ||= notice.startsWith("Continuing on the CPU");
-        notices.push(notice);
-        setTimeout(tell);
-      },
-      signal,
-    });
-    if (!qwen.hasTokenizer) requireIds(prompt, model ?? "the model");
+    const opened = await openModel(model, { ...where, signal }, progress);
+    using qwen = opened.qwen;
+    if (!qwen.hasTokenizer) {
+      requireIds(CANNOT, prompt, model ?? "the model");
+    }
     const run = qwen.generate(qwen.hasTokenizer ? prompt : asIds(prompt), {
       ...options,
       signal,
     });
-    tell();
+    opened.tell();
     if (model === undefined) {
       say(
         "Using the embedded story model. For a real one: deno task generate PROMPT --model Qwen/Qwen3-0.6B",
       );
     }
     const verbose = flags.on("verbose") ?? false;
-    if (verbose || !moved) sayPlacement(qwen, verbose);
+    if (verbose || !opened.moved()) sayPlacement(qwen, verbose);
     await printRun(qwen, run, json, signal);
   } catch (error) {
     if (interrupt.code === undefined) throw nameModel(error);
@@ -168,32 +149,6 @@ await runTask({
   }
   return interrupt.code ?? 0;
 });
-
-/** Lets an error name the model that no flag names. */
-function nameModel(error: unknown): unknown {
-  if (error instanceof Error) {
-    error.message = error.message.replaceAll(DEFAULT_MODEL, "the story model");
-  }
-  return error;
-}
-
-/** @throws {Error} if `prompt` is text, for a model that has no tokenizer. */
-function requireIds(prompt: string, model: string): void {
-  if (typeof asIds(prompt) !== "string") return;
-  throw new Error(
-    `Cannot generate: ${
-      shortened(shownUrl(model), 36)
-    } has no tokenizer, pass token ids such as 1 2 3`,
-  );
-}
-
-/** Says where the model runs and why; if `verbose`, every choice. */
-function sayPlacement({ device: { choices } }: Qwen3, verbose: boolean): void {
-  if (!verbose) return say(placement(choices[0]));
-  for (const { what, value, reason } of choices) {
-    say(`${what}: ${value} (${reason})`);
-  }
-}
 
 /**
  * Reads what to generate and how.
@@ -248,23 +203,6 @@ async function readToolsFile(file?: string): Promise<Tool[] | undefined> {
   throw new Error(`${cannot}: it lists 0 tools, must list at least one`);
 }
 
-/** Reads where the model should run. */
-function placementOf(flags: Flags): Qwen3Options {
-  const device = flags.oneOf("device", ["auto", "gpu", "cpu"]);
-  const threads = flags.text("threads");
-  if (device === "gpu" && threads !== undefined) {
-    throw new Error(
-      `Cannot read the flags: --threads is ${threads}, must be left out with --device gpu`,
-    );
-  }
-  return {
-    device,
-    precision: flags.oneOf("precision", ["auto", "f32"]),
-    context: flags.whole("context", 1),
-    ...loadingOptions(flags),
-  };
-}
-
 /**
  * Prints the text as it is generated, and the rates; with `json`, one line of JSON instead
  * of the text.
@@ -295,7 +233,7 @@ async function printRun(
     `(${run.finishReason}, ${how});`,
     `loaded in ${loaded}, ${bytesText(memoryBytes)} of memory`,
   ]);
-  if (json) write(jsonLine(qwen, run));
+  if (json) write(jsonLine(qwen, run), REPLY);
 }
 
 /**
@@ -310,24 +248,24 @@ async function printPieces(qwen: Qwen3, run: Run): Promise<void> {
   };
   for await (const { kind, text, tokenId } of run) {
     if (!qwen.hasTokenizer) {
-      write(`${tokenId} `);
+      write(`${tokenId} `, REPLY);
       lineBegun = true;
     } else if (text !== "" && kind === "reasoning") {
       think(true);
       writeAll(Deno.stderr, stderr.dim(printable(text)));
     } else if (text !== "") {
       think(false);
-      if (kind === "text") write(text);
+      if (kind === "text") write(text, REPLY);
       lineBegun = kind === "text" ? !text.endsWith("\n") : lineBegun;
     }
     for (; printed < run.toolCalls.length; printed++) {
       const call = JSON.stringify(run.toolCalls[printed].function);
-      write(`${lineBegun ? "\n" : ""}${call}\n`);
+      write(`${lineBegun ? "\n" : ""}${call}\n`, REPLY);
       lineBegun = false;
     }
   }
   think(false);
-  if (lineBegun || printed === 0 && run.tokenIds.length > 0) write("\n");
+  if (lineBegun || printed === 0 && run.tokenIds.length > 0) write("\n", REPLY);
 }
 
 /** The outcome of a run as one line of JSON. */
@@ -363,8 +301,10 @@ async function readPrompt(words: string[]): Promise<string> {
   if (asked && isTerminal) {
     say("Type the prompt, then Ctrl-D on an empty line.");
   }
+  const beside = words.length > 0 && !asked;
   const text = asked || !isTerminal
-    ? (await readStdin(words.length > 0 && !asked)).trimEnd()
+    ? (await readStdin(CANNOT, "the prompt", beside ? WAITING : undefined))
+      .trimEnd()
     : "";
   const prompt = [before.join(" "), text, after.join(" ")].filter(Boolean)
     .join("\n\n");
@@ -372,50 +312,6 @@ async function readPrompt(words: string[]): Promise<string> {
   throw new Error(
     "Cannot generate: the prompt is empty, pass it as arguments or on stdin",
   );
-}
-
-/**
- * Reads stdin to its end. A pipe may have no end; `beside` other words its user may not
- * know that it is read, and is told.
- */
-async function readStdin(beside: boolean): Promise<string> {
-  const text = new TextDecoder();
-  let prompt = "", bytes = 0;
-  const patience = beside
-    ? setTimeout(() =>
-      say(
-        "Waiting for the end of stdin, which follows the prompt; without it: generate … < /dev/null",
-      ), PATIENCE_MS)
-    : undefined;
-  try {
-    for await (const chunk of stdinChunks()) {
-      bytes += chunk.length;
-      if (bytes > MOST_STDIN) {
-        throw new Error(
-          `Cannot generate: the prompt on stdin has more than ${MOST_STDIN} bytes, must be at most ${MOST_STDIN}`,
-        );
-      }
-      prompt += text.decode(chunk, { stream: true });
-    }
-  } finally {
-    clearTimeout(patience);
-  }
-  return prompt + text.decode();
-}
-
-async function* stdinChunks(): AsyncGenerator<Uint8Array, void> {
-  try {
-    yield* Deno.stdin.readable;
-  } catch (error) {
-    throw new Error(`Cannot read the prompt on stdin: ${errorText(error)}`);
-  }
-}
-
-/** Parses a prompt of token ids, for a checkpoint without a tokenizer; other text stays text. */
-function asIds(prompt: string): string | number[] {
-  return /^\d+(\s+\d+)*$/.test(prompt)
-    ? prompt.split(/\s+/).map(Number)
-    : prompt;
 }
 
 /** Prints parts of a notice, each on one line if that is possible. */
@@ -427,30 +323,6 @@ function sayParts(parts: readonly string[]): void {
     last = text.length + 1;
     return `${text}\n  ${part}`;
   }));
-}
-
-/** Prints a notice on stderr, wrapped. */
-function say(notice: string): void {
-  const lines = printable(asTyped(notice)).split("\n").flatMap((line) =>
-    line.length > WIDTH ? wrap(line, WIDTH, "", "  ") : line
-  );
-  console.error(stderr.dim(lines.join("\n")));
-}
-
-/** Writes to stdout; control characters from the model do not reach a terminal. */
-function write(text: string): void {
-  const shown = Deno.stdout.isTerminal() ? printable(text) : text;
-  try {
-    writeAll(Deno.stdout, shown);
-  } catch (error) {
-    if (error instanceof Deno.errors.BrokenPipe) throw error;
-    throw new Error(`Cannot write the reply: ${errorText(error)}`);
-  }
-}
-
-function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string) {
-  const bytes = new TextEncoder().encode(text);
-  for (let at = 0; at < bytes.length;) at += to.writeSync(bytes.subarray(at));
 }
 
 function round(value: number): number {

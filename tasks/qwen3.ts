@@ -15,6 +15,10 @@ import { versionText } from "./flags.ts";
 /** What each command does, and its script, which runs when it is imported. */
 const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
   generate: ["generate a reply to a prompt", () => import("./generate.ts")],
+  embed: [
+    "print vectors of texts, or sort texts by a query",
+    () => import("./embed.ts"),
+  ],
   doctor: ["find out what is wrong", () => import("./doctor.ts")],
   profile: ["show where the time goes", () => import("./profile.ts")],
   tune: ["find the best constants for a GPU", () => import("./tune.ts")],

@@ -10,7 +10,11 @@ import type { CpuKvCache } from "./kv_cache.ts";
 import { CpuOps } from "./ops.ts";
 import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
 import { Rests } from "../dispatch/rests.ts";
-import { chooseStateBatches, padBatch } from "../dispatch/state_batches.ts";
+import {
+  chooseStateBatches,
+  CPU_PASSES,
+  padBatch,
+} from "../dispatch/state_batches.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
@@ -89,11 +93,12 @@ export class CpuRunner implements Runner {
     const { hiddenSize } = this.config;
     const all: Float32Array[] = new Array(texts.length);
     const lengths = texts.map(({ length }) => length);
-    for (const batch of chooseStateBatches(lengths, CPU_PASS_ROWS)) {
+    const rows = CPU_PASS_ROWS;
+    for (const batch of chooseStateBatches(lengths, rows, CPU_PASSES)) {
       const { texts: which, tokens } = batch;
       const some = which.map((text) => texts[text]);
       let states: Float32Array;
-      if (tokens <= CPU_PASS_ROWS) {
+      if (tokens <= rows) {
         const sequences = some.length;
         using cache = this.ops.createCache(sequences, tokens, "shared");
         const { input, ends } = padBatch(some, tokens);

@@ -13,11 +13,22 @@ export interface StateBatch {
   readonly tokens: number;
 }
 
-/**
- * What a pass costs besides its rows, in rows: reading all weights and, the first time,
- * recording its shape. Not measured by itself.
- */
-const PASS_ROWS = 64;
+/** How a device runs such passes. */
+export interface StatePasses {
+  /** What a pass costs besides its rows, in rows, such as reading all weights. */
+  readonly overhead: number;
+  /** Pads a length, so that few shapes occur where each is recorded. */
+  padded(tokens: number): number;
+}
+
+/** Not measured by itself: recording a new shape takes longer, running a known one less. */
+export const GPU_PASSES: StatePasses = { overhead: 64, padded: paddedTokens };
+
+/** Not measured: the weights of one pass take as long to read as a few rows to multiply. */
+export const CPU_PASSES: StatePasses = {
+  overhead: 4,
+  padded: (tokens) => tokens,
+};
 
 /** The fewest tokens of a pass; with one, attention would run as in a decode step. */
 const LEAST_TOKENS = 4;
@@ -40,15 +51,16 @@ export function paddedTokens(tokens: number): number {
 export function chooseStateBatches(
   lengths: readonly number[],
   rows: number,
+  { overhead, padded: pad }: StatePasses,
 ): StateBatch[] {
   const batches: StateBatch[] = [];
   const order: number[] = [];
   for (const [text, tokens] of lengths.entries()) {
-    if (paddedTokens(tokens) <= rows) order.push(text);
+    if (pad(tokens) <= rows) order.push(text);
     else batches.push({ texts: [text], tokens });
   }
   order.sort((a, b) => lengths[b] - lengths[a] || a - b);
-  const padded = order.map((text) => paddedTokens(lengths[text]));
+  const padded = order.map((text) => pad(lengths[text]));
   // The least cost of the texts from each one on, and how many of them run first.
   const cost = new Float64Array(order.length + 1);
   const count = new Uint32Array(order.length);
@@ -56,7 +68,7 @@ export function chooseStateBatches(
     const most = Math.min(order.length - i, Math.floor(rows / padded[i]));
     cost[i] = Infinity;
     for (let some = most; some >= 1; some--) {
-      const all = cost[i + some] + some * padded[i] + PASS_ROWS;
+      const all = cost[i + some] + some * padded[i] + overhead;
       if (all < cost[i]) [cost[i], count[i]] = [all, some];
     }
   }

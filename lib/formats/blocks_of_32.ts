@@ -10,7 +10,6 @@ import {
   halfAt,
   halvesOf,
   integers,
-  lessOffset,
   type ScalePlane,
   wordsOf,
 } from "./blocks.ts";
@@ -71,7 +70,7 @@ export const q8_0: Format = blockFormat({
   bytes: 34,
   bits: [8],
   values: [...integers(128, 0), ...integers(128, -128)],
-  fromBytes: (bytes) => `vec4f(unpack4xI8(${bytes}))`,
+  less: "signed",
   wgsl: oneScale(2),
   pack: splitScale(8),
 });
@@ -83,7 +82,7 @@ export const q4_0: Format = blockFormat({
   bytes: 18,
   bits: [4],
   values: integers(16, -8),
-  fromBytes: lessOffset(8),
+  less: 8,
   wgsl: oneScale(1),
   pack: splitScale(4),
 });
@@ -95,7 +94,7 @@ export const q4_1: Format = blockFormat({
   bytes: 20,
   bits: [4],
   values: integers(16, 0),
-  fromBytes: lessOffset(0),
+  less: 0,
   pack(blocks, [quants, scales]) {
     const from = wordsOf(blocks), to = wordsOf(quants), dm = wordsOf(scales);
     for (let b = 0; b < dm.length; b++) {
@@ -122,7 +121,7 @@ export const q5_0: Format = blockFormat({
   bytes: 22,
   bits: [4, 1],
   values: integers(32, -16),
-  fromBytes: lessOffset(16),
+  less: 16,
   wgsl: oneScale(1),
   pack(blocks, [quants, high, scales]) {
     const from = halvesOf(blocks), to = wordsOf(quants), d = halvesOf(scales);
@@ -144,7 +143,7 @@ export const q5_1: Format = blockFormat({
   bytes: 24,
   bits: [4, 1],
   values: integers(32, 0),
-  fromBytes: lessOffset(0),
+  less: 0,
   pack(blocks, [quants, high, scales]) {
     const from = wordsOf(blocks), to = wordsOf(quants), dm = wordsOf(scales);
     const bits = wordsOf(high);

@@ -62,6 +62,25 @@ export interface Format {
    * With one element per load, only `x_at(at: u32) -> f32`.
    */
   wgsl(x: string, elements: number, read: ReadPlane): WgslReader;
+  /**
+   * Whether kernels can also multiply its quants as integers, and what they must know then.
+   * With the widest loads, {@linkcode Format.wgsl} then also declares
+   *
+   * - `x_Words`: the bits of a load, and of its scales;
+   * - `x_words(at: u32) -> x_Words`: load number `at`;
+   * - `x_bytes_0(words: x_Words) -> u32`, …: its quants, four at a time, as bytes;
+   * - `x_factors(scales: x_ScaleWords, at: u32) -> x_Factors` of `words.scales`, and
+   *   `x_scale_0(factors: x_Factors) -> f32`, `x_min_0`, …: those of each group.
+   *
+   * An element is `scale · (quant - offset) - min`.
+   */
+  readonly integers?: {
+    /** Elements of a load that share a scale. */
+    readonly group: number;
+    readonly offset: number;
+    /** Whether there are minimums. */
+    readonly min: boolean;
+  };
   /** Unpacks row `row` to f32: the reference, and the CPU path without SIMD. */
   unpack(
     planes: readonly Uint8Array[],

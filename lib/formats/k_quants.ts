@@ -14,7 +14,6 @@ import {
   halfAt,
   halvesOf,
   integers,
-  lessOffset,
   NIBBLES,
   PAIRS,
   wordsOf,
@@ -98,7 +97,7 @@ export const q4_k: Format = blockFormat({
   bytes: 144,
   bits: [4],
   values: integers(16, 0),
-  fromBytes: lessOffset(0),
+  less: 0,
   pack(blocks, [quants, scales]) {
     const from = wordsOf(blocks), to = wordsOf(quants), own = wordsOf(scales);
     for (let b = 0, at = 0; at < from.length; b++, at += 36) {
@@ -116,7 +115,7 @@ export const q5_k: Format = blockFormat({
   bytes: 176,
   bits: [4, 1],
   values: integers(32, 0),
-  fromBytes: lessOffset(0),
+  less: 0,
   pack(blocks, [quants, high, scales]) {
     const from = wordsOf(blocks), to = wordsOf(quants), own = wordsOf(scales);
     const bits = wordsOf(high);
@@ -161,7 +160,7 @@ export const q6_k: Format = blockFormat({
   bits: [4, 2],
   group: 16,
   values: integers(64, -32),
-  fromBytes: lessOffset(32),
+  less: 32,
   scales: [
     { name: "scales", bytes: 16, type: "u32", view: bytesOf },
     { name: "d", bytes: 2, type: "u32", view: halvesOf },
@@ -234,7 +233,7 @@ export const q2_k: Format = blockFormat({
   group: 16,
   min: true,
   values: integers(4, 0),
-  fromBytes: lessOffset(0),
+  less: 0,
   scales: [
     { name: "scales", bytes: 16, type: "u32", view: bytesOf },
     { name: "d", bytes: 4, type: "u32", view: wordsOf },
@@ -269,20 +268,19 @@ export const q3_k: Format = blockFormat({
   bits: [2, 1],
   group: 16,
   values: integers(8, -4),
-  fromBytes: lessOffset(4),
+  less: 4,
   scales: [
     // Per block: four bits of each of 16 scales in two words, two more of each in another.
     { name: "scales", bytes: 12, type: "u32", view: wordsOf },
     { name: "d", bytes: 2, type: "u32", view: halvesOf },
   ],
   wgsl: (read, Factors) =>
-    `let block = at / 4u;
-  let unit = at % 4u;
-  let low = ${read(0, "block * 3u + unit / 2u")} >> (unit % 2u * 16u);
-  let high = ${read(0, "block * 3u + 2u")} >> (unit * 8u);
+    `let unit = at % 4u;
+  let low = ${read(0, "at / 4u * 3u + at % 4u / 2u")} >> (unit % 2u * 16u);
+  let high = ${read(0, "at / 4u * 3u + 2u")} >> (unit * 8u);
   let four = vec4u(0u, 1u, 2u, 3u);
   let own = ((vec4u(low) >> (four * 4u)) & vec4u(15u)) | (((vec4u(high) >> (four * 2u)) & vec4u(3u)) << vec4u(4u));
-  return ${Factors}(${halfAt(read, 1, "block")} * (vec4f(own) - 32.0));`,
+  return ${Factors}(${halfAt(read, 1, "at / 4u")} * (vec4f(own) - 32.0));`,
   decode([scales, d], block, scale) {
     const one = f16ToF32(d[block]), at = 3 * block;
     for (let g = 0; g < 16; g++) {

@@ -12,7 +12,11 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import { host } from "../host.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import { chooseLogitsRows, choosePassRows } from "../dispatch/pass_rows.ts";
-import { chooseStateBatches, readTogether } from "../dispatch/state_batches.ts";
+import {
+  chooseStateBatches,
+  GPU_PASSES,
+  readTogether,
+} from "../dispatch/state_batches.ts";
 import { requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
@@ -120,7 +124,7 @@ export class GpuRunner implements Runner {
     const all: Float32Array[] = new Array(texts.length);
     let states = this.#states ??= new GpuStates(this.#one, this.prefillRows);
     const lengths = texts.map(({ length }) => length);
-    const batches = chooseStateBatches(lengths, states.rows);
+    const batches = chooseStateBatches(lengths, states.rows, GPU_PASSES);
     for (const part of readTogether(batches)) {
       let values = await states.run(part, texts, signal);
       while (values === undefined) { // some did not fit an f16 cache
@@ -215,7 +219,12 @@ export class GpuRunner implements Runner {
   get prefillRows(): number {
     const { config, gpu } = this;
     const heads = config.numAttentionHeads + 2 * config.numKeyValueHeads;
-    const widest = Math.max(heads * config.headDim, config.intermediateSize);
+    const { experts, hiddenSize } = config;
+    // Results of experts are kept apart, with padding; see lib/dispatch/experts.ts.
+    const mlp = experts
+      ? 4 * experts.used * Math.max(hiddenSize, 2 * experts.intermediateSize)
+      : config.intermediateSize;
+    const widest = Math.max(heads * config.headDim, mlp);
     return choosePassRows(widest, gpu.limits.maxStorageBufferBindingSize);
   }
 

@@ -239,7 +239,8 @@ export function answerTokens(
 
 const SYSTEM =
   'Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the answer can only be "yes" or "no".';
-const TASK =
+/** The task of a query if none is given. */
+export const SEARCH_TASK =
   "Given a web search query, retrieve relevant passages that answer the query";
 
 /** The prompt of Qwen3-Reranker's model card, up to where it answers yes or no. */
@@ -285,7 +286,7 @@ export function rerankPrompt(
   for (const name of ["{query}", "{document}"]) {
     if (!form.includes(name)) refuse(name);
   }
-  const values = { query, document, instruction: instruction ?? TASK };
+  const values = { query, document, instruction: instruction ?? SEARCH_TASK };
   // All at once: a document may contain "{query}".
   return form.replaceAll(
     /\{(query|document|instruction)\}/g,

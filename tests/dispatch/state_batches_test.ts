@@ -2,6 +2,8 @@ import { assert, assertEquals } from "@std/assert";
 import { chooseStateRows } from "../../lib/dispatch/pass_rows.ts";
 import {
   chooseStateBatches,
+  CPU_PASSES,
+  GPU_PASSES,
   padBatch,
   paddedTokens,
   readTogether,
@@ -9,7 +11,7 @@ import {
 import { randomTest } from "../support/random.ts";
 
 Deno.test("64 texts of 128 tokens take four passes of 2,048 rows", () => {
-  const batches = chooseStateBatches(new Array(64).fill(128), 2048);
+  const batches = chooseStateBatches(new Array(64).fill(128), 2048, GPU_PASSES);
   assertEquals(batches.map(({ texts, tokens }) => [texts.length, tokens]), [
     ...new Array(4).fill([16, 128]),
   ]);
@@ -17,13 +19,13 @@ Deno.test("64 texts of 128 tokens take four passes of 2,048 rows", () => {
 
 Deno.test("neighbours by length share a pass, others do not", () => {
   const lengths = [500, 9, 480, 12, 3000, 10, 1];
-  assertEquals(chooseStateBatches(lengths, 2048), [
+  assertEquals(chooseStateBatches(lengths, 2048, GPU_PASSES), [
     { texts: [4], tokens: 3000 }, // alone, as it is longer than a pass
     { texts: [0, 2], tokens: 512 },
     { texts: [3, 5, 1, 6], tokens: 12 },
   ]);
-  assertEquals(chooseStateBatches([], 2048), []);
-  assertEquals(chooseStateBatches([1, 2], 1), [
+  assertEquals(chooseStateBatches([], 2048, GPU_PASSES), []);
+  assertEquals(chooseStateBatches([1, 2], 1, GPU_PASSES), [
     { texts: [0], tokens: 1 },
     { texts: [1], tokens: 2 },
   ]);
@@ -41,6 +43,15 @@ Deno.test("a length is padded by an eighth at most, and to four tokens", () => {
   assert(shapes.size <= 8 * 8, `${shapes.size} lengths occur`);
 });
 
+Deno.test("the CPU pads to the longest text of a pass, by little", () => {
+  const lengths = [1, 101, 90, 100, 1];
+  assertEquals(chooseStateBatches(lengths, 256, CPU_PASSES), [
+    { texts: [1, 3], tokens: 101 },
+    { texts: [2], tokens: 90 },
+    { texts: [0, 4], tokens: 1 },
+  ]);
+});
+
 randomTest("every text is in one batch, which fits a pass", (random) => {
   for (let trial = 0; trial < 30; trial++) {
     const rows = 2 ** random.int(0, 9);
@@ -48,7 +59,9 @@ randomTest("every text is in one batch, which fits a pass", (random) => {
       { length: random.int(1, 80) },
       () => random.int(1, random.pick([8, 100, 700])),
     );
-    const batches = chooseStateBatches(lengths, rows);
+    const how = random.pick([GPU_PASSES, CPU_PASSES]);
+    const { overhead, padded } = how;
+    const batches = chooseStateBatches(lengths, rows, how);
     const all = batches.flatMap(({ texts }) => texts).sort((a, b) => a - b);
     assertEquals(all, lengths.map((_, i) => i));
     let computed = 0;
@@ -59,8 +72,8 @@ randomTest("every text is in one batch, which fits a pass", (random) => {
       computed += texts.length * tokens;
     }
     // Never more than with a pass for each, padded.
-    const alone = lengths.reduce((sum, n) => sum + paddedTokens(n) + 64, 0);
-    assert(computed + 64 * batches.length <= alone);
+    const alone = lengths.reduce((sum, n) => sum + padded(n) + overhead, 0);
+    assert(computed + overhead * batches.length <= alone);
   }
 });
 

@@ -96,6 +96,19 @@ const CASES: readonly Case[] = [
     json: true,
     free: true,
   },
+  {
+    task: "embed",
+    args: ["A dog ran.", "It rained.", ...STORY],
+    adapter: "yes",
+    json: true,
+    free: true,
+  },
+  {
+    task: "embed",
+    args: ["A dog ran.", "It rained.", "--query", "A dog", ...CPU],
+    adapter: "no",
+    json: true,
+  },
   { task: "show", args: ["gemm"], adapter: "none", free: true },
 ];
 
