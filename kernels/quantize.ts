@@ -158,7 +158,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     const x = random.tensor(source as "f32", [count]);
     const at = to * 32, after = 64; // elements that must stay
     const [quants, scales] = format.planes(at + count + after)
-      .map(({ rowBytes }) => filled(rowBytes / 4));
+      .map(({ rowBytes }) => filled(Math.ceil(rowBytes / 4)));
     return {
       what: `${blocks} blocks of ${source} as ${name}`,
       operands: { x: wordsOf(x), quants, scales, flags: filled(1, 0) },

@@ -8,10 +8,11 @@
 import type { Checkpoint, TensorInfo } from "../checkpoint/checkpoint.ts";
 import type { LoadProgress } from "../checkpoint/sources.ts";
 import { Rests } from "../dispatch/rests.ts";
-import { storedRowBytes } from "../formats/format.ts";
+import { type Format, storedRowBytes } from "../formats/format.ts";
 import {
   allocateMatrix,
   type Matrix,
+  type MatrixPart,
   packed,
   piecesOf,
 } from "../formats/matrix.ts";
@@ -48,8 +49,30 @@ export interface WeightStore<T> {
     rule: SyntheticRule,
     signal?: AbortSignal,
   ): Promise<boolean>;
+  /** Whether {@linkcode quantize} can do this; rows have whole blocks. */
+  quantizes?(from: Format, to: Format): boolean;
+  /**
+   * Writes rows to a part's planes, from row `at` of those on, quantised on the device.
+   *
+   * @param stored rows in the format `from`; may be reused on return
+   * @param label of the tensor, for the error of `end` if a value is not finite
+   */
+  quantize?(
+    part: MatrixPart<T>,
+    at: number,
+    k: number,
+    from: Format,
+    stored: Uint8Array<ArrayBuffer>,
+    label: string,
+  ): void;
   /** Waits for all writes to finish, which bounds staging memory. */
   settle(): Promise<void>;
+  /**
+   * Frees what writing needed, after the last.
+   *
+   * @throws {Error} if a tensor cannot be quantised
+   */
+  end?(): Promise<void>;
 }
 
 /** Options of {@linkcode loadWeights}. */
@@ -84,10 +107,15 @@ export async function loadWeights<T>(
     .names.keys();
   const loader = new Loader(checkpoint, store, options, [...names]);
   const loaded = new Map<WeightSpec, Matrix<T>>();
-  for (const spec of listWeights(table)) {
-    loaded.set(spec, await loader.load(spec));
+  try {
+    for (const spec of listWeights(table)) {
+      loaded.set(spec, await loader.load(spec));
+    }
+  } finally {
+    checkpoint.pause?.();
   }
   await store.settle();
+  await store.end?.();
   return mapWeights(table, (spec) => loaded.get(spec)!);
 }
 
@@ -149,31 +177,46 @@ class Loader<T> {
 
   /** Copies a tensor into rows `row` to `row + rows` of a matrix. */
   async #copy(info: TensorInfo, matrix: Matrix<T>, row: number, rows: number) {
-    const { checkpoint, store, options: { signal } } = this;
-    const rowBytes = storedRowBytes(info.format, matrix.k);
+    const { store, options: { signal } } = this, { k } = matrix;
+    const { checkpoint, format: stored } = this.#sourceOf(info);
+    const rowBytes = storedRowBytes(stored, k);
     const fit = Math.floor(PIECE / rowBytes / PIECE_ROWS) * PIECE_ROWS;
     const step = Math.max(PIECE_ROWS, fit);
     for (let begin = 0; begin < rows; begin += step) {
       signal?.throwIfAborted();
       const count = Math.min(step, rows - begin);
-      const stored = this.#room(count * rowBytes);
-      await checkpoint.read(info.name, begin * rowBytes, stored);
+      const read = this.#room(count * rowBytes);
+      await checkpoint.read(info.name, begin * rowBytes, read);
       for (const piece of piecesOf(matrix, row + begin, count)) {
-        const { part: { format, planes }, at } = piece;
+        const { part, at } = piece, { format, planes } = part;
         const from = (piece.row - row - begin) * rowBytes;
-        const blocks = stored.subarray(from, from + piece.rows * rowBytes);
-        packed(format, blocks, matrix.k, piece.rows).forEach((bytes, i) => {
-          store.write(planes[i], at * bytes.length / piece.rows, bytes);
-          this.#unsettled += bytes.length;
-        });
+        const blocks = read.subarray(from, from + piece.rows * rowBytes);
+        if (stored !== info.format) {
+          store.quantize!(part, at, k, stored, blocks, info.name);
+          this.#unsettled += blocks.length;
+        } else {packed(format, blocks, matrix.k, piece.rows).forEach(
+            (bytes, i) => {
+              store.write(planes[i], at * bytes.length / piece.rows, bytes);
+              this.#unsettled += bytes.length;
+            },
+          );}
       }
       if (this.#unsettled >= SETTLE_EVERY) {
         await store.settle();
         this.#unsettled = 0;
       }
-      this.#report(info, stored.length);
+      this.#report(info, count * storedRowBytes(info.format, k));
       await this.#rests.rest(signal);
     }
+  }
+
+  /** Where a tensor is read: as it is stored if the device can quantise it. */
+  #sourceOf({ name, format }: TensorInfo) {
+    const { checkpoint, store } = this, { original } = checkpoint;
+    const stored = original?.tensors.get(name)?.format;
+    return stored && stored !== format && store.quantizes?.(stored, format)
+      ? { checkpoint: original!, format: stored }
+      : { checkpoint, format };
   }
 
   /** Returns staging memory, which grows if rows are longer than a piece. */

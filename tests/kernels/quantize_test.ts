@@ -11,7 +11,7 @@ function valuesOf(trial: Trial, source: string, count: number): Uint8Array {
   const { random } = trial;
   const values = Float32Array.from({ length: count }, (_, i) => {
     const block = i >> 5;
-    const scale = 2 ** (block % 50 - 30);
+    const scale = 2 ** (block % 44 - 30);
     if (block % 7 === 0) return 0;
     // Multiples of a fraction of the largest are halfway between quants.
     if (block % 7 === 1) {
