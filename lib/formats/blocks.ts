@@ -18,7 +18,15 @@
  *
  * @module
  */
-import type { Format, Plane, ReadPlane, WgslReader } from "./format.ts";
+import type {
+  Format,
+  Plane,
+  ReadPlane,
+  SimdBlocks,
+  SimdCode,
+  WgslReader,
+} from "./format.ts";
+import { halvesToFloat } from "./words.ts";
 
 /** A plane of scales. */
 export interface ScalePlane {
@@ -76,6 +84,8 @@ export interface BlockSpec {
     scale: Float64Array,
     min: Float64Array,
   ) => void;
+  /** Reads them in WebAssembly; see {@linkcode SimdBlocks.factors}. */
+  readonly factors: SimdBlocks["factors"];
 }
 
 /** Bytes of a load of the lowest bits. */
@@ -109,6 +119,12 @@ export function blockFormat(spec: BlockSpec): Format {
       min: spec.min ?? false,
     },
     unpack: unpacker(spec, unit),
+    simd: {
+      ...{ bits, unit, group: spec.group, min: spec.min ?? false, elements },
+      scaleBytes: scales.map(({ bytes }) => bytes),
+      values: spec.values,
+      factors: spec.factors,
+    },
   };
 }
 
@@ -379,6 +395,15 @@ export const halfAt = (read: ReadPlane, plane: number, at: string): string =>
   `unpack2x16float(${
     read(plane, `(${at}) >> 1u`)
   } >> (((${at}) & 1u) * 16u)).x`;
+
+/** The values of the lower halves of four words, or of the upper ones. */
+export const halvesOfWords = <V>(
+  simd: SimdCode<V>,
+  words: V,
+): { lower: V; upper: V } => ({
+  lower: halvesToFloat(simd, simd.shiftLeft(words, 16)),
+  upper: halvesToFloat(simd, simd.and(words, simd.bits(0xffff0000))),
+});
 
 /** Bytes as they are. */
 export const bytesOf = (bytes: Uint8Array): Uint8Array => bytes;

@@ -9,12 +9,14 @@ import {
   type BlockSpec,
   halfAt,
   halvesOf,
+  halvesOfWords,
   integers,
   type ScalePlane,
   wordsOf,
 } from "./blocks.ts";
 import { f16ToF32 } from "../dtype.ts";
 import type { Format } from "./format.ts";
+import { halvesToFloat } from "./words.ts";
 
 const ELEMENTS = 32;
 
@@ -25,6 +27,10 @@ export const ONE_SCALE = {
   scales: [{ name: "scales", bytes: 2, type: "u32", view: halvesOf }],
   decode([scales], block, scale) {
     scale[0] = f16ToF32(scales[block]);
+  },
+  factors(simd, read) {
+    const upper = simd.shiftLeft(read(0, "halves"), 16);
+    return [{ scale: halvesToFloat(simd, upper) }];
   },
 } as const satisfies Partial<BlockSpec>;
 
@@ -48,6 +54,10 @@ const SCALE_AND_MIN = {
   decode([scales], block, scale, min) {
     scale[0] = f16ToF32(scales[block] & 0xffff);
     min[0] = -f16ToF32(scales[block] >>> 16);
+  },
+  factors(simd, read) {
+    const dm = halvesOfWords(simd, simd.keep(read(0, "words")));
+    return [{ scale: dm.lower, min: simd.mul(dm.upper, simd.number(-1)) }];
   },
 } as const satisfies Partial<BlockSpec>;
 

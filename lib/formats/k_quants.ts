@@ -13,13 +13,15 @@ import {
   bytesOf,
   halfAt,
   halvesOf,
+  halvesOfWords,
   integers,
   NIBBLES,
   PAIRS,
   wordsOf,
 } from "./blocks.ts";
 import { f16ToF32 } from "../dtype.ts";
-import type { Format } from "./format.ts";
+import { halvesToFloat } from "./words.ts";
+import type { Format, SimdCode } from "./format.ts";
 
 const ELEMENTS = 256;
 
@@ -47,7 +49,31 @@ const SIX_BITS = {
       min[g] = least * ((lowMin >>> 4 * g & 15) | (both & 12) << 2);
     }
   },
+  factors(simd, read) {
+    const [low, lowMin, more] = [4, 8, 12].map((byte) =>
+      simd.keep(read(0, "word", byte))
+    );
+    const d = halvesOfWords(simd, simd.keep(read(0, "word")));
+    return [0, 1].map((half) => {
+      const both = simd.keep(fourNibbles(simd, more, half));
+      const whole = (low: typeof both, bits: number, by: number) =>
+        simd.toFloat(simd.or(
+          fourNibbles(simd, low, half),
+          simd.shiftLeft(simd.and(both, simd.bits(bits)), by),
+        ));
+      return {
+        scale: simd.mul(whole(low, 3, 4), d.lower),
+        min: simd.mul(whole(lowMin, 12, 2), d.upper),
+      };
+    });
+  },
 } as const satisfies Partial<BlockSpec>;
+
+/** Nibbles 0 to 3 of a word, or 4 to 7, as a number per lane. */
+const fourNibbles = <V>(simd: SimdCode<V>, word: V, half: number): V => {
+  const four = simd.shiftLanes(simd.shiftRight(word, 16 * half), [12, 8, 4, 0]);
+  return simd.and(simd.shiftRight(four, 12), simd.bits(15));
+};
 
 /** Every other nibble of a word, from the first: those of its low or high halves of bytes. */
 function nibblesOf(word: number): number {
@@ -175,6 +201,13 @@ export const q6_k: Format = blockFormat({
       scale[g] = one * (scales[16 * block + g] << 24 >> 24);
     }
   },
+  factors(simd, read) {
+    const d = halvesToFloat(simd, simd.shiftLeft(read(1, "half"), 16));
+    return [0, 4, 8, 12].map((byte) => {
+      const own = simd.shiftLeft(read(0, "bytes", byte), 24);
+      return { scale: simd.mul(simd.toFloat(simd.shiftRight(own, 24)), d) };
+    });
+  },
   pack(blocks, [quants, high, scales, d]) {
     const to = wordsOf(quants), bits = wordsOf(high), own = wordsOf(scales);
     const ds = halvesOf(d);
@@ -249,6 +282,15 @@ export const q2_k: Format = blockFormat({
       min[g] = least * (scales[16 * block + g] >> 4);
     }
   },
+  factors(simd, read) {
+    const d = halvesOfWords(simd, simd.keep(read(1, "word")));
+    return [0, 4, 8, 12].map((byte) => {
+      const own = simd.keep(read(0, "bytes", byte));
+      const low = simd.toFloat(simd.and(own, simd.bits(15)));
+      const high = simd.toFloat(simd.shiftRight(own, 4));
+      return { scale: simd.mul(low, d.lower), min: simd.mul(high, d.upper) };
+    });
+  },
   pack(blocks, [quants, scales, d]) {
     const from = wordsOf(blocks), to = wordsOf(quants), own = wordsOf(scales);
     const ds = wordsOf(d);
@@ -287,6 +329,19 @@ export const q3_k: Format = blockFormat({
       const low = scales[at + (g >> 3)] >>> 4 * (g & 7) & 15;
       scale[g] = one * ((low | (scales[at + 2] >>> 2 * g & 3) << 4) - 32);
     }
+  },
+  factors(simd, read) {
+    const d = halvesToFloat(simd, simd.shiftLeft(read(1, "half"), 16));
+    const [a, b, more] = [0, 4, 8].map((byte) =>
+      simd.keep(read(0, "word", byte))
+    );
+    return [0, 1, 2, 3].map((i) => {
+      const low = fourNibbles(simd, i < 2 ? a : b, i % 2);
+      const two = simd.shiftLanes(simd.shiftRight(more, 8 * i), [6, 4, 2, 0]);
+      const high = simd.and(simd.shiftRight(two, 2), simd.bits(48));
+      const own = simd.subInts(simd.or(low, high), simd.bits(32));
+      return { scale: simd.mul(simd.toFloat(own), d) };
+    });
   },
   pack(blocks, [quants, high, scales, d]) {
     const to = wordsOf(quants), bits = wordsOf(high), own = wordsOf(scales);
