@@ -3,7 +3,13 @@
  *
  * @module
  */
-import type { Checkpoint, StoredTokenizer } from "./checkpoint.ts";
+import {
+  type Checkpoint,
+  CLASSIFIER,
+  type Purpose,
+  type StoredTokenizer,
+  type TensorInfo,
+} from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
 import type { GenerationDefaults } from "./generation_config.ts";
 import {
@@ -13,6 +19,7 @@ import {
   USER_DEFINED,
   WORDS,
 } from "./gguf_tokenizer.ts";
+import { POOLING, YES_NO } from "./gguf_model.ts";
 import type { GgufEntry, GgufTensor } from "./gguf_writer.ts";
 import { isObject, parseJson } from "../json.ts";
 import { familyOf } from "../model/families.ts";
@@ -31,7 +38,8 @@ export async function ggufEntries(
   checkpoint: Checkpoint,
   { fileType }: Quantization,
 ): Promise<GgufEntry[]> {
-  const { config, generation, name } = checkpoint;
+  const { config, generation, name, only } = checkpoint;
+  requireExpressible(checkpoint);
   const tokenizer = await tokenizerOf(checkpoint);
   return [
     ["general.architecture", "string", familyOf(config).gguf.architecture],
@@ -39,23 +47,39 @@ export async function ggufEntries(
     ["general.name", "string", displayName(name)],
     ...samplingEntries(generation),
     ...modelEntries(config, tokenizer !== undefined),
+    ...only ? [poolingEntry(config, only)] : [],
     ["general.quantization_version", "u32", QUANTIZATION_VERSION],
     ["general.file_type", "u32", fileType],
+    ...rerankEntries(checkpoint),
     ...tokenizer === undefined
       ? [["tokenizer.ggml.model", "string", "none"] as const]
       : tokenizerEntries(tokenizer, config, name),
   ];
 }
 
-/** The tensors of a checkpoint by their names in GGUF files, in the order of the table. */
+/**
+ * The tensors of a file, in the order of the weight table. Those of a layer's experts are
+ * one of three dimensions.
+ */
 export function ggufTensors({ config, tensors }: Checkpoint): GgufTensor[] {
-  const family = familyOf(config);
-  return listWeights(family.weights(config)).flatMap(({ tensors: own }) =>
-    own.map(({ name }) => ({
-      name: family.gguf.tensor(name),
-      info: tensors.get(name)!,
-    }))
-  );
+  const family = familyOf(config), { gguf } = family;
+  const found = new Map<string, { of3: boolean; parts: TensorInfo[] }>();
+  for (const { tensors: own } of listWeights(family.weights(config))) {
+    for (const { name } of own) {
+      const file = gguf.tensor(name), within = gguf.within?.(name, config);
+      const entry = found.get(file) ??
+        { of3: within !== undefined, parts: [] };
+      entry.parts[within?.index ?? 0] = tensors.get(name)!;
+      found.set(file, entry);
+    }
+  }
+  const classifier = tensors.get(CLASSIFIER);
+  if (classifier) found.set(YES_NO, { of3: false, parts: [classifier] });
+  return [...found].map(([name, { of3, parts }]) => ({
+    name,
+    parts,
+    shape: of3 ? [parts.length, ...parts[0].shape] : parts[0].shape,
+  }));
 }
 
 /** The last part of a path, URL or repository, without an ending or a revision. */
@@ -63,6 +87,35 @@ function displayName(name: string): string {
   return name.replace(/[?#].*$/, "").replace(/[/\\]+$/, "")
     .replace(/^.*[/\\:]/s, "").replace(/@.*$/, "").replace(/\.gguf$/i, "") ||
     "model";
+}
+
+/** @throws {Error} if the model has what no key can say */
+function requireExpressible({ name, config: { experts } }: Checkpoint): void {
+  const what = experts === undefined
+    ? undefined
+    : !experts.normalized
+    ? "norm_topk_prob is false"
+    : experts.denseLayers.length > 0
+    ? `${experts.denseLayers.length} layers have no experts`
+    : undefined;
+  if (what === undefined) return;
+  throw new Error(
+    `Cannot write ${name} as a GGUF file: ${what}, which such a file cannot say`,
+  );
+}
+
+/** What the model is for: from the last token's state, a vector or a score. */
+function poolingEntry(config: Qwen3Config, { is }: Purpose): GgufEntry {
+  const { architecture } = familyOf(config).gguf;
+  const [type] = Object.entries(POOLING).find(([, what]) => what === is)!;
+  return [`${architecture}.pooling_type`, "u32", Number(type)];
+}
+
+function rerankEntries({ rerankTemplate }: Checkpoint): GgufEntry[] {
+  return rerankTemplate === undefined ? [] : [
+    ["tokenizer.chat_templates", "strings", ["rerank"]],
+    ["tokenizer.chat_template.rerank", "string", rerankTemplate],
+  ];
 }
 
 /** The sizes, by the architecture's keys. */
@@ -85,6 +138,14 @@ function modelEntries(
   ];
   // Otherwise, it is the number of tokens.
   if (!hasTokenizer) entries.push([`${at}vocab_size`, "u32", config.vocabSize]);
+  const { experts } = config;
+  if (experts) {
+    entries.push(
+      [`${at}expert_count`, "u32", experts.count],
+      [`${at}expert_used_count`, "u32", experts.used],
+      [`${at}expert_feed_forward_length`, "u32", experts.intermediateSize],
+    );
+  }
   const { ropeScaling: yarn } = config;
   if (yarn !== null) {
     const scaling = `${at}rope.scaling.`;
