@@ -23,7 +23,7 @@ import { POOLING, YES_NO } from "./gguf_model.ts";
 import type { GgufEntry, GgufTensor } from "./gguf_writer.ts";
 import { isObject, parseJson } from "../json.ts";
 import { familyOf } from "../model/families.ts";
-import { listWeights } from "../model/family.ts";
+import { listWeights, type WeightSpec } from "../model/family.ts";
 import type { Quantization } from "./quantization.ts";
 
 /** The version of the formats of quantised blocks. */
@@ -32,14 +32,15 @@ const QUANTIZATION_VERSION = 2;
 /**
  * All keys of a file.
  *
- * @throws {Error} if the checkpoint's tokenizer cannot be described in a GGUF file
+ * @throws {Error} if the checkpoint's tokenizer or its experts cannot be described in a
+ * GGUF file
  */
 export async function ggufEntries(
   checkpoint: Checkpoint,
   { fileType }: Quantization,
 ): Promise<GgufEntry[]> {
   const { config, generation, name, only } = checkpoint;
-  requireExpressible(checkpoint);
+  requireAllExperts(config, name);
   const tokenizer = await tokenizerOf(checkpoint);
   return [
     ["general.architecture", "string", familyOf(config).gguf.architecture],
@@ -58,51 +59,45 @@ export async function ggufEntries(
 }
 
 /**
- * The tensors of a file, in the order of the weight table. Those of a layer's experts are
- * one of three dimensions.
+ * The tensors of a checkpoint by their names in GGUF files, in the order of the table.
+ *
+ * @throws {Error} if tensors that share one in the file have different formats
  */
-export function ggufTensors({ config, tensors }: Checkpoint): GgufTensor[] {
-  const family = familyOf(config), { gguf } = family;
-  const found = new Map<string, { of3: boolean; parts: TensorInfo[] }>();
-  for (const { tensors: own } of listWeights(family.weights(config))) {
-    for (const { name } of own) {
-      const file = gguf.tensor(name), within = gguf.within?.(name, config);
-      const entry = found.get(file) ??
-        { of3: within !== undefined, parts: [] };
-      entry.parts[within?.index ?? 0] = tensors.get(name)!;
-      found.set(file, entry);
+export function ggufTensors(
+  { name: checkpoint, config, tensors }: Checkpoint,
+): GgufTensor[] {
+  const { gguf, weights } = familyOf(config);
+  const found = new Map<string, TensorInfo[]>(),
+    shapes = new Map<string, number[]>();
+  for (const { name } of listWeights(weights(config)).flatMap(tensorsOf)) {
+    const own = gguf.tensor(name), info = tensors.get(name)!;
+    const within = gguf.within?.(name, config);
+    const { shape, format } = info, others = found.get(own);
+    if (others === undefined) {
+      found.set(own, [info]);
+      shapes.set(own, within ? [within.count, ...shape] : shape);
+    } else if (others[0].format === format) others.push(info);
+    else {
+      throw new Error(
+        `Cannot write ${checkpoint} to a GGUF file: ${name} is in ${format.name} and ${
+          others[0].name
+        } in ${others[0].format.name}, must be the same in ${own}`,
+      );
     }
   }
   const classifier = tensors.get(CLASSIFIER);
-  if (classifier) found.set(YES_NO, { of3: false, parts: [classifier] });
-  return [...found].map(([name, { of3, parts }]) => ({
+  if (classifier) {
+    found.set(YES_NO, [classifier]);
+    shapes.set(YES_NO, classifier.shape);
+  }
+  return [...found].map(([name, infos]) => ({
     name,
-    parts,
-    shape: of3 ? [parts.length, ...parts[0].shape] : parts[0].shape,
+    shape: shapes.get(name)!,
+    infos,
   }));
 }
 
-/** The last part of a path, URL or repository, without an ending or a revision. */
-function displayName(name: string): string {
-  return name.replace(/[?#].*$/, "").replace(/[/\\]+$/, "")
-    .replace(/^.*[/\\:]/s, "").replace(/@.*$/, "").replace(/\.gguf$/i, "") ||
-    "model";
-}
-
-/** @throws {Error} if the model has what no key can say */
-function requireExpressible({ name, config: { experts } }: Checkpoint): void {
-  const what = experts === undefined
-    ? undefined
-    : !experts.normalized
-    ? "norm_topk_prob is false"
-    : experts.denseLayers.length > 0
-    ? `${experts.denseLayers.length} layers have no experts`
-    : undefined;
-  if (what === undefined) return;
-  throw new Error(
-    `Cannot write ${name} as a GGUF file: ${what}, which such a file cannot say`,
-  );
-}
+const tensorsOf = ({ tensors }: WeightSpec) => tensors;
 
 /** What the model is for: from the last token's state, a vector or a score. */
 function poolingEntry(config: Qwen3Config, { is }: Purpose): GgufEntry {
@@ -116,6 +111,26 @@ function rerankEntries({ rerankTemplate }: Checkpoint): GgufEntry[] {
     ["tokenizer.chat_templates", "strings", ["rerank"]],
     ["tokenizer.chat_template.rerank", "string", rerankTemplate],
   ];
+}
+
+/** @throws {Error} if files of the architecture would mean other experts. */
+function requireAllExperts({ experts }: Qwen3Config, name: string): void {
+  if (!experts) return;
+  const { normalized, denseLayers } = experts;
+  const problem = normalized
+    ? denseLayers.length > 0 &&
+      `layers ${denseLayers.join(", ")} have no experts, all must have some`
+    : "norm_topk_prob is false, must be true";
+  if (problem) {
+    throw new Error(`Cannot write ${name} to a GGUF file: ${problem}`);
+  }
+}
+
+/** The last part of a path, URL or repository, without an ending or a revision. */
+function displayName(name: string): string {
+  return name.replace(/[?#].*$/, "").replace(/[/\\]+$/, "")
+    .replace(/^.*[/\\:]/s, "").replace(/@.*$/, "").replace(/\.gguf$/i, "") ||
+    "model";
 }
 
 /** The sizes, by the architecture's keys. */
@@ -136,8 +151,6 @@ function modelEntries(
     [`${at}attention.key_length`, "u32", config.headDim],
     [`${at}attention.value_length`, "u32", config.headDim],
   ];
-  // Otherwise, it is the number of tokens.
-  if (!hasTokenizer) entries.push([`${at}vocab_size`, "u32", config.vocabSize]);
   const { experts } = config;
   if (experts) {
     entries.push(
@@ -146,6 +159,8 @@ function modelEntries(
       [`${at}expert_feed_forward_length`, "u32", experts.intermediateSize],
     );
   }
+  // Otherwise, it is the number of tokens.
+  if (!hasTokenizer) entries.push([`${at}vocab_size`, "u32", config.vocabSize]);
   const { ropeScaling: yarn } = config;
   if (yarn !== null) {
     const scaling = `${at}rope.scaling.`;

@@ -17,18 +17,15 @@ export type GgufEntry =
   | readonly [key: string, kind: "strings", value: readonly string[]]
   | readonly [key: string, kind: "i32s", value: readonly number[]];
 
-/** A tensor of the file. */
+/** A tensor by its name in the file: one of a checkpoint, or several in one format. */
 export interface GgufTensor {
   readonly name: string;
-  /** Outermost first. */
   readonly shape: readonly number[];
-  /** The checkpoint's tensors that it has, one after another, in one format. */
-  readonly parts: readonly TensorInfo[];
+  readonly infos: readonly TensorInfo[];
 }
 
-/** Bytes of a tensor, without padding. */
-const bytesOf = ({ parts }: GgufTensor): number =>
-  parts.reduce((sum, { byteLength }) => sum + byteLength, 0);
+const bytesIn = ({ infos }: GgufTensor) =>
+  infos.reduce((sum, { byteLength }) => sum + byteLength, 0);
 
 /** Codes of the kinds of values. */
 const KIND = { u32: 4, i32: 5, f32: 6, bool: 7, string: 8 } as const;
@@ -117,7 +114,7 @@ export function ggufHeader(
   }
   let offset = 0;
   for (const tensor of tensors) {
-    const { name, shape, parts: [{ format }] } = tensor;
+    const { name, shape, infos: [{ format }] } = tensor;
     if (name.length > MOST_NAME) {
       throw new Error(
         `Cannot write ${name} to a GGUF file: its name has ${name.length} characters, at most ${MOST_NAME} are allowed`,
@@ -128,7 +125,7 @@ export function ggufHeader(
     for (const size of shape.toReversed()) header.u64(size);
     header.number("u32", ggufTypeCode(format));
     header.u64(offset);
-    offset += aligned(bytesOf(tensor));
+    offset += aligned(bytesIn(tensor));
   }
   return header.take();
 }
@@ -196,7 +193,7 @@ export async function writeGguf(
 ): Promise<number> {
   const header = ggufHeader(entries, tensors);
   const total = tensors.reduce(
-    (sum, tensor) => sum + aligned(bytesOf(tensor)),
+    (sum, tensor) => sum + aligned(bytesIn(tensor)),
     header.length,
   );
   await requireWritable(path, force, total);
@@ -238,7 +235,8 @@ async function* piecesOf(
   tensor: GgufTensor,
   signal?: AbortSignal,
 ): AsyncGenerator<Uint8Array, void> {
-  for (const { name, format, byteLength } of tensor.parts) {
+  const all = bytesIn(tensor);
+  for (const { name, format, byteLength } of tensor.infos) {
     const step = Math.floor(PIECE / format.bytes) * format.bytes;
     for (let begin = 0; begin < byteLength; begin += step) {
       signal?.throwIfAborted();
@@ -247,6 +245,5 @@ async function* piecesOf(
       yield piece;
     }
   }
-  const bytes = bytesOf(tensor);
-  yield new Uint8Array(aligned(bytes) - bytes);
+  if (aligned(all) > all) yield new Uint8Array(aligned(all) - all);
 }

@@ -109,10 +109,10 @@ async function typesOf(
   const reports: TypeReport[] = [];
   const groups = Map.groupBy(
     ggufTensors(checkpoint),
-    ({ parts: [{ format }] }) => format.name,
+    ({ infos: [{ format }] }) => format.name,
   );
   for (const [type, tensors] of groups) {
-    const infos = tensors.flatMap(({ parts }) => parts);
+    const infos = tensors.flatMap(({ infos }) => infos);
     let missed = 0, size = 0, before = 0, after = 0;
     for (const info of infos) {
       const stored = source.tensors.get(info.name)!;
