@@ -26,6 +26,7 @@ export { mergeSplits } from "./merge_splits.ts";
 export { peakFma } from "./peak_fma.ts";
 export { peakRead } from "./peak_read.ts";
 export { qkNormRope } from "./qk_norm_rope.ts";
+export { quantize } from "./quantize.ts";
 export { repack } from "./repack.ts";
 export { rmsNorm } from "./rms_norm.ts";
 export { sampleDraw } from "./sample_draw.ts";

@@ -66,6 +66,13 @@ export interface Checkpoint extends AsyncDisposable {
   only?: Purpose;
   /** A reranker's prompt, with `{query}` and `{document}`, if the weights' file has it. */
   rerankTemplate?: string;
+  /**
+   * Set if tensors are quantised as they are read: the checkpoint as it is stored, for a
+   * device that can do that itself.
+   */
+  original?: Checkpoint;
+  /** Ends threads that reading started; the next read starts them again. */
+  pause?(): void;
   /** Set if the weights follow the synthetic rule, so that a device can compute them itself. */
   synthetic?: { seed: number };
 }

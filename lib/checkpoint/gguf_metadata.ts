@@ -3,7 +3,13 @@
  *
  * @module
  */
-import type { Checkpoint, StoredTokenizer, TensorInfo } from "./checkpoint.ts";
+import {
+  type Checkpoint,
+  CLASSIFIER,
+  type Purpose,
+  type StoredTokenizer,
+  type TensorInfo,
+} from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
 import type { GenerationDefaults } from "./generation_config.ts";
 import {
@@ -13,6 +19,7 @@ import {
   USER_DEFINED,
   WORDS,
 } from "./gguf_tokenizer.ts";
+import { POOLING, YES_NO } from "./gguf_model.ts";
 import type { GgufEntry, GgufTensor } from "./gguf_writer.ts";
 import { isObject, parseJson } from "../json.ts";
 import { familyOf } from "../model/families.ts";
@@ -32,7 +39,7 @@ export async function ggufEntries(
   checkpoint: Checkpoint,
   { fileType }: Quantization,
 ): Promise<GgufEntry[]> {
-  const { config, generation, name } = checkpoint;
+  const { config, generation, name, only } = checkpoint;
   requireAllExperts(config, name);
   const tokenizer = await tokenizerOf(checkpoint);
   return [
@@ -41,8 +48,10 @@ export async function ggufEntries(
     ["general.name", "string", displayName(name)],
     ...samplingEntries(generation),
     ...modelEntries(config, tokenizer !== undefined),
+    ...only ? [poolingEntry(config, only)] : [],
     ["general.quantization_version", "u32", QUANTIZATION_VERSION],
     ["general.file_type", "u32", fileType],
+    ...rerankEntries(checkpoint),
     ...tokenizer === undefined
       ? [["tokenizer.ggml.model", "string", "none"] as const]
       : tokenizerEntries(tokenizer, config, name),
@@ -76,6 +85,11 @@ export function ggufTensors(
       );
     }
   }
+  const classifier = tensors.get(CLASSIFIER);
+  if (classifier) {
+    found.set(YES_NO, [classifier]);
+    shapes.set(YES_NO, classifier.shape);
+  }
   return [...found].map(([name, infos]) => ({
     name,
     shape: shapes.get(name)!,
@@ -84,6 +98,20 @@ export function ggufTensors(
 }
 
 const tensorsOf = ({ tensors }: WeightSpec) => tensors;
+
+/** What the model is for: from the last token's state, a vector or a score. */
+function poolingEntry(config: Qwen3Config, { is }: Purpose): GgufEntry {
+  const { architecture } = familyOf(config).gguf;
+  const [type] = Object.entries(POOLING).find(([, what]) => what === is)!;
+  return [`${architecture}.pooling_type`, "u32", Number(type)];
+}
+
+function rerankEntries({ rerankTemplate }: Checkpoint): GgufEntry[] {
+  return rerankTemplate === undefined ? [] : [
+    ["tokenizer.chat_templates", "strings", ["rerank"]],
+    ["tokenizer.chat_template.rerank", "string", rerankTemplate],
+  ];
+}
 
 /** @throws {Error} if files of the architecture would mean other experts. */
 function requireAllExperts({ experts }: Qwen3Config, name: string): void {

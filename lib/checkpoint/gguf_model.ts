@@ -27,7 +27,7 @@ import { checkRange, type OpenOptions, type OpenSource } from "./sources.ts";
 import type { Folder, Stored } from "./weight_files.ts";
 
 /** A reranker's rows for yes and no. */
-const YES_NO = "cls.output.weight";
+export const YES_NO = "cls.output.weight";
 /** Tensors beside a weight that change it. */
 const CHANGES = /\.(bias|scale|input_scale)$/;
 
@@ -228,7 +228,7 @@ const PUBLISHED = {
 };
 
 /** Which models the values of `pooling_type` stand for; 0 is none. */
-const POOLING: Readonly<Record<number, string>> = {
+export const POOLING: Readonly<Record<number, string>> = {
   3: "an embedding model",
   4: "a reranker",
 };

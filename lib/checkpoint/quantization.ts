@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Checkpoint, TensorInfo } from "./checkpoint.ts";
+import { type Checkpoint, CLASSIFIER, type TensorInfo } from "./checkpoint.ts";
 import { described } from "../errors.ts";
 import type { Format } from "../formats/format.ts";
 import { formatNamed } from "../formats/mod.ts";
@@ -91,14 +91,15 @@ const SENSITIVE = /^blk\.(\d+)\.(attn_v|ffn_down(_exps)?)\.weight$/;
 const ROUTER = /\.ffn_gate_inp\./;
 
 /** The first and the last eighth of the layers, and every third between. */
-function matters(layer: number, layers: number): boolean {
+export function matters(layer: number, layers: number): boolean {
   const eighth = Math.floor(layers / 8);
   return layer < eighth || layer >= Math.floor(7 * layers / 8) ||
     (layer - eighth) % 3 === 2;
 }
 
 /**
- * The formats of tensors that change, by name. Vectors and routers stay as they are.
+ * The formats of tensors that change, by name. Vectors, routers and a reranker's
+ * classifier stay as they are.
  *
  * @throws {Error} if tensors are quantised already
  */
@@ -131,8 +132,8 @@ export function quantizedFormats(
 }
 
 /** Whether a tensor is quantised, by its name in GGUF files. */
-export const isMatrix = ({ shape }: TensorInfo, own: string): boolean =>
-  shape.length > 1 && !ROUTER.test(own);
+export const isMatrix = ({ name, shape }: TensorInfo, own: string): boolean =>
+  shape.length > 1 && name !== CLASSIFIER && !ROUTER.test(own);
 
 /** The rest of a message about a name that is not one. */
 export const notOneOf = (

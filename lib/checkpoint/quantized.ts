@@ -35,44 +35,36 @@ export function quantized(
       tensors.set(name, { ...info, format, byteLength: blocks * format.bytes });
     }
   }
-  const encoder = new EncodingReader(source, tensors, formats, onNotice);
+  const reader = new EncodingReader(source, formats, onNotice);
   return {
     ...source,
     tensors,
+    original: source,
     // Its weights are not what the rule says any more.
     synthetic: undefined,
+    pause: () => reader[Symbol.dispose](),
     async read(name, begin, into) {
       if (!formats.has(name)) return await source.read(name, begin, into);
       checkRange(name, tensors.get(name)!.byteLength, begin, into.length);
-      await encoder.read(name, begin, into);
+      await reader.read(name, begin, into);
     },
     async [Symbol.asyncDispose]() {
-      encoder[Symbol.dispose]();
+      reader[Symbol.dispose]();
       await source[Symbol.asyncDispose]();
     },
   };
 }
 
-/** Reads and encodes. Its threads end when every tensor was read. */
+/** Reads and encodes; disposing it ends its threads, until they are needed again. */
 class EncodingReader implements Disposable {
   readonly #encoder = new Encoder();
   #told = false;
-  #left = 0;
 
   constructor(
     readonly source: Checkpoint,
-    readonly tensors: ReadonlyMap<string, TensorInfo>,
     readonly formats: ReadonlyMap<string, Format>,
     readonly onNotice?: (notice: string) => void,
-  ) {
-    this.#reset();
-  }
-
-  #reset(): void {
-    for (const name of this.formats.keys()) {
-      this.#left += this.tensors.get(name)!.byteLength;
-    }
-  }
+  ) {}
 
   async read(name: string, begin: number, into: Uint8Array): Promise<void> {
     const { source, formats } = this;
@@ -103,11 +95,6 @@ class EncodingReader implements Disposable {
       const skip = Math.max(0, -at);
       into.set(encoded.subarray(skip, end - begin - at), at + skip);
     }
-    this.#left -= into.length;
-    if (this.#left > 0) return;
-    this[Symbol.dispose]();
-    this.#left = 0;
-    this.#reset();
   }
 
   #tell(): void {

@@ -10,6 +10,7 @@ import type { Format } from "../formats/format.ts";
 import { q4_k, q5_k, q6_k } from "../formats/k_quants.ts";
 import { FORMATS } from "../formats/mod.ts";
 import type { WeightSpec } from "../model/family.ts";
+import { matters } from "./quantization.ts";
 
 /** Mixtures: the type of most matrices. Those that need it more are in Q6_K. */
 const MIXTURES = new Map([["q4_k_m", q4_k], ["q5_k_m", q5_k]]);
@@ -45,12 +46,5 @@ export function syntheticFormat(
     return head ? q6_k : base;
   }
   const [, layer] = /\.(\d+)\..*\b(?:v|down)_proj\b/.exec(name) ?? [];
-  return layer && needsMore(+layer, config.numHiddenLayers) ? q6_k : base;
-}
-
-/** Whether v_proj and down_proj of a layer get more bits: at both ends and every third. */
-function needsMore(layer: number, layers: number): boolean {
-  const eighth = Math.floor(layers / 8);
-  return layer < eighth || layer >= Math.floor(7 * layers / 8) ||
-    (layer - eighth) % 3 === 2;
+  return layer && matters(+layer, config.numHiddenLayers) ? q6_k : base;
 }

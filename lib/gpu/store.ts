@@ -4,10 +4,12 @@
  * @module
  */
 import { maxAbs } from "../../kernels/max_abs.ts";
+import { quantize, QUANTIZED, SOURCES } from "../../kernels/quantize.ts";
 import { synthesize } from "../../kernels/synthesize.ts";
 import { laneConstants } from "../dispatch/capabilities.ts";
 import { bf16 } from "../formats/bf16.ts";
-import { type Matrix, piecesOf } from "../formats/matrix.ts";
+import type { Format } from "../formats/format.ts";
+import { type Matrix, type MatrixPart, piecesOf } from "../formats/matrix.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { Pace } from "../webgpu/pace.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
@@ -60,12 +62,20 @@ export async function measureLargest(
   matrices.forEach((matrix, at) => matrix.largest = values[at]);
 }
 
-/** A store in device memory; synthetic weights are computed there. */
+/**
+ * A store in device memory; synthetic weights are computed there.
+ *
+ * @param quantizes whether to quantise there, by default if that is not the CPU again: a
+ * device takes milliseconds for what the CPU's threads take seconds for, but is sent the
+ * unquantised weights
+ */
 export function gpuStore(
   gpu: Gpu,
   upload: Staging = new Staging(gpu),
+  quantizes: boolean = !gpu.software,
 ): WeightStore<Tensor> & Disposable {
   const { queue } = gpu.device;
+  const quantizer = quantizes ? new Quantizer(gpu) : undefined;
   const pace = new Pace(gpu, READ[gpu.software ? "software" : "hardware"]);
   return {
     upload,
@@ -101,12 +111,81 @@ export function gpuStore(
       await pace.run(plan, { length: 0 }, () => each, signal);
       return true;
     },
+    quantizes: (from, to) => quantizer?.can(from, to) ?? false,
+    quantize: (part, at, k, from, stored, label) =>
+      quantizer!.run(part, at * k / BLOCK, from, stored, label),
     async settle() {
       await upload.flush();
       queue.submit([]);
       await queue.onSubmittedWorkDone();
       gpu.check();
     },
+    end: async () => await quantizer?.end(),
     [Symbol.dispose]: () => upload[Symbol.dispose](),
   };
+}
+
+/** Elements of the blocks that are quantised here. */
+const BLOCK = 32;
+
+/** Quantises rows on the device. */
+class Quantizer {
+  /** Takes the rows; the queue orders its writes and their uses. */
+  #staging?: Tensor;
+  #flags?: Tensor;
+  readonly #labels: string[] = [];
+
+  constructor(readonly gpu: Gpu) {}
+
+  can(from: Format, to: Format): boolean {
+    return to.name in QUANTIZED && SOURCES.some((name) => name === from.name);
+  }
+
+  run(
+    { format, planes: [quants, scales] }: MatrixPart<Tensor>,
+    to: number,
+    from: Format,
+    stored: Uint8Array<ArrayBuffer>,
+    label: string,
+  ): void {
+    const { gpu } = this;
+    if (this.#staging === undefined || this.#staging.bytes < stored.length) {
+      this.#staging?.[Symbol.dispose]();
+      const words = Math.ceil(stored.length / 4);
+      this.#staging = Tensor.create(gpu, "u32", [words], undefined, "staging");
+    }
+    this.#staging.write(0, stored);
+    const flags = this.#flags ??= Tensor.create(gpu, "u32", [1]);
+    if (this.#labels.at(-1) !== label) this.#labels.push(label);
+    using plan = new Plan(gpu);
+    plan.add(quantize, { x: this.#staging, quants, scales, flags }, {
+      constants: {
+        SOURCE: SOURCES.findIndex((name) => name === from.name),
+        BITS: QUANTIZED[format.name],
+      },
+      uniforms: {
+        blocks: stored.length / from.bytes / BLOCK,
+        to,
+        mark: this.#labels.length,
+      },
+    });
+    plan.run();
+  }
+
+  /** @throws {Error} if a value was not finite */
+  async end(): Promise<void> {
+    if (this.#flags === undefined) return;
+    const { buffer } = this.#flags;
+    const bytes = await this.gpu.readBuffer(buffer, 0, 4);
+    this.#flags[Symbol.dispose]();
+    this.#staging?.[Symbol.dispose]();
+    this.#flags = this.#staging = undefined;
+    const [mark] = new Uint32Array(bytes);
+    if (mark === 0) return;
+    throw new Error(
+      `Cannot quantize ${
+        this.#labels[mark - 1]
+      }: it has values that are infinite or no numbers, must have finite ones`,
+    );
+  }
 }

@@ -8,10 +8,11 @@
 import type { Checkpoint, TensorInfo } from "../checkpoint/checkpoint.ts";
 import type { LoadProgress } from "../checkpoint/sources.ts";
 import { Rests } from "../dispatch/rests.ts";
-import { storedRowBytes } from "../formats/format.ts";
+import { type Format, storedRowBytes } from "../formats/format.ts";
 import {
   allocateMatrix,
   type Matrix,
+  type MatrixPart,
   type Piece,
   piecesOf,
   writePiece,
@@ -51,8 +52,30 @@ export interface WeightStore<T> {
     rule: SyntheticRule,
     signal?: AbortSignal,
   ): Promise<boolean>;
+  /** Whether {@linkcode quantize} can do this; rows have whole blocks. */
+  quantizes?(from: Format, to: Format): boolean;
+  /**
+   * Writes rows to a part's planes, from row `at` of those on, quantised on the device.
+   *
+   * @param stored rows in the format `from`; may be reused on return
+   * @param label of the tensor, for the error of `end` if a value is not finite
+   */
+  quantize?(
+    part: MatrixPart<T>,
+    at: number,
+    k: number,
+    from: Format,
+    stored: Uint8Array<ArrayBuffer>,
+    label: string,
+  ): void;
   /** Waits for all writes to finish. */
   settle(): Promise<void>;
+  /**
+   * Frees what writing needed, after the last.
+   *
+   * @throws {Error} if a tensor cannot be quantised
+   */
+  end?(): Promise<void>;
 }
 
 /** Takes rows as they are stored. */
@@ -84,6 +107,9 @@ export interface LoadOptions {
 
 const PIECE = 16 << 20;
 
+/** The device waits after quantising as many bytes, which bounds its memory. */
+const SETTLE_EVERY = 128 << 20;
+
 /**
  * Pieces begin at multiples of this many rows, so that writes to planes are
  * word-aligned.
@@ -107,10 +133,15 @@ export async function loadWeights<T>(
     .names.keys();
   const loader = new Loader(checkpoint, store, options, [...names]);
   const loaded = new Map<WeightSpec, Matrix<T>>();
-  for (const spec of listWeights(table)) {
-    loaded.set(spec, await loader.load(spec));
+  try {
+    for (const spec of listWeights(table)) {
+      loaded.set(spec, await loader.load(spec));
+    }
+  } finally {
+    checkpoint.pause?.();
   }
   await store.settle();
+  await store.end?.();
   return mapWeights(table, (spec) => loaded.get(spec)!);
 }
 
@@ -118,6 +149,8 @@ export async function loadWeights<T>(
 class Loader<T> {
   readonly #total: number;
   #done = 0;
+  /** Bytes that the device was given to quantise since the last `settle`. */
+  #unsettled = 0;
   #staging = new Uint8Array();
   readonly #rests = new Rests();
 
@@ -170,25 +203,29 @@ class Loader<T> {
 
   /** Copies a tensor into rows `row` to `row + rows` of a matrix. */
   async #copy(info: TensorInfo, matrix: Matrix<T>, row: number, rows: number) {
-    const { checkpoint, store, options: { signal } } = this;
-    const rowBytes = storedRowBytes(info.format, matrix.k);
-    const { piece = PIECE } = store.upload ?? {};
+    const { store, options: { signal } } = this, { k } = matrix;
+    const { checkpoint, format } = this.#sourceOf(info);
+    const upload = format === info.format ? store.upload : undefined;
+    const rowBytes = storedRowBytes(format, k);
+    const { piece = PIECE } = upload ?? {};
     const fit = Math.floor(piece / rowBytes / PIECE_ROWS) * PIECE_ROWS;
     const step = Math.max(PIECE_ROWS, fit);
     for (let begin = 0; begin < rows; begin += step) {
       signal?.throwIfAborted();
       const count = Math.min(step, rows - begin), bytes = count * rowBytes;
       const left = this.#total - this.#done;
-      const stored = await store.upload?.room(bytes, left) ?? this.#room(bytes);
+      const stored = await upload?.room(bytes, left) ?? this.#room(bytes);
       await checkpoint.read(info.name, begin * rowBytes, stored);
       const all = piecesOf(matrix, row + begin, count).map((piece) => ({
         piece,
-        k: matrix.k,
+        k,
         begin: (piece.row - row - begin) * rowBytes,
       }));
-      if (store.upload) store.upload.put(all, bytes);
-      else for (const one of all) this.#write(one, stored);
-      this.#report(info, bytes);
+      if (upload) upload.put(all, bytes);
+      else if (format === info.format) {
+        for (const one of all) this.#write(one, stored);
+      } else await this.#quantize(all, format, stored, info.name);
+      this.#report(info, count * storedRowBytes(info.format, k));
       await this.#rests.rest(signal);
     }
   }
@@ -204,6 +241,35 @@ class Loader<T> {
       stored.subarray(begin, end),
       (plane, at, bytes) => this.store.write(plane, at, bytes),
     );
+  }
+
+  /** Has the device quantise rows, and waits now and then, which bounds its memory. */
+  async #quantize(
+    all: readonly StoredRows<T>[],
+    from: Format,
+    stored: Uint8Array<ArrayBuffer>,
+    label: string,
+  ): Promise<void> {
+    for (const { piece: { part, at, rows }, k, begin } of all) {
+      const own = stored.subarray(
+        begin,
+        begin + rows * storedRowBytes(from, k),
+      );
+      this.store.quantize!(part, at, k, from, own, label);
+    }
+    this.#unsettled += stored.length;
+    if (this.#unsettled < SETTLE_EVERY) return;
+    await this.store.settle();
+    this.#unsettled = 0;
+  }
+
+  /** Where a tensor is read: as it is stored if the device can quantise it. */
+  #sourceOf({ name, format }: TensorInfo) {
+    const { checkpoint, store } = this, { original } = checkpoint;
+    const stored = original?.tensors.get(name)?.format;
+    return stored && stored !== format && store.quantizes?.(stored, format)
+      ? { checkpoint: original!, format: stored }
+      : { checkpoint, format };
   }
 
   /** Returns memory of this loader, which grows if rows are longer than a piece. */

@@ -106,9 +106,13 @@ async function typesOf(
   source: Checkpoint,
   checkpoint: Checkpoint,
 ): Promise<TypeReport[]> {
-  const all = ggufTensors(checkpoint).flatMap(({ infos }) => infos);
   const reports: TypeReport[] = [];
-  for (const [type, infos] of Map.groupBy(all, ({ format }) => format.name)) {
+  const groups = Map.groupBy(
+    ggufTensors(checkpoint),
+    ({ infos: [{ format }] }) => format.name,
+  );
+  for (const [type, tensors] of groups) {
+    const infos = tensors.flatMap(({ infos }) => infos);
     let missed = 0, size = 0, before = 0, after = 0;
     for (const info of infos) {
       const stored = source.tensors.get(info.name)!;
@@ -125,7 +129,7 @@ async function typesOf(
       });
     }
     const error = size === 0 ? 0 : Math.sqrt(missed / size);
-    reports.push({ type, tensors: infos.length, before, after, error });
+    reports.push({ type, tensors: tensors.length, before, after, error });
   }
   return reports.sort((a, b) => b.after - a.after);
 }

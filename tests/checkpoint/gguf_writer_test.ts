@@ -1,10 +1,16 @@
 /** GGUF files that are written here: what is in them, and when there is none. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
+import {
+  type Checkpoint,
+  CLASSIFIER,
+} from "../../lib/checkpoint/checkpoint.ts";
 import { readGgufHeader } from "../../lib/checkpoint/gguf.ts";
-import { ggufEntries } from "../../lib/checkpoint/gguf_metadata.ts";
+import {
+  ggufEntries,
+  ggufTensors,
+} from "../../lib/checkpoint/gguf_metadata.ts";
 import { storedTokenizer } from "../../lib/checkpoint/gguf_tokenizer.ts";
-import { ggufHeader } from "../../lib/checkpoint/gguf_writer.ts";
+import { ggufHeader, writeGguf } from "../../lib/checkpoint/gguf_writer.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import {
   fileFormats,
@@ -13,6 +19,7 @@ import {
   QUANTIZATIONS,
 } from "../../lib/checkpoint/quantization.ts";
 import { quantized } from "../../lib/checkpoint/quantized.ts";
+import { formatNamed } from "../../lib/formats/mod.ts";
 import { host, useHost } from "../../lib/host.ts";
 import { readTokenizer } from "../../lib/text/tokenizer.ts";
 import { quantizeModel } from "../../lib/tools/quantize.ts";
@@ -56,6 +63,7 @@ for (
     [`${FIXTURES}tiny-untied-f32`, "f16"],
     [`${FIXTURES}tiny-sharded-f16`, "bf16"],
     [`${FIXTURES}tiny-outlier-bf16`, "f32"],
+    [`${FIXTURES}tiny-moe-bf16`, "q8_0"],
     [`${FIXTURES}tiny-moe-bf16`, "q4_k_m"],
   ]
 ) {
@@ -363,8 +371,72 @@ Deno.test("nothing is left of a file that was not finished", async () => {
   assertEquals(await names(out.path), []);
 });
 
+Deno.test("a mixture of experts that a file cannot describe is refused", async () => {
+  await using source = await openCheckpoint(`${FIXTURES}tiny-moe-bf16`);
+  const experts = { ...source.config.experts!, normalized: false };
+  const config = { ...source.config, experts };
+  await assertRejects(
+    () => ggufEntries({ ...source, config }, quantizationNamed("q8_0")!),
+    Error,
+    `Cannot write ${source.name} to a GGUF file: norm_topk_prob is false, must be true`,
+  );
+});
+
+Deno.test("a reranker stays one: its purpose, its template and its two rows", async () => {
+  await using out = await tempFolder({});
+  const [file, template] = [`${out.path}/x.gguf`, "{query} {document}"];
+  await using source = await openCheckpoint(`${FIXTURES}tiny-outlier-bf16`);
+  const k = source.config.hiddenSize;
+  const info = {
+    name: CLASSIFIER,
+    format: formatNamed("f32"),
+    shape: [2, k],
+    byteLength: 8 * k,
+  };
+  const rows = Uint8Array.from({ length: 8 * k }, (_, i) => i % 64);
+  const reranker: Checkpoint = {
+    ...source,
+    tensors: new Map(source.tensors).set(CLASSIFIER, info),
+    only: { is: "a reranker", why: "by decree" },
+    rerankTemplate: template,
+    async read(name, begin, into) {
+      if (name !== CLASSIFIER) return await source.read(name, begin, into);
+      into.set(rows.subarray(begin, begin + into.length));
+    },
+  };
+  const way = quantizationNamed("q8_0")!;
+  const checkpoint = quantized(reranker, fileFormats(reranker, way));
+  const entries = await ggufEntries(checkpoint, way);
+  await writeGguf(file, checkpoint, entries, ggufTensors(checkpoint));
+  await using written = await openCheckpoint(file);
+  assertEquals(written.only?.is, "a reranker");
+  assertEquals(written.rerankTemplate, template);
+  assertEquals(await bytesOf(written, CLASSIFIER), rows);
+});
+
 const SET = Deno.env.get("QWEN3_GGUF_SET");
 if (SET !== undefined) {
+  Deno.test("llama.cpp's own Q8_0 of a mixture of experts has the same bytes", async () => {
+    await using out = await tempFolder({});
+    const file = `${out.path}/x.gguf`;
+    await quantizeModel(`${FIXTURES}tiny-moe-bf16`, file, { type: "q8_0" });
+    const golden = `${SET}/tiny-moe-bf16/tiny-moe-bf16-Q8_0.gguf`;
+    await using ours = await openCheckpoint(file);
+    await using theirs = await openCheckpoint(golden);
+    const [own, other] = [await headerOf(file), await headerOf(golden)];
+    for (const [name, { dtype, shape }] of other.tensors) {
+      const { dtype: type, shape: size } = own.tensors.get(name)!;
+      assertEquals([type, size], [dtype, shape], name);
+    }
+    for (const name of theirs.tensors.keys()) {
+      assertEquals(
+        await bytesOf(ours, name),
+        await bytesOf(theirs, name),
+        name,
+      );
+    }
+  });
+
   Deno.test("llama.cpp's own Q4_0 of the story model has the same bytes", async () => {
     await using out = await tempFolder({});
     const file = `${out.path}/x.gguf`;

@@ -139,6 +139,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       peakFma: 1,
       peakRead: 2,
       qkNormRope: 8,
+      quantize: 4,
       repack: 3,
       rmsNorm: 3,
       sampleDraw: 8,
