@@ -35,7 +35,11 @@ async function statesOf(
   assertEquals(states.rows, rows);
   const lengths = texts.map(({ length }) => length);
   const batches = chooseStateBatches(lengths, rows, GPU_PASSES);
+  const shaders = states.shaders(batches);
+  const some = batches.some(({ tokens }) => tokens <= rows);
+  assertEquals(shaders.length > 0, some);
   const values = await states.run(batches, texts);
+  assertEquals(states.shaders(batches).length, 0); // all are compiled
   // Once more, with the passes that are recorded.
   assertEquals(await states.run(batches, texts), values);
   if (values === undefined) return undefined;
