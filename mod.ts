@@ -68,7 +68,11 @@ export type {
   Text,
 } from "./lib/text/embedding.ts";
 export type { PieceKind } from "./lib/text/reply.ts";
-export type { Qwen3Config, YarnScaling } from "./lib/checkpoint/config.ts";
+export type {
+  Experts,
+  Qwen3Config,
+  YarnScaling,
+} from "./lib/checkpoint/config.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
 export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/dispatch/device.ts";

@@ -32,14 +32,30 @@ export function requirePeers(folder: string): void {
 }
 
 /**
+ * What llama.cpp measures: a GGUF file itself, other checkpoints converted to f16.
+ *
+ * @param location of the checkpoint that `model` opens
+ * @throws {Error} if it is a GGUF file on the web
+ */
+export function modelOfPeers(model: string, location: string): string {
+  if (!/\.gguf$/i.test(location)) return model;
+  if (!/^https?:/i.test(location)) return location;
+  throw new Error(
+    `Cannot run peers: ${location} is on the web, must be a file of this machine`,
+  );
+}
+
+/**
  * Runs each program once with the workloads of all `rows` and adds the results to
  * their rows; returns the failures.
  */
 export async function runPeers(
-  { folder, model, runs, rows, kinds, onProgress }: {
+  { folder, model, runs, threads, rows, kinds, onProgress }: {
     folder: string;
     model: string;
     runs: number;
+    /** Of the CPU; undefined for all. */
+    threads?: number;
     rows: readonly Row[];
     kinds: ReadonlyMap<string, RowKind>;
     onProgress: (what: string) => void;
@@ -62,6 +78,7 @@ export async function runPeers(
       env: {
         PROGRAMS: program,
         RUNS: String(runs),
+        ...threads === undefined ? {} : { THREADS: String(threads) },
         DENO: Deno.execPath(),
       },
     }).output();

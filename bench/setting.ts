@@ -57,6 +57,8 @@ export class BenchSetting implements Disposable {
   private constructor(
     readonly options: BenchOptions,
     readonly size: ModelSize,
+    /** Where the checkpoint is. */
+    readonly location: string,
   ) {}
 
   /** @throws {Error} if there is no such model. */
@@ -65,7 +67,7 @@ export class BenchSetting implements Disposable {
       options.model,
       options.opening,
     );
-    return new BenchSetting(options, sizeOf(checkpoint));
+    return new BenchSetting(options, sizeOf(checkpoint), checkpoint.location);
   }
 
   /**

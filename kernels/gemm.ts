@@ -108,7 +108,8 @@ const multiply = (q: string) => /* wgsl */ `
  * reads four rows or columns at once; and the next tile is fetched into registers while
  * this one is multiplied.
  *
- * batched_gemm.ts uses this code too, with offsets per head.
+ * batched_gemm.ts uses this code too, with offsets per head, and expert_gemm.ts, with
+ * offsets per expert.
  */
 export const TILE = /* wgsl */ `
 const A_STRIDE = BM / 4u + 1u;
@@ -135,6 +136,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let first_row = wg.y * BM;
   let first_column = wg.x * (BN / COLUMNS_PER_OUTPUT);
   let offset = offsets(wg.z); // of a, b and c, in elements
+  @if EXPERTS > 0 { if (skips(wg.z)) { return; } }
   let tn = tid % (BN / TN);
   let tm = tid / (BN / TN);
   @split var acc: array<vec4f, TM * TN4>;
@@ -181,7 +183,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @unroll for (var r = 0; r < 4; r++) {
       let row = first_row + i * (BM / TM4) + tm * 4u + r;
       @if SCALED {
-        let scale = scales[min(row, u.m - 1u)];
+        let scale = scales[offset.x / u.k + min(row, u.m - 1u)];
         @unroll for (var j = 0; j < TN4; j++) { acc[(i * 4 + r) * TN4 + j] *= scale; }
       }
       @if EPILOGUE == "swiglu" {
@@ -218,6 +220,7 @@ export const tileConstants = {
   SCALED: 0,
   SPLITS: 1,
   UNROLL: 32,
+  EXPERTS: 0,
 };
 
 /**

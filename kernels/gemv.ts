@@ -34,7 +34,7 @@ fn w_row(g: u32, i: u32) -> u32 {
 }`;
 
 // Writes a lane group's sums; `sum` becomes the sum of their squares.
-const WRITE = /* wgsl */ `
+export const WRITE = /* wgsl */ `
   @if EPILOGUE == "swiglu" {
     @unroll for (var i = 0; i < ROWS; i += 2) {
       write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);

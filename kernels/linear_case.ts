@@ -49,11 +49,14 @@ export function linearText(
 /**
  * Makes a case with the constants chosen for the device. The kernel leaves `parts` sums
  * of squares per row.
+ *
+ * @param largest weight, where dispatch knows it
  */
 export function linearCase(
   given: LinearCase,
   { device, random, reference }: CaseTools,
   parts: (n: number, constants: Constants) => number,
+  { largest, tolerance = SUM }: { largest?: number; tolerance?: number } = {},
 ): KernelCase {
   const { m, n, k, w: dtype, epilogue = "store" } = given;
   const swiglu = epilogue === "swiglu", width = swiglu ? n / 2 : n;
@@ -61,7 +64,7 @@ export function linearCase(
   const w = random.matrix(dtype, [n, k]);
   const norm = given.norm && random.tensor(given.norm, [k], 0.5, 1);
   const format = formatNamed(dtype);
-  const shape = { m, n, k, format, norm: !!norm, swiglu, fixed: true };
+  const shape = { m, n, k, format, norm: !!norm, swiglu, fixed: true, largest };
   const { constants } = chooseLinear(shape, device);
   const left = parts(n, constants);
   return {
@@ -81,7 +84,7 @@ export function linearCase(
         : toF32(x);
       const product = reference.linear(rows, matrixToF32(w), { m, n, k });
       const y = reference.epilogue(epilogue, product, n, BEFORE);
-      const results = [{ of: "y", ...y, tolerance: SUM }];
+      const results = [{ of: "y", ...y, tolerance }];
       if (epilogue !== "add") return results;
       const squares = rowSums("values", n)({
         values: y.values.map((value) => value * value),
@@ -90,7 +93,7 @@ export function linearCase(
         of: rowSums("squares", left),
         values: squares,
         norms: squares,
-        tolerance: SUM,
+        tolerance,
       }];
     },
   };

@@ -13,7 +13,7 @@
  * bench/log.md keeps. `deno bench` times single kernels, see bench/*_bench.ts.
  */
 import { reportMarkdown } from "../bench/markdown.ts";
-import { requirePeers, runPeers } from "../bench/peers.ts";
+import { modelOfPeers, requirePeers, runPeers } from "../bench/peers.ts";
 import { aboutText, Speed } from "../bench/estimate.ts";
 import {
   type BenchReport,
@@ -109,6 +109,9 @@ await runTask({
 
   const began = performance.now();
   using setting = await BenchSetting.open(options);
+  const peersModel = peers === undefined
+    ? undefined
+    : modelOfPeers(options.model, setting.location);
   const model = shownUrl(options.model);
   const on = await openGpu(setting, chosen, progress);
   const speed = new Speed(
@@ -128,11 +131,12 @@ await runTask({
     print(rowText(done));
   }
   setting.freeModel();
-  const peersFailed = peers === undefined ? [] : await runPeers({
-    folder: peers,
+  const peersFailed = peersModel === undefined ? [] : await runPeers({
+    folder: peers!,
     rows,
     kinds: KINDS,
-    model: options.model,
+    model: peersModel,
+    threads,
     runs: options.runs,
     onProgress: (what) => progress.notice(`${what} …`),
   });

@@ -28,6 +28,10 @@ const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
     "list and clear copies of models from http(s) URLs",
     () => import("./cache.ts"),
   ],
+  quantize: [
+    "write a model as a GGUF file, quantised or not",
+    () => import("./quantize.ts"),
+  ],
   radv: ["compile the kernels as for AMD", () => import("./radv.ts")],
 };
 

@@ -18,6 +18,7 @@ import { copyCheckpoint, withLargeValues } from "./support/temp_checkpoint.ts";
 import { HARDWARE, wrapGpu } from "./support/wrapped_gpu.ts";
 
 const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
+const MOE = new URL("fixtures/tiny-moe-bf16/", import.meta.url).href;
 /** One sequence, a few, past a power of 2, and one more than gemvRows takes. */
 const SIZES = [1, 2, 3, 8, 17, FEW_ROWS + 1];
 
@@ -38,37 +39,44 @@ function eachDevice(
   }
 }
 
-eachDevice(
-  "a batch writes the same greedy texts as its prompts alone",
-  async (load) => {
-    using qwen = await load();
-    const options = { temperature: 0, maxTokens: 12, ignoreEos: true };
-    const prompts = promptsOf(SIZES.at(-1)!);
-    const alone = await oneByOne(qwen, prompts, options);
-    for (const size of SIZES) {
-      const run = qwen.generateBatch(prompts.slice(0, size), options);
-      const together = await read(run);
-      for (const [s, { tokenIds }] of together.entries()) {
-        const expected = alone[s].tokenIds;
-        const at = tokenIds.findIndex((id, i) => id !== expected[i]);
-        if (at < 0) continue;
-        // Only a tie may go the other way.
-        const logits = await qwen.logits([
-          ...prompts[s],
-          ...expected.slice(0, at),
-        ]);
-        const gap = logits[expected[at]] - logits[tokenIds[at]];
-        assert(gap < 1e-4, `${s} of ${size}: step ${at} is ${gap} worse`);
+for (
+  const [what, model, sizes] of [
+    ["a batch", undefined, SIZES],
+    ["a batch of a mixture of experts", MOE, [1, 3, FEW_ROWS + 1]],
+  ] as const
+) {
+  eachDevice(
+    `${what} writes the same greedy texts as its prompts alone`,
+    async (load) => {
+      using qwen = await load(model);
+      const options = { temperature: 0, maxTokens: 12, ignoreEos: true };
+      const prompts = promptsOf(sizes.at(-1)!);
+      const alone = await oneByOne(qwen, prompts, options);
+      for (const size of sizes) {
+        const run = qwen.generateBatch(prompts.slice(0, size), options);
+        const together = await read(run);
+        for (const [s, { tokenIds }] of together.entries()) {
+          const expected = alone[s].tokenIds;
+          const at = tokenIds.findIndex((id, i) => id !== expected[i]);
+          if (at < 0) continue;
+          // Only a tie may go the other way.
+          const logits = await qwen.logits([
+            ...prompts[s],
+            ...expected.slice(0, at),
+          ]);
+          const gap = logits[expected[at]] - logits[tokenIds[at]];
+          assert(gap < 1e-4, `${s} of ${size}: step ${at} is ${gap} worse`);
+        }
+        const { sequences, tokens, promptTokens, summary } = run.stats;
+        assertEquals([sequences, tokens], [size, 12 * size]);
+        const all = prompts.slice(0, size).flat().length;
+        assertEquals(promptTokens, all);
+        assertMatch(summary, new RegExp(` ${all} prompt tokens? at .*/s, `));
+        assert(run.stats.decodeTokensPerSecond > 0);
       }
-      const { sequences, tokens, promptTokens, summary } = run.stats;
-      assertEquals([sequences, tokens], [size, 12 * size]);
-      const all = prompts.slice(0, size).flat().length;
-      assertEquals(promptTokens, all);
-      assertMatch(summary, new RegExp(` ${all} prompt tokens? at .*/s, `));
-      assert(run.stats.decodeTokensPerSecond > 0);
-    }
-  },
-);
+    },
+  );
+}
 
 gpuTest("a batch has the same logits as its prompts alone", async () => {
   for (const [precision, most] of [["f32", 1e-4], ["auto", 1e-3]] as const) {

@@ -10,8 +10,8 @@ import { gpuTest } from "./support/gpu.ts";
 
 const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
 const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
-/** Files with types that are not read, or other architectures. */
-const LEFT_OUT = /mix-iq|moe/;
+/** Files with types that are not read. */
+const LEFT_OUT = /mix-iq/;
 
 /** Compares vectors of an embedding model, one by one and all together. */
 async function checkVectors(
@@ -82,6 +82,8 @@ for (
     "fused-qkv-Q4_0",
     "embedding-F16",
     "embedding-Q8_0",
+    "tiny-moe-bf16-Q4_K_M",
+    "tiny-moe-bf16-MXFP4_MOE",
   ]
 ) testFile(`${FILES}${name}.gguf`, FILES + name);
 testFile(`${FILES}split-Q8_0-00001-of-00003.gguf`, `${FILES}base-Q8_0`);

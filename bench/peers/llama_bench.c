@@ -1,7 +1,8 @@
 /*
- * Times llama.cpp through its C API, one line of JSON per workload:
+ * Times llama.cpp through its C API, one line of JSON per workload, or quantises a file:
  *
  *   llama_bench MODEL.gguf LIBRARIES gpu|cpu RUNS WORKLOAD…
+ *   llama_bench quantize FROM.gguf TO.gguf TYPE
  *
  *   pp512      prefill of 512 tokens, from an empty cache
  *   pp2048:1024  prefill of 2,048, at most 1,024 per graph (512 by default)
@@ -10,6 +11,7 @@
  *
  * Discards a first run of each, then reports the median and extremes of RUNS runs.
  * Nothing is sampled: each graph ends with its logits on the host, as in llama-bench.
+ * THREADS in the environment sets the number of CPU threads.
  */
 #include "ggml-backend.h"
 #include "llama.h"
@@ -17,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -41,6 +44,38 @@ static void fail(const char *what, const char *which) {
 static void only_errors(enum ggml_log_level level, const char *text, void *user) {
   (void)user;
   if (level == GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
+}
+
+static int threads(void) {
+  const char *given = getenv("THREADS");
+  return given && atoi(given) > 0 ? atoi(given) : (int)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+/* Types of files by name. */
+static const struct { const char *name; enum llama_ftype type; } TYPES[] = {
+  {"F16", LLAMA_FTYPE_MOSTLY_F16},       {"BF16", LLAMA_FTYPE_MOSTLY_BF16},
+  {"Q8_0", LLAMA_FTYPE_MOSTLY_Q8_0},     {"Q4_0", LLAMA_FTYPE_MOSTLY_Q4_0},
+  {"Q4_1", LLAMA_FTYPE_MOSTLY_Q4_1},     {"Q5_0", LLAMA_FTYPE_MOSTLY_Q5_0},
+  {"Q5_1", LLAMA_FTYPE_MOSTLY_Q5_1},     {"Q2_K", LLAMA_FTYPE_MOSTLY_Q2_K},
+  {"Q3_K_M", LLAMA_FTYPE_MOSTLY_Q3_K_M}, {"Q4_K_S", LLAMA_FTYPE_MOSTLY_Q4_K_S},
+  {"Q4_K_M", LLAMA_FTYPE_MOSTLY_Q4_K_M}, {"Q5_K_M", LLAMA_FTYPE_MOSTLY_Q5_K_M},
+  {"Q6_K", LLAMA_FTYPE_MOSTLY_Q6_K},     {"IQ4_NL", LLAMA_FTYPE_MOSTLY_IQ4_NL},
+  {"IQ4_XS", LLAMA_FTYPE_MOSTLY_IQ4_XS},
+};
+
+static int quantize(const char *from, const char *to, const char *type) {
+  struct llama_model_quantize_params params = llama_model_quantize_default_params();
+  const size_t count = sizeof TYPES / sizeof *TYPES;
+  size_t i = 0;
+  while (i < count && strcasecmp(TYPES[i].name, type) != 0) i++;
+  if (i == count) fail("quantise to this type, it is unknown", type);
+  params.ftype = TYPES[i].type;
+  params.nthread = threads();
+  const double began = seconds();
+  if (llama_model_quantize(from, to, &params) != 0) fail("quantise", from);
+  printf("{\"type\":\"%s\",\"seconds\":%.1f,\"threads\":%d}\n", TYPES[i].name,
+         seconds() - began, params.nthread);
+  return 0;
 }
 
 static int by_value(const void *a, const void *b) {
@@ -84,13 +119,12 @@ static void decode(struct llama_context *context, struct llama_batch *batch,
 static void measure(struct llama_model *model, struct workload w, int runs,
                     double *rates) {
   const int vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
-  const int cores = sysconf(_SC_NPROCESSORS_ONLN);
   struct llama_context_params params = llama_context_default_params();
   params.n_ctx = w.sequences * (w.prompt + (w.decode ? DECODED : 0));
   params.n_batch = params.n_ctx < 2048 ? params.n_ctx : 2048;
   params.n_ubatch = w.ubatch < (int)params.n_batch ? w.ubatch : (int)params.n_batch;
   params.n_seq_max = w.sequences;
-  params.n_threads = params.n_threads_batch = cores;
+  params.n_threads = params.n_threads_batch = threads();
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   struct llama_context *context = llama_init_from_model(model, params);
   if (!context) fail("make a context", "llama_init_from_model");
@@ -117,12 +151,14 @@ static void measure(struct llama_model *model, struct workload w, int runs,
 }
 
 int main(int count, char **words) {
+  llama_log_set(only_errors, NULL);
+  if (count == 5 && strcmp(words[1], "quantize") == 0)
+    return quantize(words[2], words[3], words[4]);
   if (count < 6)
     fail("start", "must be llama_bench MODEL LIBRARIES gpu|cpu RUNS WORKLOAD…");
   const bool gpu = strcmp(words[3], "gpu") == 0;
   const int runs = atoi(words[4]);
   if (runs < 1 || runs > MOST_RUNS) fail("use this number of runs, must be 1 to 100", words[4]);
-  llama_log_set(only_errors, NULL);
   ggml_backend_load_all_from_path(words[2]);
   llama_backend_init();
 

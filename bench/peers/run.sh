@@ -3,25 +3,16 @@
 # llama_bench.c). From the project's root, with a folder made by pack.sh:
 #
 #   bash bench/peers/run.sh .peers synthetic:qwen3-0.6b pp512 tg@128
+#   bash bench/peers/run.sh .peers /tmp/0.6b-Q4_K_M.gguf pp512 tg@128
 #
-# PROGRAMS selects from vulkan, vulkan-without-tensor-cores and cpu; RUNS is 5 by default.
+# PROGRAMS selects from vulkan, vulkan-without-tensor-cores and cpu; RUNS is 5 by default,
+# THREADS all that there are.
 set -euo pipefail
 folder=$1 model=$2
 shift 2
 programs=${PROGRAMS:-vulkan vulkan-without-tensor-cores cpu}
-work=${TMPDIR:-/tmp}/toolkit-peers
-unpacked=$work/$(cksum < "$folder/llama.tar.xz" | tr ' ' -)
-if [[ ! -x $unpacked/llama_bench ]]; then
-  rm -rf "$unpacked.part"
-  mkdir -p "$unpacked.part"
-  tar --extract --xz --file "$folder/llama.tar.xz" --directory "$unpacked.part"
-  mv "$unpacked.part" "$unpacked"
-fi
-gguf=$work/$(cksum <<< "$model" | tr ' ' -).gguf
-if [[ ! -f $gguf ]]; then
-  "${DENO:-deno}" run -A --no-lock --no-check "$(dirname "$0")/make_gguf.ts" "$model" "$gguf.part"
-  mv "$gguf.part" "$gguf"
-fi
+source "$(dirname "$0")/unpack.sh"
+if [[ ${model,,} == *.gguf ]]; then gguf=$model; else to_f16 "$model"; fi
 
 for program in $programs; do
   kind=gpu settings=()
@@ -31,7 +22,7 @@ for program in $programs; do
   [[ $program != vulkan-without-tensor-cores ]] ||
     settings=(GGML_VK_DISABLE_COOPMAT=1 GGML_VK_DISABLE_COOPMAT2=1)
   echo "llama.cpp $program …" >&2
-  env "${settings[@]}" LD_LIBRARY_PATH="$unpacked" \
+  env "${settings[@]}" \
     "$unpacked/llama_bench" "$gguf" "$unpacked" "$kind" "${RUNS:-5}" "${workloads[@]}" |
     sed --unbuffered "s/^{/{\"program\":\"llama.cpp $program\",/"
 done

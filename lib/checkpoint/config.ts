@@ -26,7 +26,21 @@ export interface YarnScaling {
   truncate: boolean;
 }
 
-/** The sizes of a dense model, named as in transformers. */
+/** The mixture of experts that takes the place of the MLP. */
+export interface Experts {
+  /** Experts in a layer. */
+  count: number;
+  /** Experts that a token goes through. */
+  used: number;
+  /** Width of an expert. */
+  intermediateSize: number;
+  /** Whether the weights of the chosen experts are scaled to a sum of 1. */
+  normalized: boolean;
+  /** Layers that have an MLP of {@linkcode Qwen3Config.intermediateSize} instead. */
+  denseLayers: readonly number[];
+}
+
+/** The sizes of a model, named as in transformers. */
 export interface Qwen3Config {
   /** The model family: `model_type` in config.json. */
   modelType: string;
@@ -36,6 +50,8 @@ export interface Qwen3Config {
   hiddenSize: number;
   /** Width of the MLP. */
   intermediateSize: number;
+  /** Set if layers have a mixture of experts. */
+  experts?: Experts;
   /** The number of decoder layers. */
   numHiddenLayers: number;
   /** The number of query heads. */
@@ -58,6 +74,11 @@ export interface Qwen3Config {
   bosTokenId: number | null;
   /** All end-of-text token ids; may be empty. */
   eosTokenIds: number[];
+}
+
+/** The width of what a layer's MLP computes for a token: of all its experts together. */
+export function mlpWidth({ intermediateSize, experts }: Qwen3Config): number {
+  return experts ? experts.used * experts.intermediateSize : intermediateSize;
 }
 
 /** The longest context that a configuration allows, and the fields that say so. */
@@ -111,6 +132,8 @@ export const BOUNDS = {
   hiddenSize: 2 ** 17,
   /** [53,248] */
   intermediateSize: 2 ** 20,
+  /** [512] */
+  experts: 2 ** 12,
   /** [126] */
   numHiddenLayers: 1000,
   /** [128] */

@@ -67,6 +67,14 @@ const TYPES: ReadonlyMap<number, Type> = new Map<number, Type>([
   [42, ["Q2_0", 64, 18]],
 ]);
 
+/** The code that files have for a format. */
+export function ggufTypeCode({ name }: { name: string }): number {
+  for (const [code, [type]] of TYPES) {
+    if (type === name.toUpperCase()) return code;
+  }
+  throw new Error(`Cannot write ${name} to a GGUF file: there is no such type`);
+}
+
 /** Types that llama.cpp has removed, by their codes. */
 const REMOVED: ReadonlyMap<number, string> = new Map([
   [4, "Q4_2"],

@@ -15,7 +15,7 @@ import { jsonText, listed, quoted } from "../errors.ts";
 import { storedRowBytes } from "../formats/format.ts";
 import { FORMATS } from "../formats/mod.ts";
 import { familyOfGguf } from "../model/families.ts";
-import { type Family, listWeights } from "../model/family.ts";
+import { type Family, listWeights, stackedShape } from "../model/family.ts";
 import {
   type GenerationDefaults,
   parseGeneration,
@@ -316,29 +316,36 @@ function select(
 ) {
   const { gguf } = family;
   const stored = new Map<string, Stored>(), used = new Set<string>();
-  const missing: string[] = [];
+  const missing = new Set<string>();
   for (const spec of listWeights(family.weights(config))) {
-    const rows = spec.tensors.map(({ shape }) => shape[0]);
     const whole = gguf.stacked(spec);
     const stack = whole === undefined ? undefined : found.get(whole);
+    const [all] = stackedShape(spec);
     let row = 0;
-    for (const [i, { name: tensor, shape }] of spec.tensors.entries()) {
-      const own = gguf.tensor(tensor);
+    for (const { name: tensor, shape } of spec.tensors) {
+      const own = gguf.tensor(tensor), part = gguf.within?.(tensor, config);
       const entry = stack ?? found.get(own);
       if (entry === undefined) {
-        missing.push(own);
+        missing.add(own);
         continue;
       }
       const must = stack
-        ? [rows.reduce((sum, count) => sum + count), ...shape.slice(1)]
+        ? [all, ...shape.slice(1)]
+        : part
+        ? [part.count, ...shape]
         : shape;
       checkShape(name, entry, must);
       used.add(entry.name);
-      const rowBytes = (entry.end - entry.begin) / must[0];
-      const begin = entry.begin + (stack ? row * rowBytes : 0);
-      const end = stack ? begin + rows[i] * rowBytes : entry.end;
+      const [rows] = shape, bytes = entry.end - entry.begin;
+      const [first, of] = stack
+        ? [row, all]
+        : part
+        ? [part.index * rows, part.count * rows]
+        : [0, rows];
+      const begin = entry.begin + bytes * first / of;
+      const end = begin + bytes * rows / of;
       stored.set(tensor, { ...entry, shape: [...shape], begin, end });
-      row += rows[i];
+      row += rows;
     }
   }
   const classifier = found.get(YES_NO);
@@ -347,11 +354,11 @@ function select(
     used.add(YES_NO);
     stored.set(CLASSIFIER, classifier);
   }
-  if (missing.length > 0) {
+  if (missing.size > 0) {
     const layers = `${family.name} with ${config.numHiddenLayers} layers`;
     throw new Error(
       `Cannot load ${name}: it lacks ${
-        listed(missing)
+        listed([...missing])
       }, it must have the tensors of a ${layers}`,
     );
   }

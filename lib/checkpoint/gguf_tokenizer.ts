@@ -10,7 +10,8 @@ import type { GgufList, GgufValue } from "./gguf.ts";
 const AT = "tokenizer.ggml.";
 
 /** Types of tokens. Unused ones only pad the vocabulary. */
-const UNKNOWN = 2, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5;
+export const NORMAL = 1, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5;
+const UNKNOWN = 2;
 
 /** Control tokens that end a text although no key names them, as in llama.cpp. */
 const ENDS = ["<|im_end|>", "<|endoftext|>"];
@@ -22,7 +23,7 @@ const ENDS = ["<|im_end|>", "<|endoftext|>"];
 const PLAIN = /^<\|(fim_(prefix|middle|suffix|pad)|repo_name|file_sep)\|>$/;
 
 /** Qwen2's words, which Qwen3 has too. */
-const WORDS =
+export const WORDS =
   "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
 type Metadata = ReadonlyMap<string, GgufValue>;

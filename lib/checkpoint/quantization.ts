@@ -139,3 +139,21 @@ export const notOneOf = (
   name: string,
   among: readonly Quantization[] = QUANTIZATIONS,
 ): string => `${described(name)}, must be one of ${quantizationNames(among)}`;
+
+/**
+ * The formats of tensors that change in a GGUF file, where vectors and routers are f32.
+ *
+ * @throws {Error} as {@linkcode quantizedFormats}
+ */
+export function fileFormats(
+  checkpoint: Pick<Checkpoint, "name" | "config" | "tensors">,
+  way: Quantization,
+): Map<string, Format> {
+  const formats = quantizedFormats(checkpoint, way), f32 = formatNamed("f32");
+  const { gguf } = familyOf(checkpoint.config);
+  for (const info of checkpoint.tensors.values()) {
+    const isOther = !isMatrix(info, gguf.tensor(info.name));
+    if (isOther && info.format !== f32) formats.set(info.name, f32);
+  }
+  return formats;
+}

@@ -27,10 +27,12 @@ import { listWeights, type WeightSpec } from "../model/family.ts";
 import { checkRange } from "./sources.ts";
 import { SYNTHETIC_DTYPES, syntheticFormat } from "./synthetic_types.ts";
 
-type Size = Pick<
-  Qwen3Config,
-  "hiddenSize" | "intermediateSize" | "numHiddenLayers" | "numAttentionHeads"
->;
+type Size =
+  & Pick<
+    Qwen3Config,
+    "hiddenSize" | "intermediateSize" | "numHiddenLayers" | "numAttentionHeads"
+  >
+  & Partial<Qwen3Config>;
 
 // The published checkpoints; those up to 4B tie the LM head to the embedding.
 // deno-fmt-ignore
@@ -41,6 +43,7 @@ const SIZES = new Map<string, Size>([
   ["8b", { hiddenSize: 4096, intermediateSize: 12288, numHiddenLayers: 36, numAttentionHeads: 32 }],
   ["14b", { hiddenSize: 5120, intermediateSize: 17408, numHiddenLayers: 40, numAttentionHeads: 40 }],
   ["32b", { hiddenSize: 5120, intermediateSize: 25600, numHiddenLayers: 64, numAttentionHeads: 64 }],
+  ["30b-a3b", { modelType: "qwen3_moe", hiddenSize: 2048, intermediateSize: 6144, numHiddenLayers: 48, numAttentionHeads: 32, numKeyValueHeads: 4, experts: { count: 128, used: 8, intermediateSize: 768, normalized: true, denseLayers: [] } }],
 ]);
 /** The sizes that there are, as in `0.6b`. */
 export const SYNTHETIC_SIZES: readonly string[] = [...SIZES.keys()];
@@ -183,10 +186,10 @@ export function parseSynthetic(spec: string): Checkpoint {
   const { seed, layers, vocab, dtype } = parameters(spec, query);
   const config: Qwen3Config = {
     modelType: "qwen3",
+    numKeyValueHeads: 8,
     ...shape,
     numHiddenLayers: layers ?? shape.numHiddenLayers,
     vocabSize: vocab ?? 151936,
-    numKeyValueHeads: 8,
     headDim: 128,
     maxPositionEmbeddings: 40960,
     rmsNormEps: 1e-6,

@@ -21,8 +21,8 @@ export const SYNTHETIC_DTYPES: readonly string[] = [
 ];
 
 /**
- * Returns the type of one tensor. As in GGUF files, norms stay in f32 where matrices are
- * quantized. The mixtures have the LM head in Q6_K (the embedding table if it serves as
+ * Returns the type of one tensor. As in GGUF files, norms and routers stay in f32 where
+ * matrices are quantized. The mixtures have the LM head in Q6_K (the embedding table if it serves as
  * one) and, in some layers, v_proj and down_proj:
  * https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp.
  *
@@ -37,7 +37,8 @@ export function syntheticFormat(
 ): Format {
   const base = MIXTURES.get(dtype);
   const format = base ?? FORMATS.find(({ name }) => name === dtype)!;
-  if (kind === "norm") return format.elements > 1 ? f32 : format;
+  const exact = kind === "norm" || kind === "router";
+  if (exact) return format.elements > 1 ? f32 : format;
   if (!base) return format;
   if (kind === "embedding") {
     const head = config.tieWordEmbeddings || name === "lm_head.weight";

@@ -45,6 +45,7 @@ export const i32 = {
   mul: op(0x6c),
   and: op(0x71),
   shl: op(0x74),
+  shrUnsigned: op(0x76),
   lessUnsigned: op(0x49),
 };
 
@@ -61,24 +62,55 @@ export const f32 = {
 };
 
 export const v128 = {
+  /** From 16 bytes. */
+  const: (bytes: readonly number[]): Code => [0xfd, 0x0c, ...bytes],
   load: access(0xfd, 0x00),
+  loadSplat16: access(0xfd, 0x08),
   loadSplat32: access(0xfd, 0x09),
+  loadSplat64: access(0xfd, 0x0a),
+  /** The first 4 bytes; the rest are zeros. */
+  loadZero32: access(0xfd, 0x5c),
   store: access(0xfd, 0x0b),
   and: simd(0x4e),
   or: simd(0x50),
 };
 
+export const i8x16 = {
+  /** Bytes of the first operand at the indices in the second; 0 where they exceed 15. */
+  swizzle: simd(0x0e),
+  /** `swizzle`, but indices from 16 to 127 may give any byte. */
+  relaxedSwizzle: simd(0x100),
+  splat: simd(0x0f),
+  sub: simd(0x71),
+};
+
+export const i16x8 = {
+  shiftLeft: simd(0x8b),
+  shiftRightUnsigned: simd(0x8d),
+  mul: simd(0x95),
+  /** From the first eight bytes, unsigned. */
+  extendLow: simd(0x89),
+};
+
 export const i32x4 = {
   splat: simd(0x11),
+  /** Four unsigned half words. */
+  loadHalves: access(0xfd, 0x04),
+  /** From the first four half words, unsigned. */
+  extendLow: simd(0xa9),
   shiftLeft: simd(0xab),
   shiftRight: simd(0xac),
   add: simd(0xae),
+  sub: simd(0xb1),
+  mul: simd(0xb5),
   /** From f32x4, rounding toward zero; NaN gives 0. */
   truncate: simd(0xf8),
 };
 
 export const f32x4 = {
   splat: simd(0x13),
+  /** From i32x4. */
+  convert: simd(0xfa),
   lane: (lane: number): Instruction => op(0xfd, 0x1f, lane),
   /** Lanes 0 to 3 are from the first operand, 4 to 7 from the second. */
   shuffle: (...lanes: number[]): Instruction =>
@@ -158,7 +190,7 @@ export class FunctionBuilder<Parameter extends string> {
   readonly parameters: Record<Parameter, Local>;
   readonly #parameterTypes: Type[];
   readonly #locals: Type[] = [];
-  readonly #constants = new Map<number, Local>();
+  readonly #constants = new Map<string, Local>();
 
   constructor(
     readonly name: string,
@@ -176,13 +208,24 @@ export class FunctionBuilder<Parameter extends string> {
   }
 
   /**
-   * A vector of four copies of `bits`. Constants are kept in locals that are set at the
-   * start, because V8 would otherwise rebuild them in each iteration of a loop.
+   * A vector of 16 bytes. Constants are kept in locals that are set at the start, because
+   * V8 would otherwise rebuild them in each iteration of a loop.
    */
-  ints(bits: number): Code {
-    let local = this.#constants.get(bits);
-    if (!local) this.#constants.set(bits, local = this.local("v128"));
+  bytes(bytes: readonly number[]): Code {
+    const key = bytes.join();
+    let local = this.#constants.get(key);
+    if (!local) this.#constants.set(key, local = this.local("v128"));
     return local.get;
+  }
+
+  /** A vector of four words. */
+  words(words: readonly number[]): Code {
+    return this.bytes([...new Uint8Array(Int32Array.from(words).buffer)]);
+  }
+
+  /** A vector of four copies of `bits`. */
+  ints(bits: number): Code {
+    return this.words(Array(4).fill(bits));
   }
 
   /** A vector of four copies of `value`. */
@@ -193,8 +236,8 @@ export class FunctionBuilder<Parameter extends string> {
   /** The function's type, and its body with local declarations. */
   finish(body: Code[]): { name: string; type: number[]; code: number[] } {
     const types = this.#parameterTypes.map((type) => TYPES[type]);
-    const constants = [...this.#constants].map(([bits, local]) =>
-      local.set(i32x4.splat(i32.const(bits)))
+    const constants = [...this.#constants].map(([bytes, local]) =>
+      local.set(v128.const(bytes.split(",").map(Number)))
     );
     const code = [
       ...vector(this.#locals.map((type) => [1, TYPES[type]])),

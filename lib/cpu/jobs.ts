@@ -8,9 +8,11 @@
  * @module
  */
 import { f32 } from "../formats/f32.ts";
-import type { SimdReader } from "../formats/format.ts";
+import type { Format, SimdReader } from "../formats/format.ts";
+import { DOT_ROWS } from "./simd_code.ts";
+import { isBlocks } from "./wasm_blocks.ts";
 import {
-  DOT_ROWS,
+  type Planes,
   SIMD_FORMATS,
   TILE,
   type WasmKernels,
@@ -23,10 +25,12 @@ import {
 export interface MatmulJob {
   format: number; // index into SIMD_FORMATS
   x: number; // [rows, k], as packed by packRows
-  xBytes: number; // row stride, like wBytes and yBytes
+  xBytes: number; // row stride, like yBytes
   rows: number;
-  w: number; // [n, k]
-  wBytes: number;
+  w: number; // [n, k]: its planes
+  w1: number;
+  w2: number;
+  w3: number;
   n: number;
   k: number;
   y: number; // [rows, n]
@@ -56,7 +60,9 @@ const FIELDS = {
     "xBytes",
     "rows",
     "w",
-    "wBytes",
+    "w1",
+    "w2",
+    "w3",
     "n",
     "k",
     "y",
@@ -82,7 +88,7 @@ const FIELDS = {
 };
 
 /** Length of an encoded job. */
-export const JOB_SIZE = 12;
+export const JOB_SIZE = 14;
 
 /** A matmul as unsigned 32-bit numbers. */
 export function encodeMatmul(job: MatmulJob): number[] {
@@ -157,8 +163,8 @@ export function writeMasks(memory: ArrayBufferLike): void {
   }
 }
 
-const tailMask = ({ order }: SimdReader, k: number) =>
-  k % 8 && (order === "straight" ? 0 : MASKS_BYTES) + k % 8 * MASK_BYTES;
+const tailMask = (count: number, order: SimdReader["order"]) =>
+  count && (order === "straight" ? 0 : MASKS_BYTES) + count * MASK_BYTES;
 
 /** Row stride of packed x in bytes: whole groups of eight, and not a multiple of 4 KiB. */
 export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;
@@ -227,53 +233,33 @@ export function runChunk(
 /** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
 function multiply(
   kernels: WasmKernels,
-  { format, x, xBytes, rows, w, wBytes, k, y, yBytes }: Omit<
-    MatmulJob,
-    "n" | "chunk"
-  >,
+  job: Omit<MatmulJob, "n" | "chunk">,
   begin: number,
   count: number,
   thread: number,
 ): void {
-  w += begin * wBytes;
-  y += begin * 4;
-  const { name, simd } = SIMD_FORMATS[format];
+  const { x, xBytes, rows, k, yBytes } = job, y = job.y + begin * 4;
+  const w = readerOf(kernels, job, thread);
   if (rows < DIRECT_ROWS) {
-    const dot = kernels[`dot_${name}`];
-    const mask = tailMask(simd, k);
     const step = rows === 1 ? count : 4 * DOT_ROWS; // so that w is still in the cache for the next row of x
     for (let j = 0; j < count; j += step) {
       for (let r = 0; r < rows; r++) {
-        dot(
+        w.dot(
           x + r * xBytes,
-          w + j * wBytes,
-          wBytes,
+          begin + j,
           Math.min(step, count - j),
-          k,
-          mask,
           y + r * yBytes + 4 * j,
         );
       }
     }
     return;
   }
-  const unpack = kernels[`unpack_${name}`];
   const panel = threadSpace(thread);
   for (let r = 0; r < rows; r += ROW_BLOCK) {
     for (let i = 0; i < k; i += PANEL) {
       const width = Math.min(PANEL, k - i);
-      const mask = tailMask(simd, width);
       for (let j = 0; j < count; j += TILE) {
-        const tile = Math.min(TILE, count - j);
-        unpack(
-          w + j * wBytes + i / 8 * simd.bytes,
-          wBytes,
-          tile,
-          width,
-          mask,
-          panel,
-          PANEL_BYTES,
-        );
+        w.unpack(begin + j, Math.min(TILE, count - j), i, width, panel);
         kernels.tiles(
           x + r * xBytes + 4 * i,
           xBytes,
@@ -288,6 +274,69 @@ function multiply(
       }
     }
   }
+}
+
+/** The kernels that read a matrix. */
+interface MatrixReader {
+  /** `y[j] = x · w[row + j]` for `n` rows of w. */
+  dot(x: number, row: number, n: number, y: number): void;
+  /** Unpacks `width` columns of `n` rows, from column `column` on, to a panel. */
+  unpack(
+    row: number,
+    n: number,
+    column: number,
+    width: number,
+    panel: number,
+  ): void;
+}
+
+function readerOf(
+  kernels: WasmKernels,
+  { format, w, w1, w2, w3, k }: Omit<MatmulJob, "n" | "chunk">,
+  thread: number,
+): MatrixReader {
+  const own = SIMD_FORMATS[format], { name } = own;
+  if (!isBlocks(own)) {
+    const { simd } = own as Format & { simd: SimdReader };
+    const [{ rowBytes }] = own.planes(k), { bytes, order } = simd;
+    const dot = kernels[`dot_${name}`], mask = tailMask(k % 8, order);
+    const unpack = kernels[`unpack_${name}`];
+    return {
+      dot: (x, row, n, y) =>
+        dot(x, w + row * rowBytes, rowBytes, n, k, mask, y),
+      unpack: (row, n, column, width, panel) =>
+        unpack(
+          w + row * rowBytes + column / 8 * bytes,
+          rowBytes,
+          n,
+          width,
+          tailMask(width % 8, order),
+          panel,
+          PANEL_BYTES,
+        ),
+    };
+  }
+  const dot = kernels[`dotBlocks_${name}`];
+  const unpack = kernels[`unpackBlocks_${name}`];
+  const planes = own.planes(k);
+  const at = (row: number, column: number) => {
+    const skipped = own.planes(column);
+    return [w, w1, w2, w3].map((address, p) =>
+      p < planes.length
+        ? address + row * planes[p].rowBytes + skipped[p].rowBytes
+        : 0
+    ) as Planes;
+  };
+  const mask = (k: number) => tailMask(k / own.simd.group % 4, "straight");
+  const scratch = threadSpace(thread) + TILE * PANEL_BYTES;
+  return {
+    dot: (x, row, n, y) => dot(...at(row, 0), x, n, k, mask(k), y, scratch),
+    unpack: (row, n, column, width, panel) =>
+      unpack(
+        ...at(row, column),
+        ...[n, k, width, mask(width), panel, PANEL_BYTES, scratch] as const,
+      ),
+  };
 }
 
 function attention(
@@ -322,8 +371,7 @@ function attention(
         x: job.q + first + r * headBytes,
         xBytes: headBytes,
         rows: count,
-        w: job.k + heads,
-        wBytes: rowBytes,
+        ...{ w: job.k + heads, w1: 0, w2: 0, w3: 0 },
         k: headDim,
         y: scores,
         yBytes: scoreBytes,

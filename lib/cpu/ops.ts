@@ -10,6 +10,7 @@ import type { Ops } from "../model/ops.ts";
 import { type Dtype, elements } from "../dtype.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import type { CpuInfo, CpuKernels, Finish, Heads, Work } from "./kernels.ts";
+import { choose, chosenOf, multiplyExperts } from "./experts.ts";
 import { CpuKvCache } from "./kv_cache.ts";
 import { PlainKernels } from "./plain.ts";
 import { RopeTable } from "./rope.ts";
@@ -179,12 +180,69 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     // Gate and up are stored in different formats, so no part holds rows of both.
     const both = f32(this.#matmul(normed, gateUp, 2 * n, "store"));
     this.#finish();
-    const y = this.#results.tensor([x.shape[0], n]), out = f32(y);
-    for (let i = 0; i < out.length; i++) {
-      const at = i + Math.floor(i / n) * n, g = both[at];
-      out[i] = g / (1 + Math.exp(-g)) * both[at + n];
-    }
+    const y = this.#results.tensor([x.shape[0], n]);
+    gate(both, n, f32(y));
     return y;
+  }
+
+  chooseExperts(scores: CpuTensor): CpuTensor {
+    const [rows, count] = scores.shape;
+    const { used, normalized } = this.#config.experts!;
+    const chosen = this.#results.tensor([2 * rows, used]);
+    this.#finish();
+    choose(f32(scores), count, normalized, f32(chosen), used);
+    return chosen;
+  }
+
+  expertsSwiglu(
+    x: CpuTensor,
+    norm: Matrix<CpuTensor>,
+    gateUp: Matrix<CpuTensor>,
+    chosen: CpuTensor,
+  ): CpuTensor {
+    const { count, intermediateSize: n } = this.#config.experts!;
+    const normed = f32(this.#rmsNorm(x, norm)), pairs = chosenOf(chosen);
+    const kernels = this.#kernels, all = pairs.rows * pairs.used;
+    const both = this.#results.tensor([all, 2 * n]), out = f32(both);
+    const y = this.#results.tensor([all, n]);
+    this.#do(function* () {
+      for (const [i, column] of [0, n].entries()) {
+        yield* multiplyExperts(kernels, normed, gateUp, pairs, {
+          begin: i * count * n,
+          n,
+          apart: false,
+          out,
+          stride: 2 * n,
+          column,
+        });
+      }
+      gate(out, n, f32(y));
+    }());
+    return y;
+  }
+
+  expertsAdd(
+    gated: CpuTensor,
+    down: Matrix<CpuTensor>,
+    chosen: CpuTensor,
+    residual: CpuTensor,
+  ): CpuTensor {
+    const pairs = chosenOf(chosen), { rows, used } = pairs;
+    const n = residual.shape[1], kernels = this.#kernels;
+    requireShape("add to residual", residual, [rows, n]);
+    const out = f32(this.#results.tensor([rows * used, n]));
+    const sum = f32(residual), x = f32(gated);
+    this.#do(function* () {
+      const place = { begin: 0, n, apart: true, out, stride: n, column: 0 };
+      yield* multiplyExperts(kernels, x, down, pairs, place);
+      for (let r = 0; r < rows; r++) {
+        for (let s = 0; s < used; s++) {
+          const weight = pairs.weight(r, s), from = (r * used + s) * n;
+          for (let c = 0; c < n; c++) sum[r * n + c] += weight * out[from + c];
+        }
+      }
+    }());
+    return residual;
   }
 
   matmulAdd(
@@ -376,6 +434,14 @@ export function normalize(
   for (let i = 0; i < size; i++) squares += x[from + i] * x[from + i];
   const scale = 1 / Math.sqrt(squares / size + eps);
   for (let i = 0; i < size; i++) out[to + i] = x[from + i] * scale * weight[i];
+}
+
+/** `silu(g) · u` of rows `[g, u]`. */
+function gate(both: Float32Array, n: number, out: Float32Array): void {
+  for (let i = 0; i < out.length; i++) {
+    const at = i + Math.floor(i / n) * n, g = both[at];
+    out[i] = g / (1 + Math.exp(-g)) * both[at + n];
+  }
 }
 
 const show = ({ shape }: CpuTensor) => `[${shape.join(", ")}]`;

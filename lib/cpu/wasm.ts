@@ -32,6 +32,7 @@ import { CpuMemory } from "./memory.ts";
 import { CpuPool, MAX_CHUNKS } from "./pool.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
+import { dotScratch } from "./wasm_blocks.ts";
 import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
 
 /**
@@ -153,7 +154,7 @@ export class WasmCpuKernels implements CpuKernels {
   ): Work {
     const format = SIMD_FORMATS.findIndex((format) => format === w.format);
     if (format < 0) return yield* this.#unpacked(x, rows, w, k, out, finish);
-    const n = rowsHeld(w), [{ rowBytes: wBytes }] = w.format.planes(k);
+    const n = rowsHeld(w), { simd } = SIMD_FORMATS[format];
     const xBytes = packedBytes(k), yBytes = resultBytes(n);
     const fits = Math.floor(this.#room / (xBytes + yBytes));
     if (fits < 1) {
@@ -163,19 +164,32 @@ export class WasmCpuKernels implements CpuKernels {
         } bytes of work space, must be at most ${this.#room}`,
       );
     }
-    const { memory, address } = this.#memory.find(w.planes[0]);
+    if ("factors" in simd && dotScratch(simd, k) > SCORES_BYTES) {
+      throw new Error(
+        `Cannot multiply by [${n}, ${k}]: factors of a row take ${
+          dotScratch(simd, k)
+        } bytes of work space, must be at most ${SCORES_BYTES}`,
+      );
+    }
+    const { memory, addresses } = this.#together(w.planes);
     const { memory: { buffer } } = this.#pool.memories[memory];
-    const most = Math.min(fits, MATMUL_ROWS), { simd } = SIMD_FORMATS[format];
+    const rowBytes = w.format.planes(k).map(({ rowBytes }) => rowBytes);
+    const wBytes = rowBytes.reduce((sum, bytes) => sum + bytes);
+    const order = "order" in simd ? simd.order : "straight";
+    const most = Math.min(fits, MATMUL_ROWS);
 
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
-      packRows(x.subarray(done * k), count, k, simd.order, buffer, xAt);
+      packRows(x.subarray(done * k), count, k, order, buffer, xAt);
       const slice = this.#sliceRows(count * k);
       for (let begin = 0; begin < n; begin += slice) {
         if (begin > 0) yield;
         const some = Math.min(slice, n - begin);
         const chunk = this.#chunkRows(some, wBytes * count);
+        const [at, w1 = 0, w2 = 0, w3 = 0] = addresses.map((address, p) =>
+          address + begin * rowBytes[p]
+        );
         this.#pool.run(
           memory,
           encodeMatmul({
@@ -183,8 +197,7 @@ export class WasmCpuKernels implements CpuKernels {
             x: xAt,
             xBytes,
             rows: count,
-            w: address + begin * wBytes,
-            wBytes,
+            ...{ w: at, w1, w2, w3 },
             n: some,
             k,
             y: yAt + 4 * begin,
@@ -199,6 +212,33 @@ export class WasmCpuKernels implements CpuKernels {
       this.#finish(memory, y, finish === "swiglu" ? w.rows : n, out, finish);
       yield;
     }
+  }
+
+  /**
+   * Where the planes of a matrix are. If allocation began another memory between two of
+   * them, they are first moved into one.
+   */
+  #together(planes: readonly CpuTensor[]): {
+    memory: number;
+    addresses: number[];
+  } {
+    const found = planes.map((plane) => this.#memory.find(plane));
+    const [{ memory }] = found;
+    if (found.every((plane) => plane.memory === memory)) {
+      return { memory, addresses: found.map(({ address }) => address) };
+    }
+    const words = planes.map(({ data }) => 16 * Math.ceil(data.length / 16));
+    const sum = words.reduce((a, b) => a + b);
+    const all = this.allocate("u32", [sum]).data as Uint32Array<ArrayBuffer>;
+    let begin = 0;
+    for (const [i, plane] of planes.entries()) {
+      const data = all.subarray(begin, begin + plane.data.length);
+      data.set(plane.data);
+      this.release(plane);
+      plane.data = data;
+      begin += words[i];
+    }
+    return this.#together(planes);
   }
 
   /** Rows of weights in a slice of work, if each takes `work` multiplications. */

@@ -9,7 +9,7 @@
  *
  * @module
  */
-import type { Format, SimdCode, SimdReader } from "../formats/format.ts";
+import type { Format, SimdBlocks, SimdReader } from "../formats/format.ts";
 import { FORMATS } from "../formats/mod.ts";
 import { type MulAdd, softmax, swiglu, weightedSum } from "./wasm_attention.ts";
 import {
@@ -20,22 +20,28 @@ import {
   f32x4,
   FunctionBuilder,
   i32,
-  i32x4,
+  i8x16,
   increase,
   type Local,
   loop,
-  min,
   times,
   v128,
 } from "./assembler.ts";
+import { DOT_ROWS, FarRows, SimdWriter, sumLanes } from "./simd_code.ts";
+import { dotBlocks, isBlocks, unpackBlocks } from "./wasm_blocks.ts";
 
 /** A format that the kernels can read. */
-export type SimdFormat = Format & { readonly simd: SimdReader };
+export type SimdFormat = Format & { readonly simd: SimdReader | SimdBlocks };
+/** One of single floats. */
+type FloatFormat = Format & { readonly simd: SimdReader };
 
 /** The formats that the kernels can read; jobs refer to them by index. */
 export const SIMD_FORMATS: readonly SimdFormat[] = FORMATS.filter(
   (format): format is SimdFormat => format.simd !== undefined,
 );
+
+/** Addresses of the planes of a matrix; 0 if there are fewer. */
+export type Planes = [number, number, number, number];
 
 /** What the module exports. */
 export type WasmKernels =
@@ -61,6 +67,42 @@ export type WasmKernels =
       tailMask: number,
       out: number,
       outBytes: number,
+    ) => void;
+  }
+  & {
+    /**
+     * `dot_…` for a format of blocks, in up to four planes: first those of quants.
+     * `tailMask` applies to the factors of the last `k / group % 4` groups. `scratch` has
+     * room for `dotScratch` bytes.
+     */
+    [format: `dotBlocks_${string}`]: (
+      ...args: [
+        ...planes: Planes,
+        x: number,
+        n: number,
+        k: number,
+        tailMask: number,
+        y: number,
+        scratch: number,
+      ]
+    ) => void;
+  }
+  & {
+    /**
+     * `unpack_…` for `width` columns, whole blocks, of rows of `k` elements in a format of
+     * blocks. `scratch` has room for a scale and a minimum of each group.
+     */
+    [format: `unpackBlocks_${string}`]: (
+      ...args: [
+        ...planes: Planes,
+        n: number,
+        k: number,
+        width: number,
+        tailMask: number,
+        out: number,
+        outBytes: number,
+        scratch: number,
+      ]
     ) => void;
   }
   & {
@@ -97,22 +139,28 @@ export type WasmKernels =
     swiglu(g: number, u: number, count: number): void;
   };
 
-/** Rows of w that `dot` reads at once. */
-export const DOT_ROWS = 4;
 /**
  * Rows of w, and of x, that `tiles` multiplies at once: 9 sums and 4 factors fit V8's 15
  * registers.
  */
 export const TILE = 3;
 
-/** The module, with or without relaxed SIMD's fused multiply-add. */
+/** The module, with or without relaxed SIMD. */
 export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
   const mulAdd: MulAdd = relaxed
     ? f32x4.relaxedMulAdd
     : (a, b, c) => f32x4.add(f32x4.mul(a, b), c);
+  const swizzle = relaxed ? i8x16.relaxedSwizzle : i8x16.swizzle;
+  const blocks = SIMD_FORMATS.filter(isBlocks);
+  const floats = SIMD_FORMATS.filter((format): format is FloatFormat =>
+    !isBlocks(format)
+  );
   return assemble([
-    ...SIMD_FORMATS.map((format) => dot(format, mulAdd)),
-    ...SIMD_FORMATS.map((format) => unpack(format)),
+    ...floats.flatMap((format) => [dot(format, mulAdd), unpack(format)]),
+    ...blocks.flatMap((format) => [
+      dotBlocks(format, { mulAdd, swizzle }),
+      unpackBlocks(format, { mulAdd, swizzle }),
+    ]),
     tiles(mulAdd),
     softmax(mulAdd),
     weightedSum(mulAdd),
@@ -123,44 +171,20 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
 /** Unpacks eight stored elements into two f32x4, in the order of their format. */
 class Unpacker {
   readonly halves: [Local, Local];
-  /** Assignments to the locals that the format's code reuses. */
-  #kept: Code[] = [];
-  readonly #locals: Local[] = [];
+  readonly #writer: SimdWriter;
 
-  constructor(
-    readonly format: SimdFormat,
-    private readonly f: FunctionBuilder<string>,
-  ) {
+  constructor(readonly simd: SimdReader, f: FunctionBuilder<string>) {
     this.halves = [f.local("v128"), f.local("v128")];
+    this.#writer = new SimdWriter(f);
   }
 
   /** Sets `halves`, masked by the two masks at address `mask` if given. */
   load(address: Code, mask?: Code): Code[] {
-    this.#kept = [];
-    let used = 0;
-    const simd: SimdCode<Code> = {
-      keep: (value) => {
-        const local = this.#locals[used] ??= this.f.local("v128");
-        used++;
-        this.#kept.push(local.set(value));
-        return local.get;
-      },
-      bits: (value) => this.f.ints(value),
-      number: (value) => this.f.floats(value),
-      shiftLeft: (value, by) => i32x4.shiftLeft(value, i32.const(by)),
-      shiftRight: (value, by) => i32x4.shiftRight(value, i32.const(by)),
-      and: v128.and,
-      or: v128.or,
-      mul: f32x4.mul,
-      abs: f32x4.abs,
-      greaterEqual: f32x4.greaterEqual,
-    };
-    const values = this.format.simd.unpack(
-      simd,
-      (byte) => v128.load(byte)(address),
+    const { kept, values } = this.#writer.write((simd) =>
+      this.simd.unpack(simd, (byte) => v128.load(byte)(address))
     );
     return [
-      ...this.#kept,
+      ...kept,
       ...this.halves.map((half, h) =>
         half.set(
           mask ? v128.and(values[h], v128.load(16 * h)(mask)) : values[h],
@@ -170,7 +194,7 @@ class Unpacker {
   }
 }
 
-function dot(format: SimdFormat, mulAdd: MulAdd) {
+function dot(format: FloatFormat, mulAdd: MulAdd) {
   const f = new FunctionBuilder(`dot_${format.name}`, {
     x: "i32",
     w: "i32",
@@ -181,10 +205,10 @@ function dot(format: SimdFormat, mulAdd: MulAdd) {
     y: "i32",
   });
   const { x, w, rowBytes, n, k, tailMask, y } = f.parameters;
-  const [j, at, end] = times(3, () => f.local("i32"));
+  const [at, end] = times(2, () => f.local("i32")), far = new FarRows(f, n);
   const rows = times(DOT_ROWS, () => f.local("i32"));
   const xs = times(2, () => f.local("v128"));
-  const unpacker = new Unpacker(format, f);
+  const unpacker = new Unpacker(format.simd, f);
   const sums = times(DOT_ROWS, () => times(2, () => f.local("v128")));
 
   const step = (mask?: Code): Code[] => [
@@ -200,25 +224,17 @@ function dot(format: SimdFormat, mulAdd: MulAdd) {
   ];
   return f.finish([
     end.set(groupsEnd(x, k)),
-    loop(i32.lessUnsigned(j.get, n.get), [
-      // Rows past the last one read the last one again; their sums are ignored.
-      ...rows.map((row, r) => {
-        const index = min(
-          i32.add(j.get, i32.const(r)),
-          i32.sub(n.get, i32.const(1)),
-        );
-        return row.set(i32.add(w.get, i32.mul(rowBytes.get, index)));
-      }),
+    ...far.each([
+      ...rows.map((row, r) =>
+        row.set(
+          i32.add(w.get, i32.mul(rowBytes.get, far.row(i32.const(r)))),
+        )
+      ),
       ...sums.flat().map((sum) => sum.set(f.floats(0))),
       at.set(x.get),
       loop(i32.lessUnsigned(at.get, end.get), step()),
       branch(tailMask.get, step(tailMask.get)),
-      v128.store()(
-        y.get,
-        sumLanes(f, sums.map(([a, b]) => f32x4.add(a.get, b.get))),
-      ),
-      increase(y, 16),
-      increase(j, DOT_ROWS),
+      ...far.store(y, sums.map(([a, b]) => f32x4.add(a.get, b.get))),
     ]),
   ]);
 }
@@ -227,26 +243,7 @@ function dot(format: SimdFormat, mulAdd: MulAdd) {
 const groupsEnd = (x: Local, k: Local): Code =>
   i32.add(x.get, i32.shl(i32.and(k.get, i32.const(-8)), i32.const(2)));
 
-/** The sums of the lanes of up to four vectors, as one vector. */
-function sumLanes(f: FunctionBuilder<string>, vectors: Code[]): Code {
-  const [a, b, c, d] = times(4, () => f.local("v128"));
-  const add = (p: Local, q: Local) =>
-    f32x4.add(
-      f32x4.shuffle(0, 4, 1, 5)(p.get, q.get),
-      f32x4.shuffle(2, 6, 3, 7)(p.get, q.get),
-    );
-  return [
-    ...[a, b, c, d].flatMap((local, i) => local.set(vectors[i] ?? f.floats(0))),
-    ...a.set(add(a, b)), // a0+a2, b0+b2, a1+a3, b1+b3
-    ...c.set(add(c, d)),
-    ...f32x4.add(
-      f32x4.shuffle(0, 1, 4, 5)(a.get, c.get),
-      f32x4.shuffle(2, 3, 6, 7)(a.get, c.get),
-    ),
-  ];
-}
-
-function unpack(format: SimdFormat) {
+function unpack(format: FloatFormat) {
   const f = new FunctionBuilder(`unpack_${format.name}`, {
     w: "i32",
     rowBytes: "i32",
@@ -258,7 +255,7 @@ function unpack(format: SimdFormat) {
   });
   const { w, rowBytes, n, k, tailMask, out, outBytes } = f.parameters;
   const [j, from, to, end] = times(4, () => f.local("i32"));
-  const unpacker = new Unpacker(format, f);
+  const unpacker = new Unpacker(format.simd, f);
   const step = (mask?: Code): Code[] => [
     ...unpacker.load(from.get, mask),
     ...unpacker.halves.map((half, h) => v128.store(16 * h)(to.get, half.get)),

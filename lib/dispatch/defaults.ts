@@ -58,6 +58,8 @@ export interface Defaults {
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
+  /** Quantized blocks as integers, by rows of w. */
+  int8: Record<"wide" | "narrow" | "other", GemvConstants>;
   gemvRows: {
     /** Few rows of w, which make few workgroups. */
     narrow: GemvRowsConstants;
@@ -88,6 +90,12 @@ const NVIDIA: Defaults = {
     other: { WORKGROUP: 128, ROWS: 2, STEPS: 12 },
     // "Blocks in gemv: rows per lane decide".
     blocks: { WORKGROUP: 128, ROWS: 4, STEPS: 1 },
+  },
+  // "Blocks as integers".
+  int8: {
+    wide: { WORKGROUP: 128, ROWS: 4, STEPS: 2 },
+    narrow: { WORKGROUP: 256, ROWS: 1, STEPS: 2 },
+    other: { WORKGROUP: 256, ROWS: 2, STEPS: 4 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
@@ -176,6 +184,11 @@ const SOFTWARE: Defaults = {
     other: { WORKGROUP: 32, ROWS: 4, STEPS: 2, own: 8 },
     // Large models leave no memory for a second copy ("llvmpipe: weights in textures").
     copied: 1 << 20,
+  },
+  int8: {
+    wide: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+    narrow: { WORKGROUP: 32, ROWS: 2, STEPS: 1 },
+    other: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },

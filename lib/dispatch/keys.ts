@@ -18,11 +18,11 @@ const classOf = (m: number, classes: readonly number[]) =>
 
 /** The key of a Linear layer; set `half` if it multiplies in f16. */
 export function linearKey(
-  kernel: "gemv" | "gemvRows" | "gemm",
+  kernel: "gemv" | "gemvInt8" | "gemvRows" | "gemm",
   { m, n, k, format, swiglu }: Omit<LinearShape, "norm" | "largest">,
   half = false,
 ): string {
-  const rows = kernel === "gemv"
+  const rows = kernel === "gemv" || kernel === "gemvInt8"
     ? m
     : classOf(m, kernel === "gemm" ? ROW_CLASSES : FEW_ROW_CLASSES);
   const kind = [kernel, format.name, ...(swiglu ? ["swiglu"] : [])];

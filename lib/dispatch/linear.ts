@@ -19,7 +19,7 @@ import { linearKey } from "./keys.ts";
 
 /** A kernel, its constants, and the reason. */
 export interface LinearChoice {
-  kernel: "gemv" | "gemvRows" | "gemm";
+  kernel: "gemv" | "gemvInt8" | "gemvRows" | "gemm";
   constants: Constants;
   /** Whether the kernel norms the rows itself; if not, rmsNorm runs before it. */
   fusedNorm: boolean;
@@ -149,7 +149,77 @@ function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
   };
 }
 
+/** Bytes of workgroup memory that gemvInt8 takes for `elements` of x. */
+export const roundedBytes = (elements: number): number =>
+  2 * elements + elements / 2;
+
+/** Minimum rows of w for gemvInt8's wide constants, and its most loops ("Blocks as integers"). */
+const WIDE_ROWS = 6144, MOST_LOOPS = 4;
+/** Elements of x that share a scale in gemvInt8. */
+const ROUNDED_BLOCK = 32;
+/** Elements of x that gemvInt8 takes at a time are a multiple of this. */
+const ROUNDED_STEP = 256;
+/** Workgroup memory that leaves room for several workgroups, even on large GPUs. */
+const ROUNDED_ROOM = 32768;
+
+/** Whether quants multiply as integers, by a row that is rounded to integers. */
+function multipliesIntegers(
+  { k, format, largest }: LinearShape,
+  { subgroupSize }: Capabilities,
+): boolean {
+  // Without the largest weight, results must be as exact as f32 allows.
+  return largest !== undefined && format.integers !== undefined &&
+    subgroupSize >= 8 && k % ROUNDED_BLOCK === 0 && k % format.loads[0] === 0;
+}
+
+function chooseIntegers(
+  shape: LinearShape,
+  device: Capabilities,
+): LinearChoice {
+  const { n, k, format, norm, swiglu } = shape;
+  const defaults = defaultsFor(device);
+  const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
+  const lanes = laneConstants(device);
+  const laneCount = 2 ** lanes.LOG_LANES;
+  const { wide, narrow, other } = defaults.int8;
+  const row = n >= WIDE_ROWS ? wide : n <= NARROW_ROWS ? narrow : other;
+  const ROWS = swiglu ? Math.max(2, row.ROWS) : row.ROWS;
+  const room = Math.min(
+    ROUNDED_ROOM,
+    device.limits.maxComputeWorkgroupStorageSize,
+  );
+  const most = Math.floor(room / roundedBytes(ROUNDED_STEP)) * ROUNDED_STEP;
+  const phases = Math.ceil(k / most);
+  const chunk = Math.ceil(k / phases / ROUNDED_STEP) * ROUNDED_STEP;
+  const steps = Math.ceil(Math.min(k, chunk) / format.loads[0] / laneCount);
+  const groups = n / (ROWS * row.WORKGROUP / laneCount);
+  return {
+    kernel: "gemvInt8",
+    constants: {
+      ...row,
+      ROWS,
+      STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)),
+      LOOPS: phases > 1 ? 1 : Math.max(
+        1,
+        Math.min(MOST_LOOPS, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
+      ),
+      CHUNK: chunk,
+      EPILOGUE: epilogueOf(shape),
+      NORM: norm ? 1 : 0,
+      ...lanes,
+      ...tuned,
+    },
+    fusedNorm: norm,
+    splits: 1,
+    reason:
+      `1 row: the matrix is read once, and its quants multiply as integers, by a row rounded to 15 bits; ${
+        origin(tuned, defaults)
+      }`,
+  };
+}
+
 function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
+  if (multipliesIntegers(shape, device)) return chooseIntegers(shape, device);
   const { n, k, format, norm } = shape, [unit] = format.loads;
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemv", shape));
@@ -262,8 +332,8 @@ const F16_SUM = 32768;
  * weight, summed BK times, stays within f16's range. Undefined if the largest weight is
  * not known or leaves no room.
  */
-function headroomOf(
-  { k, largest }: LinearShape,
+export function headroomOf(
+  { k, largest }: Pick<LinearShape, "k" | "largest">,
   BK: number,
 ): number | undefined {
   if (largest === undefined || k % 4 !== 0) return undefined;

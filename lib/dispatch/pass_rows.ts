@@ -128,5 +128,6 @@ export function dispatchWork(
   if (/^attend/.test(kernel)) {
     return 2 * work.attention * dims.m * (begin + tokens);
   }
+  if (/^expert/.test(kernel)) return tokens * work.largest;
   return /^gem/.test(kernel) ? dims.m * dims.n * dims.k : 0;
 }

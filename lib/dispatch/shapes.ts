@@ -19,7 +19,10 @@ export interface LinearShape {
   norm: boolean;
   /** Whether SwiGLU follows: each pair of w's rows makes one output. */
   swiglu: boolean;
-  /** The largest absolute weight, if it was measured; f16 matmuls need it. */
+  /**
+   * The largest absolute weight, if it was measured, which is so where f16 is allowed; f16
+   * matmuls need it.
+   */
   largest?: number;
   /** Whether the weights never change, so that a copy may be read instead. */
   fixed?: boolean;

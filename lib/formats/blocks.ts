@@ -18,7 +18,15 @@
  *
  * @module
  */
-import type { Format, Plane, ReadPlane, WgslReader } from "./format.ts";
+import type {
+  Format,
+  Plane,
+  ReadPlane,
+  SimdBlocks,
+  SimdCode,
+  WgslReader,
+} from "./format.ts";
+import { halvesToFloat } from "./words.ts";
 
 /** A plane of scales. */
 export interface ScalePlane {
@@ -54,12 +62,15 @@ export interface BlockSpec {
   ) => void;
   /** The integer that each quant stands for, in the range of an i8. */
   readonly values: readonly number[];
-  /** WGSL for the values of four quants in the bytes of a word; a table lookup by default. */
-  readonly fromBytes?: (bytes: string) => string;
+  /**
+   * What the quants, as unsigned integers, are less; `signed` if they are of eight bits with
+   * a sign. Absent if they only index `values`.
+   */
+  readonly less?: number | "signed";
   /**
    * Body of the WGSL function that returns `Factors(scale)`, or `Factors(scale, min)`, of
    * unit `at`: a number of each, or a vector if a unit has several groups. `read` reads
-   * the planes of scales; `Factors` is the type to return.
+   * the planes of scales, at an expression of `at`; `Factors` is the type to return.
    */
   readonly wgsl: (read: ReadPlane, Factors: string) => string;
   /** Type of the scales of a unit if it is not a number per group. */
@@ -73,6 +84,8 @@ export interface BlockSpec {
     scale: Float64Array,
     min: Float64Array,
   ) => void;
+  /** Reads them in WebAssembly; see {@linkcode SimdBlocks.factors}. */
+  readonly factors: SimdBlocks["factors"];
 }
 
 /** Bytes of a load of the lowest bits. */
@@ -100,7 +113,18 @@ export function blockFormat(spec: BlockSpec): Format {
     pack: (blocks, _, into) =>
       spec.pack(blocks.byteOffset % 4 ? blocks.slice() : blocks, into),
     wgsl: (x, load, read) => reader(spec, unit, x, load, read),
+    integers: spec.less === undefined ? undefined : {
+      group: Math.min(spec.group, unit),
+      offset: spec.less === "signed" ? 0 : spec.less,
+      min: spec.min ?? false,
+    },
     unpack: unpacker(spec, unit),
+    simd: {
+      ...{ bits, unit, group: spec.group, min: spec.min ?? false, elements },
+      scaleBytes: scales.map(({ bytes }) => bytes),
+      values: spec.values,
+      factors: spec.factors,
+    },
   };
 }
 
@@ -118,8 +142,10 @@ function reader(
   load: number,
   read: ReadPlane,
 ): WgslReader {
-  const { bits, scales, min, group, scaled = product } = spec;
-  const { fromBytes = (bytes: string) => `${x}_values(${bytes})` } = spec;
+  const { bits, scales, min, group, less, scaled = product } = spec;
+  const fromBytes = less === undefined
+    ? (bytes: string) => `${x}_values(${bytes})`
+    : lessOffset(less);
   const wide = load === unit;
   const words = bits.map((bits) => unit * bits / 32);
   const groups = Math.max(1, unit / group);
@@ -140,16 +166,27 @@ function reader(
       fields.map(([name, type]) => `${name}: ${type}`).join(", ")
     } }`;
   const raw = `${x}_Raw`;
+  /** The words of scales that a unit needs: name, type, and how each is loaded. */
+  const taken: [string, string, string][] = [];
+  const body = spec.wgsl((plane, at) => {
+    const name = `s${taken.length}`;
+    taken.push([name, scales[plane].type, read(bits.length + plane, at)]);
+    return `scales.${name}`;
+  }, `${x}_Factors`);
   return {
     types: [
       ...words.map((words) => wide ? vector(words) : "u32"),
       ...scales.map(({ type }) => type),
     ],
     code: [
-      ...spec.fromBytes ? [] : [lookup(x, spec.values)],
+      ...less === undefined ? [lookup(x, spec.values)] : [],
       struct("Factors", factors.map((name) => [name, type])),
-      `fn ${x}_factors(at: u32) -> ${x}_Factors {
-  ${spec.wgsl((plane, at) => read(bits.length + plane, at), `${x}_Factors`)}
+      struct("ScaleWords", taken),
+      `fn ${x}_scale_words(at: u32) -> ${x}_ScaleWords { return ${x}_ScaleWords(${
+        taken.map(([, , load]) => load).join(", ")
+      }); }`,
+      `fn ${x}_factors(scales: ${x}_ScaleWords, at: u32) -> ${x}_Factors {
+  ${body}
 }`,
       struct("Raw", fields),
       `fn ${x}_load(at: u32) -> ${raw} {
@@ -157,7 +194,7 @@ function reader(
         wide ? "let unit = at;" : `let unit = at / ${unit / 4}u;
   let four = at % ${unit / 4}u;`
       }
-  let s = ${x}_factors(unit);
+  let s = ${x}_factors(${x}_scale_words(unit), unit);
   return ${raw}(${made.join(", ")});
 }`,
       ...Array.from({ length: load / 4 }, (_, f) => {
@@ -169,8 +206,45 @@ function reader(
       `fn ${x}_masked(raw: ${raw}, inside: bool) -> ${raw} { return ${raw}(${
         masked.join(", ")
       }); }`,
+      ...wide && less !== undefined ? integersOf(x, kept, spec, groups) : [],
     ],
   };
+}
+
+/** Declares the WGSL functions that {@linkcode Format.integers} describes. */
+function integersOf(
+  x: string,
+  { quants, load, four }: Kept,
+  { bits, min }: BlockSpec,
+  groups: number,
+): string[] {
+  const words = `${x}_Words`;
+  const fields = quants.map(([name, type]) => `${name}: ${type}`).join(", ");
+  const part = (g: number) => groups > 1 ? `.${COMPONENTS[g]}` : "";
+  const fours = 8 * LOAD / bits[0] / 4;
+  return [
+    `struct ${words} { ${fields}, scales: ${x}_ScaleWords }`,
+    `fn ${x}_words(unit: u32) -> ${words} { return ${words}(${
+      load.join(", ")
+    }, ${x}_scale_words(unit)); }`,
+    ...Array.from(
+      { length: fours },
+      (_, f) =>
+        `fn ${x}_bytes_${f}(raw: ${words}) -> u32 { return ${four(f)[0]}; }`,
+    ),
+    ...Array.from({ length: groups }, (_, g) => [
+      `fn ${x}_scale_${g}(factors: ${x}_Factors) -> f32 { return factors.scale${
+        part(g)
+      }; }`,
+      ...min
+        ? [
+          `fn ${x}_min_${g}(factors: ${x}_Factors) -> f32 { return factors.min${
+            part(g)
+          }; }`,
+        ]
+        : [],
+    ]).flat(),
+  ];
 }
 
 /** What a load keeps of quants and factors. */
@@ -308,9 +382,11 @@ function unpacker(spec: BlockSpec, unit: number): Format["unpack"] {
 export const integers = (count: number, from: number): number[] =>
   Array.from({ length: count }, (_, quant) => quant + from);
 
-/** WGSL for unsigned quants less `offset`. */
-export const lessOffset = (offset: number) => (bytes: string): string =>
-  offset
+/** WGSL for quants less `offset`. */
+const lessOffset = (offset: number | "signed") => (bytes: string): string =>
+  offset === "signed"
+    ? `vec4f(unpack4xI8(${bytes}))`
+    : offset
     ? `(vec4f(unpack4xU8(${bytes})) - ${offset}.0)`
     : `vec4f(unpack4xU8(${bytes}))`;
 
@@ -319,6 +395,15 @@ export const halfAt = (read: ReadPlane, plane: number, at: string): string =>
   `unpack2x16float(${
     read(plane, `(${at}) >> 1u`)
   } >> (((${at}) & 1u) * 16u)).x`;
+
+/** The values of the lower halves of four words, or of the upper ones. */
+export const halvesOfWords = <V>(
+  simd: SimdCode<V>,
+  words: V,
+): { lower: V; upper: V } => ({
+  lower: halvesToFloat(simd, simd.shiftLeft(words, 16)),
+  upper: halvesToFloat(simd, simd.and(words, simd.bits(0xffff0000))),
+});
 
 /** Bytes as they are. */
 export const bytesOf = (bytes: Uint8Array): Uint8Array => bytes;

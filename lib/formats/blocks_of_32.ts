@@ -9,13 +9,14 @@ import {
   type BlockSpec,
   halfAt,
   halvesOf,
+  halvesOfWords,
   integers,
-  lessOffset,
   type ScalePlane,
   wordsOf,
 } from "./blocks.ts";
 import { f16ToF32 } from "../dtype.ts";
 import type { Format } from "./format.ts";
+import { halvesToFloat } from "./words.ts";
 
 const ELEMENTS = 32;
 
@@ -26,6 +27,10 @@ export const ONE_SCALE = {
   scales: [{ name: "scales", bytes: 2, type: "u32", view: halvesOf }],
   decode([scales], block, scale) {
     scale[0] = f16ToF32(scales[block]);
+  },
+  factors(simd, read) {
+    const upper = simd.shiftLeft(read(0, "halves"), 16);
+    return [{ scale: halvesToFloat(simd, upper) }];
   },
 } as const satisfies Partial<BlockSpec>;
 
@@ -50,6 +55,10 @@ const SCALE_AND_MIN = {
     scale[0] = f16ToF32(scales[block] & 0xffff);
     min[0] = -f16ToF32(scales[block] >>> 16);
   },
+  factors(simd, read) {
+    const dm = halvesOfWords(simd, simd.keep(read(0, "words")));
+    return [{ scale: dm.lower, min: simd.mul(dm.upper, simd.number(-1)) }];
+  },
 } as const satisfies Partial<BlockSpec>;
 
 /** Splits blocks of a scale and `words` words of quants, which are not aligned. */
@@ -71,7 +80,7 @@ export const q8_0: Format = blockFormat({
   bytes: 34,
   bits: [8],
   values: [...integers(128, 0), ...integers(128, -128)],
-  fromBytes: (bytes) => `vec4f(unpack4xI8(${bytes}))`,
+  less: "signed",
   wgsl: oneScale(2),
   pack: splitScale(8),
 });
@@ -83,7 +92,7 @@ export const q4_0: Format = blockFormat({
   bytes: 18,
   bits: [4],
   values: integers(16, -8),
-  fromBytes: lessOffset(8),
+  less: 8,
   wgsl: oneScale(1),
   pack: splitScale(4),
 });
@@ -95,7 +104,7 @@ export const q4_1: Format = blockFormat({
   bytes: 20,
   bits: [4],
   values: integers(16, 0),
-  fromBytes: lessOffset(0),
+  less: 0,
   pack(blocks, [quants, scales]) {
     const from = wordsOf(blocks), to = wordsOf(quants), dm = wordsOf(scales);
     for (let b = 0; b < dm.length; b++) {
@@ -122,7 +131,7 @@ export const q5_0: Format = blockFormat({
   bytes: 22,
   bits: [4, 1],
   values: integers(32, -16),
-  fromBytes: lessOffset(16),
+  less: 16,
   wgsl: oneScale(1),
   pack(blocks, [quants, high, scales]) {
     const from = halvesOf(blocks), to = wordsOf(quants), d = halvesOf(scales);
@@ -144,7 +153,7 @@ export const q5_1: Format = blockFormat({
   bytes: 24,
   bits: [4, 1],
   values: integers(32, 0),
-  fromBytes: lessOffset(0),
+  less: 0,
   pack(blocks, [quants, high, scales]) {
     const from = wordsOf(blocks), to = wordsOf(quants), dm = wordsOf(scales);
     const bits = wordsOf(high);

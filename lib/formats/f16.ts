@@ -5,7 +5,7 @@
  */
 import { f16ToF32 } from "../dtype.ts";
 import type { Format } from "./format.ts";
-import { rowBits, sixteenBits, wordReader } from "./words.ts";
+import { halvesToFloat, rowBits, sixteenBits, wordReader } from "./words.ts";
 
 let table: Float32Array | undefined;
 
@@ -35,27 +35,9 @@ export const f16: Format = {
     order: "even first",
     unpack(simd, load) {
       const pairs = simd.keep(load(0));
-      // Moves sign, exponent and fraction into place. A multiplication corrects the
-      // exponent's bias and normalizes subnormals exactly. The largest exponent means
-      // infinity or NaN.
-      const value = (upper: typeof pairs) => {
-        const shifted = simd.and(
-          simd.shiftRight(upper, 3),
-          simd.bits(0x8fffe000),
-        );
-        const scaled = simd.keep(simd.mul(shifted, simd.number(2 ** 112)));
-        const special = simd.greaterEqual(
-          simd.abs(scaled),
-          simd.number(65536),
-        );
-        // Kept, so that one vector is finished before the other begins.
-        return simd.keep(
-          simd.or(scaled, simd.and(special, simd.number(Infinity))),
-        );
-      };
       return [
-        value(simd.shiftLeft(pairs, 16)),
-        value(simd.and(pairs, simd.bits(0xffff0000))),
+        halvesToFloat(simd, simd.shiftLeft(pairs, 16)),
+        halvesToFloat(simd, simd.and(pairs, simd.bits(0xffff0000))),
       ];
     },
   },

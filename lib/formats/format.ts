@@ -62,6 +62,25 @@ export interface Format {
    * With one element per load, only `x_at(at: u32) -> f32`.
    */
   wgsl(x: string, elements: number, read: ReadPlane): WgslReader;
+  /**
+   * Whether kernels can also multiply its quants as integers, and what they must know then.
+   * With the widest loads, {@linkcode Format.wgsl} then also declares
+   *
+   * - `x_Words`: the bits of a load, and of its scales;
+   * - `x_words(at: u32) -> x_Words`: load number `at`;
+   * - `x_bytes_0(words: x_Words) -> u32`, …: its quants, four at a time, as bytes;
+   * - `x_factors(scales: x_ScaleWords, at: u32) -> x_Factors` of `words.scales`, and
+   *   `x_scale_0(factors: x_Factors) -> f32`, `x_min_0`, …: those of each group.
+   *
+   * An element is `scale · (quant - offset) - min`.
+   */
+  readonly integers?: {
+    /** Elements of a load that share a scale. */
+    readonly group: number;
+    readonly offset: number;
+    /** Whether there are minimums. */
+    readonly min: boolean;
+  };
   /** Unpacks row `row` to f32: the reference, and the CPU path without SIMD. */
   unpack(
     planes: readonly Uint8Array[],
@@ -73,7 +92,7 @@ export interface Format {
    * How WebAssembly reads the format. If absent, the CPU path unpacks rows before
    * multiplying.
    */
-  readonly simd?: SimdReader;
+  readonly simd?: SimdReader | SimdBlocks;
 }
 
 /**
@@ -88,7 +107,43 @@ export interface SimdReader {
   unpack<V>(simd: SimdCode<V>, load: (byte: number) => V): [V, V];
 }
 
-/** Instructions on vectors of four lanes. */
+/**
+ * Blocks of quants, in planes as blocks.ts describes. An element is
+ * `scale · values[quant] - min`. `V` is code that computes a vector.
+ */
+export interface SimdBlocks {
+  /** Bits of a quant in each plane of quants, the lowest first. */
+  readonly bits: readonly number[];
+  /** Elements in 16 bytes of the first plane. */
+  readonly unit: number;
+  /** Elements that share a scale, and a minimum if there is one. */
+  readonly group: number;
+  readonly min: boolean;
+  /** Elements of a block, and its bytes in each plane of scales. */
+  readonly elements: number;
+  readonly scaleBytes: readonly number[];
+  readonly values: readonly number[];
+  /** The factors of the next groups, four in each vector; `read` reads planes of scales. */
+  factors<V>(simd: SimdCode<V>, read: ReadScales<V>): SimdFactors<V>[];
+}
+
+/** Scales and minimums of four groups, as f32. */
+export interface SimdFactors<V> {
+  readonly scale: V;
+  readonly min?: V;
+}
+
+/**
+ * Reads a plane of scales, `byte` bytes past the next block, as four 32-bit numbers: four
+ * words, unsigned half words or unsigned bytes, or four copies of one word or half word.
+ */
+export type ReadScales<V> = (
+  plane: number,
+  as: "words" | "halves" | "bytes" | "word" | "half",
+  byte?: number,
+) => V;
+
+/** Instructions on vectors of four 32-bit lanes. */
 export interface SimdCode<V> {
   /** Computes a value once so that it can be used several times. */
   keep(value: V): V;
@@ -96,10 +151,16 @@ export interface SimdCode<V> {
   bits(value: number): V;
   number(value: number): V;
   shiftLeft(value: V, by: number): V;
+  /** Shifts lane i by `by[i]`. */
+  shiftLanes(value: V, by: readonly number[]): V;
   /** Arithmetic: keeps the sign. */
   shiftRight(value: V, by: number): V;
   and(a: V, b: V): V;
   or(a: V, b: V): V;
+  /** Of integers; the others are of f32. */
+  addInts(a: V, b: V): V;
+  subInts(a: V, b: V): V;
+  toFloat(ints: V): V;
   mul(a: V, b: V): V;
   abs(value: V): V;
   /** All bits of a lane are set if a ≥ b. */

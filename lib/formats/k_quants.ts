@@ -13,14 +13,15 @@ import {
   bytesOf,
   halfAt,
   halvesOf,
+  halvesOfWords,
   integers,
-  lessOffset,
   NIBBLES,
   PAIRS,
   wordsOf,
 } from "./blocks.ts";
 import { f16ToF32 } from "../dtype.ts";
-import type { Format } from "./format.ts";
+import { halvesToFloat } from "./words.ts";
+import type { Format, SimdCode } from "./format.ts";
 
 const ELEMENTS = 256;
 
@@ -48,7 +49,31 @@ const SIX_BITS = {
       min[g] = least * ((lowMin >>> 4 * g & 15) | (both & 12) << 2);
     }
   },
+  factors(simd, read) {
+    const [low, lowMin, more] = [4, 8, 12].map((byte) =>
+      simd.keep(read(0, "word", byte))
+    );
+    const d = halvesOfWords(simd, simd.keep(read(0, "word")));
+    return [0, 1].map((half) => {
+      const both = simd.keep(fourNibbles(simd, more, half));
+      const whole = (low: typeof both, bits: number, by: number) =>
+        simd.toFloat(simd.or(
+          fourNibbles(simd, low, half),
+          simd.shiftLeft(simd.and(both, simd.bits(bits)), by),
+        ));
+      return {
+        scale: simd.mul(whole(low, 3, 4), d.lower),
+        min: simd.mul(whole(lowMin, 12, 2), d.upper),
+      };
+    });
+  },
 } as const satisfies Partial<BlockSpec>;
+
+/** Nibbles 0 to 3 of a word, or 4 to 7, as a number per lane. */
+const fourNibbles = <V>(simd: SimdCode<V>, word: V, half: number): V => {
+  const four = simd.shiftLanes(simd.shiftRight(word, 16 * half), [12, 8, 4, 0]);
+  return simd.and(simd.shiftRight(four, 12), simd.bits(15));
+};
 
 /** Every other nibble of a word, from the first: those of its low or high halves of bytes. */
 function nibblesOf(word: number): number {
@@ -98,7 +123,7 @@ export const q4_k: Format = blockFormat({
   bytes: 144,
   bits: [4],
   values: integers(16, 0),
-  fromBytes: lessOffset(0),
+  less: 0,
   pack(blocks, [quants, scales]) {
     const from = wordsOf(blocks), to = wordsOf(quants), own = wordsOf(scales);
     for (let b = 0, at = 0; at < from.length; b++, at += 36) {
@@ -116,7 +141,7 @@ export const q5_k: Format = blockFormat({
   bytes: 176,
   bits: [4, 1],
   values: integers(32, 0),
-  fromBytes: lessOffset(0),
+  less: 0,
   pack(blocks, [quants, high, scales]) {
     const from = wordsOf(blocks), to = wordsOf(quants), own = wordsOf(scales);
     const bits = wordsOf(high);
@@ -161,7 +186,7 @@ export const q6_k: Format = blockFormat({
   bits: [4, 2],
   group: 16,
   values: integers(64, -32),
-  fromBytes: lessOffset(32),
+  less: 32,
   scales: [
     { name: "scales", bytes: 16, type: "u32", view: bytesOf },
     { name: "d", bytes: 2, type: "u32", view: halvesOf },
@@ -175,6 +200,13 @@ export const q6_k: Format = blockFormat({
     for (let g = 0; g < 16; g++) {
       scale[g] = one * (scales[16 * block + g] << 24 >> 24);
     }
+  },
+  factors(simd, read) {
+    const d = halvesToFloat(simd, simd.shiftLeft(read(1, "half"), 16));
+    return [0, 4, 8, 12].map((byte) => {
+      const own = simd.shiftLeft(read(0, "bytes", byte), 24);
+      return { scale: simd.mul(simd.toFloat(simd.shiftRight(own, 24)), d) };
+    });
   },
   pack(blocks, [quants, high, scales, d]) {
     const to = wordsOf(quants), bits = wordsOf(high), own = wordsOf(scales);
@@ -234,7 +266,7 @@ export const q2_k: Format = blockFormat({
   group: 16,
   min: true,
   values: integers(4, 0),
-  fromBytes: lessOffset(0),
+  less: 0,
   scales: [
     { name: "scales", bytes: 16, type: "u32", view: bytesOf },
     { name: "d", bytes: 4, type: "u32", view: wordsOf },
@@ -249,6 +281,15 @@ export const q2_k: Format = blockFormat({
       scale[g] = one * (scales[16 * block + g] & 15);
       min[g] = least * (scales[16 * block + g] >> 4);
     }
+  },
+  factors(simd, read) {
+    const d = halvesOfWords(simd, simd.keep(read(1, "word")));
+    return [0, 4, 8, 12].map((byte) => {
+      const own = simd.keep(read(0, "bytes", byte));
+      const low = simd.toFloat(simd.and(own, simd.bits(15)));
+      const high = simd.toFloat(simd.shiftRight(own, 4));
+      return { scale: simd.mul(low, d.lower), min: simd.mul(high, d.upper) };
+    });
   },
   pack(blocks, [quants, scales, d]) {
     const from = wordsOf(blocks), to = wordsOf(quants), own = wordsOf(scales);
@@ -269,26 +310,38 @@ export const q3_k: Format = blockFormat({
   bits: [2, 1],
   group: 16,
   values: integers(8, -4),
-  fromBytes: lessOffset(4),
+  less: 4,
   scales: [
     // Per block: four bits of each of 16 scales in two words, two more of each in another.
     { name: "scales", bytes: 12, type: "u32", view: wordsOf },
     { name: "d", bytes: 2, type: "u32", view: halvesOf },
   ],
   wgsl: (read, Factors) =>
-    `let block = at / 4u;
-  let unit = at % 4u;
-  let low = ${read(0, "block * 3u + unit / 2u")} >> (unit % 2u * 16u);
-  let high = ${read(0, "block * 3u + 2u")} >> (unit * 8u);
+    `let unit = at % 4u;
+  let low = ${read(0, "at / 4u * 3u + at % 4u / 2u")} >> (unit % 2u * 16u);
+  let high = ${read(0, "at / 4u * 3u + 2u")} >> (unit * 8u);
   let four = vec4u(0u, 1u, 2u, 3u);
   let own = ((vec4u(low) >> (four * 4u)) & vec4u(15u)) | (((vec4u(high) >> (four * 2u)) & vec4u(3u)) << vec4u(4u));
-  return ${Factors}(${halfAt(read, 1, "block")} * (vec4f(own) - 32.0));`,
+  return ${Factors}(${halfAt(read, 1, "at / 4u")} * (vec4f(own) - 32.0));`,
   decode([scales, d], block, scale) {
     const one = f16ToF32(d[block]), at = 3 * block;
     for (let g = 0; g < 16; g++) {
       const low = scales[at + (g >> 3)] >>> 4 * (g & 7) & 15;
       scale[g] = one * ((low | (scales[at + 2] >>> 2 * g & 3) << 4) - 32);
     }
+  },
+  factors(simd, read) {
+    const d = halvesToFloat(simd, simd.shiftLeft(read(1, "half"), 16));
+    const [a, b, more] = [0, 4, 8].map((byte) =>
+      simd.keep(read(0, "word", byte))
+    );
+    return [0, 1, 2, 3].map((i) => {
+      const low = fourNibbles(simd, i < 2 ? a : b, i % 2);
+      const two = simd.shiftLanes(simd.shiftRight(more, 8 * i), [6, 4, 2, 0]);
+      const high = simd.and(simd.shiftRight(two, 2), simd.bits(48));
+      const own = simd.subInts(simd.or(low, high), simd.bits(32));
+      return { scale: simd.mul(simd.toFloat(own), d) };
+    });
   },
   pack(blocks, [quants, high, scales, d]) {
     const to = wordsOf(quants), bits = wordsOf(high), own = wordsOf(scales);

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { blockFormat, bytesOf, wordsOf } from "./blocks.ts";
+import { blockFormat, bytesOf, halvesOfWords, wordsOf } from "./blocks.ts";
 import { ONE_SCALE, oneScale, splitScale } from "./blocks_of_32.ts";
 import { f16ToF32 } from "../dtype.ts";
 import type { Format } from "./format.ts";
@@ -48,6 +48,32 @@ export const iq4_xs: Format = blockFormat({
       scale[g] = one * ((low >>> 4 * g & 15 | high << 4) - 32);
     }
   },
+  factors(simd, read) {
+    const first = simd.keep(read(0, "word")),
+      low = simd.keep(read(0, "word", 4));
+    const d = halvesOfWords(simd, first).lower;
+    return [0, 1].map((half) => {
+      const four = simd.shiftLanes(simd.shiftRight(low, 16 * half), [
+        12,
+        8,
+        4,
+        0,
+      ]);
+      const two = simd.shiftLanes(simd.shiftRight(first, 16 + 8 * half), [
+        6,
+        4,
+        2,
+        0,
+      ]);
+      const own = simd.or(
+        simd.and(simd.shiftRight(four, 12), simd.bits(15)),
+        simd.and(simd.shiftRight(two, 2), simd.bits(48)),
+      );
+      return {
+        scale: simd.mul(simd.toFloat(simd.subInts(own, simd.bits(32))), d),
+      };
+    });
+  },
   pack(blocks, [quants, scales]) {
     const from = wordsOf(blocks), to = wordsOf(quants), own = wordsOf(scales);
     for (let b = 0, at = 0; at < from.length; b++, at += 34) {
@@ -81,6 +107,13 @@ export const mxfp4: Format = blockFormat({
   scaled: (values, scale) => `${values} * ${scale}.x * ${scale}.y`,
   decode([scales], block, scale) {
     scale[0] = 2 ** (scales[block] - 128);
+  },
+  factors(simd, read) {
+    const e = simd.keep(read(0, "bytes")),
+      half = simd.keep(simd.shiftRight(e, 1));
+    const power = (exponent: typeof e) =>
+      simd.shiftLeft(simd.addInts(exponent, simd.bits(63)), 23);
+    return [{ scale: simd.mul(power(half), power(simd.subInts(e, half))) }];
   },
   pack(blocks, [quants, scales]) {
     for (let b = 0, at = 0, to = 0; b < scales.length; b++) {

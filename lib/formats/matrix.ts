@@ -48,6 +48,16 @@ export const planeBytes = (part: PartLayout, k: number): number[] =>
 /** Parts are split at multiples of this many rows, so that each is word-aligned. */
 const CUT = 8;
 
+/** How {@linkcode layOut} divides a matrix. */
+export interface LayoutOptions {
+  /** Whether the two halves are read together. */
+  pairs?: boolean;
+  /** The most bytes of a plane. */
+  most?: number;
+  /** Rows of each tensor of the stack, if parts must hold them whole. */
+  together?: number;
+}
+
 /**
  * Lays out tensors with `k` columns that are stacked in one matrix. Neighbors in the
  * same format share a part, unless a plane would exceed `most` bytes or the second would
@@ -55,24 +65,18 @@ const CUT = 8;
  * parts, each holds the same range of both; otherwise, each half has its own parts.
  *
  * @throws {Error} if rows are not whole blocks of a format.
- * @throws {DeviceError} if `most` bytes cannot hold eight rows.
+ * @throws {DeviceError} if `most` bytes cannot hold eight rows, or those that must be
+ * together.
  */
 export function layOut(
   label: string,
   stack: readonly { rows: number; format: Format }[],
   k: number,
-  { pairs = false, most = Infinity }: { pairs?: boolean; most?: number } = {},
+  { pairs = false, most = Infinity, together: cut = CUT }: LayoutOptions = {},
 ): PartLayout[] {
-  const runs: { begin: number; rows: number; format: Format }[] = [];
-  const wholeWords = ({ rows, format }: { rows: number; format: Format }) =>
-    format.planes(k).every(({ rowBytes }) => rows * rowBytes % 4 === 0);
-  let n = 0;
-  for (const { rows, format } of stack) {
-    const last = runs.at(-1);
-    if (last?.format === format && wholeWords(last)) last.rows += rows;
-    else runs.push({ begin: n, rows, format });
-    n += rows;
-  }
+  const n = stack.reduce((sum, { rows }) => sum + rows, 0);
+  let runs = runsOf(stack, k);
+  if (pairs && runs.length > 1) runs = runsOf(stack, k, n / 2);
   for (const { format: { name, elements } } of runs) {
     if (k % elements === 0) continue;
     throw new Error(
@@ -87,11 +91,11 @@ export function layOut(
     const all = half ?? rows;
     const step = all * rowBytes <= most
       ? all
-      : Math.floor(most / rowBytes / CUT) * CUT;
+      : Math.floor(most / rowBytes / cut) * cut;
     if (step === 0) {
       throw new DeviceError(
-        `Cannot allocate ${label} of shape [${n}, ${k}]: ${CUT} rows take ${
-          CUT * rowBytes
+        `Cannot allocate ${label} of shape [${n}, ${k}]: ${cut} rows take ${
+          cut * rowBytes
         } bytes in ${format.name}, one buffer holds at most ${most}`,
       );
     }
@@ -108,12 +112,32 @@ export function layOut(
   });
 }
 
+/** Merges neighbors in the same format, unless they meet at row `apart`. */
+function runsOf(
+  stack: readonly { rows: number; format: Format }[],
+  k: number,
+  apart?: number,
+): { begin: number; rows: number; format: Format }[] {
+  const runs: { begin: number; rows: number; format: Format }[] = [];
+  const wholeWords = ({ rows, format }: { rows: number; format: Format }) =>
+    format.planes(k).every(({ rowBytes }) => rows * rowBytes % 4 === 0);
+  let n = 0;
+  for (const { rows, format } of stack) {
+    const last = runs.at(-1);
+    const merges = last?.format === format && n !== apart && wholeWords(last);
+    if (merges) last.rows += rows;
+    else runs.push({ begin: n, rows, format });
+    n += rows;
+  }
+  return runs;
+}
+
 /** Lays out a matrix with {@linkcode layOut} and allocates its planes. */
 export function allocateMatrix<T>(
   label: string,
   stack: readonly { rows: number; format: Format }[],
   k: number,
-  options: { pairs?: boolean; most?: number },
+  options: LayoutOptions,
   allocate: (bytes: number, label: string) => T,
 ): Matrix<T> {
   const parts = layOut(label, stack, k, options).map((part) => {

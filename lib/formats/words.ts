@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Format, WgslReader } from "./format.ts";
+import type { Format, SimdCode, WgslReader } from "./format.ts";
 
 /** The fields of a 16-bit format, except for how its bits are read. */
 export const sixteenBits = {
@@ -51,3 +51,15 @@ export const rowBits = (
   k: number,
 ): Uint16Array =>
   new Uint16Array(values.buffer, values.byteOffset + 2 * row * k, k);
+
+/** The values of four IEEE 754 halves, in the upper halves of lanes whose rest is zero. */
+export function halvesToFloat<V>(simd: SimdCode<V>, upper: V): V {
+  // Moves sign, exponent and fraction into place. A multiplication corrects the
+  // exponent's bias and normalizes subnormals exactly. The largest exponent means
+  // infinity or NaN.
+  const shifted = simd.and(simd.shiftRight(upper, 3), simd.bits(0x8fffe000));
+  const scaled = simd.keep(simd.mul(shifted, simd.number(2 ** 112)));
+  const special = simd.greaterEqual(simd.abs(scaled), simd.number(65536));
+  // Kept, so that one vector is finished before another begins.
+  return simd.keep(simd.or(scaled, simd.and(special, simd.number(Infinity))));
+}

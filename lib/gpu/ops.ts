@@ -7,18 +7,29 @@
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
+import { chooseExperts } from "../../kernels/choose_experts.ts";
 import { embed } from "../../kernels/embed.ts";
+import { expertGemm } from "../../kernels/expert_gemm.ts";
+import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
+import { gatherRows } from "../../kernels/gather_rows.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
+import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../../kernels/rms_norm.ts";
+import { sortExperts } from "../../kernels/sort_experts.ts";
+import { sumExperts } from "../../kernels/sum_experts.ts";
 import { sumSplits } from "../../kernels/sum_splits.ts";
 import { swiglu } from "../../kernels/swiglu.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
 import { type Matrix, type MatrixPart, rowsHeld } from "../formats/matrix.ts";
-import { exactLanes, laneConstants } from "../dispatch/capabilities.ts";
+import {
+  exactLanes,
+  laneConstants,
+  mostThreads,
+} from "../dispatch/capabilities.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import type { Epilogue } from "../dispatch/shapes.ts";
 import { chooseLinear, type LinearChoice } from "../dispatch/linear.ts";
@@ -28,6 +39,13 @@ import {
   headConstants,
   mostSplits,
 } from "../dispatch/attention.ts";
+import {
+  chooseExpertGemm,
+  chooseExpertGemv,
+  groupsRows,
+  groupTile,
+  groupTiles,
+} from "../dispatch/experts.ts";
 import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
@@ -40,6 +58,13 @@ import { Tensor } from "../webgpu/tensor.ts";
 /** The number of partial sums of squares that embed writes per row. */
 const EMBED_PARTS = Number(embed.constants.WORKGROUP);
 
+/** The kernels of one or a few rows, and the sums of squares that they leave. */
+const BY_ROWS = {
+  gemv: [gemv, squareParts],
+  gemvInt8: [gemvInt8, int8Parts],
+  gemvRows: [gemvRows, rowParts],
+} as const;
+
 /** A call of a Linear layer, for one part of its matrix. */
 interface LinearCall {
   x: Tensor;
@@ -51,6 +76,25 @@ interface LinearCall {
   y: Tensor;
   epilogue: Epilogue;
   choice: LinearChoice;
+}
+
+/** How pairs of a row and an expert are grouped by expert; see kernels/sort_experts.ts. */
+interface Groups {
+  tile: number;
+  groups: Tensor;
+  order: Tensor;
+  places: Tensor;
+}
+
+/** A call of a Linear layer of experts. */
+interface ExpertCall {
+  x: Tensor;
+  w: Matrix<Tensor>;
+  chosen: Tensor;
+  y: Tensor;
+  epilogue: Epilogue;
+  /** Rows of an expert, gates and ups counted once. */
+  n: number;
 }
 
 /** The arguments of attention in one layer. */
@@ -69,6 +113,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   #buffers = new Map<string, Tensor>();
   /** Partial sums of squares of a tensor's rows, by its buffer. */
   #squares = new Map<GPUBuffer, Tensor>();
+  /** How rows are grouped by expert, if they are, by the buffer of what was chosen. */
+  #groups = new Map<GPUBuffer, Groups>();
 
   constructor(
     readonly gpu: Gpu,
@@ -112,12 +158,201 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     }
     const both = this.#rows("gate and up", rows, gateUp.n);
     this.#linear(x, gateUp, both, { norm, epilogue: "store" });
+    this.#swiglu(gateUp, both, y);
+    return y;
+  }
+
+  #swiglu(gateUp: Matrix<Tensor>, both: Tensor, y: Tensor): void {
     this.plan.add(swiglu, { both, y }, {
       label: gateUp.label,
       reason:
         "gate and up are stored in different types, so no kernel reads both at once",
     });
+  }
+
+  chooseExperts(scores: Tensor): Tensor {
+    const [rows, count] = scores.shape;
+    const { used, normalized } = this.config.experts!;
+    const chosen = this.#rows("chosen", 2 * rows, used);
+    this.plan.add(chooseExperts, { scores, chosen }, {
+      label: "choose_experts",
+      reason: `the ${used} highest of ${count} scores`,
+      constants: {
+        ...laneConstants(this.gpu, count),
+        NORMALIZED: normalized ? 1 : 0,
+      },
+    });
+    if (groupsRows(rows, { count, used })) this.#group(chosen, count);
+    else this.#groups.delete(chosen.buffer);
+    return chosen;
+  }
+
+  /** Groups pairs of a row and an expert by expert. */
+  #group(chosen: Tensor, experts: number): void {
+    const pairs = chosen.shape[0] / 2 * chosen.shape[1];
+    const tile = groupTile(pairs, experts);
+    const tiles = groupTiles(pairs, experts, tile);
+    const u32 = (use: string, count: number) =>
+      this.#scratch(use, "u32", count, 1).view(count);
+    const groups = u32("groups", tiles), order = u32("order", tiles * tile);
+    const places = u32("places", pairs);
+    this.plan.add(sortExperts, { chosen, groups, order, places }, {
+      label: "choose_experts",
+      reason: "rows are grouped by expert, whose matrix is then read once",
+      constants: {
+        EXPERTS: experts,
+        TILE: tile,
+        WORKGROUP: Math.min(256, mostThreads(this.gpu)),
+      },
+    });
+    this.#groups.set(chosen.buffer, { tile, groups, order, places });
+  }
+
+  expertsSwiglu(
+    x: Tensor,
+    norm: Matrix<Tensor>,
+    w: Matrix<Tensor>,
+    chosen: Tensor,
+  ): Tensor {
+    const n = this.config.experts!.intermediateSize;
+    const pairs = x.shape[0] * chosen.shape[1];
+    const groups = this.#groups.get(chosen.buffer);
+    if (groups) {
+      const both = this.#grouped(x, w, { n, groups, norm });
+      const { places } = groups, gated = this.#rows("gated", pairs, n);
+      this.plan.add(swiglu, { both, places, y: gated }, {
+        label: w.label,
+        reason: "gates and ups of an expert are separate matmuls",
+        constants: { PLACED: 1 },
+      });
+      return gated;
+    }
+    const call = { x: this.#normed(x, norm), w, chosen, n };
+    const y = this.#rows("gated", pairs, n);
+    if (w.parts.every(({ twin }) => twin !== undefined)) {
+      this.#experts({ ...call, y, epilogue: "swiglu" });
+      return y;
+    }
+    const both = this.#rows("gate and up", pairs, 2 * n);
+    this.#experts({ ...call, y: both, epilogue: "store" });
+    this.#swiglu(w, both, y);
     return y;
+  }
+
+  expertsAdd(
+    x: Tensor,
+    w: Matrix<Tensor>,
+    chosen: Tensor,
+    residual: Tensor,
+  ): Tensor {
+    const n = residual.shape[1], groups = this.#groups.get(chosen.buffer);
+    if (!groups) {
+      this.#experts({ x, w, chosen, y: residual, n, epilogue: "add" });
+      return residual;
+    }
+    const partial = this.#grouped(x, w, { n, groups }), { places } = groups;
+    this.#squares.delete(residual.buffer);
+    this.plan.add(sumExperts, { partial, places, chosen, y: residual }, {
+      label: w.label,
+      reason: "sums the experts of a row, in order",
+    });
+    return residual;
+  }
+
+  /**
+   * Multiplies rows that are grouped by expert. `n` is how many rows an expert has in w,
+   * or in each half of it if that has gates and ups, which then follow one another in the
+   * result.
+   */
+  #grouped(
+    x: Tensor,
+    w: Matrix<Tensor>,
+    { n, groups: { tile, groups, order }, norm }: {
+      n: number;
+      groups: Groups;
+      norm?: Matrix<Tensor>;
+    },
+  ): Tensor {
+    const { count: experts, used } = this.config.experts!;
+    const [padded] = order.shape, pairs = x.shape[0] * (norm ? used : 1);
+    const sorted = this.#rows("sorted", padded, w.k);
+    this.plan.add(gatherRows, { x, order, y: sorted }, {
+      label: w.label,
+      reason: "rows of an expert follow one another",
+      constants: { USED: norm ? used : 1 },
+    });
+    const stride = w.n / experts, all = experts * n;
+    const c = this.#rows(`${stride} of experts`, padded, stride);
+    let normed: Tensor | undefined, halves: [Tensor, Tensor] | undefined;
+    for (const part of w.parts) {
+      const { constants, headroom, reason } = chooseExpertGemm({
+        ...{ pairs, experts, n, k: w.k },
+        ...{ format: part.format, largest: w.largest },
+      }, this.gpu);
+      const [a, scales] = headroom
+        ? halves ??= this.#half(sorted, norm, headroom)
+        : [normed ??= norm ? this.#normed(sorted, norm) : sorted, sorted];
+      for (const [i, begin] of [part.begin, part.twin].entries()) {
+        if (begin === undefined) continue;
+        const column = begin < all ? 0 : n;
+        this.plan.add(expertGemm, {
+          ...{ a, b: { matrix: w, part }, scales, groups, c },
+        }, {
+          label: w.label,
+          reason,
+          constants: {
+            ...constants,
+            EXPERTS: part.rows / n,
+            C_FOURS: n % 4 === 0 ? 1 : 0,
+            PAIRS: pairs,
+            COLUMNS: n,
+          },
+          uniforms: {
+            ...{ m: tile, n, column },
+            first: begin % all / n,
+            base: i * part.rows,
+          },
+        });
+      }
+    }
+    return c;
+  }
+
+  /**
+   * Records a Linear layer of experts, for each part of their matrix. If each part adds to
+   * the rows of y, the last leaves the sums of squares of the result.
+   */
+  #experts({ x, w, chosen, y, epilogue, n }: ExpertCall): void {
+    const { count } = this.config.experts!, used = chosen.shape[1];
+    const swiglu = epilogue === "swiglu";
+    const all = count * n; // rows of all gates, or of all ups
+    for (const part of w.parts) {
+      const shape = { used, n, k: w.k, format: part.format, epilogue };
+      const { constants, reason } = chooseExpertGemv(shape, this.gpu);
+      const leaves = epilogue === "add"
+        ? this.#leaveSquares(y, expertSquareParts(n, constants))
+        : undefined;
+      this.plan.add(expertGemv, {
+        w: { matrix: w, part },
+        x,
+        chosen,
+        y,
+        ...(leaves ? { squares: leaves } : {}),
+      }, {
+        label: w.label,
+        reason,
+        constants: {
+          ...constants,
+          EXPERTS: part.rows / n,
+          WHOLE: part.rows === all ? 1 : 0,
+        },
+        uniforms: {
+          first: part.begin % all / n,
+          stride: y.shape[1],
+          column: swiglu || part.begin < all ? 0 : n,
+        },
+      });
+    }
   }
 
   attend(
@@ -295,23 +530,26 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       }, this.gpu);
       const call = { x, norm, input, w, part, y, epilogue, choice };
       if (choice.kernel === "gemm") this.#gemm(call);
-      else this.#gemv(call);
+      else this.#gemv(call, choice.kernel);
     }
     return y;
   }
 
   /** Records a matmul of one or a few rows. */
-  #gemv({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
-    const { constants, reason } = choice, one = choice.kernel === "gemv";
+  #gemv(
+    { x, norm, input, w, part, y, epilogue, choice }: LinearCall,
+    by: keyof typeof BY_ROWS,
+  ): void {
+    const { constants, reason } = choice, [kernel, sums] = BY_ROWS[by];
+    const fours = by !== "gemvRows" && constants.SPREAD !== "rows";
     const squares = this.#squares.get(x.buffer);
     const fused = norm && choice.fusedNorm && squares &&
-      // gemv reads them four at a time, except where each lane has its own rows.
-      !(one && constants.SPREAD !== "rows" && squares.shape[1] % 4);
-    const sums = one ? squareParts : rowParts;
+      // One row's are read four at a time, except where each lane has its own rows.
+      !(fours && squares.shape[1] % 4);
     const leaves = epilogue === "add"
       ? this.#leaveSquares(y, sums(part.rows, constants))
       : undefined;
-    this.plan.add(one ? gemv : gemvRows, {
+    this.plan.add(kernel, {
       w: { matrix: w, part },
       x: fused ? x : input(),
       y,

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Qwen3Config } from "../checkpoint/config.ts";
+import { mlpWidth, type Qwen3Config } from "../checkpoint/config.ts";
 import type { ModelWork } from "../dispatch/pass_rows.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { Pace } from "../webgpu/pace.ts";
@@ -26,14 +26,14 @@ export interface Paces {
 /** The paces of a model that has not run yet. */
 export function pacesOf(gpu: Gpu, config: Qwen3Config): Paces {
   const guess = GUESS[gpu.software ? "software" : "hardware"];
-  const { hiddenSize, intermediateSize, headDim } = config;
+  const { hiddenSize, headDim } = config, inner = mlpWidth(config);
   const q = config.numAttentionHeads * headDim;
   const qkv = q + 2 * config.numKeyValueHeads * headDim;
-  const gateUp = 2 * intermediateSize;
+  const gateUp = 2 * inner;
   return {
     work: {
       layers: config.numHiddenLayers,
-      layer: hiddenSize * (qkv + q + gateUp + intermediateSize),
+      layer: hiddenSize * (qkv + q + gateUp + inner),
       largest: hiddenSize * Math.max(qkv, gateUp),
       head: hiddenSize * config.vocabSize,
       attention: 2 * q,

@@ -218,7 +218,12 @@ export class GpuRunner implements Runner {
   get prefillRows(): number {
     const { config, gpu } = this;
     const heads = config.numAttentionHeads + 2 * config.numKeyValueHeads;
-    const widest = Math.max(heads * config.headDim, config.intermediateSize);
+    const { experts, hiddenSize } = config;
+    // Results of experts are kept apart, with padding; see lib/dispatch/experts.ts.
+    const mlp = experts
+      ? 4 * experts.used * Math.max(hiddenSize, 2 * experts.intermediateSize)
+      : config.intermediateSize;
+    const widest = Math.max(heads * config.headDim, mlp);
     return choosePassRows(widest, gpu.limits.maxStorageBufferBindingSize);
   }
 

@@ -26,8 +26,8 @@ const READ = { hardware: 1e8, software: 2e6 };
 const SYNTHESIZED = 1 << 24;
 
 /**
- * Measures the largest absolute value of each weight whose table entry requests it, with
- * a single readback.
+ * Measures the largest absolute value of each weight whose table entry requests it, and of
+ * those whose quants can multiply as integers, with a single readback.
  */
 export async function measureLargest(
   gpu: Gpu,
@@ -37,7 +37,9 @@ export async function measureLargest(
 ): Promise<void> {
   const table = familyOf(config).weights(config);
   const matrices = [...pairWeights(weights, table)]
-    .filter(([, { measured }]) => measured).map(([matrix]) => matrix);
+    .filter(([{ parts }, { measured }]) =>
+      measured || parts.some(({ format }) => format.integers)
+    ).map(([matrix]) => matrix);
   const size = matrices.length, zeros = new Uint32Array(size);
   using found = Tensor.create(gpu, "u32", [size], zeros, "largest");
   using plan = new Plan(gpu);

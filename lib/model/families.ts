@@ -5,11 +5,12 @@
  * @module
  */
 import { ConfigFields, type Qwen3Config } from "../checkpoint/config.ts";
-import { jsonText, listed, quoted } from "../errors.ts";
+import { jsonText, listed } from "../errors.ts";
 import type { Family } from "./family.ts";
 import { qwen3 } from "./qwen3.ts";
+import { qwen3Moe } from "./qwen3_moe.ts";
 
-const FAMILIES: readonly Family[] = [qwen3];
+const FAMILIES: readonly Family[] = [qwen3, qwen3Moe];
 
 /** Returns the family of a parsed configuration. */
 export function familyOf({ modelType }: Qwen3Config): Family {
@@ -57,8 +58,6 @@ export function parseConfig(json: unknown, where: string): Qwen3Config {
   if (family) return family.parseConfig(fields);
   const hint = type === undefined
     ? `; its fields are ${listed(Object.keys(fields.values)) || "none"}`
-    : typeof type === "string" && type.endsWith("_moe")
-    ? `: a mixture of experts (${quoted(type)}) is not supported`
     : "";
   fields.refuse("model_type", KNOWN + hint);
 }
@@ -78,14 +77,11 @@ export function familyOfGguf(architecture: unknown, where: string): Family {
   if (architecture === undefined) {
     throw new Error(`Cannot use ${where}: it has no ${key}`);
   }
-  const hint = typeof architecture === "string" && /moe$/.test(architecture)
-    ? ": a mixture of experts is not supported"
-    : "";
   const known = FAMILIES.map(({ gguf }) => JSON.stringify(gguf.architecture));
   throw new Error(
     `Cannot use ${where}: ${key} is ${jsonText(architecture)}, must be ${
       known.join(" or ")
-    }${hint}`,
+    }`,
   );
 }
 

@@ -33,8 +33,11 @@ export interface Layer<T> {
   kNorm: T;
   oProj: T;
   postNorm: T;
-  /** gate_proj, then up_proj. */
+  /** Scores the experts; absent if the layer has one MLP. */
+  router?: T;
+  /** gate_proj, then up_proj; of experts, gate_proj of all, then up_proj of all. */
   gateUpProj: T;
+  /** Of experts, down_proj of all. */
   downProj: T;
 }
 
@@ -44,9 +47,10 @@ export interface WeightSpec {
   readonly label: string;
   /**
    * Norms are vectors, the others are matrices. Synthetic checkpoints fill each kind
-   * differently.
+   * differently. A router stays as exact as it is stored: a rounding error may choose
+   * another expert.
    */
-  readonly kind: "embedding" | "projection" | "norm";
+  readonly kind: "embedding" | "projection" | "router" | "norm";
   /** The checkpoint's tensors; their rows are stacked in this order. */
   readonly tensors: readonly {
     readonly name: string;
@@ -57,6 +61,8 @@ export interface WeightSpec {
    * together.
    */
   readonly split?: "rows" | "pairs";
+  /** Rows that must not be split, such as those of an expert. */
+  readonly together?: number;
   /**
    * Whether to measure its largest absolute value, which f16 matmuls and attention need
    * as a bound.
@@ -88,10 +94,18 @@ export interface GgufFamily {
    * @throws {Error} if a key is invalid or not supported; the message names it.
    */
   parseConfig(fields: ConfigFields, facts: GgufFacts): Qwen3Config;
-  /** The name of a tensor of the weight table. */
+  /** The name of the tensor that has a tensor of the weight table. */
   tensor(name: string): string;
   /** The tensor that may hold all of an entry's, stacked; undefined if none may. */
   stacked(spec: WeightSpec): string | undefined;
+  /**
+   * Which of those in its tensor a tensor of the weight table is, one after another in
+   * the outermost of three dimensions; undefined if it has one of its own.
+   */
+  within?(
+    name: string,
+    config: Qwen3Config,
+  ): { index: number; count: number } | undefined;
 }
 
 /** The interface of a family to the rest of the project. */
@@ -146,7 +160,7 @@ export function specsAt(
   kind: WeightSpec["kind"],
   name: string,
   shapes: Readonly<Record<string, readonly number[]>>,
-  more?: Partial<Pick<WeightSpec, "split" | "measured">>,
+  more?: Partial<Pick<WeightSpec, "split" | "together" | "measured">>,
 ) => WeightSpec {
   return (kind, name, shapes, more) => ({
     label: label + name,
@@ -184,7 +198,7 @@ export function mapWeights<A, B>(
     embedTokens: of(weights.embedTokens),
     layers: weights.layers.map((layer) =>
       Object.fromEntries(
-        Object.entries<A>({ ...layer }).map((
+        Object.entries<A>({ ...layer } as Record<string, A>).map((
           [role, weight],
         ) => [role, of(weight)]),
       ) as unknown as Layer<B>
@@ -202,7 +216,7 @@ export function pairWeights<A, B>(a: Weights<A>, b: Weights<B>): Map<A, B> {
   const pairs = new Map([[a.embedTokens, b.embedTokens]]);
   a.layers.forEach((layer, i) => {
     for (const role of Object.keys(layer) as (keyof Layer<A>)[]) {
-      pairs.set(layer[role], b.layers[i][role]);
+      pairs.set(layer[role]!, b.layers[i][role]!);
     }
   });
   return pairs.set(a.norm, b.norm).set(a.lmHead, b.lmHead);

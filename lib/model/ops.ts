@@ -54,6 +54,26 @@ export interface Ops<T> {
    */
   normSwiglu(x: T, norm: Matrix<T>, gateUp: Matrix<T>): T;
 
+  /**
+   * Chooses experts by their scores: `[rows, experts]` → `[2 · rows, used]`, for each row
+   * of scores a row with the numbers of the highest, the highest first, and a row with
+   * their weights, from a softmax over all scores. Of equal scores the first is higher.
+   */
+  chooseExperts(scores: T): T;
+
+  /**
+   * `silu(g) · u` of each row of `RMSNorm(x, norm)` by each of its experts, which
+   * {@linkcode chooseExperts} chose: `[rows, k]` → `[rows · used, n]`. `gateUp` is
+   * `[2 · experts · n, k]`, gate_proj of all experts first.
+   */
+  expertsSwiglu(x: T, norm: Matrix<T>, gateUp: Matrix<T>, chosen: T): T;
+
+  /**
+   * Adds the weighted results of each row's experts to `residual`, in place:
+   * `[rows · used, k]`, `[experts · n, k]` → `[rows, n]`.
+   */
+  expertsAdd(gated: T, down: Matrix<T>, chosen: T, residual: T): T;
+
   /** The last row of each sequence of the pass: `[rows, n]` → `[sequences, n]`. */
   lastRow(x: T, cache: KvCache<T>): T;
 

@@ -37,15 +37,19 @@ export const qwen3: Family = {
     embedding: "token_embd.weight",
     head: "output.weight",
     parseConfig: parseGgufConfig,
-    tensor: (name) =>
-      name.split(".").map((part) => GGUF_NAMES[part] ?? part)
-        .filter((part) => part !== "").join("."),
+    tensor: ggufName,
     stacked: ({ label }) => {
       const [, layer] = /^layers\.(\d+)\.qkv_proj$/.exec(label) ?? [];
       return layer && `blk.${layer}.attn_qkv.weight`;
     },
   },
 };
+
+/** The name of a tensor in GGUF files. */
+export function ggufName(name: string): string {
+  return name.split(".").map((part) => GGUF_NAMES[part] ?? part)
+    .filter((part) => part !== "").join(".");
+}
 
 /** Parts of the names of tensors in GGUF files, by those in safetensors files. */
 const GGUF_NAMES: Readonly<Record<string, string>> = {
@@ -69,7 +73,8 @@ const GGUF_NAMES: Readonly<Record<string, string>> = {
   down_proj: "ffn_down",
 };
 
-function* forward<T>(
+/** The forward pass of both families: a layer has an MLP, or a router and experts. */
+export function* forward<T>(
   ops: Ops<T>,
   weights: Weights<Matrix<T>>,
   tokens: T,
@@ -80,19 +85,28 @@ function* forward<T>(
   let x = yield ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
   for (const [i, layer] of weights.layers.entries()) {
     const qkv = yield ops.normMatmul(x, layer.inputNorm, layer.qkvProj);
-    const { qNorm, kNorm, gateUpProj, downProj } = layer;
-    const next = [gateUpProj, downProj] as const;
+    const { qNorm, kNorm, postNorm, router, gateUpProj, downProj } = layer;
+    // Which experts are read next is not known yet.
+    const next = router ? undefined : [gateUpProj, downProj] as const;
     const attended = yield ops.attend(qkv, qNorm, kNorm, cache, i, next);
     x = yield ops.matmulAdd(attended, layer.oProj, x);
-    const gated = yield ops.normSwiglu(x, layer.postNorm, gateUpProj);
-    x = yield ops.matmulAdd(gated, downProj, x);
+    if (router === undefined) {
+      const gated = yield ops.normSwiglu(x, postNorm, gateUpProj);
+      x = yield ops.matmulAdd(gated, downProj, x);
+    } else {
+      const scores = yield ops.normMatmul(x, postNorm, router);
+      const chosen = yield ops.chooseExperts(scores);
+      const gated = yield ops.expertsSwiglu(x, postNorm, gateUpProj, chosen);
+      x = yield ops.expertsAdd(gated, downProj, chosen, x);
+    }
   }
   if (ends !== undefined) return ops.normRows(x, ends, weights.norm);
   if (!all) x = yield ops.lastRow(x, cache);
   return ops.normMatmul(x, weights.norm, weights.lmHead);
 }
 
-function weights(config: Qwen3Config): Weights<WeightSpec> {
+/** The weight table of the dense models. */
+export function weights(config: Qwen3Config): Weights<WeightSpec> {
   const { hiddenSize: hidden, intermediateSize: inner, headDim } = config;
   const q = config.numAttentionHeads * headDim;
   const kv = config.numKeyValueHeads * headDim;
@@ -148,7 +162,7 @@ function weights(config: Qwen3Config): Weights<WeightSpec> {
 }
 
 /** Absent fields get the same defaults as in `transformers.Qwen3Config`. */
-function parseConfig(fields: ConfigFields): Qwen3Config {
+export function parseConfig(fields: ConfigFields): Qwen3Config {
   refuseUnsupported(fields);
   const heads = "num_attention_heads", kvHeads = "num_key_value_heads";
   const mostHeads = BOUNDS.numAttentionHeads;
@@ -192,7 +206,10 @@ function parseConfig(fields: ConfigFields): Qwen3Config {
 }
 
 /** Absent keys get the same defaults as in llama.cpp. */
-function parseGgufConfig(fields: ConfigFields, facts: GgufFacts): Qwen3Config {
+export function parseGgufConfig(
+  fields: ConfigFields,
+  facts: GgufFacts,
+): Qwen3Config {
   const heads = "attention.head_count", kvHeads = "attention.head_count_kv";
   const most = BOUNDS.numAttentionHeads;
   const numAttentionHeads = fields.size(heads, most);

@@ -113,15 +113,16 @@ class Loader<T> {
   }
 
   /** Loads an entry's tensors, stacked into one matrix. */
-  async load({ label, kind, tensors, split }: WeightSpec): Promise<Matrix<T>> {
+  async load(spec: WeightSpec): Promise<Matrix<T>> {
     const { checkpoint, store } = this;
+    const { label, kind, tensors, split, together } = spec;
     const infos = tensors.map(({ name }) => checkpoint.tensors.get(name)!);
     const stack = infos.map(({ shape, format }) => ({
       rows: shape.length > 1 ? shape[0] : 1, // a norm is a matrix of one row
       format,
     }));
     const k = infos[0].shape.at(-1)!;
-    const limits = { pairs: split === "pairs", most: store.most };
+    const limits = { pairs: split === "pairs", most: store.most, together };
     const matrix = allocateMatrix(
       label,
       stack,

@@ -317,7 +317,7 @@ function write(
     }
   }
   const declarations: string[] = [];
-  /** How many functions `x_four[i]` there are for each buffer `x`, by name. */
+  /** How many functions there are of those with numbers, such as `x_four[i]`, by name. */
   const fours = new Map<string, number>();
   let binding = 0;
   for (const { name, bindings, view, format, access } of bound) {
@@ -334,7 +334,13 @@ function write(
       )
     );
     declarations.push(...code);
-    fours.set(`${name}_four`, view === "vec4" ? 1 : unitSize(format) / 4);
+    const unit = unitSize(format);
+    fours.set(`${name}_four`, view === "vec4" ? 1 : unit / 4);
+    if (view === "unit" && format?.integers) {
+      fours.set(`${name}_bytes`, unit / 4);
+      fours.set(`${name}_scale`, unit / format.integers.group);
+      fours.set(`${name}_min`, unit / format.integers.group);
+    }
   }
   const fields = [
     ...Object.keys(dims).map((name) => `${name}: u32`),

@@ -304,9 +304,9 @@ Deno.test("openCheckpoint refuses GGUF files of other models by names", async ()
       'Cannot use x.gguf: general.architecture is "llama", must be "qwen3"',
     ],
     [
-      withKeys(["general.architecture", "string", "qwen3moe"]),
+      withKeys(["general.architecture", "string", "qwen2moe"]),
       tensors,
-      'Cannot use x.gguf: general.architecture is "qwen3moe", must be "qwen3": a mixture of experts is not supported',
+      'Cannot use x.gguf: general.architecture is "qwen2moe", must be "qwen3" or "qwen3moe"',
     ],
     [[], tensors, "Cannot use x.gguf: it has no general.architecture"],
     [

@@ -256,16 +256,6 @@ Deno.test("two downloads of one repository share the work", async () => {
   assertEquals(downloads.length, 1);
 });
 
-Deno.test("a mixture of experts is refused before its weights download", async () => {
-  await using _cache = await emptyCache();
-  await using server = await serveHub("tiny-moe-bf16");
-  await assertRejects(() => openCheckpoint("Some/Model"), Error, "qwen3_moe");
-  assertEquals(
-    server.requests.some(({ url }) => url.endsWith(".safetensors")),
-    false,
-  );
-});
-
 for (
   const [what, fields] of [
     ["FP8", { quantization_config: { quant_method: "fp8" } }],

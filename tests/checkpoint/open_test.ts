@@ -194,10 +194,6 @@ Deno.test("openCheckpoint lists what it looked for", async () => {
   }
 });
 
-Deno.test("openCheckpoint refuses a mixture of experts by name", async () => {
-  await assertRefused(pathOf("tiny-moe-bf16"), "qwen3_moe");
-});
-
 Deno.test("openCheckpoint refuses broken files", async () => {
   await using folder = await copyOf("tiny-tied-bf16");
   const { path } = folder;

@@ -81,6 +81,7 @@ Deno.test("synthetic checkpoints have the tensors of published ones", async () =
   assertEquals(parameters("synthetic:qwen3-8b"), 8_190_735_360);
   assertEquals(parameters("synthetic:qwen3-14b"), 14_768_307_200);
   assertEquals(parameters("synthetic:qwen3-32b"), 32_762_123_264);
+  assertEquals(parameters("synthetic:qwen3-30b-a3b"), 30_532_122_624);
 
   const tied = parseSynthetic("synthetic:qwen3-0.6b");
   assertEquals(tied.tensors.has("lm_head.weight"), false);
@@ -172,7 +173,7 @@ Deno.test("parseSynthetic refuses unknown sizes and parameters, and lists the kn
   const refused: [string, string][] = [
     [
       "synthetic:qwen3-3b",
-      "try synthetic:qwen3-0.6b, -1.7b, -4b, -8b, -14b or -32b",
+      "try synthetic:qwen3-0.6b, -1.7b, -4b, -8b, -14b, -32b or -30b-a3b",
     ],
     ["synthetic:", "try synthetic:qwen3-0.6b, -1.7b"],
     ["synthetic:qwen3-", "try synthetic:qwen3-0.6b, -1.7b"],

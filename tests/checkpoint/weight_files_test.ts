@@ -405,7 +405,7 @@ Deno.test("a Git LFS pointer or a web page in place of a text file is named", as
   }
   await assertRefused(
     copyCheckpoint(tied.model, { "config.json": '{"error": "Not found"}' }),
-    'Cannot use PATH/config.json: model_type is missing, must be "qwen3"; its fields are error',
+    'Cannot use PATH/config.json: model_type is missing, must be "qwen3" or "qwen3_moe"; its fields are error',
   );
 });
 

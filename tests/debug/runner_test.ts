@@ -6,16 +6,19 @@ import { tamperedGpu } from "../support/tampered_gpu.ts";
 import { withLargeValues } from "../support/temp_checkpoint.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
+const MOE = new URL("../fixtures/tiny-moe-bf16/", import.meta.url).href;
 
 gpuTest("debug changes nothing while the kernels are right", async () => {
-  using plain = await loadQwen3(TINY, { device: "gpu" });
-  using debug = await loadQwen3(TINY, { device: "gpu", debug: true });
-  const ids = async (qwen: typeof plain) => {
-    const run = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 4 });
-    for await (const _ of run);
-    return run.tokenIds;
-  };
-  assertEquals(await ids(debug), await ids(plain));
+  for (const model of [TINY, MOE]) {
+    using plain = await loadQwen3(model, { device: "gpu" });
+    using debug = await loadQwen3(model, { device: "gpu", debug: true });
+    const ids = async (qwen: typeof plain) => {
+      const run = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 4 });
+      for await (const _ of run);
+      return run.tokenIds;
+    };
+    assertEquals(await ids(debug), await ids(plain));
+  }
 });
 
 gpuTest("debug switches an overflowing cache to f32 and says so", async () => {
@@ -42,6 +45,19 @@ gpuTest("debug switches an overflowing cache to f32 and says so", async () => {
     assertEquals(await debug.logits([1, 2, 3]), expected);
     assertEquals(caches(), ["f16", "f32"]);
   }
+});
+
+gpuTest("debug names a wrong choice of experts", async () => {
+  const gpu = tamperedGpu(
+    "chooseExperts",
+    (wgsl) => wgsl.replace("f32(winner))", "f32(winner / 2u))"),
+  );
+  using qwen = await loadQwen3(MOE, { device: "gpu", debug: true, gpu });
+  await assertRejects(
+    () => qwen.logits([1, 2, 3]),
+    Error,
+    "choose_experts (chooseExperts) differs from the CPU at [",
+  );
 });
 
 gpuTest(

@@ -8,11 +8,13 @@ import type { Format } from "../../lib/formats/format.ts";
 import {
   allocateMatrix,
   layOut,
+  type LayoutOptions,
   type Matrix,
   piecesOf,
   planeBytes,
   rowsHeld,
 } from "../../lib/formats/matrix.ts";
+import { q8_0 } from "../../lib/formats/blocks_of_32.ts";
 import { q4_k, q6_k } from "../../lib/formats/k_quants.ts";
 import { FORMATS } from "../../lib/formats/mod.ts";
 import { randomTest } from "../support/random.ts";
@@ -117,6 +119,40 @@ randomTest(
     }
   },
 );
+
+Deno.test("rows that belong together are not split, nor pairs that meet in one format", () => {
+  const parts = (formats: Format[], options: LayoutOptions) =>
+    layOut(
+      "experts",
+      formats.map((format) => ({ rows: 20, format })),
+      64,
+      { together: 20, pairs: true, ...options },
+    ).map(({ begin, rows, twin, format: { name } }) => [
+      begin,
+      rows,
+      twin,
+      name,
+    ]);
+  const four = [bf16, bf16, bf16, bf16, bf16, bf16];
+  assertEquals(parts(four, {}), [[0, 60, 60, "bf16"]]);
+  // Two experts are 80 rows of 128 bytes.
+  assertEquals(parts(four, { most: 11000 }), [
+    [0, 40, 60, "bf16"],
+    [40, 20, 100, "bf16"],
+  ]);
+  // The last gate and the first up have the same format.
+  assertEquals(parts([q8_0, bf16, bf16, q8_0], {}), [
+    [0, 20, undefined, "q8_0"],
+    [20, 20, undefined, "bf16"],
+    [40, 20, undefined, "bf16"],
+    [60, 20, undefined, "q8_0"],
+  ]);
+  assertThrows(
+    () => parts(four, { most: 5000 }),
+    DeviceError,
+    "Cannot allocate experts of shape [120, 64]: 20 rows take 5120 bytes in bf16, one buffer holds at most 5000",
+  );
+});
 
 Deno.test("rows that are not whole blocks are refused", () => {
   const stack = [{ rows: 4, format: bf16 }, { rows: 6, format: q4_k }];

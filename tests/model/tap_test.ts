@@ -56,6 +56,18 @@ class WordOps implements Ops<Words> {
     this.#calls++;
     return call("normSwiglu", x, norm, gateUp);
   }
+  chooseExperts(scores: Words) {
+    this.#calls++;
+    return call("chooseExperts", scores);
+  }
+  expertsSwiglu(x: Words, norm: Weight, gateUp: Weight, chosen: Words) {
+    this.#calls++;
+    return call("expertsSwiglu", x, norm, gateUp, chosen);
+  }
+  expertsAdd(gated: Words, down: Weight, chosen: Words, residual: Words) {
+    this.#calls++;
+    return call("expertsAdd", gated, down, chosen, residual);
+  }
   lastRow(x: Words) {
     this.#calls++;
     return call("lastRow", x);
@@ -79,6 +91,9 @@ function callAll(ops: Ops<Words>): string[] {
     ops.attend(a, v, w, cache, 4),
     ops.matmulAdd(a, w, b),
     ops.normSwiglu(a, v, w),
+    ops.chooseExperts(a),
+    ops.expertsSwiglu(a, v, w, b),
+    ops.expertsAdd(a, w, b, a),
     ops.lastRow(a, cache),
     ops.normRows(a, b, v),
   ].map(({ text }) => text);
@@ -92,7 +107,7 @@ Deno.test("tap sees every verb with its arguments, and results pass through", ()
   });
   const results = callAll(tapped);
   assertEquals(results, callAll(new WordOps()));
-  assertEquals(ops.calls, 8);
+  assertEquals(ops.calls, 11);
   assertEquals(calls.map(({ verb }) => verb), [
     "embed",
     "normMatmul",
@@ -100,6 +115,9 @@ Deno.test("tap sees every verb with its arguments, and results pass through", ()
     "attend",
     "matmulAdd",
     "normSwiglu",
+    "chooseExperts",
+    "expertsSwiglu",
+    "expertsAdd",
     "lastRow",
     "normRows",
   ]);
@@ -110,6 +128,9 @@ Deno.test("tap sees every verb with its arguments, and results pass through", ()
     ["a"],
     ["a", "b"],
     ["a"],
+    ["a"],
+    ["a", "b"],
+    ["a", "b", "a"],
     ["a"],
     ["a", "b"],
   ]);
@@ -154,6 +175,9 @@ Deno.test("a call is translated to another implementation's tensors and cache", 
     "attend4(A,v',w')",
     "matmulAdd(A,w',B)",
     "normSwiglu(A,v',w')",
+    "chooseExperts(A)",
+    "expertsSwiglu(A,v',w',B)",
+    "expertsAdd(A,w',B,A)",
     "lastRow(A)",
     "normRows(A,B,v')",
   ]);

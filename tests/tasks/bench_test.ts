@@ -3,8 +3,10 @@ import {
   assertEquals,
   assertMatch,
   assertStringIncludes,
+  assertThrows,
 } from "@std/assert";
 import { reportMarkdown } from "../../bench/markdown.ts";
+import { modelOfPeers } from "../../bench/peers.ts";
 import {
   type BenchReport,
   headText,
@@ -14,6 +16,7 @@ import {
   rowText,
 } from "../../bench/report.ts";
 import { chooseRows, rowKinds } from "../../bench/rows.ts";
+import { type Entry, SMALL, smallTensors, writeGguf } from "../support/gguf.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { RUN, runTask } from "../support/run_task.ts";
 
@@ -29,12 +32,12 @@ const task = (args: string[], env?: Record<string, string>) =>
   runTask("bench", args, env);
 
 /** A folder like bench/peers/pack.sh's, whose benchmark only echoes its arguments. */
-async function pretendPeers(folder: string): Promise<void> {
+async function pretendPeers(folder: string, kind = "gpu"): Promise<void> {
   const script = `#!/bin/sh
-[ "$3" = gpu ] || { echo "no such device" >&2; exit 1; }
-shift 2; kind=$1; runs=$2; shift 2
+[ "$3" = ${kind} ] || { echo "no such device" >&2; exit 1; }
+model=$1; shift 2; kind=$1; runs=$2; shift 2
 for workload in "$@"; do
-  echo "{\\"workload\\":\\"$workload\\",\\"tokensPerSecond\\":2,\\"low\\":1,\\"high\\":3,\\"runs\\":$runs,\\"device\\":\\"$kind\\"}"
+  echo "{\\"workload\\":\\"$workload\\",\\"tokensPerSecond\\":2,\\"low\\":1,\\"high\\":3,\\"runs\\":$runs,\\"device\\":\\"$kind\\",\\"model\\":\\"$model\\",\\"threads\\":\\"$THREADS\\"}"
 done
 `;
   await Deno.writeTextFile(`${folder}/llama_bench`, script, { mode: 0o755 });
@@ -189,6 +192,48 @@ gpuTest("relative paths are taken from where the user stands", async () => {
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
+});
+
+Deno.test("peers run the GGUF file that is measured, with as many threads", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await pretendPeers(folder, "cpu");
+    const long = SMALL.map((entry): Entry =>
+      entry[0] === "qwen3.context_length" ? [entry[0], "u32", 512] : entry
+    );
+    const file = `${folder}/small.gguf`;
+    await Deno.writeFile(file, writeGguf(long, smallTensors(32)));
+    for (const model of [file, folder, `${folder}:small.gguf`]) {
+      const { code, stdout, stderr } = await task([
+        ...["--model", model, "--only", "cpu", "--json", "--threads", "1"],
+        ...["--runs", "1", "--max-tokens", "8", "--peers", folder],
+      ], { TMPDIR: folder });
+      assertEquals(code, 0, stderr);
+      const { rows: [{ peers }] } = JSON.parse(stdout);
+      assertEquals(
+        peers.map((peer: Record<string, string>) => [
+          ...[peer.workload, peer.model, peer.threads],
+        ]),
+        [["tg@128", file, "1"], ["pp128", file, "1"]],
+      );
+    }
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("a GGUF file on the web is refused for peers", () => {
+  assertEquals(modelOfPeers("a/b:Q8_0", "/x/b-Q8_0.gguf"), "/x/b-Q8_0.gguf");
+  assertEquals(
+    modelOfPeers("synthetic:qwen3-8b", "a rule"),
+    "synthetic:qwen3-8b",
+  );
+  assertEquals(modelOfPeers("/m", "/m"), "/m");
+  assertThrows(
+    () => modelOfPeers("https://a/b.gguf", "https://a/b.gguf"),
+    Error,
+    "Cannot run peers: https://a/b.gguf is on the web, must be a file of this machine",
+  );
 });
 
 gpuTest("a failed peer is named, and the exit code is 1", async () => {

@@ -95,6 +95,11 @@ const CONFIG: Qwen3Config = {
   numAttentionHeads: 4,
   numKeyValueHeads: 2,
   rmsNormEps: EPS,
+  experts: {
+    ...{ count: 5, used: 2, intermediateSize: 40 },
+    normalized: true,
+    denseLayers: [],
+  },
 };
 /** Rows of a matmul, and of its weight. */
 const ROWS = [1, 5, 33], N = 74;
@@ -110,7 +115,10 @@ function testCpuKernels(
     results.push({ kernel: "CPU path", what, ...found });
   };
   for (const dtype of FLOATS) {
-    for (const rows of ROWS) matmuls(ops, random, dtype, rows, add);
+    for (const rows of ROWS) {
+      matmuls(ops, random, dtype, rows, add);
+      experts(ops, random, dtype, rows, add);
+    }
   }
   attention(ops, random, 130, 1, add);
   attention(ops, random, 3, 33, add);
@@ -163,6 +171,68 @@ function matmuls(
       tolerance,
     },
   );
+}
+
+/** A mixture of experts, the same for each row. */
+function experts(
+  ops: CpuOps,
+  random: Random,
+  dtype: typeof FLOATS[number],
+  m: number,
+  add: Add,
+): void {
+  const { hiddenSize: k, experts } = CONFIG;
+  const { count, used, intermediateSize: n } = experts!, before = 7;
+  const x = copied(ops, random.tensor("f32", [m, k], 2));
+  const norm = copied(ops, random.tensor(dtype, [k], 0.5, 1));
+  const gateUp = copied(ops, random.tensor(dtype, [2 * count * n, k], 0.1));
+  const down = copied(ops, random.tensor(dtype, [count * k, n]));
+  const data = Float32Array.from({ length: m * count }, (_, i) => i % count);
+  const chosen = ops.chooseExperts({ dtype: "f32", shape: [m, count], data });
+  const best = [count - 1, count - 2], odds = Math.exp(-1);
+  const weights = [1 / (1 + odds), odds / (1 + odds)];
+  const numbers = Array.from({ length: m }, () => [...best, ...weights]).flat();
+  const what = `${dtype} [${m}, ${k}] × ${used} of ${count} experts`;
+  const tolerance = SUM;
+  add(`${what}, chosen`, chosen, { values: numbers, tolerance });
+  const both = linear(
+    rmsNormed(toF32(x), toF32(norm), EPS),
+    toF32(gateUp),
+    { m, n: 2 * count * n, k },
+  );
+  const all = epilogue("swiglu", both, 2 * count * n, 0); // [m, count · n]
+  const ofBest = (values: Float64Array) =>
+    Float64Array.from({ length: m * used * n }, (_, i) => {
+      const pair = Math.floor(i / n), r = Math.floor(pair / used);
+      return values[(r * count + best[pair % used]) * n + i % n];
+    });
+  const pairs = matrixOf(gateUp, "gate_up", true);
+  const gated = ops.expertsSwiglu(x, matrixOf(norm), pairs, chosen);
+  add(`${what}, gated`, gated, {
+    values: ofBest(all.values),
+    norms: ofBest(all.norms),
+    tolerance,
+  });
+  const residual = copied(ops, random.filled("f32", [m, k], before));
+  const values = new Float64Array(m * k).fill(before);
+  const squares = new Float64Array(m * k).fill(before * before);
+  const rows = toF32(gated), matrices = toF32(down);
+  for (let pair = 0; pair < m * used; pair++) {
+    const e = best[pair % used], weight = weights[pair % used];
+    const y = linear(
+      rows.subarray(pair * n, (pair + 1) * n),
+      matrices.subarray(e * k * n, (e + 1) * k * n),
+      { m: 1, n: k, k: n },
+    );
+    const row = Math.floor(pair / used) * k;
+    for (let c = 0; c < k; c++) {
+      values[row + c] += weight * y.values[c];
+      squares[row + c] += (weight * y.norms[c]) ** 2;
+    }
+  }
+  const sum = ops.expertsAdd(gated, matrixOf(down), chosen, residual);
+  const norms = squares.map(Math.sqrt);
+  add(`${what}, added`, sum, { values, norms, tolerance });
 }
 
 /** Attention of `tokens` new tokens over `length` cached ones and themselves. */

@@ -223,6 +223,22 @@ class CpuProfile {
         dims: { m, n: rowsHeld(part), k },
         constants: { ...constants, W_DTYPE: part.format.name },
       }));
+    const experts = (
+      { label, parts, n: rows, k }: Matrix<CpuTensor>,
+      { shape: [, used] }: CpuTensor,
+      constants: Constants,
+    ) =>
+      parts.map((part) => {
+        const n = rowsHeld(part);
+        const EXPERTS = n / rows * this.runner.config.experts!.count;
+        const own = { ...constants, EXPERTS, W_DTYPE: part.format.name };
+        return {
+          label,
+          kernel: "expertGemv",
+          dims: { n, k, used },
+          constants: own,
+        };
+      });
     switch (call.verb) {
       case "embed": {
         const [{ n, k, parts: [{ format }] }, { shape: [m] }] = call.args;
@@ -241,6 +257,19 @@ class CpuProfile {
       case "normSwiglu": {
         const [x, _, w] = call.args;
         return linear(x, w, { NORM: 1, EPILOGUE: "swiglu" });
+      }
+      case "chooseExperts": {
+        const [{ shape: [m, n] }] = call.args;
+        const dims = { m, n }, constants = {}, kernel = "chooseExperts";
+        return [{ label: "choose_experts", kernel, dims, constants }];
+      }
+      case "expertsSwiglu": {
+        const [, , w, chosen] = call.args;
+        return experts(w, chosen, { EPILOGUE: "swiglu" });
+      }
+      case "expertsAdd": {
+        const [, w, chosen] = call.args;
+        return experts(w, chosen, { EPILOGUE: "add" });
       }
       case "attend": {
         const label = `layers.${call.args[4]}.attention`;

@@ -22,6 +22,13 @@ export async function profileRestricted(
 ): Promise<Profiled> {
   const { promptTokens, maxTokens, progress, signal } = setting;
   await using _checkpoint = checkpoint;
+  if (checkpoint.config.experts) {
+    throw new Error(
+      `Cannot profile ${checkpoint.name} on ${
+        kernels.join(", ")
+      } only: its layers are mixtures of experts, must be dense`,
+    );
+  }
   using gpu = await openDevice({ gpu: setting.gpu });
   progress("loading the weights");
   using runner = await CpuRunner.load(checkpoint, {

@@ -114,6 +114,7 @@ export function casesOf(
   kernels: readonly string[],
 ): { cases: TuneCase[]; notes: string[] } {
   const cases = new Map<string, TuneCase>(), notes: string[] = [];
+  if (model.config.experts) notes.push("experts are not tuned");
   const asked = (name: string) =>
     kernels.includes(name)
       ? TUNED_KERNELS.find((kernel) => kernel.name === name)
@@ -199,10 +200,13 @@ function addLinear(
   checked: number,
 ) {
   const [layer] = weights.layers;
-  const all: [Linear, Matrix<Tensor>][] = [
-    ["qkv_proj", layer.qkvProj],
+  const mlp: [Linear, Matrix<Tensor>][] = layer.router ? [] : [
     ["gate_up_proj", layer.gateUpProj],
     ["down_proj", layer.downProj],
+  ];
+  const all: [Linear, Matrix<Tensor>][] = [
+    ["qkv_proj", layer.qkvProj],
+    ...mlp,
     ["o_proj", layer.oProj],
     ["lm_head", weights.lmHead],
   ];

@@ -1,0 +1,266 @@
+import { formatNamed } from "../lib/formats/mod.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
+import { BLOCKS, INTEGER_SUM } from "./case.ts";
+import { linearCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
+import { W_ROW, WRITE } from "./gemv.ts";
+import { type LinearCase, linearCase } from "./linear_case.ts";
+
+/** Formats whose quants are integers. */
+const INTEGERS = BLOCKS.filter((name) => formatNamed(name).integers);
+/** Elements of x that share a scale. */
+const BLOCK = 32;
+/** Elements of x in 16 bytes of a plane; sums of as many are kept. */
+const OWN = 16;
+
+// Loads a chunk of the rows of lane group g. Units past the end of a phase or a row are not
+// used.
+const load = (into: string, phase: string, chunk: string) => /* wgsl */ `
+  @unroll for (var s = 0; s < STEPS; s++) {
+    let unit = min(${phase} * TAKEN + (${chunk} * STEPS + s) * LANES + lane, UNITS - 1u);
+    @unroll for (var i = 0; i < ROWS; i++) { ${into}[i * STEPS + s] = w_words(w_row(g, i) * UNITS + unit); }
+  }`;
+
+/** Rows of w per workgroup. */
+const rowsOfWorkgroup = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
+  (Number(WORKGROUP) >> Number(LOG_LANES)) * Number(ROWS) * Number(LOOPS);
+
+/**
+ * Partial sums of squares that EPILOGUE "add" leaves: one per workgroup, and zeros up to a
+ * multiple of four.
+ */
+export const int8Parts = (n: number, constants: Constants): number =>
+  4 * Math.ceil(n / rowsOfWorkgroup(constants) / 4);
+
+/**
+ * One row times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
+ * products and their sum are one instruction (`dot4I8Packed`). Like gemv.ts otherwise, with the
+ * same epilogues and the same fused norm.
+ *
+ * `x` is rounded to integers of 15 bits, with a scale per block of 32 (its largest value is
+ * 127 · 128), so each element is off by at most 1/32,512 of the largest in its block. An
+ * integer is `128 · high + low`, two planes of eight bits in workgroup memory, so a unit of
+ * quants takes two dot products per four. A sum over a group of elements with one scale
+ * is exact. What quants are less, and their minimum, multiply sums of the rounded `x`.
+ *
+ * A workgroup rounds all of `x` for itself, CHUNK elements at a time, while its first
+ * weights are on their way. Each of its lane groups then takes LOOPS times ROWS rows of
+ * `w`, and loads the next units while it multiplies the last ones.
+ */
+export const gemvInt8 = defineKernel<LinearCase>({
+  name: "gemvInt8",
+  buffers: ({ NORM, EPILOGUE }) => ({
+    w: "n k as unit",
+    x: "m k as span",
+    y: "inout any as scalar",
+    ...(NORM ? { norm: "k as span", squares: "m parts as vec4" } : {}),
+    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
+  }),
+  uniforms: { stride: "u32", column: "u32", eps: "f32" },
+  constants: {
+    WORKGROUP: 256,
+    ROWS: 2,
+    LOG_LANES: 5,
+    SUBGROUPS: 1,
+    STEPS: 4,
+    LOOPS: 1,
+    NORM: 0,
+    EPILOGUE: "store",
+    CHUNK: 12288,
+  },
+  derive: (c, { m, k, parts }) => {
+    const { integers } = formatNamed(String(c.W_DTYPE));
+    if (
+      m > 1 || !integers || Number(c.LOG_LANES) < 3 ||
+      !c.SUBGROUPS || c.W_VIEW !== "unit" || k % BLOCK
+    ) {
+      throw new Error(
+        `Cannot multiply [${m}, ${k}] by ${c.W_DTYPE} as integers: there must be one row of whole blocks of ${BLOCK}, quants that are integers, and 8 lanes or more that exchange values`,
+      );
+    }
+    const unit = Number(c.W_UNIT), lanes = 1 << Number(c.LOG_LANES);
+    const chunk = Math.min(k, Number(c.CHUNK));
+    const units = k / unit, taken = chunk / unit;
+    const steps = Math.max(
+      1,
+      Math.min(Number(c.STEPS), Math.ceil(taken / lanes)),
+    );
+    return {
+      UNITS: units,
+      LANES: lanes,
+      PER_WORKGROUP: Number(c.WORKGROUP) / lanes,
+      STEPS: steps,
+      CHUNK: chunk,
+      PHASES: Math.ceil(k / chunk),
+      TAKEN: taken,
+      CHUNKS: Math.ceil(taken / (lanes * steps)),
+      OWNERS: chunk / OWN, // vec4u of a plane
+      ROUNDS: Math.ceil(chunk / 4 / Number(c.WORKGROUP)),
+      QUADS: unit / OWN, // vec4u of a plane in a unit
+      GROUP_FOURS: integers.group / 4,
+      GROUPS: unit / integers.group,
+      SUMS: Math.max(1, integers.group / OWN),
+      OFFSET: integers.offset,
+      MIN: integers.min ? 1 : 0,
+      PARTS: parts ?? 0,
+      PART_STEPS: Math.ceil((parts ?? 0) / 4 / lanes),
+    };
+  },
+  grid: ({ n }, constants) => splitGrid(n / rowsOfWorkgroup(constants)),
+  cost: (call) => linearCost(call, "x", "w"),
+  body: /* wgsl */ `
+${LANES}
+@if EPILOGUE == "add" { var<workgroup> squared_sums: array<f32, PER_WORKGROUP>; }
+
+// Plane p of x has its 16 bytes number q of unit i at (p * QUADS + q) * TAKEN + i.
+var<workgroup> planes: array<vec4u, 2 * OWNERS>;
+// The scale of each block of 32, and the sums of both halves of it.
+var<workgroup> blocks: array<vec4f, (OWNERS + 1) / 2>;
+
+${W_ROW}
+
+fn write(row: u32, rows: u32, value: f32) {
+  if (row >= rows) { return; }
+  y[u.column + row] = value;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  let index = wg.y * groups.x + wg.x;
+  let count = (u.n + ROWS * LOOPS * PER_WORKGROUP - 1u) / (ROWS * LOOPS * PER_WORKGROUP);
+  if (index >= count) { return; }
+  let own_group = index * PER_WORKGROUP + tid / LANES;
+  @split var acc: array<f32, ROWS>;
+  @split var raw: array<w_Words, ROWS * STEPS>;
+  @if EPILOGUE == "add" {
+    @split var residual: array<f32, ROWS>;
+    var squared_sum = 0.0;
+  }
+  @if NORM {
+    var squared = 0.0;
+    @unroll for (var i = 0; i < PART_STEPS; i++) {
+      let part = i * LANES + lane;
+      let four = squares_at(min(part, PARTS / 4u - 1u));
+      squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
+    }
+    let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
+  } @else { let factor = 1.0; }
+  for (var phase = 0u; phase < PHASES; phase++) {
+    { let g = own_group; ${load("raw", "phase", "0u")} }
+    @if PHASES > 1 { workgroupBarrier(); }
+    // A thread rounds four elements; eight neighbors have a block of 32.
+    @unroll for (var r = 0; r < ROUNDS; r++) {
+      let own = r * WORKGROUP + tid;
+      let at = min(phase * TAKEN * QUADS * 4u + own, u.k / 4u - 1u);
+      @if NORM { let four = x_at(at) * norm_at(at); } @else { let four = x_at(at); }
+      let each = abs(four);
+      var size = max(max(each.x, each.y), max(each.z, each.w));
+      @unroll for (var b = 0; b < 3; b++) { size = max(size, subgroupShuffleXor(size, 1u << b)); }
+      let rounded = vec4i(round(four * select(0.0, 16256.0 / size, size > 0.0)));
+      let high = (rounded + vec4i(64)) >> vec4u(7u);
+      var sum = f32(rounded.x + rounded.y + rounded.z + rounded.w);
+      @unroll for (var b = 0; b < 2; b++) { sum += subgroupShuffleXor(sum, 1u << b); }
+      let other = subgroupShuffleXor(sum, 4u);
+      if (own < OWNERS * 4u) {
+        let quad = own / 4u % QUADS * TAKEN + own / 4u / QUADS;
+        planes[quad][own % 4u] = pack4xI8(high);
+        planes[quad + OWNERS][own % 4u] = pack4xI8(rounded - (high << vec4u(7u)));
+        if (own % 8u == 0u) { blocks[own / 8u] = vec4f(size / 16256.0, sum, other, sum + other); }
+      }
+    }
+    workgroupBarrier();
+    for (var part = 0u; part < LOOPS * CHUNKS; part++) {
+      let g = part / CHUNKS * count * PER_WORKGROUP + own_group;
+      @if LOOPS * CHUNKS > 1 {
+        // Loaded while this part is multiplied; unused after the last one.
+        @split var next: array<w_Words, ROWS * STEPS>;
+        {
+          let after = min(part + 1u, LOOPS * CHUNKS - 1u);
+          let g = after / CHUNKS * count * PER_WORKGROUP + own_group;
+          ${load("next", "phase", "after % CHUNKS")}
+        }
+      }
+      @if EPILOGUE == "add" {
+        if (lane == 0u && part % CHUNKS == 0u) {
+          @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }
+        }
+      }
+      @unroll for (var s = 0; s < STEPS; s++) {
+        let taken = (part % CHUNKS * STEPS + s) * LANES + lane;
+        let inside = taken < TAKEN && taken + phase * TAKEN < UNITS;
+        let at = min(taken, TAKEN - 1u);
+        let unit = min(taken + phase * TAKEN, UNITS - 1u);
+        @split var high: array<vec4u, QUADS>;
+        @split var low: array<vec4u, QUADS>;
+        @unroll for (var q = 0; q < QUADS; q++) {
+          high[q] = planes[at + q * TAKEN];
+          low[q] = planes[at + q * TAKEN + OWNERS];
+        }
+        @split var block: array<vec4f, (QUADS + 1) / 2>;
+        @unroll for (var b = 0; b < (QUADS + 1) / 2; b++) {
+          block[b] = blocks[at * QUADS / 2u + b];
+          @if TAKEN % (LANES * STEPS) != 0 || PHASES > 1 { block[b] = select(vec4f(), block[b], inside); }
+        }
+        @unroll for (var i = 0; i < ROWS; i++) {
+          let factors = w_factors(raw[i * STEPS + s].scales, w_row(g, i) * UNITS + unit);
+          @unroll for (var n = 0; n < GROUPS; n++) {
+            var upper = 0;
+            var lower = 0;
+            @unroll for (var f = 0; f < GROUP_FOURS; f++) {
+              let bytes = w_bytes[n * GROUP_FOURS + f](raw[i * STEPS + s]);
+              upper += dot4I8Packed(bytes, high[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+              lower += dot4I8Packed(bytes, low[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+            }
+            let product = f32((upper << 7u) + lower);
+            @if QUADS == 1 { let sum = select(block[0].y, block[0].z, at % 2u == 1u); }
+            @else { @if SUMS == 2 { let sum = block[n].w; }
+            @else { let sum = block[n / 2][1 + n % 2]; } }
+            @if OFFSET > 0 { let value = product - f32(OFFSET) * sum; } @else { let value = product; }
+            @if MIN { acc[i] += block[n * SUMS / 2].x * (w_scale[n](factors) * value - w_min[n](factors) * sum); }
+            @else { acc[i] += block[n * SUMS / 2].x * (w_scale[n](factors) * value); }
+          }
+        }
+      }
+      if (part % CHUNKS == CHUNKS - 1u && phase == PHASES - 1u) {
+        @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
+        if (lane == 0u) {
+          ${WRITE}
+          @if EPILOGUE == "add" { squared_sum += sum; }
+        }
+        @unroll for (var i = 0; i < ROWS; i++) { acc[i] = 0.0; }
+      }
+      @if LOOPS * CHUNKS > 1 {
+        @unroll for (var i = 0; i < ROWS * STEPS; i++) { raw[i] = next[i]; }
+      }
+    }
+  }
+  @if EPILOGUE == "add" {
+    if (lane == 0u) { squared_sums[tid / LANES] = squared_sum; }
+    workgroupBarrier();
+    if (tid == 0u) {
+      var all = 0.0;
+      @unroll for (var i = 0; i < PER_WORKGROUP; i++) { all += squared_sums[i]; }
+      squares[index] = all;
+      if (index == 0u) { for (var i = count; i < PARTS; i++) { squares[i] = 0.0; } }
+    }
+  }
+}`,
+  cases: [
+    ...INTEGERS.map((w) => ({ m: 1, n: 37, k: 1280, w })),
+    { m: 1, n: 300, k: 768, w: "q4_k", epilogue: "add" },
+    { m: 1, n: 74, k: 768, w: "q6_k", norm: "f32", epilogue: "swiglu" },
+    { m: 1, n: 74, k: 1312, w: "q8_0", norm: "bf16" },
+  ],
+  // With fewer lanes, other kernels run.
+  makeCase: (given, tools) =>
+    tools.device.subgroupSize < 8
+      ? undefined
+      : linearCase(given, tools, int8Parts, {
+        largest: 1,
+        tolerance: INTEGER_SUM,
+      }),
+});

@@ -1,0 +1,435 @@
+/**
+ * The WebAssembly kernels for formats of quantized blocks. They multiply in f32, since
+ * integer activations would lose what is small beside an outlier.
+ *
+ * @module
+ */
+import type { Format, SimdBlocks, SimdReader } from "../formats/format.ts";
+import {
+  branch,
+  type Code,
+  f32,
+  f32x4,
+  FunctionBuilder,
+  i16x8,
+  i32,
+  i32x4,
+  i8x16,
+  increase,
+  type Local,
+  loop,
+  times,
+  v128,
+} from "./assembler.ts";
+import { DOT_ROWS, FarRows, SimdWriter, sumLanes } from "./simd_code.ts";
+import type { MulAdd } from "./wasm_attention.ts";
+
+/** A format of blocks that the kernels can read. */
+export type BlockFormat = Format & { readonly simd: SimdBlocks };
+
+/** Whether a format that the kernels can read is one of blocks. */
+export const isBlocks = (
+  format: Format & { readonly simd: SimdReader | SimdBlocks },
+): format is BlockFormat => "factors" in format.simd;
+
+/** Instructions that relaxed SIMD has a faster form of. */
+export interface Relaxed {
+  mulAdd: MulAdd;
+  /** `i8x16.swizzle`, with indices below 16 or from 128 on. */
+  swizzle: (bytes: Code, indices: Code) => Code;
+}
+
+/**
+ * Bytes of work space that `dotBlocks` takes: for its rows what minimums add to y, then
+ * the sums of x over each group, and the rows' factors.
+ */
+export const dotScratch = ({ group }: SimdBlocks, k: number): number =>
+  16 * DOT_ROWS + (1 + DOT_ROWS) * 16 * Math.ceil(k / group / 4) + 16;
+
+/** Parameters: the addresses of the planes of quants, then of scales. */
+const PLANES = ["w0", "w1", "w2", "w3"] as const;
+type PlaneName = (typeof PLANES)[number];
+
+/** Makes up for values being in the upper bytes of words. */
+const UPPER = 2 ** -24;
+
+/** What kernels for one format have in common. */
+class Reader<Parameter extends string> {
+  readonly f: FunctionBuilder<Parameter | PlaneName>;
+  /** The parameters with the addresses of the planes of quants, and of scales. */
+  readonly quants: readonly Local[];
+  readonly scales: readonly Local[];
+  readonly #writer: SimdWriter;
+  readonly #end: Local;
+
+  constructor(
+    name: string,
+    parameters: readonly Parameter[],
+    readonly format: BlockFormat,
+    readonly relaxed: Relaxed,
+  ) {
+    const names = [...PLANES, ...parameters];
+    this.f = new FunctionBuilder(
+      name,
+      Object.fromEntries(names.map((name) => [name, "i32"])) as Record<
+        Parameter | PlaneName,
+        "i32"
+      >,
+    );
+    const { bits, scaleBytes } = format.simd;
+    const planes = PLANES.map((name) => this.f.parameters[name]);
+    this.quants = planes.slice(0, bits.length);
+    this.scales = planes.slice(bits.length, bits.length + scaleBytes.length);
+    this.#writer = new SimdWriter(this.f);
+    this.#end = this.f.local("i32");
+  }
+
+  /** Sets `to` to row `row` of the planes. */
+  toRow(
+    to: { quants: readonly Local[]; scales: readonly Local[] },
+    row: Code,
+    k: Code,
+  ): Code[] {
+    const { bits, elements, scaleBytes } = this.format.simd;
+    const eighths = i32.shrUnsigned(k, i32.const(3));
+    const blocks = i32.shrUnsigned(k, i32.const(Math.log2(elements)));
+    const set = (to: Local, from: Local, units: Code, bytes: number) =>
+      to.set(
+        i32.add(
+          from.get,
+          i32.mul(row, i32.mul(units, i32.const(bytes))),
+        ),
+      );
+    return [
+      ...to.quants.map((to, p) => set(to, this.quants[p], eighths, bits[p])),
+      ...to.scales.map((to, p) =>
+        set(to, this.scales[p], blocks, scaleBytes[p])
+      ),
+    ];
+  }
+
+  /** Bytes of the factors of `k` elements, in whole vectors. */
+  factorBytes(k: Code): Code {
+    const four = 4 * this.format.simd.group;
+    const vectors = i32.shrUnsigned(
+      i32.add(k, i32.const(four - 1)),
+      i32.const(Math.log2(four)),
+    );
+    return i32.shl(vectors, i32.const(4));
+  }
+
+  /** New locals for the planes. */
+  locals(): { quants: Local[]; scales: Local[] } {
+    const make = () => this.f.local("i32");
+    return { quants: this.quants.map(make), scales: this.scales.map(make) };
+  }
+
+  /**
+   * Reads the factors of `k` elements, from `planes` on. `take` gets those of four groups,
+   * which belong `byte` bytes past `outs`. Moves all of these; `outs[0]` counts the loop.
+   */
+  factors(
+    planes: readonly Local[],
+    k: Code,
+    tailMask: Local,
+    outs: readonly [Local, ...Local[]],
+    take: (scale: Code, min: Code | undefined, byte: number) => Code[],
+  ): Code[] {
+    const { format: { simd: blocks } } = this, end = this.#end, [out] = outs;
+    const step = (mask?: Code): Code[] => {
+      const { kept, values } = this.#writer.write((simd) =>
+        blocks.factors<Code>(simd, (plane, as, byte = 0) => {
+          const at = planes[plane].get;
+          if (as === "words") return v128.load(byte)(at);
+          if (as === "word") return v128.loadSplat32(byte)(at);
+          if (as === "half") return v128.loadSplat16(byte)(at);
+          if (as === "halves") return i32x4.loadHalves(byte)(at);
+          const bytes = v128.loadZero32(byte)(at);
+          return i32x4.extendLow(i16x8.extendLow(bytes));
+        })
+      );
+      const masked = (value: Code) => mask ? v128.and(value, mask) : value;
+      const elements = 4 * values.length * blocks.group;
+      return [
+        ...kept,
+        ...values.flatMap(({ scale, min }, i) =>
+          take(masked(scale), min && masked(min), 16 * i)
+        ),
+        ...planes.map((plane, i) =>
+          increase(plane, blocks.scaleBytes[i] * elements / blocks.elements)
+        ),
+        ...outs.map((out) => increase(out, 16 * values.length)),
+      ];
+    };
+    const shift = Math.log2(4 * blocks.group) - 4;
+    const whole = i32.and(i32.shrUnsigned(k, i32.const(shift)), i32.const(-16));
+    return [
+      end.set(i32.add(out.get, whole)),
+      loop(i32.lessUnsigned(out.get, end.get), step()),
+      branch(tailMask.get, step(v128.load()(tailMask.get))),
+    ];
+  }
+
+  /** The values of elements 16 · t to 16 · t + 15 from `planes` on, as signed bytes. */
+  values(t: number, planes: readonly Local[]): Code {
+    const { f, format: { simd: { bits, unit, values } } } = this;
+    const quants = bits.map((own, p) => {
+      const bytes = unit * own / 8, shared = 16 / bytes;
+      const offset = Math.floor(t * 16 / unit) * bytes;
+      const load = bytes === 16
+        ? v128.load
+        : bytes === 8
+        ? v128.loadSplat64
+        : v128.loadSplat32;
+      const loaded = load(offset)(planes[p].get);
+      if (own === 8) return loaded;
+      // Element `bytes · s + i` is at bits `own · s` of byte i. If 16 elements have
+      // different shifts, the first ones are moved to the place of the last.
+      const aligned = shared === 1
+        ? loaded
+        : i16x8.mul(loaded, this.#moves(bytes, own));
+      const at = own * (t % (unit / 16) * shared + shared - 1);
+      const to = p === 0 ? 0 : bits[0];
+      const moved = at === to
+        ? aligned
+        : at > to
+        ? i16x8.shiftRightUnsigned(aligned, i32.const(at - to))
+        : i16x8.shiftLeft(aligned, i32.const(to - at));
+      return v128.and(moved, f.ints(0x01010101 * ((2 ** own - 1) << to)));
+    });
+    const all = quants.reduce((a, b) => v128.or(a, b));
+    if (values.length === 256) return all; // signed bytes as they are
+    if (values.every((value, quant) => value === quant + values[0])) {
+      if (values[0] === 0) return all;
+      return i8x16.sub(all, f.ints(0x01010101 * -values[0]));
+    }
+    const table = f.bytes(values.map((value) => value & 255));
+    return this.relaxed.swizzle(table, all);
+  }
+
+  /** What aligns the bits of 16 elements in a unit of `bytes` bytes, as factors. */
+  #moves(bytes: number, own: number): Code {
+    const shared = 16 / bytes;
+    const factors = times(8, (half) => {
+      const s = Math.floor(2 * half / bytes);
+      return 2 ** (own * (shared - 1 - s));
+    });
+    return this.f.bytes(factors.flatMap((factor) => [factor, 0]));
+  }
+
+  /** Bytes 4 · i to 4 · i + 3 in the upper bytes of four words. */
+  upper(bytes: Code, i: number): Code {
+    const indices = times(4, (lane) => [128, 128, 128, 4 * i + lane]).flat();
+    return this.relaxed.swizzle(bytes, this.f.bytes(indices));
+  }
+}
+
+/** Builds `WasmKernels.dotBlocks_…`. */
+export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
+  const reader = new Reader(
+    `dotBlocks_${format.name}`,
+    ["x", "n", "k", "tailMask", "y", "scratch"],
+    format,
+    relaxed,
+  );
+  const { f } = reader, { x, n, k, tailMask, y, scratch } = f.parameters;
+  const [r, sum, out, from, bytes] = times(5, () => f.local("i32"));
+  const row = reader.locals(), bias = f.local("v128");
+  const totals = times(DOT_ROWS, () => f.local("v128"));
+  const far = new FarRows(f, n);
+  const sumsAt = i32.add(scratch.get, i32.const(16 * DOT_ROWS));
+
+  /** The scales of each row, and in `scratch` what its minimums add to y. */
+  const readFactors = [
+    r.set(i32.const(0)),
+    out.set(i32.add(sumsAt, bytes.get)),
+    loop(i32.lessUnsigned(r.get, i32.const(DOT_ROWS)), [
+      from.set(out.get),
+      sum.set(sumsAt),
+      bias.set(f.floats(0)),
+      ...reader.toRow({ ...row, quants: [] }, far.row(r.get), k.get),
+      ...reader.factors(
+        row.scales,
+        k.get,
+        tailMask,
+        [out, sum],
+        (scale, min, byte) => [
+          v128.store(byte)(out.get, f32x4.mul(scale, f.floats(UPPER))),
+          min
+            ? bias.set(
+              f32x4.sub(bias.get, f32x4.mul(min, v128.load(byte)(sum.get))),
+            )
+            : [],
+        ],
+      ),
+      v128.store()(
+        i32.add(scratch.get, i32.shl(r.get, i32.const(4))),
+        bias.get,
+      ),
+      out.set(i32.add(from.get, bytes.get)),
+      increase(r, 1),
+    ]),
+  ];
+  return f.finish([
+    bytes.set(reader.factorBytes(k.get)),
+    ...format.simd.min ? sumGroups(reader, x, k, sumsAt) : [],
+    ...far.each([
+      ...readFactors,
+      ...totals.map((total, r) => total.set(v128.load(16 * r)(scratch.get))),
+      ...dotRows(reader, {
+        x,
+        k,
+        totals,
+        row: (r) => far.row(i32.const(r)),
+        factors: (r) => i32.add(sumsAt, i32.mul(bytes.get, i32.const(1 + r))),
+      }),
+      ...far.store(y, totals.map((total) => total.get)),
+    ]),
+  ]);
+}
+
+/** The sums of x over each group, and a vector of zeros, for minimums. */
+function sumGroups(
+  { f, format: { simd: { group } } }: Reader<string>,
+  x: Local,
+  k: Local,
+  sumsAt: Code,
+): Code[] {
+  const [at, to, end] = times(3, () => f.local("i32"));
+  const fours = times(group / 4, (i) => v128.load(16 * i)(at.get));
+  const sum = sumLanes(f, [fours.reduce((a, b) => f32x4.add(a, b))]);
+  return [
+    at.set(x.get),
+    to.set(sumsAt),
+    end.set(i32.add(x.get, i32.shl(k.get, i32.const(2)))),
+    loop(i32.lessUnsigned(at.get, end.get), [
+      f32.store()(to.get, f32x4.lane(0)(sum)),
+      increase(at, 4 * group),
+      increase(to, 4),
+    ]),
+    v128.store()(to.get, f.floats(0)),
+  ];
+}
+
+/** Adds the products of x and DOT_ROWS rows of w to `totals`. */
+function dotRows(
+  reader: Reader<string>,
+  { x, k, totals, row, factors }: {
+    x: Local;
+    k: Local;
+    totals: readonly Local[];
+    /** Row `r` of these rows, and the address of its factors. */
+    row: (r: number) => Code;
+    factors: (r: number) => Code;
+  },
+): Code[] {
+  const { f, format: { simd: { bits, unit, group } }, relaxed } = reader;
+  const { mulAdd } = relaxed, span = Math.max(unit, group);
+  const [at, end] = times(2, () => f.local("i32")), four = f.local("v128");
+  const rows = totals.map((total) => ({
+    total,
+    quants: reader.locals().quants,
+    factors: f.local("i32"),
+    bytes: f.local("v128"),
+    sum: f.local("v128"),
+  }));
+  const sixteen = (t: number): Code[] => [
+    ...rows.map(({ bytes, quants }) => bytes.set(reader.values(t, quants))),
+    ...times(4, (i) => [
+      four.set(v128.load(64 * t + 16 * i)(at.get)),
+      ...rows.map(({ bytes, sum }) => {
+        const value = f32x4.convert(reader.upper(bytes.get, i));
+        const first = (16 * t + 4 * i) % group === 0;
+        return sum.set(
+          first ? f32x4.mul(value, four.get) : mulAdd(value, four.get, sum.get),
+        );
+      }),
+    ]).flat(),
+    ...(16 * t + 16) % group ? [] : rows.map(({ total, factors, sum }) => {
+      const factor = v128.loadSplat32(4 * (16 * t + 16) / group - 4);
+      return total.set(mulAdd(sum.get, factor(factors.get), total.get));
+    }),
+  ];
+  return [
+    ...rows.flatMap((own, r) => [
+      ...reader.toRow({ quants: own.quants, scales: [] }, row(r), k.get),
+      own.factors.set(factors(r)),
+    ]),
+    at.set(x.get),
+    end.set(i32.add(x.get, i32.shl(k.get, i32.const(2)))),
+    loop(i32.lessUnsigned(at.get, end.get), [
+      ...times(span / 16, sixteen).flat(),
+      increase(at, 4 * span),
+      ...rows.flatMap(({ quants, factors }) => [
+        ...quants.map((plane, p) => increase(plane, span * bits[p] / 8)),
+        increase(factors, 4 * span / group),
+      ]),
+    ]),
+  ];
+}
+
+/** Builds `WasmKernels.unpackBlocks_…`. */
+export function unpackBlocks(format: BlockFormat, relaxed: Relaxed) {
+  const reader = new Reader(
+    `unpackBlocks_${format.name}`,
+    ["n", "k", "width", "tailMask", "out", "outBytes", "scratch"],
+    format,
+    relaxed,
+  );
+  const { f, format: { simd: { bits, unit, group, min } } } = reader;
+  const { n, k, width, tailMask, out, outBytes, scratch } = f.parameters;
+  const [j, to, end, factors, bytes, own] = times(6, () => f.local("i32"));
+  const row = reader.locals(),
+    [sixteen, scale, least] = times(3, () => f.local("v128"));
+  const span = Math.max(unit, group);
+  const minsAt = (at: Local) => i32.add(at.get, bytes.get);
+  const store = (t: number): Code[] => [
+    sixteen.set(reader.values(t, row.quants)),
+    ...times(4, (i) => {
+      const element = 16 * t + 4 * i, at = 4 * Math.floor(element / group);
+      const quant = i32x4.shiftRight(
+        reader.upper(sixteen.get, i),
+        i32.const(24),
+      );
+      const value = f32x4.mul(f32x4.convert(quant), scale.get);
+      return [
+        ...element % group ? [] : [
+          scale.set(v128.loadSplat32(at)(own.get)),
+          min ? least.set(v128.loadSplat32(at)(minsAt(own))) : [],
+        ],
+        v128.store(4 * element)(
+          to.get,
+          min ? f32x4.sub(value, least.get) : value,
+        ),
+      ];
+    }).flat(),
+  ];
+  return f.finish([
+    bytes.set(reader.factorBytes(width.get)),
+    loop(i32.lessUnsigned(j.get, n.get), [
+      ...reader.toRow(row, j.get, k.get),
+      factors.set(scratch.get),
+      ...reader.factors(
+        row.scales,
+        width.get,
+        tailMask,
+        [factors],
+        (scale, min, byte) => [
+          v128.store(byte)(factors.get, scale),
+          min ? v128.store(byte)(minsAt(factors), min) : [],
+        ],
+      ),
+      own.set(scratch.get),
+      to.set(out.get),
+      end.set(i32.add(out.get, i32.shl(width.get, i32.const(2)))),
+      loop(i32.lessUnsigned(to.get, end.get), [
+        ...times(span / 16, store).flat(),
+        increase(to, 4 * span),
+        increase(own, 4 * span / group),
+        ...row.quants.map((plane, p) => increase(plane, span * bits[p] / 8)),
+      ]),
+      increase(out, outBytes.get),
+      increase(j, 1),
+    ]),
+  ]);
+}

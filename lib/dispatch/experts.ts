@@ -1,0 +1,123 @@
+/**
+ * Which constants the kernels of a mixture of experts run with, and why.
+ *
+ * @module
+ */
+import { type Format, wideLoad } from "../formats/format.ts";
+import { type Capabilities, laneConstants } from "./capabilities.ts";
+import { defaultsFor, tileFor } from "./defaults.ts";
+import { headroomOf } from "./linear.ts";
+import { type Constants, type Epilogue, FEW_ROWS } from "./shapes.ts";
+
+/** A Linear layer of experts, of which each row uses some. */
+export interface ExpertShape {
+  /** Experts that a row uses. */
+  used: number;
+  /** Rows of an expert's matrix, gates and ups counted once, and its columns. */
+  n: number;
+  k: number;
+  format: Format;
+  /** "add" sums the experts of a row; the others keep them apart. */
+  epilogue: Epilogue;
+}
+
+/** Constants and why they were chosen. */
+export interface ExpertChoice {
+  constants: Constants;
+  reason: string;
+}
+
+/**
+ * Minimum rows per expert, on average, for which rows are grouped by expert. Not measured:
+ * with fewer, most of a tile of 32 rows is padding, while a row by itself reads an expert
+ * that others have left in the cache.
+ */
+const GROUPED = 8;
+
+/** Whether rows are grouped by expert, so that each expert's matrix is read once for all. */
+export const groupsRows = (
+  rows: number,
+  { count, used }: { count: number; used: number },
+): boolean => rows > FEW_ROWS && rows * used >= GROUPED * count;
+
+/** Rows of a tile of one expert, for `pairs` of a row and an expert. */
+export const groupTile = (pairs: number, experts: number): number =>
+  pairs <= 32 * experts ? 32 : 64;
+
+/** The most tiles that pairs can take, whichever experts are used. */
+export function groupTiles(
+  pairs: number,
+  experts: number,
+  tile: number,
+): number {
+  return Math.floor((pairs + Math.min(pairs, experts) * (tile - 1)) / tile);
+}
+
+/** A matmul of rows that are grouped by expert. */
+export interface GroupedShape {
+  /** Pairs of a row and an expert. */
+  pairs: number;
+  experts: number;
+  /** Rows of an expert's matrix, and its columns. */
+  n: number;
+  k: number;
+  format: Format;
+  /** The largest absolute weight, if it was measured. */
+  largest?: number;
+}
+
+/** Chooses the tile of a matmul of grouped rows, and whether it multiplies in f16. */
+export function chooseExpertGemm(
+  { pairs, experts, n, k, largest }: GroupedShape,
+  device: Capabilities,
+): ExpertChoice & { headroom?: number } {
+  const rows = Math.ceil(pairs / experts), BM = groupTile(pairs, experts);
+  const half = tileFor(rows, n, device, true);
+  const headroom = headroomOf({ k, largest }, half.BK);
+  // Large tiles are for matmuls of more rows than an expert has.
+  const tile = headroom ? half : tileFor(Math.min(rows, 2 * BM), n, device);
+  const on = headroom ? 1 : 0;
+  return {
+    constants: { ...tile, BM, F16: on, SCALED: on },
+    headroom,
+    reason: `${rows} rows per expert on average: tiles reuse its matrix${
+      headroom ? "; multiplies in f16, rows scaled into range" : ""
+    }; ${defaultsFor(device).source}`,
+  };
+}
+
+/** Maximum loads in flight per row of a matrix, where a lane group sums several experts. */
+const MOST_STEPS = 8;
+
+/** Chooses constants for rows that are multiplied one by one, by each of their experts. */
+export function chooseExpertGemv(
+  { used, k, format, epilogue }: ExpertShape,
+  device: Capabilities,
+): ExpertChoice {
+  const { gemv, source } = defaultsFor(device), sums = epilogue === "add";
+  const [unit] = format.loads, whole = wideLoad(format, k) === unit;
+  const loads = Math.ceil(k / unit) * (sums ? used : 1);
+  const lanes = laneConstants(device, Math.max(4, loads));
+  const steps = Math.ceil(loads / 2 ** lanes.LOG_LANES);
+  const { WORKGROUP, ROWS, STEPS } = sums
+    ? { ...gemv.other, ROWS: 2, STEPS: MOST_STEPS }
+    : format.elements > 1 && gemv.blocks
+    ? gemv.blocks
+    : gemv.gated;
+  return {
+    constants: {
+      WORKGROUP,
+      ROWS,
+      STEPS: Math.ceil(steps / Math.ceil(steps / STEPS)),
+      ...lanes,
+      EPILOGUE: epilogue,
+    },
+    reason: `only the experts that are used are read${
+      sums ? ", and summed in order" : ""
+    }${
+      whole
+        ? ""
+        : `, element by element, because k = ${k} is not a multiple of ${unit}`
+    }; ${source}`,
+  };
+}

@@ -1,0 +1,291 @@
+/** The WebAssembly kernels of every format of blocks, against its `unpack` and float64. */
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { bind } from "../../lib/cpu/pool.ts";
+import { CpuOps } from "../../lib/cpu/ops.ts";
+import { type BlockFormat, isBlocks } from "../../lib/cpu/wasm_blocks.ts";
+import {
+  type Planes,
+  SIMD_FORMATS,
+  wasmKernels,
+} from "../../lib/cpu/wasm_kernels.ts";
+import { threadSpace, writeMasks } from "../../lib/cpu/jobs.ts";
+import { storedRowBytes } from "../../lib/formats/format.ts";
+import { type Matrix, packed } from "../../lib/formats/matrix.ts";
+import { FORMATS } from "../../lib/formats/mod.ts";
+import { type CpuTensor, storedMatrix } from "../../lib/formats/tensor.ts";
+import { type Random, randomTest } from "../support/random.ts";
+
+const FORMATS_OF_BLOCKS = SIMD_FORMATS.filter(isBlocks);
+
+Deno.test("every format has a reader for WebAssembly", () => {
+  assertEquals(SIMD_FORMATS, FORMATS);
+  assertEquals(FORMATS_OF_BLOCKS.length, 13);
+});
+
+/** Blocks of random bits, whose elements are all finite. */
+function randomRows(random: Random, format: BlockFormat, n: number, k: number) {
+  const { bytes, elements } = format;
+  const stored = new Uint8Array(n * storedRowBytes(format, k));
+  const values = new Float32Array(elements);
+  for (let at = 0; at < stored.length; at += bytes) {
+    const block = stored.subarray(at, at + bytes);
+    do {
+      for (let i = 0; i < bytes; i++) block[i] = random.int(0, 255);
+      const planes = packed(format, block.slice(), elements, 1);
+      format.unpack(planes, 0, elements, values);
+    } while (!values.every((value) => Math.abs(value) < 1e6));
+  }
+  return stored;
+}
+
+/** All elements of stored rows. */
+function unpacked(format: BlockFormat, stored: Uint8Array, k: number) {
+  const n = stored.length / storedRowBytes(format, k);
+  const planes = packed(format, stored.slice(), k, n);
+  const all = new Float32Array(n * k);
+  for (let row = 0; row < n; row++) {
+    format.unpack(planes, row, k, all.subarray(row * k, (row + 1) * k));
+  }
+  return all;
+}
+
+/** Row widths: some with every number of groups in the last vector of factors. */
+const widths = ({ elements }: BlockFormat) =>
+  (elements === 32 ? [1, 2, 3, 4, 7, 16, 33] : [1, 2, 3]).map((n) =>
+    n * elements
+  );
+
+/**
+ * `x · wᵀ` in float64, and the sums of what was summed: products of scaled quants and
+ * minimums are no larger than a few times the largest element of their group.
+ */
+function product(x: ArrayLike<number>, w: Float32Array, k: number) {
+  const values: number[] = [], norms: number[] = [];
+  for (let r = 0; r < x.length; r += k) {
+    for (let j = 0; j < w.length; j += k) {
+      let sum = 0, norm = 0;
+      for (let i = 0; i < k; i += 16) {
+        let largest = 0, size = 0;
+        for (let e = i; e < i + 16; e++) {
+          sum += x[r + e] * w[j + e];
+          largest = Math.max(largest, Math.abs(w[j + e]));
+          size += Math.abs(x[r + e]);
+        }
+        norm += 3 * largest * size;
+      }
+      values.push(sum);
+      norms.push(norm);
+    }
+  }
+  return { values, norms };
+}
+
+/**
+ * Asserts that results are within a few roundings of what was summed. The kernels may lose
+ * elements that are subnormal, as only MXFP4 has them.
+ */
+function assertSums(
+  actual: ArrayLike<number>,
+  { values, norms }: ReturnType<typeof product>,
+  message: string,
+): void {
+  const inNorms = (list: ArrayLike<number>) =>
+    Float64Array.from(list, (value, i) => value / (norms[i] + 2 ** -90));
+  assertAllClose(inNorms(actual), inNorms(values), { absolute: 3e-7 }, message);
+}
+
+const [RELAXED, PLAIN] = [true, false].map((relaxed) =>
+  new WebAssembly.Module(wasmKernels(relaxed))
+);
+const GUARD = 64;
+/** Where the masks have ended. */
+const FREE = threadSpace(0);
+
+/** A memory full of NaN with masks, planes and x. */
+function placed(
+  format: BlockFormat,
+  relaxed: boolean,
+  stored: Uint8Array,
+  x: Float32Array,
+) {
+  const memory = new WebAssembly.Memory({
+    initial: 8,
+    maximum: 65536,
+    shared: true,
+  });
+  new Float32Array(memory.buffer).fill(NaN, FREE / 4);
+  writeMasks(memory.buffer);
+  const { kernels } = bind(relaxed ? RELAXED : PLAIN, memory);
+  let at = FREE;
+  const place = (bytes: Uint8Array) => {
+    const address = at;
+    new Uint8Array(memory.buffer, address).set(bytes);
+    at += Math.ceil(bytes.length / 4) * 4 + GUARD;
+    return address;
+  };
+  const k = x.length, n = stored.length / storedRowBytes(format, k);
+  const planes = packed(format, stored.slice(), k, n).map(place);
+  while (planes.length < 4) planes.push(0);
+  const xAt = place(new Uint8Array(x.buffer));
+  const mask = (k: number) => k / format.simd.group % 4 * 32;
+  return { memory, kernels, planes: planes as Planes, xAt, free: at, mask };
+}
+
+for (const format of FORMATS_OF_BLOCKS) {
+  for (const relaxed of [true, false]) {
+    const name = `${format.name}, ${relaxed ? "relaxed" : "plain"} SIMD`;
+
+    randomTest(`${name}: dot of any number of rows and widths`, (random) => {
+      for (const k of widths(format)) {
+        for (const n of [1, 2, 3, 5]) {
+          const stored = randomRows(random, format, n, k);
+          const x = random.tensor("f32", [k], 3).data as Float32Array;
+          const { memory, kernels, planes, xAt, free, mask } = placed(
+            format,
+            relaxed,
+            stored,
+            x,
+          );
+          const y = free, scratch = free + 256;
+          const dot = kernels[`dotBlocks_${format.name}`];
+          dot(...planes, xAt, n, k, mask(k), y, scratch);
+          assertSums(
+            new Float32Array(memory.buffer, y, n),
+            product(x, unpacked(format, stored, k), k),
+            `[${n}, ${k}]`,
+          );
+          const after = new Float32Array(memory.buffer, y + 4 * n, 4);
+          assert(after.every(Number.isNaN), "only its columns are written");
+        }
+      }
+    });
+
+    randomTest(`${name}: unpack gives the bits of the reference`, (random) => {
+      for (const k of widths(format)) {
+        const n = 3, stored = randomRows(random, format, n, k);
+        const { memory, kernels, planes, free, mask } = placed(
+          format,
+          relaxed,
+          stored,
+          new Float32Array(k),
+        );
+        const expected = unpacked(format, stored, k);
+        const scratch = free, out = free + 1024, outBytes = 4 * k + GUARD;
+        for (const begin of [0, k - format.elements]) {
+          const width = k - begin, before = format.planes(begin);
+          const unpack = kernels[`unpackBlocks_${format.name}`];
+          unpack(
+            ...planes.map((at, p) => at && at + before[p].rowBytes) as Planes,
+            ...[n, k, width, mask(width), out, outBytes, scratch] as const,
+          );
+          for (let row = 0; row < n; row++) {
+            const actual = new Float32Array(
+              memory.buffer,
+              out + row * outBytes,
+              width,
+            );
+            assertEquals(
+              actual.slice(),
+              expected.slice(row * k + begin, (row + 1) * k),
+              `row ${row} of ${k}, from ${begin}`,
+            );
+          }
+        }
+      }
+    });
+  }
+
+  randomTest(`${format.name}: matmuls of few and many rows`, (random) => {
+    using ops = new CpuOps(CONFIG, { threads: 3 });
+    for (const blocks of [1, 600 / format.elements | 0]) {
+      const k = blocks * format.elements;
+      for (const n of [1, 30, 131]) {
+        const stored = randomRows(random, format, n, k);
+        const w = unpacked(format, stored, k);
+        const matrix = onOps(ops, storedMatrix(format, stored, k));
+        for (const rows of [1, 3, 7, 200]) {
+          const x = random.tensor("f32", [rows, k], 3);
+          const y = ops.tensor("f32", [rows, n]);
+          y.data.fill(0.5);
+          ops.matmulAdd(x, matrix, y);
+          const expected = product(x.data, w, k);
+          assertSums(
+            y.data.map((value) => value - 0.5),
+            { ...expected, norms: expected.norms.map((norm) => norm + 1) },
+            `${rows} rows, [${n}, ${k}]`,
+          );
+        }
+      }
+    }
+  });
+}
+
+randomTest("planes in different memories are moved into one", (random) => {
+  using ops = new CpuOps(CONFIG, { threads: 2 });
+  const [format] = FORMATS_OF_BLOCKS, k = 96, n = 50;
+  const stored = randomRows(random, format, n, k);
+  const matrix = onOps(ops, storedMatrix(format, stored, k), () => {
+    ops.tensor("u32", [2.5 * 2 ** 30 / 4]);
+  });
+  const [quants, scales] = matrix.parts[0].planes;
+  assert(quants.data.buffer !== scales.data.buffer);
+  const x = random.tensor("f32", [2, k], 3);
+  const expected = product(x.data, unpacked(format, stored, k), k);
+  for (let run = 0; run < 2; run++) {
+    const y = ops.tensor("f32", [2, n]);
+    ops.matmulAdd(x, matrix, y);
+    assertSums(y.data, expected, `run ${run}`);
+    assert(quants.data.buffer === scales.data.buffer);
+  }
+});
+
+Deno.test("rows whose factors exceed the work space are refused", () => {
+  using ops = new CpuOps(CONFIG, { threads: 1 });
+  const [format] = FORMATS_OF_BLOCKS, k = 1 << 21;
+  const stored = new Uint8Array(storedRowBytes(format, k));
+  const w = onOps(ops, storedMatrix(format, stored, k));
+  assertThrows(
+    () =>
+      ops.matmulAdd(ops.tensor("f32", [1, k]), w, ops.tensor("f32", [1, 1])),
+    Error,
+    "factors of a row take 1310800 bytes of work space, must be at most 1048576",
+  );
+});
+
+/** Its sizes do not matter to matmuls. */
+const CONFIG = {
+  modelType: "qwen3",
+  vocabSize: 8,
+  hiddenSize: 32,
+  intermediateSize: 32,
+  numHiddenLayers: 1,
+  numAttentionHeads: 1,
+  numKeyValueHeads: 1,
+  headDim: 32,
+  maxPositionEmbeddings: 64,
+  rmsNormEps: 1e-6,
+  ropeTheta: 1e4,
+  ropeScaling: null,
+  tieWordEmbeddings: true,
+  bosTokenId: null,
+  eosTokenIds: [],
+};
+
+/** A matrix in the memory of `ops`; `next` is called before each plane. */
+function onOps(
+  ops: CpuOps,
+  matrix: Matrix<CpuTensor>,
+  next: () => void = () => {},
+): Matrix<CpuTensor> {
+  const parts = matrix.parts.map((part) => ({
+    ...part,
+    planes: part.planes.map(({ shape, data }) => {
+      next();
+      const tensor = ops.tensor("u32", shape);
+      tensor.data.set(data);
+      return tensor;
+    }),
+  }));
+  return { ...matrix, parts };
+}

@@ -1,0 +1,80 @@
+import { assertThrows } from "@std/assert";
+import { expertGemv } from "../../kernels/expert_gemv.ts";
+import { BLOCKS } from "../../kernels/case.ts";
+import { gpuTest, lanes } from "../support/gpu.ts";
+import { checkCase } from "../support/kernel_case.ts";
+
+const EPILOGUES = ["store", "swiglu", "add"] as const;
+
+gpuTest(
+  "expertGemv multiplies rows of any length, by weights of any type",
+  async (_, trial) => {
+    for (const epilogue of EPILOGUES) {
+      for (const k of [1, 3, 7, 8, 12, 80, 100, 520]) {
+        for (const w of ["f32", "f16", "bf16"]) {
+          const given = { m: 2, experts: 5, used: 3, n: 9, k, w, epilogue };
+          await checkCase(expertGemv, trial, given);
+        }
+      }
+      for (const w of BLOCKS) {
+        const given = { m: 2, experts: 5, used: 3, n: 8, k: 768, w, epilogue };
+        await checkCase(expertGemv, trial, given);
+      }
+    }
+  },
+);
+
+gpuTest(
+  "expertGemv runs with any constants, by subgroups or without",
+  async (gpu, trial) => {
+    for (const epilogue of EPILOGUES) {
+      for (const subgroups of [true, false]) {
+        for (const [ROWS, STEPS] of [[2, 1], [2, 3], [4, 2], [6, 5]]) {
+          const constants = {
+            ...lanes(gpu, subgroups),
+            WORKGROUP: 64,
+            ROWS,
+            STEPS,
+          };
+          for (const k of [40, 256]) {
+            const shape = { m: 3, experts: 4, used: 3, n: 21, k, epilogue };
+            const given = { ...shape, w: k === 40 ? "bf16" : "q4_k" };
+            await checkCase(expertGemv, trial, { ...given, constants });
+          }
+        }
+      }
+    }
+  },
+);
+
+gpuTest("expertGemv leaves experts of other parts alone", async (_, trial) => {
+  for (const epilogue of EPILOGUES) {
+    for (const held of [[0, 1], [3, 2], [6, 1], [1, 6]] as const) {
+      for (const [k, w] of [[7, "f32"], [40, "bf16"], [64, "q8_0"]] as const) {
+        const given = { m: 4, experts: 7, used: 3, n: 6, k, w, epilogue, held };
+        await checkCase(expertGemv, trial, given);
+      }
+    }
+  }
+});
+
+gpuTest("expertGemv refuses rows that experts cannot share", (_, trial) => {
+  const operands = {
+    w: trial.filled([10, 8]),
+    x: trial.filled([1, 8]),
+    chosen: trial.filled([2, 2]),
+    y: trial.filled([2, 3]),
+  };
+  const run = (EPILOGUE: string, EXPERTS: number) =>
+    trial.run(expertGemv, operands, { constants: { EPILOGUE, EXPERTS } });
+  assertThrows(
+    () => run("store", 3),
+    Error,
+    "Cannot share 10 rows among 3 experts: must be a multiple",
+  );
+  assertThrows(
+    () => run("swiglu", 2),
+    Error,
+    "Cannot share 10 rows among 2 experts: must be a multiple of twice as many",
+  );
+});
