@@ -55,10 +55,11 @@ export class CheckpointFolder implements AsyncDisposable {
 }
 
 async function write({ config, tensors, read }: Checkpoint, path: string) {
+  const { experts } = config;
   await Deno.writeTextFile(
     `${path}/config.json`,
     JSON.stringify({
-      model_type: "qwen3",
+      model_type: config.modelType,
       vocab_size: config.vocabSize,
       hidden_size: config.hiddenSize,
       intermediate_size: config.intermediateSize,
@@ -70,6 +71,13 @@ async function write({ config, tensors, read }: Checkpoint, path: string) {
       rms_norm_eps: config.rmsNormEps,
       rope_theta: config.ropeTheta,
       tie_word_embeddings: config.tieWordEmbeddings,
+      ...experts && {
+        num_experts: experts.count,
+        num_experts_per_tok: experts.used,
+        moe_intermediate_size: experts.intermediateSize,
+        norm_topk_prob: experts.normalized,
+        mlp_only_layers: experts.denseLayers,
+      },
     }),
   );
   let end = 0;

@@ -1,16 +1,21 @@
 /**
- * One row times a matrix in each format of blocks, read from memory rather than a cache:
- * the Linear layers of a decode step of Qwen3-8B.
+ * One row, 16 and 512 times a matrix in formats of blocks, read from memory rather than a
+ * cache: the Linear layers of Qwen3-8B.
  *
  *   deno bench -A bench/formats_bench.ts
  */
+import { gemm } from "../kernels/gemm.ts";
 import { gemv } from "../kernels/gemv.ts";
+import { gemvInt8 } from "../kernels/gemv_int8.ts";
+import { gemvRows } from "../kernels/gemv_rows.ts";
+import { gemvRowsInt8 } from "../kernels/gemv_rows_int8.ts";
+import { roundRows } from "../kernels/int8_case.ts";
 import { Random } from "../lib/check/reference.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { type Format, storedRowBytes } from "../lib/formats/format.ts";
 import { allocateMatrix, type Matrix } from "../lib/formats/matrix.ts";
-import { FORMATS } from "../lib/formats/mod.ts";
-import { bytesOf } from "../lib/formats/tensor.ts";
+import { formatNamed, FORMATS } from "../lib/formats/mod.ts";
+import { bytesOf, type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import { gpuStore } from "../lib/gpu/store.ts";
 import type { Plan } from "../lib/webgpu/plan.ts";
 import { Tensor } from "../lib/webgpu/tensor.ts";
@@ -51,42 +56,69 @@ function blocks(plan: Plan, format: Format, n: number, k: number) {
   return { matrix, part };
 }
 
+/** Operands and kernels of a Linear layer as the model would choose them. */
+function recordLinear(
+  plan: Plan,
+  format: Format,
+  { m, n, k }: { m: number; n: number; k: number },
+): void {
+  const own = (tensor: Tensor) => {
+    plan.own(tensor);
+    return tensor;
+  };
+  const { constants, kernel, splits, headroom } = chooseLinear({
+    ...{ m, n, k, format, norm: false, swiglu: false },
+    largest: gpu.software ? undefined : 1,
+  }, gpu);
+  const y = own(Tensor.create(gpu, "f32", [splits * m, n], undefined, "y"));
+  const uniforms = { stride: n, column: 0 };
+  const copies = copiesOf(gpu, n * storedRowBytes(format, k));
+  const ws = Array.from({ length: copies }, () => blocks(plan, format, n, k));
+  const x = kernel === "gemvRowsInt8"
+    ? roundRows(toF32(new Random().tensor("f32", [m, k])), k, format.loads[0])
+    : undefined;
+  const upload = ({ dtype, shape, data }: CpuTensor) =>
+    Tensor.create(gpu, dtype, shape, data as Float32Array<ArrayBuffer>);
+  const rows = own(
+    x ? upload(x.planes) : randomMatrix(gpu, headroom ? "f16" : "f32", [m, k]),
+  );
+  const scales = own(x ? upload(x.scales) : randomMatrix(gpu, "f32", [m]));
+  for (let i = 0; i < DISPATCHES; i++) {
+    const w = ws[i % copies];
+    if (kernel === "gemm") {
+      const operands = { a: rows, b: w, scales, c: y };
+      plan.add(gemm, operands, { constants, uniforms });
+    } else if (kernel === "gemvRowsInt8") {
+      const operands = { w, x: rows, scales, y };
+      plan.add(gemvRowsInt8, operands, { constants, uniforms });
+    } else {
+      plan.add({ gemv, gemvInt8, gemvRows }[kernel], { w, x: rows, y }, {
+        constants,
+        uniforms: { ...uniforms, eps: 0 },
+      });
+    }
+  }
+}
+
+/** Formats beside which blocks are timed where several rows share the matrix. */
+const SOME = ["bf16", "q4_k", "q6_k", "q8_0", "q4_0"].map(formatNamed);
+const ONE = FORMATS.filter(({ elements }) => elements > 1);
+
 benchPlans(
   gpu,
   "formats",
-  shapes.map(([n, k]) => ({
-    name: `[1, ${k}] × [${k}, ${n}]`,
-    copies: DISPATCHES,
-    batch: gpu.software ? 1 : 8,
-    flops: 2 * n * k,
-    cases: FORMATS.filter(({ safetensors }) => !safetensors).map((format) => {
-      const bytes = n * storedRowBytes(format, k);
-      const { constants } = chooseLinear(
-        { m: 1, n, k, format, norm: false, swiglu: false },
-        gpu,
-      );
-      return {
+  [1, 16, 512].flatMap((m) =>
+    shapes.map(([n, k]) => ({
+      name: `[${m}, ${k}] × [${k}, ${n}]`,
+      copies: DISPATCHES,
+      batch: gpu.software || m > 16 ? 1 : 8,
+      flops: 2 * m * n * k,
+      cases: (m === 1 ? ONE : SOME).map((format) => ({
         name: format.name,
-        bound: "memory" as const,
-        bytes,
-        record(plan: Plan) {
-          const x = randomMatrix(gpu, "f32", [1, k]);
-          const y = Tensor.create(gpu, "f32", [1, n], undefined, "y");
-          plan.own(x);
-          plan.own(y);
-          const copies = copiesOf(gpu, bytes);
-          const ws = Array.from(
-            { length: copies },
-            () => blocks(plan, format, n, k),
-          );
-          for (let i = 0; i < DISPATCHES; i++) {
-            plan.add(gemv, { w: ws[i % copies], x, y }, {
-              constants,
-              uniforms: { stride: n, column: 0, eps: 0 },
-            });
-          }
-        },
-      };
-    }),
-  })),
+        bound: m === 1 ? "memory" as const : "f32" as const,
+        bytes: n * storedRowBytes(format, k),
+        record: (plan: Plan) => recordLinear(plan, format, { m, n, k }),
+      })),
+    }))
+  ),
 );

@@ -41,9 +41,9 @@ export interface ExpertCase {
 
 /** Cost of the experts that rows use, and of what is fused around them. */
 export function expertCost(call: CostCall, w: string): Cost[] {
-  const { m, n, k, constants: { EPILOGUE, EXPERTS } } = call;
-  const used = Number(call.dispatch.dims.used), pairs = m * used;
-  const experts = Number(EXPERTS), rows = n / experts;
+  const { m, k, constants: { EPILOGUE, EXPERTS } } = call;
+  const { used, held } = call.dispatch.dims, pairs = m * used;
+  const experts = Number(EXPERTS), rows = held / experts;
   const sums = EPILOGUE === "add", gates = EPILOGUE === "swiglu";
   const written = sums ? 2 * m * rows : pairs * rows / (gates ? 2 : 1);
   return call.whole({
@@ -136,9 +136,10 @@ function products(
 export function expertCase(
   given: ExpertCase,
   { device, random, reference }: CaseTools,
-  { choose, parts }: {
+  { choose, parts, tolerance = SUM }: {
     choose: (shape: ExpertShape, device: Capabilities) => ExpertChoice;
     parts: (n: number, constants: Constants) => number;
+    tolerance?: number;
   },
 ): KernelCase {
   const { m, experts, used, n, k, w: dtype, epilogue } = given;
@@ -147,7 +148,7 @@ export function expertCase(
   const x = random.tensor("f32", [sums ? m * used : m, k], 2);
   const w = random.matrix(dtype, [count * n * (gates ? 2 : 1), k]);
   const chosen = randomChoice(random, given);
-  const shape = { used, n, k, format: formatNamed(dtype), epilogue };
+  const shape = { m, used, n, k, format: formatNamed(dtype), epilogue };
   const constants = { ...choose(shape, device).constants, ...given.constants };
   const left = parts(n, constants);
   return {
@@ -166,10 +167,10 @@ export function expertCase(
       EXPERTS: count,
       WHOLE: count === experts ? 1 : 0,
     },
-    uniforms: { first, stride: n, column: 0 },
+    uniforms: { n: gates ? 2 * n : n, first, stride: n, column: 0 },
     expected: () => {
       const y = products(given, toF32(x), w, chosen, reference);
-      const results = [{ of: "y", ...y, tolerance: SUM }];
+      const results = [{ of: "y", ...y, tolerance }];
       if (!sums) return results;
       const squares = rowSums("values", n)({
         values: y.values.map((value) => value * value),
@@ -178,7 +179,7 @@ export function expertCase(
         of: rowSums("squares", left),
         values: squares,
         norms: squares,
-        tolerance: SUM,
+        tolerance,
       }];
     },
   };

@@ -36,7 +36,7 @@ export const expertGemm = defineKernel<GroupedCase>({
   name: "expertGemm",
   buffers: ({ SCALED, C_FOURS }) => ({
     a: "padded k as span",
-    b: "held k as span",
+    b: "held k as strip",
     ...(SCALED ? { scales: "padded" } : {}),
     groups: "tiles",
     c: `inout padded stride as ${C_FOURS ? "span" : "scalar"}`,

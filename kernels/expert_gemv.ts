@@ -51,6 +51,39 @@ export function expertSquareParts(n: number, constants: Constants): number {
   return Math.ceil(n / rowsOfWorkgroup(constants)) * groups;
 }
 
+/** WGSL: the row of an expert that an accumulator sums, and the experts of a row. */
+export const EXPERT_ROW = /* wgsl */ `
+/** The row of an expert that accumulator i of lane group g sums. */
+fn w_row(g: u32, i: u32) -> u32 {
+  @if EPILOGUE == "swiglu" {
+    return (i & 1u) * (EXPERTS * EXPERT_ROWS) + min(g * (ROWS / 2u) + (i >> 1u), EXPERT_ROWS - 1u);
+  } @else {
+    return min(g * ROWS + i, EXPERT_ROWS - 1u);
+  }
+}
+
+/** Number s of a row's experts, among those in w. */
+fn expert_at(row: u32, s: u32) -> u32 { return u32(chosen_at(2u * row * USED + s)) - u.first; }`;
+
+/**
+ * Rows of each expert's matrix, gates and ups counted once.
+ *
+ * @throws {Error} if experts cannot share the rows.
+ */
+export function expertRows(
+  held: number,
+  { EXPERTS, EPILOGUE }: Constants,
+): number {
+  const swiglu = EPILOGUE === "swiglu", experts = Number(EXPERTS);
+  const rows = held / experts / (swiglu ? 2 : 1);
+  if (Number.isInteger(rows)) return rows;
+  throw new Error(
+    `Cannot share ${held} rows among ${experts} experts: must be a multiple${
+      swiglu ? " of twice as many" : ""
+    }`,
+  );
+}
+
 /**
  * Rows times the matrices of the experts that chooseExperts chose for each, stored by
  * output row, one expert after another. Only those are read. As in gemv.ts, a lane group
@@ -67,14 +100,15 @@ export function expertSquareParts(n: number, constants: Constants): number {
 export const expertGemv = defineKernel<ExpertCase>({
   name: "expertGemv",
   buffers: ({ EPILOGUE }) => ({
-    w: "n k as unit",
+    w: "held k as unit",
     x: "any k as span",
     chosen: "choices used",
     y: "inout any as scalar",
     ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
   }),
   // Rows of y are `stride` elements apart; the first row of an expert yields `column`.
-  uniforms: { first: "u32", stride: "u32", column: "u32" },
+  // `n`, the rows of an expert, is used by expert_gemv_int8.ts.
+  uniforms: { n: "u32", first: "u32", stride: "u32", column: "u32" },
   constants: {
     EXPERTS: 1,
     WHOLE: 1,
@@ -85,16 +119,7 @@ export const expertGemv = defineKernel<ExpertCase>({
     STEPS: 4,
     EPILOGUE: "store",
   },
-  derive: (c, { n, k, used, parts }) => {
-    const swiglu = c.EPILOGUE === "swiglu", experts = Number(c.EXPERTS);
-    const rows = n / experts / (swiglu ? 2 : 1);
-    if (!Number.isInteger(rows)) {
-      throw new Error(
-        `Cannot share ${n} rows among ${experts} experts: must be a multiple${
-          swiglu ? " of twice as many" : ""
-        }`,
-      );
-    }
+  derive: (c, { held, k, used, parts }) => {
     const units = Math.ceil(k / Number(c.W_UNIT));
     const lanes = 1 << Number(c.LOG_LANES);
     const terms = c.EPILOGUE === "add" ? used : 1, loads = terms * units;
@@ -103,7 +128,7 @@ export const expertGemv = defineKernel<ExpertCase>({
     return {
       USED: used,
       TERMS: terms,
-      EXPERT_ROWS: rows,
+      EXPERT_ROWS: expertRows(held, c),
       UNITS: units,
       LANES: lanes,
       STEPS: steps,
@@ -123,17 +148,7 @@ export const expertGemv = defineKernel<ExpertCase>({
 ${LANES}
 const PER_WORKGROUP = WORKGROUP / LANES;
 
-/** The row of an expert that accumulator i of lane group g sums. */
-fn w_row(g: u32, i: u32) -> u32 {
-  @if EPILOGUE == "swiglu" {
-    return (i & 1u) * (EXPERTS * EXPERT_ROWS) + min(g * (ROWS / 2u) + (i >> 1u), EXPERT_ROWS - 1u);
-  } @else {
-    return min(g * ROWS + i, EXPERT_ROWS - 1u);
-  }
-}
-
-/** Number s of a row's experts, among those in w. */
-fn expert_at(row: u32, s: u32) -> u32 { return u32(chosen_at(2u * row * USED + s)) - u.first; }
+${EXPERT_ROW}
 
 fn write(at: u32, column: u32, value: f32) {
   if (column >= EXPERT_ROWS) { return; }

@@ -1,10 +1,10 @@
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
-import { tileBytes } from "../lib/dispatch/defaults.ts";
+import { tileBytes, tileDepth } from "../lib/dispatch/defaults.ts";
 import { isPowerOf2 } from "../lib/dispatch/limits.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
-import { FLOATS, HALF_SUM, room, SUM } from "./case.ts";
+import { BLOCKS, FLOATS, HALF_SUM, room, SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
@@ -12,10 +12,67 @@ import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
 /** Applies `a` or `b` to a thread's block l, depending on which tile it belongs to. */
 const perBlock = (a: string, b: string) => /* wgsl */ `
   @if (l + 1) * THREADS <= A_BLOCKS { ${a} } @else {
-    @if l * THREADS >= A_BLOCKS && (l + 1) * THREADS <= BLOCKS { ${b} } @else {
-      if (block < A_BLOCKS) { ${a} } else if (block < BLOCKS) { ${b} }
+    @if STRIPS > 0 {
+      if (block < A_BLOCKS) { ${a} }
+    } @else {
+      @if l * THREADS >= A_BLOCKS && (l + 1) * THREADS <= BLOCKS { ${b} } @else {
+        if (block < A_BLOCKS) { ${a} } else if (block < BLOCKS) { ${b} }
+      }
     }
   }`;
+
+/** Repeats code for each of a thread's strips of b. */
+const perStrip = (code: string) => /* wgsl */ `
+  @unroll for (var s = 0; s < STRIP_LOADS; s++) {
+    let strip = tid + s * THREADS;
+    @if (s + 1) * THREADS <= STRIPS { ${code} } @else { if (strip < STRIPS) { ${code} } }
+  }`;
+
+// A strip is a word of quants of each of four columns. Their factors are computed once for
+// all strips of a unit, each by the thread that loaded its scales.
+const beginStrip = /* wgsl */ `
+  @unroll for (var i = 0; i < 4; i++) {
+    let column = source_column(first_column, strip / (BK / 8u) * 4u + i);
+    strip_begin[s * 4 + i] = offset.y / 8u + min(column, u.n - 1u) * (u.k / 8u) + strip % 4u;
+  }`;
+
+// Past the last column or k others are read, and what they yield is not stored or
+// multiplied by zero.
+const loadStrip = /* wgsl */ `
+  @if WHOLE { let at = (k0 + strip % (BK / 8u) / 4u * 32u) / 8u; }
+  @else { let at = min(k0 + strip % (BK / 8u) / 4u * 32u, u.k - 32u) / 8u; }
+  @unroll for (var i = 0; i < 4; i++) { words[s * 4 + i] = b_words(strip_begin[s * 4 + i] + at); }`;
+
+const storeStrip = /* wgsl */ `
+  let first = strip % (BK / 8u) / 4u * 32u;
+  let own = first / UNIT * BN + strip / (BK / 8u) * 4u;
+  @split var raw: array<b_Raw, 4>;
+  @unroll for (var i = 0; i < 4; i++) {
+    raw[i] = b_raw(words[s * 4 + i], factor_tile[own + i], (k0 - BK + first) / 8u + strip % 4u);
+  }
+  let at = first + strip % 4u * 4u;
+  @unroll for (var f = 0; f < 2; f++) {
+    @split var four: array<vec4f, 4>;
+    @unroll for (var i = 0; i < 4; i++) { four[i] = b_four[f](raw[i]); }
+    @unroll for (var e = 0; e < 4; e++) {
+      b_tile[(at + f * 16) / UNROLL][(at + f * 16) % UNROLL + e][strip / (BK / 8u)] = T(vec4f(four[0][e], four[1][e], four[2][e], four[3][e]));
+    }
+  }`;
+
+/** Repeats code for each of the units whose factors a thread computes. */
+const perFactors = (code: string) => /* wgsl */ `
+  @unroll for (var s = 0; s < FACTOR_LOADS; s++) {
+    let own = tid + s * THREADS;
+    @if (s + 1) * THREADS <= FACTORS { ${code} } @else { if (own < FACTORS) { ${code} } }
+  }`;
+
+const loadScales = /* wgsl */ `
+  let column = min(source_column(first_column, own % BN), u.n - 1u);
+  scale_unit[s] = offset.y / UNIT + column * (u.k / UNIT) + min(k0 / UNIT + own / BN, u.k / UNIT - 1u);
+  scales_of[s] = b_scale_words(scale_unit[s]);`;
+
+const storeFactors =
+  "factor_tile[own] = b_factors(scales_of[s], scale_unit[s]);";
 
 /** Stores a 4 × 4 block transposed, k outermost. */
 const transpose = (tile: string, block: string) =>
@@ -119,6 +176,7 @@ const B_STRIDE = BN / 4u + 1u;
 // depend on the thread are the same for every k.
 var<workgroup> a_tile: array<array<array<T, A_STRIDE>, UNROLL>, BK / UNROLL>;
 var<workgroup> b_tile: array<array<array<T, B_STRIDE>, UNROLL>, BK / UNROLL>;
+@if STRIPS > 0 { var<workgroup> factor_tile: array<b_Factors, FACTORS>; }
 
 fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
   return select(0u, size - min(begin, size), inside);
@@ -141,6 +199,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let tm = tid / (BN / TN);
   @split var acc: array<vec4f, TM * TN4>;
   @split var next: array<T, LOADS * 4>;
+  @if STRIPS > 0 {
+    @split var words: array<b_Words, STRIP_LOADS * 4>;
+    @split var strip_begin: array<u32, STRIP_LOADS * 4>;
+    @split var scales_of: array<b_ScaleWords, FACTOR_LOADS>;
+    @split var scale_unit: array<u32, FACTOR_LOADS>;
+    ${perStrip(beginStrip)}
+  }
   let splits = splits_of_k(groups);
   let k_split = (u.k + splits * BK - 1u) / (splits * BK) * BK;
   let k_begin = wg.z % splits * k_split;
@@ -159,12 +224,17 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         let block = tid + l * THREADS;
         ${perBlock(storeA, storeB)}
       }
+      @if STRIPS > 0 { ${perStrip(storeStrip)} }
       workgroupBarrier();
     }
     if (k0 < k_end) {
       @unroll for (var l = 0; l < LOADS; l++) {
         let block = tid + l * THREADS;
         ${perBlock(loadA, loadB)}
+      }
+      @if STRIPS > 0 {
+        ${perStrip(loadStrip)}
+        ${perFactors(loadScales)}
       }
     }
     if (k0 > k_begin) {
@@ -177,6 +247,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       @else { for (var q = 0u; q < BK / UNROLL; q++) { ${multiply("q")} } }
       @if F16 { @unroll for (var i = 0; i < TM * TN4; i++) { acc[i] += vec4f(sum[i]); } }
     }
+    // Read after the next barrier; what it replaces was read before the last one.
+    @if STRIPS > 0 { if (k0 < k_end) { ${perFactors(storeFactors)} } }
   }
   let columns = u.n / COLUMNS_PER_OUTPUT;
   @unroll for (var i = 0; i < TM4; i++) {
@@ -245,16 +317,34 @@ export function deriveTile(
       `Cannot gate (EPILOGUE "swiglu") with TN ${TN} and B_BY_COLUMN ${c.B_BY_COLUMN}: TN must be at least 8, B_BY_COLUMN 1`,
     );
   }
+  const byStrip = c.B_VIEW === "strip";
+  const unit = byStrip ? formatNamed(String(c.B_DTYPE)).loads[0] : 0;
+  if (byStrip && (BK % 32 || BK > 32 && BK % unit)) {
+    throw new Error(
+      `Cannot multiply by ${c.B_DTYPE} in tiles ${BK} deep: it must be 32 or a multiple of ${
+        Math.max(32, unit)
+      }`,
+    );
+  }
   const THREADS = (BM / TM) * (BN / TN);
+  const aBlocks = BM / 4 * (BK / 4), bBlocks = BN / 4 * (BK / 4);
+  const strips = byStrip ? bBlocks / 2 : 0;
+  const factors = byStrip ? BN * Math.ceil(BK / unit) : 0;
+  const blocks = aBlocks + (byStrip ? 0 : bBlocks);
   return {
     THREADS,
     UNROLL: commonDivisor(BK, Number(c.UNROLL)), // must divide BK
     TM4: TM / 4,
     TN4: TN / 4,
-    A_BLOCKS: BM / 4 * (BK / 4),
-    BLOCKS: (BM + BN) / 4 * (BK / 4),
-    LOADS: Math.ceil((BM + BN) / 4 * (BK / 4) / THREADS),
-    WHOLE: k % BK === 0 && c.A_VIEW === "vec4" && c.B_VIEW === "vec4" ? 1 : 0,
+    A_BLOCKS: aBlocks,
+    BLOCKS: blocks,
+    LOADS: Math.ceil(blocks / THREADS),
+    STRIPS: strips,
+    STRIP_LOADS: Math.ceil(strips / THREADS),
+    UNIT: unit,
+    FACTORS: factors,
+    FACTOR_LOADS: Math.ceil(factors / THREADS),
+    WHOLE: k % BK === 0 && c.A_VIEW === "vec4" && c.B_VIEW !== "scalar" ? 1 : 0,
     COLUMNS_PER_OUTPUT: c.EPILOGUE === "swiglu" ? 2 : 1,
   };
 }
@@ -281,7 +371,7 @@ export const gemm = defineKernel<GemmCase>({
   name: "gemm",
   buffers: ({ B_BY_COLUMN, SCALED, SPLITS, C_FOURS }) => ({
     a: "m k as span",
-    b: `${B_BY_COLUMN ? "n k" : "k n"} as span`,
+    b: B_BY_COLUMN ? "n k as strip" : "k n as span",
     ...(SCALED ? { scales: "m" } : {}),
     c: `inout ${SPLITS === 1 ? "m" : "any"} any as ${
       C_FOURS ? "span" : "scalar"
@@ -301,14 +391,21 @@ export const gemm = defineKernel<GemmCase>({
       TM: [4, 8],
       TN: [4, 8],
     },
-    needs({ swiglu, half, m }: LinearTarget, { BM, BN, BK, TM, TN }) {
+    needs(
+      { swiglu, half, m, format }: LinearTarget,
+      { BM, BN, BK, TM, TN },
+    ) {
       const threads = (BM / TM) * (BN / TN);
       const loads = Math.ceil((BM + BN) / 4 * (BK / 4) / threads);
       return {
         threads,
-        bytes: tileBytes({ BM, BN, BK }, half),
+        bytes: tileBytes({ BM, BN, BK }, half, format),
         problem: [BM, BN, BK, TM, TN].some((size) => size % 4)
           ? "the sizes of a tile must be multiples of 4"
+          : BK % tileDepth(format)
+          ? `BK is ${BK}, must be a multiple of ${
+            tileDepth(format)
+          } for ${format.name}`
           : BM % TM || BN % TN || threads < 32 || !isPowerOf2(threads)
           ? `${threads} threads share a tile, must be a power of 2 and at least 32`
           : swiglu && TN < 8
@@ -339,9 +436,11 @@ ${TILE}`,
     { m: 41, n: 74, k: 88, w: "bf16", epilogue: "add" },
     { m: 41, n: 74, k: 88, w: "bf16", epilogue: "swiglu" },
     { m: 41, n: 37, k: 1019, w: "f32" }, // long enough to be split
-    // The others read blocks by the same functions as gemvRows.
-    ...["q8_0", "q4_k", "q6_k"].map((w) => ({ m: 41, n: 36, k: 512, w })),
+    ...BLOCKS.map((w) => ({ m: 41, n: 36, k: 512, w })),
+    { m: 41, n: 74, k: 512, w: "q4_k", epilogue: "swiglu" },
     { m: 70, n: 1024, k: 1024, w: "bf16", largest: 0.5 },
+    { m: 70, n: 132, k: 1024, w: "q4_k", largest: 0.5 },
+    { m: 70, n: 132, k: 1024, w: "q6_k", largest: 0.5 },
   ],
   makeCase(given, { device, random, reference }) {
     const { m, n, k, w: dtype, largest, epilogue = "store" } = given;

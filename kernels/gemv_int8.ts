@@ -1,3 +1,7 @@
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { isPowerOf2 } from "../lib/dispatch/limits.ts";
+import { roundedBytes, roundedChunk } from "../lib/dispatch/linear.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
@@ -6,12 +10,18 @@ import { BLOCKS, INTEGER_SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { W_ROW, WRITE } from "./gemv.ts";
+import { OUTLIER } from "./int8_case.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 
 /** Formats whose quants are integers. */
 const INTEGERS = BLOCKS.filter((name) => formatNamed(name).integers);
 /** Elements of x that share a scale. */
 const BLOCK = 32;
+/**
+ * Maximum loads in flight per lane: with as many loaded ahead, and their scales, they take
+ * up to 10 registers each.
+ */
+const MOST_LOADS = 16;
 /** Elements of x in 16 bytes of a plane; sums of as many are kept. */
 const OWN = 16;
 
@@ -20,11 +30,27 @@ const OWN = 16;
 const load = (into: string, phase: string, chunk: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
     let unit = min(${phase} * TAKEN + (${chunk} * STEPS + s) * LANES + lane, UNITS - 1u);
-    @unroll for (var i = 0; i < ROWS; i++) { ${into}[i * STEPS + s] = w_words(w_row(g, i) * UNITS + unit); }
+    let place = place_of(wg.y, unit);
+    @unroll for (var i = 0; i < ROWS; i++) { ${into}[i * STEPS + s] = w_words(w_row(g, i) * ROW_UNITS + place); }
+  }`;
+
+// Beside an outlier, 15 bits do not do: adds the products of what rounding left of block b.
+const addRest = /* wgsl */ `
+  @unroll for (var f = 0; f < 4 * QUADS / ((QUADS + 1) / 2); f++) {
+    let at = unit * QUADS * 4u + b * 8u + f;
+    let exact = x_four(wg.y, at);
+    let upper = unpack4xI8(high[b * 2 + f / 4][f % 4]);
+    let rest = exact + block[b].x * vec4f((upper << vec4u(7u)) + unpack4xI8(low[b * 2 + f / 4][f % 4]));
+    @unroll for (var i = 0; i < ROWS; i++) {
+      let factors = w_factors(raw[i * STEPS + s].scales, w_row(g, i) * ROW_UNITS + place);
+      let quants = vec4f(unpack4xI8(w_bytes[b * 8 + f](raw[i * STEPS + s]))) - f32(OFFSET);
+      acc[i] += w_scale[(b * 8 + f) / GROUP_FOURS](factors) * dot(quants, rest);
+      @if MIN { acc[i] -= w_min[(b * 8 + f) / GROUP_FOURS](factors) * dot(vec4f(1.0), rest); }
+    }
   }`;
 
 /** Rows of w per workgroup. */
-const rowsOfWorkgroup = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
+export const int8Rows = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
   (Number(WORKGROUP) >> Number(LOG_LANES)) * Number(ROWS) * Number(LOOPS);
 
 /**
@@ -32,7 +58,224 @@ const rowsOfWorkgroup = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
  * multiple of four.
  */
 export const int8Parts = (n: number, constants: Constants): number =>
-  4 * Math.ceil(n / rowsOfWorkgroup(constants) / 4);
+  4 * Math.ceil(n / int8Rows(constants) / 4);
+
+/**
+ * Derives the remaining constants for rows of x of `k` elements, each of `terms` rows of w
+ * in turn.
+ */
+export function deriveInt8(
+  c: Constants,
+  { m, k, terms, parts = 0 }: {
+    m: number;
+    k: number;
+    terms: number;
+    parts?: number;
+  },
+) {
+  const { integers } = formatNamed(String(c.W_DTYPE));
+  if (
+    m > 1 || !integers || Number(c.LOG_LANES) < 3 ||
+    !c.SUBGROUPS || c.W_VIEW !== "unit" || k % BLOCK
+  ) {
+    throw new Error(
+      `Cannot multiply [${m}, ${k}] by ${c.W_DTYPE} as integers: there must be one row of whole blocks of ${BLOCK}, quants that are integers, and 8 lanes or more that exchange values`,
+    );
+  }
+  const unit = Number(c.W_UNIT), lanes = 1 << Number(c.LOG_LANES);
+  const chunk = Math.min(k, Number(c.CHUNK));
+  const units = k / unit, taken = chunk / unit;
+  const steps = Math.max(
+    1,
+    Math.min(Number(c.STEPS), Math.ceil(taken / lanes)),
+  );
+  return {
+    UNITS: units,
+    ROW_UNITS: units / terms,
+    X_FOURS: k / 4,
+    LANES: lanes,
+    PER_WORKGROUP: Number(c.WORKGROUP) / lanes,
+    STEPS: steps,
+    CHUNK: chunk,
+    PHASES: Math.ceil(k / chunk),
+    TAKEN: taken,
+    CHUNKS: Math.ceil(taken / (lanes * steps)),
+    OWNERS: chunk / OWN, // vec4u of a plane
+    ROUNDS: Math.ceil(chunk / 4 / Number(c.WORKGROUP)),
+    QUADS: unit / OWN, // vec4u of a plane in a unit
+    GROUP_FOURS: integers.group / 4,
+    GROUPS: unit / integers.group,
+    SUMS: Math.max(1, integers.group / OWN),
+    OFFSET: integers.offset,
+    MIN: integers.min ? 1 : 0,
+    PARTS: parts,
+    PART_STEPS: Math.ceil(parts / 4 / lanes),
+  };
+}
+
+/**
+ * The kernel, without the functions that say where it reads and writes, for workgroup `y`
+ * of the grid's second dimension: `w_row(g, i)` as in gemv.ts, `place_of(y, unit)` of a unit
+ * in its rows of w, `x_four(y, at)`, `y_begin(y)`, and for experts `skips(y)`.
+ * expert_gemv_int8.ts uses it too.
+ */
+export const BODY = /* wgsl */ `
+${LANES}
+@if EPILOGUE == "add" { var<workgroup> squared_sums: array<f32, PER_WORKGROUP>; }
+
+// Plane p of x has its 16 bytes number q of unit i at (p * QUADS + q) * TAKEN + i.
+var<workgroup> planes: array<vec4u, 2 * OWNERS>;
+// The scale of each block of 32, and the sums of both halves of it.
+var<workgroup> blocks: array<vec4f, (OWNERS + 1) / 2>;
+
+var<private> y_first: u32;
+
+fn write(row: u32, rows: u32, value: f32) {
+  if (row >= rows) { return; }
+  y[y_first + row] = value;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  @if EXPERTS > 0 {
+    if (skips(wg.y)) { return; }
+    let index = wg.x;
+  } @else { let index = wg.y * groups.x + wg.x; }
+  y_first = y_begin(wg.y);
+  let count = (u.n + ROWS * LOOPS * PER_WORKGROUP - 1u) / (ROWS * LOOPS * PER_WORKGROUP);
+  if (index >= count) { return; }
+  let own_group = index * PER_WORKGROUP + tid / LANES;
+  @split var acc: array<f32, ROWS>;
+  @split var raw: array<w_Words, ROWS * STEPS>;
+  @if EPILOGUE == "add" {
+    @split var residual: array<f32, ROWS>;
+    var squared_sum = 0.0;
+  }
+  @if NORM {
+    var squared = 0.0;
+    @unroll for (var i = 0; i < PART_STEPS; i++) {
+      let part = i * LANES + lane;
+      let four = squares_at(min(part, PARTS / 4u - 1u));
+      squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
+    }
+    let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
+  } @else { let factor = 1.0; }
+  for (var phase = 0u; phase < PHASES; phase++) {
+    { let g = own_group; ${load("raw", "phase", "0u")} }
+    @if PHASES > 1 { workgroupBarrier(); }
+    // A thread rounds four elements; eight neighbors have a block of 32.
+    @unroll for (var r = 0; r < ROUNDS; r++) {
+      let own = r * WORKGROUP + tid;
+      let at = min(phase * TAKEN * QUADS * 4u + own, X_FOURS - 1u);
+      let four = x_four(wg.y, at);
+      let each = abs(four);
+      var size = max(max(each.x, each.y), max(each.z, each.w));
+      var all = dot(each, vec4f(1.0));
+      @unroll for (var b = 0; b < 3; b++) {
+        size = max(size, subgroupShuffleXor(size, 1u << b));
+        all += subgroupShuffleXor(all, 1u << b);
+      }
+      let rounded = vec4i(round(four * select(0.0, 16256.0 / size, size > 0.0)));
+      let high = (rounded + vec4i(64)) >> vec4u(7u);
+      var sum = f32(rounded.x + rounded.y + rounded.z + rounded.w);
+      @unroll for (var b = 0; b < 2; b++) { sum += subgroupShuffleXor(sum, 1u << b); }
+      let other = subgroupShuffleXor(sum, 4u);
+      if (own < OWNERS * 4u) {
+        let quad = own / 4u % QUADS * TAKEN + own / 4u / QUADS;
+        planes[quad][own % 4u] = pack4xI8(high);
+        planes[quad + OWNERS][own % 4u] = pack4xI8(rounded - (high << vec4u(7u)));
+        if (own % 8u == 0u) {
+          let scale = select(size, -size, size > ${
+  OUTLIER / (BLOCK - 1)
+} * (all - size)) / 16256.0;
+          blocks[own / 8u] = vec4f(scale, sum, other, sum + other);
+        }
+      }
+    }
+    workgroupBarrier();
+    for (var part = 0u; part < LOOPS * CHUNKS; part++) {
+      let g = part / CHUNKS * count * PER_WORKGROUP + own_group;
+      @if LOOPS * CHUNKS > 1 {
+        // Loaded while this part is multiplied; unused after the last one.
+        @split var next: array<w_Words, ROWS * STEPS>;
+        {
+          let after = min(part + 1u, LOOPS * CHUNKS - 1u);
+          let g = after / CHUNKS * count * PER_WORKGROUP + own_group;
+          ${load("next", "phase", "after % CHUNKS")}
+        }
+      }
+      @if EPILOGUE == "add" {
+        if (lane == 0u && part % CHUNKS == 0u) {
+          @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[y_first + w_row(g, i)]; }
+        }
+      }
+      @unroll for (var s = 0; s < STEPS; s++) {
+        let taken = (part % CHUNKS * STEPS + s) * LANES + lane;
+        let inside = taken < TAKEN && taken + phase * TAKEN < UNITS;
+        let at = min(taken, TAKEN - 1u);
+        let unit = min(taken + phase * TAKEN, UNITS - 1u);
+        @split var high: array<vec4u, QUADS>;
+        @split var low: array<vec4u, QUADS>;
+        @unroll for (var q = 0; q < QUADS; q++) {
+          high[q] = planes[at + q * TAKEN];
+          low[q] = planes[at + q * TAKEN + OWNERS];
+        }
+        @split var block: array<vec4f, (QUADS + 1) / 2>;
+        @unroll for (var b = 0; b < (QUADS + 1) / 2; b++) {
+          block[b] = blocks[at * QUADS / 2u + b];
+          @if TAKEN % (LANES * STEPS) != 0 || PHASES > 1 { block[b] = select(vec4f(), block[b], inside); }
+        }
+        let place = place_of(wg.y, unit);
+        @unroll for (var i = 0; i < ROWS; i++) {
+          let factors = w_factors(raw[i * STEPS + s].scales, w_row(g, i) * ROW_UNITS + place);
+          @unroll for (var n = 0; n < GROUPS; n++) {
+            var upper = 0;
+            var lower = 0;
+            @unroll for (var f = 0; f < GROUP_FOURS; f++) {
+              let bytes = w_bytes[n * GROUP_FOURS + f](raw[i * STEPS + s]);
+              upper += dot4I8Packed(bytes, high[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+              lower += dot4I8Packed(bytes, low[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+            }
+            let product = f32((upper << 7u) + lower);
+            @if QUADS == 1 { let sum = select(block[0].y, block[0].z, at % 2u == 1u); }
+            @else { @if SUMS == 2 { let sum = block[n].w; }
+            @else { let sum = block[n / 2][1 + n % 2]; } }
+            @if OFFSET > 0 { let value = product - f32(OFFSET) * sum; } @else { let value = product; }
+            @if MIN { acc[i] += abs(block[n * SUMS / 2].x) * (w_scale[n](factors) * value - w_min[n](factors) * sum); }
+            @else { acc[i] += abs(block[n * SUMS / 2].x) * (w_scale[n](factors) * value); }
+          }
+        }
+        @unroll for (var b = 0; b < (QUADS + 1) / 2; b++) {
+          if (block[b].x < 0.0) { ${addRest} }
+        }
+      }
+      if (part % CHUNKS == CHUNKS - 1u && phase == PHASES - 1u) {
+        @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
+        if (lane == 0u) {
+          ${WRITE}
+          @if EPILOGUE == "add" { squared_sum += sum; }
+        }
+        @unroll for (var i = 0; i < ROWS; i++) { acc[i] = 0.0; }
+      }
+      @if LOOPS * CHUNKS > 1 {
+        @unroll for (var i = 0; i < ROWS * STEPS; i++) { raw[i] = next[i]; }
+      }
+    }
+  }
+  @if EPILOGUE == "add" {
+    if (lane == 0u) { squared_sums[tid / LANES] = squared_sum; }
+    workgroupBarrier();
+    if (tid == 0u) {
+      var all = 0.0;
+      @unroll for (var i = 0; i < PER_WORKGROUP; i++) { all += squared_sums[i]; }
+      @if EXPERTS > 0 { let first = wg.y * PARTS; } @else { let first = 0u; }
+      squares[first + index] = all;
+      if (index == 0u) { for (var i = count; i < PARTS; i++) { squares[first + i] = 0.0; } }
+    }
+  }
+}`;
 
 /**
  * One row times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
@@ -44,6 +287,9 @@ export const int8Parts = (n: number, constants: Constants): number =>
  * integer is `128 · high + low`, two planes of eight bits in workgroup memory, so a unit of
  * quants takes two dot products per four. A sum over a group of elements with one scale
  * is exact. What quants are less, and their minimum, multiply sums of the rounded `x`.
+ *
+ * In a block with an outlier (see int8_case.ts), whose scale is negative, that would round
+ * the others away: there, lanes read `x` again and add the products of what is left.
  *
  * A workgroup rounds all of `x` for itself, CHUNK elements at a time, while its first
  * weights are on their way. Each of its lane groups then takes LOOPS times ROWS rows of
@@ -69,186 +315,49 @@ export const gemvInt8 = defineKernel<LinearCase>({
     NORM: 0,
     EPILOGUE: "store",
     CHUNK: 12288,
+    EXPERTS: 0,
   },
-  derive: (c, { m, k, parts }) => {
-    const { integers } = formatNamed(String(c.W_DTYPE));
-    if (
-      m > 1 || !integers || Number(c.LOG_LANES) < 3 ||
-      !c.SUBGROUPS || c.W_VIEW !== "unit" || k % BLOCK
-    ) {
-      throw new Error(
-        `Cannot multiply [${m}, ${k}] by ${c.W_DTYPE} as integers: there must be one row of whole blocks of ${BLOCK}, quants that are integers, and 8 lanes or more that exchange values`,
-      );
-    }
-    const unit = Number(c.W_UNIT), lanes = 1 << Number(c.LOG_LANES);
-    const chunk = Math.min(k, Number(c.CHUNK));
-    const units = k / unit, taken = chunk / unit;
-    const steps = Math.max(
-      1,
-      Math.min(Number(c.STEPS), Math.ceil(taken / lanes)),
-    );
-    return {
-      UNITS: units,
-      LANES: lanes,
-      PER_WORKGROUP: Number(c.WORKGROUP) / lanes,
-      STEPS: steps,
-      CHUNK: chunk,
-      PHASES: Math.ceil(k / chunk),
-      TAKEN: taken,
-      CHUNKS: Math.ceil(taken / (lanes * steps)),
-      OWNERS: chunk / OWN, // vec4u of a plane
-      ROUNDS: Math.ceil(chunk / 4 / Number(c.WORKGROUP)),
-      QUADS: unit / OWN, // vec4u of a plane in a unit
-      GROUP_FOURS: integers.group / 4,
-      GROUPS: unit / integers.group,
-      SUMS: Math.max(1, integers.group / OWN),
-      OFFSET: integers.offset,
-      MIN: integers.min ? 1 : 0,
-      PARTS: parts ?? 0,
-      PART_STEPS: Math.ceil((parts ?? 0) / 4 / lanes),
-    };
+  derive: (c, { m, k, parts }) => deriveInt8(c, { m, k, terms: 1, parts }),
+  tuning: {
+    of: "linear",
+    grid: {
+      WORKGROUP: [64, 128, 256, 512],
+      ROWS: [1, 2, 4],
+      STEPS: [1, 2, 4],
+      LOOPS: [1, 2, 4],
+    },
+    settle({ k, format }: LinearTarget, given, device) {
+      const lanes = 2 ** laneConstants(device).LOG_LANES;
+      const most = Math.ceil(k / format.loads[0] / lanes);
+      return { ...given, STEPS: Math.min(given.STEPS, most) };
+    },
+    needs({ k, swiglu }: LinearTarget, given, device) {
+      const { WORKGROUP, ROWS, STEPS, LOOPS } = given, loads = ROWS * STEPS;
+      const lanes = 2 ** laneConstants(device).LOG_LANES;
+      const { chunk, phases } = roundedChunk(k, device);
+      return {
+        threads: WORKGROUP,
+        bytes: roundedBytes(chunk) + 4 * WORKGROUP / lanes,
+        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+          : swiglu && ROWS % 2
+          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
+          : loads > MOST_LOADS
+          ? `${loads} loads in flight, at most ${MOST_LOADS} fit registers with those that follow`
+          : phases > 1 && LOOPS > 1
+          ? `LOOPS is ${LOOPS}, must be 1: ${k} elements of x are rounded in ${phases} parts`
+          : undefined,
+      };
+    },
   },
-  grid: ({ n }, constants) => splitGrid(n / rowsOfWorkgroup(constants)),
+  grid: ({ n }, constants) => splitGrid(n / int8Rows(constants)),
   cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `
-${LANES}
-@if EPILOGUE == "add" { var<workgroup> squared_sums: array<f32, PER_WORKGROUP>; }
-
-// Plane p of x has its 16 bytes number q of unit i at (p * QUADS + q) * TAKEN + i.
-var<workgroup> planes: array<vec4u, 2 * OWNERS>;
-// The scale of each block of 32, and the sums of both halves of it.
-var<workgroup> blocks: array<vec4f, (OWNERS + 1) / 2>;
-
 ${W_ROW}
-
-fn write(row: u32, rows: u32, value: f32) {
-  if (row >= rows) { return; }
-  y[u.column + row] = value;
-}
-
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) tid: u32) {
-  let lane = tid % LANES;
-  let index = wg.y * groups.x + wg.x;
-  let count = (u.n + ROWS * LOOPS * PER_WORKGROUP - 1u) / (ROWS * LOOPS * PER_WORKGROUP);
-  if (index >= count) { return; }
-  let own_group = index * PER_WORKGROUP + tid / LANES;
-  @split var acc: array<f32, ROWS>;
-  @split var raw: array<w_Words, ROWS * STEPS>;
-  @if EPILOGUE == "add" {
-    @split var residual: array<f32, ROWS>;
-    var squared_sum = 0.0;
-  }
-  @if NORM {
-    var squared = 0.0;
-    @unroll for (var i = 0; i < PART_STEPS; i++) {
-      let part = i * LANES + lane;
-      let four = squares_at(min(part, PARTS / 4u - 1u));
-      squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
-    }
-    let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
-  } @else { let factor = 1.0; }
-  for (var phase = 0u; phase < PHASES; phase++) {
-    { let g = own_group; ${load("raw", "phase", "0u")} }
-    @if PHASES > 1 { workgroupBarrier(); }
-    // A thread rounds four elements; eight neighbors have a block of 32.
-    @unroll for (var r = 0; r < ROUNDS; r++) {
-      let own = r * WORKGROUP + tid;
-      let at = min(phase * TAKEN * QUADS * 4u + own, u.k / 4u - 1u);
-      @if NORM { let four = x_at(at) * norm_at(at); } @else { let four = x_at(at); }
-      let each = abs(four);
-      var size = max(max(each.x, each.y), max(each.z, each.w));
-      @unroll for (var b = 0; b < 3; b++) { size = max(size, subgroupShuffleXor(size, 1u << b)); }
-      let rounded = vec4i(round(four * select(0.0, 16256.0 / size, size > 0.0)));
-      let high = (rounded + vec4i(64)) >> vec4u(7u);
-      var sum = f32(rounded.x + rounded.y + rounded.z + rounded.w);
-      @unroll for (var b = 0; b < 2; b++) { sum += subgroupShuffleXor(sum, 1u << b); }
-      let other = subgroupShuffleXor(sum, 4u);
-      if (own < OWNERS * 4u) {
-        let quad = own / 4u % QUADS * TAKEN + own / 4u / QUADS;
-        planes[quad][own % 4u] = pack4xI8(high);
-        planes[quad + OWNERS][own % 4u] = pack4xI8(rounded - (high << vec4u(7u)));
-        if (own % 8u == 0u) { blocks[own / 8u] = vec4f(size / 16256.0, sum, other, sum + other); }
-      }
-    }
-    workgroupBarrier();
-    for (var part = 0u; part < LOOPS * CHUNKS; part++) {
-      let g = part / CHUNKS * count * PER_WORKGROUP + own_group;
-      @if LOOPS * CHUNKS > 1 {
-        // Loaded while this part is multiplied; unused after the last one.
-        @split var next: array<w_Words, ROWS * STEPS>;
-        {
-          let after = min(part + 1u, LOOPS * CHUNKS - 1u);
-          let g = after / CHUNKS * count * PER_WORKGROUP + own_group;
-          ${load("next", "phase", "after % CHUNKS")}
-        }
-      }
-      @if EPILOGUE == "add" {
-        if (lane == 0u && part % CHUNKS == 0u) {
-          @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[u.column + w_row(g, i)]; }
-        }
-      }
-      @unroll for (var s = 0; s < STEPS; s++) {
-        let taken = (part % CHUNKS * STEPS + s) * LANES + lane;
-        let inside = taken < TAKEN && taken + phase * TAKEN < UNITS;
-        let at = min(taken, TAKEN - 1u);
-        let unit = min(taken + phase * TAKEN, UNITS - 1u);
-        @split var high: array<vec4u, QUADS>;
-        @split var low: array<vec4u, QUADS>;
-        @unroll for (var q = 0; q < QUADS; q++) {
-          high[q] = planes[at + q * TAKEN];
-          low[q] = planes[at + q * TAKEN + OWNERS];
-        }
-        @split var block: array<vec4f, (QUADS + 1) / 2>;
-        @unroll for (var b = 0; b < (QUADS + 1) / 2; b++) {
-          block[b] = blocks[at * QUADS / 2u + b];
-          @if TAKEN % (LANES * STEPS) != 0 || PHASES > 1 { block[b] = select(vec4f(), block[b], inside); }
-        }
-        @unroll for (var i = 0; i < ROWS; i++) {
-          let factors = w_factors(raw[i * STEPS + s].scales, w_row(g, i) * UNITS + unit);
-          @unroll for (var n = 0; n < GROUPS; n++) {
-            var upper = 0;
-            var lower = 0;
-            @unroll for (var f = 0; f < GROUP_FOURS; f++) {
-              let bytes = w_bytes[n * GROUP_FOURS + f](raw[i * STEPS + s]);
-              upper += dot4I8Packed(bytes, high[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
-              lower += dot4I8Packed(bytes, low[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
-            }
-            let product = f32((upper << 7u) + lower);
-            @if QUADS == 1 { let sum = select(block[0].y, block[0].z, at % 2u == 1u); }
-            @else { @if SUMS == 2 { let sum = block[n].w; }
-            @else { let sum = block[n / 2][1 + n % 2]; } }
-            @if OFFSET > 0 { let value = product - f32(OFFSET) * sum; } @else { let value = product; }
-            @if MIN { acc[i] += block[n * SUMS / 2].x * (w_scale[n](factors) * value - w_min[n](factors) * sum); }
-            @else { acc[i] += block[n * SUMS / 2].x * (w_scale[n](factors) * value); }
-          }
-        }
-      }
-      if (part % CHUNKS == CHUNKS - 1u && phase == PHASES - 1u) {
-        @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
-        if (lane == 0u) {
-          ${WRITE}
-          @if EPILOGUE == "add" { squared_sum += sum; }
-        }
-        @unroll for (var i = 0; i < ROWS; i++) { acc[i] = 0.0; }
-      }
-      @if LOOPS * CHUNKS > 1 {
-        @unroll for (var i = 0; i < ROWS * STEPS; i++) { raw[i] = next[i]; }
-      }
-    }
-  }
-  @if EPILOGUE == "add" {
-    if (lane == 0u) { squared_sums[tid / LANES] = squared_sum; }
-    workgroupBarrier();
-    if (tid == 0u) {
-      var all = 0.0;
-      @unroll for (var i = 0; i < PER_WORKGROUP; i++) { all += squared_sums[i]; }
-      squares[index] = all;
-      if (index == 0u) { for (var i = count; i < PARTS; i++) { squares[i] = 0.0; } }
-    }
-  }
-}`,
+fn place_of(y: u32, unit: u32) -> u32 { return unit; }
+fn x_four(y: u32, at: u32) -> vec4f { @if NORM { return x_at(at) * norm_at(at); } @else { return x_at(at); } }
+fn y_begin(y: u32) -> u32 { return u.column; }
+${BODY}`,
   cases: [
     ...INTEGERS.map((w) => ({ m: 1, n: 37, k: 1280, w })),
     { m: 1, n: 300, k: 768, w: "q4_k", epilogue: "add" },

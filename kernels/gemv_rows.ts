@@ -4,7 +4,13 @@ import {
   laneConstants,
 } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
-import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
+import {
+  type Candidate,
+  isPowerOf2,
+  MOST_IN_FLIGHT,
+  type Needs,
+} from "../lib/dispatch/limits.ts";
+import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { BLOCKS, FLOATS } from "./case.ts";
 import { linearCost } from "./cost.ts";
@@ -22,219 +28,17 @@ const load = (into: string, chunk: string) => /* wgsl */ `
     }
   }`;
 
-/** Partial sums of squares per row of x that EPILOGUE "add" leaves: one per workgroup. */
-export function rowParts(
-  n: number,
-  { WORKGROUP, LOG_LANES, ROWS, SLICES }: Readonly<
-    Record<string, number | string>
-  >,
-): number {
-  const groups = Number(WORKGROUP) >> Number(LOG_LANES);
-  return Math.ceil(n / (groups / Number(SLICES) * Number(ROWS)));
-}
-
 /**
- * Maximum sums per thread. Not measured: a thread has about 256 registers, so more
- * certainly spill.
+ * Workgroup memory of {@linkcode ENDING}. Without subgroups it goes through `terms`, AT_ONCE
+ * sums at a time.
  */
-const MOST_SUMS = 256;
-
-/** Lanes that share a row of w. */
-const lanesOf = ({ k }: LinearTarget, device: Capabilities) =>
-  2 ** laneConstants(device, Math.max(4, Math.ceil(k / 4))).LOG_LANES;
-
-/**
- * A few rows times a matrix stored by output row, `y = x · wᵀ`: the Linear layers of
- * sequences that decode together, and of short prompts.
- *
- * Like gemv.ts, but M rows of `x` share each value of `w`, so arithmetic and cached
- * reads of `x` are the limit. A lane group of LANES neighboring threads shares ROWS rows
- * of `w`, four elements at a time, so that neighbors also read neighbors in `x`. Each
- * thread ends with M · ROWS sums. In every exchange a lane adds up half of them and
- * leaves the other half to its partner, so after log₂ LANES exchanges each lane has a few
- * finished results and all lanes write. If `w` has too few rows to fill a GPU, SLICES
- * lane groups of a workgroup share them, each with a part of k.
- *
- * NORM and EPILOGUE are as in gemv.ts; each workgroup leaves one sum of squares per row
- * for the next norm.
- */
-export const gemvRows = defineKernel<LinearCase>({
-  name: "gemvRows",
-  buffers: ({ NORM, EPILOGUE }) => ({
-    w: "n k as span",
-    x: "m k as span",
-    y: "inout any as scalar",
-    ...(NORM ? { norm: "k as span", squares: "m parts as span" } : {}),
-    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
-  }),
-  // Rows of y are `stride` elements apart; the first row of w yields column `column`.
-  uniforms: { stride: "u32", column: "u32", eps: "f32" },
-  constants: {
-    M: 2,
-    WORKGROUP: 128,
-    ROWS: 4,
-    LOG_LANES: 5,
-    SUBGROUPS: 1,
-    STEPS: 2,
-    SLICES: 1,
-    NORM: 0,
-    EPILOGUE: "store",
-  },
-  derive: (c, { k, parts }) => {
-    if (Number(c.SLICES) << Number(c.LOG_LANES) > Number(c.WORKGROUP)) {
-      throw new Error(
-        `Cannot share k among ${c.SLICES} groups of ${
-          1 << Number(c.LOG_LANES)
-        } lanes in gemvRows: a workgroup has ${c.WORKGROUP} threads`,
-      );
-    }
-    const [m, rows] = [Number(c.M), Number(c.ROWS)];
-    const fours = Math.ceil(k / 4), lanes = 1 << Number(c.LOG_LANES);
-    const steps = Math.max(
-      1,
-      Math.min(Number(c.STEPS), Math.ceil(fours / lanes)),
-    );
-    const chunks = Math.ceil(fours / (lanes * steps));
-    const sums = 2 ** Math.ceil(Math.log2(m * rows));
-    const room = Number(c.WORKGROUP) / m;
-    const share = room < 1 ? 1 : Math.min(8, 2 ** Math.floor(Math.log2(room)));
-    return {
-      FOURS: fours,
-      LANES: lanes,
-      STEPS: steps,
-      CHUNKS: chunks,
-      // With fewer chunks than slices, some slices begin past the end of the row.
-      EXACT: fours % (lanes * steps) === 0 && chunks >= Number(c.SLICES)
-        ? 1
-        : 0,
-      GROUPS: Number(c.WORKGROUP) / lanes,
-      SUMS: sums,
-      AT_ONCE: sumsAtOnce(Number(c.WORKGROUP), lanes, sums),
-      OWN: Math.max(1, sums / lanes), // sums that a lane ends with
-      SHARERS: Math.max(1, lanes / sums), // lanes that end with the same sum
-      PARTS: parts ?? 0,
-      SHARE: share,
-      ROUNDS: Math.ceil(m * share / Number(c.WORKGROUP)),
-      PART_STEPS: Math.ceil((parts ?? 0) / 4 / share),
-    };
-  },
-  tuning: {
-    of: "linear",
-    grid: {
-      WORKGROUP: [32, 64, 128, 256],
-      ROWS: [1, 2, 4, 8],
-      STEPS: [1, 2, 4],
-      SLICES: [1, 2, 4, 8],
-    },
-    settle(target: LinearTarget, given, device) {
-      const most = Math.ceil(target.k / 4 / lanesOf(target, device));
-      return { ...given, STEPS: Math.min(given.STEPS, most) };
-    },
-    needs(target: LinearTarget, { WORKGROUP, ROWS, STEPS, SLICES }, device) {
-      const lanes = lanesOf(target, device), groups = WORKGROUP / lanes;
-      const sums = 2 ** Math.ceil(Math.log2(target.m * ROWS));
-      const loads = ROWS * STEPS;
-      return {
-        threads: WORKGROUP,
-        bytes: fewRowsBytes(target.m, { WORKGROUP, ROWS }, lanes, device),
-        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
-          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
-          : groups % SLICES || !isPowerOf2(SLICES)
-          ? `SLICES is ${SLICES}, must be a power of 2 that divides the ${groups} lane groups`
-          : !isPowerOf2(ROWS) || target.swiglu && ROWS % 2
-          ? `ROWS is ${ROWS}, must be a power of 2, and even where gates and what they gate are summed together`
-          : sums > MOST_SUMS
-          ? `${sums} sums in a thread, at most ${MOST_SUMS} fit registers`
-          : loads > MOST_IN_FLIGHT
-          ? `${loads} loads in flight, at most ${MOST_IN_FLIGHT} fit registers`
-          : undefined,
-      };
-    },
-  },
-  grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
-    splitGrid(n / (ROWS * (GROUPS / SLICES))),
-  cost: (call) => linearCost(call, "x", "w"),
-  body: /* wgsl */ `
-@if NORM {
-  var<workgroup> squared_parts: array<f32, ROUNDS * WORKGROUP>;
-  var<workgroup> factors: array<f32, M>;
-}
+export const ENDING_MEMORY = /* wgsl */ `
 @if EPILOGUE == "add" { var<workgroup> squared: array<f32, GROUPS / SLICES * SUMS>; }
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
-@if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }
+@if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }`;
 
-${W_ROW}
-
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) tid: u32) {
-  let lane = tid % LANES;
-  let group = tid / LANES;
-  let part = wg.y * groups.x + wg.x;
-  let slice = group % SLICES;
-  let g = part * (GROUPS / SLICES) + group / SLICES;
-  @split var acc: array<f32, SUMS>;
-  @if W_VIEW == "vec4" {
-    @split var raw: array<w_Raw, ROWS * STEPS>;
-    @split var base: array<u32, ROWS>;
-    @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * FOURS; }
-    ${load("raw", "slice")}
-  }
-  @if NORM {
-    // SHARE threads add up the PARTS partial sums of squares left with each row.
-    @unroll for (var r = 0; r < ROUNDS; r++) {
-      let m = min((r * WORKGROUP + tid) / SHARE, M - 1u);
-      var sum = 0.0;
-      @unroll for (var i = 0; i < PART_STEPS; i++) {
-        let at = (i * SHARE + tid % SHARE) * 4u;
-        @if PARTS % (4 * SHARE) == 0 { sum += dot(squares_span(m * PARTS + at, 4u), vec4f(1.0)); }
-        @else { if (at < PARTS) { sum += dot(squares_span(m * PARTS + at, PARTS - at), vec4f(1.0)); } }
-      }
-      squared_parts[r * WORKGROUP + tid] = sum;
-    }
-    workgroupBarrier();
-    for (var m = tid; m < M; m += WORKGROUP) {
-      var sum = 0.0;
-      @unroll for (var i = 0; i < SHARE; i++) { sum += squared_parts[m * SHARE + i]; }
-      factors[m] = inverseSqrt(sum / f32(u.k) + u.eps);
-    }
-    workgroupBarrier();
-  }
-@if W_VIEW == "vec4" {
-  for (var c = slice; c < CHUNKS; c += SLICES) {
-    @if CHUNKS > SLICES {
-      // Loaded while this chunk is multiplied; unused after the last one.
-      @split var next: array<w_Raw, ROWS * STEPS>;
-      ${load("next", "min(c + SLICES, CHUNKS - 1u)")}
-    }
-    @unroll for (var s = 0; s < STEPS; s++) {
-      let four = min((c * STEPS + s) * LANES + lane, FOURS - 1u);
-      @split var wv: array<vec4f, ROWS>;
-      @if NORM { let scale = norm_at(four); }
-      @unroll for (var i = 0; i < ROWS; i++) {
-        @if NORM { wv[i] = w_four[0](raw[i * STEPS + s]) * scale; } @else { wv[i] = w_four[0](raw[i * STEPS + s]); }
-      }
-      @unroll for (var m = 0; m < M; m++) {
-        let xv = x_at(m * FOURS + four);
-        @unroll for (var i = 0; i < ROWS; i++) { acc[m * ROWS + i] += dot(wv[i], xv); }
-      }
-    }
-    @if CHUNKS > SLICES {
-      @unroll for (var i = 0; i < ROWS * STEPS; i++) { raw[i] = next[i]; }
-    }
-  }
-} @else {
-  for (var e = (slice * LANES + lane) * 4u; e < u.k; e += SLICES * LANES * 4u) {
-    @if NORM { let scale = norm_span(e, u.k - e); } @else { let scale = vec4f(1.0); }
-    @unroll for (var m = 0; m < M; m++) {
-      let xv = x_span(m * u.k + e, u.k - e) * scale;
-      @unroll for (var i = 0; i < ROWS; i++) {
-        acc[m * ROWS + i] += dot(w_span(w_row(g, i) * u.k + e, u.k - e), xv);
-      }
-    }
-  }
-}
-  @if SUBGROUPS {
+/** Adds up `acc` over lanes and slices, and writes the results. */
+export const ENDING = /* wgsl */ `  @if SUBGROUPS {
     @unroll for (var s = 0; s < LOG_LANES; s++) {
       @if (SUMS >> s) > 1 {
         let upper = (lane & (1u << (LOG_LANES - 1u - s))) != 0u;
@@ -314,7 +118,239 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       }
       if (part < PARTS) { squares[m * PARTS + part] = sum; }
     }
+  }`;
+
+/** Partial sums of squares per row of x that EPILOGUE "add" leaves: one per workgroup. */
+export function rowParts(
+  n: number,
+  { WORKGROUP, LOG_LANES, ROWS, SLICES }: Readonly<
+    Record<string, number | string>
+  >,
+): number {
+  const groups = Number(WORKGROUP) >> Number(LOG_LANES);
+  return Math.ceil(n / (groups / Number(SLICES) * Number(ROWS)));
+}
+
+/** Derives the constants of {@linkcode ENDING}. */
+export function deriveEnding(
+  { WORKGROUP, LOG_LANES, M, ROWS, SLICES }: Constants,
+): Constants {
+  const workgroup = Number(WORKGROUP), lanes = 1 << Number(LOG_LANES);
+  if (Number(SLICES) * lanes > workgroup) {
+    throw new Error(
+      `Cannot share k among ${SLICES} groups of ${lanes} lanes in gemvRows: a workgroup has ${WORKGROUP} threads`,
+    );
   }
+  const sums = 2 ** Math.ceil(Math.log2(Number(M) * Number(ROWS)));
+  return {
+    LANES: lanes,
+    GROUPS: workgroup / lanes,
+    SUMS: sums,
+    AT_ONCE: sumsAtOnce(workgroup, lanes, sums),
+    OWN: Math.max(1, sums / lanes), // sums that a lane ends with
+    SHARERS: Math.max(1, lanes / sums), // lanes that end with the same sum
+  };
+}
+
+/**
+ * Maximum sums per thread. Not measured: a thread has about 256 registers, so more
+ * certainly spill.
+ */
+const MOST_SUMS = 256;
+
+/** What a workgroup needs whose `lanes` share ROWS rows of w, and SLICES of k. */
+export function fewRowsNeeds(
+  { m, swiglu }: LinearTarget,
+  { WORKGROUP, ROWS, SLICES }: Candidate,
+  lanes: number,
+  device: Capabilities,
+): Needs {
+  const groups = WORKGROUP / lanes, sums = 2 ** Math.ceil(Math.log2(m * ROWS));
+  return {
+    threads: WORKGROUP,
+    bytes: fewRowsBytes(m, { WORKGROUP, ROWS }, lanes, device),
+    problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+      ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+      : groups % SLICES || !isPowerOf2(SLICES)
+      ? `SLICES is ${SLICES}, must be a power of 2 that divides the ${groups} lane groups`
+      : !isPowerOf2(ROWS) || swiglu && ROWS % 2
+      ? `ROWS is ${ROWS}, must be a power of 2, and even where gates and what they gate are summed together`
+      : sums > MOST_SUMS
+      ? `${sums} sums in a thread, at most ${MOST_SUMS} fit registers`
+      : undefined,
+  };
+}
+
+/** Lanes that share a row of w. */
+const lanesOf = ({ k }: LinearTarget, device: Capabilities) =>
+  2 ** laneConstants(device, Math.max(4, Math.ceil(k / 4))).LOG_LANES;
+
+/**
+ * A few rows times a matrix stored by output row, `y = x · wᵀ`: the Linear layers of
+ * sequences that decode together, and of short prompts.
+ *
+ * Like gemv.ts, but M rows of `x` share each value of `w`, so arithmetic and cached
+ * reads of `x` are the limit. A lane group of LANES neighboring threads shares ROWS rows
+ * of `w`, four elements at a time, so that neighbors also read neighbors in `x`. Each
+ * thread ends with M · ROWS sums. In every exchange a lane adds up half of them and
+ * leaves the other half to its partner, so after log₂ LANES exchanges each lane has a few
+ * finished results and all lanes write. If `w` has too few rows to fill a GPU, SLICES
+ * lane groups of a workgroup share them, each with a part of k.
+ *
+ * NORM and EPILOGUE are as in gemv.ts; each workgroup leaves one sum of squares per row
+ * for the next norm.
+ */
+export const gemvRows = defineKernel<LinearCase>({
+  name: "gemvRows",
+  buffers: ({ NORM, EPILOGUE }) => ({
+    w: "n k as span",
+    x: "m k as span",
+    y: "inout any as scalar",
+    ...(NORM ? { norm: "k as span", squares: "m parts as span" } : {}),
+    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
+  }),
+  // Rows of y are `stride` elements apart; the first row of w yields column `column`.
+  uniforms: { stride: "u32", column: "u32", eps: "f32" },
+  constants: {
+    M: 2,
+    WORKGROUP: 128,
+    ROWS: 4,
+    LOG_LANES: 5,
+    SUBGROUPS: 1,
+    STEPS: 2,
+    SLICES: 1,
+    NORM: 0,
+    EPILOGUE: "store",
+  },
+  derive: (c, { k, parts }) => {
+    const m = Number(c.M);
+    const fours = Math.ceil(k / 4), lanes = 1 << Number(c.LOG_LANES);
+    const steps = Math.max(
+      1,
+      Math.min(Number(c.STEPS), Math.ceil(fours / lanes)),
+    );
+    const chunks = Math.ceil(fours / (lanes * steps));
+    const room = Number(c.WORKGROUP) / m;
+    const share = room < 1 ? 1 : Math.min(8, 2 ** Math.floor(Math.log2(room)));
+    return {
+      FOURS: fours,
+      STEPS: steps,
+      CHUNKS: chunks,
+      // With fewer chunks than slices, some slices begin past the end of the row.
+      EXACT: fours % (lanes * steps) === 0 && chunks >= Number(c.SLICES)
+        ? 1
+        : 0,
+      ...deriveEnding(c),
+      PARTS: parts ?? 0,
+      SHARE: share,
+      ROUNDS: Math.ceil(m * share / Number(c.WORKGROUP)),
+      PART_STEPS: Math.ceil((parts ?? 0) / 4 / share),
+    };
+  },
+  tuning: {
+    of: "linear",
+    grid: {
+      WORKGROUP: [32, 64, 128, 256],
+      ROWS: [1, 2, 4, 8],
+      STEPS: [1, 2, 4],
+      SLICES: [1, 2, 4, 8],
+    },
+    settle(target: LinearTarget, given, device) {
+      const most = Math.ceil(target.k / 4 / lanesOf(target, device));
+      return { ...given, STEPS: Math.min(given.STEPS, most) };
+    },
+    needs(target: LinearTarget, given, device) {
+      const lanes = lanesOf(target, device), loads = given.ROWS * given.STEPS;
+      const needs = fewRowsNeeds(target, given, lanes, device);
+      return needs.problem || loads <= MOST_IN_FLIGHT ? needs : {
+        ...needs,
+        problem:
+          `${loads} loads in flight, at most ${MOST_IN_FLIGHT} fit registers`,
+      };
+    },
+  },
+  grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
+    splitGrid(n / (ROWS * (GROUPS / SLICES))),
+  cost: (call) => linearCost(call, "x", "w"),
+  body: /* wgsl */ `
+@if NORM {
+  var<workgroup> squared_parts: array<f32, ROUNDS * WORKGROUP>;
+  var<workgroup> factors: array<f32, M>;
+}
+${ENDING_MEMORY}
+
+${W_ROW}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  let group = tid / LANES;
+  let part = wg.y * groups.x + wg.x;
+  let slice = group % SLICES;
+  let g = part * (GROUPS / SLICES) + group / SLICES;
+  @split var acc: array<f32, SUMS>;
+  @if W_VIEW == "vec4" {
+    @split var raw: array<w_Raw, ROWS * STEPS>;
+    @split var base: array<u32, ROWS>;
+    @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * FOURS; }
+    ${load("raw", "slice")}
+  }
+  @if NORM {
+    // SHARE threads add up the PARTS partial sums of squares left with each row.
+    @unroll for (var r = 0; r < ROUNDS; r++) {
+      let m = min((r * WORKGROUP + tid) / SHARE, M - 1u);
+      var sum = 0.0;
+      @unroll for (var i = 0; i < PART_STEPS; i++) {
+        let at = (i * SHARE + tid % SHARE) * 4u;
+        @if PARTS % (4 * SHARE) == 0 { sum += dot(squares_span(m * PARTS + at, 4u), vec4f(1.0)); }
+        @else { if (at < PARTS) { sum += dot(squares_span(m * PARTS + at, PARTS - at), vec4f(1.0)); } }
+      }
+      squared_parts[r * WORKGROUP + tid] = sum;
+    }
+    workgroupBarrier();
+    for (var m = tid; m < M; m += WORKGROUP) {
+      var sum = 0.0;
+      @unroll for (var i = 0; i < SHARE; i++) { sum += squared_parts[m * SHARE + i]; }
+      factors[m] = inverseSqrt(sum / f32(u.k) + u.eps);
+    }
+    workgroupBarrier();
+  }
+@if W_VIEW == "vec4" {
+  for (var c = slice; c < CHUNKS; c += SLICES) {
+    @if CHUNKS > SLICES {
+      // Loaded while this chunk is multiplied; unused after the last one.
+      @split var next: array<w_Raw, ROWS * STEPS>;
+      ${load("next", "min(c + SLICES, CHUNKS - 1u)")}
+    }
+    @unroll for (var s = 0; s < STEPS; s++) {
+      let four = min((c * STEPS + s) * LANES + lane, FOURS - 1u);
+      @split var wv: array<vec4f, ROWS>;
+      @if NORM { let scale = norm_at(four); }
+      @unroll for (var i = 0; i < ROWS; i++) {
+        @if NORM { wv[i] = w_four[0](raw[i * STEPS + s]) * scale; } @else { wv[i] = w_four[0](raw[i * STEPS + s]); }
+      }
+      @unroll for (var m = 0; m < M; m++) {
+        let xv = x_at(m * FOURS + four);
+        @unroll for (var i = 0; i < ROWS; i++) { acc[m * ROWS + i] += dot(wv[i], xv); }
+      }
+    }
+    @if CHUNKS > SLICES {
+      @unroll for (var i = 0; i < ROWS * STEPS; i++) { raw[i] = next[i]; }
+    }
+  }
+} @else {
+  for (var e = (slice * LANES + lane) * 4u; e < u.k; e += SLICES * LANES * 4u) {
+    @if NORM { let scale = norm_span(e, u.k - e); } @else { let scale = vec4f(1.0); }
+    @unroll for (var m = 0; m < M; m++) {
+      let xv = x_span(m * u.k + e, u.k - e) * scale;
+      @unroll for (var i = 0; i < ROWS; i++) {
+        acc[m * ROWS + i] += dot(w_span(w_row(g, i) * u.k + e, u.k - e), xv);
+      }
+    }
+  }
+}
+  ${ENDING}
 }`,
   cases: [
     ...FLOATS.flatMap((w) => [

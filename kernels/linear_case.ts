@@ -100,7 +100,7 @@ export function linearCase(
 }
 
 /** Eight partial sums of squares per row of `k`, as left by the preceding kernel. */
-function partialSquares(x: Float32Array, k: number): CpuTensor {
+export function partialSquares(x: Float32Array, k: number): CpuTensor {
   const m = x.length / k, data = new Float32Array(8 * m);
   x.forEach((v, at) => data[8 * Math.floor(at / k) + at % k % 8] += v * v);
   return { dtype: "f32", shape: [m, 8], data };

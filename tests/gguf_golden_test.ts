@@ -3,6 +3,10 @@
  * QWEN3_GGUF_SET, a folder with more such files, those are tested too.
  */
 import { assert, assertEquals } from "@std/assert";
+import { openCheckpoint } from "../lib/checkpoint/open.ts";
+import { FEW_ROWS } from "../lib/dispatch/shapes.ts";
+import { GpuRunner } from "../lib/gpu/runner.ts";
+import { openDevice } from "../lib/open_device.ts";
 import { loadQwen3, type Qwen3 } from "../mod.ts";
 import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
@@ -87,6 +91,28 @@ for (
   ]
 ) testFile(`${FILES}${name}.gguf`, FILES + name);
 testFile(`${FILES}split-Q8_0-00001-of-00003.gguf`, `${FILES}base-Q8_0`);
+
+// Software adapters multiply in f32 by default, so integers are asked for.
+gpuTest(
+  "one and a few rows as integers keep what is beside an outlier",
+  async (gpu) => {
+    const golden = `${FILES}tiny-outlier-bf16-Q4_K_M`;
+    await using checkpoint = await openCheckpoint(`${golden}.gguf`);
+    using runner = await GpuRunner.load(await openDevice(), checkpoint, {
+      ...{ context: 80, cacheDtype: "f32", f16Matmuls: true },
+    });
+    const few = (await ggufCases(golden)).filter(({ input_ids: ids }) =>
+      ids.length <= FEW_ROWS
+    );
+    assert(few.some(({ input_ids: ids }) => ids.length === 1));
+    assert(few.some(({ input_ids: ids }) => ids.length > 1));
+    for (const { name, input_ids: ids, positions_kept: kept, exact } of few) {
+      const actual = await runner.logits(ids, { all: kept === "all" });
+      const error = relativeError(actual, exact);
+      assert(error <= F16_ERROR, `${name} on ${gpu.name}: ${error}`);
+    }
+  },
+);
 
 const SET = Deno.env.get("QWEN3_GGUF_SET");
 if (SET !== undefined) {

@@ -134,6 +134,8 @@ export const BOUNDS = {
   intermediateSize: 2 ** 20,
   /** [512] */
   experts: 2 ** 12,
+  /** [24,576] In all layers together: each has an entry in the weight table. */
+  allExperts: 2 ** 17,
   /** [126] */
   numHiddenLayers: 1000,
   /** [128] */

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Checkpoint, StoredTokenizer } from "./checkpoint.ts";
+import type { Checkpoint, StoredTokenizer, TensorInfo } from "./checkpoint.ts";
 import type { Qwen3Config } from "./config.ts";
 import type { GenerationDefaults } from "./generation_config.ts";
 import {
@@ -16,7 +16,7 @@ import {
 import type { GgufEntry, GgufTensor } from "./gguf_writer.ts";
 import { isObject, parseJson } from "../json.ts";
 import { familyOf } from "../model/families.ts";
-import { listWeights } from "../model/family.ts";
+import { listWeights, type WeightSpec } from "../model/family.ts";
 import type { Quantization } from "./quantization.ts";
 
 /** The version of the formats of quantised blocks. */
@@ -25,13 +25,15 @@ const QUANTIZATION_VERSION = 2;
 /**
  * All keys of a file.
  *
- * @throws {Error} if the checkpoint's tokenizer cannot be described in a GGUF file
+ * @throws {Error} if the checkpoint's tokenizer or its experts cannot be described in a
+ * GGUF file
  */
 export async function ggufEntries(
   checkpoint: Checkpoint,
   { fileType }: Quantization,
 ): Promise<GgufEntry[]> {
   const { config, generation, name } = checkpoint;
+  requireAllExperts(config, name);
   const tokenizer = await tokenizerOf(checkpoint);
   return [
     ["general.architecture", "string", familyOf(config).gguf.architecture],
@@ -47,15 +49,53 @@ export async function ggufEntries(
   ];
 }
 
-/** The tensors of a checkpoint by their names in GGUF files, in the order of the table. */
-export function ggufTensors({ config, tensors }: Checkpoint): GgufTensor[] {
-  const family = familyOf(config);
-  return listWeights(family.weights(config)).flatMap(({ tensors: own }) =>
-    own.map(({ name }) => ({
-      name: family.gguf.tensor(name),
-      info: tensors.get(name)!,
-    }))
-  );
+/**
+ * The tensors of a checkpoint by their names in GGUF files, in the order of the table.
+ *
+ * @throws {Error} if tensors that share one in the file have different formats
+ */
+export function ggufTensors(
+  { name: checkpoint, config, tensors }: Checkpoint,
+): GgufTensor[] {
+  const { gguf, weights } = familyOf(config);
+  const found = new Map<string, TensorInfo[]>(),
+    shapes = new Map<string, number[]>();
+  for (const { name } of listWeights(weights(config)).flatMap(tensorsOf)) {
+    const own = gguf.tensor(name), info = tensors.get(name)!;
+    const within = gguf.within?.(name, config);
+    const { shape, format } = info, others = found.get(own);
+    if (others === undefined) {
+      found.set(own, [info]);
+      shapes.set(own, within ? [within.count, ...shape] : shape);
+    } else if (others[0].format === format) others.push(info);
+    else {
+      throw new Error(
+        `Cannot write ${checkpoint} to a GGUF file: ${name} is in ${format.name} and ${
+          others[0].name
+        } in ${others[0].format.name}, must be the same in ${own}`,
+      );
+    }
+  }
+  return [...found].map(([name, infos]) => ({
+    name,
+    shape: shapes.get(name)!,
+    infos,
+  }));
+}
+
+const tensorsOf = ({ tensors }: WeightSpec) => tensors;
+
+/** @throws {Error} if files of the architecture would mean other experts. */
+function requireAllExperts({ experts }: Qwen3Config, name: string): void {
+  if (!experts) return;
+  const { normalized, denseLayers } = experts;
+  const problem = normalized
+    ? denseLayers.length > 0 &&
+      `layers ${denseLayers.join(", ")} have no experts, all must have some`
+    : "norm_topk_prob is false, must be true";
+  if (problem) {
+    throw new Error(`Cannot write ${name} to a GGUF file: ${problem}`);
+  }
 }
 
 /** The last part of a path, URL or repository, without an ending or a revision. */
@@ -83,6 +123,14 @@ function modelEntries(
     [`${at}attention.key_length`, "u32", config.headDim],
     [`${at}attention.value_length`, "u32", config.headDim],
   ];
+  const { experts } = config;
+  if (experts) {
+    entries.push(
+      [`${at}expert_count`, "u32", experts.count],
+      [`${at}expert_used_count`, "u32", experts.used],
+      [`${at}expert_feed_forward_length`, "u32", experts.intermediateSize],
+    );
+  }
   // Otherwise, it is the number of tokens.
   if (!hasTokenizer) entries.push([`${at}vocab_size`, "u32", config.vocabSize]);
   const { ropeScaling: yarn } = config;

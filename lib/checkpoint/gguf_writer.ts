@@ -17,11 +17,15 @@ export type GgufEntry =
   | readonly [key: string, kind: "strings", value: readonly string[]]
   | readonly [key: string, kind: "i32s", value: readonly number[]];
 
-/** A tensor by its name in the file. */
+/** A tensor by its name in the file: one of a checkpoint, or several in one format. */
 export interface GgufTensor {
   readonly name: string;
-  readonly info: TensorInfo;
+  readonly shape: readonly number[];
+  readonly infos: readonly TensorInfo[];
 }
+
+const bytesIn = ({ infos }: GgufTensor) =>
+  infos.reduce((sum, { byteLength }) => sum + byteLength, 0);
 
 /** Codes of the kinds of values. */
 const KIND = { u32: 4, i32: 5, f32: 6, bool: 7, string: 8 } as const;
@@ -109,7 +113,8 @@ export function ggufHeader(
     header.value(entry);
   }
   let offset = 0;
-  for (const { name, info: { shape, format, byteLength } } of tensors) {
+  for (const tensor of tensors) {
+    const { name, shape, infos: [{ format }] } = tensor;
     if (name.length > MOST_NAME) {
       throw new Error(
         `Cannot write ${name} to a GGUF file: its name has ${name.length} characters, at most ${MOST_NAME} are allowed`,
@@ -120,7 +125,7 @@ export function ggufHeader(
     for (const size of shape.toReversed()) header.u64(size);
     header.number("u32", ggufTypeCode(format));
     header.u64(offset);
-    offset += aligned(byteLength);
+    offset += aligned(bytesIn(tensor));
   }
   return header.take();
 }
@@ -188,7 +193,7 @@ export async function writeGguf(
 ): Promise<number> {
   const header = ggufHeader(entries, tensors);
   const total = tensors.reduce(
-    (sum, { info }) => sum + aligned(info.byteLength),
+    (sum, tensor) => sum + aligned(bytesIn(tensor)),
     header.length,
   );
   await requireWritable(path, force, total);
@@ -198,11 +203,11 @@ export async function writeGguf(
     {
       using file = await files.append(unfinished);
       await file.append(header);
-      for (const { name, info } of tensors) {
-        for await (const piece of piecesOf(checkpoint, info, signal)) {
+      for (const tensor of tensors) {
+        for await (const piece of piecesOf(checkpoint, tensor, signal)) {
           await file.append(piece);
           const stage = "weights", done = file.size;
-          onProgress?.({ stage, file: name, done, total });
+          onProgress?.({ stage, file: tensor.name, done, total });
         }
       }
       await file.flush();
@@ -227,16 +232,18 @@ function explainedWrite(path: string, error: unknown): unknown {
 /** The bytes of a tensor, padded to the alignment. */
 async function* piecesOf(
   checkpoint: Checkpoint,
-  { name, format, byteLength }: TensorInfo,
+  tensor: GgufTensor,
   signal?: AbortSignal,
 ): AsyncGenerator<Uint8Array, void> {
-  const step = Math.floor(PIECE / format.bytes) * format.bytes;
-  for (let begin = 0; begin < byteLength; begin += step) {
-    signal?.throwIfAborted();
-    const length = Math.min(step, byteLength - begin);
-    const isLast = begin + length === byteLength;
-    const piece = new Uint8Array(isLast ? aligned(byteLength) - begin : length);
-    await checkpoint.read(name, begin, piece.subarray(0, length));
-    yield piece;
+  const all = bytesIn(tensor);
+  for (const { name, format, byteLength } of tensor.infos) {
+    const step = Math.floor(PIECE / format.bytes) * format.bytes;
+    for (let begin = 0; begin < byteLength; begin += step) {
+      signal?.throwIfAborted();
+      const piece = new Uint8Array(Math.min(step, byteLength - begin));
+      await checkpoint.read(name, begin, piece);
+      yield piece;
+    }
   }
+  if (aligned(all) > all) yield new Uint8Array(aligned(all) - all);
 }

@@ -7,6 +7,7 @@
  */
 
 import type { AdapterClass, Capabilities } from "./capabilities.ts";
+import { type Format, hasStrips } from "../formats/format.ts";
 import type { ContextClass } from "./shapes.ts";
 
 /**
@@ -23,6 +24,8 @@ type GemvConstants = Readonly<
 type GemvRowsConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; SLICES: number }
 >;
+/** For a few rows of x, rounded to integers; all loads are in flight. */
+type Int8RowsConstants = Omit<GemvRowsConstants, "STEPS">;
 /** Tiles per workgroup and per thread; see kernels/gemm.ts. */
 type TileConstants = Readonly<
   { BM: number; BN: number; BK: number; TM: number; TN: number }
@@ -67,6 +70,12 @@ export interface Defaults {
     /** Maximum sums per thread: more would leave no registers for loads in flight. */
     sums: number;
   };
+  /** Quantized blocks as integers. */
+  gemvRowsInt8: {
+    narrow: Int8RowsConstants;
+    other: Int8RowsConstants;
+    sums: number;
+  };
   gemm: {
     /** Up to 32 rows. */
     few: TileConstants;
@@ -100,6 +109,12 @@ const NVIDIA: Defaults = {
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
     other: { WORKGROUP: 128, ROWS: 4, STEPS: 1, SLICES: 1 },
+    sums: 64,
+  },
+  // "16 rows by blocks: f32, f16 and integers".
+  gemvRowsInt8: {
+    narrow: { WORKGROUP: 128, ROWS: 2, SLICES: 2 },
+    other: { WORKGROUP: 128, ROWS: 4, SLICES: 1 },
     sums: 64,
   },
   gemm: {
@@ -195,6 +210,12 @@ const SOFTWARE: Defaults = {
     other: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     sums: 256,
   },
+  // Not used by default: rounding costs more than it saves there.
+  gemvRowsInt8: {
+    narrow: { WORKGROUP: 32, ROWS: 4, SLICES: 1 },
+    other: { WORKGROUP: 32, ROWS: 4, SLICES: 1 },
+    sums: 64,
+  },
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 8, TN: 8 },
     half: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
@@ -236,11 +257,20 @@ export function defaultsFor(
  */
 const LARGE_ROWS = 256, LARGE_OUTPUT = 1 << 21;
 
-/** Bytes of workgroup memory that a tile takes. */
+/** Maximum bytes of the factors of a column's 32 elements: two for each of four groups. */
+const FACTOR_BYTES = 32;
+
+/** Bytes of workgroup memory that a tile takes, at most. */
 export const tileBytes = (
   { BM, BN, BK }: Pick<TileConstants, "BM" | "BN" | "BK">,
   half: boolean,
-): number => BK * (BM / 4 + 1 + BN / 4 + 1) * (half ? 8 : 16);
+  format: Format,
+): number =>
+  BK * (BM / 4 + 1 + BN / 4 + 1) * (half ? 8 : 16) +
+  (hasStrips(format) ? BN * BK / 32 * FACTOR_BYTES : 0);
+
+/** What the depth of a tile must be a multiple of: strips span 32 elements. */
+export const tileDepth = (format: Format): number => hasStrips(format) ? 32 : 4;
 
 /**
  * Chooses a matmul's tile by its size: large if there is enough work to fill a GPU and
@@ -249,14 +279,19 @@ export const tileBytes = (
 export function tileFor(
   m: number,
   n: number,
+  format: Format,
   device: Pick<Capabilities, "adapterClass" | "limits">,
   half = false,
 ): TileConstants {
   const { gemm } = defaultsFor(device);
   const room = device.limits.maxComputeWorkgroupStorageSize;
-  if (m <= 32) return gemm.few;
-  if (half && m > 64) return gemm.half;
+  const deep = (tile: TileConstants) => ({
+    ...tile,
+    BK: Math.max(tile.BK, tileDepth(format)),
+  });
+  if (m <= 32) return deep(gemm.few);
+  if (half && m > 64) return deep(gemm.half);
   const large = m >= LARGE_ROWS && m * n >= LARGE_OUTPUT &&
-    tileBytes(gemm.large, half) <= room;
-  return large ? gemm.large : gemm.other;
+    tileBytes(deep(gemm.large), half, format) <= room;
+  return deep(large ? gemm.large : gemm.other);
 }

@@ -6,11 +6,12 @@
 import { type Format, wideLoad } from "../formats/format.ts";
 import { type Capabilities, laneConstants } from "./capabilities.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
-import { headroomOf } from "./linear.ts";
+import { headroomOf, integerConstants, multipliesIntegers } from "./linear.ts";
 import { type Constants, type Epilogue, FEW_ROWS } from "./shapes.ts";
 
 /** A Linear layer of experts, of which each row uses some. */
 export interface ExpertShape {
+  m: number;
   /** Experts that a row uses. */
   used: number;
   /** Rows of an expert's matrix, gates and ups counted once, and its columns. */
@@ -19,6 +20,8 @@ export interface ExpertShape {
   format: Format;
   /** "add" sums the experts of a row; the others keep them apart. */
   epilogue: Epilogue;
+  /** The largest absolute weight, if it was measured. */
+  largest?: number;
 }
 
 /** Constants and why they were chosen. */
@@ -68,14 +71,16 @@ export interface GroupedShape {
 
 /** Chooses the tile of a matmul of grouped rows, and whether it multiplies in f16. */
 export function chooseExpertGemm(
-  { pairs, experts, n, k, largest }: GroupedShape,
+  { pairs, experts, n, k, format, largest }: GroupedShape,
   device: Capabilities,
 ): ExpertChoice & { headroom?: number } {
   const rows = Math.ceil(pairs / experts), BM = groupTile(pairs, experts);
-  const half = tileFor(rows, n, device, true);
+  const half = tileFor(rows, n, format, device, true);
   const headroom = headroomOf({ k, largest }, half.BK);
   // Large tiles are for matmuls of more rows than an expert has.
-  const tile = headroom ? half : tileFor(Math.min(rows, 2 * BM), n, device);
+  const tile = headroom
+    ? half
+    : tileFor(Math.min(rows, 2 * BM), n, format, device);
   const on = headroom ? 1 : 0;
   return {
     constants: { ...tile, BM, F16: on, SCALED: on },
@@ -89,11 +94,13 @@ export function chooseExpertGemm(
 /** Maximum loads in flight per row of a matrix, where a lane group sums several experts. */
 const MOST_STEPS = 8;
 
-/** Chooses constants for rows that are multiplied one by one, by each of their experts. */
+/** Chooses the kernel that multiplies rows one by one, by each of their experts. */
 export function chooseExpertGemv(
-  { used, k, format, epilogue }: ExpertShape,
+  shape: ExpertShape,
   device: Capabilities,
-): ExpertChoice {
+): ExpertChoice & { kernel: "expertGemv" | "expertGemvInt8" } {
+  if (multipliesIntegers(shape, device)) return chooseIntegers(shape, device);
+  const { used, k, format, epilogue } = shape;
   const { gemv, source } = defaultsFor(device), sums = epilogue === "add";
   const [unit] = format.loads, whole = wideLoad(format, k) === unit;
   const loads = Math.ceil(k / unit) * (sums ? used : 1);
@@ -105,6 +112,7 @@ export function chooseExpertGemv(
     ? gemv.blocks
     : gemv.gated;
   return {
+    kernel: "expertGemv",
     constants: {
       WORKGROUP,
       ROWS,
@@ -119,5 +127,29 @@ export function chooseExpertGemv(
         ? ""
         : `, element by element, because k = ${k} is not a multiple of ${unit}`
     }; ${source}`,
+  };
+}
+
+function chooseIntegers(
+  { m, used, n, k, format, epilogue }: ExpertShape,
+  device: Capabilities,
+): ExpertChoice & { kernel: "expertGemvInt8" } {
+  const { int8, source } = defaultsFor(device), swiglu = epilogue === "swiglu";
+  const constants = epilogue === "add"
+    // One long row: few workgroups, because each rounds all of it.
+    ? integerConstants(
+      { n, k: used * k, format, swiglu },
+      device,
+      int8.other,
+    )
+    : integerConstants(
+      { n: m * used * n * (swiglu ? 2 : 1), k, format, swiglu },
+      device,
+    );
+  return {
+    kernel: "expertGemvInt8",
+    constants: { ...constants, EPILOGUE: epilogue },
+    reason:
+      `only the experts that are used are read, and their quants multiply as integers, by rows rounded to 15 bits; ${source}`,
   };
 }

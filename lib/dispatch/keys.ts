@@ -16,9 +16,17 @@ import { FORMATS } from "../formats/mod.ts";
 const classOf = (m: number, classes: readonly number[]) =>
   classes.find((most) => m <= most) ?? classes.at(-1)!;
 
+/** The kernels that run Linear layers. */
+export type LinearKernel =
+  | "gemv"
+  | "gemvInt8"
+  | "gemvRows"
+  | "gemvRowsInt8"
+  | "gemm";
+
 /** The key of a Linear layer; set `half` if it multiplies in f16. */
 export function linearKey(
-  kernel: "gemv" | "gemvInt8" | "gemvRows" | "gemm",
+  kernel: LinearKernel,
   { m, n, k, format, swiglu }: Omit<LinearShape, "norm" | "largest">,
   half = false,
 ): string {

@@ -15,11 +15,11 @@ import {
   type LinearShape,
 } from "./shapes.ts";
 import { type Defaults, defaultsFor, tileFor } from "./defaults.ts";
-import { linearKey } from "./keys.ts";
+import { type LinearKernel, linearKey } from "./keys.ts";
 
 /** A kernel, its constants, and the reason. */
 export interface LinearChoice {
-  kernel: "gemv" | "gemvInt8" | "gemvRows" | "gemm";
+  kernel: LinearKernel;
   constants: Constants;
   /** Whether the kernel norms the rows itself; if not, rmsNorm runs before it. */
   fusedNorm: boolean;
@@ -104,12 +104,14 @@ export function fewRowsBytes(
 }
 
 /** Halves the rows of w per lane group, then the threads, until workgroup memory fits. */
-function fitFewRows(
-  row: Defaults["gemvRows"]["other"],
+function fitFewRows<
+  T extends { WORKGROUP: number; ROWS: number; SLICES: number },
+>(
+  row: T,
   { m, swiglu }: LinearShape,
   lanes: number,
   device: Capabilities,
-): Defaults["gemvRows"]["other"] {
+): T {
   let { WORKGROUP, ROWS } = row;
   const room = device.limits.maxComputeWorkgroupStorageSize;
   const least = swiglu ? 2 : 1;
@@ -121,7 +123,57 @@ function fitFewRows(
   return { ...row, WORKGROUP, ROWS };
 }
 
+/**
+ * Maximum elements of w whose quants a lane of gemvRowsInt8 keeps, four in a register. Not
+ * measured: they take 32 of about 256 registers, and sums another 64.
+ */
+const MOST_KEPT = 128;
+
+function chooseFewIntegers(
+  shape: LinearShape,
+  device: Capabilities,
+): LinearChoice {
+  const { m, n, k, format } = shape, units = k / format.loads[0];
+  const defaults = defaultsFor(device);
+  const tuned = device.tuned?.get(linearKey("gemvRowsInt8", shape));
+  const { narrow, other, sums } = defaults.gemvRowsInt8;
+  const row = n <= NARROW_ROWS ? narrow : other;
+  const lanes = laneConstants(device, units), LANES = 2 ** lanes.LOG_LANES;
+  const chunks = Math.ceil(units / LANES);
+  const ROWS = Math.min(
+    row.ROWS,
+    2 ** Math.floor(Math.log2(sums / m)),
+    MOST_KEPT / format.loads[0],
+  );
+  const SLICES = Math.min(row.SLICES, 2 ** Math.floor(Math.log2(chunks)));
+  const { WORKGROUP, ROWS: fitting } = fitFewRows(
+    { ...row, ROWS, SLICES },
+    shape,
+    LANES,
+    device,
+  );
+  return {
+    kernel: "gemvRowsInt8",
+    constants: {
+      ...{ WORKGROUP, ROWS: fitting, SLICES },
+      ...lanes,
+      ...tuned,
+      M: m,
+      EPILOGUE: epilogueOf(shape),
+    },
+    fusedNorm: false,
+    splits: 1,
+    reason:
+      `${m} rows: the matrix is read once for all of them, and its quants multiply as integers, by rows rounded to 15 bits; ${
+        origin(tuned, defaults)
+      }`,
+  };
+}
+
 function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
+  if (multipliesIntegers(shape, device)) {
+    return chooseFewIntegers(shape, device);
+  }
   const { m, n, k, norm } = shape;
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRows", shape));
@@ -155,16 +207,33 @@ export const roundedBytes = (elements: number): number =>
 
 /** Minimum rows of w for gemvInt8's wide constants, and its most loops ("Blocks as integers"). */
 const WIDE_ROWS = 6144, MOST_LOOPS = 4;
-/** Elements of x that share a scale in gemvInt8. */
+/** Elements of x that share a scale where rows are rounded to integers. */
 const ROUNDED_BLOCK = 32;
 /** Elements of x that gemvInt8 takes at a time are a multiple of this. */
 const ROUNDED_STEP = 256;
 /** Workgroup memory that leaves room for several workgroups, even on large GPUs. */
 const ROUNDED_ROOM = 32768;
 
-/** Whether quants multiply as integers, by a row that is rounded to integers. */
-function multipliesIntegers(
-  { k, format, largest }: LinearShape,
+/**
+ * The elements of x that gemvInt8 rounds at a time, and how often it does, so that they fit
+ * workgroup memory.
+ */
+export function roundedChunk(
+  k: number,
+  { limits }: Pick<Capabilities, "limits">,
+): { chunk: number; phases: number } {
+  const room = Math.min(ROUNDED_ROOM, limits.maxComputeWorkgroupStorageSize);
+  const most = Math.floor(room / roundedBytes(ROUNDED_STEP)) * ROUNDED_STEP;
+  const phases = Math.ceil(k / most);
+  return {
+    chunk: Math.ceil(k / phases / ROUNDED_STEP) * ROUNDED_STEP,
+    phases,
+  };
+}
+
+/** Whether quants multiply as integers, by rows that are rounded to integers. */
+export function multipliesIntegers(
+  { k, format, largest }: Pick<LinearShape, "k" | "format" | "largest">,
   { subgroupSize }: Capabilities,
 ): boolean {
   // Without the largest weight, results must be as exact as f32 allows.
@@ -172,48 +241,53 @@ function multipliesIntegers(
     subgroupSize >= 8 && k % ROUNDED_BLOCK === 0 && k % format.loads[0] === 0;
 }
 
+/** The row of defaults for gemvInt8, by rows of w. */
+const int8Row = (n: number, { int8 }: Defaults) =>
+  n >= WIDE_ROWS ? int8.wide : n <= NARROW_ROWS ? int8.narrow : int8.other;
+
+/** Constants of a kernel that rounds `k` elements of x, for `n` rows of w in all. */
+export function integerConstants(
+  { n, k, format, swiglu }: Pick<LinearShape, "n" | "k" | "format" | "swiglu">,
+  device: Capabilities,
+  row = int8Row(n, defaultsFor(device)),
+): Constants {
+  const lanes = laneConstants(device);
+  const laneCount = 2 ** lanes.LOG_LANES;
+  const ROWS = swiglu ? Math.max(2, row.ROWS) : row.ROWS;
+  const { chunk, phases } = roundedChunk(k, device);
+  const steps = Math.ceil(Math.min(k, chunk) / format.loads[0] / laneCount);
+  const groups = n / (ROWS * row.WORKGROUP / laneCount);
+  return {
+    ...row,
+    ROWS,
+    STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)),
+    LOOPS: phases > 1 ? 1 : Math.max(
+      1,
+      Math.min(MOST_LOOPS, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
+    ),
+    CHUNK: chunk,
+    ...lanes,
+  };
+}
+
 function chooseIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
-  const { n, k, format, norm, swiglu } = shape;
-  const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
-  const lanes = laneConstants(device);
-  const laneCount = 2 ** lanes.LOG_LANES;
-  const { wide, narrow, other } = defaults.int8;
-  const row = n >= WIDE_ROWS ? wide : n <= NARROW_ROWS ? narrow : other;
-  const ROWS = swiglu ? Math.max(2, row.ROWS) : row.ROWS;
-  const room = Math.min(
-    ROUNDED_ROOM,
-    device.limits.maxComputeWorkgroupStorageSize,
-  );
-  const most = Math.floor(room / roundedBytes(ROUNDED_STEP)) * ROUNDED_STEP;
-  const phases = Math.ceil(k / most);
-  const chunk = Math.ceil(k / phases / ROUNDED_STEP) * ROUNDED_STEP;
-  const steps = Math.ceil(Math.min(k, chunk) / format.loads[0] / laneCount);
-  const groups = n / (ROWS * row.WORKGROUP / laneCount);
   return {
     kernel: "gemvInt8",
     constants: {
-      ...row,
-      ROWS,
-      STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)),
-      LOOPS: phases > 1 ? 1 : Math.max(
-        1,
-        Math.min(MOST_LOOPS, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
-      ),
-      CHUNK: chunk,
+      ...integerConstants(shape, device),
       EPILOGUE: epilogueOf(shape),
-      NORM: norm ? 1 : 0,
-      ...lanes,
+      NORM: shape.norm ? 1 : 0,
       ...tuned,
     },
-    fusedNorm: norm,
+    fusedNorm: shape.norm,
     splits: 1,
     reason:
       `1 row: the matrix is read once, and its quants multiply as integers, by a row rounded to 15 bits; ${
-        origin(tuned, defaults)
+        origin(tuned, defaultsFor(device))
       }`,
   };
 }
@@ -294,15 +368,15 @@ function chooseManyRows(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
-  const { m, n, k, swiglu } = shape;
+  const { m, n, k, format, swiglu } = shape;
   const defaults = defaultsFor(device);
   const tunedHalf = device.tuned?.get(linearKey("gemm", shape, true));
-  const half = { ...tileFor(m, n, device, true), ...tunedHalf };
+  const half = { ...tileFor(m, n, format, device, true), ...tunedHalf };
   const headroom = headroomOf(shape, Number(half.BK));
   const tuned = headroom
     ? tunedHalf
     : device.tuned?.get(linearKey("gemm", shape));
-  const tile = headroom ? half : { ...tileFor(m, n, device), ...tuned };
+  const tile = headroom ? half : { ...tileFor(m, n, format, device), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");

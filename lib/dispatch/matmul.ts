@@ -144,12 +144,12 @@ function candidatesFor(
   const rows = m === 1 ? "1 row" : `${m} rows`;
   const once = `${rows}: the matrix is read once`;
   const few = byColumn ? FEW_ROWS : FEW_COLUMNS;
+  const format = formatNamed(dtype);
   const tile: Constants = {
-    ...tileFor(m, n, device),
+    ...tileFor(m, n, format, device),
     EPILOGUE: "store",
     B_BY_COLUMN: byColumn ? 1 : 0,
   };
-  const format = formatNamed(dtype);
   const linear = (m: number, n: number) =>
     chooseLinear({ m, n, k, format, norm: false, swiglu: false }, device)
       .constants;

@@ -18,13 +18,14 @@
  *
  * @module
  */
-import type {
-  Format,
-  Plane,
-  ReadPlane,
-  SimdBlocks,
-  SimdCode,
-  WgslReader,
+import {
+  type Format,
+  type Plane,
+  type ReadPlane,
+  type SimdBlocks,
+  type SimdCode,
+  STRIP,
+  type WgslReader,
 } from "./format.ts";
 import { halvesToFloat } from "./words.ts";
 
@@ -102,7 +103,7 @@ export function blockFormat(spec: BlockSpec): Format {
     name,
     elements,
     bytes,
-    loads: [unit, 4],
+    loads: unit > LOAD ? [unit, STRIP, 4] : [unit, 4],
     planes: (k): Plane[] => [
       ...bits.map((bits, i) => ({ name: QUANTS[i], rowBytes: k * bits / 8 })),
       ...scales.map(({ name, bytes }) => ({
@@ -151,12 +152,15 @@ function reader(
   const groups = Math.max(1, unit / group);
   const type = spec.scaleType ?? (groups === 1 ? "f32" : `vec${groups}f`);
   const factors = min ? ["scale", "min"] : ["scale"];
-  const kept = wide
-    ? ofUnit(spec, words, groups, read)
-    : ofFour(spec, words, groups, read);
-  const own = wide || groups === 1 ? type : "f32";
+  const of = wide ? ofUnit : load === STRIP ? ofStrip : ofFour;
+  const kept = of(spec, words, groups, read);
+  const own = kept.groups === groups
+    ? type
+    : kept.groups === 1
+    ? "f32"
+    : `vec${kept.groups}f`;
   const fields = [...kept.quants, ...factors.map((name) => [name, own])];
-  const made = [...kept.load, ...factors.map((name) => `s.${name}${kept.own}`)];
+  const made = [...kept.load, ...factors.map((name) => kept.own(`s.${name}`))];
   const masked = [
     ...kept.quants.map(([name]) => `raw.${name}`),
     ...factors.map((name) => `select(${own}(), raw.${name}, inside)`),
@@ -189,14 +193,16 @@ function reader(
   ${body}
 }`,
       struct("Raw", fields),
-      `fn ${x}_load(at: u32) -> ${raw} {
+      ...load === STRIP ? stripsOf(x, kept, unit / STRIP, factors) : [
+        `fn ${x}_load(at: u32) -> ${raw} {
   ${
-        wide ? "let unit = at;" : `let unit = at / ${unit / 4}u;
+          wide ? "let unit = at;" : `let unit = at / ${unit / 4}u;
   let four = at % ${unit / 4}u;`
-      }
+        }
   let s = ${x}_factors(${x}_scale_words(unit), unit);
   return ${raw}(${made.join(", ")});
 }`,
+      ],
       ...Array.from({ length: load / 4 }, (_, f) => {
         const [bytes, group] = kept.four(f);
         const value = scaled(fromBytes(bytes), `raw.scale${group}`) +
@@ -209,6 +215,37 @@ function reader(
       ...wide && less !== undefined ? integersOf(x, kept, spec, groups) : [],
     ],
   };
+}
+
+/** Declares how strips are loaded; there are `strips` in a unit. */
+function stripsOf(
+  x: string,
+  { quants, load, shift, own }: Kept,
+  strips: number,
+  factors: readonly string[],
+): string[] {
+  const words = `${x}_Words`, raw = `${x}_Raw`;
+  const fields = quants.map(([name, type]) => `${name}: ${type}`).join(", ");
+  const made = [
+    ...quants.map(([name], p) => `words.${name} >> (${shift!(p)})`),
+    ...factors.map((name) => own(`factors.${name}`)),
+  ];
+  return [
+    `struct ${words} { ${fields} }`,
+    `fn ${x}_words(at: u32) -> ${words} {
+  let unit = at / ${strips}u;
+  let strip = at % ${strips}u;
+  return ${words}(${load.join(", ")});
+}`,
+    `fn ${x}_raw(words: ${words}, factors: ${x}_Factors, at: u32) -> ${raw} {
+  let strip = at % ${strips}u;
+  return ${raw}(${made.join(", ")});
+}`,
+    `fn ${x}_load(at: u32) -> ${raw} {
+  let unit = at / ${strips}u;
+  return ${x}_raw(${x}_words(at), ${x}_factors(${x}_scale_words(unit), unit), at);
+}`,
+  ];
 }
 
 /** Declares the WGSL functions that {@linkcode Format.integers} describes. */
@@ -252,8 +289,11 @@ interface Kept {
   /** Names and types of the fields with quants, and how they are loaded. */
   quants: readonly string[][];
   load: readonly string[];
-  /** Selects the factors of a load from those of its unit. */
-  own: string;
+  /** By how much the words of a plane are shifted once they are there. */
+  shift?(plane: number): string;
+  /** Groups of a load, and what selects its factors from those of its unit. */
+  groups: number;
+  own(factors: string): string;
   /** Quants of four `f` as bytes, and what selects their factors. */
   four(f: number): [bytes: string, group: string];
 }
@@ -269,7 +309,8 @@ const ofUnit = (
 ): Kept => ({
   quants: bits.map((_, p) => [QUANTS[p], vector(words[p])]),
   load: bits.map((_, p) => read(p, "unit")),
-  own: "",
+  groups,
+  own: (factors) => factors,
   four: (f) => [
     fourBytes(
       bits,
@@ -281,6 +322,41 @@ const ofUnit = (
     groups > 1 ? `.${COMPONENTS[Math.floor(4 * f / group)]}` : "",
   ],
 });
+
+/**
+ * Loads of fours `j` and `j + 4` of 32 elements, which share a word: number `strip` of unit
+ * `unit`, where `j` is `strip % 4`.
+ */
+function ofStrip(
+  { bits, group }: BlockSpec,
+  words: readonly number[],
+  groups: number,
+  read: ReadPlane,
+): Kept {
+  const own = Math.min(groups, 32 / group);
+  const [first, second] = [0, own].map((at) => COMPONENTS.slice(at, at + own));
+  return {
+    quants: bits.map((_, p) => [QUANTS[p], "u32"]),
+    load: bits.map((_, p) =>
+      read(p, `unit * ${words[p]}u + strip % ${words[p]}u`)
+    ),
+    // Of a unit, four `f` is at bit `bits · ⌊f / words⌋`, and the first is 8 ⌊strip / 4⌋ + j.
+    shift: (p) => `(strip / 4u * 8u + strip % 4u) / ${words[p]}u * ${bits[p]}u`,
+    groups: own,
+    own: (factors) =>
+      own === groups
+        ? factors
+        : `select(${factors}.${first}, ${factors}.${second}, strip >= 4u)`,
+    four: (f) => [
+      fourBytes(
+        bits,
+        (p) => `raw.${QUANTS[p]}`,
+        (p) => `${4 * f / words[p] * bits[p]}u`,
+      ),
+      own > 1 ? `.${COMPONENTS[f]}` : "",
+    ],
+  };
+}
 
 /** Loads of four elements: number `four` of unit `unit`. */
 const ofFour = (
@@ -295,7 +371,8 @@ const ofFour = (
     (p) => read(p, `unit * ${words[p]}u + four % ${words[p]}u`),
     (p) => `(four / ${words[p]}u * ${bits[p]}u)`,
   )],
-  own: groups > 1 ? `[four / ${group / 4}u]` : "",
+  groups: 1,
+  own: (factors) => groups > 1 ? `${factors}[four / ${group / 4}u]` : factors,
   four: () => ["raw.bytes", ""],
 });
 

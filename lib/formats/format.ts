@@ -35,7 +35,8 @@ export interface Format {
   readonly bytes: number;
   /**
    * Elements per load, widest first: usually as many as 16 bytes hold, then 4. Formats
-   * whose rows can have any length end with 1.
+   * whose rows can have any length end with 1. Formats of blocks may have loads of
+   * {@linkcode STRIP} elements.
    */
   readonly loads: readonly number[];
   /** Lists the in-memory buffers of a matrix with rows of `k` elements. */
@@ -60,6 +61,14 @@ export interface Format {
    * - `x_masked(raw: x_Raw, inside: bool) -> x_Raw`: zeros unless `inside`.
    *
    * With one element per load, only `x_at(at: u32) -> f32`.
+   *
+   * With {@linkcode STRIP} elements, a load also comes in steps, so that several can share
+   * factors and nothing waits for what is not used yet:
+   *
+   * - `x_words(at: u32) -> x_Words`: the quants of load `at`;
+   * - `x_scale_words(unit: u32) -> x_ScaleWords`: the scales of a unit, one of the widest
+   *   loads, and `x_factors(words: x_ScaleWords, unit: u32) -> x_Factors` what they mean;
+   * - `x_raw(words: x_Words, factors: x_Factors, at: u32) -> x_Raw`: the load.
    */
   wgsl(x: string, elements: number, read: ReadPlane): WgslReader;
   /**
@@ -166,6 +175,17 @@ export interface SimdCode<V> {
   /** All bits of a lane are set if a ≥ b. */
   greaterEqual(a: V, b: V): V;
 }
+
+/**
+ * Elements of a load that takes a word of quants: of each 32 elements, load `j` of four has
+ * `4 j … 4 j + 3`, and the same 16 later. Their neighbors in other rows are loaded by the
+ * same thread, which so computes fewer scales than one that takes four of each.
+ */
+export const STRIP = 8;
+
+/** Whether a format can be loaded in strips. */
+export const hasStrips = ({ elements, loads }: Format): boolean =>
+  elements > 1 && loads.includes(STRIP);
 
 /** Bytes of a row of `k` elements in files. */
 export const storedRowBytes = (

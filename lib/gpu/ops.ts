@@ -11,11 +11,14 @@ import { chooseExperts } from "../../kernels/choose_experts.ts";
 import { embed } from "../../kernels/embed.ts";
 import { expertGemm } from "../../kernels/expert_gemm.ts";
 import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
+import { expertGemvInt8 } from "../../kernels/expert_gemv_int8.ts";
 import { gatherRows } from "../../kernels/gather_rows.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
 import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
+import { gemvRowsInt8 } from "../../kernels/gemv_rows_int8.ts";
+import { int8Sizes } from "../../kernels/int8_case.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../../kernels/rms_norm.ts";
@@ -24,6 +27,7 @@ import { sumExperts } from "../../kernels/sum_experts.ts";
 import { sumSplits } from "../../kernels/sum_splits.ts";
 import { swiglu } from "../../kernels/swiglu.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
+import { toInt8 } from "../../kernels/to_int8.ts";
 import { type Matrix, type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import {
   exactLanes,
@@ -65,12 +69,20 @@ const BY_ROWS = {
   gemvRows: [gemvRows, rowParts],
 } as const;
 
+/** The kernels of rows by their experts, and the sums of squares that they leave. */
+const BY_EXPERTS = {
+  expertGemv: [expertGemv, expertSquareParts],
+  expertGemvInt8: [expertGemvInt8, int8Parts],
+} as const;
+
 /** A call of a Linear layer, for one part of its matrix. */
 interface LinearCall {
   x: Tensor;
   norm?: Matrix<Tensor>;
   /** `x`, or `x` normed by a separate dispatch if there is a norm. */
   input: () => Tensor;
+  /** `x`, normed if there is a norm, as integers for lanes that take `unit` elements. */
+  rounded: (unit: number) => [planes: Tensor, scales: Tensor];
   w: Matrix<Tensor>;
   part: MatrixPart<Tensor>;
   y: Tensor;
@@ -197,7 +209,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const groups = u32("groups", tiles), order = u32("order", tiles * tile);
     const places = u32("places", pairs);
     this.plan.add(sortExperts, { chosen, groups, order, places }, {
-      label: "choose_experts",
+      label: "group_experts",
       reason: "rows are grouped by expert, whose matrix is then read once",
       constants: {
         EXPERTS: experts,
@@ -283,14 +295,19 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     });
     const stride = w.n / experts, all = experts * n;
     const c = this.#rows(`${stride} of experts`, padded, stride);
-    let normed: Tensor | undefined, halves: [Tensor, Tensor] | undefined;
+    let normed: Tensor | undefined;
+    let halves: { of: number; made: [Tensor, Tensor] } | undefined;
     for (const part of w.parts) {
       const { constants, headroom, reason } = chooseExpertGemm({
         ...{ pairs, experts, n, k: w.k },
         ...{ format: part.format, largest: w.largest },
       }, this.gpu);
+      if (headroom && headroom !== halves?.of) {
+        const made = this.#half(sorted, norm, headroom);
+        halves = { of: headroom, made };
+      }
       const [a, scales] = headroom
-        ? halves ??= this.#half(sorted, norm, headroom)
+        ? halves!.made
         : [normed ??= norm ? this.#normed(sorted, norm) : sorted, sorted];
       for (const [i, begin] of [part.begin, part.twin].entries()) {
         if (begin === undefined) continue;
@@ -327,12 +344,15 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const swiglu = epilogue === "swiglu";
     const all = count * n; // rows of all gates, or of all ups
     for (const part of w.parts) {
-      const shape = { used, n, k: w.k, format: part.format, epilogue };
-      const { constants, reason } = chooseExpertGemv(shape, this.gpu);
+      const { kernel, constants, reason } = chooseExpertGemv({
+        ...{ m: chosen.shape[0] / 2, used, n, k: w.k, epilogue },
+        ...{ format: part.format, largest: w.largest },
+      }, this.gpu);
+      const [run, parts] = BY_EXPERTS[kernel];
       const leaves = epilogue === "add"
-        ? this.#leaveSquares(y, expertSquareParts(n, constants))
+        ? this.#leaveSquares(y, parts(n, constants))
         : undefined;
-      this.plan.add(expertGemv, {
+      this.plan.add(run, {
         w: { matrix: w, part },
         x,
         chosen,
@@ -347,6 +367,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           WHOLE: part.rows === all ? 1 : 0,
         },
         uniforms: {
+          n: swiglu ? 2 * n : n,
           first: part.begin % all / n,
           stride: y.shape[1],
           column: swiglu || part.begin < all ? 0 : n,
@@ -517,6 +538,12 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const [m, k] = x.shape;
     let normed: Tensor | undefined;
     const input = () => norm ? normed ??= this.#normed(x, norm) : x;
+    const integers = new Map<number, [Tensor, Tensor]>();
+    const rounded = (unit: number) => {
+      let made = integers.get(unit);
+      if (!made) integers.set(unit, made = this.#rounded(x, norm, input, unit));
+      return made;
+    };
     for (const part of w.parts) {
       const choice = chooseLinear({
         m,
@@ -528,8 +555,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         largest: w.largest,
         fixed: true,
       }, this.gpu);
-      const call = { x, norm, input, w, part, y, epilogue, choice };
+      const call = { x, norm, input, rounded, w, part, y, epilogue, choice };
       if (choice.kernel === "gemm") this.#gemm(call);
+      else if (choice.kernel === "gemvRowsInt8") this.#gemvRowsInt8(call);
       else this.#gemv(call, choice.kernel);
     }
     return y;
@@ -564,6 +592,29 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         column: part.begin,
         eps: this.config.rmsNormEps,
       },
+    });
+    // Each part writes only the sums of its own rows.
+    if (leaves && w.parts.length > 1) this.#squares.delete(y.buffer);
+  }
+
+  /** Records a matmul of a few rows, rounded to integers. */
+  #gemvRowsInt8({ rounded, w, part, y, epilogue, choice }: LinearCall): void {
+    const { constants, reason } = choice;
+    const [planes, scales] = rounded(part.format.loads[0]);
+    const leaves = epilogue === "add"
+      ? this.#leaveSquares(y, rowParts(part.rows, constants))
+      : undefined;
+    this.plan.add(gemvRowsInt8, {
+      w: { matrix: w, part },
+      x: planes,
+      scales,
+      y,
+      ...(leaves ? { squares: leaves } : {}),
+    }, {
+      label: w.label,
+      reason,
+      constants: { ...constants, EPILOGUE: epilogue },
+      uniforms: { stride: y.shape[1], column: part.begin },
     });
     // Each part writes only the sums of its own rows.
     if (leaves && w.parts.length > 1) this.#squares.delete(y.buffer);
@@ -639,6 +690,35 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       reason: "f16 matmul: each row is scaled into range",
       constants: { NORM: norm ? 1 : 0, ...laneConstants(this.gpu) },
       uniforms: { eps: this.config.rmsNormEps, headroom },
+    });
+    return [y, scales];
+  }
+
+  /** Rounds the rows of `x`, normed if `norm` is given, to integers with scales. */
+  #rounded(
+    x: Tensor,
+    norm: Matrix<Tensor> | undefined,
+    input: () => Tensor,
+    unit: number,
+  ): [Tensor, Tensor] {
+    const [m, k] = x.shape, { words, numbers } = int8Sizes(k);
+    const squares = this.#squares.get(x.buffer), fused = norm && squares;
+    const y = this.#scratch(`integers by ${unit}`, "u32", m, words);
+    const scales = this.#rows(`scales by ${unit}`, m, numbers);
+    this.plan.add(toInt8, {
+      x: fused ? x : input(),
+      ...(fused ? { norm, squares } : {}),
+      y,
+      scales,
+    }, {
+      label: norm?.label ?? "to_int8",
+      reason: "quantized blocks: rows are rounded once, then read by all lanes",
+      constants: {
+        NORM: fused ? 1 : 0,
+        UNIT: unit,
+        ...laneConstants(this.gpu),
+      },
+      uniforms: { eps: this.config.rmsNormEps },
     });
     return [y, scales];
   }

@@ -37,7 +37,10 @@ import { type LoadOptions, loadWeights } from "../model/weights.ts";
 export interface GpuRunnerOptions extends LoadOptions {
   context: number;
   cacheDtype: "f16" | "f32";
-  /** Whether matmuls of many rows may multiply in f16; they sum in f32. */
+  /**
+   * Whether matmuls of many rows may multiply in f16; they sum in f32. Those of fewer rows
+   * by quantized blocks may then round rows to integers of 15 bits.
+   */
   f16Matmuls: boolean;
 }
 
@@ -76,8 +79,8 @@ export class GpuRunner implements Runner {
     const { config } = checkpoint, { context, cacheDtype: dtype } = options;
     requireVocabulary(`load ${checkpoint.name}`, config.vocabSize);
     const weights = await loadWeights(checkpoint, gpuStore(gpu), options);
-    // The largest weights bound how far rows may be scaled up in f16.
     if (options.f16Matmuls) {
+      // The largest weights bound how far rows may be scaled up in f16.
       await measureLargest(gpu, config, weights, options.signal);
     }
     gpu.check();

@@ -103,7 +103,7 @@ function parseConfig(fields: ConfigFields): Qwen3Config {
     ...config,
     modelType: qwen3Moe.modelType,
     experts: {
-      ...expertsOf(fields, count, "num_experts_per_tok", [128, 8]),
+      ...expertsOf(fields, config, count, "num_experts_per_tok", [128, 8]),
       intermediateSize: fields.size(
         "moe_intermediate_size",
         BOUNDS.intermediateSize,
@@ -117,7 +117,8 @@ function parseConfig(fields: ConfigFields): Qwen3Config {
 
 function parseGgufConfig(fields: ConfigFields, facts: GgufFacts): Qwen3Config {
   const config = dense.parseGgufConfig(fields, facts);
-  const experts = expertsOf(fields, "expert_count", "expert_used_count");
+  const names = ["expert_count", "expert_used_count"] as const;
+  const experts = expertsOf(fields, config, ...names);
   return {
     ...config,
     modelType: qwen3Moe.modelType,
@@ -136,11 +137,13 @@ function parseGgufConfig(fields: ConfigFields, facts: GgufFacts): Qwen3Config {
 
 function expertsOf(
   fields: ConfigFields,
+  { numHiddenLayers }: Qwen3Config,
   count: string,
   used: string,
   otherwise: readonly number[] = [],
 ): Pick<Experts, "count" | "used"> {
-  const all = fields.size(count, BOUNDS.experts, otherwise[0]);
+  const most = Math.floor(BOUNDS.allExperts / numHiddenLayers);
+  const all = fields.size(count, Math.min(BOUNDS.experts, most), otherwise[0]);
   return { count: all, used: fields.size(used, all, otherwise[1]) };
 }
 

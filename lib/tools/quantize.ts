@@ -106,7 +106,7 @@ async function typesOf(
   source: Checkpoint,
   checkpoint: Checkpoint,
 ): Promise<TypeReport[]> {
-  const all = ggufTensors(checkpoint).map(({ info }) => info);
+  const all = ggufTensors(checkpoint).flatMap(({ infos }) => infos);
   const reports: TypeReport[] = [];
   for (const [type, infos] of Map.groupBy(all, ({ format }) => format.name)) {
     let missed = 0, size = 0, before = 0, after = 0;

@@ -149,7 +149,7 @@ export function showKernel(
   };
   const none = { ...device, f16: false };
   const unknown = { ...device, adapterClass: "other" as const };
-  const usual = wanted === "gemv" ? 1 : wanted === "gemvRows" ? 16 : 512;
+  const usual = wanted === "gemv" ? 1 : /^gemvRows/.test(wanted) ? 16 : 512;
   const order = [options.tokens ?? usual, 1, 16, 64];
   for (const chosen of [device, other, none, unknown]) {
     for (const tokens of order) {
@@ -398,7 +398,9 @@ function recordPasses(
     const pairs = { pairs: spec.split === "pairs" };
     const matrix = allocateMatrix(label, stack, k, pairs, store.allocate);
     // A typical magnitude, since measuring it takes a device.
-    if (halfMatmuls && measured) matrix.largest = kind === "norm" ? 2 : 0.25;
+    if (halfMatmuls && (measured || format.integers)) {
+      matrix.largest = kind === "norm" ? 2 : 0.25;
+    }
     return matrix;
   });
   const { headDim, vocabSize } = config;

@@ -176,7 +176,7 @@ function resolve(kernel: Kernel, operands: Operands, options: CallOptions) {
     const x = name.toUpperCase();
     given[`${x}_DTYPE`] = format?.name ?? "u32";
     given[`${x}_VIEW`] = view;
-    given[`${x}_UNIT`] = unitSize(format);
+    given[`${x}_UNIT`] = unitSize(format, view);
   }
   const constants = { ...given, ...kernel.derive?.(given, dims) };
   const code = source(kernel, bound, dims, constants);
@@ -334,7 +334,7 @@ function write(
       )
     );
     declarations.push(...code);
-    const unit = unitSize(format);
+    const unit = unitSize(format, view);
     fours.set(`${name}_four`, view === "vec4" ? 1 : unit / 4);
     if (view === "unit" && format?.integers) {
       fours.set(`${name}_bytes`, unit / 4);

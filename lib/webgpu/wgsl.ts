@@ -5,7 +5,13 @@
  */
 import { f16 } from "../formats/f16.ts";
 import { f32 } from "../formats/f32.ts";
-import { type Format, fourLoad, wideLoad } from "../formats/format.ts";
+import {
+  type Format,
+  fourLoad,
+  hasStrips,
+  STRIP,
+  wideLoad,
+} from "../formats/format.ts";
 
 /**
  * How a kernel accesses a buffer. Tensors of floats are read like weights in the format
@@ -20,6 +26,8 @@ import { type Format, fourLoad, wideLoad } from "../formats/format.ts";
  *   where the last dimension is a multiple of 4, else `scalar`;
  * - `unit`: the widest loads, `X_UNIT` elements each; `scalar` where the last
  *   dimension is not a multiple of that; u32 buffers: the array itself, of vec4u;
+ * - `strip`: for formats of blocks that have such loads, those of STRIP elements
+ *   (lib/formats/format.ts), also in steps: `x_words` and `x_raw`; `span` for the others;
  * - `texels`: like `unit`, but from a texture that holds a copy of a buffer that no
  *   longer changes; u32 buffers: `x_unit(i)` is 16 bytes;
  * - `half`: `x_at(i)` are elements 4i … 4i+3 as vec4<f16> (f16 only, F16 1);
@@ -31,6 +39,7 @@ export type View =
   | "vec4"
   | "span"
   | "unit"
+  | "strip"
   | "texels"
   | "half"
   | "raw"
@@ -45,9 +54,9 @@ export interface Viewed {
   readonly writable: boolean;
 }
 
-/** Elements in a buffer's widest loads. */
-export const unitSize = (format: Format | undefined): number =>
-  format?.loads[0] ?? 4;
+/** Elements in a buffer's widest loads, or in those of the view. */
+export const unitSize = (format: Format | undefined, view?: View): number =>
+  view === "strip" ? STRIP : format?.loads[0] ?? 4;
 
 /** Returns `view`, or the one that replaces it if the last dimension rules it out. */
 export function settleView(
@@ -61,7 +70,8 @@ export function settleView(
       : last % 4 === 0;
     return whole ? view : "scalar";
   }
-  if (view !== "span") return view;
+  if (view === "strip" && format && hasStrips(format)) return view;
+  if (view !== "span" && view !== "strip") return view;
   return (format ? fourLoad(format, last) : last % 4 ? 1 : 4) === 1
     ? "scalar"
     : "vec4";
@@ -103,7 +113,11 @@ export function accessors(
     const code = `fn ${x}_at(at: u32) -> vec4<f16> { return ${x}[at]; }`;
     return { types: ["vec4<f16>"], code: [code] };
   }
-  const load = view === "scalar" ? 1 : view === "vec4" ? 4 : unitSize(format);
+  const load = view === "scalar"
+    ? 1
+    : view === "vec4"
+    ? 4
+    : unitSize(format, view);
   const { types } = format.wgsl(x, load, () => "");
   const { code } = format.wgsl(x, load, (plane, at) => {
     if (view !== "texels") return `${bindings[plane]}[${at}]`;

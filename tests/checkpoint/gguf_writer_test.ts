@@ -16,7 +16,11 @@ import { quantized } from "../../lib/checkpoint/quantized.ts";
 import { host, useHost } from "../../lib/host.ts";
 import { readTokenizer } from "../../lib/text/tokenizer.ts";
 import { quantizeModel } from "../../lib/tools/quantize.ts";
-import { tempFolder } from "../support/temp_checkpoint.ts";
+import {
+  changedCheckpoint,
+  type FileTensor,
+  tempFolder,
+} from "../support/temp_checkpoint.ts";
 
 const FIXTURES = new URL("../fixtures/", import.meta.url).pathname;
 const STORY = new URL("../../models/stories-3m/", import.meta.url).pathname;
@@ -52,6 +56,7 @@ for (
     [`${FIXTURES}tiny-untied-f32`, "f16"],
     [`${FIXTURES}tiny-sharded-f16`, "bf16"],
     [`${FIXTURES}tiny-outlier-bf16`, "f32"],
+    [`${FIXTURES}tiny-moe-bf16`, "q4_k_m"],
   ]
 ) {
   Deno.test(`${folder.split("/").at(-1) || "stories"} as ${type} holds what its folder holds`, async () => {
@@ -104,6 +109,60 @@ for (
     assertEquals(own.chatTemplate, published.chatTemplate);
   });
 }
+
+Deno.test("experts of a layer are one tensor, and only those that files can describe are written", async () => {
+  const folder = `file://${FIXTURES}tiny-moe-bf16/`;
+  await using out = await tempFolder({});
+  const file = `${out.path}/out.gguf`;
+  await quantizeModel(folder, file, { type: "q8_0" });
+  const { tensors, metadata } = await headerOf(file);
+  assertEquals(
+    ["gate", "up", "down"].map((role) =>
+      tensors.get(`blk.1.ffn_${role}_exps.weight`)?.shape
+    ),
+    [[8, 48, 64], [8, 48, 64], [8, 64, 48]],
+  );
+  const router = tensors.get("blk.1.ffn_gate_inp.weight");
+  assertEquals([router?.dtype, router?.shape], ["F32", [8, 64]]);
+  const key = (name: string) => metadata.get(`qwen3moe.expert_${name}`);
+  assertEquals([key("count"), key("used_count")], [8, 2]);
+  assertEquals(key("feed_forward_length"), 48);
+  const refuses = async (
+    config: Record<string, unknown>,
+    message: string,
+    change?: (tensors: Map<string, FileTensor>) => void,
+  ) => {
+    await using changed = await changedCheckpoint(folder, {
+      config,
+      tensors: change,
+    });
+    await assertRejects(
+      () => quantizeModel(changed.path, `${out.path}/x.gguf`, { type: "bf16" }),
+      Error,
+      message,
+    );
+  };
+  await refuses(
+    { norm_topk_prob: false },
+    "to a GGUF file: norm_topk_prob is false, must be true",
+  );
+  await refuses(
+    { mlp_only_layers: [1] },
+    "to a GGUF file: layers 1 have no experts, all must have some",
+    (tensors) => {
+      const own = tensors.get("model.layers.1.mlp.experts.0.gate_proj.weight")!;
+      const size = (rows: number, columns: number): FileTensor => ({
+        ...own,
+        shape: [rows, columns],
+        bytes: new Uint8Array(2 * rows * columns),
+      });
+      const at = "model.layers.1.mlp.";
+      tensors.set(`${at}gate_proj.weight`, size(96, 64));
+      tensors.set(`${at}up_proj.weight`, size(96, 64));
+      tensors.set(`${at}down_proj.weight`, size(64, 96));
+    },
+  );
+});
 
 Deno.test("a GGUF file with plain numbers can be quantised, to the same bytes", async () => {
   await using out = await tempFolder({});

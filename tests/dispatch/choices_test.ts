@@ -1,4 +1,4 @@
-import { formatNamed } from "../../lib/formats/mod.ts";
+import { formatNamed, FORMATS } from "../../lib/formats/mod.ts";
 import type { Format } from "../../lib/formats/format.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { f32 } from "../../lib/formats/f32.ts";
@@ -32,10 +32,12 @@ import { chooseMatmul } from "../../lib/dispatch/matmul.ts";
 import { type Gpu, LEAST_LIMITS } from "../../lib/webgpu/device.ts";
 import { type Operands, showWgsl } from "../../lib/webgpu/kernel.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
-import { KERNEL_NAMES } from "../../kernels/list.ts";
+import { KERNEL_NAMES, TUNED_KERNELS } from "../../kernels/list.ts";
 import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { showVariants, STATED_DEVICE } from "../../lib/tools/show.ts";
 import { attendKey, linearKey } from "../../lib/dispatch/keys.ts";
+import { misfit } from "../../lib/dispatch/limits.ts";
+import { tunedConstants } from "../../lib/tools/tune/candidates.ts";
 import { slowTest } from "../support/quick.ts";
 
 /** Every adapter class; the type requires each to be listed. */
@@ -68,6 +70,8 @@ const DEVICES: Capabilities[] = [
     maxComputeWorkgroupSizeX: inX,
   },
 }));
+
+const INT8 = TUNED_KERNELS.find(({ name }) => name === "gemvRowsInt8")!;
 
 function* linearShapes(): Generator<LinearShape> {
   for (const m of [1, 2, 8, 9, 64, 65, 512, 4096]) {
@@ -192,6 +196,39 @@ Deno.test("one row goes to gemv, few to gemvRows, many to gemm, with a reason", 
       );
       if (choice.fusedNorm) assert(shape.norm && choice.kernel !== "gemm");
       assertEquals(choice.constants.NORM === 1, choice.fusedNorm, message);
+    }
+  }
+});
+
+Deno.test("a few rows may go to gemvRowsInt8 if quants are integers", () => {
+  for (const adapterClass of ADAPTER_CLASSES) {
+    for (const given of DEVICES) {
+      const device = { ...given, adapterClass };
+      for (const format of FORMATS) {
+        for (const [n, k] of [[38, 256], [6144, 4096], [1024, 12288]]) {
+          for (const m of [1, 2, 5, 16, 32, 33]) {
+            const shape = { m, n, k, format, norm: true, swiglu: true };
+            const few = m > 1 && m <= FEW_ROWS;
+            const exact = chooseLinear(shape, device);
+            if (!few) continue;
+            const choice = chooseLinear({ ...shape, largest: 1 }, device);
+            const message = JSON.stringify({ device, shape, choice });
+            assertEquals(exact.kernel, "gemvRows", message);
+            if (!format.integers || device.subgroupSize < 8) {
+              assertEquals(choice, exact, message);
+              continue;
+            }
+            assertEquals(choice.kernel, "gemvRowsInt8", message);
+            const target = { ...shape, kernel: choice.kernel, half: false };
+            const constants = tunedConstants(INT8, choice.constants);
+            assertEquals(
+              misfit(INT8, target, constants, device),
+              undefined,
+              message,
+            );
+          }
+        }
+      }
     }
   }
 });

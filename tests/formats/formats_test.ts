@@ -4,7 +4,11 @@
  * @module
  */
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { type Format, storedRowBytes } from "../../lib/formats/format.ts";
+import {
+  type Format,
+  hasStrips,
+  storedRowBytes,
+} from "../../lib/formats/format.ts";
 import { formatNamed, FORMATS } from "../../lib/formats/mod.ts";
 import {
   allocateMatrix,
@@ -166,7 +170,8 @@ for (const format of IN_GGUF) {
         const { stored, values } = await goldenRows(format, random);
         const k = random ? format.elements : 1024, n = values.length / k;
         const w = upload(trial, format, stored, k);
-        for (const view of ["span", "unit"] as const) {
+        for (const view of ["span", "unit", "strip"] as const) {
+          if (view === "strip" && !hasStrips(format)) continue;
           const y = trial.filled([n * k], 0x55555555, "u32");
           trial.run(reader(view), { w, y }, { uniforms: { keep: 1 } });
           const bits = await gpu.readBuffer(y.buffer, 0, 4 * n * k);
@@ -190,6 +195,14 @@ const views = {
     @unroll for (var f = 0; f < W_UNIT / 4; f++) {
       let four = w_four[f](raw);
       @unroll for (var e = 0; e < 4; e++) { y[i * W_UNIT + f * 4 + e] = bitcast<u32>(four[e]); }
+    }
+  }`,
+  strip: `if (i < u.n * u.k / W_UNIT) {
+    let raw = w_masked(w_load(i), u.keep == 1u);
+    @unroll for (var f = 0; f < 2; f++) {
+      let four = w_four[f](raw);
+      let at = i / 4u * 32u + f * 16u + i % 4u * 4u;
+      @unroll for (var e = 0; e < 4; e++) { y[at + e] = bitcast<u32>(four[e]); }
     }
   }`,
 };
@@ -264,6 +277,9 @@ for (const format of ALL) {
         if (single) ways.push(["scalar", false, 1]);
         if (whole) ways.push(["unit", false, 1], ["unit", false, 0]);
         if (texture) ways.push(["unit", true, 1]);
+        if (hasStrips(format)) {
+          ways.push(["strip", false, 1], ["strip", false, 0]);
+        }
         for (const [view, texture, keep] of ways) {
           const y = trial.filled([n * k], 0x55555555, "u32");
           trial.run(reader(view, texture), { w, y }, { uniforms: { keep } });

@@ -25,7 +25,7 @@ const ROOT = new URL("../../", import.meta.url);
 const STORIES = "models/stories-3m/";
 const FIXTURES = [
   ...["tied-bf16", "tied-with-head-bf16", "untied-f32", "sharded-f16"],
-  ...["yarn-bf16", "outlier-bf16"],
+  ...["yarn-bf16", "outlier-bf16", "moe-bf16"],
 ].map((name) => `tests/fixtures/tiny-${name}/`);
 
 const GGUF = "tests/fixtures/gguf/files/";
@@ -174,7 +174,10 @@ export function inputOf(seed: number, index: number, own: Own): Input {
       };
     case 11:
     case 12: {
-      const base = random.pick(["base-Q8_0", "tiny-outlier-bf16-Q4_K_M", ""]);
+      const base = random.pick([
+        ...["base-Q8_0", "tiny-outlier-bf16-Q4_K_M"],
+        ...["tiny-moe-bf16-Q4_K_M", ""],
+      ]);
       const file = base === "" ? storiesGguf() : fileOf(GGUF, `${base}.gguf`);
       const header = base === "" ? file.length - STORIES_DATA : GGUF_HEADER;
       return input("a GGUF file", EMPTY, {

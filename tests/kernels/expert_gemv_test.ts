@@ -10,14 +10,14 @@ gpuTest(
   "expertGemv multiplies rows of any length, by weights of any type",
   async (_, trial) => {
     for (const epilogue of EPILOGUES) {
-      for (const k of [1, 3, 7, 8, 12, 80, 100, 520]) {
+      for (const k of [1, 7, 12, 80, 520]) {
         for (const w of ["f32", "f16", "bf16"]) {
           const given = { m: 2, experts: 5, used: 3, n: 9, k, w, epilogue };
           await checkCase(expertGemv, trial, given);
         }
       }
       for (const w of BLOCKS) {
-        const given = { m: 2, experts: 5, used: 3, n: 8, k: 768, w, epilogue };
+        const given = { m: 2, experts: 5, used: 3, n: 8, k: 256, w, epilogue };
         await checkCase(expertGemv, trial, given);
       }
     }
@@ -29,7 +29,7 @@ gpuTest(
   async (gpu, trial) => {
     for (const epilogue of EPILOGUES) {
       for (const subgroups of [true, false]) {
-        for (const [ROWS, STEPS] of [[2, 1], [2, 3], [4, 2], [6, 5]]) {
+        for (const [ROWS, STEPS] of [[2, 1], [4, 3]]) {
           const constants = {
             ...lanes(gpu, subgroups),
             WORKGROUP: 64,

@@ -1,9 +1,11 @@
 import { bf16 } from "../../lib/formats/bf16.ts";
+import { formatNamed } from "../../lib/formats/mod.ts";
 import { assertThrows } from "@std/assert";
+import { BLOCKS } from "../../kernels/case.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
 import type { Dtype } from "../../lib/dtype.ts";
-import { toF32 } from "../../lib/formats/tensor.ts";
+import { matrixToF32, toF32 } from "../../lib/formats/tensor.ts";
 import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, type Trial } from "../support/gpu.ts";
@@ -22,7 +24,8 @@ interface Case {
   n: number;
   k: number;
   a?: Dtype;
-  b?: Dtype;
+  /** Format of the weights. */
+  b?: string;
   /** Whether b is `[n, k]`, not `[k, n]`. */
   byColumn?: boolean;
   epilogue?: Epilogue;
@@ -38,14 +41,14 @@ async function check(trial: Trial, given: Case): Promise<void> {
   const { epilogue: kind = "store", column = 0, padding = 0 } = given;
   const { random } = trial, before = 3, message = JSON.stringify(given);
   const left = random.tensor(a, [m, k], 2);
-  const right = random.tensor(b, byColumn ? [n, k] : [k, n]);
+  const right = random.matrix(b, byColumn ? [n, k] : [k, n]);
   const width = kind === "swiglu" ? n / 2 : n,
     stride = column + width + padding;
   const poison = kind === "add" ? before : NaN;
   const c = trial.filled([m + 2, stride], poison);
   trial.run(gemm, {
     a: trial.upload(left),
-    b: trial.upload(right),
+    b: trial.uploadMatrix(right),
     c: c.rows(m),
   }, {
     constants: {
@@ -56,7 +59,7 @@ async function check(trial: Trial, given: Case): Promise<void> {
     },
     uniforms: { stride, column },
   });
-  const columns = toF32(right);
+  const columns = matrixToF32(right);
   const w = byColumn ? columns : transpose(columns, k, n);
   const product = linear(toF32(left), w, { m, n, k });
   const all = await c.read();
@@ -93,6 +96,66 @@ gpuTest("gemm reads a and b of every type", async (_, trial) => {
   }
   for (const a of ["f16", "bf16"] as const) {
     await check(trial, { m: 35, n: 9, k: random.pick([7, 20]), a, b: a });
+  }
+});
+
+gpuTest("gemm multiplies by blocks of every format", async (_, trial) => {
+  const { random } = trial;
+  for (const b of BLOCKS) {
+    const wide = formatNamed(b).elements === 256 ? 256 : 96;
+    const size = () => random.pick(SIZES);
+    for (const BK of [32, 64]) {
+      // 96 is not a multiple of every depth.
+      const constants = { BK };
+      await check(trial, { m: size(), n: size(), k: wide, b, constants });
+      await check(trial, { m: size(), n: size(), k: 2 * wide, b, constants });
+    }
+    const epilogue = random.pick(["add", "swiglu"] as const);
+    const constants = { TN: 8, BK: 32, BN: random.pick([32, 64]) };
+    const n = 2 * random.pick([1, 3, 18, 40]);
+    await check(trial, { m: 17, n, k: wide, b, epilogue, constants });
+  }
+});
+
+gpuTest(
+  "gemm multiplies by blocks in the tiles that dispatch chooses",
+  async (gpu, trial) => {
+    const { random } = trial;
+    for (const m of [20, 50, 70, 300]) {
+      const b = random.pick(BLOCKS), n = random.pick([70, 132]), k = 768;
+      const shape = { m, n, k, format: formatNamed(b), norm: false };
+      const { kernel, constants } = chooseLinear(
+        { ...shape, swiglu: false },
+        gpu,
+      );
+      if (kernel !== "gemm") continue;
+      const { BM, BN, BK, TM, TN } = constants;
+      const tile = { BM, BN, BK, TM, TN };
+      await check(trial, { m, n, k, b, constants: tile });
+      const place = {
+        column: 3,
+        padding: 1,
+        constants: { ...tile, C_FOURS: 0 },
+      };
+      await check(trial, { m, n, k, b, ...place });
+    }
+  },
+);
+
+Deno.test("gemm refuses tiles that do not hold whole strips", () => {
+  const strips = { ...gemm.constants, B_VIEW: "strip" };
+  for (
+    const [BK, B_DTYPE, least] of [
+      [16, "q4_k", 32],
+      [48, "q4_k", 32],
+      [96, "q2_k", 64],
+    ] as const
+  ) {
+    assertThrows(
+      () => gemm.derive!({ ...strips, BK, B_DTYPE }, { k: 256 }),
+      Error,
+      `Cannot multiply by ${B_DTYPE} in tiles ${BK} deep: it must be 32 or a multiple of ${least}`,
+    );
   }
 });
 

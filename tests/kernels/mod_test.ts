@@ -125,12 +125,14 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       embed: 7,
       expertGemm: 8,
       expertGemv: 8,
+      expertGemvInt8: 8,
       gatherRows: 3,
       gemm: 7,
       gemv: 8,
       gemvColumns: 6,
       gemvInt8: 8,
       gemvRows: 8,
+      gemvRowsInt8: 8,
       maxAbs: 5,
       mergeSplits: 2,
       peakFma: 1,
@@ -147,6 +149,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       swiglu: 3,
       synthesize: 4,
       toF16: 4,
+      toInt8: 5,
     },
   );
   assertEquals(LEAST_LIMITS.maxStorageBuffersPerShaderStage, 8);

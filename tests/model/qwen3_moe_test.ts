@@ -123,6 +123,10 @@ Deno.test("parseConfig refuses experts that cannot be", () => {
       "num_experts is 0, must be a positive whole number up to 4096",
     ],
     [
+      { num_experts: 200, num_hidden_layers: 1000 },
+      "num_experts is 200, must be a positive whole number up to 131",
+    ],
+    [
       { num_experts_per_tok: 129 },
       "num_experts_per_tok is 129, must be a positive whole number up to 128",
     ],

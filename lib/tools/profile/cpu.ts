@@ -235,7 +235,7 @@ class CpuProfile {
         return {
           label,
           kernel: "expertGemv",
-          dims: { n, k, used },
+          dims: { held: n, n, k, used },
           constants: own,
         };
       });

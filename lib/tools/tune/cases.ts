@@ -125,6 +125,7 @@ export function casesOf(
   // Classes of rows, and the rows below the first.
   const byRows = [
     ["gemvRows", FEW_ROW_CLASSES, 1],
+    ["gemvRowsInt8", FEW_ROW_CLASSES, 1],
     ["gemm", ROW_CLASSES, FEW_ROWS],
   ] as const;
   for (const [name, classes, below] of byRows) {
@@ -218,6 +219,7 @@ function addLinear(
     const swiglu = which === "gate_up_proj";
     const shape = { m: rows, n, k, format, swiglu, norm: false };
     const choice = chooseLinear({ ...shape, largest: w.largest }, gpu);
+    if (choice.kernel !== kernel.name) continue; // another kernel of few rows
     const half = choice.headroom !== undefined;
     const key = linearKey(choice.kernel, shape, half);
     const check: Check = {

@@ -1,0 +1,120 @@
+import { chooseExpertGemv } from "../lib/dispatch/experts.ts";
+import { formatNamed } from "../lib/formats/mod.ts";
+import { BLOCKS, INTEGER_SUM } from "./case.ts";
+import { defineKernel } from "./define.ts";
+import { type ExpertCase, expertCase, expertCost } from "./expert_case.ts";
+import { EXPERT_ROW, expertRows } from "./expert_gemv.ts";
+import { BODY, deriveInt8, int8Parts, int8Rows } from "./gemv_int8.ts";
+
+/** Formats whose quants are integers. */
+const INTEGERS = BLOCKS.filter((name) => formatNamed(name).integers);
+
+/**
+ * Rows times the matrices of their experts, as expert_gemv.ts, in quantized blocks that are
+ * multiplied as integers, as gemv_int8.ts does.
+ *
+ * With EPILOGUE "add", a row of `x` is multiplied by the weight of its expert before it is
+ * rounded, so that the sum over all experts is one sum. `n` is the number of rows of an
+ * expert, gates and ups counted separately.
+ */
+export const expertGemvInt8 = defineKernel<ExpertCase>({
+  name: "expertGemvInt8",
+  buffers: ({ EPILOGUE }) => ({
+    w: "held k as unit",
+    x: "any k as span",
+    chosen: "choices used",
+    y: "inout any as scalar",
+    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
+  }),
+  uniforms: { n: "u32", first: "u32", stride: "u32", column: "u32" },
+  constants: {
+    EXPERTS: 1,
+    WHOLE: 1,
+    WORKGROUP: 256,
+    ROWS: 2,
+    LOG_LANES: 5,
+    SUBGROUPS: 1,
+    STEPS: 4,
+    LOOPS: 1,
+    NORM: 0,
+    EPILOGUE: "store",
+    CHUNK: 12288,
+  },
+  derive: (c, { held, k, used, parts }) => {
+    const terms = c.EPILOGUE === "add" ? used : 1;
+    return {
+      ...deriveInt8(c, { m: 1, k: terms * k, terms, parts }),
+      EXPERT_ROWS: expertRows(held, c),
+      USED: used,
+      TERMS: terms,
+    };
+  },
+  grid: ({ n, choices, used }, c) => [
+    Math.ceil(n / int8Rows(c)),
+    choices / 2 * used / c.TERMS,
+    1,
+  ],
+  cost: (call) => expertCost(call, "w"),
+  body: /* wgsl */ `
+${EXPERT_ROW}
+
+/** The part of w that a unit of all experts of a row is in; y is a row, or a pair. */
+fn place_of(y: u32, unit: u32) -> u32 {
+  @if EPILOGUE == "add" { let expert = expert_at(y, unit / ROW_UNITS); }
+  @else { let expert = expert_at(y / USED, y % USED); }
+  return min(expert, EXPERTS - 1u) * EXPERT_ROWS * ROW_UNITS + unit % ROW_UNITS;
+}
+
+fn x_four(y: u32, at: u32) -> vec4f {
+  @if EPILOGUE == "add" {
+    let s = at / (X_FOURS / USED);
+    let weight = chosen_at((2u * y + 1u) * USED + s);
+    @if WHOLE { return x_at(y * X_FOURS + at) * weight; }
+    @else { return x_at(y * X_FOURS + at) * select(0.0, weight, expert_at(y, s) < EXPERTS); }
+  } @else {
+    return x_at(y / USED * X_FOURS + at);
+  }
+}
+
+fn y_begin(y: u32) -> u32 { return y * u.stride + u.column; }
+
+/** Whether the expert of a pair is elsewhere. */
+fn skips(y: u32) -> bool {
+  @if WHOLE || EPILOGUE == "add" { return false; }
+  @else { return expert_at(y / USED, y % USED) >= EXPERTS; }
+}
+${BODY}`,
+  cases: [
+    ...INTEGERS.flatMap((w) =>
+      (["swiglu", "add"] as const).map((epilogue) => ({
+        ...{ m: 2, experts: 5, used: 3, n: 10, k: 512, w, epilogue },
+      }))
+    ),
+    { m: 3, experts: 4, used: 4, n: 12, k: 256, w: "q4_0", epilogue: "store" },
+    // Experts 2 to 5 of 7.
+    ...(["store", "swiglu", "add"] as const).map((epilogue) => ({
+      ...{ m: 3, experts: 7, used: 3, n: 6, k: 256, w: "q8_0", epilogue },
+      held: [2, 4] as const,
+    })),
+    // A layer of Qwen3-30B-A3B with fewer experts.
+    ...[
+      {
+        m: 1,
+        experts: 9,
+        used: 8,
+        n: 768,
+        k: 2048,
+        epilogue: "swiglu" as const,
+      },
+      { m: 1, experts: 9, used: 8, n: 2048, k: 768, epilogue: "add" as const },
+    ].map((given) => ({ ...given, w: "q4_k" })),
+  ],
+  // With fewer lanes, expertGemv runs.
+  makeCase: (given, tools) =>
+    tools.device.subgroupSize < 8 ? undefined : expertCase(given, tools, {
+      choose: (shape, device) =>
+        chooseExpertGemv({ ...shape, largest: 1 }, device),
+      parts: int8Parts,
+      tolerance: INTEGER_SUM,
+    }),
+});

@@ -1,0 +1,267 @@
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { formatNamed } from "../lib/formats/mod.ts";
+import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
+import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { BLOCKS, room, rowSums, SUM } from "./case.ts";
+import { linearCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
+import {
+  deriveEnding,
+  ENDING,
+  ENDING_MEMORY,
+  fewRowsNeeds,
+  rowParts,
+} from "./gemv_rows.ts";
+import { W_ROW } from "./gemv.ts";
+import { BLOCK, int8Values, PLANES, roundRows } from "./int8_case.ts";
+import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
+
+// Adds what the third plane has of block b: few blocks need it, so it is apart.
+const addRest = /* wgsl */ `
+  @unroll for (var m = 0; m < M; m++) {
+    if ((outliers[b] & (1u << u32(m))) != 0u) {
+      let step = abs(scales_at(m * 4u * BLOCKS + (unit * UNIT + b * 32u) / 32u)) / 256.0;
+      @split var rest: array<vec4u, 2>;
+      @unroll for (var q = 0; q < QUADS / BLOCKS_OF_UNIT; q++) {
+        rest[q] = x[((m * PLANES + 2u) * QUADS + b * 2u + q) * UNITS + unit];
+      }
+      @unroll for (var n = 0; n < GROUPS_OF_UNIT / BLOCKS_OF_UNIT; n++) {
+        @if OFFSET > 0 || MIN {
+          var total = 0;
+          @unroll for (var f = 0; f < GROUP_FOURS; f++) {
+            total += dot4I8Packed(0x01010101u, rest[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+          }
+          let sum = f32(total);
+        }
+        @unroll for (var i = 0; i < ROWS; i++) {
+          var dots = 0;
+          @unroll for (var f = 0; f < GROUP_FOURS; f++) {
+            dots += dot4I8Packed(bytes[i * FOURS + (b * GROUPS_OF_UNIT / BLOCKS_OF_UNIT + n) * GROUP_FOURS + f], rest[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+          }
+          @if OFFSET > 0 { let product = f32(dots) - f32(OFFSET) * sum; } @else { let product = f32(dots); }
+          acc[m * ROWS + i] += scale[i * GROUPS_OF_UNIT + b * GROUPS_OF_UNIT / BLOCKS_OF_UNIT + n] * step * product;
+          @if MIN { acc[m * ROWS + i] -= least[i * GROUPS_OF_UNIT + b * GROUPS_OF_UNIT / BLOCKS_OF_UNIT + n] * (step * sum); }
+        }
+      }
+    }
+  }`;
+
+/**
+ * A few rows times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
+ * products and their sum are one instruction (`dot4I8Packed`).
+ *
+ * `x` comes from to_int8.ts: integers of 15 bits in two planes of eight, with a scale per
+ * block of 32, and more bits in a third plane for blocks with an outlier. A lane takes whole
+ * units of `w`, so it computes their factors once for all rows of `x`. A sum over a group of
+ * elements with one scale is exact; what quants are less, and their minimum, multiply sums
+ * of `x`.
+ *
+ * Lanes share rows of `w` and exchange their sums as in gemv_rows.ts, with the same
+ * epilogues.
+ */
+export const gemvRowsInt8 = defineKernel<LinearCase>({
+  name: "gemvRowsInt8",
+  buffers: ({ EPILOGUE }) => ({
+    w: "n k as unit",
+    x: "m words as unit",
+    scales: "m numbers as scalar",
+    y: "inout any as scalar",
+    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
+  }),
+  uniforms: { stride: "u32", column: "u32" },
+  constants: {
+    M: 2,
+    WORKGROUP: 128,
+    ROWS: 4,
+    LOG_LANES: 5,
+    SUBGROUPS: 1,
+    SLICES: 1,
+    NORM: 0,
+    EPILOGUE: "store",
+  },
+  derive: (c, { k, parts }) => {
+    const { integers, name } = formatNamed(String(c.W_DTYPE));
+    if (!integers || k % BLOCK || c.NORM) {
+      throw new Error(
+        `Cannot multiply rows of ${k} by ${name} as integers${
+          c.NORM ? " and norm them" : ""
+        }: quants must be integers, and rows whole blocks of ${BLOCK} that were normed before`,
+      );
+    }
+    const unit = Number(c.W_UNIT), lanes = 1 << Number(c.LOG_LANES);
+    const units = k / unit;
+    return {
+      ...deriveEnding(c),
+      UNIT: unit,
+      UNITS: units,
+      CHUNKS: Math.ceil(units / lanes),
+      EXACT: units % lanes === 0 ? 1 : 0,
+      PLANES,
+      QUADS: unit / 16, // vec4u of a plane in a unit
+      FOURS: unit / 4,
+      GROUPS_OF_UNIT: unit / integers.group,
+      GROUP_FOURS: integers.group / 4,
+      HALVES: integers.group === BLOCK / 2 ? 1 : 0,
+      BLOCKS: k / BLOCK,
+      BLOCKS_OF_UNIT: Math.ceil(unit / BLOCK),
+      OFFSET: integers.offset,
+      MIN: integers.min ? 1 : 0,
+      PARTS: parts ?? 0,
+    };
+  },
+  tuning: {
+    of: "linear",
+    grid: {
+      WORKGROUP: [32, 64, 128, 256],
+      ROWS: [1, 2, 4, 8],
+      SLICES: [1, 2, 4, 8],
+    },
+    needs(target: LinearTarget, { WORKGROUP, ROWS, SLICES }, device) {
+      const units = target.k / target.format.loads[0];
+      const lanes = 2 ** laneConstants(device, units).LOG_LANES;
+      return fewRowsNeeds(target, { WORKGROUP, ROWS, SLICES }, lanes, device);
+    },
+  },
+  grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
+    splitGrid(n / (ROWS * (GROUPS / SLICES))),
+  cost: (call) =>
+    linearCost(call, "scales", "w").map((cost) => ({
+      ...cost,
+      dtypes: `3 × i8 × ${call.dtype("w")} → f32`,
+      bytes: cost.bytes - call.m * call.k * (4 - 3.5),
+    })),
+  body: /* wgsl */ `
+${ENDING_MEMORY}
+
+${W_ROW}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  let group = tid / LANES;
+  let part = wg.y * groups.x + wg.x;
+  let slice = group % SLICES;
+  let g = part * (GROUPS / SLICES) + group / SLICES;
+  @split var acc: array<f32, SUMS>;
+  @split var base: array<u32, ROWS>;
+  @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
+  for (var c = slice; c < CHUNKS; c += SLICES) {
+    let unit = min(c * LANES + lane, UNITS - 1u);
+    @split var words: array<w_Words, ROWS>;
+    @unroll for (var i = 0; i < ROWS; i++) { words[i] = w_words(base[i] + unit); }
+    @split var bytes: array<u32, ROWS * FOURS>;
+    @split var scale: array<f32, ROWS * GROUPS_OF_UNIT>;
+    @if MIN { @split var least: array<f32, ROWS * GROUPS_OF_UNIT>; }
+    @unroll for (var i = 0; i < ROWS; i++) {
+      let factors = w_factors(words[i].scales, base[i] + unit);
+      @unroll for (var n = 0; n < GROUPS_OF_UNIT; n++) {
+        // Units past the end of the row are multiplied by zero.
+        @if EXACT { scale[i * GROUPS_OF_UNIT + n] = w_scale[n](factors); }
+        @else { scale[i * GROUPS_OF_UNIT + n] = select(0.0, w_scale[n](factors), c * LANES + lane < UNITS); }
+        @if MIN {
+          @if EXACT { least[i * GROUPS_OF_UNIT + n] = w_min[n](factors); }
+          @else { least[i * GROUPS_OF_UNIT + n] = select(0.0, w_min[n](factors), c * LANES + lane < UNITS); }
+        }
+      }
+      @unroll for (var f = 0; f < FOURS; f++) { bytes[i * FOURS + f] = w_bytes[f](words[i]); }
+    }
+    // Of each block of 32, the rows of x that have an outlier in it, as bits.
+    @split var outliers: array<u32, BLOCKS_OF_UNIT>;
+    @unroll for (var b = 0; b < BLOCKS_OF_UNIT; b++) { outliers[b] = 0u; }
+    @unroll for (var m = 0; m < M; m++) {
+      @split var high: array<vec4u, QUADS>;
+      @split var low: array<vec4u, QUADS>;
+      @unroll for (var q = 0; q < QUADS; q++) {
+        high[q] = x[(m * PLANES * QUADS + q) * UNITS + unit];
+        low[q] = x[((m * PLANES + 1u) * QUADS + q) * UNITS + unit];
+      }
+      @unroll for (var n = 0; n < GROUPS_OF_UNIT; n++) {
+        let block = m * 4u * BLOCKS + (unit * UNIT + n * GROUP_FOURS * 4u) / 32u;
+        let signed = scales_at(block);
+        let step = abs(signed);
+        @if n * GROUP_FOURS % 8 == 0 { outliers[n * GROUP_FOURS / 8] |= select(0u, 1u << u32(m), signed < 0.0); }
+        @if OFFSET > 0 || MIN {
+          @if HALVES { let sum = scales_at(block + (2u + n % 2u) * BLOCKS); }
+          @else { let sum = scales_at(block + BLOCKS); }
+        }
+        @unroll for (var i = 0; i < ROWS; i++) {
+          var upper = 0;
+          var lower = 0;
+          @unroll for (var f = 0; f < GROUP_FOURS; f++) {
+            upper += dot4I8Packed(bytes[i * FOURS + n * GROUP_FOURS + f], high[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+            lower += dot4I8Packed(bytes[i * FOURS + n * GROUP_FOURS + f], low[(n * GROUP_FOURS + f) / 4][(n * GROUP_FOURS + f) % 4]);
+          }
+          @if OFFSET > 0 { let product = f32((upper << 7u) + lower) - f32(OFFSET) * sum; }
+          @else { let product = f32((upper << 7u) + lower); }
+          acc[m * ROWS + i] += scale[i * GROUPS_OF_UNIT + n] * step * product;
+          @if MIN { acc[m * ROWS + i] -= least[i * GROUPS_OF_UNIT + n] * (step * sum); }
+        }
+      }
+    }
+    @unroll for (var b = 0; b < BLOCKS_OF_UNIT; b++) {
+      if (outliers[b] != 0u) { ${addRest} }
+    }
+  }
+  ${ENDING}
+}`,
+  cases: [
+    ...BLOCKS.map((w) => ({ m: 3, n: 37, k: 768, w })),
+    { m: 3, n: 38, k: 96, w: "q4_0", epilogue: "add" },
+    { m: 16, n: 38, k: 4096, w: "q4_k", epilogue: "swiglu" },
+    { m: 17, n: 38, k: 1024, w: "q6_k", epilogue: "add" },
+  ],
+  makeCase(given, { device, random, reference }) {
+    const { m, n, k, w: dtype, epilogue = "store" } = given;
+    const { integers, loads: [unit] } = formatNamed(dtype);
+    if (!integers) return undefined;
+    const width = epilogue === "swiglu" ? n / 2 : n;
+    const x = toF32(random.tensor("f32", [m, k], 2));
+    x[k - 20] = 1000; // an outlier
+    const { planes, scales } = roundRows(x, k, unit);
+    const w = random.matrix(dtype, [n, k]);
+    const constants = {
+      M: m,
+      WORKGROUP: 64,
+      SLICES: 1,
+      ROWS: m > 16 ? 2 : 4,
+      EPILOGUE: epilogue,
+      ...laneConstants(device, k / unit),
+    };
+    const left = rowParts(n, constants);
+    return {
+      what: linearText(given),
+      operands: {
+        w,
+        x: planes,
+        scales,
+        y: room([m, width], epilogue === "add" ? BEFORE : NaN),
+        squares: room([m, left]),
+      },
+      constants,
+      uniforms: { stride: width, column: 0 },
+      expected: () => {
+        const rows = int8Values(
+          planes.data as Uint32Array,
+          toF32(scales),
+          k,
+          unit,
+        ).values;
+        const product = reference.linear(rows, matrixToF32(w), { m, n, k });
+        const y = reference.epilogue(epilogue, product, n, BEFORE);
+        const results = [{ of: "y", ...y, tolerance: SUM }];
+        if (epilogue !== "add") return results;
+        const squares = rowSums("values", n)({
+          values: y.values.map((value) => value * value),
+        });
+        return [...results, {
+          of: rowSums("squares", left),
+          values: squares,
+          norms: squares,
+          tolerance: SUM,
+        }];
+      },
+    };
+  },
+});

@@ -1,0 +1,189 @@
+import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { toF32 } from "../lib/formats/tensor.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
+import {
+  type Buffers,
+  EPS,
+  type Float,
+  FLOATS,
+  room,
+  u32Tensor,
+} from "./case.ts";
+import { normCost } from "./cost.ts";
+import { defineKernel } from "./define.ts";
+import {
+  BLOCK,
+  int8Sizes,
+  int8Values,
+  LARGEST,
+  OUTLIER,
+  PLANES,
+} from "./int8_case.ts";
+import { partialSquares } from "./linear_case.ts";
+
+/** Below this, a block's largest value counts as zero: its reciprocal would overflow. */
+const LEAST = 1e-30;
+
+/**
+ * Rounds rows to integers of 15 bits with a scale per block of 32, for
+ * gemv_rows_int8.ts: each element is off by at most 1/32,512 of the largest in its block.
+ * An integer is `128 · high + low`, two planes of eight bits. Beside an outlier that would
+ * not do; the scale of such a block is negative, and a third plane has what rounding left,
+ * in 1/256.
+ *
+ * Of each row, `y` has plane after plane, in quads of 16 elements. A unit of UNIT elements
+ * is what a lane of the next kernel takes; first come the first quads of all units, then
+ * the second ones, so that neighboring lanes read neighbors. `scales` has of each row all
+ * scales, then the sums of the integers of each block, of the first half of each, and of
+ * the second half.
+ *
+ * NORM 1 RMS-norms the rows first; their sums of squares come from the kernel before, as
+ * for gemv.ts.
+ */
+export const toInt8 = defineKernel<{ k: number; unit: number; norm?: Float }>({
+  name: "toInt8",
+  buffers: ({ NORM }) => ({
+    x: "m k as vec4",
+    ...(NORM ? { norm: "k as vec4", squares: "m parts as scalar" } : {}),
+    y: "out m words as unit",
+    scales: "out m numbers",
+  }),
+  uniforms: { eps: "f32" },
+  constants: { NORM: 0, UNIT: 32, WORKGROUP: 64, LOG_LANES: 5, SUBGROUPS: 1 },
+  derive: ({ LOG_LANES, UNIT }, { k }) => ({
+    LANES: 1 << Number(LOG_LANES),
+    QUADS: Number(UNIT) / 16,
+    UNITS: k / Number(UNIT),
+    BLOCKS: k / BLOCK,
+  }),
+  grid: ({ m, k }, { WORKGROUP }) => [Math.ceil(k / BLOCK / WORKGROUP), m, 1],
+  cost: (call) => {
+    const [cost] = normCost(call);
+    return [{
+      ...cost,
+      dtypes: "f32 → 3 × i8",
+      bytes: call.m * call.k * (4 + 3.5),
+      fused: call.constants.NORM === 1 ? ["RMSNorm"] : [],
+    }];
+  },
+  body: /* wgsl */ `
+@if NORM {
+  ${LANES}
+  var<workgroup> sums: array<f32, WORKGROUP / LANES>;
+}
+
+fn largest(four: vec4f) -> f32 {
+  let size = abs(four);
+  return max(max(size.x, size.y), max(size.z, size.w));
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
+  let row = wg.y;
+  let block = wg.x * WORKGROUP + tid;
+  @if NORM {
+    var squared = 0.0;
+    for (var i = tid; i < u.parts; i += WORKGROUP) { squared += squares_at(row * u.parts + i); }
+    squared = lanes_sum(squared, tid);
+    if (tid % LANES == 0u) { sums[tid / LANES] = squared; }
+    workgroupBarrier();
+    squared = 0.0;
+    for (var i = 0u; i < WORKGROUP / LANES; i++) { squared += sums[i]; }
+    let factor = inverseSqrt(squared / f32(u.k) + u.eps);
+  } @else { let factor = 1.0; }
+  if (block >= BLOCKS) { return; }
+  @split var four: array<vec4f, 8>;
+  var size = 0.0;
+  var all = 0.0;
+  @unroll for (var f = 0; f < 8; f++) {
+    let at = block * 8u + f;
+    @if NORM { four[f] = x_at(row * (u.k / 4u) + at) * norm_at(at); } @else { four[f] = x_at(row * (u.k / 4u) + at); }
+    size = max(size, largest(four[f]));
+    all += dot(abs(four[f]), vec4f(1.0));
+  }
+  let per = select(0.0, ${LARGEST}.0 / size, size > ${LEAST});
+  @split var sum: array<vec4i, 2>;
+  @unroll for (var h = 0; h < 2; h++) {
+    var high = vec4u();
+    var low = vec4u();
+    var rest = vec4u();
+    sum[h] = vec4i();
+    @unroll for (var f = 0; f < 4; f++) {
+      let scaled = four[h * 4 + f] * per;
+      let rounded = vec4i(round(scaled));
+      sum[h] += rounded;
+      let upper = (rounded + vec4i(64)) >> vec4u(7u);
+      high[f] = pack4xI8(upper);
+      low[f] = pack4xI8(rounded - (upper << vec4u(7u)));
+      rest[f] = pack4xI8(min(vec4i(round((scaled - vec4f(rounded)) * 256.0)), vec4i(127)));
+    }
+    let quad = block * 2u + h;
+    let at = (row * ${PLANES}u * QUADS + quad % QUADS) * UNITS + quad / QUADS;
+    y[at] = high;
+    y[at + QUADS * UNITS] = low;
+    y[at + 2u * QUADS * UNITS] = rest;
+  }
+  let first = sum[0].x + sum[0].y + sum[0].z + sum[0].w;
+  let second = sum[1].x + sum[1].y + sum[1].z + sum[1].w;
+  let at = row * 4u * BLOCKS + block;
+  let scale = size / ${LARGEST}.0 * factor;
+  scales[at] = select(scale, -scale, size > ${
+    OUTLIER / (BLOCK - 1)
+  } * (all - size));
+  scales[at + BLOCKS] = f32(first + second);
+  scales[at + 2u * BLOCKS] = f32(first);
+  scales[at + 3u * BLOCKS] = f32(second);
+}`,
+  cases: [
+    { k: 96, unit: 32 },
+    { k: 288, unit: 16 },
+    { k: 2112, unit: 64, norm: "f32" },
+    ...FLOATS.map((norm) => ({ k: 512, unit: 64, norm })),
+  ],
+  makeCase({ k, unit, norm: dtype }, { device, random, reference }) {
+    const m = 3, { words, numbers } = int8Sizes(k);
+    const x = random.tensor("f32", [m, k], 1e6);
+    x.data.fill(0, k + 32, k + 64); // a block of zeros
+    const norm = dtype && random.tensor(dtype, [k], 0.5, 1);
+    const floats = toF32(x);
+    return {
+      what: `[${m}, ${k}] in units of ${unit}${
+        dtype ? `, normed by ${dtype}` : ""
+      }`,
+      operands: {
+        x,
+        y: u32Tensor([m, words], new Uint32Array(m * words).fill(0x7f7f7f7f)),
+        scales: room([m, numbers]),
+        ...(norm ? { norm, squares: partialSquares(floats, k) } : {}),
+      },
+      constants: {
+        NORM: norm ? 1 : 0,
+        UNIT: unit,
+        ...laneConstants(device),
+      },
+      uniforms: { eps: EPS },
+      expected: () => {
+        const values = norm
+          ? reference.rmsNormed(floats, toF32(norm), EPS)
+          : Float64Array.from(floats);
+        const largest = values.map((_, at) => {
+          const block = at - at % BLOCK;
+          return values.subarray(block, block + BLOCK)
+            .reduce((most, v) => Math.max(most, Math.abs(v)), 0);
+        });
+        const read = ({ y, scales }: Buffers) => int8Values(y, scales, k, unit);
+        return [{
+          of: (buffers) => read(buffers).values,
+          values,
+          // Half of a step, and what f32 rounds before.
+          norms: largest.map((v) => v + 1e-30),
+          tolerance: 0.502 / LARGEST,
+        }, {
+          of: (buffers) => read(buffers).sumsOff,
+          values: new Float64Array(3 * m * k / BLOCK),
+          tolerance: 0,
+        }];
+      },
+    };
+  },
+});

@@ -1,0 +1,189 @@
+import { assertThrows } from "@std/assert";
+import { rowParts } from "../../kernels/gemv_rows.ts";
+import { gemvRowsInt8 } from "../../kernels/gemv_rows_int8.ts";
+import { roundRows } from "../../kernels/int8_case.ts";
+import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
+import { formatNamed, FORMATS } from "../../lib/formats/mod.ts";
+import { matrixToF32, toF32 } from "../../lib/formats/tensor.ts";
+import { assertAllClose } from "../support/assert_all_close.ts";
+import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
+import { assertSums, epilogue, linear } from "../support/reference.ts";
+
+/** Formats whose quants are integers. */
+const INTEGERS = FORMATS.filter(({ integers }) => integers)
+  .map(({ name }) => name);
+
+/** The error of 15 bits per block, relative to the norm of the terms of a sum. */
+const ROUNDED = 3e-4;
+
+interface Case {
+  m: number;
+  n: number;
+  k: number;
+  w: string;
+  epilogue?: Epilogue;
+  column?: number;
+  padding?: number;
+  constants?: Constants;
+  /** Values of x in each row, at random places. */
+  outliers?: readonly number[];
+}
+
+/** Compares all of y, and what is around the result, with the product of the values in f64. */
+async function check(trial: Trial, given: Case): Promise<void> {
+  const { m, n, k, w, epilogue: kind = "store" } = given;
+  const { column = 0, padding = 0 } = given;
+  const { gpu, random } = trial, before = 3, message = JSON.stringify(given);
+  const weights = random.matrix(w, [n, k]);
+  const x = toF32(random.tensor("f32", [m, k], 2));
+  const others = x.slice();
+  for (let row = 0; row < m; row++) {
+    for (const value of given.outliers ?? []) {
+      const at = row * k + random.int(0, k - 1);
+      x[at] = value;
+      others[at] = 0;
+    }
+  }
+  const { planes, scales } = roundRows(x, k, formatNamed(w).loads[0]);
+  const width = kind === "swiglu" ? n / 2 : n;
+  const stride = column + width + padding;
+  const poison = kind === "add" ? before : NaN;
+  const y = trial.filled([m + 1, stride], poison);
+  const constants = {
+    ...{ M: m, WORKGROUP: 32, ROWS: m > 16 ? 2 : 4, SLICES: 1 },
+    ...lanes(gpu, true),
+    ...given.constants,
+    EPILOGUE: kind,
+  };
+  const left = trial.filled([m, rowParts(n, constants)]);
+  trial.run(gemvRowsInt8, {
+    w: trial.uploadMatrix(weights),
+    x: trial.upload(planes),
+    scales: trial.upload(scales),
+    y,
+    ...(kind === "add" ? { squares: left } : {}),
+  }, { constants, uniforms: { stride, column } });
+  const product = linear(x, matrixToF32(weights), { m, n, k });
+  const written = await y.read();
+  const inside = (at: number) => {
+    const c = at % stride - column;
+    return at < m * stride && c >= 0 && c < width;
+  };
+  const around = written.filter((_, at) => !inside(at));
+  assertAllClose(around, around.map(() => poison), {}, `around ${message}`);
+  const actual = written.filter((_, at) => inside(at));
+  const expected = epilogue(kind, product, n, before);
+  if (given.outliers) {
+    // Errors are those of the other values, and what f32 rounds of the outliers' products.
+    const { norms } = linear(others, matrixToF32(weights), { m, n, k });
+    expected.norms = norms!.map((norm, at) =>
+      norm + 1e-6 / ROUNDED * product.norms![at]
+    );
+  }
+  assertSums(actual, expected, message, ROUNDED);
+  if (kind !== "add") return;
+  const sums = await left.read(), parts = left.shape[1];
+  const squares = (
+    list: Float32Array,
+    length: number,
+    of: (v: number) => number,
+  ) =>
+    Array.from(
+      { length: m },
+      (_, row) =>
+        list.subarray(row * length, (row + 1) * length)
+          .reduce((sum, value) => sum + of(value), 0),
+    );
+  assertAllClose(
+    squares(sums, parts, (v) => v),
+    squares(actual, n, (v) => v * v),
+    { relative: 1e-5 },
+    `squares of ${message}`,
+  );
+}
+
+gpuTest(
+  "gemvRowsInt8 multiplies by blocks of every format of integers",
+  async (_, trial) => {
+    for (const w of INTEGERS) {
+      const whole = formatNamed(w).elements === 256;
+      for (const k of whole ? [256, 768] : [32, 96, 1056]) {
+        const m = trial.random.pick([2, 3, 5]);
+        await check(trial, { m, n: trial.random.pick([1, 37]), k, w });
+      }
+      const epilogue = trial.random.pick(["add", "swiglu"] as const);
+      await check(trial, { m: 3, n: 38, k: 512, w, epilogue });
+    }
+  },
+);
+
+gpuTest(
+  "gemvRowsInt8 keeps the values beside an outlier",
+  async (_, trial) => {
+    for (const w of INTEGERS) {
+      for (const outliers of [[1e3], [-300, 500, 2e3]]) {
+        await check(trial, { m: 3, n: 37, k: 1024, w, outliers });
+      }
+    }
+  },
+);
+
+gpuTest("gemvRowsInt8 takes two to 32 rows of x", async (_, trial) => {
+  const w = trial.random.pick(["q4_k", "q6_k", "q8_0"]);
+  for (const m of [2, 4, 7, 8, 16, 17, 32]) {
+    await check(trial, { m, n: 38, k: 256, w });
+    await check(trial, { m, n: 38, k: 256, w, epilogue: "add" });
+    await check(trial, { m, n: 38, k: 256, w, epilogue: "swiglu" });
+  }
+});
+
+gpuTest(
+  "gemvRowsInt8 writes its columns of a wider y and nothing else",
+  async (_, trial) => {
+    for (const epilogue of ["store", "add", "swiglu"] as const) {
+      for (const [column, padding] of [[0, 5], [3, 0], [16, 3]]) {
+        const place = { column, padding, epilogue };
+        await check(trial, { m: 5, n: 38, k: 96, w: "q4_0", ...place });
+      }
+    }
+  },
+);
+
+gpuTest(
+  "gemvRowsInt8 gives the same for every choice of threads, lanes, rows and slices",
+  async (gpu, trial) => {
+    const none = { SUBGROUPS: 0 };
+    const choices: Constants[] = [
+      { ...none, LOG_LANES: 5, WORKGROUP: 32 },
+      { ...none, LOG_LANES: 4, WORKGROUP: 64, ROWS: 4, SLICES: 2 },
+      ...[32, 64, 128].map((WORKGROUP) => ({ WORKGROUP })),
+      ...[1, 2, 4, 8].map((ROWS) => ({ ROWS })),
+      ...[2, 4].map((SLICES) => ({ SLICES, WORKGROUP: 128 })),
+      { ...lanes(gpu, true), LOG_LANES: 2, SLICES: 8 },
+    ];
+    for (const constants of choices) {
+      const w = trial.random.pick(INTEGERS);
+      await check(trial, { m: 5, n: 38, k: 1280, w, constants });
+      await check(trial, {
+        m: 5,
+        n: 38,
+        k: 768,
+        w,
+        epilogue: "add",
+        constants,
+      });
+      if (Number(constants.ROWS ?? 4) % 2) continue; // pairs of rows
+      const given = { m: 5, n: 38, k: 256, w, constants };
+      await check(trial, { ...given, epilogue: "swiglu" });
+    }
+  },
+);
+
+Deno.test("gemvRowsInt8 refuses formats whose quants are not integers", () => {
+  const constants = { ...gemvRowsInt8.constants, W_DTYPE: "mxfp4" };
+  assertThrows(
+    () => gemvRowsInt8.derive!(constants, { k: 256 }),
+    Error,
+    "Cannot multiply rows of 256 by mxfp4 as integers: quants must be integers, and rows whole blocks of 32 that were normed before",
+  );
+});
