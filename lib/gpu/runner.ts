@@ -30,6 +30,7 @@ import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
 import { type Sampling, validToken } from "../model/sampling.ts";
+import type { Shader } from "../webgpu/pipeline.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
@@ -130,6 +131,8 @@ export class GpuRunner implements Runner {
     let states = this.#states ??= new GpuStates(this.#one, this.prefillRows);
     const lengths = texts.map(({ length }) => length);
     const batches = chooseStateBatches(lengths, states.rows, GPU_PASSES);
+    const passes = states;
+    await this.#compileAhead(() => passes.shaders(batches), signal);
     for (const part of readTogether(batches)) {
       let values = await states.run(part, texts, signal);
       while (values === undefined) { // some did not fit an f16 cache
@@ -171,7 +174,8 @@ export class GpuRunner implements Runner {
     const texts = prompts.map((prompt) => [...prompt]);
     const batch = several ?? this.#one;
     for (let step = 0; step < maxTokens;) {
-      await this.#compileAhead(batch, texts, signal);
+      const shaders = () => batch.shaders(texts, this.prefillRows);
+      await this.#compileAhead(shaders, signal);
       let overflow = false;
       {
         using loop = new DecodeLoop(batch, {
@@ -205,15 +209,10 @@ export class GpuRunner implements Runner {
 
   /** Compiles the shaders that a run needs, in several threads where that pays off. */
   async #compileAhead(
-    batch: GpuSequences,
-    texts: readonly (readonly number[])[],
+    shaders: () => readonly Shader[],
     signal?: AbortSignal,
   ): Promise<void> {
-    const decided = await compileAhead(
-      this.gpu,
-      () => batch.shaders(texts, this.prefillRows),
-      signal,
-    );
+    const decided = await compileAhead(this.gpu, shaders, signal);
     if (!decided) return;
     const before = this.choices.findIndex(({ what }) => what === decided.what);
     if (before >= 0) this.choices.splice(before, 1);

@@ -11,6 +11,7 @@ import { storedAs } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
+import type { Shader } from "../webgpu/pipeline.ts";
 import { Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 import { GpuKvCache, type SharedLayers } from "./kv_cache.ts";
@@ -27,6 +28,8 @@ interface StatesPass {
   ends: Tensor;
   states: Tensor;
 }
+
+const keyOf = (sequences: number, tokens: number) => `${sequences} ${tokens}`;
 
 /** Copies bytes to byte `at` of another tensor. */
 function copy(from: Tensor, to: Tensor, at: number, bytes: number): void {
@@ -134,13 +137,47 @@ export class GpuStates implements Disposable {
     return last!;
   }
 
+  /**
+   * Shaders, not compiled yet, of passes of several texts. Records the passes of up to as
+   * many shapes as are kept.
+   */
+  shaders(batches: readonly StateBatch[]): Shader[] {
+    const shapes = new Map(
+      batches.filter(({ tokens }) => tokens <= this.rows)
+        .map(({ texts, tokens }) => [keyOf(texts.length, tokens), [
+          texts.length,
+          tokens,
+        ]]),
+    );
+    return [...shapes.values()].slice(0, MOST_PASSES).flatMap(
+      ([sequences, tokens]) => {
+        const recording = this.#record(sequences, tokens);
+        for (;;) {
+          const { done, value } = recording.next();
+          if (done) return value.plan.shaders;
+        }
+      },
+    );
+  }
+
   /** Returns the pass of a shape; the event loop turns while it is recorded. */
   async #recorded(
     sequences: number,
     tokens: number,
     signal?: AbortSignal,
   ): Promise<StatesPass> {
-    const key = `${sequences} ${tokens}`, known = this.#passes.get(key);
+    using recording = this.#record(sequences, tokens);
+    const rests = new Rests();
+    for (;;) {
+      const { done, value } = recording.next();
+      if (done) return value;
+      await rests.rest(signal);
+    }
+  }
+
+  /** Records the pass of a shape, verb by verb. */
+  *#record(sequences: number, tokens: number): Generator<void, StatesPass> {
+    const key = keyOf(sequences, tokens), known = this.#passes.get(key);
     if (known) return known;
     if (this.#passes.size >= MOST_PASSES) {
       const [[oldest, { plan }]] = this.#passes;
@@ -161,15 +198,11 @@ export class GpuStates implements Disposable {
     const cache = new GpuKvCache(gpu, config, sequences, tokens, dtype, shared);
     plan.own(cache);
     cache.record({ first: 0, sequences, tokens });
-    const { forward } = familyOf(config), rests = new Rests();
+    ops.plan = plan;
+    const { forward } = familyOf(config);
     const verbs = forward(ops, this.#weights, input, cache, false, ends);
-    let verb: IteratorResult<Tensor, Tensor>;
-    for (let result: [] | [Tensor] = [];; result = [verb.value]) {
-      ops.plan = plan; // another pass may have been recorded meanwhile
-      verb = verbs.next(...result);
-      if (verb.done) break;
-      await rests.rest(signal);
-    }
+    let verb = verbs.next();
+    for (; !verb.done; verb = verbs.next(verb.value)) yield;
     const pass = { plan, input, ends, states: verb.value };
     this.#passes.set(key, pass);
     unfinished.move();
