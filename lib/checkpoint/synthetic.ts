@@ -176,11 +176,10 @@ export function parseSynthetic(spec: string): Checkpoint {
   const shape = SIZES.get(size?.toLowerCase());
   if (shape === undefined) {
     const [smallest, ...others] = SIZES.keys();
-    const last = others.pop();
     throw new Error(
-      `Cannot open ${JSON.stringify(spec)}: try synthetic:qwen3-${smallest}, ${
-        others.map((size) => `-${size}`).join(", ")
-      } or -${last}`,
+      `Cannot open ${JSON.stringify(spec)}: try synthetic:qwen3-${smallest} (${
+        others.join(", ")
+      })`,
     );
   }
   const { seed, layers, vocab, dtype } = parameters(spec, query);

@@ -99,7 +99,7 @@ for (
     ],
     [
       "synthetic:qwen3-0.7b",
-      "try synthetic:qwen3-0.6b, -1.7b, -4b, -8b, -14b, -32b or -30b-a3b",
+      "try synthetic:qwen3-0.6b (1.7b, 4b, 8b, 14b, 32b, 30b-a3b)",
     ],
     [
       "https://huggingface.co/Qwen/Qwen3-0.6B",

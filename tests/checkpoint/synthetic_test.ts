@@ -173,10 +173,10 @@ Deno.test("parseSynthetic refuses unknown sizes and parameters, and lists the kn
   const refused: [string, string][] = [
     [
       "synthetic:qwen3-3b",
-      "try synthetic:qwen3-0.6b, -1.7b, -4b, -8b, -14b, -32b or -30b-a3b",
+      "try synthetic:qwen3-0.6b (1.7b, 4b, 8b, 14b, 32b, 30b-a3b)",
     ],
-    ["synthetic:", "try synthetic:qwen3-0.6b, -1.7b"],
-    ["synthetic:qwen3-", "try synthetic:qwen3-0.6b, -1.7b"],
+    ["synthetic:", "try synthetic:qwen3-0.6b (1.7b"],
+    ["synthetic:qwen3-", "try synthetic:qwen3-0.6b (1.7b"],
     [
       "synthetic:qwen3-0.6b?sead=1",
       'it has no parameter "sead", only seed, layers, vocab, dtype',

@@ -57,7 +57,7 @@ for (
     [
       "generate",
       ["hi", "--model", "synthetic:qwen3-9b"],
-      'Cannot open "synthetic:qwen3-9b": try synthetic:qwen3-0.6b, -1.7b, ',
+      'Cannot open "synthetic:qwen3-9b": try synthetic:qwen3-0.6b (1.7b, ',
     ],
     ["profile", ["--context", "9"], "--context is unknown, try --help"],
     ["profile", ["--kernels", "gem"], "gem is unknown, must be some of gemv, "],

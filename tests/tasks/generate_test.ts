@@ -622,7 +622,7 @@ Deno.test("a missing model is a one-line error that lists where it was looked fo
     () =>
       assertRefused(
         model("synthetic:qwen3-9b"),
-        '"synthetic:qwen3-9b": try synthetic:qwen3-0.6b, -1.7b, ',
+        '"synthetic:qwen3-9b": try synthetic:qwen3-0.6b (1.7b, ',
       ),
     () =>
       assertRefused(

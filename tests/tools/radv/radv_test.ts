@@ -19,9 +19,11 @@ import {
   threadsOf,
   variantsOnAmd,
 } from "../../../lib/tools/radv/radv.ts";
+import { formatNamed } from "../../../lib/formats/mod.ts";
 import { KERNEL_NAMES } from "../../../kernels/list.ts";
 import { runTask } from "../../support/run_task.ts";
 const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
+const { config: experts } = await openCheckpoint("synthetic:qwen3-30b-a3b");
 
 /** Statistics by RADV's names. */
 const named = (changes: Record<string, number> = {}) =>
@@ -64,10 +66,22 @@ Deno.test("chips have RADV's names", () => {
 
 Deno.test("every kernel has a variant for AMD, all of different WGSL", () => {
   const variants = variantsOnAmd({ config });
+  // Blocks are multiplied as integers, in a mixture of experts too.
+  const blocks = variantsOnAmd({
+    config: experts,
+    format: formatNamed("q4_k"),
+    tokens: [1, 4, 512],
+  });
+  // Experts in bf16, and few rows of blocks in f32.
+  const others = variantsOnAmd({ config: experts, tokens: [1, 512] });
   assertEquals(
-    [...new Set(variants.map(({ kernel }) => kernel))].sort(),
-    // Attention merges its splits itself there, and gate and up have one type.
-    KERNEL_NAMES.filter((name) => !/^(mergeSplits|swiglu)$/.test(name)),
+    [
+      ...new Set(
+        [...variants, ...blocks, ...others].map(({ kernel }) => kernel),
+      ),
+    ].sort(),
+    // Attention merges its splits itself there.
+    KERNEL_NAMES.filter((name) => name !== "mergeSplits"),
   );
   const texts = variants.map(({ wgsl }) => wgsl);
   assertEquals(new Set(texts).size, texts.length);
