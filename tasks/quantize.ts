@@ -47,14 +47,14 @@ format with blocks of 32. Errors are ‖Δ‖ / ‖w‖ of some rows of each ten
   const [model, file, ...more] = flags.words, type = flags.text("type");
   if (model === undefined || file === undefined || more.length > 0) {
     throw new Error(
-      `Cannot quantize: ${flags.words.length} ${
+      `Cannot quantise: ${flags.words.length} ${
         flags.words.length === 1 ? "argument is" : "arguments are"
       } given, must be MODEL FILE.gguf`,
     );
   }
   if (type === undefined) {
     throw new Error(
-      `Cannot quantize: --type is missing, must be one of ${
+      `Cannot quantise: --type is missing, must be one of ${
         quantizationNames(FILE_TYPES)
       }`,
     );
