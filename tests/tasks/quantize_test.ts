@@ -6,6 +6,19 @@ import { tempFolder } from "../support/temp_checkpoint.ts";
 
 const STORY = "models/stories-3m";
 
+Deno.test("the help of quantize names the variables of the Hub and of the cache", async () => {
+  const { stdout } = await runTask("quantize", ["--help"]);
+  assertEquals(
+    stdout.split("Environment variables:\n")[1].match(/^ {2}\w+/gm)!.map((
+      line,
+    ) => line.trim()),
+    [
+      ...["HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HF_HUB_CACHE"],
+      ...["HF_HUB_OFFLINE", "HF_ENDPOINT", "QWEN3_CACHE_DIR", "NO_COLOR"],
+    ],
+  );
+});
+
 Deno.test("deno task quantize prints a table of types, or JSON alone", async () => {
   await using out = await tempFolder({});
   const file = `${out.path}/story.gguf`;
@@ -61,14 +74,14 @@ Deno.test("deno task quantize prints a table of types, or JSON alone", async () 
 Deno.test("deno task quantize says what is wrong with its arguments", async () => {
   for (
     const [args, message] of [
-      [[], "Cannot quantize: 0 arguments are given, must be MODEL FILE.gguf"],
+      [[], "Cannot quantise: 0 arguments are given, must be MODEL FILE.gguf"],
       [
         [STORY],
-        "Cannot quantize: 1 argument is given, must be MODEL FILE.gguf",
+        "Cannot quantise: 1 argument is given, must be MODEL FILE.gguf",
       ],
       [
         [STORY, "x.gguf"],
-        "Cannot quantize: --type is missing, must be one of q8_0, q6_k, q5_k_m, q5_k, q5_1, q5_0, q4_k_m, q4_k, q4_1, q4_0, q3_k, q2_k, bf16, f16, f32",
+        "Cannot quantise: --type is missing, must be one of q8_0, q6_k, q5_k_m, q5_k, q5_1, q5_0, q4_k_m, q4_k, q4_1, q4_0, q3_k, q2_k, bf16, f16, f32",
       ],
     ] as const
   ) {
