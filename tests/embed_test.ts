@@ -76,13 +76,16 @@ Deno.test("the end token follows strings, never ids, and an instruction precedes
     encode("Instruct: Find pets\nQuery:A dog ran."),
   ]);
   const [a, b, c, bare] = await qwen.embed([one, two, task, one.slice(0, -1)]);
-  assertEquals(await qwen.embed(["A dog ran.", "It rained."]), [a, b]);
-  assertEquals(await qwen.embed("A dog ran."), [a]);
-  assertEquals(await qwen.embed(["A dog ran.", two]), [a, b]);
-  assertEquals(
-    await qwen.embed("A dog ran.", { instruction: "Find pets" }),
-    [c],
-  );
+  // Passes of other sizes sum in another order.
+  const assertSame = (actual: Float32Array[], expected: Float32Array[]) => {
+    assertEquals(actual.length, expected.length);
+    actual.forEach((vector, i) => assertAllClose(vector, expected[i], CLOSE));
+  };
+  assertSame(await qwen.embed(["A dog ran.", "It rained."]), [a, b]);
+  assertSame(await qwen.embed("A dog ran."), [a]);
+  assertSame(await qwen.embed(["A dog ran.", two]), [a, b]);
+  const instruction = "Find pets";
+  assertSame(await qwen.embed("A dog ran.", { instruction }), [c]);
   assert(relativeError(bare, a) > 0.01 && relativeError(c, a) > 0.01);
 });
 
