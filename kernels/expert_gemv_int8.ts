@@ -1,16 +1,18 @@
 import { chooseExpertGemv } from "../lib/dispatch/experts.ts";
-import { formatNamed } from "../lib/formats/mod.ts";
-import { BLOCKS, INTEGER_SUM } from "./case.ts";
+import { INTEGER_SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
 import { type ExpertCase, expertCase, expertCost } from "./expert_case.ts";
 import { EXPERT_ROW, expertRows } from "./expert_gemv.ts";
-import { BODY, deriveInt8, int8Parts, int8Rows } from "./gemv_int8.ts";
-
-/** Formats whose quants are integers. */
-const INTEGERS = BLOCKS.filter((name) => formatNamed(name).integers);
+import {
+  BODY,
+  deriveInt8,
+  int8Parts,
+  int8Rows,
+  INTEGERS,
+} from "./gemv_int8.ts";
 
 /**
- * Rows times the matrices of their experts, as expert_gemv.ts, in quantized blocks that are
+ * Rows times the matrices of their experts, as expert_gemv.ts, in quantised blocks that are
  * multiplied as integers, as gemv_int8.ts does.
  *
  * With EPILOGUE "add", a row of `x` is multiplied by the weight of its expert before it is

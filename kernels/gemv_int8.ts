@@ -14,7 +14,7 @@ import { OUTLIER } from "./int8_case.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 
 /** Formats whose quants are integers. */
-const INTEGERS = BLOCKS.filter((name) => formatNamed(name).integers);
+export const INTEGERS = BLOCKS.filter((name) => formatNamed(name).integers);
 /** Elements of x that share a scale. */
 const BLOCK = 32;
 /**
@@ -278,7 +278,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
 }`;
 
 /**
- * One row times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
+ * One row times a matrix of quantised blocks, `y = x · wᵀ`, multiplied as integers: four
  * products and their sum are one instruction (`dot4I8Packed`). Like gemv.ts otherwise, with the
  * same epilogues and the same fused norm.
  *

@@ -48,7 +48,7 @@ const addRest = /* wgsl */ `
   }`;
 
 /**
- * A few rows times a matrix of quantized blocks, `y = x · wᵀ`, multiplied as integers: four
+ * A few rows times a matrix of quantised blocks, `y = x · wᵀ`, multiplied as integers: four
  * products and their sum are one instruction (`dot4I8Packed`).
  *
  * `x` comes from to_int8.ts: integers of 15 bits in two planes of eight, with a scale per

@@ -370,7 +370,7 @@ export async function placeOnCpu(
   const quantized = [...checkpoint.tensors.values()]
     .some(({ format }) => format.elements > 1);
   const multiplied = quantized && info.kernel !== "plain"
-    ? [{ what: "quantized matmuls of few rows", ...quants }]
+    ? [{ what: "quantised matmuls of few rows", ...quants }]
     : [];
   const choices = [choice, ...weightsChoice(options), ...multiplied];
   choices.push(
@@ -417,7 +417,7 @@ export function checkContext(
 }
 
 /** @throws {OptionError} if heads cannot be cached as requested. */
-export function checkCache(
+function checkCache(
   { name, config }: Checkpoint,
   kv?: CacheRequest,
   onCpu?: boolean,

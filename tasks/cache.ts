@@ -1,5 +1,5 @@
 /**
- * Show what models that were read from http(s) folders left in the cache, and clear it.
+ * Show what models that were read from web folders left in the cache, and clear it.
  *
  *   deno task cache
  *   deno task cache --clear https://example.com/model/
@@ -35,7 +35,7 @@ await runTask({
   usage: "deno task cache [--clear] [URL]",
   flags: FLAGS,
   notes:
-    `Only copies of http(s) folders are cleared, never the cache of the Hugging Face Hub.
+    `Only copies of web folders are cleared, never the cache of the Hugging Face Hub.
 They are below ~/.cache/qwen3-webgpu, or below QWEN3_CACHE_DIR.`,
 }, async (flags) => {
   const [url, ...more] = flags.words, json = flags.on("json");

@@ -227,10 +227,16 @@ const VARIABLES = {
   DENO_WEBGPU_BACKEND:
     "graphics APIs to try, comma-separated (default: vulkan,metal,dx12)",
   QWEN3_CACHE_DIR:
-    "folder of copies from http(s) folders (default: ~/.cache/qwen3-webgpu)",
+    "folder of copies of web folders (default: ~/.cache/qwen3-webgpu)",
   QWEN3_TUNING_DIR: "folder of tuned constants (default: $QWEN3_CACHE_DIR)",
   NO_COLOR: "any value turns colours off",
 };
+
+/** Whether a variable matters to a task: only one that runs a model chooses a device. */
+function matters(name: string, flags: FlagTable): boolean {
+  if (name === "NO_COLOR" || "model" in flags) return true;
+  return "read-timeout" in flags && /^HF_|^QWEN3_CACHE_DIR$/.test(name);
+}
 
 /** The part of {@linkcode Task} that `--help` prints. */
 export type Described = Pick<Task, "usage" | "flags" | "notes" | "examples">;
@@ -246,8 +252,7 @@ export function helpText({ usage, flags, notes, examples }: Described): string {
     standard === undefined ? help : `${help} (default: ${standard})`,
   ]);
   const variables = Object.entries(VARIABLES)
-    // The others matter to tasks that open a model.
-    .filter(([name]) => "model" in flags || name === "NO_COLOR")
+    .filter(([name]) => matters(name, flags))
     .map(([name, help]): [string, string] => [`  ${name}`, help]);
   const notesLines = (notes?.split("\n") ?? []).flatMap((line) =>
     line.length > WIDTH ? wrap(line, WIDTH, "", "  ") : line

@@ -43,7 +43,8 @@ await runTask({
   usage: "deno task quantize MODEL FILE.gguf --type TYPE [flags]",
   flags: FLAGS,
   notes:
-    `MODEL is a folder, .gguf file, URL, owner/name[@revision] or synthetic:…, in bf16, f16 or f32.
+    `MODEL is a folder, .gguf file, URL, owner/name[@revision][:TYPE] or synthetic:…, whose weights are
+in bf16, f16 or f32.
 Types are llama.cpp's: below 8 bits, the LM head (or the embedding, if that is the head too) is
 q6_k, with _m also the matrices that matter most. Rows that are not whole blocks of 256 get a
 format with blocks of 32. Errors are ‖Δ‖ / ‖w‖ of some rows of each tensor.`,
@@ -55,19 +56,19 @@ format with blocks of 32. Errors are ‖Δ‖ / ‖w‖ of some rows of each ten
   const [model, file, ...more] = flags.words, type = flags.text("type");
   if (model === undefined || file === undefined || more.length > 0) {
     throw new Error(
-      `Cannot quantize: ${flags.words.length} ${
+      `Cannot quantise: ${flags.words.length} ${
         flags.words.length === 1 ? "argument is" : "arguments are"
       } given, must be MODEL FILE.gguf`,
     );
   }
   if (type === undefined) {
     throw new Error(
-      "Cannot quantize: --type is missing, must be such as q4_k_m, try --help",
+      "Cannot quantise: --type is missing, must be such as q4_k_m, try --help",
     );
   }
   if (quantizationNamed(type, FILE_TYPES) === undefined) {
     throw new Error(
-      `Cannot quantize: --type is ${notAType(type, FILE_TYPES)}`,
+      `Cannot quantise: --type is ${notAType(type, FILE_TYPES)}`,
     );
   }
   const interrupt = onInterrupt();

@@ -1,6 +1,6 @@
 /**
  * Writes a checkpoint as a GGUF for llama.cpp: configuration and weights, without a
- * tokenizer. Floats become f16, quantized blocks stay as they are. `synthetic:` models get
+ * tokenizer. Floats become f16, quantised blocks stay as they are. `synthetic:` models get
  * exactly the weights that our runs use.
  *
  *   deno run -A bench/peers/make_gguf.ts synthetic:qwen3-0.6b /tmp/model.gguf

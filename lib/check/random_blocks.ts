@@ -1,5 +1,5 @@
 /**
- * Random blocks of quantized formats: any bits, but scales that weights could have.
+ * Random blocks of quantised formats: any bits, but scales that weights could have.
  *
  * @module
  */

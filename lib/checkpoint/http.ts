@@ -20,7 +20,7 @@ import { MOST_TEXT, type OpenOptions, type OpenSource } from "./sources.ts";
 const SHORT_ANSWER = 1 << 16;
 
 /** What a server says if a file that it had is gone. */
-export const LOST = "the server no longer has it (404)";
+const LOST = "the server no longer has it (404)";
 
 /** What identifies the content that a server sends for one URL. */
 export interface Version {

@@ -123,7 +123,7 @@ export function quantizedFormats(
     if (info.format === format) continue;
     if (info.format.elements > 1) {
       throw new Error(
-        `Cannot quantize ${name} as ${type}: ${own} is stored as ${info.format.name} already, must be bf16, f16 or f32`,
+        `Cannot quantise ${name} as ${type}: ${own} is stored as ${info.format.name} already, must be bf16, f16 or f32`,
       );
     }
     formats.set(info.name, format);

@@ -87,7 +87,7 @@ class EncodingReader implements Disposable {
         await this.#encoder.encode(from, to, stored, encoded);
       } catch (error) {
         throw new Error(
-          `Cannot quantize ${name} of ${source.name}: ${errorText(error)}`,
+          `Cannot quantise ${name} of ${source.name}: ${errorText(error)}`,
         );
       }
       this.#tell();

@@ -7,7 +7,7 @@
  *     u[i]  = (fmix32(i + seed') >> 8) / 2²³ − 1               in [−1, 1)
  *     w[i]  = bf16(offset + scale · u[i])                      in f32, to nearest even
  *
- * In f16 and f32, w[i] is rounded to these. A tensor of quantized blocks consists of the
+ * In f16 and f32, w[i] is rounded to these. A tensor of quantised blocks consists of the
  * words fmix32(i + seed'), except that each block's f16 scale is a constant that makes the
  * root mean square of the weights about scale / √3, as above. The scale keeps its random
  * sign; a minimum makes the mean zero.

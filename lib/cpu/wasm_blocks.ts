@@ -1,5 +1,5 @@
 /**
- * The WebAssembly kernels for formats of quantized blocks. A row of x is rounded to 16
+ * The WebAssembly kernels for formats of quantised blocks. A row of x is rounded to 16
  * bits per group, so that quants multiply as integers, except where a group has an
  * outlier, beside which the others would be lost; there, or if asked to be exact, they
  * multiply in f32.

@@ -135,7 +135,7 @@ export class DebugRunner implements Runner {
   #caches(sequences: number, context: number) {
     const { gpu, config, cacheDtype } = this.gpu;
     const onGpu = new GpuKvCache(gpu, config, sequences, context, cacheDtype);
-    // The CPU quantizes too; a key that it rounds the other way differs by a step.
+    // The CPU quantises too; a key that it rounds the other way differs by a step.
     const onCpu = this.cpu.ops.createCache(
       sequences,
       context,

@@ -56,12 +56,12 @@ export interface Defaults {
     /** Few and short rows, which make few workgroups. */
     narrow: GemvConstants;
     other: GemvConstants;
-    /** Quantized blocks, unless the rows are few and short; like the others if absent. */
+    /** Quantised blocks, unless the rows are few and short; like the others if absent. */
     blocks?: GemvConstants;
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
-  /** Quantized blocks as integers, by rows of w. */
+  /** Quantised blocks as integers, by rows of w. */
   int8: Record<"wide" | "narrow" | "other", GemvConstants>;
   gemvRows: {
     /** Few rows of w, which make few workgroups. */
@@ -70,7 +70,7 @@ export interface Defaults {
     /** Maximum sums per thread: more would leave no registers for loads in flight. */
     sums: number;
   };
-  /** Quantized blocks as integers. */
+  /** Quantised blocks as integers. */
   gemvRowsInt8: {
     narrow: Int8RowsConstants;
     other: Int8RowsConstants;

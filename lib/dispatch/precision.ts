@@ -106,7 +106,7 @@ export function chooseMatmulDtype(
 }
 
 /**
- * Chooses how the CPU multiplies quantized weights by few rows. Set `exact` if f32 was
+ * Chooses how the CPU multiplies quantised weights by few rows. Set `exact` if f32 was
  * requested.
  */
 export function chooseCpuQuants(

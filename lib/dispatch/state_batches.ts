@@ -45,7 +45,7 @@ export function paddedTokens(tokens: number): number {
 
 /**
  * Divides texts of these lengths among passes of up to `rows` rows, so that the least is
- * computed: neighbours by length share a pass, which a program over the sorted lengths
+ * computed: neighbors by length share a pass, which a program over the sorted lengths
  * finds. A text that needs more rows is alone, and not padded.
  */
 export function chooseStateBatches(

@@ -1,5 +1,5 @@
 /**
- * Formats of quantized blocks, as GGUF files have them. On the device, the integers
+ * Formats of quantised blocks, as GGUF files have them. On the device, the integers
  * (quants) of a matrix are in planes of their own, and so are the scales, so that every
  * load is aligned: in files, a block may take 17 or 210 bytes.
  *

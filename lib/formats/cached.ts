@@ -81,7 +81,7 @@ export class QuantizedHeads {
   }
 
   /**
-   * Quantizes the head of `from` that begins at `at`, with ggml's rounding.
+   * Quantises the head of `from` that begins at `at`, with ggml's rounding.
    *
    * @throws {RangeError} if f16 cannot hold a scale.
    */

@@ -1,7 +1,7 @@
 /**
  * How stored blocks become planes, as data for kernels/repack.ts: which bits of the blocks
- * each word of a plane is made from. On the CPU, `pack` does the same: following this
- * description there took three to six times as long as code for each format.
+ * each word of a plane is made from. On the CPU, `pack` does the same: there, code for each
+ * format is several times as fast as following this description.
  *
  * @module
  */

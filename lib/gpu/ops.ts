@@ -716,7 +716,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       scales,
     }, {
       label: norm?.label ?? "to_int8",
-      reason: "quantized blocks: rows are rounded once, then read by all lanes",
+      reason: "quantised blocks: rows are rounded once, then read by all lanes",
       constants: {
         NORM: fused ? 1 : 0,
         UNIT: unit,

@@ -40,7 +40,7 @@ export interface GpuRunnerOptions extends LoadOptions {
   cacheDtype: CacheDtype;
   /**
    * Whether matmuls of many rows may multiply in f16; they sum in f32. Those of fewer rows
-   * by quantized blocks may then round rows to integers of 15 bits.
+   * by quantised blocks may then round rows to integers of 15 bits.
    */
   f16Matmuls: boolean;
 }

@@ -15,8 +15,8 @@ import { Tensor } from "../webgpu/tensor.ts";
 /**
  * Bytes that are read at a time, few enough to be in a cache when they are copied to the
  * device; and bytes that are submitted at a time. Two such batches are on their way:
- * beyond some 20 MiB, `writeBuffer` waits for new memory from the driver, and took up to ten
- * times as long (bench/log.md, "Weights are rearranged on the device").
+ * beyond about 32 MiB, `writeBuffer` waits for new memory from the driver, which took ten
+ * times as long or more (bench/log.md, "Weights are rearranged on the device").
  */
 const PIECE = 1 << 22, BATCH = 1 << 23;
 

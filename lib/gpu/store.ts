@@ -183,7 +183,7 @@ class Quantizer {
     const [mark] = new Uint32Array(bytes);
     if (mark === 0) return;
     throw new Error(
-      `Cannot quantize ${
+      `Cannot quantise ${
         this.#labels[mark - 1]
       }: it has values that are infinite or no numbers, must have finite ones`,
     );

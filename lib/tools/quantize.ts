@@ -73,7 +73,7 @@ export async function quantizeModel(
   const way = quantizationNamed(type, FILE_TYPES);
   if (way === undefined) {
     throw new Error(
-      `Cannot quantize ${model}: type is ${notOneOf(type, FILE_TYPES)}`,
+      `Cannot quantise ${model}: type is ${notOneOf(type, FILE_TYPES)}`,
     );
   }
   await requireWritable(file, force);

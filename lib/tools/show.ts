@@ -413,7 +413,7 @@ function recordPasses(
     const { label, kind, measured } = spec;
     const shape = stackedShape(spec);
     const [rows, k] = shape.length > 1 ? shape : [1, ...shape];
-    // Files of quantized weights have norms and routers in f32.
+    // Files of quantised weights have norms and routers in f32.
     const exact = kind === "norm" || kind === "router";
     const plain = format.elements > 1 && exact;
     const stack = [{ rows, format: plain ? f32 : format }];

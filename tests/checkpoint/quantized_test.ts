@@ -185,7 +185,7 @@ Deno.test("a value that is not finite is refused by the tensor's name", async ()
   await assertRejects(
     () => bytesOf(checkpoint, "matrix"),
     Error,
-    "Cannot quantize matrix of made: it has the value -Infinity, must have finite ones",
+    "Cannot quantise matrix of made: it has the value -Infinity, must have finite ones",
   );
 });
 
@@ -197,7 +197,7 @@ Deno.test("what is quantised already is refused", async () => {
   );
   assertEquals(
     error.message,
-    `Cannot quantize ${file} as q4_0: blk.0.attn_q.weight is stored as q8_0 already, must be bf16, f16 or f32`,
+    `Cannot quantise ${file} as q4_0: blk.0.attn_q.weight is stored as q8_0 already, must be bf16, f16 or f32`,
   );
   // Nothing has to be done.
   await using same = await openCheckpoint(file, { quantize: "q8_0" });

@@ -1,11 +1,11 @@
-/** Quantized models whose quants the CPU multiplies as integers. */
+/** Quantised models whose quants the CPU multiplies as integers. */
 import { assert, assertEquals } from "@std/assert";
 import { DEFAULT_MODEL, loadQwen3 } from "../../mod.ts";
 import { relativeError } from "../support/golden.ts";
 
 /** The first token of stories, and some that follow it. */
 const IDS = [1, 365, 400, 29];
-const QUANTIZED = "quantized matmuls of few rows";
+const QUANTIZED = "quantised matmuls of few rows";
 
 Deno.test("a model whose rows are rounded to 16 bits is as exact as promised", async () => {
   for (const quantize of ["q8_0", "q4_0", "q5_1"]) {
@@ -22,7 +22,7 @@ Deno.test("a model whose rows are rounded to 16 bits is as exact as promised", a
   }
 });
 
-Deno.test("rounding is a choice with its reason, where weights are quantized", async () => {
+Deno.test("rounding is a choice with its reason, where weights are quantised", async () => {
   const choiceOf = async (quantize?: string, precision?: "f32") => {
     using qwen = await loadQwen3(DEFAULT_MODEL, {
       device: "cpu",

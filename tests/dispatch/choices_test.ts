@@ -460,7 +460,7 @@ Deno.test("matrices are prefetched only where the cache has room for them", () =
   assertEquals(ahead("NVIDIA H200", 16), [0, 0, 0]); // many sequences keep the memory busy
 });
 
-Deno.test("quantized blocks have constants of their own where they were measured", () => {
+Deno.test("quantised blocks have constants of their own where they were measured", () => {
   const rows = (adapterClass: AdapterClass, format: Format, n: number) => {
     const device = { ...STATED_DEVICE, adapterClass };
     const shape = { m: 1, n, k: 4096, format, norm: false, swiglu: false };

@@ -17,7 +17,7 @@ Deno.test("64 texts of 128 tokens take four passes of 2,048 rows", () => {
   ]);
 });
 
-Deno.test("neighbours by length share a pass, others do not", () => {
+Deno.test("neighbors by length share a pass, others do not", () => {
   const lengths = [500, 9, 480, 12, 3000, 10, 1];
   assertEquals(chooseStateBatches(lengths, 2048, GPU_PASSES), [
     { texts: [4], tokens: 3000 }, // alone, as it is longer than a pass

@@ -111,7 +111,7 @@ for (const format of ALL) {
   );
 }
 
-/** Rows that llama.cpp quantized, or of random bits, and what it reads from them. */
+/** Rows that llama.cpp quantised, or of random bits, and what it reads from them. */
 async function goldenRows({ name }: Format, random: string) {
   const file = `${name.toUpperCase()}${random}`;
   const [stored, bytes] = await Promise.all(

@@ -91,7 +91,7 @@ gpuTest(
     await assertRejects(
       () => load(gpu, trial, broken, true),
       Error,
-      `Cannot quantize ${name}: it has values that are infinite or no numbers`,
+      `Cannot quantise ${name}: it has values that are infinite or no numbers`,
     );
   },
 );

@@ -1,5 +1,5 @@
 /**
- * What the bits of quantized blocks mean, one element after the other, as llama.cpp
+ * What the bits of quantised blocks mean, one element after the other, as llama.cpp
  * defines them: shares no code with lib/formats.
  *
  * @module

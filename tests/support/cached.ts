@@ -6,7 +6,7 @@ import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "./assert_all_close.ts";
 
 /** Reads cached keys or values as they are stored. */
-export async function readCached(tensor: Tensor): Promise<CpuTensor> {
+async function readCached(tensor: Tensor): Promise<CpuTensor> {
   const { dtype, shape, gpu, buffer, bytes } = tensor;
   const stored = await gpu.readBuffer(buffer, 0, bytes);
   const data = dtype === "f32"

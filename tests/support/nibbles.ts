@@ -1,6 +1,6 @@
 /**
  * A format that only tests know: blocks of 32 elements of 4 bits with a scale, as in
- * quantized files. It takes every path that formats of single floats do not: two planes,
+ * quantised files. It takes every path that formats of single floats do not: two planes,
  * stored rows of an odd number of bytes, a rearrangement, several fours in a load, and
  * no reader for WebAssembly.
  */

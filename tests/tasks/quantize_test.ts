@@ -6,6 +6,19 @@ import { tempFolder } from "../support/temp_checkpoint.ts";
 
 const STORY = "models/stories-3m";
 
+Deno.test("the help of quantize names the variables of the Hub and of the cache", async () => {
+  const { stdout } = await runTask("quantize", ["--help"]);
+  assertEquals(
+    stdout.split("Environment variables:\n")[1].match(/^ {2}\w+/gm)!.map((
+      line,
+    ) => line.trim()),
+    [
+      ...["HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HF_HUB_CACHE"],
+      ...["HF_HUB_OFFLINE", "HF_ENDPOINT", "QWEN3_CACHE_DIR", "NO_COLOR"],
+    ],
+  );
+});
+
 Deno.test("deno task quantize prints a table of types, or JSON alone", async () => {
   await using out = await tempFolder({});
   const file = `${out.path}/story.gguf`;
@@ -61,22 +74,22 @@ Deno.test("deno task quantize prints a table of types, or JSON alone", async () 
 Deno.test("deno task quantize says what is wrong with its arguments", async () => {
   for (
     const [args, message] of [
-      [[], "Cannot quantize: 0 arguments are given, must be MODEL FILE.gguf"],
+      [[], "Cannot quantise: 0 arguments are given, must be MODEL FILE.gguf"],
       [
         [STORY],
-        "Cannot quantize: 1 argument is given, must be MODEL FILE.gguf",
+        "Cannot quantise: 1 argument is given, must be MODEL FILE.gguf",
       ],
       [
         [STORY, "x.gguf"],
-        "Cannot quantize: --type is missing, must be such as q4_k_m, try --help",
+        "Cannot quantise: --type is missing, must be such as q4_k_m, try --help",
       ],
       [
         [STORY, "x.gguf", "--type", "q4_km"],
-        'Cannot quantize: --type is "q4_km", must be a type of weights: try q4_k_m or --help',
+        'Cannot quantise: --type is "q4_km", must be a type of weights: try q4_k_m or --help',
       ],
       [
         [STORY, "x.gguf", "--type", "iq2_xxs"],
-        'Cannot quantize: --type is "iq2_xxs", must be a type of weights: try --help',
+        'Cannot quantise: --type is "iq2_xxs", must be a type of weights: try --help',
       ],
     ] as const
   ) {
