@@ -142,6 +142,7 @@ function optionsOf(flags: Flags): Omit<Job, "texts"> {
   const refuse = (problem: string): never => {
     throw new Error(`Cannot read the flags: ${problem}`);
   };
+  if (query === "") refuse('--query is "", must be a text');
   if (rerank && query === undefined) {
     refuse("--rerank needs a --query");
   }
@@ -161,16 +162,23 @@ function optionsOf(flags: Flags): Omit<Job, "texts"> {
 
 /** The texts from the arguments or, without any, from the lines of stdin. */
 async function readTexts(words: readonly string[]): Promise<string[]> {
-  if (words.length > 0) return [...words];
+  if (words.length > 0) return notEmpty(words, "argument");
   if (Deno.stdin.isTerminal()) {
     say("Type a text on each line, then Ctrl-D on an empty line.");
   }
   const lines = (await readStdin(CANNOT, "the texts")).split(/\r?\n/);
   if (lines.at(-1) === "") lines.pop();
-  if (lines.length > 0) return lines;
+  if (lines.length > 0) return notEmpty(lines, "line");
   throw new Error(
     `${CANNOT}: there are no texts, pass them as arguments or as lines of stdin`,
   );
+}
+
+/** @throws {Error} if a text is empty, before a model is loaded. */
+function notEmpty(texts: readonly string[], what: string): string[] {
+  const at = texts.indexOf("");
+  if (at < 0) return [...texts];
+  throw new Error(`${CANNOT}: ${what} ${at + 1} is empty, must be a text`);
 }
 
 async function run(

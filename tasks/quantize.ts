@@ -11,7 +11,10 @@
  *    "types": [{"type", "tensors", "before", "after", "error"}]}
  */
 import { bytesText } from "../lib/checkpoint/sources.ts";
-import { quantizationNames } from "../lib/checkpoint/quantization.ts";
+import {
+  quantizationNamed,
+  quantizationNames,
+} from "../lib/checkpoint/quantization.ts";
 import { shortened, WIDTH } from "../lib/text/messages.ts";
 import {
   FILE_TYPES,
@@ -20,7 +23,12 @@ import {
 } from "../lib/tools/quantize.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { onInterrupt } from "./interrupts.ts";
-import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
+import {
+  LOADING_FLAGS,
+  loadingOptions,
+  notAType,
+  Progress,
+} from "./progress.ts";
 
 const { quantize: _, ...OPENING_FLAGS } = LOADING_FLAGS;
 
@@ -55,9 +63,12 @@ format with blocks of 32. Errors are ‖Δ‖ / ‖w‖ of some rows of each ten
   }
   if (type === undefined) {
     throw new Error(
-      `Cannot quantise: --type is missing, must be one of ${
-        quantizationNames(FILE_TYPES)
-      }`,
+      "Cannot quantise: --type is missing, must be such as q4_k_m, try --help",
+    );
+  }
+  if (quantizationNamed(type, FILE_TYPES) === undefined) {
+    throw new Error(
+      `Cannot quantise: --type is ${notAType(type, FILE_TYPES)}`,
     );
   }
   const interrupt = onInterrupt();

@@ -219,7 +219,7 @@ Deno.test("what a model or a device cannot cache is refused with what it can", a
   await assertRejects(
     load("tiny-tied-bf16", { device: "cpu", kv: "f16" }),
     OptionError,
-    'kv is "f16", must be auto or f32 or q8_0: the CPU path has no f16',
+    'kv is "f16", must be auto, f32 or q8_0: the CPU path has no f16',
   );
   await assertRejects(
     load("tiny-tied-bf16", { device: "cpu", kv: "q4_0" }),
@@ -232,7 +232,7 @@ gpuTest("a model's heads are refused on the GPU, too", async () => {
   await assertRejects(
     () => loadQwen3(fixture("tiny-untied-f32"), { device: "gpu", kv: "q8_0" }),
     OptionError,
-    'kv is "q8_0", must be auto or f16 or f32: heads have 16 values',
+    'kv is "q8_0", must be auto, f16 or f32: heads have 16 values',
   );
 });
 
@@ -255,7 +255,7 @@ gpuTest(
     );
     assertEquals(
       await text("f16", false),
-      "--kv is f16, must be auto or f32 or q8_0: the CPU path has no f16",
+      "--kv is f16, must be auto, f32 or q8_0: the CPU path has no f16",
     );
   },
 );

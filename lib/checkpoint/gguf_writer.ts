@@ -163,7 +163,7 @@ export async function requireWritable(
   if (there && !force) {
     throw new OptionError(
       "force",
-      `Cannot write ${path}: force must be set to replace a file`,
+      `Cannot write ${path}: force must be set to replace it: the file exists`,
     );
   }
   const free = await files.freeSpace(folder);

@@ -140,6 +140,7 @@ export const f32x4 = {
   nearest: simd(0x6a),
   abs: simd(0xe0),
   neg: simd(0xe1),
+  sqrt: simd(0xe3),
   add: simd(0xe4),
   sub: simd(0xe5),
   mul: simd(0xe6),

@@ -46,7 +46,8 @@ export function cacheRefusal(
     : onCpu
     ? "the CPU path has no f16"
     : `heads have ${headDim} values, f16 takes a multiple of 8`;
-  return `${others.join(" or ")}: ${why}`;
+  const last = others.pop();
+  return `${others.join(", ")} or ${last}: ${why}`;
 }
 
 /**

@@ -285,7 +285,7 @@ Deno.test("what cannot be written is refused before the model is opened", async 
   const at = (name: string) => `${out.path}/${name}`;
   for (
     const [file, why] of [
-      ["there.gguf", "force must be set to replace a file"],
+      ["there.gguf", "force must be set to replace it: the file exists"],
       ["model.bin", "its name must end in .gguf"],
       [".gguf", "its name must end in .gguf"],
       ["none/x.gguf", `there is no folder ${at("none")}`],

@@ -143,6 +143,11 @@ Deno.test("what embed refuses is one line", async () => {
         [],
         "Cannot embed: there are no texts, pass them as arguments or as lines of stdin",
       ],
+      [["a", "", "b"], "Cannot embed: argument 2 is empty, must be a text"],
+      [
+        ["a", "--query", ""],
+        'Cannot read the flags: --query is "", must be a text',
+      ],
       [
         ["a", "--rerank"],
         "Cannot read the flags: --rerank needs a --query",

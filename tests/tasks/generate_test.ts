@@ -514,6 +514,10 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
     [hi("--seed", "1", "--seed", "2"), "--seed is given twice, must be given"],
     [hi("--device", "tpu"), '--device is "tpu", must be auto, gpu or cpu'],
     [hi("--precision", "f64"), '--precision is "f64", must be auto or f32'],
+    [
+      hi("--quantize", "q4_km"),
+      '--quantize is "q4_km", must be a type of weights: try q4_k_m or --help',
+    ],
     [hi("--context", "0"), "--context is 0, must be an integer of at least 1"],
     [hi("--threads", "0"), "--threads is 0, must be an integer from 1 to 256"],
     [hi("--threads", "257"), "--threads is 257, must be an integer from 1"],

@@ -41,7 +41,7 @@ Deno.test("deno task quantize prints a table of types, or JSON alone", async () 
   assertEquals([refused.code, refused.stdout], [1, ""]);
   assertEquals(
     refused.stderr,
-    `error: Cannot write ${file}: --force must be set to replace a file\n`,
+    `error: Cannot write ${file}: --force must be set to replace it: the file exists\n`,
   );
 
   const { code, stdout, stderr } = await run(
@@ -81,7 +81,15 @@ Deno.test("deno task quantize says what is wrong with its arguments", async () =
       ],
       [
         [STORY, "x.gguf"],
-        "Cannot quantise: --type is missing, must be one of q8_0, q6_k, q5_k_m, q5_k, q5_1, q5_0, q4_k_m, q4_k, q4_1, q4_0, q3_k, q2_k, bf16, f16, f32",
+        "Cannot quantise: --type is missing, must be such as q4_k_m, try --help",
+      ],
+      [
+        [STORY, "x.gguf", "--type", "q4_km"],
+        'Cannot quantise: --type is "q4_km", must be a type of weights: try q4_k_m or --help',
+      ],
+      [
+        [STORY, "x.gguf", "--type", "iq2_xxs"],
+        'Cannot quantise: --type is "iq2_xxs", must be a type of weights: try --help',
       ],
     ] as const
   ) {

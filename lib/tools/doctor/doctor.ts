@@ -17,7 +17,7 @@ import { parseSynthetic } from "../../checkpoint/synthetic.ts";
 import type { Choice } from "../../dispatch/choice.ts";
 import type { CacheRequest } from "../../dispatch/precision.ts";
 import { examineDevice } from "./device.ts";
-import { modelNeeds, weightBytes } from "./needs.ts";
+import { bytesPerToken, modelNeeds } from "./needs.ts";
 import { bytes } from "../format.ts";
 import { examineCpu } from "./cpu.ts";
 import type { DoctorReport, Finding, Reporter, Severity } from "./report.ts";
@@ -85,7 +85,7 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
   await examineCpu(reporter, options.threads);
   if (gpu) {
     const examination = {
-      weights: checkpoint && weightBytes(checkpoint),
+      weights: checkpoint && bytesPerToken(checkpoint),
       config: checkpoint?.config ?? parseSynthetic(LIKE_MODELS).config,
       all: options.all ?? false,
     };

@@ -27,6 +27,23 @@ export function weightBytes({ tensors }: Checkpoint): number {
 }
 
 /**
+ * Bytes of weights that a decode step reads: of experts those that are used, and of an
+ * embedding that is not the LM head too a row.
+ */
+export function bytesPerToken({ config, tensors }: Checkpoint): number {
+  const { gguf } = familyOf(config), { experts } = config;
+  let sum = 0;
+  for (const { name, shape: [rows], byteLength } of tensors.values()) {
+    const isTable = gguf.tensor(name) === gguf.embedding;
+    if (experts && gguf.within?.(name, config)) {
+      sum += byteLength * experts.used / experts.count;
+    } else if (isTable && !config.tieWordEmbeddings) sum += byteLength / rows;
+    else sum += byteLength;
+  }
+  return sum;
+}
+
+/**
  * Weights, KV cache, bindings and memory of a model on `gpu`, or on the CPU without one.
  *
  * @param name what the model is called in the texts

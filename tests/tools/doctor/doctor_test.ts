@@ -5,6 +5,7 @@ import { parseSynthetic } from "../../../lib/checkpoint/synthetic.ts";
 import { CpuOps, type CpuTensor } from "../../../lib/cpu/ops.ts";
 import { examineApart } from "../../../lib/tools/doctor/apart.ts";
 import { examineCpu } from "../../../lib/tools/doctor/cpu.ts";
+import { bytesPerToken, weightBytes } from "../../../lib/tools/doctor/needs.ts";
 import { bandwidthText, selfTest } from "../../../lib/tools/doctor/device.ts";
 import {
   type Finding,
@@ -338,6 +339,17 @@ gpuTest("splits and refused contexts follow the adapter's limits", async () => {
   assertMatch(of("largest binding").text, /embed_tokens needs 5 buffers/);
   assertEquals(of("context").severity, "red");
   assertMatch(of("context").text, /use --context 32768 or less, or --kv q8_0/);
+});
+
+Deno.test("a token reads the experts that are used, and a row of an untied embedding", () => {
+  const bytes = (spec: string) => bytesPerToken(parseSynthetic(spec));
+  const hidden = 2048, expert = 3 * 768 * hidden, vocab = 1000;
+  const one = "synthetic:qwen3-30b-a3b?layers=1&vocab=1000";
+  const all = weightBytes(parseSynthetic(one));
+  const unread = 2 * (120 * expert + (vocab - 1) * hidden);
+  assertEquals(bytes(one), all - unread);
+  const dense = "synthetic:qwen3-0.6b?layers=1"; // tied
+  assertEquals(bytes(dense), weightBytes(parseSynthetic(dense)));
 });
 
 Deno.test("a slow device's limit is not rounded to 0 tokens/s", () => {
