@@ -154,7 +154,7 @@ for (
     ],
     [
       ["--kernels", "unlike"],
-      /unlike is unknown, must be among attendDecode, gemm, gemv, gemvRows/,
+      /unlike is unknown, must be among attendDecode, gemm, gemv, gemvInt8, gemvRows, gemvRowsInt8/,
     ],
     [["--kernels", ","], /the list of kernels is empty/],
     [["--budget-seconds", "0"], /--budget-seconds is 0, must be more than 0/],
