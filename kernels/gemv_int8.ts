@@ -10,7 +10,7 @@ import { BLOCKS, INTEGER_SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { W_ROW, WRITE } from "./gemv.ts";
-import { OUTLIER } from "./int8_case.ts";
+import { hasOutlier } from "./int8_case.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 
 /** Formats whose quants are integers. */
@@ -172,10 +172,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       let four = x_four(wg.y, at);
       let each = abs(four);
       var size = max(max(each.x, each.y), max(each.z, each.w));
-      var all = dot(each, vec4f(1.0));
+      var roots = dot(sqrt(each), vec4f(1.0));
       @unroll for (var b = 0; b < 3; b++) {
         size = max(size, subgroupShuffleXor(size, 1u << b));
-        all += subgroupShuffleXor(all, 1u << b);
+        roots += subgroupShuffleXor(roots, 1u << b);
       }
       let rounded = vec4i(round(four * select(0.0, 16256.0 / size, size > 0.0)));
       let high = (rounded + vec4i(64)) >> vec4u(7u);
@@ -187,9 +187,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         planes[quad][own % 4u] = pack4xI8(high);
         planes[quad + OWNERS][own % 4u] = pack4xI8(rounded - (high << vec4u(7u)));
         if (own % 8u == 0u) {
-          let scale = select(size, -size, size > ${
-  OUTLIER / (BLOCK - 1)
-} * (all - size)) / 16256.0;
+          let scale = select(size, -size, ${
+  hasOutlier("size", "roots")
+}) / 16256.0;
           blocks[own / 8u] = vec4f(scale, sum, other, sum + other);
         }
       }

@@ -13,10 +13,15 @@ export const LARGEST = 16256;
 /** Planes: the integers' high and low bytes, and what rounding left, in 1/256. */
 export const PLANES = 3;
 /**
- * A block whose largest value is so many times the mean of the others needs the third
- * plane: the others are then rounded to 1/1,000 of themselves.
+ * A block whose largest value is so many times the squared mean of the roots of all sizes
+ * needs the third plane. In a mean of the sizes themselves, two outliers would hide each
+ * other; here each of six beside small values is 28.4 times as large.
  */
-export const OUTLIER = 32;
+const OUTLIER = 28;
+
+/** WGSL: whether a block has an outlier, from its largest size and the sum of the roots. */
+export const hasOutlier = (size: string, roots: string): string =>
+  `sqrt(${size}) * ${BLOCK / Math.sqrt(OUTLIER)} > ${roots}`;
 
 /** Words of a row's planes, and numbers in its scales. */
 export const int8Sizes = (
@@ -79,10 +84,10 @@ export function roundRows(
   for (let row = 0; row < m; row++) {
     for (let block = 0; block < blocks; block++) {
       const begin = row * k + block * BLOCK;
-      let size = 0, all = 0;
+      let size = 0, roots = 0;
       for (let i = 0; i < BLOCK; i++) {
         size = Math.max(size, Math.abs(x[begin + i]));
-        all += Math.abs(x[begin + i]);
+        roots += Math.sqrt(Math.abs(x[begin + i]));
       }
       const sums = [0, 0];
       for (let i = 0; i < BLOCK; i++) {
@@ -97,7 +102,7 @@ export function roundRows(
         );
         sums[i < BLOCK / 2 ? 0 : 1] += integer;
       }
-      const outlier = size > OUTLIER / (BLOCK - 1) * (all - size);
+      const outlier = size * BLOCK ** 2 > OUTLIER * roots ** 2;
       const scale = (outlier ? -size : size) / LARGEST;
       [scale, sums[0] + sums[1], ...sums].forEach((value, which) =>
         scales[(4 * row + which) * blocks + block] = value

@@ -13,10 +13,10 @@ import { normCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import {
   BLOCK,
+  hasOutlier,
   int8Sizes,
   int8Values,
   LARGEST,
-  OUTLIER,
   PLANES,
 } from "./int8_case.ts";
 import { partialSquares } from "./linear_case.ts";
@@ -94,12 +94,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   if (block >= BLOCKS) { return; }
   @split var four: array<vec4f, 8>;
   var size = 0.0;
-  var all = 0.0;
+  var roots = 0.0;
   @unroll for (var f = 0; f < 8; f++) {
     let at = block * 8u + f;
     @if NORM { four[f] = x_at(row * (u.k / 4u) + at) * norm_at(at); } @else { four[f] = x_at(row * (u.k / 4u) + at); }
     size = max(size, largest(four[f]));
-    all += dot(abs(four[f]), vec4f(1.0));
+    roots += dot(sqrt(abs(four[f])), vec4f(1.0));
   }
   let per = select(0.0, ${LARGEST}.0 / size, size > ${LEAST});
   @split var sum: array<vec4i, 2>;
@@ -127,9 +127,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let second = sum[1].x + sum[1].y + sum[1].z + sum[1].w;
   let at = row * 4u * BLOCKS + block;
   let scale = size / ${LARGEST}.0 * factor;
-  scales[at] = select(scale, -scale, size > ${
-    OUTLIER / (BLOCK - 1)
-  } * (all - size));
+  scales[at] = select(scale, -scale, ${hasOutlier("size", "roots")});
   scales[at + BLOCKS] = f32(first + second);
   scales[at + 2u * BLOCKS] = f32(first);
   scales[at + 3u * BLOCKS] = f32(second);
