@@ -20,7 +20,7 @@ interface ChooseCase {
  * NORMALIZED divided by the sum of those chosen.
  *
  * A lane group per row, which finds the highest USED times. Scores that are not numbers
- * may choose any expert, but only one that exists.
+ * may choose any expert, but only one that exists; they and Infinity make all weights NaN.
  */
 export const chooseExperts = defineKernel<ChooseCase>({
   name: "chooseExperts",
@@ -64,6 +64,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let n = i * LANES + lane;
     own[i] = select(${LOW}, scores_at(min(row, u.m - 1u) * u.n + min(n, u.n - 1u)), n < u.n);
   }
+  var faulty = 0.0;
+  @unroll for (var i = 0; i < OWN; i++) {
+    let bits = bitcast<u32>(own[i]); // shows NaN even to fast math
+    faulty = select(faulty, 1.0, bits == 0x7f800000u || (bits & 0x7fffffffu) > 0x7f800000u);
+  }
+  faulty = lanes_max(faulty, lane);
   var highest = 0.0;
   var total = 0.0;
   @if !NORMALIZED { var all = 0.0; }
@@ -93,7 +99,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   workgroupBarrier();
-  @if NORMALIZED { let scale = 1.0 / total; } @else { let scale = 1.0 / all; }
+  @if NORMALIZED { let share = 1.0 / total; } @else { let share = 1.0 / all; }
+  let scale = bitcast<f32>(select(bitcast<u32>(share), 0x7fc00000u, faulty > 0.0));
   if (row >= u.m) { return; }
   for (var s = lane; s < USED; s += LANES) { chosen_put((2u * row + 1u) * USED + s, weights[s] * scale); }
 }`,

@@ -10,7 +10,7 @@ import { BLOCKS, INTEGER_SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { W_ROW, WRITE } from "./gemv.ts";
-import { hasOutlier } from "./int8_case.ts";
+import { hasOutlier, IS_NAN } from "./int8_case.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 
 /** Formats whose quants are integers. */
@@ -121,6 +121,7 @@ export function deriveInt8(
  */
 export const BODY = /* wgsl */ `
 ${LANES}
+${IS_NAN}
 @if EPILOGUE == "add" { var<workgroup> squared_sums: array<f32, PER_WORKGROUP>; }
 
 // Plane p of x has its 16 bytes number q of unit i at (p * QUADS + q) * TAKEN + i.
@@ -190,7 +191,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           let scale = select(size, -size, ${
   hasOutlier("size", "roots")
 }) / 16256.0;
-          blocks[own / 8u] = vec4f(scale, sum, other, sum + other);
+          blocks[own / 8u] = vec4f(select(scale, roots, is_nan(roots)), sum, other, sum + other);
         }
       }
     }

@@ -23,6 +23,13 @@ const OUTLIER = 28;
 export const hasOutlier = (size: string, roots: string): string =>
   `sqrt(${size}) * ${BLOCK / Math.sqrt(OUTLIER)} > ${roots}`;
 
+/**
+ * Whether a block's sum is NaN, by its bits. Neither integers nor the largest of a block show
+ * a NaN, so its scale has to.
+ */
+export const IS_NAN = /* wgsl */ `
+fn is_nan(v: f32) -> bool { return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u; }`;
+
 /** Words of a row's planes, and numbers in its scales. */
 export const int8Sizes = (
   k: number,

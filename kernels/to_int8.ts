@@ -16,6 +16,7 @@ import {
   hasOutlier,
   int8Sizes,
   int8Values,
+  IS_NAN,
   LARGEST,
   PLANES,
 } from "./int8_case.ts";
@@ -72,6 +73,8 @@ export const toInt8 = defineKernel<{ k: number; unit: number; norm?: Float }>({
   var<workgroup> sums: array<f32, WORKGROUP / LANES>;
 }
 
+${IS_NAN}
+
 fn largest(four: vec4f) -> f32 {
   let size = abs(four);
   return max(max(size.x, size.y), max(size.z, size.w));
@@ -127,7 +130,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let second = sum[1].x + sum[1].y + sum[1].z + sum[1].w;
   let at = row * 4u * BLOCKS + block;
   let scale = size / ${LARGEST}.0 * factor;
-  scales[at] = select(scale, -scale, ${hasOutlier("size", "roots")});
+  let signed = select(scale, -scale, ${hasOutlier("size", "roots")});
+  scales[at] = select(signed, roots, is_nan(roots));
   scales[at + BLOCKS] = f32(first + second);
   scales[at + 2u * BLOCKS] = f32(first);
   scales[at + 3u * BLOCKS] = f32(second);

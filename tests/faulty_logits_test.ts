@@ -14,6 +14,7 @@ import { HARDWARE, wrapGpu } from "./support/wrapped_gpu.ts";
 
 const UNTIED = new URL("fixtures/tiny-untied-f32/", import.meta.url).href;
 const TIED = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
+const MOE = new URL("fixtures/tiny-moe-bf16/", import.meta.url).href;
 const HIDDEN = 80, VOCAB = 500;
 const PROMPT = [1, 2, 3];
 const GREEDY = { temperature: 0, maxTokens: 12, ignoreEos: true };
@@ -141,6 +142,36 @@ for (
     });
   });
 }
+
+gpuTest("a cache in q8_0 does not hide faults", async () => {
+  await using checkpoint = await poisoned(TIED, {
+    "model.layers.0.self_attn.k_norm.weight": { 3: NaN },
+  });
+  for (const device of ["cpu", "gpu"] as const) {
+    using qwen = await loadQwen3(checkpoint.path, { device, kv: "q8_0" });
+    const { message } = await failure(qwen, [PROMPT], GREEDY);
+    assertEquals(message, `${FIRST} hold NaN, must be numbers`, device);
+  }
+});
+
+gpuTest("scores of experts that are no numbers are a fault", async () => {
+  // Scores of expert 0, and of expert 2 with either sign.
+  for (
+    const [at, value] of [[5, NaN], [2 * 64, Infinity], [2 * 64, -Infinity]]
+  ) {
+    await using checkpoint = await poisoned(MOE, {
+      "model.layers.1.mlp.gate.weight": { [at]: value },
+    });
+    const found = new Set<string>();
+    for (const device of ["cpu", "gpu"] as const) {
+      using qwen = await loadQwen3(checkpoint.path, { device });
+      const logits = await qwen.logits(PROMPT);
+      found.add(`${logits.some((logit) => Number.isNaN(logit))}`);
+    }
+    assertEquals(found.size, 1, `${value} at ${at}: ${[...found]}`);
+    if (Number.isNaN(value)) assertEquals([...found], ["true"]);
+  }
+});
 
 gpuTest("a fault at a later token ends the run there", async () => {
   const ids = await sound(PROMPT, 12);

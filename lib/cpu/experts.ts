@@ -27,7 +27,10 @@ export function chosenOf({ data, shape: [all, used] }: CpuTensor): Chosen {
   };
 }
 
-/** Chooses the experts of each row of scores; see `Ops.chooseExperts`. */
+/**
+ * Chooses the experts of each row of scores; see `Ops.chooseExperts`. A score that is NaN or
+ * Infinity makes all weights NaN.
+ */
 export function choose(
   scores: Float32Array,
   count: number,
@@ -43,7 +46,11 @@ export function choose(
     const over = normalized ? order.map((e) => share[e]) : share;
     const total = over.reduce((sum, value) => sum + value, 0);
     into.set(order, 2 * r * used);
-    into.set(order.map((e) => share[e] / total), (2 * r + 1) * used);
+    const sound = row.every((score) => score < Infinity);
+    into.set(
+      order.map((e) => sound ? share[e] / total : NaN),
+      (2 * r + 1) * used,
+    );
   }
 }
 

@@ -152,10 +152,17 @@ export function unpackHeads() {
     ),
   ];
   // The bits of an f16 that is not negative, in the place of an f32's; the factor corrects
-  // the exponent's bias, exactly, subnormal numbers included.
+  // the exponent's bias, exactly, subnormal numbers included. Beyond 65,504 it is NaN: of a
+  // block with a NaN, the scale is one.
+  const bits = i32.loadHalf()(scaleAt.get);
+  const isNaN = i32.lessUnsigned(i32.const(0x7bff), bits);
+  const factor = i32.add(
+    i32.const(0x77800000), // 2 ** 112
+    i32.mul(isNaN, i32.const(0x08400000)),
+  );
   const value = f32.mul(
-    f32.fromBits(i32.shl(i32.loadHalf()(scaleAt.get), i32.const(13))),
-    f32.const(2 ** 112),
+    f32.fromBits(i32.shl(bits, i32.const(13))),
+    f32.fromBits(factor),
   );
   const half = i32.shl(headBytes.get, i32.const(1)); // bytes of half a head in f32
   return f.finish([

@@ -9,7 +9,7 @@ import { synthesize } from "../../kernels/synthesize.ts";
 import { laneConstants } from "../dispatch/capabilities.ts";
 import { bf16 } from "../formats/bf16.ts";
 import type { Format } from "../formats/format.ts";
-import { type Matrix, type MatrixPart, piecesOf } from "../formats/matrix.ts";
+import { type Matrix, piecesOf } from "../formats/matrix.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { Pace } from "../webgpu/pace.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
@@ -18,7 +18,7 @@ import { familyOf } from "../model/families.ts";
 import { pairWeights, type Weights } from "../model/family.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 import { Staging } from "./staging.ts";
-import type { WeightStore } from "../model/weights.ts";
+import type { StoredRows, WeightStore } from "../model/weights.ts";
 
 /**
  * Weights that the device reads per millisecond, until that is measured. Too low a guess
@@ -75,7 +75,7 @@ export function gpuStore(
   quantizes: boolean = !gpu.software,
 ): WeightStore<Tensor> & Disposable {
   const { queue } = gpu.device;
-  const quantizer = quantizes ? new Quantizer(gpu) : undefined;
+  const quantizer = quantizes ? new Quantizer(gpu, upload) : undefined;
   const pace = new Pace(gpu, READ[gpu.software ? "software" : "hardware"]);
   return {
     upload,
@@ -112,74 +112,78 @@ export function gpuStore(
       return true;
     },
     quantizes: (from, to) => quantizer?.can(from, to) ?? false,
-    quantize: (part, at, k, from, stored, label) =>
-      quantizer!.run(part, at * k / BLOCK, from, stored, label),
+    quantize: async (...given) => await quantizer!.run(...given),
+    end: async () => await quantizer?.end(),
     async settle() {
       await upload.flush();
       queue.submit([]);
       await queue.onSubmittedWorkDone();
       gpu.check();
     },
-    end: async () => await quantizer?.end(),
-    [Symbol.dispose]: () => upload[Symbol.dispose](),
+    [Symbol.dispose]() {
+      upload[Symbol.dispose]();
+      quantizer?.[Symbol.dispose]();
+    },
   };
 }
 
 /** Elements of the blocks that are quantised here. */
 const BLOCK = 32;
+/** Bytes that are sent before the last ones are waited for; see staging.ts. */
+const UNSETTLED = 1 << 23;
 
 /** Quantises rows on the device. */
-class Quantizer {
+class Quantizer implements Disposable {
   /** Takes the rows; the queue orders its writes and their uses. */
-  #staging?: Tensor;
+  #stored?: Tensor;
   #flags?: Tensor;
+  #unsettled = 0;
   readonly #labels: string[] = [];
 
-  constructor(readonly gpu: Gpu) {}
+  constructor(readonly gpu: Gpu, readonly upload: Staging) {}
 
   can(from: Format, to: Format): boolean {
     return to.name in QUANTIZED && SOURCES.some((name) => name === from.name);
   }
 
-  run(
-    { format, planes: [quants, scales] }: MatrixPart<Tensor>,
-    to: number,
+  async run(
+    { piece: { part, at }, k }: StoredRows<Tensor>,
     from: Format,
     stored: Uint8Array<ArrayBuffer>,
     label: string,
-  ): void {
-    const { gpu } = this;
-    if (this.#staging === undefined || this.#staging.bytes < stored.length) {
-      this.#staging?.[Symbol.dispose]();
-      const words = Math.ceil(stored.length / 4);
-      this.#staging = Tensor.create(gpu, "u32", [words], undefined, "staging");
+  ): Promise<void> {
+    const { gpu } = this, { format, planes: [quants, scales] } = part;
+    if (this.#stored === undefined || this.#stored.bytes < stored.length) {
+      this.#stored?.[Symbol.dispose]();
+      const words = Math.ceil(stored.length / 4), name = "stored rows";
+      this.#stored = Tensor.create(gpu, "u32", [words], undefined, name);
     }
-    this.#staging.write(0, stored);
+    this.#stored.write(0, stored);
     const flags = this.#flags ??= Tensor.create(gpu, "u32", [1]);
     if (this.#labels.at(-1) !== label) this.#labels.push(label);
     using plan = new Plan(gpu);
-    plan.add(quantize, { x: this.#staging, quants, scales, flags }, {
+    plan.add(quantize, { x: this.#stored, quants, scales, flags }, {
       constants: {
         SOURCE: SOURCES.findIndex((name) => name === from.name),
         BITS: QUANTIZED[format.name],
       },
       uniforms: {
         blocks: stored.length / from.bytes / BLOCK,
-        to,
+        to: at * k / BLOCK,
         mark: this.#labels.length,
       },
     });
     plan.run();
+    this.#unsettled += stored.length;
+    if (this.#unsettled < UNSETTLED) return;
+    this.#unsettled = 0;
+    await this.upload.flush();
   }
 
   /** @throws {Error} if a value was not finite */
   async end(): Promise<void> {
     if (this.#flags === undefined) return;
-    const { buffer } = this.#flags;
-    const bytes = await this.gpu.readBuffer(buffer, 0, 4);
-    this.#flags[Symbol.dispose]();
-    this.#staging?.[Symbol.dispose]();
-    this.#flags = this.#staging = undefined;
+    const bytes = await this.gpu.readBuffer(this.#flags.buffer, 0, 4);
     const [mark] = new Uint32Array(bytes);
     if (mark === 0) return;
     throw new Error(
@@ -187,5 +191,10 @@ class Quantizer {
         this.#labels[mark - 1]
       }: it has values that are infinite or no numbers, must have finite ones`,
     );
+  }
+
+  [Symbol.dispose](): void {
+    this.#stored?.[Symbol.dispose]();
+    this.#flags?.[Symbol.dispose]();
   }
 }

@@ -97,8 +97,9 @@ function withExperts(
 /** Absent fields get the same defaults as in `transformers.Qwen3MoeConfig`. */
 function parseConfig(fields: ConfigFields): Qwen3Config {
   const config = dense.parseConfig(fields);
-  // Newer versions of transformers write the second name.
-  const count = fields.has("num_experts") ? "num_experts" : "num_local_experts";
+  // Newer versions of transformers write this name, and prefer it to the other.
+  const renamed = "num_local_experts";
+  const count = fields.has(renamed) ? renamed : "num_experts";
   return {
     ...config,
     modelType: qwen3Moe.modelType,

@@ -12,7 +12,6 @@ import { type Format, storedRowBytes } from "../formats/format.ts";
 import {
   allocateMatrix,
   type Matrix,
-  type MatrixPart,
   type Piece,
   piecesOf,
   writePiece,
@@ -55,25 +54,23 @@ export interface WeightStore<T> {
   /** Whether {@linkcode quantize} can do this; rows have whole blocks. */
   quantizes?(from: Format, to: Format): boolean;
   /**
-   * Writes rows to a part's planes, from row `at` of those on, quantised on the device.
+   * Writes rows that are stored in the format `from`, quantised on the device; `stored` may
+   * be reused on return.
    *
-   * @param stored rows in the format `from`; may be reused on return
    * @param label of the tensor, for the error of `end` if a value is not finite
    */
   quantize?(
-    part: MatrixPart<T>,
-    at: number,
-    k: number,
+    rows: StoredRows<T>,
     from: Format,
     stored: Uint8Array<ArrayBuffer>,
     label: string,
-  ): void;
+  ): Promise<void>;
   /** Waits for all writes to finish. */
   settle(): Promise<void>;
   /**
-   * Frees what writing needed, after the last.
+   * Checks what was quantised, after the last write.
    *
-   * @throws {Error} if a tensor cannot be quantised
+   * @throws {Error} if a value was not finite
    */
   end?(): Promise<void>;
 }
@@ -106,9 +103,6 @@ export interface LoadOptions {
 }
 
 const PIECE = 16 << 20;
-
-/** The device waits after quantising as many bytes, which bounds its memory. */
-const SETTLE_EVERY = 128 << 20;
 
 /**
  * Pieces begin at multiples of this many rows, so that writes to planes are
@@ -149,8 +143,6 @@ export async function loadWeights<T>(
 class Loader<T> {
   readonly #total: number;
   #done = 0;
-  /** Bytes that the device was given to quantise since the last `settle`. */
-  #unsettled = 0;
   #staging = new Uint8Array();
   readonly #rests = new Rests();
 
@@ -194,7 +186,9 @@ class Loader<T> {
         rule && await store.synthesize?.(matrix, row, rows, rule, signal)
       ) {
         this.#report(info, info.byteLength);
-      } else await this.#copy(info, matrix, row, rows);
+      } else if (!await this.#quantize(info, matrix, row, rows)) {
+        await this.#copy(info, matrix, row, rows);
+      }
       await this.#rests.rest(signal);
       row += rows;
     }
@@ -203,31 +197,58 @@ class Loader<T> {
 
   /** Copies a tensor into rows `row` to `row + rows` of a matrix. */
   async #copy(info: TensorInfo, matrix: Matrix<T>, row: number, rows: number) {
-    const { store, options: { signal } } = this, { k } = matrix;
-    const { checkpoint, format } = this.#sourceOf(info);
-    const upload = format === info.format ? store.upload : undefined;
-    const rowBytes = storedRowBytes(format, k);
-    const { piece = PIECE } = upload ?? {};
+    const { checkpoint, store, options: { signal } } = this;
+    const rowBytes = storedRowBytes(info.format, matrix.k);
+    const { piece = PIECE } = store.upload ?? {};
     const fit = Math.floor(piece / rowBytes / PIECE_ROWS) * PIECE_ROWS;
     const step = Math.max(PIECE_ROWS, fit);
     for (let begin = 0; begin < rows; begin += step) {
       signal?.throwIfAborted();
       const count = Math.min(step, rows - begin), bytes = count * rowBytes;
       const left = this.#total - this.#done;
-      const stored = await upload?.room(bytes, left) ?? this.#room(bytes);
+      const stored = await store.upload?.room(bytes, left) ?? this.#room(bytes);
       await checkpoint.read(info.name, begin * rowBytes, stored);
       const all = piecesOf(matrix, row + begin, count).map((piece) => ({
         piece,
-        k,
+        k: matrix.k,
         begin: (piece.row - row - begin) * rowBytes,
       }));
-      if (upload) upload.put(all, bytes);
-      else if (format === info.format) {
-        for (const one of all) this.#write(one, stored);
-      } else await this.#quantize(all, format, stored, info.name);
-      this.#report(info, count * storedRowBytes(info.format, k));
+      if (store.upload) store.upload.put(all, bytes);
+      else for (const one of all) this.#write(one, stored);
+      this.#report(info, bytes);
       await this.#rests.rest(signal);
     }
+  }
+
+  /** Lets the device quantise a tensor; false if it need not or cannot. */
+  async #quantize(
+    { name, format: to }: TensorInfo,
+    matrix: Matrix<T>,
+    row: number,
+    rows: number,
+  ): Promise<boolean> {
+    const { store, options: { signal } } = this, { k } = matrix;
+    const { original } = this.checkpoint, info = original?.tensors.get(name);
+    const from = info?.format;
+    if (!from || from === to || !store.quantizes?.(from, to)) return false;
+    const rowBytes = storedRowBytes(from, k);
+    const { piece = PIECE } = store.upload ?? {};
+    const fit = Math.floor(piece / rowBytes / PIECE_ROWS) * PIECE_ROWS;
+    const step = Math.max(PIECE_ROWS, fit);
+    for (let begin = 0; begin < rows; begin += step) {
+      signal?.throwIfAborted();
+      const count = Math.min(step, rows - begin);
+      const stored = this.#room(count * rowBytes);
+      await original!.read(name, begin * rowBytes, stored);
+      for (const piece of piecesOf(matrix, row + begin, count)) {
+        const at = (piece.row - row - begin) * rowBytes;
+        const read = stored.subarray(at, at + piece.rows * rowBytes);
+        await store.quantize!({ piece, k, begin: at }, from, read, name);
+      }
+      this.#report(info, count * storedRowBytes(to, k));
+      await this.#rests.rest(signal);
+    }
+    return true;
   }
 
   #write(
@@ -241,35 +262,6 @@ class Loader<T> {
       stored.subarray(begin, end),
       (plane, at, bytes) => this.store.write(plane, at, bytes),
     );
-  }
-
-  /** Has the device quantise rows, and waits now and then, which bounds its memory. */
-  async #quantize(
-    all: readonly StoredRows<T>[],
-    from: Format,
-    stored: Uint8Array<ArrayBuffer>,
-    label: string,
-  ): Promise<void> {
-    for (const { piece: { part, at, rows }, k, begin } of all) {
-      const own = stored.subarray(
-        begin,
-        begin + rows * storedRowBytes(from, k),
-      );
-      this.store.quantize!(part, at, k, from, own, label);
-    }
-    this.#unsettled += stored.length;
-    if (this.#unsettled < SETTLE_EVERY) return;
-    await this.store.settle();
-    this.#unsettled = 0;
-  }
-
-  /** Where a tensor is read: as it is stored if the device can quantise it. */
-  #sourceOf({ name, format }: TensorInfo) {
-    const { checkpoint, store } = this, { original } = checkpoint;
-    const stored = original?.tensors.get(name)?.format;
-    return stored && stored !== format && store.quantizes?.(stored, format)
-      ? { checkpoint: original!, format: stored }
-      : { checkpoint, format };
   }
 
   /** Returns memory of this loader, which grows if rows are longer than a piece. */

@@ -1,12 +1,13 @@
 import { assert, assertEquals } from "@std/assert";
 import { DEFAULT_MODEL } from "../../mod.ts";
+import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import { CpuRunner } from "../../lib/cpu/runner.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import { openDevice } from "../../lib/open_device.ts";
 import { relativeError } from "../support/golden.ts";
 import { gpuTest } from "../support/gpu.ts";
-import { resolveSampling } from "../../lib/model/sampling.ts";
+import { faultText, resolveSampling } from "../../lib/model/sampling.ts";
 
 const GREEDY = resolveSampling({ temperature: 0 }, {});
 
@@ -37,6 +38,45 @@ gpuTest(
     }
   },
 );
+
+// Another kernel than that of one token multiplies four.
+gpuTest("integers do not hide what is no number", async () => {
+  await using checkpoint = await openCheckpoint(DEFAULT_MODEL, {
+    quantize: "q8_0",
+  });
+  for (
+    const [tensor, value] of [
+      ["model.layers.1.input_layernorm.weight", NaN],
+      ["model.layers.2.post_attention_layernorm.weight", -Infinity],
+      ["model.norm.weight", NaN],
+      ["model.norm.weight", Infinity],
+    ] as const
+  ) {
+    const faulty: Checkpoint = {
+      ...checkpoint,
+      async read(name, begin, into) {
+        await checkpoint.read(name, begin, into);
+        if (name !== tensor) return;
+        const { format: { name: type } } = checkpoint.tensors.get(name)!;
+        const bits = new Uint8Array(Float32Array.of(value).buffer);
+        into.set(type === "f32" ? bits : bits.subarray(2), 4 * bits.length);
+      },
+    };
+    using runner = await GpuRunner.load(await openDevice(), faulty, {
+      context: 32,
+      cacheDtype: "f32",
+      f16Matmuls: true,
+    });
+    for (const ids of [IDS.slice(0, 1), IDS]) {
+      const logits = await runner.logits(ids);
+      const what = `${value} in ${tensor}, ${ids.length} tokens`;
+      assert(logits.every((logit) => !Number.isFinite(logit)), what);
+    }
+    for await (const [id] of runner.generate([IDS], GREEDY, 1)) {
+      assert(faultText(id), `token ${id}, ${value} in ${tensor}`);
+    }
+  }
+});
 
 gpuTest("replies are the same with integers as without", async () => {
   await using checkpoint = await openCheckpoint(DEFAULT_MODEL, {

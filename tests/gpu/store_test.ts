@@ -3,6 +3,7 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import type { MatrixPart } from "../../lib/formats/matrix.ts";
+import { Staging } from "../../lib/gpu/staging.ts";
 import { gpuStore } from "../../lib/gpu/store.ts";
 import { listWeights } from "../../lib/model/family.ts";
 import { loadWeights } from "../../lib/model/weights.ts";
@@ -25,9 +26,9 @@ async function load(
   const weights = await loadWeights(checkpoint, {
     ...store,
     allocate: (bytes, label) => trial.own(store.allocate(bytes, label)),
-    quantize(...given) {
+    async quantize(...given) {
       quantised++;
-      store.quantize!(...given);
+      await store.quantize!(...given);
     },
   });
   const parts = listWeights(weights).flatMap(({ label, parts }) =>
@@ -93,5 +94,51 @@ gpuTest(
       Error,
       `Cannot quantise ${name}: it has values that are infinite or no numbers`,
     );
+  },
+);
+
+gpuTest(
+  "an aborted load frees what quantising took, which was little at a time",
+  async (gpu) => {
+    await using checkpoint = await openCheckpoint(STORY, { quantize: "q8_0" });
+    const before = gpu.allocated, abort = new AbortController();
+    const reason = new Error("enough");
+    let sent = 0, most = 0, waits = 0, left = 3;
+    const upload = new class extends Staging {
+      override async flush() {
+        waits++;
+        sent = 0;
+        await super.flush();
+      }
+    }(gpu);
+    const tensors: Tensor[] = [];
+    {
+      using store = gpuStore(gpu, upload, true);
+      await assertRejects(
+        () =>
+          loadWeights(checkpoint, {
+            ...store,
+            allocate(bytes, label) {
+              const tensor = store.allocate(bytes, label);
+              tensors.push(tensor);
+              return tensor;
+            },
+            // As if the model were larger: every tensor is sent many times.
+            async quantize(rows, from, stored, label) {
+              for (let i = 0; i < 40; i++) {
+                sent += stored.length;
+                most = Math.max(most, sent);
+                await store.quantize!(rows, from, stored, label);
+              }
+              if (--left === 0) abort.abort(reason);
+            },
+          }, { signal: abort.signal }),
+        Error,
+        reason.message,
+      );
+    }
+    for (const tensor of tensors) tensor[Symbol.dispose]();
+    assertEquals(gpu.allocated, before);
+    assert(waits > 0 && most < 16 << 20, `${most} bytes, ${waits} waits`);
   },
 );

@@ -93,6 +93,8 @@ Deno.test("parseConfig reads experts, with the defaults of transformers", () => 
   });
   const renamed = { num_experts: undefined, num_local_experts: 16 };
   assertEquals(parse(renamed).experts!.count, 16);
+  const both = { num_experts: 8, num_local_experts: 16 };
+  assertEquals(parse(both).experts!.count, 16);
 });
 
 Deno.test("layers are dense as mlp_only_layers and decoder_sparse_step say", () => {
