@@ -122,7 +122,7 @@ gpuTest(
   "gemvRowsInt8 keeps the values beside an outlier",
   async (_, trial) => {
     for (const w of INTEGERS) {
-      for (const outliers of [[1e3], [-1e3, 1e3], [-300, 500, 2e3]]) {
+      for (const outliers of [[1e3], [-300, 500, 2e3], [1e3, 1e3, 1e3]]) {
         await check(trial, { m: 3, n: 37, k: 1024, w, outliers });
       }
     }
