@@ -10,7 +10,7 @@ import { BLOCKS, INTEGER_SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { W_ROW, WRITE } from "./gemv.ts";
-import { hasOutlier, IS_NAN } from "./int8_case.ts";
+import { IS_NAN, MOST_OUTLYING } from "./int8_case.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 
 /** Formats whose quants are integers. */
@@ -188,9 +188,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         planes[quad][own % 4u] = pack4xI8(high);
         planes[quad + OWNERS][own % 4u] = pack4xI8(rounded - (high << vec4u(7u)));
         if (own % 8u == 0u) {
-          let scale = select(size, -size, ${
-  hasOutlier("size", "roots")
-}) / 16256.0;
+          let scale = select(size, -size, size > ${MOST_OUTLYING} * roots * roots) / 16256.0;
           blocks[own / 8u] = vec4f(select(scale, roots, is_nan(roots)), sum, other, sum + other);
         }
       }

@@ -13,15 +13,13 @@ export const LARGEST = 16256;
 /** Planes: the integers' high and low bytes, and what rounding left, in 1/256. */
 export const PLANES = 3;
 /**
- * A block whose largest value is so many times the squared mean of the roots of all sizes
- * needs the third plane. In a mean of the sizes themselves, two outliers would hide each
- * other; here each of six beside small values is 28.4 times as large.
+ * A block whose largest value is so many times the squared mean of the roots of its values
+ * has outliers, beside which 15 bits do not do: the error would be a thousandth of that
+ * mean. In a mean of the values themselves, two outliers would hide each other.
  */
 const OUTLIER = 28;
-
-/** WGSL: whether a block has an outlier, from its largest size and the sum of the roots. */
-export const hasOutlier = (size: string, roots: string): string =>
-  `sqrt(${size}) * ${BLOCK / Math.sqrt(OUTLIER)} > ${roots}`;
+/** The largest value of a block without outliers, in the squared sum of its roots. */
+export const MOST_OUTLYING: number = OUTLIER / BLOCK ** 2;
 
 /**
  * Whether a block's sum is NaN, by its bits. Neither integers nor the largest of a block show
@@ -109,7 +107,7 @@ export function roundRows(
         );
         sums[i < BLOCK / 2 ? 0 : 1] += integer;
       }
-      const outlier = size * BLOCK ** 2 > OUTLIER * roots ** 2;
+      const outlier = size > MOST_OUTLYING * roots ** 2;
       const scale = (outlier ? -size : size) / LARGEST;
       [scale, sums[0] + sums[1], ...sums].forEach((value, which) =>
         scales[(4 * row + which) * blocks + block] = value

@@ -13,11 +13,11 @@ import { normCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import {
   BLOCK,
-  hasOutlier,
   int8Sizes,
   int8Values,
   IS_NAN,
   LARGEST,
+  MOST_OUTLYING,
   PLANES,
 } from "./int8_case.ts";
 import { partialSquares } from "./linear_case.ts";
@@ -130,7 +130,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let second = sum[1].x + sum[1].y + sum[1].z + sum[1].w;
   let at = row * 4u * BLOCKS + block;
   let scale = size / ${LARGEST}.0 * factor;
-  let signed = select(scale, -scale, ${hasOutlier("size", "roots")});
+  let signed = select(scale, -scale, size > ${MOST_OUTLYING} * roots * roots);
   scales[at] = select(signed, roots, is_nan(roots));
   scales[at + BLOCKS] = f32(first + second);
   scales[at + 2u * BLOCKS] = f32(first);
