@@ -33,6 +33,18 @@ fn w_row(g: u32, i: u32) -> u32 {
   }
 }`;
 
+/** The factor of the norm, from partial sums of squares that are read four at a time. */
+export const FACTOR = /* wgsl */ `  @if NORM {
+    var squared = 0.0;
+    @unroll for (var i = 0; i < PART_STEPS; i++) {
+      let part = i * LANES + lane;
+      let four = squares_at(min(part, PARTS / 4u - 1u));
+      squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
+    }
+    let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
+  } @else { let factor = 1.0; }
+`;
+
 // Writes a lane group's sums; `sum` becomes the sum of their squares.
 export const WRITE = /* wgsl */ `
   @if EPILOGUE == "swiglu" {
@@ -206,16 +218,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let lane = tid % LANES;
   let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
   @split var acc: array<f32, ROWS>;
-  @if NORM {
-    var squared = 0.0;
-    @unroll for (var i = 0; i < PART_STEPS; i++) {
-      let part = i * LANES + lane;
-      let four = squares_at(min(part, PARTS / 4u - 1u));
-      squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
-    }
-    let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
-  } @else { let factor = 1.0; }
-  @if EPILOGUE == "add" {
+${FACTOR}  @if EPILOGUE == "add" {
     // The residual is loaded early, so that nothing waits for it at the end.
     @split var residual: array<f32, ROWS>;
     if (lane == 0u) {

@@ -9,8 +9,8 @@ import { LANES } from "../lib/webgpu/wgsl.ts";
 import { BLOCKS, INTEGER_SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { W_ROW, WRITE } from "./gemv.ts";
-import { hasOutlier, IS_NAN } from "./int8_case.ts";
+import { FACTOR, W_ROW, WRITE } from "./gemv.ts";
+import { hasOutlier, IS_NAN, LARGEST } from "./int8_case.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 
 /** Formats whose quants are integers. */
@@ -154,16 +154,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @split var residual: array<f32, ROWS>;
     var squared_sum = 0.0;
   }
-  @if NORM {
-    var squared = 0.0;
-    @unroll for (var i = 0; i < PART_STEPS; i++) {
-      let part = i * LANES + lane;
-      let four = squares_at(min(part, PARTS / 4u - 1u));
-      squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
-    }
-    let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
-  } @else { let factor = 1.0; }
-  for (var phase = 0u; phase < PHASES; phase++) {
+${FACTOR}  for (var phase = 0u; phase < PHASES; phase++) {
     { let g = own_group; ${load("raw", "phase", "0u")} }
     @if PHASES > 1 { workgroupBarrier(); }
     // A thread rounds four elements; eight neighbors have a block of 32.
@@ -178,7 +169,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         size = max(size, subgroupShuffleXor(size, 1u << b));
         roots += subgroupShuffleXor(roots, 1u << b);
       }
-      let rounded = vec4i(round(four * select(0.0, 16256.0 / size, size > 0.0)));
+      let rounded = vec4i(round(four * select(0.0, ${LARGEST}.0 / size, size > 0.0)));
       let high = (rounded + vec4i(64)) >> vec4u(7u);
       var sum = f32(rounded.x + rounded.y + rounded.z + rounded.w);
       @unroll for (var b = 0; b < 2; b++) { sum += subgroupShuffleXor(sum, 1u << b); }
@@ -190,7 +181,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         if (own % 8u == 0u) {
           let scale = select(size, -size, ${
   hasOutlier("size", "roots")
-}) / 16256.0;
+}) / ${LARGEST}.0;
           blocks[own / 8u] = vec4f(select(scale, roots, is_nan(roots)), sum, other, sum + other);
         }
       }
