@@ -78,7 +78,7 @@ export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/dispatch/device.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export type { Choice } from "./lib/dispatch/choice.ts";
-export { openDevice } from "./lib/open_device.ts";
+export { openDevice } from "./lib/device/open_device.ts";
 export { type DeviceOptions, Gpu } from "./lib/webgpu/device.ts";
 export { Tensor } from "./lib/webgpu/tensor.ts";
 export {

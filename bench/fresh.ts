@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { openDevice } from "../lib/open_device.ts";
+import { openDevice } from "../lib/device/open_device.ts";
 import { loadQwen3 } from "../lib/load.ts";
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { generate } from "./model_rows.ts";

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { openDevice } from "../lib/open_device.ts";
+import { openDevice } from "../lib/device/open_device.ts";
 import type { Gpu } from "../lib/webgpu/device.ts";
 import { measurePeaks } from "../lib/tools/peaks.ts";
 import { Plan, type StepState } from "../lib/webgpu/plan.ts";

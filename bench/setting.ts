@@ -8,7 +8,7 @@ import { contextLimit } from "../lib/checkpoint/config.ts";
 import type { CacheRequest } from "../lib/dispatch/precision.ts";
 import type { OpenOptions } from "../lib/checkpoint/sources.ts";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
-import { openDevice } from "../lib/open_device.ts";
+import { openDevice } from "../lib/device/open_device.ts";
 import type { Gpu } from "../lib/webgpu/device.ts";
 import { loadQwen3, type Qwen3 } from "../lib/load.ts";
 import { measurePeaks, timeByWall } from "../lib/tools/peaks.ts";

@@ -43,7 +43,7 @@ import { GpuRunner } from "./gpu/runner.ts";
 import type { DeviceKind } from "./dispatch/device.ts";
 import { WIDTH } from "./text/messages.ts";
 import { givenOptions } from "./text/options.ts";
-import { selectDevice } from "./select_device.ts";
+import { selectDevice } from "./device/select_device.ts";
 
 /** Options of {@linkcode loadQwen3}. */
 export interface Qwen3Options {

@@ -13,7 +13,7 @@
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
 import { NoAdapterError } from "../lib/errors.ts";
-import { openDevice } from "../lib/open_device.ts";
+import { openDevice } from "../lib/device/open_device.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
 import {
   kernelToShow,

@@ -6,7 +6,7 @@ import { assert, assertEquals } from "@std/assert";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { FEW_ROWS } from "../lib/dispatch/shapes.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
-import { openDevice } from "../lib/open_device.ts";
+import { openDevice } from "../lib/device/open_device.ts";
 import { loadQwen3, type Qwen3 } from "../mod.ts";
 import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { chooseMatmul, type MatmulChoice } from "../lib/dispatch/matmul.ts";
 import { type Dtype, elements } from "../lib/dtype.ts";
 import { toF32 } from "../lib/formats/tensor.ts";
-import { openDevice } from "../lib/open_device.ts";
+import { openDevice } from "../lib/device/open_device.ts";
 import { batchedGemm, gemm, gemv, matmul } from "../lib/matmul.ts";
 import { Tensor } from "../lib/webgpu/tensor.ts";
 import { gpuTest, type Trial } from "./support/gpu.ts";

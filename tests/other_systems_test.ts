@@ -11,7 +11,11 @@ import {
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { useHost } from "../lib/host.ts";
 import { signalsOf } from "../tasks/interrupts.ts";
-import { loadTuning, saveTuning, tuningPath } from "../lib/tuning_file.ts";
+import {
+  loadTuning,
+  saveTuning,
+  tuningPath,
+} from "../lib/device/tuning_file.ts";
 import { hostOf, windowsHost } from "./support/other_host.ts";
 import { productFiles } from "./support/product_files.ts";
 import {

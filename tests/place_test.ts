@@ -2,7 +2,7 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { contextLimit } from "../lib/checkpoint/config.ts";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { DeviceError } from "../lib/errors.ts";
-import { openDevice } from "../lib/open_device.ts";
+import { openDevice } from "../lib/device/open_device.ts";
 import { doctor } from "../lib/tools/doctor/doctor.ts";
 import { modelNeeds } from "../lib/tools/doctor/needs.ts";
 import { profile } from "../lib/tools/profile/profile.ts";

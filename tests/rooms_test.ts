@@ -37,6 +37,16 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "lib/checkpoint",
     "lib/model",
   ],
+  "lib/device": [
+    LEAVES,
+    "lib/formats",
+    "lib/dispatch",
+    "lib/checkpoint",
+    "lib/text",
+    "lib/webgpu",
+    "lib/cpu",
+    "kernels",
+  ],
   "lib/gpu": [
     LEAVES,
     "lib/formats",

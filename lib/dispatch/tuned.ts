@@ -1,6 +1,6 @@
 /**
  * The file format of the constants that `deno task tune` found best on an adapter:
- * parses, checks and formats the text. lib/tuning_file.ts reads and writes the file.
+ * parses, checks and formats the text. lib/device/tuning_file.ts reads and writes the file.
  *
  * @module
  */

@@ -10,7 +10,7 @@ import {
   saveTuning,
   type TunedDevice,
   tuningPath,
-} from "../../lib/tuning_file.ts";
+} from "../../lib/device/tuning_file.ts";
 import { linearKey } from "../../lib/dispatch/keys.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";

@@ -4,7 +4,7 @@ import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import { CpuRunner } from "../../lib/cpu/runner.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
-import { openDevice } from "../../lib/open_device.ts";
+import { openDevice } from "../../lib/device/open_device.ts";
 import { relativeError } from "../support/golden.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { faultText, resolveSampling } from "../../lib/model/sampling.ts";

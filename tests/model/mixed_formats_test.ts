@@ -22,7 +22,7 @@ import { bf16 } from "../../lib/formats/bf16.ts";
 import { f16 } from "../../lib/formats/f16.ts";
 import { f32 } from "../../lib/formats/f32.ts";
 import type { Format } from "../../lib/formats/format.ts";
-import { openDevice } from "../../lib/open_device.ts";
+import { openDevice } from "../../lib/device/open_device.ts";
 import type { Matrix } from "../../lib/formats/matrix.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
 import { GpuOps } from "../../lib/gpu/ops.ts";

@@ -2,7 +2,7 @@
 import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import type { Dtype } from "../../lib/dtype.ts";
 import { type Matrix, withPlanes } from "../../lib/formats/matrix.ts";
-import { openDevice } from "../../lib/open_device.ts";
+import { openDevice } from "../../lib/device/open_device.ts";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";
 import { type AddOptions, Plan } from "../../lib/webgpu/plan.ts";

@@ -5,9 +5,9 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import { openDevice } from "../../lib/open_device.ts";
+import { openDevice } from "../../lib/device/open_device.ts";
 import { tune } from "../../lib/tools/tune/tune.ts";
-import { saveTuning, TUNING_DIR } from "../../lib/tuning_file.ts";
+import { saveTuning, TUNING_DIR } from "../../lib/device/tuning_file.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { RUN, runTask } from "../support/run_task.ts";
 import { tamperedGpu } from "../support/tampered_gpu.ts";

@@ -7,7 +7,7 @@ import type { Qwen3Config } from "../../checkpoint/config.ts";
 import { passes } from "../../check/kernel_case.ts";
 import { chooseDevice } from "../../dispatch/device.ts";
 import { errorText } from "../../errors.ts";
-import { measureRates } from "../../select_device.ts";
+import { measureRates } from "../../device/select_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
 import {

@@ -10,7 +10,7 @@ import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { errorText, NoAdapterError } from "../../errors.ts";
 import { DEFAULT_MODEL } from "../../load.ts";
-import { openDevice } from "../../open_device.ts";
+import { openDevice } from "../../device/open_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { examineApart } from "./apart.ts";
 import { parseSynthetic } from "../../checkpoint/synthetic.ts";

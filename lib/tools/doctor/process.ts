@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { openDevice } from "../../open_device.ts";
+import { openDevice } from "../../device/open_device.ts";
 import type { News } from "./apart.ts";
 import { examineDevice } from "./device.ts";
 import type { Reporter } from "./report.ts";

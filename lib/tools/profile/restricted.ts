@@ -6,7 +6,7 @@
  */
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import type { Choice } from "../../dispatch/choice.ts";
-import { openDevice } from "../../open_device.ts";
+import { openDevice } from "../../device/open_device.ts";
 import { weightsText } from "../weights.ts";
 import { isDense } from "./host.ts";
 import type { AllowedKernel } from "./kernels.ts";

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { openDevice } from "../../open_device.ts";
+import { openDevice } from "../../device/open_device.ts";
 import { bindingsOf, type Chip, type CompiledShader } from "./radv.ts";
 import {
   compileOn,

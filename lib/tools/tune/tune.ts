@@ -7,7 +7,7 @@
 import { errorText, OptionError } from "../../errors.ts";
 import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
-import { openDevice } from "../../open_device.ts";
+import { openDevice } from "../../device/open_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import type { Plan } from "../../webgpu/plan.ts";
 import { Bench } from "./bench.ts";
@@ -17,7 +17,7 @@ import { candidatesFor, candidateText } from "./candidates.ts";
 import { casesOf, type TuneCase } from "./cases.ts";
 import { race } from "./race.ts";
 import type { TunedEntry } from "../../dispatch/tuned.ts";
-import { saveTuning } from "../../tuning_file.ts";
+import { saveTuning } from "../../device/tuning_file.ts";
 
 /** Options of {@linkcode tune}. */
 export interface TuneOptions {

@@ -329,7 +329,7 @@ Deno.test("a broken model and a context that does not fit are findings", async (
 gpuTest("splits and refused contexts follow the adapter's limits", async () => {
   const { modelNeeds } = await import("../../../lib/tools/doctor/needs.ts");
   const { openCheckpoint } = await import("../../../lib/checkpoint/open.ts");
-  const { openDevice } = await import("../../../lib/open_device.ts");
+  const { openDevice } = await import("../../../lib/device/open_device.ts");
   const limits = { maxStorageBufferBindingSize: 1 << 26 };
   using gpu = await openDevice({ gpu: wrapGpu({ limits }).gpu });
   await using checkpoint = await openCheckpoint("synthetic:qwen3-0.6b");

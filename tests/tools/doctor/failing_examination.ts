@@ -3,7 +3,7 @@
  * kernel, argmax (`?hang`), as Deno's WebGPU does while a kernel hangs, or ends its
  * process (`?crash`), as a driver may.
  */
-import { openDevice } from "../../../lib/open_device.ts";
+import { openDevice } from "../../../lib/device/open_device.ts";
 import { selfTest } from "../../../lib/tools/doctor/device.ts";
 import { printer } from "../../../lib/tools/doctor/process.ts";
 import { tamperedGpu } from "../../support/tampered_gpu.ts";

@@ -9,7 +9,7 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { openCheckpoint } from "../../../lib/checkpoint/open.ts";
-import { openDevice } from "../../../lib/open_device.ts";
+import { openDevice } from "../../../lib/device/open_device.ts";
 import { GpuKvCache } from "../../../lib/gpu/kv_cache.ts";
 import { GpuOps } from "../../../lib/gpu/ops.ts";
 import { Plan } from "../../../lib/webgpu/plan.ts";

@@ -1,6 +1,6 @@
-import { bf16 } from "../lib/formats/bf16.ts";
-import { f32 } from "../lib/formats/f32.ts";
-import { FORMATS } from "../lib/formats/mod.ts";
+import { bf16 } from "../../lib/formats/bf16.ts";
+import { f32 } from "../../lib/formats/f32.ts";
+import { FORMATS } from "../../lib/formats/mod.ts";
 import {
   assert,
   assertEquals,
@@ -8,20 +8,20 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import { chooseLinear } from "../lib/dispatch/linear.ts";
-import { chooseDecodeAttention } from "../lib/dispatch/attention.ts";
-import { CACHE_DIR } from "../lib/host.ts";
-import { openDevice } from "../lib/open_device.ts";
+import { chooseLinear } from "../../lib/dispatch/linear.ts";
+import { chooseDecodeAttention } from "../../lib/dispatch/attention.ts";
+import { CACHE_DIR } from "../../lib/host.ts";
+import { openDevice } from "../../lib/device/open_device.ts";
 import {
   loadTuning,
   saveTuning,
   type TunedDevice,
   TUNING_DIR,
   tuningPath,
-} from "../lib/tuning_file.ts";
-import type { TunedEntry } from "../lib/dispatch/tuned.ts";
-import { attendKey, linearKey, parseKey } from "../lib/dispatch/keys.ts";
-import { gpuTest } from "./support/gpu.ts";
+} from "../../lib/device/tuning_file.ts";
+import type { TunedEntry } from "../../lib/dispatch/tuned.ts";
+import { attendKey, linearKey, parseKey } from "../../lib/dispatch/keys.ts";
+import { gpuTest } from "../support/gpu.ts";
 
 /** The properties of a device that tuning depends on. */
 function device(info: Partial<GPUAdapterInfo> = {}): TunedDevice {

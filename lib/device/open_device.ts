@@ -3,11 +3,11 @@
  *
  * @module
  */
-import { defaultsFor } from "./dispatch/defaults.ts";
-import { chooseRepacking } from "./dispatch/loading.ts";
-import { givenOptions } from "./text/options.ts";
+import { defaultsFor } from "../dispatch/defaults.ts";
+import { chooseRepacking } from "../dispatch/loading.ts";
+import { givenOptions } from "../text/options.ts";
 import { loadTuning } from "./tuning_file.ts";
-import { type DeviceOptions, type Gpu, openGpu } from "./webgpu/device.ts";
+import { type DeviceOptions, type Gpu, openGpu } from "../webgpu/device.ts";
 
 /**
  * Opens a GPU with the adapter's own limits (WebGPU's default limits cap bindings at

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Choice } from "./dispatch/choice.ts";
+import type { Choice } from "../dispatch/choice.ts";
 import {
   type HashedKernel,
   type Identity,
@@ -12,10 +12,10 @@ import {
   parseTuning,
   type TunedEntry,
   tuningText,
-} from "./dispatch/tuned.ts";
-import { errorText } from "./errors.ts";
-import { host, ownCacheFolder, textHash } from "./host.ts";
-import type { Gpu } from "./webgpu/device.ts";
+} from "../dispatch/tuned.ts";
+import { errorText } from "../errors.ts";
+import { host, ownCacheFolder, textHash } from "../host.ts";
+import type { Gpu } from "../webgpu/device.ts";
 
 /**
  * Environment variable that replaces the folder for tuned constants in the user's cache
@@ -34,7 +34,7 @@ export type TunedDevice = Pick<
 
 /** Loads every kernel, which only a file with constants is worth. */
 async function hashedKernels(): Promise<HashedKernel[]> {
-  const { TUNED_KERNELS } = await import("../kernels/list.ts");
+  const { TUNED_KERNELS } = await import("../../kernels/list.ts");
   return await Promise.all(
     TUNED_KERNELS.map(async ({ name, tuning, body }) => ({
       name,

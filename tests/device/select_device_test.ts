@@ -1,10 +1,10 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { NoAdapterError } from "../lib/errors.ts";
-import { openDevice } from "../lib/open_device.ts";
-import { measureRates, selectDevice } from "../lib/select_device.ts";
-import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
-import { gpuTest } from "./support/gpu.ts";
-import { HARDWARE, NO_ADAPTER, wrapGpu } from "./support/wrapped_gpu.ts";
+import { NoAdapterError } from "../../lib/errors.ts";
+import { openDevice } from "../../lib/device/open_device.ts";
+import { measureRates, selectDevice } from "../../lib/device/select_device.ts";
+import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
+import { gpuTest } from "../support/gpu.ts";
+import { HARDWARE, NO_ADAPTER, wrapGpu } from "../support/wrapped_gpu.ts";
 
 const { config } = parseSynthetic("synthetic:qwen3-0.6b");
 const FORBIDDEN = {

@@ -3,24 +3,24 @@
  *
  * @module
  */
-import { matrixOf } from "./formats/matrix.ts";
-import { bf16 } from "./formats/bf16.ts";
-import { Tensor } from "./webgpu/tensor.ts";
-import { gemv } from "../kernels/gemv.ts";
-import { chooseLinear } from "./dispatch/linear.ts";
-import type { Qwen3Config } from "./checkpoint/config.ts";
-import { errorText, NoAdapterError } from "./errors.ts";
-import type { Choice } from "./dispatch/choice.ts";
+import { matrixOf } from "../formats/matrix.ts";
+import { bf16 } from "../formats/bf16.ts";
+import { Tensor } from "../webgpu/tensor.ts";
+import { gemv } from "../../kernels/gemv.ts";
+import { chooseLinear } from "../dispatch/linear.ts";
+import type { Qwen3Config } from "../checkpoint/config.ts";
+import { errorText, NoAdapterError } from "../errors.ts";
+import type { Choice } from "../dispatch/choice.ts";
 import {
   chooseDevice,
   type DeviceKind,
   type ReadRates,
-} from "./dispatch/device.ts";
-import { Rests } from "./dispatch/rests.ts";
+} from "../dispatch/device.ts";
+import { Rests } from "../dispatch/rests.ts";
 import { openDevice } from "./open_device.ts";
-import type { Gpu } from "./webgpu/device.ts";
-import { CpuOps } from "./cpu/ops.ts";
-import { Plan } from "./webgpu/plan.ts";
+import type { Gpu } from "../webgpu/device.ts";
+import { CpuOps } from "../cpu/ops.ts";
+import { Plan } from "../webgpu/plan.ts";
 
 /** The selected device; the CPU if `gpu` is undefined. */
 export interface Selection {
