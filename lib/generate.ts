@@ -7,6 +7,8 @@ import { type OptionKind, wrongOption } from "./errors.ts";
 import type { Chunks } from "./model/turns.ts";
 import {
   faultText,
+  type Logprobs,
+  type SampledTokens,
   type Sampling,
   type SamplingOptions,
 } from "./model/sampling.ts";
@@ -52,6 +54,10 @@ const KINDS: Readonly<
   topP: undefined,
   minP: undefined,
   repetitionPenalty: undefined,
+  presencePenalty: undefined,
+  frequencyPenalty: undefined,
+  logitBias: undefined,
+  logprobs: undefined,
   seed: undefined,
   ignoreEos: "flag",
   system: "text",
@@ -103,6 +109,8 @@ export interface Piece {
    * released when the run is aborted.
    */
   tokenId: number | null;
+  /** The log probabilities of the token, if {@linkcode GenerateOptions.logprobs} is set. */
+  logprobs?: Logprobs;
 }
 
 /** A {@linkcode Piece} of one sequence of a batch. */
@@ -146,7 +154,7 @@ export interface RunParts {
    *
    * @param steady whether the consumer never pauses between two chunks
    */
-  start: (steady: boolean) => Chunks<readonly number[]>;
+  start: (steady: boolean) => Chunks<SampledTokens>;
   /**
    * For each sequence, the length of its prompt, the maximum number of tokens to generate,
    * and what its prompt implies for the reply; undefined if the reply is plain text.
@@ -233,7 +241,11 @@ class Growing implements Sequence {
   }
 
   /** Appends a token, which may end the sequence; returns the text it completes. */
-  take(tokenId: number, ends: ReadonlySet<number>): Piece[] {
+  take(
+    tokenId: number,
+    ends: ReadonlySet<number>,
+    logprobs?: Logprobs,
+  ): Piece[] {
     this.tokenIds.push(tokenId);
     const stream = this.#stream, eos = ends.has(tokenId);
     const kind = this.#reply?.kind ?? "text";
@@ -252,7 +264,7 @@ class Growing implements Sequence {
     } else pieces = this.#add(text);
     const [first = { kind, text: "" }, ...more] = pieces;
     return [
-      { ...first, tokenId },
+      { ...first, tokenId, ...logprobs && { logprobs } },
       ...more.map((piece) => ({ ...piece, tokenId: null })),
     ];
   }
@@ -414,7 +426,7 @@ export class BatchRun
           chunks.signal.throwIfAborted();
           const fault = faultText(tokenId);
           if (fault) throw this.#faulty(sequence, fault);
-          const pieces = one.take(tokenId, ends);
+          const pieces = one.take(tokenId, ends, ids.logprobs?.[at]);
           if (one.finishReason) left--;
           for (const piece of pieces) yield { sequence, ...piece };
           if (left === 0) return;
@@ -510,8 +522,6 @@ export class Run implements AsyncIterable<Piece>, PromiseLike<Reply> {
 
   /** Runs the model; yields pieces as they are generated. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Piece, void> {
-    for await (const { kind, text, tokenId } of this.#batch) {
-      yield { kind, text, tokenId };
-    }
+    for await (const { sequence: _, ...piece } of this.#batch) yield piece;
   }
 }

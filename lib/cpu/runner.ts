@@ -22,9 +22,10 @@ import { listWeights, type Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
 import { host } from "../host.ts";
 import {
+  historyOf,
+  type SampledTokens,
   sampleEach,
   type Sampling,
-  seenBits,
   validToken,
 } from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
@@ -147,7 +148,7 @@ export class CpuRunner implements Runner {
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
-  ): AsyncGenerator<readonly number[], void> {
+  ): AsyncGenerator<SampledTokens, void> {
     this.#requireMemory("generate");
     const { vocabSize } = this.config, sequences = prompts.length;
     using several = sequences > 1
@@ -161,9 +162,9 @@ export class CpuRunner implements Runner {
       for await (last of this.#prefill(cache, s, prompt, { signal }));
       rows.push(last!.slice()); // the next prompt overwrites them
     }
-    const seen = prompts.map((prompt) => seenBits(vocabSize, prompt));
+    const histories = prompts.map((prompt) => historyOf(vocabSize, prompt));
     for (let step = 0; step < maxTokens; step++) {
-      const ids = sampleEach(rows, sampling, seen, step);
+      const ids = sampleEach(rows, sampling, histories, step);
       yield ids;
       if (step === maxTokens - 1) return;
       cache.stepBackIfFull();

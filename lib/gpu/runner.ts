@@ -29,7 +29,11 @@ import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
 import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
-import { type Sampling, validToken } from "../model/sampling.ts";
+import {
+  type SampledTokens,
+  type Sampling,
+  validToken,
+} from "../model/sampling.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
@@ -162,7 +166,7 @@ export class GpuRunner implements Runner {
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
-  ): AsyncGenerator<readonly number[], void> {
+  ): AsyncGenerator<SampledTokens, void> {
     this.#requireDevice("generate");
     const sequences = prompts.length;
     using several = sequences > 1
