@@ -57,6 +57,7 @@ const KINDS: Readonly<
   system: "text",
   thinking: "flag",
   tools: "list",
+  chatTemplate: "text",
   raw: "flag",
   signal: "signal",
 };

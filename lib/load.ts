@@ -61,6 +61,7 @@ import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
 import { resolveSampling, type Sampling } from "./model/sampling.ts";
 import { givenOptions } from "./text/options.ts";
+import { STORY_TEMPLATE } from "./text/story_template.ts";
 import {
   missingTokenizer,
   readTokenizer,
@@ -257,6 +258,20 @@ export class Qwen3 implements Disposable {
     this.#turns.requireModel("use the tokenizer");
     if (this.#tokenizer) return this.#tokenizer;
     throw missingTokenizer(this.#checkpoint.name);
+  }
+
+  /**
+   * The template that chats are rendered with: the checkpoint's, or for the embedded story
+   * model one that makes a story of a conversation ({@linkcode STORY_TEMPLATE}). `generate`
+   * uses only the checkpoint's.
+   *
+   * @throws {Error} if the model was disposed.
+   */
+  get chatTemplate(): string | undefined {
+    this.#turns.requireModel("use the chat template");
+    const { name } = this.#checkpoint;
+    return this.#tokenizer?.chatTemplate ??
+      (name === DEFAULT_MODEL ? STORY_TEMPLATE : undefined);
   }
 
   /** Whether the checkpoint has a tokenizer. */
