@@ -261,7 +261,7 @@ async function findGguf(
 ): Promise<Found> {
   let choice: GgufChoice;
   try {
-    choice = chooseGguf(files, pick, name);
+    choice = chooseGguf(files, pick);
   } catch (error) {
     if (!(error instanceof GgufChoiceError)) throw error;
     return { problems: [error.message], hasWeights: false };

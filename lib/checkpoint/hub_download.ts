@@ -109,9 +109,9 @@ export class Download {
 
   /** The GGUF file that is wanted; undefined if safetensors are. */
   #chosenGguf(): string | undefined {
-    const { name, pick } = this.target;
+    const { pick } = this.target;
     if (pick === undefined && !isGgufOnly([...this.#listing.keys()])) return;
-    return chooseGguf(sizesOf(this.#listing), pick, name).file;
+    return chooseGguf(sizesOf(this.#listing), pick).file;
   }
 
   async #takeGguf(file: string, folder: string) {
