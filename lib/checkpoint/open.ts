@@ -35,7 +35,7 @@ import {
   readTextFile,
   tooLong,
 } from "./sources.ts";
-import { MODULES, readPurpose } from "./sentence_modules.ts";
+import { readPurpose } from "./sentence_modules.ts";
 import { parseSynthetic } from "./synthetic.ts";
 import { WebFolder } from "./web_folder.ts";
 import { type Folder, openWeights } from "./weight_files.ts";
@@ -299,10 +299,10 @@ async function openFolder(
     ? parseGeneration(json, where)
     : parseGeneration(generationJson, folder.locate("generation_config.json"));
 
-  // A web folder is not asked for a file that few have.
-  const purpose = await folder.has(MODULES)
-    ? await readPurpose((file) => jsonOf(folder, file), folder.locate)
-    : undefined;
+  const purpose = await readPurpose(
+    (file) => jsonOf(folder, file),
+    (file) => folder.locate(file),
+  );
   await using opened = new AsyncDisposableStack();
   const weights = await openWeights(name, config, folder, opened);
   const { stored, tensors, notices } = weights;
