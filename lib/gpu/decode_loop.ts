@@ -57,6 +57,8 @@ export interface DecodeOptions {
   maxTokens: number;
   /** Prompt tokens per forward pass. */
   prefillRows: number;
+  /** Prompt tokens that a single sequence holds. */
+  cached: number;
   signal?: AbortSignal;
   watcher?: LoopWatcher;
 }
@@ -108,9 +110,9 @@ export class DecodeLoop implements Disposable {
    */
   async prefill(texts: readonly (readonly number[])[]): Promise<void> {
     const { batch, options, batch: { cache, state, reader } } = this;
-    const { ops: { gpu, config } } = batch,
-      { sampling, step, signal } = options;
-    const logits = await batch.prefillAll(texts, options.prefillRows, signal);
+    const { ops: { gpu, config } } = batch;
+    const { sampling, step, prefillRows: rows, cached, signal } = options;
+    const logits = await batch.prefillAll(texts, { rows, cached, signal });
     texts.forEach((ids, s) => {
       const own = { ...sampling, seed: (sampling.seed + s) >>> 0 };
       const begin = ids.length - step;
