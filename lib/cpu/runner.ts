@@ -22,7 +22,9 @@ import { listWeights, type Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
 import { host } from "../host.ts";
 import {
+  allowedNext,
   historyOf,
+  type MaskSource,
   type SampledTokens,
   sampleEach,
   type Sampling,
@@ -153,6 +155,7 @@ export class CpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
     cached = 0,
+    masks: readonly (MaskSource | undefined)[] = [],
   ): AsyncGenerator<SampledTokens, void> {
     this.#requireMemory("generate");
     const sequences = prompts.length;
@@ -164,7 +167,9 @@ export class CpuRunner implements Runner {
     else cache.reset();
     const texts = prompts.map((prompt) => [...prompt]);
     try {
-      yield* this.#run(cache, texts, sampling, { maxTokens, cached, signal });
+      yield* this.#run(cache, texts, sampling, {
+        ...{ maxTokens, cached, masks, signal },
+      });
     } finally {
       cache.hold(texts[0].slice(0, cache.lengths[0]));
     }
@@ -178,9 +183,10 @@ export class CpuRunner implements Runner {
     cache: CpuKvCache,
     texts: readonly number[][],
     sampling: Sampling,
-    { maxTokens, cached, signal }: {
+    { maxTokens, cached, masks, signal }: {
       maxTokens: number;
       cached: number;
+      masks: readonly (MaskSource | undefined)[];
       signal?: AbortSignal;
     },
   ): AsyncGenerator<SampledTokens, void> {
@@ -194,7 +200,8 @@ export class CpuRunner implements Runner {
     }
     const histories = texts.map((text) => historyOf(vocabSize, text));
     for (let step = 0; step < maxTokens; step++) {
-      const ids = sampleEach(rows, sampling, histories, step);
+      const allowed = allowedNext(masks, vocabSize);
+      const ids = sampleEach(rows, sampling, histories, step, allowed);
       yield ids;
       if (step === maxTokens - 1) return;
       cache.stepBackIfFull();

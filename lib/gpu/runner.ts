@@ -31,6 +31,7 @@ import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
 import {
+  type MaskSource,
   type SampledTokens,
   type Sampling,
   validToken,
@@ -172,6 +173,7 @@ export class GpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
     cached = 0,
+    masks: readonly (MaskSource | undefined)[] = [],
   ): AsyncGenerator<SampledTokens, void> {
     this.#requireDevice("generate");
     const sequences = prompts.length;
@@ -194,6 +196,7 @@ export class GpuRunner implements Runner {
           step,
           maxTokens: maxTokens - step,
           prefillRows: this.prefillRows,
+          masks,
           cached,
           signal,
           watcher: this.watcher,
