@@ -58,6 +58,7 @@ const KINDS: Readonly<
   thinking: "flag",
   tools: "list",
   chatTemplate: "text",
+  templateVariables: "object",
   raw: "flag",
   signal: "signal",
 };
