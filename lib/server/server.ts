@@ -1,5 +1,5 @@
 /**
- * OpenAI's HTTP API for a model: a handler of requests, for `Deno.serve` or anything else
+ * OpenAI's HTTP API for a model: a handler of requests, for any runtime
  * that speaks the Fetch standard.
  *
  * @module

@@ -11,6 +11,7 @@ import type { Queue } from "./queue.ts";
 
 /** What generates: an engine, or a model on its own. */
 export interface Submitting {
+  /** Generates a text, beside others if the model can. */
   submit(prompt: Prompt, options?: GenerateOptions): Run;
 }
 
