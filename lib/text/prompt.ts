@@ -24,6 +24,8 @@ export interface PromptOptions {
   tools?: readonly Tool[];
   /** A chat template (Jinja) to use instead of the checkpoint's, which may have none. */
   chatTemplate?: string;
+  /** Further variables of the chat template, such as `chat_template_kwargs` of servers. */
+  templateVariables?: Record<string, unknown>;
   /** Uses the prompt as is, without the chat template. */
   raw?: boolean;
 }
@@ -116,7 +118,11 @@ export function encodePrompt(
     system === undefined
       ? messages
       : [{ role: "system", content: system }, ...messages],
-    { thinking, tools, variables: tokenizer.specialTokens },
+    {
+      thinking,
+      tools,
+      variables: { ...tokenizer.specialTokens, ...options.templateVariables },
+    },
   );
   return {
     tokenIds: encode(text, false),
@@ -162,14 +168,12 @@ function encodeText(
 
 /** Refuses options that only a chat template can apply. */
 function refuseChatOptions(
-  { system, thinking, tools, chatTemplate }: PromptOptions,
+  { system, thinking, tools, ...options }: PromptOptions,
   why: string,
 ): void {
-  if (chatTemplate !== undefined) {
-    throw new OptionError(
-      "chatTemplate",
-      `Cannot generate: chatTemplate is given, ${why}`,
-    );
+  for (const name of ["chatTemplate", "templateVariables"] as const) {
+    if (options[name] === undefined) continue;
+    throw new OptionError(name, `Cannot generate: ${name} is given, ${why}`);
   }
   const given = system !== undefined
     ? "a system message needs"
