@@ -47,6 +47,14 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "lib/cpu",
     "kernels",
   ],
+  "lib/engine": [
+    LEAVES,
+    "lib/formats",
+    "lib/checkpoint",
+    "lib/model",
+    "lib/text",
+    DOORS,
+  ],
   "lib/gpu": [
     LEAVES,
     "lib/formats",
