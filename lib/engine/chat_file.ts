@@ -270,10 +270,11 @@ function requireModel(
   expected: string,
 ): void {
   if (fingerprint !== expected) {
-    const other = name === model.name
-      ? `other weights than ${quoted(name)} has now`
-      : `the model ${quoted(name)}, this one is ${quoted(model.name)}`;
-    throw new Error(`it is of ${other}`);
+    throw new Error(
+      name === model.name
+        ? `its model, ${quoted(name)}, had other weights`
+        : `its model is ${quoted(name)}, this one is ${quoted(model.name)}`,
+    );
   }
   const { vocabSize } = model.config;
   if (tokenIds.some((id) => id >= vocabSize)) {
