@@ -84,6 +84,7 @@ export type {
   LoadChatOptions,
   SaveChatOptions,
 } from "./lib/engine/chat_file.ts";
+export type { CacheDtype } from "./lib/formats/cached.ts";
 export type { KeptCache } from "./lib/model/kv_cache.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
 export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";

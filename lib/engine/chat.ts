@@ -42,7 +42,7 @@ export interface ChatSettings extends Omit<GenerateOptions, "raw" | "signal"> {
    * happens rarely: what follows has to run again.
    */
   onFull?: "refuse" | "drop";
-  /** Told what was dropped. */
+  /** Called with what was dropped. */
   onNotice?: (notice: string) => void;
 }
 
