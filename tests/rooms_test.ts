@@ -30,6 +30,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   "lib/model": [LEAVES, "lib/formats", "lib/dispatch", "lib/checkpoint"],
   "lib/webgpu": [LEAVES, "lib/formats", "lib/dispatch"],
   "kernels": [LEAVES, "lib/formats", "lib/dispatch", "lib/webgpu"],
+  "lib/engine": [LEAVES, "lib/dispatch", "lib/text", "lib/model", DOORS],
   "lib/cpu": [
     LEAVES,
     "lib/formats",
