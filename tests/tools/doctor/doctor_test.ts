@@ -325,7 +325,7 @@ Deno.test("without an adapter the doctor tests the CPU path and recommends no so
       ["yellow", "device", "auto takes the CPU path: no WebGPU adapter here"],
     ],
   );
-  assertMatch(of("CPU path").text, /58 cases, all correct/);
+  assertMatch(of("CPU path").text, /175 cases, all correct/);
   assertMatch(of("CPU reply").text, /^the story model wrote 16 tokens/);
   assertMatch(summaryText(report), /^! the CPU path works, /);
   assert(!/mesa|llvmpipe/.test(JSON.stringify(report)));
