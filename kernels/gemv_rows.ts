@@ -37,7 +37,9 @@ export const ENDING_MEMORY = /* wgsl */ `
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
 @if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }`;
 
-/** Adds up `acc` over lanes and slices, and writes the results. */
+/**
+ * Adds up `acc` over lanes and slices, and writes the results of M rows from row `first` on.
+ */
 export const ENDING = /* wgsl */ `  @if SUBGROUPS {
     @unroll for (var s = 0; s < LOG_LANES; s++) {
       @if (SUMS >> s) > 1 {
@@ -95,18 +97,18 @@ export const ENDING = /* wgsl */ `  @if SUBGROUPS {
       }
       let gate = acc[j] * factor;
       let output = g * (ROWS / 2u) + i / 2u;
-      if (writes && m < M && i % 2u == 0u && output < u.n / 2u) {
-        y[m * u.stride + u.column + output] = gate / (1.0 + exp(-gate)) * other * factor;
+      if (writes && m < M && first + m < u.m && i % 2u == 0u && output < u.n / 2u) {
+        y[(first + m) * u.stride + u.column + output] = gate / (1.0 + exp(-gate)) * other * factor;
       }
     } @else {
       let row = g * ROWS + i;
-      let inside = writes && m < M && row < u.n;
+      let inside = writes && m < M && first + m < u.m && row < u.n;
       var value = acc[j] * factor;
       @if EPILOGUE == "add" {
-        if (inside) { value += y[m * u.stride + u.column + row]; }
+        if (inside) { value += y[(first + m) * u.stride + u.column + row]; }
         if (writes) { squared[group / SLICES * SUMS + at] = select(0.0, value * value, inside); }
       }
-      if (inside) { y[m * u.stride + u.column + row] = value; }
+      if (inside) { y[(first + m) * u.stride + u.column + row] = value; }
     }
   }
   @if EPILOGUE == "add" {
@@ -116,7 +118,7 @@ export const ENDING = /* wgsl */ `  @if SUBGROUPS {
       @unroll for (var q = 0; q < GROUPS / SLICES; q++) {
         @unroll for (var i = 0; i < ROWS; i++) { sum += squared[q * SUMS + m * ROWS + i]; }
       }
-      if (part < PARTS) { squares[m * PARTS + part] = sum; }
+      if (part < PARTS && first + m < u.m) { squares[(first + m) * PARTS + part] = sum; }
     }
   }`;
 
@@ -289,6 +291,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let part = wg.y * groups.x + wg.x;
   let slice = group % SLICES;
   let g = part * (GROUPS / SLICES) + group / SLICES;
+  let first = 0u;
   @split var acc: array<f32, SUMS>;
   @if W_VIEW == "vec4" {
     @split var raw: array<w_Raw, ROWS * STEPS>;
