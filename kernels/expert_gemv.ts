@@ -4,6 +4,7 @@ import { LANES } from "../lib/webgpu/wgsl.ts";
 import { BLOCKS, FLOATS } from "./case.ts";
 import { defineKernel } from "./define.ts";
 import { type ExpertCase, expertCase, expertCost } from "./expert_case.ts";
+import { rowTuning } from "./gemv.ts";
 
 // Loads past the last, and those of experts in other parts, are zero and add nothing.
 const LOAD = /* wgsl */ `
@@ -138,6 +139,10 @@ export const expertGemv = defineKernel<ExpertCase>({
       PARTS: parts ?? 0,
     };
   },
+  // A row of "add" is that of all its experts.
+  tuning: rowTuning(({ swiglu, m, k, format }) =>
+    Math.ceil(k / format.loads[0]) * (swiglu ? 1 : m)
+  ),
   grid: ({ choices, used }, c) => [
     Math.ceil(c.EXPERT_ROWS / rowsOfWorkgroup(c)),
     choices / 2 * used / c.TERMS,

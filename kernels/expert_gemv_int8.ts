@@ -8,6 +8,7 @@ import {
   deriveInt8,
   int8Parts,
   int8Rows,
+  int8Tuning,
   INTEGERS,
 } from "./gemv_int8.ts";
 
@@ -51,6 +52,7 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
       TERMS: terms,
     };
   },
+  tuning: int8Tuning(({ swiglu, m, k }) => swiglu ? k : m * k),
   grid: ({ n, choices, used }, c) => [
     Math.ceil(n / int8Rows(c)),
     choices / 2 * used / c.TERMS,
