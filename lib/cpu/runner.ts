@@ -3,7 +3,12 @@
  *
  * @module
  */
-import { type CachePass, positionsOf, requireRoom } from "../model/kv_cache.ts";
+import {
+  type CachePass,
+  type KeptCache,
+  positionsOf,
+  requireRoom,
+} from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
@@ -140,6 +145,10 @@ export class CpuRunner implements Runner {
       name: "the CPU",
       free: host.freeMemory(),
     });
+  }
+
+  get kept(): KeptCache {
+    return this.#cache;
   }
 
   cachedTokens(prompt: readonly number[]): number {

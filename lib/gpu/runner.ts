@@ -6,7 +6,7 @@
  */
 import type { CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
-import { positionsOf, requireRoom } from "../model/kv_cache.ts";
+import { type KeptCache, positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -156,6 +156,10 @@ export class GpuRunner implements Runner {
       binding: Math.min(maxStorageBufferBindingSize, maxBufferSize),
       free: gpu.software ? host.freeMemory() : undefined,
     });
+  }
+
+  get kept(): KeptCache {
+    return this.#one.cache;
   }
 
   cachedTokens(prompt: readonly number[]): number {

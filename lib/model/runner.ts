@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { KeptCache } from "./kv_cache.ts";
 import type { Sampling } from "./sampling.ts";
 
 /** An operation of a GPU run that had to run on the CPU. */
@@ -49,6 +50,8 @@ export interface Runner extends Disposable {
    * @throws {MemoryError} if it cannot.
    */
   requireRoom(sequences: number, context: number): void;
+  /** The cache of a single prompt; undefined if every run begins with an empty one. */
+  readonly kept: KeptCache | undefined;
   /**
    * How many tokens at the beginning of a prompt have their keys and values in the cache
    * since the last run of a single prompt; fewer than all.
