@@ -1,7 +1,7 @@
 import { chooseExpertGemv } from "../lib/dispatch/experts.ts";
 import { INTEGER_SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
-import { type ExpertCase, expertCase, expertCost } from "./expert_case.ts";
+import { type ExpertCase, expertCase, expertContract } from "./expert_case.ts";
 import { EXPERT_ROW, expertRows } from "./expert_gemv.ts";
 import {
   BODY,
@@ -22,14 +22,7 @@ import {
  */
 export const expertGemvInt8 = defineKernel<ExpertCase>({
   name: "expertGemvInt8",
-  buffers: ({ EPILOGUE }) => ({
-    w: "held k as unit",
-    x: "any k as span",
-    chosen: "choices used",
-    y: "inout any as scalar",
-    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
-  }),
-  uniforms: { n: "u32", first: "u32", stride: "u32", column: "u32" },
+  ...expertContract,
   constants: {
     EXPERTS: 1,
     WHOLE: 1,
@@ -58,7 +51,6 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
     choices / 2 * used / c.TERMS,
     1,
   ],
-  cost: (call) => expertCost(call, "w"),
   body: /* wgsl */ `
 ${EXPERT_ROW}
 

@@ -37,6 +37,17 @@ export const ENDING_MEMORY = /* wgsl */ `
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
 @if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }`;
 
+/** Begins `main`: the place of a thread, and its sums. */
+export const BEGINNING = /* wgsl */ `@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  let group = tid / LANES;
+  let part = wg.y * groups.x + wg.x;
+  let slice = group % SLICES;
+  let g = part * (GROUPS / SLICES) + group / SLICES;
+  @split var acc: array<f32, SUMS>;`;
+
 /** Adds up `acc` over lanes and slices, and writes the results. */
 export const ENDING = /* wgsl */ `  @if SUBGROUPS {
     @unroll for (var s = 0; s < LOG_LANES; s++) {
@@ -281,15 +292,7 @@ ${ENDING_MEMORY}
 
 ${W_ROW}
 
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) tid: u32) {
-  let lane = tid % LANES;
-  let group = tid / LANES;
-  let part = wg.y * groups.x + wg.x;
-  let slice = group % SLICES;
-  let g = part * (GROUPS / SLICES) + group / SLICES;
-  @split var acc: array<f32, SUMS>;
+${BEGINNING}
   @if W_VIEW == "vec4" {
     @split var raw: array<w_Raw, ROWS * STEPS>;
     @split var base: array<u32, ROWS>;

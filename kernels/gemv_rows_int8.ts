@@ -7,6 +7,7 @@ import { BLOCKS, room, rowSums, SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import {
+  BEGINNING,
   deriveEnding,
   ENDING,
   ENDING_MEMORY,
@@ -136,15 +137,7 @@ ${ENDING_MEMORY}
 
 ${W_ROW}
 
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) tid: u32) {
-  let lane = tid % LANES;
-  let group = tid / LANES;
-  let part = wg.y * groups.x + wg.x;
-  let slice = group % SLICES;
-  let g = part * (GROUPS / SLICES) + group / SLICES;
-  @split var acc: array<f32, SUMS>;
+${BEGINNING}
   @split var base: array<u32, ROWS>;
   @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
   for (var c = slice; c < CHUNKS; c += SLICES) {

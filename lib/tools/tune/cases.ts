@@ -233,24 +233,7 @@ function addExperts(
           rounded: half ? "f16" : "f32",
           run: (ops, given) => runExperts(which, ops, given),
         };
-        const known = cases.get(key);
-        if (known) {
-          if (known.labels.includes(which)) continue;
-          known.labels.push(which);
-          known.checks.push(check);
-        } else {
-          cases.set(key, {
-            key,
-            kernel,
-            target: parseKey(key)!,
-            labels: [which],
-            now: tunedConstants(kernel, constants),
-            rows,
-            length: rows === 1 ? 64 : 0,
-            head: false,
-            checks: [check],
-          });
-        }
+        addCheck(cases, key, check, { kernel, constants, rows });
       }
     }
   }
@@ -380,27 +363,40 @@ function addLinear(
         rounded: half ? "f16" : "f32",
         run: (ops, given) => runLinear(which, ops, given),
       };
-      const known = cases.get(key);
-      if (known) {
-        if (!known.labels.includes(which)) {
-          known.labels.push(which);
-          known.checks.push(check);
-        }
-        known.head ||= which === "lm_head";
-        continue;
-      }
-      cases.set(key, {
-        key,
-        kernel,
-        target: parseKey(key)!,
-        labels: [which],
-        now: tunedConstants(kernel, choice.constants),
-        rows,
-        length: rows === 1 ? 64 : 0,
-        head: which === "lm_head",
-        checks: [check],
-      });
+      const { constants } = choice;
+      addCheck(cases, key, check, { kernel, constants, rows });
+      cases.get(key)!.head ||= which === "lm_head";
     }
+  }
+}
+
+/** Adds a check to the case of `key`, unless that has one with this label. */
+function addCheck(
+  cases: Map<string, TuneCase>,
+  key: string,
+  check: Check,
+  { kernel, constants, rows }: {
+    kernel: Tunable;
+    constants: Constants;
+    rows: number;
+  },
+): void {
+  const known = cases.get(key), { label } = check;
+  if (known === undefined) {
+    cases.set(key, {
+      key,
+      kernel,
+      target: parseKey(key)!,
+      labels: [label],
+      now: tunedConstants(kernel, constants),
+      rows,
+      length: rows === 1 ? 64 : 0,
+      head: false,
+      checks: [check],
+    });
+  } else if (!known.labels.includes(label)) {
+    known.labels.push(label);
+    known.checks.push(check);
   }
 }
 
