@@ -1,6 +1,6 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
-import { isPowerOf2 } from "../lib/dispatch/limits.ts";
+import { isPowerOf2, type Tuning } from "../lib/dispatch/limits.ts";
 import { roundedBytes, roundedChunk } from "../lib/dispatch/linear.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
@@ -67,6 +67,46 @@ const addRests = /* wgsl */ `
           }
         }
       }`;
+
+/** What is tuned where workgroups round a row of x, which has `kOf` elements. */
+export function int8Tuning(
+  kOf: (target: LinearTarget) => number,
+): Tuning<LinearTarget> {
+  return {
+    of: "linear",
+    grid: {
+      WORKGROUP: [64, 128, 256, 512, 1024],
+      ROWS: [1, 2, 4],
+      STEPS: [1, 2, 4],
+      LOOPS: [1, 2, 4],
+    },
+    settle(target, given, device) {
+      const lanes = 2 ** laneConstants(device).LOG_LANES;
+      const most = Math.ceil(kOf(target) / target.format.loads[0] / lanes);
+      return { ...given, STEPS: Math.min(given.STEPS, most) };
+    },
+    needs(target, given, device) {
+      const k = kOf(target);
+      const { WORKGROUP, ROWS, STEPS, LOOPS } = given, loads = ROWS * STEPS;
+      const lanes = 2 ** laneConstants(device).LOG_LANES;
+      const { chunk, phases } = roundedChunk(k, device);
+      return {
+        threads: WORKGROUP,
+        bytes: roundedBytes(chunk) + 4 * phases * Math.ceil(chunk / 1024) + 4 +
+          4 * WORKGROUP / lanes,
+        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+          : target.swiglu && ROWS % 2
+          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
+          : loads > MOST_LOADS
+          ? `${loads} loads in flight, at most ${MOST_LOADS} fit registers with those that follow`
+          : phases > 1 && LOOPS > 1
+          ? `LOOPS is ${LOOPS}, must be 1: ${k} elements of x are rounded in ${phases} parts`
+          : undefined,
+      };
+    },
+  };
+}
 
 /** Rows of w per workgroup. */
 export const int8Rows = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
@@ -340,39 +380,7 @@ export const gemvInt8 = defineKernel<LinearCase>({
     EXPERTS: 0,
   },
   derive: (c, { m, k, parts }) => deriveInt8(c, { m, k, terms: 1, parts }),
-  tuning: {
-    of: "linear",
-    grid: {
-      WORKGROUP: [64, 128, 256, 512],
-      ROWS: [1, 2, 4],
-      STEPS: [1, 2, 4],
-      LOOPS: [1, 2, 4],
-    },
-    settle({ k, format }: LinearTarget, given, device) {
-      const lanes = 2 ** laneConstants(device).LOG_LANES;
-      const most = Math.ceil(k / format.loads[0] / lanes);
-      return { ...given, STEPS: Math.min(given.STEPS, most) };
-    },
-    needs({ k, swiglu }: LinearTarget, given, device) {
-      const { WORKGROUP, ROWS, STEPS, LOOPS } = given, loads = ROWS * STEPS;
-      const lanes = 2 ** laneConstants(device).LOG_LANES;
-      const { chunk, phases } = roundedChunk(k, device);
-      return {
-        threads: WORKGROUP,
-        bytes: roundedBytes(chunk) + 4 * phases * Math.ceil(chunk / 1024) + 4 +
-          4 * WORKGROUP / lanes,
-        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
-          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
-          : swiglu && ROWS % 2
-          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
-          : loads > MOST_LOADS
-          ? `${loads} loads in flight, at most ${MOST_LOADS} fit registers with those that follow`
-          : phases > 1 && LOOPS > 1
-          ? `LOOPS is ${LOOPS}, must be 1: ${k} elements of x are rounded in ${phases} parts`
-          : undefined,
-      };
-    },
-  },
+  tuning: int8Tuning(({ k }) => k),
   grid: ({ n }, constants) => splitGrid(n / int8Rows(constants)),
   cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `

@@ -38,6 +38,22 @@ export const ENDING_MEMORY = /* wgsl */ `
 @if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }`;
 
 /**
+ * Begins `main`: the place of a thread, and its sums. Workgroups of the same rows of w follow
+ * each other, so that they find them in a cache.
+ */
+export const BEGINNING = /* wgsl */ `@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  let group = tid / LANES;
+  let index = wg.y * groups.x + wg.x;
+  let part = index / SHARES;
+  let first = index % SHARES * M;
+  let slice = group % SLICES;
+  let g = part * (GROUPS / SLICES) + group / SLICES;
+  @split var acc: array<f32, SUMS>;`;
+
+/**
  * Adds up `acc` over lanes and slices, and writes the results of M rows from row `first` on.
  */
 export const ENDING = /* wgsl */ `  @if SUBGROUPS {
@@ -243,6 +259,7 @@ export const gemvRows = defineKernel<LinearCase>({
         ? 1
         : 0,
       ...deriveEnding(c),
+      SHARES: 1,
       PARTS: parts ?? 0,
       SHARE: share,
       ROUNDS: Math.ceil(m * share / Number(c.WORKGROUP)),
@@ -283,16 +300,7 @@ ${ENDING_MEMORY}
 
 ${W_ROW}
 
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) tid: u32) {
-  let lane = tid % LANES;
-  let group = tid / LANES;
-  let part = wg.y * groups.x + wg.x;
-  let slice = group % SLICES;
-  let g = part * (GROUPS / SLICES) + group / SLICES;
-  let first = 0u;
-  @split var acc: array<f32, SUMS>;
+${BEGINNING}
   @if W_VIEW == "vec4" {
     @split var raw: array<w_Raw, ROWS * STEPS>;
     @split var base: array<u32, ROWS>;

@@ -8,6 +8,7 @@ import { BLOCKS, room, rowSums, SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import {
+  BEGINNING,
   deriveEnding,
   ENDING,
   ENDING_MEMORY,
@@ -142,21 +143,10 @@ ${ENDING_MEMORY}
 
 ${W_ROW}
 
-// Row m of those from \`first\` on; past the last one again that one.
+// Row m of those from first on; past the last one again that one.
 fn x_row(first: u32, m: u32) -> u32 { return min(first + m, u.m - 1u); }
 
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) tid: u32) {
-  let lane = tid % LANES;
-  let group = tid / LANES;
-  // Workgroups with the same rows of w follow each other, so that one finds them in a cache.
-  let index = wg.y * groups.x + wg.x;
-  let part = index / SHARES;
-  let first = index % SHARES * M;
-  let slice = group % SLICES;
-  let g = part * (GROUPS / SLICES) + group / SLICES;
-  @split var acc: array<f32, SUMS>;
+${BEGINNING}
   @split var base: array<u32, ROWS>;
   @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
   for (var c = slice; c < CHUNKS; c += SLICES) {
