@@ -60,6 +60,7 @@ export type {
   ToolResultPart,
 } from "./lib/text/conversation.ts";
 export { type ChatOptions, renderChat } from "./lib/text/chat_template.ts";
+export { STORY_TEMPLATE } from "./lib/text/story_template.ts";
 export type { Prompt, PromptOptions } from "./lib/text/prompt.ts";
 export type {
   EmbedOptions,
@@ -73,6 +74,18 @@ export type {
   Qwen3Config,
   YarnScaling,
 } from "./lib/checkpoint/config.ts";
+export type {
+  Chat,
+  ChatContent,
+  ChatSettings,
+  SendOptions,
+} from "./lib/engine/chat.ts";
+export type {
+  LoadChatOptions,
+  SaveChatOptions,
+} from "./lib/engine/chat_file.ts";
+export type { CacheDtype } from "./lib/formats/cached.ts";
+export type { KeptCache } from "./lib/model/kv_cache.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
 export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/dispatch/device.ts";
@@ -93,4 +106,10 @@ export {
   type MatmulChoice,
   type MatmulKernel,
 } from "./lib/dispatch/matmul.ts";
+export {
+  type Served,
+  Server,
+  type ServerOptions,
+} from "./lib/server/server.ts";
+export type { Submitting } from "./lib/server/service.ts";
 export { prepareEnvironment } from "./lib/webgpu/environment.ts";

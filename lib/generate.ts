@@ -38,6 +38,13 @@ export interface GenerateOptions extends SamplingOptions, PromptOptions {
   stop?: string | string[];
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
+  /**
+   * Whether the run may continue from the keys and values of the last prompt and reply, as
+   * far as this prompt begins with the same tokens. They were rounded in passes of other
+   * sizes, so a likely token may lose to one that is as likely. Default: true, unless a
+   * `seed` is given, which promises the same reply each time.
+   */
+  reuse?: boolean;
   /** Ends the run at the next chunk of tokens; `finishReason` is then "aborted". */
   signal?: AbortSignal;
 }
@@ -54,9 +61,12 @@ const KINDS: Readonly<
   repetitionPenalty: undefined,
   seed: undefined,
   ignoreEos: "flag",
+  reuse: "flag",
   system: "text",
   thinking: "flag",
   tools: "list",
+  chatTemplate: "text",
+  templateVariables: "object",
   raw: "flag",
   signal: "signal",
 };
@@ -117,11 +127,13 @@ export interface RunStats {
   sequences: number;
   /** Prompt tokens, over all prompts. */
   promptTokens: number;
+  /** Those of them whose keys and values an earlier run had left; see `reuse`. */
+  cachedTokens: number;
   /** Tokens generated so far, including any end-of-text token. */
   tokens: number;
   /** Milliseconds from the start of the run to its first token; 0 before that token. */
   timeToFirstTokenMs: number;
-  /** Prompt tokens divided by the time to the first token. */
+  /** Prompt tokens that were not cached, divided by the time to the first token. */
   prefillTokensPerSecond: number;
   /** Decode rate, not counting the first token of each sequence. */
   decodeTokensPerSecond: number;
@@ -156,6 +168,8 @@ export interface RunParts {
     maxTokens: number;
     reply?: ReplyFormat;
   }[];
+  /** Prompt tokens that were cached before the run; 0 until it starts. */
+  cachedTokens: () => number;
   sampling: Sampling;
   eosTokenIds: readonly number[];
   stop: readonly string[];
@@ -163,6 +177,8 @@ export interface RunParts {
   tokenizer?: Tokenizer;
   /** Returns the device's name, for the summary. */
   device: () => string;
+  /** Called when the run starts; what it returns is disposed when the run has ended. */
+  begin?: () => Disposable;
   signal?: AbortSignal;
 }
 
@@ -321,13 +337,15 @@ export class BatchRun
     }
     const firstMs = Math.max(0, this.#first - this.#began);
     const rate = (n: number, ms: number) => ms > 0 ? n / ms * 1000 : 0;
-    const prefill = rate(promptTokens, firstMs);
+    const cachedTokens = this.#parts.cachedTokens();
+    const prefill = rate(promptTokens - cachedTokens, firstMs);
     const further = Math.max(0, tokens - sequences);
     const decode = rate(further, this.#last - this.#first);
     const whole = (n: number) => n >= 100 ? Math.round(n) : n.toFixed(1);
     const counted = (n: number, what: string) =>
       `${n} ${what}${n === 1 ? "" : "s"}`;
-    const prompt = counted(promptTokens, "prompt token");
+    const prompt = counted(promptTokens, "prompt token") +
+      (cachedTokens > 0 ? ` (${cachedTokens} cached)` : "");
     // The first token of a sequence belongs to the prompt's time, so it has no rate.
     const rates = tokens === 0
       ? `${prompt}, no tokens generated`
@@ -337,6 +355,7 @@ export class BatchRun
     return {
       sequences,
       promptTokens,
+      cachedTokens,
       tokens,
       timeToFirstTokenMs: firstMs,
       prefillTokensPerSecond: prefill,
@@ -402,6 +421,7 @@ export class BatchRun
     const growing = this.#growing, ends = new Set(eosTokenIds);
     this.#began = performance.now();
     let left = growing.length;
+    using _begun = this.#parts.begin?.();
     try {
       signal?.throwIfAborted();
       const chunks = this.#parts.start(steady);

@@ -36,7 +36,9 @@ import {
 } from "./errors.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
 import { newTokenLimit } from "./checkpoint/generation_config.ts";
+import { fingerprintOf } from "./checkpoint/fingerprint.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
+import { Chat, type ChatModel, type ChatSettings } from "./engine/chat.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
 import {
@@ -61,6 +63,7 @@ import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
 import { resolveSampling, type Sampling } from "./model/sampling.ts";
 import { givenOptions } from "./text/options.ts";
+import { STORY_TEMPLATE } from "./text/story_template.ts";
 import {
   missingTokenizer,
   readTokenizer,
@@ -141,6 +144,10 @@ function unfit(name: string, { is, why }: Purpose): string {
   return `${name} is ${is} (${why})`;
 }
 
+/** What errors call a prompt. */
+const promptName = (i: number, { length }: ArrayLike<unknown>) =>
+  length > 1 ? `prompt ${i}` : "the prompt";
+
 const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
 
 /**
@@ -170,6 +177,7 @@ export class Qwen3 implements Disposable {
   #placed: Placed;
   /** Why the model must move to the CPU, after the GPU failed and until it has moved. */
   #moving?: Choice;
+  #fingerprint?: Promise<string>;
   readonly #turns = new Turns();
 
   private constructor(
@@ -257,6 +265,20 @@ export class Qwen3 implements Disposable {
     this.#turns.requireModel("use the tokenizer");
     if (this.#tokenizer) return this.#tokenizer;
     throw missingTokenizer(this.#checkpoint.name);
+  }
+
+  /**
+   * The template that chats are rendered with: the checkpoint's, or for the embedded story
+   * model one that makes a story of a conversation ({@linkcode STORY_TEMPLATE}). `generate`
+   * uses only the checkpoint's.
+   *
+   * @throws {Error} if the model was disposed.
+   */
+  get chatTemplate(): string | undefined {
+    this.#turns.requireModel("use the chat template");
+    const { name } = this.#checkpoint;
+    return this.#tokenizer?.chatTemplate ??
+      (name === DEFAULT_MODEL ? STORY_TEMPLATE : undefined);
   }
 
   /** Whether the checkpoint has a tokenizer. */
@@ -510,21 +532,79 @@ export class Qwen3 implements Disposable {
     return new BatchRun(this.#parts(prompts, options));
   }
 
+  /**
+   * Begins a conversation, which keeps its messages and runs only what is new in each turn.
+   * It is rendered with the option `chatTemplate`, or {@linkcode chatTemplate}.
+   *
+   * ```ts
+   * import { loadQwen3 } from "../mod.ts";
+   *
+   * using qwen = await loadQwen3();
+   * const chat = qwen.chat({ maxTokens: 8 });
+   * const { text } = await chat.send("Once upon a time");
+   * console.log(text, chat.messages);
+   * ```
+   *
+   * @throws {OptionError} if an option is unknown or has a wrong value.
+   * @throws {Error} if the checkpoint has no tokenizer or no chat template, or the model was
+   * disposed.
+   */
+  chat(settings: ChatSettings = {}): Chat {
+    const cannot = "Cannot chat";
+    this.#turns.requireModel("chat");
+    this.#requireHead("chat");
+    requireKind(cannot, "the options argument", settings, "object");
+    const { tokenizer } = this, { name } = this.#checkpoint;
+    const template = settings.chatTemplate ?? this.chatTemplate;
+    if (template === undefined) {
+      throw new Error(
+        `${cannot}: ${name} has no chat template, the option chatTemplate can give one`,
+      );
+    }
+    const model: ChatModel = {
+      name: name === DEFAULT_MODEL ? "the story model" : shownUrl(name),
+      context: this.context,
+      config: this.config,
+      tokenizer,
+      run: (prompt, given, begin) => {
+        const options = checkGenerating({ ...given, chatTemplate: undefined });
+        this.#check("generate", prompt.tokenIds);
+        return new Run({ ...this.#partsOf([prompt], options), begin });
+      },
+      fingerprint: () => this.#fingerprint ??= fingerprintOf(this.#checkpoint),
+      withCache: (action, work) =>
+        this.#turns.once(
+          action,
+          undefined,
+          async (signal) => await work((await this.#ready(signal)).kept),
+        ),
+    };
+    return new Chat(model, template, settings);
+  }
+
   /** Validates prompts and options before anything runs. */
   #parts(prompts: readonly Prompt[], given: GenerateOptions): RunParts {
     this.#turns.requireModel("generate");
     this.#requireHead("generate");
     const options = checkGenerating(given);
+    return this.#partsOf(
+      prompts.map((prompt, i) => {
+        const where = prompts.length > 1 ? ` (prompt ${i})` : "";
+        const one = this.#encode(prompt, options, where);
+        this.#check("generate", one.tokenIds, promptName(i, prompts));
+        return one;
+      }),
+      options,
+    );
+  }
+
+  /** What a run of encoded prompts needs. */
+  #partsOf(
+    encoded: readonly EncodedPrompt[],
+    options: GenerateOptions,
+  ): RunParts {
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(options, generation);
-    const which = (i: number) =>
-      prompts.length > 1 ? `prompt ${i}` : "the prompt";
-    const encoded = prompts.map((prompt, i) => {
-      const where = prompts.length > 1 ? ` (${which(i)})` : "";
-      const one = this.#encode(prompt, options, where);
-      this.#check("generate", one.tokenIds, which(i));
-      return one;
-    });
     const ids = encoded.map(({ tokenIds }) => tokenIds);
     const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
     const stops = typeof stop === "string" ? [stop] : [...stop];
@@ -537,7 +617,8 @@ export class Qwen3 implements Disposable {
     }
     const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {
       const room = this.context - length;
-      const limit = maxTokens ?? newTokenLimit(generation, length, which(i));
+      const limit = maxTokens ??
+        newTokenLimit(generation, length, promptName(i, encoded));
       return {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
@@ -549,15 +630,18 @@ export class Qwen3 implements Disposable {
       const positions = positionsOf(ids, most, this.context);
       this.#placed.runner.requireRoom(ids.length, positions);
     }
+    const { reuse = options.seed === undefined } = options;
+    const how = { sampling, maxTokens: most, reuse, cached: 0 };
     return {
       start: (steady) =>
         this.#turns.run(
           "generate",
           signal,
-          (signal) => this.#start(ids, sampling, most, signal),
+          (signal) => this.#start(ids, how, signal),
           steady,
         ),
       sizes,
+      cachedTokens: () => how.cached,
       sampling,
       eosTokenIds: options.ignoreEos
         ? []
@@ -571,18 +655,32 @@ export class Qwen3 implements Disposable {
 
   /**
    * Runs the model. With device `auto`, starts over on the CPU if the GPU fails before
-   * the first token.
+   * the first token. Sets how many tokens of a single prompt were `cached`.
    */
   async *#start(
     prompts: readonly (readonly number[])[],
-    sampling: Sampling,
-    maxTokens: number,
+    how: {
+      readonly sampling: Sampling;
+      readonly maxTokens: number;
+      readonly reuse: boolean;
+      cached: number;
+    },
     signal: AbortSignal,
   ): ReturnType<Runner["generate"]> {
     let begun = false;
+    const { sampling, maxTokens, reuse } = how;
     const runner = await this.#ready(signal);
+    if (reuse && prompts.length === 1) {
+      how.cached = runner.cachedTokens(prompts[0]);
+    }
     try {
-      const run = runner.generate(prompts, sampling, maxTokens, signal);
+      const run = runner.generate(
+        prompts,
+        sampling,
+        maxTokens,
+        signal,
+        how.cached,
+      );
       for await (const ids of run) {
         begun = true;
         yield ids;
@@ -594,6 +692,7 @@ export class Qwen3 implements Disposable {
         this.device.kind === "gpu";
       if (!retry) throw error;
       signal.throwIfAborted();
+      how.cached = 0;
       this.#moving = gone(error, this.#options);
       const moved = await this.#ready(signal);
       yield* moved.generate(prompts, sampling, maxTokens, signal);

@@ -181,6 +181,13 @@ export class DebugRunner implements Runner {
     this.cpu.requireRoom(sequences, context);
   }
 
+  /** Every run checks the whole prompt. */
+  readonly kept = undefined;
+
+  cachedTokens(): number {
+    return 0;
+  }
+
   async *generate(
     prompts: readonly (readonly number[])[],
     sampling: Sampling,

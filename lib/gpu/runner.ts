@@ -6,7 +6,7 @@
  */
 import type { CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
-import { positionsOf, requireRoom } from "../model/kv_cache.ts";
+import { type KeptCache, positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -21,6 +21,7 @@ import {
 import { requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
+import type { GpuKvCache } from "./kv_cache.ts";
 import { GpuStates } from "./states.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
@@ -157,11 +158,20 @@ export class GpuRunner implements Runner {
     });
   }
 
+  get kept(): KeptCache {
+    return this.#one.cache;
+  }
+
+  cachedTokens(prompt: readonly number[]): number {
+    return this.#one.cache.heldOf(prompt);
+  }
+
   async *generate(
     prompts: readonly (readonly number[])[],
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
+    cached = 0,
   ): AsyncGenerator<readonly number[], void> {
     this.#requireDevice("generate");
     const sequences = prompts.length;
@@ -174,15 +184,17 @@ export class GpuRunner implements Runner {
     const texts = prompts.map((prompt) => [...prompt]);
     const batch = several ?? this.#one;
     for (let step = 0; step < maxTokens;) {
-      const shaders = () => batch.shaders(texts, this.prefillRows);
+      const shaders = () => batch.shaders(texts, this.prefillRows, cached);
       await this.#compileAhead(shaders, signal);
       let overflow = false;
       {
+        using _ = this.#begun(batch.cache, texts[0], cached);
         using loop = new DecodeLoop(batch, {
           sampling,
           step,
           maxTokens: maxTokens - step,
           prefillRows: this.prefillRows,
+          cached,
           signal,
           watcher: this.watcher,
         });
@@ -197,7 +209,30 @@ export class GpuRunner implements Runner {
       }
       // Continue after the accepted tokens with an f32 cache, which holds any value.
       if (overflow) await this.widen(several);
+      cached = 0;
     }
+  }
+
+  /**
+   * Begins a run on a text whose first `cached` tokens the cache holds. Once disposed, the
+   * cache knows the tokens whose keys and values it has: those of the passes that were
+   * submitted, and all that steps have run on since.
+   */
+  #begun(
+    cache: GpuKvCache,
+    text: readonly number[],
+    cached: number,
+  ): Disposable {
+    const { length } = text;
+    // Resuming keeps the flags: an aborted run may have set one that nobody has read.
+    if (cached > 0) cache.resume(cached);
+    else cache.reset();
+    return {
+      [Symbol.dispose]() {
+        const decoded = text.length > length;
+        cache.hold(text.slice(0, decoded ? -1 : cache.lengths[0]));
+      },
+    };
   }
 
   async #several(sequences: number, context: number): Promise<GpuSequences> {

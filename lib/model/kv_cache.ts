@@ -25,12 +25,39 @@ export interface CachePass {
   readonly tokens: number;
 }
 
+/** The cache of a single sequence, whose keys and values can be saved and restored. */
+export interface KeptCache {
+  /** The type of keys and values. */
+  readonly dtype: CacheDtype;
+  /** The most tokens. */
+  readonly context: number;
+  /** As {@linkcode KvCache.heldOf} says. */
+  heldOf(prompt: readonly number[]): number;
+  /**
+   * Keys and values of the first `tokens` positions: for each layer the keys, then the
+   * values, as {@linkcode cachedRanges} says.
+   */
+  save(tokens: number): AsyncGenerator<Uint8Array<ArrayBuffer>, void>;
+  /**
+   * Replaces what the sequence holds by these tokens. `next` gives the parts that `save`
+   * gave, in order, by their size in bytes; if it throws, the cache is empty.
+   */
+  restore(
+    tokenIds: readonly number[],
+    next: (bytes: number) => Promise<Uint8Array<ArrayBuffer>>,
+  ): Promise<void>;
+  /** Forgets what the sequence holds. */
+  reset(): void;
+}
+
 /**
  * Keys and values of every layer, for one or more sequences. Each forward pass is
  * bracketed by {@linkcode begin} and {@linkcode advance}.
  */
 export class KvCache<T> {
   readonly #lengths: Uint32Array<ArrayBuffer>;
+  /** The first tokens of sequence 0, as far as they are known. */
+  #held: readonly number[] = [];
   #pass?: CachePass;
   #begun = false;
 
@@ -92,7 +119,50 @@ export class KvCache<T> {
 
   /** Sets how many tokens are cached, per sequence; none by default. */
   reset(lengths: ArrayLike<number> = new Uint32Array(this.sequences)): void {
+    this.#held = [];
     this.#lengths.set(lengths);
+    this.#begun = false;
+    this.lengthsChanged();
+  }
+
+  /**
+   * Says which tokens the keys and values of sequence 0 belong to, so that a prompt that
+   * begins with them can {@linkcode resume}. Forgotten when lengths are set.
+   */
+  hold(tokens: readonly number[]): void {
+    // Steps past the end of a context overwrite the last position.
+    this.#held = tokens.slice(0, this.context - 1);
+  }
+
+  /** The tokens given to {@linkcode hold}. */
+  get held(): readonly number[] {
+    return this.#held;
+  }
+
+  /**
+   * How many tokens at the beginning of a prompt sequence 0 holds; not the last one, which
+   * has to run for its logits.
+   */
+  heldOf(prompt: readonly number[]): number {
+    const most = Math.min(this.#held.length, prompt.length - 1);
+    let n = 0;
+    while (n < most && this.#held[n] === prompt[n]) n++;
+    return n;
+  }
+
+  /**
+   * Continues after the first `length` tokens that sequence 0 holds.
+   *
+   * @throws {Error} if it holds fewer.
+   */
+  resume(length: number): void {
+    if (length > this.#held.length) {
+      throw new Error(
+        `Cannot resume after ${length} tokens: the KV cache holds ${this.#held.length}`,
+      );
+    }
+    this.#held = [];
+    this.#lengths.fill(0)[0] = length;
     this.#begun = false;
     this.lengthsChanged();
   }

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { KeptCache } from "./kv_cache.ts";
 import type { Sampling } from "./sampling.ts";
 
 /** An operation of a GPU run that had to run on the CPU. */
@@ -49,6 +50,13 @@ export interface Runner extends Disposable {
    * @throws {MemoryError} if it cannot.
    */
   requireRoom(sequences: number, context: number): void;
+  /** The cache of a single prompt; undefined if every run begins with an empty one. */
+  readonly kept: KeptCache | undefined;
+  /**
+   * How many tokens at the beginning of a prompt have their keys and values in the cache
+   * since the last run of a single prompt; fewer than all.
+   */
+  cachedTokens(prompt: readonly number[]): number;
   /**
    * Samples up to `maxTokens` tokens after each prompt, with all sequences in lockstep.
    * Yields chunks of ids: one token of each sequence, then the next of each. The first
@@ -58,6 +66,9 @@ export interface Runner extends Disposable {
    * those that are finished, and leaves the loop to stop. A sequence that fills its context
    * keeps overwriting its last position, and its further tokens are meaningless.
    *
+   * A single prompt may leave out its first `cached` tokens, at most as many as
+   * `cachedTokens` says.
+   *
    * @throws {MemoryError} if several sequences do not fit (see `requireRoom`).
    */
   generate(
@@ -65,5 +76,6 @@ export interface Runner extends Disposable {
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
+    cached?: number,
   ): AsyncGenerator<readonly number[], void>;
 }
