@@ -26,7 +26,7 @@ export abstract class State {
 
 /** How long a string may be from here on. */
 export interface Limits {
-  /** The same place in a string without limits. */
+  /** This place in a string without limits. */
   readonly unlimited: State;
   /** The characters that are still needed, and those for which there is room. */
   readonly need: number;

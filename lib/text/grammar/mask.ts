@@ -79,7 +79,8 @@ export class SchemaMask {
   readonly #vocab: number;
   readonly #ends: readonly number[];
   /** Tokens with a meaning; undefined where they have none. */
-  readonly #think: number | undefined;
+  /** Undefined once there was reasoning. */
+  #think: number | undefined;
   readonly #thinkEnd: number | undefined;
   readonly #call: number | undefined;
   #stage: Stage;
@@ -175,6 +176,7 @@ export class SchemaMask {
       const leads = tokenId === this.#think && this.#blank === "";
       if (leads) {
         this.#stage = "thinking";
+        this.#think = undefined;
         return;
       }
       if (tokenId === this.#call) {
