@@ -37,7 +37,7 @@ export class SchemaGrammar {
   readonly #afterThinking: Part;
 
   /** @throws {SchemaError} if the schema is wrong, or cannot be guaranteed. */
-  constructor(schema: object | boolean) {
+  constructor(schema: object | true) {
     this.#part = buildGrammar(schema === true ? { type: "object" } : schema);
     this.#afterThinking = {
       choice: [{ sequence: [literal(LINES), this.#part] }, this.#part],
@@ -66,6 +66,31 @@ export class SchemaGrammar {
       lead,
     );
   }
+}
+
+/** Grammars of the last schemas, by their JSON; a server is sent the same ones often. */
+const known = new Map<string, SchemaGrammar>();
+const MOST_KNOWN = 32;
+
+/**
+ * The grammar of a schema, which is kept for the next time.
+ *
+ * @throws {SchemaError} if the schema is wrong, or cannot be guaranteed.
+ */
+export function grammarOf(schema: object | true): SchemaGrammar {
+  let key: string;
+  try {
+    key = JSON.stringify(schema);
+  } catch {
+    return new SchemaGrammar(schema); // which says what is wrong
+  }
+  const grammar = known.get(key) ?? new SchemaGrammar(schema);
+  known.delete(key); // the last one goes last
+  known.set(key, grammar);
+  for (const oldest of known.keys()) {
+    if (known.size > MOST_KNOWN) known.delete(oldest);
+  }
+  return grammar;
 }
 
 /** Where a reply is. */

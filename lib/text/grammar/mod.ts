@@ -4,4 +4,4 @@
  * @module
  */
 export { SchemaError } from "./error.ts";
-export { type Lead, SchemaGrammar, SchemaMask } from "./mask.ts";
+export { grammarOf, type Lead, SchemaGrammar, SchemaMask } from "./mask.ts";
