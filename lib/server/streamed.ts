@@ -12,7 +12,7 @@ import { EventStream } from "./sse.ts";
 import { usageOf } from "./usage.ts";
 
 /** Milliseconds in which a failure still decides the status of the response. */
-const UNDECIDED_MS = 5000;
+export const UNDECIDED_MS = 5000;
 
 /** Fields of a choice in a chunk. */
 export type ChoiceFields = Record<string, unknown>;

@@ -1,0 +1,118 @@
+/**
+ * What requests say about a conversation: messages, the chat template, functions.
+ *
+ * @module
+ */
+import type { GenerateOptions } from "../generate.ts";
+import { described } from "../errors.ts";
+import { isObject, requireJsonValue } from "../json.ts";
+import {
+  type Message,
+  readTools as checkTools,
+  type Tool,
+  type ToolCall,
+} from "../text/conversation.ts";
+import {
+  ApiError,
+  CANNOT,
+  refusing,
+  unsupported,
+  wrongParameter,
+} from "./errors.ts";
+import type { Fields } from "./fields.ts";
+import { required } from "./parameters.ts";
+import { newId, type Service } from "./service.ts";
+
+/** Reads the list of messages; the chat template's renderer checks each. */
+export function readMessages(fields: Fields): Message[] {
+  const messages = fields.list("messages");
+  if (messages === undefined) throw required("messages");
+  const wrong = messages.findIndex((message) => !isObject(message));
+  if (messages.length > 0 && wrong < 0) return messages as unknown as Message[];
+  throw wrongParameter(
+    "messages",
+    wrong < 0
+      ? "has 0 messages, must have at least one"
+      : `has ${
+        described(messages[wrong])
+      } as message ${wrong}, must be an object`,
+  );
+}
+
+/** Reads the template and its variables. */
+export function readTemplate(
+  fields: Fields,
+  { chatTemplate, names: [name] }: Service,
+  effort: Effort | undefined = fields.oneOf("reasoning_effort", EFFORTS),
+): Pick<GenerateOptions, "chatTemplate" | "thinking" | "templateVariables"> {
+  if (chatTemplate === undefined) {
+    throw new ApiError(
+      400,
+      `Cannot chat: ${name} has no chat template; /v1/completions works without, and serve takes one with --chat-template`,
+      { param: "messages", code: "no_chat_template" },
+    );
+  }
+  const given = fields.object("chat_template_kwargs");
+  const thinking = given?.flag("enable_thinking");
+  if (effort === "none" && thinking === true) {
+    throw wrongParameter(
+      "reasoning_effort",
+      "is none with enable_thinking, must be one of them",
+    );
+  }
+  const { enable_thinking: _, ...variables } = given?.json ?? {};
+  for (const variable of Object.keys(variables)) {
+    if (chatTemplate.includes(variable)) continue;
+    throw wrongParameter(
+      `chat_template_kwargs.${variable}`,
+      "is given, but the chat template does not read it",
+    );
+  }
+  refusing(
+    "chat_template_kwargs",
+    () => requireJsonValue(variables, `${CANNOT}: chat_template_kwargs`),
+  );
+  return {
+    chatTemplate,
+    thinking: thinking ?? (effort === "none" ? false : undefined),
+    templateVariables: given && variables,
+  };
+}
+
+/** How much to think; the model decides, except that `none` turns it off. */
+export const EFFORTS = [
+  "none",
+  "minimal",
+  "low",
+  "medium",
+  "high",
+  "xhigh",
+] as const;
+type Effort = typeof EFFORTS[number];
+
+/** Reads which functions may be called: those given, or none. */
+export function readTools(
+  fields: Fields,
+  given: readonly unknown[],
+): Tool[] | undefined {
+  const choice = fields.get("tool_choice");
+  const tools = given.length > 0
+    ? refusing("tools", () => checkTools(given, CANNOT))
+    : undefined;
+  if (choice === undefined || choice === "auto") return tools;
+  if (choice === "none") return undefined;
+  if (choice === "required" || isObject(choice)) {
+    throw unsupported("tool_choice", "except for auto and none");
+  }
+  throw fields.wrong("tool_choice", "none, auto, required or a function");
+}
+
+/** A call with an id, and with its arguments as JSON. */
+export function callOf({ function: { name, arguments: given } }: ToolCall) {
+  const text = typeof given === "string" ? given : JSON.stringify(given);
+  return {
+    id: newId("call_"),
+    type: "function",
+    function: { name, arguments: text },
+  };
+}

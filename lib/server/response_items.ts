@@ -1,0 +1,137 @@
+/**
+ * The items of a response: reasoning, messages and function calls, with the events that tell
+ * a client how they grow.
+ *
+ * @module
+ */
+import type { Piece } from "../generate.ts";
+import type { ToolCall } from "../text/conversation.ts";
+import { callOf } from "./conversation.ts";
+import { newId } from "./service.ts";
+
+/** Text that grows, and what its item and events are called. */
+const KINDS = {
+  text: {
+    id: "msg_",
+    event: "response.output_text",
+    part: (text: string) => ({
+      type: "output_text",
+      text,
+      annotations: [],
+      logprobs: [],
+    }),
+    item: (content: object[]) => ({
+      type: "message",
+      role: "assistant",
+      content,
+    }),
+    more: { logprobs: [] },
+  },
+  reasoning: {
+    id: "rs_",
+    event: "response.reasoning_text",
+    part: (text: string) => ({ type: "reasoning_text", text }),
+    item: (content: object[]) => ({ type: "reasoning", summary: [], content }),
+    more: {},
+  },
+};
+
+/** An item that is complete, or was cut off. */
+export interface Output {
+  id: string;
+  type: string;
+  status: string;
+  [field: string]: unknown;
+}
+
+/** Sorts the pieces of a reply into items. */
+export class Items {
+  /** The items that have ended. */
+  readonly output: Output[] = [];
+  #open?: { id: string; kind: "text" | "reasoning"; text: string };
+  #calls = 0;
+
+  /** @param emit takes events: their type, and their fields */
+  constructor(readonly emit: (type: string, fields: object) => void) {}
+
+  /** Adds a piece; `calls` are all calls so far. */
+  add({ kind, text }: Piece, calls: readonly ToolCall[]): void {
+    if (kind === "tool") {
+      this.#close();
+      for (; this.#calls < calls.length; this.#calls++) {
+        this.#call(calls[this.#calls]);
+      }
+      return;
+    }
+    if (text === "") return;
+    if (this.#open?.kind !== kind) {
+      this.#close();
+      this.#begin(kind);
+    }
+    const open = this.#open!, { event, more } = KINDS[kind];
+    open.text += text;
+    this.emit(`${event}.delta`, {
+      ...this.#place(open.id),
+      delta: text,
+      ...more,
+    });
+  }
+
+  /** Ends the reply; an item that was cut off is incomplete. */
+  end(cut: boolean): void {
+    // A reply without anything is an empty message.
+    if (!this.#open && this.output.length === 0) this.#begin("text");
+    this.#close(cut ? "incomplete" : "completed");
+  }
+
+  #place(item_id: string) {
+    return { item_id, output_index: this.output.length, content_index: 0 };
+  }
+
+  #begin(kind: "text" | "reasoning"): void {
+    const { id: prefix, part, item } = KINDS[kind], id = newId(prefix);
+    this.#open = { id, kind, text: "" };
+    this.emit("response.output_item.added", {
+      output_index: this.output.length,
+      item: { id, status: "in_progress", ...item([]) },
+    });
+    this.emit("response.content_part.added", {
+      ...this.#place(id),
+      part: part(""),
+    });
+  }
+
+  #close(status = "completed"): void {
+    if (!this.#open) return;
+    const { id, kind, text } = this.#open;
+    const { event, part, item, more } = KINDS[kind], place = this.#place(id);
+    this.#open = undefined;
+    this.emit(`${event}.done`, { ...place, text, ...more });
+    this.emit("response.content_part.done", { ...place, part: part(text) });
+    this.#done({ id, status, ...item([part(text)]) });
+  }
+
+  /** A call, which comes whole. */
+  #call(call: ToolCall): void {
+    const id = newId("fc_"), output_index = this.output.length;
+    const { id: call_id, function: { name, arguments: text } } = callOf(call);
+    const item = { type: "function_call", call_id, name };
+    this.emit("response.output_item.added", {
+      output_index,
+      item: { id, status: "in_progress", ...item, arguments: "" },
+    });
+    const place = { item_id: id, output_index };
+    const event = "response.function_call_arguments";
+    this.emit(`${event}.delta`, { ...place, delta: text });
+    this.emit(`${event}.done`, { ...place, name, arguments: text });
+    this.#done({ id, status: "completed", ...item, arguments: text });
+  }
+
+  #done(item: Output): void {
+    this.emit("response.output_item.done", {
+      output_index: this.output.length,
+      item,
+    });
+    this.output.push(item);
+  }
+}
