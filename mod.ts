@@ -74,8 +74,26 @@ export type {
   Qwen3Config,
   YarnScaling,
 } from "./lib/checkpoint/config.ts";
+export type {
+  Chat,
+  ChatContent,
+  ChatSettings,
+  SendOptions,
+} from "./lib/engine/chat.ts";
+export type {
+  LoadChatOptions,
+  SaveChatOptions,
+} from "./lib/engine/chat_file.ts";
+export type { CacheDtype } from "./lib/formats/cached.ts";
+export type { KeptCache } from "./lib/model/kv_cache.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
-export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
+export type {
+  Logprobs,
+  Sampling,
+  SamplingOptions,
+  TokenLogprob,
+  TokenMask,
+} from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/dispatch/device.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export type { Choice } from "./lib/dispatch/choice.ts";

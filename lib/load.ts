@@ -33,10 +33,13 @@ import {
   explained,
   MemoryError,
   requireKind,
+  wrongOption,
 } from "./errors.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
 import { newTokenLimit } from "./checkpoint/generation_config.ts";
+import { fingerprintOf } from "./checkpoint/fingerprint.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
+import { Chat, type ChatModel, type ChatSettings } from "./engine/chat.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
 import {
@@ -59,7 +62,11 @@ import {
 } from "./place.ts";
 import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
-import { resolveSampling, type Sampling } from "./model/sampling.ts";
+import {
+  type MaskSource,
+  resolveSampling,
+  type Sampling,
+} from "./model/sampling.ts";
 import { givenOptions } from "./text/options.ts";
 import { STORY_TEMPLATE } from "./text/story_template.ts";
 import {
@@ -142,6 +149,10 @@ function unfit(name: string, { is, why }: Purpose): string {
   return `${name} is ${is} (${why})`;
 }
 
+/** What errors call a prompt. */
+const promptName = (i: number, { length }: ArrayLike<unknown>) =>
+  length > 1 ? `prompt ${i}` : "the prompt";
+
 const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
 
 /**
@@ -171,6 +182,7 @@ export class Qwen3 implements Disposable {
   #placed: Placed;
   /** Why the model must move to the CPU, after the GPU failed and until it has moved. */
   #moving?: Choice;
+  #fingerprint?: Promise<string>;
   readonly #turns = new Turns();
 
   private constructor(
@@ -525,21 +537,83 @@ export class Qwen3 implements Disposable {
     return new BatchRun(this.#parts(prompts, options));
   }
 
+  /**
+   * Begins a conversation, which keeps its messages and runs only what is new in each turn.
+   * It is rendered with the option `chatTemplate`, or {@linkcode chatTemplate}.
+   *
+   * ```ts
+   * import { loadQwen3 } from "../mod.ts";
+   *
+   * using qwen = await loadQwen3();
+   * const chat = qwen.chat({ maxTokens: 8 });
+   * const { text } = await chat.send("Once upon a time");
+   * console.log(text, chat.messages);
+   * ```
+   *
+   * @throws {OptionError} if an option is unknown or has a wrong value.
+   * @throws {Error} if the checkpoint has no tokenizer or no chat template, or the model was
+   * disposed.
+   */
+  chat(settings: ChatSettings = {}): Chat {
+    const cannot = "Cannot chat";
+    this.#turns.requireModel("chat");
+    this.#requireHead("chat");
+    requireKind(cannot, "the options argument", settings, "object");
+    const { tokenizer } = this, { name } = this.#checkpoint;
+    const template = settings.chatTemplate ?? this.chatTemplate;
+    if (template === undefined) {
+      throw new Error(
+        `${cannot}: ${name} has no chat template, the option chatTemplate can give one`,
+      );
+    }
+    const model: ChatModel = {
+      name: name === DEFAULT_MODEL ? "the story model" : shownUrl(name),
+      context: this.context,
+      config: this.config,
+      tokenizer,
+      run: (prompt, given, begin) => {
+        const options = checkGenerating({ ...given, chatTemplate: undefined });
+        this.#check("generate", prompt.tokenIds);
+        return new Run({ ...this.#partsOf([prompt], options), begin });
+      },
+      fingerprint: () => this.#fingerprint ??= fingerprintOf(this.#checkpoint),
+      withCache: (action, work) =>
+        this.#turns.once(
+          action,
+          undefined,
+          async (signal) => await work((await this.#ready(signal)).kept),
+        ),
+    };
+    return new Chat(model, template, settings);
+  }
+
   /** Validates prompts and options before anything runs. */
   #parts(prompts: readonly Prompt[], given: GenerateOptions): RunParts {
     this.#turns.requireModel("generate");
     this.#requireHead("generate");
     const options = checkGenerating(given);
+    return this.#partsOf(
+      prompts.map((prompt, i) => {
+        const where = prompts.length > 1 ? ` (prompt ${i})` : "";
+        const one = this.#encode(prompt, options, where);
+        this.#check("generate", one.tokenIds, promptName(i, prompts));
+        return one;
+      }),
+      options,
+    );
+  }
+
+  /** What a run of encoded prompts needs. */
+  #partsOf(
+    encoded: readonly EncodedPrompt[],
+    options: GenerateOptions,
+  ): RunParts {
     const { generation } = this.#checkpoint;
-    const sampling = resolveSampling(options, generation);
-    const which = (i: number) =>
-      prompts.length > 1 ? `prompt ${i}` : "the prompt";
-    const encoded = prompts.map((prompt, i) => {
-      const where = prompts.length > 1 ? ` (${which(i)})` : "";
-      const one = this.#encode(prompt, options, where);
-      this.#check("generate", one.tokenIds, which(i));
-      return one;
-    });
+    const sampling = resolveSampling(
+      options,
+      generation,
+      this.config.vocabSize,
+    );
     const ids = encoded.map(({ tokenIds }) => tokenIds);
     const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
     const stops = typeof stop === "string" ? [stop] : [...stop];
@@ -550,13 +624,23 @@ export class Qwen3 implements Disposable {
         }`,
       );
     }
+    if (options.mask && ids.length > 1) {
+      throw wrongOption(
+        "Cannot generate",
+        "mask",
+        options.mask,
+        `left out for ${ids.length} prompts, since it follows a single text`,
+      );
+    }
     const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {
       const room = this.context - length;
-      const limit = maxTokens ?? newTokenLimit(generation, length, which(i));
+      const limit = maxTokens ??
+        newTokenLimit(generation, length, promptName(i, encoded));
       return {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
         reply,
+        mask: options.mask,
       };
     });
     const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
@@ -567,11 +651,11 @@ export class Qwen3 implements Disposable {
     const { reuse = options.seed === undefined } = options;
     const how = { sampling, maxTokens: most, reuse, cached: 0 };
     return {
-      start: (steady) =>
+      start: (steady, masks) =>
         this.#turns.run(
           "generate",
           signal,
-          (signal) => this.#start(ids, how, signal),
+          (signal) => this.#start(ids, how, masks, signal),
           steady,
         ),
       sizes,
@@ -599,6 +683,7 @@ export class Qwen3 implements Disposable {
       readonly reuse: boolean;
       cached: number;
     },
+    masks: readonly (MaskSource | undefined)[] | undefined,
     signal: AbortSignal,
   ): ReturnType<Runner["generate"]> {
     let begun = false;
@@ -614,6 +699,7 @@ export class Qwen3 implements Disposable {
         maxTokens,
         signal,
         how.cached,
+        masks,
       );
       for await (const ids of run) {
         begun = true;
@@ -629,7 +715,7 @@ export class Qwen3 implements Disposable {
       how.cached = 0;
       this.#moving = gone(error, this.#options);
       const moved = await this.#ready(signal);
-      yield* moved.generate(prompts, sampling, maxTokens, signal);
+      yield* moved.generate(prompts, sampling, maxTokens, signal, 0, masks);
     }
   }
 

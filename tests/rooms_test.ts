@@ -30,7 +30,6 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   "lib/model": [LEAVES, "lib/formats", "lib/dispatch", "lib/checkpoint"],
   "lib/webgpu": [LEAVES, "lib/formats", "lib/dispatch"],
   "kernels": [LEAVES, "lib/formats", "lib/dispatch", "lib/webgpu"],
-  "lib/engine": [LEAVES, "lib/dispatch", "lib/text", "lib/model", DOORS],
   "lib/cpu": [
     LEAVES,
     "lib/formats",
@@ -47,6 +46,15 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "lib/webgpu",
     "lib/cpu",
     "kernels",
+  ],
+  "lib/engine": [
+    LEAVES,
+    "lib/formats",
+    "lib/dispatch",
+    "lib/checkpoint",
+    "lib/model",
+    "lib/text",
+    DOORS,
   ],
   "lib/gpu": [
     LEAVES,

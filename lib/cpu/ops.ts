@@ -123,7 +123,8 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       }));
       return { k, v };
     });
-    return new CpuKvCache(layers, sequences, context, () => {
+    const size = { sequences, context, dtype: kept };
+    return new CpuKvCache(layers, size, this.#config, () => {
       layers.length = 0;
       for (const both of stored.splice(0)) this.#kernels.release(both);
     });

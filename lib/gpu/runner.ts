@@ -6,7 +6,7 @@
  */
 import type { CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
-import { positionsOf, requireRoom } from "../model/kv_cache.ts";
+import { type KeptCache, positionsOf, requireRoom } from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -30,7 +30,12 @@ import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
 import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
-import { type Sampling, validToken } from "../model/sampling.ts";
+import {
+  type MaskSource,
+  type SampledTokens,
+  type Sampling,
+  validToken,
+} from "../model/sampling.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
@@ -158,6 +163,10 @@ export class GpuRunner implements Runner {
     });
   }
 
+  get kept(): KeptCache {
+    return this.#one.cache;
+  }
+
   cachedTokens(prompt: readonly number[]): number {
     return this.#one.cache.heldOf(prompt);
   }
@@ -168,7 +177,8 @@ export class GpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
     cached = 0,
-  ): AsyncGenerator<readonly number[], void> {
+    masks: readonly (MaskSource | undefined)[] = [],
+  ): AsyncGenerator<SampledTokens, void> {
     this.#requireDevice("generate");
     const sequences = prompts.length;
     using several = sequences > 1
@@ -190,6 +200,7 @@ export class GpuRunner implements Runner {
           step,
           maxTokens: maxTokens - step,
           prefillRows: this.prefillRows,
+          masks,
           cached,
           signal,
           watcher: this.watcher,

@@ -64,7 +64,7 @@ export function encodePrompt(
   options: PromptOptions,
   source: TokenizerSource,
 ): EncodedPrompt {
-  const { raw, system, thinking, tools } = options;
+  const { raw, thinking } = options;
   if (typeof prompt !== "string") {
     if (!Array.isArray(prompt)) {
       throw new TypeError(
@@ -113,6 +113,21 @@ export function encodePrompt(
   const messages: readonly Message[] = typeof prompt === "string"
     ? [{ role: "user", content: prompt }]
     : prompt as readonly Message[];
+  const { text, reply } = renderPrompt(template, messages, options, tokenizer);
+  return { tokenIds: encode(text, false), reply };
+}
+
+/**
+ * The text that a chat template makes of messages, and what it implies for the reply.
+ *
+ * @throws {Error} if they cannot be rendered.
+ */
+export function renderPrompt(
+  template: string,
+  messages: readonly Message[],
+  { system, thinking, tools, templateVariables }: PromptOptions,
+  { specialTokens }: Pick<Tokenizer, "specialTokens">,
+): { text: string; reply: ReplyFormat } {
   const text = renderChat(
     template,
     system === undefined
@@ -121,13 +136,10 @@ export function encodePrompt(
     {
       thinking,
       tools,
-      variables: { ...tokenizer.specialTokens, ...options.templateVariables },
+      variables: { ...specialTokens, ...templateVariables },
     },
   );
-  return {
-    tokenIds: encode(text, false),
-    reply: { thinking: /<think>\s*$/.test(text), tools },
-  };
+  return { text, reply: { thinking: /<think>\s*$/.test(text), tools } };
 }
 
 /** Refuses lists of neither messages nor token ids. */
@@ -148,10 +160,10 @@ function requireItems(prompt: readonly unknown[]): void {
 }
 
 /** Encodes a text, but stops early if it is far too long. */
-function encodeText(
+export function encodeText(
   text: string,
   addSpecialTokens: boolean,
-  tokenizer: Tokenizer,
+  tokenizer: Pick<Tokenizer, "encode">,
   context: number,
 ): number[] {
   const most = Math.max(COUNTED, 2 * context);
