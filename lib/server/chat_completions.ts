@@ -11,11 +11,14 @@ import {
   readTemplate,
   readTools,
 } from "./conversation.ts";
+import { wrongParameter } from "./errors.ts";
 import { Fields } from "./fields.ts";
 import { Generation } from "./generation.ts";
+import { chatLogprobs } from "./logprobs.ts";
 import {
   checkModel,
   FOR_OPENAI,
+  MOST_LOGPROBS,
   readDelivery,
   readMaxTokens,
   readSampling,
@@ -30,8 +33,10 @@ export async function chat(call: Call): Promise<Response> {
   const { service, signal } = call;
   const fields = new Fields(call.body);
   checkModel(fields, service);
+  const logprobs = readLogprobs(fields);
   const options: GenerateOptions = {
     ...readSampling(fields),
+    logprobs,
     maxTokens: readMaxTokens(fields, ["max_tokens", "max_completion_tokens"]),
     ...readTemplate(fields, service),
     tools: readTools(fields, fields.list("tools") ?? []),
@@ -71,21 +76,38 @@ export async function chat(call: Call): Promise<Response> {
       open: () => ({ delta: { role: "assistant", content: "" } }),
       write: (index, piece) => deltas[index].of(piece),
       empty: { delta: {} },
+      logprobs: logprobs === undefined ? undefined : (_, pieces) => ({
+        content: chatLogprobs(pieces, service.qwen),
+        refusal: null,
+      }),
     });
   }
-  await generation.finished();
+  const pieces = await generation.finished();
   return Response.json({
     ...head,
     choices: generation.runs.map((run, index) => ({
       index,
       message: messageOf(run),
-      logprobs: null,
+      logprobs: logprobs === undefined ? null : {
+        content: chatLogprobs(pieces[index], service.qwen),
+        refusal: null,
+      },
       finish_reason: generation.finishes[index],
       ...(delivery.tokenIds && { token_ids: run.tokenIds }),
     })),
     usage: usageOf(generation.counts),
     ...ids,
   });
+}
+
+/** Reads how many alternatives to each token are asked for; undefined without any scores. */
+function readLogprobs(fields: Fields): number | undefined {
+  const asked = fields.flag("logprobs") ?? false;
+  const top = fields.whole("top_logprobs", 0, MOST_LOGPROBS);
+  if (top !== undefined && top > 0 && !asked) {
+    throw wrongParameter("top_logprobs", "is given without logprobs: true");
+  }
+  return asked ? top ?? 0 : undefined;
 }
 
 /** The reply as a message, which may be sent back in the next request. */
@@ -134,8 +156,6 @@ class Deltas {
 /** Refuses parameters that have no effect here. */
 function refuseOthers(fields: Fields): void {
   fields.refuse({
-    logprobs: [false],
-    top_logprobs: [0],
     response_format: [{ type: "text" }],
     functions: [[]],
     function_call: ["none", "auto"],

@@ -130,17 +130,23 @@ export class Generation implements AsyncIterable<Step> {
     }
   }
 
-  /** Waits for all texts. */
-  async finished(): Promise<void> {
-    for await (const _ of this);
+  /** Waits for all texts; returns the pieces of each. */
+  async finished(): Promise<Piece[][]> {
+    const pieces: Piece[][] = this.runs.map(() => []);
+    for await (const step of this) {
+      if ("piece" in step) pieces[step.index].push(step.piece);
+    }
+    return pieces;
   }
 
   /** Tokens so far. */
   get counts(): Counts {
     const counts = { prompt: 0, cached: 0, completion: 0, reasoning: 0 };
     for (const [i, { stats }] of this.runs.entries()) {
-      if (i % this.#n === 0) counts.prompt += stats.promptTokens;
       counts.completion += stats.tokens;
+      if (i % this.#n > 0) continue;
+      counts.prompt += stats.promptTokens;
+      counts.cached += stats.cachedTokens;
     }
     return { ...counts, reasoning: this.#reasoning };
   }

@@ -14,27 +14,30 @@ const KINDS = {
   text: {
     id: "msg_",
     event: "response.output_text",
-    part: (text: string) => ({
+    part: (text: string, logprobs: readonly object[]) => ({
       type: "output_text",
       text,
       annotations: [],
-      logprobs: [],
+      logprobs,
     }),
     item: (content: object[]) => ({
       type: "message",
       role: "assistant",
       content,
     }),
-    more: { logprobs: [] },
+    scored: true,
   },
   reasoning: {
     id: "rs_",
     event: "response.reasoning_text",
     part: (text: string) => ({ type: "reasoning_text", text }),
     item: (content: object[]) => ({ type: "reasoning", summary: [], content }),
-    more: {},
+    scored: false,
   },
 };
+
+/** Gives the log probabilities of a piece's token; none if they are not asked for. */
+export type Scorer = (piece: Piece) => object[];
 
 /** An item that is complete, or was cut off. */
 export interface Output {
@@ -48,14 +51,29 @@ export interface Output {
 export class Items {
   /** The items that have ended. */
   readonly output: Output[] = [];
-  #open?: { id: string; kind: "text" | "reasoning"; text: string };
+  #open?: {
+    id: string;
+    kind: "text" | "reasoning";
+    text: string;
+    logprobs: object[];
+  };
+  /** Log probabilities of tokens that no event has had yet. */
+  #held: object[] = [];
   #calls = 0;
 
-  /** @param emit takes events: their type, and their fields */
-  constructor(readonly emit: (type: string, fields: object) => void) {}
+  /**
+   * @param emit takes events: their type, and their fields
+   * @param score gives log probabilities, if they are asked for
+   */
+  constructor(
+    readonly emit: (type: string, fields: object) => void,
+    readonly score: Scorer,
+  ) {}
 
   /** Adds a piece; `calls` are all calls so far. */
-  add({ kind, text }: Piece, calls: readonly ToolCall[]): void {
+  add(piece: Piece, calls: readonly ToolCall[]): void {
+    const { kind, text } = piece;
+    this.#held.push(...this.score(piece));
     if (kind === "tool") {
       this.#close();
       for (; this.#calls < calls.length; this.#calls++) {
@@ -68,12 +86,14 @@ export class Items {
       this.#close();
       this.#begin(kind);
     }
-    const open = this.#open!, { event, more } = KINDS[kind];
+    const open = this.#open!, { event, scored } = KINDS[kind];
     open.text += text;
+    const logprobs = this.#held.splice(0);
+    open.logprobs.push(...logprobs);
     this.emit(`${event}.delta`, {
       ...this.#place(open.id),
       delta: text,
-      ...more,
+      ...(scored && { logprobs }),
     });
   }
 
@@ -90,25 +110,26 @@ export class Items {
 
   #begin(kind: "text" | "reasoning"): void {
     const { id: prefix, part, item } = KINDS[kind], id = newId(prefix);
-    this.#open = { id, kind, text: "" };
+    this.#open = { id, kind, text: "", logprobs: [] };
     this.emit("response.output_item.added", {
       output_index: this.output.length,
       item: { id, status: "in_progress", ...item([]) },
     });
     this.emit("response.content_part.added", {
       ...this.#place(id),
-      part: part(""),
+      part: part("", []),
     });
   }
 
   #close(status = "completed"): void {
     if (!this.#open) return;
-    const { id, kind, text } = this.#open;
-    const { event, part, item, more } = KINDS[kind], place = this.#place(id);
+    const { id, kind, text, logprobs } = this.#open;
+    const { event, part, item, scored } = KINDS[kind];
+    const place = this.#place(id), whole = part(text, logprobs);
     this.#open = undefined;
-    this.emit(`${event}.done`, { ...place, text, ...more });
-    this.emit("response.content_part.done", { ...place, part: part(text) });
-    this.#done({ id, status, ...item([part(text)]) });
+    this.emit(`${event}.done`, { ...place, text, ...(scored && { logprobs }) });
+    this.emit("response.content_part.done", { ...place, part: whole });
+    this.#done({ id, status, ...item([whole]) });
   }
 
   /** A call, which comes whole. */

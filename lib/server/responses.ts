@@ -4,20 +4,22 @@
  *
  * @module
  */
-import type { GenerateOptions } from "../generate.ts";
+import type { GenerateOptions, Piece } from "../generate.ts";
 import { isObject } from "../json.ts";
 import { EFFORTS, readTemplate, readTools } from "./conversation.ts";
 import { errorBody, unsupported } from "./errors.ts";
 import { Fields } from "./fields.ts";
 import { Generation } from "./generation.ts";
+import { chatLogprobs } from "./logprobs.ts";
 import {
   checkModel,
   FOR_OPENAI,
+  MOST_LOGPROBS,
   readMaxTokens,
   readSampling,
 } from "./parameters.ts";
 import { readInput } from "./response_input.ts";
-import { Items, type Output } from "./response_items.ts";
+import { Items, type Output, type Scorer } from "./response_items.ts";
 import { type Call, newId, seconds } from "./service.ts";
 import { EventStream } from "./sse.ts";
 import { GONE, UNDECIDED_MS } from "./streamed.ts";
@@ -32,8 +34,10 @@ export async function respond(call: Call): Promise<Response> {
   const effort = reasoning?.oneOf("effort", EFFORTS);
   reasoning?.ignore(["summary", "generate_summary"]); // the reasoning is there, whole
   reasoning?.end();
+  const logprobs = readLogprobs(fields);
   const options: GenerateOptions = {
     ...readSampling(fields),
+    logprobs,
     ...readTemplate(fields, service, effort),
     maxTokens: readMaxTokens(fields, ["max_output_tokens"]),
     tools: readTools(fields, (fields.list("tools") ?? []).map(toolOf)),
@@ -48,11 +52,28 @@ export async function respond(call: Call): Promise<Response> {
     { param: "input", signal, oneCall },
   );
   const reply = new Reply(call, generation);
-  if (stream) return await streamEvents(call, generation, reply);
-  const items = new Items(() => {});
+  const scorer = (piece: Piece) =>
+    logprobs === undefined ? [] : chatLogprobs([piece], service.qwen);
+  if (stream) return await streamEvents(call, generation, reply, scorer);
+  const items = new Items(() => {}, scorer);
   await collect(generation, items);
   return Response.json(reply.ended(items.output));
 }
+
+/** Reads how many alternatives to each token are asked for; undefined without any scores. */
+function readLogprobs(fields: Fields): number | undefined {
+  const include = fields.list("include") ?? [];
+  const top = fields.whole("top_logprobs", 0, MOST_LOGPROBS);
+  const other = include.find((one) => !INCLUDED.includes(one));
+  if (other !== undefined) {
+    throw fields.wrong("include", `of ${INCLUDED.join(", ")}`);
+  }
+  return include.includes(LOGPROBS) || top ? top ?? 0 : undefined;
+}
+
+const LOGPROBS = "message.output_text.logprobs";
+/** What replies have more than by default; reasoning is never encrypted. */
+const INCLUDED: readonly unknown[] = [LOGPROBS, "reasoning.encrypted_content"];
 
 /** Sorts a text into items. */
 async function collect(generation: Generation, items: Items): Promise<void> {
@@ -67,6 +88,7 @@ async function streamEvents(
   { service }: Call,
   generation: Generation,
   reply: Reply,
+  scorer: Scorer,
 ): Promise<Response> {
   await generation.begun(UNDECIDED_MS);
   const stream = new EventStream(() => generation.abort(GONE), service.writeMs);
@@ -79,7 +101,7 @@ async function streamEvents(
     const begun = reply.begun();
     emit("response.created", { response: begun });
     emit("response.in_progress", { response: begun });
-    const items = new Items(emit);
+    const items = new Items(emit, scorer);
     await collect(generation, items);
     const response = reply.ended(items.output);
     emit(`response.${response.status}`, { response });
@@ -162,8 +184,6 @@ function refuseOthers(fields: Fields, stream: boolean): void {
     conversation: [],
     background: [false],
     truncation: ["disabled"],
-    include: [[], ["reasoning.encrypted_content"]],
-    top_logprobs: [0],
     max_tool_calls: [],
     prompt: [],
   }, {
