@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { GenerateOptions, Piece, Run } from "../generate.ts";
+import type { GenerateOptions, Piece } from "../generate.ts";
 import { encodePrompt } from "../text/prompt.ts";
 import {
   callOf,
@@ -26,6 +26,7 @@ import {
 } from "./parameters.ts";
 import { type Call, newId, seconds, sourceOf } from "./service.ts";
 import { type ChoiceFields, streamed } from "./streamed.ts";
+import { readFormat, type Reading } from "./structured.ts";
 import { usageOf } from "./usage.ts";
 
 /** Answers a request. */
@@ -34,18 +35,26 @@ export async function chat(call: Call): Promise<Response> {
   const fields = new Fields(call.body);
   checkModel(fields, service);
   const logprobs = readLogprobs(fields);
+  const template = readTemplate(fields, service);
+  const { demanded, ...choice } = readTools(fields, fields.list("tools") ?? []);
   const options: GenerateOptions = {
     ...readSampling(fields),
     logprobs,
     maxTokens: readMaxTokens(fields, ["max_tokens", "max_completion_tokens"]),
-    ...readTemplate(fields, service),
-    tools: readTools(fields, fields.list("tools") ?? []),
+    ...template,
+    ...readFormat(fields.object("response_format"), true),
+    ...choice,
+    templateVariables: {
+      ...template.templateVariables,
+      ...choice.templateVariables,
+    },
   };
   const delivery = readDelivery(fields);
   const messages = readMessages(fields);
   const { asked, n } = readTexts(fields, [{
     prompt: messages,
     options,
+    demanded,
   }]);
   const oneCall = fields.flag("parallel_tool_calls") === false;
   refuseOthers(fields);
@@ -111,7 +120,7 @@ function readLogprobs(fields: Fields): number | undefined {
 }
 
 /** The reply as a message, which may be sent back in the next request. */
-function messageOf({ text, reasoning, toolCalls }: Run) {
+function messageOf({ text, reasoning, toolCalls }: Reading) {
   return {
     role: "assistant",
     content: text === "" && toolCalls.length > 0 ? null : text,
@@ -125,7 +134,7 @@ function messageOf({ text, reasoning, toolCalls }: Run) {
 class Deltas {
   #calls = 0;
 
-  constructor(readonly run: Run) {}
+  constructor(readonly run: Reading) {}
 
   of({ kind, text }: Piece): ChoiceFields[] {
     if (kind === "tool") return this.#newCalls();
@@ -156,7 +165,6 @@ class Deltas {
 /** Refuses parameters that have no effect here. */
 function refuseOthers(fields: Fields): void {
   fields.refuse({
-    response_format: [{ type: "text" }],
     functions: [[]],
     function_call: ["none", "auto"],
     modalities: [["text"]],

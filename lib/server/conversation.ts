@@ -12,16 +12,11 @@ import {
   type Tool,
   type ToolCall,
 } from "../text/conversation.ts";
-import {
-  ApiError,
-  CANNOT,
-  refusing,
-  unsupported,
-  wrongParameter,
-} from "./errors.ts";
+import { ApiError, CANNOT, refusing, wrongParameter } from "./errors.ts";
 import type { Fields } from "./fields.ts";
 import { required } from "./parameters.ts";
 import { newId, type Service } from "./service.ts";
+import { type Demand, demandCall, namedTool } from "./structured.ts";
 
 /** Reads the list of messages; the chat template's renderer checks each. */
 export function readMessages(fields: Fields): Message[] {
@@ -90,21 +85,26 @@ export const EFFORTS = [
 ] as const;
 type Effort = typeof EFFORTS[number];
 
-/** Reads which functions may be called: those given, or none. */
+/** The functions that may be called, or how one is demanded. */
+type Choice = { tools?: Tool[] } & Partial<Demand>;
+
+/** Reads which functions may be called, or that one must be. */
 export function readTools(
   fields: Fields,
   given: readonly unknown[],
-): Tool[] | undefined {
+): Choice {
   const choice = fields.get("tool_choice");
-  const tools = given.length > 0
-    ? refusing("tools", () => checkTools(given, CANNOT))
-    : undefined;
-  if (choice === undefined || choice === "auto") return tools;
-  if (choice === "none") return undefined;
-  if (choice === "required" || isObject(choice)) {
-    throw unsupported("tool_choice", "except for auto and none");
+  const tools = refusing("tools", () => checkTools(given, CANNOT));
+  if (choice === "none") return {};
+  if (choice === undefined || choice === "auto") {
+    return tools.length > 0 ? { tools } : {};
   }
-  throw fields.wrong("tool_choice", "none, auto, required or a function");
+  if (isObject(choice)) return demandCall(tools, [namedTool(choice, tools)]);
+  if (choice !== "required") {
+    throw fields.wrong("tool_choice", "none, auto, required or a function");
+  }
+  if (tools.length > 0) return demandCall(tools, tools);
+  throw wrongParameter("tool_choice", "is required without tools");
 }
 
 /** A call with an id, and with its arguments as JSON. */

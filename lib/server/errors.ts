@@ -75,6 +75,15 @@ export function refusing<T>(param: string, work: () => T): T {
   }
 }
 
+/** Does as {@linkcode refusing}; the parameter is at fault whatever an error names. */
+export function refusingAt<T>(param: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw new ApiError(400, errorText(error), { param });
+  }
+}
+
 /** An error of the library as one of the request, unless it comes from elsewhere. */
 export function refused(error: unknown, param: string): unknown {
   const elsewhere = error instanceof ApiError ||

@@ -147,10 +147,10 @@ export function readTexts(
 ): { asked: Asked[]; n: number } {
   const n = fields.whole("n", 1, MOST_TEXTS) ?? 1;
   const texts = prompts.flatMap((one) => Array.from({ length: n }, () => one));
-  const asked = texts.map(({ prompt, options }, i) => {
-    const { seed } = options;
-    if (seed === undefined || i === 0) return { prompt, options };
-    return { prompt, options: { ...options, seed: (seed + i) % 2 ** 32 } };
+  const asked = texts.map((one, i) => {
+    const { seed } = one.options;
+    if (seed === undefined || i === 0) return one;
+    return { ...one, options: { ...one.options, seed: (seed + i) % 2 ** 32 } };
   });
   return { asked, n };
 }

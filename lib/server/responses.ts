@@ -23,6 +23,7 @@ import { Items, type Output, type Scorer } from "./response_items.ts";
 import { type Call, newId, seconds } from "./service.ts";
 import { EventStream } from "./sse.ts";
 import { GONE, UNDECIDED_MS } from "./streamed.ts";
+import { readFormat } from "./structured.ts";
 import { responseUsageOf } from "./usage.ts";
 
 /** Answers a request. */
@@ -35,12 +36,20 @@ export async function respond(call: Call): Promise<Response> {
   reasoning?.ignore(["summary", "generate_summary"]); // the reasoning is there, whole
   reasoning?.end();
   const logprobs = readLogprobs(fields);
+  const template = readTemplate(fields, service, effort);
+  const tools = (fields.list("tools") ?? []).map(toolOf);
+  const { demanded, ...choice } = readTools(fields, tools);
   const options: GenerateOptions = {
     ...readSampling(fields),
     logprobs,
-    ...readTemplate(fields, service, effort),
+    ...template,
     maxTokens: readMaxTokens(fields, ["max_output_tokens"]),
-    tools: readTools(fields, (fields.list("tools") ?? []).map(toolOf)),
+    ...readText(fields),
+    ...choice,
+    templateVariables: {
+      ...template.templateVariables,
+      ...choice.templateVariables,
+    },
   };
   const messages = readInput(fields);
   const oneCall = fields.flag("parallel_tool_calls") === false;
@@ -48,7 +57,7 @@ export async function respond(call: Call): Promise<Response> {
   refuseOthers(fields, stream);
   const generation = new Generation(
     service,
-    [{ prompt: messages, options }],
+    [{ prompt: messages, options, demanded }],
     { param: "input", signal, oneCall },
   );
   const reply = new Reply(call, generation);
@@ -174,11 +183,17 @@ function toolOf(tool: unknown, i: number): unknown {
   return { type, function: rest };
 }
 
+/** Reads the format of the text. */
+function readText(fields: Fields): Pick<GenerateOptions, "schema"> {
+  const text = fields.object("text");
+  text?.refuse({ verbosity: ["medium"] });
+  const format = readFormat(text?.object("format"), false);
+  text?.end();
+  return format;
+}
+
 /** Refuses parameters that have no effect here. */
 function refuseOthers(fields: Fields, stream: boolean): void {
-  const text = fields.object("text");
-  text?.refuse({ format: [{ type: "text" }], verbosity: ["medium"] });
-  text?.end();
   fields.refuse({
     previous_response_id: [],
     conversation: [],

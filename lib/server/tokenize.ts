@@ -27,12 +27,22 @@ export function tokenize({ service, body }: Call): Response {
   } else if (fields.get("messages") !== undefined) {
     const messages = readMessages(fields);
     const options = readTemplate(fields, service);
-    const tools = readTools(fields, fields.list("tools") ?? []);
+    const { tools, templateVariables } = readTools(
+      fields,
+      fields.list("tools") ?? [],
+    );
     fields.end();
     tokens = refusing("messages", () =>
       encodePrompt(
         messages,
-        { ...options, tools },
+        {
+          ...options,
+          tools,
+          templateVariables: {
+            ...options.templateVariables,
+            ...templateVariables,
+          },
+        },
         sourceOf(service),
       ).tokenIds);
   } else throw required("prompt");
