@@ -66,8 +66,11 @@ import {
   type MaskSource,
   resolveSampling,
   type Sampling,
+  type TokenMask,
 } from "./model/sampling.ts";
+import { grammarOf } from "./text/grammar/mod.ts";
 import { givenOptions } from "./text/options.ts";
+import type { ReplyFormat } from "./text/reply.ts";
 import { STORY_TEMPLATE } from "./text/story_template.ts";
 import {
   missingTokenizer,
@@ -615,7 +618,10 @@ export class Qwen3 implements Disposable {
       this.config.vocabSize,
     );
     const ids = encoded.map(({ tokenIds }) => tokenIds);
-    const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
+    const { maxTokens, schema, signal } = options;
+    // The model's own stop strings could cut JSON off.
+    const { stop = schema ? [] : generation.stopStrings ?? [] } = options;
+    const maskOf = this.#masks(options);
     const stops = typeof stop === "string" ? [stop] : [...stop];
     if (stops.length > 0 && !this.hasTokenizer) {
       throw new Error(
@@ -639,8 +645,8 @@ export class Qwen3 implements Disposable {
       return {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
-        reply,
-        mask: options.mask,
+        reply: reply && { ...reply, json: schema !== undefined },
+        mask: maskOf(reply),
       };
     });
     const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
@@ -661,14 +667,43 @@ export class Qwen3 implements Disposable {
       sizes,
       cachedTokens: () => how.cached,
       sampling,
-      eosTokenIds: options.ignoreEos
-        ? []
-        : generation.eosTokenIds ?? this.config.eosTokenIds,
+      eosTokenIds: options.ignoreEos ? [] : this.#ends,
       stop: stops,
       tokenizer: this.#tokenizer,
       device: () => this.device.adapter,
       signal,
     };
+  }
+
+  /** The tokens that end a reply. */
+  get #ends(): readonly number[] {
+    return this.#checkpoint.generation.eosTokenIds ?? this.config.eosTokenIds;
+  }
+
+  /** Makes the mask of each reply. */
+  #masks(
+    { mask, schema, thinking, chatTemplate }: GenerateOptions,
+  ): (reply?: ReplyFormat) => TokenMask | undefined {
+    if (schema === undefined) return () => mask;
+    if (!this.hasTokenizer) {
+      throw new Error(
+        `Cannot generate: a schema needs a tokenizer, ${
+          withoutTokenizer(this.#checkpoint.name)
+        }`,
+      );
+    }
+    const { tokenizer } = this, grammar = grammarOf(schema);
+    const template = chatTemplate ?? tokenizer.chatTemplate ?? "";
+    const mayThink = thinking !== false && template.includes("<think>");
+    return (reply) =>
+      grammar.mask(tokenizer, this.config.vocabSize, this.#ends, {
+        thinking: reply?.thinking
+          ? "open"
+          : reply && mayThink
+          ? "allowed"
+          : "none",
+        calls: reply?.tools && reply.tools.length > 0,
+      });
   }
 
   /**
