@@ -39,12 +39,12 @@ const BODIES: Record<string, Json> = {
     prompt: ["Once upon", [5, 6, 7]],
     max_tokens: 3,
     n: 2,
-    echo: true,
     ignore_eos: true,
     return_token_ids: true,
     stream_options: null,
-    presence_penalty: 0,
-    logit_bias: {},
+    presence_penalty: 0.5,
+    logit_bias: { 5: -100 },
+    logprobs: 2,
   },
   "/v1/chat/completions": {
     ...SAMPLING,
@@ -55,9 +55,31 @@ const BODIES: Record<string, Json> = {
       { role: "user", content: "a time" },
     ],
     max_completion_tokens: 3,
-    tools: null,
-    tool_choice: "auto",
-    response_format: { type: "text" },
+    logprobs: true,
+    top_logprobs: 2,
+    tools: [{
+      type: "function",
+      function: {
+        name: "f",
+        parameters: { properties: { n: { type: "integer" } } },
+      },
+    }],
+    tool_choice: "required",
+    response_format: {
+      type: "json_schema",
+      json_schema: {
+        name: "x",
+        schema: {
+          type: "object",
+          properties: {
+            a: { type: "integer", minimum: 1, maximum: 9 },
+            b: { anyOf: [{ enum: ["x", "y"] }, { $ref: "#/$defs/c" }] },
+          },
+          required: ["a"],
+          $defs: { c: { type: "string", pattern: "^[a-z]+$", maxLength: 4 } },
+        },
+      },
+    },
     chat_template_kwargs: {},
     reasoning_effort: "low",
     parallel_tool_calls: false,
@@ -88,6 +110,9 @@ const BODIES: Record<string, Json> = {
   },
   "/tokenize": { prompt: "Once", messages: [{ role: "user", content: "Hi" }] },
 };
+/** A template with a place for functions, which the story model's own has not. */
+const CHAT_TEMPLATE =
+  "{{ tools | tojson if tools else '' }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{% endfor %}";
 const NAMES = [
   ...Object.values(BODIES).flatMap((body) => Object.keys(body)),
   ...["n", "stream", "messages", "prompt", "input", "tool_calls", "logprobs"],
@@ -101,6 +126,10 @@ function damaged(random: Random): { path: string; body: Uint8Array } {
   if (random.int(0, 2) === 0) {
     fields.stream = true;
     fields.stream_options = { include_usage: true };
+  }
+  // What demands JSON is left out of most.
+  for (const name of ["stop", "tool_choice", "response_format", "logprobs"]) {
+    if (random.int(0, 1) === 0) delete fields[name];
   }
   if (random.int(0, 9) === 0 && "messages" in fields) {
     fields.messages = [
@@ -119,8 +148,8 @@ function damaged(random: Random): { path: string; body: Uint8Array } {
   return { path, body };
 }
 
-/** Checks an answer, or leaves in the middle of it. */
-async function check(server: Server, random: Random): Promise<void> {
+/** Checks an answer, or leaves in the middle of it; returns its status. */
+async function check(server: Server, random: Random): Promise<number> {
   const { path, body } = damaged(random);
   const what = `${path} ${new TextDecoder().decode(body).slice(0, 2000)}`;
   const client = new AbortController();
@@ -137,17 +166,17 @@ async function check(server: Server, random: Random): Promise<void> {
   const isStream = response.headers.get("content-type")?.includes("event-");
   if (isStream && leaves) {
     await response.body!.cancel();
-    return;
+    return status;
   }
   const text = await response.text();
   assert(STATUSES.includes(status), `${status} for ${what}: ${text}`);
   if (isStream) {
     const last = eventsOf(text).at(-1) ?? text;
     assert(/^\[DONE\]$|"error"|response\.(com|incom)/.test(last), last);
-    return;
+    return status;
   }
   const json = JSON.parse(text);
-  if (status === 200) return;
+  if (status === 200) return status;
   const { message, type, param, code } = json.error;
   assertEquals(Object.keys(json.error).length, 4);
   assert(/^Cannot /.test(message), `${message} for ${what}`);
@@ -156,6 +185,7 @@ async function check(server: Server, random: Random): Promise<void> {
   for (const one of [param, code]) {
     assert(one === null || typeof one === "string", `${one}`);
   }
+  return status;
 }
 
 randomTest(
@@ -164,16 +194,16 @@ randomTest(
     using qwen = await loadQwen3(undefined, {
       device: "cpu",
       threads: 1,
-      context: 48,
+      context: 96,
     });
-    const errors: string[] = [];
+    const errors: string[] = [], statuses: number[] = [];
     const server = new Server({
       queue: 60,
       seconds: 20,
       bodyBytes: 1 << 16,
       onError: (line) => errors.push(line),
     });
-    server.serve({ qwen, names: ["m"] });
+    server.serve({ qwen, names: ["m"], chatTemplate: CHAT_TEMPLATE });
     const metrics = async () =>
       await (await server.fetch(new Request("http://localhost/metrics")))
         .text();
