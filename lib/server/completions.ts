@@ -5,7 +5,7 @@
  */
 import { Fields } from "./fields.ts";
 import { type Asked, Generation } from "./generation.ts";
-import { unsupported } from "./errors.ts";
+import { required, unsupported } from "./errors.ts";
 import { TextLogprobs } from "./logprobs.ts";
 import {
   asTokenIds,
@@ -16,7 +16,6 @@ import {
   readMaxTokens,
   readSampling,
   readTexts,
-  required,
 } from "./parameters.ts";
 import {
   type Call,

@@ -12,9 +12,14 @@ import {
   type Tool,
   type ToolCall,
 } from "../text/conversation.ts";
-import { ApiError, CANNOT, refusing, wrongParameter } from "./errors.ts";
+import {
+  ApiError,
+  CANNOT,
+  refusing,
+  required,
+  wrongParameter,
+} from "./errors.ts";
 import type { Fields } from "./fields.ts";
-import { required } from "./parameters.ts";
 import { newId, type Service } from "./service.ts";
 import { type Demand, demandCall, namedTool } from "./structured.ts";
 

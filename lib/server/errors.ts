@@ -51,6 +51,14 @@ export function unsupported(param: string, instead = ""): ApiError {
   );
 }
 
+/** A field that must be there. */
+export function required(name: string): ApiError {
+  return new ApiError(400, `${CANNOT}: ${name} is missing, must be given`, {
+    param: name,
+    code: "missing_required_parameter",
+  });
+}
+
 /** What requests call the library's options. */
 const PARAMETERS: Readonly<Record<string, string>> = {
   maxTokens: "max_tokens",

@@ -5,7 +5,7 @@
  */
 import type { GenerateOptions } from "../generate.ts";
 import { described } from "../errors.ts";
-import { ApiError, CANNOT, wrongParameter } from "./errors.ts";
+import { ApiError, wrongParameter } from "./errors.ts";
 import type { Fields } from "./fields.ts";
 import type { Asked } from "./generation.ts";
 import type { Service } from "./service.ts";
@@ -161,12 +161,4 @@ export function asTokenIds(value: unknown): number[] | undefined {
       value.every((id) => typeof id === "number")
     ? value
     : undefined;
-}
-
-/** A field that must be there. */
-export function required(name: string): ApiError {
-  return new ApiError(400, `${CANNOT}: ${name} is missing, must be given`, {
-    param: name,
-    code: "missing_required_parameter",
-  });
 }

@@ -6,9 +6,8 @@
 import { described, quoted } from "../errors.ts";
 import { isObject } from "../json.ts";
 import type { Message, ToolCall } from "../text/conversation.ts";
-import { wrongParameter } from "./errors.ts";
+import { required, wrongParameter } from "./errors.ts";
 import { Fields } from "./fields.ts";
-import { required } from "./parameters.ts";
 
 /** Fields of items that the template does not read, some of them clients' own. */
 const RECORDS = ["id", "status", "phase", "parsed_arguments"];

@@ -7,9 +7,8 @@ import type { GenerateOptions, Piece, Run } from "../generate.ts";
 import { isObject } from "../json.ts";
 import type { Tool, ToolCall } from "../text/conversation.ts";
 import { grammarOf } from "../text/grammar/mod.ts";
-import { refusingAt, wrongParameter } from "./errors.ts";
+import { refusingAt, required, wrongParameter } from "./errors.ts";
 import type { Fields } from "./fields.ts";
-import { required } from "./parameters.ts";
 
 /** Reads the format of a reply; the fields of its schema are one level down in chats. */
 export function readFormat(

@@ -5,9 +5,9 @@
  */
 import { encodePrompt } from "../text/prompt.ts";
 import { readMessages, readTemplate, readTools } from "./conversation.ts";
-import { refusing } from "./errors.ts";
+import { refusing, required } from "./errors.ts";
 import { Fields } from "./fields.ts";
-import { checkModel, required } from "./parameters.ts";
+import { checkModel } from "./parameters.ts";
 import { type Call, sourceOf } from "./service.ts";
 
 /** Answers a request. */
