@@ -61,6 +61,7 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   HEAD_DIM: [6, 64, 128],
   HISTOGRAM: [0, 1],
   LIMITS: [0, 1],
+  LOG_PAGE: [0, 5],
   NORM: [0, 1],
   PENALTY: [0, 1],
   PLACED: [0, 1],
