@@ -5,7 +5,7 @@
  */
 import type { CacheDtype } from "../formats/cached.ts";
 import type { CpuTensor } from "../formats/tensor.ts";
-import { KvCache } from "../model/kv_cache.ts";
+import { KvCache, type Paging } from "../model/kv_cache.ts";
 
 /** Types of keys and values on the CPU path. */
 export type CpuCacheDtype = Exclude<CacheDtype, "f16">;
@@ -22,8 +22,9 @@ export class CpuKvCache extends KvCache<CpuTensor> implements Disposable {
     sequences: number,
     context: number,
     release: () => void,
+    paging?: Paging,
   ) {
-    super(layers, sequences, context);
+    super(layers, sequences, context, paging);
     this.#release = release;
   }
 

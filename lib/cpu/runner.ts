@@ -117,7 +117,7 @@ export class CpuRunner implements Runner {
           sequences,
           tokens,
           this.cacheDtype,
-          "shared",
+          { shared: true },
         );
         const { input, ends } = padBatch(some, tokens);
         const pass = { first: 0, sequences, tokens };

@@ -351,8 +351,9 @@ export class WasmCpuKernels implements CpuKernels {
     const { buffer } = this.#pool.memories[memory].memory;
     const headBytes = packedBytes(headDim);
     const perBlock = Math.max(Math.floor(BLOCK_HEADS / group), 1);
+    const room = this.#room - cache.table.byteLength;
     const most = Math.min(
-      Math.floor(this.#room / (2 * heads * headBytes + 16)),
+      Math.floor(room / (2 * heads * headBytes + 16)),
       Math.floor(MAX_CHUNKS / kvHeads),
       this.#sliceQueries(cache),
     );
@@ -370,8 +371,18 @@ export class WasmCpuKernels implements CpuKernels {
         scores += size * (position + size);
       }
       const qAt = this.#space, outAt = qAt + count * heads * headBytes;
-      const blocksAt = outAt + count * heads * headBytes;
-      new Uint32Array(buffer, blocksAt, 4 * blocks.length).set(blocks.flat());
+      const tableAt = outAt + count * heads * headBytes;
+      new Uint32Array(buffer, tableAt, cache.table.length).set(cache.table);
+      const blocksAt = tableAt + cache.table.byteLength;
+      const bytes = 4 * cache.pagesEach;
+      new Uint32Array(buffer, blocksAt, 4 * blocks.length).set(
+        blocks.flatMap(([row, rows, sequence, position]) => [
+          row,
+          rows,
+          tableAt + sequence * bytes,
+          position,
+        ]),
+      );
 
       // Visits each head in work space, `[kvHeads, rows, group]`, with its index in q or out.
       const eachHead = (
@@ -404,7 +415,7 @@ export class WasmCpuKernels implements CpuKernels {
           kvHeads,
           headDim,
           ...cached,
-          context: cache.context,
+          page: cache.page,
           out: outAt,
           blocks: blocksAt,
         }),

@@ -3,13 +3,19 @@
  *
  * @module
  */
-import { FLAG_WORDS, lengthRows, stateWords } from "../../kernels/heads.ts";
+import {
+  FLAG_WORDS,
+  lengthRows,
+  NOT_PAGED,
+  stateWords,
+} from "../../kernels/heads.ts";
 import { type CacheDtype, storedAs } from "../formats/cached.ts";
 import { errorText, MemoryError } from "../errors.ts";
 import {
   cacheBytes,
   type CachePass,
   KvCache,
+  type Paging,
   sizeText,
   smallerCache,
 } from "../model/kv_cache.ts";
@@ -41,6 +47,10 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   readonly positions: Tensor;
   /** The lengths in `positions`, u32 `[sequences]`: sampling advances them. */
   readonly lengthsOnDevice: Tensor;
+  /** The lengths, followed by the table of pages if there is one, u32. */
+  readonly placesOnDevice: Tensor;
+  /** Constants of the kernels that read the cache. */
+  readonly constants: Record<keyof typeof NOT_PAGED, number>;
   readonly #isShared: boolean;
 
   constructor(
@@ -49,12 +59,17 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     sequences: number,
     context: number,
     readonly dtype: CacheDtype,
-    shared?: SharedLayers,
+    { shared, paging }: { shared?: SharedLayers; paging?: Paging } = {},
   ) {
     const { numHiddenLayers, numKeyValueHeads, headDim } = config;
     const { numAttentionHeads } = config;
     const { dtype: stored, width } = storedAs(dtype, headDim);
-    const shape = [sequences, numKeyValueHeads, context, width];
+    const shape = [
+      paging?.pages ?? sequences,
+      numKeyValueHeads,
+      paging?.page ?? context,
+      width,
+    ];
     const create = (label: string) =>
       Tensor.create(gpu, stored, shape, undefined, label);
     const view = ({ buffer, label }: Tensor) =>
@@ -67,7 +82,11 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
           v: create(`layers.${i}.v_cache`),
         },
     );
-    super(layers, sequences, context);
+    super(layers, sequences, context, paging);
+    const table = paging ? this.pagesEach : 0;
+    this.constants = paging
+      ? { LOG_PAGE: Math.log2(paging.page), SLOTS: sequences, TABLE: table }
+      : NOT_PAGED;
     this.#isShared = shared !== undefined;
     this.state = shared?.state ?? Tensor.create(
       gpu,
@@ -77,7 +96,7 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
       "attention state",
     );
     this.flags = this.state.rows(FLAG_WORDS);
-    const begin = lengthRows(sequences, headDim), rows = begin + context;
+    const begin = lengthRows(sequences, headDim, table), rows = begin + context;
     const angles = new Float32Array(rows * headDim);
     fillAngles(ropeFrequencies(config), angles.subarray(begin * headDim));
     this.positions = Tensor.create(
@@ -95,6 +114,8 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
       buffer,
       "lengths",
     );
+    const places = [sequences * (1 + table)];
+    this.placesOnDevice = new Tensor(gpu, "u32", places, buffer, "places");
   }
 
   /**
@@ -104,25 +125,35 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
    * @throws {MemoryError} if the device has too little memory left.
    */
   static async create(
-    ...[gpu, config, sequences, context, dtype]: ConstructorParameters<
-      typeof GpuKvCache
-    >
+    ...[gpu, config, sequences, context, dtype, options = {}]:
+      ConstructorParameters<typeof GpuKvCache>
   ): Promise<GpuKvCache> {
     const used = gpu.allocated;
     gpu.device.pushErrorScope("out-of-memory");
     let cache: GpuKvCache | undefined, error: GPUError | null;
     try {
-      cache = new GpuKvCache(gpu, config, sequences, context, dtype);
+      cache = new GpuKvCache(
+        gpu,
+        config,
+        sequences,
+        context,
+        dtype,
+        options,
+      );
     } finally {
       error = await gpu.device.popErrorScope();
     }
     if (!error) return cache;
     cache[Symbol.dispose]();
-    const bytes = cacheBytes(config, sequences, context, dtype);
-    const size = sizeText({ sequences, context }, bytes);
+    const { paging } = options;
+    const held = paging
+      ? { sequences: paging.pages, context: paging.page }
+      : { sequences, context };
+    const bytes = cacheBytes(config, held.sequences, held.context, dtype);
+    const size = sizeText(held, bytes);
     throw new MemoryError(
       `Cannot allocate keys and values of ${size}: ${gpu.name} has no memory for ${bytes} bytes besides the ${used} in use, there must be fewer sequences or tokens${
-        smallerCache(config, sequences, context, dtype)
+        smallerCache(config, held.sequences, held.context, dtype)
       } (${errorText(error.message)})`,
     );
   }

@@ -25,26 +25,68 @@ export interface CachePass {
   readonly tokens: number;
 }
 
+/** The pages of a cache: each holds `page` positions of any sequence. */
+export interface Paging {
+  /** Positions per page: on a GPU a power of 2, on the CPU a multiple of 12. */
+  readonly page: number;
+  readonly pages: number;
+}
+
 /**
  * Keys and values of every layer, for one or more sequences. Each forward pass is
  * bracketed by {@linkcode begin} and {@linkcode advance}.
  */
 export class KvCache<T> {
   readonly #lengths: Uint32Array<ArrayBuffer>;
+  /** Positions per page; all of a sequence, unless the cache is paged. */
+  readonly page: number;
+  /** The pages of each sequence in order, `[sequences, ceil(context / page)]`. */
+  readonly table: Uint32Array<ArrayBuffer>;
   #pass?: CachePass;
   #begun = false;
 
   constructor(
     /**
      * Per layer, keys (normed and rotated) and values, each
-     * `[sequences, kvHeads, context, headDim]`, as lib/formats/cached.ts says.
+     * `[pages, kvHeads, page, headDim]`, as lib/formats/cached.ts says. Unless the cache is
+     * paged, a sequence is a page.
      */
     readonly layers: readonly { k: T; v: T }[],
     readonly sequences: number,
     /** Maximum positions per sequence. */
     readonly context: number,
+    paging?: Paging,
   ) {
     this.#lengths = new Uint32Array(sequences);
+    this.page = paging?.page ?? context;
+    const each = Math.ceil(context / this.page);
+    this.table = Uint32Array.from(
+      { length: sequences * each },
+      (_, i) => paging ? 0 : i,
+    );
+  }
+
+  /** The entries of {@linkcode table} per sequence. */
+  get pagesEach(): number {
+    return this.table.length / this.sequences;
+  }
+
+  /** Sets the first pages of a sequence; the others are page 0. */
+  setPages(sequence: number, pages: ArrayLike<number>): void {
+    const each = this.pagesEach, begin = sequence * each;
+    this.table.fill(0, begin, begin + each).set(pages, begin);
+  }
+
+  /** Where the key and value of a position are: the row of a kv head, of `kvHeads`. */
+  rowOf(
+    sequence: number,
+    head: number,
+    kvHeads: number,
+    position: number,
+  ): number {
+    const { page } = this, entry = Math.floor(position / page);
+    const at = this.table[sequence * this.pagesEach + entry];
+    return (at * kvHeads + head) * page + position % page;
   }
 
   /** Tokens already cached, per sequence. */
