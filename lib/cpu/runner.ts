@@ -19,7 +19,9 @@ import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
 import { listWeights, type Weights } from "../model/family.ts";
+import type { Rows, RowsSize } from "../model/rows.ts";
 import type { Runner } from "../model/runner.ts";
+import { CpuRows, type Forward } from "./rows.ts";
 import { host } from "../host.ts";
 import {
   sampleEach,
@@ -140,6 +142,14 @@ export class CpuRunner implements Runner {
       name: "the CPU",
       free: host.freeMemory(),
     });
+  }
+
+  rows(size: RowsSize): Promise<Rows> {
+    this.#requireMemory("start an engine");
+    const { ops, config, cacheDtype } = this;
+    const forward: Forward = (...call) => this.#forward(...call);
+    const rows = new CpuRows(ops, config.vocabSize, forward, cacheDtype, size);
+    return Promise.resolve(rows);
   }
 
   async *generate(

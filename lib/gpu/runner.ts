@@ -20,6 +20,7 @@ import {
 } from "../dispatch/state_batches.ts";
 import { requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
+import { GpuRows } from "./rows.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
 import { GpuStates } from "./states.ts";
 import { gpuStore, measureLargest } from "./store.ts";
@@ -28,6 +29,7 @@ import type { Weights } from "../model/family.ts";
 import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
 import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
+import type { RowsSize } from "../model/rows.ts";
 import type { Runner } from "../model/runner.ts";
 import { type Sampling, validToken } from "../model/sampling.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
@@ -155,6 +157,13 @@ export class GpuRunner implements Runner {
       binding: Math.min(maxStorageBufferBindingSize, maxBufferSize),
       free: gpu.software ? host.freeMemory() : undefined,
     });
+  }
+
+  async rows(size: RowsSize): Promise<GpuRows> {
+    this.#requireDevice("start an engine");
+    const { cacheDtype: dtype, prefillRows: readRows, paces } = this;
+    const all = { ...size, dtype, paces, readRows };
+    return await GpuRows.create(this.#ops, this.weights, all);
   }
 
   async *generate(

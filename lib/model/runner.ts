@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { Rows, RowsSize } from "./rows.ts";
 import type { Sampling } from "./sampling.ts";
 
 /** An operation of a GPU run that had to run on the CPU. */
@@ -49,6 +50,12 @@ export interface Runner extends Disposable {
    * @throws {MemoryError} if it cannot.
    */
   requireRoom(sequences: number, context: number): void;
+  /**
+   * Allocates memory for texts that decode together, coming and going.
+   *
+   * @throws {MemoryError} if the device has too little.
+   */
+  rows(size: RowsSize): Promise<Rows>;
   /**
    * Samples up to `maxTokens` tokens after each prompt, with all sequences in lockstep.
    * Yields chunks of ids: one token of each sequence, then the next of each. The first
