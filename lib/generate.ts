@@ -117,6 +117,8 @@ export interface RunStats {
   sequences: number;
   /** Prompt tokens, over all prompts. */
   promptTokens: number;
+  /** Prompt tokens whose keys and values were there already, from earlier requests. */
+  cachedTokens: number;
   /** Tokens generated so far, including any end-of-text token. */
   tokens: number;
   /** Milliseconds from the start of the run to its first token; 0 before that token. */
@@ -156,6 +158,8 @@ export interface RunParts {
     maxTokens: number;
     reply?: ReplyFormat;
   }[];
+  /** Prompt tokens that needed no pass, as their keys and values were there already. */
+  cachedTokens?: () => number;
   sampling: Sampling;
   eosTokenIds: readonly number[];
   stop: readonly string[];
@@ -337,6 +341,7 @@ export class BatchRun
     return {
       sequences,
       promptTokens,
+      cachedTokens: this.#parts.cachedTokens?.() ?? 0,
       tokens,
       timeToFirstTokenMs: firstMs,
       prefillTokensPerSecond: prefill,

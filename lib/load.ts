@@ -46,6 +46,8 @@ import {
   Run,
   type RunParts,
 } from "./generate.ts";
+import { type Asked, Engine, type Started } from "./engine/engine.ts";
+import { checkEngine, type EngineOptions } from "./engine/options.ts";
 import {
   checkContext,
   checkLoading,
@@ -471,7 +473,37 @@ export class Qwen3 implements Disposable {
    * text is given to a checkpoint without a tokenizer, or the model was disposed.
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): Run {
-    return new Run(this.#parts([prompt], options));
+    return new Run(this.#together([prompt], options));
+  }
+
+  /**
+   * Starts an engine, to which requests can be submitted at any time. They run together,
+   * and a prompt that begins like an earlier one is not read again.
+   *
+   * While the engine has requests, `generate`, `logits` and so on wait for the step that is
+   * in progress, and the engine waits for them.
+   *
+   * @throws {OptionError} if an option is unknown or has a wrong value.
+   * @throws {MemoryError} if the device has too little memory.
+   * @throws {Error} if the checkpoint is only for embedding or ranking, or the model was
+   * disposed.
+   */
+  async engine(options: EngineOptions = {}): Promise<Engine> {
+    const action = "start an engine";
+    this.#turns.requireModel(action);
+    this.#requireHead(action);
+    const size = checkEngine(options, this.context);
+    const rows = await this.#turns.exclusive(
+      action,
+      () => this.#placed.runner.rows(size),
+    );
+    return new Engine({
+      rows,
+      slots: size.slots,
+      exclusive: (work) => this.#turns.exclusive("generate", work),
+      prepare: (prompt, options, start) =>
+        this.#parts([prompt], options, size.context, ([asked]) => start(asked)),
+    });
   }
 
   /**
@@ -507,11 +539,38 @@ export class Qwen3 implements Disposable {
         "Cannot generate: there are no prompts, there must be at least one",
       );
     }
-    return new BatchRun(this.#parts(prompts, options));
+    return new BatchRun(this.#together(prompts, options));
+  }
+
+  /** A run of prompts that start together. */
+  #together(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
+    return this.#parts(prompts, options, this.context, (asked) => {
+      const ids = asked.map(({ tokens }) => tokens);
+      const most = Math.max(...asked.map(({ maxTokens }) => maxTokens));
+      if (ids.length > 1) {
+        const positions = positionsOf(ids, most, this.context);
+        this.#placed.runner.requireRoom(ids.length, positions);
+      }
+      const [{ sampling, signal }] = asked;
+      return {
+        start: (steady) =>
+          this.#turns.run(
+            "generate",
+            signal,
+            (signal) => this.#start(ids, sampling, most, signal),
+            steady,
+          ),
+      };
+    });
   }
 
   /** Validates prompts and options before anything runs. */
-  #parts(prompts: readonly Prompt[], given: GenerateOptions): RunParts {
+  #parts(
+    prompts: readonly Prompt[],
+    given: GenerateOptions,
+    context: number,
+    start: (asked: readonly Asked[]) => Started,
+  ): RunParts {
     this.#turns.requireModel("generate");
     this.#requireHead("generate");
     const options = checkGenerating(given);
@@ -522,10 +581,9 @@ export class Qwen3 implements Disposable {
     const encoded = prompts.map((prompt, i) => {
       const where = prompts.length > 1 ? ` (${which(i)})` : "";
       const one = this.#encode(prompt, options, where);
-      this.#check("generate", one.tokenIds, which(i));
+      this.#check("generate", one.tokenIds, which(i), context);
       return one;
     });
-    const ids = encoded.map(({ tokenIds }) => tokenIds);
     const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
     const stops = typeof stop === "string" ? [stop] : [...stop];
     if (stops.length > 0 && !this.hasTokenizer) {
@@ -536,7 +594,7 @@ export class Qwen3 implements Disposable {
       );
     }
     const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {
-      const room = this.context - length;
+      const room = context - length;
       const limit = maxTokens ?? newTokenLimit(generation, length, which(i));
       return {
         promptTokens: length,
@@ -544,24 +602,18 @@ export class Qwen3 implements Disposable {
         reply,
       };
     });
-    const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
-    if (ids.length > 1) {
-      const positions = positionsOf(ids, most, this.context);
-      this.#placed.runner.requireRoom(ids.length, positions);
-    }
+    const eosTokenIds = options.ignoreEos
+      ? []
+      : generation.eosTokenIds ?? this.config.eosTokenIds;
+    const asked = encoded.map(({ tokenIds: tokens }, i): Asked => {
+      const { maxTokens } = sizes[i];
+      return { tokens, maxTokens, sampling, eosTokenIds, signal };
+    });
     return {
-      start: (steady) =>
-        this.#turns.run(
-          "generate",
-          signal,
-          (signal) => this.#start(ids, sampling, most, signal),
-          steady,
-        ),
+      ...start(asked),
       sizes,
       sampling,
-      eosTokenIds: options.ignoreEos
-        ? []
-        : generation.eosTokenIds ?? this.config.eosTokenIds,
+      eosTokenIds,
       stop: stops,
       tokenizer: this.#tokenizer,
       device: () => this.device.adapter,
@@ -631,7 +683,12 @@ export class Qwen3 implements Disposable {
     if (only) throw new Error(`Cannot ${action}: ${unfit(name, only)}`);
   }
 
-  #check(action: string, tokens: number[], which = "the prompt"): number[] {
+  #check(
+    action: string,
+    tokens: number[],
+    which = "the prompt",
+    context = this.context,
+  ): number[] {
     const { vocabSize } = this.config;
     if (tokens.length === 0) {
       throw new Error(
@@ -648,14 +705,14 @@ export class Qwen3 implements Disposable {
         }, ids must be integers from 0 to ${vocabSize - 1}`,
       );
     }
-    if (action === "generate" && tokens.length === this.context) {
+    if (action === "generate" && tokens.length === context) {
       throw new RangeError(
-        `Cannot generate: ${which} has ${tokens.length} tokens, the context of ${this.context} has room for no reply`,
+        `Cannot generate: ${which} has ${tokens.length} tokens, the context of ${context} has room for no reply`,
       );
     }
-    if (tokens.length > this.context) {
+    if (tokens.length > context) {
       throw new RangeError(
-        `Cannot ${action}: ${which} has ${tokens.length} tokens, the context has room for ${this.context}`,
+        `Cannot ${action}: ${which} has ${tokens.length} tokens, the context has room for ${context}`,
       );
     }
     return tokens;

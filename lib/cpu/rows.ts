@@ -37,7 +37,7 @@ export class CpuRows implements Rows {
     readonly vocab: number,
     readonly forward: Forward,
     dtype: CpuCacheDtype,
-    { slots, context, positions }: RowsSize,
+    { slots, context, positions }: Required<RowsSize>,
   ) {
     this.#slots = slots;
     this.context = context;

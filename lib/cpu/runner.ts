@@ -3,7 +3,12 @@
  *
  * @module
  */
-import { type CachePass, positionsOf, requireRoom } from "../model/kv_cache.ts";
+import {
+  type CachePass,
+  positionsFor,
+  positionsOf,
+  requireRoom,
+} from "../model/kv_cache.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
@@ -146,9 +151,14 @@ export class CpuRunner implements Runner {
 
   rows(size: RowsSize): Promise<Rows> {
     this.#requireMemory("start an engine");
-    const { ops, config, cacheDtype } = this;
+    const { ops, config, cacheDtype: dtype } = this, { slots, context } = size;
+    const free = host.freeMemory();
+    const positions = size.positions ??
+      positionsFor(config, { slots, context, dtype }, { free });
+    this.requireRoom(1, positions);
     const forward: Forward = (...call) => this.#forward(...call);
-    const rows = new CpuRows(ops, config.vocabSize, forward, cacheDtype, size);
+    const all = { slots, context, positions };
+    const rows = new CpuRows(ops, config.vocabSize, forward, dtype, all);
     return Promise.resolve(rows);
   }
 

@@ -133,11 +133,13 @@ export class GpuRows implements Rows {
   static async create(
     ops: GpuOps,
     weights: Weights<Matrix<Tensor>>,
-    { slots, context, positions, dtype, paces, readRows }: RowsSize & {
-      dtype: CacheDtype;
-      paces: Paces;
-      readRows: number;
-    },
+    { slots, context, positions, dtype, paces, readRows }:
+      & Required<RowsSize>
+      & {
+        dtype: CacheDtype;
+        paces: Paces;
+        readRows: number;
+      },
   ): Promise<GpuRows> {
     const pages = Math.ceil(positions / PAGE);
     const most = 2 ** Math.ceil(Math.log2(slots)); // rows of the largest pass

@@ -6,7 +6,12 @@
  */
 import type { CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
-import { positionsOf, requireRoom } from "../model/kv_cache.ts";
+import {
+  positionsFor,
+  positionsOf,
+  requireRoom,
+  type Room,
+} from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -150,19 +155,28 @@ export class GpuRunner implements Runner {
   }
 
   requireRoom(sequences: number, context: number): void {
-    const { gpu, config, cacheDtype: dtype } = this;
-    const { maxStorageBufferBindingSize, maxBufferSize } = gpu.limits;
-    requireRoom(config, { sequences, context, dtype }, {
-      name: gpu.name,
+    const { config, cacheDtype: dtype } = this;
+    requireRoom(config, { sequences, context, dtype }, this.#room);
+  }
+
+  get #room(): Room {
+    const { name, limits, software } = this.gpu;
+    const { maxStorageBufferBindingSize, maxBufferSize } = limits;
+    return {
+      name,
       binding: Math.min(maxStorageBufferBindingSize, maxBufferSize),
-      free: gpu.software ? host.freeMemory() : undefined,
-    });
+      free: software ? host.freeMemory() : undefined,
+    };
   }
 
   async rows(size: RowsSize): Promise<GpuRows> {
     this.#requireDevice("start an engine");
-    const { cacheDtype: dtype, prefillRows: readRows, paces } = this;
-    const all = { ...size, dtype, paces, readRows };
+    const { cacheDtype: dtype, prefillRows: readRows, paces, config } = this;
+    const { slots, context } = size, room = this.#room;
+    const positions = size.positions ??
+      positionsFor(config, { slots, context, dtype }, room);
+    requireRoom(config, { sequences: 1, context: positions, dtype }, room);
+    const all = { slots, context, positions, dtype, paces, readRows };
     return await GpuRows.create(this.#ops, this.weights, all);
   }
 

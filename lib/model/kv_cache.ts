@@ -214,6 +214,34 @@ export function positionsOf(
   return Math.min(context, longest + maxTokens - 1);
 }
 
+/**
+ * Bytes of keys and values that texts share by default on a GPU with memory of its own.
+ * WebGPU does not tell how much there is; 75,000 tokens of Qwen3-0.6B.
+ */
+const SHARED_BYTES = 8 * 2 ** 30;
+
+/**
+ * The positions that `slots` texts of up to `context` tokens share by default: enough for
+ * all of them, or as many as fit, but for one at least.
+ */
+export function positionsFor(
+  config: Qwen3Config,
+  { slots, context, dtype }: {
+    slots: number;
+    context: number;
+    dtype: CacheDtype;
+  },
+  { binding = Infinity, free = Infinity }: Omit<Room, "name">,
+): number {
+  const each = cacheBytes(config, 1, 1, dtype);
+  const keys = each / (2 * config.numHiddenLayers);
+  const fits = Math.min(
+    Math.floor(Math.min(SHARED_BYTES, free / 4) / each),
+    Math.floor(binding / keys) - 64, // a page is for padding
+  );
+  return Math.max(context, Math.min(slots * context, fits));
+}
+
 /** The known limits of a device's memory, in bytes. */
 export interface Room {
   name: string;

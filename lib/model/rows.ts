@@ -23,8 +23,8 @@ export interface RowsSize {
   slots: number;
   /** The most positions of a text. */
   context: number;
-  /** Positions that all texts share. */
-  positions: number;
+  /** Positions that all texts share; by default as many as {@linkcode positionsFor}. */
+  positions?: number;
 }
 
 /** Texts that decode together. Allows one call at a time. */
