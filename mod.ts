@@ -60,6 +60,7 @@ export type {
   ToolResultPart,
 } from "./lib/text/conversation.ts";
 export { type ChatOptions, renderChat } from "./lib/text/chat_template.ts";
+export { STORY_TEMPLATE } from "./lib/text/story_template.ts";
 export type { Prompt, PromptOptions } from "./lib/text/prompt.ts";
 export type {
   EmbedOptions,

@@ -25,7 +25,12 @@ export async function generate(
   maxTokens: number,
 ): Promise<RunStats> {
   const ids = promptIds(prompt, qwen.config.vocabSize);
-  const run = qwen.generate(ids, { ...GREEDY, maxTokens, ignoreEos: true });
+  const run = qwen.generate(ids, {
+    ...GREEDY,
+    maxTokens,
+    ignoreEos: true,
+    reuse: false,
+  });
   await Array.fromAsync(run);
   return run.stats;
 }

@@ -34,20 +34,35 @@ const load = (into: string, phase: string, chunk: string) => /* wgsl */ `
     @unroll for (var i = 0; i < ROWS; i++) { ${into}[i * STEPS + s] = w_words(w_row(g, i) * ROW_UNITS + place); }
   }`;
 
-// Beside an outlier, 15 bits do not do: adds the products of what rounding left of block b.
-const addRest = /* wgsl */ `
-  @unroll for (var f = 0; f < 4 * QUADS / ((QUADS + 1) / 2); f++) {
-    let at = unit * QUADS * 4u + b * 8u + f;
-    let exact = x_four(wg.y, at);
-    let upper = unpack4xI8(high[b * 2 + f / 4][f % 4]);
-    let rest = exact + block[b].x * vec4f((upper << vec4u(7u)) + unpack4xI8(low[b * 2 + f / 4][f % 4]));
-    @unroll for (var i = 0; i < ROWS; i++) {
-      let factors = w_factors(raw[i * STEPS + s].scales, w_row(g, i) * ROW_UNITS + place);
-      let quants = vec4f(unpack4xI8(w_bytes[b * 8 + f](raw[i * STEPS + s]))) - f32(OFFSET);
-      acc[i] += w_scale[(b * 8 + f) / GROUP_FOURS](factors) * dot(quants, rest);
-      @if MIN { acc[i] -= w_min[(b * 8 + f) / GROUP_FOURS](factors) * dot(vec4f(1.0), rest); }
-    }
-  }`;
+// Beside outliers, 15 bits do not do: adds the products of what rounding left of their blocks,
+// of which each lane takes four elements of a row. Little code, and apart from the loop that
+// always runs: a large kernel waits for its instructions.
+const addRests = /* wgsl */ `
+      for (var word = 0u; word < OUTLIER_WORDS; word++) {
+        for (var bits = atomicLoad(&outliers[phase * OUTLIER_WORDS + word]); bits != 0u; bits &= bits - 1u) {
+          let b = word * 32u + firstTrailingBit(bits);
+          let at = b * 8u + lane % 8u;
+          let quad = at / 4u % QUADS * TAKEN + at / 4u / QUADS;
+          let high = unpack4xI8(planes[quad][at % 4u]);
+          let rounded = (high << vec4u(7u)) + unpack4xI8(planes[quad + OWNERS][at % 4u]);
+          let rest = x_four(wg.y, phase * TAKEN * QUADS * 4u + at) - blocks[b].x * vec4f(rounded);
+          let place = place_of(wg.y, phase * TAKEN + at / (QUADS * 4u));
+          for (var i = lane / 8u; i < ROWS; i += LANES / 8u) {
+            let unit = w_row(g, i) * ROW_UNITS + place;
+            let words = w_words(unit);
+            let factors = w_factors(words.scales, unit);
+            var product = 0.0;
+            @unroll for (var f = 0; f < QUADS * 4; f++) {
+              if (at % (QUADS * 4u) == f) {
+                let quants = vec4f(unpack4xI8(w_bytes[f](words))) - f32(OFFSET);
+                product = w_scale[f / GROUP_FOURS](factors) * dot(quants, rest);
+                @if MIN { product -= w_min[f / GROUP_FOURS](factors) * dot(vec4f(1.0), rest); }
+              }
+            }
+            @unroll for (var r = 0; r < ROWS; r++) { acc[r] += select(0.0, product, i == r); }
+          }
+        }
+      }`;
 
 /** Rows of w per workgroup. */
 export const int8Rows = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
@@ -101,6 +116,7 @@ export function deriveInt8(
     TAKEN: taken,
     CHUNKS: Math.ceil(taken / (lanes * steps)),
     OWNERS: chunk / OWN, // vec4u of a plane
+    OUTLIER_WORDS: Math.ceil(chunk / BLOCK / 32),
     ROUNDS: Math.ceil(chunk / 4 / Number(c.WORKGROUP)),
     QUADS: unit / OWN, // vec4u of a plane in a unit
     GROUP_FOURS: integers.group / 4,
@@ -126,8 +142,10 @@ ${IS_NAN}
 
 // Plane p of x has its 16 bytes number q of unit i at (p * QUADS + q) * TAKEN + i.
 var<workgroup> planes: array<vec4u, 2 * OWNERS>;
-// The scale of each block of 32, and the sums of both halves of it.
+// The scale of each block of 32, and the sums of both halves of it and of all of it.
 var<workgroup> blocks: array<vec4f, (OWNERS + 1) / 2>;
+// A bit per block: whether it has an outlier. Of each phase in turn.
+var<workgroup> outliers: array<atomic<u32>, PHASES * OUTLIER_WORDS>;
 
 var<private> y_first: u32;
 
@@ -179,10 +197,12 @@ ${FACTOR}  for (var phase = 0u; phase < PHASES; phase++) {
         planes[quad][own % 4u] = pack4xI8(high);
         planes[quad + OWNERS][own % 4u] = pack4xI8(rounded - (high << vec4u(7u)));
         if (own % 8u == 0u) {
-          let scale = select(size, -size, ${
-  hasOutlier("size", "roots")
-}) / ${LARGEST}.0;
-          blocks[own / 8u] = vec4f(select(scale, roots, is_nan(roots)), sum, other, sum + other);
+          let scale = size / ${LARGEST}.0;
+          let b = own / 8u;
+          blocks[b] = vec4f(select(scale, roots, is_nan(roots)), sum, other, sum + other);
+          if (${hasOutlier("size", "roots")}) {
+            atomicOr(&outliers[phase * OUTLIER_WORDS + b / 32u], 1u << (b % 32u));
+          }
         }
       }
     }
@@ -202,6 +222,8 @@ ${FACTOR}  for (var phase = 0u; phase < PHASES; phase++) {
         if (lane == 0u && part % CHUNKS == 0u) {
           @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[y_first + w_row(g, i)]; }
         }
+      }
+      if (part % CHUNKS == 0u) {${addRests}
       }
       @unroll for (var s = 0; s < STEPS; s++) {
         let taken = (part % CHUNKS * STEPS + s) * LANES + lane;
@@ -235,12 +257,9 @@ ${FACTOR}  for (var phase = 0u; phase < PHASES; phase++) {
             @else { @if SUMS == 2 { let sum = block[n].w; }
             @else { let sum = block[n / 2][1 + n % 2]; } }
             @if OFFSET > 0 { let value = product - f32(OFFSET) * sum; } @else { let value = product; }
-            @if MIN { acc[i] += abs(block[n * SUMS / 2].x) * (w_scale[n](factors) * value - w_min[n](factors) * sum); }
-            @else { acc[i] += abs(block[n * SUMS / 2].x) * (w_scale[n](factors) * value); }
+            @if MIN { acc[i] += block[n * SUMS / 2].x * (w_scale[n](factors) * value - w_min[n](factors) * sum); }
+            @else { acc[i] += block[n * SUMS / 2].x * (w_scale[n](factors) * value); }
           }
-        }
-        @unroll for (var b = 0; b < (QUADS + 1) / 2; b++) {
-          if (block[b].x < 0.0) { ${addRest} }
         }
       }
       if (part % CHUNKS == CHUNKS - 1u && phase == PHASES - 1u) {
@@ -280,8 +299,8 @@ ${FACTOR}  for (var phase = 0u; phase < PHASES; phase++) {
  * quants takes two dot products per four. A sum over a group of elements with one scale
  * is exact. What quants are less, and their minimum, multiply sums of the rounded `x`.
  *
- * In a block with an outlier (see int8_case.ts), whose scale is negative, that would round
- * the others away: there, lanes read `x` again and add the products of what is left.
+ * In a block with an outlier (see int8_case.ts), that would round the others away: there,
+ * lanes read `x` again and add the products of what is left.
  *
  * A workgroup rounds all of `x` for itself, CHUNK elements at a time, while its first
  * weights are on their way. Each of its lane groups then takes LOOPS times ROWS rows of
@@ -329,7 +348,8 @@ export const gemvInt8 = defineKernel<LinearCase>({
       const { chunk, phases } = roundedChunk(k, device);
       return {
         threads: WORKGROUP,
-        bytes: roundedBytes(chunk) + 4 * WORKGROUP / lanes,
+        bytes: roundedBytes(chunk) + 4 * phases * Math.ceil(chunk / 1024) +
+          4 * WORKGROUP / lanes,
         problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
           ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
           : swiglu && ROWS % 2

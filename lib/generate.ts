@@ -38,6 +38,13 @@ export interface GenerateOptions extends SamplingOptions, PromptOptions {
   stop?: string | string[];
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
+  /**
+   * Whether the run may continue from the keys and values of the last prompt and reply, as
+   * far as this prompt begins with the same tokens. They were rounded in passes of other
+   * sizes, so a likely token may lose to one that is as likely. Default: true, unless a
+   * `seed` is given, which promises the same reply each time.
+   */
+  reuse?: boolean;
   /** Ends the run at the next chunk of tokens; `finishReason` is then "aborted". */
   signal?: AbortSignal;
 }
@@ -54,9 +61,11 @@ const KINDS: Readonly<
   repetitionPenalty: undefined,
   seed: undefined,
   ignoreEos: "flag",
+  reuse: "flag",
   system: "text",
   thinking: "flag",
   tools: "list",
+  chatTemplate: "text",
   raw: "flag",
   signal: "signal",
 };
@@ -117,13 +126,13 @@ export interface RunStats {
   sequences: number;
   /** Prompt tokens, over all prompts. */
   promptTokens: number;
-  /** Prompt tokens whose keys and values were there already, from earlier requests. */
+  /** Those of them whose keys and values an earlier run had left; see `reuse`. */
   cachedTokens: number;
   /** Tokens generated so far, including any end-of-text token. */
   tokens: number;
   /** Milliseconds from the start of the run to its first token; 0 before that token. */
   timeToFirstTokenMs: number;
-  /** Prompt tokens divided by the time to the first token. */
+  /** Prompt tokens that were not cached, divided by the time to the first token. */
   prefillTokensPerSecond: number;
   /** Decode rate, not counting the first token of each sequence. */
   decodeTokensPerSecond: number;
@@ -158,8 +167,8 @@ export interface RunParts {
     maxTokens: number;
     reply?: ReplyFormat;
   }[];
-  /** Prompt tokens that needed no pass, as their keys and values were there already. */
-  cachedTokens?: () => number;
+  /** Prompt tokens that were cached before the run; 0 until it starts. */
+  cachedTokens: () => number;
   sampling: Sampling;
   eosTokenIds: readonly number[];
   stop: readonly string[];
@@ -325,13 +334,15 @@ export class BatchRun
     }
     const firstMs = Math.max(0, this.#first - this.#began);
     const rate = (n: number, ms: number) => ms > 0 ? n / ms * 1000 : 0;
-    const prefill = rate(promptTokens, firstMs);
+    const cachedTokens = this.#parts.cachedTokens();
+    const prefill = rate(promptTokens - cachedTokens, firstMs);
     const further = Math.max(0, tokens - sequences);
     const decode = rate(further, this.#last - this.#first);
     const whole = (n: number) => n >= 100 ? Math.round(n) : n.toFixed(1);
     const counted = (n: number, what: string) =>
       `${n} ${what}${n === 1 ? "" : "s"}`;
-    const prompt = counted(promptTokens, "prompt token");
+    const prompt = counted(promptTokens, "prompt token") +
+      (cachedTokens > 0 ? ` (${cachedTokens} cached)` : "");
     // The first token of a sequence belongs to the prompt's time, so it has no rate.
     const rates = tokens === 0
       ? `${prompt}, no tokens generated`
@@ -341,7 +352,7 @@ export class BatchRun
     return {
       sequences,
       promptTokens,
-      cachedTokens: this.#parts.cachedTokens?.() ?? 0,
+      cachedTokens,
       tokens,
       timeToFirstTokenMs: firstMs,
       prefillTokensPerSecond: prefill,

@@ -63,6 +63,7 @@ import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
 import { resolveSampling, type Sampling } from "./model/sampling.ts";
 import { givenOptions } from "./text/options.ts";
+import { STORY_TEMPLATE } from "./text/story_template.ts";
 import {
   missingTokenizer,
   readTokenizer,
@@ -259,6 +260,20 @@ export class Qwen3 implements Disposable {
     this.#turns.requireModel("use the tokenizer");
     if (this.#tokenizer) return this.#tokenizer;
     throw missingTokenizer(this.#checkpoint.name);
+  }
+
+  /**
+   * The template that chats are rendered with: the checkpoint's, or for the embedded story
+   * model one that makes a story of a conversation ({@linkcode STORY_TEMPLATE}). `generate`
+   * uses only the checkpoint's.
+   *
+   * @throws {Error} if the model was disposed.
+   */
+  get chatTemplate(): string | undefined {
+    this.#turns.requireModel("use the chat template");
+    const { name } = this.#checkpoint;
+    return this.#tokenizer?.chatTemplate ??
+      (name === DEFAULT_MODEL ? STORY_TEMPLATE : undefined);
   }
 
   /** Whether the checkpoint has a tokenizer. */
@@ -546,20 +561,25 @@ export class Qwen3 implements Disposable {
   #together(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
     return this.#parts(prompts, options, this.context, (asked) => {
       const ids = asked.map(({ tokens }) => tokens);
-      const most = Math.max(...asked.map(({ maxTokens }) => maxTokens));
+      const most = asked.reduce(
+        (most, { maxTokens }) => Math.max(most, maxTokens),
+        0,
+      );
       if (ids.length > 1) {
         const positions = positionsOf(ids, most, this.context);
         this.#placed.runner.requireRoom(ids.length, positions);
       }
-      const [{ sampling, signal }] = asked;
+      const [{ sampling, reuse, signal }] = asked;
+      const how = { sampling, maxTokens: most, reuse, cached: 0 };
       return {
         start: (steady) =>
           this.#turns.run(
             "generate",
             signal,
-            (signal) => this.#start(ids, sampling, most, signal),
+            (signal) => this.#start(ids, how, signal),
             steady,
           ),
+        cachedTokens: () => how.cached,
       };
     });
   }
@@ -605,9 +625,10 @@ export class Qwen3 implements Disposable {
     const eosTokenIds = options.ignoreEos
       ? []
       : generation.eosTokenIds ?? this.config.eosTokenIds;
+    const { reuse = options.seed === undefined } = options;
     const asked = encoded.map(({ tokenIds: tokens }, i): Asked => {
       const { maxTokens } = sizes[i];
-      return { tokens, maxTokens, sampling, eosTokenIds, signal };
+      return { tokens, maxTokens, sampling, reuse, eosTokenIds, signal };
     });
     return {
       ...start(asked),
@@ -623,18 +644,32 @@ export class Qwen3 implements Disposable {
 
   /**
    * Runs the model. With device `auto`, starts over on the CPU if the GPU fails before
-   * the first token.
+   * the first token. Sets how many tokens of a single prompt were `cached`.
    */
   async *#start(
     prompts: readonly (readonly number[])[],
-    sampling: Sampling,
-    maxTokens: number,
+    how: {
+      readonly sampling: Sampling;
+      readonly maxTokens: number;
+      readonly reuse: boolean;
+      cached: number;
+    },
     signal: AbortSignal,
   ): ReturnType<Runner["generate"]> {
     let begun = false;
+    const { sampling, maxTokens, reuse } = how;
     const runner = await this.#ready(signal);
+    if (reuse && prompts.length === 1) {
+      how.cached = runner.cachedTokens(prompts[0]);
+    }
     try {
-      const run = runner.generate(prompts, sampling, maxTokens, signal);
+      const run = runner.generate(
+        prompts,
+        sampling,
+        maxTokens,
+        signal,
+        how.cached,
+      );
       for await (const ids of run) {
         begun = true;
         yield ids;
@@ -646,6 +681,7 @@ export class Qwen3 implements Disposable {
         this.device.kind === "gpu";
       if (!retry) throw error;
       signal.throwIfAborted();
+      how.cached = 0;
       this.#moving = gone(error, this.#options);
       const moved = await this.#ready(signal);
       yield* moved.generate(prompts, sampling, maxTokens, signal);

@@ -7,10 +7,7 @@
 import type { Checkpoint } from "./checkpoint/checkpoint.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
 import { contextLimit } from "./checkpoint/config.ts";
-import {
-  quantizationNamed,
-  quantizationNames,
-} from "./checkpoint/quantization.ts";
+import { likely, quantizationNamed } from "./checkpoint/quantization.ts";
 import type { LoadProgress } from "./checkpoint/sources.ts";
 import {
   DeviceError,
@@ -149,7 +146,7 @@ export function checkLoading(
   }
   if (!CACHE_TYPES.includes(kv)) refuse("kv", kv, "auto, f16, f32 or q8_0");
   if (quantize !== undefined && quantizationNamed(quantize) === undefined) {
-    refuse("quantize", quantize, `one of ${quantizationNames()}`);
+    refuse("quantize", quantize, likely(quantize));
   }
   if (debug && device !== "gpu") {
     refuse("device", device, "gpu when debug is on");
@@ -411,7 +408,7 @@ export function checkContext(
       `Cannot load ${name}`,
       "context",
       context,
-      `an integer from 1 to ${tokens} (${why})`,
+      `from 1 to ${tokens} (${why})`,
     );
   }
 }

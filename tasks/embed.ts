@@ -53,10 +53,13 @@ const FLAGS: FlagTable = {
   ...THREADS_FLAG,
 };
 
-const NOTES = `Each argument is a text; without any, each line of stdin is one.
+const NOTES =
+  `Each argument is a text, and each line of stdin in place of a - or if there are no arguments.
 Prints the vector of each text as a line of JSON. With --query, prints each text after its score: the cosine of its vector and the query's or, with --rerank, how probable it is from 0 to 1 that it meets the query.`;
 
 const CANNOT = "Cannot embed";
+/** The word that stands for the lines of stdin. */
+const STDIN = "-";
 
 /** What is to be done. */
 interface Job {
@@ -160,9 +163,18 @@ function optionsOf(flags: Flags): Omit<Job, "texts"> {
   return { query, rerank, instruction, dimensions, normalize };
 }
 
-/** The texts from the arguments or, without any, from the lines of stdin. */
+/** The texts from the arguments, and from the lines of stdin where those are asked for. */
 async function readTexts(words: readonly string[]): Promise<string[]> {
-  if (words.length > 0) return notEmpty(words, "argument");
+  const at = words.indexOf(STDIN);
+  if (words.lastIndexOf(STDIN) !== at) {
+    throw new Error(`${CANNOT}: - is given twice, must be given once`);
+  }
+  const given = notEmpty(words, "argument");
+  if (at >= 0) return given.toSpliced(at, 1, ...await readLines());
+  return given.length > 0 ? given : await readLines();
+}
+
+async function readLines(): Promise<string[]> {
   if (Deno.stdin.isTerminal()) {
     say("Type a text on each line, then Ctrl-D on an empty line.");
   }

@@ -6,9 +6,9 @@
  */
 import { checkReadTimeout } from "../lib/checkpoint/fetch.ts";
 import {
+  notOneOf,
   quantizationNamed,
   quantizationNames,
-  QUANTIZATIONS,
 } from "../lib/checkpoint/quantization.ts";
 import { MOST_THREADS } from "../lib/cpu/ops.ts";
 import {
@@ -17,8 +17,8 @@ import {
   scaledBytes,
 } from "../lib/checkpoint/sources.ts";
 import { CACHE_TYPES, type CacheRequest } from "../lib/dispatch/precision.ts";
-import { described, errorText, printable } from "../lib/errors.ts";
-import { shortened, tryInstead, WIDTH, wrap } from "../lib/text/messages.ts";
+import { errorText, printable } from "../lib/errors.ts";
+import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
 import type { LoadProgress, Qwen3Options } from "../mod.ts";
 import { asTyped } from "./command.ts";
 import type { Flags, FlagTable } from "./flags.ts";
@@ -424,14 +424,6 @@ function duration(seconds: number): string {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** The rest of a message about a name that is no type. */
-export function notAType(name: string, among = QUANTIZATIONS): string {
-  const known = among.map(({ name }) => name);
-  return `${described(name)}, must be a type of weights: ${
-    tryInstead(name, known, "--help")
-  }`;
-}
-
 /** The options that {@linkcode LOADING_FLAGS} and {@linkcode THREADS_FLAG} set. */
 export function loadingOptions(
   flags: Flags,
@@ -441,7 +433,7 @@ export function loadingOptions(
   const quantize = flags.text("quantize");
   if (quantize !== undefined && quantizationNamed(quantize) === undefined) {
     throw new Error(
-      `Cannot read the flags: --quantize is ${notAType(quantize)}`,
+      `Cannot read the flags: --quantize is ${notOneOf(quantize)}, try --help`,
     );
   }
   const threads = flags.whole("threads", 1, MOST_THREADS);

@@ -12,6 +12,7 @@
  */
 import { bytesText } from "../lib/checkpoint/sources.ts";
 import {
+  notOneOf,
   quantizationNamed,
   quantizationNames,
 } from "../lib/checkpoint/quantization.ts";
@@ -23,12 +24,7 @@ import {
 } from "../lib/tools/quantize.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { onInterrupt } from "./interrupts.ts";
-import {
-  LOADING_FLAGS,
-  loadingOptions,
-  notAType,
-  Progress,
-} from "./progress.ts";
+import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
 
 const { quantize: _, ...OPENING_FLAGS } = LOADING_FLAGS;
 
@@ -68,7 +64,7 @@ format with blocks of 32. Errors are ‖Δ‖ / ‖w‖ of some rows of each ten
   }
   if (quantizationNamed(type, FILE_TYPES) === undefined) {
     throw new Error(
-      `Cannot quantise: --type is ${notAType(type, FILE_TYPES)}`,
+      `Cannot quantise: --type is ${notOneOf(type, FILE_TYPES)}, try --help`,
     );
   }
   const interrupt = onInterrupt();

@@ -111,7 +111,7 @@ gpuTest("a batch has the same logits as its prompts alone", async () => {
         }
       };
       // Chunks of 8 tokens: prompts take up to three.
-      compare(await (await batch.prefillAll(prompts, 8)).read(), 0);
+      compare(await (await batch.prefillAll(prompts, { rows: 8 })).read(), 0);
       batch.state.tokens.write(0, Uint32Array.from(prompts, (_, s) => next(s)));
       batch.pass(batch.decodeShape).plan.run({
         length: Math.max(...batch.cache.lengths),
@@ -143,7 +143,7 @@ gpuTest(
       );
       recorded = 0;
       assert(batch.shaders(prompts, 64).length > 0);
-      await batch.prefillAll(prompts, 64);
+      await batch.prefillAll(prompts, { rows: 64 });
       batch.pass(batch.decodeShape).plan.seal();
       assertEquals(
         recorded,

@@ -285,6 +285,29 @@ Deno.test("an abort keeps what was generated", async () => {
   assertEquals([run.toolCalls, run.finishReason], [[], "aborted"]);
 });
 
+Deno.test("chatTemplate replaces the checkpoint's template", async () => {
+  await using model = await scripted({ reply: "Hi", special: ["[u]"] });
+  const { qwen } = model;
+  const chatTemplate =
+    "{% for m in messages %}[u]{{ m.content }}{% endfor %}{{ '\\n' }}";
+  const { run } = await model.reply({ chatTemplate });
+  assertEquals(run.text, "Hi");
+  assertEquals(run.stats.promptTokens, 3); // [u], Hi and the line break
+  const { run: own } = await model.reply();
+  assert(own.stats.promptTokens > 3, own.stats.summary);
+  const refused: [run: () => unknown, why: string][] = [
+    [() => qwen.generate("Hi", { chatTemplate, raw: true }), "raw skips it"],
+    [() => qwen.generate([10], { chatTemplate }), "token ids are used as"],
+  ];
+  for (const [run, why] of refused) {
+    assertThrows(
+      run,
+      OptionError,
+      `Cannot generate: chatTemplate is given, and ${why}`,
+    );
+  }
+});
+
 Deno.test("options that only a chat template can apply are refused without one", async () => {
   await using chat = await scriptedCheckpoint({
     reply: "Hi",

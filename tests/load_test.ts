@@ -429,10 +429,10 @@ Deno.test("loadQwen3 refuses unknown devices, precisions and contexts", async ()
     await assertRejects(
       load({ device: "cpu", context }),
       OptionError,
-      `context is ${context}, must be an integer ${
+      `context is ${context}, must be ${
         context > 1 && Number.isInteger(context)
           ? "from 1 to 1024"
-          : "of at least 1"
+          : "an integer of at least 1"
       }`,
     );
   }

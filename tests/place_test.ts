@@ -94,7 +94,7 @@ Deno.test("loading, doctor and profile share the limit of YaRN", async () => {
   await assertRejects(
     () => loadQwen3(path, { device: "cpu", context: REACHED + 1 }),
     RangeError,
-    `Cannot load ${path}: context is 513, must be an integer from 1 to 512 (${WHY})`,
+    `Cannot load ${path}: context is 513, must be from 1 to 512 (${WHY})`,
   );
 
   await using checkpoint = await openCheckpoint(path);

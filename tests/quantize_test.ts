@@ -35,6 +35,6 @@ Deno.test("an unknown quantisation is refused before anything is opened", async 
   await assertRejects(
     () => loadQwen3("no/such-model", { quantize: "q4" }),
     RangeError,
-    `Cannot load no/such-model: quantize is "q4", must be one of q8_0, `,
+    `Cannot load no/such-model: quantize is "q4", must be such as q4_k_m, q4_k, q4_1, q4_0`,
   );
 });

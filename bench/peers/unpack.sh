@@ -12,9 +12,11 @@ export LD_LIBRARY_PATH=$unpacked${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 # Writes a model as f16 GGUF, once: to_f16 MODEL; sets `gguf`.
 to_f16() {
-  gguf=$work/$(cksum <<< "$1" | tr ' ' -).gguf
+  local name=$work/$(cksum <<< "$1" | tr ' ' -)
+  gguf=$name.gguf
   [[ ! -f $gguf ]] || return 0
-  "${DENO:-deno}" run -A --no-lock --no-check "$(dirname "${BASH_SOURCE[0]}")/make_gguf.ts" \
-    "$1" "$gguf.part"
-  mv "$gguf.part" "$gguf"
+  "${DENO:-deno}" run -A --no-lock --no-check \
+    "$(dirname "${BASH_SOURCE[0]}")/../../tasks/quantize.ts" \
+    "$1" "$name.part.gguf" --type f16 --force >&2
+  mv "$name.part.gguf" "$gguf"
 }

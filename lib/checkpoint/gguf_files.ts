@@ -4,8 +4,7 @@
  *
  * @module
  */
-import { listed } from "../errors.ts";
-import { bytesText } from "./sources.ts";
+import { listed, quoted } from "../errors.ts";
 
 /** How the parts of a split file are named. */
 const PART = /-(\d{5})-of-(\d{5})(\.gguf)$/i;
@@ -19,8 +18,8 @@ const COMPANION = /mmproj|imatrix|^(mtp|eagle3|dflash|dspark)-|^\./i;
 /** The type at the end of a file's name, with the prefixes that mark a mixture. */
 const TYPE =
   /(?:^|[-._])((?:UD-|i1-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|F16|FP16|F32)\w*)$/i;
-/** The most files that an error names: a repository has about 25. */
-const MOST_NAMED = 32;
+/** The most characters of the names in an error: a repository has about 25 files. */
+const MOST_NAMED = 56;
 
 /** A name does not select one GGUF file. */
 export class GgufChoiceError extends Error {}
@@ -41,9 +40,12 @@ export function ggufFiles(names: Iterable<string>): string[] {
 
 /** Whether files have GGUF models, and no safetensors with their config.json. */
 export function isGgufOnly(names: readonly string[]): boolean {
-  const isWhole = names.includes("config.json") &&
+  return !hasSafetensors(names) && ggufFiles(names).length > 0;
+}
+
+function hasSafetensors(names: readonly string[]): boolean {
+  return names.includes("config.json") &&
     names.some((name) => /^model\.safetensors(\.index\.json)?$/.test(name));
-  return !isWhole && ggufFiles(names).length > 0;
 }
 
 /**
@@ -75,13 +77,11 @@ export function partsOf(name: string, file: string): string[] {
  *
  * @param files all files of a folder or repository, with their bytes
  * @param pick undefined if nothing was named: there must be one file then
- * @param form how to name one, for errors, such as `owner/name`
  * @throws {GgufChoiceError} if none or several fit
  */
 export function chooseGguf(
   files: ReadonlyMap<string, number>,
   pick: string | undefined,
-  form: string,
 ): GgufChoice {
   // Names that a server lists become paths in the cache.
   const names = [...files.keys()].filter(isInside);
@@ -90,11 +90,9 @@ export function chooseGguf(
     if (models.length === 1) return { file: models[0], isSure: false };
     const labels = labelsOf(models, files);
     if (labels.length === 0) throw new GgufChoiceError("it has no GGUF file");
-    const example = labels.find(({ label }) => /^Q4_K_M$/i.test(label)) ??
-      labels[0];
     throw new GgufChoiceError(
-      `it has ${counted(models)}, name one, as in ${form}:${example.label}: ${
-        choices(labels)
+      `it has ${counted(models)}, add :${labels[0]} or another: ${
+        brief(labels.slice(1))
       }`,
     );
   }
@@ -103,7 +101,7 @@ export function chooseGguf(
     const named = names.filter((file) =>
       [file, baseOf(file)].some((name) => name.toLowerCase() === wanted)
     );
-    if (named.length > 0) return only(named, pick, files, form, true);
+    if (named.length > 0) return only(named, pick, true);
   }
   const tests = [
     (file: string) => typeOf(file)?.toLowerCase() === wanted,
@@ -118,31 +116,29 @@ export function chooseGguf(
   ];
   for (const [i, test] of tests.entries()) {
     const fit = models.filter(test);
-    if (fit.length > 0) return only(fit, pick, files, form, i === 0);
+    if (fit.length > 0) return only(fit, pick, i === 0);
   }
+  if (models.length === 0 && hasSafetensors(names)) {
+    throw new GgufChoiceError(
+      `it has safetensors and no GGUF file, leave :${quoted(pick, 40)} out`,
+    );
+  }
+  const labels = labelsOf(models, files);
+  const close = labels.filter((label) => label.toLowerCase().includes(wanted));
+  const has = brief(close.length > 0 ? close : labels);
   throw new GgufChoiceError(
-    `it has no GGUF file ${pick}${
-      models.length > 0 ? `, it has ${choices(labelsOf(models, files))}` : ""
-    }`,
+    `it has no GGUF file ${quoted(pick, 40)}${has && `, it has ${has}`}`,
   );
 }
 
 function only(
   fit: readonly string[],
   pick: string,
-  files: ReadonlyMap<string, number>,
-  form: string,
   isSure: boolean,
 ): GgufChoice {
   if (fit.length === 1) return { file: fit[0], isSure };
-  const labels = fit.map((file) => ({
-    label: file,
-    size: sizeOf(file, files),
-  }));
   throw new GgufChoiceError(
-    `${pick} fits ${counted(fit)}, name one as ${form}:FILE: ${
-      choices(labels)
-    }`,
+    `${pick} fits ${counted(fit)}, name one: ${brief(fit)}`,
   );
 }
 
@@ -150,30 +146,28 @@ function counted(files: readonly string[]): string {
   return `${files.length} GGUF files`;
 }
 
-/** What selects a file, and its bytes. */
-interface Label {
-  label: string;
-  size: number;
-}
-
-/** The type of each file, the smallest file first; the names of those that share one. */
+/**
+ * What selects each file: its type, or its name if others have the type. First comes what
+ * most people take, then the smallest.
+ */
 function labelsOf(
   models: readonly string[],
   files: ReadonlyMap<string, number>,
-): Label[] {
+): string[] {
   const types = Map.groupBy(models, (file) => typeOf(file)?.toLowerCase());
-  return models.map((file) => {
+  const rank = (file: string) =>
+    typeOf(file)?.toUpperCase() === "Q4_K_M" ? -1 : sizeOf(file, files);
+  return models.toSorted((a, b) => rank(a) - rank(b)).map((file) => {
     const type = typeOf(file);
-    const isOne = type && types.get(type.toLowerCase())!.length === 1;
-    return { label: isOne ? type : file, size: sizeOf(file, files) };
-  }).sort((a, b) => a.size - b.size);
+    return type && types.get(type.toLowerCase())!.length === 1 ? type : file;
+  });
 }
 
-function choices(labels: readonly Label[]): string {
-  const texts = labels.map(({ label, size }) =>
-    `${label} (${bytesText(size)})`
-  );
-  return listed(texts, MOST_NAMED);
+/** Lists as many of the names as an error has room for, and counts the others. */
+function brief(names: readonly string[]): string {
+  let room = MOST_NAMED, few = 0;
+  while (few < names.length && (room -= names[few].length + 2) >= 0) few++;
+  return listed(names, Math.max(1, few));
 }
 
 /** The bytes of a file with its other parts. */

@@ -410,9 +410,7 @@ function infoOf(
   const format = FORMATS.find((format) => format.name === dtype.toLowerCase());
   if (format === undefined) {
     throw new Error(
-      `Cannot load ${checkpoint}: ${own} has type ${dtype}, must be one of ${
-        FORMATS.map((format) => format.name.toUpperCase()).join(", ")
-      }`,
+      `Cannot load ${checkpoint}: ${own} has type ${dtype}, must be such as Q4_K or IQ4_XS`,
     );
   }
   const rows = shape.length > 1 ? shape[0] : 1;

@@ -22,6 +22,7 @@ import {
 import { host, type ReadableFile, type StreamingHash } from "../host.ts";
 import { isObject } from "../json.ts";
 import { parseSafetensorsIndex, readSafetensorsHeader } from "./safetensors.ts";
+import { isSentenceFile } from "./sentence_modules.ts";
 import { openFile } from "./sources.ts";
 
 /** The weights in one file, or the index of the files that have them. */
@@ -241,6 +242,9 @@ async function findSafetensors(
       listing === undefined && !await exists(`${notThere}/${file}`)
     ) unknown.push(file);
   }
+  for (const file of listing?.keys() ?? []) {
+    if (isSentenceFile(file)) await check.file(file);
+  }
   // Most repositories have their chat template in tokenizer_config.json.
   const template = unknown.indexOf("chat_template.jinja");
   if (template >= 0 && await hasTemplate(folder)) unknown.splice(template, 1);
@@ -261,7 +265,7 @@ async function findGguf(
 ): Promise<Found> {
   let choice: GgufChoice;
   try {
-    choice = chooseGguf(files, pick, name);
+    choice = chooseGguf(files, pick);
   } catch (error) {
     if (!(error instanceof GgufChoiceError)) throw error;
     return { problems: [error.message], hasWeights: false };

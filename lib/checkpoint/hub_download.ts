@@ -36,6 +36,7 @@ import {
 } from "./hub_cache.ts";
 import { HubList } from "./hub_list.ts";
 import { parseSafetensorsIndex } from "./safetensors.ts";
+import { isSentenceFile } from "./sentence_modules.ts";
 import {
   appendRest,
   DiskFailure,
@@ -109,9 +110,9 @@ export class Download {
 
   /** The GGUF file that is wanted; undefined if safetensors are. */
   #chosenGguf(): string | undefined {
-    const { name, pick } = this.target;
+    const { pick } = this.target;
     if (pick === undefined && !isGgufOnly([...this.#listing.keys()])) return;
-    return chooseGguf(sizesOf(this.#listing), pick, name).file;
+    return chooseGguf(sizesOf(this.#listing), pick).file;
   }
 
   async #takeGguf(file: string, folder: string) {
@@ -138,7 +139,9 @@ export class Download {
         `it has ${quantised}: its weights are quantised, must be plain ${formatNames()}`,
       );
     }
-    const companions = COMPANIONS.filter((path) => this.#listing.has(path));
+    const companions = [...this.#listing.keys()].filter((path) =>
+      COMPANIONS.includes(path) || isSentenceFile(path)
+    );
     if (this.#listing.has(WEIGHTS)) {
       await this.#take([...companions, WEIGHTS], folder);
     } else if (this.#listing.has(INDEX)) {

@@ -26,7 +26,7 @@ import {
   quantizedFormats,
 } from "./quantization.ts";
 import { quantized } from "./quantized.ts";
-import { checkReadTimeout, shownUrl } from "./fetch.ts";
+import { checkReadTimeout, shownUrl, Unreachable } from "./fetch.ts";
 import {
   checkRange,
   MOST_TEXT,
@@ -35,7 +35,7 @@ import {
   readTextFile,
   tooLong,
 } from "./sources.ts";
-import { MODULES, readPurpose } from "./sentence_modules.ts";
+import { readPurpose } from "./sentence_modules.ts";
 import { parseSynthetic } from "./synthetic.ts";
 import { WebFolder } from "./web_folder.ts";
 import { type Folder, openWeights } from "./weight_files.ts";
@@ -116,6 +116,7 @@ async function openStored(
     if (found?.isDirectory) {
       return await openDirectory(spec, found.path, options, pick);
     }
+    if (found) throw cannotOpen(spec, `it is a file, leave :${pick} out`);
   }
   return await openRepository(spec, options);
 }
@@ -139,8 +140,7 @@ async function openDirectory(
   }
   let file: string;
   try {
-    const form = pick === undefined ? spec : spec.slice(0, -pick.length - 1);
-    file = chooseGguf(files, pick, form).file;
+    file = chooseGguf(files, pick).file;
   } catch (cause) {
     if (!(cause instanceof GgufChoiceError)) throw cause;
     throw cannotOpen(spec, cause.message);
@@ -160,12 +160,21 @@ async function openRepository(
     options.signal?.throwIfAborted();
     const hint = await pathHint(repository.name);
     if (hint === undefined) throw cause;
-    throw new Error(`${errorText(cause)}; ${hint}`, { cause });
+    const why = isOffline(cause)
+      ? ", and no repository can be downloaded: there is no connection"
+      : "; " + errorText(cause)
+        .replace(`Cannot open ${repository.name}: it `, "the repository ");
+    throw cannotOpen(spec, hint + why, cause);
   }
   const folder = localFolder(place.folder);
   return place.gguf === undefined
     ? await openFolder(spec, folder, options)
     : await openGguf(spec, folder, place.gguf, options);
+}
+
+function isOffline(error: unknown): boolean {
+  return error instanceof Error && error.cause instanceof Unreachable &&
+    error.cause.noConnection;
 }
 
 /** The error for a name that cannot be opened. */
@@ -290,10 +299,10 @@ async function openFolder(
     ? parseGeneration(json, where)
     : parseGeneration(generationJson, folder.locate("generation_config.json"));
 
-  // A web folder is not asked for a file that few have.
-  const purpose = await folder.has(MODULES)
-    ? await readPurpose((file) => jsonOf(folder, file), folder.locate)
-    : undefined;
+  const purpose = await readPurpose(
+    (file) => jsonOf(folder, file),
+    (file) => folder.locate(file),
+  );
   await using opened = new AsyncDisposableStack();
   const weights = await openWeights(name, config, folder, opened);
   const { stored, tensors, notices } = weights;

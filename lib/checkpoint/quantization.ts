@@ -135,11 +135,22 @@ export function quantizedFormats(
 export const isMatrix = ({ name, shape }: TensorInfo, own: string): boolean =>
   shape.length > 1 && name !== CLASSIFIER && !ROUTER.test(own);
 
+/** What a name that is not one must be, for messages: such as those that it may mean. */
+export function likely(
+  name: string,
+  among: readonly Quantization[] = QUANTIZATIONS,
+): string {
+  const begin = name.toLowerCase().slice(0, 2);
+  const close = among.filter((one) => one.name.startsWith(begin));
+  const isClose = close.length > 0 && close.length < among.length;
+  return `such as ${isClose ? quantizationNames(close) : "q8_0, q4_k_m"}`;
+}
+
 /** The rest of a message about a name that is not one. */
 export const notOneOf = (
   name: string,
   among: readonly Quantization[] = QUANTIZATIONS,
-): string => `${described(name)}, must be one of ${quantizationNames(among)}`;
+): string => `${described(name)}, must be ${likely(name, among)}`;
 
 /**
  * The formats of tensors that change in a GGUF file, where vectors and routers are f32.

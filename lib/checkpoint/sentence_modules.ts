@@ -9,7 +9,15 @@ import { jsonText, quoted } from "../errors.ts";
 import { isObject } from "../json.ts";
 
 /** The file that lists the modules. */
-export const MODULES = "modules.json";
+const MODULES = "modules.json";
+/** The names of folders of modules. */
+const MODULE_FOLDER = /^\d+_\w+$/;
+
+/** Whether a file of a repository is read here. */
+export function isSentenceFile(path: string): boolean {
+  const [, folder] = /^(.*)\/config\.json$/.exec(path) ?? [];
+  return path === MODULES || folder !== undefined && MODULE_FOLDER.test(folder);
+}
 
 /** Modules of an embedding model that are implemented here, by the ends of their types. */
 const KNOWN = ["Transformer", "Pooling", "Normalize"];
@@ -38,7 +46,15 @@ export async function readPurpose(
       }, must have ${KNOWN.join(", ")} only`,
     );
   }
-  const file = `${modules[pooling].path}/config.json`;
+  const { path } = modules[pooling];
+  if (typeof path !== "string" || !MODULE_FOLDER.test(path)) {
+    throw new Error(
+      `Cannot use ${locate(MODULES)}: the path of Pooling is ${
+        jsonText(path)
+      }, must be such as "1_Pooling"`,
+    );
+  }
+  const file = `${path}/config.json`;
   const config = await json(file);
   const fields = isObject(config) ? config : {};
   // Newer files name the mode, older ones have a flag for each.

@@ -140,7 +140,7 @@ export class WebCache {
 
   /** Where the copy of a version is. */
   pathOf(file: string, { id }: Pick<Kept, "id">): string {
-    return `${this.folder}/${id}-${file}`;
+    return `${this.folder}/${id}-${flat(file)}`;
   }
 
   /** The copy's path; undefined, and forgotten, if it is gone or damaged. */
@@ -228,7 +228,7 @@ export class WebCache {
       if (isChanged) this.#begin(index);
     });
     // A damaged copy is replaced: another program may be doing that now.
-    if (isChanged) await this.#remove(`${id}-${file}`);
+    if (isChanged) await this.#remove(`${id}-${flat(file)}`);
   }
 
   /** Begins a generation, which the confirmed files are part of. */
@@ -256,10 +256,11 @@ export class WebCache {
 
   /** Removes the copies of a file, whole or not, but not those of version `id`. */
   async #removeCopies(file: string, id?: string): Promise<void> {
+    const copy = flat(file);
     for (const name of (await host.files.list(this.folder))?.keys() ?? []) {
       const [, own, rest = ""] = /^([0-9a-f]{8})-(.*)$/.exec(name) ?? [];
-      const isCopy = rest.startsWith(file) &&
-        LEFT.test(rest.slice(file.length));
+      const isCopy = rest.startsWith(copy) &&
+        LEFT.test(rest.slice(copy.length));
       if (!isCopy || own === id) continue;
       await this.#remove(name);
     }
@@ -290,6 +291,11 @@ export class WebCache {
     this.#changing = changing;
     await changing;
   }
+}
+
+/** A file's name in the names of its copies, which have no folders. */
+function flat(file: string): string {
+  return file.replaceAll("/", "%2F");
 }
 
 /** @throws {Error} if a permission was not given; it does not prompt for one. */
@@ -351,7 +357,7 @@ function parseIndex(text: string): Index {
   ) throw new Error("damaged");
   const entries = Object.entries(files).filter((
     entry,
-  ): entry is [string, Kept] => /^[^/\\]+$/.test(entry[0]) && isKept(entry[1]));
+  ): entry is [string, Kept] => /^[^\\]+$/.test(entry[0]) && isKept(entry[1]));
   return {
     url: shownUrl(url),
     used,

@@ -197,7 +197,7 @@ export class WebFolder implements Folder {
 
   #urlOf(file: string): string {
     const url = new URL(this.base);
-    url.pathname += encodeURIComponent(file);
+    url.pathname += file.split("/").map(encodeURIComponent).join("/");
     return url.href; // with the folder's query, which may be a signature
   }
 

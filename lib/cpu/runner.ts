@@ -162,26 +162,56 @@ export class CpuRunner implements Runner {
     return Promise.resolve(rows);
   }
 
+  cachedTokens(prompt: readonly number[]): number {
+    return this.#cache.heldOf(prompt);
+  }
+
   async *generate(
     prompts: readonly (readonly number[])[],
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
+    cached = 0,
   ): AsyncGenerator<readonly number[], void> {
     this.#requireMemory("generate");
-    const { vocabSize } = this.config, sequences = prompts.length;
+    const sequences = prompts.length;
     using several = sequences > 1
       ? this.#several(sequences, positionsOf(prompts, maxTokens, this.context))
       : undefined;
     const cache = several ?? this.#cache;
-    cache.reset();
+    if (cached > 0) cache.resume(cached);
+    else cache.reset();
+    const texts = prompts.map((prompt) => [...prompt]);
+    try {
+      yield* this.#run(cache, texts, sampling, { maxTokens, cached, signal });
+    } finally {
+      cache.hold(texts[0].slice(0, cache.lengths[0]));
+    }
+  }
+
+  /**
+   * Samples tokens after `texts`, which grow with them. The first `cached` tokens of the
+   * first are in the cache.
+   */
+  async *#run(
+    cache: CpuKvCache,
+    texts: readonly number[][],
+    sampling: Sampling,
+    { maxTokens, cached, signal }: {
+      maxTokens: number;
+      cached: number;
+      signal?: AbortSignal;
+    },
+  ): AsyncGenerator<readonly number[], void> {
+    const { vocabSize } = this.config, sequences = texts.length;
     const rows: Float32Array[] = [];
-    for (const [s, prompt] of prompts.entries()) {
+    for (const [s, text] of texts.entries()) {
+      const rest = s === 0 ? text.slice(cached) : text;
       let last: Float32Array;
-      for await (last of this.#prefill(cache, s, prompt, { signal }));
+      for await (last of this.#prefill(cache, s, rest, { signal }));
       rows.push(last!.slice()); // the next prompt overwrites them
     }
-    const seen = prompts.map((prompt) => seenBits(vocabSize, prompt));
+    const seen = texts.map((text) => seenBits(vocabSize, text));
     for (let step = 0; step < maxTokens; step++) {
       const ids = sampleEach(rows, sampling, seen, step);
       yield ids;
@@ -189,6 +219,7 @@ export class CpuRunner implements Runner {
       cache.stepBackIfFull();
       const pass = { first: 0, sequences, tokens: 1 };
       const next = ids.map(validToken);
+      next.forEach((id, s) => texts[s].push(id));
       const logits = await this.#forward(cache, pass, next, { signal });
       rows.forEach((_, s) =>
         rows[s] = logits.subarray(s * vocabSize, (s + 1) * vocabSize)
@@ -202,7 +233,7 @@ export class CpuRunner implements Runner {
   }
 
   /**
-   * Runs a prompt in chunks into an empty sequence; yields the logits of each chunk, or with
+   * Runs a prompt, or the rest of one, in chunks; yields the logits of each chunk, or with
    * `states` the normed state after its last token.
    */
   async *#prefill(

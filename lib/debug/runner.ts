@@ -187,6 +187,11 @@ export class DebugRunner implements Runner {
     this.cpu.requireRoom(sequences, context);
   }
 
+  /** None: every run checks the whole prompt. */
+  cachedTokens(): number {
+    return 0;
+  }
+
   async *generate(
     prompts: readonly (readonly number[])[],
     sampling: Sampling,

@@ -72,16 +72,21 @@ export interface PromptPass {
 /**
  * Divides a prompt of `length` tokens into passes of up to `rows` tokens; on a software
  * renderer, few enough that no dispatch takes long. `all` is whether each token needs
- * logits. Depends on no measurement, so that results are reproducible.
+ * logits, and the first `cached` tokens need no pass. Depends on no measurement, so that
+ * results are reproducible.
  */
 export function promptPasses(
   length: number,
   rows: number,
   work: ModelWork,
-  { software, all }: { software: boolean; all: boolean },
+  { software, all, cached = 0 }: {
+    software: boolean;
+    all: boolean;
+    cached?: number;
+  },
 ): PromptPass[] {
   const passes: PromptPass[] = [];
-  for (let begin = 0; begin < length;) {
+  for (let begin = cached; begin < length;) {
     const most = software ? softwareRows(begin, rows, work, all) : rows;
     const tokens = Math.min(most, length - begin);
     passes.push({ begin, tokens });

@@ -32,6 +32,8 @@ export interface Asked {
   readonly tokens: readonly number[];
   readonly maxTokens: number;
   readonly sampling: Sampling;
+  /** Whether keys and values of earlier requests may be used. */
+  readonly reuse: boolean;
   readonly eosTokenIds: readonly number[];
   readonly signal?: AbortSignal;
 }
@@ -213,13 +215,13 @@ export class Engine implements Disposable {
   async *#iterate(
     request: Request,
   ): AsyncGenerator<readonly number[], void> {
-    const { tokens, maxTokens, signal } = request.asked;
+    const { signal } = request.asked;
     const abort = () => request.fail(signal!.reason);
     signal?.addEventListener("abort", abort);
     try {
       if (this.#disposed) throw this.#disposed;
       signal?.throwIfAborted();
-      const entry = request.entry = this.#scheduler.add(tokens, maxTokens);
+      const entry = request.entry = this.#scheduler.add(request.asked);
       this.#requests.set(entry, request);
       this.#run();
       for (;;) {

@@ -17,6 +17,8 @@ export interface Entry {
   readonly promptTokens: number;
   /** The number of tokens at which it is over, prompt included. */
   readonly most: number;
+  /** Whether it may share pages with others. */
+  readonly reuse: boolean;
   /** Its place in the order of arrival. */
   readonly order: number;
   /** Its pages, in the order of their positions. */
@@ -87,13 +89,23 @@ export class Scheduler {
     return { running: this.#running.length, waiting: this.#waiting.length };
   }
 
-  /** Adds a sequence of up to `maxTokens` tokens after its prompt. */
-  add(prompt: readonly number[], maxTokens: number): Entry {
+  /**
+   * Adds a sequence with the tokens of its prompt and of up to `maxTokens` more. Without
+   * `reuse` it looks for no pages that hold its beginning.
+   */
+  add(
+    { tokens, maxTokens, reuse = true }: {
+      tokens: readonly number[];
+      maxTokens: number;
+      reuse?: boolean;
+    },
+  ): Entry {
     const { context } = this.options;
     const entry: Entry = {
-      tokens: [...prompt],
-      promptTokens: prompt.length,
-      most: Math.min(context, prompt.length + maxTokens),
+      tokens: [...tokens],
+      promptTokens: tokens.length,
+      most: Math.min(context, tokens.length + maxTokens),
+      reuse,
       order: this.#arrived++,
       pages: [],
       cached: 0,
@@ -204,7 +216,7 @@ export class Scheduler {
   #join(entry: Entry): boolean {
     const { pages, slots } = this.options, { tokens } = entry;
     if (this.#running.length >= slots) return false;
-    const found = pages.find(tokens, tokens.length - 1);
+    const found = pages.find(tokens, entry.reuse ? tokens.length - 1 : 0);
     const wanted = pages.pagesFor(tokens.length) - found.length;
     // A page for each of the others, so that nobody is sent back at once.
     const kept = this.#running.length;

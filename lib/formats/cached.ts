@@ -98,9 +98,11 @@ export class QuantizedHeads {
       const scale = Math.fround(Math.fround(most) / 127);
       if (scale > 65504) {
         throw new RangeError(
-          `Cannot cache a key or value of ${most} in q8_0: it must be at most ${
-            127 * 65504
-          }, kv f32 has room for it`,
+          most === Infinity
+            ? "Cannot cache a key or value of Infinity: it must be finite, the weights are faulty"
+            : `Cannot cache a key or value of ${most} in q8_0: it must be at most ${
+              127 * 65504
+            }, kv f32 has room for it`,
         );
       }
       const inverse = scale > 0 ? Math.fround(1 / scale) : 0;

@@ -52,6 +52,8 @@ export interface DecodeOptions {
   maxTokens: number;
   /** Prompt tokens per forward pass. */
   prefillRows: number;
+  /** Prompt tokens that a single sequence holds. */
+  cached: number;
   signal?: AbortSignal;
   watcher?: LoopWatcher;
 }
@@ -95,7 +97,8 @@ export class DecodeLoop implements Disposable {
   async prefill(texts: readonly (readonly number[])[]): Promise<void> {
     const { batch, options, batch: { cache, state, reader } } = this;
     const { ops: { gpu, config } } = batch, { sampling, signal } = options;
-    const logits = await batch.prefillAll(texts, options.prefillRows, signal);
+    const { prefillRows: rows, cached } = options;
+    const logits = await batch.prefillAll(texts, { rows, cached, signal });
     texts.forEach((ids, s) => {
       const seen = seenBits(config.vocabSize, ids);
       state.seen.write(s * seen.byteLength, seen);

@@ -27,6 +27,7 @@ import { requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuRows } from "./rows.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
+import type { GpuKvCache } from "./kv_cache.ts";
 import { GpuStates } from "./states.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
@@ -180,11 +181,16 @@ export class GpuRunner implements Runner {
     return await GpuRows.create(this.#ops, this.weights, all);
   }
 
+  cachedTokens(prompt: readonly number[]): number {
+    return this.#one.cache.heldOf(prompt);
+  }
+
   async *generate(
     prompts: readonly (readonly number[])[],
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
+    cached = 0,
   ): AsyncGenerator<readonly number[], void> {
     this.#requireDevice("generate");
     const sequences = prompts.length;
@@ -197,15 +203,17 @@ export class GpuRunner implements Runner {
     const texts = prompts.map((prompt) => [...prompt]);
     const batch = several ?? this.#one;
     for (let step = 0; step < maxTokens;) {
-      const shaders = () => batch.shaders(texts, this.prefillRows);
+      const shaders = () => batch.shaders(texts, this.prefillRows, cached);
       await this.#compileAhead(shaders, signal);
       let overflow = false;
       {
+        using _ = this.#begun(batch.cache, texts[0], cached);
         using loop = new DecodeLoop(batch, {
           sampling,
           step,
           maxTokens: maxTokens - step,
           prefillRows: this.prefillRows,
+          cached,
           signal,
           watcher: this.watcher,
         });
@@ -220,7 +228,30 @@ export class GpuRunner implements Runner {
       }
       // Continue after the accepted tokens with an f32 cache, which holds any value.
       if (overflow) await this.widen(several);
+      cached = 0;
     }
+  }
+
+  /**
+   * Begins a run on a text whose first `cached` tokens the cache holds. Once disposed, the
+   * cache knows the tokens whose keys and values it has: those of the passes that were
+   * submitted, and all that steps have run on since.
+   */
+  #begun(
+    cache: GpuKvCache,
+    text: readonly number[],
+    cached: number,
+  ): Disposable {
+    const { length } = text;
+    // Resuming keeps the flags: an aborted run may have set one that nobody has read.
+    if (cached > 0) cache.resume(cached);
+    else cache.reset();
+    return {
+      [Symbol.dispose]() {
+        const decoded = text.length > length;
+        cache.hold(text.slice(0, decoded ? -1 : cache.lengths[0]));
+      },
+    };
   }
 
   async #several(sequences: number, context: number): Promise<GpuSequences> {

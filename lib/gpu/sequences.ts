@@ -200,13 +200,18 @@ export class GpuSequences implements Disposable {
   /**
    * Shaders, not compiled yet, for prompts in chunks of `rows` tokens and for decode steps.
    * Records one pass per distinct chunk length, up to the number of passes that are kept;
-   * the others need few shaders of their own.
+   * the others need few shaders of their own. The first `cached` tokens need none.
    */
-  shaders(prompts: readonly (readonly number[])[], rows: number): Shader[] {
+  shaders(
+    prompts: readonly (readonly number[])[],
+    rows: number,
+    cached = 0,
+  ): Shader[] {
     const firsts = new Map<number, number>();
     prompts.forEach(({ length }, sequence) => {
       const fits = Math.min(length, this.#cache.context);
-      for (const { tokens } of this.#passesOf(fits, rows, false)) {
+      const parts = this.#passesOf(fits, rows, { all: false, cached });
+      for (const { tokens } of parts) {
         if (!firsts.has(tokens)) firsts.set(tokens, sequence);
       }
     });
@@ -219,27 +224,37 @@ export class GpuSequences implements Disposable {
     );
   }
 
-  #passesOf(length: number, rows: number, all: boolean) {
+  #passesOf(
+    length: number,
+    rows: number,
+    options: { all: boolean; cached?: number },
+  ) {
     const { software } = this.ops.gpu;
-    return promptPasses(length, rows, this.paces.work, { software, all });
+    return promptPasses(length, rows, this.paces.work, {
+      software,
+      ...options,
+    });
   }
 
   /**
-   * Submits a prompt in passes of up to `rows` tokens into an empty sequence; yields the
-   * logits of each pass.
+   * Submits a prompt in passes of up to `rows` tokens into a sequence that has its first
+   * `cached` tokens; yields the logits of each pass.
    */
   async *prefill(
     prompt: readonly number[],
-    { sequence, rows, all, states, signal }: {
+    { sequence, rows, all, states, cached, signal }: {
       sequence: number;
       rows: number;
       all: boolean;
       states?: boolean;
+      cached?: number;
       signal?: AbortSignal;
     },
   ): AsyncGenerator<Tensor, void> {
     const { paces, ops: { gpu } } = this, cache = this.#cache;
-    for (const part of this.#passesOf(prompt.length, rows, all)) {
+    for (
+      const part of this.#passesOf(prompt.length, rows, { all, cached })
+    ) {
       signal?.throwIfAborted();
       const { begin, tokens } = part;
       const pass = { first: sequence, sequences: 1, tokens };
@@ -261,19 +276,22 @@ export class GpuSequences implements Disposable {
 
   /**
    * Submits the prompts of all sequences one after another, each truncated to the context;
-   * returns the logits after each, `[sequences, vocab]`.
+   * returns the logits after each, `[sequences, vocab]`. The sequences are empty, or a single
+   * one has the first `cached` tokens of its prompt.
    */
   async prefillAll(
     prompts: readonly (readonly number[])[],
-    rows: number,
-    signal?: AbortSignal,
+    { rows, cached, signal }: {
+      rows: number;
+      cached?: number;
+      signal?: AbortSignal;
+    },
   ): Promise<Tensor> {
     const { gpu, config } = this.ops, { sequences, context } = this.#cache;
-    this.#cache.reset();
     let last: Tensor;
     for (const [sequence, prompt] of prompts.entries()) {
       const fits = prompt.slice(0, context);
-      const options = { sequence, rows, all: false, signal };
+      const options = { sequence, rows, all: false, cached, signal };
       for await (last of this.prefill(fits, options));
       if (sequences === 1) break;
       // The next prompt overwrites these logits.

@@ -42,6 +42,8 @@ export class KvCache<T> {
   readonly page: number;
   /** The pages of each sequence in order, `[sequences, ceil(context / page)]`. */
   readonly table: Uint32Array<ArrayBuffer>;
+  /** The first tokens of sequence 0, as far as they are known. */
+  #held: readonly number[] = [];
   #pass?: CachePass;
   #begun = false;
 
@@ -134,7 +136,50 @@ export class KvCache<T> {
 
   /** Sets how many tokens are cached, per sequence; none by default. */
   reset(lengths: ArrayLike<number> = new Uint32Array(this.sequences)): void {
+    this.#held = [];
     this.#lengths.set(lengths);
+    this.#begun = false;
+    this.lengthsChanged();
+  }
+
+  /**
+   * Says which tokens the keys and values of sequence 0 belong to, so that a prompt that
+   * begins with them can {@linkcode resume}. Forgotten when lengths are set.
+   */
+  hold(tokens: readonly number[]): void {
+    // Steps past the end of a context overwrite the last position.
+    this.#held = tokens.slice(0, this.context - 1);
+  }
+
+  /** The tokens given to {@linkcode hold}. */
+  get held(): readonly number[] {
+    return this.#held;
+  }
+
+  /**
+   * How many tokens at the beginning of a prompt sequence 0 holds; not the last one, which
+   * has to run for its logits.
+   */
+  heldOf(prompt: readonly number[]): number {
+    const most = Math.min(this.#held.length, prompt.length - 1);
+    let n = 0;
+    while (n < most && this.#held[n] === prompt[n]) n++;
+    return n;
+  }
+
+  /**
+   * Continues after the first `length` tokens that sequence 0 holds.
+   *
+   * @throws {Error} if it holds fewer.
+   */
+  resume(length: number): void {
+    if (length > this.#held.length) {
+      throw new Error(
+        `Cannot resume after ${length} tokens: the KV cache holds ${this.#held.length}`,
+      );
+    }
+    this.#held = [];
+    this.#lengths.fill(0)[0] = length;
     this.#begun = false;
     this.lengthsChanged();
   }

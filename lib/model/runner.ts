@@ -57,6 +57,11 @@ export interface Runner extends Disposable {
    */
   rows(size: RowsSize): Promise<Rows>;
   /**
+   * How many tokens at the beginning of a prompt have their keys and values in the cache
+   * since the last run of a single prompt; fewer than all.
+   */
+  cachedTokens(prompt: readonly number[]): number;
+  /**
    * Samples up to `maxTokens` tokens after each prompt, with all sequences in lockstep.
    * Yields chunks of ids: one token of each sequence, then the next of each. The first
    * chunk holds only the first token of each. Where logits cannot be sampled from, there
@@ -65,6 +70,9 @@ export interface Runner extends Disposable {
    * those that are finished, and leaves the loop to stop. A sequence that fills its context
    * keeps overwriting its last position, and its further tokens are meaningless.
    *
+   * A single prompt may leave out its first `cached` tokens, at most as many as
+   * `cachedTokens` says.
+   *
    * @throws {MemoryError} if several sequences do not fit (see `requireRoom`).
    */
   generate(
@@ -72,5 +80,6 @@ export interface Runner extends Disposable {
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
+    cached?: number,
   ): AsyncGenerator<readonly number[], void>;
 }

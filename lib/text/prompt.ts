@@ -5,7 +5,7 @@
  */
 import { type Message, ONE_MESSAGE, type Tool } from "./conversation.ts";
 import { renderChat } from "./chat_template.ts";
-import { described } from "../errors.ts";
+import { described, OptionError } from "../errors.ts";
 import { isObject } from "../json.ts";
 import type { ReplyFormat } from "./reply.ts";
 import { TooManyTokens } from "./bpe.ts";
@@ -22,6 +22,8 @@ export interface PromptOptions {
   thinking?: boolean;
   /** Functions that the assistant may call, for instruct checkpoints. */
   tools?: readonly Tool[];
+  /** A chat template (Jinja) to use instead of the checkpoint's, which may have none. */
+  chatTemplate?: string;
   /** Uses the prompt as is, without the chat template. */
   raw?: boolean;
 }
@@ -91,7 +93,9 @@ export function encodePrompt(
   const tokenizer = source.tokenizer();
   const encode = (text: string, addSpecialTokens: boolean) =>
     encodeText(text, addSpecialTokens, tokenizer, source.context);
-  const template = raw ? undefined : tokenizer.chatTemplate;
+  const template = raw
+    ? undefined
+    : options.chatTemplate ?? tokenizer.chatTemplate;
   if (template === undefined) {
     const why = raw ? "and raw skips it" : `${source.name} has none`;
     if (typeof prompt !== "string") {
@@ -158,9 +162,15 @@ function encodeText(
 
 /** Refuses options that only a chat template can apply. */
 function refuseChatOptions(
-  { system, thinking, tools }: PromptOptions,
+  { system, thinking, tools, chatTemplate }: PromptOptions,
   why: string,
 ): void {
+  if (chatTemplate !== undefined) {
+    throw new OptionError(
+      "chatTemplate",
+      `Cannot generate: chatTemplate is given, ${why}`,
+    );
+  }
   const given = system !== undefined
     ? "a system message needs"
     : tools?.length

@@ -25,7 +25,7 @@ const NAMES = [
 const filesOf = (names: readonly string[]) =>
   new Map(names.map((name, i) => [name, (i + 1) * 1e9]));
 const chosen = (pick: string | undefined, names = NAMES) =>
-  chooseGguf(filesOf(names), pick, "a/b").file;
+  chooseGguf(filesOf(names), pick).file;
 const refused = (pick: string | undefined, names = NAMES) =>
   assertThrows(() => chosen(pick, names), GgufChoiceError).message;
 
@@ -60,7 +60,7 @@ Deno.test("a type picks the GGUF file whose name ends with it", () => {
 
 Deno.test("a choice is sure where other files would not change it", () => {
   const isSure = (pick: string | undefined, names: string[]) =>
-    chooseGguf(filesOf(names), pick, "a/b").isSure;
+    chooseGguf(filesOf(names), pick).isSure;
   const one = ["m-UD-Q4_K_M.gguf"];
   assertEquals(isSure("UD-Q4_K_M", one), true);
   assertEquals(isSure("m-UD-Q4_K_M.gguf", one), true);
@@ -69,16 +69,23 @@ Deno.test("a choice is sure where other files would not change it", () => {
 });
 
 Deno.test("what does not pick one GGUF file is answered with a list", () => {
-  const list =
-    "BF16 (3 GB), IQ4_XS (3 GB), Q4_K_M (4 GB), Q8_0 (5 GB), UD-Q4_K_M (6 GB), UD-Q4_K_XL (7 GB)";
-  const said = (text: string) => text.replaceAll(/\.00? GB/g, " GB");
+  const rest = "BF16, IQ4_XS, Q8_0, UD-Q4_K_M, UD-Q4_K_XL";
   assertEquals(
-    said(refused(undefined)),
-    `it has 6 GGUF files, name one, as in a/b:Q4_K_M: ${list}`,
+    refused(undefined),
+    `it has 6 GGUF files, add :Q4_K_M or another: ${rest}`,
   );
   assertEquals(
-    said(refused("Q5_K_M")),
-    `it has no GGUF file Q5_K_M, it has ${list}`,
+    refused("Q5_K_M"),
+    `it has no GGUF file Q5_K_M, it has Q4_K_M, ${rest}`,
+  );
+  assertEquals(
+    refused("q4"), // those that it may mean
+    "it has no GGUF file q4, it has Q4_K_M, IQ4_XS, UD-Q4_K_M, UD-Q4_K_XL",
+  );
+  const many = Array.from({ length: 9 }, (_, i) => `model-of-mine-${i}.gguf`);
+  assertEquals(
+    refused(undefined, many),
+    "it has 9 GGUF files, add :model-of-mine-0.gguf or another: model-of-mine-1.gguf, model-of-mine-2.gguf and 6 more",
   );
   // Part of a type is none.
   for (
@@ -87,18 +94,22 @@ Deno.test("what does not pick one GGUF file is answered with a list", () => {
     assertEquals(refused(pick).split(",")[0], `it has no GGUF file ${pick}`);
   }
   assertEquals(
-    said(refused("q8_0", ["a-Q8_0.gguf", "b-Q8_0.gguf"])),
-    "q8_0 fits 2 GGUF files, name one as a/b:FILE: a-Q8_0.gguf (1 GB), b-Q8_0.gguf (2 GB)",
+    refused("q8_0", ["a-Q8_0.gguf", "b-Q8_0.gguf"]),
+    "q8_0 fits 2 GGUF files, name one: a-Q8_0.gguf, b-Q8_0.gguf",
   );
   assertEquals(
-    said(refused(undefined, ["a-Q8_0.gguf", "b-Q8_0.gguf", "c-F16.gguf"])),
-    "it has 3 GGUF files, name one, as in a/b:a-Q8_0.gguf: a-Q8_0.gguf (1 GB), b-Q8_0.gguf (2 GB), F16 (3 GB)",
+    refused(undefined, ["a-Q8_0.gguf", "b-Q8_0.gguf", "c-F16.gguf"]),
+    "it has 3 GGUF files, add :a-Q8_0.gguf or another: b-Q8_0.gguf, F16",
   );
   assertEquals(refused(undefined, ["README.md"]), "it has no GGUF file");
   assertEquals(refused("Q8_0", []), "it has no GGUF file Q8_0");
   assertEquals(
     chosen(undefined, ["README.md", "m.gguf", "mmproj.gguf"]),
     "m.gguf",
+  );
+  assertEquals(
+    refused("Q8_0", ["config.json", "model.safetensors"]),
+    "it has safetensors and no GGUF file, leave :Q8_0 out",
   );
   // Names of a server become paths.
   for (

@@ -1,5 +1,5 @@
 /** Names that are no checkpoint's: what to pass instead, before anything is requested. */
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import {
   COMMIT,
@@ -160,9 +160,18 @@ Deno.test("a repository's owner may be the name of a folder", async () => {
       () => openCheckpoint("Some/Typo"),
       Error,
     );
-    assert(message.includes("there is no such repository"), message);
     // A mistyped path is as likely.
-    assert(message.endsWith("; the directory Some has no Typo"), message);
+    assertMatch(
+      message,
+      /^Cannot open "Some\/Typo": the directory Some has no Typo; the repository cannot be downloaded from .*: there is no such repository/,
+    );
+    Deno.env.set("HF_ENDPOINT", "http://nowhere.invalid");
+    await assertRejects(
+      () =>
+        openCheckpoint("Some/Typo:Q8_0", { sleep: () => Promise.resolve() }),
+      Error,
+      'Cannot open "Some/Typo:Q8_0": the directory Some has no Typo, and no repository can be downloaded: there is no connection',
+    );
   } finally {
     Deno.chdir(before);
   }

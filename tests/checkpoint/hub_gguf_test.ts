@@ -33,8 +33,7 @@ const REPOSITORY = new Map<string, Uint8Array>([
     [`BF16/${name.replace("Q8_0", "BF16")}`, bytesOf(name)] as const
   ),
 ]);
-const LIST =
-  "it has 3 GGUF files, name one, as in Some/Model:Q4_K_M: Q4_K_M (102 kB), Q8_0 (130 kB), BF16 (130 kB)";
+const LIST = "it has 3 GGUF files, add :Q4_K_M or another: Q8_0, BF16";
 
 /** Opens a checkpoint and closes it; returns where it was, and the notices. */
 async function open(spec: string) {
@@ -104,7 +103,7 @@ Deno.test("several GGUF files and none named are listed, and nothing is download
   );
   assertEquals(
     await refused("hf.co/Some/Model:Q5_K_M"),
-    "Cannot open Some/Model: it has no GGUF file Q5_K_M, it has Q4_K_M (102 kB), Q8_0 (130 kB), BF16 (130 kB)",
+    "Cannot open Some/Model: it has no GGUF file Q5_K_M, it has Q4_K_M, Q8_0, BF16",
   );
   assertEquals(await namesIn(`${cache.entry}/blobs`), []);
   assert(server.requests.every(({ url }) => !url.includes("/resolve/")));
@@ -159,7 +158,7 @@ Deno.test("a GGUF file that another program cached is used", async () => {
   ]);
   assertEquals(
     await refused("Some/Model:Q4_K_M"),
-    "Cannot open Some/Model: it is not complete in the cache (it has no GGUF file Q4_K_M, it has Q8_0 (130 kB)), and HF_HUB_OFFLINE forbids downloading it",
+    "Cannot open Some/Model: it is not complete in the cache (it has no GGUF file Q4_K_M, it has Q8_0), and HF_HUB_OFFLINE forbids downloading it",
   );
 });
 
@@ -259,7 +258,11 @@ Deno.test("a type picks a GGUF file of a folder", async () => {
   }
   assertEquals(
     await refused(`${path}:Q6_K`),
-    `Cannot open "${path}:Q6_K": it has no GGUF file Q6_K, it has Q4_K_M (102 kB), Q8_0 (130 kB)`,
+    `Cannot open "${path}:Q6_K": it has no GGUF file Q6_K, it has Q4_K_M, Q8_0`,
+  );
+  assertEquals(
+    await refused(`${path}/a-Q8_0.gguf:Q8_0`),
+    `Cannot open "${path}/a-Q8_0.gguf:Q8_0": it is a file, leave :Q8_0 out`,
   );
   // A path that exists wins.
   await Deno.rename(`${path}/a-Q8_0.gguf`, `${path}:Q4_K_M.gguf`);

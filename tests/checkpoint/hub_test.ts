@@ -28,6 +28,32 @@ function breakWeights(broken: () => boolean, weights: Uint8Array) {
   };
 }
 
+Deno.test("a repository's modules say that it is an embedding model", async () => {
+  await using cache = await emptyCache();
+  const files = await fixtureFiles("tiny-tied-bf16");
+  const put = (file: string, json: unknown) =>
+    files.set(file, new TextEncoder().encode(JSON.stringify(json)));
+  const type = "sentence_transformers.models.Pooling";
+  put("modules.json", [{ path: "1_Pooling", type }]);
+  put("1_Pooling/config.json", { pooling_mode: "lasttoken" });
+  put("onnx/config.json", {});
+  await using server = await serveHub(files);
+  const only = async () => {
+    await using checkpoint = await openCheckpoint("Some/Model");
+    return checkpoint.only?.is;
+  };
+  assertEquals(await only(), "an embedding model");
+  const there = await namesIn(cache.snapshot);
+  assert(there.includes("1_Pooling") && !there.includes("onnx"), `${there}`);
+  const before = server.requests.length;
+  assertEquals(await only(), "an embedding model");
+  assertEquals(server.requests.length, before);
+  // What an earlier version left out is added.
+  await Deno.remove(`${cache.snapshot}/modules.json`);
+  await Deno.remove(`${cache.snapshot}/1_Pooling`, { recursive: true });
+  assertEquals(await only(), "an embedding model");
+});
+
 Deno.test("parseRepositoryId takes owner/name with an optional revision", () => {
   assertEquals(parseRepositoryId("Qwen/Qwen3-0.6B"), {
     name: "Qwen/Qwen3-0.6B",

@@ -208,7 +208,7 @@ Deno.test("what is quantised already is refused", async () => {
   await assertRejects(
     () => openCheckpoint(STORY, { quantize: "q9" }),
     Error,
-    `quantize is "q9", must be one of q8_0, q6_k, `,
+    `quantize is "q9", must be such as q8_0, q4_k_m`,
   );
 });
 

@@ -145,7 +145,7 @@ for (
     const asked = server.asked();
     assertEquals(asked.sort(), [
       ...["chat_template.jinja", "config.json", "generation_config.json"],
-      ...[WEIGHTS, "tokenizer.json"],
+      ...[WEIGHTS, "modules.json", "tokenizer.json"],
     ]);
     const { folder, url, bytes, names, used } = await kept();
     assertEquals([url, names], [server.url, COMPLETE]);
@@ -165,7 +165,7 @@ for (
     assertEquals(server.requests.map(nameOf).sort(), [
       ...["chat_template.jinja", "config.json if changed"],
       ...["generation_config.json if changed", `${WEIGHTS} if changed`],
-      "tokenizer.json if changed",
+      ...["modules.json", "tokenizer.json if changed"],
     ]);
   });
 }
@@ -195,7 +195,45 @@ Deno.test("shards are kept too, and headers alone download nothing", async () =>
   assertEquals(read, await expectedOf(files));
   assertEquals((await load(server.url)).read, read);
   const whole = server.asked().filter((name) => !/ if changed/.test(name));
-  assertEquals(whole, ["chat_template.jinja"]);
+  assertEquals(whole, ["modules.json", "chat_template.jinja"]);
+});
+
+Deno.test("the modules of an embedding model are kept, one of them in a folder", async () => {
+  await using _cache = await emptyWebCache();
+  const files = await filesOf();
+  const put = (file: string, json: unknown) =>
+    files.set(file, new TextEncoder().encode(JSON.stringify(json)));
+  const type = "sentence_transformers.models.Pooling";
+  put("/modules.json", [{ path: "1_Pooling", type }]);
+  put("/1_Pooling/config.json", { pooling_mode: "lasttoken" });
+  const server = await serve(files);
+  const only = async () => {
+    await using checkpoint = await openCheckpoint(server.url);
+    await checkpoint.read("model.norm.weight", 0, new Uint8Array(2));
+    return checkpoint.only?.is;
+  };
+  assertEquals(await only(), "an embedding model");
+  put("/1_Pooling/config.json", { pooling_mode: "mean" });
+  await assertRejects(
+    only,
+    Error,
+    `${server.url}1_Pooling/config.json: the pooling is ["mean"], must be "lasttoken"`,
+  );
+  put("/1_Pooling/config.json", { pooling_mode: "lasttoken" });
+  assertEquals(await only(), "an embedding model");
+  const { names } = await kept();
+  const own = ["1_Pooling%2Fconfig.json", "modules.json"];
+  assertEquals(names, [...ALL, ...own].sort());
+  await server[Symbol.asyncDispose]();
+  assertEquals(await only(), "an embedding model"); // of what is kept
+
+  put("/modules.json", [{ path: "../other", type }]);
+  await using other = await serve(files);
+  await assertRejects(
+    () => openCheckpoint(other.url),
+    Error,
+    'modules.json: the path of Pooling is "../other", must be such as "1_Pooling"',
+  );
 });
 
 Deno.test("a file that changed is downloaded anew, its old version removed", async () => {
@@ -516,7 +554,7 @@ Deno.test("copies that cannot be changed are used", async () => {
   server.asked();
   assertEquals(await load(server.url), { read, notices: [] });
   const whole = server.asked().filter((name) => !/ if changed/.test(name));
-  assertEquals(whole, ["chat_template.jinja"]);
+  assertEquals(whole, ["modules.json", "chat_template.jinja"]);
 });
 
 Deno.test("a full disk leaves nothing behind, and weights are read by range", async () => {
@@ -1034,6 +1072,6 @@ slowTest("the story model next to an imported mod.ts is kept too", async () => {
   assert(!first.asked.includes(true));
   const second = await run();
   assertEquals([second.text, second.notices], [text, []]);
-  // The chat template does not exist.
-  assertEquals(second.asked.toSorted(), [false, ...Array(5).fill(true)]);
+  // There are no chat template and no modules.
+  assertEquals(second.asked.toSorted(), [false, false, ...Array(5).fill(true)]);
 });

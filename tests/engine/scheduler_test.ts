@@ -78,7 +78,11 @@ function ask(random: Random, scheduler: Scheduler, context: number): Asked {
   );
   const maxTokens = 1 + random.int(0, 39);
   return {
-    entry: scheduler.add(prompt, maxTokens),
+    entry: scheduler.add({
+      tokens: prompt,
+      maxTokens,
+      reuse: random.int(0, 4) > 0,
+    }),
     prompt,
     maxTokens,
   };
@@ -171,6 +175,12 @@ randomTest(
   },
 );
 
+const add = (
+  scheduler: Scheduler,
+  tokens: readonly number[],
+  maxTokens: number,
+) => scheduler.add({ tokens, maxTokens });
+
 const make = (slots: number, count: number) =>
   new Scheduler({ pages: new Pages(count, 4), slots, context: 32, rowsFor });
 
@@ -180,10 +190,10 @@ const zeros = (length: number) => new Array<number>(length).fill(0);
 
 Deno.test("the first waits for room and is not overtaken", () => {
   const scheduler = make(4, 8);
-  const first = scheduler.add(zeros(20), 8);
+  const first = add(scheduler, zeros(20), 8);
   scheduler.next(limits(1));
-  const large = scheduler.add(Array(24).fill(1), 4);
-  const small = scheduler.add([2], 4);
+  const large = add(scheduler, Array(24).fill(1), 4);
+  const small = add(scheduler, [2], 4);
   scheduler.next(limits(1));
   assertEquals([large.state, small.state], ["waiting", "waiting"]);
   scheduler.remove(first);
@@ -193,7 +203,7 @@ Deno.test("the first waits for room and is not overtaken", () => {
 
 Deno.test("long prompts are read in parts while others decode", () => {
   const scheduler = make(4, 32);
-  const short = scheduler.add([5, 6], 20), long = scheduler.add(zeros(31), 1);
+  const short = add(scheduler, [5, 6], 20), long = add(scheduler, zeros(31), 1);
   let step = scheduler.next(limits(2, 8));
   assertEquals(step.readings.map(({ begin, end }) => [begin, end]), [
     [0, 1],
@@ -214,7 +224,7 @@ Deno.test("long prompts are read in parts while others decode", () => {
 Deno.test("a shared prefix is read once, even by those who come together", () => {
   const scheduler = make(4, 32);
   const texts = [1, 2, 3].map((id) => [...zeros(16), id, id]);
-  const entries = texts.map((text) => scheduler.add(text, 4));
+  const entries = texts.map((text) => add(scheduler, text, 4));
   const { readings } = scheduler.next(limits(1));
   assertEquals(readings.map(({ begin, end }) => [begin, end]), [
     [0, 17],
@@ -226,8 +236,8 @@ Deno.test("a shared prefix is read once, even by those who come together", () =>
 
 Deno.test("the latest makes room, and finds its pages again", () => {
   const scheduler = make(2, 9);
-  const first = scheduler.add(zeros(15), 17);
-  const second = scheduler.add(Array(11).fill(1), 8);
+  const first = add(scheduler, zeros(15), 17);
+  const second = add(scheduler, Array(11).fill(1), 8);
   for (let i = 0; i < 8; i++) {
     const { steps } = scheduler.next(limits(4));
     if (second.state === "waiting") break;
@@ -244,7 +254,7 @@ Deno.test("the latest makes room, and finds its pages again", () => {
 
 Deno.test("rows close up when fewer do", () => {
   const scheduler = make(8, 64);
-  const entries = [1, 2, 3, 4, 5].map((id) => scheduler.add([id], 30));
+  const entries = [1, 2, 3, 4, 5].map((id) => add(scheduler, [id], 30));
   assertEquals(scheduler.next(limits(1)).rows.length, 8);
   for (const at of [0, 1, 2]) scheduler.remove(entries[at]);
   assertEquals(scheduler.next(limits(1)).rows, [entries[3], entries[4]]);

@@ -50,6 +50,8 @@ Deno.test("embed prints the vectors that the library gives, one a line", async (
   );
   const stdin = await embed(few, TEXTS.join("\r\n") + "\n");
   assertEquals(stdin.stdout, args.stdout);
+  const between = [TEXTS[0], "-", TEXTS[2], ...few];
+  assertEquals((await embed(between, `${TEXTS[1]}\n`)).stdout, args.stdout);
   const json = JSON.parse((await embed([...TEXTS, ...few, "--json"])).stdout);
   assertEquals(Object.keys(json), [
     "vectors",
@@ -144,6 +146,11 @@ Deno.test("what embed refuses is one line", async () => {
         "Cannot embed: there are no texts, pass them as arguments or as lines of stdin",
       ],
       [["a", "", "b"], "Cannot embed: argument 2 is empty, must be a text"],
+      [
+        ["-"],
+        "Cannot embed: there are no texts, pass them as arguments or as lines of stdin",
+      ],
+      [["-", "a", "-"], "Cannot embed: - is given twice, must be given once"],
       [
         ["a", "--query", ""],
         'Cannot read the flags: --query is "", must be a text',

@@ -516,7 +516,7 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
     [hi("--precision", "f64"), '--precision is "f64", must be auto or f32'],
     [
       hi("--quantize", "q4_km"),
-      '--quantize is "q4_km", must be a type of weights: try q4_k_m or --help',
+      '--quantize is "q4_km", must be such as q4_k_m, q4_k, q4_1, q4_0, try --help',
     ],
     [hi("--context", "0"), "--context is 0, must be an integer of at least 1"],
     [hi("--threads", "0"), "--threads is 0, must be an integer from 1 to 256"],
@@ -528,7 +528,7 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
     [["-", "hi", "-"], "- is given twice, must be given once"],
     [
       hi("--context", "4096"),
-      "Cannot load the story model: --context is 4096, must be an integer from 1 to",
+      "Cannot load the story model: --context is 4096, must be from 1 to",
     ],
     [
       ["word ".repeat(40), "--context", "16"],

@@ -85,11 +85,11 @@ Deno.test("deno task quantize says what is wrong with its arguments", async () =
       ],
       [
         [STORY, "x.gguf", "--type", "q4_km"],
-        'Cannot quantise: --type is "q4_km", must be a type of weights: try q4_k_m or --help',
+        'Cannot quantise: --type is "q4_km", must be such as q4_k_m, q4_k, q4_1, q4_0, try --help',
       ],
       [
         [STORY, "x.gguf", "--type", "iq2_xxs"],
-        'Cannot quantise: --type is "iq2_xxs", must be a type of weights: try --help',
+        'Cannot quantise: --type is "iq2_xxs", must be such as q8_0, q4_k_m, try --help',
       ],
     ] as const
   ) {
