@@ -75,7 +75,12 @@ export type {
   YarnScaling,
 } from "./lib/checkpoint/config.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
-export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
+export type {
+  Logprobs,
+  Sampling,
+  SamplingOptions,
+  TokenLogprob,
+} from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/dispatch/device.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export type { Choice } from "./lib/dispatch/choice.ts";

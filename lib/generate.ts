@@ -7,6 +7,8 @@ import { type OptionKind, wrongOption } from "./errors.ts";
 import type { Chunks } from "./model/turns.ts";
 import {
   faultText,
+  type Logprobs,
+  type SampledTokens,
   type Sampling,
   type SamplingOptions,
 } from "./model/sampling.ts";
@@ -59,6 +61,10 @@ const KINDS: Readonly<
   topP: undefined,
   minP: undefined,
   repetitionPenalty: undefined,
+  presencePenalty: undefined,
+  frequencyPenalty: undefined,
+  logitBias: undefined,
+  logprobs: undefined,
   seed: undefined,
   ignoreEos: "flag",
   reuse: "flag",
@@ -112,6 +118,8 @@ export interface Piece {
    * released when the run is aborted.
    */
   tokenId: number | null;
+  /** The log probabilities of the token, if {@linkcode GenerateOptions.logprobs} is set. */
+  logprobs?: Logprobs;
 }
 
 /** A {@linkcode Piece} of one sequence of a batch. */
@@ -157,7 +165,7 @@ export interface RunParts {
    *
    * @param steady whether the consumer never pauses between two chunks
    */
-  start: (steady: boolean) => Chunks<readonly number[]>;
+  start: (steady: boolean) => Chunks<SampledTokens>;
   /**
    * For each sequence, the length of its prompt, the maximum number of tokens to generate,
    * and what its prompt implies for the reply; undefined if the reply is plain text.
@@ -246,7 +254,11 @@ class Growing implements Sequence {
   }
 
   /** Appends a token, which may end the sequence; returns the text it completes. */
-  take(tokenId: number, ends: ReadonlySet<number>): Piece[] {
+  take(
+    tokenId: number,
+    ends: ReadonlySet<number>,
+    logprobs?: Logprobs,
+  ): Piece[] {
     this.tokenIds.push(tokenId);
     const stream = this.#stream, eos = ends.has(tokenId);
     const kind = this.#reply?.kind ?? "text";
@@ -265,7 +277,7 @@ class Growing implements Sequence {
     } else pieces = this.#add(text);
     const [first = { kind, text: "" }, ...more] = pieces;
     return [
-      { ...first, tokenId },
+      { ...first, tokenId, ...logprobs && { logprobs } },
       ...more.map((piece) => ({ ...piece, tokenId: null })),
     ];
   }
@@ -430,7 +442,7 @@ export class BatchRun
           chunks.signal.throwIfAborted();
           const fault = faultText(tokenId);
           if (fault) throw this.#faulty(sequence, fault);
-          const pieces = one.take(tokenId, ends);
+          const pieces = one.take(tokenId, ends, ids.logprobs?.[at]);
           if (one.finishReason) left--;
           for (const piece of pieces) yield { sequence, ...piece };
           if (left === 0) return;
@@ -526,8 +538,6 @@ export class Run implements AsyncIterable<Piece>, PromiseLike<Reply> {
 
   /** Runs the model; yields pieces as they are generated. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Piece, void> {
-    for await (const { kind, text, tokenId } of this.#batch) {
-      yield { kind, text, tokenId };
-    }
+    for await (const { sequence: _, ...piece } of this.#batch) yield piece;
   }
 }

@@ -595,7 +595,11 @@ export class Qwen3 implements Disposable {
     this.#requireHead("generate");
     const options = checkGenerating(given);
     const { generation } = this.#checkpoint;
-    const sampling = resolveSampling(options, generation);
+    const sampling = resolveSampling(
+      options,
+      generation,
+      this.config.vocabSize,
+    );
     const which = (i: number) =>
       prompts.length > 1 ? `prompt ${i}` : "the prompt";
     const encoded = prompts.map((prompt, i) => {

@@ -6,7 +6,13 @@
 import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
 import type { CachePass } from "../model/kv_cache.ts";
 import type { Rows, RowsSize, RowText } from "../model/rows.ts";
-import { sample, seenBits, validToken } from "../model/sampling.ts";
+import {
+  adjustsLogits,
+  historyOf,
+  type SampledTokens,
+  sampleEach,
+  validToken,
+} from "../model/sampling.ts";
 import { CHUNK_ROWS } from "./jobs.ts";
 import type { CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
 import type { CpuOps } from "./ops.ts";
@@ -30,7 +36,7 @@ export class CpuRows implements Rows {
   readonly firstSteps = 1;
   readonly #cache: CpuKvCache;
   readonly #slots: number;
-  #ids: number[][] = [];
+  #taken: SampledTokens[] = [];
 
   constructor(
     ops: CpuOps,
@@ -86,18 +92,34 @@ export class CpuRows implements Rows {
     const pass = { first: 0, sequences: all.length, tokens: 1 };
     const last = all.map(({ tokens }) => validToken(tokens.at(-1)!));
     const logits = await this.forward(this.#cache, pass, last, {});
-    this.#ids = all.map(({ tokens, promptTokens, sampling }, s) => {
-      const row = logits.subarray(s * vocab, (s + 1) * vocab);
-      const seen = seenBits(
-        vocab,
-        sampling.repetitionPenalty === 1 ? [] : tokens,
-      );
-      return [sample(row, sampling, seen, tokens.length - promptTokens)];
-    });
+    this.#taken = all.map((text, s) =>
+      this.#sample(text, logits.subarray(s * vocab, (s + 1) * vocab))
+    );
   }
 
-  take(): Promise<readonly (readonly number[])[]> {
-    return Promise.resolve(this.#ids);
+  /** Samples the next token of a text. */
+  #sample(
+    { tokens, promptTokens, sampling, mask }: RowText,
+    logits: Float32Array,
+  ): SampledTokens {
+    const { vocab } = this, bits = new Uint32Array(Math.ceil(vocab / 32));
+    const allowed = mask?.fill(bits) ? bits : undefined;
+    const prompt = tokens.slice(0, promptTokens);
+    const generated = tokens.slice(promptTokens);
+    const history = adjustsLogits(sampling)
+      ? historyOf(vocab, prompt, generated)
+      : new Uint32Array();
+    return sampleEach(
+      [logits],
+      sampling,
+      [history],
+      generated.length,
+      [allowed],
+    );
+  }
+
+  take(): Promise<readonly SampledTokens[]> {
+    return Promise.resolve(this.#taken);
   }
 
   widen(): Promise<void> {

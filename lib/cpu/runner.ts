@@ -29,9 +29,10 @@ import type { Runner } from "../model/runner.ts";
 import { CpuRows, type Forward } from "./rows.ts";
 import { host } from "../host.ts";
 import {
+  historyOf,
+  type SampledTokens,
   sampleEach,
   type Sampling,
-  seenBits,
   validToken,
 } from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
@@ -172,7 +173,7 @@ export class CpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
     cached = 0,
-  ): AsyncGenerator<readonly number[], void> {
+  ): AsyncGenerator<SampledTokens, void> {
     this.#requireMemory("generate");
     const sequences = prompts.length;
     using several = sequences > 1
@@ -202,7 +203,7 @@ export class CpuRunner implements Runner {
       cached: number;
       signal?: AbortSignal;
     },
-  ): AsyncGenerator<readonly number[], void> {
+  ): AsyncGenerator<SampledTokens, void> {
     const { vocabSize } = this.config, sequences = texts.length;
     const rows: Float32Array[] = [];
     for (const [s, text] of texts.entries()) {
@@ -211,9 +212,9 @@ export class CpuRunner implements Runner {
       for await (last of this.#prefill(cache, s, rest, { signal }));
       rows.push(last!.slice()); // the next prompt overwrites them
     }
-    const seen = texts.map((text) => seenBits(vocabSize, text));
+    const histories = texts.map((text) => historyOf(vocabSize, text));
     for (let step = 0; step < maxTokens; step++) {
-      const ids = sampleEach(rows, sampling, seen, step);
+      const ids = sampleEach(rows, sampling, histories, step);
       yield ids;
       if (step === maxTokens - 1) return;
       cache.stepBackIfFull();

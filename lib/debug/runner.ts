@@ -27,9 +27,10 @@ import type { Runner } from "../model/runner.ts";
 import { CpuRunner } from "../cpu/runner.ts";
 import { GpuRunner, type GpuRunnerOptions } from "../gpu/runner.ts";
 import {
+  historyOf,
+  type SampledTokens,
   sampleEach,
   type Sampling,
-  seenBits,
   validToken,
 } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -197,7 +198,7 @@ export class DebugRunner implements Runner {
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
-  ): AsyncGenerator<readonly number[], void> {
+  ): AsyncGenerator<SampledTokens, void> {
     const context = positionsOf(prompts, maxTokens, this.context);
     const texts = prompts.map((prompt) => [...prompt]);
     for (let step = 0; step < maxTokens;) {
@@ -224,22 +225,25 @@ export class DebugRunner implements Runner {
       maxTokens: number;
       signal?: AbortSignal;
     },
-  ): AsyncGenerator<readonly number[], void> {
+  ): AsyncGenerator<SampledTokens, void> {
     const { vocabSize } = this.gpu.config;
     this.requireRoom(texts.length, context);
     using caches = this.#caches(texts.length, context);
     const { gpu } = this.gpu, sequences = texts.length;
     const size = { sequences, vocab: vocabSize };
     using twin = new SamplingTwin(gpu, sampling, size);
-    const seen = texts.map((text) => seenBits(vocabSize, text));
+    const histories = texts.map((text) => {
+      const begin = text.length - step;
+      return historyOf(vocabSize, text.slice(0, begin), text.slice(begin));
+    });
     const rows: Float32Array[] = [];
     for (const [s, text] of texts.entries()) {
       const fits = text.slice(0, context);
       rows.push(await this.#append(fits, s, caches, { signal }));
     }
     for (; step < maxTokens; step++) {
-      const before = seen.map((bits) => bits.slice());
-      const ids = sampleEach(rows, sampling, seen, step);
+      const before = histories.map((history) => history.slice());
+      const ids = sampleEach(rows, sampling, histories, step);
       const wrong = await twin.difference(rows, before, step, ids);
       if (wrong) throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
       yield ids;

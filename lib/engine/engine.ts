@@ -6,7 +6,13 @@
 import { turn } from "../dispatch/rests.ts";
 import { type GenerateOptions, Run, type RunParts } from "../generate.ts";
 import type { Rows, RowText } from "../model/rows.ts";
-import { faultText, type Sampling, validToken } from "../model/sampling.ts";
+import {
+  faultText,
+  type SampledTokens,
+  type Sampling,
+  type TokenMask,
+  validToken,
+} from "../model/sampling.ts";
 import type { Prompt } from "../text/prompt.ts";
 import { Pages, type PageStats } from "./pages.ts";
 import { type Entry, Scheduler } from "./scheduler.ts";
@@ -32,6 +38,7 @@ export interface Asked {
   readonly tokens: readonly number[];
   readonly maxTokens: number;
   readonly sampling: Sampling;
+  readonly mask?: TokenMask;
   /** Whether keys and values of earlier requests may be used. */
   readonly reuse: boolean;
   readonly eosTokenIds: readonly number[];
@@ -76,12 +83,19 @@ const READING = { most: 2048, least: 64, ms: 150 };
 /** A signal that is not aborted. */
 const NEVER = new AbortController().signal;
 
+/** Tokens of a request, and whether they are its last. */
+interface Taken {
+  readonly request: Request;
+  readonly ids: SampledTokens;
+  readonly ends: boolean;
+}
+
 /** A request in progress: what the consumer of its tokens sees. */
 class Request implements RowText {
   entry?: Entry;
   /** Tokens that were not consumed yet. */
-  readonly unread: number[] = [];
-  /** Whether all its tokens are in {@linkcode unread}, or were. */
+  readonly #chunks: SampledTokens[] = [];
+  /** Whether all its tokens were given. */
   ended = false;
   #error?: { reason: unknown };
   #wake?: () => void;
@@ -104,23 +118,32 @@ class Request implements RowText {
     return this.asked.sampling;
   }
 
+  get mask(): TokenMask | undefined {
+    return this.asked.mask;
+  }
+
   fail(reason: unknown): void {
     this.#error ??= { reason };
     this.#wake?.();
   }
 
-  give(tokenIds: readonly number[]): void {
-    this.unread.push(...tokenIds);
+  give(tokenIds: SampledTokens): void {
+    this.#chunks.push(tokenIds);
     this.#wake?.();
   }
 
-  /** The tokens since the last call; none at the end. */
-  async next(): Promise<readonly number[]> {
-    while (this.unread.length === 0 && !this.ended && !this.#error) {
+  /** The number of tokens that were not consumed yet. */
+  get unread(): number {
+    return this.#chunks.reduce((sum, { length }) => sum + length, 0);
+  }
+
+  /** The next tokens; undefined at the end. */
+  async next(): Promise<SampledTokens | undefined> {
+    while (this.#chunks.length === 0 && !this.ended && !this.#error) {
       await new Promise<void>((resolve) => this.#wake = resolve);
     }
     if (this.#error) throw this.#error.reason;
-    return this.unread.splice(0);
+    return this.#chunks.shift();
   }
 }
 
@@ -156,8 +179,8 @@ export class Engine implements Disposable {
   #promptTokens = 0;
   #cachedTokens = 0;
   #tokens = 0;
-  /** Tokens that were not given to their requests yet, and whether they are the last. */
-  #taken: { request: Request; ids: readonly number[]; ends: boolean }[] = [];
+  /** Tokens that were not given to their requests yet. */
+  #taken: Taken[] = [];
   /** Wakes the loop while everybody is paused. */
   #wake?: () => void;
 
@@ -212,9 +235,7 @@ export class Engine implements Disposable {
     );
   }
 
-  async *#iterate(
-    request: Request,
-  ): AsyncGenerator<readonly number[], void> {
+  async *#iterate(request: Request): AsyncGenerator<SampledTokens, void> {
     const { signal } = request.asked;
     const abort = () => request.fail(signal!.reason);
     signal?.addEventListener("abort", abort);
@@ -226,9 +247,9 @@ export class Engine implements Disposable {
       this.#run();
       for (;;) {
         const ids = await request.next();
-        if (ids.length === 0) return;
+        if (!ids) return;
         yield ids;
-        if (entry.state === "paused" && request.unread.length === 0) {
+        if (entry.state === "paused" && request.unread === 0) {
           this.#scheduler.resume(entry);
           this.#wake?.();
         }
@@ -279,7 +300,10 @@ export class Engine implements Disposable {
     this.#gone.clear();
     const { rows } = this.#parts, began = performance.now();
     const { running, waiting } = this.#scheduler.counts;
-    const steps = running + waiting <= 1
+    const masked = this.#requests.values().some(({ mask }) => mask);
+    const steps = masked
+      ? 1
+      : running + waiting <= 1
       ? this.#steps
       : Math.min(this.#steps, STEPS_TOGETHER);
     const step = this.#scheduler.next({ steps, reading: this.#reading });
@@ -300,7 +324,9 @@ export class Engine implements Disposable {
     }
     const ms = performance.now() - began;
     if (step.readings.length > 0) this.#adaptReading(ms);
-    else if (step.steps === steps) this.#steps = rows.nextSteps(steps, ms);
+    else if (step.steps === this.#steps) {
+      this.#steps = rows.nextSteps(this.#steps, ms);
+    }
     texts.forEach((request, row) => request && this.#accept(request, ids[row]));
   }
 
@@ -312,8 +338,8 @@ export class Engine implements Disposable {
   }
 
   /** Takes the tokens of a row, up to the end of its text. */
-  #accept(request: Request, ids: readonly number[]): void {
-    const entry = request.entry!, { eosTokenIds } = request.asked;
+  #accept(request: Request, ids: SampledTokens): void {
+    const entry = request.entry!, { eosTokenIds, mask } = request.asked;
     if (entry.state !== "decoding") return; // paused meanwhile
     const isFirst = entry.tokens.length === entry.promptTokens;
     const last = ids.findIndex((id) =>
@@ -323,8 +349,16 @@ export class Engine implements Disposable {
     const count = Math.min(last < 0 ? ids.length : last + 1, left);
     const taken = ids.slice(0, count), ends = last >= 0 || count === left;
     this.#scheduler.accept(entry, taken.map(validToken));
+    for (const id of taken) mask?.accept(validToken(id));
     this.#tokens += count;
-    this.#taken.push({ request, ids: taken, ends });
+    const { logprobs } = ids;
+    this.#taken.push({
+      request,
+      ids: Object.assign(taken, {
+        ...logprobs && { logprobs: logprobs.slice(0, count) },
+      }),
+      ends,
+    });
     if (ends) this.#leave(entry);
     if (!isFirst) return;
     this.#promptTokens += entry.promptTokens;
@@ -338,7 +372,7 @@ export class Engine implements Disposable {
       request.ended = ends;
       request.give(ids);
       const { entry, unread } = request;
-      if (!ends && unread.length > MOST_UNREAD) this.#scheduler.pause(entry!);
+      if (!ends && unread > MOST_UNREAD) this.#scheduler.pause(entry!);
     }
   }
 

@@ -94,22 +94,23 @@ export class RingReader implements Disposable {
 
   /**
    * Like {@linkcode read}, of sequences at steps of their own: `steps` tokens of sequence
-   * `s` from step `begins[s]` on. The ring was filled for so many sequences. undefined if
-   * a key or value did not fit the cache's type.
+   * `s` from step `begins[s]` on, of the first ones. If each has several words in the ring,
+   * so does the result. undefined if a key or value did not fit the cache's type.
    */
   async readEach(
     begins: readonly number[],
     steps: number,
-    watcher?: ReadWatcher,
+    words = 1,
   ): Promise<number[][] | undefined> {
-    const [ring] = this.ring.shape, sequences = begins.length;
-    return await this.#read((words) =>
+    const [ring, width] = this.ring.shape;
+    return await this.#read((all) =>
       begins.map((begin, s) =>
-        Array.from(
-          { length: steps },
-          (_, i) => words[(begin + i) % ring * sequences + s],
-        )
-      ), watcher);
+        Array.from({ length: steps }, (_, i) => {
+          const at = (begin + i) % ring * width + s * words;
+          return [...all.subarray(at, at + words)];
+        }).flat()
+      )
+    );
   }
 
   async #read<T>(

@@ -8,9 +8,11 @@
  *
  * @module
  */
+import { LOGPROB_WORDS } from "../../kernels/sample_logprobs.ts";
 import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
 import { chooseReadPass, dispatchWork } from "../dispatch/pass_rows.ts";
 import { LONGEST_WAIT_MS, Rests } from "../dispatch/rests.ts";
+import { chooseSampling } from "../dispatch/sampling.ts";
 import { DeviceError } from "../errors.ts";
 import type { CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
@@ -18,7 +20,7 @@ import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import type { CachePass } from "../model/kv_cache.ts";
 import type { Rows, RowsSize, RowText } from "../model/rows.ts";
-import { type Sampling, seenBits } from "../model/sampling.ts";
+import { historyOf, type SampledTokens } from "../model/sampling.ts";
 import { compileAll } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -28,8 +30,9 @@ import type { Paces } from "./paces.ts";
 import { RingReader } from "./ring_reader.ts";
 import {
   addSampling,
-  createSamplerBuffers,
-  type SamplerBuffers,
+  readLogprobs,
+  sampledRow,
+  SamplerState,
 } from "./sample.ts";
 
 /** Positions per page. Not measured: texts share prefixes in whole pages. */
@@ -53,18 +56,24 @@ interface Pass {
   readonly result: Tensor;
 }
 
+/** The dispatches that sample some rows. */
+interface Sampler {
+  readonly plan: Plan;
+  readonly scratch: Disposable;
+  readonly logprobs: boolean;
+}
+
 /** A decode step with its sampling. */
 interface Step {
-  readonly rows: number;
   readonly pass: Pass;
-  readonly sample: Plan;
+  readonly sampler: Sampler;
 }
 
 /** Steps encoded in advance. */
 interface Piece {
   readonly step: Step;
   readonly steps: number;
-  readonly commands: GPUCommandBuffer;
+  readonly commands: GPUCommandBuffer[];
 }
 
 /** Steps that were submitted. */
@@ -90,11 +99,13 @@ export class GpuRows implements Rows {
   readonly #ops: GpuOps;
   readonly #slots: number;
   readonly #own = new DisposableStack();
-  readonly #state: SamplerBuffers;
+  readonly #state: SamplerState;
   readonly #reader: RingReader;
   #cache: GpuKvCache;
   readonly #passes = new Map<string, Pass>();
-  readonly #samplers = new Map<string, { plan: Plan; scratch: Disposable }>();
+  readonly #samplers = new Map<string, Sampler>();
+  /** Reads log probabilities, once there are any. */
+  #logprobs?: RingReader;
   #placed: (Placed | undefined)[] = [];
   #ahead?: Piece;
   #started?: Started;
@@ -120,7 +131,9 @@ export class GpuRows implements Rows {
       vocab: config.vocabSize,
       steps: RING,
     };
-    this.#state = this.#own.use(createSamplerBuffers(gpu, size));
+    this.#state = this.#own.use(
+      new SamplerState(gpu, size, cache.lengthsOnDevice),
+    );
     this.#reader = this.#own.use(new RingReader(gpu, this.#state.ring));
   }
 
@@ -201,6 +214,7 @@ export class GpuRows implements Rows {
   ): Promise<void> {
     const step = await this.#step(texts);
     this.#place(texts);
+    this.#restrict(texts);
     const begins = texts.map((text) =>
       text ? text.tokens.length - text.promptTokens : 0
     );
@@ -216,7 +230,7 @@ export class GpuRows implements Rows {
     if (ahead?.step === step && ahead.steps <= steps) {
       this.#submit(ahead.commands);
       at = this.#advance(ahead.steps);
-      if (at === steps) this.#submit(this.#copy());
+      if (at === steps) this.#submit(this.#copies(step));
     }
     for (; at < steps; at += PIECE) {
       const count = Math.min(PIECE, steps - at);
@@ -225,7 +239,7 @@ export class GpuRows implements Rows {
     }
   }
 
-  async take(): Promise<readonly (readonly number[])[] | undefined> {
+  async take(): Promise<readonly SampledTokens[] | undefined> {
     const { step, steps, begins } = this.#started!, { gpu } = this.#ops;
     this.#started = undefined;
     await this.#reader.rest();
@@ -237,9 +251,15 @@ export class GpuRows implements Rows {
     const called = performance.now();
     const arriving = this.#reader.readEach(begins, steps);
     this.#waited(step, steps, performance.now() - called);
+    const more = step.sampler.logprobs
+      ? await this.#logprobs!.readEach(begins, steps, LOGPROB_WORDS)
+      : undefined;
     const ids = await arriving;
     gpu.check();
-    return ids;
+    return more &&
+        ids?.map((row, i) =>
+          Object.assign(row, { logprobs: readLogprobs(more[i]) })
+        ) || ids;
   }
 
   async widen(): Promise<void> {
@@ -253,26 +273,45 @@ export class GpuRows implements Rows {
     this.#cache[Symbol.dispose]();
     const size = { slots: this.#slots, context, pages: this.pages };
     this.#cache = await createCache(this.#ops, { ...size, dtype: "f32" });
+    this.#state.lengths = this.#cache.lengthsOnDevice;
   }
 
   /** Tells the device what is in each row, if that is news. */
   #place(texts: readonly (RowText | undefined)[]): void {
     let changed = texts.length !== this.#placed.length;
-    const { vocabSize } = this.#ops.config, state = this.#state;
-    const placed = texts.map((text, row): Placed | undefined => {
+    this.#placed = texts.map((text, row): Placed | undefined => {
       const before = this.#placed[row];
       const same = text === before?.text && text?.pages === before?.pages;
       if (same && text?.pages.length === before?.count) return before;
       changed = true;
-      if (!text) return undefined;
-      if (!same) {
-        const seen = seenBits(vocabSize, text.tokens);
-        state.seen.write(row * seen.byteLength, seen);
+      if (!text) {
+        this.#state.idle(row);
+        return undefined;
       }
+      if (!same) this.#set(row, text);
       return { text, pages: text.pages, count: text.pages.length };
     });
-    this.#placed = placed;
-    if (!changed) return;
+    if (changed) this.#placeAll(texts);
+  }
+
+  /** Sets how a row is sampled. */
+  #set(
+    row: number,
+    { tokens, promptTokens, sampling, mask }: RowText,
+  ): void {
+    const { vocabSize } = this.#ops.config;
+    const history = () =>
+      historyOf(
+        vocabSize,
+        tokens.slice(0, promptTokens),
+        tokens.slice(promptTokens),
+      );
+    const step = tokens.length - promptTokens, masked = mask !== undefined;
+    this.#state.set(row, sampling, history, { step, masked });
+  }
+
+  /** Writes lengths, pages and last tokens of all rows. */
+  #placeAll(texts: readonly (RowText | undefined)[]): void {
     const cache = this.#cache, { pagesEach, sequences } = cache;
     const numbers = (of: (text: RowText) => number) =>
       Uint32Array.from(texts, (text) => text ? of(text) : 0);
@@ -283,48 +322,55 @@ export class GpuRows implements Rows {
     places.set(numbers(({ tokens }) => tokens.length - 1));
     places.set(cache.table.subarray(0, texts.length * pagesEach), sequences);
     cache.placesOnDevice.write(0, places);
-    state.tokens.write(0, numbers(({ tokens }) => tokens.at(-1)!));
-    state.step.write(
-      0,
-      numbers(({ tokens, promptTokens }) => tokens.length - promptTokens),
-    );
+    this.#state.tokens.write(0, numbers(({ tokens }) => tokens.at(-1)!));
+  }
+
+  /** Tells the device which tokens may come next. */
+  #restrict(texts: readonly (RowText | undefined)[]): void {
+    const words = Math.ceil(this.#ops.config.vocabSize / 32);
+    texts.forEach((text, row) => {
+      if (!text?.mask) return;
+      const bits = new Uint32Array(words);
+      if (!text.mask.fill(bits)) bits.fill(0xffffffff);
+      this.#state.allow(row, bits);
+    });
   }
 
   /** The recorded step of some rows. */
   async #step(texts: readonly (RowText | undefined)[]): Promise<Step> {
-    const rows = texts.length;
-    const pass = await this.#recorded(0, rows, 1);
+    const pass = await this.#recorded(0, texts.length, 1);
     await this.#sealed(pass.plan);
-    const { sampling } = texts.find((text) => text !== undefined)!;
-    const sample = await this.#sampler(rows, pass.result, sampling);
+    const sampler = await this.#sampler(texts, pass.result);
     const { step } = this.#ahead ?? {};
-    return step?.pass === pass && step.sample === sample
-      ? step
-      : { rows, pass, sample };
+    const same = step?.pass === pass && step.sampler === sampler;
+    return same ? step : { pass, sampler };
   }
 
+  /** The dispatches that sample the rows. */
   async #sampler(
-    rows: number,
+    texts: readonly (RowText | undefined)[],
     logits: Tensor,
-    sampling: Sampling,
-  ): Promise<Plan> {
-    const key = JSON.stringify([rows, sampling]);
+  ): Promise<Sampler> {
+    const all = texts.filter((text) => text !== undefined).map((text) =>
+      sampledRow(text.sampling, text.mask !== undefined)
+    );
+    const choice = chooseSampling(all, logits.shape[1]);
+    const { path, parts, adjusts, logprobs } = choice;
+    const key = [texts.length, path, parts, adjusts, logprobs].join();
     const known = this.#samplers.get(key);
-    if (known) return known.plan;
-    const plan = new Plan(this.#ops.gpu), [ring] = this.#state.ring.shape;
-    const state = {
-      tokens: this.#state.tokens.rows(rows),
-      ring: this.#state.ring.view(ring * this.#slots).rows(ring * rows)
-        .view(ring, rows),
-      seen: this.#state.seen.rows(rows),
-      step: this.#state.step.rows(rows),
-      lengths: this.#cache.lengthsOnDevice.rows(rows),
-    };
-    const longest = this.#cache.context - 1;
-    const scratch = addSampling(plan, logits, sampling, state, { longest });
-    this.#samplers.set(key, { plan, scratch });
+    if (known) return known;
+    const { gpu } = this.#ops, state = this.#state;
+    if (logprobs && !this.#logprobs) {
+      const [steps] = state.ring.shape, { bytes } = state.logprobs;
+      const ring = state.logprobs.view(steps, bytes / (4 * steps));
+      this.#logprobs = this.#own.use(new RingReader(gpu, ring));
+    }
+    const plan = new Plan(gpu), longest = this.#cache.context - 1;
+    const scratch = addSampling(plan, logits, choice, state, { longest });
+    const sampler = { plan, scratch, logprobs };
+    this.#samplers.set(key, sampler);
     await this.#sealed(plan);
-    return plan;
+    return sampler;
   }
 
   async #sealed(plan: Plan): Promise<void> {
@@ -406,10 +452,10 @@ export class GpuRows implements Rows {
     for (let i = 0; i < steps; i++) {
       const state = { length: this.#length };
       await this.paces.step.run(step.pass.plan, state, this.#workOf);
-      step.sample.run();
+      step.sampler.plan.run();
       this.#advance(1);
     }
-    this.#submit(this.#copy());
+    this.#submit(this.#copies(step));
   }
 
   /** Updates the rate of steps after a wait that was too long. */
@@ -420,23 +466,30 @@ export class GpuRows implements Rows {
     if (ms > LONGEST_WAIT_MS) pace.measured(steps * this.#stepWork(step), ms);
   }
 
-  #encode(step: Step, steps: number, last: boolean): GPUCommandBuffer {
+  #encode(step: Step, steps: number, last: boolean): GPUCommandBuffer[] {
     const encoder = this.#ops.gpu.device.createCommandEncoder();
     const pass = encoder.beginComputePass(), longest = this.#cache.context - 1;
     for (let i = 0; i < steps; i++) {
       const length = Math.min(this.#length + i, longest);
       step.pass.plan.encode(pass, { length });
-      step.sample.encode(pass);
+      step.sampler.plan.encode(pass);
     }
     pass.end();
-    return last
-      ? this.#reader.copy(encoder, this.#cache.flags)
-      : encoder.finish();
+    return last ? this.#copies(step, encoder) : [encoder.finish()];
   }
 
-  #copy(): GPUCommandBuffer {
-    const encoder = this.#ops.gpu.device.createCommandEncoder();
-    return this.#reader.copy(encoder, this.#cache.flags);
+  /** Finishes `encoder` with copies of what {@linkcode take} reads. */
+  #copies(
+    { sampler }: Step,
+    encoder = this.#ops.gpu.device.createCommandEncoder(),
+  ): GPUCommandBuffer[] {
+    const { device } = this.#ops.gpu, { flags } = this.#cache;
+    const commands = [this.#reader.copy(encoder, flags)];
+    if (sampler.logprobs) {
+      const more = device.createCommandEncoder();
+      commands.push(this.#logprobs!.copy(more, flags));
+    }
+    return commands;
   }
 
   #advance(steps: number): number {
@@ -444,8 +497,8 @@ export class GpuRows implements Rows {
     return steps;
   }
 
-  #submit(commands: GPUCommandBuffer): void {
-    this.#ops.gpu.device.queue.submit([commands]);
+  #submit(commands: GPUCommandBuffer[]): void {
+    this.#ops.gpu.device.queue.submit(commands);
   }
 
   /** Forgets everything that was recorded for the cache. */
@@ -454,6 +507,7 @@ export class GpuRows implements Rows {
     this.#started = undefined;
     this.#placed = [];
     this.#reader.drop();
+    this.#logprobs?.drop();
     for (const { plan } of this.#passes.values()) plan[Symbol.dispose]();
     for (const { plan, scratch } of this.#samplers.values()) {
       plan[Symbol.dispose]();

@@ -37,7 +37,11 @@ import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
 import type { RowsSize } from "../model/rows.ts";
 import type { Runner } from "../model/runner.ts";
-import { type Sampling, validToken } from "../model/sampling.ts";
+import {
+  type SampledTokens,
+  type Sampling,
+  validToken,
+} from "../model/sampling.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
@@ -191,7 +195,7 @@ export class GpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
     cached = 0,
-  ): AsyncGenerator<readonly number[], void> {
+  ): AsyncGenerator<SampledTokens, void> {
     this.#requireDevice("generate");
     const sequences = prompts.length;
     using several = sequences > 1

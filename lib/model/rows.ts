@@ -5,7 +5,7 @@
  * @module
  */
 import type { Paging } from "./kv_cache.ts";
-import type { Sampling } from "./sampling.ts";
+import type { SampledTokens, Sampling, TokenMask } from "./sampling.ts";
 
 /** A text that a row continues. The caller appends its tokens and pages. */
 export interface RowText {
@@ -15,6 +15,8 @@ export interface RowText {
   /** The pages of its positions, in their order; as many as it needs next. */
   readonly pages: readonly number[];
   readonly sampling: Sampling;
+  /** Restricts its next token; steps are then taken one at a time. */
+  readonly mask?: TokenMask;
 }
 
 /** The size of {@linkcode Rows}. */
@@ -46,7 +48,7 @@ export interface Rows extends Paging, Disposable {
    * (lib/dispatch/sampling.ts) where logits cannot be sampled from; undefined if a key or
    * value did not fit the cache's type, so that nothing in the cache can be relied on.
    */
-  take(): Promise<readonly (readonly number[])[] | undefined>;
+  take(): Promise<readonly SampledTokens[] | undefined>;
   /** Replaces the cache with an empty f32 one, after {@linkcode take} gave undefined. */
   widen(): Promise<void>;
 }

@@ -4,7 +4,7 @@
  * @module
  */
 import type { Rows, RowsSize } from "./rows.ts";
-import type { Sampling } from "./sampling.ts";
+import type { SampledTokens, Sampling } from "./sampling.ts";
 
 /** An operation of a GPU run that had to run on the CPU. */
 export interface Fallback {
@@ -64,7 +64,8 @@ export interface Runner extends Disposable {
   /**
    * Samples up to `maxTokens` tokens after each prompt, with all sequences in lockstep.
    * Yields chunks of ids: one token of each sequence, then the next of each. The first
-   * chunk holds only the first token of each. Where logits cannot be sampled from, there
+   * chunk holds only the first token of each. With `logprobs`, log probabilities come with
+   * them. Where logits cannot be sampled from, there
    * is a `FAULT` (lib/dispatch/sampling.ts) instead of an id. Sequence `s` samples with the
    * seed `(seed + s) mod 2³²`. Sequences do not end on their own: the consumer ignores
    * those that are finished, and leaves the loop to stop. A sequence that fills its context
@@ -81,5 +82,5 @@ export interface Runner extends Disposable {
     maxTokens: number,
     signal?: AbortSignal,
     cached?: number,
-  ): AsyncGenerator<readonly number[], void>;
+  ): AsyncGenerator<SampledTokens, void>;
 }
