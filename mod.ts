@@ -22,6 +22,9 @@
  * @module
  */
 export { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "./lib/load.ts";
+export type { Engine, EngineStats } from "./lib/engine/engine.ts";
+export type { EngineOptions } from "./lib/engine/options.ts";
+export type { PageStats } from "./lib/engine/pages.ts";
 export {
   DeviceError,
   MemoryError,

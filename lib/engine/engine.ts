@@ -244,6 +244,7 @@ export class Engine implements Disposable {
       signal?.throwIfAborted();
       const entry = request.entry = this.#scheduler.add(request.asked);
       this.#requests.set(entry, request);
+      this.#wake?.();
       this.#run();
       for (;;) {
         const ids = await request.next();
@@ -268,11 +269,11 @@ export class Engine implements Disposable {
     try {
       while (this.#requests.size > 0) {
         await this.#parts.exclusive(() => this.#step());
-        if (this.#requests.size === 0) this.#give();
         const { running, waiting } = this.#scheduler.counts;
-        if (running + waiting === 0 && this.#requests.size > 0) {
-          await new Promise<void>((resolve) => this.#wake = resolve);
-        }
+        if (running + waiting > 0) continue;
+        this.#give();
+        if (this.#requests.size === 0) return;
+        await new Promise<void>((resolve) => this.#wake = resolve); // all are paused
       }
     } catch (error) {
       this.#fail(error);
@@ -351,7 +352,9 @@ export class Engine implements Disposable {
     this.#scheduler.accept(entry, taken.map(validToken));
     for (const id of taken) mask?.accept(validToken(id));
     this.#tokens += count;
-    const { logprobs } = ids;
+    const logprobs = request.sampling.logprobs === undefined
+      ? undefined
+      : ids.logprobs;
     this.#taken.push({
       request,
       ids: Object.assign(taken, {

@@ -109,6 +109,8 @@ export class GpuRows implements Rows {
   #placed: (Placed | undefined)[] = [];
   #ahead?: Piece;
   #started?: Started;
+  /** Called when the cache was replaced. */
+  onWidened?: () => void;
   /** The longest text that was started, in cached positions after the last step. */
   #length = 0;
 
@@ -274,6 +276,7 @@ export class GpuRows implements Rows {
     const size = { slots: this.#slots, context, pages: this.pages };
     this.#cache = await createCache(this.#ops, { ...size, dtype: "f32" });
     this.#state.lengths = this.#cache.lengthsOnDevice;
+    this.onWidened?.();
   }
 
   /** Tells the device what is in each row, if that is news. */

@@ -57,6 +57,13 @@ export interface GpuRunnerOptions extends LoadOptions {
   f16Matmuls: boolean;
 }
 
+/** Why a cache is no longer f16. */
+const WIDENED: Choice = {
+  what: "KV cache",
+  value: "f32",
+  reason: "a key or value exceeded 65,504, the largest f16",
+};
+
 /** {@linkcode Runner} on a GPU. */
 export class GpuRunner implements Runner {
   readonly fallbacks = [];
@@ -182,7 +189,9 @@ export class GpuRunner implements Runner {
       positionsFor(config, { slots, context, dtype }, room);
     requireRoom(config, { sequences: 1, context: positions, dtype }, room);
     const all = { slots, context, positions, dtype, paces, readRows };
-    return await GpuRows.create(this.#ops, this.weights, all);
+    const rows = await GpuRows.create(this.#ops, this.weights, all);
+    rows.onWidened = () => this.choices.push(WIDENED);
+    return rows;
   }
 
   cachedTokens(prompt: readonly number[]): number {
@@ -322,11 +331,7 @@ export class GpuRunner implements Runner {
     this.#states = undefined;
     await this.#one.widen();
     await several?.widen();
-    this.choices.push({
-      what: "KV cache",
-      value: "f32",
-      reason: "a key or value exceeded 65,504, the largest f16",
-    });
+    this.choices.push(WIDENED);
   }
 
   #requireDevice(action: string): void {
