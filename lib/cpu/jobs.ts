@@ -399,6 +399,19 @@ function readerOf(
   };
 }
 
+/** Returns where a kv head's key or value of a position is, in rows of the cache. */
+function rowFinder(
+  memory: WebAssembly.Memory,
+  { kvHeads, page }: AttentionJob,
+  kvHead: number,
+  pagesAt: number,
+): (position: number) => number {
+  const pages = new Uint32Array(memory.buffer, pagesAt);
+  return (position) =>
+    (pages[Math.floor(position / page)] * kvHeads + kvHead) * page +
+    position % page;
+}
+
 function attention(
   kernels: WasmKernels,
   memory: WebAssembly.Memory,
@@ -406,7 +419,7 @@ function attention(
   index: number,
   thread: number,
 ): void {
-  const { headBytes, group, kvHeads, headDim, page } = job;
+  const { headBytes, group, kvHeads, headDim } = job;
   const kvHead = index % kvHeads;
   const block = new Uint32Array(
     memory.buffer,
@@ -421,14 +434,7 @@ function attention(
   const scoreBytes = resultBytes(seen);
   const step = Math.max(Math.floor(SCORES_BYTES / scoreBytes), 1);
 
-  const pages = new Uint32Array(
-    memory.buffer,
-    pagesAt,
-    Math.ceil(seen / page),
-  );
-  const rowOf = (position: number) =>
-    (pages[Math.floor(position / page)] * kvHeads + kvHead) * page +
-    position % page;
+  const rowOf = rowFinder(memory, job, kvHead, pagesAt);
   const read = headReader(kernels, job, rowOf, scores + SCORES_BYTES);
   const keyBlock = Math.min(read.most, seen);
   const valueBlock = Math.min(read.most, VALUE_BLOCK);

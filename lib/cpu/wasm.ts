@@ -372,17 +372,7 @@ export class WasmCpuKernels implements CpuKernels {
       }
       const qAt = this.#space, outAt = qAt + count * heads * headBytes;
       const tableAt = outAt + count * heads * headBytes;
-      new Uint32Array(buffer, tableAt, cache.table.length).set(cache.table);
-      const blocksAt = tableAt + cache.table.byteLength;
-      const bytes = 4 * cache.pagesEach;
-      new Uint32Array(buffer, blocksAt, 4 * blocks.length).set(
-        blocks.flatMap(([row, rows, sequence, position]) => [
-          row,
-          rows,
-          tableAt + sequence * bytes,
-          position,
-        ]),
-      );
+      const blocksAt = writeBlocks(buffer, tableAt, cache, blocks);
 
       // Visits each head in work space, `[kvHeads, rows, group]`, with its index in q or out.
       const eachHead = (
@@ -451,4 +441,26 @@ export class WasmCpuKernels implements CpuKernels {
   [Symbol.dispose](): void {
     this.#pool[Symbol.dispose]();
   }
+}
+
+/**
+ * Writes the pages of all sequences, then blocks of rows, which name a sequence, with the
+ * address of its pages in place of that. Returns where the blocks begin.
+ */
+function writeBlocks(
+  buffer: ArrayBufferLike,
+  at: number,
+  { table, pagesEach }: KvCache<CpuTensor>,
+  blocks: readonly (readonly number[])[],
+): number {
+  new Uint32Array(buffer, at, table.length).set(table);
+  const begin = at + table.byteLength;
+  const words = blocks.flatMap(([row, rows, sequence, position]) => [
+    row,
+    rows,
+    at + 4 * sequence * pagesEach,
+    position,
+  ]);
+  new Uint32Array(buffer, begin, words.length).set(words);
+  return begin;
 }

@@ -15,13 +15,13 @@ import { withLargeValues } from "../support/temp_checkpoint.ts";
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
 const GREEDY = { temperature: 0, ignoreEos: true };
 const LONG =
-  "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog. One sunny day, they went to the park and saw a big tree with red apples.";
+  "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog. One sunny day, they went to the park and saw a big tree with red apples. Lily wanted to pick one, but it was too high, so she asked her dad to help her.";
 const PROMPTS = [
   "Once upon a time",
   "A dog",
   "Tom and his sister wanted to bake a cake for their mom.",
   LONG,
-  `${LONG} Lily wanted to`,
+  `${LONG} He`,
   `${LONG} The dog ran`,
   "The",
 ];
@@ -88,7 +88,6 @@ eachDevice(
       await Promise.all(requests);
       const { running, waiting, pages } = await settled(engine);
       assertEquals([running, waiting, pages.held], [0, 0, 0]);
-      assert(engine.stats.cachedTokens > 0);
     });
   },
 );
