@@ -307,7 +307,11 @@ export class Engine implements Disposable {
       : running + waiting <= 1
       ? this.#steps
       : Math.min(this.#steps, STEPS_TOGETHER);
-    const step = this.#scheduler.next({ steps, reading: this.#reading });
+    const step = this.#scheduler.next({
+      steps,
+      first: rows.firstSteps,
+      reading: this.#reading,
+    });
     for (const { entry, begin, end } of step.readings) {
       await rows.read(this.#requests.get(entry)!, begin, end);
     }

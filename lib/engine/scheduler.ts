@@ -63,6 +63,8 @@ export interface SchedulerOptions {
 export interface StepLimits {
   /** Decode steps. */
   steps: number;
+  /** Decode steps if one of them gives the first token of a sequence. */
+  first: number;
   /** Tokens to read before the others decode again. */
   reading: number;
 }
@@ -148,19 +150,23 @@ export class Scheduler {
   }
 
   /** Chooses what to do next. */
-  next({ steps, reading }: StepLimits): Step {
+  next({ steps, first, reading }: StepLimits): Step {
     // Before anyone joins, so that pages that will be read stay with their sequence.
     this.#growAll(steps);
     const readings = this.#read(reading);
     const decoding = this.#running.filter(({ state }) => state === "decoding");
     for (const entry of decoding) this.#grow(entry, steps);
+    const begins = decoding.some((entry) =>
+      entry.tokens.length === entry.promptTokens
+    );
+    const most = begins ? Math.min(first, steps) : steps;
     this.#place(decoding.filter(({ row }) => row === undefined));
     this.#compact();
     const rows = [...this.#rows];
     while (rows.length < this.#rowsFor(this.#rows.length)) {
       rows.push(undefined);
     }
-    return { readings, rows, steps: this.#stepsOf(decoding, steps) };
+    return { readings, rows, steps: this.#stepsOf(decoding, most) };
   }
 
   #rowsFor(count: number): number {

@@ -127,7 +127,8 @@ randomTest(
             if (random.int(0, 5) === 0) scheduler.resume(one.entry);
           } else if (random.int(0, 60) === 0) scheduler.pause(one.entry);
         }
-        const limits = { steps: 1 + random.int(0, 5), reading: readingTokens };
+        const steps = 1 + random.int(0, 5), first = 1 + random.int(0, 2);
+        const limits = { steps, first, reading: readingTokens };
         const step = scheduler.next(limits);
         const { rows, readings } = step;
         const tokens = readings.reduce(
@@ -158,7 +159,8 @@ randomTest(
       for (const { entry } of all) scheduler.resume(entry);
       for (let i = 0; all.length > 0; i++) {
         assert(i < 5000, "somebody starves");
-        const step = scheduler.next({ steps: 4, reading: 64 }), { rows } = step;
+        const step = scheduler.next({ steps: 4, first: 2, reading: 64 }),
+          { rows } = step;
         device.run(step).forEach((ids, row) =>
           rows[row] && scheduler.accept(rows[row], ids)
         );
@@ -184,7 +186,11 @@ const add = (
 const make = (slots: number, count: number) =>
   new Scheduler({ pages: new Pages(count, 4), slots, context: 32, rowsFor });
 
-const limits = (steps: number, reading = 64) => ({ steps, reading });
+const limits = (steps: number, reading = 64) => ({
+  steps,
+  first: steps,
+  reading,
+});
 
 const zeros = (length: number) => new Array<number>(length).fill(0);
 
@@ -219,6 +225,20 @@ Deno.test("long prompts are read in parts while others decode", () => {
   scheduler.accept(short, [1, 2]);
   step = scheduler.next(limits(2, 8));
   assertEquals([long.state, step.rows], ["decoding", [short, long]]);
+});
+
+Deno.test("first tokens come soon, and nobody waits for an end", () => {
+  const scheduler = make(2, 32);
+  const a = add(scheduler, [5, 6], 20), b = add(scheduler, [7], 12);
+  const next = () => {
+    const { steps } = scheduler.next({ steps: 8, first: 2, reading: 64 });
+    for (const entry of [a, b]) scheduler.accept(entry, zeros(steps));
+    return steps;
+  };
+  assertEquals([next(), next()], [2, 8]);
+  add(scheduler, [8], 4);
+  assertEquals(next(), 2); // b ends then
+  scheduler.remove(b);
 });
 
 Deno.test("a shared prefix is read once, even by those who come together", () => {
