@@ -77,6 +77,18 @@ export type {
   Qwen3Config,
   YarnScaling,
 } from "./lib/checkpoint/config.ts";
+export type {
+  Chat,
+  ChatContent,
+  ChatSettings,
+  SendOptions,
+} from "./lib/engine/chat.ts";
+export type {
+  LoadChatOptions,
+  SaveChatOptions,
+} from "./lib/engine/chat_file.ts";
+export type { CacheDtype } from "./lib/formats/cached.ts";
+export type { KeptCache } from "./lib/model/kv_cache.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
 export type {
   Logprobs,
@@ -102,4 +114,10 @@ export {
   type MatmulChoice,
   type MatmulKernel,
 } from "./lib/dispatch/matmul.ts";
+export {
+  type Served,
+  Server,
+  type ServerOptions,
+} from "./lib/server/server.ts";
+export type { Submitting } from "./lib/server/service.ts";
 export { prepareEnvironment } from "./lib/webgpu/environment.ts";

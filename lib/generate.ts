@@ -72,6 +72,7 @@ const KINDS: Readonly<
   thinking: "flag",
   tools: "list",
   chatTemplate: "text",
+  templateVariables: "object",
   raw: "flag",
   signal: "signal",
 };
@@ -184,6 +185,8 @@ export interface RunParts {
   tokenizer?: Tokenizer;
   /** Returns the device's name, for the summary. */
   device: () => string;
+  /** Called when the run starts; what it returns is disposed when the run has ended. */
+  begin?: () => Disposable;
   signal?: AbortSignal;
 }
 
@@ -430,6 +433,7 @@ export class BatchRun
     const growing = this.#growing, ends = new Set(eosTokenIds);
     this.#began = performance.now();
     let left = growing.length;
+    using _begun = this.#parts.begin?.();
     try {
       signal?.throwIfAborted();
       const chunks = this.#parts.start(steady);

@@ -36,7 +36,9 @@ import {
 } from "./errors.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
 import { newTokenLimit } from "./checkpoint/generation_config.ts";
+import { fingerprintOf } from "./checkpoint/fingerprint.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
+import { Chat, type ChatModel, type ChatSettings } from "./engine/chat.ts";
 import { positionsOf } from "./model/kv_cache.ts";
 import type { Qwen3Config } from "./checkpoint/config.ts";
 import {
@@ -144,6 +146,16 @@ function unfit(name: string, { is, why }: Purpose): string {
   return `${name} is ${is} (${why})`;
 }
 
+/** What errors call a prompt. */
+const promptName = (i: number, { length }: ArrayLike<unknown>) =>
+  length > 1 ? `prompt ${i}` : "the prompt";
+
+/** The most tokens of a prompt with its reply, and how prompts run. */
+type HowRun = [
+  context?: number,
+  start?: (asked: readonly Asked[]) => Started,
+];
+
 const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
 
 /**
@@ -173,6 +185,7 @@ export class Qwen3 implements Disposable {
   #placed: Placed;
   /** Why the model must move to the CPU, after the GPU failed and until it has moved. */
   #moving?: Choice;
+  #fingerprint?: Promise<string>;
   readonly #turns = new Turns();
 
   private constructor(
@@ -488,7 +501,7 @@ export class Qwen3 implements Disposable {
    * text is given to a checkpoint without a tokenizer, or the model was disposed.
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): Run {
-    return new Run(this.#together([prompt], options));
+    return new Run(this.#parts([prompt], options));
   }
 
   /**
@@ -554,60 +567,118 @@ export class Qwen3 implements Disposable {
         "Cannot generate: there are no prompts, there must be at least one",
       );
     }
-    return new BatchRun(this.#together(prompts, options));
+    return new BatchRun(this.#parts(prompts, options));
   }
 
-  /** A run of prompts that start together. */
-  #together(prompts: readonly Prompt[], options: GenerateOptions): RunParts {
-    return this.#parts(prompts, options, this.context, (asked) => {
-      const ids = asked.map(({ tokens }) => tokens);
-      const most = asked.reduce(
-        (most, { maxTokens }) => Math.max(most, maxTokens),
-        0,
+  /** How prompts run that start together. */
+  #together(asked: readonly Asked[]): Started {
+    const ids = asked.map(({ tokens }) => tokens);
+    const most = asked.reduce(
+      (most, { maxTokens }) => Math.max(most, maxTokens),
+      0,
+    );
+    if (ids.length > 1) {
+      const positions = positionsOf(ids, most, this.context);
+      this.#placed.runner.requireRoom(ids.length, positions);
+    }
+    const [{ sampling, reuse, signal }] = asked;
+    const how = { sampling, maxTokens: most, reuse, cached: 0 };
+    return {
+      start: (steady) =>
+        this.#turns.run(
+          "generate",
+          signal,
+          (signal) => this.#start(ids, how, signal),
+          steady,
+        ),
+      cachedTokens: () => how.cached,
+    };
+  }
+
+  /**
+   * Begins a conversation, which keeps its messages and runs only what is new in each turn.
+   * It is rendered with the option `chatTemplate`, or {@linkcode chatTemplate}.
+   *
+   * ```ts
+   * import { loadQwen3 } from "../mod.ts";
+   *
+   * using qwen = await loadQwen3();
+   * const chat = qwen.chat({ maxTokens: 8 });
+   * const { text } = await chat.send("Once upon a time");
+   * console.log(text, chat.messages);
+   * ```
+   *
+   * @throws {OptionError} if an option is unknown or has a wrong value.
+   * @throws {Error} if the checkpoint has no tokenizer or no chat template, or the model was
+   * disposed.
+   */
+  chat(settings: ChatSettings = {}): Chat {
+    const cannot = "Cannot chat";
+    this.#turns.requireModel("chat");
+    this.#requireHead("chat");
+    requireKind(cannot, "the options argument", settings, "object");
+    const { tokenizer } = this, { name } = this.#checkpoint;
+    const template = settings.chatTemplate ?? this.chatTemplate;
+    if (template === undefined) {
+      throw new Error(
+        `${cannot}: ${name} has no chat template, the option chatTemplate can give one`,
       );
-      if (ids.length > 1) {
-        const positions = positionsOf(ids, most, this.context);
-        this.#placed.runner.requireRoom(ids.length, positions);
-      }
-      const [{ sampling, reuse, signal }] = asked;
-      const how = { sampling, maxTokens: most, reuse, cached: 0 };
-      return {
-        start: (steady) =>
-          this.#turns.run(
-            "generate",
-            signal,
-            (signal) => this.#start(ids, how, signal),
-            steady,
-          ),
-        cachedTokens: () => how.cached,
-      };
-    });
+    }
+    const model: ChatModel = {
+      name: name === DEFAULT_MODEL ? "the story model" : shownUrl(name),
+      context: this.context,
+      config: this.config,
+      tokenizer,
+      run: (prompt, given, begin) => {
+        const options = checkGenerating({ ...given, chatTemplate: undefined });
+        this.#check("generate", prompt.tokenIds);
+        return new Run({ ...this.#partsOf([prompt], options), begin });
+      },
+      fingerprint: () => this.#fingerprint ??= fingerprintOf(this.#checkpoint),
+      withCache: (action, work) =>
+        this.#turns.once(
+          action,
+          undefined,
+          async (signal) => await work((await this.#ready(signal)).kept),
+        ),
+    };
+    return new Chat(model, template, settings);
   }
 
   /** Validates prompts and options before anything runs. */
   #parts(
     prompts: readonly Prompt[],
     given: GenerateOptions,
-    context: number,
-    start: (asked: readonly Asked[]) => Started,
+    ...how: HowRun
   ): RunParts {
     this.#turns.requireModel("generate");
     this.#requireHead("generate");
-    const options = checkGenerating(given);
+    const options = checkGenerating(given), [context] = how;
+    return this.#partsOf(
+      prompts.map((prompt, i) => {
+        const where = prompts.length > 1 ? ` (prompt ${i})` : "";
+        const one = this.#encode(prompt, options, where);
+        const which = promptName(i, prompts);
+        this.#check("generate", one.tokenIds, which, context);
+        return one;
+      }),
+      options,
+      ...how,
+    );
+  }
+
+  /** What a run of encoded prompts needs; they start together unless `start` says how. */
+  #partsOf(
+    encoded: readonly EncodedPrompt[],
+    options: GenerateOptions,
+    ...[context = this.context, start]: HowRun
+  ): RunParts {
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(
       options,
       generation,
       this.config.vocabSize,
     );
-    const which = (i: number) =>
-      prompts.length > 1 ? `prompt ${i}` : "the prompt";
-    const encoded = prompts.map((prompt, i) => {
-      const where = prompts.length > 1 ? ` (${which(i)})` : "";
-      const one = this.#encode(prompt, options, where);
-      this.#check("generate", one.tokenIds, which(i), context);
-      return one;
-    });
     const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
     const stops = typeof stop === "string" ? [stop] : [...stop];
     if (stops.length > 0 && !this.hasTokenizer) {
@@ -619,7 +690,8 @@ export class Qwen3 implements Disposable {
     }
     const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {
       const room = context - length;
-      const limit = maxTokens ?? newTokenLimit(generation, length, which(i));
+      const limit = maxTokens ??
+        newTokenLimit(generation, length, promptName(i, encoded));
       return {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
@@ -635,7 +707,7 @@ export class Qwen3 implements Disposable {
       return { tokens, maxTokens, sampling, reuse, eosTokenIds, signal };
     });
     return {
-      ...start(asked),
+      ...start?.(asked) ?? this.#together(asked),
       sizes,
       sampling,
       eosTokenIds,

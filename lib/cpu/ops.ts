@@ -136,11 +136,12 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       }));
       return { k, v };
     });
+    const size = { sequences, context, dtype: kept };
     const release = () => {
       layers.length = 0;
       for (const both of stored.splice(0)) this.#kernels.release(both);
     };
-    return new CpuKvCache(layers, sequences, context, release, paging);
+    return new CpuKvCache(layers, size, this.#config, release, paging);
   }
 
   /** Runs a forward pass on these verbs as it is iterated, in slices of work. */

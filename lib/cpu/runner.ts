@@ -5,6 +5,7 @@
  */
 import {
   type CachePass,
+  type KeptCache,
   positionsFor,
   positionsOf,
   requireRoom,
@@ -161,6 +162,10 @@ export class CpuRunner implements Runner {
     const all = { slots, context, positions };
     const rows = new CpuRows(ops, config.vocabSize, forward, dtype, all);
     return Promise.resolve(rows);
+  }
+
+  get kept(): KeptCache {
+    return this.#cache;
   }
 
   cachedTokens(prompt: readonly number[]): number {

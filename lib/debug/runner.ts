@@ -188,7 +188,9 @@ export class DebugRunner implements Runner {
     this.cpu.requireRoom(sequences, context);
   }
 
-  /** None: every run checks the whole prompt. */
+  /** Every run checks the whole prompt. */
+  readonly kept = undefined;
+
   cachedTokens(): number {
     return 0;
   }

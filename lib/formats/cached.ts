@@ -40,6 +40,40 @@ export const storedAs = (
     ? { dtype: "u32", width: cachedWords(headDim) }
     : { dtype, width: headDim };
 
+/** Some bytes of a tensor. */
+export interface ByteRange {
+  readonly at: number;
+  readonly bytes: number;
+}
+
+/**
+ * Where the first `tokens` positions of keys, or values, `[kvHeads, context, headDim]` lie:
+ * for each part that heads are stored as, a range for each KV head.
+ */
+export function cachedRanges(
+  dtype: CacheDtype,
+  { kvHeads, context, headDim }: {
+    kvHeads: number;
+    context: number;
+    headDim: number;
+  },
+  tokens: number,
+): ByteRange[] {
+  const quants = kvHeads * context * headDim;
+  const parts = dtype === "q8_0"
+    ? [{ at: 0, bytes: headDim }, {
+      at: quants,
+      bytes: cachedBytes(dtype, headDim) - headDim,
+    }]
+    : [{ at: 0, bytes: cachedBytes(dtype, headDim) }];
+  return parts.flatMap(({ at, bytes }) =>
+    Array.from({ length: kvHeads }, (_, head) => ({
+      at: at + head * context * bytes,
+      bytes: tokens * bytes,
+    }))
+  );
+}
+
 /** Heads in `q8_0`. */
 export class QuantizedHeads {
   readonly #quants: Int8Array;

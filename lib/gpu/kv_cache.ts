@@ -9,11 +9,17 @@ import {
   NOT_PAGED,
   stateWords,
 } from "../../kernels/heads.ts";
-import { type CacheDtype, storedAs } from "../formats/cached.ts";
+import {
+  type ByteRange,
+  cachedRanges,
+  type CacheDtype,
+  storedAs,
+} from "../formats/cached.ts";
 import { errorText, MemoryError } from "../errors.ts";
 import {
   cacheBytes,
   type CachePass,
+  type KeptCache,
   KvCache,
   type Paging,
   sizeText,
@@ -38,7 +44,8 @@ export interface SharedLayers {
  * Once all submitted work is done,
  * `lengths` matches the device's copy, except while a decode loop runs.
  */
-export class GpuKvCache extends KvCache<Tensor> implements Disposable {
+export class GpuKvCache extends KvCache<Tensor>
+  implements KeptCache, Disposable {
   /** u32: flags and what decode attention keeps between workgroups (kernels/heads.ts). */
   readonly state: Tensor;
   /** The flags in `state`, u32 `[4]`: `[0]` is set if a value did not fit the cache's type. */
@@ -51,6 +58,7 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   readonly placesOnDevice: Tensor;
   /** Constants of the kernels that read the cache. */
   readonly constants: Record<keyof typeof NOT_PAGED, number>;
+  readonly #config: Qwen3Config;
   readonly #isShared: boolean;
 
   constructor(
@@ -87,6 +95,7 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
     this.constants = paging
       ? { LOG_PAGE: Math.log2(paging.page), SLOTS: sequences, TABLE: table }
       : NOT_PAGED;
+    this.#config = config;
     this.#isShared = shared !== undefined;
     this.state = shared?.state ?? Tensor.create(
       gpu,
@@ -161,6 +170,57 @@ export class GpuKvCache extends KvCache<Tensor> implements Disposable {
   /** Selects the pass to record into a plan, which can then run at any lengths. */
   record(pass: CachePass): void {
     this.select(pass);
+  }
+
+  async *save(tokens: number): AsyncGenerator<Uint8Array<ArrayBuffer>, void> {
+    const ranges = this.#ranges(tokens);
+    const size = ranges.reduce((sum, { bytes }) => sum + bytes, 0);
+    for (const tensor of this.layers.flatMap(({ k, v }) => [k, v])) {
+      const { gpu, buffer } = tensor;
+      gpu.requireLive(`read ${tensor.label}`, tensor);
+      const staging = gpu.device.createBuffer({
+        size,
+        usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
+      });
+      try {
+        const encoder = gpu.device.createCommandEncoder();
+        let to = 0;
+        for (const { at, bytes } of ranges) {
+          encoder.copyBufferToBuffer(buffer, at, staging, to, bytes);
+          to += bytes;
+        }
+        gpu.device.queue.submit([encoder.finish()]);
+        const copy = new Uint8Array(await gpu.map(staging)).slice();
+        staging.unmap();
+        yield copy;
+      } finally {
+        staging.destroy();
+      }
+    }
+  }
+
+  async restore(
+    tokenIds: readonly number[],
+    next: (bytes: number) => Promise<Uint8Array<ArrayBuffer>>,
+  ): Promise<void> {
+    this.reset();
+    const ranges = this.#ranges(tokenIds.length);
+    const size = ranges.reduce((sum, { bytes }) => sum + bytes, 0);
+    for (const tensor of this.layers.flatMap(({ k, v }) => [k, v])) {
+      const all = await next(size);
+      let from = 0;
+      for (const { at, bytes } of ranges) {
+        tensor.write(at, all.subarray(from, from + bytes));
+        from += bytes;
+      }
+    }
+    this.hold(tokenIds);
+  }
+
+  #ranges(tokens: number): ByteRange[] {
+    const { numKeyValueHeads: kvHeads, headDim } = this.#config;
+    const size = { kvHeads, headDim, context: this.context };
+    return cachedRanges(this.dtype, size, tokens);
   }
 
   /** Sets the lengths and clears the flags. */

@@ -7,6 +7,7 @@
 import type { CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import {
+  type KeptCache,
   positionsFor,
   positionsOf,
   requireRoom,
@@ -192,6 +193,10 @@ export class GpuRunner implements Runner {
     const rows = await GpuRows.create(this.#ops, this.weights, all);
     rows.onWidened = () => this.choices.push(WIDENED);
     return rows;
+  }
+
+  get kept(): KeptCache {
+    return this.#one.cache;
   }
 
   cachedTokens(prompt: readonly number[]): number {

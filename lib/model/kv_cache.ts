@@ -32,6 +32,31 @@ export interface Paging {
   readonly pages: number;
 }
 
+/** The cache of a single sequence, whose keys and values can be saved and restored. */
+export interface KeptCache {
+  /** The type of keys and values. */
+  readonly dtype: CacheDtype;
+  /** The most tokens. */
+  readonly context: number;
+  /** As {@linkcode KvCache.heldOf} says. */
+  heldOf(prompt: readonly number[]): number;
+  /**
+   * Keys and values of the first `tokens` positions: for each layer the keys, then the
+   * values, as {@linkcode cachedRanges} says.
+   */
+  save(tokens: number): AsyncGenerator<Uint8Array<ArrayBuffer>, void>;
+  /**
+   * Replaces what the sequence holds by these tokens. `next` gives the parts that `save`
+   * gave, in order, by their size in bytes; if it throws, the cache is empty.
+   */
+  restore(
+    tokenIds: readonly number[],
+    next: (bytes: number) => Promise<Uint8Array<ArrayBuffer>>,
+  ): Promise<void>;
+  /** Forgets what the sequence holds. */
+  reset(): void;
+}
+
 /**
  * Keys and values of every layer, for one or more sequences. Each forward pass is
  * bracketed by {@linkcode begin} and {@linkcode advance}.

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { KeptCache } from "./kv_cache.ts";
 import type { Rows, RowsSize } from "./rows.ts";
 import type { SampledTokens, Sampling } from "./sampling.ts";
 
@@ -50,6 +51,8 @@ export interface Runner extends Disposable {
    * @throws {MemoryError} if it cannot.
    */
   requireRoom(sequences: number, context: number): void;
+  /** The cache of a single prompt; undefined if every run begins with an empty one. */
+  readonly kept: KeptCache | undefined;
   /**
    * Allocates memory for texts that decode together, coming and going.
    *

@@ -24,6 +24,8 @@ export interface PromptOptions {
   tools?: readonly Tool[];
   /** A chat template (Jinja) to use instead of the checkpoint's, which may have none. */
   chatTemplate?: string;
+  /** Further variables of the chat template, such as `chat_template_kwargs` of servers. */
+  templateVariables?: Record<string, unknown>;
   /** Uses the prompt as is, without the chat template. */
   raw?: boolean;
 }
@@ -62,7 +64,7 @@ export function encodePrompt(
   options: PromptOptions,
   source: TokenizerSource,
 ): EncodedPrompt {
-  const { raw, system, thinking, tools } = options;
+  const { raw, thinking } = options;
   if (typeof prompt !== "string") {
     if (!Array.isArray(prompt)) {
       throw new TypeError(
@@ -111,17 +113,33 @@ export function encodePrompt(
   const messages: readonly Message[] = typeof prompt === "string"
     ? [{ role: "user", content: prompt }]
     : prompt as readonly Message[];
+  const { text, reply } = renderPrompt(template, messages, options, tokenizer);
+  return { tokenIds: encode(text, false), reply };
+}
+
+/**
+ * The text that a chat template makes of messages, and what it implies for the reply.
+ *
+ * @throws {Error} if they cannot be rendered.
+ */
+export function renderPrompt(
+  template: string,
+  messages: readonly Message[],
+  { system, thinking, tools, templateVariables }: PromptOptions,
+  { specialTokens }: Pick<Tokenizer, "specialTokens">,
+): { text: string; reply: ReplyFormat } {
   const text = renderChat(
     template,
     system === undefined
       ? messages
       : [{ role: "system", content: system }, ...messages],
-    { thinking, tools, variables: tokenizer.specialTokens },
+    {
+      thinking,
+      tools,
+      variables: { ...specialTokens, ...templateVariables },
+    },
   );
-  return {
-    tokenIds: encode(text, false),
-    reply: { thinking: /<think>\s*$/.test(text), tools },
-  };
+  return { text, reply: { thinking: /<think>\s*$/.test(text), tools } };
 }
 
 /** Refuses lists of neither messages nor token ids. */
@@ -142,10 +160,10 @@ function requireItems(prompt: readonly unknown[]): void {
 }
 
 /** Encodes a text, but stops early if it is far too long. */
-function encodeText(
+export function encodeText(
   text: string,
   addSpecialTokens: boolean,
-  tokenizer: Tokenizer,
+  tokenizer: Pick<Tokenizer, "encode">,
   context: number,
 ): number[] {
   const most = Math.max(COUNTED, 2 * context);
@@ -162,14 +180,12 @@ function encodeText(
 
 /** Refuses options that only a chat template can apply. */
 function refuseChatOptions(
-  { system, thinking, tools, chatTemplate }: PromptOptions,
+  { system, thinking, tools, ...options }: PromptOptions,
   why: string,
 ): void {
-  if (chatTemplate !== undefined) {
-    throw new OptionError(
-      "chatTemplate",
-      `Cannot generate: chatTemplate is given, ${why}`,
-    );
+  for (const name of ["chatTemplate", "templateVariables"] as const) {
+    if (options[name] === undefined) continue;
+    throw new OptionError(name, `Cannot generate: ${name} is given, ${why}`);
   }
   const given = system !== undefined
     ? "a system message needs"

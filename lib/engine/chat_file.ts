@@ -1,0 +1,379 @@
+/**
+ * Conversations in files.
+ *
+ * A file has, in this order:
+ *
+ * - `QWENCHAT`, 8 bytes;
+ * - the version of the format and the size of the header in bytes, each a u32;
+ * - the header, JSON in UTF-8: {@linkcode Header};
+ * - keys and values of the first tokens, if the header says so: for each layer the keys, then
+ *   the values, `[kvHeads, tokens, headDim]` as lib/formats/cached.ts stores heads;
+ * - the SHA-256 of everything before.
+ *
+ * Numbers are little-endian.
+ *
+ * @module
+ */
+import type { Qwen3Config } from "../checkpoint/config.ts";
+import { errorText, quoted } from "../errors.ts";
+import type { CacheDtype } from "../formats/cached.ts";
+import { host, type StreamingHash } from "../host.ts";
+import { exactJson, isObject, parseExactJson } from "../json.ts";
+import { cacheBytes, type KeptCache } from "../model/kv_cache.ts";
+import {
+  type Message,
+  readConversation,
+  readTools,
+  type Tool,
+} from "../text/conversation.ts";
+import { givenOptions } from "../text/options.ts";
+
+/** Options of {@linkcode Chat.save}. */
+export interface SaveChatOptions {
+  /** Whether keys and values are written, as far as the model still has them. Default: true. */
+  cache?: boolean;
+}
+
+/** Options of {@linkcode Chat.load}. */
+export interface LoadChatOptions {
+  /** Whether keys and values are used; if not, the conversation runs again. Default: true. */
+  cache?: boolean;
+}
+
+/** A conversation as it is saved. */
+export interface SavedChat {
+  readonly messages: readonly Message[];
+  readonly system?: string;
+  readonly tools?: readonly Tool[];
+  /** The text that the model has seen, and its tokens. */
+  readonly text: string;
+  readonly tokenIds: readonly number[];
+}
+
+/** What saving and loading need from a model. */
+export interface SavingModel {
+  readonly name: string;
+  readonly context: number;
+  readonly config: Qwen3Config;
+  /** A value that other weights, or other sizes, do not have. */
+  fingerprint(): Promise<string>;
+  /** Does something with the cache while nothing else uses the model. */
+  withCache<R>(
+    action: string,
+    work: (cache: KeptCache | undefined) => Promise<R>,
+  ): Promise<R>;
+}
+
+/** The header of a file. */
+interface Header extends SavedChat {
+  readonly model: { readonly name: string; readonly fingerprint: string };
+  /** The type of keys and values, and for how many tokens there are any. */
+  readonly cache?: { readonly dtype: CacheDtype; readonly tokens: number };
+}
+
+const MAGIC = "QWENCHAT", VERSION = 1;
+const HASH_BYTES = 32;
+const OPTIONS = { cache: "flag" } as const;
+
+type Bytes = Uint8Array<ArrayBuffer>;
+
+/** Where bytes go; `close` keeps what was written, `abort` does not. */
+interface Sink {
+  write(bytes: Bytes): Promise<void>;
+  close(): Promise<void>;
+  abort(error: unknown): Promise<void>;
+}
+
+/** Where bytes come from; `read` throws if there are fewer. */
+interface Source {
+  read(bytes: number): Promise<Bytes>;
+  /** Whether all bytes were read. */
+  ended(): Promise<boolean>;
+  close(): Promise<void>;
+}
+
+/** Writes a conversation; says how many bytes, and for how many tokens keys and values. */
+export async function writeChat(
+  to: string | WritableStream<Uint8Array>,
+  chat: SavedChat,
+  model: SavingModel,
+  options: SaveChatOptions,
+): Promise<{ bytes: number; cachedTokens: number }> {
+  const file = typeof to === "string" ? ` to ${quoted(to)}` : "";
+  const cannot = `Cannot save the chat${file}`;
+  const { cache: wanted = true } = givenOptions(cannot, options, OPTIONS);
+  const fingerprint = await model.fingerprint();
+  return await model.withCache("save the chat", async (kept) => {
+    const { tokenIds } = chat;
+    // One more than there are: a prompt's last token is not reused, these may all be.
+    const tokens = wanted && kept ? kept.heldOf([...tokenIds, -1]) : 0;
+    const header: Header = {
+      ...chat,
+      model: { name: model.name, fingerprint },
+      ...(kept && tokens > 0 && { cache: { dtype: kept.dtype, tokens } }),
+    };
+    let bytes = 0, sink: Sink | undefined;
+    try {
+      sink = typeof to === "string" ? await fileSink(to) : streamSink(to);
+      const hash = await host.createHash("sha256");
+      const write = async (part: Bytes) => {
+        hash.update(part);
+        bytes += part.length;
+        await sink!.write(part);
+      };
+      const json = new TextEncoder().encode(exactJson(header));
+      const start = new Uint8Array(MAGIC.length + 8);
+      start.set(new TextEncoder().encode(MAGIC));
+      const view = new DataView(start.buffer);
+      view.setUint32(MAGIC.length, VERSION, true);
+      view.setUint32(MAGIC.length + 4, json.length, true);
+      await write(start);
+      await write(json);
+      if (header.cache) {
+        for await (const part of kept!.save(tokens)) await write(part);
+      }
+      await sink.write(digest(hash));
+      await sink.close();
+      return { bytes: bytes + HASH_BYTES, cachedTokens: tokens };
+    } catch (error) {
+      await sink?.abort(error).catch(() => {});
+      throw new Error(`${cannot}: ${errorText(error)}`, { cause: error });
+    }
+  });
+}
+
+/** Reads a conversation, and puts its keys and values into the model's cache. */
+export async function readChat(
+  from: string | ReadableStream<Uint8Array>,
+  model: SavingModel,
+  options: LoadChatOptions,
+): Promise<{ chat: SavedChat; cachedTokens: number }> {
+  const file = typeof from === "string" ? ` in ${quoted(from)}` : "";
+  const cannot = `Cannot load the chat${file}`;
+  const { cache: wanted = true } = givenOptions(cannot, options, OPTIONS);
+  const fingerprint = await model.fingerprint();
+  return await model.withCache("load a chat", async (kept) => {
+    let source: Source | undefined;
+    try {
+      source = typeof from === "string"
+        ? await fileSource(from)
+        : streamSource(from);
+      const hash = await host.createHash("sha256");
+      const next = async (bytes: number) => {
+        const part = await source!.read(bytes);
+        hash.update(part);
+        return part;
+      };
+      const header = await readHeader(next);
+      requireModel(header, model, fingerprint);
+      const { cache, model: _, ...chat } = header;
+      let cachedTokens = 0;
+      try {
+        if (cache && wanted && kept) {
+          if (cache.dtype !== kept.dtype) {
+            throw new Error(
+              `its keys and values are ${cache.dtype}, this model's are ${kept.dtype}; without them ({ cache: false }) the conversation runs again`,
+            );
+          }
+          cachedTokens = cache.tokens;
+          await kept.restore(chat.tokenIds.slice(0, cachedTokens), next);
+        } else if (cache) await skip(cache, model.config, next);
+        const sum = digest(hash), stored = await source.read(HASH_BYTES);
+        if (sum.some((byte, i) => byte !== stored[i])) {
+          throw new Error("it is damaged, its checksum is another");
+        }
+        if (!await source.ended()) {
+          throw new Error("it is damaged, there are bytes after its end");
+        }
+      } catch (error) {
+        if (cachedTokens > 0) kept!.reset();
+        throw error;
+      }
+      return { chat, cachedTokens };
+    } catch (error) {
+      throw new Error(`${cannot}: ${errorText(error)}`, { cause: error });
+    } finally {
+      await source?.close();
+    }
+  });
+}
+
+/** Reads keys and values only for the checksum. */
+async function skip(
+  { dtype, tokens }: NonNullable<Header["cache"]>,
+  config: Qwen3Config,
+  next: (bytes: number) => Promise<Bytes>,
+): Promise<void> {
+  const parts = 2 * config.numHiddenLayers;
+  const bytes = cacheBytes(config, 1, tokens, dtype) / parts;
+  for (let i = 0; i < parts; i++) await next(bytes);
+}
+
+async function readHeader(
+  next: (bytes: number) => Promise<Bytes>,
+): Promise<Header> {
+  const start = await next(MAGIC.length + 8);
+  const magic = new TextDecoder().decode(start.subarray(0, MAGIC.length));
+  if (magic !== MAGIC) throw new Error("it is not a saved chat");
+  const view = new DataView(start.buffer, start.byteOffset);
+  const version = view.getUint32(MAGIC.length, true);
+  if (version !== VERSION) {
+    throw new Error(
+      `it has version ${version} of the format, must be ${VERSION}`,
+    );
+  }
+  const text = await next(view.getUint32(MAGIC.length + 4, true));
+  let json: unknown;
+  try {
+    json = parseExactJson(new TextDecoder().decode(text));
+  } catch {
+    throw new Error("it is damaged, its header is not JSON");
+  }
+  return checkHeader(json);
+}
+
+const isCount = (value: unknown): value is number =>
+  Number.isSafeInteger(value) && (value as number) >= 0;
+
+/** @throws {Error} if a header is not one that was written. */
+function checkHeader(json: unknown): Header {
+  const wrong = (what: string) => new Error(`it is damaged, ${what} is wrong`);
+  if (!isObject(json)) throw wrong("its header");
+  const { model, messages, system, tools, text, tokenIds, cache } = json;
+  if (
+    !isObject(model) || typeof model.name !== "string" ||
+    typeof model.fingerprint !== "string"
+  ) throw wrong("its model");
+  if (!Array.isArray(messages)) throw wrong("the list of messages");
+  if (messages.length > 0) readConversation(messages);
+  if (system !== undefined && typeof system !== "string") {
+    throw wrong("the system message");
+  }
+  if (tools !== undefined) readTools(tools, "its tools");
+  if (typeof text !== "string") throw wrong("the text");
+  if (!Array.isArray(tokenIds) || !tokenIds.every(isCount)) {
+    throw wrong("the list of tokens");
+  }
+  if (cache !== undefined) {
+    const right = isObject(cache) && isCount(cache.tokens) &&
+      cache.tokens > 0 && cache.tokens <= tokenIds.length &&
+      ["f32", "f16", "q8_0"].includes(String(cache.dtype));
+    if (!right) throw wrong("the number of keys and values");
+  }
+  return json as unknown as Header;
+}
+
+/** @throws {Error} if a conversation is of another model, or too long for this one. */
+function requireModel(
+  { model: { name, fingerprint }, tokenIds, cache }: Header,
+  model: SavingModel,
+  expected: string,
+): void {
+  if (fingerprint !== expected) {
+    throw new Error(
+      name === model.name
+        ? `its model, ${quoted(name)}, had other weights`
+        : `its model is ${quoted(name)}, this one is ${quoted(model.name)}`,
+    );
+  }
+  const { vocabSize } = model.config;
+  if (tokenIds.some((id) => id >= vocabSize)) {
+    throw new Error("it is damaged, the list of tokens is wrong");
+  }
+  if (cache && cache.tokens >= model.context) {
+    throw new Error(
+      `it has ${cache.tokens} tokens, the context of ${model.context} has room for no reply`,
+    );
+  }
+}
+
+function digest(hash: StreamingHash): Bytes {
+  return Uint8Array.from(
+    hash.hex().match(/../g)!,
+    (byte) => parseInt(byte, 16),
+  );
+}
+
+/** A file that gets its name once it is complete. */
+async function fileSink(path: string): Promise<Sink> {
+  const unfinished = `${path}.${crypto.randomUUID()}`;
+  const file = await host.files.append(unfinished);
+  return {
+    write: (bytes) => file.append(bytes),
+    async close() {
+      await file.flush();
+      file[Symbol.dispose]();
+      await host.files.move(unfinished, path);
+    },
+    async abort() {
+      try {
+        file[Symbol.dispose]();
+      } catch { /* closed before */ }
+      await host.files.remove(unfinished);
+    },
+  };
+}
+
+function streamSink(stream: WritableStream<Uint8Array>): Sink {
+  const writer = stream.getWriter();
+  return {
+    write: (bytes) => writer.write(bytes),
+    close: () => writer.close(),
+    abort: (error) => writer.abort(error),
+  };
+}
+
+const EARLY = "it is damaged, it ends too early";
+
+async function fileSource(path: string): Promise<Source> {
+  const file = await host.files.open(path);
+  if (file === undefined) throw new Error("there is no such file");
+  let at = 0;
+  return {
+    // deno-lint-ignore require-await
+    async read(bytes) {
+      if (at + bytes > file.size) throw new Error(EARLY);
+      const part = new Uint8Array(bytes);
+      if (file.read(at, part) < bytes) throw new Error(EARLY);
+      at += bytes;
+      return part;
+    },
+    ended: () => Promise.resolve(at === file.size),
+    // deno-lint-ignore require-await
+    async close() {
+      file[Symbol.dispose]();
+    },
+  };
+}
+
+function streamSource(stream: ReadableStream<Uint8Array>): Source {
+  const reader = stream.getReader();
+  let chunks: Uint8Array[] = [], there = 0;
+  const more = async () => {
+    const { value } = await reader.read();
+    if (value) {
+      chunks.push(value);
+      there += value.length;
+    }
+    return value !== undefined;
+  };
+  return {
+    async read(bytes) {
+      while (there < bytes) if (!await more()) throw new Error(EARLY);
+      const part = new Uint8Array(bytes);
+      let at = 0;
+      while (at < bytes) {
+        const [first, ...rest] = chunks, take = first.subarray(0, bytes - at);
+        part.set(take, at);
+        at += take.length;
+        chunks = take.length < first.length
+          ? [first.subarray(take.length), ...rest]
+          : rest;
+      }
+      there -= bytes;
+      return part;
+    },
+    ended: async () => there === 0 && !await more(),
+    close: () => reader.cancel(),
+  };
+}
