@@ -95,6 +95,7 @@ export type {
   Sampling,
   SamplingOptions,
   TokenLogprob,
+  TokenMask,
 } from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/dispatch/device.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";

@@ -3,14 +3,16 @@
  *
  * @module
  */
-import { type OptionKind, wrongOption } from "./errors.ts";
+import { type OptionKind, requireKind, wrongOption } from "./errors.ts";
 import type { Chunks } from "./model/turns.ts";
 import {
   faultText,
   type Logprobs,
+  type MaskSource,
   type SampledTokens,
   type Sampling,
   type SamplingOptions,
+  type TokenMask,
 } from "./model/sampling.ts";
 import { givenOptions } from "./text/options.ts";
 import type { PromptOptions } from "./text/prompt.ts";
@@ -38,6 +40,11 @@ export interface GenerateOptions extends SamplingOptions, PromptOptions {
    * special tokens such as `<|im_end|>`.
    */
   stop?: string | string[];
+  /**
+   * Says before each token which ones may come next, for a single prompt and once. The run
+   * then waits for every token, which takes longer. A mask that allows nothing is an error.
+   */
+  mask?: TokenMask;
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
   /**
@@ -65,6 +72,7 @@ const KINDS: Readonly<
   frequencyPenalty: undefined,
   logitBias: undefined,
   logprobs: undefined,
+  mask: "object",
   seed: undefined,
   ignoreEos: "flag",
   reuse: "flag",
@@ -86,7 +94,11 @@ const KINDS: Readonly<
 export function checkGenerating(options: GenerateOptions): GenerateOptions {
   const cannot = "Cannot generate";
   const given = givenOptions(cannot, options, KINDS);
-  const { maxTokens, stop = [] } = given;
+  const { maxTokens, stop = [], mask } = given;
+  if (mask) {
+    requireKind(cannot, "mask.fill", mask.fill, "function");
+    requireKind(cannot, "mask.accept", mask.accept, "function");
+  }
   if (
     maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
   ) {
@@ -165,16 +177,22 @@ export interface RunParts {
    * the run.
    *
    * @param steady whether the consumer never pauses between two chunks
+   * @param masks by sequence, undefined for those without
    */
-  start: (steady: boolean) => Chunks<SampledTokens>;
+  start: (
+    steady: boolean,
+    masks?: readonly (MaskSource | undefined)[],
+  ) => Chunks<SampledTokens>;
   /**
    * For each sequence, the length of its prompt, the maximum number of tokens to generate,
-   * and what its prompt implies for the reply; undefined if the reply is plain text.
+   * what its prompt implies for the reply (undefined if the reply is plain text), and which
+   * tokens may come next.
    */
   sizes: readonly {
     promptTokens: number;
     maxTokens: number;
     reply?: ReplyFormat;
+    mask?: TokenMask;
   }[];
   /** Prompt tokens that were cached before the run; 0 until it starts. */
   cachedTokens: () => number;
@@ -240,13 +258,15 @@ class Growing implements Sequence {
   readonly #maxTokens: number;
   readonly #stream?: TextStream;
   readonly #reply?: ReplyStream;
+  readonly #mask?: TokenMask;
 
   constructor(
-    { promptTokens, maxTokens, reply }: RunParts["sizes"][number],
+    { promptTokens, maxTokens, reply, mask }: RunParts["sizes"][number],
     { tokenizer, stop }: RunParts,
   ) {
     this.promptTokens = promptTokens;
     this.#maxTokens = maxTokens;
+    this.#mask = mask;
     if (tokenizer) {
       const hidden = reply ? withoutTags(tokenizer) : tokenizer.specialIds;
       const bytes = (id: number) => tokenizer.bytes(id);
@@ -263,6 +283,7 @@ class Growing implements Sequence {
     logprobs?: Logprobs,
   ): Piece[] {
     this.tokenIds.push(tokenId);
+    this.#mask?.accept(tokenId);
     const stream = this.#stream, eos = ends.has(tokenId);
     const kind = this.#reply?.kind ?? "text";
     let text = stream?.push(tokenId, eos).text ?? "";
@@ -283,6 +304,14 @@ class Growing implements Sequence {
       { ...first, tokenId, ...logprobs && { logprobs } },
       ...more.map((piece) => ({ ...piece, tokenId: null })),
     ];
+  }
+
+  /** Its mask; once it has ended, anything may come next. */
+  get mask(): MaskSource | undefined {
+    const mask = this.#mask;
+    return mask && {
+      fill: (bits) => this.finishReason === undefined && mask.fill(bits),
+    };
   }
 
   /** Ends the sequence early; returns the text that was held back. */
@@ -436,7 +465,8 @@ export class BatchRun
     using _begun = this.#parts.begin?.();
     try {
       signal?.throwIfAborted();
-      const chunks = this.#parts.start(steady);
+      const masks = growing.map(({ mask }) => mask);
+      const chunks = this.#parts.start(steady, masks);
       for await (const ids of chunks) {
         this.#last = performance.now();
         if (this.#first === 0) this.#first = this.#last;

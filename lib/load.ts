@@ -33,6 +33,7 @@ import {
   explained,
   MemoryError,
   requireKind,
+  wrongOption,
 } from "./errors.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
 import { newTokenLimit } from "./checkpoint/generation_config.ts";
@@ -63,7 +64,11 @@ import {
 } from "./place.ts";
 import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
-import { resolveSampling, type Sampling } from "./model/sampling.ts";
+import {
+  type MaskSource,
+  resolveSampling,
+  type Sampling,
+} from "./model/sampling.ts";
 import { givenOptions } from "./text/options.ts";
 import { STORY_TEMPLATE } from "./text/story_template.ts";
 import {
@@ -584,11 +589,11 @@ export class Qwen3 implements Disposable {
     const [{ sampling, reuse, signal }] = asked;
     const how = { sampling, maxTokens: most, reuse, cached: 0 };
     return {
-      start: (steady) =>
+      start: (steady, masks) =>
         this.#turns.run(
           "generate",
           signal,
-          (signal) => this.#start(ids, how, signal),
+          (signal) => this.#start(ids, how, masks, signal),
           steady,
         ),
       cachedTokens: () => how.cached,
@@ -688,6 +693,15 @@ export class Qwen3 implements Disposable {
         }`,
       );
     }
+    const { mask } = options;
+    if (mask && encoded.length > 1) {
+      throw wrongOption(
+        "Cannot generate",
+        "mask",
+        mask,
+        `left out for ${encoded.length} prompts, since it follows a single text`,
+      );
+    }
     const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {
       const room = context - length;
       const limit = maxTokens ??
@@ -696,6 +710,7 @@ export class Qwen3 implements Disposable {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
         reply,
+        mask: start ? undefined : mask, // an engine follows it itself
       };
     });
     const eosTokenIds = options.ignoreEos
@@ -704,7 +719,8 @@ export class Qwen3 implements Disposable {
     const { reuse = options.seed === undefined } = options;
     const asked = encoded.map(({ tokenIds: tokens }, i): Asked => {
       const { maxTokens } = sizes[i];
-      return { tokens, maxTokens, sampling, reuse, eosTokenIds, signal };
+      const how = { sampling, mask, reuse, eosTokenIds, signal };
+      return { tokens, maxTokens, ...how };
     });
     return {
       ...start?.(asked) ?? this.#together(asked),
@@ -730,6 +746,7 @@ export class Qwen3 implements Disposable {
       readonly reuse: boolean;
       cached: number;
     },
+    masks: readonly (MaskSource | undefined)[] | undefined,
     signal: AbortSignal,
   ): ReturnType<Runner["generate"]> {
     let begun = false;
@@ -745,6 +762,7 @@ export class Qwen3 implements Disposable {
         maxTokens,
         signal,
         how.cached,
+        masks,
       );
       for await (const ids of run) {
         begun = true;
@@ -760,7 +778,7 @@ export class Qwen3 implements Disposable {
       how.cached = 0;
       this.#moving = gone(error, this.#options);
       const moved = await this.#ready(signal);
-      yield* moved.generate(prompts, sampling, maxTokens, signal);
+      yield* moved.generate(prompts, sampling, maxTokens, signal, 0, masks);
     }
   }
 

@@ -8,6 +8,7 @@ import type { CachePass } from "../model/kv_cache.ts";
 import type { Rows, RowsSize, RowText } from "../model/rows.ts";
 import {
   adjustsLogits,
+  allowedNext,
   historyOf,
   type SampledTokens,
   sampleEach,
@@ -102,8 +103,7 @@ export class CpuRows implements Rows {
     { tokens, promptTokens, sampling, mask }: RowText,
     logits: Float32Array,
   ): SampledTokens {
-    const { vocab } = this, bits = new Uint32Array(Math.ceil(vocab / 32));
-    const allowed = mask?.fill(bits) ? bits : undefined;
+    const { vocab } = this;
     const prompt = tokens.slice(0, promptTokens);
     const generated = tokens.slice(promptTokens);
     const history = adjustsLogits(sampling)
@@ -114,7 +114,7 @@ export class CpuRows implements Rows {
       sampling,
       [history],
       generated.length,
-      [allowed],
+      allowedNext([mask], vocab),
     );
   }
 

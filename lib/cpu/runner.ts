@@ -30,7 +30,9 @@ import type { Runner } from "../model/runner.ts";
 import { CpuRows, type Forward } from "./rows.ts";
 import { host } from "../host.ts";
 import {
+  allowedNext,
   historyOf,
+  type MaskSource,
   type SampledTokens,
   sampleEach,
   type Sampling,
@@ -178,6 +180,7 @@ export class CpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
     cached = 0,
+    masks: readonly (MaskSource | undefined)[] = [],
   ): AsyncGenerator<SampledTokens, void> {
     this.#requireMemory("generate");
     const sequences = prompts.length;
@@ -189,7 +192,9 @@ export class CpuRunner implements Runner {
     else cache.reset();
     const texts = prompts.map((prompt) => [...prompt]);
     try {
-      yield* this.#run(cache, texts, sampling, { maxTokens, cached, signal });
+      yield* this.#run(cache, texts, sampling, {
+        ...{ maxTokens, cached, masks, signal },
+      });
     } finally {
       cache.hold(texts[0].slice(0, cache.lengths[0]));
     }
@@ -203,9 +208,10 @@ export class CpuRunner implements Runner {
     cache: CpuKvCache,
     texts: readonly number[][],
     sampling: Sampling,
-    { maxTokens, cached, signal }: {
+    { maxTokens, cached, masks, signal }: {
       maxTokens: number;
       cached: number;
+      masks: readonly (MaskSource | undefined)[];
       signal?: AbortSignal;
     },
   ): AsyncGenerator<SampledTokens, void> {
@@ -219,7 +225,8 @@ export class CpuRunner implements Runner {
     }
     const histories = texts.map((text) => historyOf(vocabSize, text));
     for (let step = 0; step < maxTokens; step++) {
-      const ids = sampleEach(rows, sampling, histories, step);
+      const allowed = allowedNext(masks, vocabSize);
+      const ids = sampleEach(rows, sampling, histories, step, allowed);
       yield ids;
       if (step === maxTokens - 1) return;
       cache.stepBackIfFull();

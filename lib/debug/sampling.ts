@@ -26,13 +26,14 @@ export class SamplingTwin implements Disposable {
     readonly gpu: Gpu,
     readonly sampling: Sampling,
     size: { sequences: number; vocab: number },
+    readonly masked = false,
   ) {
     const { sequences, vocab } = size;
     this.#logits = this.#own.use(Tensor.create(gpu, "f32", [sequences, vocab]));
     this.#state = this.#own.use(
       new SamplerState(gpu, { ...size, steps: 1 }),
     );
-    const choice = chooseSampling([sampledRow(sampling)], vocab);
+    const choice = chooseSampling([sampledRow(sampling, masked)], vocab);
     this.#plan = this.#own.use(new Plan(gpu));
     this.#own.use(
       addSampling(this.#plan, this.#logits, choice, this.#state),
@@ -41,12 +42,16 @@ export class SamplingTwin implements Disposable {
 
   /**
    * Describes how the tokens that the GPU samples from `rows` differ from the CPU's,
-   * `expected`; undefined if they do not. `histories` are those before sampling.
+   * `expected`; undefined if they do not. What both depend on besides are
+   * histories before sampling and bits that masks have filled.
    */
   async difference(
     rows: readonly Float32Array[],
-    histories: readonly History[],
-    step: number,
+    { histories, allowed, step }: {
+      histories: readonly History[];
+      allowed: readonly (Uint32Array<ArrayBuffer> | undefined)[];
+      step: number;
+    },
     expected: readonly number[],
   ): Promise<string | undefined> {
     const { gpu, sampling } = this, state = this.#state;
@@ -56,7 +61,9 @@ export class SamplingTwin implements Disposable {
     });
     rows.forEach((row, s) => {
       this.#logits.write(s * row.byteLength, row.slice());
-      state.set(s, own(s), () => histories[s], { step });
+      const { masked } = this;
+      state.set(s, own(s), () => histories[s], { step, masked });
+      if (masked) state.allow(s, allowed[s]);
     });
     this.#plan.run();
     const { buffer, bytes } = state.ring;
@@ -64,7 +71,7 @@ export class SamplingTwin implements Disposable {
     gpu.check();
     for (const [s, row] of rows.entries()) {
       const [on, off] = [chosen[s], expected[s]];
-      const scores = adjusted(row, sampling, histories[s]);
+      const scores = adjusted(row, sampling, histories[s], allowed[s]);
       if (on === off || nearly(on, off, scores, own(s), step)) continue;
       return `sampling of token ${step}${
         rows.length > 1 ? ` of sequence ${s}` : ""

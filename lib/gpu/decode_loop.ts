@@ -10,7 +10,9 @@ import { dispatchWork } from "../dispatch/pass_rows.ts";
 import { LONGEST_WAIT_MS } from "../dispatch/rests.ts";
 import { chooseSampling } from "../dispatch/sampling.ts";
 import {
+  allowedNext,
   historyOf,
+  type MaskSource,
   type SampledTokens,
   type Sampling,
 } from "../model/sampling.ts";
@@ -57,6 +59,11 @@ export interface DecodeOptions {
   maxTokens: number;
   /** Prompt tokens per forward pass. */
   prefillRows: number;
+  /**
+   * By sequence. If there is one, steps run one at a time: what it allows depends on the
+   * token before, which the consumer accepts.
+   */
+  masks?: readonly (MaskSource | undefined)[];
   /** Prompt tokens that a single sequence holds. */
   cached: number;
   signal?: AbortSignal;
@@ -118,9 +125,11 @@ export class DecodeLoop implements Disposable {
       const begin = ids.length - step;
       const history = () =>
         historyOf(config.vocabSize, ids.slice(0, begin), ids.slice(begin));
-      state.set(s, own, history, { step });
+      const masked = options.masks?.[s] !== undefined;
+      state.set(s, own, history, { step, masked });
     });
     await this.#addSampling(this.#first, logits);
+    this.#mask();
     this.#first.run();
     reader.drop();
     gpu.device.queue.submit(this.#copy(gpu.device.createCommandEncoder()));
@@ -141,7 +150,8 @@ export class DecodeLoop implements Disposable {
   async #addSampling(plan: Plan, logits: Tensor, longest?: number) {
     const { batch: { ops: { gpu }, state }, options } = this;
     const { sampling, signal } = options, [, vocab] = logits.shape;
-    const choice = chooseSampling([sampledRow(sampling)], vocab);
+    const row = sampledRow(sampling, this.#isMasked);
+    const choice = chooseSampling([row], vocab);
     this.#own.use(addSampling(plan, logits, choice, state, { longest }));
     await compileAll(gpu, plan.shaders, signal);
   }
@@ -212,6 +222,18 @@ export class DecodeLoop implements Disposable {
     return !this.options.watcher && step.msOf(this.#stepWork) > LONGEST_WAIT_MS;
   }
 
+  get #isMasked(): boolean {
+    return this.options.masks?.some((mask) => mask) ?? false;
+  }
+
+  /** Writes which tokens may come next. */
+  #mask(): void {
+    const { options: { masks = [] }, batch: { state } } = this;
+    allowedNext(masks, state.size.vocab).forEach((bits, s) => {
+      if (masks[s]) state.allow(s, bits);
+    });
+  }
+
   /** Runs a step in slices; returns the number of steps, 0 if none is left. */
   async #slowStep(): Promise<number> {
     const { options: { maxTokens, signal }, batch } = this;
@@ -224,6 +246,7 @@ export class DecodeLoop implements Disposable {
       (dispatch) => this.#workOf(dispatch),
       signal,
     );
+    this.#mask(); // while the device works
     this.#sample.run();
     gpu.device.queue.submit(this.#copy(gpu.device.createCommandEncoder()));
     this.#length = Math.min(this.#length + 1, this.#last);
@@ -250,7 +273,8 @@ export class DecodeLoop implements Disposable {
 
   #encodeNextChunk(): void {
     const left = this.options.maxTokens - this.#planned;
-    this.#chunk = this.#sliced ? 0 : Math.min(this.#size, left);
+    const single = this.#sliced || this.#isMasked;
+    this.#chunk = single ? 0 : Math.min(this.#size, left);
     this.#planned += this.#chunk;
     this.#piece = this.#chunk > 0 ? this.#encode(0) : undefined;
   }

@@ -20,7 +20,11 @@ import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import type { CachePass } from "../model/kv_cache.ts";
 import type { Rows, RowsSize, RowText } from "../model/rows.ts";
-import { historyOf, type SampledTokens } from "../model/sampling.ts";
+import {
+  allowedNext,
+  historyOf,
+  type SampledTokens,
+} from "../model/sampling.ts";
 import { compileAll } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -330,12 +334,9 @@ export class GpuRows implements Rows {
 
   /** Tells the device which tokens may come next. */
   #restrict(texts: readonly (RowText | undefined)[]): void {
-    const words = Math.ceil(this.#ops.config.vocabSize / 32);
-    texts.forEach((text, row) => {
-      if (!text?.mask) return;
-      const bits = new Uint32Array(words);
-      if (!text.mask.fill(bits)) bits.fill(0xffffffff);
-      this.#state.allow(row, bits);
+    const masks = texts.map((text) => text?.mask);
+    allowedNext(masks, this.#state.size.vocab).forEach((bits, row) => {
+      if (masks[row]) this.#state.allow(row, bits);
     });
   }
 

@@ -39,6 +39,7 @@ import { OVERFLOW } from "./ring_reader.ts";
 import type { RowsSize } from "../model/rows.ts";
 import type { Runner } from "../model/runner.ts";
 import {
+  type MaskSource,
   type SampledTokens,
   type Sampling,
   validToken,
@@ -209,6 +210,7 @@ export class GpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
     cached = 0,
+    masks: readonly (MaskSource | undefined)[] = [],
   ): AsyncGenerator<SampledTokens, void> {
     this.#requireDevice("generate");
     const sequences = prompts.length;
@@ -231,6 +233,7 @@ export class GpuRunner implements Runner {
           step,
           maxTokens: maxTokens - step,
           prefillRows: this.prefillRows,
+          masks,
           cached,
           signal,
           watcher: this.watcher,

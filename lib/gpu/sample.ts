@@ -171,9 +171,14 @@ export class SamplerState implements Disposable {
     this.adjustments.biases.write(8 * MOST_BIASES * sequence, pairs);
   }
 
-  /** Lets only some tokens come next in a sequence that is set as masked. */
-  allow(sequence: number, bits: Uint32Array<ArrayBuffer>): void {
-    this.adjustments.allowed.write(sequence * bits.byteLength, bits);
+  /**
+   * Lets only some tokens come next in a sequence that is set as masked, or without `bits`
+   * all.
+   */
+  allow(sequence: number, bits?: Uint32Array<ArrayBuffer>): void {
+    const words = Math.ceil(this.size.vocab / 32);
+    bits ??= new Uint32Array(words).fill(0xffffffff);
+    this.adjustments.allowed.write(4 * words * sequence, bits);
   }
 
   /** Leaves out a sequence until it is set again: plans do not change its state. */

@@ -100,6 +100,23 @@ export interface TokenMask {
   accept(tokenId: number): void;
 }
 
+/** What samplers need of a {@linkcode TokenMask}. */
+export type MaskSource = Pick<TokenMask, "fill">;
+
+/**
+ * Asks masks what may come next in each sequence. Returns bits as {@linkcode TokenMask}
+ * describes; undefined where there is no mask, or it allows everything.
+ */
+export function allowedNext(
+  masks: readonly (MaskSource | undefined)[],
+  vocab: number,
+): (Uint32Array<ArrayBuffer> | undefined)[] {
+  return masks.map((mask) => {
+    const bits = new Uint32Array(Math.ceil(vocab / 32));
+    return mask?.fill(bits) ? bits : undefined;
+  });
+}
+
 /** The options that are numbers. */
 type NumericOption = Exclude<keyof SamplingOptions, "logitBias">;
 

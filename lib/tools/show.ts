@@ -450,7 +450,7 @@ function recordPasses(
     { temperature: 0 },
     { temperature: 1, topK: 20, topP: 0.95 },
     { temperature: 1, topK: 0, topP: 0.95 },
-    { temperature: 0, presencePenalty: 1 },
+    { temperature: 0, presencePenalty: 1, logprobs: 20 },
   ];
   for (const way of ways) {
     const row = sampledRow(resolveSampling({ ...way, seed: 1 }));

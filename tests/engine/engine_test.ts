@@ -180,6 +180,36 @@ eachDevice("requests are sampled by their own options", async (device) => {
   assertEquals(got.map(({ found }) => found.length), [0, 0, 0, 30, 10]);
 });
 
+/** Allows the tokens whose ids leave a remainder that changes from token to token. */
+function turningMask() {
+  let count = 0;
+  return {
+    fill(bits: Uint32Array) {
+      if (count % 3 === 2) return false;
+      for (let id = count % 5; id < 2048; id += 5) {
+        bits[id >>> 5] |= 1 << (id & 31);
+      }
+      return true;
+    },
+    accept: () => void count++,
+  };
+}
+
+eachDevice("masks restrict their own requests", async (device) => {
+  using qwen = await loadQwen3(undefined, { device, precision: "f32" });
+  const options = { ...GREEDY, maxTokens: 9 };
+  const masked = () => ({ ...options, mask: turningMask() });
+  const free = await qwen.generate("A dog", options);
+  const strict = await qwen.generate("A dog", masked());
+  assert(strict.tokenIds.every((id, i) => i % 3 === 2 || id % 5 === i % 5));
+  using engine = await qwen.engine({ slots: 3, context: 64 });
+  const runs = [options, masked(), masked()].map(async (options) =>
+    (await engine.submit("A dog", options)).tokenIds
+  );
+  const { tokenIds } = strict;
+  assertEquals(await Promise.all(runs), [free.tokenIds, tokenIds, tokenIds]);
+});
+
 Deno.test("a slow reader loses its slot, and nothing else", async () => {
   using qwen = await loadQwen3(undefined, { device: "cpu" });
   using engine = await qwen.engine({ slots: 1, context: 1024 });

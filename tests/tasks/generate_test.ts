@@ -328,7 +328,7 @@ Deno.test("flags reach sampling: a seed repeats the text, stop ends it", async (
   const greedy = (...flags: string[]) =>
     generate([
       ...["Once upon a time", "--device", "cpu", "--temperature", "0"],
-      ...["--max-tokens", "30", ...flags],
+      ...["--max-tokens", "60", ...flags],
     ]);
   const texts = await Promise.all([
     greedy(),
