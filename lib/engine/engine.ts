@@ -21,13 +21,17 @@ import { type Entry, Scheduler } from "./scheduler.ts";
 export interface EngineStats {
   /** Requests that have a slot. */
   readonly running: number;
+  /** Requests that wait for one. */
   readonly waiting: number;
+  /** The most requests that run at a time. */
   readonly slots: number;
-  /** Pages of the KV cache; {@linkcode pageTokens} tokens each. */
+  /** Pages of the KV cache. */
   readonly pages: PageStats;
+  /** Tokens per page. */
   readonly pageTokens: number;
-  /** Prompt tokens of all requests that got a slot, and how many were cached already. */
+  /** Prompt tokens of all requests that gave a token. */
   readonly promptTokens: number;
+  /** Those of them whose keys and values earlier requests had left. */
   readonly cachedTokens: number;
   /** Tokens generated. */
   readonly tokens: number;

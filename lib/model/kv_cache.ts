@@ -29,6 +29,7 @@ export interface CachePass {
 export interface Paging {
   /** Positions per page: on a GPU a power of 2, on the CPU a multiple of 12. */
   readonly page: number;
+  /** The number of pages. */
   readonly pages: number;
 }
 

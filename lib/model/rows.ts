@@ -11,9 +11,11 @@ import type { SampledTokens, Sampling, TokenMask } from "./sampling.ts";
 export interface RowText {
   /** The tokens so far; the last one's key and value are not cached yet. */
   readonly tokens: readonly number[];
+  /** How many of them are the prompt's. */
   readonly promptTokens: number;
   /** The pages of its positions, in their order; as many as it needs next. */
   readonly pages: readonly number[];
+  /** How its next tokens are sampled. */
   readonly sampling: Sampling;
   /** Restricts its next token; steps are then taken one at a time. */
   readonly mask?: TokenMask;
