@@ -710,7 +710,7 @@ export class Qwen3 implements Disposable {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
         reply,
-        mask: start ? undefined : mask, // an engine follows it itself
+        mask,
       };
     });
     const eosTokenIds = options.ignoreEos
@@ -718,13 +718,16 @@ export class Qwen3 implements Disposable {
       : generation.eosTokenIds ?? this.config.eosTokenIds;
     const { reuse = options.seed === undefined } = options;
     const asked = encoded.map(({ tokenIds: tokens }, i): Asked => {
-      const { maxTokens } = sizes[i];
+      const { maxTokens, mask } = sizes[i];
       const how = { sampling, mask, reuse, eosTokenIds, signal };
       return { tokens, maxTokens, ...how };
     });
     return {
       ...start?.(asked) ?? this.#together(asked),
-      sizes,
+      // An engine tells masks itself what was sampled.
+      sizes: start
+        ? sizes.map((size) => ({ ...size, mask: undefined }))
+        : sizes,
       sampling,
       eosTokenIds,
       stop: stops,

@@ -63,7 +63,6 @@ interface Pass {
 /** The dispatches that sample some rows. */
 interface Sampler {
   readonly plan: Plan;
-  readonly scratch: Disposable;
   readonly logprobs: boolean;
 }
 
@@ -370,8 +369,8 @@ export class GpuRows implements Rows {
       this.#logprobs = this.#own.use(new RingReader(gpu, ring));
     }
     const plan = new Plan(gpu), longest = this.#cache.context - 1;
-    const scratch = addSampling(plan, logits, choice, state, { longest });
-    const sampler = { plan, scratch, logprobs };
+    addSampling(plan, logits, choice, state, { longest });
+    const sampler = { plan, logprobs };
     this.#samplers.set(key, sampler);
     await this.#sealed(plan);
     return sampler;
@@ -513,10 +512,7 @@ export class GpuRows implements Rows {
     this.#reader.drop();
     this.#logprobs?.drop();
     for (const { plan } of this.#passes.values()) plan[Symbol.dispose]();
-    for (const { plan, scratch } of this.#samplers.values()) {
-      plan[Symbol.dispose]();
-      scratch[Symbol.dispose]();
-    }
+    for (const { plan } of this.#samplers.values()) plan[Symbol.dispose]();
     this.#passes.clear();
     this.#samplers.clear();
   }
