@@ -106,4 +106,10 @@ export {
   type MatmulChoice,
   type MatmulKernel,
 } from "./lib/dispatch/matmul.ts";
+export {
+  type Served,
+  Server,
+  type ServerOptions,
+} from "./lib/server/server.ts";
+export type { Submitting } from "./lib/server/service.ts";
 export { prepareEnvironment } from "./lib/webgpu/environment.ts";

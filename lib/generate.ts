@@ -66,6 +66,7 @@ const KINDS: Readonly<
   thinking: "flag",
   tools: "list",
   chatTemplate: "text",
+  templateVariables: "object",
   raw: "flag",
   signal: "signal",
 };

@@ -229,11 +229,13 @@ const VARIABLES = {
   QWEN3_CACHE_DIR:
     "folder of copies of web folders (default: ~/.cache/qwen3-webgpu)",
   QWEN3_TUNING_DIR: "folder of tuned constants (default: $QWEN3_CACHE_DIR)",
+  QWEN3_API_KEY: "key that clients of the server must send (--api-key)",
   NO_COLOR: "any value turns colours off",
 };
 
 /** Whether a variable matters to a task: only one that runs a model chooses a device. */
 function matters(name: string, flags: FlagTable): boolean {
+  if (name === "QWEN3_API_KEY") return "api-key" in flags;
   if (name === "NO_COLOR" || "model" in flags) return true;
   return "read-timeout" in flags && /^HF_|^QWEN3_CACHE_DIR$/.test(name);
 }

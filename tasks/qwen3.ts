@@ -20,6 +20,10 @@ const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
     "print vectors of texts, or sort texts by a query",
     () => import("./embed.ts"),
   ],
+  serve: [
+    "serve a model to clients of OpenAI's API",
+    () => import("./serve.ts"),
+  ],
   doctor: ["find out what is wrong", () => import("./doctor.ts")],
   profile: ["show where the time goes", () => import("./profile.ts")],
   tune: ["find the best constants for a GPU", () => import("./tune.ts")],

@@ -267,9 +267,15 @@ function watched(response: Response, watch: Watch): Response {
   const reader = response.body!.getReader();
   const body = new ReadableStream<Uint8Array>({
     async pull(controller) {
-      const { done, value } = await within(reader.read(), "data", watch);
-      if (done) controller.close();
-      else controller.enqueue(value);
+      try {
+        const { done, value } = await within(reader.read(), "data", watch);
+        if (done) controller.close();
+        else controller.enqueue(value);
+      } catch (error) {
+        // Deno may have forgotten the signal: findings/deno-fetch-forgets-signal.sh.
+        reader.cancel().catch(() => {});
+        throw error;
+      }
     },
     cancel: (reason) => reader.cancel(reason),
   }, { highWaterMark: 0 }); // the clock runs only while somebody reads

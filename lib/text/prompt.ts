@@ -24,6 +24,8 @@ export interface PromptOptions {
   tools?: readonly Tool[];
   /** A chat template (Jinja) to use instead of the checkpoint's, which may have none. */
   chatTemplate?: string;
+  /** Further variables of the chat template, such as `chat_template_kwargs` of servers. */
+  templateVariables?: Record<string, unknown>;
   /** Uses the prompt as is, without the chat template. */
   raw?: boolean;
 }
@@ -123,7 +125,7 @@ export function encodePrompt(
 export function renderPrompt(
   template: string,
   messages: readonly Message[],
-  { system, thinking, tools }: PromptOptions,
+  { system, thinking, tools, templateVariables }: PromptOptions,
   { specialTokens }: Pick<Tokenizer, "specialTokens">,
 ): { text: string; reply: ReplyFormat } {
   const text = renderChat(
@@ -131,7 +133,11 @@ export function renderPrompt(
     system === undefined
       ? messages
       : [{ role: "system", content: system }, ...messages],
-    { thinking, tools, variables: specialTokens },
+    {
+      thinking,
+      tools,
+      variables: { ...specialTokens, ...templateVariables },
+    },
   );
   return { text, reply: { thinking: /<think>\s*$/.test(text), tools } };
 }
@@ -174,14 +180,12 @@ export function encodeText(
 
 /** Refuses options that only a chat template can apply. */
 function refuseChatOptions(
-  { system, thinking, tools, chatTemplate }: PromptOptions,
+  { system, thinking, tools, ...options }: PromptOptions,
   why: string,
 ): void {
-  if (chatTemplate !== undefined) {
-    throw new OptionError(
-      "chatTemplate",
-      `Cannot generate: chatTemplate is given, ${why}`,
-    );
+  for (const name of ["chatTemplate", "templateVariables"] as const) {
+    if (options[name] === undefined) continue;
+    throw new OptionError(name, `Cannot generate: ${name} is given, ${why}`);
   }
   const given = system !== undefined
     ? "a system message needs"

@@ -112,6 +112,23 @@ Deno.test("connections that fail are tried again, other refusals are not", async
   assertEquals(circle.requests.length, 21);
 });
 
+Deno.test("a body that is given up is cancelled, not only aborted", async () => {
+  // What closes its connection even if the runtime has forgotten the signal.
+  for (const isAborted of [false, true]) {
+    const cancelled = Promise.withResolvers<void>();
+    const body = new ReadableStream({ cancel: () => cancelled.resolve() });
+    const abort = new AbortController();
+    const response = await patientFetch({
+      fetch: () => Promise.resolve(new Response(body)),
+      readTimeout: isAborted ? undefined : 0.01,
+      signal: abort.signal,
+    })("http://server");
+    const text = assertRejects(() => response.text());
+    if (isAborted) abort.abort();
+    await Promise.all([text, cancelled.promise]);
+  }
+});
+
 slowTest("a silent server is given up after the read timeout", async () => {
   await using server = await serveRaw(
     inTurn((_, connection) => connection.hang(), fine),

@@ -19,8 +19,9 @@ import {
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import { type CpuInfo, CpuOps, type CpuTensor } from "../../cpu/ops.ts";
 import { errorText } from "../../errors.ts";
-import { matrixOf } from "../../formats/matrix.ts";
-import { toF32 } from "../../formats/tensor.ts";
+import { matrixOf, withPlanes } from "../../formats/matrix.ts";
+import { FORMATS } from "../../formats/mod.ts";
+import { matrixToF32, toF32 } from "../../formats/tensor.ts";
 import { DEFAULT_MODEL, loadQwen3 } from "../../load.ts";
 import { fillAngles, ropeFrequencies } from "../../model/rope.ts";
 import { resultsText } from "./device.ts";
@@ -103,6 +104,8 @@ const CONFIG: Qwen3Config = {
 };
 /** Rows of a matmul, and of its weight. */
 const ROWS = [1, 5, 33], N = 74;
+/** The width of rows of blocks: whole blocks of every format. */
+const BLOCKS_K = 768;
 
 /** Runs the verbs of a layer in every element type, for one row and for several. */
 function testCpuKernels(
@@ -114,11 +117,9 @@ function testCpuKernels(
     const found = compare({ of: "y", ...expected }, { y: y.data });
     results.push({ kernel: "CPU path", what, ...found });
   };
-  for (const dtype of FLOATS) {
-    for (const rows of ROWS) {
-      matmuls(ops, random, dtype, rows, add);
-      experts(ops, random, dtype, rows, add);
-    }
+  for (const rows of ROWS) {
+    for (const { name } of FORMATS) matmuls(ops, random, name, rows, add);
+    for (const dtype of FLOATS) experts(ops, random, dtype, rows, add);
   }
   attention(ops, random, 130, 1, add);
   attention(ops, random, 3, 33, add);
@@ -138,39 +139,42 @@ function copied(ops: CpuOps, { dtype, shape, data }: CpuTensor): CpuTensor {
   return tensor;
 }
 
+/** Matmuls by a weight in a format, whose blocks have random bits. */
 function matmuls(
   ops: CpuOps,
   random: Random,
-  dtype: typeof FLOATS[number],
+  format: string,
   m: number,
   add: Add,
 ): void {
-  const k = CONFIG.hiddenSize, size = { m, n: N, k }, before = 7;
+  const dtype = FLOATS.find((name) => name === format);
+  const k = dtype ? CONFIG.hiddenSize : BLOCKS_K, before = 7;
+  const size = { m, n: N, k }, tolerance = SUM;
   const x = copied(ops, random.tensor("f32", [m, k], 2));
-  const norm = copied(ops, random.tensor(dtype, [k], 0.5, 1));
-  const w = copied(ops, random.tensor(dtype, [N, k]));
+  const norm = copied(ops, random.tensor(dtype ?? "f32", [k], 0.5, 1));
+  const weights = random.matrix(format, [N, k]), all = matrixToF32(weights);
+  const w = withPlanes(weights, (plane) => copied(ops, plane));
+  ops.together(w);
+  const [part] = w.parts, half = N / 2;
+  const pairs = { ...w, parts: [{ ...part, rows: half, twin: half }] };
   const residual = copied(ops, random.filled("f32", [m, N], before));
-  const plain = linear(toF32(x), toF32(w), size);
+  const plain = linear(toF32(x), all, size);
   const normed = rmsNormed(toF32(x), toF32(norm), EPS);
-  const product = linear(normed, toF32(w), size);
-  const what = `${dtype} [${m}, ${k}] × [${k}, ${N}]`, tolerance = SUM;
+  const product = linear(normed, all, size);
+  const what = `${format} [${m}, ${k}] × [${k}, ${N}]`;
   // An earlier result lies where a later one is written, so each is compared at once.
-  add(`${what}, added`, ops.matmulAdd(x, matrixOf(w), residual), {
+  add(`${what}, added`, ops.matmulAdd(x, w, residual), {
     ...epilogue("add", plain, N, before),
     tolerance,
   });
-  add(`${what}, normed`, ops.normMatmul(x, matrixOf(norm), matrixOf(w)), {
+  add(`${what}, normed`, ops.normMatmul(x, matrixOf(norm), w), {
     ...product,
     tolerance,
   });
-  add(
-    `${what}, gated`,
-    ops.normSwiglu(x, matrixOf(norm), matrixOf(w, "w", true)),
-    {
-      ...epilogue("swiglu", product, N, 0),
-      tolerance,
-    },
-  );
+  add(`${what}, gated`, ops.normSwiglu(x, matrixOf(norm), pairs), {
+    ...epilogue("swiglu", product, N, 0),
+    tolerance,
+  });
 }
 
 /** A mixture of experts, the same for each row. */

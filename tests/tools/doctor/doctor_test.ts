@@ -15,6 +15,8 @@ import {
 } from "../../../lib/tools/doctor/report.ts";
 import type { TestResult } from "../../../lib/tools/doctor/kernels.ts";
 import { KERNEL_NAMES } from "../../../kernels/list.ts";
+import type { Matrix } from "../../../lib/formats/matrix.ts";
+import { FORMATS } from "../../../lib/formats/mod.ts";
 import { gpuTest } from "../../support/gpu.ts";
 import { tamperedGpu } from "../../support/tampered_gpu.ts";
 import { NO_ADAPTER, wrapGpu } from "../../support/wrapped_gpu.ts";
@@ -212,11 +214,28 @@ Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   const [path, reply] = await examined();
   assertEquals([path.severity, reply.severity], ["green", "green"], path.text);
   assertMatch(path.text, / on 3 threads \(/);
-  assertMatch(path.text, /: 58 cases, all correct, largest error [^ ]+ % of /);
+  assertMatch(path.text, /: 175 cases, all correct, largest error [^ ]+ % of /);
+  const whats = (path.data!.results as TestResult[]).map(({ what }) => what);
+  for (const { name } of FORMATS) {
+    const ways = whats.filter((what) => what.startsWith(`${name} [1, `));
+    assert(ways.length >= 3, `${name}: ${ways}`);
+  }
   assertMatch(
     reply.text,
     /^the story model wrote 16 tokens at \d+ tokens\/s: "Once upon a time/,
   );
+  const [misread] = await examined((config) => {
+    const ops = new CpuOps(config), together = ops.together.bind(ops);
+    return Object.assign(ops, {
+      together(w: Matrix<CpuTensor>) {
+        together(w);
+        const [{ format, planes: [plane] }] = w.parts;
+        if (format.name === "q6_k") plane.data[1] ^= 1 << 4;
+      },
+    });
+  });
+  assertEquals(misread.severity, "red");
+  assertMatch(misread.text, / of q6_k \[\d+, 768\] × \[768, 74\]/);
   const verbs = ["matmulAdd", "normMatmul", "normSwiglu", "attend"] as const;
   const ofExperts = ["chooseExperts", "expertsSwiglu", "expertsAdd"] as const;
   for (const verb of [...verbs, ...ofExperts]) {
@@ -306,7 +325,7 @@ Deno.test("without an adapter the doctor tests the CPU path and recommends no so
       ["yellow", "device", "auto takes the CPU path: no WebGPU adapter here"],
     ],
   );
-  assertMatch(of("CPU path").text, /58 cases, all correct/);
+  assertMatch(of("CPU path").text, /175 cases, all correct/);
   assertMatch(of("CPU reply").text, /^the story model wrote 16 tokens/);
   assertMatch(summaryText(report), /^! the CPU path works, /);
   assert(!/mesa|llvmpipe/.test(JSON.stringify(report)));

@@ -1,0 +1,119 @@
+/**
+ * `/v1/completions`: continues texts or token ids as they are.
+ *
+ * @module
+ */
+import { Fields } from "./fields.ts";
+import { type Asked, Generation } from "./generation.ts";
+import {
+  asTokenIds,
+  checkModel,
+  FOR_OPENAI,
+  readDelivery,
+  readMaxTokens,
+  readSampling,
+  readTexts,
+  required,
+} from "./parameters.ts";
+import {
+  type Call,
+  newId,
+  seconds,
+  type Service,
+  sourceOf,
+} from "./service.ts";
+import { encodePrompt, type Prompt } from "../text/prompt.ts";
+import { streamed } from "./streamed.ts";
+import { usageOf } from "./usage.ts";
+
+/** Tokens of a text if the request does not say, as OpenAI's API has it. */
+const MAX_TOKENS = 16;
+
+/** Answers a request. */
+export async function complete(call: Call): Promise<Response> {
+  const { service, signal } = call;
+  const fields = new Fields(call.body);
+  checkModel(fields, service);
+  const sampling = readSampling(fields);
+  const maxTokens = readMaxTokens(fields, ["max_tokens"]) ?? MAX_TOKENS;
+  const delivery = readDelivery(fields);
+  const echo = fields.flag("echo") ?? false;
+  const prompts = readPrompts(fields);
+  const { asked, n } = readTexts(
+    fields,
+    prompts.map((prompt): Asked => ({
+      prompt,
+      // Token ids have no template to skip.
+      options: { ...sampling, maxTokens, raw: typeof prompt === "string" },
+    })),
+  );
+  fields.refuse({ suffix: [""], best_of: [n], logprobs: [] });
+  fields.ignore(FOR_OPENAI);
+  fields.end();
+  const generation = new Generation(service, asked, {
+    param: "prompt",
+    signal,
+    n,
+  });
+  const head = {
+    id: newId("cmpl-"),
+    object: "text_completion",
+    created: seconds(),
+    model: service.names[0],
+  };
+  const before = (index: number) =>
+    echo ? textOf(asked[index].prompt, service) : "";
+  const ids = (index: number) =>
+    delivery.tokenIds ? { prompt_token_ids: idsOf(asked[index], service) } : {};
+  if (delivery.stream) {
+    return await streamed(call, generation, {
+      head,
+      delivery,
+      open: (index) =>
+        echo || delivery.tokenIds
+          ? { text: before(index), ...ids(index) }
+          : undefined,
+      write: (_, { text }) => (text === "" ? [] : [{ text }]),
+      empty: { text: "" },
+    });
+  }
+  await generation.finished();
+  return Response.json({
+    ...head,
+    choices: generation.runs.map(({ text, tokenIds }, index) => ({
+      index,
+      text: before(index) + text,
+      logprobs: null,
+      finish_reason: generation.finishes[index],
+      ...ids(index),
+      ...(delivery.tokenIds && { token_ids: tokenIds }),
+    })),
+    usage: usageOf(generation.counts),
+  });
+}
+
+/** Reads the prompts: a text, token ids, or a list of either. */
+function readPrompts(fields: Fields): Prompt[] {
+  const prompt = fields.get("prompt");
+  if (prompt === undefined) throw required("prompt");
+  if (typeof prompt === "string") return [prompt];
+  const ids = asTokenIds(prompt);
+  if (ids) return [ids];
+  const list = Array.isArray(prompt)
+    ? prompt.map((one) => typeof one === "string" ? one : asTokenIds(one))
+    : [];
+  if (list.length > 0 && list.every((one) => one !== undefined)) return list;
+  throw fields.wrong(
+    "prompt",
+    "a string, a list of token ids, or a list of either",
+  );
+}
+
+function textOf(prompt: Prompt, { qwen }: Service): string {
+  if (typeof prompt === "string") return prompt;
+  return qwen.tokenizer.decode(prompt as readonly number[]);
+}
+
+function idsOf({ prompt, options }: Asked, service: Service): number[] {
+  return encodePrompt(prompt, options, sourceOf(service)).tokenIds;
+}

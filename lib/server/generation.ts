@@ -1,0 +1,202 @@
+/**
+ * The texts that one request asks for, generated side by side.
+ *
+ * @module
+ */
+import type { GenerateOptions, Piece, Run } from "../generate.ts";
+import type { Prompt } from "../text/prompt.ts";
+import { ApiError, refusing } from "./errors.ts";
+import type { Place } from "./queue.ts";
+import type { Service } from "./service.ts";
+
+/** A text to generate. */
+export interface Asked {
+  prompt: Prompt;
+  options: GenerateOptions;
+}
+
+/** Why a text ended, as OpenAI has it. */
+export type Finish = "stop" | "tool_calls" | "length";
+
+/** A piece of one of the texts, or its end. */
+export type Step =
+  & { index: number }
+  & ({ piece: Piece } | { finish: Finish });
+
+/** Counts of tokens, over all texts of a request. */
+export interface Counts {
+  prompt: number;
+  cached: number;
+  completion: number;
+  reasoning: number;
+}
+
+/** How a generation is done, apart from what is generated. */
+export interface Manner {
+  /** The parameter that holds the prompt, for errors. */
+  param: string;
+  /** Ends it with its reason, such as that the client went away. */
+  signal: AbortSignal;
+  /** Texts for each prompt, which is counted once. Default: 1. */
+  n?: number;
+  /** A text ends after its first function call. */
+  oneCall?: boolean;
+}
+
+/**
+ * The texts of a request. Iterate over it for their pieces in the order in which they are
+ * generated; the model does not wait for whoever iterates.
+ */
+export class Generation implements AsyncIterable<Step> {
+  /** One per text. */
+  readonly runs: readonly Run[];
+  /** Why each text ended; undefined until it has. */
+  readonly finishes: (Finish | undefined)[];
+  readonly #service: Service;
+  readonly #n: number;
+  readonly #steps: Step[] = [];
+  #news = Promise.withResolvers<void>();
+  #error?: unknown;
+  #failed = false;
+  #left: number;
+  #reasoning = 0;
+  readonly #ender = new AbortController();
+  readonly #signal: AbortSignal;
+
+  /**
+   * Checks everything, and begins as soon as there are slots.
+   *
+   * @throws {ApiError} if the request is wrong, or too many wait.
+   */
+  constructor(
+    service: Service,
+    asked: readonly Asked[],
+    { param, signal, n = 1, oneCall = false }: Manner,
+  ) {
+    this.#service = service;
+    this.#n = n;
+    this.#left = asked.length;
+    this.finishes = asked.map(() => undefined);
+    this.#signal = AbortSignal.any([signal, this.#ender.signal]);
+    const places = service.queue.take(asked.length);
+    try {
+      this.runs = refusing(
+        param,
+        () =>
+          asked.map(({ prompt, options }) =>
+            service.engine.submit(prompt, { ...options, signal: this.#signal })
+          ),
+      );
+    } catch (error) {
+      for (const place of places) place[Symbol.dispose]();
+      throw error;
+    }
+    const { seconds, metrics } = service, began = performance.now();
+    const timer = setTimeout(
+      () => this.abort(tooLate(seconds)),
+      1000 * seconds,
+    );
+    Promise.all(
+      this.runs.map((run, i) => this.#pump(i, run, places[i], oneCall, began)),
+    ).finally(() => {
+      clearTimeout(timer);
+      metrics.answered((performance.now() - began) / 1000);
+    });
+  }
+
+  /** Ends it; those who iterate get the reason. */
+  abort(reason: unknown): void {
+    this.#ender.abort(reason);
+    this.#fail(reason);
+  }
+
+  /** Resolves with the first step, or after some milliseconds without one. */
+  async begun(milliseconds: number): Promise<void> {
+    const patience = Promise.withResolvers<void>();
+    const timer = setTimeout(patience.resolve, milliseconds);
+    await Promise.race([this.#news.promise, patience.promise]);
+    clearTimeout(timer);
+    if (this.#failed) throw this.#error;
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Step, void> {
+    for (;;) {
+      for (const step of this.#steps.splice(0)) yield step;
+      if (this.#failed) throw this.#error;
+      if (this.#steps.length > 0) continue;
+      if (this.#left === 0) return;
+      this.#news = Promise.withResolvers();
+      await this.#news.promise;
+    }
+  }
+
+  /** Waits for all texts. */
+  async finished(): Promise<void> {
+    for await (const _ of this);
+  }
+
+  /** Tokens so far. */
+  get counts(): Counts {
+    const counts = { prompt: 0, cached: 0, completion: 0, reasoning: 0 };
+    for (const [i, { stats }] of this.runs.entries()) {
+      if (i % this.#n === 0) counts.prompt += stats.promptTokens;
+      counts.completion += stats.tokens;
+    }
+    return { ...counts, reasoning: this.#reasoning };
+  }
+
+  /** Generates one text to its end, without waiting for whoever iterates. */
+  async #pump(
+    index: number,
+    run: Run,
+    place: Place,
+    oneCall: boolean,
+    began: number,
+  ): Promise<void> {
+    const { metrics } = this.#service;
+    let first = true;
+    try {
+      await place.turn(this.#signal);
+      for await (const piece of run) {
+        if (first) metrics.firstToken((performance.now() - began) / 1000);
+        first = false;
+        if (piece.kind === "reasoning" && piece.tokenId !== null) {
+          this.#reasoning++;
+        }
+        this.#add({ index, piece });
+        if (oneCall && run.toolCalls.length > 0) break;
+      }
+      this.#signal.throwIfAborted();
+      const { finishReason } = run;
+      const finish = finishReason === "aborted" ? "tool_calls" : finishReason!;
+      this.finishes[index] = finish;
+      this.#left--;
+      this.#add({ index, finish });
+    } catch (error) {
+      this.abort(this.#signal.aborted ? this.#signal.reason : error);
+    } finally {
+      place[Symbol.dispose]();
+      metrics.generated(run.stats);
+    }
+  }
+
+  #add(step: Step): void {
+    this.#steps.push(step);
+    this.#news.resolve();
+  }
+
+  #fail(error: unknown): void {
+    if (this.#failed || this.#left === 0) return;
+    this.#failed = true;
+    this.#error = error;
+    this.#news.resolve();
+  }
+}
+
+function tooLate(seconds: number): ApiError {
+  return new ApiError(
+    504,
+    `Cannot generate: the request was not complete after ${seconds} s, must be shorter`,
+    { code: "timeout" },
+  );
+}
