@@ -87,7 +87,13 @@ export type {
 export type { CacheDtype } from "./lib/formats/cached.ts";
 export type { KeptCache } from "./lib/model/kv_cache.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
-export type { Sampling, SamplingOptions } from "./lib/model/sampling.ts";
+export type {
+  Logprobs,
+  Sampling,
+  SamplingOptions,
+  TokenLogprob,
+  TokenMask,
+} from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/dispatch/device.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export type { Choice } from "./lib/dispatch/choice.ts";

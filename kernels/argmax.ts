@@ -5,7 +5,7 @@ import { defineKernel } from "./define.ts";
 import {
   bestOf,
   eachChunk,
-  penalized,
+  logitsOf,
   type SampleSizes,
   scoreOf,
   words,
@@ -14,30 +14,28 @@ import {
   BEST,
   deriveChunk,
   LOAD_SCORES,
-  logitsContract,
+  LOGITS_CONTRACT,
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
 
 interface ArgmaxCase extends SampleSizes {
-  penalty: number;
   /** Whether there is a histogram to zero. */
   histogram?: boolean;
 }
 
 /**
- * Finds the highest score of each chunk of a row, after the penalty, and the lowest id
- * with that score, and writes records `[key, id, 0, 0]`. With HISTOGRAM it zeroes the
- * histogram that sample_histogram.ts fills next.
+ * Finds the highest score of each chunk of a row, and the lowest id with that score, and
+ * writes records `[key, id, 0, 0]`. With HISTOGRAM it zeroes the histogram that
+ * sample_histogram.ts fills next.
  */
 export const argmax = defineKernel<ArgmaxCase>({
   name: "argmax",
   buffers: (c) => ({
-    ...logitsContract(c),
+    ...LOGITS_CONTRACT,
     highest: "out sequences chunks any",
     ...(c.HISTOGRAM ? { histogram: "out sequences sums bins" } : {}),
   }),
-  uniforms: { penalty: "f32" },
   constants: { ...SAMPLE_CONSTANTS, HISTOGRAM: 0 },
   derive: deriveChunk,
   grid: ({ chunks, sequences }) => [chunks, sequences, 1],
@@ -70,27 +68,23 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   }
 }`,
   cases: [
-    { sequences: 1, vocab: 5003, chunks: 8, penalty: 1 },
-    { sequences: 3, vocab: 1024, chunks: 2, penalty: 2, histogram: true },
+    { sequences: 1, vocab: 5003, chunks: 8 },
+    { sequences: 3, vocab: 1024, chunks: 2, histogram: true },
   ],
   makeCase(given, { device, random }) {
-    const { sequences, vocab, chunks, penalty, histogram = false } = given;
-    const { logits, seen, scores } = penalized(random, given, penalty);
+    const { sequences, vocab, chunks, histogram = false } = given;
+    const { logits, scores } = logitsOf(random, given);
     return {
-      what: `[${sequences}, ${vocab}] in ${chunks} chunks` +
-        (penalty === 1 ? "" : `, penalty ${penalty}`),
+      what: `[${sequences}, ${vocab}] in ${chunks} chunks`,
       operands: {
         logits,
-        seen,
         highest: words(sequences, chunks, 4),
         histogram: words(sequences, 3, 64),
       },
       constants: {
         ...laneConstants(device),
-        PENALTY: penalty === 1 ? 0 : 1,
         HISTOGRAM: histogram ? 1 : 0,
       },
-      uniforms: { penalty },
       expected: () => {
         const best: { score: number; id: number }[] = [];
         eachChunk(given, (s, _, ids) => {

@@ -102,13 +102,16 @@ export interface AttentionInputs {
   v: CpuTensor;
 }
 
-/** How tokens are chosen; see lib/model/sampling.ts. */
+/** How a token is chosen; see lib/model/sampling.ts. What is missing has no effect. */
 export interface SamplingRule {
   temperature: number;
-  topK: number;
-  topP: number;
-  minP: number;
-  repetitionPenalty: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  repetitionPenalty?: number;
+  presencePenalty?: number;
+  frequencyPenalty?: number;
+  logitBias?: Readonly<Record<number, number>>;
   seed: number;
 }
 
@@ -155,12 +158,17 @@ export interface Reference {
     begin: number,
     into: Uint16Array,
   ): void;
-  sample(
+  /** The token of a step. */
+  sample(logits: Float32Array, rule: SamplingRule, step: number): number;
+  /** Logits after biases, penalties and a mask. */
+  adjusted(
     logits: Float32Array,
     rule: SamplingRule,
-    seen: Uint32Array,
-    step: number,
-  ): number;
+    history: Uint32Array,
+    allowed?: Uint32Array,
+  ): Float32Array;
+  /** log(softmax(logits)) of each token. */
+  logSoftmax(logits: Float32Array): Float64Array;
   /** The noise of a token in a step. */
   noise(seed: number, step: number, id: number): number;
 }

@@ -8,6 +8,11 @@ import type { CpuTensor } from "../lib/formats/tensor.ts";
 import { LOW } from "../lib/webgpu/wgsl.ts";
 import { type CaseRandom, type Reference, u32Tensor } from "./case.ts";
 import { BINS, chunkLength, WORKGROUP } from "./sample_scores.ts";
+import {
+  SETTING_WORDS,
+  type Settings,
+  settingsRow,
+} from "./sample_settings.ts";
 
 /** Rows of logits and how they are split. */
 export interface SampleSizes {
@@ -59,27 +64,23 @@ export function eachChunk(
   }
 }
 
-/** Logits within ±8, and the scores after a penalty on every third token. */
-export function penalized(
+/** Logits within ±8, two of them equal, and as rows. */
+export function logitsOf(
   random: CaseRandom,
   { sequences, vocab }: SampleSizes,
-  penalty: number,
-): { logits: CpuTensor; seen: CpuTensor; scores: Float32Array[] } {
+): { logits: CpuTensor; scores: Float32Array[] } {
   const logits = random.tensor("f32", [sequences, vocab], 8);
-  const length = Math.ceil(vocab / 32);
-  const seen = u32Tensor(
-    [sequences, length],
-    new Uint32Array(sequences * length),
-  );
-  logits.data[vocab - 1] = logits.data[0]; // two tokens with the same score
-  const scores = rowsOf(logits).map((row, s) =>
-    row.map((x, id) => {
-      if (penalty === 1 || id % 3) return x;
-      seen.data[s * length + (id >>> 5)] |= 1 << (id & 31);
-      return x < 0 ? x * penalty : x / penalty;
-    })
-  );
-  return { logits, seen, scores };
+  logits.data[vocab - 1] = logits.data[0];
+  return { logits, scores: rowsOf(logits) };
+}
+
+/** The settings of each sequence (sample_settings.ts). */
+export function settingsTensor(
+  rows: readonly Partial<Settings>[],
+): CpuTensor {
+  const all = u32Tensor([rows.length, SETTING_WORDS]);
+  rows.forEach((row, s) => all.data.set(settingsRow(row), s * SETTING_WORDS));
+  return all;
 }
 
 /** The rows of an f32 tensor. */
@@ -92,17 +93,18 @@ export function rowsOf({ data, shape: [, width] }: CpuTensor): Float32Array[] {
 }
 
 /**
- * Scores near the middle of their bins, which are `width` wide, so that rounding moves
- * none into another bin. Most are in the likely bins.
+ * Scores near the middle of their bins, whose widths are given by sequence, so that
+ * rounding moves none into another bin. Most are in the likely bins.
  */
 export function binned(
   random: CaseRandom,
   { sequences, vocab }: SampleSizes,
-  width: number,
+  widths: readonly number[],
 ): CpuTensor {
   const data = new Float32Array(sequences * vocab);
   for (let i = 0; i < data.length; i++) {
     const bin = Math.floor(1200 * random.next() ** 2);
+    const width = widths[Math.floor(i / vocab)];
     data[i] = -(bin + 0.5 + 0.3 * random.next()) * width;
   }
   for (let s = 0; s < sequences; s++) data[s * vocab + s * 5 % vocab] = 0;
@@ -161,12 +163,12 @@ export function histogramOf(
 /** A histogram as its kernel leaves it: `[sequences, 3, BINS]`. */
 export function histogramTensor(
   rows: readonly Float32Array[],
-  width: number,
-  temperature: number,
+  widths: readonly number[],
+  temperatures: readonly number[],
 ): CpuTensor {
   const all = u32Tensor([rows.length, 3, BINS]);
   rows.forEach((row, s) => {
-    const { count, mass } = histogramOf(row, width, temperature);
+    const { count, mass } = histogramOf(row, widths[s], temperatures[s]);
     const low = mass.map((units) => units % 65536);
     const high = mass.map((units) => Math.floor(units / 65536));
     [low, high, count].forEach((part, i) =>
@@ -210,7 +212,8 @@ export function narrow(
     const bin = sums.findIndex((sum, b) => b > 0 && sum >= least) - 1;
     return bin < 0 ? BINS - 1 : bin;
   };
-  let p = topP, end: number, begin: number;
+  // Without limits, no bin is left open.
+  let p = topP, end = BINS, begin = BINS;
   const settle = (of: number) => {
     const bin = reaching(masses, topP * of);
     p = (masses[bin] + masses[bin + 1]) / 2 / of;
@@ -219,7 +222,7 @@ export function narrow(
   if (topK) {
     end = reaching(counts, topK);
     begin = topP < 1 ? Math.min(settle(masses[end]), end) : end;
-  } else begin = end = settle(all);
+  } else if (topP < 1) begin = end = settle(all);
   return {
     begin,
     end,
@@ -279,4 +282,19 @@ export function topKRecords(
     });
   });
   return records;
+}
+
+/** Each chunk's sum of exp(score − highest score of the chunk). */
+export function massesOf(
+  sizes: SampleSizes,
+  rows: readonly Float32Array[],
+): number[] {
+  const masses: number[] = [];
+  eachChunk(sizes, (s, _, ids) => {
+    const top = bestOf(ids, (id) => rows[s][id]).score;
+    masses.push(
+      ids.reduce((sum, id) => sum + Math.exp(rows[s][id] - top), 0),
+    );
+  });
+  return masses;
 }

@@ -1,7 +1,6 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import type { CpuTensor } from "../lib/formats/tensor.ts";
-import { LOW } from "../lib/webgpu/wgsl.ts";
 import { type CaseTools, type KernelCase, u32, u32Tensor } from "./case.ts";
 import { samplingCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
@@ -13,10 +12,11 @@ import {
   drawScore,
   eachChunk,
   keyOf,
+  logitsOf,
   narrow,
-  penalized,
   rowsOf,
   type SampleSizes,
+  settingsTensor,
   topKRecords,
 } from "./sample_case.ts";
 import {
@@ -26,8 +26,10 @@ import {
   FAULTS,
   GUMBEL,
   ORDER,
+  recordWords,
   SAMPLE_CONSTANTS,
 } from "./sample_scores.ts";
+import { SETTINGS_CONTRACT, settingsOf } from "./sample_settings.ts";
 
 /** Runs `body` for each of this thread's candidates; SHARE threads share a chunk. */
 const each = (body: string) => /* wgsl */ `
@@ -37,61 +39,72 @@ const each = (body: string) => /* wgsl */ `
     ${body}
   }`;
 
+/** A sequence's limits; greedy ones are drawn from without noise. */
+interface FinishRow {
+  topK?: number;
+  topP?: number;
+  greedy?: boolean;
+}
+
 interface FinishCase extends SampleSizes {
   /** Which kernel left the records. */
   from: "winners" | "top-k" | "histogram";
-  topK?: number;
-  topP?: number;
+  /** By sequence; the last one is left idle if there are more sequences. */
+  rows: readonly FinishRow[];
+  /** Whether tokens are counted. */
+  counts?: boolean;
 }
 
 /** Makes a case from its operands and the tokens that must be chosen. */
 function finishCase(
-  { sequences, vocab, from, topK = 0, topP = 1 }: FinishCase,
+  { sequences, vocab, from, rows, counts = false }: FinishCase,
   device: CaseTools["device"],
   operands: Record<string, CpuTensor>,
   constants: Constants,
-  p: number,
+  p: readonly number[],
   choose: () => number[],
 ): KernelCase {
-  const steps = 3, length = Math.ceil(vocab / 32);
+  const steps = 3;
   const begin = Array.from({ length: sequences }, (_, s) => STEP + s);
+  const idle = (s: number) => s >= rows.length;
+  const before = Uint32Array.from(
+    { length: sequences * vocab },
+    (_, i) => i % 3 ? i % 5 : 0x80000000,
+  );
   return {
-    what: `[${sequences}, ${vocab}] from ${from}` +
-      (topK ? `, top-k ${topK}` : "") + (topP < 1 ? `, top-p ${topP}` : ""),
+    what: `[${sequences}, ${vocab}] from ${from}, ${
+      rows.map((row) => JSON.stringify(row))
+    }${counts ? ", counted" : ""}`,
     operands: {
       ...operands,
+      settings: settingsTensor(begin.map((_, s) =>
+        idle(s) ? { idle: 1 } : {
+          seed: (SEED + s) >>> 0,
+          k: rows[s].greedy ? 1 : rows[s].topK ?? 0,
+          p: p[s],
+          noise: rows[s].greedy ? 0 : 1,
+        }
+      )),
       tokens: u32(...begin.map(() => 7)),
       ring: u32Tensor([steps, sequences]),
       lengths: u32(...begin.map((_, s) => 10 + s)),
-      seen: u32Tensor(
-        [sequences, length],
-        new Uint32Array(sequences * length).fill(0x10000),
-      ),
+      history: u32Tensor([sequences, vocab], before.slice()),
       step: u32(...begin),
     },
     constants: {
       ...laneConstants(device),
       ...constants,
-      TOP_K: topK ? 1 : 0,
-      TOP_P: topP < 1 ? 1 : 0,
+      COUNTS: counts ? 1 : 0,
     },
-    uniforms: {
-      advance: 2,
-      longest: 13,
-      temperature: 1,
-      lowest: LOW,
-      seed: SEED,
-      k: topK,
-      p,
-    },
+    uniforms: { advance: 2, longest: 13 },
     expected: () => {
-      const tokens = choose();
+      const tokens = choose().map((id, s) => idle(s) ? 7 : id);
       const ring = new Float64Array(steps * sequences).fill(0xdeadbeef);
-      const seen = new Float64Array(sequences * length).fill(0x10000);
+      const history = Float64Array.from(before);
       tokens.forEach((id, s) => {
+        if (idle(s)) return;
         ring[begin[s] % steps * sequences + s] = id;
-        const at = s * length + (id >>> 5);
-        seen[at] = (seen[at] | 1 << (id & 31)) >>> 0;
+        history[s * vocab + id]++;
       });
       const exact = { tolerance: 0 };
       return [
@@ -99,11 +112,15 @@ function finishCase(
         { of: "ring", values: ring, ...exact },
         {
           of: "lengths",
-          values: begin.map((_, s) => Math.min(13, 12 + s)),
+          values: begin.map((_, s) => idle(s) ? 10 + s : Math.min(13, 12 + s)),
           ...exact,
         },
-        { of: "seen", values: seen, ...exact },
-        { of: "step", values: begin.map((step) => step + 1), ...exact },
+        ...(counts ? [{ of: "history", values: history, ...exact }] : []),
+        {
+          of: "step",
+          values: begin.map((step, s) => idle(s) ? step : step + 1),
+          ...exact,
+        },
       ];
     },
   };
@@ -117,7 +134,7 @@ function finishWinners(
   { device, random }: CaseTools,
 ): KernelCase {
   const { sequences, chunks, vocab } = given;
-  const { scores } = penalized(random, given, 1);
+  const { scores } = logitsOf(random, given);
   const records = u32Tensor([sequences, chunks, 4]);
   eachChunk(given, (s, c, ids) => {
     const { score, id } = bestOf(ids, (id) => scores[s][id]);
@@ -129,72 +146,76 @@ function finishWinners(
     device,
     { records },
     {},
-    1,
+    scores.map(() => 1),
     () => scores.map((row) => bestOf(all, (id) => row[id]).id),
   );
 }
 
 /** What the reference draws for each row. */
 const drawn = (
-  rows: readonly Float32Array[],
+  logits: readonly Float32Array[],
   { reference }: CaseTools,
-  topK: number,
-  topP: number,
+  rows: readonly FinishRow[],
+  p: readonly number[],
 ) =>
 () =>
-  rows.map((row, s) =>
+  logits.map((row, s) =>
     reference.sample(
       row,
       {
-        temperature: 1,
-        topK,
-        topP,
-        minP: 0,
-        repetitionPenalty: 1,
+        temperature: rows[s]?.greedy ? 0 : 1,
+        topK: rows[s]?.topK ?? 0,
+        topP: p[s],
         seed: (SEED + s) >>> 0,
       },
-      new Uint32Array(),
       STEP + s,
     )
   );
 
 /** A case with records and candidates of sample_top_k.ts. */
 function finishTopK(given: FinishCase, tools: CaseTools): KernelCase {
-  const { sequences, vocab, chunks, topK = 0, topP = 1 } = given;
-  const { scores } = penalized(tools.random, given, 1);
+  const { sequences, vocab, chunks, rows } = given;
+  const { scores } = logitsOf(tools.random, given);
   const room = chunkLength(vocab, chunks);
   const records = u32Tensor([sequences, chunks, 4]);
   const candidates = u32Tensor([sequences, chunks, room, 2]);
-  topKRecords(given, scores, topK, 64).forEach((found, i) => {
-    const { bound, ids, top, sequence } = found;
+  const one = { ...given, sequences: 1 };
+  const found = scores.flatMap((row, s) =>
+    topKRecords(one, [row], rows[s]?.topK ?? 1, 64)
+      .map((record) => ({ ...record, row }))
+  );
+  found.forEach(({ bound, ids, top, row }, i) => {
     records.data.set([keyOf(bound), 0, ids.length, keyOf(top)], 4 * i);
     ids.forEach((id, j) =>
-      candidates.data.set([keyOf(scores[sequence][id]), id], 2 * (i * room + j))
+      candidates.data.set([keyOf(row[id]), id], 2 * (i * room + j))
     );
   });
-  const p = Math.fround(topP);
+  const p = scores.map((_, s) => Math.fround(rows[s]?.topP ?? 1));
   return finishCase(
     given,
     tools.device,
     { records, candidates },
     { WINNERS: 0, CANDIDATES: 1 },
     p,
-    drawn(scores, tools, topK, p),
+    drawn(scores, tools, rows, p),
   );
 }
 
-/** A case with records, candidates and limits of sample_draw.ts. */
+/** A case with records and candidates of sample_draw.ts. */
 function finishHistogram(given: FinishCase, tools: CaseTools): KernelCase {
-  const { sequences, vocab, chunks, topK = 0, topP = 1 } = given;
+  const { sequences, vocab, chunks, rows } = given;
   const { reference, random } = tools, width = 32 / BINS;
-  const logits = binned(random, given, width), rows = rowsOf(logits);
-  const room = chunkLength(vocab, chunks);
-  const records = u32Tensor([sequences, chunks, 4]);
+  const widths = Array.from({ length: sequences }, () => width);
+  const logits = rowsOf(binned(random, given, widths));
+  const room = chunkLength(vocab, chunks), words = recordWords(true);
+  const records = u32Tensor([sequences, chunks, words]);
   const candidates = u32Tensor([sequences, chunks, room, 2]);
-  const limits = u32Tensor([sequences, 8]);
-  const bins = rows.map((row) => narrow(row, width, 1, { topK, topP }));
+  const bins = logits.map((row, s) => {
+    const { topK = 0, topP = 1, greedy = false } = rows[s] ?? {};
+    return narrow(row, width, 1, { topK: greedy ? 1 : topK, topP });
+  });
   eachChunk(given, (s, c, ids) => {
-    const row = rows[s], { begin, end, above, massAbove, all } = bins[s];
+    const row = logits[s], { begin, end, above, massAbove, all } = bins[s];
     const bin = (id: number) => binOf(row[id], 0, width);
     const draw = {
       row,
@@ -208,32 +229,35 @@ function finishHistogram(given: FinishCase, tools: CaseTools): KernelCase {
     );
     const open = ids.filter((id) => bin(id) >= begin && bin(id) <= end);
     const i = s * chunks + c;
-    records.data.set([keyOf(best.score), best.id, open.length, 0], 4 * i);
-    open.forEach((id, j) =>
-      candidates.data.set([keyOf(row[id]), id], 2 * (i * room + j))
-    );
-    limits.data.set([
-      bitsOf(0),
+    records.data.set([
+      keyOf(best.score),
+      best.id,
+      open.length,
+      keyOf(0),
       above,
       bitsOf(massAbove),
       bitsOf(all),
       bitsOf(-begin * width),
-    ], 8 * s);
+    ], words * i);
+    open.forEach((id, j) =>
+      candidates.data.set([keyOf(row[id]), id], 2 * (i * room + j))
+    );
   });
+  const p = bins.map((found) => found.p);
   return finishCase(
     given,
     tools.device,
-    { records, candidates, limits },
-    { CANDIDATES: 1, LIMITS: 1 },
-    bins[0].p,
-    drawn(rows, tools, topK, bins[0].p),
+    { records, candidates },
+    { CANDIDATES: 1, ABOVE: 1 },
+    p,
+    drawn(logits, tools, rows, p),
   );
 }
 
 /**
  * Chooses the token of each sequence and advances the decode loop's state: the next
- * step's token, the ring, the length, the bitset of seen tokens, the step. One workgroup
- * per sequence.
+ * step's token, the ring, the length, the step and, with COUNTS, how often the token was
+ * generated. One workgroup per sequence. The state of idle sequences stays as it is.
  *
  * WINNERS: records begin with the best token of each chunk, `[key, id, …]`.
  * CANDIDATES: top-k and top-p have yet to decide on some tokens.
@@ -243,8 +267,8 @@ function finishHistogram(given: FinishCase, tools: CaseTools): KernelCase {
  *   draws again. The kept tokens have most of the mass, so one or two draws are enough for
  *   any number of tokens, and nothing is sorted.
  *
- * LIMITS: `limits` says what is above the candidates (sample_draw.ts). Without it,
- * candidates begin at the top of the row and records are those of sample_top_k.ts.
+ * ABOVE: records say what is above the candidates (sample_draw.ts). Without it, candidates
+ * begin at the top of the row and records are those of sample_top_k.ts.
  *
  * If a row cannot be sampled from, the ring has the reason in place of a token (FAULT in
  * lib/dispatch/sampling.ts); the next step reads some valid token.
@@ -254,33 +278,25 @@ export const sampleFinish = defineKernel<FinishCase>({
   buffers: (c) => ({
     records: "sequences chunks any",
     ...(c.CANDIDATES ? { candidates: "sequences chunks room any" } : {}),
-    ...(c.LIMITS ? { limits: "sequences any" } : {}),
+    ...SETTINGS_CONTRACT,
     tokens: "inout sequences",
-    ring: "inout steps sequences",
+    ring: "inout steps slots",
     lengths: "inout sequences",
-    seen: "inout sequences words",
+    ...(c.COUNTS ? { history: "inout sequences vocab" } : {}),
     step: "inout sequences",
   }),
-  uniforms: {
-    advance: "u32",
-    longest: "u32",
-    temperature: "f32",
-    lowest: "f32",
-    seed: "u32",
-    k: "u32",
-    p: "f32",
-  },
+  uniforms: { advance: "u32", longest: "u32" },
   constants: {
     ...SAMPLE_CONSTANTS,
     WINNERS: 1,
     CANDIDATES: 0,
-    LIMITS: 0,
-    TOP_K: 0,
-    TOP_P: 0,
+    ABOVE: 0,
+    COUNTS: 0,
   },
   derive: (c, { chunks }) => ({
     LANES: 1 << Number(c.LOG_LANES),
     SHARE: Number(c.WORKGROUP) / chunks,
+    RECORD: recordWords(c.ABOVE === 1),
   }),
   grid: ({ sequences }) => [sequences, 1, 1],
   cost: (call) => samplingCost(call, false),
@@ -288,13 +304,18 @@ export const sampleFinish = defineKernel<FinishCase>({
 ${ORDER}
 ${BEST}
 ${FAULTS}
+${settingsOf("masked", "idle")}
 @if CANDIDATES {
 ${GUMBEL}
+${settingsOf("temperature", "noise", "lowest", "seed", "k", "p")}
 var<workgroup> top_key: atomic<u32>;
 var<workgroup> bound_key: atomic<u32>;
+var<workgroup> range: vec2u;
 var<workgroup> reaching: array<atomic<u32>, 33>;
+var<workgroup> reaching_all: u32;
 var<workgroup> units_high: atomic<u32>;
 var<workgroup> units_low: atomic<u32>;
+var<workgroup> mass: f32;
 var<workgroup> drawn_key: u32;
 
 // Probability mass relative to that of the score at edge, in units of 2⁻²⁸: an integer
@@ -309,19 +330,21 @@ fn workgroup_mass(units: vec2u, tid: u32) -> f32 {
   workgroupBarrier();
   if (units.x > 0u || units.y > 0u) { atomicAdd(&units_high, units.x); atomicAdd(&units_low, units.y); }
   workgroupBarrier();
-  return f32(atomicLoad(&units_high)) * 0x1p-14f + f32(atomicLoad(&units_low)) * 0x1p-28f;
+  if (tid == 0u) { mass = f32(atomicLoad(&units_high)) * 0x1p-14f + f32(atomicLoad(&units_low)) * 0x1p-28f; }
+  return workgroupUniformLoad(&mass);
 }
 }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   let sequence = wg.x;
+  if (idle_of(sequence) > 0u) { return; }
   let at = step[sequence];
   var score = ABSENT; // that of the best token that is certainly kept
   var token = 0u;
   @if WINNERS {
     if (tid < u.chunks) {
-      let record = (sequence * u.chunks + tid) * 4u;
+      let record = (sequence * u.chunks + tid) * RECORD;
       score = score_of(records[record]);
       token = records[record + 1u];
     }
@@ -330,35 +353,44 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     let best = workgroup_best(score, token, tid);
     let top = score_of(best.x); // after a draw, the row's only if it cannot be sampled from
   } @else {
-    let noise = step_key(u.seed + sequence, at);
+    let k = k_of(sequence);
+    let p = p_of(sequence);
+    let temperature = temperature_of(sequence);
+    let lowest = lowest_of(sequence);
+    let noise = noise_of(sequence);
+    let noise_key = step_key(seed_of(sequence), at);
     let chunk = sequence * u.chunks + tid / SHARE;
     let base = chunk * u.room * 2u;
-    let mine = records[chunk * 4u + 2u];
-    @if LIMITS {
-      let top = bitcast<f32>(limits[sequence * 8u]);
-      let ahead = limits[sequence * 8u + 1u];
-      let mass_ahead = bitcast<f32>(limits[sequence * 8u + 2u]);
-      var all = bitcast<f32>(limits[sequence * 8u + 3u]);
-      let edge = bitcast<f32>(limits[sequence * 8u + 4u]);
+    let mine = records[chunk * RECORD + 2u];
+    // Keys between which the lowest that top-k keeps is.
+    @if ABOVE {
+      let above = sequence * u.chunks * RECORD;
+      var high = records[above + 3u];
       var low = 0u;
-      var high = order(top);
+      let ahead = records[above + 4u];
+      let mass_ahead = bitcast<f32>(records[above + 5u]);
+      var all = bitcast<f32>(records[above + 6u]);
+      let edge = bitcast<f32>(records[above + 7u]);
     } @else {
       if (tid % SHARE == 0u) {
-        atomicMax(&bound_key, records[chunk * 4u]);
-        atomicMax(&top_key, records[chunk * 4u + 3u]);
+        atomicMax(&bound_key, records[chunk * RECORD]);
+        atomicMax(&top_key, records[chunk * RECORD + 3u]);
       }
       workgroupBarrier();
-      var low = atomicLoad(&bound_key);
-      var high = atomicLoad(&top_key);
-      let top = score_of(high);
+      if (tid == 0u) { range = vec2u(atomicLoad(&bound_key), atomicLoad(&top_key)); }
+      let found = workgroupUniformLoad(&range);
+      var high = found.y;
+      var low = found.x;
       let ahead = 0u;
       let mass_ahead = 0.0;
       var all = 0.0;
-      let edge = top;
+      let edge = score_of(high);
     }
-    let edge_share = exp((edge - top) / u.temperature);
+    let top = score_of(high);
+    let edge_share = exp((edge - top) / temperature);
 
-    @if TOP_K {
+    if (k > 0u) {
+      if (k == 1u) { low = high; }
       // Invariant: k tokens reach low, fewer than k exceed high.
       for (var round = 0u; low < high; round++) {
         let middle = low + (high - low + 1u) / 2u;
@@ -367,14 +399,15 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
         n = lanes_sum(n, tid);
         if (tid % LANES == 0u) { atomicAdd(&reaching[round], u32(n)); }
         workgroupBarrier();
-        let total = ahead + atomicLoad(&reaching[round]);
-        if (total >= u.k) { low = middle; } else { high = middle - 1u; }
-        if (total == u.k) { high = low; }
+        if (tid == 0u) { reaching_all = atomicLoad(&reaching[round]); }
+        let total = ahead + workgroupUniformLoad(&reaching_all);
+        if (total >= k) { low = middle; } else { high = middle - 1u; }
+        if (total == k) { high = low; }
       }
-      @if TOP_P {
+      if (p < 1.0) {
         var units = vec2u();
         ${
-    each("if (key >= low) { units += units_of(key, edge, u.temperature); }")
+    each("if (key >= low) { units += units_of(key, edge, temperature); }")
   }
         all = mass_ahead + edge_share * workgroup_mass(units, tid);
       }
@@ -390,58 +423,68 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       var own = 0xffffffffu;
       ${
     each(`
-      let scaled = (score_of(key) - top) / u.temperature;
-      if ((key > limit || (key == limit && id < limit_id)) && scaled >= u.lowest) {
-        let value = scaled + gumbel(noise, id);
+      let scaled = (score_of(key) - top) / temperature;
+      if ((key > limit || (key == limit && id < limit_id)) && scaled >= lowest) {
+        let value = scaled + noise * gumbel(noise_key, id);
         if (value > noisy || (value == noisy && id < drawn)) { noisy = value; drawn = id; own = key; }
       }`)
   }
       best = workgroup_best(noisy, drawn, tid);
-      @if TOP_P {
-        if (order(noisy) == best.x && drawn == best.y) { drawn_key = own; }
-        workgroupBarrier();
-        let key_of_best = drawn_key;
-        var units = vec2u();
-        ${
+      if (p >= 1.0) { break; }
+      if (order(noisy) == best.x && drawn == best.y) { drawn_key = own; }
+      let key_of_best = workgroupUniformLoad(&drawn_key);
+      var units = vec2u();
+      ${
     each(
-      "if (key > key_of_best || (key == key_of_best && id < best.y)) { units += units_of(key, edge, u.temperature); }",
+      "if (key > key_of_best || (key == key_of_best && id < best.y)) { units += units_of(key, edge, temperature); }",
     )
   }
-        let before = mass_ahead + edge_share * workgroup_mass(units, tid);
-        if (key_of_best == 0xffffffffu || before < u.p * all) { break; }
-        limit = key_of_best;
-        limit_id = best.y;
-      } @else { break; }
+      let before = mass_ahead + edge_share * workgroup_mass(units, tid);
+      if (key_of_best == 0xffffffffu || before < p * all) { break; }
+      limit = key_of_best;
+      limit_id = best.y;
     }
   }
   if (tid == 0u) {
     tokens[sequence] = best.y;
-    let fault = fault_of(top);
-    ring[(at % u.steps) * u.sequences + sequence] = select(best.y, fault, fault != 0u);
+    let fault = fault_of(top, masked_of(sequence));
+    ring[(at % u.steps) * u.slots + sequence] = select(best.y, fault, fault != 0u);
     lengths[sequence] = min(lengths[sequence] + u.advance, u.longest);
-    seen[sequence * u.words + best.y / 32u] |= 1u << (best.y % 32u);
     step[sequence] = at + 1u;
+    @if COUNTS { history[sequence * u.vocab + best.y] += 1u; }
   }
 }`,
   cases: [
-    { sequences: 3, vocab: 1003, chunks: 2, from: "winners" },
-    { sequences: 2, vocab: 5003, chunks: 8, from: "top-k", topK: 20 },
+    { sequences: 3, vocab: 1003, chunks: 2, from: "winners", rows: [{}, {}] },
     {
-      sequences: 1,
+      sequences: 2,
       vocab: 5003,
       chunks: 8,
       from: "top-k",
-      topK: 20,
-      topP: 0.8,
+      rows: [{ topK: 20 }, { topK: 3 }],
     },
-    { sequences: 1, vocab: 5003, chunks: 8, from: "histogram", topP: 0.9 },
+    {
+      sequences: 3,
+      vocab: 5003,
+      chunks: 8,
+      from: "top-k",
+      rows: [{ topK: 20, topP: 0.8 }, { topK: 1, greedy: true }],
+      counts: true,
+    },
     {
       sequences: 1,
       vocab: 5003,
       chunks: 8,
       from: "histogram",
-      topK: 300,
-      topP: 0.6,
+      rows: [{ topP: 0.9 }],
+    },
+    {
+      sequences: 3,
+      vocab: 5003,
+      chunks: 8,
+      from: "histogram",
+      rows: [{ topK: 300, topP: 0.6 }, { greedy: true }, {}],
+      counts: true,
     },
   ],
   makeCase: (given, tools) =>

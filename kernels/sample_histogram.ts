@@ -8,24 +8,27 @@ import {
   histogramOf,
   rowsOf,
   type SampleSizes,
+  settingsTensor,
 } from "./sample_case.ts";
 import {
   BINS,
   deriveChunk,
   LOAD_SCORES,
-  logitsContract,
+  LOGITS_CONTRACT,
   ROW_TOP,
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
+import { binWidth, SETTINGS_CONTRACT, settingsOf } from "./sample_settings.ts";
 
 /** The bin of a score: equal steps down from the highest; the last bin takes the rest. */
 export const BIN = /* wgsl */ `
-fn bin_of(x: f32, top: f32) -> u32 { return u32(min((top - x) / u.width, f32(BINS - 1u))); }
+fn bin_of(x: f32, top: f32, width: f32) -> u32 { return u32(min((top - x) / width, f32(BINS - 1u))); }
 `;
 
 interface HistogramCase extends SampleSizes {
-  temperature: number;
+  /** By sequence; there may be more. */
+  temperatures: readonly number[];
 }
 
 /**
@@ -37,12 +40,12 @@ interface HistogramCase extends SampleSizes {
  */
 export const sampleHistogram = defineKernel<HistogramCase>({
   name: "sampleHistogram",
-  buffers: (c) => ({
-    ...logitsContract(c),
+  buffers: {
+    ...LOGITS_CONTRACT,
+    ...SETTINGS_CONTRACT,
     highest: "sequences chunks any",
     histogram: "inout sequences sums bins as atomic",
-  }),
-  uniforms: { penalty: "f32", temperature: "f32", width: "f32" },
+  },
   constants: { ...SAMPLE_CONSTANTS, BINS },
   derive: deriveChunk,
   grid: ({ chunks, sequences }) => [chunks, sequences, 1],
@@ -51,6 +54,7 @@ export const sampleHistogram = defineKernel<HistogramCase>({
 ${SCORES}
 ${ROW_TOP}
 ${BIN}
+${settingsOf("temperature", "width")}
 var<workgroup> mass: array<atomic<u32>, BINS>;
 var<workgroup> count: array<atomic<u32>, BINS>;
 
@@ -58,11 +62,13 @@ var<workgroup> count: array<atomic<u32>, BINS>;
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   ${LOAD_SCORES}
   let top = row_top(sequence, tid);
+  let width = width_of(sequence);
+  let temperature = temperature_of(sequence);
   @unroll for (var i = 0; i < STEPS; i++) {
     @unroll for (var c = 0; c < 4; c++) {
       if (x[i][c] > ABSENT) {
-        let b = bin_of(x[i][c], top);
-        let share = exp((x[i][c] - top + f32(b) * u.width) / u.temperature);
+        let b = bin_of(x[i][c], top, width);
+        let share = exp((x[i][c] - top + f32(b) * width) / temperature);
         atomicAdd(&mass[b], u32(min(share, 1.0) * 0x1p19f + 0.5));
         atomicAdd(&count[b], 1u);
       }
@@ -81,18 +87,25 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   }
 }`,
   cases: [
-    { sequences: 1, vocab: 5003, chunks: 8, temperature: 1 },
-    { sequences: 2, vocab: 1024, chunks: 1, temperature: 2.5 },
+    { sequences: 1, vocab: 5003, chunks: 8, temperatures: [1] },
+    { sequences: 2, vocab: 1024, chunks: 1, temperatures: [2.5, 0.7] },
   ],
   makeCase(given, { device, random }) {
-    const { sequences, vocab, chunks, temperature } = given;
-    const width = 32 * Math.max(temperature, 1) / BINS;
-    const logits = binned(random, given, width), rows = rowsOf(logits);
+    const { sequences, vocab, chunks } = given;
+    const temperatures = given.temperatures.slice(0, sequences);
+    const widths = temperatures.map(binWidth);
+    const logits = binned(random, given, widths), rows = rowsOf(logits);
     return {
       what:
-        `[${sequences}, ${vocab}] in ${chunks} chunks, temperature ${temperature}`,
+        `[${sequences}, ${vocab}] in ${chunks} chunks, temperature ${temperatures}`,
       operands: {
         logits,
+        settings: settingsTensor(
+          temperatures.map((temperature, s) => ({
+            temperature,
+            width: widths[s],
+          })),
+        ),
         highest: highestOf(given, rows),
         histogram: u32Tensor(
           [sequences, 3, BINS],
@@ -100,9 +113,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
         ),
       },
       constants: laneConstants(device),
-      uniforms: { penalty: 1, temperature, width },
       expected: () => {
-        const all = rows.map((row) => histogramOf(row, width, temperature));
+        const all = rows.map((row, s) =>
+          histogramOf(row, widths[s], temperatures[s])
+        );
         const count = all.flatMap(({ count }) => [...count]);
         const mass = all.flatMap(({ mass }) => [...mass]);
         const at = (i: number) => Math.floor(i / BINS) * 3 * BINS + i % BINS;

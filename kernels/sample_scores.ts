@@ -3,8 +3,8 @@
  * workgroup. A thread holds its STEPS · 4 scores of the chunk in registers, so that a
  * kernel reads the logits once with all loads in flight.
  *
- * Each chunk's result is a record of four words in `[sequences, chunks, 4]`. Scores are
- * stored as u32 keys that sort like them, with 0 for none.
+ * Each chunk's result is a record of four or eight words in `[sequences, chunks, words]`.
+ * Scores are stored as u32 keys that sort like them, with 0 for none.
  *
  * @module
  */
@@ -19,21 +19,17 @@ export const WORKGROUP = 256;
 /** Bins of the histogram of a row's scores. */
 export const BINS = 1024;
 
-/** Defaults of every sampling kernel. PENALTY reads `seen` and needs the uniform `penalty`. */
-export const SAMPLE_CONSTANTS = {
-  WORKGROUP,
-  LOG_LANES: 5,
-  SUBGROUPS: 1,
-  PENALTY: 0,
-};
+/** Defaults of every sampling kernel. */
+export const SAMPLE_CONSTANTS = { WORKGROUP, LOG_LANES: 5, SUBGROUPS: 1 };
 
-/** Logits and, with a penalty, the bitset of tokens that it applies to. */
-export function logitsContract({ PENALTY }: Constants) {
-  return {
-    logits: "sequences vocab as span",
-    ...(PENALTY ? { seen: "sequences words" } : {}),
-  };
-}
+/** The buffer that {@linkcode SCORES} reads. */
+export const LOGITS_CONTRACT = { logits: "sequences vocab as span" } as const;
+
+/**
+ * Words of a chunk's record. `histogram` is for those of sample_draw.ts that also say what
+ * is above the bins left open.
+ */
+export const recordWords = (histogram: boolean): number => histogram ? 8 : 4;
 
 /** Derives the elements of a chunk, a multiple of 4, and the loads of 4 per thread. */
 export function deriveChunk(
@@ -65,11 +61,16 @@ fn score_of(key: u32) -> f32 {
 }
 `;
 
-/** Finds the highest score of a workgroup, with the lowest id in a tie. */
+/**
+ * `workgroup_best(score, id, tid)`: the key of a workgroup's highest score, and the lowest
+ * id with that score. It is the same in all threads, also for compilers that check that
+ * barriers are reached by all.
+ */
 export const BEST = /* wgsl */ `
 ${LANES}
 var<workgroup> best_key: atomic<u32>;
 var<workgroup> best_not_id: atomic<u32>;
+var<workgroup> best_of_all: vec2u;
 fn workgroup_best(score: f32, id: u32, tid: u32) -> vec2u {
   if (tid == 0u) { atomicStore(&best_key, 0u); atomicStore(&best_not_id, 0u); }
   workgroupBarrier();
@@ -79,7 +80,8 @@ fn workgroup_best(score: f32, id: u32, tid: u32) -> vec2u {
   let key = atomicLoad(&best_key);
   if (order(score) == key) { atomicMax(&best_not_id, ~id); }
   workgroupBarrier();
-  return vec2u(key, ~atomicLoad(&best_not_id));
+  if (tid == 0u) { best_of_all = vec2u(key, ~atomicLoad(&best_not_id)); }
+  return workgroupUniformLoad(&best_of_all);
 }
 `;
 
@@ -88,7 +90,7 @@ fn workgroup_best(score: f32, id: u32, tid: u32) -> vec2u {
  * ±HIGHEST, so a row's highest score tells whether it can be sampled from. ABSENT is below
  * them all.
  */
-const STANDINS = /* wgsl */ `
+export const STANDINS = /* wgsl */ `
 const ABSENT = ${LOW};
 const HIGHEST = ${HIGHEST_SCORE};
 const MINUS_INFINITY = -2.0 * HIGHEST;
@@ -97,47 +99,39 @@ const NOT_A_NUMBER = 3.0 * HIGHEST;
 `;
 
 /**
- * `fault_of(top)`: why a row with this highest score cannot be sampled from, as one of the
- * codes of lib/dispatch/sampling.ts; 0 if it can.
+ * `fault_of(top, masked)`: why a row with this highest score cannot be sampled from, as one
+ * of the codes of lib/dispatch/sampling.ts; 0 if it can.
  */
 export const FAULTS = /* wgsl */ `
 ${STANDINS}
-fn fault_of(top: f32) -> u32 {
+fn fault_of(top: f32, masked: u32) -> u32 {
   if (top >= NOT_A_NUMBER) { return ${FAULT.nan}u; }
   if (top >= PLUS_INFINITY) { return ${FAULT.infinity}u; }
-  return select(0u, ${FAULT.none}u, top <= MINUS_INFINITY);
+  return select(0u, select(${FAULT.none}u, ${FAULT.masked}u, masked > 0u), top <= MINUS_INFINITY);
 }
 `;
 
 /**
- * `scores_at(sequence, e)`: logits e … e + 3 after the penalty, ABSENT outside the
- * vocabulary. What is not finite is found by its bits, because drivers may assume that
+ * `scores_at(sequence, e)`: logits e … e + 3, ABSENT outside the vocabulary. What is not finite is found by its bits, because drivers may assume that
  * comparisons never meet a NaN.
  */
 export const SCORES = /* wgsl */ `
 ${ORDER}
 ${FAULTS}
-fn finite(logit: f32, seen_before: u32, present: bool) -> f32 {
+fn finite(logit: f32, present: bool) -> f32 {
   if (!present) { return ABSENT; }
   let bits = bitcast<u32>(logit);
   if ((bits & 0x7f800000u) == 0x7f800000u) {
     if ((bits & 0x7fffffu) != 0u) { return NOT_A_NUMBER; }
     return select(PLUS_INFINITY, MINUS_INFINITY, bits >= 0x80000000u);
   }
-  let x = clamp(logit, -HIGHEST, HIGHEST);
-  @if PENALTY {
-    if ((seen_before & 1u) == 0u) { return x; }
-    return clamp(select(x / u.penalty, x * u.penalty, x < 0.0), -HIGHEST, HIGHEST);
-  } @else { return x; }
+  return clamp(logit, -HIGHEST, HIGHEST);
 }
 fn scores_at(sequence: u32, e: u32, chunk: u32) -> vec4f {
   let end = min((chunk + 1u) * CHUNK, u.vocab);
   let left = select(0u, end - e, e < end);
   let x = logits_span(sequence * u.vocab + e, left);
-  var bits = 0u;
-  @if PENALTY { if (left > 0u) { bits = seen[sequence * u.words + e / 32u] >> (e % 32u); } }
-  return vec4f(finite(x.x, bits, left > 0u), finite(x.y, bits >> 1u, left > 1u),
-               finite(x.z, bits >> 2u, left > 2u), finite(x.w, bits >> 3u, left > 3u));
+  return vec4f(finite(x.x, left > 0u), finite(x.y, left > 1u), finite(x.z, left > 2u), finite(x.w, left > 3u));
 }
 `;
 

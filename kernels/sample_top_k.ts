@@ -1,11 +1,16 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { MOST_LOGPROBS } from "../lib/dispatch/sampling.ts";
+import { LANES } from "../lib/webgpu/wgsl.ts";
 import { type Buffers, SUM } from "./case.ts";
 import { samplingCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import {
-  penalized,
+  floatOf,
+  logitsOf,
+  massesOf,
   type SampleSizes,
   scoreOf,
+  settingsTensor,
   topKRecords,
   words,
 } from "./sample_case.ts";
@@ -13,14 +18,16 @@ import {
   chunkLength,
   deriveChunk,
   LOAD_SCORES,
-  logitsContract,
+  LOGITS_CONTRACT,
   SAMPLE_CONSTANTS,
   SCORES,
 } from "./sample_scores.ts";
+import { SETTINGS_CONTRACT, settingsOf } from "./sample_settings.ts";
 
 interface TopKCase extends SampleSizes {
-  penalty: number;
-  k: number;
+  /** By sequence; with a single one for all, MASS may be set. */
+  k: readonly number[];
+  mass?: boolean;
 }
 
 /**
@@ -28,21 +35,29 @@ interface TopKCase extends SampleSizes {
  * scores reach the k-th highest of PARTS ≥ k partial maxima. At least k do, ties included,
  * and few more if PARTS is 2 k. Candidates are `[key, id]` in any order; records are
  * `[that bound, 0, candidates, highest key]`.
+ *
+ * MASS is for log probabilities: `k` is the most alternatives that are reported, and in
+ * place of the 0 there is the sum of exp(score − highest score of the chunk), an f32.
  */
 export const sampleTopK = defineKernel<TopKCase>({
   name: "sampleTopK",
   buffers: (c) => ({
-    ...logitsContract(c),
+    ...LOGITS_CONTRACT,
+    ...(c.MASS ? {} : SETTINGS_CONTRACT),
     candidates: "out sequences chunks room any",
     records: "out sequences chunks any",
   }),
-  uniforms: { penalty: "f32", k: "u32" },
-  constants: { ...SAMPLE_CONSTANTS, PARTS: 64 },
+  constants: { ...SAMPLE_CONSTANTS, PARTS: 64, MASS: 0 },
   derive: deriveChunk,
   grid: ({ chunks, sequences }) => [chunks, sequences, 1],
   cost: samplingCost,
   body: /* wgsl */ `
 ${SCORES}
+@if MASS {
+${LANES}
+} @else {
+${settingsOf("k")}
+}
 var<workgroup> own: array<f32, WORKGROUP>;
 var<workgroup> maxima: array<vec4f, PARTS / 4>;
 var<workgroup> not_bound: atomic<u32>;
@@ -52,6 +67,7 @@ var<workgroup> count: atomic<u32>;
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   ${LOAD_SCORES}
+  @if MASS { let k = ${MOST_LOGPROBS}u; } @else { let k = k_of(sequence); }
   var most = vec4f(ABSENT);
   @unroll for (var i = 0; i < STEPS; i++) { most = max(most, x[i]); }
   own[tid] = max(max(most.x, most.y), max(most.z, most.w));
@@ -68,7 +84,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       @unroll for (var i = 0; i < 8; i++) { ahead += select(vec4u(), vec4u(1u), maxima[j + i] > vec4f(part)); }
     }
     let rank = ahead.x + ahead.y + ahead.z + ahead.w;
-    if (rank < u.k) { atomicMax(&not_bound, ~order(max(part, MINUS_INFINITY))); }
+    if (rank < k) { atomicMax(&not_bound, ~order(max(part, MINUS_INFINITY))); }
     if (rank == 0u) { atomicMax(&top, order(part)); }
   }
   workgroupBarrier();
@@ -84,42 +100,53 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       }
     }
   }
+  var mass = 0.0;
+  @if MASS {
+    let highest = max(score_of(atomicLoad(&top)), MINUS_INFINITY);
+    var four = vec4f();
+    @unroll for (var i = 0; i < STEPS; i++) { four += exp(x[i] - highest); }
+    mass = lanes_sum(four.x + four.y + four.z + four.w, tid);
+    if (tid % LANES == 0u) { own[tid / LANES] = mass; }
+  }
   workgroupBarrier();
   if (tid == 0u) {
+    @if MASS { for (var i = 1u; i < WORKGROUP / LANES; i++) { mass += own[i]; } }
     let record = (sequence * u.chunks + chunk) * 4u;
     records[record] = order(bound);
-    records[record + 1u] = 0u;
+    records[record + 1u] = bitcast<u32>(mass);
     records[record + 2u] = atomicLoad(&count);
     records[record + 3u] = atomicLoad(&top);
   }
 }`,
   cases: [
-    { sequences: 1, vocab: 5003, chunks: 8, penalty: 1, k: 20 },
-    { sequences: 2, vocab: 1024, chunks: 1, penalty: 2, k: 50 },
+    { sequences: 1, vocab: 5003, chunks: 8, k: [20] },
+    { sequences: 2, vocab: 1024, chunks: 1, k: [50, 7] },
+    { sequences: 2, vocab: 5003, chunks: 8, k: [20, 20], mass: true },
   ],
   makeCase(given, { device, random }) {
-    const { sequences, vocab, chunks, penalty, k } = given;
-    const { logits, seen, scores } = penalized(random, given, penalty);
-    const room = chunkLength(vocab, chunks), PARTS = k <= 32 ? 64 : 128;
+    const { sequences, vocab, chunks, k, mass = false } = given;
+    const { logits, scores } = logitsOf(random, given);
+    const most = Math.max(...k);
+    const room = chunkLength(vocab, chunks), PARTS = most <= 32 ? 64 : 128;
     return {
       what: `top ${k} of [${sequences}, ${vocab}] in ${chunks} chunks` +
-        (penalty === 1 ? "" : `, penalty ${penalty}`),
+        (mass ? ", with mass" : ""),
       operands: {
         logits,
-        seen,
+        settings: settingsTensor(k.map((k) => ({ k }))),
         candidates: words(sequences, chunks, room, 2),
         records: words(sequences, chunks, 4),
       },
-      constants: {
-        ...laneConstants(device),
-        PENALTY: penalty === 1 ? 0 : 1,
-        PARTS,
-      },
-      uniforms: { penalty, k },
+      constants: { ...laneConstants(device), PARTS, MASS: mass ? 1 : 0 },
       expected: () => {
-        const records = topKRecords(given, scores, k, PARTS);
-        const numbers = records.flatMap(({ bound, ids, top }) => [
+        const records = scores.flatMap((row, s) =>
+          topKRecords({ ...given, sequences: 1 }, [row], k[s], PARTS)
+            .map((record) => ({ ...record, sequence: s }))
+        );
+        const masses = massesOf(given, scores);
+        const numbers = records.flatMap(({ bound, ids, top }, i) => [
           bound,
+          mass ? masses[i] : 0,
           ids.length,
           top,
         ]);
@@ -140,6 +167,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
             of: ({ records: words }: Buffers) =>
               records.flatMap((_, i) => [
                 scoreOf(words[4 * i]),
+                floatOf(words[4 * i + 1]),
                 words[4 * i + 2],
                 scoreOf(words[4 * i + 3]),
               ]),

@@ -3,12 +3,16 @@
  *
  * @module
  */
-import { type OptionKind, wrongOption } from "./errors.ts";
+import { type OptionKind, requireKind, wrongOption } from "./errors.ts";
 import type { Chunks } from "./model/turns.ts";
 import {
   faultText,
+  type Logprobs,
+  type MaskSource,
+  type SampledTokens,
   type Sampling,
   type SamplingOptions,
+  type TokenMask,
 } from "./model/sampling.ts";
 import { givenOptions } from "./text/options.ts";
 import type { PromptOptions } from "./text/prompt.ts";
@@ -36,6 +40,11 @@ export interface GenerateOptions extends SamplingOptions, PromptOptions {
    * special tokens such as `<|im_end|>`.
    */
   stop?: string | string[];
+  /**
+   * Says before each token which ones may come next, for a single prompt and once. The run
+   * then waits for every token, which takes longer. A mask that allows nothing is an error.
+   */
+  mask?: TokenMask;
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
   /**
@@ -59,6 +68,11 @@ const KINDS: Readonly<
   topP: undefined,
   minP: undefined,
   repetitionPenalty: undefined,
+  presencePenalty: undefined,
+  frequencyPenalty: undefined,
+  logitBias: undefined,
+  logprobs: undefined,
+  mask: "object",
   seed: undefined,
   ignoreEos: "flag",
   reuse: "flag",
@@ -80,7 +94,11 @@ const KINDS: Readonly<
 export function checkGenerating(options: GenerateOptions): GenerateOptions {
   const cannot = "Cannot generate";
   const given = givenOptions(cannot, options, KINDS);
-  const { maxTokens, stop = [] } = given;
+  const { maxTokens, stop = [], mask } = given;
+  if (mask) {
+    requireKind(cannot, "mask.fill", mask.fill, "function");
+    requireKind(cannot, "mask.accept", mask.accept, "function");
+  }
   if (
     maxTokens !== undefined && (!Number.isInteger(maxTokens) || maxTokens < 1)
   ) {
@@ -113,6 +131,8 @@ export interface Piece {
    * released when the run is aborted.
    */
   tokenId: number | null;
+  /** The log probabilities of the token, if {@linkcode GenerateOptions.logprobs} is set. */
+  logprobs?: Logprobs;
 }
 
 /** A {@linkcode Piece} of one sequence of a batch. */
@@ -157,16 +177,22 @@ export interface RunParts {
    * the run.
    *
    * @param steady whether the consumer never pauses between two chunks
+   * @param masks by sequence, undefined for those without
    */
-  start: (steady: boolean) => Chunks<readonly number[]>;
+  start: (
+    steady: boolean,
+    masks?: readonly (MaskSource | undefined)[],
+  ) => Chunks<SampledTokens>;
   /**
    * For each sequence, the length of its prompt, the maximum number of tokens to generate,
-   * and what its prompt implies for the reply; undefined if the reply is plain text.
+   * what its prompt implies for the reply (undefined if the reply is plain text), and which
+   * tokens may come next.
    */
   sizes: readonly {
     promptTokens: number;
     maxTokens: number;
     reply?: ReplyFormat;
+    mask?: TokenMask;
   }[];
   /** Prompt tokens that were cached before the run; 0 until it starts. */
   cachedTokens: () => number;
@@ -232,13 +258,15 @@ class Growing implements Sequence {
   readonly #maxTokens: number;
   readonly #stream?: TextStream;
   readonly #reply?: ReplyStream;
+  readonly #mask?: TokenMask;
 
   constructor(
-    { promptTokens, maxTokens, reply }: RunParts["sizes"][number],
+    { promptTokens, maxTokens, reply, mask }: RunParts["sizes"][number],
     { tokenizer, stop }: RunParts,
   ) {
     this.promptTokens = promptTokens;
     this.#maxTokens = maxTokens;
+    this.#mask = mask;
     if (tokenizer) {
       const hidden = reply ? withoutTags(tokenizer) : tokenizer.specialIds;
       const bytes = (id: number) => tokenizer.bytes(id);
@@ -249,8 +277,13 @@ class Growing implements Sequence {
   }
 
   /** Appends a token, which may end the sequence; returns the text it completes. */
-  take(tokenId: number, ends: ReadonlySet<number>): Piece[] {
+  take(
+    tokenId: number,
+    ends: ReadonlySet<number>,
+    logprobs?: Logprobs,
+  ): Piece[] {
     this.tokenIds.push(tokenId);
+    this.#mask?.accept(tokenId);
     const stream = this.#stream, eos = ends.has(tokenId);
     const kind = this.#reply?.kind ?? "text";
     let text = stream?.push(tokenId, eos).text ?? "";
@@ -268,9 +301,17 @@ class Growing implements Sequence {
     } else pieces = this.#add(text);
     const [first = { kind, text: "" }, ...more] = pieces;
     return [
-      { ...first, tokenId },
+      { ...first, tokenId, ...logprobs && { logprobs } },
       ...more.map((piece) => ({ ...piece, tokenId: null })),
     ];
+  }
+
+  /** Its mask; once it has ended, anything may come next. */
+  get mask(): MaskSource | undefined {
+    const mask = this.#mask;
+    return mask && {
+      fill: (bits) => this.finishReason === undefined && mask.fill(bits),
+    };
   }
 
   /** Ends the sequence early; returns the text that was held back. */
@@ -424,7 +465,8 @@ export class BatchRun
     using _begun = this.#parts.begin?.();
     try {
       signal?.throwIfAborted();
-      const chunks = this.#parts.start(steady);
+      const masks = growing.map(({ mask }) => mask);
+      const chunks = this.#parts.start(steady, masks);
       for await (const ids of chunks) {
         this.#last = performance.now();
         if (this.#first === 0) this.#first = this.#last;
@@ -434,7 +476,7 @@ export class BatchRun
           chunks.signal.throwIfAborted();
           const fault = faultText(tokenId);
           if (fault) throw this.#faulty(sequence, fault);
-          const pieces = one.take(tokenId, ends);
+          const pieces = one.take(tokenId, ends, ids.logprobs?.[at]);
           if (one.finishReason) left--;
           for (const piece of pieces) yield { sequence, ...piece };
           if (left === 0) return;
@@ -530,8 +572,6 @@ export class Run implements AsyncIterable<Piece>, PromiseLike<Reply> {
 
   /** Runs the model; yields pieces as they are generated. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Piece, void> {
-    for await (const { kind, text, tokenId } of this.#batch) {
-      yield { kind, text, tokenId };
-    }
+    for await (const { sequence: _, ...piece } of this.#batch) yield piece;
   }
 }

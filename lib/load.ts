@@ -33,6 +33,7 @@ import {
   explained,
   MemoryError,
   requireKind,
+  wrongOption,
 } from "./errors.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
 import { newTokenLimit } from "./checkpoint/generation_config.ts";
@@ -61,7 +62,11 @@ import {
 } from "./place.ts";
 import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
-import { resolveSampling, type Sampling } from "./model/sampling.ts";
+import {
+  type MaskSource,
+  resolveSampling,
+  type Sampling,
+} from "./model/sampling.ts";
 import { givenOptions } from "./text/options.ts";
 import { STORY_TEMPLATE } from "./text/story_template.ts";
 import {
@@ -604,7 +609,11 @@ export class Qwen3 implements Disposable {
     options: GenerateOptions,
   ): RunParts {
     const { generation } = this.#checkpoint;
-    const sampling = resolveSampling(options, generation);
+    const sampling = resolveSampling(
+      options,
+      generation,
+      this.config.vocabSize,
+    );
     const ids = encoded.map(({ tokenIds }) => tokenIds);
     const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
     const stops = typeof stop === "string" ? [stop] : [...stop];
@@ -615,6 +624,14 @@ export class Qwen3 implements Disposable {
         }`,
       );
     }
+    if (options.mask && ids.length > 1) {
+      throw wrongOption(
+        "Cannot generate",
+        "mask",
+        options.mask,
+        `left out for ${ids.length} prompts, since it follows a single text`,
+      );
+    }
     const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {
       const room = this.context - length;
       const limit = maxTokens ??
@@ -623,6 +640,7 @@ export class Qwen3 implements Disposable {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
         reply,
+        mask: options.mask,
       };
     });
     const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
@@ -633,11 +651,11 @@ export class Qwen3 implements Disposable {
     const { reuse = options.seed === undefined } = options;
     const how = { sampling, maxTokens: most, reuse, cached: 0 };
     return {
-      start: (steady) =>
+      start: (steady, masks) =>
         this.#turns.run(
           "generate",
           signal,
-          (signal) => this.#start(ids, how, signal),
+          (signal) => this.#start(ids, how, masks, signal),
           steady,
         ),
       sizes,
@@ -665,6 +683,7 @@ export class Qwen3 implements Disposable {
       readonly reuse: boolean;
       cached: number;
     },
+    masks: readonly (MaskSource | undefined)[] | undefined,
     signal: AbortSignal,
   ): ReturnType<Runner["generate"]> {
     let begun = false;
@@ -680,6 +699,7 @@ export class Qwen3 implements Disposable {
         maxTokens,
         signal,
         how.cached,
+        masks,
       );
       for await (const ids of run) {
         begun = true;
@@ -695,7 +715,7 @@ export class Qwen3 implements Disposable {
       how.cached = 0;
       this.#moving = gone(error, this.#options);
       const moved = await this.#ready(signal);
-      yield* moved.generate(prompts, sampling, maxTokens, signal);
+      yield* moved.generate(prompts, sampling, maxTokens, signal, 0, masks);
     }
   }
 

@@ -48,6 +48,16 @@ export const REPLY_FLAGS: FlagTable = {
     "above 1 makes tokens that already occurred less likely",
     "checkpoint's, else 1",
   ],
+  "presence-penalty": [
+    "number",
+    "-2 to 2: above 0 makes tokens of the reply less likely",
+    "0",
+  ],
+  "frequency-penalty": [
+    "number",
+    "-2 to 2: above 0 makes them less likely each time",
+    "0",
+  ],
   "seed": ["number", "makes the reply reproducible", "random"],
   "stop": ["texts", "stop before this text; may be repeated"],
   "ignore-eos": ["switch", "continue past the end-of-text token"],
@@ -75,6 +85,8 @@ export async function replyOptions(flags: Flags): Promise<GenerateOptions> {
     topP: flags.number("top-p"),
     minP: flags.number("min-p"),
     repetitionPenalty: flags.number("repetition-penalty"),
+    presencePenalty: flags.number("presence-penalty"),
+    frequencyPenalty: flags.number("frequency-penalty"),
     seed: flags.number("seed"),
   };
   resolveSampling(sampling);

@@ -1,18 +1,28 @@
 /** Awaited runs, and runs that are consumed twice. */
 import {
   assert,
+  assertAlmostEquals,
   assertEquals,
   assertRejects,
   assertStringIncludes,
+  assertThrows,
 } from "@std/assert";
 import {
   type BatchRun,
+  type GenerateOptions,
   loadQwen3,
   type Reply,
   type Run,
   type RunStats,
 } from "../mod.ts";
 import { FAULT } from "../lib/dispatch/sampling.ts";
+import {
+  adjusted,
+  historyOf,
+  logprobsOf,
+  resolveSampling,
+  sample,
+} from "../lib/model/sampling.ts";
 import { eachDevice } from "./support/gpu.ts";
 import { scriptedCheckpoint } from "./support/scripted_checkpoint.ts";
 
@@ -69,6 +79,78 @@ Deno.test("an awaited run has the reasoning and the calls", async () => {
   ]);
   assert(tokenIds.length > 10);
   assertEquals(Object.keys(stats), ["stats"]);
+});
+
+eachDevice("log probabilities come with each token", async (device) => {
+  using qwen = await loadQwen3(undefined, { device, precision: "f32" });
+  const options = { ...GREEDY, maxTokens: 12, presencePenalty: 0.5 };
+  const run = qwen.generate(PROMPT, { ...options, logprobs: 3 });
+  const pieces = await Array.fromAsync(run);
+  assertEquals(pieces.map(({ tokenId }) => tokenId), run.tokenIds);
+  const plain = await qwen.generate(PROMPT, options);
+  assertEquals(run.tokenIds, plain.tokenIds); // they change nothing
+  const ids = qwen.tokenizer.encode(PROMPT), { vocabSize } = qwen.config;
+  const all = await qwen.logits([...ids, ...run.tokenIds], { all: true });
+  const { sampling } = run.stats, history = historyOf(vocabSize, ids);
+  for (const [i, { tokenId, logprobs }] of pieces.entries()) {
+    const at = (ids.length + i - 1) * vocabSize;
+    const row = all.slice(at, at + vocabSize);
+    const scores = adjusted(row, sampling, history);
+    const { logprob, top } = logprobsOf(scores, tokenId!, 3);
+    assertAlmostEquals(logprobs!.logprob, logprob, 1e-3);
+    assertEquals(
+      logprobs!.top.map(({ tokenId }) => tokenId),
+      top.map(({ tokenId }) => tokenId),
+    );
+    assertEquals(logprobs!.top[0].tokenId, tokenId); // greedy
+    history[tokenId!]++;
+  }
+  // Each sequence of a batch has its own, and none that was not asked for.
+  const batch = qwen.generateBatch([PROMPT, "A dog"], {
+    ...options,
+    logprobs: 0,
+  });
+  for await (const { sequence, tokenId, logprobs } of batch) {
+    const own = batch.sequences[sequence].tokenIds;
+    assertEquals([own.at(-1), logprobs!.top], [tokenId, []]);
+    const one = sequence === 0 ? pieces[own.length - 1].logprobs! : undefined;
+    if (one) assertAlmostEquals(logprobs!.logprob, one.logprob, 1e-3);
+    assert(logprobs!.logprob < 0);
+  }
+  for await (const piece of qwen.generate(PROMPT, options)) {
+    assert(!("logprobs" in piece));
+  }
+});
+
+eachDevice("penalties and biases change what is generated", async (device) => {
+  using qwen = await loadQwen3(undefined, { device, precision: "f32" });
+  const ids = async (options: GenerateOptions) =>
+    (await qwen.generate(PROMPT, { ...GREEDY, maxTokens: 40, ...options }))
+      .tokenIds;
+  const plain = await ids({});
+  const penalties = { frequencyPenalty: 2, presencePenalty: 1.5 };
+  const penalized = await ids(penalties);
+  assert(penalized.join() !== plain.join());
+  const prompt = qwen.tokenizer.encode(PROMPT), { vocabSize } = qwen.config;
+  const all = await qwen.logits([...prompt, ...penalized], { all: true });
+  const sampling = resolveSampling({ temperature: 0, ...penalties });
+  const history = historyOf(vocabSize, prompt);
+  for (const [i, id] of penalized.entries()) {
+    const at = (prompt.length + i - 1) * vocabSize;
+    const scores = adjusted(all.slice(at, at + vocabSize), sampling, history);
+    assertEquals(sample(scores, sampling, i), id, `token ${i}`);
+    history[id]++;
+  }
+  const [first] = plain;
+  const without = await ids({ logitBias: { [first]: -100 } });
+  assert(!without.includes(first));
+  const forced = await ids({ logitBias: { 77: 100 } });
+  assertEquals(new Set(forced), new Set([77]));
+  assertThrows(
+    () => qwen.generate(PROMPT, { logitBias: { 1_000_000: 1 } }),
+    RangeError,
+    'Cannot sample: logitBias has token "1000000", must have ids from 0 to ',
+  );
 });
 
 eachDevice("an awaited batch gives a reply for each prompt", async (device) => {

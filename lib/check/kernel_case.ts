@@ -10,7 +10,13 @@ import type {
   Result,
 } from "../../kernels/case.ts";
 import { fillSynthetic } from "../checkpoint/synthetic.ts";
-import { gumbel, gumbelHash, sample } from "../model/sampling.ts";
+import {
+  adjusted,
+  gumbel,
+  gumbelHash,
+  logSoftmax,
+  sample,
+} from "../model/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { withPlanes } from "../formats/matrix.ts";
 import type { CpuTensor } from "../formats/tensor.ts";
@@ -24,6 +30,8 @@ export const reference: Reference = {
   ...plain,
   fillSynthetic,
   sample,
+  adjusted,
+  logSoftmax,
   noise: (seed, step, id) => gumbel(gumbelHash(seed, step, id)),
 };
 

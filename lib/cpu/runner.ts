@@ -27,9 +27,12 @@ import { listWeights, type Weights } from "../model/family.ts";
 import type { Runner } from "../model/runner.ts";
 import { host } from "../host.ts";
 import {
+  allowedNext,
+  historyOf,
+  type MaskSource,
+  type SampledTokens,
   sampleEach,
   type Sampling,
-  seenBits,
   validToken,
 } from "../model/sampling.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
@@ -161,7 +164,8 @@ export class CpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
     cached = 0,
-  ): AsyncGenerator<readonly number[], void> {
+    masks: readonly (MaskSource | undefined)[] = [],
+  ): AsyncGenerator<SampledTokens, void> {
     this.#requireMemory("generate");
     const sequences = prompts.length;
     using several = sequences > 1
@@ -172,7 +176,9 @@ export class CpuRunner implements Runner {
     else cache.reset();
     const texts = prompts.map((prompt) => [...prompt]);
     try {
-      yield* this.#run(cache, texts, sampling, { maxTokens, cached, signal });
+      yield* this.#run(cache, texts, sampling, {
+        ...{ maxTokens, cached, masks, signal },
+      });
     } finally {
       cache.hold(texts[0].slice(0, cache.lengths[0]));
     }
@@ -186,12 +192,13 @@ export class CpuRunner implements Runner {
     cache: CpuKvCache,
     texts: readonly number[][],
     sampling: Sampling,
-    { maxTokens, cached, signal }: {
+    { maxTokens, cached, masks, signal }: {
       maxTokens: number;
       cached: number;
+      masks: readonly (MaskSource | undefined)[];
       signal?: AbortSignal;
     },
-  ): AsyncGenerator<readonly number[], void> {
+  ): AsyncGenerator<SampledTokens, void> {
     const { vocabSize } = this.config, sequences = texts.length;
     const rows: Float32Array[] = [];
     for (const [s, text] of texts.entries()) {
@@ -200,9 +207,10 @@ export class CpuRunner implements Runner {
       for await (last of this.#prefill(cache, s, rest, { signal }));
       rows.push(last!.slice()); // the next prompt overwrites them
     }
-    const seen = texts.map((text) => seenBits(vocabSize, text));
+    const histories = texts.map((text) => historyOf(vocabSize, text));
     for (let step = 0; step < maxTokens; step++) {
-      const ids = sampleEach(rows, sampling, seen, step);
+      const allowed = allowedNext(masks, vocabSize);
+      const ids = sampleEach(rows, sampling, histories, step, allowed);
       yield ids;
       if (step === maxTokens - 1) return;
       cache.stepBackIfFull();

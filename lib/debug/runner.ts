@@ -27,9 +27,12 @@ import type { Runner } from "../model/runner.ts";
 import { CpuRunner } from "../cpu/runner.ts";
 import { GpuRunner, type GpuRunnerOptions } from "../gpu/runner.ts";
 import {
+  allowedNext,
+  historyOf,
+  type MaskSource,
+  type SampledTokens,
   sampleEach,
   type Sampling,
-  seenBits,
   validToken,
 } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -193,11 +196,13 @@ export class DebugRunner implements Runner {
     sampling: Sampling,
     maxTokens: number,
     signal?: AbortSignal,
-  ): AsyncGenerator<readonly number[], void> {
+    _cached = 0,
+    masks: readonly (MaskSource | undefined)[] = [],
+  ): AsyncGenerator<SampledTokens, void> {
     const context = positionsOf(prompts, maxTokens, this.context);
     const texts = prompts.map((prompt) => [...prompt]);
     for (let step = 0; step < maxTokens;) {
-      const steps = { step, maxTokens, signal };
+      const steps = { step, maxTokens, masks, signal };
       try {
         for await (const ids of this.#run(texts, context, sampling, steps)) {
           ids.forEach((id, s) => texts[s].push(validToken(id)));
@@ -214,29 +219,36 @@ export class DebugRunner implements Runner {
     texts: readonly (readonly number[])[],
     context: number,
     sampling: Sampling,
-    { step, maxTokens, signal }: {
+    { step, maxTokens, masks, signal }: {
       /** The number of tokens sampled before. */
       step: number;
       maxTokens: number;
+      masks: readonly (MaskSource | undefined)[];
       signal?: AbortSignal;
     },
-  ): AsyncGenerator<readonly number[], void> {
+  ): AsyncGenerator<SampledTokens, void> {
     const { vocabSize } = this.gpu.config;
     this.requireRoom(texts.length, context);
     using caches = this.#caches(texts.length, context);
     const { gpu } = this.gpu, sequences = texts.length;
     const size = { sequences, vocab: vocabSize };
-    using twin = new SamplingTwin(gpu, sampling, size);
-    const seen = texts.map((text) => seenBits(vocabSize, text));
+    const masked = masks.some((mask) => mask);
+    using twin = new SamplingTwin(gpu, sampling, size, masked);
+    const histories = texts.map((text) => {
+      const begin = text.length - step;
+      return historyOf(vocabSize, text.slice(0, begin), text.slice(begin));
+    });
     const rows: Float32Array[] = [];
     for (const [s, text] of texts.entries()) {
       const fits = text.slice(0, context);
       rows.push(await this.#append(fits, s, caches, { signal }));
     }
     for (; step < maxTokens; step++) {
-      const before = seen.map((bits) => bits.slice());
-      const ids = sampleEach(rows, sampling, seen, step);
-      const wrong = await twin.difference(rows, before, step, ids);
+      const before = histories.map((history) => history.slice());
+      const allowed = allowedNext(masks, vocabSize);
+      const ids = sampleEach(rows, sampling, histories, step, allowed);
+      const given = { histories: before, allowed, step };
+      const wrong = await twin.difference(rows, given, ids);
       if (wrong) throw new Error(`Cannot trust ${gpu.name}: ${wrong}`);
       yield ids;
       if (step === maxTokens - 1) return;

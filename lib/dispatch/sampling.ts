@@ -8,14 +8,18 @@ import { DeviceError } from "../errors.ts";
 
 /**
  * What samplers return in place of a token if logits cannot be sampled from: one is NaN,
- * one is +Infinity, or all are -Infinity. Some models mask tokens with -Infinity, so that
- * alone is no fault. No vocabulary has ids this large.
+ * one is +Infinity, all are -Infinity, or those that a mask allows are. Some models mask
+ * tokens with -Infinity, so that alone is no fault. No vocabulary has ids this large.
  */
 export const FAULT = {
   nan: 0xffffffff,
   infinity: 0xfffffffe,
   none: 0xfffffffd,
+  masked: 0xfffffffc,
 } as const;
+
+/** The most tokens that `logitBias` may name, and the most alternatives with `logprobs`. */
+export const MOST_BIASES = 1024, MOST_LOGPROBS = 20;
 
 /** Finite scores are clamped to ± this, which leaves room for f32 arithmetic. */
 export const HIGHEST_SCORE = 1e30;
@@ -30,29 +34,60 @@ export type SamplingPath = "greedy" | "draw" | "top-k" | "histogram";
  */
 const SMALL_TOP_K = 64;
 
-/** Chooses the dispatches, with the reason. */
+/** What the choice of dispatches depends on, for one row of logits. */
+export interface SampledRow {
+  readonly temperature: number;
+  readonly topK: number;
+  readonly topP: number;
+  /** Whether penalties, biases or a mask change its logits first. */
+  readonly adjusts?: boolean;
+  /** How many alternatives are reported with its log probability, if any are. */
+  readonly logprobs?: number;
+}
+
+/**
+ * The dispatches that sample some rows. They do for any other rows for which the same
+ * would be chosen, because temperature, top-k and so on are read from a buffer.
+ */
+export interface SamplingChoice {
+  path: SamplingPath;
+  /** Partial maxima per chunk, for the path "top-k". */
+  parts: number;
+  /** Whether logits are changed first. */
+  adjusts: boolean;
+  /** Whether log probabilities are computed. */
+  logprobs: boolean;
+  reason: string;
+}
+
+/** Chooses the fewest dispatches that are right for all of `rows`, with the reason. */
 export function chooseSampling(
-  { temperature, topK, topP }: {
-    readonly temperature: number;
-    readonly topK: number;
-    readonly topP: number;
-  },
+  rows: readonly SampledRow[],
   vocab: number,
-): { path: SamplingPath; reason: string } {
-  if (temperature === 0) {
-    return { path: "greedy", reason: "temperature 0: the highest logit" };
-  }
-  if (topK > 0 && topK < vocab) {
-    return topK <= SMALL_TOP_K
-      ? { path: "top-k", reason: `top-k of ${topK}: at most ${SMALL_TOP_K}` }
-      : {
-        path: "histogram",
-        reason: `top-k of ${topK}: more than ${SMALL_TOP_K}`,
-      };
-  }
-  return topP < 1
-    ? { path: "histogram", reason: `top-p of ${topP} over the vocabulary` }
-    : { path: "draw", reason: "neither top-k nor top-p" };
+): SamplingChoice {
+  const drawing = rows.filter(({ temperature }) => temperature > 0);
+  const kOf = ({ topK }: SampledRow) => topK < vocab ? topK : 0;
+  const most = drawing.reduce((most, row) => Math.max(most, kOf(row)), 0);
+  const all = drawing.filter((row) => kOf(row) === 0);
+  const nucleus = all.find(({ topP }) => topP < 1);
+  const [path, reason]: [SamplingPath, string] = drawing.length === 0
+    ? ["greedy", "temperature 0: the highest logit"]
+    : most > SMALL_TOP_K
+    ? ["histogram", `top-k of ${most}: more than ${SMALL_TOP_K}`]
+    : nucleus
+    ? ["histogram", `top-p of ${nucleus.topP} over the vocabulary`]
+    : most > 0 && all.length > 0
+    ? ["histogram", `top-k of ${most} beside draws from the whole vocabulary`]
+    : most > 0
+    ? ["top-k", `top-k of ${most}: at most ${SMALL_TOP_K}`]
+    : ["draw", "neither top-k nor top-p"];
+  return {
+    path,
+    parts: chooseTopKParts(path === "top-k" ? most : 1),
+    adjusts: rows.some(({ adjusts }) => adjusts),
+    logprobs: rows.some(({ logprobs }) => logprobs !== undefined),
+    reason,
+  };
 }
 
 /**

@@ -8,12 +8,19 @@
 import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
 import { dispatchWork } from "../dispatch/pass_rows.ts";
 import { LONGEST_WAIT_MS } from "../dispatch/rests.ts";
-import { type Sampling, seenBits } from "../model/sampling.ts";
+import { chooseSampling } from "../dispatch/sampling.ts";
+import {
+  allowedNext,
+  historyOf,
+  type MaskSource,
+  type SampledTokens,
+  type Sampling,
+} from "../model/sampling.ts";
 import { compileAll } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
-import type { ReadWatcher } from "./ring_reader.ts";
-import { addSampling } from "./sample.ts";
+import { OVERFLOW, type ReadWatcher, RingReader } from "./ring_reader.ts";
+import { addSampling, readLogprobs, sampledRow } from "./sample.ts";
 import type { GpuSequences, Pass } from "./sequences.ts";
 
 /**
@@ -52,6 +59,11 @@ export interface DecodeOptions {
   maxTokens: number;
   /** Prompt tokens per forward pass. */
   prefillRows: number;
+  /**
+   * By sequence. If there is one, steps run one at a time: what it allows depends on the
+   * token before, which the consumer accepts.
+   */
+  masks?: readonly (MaskSource | undefined)[];
   /** Prompt tokens that a single sequence holds. */
   cached: number;
   signal?: AbortSignal;
@@ -65,6 +77,8 @@ export class DecodeLoop implements Disposable {
   readonly #last: number;
   /** The forward pass of a step. */
   #decode!: Pass;
+  /** Samples from the logits of the prompts. */
+  readonly #first: Plan;
   /** Samples from the logits of a step. */
   readonly #sample: Plan;
   /** Cached tokens of the longest sequence before the next step to be encoded. */
@@ -78,7 +92,9 @@ export class DecodeLoop implements Disposable {
   /** Whether steps run one at a time in slices, and there are no chunks. */
   #sliced = false;
   /** That piece, until it is submitted. */
-  #piece?: GPUCommandBuffer;
+  #piece?: GPUCommandBuffer[];
+  /** Reads log probabilities, if there are any. */
+  readonly #logprobs?: RingReader;
 
   constructor(
     readonly batch: GpuSequences,
@@ -86,8 +102,13 @@ export class DecodeLoop implements Disposable {
   ) {
     const { gpu } = batch.ops, { watcher } = options;
     this.#last = batch.cache.context - 1;
+    this.#first = this.#own.use(new Plan(gpu));
     this.#sample = this.#own.use(new Plan(gpu));
     this.#size = watcher?.chunk ?? firstChunk(gpu);
+    if (options.sampling.logprobs === undefined) return;
+    const { logprobs } = batch.state, [steps] = logprobs.shape;
+    const ring = logprobs.view(steps, logprobs.bytes / (4 * steps));
+    this.#logprobs = this.#own.use(new RingReader(gpu, ring));
   }
 
   /**
@@ -96,18 +117,22 @@ export class DecodeLoop implements Disposable {
    */
   async prefill(texts: readonly (readonly number[])[]): Promise<void> {
     const { batch, options, batch: { cache, state, reader } } = this;
-    const { ops: { gpu, config } } = batch, { sampling, signal } = options;
-    const { prefillRows: rows, cached } = options;
+    const { ops: { gpu, config } } = batch;
+    const { sampling, step, prefillRows: rows, cached, signal } = options;
     const logits = await batch.prefillAll(texts, { rows, cached, signal });
     texts.forEach((ids, s) => {
-      const seen = seenBits(config.vocabSize, ids);
-      state.seen.write(s * seen.byteLength, seen);
+      const own = { ...sampling, seed: (sampling.seed + s) >>> 0 };
+      const begin = ids.length - step;
+      const history = () =>
+        historyOf(config.vocabSize, ids.slice(0, begin), ids.slice(begin));
+      const masked = options.masks?.[s] !== undefined;
+      state.set(s, own, history, { step, masked });
     });
-    state.step.write(0, new Uint32Array(cache.sequences).fill(options.step));
-    await this.#addFirstSampling(logits);
+    await this.#addSampling(this.#first, logits);
+    this.#mask();
+    this.#first.run();
     reader.drop();
-    const encoder = gpu.device.createCommandEncoder();
-    gpu.device.queue.submit([reader.copy(encoder, cache.flags)]);
+    gpu.device.queue.submit(this.#copy(gpu.device.createCommandEncoder()));
     // Sampling counted its tokens as cached, but only the next step caches them.
     const lengths = cache.lengths.map((n) => Math.min(n, this.#last));
     state.lengths.write(0, lengths);
@@ -118,31 +143,29 @@ export class DecodeLoop implements Disposable {
     await compileAll(gpu, plan.shaders, signal);
     plan.seal();
     this.#sliced = this.#isSlow || this.#isFirst;
-    const longest = { longest: this.#last };
-    this.#own.use(addSampling(this.#sample, next, sampling, state, longest));
-    await compileAll(gpu, this.#sample.shaders, signal);
+    await this.#addSampling(this.#sample, next, this.#last);
     this.#sample.seal();
   }
 
-  async #addFirstSampling(logits: Tensor): Promise<void> {
+  async #addSampling(plan: Plan, logits: Tensor, longest?: number) {
     const { batch: { ops: { gpu }, state }, options } = this;
-    const { sampling, signal } = options;
-    const plan = this.#own.use(new Plan(gpu));
-    this.#own.use(addSampling(plan, logits, sampling, state));
+    const { sampling, signal } = options, [, vocab] = logits.shape;
+    const row = sampledRow(sampling, this.#isMasked);
+    const choice = chooseSampling([row], vocab);
+    this.#own.use(addSampling(plan, logits, choice, state, { longest }));
     await compileAll(gpu, plan.shaders, signal);
-    plan.run();
   }
 
   /** Yields the first token of each sequence, then chunk after chunk of tokens. */
-  async *tokens(): AsyncGenerator<readonly number[], void> {
+  async *tokens(): AsyncGenerator<SampledTokens, void> {
     const { batch: { reader, ops: { gpu } }, options } = this;
-    const { step, signal, watcher } = options;
+    const { step, signal } = options;
     this.#encodeNextChunk();
     let began = performance.now(), from = step;
     for (let steps = 1; steps > 0;) {
       // The call blocks until the submitted work is done; its promise may take 10 ms more.
       const called = performance.now();
-      const arriving = reader.read(from, from + steps, watcher);
+      const arriving = this.#read(from, from + steps);
       this.#waited(steps, performance.now() - called);
       if (this.#piece) this.#submit(this.#piece);
       const now = performance.now();
@@ -199,11 +222,23 @@ export class DecodeLoop implements Disposable {
     return !this.options.watcher && step.msOf(this.#stepWork) > LONGEST_WAIT_MS;
   }
 
+  get #isMasked(): boolean {
+    return this.options.masks?.some((mask) => mask) ?? false;
+  }
+
+  /** Writes which tokens may come next. */
+  #mask(): void {
+    const { options: { masks = [] }, batch: { state } } = this;
+    allowedNext(masks, state.size.vocab).forEach((bits, s) => {
+      if (masks[s]) state.allow(s, bits);
+    });
+  }
+
   /** Runs a step in slices; returns the number of steps, 0 if none is left. */
   async #slowStep(): Promise<number> {
     const { options: { maxTokens, signal }, batch } = this;
     if (this.#planned >= maxTokens) return 0;
-    const { reader, cache, paces, ops: { gpu } } = batch;
+    const { paces, ops: { gpu } } = batch;
     const state = { length: this.#length };
     await paces.step.run(
       this.#decode.plan,
@@ -211,9 +246,9 @@ export class DecodeLoop implements Disposable {
       (dispatch) => this.#workOf(dispatch),
       signal,
     );
+    this.#mask(); // while the device works
     this.#sample.run();
-    const encoder = gpu.device.createCommandEncoder();
-    gpu.device.queue.submit([reader.copy(encoder, cache.flags)]);
+    gpu.device.queue.submit(this.#copy(gpu.device.createCommandEncoder()));
     this.#length = Math.min(this.#length + 1, this.#last);
     this.#planned++;
     this.#sliced = this.#isSlow;
@@ -238,15 +273,16 @@ export class DecodeLoop implements Disposable {
 
   #encodeNextChunk(): void {
     const left = this.options.maxTokens - this.#planned;
-    this.#chunk = this.#sliced ? 0 : Math.min(this.#size, left);
+    const single = this.#sliced || this.#isMasked;
+    this.#chunk = single ? 0 : Math.min(this.#size, left);
     this.#planned += this.#chunk;
     this.#piece = this.#chunk > 0 ? this.#encode(0) : undefined;
   }
 
   /** Encodes the piece that begins at step `at` of the chunk. */
-  #encode(at: number): GPUCommandBuffer {
+  #encode(at: number): GPUCommandBuffer[] {
     const { batch, options: { watcher } } = this, chunk = this.#chunk;
-    const { reader, cache, ops: { gpu } } = batch;
+    const { ops: { gpu } } = batch;
     const began = performance.now();
     const encoder = gpu.device.createCommandEncoder();
     const steps = Math.min(PIECE, chunk - at);
@@ -259,15 +295,33 @@ export class DecodeLoop implements Disposable {
     }
     pass.end();
     const commands = at + steps === chunk
-      ? reader.copy(encoder, cache.flags)
-      : encoder.finish();
+      ? this.#copy(encoder)
+      : [encoder.finish()];
     watcher?.did("encode", began);
     return commands;
   }
 
-  #submit(commands: GPUCommandBuffer): void {
+  /** Finishes `encoder` with copies of what {@linkcode #read} reads. */
+  #copy(encoder: GPUCommandEncoder): GPUCommandBuffer[] {
+    const { reader, cache: { flags }, ops: { gpu } } = this.batch;
+    const more = this.#logprobs &&
+      [this.#logprobs.copy(gpu.device.createCommandEncoder(), flags)];
+    return [reader.copy(encoder, flags), ...more ?? []];
+  }
+
+  /** Reads steps `from … to` from the oldest copy, or {@linkcode OVERFLOW}. */
+  async #read(from: number, to: number): Promise<SampledTokens> {
+    const { batch: { reader }, options: { watcher } } = this;
+    const arriving = reader.read(from, to, watcher);
+    const more = this.#logprobs?.read(from, to);
+    const ids = await arriving, words = await more;
+    if (ids === OVERFLOW || words === undefined) return ids;
+    return Object.assign([...ids], { logprobs: readLogprobs(words) });
+  }
+
+  #submit(commands: GPUCommandBuffer[]): void {
     const began = performance.now();
-    this.batch.ops.gpu.device.queue.submit([commands]);
+    this.batch.ops.gpu.device.queue.submit(commands);
     this.options.watcher?.did("submit", began);
   }
 

@@ -30,7 +30,12 @@ import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
 import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
 import type { Runner } from "../model/runner.ts";
-import { type Sampling, validToken } from "../model/sampling.ts";
+import {
+  type MaskSource,
+  type SampledTokens,
+  type Sampling,
+  validToken,
+} from "../model/sampling.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
@@ -172,7 +177,8 @@ export class GpuRunner implements Runner {
     maxTokens: number,
     signal?: AbortSignal,
     cached = 0,
-  ): AsyncGenerator<readonly number[], void> {
+    masks: readonly (MaskSource | undefined)[] = [],
+  ): AsyncGenerator<SampledTokens, void> {
     this.#requireDevice("generate");
     const sequences = prompts.length;
     using several = sequences > 1
@@ -194,6 +200,7 @@ export class GpuRunner implements Runner {
           step,
           maxTokens: maxTokens - step,
           prefillRows: this.prefillRows,
+          masks,
           cached,
           signal,
           watcher: this.watcher,

@@ -17,11 +17,7 @@ import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import { RingReader } from "./ring_reader.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
-import {
-  createSamplerBuffers,
-  type SamplerBuffers,
-  type SamplerState,
-} from "./sample.ts";
+import { SamplerState } from "./sample.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /**
@@ -75,7 +71,8 @@ export class GpuSequences implements Disposable {
   readonly reader: RingReader;
   readonly #passes = new Map<string, Pass>();
   readonly #own = new DisposableStack();
-  readonly #state: SamplerBuffers;
+  /** What sampling reads and writes. */
+  readonly state: SamplerState;
   #cache: GpuKvCache;
   #firstLogits?: Tensor;
 
@@ -88,8 +85,10 @@ export class GpuSequences implements Disposable {
     const { gpu, config } = ops, { sequences } = cache;
     this.#cache = cache;
     const size = { sequences, vocab: config.vocabSize, steps: RING };
-    this.#state = this.#own.use(createSamplerBuffers(gpu, size));
-    this.reader = this.#own.use(new RingReader(gpu, this.#state.ring));
+    this.state = this.#own.use(
+      new SamplerState(gpu, size, cache.lengthsOnDevice),
+    );
+    this.reader = this.#own.use(new RingReader(gpu, this.state.ring));
   }
 
   /**
@@ -120,11 +119,6 @@ export class GpuSequences implements Disposable {
 
   get cache(): GpuKvCache {
     return this.#cache;
-  }
-
-  /** The buffers that sampling reads and writes. */
-  get state(): SamplerState {
-    return { ...this.#state, lengths: this.#cache.lengthsOnDevice };
   }
 
   /**
@@ -167,7 +161,7 @@ export class GpuSequences implements Disposable {
       !states;
     if (this.#passes.size >= MOST_PASSES) {
       const [oldest, { plan }] = [...this.#passes]
-        .find(([, { input }]) => input !== this.#state.tokens)!;
+        .find(([, { input }]) => input !== this.state.tokens)!;
       plan[Symbol.dispose]();
       this.#passes.delete(oldest);
     }
@@ -175,7 +169,7 @@ export class GpuSequences implements Disposable {
     const plan = unfinished.use(new Plan(gpu));
     const rows = sequences * tokens;
     const input = whole
-      ? this.#state.tokens
+      ? this.state.tokens
       : Tensor.create(gpu, "u32", [rows], undefined, "prompt");
     if (!whole) plan.own(input);
     ops.plan = plan;
@@ -336,6 +330,7 @@ export class GpuSequences implements Disposable {
       context,
       "f32",
     );
+    this.state.lengths = this.#cache.lengthsOnDevice;
   }
 
   #forgetPasses(): void {

@@ -4,7 +4,7 @@
  * @module
  */
 import type { KeptCache } from "./kv_cache.ts";
-import type { Sampling } from "./sampling.ts";
+import type { MaskSource, SampledTokens, Sampling } from "./sampling.ts";
 
 /** An operation of a GPU run that had to run on the CPU. */
 export interface Fallback {
@@ -60,14 +60,17 @@ export interface Runner extends Disposable {
   /**
    * Samples up to `maxTokens` tokens after each prompt, with all sequences in lockstep.
    * Yields chunks of ids: one token of each sequence, then the next of each. The first
-   * chunk holds only the first token of each. Where logits cannot be sampled from, there
-   * is a `FAULT` (lib/dispatch/sampling.ts) instead of an id. Sequence `s` samples with the
-   * seed `(seed + s) mod 2³²`. Sequences do not end on their own: the consumer ignores
+   * chunk holds only the first token of each. With `logprobs`, log probabilities come with
+   * them. Where logits cannot be sampled from, there is a `FAULT` (lib/dispatch/sampling.ts)
+   * instead of an id. Sequence `s` samples with the seed `(seed + s) mod 2³²`. Sequences do not end on their own: the consumer ignores
    * those that are finished, and leaves the loop to stop. A sequence that fills its context
    * keeps overwriting its last position, and its further tokens are meaningless.
    *
    * A single prompt may leave out its first `cached` tokens, at most as many as
    * `cachedTokens` says.
+   *
+   * With `masks`, by sequence, every chunk holds a single token of each. They are asked for
+   * the next when the consumer is.
    *
    * @throws {MemoryError} if several sequences do not fit (see `requireRoom`).
    */
@@ -77,5 +80,6 @@ export interface Runner extends Disposable {
     maxTokens: number,
     signal?: AbortSignal,
     cached?: number,
-  ): AsyncGenerator<readonly number[], void>;
+    masks?: readonly (MaskSource | undefined)[],
+  ): AsyncGenerator<SampledTokens, void>;
 }

@@ -4,8 +4,13 @@
  *
  * @module
  */
-import { FAULT, HIGHEST_SCORE } from "../dispatch/sampling.ts";
-import { wrongOption } from "../errors.ts";
+import {
+  FAULT,
+  HIGHEST_SCORE,
+  MOST_BIASES,
+  MOST_LOGPROBS,
+} from "../dispatch/sampling.ts";
+import { described, OptionError, testKind, wrongOption } from "../errors.ts";
 import {
   type GenerationDefaults,
   SAMPLING_RANGES,
@@ -27,19 +32,111 @@ export interface SamplingOptions {
    * https://arxiv.org/abs/1909.05858).
    */
   repetitionPenalty?: number;
+  /**
+   * From -2 to 2: what is subtracted from the logit of a token that was generated before.
+   * Unlike `repetitionPenalty`, this and `frequencyPenalty` ignore the prompt, as in
+   * OpenAI's API.
+   */
+  presencePenalty?: number;
+  /** From -2 to 2: is subtracted once for each time that a token was generated. */
+  frequencyPenalty?: number;
+  /**
+   * Numbers from -100 to 100 by token id, which are added to the model's logits before the
+   * penalties apply, for at most 1,024 tokens. In effect, -100 bans a token and 100 forces
+   * it.
+   */
+  logitBias?: Readonly<Record<number, number>>;
+  /**
+   * Reports the log probability of each token, and those of as many of the most likely
+   * ones, from 0 to 20. They are log(softmax(logits)) after biases, penalties and a mask,
+   * before temperature, top-k, top-p and min-p. vLLM calls that its processed log
+   * probabilities, except that those are after the temperature; what it returns by default
+   * is before everything. OpenAI's documentation does not say.
+   */
+  logprobs?: number;
   /** A 32-bit integer; the same seed gives the same text. Random by default. */
   seed?: number;
 }
 
-/** Options with every default filled in. `temperature: 0` is greedy. */
-export type Sampling = Readonly<Required<SamplingOptions>>;
+/**
+ * Options with every default filled in. `temperature: 0` is greedy; without `logprobs`,
+ * there are none.
+ */
+export type Sampling =
+  & Readonly<Required<Omit<SamplingOptions, "logprobs">>>
+  & Readonly<Pick<SamplingOptions, "logprobs">>;
+
+/** The log probability of a token. */
+export interface TokenLogprob {
+  tokenId: number;
+  /** The natural logarithm of its probability; at most 0. */
+  logprob: number;
+}
+
+/** What {@linkcode SamplingOptions.logprobs} asks for. */
+export interface Logprobs {
+  /** The log probability of the token that was chosen. */
+  logprob: number;
+  /**
+   * The most likely tokens, in order. Those that cannot come next are left out, so there may
+   * be fewer than asked for.
+   */
+  top: readonly TokenLogprob[];
+}
+
+/** Token ids with, if they were asked for, as many log probabilities. */
+export type SampledTokens = readonly number[] & {
+  readonly logprobs?: readonly Logprobs[];
+};
+
+/** Which tokens may come next; asked before each token of a sequence. */
+export interface TokenMask {
+  /**
+   * Sets bit `id % 32` of word `floor(id / 32)` of `bits`, which are all 0, for each token
+   * that may come next. Returns false, whatever the bits, if any token may.
+   */
+  fill(bits: Uint32Array): boolean;
+  /** Tells it the token that was sampled. */
+  accept(tokenId: number): void;
+}
+
+/** What samplers need of a {@linkcode TokenMask}. */
+export type MaskSource = Pick<TokenMask, "fill">;
+
+/**
+ * Asks masks what may come next in each sequence. Returns bits as {@linkcode TokenMask}
+ * describes; undefined where there is no mask, or it allows everything.
+ */
+export function allowedNext(
+  masks: readonly (MaskSource | undefined)[],
+  vocab: number,
+): (Uint32Array<ArrayBuffer> | undefined)[] {
+  return masks.map((mask) => {
+    const bits = new Uint32Array(Math.ceil(vocab / 32));
+    return mask?.fill(bits) ? bits : undefined;
+  });
+}
+
+/** The options that are numbers. */
+type NumericOption = Exclude<keyof SamplingOptions, "logitBias">;
+
+const PENALTY: [(value: number) => boolean, string] = [
+  (p) => p >= -2 && p <= 2,
+  "from -2 to 2",
+];
 
 /** The range of each option, as a condition and in words. */
 const RANGES: Record<
-  keyof SamplingOptions,
+  NumericOption,
   [inRange: (value: number) => boolean, range: string]
 > = {
   ...SAMPLING_RANGES,
+  presencePenalty: PENALTY,
+  frequencyPenalty: PENALTY,
+  logprobs: [
+    (n) => n >= 0 && n <= MOST_LOGPROBS && Number.isInteger(n),
+    `an integer from 0 to ${MOST_LOGPROBS}`,
+  ],
   seed: [
     (s) => s >= 0 && s < 2 ** 32 && Number.isInteger(s),
     "an integer from 0 to 4294967295",
@@ -58,20 +155,20 @@ const RANGES: Record<
  * console.assert(resolveSampling({}).temperature === 0); // greedy
  * ```
  *
+ * @param vocab the number of tokens, which limits the ids of `logitBias`
  * @throws {OptionError} if an option is not finite or out of its range.
  */
 export function resolveSampling(
   options: SamplingOptions,
   defaults: GenerationDefaults = {},
+  vocab = Infinity,
 ): Sampling {
-  function pick(
-    key: Exclude<keyof SamplingOptions, "seed">,
-    otherwise: number,
-  ): number {
-    return options[key] !== undefined
-      ? inRange(key, options[key])
-      : defaults[key] ?? otherwise;
+  function given(key: NumericOption): number | undefined {
+    const value = options[key];
+    return value === undefined ? undefined : inRange(key, value);
   }
+  const pick = (key: keyof typeof SAMPLING_RANGES, otherwise: number) =>
+    given(key) ?? defaults[key] ?? otherwise;
   const temperature = pick("temperature", 1);
   const asked = options.temperature ?? options.topK ?? options.topP ??
     options.minP;
@@ -82,13 +179,48 @@ export function resolveSampling(
     topP: pick("topP", 1),
     minP: pick("minP", 0),
     repetitionPenalty: pick("repetitionPenalty", 1),
-    seed: options.seed !== undefined
-      ? inRange("seed", options.seed)
-      : crypto.getRandomValues(new Uint32Array(1))[0],
+    presencePenalty: given("presencePenalty") ?? 0,
+    frequencyPenalty: given("frequencyPenalty") ?? 0,
+    logitBias: checkBias(options.logitBias ?? {}, vocab),
+    logprobs: given("logprobs"),
+    seed: given("seed") ?? crypto.getRandomValues(new Uint32Array(1))[0],
   };
 }
 
-function inRange(key: keyof SamplingOptions, value: number): number {
+/** Returns a copy. */
+function checkBias(
+  bias: Readonly<Record<number, number>>,
+  vocab: number,
+): Record<number, number> {
+  const key = "logitBias", must = testKind(bias, "object");
+  if (must) throw wrongOption("Cannot sample", key, bias, must);
+  const wrong = (what: string) =>
+    new OptionError(key, `Cannot sample: ${key} ${what}`);
+  const entries = Object.entries(bias);
+  if (entries.length > MOST_BIASES) {
+    throw wrong(
+      `has ${entries.length} tokens, must have at most ${MOST_BIASES}`,
+    );
+  }
+  for (const [id, value] of entries) {
+    // Keys are text in any case; "1e3" and "01" would be other tokens than they seem.
+    if (!/^(0|[1-9]\d*)$/.test(id) || Number(id) >= vocab) {
+      throw wrong(
+        `has token ${described(id)}, must have ids ${
+          vocab === Infinity ? "of tokens" : `from 0 to ${vocab - 1}`
+        }`,
+      );
+    }
+    if (!(typeof value === "number" && value >= -100 && value <= 100)) {
+      throw wrong(
+        `of token ${id} is ${described(value)}, must be from -100 to 100`,
+      );
+    }
+  }
+  return Object.fromEntries(entries);
+}
+
+function inRange(key: NumericOption, value: number): number {
   const [test, range] = RANGES[key];
   if (!Number.isFinite(value) || !test(value)) {
     throw wrongOption("Cannot sample", key, value, range);
@@ -96,28 +228,41 @@ function inRange(key: keyof SamplingOptions, value: number): number {
   return value;
 }
 
-/**
- * Marks tokens that a repetition penalty applies to: sets bit `id % 32` of word
- * `floor(id / 32)` for each id.
- */
-export function markSeen(seen: Uint32Array, ids: Iterable<number>): void {
-  for (const id of ids) seen[id >>> 5] |= 1 << (id & 31);
+/** Whether the options change logits before sampling. */
+export function adjustsLogits(
+  { repetitionPenalty, presencePenalty, frequencyPenalty, logitBias }: Sampling,
+): boolean {
+  return repetitionPenalty !== 1 || presencePenalty !== 0 ||
+    frequencyPenalty !== 0 || Object.keys(logitBias).length > 0;
 }
 
-/** Creates a bit set in which `ids` are marked (see {@linkcode markSeen}). */
-export function seenBits(
+/** A token's history: this bit if it is in the prompt. */
+const IN_PROMPT = 0x80000000;
+
+/**
+ * What penalties depend on, u32 `[vocab]`: the highest bit is set if the token is in the
+ * prompt, the others count how often it was generated.
+ */
+export type History = Uint32Array<ArrayBuffer>;
+
+/** Creates the history of a sequence. */
+export function historyOf(
   vocab: number,
-  ids: Iterable<number>,
-): Uint32Array<ArrayBuffer> {
-  const seen = new Uint32Array(Math.ceil(vocab / 32));
-  markSeen(seen, ids);
-  return seen;
+  prompt: Iterable<number>,
+  generated: Iterable<number> = [],
+): History {
+  const history = new Uint32Array(vocab);
+  for (const id of prompt) history[id] = IN_PROMPT;
+  for (const id of generated) history[id]++;
+  return history;
 }
 
 const FAULT_TEXT: Readonly<Record<number, string>> = {
   [FAULT.nan]: "hold NaN, must be numbers",
   [FAULT.infinity]: "hold Infinity, must be finite or -Infinity",
   [FAULT.none]: "are all -Infinity, at least one must be finite",
+  [FAULT.masked]:
+    "are -Infinity for every token that the mask allows, at least one must be finite",
 };
 
 /** Says what is wrong with logits if `id` is a `FAULT` and not a token. */
@@ -127,57 +272,70 @@ export const faultText = (id: number): string | undefined => FAULT_TEXT[id];
 export const validToken = (id: number): number => id in FAULT_TEXT ? 0 : id;
 
 /**
- * Samples the next token of each sequence in a batch from its row of logits, and marks
- * it in the sequence's `seen`. Sequence `s` draws with the seed `(seed + s) mod 2³²`.
+ * Samples the next token of each sequence in a batch from its row of logits, and counts
+ * it in the sequence's history. Sequence `s` draws with the seed `(seed + s) mod 2³²`.
+ * `allowed` are the bits that masks have filled, undefined where there are none.
  */
 export function sampleEach(
   rows: readonly Float32Array[],
   sampling: Sampling,
-  seen: readonly Uint32Array[],
+  histories: readonly History[],
   step: number,
-): number[] {
-  return rows.map((row, s) => {
+  allowed: readonly (Uint32Array | undefined)[] = [],
+): SampledTokens {
+  const logprobs: Logprobs[] = [];
+  const ids = rows.map((row, s) => {
     const own = { ...sampling, seed: (sampling.seed + s) >>> 0 };
-    const id = sample(row, own, seen[s], step);
-    markSeen(seen[s], [id]);
+    const scores = adjusted(row, sampling, histories[s], allowed[s]);
+    const id = sample(scores, own, step, allowed[s] !== undefined);
+    histories[s][id]++; // none for a fault
+    if (sampling.logprobs !== undefined) {
+      logprobs.push(logprobsOf(scores, validToken(id), sampling.logprobs));
+    }
     return id;
   });
+  return sampling.logprobs === undefined
+    ? ids
+    : Object.assign(ids, { logprobs });
 }
 
 /**
- * Samples the next token. `logits` is `[vocab]` and is not changed; `seen` has a bit
- * for each token (see {@linkcode markSeen}) and is read only if there is a penalty;
+ * Samples the next token. `logits`, `[vocab]`, are {@linkcode adjusted} and are not changed;
  * `step` counts the tokens generated before this one.
  *
- * Penalty, temperature, top-k, top-p and min-p apply in this order, as in transformers.
- * The draw is the Gumbel-max trick: of the kept tokens, the one with the largest
+ * Temperature, top-k, top-p and min-p apply in this order, as in transformers. The draw is
+ * the Gumbel-max trick: of the kept tokens, the one with the largest
  * `(logit − max) / temperature + gumbel(gumbelHash(seed, step, id))` wins. That is
  * distributed as softmax and needs no state and no running sum, so a GPU can make the
  * same choice. Ties go to the lowest id.
  *
- * Returns a `FAULT` if a logit is NaN or +Infinity, or none is finite.
+ * Returns a `FAULT` if a logit is NaN or +Infinity, or none is finite; `masked` says why
+ * that may be.
  */
 export function sample(
   logits: Float32Array,
-  sampling: Sampling,
-  seen: Uint32Array,
+  { temperature, topK = 0, topP = 1, minP = 0, seed }:
+    & Pick<
+      SamplingOptions,
+      "topK" | "topP" | "minP"
+    >
+    & { temperature: number; seed: number },
   step: number,
+  masked = false,
 ): number {
-  const { temperature, topK, seed } = sampling;
-  const fault = faultOf(logits);
+  const fault = faultOf(logits, masked);
   if (fault !== undefined) return fault;
-  const scores = penalize(logits, sampling.repetitionPenalty, seen);
-  const best = argmax(scores);
+  const best = argmax(logits);
   if (temperature === 0) return best;
-  const scaled = (id: number) => (scores[id] - scores[best]) / temperature;
+  const scaled = (id: number) => (logits[id] - logits[best]) / temperature;
 
-  let kept = topK > 0 && topK < scores.length
-    ? atLeast(scores, kthLargest(scores, topK))
-    : atLeast(scores, -Infinity);
-  if (sampling.topP < 1) kept = nucleus(kept, scaled, sampling.topP);
+  let kept = topK > 0 && topK < logits.length
+    ? atLeast(logits, kthLargest(logits, topK))
+    : atLeast(logits, -Infinity);
+  if (topP < 1) kept = nucleus(kept, scaled, topP);
 
   // min-p keeps exp(scaled) ≥ minP, since the most likely token has exp(0).
-  const lowest = Math.log(sampling.minP);
+  const lowest = Math.log(minP);
   const key = stepKey(seed, step);
   let token = best;
   let highest = -Infinity;
@@ -198,29 +356,83 @@ export function sample(
   return token;
 }
 
-function penalize(
+/**
+ * Logits after what changes them before sampling, in this order: biases are added;
+ * `repetitionPenalty` multiplies what is below 0 and divides the rest, for tokens that have
+ * a history; `frequencyPenalty` is subtracted for each time that a token was generated, and
+ * `presencePenalty` if it was; tokens whose bit in `allowed` is 0 become -Infinity. Logits
+ * that are not finite stay as they are. Returns `logits` itself if there is nothing to do.
+ */
+export function adjusted(
   logits: Float32Array,
-  penalty: number,
-  seen: Uint32Array,
+  {
+    repetitionPenalty: repetition = 1,
+    presencePenalty: presence = 0,
+    frequencyPenalty: frequency = 0,
+    logitBias = {},
+  }: SamplingOptions,
+  history: Uint32Array,
+  allowed?: Uint32Array,
 ): Float32Array {
-  if (penalty === 1) return logits;
-  if (seen.length * 32 < logits.length) {
-    throw new Error(
-      `Cannot apply a repetition penalty: seen has ${
-        seen.length * 32
-      } bits, must have one for each of ${logits.length} logits`,
-    );
+  const biases = Object.entries(logitBias);
+  const penalizes = repetition !== 1 || presence !== 0 || frequency !== 0;
+  if (!penalizes && !allowed && biases.length === 0) return logits;
+  const bounded = (x: number) =>
+    Math.min(Math.max(x, -HIGHEST_SCORE), HIGHEST_SCORE);
+  const scores = logits.slice();
+  for (const [id, bias] of biases) {
+    const at = Number(id);
+    if (Number.isFinite(scores[at])) scores[at] = bounded(scores[at] + bias);
   }
-  return logits.map((logit, id) => {
-    if ((seen[id >>> 5] >>> (id & 31) & 1) === 0) return logit;
-    const score = logit < 0 ? logit * penalty : logit / penalty;
-    if (logit === -Infinity) return logit;
-    return Math.min(Math.max(score, -HIGHEST_SCORE), HIGHEST_SCORE);
-  });
+  if (penalizes) {
+    for (let id = 0; id < scores.length; id++) {
+      const known = history[id], x = scores[id];
+      if (known === 0 || !Number.isFinite(x)) continue;
+      const times = known & ~IN_PROMPT;
+      const penalty = times * frequency + (times > 0 ? presence : 0);
+      scores[id] = bounded(
+        (x < 0 ? x * repetition : x / repetition) - penalty,
+      );
+    }
+  }
+  if (allowed) {
+    for (let id = 0; id < scores.length; id++) {
+      const out = (allowed[id >>> 5] >>> (id & 31) & 1) === 0;
+      if (out && Number.isFinite(scores[id])) scores[id] = -Infinity;
+    }
+  }
+  return scores;
+}
+
+/** The log probabilities of logits `[vocab]`, f64 `[vocab]`. */
+export function logSoftmax(logits: Float32Array): Float64Array {
+  const top = logits.reduce((most, x) => Math.max(most, x), -Infinity);
+  let mass = 0;
+  for (let id = 0; id < logits.length; id++) mass += Math.exp(logits[id] - top);
+  const log = Math.log(mass);
+  return Float64Array.from(logits, (x) => x - top - log);
+}
+
+/** The log probabilities of `token` and of the `n` most likely tokens. */
+export function logprobsOf(
+  logits: Float32Array,
+  token: number,
+  n: number,
+): Logprobs {
+  const all = logSoftmax(logits), most = Math.min(n, logits.length);
+  const ids = most === 0
+    ? new Uint32Array()
+    : atLeast(logits, Math.max(kthLargest(logits, most), -Number.MAX_VALUE));
+  const top = [...ids].sort((a, b) => logits[b] - logits[a] || a - b)
+    .slice(0, most);
+  return {
+    logprob: all[token],
+    top: top.map((tokenId) => ({ tokenId, logprob: all[tokenId] })),
+  };
 }
 
 /** Why logits cannot be sampled from, if so. */
-function faultOf(logits: Float32Array): number | undefined {
+function faultOf(logits: Float32Array, masked: boolean): number | undefined {
   let most = -Infinity;
   for (let id = 0; id < logits.length; id++) {
     const logit = logits[id];
@@ -228,7 +440,8 @@ function faultOf(logits: Float32Array): number | undefined {
     if (logit > most) most = logit;
   }
   if (most === Infinity) return FAULT.infinity;
-  return most === -Infinity ? FAULT.none : undefined;
+  if (most > -Infinity) return undefined;
+  return masked ? FAULT.masked : FAULT.none;
 }
 
 function argmax(scores: Float32Array): number {

@@ -34,7 +34,8 @@ import { type AddOptions, Plan } from "../webgpu/plan.ts";
 import { familyOf } from "../model/families.ts";
 import { finish, mapWeights, stackedShape } from "../model/family.ts";
 import { shortened, tryInstead } from "../text/messages.ts";
-import { addSampling, createSamplerBuffers } from "../gpu/sample.ts";
+import { chooseSampling } from "../dispatch/sampling.ts";
+import { addSampling, sampledRow, SamplerState } from "../gpu/sample.ts";
 import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 import {
@@ -444,17 +445,16 @@ function recordPasses(
     family.forward(ops, weights, u32("tokens", tokens), cache),
   );
   const size = { sequences: 1, vocab: vocabSize, steps: 256 };
-  const state = {
-    ...createSamplerBuffers(gpu, size),
-    lengths: cache.lengthsOnDevice,
-  };
+  const state = new SamplerState(gpu, size, cache.lengthsOnDevice);
   const ways: SamplingOptions[] = [
     { temperature: 0 },
     { temperature: 1, topK: 20, topP: 0.95 },
     { temperature: 1, topK: 0, topP: 0.95 },
+    { temperature: 0, presencePenalty: 1, logprobs: 20 },
   ];
   for (const way of ways) {
-    addSampling(plan, logits, resolveSampling({ ...way, seed: 1 }), state);
+    const row = sampledRow(resolveSampling({ ...way, seed: 1 }));
+    addSampling(plan, logits, chooseSampling([row], vocabSize), state);
   }
   return plan.calls;
 }

@@ -100,8 +100,8 @@ gpuTest("debug names the token of wrong sampling", async () => {
     [
       "sampleFinish",
       { temperature: 2, topK: 20, seed: 3 },
-      "u.seed + sequence",
-      "u.seed + sequence + 1u",
+      "seed_of(sequence)",
+      "seed_of(sequence) + 1u",
     ],
   ] as const;
   for (const [kernel, sampling, from, to] of ways) {
@@ -129,6 +129,7 @@ gpuTest("debug accepts correct sampling of every kind", async () => {
   for (
     const sampling of [
       { temperature: 0, repetitionPenalty: 1.3 },
+      { temperature: 0, presencePenalty: 2, logitBias: { 3: -100 } },
       { temperature: 0.7, topK: 20, topP: 0.8 },
       { temperature: 1, topK: 0 },
       { temperature: 1, topK: 0, topP: 0.9 },

@@ -18,6 +18,7 @@ import {
 } from "../../lib/dispatch/precision.ts";
 import {
   chooseLogitChunks,
+  chooseSampling,
   chooseTopKParts,
 } from "../../lib/dispatch/sampling.ts";
 import { DeviceError } from "../../lib/errors.ts";
@@ -181,6 +182,45 @@ Deno.test("logits are split so that a thread holds at most 16", () => {
   assertEquals(chooseLogitChunks(151_936, 256), 64);
   assertThrows(() => chooseLogitChunks(2 ** 18, 256), Error, "below 262144");
   assertEquals([1, 32, 33, 64].map(chooseTopKParts), [64, 64, 128, 128]);
+});
+
+Deno.test("sampling takes the fewest dispatches that are right for every row", () => {
+  const vocab = 1000;
+  const row = (temperature: number, topK = 0, topP = 1) => ({
+    temperature,
+    topK,
+    topP,
+  });
+  const greedy = row(0, 5, 0.5), all = row(1), small = row(1, 20, 0.9);
+  const path = (...rows: ReturnType<typeof row>[]) => {
+    const { path, parts, reason } = chooseSampling(rows, vocab);
+    return `${path} ${parts}: ${reason}`;
+  };
+  assertEquals(path(), "greedy 64: temperature 0: the highest logit");
+  assertEquals(path(greedy), path());
+  assertEquals(path(greedy, all), "draw 64: neither top-k nor top-p");
+  assertEquals(path(row(1, vocab)), path(all));
+  assertEquals(path(small, greedy), "top-k 64: top-k of 20: at most 64");
+  assertEquals(path(small, row(1, 50)), "top-k 128: top-k of 50: at most 64");
+  assertEquals(
+    path(small, all),
+    "histogram 64: top-k of 20 beside draws from the whole vocabulary",
+  );
+  assertEquals(
+    path(all, row(1, 0, 0.9), greedy),
+    "histogram 64: top-p of 0.9 over the vocabulary",
+  );
+  assertEquals(
+    path(small, row(1, 65)),
+    "histogram 64: top-k of 65: more than 64",
+  );
+  const more = chooseSampling([{ ...all, adjusts: true }, {
+    ...all,
+    logprobs: 0,
+  }], vocab);
+  assertEquals([more.adjusts, more.logprobs], [true, true]);
+  const none = chooseSampling([all], vocab);
+  assertEquals([none.adjusts, none.logprobs], [false, false]);
 });
 
 Deno.test("a software renderer gets passes whose dispatches are short", () => {

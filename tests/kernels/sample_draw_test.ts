@@ -9,11 +9,11 @@ gpuTest(
   async (_, trial) => {
     const { random } = trial;
     for (const [vocab, chunks] of SIZES) {
-      for (const minP of [0, 0.2, 1]) {
-        const temperature = random.pick([0.3, 1, 2.5]);
-        const shape = { sequences: random.int(1, 3), vocab, chunks };
-        await checkCase(sampleDraw, trial, { ...shape, temperature, minP });
-      }
+      const rows = [0, 0.2, 1].map((minP) => ({
+        temperature: random.pick([0, 0.3, 1, 2.5]),
+        minP,
+      }));
+      await checkCase(sampleDraw, trial, { sequences: 3, vocab, chunks, rows });
     }
   },
 );
@@ -23,13 +23,25 @@ gpuTest(
   async (_, trial) => {
     const { random } = trial;
     for (const [vocab, chunks] of SIZES) {
-      const shape = { sequences: 1, vocab, chunks };
       const topK = random.int(1, vocab - 1),
         topP = random.pick([0.1, 0.7, 0.95]);
       const temperature = random.pick([0.3, 1, 2.5]);
-      await checkCase(sampleDraw, trial, { ...shape, temperature, topK });
-      await checkCase(sampleDraw, trial, { ...shape, temperature, topP });
-      await checkCase(sampleDraw, trial, { ...shape, temperature, topK, topP });
+      const rows = [
+        { temperature, topK },
+        { temperature, topP },
+        { temperature, topK, topP },
+        { temperature },
+        { temperature: 0 },
+      ];
+      const shape = { vocab, chunks };
+      await checkCase(sampleDraw, trial, { sequences: 5, ...shape, rows });
+      for (const row of rows.slice(0, 3)) {
+        await checkCase(sampleDraw, trial, {
+          sequences: 1,
+          ...shape,
+          rows: [row],
+        });
+      }
     }
   },
 );

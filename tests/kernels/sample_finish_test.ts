@@ -1,15 +1,33 @@
 import { sampleFinish } from "../../kernels/sample_finish.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { checkCase } from "../support/kernel_case.ts";
+import type { Random } from "../support/random.ts";
 
 const SIZES = [[35, 4], [1024, 1], [4097, 8], [20001, 64]];
+
+/** Rows that are drawn from, greedy and idle, in any order but the idle one last. */
+function mixed(
+  random: Random,
+  sequences: number,
+  limits: () => { topK?: number; topP?: number },
+) {
+  const rows = Array.from(
+    { length: sequences },
+    () => random.int(0, 3) ? limits() : { topK: 1, greedy: true },
+  );
+  return { sequences: sequences + random.int(0, 1), rows };
+}
 
 gpuTest(
   "sampleFinish picks the best of all chunks and advances the loop",
   async (_, trial) => {
+    const { random } = trial;
     for (const [vocab, chunks] of SIZES) {
-      const shape = { sequences: trial.random.int(1, 5), vocab, chunks };
-      await checkCase(sampleFinish, trial, { ...shape, from: "winners" });
+      for (const counts of [false, true]) {
+        const some = mixed(random, random.int(1, 4), () => ({}));
+        const shape = { ...some, vocab, chunks, counts };
+        await checkCase(sampleFinish, trial, { ...shape, from: "winners" });
+      }
     }
   },
 );
@@ -19,10 +37,12 @@ gpuTest(
   async (_, trial) => {
     const { random } = trial;
     for (const [vocab, chunks] of SIZES) {
-      const sequences = random.int(1, 3), topK = random.int(1, 34);
-      const shape = { sequences, vocab, chunks, from: "top-k", topK } as const;
-      await checkCase(sampleFinish, trial, shape);
-      await checkCase(sampleFinish, trial, { ...shape, topP: 0.6 });
+      for (const topP of [1, 0.6]) {
+        const limits = () => ({ topK: random.int(1, 34), topP });
+        const some = mixed(random, random.int(1, 3), limits);
+        const shape = { ...some, vocab, chunks, from: "top-k" } as const;
+        await checkCase(sampleFinish, trial, shape);
+      }
     }
   },
 );
@@ -32,11 +52,10 @@ gpuTest(
   async (_, trial) => {
     const { random } = trial;
     for (const [vocab, chunks] of SIZES) {
-      const shape = { sequences: 1, vocab, chunks, from: "histogram" } as const;
       const topK = random.int(1, vocab - 1), topP = random.pick([0.2, 0.9]);
-      await checkCase(sampleFinish, trial, { ...shape, topK });
-      await checkCase(sampleFinish, trial, { ...shape, topP });
-      await checkCase(sampleFinish, trial, { ...shape, topK, topP });
+      const rows = [{ topK }, { topP }, { topK, topP }, {}, { greedy: true }];
+      const shape = { vocab, chunks, from: "histogram" } as const;
+      await checkCase(sampleFinish, trial, { ...shape, sequences: 6, rows });
     }
   },
 );

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { topKRecords } from "../../kernels/sample_case.ts";
 import { sampleTopK } from "../../kernels/sample_top_k.ts";
-import { gpuTest } from "../support/gpu.ts";
+import { gpuTest, lanes } from "../support/gpu.ts";
 import { checkCase } from "../support/kernel_case.ts";
 
 gpuTest(
@@ -11,13 +11,29 @@ gpuTest(
     const sizes = [[1, 1], [35, 4], [1024, 2], [4097, 8], [20001, 64]];
     for (const [vocab, chunks] of sizes) {
       for (const k of [1, 32, 64, random.int(2, 63)]) {
-        const sequences = random.int(1, 3), penalty = random.pick([1, 1.5]);
-        const shape = { sequences, vocab, chunks };
-        await checkCase(sampleTopK, trial, { ...shape, penalty, k });
+        const sequences = random.int(1, 3);
+        const ks = Array.from(
+          { length: sequences },
+          (_, s) => s > 0 ? random.int(1, k) : k,
+        );
+        await checkCase(sampleTopK, trial, { sequences, vocab, chunks, k: ks });
       }
+      const all = { sequences: 2, vocab, chunks, k: [20, 20], mass: true };
+      await checkCase(sampleTopK, trial, all);
     }
   },
 );
+
+gpuTest("sampleTopK gives the same without subgroups", async (gpu, trial) => {
+  const sizes = { sequences: 2, vocab: 2003, chunks: 4, k: [20, 20] };
+  await checkCase(sampleTopK, trial, sizes, lanes(gpu, false));
+  await checkCase(
+    sampleTopK,
+    trial,
+    { ...sizes, mass: true },
+    lanes(gpu, false),
+  );
+});
 
 Deno.test("the k highest of a row are among the candidates of its chunks", () => {
   const row = Float32Array.from({ length: 5003 }, (_, i) => i * 7919 % 5003);

@@ -6,9 +6,14 @@ import {
 } from "@std/assert";
 import { FAULT } from "../../lib/dispatch/sampling.ts";
 import {
+  adjusted,
+  faultText,
   gumbel,
   gumbelHash,
-  markSeen,
+  type History,
+  historyOf,
+  logprobsOf,
+  logSoftmax,
   resolveSampling,
   sample,
   sampleEach,
@@ -20,28 +25,51 @@ import { randomTest, uniform } from "../support/random.ts";
 import { only } from "../support/sampling_inputs.ts";
 import { slowTest } from "../support/quick.ts";
 
-const NONE = new Uint32Array(0);
+/** Samples with everything that changes logits first. */
+const sampleAll = (
+  logits: Float32Array,
+  sampling: Sampling,
+  history: History,
+  step: number,
+  allowed?: Uint32Array,
+) =>
+  sample(
+    adjusted(logits, sampling, history, allowed),
+    sampling,
+    step,
+    allowed !== undefined,
+  );
 
 /**
- * The logits processors of transformers, on plain numbers: the probability of each token,
- * 0 if it was removed.
+ * The logits processors of transformers, on plain numbers, and OpenAI's penalties: the
+ * probability of each token, 0 if it was removed.
  */
 function transformers(
   logits: Float32Array,
   sampling: Sampling,
-  seen: Set<number>,
+  prompt: readonly number[] = [],
+  generated: readonly number[] = [],
+  allowed = (_id: number) => true,
 ): number[] {
   const { temperature, topK, topP, minP, repetitionPenalty } = sampling;
+  const { presencePenalty, frequencyPenalty, logitBias } = sampling;
+  const seen = new Set([...prompt, ...generated]);
   const softmax = (x: number[]) => {
     const max = Math.max(...x);
     const e = x.map((v) => Math.exp(v - max));
     const sum = e.reduce((a, b) => a + b);
     return e.map((v) => v / sum);
   };
-  let scores = [...logits].map((l, id) => {
+  let scores = [...logits].map((l, id) => l + (logitBias[id] ?? 0));
+  scores = scores.map((l, id) => {
     if (!seen.has(id)) return l;
     return l < 0 ? l * repetitionPenalty : l / repetitionPenalty;
   });
+  scores = scores.map((l, id) => {
+    const count = generated.filter((other) => other === id).length;
+    return l - count * frequencyPenalty - (count > 0 ? presencePenalty : 0);
+  });
+  scores = scores.map((l, id) => allowed(id) ? l : -Infinity);
   scores = scores.map((l) => l / temperature);
   if (topK > 0) {
     const k = Math.min(topK, scores.length);
@@ -93,22 +121,34 @@ randomTest(
         logits[Math.floor(random() * (vocab - 1))] = -Infinity;
       }
       if (!logits.some(Number.isFinite)) continue;
-      const seenIds = new Set(
-        Array.from({ length: 10 }, () => Math.floor(random() * vocab)),
-      );
-      const seen = new Uint32Array(Math.ceil(vocab / 32));
-      markSeen(seen, seenIds);
+      const ids = () =>
+        Array.from({ length: 10 }, () => Math.floor(random() * vocab));
+      const prompt = ids(), generated = ids();
+      const history = historyOf(vocab, prompt, generated);
       const sampling: Sampling = {
         temperature: choose(0.3, 0.7, 1, 1.7),
         topK: choose(0, 1, 5, 20, 100),
         topP: choose(1, 0.9517, 0.8031, 0.5039, 0.01), // never a sum of equal shares, where rounding would decide
         minP: choose(0, 0, 0.05, 0.3, 1),
-        repetitionPenalty: choose(1, 1, 2, 0.5), // exact in f32
+        // Exact in f32.
+        repetitionPenalty: choose(1, 1, 2, 0.5),
+        presencePenalty: choose(0, 0, 0.5, -1),
+        frequencyPenalty: choose(0, 0, 0.25, -0.5),
+        logitBias: choose<Record<number, number>>({}, { 0: -100, 3: 1.5 }),
         seed: Math.floor(random() * 2 ** 32),
       };
-      const probabilities = transformers(logits, sampling, seenIds);
+      const masked = random() < 0.3, best = logits.indexOf(Math.max(...logits));
+      const spared = (id: number) => !masked || id % 3 === best % 3;
+      const allowed = new Uint32Array(Math.ceil(vocab / 32));
+      for (let id = 0; id < vocab; id++) {
+        if (spared(id)) allowed[id >>> 5] |= 1 << (id & 31);
+      }
+      const bits = masked ? allowed : undefined;
+      const probabilities = transformers(
+        ...[logits, sampling, prompt, generated, spared],
+      );
       for (let step = 0; step < 20; step++) {
-        const token = sample(logits, sampling, seen, step);
+        const token = sampleAll(logits, sampling, history, step, bits);
         const context = JSON.stringify({ sampling, logits: [...logits], step });
         assert(probabilities[token] > 0, context);
         assertEquals(token, draw(probabilities, sampling.seed, step), context);
@@ -129,9 +169,9 @@ randomTest("the draws follow the softmax", (given) => {
     const sampling = only({ ...options, seed });
     const counts = new Array(50).fill(0);
     for (let step = 0; step < steps; step++) {
-      counts[sample(logits, sampling, NONE, step)]++;
+      counts[sample(logits, sampling, step)]++;
     }
-    const expected = transformers(logits, sampling, new Set())
+    const expected = transformers(logits, sampling)
       .map((p) => p * steps);
     let chi2 = 0;
     let freedom = -1;
@@ -160,7 +200,7 @@ slowTest(
     let [first, low] = [0, 0];
     const steps = 800;
     for (let step = 0; step < steps; step++) {
-      const token = sample(logits, only({ seed: 3 }), NONE, step);
+      const token = sample(logits, only({ seed: 3 }), step);
       if (token === 0) first++;
       else if (token <= 15000) low++;
     }
@@ -174,7 +214,7 @@ Deno.test("a seed repeats its draws, another seed does not", () => {
   const text = (seed: number) =>
     Array.from(
       { length: 50 },
-      (_, step) => sample(logits, only({ seed }), NONE, step),
+      (_, step) => sample(logits, only({ seed }), step),
     );
   assertEquals(text(5), text(5));
   const equal = text(5).filter((token, i) => token === text(6)[i]).length;
@@ -183,11 +223,11 @@ Deno.test("a seed repeats its draws, another seed does not", () => {
 
 Deno.test("all tokens that tie with the k-th are kept, and the lowest id wins", () => {
   const logits = Float32Array.of(1, 3, 2, 2, 2, 3);
-  assertEquals(sample(logits, only({ temperature: 0 }), NONE, 0), 1);
+  assertEquals(sample(logits, only({ temperature: 0 }), 0), 1);
   const drawn = (options: SamplingOptions) => {
     const tokens = new Set<number>();
     for (let step = 0; step < 400; step++) {
-      tokens.add(sample(logits, only(options), NONE, step));
+      tokens.add(sample(logits, only(options), step));
     }
     return [...tokens].sort();
   };
@@ -205,7 +245,7 @@ Deno.test("top-p keeps the lower ids of equal logits", () => {
   const drawn = (logits: Float32Array, topP: number) => {
     const tokens = new Set<number>();
     for (let step = 0; step < 600; step++) {
-      tokens.add(sample(logits, only({ topP }), NONE, step));
+      tokens.add(sample(logits, only({ topP }), step));
     }
     return [...tokens].sort((a, b) => a - b);
   };
@@ -214,20 +254,120 @@ Deno.test("top-p keeps the lower ids of equal logits", () => {
   assertEquals(drawn(new Float32Array(64).fill(-7), 0.5), first(32));
 });
 
-Deno.test("the penalty applies to seen tokens, greedy or not", () => {
+Deno.test("the repetition penalty applies to prompt and output, greedy or not", () => {
   const logits = Float32Array.of(4, 3, -1);
-  const seen = new Uint32Array(1);
-  markSeen(seen, [0]);
-  const penalty = (repetitionPenalty: number) =>
-    sample(logits, only({ temperature: 0, repetitionPenalty }), seen, 0);
-  assertEquals(penalty(1), 0);
-  assertEquals(penalty(2), 1);
+  for (const history of [historyOf(3, [0]), historyOf(3, [], [0])]) {
+    const penalty = (repetitionPenalty: number) => {
+      const sampling = only({ temperature: 0, repetitionPenalty });
+      return sampleAll(logits, sampling, history, 0);
+    };
+    assertEquals(penalty(1), 0);
+    assertEquals(penalty(2), 1);
+  }
   assertEquals([...logits], [4, 3, -1]); // unchanged
-  const wide = new Float32Array(100);
-  assertThrows(
-    () => sample(wide, only({ repetitionPenalty: 2 }), seen, 0),
-    Error,
-    "Cannot apply a repetition penalty: seen has 32 bits, must have one for each of 100 logits",
+});
+
+Deno.test("presence and frequency penalties apply to the output alone", () => {
+  const logits = new Float32Array(4);
+  const history = historyOf(4, [0, 1], [1, 2, 2, 2]);
+  const scores = (options: SamplingOptions) => [
+    ...adjusted(logits, only(options), history),
+  ];
+  assertEquals(scores({ presencePenalty: 1.5 }), [0, -1.5, -1.5, 0]);
+  assertEquals(scores({ frequencyPenalty: 0.5 }), [0, -0.5, -1.5, 0]);
+  assertEquals(
+    scores({ presencePenalty: -1, frequencyPenalty: 0.25 }),
+    [0, 0.75, 0.25, 0],
+  );
+});
+
+Deno.test("a bias is added before the penalties, and 100 either way decides", () => {
+  const logits = Float32Array.of(20, -15, 3);
+  const biased = (logitBias: Record<number, number>, more = {}) =>
+    sampleAll(
+      logits,
+      only({ temperature: 0, logitBias, ...more }),
+      historyOf(3, [1]),
+      0,
+    );
+  assertEquals(biased({}), 0);
+  assertEquals(biased({ 0: -100 }), 2);
+  assertEquals(biased({ 1: 100 }), 1);
+  assertEquals(biased({ 1: 60 }, { repetitionPenalty: 2 }), 1);
+  assertEquals(biased({ 1: 50 }, { repetitionPenalty: 2 }), 0);
+});
+
+Deno.test("every way of sampling obeys a mask", () => {
+  const logits = Float32Array.from({ length: 70 }, (_, id) => id % 11);
+  const digits = Uint32Array.of(0, 0b1010, 0); // 33 and 35
+  const ways: SamplingOptions[] = [
+    { temperature: 0 },
+    {},
+    { topK: 1 },
+    { topK: 40, topP: 0.99 },
+    { topP: 0.999 },
+    { minP: 0.001, temperature: 3 },
+  ];
+  const history = historyOf(70, [1, 2]);
+  for (const options of ways) {
+    const drawn = new Set<number>();
+    for (let step = 0; step < 200; step++) {
+      drawn.add(sampleAll(logits, only(options), history, step, digits));
+    }
+    const varied = options.temperature !== 0 && options.topK !== 1;
+    const text = JSON.stringify(options);
+    assertEquals([...drawn].sort(), varied ? [33, 35] : [35], text);
+  }
+});
+
+Deno.test("a mask that allows nothing is a fault of its own", () => {
+  const logits = Float32Array.of(1, 2, -Infinity);
+  const history = historyOf(3, []);
+  for (const options of [{ temperature: 0 }, {}, { topK: 1 }]) {
+    const masked = (bits: number, row = logits) =>
+      sampleAll(row, only(options), history, 0, Uint32Array.of(bits));
+    assertEquals(masked(0b001), 0);
+    assertEquals(masked(0), FAULT.masked);
+    assertEquals(masked(0b100), FAULT.masked);
+    assertEquals(masked(0, Float32Array.of(NaN, 1)), FAULT.nan);
+  }
+  assertEquals(
+    faultText(FAULT.masked),
+    "are -Infinity for every token that the mask allows, at least one must be finite",
+  );
+});
+
+Deno.test("log probabilities are those of what the penalties leave", () => {
+  const logits = Float32Array.of(1, 3, 2, 3, -Infinity, 0);
+  const mass = [1, 3, 2, 3, 0].reduce((sum, x) => sum + Math.exp(x), 0);
+  const log = (x: number) => x - Math.log(mass);
+  const sampling = only({ logprobs: 3, temperature: 0.1, topK: 1 });
+  const histories = [historyOf(6, [])];
+  const [first, ...rest] = sampleEach([logits], sampling, histories, 0)
+    .logprobs!;
+  assertEquals(rest, []);
+  assertAlmostEquals(first.logprob, log(3), 1e-12);
+  assertEquals(first.top.map(({ tokenId }) => tokenId), [1, 3, 2]);
+  [3, 3, 2].forEach((x, i) =>
+    assertAlmostEquals(first.top[i].logprob, log(x), 1e-12)
+  );
+  // Tokens that cannot come next are no alternatives.
+  const all = logprobsOf(logits, 0, 20);
+  assertEquals(all.top.map(({ tokenId }) => tokenId), [1, 3, 2, 0, 5]);
+  assertAlmostEquals(all.logprob, log(1), 1e-12);
+  assertEquals(logprobsOf(logits, 0, 0).top, []);
+  const forced = only({ logprobs: 1, logitBias: { 5: 100 } });
+  const [biased] = sampleEach([logits], forced, histories, 0).logprobs!;
+  assertEquals(biased.top[0].tokenId, 5);
+  assertAlmostEquals(biased.top[0].logprob, 0, 1e-12);
+  assertEquals(
+    sampleEach([logits], only({}), histories, 0).logprobs,
+    undefined,
+  );
+  assertAlmostEquals(
+    logSoftmax(logits).reduce((sum, x) => sum + Math.exp(x), 0),
+    1,
+    1e-12,
   );
 });
 
@@ -241,8 +381,9 @@ Deno.test("logits that cannot be sampled from give a fault, masked ones do not",
   ];
   const give = (logits: number[], expected: number) => {
     for (const options of all) {
-      const row = Float32Array.from(logits), seen = new Uint32Array([0xff]);
-      assertEquals(sample(row, only(options), seen, 0), expected);
+      const row = Float32Array.from(logits), ids = [...row.keys()];
+      const history = historyOf(row.length, ids);
+      assertEquals(sampleAll(row, only(options), history, 0), expected);
     }
   };
   give([1, NaN, 2], FAULT.nan);
@@ -256,19 +397,32 @@ Deno.test("logits that cannot be sampled from give a fault, masked ones do not",
   give([-Infinity, -3e38], 1);
   const tiny = only({ temperature: 0, repetitionPenalty: 1e-30 });
   assertEquals(
-    sample(Float32Array.of(1, 3e38), tiny, new Uint32Array([0xff]), 0),
+    sampleAll(Float32Array.of(1, 3e38), tiny, historyOf(2, [0, 1]), 0),
     0,
   );
   assertEquals([7, FAULT.nan, FAULT.none].map(validToken), [7, 0, 0]);
 });
 
-Deno.test("a fault marks no token as seen", () => {
-  const seen = [new Uint32Array(1), new Uint32Array(1)];
+Deno.test("sampled tokens are counted, a fault is not", () => {
+  const histories = [historyOf(2, []), historyOf(2, [1])];
   const rows = [Float32Array.of(NaN, 0), Float32Array.of(0, 1)];
-  const ids = sampleEach(rows, only({ temperature: 0 }), seen, 0);
-  assertEquals(ids, [FAULT.nan, 1]);
-  assertEquals(seen.map(([bits]) => bits), [0, 2]);
+  const sampling = only({ temperature: 0 });
+  const ids = sampleEach(rows, sampling, histories, 0);
+  assertEquals([...ids], [FAULT.nan, 1]);
+  sampleEach(rows, sampling, histories, 1);
+  assertEquals(histories.map((history) => [...history]), [
+    [0, 0],
+    [0, 2 ** 31 + 2],
+  ]);
 });
+
+const UNADJUSTED = {
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  logitBias: {},
+  logprobs: undefined,
+};
 
 Deno.test("options override the checkpoint's, which override transformers' defaults", () => {
   const checkpoint = { doSample: true, temperature: 0.6, topK: 20, topP: 0.95 };
@@ -277,11 +431,12 @@ Deno.test("options override the checkpoint's, which override transformers' defau
     topK: 20,
     topP: 0.95,
     minP: 0,
-    repetitionPenalty: 1,
+    ...UNADJUSTED,
     seed: 9,
   });
   const mine = { temperature: 2, topK: 0, minP: 0.1, repetitionPenalty: 1.2 };
   assertEquals(resolveSampling({ ...mine, seed: 0 }, checkpoint), {
+    ...UNADJUSTED,
     ...mine,
     topP: 0.95,
     seed: 0,
@@ -334,6 +489,37 @@ Deno.test("sampling options out of range are refused", () => {
   refuse({ repetitionPenalty: 0 }, "repetitionPenalty is 0");
   refuse({ seed: 2 ** 32 }, "seed is 4294967296, must be an integer from 0");
   refuse({ seed: NaN }, "seed is NaN");
+  refuse({ presencePenalty: 3 }, "presencePenalty is 3, must be from -2 to 2");
+  refuse({ frequencyPenalty: NaN }, "frequencyPenalty is NaN, must be from -2");
+  refuse({ logprobs: 21 }, "logprobs is 21, must be an integer from 0 to 20");
+  refuse({ logprobs: true }, "logprobs is true, must be an integer");
+  refuse(
+    { logitBias: [1] },
+    "logitBias is a list of 1, must be a plain object",
+  );
+  const bias = (id: string | number, value: unknown, message: string) =>
+    refuse({ logitBias: { [id]: value } }, `logitBias ${message}`);
+  bias(7, 101, "of token 7 is 101, must be from -100 to 100");
+  bias(7, "5", 'of token 7 is "5", must be from -100 to 100');
+  bias(7, NaN, "of token 7 is NaN");
+  for (const id of ["-1", "1.5", "dog", "01", "1e3", ""]) {
+    bias(id, 1, `has token "${id}", must have ids of tokens`);
+  }
+  assertThrows(
+    () => resolveSampling({ logitBias: { 50: 1 } }, {}, 50),
+    RangeError,
+    'Cannot sample: logitBias has token "50", must have ids from 0 to 49',
+  );
+  assertEquals(resolveSampling({ logitBias: { 49: 1 } }, {}, 50).logitBias, {
+    49: 1,
+  });
+  const many = Object.fromEntries(
+    Array.from({ length: 1025 }, (_, i) => [i, 1]),
+  );
+  refuse(
+    { logitBias: many },
+    "logitBias has 1025 tokens, must have at most 1024",
+  );
 });
 
 randomTest(

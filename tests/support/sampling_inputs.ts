@@ -8,6 +8,9 @@ export const only = (options: SamplingOptions): Sampling => ({
   topP: 1,
   minP: 0,
   repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  logitBias: {},
   seed: 1,
   ...options,
 });

@@ -314,7 +314,8 @@ Deno.test("flags reach sampling: a seed repeats the text, stop ends it", async (
   const sampled = [
     ...["Once upon a time", "--device", "cpu", "--max-tokens", "12"],
     ...["--temperature", "1", "--top-k", "0", "--top-p", "0.95"],
-    ...["--min-p", "0.01", "--repetition-penalty", "1.1", "--seed"],
+    ...["--min-p", "0.01", "--repetition-penalty", "1.1"],
+    ...["--presence-penalty", "-0.5", "--frequency-penalty", "0.5", "--seed"],
   ];
   const [one, again, other] = await Promise.all([
     generate([...sampled, "7"]),
@@ -324,6 +325,17 @@ Deno.test("flags reach sampling: a seed repeats the text, stop ends it", async (
   assertEquals([one.code, one.stdout], [0, again.stdout]);
   assert(one.stdout !== other.stdout);
   assertMatch(notices(one.stderr), /seed 7\)/);
+  const greedy = (...flags: string[]) =>
+    generate([
+      ...["Once upon a time", "--device", "cpu", "--temperature", "0"],
+      ...["--max-tokens", "60", ...flags],
+    ]);
+  const texts = await Promise.all([
+    greedy(),
+    greedy("--presence-penalty", "2"),
+    greedy("--presence-penalty", "2", "--frequency-penalty", "2"),
+  ]);
+  assertEquals(new Set(texts.map(({ stdout }) => stdout)).size, 3);
   const stopped = await generate([
     ...["Once upon a time", "--device", "cpu", "--temperature", "0"],
     ...["--stop", "Lily", "--stop", "\n"],
@@ -367,6 +379,7 @@ Deno.test("deno task generate --help lists every flag", async () => {
     const flag of [
       ...["model", "device", "precision", "kv", "context", "max-tokens"],
       ...["temperature", "top-k", "top-p", "min-p", "repetition-penalty"],
+      ...["presence-penalty", "frequency-penalty"],
       ...["seed", "stop", "ignore-eos", "system", "tools", "raw", "json"],
       ...["threads", "verbose", "read-timeout", "help,", "version"],
     ]
@@ -505,6 +518,11 @@ Deno.test("wrong prompts, options and flags are one-line errors with exit code 1
     [hi("--top-p", "0"), "--top-p is 0, must be above 0 and at most 1"],
     [hi("--min-p", "2"), "--min-p is 2, must be from 0 to 1"],
     [hi("--repetition-penalty", "0"), "--repetition-penalty is 0"],
+    [hi("--presence-penalty", "3"), "--presence-penalty is 3, must be from -2"],
+    [
+      hi("--frequency-penalty", "-3"),
+      "--frequency-penalty is -3, must be from",
+    ],
     [hi("--seed", "-1"), "--seed is -1, must be an integer from 0"],
     [
       hi("--stop", ""),

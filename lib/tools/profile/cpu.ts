@@ -11,7 +11,7 @@ import type { Constants } from "../../dispatch/shapes.ts";
 import { familyOf } from "../../model/families.ts";
 import { finish } from "../../model/family.ts";
 import type { CachePass } from "../../model/kv_cache.ts";
-import { sampleEach, seenBits } from "../../model/sampling.ts";
+import { type History, historyOf, sampleEach } from "../../model/sampling.ts";
 import { type Call, tap } from "../../model/tap.ts";
 import { type CostContext, type Costed, costsOf } from "./costs.ts";
 import { type Sample, timelineName, wallPhase } from "./operations.ts";
@@ -66,7 +66,7 @@ interface Timed<R> {
 /** Runs the phases and keeps what each verb took. */
 class CpuProfile {
   readonly timeline: TimelineEvent[] = [];
-  readonly #seen: Uint32Array<ArrayBuffer>[];
+  readonly #histories: History[];
   #samples: Sample[] = [];
   #step = 0;
 
@@ -75,9 +75,9 @@ class CpuProfile {
     readonly cache: CpuKvCache,
     readonly setting: CpuSetting,
   ) {
-    this.#seen = Array.from(
+    this.#histories = Array.from(
       { length: setting.batch },
-      () => seenBits(runner.config.vocabSize, []),
+      () => historyOf(runner.config.vocabSize, []),
     );
   }
 
@@ -167,7 +167,8 @@ class CpuProfile {
     const { config } = this.runner, [length] = this.cache.lengths;
     const from = this.#samples.length, began = performance.now();
     const { sampling } = this.setting;
-    const result = sampleEach(rows, sampling, this.#seen, this.#step++);
+    const histories = this.#histories, step = this.#step++;
+    const result = [...sampleEach(rows, sampling, histories, step)];
     const ms = performance.now() - began;
     this.#add(
       [{ label: "sampling.sample", kernel: "argmax", dims: {}, constants: {} }],

@@ -25,12 +25,9 @@ import { prefillSamples } from "./setting.ts";
 import { type Span, timePasses } from "../../webgpu/timing.ts";
 import { familyOf } from "../../model/families.ts";
 import { finish, type Weights } from "../../model/family.ts";
-import {
-  addSampling,
-  createSamplerState,
-  type SamplerState,
-} from "../../gpu/sample.ts";
-import type { Sampling } from "../../model/sampling.ts";
+import { addSampling, sampledRow, SamplerState } from "../../gpu/sample.ts";
+import { chooseSampling } from "../../dispatch/sampling.ts";
+import { historyOf, type Sampling } from "../../model/sampling.ts";
 import { Tensor } from "../../webgpu/tensor.ts";
 
 /** What {@linkcode profileSteps} times. */
@@ -124,8 +121,13 @@ class StepRecorder implements Disposable {
     const { gpu, config, batch: sequences } = setting;
     this.#ops = stack.use(new GpuOps(gpu, config));
     this.#state = stack.use(
-      createSamplerState(gpu, { sequences, vocab: config.vocabSize, steps: 1 }),
+      new SamplerState(gpu, { sequences, vocab: config.vocabSize, steps: 1 }),
     );
+    for (let s = 0; s < sequences; s++) {
+      const { sampling } = setting, seed = (sampling.seed + s) >>> 0;
+      const history = () => historyOf(config.vocabSize, []);
+      this.#state.set(s, { ...sampling, seed }, history);
+    }
   }
 
   static async create(setting: StepSetting): Promise<StepRecorder> {
@@ -214,8 +216,9 @@ class StepRecorder implements Disposable {
   }
 
   #sample(plan: Plan, logits: Tensor): void {
-    const { sampling } = this.setting;
-    this.stack.use(addSampling(plan, logits, sampling, this.#state));
+    const { sampling, config } = this.setting;
+    const choice = chooseSampling([sampledRow(sampling)], config.vocabSize);
+    this.stack.use(addSampling(plan, logits, choice, this.#state));
   }
 
   [Symbol.dispose](): void {
