@@ -198,7 +198,8 @@ export async function readChat(
       }
       return { chat, cachedTokens };
     } catch (error) {
-      throw new Error(`${cannot}: ${errorText(error)}`, { cause: error });
+      const why = errorText(error).replace(/^Cannot render a chat: /, "");
+      throw new Error(`${cannot}: ${why}`, { cause: error });
     } finally {
       await source?.close();
     }
