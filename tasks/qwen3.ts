@@ -15,6 +15,7 @@ import { versionText } from "./flags.ts";
 /** What each command does, and its script, which runs when it is imported. */
 const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
   generate: ["generate a reply to a prompt", () => import("./generate.ts")],
+  chat: ["hold a conversation", () => import("./chat.ts")],
   embed: [
     "print vectors of texts, or sort texts by a query",
     () => import("./embed.ts"),
