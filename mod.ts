@@ -100,6 +100,7 @@ export type {
   TokenMask,
 } from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/dispatch/device.ts";
+export { SchemaError } from "./lib/text/grammar/mod.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export type { Choice } from "./lib/dispatch/choice.ts";
 export { openDevice } from "./lib/device/open_device.ts";

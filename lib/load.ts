@@ -68,8 +68,11 @@ import {
   type MaskSource,
   resolveSampling,
   type Sampling,
+  type TokenMask,
 } from "./model/sampling.ts";
+import { grammarOf } from "./text/grammar/mod.ts";
 import { givenOptions } from "./text/options.ts";
+import type { ReplyFormat } from "./text/reply.ts";
 import { STORY_TEMPLATE } from "./text/story_template.ts";
 import {
   missingTokenizer,
@@ -684,7 +687,10 @@ export class Qwen3 implements Disposable {
       generation,
       this.config.vocabSize,
     );
-    const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
+    const { maxTokens, schema, signal } = options;
+    // The model's own stop strings could cut JSON off.
+    const { stop = schema ? [] : generation.stopStrings ?? [] } = options;
+    const maskOf = this.#masks(options);
     const stops = typeof stop === "string" ? [stop] : [...stop];
     if (stops.length > 0 && !this.hasTokenizer) {
       throw new Error(
@@ -709,13 +715,11 @@ export class Qwen3 implements Disposable {
       return {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
-        reply,
-        mask,
+        reply: reply && { ...reply, json: schema !== undefined },
+        mask: maskOf(reply),
       };
     });
-    const eosTokenIds = options.ignoreEos
-      ? []
-      : generation.eosTokenIds ?? this.config.eosTokenIds;
+    const eosTokenIds = options.ignoreEos ? [] : this.#ends;
     const { reuse = options.seed === undefined } = options;
     const asked = encoded.map(({ tokenIds: tokens }, i): Asked => {
       const { maxTokens, mask } = sizes[i];
@@ -735,6 +739,37 @@ export class Qwen3 implements Disposable {
       device: () => this.device.adapter,
       signal,
     };
+  }
+
+  /** The tokens that end a reply. */
+  get #ends(): readonly number[] {
+    return this.#checkpoint.generation.eosTokenIds ?? this.config.eosTokenIds;
+  }
+
+  /** Makes the mask of each reply. */
+  #masks(
+    { mask, schema, thinking, chatTemplate }: GenerateOptions,
+  ): (reply?: ReplyFormat) => TokenMask | undefined {
+    if (schema === undefined) return () => mask;
+    if (!this.hasTokenizer) {
+      throw new Error(
+        `Cannot generate: a schema needs a tokenizer, ${
+          withoutTokenizer(this.#checkpoint.name)
+        }`,
+      );
+    }
+    const { tokenizer } = this, grammar = grammarOf(schema);
+    const template = chatTemplate ?? tokenizer.chatTemplate ?? "";
+    const mayThink = thinking !== false && template.includes("<think>");
+    return (reply) =>
+      grammar.mask(tokenizer, this.config.vocabSize, this.#ends, {
+        thinking: reply?.thinking
+          ? "open"
+          : reply && mayThink
+          ? "allowed"
+          : "none",
+        calls: reply?.tools && reply.tools.length > 0,
+      });
   }
 
   /**

@@ -60,6 +60,9 @@ export interface Tokenizer {
   /** Ids of added tokens marked special, which `skipSpecialTokens` leaves out. */
   specialIds: ReadonlySet<number>;
 
+  /** Ids of all added tokens, special or not, such as `<think>`. */
+  addedIds: ReadonlySet<number>;
+
   /** The chat template (Jinja), if the checkpoint has one. */
   chatTemplate: string | undefined;
 
@@ -171,6 +174,7 @@ function assemble(json: Json, config: Json, jinja?: string): Tokenizer {
 
   return {
     specialIds,
+    addedIds: new Set(contents.keys()),
     bytes,
     chatTemplate: jinja ?? chatTemplate(config),
     specialTokens: specialTokens(config),
