@@ -43,6 +43,8 @@ export interface ServerOptions {
   seconds?: number;
   /** Seconds in which a body must arrive, and a client must take what was sent. Default: 30. */
   idleSeconds?: number;
+  /** HTML that is served at `/`, without a key. */
+  page?: string;
   /** Takes a line about each error that is the server's fault. */
   onError?: (line: string) => void;
 }
@@ -113,13 +115,15 @@ export class Server {
   /** Begins to serve a model, which stays the caller's to dispose. */
   serve({ qwen, engine, names, chatTemplate }: Served): void {
     const { queue = 64, seconds: most = 600, idleSeconds = 30 } = this.#options;
+    const slots = engine?.stats.slots ?? 1;
     this.#service = {
       qwen,
       engine: engine ??
         { submit: (prompt, options) => qwen.generate(prompt, options) },
       names,
       chatTemplate: chatTemplate ?? qwen.chatTemplate,
-      queue: new Queue(engine?.stats.slots ?? 1, queue),
+      queue: new Queue(slots, queue),
+      embedding: new Queue(1, slots + queue),
       metrics: this.#metrics,
       created: seconds(),
       seconds: most,
@@ -153,6 +157,8 @@ export class Server {
   async #answer(request: Request, path: string): Promise<Response> {
     this.#requireHost(request);
     if (path === HEALTH) return this.#health();
+    const { page } = this.#options;
+    if (path === "/" && page !== undefined) return pageOf(page);
     this.#requireOrigin(request);
     if (request.method === "OPTIONS") return preflight();
     await this.#requireKey(request);
@@ -297,6 +303,12 @@ function isHead(request: Request, method: string): boolean {
 function metricsText({ metrics, queue }: Service): Response {
   return new Response(metrics.text(queue), {
     headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
+  });
+}
+
+function pageOf(page: string): Response {
+  return new Response(page, {
+    headers: { "content-type": "text/html; charset=utf-8" },
   });
 }
 

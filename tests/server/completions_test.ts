@@ -297,7 +297,7 @@ Deno.test("a client that goes away frees its slot", async () => {
 });
 
 Deno.test("texts wait for their turn, and too many get status 429", async () => {
-  await using server = await serving({ options: { queue: 2 } });
+  await using server = await serving({ options: { queue: 2 }, slots: 1 });
   const ask = () =>
     server.post("/v1/completions", { ...STORY, max_tokens: 60 });
   const asked = Array.from({ length: 8 }, ask);
@@ -330,7 +330,7 @@ Deno.test("a request that takes too long is ended", async () => {
 });
 
 Deno.test("a server that stops lets texts in progress end", async () => {
-  await using server = await serving();
+  await using server = await serving({ slots: 1 });
   const response = await fetch(`${server.url}/v1/completions`, {
     method: "POST",
     body: JSON.stringify({

@@ -268,7 +268,9 @@ Deno.test("until there is a model, the server says that it loads", async () => {
 });
 
 Deno.test("a key must be sent if there is one, except for /health", async () => {
-  await using server = await serving({ options: { apiKey: "sesame" } });
+  await using server = await serving({
+    options: { apiKey: "sesame", page: "<p>Hi</p>" },
+  });
   const ask = async (authorization?: string) => {
     const headers: HeadersInit = authorization === undefined
       ? {}
@@ -293,6 +295,8 @@ Deno.test("a key must be sent if there is one, except for /health", async () => 
   }
   assertEquals((await server.get("/health")).status, 200);
   assertEquals((await server.get("/metrics")).status, 401);
+  const page = await server.get("/");
+  assertEquals([page.status, page.json], [200, "<p>Hi</p>"]);
 });
 
 Deno.test("pages of other origins may not ask, unless they are allowed", async () => {
@@ -372,7 +376,7 @@ async function rawRequest(url: string, body: string, length = body.length) {
 }
 
 Deno.test("a client that reads nothing does not keep others from their turn", async () => {
-  await using server = await serving();
+  await using server = await serving({ slots: 1 });
   const body = { ...STORY, max_tokens: 900, ignore_eos: true, stream: true };
   using _socket = await rawRequest(server.url, JSON.stringify(body));
   await until(async () => await server.metric("running") === 1);
