@@ -296,6 +296,26 @@ Deno.test("a client that goes away frees its slot", async () => {
   }
 });
 
+Deno.test("a reader that leaves a stream frees its slot without HTTP too", async () => {
+  await using server = await serving();
+  const response = await server.server.fetch(
+    new Request("http://localhost/v1/completions", {
+      method: "POST",
+      body: JSON.stringify({
+        ...STORY,
+        max_tokens: 900,
+        ignore_eos: true,
+        stream: true,
+      }),
+    }),
+  );
+  const reader = response.body!.getReader();
+  await reader.read();
+  await reader.cancel();
+  await until(async () => await server.metric("running") === 0);
+  assert(await server.metric("tokens_total") < 900);
+});
+
 Deno.test("texts wait for their turn, and too many get status 429", async () => {
   await using server = await serving({ options: { queue: 2 }, slots: 1 });
   const ask = () =>
