@@ -43,8 +43,6 @@ export interface ServerOptions {
   seconds?: number;
   /** Seconds in which a body must arrive, and a client must take what was sent. Default: 30. */
   idleSeconds?: number;
-  /** HTML that is served at `/`, without a key. */
-  page?: string;
   /** Takes a line about each error that is the server's fault. */
   onError?: (line: string) => void;
 }
@@ -157,8 +155,6 @@ export class Server {
   async #answer(request: Request, path: string): Promise<Response> {
     this.#requireHost(request);
     if (path === HEALTH) return this.#health();
-    const { page } = this.#options;
-    if (path === "/" && page !== undefined) return pageOf(page);
     this.#requireOrigin(request);
     if (request.method === "OPTIONS") return preflight();
     await this.#requireKey(request);
@@ -303,12 +299,6 @@ function isHead(request: Request, method: string): boolean {
 function metricsText({ metrics, queue }: Service): Response {
   return new Response(metrics.text(queue), {
     headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
-  });
-}
-
-function pageOf(page: string): Response {
-  return new Response(page, {
-    headers: { "content-type": "text/html; charset=utf-8" },
   });
 }
 
