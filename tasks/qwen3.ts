@@ -24,6 +24,10 @@ const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
     "serve a model to clients of OpenAI's API",
     () => import("./serve.ts"),
   ],
+  batch: [
+    "answer the requests of a file, as OpenAI's batches do",
+    () => import("./batch.ts"),
+  ],
   doctor: ["find out what is wrong", () => import("./doctor.ts")],
   profile: ["show where the time goes", () => import("./profile.ts")],
   tune: ["find the best constants for a GPU", () => import("./tune.ts")],
