@@ -6,6 +6,7 @@
  */
 import { isObject } from "../../json.ts";
 import { SchemaError } from "./error.ts";
+import type { StateBudget } from "./words.ts";
 import { type Schema, type Site, type Type, TYPES } from "./schema.ts";
 import {
   canonical,
@@ -50,6 +51,9 @@ export class Alternatives {
   readonly #decided = new Set<Site>();
   /** Pairs of sets whose overlap is being examined. */
   readonly #examined = new Set<string>();
+
+  /** What its patterns may still take: about a second's work. */
+  readonly budget: StateBudget = { left: 300_000 };
 
   constructor(schema: Schema) {
     this.#schema = schema;
