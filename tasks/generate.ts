@@ -6,7 +6,7 @@
  */
 import { bytesText } from "../lib/checkpoint/sources.ts";
 import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
-import { errorText, printable } from "../lib/errors.ts";
+import { described, errorText, printable } from "../lib/errors.ts";
 import { checkGenerating } from "../lib/generate.ts";
 import { isObject, parseJson } from "../lib/json.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
@@ -90,6 +90,10 @@ const FLAGS: FlagTable = {
   "tools": [
     "text",
     "JSON file of functions that an instruct checkpoint may call, as in OpenAI's API",
+  ],
+  "schema": [
+    "text",
+    "JSON file of a JSON schema; the reply is JSON that is valid under it",
   ],
   "raw": ["switch", "use the prompt as is, without the chat template"],
   "json": ["switch", "print one line of JSON instead of the text"],
@@ -192,6 +196,7 @@ async function generateOptions(flags: Flags): Promise<GenerateOptions> {
     system: flags.text("system"),
     thinking: flags.on("think"),
     tools: await readToolsFile(flags.text("tools")),
+    schema: await readSchemaFile(flags.text("schema")),
     raw: flags.on("raw"),
   };
   checkGenerating(options);
@@ -202,6 +207,22 @@ async function generateOptions(flags: Flags): Promise<GenerateOptions> {
 async function readToolsFile(file?: string): Promise<Tool[] | undefined> {
   if (file === undefined) return undefined;
   const cannot = `Cannot read the tools in ${file}`;
+  const json = await readJsonFile(file, cannot);
+  const tools = readTools(isObject(json) ? json.tools : json, cannot);
+  if (tools.length > 0) return tools;
+  throw new Error(`${cannot}: it lists 0 tools, must list at least one`);
+}
+
+/** Reads a JSON schema. */
+async function readSchemaFile(file?: string): Promise<object | undefined> {
+  if (file === undefined) return undefined;
+  const cannot = `Cannot read the schema in ${file}`;
+  const json = await readJsonFile(file, cannot);
+  if (isObject(json)) return json;
+  throw new Error(`${cannot}: it is ${described(json)}, must be an object`);
+}
+
+async function readJsonFile(file: string, cannot: string): Promise<unknown> {
   let text: string;
   try {
     text = await Deno.readTextFile(file);
@@ -209,10 +230,7 @@ async function readToolsFile(file?: string): Promise<Tool[] | undefined> {
     throw new Error(`${cannot}: ${errorText(error)}`);
   }
   // Editors on Windows write a byte order mark.
-  const json = parseJson(text.replace(/^\uFEFF/, ""), file);
-  const tools = readTools(isObject(json) ? json.tools : json, cannot);
-  if (tools.length > 0) return tools;
-  throw new Error(`${cannot}: it lists 0 tools, must list at least one`);
+  return parseJson(text.replace(/^\uFEFF/, ""), file);
 }
 
 /**
