@@ -22,6 +22,9 @@
  * @module
  */
 export { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "./lib/load.ts";
+export type { Engine, EngineStats } from "./lib/engine/engine.ts";
+export type { EngineOptions } from "./lib/engine/options.ts";
+export type { PageStats } from "./lib/engine/pages.ts";
 export {
   DeviceError,
   MemoryError,
@@ -87,6 +90,8 @@ export type {
 export type { CacheDtype } from "./lib/formats/cached.ts";
 export type { KeptCache } from "./lib/model/kv_cache.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
+export type { Rows, RowsSize, RowText } from "./lib/model/rows.ts";
+export type { Paging } from "./lib/model/kv_cache.ts";
 export type {
   Logprobs,
   Sampling,

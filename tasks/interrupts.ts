@@ -24,14 +24,21 @@ export interface Interrupt {
 export function onInterrupt(): Interrupt {
   const controller = new AbortController(), { signal } = controller;
   const interrupt = { signal, code: undefined as number | undefined };
-  for (const [name, code] of signalsOf(Deno.build.os)) {
-    Deno.addSignalListener(name, () => {
-      if (signal.aborted) Deno.exit(code);
-      interrupt.code = code;
-      controller.abort();
-    });
-  }
+  onSignals((_name, code) => {
+    if (signal.aborted) Deno.exit(code);
+    interrupt.code = code;
+    controller.abort();
+  });
   return interrupt;
+}
+
+/** Calls `act` for each signal, with the exit code that shells report for it. */
+export function onSignals(
+  act: (name: Deno.Signal, code: number) => void,
+): void {
+  for (const [name, code] of signalsOf(Deno.build.os)) {
+    Deno.addSignalListener(name, () => act(name, code));
+  }
 }
 
 /** What a signal ends first, such as temporary files. */

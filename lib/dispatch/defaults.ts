@@ -61,8 +61,11 @@ export interface Defaults {
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
-  /** Quantised blocks as integers, by rows of w. */
-  int8: Record<"wide" | "narrow" | "other", GemvConstants>;
+  /**
+   * Quantised blocks as integers, by the shape of w: many rows; few; more, but long ones.
+   * STEPS are loads of 32 elements.
+   */
+  int8: Record<"wide" | "narrow" | "long" | "other", GemvConstants>;
   gemvRows: {
     /** Few rows of w, which make few workgroups. */
     narrow: GemvRowsConstants;
@@ -100,11 +103,12 @@ const NVIDIA: Defaults = {
     // "Blocks in gemv: rows per lane decide".
     blocks: { WORKGROUP: 128, ROWS: 4, STEPS: 1 },
   },
-  // "Blocks as integers".
+  // "Blocks as integers", "Less code".
   int8: {
-    wide: { WORKGROUP: 128, ROWS: 4, STEPS: 2 },
+    wide: { WORKGROUP: 256, ROWS: 2, STEPS: 1 },
     narrow: { WORKGROUP: 256, ROWS: 1, STEPS: 2 },
-    other: { WORKGROUP: 256, ROWS: 2, STEPS: 4 },
+    long: { WORKGROUP: 1024, ROWS: 1, STEPS: 1 },
+    other: { WORKGROUP: 256, ROWS: 2, STEPS: 2 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
@@ -203,6 +207,7 @@ const SOFTWARE: Defaults = {
   int8: {
     wide: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
     narrow: { WORKGROUP: 32, ROWS: 2, STEPS: 1 },
+    long: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
     other: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
   },
   gemvRows: {

@@ -4,9 +4,9 @@
  * @module
  */
 import { encodeToEmbed, type Text } from "../text/embedding.ts";
-import { refused } from "./errors.ts";
+import { refused, required } from "./errors.ts";
 import { Fields } from "./fields.ts";
-import { asTokenIds, checkModel, required } from "./parameters.ts";
+import { asTokenIds, checkModel } from "./parameters.ts";
 import { type Call, sourceOf } from "./service.ts";
 
 /** The most texts of a request, as in OpenAI's API. */

@@ -13,6 +13,7 @@ import { embed } from "./embeddings.ts";
 import { ApiError, errorResponse, refused } from "./errors.ts";
 import { Metrics } from "./metrics.ts";
 import { findModel, listModels } from "./models.ts";
+import { respond } from "./responses.ts";
 import { Queue } from "./queue.ts";
 import { type Call, newId, seconds, type Service } from "./service.ts";
 import type { Submitting } from "./service.ts";
@@ -67,6 +68,7 @@ const ENDPOINTS: Readonly<Record<string, Endpoint>> = {
   "/v1/models": ["GET", listModels],
   "/v1/chat/completions": ["POST", chat],
   "/v1/completions": ["POST", complete],
+  "/v1/responses": ["POST", respond],
   "/v1/embeddings": ["POST", embed],
   "/tokenize": ["POST", tokenize],
   "/metrics": ["GET", metricsText],

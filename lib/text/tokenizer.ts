@@ -104,8 +104,8 @@ export async function readTokenizer(
 
 /** Says that a checkpoint has no tokenizer. */
 export function withoutTokenizer(name: string): string {
-  const what = /\.gguf$/i.test(name) ? "tokenizer" : "tokenizer.json";
-  return `${name} has no ${what}`;
+  const isGguf = /\.gguf$|:[\w.-]+$/i.test(name);
+  return `${name} has no tokenizer${isGguf ? "" : ".json"}`;
 }
 
 /** The error if a tokenizer is needed and the checkpoint has none. */

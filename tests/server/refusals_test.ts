@@ -111,6 +111,36 @@ const WRONG: Record<
       "must be one of none, minimal",
     ],
   ],
+  "/v1/responses": [
+    [{}, "input", "input is missing"],
+    [{ input: 1 }, "input", "must be a string or a list of items"],
+    [{ input: [1] }, "input[0]", "input[0] is 1, must be an object"],
+    [{ input: [{ content: "Hi" }] }, "input[0].role", "is missing"],
+    [
+      { input: [{ type: "item_reference", id: "1" }] },
+      "input[0].type",
+      "must be message, reasoning",
+    ],
+    [
+      { input: [{ type: "function_call", call_id: "1", name: "f" }] },
+      "input[0].arguments",
+      "is missing",
+    ],
+    [{ input: [{ type: "reasoning" }] }, "input[0].content", "has no text"],
+    [{ input: [] }, "input", "0 messages"],
+    [
+      { input: "Hi", previous_response_id: "resp_1" },
+      "previous_response_id",
+      "keeps no replies: send them in input",
+    ],
+    [
+      { input: "Hi", tools: [{ type: "web_search" }] },
+      "tools[0].type",
+      "must be function",
+    ],
+    [{ input: "Hi", max_tokens: 3 }, "max_tokens", "is unknown"],
+    [{ input: "Hi", text: { formt: 1 } }, "text.formt", "text.format?"],
+  ],
   "/v1/embeddings": [
     [{}, "input", "input is missing"],
     [{ input: [] }, "input", "must be a string, token ids"],
