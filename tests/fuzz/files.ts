@@ -537,6 +537,7 @@ export function damageSchema(random: Random): string {
     });
   }
   return damaged(JSON.stringify(WHOLE_SCHEMA), random, SCHEMA);
+}
 
 /** A saved chat with a damaged header whose checksum is right, or with any damage. */
 export function damageChat(
