@@ -22,6 +22,9 @@
  * @module
  */
 export { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "./lib/load.ts";
+export type { Engine, EngineStats } from "./lib/engine/engine.ts";
+export type { EngineOptions } from "./lib/engine/options.ts";
+export type { PageStats } from "./lib/engine/pages.ts";
 export {
   DeviceError,
   MemoryError,
@@ -87,6 +90,8 @@ export type {
 export type { CacheDtype } from "./lib/formats/cached.ts";
 export type { KeptCache } from "./lib/model/kv_cache.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
+export type { Rows, RowsSize, RowText } from "./lib/model/rows.ts";
+export type { Paging } from "./lib/model/kv_cache.ts";
 export type {
   Logprobs,
   Sampling,
@@ -95,6 +100,7 @@ export type {
   TokenMask,
 } from "./lib/model/sampling.ts";
 export type { DeviceKind } from "./lib/dispatch/device.ts";
+export { SchemaError } from "./lib/text/grammar/mod.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export type { Choice } from "./lib/dispatch/choice.ts";
 export { openDevice } from "./lib/device/open_device.ts";

@@ -18,6 +18,7 @@ import { timePlan } from "../lib/webgpu/timing.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
 import { type ModelSize, sizeOf } from "./estimate.ts";
 import { Unmeasurable } from "./report.ts";
+import { kindOf, type ModelKind } from "./targets.ts";
 
 /** Runs of what takes long: long prompts, processes, the CPU path. */
 export const FEW_RUNS = 3;
@@ -60,6 +61,7 @@ export class BenchSetting implements Disposable {
   private constructor(
     readonly options: BenchOptions,
     readonly size: ModelSize,
+    readonly kind: ModelKind,
     /** Where the checkpoint is. */
     readonly location: string,
   ) {}
@@ -70,7 +72,8 @@ export class BenchSetting implements Disposable {
       options.model,
       options.opening,
     );
-    return new BenchSetting(options, sizeOf(checkpoint), checkpoint.location);
+    const { location } = checkpoint, kind = kindOf(checkpoint);
+    return new BenchSetting(options, sizeOf(checkpoint), kind, location);
   }
 
   /**

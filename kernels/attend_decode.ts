@@ -12,6 +12,7 @@ import {
   counting,
   HEADS_128,
   HEADS_96,
+  inPages,
   merged,
   ODD_HEADS,
   positionsTensor,
@@ -23,9 +24,13 @@ import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import {
   angle,
+  cacheBase,
+  cacheRow,
   COUNTERS,
   HEADS,
+  NOT_PAGED,
   POSITIONS,
+  positionsWord,
   QUANTS,
   STATE,
   turnPair,
@@ -34,10 +39,18 @@ import {
 // Index of a lane's pair p within half a head.
 const PLACE = "(p / PER * KEY_LANES + key_lane) * PER + p % PER";
 
+const cachedRow = (name: string, position: string) =>
+  cacheRow(name, {
+    base: "first_row",
+    kvHead: "kv_head",
+    position,
+    word: positionsWord,
+  });
+
 // Loads a tile of keys or values, starting at `at` and ending with the split.
 const fetch = (x: string, at: string) => /* wgsl */ `
   @unroll for (var s = 0; s < STEPS; s++) {
-    let row = first_row + min(${at} + s * KEYS + key_group, last);
+    ${cachedRow("row", `min(${at} + s * KEYS + key_group, last)`)}
     @unroll for (var i = 0; i < UNITS; i++) {
       let unit = min(i * KEY_LANES + key_lane, HALF / PER - 1u);
       @if CACHE == "q8_0" {
@@ -241,6 +254,7 @@ export const attendDecode = defineKernel<DecodeCase>({
     FETCHERS: 0,
     AHEAD: 0,
     CACHE: "float",
+    ...NOT_PAGED,
   },
   derive: (c) => {
     const VEC = Number(c.VEC), HEAD_DIM = Number(c.HEAD_DIM);
@@ -412,7 +426,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let lane_group = tid / LANES;
   let key_lane = tid % KEY_LANES;
   let key_group = tid / KEY_LANES;
-  let first_row = (sequence * u.kvHeads + kv_head) * u.context;
+  ${cacheBase("first_row", "sequence", "kv_head")}
   // All splits have the same number of steps; the last one also takes the new token.
   let split_keys = ((position + KEYS - 1u) / KEYS + groups.x - 1u) / groups.x * KEYS;
   let begin = wg.x * split_keys;
@@ -469,7 +483,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] = value[e]; }
       }
     }
-    let new_row = first_row + position;
+    ${cachedRow("new_row", "position")}
     let appends = tid >= WORKGROUP - KEY_LANES && wg.y % SHARES == 0u;
     @if CACHE == "q8_0" {
       ${quantize("k", "fresh")}
@@ -613,7 +627,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       // Each workgroup writes its results before it is counted, so the last one counted
       // sees all results. No workgroup waits.
       storageBarrier();
-      let counter = ${COUNTERS("heads")} + row * heads + wg.y * GROUP;
+      ${COUNTERS("heads")}
+      let counter = counters + row * heads + wg.y * GROUP;
       if (tid == 0u) { before = atomicAdd(&state[counter], 1u); }
       if (workgroupUniformLoad(&before) + 1u == groups.x) {
         storageBarrier();
@@ -685,6 +700,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     { ...BATCH_STEP, layout: "short", splits: 2 },
     { ...BATCH_STEP, layout: "short", splits: 2, merge: true },
     { ...BATCH_STEP, cache: "q8_0", layout: "short", splits: 2 },
+    { ...BATCH_STEP, layout: "short", splits: 1, page: 16 },
+    { ...BATCH_STEP, cache: "f16", layout: "long", splits: 5, page: 8 },
+    { ...BATCH_STEP, layout: "middle", splits: 5, merge: true, page: 32 },
+    { ...BATCH_STEP, cache: "q8_0", layout: "long", splits: 2, page: 32 },
+    { ...ODD_STEP, layout: "middle", splits: 3, merge: true, page: 2 },
   ],
   makeCase(given, { device, random, reference }) {
     const { heads, kvHeads, headDim, layout, splits, merge = false } = given;
@@ -698,7 +718,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     const { ahead } = choice, fetchers = ahead ? 4 : 0;
     const weights = () => random.tensor("bf16", [64, 128]);
     const size = rows * heads * headDim;
-    return {
+    return inPages(given, {
       what: `${attentionText(given)}, laid out for a ${layout} context` +
         (splits > 1 ? `, in ${splits} splits` : "") +
         (merge ? ", merged" : ""),
@@ -733,6 +753,6 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           },
         ];
       },
-    };
+    });
   },
 });

@@ -10,7 +10,21 @@ import {
 import { SUM } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { dequantized, QUANTS } from "./heads.ts";
+import {
+  cacheBase,
+  cacheRow,
+  dequantized,
+  NOT_PAGED,
+  QUANTS,
+} from "./heads.ts";
+
+const row = (name: string, position: string) =>
+  cacheRow(name, {
+    base: "first_key",
+    kvHead: "kv_head",
+    position,
+    word: (at) => `lengths[${at}]`,
+  });
 
 /**
  * Causal attention of many new tokens per sequence over the KV cache, which already
@@ -25,13 +39,13 @@ import { dequantized, QUANTS } from "./heads.ts";
  */
 export const attendPrefill = defineKernel<AttentionCase>({
   name: "attendPrefill",
-  buffers: ({ HEAD_DIM, CACHE }) => {
+  buffers: ({ HEAD_DIM, CACHE, LOG_PAGE }) => {
     // The view depends on the head size, not on the row: each head must be whole vec4s.
     const view = Number(HEAD_DIM) % 4 === 0 ? "span" : "scalar";
     const cache = CACHE === "q8_0" ? "any as raw" : `headDim as ${view}`;
     return {
       q: `m any as ${view}`,
-      lengths: "sequences",
+      lengths: LOG_PAGE ? "any" : "sequences",
       k: `sequences kvHeads context ${cache}`,
       v: `sequences kvHeads context ${cache}`,
       y: `inout m any as ${view}`,
@@ -44,6 +58,7 @@ export const attendPrefill = defineKernel<AttentionCase>({
     LOG_LANES: 4,
     SUBGROUPS: 1,
     CACHE: "float",
+    ...NOT_PAGED,
   },
   derive: (c) => {
     const ROWS = Number(c.ROWS), NV = Math.ceil(Number(c.HEAD_DIM) / 64);
@@ -81,7 +96,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let kv_head = wg.y;
   let heads = u.kvHeads * u.group;
   let length = lengths[u.first + wg.z];
-  let first_key = ((u.first + wg.z) * u.kvHeads + kv_head) * u.context;
+  ${cacheBase("first_key", "u.first + wg.z", "kv_head")}
   let first_row = wg.x * ROWS;
   let rows = u.tokens * u.group;
   let tn = tid % 16u;
@@ -119,9 +134,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
           } else {
             let key = k0 + block * 4u + i;
             let left = remaining(d, HEAD_DIM, key < keys);
+            ${row("cached", "min(key, keys - 1u)")}
             @if CACHE == "q8_0" {
-              if (left > 0u) { part[i] = k_cached(first_key + key, d / 4u); }
-            } @else { part[i] = k_span((first_key + key) * HEAD_DIM + d, left); }
+              if (left > 0u) { part[i] = k_cached(cached, d / 4u); }
+            } @else { part[i] = k_span(cached * HEAD_DIM + d, left); }
           }
         }
         let blocks = select(16u, FOURS, of_q);
@@ -157,10 +173,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
         let key = k0 + s0 + i / (NV * 16u);
         let d = i % (NV * 16u) * 4u;
         let left = remaining(d, HEAD_DIM, key < keys);
+        ${row("cached", "min(key, keys - 1u)")}
         @if CACHE == "q8_0" {
           stage[i] = vec4f();
-          if (left > 0u) { stage[i] = v_cached(first_key + key, d / 4u); }
-        } @else { stage[i] = v_span((first_key + key) * HEAD_DIM + d, left); }
+          if (left > 0u) { stage[i] = v_cached(cached, d / 4u); }
+        } @else { stage[i] = v_span(cached * HEAD_DIM + d, left); }
       }
       workgroupBarrier();
       @unroll for (var s = 0; s < V_KEYS; s++) {
@@ -187,6 +204,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     { ...ODD_HEADS, lengths: [0], tokens: 5, cache: "f32" },
     { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "q8_0" },
     { ...HEADS_96, lengths: [30], tokens: 5, cache: "q8_0" },
+    { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "f16", page: 16 },
+    { ...ODD_HEADS, lengths: [9, 0], tokens: 5, cache: "f32", page: 4 },
+    { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "q8_0", page: 32 },
   ],
   makeCase(given, tools) {
     const { heads, kvHeads, tokens } = given;

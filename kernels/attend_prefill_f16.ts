@@ -9,7 +9,15 @@ import {
 import { HALF_ATTENTION } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { QUANTS } from "./heads.ts";
+import { cacheBase, cacheRow, NOT_PAGED, QUANTS } from "./heads.ts";
+
+const cachedRow = (position: string) =>
+  cacheRow("row", {
+    base: "first_key",
+    kvHead: "kv_head",
+    position,
+    word: (at) => `lengths[${at}]`,
+  });
 
 // Four quants of \`row\` and their scale. They are not multiplied yet, which would wait for them.
 const fetch = (
@@ -27,7 +35,7 @@ const fetchKeys = (k0: string) => /* wgsl */ `
   @unroll for (var l = 0; l < KEY_BLOCKS; l++) {
     let block = l * WORKGROUP + tid;
     @unroll for (var i = 0; i < 4; i++) {
-      let row = first_key + min(${k0} + block / WIDTH * 4u + i, keys - 1u);
+      ${cachedRow(`min(${k0} + block / WIDTH * 4u + i, keys - 1u)`)}
       @if CACHE == "q8_0" {
         ${fetch("k", "next", "l * 4 + i", "block % WIDTH")}
       } @else { next[l * 4 + i] = k_at(row * WIDTH + block % WIDTH); }
@@ -46,11 +54,11 @@ const fetchKeys = (k0: string) => /* wgsl */ `
  */
 export const attendPrefillF16 = defineKernel<AttentionCase>({
   name: "attendPrefillF16",
-  buffers: ({ CACHE }) => {
+  buffers: ({ CACHE, LOG_PAGE }) => {
     const cache = CACHE === "q8_0" ? "any as raw" : "headDim as half";
     return {
       q: "m any as vec4",
-      lengths: "sequences",
+      lengths: LOG_PAGE ? "any" : "sequences",
       k: `sequences kvHeads context ${cache}`,
       v: `sequences kvHeads context ${cache}`,
       y: "inout m any as vec4",
@@ -65,6 +73,7 @@ export const attendPrefillF16 = defineKernel<AttentionCase>({
     F16: 1,
     TERMS: 8,
     CACHE: "float",
+    ...NOT_PAGED,
   },
   derive: (c) => {
     const WIDTH = Number(c.HEAD_DIM) / 4, ROWS = Number(c.ROWS);
@@ -108,7 +117,7 @@ fn row_at(r: u32, kv_head: u32, sequence: u32) -> u32 {
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   let kv_head = wg.y;
   let length = lengths[u.first + wg.z];
-  let first_key = ((u.first + wg.z) * u.kvHeads + kv_head) * u.context;
+  ${cacheBase("first_key", "u.first + wg.z", "kv_head")}
   let first_row = wg.x * ROWS;
   let rows = u.tokens * u.group;
   let tn = tid % 16u;
@@ -153,7 +162,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     @split var value: array<Stored, VALUE_LOADS>;
     @unroll for (var l = 0; l < VALUE_LOADS; l++) {
       let i = l * WORKGROUP + tid;
-      let row = first_key + min(k0 + i / WIDTH, keys - 1u);
+      ${cachedRow("min(k0 + i / WIDTH, keys - 1u)")}
       @if CACHE == "q8_0" {
         ${fetch("v", "value", "l", "i % WIDTH")}
       } @else { value[l] = v_at(row * WIDTH + i % WIDTH); }
@@ -220,6 +229,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     { ...HEADS_128, lengths: [145], tokens: 9, cache: "f16" },
     { ...HEADS_128, headDim: 64, lengths: [3, 90], tokens: 21, cache: "f16" },
     { ...HEADS_128, lengths: [3, 90], tokens: 21, cache: "q8_0" },
+    { ...HEADS_128, lengths: [3, 90], tokens: 21, cache: "f16", page: 16 },
+    { ...HEADS_128, lengths: [3, 90], tokens: 21, cache: "q8_0", page: 8 },
   ],
   makeCase(given, tools) {
     const { device } = tools, { heads, kvHeads, tokens } = given;

@@ -16,6 +16,7 @@ import {
 import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import {
   type Attention,
+  type Buffers,
   type CaseTools,
   EPS,
   HALF_ATTENTION,
@@ -45,6 +46,8 @@ export interface AttentionCase {
   /** New tokens of each sequence. */
   tokens: number;
   cache: CacheDtype;
+  /** Positions per page, a power of 2, if the cache is paged. */
+  page?: number;
   /** Type of the norms' weights. */
   norm?: Exclude<Dtype, "u32">;
 }
@@ -76,12 +79,13 @@ export function sizesOf(
 
 /** Describes a case: `4 heads of 128 over 2, 154 keys in f16, norms in bf16`. */
 export function attentionText(
-  { heads, kvHeads, headDim, lengths, tokens, cache, norm }: AttentionCase,
+  { heads, kvHeads, headDim, lengths, tokens, cache, page, norm }:
+    AttentionCase,
 ): string {
   const keys = lengths.map((length) => length + tokens).join(" and ");
   return `${heads} heads of ${headDim} over ${kvHeads}, ${keys} keys in ${cache}${
-    norm ? `, norms in ${norm}` : ""
-  }`;
+    page ? ` in pages of ${page}` : ""
+  }${norm ? `, norms in ${norm}` : ""}`;
 }
 
 /** The buffer `positions` of heads.ts. */
@@ -113,6 +117,161 @@ export const counting = (
   Array.from(state).slice(countersAt(sequences, heads)).some((word) =>
     word !== 0
   );
+
+/** Pages in an arbitrary order, more than are needed, and the table that says which. */
+class PagedCase {
+  /** Pages per sequence. */
+  readonly perSequence: number;
+  readonly pages: number;
+  readonly #given: AttentionCase;
+  readonly #page: number;
+
+  constructor(given: AttentionCase, page: number) {
+    this.#given = given;
+    this.#page = page;
+    this.perSequence = Math.ceil(given.context / page);
+    this.pages = this.#count + 3;
+  }
+
+  get #count(): number {
+    return this.#given.lengths.length * this.perSequence;
+  }
+
+  /** The pages of each sequence, one sequence after another. */
+  get table(): Uint32Array {
+    // 5 and the number of pages have no common factor, so no page is there twice.
+    const step = this.pages % 5 === 0 ? 7 : 5;
+    return Uint32Array.from(
+      { length: this.#count },
+      (_, i) => (i * step + 2) % this.pages,
+    );
+  }
+
+  get constants(): Constants {
+    return {
+      LOG_PAGE: Math.log2(this.#page),
+      SLOTS: this.#given.lengths.length,
+      TABLE: this.perSequence,
+    };
+  }
+
+  /** Copies rows of `width` elements between a cache that is one run and a paged one. */
+  #rows(width: number, copy: (run: number, paged: number) => void): void {
+    const { kvHeads, context, lengths } = this.#given, { table } = this;
+    for (let head = 0; head < lengths.length * kvHeads; head++) {
+      const sequence = Math.floor(head / kvHeads);
+      for (let position = 0; position < context; position++) {
+        const entry = sequence * this.perSequence +
+          Math.floor(position / this.#page);
+        const row = (table[entry] * kvHeads + head % kvHeads) * this.#page +
+          position % this.#page;
+        copy((head * context + position) * width, row * width);
+      }
+    }
+  }
+
+  /** Calls `part` for runs of elements per row: in q8_0, quants are followed by scales. */
+  #parts(
+    part: (width: number, run: number, paged: number) => void,
+  ): void {
+    const { kvHeads, headDim, context, lengths, cache } = this.#given;
+    if (cache !== "q8_0") return part(headDim, 0, 0);
+    const run = lengths.length * kvHeads * context;
+    const paged = this.pages * kvHeads * this.#page;
+    part(headDim / 4, 0, 0);
+    part(
+      Math.ceil(headDim / (2 * CACHE_BLOCK)),
+      run * headDim / 4,
+      paged * headDim / 4,
+    );
+  }
+
+  scatter(tensor: CpuTensor): CpuTensor {
+    const { kvHeads } = this.#given, { dtype, shape, data } = tensor;
+    const width = shape[3], rows = this.pages * kvHeads * this.#page;
+    const all = data.slice(0, 0).constructor as new (n: number) => typeof data;
+    const paged = new all(rows * width);
+    paged.fill(POISON[dtype as keyof typeof POISON] ?? NaN);
+    this.#parts((width, run, to) =>
+      this.#rows(width, (from, at) => {
+        for (let i = 0; i < width; i++) {
+          paged[to + at + i] = data[run + from + i];
+        }
+      })
+    );
+    return {
+      dtype,
+      shape: [this.pages, kvHeads, this.#page, width],
+      data: paged,
+    };
+  }
+
+  gather(paged: ArrayLike<number>): Float64Array {
+    const { kvHeads, context, lengths } = this.#given;
+    const width = paged.length / (this.pages * kvHeads * this.#page);
+    const all = new Float64Array(lengths.length * kvHeads * context * width);
+    this.#parts((width, run, from) =>
+      this.#rows(width, (to, at) => {
+        for (let i = 0; i < width; i++) {
+          all[run + to + i] = paged[from + at + i];
+        }
+      })
+    );
+    return all;
+  }
+
+  /** Puts the table after the lengths at the beginning of `words`. */
+  withTable(lengths: ArrayLike<number>): Uint32Array {
+    return Uint32Array.from([...Array.from(lengths), ...this.table]);
+  }
+}
+
+/** NaN, in types whose elements are bits; scales of q8_0 are NaN in pairs. */
+const POISON = { f16: 0x7e00, u32: 0x7e007e00 } as const;
+
+/** Turns a case of a cache that is one run into that of a paged one, if `given` says so. */
+export function inPages(given: AttentionCase, one: KernelCase): KernelCase {
+  if (given.page === undefined) return one;
+  const pages = new PagedCase(given, given.page);
+  const { k, v, positions, lengths } = one.operands as Record<
+    string,
+    CpuTensor
+  >;
+  const { headDim } = given;
+  const words = pages.withTable(given.lengths);
+  const extended = (): CpuTensor => {
+    const begin = lengthRows(given.lengths.length, headDim) * headDim;
+    const angles = (positions.data as Uint32Array).subarray(begin);
+    const table = pages.perSequence;
+    const rows = lengthRows(given.lengths.length, headDim, table);
+    const all = new Uint32Array(rows * headDim + angles.length);
+    all.fill(0xdeadbeef).set(words);
+    all.set(angles, rows * headDim);
+    return u32Tensor([all.length / headDim, headDim], all);
+  };
+  const flat = (buffers: Buffers): Buffers => ({
+    ...buffers,
+    ...(buffers.k ? { k: pages.gather(buffers.k) } : {}),
+    ...(buffers.v ? { v: pages.gather(buffers.v) } : {}),
+  });
+  return {
+    ...one,
+    operands: {
+      ...one.operands,
+      k: pages.scatter(k),
+      v: pages.scatter(v),
+      ...(positions ? { positions: extended() } : {}),
+      ...(lengths ? { lengths: u32Tensor([words.length], words) } : {}),
+    },
+    constants: { ...one.constants, ...pages.constants },
+    expected: () =>
+      one.expected().map(({ of, ...rest }) => ({
+        ...rest,
+        of: (buffers) =>
+          typeof of === "string" ? flat(buffers)[of] : of(flat(buffers)),
+      })),
+  };
+}
 
 /**
  * Half a step between quants, plus what f16 may be off by where 127 is multiplied by the
@@ -183,7 +342,7 @@ export function prefillCase(
   const { k, v } = reference.attentionInputs(random, sizes, given, tokens);
   const q = random.tensor("f32", [sizes.rows, heads * headDim], 2);
   const group = heads / kvHeads;
-  return {
+  return inPages(given, {
     what: attentionText(given),
     operands: { q, k, v, lengths: u32(...given.lengths), y: room(q.shape) },
     constants: {
@@ -201,7 +360,7 @@ export function prefillCase(
       };
       return [{ of: "y", ...reference.attended(all, sizes), tolerance }];
     },
-  };
+  });
 }
 
 /**

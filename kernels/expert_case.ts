@@ -40,7 +40,7 @@ export interface ExpertCase {
 }
 
 /** Cost of the experts that rows use, and of what is fused around them. */
-export function expertCost(call: CostCall, w: string): Cost[] {
+function expertCost(call: CostCall): Cost[] {
   const { m, k, constants: { EPILOGUE, EXPERTS } } = call;
   const { used, held } = call.dispatch.dims, pairs = m * used;
   const experts = Number(EXPERTS), rows = held / experts;
@@ -51,9 +51,9 @@ export function expertCost(call: CostCall, w: string): Cost[] {
     group: "linear",
     matmul: true,
     shape: `[${m}, ${k}] × ${used} of ${experts} [${k}, ${rows}]`,
-    dtypes: `f32 × ${call.dtype(w)} → f32`,
+    dtypes: `f32 × ${call.dtype("w")} → f32`,
     flops: 2 * pairs * rows * k,
-    bytes: Math.min(pairs, experts) * rows * k * call.size(w) +
+    bytes: Math.min(pairs, experts) * rows * k * call.size("w") +
       4 * ((sums ? pairs : m) * k + written),
     fused: [
       ...(sums ? ["residual add"] : []),
@@ -61,6 +61,21 @@ export function expertCost(call: CostCall, w: string): Cost[] {
     ],
   });
 }
+
+/** What kernels bind that multiply rows one by one by each of their experts, and its cost. */
+export const expertContract = {
+  buffers: ({ EPILOGUE }: Constants) => ({
+    w: "held k as unit",
+    x: "any k as span",
+    chosen: "choices used",
+    y: "inout any as scalar",
+    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
+  }),
+  // Rows of y are `stride` elements apart; the first row of an expert yields `column`.
+  // `n`, the rows of an expert, is used by expert_gemv_int8.ts.
+  uniforms: { n: "u32", first: "u32", stride: "u32", column: "u32" },
+  cost: expertCost,
+} as const;
 
 /** Makes different experts for each row, with weights, as chooseExperts does. */
 export function randomChoice(

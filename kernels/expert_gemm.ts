@@ -1,10 +1,11 @@
 import { chooseExpertGemm } from "../lib/dispatch/experts.ts";
+import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
 import { BLOCKS, FLOATS, HALF_SUM, room, SUM, u32Tensor } from "./case.ts";
 import { linearName } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { deriveTile, TILE, tileConstants } from "./gemm.ts";
+import { deriveTile, TILE, tileConstants, tileNeeds } from "./gemm.ts";
 import { NONE } from "./sort_experts.ts";
 
 interface GroupedCase {
@@ -44,6 +45,13 @@ export const expertGemm = defineKernel<GroupedCase>({
   uniforms: { m: "u32", n: "u32", first: "u32", base: "u32", column: "u32" },
   constants: { ...tileConstants, EXPERTS: 1, C_FOURS: 1, PAIRS: 0, COLUMNS: 0 },
   derive: deriveTile,
+  tuning: {
+    of: "linear",
+    // BM is that of the tiles that rows were grouped into.
+    grid: { BN: [32, 64, 128], BK: [16, 32], TM: [4, 8], TN: [4, 8] },
+    needs: (target: LinearTarget, constants) =>
+      tileNeeds(target, { ...constants, BM: target.m }),
+  },
   grid: ({ n, tiles }, { BN }) => [Math.ceil(n / BN), 1, tiles],
   cost: (call) => {
     const { dispatch: { dims: { padded } }, constants, k } = call;

@@ -3,7 +3,8 @@ import type { Constants } from "../lib/dispatch/shapes.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { BLOCKS, FLOATS } from "./case.ts";
 import { defineKernel } from "./define.ts";
-import { type ExpertCase, expertCase, expertCost } from "./expert_case.ts";
+import { type ExpertCase, expertCase, expertContract } from "./expert_case.ts";
+import { rowTuning } from "./gemv.ts";
 
 // Loads past the last, and those of experts in other parts, are zero and add nothing.
 const LOAD = /* wgsl */ `
@@ -99,16 +100,7 @@ export function expertRows(
  */
 export const expertGemv = defineKernel<ExpertCase>({
   name: "expertGemv",
-  buffers: ({ EPILOGUE }) => ({
-    w: "held k as unit",
-    x: "any k as span",
-    chosen: "choices used",
-    y: "inout any as scalar",
-    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
-  }),
-  // Rows of y are `stride` elements apart; the first row of an expert yields `column`.
-  // `n`, the rows of an expert, is used by expert_gemv_int8.ts.
-  uniforms: { n: "u32", first: "u32", stride: "u32", column: "u32" },
+  ...expertContract,
   constants: {
     EXPERTS: 1,
     WHOLE: 1,
@@ -138,12 +130,15 @@ export const expertGemv = defineKernel<ExpertCase>({
       PARTS: parts ?? 0,
     };
   },
+  // A row of "add" is that of all its experts.
+  tuning: rowTuning(({ swiglu, m, k, format }) =>
+    Math.ceil(k / format.loads[0]) * (swiglu ? 1 : m)
+  ),
   grid: ({ choices, used }, c) => [
     Math.ceil(c.EXPERT_ROWS / rowsOfWorkgroup(c)),
     choices / 2 * used / c.TERMS,
     1,
   ],
-  cost: (call) => expertCost(call, "w"),
   body: /* wgsl */ `
 ${LANES}
 const PER_WORKGROUP = WORKGROUP / LANES;

@@ -1,13 +1,14 @@
 import { chooseExpertGemv } from "../lib/dispatch/experts.ts";
 import { INTEGER_SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
-import { type ExpertCase, expertCase, expertCost } from "./expert_case.ts";
+import { type ExpertCase, expertCase, expertContract } from "./expert_case.ts";
 import { EXPERT_ROW, expertRows } from "./expert_gemv.ts";
 import {
   BODY,
   deriveInt8,
   int8Parts,
   int8Rows,
+  int8Tuning,
   INTEGERS,
 } from "./gemv_int8.ts";
 
@@ -21,14 +22,7 @@ import {
  */
 export const expertGemvInt8 = defineKernel<ExpertCase>({
   name: "expertGemvInt8",
-  buffers: ({ EPILOGUE }) => ({
-    w: "held k as unit",
-    x: "any k as span",
-    chosen: "choices used",
-    y: "inout any as scalar",
-    ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
-  }),
-  uniforms: { n: "u32", first: "u32", stride: "u32", column: "u32" },
+  ...expertContract,
   constants: {
     EXPERTS: 1,
     WHOLE: 1,
@@ -41,6 +35,7 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
     NORM: 0,
     EPILOGUE: "store",
     CHUNK: 12288,
+    ROLLED: 0,
   },
   derive: (c, { held, k, used, parts }) => {
     const terms = c.EPILOGUE === "add" ? used : 1;
@@ -51,12 +46,12 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
       TERMS: terms,
     };
   },
+  tuning: int8Tuning(({ swiglu, m, k }) => swiglu ? k : m * k),
   grid: ({ n, choices, used }, c) => [
     Math.ceil(n / int8Rows(c)),
     choices / 2 * used / c.TERMS,
     1,
   ],
-  cost: (call) => expertCost(call, "w"),
   body: /* wgsl */ `
 ${EXPERT_ROW}
 

@@ -1,7 +1,11 @@
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { tileBytes, tileDepth } from "../lib/dispatch/defaults.ts";
-import { isPowerOf2 } from "../lib/dispatch/limits.ts";
+import {
+  type Candidate,
+  isPowerOf2,
+  type Needs,
+} from "../lib/dispatch/limits.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
 import { BLOCKS, FLOATS, HALF_SUM, room, SUM } from "./case.ts";
@@ -354,6 +358,34 @@ interface GemmCase extends LinearCase {
   largest?: number;
 }
 
+/** What a tile needs. */
+export function tileNeeds(
+  { swiglu, half, m, format }: LinearTarget,
+  { BM, BN, BK, TM, TN }: Candidate,
+): Needs {
+  const threads = (BM / TM) * (BN / TN);
+  const loads = Math.ceil((BM + BN) / 4 * (BK / 4) / threads);
+  return {
+    threads,
+    bytes: tileBytes({ BM, BN, BK }, half, format),
+    problem: [BM, BN, BK, TM, TN].some((size) => size % 4)
+      ? "the sizes of a tile must be multiples of 4"
+      : BK % tileDepth(format)
+      ? `BK is ${BK}, must be a multiple of ${
+        tileDepth(format)
+      } for ${format.name}`
+      : BM % TM || BN % TN || threads < 32 || !isPowerOf2(threads)
+      ? `${threads} threads share a tile, must be a power of 2 and at least 32`
+      : swiglu && TN < 8
+      ? `TN is ${TN}, must be 8 or more: gates and what they gate are summed together`
+      : loads > MOST_BLOCKS
+      ? `${loads} blocks to load per thread, at most ${MOST_BLOCKS} fit registers`
+      : BM > 2 * m
+      ? `a tile of ${BM} rows for at most ${m}`
+      : undefined,
+  };
+}
+
 /**
  * Many rows times a matrix: `c = a · b`, the Linear layers of a prompt.
  *
@@ -391,32 +423,7 @@ export const gemm = defineKernel<GemmCase>({
       TM: [4, 8],
       TN: [4, 8],
     },
-    needs(
-      { swiglu, half, m, format }: LinearTarget,
-      { BM, BN, BK, TM, TN },
-    ) {
-      const threads = (BM / TM) * (BN / TN);
-      const loads = Math.ceil((BM + BN) / 4 * (BK / 4) / threads);
-      return {
-        threads,
-        bytes: tileBytes({ BM, BN, BK }, half, format),
-        problem: [BM, BN, BK, TM, TN].some((size) => size % 4)
-          ? "the sizes of a tile must be multiples of 4"
-          : BK % tileDepth(format)
-          ? `BK is ${BK}, must be a multiple of ${
-            tileDepth(format)
-          } for ${format.name}`
-          : BM % TM || BN % TN || threads < 32 || !isPowerOf2(threads)
-          ? `${threads} threads share a tile, must be a power of 2 and at least 32`
-          : swiglu && TN < 8
-          ? `TN is ${TN}, must be 8 or more: gates and what they gate are summed together`
-          : loads > MOST_BLOCKS
-          ? `${loads} blocks to load per thread, at most ${MOST_BLOCKS} fit registers`
-          : BM > 2 * m
-          ? `a tile of ${BM} rows for at most ${m}`
-          : undefined,
-      };
-    },
+    needs: tileNeeds,
   },
   grid: ({ m, n }, { BM, BN, SPLITS }) => [
     Math.ceil(n / BN),

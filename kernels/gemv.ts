@@ -3,7 +3,11 @@ import {
   laneConstants,
 } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
-import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
+import {
+  isPowerOf2,
+  MOST_IN_FLIGHT,
+  type Tuning,
+} from "../lib/dispatch/limits.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
@@ -64,9 +68,41 @@ export const WRITE = /* wgsl */ `
 
 /** Wide loads (units) in a row of w. */
 const unitsOf = ({ k, format }: LinearTarget) => Math.ceil(k / format.loads[0]);
-/** Lanes that share a row of w. */
-const lanesOf = (target: LinearTarget, device: Capabilities) =>
-  2 ** laneConstants(device, Math.max(4, unitsOf(target))).LOG_LANES;
+
+/** What is tuned where lanes share a row of w, which takes `loadsOf` loads. */
+export function rowTuning(
+  loadsOf: (target: LinearTarget) => number,
+): Tuning<LinearTarget> {
+  const lanesOf = (target: LinearTarget, device: Capabilities) =>
+    2 ** laneConstants(device, Math.max(4, loadsOf(target))).LOG_LANES;
+  return {
+    of: "linear",
+    grid: {
+      WORKGROUP: [32, 64, 128, 256, 512],
+      ROWS: [1, 2, 4],
+      STEPS: [1, 2, 4, 8, 12, 16],
+    },
+    settle(target, given, device) {
+      const steps = Math.ceil(loadsOf(target) / lanesOf(target, device));
+      const chunks = Math.ceil(steps / given.STEPS);
+      return { ...given, STEPS: Math.ceil(steps / chunks) };
+    },
+    needs(target, { WORKGROUP, ROWS, STEPS }, device) {
+      const lanes = lanesOf(target, device), loads = ROWS * STEPS;
+      return {
+        threads: WORKGROUP,
+        bytes: device.subgroupSize ? 0 : 4 * WORKGROUP,
+        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+          : target.swiglu && ROWS % 2
+          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
+          : loads > MOST_IN_FLIGHT
+          ? `${loads} loads in flight, at most ${MOST_IN_FLIGHT} fit registers`
+          : undefined,
+      };
+    },
+  };
+}
 
 /** Rows of w per workgroup. */
 const rowsOfWorkgroup = (
@@ -171,33 +207,7 @@ export const gemv = defineKernel<LinearCase>({
       ...(own ? { TAKEN: Math.min(lanes, Number(c.W_UNIT)) } : {}),
     };
   },
-  tuning: {
-    of: "linear",
-    grid: {
-      WORKGROUP: [32, 64, 128, 256, 512],
-      ROWS: [1, 2, 4],
-      STEPS: [1, 2, 4, 8, 12, 16],
-    },
-    settle(target: LinearTarget, given, device) {
-      const steps = Math.ceil(unitsOf(target) / lanesOf(target, device));
-      const chunks = Math.ceil(steps / given.STEPS);
-      return { ...given, STEPS: Math.ceil(steps / chunks) };
-    },
-    needs(target: LinearTarget, { WORKGROUP, ROWS, STEPS }, device) {
-      const lanes = lanesOf(target, device), loads = ROWS * STEPS;
-      return {
-        threads: WORKGROUP,
-        bytes: device.subgroupSize ? 0 : 4 * WORKGROUP,
-        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
-          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
-          : target.swiglu && ROWS % 2
-          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
-          : loads > MOST_IN_FLIGHT
-          ? `${loads} loads in flight, at most ${MOST_IN_FLIGHT} fit registers`
-          : undefined,
-      };
-    },
-  },
+  tuning: rowTuning(unitsOf),
   grid: ({ n }, constants) => splitGrid(n / rowsOfWorkgroup(constants)),
   cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `

@@ -1,6 +1,6 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
-import { isPowerOf2 } from "../lib/dispatch/limits.ts";
+import { isPowerOf2, type Tuning } from "../lib/dispatch/limits.ts";
 import { roundedBytes, roundedChunk } from "../lib/dispatch/linear.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
@@ -51,18 +51,62 @@ const addRests = /* wgsl */ `
             let unit = w_row(g, i) * ROW_UNITS + place;
             let words = w_words(unit);
             let factors = w_factors(words.scales, unit);
-            var product = 0.0;
+            var bytes = 0u;
+            var scale = 0.0;
+            @if MIN { var least = 0.0; }
             @unroll for (var f = 0; f < QUADS * 4; f++) {
               if (at % (QUADS * 4u) == f) {
-                let quants = vec4f(unpack4xI8(w_bytes[f](words))) - f32(OFFSET);
-                product = w_scale[f / GROUP_FOURS](factors) * dot(quants, rest);
-                @if MIN { product -= w_min[f / GROUP_FOURS](factors) * dot(vec4f(1.0), rest); }
+                bytes = w_bytes[f](words);
+                scale = w_scale[f / GROUP_FOURS](factors);
+                @if MIN { least = w_min[f / GROUP_FOURS](factors); }
               }
             }
+            let weights = scale * (vec4f(unpack4xI8(bytes)) - f32(OFFSET));
+            @if MIN { let product = dot(weights - least, rest); } @else { let product = dot(weights, rest); }
             @unroll for (var r = 0; r < ROWS; r++) { acc[r] += select(0.0, product, i == r); }
           }
         }
       }`;
+
+/** What is tuned where workgroups round a row of x, which has `kOf` elements. */
+export function int8Tuning(
+  kOf: (target: LinearTarget) => number,
+): Tuning<LinearTarget> {
+  return {
+    of: "linear",
+    grid: {
+      WORKGROUP: [64, 128, 256, 512, 1024],
+      ROWS: [1, 2, 4],
+      STEPS: [1, 2, 4],
+      LOOPS: [1, 2, 4],
+    },
+    settle(target, given, device) {
+      const lanes = 2 ** laneConstants(device).LOG_LANES;
+      const most = Math.ceil(kOf(target) / target.format.loads[0] / lanes);
+      return { ...given, STEPS: Math.min(given.STEPS, most) };
+    },
+    needs(target, given, device) {
+      const k = kOf(target);
+      const { WORKGROUP, ROWS, STEPS, LOOPS } = given, loads = ROWS * STEPS;
+      const lanes = 2 ** laneConstants(device).LOG_LANES;
+      const { chunk, phases } = roundedChunk(k, device);
+      return {
+        threads: WORKGROUP,
+        bytes: roundedBytes(chunk) + 4 * phases * Math.ceil(chunk / 1024) + 4 +
+          4 * WORKGROUP / lanes,
+        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
+          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
+          : target.swiglu && ROWS % 2
+          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
+          : loads > MOST_LOADS
+          ? `${loads} loads in flight, at most ${MOST_LOADS} fit registers with those that follow`
+          : phases > 1 && LOOPS > 1
+          ? `LOOPS is ${LOOPS}, must be 1: ${k} elements of x are rounded in ${phases} parts`
+          : undefined,
+      };
+    },
+  };
+}
 
 /** Rows of w per workgroup. */
 export const int8Rows = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
@@ -144,8 +188,8 @@ ${IS_NAN}
 var<workgroup> planes: array<vec4u, 2 * OWNERS>;
 // The scale of each block of 32, and the sums of both halves of it and of all of it.
 var<workgroup> blocks: array<vec4f, (OWNERS + 1) / 2>;
-// A bit per block: whether it has an outlier. Of each phase in turn.
-var<workgroup> outliers: array<atomic<u32>, PHASES * OUTLIER_WORDS>;
+// A bit per block: whether it has an outlier. Of each phase in turn. Last, whether there are any.
+var<workgroup> outliers: array<atomic<u32>, PHASES * OUTLIER_WORDS + 1>;
 
 var<private> y_first: u32;
 
@@ -172,14 +216,20 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @split var residual: array<f32, ROWS>;
     var squared_sum = 0.0;
   }
-${FACTOR}  for (var phase = 0u; phase < PHASES; phase++) {
+${FACTOR}  @if ROLLED {
+    // 1, as compilers cannot know: they would unroll loops of constant counts.
+    let once = min(u.n, 1u);
+  } @else { let once = 1u; }
+  for (var phase = 0u; phase < PHASES * once; phase++) {
     { let g = own_group; ${load("raw", "phase", "0u")} }
     @if PHASES > 1 { workgroupBarrier(); }
-    // A thread rounds four elements; eight neighbors have a block of 32.
-    @unroll for (var r = 0; r < ROUNDS; r++) {
+    // A thread rounds four elements, as the next ones arrive; eight neighbors have a block of 32.
+    let first_four = phase * TAKEN * QUADS * 4u;
+    var following = x_four(wg.y, min(first_four + tid, X_FOURS - 1u));
+    for (var r = 0u; r < ROUNDS * once; r++) {
       let own = r * WORKGROUP + tid;
-      let at = min(phase * TAKEN * QUADS * 4u + own, X_FOURS - 1u);
-      let four = x_four(wg.y, at);
+      let four = following;
+      following = x_four(wg.y, min(first_four + own + WORKGROUP, X_FOURS - 1u));
       let each = abs(four);
       var size = max(max(each.x, each.y), max(each.z, each.w));
       var roots = dot(sqrt(each), vec4f(1.0));
@@ -202,12 +252,13 @@ ${FACTOR}  for (var phase = 0u; phase < PHASES; phase++) {
           blocks[b] = vec4f(select(scale, roots, is_nan(roots)), sum, other, sum + other);
           if (${hasOutlier("size", "roots")}) {
             atomicOr(&outliers[phase * OUTLIER_WORDS + b / 32u], 1u << (b % 32u));
+            atomicOr(&outliers[PHASES * OUTLIER_WORDS], 1u);
           }
         }
       }
     }
     workgroupBarrier();
-    for (var part = 0u; part < LOOPS * CHUNKS; part++) {
+    for (var part = 0u; part < LOOPS * CHUNKS * once; part++) {
       let g = part / CHUNKS * count * PER_WORKGROUP + own_group;
       @if LOOPS * CHUNKS > 1 {
         // Loaded while this part is multiplied; unused after the last one.
@@ -223,7 +274,7 @@ ${FACTOR}  for (var phase = 0u; phase < PHASES; phase++) {
           @unroll for (var i = 0; i < ROWS; i++) { residual[i] = y[y_first + w_row(g, i)]; }
         }
       }
-      if (part % CHUNKS == 0u) {${addRests}
+      if (part % CHUNKS == 0u && atomicLoad(&outliers[PHASES * OUTLIER_WORDS]) != 0u) {${addRests}
       }
       @unroll for (var s = 0; s < STEPS; s++) {
         let taken = (part % CHUNKS * STEPS + s) * LANES + lane;
@@ -305,6 +356,10 @@ ${FACTOR}  for (var phase = 0u; phase < PHASES; phase++) {
  * A workgroup rounds all of `x` for itself, CHUNK elements at a time, while its first
  * weights are on their way. Each of its lane groups then takes LOOPS times ROWS rows of
  * `w`, and loads the next units while it multiplies the last ones.
+ *
+ * Between two dispatches of a kernel, the weights of a large model displace its instructions
+ * from the caches, so the less code there is, the sooner it starts. ROLLED keeps compilers
+ * from unrolling its loops.
  */
 export const gemvInt8 = defineKernel<LinearCase>({
   name: "gemvInt8",
@@ -326,42 +381,11 @@ export const gemvInt8 = defineKernel<LinearCase>({
     NORM: 0,
     EPILOGUE: "store",
     CHUNK: 12288,
+    ROLLED: 0,
     EXPERTS: 0,
   },
   derive: (c, { m, k, parts }) => deriveInt8(c, { m, k, terms: 1, parts }),
-  tuning: {
-    of: "linear",
-    grid: {
-      WORKGROUP: [64, 128, 256, 512],
-      ROWS: [1, 2, 4],
-      STEPS: [1, 2, 4],
-      LOOPS: [1, 2, 4],
-    },
-    settle({ k, format }: LinearTarget, given, device) {
-      const lanes = 2 ** laneConstants(device).LOG_LANES;
-      const most = Math.ceil(k / format.loads[0] / lanes);
-      return { ...given, STEPS: Math.min(given.STEPS, most) };
-    },
-    needs({ k, swiglu }: LinearTarget, given, device) {
-      const { WORKGROUP, ROWS, STEPS, LOOPS } = given, loads = ROWS * STEPS;
-      const lanes = 2 ** laneConstants(device).LOG_LANES;
-      const { chunk, phases } = roundedChunk(k, device);
-      return {
-        threads: WORKGROUP,
-        bytes: roundedBytes(chunk) + 4 * phases * Math.ceil(chunk / 1024) +
-          4 * WORKGROUP / lanes,
-        problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
-          ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
-          : swiglu && ROWS % 2
-          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
-          : loads > MOST_LOADS
-          ? `${loads} loads in flight, at most ${MOST_LOADS} fit registers with those that follow`
-          : phases > 1 && LOOPS > 1
-          ? `LOOPS is ${LOOPS}, must be 1: ${k} elements of x are rounded in ${phases} parts`
-          : undefined,
-      };
-    },
-  },
+  tuning: int8Tuning(({ k }) => k),
   grid: ({ n }, constants) => splitGrid(n / int8Rows(constants)),
   cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `

@@ -37,7 +37,25 @@ export const ENDING_MEMORY = /* wgsl */ `
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
 @if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }`;
 
-/** Adds up `acc` over lanes and slices, and writes the results. */
+/**
+ * Begins `main`: the place of a thread, and its sums. Workgroups of the same rows of w follow
+ * each other, so that they find them in a cache.
+ */
+export const BEGINNING = /* wgsl */ `@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
+  let lane = tid % LANES;
+  let group = tid / LANES;
+  let index = wg.y * groups.x + wg.x;
+  let part = index / SHARES;
+  let first = index % SHARES * M;
+  let slice = group % SLICES;
+  let g = part * (GROUPS / SLICES) + group / SLICES;
+  @split var acc: array<f32, SUMS>;`;
+
+/**
+ * Adds up `acc` over lanes and slices, and writes the results of M rows from row `first` on.
+ */
 export const ENDING = /* wgsl */ `  @if SUBGROUPS {
     @unroll for (var s = 0; s < LOG_LANES; s++) {
       @if (SUMS >> s) > 1 {
@@ -95,18 +113,18 @@ export const ENDING = /* wgsl */ `  @if SUBGROUPS {
       }
       let gate = acc[j] * factor;
       let output = g * (ROWS / 2u) + i / 2u;
-      if (writes && m < M && i % 2u == 0u && output < u.n / 2u) {
-        y[m * u.stride + u.column + output] = gate / (1.0 + exp(-gate)) * other * factor;
+      if (writes && m < M && first + m < u.m && i % 2u == 0u && output < u.n / 2u) {
+        y[(first + m) * u.stride + u.column + output] = gate / (1.0 + exp(-gate)) * other * factor;
       }
     } @else {
       let row = g * ROWS + i;
-      let inside = writes && m < M && row < u.n;
+      let inside = writes && m < M && first + m < u.m && row < u.n;
       var value = acc[j] * factor;
       @if EPILOGUE == "add" {
-        if (inside) { value += y[m * u.stride + u.column + row]; }
+        if (inside) { value += y[(first + m) * u.stride + u.column + row]; }
         if (writes) { squared[group / SLICES * SUMS + at] = select(0.0, value * value, inside); }
       }
-      if (inside) { y[m * u.stride + u.column + row] = value; }
+      if (inside) { y[(first + m) * u.stride + u.column + row] = value; }
     }
   }
   @if EPILOGUE == "add" {
@@ -116,7 +134,7 @@ export const ENDING = /* wgsl */ `  @if SUBGROUPS {
       @unroll for (var q = 0; q < GROUPS / SLICES; q++) {
         @unroll for (var i = 0; i < ROWS; i++) { sum += squared[q * SUMS + m * ROWS + i]; }
       }
-      if (part < PARTS) { squares[m * PARTS + part] = sum; }
+      if (part < PARTS && first + m < u.m) { squares[(first + m) * PARTS + part] = sum; }
     }
   }`;
 
@@ -241,6 +259,7 @@ export const gemvRows = defineKernel<LinearCase>({
         ? 1
         : 0,
       ...deriveEnding(c),
+      SHARES: 1,
       PARTS: parts ?? 0,
       SHARE: share,
       ROUNDS: Math.ceil(m * share / Number(c.WORKGROUP)),
@@ -281,15 +300,7 @@ ${ENDING_MEMORY}
 
 ${W_ROW}
 
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) tid: u32) {
-  let lane = tid % LANES;
-  let group = tid / LANES;
-  let part = wg.y * groups.x + wg.x;
-  let slice = group % SLICES;
-  let g = part * (GROUPS / SLICES) + group / SLICES;
-  @split var acc: array<f32, SUMS>;
+${BEGINNING}
   @if W_VIEW == "vec4" {
     @split var raw: array<w_Raw, ROWS * STEPS>;
     @split var base: array<u32, ROWS>;

@@ -1,5 +1,6 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
+import { ROWS_TOGETHER } from "../lib/dispatch/linear.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
@@ -7,6 +8,7 @@ import { BLOCKS, room, rowSums, SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import {
+  BEGINNING,
   deriveEnding,
   ENDING,
   ENDING_MEMORY,
@@ -21,10 +23,10 @@ import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
 const addRest = /* wgsl */ `
   @unroll for (var m = 0; m < M; m++) {
     if ((outliers[b] & (1u << u32(m))) != 0u) {
-      let step = abs(scales_at(m * 4u * BLOCKS + (unit * UNIT + b * 32u) / 32u)) / 256.0;
+      let step = abs(scales_at(x_row(first, m) * 4u * BLOCKS + (unit * UNIT + b * 32u) / 32u)) / 256.0;
       @split var rest: array<vec4u, 2>;
       @unroll for (var q = 0; q < QUADS / BLOCKS_OF_UNIT; q++) {
-        rest[q] = x[((m * PLANES + 2u) * QUADS + b * 2u + q) * UNITS + unit];
+        rest[q] = x[((x_row(first, m) * PLANES + 2u) * QUADS + b * 2u + q) * UNITS + unit];
       }
       @unroll for (var n = 0; n < GROUPS_OF_UNIT / BLOCKS_OF_UNIT; n++) {
         @if OFFSET > 0 || MIN {
@@ -57,6 +59,9 @@ const addRest = /* wgsl */ `
  * elements with one scale is exact; what quants are less, and their minimum, multiply sums
  * of `x`.
  *
+ * A workgroup takes M rows of `x`; others take the next ones. All 16 rows of a batch in one
+ * would take the registers of threads in flight, and much more code.
+ *
  * Lanes share rows of `w` and exchange their sums as in gemv_rows.ts, with the same
  * epilogues.
  */
@@ -80,7 +85,7 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
     NORM: 0,
     EPILOGUE: "store",
   },
-  derive: (c, { k, parts }) => {
+  derive: (c, { m, k, parts }) => {
     const { integers, name } = formatNamed(String(c.W_DTYPE));
     if (!integers || k % BLOCK || c.NORM) {
       throw new Error(
@@ -98,6 +103,7 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
       CHUNKS: Math.ceil(units / lanes),
       EXACT: units % lanes === 0 ? 1 : 0,
       PLANES,
+      SHARES: Math.ceil(m / Number(c.M)),
       QUADS: unit / 16, // vec4u of a plane in a unit
       FOURS: unit / 4,
       GROUPS_OF_UNIT: unit / integers.group,
@@ -117,14 +123,15 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
       ROWS: [1, 2, 4, 8],
       SLICES: [1, 2, 4, 8],
     },
-    needs(target: LinearTarget, { WORKGROUP, ROWS, SLICES }, device) {
+    needs(given: LinearTarget, { WORKGROUP, ROWS, SLICES }, device) {
+      const target = { ...given, m: Math.min(given.m, ROWS_TOGETHER) };
       const units = target.k / target.format.loads[0];
       const lanes = 2 ** laneConstants(device, units).LOG_LANES;
       return fewRowsNeeds(target, { WORKGROUP, ROWS, SLICES }, lanes, device);
     },
   },
-  grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
-    splitGrid(n / (ROWS * (GROUPS / SLICES))),
+  grid: ({ n }, { GROUPS, SLICES, ROWS, SHARES }) =>
+    splitGrid(Math.ceil(n / (ROWS * (GROUPS / SLICES))) * SHARES),
   cost: (call) =>
     linearCost(call, "scales", "w").map((cost) => ({
       ...cost,
@@ -136,15 +143,10 @@ ${ENDING_MEMORY}
 
 ${W_ROW}
 
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) tid: u32) {
-  let lane = tid % LANES;
-  let group = tid / LANES;
-  let part = wg.y * groups.x + wg.x;
-  let slice = group % SLICES;
-  let g = part * (GROUPS / SLICES) + group / SLICES;
-  @split var acc: array<f32, SUMS>;
+// Row m of those from first on; past the last one again that one.
+fn x_row(first: u32, m: u32) -> u32 { return min(first + m, u.m - 1u); }
+
+${BEGINNING}
   @split var base: array<u32, ROWS>;
   @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
   for (var c = slice; c < CHUNKS; c += SLICES) {
@@ -174,11 +176,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       @split var high: array<vec4u, QUADS>;
       @split var low: array<vec4u, QUADS>;
       @unroll for (var q = 0; q < QUADS; q++) {
-        high[q] = x[(m * PLANES * QUADS + q) * UNITS + unit];
-        low[q] = x[((m * PLANES + 1u) * QUADS + q) * UNITS + unit];
+        high[q] = x[(x_row(first, m) * PLANES * QUADS + q) * UNITS + unit];
+        low[q] = x[((x_row(first, m) * PLANES + 1u) * QUADS + q) * UNITS + unit];
       }
       @unroll for (var n = 0; n < GROUPS_OF_UNIT; n++) {
-        let block = m * 4u * BLOCKS + (unit * UNIT + n * GROUP_FOURS * 4u) / 32u;
+        let block = x_row(first, m) * 4u * BLOCKS + (unit * UNIT + n * GROUP_FOURS * 4u) / 32u;
         let signed = scales_at(block);
         let step = abs(signed);
         @if n * GROUP_FOURS % 8 == 0 { outliers[n * GROUP_FOURS / 8] |= select(0u, 1u << u32(m), signed < 0.0); }
@@ -222,10 +224,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     const { planes, scales } = roundRows(x, k, unit);
     const w = random.matrix(dtype, [n, k]);
     const constants = {
-      M: m,
+      M: Math.min(m, ROWS_TOGETHER),
       WORKGROUP: 64,
       SLICES: 1,
-      ROWS: m > 16 ? 2 : 4,
+      ROWS: 4,
       EPILOGUE: epilogue,
       ...laneConstants(device, k / unit),
     };

@@ -11,6 +11,10 @@
  * - `positions`: the lengths of the sequences, padded to whole rows of headDim words, then
  *   the bits of the cosines and sines of each position.
  *
+ * The positions of a sequence are one run of the cache, or in a paged cache (LOG_PAGE > 0)
+ * runs of 2^LOG_PAGE, anywhere: keys and values are then `[pages, kvHeads, page, headDim]`.
+ * The lengths of its SLOTS sequences are followed by the pages of each, TABLE numbers.
+ *
  * @module
  */
 import { MOST_SPLITS } from "../lib/dispatch/attention.ts";
@@ -26,9 +30,18 @@ export const countersAt = (sequences: number, heads: number): number =>
 export const stateWords = (sequences: number, heads: number): number =>
   countersAt(sequences, heads) + sequences * heads;
 
-/** Rows of `positions` that hold the lengths. */
-export const lengthRows = (sequences: number, headDim: number): number =>
-  Math.ceil(sequences / headDim);
+/**
+ * Rows of `positions` that hold the lengths of `sequences` sequences, each with a table of
+ * `table` pages.
+ */
+export const lengthRows = (
+  sequences: number,
+  headDim: number,
+  table = 0,
+): number => Math.ceil(sequences * (1 + table) / headDim);
+
+/** The constants of a cache that is not paged. */
+export const NOT_PAGED = { LOG_PAGE: 0, SLOTS: 0, TABLE: 0 } as const;
 
 /** Where a split begins in `state`. */
 export const splitAt = (head: number, splits: number, split: number): number =>
@@ -41,15 +54,50 @@ fn split_of(head: u32, splits: u32, split: u32) -> u32 {
 }
 `;
 
-/** Where the counters begin in `state`, if a row has `heads` heads. */
-export const COUNTERS = (heads: string) =>
-  `${FLAG_WORDS}u + u.sequences * ${heads} * ${2 * MOST_SPLITS}u`;
+/** Declares `counters`, where they begin in `state`, if a row has `heads` heads. */
+export const COUNTERS = (heads: string) => /* wgsl */ `
+  @if LOG_PAGE { let slots = SLOTS; } @else { let slots = u.sequences; }
+  let counters = ${FLAG_WORDS}u + slots * ${heads} * ${2 * MOST_SPLITS}u;`;
 
 /** Declares `past`, the length of a sequence, and `turns`, where the angles begin. */
 export const POSITIONS = (sequence: string) => /* wgsl */ `
-  @if VEC == 4 { let past = positions[${sequence} / 4u][${sequence} % 4u]; }
-  @else { let past = positions[${sequence}]; }
-  let turns = (u.sequences + HEAD_DIM - 1u) / HEAD_DIM * 2u * HALF;`;
+  let past = ${positionsWord(sequence)};
+  @if LOG_PAGE { let turns = (SLOTS * (1 + TABLE) + HEAD_DIM - 1) / HEAD_DIM * 2u * HALF; }
+  @else { let turns = (u.sequences + HEAD_DIM - 1u) / HEAD_DIM * 2u * HALF; }`;
+
+/**
+ * Declares `name`, from which {@linkcode cacheRow} finds the rows of a sequence's kv head.
+ * These are texts and not functions: see lib/webgpu/inline.ts.
+ */
+export const cacheBase = (
+  name: string,
+  sequence: string,
+  kvHead: string,
+) => /* wgsl */ `
+  @if LOG_PAGE { let ${name} = SLOTS + (${sequence}) * TABLE; }
+  @else { let ${name} = ((${sequence}) * u.kvHeads + ${kvHead}) * u.context; }`;
+
+/** Declares `name`, the row of keys or values of a position; `word` reads the table. */
+export const cacheRow = (
+  name: string,
+  { base, kvHead, position, word }: {
+    base: string;
+    kvHead: string;
+    position: string;
+    word: (at: string) => string;
+  },
+) => /* wgsl */ `
+  @if LOG_PAGE {
+    let ${name}_position = ${position};
+    let ${name}_entry = ${base} + (${name}_position >> LOG_PAGE);
+    let ${name} = ((${
+  word(`${name}_entry`)
+} * u.kvHeads + ${kvHead}) << LOG_PAGE) + (${name}_position & ((1u << LOG_PAGE) - 1u));
+  } @else { let ${name} = ${base} + ${position}; }`;
+
+/** A word of `positions`. */
+export const positionsWord = (at: string): string =>
+  `(@if VEC == 4 { positions[(${at}) / 4u][(${at}) % 4u] } @else { positions[${at}] })`;
 
 /** An element of `positions`: cosines or sines. */
 export const angle = (at: string) => `bitcast<E>(positions[turns + ${at}])`;

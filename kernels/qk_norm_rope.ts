@@ -7,6 +7,7 @@ import {
   cacheResults,
   HEADS_128,
   HEADS_96,
+  inPages,
   ODD_HEADS,
   positionsTensor,
   sizesOf,
@@ -14,7 +15,17 @@ import {
 } from "./attention_case.ts";
 import { EPS, room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
-import { angle, HEADS, POSITIONS, QUANTS, turnPair } from "./heads.ts";
+import {
+  angle,
+  cacheBase,
+  cacheRow,
+  HEADS,
+  NOT_PAGED,
+  POSITIONS,
+  positionsWord,
+  QUANTS,
+  turnPair,
+} from "./heads.ts";
 
 /**
  * Norms and rotates every pair `a[p]`, `b[p]` of a head in place, given the factor. A
@@ -77,6 +88,7 @@ export const qkNormRope = defineKernel<AttentionCase>({
     LOG_LANES: 4,
     SUBGROUPS: 1,
     CACHE: "float",
+    ...NOT_PAGED,
   },
   // LANES threads share a head. Each holds PAIRS pairs (a[p], b[p]), half a head apart.
   derive: (c) => {
@@ -159,9 +171,18 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   if (task / all >= u.m) { return; }
+  let kv_head = (head - u.heads) % u.kvHeads; // of a key or value
+  ${cacheBase("cache_base", "sequence", "kv_head")}
+  ${
+    cacheRow("cache_row", {
+      base: "cache_base",
+      kvHead: "kv_head",
+      position: "position",
+      word: positionsWord,
+    })
+  }
   @if CACHE == "q8_0" {
     if (head >= u.heads) {
-      let cache_row = (sequence * u.kvHeads + (head - u.heads) % u.kvHeads) * u.context + position;
       if (head < u.heads + u.kvHeads) { ${quantize("k")} } else { ${
     quantize("v")
   } }
@@ -178,8 +199,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         guard(a[p]);
         guard(b[p]);
         @if CACHE != "q8_0" {
-        let kv_head = (head - u.heads) % u.kvHeads;
-        let at = ((sequence * u.kvHeads + kv_head) * u.context + position) * 2u * HALF + i;
+        let at = cache_row * 2u * HALF + i;
         if (head < u.heads + u.kvHeads) {
           k_put(at, a[p]);
           k_put(at + HALF, b[p]);
@@ -198,11 +218,23 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     { ...ODD_HEADS, lengths: [0, 9], tokens: 5, cache: "f32", norm: "f32" },
     { ...HEADS_128, lengths: [14, 3], tokens: 5, cache: "q8_0", norm: "bf16" },
     { ...HEADS_96, lengths: [9], tokens: 3, cache: "q8_0", norm: "f32" },
+    {
+      ...HEADS_128,
+      ...{ lengths: [14, 3], tokens: 5, cache: "f16", norm: "bf16", page: 16 },
+    },
+    {
+      ...ODD_HEADS,
+      ...{ lengths: [0, 9], tokens: 5, cache: "f32", norm: "f32", page: 2 },
+    },
+    {
+      ...HEADS_96,
+      ...{ lengths: [14, 3], tokens: 5, cache: "q8_0", norm: "f32", page: 8 },
+    },
   ],
   makeCase(given, { device, random, reference }) {
     const sizes = sizesOf(given), { heads, headDim, tokens } = given;
     const inputs = reference.attentionInputs(random, sizes, given);
-    return {
+    return inPages(given, {
       what: attentionText(given),
       operands: {
         ...inputs,
@@ -227,6 +259,6 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           },
         ];
       },
-    };
+    });
   },
 });

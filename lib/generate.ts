@@ -4,6 +4,7 @@
  * @module
  */
 import { type OptionKind, requireKind, wrongOption } from "./errors.ts";
+import { isObject } from "./json.ts";
 import type { Chunks } from "./model/turns.ts";
 import {
   faultText,
@@ -45,6 +46,21 @@ export interface GenerateOptions extends SamplingOptions, PromptOptions {
    * then waits for every token, which takes longer. A mask that allows nothing is an error.
    */
   mask?: TokenMask;
+  /**
+   * A JSON schema (drafts 4 to 2020-12) under which the reply's text is valid JSON, compact and
+   * with properties in the schema's order; `true` stands for any object. Reasoning and calls of
+   * `tools` may come first. A reply that ends at `maxTokens` is cut off, which its
+   * `finishReason` says.
+   *
+   * What cannot be guaranteed is refused: `not`, `if`, `contains`, `uniqueItems`,
+   * `dependentRequired`, `dependentSchemas`, `unevaluatedProperties`, `unevaluatedItems`,
+   * references to other documents, a `oneOf` whose branches may both be valid, a `multipleOf`
+   * that is not exact in binary, some formats, and patterns with word boundaries, back
+   * references or lookarounds elsewhere than after a leading `^`. Objects with `properties`
+   * get others only if `additionalProperties` or `patternProperties` say so. As with `mask`,
+   * the run waits for every token.
+   */
+  schema?: object | true;
   /** Keeps generating after an end-of-text token. */
   ignoreEos?: boolean;
   /**
@@ -73,6 +89,7 @@ const KINDS: Readonly<
   logitBias: undefined,
   logprobs: undefined,
   mask: "object",
+  schema: undefined, // by its grammar
   seed: undefined,
   ignoreEos: "flag",
   reuse: "flag",
@@ -95,6 +112,7 @@ export function checkGenerating(options: GenerateOptions): GenerateOptions {
   const cannot = "Cannot generate";
   const given = givenOptions(cannot, options, KINDS);
   const { maxTokens, stop = [], mask } = given;
+  requireSchemaAlone(cannot, given);
   if (mask) {
     requireKind(cannot, "mask.fill", mask.fill, "function");
     requireKind(cannot, "mask.accept", mask.accept, "function");
@@ -112,6 +130,23 @@ export function checkGenerating(options: GenerateOptions): GenerateOptions {
   const stops: readonly unknown[] = Array.isArray(stop) ? stop : [stop];
   stops.forEach(requireStopString);
   return given;
+}
+
+/** Refuses what would cut JSON off, or lead elsewhere. */
+function requireSchemaAlone(cannot: string, given: GenerateOptions): void {
+  const { schema, stop = [], mask, ignoreEos } = given;
+  if (schema === undefined) return;
+  if (schema !== true && !isObject(schema)) {
+    throw wrongOption(cannot, "schema", schema, "a JSON schema, or true");
+  }
+  const other = stop.length > 0 ? "stop" : mask ? "mask" : "ignoreEos";
+  if (stop.length === 0 && !mask && !ignoreEos) return;
+  throw wrongOption(
+    cannot,
+    other,
+    given[other],
+    "left out with a schema, whose JSON it could cut off",
+  );
 }
 
 /** A generated token and the text it completes. */

@@ -49,6 +49,8 @@ import {
   Run,
   type RunParts,
 } from "./generate.ts";
+import { type Asked, Engine, type Started } from "./engine/engine.ts";
+import { checkEngine, type EngineOptions } from "./engine/options.ts";
 import {
   checkContext,
   checkLoading,
@@ -66,8 +68,11 @@ import {
   type MaskSource,
   resolveSampling,
   type Sampling,
+  type TokenMask,
 } from "./model/sampling.ts";
+import { grammarOf } from "./text/grammar/mod.ts";
 import { givenOptions } from "./text/options.ts";
+import type { ReplyFormat } from "./text/reply.ts";
 import { STORY_TEMPLATE } from "./text/story_template.ts";
 import {
   missingTokenizer,
@@ -153,6 +158,12 @@ function unfit(name: string, { is, why }: Purpose): string {
 const promptName = (i: number, { length }: ArrayLike<unknown>) =>
   length > 1 ? `prompt ${i}` : "the prompt";
 
+/** The most tokens of a prompt with its reply, and how prompts run. */
+type HowRun = [
+  context?: number,
+  start?: (asked: readonly Asked[]) => Started,
+];
+
 const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
 
 /**
@@ -165,7 +176,7 @@ const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
  * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices`, `loadMs`,
- * `memoryBytes` and `hasTokenizer` still answer; everything else throws, and so does a run
+ * `memoryBytes`, `generates` and `hasTokenizer` still answer; everything else throws, and so does a run
  * that had not ended.
  */
 export class Qwen3 implements Disposable {
@@ -284,6 +295,11 @@ export class Qwen3 implements Disposable {
     const { name } = this.#checkpoint;
     return this.#tokenizer?.chatTemplate ??
       (name === DEFAULT_MODEL ? STORY_TEMPLATE : undefined);
+  }
+
+  /** Whether the model writes text, as those for embedding or ranking do not. */
+  get generates(): boolean {
+    return this.#checkpoint.only === undefined;
   }
 
   /** Whether the checkpoint has a tokenizer. */
@@ -502,6 +518,36 @@ export class Qwen3 implements Disposable {
   }
 
   /**
+   * Starts an engine, to which requests can be submitted at any time. They run together,
+   * and a prompt that begins like an earlier one is not read again.
+   *
+   * While the engine has requests, `generate`, `logits` and so on wait for the step that is
+   * in progress, and the engine waits for them.
+   *
+   * @throws {OptionError} if an option is unknown or has a wrong value.
+   * @throws {MemoryError} if the device has too little memory.
+   * @throws {Error} if the checkpoint is only for embedding or ranking, or the model was
+   * disposed.
+   */
+  async engine(options: EngineOptions = {}): Promise<Engine> {
+    const action = "start an engine";
+    this.#turns.requireModel(action);
+    this.#requireHead(action);
+    const size = checkEngine(options, this.context);
+    const rows = await this.#turns.exclusive(
+      action,
+      () => this.#placed.runner.rows(size),
+    );
+    return new Engine({
+      rows,
+      slots: size.slots,
+      exclusive: (work) => this.#turns.exclusive("generate", work),
+      prepare: (prompt, options, start) =>
+        this.#parts([prompt], options, size.context, ([asked]) => start(asked)),
+    });
+  }
+
+  /**
    * Generates text for several prompts together, which takes little longer than for one.
    * Up to rounding, each text is what `generate` returns for its prompt, using the seed
    * `(seed + index) mod 2³²` when sampling. The options apply to every text. Each text
@@ -535,6 +581,31 @@ export class Qwen3 implements Disposable {
       );
     }
     return new BatchRun(this.#parts(prompts, options));
+  }
+
+  /** How prompts run that start together. */
+  #together(asked: readonly Asked[]): Started {
+    const ids = asked.map(({ tokens }) => tokens);
+    const most = asked.reduce(
+      (most, { maxTokens }) => Math.max(most, maxTokens),
+      0,
+    );
+    if (ids.length > 1) {
+      const positions = positionsOf(ids, most, this.context);
+      this.#placed.runner.requireRoom(ids.length, positions);
+    }
+    const [{ sampling, reuse, signal }] = asked;
+    const how = { sampling, maxTokens: most, reuse, cached: 0 };
+    return {
+      start: (steady, masks) =>
+        this.#turns.run(
+          "generate",
+          signal,
+          (signal) => this.#start(ids, how, masks, signal),
+          steady,
+        ),
+      cachedTokens: () => how.cached,
+    };
   }
 
   /**
@@ -588,25 +659,32 @@ export class Qwen3 implements Disposable {
   }
 
   /** Validates prompts and options before anything runs. */
-  #parts(prompts: readonly Prompt[], given: GenerateOptions): RunParts {
+  #parts(
+    prompts: readonly Prompt[],
+    given: GenerateOptions,
+    ...how: HowRun
+  ): RunParts {
     this.#turns.requireModel("generate");
     this.#requireHead("generate");
-    const options = checkGenerating(given);
+    const options = checkGenerating(given), [context] = how;
     return this.#partsOf(
       prompts.map((prompt, i) => {
         const where = prompts.length > 1 ? ` (prompt ${i})` : "";
         const one = this.#encode(prompt, options, where);
-        this.#check("generate", one.tokenIds, promptName(i, prompts));
+        const which = promptName(i, prompts);
+        this.#check("generate", one.tokenIds, which, context);
         return one;
       }),
       options,
+      ...how,
     );
   }
 
-  /** What a run of encoded prompts needs. */
+  /** What a run of encoded prompts needs; they start together unless `start` says how. */
   #partsOf(
     encoded: readonly EncodedPrompt[],
     options: GenerateOptions,
+    ...[context = this.context, start]: HowRun
   ): RunParts {
     const { generation } = this.#checkpoint;
     const sampling = resolveSampling(
@@ -614,8 +692,10 @@ export class Qwen3 implements Disposable {
       generation,
       this.config.vocabSize,
     );
-    const ids = encoded.map(({ tokenIds }) => tokenIds);
-    const { maxTokens, stop = generation.stopStrings ?? [], signal } = options;
+    const { maxTokens, schema, signal } = options;
+    // The model's own stop strings could cut JSON off.
+    const { stop = schema ? [] : generation.stopStrings ?? [] } = options;
+    const maskOf = this.#masks(options);
     const stops = typeof stop === "string" ? [stop] : [...stop];
     if (stops.length > 0 && !this.hasTokenizer) {
       throw new Error(
@@ -624,51 +704,77 @@ export class Qwen3 implements Disposable {
         }`,
       );
     }
-    if (options.mask && ids.length > 1) {
+    const { mask } = options;
+    if (mask && encoded.length > 1) {
       throw wrongOption(
         "Cannot generate",
         "mask",
-        options.mask,
-        `left out for ${ids.length} prompts, since it follows a single text`,
+        mask,
+        `left out for ${encoded.length} prompts, since it follows a single text`,
       );
     }
     const sizes = encoded.map(({ tokenIds: { length }, reply }, i) => {
-      const room = this.context - length;
+      const room = context - length;
       const limit = maxTokens ??
         newTokenLimit(generation, length, promptName(i, encoded));
       return {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
-        reply,
-        mask: options.mask,
+        reply: reply && { ...reply, json: schema !== undefined },
+        mask: maskOf(reply),
       };
     });
-    const most = sizes.reduce((n, { maxTokens }) => Math.max(n, maxTokens), 0);
-    if (ids.length > 1) {
-      const positions = positionsOf(ids, most, this.context);
-      this.#placed.runner.requireRoom(ids.length, positions);
-    }
+    const eosTokenIds = options.ignoreEos ? [] : this.#ends;
     const { reuse = options.seed === undefined } = options;
-    const how = { sampling, maxTokens: most, reuse, cached: 0 };
+    const asked = encoded.map(({ tokenIds: tokens }, i): Asked => {
+      const { maxTokens, mask } = sizes[i];
+      const how = { sampling, mask, reuse, eosTokenIds, signal };
+      return { tokens, maxTokens, ...how };
+    });
     return {
-      start: (steady, masks) =>
-        this.#turns.run(
-          "generate",
-          signal,
-          (signal) => this.#start(ids, how, masks, signal),
-          steady,
-        ),
-      sizes,
-      cachedTokens: () => how.cached,
+      ...start?.(asked) ?? this.#together(asked),
+      // An engine tells masks itself what was sampled.
+      sizes: start
+        ? sizes.map((size) => ({ ...size, mask: undefined }))
+        : sizes,
       sampling,
-      eosTokenIds: options.ignoreEos
-        ? []
-        : generation.eosTokenIds ?? this.config.eosTokenIds,
+      eosTokenIds,
       stop: stops,
       tokenizer: this.#tokenizer,
       device: () => this.device.adapter,
       signal,
     };
+  }
+
+  /** The tokens that end a reply. */
+  get #ends(): readonly number[] {
+    return this.#checkpoint.generation.eosTokenIds ?? this.config.eosTokenIds;
+  }
+
+  /** Makes the mask of each reply. */
+  #masks(
+    { mask, schema, thinking, chatTemplate }: GenerateOptions,
+  ): (reply?: ReplyFormat) => TokenMask | undefined {
+    if (schema === undefined) return () => mask;
+    if (!this.hasTokenizer) {
+      throw new Error(
+        `Cannot generate: a schema needs a tokenizer, ${
+          withoutTokenizer(this.#checkpoint.name)
+        }`,
+      );
+    }
+    const { tokenizer } = this, grammar = grammarOf(schema);
+    const template = chatTemplate ?? tokenizer.chatTemplate ?? "";
+    const mayThink = thinking !== false && template.includes("<think>");
+    return (reply) =>
+      grammar.mask(tokenizer, this.config.vocabSize, this.#ends, {
+        thinking: reply?.thinking
+          ? "open"
+          : reply && mayThink
+          ? "allowed"
+          : "none",
+        calls: reply?.tools && reply.tools.length > 0,
+      });
   }
 
   /**
@@ -750,7 +856,12 @@ export class Qwen3 implements Disposable {
     if (only) throw new Error(`Cannot ${action}: ${unfit(name, only)}`);
   }
 
-  #check(action: string, tokens: number[], which = "the prompt"): number[] {
+  #check(
+    action: string,
+    tokens: number[],
+    which = "the prompt",
+    context = this.context,
+  ): number[] {
     const { vocabSize } = this.config;
     if (tokens.length === 0) {
       throw new Error(
@@ -767,14 +878,14 @@ export class Qwen3 implements Disposable {
         }, ids must be integers from 0 to ${vocabSize - 1}`,
       );
     }
-    if (action === "generate" && tokens.length === this.context) {
+    if (action === "generate" && tokens.length === context) {
       throw new RangeError(
-        `Cannot generate: ${which} has ${tokens.length} tokens, the context of ${this.context} has room for no reply`,
+        `Cannot generate: ${which} has ${tokens.length} tokens, the context of ${context} has room for no reply`,
       );
     }
-    if (tokens.length > this.context) {
+    if (tokens.length > context) {
       throw new RangeError(
-        `Cannot ${action}: ${which} has ${tokens.length} tokens, the context has room for ${this.context}`,
+        `Cannot ${action}: ${which} has ${tokens.length} tokens, the context has room for ${context}`,
       );
     }
     return tokens;

@@ -25,6 +25,7 @@ import {
 } from "../bench/report.ts";
 import { chooseRows, type RowKind, rowKinds, runsText } from "../bench/rows.ts";
 import { BenchSetting, type OnGpu } from "../bench/setting.ts";
+import { targetsOf } from "../bench/targets.ts";
 import { shownUrl } from "../lib/checkpoint/fetch.ts";
 import { errorText, NoAdapterError } from "../lib/errors.ts";
 import { type FlagTable, runTask } from "./flags.ts";
@@ -214,7 +215,7 @@ async function measureRow(
   kind: RowKind,
   setting: BenchSetting,
 ): Promise<Row> {
-  const { what, targets } = kind;
+  const { what } = kind, targets = targetsOf(row, setting.kind, kind.targets);
   const start: Row = { row, what, targets, measures: [], peers: [] };
   try {
     if (!kind.onCpu) await setting.onGpu();

@@ -105,6 +105,11 @@ await runTask({
     const opened = await openModel(model, { ...where, signal }, progress);
     using qwen = opened.qwen;
     if (!qwen.hasTokenizer) {
+      if (job.rerank) {
+        throw new Error(
+          `${CANNOT}: the model has no tokenizer, which --rerank needs`,
+        );
+      }
       for (const text of given) requireIds(CANNOT, text, model ?? "the model");
     }
     opened.tell();

@@ -24,14 +24,40 @@ export interface Interrupt {
 export function onInterrupt(): Interrupt {
   const controller = new AbortController(), { signal } = controller;
   const interrupt = { signal, code: undefined as number | undefined };
-  for (const [name, code] of signalsOf(Deno.build.os)) {
-    Deno.addSignalListener(name, () => {
-      if (signal.aborted) Deno.exit(code);
-      interrupt.code = code;
-      controller.abort();
-    });
-  }
+  onSignals((_name, code) => {
+    if (signal.aborted) Deno.exit(code);
+    interrupt.code = code;
+    controller.abort();
+  });
   return interrupt;
+}
+
+/** Calls `act` for each signal, with the exit code that shells report for it. */
+export function onSignals(
+  act: (name: Deno.Signal, code: number) => void,
+): void {
+  for (const [name, code] of signalsOf(Deno.build.os)) {
+    Deno.addSignalListener(name, () => act(name, code));
+  }
+}
+
+/**
+ * Calls `resumed` when the task goes on after it was stopped (Ctrl-Z), and `resized` when the
+ * terminal has another size; not any more once disposed. Windows has neither signal.
+ */
+export function onTerminalChange(
+  resumed: () => void,
+  resized: () => void,
+): Disposable {
+  const listened: [Deno.Signal, () => void][] = Deno.build.os === "windows"
+    ? []
+    : [["SIGCONT", resumed], ["SIGWINCH", resized]];
+  for (const [name, act] of listened) Deno.addSignalListener(name, act);
+  return {
+    [Symbol.dispose]() {
+      for (const [name, act] of listened) Deno.removeSignalListener(name, act);
+    },
+  };
 }
 
 /** What a signal ends first, such as temporary files. */

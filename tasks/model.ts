@@ -167,6 +167,21 @@ export async function readStdin(
   return all + text.decode();
 }
 
+/** The lines of stdin, without their ends. */
+export async function* stdinLines(
+  what: string,
+): AsyncGenerator<string, undefined> {
+  const text = new TextDecoder();
+  let held = "";
+  for await (const chunk of stdinChunks(what)) {
+    const lines = (held + text.decode(chunk, { stream: true })).split(/\r?\n/);
+    held = lines.pop()!;
+    yield* lines;
+  }
+  held += text.decode();
+  if (held !== "") yield held;
+}
+
 async function* stdinChunks(
   what: string,
 ): AsyncGenerator<Uint8Array, void> {

@@ -123,12 +123,15 @@ const RATE_MS = 10_000, SAMPLE_MS = 250;
 class Track {
   done = 0;
   total?: number;
+  /** What to say beside the numbers. */
+  note = "";
   readonly #samples: { at: number; done: number }[] = [];
 
   constructor(
     readonly name: string,
     readonly begin: number,
     readonly there = 0,
+    readonly unit?: string,
   ) {
     this.#samples.push({ at: begin, done: there });
   }
@@ -160,12 +163,19 @@ class Track {
 
   /** Size, rate and time left, from the most to the least important. */
   facts(now: number): string[] {
-    const { done, total, share } = this, rate = this.rate(now);
+    const { done, total, share, unit, note } = this, rate = this.rate(now);
+    const amount = (n: number) =>
+      unit === undefined ? bytesText(n) : `${shortNumber(n)} ${unit}`;
     return [
       share === undefined ? "" : `${Math.floor(100 * share)} %`,
-      total === undefined ? bytesText(done) : part(done, total),
-      rate === undefined ? "" : `${bytesText(rate)}/s`,
+      total === undefined
+        ? amount(done)
+        : unit === undefined
+        ? part(done, total)
+        : `${done}/${total} ${unit}`,
+      rate === undefined ? "" : `${amount(rate)}/s`,
       rate && total ? `${duration((total - done) / rate)} left` : "",
+      note,
     ].filter(Boolean);
   }
 }
@@ -227,6 +237,17 @@ export class Progress implements Disposable {
     const isWhole = files.length === 1 && fileTotal === total;
     this.#display.show(isWhole ? files : [this.#whole!, ...files]);
   };
+
+  /** Shows how many of `total` things are done. */
+  count(name: string, unit: string, done: number, total: number, note = "") {
+    const now = this.screen.now(), track = this.#whole;
+    if (track?.unit !== unit) {
+      this.#whole = new Track(name, now, done, unit);
+    }
+    this.#whole!.update(now, done, total);
+    this.#whole!.note = note;
+    this.#display.show([this.#whole!]);
+  }
 
   #file(name: string, now: number, done: number, total?: number): void {
     let track = this.#files.get(name);
@@ -414,6 +435,11 @@ function label(file: string): string {
   return printable(file)
     .replace(/^https?:.*\/(?=.)/, "").replace(/\?…$/, "")
     .replace(/\.(safetensors|gguf)$/, "");
+}
+
+/** A number with about two digits, or all of its integer part. */
+function shortNumber(n: number): string {
+  return n >= 10 ? `${Math.round(n)}` : `${Number(n.toPrecision(2))}`;
 }
 
 /** Seconds as `54 s`, `12 min` or `3 h 20 min`. */

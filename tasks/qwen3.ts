@@ -15,6 +15,7 @@ import { versionText } from "./flags.ts";
 /** What each command does, and its script, which runs when it is imported. */
 const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
   generate: ["generate a reply to a prompt", () => import("./generate.ts")],
+  chat: ["hold a conversation", () => import("./chat.ts")],
   embed: [
     "print vectors of texts, or sort texts by a query",
     () => import("./embed.ts"),
@@ -22,6 +23,10 @@ const COMMANDS: Record<string, [what: string, run: () => Promise<unknown>]> = {
   serve: [
     "serve a model to clients of OpenAI's API",
     () => import("./serve.ts"),
+  ],
+  batch: [
+    "answer the requests of a file, as OpenAI's batches do",
+    () => import("./batch.ts"),
   ],
   doctor: ["find out what is wrong", () => import("./doctor.ts")],
   profile: ["show where the time goes", () => import("./profile.ts")],

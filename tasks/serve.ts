@@ -17,6 +17,14 @@ import {
   sayPlacement,
 } from "./model.ts";
 import { LOADING_FLAGS, Progress, THREADS_FLAG } from "./progress.ts";
+import {
+  ENGINE_FLAGS,
+  engineOptions,
+  nameOf,
+  readTemplateFile,
+  startEngine,
+  TEMPLATE_FLAG,
+} from "./served.ts";
 
 const FLAGS: FlagTable = {
   ...MODEL_FLAGS,
@@ -33,11 +41,8 @@ const FLAGS: FlagTable = {
     "none",
   ],
   "alias": ["texts", "further name that clients may use; may be repeated"],
-  "chat-template": [
-    "text",
-    "file of a chat template (Jinja) to use",
-    "the checkpoint's; the story model has one of its own",
-  ],
+  ...ENGINE_FLAGS,
+  ...TEMPLATE_FLAG,
   "queue": [
     "number",
     "texts that may wait; further requests get status 429",
@@ -55,7 +60,7 @@ const FLAGS: FlagTable = {
 };
 
 const NOTES =
-  `Endpoints: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings, /tokenize, /health, /metrics.
+  `Endpoints: /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /tokenize, /health, /metrics.
 /health answers 503 until the model can answer, and while the server stops. Ctrl-C lets texts in progress end; a second one does not.`;
 
 /** How errors begin. */
@@ -81,8 +86,8 @@ await runTask({
   const where = placementOf(flags),
     hostname = flags.text("host") ?? "127.0.0.1";
   const port = flags.whole("port", 0, 65_535) ?? 8000;
-  const chatTemplate = await readTemplate(flags.text("chat-template"));
-  const server = serverOf(flags, hostname);
+  const chatTemplate = await readTemplateFile(flags);
+  const server = serverOf(flags, hostname), options = engineOptions(flags);
   const model = flags.text("model");
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
@@ -90,8 +95,10 @@ await runTask({
   try {
     const opened = await openModel(model, { ...where, signal }, progress);
     using qwen = opened.qwen;
+    using engine = await startEngine(qwen, options);
     server.serve({
       qwen,
+      engine,
       names: [nameOf(model), ...flags.texts("alias") ?? []],
       chatTemplate,
     });
@@ -117,6 +124,11 @@ function serverOf(flags: Flags, hostname: string): Server {
     );
   }
   const isLocal = LOOPBACK.includes(hostname) || hostname === "::1";
+  if (!isLocal && apiKey === undefined) {
+    say(
+      `Anybody who reaches ${hostname} can use the server: ${KEY} would ask for a key.`,
+    );
+  }
   return new Server({
     apiKey,
     cors: flags.texts("cors"),
@@ -126,26 +138,6 @@ function serverOf(flags: Flags, hostname: string): Server {
     bodyBytes: (flags.whole("max-body", 1, 1024) ?? 8) << 20,
     onError: (line) => say(`Error: ${line}`),
   });
-}
-
-async function readTemplate(file?: string): Promise<string | undefined> {
-  if (file === undefined) return undefined;
-  try {
-    return await Deno.readTextFile(file);
-  } catch (error) {
-    throw new Error(
-      `Cannot read the chat template ${file}: ${errorText(error)}`,
-    );
-  }
-}
-
-/** What clients call a model: the end of a path or URL, the id of a repository. */
-function nameOf(model = "stories-3m"): string {
-  const isRepository = /^[\w.-]+\/[\w.-]+(?:[@:].*)?$/.test(model);
-  if (isRepository || model.startsWith("synthetic:")) return model;
-  const [name] = model.replace(/[?#].*/, "").replace(/[/\\]+$/, "")
-    .split(/[/\\]/).slice(-1);
-  return name.replace(/\.gguf$/i, "") || "model";
 }
 
 function listen(

@@ -28,7 +28,13 @@ import { stdout } from "./colour.ts";
 import { asTyped } from "./command.ts";
 import { didYouMean, type FlagTable, runTask } from "./flags.ts";
 import { onInterrupt } from "./interrupts.ts";
-import { LOADING_FLAGS, loadingOptions, Progress } from "./progress.ts";
+import {
+  cacheRequest,
+  KV_FLAG,
+  LOADING_FLAGS,
+  loadingOptions,
+  Progress,
+} from "./progress.ts";
 
 const NAMES = TUNED_KERNELS.map(({ name }) => name);
 
@@ -43,6 +49,7 @@ const FLAGS: FlagTable = {
     `tune only these, comma-separated: ${NAMES.join(", ")}`,
     "all",
   ],
+  ...KV_FLAG,
   "budget-seconds": ["number", "time limit", BUDGET_SECONDS],
   "dry-run": ["switch", "store nothing"],
   "json": [
@@ -75,6 +82,7 @@ await runTask({
   try {
     report = await tune(flags.text("model") ?? DEFAULT_MODEL, {
       kernels: list === undefined ? undefined : parseKernels(list),
+      kv: cacheRequest(flags),
       budgetSeconds: flags.number("budget-seconds"),
       dryRun,
       opening: { ...loadingOptions(flags), ...progress.options },
@@ -105,8 +113,7 @@ function parseKernels(list: string): string[] {
   const names = list.split(",").map((name) => name.trim()).filter(Boolean);
   const unknown = names.find((name) => !NAMES.includes(name));
   if (unknown !== undefined || names.length === 0) {
-    const must = didYouMean(unknown ?? "", NAMES) ||
-      `, must be among ${NAMES.join(", ")}`;
+    const must = didYouMean(unknown ?? "", NAMES) || ", try --help";
     throw new Error(
       unknown === undefined
         ? `Cannot tune: the list of kernels is empty${must}`

@@ -23,9 +23,12 @@ import {
   resolveSampling,
   sample,
 } from "../lib/model/sampling.ts";
-import { eachDevice } from "./support/gpu.ts";
+import { GpuRunner } from "../lib/gpu/runner.ts";
+import { eachDevice, gpuTest } from "./support/gpu.ts";
+import { withLargeValues } from "./support/temp_checkpoint.ts";
 import { scriptedCheckpoint } from "./support/scripted_checkpoint.ts";
 
+const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
 const PROMPT = "Once upon a time";
 const GREEDY = { temperature: 0, maxTokens: 8 };
 const AGAIN = "call generate again for another run";
@@ -151,6 +154,27 @@ eachDevice("penalties and biases change what is generated", async (device) => {
     RangeError,
     'Cannot sample: logitBias has token "1000000", must have ids from 0 to ',
   );
+});
+
+gpuTest("penalties count tokens from before the cache became f32", async () => {
+  // Keys and values of the prompt fit f16, those of the first token do not.
+  await using checkpoint = await withLargeValues(TINY, 15);
+  const options = { temperature: 0, frequencyPenalty: -2, ignoreEos: true };
+  const run = async (precision: "auto" | "f32") => {
+    const { path } = checkpoint;
+    using qwen = await loadQwen3(path, { device: "gpu", precision });
+    const dtypes: string[] = [];
+    const run = qwen.generate([20], { ...options, maxTokens: 8 });
+    for await (const _ of run) {
+      assert(qwen.runner instanceof GpuRunner);
+      dtypes.push(qwen.runner.cacheDtype);
+    }
+    return { dtypes, ids: run.tokenIds };
+  };
+  const { dtypes, ids } = await run("auto");
+  assertEquals([dtypes[0], dtypes.at(-1)], ["f16", "f32"]);
+  assertEquals(ids, (await run("f32")).ids);
+  assert(new Set(ids).size < ids.length, `${ids}`);
 });
 
 eachDevice("an awaited batch gives a reply for each prompt", async (device) => {

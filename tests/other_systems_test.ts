@@ -74,7 +74,7 @@ Deno.test("on Windows a folder that is missing is not taken for a repository", a
   await assertRejects(
     () => openCheckpoint("none\\qwen"),
     Error,
-    "there is no such directory (looked in C:\\here), and it is not a repository id",
+    "there is no such directory (looked in C:\\here); a repository is owner/name",
   );
 });
 

@@ -225,11 +225,11 @@ export function attentionInputs(
   };
 }
 
-/** A random cache in q8_0; its scales are NaN past the length of each head. */
-function quantizedCache(
+/** A random cache in q8_0; its scales are NaN past the length of each head, if it has one. */
+export function quantizedCache(
   random: CaseRandom,
   shape: readonly number[],
-  lengthOf: (head: number) => number,
+  lengthOf: (head: number) => number = () => Infinity,
 ): CpuTensor {
   const headDim = shape[3], context = shape[2];
   const values = toF32(random.tensor("f32", shape));

@@ -111,7 +111,9 @@ async function openParts(
   if (missing.length > 0) {
     throw new Error(
       parts.length === 1
-        ? `Cannot open ${name}: there is no ${missing[0]}`
+        ? `Cannot open ${name}: there is no ${
+          missing[0] === name ? "such file" : missing[0]
+        }`
         : `Cannot open ${name}: ${missing.length} of ${parts.length} parts are missing: ${
           listed(missing)
         }`,

@@ -14,21 +14,30 @@ import {
   Unreachable,
 } from "./fetch.ts";
 import { isGguf, pageKind, weightsKind } from "./file_kind.ts";
-import { MOST_TEXT, type OpenOptions, type OpenSource } from "./sources.ts";
+import {
+  contentRange,
+  described,
+  difference,
+  encodingOf,
+  isKnown,
+  lengthOf,
+  resumeCondition,
+  statusOf,
+  type Version,
+  versionOf,
+} from "./http_answer.ts";
+import {
+  fileSource,
+  MOST_TEXT,
+  type OpenOptions,
+  type OpenSource,
+} from "./sources.ts";
 
 /** Bytes that a short response must have to be worth another request. */
 const SHORT_ANSWER = 1 << 16;
 
 /** What a server says if a file that it had is gone. */
 const LOST = "the server no longer has it (404)";
-
-/** What identifies the content that a server sends for one URL. */
-export interface Version {
-  /** In bytes. */
-  size?: number;
-  etag?: string;
-  modified?: string;
-}
 
 /** A server's answer to a request for a text file. */
 export interface TextAnswer {
@@ -197,26 +206,6 @@ async function sameDate(
   }
 }
 
-/** Whether a response is about the known version; some servers ignore conditions. */
-function isKnown(response: Response, known: Version, now: Version): boolean {
-  if (response.status === 304) return true;
-  const tagged = known.etag !== undefined && now.etag !== undefined;
-  const dated = known.modified !== undefined && now.modified !== undefined;
-  return (tagged || dated) && difference(known, now) === undefined;
-}
-
-/**
- * The value of If-Range that makes a server send a changed file whole instead of its
- * rest; undefined if no version is certain to have the same bytes (RFC 9110, 13.1.5).
- */
-function resumeCondition({ etag, modified }: Version): string | undefined {
-  return etag === undefined
-    ? modified
-    : etag.startsWith("W/")
-    ? undefined
-    : etag;
-}
-
 /**
  * The rest of a file, from byte `begin`; the whole file, with `begin` 0, if it cannot be
  * resumed there.
@@ -380,22 +369,7 @@ async function copyToFile(
     signal?.throwIfAborted();
     throw error;
   }
-  return {
-    name,
-    size: file.size,
-    // deno-lint-ignore require-await
-    async read(begin, into) {
-      const count = file.read(begin, into);
-      if (count === into.length) return;
-      throw new Error(
-        `Cannot read the copy of ${name}: it ends at byte ${
-          begin + count
-        }, must have ${begin + into.length}`,
-      );
-    },
-    // deno-lint-ignore require-await
-    [Symbol.asyncDispose]: async () => file[Symbol.dispose](),
-  };
+  return fileSource(file, name, `the copy of ${name}`);
 }
 
 function unwritable(cause: unknown): never {
@@ -529,72 +503,4 @@ function compressed(encoding: string): Error {
   return new Error(
     `the server sent it with Content-Encoding ${encoding}, must send it unencoded`,
   );
-}
-
-/** The size and range in Content-Range, as `0-9`; empty if it has another form. */
-function contentRange({ headers }: Response): { range: string; size?: number } {
-  const text = headers.get("content-range") ?? "";
-  const [, range, size] =
-    /^bytes (\d+-\d+|\*)\/(?:(\d+)|\*)$/i.exec(text.trim()) ??
-      [];
-  return { range: range ?? "", size: size ? Number(size) : undefined };
-}
-
-function versionOf(response: Response, size?: number): Version {
-  const { status, headers } = response;
-  const whole = status === 200 && encodingOf(response) === undefined;
-  return {
-    size: size ?? (whole ? lengthOf(response) : undefined),
-    etag: headers.get("etag") || undefined,
-    modified: headers.get("last-modified") || undefined,
-  };
-}
-
-/** What distinguishes two versions of a file, as far as both say. */
-function difference(before: Version, now: Version): string | undefined {
-  const differs = <T>(a: T | undefined, b: T | undefined) =>
-    a !== undefined && b !== undefined && a !== b;
-  const strong = (tag?: string) => tag?.replace(/^W\//, "");
-  const changes: string[] = [];
-  if (differs(before.size, now.size)) {
-    changes.push(`its size was ${before.size} bytes and is ${now.size}`);
-  }
-  if (differs(strong(before.etag), strong(now.etag))) {
-    changes.push(`its ETag was ${before.etag} and is ${now.etag}`);
-  }
-  // With tags, times add nothing: copies of a file may have other times.
-  const tagged = before.etag !== undefined && now.etag !== undefined;
-  if (!tagged && differs(before.modified, now.modified)) {
-    changes.push(
-      `its Last-Modified was ${before.modified} and is ${now.modified}`,
-    );
-  }
-  return changes.length > 0 ? changes.join(", ") : undefined;
-}
-
-/** A response in a few words, for errors. */
-function described(response: Response): string {
-  const { status, headers } = response;
-  if (status === 200) return "the whole file";
-  if (status !== 206) return statusOf(response);
-  const encoding = encodingOf(response);
-  const range = headers.get("content-range") ?? headers.get("content-type") ??
-    "206 without Content-Range";
-  return encoding === undefined
-    ? range
-    : `${range} with Content-Encoding ${encoding}`;
-}
-
-function statusOf({ status, statusText }: Response): string {
-  return `${status} ${statusText}`.trim();
-}
-
-function encodingOf({ headers }: Response): string | undefined {
-  const encoding = headers.get("content-encoding")?.trim().toLowerCase();
-  return encoding === "" || encoding === "identity" ? undefined : encoding;
-}
-
-function lengthOf({ headers }: Response): number | undefined {
-  const length = headers.get("content-length");
-  return length === null ? undefined : Number(length);
 }

@@ -199,7 +199,7 @@ function repositoryOf(spec: string): Repository {
     }
     throw cannotOpen(
       spec,
-      `there is no such directory (looked in ${host.files.currentFolder()}), and it is not a repository id (owner/name, owner/name:Q4_K_M), an http(s) URL or synthetic:qwen3-…`,
+      `there is no such directory (looked in ${host.files.currentFolder()}); a repository is owner/name`,
     );
   }
   return repository;

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { host } from "../host.ts";
+import { host, type ReadableFile } from "../host.ts";
 import type { FetchOptions } from "./fetch.ts";
 import type { ByteSource } from "./safetensors.ts";
 
@@ -47,7 +47,19 @@ export async function openFile(
   name: string = path,
 ): Promise<OpenSource | undefined> {
   const file = await host.files.open(path);
-  if (file === undefined) return undefined;
+  return file && fileSource(file, name);
+}
+
+/**
+ * Reads through an open file, which is closed when the source is disposed.
+ *
+ * @param shown what is read, for errors
+ */
+export function fileSource(
+  file: ReadableFile,
+  name: string,
+  shown: string = name,
+): OpenSource {
   return {
     name,
     size: file.size,
@@ -56,7 +68,7 @@ export async function openFile(
       const count = file.read(begin, into);
       if (count === into.length) return;
       throw new Error(
-        `Cannot read ${name}: it ends at byte ${begin + count}, must have ${
+        `Cannot read ${shown}: it ends at byte ${begin + count}, must have ${
           begin + into.length
         }`,
       );

@@ -21,7 +21,7 @@ import {
 } from "../host.ts";
 import { isObject } from "../json.ts";
 import { shownUrl } from "./fetch.ts";
-import type { Version } from "./http.ts";
+import type { Version } from "./http_answer.ts";
 import { damage, hashOf, SMALL_BYTES } from "./hub_cache.ts";
 
 /** What the folder depends on, and what else it does on Windows. */

@@ -17,8 +17,8 @@ import {
   reading,
   restOf,
   sourceOf,
-  type Version,
 } from "./http.ts";
+import type { Version } from "./http_answer.ts";
 import {
   bytesText,
   openFile,

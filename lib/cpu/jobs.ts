@@ -47,13 +47,13 @@ export interface AttentionJob {
   group: number; // query heads per key/value head
   kvHeads: number;
   headDim: number;
-  k: number; // [sequences, kvHeads, context, headDim]
+  k: number; // [pages, kvHeads, page, headDim]
   kScales: number; // 0 if k is f32; in q8_0, k and v are quants
   v: number;
   vScales: number;
-  context: number;
+  page: number; // positions
   out: number; // laid out like q
-  blocks: number; // [[row, rows, sequence, position of the first row], …], u32
+  blocks: number; // [[row, rows, address of its pages, position of the first row], …], u32
 }
 
 const FIELDS = {
@@ -83,7 +83,7 @@ const FIELDS = {
     "kScales",
     "v",
     "vScales",
-    "context",
+    "page",
     "out",
     "blocks",
   ],
@@ -298,36 +298,34 @@ function multiply(
   }
 }
 
-/** How cached heads are read as f32, from a sequence's first position on. */
+/** How cached heads of a sequence are read as f32. */
 interface HeadReader {
-  /** The most heads at a time. */
+  /** The most heads at a time; the first of them is a multiple. */
   most: number;
-  /** Where heads `p` to `p + n` are. */
+  /** Where heads of positions `p` to `p + n` are. */
   heads(at: number, scales: number, p: number, n: number): number;
 }
 
-/** Heads in q8_0 are unpacked to `space`. `first` is the sequence's first head. */
+/** Heads in q8_0 are unpacked to `space`. */
 function headReader(
   kernels: WasmKernels,
-  { headDim, kScales }: AttentionJob,
-  first: number,
+  { headDim, kScales, page }: AttentionJob,
+  rowOf: (position: number) => number,
   space: number,
 ): HeadReader {
   const rowBytes = 4 * headDim, scalesBytes = 4 * Math.ceil(headDim / 64);
   if (kScales === 0) {
-    return {
-      most: Infinity,
-      heads: (at, _, p) => at + (first + p) * rowBytes,
-    };
+    return { most: page, heads: (at, _, p) => at + rowOf(p) * rowBytes };
   }
   // Whole chunks, so that no block of keys overwrites scores of the one before.
   const chunks = Math.floor(HEADS_BYTES / rowBytes / CHUNK_ROWS);
   return {
-    most: CHUNK_ROWS * Math.max(1, chunks),
+    most: Math.min(page, CHUNK_ROWS * Math.max(1, chunks)),
     heads(at, scales, p, n) {
+      const row = rowOf(p);
       kernels.unpackHeads(
-        at + (first + p) * headDim,
-        scales + (first + p) * scalesBytes,
+        at + row * headDim,
+        scales + row * scalesBytes,
         scalesBytes,
         n,
         headDim,
@@ -401,6 +399,19 @@ function readerOf(
   };
 }
 
+/** Returns where a kv head's key or value of a position is, in rows of the cache. */
+function rowFinder(
+  memory: WebAssembly.Memory,
+  { kvHeads, page }: AttentionJob,
+  kvHead: number,
+  pagesAt: number,
+): (position: number) => number {
+  const pages = new Uint32Array(memory.buffer, pagesAt);
+  return (position) =>
+    (pages[Math.floor(position / page)] * kvHeads + kvHead) * page +
+    position % page;
+}
+
 function attention(
   kernels: WasmKernels,
   memory: WebAssembly.Memory,
@@ -408,23 +419,23 @@ function attention(
   index: number,
   thread: number,
 ): void {
-  const { headBytes, group, kvHeads, headDim, context } = job;
+  const { headBytes, group, kvHeads, headDim } = job;
   const kvHead = index % kvHeads;
   const block = new Uint32Array(
     memory.buffer,
     job.blocks + 16 * Math.floor(index / kvHeads),
     4,
   );
-  const [row, rows, sequence, position] = block;
+  const [row, rows, pagesAt, position] = block;
   const rowBytes = 4 * headDim;
-  const head = (sequence * kvHeads + kvHead) * context;
   const scores = threadSpace(thread) + TILE * PANEL_BYTES;
   const first = (kvHead * job.rows + row) * group * headBytes;
   const seen = position + rows; // keys that the last row attends to
   const scoreBytes = resultBytes(seen);
   const step = Math.max(Math.floor(SCORES_BYTES / scoreBytes), 1);
 
-  const read = headReader(kernels, job, head, scores + SCORES_BYTES);
+  const rowOf = rowFinder(memory, job, kvHead, pagesAt);
+  const read = headReader(kernels, job, rowOf, scores + SCORES_BYTES);
   const keyBlock = Math.min(read.most, seen);
   const valueBlock = Math.min(read.most, VALUE_BLOCK);
 

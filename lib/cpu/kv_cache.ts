@@ -6,7 +6,12 @@
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { cachedRanges, type CacheDtype } from "../formats/cached.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
-import { type CacheSize, type KeptCache, KvCache } from "../model/kv_cache.ts";
+import {
+  type CacheSize,
+  type KeptCache,
+  KvCache,
+  type Paging,
+} from "../model/kv_cache.ts";
 
 /** Types of keys and values on the CPU path. */
 export type CpuCacheDtype = Exclude<CacheDtype, "f16">;
@@ -26,8 +31,9 @@ export class CpuKvCache extends KvCache<CpuTensor>
     { sequences, context, dtype }: CacheSize,
     config: Qwen3Config,
     release: () => void,
+    paging?: Paging,
   ) {
-    super(layers, sequences, context);
+    super(layers, sequences, context, paging);
     this.dtype = dtype;
     this.#config = config;
     this.#release = release;

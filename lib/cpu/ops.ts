@@ -5,7 +5,8 @@
  * @module
  */
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import type { CachePass, KvCache } from "../model/kv_cache.ts";
+import type { CachePass, KvCache, Paging } from "../model/kv_cache.ts";
+import { CHUNK_ROWS } from "./jobs.ts";
 import type { Ops } from "../model/ops.ts";
 import { type Dtype, elements } from "../dtype.ts";
 import { quantizedHeads, storedAs } from "../formats/cached.ts";
@@ -99,19 +100,31 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   /**
    * Allocates a cache for `sequences` texts of up to `context` tokens each. One whose
    * layers are `shared` holds a layer at a time, so each text must fit one pass.
+   *
+   * @throws {Error} if pages are not whole chunks of the kernels, {@linkcode CHUNK_ROWS}.
    */
   createCache(
     sequences: number,
     context: number,
     kept: CpuCacheDtype = "f32",
-    layersAre: "apart" | "shared" = "apart",
+    { shared = false, paging }: { shared?: boolean; paging?: Paging } = {},
   ): CpuKvCache {
+    if (paging && paging.page % CHUNK_ROWS !== 0) {
+      throw new Error(
+        `Cannot allocate a cache: its pages have ${paging.page} positions, must be a multiple of ${CHUNK_ROWS}`,
+      );
+    }
     const { numHiddenLayers, numKeyValueHeads, headDim } = this.#config;
     const { dtype, width } = storedAs(kept, headDim);
-    const shape = [sequences, numKeyValueHeads, context, width];
+    const shape = [
+      paging?.pages ?? sequences,
+      numKeyValueHeads,
+      paging?.page ?? context,
+      width,
+    ];
     const half = elements(shape);
     const stored = Array.from(
-      { length: layersAre === "shared" ? 1 : numHiddenLayers },
+      { length: shared ? 1 : numHiddenLayers },
       () => this.tensor(dtype, [2, ...shape]),
     );
     const layers = Array.from({ length: numHiddenLayers }, (_, i) => {
@@ -124,10 +137,11 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       return { k, v };
     });
     const size = { sequences, context, dtype: kept };
-    return new CpuKvCache(layers, size, this.#config, () => {
+    const release = () => {
       layers.length = 0;
       for (const both of stored.splice(0)) this.#kernels.release(both);
-    });
+    };
+    return new CpuKvCache(layers, size, this.#config, release, paging);
   }
 
   /** Runs a forward pass on these verbs as it is iterated, in slices of work. */
@@ -314,7 +328,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
         this.#rope.rotate(queries, at, position);
       }
       for (let h = 0; h < kvHeads; h++) {
-        const row = (sequence * kvHeads + h) * cache.context + position;
+        const row = cache.rowOf(sequence, h, kvHeads, position);
         const begin = r * width + (heads + h) * headDim;
         normalize(from, begin, kWeight, rmsNormEps, key, 0);
         this.#rope.rotate(key, 0, position);

@@ -92,11 +92,11 @@ export class PlainKernels implements CpuKernels {
         work = 0;
       }
       const kvHead = Math.floor(head / (heads / kvHeads));
-      const base = (sequence * kvHeads + kvHead) * cache.context;
+      const rowOf = (p: number) => cache.rowOf(sequence, kvHead, kvHeads, p);
 
       let max = -Infinity;
       for (let p = 0; p < count; p++) {
-        scores[p] = dot(q, at, keys(base + p), 0, headDim) / Math.sqrt(headDim);
+        scores[p] = dot(q, at, keys(rowOf(p)), 0, headDim) / Math.sqrt(headDim);
         max = Math.max(max, scores[p]);
       }
       let total = 0;
@@ -104,7 +104,7 @@ export class PlainKernels implements CpuKernels {
       for (let p = 0; p < count; p++) {
         const weight = Math.exp(scores[p] - max);
         total += weight;
-        const value = values(base + p);
+        const value = values(rowOf(p));
         for (let d = 0; d < headDim; d++) sums[d] += weight * value[d];
       }
       for (let d = 0; d < headDim; d++) out[at + d] = sums[d] / total;

@@ -6,6 +6,7 @@
 import {
   type CachePass,
   type KeptCache,
+  positionsFor,
   positionsOf,
   requireRoom,
 } from "../model/kv_cache.ts";
@@ -24,7 +25,9 @@ import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
 import { listWeights, type Weights } from "../model/family.ts";
+import type { Rows, RowsSize } from "../model/rows.ts";
 import type { Runner } from "../model/runner.ts";
+import { CpuRows, type Forward } from "./rows.ts";
 import { host } from "../host.ts";
 import {
   allowedNext,
@@ -125,7 +128,7 @@ export class CpuRunner implements Runner {
           sequences,
           tokens,
           this.cacheDtype,
-          "shared",
+          { shared: true },
         );
         const { input, ends } = padBatch(some, tokens);
         const pass = { first: 0, sequences, tokens };
@@ -148,6 +151,19 @@ export class CpuRunner implements Runner {
       name: "the CPU",
       free: host.freeMemory(),
     });
+  }
+
+  rows(size: RowsSize): Promise<Rows> {
+    this.#requireMemory("start an engine");
+    const { ops, config, cacheDtype: dtype } = this, { slots, context } = size;
+    const free = host.freeMemory();
+    const positions = size.positions ??
+      positionsFor(config, { slots, context, dtype }, { free });
+    this.requireRoom(1, positions);
+    const forward: Forward = (...call) => this.#forward(...call);
+    const all = { slots, context, positions };
+    const rows = new CpuRows(ops, config.vocabSize, forward, dtype, all);
+    return Promise.resolve(rows);
   }
 
   get kept(): KeptCache {

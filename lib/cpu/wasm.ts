@@ -351,8 +351,9 @@ export class WasmCpuKernels implements CpuKernels {
     const { buffer } = this.#pool.memories[memory].memory;
     const headBytes = packedBytes(headDim);
     const perBlock = Math.max(Math.floor(BLOCK_HEADS / group), 1);
+    const room = this.#room - cache.table.byteLength;
     const most = Math.min(
-      Math.floor(this.#room / (2 * heads * headBytes + 16)),
+      Math.floor(room / (2 * heads * headBytes + 16)),
       Math.floor(MAX_CHUNKS / kvHeads),
       this.#sliceQueries(cache),
     );
@@ -370,8 +371,8 @@ export class WasmCpuKernels implements CpuKernels {
         scores += size * (position + size);
       }
       const qAt = this.#space, outAt = qAt + count * heads * headBytes;
-      const blocksAt = outAt + count * heads * headBytes;
-      new Uint32Array(buffer, blocksAt, 4 * blocks.length).set(blocks.flat());
+      const tableAt = outAt + count * heads * headBytes;
+      const blocksAt = writeBlocks(buffer, tableAt, cache, blocks);
 
       // Visits each head in work space, `[kvHeads, rows, group]`, with its index in q or out.
       const eachHead = (
@@ -404,7 +405,7 @@ export class WasmCpuKernels implements CpuKernels {
           kvHeads,
           headDim,
           ...cached,
-          context: cache.context,
+          page: cache.page,
           out: outAt,
           blocks: blocksAt,
         }),
@@ -440,4 +441,26 @@ export class WasmCpuKernels implements CpuKernels {
   [Symbol.dispose](): void {
     this.#pool[Symbol.dispose]();
   }
+}
+
+/**
+ * Writes the pages of all sequences, then blocks of rows, which name a sequence, with the
+ * address of its pages in place of that. Returns where the blocks begin.
+ */
+function writeBlocks(
+  buffer: ArrayBufferLike,
+  at: number,
+  { table, pagesEach }: KvCache<CpuTensor>,
+  blocks: readonly (readonly number[])[],
+): number {
+  new Uint32Array(buffer, at, table.length).set(table);
+  const begin = at + table.byteLength;
+  const words = blocks.flatMap(([row, rows, sequence, position]) => [
+    row,
+    rows,
+    at + 4 * sequence * pagesEach,
+    position,
+  ]);
+  new Uint32Array(buffer, begin, words.length).set(words);
+  return begin;
 }

@@ -179,6 +179,12 @@ export class DebugRunner implements Runner {
     return out;
   }
 
+  rows(): Promise<never> {
+    throw new Error(
+      "Cannot start an engine: debug checks one run at a time, must be off",
+    );
+  }
+
   requireRoom(sequences: number, context: number): void {
     this.gpu.requireRoom(sequences, context);
     this.cpu.requireRoom(sequences, context);

@@ -35,9 +35,7 @@ export class SamplingTwin implements Disposable {
     );
     const choice = chooseSampling([sampledRow(sampling, masked)], vocab);
     this.#plan = this.#own.use(new Plan(gpu));
-    this.#own.use(
-      addSampling(this.#plan, this.#logits, choice, this.#state),
-    );
+    addSampling(this.#plan, this.#logits, choice, this.#state);
   }
 
   /**

@@ -6,7 +6,13 @@
 import { type Format, wideLoad } from "../formats/format.ts";
 import { type Capabilities, laneConstants } from "./capabilities.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
-import { headroomOf, integerConstants, multipliesIntegers } from "./linear.ts";
+import { expertKey } from "./keys.ts";
+import {
+  headroomOf,
+  integerConstants,
+  multipliesIntegers,
+  origin,
+} from "./linear.ts";
 import { type Constants, type Epilogue, FEW_ROWS } from "./shapes.ts";
 
 /** A Linear layer of experts, of which each row uses some. */
@@ -75,19 +81,24 @@ export function chooseExpertGemm(
   device: Capabilities,
 ): ExpertChoice & { headroom?: number } {
   const rows = Math.ceil(pairs / experts), BM = groupTile(pairs, experts);
-  const half = tileFor(rows, n, format, device, true);
+  const tunedFor = (inHalf: boolean) =>
+    device.tuned?.get(
+      expertKey("expertGemm", { m: BM, n, k, format, swiglu: false }, inHalf),
+    );
+  const half = { ...tileFor(rows, n, format, device, true), ...tunedFor(true) };
   const headroom = headroomOf({ k, largest }, half.BK);
+  const tuned = tunedFor(headroom !== undefined);
   // Large tiles are for matmuls of more rows than an expert has.
   const tile = headroom
     ? half
-    : tileFor(Math.min(rows, 2 * BM), n, format, device);
+    : { ...tileFor(Math.min(rows, 2 * BM), n, format, device), ...tuned };
   const on = headroom ? 1 : 0;
   return {
     constants: { ...tile, BM, F16: on, SCALED: on },
     headroom,
     reason: `${rows} rows per expert on average: tiles reuse its matrix${
       headroom ? "; multiplies in f16, rows scaled into range" : ""
-    }; ${defaultsFor(device).source}`,
+    }; ${origin(tuned, defaultsFor(device))}`,
   };
 }
 
@@ -100,8 +111,9 @@ export function chooseExpertGemv(
   device: Capabilities,
 ): ExpertChoice & { kernel: "expertGemv" | "expertGemvInt8" } {
   if (multipliesIntegers(shape, device)) return chooseIntegers(shape, device);
-  const { used, k, format, epilogue } = shape;
-  const { gemv, source } = defaultsFor(device), sums = epilogue === "add";
+  const { used, k, format, epilogue } = shape, defaults = defaultsFor(device);
+  const { gemv } = defaults, sums = epilogue === "add";
+  const tuned = tunedFor("expertGemv", shape, device);
   const [unit] = format.loads, whole = wideLoad(format, k) === unit;
   const loads = Math.ceil(k / unit) * (sums ? used : 1);
   const lanes = laneConstants(device, Math.max(4, loads));
@@ -118,6 +130,7 @@ export function chooseExpertGemv(
       ROWS,
       STEPS: Math.ceil(steps / Math.ceil(steps / STEPS)),
       ...lanes,
+      ...tuned,
       EPILOGUE: epilogue,
     },
     reason: `only the experts that are used are read${
@@ -126,15 +139,29 @@ export function chooseExpertGemv(
       whole
         ? ""
         : `, element by element, because k = ${k} is not a multiple of ${unit}`
-    }; ${source}`,
+    }; ${origin(tuned, defaults)}`,
   };
 }
 
-function chooseIntegers(
+/** Constants that were tuned for the experts of one row. */
+function tunedFor(
+  kernel: "expertGemv" | "expertGemvInt8",
   { m, used, n, k, format, epilogue }: ExpertShape,
+  { tuned }: Capabilities,
+): Constants | undefined {
+  if (m > 1 || epilogue === "store") return undefined;
+  const swiglu = epilogue === "swiglu";
+  return tuned?.get(expertKey(kernel, { m: used, n, k, format, swiglu }));
+}
+
+function chooseIntegers(
+  shape: ExpertShape,
   device: Capabilities,
 ): ExpertChoice & { kernel: "expertGemvInt8" } {
-  const { int8, source } = defaultsFor(device), swiglu = epilogue === "swiglu";
+  const { m, used, n, k, format, epilogue } = shape;
+  const defaults = defaultsFor(device), { int8 } = defaults;
+  const swiglu = epilogue === "swiglu";
+  const tuned = tunedFor("expertGemvInt8", shape, device);
   const constants = epilogue === "add"
     // One long row: few workgroups, because each rounds all of it.
     ? integerConstants(
@@ -148,8 +175,10 @@ function chooseIntegers(
     );
   return {
     kernel: "expertGemvInt8",
-    constants: { ...constants, EPILOGUE: epilogue },
+    constants: { ...constants, ...tuned, EPILOGUE: epilogue },
     reason:
-      `only the experts that are used are read, and their quants multiply as integers, by rows rounded to 15 bits; ${source}`,
+      `only the experts that are used are read, and their quants multiply as integers, by rows rounded to 15 bits; ${
+        origin(tuned, defaults)
+      }`,
   };
 }

@@ -25,6 +25,28 @@ export type LinearKernel =
   | "gemvRowsInt8"
   | "gemm";
 
+/** The kernels that multiply rows by the matrices of their experts. */
+export type ExpertKernel = "expertGemv" | "expertGemvInt8" | "expertGemm";
+
+/**
+ * The key of a Linear layer of experts, whose matrices are `[n, k]` each: of `m` experts of
+ * a row or, where rows are grouped by expert, of tiles of `m` rows of one expert.
+ */
+export const expertKey = (
+  kernel: ExpertKernel,
+  { m, n, k, format, swiglu }: Omit<LinearShape, "norm" | "largest">,
+  half = false,
+): string => keyOf(kernel, { m, n, k, format, swiglu }, half);
+
+function keyOf(
+  kernel: string,
+  { m, n, k, format, swiglu }: Omit<LinearShape, "norm" | "largest">,
+  half: boolean,
+): string {
+  const kind = [kernel, format.name, ...(swiglu ? ["swiglu"] : [])];
+  return [...kind, ...(half ? ["half"] : []), m, n, k].join(" ");
+}
+
 /** The key of a Linear layer; set `half` if it multiplies in f16. */
 export function linearKey(
   kernel: LinearKernel,
@@ -34,8 +56,7 @@ export function linearKey(
   const rows = kernel === "gemv" || kernel === "gemvInt8"
     ? m
     : classOf(m, kernel === "gemm" ? ROW_CLASSES : FEW_ROW_CLASSES);
-  const kind = [kernel, format.name, ...(swiglu ? ["swiglu"] : [])];
-  return [...kind, ...(half ? ["half"] : []), rows, n, k].join(" ");
+  return keyOf(kernel, { m: rows, n, k, format, swiglu }, half);
 }
 
 /**
@@ -60,7 +81,10 @@ export interface LinearTarget {
   swiglu: boolean;
   /** Whether it multiplies in f16. */
   half: boolean;
-  /** Rows: the exact number for gemv, the maximum for the others. */
+  /**
+   * Rows: the exact number for gemv, the maximum for the others; of experts, as
+   * {@linkcode expertKey} says.
+   */
   m: number;
   n: number;
   k: number;

@@ -6,7 +6,11 @@
  *
  * @module
  */
-import { type Capabilities, laneConstants } from "./capabilities.ts";
+import {
+  type Capabilities,
+  laneConstants,
+  mostThreads,
+} from "./capabilities.ts";
 import { wideLoad } from "../formats/format.ts";
 import {
   type Constants,
@@ -129,11 +133,20 @@ function fitFewRows<
  */
 const MOST_KEPT = 128;
 
+/** Maximum rows of x in a workgroup of gemvRowsInt8 ("16 rows as integers"). */
+export const ROWS_TOGETHER = 8;
+/**
+ * Minimum elements of w for gemvRowsInt8: a smaller matrix takes less time than the dispatch
+ * that rounds x for it ("16 rows as integers").
+ */
+const LEAST_ROUNDED = 1e7;
+
 function chooseFewIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
   const { m, n, k, format } = shape, units = k / format.loads[0];
+  const M = Math.min(m, ROWS_TOGETHER);
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRowsInt8", shape));
   const { narrow, other, sums } = defaults.gemvRowsInt8;
@@ -142,13 +155,13 @@ function chooseFewIntegers(
   const chunks = Math.ceil(units / LANES);
   const ROWS = Math.min(
     row.ROWS,
-    2 ** Math.floor(Math.log2(sums / m)),
+    2 ** Math.floor(Math.log2(sums / M)),
     MOST_KEPT / format.loads[0],
   );
   const SLICES = Math.min(row.SLICES, 2 ** Math.floor(Math.log2(chunks)));
   const { WORKGROUP, ROWS: fitting } = fitFewRows(
     { ...row, ROWS, SLICES },
-    shape,
+    { ...shape, m: M },
     LANES,
     device,
   );
@@ -158,20 +171,21 @@ function chooseFewIntegers(
       ...{ WORKGROUP, ROWS: fitting, SLICES },
       ...lanes,
       ...tuned,
-      M: m,
+      M,
       EPILOGUE: epilogueOf(shape),
     },
     fusedNorm: false,
     splits: 1,
     reason:
-      `${m} rows: the matrix is read once for all of them, and its quants multiply as integers, by rows rounded to 15 bits; ${
+      `${m} rows: ${M} share a read of the matrix, whose quants multiply as integers, by rows rounded to 15 bits; ${
         origin(tuned, defaults)
       }`,
   };
 }
 
 function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
-  if (multipliesIntegers(shape, device)) {
+  const large = shape.n * shape.k >= LEAST_ROUNDED;
+  if (large && multipliesIntegers(shape, device)) {
     return chooseFewIntegers(shape, device);
   }
   const { m, n, k, norm } = shape;
@@ -207,6 +221,11 @@ export const roundedBytes = (elements: number): number =>
 
 /** Minimum rows of w for gemvInt8's wide constants, and its most loops ("Blocks as integers"). */
 const WIDE_ROWS = 6144, MOST_LOOPS = 4;
+/**
+ * Minimum elements of w, or of a row, of models whose weights displace instructions from
+ * caches: gemvInt8 then has less code ("Less code").
+ */
+const LARGE = 8e6, LONG_K = 4096;
 /** Elements of x that share a scale where rows are rounded to integers. */
 const ROUNDED_BLOCK = 32;
 /** Elements of x that gemvInt8 takes at a time are a multiple of this. */
@@ -241,31 +260,42 @@ export function multipliesIntegers(
     subgroupSize >= 8 && k % ROUNDED_BLOCK === 0 && k % format.loads[0] === 0;
 }
 
-/** The row of defaults for gemvInt8, by rows of w. */
-const int8Row = (n: number, { int8 }: Defaults) =>
-  n >= WIDE_ROWS ? int8.wide : n <= NARROW_ROWS ? int8.narrow : int8.other;
+/** Whether a matrix is of a model that displaces instructions from caches. */
+const isLarge = (n: number, k: number) => n * k >= LARGE || k >= LONG_K;
+
+/** The row of defaults for gemvInt8, by the shape of w. */
+function int8Row(n: number, k: number, { int8 }: Defaults) {
+  if (n <= NARROW_ROWS) return int8.narrow;
+  if (!isLarge(n, k)) return n >= WIDE_ROWS ? int8.wide : int8.other;
+  return n >= WIDE_ROWS ? int8.wideLarge : int8.otherLarge;
+}
 
 /** Constants of a kernel that rounds `k` elements of x, for `n` rows of w in all. */
 export function integerConstants(
   { n, k, format, swiglu }: Pick<LinearShape, "n" | "k" | "format" | "swiglu">,
   device: Capabilities,
-  row = int8Row(n, defaultsFor(device)),
+  row = int8Row(n, k, defaultsFor(device)),
 ): Constants {
   const lanes = laneConstants(device);
-  const laneCount = 2 ** lanes.LOG_LANES;
-  const ROWS = swiglu ? Math.max(2, row.ROWS) : row.ROWS;
+  const laneCount = 2 ** lanes.LOG_LANES, [unit] = format.loads;
+  const WORKGROUP = Math.min(row.WORKGROUP, mostThreads(device));
+  // As many rows share a rounded x with fewer threads.
+  const share = row.ROWS * row.WORKGROUP / WORKGROUP;
+  const ROWS = swiglu ? Math.max(2, share) : share;
   const { chunk, phases } = roundedChunk(k, device);
-  const steps = Math.ceil(Math.min(k, chunk) / format.loads[0] / laneCount);
-  const groups = n / (ROWS * row.WORKGROUP / laneCount);
+  const steps = Math.ceil(Math.min(k, chunk) / unit / laneCount);
+  const together = Math.ceil(row.STEPS * ROUNDED_BLOCK / unit);
+  const groups = n / (ROWS * WORKGROUP / laneCount);
   return {
-    ...row,
+    WORKGROUP,
     ROWS,
-    STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)),
+    STEPS: Math.ceil(steps / Math.ceil(steps / together)),
     LOOPS: phases > 1 ? 1 : Math.max(
       1,
       Math.min(MOST_LOOPS, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
     ),
     CHUNK: chunk,
+    ROLLED: isLarge(n, k) ? 1 : 0,
     ...lanes,
   };
 }

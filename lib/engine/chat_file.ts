@@ -75,6 +75,15 @@ const MAGIC = "QWENCHAT", VERSION = 1;
 const HASH_BYTES = 32;
 const OPTIONS = { cache: "flag" } as const;
 
+/** Keys and values are of another type than the model's cache. */
+export class OtherCacheError extends Error {
+  constructor(readonly saved: CacheDtype, readonly own: CacheDtype) {
+    super(
+      `its keys and values are ${saved}, this model's are ${own}; without them ({ cache: false }) the conversation runs again`,
+    );
+  }
+}
+
 type Bytes = Uint8Array<ArrayBuffer>;
 
 /** Where bytes go; `close` keeps what was written, `abort` does not. */
@@ -171,9 +180,7 @@ export async function readChat(
       try {
         if (cache && wanted && kept) {
           if (cache.dtype !== kept.dtype) {
-            throw new Error(
-              `its keys and values are ${cache.dtype}, this model's are ${kept.dtype}; without them ({ cache: false }) the conversation runs again`,
-            );
+            throw new OtherCacheError(cache.dtype, kept.dtype);
           }
           cachedTokens = cache.tokens;
           await kept.restore(chat.tokenIds.slice(0, cachedTokens), next);
@@ -191,7 +198,8 @@ export async function readChat(
       }
       return { chat, cachedTokens };
     } catch (error) {
-      throw new Error(`${cannot}: ${errorText(error)}`, { cause: error });
+      const why = errorText(error).replace(/^Cannot render a chat: /, "");
+      throw new Error(`${cannot}: ${why}`, { cause: error });
     } finally {
       await source?.close();
     }

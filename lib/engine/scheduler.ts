@@ -17,6 +17,8 @@ export interface Entry {
   readonly promptTokens: number;
   /** The number of tokens at which it is over, prompt included. */
   readonly most: number;
+  /** Whether it may share pages with others. */
+  readonly reuse: boolean;
   /** Its place in the order of arrival. */
   readonly order: number;
   /** Its pages, in the order of their positions. */
@@ -27,7 +29,7 @@ export interface Entry {
   found?: number;
   /** Its row in decode passes; undefined unless it decodes. */
   row?: number;
-  state: "waiting" | "reading" | "decoding" | "over";
+  state: "waiting" | "reading" | "decoding" | "paused" | "over";
 }
 
 /** Tokens of a sequence to run through the model; only their keys and values are needed. */
@@ -51,15 +53,21 @@ export interface SchedulerOptions {
   pages: Pages;
   /** The most sequences at a time. */
   slots: number;
-  /** The most prompt tokens to read before the others decode again. */
-  readingTokens: number;
   /** The most positions of a sequence. */
   context: number;
+  /** The rows of the smallest pass for `count` sequences, at least one. */
+  rowsFor: (count: number) => number;
 }
 
-/** The rows of the smallest pass that has `count` of them: a power of 2. */
-export const rowsFor = (count: number): number =>
-  count === 0 ? 0 : 2 ** Math.ceil(Math.log2(count));
+/** How much to do at most in a step. */
+export interface StepLimits {
+  /** Decode steps. */
+  steps: number;
+  /** Decode steps if one of them gives the first token of a sequence. */
+  first: number;
+  /** Tokens to read before the others decode again. */
+  reading: number;
+}
 
 /** Sequences that wait and sequences that run. */
 export class Scheduler {
@@ -83,18 +91,23 @@ export class Scheduler {
     return { running: this.#running.length, waiting: this.#waiting.length };
   }
 
-  /** All sequences that are not over. */
-  get entries(): readonly Entry[] {
-    return [...this.#running, ...this.#waiting];
-  }
-
-  /** Adds a sequence of up to `maxTokens` tokens after its prompt. */
-  add(prompt: readonly number[], maxTokens: number): Entry {
+  /**
+   * Adds a sequence with the tokens of its prompt and of up to `maxTokens` more. Without
+   * `reuse` it looks for no pages that hold its beginning.
+   */
+  add(
+    { tokens, maxTokens, reuse = true }: {
+      tokens: readonly number[];
+      maxTokens: number;
+      reuse?: boolean;
+    },
+  ): Entry {
     const { context } = this.options;
     const entry: Entry = {
-      tokens: [...prompt],
-      promptTokens: prompt.length,
-      most: Math.min(context, prompt.length + maxTokens),
+      tokens: [...tokens],
+      promptTokens: tokens.length,
+      most: Math.min(context, tokens.length + maxTokens),
+      reuse,
       order: this.#arrived++,
       pages: [],
       cached: 0,
@@ -111,6 +124,19 @@ export class Scheduler {
     entry.state = "over";
   }
 
+  /** Lets a sequence rest until {@linkcode resume}; its pages stay findable. */
+  pause(entry: Entry): void {
+    this.#leave(entry);
+    entry.state = "paused";
+  }
+
+  /** Lets a sequence that was paused wait for its turn again. */
+  resume(entry: Entry): void {
+    if (entry.state !== "paused") return;
+    entry.state = "waiting";
+    insert(this.#waiting, entry);
+  }
+
   /** Sends all running sequences back to waiting and forgets what the cache holds. */
   restart(): void {
     for (const entry of [...this.#running]) this.#sendBack(entry, false);
@@ -123,35 +149,49 @@ export class Scheduler {
     entry.cached += tokenIds.length;
   }
 
-  /** Chooses what to do next; up to `steps` decode steps. */
-  next(steps: number): Step {
+  /** Chooses what to do next. */
+  next({ steps, first, reading }: StepLimits): Step {
     // Before anyone joins, so that pages that will be read stay with their sequence.
     this.#growAll(steps);
-    const readings = this.#read();
+    const readings = this.#read(reading);
     const decoding = this.#running.filter(({ state }) => state === "decoding");
     for (const entry of decoding) this.#grow(entry, steps);
+    const begins = decoding.some((entry) =>
+      entry.tokens.length === entry.promptTokens
+    );
+    const most = begins ? Math.min(first, steps) : steps;
     this.#place(decoding.filter(({ row }) => row === undefined));
     this.#compact();
     const rows = [...this.#rows];
-    while (rows.length < rowsFor(this.#rows.length)) rows.push(undefined);
-    return { readings, rows, steps: this.#stepsOf(decoding, steps) };
+    while (rows.length < this.#rowsFor(this.#rows.length)) {
+      rows.push(undefined);
+    }
+    return { readings, rows, steps: this.#stepsOf(decoding, most) };
   }
 
-  /** As many steps as everyone has pages for, and somebody needs. */
+  #rowsFor(count: number): number {
+    return count === 0 ? 0 : this.options.rowsFor(count);
+  }
+
+  /**
+   * As many steps as everyone has pages for, and somebody needs; up to the next end if
+   * others wait for it.
+   */
   #stepsOf(decoding: readonly Entry[], steps: number): number {
-    let needed = 0, room = steps;
+    const waited = this.#waiting.length > 0;
+    let needed = waited ? steps : 0, room = steps;
     for (const { most, tokens, pages, cached } of decoding) {
-      needed = Math.max(needed, most - tokens.length);
+      const left = most - tokens.length;
+      needed = waited ? Math.min(needed, left) : Math.max(needed, left);
       const end = pages.length * this.options.pages.size;
       if (end < most) room = Math.min(room, end - cached);
     }
-    return Math.min(needed, room);
+    return decoding.length > 0 ? Math.min(needed, room) : 0;
   }
 
   /** Lets sequences join while there is room, and divides the tokens to read. */
-  #read(): Reading[] {
+  #read(left: number): Reading[] {
     const readings: Reading[] = [];
-    let left = this.options.readingTokens;
     for (const entry of this.#running) {
       left -= this.#readPart(entry, left, readings);
     }
@@ -182,7 +222,7 @@ export class Scheduler {
   #join(entry: Entry): boolean {
     const { pages, slots } = this.options, { tokens } = entry;
     if (this.#running.length >= slots) return false;
-    const found = pages.find(tokens, tokens.length - 1);
+    const found = pages.find(tokens, entry.reuse ? tokens.length - 1 : 0);
     const wanted = pages.pagesFor(tokens.length) - found.length;
     // A page for each of the others, so that nobody is sent back at once.
     const kept = this.#running.length;
@@ -237,8 +277,9 @@ export class Scheduler {
   #compact(): void {
     while (this.#rows.length > 0 && !this.#rows.at(-1)) this.#rows.pop();
     const count = this.#rows.reduce((n, entry) => n + (entry ? 1 : 0), 0);
-    if (rowsFor(count) === rowsFor(this.#rows.length)) return;
-    const most = rowsFor(count), moved = this.#rows.splice(most);
+    const most = this.#rowsFor(count);
+    if (most === this.#rowsFor(this.#rows.length)) return;
+    const moved = this.#rows.splice(most);
     this.#place(moved.filter((entry) => entry !== undefined));
   }
 

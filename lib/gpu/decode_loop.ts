@@ -152,7 +152,7 @@ export class DecodeLoop implements Disposable {
     const { sampling, signal } = options, [, vocab] = logits.shape;
     const row = sampledRow(sampling, this.#isMasked);
     const choice = chooseSampling([row], vocab);
-    this.#own.use(addSampling(plan, logits, choice, state, { longest }));
+    addSampling(plan, logits, choice, state, { longest });
     await compileAll(gpu, plan.shaders, signal);
   }
 

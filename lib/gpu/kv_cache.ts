@@ -3,7 +3,12 @@
  *
  * @module
  */
-import { FLAG_WORDS, lengthRows, stateWords } from "../../kernels/heads.ts";
+import {
+  FLAG_WORDS,
+  lengthRows,
+  NOT_PAGED,
+  stateWords,
+} from "../../kernels/heads.ts";
 import {
   type ByteRange,
   cachedRanges,
@@ -16,6 +21,7 @@ import {
   type CachePass,
   type KeptCache,
   KvCache,
+  type Paging,
   sizeText,
   smallerCache,
 } from "../model/kv_cache.ts";
@@ -48,6 +54,10 @@ export class GpuKvCache extends KvCache<Tensor>
   readonly positions: Tensor;
   /** The lengths in `positions`, u32 `[sequences]`: sampling advances them. */
   readonly lengthsOnDevice: Tensor;
+  /** The lengths, followed by the table of pages if there is one, u32. */
+  readonly placesOnDevice: Tensor;
+  /** Constants of the kernels that read the cache. */
+  readonly constants: Record<keyof typeof NOT_PAGED, number>;
   readonly #config: Qwen3Config;
   readonly #isShared: boolean;
 
@@ -57,12 +67,17 @@ export class GpuKvCache extends KvCache<Tensor>
     sequences: number,
     context: number,
     readonly dtype: CacheDtype,
-    shared?: SharedLayers,
+    { shared, paging }: { shared?: SharedLayers; paging?: Paging } = {},
   ) {
     const { numHiddenLayers, numKeyValueHeads, headDim } = config;
     const { numAttentionHeads } = config;
     const { dtype: stored, width } = storedAs(dtype, headDim);
-    const shape = [sequences, numKeyValueHeads, context, width];
+    const shape = [
+      paging?.pages ?? sequences,
+      numKeyValueHeads,
+      paging?.page ?? context,
+      width,
+    ];
     const create = (label: string) =>
       Tensor.create(gpu, stored, shape, undefined, label);
     const view = ({ buffer, label }: Tensor) =>
@@ -75,7 +90,11 @@ export class GpuKvCache extends KvCache<Tensor>
           v: create(`layers.${i}.v_cache`),
         },
     );
-    super(layers, sequences, context);
+    super(layers, sequences, context, paging);
+    const table = paging ? this.pagesEach : 0;
+    this.constants = paging
+      ? { LOG_PAGE: Math.log2(paging.page), SLOTS: sequences, TABLE: table }
+      : NOT_PAGED;
     this.#config = config;
     this.#isShared = shared !== undefined;
     this.state = shared?.state ?? Tensor.create(
@@ -86,7 +105,7 @@ export class GpuKvCache extends KvCache<Tensor>
       "attention state",
     );
     this.flags = this.state.rows(FLAG_WORDS);
-    const begin = lengthRows(sequences, headDim), rows = begin + context;
+    const begin = lengthRows(sequences, headDim, table), rows = begin + context;
     const angles = new Float32Array(rows * headDim);
     fillAngles(ropeFrequencies(config), angles.subarray(begin * headDim));
     this.positions = Tensor.create(
@@ -104,6 +123,8 @@ export class GpuKvCache extends KvCache<Tensor>
       buffer,
       "lengths",
     );
+    const places = [sequences * (1 + table)];
+    this.placesOnDevice = new Tensor(gpu, "u32", places, buffer, "places");
   }
 
   /**
@@ -113,25 +134,35 @@ export class GpuKvCache extends KvCache<Tensor>
    * @throws {MemoryError} if the device has too little memory left.
    */
   static async create(
-    ...[gpu, config, sequences, context, dtype]: ConstructorParameters<
-      typeof GpuKvCache
-    >
+    ...[gpu, config, sequences, context, dtype, options = {}]:
+      ConstructorParameters<typeof GpuKvCache>
   ): Promise<GpuKvCache> {
     const used = gpu.allocated;
     gpu.device.pushErrorScope("out-of-memory");
     let cache: GpuKvCache | undefined, error: GPUError | null;
     try {
-      cache = new GpuKvCache(gpu, config, sequences, context, dtype);
+      cache = new GpuKvCache(
+        gpu,
+        config,
+        sequences,
+        context,
+        dtype,
+        options,
+      );
     } finally {
       error = await gpu.device.popErrorScope();
     }
     if (!error) return cache;
     cache[Symbol.dispose]();
-    const bytes = cacheBytes(config, sequences, context, dtype);
-    const size = sizeText({ sequences, context }, bytes);
+    const { paging } = options;
+    const held = paging
+      ? { sequences: paging.pages, context: paging.page }
+      : { sequences, context };
+    const bytes = cacheBytes(config, held.sequences, held.context, dtype);
+    const size = sizeText(held, bytes);
     throw new MemoryError(
       `Cannot allocate keys and values of ${size}: ${gpu.name} has no memory for ${bytes} bytes besides the ${used} in use, there must be fewer sequences or tokens${
-        smallerCache(config, sequences, context, dtype)
+        smallerCache(config, held.sequences, held.context, dtype)
       } (${errorText(error.message)})`,
     );
   }

@@ -424,7 +424,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         reason: ahead
           ? `${reason}; ${ahead.FETCHERS} more workgroups prefetch the next weights into the cache`
           : reason,
-        constants: { ...constants, ...ahead },
+        constants: { ...constants, ...ahead, ...cache.constants },
         uniforms: { first, eps, scale },
         gridAt: ({ length }) =>
           splits(length)
@@ -471,6 +471,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       constants: {
         ...headConstants(headDim, this.gpu),
         ...cacheConstant(cache.dtype),
+        ...cache.constants,
       },
       uniforms: { heads, first, tokens, eps },
     });
@@ -483,7 +484,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     });
     const half = matmuls.dtype === "f16";
     const { k, v } = cache.layers[layer];
-    const operands = { q, lengths: cache.lengthsOnDevice, k, v, y };
+    const operands = { q, lengths: cache.placesOnDevice, k, v, y };
     this.plan.add(half ? attendPrefillF16 : attendPrefill, operands, {
       label: `layers.${layer}.attention`,
       reason:
@@ -493,6 +494,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         ...exactLanes(this.gpu, 16),
         ...choosePrefillRows(tokens * group, this.gpu, half),
         ...cacheConstant(cache.dtype),
+        ...cache.constants,
       },
       uniforms: { first, tokens, group, scale },
     });

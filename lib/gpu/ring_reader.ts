@@ -81,6 +81,42 @@ export class RingReader implements Disposable {
     to: number,
     watcher?: ReadWatcher,
   ): Promise<readonly number[]> {
+    const ids = await this.#read((words) => {
+      const [steps, sequences] = this.ring.shape, ids: number[] = [];
+      for (let step = from; step < to; step++) {
+        const at = step % steps * sequences;
+        ids.push(...words.subarray(at, at + sequences));
+      }
+      return ids;
+    }, watcher);
+    return ids ?? OVERFLOW;
+  }
+
+  /**
+   * Like {@linkcode read}, of sequences at steps of their own: `steps` tokens of sequence
+   * `s` from step `begins[s]` on, of the first ones. If each has several words in the ring,
+   * so does the result. undefined if a key or value did not fit the cache's type.
+   */
+  async readEach(
+    begins: readonly number[],
+    steps: number,
+    words = 1,
+  ): Promise<number[][] | undefined> {
+    const [ring, width] = this.ring.shape;
+    return await this.#read((all) =>
+      begins.map((begin, s) =>
+        Array.from({ length: steps }, (_, i) => {
+          const at = (begin + i) % ring * width + s * words;
+          return [...all.subarray(at, at + words)];
+        }).flat()
+      )
+    );
+  }
+
+  async #read<T>(
+    pick: (words: Uint32Array) => T,
+    watcher?: ReadWatcher,
+  ): Promise<T | undefined> {
     const { gpu } = this;
     const staging = this.#filled.shift()!;
     const began = performance.now();
@@ -88,20 +124,20 @@ export class RingReader implements Disposable {
     const there = this.#mapped.has(staging) ? rangeOf(staging) : undefined;
     if (there) {
       watcher?.did("wait", began);
-      const ids = this.#tokens(there, from, to, watcher);
+      const picked = this.#pick(there, pick, watcher);
       staging.unmap();
       // The tokens are read; the promise only marks the end of Deno's 10 ms sleep.
       settled.then(
         () => this.#disposed ? staging.destroy() : this.#free.push(staging),
         () => staging.destroy(),
       );
-      return ids;
+      return picked;
     }
     const mapping = await gpu.map(staging, settled);
     watcher?.did("wait", began);
-    const ids = this.#tokens(mapping, from, to, watcher);
+    const picked = this.#pick(mapping, pick, watcher);
     this.#release(staging);
-    return ids;
+    return picked;
   }
 
   /**
@@ -115,23 +151,16 @@ export class RingReader implements Disposable {
     if (this.#free.length < FEW) await pause();
   }
 
-  #tokens(
+  #pick<T>(
     mapping: ArrayBuffer,
-    from: number,
-    to: number,
+    pick: (words: Uint32Array) => T,
     watcher?: ReadWatcher,
-  ): readonly number[] {
+  ): T | undefined {
     const began = performance.now();
     const words = new Uint32Array(mapping);
-    const [steps, sequences] = this.ring.shape;
-    const ids: number[] = [];
-    for (let step = from; step < to; step++) {
-      const at = step % steps * sequences;
-      ids.push(...words.subarray(at, at + sequences));
-    }
-    const overflow = words[this.#words] !== 0;
+    const picked = words[this.#words] === 0 ? pick(words) : undefined;
     watcher?.did("readback", began);
-    return overflow ? OVERFLOW : ids;
+    return picked;
   }
 
   [Symbol.dispose](): void {

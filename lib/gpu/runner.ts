@@ -6,7 +6,13 @@
  */
 import type { CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
-import { type KeptCache, positionsOf, requireRoom } from "../model/kv_cache.ts";
+import {
+  type KeptCache,
+  positionsFor,
+  positionsOf,
+  requireRoom,
+  type Room,
+} from "../model/kv_cache.ts";
 import { compileAhead } from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
@@ -20,6 +26,7 @@ import {
 } from "../dispatch/state_batches.ts";
 import { requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
+import { GpuRows } from "./rows.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
 import type { GpuKvCache } from "./kv_cache.ts";
 import { GpuStates } from "./states.ts";
@@ -29,6 +36,7 @@ import type { Weights } from "../model/family.ts";
 import { DecodeLoop, type LoopWatcher } from "./decode_loop.ts";
 import type { Paces } from "./paces.ts";
 import { OVERFLOW } from "./ring_reader.ts";
+import type { RowsSize } from "../model/rows.ts";
 import type { Runner } from "../model/runner.ts";
 import {
   type MaskSource,
@@ -50,6 +58,13 @@ export interface GpuRunnerOptions extends LoadOptions {
    */
   f16Matmuls: boolean;
 }
+
+/** Why a cache is no longer f16. */
+const WIDENED: Choice = {
+  what: "KV cache",
+  value: "f32",
+  reason: "a key or value exceeded 65,504, the largest f16",
+};
 
 /** {@linkcode Runner} on a GPU. */
 export class GpuRunner implements Runner {
@@ -154,13 +169,31 @@ export class GpuRunner implements Runner {
   }
 
   requireRoom(sequences: number, context: number): void {
-    const { gpu, config, cacheDtype: dtype } = this;
-    const { maxStorageBufferBindingSize, maxBufferSize } = gpu.limits;
-    requireRoom(config, { sequences, context, dtype }, {
-      name: gpu.name,
+    const { config, cacheDtype: dtype } = this;
+    requireRoom(config, { sequences, context, dtype }, this.#room);
+  }
+
+  get #room(): Room {
+    const { name, limits, software } = this.gpu;
+    const { maxStorageBufferBindingSize, maxBufferSize } = limits;
+    return {
+      name,
       binding: Math.min(maxStorageBufferBindingSize, maxBufferSize),
-      free: gpu.software ? host.freeMemory() : undefined,
-    });
+      free: software ? host.freeMemory() : undefined,
+    };
+  }
+
+  async rows(size: RowsSize): Promise<GpuRows> {
+    this.#requireDevice("start an engine");
+    const { cacheDtype: dtype, prefillRows: readRows, paces, config } = this;
+    const { slots, context } = size, room = this.#room;
+    const positions = size.positions ??
+      positionsFor(config, { slots, context, dtype }, room);
+    requireRoom(config, { sequences: 1, context: positions, dtype }, room);
+    const all = { slots, context, positions, dtype, paces, readRows };
+    const rows = await GpuRows.create(this.#ops, this.weights, all);
+    rows.onWidened = () => this.choices.push(WIDENED);
+    return rows;
   }
 
   get kept(): KeptCache {
@@ -306,11 +339,7 @@ export class GpuRunner implements Runner {
     this.#states = undefined;
     await this.#one.widen();
     await several?.widen();
-    this.choices.push({
-      what: "KV cache",
-      value: "f32",
-      reason: "a key or value exceeded 65,504, the largest f16",
-    });
+    this.choices.push(WIDENED);
   }
 
   #requireDevice(action: string): void {

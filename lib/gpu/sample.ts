@@ -83,6 +83,7 @@ export class SamplerState implements Disposable {
   readonly settings: Tensor;
   #adjustments?: Adjustments;
   #logprobs?: Tensor;
+  readonly #scratch = new Map<string, Tensor>();
   readonly #own = new DisposableStack();
 
   /** Creates zeroed buffers; `lengths` are those of a KV cache, if there is one. */
@@ -119,6 +120,18 @@ export class SamplerState implements Disposable {
       "logprobs",
       ...[steps, sequences, LOGPROB_WORDS],
     );
+  }
+
+  /**
+   * Memory that all plans use which need this shape: they run one after another, and leave
+   * nothing in it for the next.
+   */
+  scratch(name: string, ...shape: number[]): Tensor {
+    const key = `${name} ${shape}`, known = this.#scratch.get(key);
+    if (known) return known;
+    const tensor = this.#u32(name, ...shape);
+    this.#scratch.set(key, tensor);
+    return tensor;
   }
 
   #u32(name: string, ...shape: number[]): Tensor {
@@ -229,8 +242,6 @@ export const sampledRow = (sampling: Sampling, masked = false): SampledRow => ({
  * `longest`, and increments `step`. If logits cannot be sampled from, `ring` has a `FAULT`
  * (lib/dispatch/sampling.ts) and `tokens` some valid token.
  *
- * Dispose the result once the plan will not run again: it holds scratch memory.
- *
  * @throws {Error} if the vocabulary is not below 262,144, or a shape disagrees.
  */
 export function addSampling(
@@ -242,11 +253,9 @@ export function addSampling(
     advance?: number;
     longest?: number;
   } = {},
-): Disposable {
-  using scratch = new DisposableStack();
+): void {
   const lengths = { advance, longest };
-  new SamplingRecorder(plan, logits, choice, state, scratch, lengths).record();
-  return scratch.move();
+  new SamplingRecorder(plan, logits, choice, state, lengths).record();
 }
 
 /** Records the sampling dispatches with what they share. */
@@ -261,7 +270,6 @@ class SamplingRecorder {
     readonly logits: Tensor,
     readonly choice: SamplingChoice,
     readonly state: SamplerState,
-    readonly scratch: DisposableStack,
     readonly lengths: { advance: number; longest: number },
   ) {
     const [sequences, vocab] = logits.shape;
@@ -308,7 +316,7 @@ class SamplingRecorder {
   #recordDraw(): void {
     const { logits, logits: { shape: [sequences] } } = this;
     const { step } = this.#first({ step: this.state.step });
-    const highest = this.#records();
+    const highest = this.state.scratch("highest", sequences, this.#chunks, 4);
     if (this.choice.path === "draw") {
       const records = this.#records();
       this.#add(argmax, { logits, highest });
@@ -317,7 +325,7 @@ class SamplingRecorder {
       return;
     }
     const records = this.#records(true), candidates = this.#candidates();
-    const histogram = this.#u32("histogram", sequences, 3, BINS);
+    const histogram = this.state.scratch("histogram", sequences, 3, BINS);
     const found = { histogram, candidates };
     this.#add(argmax, { logits, highest, histogram });
     this.#add(sampleHistogram, { ...this.#row, highest, histogram });
@@ -369,20 +377,14 @@ class SamplingRecorder {
 
   #records(histogram = false): Tensor {
     const [sequences] = this.logits.shape, words = recordWords(histogram);
-    return this.#u32("records", sequences, this.#chunks, words);
+    return this.state.scratch("records", sequences, this.#chunks, words);
   }
 
   #candidates(): Tensor {
     const [sequences, vocab] = this.logits.shape;
     const room = chunkLength(vocab, this.#chunks);
-    return this.#u32("candidates", sequences, this.#chunks, room, 2);
-  }
-
-  #u32(name: string, ...shape: number[]): Tensor {
-    const label = `sampling ${name}`;
-    return this.scratch.use(
-      Tensor.create(this.plan.gpu, "u32", shape, undefined, label),
-    );
+    const shape = [sequences, this.#chunks, room, 2];
+    return this.state.scratch("candidates", ...shape);
   }
 
   #add(

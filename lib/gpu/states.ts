@@ -195,7 +195,9 @@ export class GpuStates implements Disposable {
     const input = owned("texts", sequences * tokens);
     const ends = owned("ends of texts", sequences);
     const shared = this.#shared;
-    const cache = new GpuKvCache(gpu, config, sequences, tokens, dtype, shared);
+    const cache = new GpuKvCache(gpu, config, sequences, tokens, dtype, {
+      shared,
+    });
     plan.own(cache);
     cache.record({ first: 0, sequences, tokens });
     ops.plan = plan;

@@ -25,6 +25,14 @@ export interface CachePass {
   readonly tokens: number;
 }
 
+/** The pages of a cache: each holds `page` positions of any sequence. */
+export interface Paging {
+  /** Positions per page: on a GPU a power of 2, on the CPU a multiple of 12. */
+  readonly page: number;
+  /** The number of pages. */
+  readonly pages: number;
+}
+
 /** The cache of a single sequence, whose keys and values can be saved and restored. */
 export interface KeptCache {
   /** The type of keys and values. */
@@ -56,6 +64,10 @@ export interface KeptCache {
  */
 export class KvCache<T> {
   readonly #lengths: Uint32Array<ArrayBuffer>;
+  /** Positions per page; all of a sequence, unless the cache is paged. */
+  readonly page: number;
+  /** The pages of each sequence in order, `[sequences, ceil(context / page)]`. */
+  readonly table: Uint32Array<ArrayBuffer>;
   /** The first tokens of sequence 0, as far as they are known. */
   #held: readonly number[] = [];
   #pass?: CachePass;
@@ -64,14 +76,45 @@ export class KvCache<T> {
   constructor(
     /**
      * Per layer, keys (normed and rotated) and values, each
-     * `[sequences, kvHeads, context, headDim]`, as lib/formats/cached.ts says.
+     * `[pages, kvHeads, page, headDim]`, as lib/formats/cached.ts says. Unless the cache is
+     * paged, a sequence is a page.
      */
     readonly layers: readonly { k: T; v: T }[],
     readonly sequences: number,
     /** Maximum positions per sequence. */
     readonly context: number,
+    paging?: Paging,
   ) {
     this.#lengths = new Uint32Array(sequences);
+    this.page = paging?.page ?? context;
+    const each = Math.ceil(context / this.page);
+    this.table = Uint32Array.from(
+      { length: sequences * each },
+      (_, i) => paging ? 0 : i,
+    );
+  }
+
+  /** The entries of {@linkcode table} per sequence. */
+  get pagesEach(): number {
+    return this.table.length / this.sequences;
+  }
+
+  /** Sets the first pages of a sequence; the others are page 0. */
+  setPages(sequence: number, pages: ArrayLike<number>): void {
+    const each = this.pagesEach, begin = sequence * each;
+    this.table.fill(0, begin, begin + each).set(pages, begin);
+  }
+
+  /** Where the key and value of a position are: the row of a kv head, of `kvHeads`. */
+  rowOf(
+    sequence: number,
+    head: number,
+    kvHeads: number,
+    position: number,
+  ): number {
+    const { page } = this, entry = Math.floor(position / page);
+    const at = this.table[sequence * this.pagesEach + entry];
+    return (at * kvHeads + head) * page + position % page;
   }
 
   /** Tokens already cached, per sequence. */
@@ -240,6 +283,34 @@ export function positionsOf(
 ): number {
   const longest = prompts.reduce((n, { length }) => Math.max(n, length), 0);
   return Math.min(context, longest + maxTokens - 1);
+}
+
+/**
+ * Bytes of keys and values that texts share by default on a GPU with memory of its own.
+ * WebGPU does not tell how much there is; 75,000 tokens of Qwen3-0.6B.
+ */
+const SHARED_BYTES = 8 * 2 ** 30;
+
+/**
+ * The positions that `slots` texts of up to `context` tokens share by default: enough for
+ * all of them, or as many as fit, but for one at least.
+ */
+export function positionsFor(
+  config: Qwen3Config,
+  { slots, context, dtype }: {
+    slots: number;
+    context: number;
+    dtype: CacheDtype;
+  },
+  { binding = Infinity, free = Infinity }: Omit<Room, "name">,
+): number {
+  const each = cacheBytes(config, 1, 1, dtype);
+  const keys = each / (2 * config.numHiddenLayers);
+  const fits = Math.min(
+    Math.floor(Math.min(SHARED_BYTES, free / 4) / each),
+    Math.floor(binding / keys) - 64, // a page is for padding
+  );
+  return Math.max(context, Math.min(slots * context, fits));
 }
 
 /** The known limits of a device's memory, in bytes. */

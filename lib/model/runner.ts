@@ -4,6 +4,7 @@
  * @module
  */
 import type { KeptCache } from "./kv_cache.ts";
+import type { Rows, RowsSize } from "./rows.ts";
 import type { MaskSource, SampledTokens, Sampling } from "./sampling.ts";
 
 /** An operation of a GPU run that had to run on the CPU. */
@@ -52,6 +53,12 @@ export interface Runner extends Disposable {
   requireRoom(sequences: number, context: number): void;
   /** The cache of a single prompt; undefined if every run begins with an empty one. */
   readonly kept: KeptCache | undefined;
+  /**
+   * Allocates memory for texts that decode together, coming and going.
+   *
+   * @throws {MemoryError} if the device has too little.
+   */
+  rows(size: RowsSize): Promise<Rows>;
   /**
    * How many tokens at the beginning of a prompt have their keys and values in the cache
    * since the last run of a single prompt; fewer than all.

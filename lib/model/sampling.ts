@@ -49,9 +49,8 @@ export interface SamplingOptions {
   /**
    * Reports the log probability of each token, and those of as many of the most likely
    * ones, from 0 to 20. They are log(softmax(logits)) after biases, penalties and a mask,
-   * before temperature, top-k, top-p and min-p. vLLM calls that its processed log
-   * probabilities, except that those are after the temperature; what it returns by default
-   * is before everything. OpenAI's documentation does not say.
+   * before temperature, top-k, top-p and min-p. OpenAI's documentation does not say at
+   * which point theirs are; vLLM's are by default from before everything (`raw_logprobs`).
    */
   logprobs?: number;
   /** A 32-bit integer; the same seed gives the same text. Random by default. */

@@ -32,6 +32,11 @@ class Turn {
     await this.#over.promise;
   }
 
+  /** Resolves when its work has stopped. */
+  get ended(): Promise<void> {
+    return this.#over.promise;
+  }
+
   /** Called when its work has stopped. */
   readonly over = (): void => this.#over.resolve();
 }
@@ -44,6 +49,8 @@ export interface Chunks<T> extends AsyncIterable<T> {
 /** The turns of one model. */
 export class Turns {
   #current?: Turn;
+  /** Resolves when what {@linkcode exclusive} does is done. */
+  #exclusive?: Promise<unknown>;
   #disposed = false;
 
   /** @throws {Error} if the model was disposed. */
@@ -86,7 +93,7 @@ export class Turns {
 
   async *#iterate<T>(
     turn: Turn,
-    before: Promise<void> | undefined,
+    before: Promise<unknown> | undefined,
     work: (signal: AbortSignal) => AsyncGenerator<T, void>,
     steady: boolean,
   ): AsyncGenerator<T, void> {
@@ -108,6 +115,27 @@ export class Turns {
     }
   }
 
+  /**
+   * Does something once no turn is active and before the next begins. Idle turns end, as
+   * they do for another turn.
+   */
+  async exclusive<R>(action: string, work: () => Promise<R>): Promise<R> {
+    for (;;) {
+      this.requireModel(action);
+      if (this.#current?.active) await this.#current.ended;
+      else if (this.#current) await this.#current.end(TAKEN);
+      else if (this.#exclusive) await this.#exclusive;
+      else break;
+    }
+    const working = work();
+    this.#exclusive = working.catch(() => {});
+    try {
+      return await working;
+    } finally {
+      this.#exclusive = undefined;
+    }
+  }
+
   #enter(action: string, signal?: AbortSignal) {
     this.requireModel(action);
     const last = this.#current;
@@ -117,7 +145,7 @@ export class Turns {
       );
     }
     const turn = this.#current = new Turn(action, signal);
-    return { turn, before: last?.end(TAKEN) };
+    return { turn, before: last?.end(TAKEN) ?? this.#exclusive };
   }
 
   #leave(turn: Turn): void {
@@ -130,6 +158,7 @@ export class Turns {
     if (this.#disposed) return;
     this.#disposed = true;
     if (this.#current) this.#current.end(DISPOSED).then(free);
+    else if (this.#exclusive) this.#exclusive.then(free);
     else free();
   }
 }

@@ -5,15 +5,17 @@
  */
 import { Fields } from "./fields.ts";
 import { type Asked, Generation } from "./generation.ts";
+import { required, unsupported } from "./errors.ts";
+import { TextLogprobs } from "./logprobs.ts";
 import {
   asTokenIds,
   checkModel,
   FOR_OPENAI,
+  MOST_LOGPROBS,
   readDelivery,
   readMaxTokens,
   readSampling,
   readTexts,
-  required,
 } from "./parameters.ts";
 import {
   type Call,
@@ -38,16 +40,25 @@ export async function complete(call: Call): Promise<Response> {
   const maxTokens = readMaxTokens(fields, ["max_tokens"]) ?? MAX_TOKENS;
   const delivery = readDelivery(fields);
   const echo = fields.flag("echo") ?? false;
+  const logprobs = fields.whole("logprobs", 0, MOST_LOGPROBS);
   const prompts = readPrompts(fields);
   const { asked, n } = readTexts(
     fields,
     prompts.map((prompt): Asked => ({
       prompt,
       // Token ids have no template to skip.
-      options: { ...sampling, maxTokens, raw: typeof prompt === "string" },
+      options: {
+        ...sampling,
+        logprobs,
+        maxTokens,
+        raw: typeof prompt === "string",
+      },
     })),
   );
-  fields.refuse({ suffix: [""], best_of: [n], logprobs: [] });
+  fields.refuse({ suffix: [""], best_of: [n] });
+  if (logprobs !== undefined && echo) {
+    throw unsupported("logprobs", "with echo");
+  }
   fields.ignore(FOR_OPENAI);
   fields.end();
   const generation = new Generation(service, asked, {
@@ -63,6 +74,7 @@ export async function complete(call: Call): Promise<Response> {
   };
   const before = (index: number) =>
     echo ? textOf(asked[index].prompt, service) : "";
+  const scores = asked.map(() => new TextLogprobs(service.qwen));
   const ids = (index: number) =>
     delivery.tokenIds ? { prompt_token_ids: idsOf(asked[index], service) } : {};
   if (delivery.stream) {
@@ -75,15 +87,18 @@ export async function complete(call: Call): Promise<Response> {
           : undefined,
       write: (_, { text }) => (text === "" ? [] : [{ text }]),
       empty: { text: "" },
+      logprobs: logprobs === undefined
+        ? undefined
+        : (index, pieces) => scores[index].of(pieces),
     });
   }
-  await generation.finished();
+  const pieces = await generation.finished();
   return Response.json({
     ...head,
     choices: generation.runs.map(({ text, tokenIds }, index) => ({
       index,
       text: before(index) + text,
-      logprobs: null,
+      logprobs: logprobs === undefined ? null : scores[index].of(pieces[index]),
       finish_reason: generation.finishes[index],
       ...ids(index),
       ...(delivery.tokenIds && { token_ids: tokenIds }),

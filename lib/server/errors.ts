@@ -51,6 +51,14 @@ export function unsupported(param: string, instead = ""): ApiError {
   );
 }
 
+/** A field that must be there. */
+export function required(name: string): ApiError {
+  return new ApiError(400, `${CANNOT}: ${name} is missing, must be given`, {
+    param: name,
+    code: "missing_required_parameter",
+  });
+}
+
 /** What requests call the library's options. */
 const PARAMETERS: Readonly<Record<string, string>> = {
   maxTokens: "max_tokens",
@@ -58,6 +66,9 @@ const PARAMETERS: Readonly<Record<string, string>> = {
   topP: "top_p",
   minP: "min_p",
   repetitionPenalty: "repetition_penalty",
+  presencePenalty: "presence_penalty",
+  frequencyPenalty: "frequency_penalty",
+  logitBias: "logit_bias",
   ignoreEos: "ignore_eos",
   thinking: "enable_thinking",
   templateVariables: "chat_template_kwargs",
@@ -69,6 +80,15 @@ export function refusing<T>(param: string, work: () => T): T {
     return work();
   } catch (error) {
     throw refused(error, param);
+  }
+}
+
+/** Does as {@linkcode refusing}; the parameter is at fault whatever an error names. */
+export function refusingAt<T>(param: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw new ApiError(400, errorText(error), { param });
   }
 }
 

@@ -3,16 +3,19 @@
  *
  * @module
  */
-import type { GenerateOptions, Piece, Run } from "../generate.ts";
+import type { GenerateOptions, Piece } from "../generate.ts";
 import type { Prompt } from "../text/prompt.ts";
 import { ApiError, refusing } from "./errors.ts";
 import type { Place } from "./queue.ts";
 import type { Service } from "./service.ts";
+import { DemandedCall, type Reading } from "./structured.ts";
 
 /** A text to generate. */
 export interface Asked {
   prompt: Prompt;
   options: GenerateOptions;
+  /** The text is the JSON of a call. */
+  demanded?: true;
 }
 
 /** Why a text ended, as OpenAI has it. */
@@ -49,7 +52,7 @@ export interface Manner {
  */
 export class Generation implements AsyncIterable<Step> {
   /** One per text. */
-  readonly runs: readonly Run[];
+  readonly runs: readonly Reading[];
   /** Why each text ended; undefined until it has. */
   readonly finishes: (Finish | undefined)[];
   readonly #service: Service;
@@ -83,9 +86,11 @@ export class Generation implements AsyncIterable<Step> {
       this.runs = refusing(
         param,
         () =>
-          asked.map(({ prompt, options }) =>
-            service.engine.submit(prompt, { ...options, signal: this.#signal })
-          ),
+          asked.map(({ prompt, options, demanded }) => {
+            const how = { ...options, signal: this.#signal };
+            const run = service.engine.submit(prompt, how);
+            return demanded ? new DemandedCall(run) : run;
+          }),
       );
     } catch (error) {
       for (const place of places) place[Symbol.dispose]();
@@ -130,17 +135,23 @@ export class Generation implements AsyncIterable<Step> {
     }
   }
 
-  /** Waits for all texts. */
-  async finished(): Promise<void> {
-    for await (const _ of this);
+  /** Waits for all texts; returns the pieces of each. */
+  async finished(): Promise<Piece[][]> {
+    const pieces: Piece[][] = this.runs.map(() => []);
+    for await (const step of this) {
+      if ("piece" in step) pieces[step.index].push(step.piece);
+    }
+    return pieces;
   }
 
   /** Tokens so far. */
   get counts(): Counts {
     const counts = { prompt: 0, cached: 0, completion: 0, reasoning: 0 };
     for (const [i, { stats }] of this.runs.entries()) {
-      if (i % this.#n === 0) counts.prompt += stats.promptTokens;
       counts.completion += stats.tokens;
+      if (i % this.#n > 0) continue;
+      counts.prompt += stats.promptTokens;
+      counts.cached += stats.cachedTokens;
     }
     return { ...counts, reasoning: this.#reasoning };
   }
@@ -148,7 +159,7 @@ export class Generation implements AsyncIterable<Step> {
   /** Generates one text to its end, without waiting for whoever iterates. */
   async #pump(
     index: number,
-    run: Run,
+    run: Reading,
     place: Place,
     oneCall: boolean,
     began: number,

@@ -66,8 +66,9 @@ export class Metrics {
   }
 
   /** Counts the tokens of a text. */
-  generated({ promptTokens, tokens }: RunStats): void {
+  generated({ promptTokens, cachedTokens, tokens }: RunStats): void {
     if (tokens > 0) this.#promptTokens += promptTokens;
+    this.#cachedTokens += cachedTokens;
     this.#tokens += tokens;
   }
 

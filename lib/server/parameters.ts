@@ -5,7 +5,7 @@
  */
 import type { GenerateOptions } from "../generate.ts";
 import { described } from "../errors.ts";
-import { ApiError, CANNOT, wrongParameter } from "./errors.ts";
+import { ApiError, wrongParameter } from "./errors.ts";
 import type { Fields } from "./fields.ts";
 import type { Asked } from "./generation.ts";
 import type { Service } from "./service.ts";
@@ -23,6 +23,8 @@ export const FOR_OPENAI = [
 
 /** The most texts for one prompt. */
 const MOST_TEXTS = 32;
+/** The most alternatives to a token. */
+export const MOST_LOGPROBS = 20;
 /** The most stop strings. */
 const MOST_STOPS = 16;
 
@@ -53,15 +55,13 @@ export function readSampling(fields: Fields): GenerateOptions {
     topK: readTopK(fields),
     minP: fields.number("min_p"),
     repetitionPenalty: fields.number("repetition_penalty"),
+    presencePenalty: fields.number("presence_penalty"),
+    frequencyPenalty: fields.number("frequency_penalty"),
+    logitBias: readBias(fields),
     seed: readSeed(fields),
     stop: readStop(fields),
     ignoreEos: fields.flag("ignore_eos"),
   };
-  fields.refuse({
-    presence_penalty: [0],
-    frequency_penalty: [0],
-    logit_bias: [{}],
-  });
   return options;
 }
 
@@ -69,6 +69,18 @@ export function readSampling(fields: Fields): GenerateOptions {
 function readTopK(fields: Fields): number | undefined {
   const topK = fields.whole("top_k", -1);
   return topK === -1 ? 0 : topK;
+}
+
+/** Biases by token id, a number as text. */
+function readBias(fields: Fields): Record<number, number> | undefined {
+  const biases = fields.object("logit_bias");
+  if (biases === undefined) return undefined;
+  return Object.fromEntries(
+    Object.keys(biases.json).map((id) => {
+      if (/^\d{1,9}$/.test(id)) return [id, biases.number(id)];
+      throw fields.wrong("logit_bias", 'biases by token id, as {"42": -100}');
+    }).filter(([, bias]) => bias !== undefined),
+  );
 }
 
 /** Seeds may have 64 bits; here they have 32, the lowest. */
@@ -135,10 +147,10 @@ export function readTexts(
 ): { asked: Asked[]; n: number } {
   const n = fields.whole("n", 1, MOST_TEXTS) ?? 1;
   const texts = prompts.flatMap((one) => Array.from({ length: n }, () => one));
-  const asked = texts.map(({ prompt, options }, i) => {
-    const { seed } = options;
-    if (seed === undefined || i === 0) return { prompt, options };
-    return { prompt, options: { ...options, seed: (seed + i) % 2 ** 32 } };
+  const asked = texts.map((one, i) => {
+    const { seed } = one.options;
+    if (seed === undefined || i === 0) return one;
+    return { ...one, options: { ...one.options, seed: (seed + i) % 2 ** 32 } };
   });
   return { asked, n };
 }
@@ -149,12 +161,4 @@ export function asTokenIds(value: unknown): number[] | undefined {
       value.every((id) => typeof id === "number")
     ? value
     : undefined;
-}
-
-/** A field that must be there. */
-export function required(name: string): ApiError {
-  return new ApiError(400, `${CANNOT}: ${name} is missing, must be given`, {
-    param: name,
-    code: "missing_required_parameter",
-  });
 }

@@ -13,6 +13,7 @@ import { embed } from "./embeddings.ts";
 import { ApiError, errorResponse, refused } from "./errors.ts";
 import { Metrics } from "./metrics.ts";
 import { findModel, listModels } from "./models.ts";
+import { respond } from "./responses.ts";
 import { Queue } from "./queue.ts";
 import { type Call, newId, seconds, type Service } from "./service.ts";
 import type { Submitting } from "./service.ts";
@@ -67,6 +68,7 @@ const ENDPOINTS: Readonly<Record<string, Endpoint>> = {
   "/v1/models": ["GET", listModels],
   "/v1/chat/completions": ["POST", chat],
   "/v1/completions": ["POST", complete],
+  "/v1/responses": ["POST", respond],
   "/v1/embeddings": ["POST", embed],
   "/tokenize": ["POST", tokenize],
   "/metrics": ["GET", metricsText],
@@ -111,13 +113,15 @@ export class Server {
   /** Begins to serve a model, which stays the caller's to dispose. */
   serve({ qwen, engine, names, chatTemplate }: Served): void {
     const { queue = 64, seconds: most = 600, idleSeconds = 30 } = this.#options;
+    const slots = engine?.stats.slots ?? 1;
     this.#service = {
       qwen,
       engine: engine ??
         { submit: (prompt, options) => qwen.generate(prompt, options) },
       names,
       chatTemplate: chatTemplate ?? qwen.chatTemplate,
-      queue: new Queue(engine?.stats.slots ?? 1, queue),
+      queue: new Queue(slots, queue),
+      embedding: new Queue(1, slots + queue),
       metrics: this.#metrics,
       created: seconds(),
       seconds: most,

@@ -12,7 +12,7 @@ import { EventStream } from "./sse.ts";
 import { usageOf } from "./usage.ts";
 
 /** Milliseconds in which a failure still decides the status of the response. */
-const UNDECIDED_MS = 5000;
+export const UNDECIDED_MS = 5000;
 
 /** Fields of a choice in a chunk. */
 export type ChoiceFields = Record<string, unknown>;
@@ -28,6 +28,8 @@ export interface Shape {
   write(index: number, piece: Piece): ChoiceFields[];
   /** A chunk without text. */
   empty: ChoiceFields;
+  /** The log probabilities of some pieces of a text, if they are asked for. */
+  logprobs?: (index: number, pieces: readonly Piece[]) => unknown;
 }
 
 /** Aborts the work for a client that does not read its reply. */
@@ -61,23 +63,26 @@ export async function streamed(
 async function send(
   events: EventStream,
   generation: Generation,
-  { head, delivery, open, write, empty }: Shape,
+  { head, delivery, open, write, empty, logprobs }: Shape,
 ): Promise<void> {
   const before = JSON.stringify(head).slice(0, -1) + ',"choices":[';
   const after = delivery.usage ? '],"usage":null}' : "]}";
-  /** Token ids that no chunk has had yet, by text. */
-  const held: number[][] = generation.runs.map(() => []);
+  /** Pieces whose tokens no chunk has had yet, by text. */
+  const held: Piece[][] = generation.runs.map(() => []);
   const chunk = (
     index: number,
     fields: ChoiceFields,
     finish: string | null = null,
   ) => {
+    const pieces = held[index].splice(0);
     const choice = {
       index,
       ...fields,
-      logprobs: null,
+      logprobs: pieces.length > 0 ? logprobs?.(index, pieces) ?? null : null,
       finish_reason: finish,
-      ...(delivery.tokenIds && { token_ids: held[index].splice(0) }),
+      ...(delivery.tokenIds && {
+        token_ids: pieces.map(({ tokenId }) => tokenId),
+      }),
     };
     events.send(before + JSON.stringify(choice) + after);
   };
@@ -92,7 +97,7 @@ async function send(
       continue;
     }
     const { piece } = step;
-    if (piece.tokenId !== null) held[index].push(piece.tokenId);
+    if (piece.tokenId !== null) held[index].push(piece);
     for (const fields of write(index, piece)) chunk(index, fields);
   }
   if (delivery.usage) {

@@ -3,12 +3,11 @@
  *
  * @module
  */
-import { readTools } from "../text/conversation.ts";
 import { encodePrompt } from "../text/prompt.ts";
-import { readMessages, readTemplate } from "./chat_completions.ts";
-import { CANNOT, refusing } from "./errors.ts";
+import { readMessages, readTemplate, readTools } from "./conversation.ts";
+import { refusing, required } from "./errors.ts";
 import { Fields } from "./fields.ts";
-import { checkModel, required } from "./parameters.ts";
+import { checkModel } from "./parameters.ts";
 import { type Call, sourceOf } from "./service.ts";
 
 /** Answers a request. */
@@ -28,12 +27,22 @@ export function tokenize({ service, body }: Call): Response {
   } else if (fields.get("messages") !== undefined) {
     const messages = readMessages(fields);
     const options = readTemplate(fields, service);
-    const tools = fields.list("tools");
+    const { tools, templateVariables } = readTools(
+      fields,
+      fields.list("tools") ?? [],
+    );
     fields.end();
     tokens = refusing("messages", () =>
       encodePrompt(
         messages,
-        { ...options, tools: tools && readTools(tools, CANNOT) },
+        {
+          ...options,
+          tools,
+          templateVariables: {
+            ...options.templateVariables,
+            ...templateVariables,
+          },
+        },
         sourceOf(service),
       ).tokenIds);
   } else throw required("prompt");

@@ -15,3 +15,16 @@ export function usageOf({ prompt, cached, completion, reasoning }: Counts) {
     completion_tokens_details: { reasoning_tokens: reasoning },
   };
 }
+
+/** `usage` of responses. */
+export function responseUsageOf(
+  { prompt, cached, completion, reasoning }: Counts,
+) {
+  return {
+    input_tokens: prompt,
+    input_tokens_details: { cached_tokens: cached },
+    output_tokens: completion,
+    output_tokens_details: { reasoning_tokens: reasoning },
+    total_tokens: prompt + completion,
+  };
+}

@@ -21,6 +21,8 @@ export interface ReplyFormat {
   thinking?: boolean;
   /** Their schemas give the types of Qwen3-Coder's parameters. */
   tools?: readonly Tool[];
+  /** The reply is JSON, unless it begins with a call: tags inside it are text. */
+  json?: boolean;
 }
 
 const THINK = "<think>", THINK_END = "</think>";
@@ -58,6 +60,7 @@ export class ReplyStream {
   /** The calls so far. */
   readonly toolCalls: ToolCall[] = [];
   readonly #tools: readonly Tool[];
+  readonly #json: boolean;
   /** What opens the call of a tool without a tag. */
   readonly #bareTags: readonly string[];
   readonly #pieces = new Pieces();
@@ -74,7 +77,10 @@ export class ReplyStream {
   #searched = 0;
   #passed = -1;
 
-  constructor({ thinking = false, tools = [] }: ReplyFormat = {}) {
+  constructor(
+    { thinking = false, tools = [], json = false }: ReplyFormat = {},
+  ) {
+    this.#json = json;
     this.#kind = thinking ? "reasoning" : "text";
     this.#repeats = thinking;
     this.#tools = tools;
@@ -128,6 +134,7 @@ export class ReplyStream {
 
   #write(more: boolean): boolean {
     const held = this.#held, at = held.indexOf("<");
+    if (this.#json && !this.#fresh) return this.#text(held.length);
     if (at !== 0) return this.#text(at < 0 ? held.length : at);
     if (this.#fresh && held.startsWith(THINK)) {
       this.#pieces.block();

@@ -60,6 +60,9 @@ export interface Tokenizer {
   /** Ids of added tokens marked special, which `skipSpecialTokens` leaves out. */
   specialIds: ReadonlySet<number>;
 
+  /** Ids of all added tokens, special or not, such as `<think>`. */
+  addedIds: ReadonlySet<number>;
+
   /** The chat template (Jinja), if the checkpoint has one. */
   chatTemplate: string | undefined;
 
@@ -101,8 +104,8 @@ export async function readTokenizer(
 
 /** Says that a checkpoint has no tokenizer. */
 export function withoutTokenizer(name: string): string {
-  const what = /\.gguf$/i.test(name) ? "tokenizer" : "tokenizer.json";
-  return `${name} has no ${what}`;
+  const isGguf = /\.gguf$|:[\w.-]+$/i.test(name);
+  return `${name} has no tokenizer${isGguf ? "" : ".json"}`;
 }
 
 /** The error if a tokenizer is needed and the checkpoint has none. */
@@ -171,6 +174,7 @@ function assemble(json: Json, config: Json, jinja?: string): Tokenizer {
 
   return {
     specialIds,
+    addedIds: new Set(contents.keys()),
     bytes,
     chatTemplate: jinja ?? chatTemplate(config),
     specialTokens: specialTokens(config),

@@ -476,7 +476,7 @@ for (const ranges of [true, false]) {
     await assertRejects(
       () => openCheckpoint(`${server.url}/nope.gguf`),
       Error,
-      `there is no ${server.url}/nope.gguf`,
+      `Cannot open ${server.url}/nope.gguf: there is no such file`,
     );
   });
 }

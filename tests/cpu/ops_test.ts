@@ -324,15 +324,43 @@ type Stored = (
   at: { sequence: number; head: number; position: number },
 ) => number[];
 
+/** A cache as one run per sequence, or in pages in an arbitrary order. */
+function makeCache(
+  ops: CpuOps,
+  [sequences, context]: [number, number],
+  dtype: "f32" | "q8_0",
+  paged: boolean,
+): ReturnType<CpuOps["createCache"]> {
+  const page = 24, each = Math.ceil(context / page);
+  const paging = { page, pages: sequences * each + 2 };
+  const cache = ops.createCache(
+    sequences,
+    context,
+    dtype,
+    paged ? { paging } : {},
+  );
+  if (!paged) return cache;
+  const step = paging.pages % 5 === 0 ? 7 : 5;
+  for (let s = 0; s < sequences; s++) {
+    const pages = Array.from(
+      { length: each },
+      (_, i) => ((s * each + i) * step + 1) % paging.pages,
+    );
+    cache.setPages(s, pages);
+  }
+  assertEquals(new Set(cache.table).size, cache.table.length);
+  return cache;
+}
+
 /** Heads of a cache in q8_0, each within half a step of what it was made of. */
 function quantizedIn(
-  { layers, context }: ReturnType<CpuOps["createCache"]>,
+  cache: ReturnType<CpuOps["createCache"]>,
   { first, kvHeads, headDim }: Record<"first" | "kvHeads" | "headDim", number>,
 ): Stored {
   return (name, exact, { sequence, head, position }) => {
-    const row = ((first + sequence) * kvHeads + head) * context + position;
+    const row = cache.rowOf(first + sequence, head, kvHeads, position);
     const actual = new Float64Array(headDim);
-    quantizedHeads(layers[1][name], headDim).take(row, actual, 0);
+    quantizedHeads(cache.layers[1][name], headDim).take(row, actual, 0);
     const steps = stepsOf(exact, headDim);
     const inSteps = (all: ArrayLike<number>) =>
       Float64Array.from(all, (value, i) => value / steps[i]);
@@ -361,14 +389,24 @@ function assertAttended(
 }
 
 for (
-  const [heads, kvHeads, headDim] of [[6, 1, 16], [4, 2, 64], [3, 3, 10], [
-    8,
-    2,
-    6,
-  ], [1, 1, 2]]
+  const [heads, kvHeads, headDim, paged = false] of [
+    [6, 1, 16],
+    [4, 2, 64],
+    [3, 3, 10],
+    [
+      8,
+      2,
+      6,
+    ],
+    [1, 1, 2],
+    [4, 2, 64, true],
+    [8, 2, 6, true],
+  ] as const
 ) {
   test(
-    `attention of ${heads} heads on ${kvHeads} of ${headDim}`,
+    `attention of ${heads} heads on ${kvHeads} of ${headDim}${
+      paged ? ", paged" : ""
+    }`,
     (make, fill) => {
       const changes = {
         numAttentionHeads: heads,
@@ -380,7 +418,7 @@ for (
       const width = (heads + 2 * kvHeads) * headDim;
       const norms = [0, 1].map(() => fill(ops, "bf16", [headDim], 4));
       const floats = norms.map(toF32);
-      const cache = ops.createCache(3, 90);
+      const cache = makeCache(ops, [3, 90], "f32", paged);
       for (const { k, v } of cache.layers) k.data.fill(NaN), v.data.fill(NaN);
       const cached = [0, 1, 2].map(() => ({
         k: [] as number[][],
@@ -494,14 +532,17 @@ test(
 
 // The last has more keys than are unpacked at a time.
 for (
-  const [headDim, most, heads, kvHeads] of [
+  const [headDim, most, heads, kvHeads, paged = false] of [
     [32, 40, 6, 2],
     [96, 60, 6, 3],
     [128, 256, 2, 1],
-  ]
+    [128, 256, 2, 1, true],
+  ] as const
 ) {
   test(
-    `attention over a cache in q8_0 of heads of ${headDim}`,
+    `attention over a cache in q8_0 of heads of ${headDim}${
+      paged ? ", paged" : ""
+    }`,
     (make, fill) => {
       const changes = {
         numAttentionHeads: heads,
@@ -512,7 +553,7 @@ for (
       const width = (heads + 2 * kvHeads) * headDim;
       const config = { ...ODD, ...changes };
       const norms = [0, 1].map(() => fill(ops, "bf16", [headDim], 4));
-      const cache = ops.createCache(2, context, "q8_0");
+      const cache = makeCache(ops, [2, context], "q8_0", paged);
       const cached = [0, 1].map(() => ({
         k: [] as number[][],
         v: [] as number[][],

@@ -36,7 +36,14 @@ import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { KERNEL_NAMES, TUNED_KERNELS } from "../../kernels/list.ts";
 import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { showVariants, STATED_DEVICE } from "../../lib/tools/show.ts";
-import { attendKey, linearKey } from "../../lib/dispatch/keys.ts";
+import {
+  chooseExpertGemm,
+  chooseExpertGemv,
+  type ExpertChoice,
+  type ExpertShape,
+  type GroupedShape,
+} from "../../lib/dispatch/experts.ts";
+import { attendKey, expertKey, linearKey } from "../../lib/dispatch/keys.ts";
 import { misfit } from "../../lib/dispatch/limits.ts";
 import { tunedConstants } from "../../lib/tools/tune/candidates.ts";
 import { slowTest } from "../support/quick.ts";
@@ -112,8 +119,8 @@ function assertFits(
   for (
     const [, name, text] of wgsl.matchAll(/^const (\w+)(?:: u32)? = ([^;]+);/gm)
   ) {
-    // Scores do not size arrays.
-    if (!/e\+|HIGHEST/.test(text)) known[name] = value(text);
+    // Scores and bits do not size arrays.
+    if (!/e\+|0x|HIGHEST/.test(text)) known[name] = value(text);
   }
   const alias: Record<string, string> = {};
   for (const [, name, type] of wgsl.matchAll(/alias (\w+) = ([^;]+);/g)) {
@@ -201,7 +208,7 @@ Deno.test("one row goes to gemv, few to gemvRows, many to gemm, with a reason", 
   }
 });
 
-Deno.test("a few rows may go to gemvRowsInt8 if quants are integers", () => {
+Deno.test("a few rows may go to gemvRowsInt8 if quants are integers and many", () => {
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const given of DEVICES) {
       const device = { ...given, adapterClass };
@@ -215,7 +222,8 @@ Deno.test("a few rows may go to gemvRowsInt8 if quants are integers", () => {
             const choice = chooseLinear({ ...shape, largest: 1 }, device);
             const message = JSON.stringify({ device, shape, choice });
             assertEquals(exact.kernel, "gemvRows", message);
-            if (!format.integers || device.subgroupSize < 8) {
+            const small = n * k < 1e7;
+            if (!format.integers || device.subgroupSize < 8 || small) {
               assertEquals(choice, exact, message);
               continue;
             }
@@ -515,6 +523,55 @@ Deno.test("tuned constants replace chosen ones, for their class of shapes only",
   assertEquals(long.constants.STEPS, 4);
   assert(long.reason.endsWith("tuned for this adapter"));
   assert(short.reason.endsWith("an H200"));
+});
+
+Deno.test("tuned constants of experts are those of one row, or of a tile", () => {
+  const device = { ...DEVICES[4], adapterClass: "NVIDIA" } as const;
+  const format = formatNamed("q4_k"), sizes = { n: 768, k: 2048, format };
+  const of = { ...sizes, m: 8, swiglu: true }, tile = { ...of, swiglu: false };
+  const tuned = new Map<string, Constants>([
+    [expertKey("expertGemv", of), { ROWS: 4 }],
+    [expertKey("expertGemvInt8", of), { LOOPS: 4 }],
+    [expertKey("expertGemm", { ...tile, m: 32 }), { TM: 4 }],
+    [expertKey("expertGemm", { ...tile, m: 32 }, true), { BK: 16 }],
+  ]);
+  const changes = (
+    choose: (device: Capabilities) => ExpertChoice,
+    own: Constants,
+  ) => {
+    const plain = choose(device),
+      { constants, reason } = choose({
+        ...device,
+        tuned,
+      });
+    assertEquals(constants, { ...plain.constants, ...own });
+    const is = Object.keys(own).length ? "tuned for this adapter" : "an H200";
+    assert(reason.endsWith(is), reason);
+  };
+  const one = { ...sizes, m: 1, used: 8, epilogue: "swiglu" } as const;
+  const row = (given: Partial<ExpertShape>, own: Constants) =>
+    changes((device) => chooseExpertGemv({ ...one, ...given }, device), own);
+  row({}, { ROWS: 4 });
+  row({ largest: 0.5 }, { LOOPS: 4 });
+  for (const largest of [undefined, 0.5]) {
+    row({ m: 2, largest }, {});
+    row({ used: 4, largest }, {});
+    row({ epilogue: "add", largest }, {});
+    row({ epilogue: "store", largest }, {});
+  }
+  const many = (given: Partial<GroupedShape>, own: Constants) =>
+    changes(
+      (device) =>
+        chooseExpertGemm(
+          { ...sizes, pairs: 1024, experts: 128, ...given },
+          device,
+        ),
+      own,
+    );
+  many({}, { TM: 4 });
+  many({ largest: 0.5 }, { BK: 16 });
+  many({ pairs: 4097 }, {}); // in tiles of 64 rows
+  many({ n: 2048 }, {});
 });
 
 Deno.test("chooseMatmul picks a kernel by shape, or says why none does", () => {

@@ -3,11 +3,12 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Pages } from "../../lib/engine/pages.ts";
 import {
   type Entry,
-  rowsFor,
   Scheduler,
   type Step,
 } from "../../lib/engine/scheduler.ts";
 import { type Random, randomTest } from "../support/random.ts";
+
+const rowsFor = (count: number) => 2 ** Math.ceil(Math.log2(count));
 
 /** The next token of a text: depends on all of it. */
 const nextToken = (tokens: readonly number[]) =>
@@ -67,8 +68,6 @@ interface Asked {
   entry: Entry;
   prompt: number[];
   maxTokens: number;
-  /** Steps of the scheduler that it has been there. */
-  age: number;
 }
 
 function ask(random: Random, scheduler: Scheduler, context: number): Asked {
@@ -79,10 +78,13 @@ function ask(random: Random, scheduler: Scheduler, context: number): Asked {
   );
   const maxTokens = 1 + random.int(0, 39);
   return {
-    entry: scheduler.add(prompt, maxTokens),
+    entry: scheduler.add({
+      tokens: prompt,
+      maxTokens,
+      reuse: random.int(0, 4) > 0,
+    }),
     prompt,
     maxTokens,
-    age: 0,
   };
 }
 
@@ -107,7 +109,7 @@ randomTest(
       const pages = new Pages(least + random.int(0, 2 * least - 1), size);
       const slots = 1 + random.int(0, 8);
       const readingTokens = size + random.int(0, 39);
-      const scheduler = new Scheduler({ pages, slots, readingTokens, context });
+      const scheduler = new Scheduler({ pages, slots, context, rowsFor });
       const device = new Device(pages);
       let all: Asked[] = [], done = 0;
       for (let i = 0; i < 600; i++) {
@@ -120,28 +122,30 @@ randomTest(
           assertText(gone, false);
         }
         if (random.int(0, 99) === 0) scheduler.restart();
-        const step = scheduler.next(1 + random.int(0, 5));
+        for (const one of all) { // readers are slow, and catch up
+          if (one.entry.state === "paused") {
+            if (random.int(0, 5) === 0) scheduler.resume(one.entry);
+          } else if (random.int(0, 60) === 0) scheduler.pause(one.entry);
+        }
+        const steps = 1 + random.int(0, 5), first = 1 + random.int(0, 2);
+        const limits = { steps, first, reading: readingTokens };
+        const step = scheduler.next(limits);
         const { rows, readings } = step;
         const tokens = readings.reduce(
           (n, { begin, end }) => n + end - begin,
           0,
         );
         assert(tokens <= readingTokens);
-        assertEquals(rows.length, rowsFor(rows.length));
+        if (rows.length > 0) assertEquals(rows.length, rowsFor(rows.length));
         assert(scheduler.counts.running <= slots);
         const results = device.run(step);
-        if (all.length > 0) {
-          assert(
-            tokens > 0 || step.steps > 0,
-            "stands still",
-          );
-        }
+        const active = all.some(({ entry }) => entry.state !== "paused");
+        if (active) assert(tokens > 0 || step.steps > 0, "stands still");
         results.forEach((ids, row) => {
           const entry = rows[row];
           if (entry && ids.length > 0) scheduler.accept(entry, ids);
         });
         all = all.filter((one) => {
-          one.age++;
           if (one.entry.tokens.length < one.entry.most) return true;
           scheduler.remove(one.entry);
           assertText(one, true);
@@ -149,11 +153,14 @@ randomTest(
           return false;
         });
         const { running, waiting } = scheduler.counts;
-        assertEquals(running + waiting, all.length);
+        const paused = all.filter(({ entry }) => entry.state === "paused");
+        assertEquals(running + waiting + paused.length, all.length);
       }
+      for (const { entry } of all) scheduler.resume(entry);
       for (let i = 0; all.length > 0; i++) {
         assert(i < 5000, "somebody starves");
-        const step = scheduler.next(4), { rows } = step;
+        const step = scheduler.next({ steps: 4, first: 2, reading: 64 }),
+          { rows } = step;
         device.run(step).forEach((ids, row) =>
           rows[row] && scheduler.accept(rows[row], ids)
         );
@@ -170,33 +177,40 @@ randomTest(
   },
 );
 
-const make = (slots: number, count: number, readingTokens = 64) =>
-  new Scheduler({
-    pages: new Pages(count, 4),
-    slots,
-    readingTokens,
-    context: 32,
-  });
+const add = (
+  scheduler: Scheduler,
+  tokens: readonly number[],
+  maxTokens: number,
+) => scheduler.add({ tokens, maxTokens });
+
+const make = (slots: number, count: number) =>
+  new Scheduler({ pages: new Pages(count, 4), slots, context: 32, rowsFor });
+
+const limits = (steps: number, reading = 64) => ({
+  steps,
+  first: steps,
+  reading,
+});
 
 const zeros = (length: number) => new Array<number>(length).fill(0);
 
 Deno.test("the first waits for room and is not overtaken", () => {
   const scheduler = make(4, 8);
-  const first = scheduler.add(zeros(20), 8);
-  scheduler.next(1);
-  const large = scheduler.add(Array(24).fill(1), 4);
-  const small = scheduler.add([2], 4);
-  scheduler.next(1);
+  const first = add(scheduler, zeros(20), 8);
+  scheduler.next(limits(1));
+  const large = add(scheduler, Array(24).fill(1), 4);
+  const small = add(scheduler, [2], 4);
+  scheduler.next(limits(1));
   assertEquals([large.state, small.state], ["waiting", "waiting"]);
   scheduler.remove(first);
-  scheduler.next(1);
+  scheduler.next(limits(1));
   assertEquals([large.state, small.state], ["decoding", "decoding"]);
 });
 
 Deno.test("long prompts are read in parts while others decode", () => {
-  const scheduler = make(4, 32, 8);
-  const short = scheduler.add([5, 6], 20), long = scheduler.add(zeros(31), 1);
-  let step = scheduler.next(2);
+  const scheduler = make(4, 32);
+  const short = add(scheduler, [5, 6], 20), long = add(scheduler, zeros(31), 1);
+  let step = scheduler.next(limits(2, 8));
   assertEquals(step.readings.map(({ begin, end }) => [begin, end]), [
     [0, 1],
     [0, 7],
@@ -204,20 +218,34 @@ Deno.test("long prompts are read in parts while others decode", () => {
   assertEquals([step.rows, step.steps], [[short], 2]);
   for (const end of [15, 23]) {
     scheduler.accept(short, [1, 2]);
-    step = scheduler.next(2);
+    step = scheduler.next(limits(2, 8));
     assertEquals(step.readings[0].end, end);
     assertEquals(step.rows, [short]);
   }
   scheduler.accept(short, [1, 2]);
-  step = scheduler.next(2);
+  step = scheduler.next(limits(2, 8));
   assertEquals([long.state, step.rows], ["decoding", [short, long]]);
+});
+
+Deno.test("first tokens come soon, and nobody waits for an end", () => {
+  const scheduler = make(2, 32);
+  const a = add(scheduler, [5, 6], 20), b = add(scheduler, [7], 12);
+  const next = () => {
+    const { steps } = scheduler.next({ steps: 8, first: 2, reading: 64 });
+    for (const entry of [a, b]) scheduler.accept(entry, zeros(steps));
+    return steps;
+  };
+  assertEquals([next(), next()], [2, 8]);
+  add(scheduler, [8], 4);
+  assertEquals(next(), 2); // b ends then
+  scheduler.remove(b);
 });
 
 Deno.test("a shared prefix is read once, even by those who come together", () => {
   const scheduler = make(4, 32);
   const texts = [1, 2, 3].map((id) => [...zeros(16), id, id]);
-  const entries = texts.map((text) => scheduler.add(text, 4));
-  const { readings } = scheduler.next(1);
+  const entries = texts.map((text) => add(scheduler, text, 4));
+  const { readings } = scheduler.next(limits(1));
   assertEquals(readings.map(({ begin, end }) => [begin, end]), [
     [0, 17],
     [16, 17],
@@ -228,10 +256,10 @@ Deno.test("a shared prefix is read once, even by those who come together", () =>
 
 Deno.test("the latest makes room, and finds its pages again", () => {
   const scheduler = make(2, 9);
-  const first = scheduler.add(zeros(15), 17);
-  const second = scheduler.add(Array(11).fill(1), 8);
+  const first = add(scheduler, zeros(15), 17);
+  const second = add(scheduler, Array(11).fill(1), 8);
   for (let i = 0; i < 8; i++) {
-    const { steps } = scheduler.next(4);
+    const { steps } = scheduler.next(limits(4));
     if (second.state === "waiting") break;
     for (const entry of [first, second]) {
       if (entry.state === "decoding") scheduler.accept(entry, zeros(steps));
@@ -239,21 +267,21 @@ Deno.test("the latest makes room, and finds its pages again", () => {
   }
   assertEquals([first.state, second.state], ["decoding", "waiting"]);
   scheduler.remove(first);
-  scheduler.next(1);
+  scheduler.next(limits(1));
   assertEquals(second.state, "decoding");
   assertEquals(second.found, 0); // counted when it first came
 });
 
 Deno.test("rows close up when fewer do", () => {
   const scheduler = make(8, 64);
-  const entries = [1, 2, 3, 4, 5].map((id) => scheduler.add([id], 30));
-  assertEquals(scheduler.next(1).rows.length, 8);
+  const entries = [1, 2, 3, 4, 5].map((id) => add(scheduler, [id], 30));
+  assertEquals(scheduler.next(limits(1)).rows.length, 8);
   for (const at of [0, 1, 2]) scheduler.remove(entries[at]);
-  assertEquals(scheduler.next(1).rows, [entries[3], entries[4]]);
+  assertEquals(scheduler.next(limits(1)).rows, [entries[3], entries[4]]);
   scheduler.remove(entries[4]);
-  assertEquals(scheduler.next(1).rows, [entries[3]]);
+  assertEquals(scheduler.next(limits(1)).rows, [entries[3]]);
   scheduler.remove(entries[3]);
-  assertEquals(scheduler.next(1), { readings: [], rows: [], steps: 0 });
+  assertEquals(scheduler.next(limits(1)), { readings: [], rows: [], steps: 0 });
 });
 
 Deno.test("a cache too small for one sequence is refused", () => {

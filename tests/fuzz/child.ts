@@ -158,6 +158,35 @@ async function openKept(text: string): Promise<void> {
   if (refused !== undefined) throw refused;
 }
 
+/** The story model, for chats. */
+const qwen = await loadQwen3(undefined, { device: "cpu", context: 64 });
+const SHORT = { temperature: 0, maxTokens: 3 };
+
+async function savedChat(): Promise<Uint8Array<ArrayBuffer>> {
+  const tools = [{ type: "function", function: { name: "f" } }] as const;
+  const chat = qwen.chat({ ...SHORT, system: "A tale." });
+  await chat.send("Once upon a time");
+  chat.tools = tools;
+  const { readable, writable } = new TransformStream<Uint8Array>();
+  const bytes = new Response(readable).bytes();
+  await chat.save(writable);
+  return await bytes;
+}
+
+/** Loads a saved chat and goes on with it; what cannot be loaded changes nothing. */
+async function goOn(saved: Uint8Array<ArrayBuffer>): Promise<void> {
+  const chat = qwen.chat({ ...SHORT, messages: [] });
+  try {
+    await chat.load(new Response(saved).body!);
+  } catch (error) {
+    if (chat.messages.length > 0) throw new Error("messages were changed");
+    throw error;
+  }
+  chat.tools = undefined; // the story model has no place for them
+  await chat.send("She had a cat");
+  chat.undo();
+}
+
 /** The most memory that the process had, in bytes; on Linux only. */
 function peak(): number {
   try {
@@ -169,7 +198,11 @@ function peak(): number {
 }
 
 Deno.mkdirSync(folder, { recursive: true });
-const own = { tuning: await tuningText(), index: await webIndex() };
+const own = {
+  tuning: await tuningText(),
+  index: await webIndex(),
+  chat: await savedChat(),
+};
 await generate(undamaged());
 say({ base: peak() });
 for (let index = first; index < first + count; index++) {
@@ -179,6 +212,7 @@ for (let index = first; index < first + count; index++) {
   try {
     if (input.tuning !== undefined) await tune(input.tuning);
     else if (input.index !== undefined) await openKept(input.index);
+    else if (input.chat !== undefined) await goOn(input.chat);
     else await generate(input);
   } catch (error) {
     outcome = error instanceof Error

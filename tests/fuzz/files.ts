@@ -1,4 +1,5 @@
 /** Damages the files of a checkpoint, each in its own way. */
+import { createHash } from "node:crypto";
 import type { Random } from "../support/random.ts";
 import { anyValue, damage, damageText, Raw, type Tree, write } from "./json.ts";
 
@@ -447,3 +448,29 @@ export const damageWebIndex = (text: string, random: Random): string =>
 
 export const damageTuning = (text: string, random: Random): string =>
   damaged(text, random, ["version", "adapter", "kernels", "constants"]);
+
+/** A saved chat with a damaged header whose checksum is right, or with any damage. */
+export function damageChat(
+  file: Uint8Array<ArrayBuffer>,
+  random: Random,
+): Uint8Array<ArrayBuffer> {
+  const begin = 16, view = new DataView(file.buffer, file.byteOffset);
+  const end = begin + view.getUint32(12, true);
+  const text = new TextDecoder().decode(file.subarray(begin, end));
+  const header = new TextEncoder().encode(damaged(text, random, [
+    ...["messages", "system", "tools", "text", "tokenIds", "model", "cache"],
+    ...["tokens", "dtype", "role", "content", "fingerprint", "tool_calls"],
+  ]));
+  const body = file.subarray(end, -32);
+  const all = new Uint8Array(begin + header.length + body.length + 32);
+  all.set(file.subarray(0, begin));
+  all.set(header, begin);
+  all.set(body, begin + header.length);
+  new DataView(all.buffer).setUint32(12, header.length, true);
+  const hash = createHash("sha256").update(all.subarray(0, -32)).digest();
+  all.set(hash, all.length - 32);
+  if (random.int(0, 3) === 0) {
+    all[random.int(0, all.length - 1)] ^= 1 << random.int(0, 7);
+  }
+  return random.int(0, 7) ? all : all.slice(0, random.int(0, all.length));
+}

@@ -8,6 +8,7 @@ import {
 } from "../support/gguf.ts";
 import {
   chatTemplate,
+  damageChat,
   damageConfig,
   damageGeneration,
   damageGguf,
@@ -58,6 +59,8 @@ export interface Input {
   tuning?: string;
   /** Text of the index of a kept web folder, if that is what is read. */
   index?: string;
+  /** A saved chat, if that is what is read. */
+  chat?: Uint8Array<ArrayBuffer>;
   prompt: unknown;
   options: unknown;
 }
@@ -81,10 +84,12 @@ export const undamaged = (): Input => ({
   options: {},
 });
 
-/** What this library wrote and reads again: tuned constants and an index. */
+/** What this library wrote and reads again. */
 export interface Own {
   tuning: string;
   index: string;
+  /** A saved chat of the story model. */
+  chat: Uint8Array<ArrayBuffer>;
 }
 
 /** Input `index` of a seed. */
@@ -104,7 +109,7 @@ export function inputOf(seed: number, index: number, own: Own): Input {
     options: unknown = {},
   ): Input => ({ what, base: new URL(base, ROOT), changes, prompt, options });
 
-  switch (random.int(0, 13)) {
+  switch (random.int(0, 14)) {
     case 0:
     case 1: {
       const text = textOf(tiny, "config.json");
@@ -184,6 +189,11 @@ export function inputOf(seed: number, index: number, own: Own): Input {
         "x.gguf": damageGguf(file, header, random),
       }, base === "" ? anyText(random) : ids);
     }
+    case 13:
+      return {
+        ...input("a saved chat", STORIES, {}),
+        chat: damageChat(own.chat, random),
+      };
     default:
       return {
         ...input("tuned constants", tiny, {}),

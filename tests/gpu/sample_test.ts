@@ -201,7 +201,7 @@ async function compare(
   state.lengths.write(0, new Uint32Array(sequences).fill(7));
   using plan = new Plan(gpu);
   const choice = choose(samplings, vocab, masked);
-  using _scratch = addSampling(plan, logits, choice, state, { advance: 2 });
+  addSampling(plan, logits, choice, state, { advance: 2 });
   const masks: (Uint32Array<ArrayBuffer> | undefined)[][] = [];
   for (const row of rows) {
     row.forEach((l, s) => logits.write(s * vocab * 4, l));
@@ -387,7 +387,7 @@ gpuTest("settings change between two runs of a plan", async (gpu, trial) => {
   const greedy = only({ temperature: 0 });
   const drawing = only({ topP: 0.99, seed: 7 });
   using plan = new Plan(gpu);
-  using _scratch = addSampling(plan, logits, choose([drawing], vocab), state);
+  addSampling(plan, logits, choose([drawing], vocab), state);
   const none = () => historyOf(vocab, []);
   state.set(0, greedy, none);
   state.set(1, drawing, none, { step: 40 });
@@ -421,7 +421,7 @@ gpuTest(
     state.set(0, sampling, () => none);
     using plan = new Plan(gpu);
     const choice = choose([sampling], vocab);
-    using _scratch = addSampling(plan, logits, choice, state, { longest: 5 });
+    addSampling(plan, logits, choice, state, { longest: 5 });
     for (let n = 0; n < 7; n++) plan.run();
     const chosen = await state.ring.read();
     for (const [i, step] of [6, 4, 5].entries()) {
@@ -468,7 +468,7 @@ gpuTest(
       });
       using plan = new Plan(gpu);
       const choice = choose([sampling], vocab);
-      using _scratch = addSampling(plan, logits, choice, state);
+      addSampling(plan, logits, choice, state);
       plan.run();
       const { buffer, bytes } = state.ring;
       const ring = new Uint32Array(await gpu.readBuffer(buffer, 0, bytes));
@@ -508,7 +508,7 @@ gpuTest("log probabilities are the CPU's", async (gpu, trial) => {
     );
     using plan = new Plan(gpu);
     const choice = choose(samplings, vocab);
-    using _scratch = addSampling(plan, logits, choice, state);
+    addSampling(plan, logits, choice, state);
     for (let n = 0; n < steps; n++) {
       rows.forEach((row, s) => logits.write(s * vocab * 4, row));
       plan.run();
@@ -554,7 +554,7 @@ gpuTest("a mask that allows nothing gives a fault", async (gpu) => {
     state.allow(1, bits);
     using plan = new Plan(gpu);
     const choice = choose([sampling], vocab, true);
-    using _scratch = addSampling(plan, logits, choice, state);
+    addSampling(plan, logits, choice, state);
     plan.run();
     const { buffer, bytes } = state.ring;
     const ring = new Uint32Array(await gpu.readBuffer(buffer, 0, bytes));
@@ -567,11 +567,10 @@ gpuTest("sampling takes few dispatches, each with a reason", (gpu) => {
   const vocab = 151_936;
   using logits = Tensor.create(gpu, "f32", [1, vocab]);
   using state = new SamplerState(gpu, { sequences: 1, vocab, steps: 1 });
-  const before = gpu.allocated;
   const kernels = (...rows: SamplingOptions[]) => {
     using plan = new Plan(gpu);
     const choice = choose(rows.map(only), vocab);
-    using _scratch = addSampling(plan, logits, choice, state);
+    addSampling(plan, logits, choice, state);
     for (const { reason } of plan.seal().dispatches) assert(reason.length > 10);
     return plan.dispatches.map(({ kernel }) => kernel);
   };
@@ -586,6 +585,9 @@ gpuTest("sampling takes few dispatches, each with a reason", (gpu) => {
   assertEquals(kernels({ topK: 65 }).length, 4);
   assertEquals(kernels({ topP: 0.9 }).length, 4);
   assertEquals(kernels(qwen3, { temperature: 0 }), kernels(qwen3));
+  // Plans share their scratch memory.
+  const before = gpu.allocated;
+  for (const options of [qwen3, { minP: 0.1 }, { topP: 0.9 }]) kernels(options);
   assertEquals(gpu.allocated, before);
   const penalty = { ...qwen3, presencePenalty: 1 };
   assertEquals(kernels(qwen3, penalty), ["sampleAdjust", ...kernels(qwen3)]);

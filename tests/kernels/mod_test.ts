@@ -61,6 +61,7 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   FETCHERS: [0, 32],
   HEAD_DIM: [6, 64, 128],
   HISTOGRAM: [0, 1],
+  LOG_PAGE: [0, 5],
   MASS: [0, 1],
   NORM: [0, 1],
   PLACED: [0, 1],

@@ -111,6 +111,36 @@ const WRONG: Record<
       "must be one of none, minimal",
     ],
   ],
+  "/v1/responses": [
+    [{}, "input", "input is missing"],
+    [{ input: 1 }, "input", "must be a string or a list of items"],
+    [{ input: [1] }, "input[0]", "input[0] is 1, must be an object"],
+    [{ input: [{ content: "Hi" }] }, "input[0].role", "is missing"],
+    [
+      { input: [{ type: "item_reference", id: "1" }] },
+      "input[0].type",
+      "must be message, reasoning",
+    ],
+    [
+      { input: [{ type: "function_call", call_id: "1", name: "f" }] },
+      "input[0].arguments",
+      "is missing",
+    ],
+    [{ input: [{ type: "reasoning" }] }, "input[0].content", "has no text"],
+    [{ input: [] }, "input", "0 messages"],
+    [
+      { input: "Hi", previous_response_id: "resp_1" },
+      "previous_response_id",
+      "keeps no replies: send them in input",
+    ],
+    [
+      { input: "Hi", tools: [{ type: "web_search" }] },
+      "tools[0].type",
+      "must be function",
+    ],
+    [{ input: "Hi", max_tokens: 3 }, "max_tokens", "is unknown"],
+    [{ input: "Hi", text: { formt: 1 } }, "text.formt", "text.format?"],
+  ],
   "/v1/embeddings": [
     [{}, "input", "input is missing"],
     [{ input: [] }, "input", "must be a string, token ids"],
@@ -261,6 +291,15 @@ Deno.test("a key must be sent if there is one, except for /health", async () => 
   ) {
     assertEquals(await ask(wrong), [401, "invalid_api_key"]);
   }
+  // The hash of this key ends as the right one's does.
+  const hash = async (key: string) =>
+    new Uint8Array(
+      await crypto.subtle.digest("SHA-256", new TextEncoder().encode(key)),
+    );
+  const right = await hash("sesame");
+  let close = 0;
+  while ((await hash(`${close}`))[31] !== right[31]) close++;
+  assertEquals(await ask(`Bearer ${close}`), [401, "invalid_api_key"]);
   assertEquals((await server.get("/health")).status, 200);
   assertEquals((await server.get("/metrics")).status, 401);
 });
@@ -342,7 +381,7 @@ async function rawRequest(url: string, body: string, length = body.length) {
 }
 
 Deno.test("a client that reads nothing does not keep others from their turn", async () => {
-  await using server = await serving();
+  await using server = await serving({ slots: 1 });
   const body = { ...STORY, max_tokens: 900, ignore_eos: true, stream: true };
   using _socket = await rawRequest(server.url, JSON.stringify(body));
   await until(async () => await server.metric("running") === 1);

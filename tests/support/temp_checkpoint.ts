@@ -110,14 +110,18 @@ export function replaceElements(
   return file;
 }
 
-/** A copy with values that f16 cannot hold: v_proj times 2²⁴, o_proj divided by it. */
+/**
+ * A copy with values that f16 cannot hold, or with a smaller exponent only some: v_proj times
+ * 2 ** exponent, o_proj divided by it.
+ */
 export async function withLargeValues(
   folder: string,
+  exponent = 24,
 ): Promise<TempCheckpoint> {
   const file = await Deno.readFile(new URL("model.safetensors", folder));
-  const larger = scaleWeights(file, /v_proj/, 24);
+  const larger = scaleWeights(file, /v_proj/, exponent);
   return await copyCheckpoint(folder, {
-    "model.safetensors": scaleWeights(larger, /o_proj/, -24),
+    "model.safetensors": scaleWeights(larger, /o_proj/, -exponent),
   });
 }
 

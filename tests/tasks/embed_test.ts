@@ -175,6 +175,10 @@ Deno.test("what embed refuses is one line", async () => {
         ["1 2", "a", "--model", synthetic],
         "Cannot embed: synthetic:qwen3-0.…layers=1&vocab=64 has no tokenizer, pass token ids such as 1 2 3",
       ],
+      [
+        ["1 2", "--query", "3", "--rerank", "--model", synthetic],
+        "Cannot embed: the model has no tokenizer, which --rerank needs",
+      ],
     ] as const
   ) {
     const { code, stdout, stderr } = await embed([...args]);

@@ -284,6 +284,20 @@ Deno.test("loading shows one bar, and other output follows it cleanly", async ()
   assertEquals(screen.shown, ["Running on cpu."]);
 });
 
+Deno.test("things are counted with their rate and the time left", async () => {
+  const terminal = new Terminal();
+  using progress = await Progress.start(terminal);
+  for (let done = 0; done <= 30; done++) {
+    terminal.time += 500;
+    progress.count("batch", "requests", done, 120, "99 tokens/s");
+  }
+  const [line] = terminal.lines.filter((line) => line.startsWith("batch"));
+  assertMatch(
+    line.replaceAll("  ", "|"),
+    /^batch\|█+░+\|25 %\|30\/120 requests\|2 requests\/s\|45 s left\|99 tokens\/s$/,
+  );
+});
+
 Deno.test("without a terminal there is a line every ten seconds", async () => {
   const screen = new Terminal(200, false);
   await download(screen, (progress, seconds) => {

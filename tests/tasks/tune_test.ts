@@ -154,13 +154,18 @@ for (
     ],
     [
       ["--kernels", "unlike"],
-      /unlike is unknown, must be among attendDecode, gemm, gemv, gemvInt8, gemvRows, gemvRowsInt8/,
+      /unlike is unknown, try --help$/,
     ],
     [["--kernels", ","], /the list of kernels is empty/],
     [["--budget-seconds", "0"], /--budget-seconds is 0, must be more than 0/],
     [["--budget", "5"], /--budget is unknown, did you mean --budget-seconds\?/],
     [["words"], /unexpected argument "words", this task takes flags only/],
     [["--model", "/nowhere"], /Cannot open "\/nowhere"/],
+    [["--kv", "q8"], /--kv is "q8", must be auto, f16, f32 or q8_0$/],
+    [
+      ["--kv", "q8_0", "--model", "tests/fixtures/tiny-untied-f32"],
+      /Cannot tune tests.*: --kv is "q8_0", must be auto, f16 or f32: heads have 16 values, q8_0 takes blocks of 32$/,
+    ],
   ] as const
 ) {
   Deno.test(`deno task tune refuses in one line: ${args.join(" ")}`, async () => {

@@ -97,6 +97,12 @@ const CASES: readonly Case[] = [
     free: true,
   },
   {
+    task: "chat",
+    args: ["Once", ...SHORT, ...CPU, "--verbose"],
+    adapter: "no",
+    free: true,
+  },
+  {
     task: "embed",
     args: ["A dog ran.", "It rained.", ...STORY],
     adapter: "yes",

@@ -371,3 +371,21 @@ Deno.test("text is released as soon as it cannot be part of a tag", () => {
     ["x", { kind: "text", text: " x" }],
   ]);
 });
+
+Deno.test("tags inside JSON are text; reasoning and calls may come before it", () => {
+  const json =
+    '{"a":"<tool_call>\\n{<function=f> <think>x</think>","b":"</tool_call>"}';
+  const format = { json: true, tools: TOOLS.tools };
+  for (const lead of ["", "<think>\nHm.\n</think>\n\n"]) {
+    const reply = new ReplyStream(format);
+    const pieces = [...lead + json].flatMap((one) => reply.push(one));
+    pieces.push(...reply.end());
+    const text = pieces.filter(({ kind }) => kind === "text");
+    assertEquals(text.map(({ text }) => text).join(""), json);
+    assertEquals(reply.toolCalls, []);
+  }
+  const reply = new ReplyStream(format);
+  reply.push(CALL_F);
+  reply.end();
+  assertEquals(reply.toolCalls.length, 1);
+});

@@ -218,7 +218,7 @@ class StepRecorder implements Disposable {
   #sample(plan: Plan, logits: Tensor): void {
     const { sampling, config } = this.setting;
     const choice = chooseSampling([sampledRow(sampling)], config.vocabSize);
-    this.stack.use(addSampling(plan, logits, choice, this.#state));
+    addSampling(plan, logits, choice, this.#state);
   }
 
   [Symbol.dispose](): void {

@@ -4,19 +4,21 @@
  *
  * @module
  */
+import { cachedToF32, type CacheDtype } from "../../formats/cached.ts";
 import { type Matrix, matrixOf } from "../../formats/matrix.ts";
 import { errorText } from "../../errors.ts";
 import type { LoadOptions } from "../../model/weights.ts";
 import type { Checkpoint, TensorInfo } from "../../checkpoint/checkpoint.ts";
 import { contextLimit } from "../../checkpoint/config.ts";
 import {
+  type CacheRequest,
   chooseCacheDtype,
   chooseMatmulDtype,
 } from "../../dispatch/precision.ts";
 import { ROW_CLASSES } from "../../dispatch/shapes.ts";
-import { type CpuTensor, f32, toF32 } from "../../formats/tensor.ts";
+import { type CpuTensor, f32 } from "../../formats/tensor.ts";
 import type { Gpu } from "../../webgpu/device.ts";
-import { Random } from "../../check/reference.ts";
+import { quantizedCache, Random } from "../../check/reference.ts";
 import { GpuKvCache } from "../../gpu/kv_cache.ts";
 import { GpuOps } from "../../gpu/ops.ts";
 import { Plan } from "../../webgpu/plan.ts";
@@ -54,9 +56,9 @@ interface Reference {
   results: { data: Float32Array; width: number }[][];
 }
 
-type Inputs = Pick<Given<CpuTensor>, "ids" | "attended" | "gated" | "qkv"> & {
-  table: CpuTensor;
-};
+type Inputs =
+  & Omit<Given<CpuTensor>, "layer" | "norm" | "lmHead" | "table" | "cache">
+  & { table: CpuTensor };
 
 /** A few layers of a model for tuning. Disposing it frees their memory. */
 export class Bench implements Disposable {
@@ -71,7 +73,7 @@ export class Bench implements Disposable {
     readonly runner: GpuRunner,
     /** The first layers, of which each stores its weights differently. */
     readonly cpu: CpuRunner,
-    readonly cacheDtype: "f16" | "f32",
+    readonly cacheDtype: CacheDtype,
   ) {
     const { config } = runner;
     this.weights = runner.weights;
@@ -108,6 +110,7 @@ export class Bench implements Disposable {
     gpu: Gpu,
     checkpoint: Checkpoint,
     loading: LoadOptions = {},
+    kv?: CacheRequest,
   ): Promise<Bench> {
     const { kinds, others, layerBytes } = layersOf(checkpoint);
     const layers = gpu.software ? kinds.length : Math.min(
@@ -115,9 +118,7 @@ export class Bench implements Disposable {
       Math.max(kinds.length, Math.ceil(BEYOND_CACHES / layerBytes)),
     );
     const { headDim } = checkpoint.config;
-    const cacheDtype = chooseCacheDtype(headDim).dtype === "f16"
-      ? "f16"
-      : "f32";
+    const { dtype: cacheDtype } = chooseCacheDtype(headDim, { kv });
     const options = { ...loading, context: 1, cacheDtype } as const;
     const cpu = await CpuRunner.load(withLayers(checkpoint, kinds), {
       ...loading,
@@ -202,7 +203,7 @@ export class Bench implements Disposable {
     );
     for (const name of ["k", "v"] as const) {
       const { data } = reference.cache[name];
-      cache.layers[0][name].write(0, data as Uint16Array<ArrayBuffer>);
+      cache.layers[0][name].write(0, data as Uint32Array<ArrayBuffer>);
     }
     const { weights: { layers, norm, lmHead } } = this;
     for (const [i, check] of one.checks.entries()) {
@@ -223,6 +224,8 @@ export class Bench implements Disposable {
           attended: up(own.attended),
           gated: up(own.gated),
           qkv: up(own.qkv),
+          scores: up(own.scores),
+          parted: up(own.parted),
         });
         plan.seal();
       });
@@ -234,7 +237,7 @@ export class Bench implements Disposable {
           actual,
           data,
           width,
-          check.half ? "f16" : "f32",
+          check.rounded,
         );
         if (found) return `${check.label} ${differenceText(found)}`;
       }
@@ -247,19 +250,21 @@ export class Bench implements Disposable {
     const { ops, weights: { layers, norm, lmHead } } = this.cpu;
     const random = new Random(), { config, cacheDtype } = this;
     const { numAttentionHeads: heads, numKeyValueHeads: kvHeads } = config;
-    const { headDim, hiddenSize, intermediateSize } = config;
+    const { headDim, hiddenSize, intermediateSize, experts } = config;
+    const { count = 1, used = 1, intermediateSize: width = 1 } = experts ?? {};
     const attends = "headDim" in one.target;
     const positions = attends
       ? CHECK_CONTEXT
       : Math.max(...one.checks.map(({ length, rows }) => length + rows));
     const shape = [1, kvHeads, positions, headDim];
-    const kept = {
-      k: random.tensor(cacheDtype, shape),
-      v: random.tensor(cacheDtype, shape),
-    };
+    const stored = () =>
+      cacheDtype === "q8_0"
+        ? quantizedCache(random, shape)
+        : random.tensor(cacheDtype, shape);
+    const kept = { k: stored(), v: stored() };
     using cache = ops.createCache(1, positions);
     for (const name of ["k", "v"] as const) {
-      f32(cache.layers[0][name]).set(toF32(kept[name]));
+      f32(cache.layers[0][name]).set(cachedToF32(kept[name], headDim));
     }
     const inputs: Inputs[] = [], results: Reference["results"] = [];
     for (const check of one.checks) {
@@ -275,6 +280,8 @@ export class Bench implements Disposable {
         attended: values(heads * headDim),
         gated: values(intermediateSize),
         qkv: values((heads + 2 * kvHeads) * headDim),
+        scores: values(count),
+        parted: random.tensor("f32", [rows * used, width]),
       };
       cache.reset([length]);
       cache.begin({ first: 0, sequences: 1, tokens: rows });
@@ -325,10 +332,10 @@ export class Bench implements Disposable {
 
 /**
  * The layers of a checkpoint: the first of each kind, by the formats of its weights, and
- * the others; with the bytes of the first.
+ * the others; with the bytes that a token reads of the first.
  */
 function layersOf({ config, tensors }: Checkpoint) {
-  const { layers } = familyOf(config).weights(config);
+  const { layers } = familyOf(config).weights(config), { experts } = config;
   const kinds = new Map<string, number>(), others: number[] = [];
   const infos = layers.map((layer) =>
     Object.values<WeightSpec>({ ...layer }).flatMap((spec) =>
@@ -340,8 +347,10 @@ function layersOf({ config, tensors }: Checkpoint) {
     if (kinds.has(kind)) others.push(i);
     else kinds.set(kind, i);
   });
+  const read = experts ? experts.used / experts.count : 1;
   const layerBytes = infos[0].reduce(
-    (sum, { byteLength }) => sum + byteLength,
+    (sum, { name, byteLength }) =>
+      sum + byteLength * (/\.experts\./.test(name) ? read : 1),
     0,
   );
   return { kinds: [...kinds.values()], others, layerBytes };
@@ -352,7 +361,16 @@ function withLayers(
   checkpoint: Checkpoint,
   layers: readonly number[],
 ): Checkpoint {
-  const config = { ...checkpoint.config, numHiddenLayers: layers.length };
+  const { experts } = checkpoint.config;
+  const isDense = (layer: number) => experts?.denseLayers.includes(layer);
+  const config = {
+    ...checkpoint.config,
+    numHiddenLayers: layers.length,
+    experts: experts && {
+      ...experts,
+      denseLayers: [...layers.keys()].filter((i) => isDense(layers[i])),
+    },
+  };
   const stored = (name: string) =>
     name.replace(/(?<=\blayers\.)\d+/, (i) => `${layers[+i]}`);
   const tensors = new Map<string, TensorInfo>();

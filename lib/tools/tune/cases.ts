@@ -4,11 +4,14 @@
  *
  * @module
  */
+import type { CacheDtype } from "../../formats/cached.ts";
+import type { Format } from "../../formats/format.ts";
 import { type Matrix, rowsHeld } from "../../formats/matrix.ts";
 import { TUNED_KERNELS } from "../../../kernels/list.ts";
 import type { Qwen3Config } from "../../checkpoint/config.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import {
+  type Constants,
   CONTEXT_CLASSES,
   FEW_ROW_CLASSES,
   FEW_ROWS,
@@ -17,11 +20,18 @@ import {
 import type { KvCache } from "../../model/kv_cache.ts";
 import { chooseLinear } from "../../dispatch/linear.ts";
 import { chooseDecodeAttention, CONTEXTS } from "../../dispatch/attention.ts";
+import {
+  chooseExpertGemm,
+  chooseExpertGemv,
+  groupsRows,
+  groupTile,
+} from "../../dispatch/experts.ts";
 import type { Ops } from "../../model/ops.ts";
 import type { Layer, Weights } from "../../model/family.ts";
 import type { Tensor } from "../../webgpu/tensor.ts";
 import {
   attendKey,
+  expertKey,
   linearKey,
   parseKey,
   type TuningTarget,
@@ -54,7 +64,7 @@ export interface TunedModel {
   readonly config: Qwen3Config;
   /** Positions that the cache has room for. */
   readonly context: number;
-  readonly cacheDtype: "f16" | "f32";
+  readonly cacheDtype: CacheDtype;
   /** Most rows in a pass of a prompt. */
   readonly mostRows: number;
 }
@@ -68,8 +78,8 @@ export interface Check {
   rows: number;
   /** Tokens cached before it. */
   length: number;
-  /** Whether the matmul or the cache is in f16. */
-  half: boolean;
+  /** The coarsest type that the matmul or the cache rounds to. */
+  rounded: CacheDtype;
   /** Records the operations and returns their results. */
   run<T>(ops: Ops<T>, given: Given<T>): T[];
 }
@@ -86,6 +96,9 @@ export interface Given<T> {
   attended: T;
   gated: T;
   qkv: T;
+  /** `[rows, experts]`, and `[rows · used, width of an expert]`; one column without experts. */
+  scores: T;
+  parted: T;
   cache: KvCache<T>;
 }
 
@@ -112,13 +125,26 @@ function runLinear<T>(which: Linear, ops: Ops<T>, given: Given<T>): T[] {
   return [y, ops.normMatmul(y, layer.inputNorm, layer.qkvProj)];
 }
 
+/** A Linear layer of experts with what is fused around it. */
+function runExperts<T>(
+  which: "gate_up_proj" | "down_proj",
+  ops: Ops<T>,
+  { layer, table, ids, scores, parted }: Given<T>,
+): T[] {
+  const x = ops.embed(table, ids), chosen = ops.chooseExperts(scores);
+  if (which === "gate_up_proj") {
+    return [ops.expertsSwiglu(x, layer.postNorm, layer.gateUpProj, chosen)];
+  }
+  const y = ops.expertsAdd(parted, layer.downProj, chosen, x);
+  return [y, ops.normMatmul(y, layer.inputNorm, layer.qkvProj)];
+}
+
 /** Every case of a model, the most frequent first; `notes` says which have none. */
 export function casesOf(
   model: TunedModel,
   kernels: readonly string[],
 ): { cases: TuneCase[]; notes: string[] } {
   const cases = new Map<string, TuneCase>(), notes: string[] = [];
-  if (model.config.experts) notes.push("experts are not tuned");
   const asked = (name: string) =>
     kernels.includes(name)
       ? TUNED_KERNELS.find((kernel) => kernel.name === name)
@@ -126,6 +152,10 @@ export function casesOf(
   const attend = asked("attendDecode");
   for (const kernel of [asked("gemv"), asked("gemvInt8")]) {
     if (kernel) addLinear(cases, model, kernel, 1, 1);
+  }
+  for (const name of ["expertGemv", "expertGemvInt8"]) {
+    const kernel = asked(name);
+    if (kernel) addExperts(cases, model, kernel, 1, 1);
   }
   if (attend) addAttention(cases, notes, model, attend);
   // Classes of rows, and the rows below the first.
@@ -144,7 +174,101 @@ export function casesOf(
       else notes.push(`${name}: there is no room for ${fewer + 1} rows`);
     }
   }
+  const grouped = asked("expertGemm");
+  for (const [rows, fewest] of grouped ? groupedPasses(model) : []) {
+    addExperts(cases, model, grouped!, rows, fewest);
+  }
   return { cases: [...cases.values()], notes };
+}
+
+/** The most and the fewest rows of passes that group rows by expert, by their tiles. */
+function groupedPasses(
+  { config: { experts }, mostRows }: TunedModel,
+): [most: number, fewest: number][] {
+  if (!experts) return [];
+  const { count, used } = experts;
+  const passes = new Map<number, [most: number, fewest: number]>();
+  for (let rows = 1; rows <= mostRows; rows++) {
+    if (!groupsRows(rows, experts)) continue;
+    const tile = groupTile(rows * used, count);
+    passes.set(tile, [rows, passes.get(tile)?.[1] ?? rows]);
+  }
+  return [...passes.values()].reverse();
+}
+
+/** Linear layers of experts, in passes of `rows` tokens; checked with `checked` rows. */
+function addExperts(
+  cases: Map<string, TuneCase>,
+  { gpu, weights, kinds, config }: TunedModel,
+  kernel: Tunable,
+  rows: number,
+  checked: number,
+) {
+  const { experts, hiddenSize } = config;
+  if (!experts) return;
+  const { count, used, intermediateSize } = experts;
+  for (const [layer, own] of weights.layers.slice(0, kinds).entries()) {
+    if (!own.router) continue;
+    for (
+      const [which, w, n] of [
+        ["gate_up_proj", own.gateUpProj, intermediateSize],
+        ["down_proj", own.downProj, hiddenSize],
+      ] as const
+    ) {
+      for (const { format, twin } of w.parts) {
+        const swiglu = which === "gate_up_proj";
+        // Gates and ups in different types are rare, and are not tuned.
+        if (rows === 1 && swiglu && twin === undefined) continue;
+        const found = expertChoice(kernel, {
+          ...{ rows, used, count, n, k: w.k, format, largest: w.largest },
+          swiglu,
+        }, gpu);
+        if (found === undefined) continue;
+        const { key, constants, half } = found;
+        const check: Check = {
+          label: which,
+          layer,
+          rows: checked,
+          length: 0,
+          rounded: half ? "f16" : "f32",
+          run: (ops, given) => runExperts(which, ops, given),
+        };
+        addCheck(cases, key, check, { kernel, constants, rows });
+      }
+    }
+  }
+}
+
+/** What runs a Linear layer of experts; undefined if it is another kernel. */
+function expertChoice(
+  { name }: Tunable,
+  { rows, used, count, swiglu, ...shape }: {
+    rows: number;
+    used: number;
+    count: number;
+    n: number;
+    k: number;
+    format: Format;
+    largest?: number;
+    swiglu: boolean;
+  },
+  gpu: Gpu,
+): { key: string; constants: Constants; half: boolean } | undefined {
+  if (name === "expertGemm") {
+    const pairs = rows * used;
+    const choice = chooseExpertGemm({ ...shape, pairs, experts: count }, gpu);
+    const { constants, headroom } = choice, half = headroom !== undefined;
+    const tile = { ...shape, m: Number(constants.BM), swiglu: false };
+    return { key: expertKey(name, tile, half), constants, half };
+  }
+  const epilogue = swiglu ? "swiglu" : "add";
+  const { kernel, constants } = chooseExpertGemv(
+    { ...shape, m: rows, used, epilogue },
+    gpu,
+  );
+  if (kernel !== name) return undefined;
+  const key = expertKey(kernel, { ...shape, m: used, swiglu });
+  return { key, constants, half: false };
 }
 
 /** Attention of a decode step, for each class of contexts. */
@@ -156,7 +280,8 @@ function addAttention(
 ) {
   const { headDim, numAttentionHeads, numKeyValueHeads } = config;
   const group = numAttentionHeads / numKeyValueHeads;
-  const choices = chooseDecodeAttention({ headDim, group }, gpu);
+  const shape = { headDim, group, cache: cacheDtype };
+  const choices = chooseDecodeAttention(shape, gpu);
   for (const [i, what] of CONTEXT_CLASSES.entries()) {
     const from = CONTEXTS[what];
     const to = CONTEXTS[CONTEXT_CLASSES[i + 1]] ?? Infinity;
@@ -166,7 +291,7 @@ function addAttention(
       );
       continue;
     }
-    const key = attendKey(what, headDim, group);
+    const key = attendKey(what, headDim, group, cacheDtype);
     const most = Math.min(from > 0 ? from + 400 : to, context);
     const lengths = from > 0
       ? [from, most - 2]
@@ -190,7 +315,7 @@ function addAttention(
         layer: 0,
         rows: 1,
         length,
-        half: cacheDtype === "f16",
+        rounded: cacheDtype,
         run: (ops, { qkv, layer, cache }) => [
           ops.attend(qkv, layer.qNorm, layer.kNorm, cache, 0),
         ],
@@ -236,30 +361,43 @@ function addLinear(
         layer,
         rows: checked,
         length: 0,
-        half,
+        rounded: half ? "f16" : "f32",
         run: (ops, given) => runLinear(which, ops, given),
       };
-      const known = cases.get(key);
-      if (known) {
-        if (!known.labels.includes(which)) {
-          known.labels.push(which);
-          known.checks.push(check);
-        }
-        known.head ||= which === "lm_head";
-        continue;
-      }
-      cases.set(key, {
-        key,
-        kernel,
-        target: parseKey(key)!,
-        labels: [which],
-        now: tunedConstants(kernel, choice.constants),
-        rows,
-        length: rows === 1 ? 64 : 0,
-        head: which === "lm_head",
-        checks: [check],
-      });
+      const { constants } = choice;
+      addCheck(cases, key, check, { kernel, constants, rows });
+      cases.get(key)!.head ||= which === "lm_head";
     }
+  }
+}
+
+/** Adds a check to the case of `key`, unless that has one with this label. */
+function addCheck(
+  cases: Map<string, TuneCase>,
+  key: string,
+  check: Check,
+  { kernel, constants, rows }: {
+    kernel: Tunable;
+    constants: Constants;
+    rows: number;
+  },
+): void {
+  const known = cases.get(key), { label } = check;
+  if (known === undefined) {
+    cases.set(key, {
+      key,
+      kernel,
+      target: parseKey(key)!,
+      labels: [label],
+      now: tunedConstants(kernel, constants),
+      rows,
+      length: rows === 1 ? 64 : 0,
+      head: false,
+      checks: [check],
+    });
+  } else if (!known.labels.includes(label)) {
+    known.labels.push(label);
+    known.checks.push(check);
   }
 }
 

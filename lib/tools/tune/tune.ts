@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { errorText, OptionError } from "../../errors.ts";
+import { cacheRefusal, type CacheRequest } from "../../dispatch/precision.ts";
+import { errorText, OptionError, wrongOption } from "../../errors.ts";
 import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../device/open_device.ts";
@@ -23,6 +24,8 @@ import { saveTuning } from "../../device/tuning_file.ts";
 export interface TuneOptions {
   /** Names of kernels; by default all that can be tuned. */
   kernels?: readonly string[];
+  /** How keys and values are cached; as on loading by default. */
+  kv?: CacheRequest;
   /** Time limit, loading included; 180 by default. */
   budgetSeconds?: number;
   /** Stores nothing. */
@@ -121,6 +124,15 @@ export async function tune(
     ...options.opening,
     signal,
   });
+  const must = cacheRefusal(checkpoint.config.headDim, options.kv);
+  if (must !== undefined) {
+    throw wrongOption(
+      `Cannot tune ${checkpoint.name}`,
+      "kv",
+      options.kv,
+      must,
+    );
+  }
   const gpu = await openDevice({ gpu: options.gpu });
   using closing = new DisposableStack();
   closing.use(gpu);
@@ -141,10 +153,8 @@ export async function tune(
   };
   // Tests that the file can be written before anything is timed.
   if (!options.dryRun) await store(gpu, report, new Map());
-  const bench = await Bench.load(gpu, checkpoint, {
-    ...options.opening,
-    signal,
-  });
+  const loading = { ...options.opening, signal };
+  const bench = await Bench.load(gpu, checkpoint, loading, options.kv);
   closing.use(bench);
   const { cases, notes } = casesOf(bench, kernels);
   report.notes.push(...notes);

@@ -46,6 +46,24 @@ for (
       TM: 8,
       TN: 8,
     }],
+    ["expertGemv q4_k swiglu 8 768 2048", {
+      WORKGROUP: 128,
+      ROWS: 2,
+      STEPS: 2,
+    }],
+    ["expertGemvInt8 q4_k 8 2048 768", {
+      WORKGROUP: 128,
+      ROWS: 2,
+      STEPS: 2,
+      LOOPS: 1,
+    }],
+    ["expertGemm q4_k half 64 768 2048", { BN: 64, BK: 32, TM: 8, TN: 8 }],
+    ["attendDecode q8_0 long 128 8", {
+      WORKGROUP: 256,
+      SHARES: 2,
+      LOG_KEY_LANES: 3,
+      STEPS: 2,
+    }],
     ["attendDecode short 128 2", {
       WORKGROUP: 512,
       SHARES: 2,
@@ -74,12 +92,13 @@ for (
         seen.add(text);
         assertEquals(Object.keys(candidate), Object.keys(kernel.tuning.grid));
         assertEquals(misfit(kernel, target, candidate, gpu), undefined);
-        const { WORKGROUP, ROWS, BM, BN, TM, TN } = candidate;
+        const { WORKGROUP, ROWS, BN, TM, TN } = candidate;
+        const BM = candidate.BM ?? Number("m" in target && target.m);
         const threads = WORKGROUP ?? BM / TM * (BN / TN);
         const most = gpu.limits.maxComputeInvocationsPerWorkgroup;
         assert(threads <= (gpu.adapterClass === "software" ? 128 : most), text);
         if (key.includes("swiglu")) {
-          assert(target.kernel === "gemv" ? ROWS % 2 === 0 : TN >= 8, text);
+          assert(WORKGROUP ? ROWS % 2 === 0 : TN >= 8, text);
         }
       }
     }
@@ -116,6 +135,22 @@ Deno.test("constants that cannot run are refused with the reason", () => {
       ],
       [gemm, { BM: 32, BN: 32, BK: 16, TM: 8, TN: 8 }, /16 threads share/],
       [gemm, { BM: 30, BN: 32, BK: 16, TM: 2, TN: 8 }, /multiples of 4/],
+      [
+        "expertGemvInt8 q8_0 swiglu 8 768 2048",
+        { WORKGROUP: 64, ROWS: 1, STEPS: 1, LOOPS: 1 },
+        /ROWS is 1, must be even/,
+      ],
+      [
+        // All experts of a row are one long row of 98,304 elements.
+        "expertGemvInt8 q8_0 64 2048 1536",
+        { WORKGROUP: 64, ROWS: 2, STEPS: 1, LOOPS: 2 },
+        /LOOPS is 2, must be 1: 98304 elements of x are rounded in \d+ parts/,
+      ],
+      [
+        "expertGemm f32 32 64 64",
+        { BN: 32, BK: 16, TM: 8, TN: 8 },
+        /16 threads share a tile/,
+      ],
       [
         attend,
         { WORKGROUP: 128, SHARES: 3, LOG_KEY_LANES: 2, STEPS: 1 },

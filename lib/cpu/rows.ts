@@ -1,0 +1,132 @@
+/**
+ * Texts that decode together on the CPU, one step at a time.
+ *
+ * @module
+ */
+import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
+import type { CachePass } from "../model/kv_cache.ts";
+import type { Rows, RowsSize, RowText } from "../model/rows.ts";
+import {
+  adjustsLogits,
+  allowedNext,
+  historyOf,
+  type SampledTokens,
+  sampleEach,
+  validToken,
+} from "../model/sampling.ts";
+import { CHUNK_ROWS } from "./jobs.ts";
+import type { CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
+import type { CpuOps } from "./ops.ts";
+
+/** Positions per page. Not measured: about as many as on a GPU. */
+const PAGE = 4 * CHUNK_ROWS;
+
+/** Runs tokens through the model; gives logits, or with `ends` states. */
+export type Forward = (
+  cache: CpuKvCache,
+  pass: CachePass,
+  tokens: ArrayLike<number>,
+  options: { ends?: ArrayLike<number> },
+) => Promise<Float32Array>;
+
+/** Texts that decode together on the CPU. */
+export class CpuRows implements Rows {
+  readonly page = PAGE;
+  readonly pages: number;
+  readonly context: number;
+  readonly firstSteps = 1;
+  readonly #cache: CpuKvCache;
+  readonly #slots: number;
+  #taken: SampledTokens[] = [];
+
+  constructor(
+    ops: CpuOps,
+    readonly vocab: number,
+    readonly forward: Forward,
+    dtype: CpuCacheDtype,
+    { slots, context, positions }: Required<RowsSize>,
+  ) {
+    this.#slots = slots;
+    this.context = context;
+    this.pages = Math.ceil(positions / PAGE);
+    const paging = { page: PAGE, pages: this.pages };
+    this.#cache = ops.createCache(slots + 1, context, dtype, { paging });
+  }
+
+  nextSteps(): number {
+    return 1;
+  }
+
+  rowsFor(count: number): number {
+    return count;
+  }
+
+  /** Puts lengths and pages of texts into the cache's sequences from `first` on. */
+  #place(first: number, texts: readonly [RowText, length: number][]): void {
+    const lengths = this.#cache.lengths.slice();
+    texts.forEach(([{ pages }, length], i) => {
+      lengths[first + i] = length;
+      this.#cache.setPages(first + i, pages);
+    });
+    this.#cache.reset(lengths);
+  }
+
+  async read(text: RowText, begin: number, end: number): Promise<void> {
+    const first = this.#slots;
+    for (let at = begin; at < end; at += CPU_PASS_ROWS) {
+      const ids = text.tokens.slice(at, Math.min(end, at + CPU_PASS_ROWS));
+      this.#place(first, [[text, at]]);
+      const pass = { first, sequences: 1, tokens: ids.length };
+      await this.forward(this.#cache, pass, ids, { ends: [ids.length - 1] });
+    }
+  }
+
+  async decode(
+    texts: readonly (RowText | undefined)[],
+    steps: number,
+  ): Promise<void> {
+    const all = texts.filter((text) => text !== undefined), { vocab } = this;
+    if (all.length < texts.length || steps !== 1) {
+      throw new Error("Cannot decode: on the CPU, every row has one step");
+    }
+    this.#place(0, all.map((text) => [text, text.tokens.length - 1]));
+    const pass = { first: 0, sequences: all.length, tokens: 1 };
+    const last = all.map(({ tokens }) => validToken(tokens.at(-1)!));
+    const logits = await this.forward(this.#cache, pass, last, {});
+    this.#taken = all.map((text, s) =>
+      this.#sample(text, logits.subarray(s * vocab, (s + 1) * vocab))
+    );
+  }
+
+  /** Samples the next token of a text. */
+  #sample(
+    { tokens, promptTokens, sampling, mask }: RowText,
+    logits: Float32Array,
+  ): SampledTokens {
+    const { vocab } = this;
+    const prompt = tokens.slice(0, promptTokens);
+    const generated = tokens.slice(promptTokens);
+    const history = adjustsLogits(sampling)
+      ? historyOf(vocab, prompt, generated)
+      : new Uint32Array();
+    return sampleEach(
+      [logits],
+      sampling,
+      [history],
+      generated.length,
+      allowedNext([mask], vocab),
+    );
+  }
+
+  take(): Promise<readonly SampledTokens[]> {
+    return Promise.resolve(this.#taken);
+  }
+
+  widen(): Promise<void> {
+    throw new Error("Cannot widen: the cache holds any value");
+  }
+
+  [Symbol.dispose](): void {
+    this.#cache[Symbol.dispose]();
+  }
+}

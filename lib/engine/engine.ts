@@ -1,0 +1,405 @@
+/**
+ * Requests that share a model: they join and leave one batch between decode steps.
+ *
+ * @module
+ */
+import { turn } from "../dispatch/rests.ts";
+import { type GenerateOptions, Run, type RunParts } from "../generate.ts";
+import type { Rows, RowText } from "../model/rows.ts";
+import {
+  faultText,
+  type SampledTokens,
+  type Sampling,
+  type TokenMask,
+  validToken,
+} from "../model/sampling.ts";
+import type { Prompt } from "../text/prompt.ts";
+import { Pages, type PageStats } from "./pages.ts";
+import { type Entry, Scheduler } from "./scheduler.ts";
+
+/** What an engine does and did. */
+export interface EngineStats {
+  /** Requests that have a slot. */
+  readonly running: number;
+  /** Requests that wait for one. */
+  readonly waiting: number;
+  /** The most requests that run at a time. */
+  readonly slots: number;
+  /** Pages of the KV cache. */
+  readonly pages: PageStats;
+  /** Tokens per page. */
+  readonly pageTokens: number;
+  /** Prompt tokens of all requests that gave a token. */
+  readonly promptTokens: number;
+  /** Those of them whose keys and values earlier requests had left. */
+  readonly cachedTokens: number;
+  /** Tokens generated. */
+  readonly tokens: number;
+}
+
+/** A request as the model checked it. */
+export interface Asked {
+  readonly tokens: readonly number[];
+  readonly maxTokens: number;
+  readonly sampling: Sampling;
+  readonly mask?: TokenMask;
+  /** Whether keys and values of earlier requests may be used. */
+  readonly reuse: boolean;
+  readonly eosTokenIds: readonly number[];
+  readonly signal?: AbortSignal;
+}
+
+/** How the tokens of a request are computed. */
+export type Started = Pick<RunParts, "start" | "cachedTokens">;
+
+/** What an engine needs from its model. */
+export interface EngineParts {
+  readonly rows: Rows;
+  readonly slots: number;
+  /** Makes a run whose tokens `start` gives. */
+  prepare(
+    prompt: Prompt,
+    options: GenerateOptions,
+    start: (asked: Asked) => Started,
+  ): RunParts;
+  /** Does something while nothing else uses the device. */
+  exclusive<R>(work: () => Promise<R>): Promise<R>;
+}
+
+/**
+ * A reader that is this many tokens behind loses its slot until it has caught up, and goes
+ * on at half as many. Not measured: some seconds of one reply on a fast GPU.
+ */
+const MOST_UNREAD = 512;
+
+/**
+ * The most steps together when there are several requests, so that the next one joins
+ * soon. Not measured: replies of 100 tokens then leave their slot unused for 4 % of them.
+ */
+const STEPS_TOGETHER = 8;
+
+/**
+ * Prompt tokens between two chunks of decode steps: at most, at least, and how long they
+ * may take if somebody decodes. Not measured.
+ */
+const READING = { most: 2048, least: 64, ms: 150 };
+
+/** A signal that is not aborted. */
+const NEVER = new AbortController().signal;
+
+/** Tokens of a request, and whether they are its last. */
+interface Taken {
+  readonly request: Request;
+  readonly ids: SampledTokens;
+  readonly ends: boolean;
+}
+
+/** A request in progress: what the consumer of its tokens sees. */
+class Request implements RowText {
+  entry?: Entry;
+  /** Tokens that were not consumed yet. */
+  readonly #chunks: SampledTokens[] = [];
+  /** Whether all its tokens were given. */
+  ended = false;
+  #error?: { reason: unknown };
+  #wake?: () => void;
+
+  constructor(readonly asked: Asked) {}
+
+  get tokens(): readonly number[] {
+    return this.entry!.tokens;
+  }
+
+  get pages(): readonly number[] {
+    return this.entry!.pages;
+  }
+
+  get promptTokens(): number {
+    return this.asked.tokens.length;
+  }
+
+  get sampling(): Sampling {
+    return this.asked.sampling;
+  }
+
+  get mask(): TokenMask | undefined {
+    return this.asked.mask;
+  }
+
+  fail(reason: unknown): void {
+    this.#error ??= { reason };
+    this.#wake?.();
+  }
+
+  give(tokenIds: SampledTokens): void {
+    this.#chunks.push(tokenIds);
+    this.#wake?.();
+  }
+
+  /** The number of tokens that were not consumed yet. */
+  get unread(): number {
+    return this.#chunks.reduce((sum, { length }) => sum + length, 0);
+  }
+
+  /** The next tokens; undefined at the end. */
+  async next(): Promise<SampledTokens | undefined> {
+    while (this.#chunks.length === 0 && !this.ended && !this.#error) {
+      await new Promise<void>((resolve) => this.#wake = resolve);
+    }
+    if (this.#error) throw this.#error.reason;
+    return this.#chunks.shift();
+  }
+}
+
+/**
+ * Requests that share a model, made by {@linkcode Qwen3.engine}. Each is answered as if it
+ * ran alone; together they take far less time than one after another. What a prompt shares
+ * with earlier ones is not read again.
+ *
+ * ```ts
+ * import { loadQwen3 } from "../../mod.ts";
+ *
+ * using qwen = await loadQwen3();
+ * using engine = await qwen.engine({ slots: 4 });
+ * const replies = await Promise.all(
+ *   ["Once upon a time", "A dog"].map(async (prompt) =>
+ *     await engine.submit(prompt, { maxTokens: 8 })
+ *   ),
+ * );
+ * for (const { text } of replies) console.log(text);
+ * ```
+ */
+export class Engine implements Disposable {
+  readonly #parts: EngineParts;
+  readonly #pages: Pages;
+  readonly #scheduler: Scheduler;
+  readonly #requests = new Map<Entry, Request>();
+  /** Requests that ended for their consumer. */
+  readonly #gone = new Set<Request>();
+  #running = false;
+  #disposed?: Error;
+  #steps: number;
+  #reading = READING.most;
+  #promptTokens = 0;
+  #cachedTokens = 0;
+  #tokens = 0;
+  /** Tokens that were not given to their requests yet. */
+  #taken: Taken[] = [];
+  /** Wakes the loop while everybody is paused. */
+  #wake?: () => void;
+
+  /** @ignore Made by {@linkcode Qwen3.engine}. */
+  constructor(parts: EngineParts) {
+    const { rows, slots } = this.#parts = parts;
+    this.#pages = new Pages(rows.pages, rows.page);
+    this.#scheduler = new Scheduler({
+      pages: this.#pages,
+      slots,
+      context: rows.context,
+      rowsFor: (count) => rows.rowsFor(count),
+    });
+    this.#steps = rows.firstSteps;
+  }
+
+  /** What it does now, and sums over all requests. */
+  get stats(): EngineStats {
+    return {
+      ...this.#scheduler.counts,
+      slots: this.#parts.slots,
+      pages: this.#pages.stats,
+      pageTokens: this.#pages.size,
+      promptTokens: this.#promptTokens,
+      cachedTokens: this.#cachedTokens,
+      tokens: this.#tokens,
+    };
+  }
+
+  /**
+   * Generates text after a prompt, as {@linkcode Qwen3.generate} does. The request waits for
+   * a slot from the moment its run is awaited or iterated over; it frees the slot when the
+   * run ends, its consumer leaves it, or its signal is aborted.
+   *
+   * @throws {OptionError} if an option is unknown or has a wrong value.
+   * @throws {Error} if the prompt is empty or leaves no room for a reply in the context, or
+   * the engine or its model was disposed.
+   */
+  submit(prompt: Prompt, options: GenerateOptions = {}): Run {
+    if (this.#disposed) throw this.#disposed;
+    return new Run(
+      this.#parts.prepare(prompt, options, (asked) => {
+        const request = new Request(asked);
+        return {
+          start: () => ({
+            signal: asked.signal ?? NEVER,
+            [Symbol.asyncIterator]: () => this.#iterate(request),
+          }),
+          cachedTokens: () => request.entry?.found ?? 0,
+        };
+      }),
+    );
+  }
+
+  async *#iterate(request: Request): AsyncGenerator<SampledTokens, void> {
+    const { signal } = request.asked;
+    const abort = () => request.fail(signal!.reason);
+    signal?.addEventListener("abort", abort);
+    try {
+      if (this.#disposed) throw this.#disposed;
+      signal?.throwIfAborted();
+      const entry = request.entry = this.#scheduler.add(request.asked);
+      this.#requests.set(entry, request);
+      this.#wake?.();
+      this.#run();
+      for (;;) {
+        const ids = await request.next();
+        if (!ids) return;
+        yield ids;
+        if (entry.state === "paused" && request.unread === 0) {
+          this.#scheduler.resume(entry);
+          this.#wake?.();
+        }
+      }
+    } finally {
+      signal?.removeEventListener("abort", abort);
+      this.#gone.add(request);
+      this.#wake?.();
+    }
+  }
+
+  /** Runs until no request is left, unless it does already. */
+  async #run(): Promise<void> {
+    if (this.#running) return;
+    this.#running = true;
+    try {
+      while (this.#requests.size > 0) {
+        await this.#parts.exclusive(() => this.#step());
+        const { running, waiting } = this.#scheduler.counts;
+        if (running + waiting > 0) continue;
+        this.#give();
+        if (this.#requests.size === 0) return;
+        await new Promise<void>((resolve) => this.#wake = resolve); // all are paused
+      }
+    } catch (error) {
+      this.#fail(error);
+    } finally {
+      this.#running = false;
+    }
+  }
+
+  /** Ends all requests with an error. */
+  #fail(reason: unknown): void {
+    this.#give();
+    for (const [entry, request] of this.#requests) {
+      this.#scheduler.remove(entry);
+      request.ended = true;
+      request.fail(reason);
+    }
+    this.#requests.clear();
+    this.#gone.clear();
+  }
+
+  /** Reads some of the prompts that wait, and decodes a few steps of the others. */
+  async #step(): Promise<void> {
+    if (this.#disposed) throw this.#disposed;
+    for (const { entry } of this.#gone) if (entry) this.#leave(entry);
+    this.#gone.clear();
+    const { rows } = this.#parts, began = performance.now();
+    const { running, waiting } = this.#scheduler.counts;
+    const masked = this.#requests.values().some(({ mask }) => mask);
+    const steps = masked
+      ? 1
+      : running + waiting <= 1
+      ? this.#steps
+      : Math.min(this.#steps, STEPS_TOGETHER);
+    const step = this.#scheduler.next({
+      steps,
+      first: rows.firstSteps,
+      reading: this.#reading,
+    });
+    for (const { entry, begin, end } of step.readings) {
+      await rows.read(this.#requests.get(entry)!, begin, end);
+    }
+    if (step.steps === 0) {
+      this.#give();
+      return await turn();
+    }
+    const texts = step.rows.map((entry) => entry && this.#requests.get(entry));
+    await rows.decode(texts, step.steps);
+    this.#give(); // while the device works
+    const ids = await rows.take();
+    if (!ids) {
+      this.#scheduler.restart();
+      return await rows.widen();
+    }
+    const ms = performance.now() - began;
+    if (step.readings.length > 0) this.#adaptReading(ms);
+    else if (step.steps === this.#steps) {
+      this.#steps = rows.nextSteps(this.#steps, ms);
+    }
+    texts.forEach((request, row) => request && this.#accept(request, ids[row]));
+  }
+
+  /** Chooses how much to read next, so that those who decode do not wait long. */
+  #adaptReading(ms: number): void {
+    const { most, least, ms: limit } = READING;
+    if (ms > limit) this.#reading = Math.max(least, this.#reading / 2);
+    else if (ms < limit / 2) this.#reading = Math.min(most, 2 * this.#reading);
+  }
+
+  /** Takes the tokens of a row, up to the end of its text. */
+  #accept(request: Request, ids: SampledTokens): void {
+    const entry = request.entry!, { eosTokenIds, mask } = request.asked;
+    if (entry.state !== "decoding") return; // paused meanwhile
+    const isFirst = entry.tokens.length === entry.promptTokens;
+    const last = ids.findIndex((id) =>
+      eosTokenIds.includes(id) || faultText(id) !== undefined
+    );
+    const left = entry.most - entry.tokens.length;
+    const count = Math.min(last < 0 ? ids.length : last + 1, left);
+    const taken = ids.slice(0, count), ends = last >= 0 || count === left;
+    this.#scheduler.accept(entry, taken.map(validToken));
+    for (const id of taken) mask?.accept(validToken(id));
+    this.#tokens += count;
+    const logprobs = request.sampling.logprobs === undefined
+      ? undefined
+      : ids.logprobs;
+    this.#taken.push({
+      request,
+      ids: Object.assign(taken, {
+        ...logprobs && { logprobs: logprobs.slice(0, count) },
+      }),
+      ends,
+    });
+    if (ends) this.#leave(entry);
+    if (!isFirst) return;
+    this.#promptTokens += entry.promptTokens;
+    this.#cachedTokens += entry.found!;
+    this.#give(); // the first token does not wait for the next steps
+  }
+
+  /** Gives tokens to their requests. */
+  #give(): void {
+    for (const { request, ids, ends } of this.#taken.splice(0)) {
+      request.ended = ends;
+      request.give(ids);
+      const { entry, unread } = request;
+      if (!ends && unread > MOST_UNREAD) this.#scheduler.pause(entry!);
+    }
+  }
+
+  #leave(entry: Entry): void {
+    this.#scheduler.remove(entry);
+    this.#requests.delete(entry);
+  }
+
+  /** Ends all requests, and frees the cache once nothing uses it. */
+  [Symbol.dispose](): void {
+    if (this.#disposed) return;
+    this.#disposed = new Error("Cannot generate: the engine was disposed");
+    this.#fail(this.#disposed);
+    this.#wake?.();
+    const { rows, exclusive } = this.#parts;
+    const free = () => Promise.resolve(rows[Symbol.dispose]());
+    exclusive(free).catch(() => {}); // the model was disposed, and the cache with it
+  }
+}

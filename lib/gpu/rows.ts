@@ -1,0 +1,544 @@
+/**
+ * Texts that decode together on the GPU, each in a row of the pass. A pass is recorded once
+ * for each number of rows: which texts they continue, at which positions and in which pages
+ * lies in buffers, so texts come and go between passes.
+ *
+ * As in decode_loop.ts, tokens are sampled where the next step reads them, and the host
+ * reads them once per several steps.
+ *
+ * @module
+ */
+import { LOGPROB_WORDS } from "../../kernels/sample_logprobs.ts";
+import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
+import { chooseReadPass, dispatchWork } from "../dispatch/pass_rows.ts";
+import { LONGEST_WAIT_MS, Rests } from "../dispatch/rests.ts";
+import { chooseSampling } from "../dispatch/sampling.ts";
+import { DeviceError } from "../errors.ts";
+import type { CacheDtype } from "../formats/cached.ts";
+import type { Matrix } from "../formats/matrix.ts";
+import { familyOf } from "../model/families.ts";
+import type { Weights } from "../model/family.ts";
+import type { CachePass } from "../model/kv_cache.ts";
+import type { Rows, RowsSize, RowText } from "../model/rows.ts";
+import {
+  allowedNext,
+  historyOf,
+  type SampledTokens,
+} from "../model/sampling.ts";
+import { compileAll } from "../webgpu/pipeline.ts";
+import { type Dispatch, Plan } from "../webgpu/plan.ts";
+import { Tensor } from "../webgpu/tensor.ts";
+import { GpuKvCache } from "./kv_cache.ts";
+import type { GpuOps } from "./ops.ts";
+import type { Paces } from "./paces.ts";
+import { RingReader } from "./ring_reader.ts";
+import {
+  addSampling,
+  readLogprobs,
+  sampledRow,
+  SamplerState,
+} from "./sample.ts";
+
+/** Positions per page. Not measured: texts share prefixes in whole pages. */
+const PAGE = 32;
+
+/** Steps whose tokens the ring holds; more than are started together. */
+const RING = 256;
+
+/** Staging buffers created in advance; see sequences.ts. */
+const READBACKS = 32;
+
+/** Steps encoded and submitted together; see decode_loop.ts. */
+const PIECE = 3;
+
+/** A recorded pass. */
+interface Pass {
+  readonly plan: Plan;
+  /** u32 `[tokens]`, of a pass that reads. */
+  readonly input: Tensor;
+  /** Logits, of a decode step. */
+  readonly result: Tensor;
+}
+
+/** The dispatches that sample some rows. */
+interface Sampler {
+  readonly plan: Plan;
+  readonly logprobs: boolean;
+}
+
+/** A decode step with its sampling. */
+interface Step {
+  readonly pass: Pass;
+  readonly sampler: Sampler;
+}
+
+/** Steps encoded in advance. */
+interface Piece {
+  readonly step: Step;
+  readonly steps: number;
+  readonly commands: GPUCommandBuffer[];
+}
+
+/** Steps that were submitted. */
+interface Started {
+  readonly step: Step;
+  readonly steps: number;
+  /** The number of tokens each row had sampled before. */
+  readonly begins: readonly number[];
+}
+
+/** What a row was last told. */
+interface Placed {
+  readonly text: RowText;
+  readonly pages: readonly number[];
+  readonly count: number;
+}
+
+/** Texts that decode together on a GPU. */
+export class GpuRows implements Rows {
+  readonly page = PAGE;
+  readonly pages: number;
+  readonly context: number;
+  readonly #ops: GpuOps;
+  readonly #slots: number;
+  readonly #own = new DisposableStack();
+  readonly #state: SamplerState;
+  readonly #reader: RingReader;
+  #cache: GpuKvCache;
+  readonly #passes = new Map<string, Pass>();
+  readonly #samplers = new Map<string, Sampler>();
+  /** Reads log probabilities, once there are any. */
+  #logprobs?: RingReader;
+  #placed: (Placed | undefined)[] = [];
+  #ahead?: Piece;
+  #started?: Started;
+  /** Called when the cache was replaced. */
+  onWidened?: () => void;
+  /** The longest text that was started, in cached positions after the last step. */
+  #length = 0;
+
+  private constructor(
+    ops: GpuOps,
+    readonly weights: Weights<Matrix<Tensor>>,
+    readonly paces: Paces,
+    readonly readRows: number,
+    cache: GpuKvCache,
+    pages: number,
+  ) {
+    const { gpu, config } = ops;
+    this.#ops = ops;
+    this.#cache = cache;
+    this.pages = pages;
+    this.context = cache.context;
+    this.#slots = cache.sequences - 1;
+    const size = {
+      sequences: this.#slots,
+      vocab: config.vocabSize,
+      steps: RING,
+    };
+    this.#state = this.#own.use(
+      new SamplerState(gpu, size, cache.lengthsOnDevice),
+    );
+    this.#reader = this.#own.use(new RingReader(gpu, this.#state.ring));
+  }
+
+  /**
+   * Allocates a cache for texts of a model.
+   *
+   * @param readRows the most tokens of a pass that reads
+   * @throws {MemoryError} if the device has no memory for it.
+   */
+  static async create(
+    ops: GpuOps,
+    weights: Weights<Matrix<Tensor>>,
+    { slots, context, positions, dtype, paces, readRows }:
+      & Required<RowsSize>
+      & {
+        dtype: CacheDtype;
+        paces: Paces;
+        readRows: number;
+      },
+  ): Promise<GpuRows> {
+    const pages = Math.ceil(positions / PAGE);
+    const most = 2 ** Math.ceil(Math.log2(slots)); // rows of the largest pass
+    const size = { slots: most, context, pages, dtype };
+    const cache = await createCache(ops, size);
+    const made = new GpuRows(ops, weights, paces, readRows, cache, pages);
+    await made.#reader.prepare(READBACKS);
+    return made;
+  }
+
+  get firstSteps(): number {
+    return firstChunk(this.#ops.gpu);
+  }
+
+  nextSteps(steps: number, ms: number): number {
+    return nextChunk(steps, ms, this.#ops.gpu);
+  }
+
+  rowsFor(count: number): number {
+    return 2 ** Math.ceil(Math.log2(count));
+  }
+
+  async read(text: RowText, begin: number, end: number): Promise<void> {
+    const { paces, readRows } = this, cache = this.#cache;
+    const { gpu } = this.#ops, slot = this.#slots;
+    cache.setPages(slot, text.pages.map(inCache));
+    const { pagesEach, sequences } = cache,
+      table = sequences + slot * pagesEach;
+    cache.placesOnDevice.write(
+      4 * table,
+      cache.table.subarray(slot * pagesEach),
+    );
+    for (let at = begin; at < end;) {
+      const { tokens, padded } = chooseReadPass(
+        { begin: at, left: end - at, room: cache.context },
+        readRows,
+        paces.work,
+        gpu.software,
+      );
+      const { plan, input } = await this.#recorded(slot, 1, padded);
+      const ids = new Uint32Array(padded);
+      ids.set(text.tokens.slice(at, at + tokens));
+      input.write(0, ids);
+      cache.placesOnDevice.write(4 * slot, Uint32Array.of(at));
+      const part = { begin: at, tokens: padded };
+      await paces.prompt.run(
+        plan,
+        { length: at },
+        (dispatch) => dispatchWork(dispatch, paces.work, part),
+      );
+      gpu.check();
+      at += tokens;
+    }
+  }
+
+  async decode(
+    texts: readonly (RowText | undefined)[],
+    steps: number,
+  ): Promise<void> {
+    const step = await this.#step(texts);
+    this.#place(texts);
+    this.#restrict(texts);
+    const begins = texts.map((text) =>
+      text ? text.tokens.length - text.promptTokens : 0
+    );
+    this.#length = texts.reduce(
+      (most, text) => Math.max(most, text ? text.tokens.length - 1 : 0),
+      0,
+    );
+    this.#started = { step, steps, begins };
+    const ahead = this.#ahead;
+    this.#ahead = undefined;
+    if (this.#isSliced(step)) return await this.#runSlices(step, steps);
+    let at = 0;
+    if (ahead?.step === step && ahead.steps <= steps) {
+      this.#submit(ahead.commands);
+      at = this.#advance(ahead.steps);
+      if (at === steps) this.#submit(this.#copies(step));
+    }
+    for (; at < steps; at += PIECE) {
+      const count = Math.min(PIECE, steps - at);
+      this.#submit(this.#encode(step, count, at + count === steps));
+      this.#advance(count);
+    }
+  }
+
+  async take(): Promise<readonly SampledTokens[] | undefined> {
+    const { step, steps, begins } = this.#started!, { gpu } = this.#ops;
+    this.#started = undefined;
+    await this.#reader.rest();
+    // The device would wait for it otherwise: the call below returns when it is idle.
+    if (!this.#isSliced(step)) {
+      const commands = this.#encode(step, PIECE, false);
+      this.#ahead = { step, steps: PIECE, commands };
+    }
+    const called = performance.now();
+    const arriving = this.#reader.readEach(begins, steps);
+    this.#waited(step, steps, performance.now() - called);
+    const more = step.sampler.logprobs
+      ? await this.#logprobs!.readEach(begins, steps, LOGPROB_WORDS)
+      : undefined;
+    const ids = await arriving;
+    gpu.check();
+    return more &&
+        ids?.map((row, i) =>
+          Object.assign(row, { logprobs: readLogprobs(more[i]) })
+        ) || ids;
+  }
+
+  async widen(): Promise<void> {
+    const { dtype, context } = this.#cache;
+    if (dtype === "f32") {
+      throw new DeviceError(
+        "Cannot continue: a key or value is not a finite f32, so the weights or the device are faulty",
+      );
+    }
+    this.#forget();
+    this.#cache[Symbol.dispose]();
+    const size = { slots: this.#slots, context, pages: this.pages };
+    this.#cache = await createCache(this.#ops, { ...size, dtype: "f32" });
+    this.#state.lengths = this.#cache.lengthsOnDevice;
+    this.onWidened?.();
+  }
+
+  /** Tells the device what is in each row, if that is news. */
+  #place(texts: readonly (RowText | undefined)[]): void {
+    let changed = texts.length !== this.#placed.length;
+    this.#placed = texts.map((text, row): Placed | undefined => {
+      const before = this.#placed[row];
+      const same = text === before?.text && text?.pages === before?.pages;
+      if (same && text?.pages.length === before?.count) return before;
+      changed = true;
+      if (!text) {
+        this.#state.idle(row);
+        return undefined;
+      }
+      if (!same) this.#set(row, text);
+      return { text, pages: text.pages, count: text.pages.length };
+    });
+    if (changed) this.#placeAll(texts);
+  }
+
+  /** Sets how a row is sampled. */
+  #set(
+    row: number,
+    { tokens, promptTokens, sampling, mask }: RowText,
+  ): void {
+    const { vocabSize } = this.#ops.config;
+    const history = () =>
+      historyOf(
+        vocabSize,
+        tokens.slice(0, promptTokens),
+        tokens.slice(promptTokens),
+      );
+    const step = tokens.length - promptTokens, masked = mask !== undefined;
+    this.#state.set(row, sampling, history, { step, masked });
+  }
+
+  /** Writes lengths, pages and last tokens of all rows. */
+  #placeAll(texts: readonly (RowText | undefined)[]): void {
+    const cache = this.#cache, { pagesEach, sequences } = cache;
+    const numbers = (of: (text: RowText) => number) =>
+      Uint32Array.from(texts, (text) => text ? of(text) : 0);
+    texts.forEach((text, row) =>
+      cache.setPages(row, text ? text.pages.map(inCache) : [])
+    );
+    const places = new Uint32Array(sequences + texts.length * pagesEach);
+    places.set(numbers(({ tokens }) => tokens.length - 1));
+    places.set(cache.table.subarray(0, texts.length * pagesEach), sequences);
+    cache.placesOnDevice.write(0, places);
+    this.#state.tokens.write(0, numbers(({ tokens }) => tokens.at(-1)!));
+  }
+
+  /** Tells the device which tokens may come next. */
+  #restrict(texts: readonly (RowText | undefined)[]): void {
+    const masks = texts.map((text) => text?.mask);
+    allowedNext(masks, this.#state.size.vocab).forEach((bits, row) => {
+      if (masks[row]) this.#state.allow(row, bits);
+    });
+  }
+
+  /** The recorded step of some rows. */
+  async #step(texts: readonly (RowText | undefined)[]): Promise<Step> {
+    const pass = await this.#recorded(0, texts.length, 1);
+    await this.#sealed(pass.plan);
+    const sampler = await this.#sampler(texts, pass.result);
+    const { step } = this.#ahead ?? {};
+    const same = step?.pass === pass && step.sampler === sampler;
+    return same ? step : { pass, sampler };
+  }
+
+  /** The dispatches that sample the rows. */
+  async #sampler(
+    texts: readonly (RowText | undefined)[],
+    logits: Tensor,
+  ): Promise<Sampler> {
+    const all = texts.filter((text) => text !== undefined).map((text) =>
+      sampledRow(text.sampling, text.mask !== undefined)
+    );
+    const choice = chooseSampling(all, logits.shape[1]);
+    const { path, parts, adjusts, logprobs } = choice;
+    const key = [texts.length, path, parts, adjusts, logprobs].join();
+    const known = this.#samplers.get(key);
+    if (known) return known;
+    const { gpu } = this.#ops, state = this.#state;
+    if (logprobs && !this.#logprobs) {
+      const [steps] = state.ring.shape, { bytes } = state.logprobs;
+      const ring = state.logprobs.view(steps, bytes / (4 * steps));
+      this.#logprobs = this.#own.use(new RingReader(gpu, ring));
+    }
+    const plan = new Plan(gpu), longest = this.#cache.context - 1;
+    addSampling(plan, logits, choice, state, { longest });
+    const sampler = { plan, logprobs };
+    this.#samplers.set(key, sampler);
+    await this.#sealed(plan);
+    return sampler;
+  }
+
+  async #sealed(plan: Plan): Promise<void> {
+    await compileAll(this.#ops.gpu, plan.shaders);
+    plan.seal();
+  }
+
+  /** The pass of a shape, recorded on first use; the event loop turns meanwhile. */
+  async #recorded(
+    first: number,
+    sequences: number,
+    tokens: number,
+  ): Promise<Pass> {
+    const key = `${first} ${sequences} ${tokens}`;
+    const known = this.#passes.get(key);
+    if (known) return known;
+    using recording = this.#record({ first, sequences, tokens });
+    const rests = new Rests();
+    let verb = recording.next();
+    for (; !verb.done; verb = recording.next()) await rests.rest();
+    this.#passes.set(key, verb.value);
+    return verb.value;
+  }
+
+  /** Records a decode step, or a pass that reads, which needs no logits. */
+  *#record(shape: CachePass): Generator<void, Pass> {
+    const ops = this.#ops, { gpu } = ops, cache = this.#cache;
+    const reads = shape.first === this.#slots;
+    using unfinished = new DisposableStack();
+    const plan = unfinished.use(new Plan(gpu));
+    const owned = (label: string, data: Uint32Array<ArrayBuffer>) => {
+      const { length } = data;
+      const tensor = Tensor.create(gpu, "u32", [length], data, label);
+      plan.own(tensor);
+      return tensor;
+    };
+    const input = reads
+      ? owned("prompt", new Uint32Array(shape.tokens))
+      : this.#state.tokens.rows(shape.sequences);
+    const ends = reads
+      ? owned("last row", Uint32Array.of(shape.tokens - 1))
+      : undefined;
+    const { forward } = familyOf(ops.config);
+    // Another pass may be recorded between two verbs.
+    const begin = () => {
+      ops.plan = plan;
+      cache.record(shape);
+    };
+    begin();
+    const verbs = forward(ops, this.weights, input, cache, false, ends);
+    let verb = verbs.next();
+    for (; !verb.done; verb = verbs.next(verb.value)) {
+      yield;
+      begin();
+    }
+    unfinished.move();
+    return { plan, input, result: verb.value };
+  }
+
+  get #stepAt() {
+    return { begin: this.#length, tokens: 1 };
+  }
+
+  #workOf = (dispatch: Dispatch) =>
+    dispatchWork(dispatch, this.paces.work, this.#stepAt);
+
+  #stepWork({ pass: { plan } }: Step): number {
+    return plan.dispatches.reduce((sum, one) => sum + this.#workOf(one), 0);
+  }
+
+  /** Whether a step would block the thread too long if it were submitted at once. */
+  #isSliced(step: Step): boolean {
+    const { step: pace } = this.paces;
+    return pace.isFirst(step.pass.plan) ||
+      pace.msOf(this.#stepWork(step)) > LONGEST_WAIT_MS;
+  }
+
+  async #runSlices(step: Step, steps: number): Promise<void> {
+    for (let i = 0; i < steps; i++) {
+      const state = { length: this.#length };
+      await this.paces.step.run(step.pass.plan, state, this.#workOf);
+      step.sampler.plan.run();
+      this.#advance(1);
+    }
+    this.#submit(this.#copies(step));
+  }
+
+  /** Updates the rate of steps after a wait that was too long. */
+  #waited(step: Step, steps: number, ms: number): void {
+    const { prompt, step: pace } = this.paces;
+    prompt.waited();
+    pace.waited();
+    if (ms > LONGEST_WAIT_MS) pace.measured(steps * this.#stepWork(step), ms);
+  }
+
+  #encode(step: Step, steps: number, last: boolean): GPUCommandBuffer[] {
+    const encoder = this.#ops.gpu.device.createCommandEncoder();
+    const pass = encoder.beginComputePass(), longest = this.#cache.context - 1;
+    for (let i = 0; i < steps; i++) {
+      const length = Math.min(this.#length + i, longest);
+      step.pass.plan.encode(pass, { length });
+      step.sampler.plan.encode(pass);
+    }
+    pass.end();
+    return last ? this.#copies(step, encoder) : [encoder.finish()];
+  }
+
+  /** Finishes `encoder` with copies of what {@linkcode take} reads. */
+  #copies(
+    { sampler }: Step,
+    encoder = this.#ops.gpu.device.createCommandEncoder(),
+  ): GPUCommandBuffer[] {
+    const { device } = this.#ops.gpu, { flags } = this.#cache;
+    const commands = [this.#reader.copy(encoder, flags)];
+    if (sampler.logprobs) {
+      const more = device.createCommandEncoder();
+      commands.push(this.#logprobs!.copy(more, flags));
+    }
+    return commands;
+  }
+
+  #advance(steps: number): number {
+    this.#length = Math.min(this.#length + steps, this.#cache.context - 1);
+    return steps;
+  }
+
+  #submit(commands: GPUCommandBuffer[]): void {
+    this.#ops.gpu.device.queue.submit(commands);
+  }
+
+  /** Forgets everything that was recorded for the cache. */
+  #forget(): void {
+    this.#ahead = undefined;
+    this.#started = undefined;
+    this.#placed = [];
+    this.#reader.drop();
+    this.#logprobs?.drop();
+    for (const { plan } of this.#passes.values()) plan[Symbol.dispose]();
+    for (const { plan } of this.#samplers.values()) plan[Symbol.dispose]();
+    this.#passes.clear();
+    this.#samplers.clear();
+  }
+
+  [Symbol.dispose](): void {
+    this.#forget();
+    this.#own[Symbol.dispose]();
+    this.#cache[Symbol.dispose]();
+  }
+}
+
+/** Page 0 of the cache is that of rows without a text, and of padding. */
+const inCache = (page: number): number => page + 1;
+
+/** A cache of `slots` texts, and of one that is being read. */
+async function createCache(
+  { gpu, config }: GpuOps,
+  { slots, context, pages, dtype }: {
+    slots: number;
+    context: number;
+    pages: number;
+    dtype: CacheDtype;
+  },
+): Promise<GpuKvCache> {
+  const whole = Math.ceil(context / PAGE) * PAGE;
+  const paging = { page: PAGE, pages: pages + 1 };
+  const sequences = slots + 1, options = { paging };
+  return await GpuKvCache.create(gpu, config, sequences, whole, dtype, options);
+}

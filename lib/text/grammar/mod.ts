@@ -1,0 +1,7 @@
+/**
+ * JSON schemas as grammars: which tokens may come next, so that a reply is valid.
+ *
+ * @module
+ */
+export { SchemaError } from "./error.ts";
+export { grammarOf, type Lead, SchemaGrammar, SchemaMask } from "./mask.ts";

@@ -1,0 +1,374 @@
+/**
+ * Answers the requests of a file, in the format of OpenAI's batches.
+ *
+ *   deno task batch in.jsonl out.jsonl
+ *   deno task batch in.jsonl out.jsonl --model Qwen/Qwen3-0.6B
+ */
+import { described, errorText } from "../lib/errors.ts";
+import { isObject } from "../lib/json.ts";
+import { newId } from "../lib/server/service.ts";
+import { Server } from "../lib/server/server.ts";
+import { type FlagTable, runTask } from "./flags.ts";
+import { onInterrupt } from "./interrupts.ts";
+import {
+  MODEL_FLAGS,
+  nameModel,
+  openModel,
+  placementOf,
+  say,
+  sayPlacement,
+} from "./model.ts";
+import { LOADING_FLAGS, Progress, THREADS_FLAG } from "./progress.ts";
+import {
+  ENGINE_FLAGS,
+  engineOptions,
+  nameOf,
+  readTemplateFile,
+  startEngine,
+  TEMPLATE_FLAG,
+} from "./served.ts";
+
+const FLAGS: FlagTable = {
+  ...MODEL_FLAGS,
+  "context": [
+    "number",
+    "maximum tokens of prompt and reply together",
+    "4096, or what the model allows",
+  ],
+  "alias": ["texts", "further name of the model in requests; may be repeated"],
+  ...ENGINE_FLAGS,
+  ...TEMPLATE_FLAG,
+  "verbose": ["switch", "say every choice about the device, with its reason"],
+  ...LOADING_FLAGS,
+  ...THREADS_FLAG,
+};
+
+const NOTES =
+  `Each line of IN is a request: {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {…}}; also for /v1/completions, /v1/responses and /v1/embeddings.
+OUT gets a line for each, in the same order, also for one that failed. If OUT has lines already, they are kept, and the batch goes on after them.`;
+
+/** How errors begin. */
+const CANNOT = "Cannot run the batch";
+const URLS = [
+  "/v1/chat/completions",
+  "/v1/completions",
+  "/v1/responses",
+  "/v1/embeddings",
+];
+/** Requests that may be done before an earlier one is. */
+const AHEAD = 1000;
+const NEWLINE = 10;
+
+/** A line of the input. */
+interface Asked {
+  custom_id: string;
+  url: string;
+  body: Record<string, unknown>;
+}
+
+await runTask({
+  usage: "deno task batch IN.jsonl OUT.jsonl [flags]",
+  flags: FLAGS,
+  notes: NOTES,
+  examples: [
+    "deno task batch in.jsonl out.jsonl --model Qwen/Qwen3-0.6B",
+  ],
+}, async (flags) => {
+  const where = placementOf(flags);
+  const chatTemplate = await readTemplateFile(flags);
+  const options = engineOptions(flags);
+  const [from, to] = filesOf(flags.words);
+  const total = await countLines(from), done = await resume(from, to);
+  if (done === total) {
+    say(`${to} has all ${total} replies already.`);
+    return 0;
+  }
+  const model = flags.text("model");
+  const interrupt = onInterrupt(), { signal } = interrupt;
+  using progress = await Progress.start();
+  try {
+    const opened = await openModel(model, { ...where, signal }, progress);
+    using qwen = opened.qwen;
+    const server = new Server({ seconds: 7 * 86_400, bodyBytes: 1 << 28 });
+    const names = [nameOf(model), ...flags.texts("alias") ?? []];
+    using engine = await startEngine(qwen, options);
+    server.serve({ qwen, engine, names, chatTemplate });
+    opened.tell();
+    if (!opened.moved()) sayPlacement(qwen, flags.on("verbose") ?? false);
+    const slots = engine?.stats.slots ?? 1;
+    await run({ from, to, done, total }, server, slots, progress, signal);
+  } catch (error) {
+    if (interrupt.code === undefined) throw nameModel(error);
+    progress.clear();
+    say("Interrupted. The same command goes on where this one ended.");
+  }
+  return interrupt.code ?? 0;
+});
+
+/** The two files. */
+function filesOf(words: readonly string[]): [from: string, to: string] {
+  const [from, to] = words;
+  if (words.length !== 2) {
+    throw new Error(
+      `${CANNOT}: ${words.length} files are named, must be two: IN.jsonl OUT.jsonl`,
+    );
+  }
+  if (from === to) {
+    throw new Error(`${CANNOT}: IN and OUT are both ${from}, must differ`);
+  }
+  return [from, to];
+}
+
+/** The lines of a file that are not blank, as bytes. */
+async function* linesOf(file: string): AsyncGenerator<Uint8Array> {
+  let rest = new Uint8Array();
+  using opened = await open(file, { read: true });
+  const isBlank = (line: Uint8Array) => line.every((byte) => byte <= 32);
+  for await (const chunk of opened.readable) {
+    let begin = 0;
+    for (let at = 0; (at = chunk.indexOf(NEWLINE, at)) >= 0; begin = ++at) {
+      const line = concat(rest, chunk.subarray(begin, at));
+      rest = new Uint8Array();
+      if (!isBlank(line)) yield line;
+    }
+    rest = concat(rest, chunk.subarray(begin));
+  }
+  if (!isBlank(rest)) yield rest;
+}
+
+function concat(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
+  const all = new Uint8Array(a.length + b.length);
+  all.set(a);
+  all.set(b, a.length);
+  return all;
+}
+
+async function open(
+  file: string,
+  options: Deno.OpenOptions,
+): Promise<Deno.FsFile> {
+  try {
+    return await Deno.open(file, options);
+  } catch (error) {
+    throw new Error(
+      `${CANNOT}: ${file} cannot be opened (${errorText(error)})`,
+    );
+  }
+}
+
+async function countLines(file: string): Promise<number> {
+  let count = 0;
+  for await (const _ of linesOf(file)) count++;
+  if (count > 0) return count;
+  throw new Error(`${CANNOT}: ${file} has no requests, must have at least one`);
+}
+
+/**
+ * How many replies there are already. A last line that was cut off is removed.
+ *
+ * @throws {Error} if a reply is not for the request in its place.
+ */
+async function resume(from: string, to: string): Promise<number> {
+  let size: number;
+  try {
+    size = (await Deno.stat(to)).size;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return 0;
+    throw new Error(`${CANNOT}: ${to} cannot be read (${errorText(error)})`);
+  }
+  if (size === 0) return 0;
+  const requests = linesOf(from);
+  let whole = 0, count = 0;
+  for await (const line of linesOf(to)) {
+    if (whole + line.length >= size) break; // without a line break
+    const { value } = await requests.next();
+    const asked = idOf(value), answered = idOf(line);
+    if (value === undefined || asked !== answered) {
+      throw new Error(
+        `${CANNOT}: line ${count + 1} of ${to} is for ${
+          described(answered)
+        }, must be for ${described(asked)} as in ${from}, or ${to} removed`,
+      );
+    }
+    whole += line.length + 1;
+    count++;
+  }
+  await Deno.truncate(to, whole);
+  return count;
+}
+
+/** The id of a request or reply; null if it has none. */
+function idOf(line: Uint8Array | void): unknown {
+  try {
+    const json = JSON.parse(new TextDecoder().decode(line ?? undefined));
+    return isObject(json) ? json.custom_id ?? null : null;
+  } catch { // its reply says so
+    return null;
+  }
+}
+
+/** What is to be done. */
+interface Job {
+  from: string;
+  to: string;
+  /** Requests that have been answered, and all of them. */
+  done: number;
+  total: number;
+}
+
+/** Answers the requests that have no reply yet, some at once, and writes in their order. */
+async function run(
+  { from, to, done: skipped, total }: Job,
+  server: Server,
+  slots: number,
+  progress: Progress,
+  signal: AbortSignal,
+): Promise<void> {
+  using file = await open(to, { append: true, create: true });
+  const ready = new Map<number, string>(), running = new Set<Promise<void>>();
+  const seen = new Map<unknown, number>(), began = performance.now();
+  let written = skipped, failed = 0, tokens = 0, index = 0;
+  const write = async () => {
+    for (let line; (line = ready.get(written)) !== undefined; written++) {
+      ready.delete(written);
+      await writeLine(file, line);
+    }
+  };
+  const show = () => {
+    const rate = tokens / (performance.now() - began) * 1000;
+    const note = `${Math.round(rate)} tokens/s`;
+    progress.count("batch", "requests", written + ready.size, total, note);
+  };
+  for await (const line of linesOf(from)) {
+    const at = index++;
+    const request = readRequest(line, at + 1, seen);
+    if (at < skipped) continue;
+    while (running.size >= slots || at - written >= AHEAD) {
+      await Promise.race(running);
+      await write();
+      show();
+    }
+    signal.throwIfAborted();
+    const task = answer(server, request, signal).then((reply) => {
+      signal.throwIfAborted();
+      if (reply.failed) failed++;
+      tokens += reply.tokens;
+      ready.set(at, reply.line);
+    }).finally(() => running.delete(task));
+    task.catch(() => {}); // the race has it, or one before it ended the batch
+    running.add(task);
+  }
+  while (running.size > 0) {
+    await Promise.race(running);
+    await write();
+    show();
+  }
+  await write();
+  progress.clear();
+  const seconds = (performance.now() - began) / 1000;
+  say(
+    `${total - skipped} requests in ${seconds.toFixed(1)} s, ${
+      Math.round(tokens / seconds)
+    } tokens/s; ${failed === 0 ? "none" : failed} failed.`,
+  );
+}
+
+async function writeLine(file: Deno.FsFile, line: string): Promise<void> {
+  const bytes = new TextEncoder().encode(`${line}\n`);
+  try {
+    for (let at = 0; at < bytes.length;) {
+      at += await file.write(bytes.subarray(at));
+    }
+  } catch (error) {
+    throw new Error(
+      `${CANNOT}: a reply cannot be written (${errorText(error)})`,
+    );
+  }
+}
+
+/** A request, or what is wrong with its line. */
+type Read = { asked: Asked } | { custom_id: unknown; wrong: string };
+
+function readRequest(
+  line: Uint8Array,
+  number: number,
+  seen: Map<unknown, number>,
+): Read {
+  let json: unknown;
+  const wrong = (why: string, custom_id: unknown = null) => ({
+    custom_id,
+    wrong: `Cannot read line ${number}: ${why}`,
+  });
+  try {
+    json = JSON.parse(
+      new TextDecoder("utf-8", { fatal: true }).decode(line),
+    );
+  } catch (error) {
+    return wrong(`it is not valid JSON (${errorText(error)})`);
+  }
+  if (!isObject(json)) {
+    return wrong(`it is ${described(json)}, must be an object`);
+  }
+  const { custom_id, method = "POST", url, body } = json;
+  const problem = (why: string) => wrong(why, custom_id ?? null);
+  if (typeof custom_id !== "string") {
+    return problem(`custom_id is ${described(custom_id)}, must be a string`);
+  }
+  const before = seen.get(custom_id);
+  if (before !== undefined) {
+    return problem(
+      `custom_id is ${described(custom_id)} as in line ${before}, must differ`,
+    );
+  }
+  seen.set(custom_id, number);
+  if (method !== "POST") {
+    return problem(`method is ${described(method)}, must be POST`);
+  }
+  if (typeof url !== "string" || !URLS.includes(url)) {
+    return problem(
+      `url is ${described(url)}, must be one of ${URLS.join(", ")}`,
+    );
+  }
+  if (!isObject(body)) {
+    return problem(`body is ${described(body)}, must be an object`);
+  }
+  if (body.stream === true) {
+    return problem("body.stream is true, must be left out");
+  }
+  return { asked: { custom_id, url, body } };
+}
+
+/** Answers a request; an error is part of the reply. */
+async function answer(server: Server, read: Read, signal: AbortSignal) {
+  const id = newId("batch_req_");
+  if ("wrong" in read) {
+    const { custom_id, wrong: message } = read;
+    const error = { code: "invalid_request", message };
+    const line = JSON.stringify({ id, custom_id, response: null, error });
+    return { line, failed: true, tokens: 0 };
+  }
+  const { custom_id, url, body: asked } = read.asked;
+  const response = await server.fetch(
+    new Request(`http://localhost${url}`, {
+      method: "POST",
+      body: JSON.stringify(asked),
+      signal,
+    }),
+  );
+  const body = await response.json(), { status } = response;
+  const { usage } = body;
+  return {
+    line: JSON.stringify({
+      id,
+      custom_id,
+      response: {
+        status_code: status,
+        request_id: response.headers.get("x-request-id"),
+        body,
+      },
+      error: null,
+    }),
+    failed: status !== 200,
+    tokens: usage?.completion_tokens ?? usage?.output_tokens ?? 0,
+  };
+}

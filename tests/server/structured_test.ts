@@ -1,0 +1,226 @@
+/** Replies that must be JSON, and calls that must be made. */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import OpenAI from "npm:openai@7.59.0";
+import {
+  zodResponseFormat,
+  zodTextFormat,
+} from "npm:openai@7.59.0/helpers/zod";
+import { generateText, Output } from "npm:ai@7.0.173";
+import { createOpenAICompatible } from "npm:@ai-sdk/openai-compatible@3.0.92";
+import { z } from "npm:zod@4.6.7";
+import { type Json, serving } from "../support/serving.ts";
+
+const MODEL = "test-model";
+const USER = [{ role: "user" as const, content: "Once upon a time" }];
+const CHAT = { messages: USER, temperature: 0, max_tokens: 200 };
+/** What ends strings, lists and objects, so that replies are short. */
+const PERSON = z.object({
+  name: z.string().max(12),
+  age: z.number().int().min(0).max(99),
+  kind: z.enum(["dog", "cat"]),
+});
+const TOOLS = [
+  {
+    type: "function",
+    function: {
+      name: "get_weather",
+      parameters: {
+        type: "object",
+        properties: { city: { $ref: "#/$defs/city" } },
+        required: ["city"],
+        additionalProperties: false,
+        $defs: { city: { enum: ["Oslo", "Rome"] } },
+      },
+    },
+  },
+  { type: "function", function: { name: "get_time" } },
+];
+/** The story model's template has no place for functions. */
+const CHAT_TEMPLATE =
+  "{{ tools | tojson if tools else '' }}{% for m in messages %}{{ m.content }}{% endfor %}";
+
+Deno.test("openai: a reply is parsed under a zod schema", async () => {
+  await using server = await serving();
+  const client = new OpenAI({
+    baseURL: `${server.url}/v1`,
+    apiKey: "none",
+    maxRetries: 0,
+  });
+  const request = {
+    model: MODEL,
+    ...CHAT,
+    response_format: zodResponseFormat(PERSON, "person"),
+  };
+  const { choices: [{ message }] } = await client.chat.completions.parse(
+    request,
+  );
+  PERSON.parse(message.parsed);
+  const stream = client.chat.completions.stream(request);
+  const last = await stream.finalChatCompletion();
+  assertEquals(last.choices[0].message.parsed, message.parsed);
+  const response = await client.responses.parse({
+    model: MODEL,
+    input: USER,
+    temperature: 0,
+    text: { format: zodTextFormat(PERSON, "person") },
+  });
+  assertEquals(response.output_parsed, message.parsed);
+  await assertRejects(
+    () => client.chat.completions.create({ ...request, stop: "x" }),
+    OpenAI.BadRequestError,
+    "stop",
+  );
+});
+
+Deno.test("ai: an object is generated under a zod schema", async () => {
+  await using server = await serving();
+  const provider = createOpenAICompatible({
+    name: "test",
+    baseURL: `${server.url}/v1`,
+    supportsStructuredOutputs: true,
+  });
+  const { output } = await generateText({
+    model: provider(MODEL),
+    messages: USER,
+    temperature: 0,
+    maxOutputTokens: 200,
+    output: Output.object({ schema: PERSON }),
+  });
+  PERSON.parse(output);
+});
+
+Deno.test("json_object is any object, and a reply that is cut off says so", async () => {
+  await using server = await serving();
+  const { json } = await server.post("/v1/chat/completions", {
+    ...CHAT,
+    max_tokens: 3,
+    response_format: { type: "json_object" },
+  });
+  const [{ message, finish_reason }] = json.choices;
+  assert(message.content.startsWith("{"), message.content);
+  assertEquals(finish_reason, "length");
+});
+
+Deno.test("a schema that cannot be followed is refused, with its keyword", async () => {
+  await using server = await serving();
+  const chat = (schema: Json) =>
+    server.post("/v1/chat/completions", {
+      ...CHAT,
+      response_format: {
+        type: "json_schema",
+        json_schema: { name: "x", schema },
+      },
+    });
+  const refused = await chat({ type: "array", uniqueItems: true });
+  assertEquals(refused.status, 400);
+  const { param, message } = refused.json.error;
+  assertEquals(param, "response_format.json_schema.schema");
+  assert(message.includes("uniqueItems at #"), message);
+  assertEquals((await chat({ type: "nothing" })).status, 400);
+  assertEquals((await chat(1)).status, 400);
+  const cases: [path: string, body: Json, param: string][] = [
+    ["chat/completions", { response_format: {} }, "response_format.type"],
+    [
+      "chat/completions",
+      { response_format: { type: "xml" } },
+      "response_format.type",
+    ],
+    [
+      "chat/completions",
+      { response_format: { type: "json_schema" } },
+      "response_format.json_schema",
+    ],
+    [
+      "responses",
+      { text: { format: { type: "json_schema", name: "x" } } },
+      "text.format.schema",
+    ],
+    [
+      "responses",
+      { text: { format: { type: "json_schema", schema: { not: {} } } } },
+      "text.format.schema",
+    ],
+  ];
+  for (const [path, body, param] of cases) {
+    const prompt = path === "responses" ? { input: USER } : { messages: USER };
+    const answer = await server.post(`/v1/${path}`, { ...prompt, ...body });
+    assertEquals([answer.status, answer.json.error.param], [400, param]);
+  }
+});
+
+Deno.test("a function is called if it must be, whole and in a stream", async () => {
+  await using server = await serving({ chatTemplate: CHAT_TEMPLATE });
+  const named = (name: string) => ({ type: "function", function: { name } });
+  for (
+    const [choice, names] of [
+      ["required", ["get_weather", "get_time"]],
+      [named("get_weather"), ["get_weather"]],
+      [named("get_time"), ["get_time"]],
+    ] as const
+  ) {
+    const ask = { ...CHAT, tools: TOOLS, tool_choice: choice };
+    const { json } = await server.post("/v1/chat/completions", ask);
+    const [{ message, finish_reason }] = json.choices;
+    assertEquals([message.content, finish_reason], [null, "tool_calls"]);
+    const [{ function: called, id }] = message.tool_calls;
+    assert(names.includes(called.name as never), called.name);
+    assert(id.startsWith("call_"));
+    const args = JSON.parse(called.arguments);
+    if (called.name === "get_time") assertEquals(args, {});
+    else assert(["Oslo", "Rome"].includes(args.city), called.arguments);
+    const events = await server.stream("/v1/chat/completions", {
+      ...ask,
+      stream: true,
+    });
+    events.pop();
+    const chunks = events.map((data) => JSON.parse(data).choices[0]);
+    const calls = chunks.flatMap(({ delta }) => delta.tool_calls ?? []);
+    assertEquals(calls[0].function.name, called.name);
+    assertEquals(calls[1].function.arguments, called.arguments);
+    assert(chunks.every(({ delta }) => !delta.content));
+    assertEquals(chunks.at(-1).finish_reason, "tool_calls");
+  }
+  const { json } = await server.post("/v1/responses", {
+    input: USER,
+    temperature: 0,
+    tools: TOOLS.map(({ type, function: rest }) => ({ type, ...rest })),
+    tool_choice: { type: "function", name: "get_weather" },
+  });
+  assertEquals(json.output.map(({ type }: Json) => type), ["function_call"]);
+  const cut = await server.post("/v1/chat/completions", {
+    ...CHAT,
+    tools: TOOLS,
+    tool_choice: "required",
+    max_tokens: 2,
+  });
+  const [{ message, finish_reason }] = cut.json.choices;
+  assertEquals([message.content, message.tool_calls, finish_reason], [
+    "",
+    undefined,
+    "length",
+  ]);
+});
+
+Deno.test("a choice of functions that cannot be is refused", async () => {
+  await using server = await serving({ chatTemplate: CHAT_TEMPLATE });
+  const unsure = {
+    type: "function",
+    function: { name: "f", parameters: { not: {} } },
+  };
+  for (
+    const [more, param] of [
+      [{ tool_choice: "required" }, "tool_choice"],
+      [
+        { tool_choice: { type: "function", function: { name: "f" } } },
+        "tool_choice",
+      ],
+      [{ tools: TOOLS, tool_choice: {} }, "tool_choice"],
+      [{ tools: TOOLS, tool_choice: "maybe" }, "tool_choice"],
+      [{ tools: [unsure], tool_choice: "required" }, "tools"],
+    ] as const
+  ) {
+    const body = { ...CHAT, ...more };
+    const { status, json } = await server.post("/v1/chat/completions", body);
+    assertEquals([status, json.error.param], [400, param]);
+  }
+});
