@@ -120,7 +120,7 @@ export function weights(config: Qwen3Config): Weights<WeightSpec> {
     // f16 attention needs to know how large q and k can get.
     const measured = { measured: true };
     // Attention magnifies errors in q and k, and these two are the smaller matrices: they
-    // made most of the error of f16 ("f16: what attention reads and writes in f32").
+    // made most of the error of f16 ("f16: attention's projections in f32").
     const exact = { exact: true };
     return {
       inputNorm: layer("norm", "input_norm", { input_layernorm: [hidden] }),
