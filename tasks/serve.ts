@@ -111,6 +111,7 @@ await runTask({
   } catch (error) {
     if (interrupt.code === undefined) throw nameModel(error);
     progress.clear();
+    return interrupt.code; // while the model was loading
   }
   return 0;
 });

@@ -196,8 +196,14 @@ Deno.test("token ids come along if asked", async () => {
       stream: true,
     });
     data.pop();
-    const ids = data.flatMap((one) => JSON.parse(one).choices[0].token_ids);
+    const chunks = data.map((one) => JSON.parse(one));
+    const ids = chunks.flatMap(({ choices: [choice] }) => choice.token_ids);
     assertEquals(ids, own.tokenIds);
+    const prompts = chunks.map((chunk) =>
+      chunk.prompt_token_ids ?? chunk.choices[0].prompt_token_ids
+    );
+    assertEquals(prompts.filter(Boolean), [prompt]); // in the first only
+    assertEquals(prompts[0], prompt);
   }
 });
 
