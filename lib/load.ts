@@ -176,7 +176,7 @@ const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
  * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices`, `loadMs`,
- * `memoryBytes` and `hasTokenizer` still answer; everything else throws, and so does a run
+ * `memoryBytes`, `generates` and `hasTokenizer` still answer; everything else throws, and so does a run
  * that had not ended.
  */
 export class Qwen3 implements Disposable {
@@ -295,6 +295,11 @@ export class Qwen3 implements Disposable {
     const { name } = this.#checkpoint;
     return this.#tokenizer?.chatTemplate ??
       (name === DEFAULT_MODEL ? STORY_TEMPLATE : undefined);
+  }
+
+  /** Whether the model writes text, as those for embedding or ranking do not. */
+  get generates(): boolean {
+    return this.#checkpoint.only === undefined;
   }
 
   /** Whether the checkpoint has a tokenizer. */
