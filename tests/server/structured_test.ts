@@ -137,7 +137,11 @@ Deno.test("a schema that cannot be followed is refused, with its keyword", async
     ],
     [
       "responses",
-      { text: { format: { type: "json_schema", schema: { not: {} } } } },
+      {
+        text: {
+          format: { type: "json_schema", schema: { not: { type: "null" } } },
+        },
+      },
       "text.format.schema",
     ],
   ];
@@ -205,7 +209,7 @@ Deno.test("a choice of functions that cannot be is refused", async () => {
   await using server = await serving({ chatTemplate: CHAT_TEMPLATE });
   const unsure = {
     type: "function",
-    function: { name: "f", parameters: { not: {} } },
+    function: { name: "f", parameters: { not: { type: "null" } } },
   };
   for (
     const [more, param] of [
