@@ -544,6 +544,8 @@ export class Qwen3 implements Disposable {
       exclusive: (work) => this.#turns.exclusive("generate", work),
       prepare: (prompt, options, start) =>
         this.#parts([prompt], options, size.context, ([asked]) => start(asked)),
+      chat: (settings, start) =>
+        this.#chat(settings, size.context, ([asked]) => start(asked)),
     });
   }
 
@@ -626,6 +628,10 @@ export class Qwen3 implements Disposable {
    * disposed.
    */
   chat(settings: ChatSettings = {}): Chat {
+    return this.#chat(settings);
+  }
+
+  #chat(settings: ChatSettings, ...how: HowRun): Chat {
     const cannot = "Cannot chat";
     this.#turns.requireModel("chat");
     this.#requireHead("chat");
@@ -637,19 +643,21 @@ export class Qwen3 implements Disposable {
         `${cannot}: ${name} has no chat template, the option chatTemplate can give one`,
       );
     }
+    const [context = this.context, inEngine] = how;
     const model: ChatModel = {
       name: name === DEFAULT_MODEL ? "the story model" : shownUrl(name),
-      context: this.context,
+      context,
       config: this.config,
       tokenizer,
       run: (prompt, given, begin) => {
-        const options = checkGenerating({ ...given, chatTemplate: undefined });
-        this.#check("generate", prompt.tokenIds);
-        return new Run({ ...this.#partsOf([prompt], options), begin });
+        this.#turns.requireModel("generate");
+        const options = checkGenerating({ ...given, chatTemplate: template });
+        this.#check("generate", prompt.tokenIds, "the prompt", context);
+        return new Run({ ...this.#partsOf([prompt], options, ...how), begin });
       },
       fingerprint: () => this.#fingerprint ??= fingerprintOf(this.#checkpoint),
-      withCache: (action, work) =>
-        this.#turns.once(
+      withCache: async (action, work) =>
+        inEngine ? await work(undefined) : await this.#turns.once(
           action,
           undefined,
           async (signal) => await work((await this.#ready(signal)).kept),

@@ -402,7 +402,8 @@ function chooseManyRows(
   const defaults = defaultsFor(device);
   const tunedHalf = device.tuned?.get(linearKey("gemm", shape, true));
   const half = { ...tileFor(m, n, format, device, true), ...tunedHalf };
-  const headroom = headroomOf(shape, Number(half.BK));
+  const room = headroomOf(shape, Number(half.BK));
+  const headroom = shape.exact ? undefined : room;
   const tuned = headroom
     ? tunedHalf
     : device.tuned?.get(linearKey("gemm", shape));
@@ -410,6 +411,7 @@ function chooseManyRows(
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");
+  else if (room) reasons.push("multiplies in f32: attention magnifies errors");
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
   reasons.push(origin(tuned, defaults));
   return {
