@@ -91,6 +91,7 @@ await runTask({
   const model = flags.text("model");
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
+  silenceWarning();
   const http = listen(server, hostname, port);
   try {
     const opened = await openModel(model, { ...where, signal }, progress);
@@ -139,6 +140,17 @@ function serverOf(flags: Flags, hostname: string): Server {
     bodyBytes: (flags.whole("max-body", 1, 1024) ?? 8) << 20,
     onError: (line) => say(`Error: ${line}`),
   });
+}
+
+/**
+ * Silences Deno's warning that it aborts a request's signal after a reply too, which does no
+ * harm here. deno.json has the flag against it, which an installed command lacks.
+ */
+function silenceWarning(): void {
+  const { warn } = console;
+  console.warn = (...parts) => {
+    if (!`${parts[0]}`.startsWith("Deno.serve: request.signal")) warn(...parts);
+  };
 }
 
 function listen(

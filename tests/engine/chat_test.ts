@@ -93,6 +93,13 @@ eachDevice("forks share what they have in common", async (device) => {
   assert(chat.messages[4].content !== fork.messages[4].content);
   fork.reset();
   assertEquals([fork.turns, fork.tokens, chat.turns], [0, 0, 3]);
+  // Two messages at once are one turn.
+  const both = ["A cat", "A dog"].map((content) => ({
+    role: "user" as const,
+    content,
+  }));
+  await fork.send(both);
+  assertEquals([fork.turns, fork.messages.length], [1, 3]);
 });
 
 eachDevice("conversations of an engine go on at a time", async (device) => {
@@ -125,6 +132,25 @@ eachDevice("conversations of an engine go on at a time", async (device) => {
     (async () => await fork.send("Right"))(),
   ]);
   assert(a.stats.cachedTokens >= 32 && b.stats.cachedTokens >= 32);
+});
+
+Deno.test("tokens that the tokenizer would not write are kept", async () => {
+  using qwen = await story();
+  const plain = { addSpecialTokens: false };
+  const [e] = qwen.tokenizer.encode("e", plain);
+  const chat = qwen.chat({ ...GREEDY, logitBias: { [e]: 100 } });
+  const first = await chat.send("Once upon a time, s");
+  assertEquals(first.tokenIds, Array(8).fill(e));
+  assert(qwen.tokenizer.encode("eeeeeeee", plain).length < 8);
+  const next = qwen.tokenizer.encode("\n\nShe", plain);
+  for (const one of [chat.fork(), chat]) {
+    const { stats } = await one.send("She");
+    assertEquals(
+      stats.promptTokens,
+      first.stats.promptTokens + 8 + next.length,
+    );
+    assert(stats.cachedTokens >= first.stats.promptTokens + 7);
+  }
 });
 
 Deno.test("a reply may follow a schema", async () => {

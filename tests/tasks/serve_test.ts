@@ -11,10 +11,19 @@ import { RUN, runTask } from "../support/run_task.ts";
 const STORY = { prompt: "Once upon a time", temperature: 0, max_tokens: 8 };
 const TEXT = ", there was a little girl named Lily";
 
-/** Starts the task on a free port; resolves when it can answer. */
+/** Starts the task on a free port, as if installed; resolves when it can answer. */
 async function start(args: string[], env: Record<string, string> = {}) {
   const child = new Deno.Command(Deno.execPath(), {
-    args: [...RUN, "tasks/serve.ts", "--port", "0", "--device", "cpu", ...args],
+    args: [
+      ...RUN,
+      "--no-config",
+      "tasks/serve.ts",
+      "--port",
+      "0",
+      "--device",
+      "cpu",
+      ...args,
+    ],
     cwd: new URL("../..", import.meta.url),
     env: { NO_COLOR: "1", ...env },
     stdout: "piped",
