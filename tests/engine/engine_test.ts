@@ -248,7 +248,7 @@ Deno.test("a slow reader loses its slot, and nothing else", async () => {
 });
 
 eachDevice(
-  "other calls wait for a step, and the engine for them",
+  "other calls and the engine take turns",
   async (device) => {
     using qwen = await loadQwen3(undefined, { device });
     using engine = await qwen.engine({ slots: 2, context: 64 });
