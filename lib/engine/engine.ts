@@ -107,7 +107,28 @@ class Request implements RowText {
   #error?: { reason: unknown };
   #wake?: () => void;
 
-  constructor(readonly asked: Asked) {}
+  /** The mask that was asked for; its errors end this request alone. */
+  readonly mask?: TokenMask;
+
+  constructor(readonly asked: Asked) {
+    if (asked.mask) this.mask = this.#guarded(asked.mask);
+  }
+
+  #guarded(mask: TokenMask): TokenMask {
+    const unless = <R>(failed: R, work: () => R): R => {
+      if (this.#error) return failed;
+      try {
+        return work();
+      } catch (reason) {
+        this.fail(reason);
+        return failed;
+      }
+    };
+    return {
+      fill: (bits) => unless(false, () => mask.fill(bits)),
+      accept: (id) => unless(undefined, () => mask.accept(id)),
+    };
+  }
 
   get tokens(): readonly number[] {
     return this.entry!.tokens;
@@ -123,10 +144,6 @@ class Request implements RowText {
 
   get sampling(): Sampling {
     return this.asked.sampling;
-  }
-
-  get mask(): TokenMask | undefined {
-    return this.asked.mask;
   }
 
   fail(reason: unknown): void {
@@ -366,7 +383,7 @@ export class Engine implements Disposable {
 
   /** Takes the tokens of a row, up to the end of its text. */
   #accept(request: Request, ids: SampledTokens): void {
-    const entry = request.entry!, { eosTokenIds, mask } = request.asked;
+    const { mask, asked: { eosTokenIds } } = request, entry = request.entry!;
     if (entry.state !== "decoding") return; // paused meanwhile
     const isFirst = entry.tokens.length === entry.promptTokens;
     const last = ids.findIndex((id) =>

@@ -210,6 +210,31 @@ eachDevice("masks restrict their own requests", async (device) => {
   assertEquals(await Promise.all(runs), [free.tokenIds, tokenIds, tokenIds]);
 });
 
+eachDevice("a mask that throws ends its own request", async (device) => {
+  using qwen = await loadQwen3(undefined, { device, precision: "f32" });
+  const options = { ...GREEDY, maxTokens: 30 };
+  const alone = await qwen.generate("A dog", options);
+  using engine = await qwen.engine({ slots: 3, context: 64 });
+  const fail = () => {
+    throw new Error("broken mask");
+  };
+  const other = engine.submit("A dog", options).then(({ tokenIds }) =>
+    tokenIds
+  );
+  const masks = [{ fill: fail, accept: () => {} }, {
+    fill: () => false,
+    accept: fail,
+  }];
+  await Promise.all(masks.map((mask) =>
+    assertRejects(
+      async () => await engine.submit("Once", { ...options, mask }),
+      Error,
+      "broken mask",
+    )
+  ));
+  assertEquals(await other, alone.tokenIds);
+});
+
 eachDevice("a schema is followed beside free text", async (device) => {
   using qwen = await loadQwen3(undefined, { device, precision: "f32" });
   const schema = {
