@@ -94,6 +94,8 @@ export type { Rows, RowsSize, RowText } from "./lib/model/rows.ts";
 export type { Paging } from "./lib/model/kv_cache.ts";
 export type {
   Logprobs,
+  MaskSource,
+  SampledTokens,
   Sampling,
   SamplingOptions,
   TokenLogprob,

@@ -17,6 +17,7 @@ import {
 } from "./model_rows.ts";
 import { matmulRow, matmulSize } from "./matmul_rows.ts";
 import type { Measured } from "./report.ts";
+import { MIDDLE, REQUESTS, requestsRow } from "./requests_row.ts";
 import { type BenchSetting, FEW_RUNS } from "./setting.ts";
 
 /** One row: what it measures, how, and what to compare it with. */
@@ -79,6 +80,21 @@ function modelRows(): NamedRow[] {
       },
       targets: { "over one sequence": "6 ×, better 10" },
       peers: { workloads: { [`tg@${SHORT}x${BATCH}`]: "generateBatch" } },
+    }],
+    [`requests-${REQUESTS.count}`, {
+      what:
+        `${REQUESTS.count} requests at once, prompts and replies of ${REQUESTS.least} to ${REQUESTS.most} tokens`,
+      measure: requestsRow,
+      seconds: (speed) => {
+        // As much work as this many batches of 64; the context must do for the longest.
+        const batches = REQUESTS.count / 64;
+        return speed.generate(REQUESTS.most, REQUESTS.most) &&
+          speed.runs(FEW_RUNS) *
+            (batches * speed.generate(MIDDLE, MIDDLE, 64) +
+              speed.generate(MIDDLE, MIDDLE, 32));
+      },
+      few: "all",
+      targets: { "over 32 rows alone": "0.7 ×" },
     }],
     ["context", {
       what:

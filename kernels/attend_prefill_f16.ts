@@ -47,10 +47,10 @@ const fetchKeys = (k0: string) => /* wgsl */ `
  * Workgroup memory holds q and a whole tile of 64 keys, then of their values; the next
  * tile is fetched into registers while this one is multiplied.
  *
- * Products are summed in f16 over 32 terms and in f32 beyond. The sums stay in range: q is
- * scaled first and the norms' weights bound both factors (the caller checks this), and the
- * weights of values are divided by 32, so that a sum of 32 terms cannot exceed the largest
- * value.
+ * Products are summed in f16 over TERMS terms, which must divide 32, and in f32 beyond. The
+ * sums stay in range: q is scaled first and the norms' weights bound both factors (the
+ * caller checks this), and the weights of values are divided by TERMS, so that a sum
+ * cannot exceed the largest value.
  */
 export const attendPrefillF16 = defineKernel<AttentionCase>({
   name: "attendPrefillF16",
@@ -71,6 +71,7 @@ export const attendPrefillF16 = defineKernel<AttentionCase>({
     LOG_LANES: 4,
     SUBGROUPS: 1,
     F16: 1,
+    TERMS: 8,
     CACHE: "float",
     ...NOT_PAGED,
   },
@@ -170,13 +171,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     @unroll for (var r = 0; r < 4; r++) { score[r] = vec4f(); }
     for (var d0 = 0u; d0 < HEAD_DIM; d0 += 32u) {
       @split var sum: array<T, 4>;
-      @unroll for (var r = 0; r < 4; r++) { sum[r] = T(); }
       @unroll for (var d = 0; d < 32; d++) {
         let qv = queries[(d0 + d) * FOURS + tm];
         let kv = stage[(d0 + d) * 16u + tn];
-        @unroll for (var r = 0; r < 4; r++) { sum[r] = fma(T(qv[r]), kv, sum[r]); }
+        @unroll for (var r = 0; r < 4; r++) {
+          @if d % TERMS == 0 { sum[r] = T(qv[r]) * kv; } @else { sum[r] = fma(T(qv[r]), kv, sum[r]); }
+          @if (d + 1) % TERMS == 0 { score[r] += vec4f(sum[r]); }
+        }
       }
-      @unroll for (var r = 0; r < 4; r++) { score[r] += vec4f(sum[r]); }
     }
     let key = vec4u(k0 + tn * 4u) + vec4u(0u, 1u, 2u, 3u);
     @unroll for (var r = 0; r < 4; r++) {
@@ -190,7 +192,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     }
     workgroupBarrier(); // keys have been read
     @unroll for (var c = 0; c < 4; c++) {
-      weights[(tn * 4u + c) * FOURS + tm] = T(vec4f(score[0][c], score[1][c], score[2][c], score[3][c]) / 32.0);
+      weights[(tn * 4u + c) * FOURS + tm] = T(vec4f(score[0][c], score[1][c], score[2][c], score[3][c]) / f32(TERMS));
     }
     @unroll for (var l = 0; l < VALUE_LOADS; l++) {
       @if CACHE == "q8_0" { stage[l * WORKGROUP + tid] = value_of(value[l]); }
@@ -200,15 +202,16 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     if (k0 + 64u < keys) { ${fetchKeys("k0 + 64u")} }
     for (var s0 = 0u; s0 < 64u; s0 += 32u) {
       @split var sum: array<T, 4 * NV>;
-      @unroll for (var i = 0; i < 4 * NV; i++) { sum[i] = T(); }
       @unroll for (var s = 0; s < 32; s++) {
         let w = weights[(s0 + s) * FOURS + tm];
         @unroll for (var j = 0; j < NV; j++) {
           let value = stage[(s0 + s) * WIDTH + min(j * 16u + tn, WIDTH - 1u)];
-          @unroll for (var r = 0; r < 4; r++) { sum[r * NV + j] = fma(T(w[r]), value, sum[r * NV + j]); }
+          @unroll for (var r = 0; r < 4; r++) {
+            @if s % TERMS == 0 { sum[r * NV + j] = T(w[r]) * value; } @else { sum[r * NV + j] = fma(T(w[r]), value, sum[r * NV + j]); }
+            @if (s + 1) % TERMS == 0 { acc[r * NV + j] += vec4f(sum[r * NV + j]); }
+          }
         }
       }
-      @unroll for (var i = 0; i < 4 * NV; i++) { acc[i] += vec4f(sum[i]) * 32.0; }
     }
     workgroupBarrier(); // values and weights have been read
   }
@@ -217,7 +220,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     if (row < rows) {
       @unroll for (var j = 0; j < NV; j++) {
         let d = j * 16u + tn;
-        if (d < WIDTH) { y_put(row_at(row, kv_head, wg.z) + d, acc[r * NV + j] / total[r]); }
+        if (d < WIDTH) { y_put(row_at(row, kv_head, wg.z) + d, acc[r * NV + j] * (f32(TERMS) / total[r])); }
       }
     }
   }

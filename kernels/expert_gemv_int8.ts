@@ -35,6 +35,7 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
     NORM: 0,
     EPILOGUE: "store",
     CHUNK: 12288,
+    ROLLED: 0,
   },
   derive: (c, { held, k, used, parts }) => {
     const terms = c.EPILOGUE === "add" ? used : 1;

@@ -216,10 +216,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @split var residual: array<f32, ROWS>;
     var squared_sum = 0.0;
   }
-${FACTOR}  // 1, as compilers cannot know: they would unroll loops of constant counts. Between two
-  // dispatches a large model's weights displace instructions from the caches, so less code
-  // starts sooner.
-  let once = min(u.n, 1u);
+${FACTOR}  @if ROLLED {
+    // 1, as compilers cannot know: they would unroll loops of constant counts.
+    let once = min(u.n, 1u);
+  } @else { let once = 1u; }
   for (var phase = 0u; phase < PHASES * once; phase++) {
     { let g = own_group; ${load("raw", "phase", "0u")} }
     @if PHASES > 1 { workgroupBarrier(); }
@@ -356,6 +356,10 @@ ${FACTOR}  // 1, as compilers cannot know: they would unroll loops of constant c
  * A workgroup rounds all of `x` for itself, CHUNK elements at a time, while its first
  * weights are on their way. Each of its lane groups then takes LOOPS times ROWS rows of
  * `w`, and loads the next units while it multiplies the last ones.
+ *
+ * Between two dispatches of a kernel, the weights of a large model displace its instructions
+ * from the caches, so the less code there is, the sooner it starts. ROLLED keeps compilers
+ * from unrolling its loops.
  */
 export const gemvInt8 = defineKernel<LinearCase>({
   name: "gemvInt8",
@@ -377,6 +381,7 @@ export const gemvInt8 = defineKernel<LinearCase>({
     NORM: 0,
     EPILOGUE: "store",
     CHUNK: 12288,
+    ROLLED: 0,
     EXPERTS: 0,
   },
   derive: (c, { m, k, parts }) => deriveInt8(c, { m, k, terms: 1, parts }),

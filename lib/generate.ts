@@ -15,6 +15,7 @@ import {
   type SamplingOptions,
   type TokenMask,
 } from "./model/sampling.ts";
+import { grammarOf } from "./text/grammar/mod.ts";
 import { givenOptions } from "./text/options.ts";
 import type { PromptOptions } from "./text/prompt.ts";
 import {
@@ -112,7 +113,7 @@ export function checkGenerating(options: GenerateOptions): GenerateOptions {
   const cannot = "Cannot generate";
   const given = givenOptions(cannot, options, KINDS);
   const { maxTokens, stop = [], mask } = given;
-  requireSchemaAlone(cannot, given);
+  checkSchema(cannot, given);
   if (mask) {
     requireKind(cannot, "mask.fill", mask.fill, "function");
     requireKind(cannot, "mask.accept", mask.accept, "function");
@@ -132,13 +133,14 @@ export function checkGenerating(options: GenerateOptions): GenerateOptions {
   return given;
 }
 
-/** Refuses what would cut JSON off, or lead elsewhere. */
-function requireSchemaAlone(cannot: string, given: GenerateOptions): void {
+/** Refuses a schema that cannot be guaranteed, and what would cut JSON off. */
+function checkSchema(cannot: string, given: GenerateOptions): void {
   const { schema, stop = [], mask, ignoreEos } = given;
   if (schema === undefined) return;
   if (schema !== true && !isObject(schema)) {
     throw wrongOption(cannot, "schema", schema, "a JSON schema, or true");
   }
+  grammarOf(schema);
   const other = stop.length > 0 ? "stop" : mask ? "mask" : "ignoreEos";
   if (stop.length === 0 && !mask && !ignoreEos) return;
   throw wrongOption(

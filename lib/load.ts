@@ -176,7 +176,7 @@ const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
  * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices`, `loadMs`,
- * `memoryBytes` and `hasTokenizer` still answer; everything else throws, and so does a run
+ * `memoryBytes`, `generates` and `hasTokenizer` still answer; everything else throws, and so does a run
  * that had not ended.
  */
 export class Qwen3 implements Disposable {
@@ -295,6 +295,11 @@ export class Qwen3 implements Disposable {
     const { name } = this.#checkpoint;
     return this.#tokenizer?.chatTemplate ??
       (name === DEFAULT_MODEL ? STORY_TEMPLATE : undefined);
+  }
+
+  /** Whether the model writes text, as those for embedding or ranking do not. */
+  get generates(): boolean {
+    return this.#checkpoint.only === undefined;
   }
 
   /** Whether the checkpoint has a tokenizer. */
@@ -539,6 +544,8 @@ export class Qwen3 implements Disposable {
       exclusive: (work) => this.#turns.exclusive("generate", work),
       prepare: (prompt, options, start) =>
         this.#parts([prompt], options, size.context, ([asked]) => start(asked)),
+      chat: (settings, start) =>
+        this.#chat(settings, size.context, ([asked]) => start(asked)),
     });
   }
 
@@ -621,6 +628,10 @@ export class Qwen3 implements Disposable {
    * disposed.
    */
   chat(settings: ChatSettings = {}): Chat {
+    return this.#chat(settings);
+  }
+
+  #chat(settings: ChatSettings, ...how: HowRun): Chat {
     const cannot = "Cannot chat";
     this.#turns.requireModel("chat");
     this.#requireHead("chat");
@@ -632,19 +643,21 @@ export class Qwen3 implements Disposable {
         `${cannot}: ${name} has no chat template, the option chatTemplate can give one`,
       );
     }
+    const [context = this.context, inEngine] = how;
     const model: ChatModel = {
       name: name === DEFAULT_MODEL ? "the story model" : shownUrl(name),
-      context: this.context,
+      context,
       config: this.config,
       tokenizer,
       run: (prompt, given, begin) => {
-        const options = checkGenerating({ ...given, chatTemplate: undefined });
-        this.#check("generate", prompt.tokenIds);
-        return new Run({ ...this.#partsOf([prompt], options), begin });
+        this.#turns.requireModel("generate");
+        const options = checkGenerating({ ...given, chatTemplate: template });
+        this.#check("generate", prompt.tokenIds, "the prompt", context);
+        return new Run({ ...this.#partsOf([prompt], options, ...how), begin });
       },
       fingerprint: () => this.#fingerprint ??= fingerprintOf(this.#checkpoint),
-      withCache: (action, work) =>
-        this.#turns.once(
+      withCache: async (action, work) =>
+        inEngine ? await work(undefined) : await this.#turns.once(
           action,
           undefined,
           async (signal) => await work((await this.#ready(signal)).kept),

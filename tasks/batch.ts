@@ -19,7 +19,14 @@ import {
   sayPlacement,
 } from "./model.ts";
 import { LOADING_FLAGS, Progress, THREADS_FLAG } from "./progress.ts";
-import { nameOf, readTemplateFile, TEMPLATE_FLAG } from "./served.ts";
+import {
+  ENGINE_FLAGS,
+  engineOptions,
+  nameOf,
+  readTemplateFile,
+  startEngine,
+  TEMPLATE_FLAG,
+} from "./served.ts";
 
 const FLAGS: FlagTable = {
   ...MODEL_FLAGS,
@@ -29,6 +36,7 @@ const FLAGS: FlagTable = {
     "4096, or what the model allows",
   ],
   "alias": ["texts", "further name of the model in requests; may be repeated"],
+  ...ENGINE_FLAGS,
   ...TEMPLATE_FLAG,
   "verbose": ["switch", "say every choice about the device, with its reason"],
   ...LOADING_FLAGS,
@@ -68,6 +76,7 @@ await runTask({
 }, async (flags) => {
   const where = placementOf(flags);
   const chatTemplate = await readTemplateFile(flags);
+  const options = engineOptions(flags);
   const [from, to] = filesOf(flags.words);
   const total = await countLines(from), done = await resume(from, to);
   if (done === total) {
@@ -82,10 +91,12 @@ await runTask({
     using qwen = opened.qwen;
     const server = new Server({ seconds: 7 * 86_400, bodyBytes: 1 << 28 });
     const names = [nameOf(model), ...flags.texts("alias") ?? []];
-    server.serve({ qwen, names, chatTemplate });
+    using engine = await startEngine(qwen, options);
+    server.serve({ qwen, engine, names, chatTemplate });
     opened.tell();
     if (!opened.moved()) sayPlacement(qwen, flags.on("verbose") ?? false);
-    await run({ from, to, done, total }, server, 1, progress, signal);
+    const slots = engine?.stats.slots ?? 1;
+    await run({ from, to, done, total }, server, slots, progress, signal);
   } catch (error) {
     if (interrupt.code === undefined) throw nameModel(error);
     progress.clear();

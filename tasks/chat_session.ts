@@ -145,7 +145,9 @@ export class Session {
   }
 
   #leave(code: number): never {
-    this.#terminal?.[Symbol.dispose]();
+    try {
+      this.#terminal?.[Symbol.dispose]();
+    } catch { /* the terminal is gone */ }
     Deno.exit(code);
   }
 

@@ -227,7 +227,7 @@ const VARIABLES = {
   DENO_WEBGPU_BACKEND:
     "graphics APIs to try, comma-separated (default: vulkan,metal,dx12)",
   QWEN3_CACHE_DIR:
-    "folder of copies of web folders (default: ~/.cache/qwen3-webgpu)",
+    "folder of copies of web folders and of the history of chat (default: ~/.cache/qwen3-webgpu)",
   QWEN3_TUNING_DIR: "folder of tuned constants (default: $QWEN3_CACHE_DIR)",
   QWEN3_API_KEY: "key that clients of the server must send (--api-key)",
   NO_COLOR: "any value turns colours off",

@@ -41,6 +41,25 @@ export function onSignals(
   }
 }
 
+/**
+ * Calls `resumed` when the task goes on after it was stopped (Ctrl-Z), and `resized` when the
+ * terminal has another size; not any more once disposed. Windows has neither signal.
+ */
+export function onTerminalChange(
+  resumed: () => void,
+  resized: () => void,
+): Disposable {
+  const listened: [Deno.Signal, () => void][] = Deno.build.os === "windows"
+    ? []
+    : [["SIGCONT", resumed], ["SIGWINCH", resized]];
+  for (const [name, act] of listened) Deno.addSignalListener(name, act);
+  return {
+    [Symbol.dispose]() {
+      for (const [name, act] of listened) Deno.removeSignalListener(name, act);
+    },
+  };
+}
+
 /** What a signal ends first, such as temporary files. */
 const cleanups = new Set<() => void>();
 const listeners: [Deno.Signal, () => void][] = [];

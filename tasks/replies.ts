@@ -1,9 +1,9 @@
 /**
- * Shared by the tasks that generate replies: the flags that say how, and files of tools.
+ * Shared by the tasks that generate replies: the flags that say how, and files of tools and schemas.
  *
  * @module
  */
-import { errorText } from "../lib/errors.ts";
+import { described, errorText } from "../lib/errors.ts";
 import { checkGenerating } from "../lib/generate.ts";
 import { isObject, parseJson } from "../lib/json.ts";
 import { resolveSampling } from "../lib/model/sampling.ts";
@@ -71,6 +71,10 @@ export const REPLY_FLAGS: FlagTable = {
     "text",
     "JSON file of functions that an instruct checkpoint may call, as in OpenAI's API",
   ],
+  "schema": [
+    "text",
+    "JSON file of a JSON schema; the reply is JSON that is valid under it",
+  ],
 };
 
 /**
@@ -98,6 +102,8 @@ export async function replyOptions(flags: Flags): Promise<GenerateOptions> {
     system: flags.text("system"),
     thinking: flags.on("think"),
   };
+  const schema = flags.text("schema");
+  if (schema !== undefined) options.schema = await readSchemaFile(schema);
   checkGenerating(options);
   const file = flags.text("tools");
   return file === undefined
@@ -108,6 +114,21 @@ export async function replyOptions(flags: Flags): Promise<GenerateOptions> {
 /** Reads a list of tools, or the `tools` of an object as in OpenAI's requests. */
 export async function readToolsFile(file: string): Promise<Tool[]> {
   const cannot = `Cannot read the tools in ${file}`;
+  const json = await readJsonFile(file, cannot);
+  const tools = readTools(isObject(json) ? json.tools : json, cannot);
+  if (tools.length > 0) return tools;
+  throw new Error(`${cannot}: it lists 0 tools, must list at least one`);
+}
+
+/** Reads a JSON schema. */
+async function readSchemaFile(file: string): Promise<object> {
+  const cannot = `Cannot read the schema in ${file}`;
+  const json = await readJsonFile(file, cannot);
+  if (isObject(json)) return json;
+  throw new Error(`${cannot}: it is ${described(json)}, must be an object`);
+}
+
+async function readJsonFile(file: string, cannot: string): Promise<unknown> {
   let text: string;
   try {
     text = await Deno.readTextFile(file);
@@ -115,8 +136,5 @@ export async function readToolsFile(file: string): Promise<Tool[]> {
     throw new Error(`${cannot}: ${errorText(error)}`);
   }
   // Editors on Windows write a byte order mark.
-  const json = parseJson(text.replace(/^\uFEFF/, ""), file);
-  const tools = readTools(isObject(json) ? json.tools : json, cannot);
-  if (tools.length > 0) return tools;
-  throw new Error(`${cannot}: it lists 0 tools, must list at least one`);
+  return parseJson(text.replace(/^\uFEFF/, ""), file);
 }

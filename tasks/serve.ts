@@ -17,7 +17,14 @@ import {
   sayPlacement,
 } from "./model.ts";
 import { LOADING_FLAGS, Progress, THREADS_FLAG } from "./progress.ts";
-import { nameOf, readTemplateFile, TEMPLATE_FLAG } from "./served.ts";
+import {
+  ENGINE_FLAGS,
+  engineOptions,
+  nameOf,
+  readTemplateFile,
+  startEngine,
+  TEMPLATE_FLAG,
+} from "./served.ts";
 
 const FLAGS: FlagTable = {
   ...MODEL_FLAGS,
@@ -34,6 +41,7 @@ const FLAGS: FlagTable = {
     "none",
   ],
   "alias": ["texts", "further name that clients may use; may be repeated"],
+  ...ENGINE_FLAGS,
   ...TEMPLATE_FLAG,
   "queue": [
     "number",
@@ -79,16 +87,19 @@ await runTask({
     hostname = flags.text("host") ?? "127.0.0.1";
   const port = flags.whole("port", 0, 65_535) ?? 8000;
   const chatTemplate = await readTemplateFile(flags);
-  const server = serverOf(flags, hostname);
+  const server = serverOf(flags, hostname), options = engineOptions(flags);
   const model = flags.text("model");
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
+  silenceWarning();
   const http = listen(server, hostname, port);
   try {
     const opened = await openModel(model, { ...where, signal }, progress);
     using qwen = opened.qwen;
+    using engine = await startEngine(qwen, options);
     server.serve({
       qwen,
+      engine,
       names: [nameOf(model), ...flags.texts("alias") ?? []],
       chatTemplate,
     });
@@ -101,6 +112,7 @@ await runTask({
   } catch (error) {
     if (interrupt.code === undefined) throw nameModel(error);
     progress.clear();
+    return interrupt.code; // while the model was loading
   }
   return 0;
 });
@@ -114,6 +126,11 @@ function serverOf(flags: Flags, hostname: string): Server {
     );
   }
   const isLocal = LOOPBACK.includes(hostname) || hostname === "::1";
+  if (!isLocal && apiKey === undefined) {
+    say(
+      `Anybody who reaches ${hostname} can use the server: ${KEY} would ask for a key.`,
+    );
+  }
   return new Server({
     apiKey,
     cors: flags.texts("cors"),
@@ -123,6 +140,17 @@ function serverOf(flags: Flags, hostname: string): Server {
     bodyBytes: (flags.whole("max-body", 1, 1024) ?? 8) << 20,
     onError: (line) => say(`Error: ${line}`),
   });
+}
+
+/**
+ * Silences Deno's warning that it aborts a request's signal after a reply too, which does no
+ * harm here. deno.json has the flag against it, which an installed command lacks.
+ */
+function silenceWarning(): void {
+  const { warn } = console;
+  console.warn = (...parts) => {
+    if (!`${parts[0]}`.startsWith("Deno.serve: request.signal")) warn(...parts);
+  };
 }
 
 function listen(

@@ -4,6 +4,7 @@
  * @module
  */
 import { errorText } from "../lib/errors.ts";
+import type { Engine, EngineOptions, Qwen3 } from "../mod.ts";
 import type { Flags, FlagTable } from "./flags.ts";
 
 /** The flag of tasks that answer conversations. */
@@ -14,6 +15,32 @@ export const TEMPLATE_FLAG: FlagTable = {
     "the checkpoint's; the story model has one of its own",
   ],
 };
+
+/** The flags of tasks that generate several texts at once. */
+export const ENGINE_FLAGS: FlagTable = {
+  "slots": ["number", "texts that are generated at once, at most 64", 8],
+  "cache-tokens": [
+    "number",
+    "tokens whose keys and values are kept, of all texts and earlier prompts",
+    "slots times context, or less if that takes much memory",
+  ],
+};
+
+/** Reads {@linkcode ENGINE_FLAGS}. */
+export function engineOptions(flags: Flags): EngineOptions {
+  return {
+    slots: flags.whole("slots", 1, 64),
+    cacheTokens: flags.whole("cache-tokens", 1),
+  };
+}
+
+/** Starts an engine, unless the model is only for vectors. */
+export async function startEngine(
+  qwen: Qwen3,
+  options: EngineOptions,
+): Promise<Engine | undefined> {
+  return qwen.generates ? await qwen.engine(options) : undefined;
+}
 
 /** Reads {@linkcode TEMPLATE_FLAG}. */
 export async function readTemplateFile(

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { onTerminalChange } from "./interrupts.ts";
 import { writeAll } from "./model.ts";
 import { type Key, KeyReader } from "./keys.ts";
 import { LineEditor, type Picture } from "./line_editor.ts";
@@ -66,23 +67,14 @@ export class Terminal implements Disposable {
   /** Rows of the picture above the cursor. */
   #above = 0;
   #leave = Promise.withResolvers<null>();
-  readonly #listeners: [Deno.Signal, () => void][] = [];
+  readonly #changes: Disposable;
 
   constructor(
     readonly history: History,
     readonly words: readonly string[],
   ) {
     this.#start();
-    if (WINDOWS) return;
-    for (
-      const [name, listener] of [
-        ["SIGCONT", () => this.#start()],
-        ["SIGWINCH", () => this.#draw()],
-      ] as const
-    ) {
-      Deno.addSignalListener(name, listener);
-      this.#listeners.push([name, listener]);
-    }
+    this.#changes = onTerminalChange(() => this.#start(), () => this.#draw());
   }
 
   #start(): void {
@@ -198,9 +190,7 @@ export class Terminal implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const [name, listener] of this.#listeners) {
-      Deno.removeSignalListener(name, listener);
-    }
+    this.#changes[Symbol.dispose]();
     this.#write(PASTES_OFF);
     this.#raw(false);
   }

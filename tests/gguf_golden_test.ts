@@ -4,10 +4,11 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
+import { chooseCacheDtype } from "../lib/dispatch/precision.ts";
 import { FEW_ROWS } from "../lib/dispatch/shapes.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
 import { openDevice } from "../lib/device/open_device.ts";
-import { loadQwen3, type Qwen3 } from "../mod.ts";
+import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
 import { gpuTest } from "./support/gpu.ts";
@@ -66,6 +67,40 @@ async function check(
   }
 }
 
+/** Checks `file` as a GPU with f16 runs it; software renderers multiply in f32 by default. */
+async function checkHalf(
+  file: string,
+  golden: string,
+  quantize?: string,
+): Promise<void> {
+  await using checkpoint = await openCheckpoint(file, { quantize });
+  const { dtype: cacheDtype } = chooseCacheDtype(checkpoint.config.headDim);
+  using runner = await GpuRunner.load(await openDevice(), checkpoint, {
+    ...{ context: 80, cacheDtype, f16Matmuls: true },
+  });
+  for (const one of await ggufCases(golden)) {
+    const { name, input_ids: ids, positions_kept: kept, exact } = one;
+    const actual = /embedding/.test(golden)
+      ? (await runner.states([ids]))[0]
+      : await runner.logits(ids, { all: kept === "all" });
+    const error = relativeError(actual, exact);
+    assert(
+      error <= F16_ERROR,
+      `${name} in f16: the relative error is ${error}, must be at most ${F16_ERROR}`,
+    );
+    // Rounding is visible, so f16 was used.
+    if (runner.gpu.f16 && ids.length > FEW_ROWS) assert(error > 1e-5, name);
+  }
+}
+
+function testHalf(file: string, golden: string, quantize?: string): void {
+  const name = golden.replace(/.*\//, "");
+  gpuTest(
+    `${name} in f16, whatever the gpu`,
+    () => checkHalf(file, golden, quantize),
+  );
+}
+
 function testFile(file: string, golden: string, cpuOnly = false): void {
   const name = file.replace(/.*\//, "");
   for (const precision of ["f32", "auto"] as const) {
@@ -94,6 +129,17 @@ for (
   ]
 ) testFile(`${FILES}${name}.gguf`, FILES + name);
 testFile(`${FILES}split-Q8_0-00001-of-00003.gguf`, `${FILES}base-Q8_0`);
+
+for (
+  const name of [
+    "fused-qkv-Q4_0",
+    "embedding-F16",
+    "tiny-moe-bf16-Q4_K_M",
+    "tiny-outlier-bf16-Q4_K_M",
+  ]
+) testHalf(`${FILES}${name}.gguf`, FILES + name);
+// Its heads have 64 values, so attention multiplies in f16 too.
+testHalf(DEFAULT_MODEL, `${FILES}stories-3m-Q8_0`, "q8_0");
 
 // Software adapters multiply in f32 by default, so integers are asked for.
 gpuTest(
@@ -142,6 +188,7 @@ if (SET !== undefined) {
       if (json === undefined) continue; // parts of a split file, and bad files
       found++;
       testFile(`${SET}/${folder}/${name}`, golden);
+      testHalf(`${SET}/${folder}/${name}`, golden);
     }
   }
   Deno.test("QWEN3_GGUF_SET names a folder with GGUF files", () => {

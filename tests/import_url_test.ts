@@ -39,6 +39,7 @@ async function runScript(source: string, url: string) {
       args: [
         "run",
         "--no-config",
+        `--reload=${url}`, // an earlier run may have had this port
         `--allow-import=${new URL(url).host}`,
         // As in the README: the model, its cache, and the amount of memory.
         ...["--allow-net", "--allow-read", "--allow-env", "--allow-sys"],

@@ -62,10 +62,13 @@ export interface Defaults {
     copied?: number;
   };
   /**
-   * Quantised blocks as integers, by the shape of w: many rows; few; more, but long ones.
-   * STEPS are loads of 32 elements.
+   * Quantised blocks as integers, by rows of w and whether its model displaces instructions
+   * from caches. STEPS are loads of 32 elements.
    */
-  int8: Record<"wide" | "narrow" | "long" | "other", GemvConstants>;
+  int8: Record<
+    "wide" | "wideLarge" | "narrow" | "other" | "otherLarge",
+    GemvConstants
+  >;
   gemvRows: {
     /** Few rows of w, which make few workgroups. */
     narrow: GemvRowsConstants;
@@ -105,10 +108,11 @@ const NVIDIA: Defaults = {
   },
   // "Blocks as integers", "Less code".
   int8: {
-    wide: { WORKGROUP: 256, ROWS: 2, STEPS: 1 },
+    wide: { WORKGROUP: 128, ROWS: 4, STEPS: 2 },
+    wideLarge: { WORKGROUP: 256, ROWS: 2, STEPS: 1 },
     narrow: { WORKGROUP: 256, ROWS: 1, STEPS: 2 },
-    long: { WORKGROUP: 1024, ROWS: 1, STEPS: 1 },
-    other: { WORKGROUP: 256, ROWS: 2, STEPS: 2 },
+    other: { WORKGROUP: 256, ROWS: 2, STEPS: 4 },
+    otherLarge: { WORKGROUP: 1024, ROWS: 1, STEPS: 1 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
@@ -206,9 +210,10 @@ const SOFTWARE: Defaults = {
   },
   int8: {
     wide: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+    wideLarge: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
     narrow: { WORKGROUP: 32, ROWS: 2, STEPS: 1 },
-    long: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
     other: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+    otherLarge: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },

@@ -219,11 +219,13 @@ function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
 export const roundedBytes = (elements: number): number =>
   2 * elements + elements / 2;
 
+/** Minimum rows of w for gemvInt8's wide constants, and its most loops ("Blocks as integers"). */
+const WIDE_ROWS = 6144, MOST_LOOPS = 4;
 /**
- * Minimum rows of w for gemvInt8's wide constants, minimum k for those of few long rows, and
- * its most loops ("Blocks as integers", "Less code").
+ * Minimum elements of w, or of a row, of models whose weights displace instructions from
+ * caches: gemvInt8 then has less code ("Less code").
  */
-const WIDE_ROWS = 6144, LONG_K = 4096, MOST_LOOPS = 4;
+const LARGE = 8e6, LONG_K = 4096;
 /** Elements of x that share a scale where rows are rounded to integers. */
 const ROUNDED_BLOCK = 32;
 /** Elements of x that gemvInt8 takes at a time are a multiple of this. */
@@ -258,15 +260,15 @@ export function multipliesIntegers(
     subgroupSize >= 8 && k % ROUNDED_BLOCK === 0 && k % format.loads[0] === 0;
 }
 
+/** Whether a matrix is of a model that displaces instructions from caches. */
+const isLarge = (n: number, k: number) => n * k >= LARGE || k >= LONG_K;
+
 /** The row of defaults for gemvInt8, by the shape of w. */
-const int8Row = (n: number, k: number, { int8 }: Defaults) =>
-  n >= WIDE_ROWS
-    ? int8.wide
-    : n <= NARROW_ROWS
-    ? int8.narrow
-    : k >= LONG_K
-    ? int8.long
-    : int8.other;
+function int8Row(n: number, k: number, { int8 }: Defaults) {
+  if (n <= NARROW_ROWS) return int8.narrow;
+  if (!isLarge(n, k)) return n >= WIDE_ROWS ? int8.wide : int8.other;
+  return n >= WIDE_ROWS ? int8.wideLarge : int8.otherLarge;
+}
 
 /** Constants of a kernel that rounds `k` elements of x, for `n` rows of w in all. */
 export function integerConstants(
@@ -293,6 +295,7 @@ export function integerConstants(
       Math.min(MOST_LOOPS, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
     ),
     CHUNK: chunk,
+    ROLLED: isLarge(n, k) ? 1 : 0,
     ...lanes,
   };
 }
@@ -399,7 +402,8 @@ function chooseManyRows(
   const defaults = defaultsFor(device);
   const tunedHalf = device.tuned?.get(linearKey("gemm", shape, true));
   const half = { ...tileFor(m, n, format, device, true), ...tunedHalf };
-  const headroom = headroomOf(shape, Number(half.BK));
+  const room = headroomOf(shape, Number(half.BK));
+  const headroom = shape.exact ? undefined : room;
   const tuned = headroom
     ? tunedHalf
     : device.tuned?.get(linearKey("gemm", shape));
@@ -407,6 +411,7 @@ function chooseManyRows(
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
   const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");
+  else if (room) reasons.push("multiplies in f32: attention magnifies errors");
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
   reasons.push(origin(tuned, defaults));
   return {

@@ -101,7 +101,7 @@ export function chooseMatmulDtype(
     };
   }
   return f16
-    ? { dtype: "f16", reason: "faster; rows are scaled into f16's range" }
+    ? { dtype: "f16", reason: "faster; attention's projections stay in f32" }
     : { dtype: "f32", reason: "the adapter lacks shader-f16" };
 }
 

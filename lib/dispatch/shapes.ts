@@ -24,6 +24,8 @@ export interface LinearShape {
    * matmuls need it.
    */
   largest?: number;
+  /** Whether many rows multiply in f32, even where f16 is allowed. */
+  exact?: boolean;
   /** Whether the weights never change, so that a copy may be read instead. */
   fixed?: boolean;
 }

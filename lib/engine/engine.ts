@@ -14,6 +14,7 @@ import {
   validToken,
 } from "../model/sampling.ts";
 import type { Prompt } from "../text/prompt.ts";
+import type { Chat, ChatSettings } from "./chat.ts";
 import { Pages, type PageStats } from "./pages.ts";
 import { type Entry, Scheduler } from "./scheduler.ts";
 
@@ -62,6 +63,8 @@ export interface EngineParts {
     options: GenerateOptions,
     start: (asked: Asked) => Started,
   ): RunParts;
+  /** Begins a conversation whose replies run as `start` says. */
+  chat(settings: ChatSettings, start: (asked: Asked) => Started): Chat;
   /** Does something while nothing else uses the device. */
   exclusive<R>(work: () => Promise<R>): Promise<R>;
 }
@@ -225,19 +228,34 @@ export class Engine implements Disposable {
    */
   submit(prompt: Prompt, options: GenerateOptions = {}): Run {
     if (this.#disposed) throw this.#disposed;
-    return new Run(
-      this.#parts.prepare(prompt, options, (asked) => {
-        const request = new Request(asked);
-        return {
-          start: () => ({
-            signal: asked.signal ?? NEVER,
-            [Symbol.asyncIterator]: () => this.#iterate(request),
-          }),
-          cachedTokens: () => request.entry?.found ?? 0,
-        };
-      }),
-    );
+    return new Run(this.#parts.prepare(prompt, options, this.#start));
   }
+
+  /**
+   * Begins a conversation, as {@linkcode Qwen3.chat} does. Its replies are requests, so that
+   * several conversations go on at a time and none takes what another has cached; files of
+   * it have no keys and values.
+   *
+   * @throws {OptionError} if an option is unknown or has a wrong value.
+   * @throws {Error} if the checkpoint has no tokenizer or no chat template, or the engine or
+   * its model was disposed.
+   */
+  chat(settings: ChatSettings = {}): Chat {
+    if (this.#disposed) throw this.#disposed;
+    return this.#parts.chat(settings, this.#start);
+  }
+
+  /** How a request runs. */
+  readonly #start = (asked: Asked): Started => {
+    const request = new Request(asked);
+    return {
+      start: () => ({
+        signal: asked.signal ?? NEVER,
+        [Symbol.asyncIterator]: () => this.#iterate(request),
+      }),
+      cachedTokens: () => request.entry?.found ?? 0,
+    };
+  };
 
   async *#iterate(request: Request): AsyncGenerator<SampledTokens, void> {
     const { signal } = request.asked;

@@ -32,6 +32,8 @@ export interface Matrix<T> {
   readonly parts: readonly MatrixPart<T>[];
   /** The largest absolute value, if it was measured. */
   largest?: number;
+  /** Whether many rows multiply by it in f32, even where f16 is allowed. */
+  readonly exact?: boolean;
 }
 
 /** A part without its memory. */
@@ -56,6 +58,8 @@ export interface LayoutOptions {
   most?: number;
   /** Rows of each tensor of the stack, if parts must hold them whole. */
   together?: number;
+  /** See {@linkcode Matrix.exact}; it does not change the layout. */
+  exact?: boolean;
 }
 
 /**
@@ -151,7 +155,7 @@ export function allocateMatrix<T>(
     return { ...part, planes };
   });
   const n = stack.reduce((sum, { rows }) => sum + rows, 0);
-  return { label, n, k, parts };
+  return { label, n, k, parts, exact: options.exact };
 }
 
 /** A matrix in other memory: `copy` copies each plane. */

@@ -559,6 +559,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         norm: norm !== undefined,
         swiglu: epilogue === "swiglu",
         largest: w.largest,
+        exact: w.exact,
         fixed: true,
       }, this.gpu);
       const call = { x, norm, input, rounded, w, part, y, epilogue, choice };

@@ -68,6 +68,8 @@ export interface WeightSpec {
    * as a bound.
    */
   readonly measured: boolean;
+  /** Whether many rows multiply by it in f32, even where f16 is allowed. */
+  readonly exact?: boolean;
 }
 
 /** What the metadata of a GGUF file does not say by the family's own keys. */
@@ -160,7 +162,7 @@ export function specsAt(
   kind: WeightSpec["kind"],
   name: string,
   shapes: Readonly<Record<string, readonly number[]>>,
-  more?: Partial<Pick<WeightSpec, "split" | "together" | "measured">>,
+  more?: Partial<Pick<WeightSpec, "split" | "together" | "measured" | "exact">>,
 ) => WeightSpec {
   return (kind, name, shapes, more) => ({
     label: label + name,

@@ -119,13 +119,16 @@ export function weights(config: Qwen3Config): Weights<WeightSpec> {
     const layer = specsAt(`layers.${i}.`, `model.layers.${i}.`);
     // f16 attention needs to know how large q and k can get.
     const measured = { measured: true };
+    // Attention magnifies errors in q and k, and these two are the smaller matrices: they
+    // made most of the error of f16 ("f16: attention's projections in f32").
+    const exact = { exact: true };
     return {
       inputNorm: layer("norm", "input_norm", { input_layernorm: [hidden] }),
       qkvProj: layer("projection", "qkv_proj", {
         "self_attn.q_proj": [q, hidden],
         "self_attn.k_proj": [kv, hidden],
         "self_attn.v_proj": [kv, hidden],
-      }),
+      }, exact),
       qNorm: layer(
         "norm",
         "q_norm",
@@ -138,7 +141,9 @@ export function weights(config: Qwen3Config): Weights<WeightSpec> {
         { "self_attn.k_norm": [headDim] },
         measured,
       ),
-      oProj: layer("projection", "o_proj", { "self_attn.o_proj": [hidden, q] }),
+      oProj: layer("projection", "o_proj", {
+        "self_attn.o_proj": [hidden, q],
+      }, exact),
       postNorm: layer("norm", "post_norm", {
         post_attention_layernorm: [hidden],
       }),

@@ -67,6 +67,7 @@ export type Sampling =
 
 /** The log probability of a token. */
 export interface TokenLogprob {
+  /** The token's id in the vocabulary. */
   tokenId: number;
   /** The natural logarithm of its probability; at most 0. */
   logprob: number;

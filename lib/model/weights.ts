@@ -161,14 +161,16 @@ class Loader<T> {
   /** Loads an entry's tensors, stacked into one matrix. */
   async load(spec: WeightSpec): Promise<Matrix<T>> {
     const { checkpoint, store } = this;
-    const { label, kind, tensors, split, together } = spec;
+    const { label, kind, tensors, split, together, exact } = spec;
     const infos = tensors.map(({ name }) => checkpoint.tensors.get(name)!);
     const stack = infos.map(({ shape, format }) => ({
       rows: shape.length > 1 ? shape[0] : 1, // a norm is a matrix of one row
       format,
     }));
     const k = infos[0].shape.at(-1)!;
-    const limits = { pairs: split === "pairs", most: store.most, together };
+    const limits = {
+      ...{ pairs: split === "pairs", most: store.most, together, exact },
+    };
     const matrix = allocateMatrix(
       label,
       stack,

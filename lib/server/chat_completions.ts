@@ -80,7 +80,8 @@ export async function chat(call: Call): Promise<Response> {
   if (delivery.stream) {
     const deltas = generation.runs.map((run) => new Deltas(run));
     return await streamed(call, generation, {
-      head: { ...head, ...ids },
+      head,
+      first: ids || undefined,
       delivery,
       open: () => ({ delta: { role: "assistant", content: "" } }),
       write: (index, piece) => deltas[index].of(piece),

@@ -26,6 +26,8 @@ export async function embed(
   const source = sourceOf(service);
   const [place] = service.queue.take(1);
   using _place = place;
+  const [alone] = service.embedding.take(1);
+  using _alone = alone;
   let tokens = 0, vectors: Float32Array[];
   try {
     const ids = texts.map((text, i) => {
@@ -34,6 +36,7 @@ export async function embed(
       return one;
     });
     await place.turn(signal);
+    await alone.turn(signal);
     vectors = await service.qwen.embed(ids, { dimensions, signal });
   } catch (error) {
     throw refused(error, "input");

@@ -44,7 +44,6 @@ class Place implements Disposable {
 
   [Symbol.dispose](): void {
     const before = this.#state;
-    if (before === "gone") return;
     this.#state = "gone";
     const seconds = (performance.now() - this.#began) / 1000;
     this.leave(this, before === "running" ? seconds : undefined);

@@ -115,13 +115,15 @@ export class Server {
   /** Begins to serve a model, which stays the caller's to dispose. */
   serve({ qwen, engine, names, chatTemplate }: Served): void {
     const { queue = 64, seconds: most = 600, idleSeconds = 30 } = this.#options;
+    const slots = engine?.stats.slots ?? 1;
     this.#service = {
       qwen,
       engine: engine ??
         { submit: (prompt, options) => qwen.generate(prompt, options) },
       names,
       chatTemplate: chatTemplate ?? qwen.chatTemplate,
-      queue: new Queue(engine?.stats.slots ?? 1, queue),
+      queue: new Queue(slots, queue),
+      embedding: new Queue(1, slots + queue),
       metrics: this.#metrics,
       created: seconds(),
       seconds: most,

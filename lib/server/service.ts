@@ -24,6 +24,8 @@ export interface Service {
   /** The chat template; undefined if there is none. */
   readonly chatTemplate: string | undefined;
   readonly queue: Queue;
+  /** Vectors are computed for one request at a time. */
+  readonly embedding: Queue;
   readonly metrics: Metrics;
   /** When it began, in seconds since 1970. */
   readonly created: number;

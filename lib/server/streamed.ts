@@ -19,8 +19,9 @@ export type ChoiceFields = Record<string, unknown>;
 
 /** How the chunks of a kind of completion look. */
 export interface Shape {
-  /** The fields that every chunk has. */
+  /** The fields that every chunk has, and further ones of the first. */
   head: Record<string, unknown>;
+  first?: Record<string, unknown>;
   delivery: Delivery;
   /** The chunk before the first piece of a text, if there is one. */
   open(index: number): ChoiceFields | undefined;
@@ -63,9 +64,12 @@ export async function streamed(
 async function send(
   events: EventStream,
   generation: Generation,
-  { head, delivery, open, write, empty, logprobs }: Shape,
+  { head, first, delivery, open, write, empty, logprobs }: Shape,
 ): Promise<void> {
-  const before = JSON.stringify(head).slice(0, -1) + ',"choices":[';
+  const begin = (fields: object) =>
+    JSON.stringify(fields).slice(0, -1) + ',"choices":[';
+  const usual = begin(head);
+  let before = begin({ ...head, ...first });
   const after = delivery.usage ? '],"usage":null}' : "]}";
   /** Pieces whose tokens no chunk has had yet, by text. */
   const held: Piece[][] = generation.runs.map(() => []);
@@ -85,6 +89,7 @@ async function send(
       }),
     };
     events.send(before + JSON.stringify(choice) + after);
+    before = usual;
   };
   for (const index of generation.runs.keys()) {
     const fields = open(index);

@@ -37,6 +37,12 @@ const CHARACTER_OF_BYTE = [...BYTE_OF_CHARACTER]
   .sort(([, a], [, b]) => a - b)
   .map(([character]) => character);
 
+/** By UTF-16 code, since all bytes of a vocabulary are looked up here; -1 for none. */
+const BYTE_OF_CODE = new Int16Array(0x200).fill(-1);
+for (const [character, byte] of BYTE_OF_CHARACTER) {
+  BYTE_OF_CODE[character.charCodeAt(0)] = byte;
+}
+
 /**
  * The bytes of a token. A token with any other character stands for its own text, as in
  * Hugging Face's decoder.
@@ -44,8 +50,8 @@ const CHARACTER_OF_BYTE = [...BYTE_OF_CHARACTER]
 export function tokenBytes(token: string): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(token.length);
   for (let i = 0; i < token.length; i++) {
-    const byte = BYTE_OF_CHARACTER.get(token[i]);
-    if (byte === undefined) return utf8.encode(token);
+    const byte = BYTE_OF_CODE[token.charCodeAt(i)] ?? -1;
+    if (byte < 0) return utf8.encode(token);
     bytes[i] = byte;
   }
   return bytes;

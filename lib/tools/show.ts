@@ -411,15 +411,15 @@ function recordPasses(
   const halfMatmuls = chooseMatmulDtype(device).dtype === "f16";
   const family = familyOf(config), store = gpuStore(gpu);
   const weights = mapWeights(family.weights(config), (spec) => {
-    const { label, kind, measured } = spec;
+    const { label, kind, measured, split, exact } = spec;
     const shape = stackedShape(spec);
     const [rows, k] = shape.length > 1 ? shape : [1, ...shape];
     // Files of quantised weights have norms and routers in f32.
-    const exact = kind === "norm" || kind === "router";
-    const plain = format.elements > 1 && exact;
+    const plain = format.elements > 1 &&
+      (kind === "norm" || kind === "router");
     const stack = [{ rows, format: plain ? f32 : format }];
-    const pairs = { pairs: spec.split === "pairs" };
-    const matrix = allocateMatrix(label, stack, k, pairs, store.allocate);
+    const options = { pairs: split === "pairs", exact };
+    const matrix = allocateMatrix(label, stack, k, options, store.allocate);
     // A typical magnitude, since measuring it takes a device.
     if (halfMatmuls && (measured || format.integers)) {
       matrix.largest = kind === "norm" ? 2 : 0.25;

@@ -1054,7 +1054,10 @@ slowTest("the story model next to an imported mod.ts is kept too", async () => {
   );
   const run = async () => {
     const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-      args: ["run", "-A", "--no-check", "--no-config", main],
+      args: [
+        ...["run", "-A", "--no-check", "--no-config"],
+        ...[`--reload=${server.url}`, main], // an earlier run may have had this port
+      ],
       env: { NO_COLOR: "1", [CACHE_DIR]: cache.path },
     }).output();
     const text = new TextDecoder();

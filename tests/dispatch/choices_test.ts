@@ -310,6 +310,22 @@ Deno.test("few rows without subgroups need few barriers", () => {
   }
 });
 
+Deno.test("many rows by an exact matrix multiply in f32, and the choice says why", () => {
+  const shape = { m: 512, n: 6144, k: 4096, format: bf16, largest: 0.5 };
+  for (const exact of [false, true]) {
+    const { headroom, constants: { F16, SCALED }, reason } = chooseLinear(
+      { ...shape, norm: true, swiglu: false, exact },
+      DEVICES[4],
+    );
+    const half = exact ? 0 : 1;
+    assertEquals(
+      [F16, SCALED, Number(headroom !== undefined)],
+      Array(3).fill(half),
+    );
+    assertEquals(reason.includes("attention magnifies errors"), exact);
+  }
+});
+
 Deno.test("f16 sums of a matmul cannot overflow", () => {
   for (const largest of [1e-6, 0.01, 0.5, 3, 100, 5000]) {
     for (const m of [33, 100, 4096]) {

@@ -93,6 +93,78 @@ eachDevice("forks share what they have in common", async (device) => {
   assert(chat.messages[4].content !== fork.messages[4].content);
   fork.reset();
   assertEquals([fork.turns, fork.tokens, chat.turns], [0, 0, 3]);
+  // Two messages at once are one turn.
+  const both = ["A cat", "A dog"].map((content) => ({
+    role: "user" as const,
+    content,
+  }));
+  await fork.send(both);
+  assertEquals([fork.turns, fork.messages.length], [1, 3]);
+});
+
+eachDevice("conversations of an engine go on at a time", async (device) => {
+  using qwen = await story(device);
+  using alone = await story(device);
+  using engine = await qwen.engine({ slots: 4, context: 256 });
+  const starts = ["Once upon a time", "A dog ran", "It was raining"];
+  const chats = starts.map(() => engine.chat(GREEDY));
+  const all = async (send: (chat: Chat, i: number) => Run) =>
+    await Promise.all(chats.map(async (chat, i) => await send(chat, i)));
+  // Long enough to fill pages, which are what is shared.
+  const more = "and they went on and on to see what there was. ".repeat(4);
+  await all((chat, i) => chat.send(`${starts[i]} ${more}`));
+  const second = await all((chat) => chat.send("Then it snowed"));
+  for (const [i, chat] of chats.entries()) {
+    const fresh = alone.chat(GREEDY);
+    await fresh.send(`${starts[i]} ${more}`, { reuse: false });
+    const expected = await fresh.send("Then it snowed", { reuse: false });
+    assertEquals(second[i].text, expected.text);
+    assertEquals(chat.messages, fresh.messages);
+    const { cachedTokens, promptTokens } = second[i].stats;
+    assert(
+      cachedTokens >= 32 && cachedTokens < promptTokens,
+      `${cachedTokens} of ${promptTokens}`,
+    );
+  }
+  const fork = chats[0].fork();
+  const [a, b] = await Promise.all([
+    (async () => await chats[0].send("Left"))(),
+    (async () => await fork.send("Right"))(),
+  ]);
+  assert(a.stats.cachedTokens >= 32 && b.stats.cachedTokens >= 32);
+});
+
+Deno.test("tokens that the tokenizer would not write are kept", async () => {
+  using qwen = await story();
+  const plain = { addSpecialTokens: false };
+  const [e] = qwen.tokenizer.encode("e", plain);
+  const chat = qwen.chat({ ...GREEDY, logitBias: { [e]: 100 } });
+  const first = await chat.send("Once upon a time, s");
+  assertEquals(first.tokenIds, Array(8).fill(e));
+  assert(qwen.tokenizer.encode("eeeeeeee", plain).length < 8);
+  const next = qwen.tokenizer.encode("\n\nShe", plain);
+  for (const one of [chat.fork(), chat]) {
+    const { stats } = await one.send("She");
+    assertEquals(
+      stats.promptTokens,
+      first.stats.promptTokens + 8 + next.length,
+    );
+    assert(stats.cachedTokens >= first.stats.promptTokens + 7);
+  }
+});
+
+Deno.test("a reply may follow a schema", async () => {
+  using qwen = await story();
+  const chat = qwen.chat({ ...GREEDY, maxTokens: 40 });
+  const schema = {
+    type: "object",
+    properties: { answer: { enum: ["yes", "no"] } },
+    required: ["answer"],
+    additionalProperties: false,
+  };
+  const { text } = await chat.send("Was it raining?", { schema });
+  assert(["yes", "no"].includes(JSON.parse(text).answer), text);
+  assertEquals(chat.messages[1].content, text);
 });
 
 Deno.test("a reply is part of the conversation when it has ended", async () => {

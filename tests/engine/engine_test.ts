@@ -210,6 +210,27 @@ eachDevice("masks restrict their own requests", async (device) => {
   assertEquals(await Promise.all(runs), [free.tokenIds, tokenIds, tokenIds]);
 });
 
+eachDevice("a schema is followed beside free text", async (device) => {
+  using qwen = await loadQwen3(undefined, { device, precision: "f32" });
+  const schema = {
+    type: "object",
+    properties: { name: { enum: ["Lily", "Tom"] }, happy: { type: "boolean" } },
+    required: ["name", "happy"],
+    additionalProperties: false,
+  };
+  const options = { temperature: 0, maxTokens: 60 };
+  const alone = await qwen.generate("Lily", { ...options, schema });
+  using engine = await qwen.engine({ slots: 2, context: 128 });
+  const [reply, free] = await Promise.all(
+    [{ ...options, schema }, options].map(async (options) =>
+      await engine.submit("Lily", options)
+    ),
+  );
+  assertEquals(reply.tokenIds, alone.tokenIds);
+  assertEquals(Object.keys(JSON.parse(reply.text)), ["name", "happy"]);
+  assertEquals(free.tokenIds, (await qwen.generate("Lily", options)).tokenIds);
+});
+
 Deno.test("a slow reader loses its slot, and nothing else", async () => {
   using qwen = await loadQwen3(undefined, { device: "cpu" });
   using engine = await qwen.engine({ slots: 1, context: 1024 });

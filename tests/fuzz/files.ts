@@ -33,6 +33,14 @@ const TOKENIZER_CONFIG = [
   ...["split_special_tokens", "clean_up_tokenization_spaces"],
 ];
 
+const SCHEMA = [
+  ...["type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "properties"],
+  ...["patternProperties", "additionalProperties", "propertyNames", "required"],
+  ...["minProperties", "maxProperties", "items", "prefixItems", "minItems"],
+  ...["maxItems", "minimum", "maximum", "exclusiveMinimum", "multipleOf"],
+  ...["minLength", "maxLength", "pattern", "format", "not", "$id", "$anchor"],
+];
+
 /** JSON with some of its places damaged. */
 function damaged(
   text: string,
@@ -448,6 +456,88 @@ export const damageWebIndex = (text: string, random: Random): string =>
 
 export const damageTuning = (text: string, random: Random): string =>
   damaged(text, random, ["version", "adapter", "kernels", "constants"]);
+
+/** A JSON schema with keywords of all kinds. */
+const WHOLE_SCHEMA = {
+  $defs: {
+    node: {
+      type: "object",
+      properties: { next: { $ref: "#/$defs/node" }, n: { type: "integer" } },
+      maxProperties: 2,
+    },
+    name: { type: "string", minLength: 1, maxLength: 40, pattern: "^[a-z]+$" },
+  },
+  type: ["object", "array", "null"],
+  properties: {
+    name: { $ref: "#/$defs/name" },
+    node: { $ref: "#/$defs/node", description: "a list" },
+    age: { type: "number", minimum: 0, exclusiveMaximum: 150, multipleOf: 0.5 },
+    kind: { enum: ["a", "b", 1, null, { x: [1] }] },
+    when: { type: "string", format: "date-time" },
+    one: {
+      oneOf: [
+        { properties: { t: { const: 1 } }, required: ["t"], type: "object" },
+        { properties: { t: { const: 2 } }, required: ["t"], type: "object" },
+      ],
+    },
+    both: { allOf: [{ type: "integer" }, { minimum: 3 }, { maximum: 30 }] },
+  },
+  required: ["name", "age"],
+  patternProperties: { "^x": { type: "string" }, "y$": { maxLength: 3 } },
+  additionalProperties: { anyOf: [{ type: "boolean" }, { type: "null" }] },
+  propertyNames: { maxLength: 20 },
+  minProperties: 2,
+  items: { type: "string" },
+  prefixItems: [{ type: "integer" }],
+  minItems: 1,
+  maxItems: 1000,
+};
+
+/** Schemas that take long if nothing bounds the work. */
+const LONG_SCHEMAS: readonly (() => Tree)[] = [
+  () => ({
+    allOf: Array.from({ length: 30 }, (_, i) => ({
+      anyOf: [{ minimum: i }, { maxLength: i }, { minItems: i }],
+    })),
+  }),
+  () => ({ oneOf: Array.from({ length: 3000 }, (_, i) => ({ const: i })) }),
+  () => ({ enum: Array.from({ length: 50_000 }, (_, i) => `${i}`) }),
+  () => ({
+    properties: Object.fromEntries(
+      Array.from({ length: 5000 }, (_, i) => [`p${i}`, { type: "integer" }]),
+    ),
+  }),
+  () => ({ type: "string", pattern: "(a|b)*a(a|b){12}", maxLength: 500 }),
+  () => ({ type: "string", pattern: "^(?:\\p{L}{1,50}\\s?){1,40}$" }),
+  () => ({ type: "string", minLength: 1e15 }),
+  () => ({ type: "array", items: { type: "null" }, minItems: 1e15 }),
+  () => ({
+    patternProperties: Object.fromEntries(
+      ["(a|b)*a(a|b){9}", "(a|b)*b(a|b){9}", "x{0,400}y"].map((k) => [k, {}]),
+    ),
+    type: "object",
+  }),
+  () => {
+    let schema: Tree = { type: "null" };
+    for (let i = 0; i < 9; i++) {
+      schema = { anyOf: [schema, { type: "array", items: schema }] };
+    }
+    return schema;
+  },
+];
+
+/** The text of a JSON schema that is damaged or takes long. */
+export function damageSchema(random: Random): string {
+  if (random.int(0, 5) === 0) return write(random.pick(LONG_SCHEMAS)());
+  if (random.int(0, 5) === 0) {
+    return write({
+      type: "string",
+      pattern: random.pick(PATTERNS),
+      ...random.pick([{}, { maxLength: 300 }]),
+    });
+  }
+  return damaged(JSON.stringify(WHOLE_SCHEMA), random, SCHEMA);
+}
 
 /** A saved chat with a damaged header whose checksum is right, or with any damage. */
 export function damageChat(

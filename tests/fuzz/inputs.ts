@@ -14,6 +14,7 @@ import {
   damageGguf,
   damageIndex,
   damageSafetensors,
+  damageSchema,
   damageTokenizer,
   damageTokenizerConfig,
   damageTuning,
@@ -109,7 +110,7 @@ export function inputOf(seed: number, index: number, own: Own): Input {
     options: unknown = {},
   ): Input => ({ what, base: new URL(base, ROOT), changes, prompt, options });
 
-  switch (random.int(0, 14)) {
+  switch (random.int(0, 16)) {
     case 0:
     case 1: {
       const text = textOf(tiny, "config.json");
@@ -172,6 +173,12 @@ export function inputOf(seed: number, index: number, own: Own): Input {
         random.int(0, 3) ? anyMessages(random) : plain(random),
         anyOptions(random),
       );
+    case 14:
+    case 15:
+      return input("a JSON schema", STORIES, {}, "Once", {
+        schema: parsed(damageSchema(random)),
+        maxTokens: 8,
+      });
     case 10:
       return {
         ...input("the index of a web folder", tiny, {}),
@@ -199,6 +206,15 @@ export function inputOf(seed: number, index: number, own: Own): Input {
         ...input("tuned constants", tiny, {}),
         tuning: damageTuning(own.tuning, random),
       };
+  }
+}
+
+/** A value, or the text itself if it is not JSON. */
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
   }
 }
 

@@ -27,8 +27,8 @@ gpuTest(
     const choices: Constants[] = [
       { WORKGROUP: 32, ROWS: 1, STEPS: 1 },
       { WORKGROUP: 128, ROWS: 4, STEPS: 4, CHUNK: 256 },
-      { WORKGROUP: 64, ROWS: 2, STEPS: 2, CHUNK: 1024 },
-      { WORKGROUP: 64, ROWS: 2, STEPS: 1, LOOPS: 2 },
+      { WORKGROUP: 64, ROWS: 2, STEPS: 2, CHUNK: 1024, ROLLED: 1 },
+      { WORKGROUP: 64, ROWS: 2, STEPS: 1, LOOPS: 2, ROLLED: 1 },
       { WORKGROUP: 32, ROWS: 1, STEPS: 8, LOOPS: 5 },
     ];
     for (const w of ["q4_k", "q6_k", "q8_0", "q2_k"]) {

@@ -155,6 +155,39 @@ Deno.test("openai: errors have their classes and codes", async () => {
   );
 });
 
+Deno.test("openai: a stream that fails throws, and a full server is asked again", async () => {
+  await using hasty = await serving({ options: { seconds: 0.1 } });
+  const stream = await clientOf(hasty.url).completions.create({
+    model: MODEL,
+    prompt: "Once",
+    max_tokens: 900,
+    stream: true,
+    ...{ ignore_eos: true },
+  });
+  await assertRejects(
+    async () => {
+      for await (const _ of stream);
+    },
+    OpenAI.APIError,
+    "not complete after 0.1 s",
+  );
+  await using full = await serving({ slots: 1, options: { queue: 0 } });
+  const patient = new OpenAI({
+    baseURL: `${full.url}/v1`,
+    apiKey: "none",
+    maxRetries: 9,
+  });
+  const asked = Array.from(
+    { length: 3 },
+    () => patient.completions.create({ ...STORY, prompt: USER[0].content }),
+  );
+  for (const { choices } of await Promise.all(asked)) {
+    assertEquals(choices[0].text, TEXT);
+  }
+  const { json } = await full.get("/metrics");
+  assert(/path="\/v1\/completions",status="429"/.test(json), json);
+});
+
 Deno.test("clients of a model with tools", async (t) => {
   await using server = await agent();
   for (const [name, step] of Object.entries(AGENT_STEPS)) {

@@ -196,8 +196,14 @@ Deno.test("token ids come along if asked", async () => {
       stream: true,
     });
     data.pop();
-    const ids = data.flatMap((one) => JSON.parse(one).choices[0].token_ids);
+    const chunks = data.map((one) => JSON.parse(one));
+    const ids = chunks.flatMap(({ choices: [choice] }) => choice.token_ids);
     assertEquals(ids, own.tokenIds);
+    const prompts = chunks.map((chunk) =>
+      chunk.prompt_token_ids ?? chunk.choices[0].prompt_token_ids
+    );
+    assertEquals(prompts.filter(Boolean), [prompt]); // in the first only
+    assertEquals(prompts[0], prompt);
   }
 });
 
@@ -296,8 +302,28 @@ Deno.test("a client that goes away frees its slot", async () => {
   }
 });
 
+Deno.test("a reader that leaves a stream frees its slot without HTTP too", async () => {
+  await using server = await serving();
+  const response = await server.server.fetch(
+    new Request("http://localhost/v1/completions", {
+      method: "POST",
+      body: JSON.stringify({
+        ...STORY,
+        max_tokens: 900,
+        ignore_eos: true,
+        stream: true,
+      }),
+    }),
+  );
+  const reader = response.body!.getReader();
+  await reader.read();
+  await reader.cancel();
+  await until(async () => await server.metric("running") === 0);
+  assert(await server.metric("tokens_total") < 900);
+});
+
 Deno.test("texts wait for their turn, and too many get status 429", async () => {
-  await using server = await serving({ options: { queue: 2 } });
+  await using server = await serving({ options: { queue: 2 }, slots: 1 });
   const ask = () =>
     server.post("/v1/completions", { ...STORY, max_tokens: 60 });
   const asked = Array.from({ length: 8 }, ask);
@@ -330,7 +356,7 @@ Deno.test("a request that takes too long is ended", async () => {
 });
 
 Deno.test("a server that stops lets texts in progress end", async () => {
-  await using server = await serving();
+  await using server = await serving({ slots: 1 });
   const response = await fetch(`${server.url}/v1/completions`, {
     method: "POST",
     body: JSON.stringify({

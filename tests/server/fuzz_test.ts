@@ -203,14 +203,21 @@ randomTest(
       bodyBytes: 1 << 16,
       onError: (line) => errors.push(line),
     });
-    server.serve({ qwen, names: ["m"], chatTemplate: CHAT_TEMPLATE });
+    using engine = await qwen.engine({ slots: 2 });
+    const names = ["m"], chatTemplate = CHAT_TEMPLATE;
+    server.serve({ qwen, engine, names, chatTemplate });
     const metrics = async () =>
       await (await server.fetch(new Request("http://localhost/metrics")))
         .text();
     for (let done = 0; done < INPUTS; done += TOGETHER) {
-      await Promise.all(
+      const some = await Promise.all(
         Array.from({ length: TOGETHER }, () => check(server, random)),
       );
+      statuses.push(...some);
+    }
+    for (const status of [200, 400]) {
+      const count = statuses.filter((one) => one === status).length;
+      assert(count > INPUTS / 10, `${count} have status ${status}`);
     }
     await until(async () =>
       /^qwen3_running 0$/m.test(await metrics()) &&

@@ -22,16 +22,20 @@ export interface Answer {
 export interface Serving extends Partial<Omit<Served, "qwen">> {
   /** The story model by default. */
   model?: string;
+  /** Those of an engine; 0 serves the model without one. Default: 4. */
+  slots?: number;
   options?: ServerOptions;
 }
 
 /** Loads a model on the CPU and serves it until disposed. */
 export async function serving(
-  { model, options, names = ["test-model"], ...served }: Serving = {},
+  { model, options, slots = 4, names = ["test-model"], ...served }: Serving =
+    {},
 ) {
   const qwen = await loadQwen3(model, { device: "cpu", threads: 1 });
   const server = new Server(options);
-  server.serve({ qwen, names, ...served });
+  const engine = slots > 0 ? await qwen.engine({ slots }) : undefined;
+  server.serve({ qwen, engine, names, ...served });
   return { ...listening(server), qwen };
 }
 

@@ -381,6 +381,7 @@ Deno.test("deno task generate --help lists every flag", async () => {
       ...["temperature", "top-k", "top-p", "min-p", "repetition-penalty"],
       ...["presence-penalty", "frequency-penalty"],
       ...["seed", "stop", "ignore-eos", "system", "tools", "raw", "json"],
+      "schema",
       ...["threads", "verbose", "read-timeout", "help,", "version"],
     ]
   ) assertMatch(stdout, new RegExp(`\n  --${flag} .*\\w`));
@@ -829,5 +830,45 @@ Deno.test("a file of tools is refused before the model is opened", async () => {
   await assertRefused(
     ["hi", "--tools", file.path],
     "Cannot generate: tools need a chat template",
+  );
+});
+
+Deno.test("--schema makes the reply JSON under the schema of a file", async () => {
+  const schema = {
+    type: "object",
+    properties: { n: { type: "integer", minimum: 10, maximum: 20 } },
+    required: ["n"],
+  };
+  await using file = await textFile(`\uFEFF${JSON.stringify(schema)}`);
+  const args = ["Once", "--device", "cpu", "--schema", file.path];
+  const { code, stdout, stderr } = await generate(args);
+  assertEquals(code, 0, stderr);
+  assertMatch(stdout, /^\{"n":(1[0-9]|20)\}\n$/);
+});
+
+Deno.test("a schema that cannot be used is refused before the model is opened", async () => {
+  const refused = [
+    [
+      "[]",
+      "Cannot read the schema in ",
+      "it is a list of 0, must be an object",
+    ],
+    ["{", "it is not valid JSON"],
+    ['{"items": {"not": {}}}', "Cannot use the schema: not at #/items is not"],
+  ];
+  for (const [text, ...parts] of refused) {
+    await using file = await textFile(text);
+    const args = ["hi", "--model", "nowhere", "--schema", file.path];
+    await assertRefused(args, ...parts);
+  }
+  await using file = await textFile("{}");
+  const schema = ["hi", "--schema", file.path];
+  await assertRefused(
+    [...schema, "--ignore-eos"],
+    "--ignore-eos is true, must",
+  );
+  await assertRefused(
+    [...schema, "--stop", "x"],
+    "must be left out with a schema",
   );
 });

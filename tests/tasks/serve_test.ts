@@ -5,16 +5,25 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
-import { tempFolder } from "../support/temp_checkpoint.ts";
+import { copyCheckpoint, tempFolder } from "../support/temp_checkpoint.ts";
 import { RUN, runTask } from "../support/run_task.ts";
 
 const STORY = { prompt: "Once upon a time", temperature: 0, max_tokens: 8 };
 const TEXT = ", there was a little girl named Lily";
 
-/** Starts the task on a free port; resolves when it can answer. */
+/** Starts the task on a free port, as if installed; resolves when it can answer. */
 async function start(args: string[], env: Record<string, string> = {}) {
   const child = new Deno.Command(Deno.execPath(), {
-    args: [...RUN, "tasks/serve.ts", "--port", "0", "--device", "cpu", ...args],
+    args: [
+      ...RUN,
+      "--no-config",
+      "tasks/serve.ts",
+      "--port",
+      "0",
+      "--device",
+      "cpu",
+      ...args,
+    ],
     cwd: new URL("../..", import.meta.url),
     env: { NO_COLOR: "1", ...env },
     stdout: "piped",
@@ -103,6 +112,31 @@ Deno.test("a key and a chat template are taken from outside", async () => {
   const headers = { authorization: "Bearer sesame" };
   const { json } = await task.post("/tokenize", body, headers);
   assertEquals(json.count, 4); // without <|endoftext|>
+  await task.stop();
+});
+
+Deno.test("an embedding model is served, and says that it writes no text", async () => {
+  const folder = new URL("../fixtures/tiny-tied-bf16/", import.meta.url);
+  const modules = ["Transformer", "Pooling"].map((kind, idx) => ({
+    idx,
+    path: idx ? "1_Pooling" : "",
+    type: `sentence_transformers.models.${kind}`,
+  }));
+  await using copy = await copyCheckpoint(folder, {
+    "modules.json": JSON.stringify(modules),
+  });
+  await Deno.mkdir(`${copy.path}/1_Pooling`);
+  await Deno.writeTextFile(
+    `${copy.path}/1_Pooling/config.json`,
+    JSON.stringify({ pooling_mode: "lasttoken" }),
+  );
+  const task = await start(["--model", copy.path]);
+  const input = [[1, 2, 3], [4]];
+  const vectors = await task.post("/v1/embeddings", { input });
+  assertEquals([vectors.status, vectors.json.data?.length], [200, 2]);
+  const text = await task.post("/v1/completions", { prompt: [1, 2, 3] });
+  assertEquals(text.status, 400);
+  assertStringIncludes(text.json.error.message, "is an embedding model");
   await task.stop();
 });
 

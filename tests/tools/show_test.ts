@@ -35,7 +35,7 @@ gpuTest("shown WGSL compiles on this adapter", async (gpu) => {
 Deno.test("tokens, types and constants change the WGSL", () => {
   const show = (name: string, options = {}) =>
     showKernel(name, STATED_DEVICE, { config, ...options });
-  assertMatch(show("gemm").wgsl, /const BM: u32 = 64u;/);
+  assertMatch(show("gemm").wgsl, /const BM: u32 = 128u;/);
   assertMatch(show("gemm", { constants: { BM: 32 } }).wgsl, /BM: u32 = 32u;/);
   assertMatch(show("gemvRows").wgsl, /const M: u32 = 16u;/);
   assertMatch(show("gemvRows", { tokens: 3 }).wgsl, /const M: u32 = 3u;/);
@@ -74,7 +74,7 @@ Deno.test("a constant that no choice could bring about is refused, in one line t
       [
         "gemm",
         { TM: 32, TN: 32 },
-        "with TM=32 TN=32, 8 threads share a tile, ",
+        "with TM=32 TN=32, 16 threads share a tile, ",
       ],
       [
         "gemv",
@@ -87,7 +87,7 @@ Deno.test("a constant that no choice could bring about is refused, in one line t
         "SHARES is 3, must divide the 2 query heads of a kv head",
       ],
       // The others have the values that some device gives them.
-      ["gemm", { F16: 0 }, "F16 is 0, must be 1 in this call"],
+      ["gemm", { F16: 1 }, "F16 is 1, must be 0 in this call"],
       ["gemm", { EPILOGUE: 1 }, "EPILOGUE is 1, must be store in this call"],
       ["attendDecode", { HEAD_DIM: 64 }, "HEAD_DIM is 64, must be 128 in this"],
       ["attendDecode", { GROUP: 1 }, "GROUP is 1, must be 2 in this call"],

@@ -6,8 +6,15 @@
  */
 import { isObject } from "../../json.ts";
 import { SchemaError } from "./error.ts";
+import type { StateBudget } from "./words.ts";
 import { type Schema, type Site, type Type, TYPES } from "./schema.ts";
-import { equal, isOfType, isValid, itemSteps, propertySteps } from "./valid.ts";
+import {
+  canonical,
+  isOfType,
+  isValid,
+  itemSteps,
+  propertySteps,
+} from "./valid.ts";
 
 /** One way to be valid: all keywords of `sites`, except those that combine schemas. */
 export interface Alternative {
@@ -27,6 +34,9 @@ export interface Keyworded extends Site {
 /** The most alternatives of one value. */
 const MOST = 1000;
 
+/** The most branches of a `oneOf`, of which each is compared with every other. */
+const MOST_BRANCHES = 100;
+
 /** A site to be read, with those that led to it in place. */
 interface Pending {
   readonly site: Site;
@@ -41,6 +51,9 @@ export class Alternatives {
   readonly #decided = new Set<Site>();
   /** Pairs of sets whose overlap is being examined. */
   readonly #examined = new Set<string>();
+
+  /** What its patterns may still take: about a second's work. */
+  readonly budget: StateBudget = { left: 300_000 };
 
   constructor(schema: Schema) {
     this.#schema = schema;
@@ -122,6 +135,13 @@ export class Alternatives {
     // Inside itself, a choice is taken for one; what asks decides whether it is.
     if (this.#decided.has(site)) return branches;
     this.#decided.add(site);
+    if (branches.length > MOST_BRANCHES) {
+      throw new SchemaError(
+        site.path,
+        "oneOf",
+        `has ${branches.length} branches, must have at most ${MOST_BRANCHES}; anyOf may have more`,
+      );
+    }
     const { oneOf: _, ...own } = site.schema as Record<string, unknown>;
     // The schema's own keywords, too, keep branches apart.
     const base = this.#schema.at(own, site.path);
@@ -266,11 +286,11 @@ function intersect(a: ReadonlySet<Type>, b: ReadonlySet<Type>): Set<Type> {
   return both;
 }
 
+/** Those of `values` that are among others, each once. */
 function narrowed(values: unknown[] | undefined, by: unknown[]): unknown[] {
-  if (!values) {
-    return by.filter((one, i) => by.findIndex((v) => equal(v, one)) === i);
-  }
-  return values.filter((value) => by.some((one) => equal(one, value)));
+  const texts = new Map(by.map((one) => [canonical(one), one]));
+  return values?.filter((one) => texts.has(canonical(one))) ??
+    [...texts.values()];
 }
 
 /** The tightest of the bounds that some keyword sets. */

@@ -62,9 +62,13 @@ export interface Thread {
   readonly below: Stack | null;
 }
 
+/** The most ways to read a text: branches that stay alike may double at every level. */
+const MOST = 10_000;
+
 /** All ways to read the text so far. */
 export class Threads {
   readonly list: Thread[] = [];
+  readonly #known = new Map<State, Set<Stack | null>>();
   /** The text may end here. */
   complete = false;
 
@@ -101,10 +105,14 @@ export class Threads {
   }
 
   #insert(state: State, below: Stack | null): void {
-    for (const one of this.list) {
-      if (one.state === state && one.below === below) return;
-    }
-    this.list.push({ state, below });
+    let known = this.#known.get(state);
+    if (!known) this.#known.set(state, known = new Set());
+    if (known.has(below)) return;
+    known.add(below);
+    if (this.list.push({ state, below }) <= MOST) return;
+    throw new Error(
+      `Cannot follow a schema: there are more than ${MOST} ways to read the text so far, anyOf must leave fewer`,
+    );
   }
 }
 

@@ -166,9 +166,11 @@ class Builder {
   #object(shape: ObjectShape): Part {
     const { named, others, min, max } = shape;
     const counts = min > 0 || max < Infinity;
-    const required = named.map((_, i) =>
-      named.slice(i).filter((one) => one.required).length
-    ).concat(0);
+    /** How many must still be written, by the number that are decided. */
+    const required = [0];
+    for (const one of named.toReversed()) {
+      required.unshift(required[0] + (one.required ? 1 : 0));
+    }
     /** With `at` properties decided and `count` of them written. */
     const members = memo((at: number, count: number): Part => {
       const ways: Part[] = [];

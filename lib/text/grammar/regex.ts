@@ -5,7 +5,13 @@
  */
 import { type AST, RegExpParser } from "npm:@eslint-community/regexpp@4.12.3";
 import { errorText } from "../../errors.ts";
-import { all, type Automaton, type Move, not, TooManyWords } from "./words.ts";
+import {
+  type Automaton,
+  every,
+  type Move,
+  not,
+  TooManyWords,
+} from "./words.ts";
 import {
   complement,
   EVERY,
@@ -125,6 +131,11 @@ class Pattern implements Automaton<readonly number[]> {
   readonly start: readonly number[];
   readonly #nfa: Nfa;
   readonly #final: number;
+  readonly #moves = new WeakMap<
+    readonly number[],
+    readonly Move<readonly number[]>[]
+  >();
+  readonly #states = new Map<string, readonly number[]>();
   #work = 0;
 
   constructor(nfa: Nfa, start: number, final: number) {
@@ -144,7 +155,14 @@ class Pattern implements Automaton<readonly number[]> {
     );
   }
 
-  moves(state: readonly number[]): Move<readonly number[]>[] {
+  moves(state: readonly number[]): readonly Move<readonly number[]>[] {
+    // Together with what counts, a state is asked for again and again.
+    let moves = this.#moves.get(state);
+    if (!moves) this.#moves.set(state, moves = this.#movesFrom(state));
+    return moves;
+  }
+
+  #movesFrom(state: readonly number[]): Move<readonly number[]>[] {
     const edges = state.flatMap((at) => this.#nfa.nodes[at].reads ?? []);
     const cuts = edges.flatMap(({ set, to }) =>
       set.flatMap((
@@ -163,10 +181,18 @@ class Pattern implements Automaton<readonly number[]> {
       if (open.size === 0 || next === at) continue;
       const key = [...open.keys()].join();
       let state = reached.get(key);
-      if (!state) reached.set(key, state = this.#reach([...open.keys()]));
+      if (!state) reached.set(key, state = this.#state([...open.keys()]));
       moves.push({ low: at, high: next - 1, to: state });
     }
     return moves;
+  }
+
+  /** One object for equal states. */
+  #state(from: readonly number[]): readonly number[] {
+    const state = this.#reach(from), key = state.join();
+    const known = this.#states.get(key);
+    if (!known) this.#states.set(key, state);
+    return known ?? state;
   }
 
   /** The states that are reached without reading, from any of `from`. */
@@ -205,7 +231,8 @@ export function readRegex(pattern: string): Automaton<unknown> {
     ast = new RegExpParser({ ecmaVersion: 2024 })
       .parsePattern(pattern, 0, pattern.length, { unicode: true });
   } catch (error) {
-    throw new PatternError(`is not a pattern: ${errorText(error)}`);
+    const why = errorText(error).replace(/^.*\/u?: /s, "");
+    throw new PatternError(`is not a pattern: ${why}`);
   }
   const [only, ...others] = ast.alternatives;
   const [first, ...elements] = only.elements;
@@ -213,7 +240,7 @@ export function readRegex(pattern: string): Automaton<unknown> {
   const looks = anchored ? leadingLooks(elements) : [];
   if (looks.length === 0) return search(ast.alternatives);
   const rest = elements.slice(looks.length);
-  return all([
+  return every([
     search([{ ...only, elements: [first, ...rest] }]),
     ...looks.map(({ alternatives, negate }) => {
       const ahead = search(alternatives, true);

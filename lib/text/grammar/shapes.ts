@@ -20,12 +20,13 @@ import { readRegex } from "./regex.ts";
 import type { Site } from "./schema.ts";
 import { stringOf } from "./strings.ts";
 import {
-  all,
   anyWord,
   type Automaton,
   counted,
+  every,
   except,
   not,
+  type StateBudget,
   TooManyWords,
   type Word,
   wordOf,
@@ -80,7 +81,7 @@ export function shapeOf(one: Alternative, all: Alternatives): Shape {
     if (numbers) terminals.push(numbers);
   }
   if (types.has("string")) {
-    const word = textsOf(one);
+    const word = textsOf(one, all.budget);
     if (word) terminals.push(stringOf(word));
   }
   return {
@@ -131,6 +132,7 @@ function numbersOf(one: Alternative, integer: boolean): State | undefined {
 /** The texts that a string may be, also by `automata`; undefined if there are none. */
 function textsOf(
   one: Alternative,
+  budget: StateBudget,
   automata: Automaton<unknown>[] = [],
   blame?: readonly [Site, keyword: string],
 ): Word | undefined {
@@ -148,17 +150,16 @@ function textsOf(
   }
   if (!blame) return anyWord(min, max);
   if (min > 0 || max < Infinity) automata.push(counted(min, max));
-  const alone = automata.length === 1
-    ? blame[0].schema as Keyworded["schema"]
-    : {};
-  if (blame[1] !== "format" || alone.format === undefined) {
-    return determined(automata, ...blame);
+  const { format } = blame[0].schema as Keyworded["schema"];
+  if (automata.length > 1 || blame[1] !== "format") {
+    return determined(automata, budget, ...blame);
   }
-  const format = alone.format as string;
-  if (!formatted.has(format)) {
-    formatted.set(format, determined(automata, ...blame));
+  // Many schemas have formats without anything else.
+  const name = format as string;
+  if (!formatted.has(name)) {
+    formatted.set(name, determined(automata, budget, ...blame));
   }
-  return formatted.get(format);
+  return formatted.get(name);
 }
 
 /** The words of formats alone. */
@@ -166,11 +167,12 @@ const formatted = new Map<string, Word | undefined>();
 
 function determined(
   automata: readonly Automaton<unknown>[],
+  budget: StateBudget,
   { path }: Site,
   keyword: string,
 ): Word | undefined {
   try {
-    return wordOf(all(automata));
+    return wordOf(every(automata), budget);
   } catch (error) {
     if (!(error instanceof TooManyWords)) throw error;
     throw new SchemaError(
@@ -265,6 +267,7 @@ function othersOf(
     if (names.size > 0) automata.push(except(names));
     const word = textsOf(
       key,
+      alternatives.budget,
       automata,
       automata.length > 0 ? [blame, "patternProperties"] : undefined,
     );

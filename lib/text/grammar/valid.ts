@@ -17,15 +17,22 @@ export function isOfType(value: unknown, type: unknown): boolean {
   return type === "object" ? isObject(value) : kind === type;
 }
 
-/** Whether two JSON values are equal; the order of keys does not count. */
-export function equal(a: unknown, b: unknown): boolean {
-  if (Array.isArray(a) && Array.isArray(b)) {
-    return a.length === b.length && a.every((one, i) => equal(one, b[i]));
-  }
-  if (!isObject(a) || !isObject(b)) return a === b;
-  const keys = Object.keys(a);
-  return keys.length === Object.keys(b).length &&
-    keys.every((key) => Object.hasOwn(b, key) && equal(a[key], b[key]));
+/** Equal texts for equal JSON values; the order of keys does not count. */
+export function canonical(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(canonical).join()}]`;
+  if (!isObject(value)) return JSON.stringify(value);
+  const fields = Object.keys(value).sort()
+    .map((key) => `${JSON.stringify(key)}:${canonical(value[key])}`);
+  return `{${fields.join()}}`;
+}
+
+const listed = new WeakMap<readonly unknown[], ReadonlySet<string>>();
+
+/** Whether one of `values` equals `value`. */
+function isAmong(value: unknown, values: readonly unknown[]): boolean {
+  let texts = listed.get(values);
+  if (!texts) listed.set(values, texts = new Set(values.map(canonical)));
+  return texts.has(canonical(value));
 }
 
 /** Whether `value` is valid under a site, whose keywords are checked first. */
@@ -38,10 +45,12 @@ export function isValid(schema: Schema, value: unknown, site: Site): boolean {
   const { type, enum: values, $ref, allOf, anyOf, oneOf } = keywords;
   const types = type === undefined ? undefined : [type].flat();
   if (types && !types.some((one) => isOfType(value, one))) return false;
-  if (Array.isArray(values) && !values.some((one) => equal(one, value))) {
+  if (Array.isArray(values) && !isAmong(value, values)) {
     return false;
   }
-  if ("const" in keywords && !equal(keywords.const, value)) return false;
+  if ("const" in keywords && canonical(keywords.const) !== canonical(value)) {
+    return false;
+  }
   if ($ref !== undefined && !isValid(schema, value, schema.resolve(site))) {
     return false;
   }

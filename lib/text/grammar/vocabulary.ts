@@ -39,8 +39,6 @@ const CHEAP = 4096;
 export class Vocabulary {
   /** The number of tokens that have text; all ids are below {@linkcode size}. */
   readonly size: number;
-  /** The most bytes of a token. */
-  readonly longest: number;
   readonly #byte: Uint8Array;
   readonly #depth: Uint16Array;
   readonly #after: Int32Array;
@@ -54,60 +52,52 @@ export class Vocabulary {
    * @param tokens the bytes of each token; those with none are never allowed
    */
   constructor(tokens: Iterable<readonly [id: number, bytes: Uint8Array]>) {
-    const sorted: { id: number; text: string }[] = [];
-    let nodes = 1, longest = 0, size = 0;
-    for (const [id, bytes] of tokens) {
-      size = Math.max(size, id + 1);
-      if (bytes.length > 0) sorted.push({ id, text: latin1(bytes) });
-    }
-    sorted.sort((a, b) => a.text < b.text ? -1 : a.text > b.text ? 1 : 0);
-    let before = "";
-    for (const { text } of sorted) {
-      nodes += text.length - common(before, text);
-      longest = Math.max(longest, text.length);
-      before = text;
-    }
-    this.size = size;
-    this.longest = longest;
+    const grown = grow([...tokens]), { nodes } = grown;
+    this.size = grown.size;
     this.#byte = new Uint8Array(nodes);
     this.#depth = new Uint16Array(nodes);
     this.#after = new Int32Array(nodes);
     this.#first = new Int32Array(nodes + 1);
-    this.#ids = Int32Array.from(sorted, ({ id }) => id);
-    this.#fill(sorted.map(({ text }) => text));
+    this.#ids = new Int32Array(grown.tokens);
+    this.#flatten(grown);
   }
 
-  #fill(texts: readonly string[]): void {
-    const path = [0];
-    let before = "", node = 0;
-    const close = (depth: number) => {
-      while (path.length > depth + 1) this.#after[path.pop()!] = node + 1;
-    };
-    for (const [i, text] of texts.entries()) {
-      const shared = common(before, text);
-      close(shared);
-      for (let at = shared; at < text.length; at++) {
-        node++;
-        this.#byte[node] = text.charCodeAt(at);
-        this.#depth[node] = at + 1;
-        this.#first[node] = i;
-        path.push(node);
+  /** Lays a tree out in preorder. */
+  #flatten({ child, sibling, byte, token, other }: Grown): void {
+    const path = [0], places = [0];
+    let node = 0, ids = 0;
+    for (;;) {
+      // Down to a child, else to the next sibling of the nearest node that has one.
+      const from = path.at(-1)!;
+      let next = child[from];
+      while (next === 0) {
+        const left = path.pop()!;
+        this.#after[places.pop()!] = node + 1;
+        if (path.length === 0) {
+          this.#first[node + 1] = ids;
+          return;
+        }
+        next = sibling[left];
       }
-      before = text;
+      node++;
+      this.#byte[node] = byte[next];
+      this.#depth[node] = path.length;
+      this.#first[node] = ids;
+      for (let id = token[next]; id >= 0; id = other[id]) this.#ids[ids++] = id;
+      path.push(next);
+      places.push(node);
     }
-    close(-1);
-    this.#first[node + 1] = texts.length;
   }
 
   /** Sets the bits of the tokens that may come next; the others are not changed. */
   allow(threads: Threads, bits: Uint32Array): void {
     for (const { state, below } of threads.list) {
       const { limits } = state;
-      const own = limits ? this.#limited(limits, bits) : this.#own(state);
-      const { inside } = own;
-      for (let i = 0; i < inside.length; i++) bits[i] |= inside[i];
+      const ends = limits
+        ? this.#limited(limits, bits)
+        : this.#own(state, bits);
       if (!below) continue;
-      for (const node of own.ends) this.#follow(node, below.threads, bits);
+      for (const node of ends) this.#follow(node, below.threads, bits);
     }
   }
 
@@ -129,22 +119,29 @@ export class Vocabulary {
     }
   }
 
-  #own(state: State): OwnMask {
+  /** Allows a terminal's own tokens; returns the nodes at which it may end. */
+  #own(state: State, bits: Uint32Array): Iterable<number> {
     const known = this.#masks.get(state);
-    if (known) return known;
-    const inside = new Uint32Array(Math.ceil(this.size / 32)),
-      ends: number[] = [];
+    if (known) {
+      include(known.inside, bits);
+      return known.ends;
+    }
+    const nodes: number[] = [], ends: number[] = [];
     const visited = this.#walk(state, (node, state) => {
-      this.#mark(node, inside);
+      nodes.push(node);
       if (state.accepts && this.#continues(node)) ends.push(node);
     });
-    const mask = { inside, ends: Int32Array.from(ends) };
-    if (visited >= CHEAP) keep(this.#masks, state, mask);
-    return mask;
+    for (const node of nodes) this.#mark(node, bits);
+    if (visited >= CHEAP) {
+      const inside = new Uint32Array(Math.ceil(this.size / 32));
+      for (const node of nodes) this.#mark(node, inside);
+      keep(this.#masks, state, { inside, ends: Int32Array.from(ends) });
+    }
+    return ends;
   }
 
-  /** The mask of a string with limits, of which tokens that end it are marked in `bits`. */
-  #limited({ unlimited, need, left }: Limits, bits: Uint32Array): OwnMask {
+  /** As #own, for a string with limits. */
+  #limited({ unlimited, need, left }: Limits, bits: Uint32Array): number[] {
     const lengths = this.#lengths.get(unlimited) ?? this.#measure(unlimited);
     const ends: number[] = [];
     for (const { node, length } of lengths.closing) {
@@ -152,7 +149,8 @@ export class Vocabulary {
       this.#mark(node, bits);
       if (this.#continues(node)) ends.push(node);
     }
-    return { inside: this.#upTo(lengths, left), ends: Int32Array.from(ends) };
+    include(this.#upTo(lengths, left), bits);
+    return ends;
   }
 
   /** The tokens that stay inside a string and have at most `left` characters. */
@@ -179,7 +177,7 @@ export class Vocabulary {
       else (inside[whole[d] + (state.between ? 0 : 1)] ??= []).push(node);
     });
     const lengths = { inside, closing, masks: [] };
-    this.#lengths.set(unlimited, lengths);
+    keep(this.#lengths, unlimited, lengths);
     return lengths;
   }
 
@@ -207,6 +205,10 @@ export class Vocabulary {
   }
 }
 
+function include(mask: Uint32Array, bits: Uint32Array): void {
+  for (let i = 0; i < mask.length; i++) bits[i] |= mask[i];
+}
+
 /** Adds to a map, which forgets what was added first. */
 function keep<K, V>(map: Map<K, V>, key: K, value: V): void {
   if (map.size >= KEPT) {
@@ -218,17 +220,49 @@ function keep<K, V>(map: Map<K, V>, key: K, value: V): void {
   map.set(key, value);
 }
 
-/** Bytes as a string of as many units, which sorts as they do. */
-function latin1(bytes: Uint8Array): string {
-  return String.fromCharCode(...bytes);
+/** A tree as it grows: 0 is the root, and no node's child or sibling. */
+interface Grown {
+  readonly nodes: number;
+  readonly tokens: number;
+  readonly size: number;
+  /** Of each node: its first child, next sibling, byte and first token (-1 for none). */
+  readonly child: Int32Array;
+  readonly sibling: Int32Array;
+  readonly byte: Uint8Array;
+  readonly token: Int32Array;
+  /** Of each token: another with the same bytes, or -1. */
+  readonly other: Int32Array;
 }
 
-/** How many units two strings have in common at their beginning. */
-function common(a: string, b: string): number {
-  const most = Math.min(a.length, b.length);
-  let n = 0;
-  while (n < most && a.charCodeAt(n) === b.charCodeAt(n)) n++;
-  return n;
+function grow(tokens: readonly (readonly [number, Uint8Array])[]): Grown {
+  let most = 1, size = 0;
+  for (const [id, bytes] of tokens) {
+    most += bytes.length;
+    size = Math.max(size, id + 1);
+  }
+  const child = new Int32Array(most), sibling = new Int32Array(most);
+  const byte = new Uint8Array(most), token = new Int32Array(most).fill(-1);
+  const other = new Int32Array(size).fill(-1);
+  let nodes = 1, count = 0;
+  for (const [id, bytes] of tokens) {
+    if (bytes.length === 0) continue;
+    let at = 0;
+    for (const one of bytes) {
+      let next = child[at];
+      while (next !== 0 && byte[next] !== one) next = sibling[next];
+      if (next === 0) {
+        next = nodes++;
+        byte[next] = one;
+        sibling[next] = child[at];
+        child[at] = next;
+      }
+      at = next;
+    }
+    other[id] = token[at];
+    token[at] = id;
+    count++;
+  }
+  return { nodes, tokens: count, size, child, sibling, byte, token, other };
 }
 
 const made = new WeakMap<Tokenizer, Vocabulary>();

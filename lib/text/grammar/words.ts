@@ -162,14 +162,16 @@ class Determined implements Word {
   constructor(readonly accepts: boolean) {}
 }
 
-/** The most states of a set of texts. */
-const MOST_WORDS = 20_000;
+/** How many states and moves the sets of texts of one schema may still have. */
+export interface StateBudget {
+  left: number;
+}
 
 /** A set of texts has too many states. */
 export class TooManyWords extends Error {}
 
 /** The texts that all of `automata` take. */
-export function all(
+export function every(
   automata: readonly Automaton<unknown>[],
 ): Automaton<readonly unknown[]> {
   return {
@@ -185,7 +187,10 @@ export function all(
  *
  * @throws {TooManyWords} if it is too large.
  */
-export function wordOf<S>(automaton: Automaton<S>): Word | undefined {
+export function wordOf<S>(
+  automaton: Automaton<S>,
+  budget: StateBudget,
+): Word | undefined {
   const { start } = automaton;
   const first = new Determined(automaton.accepts(start));
   const words = new Map([[automaton.key(start), first]]);
@@ -198,11 +203,13 @@ export function wordOf<S>(automaton: Automaton<S>): Word | undefined {
   const work = [{ state: start, from: first }];
   for (let one = work.pop(); one; one = work.pop()) {
     const { from } = one;
-    for (const { low, high, to } of automaton.moves(one.state)) {
+    const moves = automaton.moves(one.state);
+    budget.left -= 1 + moves.length;
+    if (budget.left < 0) throw new TooManyWords();
+    for (const { low, high, to } of moves) {
       const key = automaton.key(to);
       let word = words.get(key);
       if (!word) {
-        if (words.size >= MOST_WORDS) throw new TooManyWords();
         words.set(key, word = new Determined(automaton.accepts(to)));
         work.push({ state: to, from: word });
       }

@@ -351,7 +351,8 @@ function addLinear(
       const n = rowsHeld(part), { format } = part;
       const swiglu = which === "gate_up_proj";
       const shape = { m: rows, n, k: w.k, format, swiglu, norm: false };
-      const choice = chooseLinear({ ...shape, largest: w.largest }, gpu);
+      const { largest, exact } = w;
+      const choice = chooseLinear({ ...shape, largest, exact }, gpu);
       if (choice.kernel !== kernel.name) continue; // another kernel of few rows
       const half = choice.headroom !== undefined;
       const key = linearKey(choice.kernel, shape, half);

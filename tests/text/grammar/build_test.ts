@@ -284,3 +284,21 @@ randomTest("patterns match what JavaScript's engine matches", (random) => {
     }
   }
 });
+
+Deno.test("branches that stay alike are followed only so far", () => {
+  const node = {
+    anyOf: ["a", "b", "c"].map((name) => ({
+      type: "object",
+      properties: { next: { $ref: "#/$defs/node" }, [name]: { type: "null" } },
+      required: [name],
+    })),
+  };
+  const part = buildGrammar({ $ref: "#/$defs/node", $defs: { node } });
+  assert(accepts(part, '{"next":{"next":{"b":null},"a":null},"c":null}'));
+  assert(!accepts(part, '{"next":{"next":{"b":null},"a":null}}'));
+  const deep = '{"next":'.repeat(30);
+  const error = assertThrows(() => accepts(part, deep), Error);
+  assert(
+    error.message.startsWith("Cannot follow a schema: there are more than"),
+  );
+});
