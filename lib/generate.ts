@@ -53,6 +53,23 @@ export interface GenerateOptions extends SamplingOptions, PromptOptions {
    * `tools` may come first. A reply that ends at `maxTokens` is cut off, which its
    * `finishReason` says.
    *
+   * ```ts
+   * import { loadQwen3 } from "../mod.ts";
+   *
+   * using qwen = await loadQwen3();
+   * const schema = {
+   *   type: "object",
+   *   properties: {
+   *     name: { type: "string", maxLength: 12 },
+   *     age: { type: "integer", minimum: 0, maximum: 20 },
+   *   },
+   *   required: ["name", "age"],
+   * };
+   * const { text } = await qwen.generate("There was a dog", { schema });
+   * const { name, age } = JSON.parse(text);
+   * console.log(name, age);
+   * ```
+   *
    * What cannot be guaranteed is refused: `not`, `if`, `contains`, `uniqueItems`,
    * `dependentRequired`, `dependentSchemas`, `unevaluatedProperties`, `unevaluatedItems`,
    * references to other documents, a `oneOf` whose branches may both be valid, a `multipleOf`

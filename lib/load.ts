@@ -173,7 +173,8 @@ const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
  * It does one thing at a time. Starting a run, or computing logits, is an error while
  * another run is awaited or computing its next piece. A run that is iterated over and idle
  * between two pieces gives way, so an abandoned iterator blocks nothing; it throws if it is
- * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}.
+ * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}, or an
+ * {@linkcode Qwen3.engine} for requests that come and go.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices`, `loadMs`,
  * `memoryBytes`, `generates` and `hasTokenizer` still answer; everything else throws, and so does a run
@@ -521,8 +522,8 @@ export class Qwen3 implements Disposable {
    * Starts an engine, to which requests can be submitted at any time. They run together,
    * and a prompt that begins like an earlier one is not read again.
    *
-   * While the engine has requests, `generate`, `logits` and so on wait for the step that is
-   * in progress, and the engine waits for them.
+   * Its steps and `generate`, `logits` and so on take turns: other calls wait for the step
+   * in progress, and the engine for what was asked for before its next.
    *
    * @throws {OptionError} if an option is unknown or has a wrong value.
    * @throws {MemoryError} if the device has too little memory.

@@ -170,7 +170,7 @@ Deno.test("a schema that is refused, and options that it excludes, are errors", 
     qwen.generate(PROMPT, options);
   };
   const error = assertThrows(
-    generate({ schema: { items: { not: {} } } }),
+    generate({ schema: { items: { not: { type: "null" } } } }),
     SchemaError,
   );
   assertEquals([error.option, error.keyword, error.path], [

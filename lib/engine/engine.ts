@@ -104,10 +104,31 @@ class Request implements RowText {
   readonly #chunks: SampledTokens[] = [];
   /** Whether all its tokens were given. */
   ended = false;
+  readonly mask?: TokenMask;
   #error?: { reason: unknown };
   #wake?: () => void;
 
-  constructor(readonly asked: Asked) {}
+  constructor(readonly asked: Asked) {
+    const { mask } = asked;
+    if (!mask) return;
+    // A mask that throws ends its own request only.
+    const guarded = <R>(call: () => R): R | undefined => {
+      try {
+        return this.failed ? undefined : call();
+      } catch (reason) {
+        this.fail(reason);
+      }
+    };
+    this.mask = {
+      fill: (bits) => guarded(() => mask.fill(bits)) ?? false,
+      accept: (id) => guarded(() => mask.accept(id)),
+    };
+  }
+
+  /** Whether it ended with an error. */
+  get failed(): boolean {
+    return this.#error !== undefined;
+  }
 
   get tokens(): readonly number[] {
     return this.entry!.tokens;
@@ -123,10 +144,6 @@ class Request implements RowText {
 
   get sampling(): Sampling {
     return this.asked.sampling;
-  }
-
-  get mask(): TokenMask | undefined {
-    return this.asked.mask;
   }
 
   fail(reason: unknown): void {
@@ -366,8 +383,9 @@ export class Engine implements Disposable {
 
   /** Takes the tokens of a row, up to the end of its text. */
   #accept(request: Request, ids: SampledTokens): void {
-    const entry = request.entry!, { eosTokenIds, mask } = request.asked;
+    const entry = request.entry!, { eosTokenIds } = request.asked;
     if (entry.state !== "decoding") return; // paused meanwhile
+    if (request.failed) return this.#leave(entry);
     const isFirst = entry.tokens.length === entry.promptTokens;
     const last = ids.findIndex((id) =>
       eosTokenIds.includes(id) || faultText(id) !== undefined
@@ -376,7 +394,7 @@ export class Engine implements Disposable {
     const count = Math.min(last < 0 ? ids.length : last + 1, left);
     const taken = ids.slice(0, count), ends = last >= 0 || count === left;
     this.#scheduler.accept(entry, taken.map(validToken));
-    for (const id of taken) mask?.accept(validToken(id));
+    for (const id of taken) request.mask?.accept(validToken(id));
     this.#tokens += count;
     const logprobs = request.sampling.logprobs === undefined
       ? undefined

@@ -4,7 +4,8 @@
  * A turn is active while its consumer waits for a value, and idle while its consumer has
  * one, unless that is known to ask for the next at once. A new turn is refused while another
  * is active, and takes over from an idle one, because that may never be resumed: iterators
- * get abandoned. If it is resumed after all, it throws.
+ * get abandoned. If it is resumed after all, it throws. An engine's steps are no turns: they
+ * run between the values of a turn.
  *
  * @module
  */
@@ -32,13 +33,31 @@ class Turn {
     await this.#over.promise;
   }
 
-  /** Resolves when its work has stopped. */
-  get ended(): Promise<void> {
-    return this.#over.promise;
-  }
-
   /** Called when its work has stopped. */
   readonly over = (): void => this.#over.resolve();
+}
+
+/** Uses something one after another, in the order in which they asked. */
+class Queue {
+  #waiting = 0;
+  #last: Promise<unknown> = Promise.resolve();
+
+  get isFree(): boolean {
+    return this.#waiting === 0;
+  }
+
+  async use<R>(work: () => Promise<R>): Promise<R> {
+    const before = this.#last, over = Promise.withResolvers<void>();
+    this.#last = over.promise;
+    this.#waiting++;
+    try {
+      await before;
+      return await work();
+    } finally {
+      this.#waiting--;
+      over.resolve();
+    }
+  }
 }
 
 /** Chunks that a run yields, and the signal that ends it. */
@@ -49,8 +68,7 @@ export interface Chunks<T> extends AsyncIterable<T> {
 /** The turns of one model. */
 export class Turns {
   #current?: Turn;
-  /** Resolves when what {@linkcode exclusive} does is done. */
-  #exclusive?: Promise<unknown>;
+  readonly #device = new Queue();
   #disposed = false;
 
   /** @throws {Error} if the model was disposed. */
@@ -68,7 +86,7 @@ export class Turns {
     try {
       await before;
       turn.signal.throwIfAborted();
-      return await work(turn.signal);
+      return await this.#device.use(() => work(turn.signal));
     } finally {
       this.#leave(turn);
     }
@@ -93,7 +111,7 @@ export class Turns {
 
   async *#iterate<T>(
     turn: Turn,
-    before: Promise<unknown> | undefined,
+    before: Promise<void> | undefined,
     work: (signal: AbortSignal) => AsyncGenerator<T, void>,
     steady: boolean,
   ): AsyncGenerator<T, void> {
@@ -104,7 +122,7 @@ export class Turns {
       for (;;) {
         signal.throwIfAborted();
         turn.active = true;
-        const { done, value } = await values.next();
+        const { done, value } = await this.#device.use(() => values.next());
         if (done) return;
         turn.active = steady;
         yield value;
@@ -116,24 +134,14 @@ export class Turns {
   }
 
   /**
-   * Does something once no turn is active and before the next begins. Idle turns end, as
-   * they do for another turn.
+   * Does something that is no turn while nothing computes: between two values of a run, and
+   * after what was asked for earlier.
    */
   async exclusive<R>(action: string, work: () => Promise<R>): Promise<R> {
-    for (;;) {
+    return await this.#device.use(() => {
       this.requireModel(action);
-      if (this.#current?.active) await this.#current.ended;
-      else if (this.#current) await this.#current.end(TAKEN);
-      else if (this.#exclusive) await this.#exclusive;
-      else break;
-    }
-    const working = work();
-    this.#exclusive = working.catch(() => {});
-    try {
-      return await working;
-    } finally {
-      this.#exclusive = undefined;
-    }
+      return work();
+    });
   }
 
   #enter(action: string, signal?: AbortSignal) {
@@ -145,7 +153,7 @@ export class Turns {
       );
     }
     const turn = this.#current = new Turn(action, signal);
-    return { turn, before: last?.end(TAKEN) ?? this.#exclusive };
+    return { turn, before: last?.end(TAKEN) };
   }
 
   #leave(turn: Turn): void {
@@ -157,9 +165,10 @@ export class Turns {
   dispose(free: () => void): void {
     if (this.#disposed) return;
     this.#disposed = true;
-    if (this.#current) this.#current.end(DISPOSED).then(free);
-    else if (this.#exclusive) this.#exclusive.then(free);
-    else free();
+    const last = () => this.#device.use(() => Promise.resolve(free()));
+    if (this.#current) this.#current.end(DISPOSED).then(last);
+    else if (this.#device.isFree) free();
+    else last();
   }
 }
 

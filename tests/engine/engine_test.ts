@@ -6,6 +6,7 @@ import {
   loadQwen3,
   type Qwen3,
   type Run,
+  type TokenMask,
 } from "../../mod.ts";
 import { eachDevice, gpuTest } from "../support/gpu.ts";
 import { type Random, withSeeds } from "../support/random.ts";
@@ -210,6 +211,35 @@ eachDevice("masks restrict their own requests", async (device) => {
   assertEquals(await Promise.all(runs), [free.tokenIds, tokenIds, tokenIds]);
 });
 
+eachDevice("a mask that throws ends its own request only", async (device) => {
+  using qwen = await loadQwen3(undefined, { device, precision: "f32" });
+  const options = { ...GREEDY, maxTokens: 9 };
+  const alone = (await qwen.generate("A dog", options)).tokenIds;
+  using engine = await qwen.engine({ slots: 3, context: 64 });
+  const faulty = (call: "fill" | "accept") => {
+    const mask = turningMask(), whole = mask[call];
+    let calls = 0;
+    const thrower = (bits: Uint32Array & number) => {
+      if (++calls === 4) throw new Error(`faulty ${call}`);
+      return whole(bits) as boolean & void;
+    };
+    return { ...mask, [call]: thrower };
+  };
+  const submit = (mask?: TokenMask) =>
+    engine.submit("A dog", { ...options, ...(mask ? { mask } : {}) });
+  const free = submit().then(({ tokenIds }) => tokenIds);
+  await Promise.all((["fill", "accept"] as const).map((call) =>
+    assertRejects(
+      async () => await submit(faulty(call)),
+      Error,
+      `faulty ${call}`,
+    )
+  ));
+  assertEquals(await free, alone);
+  assertEquals((await submit()).tokenIds, alone);
+  assertEquals(engine.stats.running, 0);
+});
+
 eachDevice("a schema is followed beside free text", async (device) => {
   using qwen = await loadQwen3(undefined, { device, precision: "f32" });
   const schema = {
@@ -248,7 +278,7 @@ Deno.test("a slow reader loses its slot, and nothing else", async () => {
 });
 
 eachDevice(
-  "other calls wait for a step, and the engine for them",
+  "other calls and the engine take turns",
   async (device) => {
     using qwen = await loadQwen3(undefined, { device });
     using engine = await qwen.engine({ slots: 2, context: 64 });

@@ -17,7 +17,7 @@ import { createOpenAICompatible } from "npm:@ai-sdk/openai-compatible@3.0.92";
 import { z } from "npm:zod@4.6.7";
 import { loadQwen3, Server, type Submitting } from "../../mod.ts";
 import { qwen3Script } from "../support/qwen3_script.ts";
-import { listening, serving } from "../support/serving.ts";
+import { listening, serving, until } from "../support/serving.ts";
 
 const MODEL = "test-model";
 const TEXT = ", there was a little girl named Lily";
@@ -25,8 +25,8 @@ const STORY = { model: MODEL, temperature: 0, max_tokens: 8 };
 const USER = [{ role: "user" as const, content: "Once upon a time" }];
 
 const ASKS =
-  '<think>They ask about rain.</think>I look it up.<tool_call>{"name":"get_weather","arguments":{"city":"Oslo"}}</tool_call>';
-const ANSWERS = "<think>So it is.</think>It rains in Oslo.";
+  '<think>They ask about rain.</think>I look it up:<tool_call>{"name":"get_weather","arguments":{"city":"Oslo"}}</tool_call>';
+const ANSWERS = "<think>So it is</think>It rains in Oslo.";
 const QUESTION = [{ role: "user" as const, content: "Does it rain in Oslo?" }];
 
 const clientOf = (url: string, apiKey = "none") =>
@@ -177,15 +177,26 @@ Deno.test("openai: a stream that fails throws, and a full server is asked again"
     apiKey: "none",
     maxRetries: 9,
   });
-  const asked = Array.from(
-    { length: 3 },
-    () => patient.completions.create({ ...STORY, prompt: USER[0].content }),
+  const long = await fetch(`${full.url}/v1/completions`, {
+    method: "POST",
+    body: JSON.stringify({
+      prompt: "Once",
+      max_tokens: 900,
+      ignore_eos: true,
+      stream: true,
+    }),
+  });
+  const asked = patient.completions.create({
+    ...STORY,
+    prompt: USER[0].content,
+  });
+  await until(async () =>
+    /path="\/v1\/completions",status="429"/.test(
+      (await full.get("/metrics")).json,
+    )
   );
-  for (const { choices } of await Promise.all(asked)) {
-    assertEquals(choices[0].text, TEXT);
-  }
-  const { json } = await full.get("/metrics");
-  assert(/path="\/v1\/completions",status="429"/.test(json), json);
+  await long.body?.cancel();
+  assertEquals((await asked).choices[0].text, TEXT);
 });
 
 Deno.test("clients of a model with tools", async (t) => {
@@ -237,7 +248,7 @@ AGENT_STEPS["openai: runTools calls the function and gets the answer"] = async (
     assertEquals(await runner.finalContent(), "It rains in Oslo.");
     assertEquals(cities, ["Oslo"]);
     const [, asked] = runner.messages;
-    assertEquals(asked.content, "I look it up.");
+    assertEquals(asked.content, "I look it up:");
     assert("tool_calls" in asked && asked.tool_calls);
   }
 };
@@ -257,7 +268,7 @@ AGENT_STEPS["openai: deltas of a reply with reasoning and a call"] = async (
   const { choices: [whole] } = await client.chat.completions.create(request);
   const message = whole.message as { reasoning_content?: string };
   assertEquals(message.reasoning_content, "They ask about rain.");
-  assertEquals(whole.message.content, "I look it up.");
+  assertEquals(whole.message.content, "I look it up:");
   assertEquals(whole.finish_reason, "tool_calls");
   let reasoning = "", content = "", text = "", ids = 0, name = "";
   const stream = await client.chat.completions.create({
@@ -279,7 +290,7 @@ AGENT_STEPS["openai: deltas of a reply with reasoning and a call"] = async (
   }
   assertEquals([reasoning, content, name, text, ids, finish], [
     "They ask about rain.",
-    "I look it up.",
+    "I look it up:",
     "get_weather",
     '{"city":"Oslo"}',
     1,
@@ -304,7 +315,7 @@ AGENT_STEPS[
   );
   assertEquals([first.status, first.output_text], [
     "completed",
-    "I look it up.",
+    "I look it up:",
   ]);
   const call = first.output[2];
   assert(call.type === "function_call");

@@ -325,7 +325,11 @@ Deno.test("a reader that leaves a stream frees its slot without HTTP too", async
 Deno.test("texts wait for their turn, and too many get status 429", async () => {
   await using server = await serving({ options: { queue: 2 }, slots: 1 });
   const ask = () =>
-    server.post("/v1/completions", { ...STORY, max_tokens: 60 });
+    server.post("/v1/completions", {
+      ...STORY,
+      max_tokens: 200,
+      ignore_eos: true,
+    });
   const asked = Array.from({ length: 8 }, ask);
   const answers = await Promise.all(asked);
   const fine = answers.filter(({ status }) => status === 200);

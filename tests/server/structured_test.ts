@@ -8,6 +8,7 @@ import {
 import { generateText, Output } from "npm:ai@7.0.173";
 import { createOpenAICompatible } from "npm:@ai-sdk/openai-compatible@3.0.92";
 import { z } from "npm:zod@4.6.7";
+import { qwen3Script } from "../support/qwen3_script.ts";
 import { type Json, serving } from "../support/serving.ts";
 
 const MODEL = "test-model";
@@ -70,6 +71,33 @@ Deno.test("openai: a reply is parsed under a zod schema", async () => {
     OpenAI.BadRequestError,
     "stop",
   );
+});
+
+Deno.test("openai: Qwen3 thinks first, and its JSON is only JSON", async () => {
+  const reply = '{"name":"Rex","age":7}';
+  await using checkpoint = await qwen3Script(`<think>A dog.</think>${reply}`);
+  await using server = await serving({ model: checkpoint.path });
+  const client = new OpenAI({
+    baseURL: `${server.url}/v1`,
+    apiKey: "none",
+    maxRetries: 0,
+  });
+  const schema = z.object({ name: z.string(), age: z.number().int() });
+  const request = {
+    model: MODEL,
+    messages: USER,
+    max_tokens: 60,
+    response_format: zodResponseFormat(schema, "pet"),
+  };
+  const { choices: [{ message }] } = await client.chat.completions.parse(
+    request,
+  );
+  assertEquals(message.content, reply);
+  assertEquals(message.parsed, { name: "Rex", age: 7 });
+  const { reasoning_content } = message as { reasoning_content?: string };
+  assertEquals(reasoning_content, "A dog.");
+  const stream = client.chat.completions.stream(request);
+  assertEquals(await stream.finalContent(), reply);
 });
 
 Deno.test("ai: an object is generated under a zod schema", async () => {
@@ -137,7 +165,11 @@ Deno.test("a schema that cannot be followed is refused, with its keyword", async
     ],
     [
       "responses",
-      { text: { format: { type: "json_schema", schema: { not: {} } } } },
+      {
+        text: {
+          format: { type: "json_schema", schema: { not: { type: "null" } } },
+        },
+      },
       "text.format.schema",
     ],
   ];
@@ -205,7 +237,7 @@ Deno.test("a choice of functions that cannot be is refused", async () => {
   await using server = await serving({ chatTemplate: CHAT_TEMPLATE });
   const unsure = {
     type: "function",
-    function: { name: "f", parameters: { not: {} } },
+    function: { name: "f", parameters: { not: { type: "null" } } },
   };
   for (
     const [more, param] of [

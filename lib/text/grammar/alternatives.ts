@@ -7,7 +7,7 @@
 import { isObject } from "../../json.ts";
 import { SchemaError } from "./error.ts";
 import type { StateBudget } from "./words.ts";
-import { type Schema, type Site, type Type, TYPES } from "./schema.ts";
+import { isNever, type Schema, type Site, type Type, TYPES } from "./schema.ts";
 import {
   canonical,
   isOfType,
@@ -97,9 +97,9 @@ export class Alternatives {
       }
       if (sites.includes(site)) continue;
       schema.check(site);
-      if (site.schema === false) return [];
+      if (isNever(site.schema)) return [];
       sites.push(site);
-      if (site.schema === true) continue;
+      if (typeof site.schema === "boolean") continue;
       const { $ref, allOf, anyOf, oneOf } = site.schema;
       const branches = (keyword: string, list: unknown): Pending[] =>
         (list as unknown[]).map((_, i) => ({

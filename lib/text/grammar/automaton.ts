@@ -13,6 +13,11 @@ export abstract class State {
   /** The state after a byte; undefined if the byte is wrong. */
   abstract next(byte: number): State | undefined;
 
+  /** A state that allows the same tokens of at most `most` bytes. */
+  alike(_most: number): State {
+    return this;
+  }
+
   /** Whether a character of a string has just ended. */
   get between(): boolean {
     return false;

@@ -122,7 +122,15 @@ const VOID: Readonly<Record<string, readonly unknown[]>> = {
   unevaluatedProperties: [true],
   unevaluatedItems: [true],
   nullable: [false],
+  not: [false],
 };
+
+/** Whether a schema refuses everything, as false or what `not` makes of true. */
+export function isNever(schema: Site["schema"]): boolean {
+  if (typeof schema === "boolean") return !schema;
+  const { not } = schema;
+  return not === true || (isObject(not) && Object.keys(not).length === 0);
+}
 
 /** A schema with an index of its parts. */
 export class Schema {
@@ -188,7 +196,7 @@ export class Schema {
     if (this.#checked.has(site)) return;
     this.#checked.add(site);
     const { schema, path } = site;
-    if (typeof schema === "boolean") return;
+    if (typeof schema === "boolean" || isNever(schema)) return;
     for (const [keyword, value] of Object.entries(schema)) {
       if (value === undefined || ANNOTATIONS.has(keyword)) continue;
       if (keyword.startsWith("x-")) continue;

@@ -21,8 +21,8 @@ import type { Site } from "./schema.ts";
 import { stringOf } from "./strings.ts";
 import {
   anyWord,
+  atLeast,
   type Automaton,
-  counted,
   every,
   except,
   not,
@@ -149,15 +149,15 @@ function textsOf(
     }
   }
   if (!blame) return anyWord(min, max);
-  if (min > 0 || max < Infinity) automata.push(counted(min, max));
+  if (min > 0) automata.push(atLeast(min));
   const { format } = blame[0].schema as Keyworded["schema"];
-  if (automata.length > 1 || blame[1] !== "format") {
-    return determined(automata, budget, ...blame);
+  if (automata.length > 1 || max < Infinity || blame[1] !== "format") {
+    return determined(automata, budget, max, ...blame);
   }
   // Many schemas have formats without anything else.
   const name = format as string;
   if (!formatted.has(name)) {
-    formatted.set(name, determined(automata, budget, ...blame));
+    formatted.set(name, determined(automata, budget, max, ...blame));
   }
   return formatted.get(name);
 }
@@ -168,11 +168,12 @@ const formatted = new Map<string, Word | undefined>();
 function determined(
   automata: readonly Automaton<unknown>[],
   budget: StateBudget,
+  longest: number,
   { path }: Site,
   keyword: string,
 ): Word | undefined {
   try {
-    return wordOf(every(automata), budget);
+    return wordOf(every(automata), budget, longest);
   } catch (error) {
     if (!(error instanceof TooManyWords)) throw error;
     throw new SchemaError(

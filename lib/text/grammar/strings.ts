@@ -55,6 +55,12 @@ class Written extends State {
     return next ?? undefined;
   }
 
+  override alike(most: number): State {
+    const word = this.word.alike?.(most) ?? this.word;
+    if (word === this.word) return this;
+    return states(word)(this.where, this.value, this.left, this.high);
+  }
+
   override get between(): boolean {
     return this.where === NEXT;
   }

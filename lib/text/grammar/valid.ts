@@ -6,7 +6,7 @@
 import { isObject } from "../../json.ts";
 import { FORMATS } from "./formats.ts";
 import { matches } from "./regex.ts";
-import type { Schema, Site } from "./schema.ts";
+import { isNever, type Schema, type Site } from "./schema.ts";
 
 /** Whether a JSON value is of a type. */
 export function isOfType(value: unknown, type: unknown): boolean {
@@ -38,7 +38,8 @@ function isAmong(value: unknown, values: readonly unknown[]): boolean {
 /** Whether `value` is valid under a site, whose keywords are checked first. */
 export function isValid(schema: Schema, value: unknown, site: Site): boolean {
   schema.check(site);
-  if (typeof site.schema === "boolean") return site.schema;
+  if (isNever(site.schema)) return false;
+  if (typeof site.schema === "boolean") return true;
   const keywords = site.schema;
   const valid = (one: unknown, ...steps: (string | number)[]) =>
     isValid(schema, one, schema.child(site, ...steps));

@@ -39,6 +39,8 @@ const CHEAP = 4096;
 export class Vocabulary {
   /** The number of tokens that have text; all ids are below {@linkcode size}. */
   readonly size: number;
+  /** The most bytes of a token. */
+  readonly #longest: number;
   readonly #byte: Uint8Array;
   readonly #depth: Uint16Array;
   readonly #after: Int32Array;
@@ -54,6 +56,7 @@ export class Vocabulary {
   constructor(tokens: Iterable<readonly [id: number, bytes: Uint8Array]>) {
     const grown = grow([...tokens]), { nodes } = grown;
     this.size = grown.size;
+    this.#longest = grown.longest;
     this.#byte = new Uint8Array(nodes);
     this.#depth = new Uint16Array(nodes);
     this.#after = new Int32Array(nodes);
@@ -120,7 +123,8 @@ export class Vocabulary {
   }
 
   /** Allows a terminal's own tokens; returns the nodes at which it may end. */
-  #own(state: State, bits: Uint32Array): Iterable<number> {
+  #own(given: State, bits: Uint32Array): Iterable<number> {
+    const state = given.alike(this.#longest);
     const known = this.#masks.get(state);
     if (known) {
       include(known.inside, bits);
@@ -225,6 +229,8 @@ interface Grown {
   readonly nodes: number;
   readonly tokens: number;
   readonly size: number;
+  /** The most bytes of a token. */
+  readonly longest: number;
   /** Of each node: its first child, next sibling, byte and first token (-1 for none). */
   readonly child: Int32Array;
   readonly sibling: Int32Array;
@@ -235,9 +241,10 @@ interface Grown {
 }
 
 function grow(tokens: readonly (readonly [number, Uint8Array])[]): Grown {
-  let most = 1, size = 0;
+  let most = 1, size = 0, longest = 0;
   for (const [id, bytes] of tokens) {
     most += bytes.length;
+    longest = Math.max(longest, bytes.length);
     size = Math.max(size, id + 1);
   }
   const child = new Int32Array(most), sibling = new Int32Array(most);
@@ -262,7 +269,10 @@ function grow(tokens: readonly (readonly [number, Uint8Array])[]): Grown {
     token[at] = id;
     count++;
   }
-  return { nodes, tokens: count, size, child, sibling, byte, token, other };
+  return {
+    ...{ nodes, tokens: count, size, longest },
+    ...{ child, sibling, byte, token, other },
+  };
 }
 
 const made = new WeakMap<Tokenizer, Vocabulary>();

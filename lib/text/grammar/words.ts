@@ -30,6 +30,8 @@ export interface Word {
   readonly moves: readonly Move<Word>[];
   /** Set if only the number of code points is limited. */
   readonly limits?: { readonly need: number; readonly left: number };
+  /** A state that goes on alike for `most` code points; itself by default. */
+  alike?(most: number): Word;
 }
 
 /** All texts with at least `need` and at most `left` code points. */
@@ -65,21 +67,13 @@ export function anyWord(min = 0, max = Infinity): Word {
   return min === 0 && max === Infinity ? ANY : new AnyWord(min, max);
 }
 
-/** Counts code points. */
-export function counted(
-  min: number,
-  max: number,
-): Automaton<readonly [need: number, left: number]> {
+/** All texts with at least `min` code points. */
+export function atLeast(min: number): Automaton<number> {
   return {
-    start: [min, max],
-    key: (state) => state.join(),
-    accepts: ([need]) => need === 0,
-    moves: ([need, left]) =>
-      left === 0 ? [] : [{
-        low: 0,
-        high: LAST,
-        to: [Math.max(0, need - 1), left - 1],
-      }],
+    start: min,
+    key: String,
+    accepts: (need) => need === 0,
+    moves: (need) => [{ low: 0, high: LAST, to: Math.max(0, need - 1) }],
   };
 }
 
@@ -157,9 +151,45 @@ export function not<S>(other: Automaton<S>): Automaton<S | undefined> {
 }
 
 class Determined implements Word {
-  moves: readonly Move<Word>[] = [];
+  moves: readonly Move<Determined>[] = [];
+  /** The fewest code points to a text of the set, and the most that any state needs. */
+  distance = 0;
+  farthest = 0;
+  readonly #shorter = new Map<number, Short>();
 
   constructor(readonly accepts: boolean) {}
+
+  /** Those of its texts that have at most `left` code points. */
+  shorter(left: number): Short {
+    let short = this.#shorter.get(left);
+    if (!short) this.#shorter.set(left, short = new Short(this, left));
+    return short;
+  }
+}
+
+/** A set of texts with a limit of their lengths. */
+class Short implements Word {
+  readonly accepts: boolean;
+  readonly #word: Determined;
+  readonly #left: number;
+  #moves?: readonly Move<Word>[];
+
+  constructor(word: Determined, left: number) {
+    this.#word = word;
+    this.#left = left;
+    this.accepts = word.accepts;
+  }
+
+  get moves(): readonly Move<Word>[] {
+    const left = this.#left - 1;
+    return this.#moves ??= this.#word.moves
+      .filter(({ to }) => to.distance <= left)
+      .map(({ low, high, to }) => ({ low, high, to: to.shorter(left) }));
+  }
+
+  alike(most: number): Word {
+    return this.#left >= most + this.#word.farthest ? this.#word : this;
+  }
 }
 
 /** How many states and moves the sets of texts of one schema may still have. */
@@ -183,13 +213,15 @@ export function every(
 }
 
 /**
- * The texts that an automaton takes; undefined if there are none.
+ * The texts of at most `longest` code points that an automaton takes; undefined if there
+ * are none.
  *
  * @throws {TooManyWords} if it is too large.
  */
 export function wordOf<S>(
   automaton: Automaton<S>,
   budget: StateBudget,
+  longest = Infinity,
 ): Word | undefined {
   const { start } = automaton;
   const first = new Determined(automaton.accepts(start));
@@ -216,17 +248,25 @@ export function wordOf<S>(
       edges.push({ from, low, high, to: word });
     }
   }
-  // Only what can still be accepted stays.
+  // Only what can still be accepted stays; the nearest states come first.
   const into = Map.groupBy(edges, ({ to }) => to);
   const alive = new Set([...words.values()].filter(({ accepts }) => accepts));
+  let farthest = 0;
   for (const word of alive) {
-    for (const { from } of into.get(word) ?? []) alive.add(from);
+    farthest = word.distance;
+    for (const { from } of into.get(word) ?? []) {
+      if (alive.has(from)) continue;
+      from.distance = word.distance + 1;
+      alive.add(from);
+    }
   }
   const kept = edges.filter(({ to }) => alive.has(to));
   for (const [from, own] of Map.groupBy(kept, ({ from }) => from)) {
     from.moves = own.map(({ low, high, to }) => ({ low, high, to }));
+    from.farthest = farthest;
   }
-  return alive.has(first) ? first : undefined;
+  if (!alive.has(first) || first.distance > longest) return undefined;
+  return longest === Infinity ? first : first.shorter(longest);
 }
 
 /** The moves that all automata have, without surrogates. */

@@ -78,7 +78,7 @@ Deno.test("a schema that is refused is refused for a keyword that is not offered
   assertEquals(Object.fromEntries(refused), REFUSED);
 });
 
-const INVALID = 580, VALID = 692;
+const INVALID = 581, VALID = 702;
 
 /** How many valid texts of each file are not written, and why. */
 const NARROWER: Readonly<Record<string, number>> = {
@@ -86,6 +86,7 @@ const NARROWER: Readonly<Record<string, number>> = {
   additionalProperties: 1,
   allOf: 2,
   anyOf: 1,
+  not: 1,
   properties: 1,
   // Keys are in the schema's order.
   const: 1,
@@ -109,7 +110,7 @@ const NARROWER: Readonly<Record<string, number>> = {
 
 /** How many schemas are refused for each keyword; "" where none is valid. */
 const REFUSED: Readonly<Record<string, number>> = {
-  "": 7,
+  "": 9,
   $ref: 16,
   contains: 7,
   dependentRequired: 4,
@@ -117,7 +118,7 @@ const REFUSED: Readonly<Record<string, number>> = {
   format: 9,
   if: 11,
   multipleOf: 3,
-  not: 9,
+  not: 5,
   oneOf: 8,
   unevaluatedProperties: 1,
   uniqueItems: 3,
