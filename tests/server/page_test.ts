@@ -224,7 +224,7 @@ browserTest(
   "thoughts are folded, and functions get their results",
   async () => {
     await using checkpoint = await qwen3Script(
-      '<think>They ask about rain.</think>I look it up.<tool_call>{"name":"get_weather","arguments":{"city":"Oslo"}}</tool_call>',
+      '<think>They ask about rain.</think>I look it up:<tool_call>{"name":"get_weather","arguments":{"city":"Oslo"}}</tool_call>',
     );
     await using chat = await chatPage({ model: checkpoint.path });
     const { page } = chat;
@@ -253,7 +253,7 @@ browserTest(
     const reply = await page.locator(".assistant").innerText();
     assertMatch(
       reply,
-      /I look it up\.\s+Calls get_weather\s+\{\s+"city": "Oslo"\s+\}/,
+      /I look it up:\s+Calls get_weather\s+\{\s+"city": "Oslo"\s+\}/,
     );
     chat.answer = scripted(["It rains."]);
     await page.getByLabel("Result of get_weather").fill('{"rain": true}');
@@ -261,7 +261,7 @@ browserTest(
     await said(chat, "It rains.").waitFor();
     await chat.finished();
     const [, calls, result] = chat.asked[1].messages;
-    assertEquals(calls.content, "I look it up.");
+    assertEquals(calls.content, "I look it up:");
     assertEquals(calls.reasoning_content.trim(), "They ask about rain.");
     assertEquals(result, {
       role: "tool",
