@@ -8,7 +8,7 @@
  *   deno task test --inputs 10000 tests/fuzz_test.ts    fuzz with 10,000 inputs
  *   deno task test tests/kernels      run some of the tests
  *
- * Tests for which this machine lacks something (a GPU adapter, a browser) are skipped,
+ * Tests for which this machine lacks something (a GPU adapter, a browser, nginx) are skipped,
  * and the summary says what to install. --quick takes less than a minute; the summary
  * says how many tests it left out. A test on random inputs prints its seed when it
  * fails; QWEN3_TEST_SEED=n repeats it. The last line is `N passed, N failed`, with the
@@ -35,7 +35,7 @@ const DENO_FLAGS = ["--quiet", "--seed"];
 const HELP = `deno task test [flags] [files or folders]
 
   --quick        host tests and one test per kernel: one to three minutes
-  --require-gpu  fail where this machine lacks a GPU adapter or a browser
+  --require-gpu  fail where this machine lacks a GPU adapter, a browser or nginx
   --seeds N      repeat tests on random inputs with N seeds
   --inputs N     give the fuzzer N inputs instead of 500
   --help, -h     print this text
@@ -163,7 +163,7 @@ async function run(...args: string[]): Promise<void> {
 /** Why tests were skipped. */
 function why(): string {
   const lacks = adapter
-    ? 'a browser (Debian, Ubuntu: "apt-get install chromium")'
+    ? 'a browser or nginx (Debian, Ubuntu: "apt-get install chromium nginx-light")'
     : 'a WebGPU adapter (Debian, Ubuntu: "apt-get install mesa-vulkan-drivers" brings a software one)';
   if (!quick) return `this machine lacks ${lacks}`;
   const left =

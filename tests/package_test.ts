@@ -34,6 +34,7 @@ Deno.test("the package has what users need and nothing else", async () => {
       ...["mod.ts", "deno.json", "README.md", "LICENSE", "CHANGELOG.md"],
       ...["lib/load.ts", "lib/cpu/worker.ts", "lib/webgpu/compile_worker.ts"],
       ...["lib/tools/profile/page.css", "lib/tools/profile/page.js"],
+      ...["lib/server/page/page.html", "lib/server/page/markdown.js"],
       ...["lib/tools/doctor/process.ts", "kernels/gemm.ts"],
       ...["tasks/qwen3.ts", "tasks/get_mesa.sh", "bench/fresh.ts"],
       ...[

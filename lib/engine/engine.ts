@@ -104,30 +104,30 @@ class Request implements RowText {
   readonly #chunks: SampledTokens[] = [];
   /** Whether all its tokens were given. */
   ended = false;
+  readonly mask?: TokenMask;
   #error?: { reason: unknown };
   #wake?: () => void;
 
-  /** The mask that was asked for; its errors end this request alone. */
-  readonly mask?: TokenMask;
-
   constructor(readonly asked: Asked) {
-    if (asked.mask) this.mask = this.#guarded(asked.mask);
-  }
-
-  #guarded(mask: TokenMask): TokenMask {
-    const unless = <R>(failed: R, work: () => R): R => {
-      if (this.#error) return failed;
+    const { mask } = asked;
+    if (!mask) return;
+    // A mask that throws ends its own request only.
+    const guarded = <R>(call: () => R): R | undefined => {
       try {
-        return work();
+        return this.failed ? undefined : call();
       } catch (reason) {
         this.fail(reason);
-        return failed;
       }
     };
-    return {
-      fill: (bits) => unless(false, () => mask.fill(bits)),
-      accept: (id) => unless(undefined, () => mask.accept(id)),
+    this.mask = {
+      fill: (bits) => guarded(() => mask.fill(bits)) ?? false,
+      accept: (id) => guarded(() => mask.accept(id)),
     };
+  }
+
+  /** Whether it ended with an error. */
+  get failed(): boolean {
+    return this.#error !== undefined;
   }
 
   get tokens(): readonly number[] {
@@ -383,8 +383,9 @@ export class Engine implements Disposable {
 
   /** Takes the tokens of a row, up to the end of its text. */
   #accept(request: Request, ids: SampledTokens): void {
-    const { mask, asked: { eosTokenIds } } = request, entry = request.entry!;
+    const entry = request.entry!, { eosTokenIds } = request.asked;
     if (entry.state !== "decoding") return; // paused meanwhile
+    if (request.failed) return this.#leave(entry);
     const isFirst = entry.tokens.length === entry.promptTokens;
     const last = ids.findIndex((id) =>
       eosTokenIds.includes(id) || faultText(id) !== undefined
@@ -393,7 +394,7 @@ export class Engine implements Disposable {
     const count = Math.min(last < 0 ? ids.length : last + 1, left);
     const taken = ids.slice(0, count), ends = last >= 0 || count === left;
     this.#scheduler.accept(entry, taken.map(validToken));
-    for (const id of taken) mask?.accept(validToken(id));
+    for (const id of taken) request.mask?.accept(validToken(id));
     this.#tokens += count;
     const logprobs = request.sampling.logprobs === undefined
       ? undefined

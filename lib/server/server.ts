@@ -75,6 +75,8 @@ const ENDPOINTS: Readonly<Record<string, Endpoint>> = {
 };
 const MODELS = "/v1/models/";
 const HEALTH = "/health";
+/** The page to chat, in the browser. */
+const PAGE = "/";
 
 /**
  * Answers requests as OpenAI's API does. It keeps nothing between requests that another
@@ -146,7 +148,7 @@ export class Server {
       response = this.#failed(request, error, id);
     }
     const known = path !== undefined &&
-      (Object.hasOwn(ENDPOINTS, path) || path === HEALTH);
+      (Object.hasOwn(ENDPOINTS, path) || path === HEALTH || path === PAGE);
     this.#metrics.request(known ? path : "other", response.status);
     response.headers.set("x-request-id", id);
     if (path !== undefined) this.#allowOrigin(request, response.headers);
@@ -162,6 +164,7 @@ export class Server {
     }
     this.#requireHost(request);
     if (path === HEALTH) return this.#health();
+    if (path === PAGE && isRead(request)) return await page();
     this.#requireOrigin(request);
     if (request.method === "OPTIONS") return preflight();
     await this.#requireKey(request);
@@ -306,6 +309,16 @@ function decode(text: string): string {
 
 function isHead(request: Request, method: string): boolean {
   return method === "GET" && request.method === "HEAD";
+}
+
+function isRead({ method }: Request): boolean {
+  return method === "GET" || method === "HEAD";
+}
+
+/** Only a server whose page is asked for loads it. */
+async function page(): Promise<Response> {
+  const { chatPage } = await import("./page/page.ts");
+  return await chatPage();
 }
 
 function metricsText({ metrics, queue }: Service): Response {

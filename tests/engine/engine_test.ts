@@ -6,6 +6,7 @@ import {
   loadQwen3,
   type Qwen3,
   type Run,
+  type TokenMask,
 } from "../../mod.ts";
 import { eachDevice, gpuTest } from "../support/gpu.ts";
 import { type Random, withSeeds } from "../support/random.ts";
@@ -210,29 +211,33 @@ eachDevice("masks restrict their own requests", async (device) => {
   assertEquals(await Promise.all(runs), [free.tokenIds, tokenIds, tokenIds]);
 });
 
-eachDevice("a mask that throws ends its own request", async (device) => {
+eachDevice("a mask that throws ends its own request only", async (device) => {
   using qwen = await loadQwen3(undefined, { device, precision: "f32" });
-  const options = { ...GREEDY, maxTokens: 30 };
-  const alone = await qwen.generate("A dog", options);
+  const options = { ...GREEDY, maxTokens: 9 };
+  const alone = (await qwen.generate("A dog", options)).tokenIds;
   using engine = await qwen.engine({ slots: 3, context: 64 });
-  const fail = () => {
-    throw new Error("broken mask");
+  const faulty = (call: "fill" | "accept") => {
+    const mask = turningMask(), whole = mask[call];
+    let calls = 0;
+    const thrower = (bits: Uint32Array & number) => {
+      if (++calls === 4) throw new Error(`faulty ${call}`);
+      return whole(bits) as boolean & void;
+    };
+    return { ...mask, [call]: thrower };
   };
-  const other = engine.submit("A dog", options).then(({ tokenIds }) =>
-    tokenIds
-  );
-  const masks = [{ fill: fail, accept: () => {} }, {
-    fill: () => false,
-    accept: fail,
-  }];
-  await Promise.all(masks.map((mask) =>
+  const submit = (mask?: TokenMask) =>
+    engine.submit("A dog", { ...options, ...(mask ? { mask } : {}) });
+  const free = submit().then(({ tokenIds }) => tokenIds);
+  await Promise.all((["fill", "accept"] as const).map((call) =>
     assertRejects(
-      async () => await engine.submit("Once", { ...options, mask }),
+      async () => await submit(faulty(call)),
       Error,
-      "broken mask",
+      `faulty ${call}`,
     )
   ));
-  assertEquals(await other, alone.tokenIds);
+  assertEquals(await free, alone);
+  assertEquals((await submit()).tokenIds, alone);
+  assertEquals(engine.stats.running, 0);
 });
 
 eachDevice("a schema is followed beside free text", async (device) => {

@@ -1,6 +1,6 @@
 const ROOT = new URL("../../", import.meta.url);
 
-/** Everything that `mod.ts` loads, kernels/, and the rest of lib/ except its tools. */
+/** All code that `mod.ts` loads, kernels/, and the rest of lib/ except its tools. */
 export async function productFiles(): Promise<string[]> {
   const { stdout } = await new Deno.Command(Deno.execPath(), {
     args: ["info", "--json", "--config", "deno.json", "mod.ts"],
@@ -10,7 +10,9 @@ export async function productFiles(): Promise<string[]> {
     modules: { specifier: string }[];
   };
   const files = modules.map(({ specifier }) => specifier)
-    .filter((specifier) => specifier.startsWith(ROOT.href))
+    .filter((specifier) =>
+      specifier.startsWith(ROOT.href) && /\.[jt]s$/.test(specifier)
+    )
     .map((specifier) => specifier.slice(ROOT.href.length));
   const walk = async (folder: string) => {
     for await (

@@ -4,48 +4,37 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
-import { type Browser, chromium, type Page } from "npm:playwright-core@1.56.1";
+import type { Page } from "npm:playwright-core@1.56.1";
 import { profile } from "../../../lib/tools/profile/profile.ts";
 import { profileHtml } from "../../../lib/tools/profile/html.ts";
 import type { ProfileReport } from "../../../lib/tools/profile/report.ts";
+import {
+  browserTest,
+  isTooWide,
+  LACKS_BROWSER,
+  type Look,
+  openPage,
+  PATIENCE_MS,
+} from "../../support/browser.ts";
 import { gpuTest } from "../../support/gpu.ts";
 
 const TINY =
   new URL("../../fixtures/tiny-tied-bf16/", import.meta.url).pathname;
 
-/** Debian's Chromium, from the package chromium. */
-const CHROMIUM = "/usr/bin/chromium";
-/** Without it these tests are ignored, unless every test must run. */
-const ignore = Deno.env.get("QWEN3_REQUIRE_GPU") !== "1" &&
-  !await Deno.stat(CHROMIUM).catch(() => undefined);
-const test = (name: string, fn: () => Promise<void>) =>
-  Deno.test({ name, ignore, fn });
-const pageTest = ignore ? test : gpuTest;
-const ARGS = [
-  "--no-sandbox",
-  "--disable-gpu",
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-];
+const pageTest = LACKS_BROWSER ? browserTest : gpuTest;
 
 /** Opens the page of a report; console messages and network requests are failures. */
 async function open(
   report: ProfileReport,
-  options: Parameters<Browser["newPage"]>[0],
+  options: Look,
   look: (page: Page) => Promise<void>,
 ) {
   const path = await Deno.makeTempFile({ suffix: ".html" });
   await Deno.writeTextFile(path, await profileHtml(report));
-  const browser = await chromium.launch({
-    executablePath: CHROMIUM,
-    args: ARGS,
-  });
   const complaints: string[] = [];
   try {
-    const page = await browser.newPage(options);
+    await using opened = await openPage(options);
+    const { page } = opened;
     page.on("console", (message) => complaints.push(message.text()));
     page.on("pageerror", (error) => complaints.push(error.message));
     page.on("request", (request) => {
@@ -53,19 +42,12 @@ async function open(
     });
     await page.goto(`file://${path}`);
     await look(page);
-    const wide = await page.evaluate(
-      "document.documentElement.scrollWidth > innerWidth",
-    );
-    assert(!wide, "the page is wider than its window");
+    assert(!await isTooWide(page), "the page is wider than its window");
     assertEquals(complaints, []);
   } finally {
-    await browser.close();
     await Deno.remove(path);
   }
 }
-
-/** Ends a test that would wait forever; judges no time. */
-const PATIENCE_MS = 300_000;
 
 const DESK = { viewport: { width: 1280, height: 900 } };
 const DARK_PHONE = {
@@ -239,16 +221,19 @@ pageTest("the page lists refusals", async () => {
   });
 });
 
-test("the page of a CPU run has no roofline, and no markup from a name", async () => {
-  const report = await profile(TINY, {
-    device: "cpu",
-    promptTokens: 2,
-    maxTokens: 2,
-  });
-  report.model = "</script><script>console.log('broke out')</script>";
-  await open(report, DESK, async (page) => {
-    assertEquals(await page.locator("#roofline").count(), 0);
-    assertStringIncludes(await page.locator("h1").innerText(), "broke out");
-    assert(await page.locator("#breakdown svg path").count() > 8);
-  });
-});
+browserTest(
+  "the page of a CPU run has no roofline, and no markup from a name",
+  async () => {
+    const report = await profile(TINY, {
+      device: "cpu",
+      promptTokens: 2,
+      maxTokens: 2,
+    });
+    report.model = "</script><script>console.log('broke out')</script>";
+    await open(report, DESK, async (page) => {
+      assertEquals(await page.locator("#roofline").count(), 0);
+      assertStringIncludes(await page.locator("h1").innerText(), "broke out");
+      assert(await page.locator("#breakdown svg path").count() > 8);
+    });
+  },
+);

@@ -1,0 +1,58 @@
+/** Pages in Debian's Chromium, from the package chromium. */
+import {
+  type Browser,
+  type BrowserContextOptions,
+  chromium,
+  type Page,
+} from "npm:playwright-core@1.56.1";
+
+const CHROMIUM = "/usr/bin/chromium";
+const ARGS = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+
+/** No browser is here, and tests may do without one. */
+export const LACKS_BROWSER: boolean =
+  Deno.env.get("QWEN3_REQUIRE_GPU") !== "1" &&
+  !await Deno.stat(CHROMIUM).catch(() => undefined);
+
+/** Ends a test that would wait forever; judges no time. */
+export const PATIENCE_MS = 300_000;
+
+/** Registers a test that needs a browser; without one it is ignored, and the suite says so. */
+export function browserTest(name: string, fn: () => Promise<void>) {
+  Deno.test({ name, ignore: LACKS_BROWSER, fn });
+}
+
+/** How a page looked. */
+export type Look = BrowserContextOptions;
+
+/** Opens an empty page, which has `PATIENCE_MS` for everything. */
+export async function openPage(look: Look): Promise<
+  { page: Page; browser: Browser } & AsyncDisposable
+> {
+  const browser = await chromium.launch({
+    executablePath: CHROMIUM,
+    args: ARGS,
+  });
+  const page = await browser.newPage(look);
+  page.setDefaultTimeout(PATIENCE_MS);
+  return {
+    page,
+    browser,
+    [Symbol.asyncDispose]: () => browser.close(),
+  };
+}
+
+/** Whether the page is wider than its window. */
+export async function isTooWide(page: Page): Promise<boolean> {
+  return await page.evaluate(
+    "document.documentElement.scrollWidth > innerWidth",
+  ) as boolean;
+}
