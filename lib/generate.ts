@@ -277,6 +277,8 @@ export interface Sequence {
   readonly toolCalls: readonly ToolCall[];
   /** Ids generated so far, an end-of-text token included. */
   readonly tokenIds: number[];
+  /** Their log probabilities, if {@linkcode GenerateOptions.logprobs} is set. */
+  readonly logprobs?: readonly Logprobs[];
   /** Why the sequence ended; undefined until it has. */
   readonly finishReason: FinishReason | undefined;
 }
@@ -307,6 +309,7 @@ class Growing implements Sequence {
   reasoning = "";
   readonly toolCalls: ToolCall[];
   readonly tokenIds: number[] = [];
+  logprobs?: Logprobs[];
   finishReason: FinishReason | undefined;
   readonly promptTokens: number;
   readonly #maxTokens: number;
@@ -337,6 +340,7 @@ class Growing implements Sequence {
     logprobs?: Logprobs,
   ): Piece[] {
     this.tokenIds.push(tokenId);
+    if (logprobs) (this.logprobs ??= []).push(logprobs);
     this.#mask?.accept(tokenId);
     const stream = this.#stream, eos = ends.has(tokenId);
     const kind = this.#reply?.kind ?? "text";
@@ -490,6 +494,7 @@ export class BatchRun
       reasoning: one.reasoning,
       toolCalls: one.toolCalls,
       tokenIds: one.tokenIds,
+      ...one.logprobs && { logprobs: one.logprobs },
       finishReason: one.finishReason!, // it has ended
     }));
     return { sequences, stats: this.stats };
@@ -605,6 +610,11 @@ export class Run implements AsyncIterable<Piece>, PromiseLike<Reply> {
   /** Ids generated so far, an end-of-text token included. */
   get tokenIds(): number[] {
     return this.#batch.sequences[0].tokenIds;
+  }
+
+  /** Their log probabilities, if {@linkcode GenerateOptions.logprobs} is set. */
+  get logprobs(): readonly Logprobs[] | undefined {
+    return this.#batch.sequences[0].logprobs;
   }
 
   /** Statistics so far. */

@@ -123,6 +123,12 @@ eachDevice("log probabilities come with each token", async (device) => {
   for await (const piece of qwen.generate(PROMPT, options)) {
     assert(!("logprobs" in piece));
   }
+  // An awaited reply has them all.
+  const all3 = pieces.map(({ logprobs }) => logprobs);
+  assertEquals<unknown>(run.logprobs, all3);
+  const awaited = await qwen.generate(PROMPT, { ...options, logprobs: 0 });
+  assertEquals(awaited.logprobs?.length, awaited.tokenIds.length);
+  assert(!("logprobs" in await qwen.generate(PROMPT, options)));
 });
 
 eachDevice("penalties and biases change what is generated", async (device) => {
