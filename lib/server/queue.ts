@@ -13,8 +13,14 @@ class Place implements Disposable {
   /** When it was given a slot. */
   #began = 0;
 
-  /** @param leave is given the seconds that it had a slot; undefined if it had none */
-  constructor(readonly leave: (place: Place, seconds?: number) => void) {
+  /**
+   * @param leave is given the seconds that it had a slot; undefined if it had none
+   * @param request whether a place of its request has had a slot
+   */
+  constructor(
+    readonly leave: (place: Place, seconds?: number) => void,
+    readonly request: { begun: boolean },
+  ) {
     this.#turn.promise.catch(() => {}); // its owner may never ask
   }
 
@@ -33,6 +39,7 @@ class Place implements Disposable {
   /** Gives it a slot. */
   grant(): void {
     this.#state = "running";
+    this.request.begun = true;
     this.#began = performance.now();
     this.#turn.resolve();
   }
@@ -99,16 +106,23 @@ export class Queue {
         { code: "rate_limit_exceeded", retryAfter: this.#patience() },
       );
     }
-    const places = Array.from({ length: count }, () => new Place(this.#leave));
+    const request = { begun: false };
+    const places = Array.from(
+      { length: count },
+      () => new Place(this.#leave, request),
+    );
     this.#waiting.push(...places);
     this.#next();
     return places;
   }
 
-  /** Refuses those who wait and all who come; those who have a slot keep it. */
+  /** Refuses requests that wait and all that come; those that have begun go on. */
   end(): void {
     this.#ended = true;
-    for (const place of this.#waiting.splice(0)) place.refuse(stopping());
+    for (const place of this.#waiting.splice(0)) {
+      if (place.request.begun) this.#waiting.push(place);
+      else place.refuse(stopping());
+    }
   }
 
   readonly #leave = (place: Place, seconds?: number): void => {

@@ -45,9 +45,21 @@ Deno.test("too many are refused, with the time after which to come back", () => 
   assertThrows(() => queue.take(1), ApiError);
 });
 
+Deno.test("a request that has begun gets all its texts at the end", async () => {
+  const queue = new Queue(1, 4);
+  const [first, second] = queue.take(2), [other] = queue.take(1);
+  const refused = assertRejects(() => other.turn(NEVER), ApiError, "stopping");
+  queue.end();
+  await refused;
+  const turn = second.turn(NEVER);
+  assert(!await hasTurn(turn));
+  first[Symbol.dispose]();
+  assert(await hasTurn(turn));
+});
+
 Deno.test("an abort ends the waiting, and so does the end of the queue", async () => {
   const queue = new Queue(1, 4);
-  const [first, second, third] = queue.take(3);
+  const [[first], [second, third]] = [queue.take(1), queue.take(2)];
   const gone = new AbortController(), reason = new Error("gone");
   const turn = assertRejects(() => second.turn(gone.signal), Error, "gone");
   gone.abort(reason);
