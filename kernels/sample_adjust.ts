@@ -2,7 +2,12 @@ import { MOST_BIASES } from "../lib/dispatch/sampling.ts";
 import { u32Tensor } from "./case.ts";
 import { samplingCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { rowsOf, type SampleSizes, settingsTensor } from "./sample_case.ts";
+import {
+  rowsOf,
+  rowsText,
+  type SampleSizes,
+  settingsTensor,
+} from "./sample_case.ts";
 import { STANDINS, WORKGROUP } from "./sample_scores.ts";
 import { SETTINGS_CONTRACT, settingsOf } from "./sample_settings.ts";
 
@@ -144,9 +149,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       return Object.fromEntries(all);
     });
     return {
-      what: `[${sequences}, ${vocab}], ${
-        rows.map((row) => JSON.stringify(row))
-      }`,
+      what: `[${sequences}, ${vocab}], ${rowsText(rows)}`,
       operands: {
         logits,
         settings: settingsTensor(rows.map((row, s) => ({

@@ -298,3 +298,15 @@ export function massesOf(
   });
   return masses;
 }
+
+/** Names the settings of rows, as in `temperature 1, top-k 300`. */
+export const rowsText = (
+  rows: readonly (object | null | undefined)[],
+): string =>
+  rows.map((row) =>
+    row
+      ? Object.entries(row).map(([name, value]) =>
+        `${name.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)} ${value}`
+      ).join(", ") || "plain"
+      : "idle"
+  ).join("; ");

@@ -15,6 +15,7 @@ import {
   narrow,
   type Narrowed,
   rowsOf,
+  rowsText,
   type SampleSizes,
   scoreOf,
   settingsTensor,
@@ -263,7 +264,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     );
     return {
       what: `[${sequences}, ${vocab}] in ${chunks} chunks, ${
-        given.rows.map((row) => JSON.stringify(row))
+        rowsText(given.rows)
       }`,
       operands: {
         logits,

@@ -15,6 +15,7 @@ import {
   logitsOf,
   narrow,
   rowsOf,
+  rowsText,
   type SampleSizes,
   settingsTensor,
   topKRecords,
@@ -72,9 +73,9 @@ function finishCase(
     (_, i) => i % 3 ? i % 5 : 0x80000000,
   );
   return {
-    what: `[${sequences}, ${vocab}] from ${from}, ${
-      rows.map((row) => JSON.stringify(row))
-    }${counts ? ", counted" : ""}`,
+    what: `[${sequences}, ${vocab}] from ${from}, ${rowsText(rows)}${
+      counts ? ", counted" : ""
+    }`,
     operands: {
       ...operands,
       settings: settingsTensor(begin.map((_, s) =>

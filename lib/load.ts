@@ -25,6 +25,7 @@ import {
 } from "./text/embedding.ts";
 import type { Checkpoint, Purpose } from "./checkpoint/checkpoint.ts";
 import { Rests } from "./dispatch/rests.ts";
+import { stateShares } from "./dispatch/state_batches.ts";
 import { readAnswers, vectorOf, yesProbability } from "./model/embedding.ts";
 import type { Choice } from "./dispatch/choice.ts";
 import {
@@ -476,10 +477,26 @@ export class Qwen3 implements Disposable {
       await rests.rest(signal);
     }
     if (texts.length === 0) return [];
-    return await this.#turns.once(action, signal, async (signal) => {
-      const runner = await this.#ready(signal);
-      return await runner.states(texts, signal);
-    });
+    const states: Float32Array[] = [];
+    const run = this.#turns.run(
+      action,
+      signal,
+      (signal) => this.#shares(texts, signal),
+      true,
+    );
+    for await (const share of run) {
+      for (const [text, state] of share) states[text] = state;
+    }
+    return states;
+  }
+
+  /** The states after texts in shares, between which the steps of an engine run. */
+  async *#shares(texts: readonly number[][], signal: AbortSignal) {
+    const runner = await this.#ready(signal);
+    for (const share of stateShares(texts.map(({ length }) => length))) {
+      const states = await runner.states(share.map((i) => texts[i]), signal);
+      yield share.map((text, i) => [text, states[i]] as const);
+    }
   }
 
   /** Where texts get their tokenizer from. */

@@ -58,6 +58,8 @@ const URLS = [
 /** Requests that may be done before an earlier one is. */
 const AHEAD = 1000;
 const NEWLINE = 10;
+/** How replies get their ids, and how their lines begin. */
+const ID = "batch_req_", REPLY = `{"id":"${ID}`;
 
 /** A line of the input. */
 interface Asked {
@@ -77,7 +79,7 @@ await runTask({
   const where = placementOf(flags);
   const chatTemplate = await readTemplateFile(flags);
   const options = engineOptions(flags);
-  const [from, to] = filesOf(flags.words);
+  const [from, to] = await filesOf(flags.words);
   const total = await countLines(from), done = await resume(from, to);
   if (done === total) {
     say(`${to} has all ${total} replies already.`);
@@ -106,17 +108,25 @@ await runTask({
 });
 
 /** The two files. */
-function filesOf(words: readonly string[]): [from: string, to: string] {
+async function filesOf(
+  words: readonly string[],
+): Promise<[from: string, to: string]> {
   const [from, to] = words;
   if (words.length !== 2) {
     throw new Error(
       `${CANNOT}: ${words.length} files are named, must be two: IN.jsonl OUT.jsonl`,
     );
   }
-  if (from === to) {
+  // Two paths may lead to one file, which would lose its last request.
+  if (from === to || await identityOf(from) === await identityOf(to)) {
     throw new Error(`${CANNOT}: IN and OUT are both ${from}, must differ`);
   }
   return [from, to];
+}
+
+/** The path without links; the path itself if nothing is there. */
+function identityOf(file: string): Promise<string> {
+  return Deno.realPath(file).catch(() => file);
 }
 
 /** The lines of a file that are not blank, as bytes. */
@@ -148,7 +158,10 @@ async function open(
   options: Deno.OpenOptions,
 ): Promise<Deno.FsFile> {
   try {
-    return await Deno.open(file, options);
+    const opened = await Deno.open(file, options);
+    if (!(await opened.stat()).isDirectory) return opened;
+    opened.close();
+    throw new Error("it is a folder");
   } catch (error) {
     throw new Error(
       `${CANNOT}: ${file} cannot be opened (${errorText(error)})`,
@@ -180,7 +193,14 @@ async function resume(from: string, to: string): Promise<number> {
   const requests = linesOf(from);
   let whole = 0, count = 0;
   for await (const line of linesOf(to)) {
-    if (whole + line.length >= size) break; // without a line break
+    if (whole + line.length >= size) { // without a line break
+      if (isCutReply(line)) break;
+      throw new Error(
+        `${CANNOT}: line ${
+          count + 1
+        } of ${to} is no reply, must be one, or ${to} removed`,
+      );
+    }
     const { value } = await requests.next();
     const asked = idOf(value), answered = idOf(line);
     if (value === undefined || asked !== answered) {
@@ -195,6 +215,12 @@ async function resume(from: string, to: string): Promise<number> {
   }
   await Deno.truncate(to, whole);
   return count;
+}
+
+/** Whether a line may be the begin of a reply. */
+function isCutReply(line: Uint8Array): boolean {
+  const text = new TextDecoder().decode(line.subarray(0, REPLY.length));
+  return text === REPLY.slice(0, text.length);
 }
 
 /** The id of a request or reply; null if it has none. */
@@ -244,7 +270,7 @@ async function run(
     const request = readRequest(line, at + 1, seen);
     if (at < skipped) continue;
     while (running.size >= slots || at - written >= AHEAD) {
-      await Promise.race(running);
+      if (running.size > 0) await Promise.race(running); // or all have ended by now
       await write();
       show();
     }
@@ -340,7 +366,7 @@ function readRequest(
 
 /** Answers a request; an error is part of the reply. */
 async function answer(server: Server, read: Read, signal: AbortSignal) {
-  const id = newId("batch_req_");
+  const id = newId(ID);
   if ("wrong" in read) {
     const { custom_id, wrong: message } = read;
     const error = { code: "invalid_request", message };

@@ -4,6 +4,7 @@
  * @module
  */
 import { errorText } from "../lib/errors.ts";
+import { compileTemplate } from "../lib/text/jinja/mod.ts";
 import type { Engine, EngineOptions, Qwen3 } from "../mod.ts";
 import type { Flags, FlagTable } from "./flags.ts";
 
@@ -49,7 +50,10 @@ export async function readTemplateFile(
   const file = flags.text("chat-template");
   if (file === undefined) return undefined;
   try {
-    return await Deno.readTextFile(file);
+    const bytes = await Deno.readFile(file);
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    compileTemplate(text); // rather than an error for each request
+    return text;
   } catch (error) {
     throw new Error(
       `Cannot read the chat template ${file}: ${errorText(error)}`,

@@ -139,7 +139,7 @@ export class Server {
 
   /** Answers a request; never throws. */
   readonly fetch = async (request: Request): Promise<Response> => {
-    const path = new URL(request.url).pathname;
+    const path = pathOf(request);
     const id = newId("req_");
     let response: Response;
     try {
@@ -147,15 +147,21 @@ export class Server {
     } catch (error) {
       response = this.#failed(request, error, id);
     }
-    const known = Object.hasOwn(ENDPOINTS, path) ||
-      path === HEALTH || path === PAGE;
+    const known = path !== undefined &&
+      (Object.hasOwn(ENDPOINTS, path) || path === HEALTH || path === PAGE);
     this.#metrics.request(known ? path : "other", response.status);
     response.headers.set("x-request-id", id);
-    this.#allowOrigin(request, response.headers);
+    if (path !== undefined) this.#allowOrigin(request, response.headers);
     return response;
   };
 
-  async #answer(request: Request, path: string): Promise<Response> {
+  async #answer(request: Request, path?: string): Promise<Response> {
+    if (path === undefined) {
+      throw new ApiError(
+        400,
+        "Cannot answer: the Host header is wrong, must be a host with or without a port",
+      );
+    }
     this.#requireHost(request);
     if (path === HEALTH) return this.#health();
     if (path === PAGE && isRead(request)) return await page();
@@ -270,6 +276,11 @@ export class Server {
       { code: "invalid_api_key" },
     );
   }
+}
+
+/** The path of a request; undefined if its Host header is none. */
+function pathOf({ url }: Request): string | undefined {
+  return URL.parse(url)?.pathname;
 }
 
 /** @throws {ApiError} 404 if there is none. */

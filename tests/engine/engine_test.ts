@@ -240,6 +240,30 @@ eachDevice("a mask that throws ends its own request only", async (device) => {
   assertEquals(engine.stats.running, 0);
 });
 
+Deno.test("a request does not wait for many texts that are embedded", async () => {
+  using qwen = await loadQwen3(TINY, { device: "cpu" });
+  using engine = await qwen.engine({ slots: 2, context: 64 });
+  const texts = Array.from(
+    { length: 60 },
+    (_, text) =>
+      Array.from(
+        { length: 150 + 7 * text % 60 },
+        (_, i) => 3 + (text + i) % 50,
+      ),
+  );
+  const order: string[] = [];
+  const vectors = qwen.embed(texts).finally(() => order.push("vectors"));
+  await new Promise((resolve) => setTimeout(resolve, 0)); // until it has the device
+  await engine.submit([5, 6, 7], { ...GREEDY, maxTokens: 1 });
+  order.push("token");
+  const all = await vectors;
+  assertEquals(order, ["token", "vectors"]);
+  for (const text of [0, 8, 31, 59]) {
+    const [alone] = await qwen.embed([texts[text]]);
+    assertAllClose(all[text], alone, { absolute: 1e-5 });
+  }
+});
+
 eachDevice("a schema is followed beside free text", async (device) => {
   using qwen = await loadQwen3(undefined, { device, precision: "f32" });
   const schema = {

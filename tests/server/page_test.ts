@@ -57,7 +57,7 @@ browserTest(
       "Temperature": "0",
       "Top p": "0.9",
       "Top k": "20",
-      "Most tokens": "8",
+      "Max tokens": "8",
       "Seed": "7",
       "System prompt": "A story.",
     });
@@ -88,7 +88,7 @@ browserTest(
     assertEquals(messages.length, 4);
     assertEquals(messages[2].role, "assistant");
     assertEquals(messages[2].content.trim(), first[1].trim());
-    await set(chat, { "System prompt": "", "Most tokens": "" });
+    await set(chat, { "System prompt": "", "Max tokens": "" });
     await chat.page.getByRole("button", { name: "New" }).click();
     await chat.send(STORY);
     assertEquals(chat.asked[2].messages, [{ role: "user", content: STORY }]);
@@ -385,7 +385,7 @@ browserTest("errors of the server are shown with their message", async () => {
   await using chat = await chatPage({ context: 64 });
   const { page } = chat;
   const problem = page.getByRole("alert");
-  await set(chat, { "Top p": "0", "Most tokens": "4" });
+  await set(chat, { "Top p": "0", "Max tokens": "4" });
   await chat.send(STORY);
   assertMatch(await problem.innerText(), /top_p/);
   await set(chat, { "Top p": "" });
@@ -439,7 +439,7 @@ browserTest(
     await state.getByText("Is it still running?").waitFor();
     gone = false;
     await state.waitFor({ state: "hidden" });
-    await set(chat, { "Most tokens": "3" });
+    await set(chat, { "Max tokens": "3" });
     await page.getByRole("button", { name: "Try again" }).click();
     await said(chat, "3 tokens").waitFor();
     await chat.crash();
@@ -463,7 +463,7 @@ browserTest(
     await key.fill("secret");
     await key.press("Enter");
     await page.getByRole("heading", { name: "test-model" }).waitFor();
-    await set(chat, { "Most tokens": "3" });
+    await set(chat, { "Max tokens": "3" });
     await chat.send(STORY);
     await said(chat, "3 tokens").waitFor();
     await page.reload();

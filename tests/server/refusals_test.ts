@@ -368,6 +368,21 @@ Deno.test("a body that is too large or too slow is refused", async () => {
   assertStringIncludes(answer, '"code":"body_timeout"');
 });
 
+Deno.test("a Host header that is no host is refused", async () => {
+  await using server = await serving();
+  const { hostname, port } = new URL(server.url);
+  for (const host of ["a b", "localhost:99999", "[::"]) {
+    using socket = await Deno.connect({ hostname, port: Number(port) });
+    const head = `GET /v1/models HTTP/1.1\r\nHost: ${host}\r\n\r\n`;
+    await socket.write(new TextEncoder().encode(head));
+    const bytes = new Uint8Array(10_000);
+    const count = await socket.read(bytes);
+    const answer = new TextDecoder().decode(bytes.subarray(0, count!));
+    assertStringIncludes(answer, "HTTP/1.1 400 ");
+    assertStringIncludes(answer, "the Host header is wrong");
+  }
+});
+
 /** Sends a request with a body that has fewer bytes than it says. */
 async function rawRequest(url: string, body: string, length = body.length) {
   const { hostname, port } = new URL(url);

@@ -130,7 +130,7 @@ Deno.test("a batch that was interrupted goes on after the last whole reply", asy
   const done = await lineCount();
   assert(done >= 3 && done < count, `${done} of ${count}`);
   // As if the power had failed while a line was written.
-  await Deno.writeTextFile(`${folder.path}/out.jsonl`, '{"id": "batch', {
+  await Deno.writeTextFile(`${folder.path}/out.jsonl`, '{"id":"batch', {
     append: true,
   });
   const rest = await batch(folder);
@@ -171,4 +171,51 @@ Deno.test("a batch that cannot run is refused in one line", async () => {
     assertMatch(stderr, message);
     assertEquals(stderr.trimEnd().split("\n").length, 1);
   }
+});
+
+Deno.test("many lines that are wrong end as soon as a few", async () => {
+  const lines = Array.from({ length: 1100 }, (_, i) => `broken ${i}`);
+  await using folder = await folderOf(lines);
+  const { code, stderr } = await batch(folder);
+  assertEquals(code, 0, stderr);
+  assertEquals((await replies(folder)).length, lines.length);
+});
+
+Deno.test("a file that holds something else stays as it is", async () => {
+  const text = [request("a"), request("b")].join("\n"); // without a last line break
+  await using folder = await tempFolder({
+    "in.jsonl": text,
+    "out.jsonl": "notes",
+  });
+  const { code, stderr } = await batch(folder);
+  assertEquals(code, 1);
+  assertMatch(
+    stderr,
+    /^error: Cannot .*: line 1 of .*out\.jsonl is no reply, must be one/m,
+  );
+  assertEquals(await Deno.readTextFile(`${folder.path}/out.jsonl`), "notes");
+});
+
+Deno.test("the same file by two paths is refused, and stays as it is", async () => {
+  const text = [request("a"), request("b")].join("\n");
+  await using folder = await tempFolder({ "in.jsonl": text });
+  await Deno.symlink("in.jsonl", `${folder.path}/out.jsonl`);
+  const { code, stderr } = await batch(folder);
+  assertEquals(code, 1);
+  assertMatch(
+    stderr,
+    /^error: Cannot .*: IN and OUT are both .*in\.jsonl, must differ$/m,
+  );
+  assertEquals(await Deno.readTextFile(`${folder.path}/in.jsonl`), text);
+});
+
+Deno.test("a folder in place of a file is named", async () => {
+  await using folder = await folderOf([request("a")]);
+  await Deno.mkdir(`${folder.path}/out.jsonl`);
+  const { code, stderr } = await batch(folder);
+  assertEquals(code, 1);
+  assertMatch(
+    stderr,
+    /^error: Cannot .*: .*out\.jsonl cannot be opened \(it is a folder\)$/m,
+  );
 });

@@ -141,6 +141,7 @@ Deno.test("an embedding model is served, and says that it writes no text", async
 });
 
 Deno.test("what cannot be served is refused in one line", async () => {
+  await using folder = await tempFolder({ "chat.jinja": "{% if %}" });
   const listener = Deno.listen({ port: 0, hostname: "127.0.0.1" });
   const { port } = listener.addr;
   const cases: [args: string[], message: string][] = [
@@ -151,6 +152,10 @@ Deno.test("what cannot be served is refused in one line", async () => {
     ],
     [["--api-key="], "--api-key is empty"],
     [["--chat-template", "none.jinja"], "Cannot read the chat template none"],
+    [
+      ["--chat-template", `${folder.path}/chat.jinja`],
+      "chat.jinja: Cannot parse",
+    ],
     [["--model", "none"], "Cannot "],
     [["model"], 'Cannot serve: unexpected argument "model"'],
   ];

@@ -110,7 +110,11 @@ export class Alternatives {
         work.push({ site: schema.resolve(site), from: one });
       }
       if (allOf) work.push(...branches("allOf", allOf));
-      if (anyOf) open.push(branches("anyOf", anyOf));
+      if (anyOf) {
+        // Known before any is read, each of which may compare a value with all others.
+        if ((anyOf as unknown[]).length > MOST) throw tooMany(site.path);
+        open.push(branches("anyOf", anyOf));
+      }
       if (oneOf) open.push(this.#exclusive(site, branches("oneOf", oneOf)));
     }
     const [first, ...rest] = open;
@@ -119,13 +123,7 @@ export class Alternatives {
         this.#read([branch], sites, rest, budget)
       );
     }
-    if (budget.left-- === 0) {
-      throw new SchemaError(
-        sites[0]?.path ?? "#",
-        "anyOf",
-        `leads to more than ${MOST} combinations`,
-      );
-    }
+    if (budget.left-- === 0) throw tooMany(sites[0]?.path ?? "#");
     const merged = this.#merge(sites.filter(isKeyworded));
     return merged ? [merged] : [];
   }
@@ -265,6 +263,9 @@ export class Alternatives {
     return { types, values, sites };
   }
 }
+
+const tooMany = (path: string) =>
+  new SchemaError(path, "anyOf", `leads to more than ${MOST} combinations`);
 
 const isKeyworded = (site: Site): site is Keyworded => isObject(site.schema);
 

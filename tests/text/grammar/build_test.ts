@@ -331,3 +331,22 @@ Deno.test("branches that stay alike are followed only so far", () => {
     error.message.startsWith("Cannot follow a schema: there are more than"),
   );
 });
+
+Deno.test("choices that are too many are refused before any is read", () => {
+  const read: number[] = [];
+  const branch = (i: number) => ({
+    get const() {
+      read.push(i);
+      return i;
+    },
+  });
+  const anyOf = Array.from({ length: 1001 }, (_, i) => branch(i));
+  const counts = [anyOf, [...anyOf, ...anyOf]].map((anyOf) => {
+    read.length = 0;
+    const error = assertThrows(() => buildGrammar({ anyOf }), SchemaError);
+    assertEquals([error.keyword, error.path], ["anyOf", "#"]);
+    return read.length / anyOf.length;
+  });
+  // Reading them compares each with all others; checking that they are JSON reads each once.
+  assert(counts.every((count) => count <= 3), `${counts}`);
+});
