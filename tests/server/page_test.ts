@@ -437,7 +437,10 @@ browserTest(
     await page.getByRole("alert").waitFor();
     assertMatch(await page.getByRole("alert").innerText(), /does not answer/);
     await state.getByText("Is it still running?").waitFor();
+    loading = true;
     gone = false;
+    await state.getByText("it is loading").waitFor();
+    loading = false;
     await state.waitFor({ state: "hidden" });
     await set(chat, { "Max tokens": "3" });
     await page.getByRole("button", { name: "Try again" }).click();
