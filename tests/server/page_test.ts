@@ -80,7 +80,7 @@ browserTest(
     const reply = chat.page.locator(".assistant");
     assertMatch(
       await reply.innerText(),
-      /cut: as many tokens as allowed\s+[\d.,]+ tokens\/s · 8 tokens · prompt \d+, \d+ cached · first after [\d.]+ s/,
+      /cut: as many tokens as allowed\s+[\d.,]+ tokens\/s · 8 tokens · prompt \d+, \d+ cached · first after [\d.]+ m?s/,
     );
     await chat.send("Then");
     // The reply goes back as it came, with its space.
@@ -107,11 +107,8 @@ browserTest(
     const { page } = chat;
     for (const how of ["key", "button"]) {
       const [never, open] = gate();
-      let gone = false;
-      chat.answer = (request) => {
-        request.signal.addEventListener("abort", () => gone = true);
-        return scripted(["The first ", "part", never, "no more"])();
-      };
+      const left = page.waitForEvent("requestfailed");
+      chat.answer = scripted(["The first ", "part", never, "no more"]);
       await draft(chat).fill("Go");
       await draft(chat).press("Enter");
       await said(chat, "The first part").last().waitFor();
@@ -122,13 +119,13 @@ browserTest(
       if (how === "key") await draft(chat).press("Escape");
       else await page.getByRole("button", { name: "Stop" }).click();
       await chat.finished();
+      await left;
       open();
       assertEquals((await chat.texts()).at(-1), "The first part");
       assertStringIncludes(
         await page.locator(".assistant").last().innerText(),
         "stopped",
       );
-      while (!gone) await page.waitForTimeout(10); // the server learns of it
       const focused = "document.activeElement.id";
       assertEquals(await page.evaluate(focused), "draft");
     }
@@ -212,6 +209,13 @@ browserTest("conversations and settings survive a reload", async () => {
   await chat.send("go on");
   assertEquals(chat.asked.at(-1).temperature, 0.25);
   assertEquals(chat.asked.at(-1).messages.length, 3);
+  // Another tab has another conversation; a reload shows each its own.
+  const other = await page.context().newPage();
+  await other.goto(chat.url);
+  await other.getByRole("button", { name: "New" }).click();
+  await other.close();
+  await page.reload();
+  assertEquals((await chat.texts())[0], "first conversation");
   page.on("dialog", (dialog) => dialog.accept());
   await page.getByRole("button", { name: "Delete" }).click();
   assertEquals((await chat.texts())[0], "second");
@@ -414,10 +418,15 @@ browserTest(
     await using chat = await chatPage();
     const { page } = chat;
     const state = page.locator("#state");
-    let gone = true;
+    let gone = true, loading = false;
     await page.route(
       "**/health",
-      (route) => gone ? route.abort() : route.continue(),
+      (route) =>
+        gone
+          ? route.abort()
+          : loading
+          ? route.fulfill({ status: 503, json: { status: "loading" } })
+          : route.continue(),
     );
     await page.route(
       "**/v1/chat/completions",
@@ -428,7 +437,10 @@ browserTest(
     await page.getByRole("alert").waitFor();
     assertMatch(await page.getByRole("alert").innerText(), /does not answer/);
     await state.getByText("Is it still running?").waitFor();
+    loading = true;
     gone = false;
+    await state.getByText("it is loading").waitFor();
+    loading = false;
     await state.waitFor({ state: "hidden" });
     await set(chat, { "Max tokens": "3" });
     await page.getByRole("button", { name: "Try again" }).click();
@@ -532,6 +544,10 @@ browserTest(
     open();
     await chat.finished();
     assertMatch((await spoken.textContent())!, /^half and whole/);
+    assertStringIncludes(
+      await page.locator(".stats").innerText(),
+      "56 tokens · prompt 1,234, 1,200 cached",
+    );
     for (
       const [role, name] of [
         ["main", "Conversation"],

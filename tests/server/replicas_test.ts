@@ -123,7 +123,7 @@ async function ask(
   try {
     const response = await fetch(url + PATH, {
       method: "POST",
-      headers: { "x-session-id": session },
+      headers: { "x-session-id": session, origin: url }, // as a page does
       body: JSON.stringify({
         prompt,
         stream,
@@ -184,6 +184,7 @@ Deno.test({
     for (const { url } of [...both, nginx]) {
       while (!await isOk(`${url}/health`)) await wait(50);
     }
+    assert(await isOk(`${nginx.url}/`), "the chat page is not there");
     const right = new Map<string, string>();
     for (const prompt of PROMPTS) {
       const asked = { prompt, stream: false, session: "" };

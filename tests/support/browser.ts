@@ -41,7 +41,7 @@ export async function openPage(look: Look): Promise<
     executablePath: CHROMIUM,
     args: ARGS,
   });
-  const page = await browser.newPage(look);
+  const page = await (await browser.newContext(look)).newPage();
   page.setDefaultTimeout(PATIENCE_MS);
   return {
     page,

@@ -16,17 +16,17 @@ const CHAT = "qwen3.chat.", SETTINGS = "qwen3.settings", THEME = "qwen3.theme";
 const CURRENT = "qwen3.current", KEY = "qwen3.key";
 
 /** Reads JSON; undefined if there is none. */
-function load(name) {
+function load(name, storage = localStorage) {
   try {
-    return JSON.parse(localStorage.getItem(name)) ?? undefined;
+    return JSON.parse(storage.getItem(name)) ?? undefined;
   } catch {
     return undefined;
   }
 }
 
-function store(name, value) {
+function store(name, value, storage = localStorage) {
   try {
-    localStorage.setItem(name, JSON.stringify(value));
+    storage.setItem(name, JSON.stringify(value));
   } catch (error) {
     state(`Cannot keep the conversation: ${error.message}`);
   }
@@ -40,21 +40,26 @@ const newChat = () => ({
 
 /** Every conversation that has messages, the latest first. */
 function chats() {
-  return Object.keys(localStorage).filter((name) => name.startsWith(CHAT)).map(
-    load,
-  )
+  return Object.keys(localStorage).filter((name) => name.startsWith(CHAT)).map((
+    name,
+  ) => load(name))
     .filter((one) => one?.nodes).sort((a, b) => b.changed - a.changed);
 }
 
 function save() {
   store(CURRENT, chat.id);
+  store(CURRENT, chat.id, sessionStorage);
   if (chat.leaf !== null) {
     store(CHAT + chat.id, { ...chat, changed: Date.now() });
   }
 }
 
-/** The conversation that is shown: messages by id, and the last one of the branch shown. */
-let chat = load(CHAT + load(CURRENT)) ?? newChat();
+/**
+ * The conversation that is shown: messages by id, and the last one of the branch shown. Each
+ * tab has its own; a new tab begins with the one that was shown last.
+ */
+let chat = load(CHAT + (load(CURRENT, sessionStorage) ?? load(CURRENT))) ??
+  newChat();
 /** The reply that is being written, if any. */
 let running;
 /** The message that is being edited, if any. */
@@ -548,7 +553,13 @@ function statsText({ tokens, prompt, cached, rate, first }) {
     : "";
   return `${speed}${count(tokens)} tokens · prompt ${count(prompt)}, ${
     count(cached)
-  } cached · first after ${first.toFixed(2)} s`;
+  } cached · first after ${time(first)}`;
+}
+
+function time(seconds) {
+  return seconds < 0.1
+    ? `${Math.round(1000 * seconds)} ms`
+    : `${seconds.toFixed(1)} s`;
 }
 
 function actions(node) {
