@@ -28,6 +28,7 @@ import { type Call, newId, seconds, sourceOf } from "./service.ts";
 import { type ChoiceFields, streamed } from "./streamed.ts";
 import { readFormat, type Reading } from "./structured.ts";
 import { usageOf } from "./usage.ts";
+import { answerWhole } from "./whole.ts";
 
 /** Answers a request. */
 export async function chat(call: Call): Promise<Response> {
@@ -92,21 +93,23 @@ export async function chat(call: Call): Promise<Response> {
       }),
     });
   }
-  const pieces = await generation.finished();
-  return Response.json({
-    ...head,
-    choices: generation.runs.map((run, index) => ({
-      index,
-      message: messageOf(run),
-      logprobs: logprobs === undefined ? null : {
-        content: chatLogprobs(pieces[index], service.qwen),
-        refusal: null,
-      },
-      finish_reason: generation.finishes[index],
-      ...(delivery.tokenIds && { token_ids: run.tokenIds }),
-    })),
-    usage: usageOf(generation.counts),
-    ...ids,
+  return await answerWhole(call, generation, async () => {
+    const pieces = await generation.finished();
+    return {
+      ...head,
+      choices: generation.runs.map((run, index) => ({
+        index,
+        message: messageOf(run),
+        logprobs: logprobs === undefined ? null : {
+          content: chatLogprobs(pieces[index], service.qwen),
+          refusal: null,
+        },
+        finish_reason: generation.finishes[index],
+        ...(delivery.tokenIds && { token_ids: run.tokenIds }),
+      })),
+      usage: usageOf(generation.counts),
+      ...ids,
+    };
   });
 }
 

@@ -27,6 +27,7 @@ import {
 import { encodePrompt, type Prompt } from "../text/prompt.ts";
 import { streamed } from "./streamed.ts";
 import { usageOf } from "./usage.ts";
+import { answerWhole } from "./whole.ts";
 
 /** Tokens of a text if the request does not say, as OpenAI's API has it. */
 const MAX_TOKENS = 16;
@@ -92,18 +93,22 @@ export async function complete(call: Call): Promise<Response> {
         : (index, pieces) => scores[index].of(pieces),
     });
   }
-  const pieces = await generation.finished();
-  return Response.json({
-    ...head,
-    choices: generation.runs.map(({ text, tokenIds }, index) => ({
-      index,
-      text: before(index) + text,
-      logprobs: logprobs === undefined ? null : scores[index].of(pieces[index]),
-      finish_reason: generation.finishes[index],
-      ...ids(index),
-      ...(delivery.tokenIds && { token_ids: tokenIds }),
-    })),
-    usage: usageOf(generation.counts),
+  return await answerWhole(call, generation, async () => {
+    const pieces = await generation.finished();
+    return {
+      ...head,
+      choices: generation.runs.map(({ text, tokenIds }, index) => ({
+        index,
+        text: before(index) + text,
+        logprobs: logprobs === undefined
+          ? null
+          : scores[index].of(pieces[index]),
+        finish_reason: generation.finishes[index],
+        ...ids(index),
+        ...(delivery.tokenIds && { token_ids: tokenIds }),
+      })),
+      usage: usageOf(generation.counts),
+    };
   });
 }
 

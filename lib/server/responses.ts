@@ -25,6 +25,7 @@ import { EventStream } from "./sse.ts";
 import { GONE, UNDECIDED_MS } from "./streamed.ts";
 import { readFormat } from "./structured.ts";
 import { responseUsageOf } from "./usage.ts";
+import { answerWhole } from "./whole.ts";
 
 /** Answers a request. */
 export async function respond(call: Call): Promise<Response> {
@@ -65,8 +66,10 @@ export async function respond(call: Call): Promise<Response> {
     logprobs === undefined ? [] : chatLogprobs([piece], service.qwen);
   if (stream) return await streamEvents(call, generation, reply, scorer);
   const items = new Items(() => {}, scorer);
-  await collect(generation, items);
-  return Response.json(reply.ended(items.output));
+  return await answerWhole(call, generation, async () => {
+    await collect(generation, items);
+    return reply.ended(items.output);
+  });
 }
 
 /** Reads how many alternatives to each token are asked for; undefined without any scores. */

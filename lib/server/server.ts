@@ -75,6 +75,8 @@ const ENDPOINTS: Readonly<Record<string, Endpoint>> = {
 };
 const MODELS = "/v1/models/";
 const HEALTH = "/health";
+/** Bytes of a body up to which Deno notices at once that its sender has gone: 8 kB or so. */
+const SMALL_BODY = 4096;
 /** The page to chat, in the browser. */
 const PAGE = "/";
 
@@ -185,7 +187,9 @@ export class Server {
       most: bodyBytes,
       milliseconds: 1000 * idleSeconds,
     });
-    return await run({ service, body, signal: request.signal });
+    const bytes = Number(request.headers.get("content-length") ?? Infinity);
+    const large = bytes > SMALL_BODY;
+    return await run({ service, body, signal: request.signal, large });
   }
 
   #failed(request: Request, error: unknown, id: string): Response {

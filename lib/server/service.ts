@@ -39,8 +39,10 @@ export interface Service {
 export interface Call {
   readonly service: Service;
   readonly body: Record<string, unknown>;
-  /** Aborted when the client goes away. */
+  /** Aborted when the client goes away, at the latest while it is answered. */
   readonly signal: AbortSignal;
+  /** Whether the body is so large that Deno notices only then. */
+  readonly large: boolean;
 }
 
 /** Where text gets its tokenizer from. */
