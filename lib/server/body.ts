@@ -16,7 +16,7 @@ export interface BodyLimits {
 }
 
 /**
- * Reads the JSON object in a request's body.
+ * Reads the JSON object in a request's body, and counts its bytes.
  *
  * @throws {ApiError} 413 if it is too large, 408 if it takes too long, 400 if it is not
  * UTF-8 or not a JSON object.
@@ -24,7 +24,7 @@ export interface BodyLimits {
 export async function readJsonBody(
   request: Request,
   limits: BodyLimits,
-): Promise<Record<string, unknown>> {
+): Promise<{ json: Record<string, unknown>; bytes: number }> {
   const bytes = await readBytes(request, limits);
   if (bytes.length === 0) {
     throw wrong("the body is empty, must be a JSON object");
@@ -41,7 +41,7 @@ export async function readJsonBody(
   } catch (error) {
     throw wrong(`the body is not valid JSON (${errorText(error)})`);
   }
-  if (isObject(json)) return json;
+  if (isObject(json)) return { json, bytes: bytes.length };
   throw wrong(`the body is ${described(json)}, must be a JSON object`);
 }
 

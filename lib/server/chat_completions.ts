@@ -59,12 +59,8 @@ export async function chat(call: Call): Promise<Response> {
   }]);
   const oneCall = fields.flag("parallel_tool_calls") === false;
   refuseOthers(fields);
-  const generation = new Generation(service, asked, {
-    param: "messages",
-    signal,
-    n,
-    oneCall,
-  });
+  const manner = { param: "messages", signal, n, oneCall };
+  const generation = new Generation(service, asked, manner);
   const head = {
     id: newId("chatcmpl-"),
     object: `chat.completion${delivery.stream ? ".chunk" : ""}`,

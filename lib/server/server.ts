@@ -183,11 +183,10 @@ export class Server {
     if (service === undefined || refuses) throw this.#unavailable();
     if (method === "GET") return run(service);
     const { bodyBytes = 8 << 20, idleSeconds = 30 } = this.#options;
-    const body = await readJsonBody(request, {
+    const { json: body, bytes } = await readJsonBody(request, {
       most: bodyBytes,
       milliseconds: 1000 * idleSeconds,
     });
-    const bytes = Number(request.headers.get("content-length") ?? Infinity);
     const large = bytes > SMALL_BODY;
     return await run({ service, body, signal: request.signal, large });
   }
