@@ -171,7 +171,8 @@ gpuTest(
     const shown = findings.filter(isShown).map(({ topic }) => topic);
     assertEquals(shown.filter((topic) => KERNEL_NAMES.includes(topic)), []);
     for (const line of lines) {
-      assert(!/\d{8}|\de[+-]\d|MiB|KiB/.test(line), line);
+      const plain = line.replaceAll(/\/\S+/g, ""); // names of files may be random
+      assert(!/\d{8}|\de[+-]\d|MiB|KiB/.test(plain), line);
     }
   },
 );
