@@ -25,8 +25,11 @@ const INPUTS = "QWEN3_TEST_INPUTS"; // read by tests/fuzz_test.ts
 
 /** Listed, because the runner's default pattern would match this file too. */
 const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];
-/** Test files that run at once: the software adapter and the CPU path use all cores. */
-const JOBS = 2;
+/**
+ * Test files that run at once: the software adapter and the CPU path use all cores, but many
+ * tests wait for processes, browsers and servers.
+ */
+const JOBS = 3;
 
 /** Our flags, and those of deno test that look like one of them. */
 const FLAGS = ["--quick", "--require-gpu", "--seeds", "--inputs", "--version"];
