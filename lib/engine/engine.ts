@@ -83,7 +83,7 @@ const STEPS_TOGETHER = 8;
 
 /**
  * Prompt tokens between two chunks of decode steps: at most, at least, and how long they
- * may take if somebody decodes. Not measured.
+ * may take while a request is decoding. Not measured.
  */
 const READING = { most: 2048, least: 64, ms: 150 };
 

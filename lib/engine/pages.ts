@@ -4,7 +4,7 @@
  *
  * A page holds the keys and values of a block of `size` tokens. They depend on every token
  * before them too, so a full page is found by its tokens and by the page before it. Pages
- * that nobody holds stay findable until they are needed for something else, the least
+ * without holders stay findable until they are needed for something else, the least
  * recently used first.
  *
  * @module
@@ -37,7 +37,7 @@ export class Pages {
   /** How many sequences hold each page. */
   readonly #holders: Uint32Array;
   readonly #free: number[];
-  /** Findable pages that nobody holds, the least recently used first. */
+  /** Findable pages without holders, the least recently used first. */
   readonly #idle = new Map<number, Block>();
   /** What each findable page holds. */
   readonly #blocks = new Map<number, Block>();
@@ -156,7 +156,7 @@ export class Pages {
     if (this.#holders[page]++ === 0) this.#idle.delete(page);
   }
 
-  /** Takes the least recently used page that nobody holds. */
+  /** Takes the least recently used page without holders. */
   #evict(): number {
     const [[page, block]] = this.#idle;
     this.#idle.delete(page);

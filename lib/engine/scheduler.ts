@@ -44,7 +44,7 @@ export interface Step {
   readonly readings: readonly Reading[];
   /** What is in each row of the decode pass; empty if there is none. */
   readonly rows: readonly (Entry | undefined)[];
-  /** Decode steps; 0 if nobody decodes. */
+  /** Decode steps; 0 if no request is decoding. */
   readonly steps: number;
 }
 
@@ -224,7 +224,7 @@ export class Scheduler {
     if (this.#running.length >= slots) return false;
     const found = pages.find(tokens, entry.reuse ? tokens.length - 1 : 0);
     const wanted = pages.pagesFor(tokens.length) - found.length;
-    // A page for each of the others, so that nobody is sent back at once.
+    // A page for each of the others, so that none has to make room at once.
     const kept = this.#running.length;
     const more = pages.available < wanted + kept
       ? undefined
