@@ -82,12 +82,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let repetition = repetition_of(sequence);
   let presence = presence_of(sequence);
   let frequency = frequency_of(sequence);
+  let penalizes = repetition != 1.0 || presence != 0.0 || frequency != 0.0;
   let masked = masked_of(sequence) > 0u;
   for (var id = begin + tid; id < end; id += WORKGROUP) {
     let bits = logits[row + id];
     if (finite(bits)) {
       let known = history[row + id];
-      if (known > 0u) {
+      if (penalizes && known > 0u) {
         let times = known & 0x7fffffffu;
         var x = bitcast<f32>(bits);
         x = select(x / repetition, x * repetition, x < 0.0);
@@ -102,6 +103,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
 }`,
   cases: [
     { sequences: 1, vocab: 5003, rows: [{ repetition: 1.3 }] },
+    // Neutral penalties leave a logit of 3e38 where it is.
+    { sequences: 8, vocab: 64, rows: Array(8).fill({ masked: true }) },
     {
       sequences: 5,
       vocab: 2050,
