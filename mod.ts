@@ -36,6 +36,7 @@ export type { Dtype } from "./lib/dtype.ts";
 export type {
   AdapterClass,
   Capabilities,
+  Compiler,
 } from "./lib/dispatch/capabilities.ts";
 export type { Constants } from "./lib/dispatch/shapes.ts";
 export type { Device, Qwen3Options } from "./lib/place.ts";

@@ -15,6 +15,7 @@ import {
   findImplementation,
   type Implementation,
   powerPreference,
+  type WebGpuName,
 } from "./implementation.ts";
 
 /**
@@ -273,7 +274,7 @@ export class Gpu implements Disposable {
     requiredLimits: Record<string, number>;
   };
   /** The WebGPU implementation; `other` is not known to the library. */
-  readonly implementation: Implementation["name"];
+  readonly implementation: WebGpuName | "other";
   /** How many lanes can exchange values directly; 0 without subgroups. */
   readonly subgroupSize: number;
   /** The products of small matrices that a subgroup computes at once; often none. */

@@ -23,14 +23,14 @@ export interface DeviceOptions {
 }
 
 /** The implementations that `webgpu` names. */
-export type WebGpuName = typeof WEBGPU_NAMES[number];
+export type WebGpuName = "deno" | "dawn";
 /** The adapters that `adapter` names. */
-export type AdapterName = typeof ADAPTER_NAMES[number];
+export type AdapterName = "high" | "low";
 
 /** The values of `webgpu`. */
-export const WEBGPU_NAMES = ["deno", "dawn"] as const;
+export const WEBGPU_NAMES: readonly WebGpuName[] = ["deno", "dawn"];
 /** The values of `adapter`. */
-export const ADAPTER_NAMES = ["high", "low"] as const;
+export const ADAPTER_NAMES: readonly AdapterName[] = ["high", "low"];
 
 /** A WebGPU implementation. */
 export interface Implementation {

@@ -327,8 +327,9 @@ for (const vocab of [151_936, 151_935]) {
 gpuTest(
   "GPU and CPU sample the same tokens without subgroups",
   async (gpu, { random }) => {
-    const plain = new Gpu(gpu.adapter, gpu.device, {
       descriptor: gpu.descriptor,
+      descriptor: gpu.descriptor,
+      subgroupMatrices: [],
       subgroupSize: 0,
       compiler: gpu.compiler,
       vulkan: false,
