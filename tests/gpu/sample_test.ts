@@ -327,7 +327,8 @@ for (const vocab of [151_936, 151_935]) {
 gpuTest(
   "GPU and CPU sample the same tokens without subgroups",
   async (gpu, { random }) => {
-      descriptor: gpu.descriptor,
+    const plain = new Gpu(gpu.adapter, gpu.device, {
+      implementation: gpu.implementation,
       descriptor: gpu.descriptor,
       subgroupMatrices: [],
       subgroupSize: 0,
