@@ -79,11 +79,18 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
   const readsAtOnce = own && version === READS_AT_ONCE;
   const compiler = await findCompiler(device, subgroupSize > 0);
   choices.push(compiler);
+  const readsApart = implementation.name === "dawn";
   choices.push({
     what: "readback",
-    value: readsAtOnce ? "at once" : "when mapAsync settles",
+    value: readsAtOnce
+      ? "at once"
+      : readsApart
+      ? "while later work runs"
+      : "when mapAsync settles",
     reason: readsAtOnce
       ? `Deno ${READS_AT_ONCE} maps a buffer before mapAsync returns, its promise settles 10 ms later`
+      : readsApart
+      ? "Dawn's mapAsync waits for the work before it only, and blocks nothing"
       : own
       ? `early reads were tested in Deno ${READS_AT_ONCE} only, this is ${version}`
       : "not Deno's own WebGPU",
@@ -99,6 +106,7 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
     vulkan,
     timestamps: adapter.features.has("timestamp-query"),
     readsAtOnce,
+    readsApart,
     choices,
   });
 }
@@ -286,6 +294,11 @@ export class Gpu implements Disposable {
   readonly readsAtOnce: boolean;
   /** Compiles shaders; decides which directives they begin with. */
   readonly compiler: Compiler;
+  /**
+   * Whether a readback waits for the work before it only and settles at once, so that the
+   * next work is submitted first. In Deno it waits for all that was submitted.
+   */
+  readonly readsApart: boolean;
   /** Whether this is Deno's own WebGPU on Vulkan, as far as can be determined. */
   readonly vulkan: boolean;
   /** Selects the defaults for the kernels' constants. */
@@ -318,6 +331,7 @@ export class Gpu implements Disposable {
       vulkan: boolean;
       timestamps: boolean;
       readsAtOnce: boolean;
+      readsApart: boolean;
       choices: readonly Choice[];
     },
   ) {
@@ -334,6 +348,7 @@ export class Gpu implements Disposable {
     this.vulkan = found.vulkan;
     this.timestamps = found.timestamps;
     this.readsAtOnce = found.readsAtOnce;
+    this.readsApart = found.readsApart;
     this.#choices = [...found.choices];
     this.f16 = device.features.has("shader-f16");
     this.limits = device.limits;

@@ -336,6 +336,7 @@ gpuTest(
       vulkan: false,
       timestamps: false,
       readsAtOnce: false,
+      readsApart: false,
       choices: [],
     });
     let excused = 0;
