@@ -25,8 +25,8 @@ const LARGEST_CHUNK = { atOnce: 32, sleeping: 64 };
 const LONG_CHUNK_MS = 50;
 
 /**
- * The same where a readback does not stop the device: a chunk need only last longer than
- * the host takes to read the one before. Not measured: a readback takes 0.05 ms.
+ * Where a readback does not stop the device, a chunk need only last longer than the host
+ * takes to read the one before. Not measured: a readback takes 0.05 ms.
  */
 const APART_CHUNK_MS = 4;
 

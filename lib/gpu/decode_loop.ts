@@ -189,8 +189,8 @@ export class DecodeLoop implements Disposable {
   }
 
   /**
-   * The same where a readback does not wait for later work: the next chunk is submitted
-   * before the last one is read, so the device never waits for the host.
+   * {@linkcode tokens} where a readback does not wait for later work: the next chunk is
+   * submitted before the last one is read, so the device never waits for the host.
    */
   async *#tokensApart(): AsyncGenerator<SampledTokens, void> {
     const { batch: { ops: { gpu }, paces }, options } = this;

@@ -80,7 +80,7 @@ Deno.test("Dawn is not downloaded unless it was asked for", async () => {
       error: "not here yet; --webgpu dawn downloads it, 132 MB",
     });
     const packages = `${empty}/npm/registry.npmjs.org`;
-    const names = await Array.fromAsync(
+    const names: string[] = await Array.fromAsync(
       Deno.readDir(packages),
       ({ name }) => name,
     ).catch(() => []);
