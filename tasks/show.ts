@@ -17,6 +17,7 @@ import { KERNEL_NAMES } from "../kernels/list.ts";
 import type { Compiler } from "../lib/dispatch/capabilities.ts";
 import { described, NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/device/open_device.ts";
+import type { DeviceOptions } from "../lib/webgpu/implementation.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
 import {
   kernelToShow,
@@ -37,6 +38,8 @@ import {
 } from "./flags.ts";
 import {
   cacheRequest,
+  DEVICE_FLAGS,
+  deviceOptions,
   KV_FLAG,
   LOADING_FLAGS,
   loadingOptions,
@@ -56,6 +59,7 @@ const FLAGS: FlagTable = {
   ],
   "dtype": DTYPE_FLAG,
   ...KV_FLAG,
+  ...DEVICE_FLAGS,
   "compiler": [
     "text",
     "naga or tint, which take different directives",
@@ -95,7 +99,7 @@ await runTask({
     ...loadingOptions(flags),
     ...progress.options,
   });
-  const found = await findDevice();
+  const found = await findDevice(deviceOptions(flags));
   const device = compiler ? sketchOf(found, compiler) : found;
   const { config } = checkpoint;
   const kv = cacheRequest(flags), cases = { tokens, format, constants };
@@ -180,9 +184,9 @@ function sketchOf(device: Sketched, compiler: Compiler): Sketched {
   };
 }
 
-async function findDevice(): Promise<Sketched> {
+async function findDevice(options: DeviceOptions): Promise<Sketched> {
   try {
-    return await openDevice();
+    return await openDevice(options);
   } catch (error) {
     if (error instanceof NoAdapterError) return STATED_DEVICE;
     throw error;
