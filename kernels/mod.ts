@@ -16,6 +16,7 @@ export { expertGemm } from "./expert_gemm.ts";
 export { expertGemvInt8 } from "./expert_gemv_int8.ts";
 export { gatherRows } from "./gather_rows.ts";
 export { gemm } from "./gemm.ts";
+export { gemmMatrix } from "./gemm_matrix.ts";
 export { gemv } from "./gemv.ts";
 export { gemvColumns } from "./gemv_columns.ts";
 export { gemvInt8 } from "./gemv_int8.ts";

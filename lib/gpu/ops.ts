@@ -14,6 +14,7 @@ import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
 import { expertGemvInt8 } from "../../kernels/expert_gemv_int8.ts";
 import { gatherRows } from "../../kernels/gather_rows.ts";
 import { gemm } from "../../kernels/gemm.ts";
+import { gemmMatrix } from "../../kernels/gemm_matrix.ts";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
 import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
@@ -54,7 +55,7 @@ import {
 import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
-import { splitGrid } from "../webgpu/kernel.ts";
+import { type Kernel, splitGrid } from "../webgpu/kernel.ts";
 import type { GpuKvCache } from "./kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
@@ -563,7 +564,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         fixed: true,
       }, this.gpu);
       const call = { x, norm, input, rounded, w, part, y, epilogue, choice };
-      if (choice.kernel === "gemm") this.#gemm(call);
+      if (choice.kernel === "gemm") this.#gemm(call, gemm);
+      else if (choice.kernel === "gemmMatrix") this.#gemm(call, gemmMatrix);
       else if (choice.kernel === "gemvRowsInt8") this.#gemvRowsInt8(call);
       else this.#gemv(call, choice.kernel);
     }
@@ -628,7 +630,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   }
 
   /** Records a matmul of many rows. */
-  #gemm({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
+  #gemm(
+    { x, norm, input, w, part, y, epilogue, choice }: LinearCall,
+    kernel: Kernel,
+  ): void {
     const { constants, reason, splits, headroom } = choice, { label } = w;
     if (epilogue === "add") this.#squares.delete(y.buffer);
     const [a, scales] = headroom ? this.#half(x, norm, headroom) : [input(), x];
@@ -637,7 +642,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     // Parts of different formats can end at any row.
     const whole = column % 4 === 0 && n % 4 === 0 ? 1 : 0;
     if (splits === 1) {
-      this.plan.add(gemm, { a, b, scales, c: y }, {
+      this.plan.add(kernel, { a, b, scales, c: y }, {
         label,
         reason,
         constants: { ...constants, EPILOGUE: epilogue, C_FOURS: whole },
@@ -646,7 +651,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       return;
     }
     const m = x.shape[0], partial = this.#rows("splits", splits * m, n);
-    this.plan.add(gemm, { a, b, scales, c: partial }, {
+    this.plan.add(kernel, { a, b, scales, c: partial }, {
       label,
       reason,
       constants,

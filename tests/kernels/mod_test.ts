@@ -130,6 +130,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       expertGemvInt8: 8,
       gatherRows: 3,
       gemm: 7,
+      gemmMatrix: 7,
       gemv: 8,
       gemvColumns: 6,
       gemvInt8: 8,
