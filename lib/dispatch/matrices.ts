@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Capabilities } from "./capabilities.ts";
+import type { Capabilities, SubgroupMatrix } from "./capabilities.ts";
 import { linearKey } from "./keys.ts";
 import type { Constants, LinearShape } from "./shapes.ts";
 
@@ -54,13 +54,23 @@ export const MATRIX_TILES = {
   small: { BM: 64, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 2 },
 } as const satisfies Record<string, MatrixTile>;
 
-/** Whether a device multiplies f16 matrices of 16 × 16 with sums in f32. */
+/** What kernels multiply: f16, with sums in f32. */
+export const HALF_MATRICES: SubgroupMatrix = {
+  componentType: "f16",
+  resultComponentType: "f32",
+  M: MATRIX,
+  N: MATRIX,
+  K: MATRIX,
+};
+
+/** Whether a device multiplies {@linkcode HALF_MATRICES}. */
 export const hasMatrices = (
   { subgroupMatrices = [] }: Pick<Capabilities, "subgroupMatrices">,
 ): boolean =>
-  subgroupMatrices.some(({ componentType, resultComponentType, M, N, K }) =>
-    componentType === "f16" && resultComponentType === "f32" &&
-    [M, N, K].every((size) => size === MATRIX)
+  subgroupMatrices.some((one) =>
+    one.componentType === HALF_MATRICES.componentType &&
+    one.resultComponentType === HALF_MATRICES.resultComponentType &&
+    [one.M, one.N, one.K].every((size) => size === MATRIX)
   );
 
 /** How tensor cores run a Linear layer. */
@@ -97,17 +107,20 @@ export function chooseMatrices(
   if (!hasMatrices(device) || largest === undefined) return undefined;
   const refused = refusal({ k, largest });
   if (refused !== undefined) return refused;
-  const tuned = device.tuned?.get(linearKey("gemmMatrix", shape));
-  const small = m <= 64 || tiles(m, n, MATRIX_TILES.large) < ENOUGH_WORKGROUPS;
-  const standard = MATRIX_TILES[small ? "small" : "large"];
-  const BK = Math.max(standard.BK, format.loads[0]);
-  const tile = { ...standard, BK, ...tuned };
-  // Deeper tiles may not fit twice.
+  const tuned = device.tuned?.get(linearKey("gemmMatrix", shape, true));
+  const few = m <= 64 || tiles(m, n, MATRIX_TILES.large) < ENOUGH_WORKGROUPS;
+  const { large, small } = MATRIX_TILES;
   const { maxComputeWorkgroupStorageSize: room } = device.limits;
-  const STAGES = matrixTileBytes(tile) <= room ? tile.STAGES : 1;
-  const bytes = matrixTileBytes({ ...tile, STAGES });
-  if (bytes > room) {
-    return `a tile takes ${bytes} bytes of workgroup memory, the device has ${room}`;
+  const fits = (tile: MatrixTile) => matrixTileBytes(tile) <= room;
+  const suitable = (few ? [small] : [large, small]).map((given) => {
+    const deep = { ...given, BK: Math.max(given.BK, format.loads[0]) };
+    return fits(deep) ? deep : { ...deep, STAGES: 1 };
+  });
+  const tile = { ...suitable.find(fits) ?? suitable.at(-1)!, ...tuned };
+  if (!fits(tile)) {
+    return `a tile takes ${
+      matrixTileBytes(tile)
+    } bytes of workgroup memory, the device has ${room}`;
   }
   const wanted = Math.floor(ENOUGH_WORKGROUPS / tiles(m, n, tile));
   const most = Math.min(MOST_SPLITS_OF_K, wanted, Math.floor(k / LEAST_K));
@@ -115,7 +128,6 @@ export function chooseMatrices(
   return {
     constants: {
       ...tile,
-      STAGES,
       EPILOGUE: swiglu ? "swiglu" : "store",
       SCALED: 1,
       SPLITS: splits,

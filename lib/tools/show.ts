@@ -23,6 +23,7 @@ import {
   chooseMatmulDtype,
   HALF_PREFILL_BYTES,
 } from "../dispatch/precision.ts";
+import { HALF_MATRICES } from "../dispatch/matrices.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { type Gpu, LEAST_LIMITS } from "../webgpu/device.ts";
@@ -160,9 +161,14 @@ export function showKernel(
   };
   const none = { ...device, f16: false };
   const unknown = { ...device, adapterClass: "other" as const };
+  const matrices = {
+    ...other,
+    compiler: "tint" as const,
+    subgroupMatrices: [HALF_MATRICES],
+  };
   const usual = wanted === "gemv" ? 1 : /^gemvRows/.test(wanted) ? 16 : 512;
   const order = [options.tokens ?? usual, 1, 16, 64];
-  for (const chosen of [device, other, none, unknown]) {
+  for (const chosen of [device, other, none, unknown, matrices]) {
     for (const tokens of order) {
       const recording = new Recording(chosen, tokens, options);
       const calls = recording.of(wanted);
@@ -174,6 +180,8 @@ export function showKernel(
         : `not chosen on this device, shown as ${
           chosen === unknown
             ? "on a device of unknown kind"
+            : chosen === matrices
+            ? "on a device with tensor cores"
             : `${chosen.f16 ? "with" : "without"} f16 matmuls`
         }`;
       return {
@@ -382,12 +390,14 @@ class CallPlan extends Plan {
 /** A device without memory: its tensors have only shapes. */
 function sketch(device: Sketched): Gpu {
   const { name, f16, software, subgroupSize, adapterClass, vulkan } = device;
+  const { subgroupMatrices } = device;
   const { compiler = "naga", limits, tuned = new Map() } = device;
   return {
     name,
     f16,
     software,
     subgroupSize,
+    subgroupMatrices,
     adapterClass,
     compiler,
     vulkan,

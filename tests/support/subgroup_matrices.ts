@@ -3,16 +3,7 @@
  * neighboring threads stands for a lane of a subgroup and keeps half a row of a result.
  */
 import { Gpu } from "../../lib/webgpu/device.ts";
-import type { SubgroupMatrix } from "../../lib/dispatch/capabilities.ts";
-
-/** What a device must offer for our kernels to use subgroup matrices. */
-export const HALF_TO_FLOAT: SubgroupMatrix = {
-  componentType: "f16",
-  resultComponentType: "f32",
-  M: 16,
-  N: 16,
-  K: 16,
-};
+import { HALF_MATRICES } from "../../lib/dispatch/matrices.ts";
 
 const PLAIN = /* wgsl */ `
 struct PlainFactor { memory: u32, block: u32, offset: u32, stride: u32, by_column: bool }
@@ -86,7 +77,7 @@ function closed(text: string, begin: number, open: string): string {
  *
  * @throws {Error} if something of subgroup matrices is left.
  */
-export function withoutSubgroupMatrices(code: string): string {
+function withoutSubgroupMatrices(code: string): string {
   const memories: string[] = [];
   const index = (name: string) => {
     if (!memories.includes(name)) memories.push(name);
@@ -126,6 +117,10 @@ export function withoutSubgroupMatrices(code: string): string {
   return [text, PLAIN, wordReader(memories), ...memories.map(writer)].join("");
 }
 
+/** WGSL that this machine can compile. */
+export const plainWgsl = (code: string): string =>
+  /subgroupMatrix/.test(code) ? withoutSubgroupMatrices(code) : code;
+
 /** A view of a device that runs kernels with subgroup matrices in plain WGSL. */
 export function withMatrices(gpu: Gpu): Gpu {
   const device = new Proxy(gpu.device, {
@@ -134,9 +129,7 @@ export function withMatrices(gpu: Gpu): Gpu {
         return (module: GPUShaderModuleDescriptor) =>
           target.createShaderModule({
             ...module,
-            code: /subgroupMatrix/.test(module.code)
-              ? withoutSubgroupMatrices(module.code)
-              : module.code,
+            code: plainWgsl(module.code),
           });
       }
       const value = Reflect.get(target, key, target);
@@ -146,6 +139,6 @@ export function withMatrices(gpu: Gpu): Gpu {
   return Object.defineProperty(
     new Gpu(gpu.adapter, device, { ...gpu, choices: [] }),
     "subgroupMatrices",
-    { value: [HALF_TO_FLOAT] },
+    { value: [HALF_MATRICES] },
   );
 }
