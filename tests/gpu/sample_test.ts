@@ -328,7 +328,9 @@ gpuTest(
   "GPU and CPU sample the same tokens without subgroups",
   async (gpu, { random }) => {
     const plain = new Gpu(gpu.adapter, gpu.device, {
+      implementation: gpu.implementation,
       descriptor: gpu.descriptor,
+      subgroupMatrices: [],
       subgroupSize: 0,
       compiler: gpu.compiler,
       vulkan: false,

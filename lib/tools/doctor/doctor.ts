@@ -12,6 +12,10 @@ import { errorText, NoAdapterError } from "../../errors.ts";
 import { DEFAULT_MODEL } from "../../load.ts";
 import { openDevice } from "../../device/open_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
+import {
+  type DeviceOptions,
+  deviceOptions,
+} from "../../webgpu/implementation.ts";
 import { examineApart } from "./apart.ts";
 import { parseSynthetic } from "../../checkpoint/synthetic.ts";
 import type { Choice } from "../../dispatch/choice.ts";
@@ -23,7 +27,7 @@ import { examineCpu } from "./cpu.ts";
 import type { DoctorReport, Finding, Reporter, Severity } from "./report.ts";
 
 /** Options of {@linkcode doctor}. */
-export interface DoctorOptions {
+export interface DoctorOptions extends DeviceOptions {
   /** Any model that `loadQwen3` takes; only headers are read. The story model by default. */
   model?: string;
   /** Context length of one sequence, in tokens. */
@@ -63,7 +67,7 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
   };
   describeRuntime(reporter);
   await listAdapters(options.gpu ?? navigator.gpu, reporter);
-  using gpu = await open(options.gpu, reporter);
+  using gpu = await open(deviceOptions(options), reporter);
   const { model = DEFAULT_MODEL } = options;
 
   let checkpoint: Checkpoint | undefined;
@@ -90,7 +94,10 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
       all: options.all ?? false,
     };
     if (options.gpu) await examineDevice(gpu, examination, reporter);
-    else await examineApart(examination, reporter);
+    else {
+      const { webgpu, adapter } = options;
+      await examineApart({ ...examination, webgpu, adapter }, reporter);
+    }
   }
   return {
     ok: findings.every(({ severity }) => severity !== "red"),
@@ -167,12 +174,12 @@ async function listAdapters(
 
 /** Opens the device as the library does, and reports every choice. */
 async function open(
-  implementation: GPU | undefined,
+  options: DeviceOptions,
   reporter: Reporter,
 ): Promise<Gpu | undefined> {
   let gpu: Gpu;
   try {
-    gpu = await openDevice({ gpu: implementation });
+    gpu = await openDevice(options);
   } catch (error) {
     reportNone(error, reporter);
     return undefined;
