@@ -2,6 +2,7 @@
  * Subgroup matrices in plain WGSL, for compilers and devices without them: each of 32
  * neighboring threads stands for a lane of a subgroup and keeps half a row of a result.
  */
+import type { Pretence } from "./wrapped_gpu.ts";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import { HALF_MATRICES } from "../../lib/dispatch/matrices.ts";
 
@@ -136,9 +137,27 @@ export function withMatrices(gpu: Gpu): Gpu {
       return typeof value === "function" ? value.bind(target) : value;
     },
   });
-  return Object.defineProperty(
-    new Gpu(gpu.adapter, device, { ...gpu, choices: [] }),
-    "subgroupMatrices",
-    { value: [HALF_MATRICES] },
-  );
+  const subgroupMatrices = [HALF_MATRICES];
+  return new Gpu(gpu.adapter, device, {
+    ...gpu,
+    subgroupMatrices,
+    choices: [],
+  });
 }
+
+/**
+ * WebGPU with an adapter that looks like hardware with tensor cores, whose other kernels do
+ * without subgroups: this machine's may have fewer than 32 lanes.
+ */
+export const MATRIX_GPU: Pretence = {
+  info: {
+    description: "Test GPU",
+    isFallbackAdapter: false,
+    subgroupMinSize: 32,
+    subgroupMaxSize: 32,
+    subgroupMatrixConfigs: [HALF_MATRICES],
+  } as Partial<GPUAdapterInfo>,
+  without: ["subgroups"],
+  more: ["chromium-experimental-subgroup-matrix"],
+  shader: plainWgsl,
+};
