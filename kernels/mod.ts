@@ -8,6 +8,7 @@ export { argmax } from "./argmax.ts";
 export { attendDecode } from "./attend_decode.ts";
 export { attendPrefill } from "./attend_prefill.ts";
 export { attendPrefillF16 } from "./attend_prefill_f16.ts";
+export { attendPrefillMatrix } from "./attend_prefill_matrix.ts";
 export { batchedGemm } from "./batched_gemm.ts";
 export { chooseExperts } from "./choose_experts.ts";
 export { embed } from "./embed.ts";

@@ -143,3 +143,34 @@ const tiles = (
   n: number,
   { BM, BN }: Pick<MatrixTile, "BM" | "BN">,
 ): number => Math.ceil(m / BM) * Math.ceil(n / BN);
+
+/** Keys of a tile in prefill attention. */
+const KEYS = 64;
+
+/** Bytes of workgroup memory that prefill attention takes for `ROWS` rows. */
+export const attentionTileBytes = (
+  headDim: number,
+  { ROWS, KEYS }: { ROWS: number; KEYS: number },
+): number =>
+  16 * (Math.max(ROWS, KEYS) * (headDim / 8 + 1) + ROWS * (KEYS / 16) * 5);
+
+/**
+ * Chooses the rows of a workgroup in prefill attention, of which there are `rows` per kv head.
+ * Returns undefined without tensor cores, and why if they cannot run it. That it may multiply
+ * in f16 was decided before (precision.ts).
+ */
+export function chooseMatrixAttention(
+  { rows, headDim }: { rows: number; headDim: number },
+  device: Pick<Capabilities, "subgroupMatrices" | "limits">,
+): { constants: { ROWS: number; KEYS: number } } | string | undefined {
+  if (!hasMatrices(device)) return undefined;
+  const room = device.limits.maxComputeWorkgroupStorageSize;
+  const sizes = (rows > 32 ? [64, 32] : [32]).map((ROWS) => ({ ROWS, KEYS }));
+  const constants = sizes.find((one) =>
+    attentionTileBytes(headDim, one) <= room
+  );
+  if (constants) return { constants };
+  return `a tile takes ${
+    attentionTileBytes(headDim, sizes.at(-1)!)
+  } bytes of workgroup memory, the device has ${room}`;
+}

@@ -7,6 +7,7 @@
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
+import { attendPrefillMatrix } from "../../kernels/attend_prefill_matrix.ts";
 import { chooseExperts } from "../../kernels/choose_experts.ts";
 import { embed } from "../../kernels/embed.ts";
 import { expertGemm } from "../../kernels/expert_gemm.ts";
@@ -52,6 +53,7 @@ import {
   groupTile,
   groupTiles,
 } from "../dispatch/experts.ts";
+import { chooseMatrixAttention } from "../dispatch/matrices.ts";
 import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
@@ -486,14 +488,32 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const half = matmuls.dtype === "f16";
     const { k, v } = cache.layers[layer];
     const operands = { q, lengths: cache.placesOnDevice, k, v, y };
-    this.plan.add(half ? attendPrefillF16 : attendPrefill, operands, {
+    const rows = tokens * group;
+    const matrices = half
+      ? chooseMatrixAttention({ rows, headDim }, this.gpu)
+      : undefined;
+    const byMatrices = typeof matrices === "object";
+    const kernel = byMatrices
+      ? attendPrefillMatrix
+      : half
+      ? attendPrefillF16
+      : attendPrefill;
+    this.plan.add(kernel, operands, {
       label: `layers.${layer}.attention`,
       reason:
-        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}`,
+        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}${
+          byMatrices
+            ? ", tensor cores multiply f16 and sum in f32"
+            : matrices === undefined
+            ? ""
+            : `; not by tensor cores: ${matrices}`
+        }`,
       constants: {
         HEAD_DIM: headDim,
-        ...exactLanes(this.gpu, 16),
-        ...choosePrefillRows(tokens * group, this.gpu, half),
+        ...byMatrices ? matrices.constants : {
+          ...exactLanes(this.gpu, 16),
+          ...choosePrefillRows(rows, this.gpu, half),
+        },
         ...cacheConstant(cache.dtype),
         ...cache.constants,
       },

@@ -5,7 +5,9 @@ import { linearKey } from "../../lib/dispatch/keys.ts";
 import { misfit } from "../../lib/dispatch/limits.ts";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
 import {
+  attentionTileBytes,
   chooseMatrices,
+  chooseMatrixAttention,
   HALF_MATRICES,
   hasMatrices,
   MATRIX_TILES,
@@ -154,4 +156,29 @@ Deno.test("tuned tiles replace chosen ones", () => {
   assert(choice.reason.endsWith("; tuned for this adapter"), choice.reason);
   const other = chooseLinear({ ...layer, m: 200 }, { ...device, tuned });
   assert(other.reason.endsWith("; tiles not measured"));
+});
+
+Deno.test("prefill attention takes tensor cores where a tile fits", () => {
+  const choose = (rows: number, headDim: number, room: number) => {
+    const limits = { ...device.limits, maxComputeWorkgroupStorageSize: room };
+    return chooseMatrixAttention({ rows, headDim }, { ...device, limits });
+  };
+  const rowsOf = (...given: Parameters<typeof choose>) => {
+    const choice = choose(...given);
+    return typeof choice === "object" ? choice.constants.ROWS : choice;
+  };
+  assertEquals(rowsOf(2048, 128, 49152), 64);
+  assertEquals(rowsOf(32, 128, 49152), 32);
+  assertEquals(rowsOf(2048, 128, 32768), 32);
+  assertEquals(rowsOf(2048, 64, 32768), 64);
+  assertEquals(
+    rowsOf(2048, 128, 16384),
+    "a tile takes 27648 bytes of workgroup memory, the device has 16384",
+  );
+  assertEquals(attentionTileBytes(128, { ROWS: 64, KEYS: 64 }), 37888);
+  const none = { ...device, subgroupMatrices: [] };
+  assertEquals(
+    chooseMatrixAttention({ rows: 64, headDim: 128 }, none),
+    undefined,
+  );
 });

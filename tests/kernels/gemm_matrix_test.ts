@@ -7,10 +7,10 @@ import { formatNamed } from "../../lib/formats/mod.ts";
 import { matrixToF32, toF32 } from "../../lib/formats/tensor.ts";
 import type { Constants, Epilogue } from "../../lib/dispatch/shapes.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, Trial } from "../support/gpu.ts";
+import type { Trial } from "../support/gpu.ts";
 import { checkCase, makeCase } from "../support/kernel_case.ts";
 import { assertSums, epilogue, linear } from "../support/reference.ts";
-import { withMatrices } from "../support/subgroup_matrices.ts";
+import { matrixTest } from "../support/subgroup_matrices.ts";
 
 const SIZES = [1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129];
 /** Small, so that sizes exceed it: 64 threads, one or two stages. */
@@ -74,19 +74,7 @@ async function check(trial: Trial, given: Case): Promise<void> {
   assertSums(actual, epilogue(kind, product, n, before), message);
 }
 
-/** Registers a test that runs without tensor cores: their instructions are replaced. */
-function plainTest(
-  name: string,
-  fn: (trial: Trial) => void | Promise<void>,
-): void {
-  gpuTest(name, async (gpu, given) => {
-    using trial = new Trial(withMatrices(gpu), given.draw);
-    await fn(trial);
-    trial.gpu.check();
-  });
-}
-
-plainTest("gemmMatrix multiplies matrices of any size", async (trial) => {
+matrixTest("gemmMatrix multiplies matrices of any size", async (trial) => {
   const { random } = trial;
   for (let i = 0; i < 30; i++) {
     const [m, n, k] = [0, 0, 0].map(() => random.pick(SIZES));
@@ -96,7 +84,7 @@ plainTest("gemmMatrix multiplies matrices of any size", async (trial) => {
   }
 });
 
-plainTest("gemmMatrix reads weights of every type", async (trial) => {
+matrixTest("gemmMatrix reads weights of every type", async (trial) => {
   const { random } = trial;
   for (const b of ["f32", "f16", "bf16"]) {
     for (const k of [20, 19, 64, 72]) {
@@ -106,7 +94,7 @@ plainTest("gemmMatrix reads weights of every type", async (trial) => {
   }
 });
 
-plainTest("gemmMatrix multiplies by blocks of every format", async (trial) => {
+matrixTest("gemmMatrix multiplies by blocks of every format", async (trial) => {
   const { random } = trial;
   for (const b of BLOCKS) {
     const { elements, loads: [unit] } = formatNamed(b);
@@ -127,7 +115,7 @@ plainTest("gemmMatrix multiplies by blocks of every format", async (trial) => {
   }
 });
 
-plainTest("gemmMatrix scales rows, adds and applies SwiGLU", async (trial) => {
+matrixTest("gemmMatrix scales rows, adds and applies SwiGLU", async (trial) => {
   const { random } = trial;
   for (let i = 0; i < 8; i++) {
     const [m, n, k] = [0, 0, 0].map(() => random.pick(SIZES));
@@ -141,7 +129,7 @@ plainTest("gemmMatrix scales rows, adds and applies SwiGLU", async (trial) => {
   }
 });
 
-plainTest("gemmMatrix splits k and orders tiles in bands", async (trial) => {
+matrixTest("gemmMatrix splits k and orders tiles in bands", async (trial) => {
   const { random } = trial;
   for (const SPLITS of [2, 3, 5]) {
     const [m, n] = [random.pick(SIZES), random.pick(SIZES)];
@@ -155,7 +143,7 @@ plainTest("gemmMatrix splits k and orders tiles in bands", async (trial) => {
   }
 });
 
-plainTest(
+matrixTest(
   "gemmMatrix writes its columns of a wider c and nothing else",
   async (trial) => {
     for (const kind of ["store", "add", "swiglu"] as const) {
@@ -186,7 +174,7 @@ const OTHERS: Constants[] = [
 ];
 
 // Compiling one takes llvmpipe up to 15 s.
-plainTest("gemmMatrix gives the same result with any tile", async (trial) => {
+matrixTest("gemmMatrix gives the same result with any tile", async (trial) => {
   const { random } = trial;
   for (const tile of [...Object.values(MATRIX_TILES), random.pick(OTHERS)]) {
     const k = 8 * random.pick([9, 12, 25]);
@@ -196,7 +184,7 @@ plainTest("gemmMatrix gives the same result with any tile", async (trial) => {
   }
 });
 
-plainTest(
+matrixTest(
   "gemmMatrix agrees in its cases, as dispatch chooses",
   async (trial) => {
     const [blocks, others] = [true, false].map((are) =>

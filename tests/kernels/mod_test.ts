@@ -122,6 +122,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       attendDecode: 8,
       attendPrefill: 5,
       attendPrefillF16: 5,
+      attendPrefillMatrix: 5,
       batchedGemm: 6,
       chooseExperts: 2,
       embed: 7,

@@ -2,19 +2,20 @@
  * Subgroup matrices in plain WGSL, for compilers and devices without them: each of 32
  * neighboring threads stands for a lane of a subgroup and keeps half a row of a result.
  */
+import { gpuTest, Trial } from "./gpu.ts";
 import type { Pretence } from "./wrapped_gpu.ts";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import { HALF_MATRICES } from "../../lib/dispatch/matrices.ts";
 
 const PLAIN = /* wgsl */ `
-struct PlainFactor { memory: u32, block: u32, offset: u32, stride: u32, by_column: bool }
+struct PlainLeft { low: vec4u, high: vec4u } // a row of 16 halves
+struct PlainRight { memory: u32, block: u32, offset: u32, stride: u32, by_column: bool }
 struct PlainResult { low: vec4f, high: vec4f }
-// Words are read where they were loaded from: memory must not change before a product.
-fn plain_multiply(left: PlainFactor, right: PlainFactor, before: PlainResult, lane: u32) -> PlainResult {
+// Right factors are read where they were loaded from: memory must not change before.
+fn plain_multiply(left: PlainLeft, right: PlainRight, before: PlainResult, lane: u32) -> PlainResult {
   var result = before;
-  let row = left.offset + lane / 2u * left.stride;
   for (var w = 0u; w < 8u; w++) {
-    let l = plain_word(left.memory, left.block, row, w);
+    let l = unpack2x16float(select(left.high[w % 4u], left.low[w % 4u], w < 4u));
     if (right.by_column) {
       let at = right.offset + lane % 2u * 8u * right.stride;
       var dots: array<f32, 8>;
@@ -51,8 +52,12 @@ fn plain_word(memory: u32, block: u32, at: u32, w: u32) -> vec2f {
   return unpack2x16float(word);
 }`;
 
-/** Stores a result in a block of vec4u. */
-const writer = (memory: string) => /* wgsl */ `
+/** Loads a left factor from a block of vec4u, stores a result in one. */
+const accessors = (memory: string) => /* wgsl */ `
+fn left_row_major_${memory}(block: u32, offset: u32, stride: u32, lane: u32) -> PlainLeft {
+  let at = offset + lane / 2u * stride;
+  return PlainLeft(${memory}[block][at], ${memory}[block][at + 1u]);
+}
 fn store_row_major_${memory}(block: u32, offset: u32, value: PlainResult, stride: u32, lane: u32) {
   let at = offset + lane / 2u * stride + lane % 2u * 2u;
   ${memory}[block][at] = bitcast<vec4u>(value.low);
@@ -71,6 +76,35 @@ function closed(text: string, begin: number, open: string): string {
   return text.slice(begin, end - 1);
 }
 
+const CALL =
+  /subgroupMatrix(Load|Store)<(?:(Left|Right), )?(row_major|col_major)>\(&(\w+)\[|subgroupMatrixMultiplyAccumulate\(/;
+
+/** Replaces calls, and those in their arguments; adds the memory that they use. */
+function replaceCalls(code: string, memories: string[]): string {
+  const match = CALL.exec(code);
+  if (!match) return code;
+  const [whole, use, side, order, memory] = match;
+  const begin = match.index + whole.length, before = code.slice(0, match.index);
+  const after = (end: number) => replaceCalls(code.slice(end + 1), memories);
+  if (!use) {
+    const values = closed(code, begin, "(");
+    return `${before}plain_multiply(${replaceCalls(values, memories)}, lane)${
+      after(begin + values.length)
+    }`;
+  }
+  if (!memories.includes(memory)) memories.push(memory);
+  const block = closed(code, begin, "["), next = begin + block.length + 1;
+  const rest = closed(code, next, "("), where = `${block}${rest}`;
+  const call = use === "Store"
+    ? `store_${order}_${memory}(${where}, lane)`
+    : side === "Left"
+    ? `left_${order}_${memory}(${where}, lane)`
+    : `PlainRight(${memories.indexOf(memory)}u, ${where}, ${
+      order === "col_major"
+    })`;
+  return before + call + after(next + rest.length);
+}
+
 /**
  * Rewrites the finished WGSL of a kernel whose entry point has `tid`, the index of the
  * thread, and takes `subgroup` and `lane` from built-in values. Matrices are in workgroup
@@ -80,42 +114,19 @@ function closed(text: string, begin: number, open: string): string {
  */
 function withoutSubgroupMatrices(code: string): string {
   const memories: string[] = [];
-  const index = (name: string) => {
-    if (!memories.includes(name)) memories.push(name);
-    return memories.indexOf(name);
-  };
-  let text = "", from = 0;
-  const call =
-    /subgroupMatrix(Load|Store)<(?:\w+, )?(row_major|col_major)>\(&(\w+)\[|subgroupMatrixMultiplyAccumulate\(/g;
-  for (const match of code.matchAll(call)) {
-    const [whole, use, order, memory] = match;
-    const begin = match.index + whole.length;
-    text += code.slice(from, match.index);
-    if (!use) {
-      const values = closed(code, begin, "(");
-      text += `plain_multiply(${values}, lane)`;
-      from = begin + values.length + 1;
-      continue;
-    }
-    const block = closed(code, begin, "["), after = begin + block.length + 1;
-    const rest = closed(code, after, "("), number = index(memory);
-    text += use === "Load"
-      ? `PlainFactor(${number}u, ${block}${rest}, ${order === "col_major"})`
-      : `store_${order}_${memory}(${block}${rest}, lane)`;
-    from = after + rest.length + 1;
-  }
-  text = (text + code.slice(from))
+  const text = replaceCalls(code, memories)
     .replaceAll(/^enable (?!f16;).*\n/gm, "")
-    .replaceAll(/subgroup_matrix_(left|right)<f16, 16, 16>/g, "PlainFactor")
+    .replaceAll(/subgroup_matrix_left<f16, 16, 16>/g, "PlainLeft")
+    .replaceAll(/subgroup_matrix_right<f16, 16, 16>/g, "PlainRight")
     .replaceAll(/subgroup_matrix_result<f32, 16, 16>/g, "PlainResult")
     .replace(
       /,\s*@builtin\(subgroup_id\) subgroup: u32, @builtin\(subgroup_invocation_id\) lane: u32\) \{/,
       ") {\n  let subgroup = tid / 32u;\n  let lane = tid % 32u;",
     );
-  if (/subgroup_?[mM]atrix|subgroup_id/.test(text)) {
-    throw new Error(`cannot do without subgroup matrices in ${text}`);
-  }
-  return [text, PLAIN, wordReader(memories), ...memories.map(writer)].join("");
+  const left = /.*(subgroup_?[mM]atrix|subgroup_id).*/.exec(text);
+  if (left) throw new Error(`cannot do without subgroup matrices: ${left[0]}`);
+  return [text, PLAIN, wordReader(memories), ...memories.map(accessors)]
+    .join("");
 }
 
 /** WGSL that this machine can compile. */
@@ -161,3 +172,15 @@ export const MATRIX_GPU: Pretence = {
   more: ["chromium-experimental-subgroup-matrix"],
   shader: plainWgsl,
 };
+
+/** Registers a test that runs without tensor cores: their instructions are replaced. */
+export function matrixTest(
+  name: string,
+  fn: (trial: Trial) => void | Promise<void>,
+): void {
+  gpuTest(name, async (gpu, given) => {
+    using trial = new Trial(withMatrices(gpu), given.draw);
+    await fn(trial);
+    trial.gpu.check();
+  });
+}

@@ -113,7 +113,7 @@ gpuTest(
     for (const name of KERNEL_NAMES) {
       if (/^peak/.test(name)) continue; // they compute nothing but are timed
       if (name === "attendPrefillF16" && !gpu.f16) continue;
-      if (name === "gemmMatrix" && !hasMatrices(device)) continue;
+      if (/Matrix$/.test(name) && !hasMatrices(device)) continue;
       assert(topics.includes(name), name);
     }
     const forms: [kernel: string, form: RegExp][] = [
