@@ -1,11 +1,13 @@
 /**
- * Tiles of gemmMatrix, through Dawn: checks the kernel's cases on this GPU, then times Linear
- * layers of Qwen3-0.6B and 8B in every tile.
+ * Matmuls and prefill attention by tensor cores, through Dawn: checks the kernels' cases on
+ * this GPU, then times Linear layers of Qwen3-0.6B and 8B in every tile, and attention.
  *
  *   deno run -A bench/matrix_tiles.ts [TOGGLE…]
  *
  * Toggles are Dawn's, e.g. disable_robustness. Prints TFLOP/s.
  */
+import { attendPrefillF16 } from "../kernels/attend_prefill_f16.ts";
+import { attendPrefillMatrix } from "../kernels/attend_prefill_matrix.ts";
 import { gemmMatrix } from "../kernels/gemm_matrix.ts";
 import { sumSplits } from "../kernels/sum_splits.ts";
 import {
@@ -16,9 +18,12 @@ import {
 } from "../lib/check/kernel_case.ts";
 import { Random } from "../lib/check/reference.ts";
 import { openDevice } from "../lib/device/open_device.ts";
+import { choosePrefillRows } from "../lib/dispatch/attention.ts";
+import { exactLanes } from "../lib/dispatch/capabilities.ts";
 import { misfit } from "../lib/dispatch/limits.ts";
 import {
   chooseMatrices,
+  chooseMatrixAttention,
   HALF_MATRICES,
   type MatrixTile,
 } from "../lib/dispatch/matrices.ts";
@@ -128,10 +133,54 @@ for (const shape of shapes()) {
   );
 }
 console.log("* with SwiGLU; - does not fit; ! failed");
+for (const [heads, kvHeads] of [[16, 8], [32, 8]]) {
+  for (const tokens of [512, 2048]) await timeAttention(heads, kvHeads, tokens);
+}
+
+/** Times prefill attention of heads of 128, by tensor cores and on vector units. */
+async function timeAttention(
+  heads: number,
+  kvHeads: number,
+  tokens: number,
+): Promise<void> {
+  const group = heads / kvHeads, headDim = 128;
+  const cells = [];
+  for (const kernel of [attendPrefillMatrix, attendPrefillF16]) {
+    using plan = new Plan(gpu);
+    const own = (tensor: Tensor) => (plan.own(tensor), tensor);
+    const choice = chooseMatrixAttention(
+      { rows: tokens * group, headDim },
+      as(),
+    );
+    if (typeof choice !== "object") return console.log(choice);
+    const q = own(randomMatrix(gpu, "f32", [tokens, heads * headDim]));
+    const [k, v] = [0, 0].map(() =>
+      own(randomMatrix(gpu, "f16", [1, kvHeads, tokens, headDim]))
+    );
+    const lengths = own(Tensor.create(gpu, "u32", [1], new Uint32Array(1)));
+    const y = own(Tensor.create(gpu, "f32", q.shape));
+    plan.add(kernel, { q, lengths, k, v, y }, {
+      constants: {
+        HEAD_DIM: headDim,
+        ...kernel === attendPrefillMatrix ? choice.constants : {
+          ...exactLanes(gpu, 16),
+          ...choosePrefillRows(tokens * group, gpu, true),
+        },
+      },
+      uniforms: { first: 0, tokens, group, scale: headDim ** -0.5 },
+    });
+    const { median } = spread(await hotTimes(gpu, plan, 7));
+    cells.push(`${kernel.name} ${(1000 * median).toFixed(1)} µs`);
+  }
+  console.log(
+    `attention, ${tokens} tokens, ${heads} heads: ${cells.join(", ")}`,
+  );
+}
 
 /** Checks every case in the standard tile, and one in each other tile. */
 async function checkAll(gpu: Gpu): Promise<boolean> {
-  const random = new Random();
+  const tools = { random: new Random(), reference };
+  const onDevice = (tile?: MatrixTile) => ({ ...as(tile), f16: true });
   let right = 0, ran = 0, worst = 0;
   const wrong: string[] = [];
   const odd = { m: 301, n: 274, k: 1096, w: "bf16" };
@@ -142,14 +191,26 @@ async function checkAll(gpu: Gpu): Promise<boolean> {
       { given: { ...odd, epilogue: "swiglu" as const }, tile },
     ]),
   ];
-  for (const { given, tile } of all) {
-    const what = `${JSON.stringify(given)} ${tile ? name(tile) : ""}`;
+  const calls = [
+    ...all.map(({ given, tile }) => ({
+      kernel: gemmMatrix,
+      what: `${JSON.stringify(given)} ${tile ? name(tile) : ""}`,
+      make: () =>
+        gemmMatrix.makeCase(given, { ...tools, device: onDevice(tile) }),
+    })),
+    ...attendPrefillMatrix.cases.map((given) => ({
+      kernel: attendPrefillMatrix,
+      what: JSON.stringify(given),
+      make: () =>
+        attendPrefillMatrix.makeCase(given, { ...tools, device: onDevice() }),
+    })),
+  ];
+  for (const { kernel, what, make } of calls) {
     try {
-      const device = { ...as(tile), f16: true };
-      const one = gemmMatrix.makeCase(given, { device, random, reference });
+      const one = make();
       if (!one) continue; // the tile does not fit
       ran++;
-      const buffers = await runCase(gpu, gemmMatrix, one);
+      const buffers = await runCase(gpu, kernel, one);
       for (const result of one.expected()) {
         const found = compare(result, buffers);
         worst = Math.max(worst, found.error);
