@@ -315,7 +315,8 @@ type MatrixCase = LinearCase;
  * cycles for a tile, and 128 more to store it. The tile's products take 413 cycles on an
  * H200, at the 62 % of its peak that instructions of this kind reach. From the L2 cache
  * come 16 KiB per tile, of about 25 bytes per cycle: 655 cycles, 24 KiB and 491 with 128 ×
- * 256. So about 380 TFLOP/s, 510 with the larger tile, are the most to be expected.
+ * 256. So about 370 TFLOP/s, 490 with the larger tile, are the most to be expected. Not
+ * measured.
  */
 export const gemmMatrix = defineKernel<MatrixCase>({
   name: "gemmMatrix",
