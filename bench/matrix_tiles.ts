@@ -2,9 +2,10 @@
  * Matmuls and prefill attention by tensor cores, through Dawn: checks the kernels' cases on
  * this GPU, then times Linear layers of Qwen3-0.6B and 8B in every tile, and attention.
  *
- *   deno run -A bench/matrix_tiles.ts [TOGGLE…]
+ *   deno run -A bench/matrix_tiles.ts [SECONDS [TOGGLE…]]
  *
- * Toggles are Dawn's, e.g. disable_robustness. Prints TFLOP/s.
+ * After so many seconds no further row begins. Toggles are Dawn's, e.g. disable_robustness;
+ * with them, cases are not checked. Prints TFLOP/s.
  */
 import { attendPrefillF16 } from "../kernels/attend_prefill_f16.ts";
 import { attendPrefillMatrix } from "../kernels/attend_prefill_matrix.ts";
@@ -84,7 +85,7 @@ function* shapes(): Generator<LinearShape> {
   });
   yield shape(4096, [4096, 4096], "f16");
   yield shape(4096, [4096, 4096]);
-  for (const layers of [SMALL, LARGE]) {
+  for (const layers of [LARGE, SMALL]) {
     for (const m of [512, 2048]) {
       for (const layer of layers) yield shape(m, layer);
     }
@@ -94,7 +95,9 @@ function* shapes(): Generator<LinearShape> {
 }
 
 // No literal, which Deno would download for everyone who checks this file.
-const specifier = "npm:webgpu@0.6.2", toggles = Deno.args;
+const specifier = "npm:webgpu@0.6.2";
+const [seconds = "600", ...toggles] = Deno.args;
+const late = () => performance.now() > 1000 * Number(seconds);
 const { create }: { create(settings: string[]): GPU } = await import(specifier);
 const dawn = create([
   `enable-dawn-features=${
@@ -116,13 +119,20 @@ console.log(
     toggles.join(", ") || "its own toggles"
   }; ${gpu.limits.maxComputeWorkgroupStorageSize} bytes of workgroup memory`,
 );
-if (!await checkAll(gpu)) Deno.exit(1);
+if (!toggles.length && !await checkAll(gpu)) Deno.exit(1);
+for (const [heads, kvHeads] of [[16, 8], [32, 8]]) {
+  for (const tokens of [512, 2048]) {
+    if (!toggles.length) await timeAttention(heads, kvHeads, tokens);
+  }
+}
+console.log(`${(performance.now() / 1000).toFixed(0)} s so far`);
 console.log(TILES.map((one, i) => `${"ABCDEFGHI"[i]} ${name(one)}`).join("  "));
 console.log(
   "     m      n      k format " +
     [..."ABCDEFGHI"].map((x) => x.padStart(5)).join(""),
 );
 for (const shape of shapes()) {
+  if (late()) break;
   const cells = [];
   for (const one of TILES) cells.push(await rate(gpu, shape, one));
   const { m, n, k, format, swiglu } = shape;
@@ -133,10 +143,6 @@ for (const shape of shapes()) {
   );
 }
 console.log("* with SwiGLU; - does not fit; ! failed");
-for (const [heads, kvHeads] of [[16, 8], [32, 8]]) {
-  for (const tokens of [512, 2048]) await timeAttention(heads, kvHeads, tokens);
-}
-
 /** Times prefill attention of heads of 128, by tensor cores and on vector units. */
 async function timeAttention(
   heads: number,
