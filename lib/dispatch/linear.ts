@@ -47,11 +47,15 @@ export function chooseLinear(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
+  if (shape.m > FEW_ROWS) {
+    const choice = chooseTensorCores(shape, device);
+    if (choice) return choice;
+  }
   return shape.m === 1
     ? chooseOneRow(shape, device)
     : shape.m <= FEW_ROWS
     ? chooseFewRows(shape, device)
-    : chooseTensorCores(shape, device) ?? chooseManyRows(shape, device);
+    : chooseManyRows(shape, device);
 }
 
 /**
