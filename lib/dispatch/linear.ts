@@ -20,6 +20,7 @@ import {
 } from "./shapes.ts";
 import { type Defaults, defaultsFor, tileFor } from "./defaults.ts";
 import { type LinearKernel, linearKey } from "./keys.ts";
+import { chooseMatrices } from "./matrices.ts";
 
 /** A kernel, its constants, and the reason. */
 export interface LinearChoice {
@@ -46,6 +47,10 @@ export function chooseLinear(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
+  if (shape.m > FEW_ROWS) {
+    const choice = chooseTensorCores(shape, device);
+    if (choice) return choice;
+  }
   return shape.m === 1
     ? chooseOneRow(shape, device)
     : shape.m <= FEW_ROWS
@@ -394,6 +399,29 @@ function gemvConstants(
   return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
 }
 
+function chooseTensorCores(
+  shape: LinearShape,
+  device: Capabilities,
+): LinearChoice | undefined {
+  const choice = chooseMatrices(shape, device);
+  if (typeof choice !== "object") return undefined;
+  const { constants, headroom, splits, tuned } = choice;
+  const reasons = [
+    `${shape.m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`,
+    "tensor cores multiply f16, rows scaled into range, and sum in f32",
+  ];
+  if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
+  reasons.push(tuned ? "tuned for this adapter" : "tiles not measured");
+  return {
+    kernel: "gemmMatrix",
+    constants,
+    fusedNorm: false,
+    headroom,
+    splits,
+    reason: reasons.join("; "),
+  };
+}
+
 function chooseManyRows(
   shape: LinearShape,
   device: Capabilities,
@@ -413,6 +441,10 @@ function chooseManyRows(
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");
   else if (room) reasons.push("multiplies in f32: attention magnifies errors");
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
+  const refused = chooseMatrices(shape, device);
+  if (typeof refused === "string") {
+    reasons.push(`not by tensor cores: ${refused}`);
+  }
   reasons.push(origin(tuned, defaults));
   return {
     kernel: "gemm",

@@ -7,6 +7,7 @@
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
+import { attendPrefillMatrix } from "../../kernels/attend_prefill_matrix.ts";
 import { chooseExperts } from "../../kernels/choose_experts.ts";
 import { embed } from "../../kernels/embed.ts";
 import { expertGemm } from "../../kernels/expert_gemm.ts";
@@ -14,6 +15,7 @@ import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
 import { expertGemvInt8 } from "../../kernels/expert_gemv_int8.ts";
 import { gatherRows } from "../../kernels/gather_rows.ts";
 import { gemm } from "../../kernels/gemm.ts";
+import { gemmMatrix } from "../../kernels/gemm_matrix.ts";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
 import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
@@ -51,10 +53,11 @@ import {
   groupTile,
   groupTiles,
 } from "../dispatch/experts.ts";
+import { chooseMatrixAttention } from "../dispatch/matrices.ts";
 import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
-import { splitGrid } from "../webgpu/kernel.ts";
+import { type Kernel, splitGrid } from "../webgpu/kernel.ts";
 import type { GpuKvCache } from "./kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
@@ -485,14 +488,32 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const half = matmuls.dtype === "f16";
     const { k, v } = cache.layers[layer];
     const operands = { q, lengths: cache.placesOnDevice, k, v, y };
-    this.plan.add(half ? attendPrefillF16 : attendPrefill, operands, {
+    const rows = tokens * group;
+    const matrices = half
+      ? chooseMatrixAttention({ rows, headDim }, this.gpu)
+      : undefined;
+    const byMatrices = typeof matrices === "object";
+    const kernel = byMatrices
+      ? attendPrefillMatrix
+      : half
+      ? attendPrefillF16
+      : attendPrefill;
+    this.plan.add(kernel, operands, {
       label: `layers.${layer}.attention`,
       reason:
-        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}`,
+        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}${
+          byMatrices
+            ? ", tensor cores multiply f16 and sum in f32"
+            : matrices === undefined
+            ? ""
+            : `; not by tensor cores: ${matrices}`
+        }`,
       constants: {
         HEAD_DIM: headDim,
-        ...exactLanes(this.gpu, 16),
-        ...choosePrefillRows(tokens * group, this.gpu, half),
+        ...byMatrices ? matrices.constants : {
+          ...exactLanes(this.gpu, 16),
+          ...choosePrefillRows(rows, this.gpu, half),
+        },
         ...cacheConstant(cache.dtype),
         ...cache.constants,
       },
@@ -563,7 +584,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         fixed: true,
       }, this.gpu);
       const call = { x, norm, input, rounded, w, part, y, epilogue, choice };
-      if (choice.kernel === "gemm") this.#gemm(call);
+      if (choice.kernel === "gemm") this.#gemm(call, gemm);
+      else if (choice.kernel === "gemmMatrix") this.#gemm(call, gemmMatrix);
       else if (choice.kernel === "gemvRowsInt8") this.#gemvRowsInt8(call);
       else this.#gemv(call, choice.kernel);
     }
@@ -628,7 +650,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   }
 
   /** Records a matmul of many rows. */
-  #gemm({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
+  #gemm(
+    { x, norm, input, w, part, y, epilogue, choice }: LinearCall,
+    kernel: Kernel,
+  ): void {
     const { constants, reason, splits, headroom } = choice, { label } = w;
     if (epilogue === "add") this.#squares.delete(y.buffer);
     const [a, scales] = headroom ? this.#half(x, norm, headroom) : [input(), x];
@@ -637,7 +662,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     // Parts of different formats can end at any row.
     const whole = column % 4 === 0 && n % 4 === 0 ? 1 : 0;
     if (splits === 1) {
-      this.plan.add(gemm, { a, b, scales, c: y }, {
+      this.plan.add(kernel, { a, b, scales, c: y }, {
         label,
         reason,
         constants: { ...constants, EPILOGUE: epilogue, C_FOURS: whole },
@@ -646,7 +671,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       return;
     }
     const m = x.shape[0], partial = this.#rows("splits", splits * m, n);
-    this.plan.add(gemm, { a, b, scales, c: partial }, {
+    this.plan.add(kernel, { a, b, scales, c: partial }, {
       label,
       reason,
       constants,
