@@ -16,7 +16,7 @@ import {
   laneConstants,
   mostThreads,
 } from "../../lib/dispatch/capabilities.ts";
-import { type Constants, type LinearShape } from "../../lib/dispatch/shapes.ts";
+import type { Constants, LinearShape } from "../../lib/dispatch/shapes.ts";
 import type { Dtype } from "../../lib/dtype.ts";
 import { OptionError } from "../../lib/errors.ts";
 import {
