@@ -75,12 +75,17 @@ export interface Defaults {
     other: GemvRowsConstants;
     /** Maximum sums per thread: more would leave no registers for loads in flight. */
     sums: number;
+    /** Maximum rows of x in a workgroup; others take the next ones. */
+    together: number;
+    /** Maximum rows of x, of fewer than LONG_K elements each. */
+    most: number;
   };
   /** Quantised blocks as integers. */
   gemvRowsInt8: {
     narrow: Int8RowsConstants;
     other: Int8RowsConstants;
     sums: number;
+    together: number;
   };
   gemm: {
     /** Up to 32 rows. */
@@ -118,12 +123,18 @@ const NVIDIA: Defaults = {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
     other: { WORKGROUP: 128, ROWS: 4, STEPS: 1, SLICES: 1 },
     sums: 64,
+    // Not measured for more than 16 rows. Then 16 of x stay in a core's cache while the
+    // matrix is read up to four times, and no dispatch has to norm or convert rows, or to
+    // add up splits of k.
+    together: 16,
+    most: 64,
   },
-  // "16 rows by blocks: f32, f16 and integers".
+  // "16 rows by blocks: f32, f16 and integers", "16 rows as integers".
   gemvRowsInt8: {
     narrow: { WORKGROUP: 128, ROWS: 2, SLICES: 2 },
     other: { WORKGROUP: 128, ROWS: 4, SLICES: 1 },
     sums: 64,
+    together: 8,
   },
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
@@ -219,12 +230,15 @@ const SOFTWARE: Defaults = {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     other: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     sums: 256,
+    together: 32,
+    most: 64, // gemm takes twice as long
   },
   // Not used by default: rounding costs more than it saves there.
   gemvRowsInt8: {
     narrow: { WORKGROUP: 32, ROWS: 4, SLICES: 1 },
     other: { WORKGROUP: 32, ROWS: 4, SLICES: 1 },
     sums: 64,
+    together: 8,
   },
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 8, TN: 8 },

@@ -17,6 +17,7 @@ import {
   type Epilogue,
   FEW_ROWS,
   type LinearShape,
+  LONG_K,
 } from "./shapes.ts";
 import { type Defaults, defaultsFor, tileFor } from "./defaults.ts";
 import { type LinearKernel, linearKey } from "./keys.ts";
@@ -53,10 +54,16 @@ export function chooseLinear(
   }
   return shape.m === 1
     ? chooseOneRow(shape, device)
-    : shape.m <= FEW_ROWS
+    : shape.m <= mostFew(shape, device)
     ? chooseFewRows(shape, device)
     : chooseManyRows(shape, device);
 }
+
+/** The most rows that a matrix is read for at once; tiles reuse it for more. */
+export const mostFew = (
+  { k }: Pick<LinearShape, "k">,
+  device: Capabilities,
+): number => k < LONG_K ? defaultsFor(device).gemvRows.most : FEW_ROWS;
 
 /**
  * SwiGLU is a property of the layer; the caller replaces "store" with "add" where it
@@ -138,23 +145,26 @@ function fitFewRows<
  */
 const MOST_KEPT = 128;
 
-/** Maximum rows of x in a workgroup of gemvRowsInt8 ("16 rows as integers"). */
-export const ROWS_TOGETHER = 8;
 /**
- * Minimum elements of w for gemvRowsInt8: a smaller matrix takes less time than the dispatch
- * that rounds x for it ("16 rows as integers").
+ * Minimum elements of w for gemvRowsInt8, or of products of those and rows: fewer take less
+ * time than the dispatch that rounds x for them ("16 rows as integers"; products were not
+ * measured but computed from its numbers).
  */
-const LEAST_ROUNDED = 1e7;
+const LEAST_ROUNDED = 1e7, LEAST_PRODUCTS = 1.2e8;
+
+/** Whether rounding x for gemvRowsInt8 pays off. */
+const isRounded = ({ m, n, k }: LinearShape) =>
+  n * k >= LEAST_ROUNDED || m * n * k >= LEAST_PRODUCTS;
 
 function chooseFewIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
   const { m, n, k, format } = shape, units = k / format.loads[0];
-  const M = Math.min(m, ROWS_TOGETHER);
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRowsInt8", shape));
-  const { narrow, other, sums } = defaults.gemvRowsInt8;
+  const { narrow, other, sums, together } = defaults.gemvRowsInt8;
+  const M = Math.min(m, Number(tuned?.M ?? together));
   const row = n <= NARROW_ROWS ? narrow : other;
   const lanes = laneConstants(device, units), LANES = 2 ** lanes.LOG_LANES;
   const chunks = Math.ceil(units / LANES);
@@ -181,38 +191,50 @@ function chooseFewIntegers(
     },
     fusedNorm: false,
     splits: 1,
-    reason:
-      `${m} rows: ${M} share a read of the matrix, whose quants multiply as integers, by rows rounded to 15 bits; ${
-        origin(tuned, defaults)
-      }`,
+    reason: `${
+      rowsText(m, M)
+    }, whose quants multiply as integers, by rows rounded to 15 bits; ${
+      origin(tuned, defaults)
+    }`,
   };
 }
 
+/** How often the matrix is read for `m` rows, M of them at a time. */
+const rowsText = (m: number, M: number) =>
+  `${m} rows: the matrix is read ${
+    m > M ? `once for every ${M}` : "once for all of them"
+  }`;
+
 function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
-  const large = shape.n * shape.k >= LEAST_ROUNDED;
-  if (large && multipliesIntegers(shape, device)) {
+  if (isRounded(shape) && multipliesIntegers(shape, device)) {
     return chooseFewIntegers(shape, device);
   }
   const { m, n, k, norm } = shape;
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRows", shape));
-  const { narrow, other, sums } = defaults.gemvRows;
+  const { narrow, other, sums, together } = defaults.gemvRows;
   const row = n <= NARROW_ROWS ? narrow : other;
   const lanes = laneConstants(device, Math.max(4, Math.ceil(k / 4)));
-  const ROWS = Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / m)));
+  const M = Math.min(m, Number(tuned?.M ?? together));
+  const ROWS = Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / M)));
   return {
     kernel: "gemvRows",
     constants: {
-      ...fitFewRows({ ...row, ROWS }, shape, 2 ** lanes.LOG_LANES, device),
+      ...fitFewRows(
+        { ...row, ROWS },
+        { ...shape, m: M },
+        2 ** lanes.LOG_LANES,
+        device,
+      ),
       ...lanes,
       ...tuned,
-      M: m,
+      M,
       EPILOGUE: epilogueOf(shape),
       NORM: norm ? 1 : 0,
     },
     fusedNorm: norm,
     splits: 1,
-    reason: `${m} rows: the matrix is read once for all of them${
+    reason: `${rowsText(m, M)}${
       k % 4
         ? `, element by element, because k = ${k} is not a multiple of 4`
         : ""
@@ -230,7 +252,7 @@ const WIDE_ROWS = 6144, MOST_LOOPS = 4;
  * Minimum elements of w, or of a row, of models whose weights displace instructions from
  * caches: gemvInt8 then has less code ("Less code").
  */
-const LARGE = 8e6, LONG_K = 4096;
+const LARGE = 8e6;
 /** Elements of x that share a scale where rows are rounded to integers. */
 const ROUNDED_BLOCK = 32;
 /** Elements of x that gemvInt8 takes at a time are a multiple of this. */
@@ -437,7 +459,8 @@ function chooseManyRows(
     : device.tuned?.get(linearKey("gemm", shape));
   const tile = headroom ? half : { ...tileFor(m, n, format, device), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
-  const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
+  const few = mostFew(shape, device);
+  const reasons = [`${m} rows: more than ${few}, tiles reuse the matrix`];
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");
   else if (room) reasons.push("multiplies in f32: attention magnifies errors");
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);

@@ -25,7 +25,7 @@ import {
   historyOf,
   type SampledTokens,
 } from "../model/sampling.ts";
-import { compileAll } from "../webgpu/pipeline.ts";
+import { compileAll, type Shader } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 import { GpuKvCache } from "./kv_cache.ts";
@@ -114,6 +114,8 @@ export class GpuRows implements Rows {
   #started?: Started;
   /** Called when the cache was replaced. */
   onWidened?: () => void;
+  /** Called when a pass was recorded, to compile its shaders in several threads. */
+  compileAhead?: (shaders: () => readonly Shader[]) => Promise<void>;
   /** The longest text that was started, in cached positions after the last step. */
   #length = 0;
 
@@ -394,8 +396,10 @@ export class GpuRows implements Rows {
     const rests = new Rests();
     let verb = recording.next();
     for (; !verb.done; verb = recording.next()) await rests.rest();
-    this.#passes.set(key, verb.value);
-    return verb.value;
+    const pass = verb.value;
+    this.#passes.set(key, pass);
+    await this.compileAhead?.(() => pass.plan.shaders);
+    return pass;
   }
 
   /** Records a decode step, or a pass that reads, which needs no logits. */

@@ -193,6 +193,7 @@ export class GpuRunner implements Runner {
     const all = { slots, context, positions, dtype, paces, readRows };
     const rows = await GpuRows.create(this.#ops, this.weights, all);
     rows.onWidened = () => this.choices.push(WIDENED);
+    rows.compileAhead = (shaders) => this.#compileAhead(shaders);
     return rows;
   }
 

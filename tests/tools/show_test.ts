@@ -92,7 +92,7 @@ Deno.test("a constant that no choice could bring about is refused, in one line t
       ["gemm", { EPILOGUE: 1 }, "EPILOGUE is 1, must be store in this call"],
       ["attendDecode", { HEAD_DIM: 64 }, "HEAD_DIM is 64, must be 128 in this"],
       ["attendDecode", { GROUP: 1 }, "GROUP is 1, must be 2 in this call"],
-      ["gemvRows", { M: 7 }, "M is 7, must be 16 in this call"],
+      ["gemvRows", { CHAIN: 0 }, "CHAIN is 0, must be 1 in this call"],
       ["rmsNorm", { LOG_LANES: 7 }, "LOG_LANES is 7, must be 2, 3, 4 or 5 in "],
       ["batchedGemm", { BM: 7 }, "BM is 7, must be "],
       ["peakRead", { LOADS: 3 }, "LOADS is 3, must be 8 in this call"],
