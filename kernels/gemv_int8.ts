@@ -9,7 +9,7 @@ import { LANES } from "../lib/webgpu/wgsl.ts";
 import { BLOCKS, INTEGER_SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { FACTOR, W_ROW, WRITE } from "./gemv.ts";
+import { FACTOR, SQUARED, W_ROW, WRITE } from "./gemv.ts";
 import { BLOCK } from "./int8_case.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 import { ROUND_FOUR, roundedSizes, STEP_OF_REST } from "./rounded_row.ts";
@@ -332,6 +332,9 @@ const MULTIPLY = /* wgsl */ `
         }
       }
       if (part % CHUNKS == CHUNKS - 1u && phase == PHASES - 1u) {
+        // No load waits for the factor.
+        @if ROUNDED {
+${FACTOR}        }
         @unroll for (var i = 0; i < ROWS; i++) { acc[i] = lanes_sum(acc[i], tid) * factor; }
         if (lane == 0u) {
           ${WRITE}
@@ -423,7 +426,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @split var residual: array<f32, ROWS>;
     @if !LEAVES { var squared_sum = 0.0; }
   }
-${FACTOR}  @if ROLLED {
+${SQUARED}  @if !ROUNDED {
+${FACTOR}  }
+  @if ROLLED {
     // 1, as compilers cannot know: they would unroll loops of constant counts.
     let once = min(u.n, 1u);
   } @else { let once = 1u; }
