@@ -38,6 +38,7 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
     ROLLED: 0,
     ROUNDED: 0,
     LEAVES: 0,
+    TWO: 0,
   },
   derive: (c, { held, k, used, parts }) => {
     const terms = c.EPILOGUE === "add" ? used : 1;

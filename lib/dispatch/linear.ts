@@ -31,6 +31,8 @@ export interface LinearChoice {
   headroom?: number;
   /** In which units the results are rounded for the next kernel, if they are. */
   leaves?: number;
+  /** Whether the kernel also multiplies by the matrix's next part. */
+  two?: boolean;
   /**
    * The number of splits of k, which run in different workgroups and are summed
    * afterwards.
@@ -322,6 +324,24 @@ function roundsFor(
   return together && whole ? unit : 0;
 }
 
+/** Storage buffers that a kernel may bind everywhere. */
+const MOST_BUFFERS = 8;
+
+/**
+ * Whether one kernel takes two parts of a matrix, which are in different formats: those that
+ * read a rounded row have buffers left for both.
+ */
+function takesBoth(
+  { k, format, other, rounded, largest, next, swiglu }: LinearShape,
+  device: Capabilities,
+): boolean {
+  if (!other || !rounded || next || swiglu) return false;
+  const planes = [format, other.format].flatMap((one) => one.planes(k));
+  return other.format.loads[0] === format.loads[0] &&
+    multipliesIntegers({ k, format: other.format, largest }, device) &&
+    planes.length + 2 <= MOST_BUFFERS;
+}
+
 /** Constants where the row comes rounded, or its results leave so. */
 function aheadConstants(
   shape: LinearShape,
@@ -347,24 +367,32 @@ function chooseIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
-  const leaves = roundsFor(shape, device);
+  const leaves = roundsFor(shape, device), two = takesBoth(shape, device);
   if (leaves || shape.rounded) {
+    const { n, other } = shape;
     return {
       kernel: "gemvInt8",
       constants: {
-        ...aheadConstants(shape, leaves, device),
+        ...aheadConstants(
+          two ? { ...shape, n: n + other!.n } : shape,
+          leaves,
+          device,
+        ),
+        TWO: two ? 1 : 0,
         EPILOGUE: epilogueOf(shape),
         NORM: shape.norm ? 1 : 0,
       },
       fusedNorm: shape.norm,
       leaves,
+      two,
       splits: 1,
-      reason:
-        `1 row: the matrix is read once, and its quants multiply as integers, by a row rounded to 15 bits${
-          shape.rounded ? " by the kernel before" : ""
-        }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
-          origin(undefined, defaultsFor(device))
-        }`,
+      reason: `1 row: the matrix is read once${
+        two ? ` with the next part, in ${other!.format.name}` : ""
+      }, and its quants multiply as integers, by a row rounded to 15 bits${
+        shape.rounded ? " by the kernel before" : ""
+      }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
+        origin(undefined, defaultsFor(device))
+      }`,
     };
   }
   const tuned = device.tuned?.get(linearKey("gemvInt8", shape));

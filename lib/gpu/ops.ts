@@ -91,6 +91,8 @@ interface LinearCall {
   epilogue: Epilogue;
   choice: LinearChoice;
   next?: Next;
+  /** The next part of the matrix, if the kernel takes both. */
+  other?: MatrixPart<Tensor>;
 }
 
 /** The norm, if there is one, and the matrix that results go through next. */
@@ -584,7 +586,14 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       if (!made) integers.set(unit, made = this.#rounded(x, norm, input, unit));
       return made;
     };
-    for (const part of w.parts) {
+    let taken = 0;
+    for (const [i, part] of w.parts.entries()) {
+      if (i < taken) continue;
+      const following = w.parts[i + 1];
+      const other = epilogue === "store" &&
+          following?.begin === part.begin + rowsHeld(part)
+        ? following
+        : undefined;
       const choice = chooseLinear({
         m,
         n: rowsHeld(part),
@@ -597,6 +606,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         fixed: true,
         rounded: before !== undefined && before.norm === norm &&
           before.unit === part.format.loads[0],
+        other: other && { n: rowsHeld(other), format: other.format },
         next: next && w.parts.length === 1
           ? {
             formats: next.w.parts.map(({ format }) => format),
@@ -604,17 +614,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           }
           : undefined,
       }, this.gpu);
+      taken = i + (choice.two ? 2 : 1);
       const call = {
-        x,
-        norm,
-        input,
-        rounded,
-        w,
-        part,
-        y,
-        epilogue,
-        choice,
-        next,
+        ...{ x, norm, input, rounded, w, part, y, epilogue, choice, next },
+        other: choice.two ? other : undefined,
       };
       if (choice.kernel === "gemm") this.#gemm(call);
       else if (choice.kernel === "gemvRowsInt8") this.#gemvRowsInt8(call);
@@ -625,7 +628,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   /** Records a matmul of one or a few rows. */
   #gemv(
-    { x, norm, input, w, part, y, epilogue, choice, next }: LinearCall,
+    { x, norm, input, w, part, other, y, epilogue, choice, next }: LinearCall,
     by: keyof typeof BY_ROWS,
   ): void {
     const { constants, reason } = choice, [kernel, sums] = BY_ROWS[by];
@@ -643,6 +646,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       : undefined;
     this.plan.add(kernel, {
       w: { matrix: w, part },
+      ...(other ? { v: { matrix: w, part: other } } : {}),
       x: before?.row ?? (fused ? x : input()),
       y,
       ...(fused ? { norm, squares } : {}),

@@ -70,6 +70,7 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   SCALED: [0, 1],
   SPLITS: [1, 2],
   SPREAD: ["k", "rows"],
+  TWO: [0], // dispatch sees to it that both parts fit
   VEC: [1, 4],
   W_IN: ["buffer"], // a texture is not a storage buffer
   X_IN: ["buffer"],
