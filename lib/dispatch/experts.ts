@@ -24,6 +24,8 @@ export interface ExpertShape {
   n: number;
   k: number;
   format: Format;
+  /** Whether the kernel before has rounded the row, for lanes of this format. */
+  rounded?: boolean;
   /** "add" sums the experts of a row; the others keep them apart. */
   epilogue: Epilogue;
   /** The largest absolute weight, if it was measured. */
@@ -161,6 +163,27 @@ function chooseIntegers(
   const { m, used, n, k, format, epilogue } = shape;
   const defaults = defaultsFor(device), { int8 } = defaults;
   const swiglu = epilogue === "swiglu";
+  const rounded = shape.rounded && m === 1 && epilogue !== "add";
+  if (rounded) {
+    const rows = used * n * (swiglu ? 2 : 1);
+    return {
+      kernel: "expertGemvInt8",
+      constants: {
+        ...integerConstants(
+          { n: rows, k, format, swiglu },
+          device,
+          defaults.ahead.reads,
+        ),
+        ROUNDED: 1,
+        NORM: 1,
+        EPILOGUE: epilogue,
+      },
+      reason:
+        `only the experts that are used are read, and their quants multiply as integers, by a row that the kernel before rounded to 15 bits; ${
+          origin(undefined, defaults)
+        }`,
+    };
+  }
   const tuned = tunedFor("expertGemvInt8", shape, device);
   const constants = epilogue === "add"
     // One long row: few workgroups, because each rounds all of it.

@@ -121,6 +121,8 @@ interface Groups {
 /** A call of a Linear layer of experts. */
 interface ExpertCall {
   x: Tensor;
+  /** By which `x` is normed first. */
+  norm?: Matrix<Tensor>;
   w: Matrix<Tensor>;
   chosen: Tensor;
   y: Tensor;
@@ -271,7 +273,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       });
       return gated;
     }
-    const call = { x: this.#normed(x, norm), w, chosen, n };
+    const call = { x, norm, w, chosen, n };
     const y = this.#rows("gated", pairs, n);
     if (w.parts.every(({ twin }) => twin !== undefined)) {
       this.#experts({ ...call, y, epilogue: "swiglu" });
@@ -371,14 +373,18 @@ export class GpuOps implements Ops<Tensor>, Disposable {
    * Records a Linear layer of experts, for each part of their matrix. If each part adds to
    * the rows of y, the last leaves the sums of squares of the result.
    */
-  #experts({ x, w, chosen, y, epilogue, n }: ExpertCall): void {
+  #experts({ x, norm, w, chosen, y, epilogue, n }: ExpertCall): void {
     const { count } = this.config.experts!, used = chosen.shape[1];
     const swiglu = epilogue === "swiglu";
     const all = count * n; // rows of all gates, or of all ups
+    const before = norm && this.#ahead.get(x.buffer);
+    let normed: Tensor | undefined;
+    const input = () => norm ? normed ??= this.#normed(x, norm) : x;
     for (const part of w.parts) {
       const { kernel, constants, reason } = chooseExpertGemv({
         ...{ m: chosen.shape[0] / 2, used, n, k: w.k, epilogue },
         ...{ format: part.format, largest: w.largest },
+        rounded: before?.norm === norm && before?.unit === part.format.loads[0],
       }, this.gpu);
       const [run, parts] = BY_EXPERTS[kernel];
       const leaves = epilogue === "add"
@@ -386,7 +392,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         : undefined;
       this.plan.add(run, {
         w: { matrix: w, part },
-        x,
+        x: constants.ROUNDED ? before!.row : input(),
         chosen,
         y,
         ...(leaves ? { squares: leaves } : {}),
@@ -403,6 +409,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           first: part.begin % all / n,
           stride: y.shape[1],
           column: swiglu || part.begin < all ? 0 : n,
+          ...(kernel === "expertGemvInt8"
+            ? { eps: this.config.rmsNormEps }
+            : {}),
         },
       });
     }

@@ -89,7 +89,7 @@ export function* forward<T>(
     // Which experts are read next is not known yet.
     const next = router ? undefined : [gateUpProj, downProj] as const;
     const attended = yield ops.attend(qkv, qNorm, kNorm, cache, i, next);
-    const mlp = router ? undefined : [postNorm, gateUpProj] as const;
+    const mlp = [postNorm, gateUpProj] as const;
     x = yield ops.matmulAdd(attended, layer.oProj, x, mlp);
     if (router === undefined) {
       const gated = yield ops.normSwiglu(x, postNorm, gateUpProj, downProj);

@@ -16,6 +16,11 @@ import { faultText, resolveSampling } from "../../lib/model/sampling.ts";
 
 const GREEDY = resolveSampling({ temperature: 0 }, {});
 
+const MIXTURE = new URL(
+  "../fixtures/gguf/files/tiny-moe-bf16-Q4_K_M.gguf",
+  import.meta.url,
+).pathname;
+
 /** The first token of stories, and some that follow it. */
 const IDS = [1, 365, 400, 29];
 
@@ -148,6 +153,34 @@ gpuTest(
     }
     // qkv_proj of all layers but the first, whose row nothing has rounded; and gate_up_proj.
     assertEquals(shared, [2, 1]);
+  },
+);
+
+gpuTest(
+  "rows are rounded ahead for experts, which then need no norm",
+  async () => {
+    await using checkpoint = await openCheckpoint(MIXTURE, {});
+    using exact = await CpuRunner.load(checkpoint, { context: 32 });
+    const norms: number[] = [];
+    for (const ahead of [false, true]) {
+      const gpu = await openDevice();
+      gpu.roundsAhead = ahead;
+      using runner = await GpuRunner.load(gpu, checkpoint, {
+        context: 32,
+        cacheDtype: "f32",
+        f16Matmuls: true,
+      });
+      const { dispatches } = runner.pass(1, false).plan;
+      norms.push(
+        dispatches.filter(({ kernel }) => kernel === "rmsNorm").length,
+      );
+      for (const id of IDS) {
+        const expected = await exact.logits([id]);
+        const error = relativeError(await runner.logits([id]), expected);
+        assert(error > 1e-7 && error <= 1e-3, `${ahead}, ${id}: ${error}`);
+      }
+    }
+    assertEquals(norms, [2, 0]); // one in each layer
   },
 );
 

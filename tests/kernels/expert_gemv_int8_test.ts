@@ -1,8 +1,12 @@
+import { assert } from "@std/assert";
 import { expertGemvInt8 } from "../../kernels/expert_gemv_int8.ts";
 import { BLOCKS } from "../../kernels/case.ts";
+import { roundRow } from "../../kernels/rounded_row.ts";
+import { compare, passes, runCase } from "../../lib/check/kernel_case.ts";
 import { formatNamed } from "../../lib/formats/mod.ts";
 import { gpuTest } from "../support/gpu.ts";
-import { checkCase } from "../support/kernel_case.ts";
+import type { CpuTensor } from "../../lib/formats/tensor.ts";
+import { checkCase, makeCase } from "../support/kernel_case.ts";
 
 const EPILOGUES = ["store", "swiglu", "add"] as const;
 
@@ -45,6 +49,32 @@ gpuTest(
         const shape = { m: 4, experts: 7, used: 3, n: 6, k: 256 };
         const given = { ...shape, w: "q8_0", epilogue, held };
         await checkCase(expertGemvInt8, trial, given);
+      }
+    }
+  },
+);
+
+gpuTest(
+  "expertGemvInt8 multiplies a row that was rounded before",
+  async (gpu, trial) => {
+    const sizes = { m: 1, experts: 5, used: 3, n: 10, k: 512 };
+    const formats = BLOCKS.filter((name) => formatNamed(name).integers);
+    for (const w of formats) {
+      for (const epilogue of ["store", "swiglu"] as const) {
+        const held = trial.random.pick([[0, 5], [1, 3]] as const);
+        const given = { ...sizes, w, epilogue, held };
+        const one = makeCase(expertGemvInt8, trial, given);
+        if (!one) return;
+        const x = one.operands.x as CpuTensor, [unit] = formatNamed(w).loads;
+        const buffers = await runCase(gpu, expertGemvInt8, {
+          ...one,
+          operands: { ...one.operands, x: roundRow(x, sizes.k, unit) },
+          constants: { ...one.constants, ROUNDED: 1 },
+        });
+        for (const result of one.expected()) {
+          const found = compare(result, buffers);
+          assert(passes(found), `${one.what}: ${JSON.stringify(found)}`);
+        }
       }
     }
   },
