@@ -19,7 +19,8 @@ import {
  * With EPILOGUE "add", a row of `x` is multiplied by the weight of its expert before it is
  * rounded, so that the sum over all experts is one sum. `n` is the number of rows of an
  * expert, gates and ups counted separately. With ROUNDED, there is one row of `x`, which the
- * kernel before has rounded.
+ * kernel before has rounded; with LEAVES, the results of a row's experts are weighted and
+ * rounded as one row, which "add" sums next.
  */
 export const expertGemvInt8 = defineKernel<ExpertCase>({
   name: "expertGemvInt8",
@@ -27,6 +28,9 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
   buffers: (constants) => ({
     ...expertContract.buffers(constants),
     ...(constants.ROUNDED ? { x: "any words as quad" } : {}),
+    ...(constants.LEAVES && constants.EPILOGUE === "swiglu"
+      ? { left: "out any as quad" }
+      : {}),
   }),
   uniforms: { ...expertContract.uniforms, eps: "f32" },
   constants: {
@@ -49,7 +53,10 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
   derive: (c, { held, k, used, parts }) => {
     const terms = c.EPILOGUE === "add" ? used : 1;
     return {
-      ...deriveInt8(c, { m: 1, k: terms * k, terms, parts }),
+      ...deriveInt8(c, {
+        ...{ m: 1, k: terms * k, terms, parts },
+        ...{ width: expertRows(held, c), rows: used },
+      }),
       EXPERT_ROWS: expertRows(held, c),
       USED: used,
       TERMS: terms,
@@ -86,6 +93,9 @@ fn x_four(y: u32, at: u32) -> vec4f {
 }
 
 fn y_begin(y: u32) -> u32 { return y * u.stride + u.column; }
+
+/** What the results of a pair are weighted by, which are summed next. */
+fn left_weight(y: u32) -> f32 { return chosen_at((2u * (y / USED) + 1u) * USED + y % USED); }
 
 /** Whether the expert of a pair is elsewhere. */
 fn skips(y: u32) -> bool {

@@ -145,7 +145,7 @@ export function int8Tuning(
   };
 }
 
-/** The same code for the second part of a matrix, in another format. */
+/** Code as for the second part of a matrix, in another format. */
 const ofSecond = (code: string): string =>
   code
     .replaceAll(/\bw_(?=words|Words|row|factors|scale|min|bytes)/g, "v_")
@@ -183,11 +183,11 @@ export const int8Rows = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
 export const int8Parts = (n: number, constants: Constants): number =>
   4 * Math.ceil(n / int8Rows(constants) / 4);
 
-/** Constants for results of `n` rows of w that are rounded for the next kernel. */
-function deriveLeft(c: Constants, n: number): Constants {
-  const unit = Number(c.LEAVES), halves = c.EPILOGUE === "swiglu" ? 2 : 1;
+/** Constants for `rows` of `width` results that are rounded for the next kernel as one row. */
+function deriveLeft(c: Constants, width: number, rows: number): Constants {
+  const unit = Number(c.LEAVES);
   if (!unit) return { LEFT: 0 };
-  const width = n / halves, left = int8Rows(c) / halves;
+  const left = int8Rows(c) / (c.EPILOGUE === "swiglu" ? 2 : 1);
   if (left % BLOCK || width % Math.max(BLOCK, unit)) {
     throw new Error(
       `Cannot round ${width} results, ${left} per workgroup, in units of ${unit}: both must be whole blocks of ${BLOCK}, and the first whole units`,
@@ -195,10 +195,11 @@ function deriveLeft(c: Constants, n: number): Constants {
   }
   return {
     LEFT: left,
-    LEFT_BEGIN: roundedSizes(width).squares,
-    LEFT_OWNERS: width / OWN,
+    LEFT_BEGIN: roundedSizes(rows * width).squares,
+    LEFT_FOURS: width / 4,
+    LEFT_OWNERS: rows * width / OWN,
     LEFT_QUADS: unit / OWN,
-    LEFT_UNITS: width / unit,
+    LEFT_UNITS: rows * width / unit,
   };
 }
 
@@ -208,12 +209,13 @@ function deriveLeft(c: Constants, n: number): Constants {
  */
 export function deriveInt8(
   c: Constants,
-  { m = 1, n = 0, k, terms, parts = 0 }: {
+  { m = 1, k, terms, parts = 0, width = 0, rows = 1 }: {
     m?: number;
-    n?: number;
     k: number;
     terms: number;
     parts?: number;
+    width?: number;
+    rows?: number;
   },
 ) {
   const { integers } = formatNamed(String(c.W_DTYPE));
@@ -260,7 +262,7 @@ export function deriveInt8(
     PARTS: sums,
     PART_STEPS: Math.ceil(sums / 4 / lanes),
     X_BEGIN: squares,
-    ...deriveLeft(c, n),
+    ...deriveLeft(c, width, rows),
   };
 }
 
@@ -384,14 +386,16 @@ ${MULTIPLY}`;
 const LEAVE = /* wgsl */ `
     workgroupBarrier();
     let own = min(tid, LEFT / 4u - 1u);
-    let four = index * (LEFT / 4u) + own;
-    let value = vec4f(results[4u * own], results[4u * own + 1u], results[4u * own + 2u], results[4u * own + 3u]);
+    let inside = tid < LEFT / 4u && index * (LEFT / 4u) + own < LEFT_FOURS;
+    @if EXPERTS > 0 { let four = wg.y * LEFT_FOURS + index * (LEFT / 4u) + own; }
+    @else { let four = index * (LEFT / 4u) + own; }
+    let value = left_weight(wg.y) * vec4f(results[4u * own], results[4u * own + 1u], results[4u * own + 2u], results[4u * own + 3u]);
     @if EPILOGUE == "add" {
       var squared = dot(value, value);
       @unroll for (var b = 0; b < 3; b++) { squared += subgroupShuffleXor(squared, 1u << b); }
       let made = round_four(value * nextNorm_at(min(four, LEFT_OWNERS * 4u - 1u)));
     } @else { let made = round_four(value); }
-    if (tid < LEFT / 4u && four < LEFT_OWNERS * 4u) {
+    if (inside) {
       let quad = four / 4u;
       let at = LEFT_BEGIN + quad % LEFT_QUADS * LEFT_UNITS + quad / LEFT_QUADS;
       @unroll for (var p = 0; p < 4; p++) { left[at + p * LEFT_OWNERS][four % 4u] = made.planes[p]; }
@@ -409,7 +413,8 @@ const LEAVE = /* wgsl */ `
 /**
  * The kernel, without the functions that say where it reads and writes, for workgroup `y`
  * of the grid's second dimension: `w_row(g, i)` as in gemv.ts, `place_of(y, unit)` of a unit
- * in its rows of w, `x_four(y, at)`, `y_begin(y)`, and for experts `skips(y)`.
+ * in its rows of w, `x_four(y, at)`, `y_begin(y)`, `left_weight(y)` of results before they
+ * are rounded, and for experts `skips(y)`.
  * expert_gemv_int8.ts uses it too.
  */
 export const BODY = /* wgsl */ `
@@ -588,8 +593,10 @@ export const gemvInt8 = defineKernel<LinearCase>({
     TWO: 0,
     EXPERTS: 0,
   },
-  derive: (c, { m, n, k, parts }) =>
-    deriveInt8(c, { m, n, k, terms: 1, parts }),
+  derive: (c, { m, n, k, parts }) => {
+    const width = n / (c.EPILOGUE === "swiglu" ? 2 : 1);
+    return deriveInt8(c, { m, k, terms: 1, parts, width });
+  },
   tuning: int8Tuning(({ k }) => k),
   grid: ({ n, nv = 0 }, constants) => {
     const rows = int8Rows(constants);
@@ -603,6 +610,7 @@ fn place_of(y: u32, unit: u32) -> u32 { return unit; }
 @if ROUNDED { @if NORM { fn squares_at(at: u32) -> vec4f { return bitcast<vec4f>(x[at]); } } }
 @else { fn x_four(y: u32, at: u32) -> vec4f { @if NORM { return x_at(at) * norm_at(at); } @else { return x_at(at); } } }
 fn y_begin(y: u32) -> u32 { return u.column; }
+fn left_weight(y: u32) -> f32 { return 1.0; }
 ${BODY}`,
   cases: [
     ...INTEGERS.map((w) => ({ m: 1, n: 37, k: 1280, w })),

@@ -309,7 +309,7 @@ export function integerConstants(
  * not: in which units, or 0. Both must multiply one row as integers, and the kernel has no
  * buffers left for a norm of its own.
  */
-function roundsFor(
+export function roundsFor(
   { n, k, swiglu, norm, rounded, next }: LinearShape,
   device: Capabilities,
 ): number {
@@ -343,7 +343,7 @@ function takesBoth(
 }
 
 /** Constants where the row comes rounded, or its results leave so. */
-function aheadConstants(
+export function aheadConstants(
   shape: LinearShape,
   leaves: number,
   device: Capabilities,

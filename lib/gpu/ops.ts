@@ -129,6 +129,8 @@ interface ExpertCall {
   epilogue: Epilogue;
   /** Rows of an expert, gates and ups counted once. */
   n: number;
+  /** What multiplies the results next. */
+  next?: Matrix<Tensor>;
 }
 
 /** The arguments of attention in one layer. */
@@ -258,6 +260,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     norm: Matrix<Tensor>,
     w: Matrix<Tensor>,
     chosen: Tensor,
+    next?: Matrix<Tensor>,
   ): Tensor {
     const n = this.config.experts!.intermediateSize;
     const pairs = x.shape[0] * chosen.shape[1];
@@ -276,7 +279,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const call = { x, norm, w, chosen, n };
     const y = this.#rows("gated", pairs, n);
     if (w.parts.every(({ twin }) => twin !== undefined)) {
-      this.#experts({ ...call, y, epilogue: "swiglu" });
+      this.#experts({ ...call, y, epilogue: "swiglu", next });
       return y;
     }
     const both = this.#rows("gate and up", pairs, 2 * n);
@@ -373,21 +376,33 @@ export class GpuOps implements Ops<Tensor>, Disposable {
    * Records a Linear layer of experts, for each part of their matrix. If each part adds to
    * the rows of y, the last leaves the sums of squares of the result.
    */
-  #experts({ x, norm, w, chosen, y, epilogue, n }: ExpertCall): void {
+  #experts({ x, norm, w, chosen, y, epilogue, n, next }: ExpertCall): void {
     const { count } = this.config.experts!, used = chosen.shape[1];
     const swiglu = epilogue === "swiglu";
     const all = count * n; // rows of all gates, or of all ups
-    const before = norm && this.#ahead.get(x.buffer);
+    const before = this.#ahead.get(x.buffer);
+    // Weights of experts in another part would not be theirs.
+    const apart = [w, next].some((one) => one && one.parts.length > 1);
     let normed: Tensor | undefined;
     const input = () => norm ? normed ??= this.#normed(x, norm) : x;
     for (const part of w.parts) {
-      const { kernel, constants, reason } = chooseExpertGemv({
+      const { kernel, constants, reason, leaves } = chooseExpertGemv({
         ...{ m: chosen.shape[0] / 2, used, n, k: w.k, epilogue },
         ...{ format: part.format, largest: w.largest },
-        rounded: before?.norm === norm && before?.unit === part.format.loads[0],
+        rounded: before !== undefined && before.norm === norm &&
+          before.unit === part.format.loads[0],
+        next: next && !apart
+          ? {
+            formats: next.parts.map(({ format }) => format),
+            largest: next.largest,
+          }
+          : undefined,
       }, this.gpu);
       const [run, parts] = BY_EXPERTS[kernel];
-      const leaves = epilogue === "add"
+      const left = leaves
+        ? this.#leaveRounded(y.view(1, used * n), leaves, epilogue)
+        : undefined;
+      const sums = epilogue === "add"
         ? this.#leaveSquares(y, parts(n, constants))
         : undefined;
       this.plan.add(run, {
@@ -395,7 +410,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         x: constants.ROUNDED ? before!.row : input(),
         chosen,
         y,
-        ...(leaves ? { squares: leaves } : {}),
+        ...(sums ? { squares: sums } : {}),
+        ...(left ? { left } : {}),
       }, {
         label: w.label,
         reason,
@@ -749,7 +765,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     y: Tensor,
     unit: number,
     epilogue: Epilogue,
-    norm: Matrix<Tensor> | undefined,
+    norm?: Matrix<Tensor>,
   ): Tensor {
     const { squares, words } = roundedSizes(y.shape[1]);
     // A kernel may read such a row and leave another one of the same size.

@@ -99,7 +99,8 @@ export function* forward<T>(
     } else {
       const scores = yield ops.normMatmul(x, postNorm, router);
       const chosen = yield ops.chooseExperts(scores);
-      const gated = yield ops.expertsSwiglu(x, postNorm, gateUpProj, chosen);
+      const [w, next] = [gateUpProj, downProj];
+      const gated = yield ops.expertsSwiglu(x, postNorm, w, chosen, next);
       x = yield ops.expertsAdd(gated, downProj, chosen, x);
     }
   }
