@@ -16,11 +16,6 @@ import { faultText, resolveSampling } from "../../lib/model/sampling.ts";
 
 const GREEDY = resolveSampling({ temperature: 0 }, {});
 
-const MIXTURE = new URL(
-  "../fixtures/gguf/files/tiny-moe-bf16-Q4_K_M.gguf",
-  import.meta.url,
-).pathname;
-
 /** The first token of stories, and some that follow it. */
 const IDS = [1, 365, 400, 29];
 
@@ -156,33 +151,50 @@ gpuTest(
   },
 );
 
-gpuTest(
-  "rows are rounded ahead for experts, which then need no norm",
-  async () => {
-    await using checkpoint = await openCheckpoint(MIXTURE, {});
-    using exact = await CpuRunner.load(checkpoint, { context: 32 });
-    const norms: number[] = [];
-    for (const ahead of [false, true]) {
-      const gpu = await openDevice();
-      gpu.roundsAhead = ahead;
-      using runner = await GpuRunner.load(gpu, checkpoint, {
-        context: 32,
-        cacheDtype: "f32",
-        f16Matmuls: true,
-      });
-      const { dispatches } = runner.pass(1, false).plan;
-      norms.push(
-        dispatches.filter(({ kernel }) => kernel === "rmsNorm").length,
-      );
-      for (const id of IDS) {
-        const expected = await exact.logits([id]);
-        const error = relativeError(await runner.logits([id]), expected);
-        assert(error > 1e-7 && error <= 1e-3, `${ahead}, ${id}: ${error}`);
-      }
+gpuTest("rows are rounded ahead for experts, and by them", async () => {
+  const experts = {
+    count: 5,
+    used: 3,
+    intermediateSize: 256,
+    normalized: true,
+    denseLayers: [1],
+  };
+  const { stored, wide } = await retyped(
+    syntheticCheckpoint(
+      "mixture",
+      { ...WIDE, modelType: "qwen3_moe", experts },
+      4,
+    ),
+    (name) =>
+      /norm|mlp.gate.weight/.test(name)
+        ? f32
+        : formatNamed(/down|embed/.test(name) ? "q6_k" : "q4_k"),
+  );
+  using exact = await CpuRunner.load(wide, { context: 32 });
+  for (const ahead of [false, true]) {
+    const gpu = await openDevice();
+    gpu.roundsAhead = ahead;
+    using runner = await GpuRunner.load(gpu, stored, {
+      context: 32,
+      cacheDtype: "f32",
+      f16Matmuls: true,
+    });
+    const { dispatches } = runner.pass(1, false).plan;
+    const made = (wanted: RegExp) =>
+      dispatches.filter(({ kernel, constants: { ROUNDED, LEAVES } }) =>
+        wanted.test(`${kernel} ${ROUNDED ?? 0} ${LEAVES ?? 0}`)
+      ).length;
+    // In two of three layers: the norm, gate_up_proj and down_proj.
+    assertEquals(made(/^rmsNorm/), ahead ? 0 : 2);
+    assertEquals(made(/^expertGemvInt8 1 32/), ahead ? 2 : 0);
+    assertEquals(made(/^expertGemvInt8 1 0/), ahead ? 2 : 0);
+    for (const id of IDS) {
+      const expected = await exact.logits([id % 200]);
+      const error = relativeError(await runner.logits([id % 200]), expected);
+      assert(error > 1e-7 && error <= 1e-3, `${ahead}, ${id}: ${error}`);
     }
-    assertEquals(norms, [2, 0]); // one in each layer
-  },
-);
+  }
+});
 
 // Another kernel than that of one token multiplies four.
 gpuTest("integers do not hide what is no number", async () => {
