@@ -31,6 +31,10 @@ export interface LinearChoice {
   fusedNorm: boolean;
   /** In f16, the approximate size of each row's largest value after scaling. */
   headroom?: number;
+  /** In which units the results are rounded for the next kernel, if they are. */
+  leaves?: number;
+  /** Whether the kernel also multiplies by the matrix's next part. */
+  two?: boolean;
   /**
    * The number of splits of k, which run in different workgroups and are summed
    * afterwards.
@@ -327,10 +331,97 @@ export function integerConstants(
   };
 }
 
+/**
+ * Whether a kernel rounds its results for the next one, so that the workgroups of that do
+ * not: in which units, or 0. Both must multiply one row as integers, and the kernel has no
+ * buffers left for a norm of its own.
+ */
+export function roundsFor(
+  { n, k, swiglu, norm, rounded, next }: LinearShape,
+  device: Capabilities,
+): number {
+  if (!next || !(device.roundsAhead ?? defaultsFor(device).ahead.on)) return 0;
+  const { formats, largest } = next, width = swiglu ? n / 2 : n;
+  const [unit] = formats[0].loads;
+  const together = formats.every((format) =>
+    format.loads[0] === unit &&
+    multipliesIntegers({ k: width, format, largest }, device)
+  );
+  const whole = rounded || !norm && roundedChunk(k, device).phases === 1;
+  return together && whole ? unit : 0;
+}
+
+/** Storage buffers that a kernel may bind everywhere. */
+const MOST_BUFFERS = 8;
+
+/**
+ * Whether one kernel takes two parts of a matrix, which are in different formats: those that
+ * read a rounded row have buffers left for both.
+ */
+function takesBoth(
+  { k, format, other, rounded, largest, next, swiglu }: LinearShape,
+  device: Capabilities,
+): boolean {
+  if (!other || !rounded || next || swiglu) return false;
+  const planes = [format, other.format].flatMap((one) => one.planes(k));
+  return other.format.loads[0] === format.loads[0] &&
+    multipliesIntegers({ k, format: other.format, largest }, device) &&
+    planes.length + 2 <= MOST_BUFFERS;
+}
+
+/** Constants where the row comes rounded, or its results leave so. */
+export function aheadConstants(
+  shape: LinearShape,
+  leaves: number,
+  device: Capabilities,
+): Constants {
+  const { ahead } = defaultsFor(device), halves = shape.swiglu ? 2 : 1;
+  const row = !leaves ? ahead.reads : shape.swiglu ? ahead.gates : ahead.adds;
+  const constants = integerConstants(shape, device, row);
+  const { WORKGROUP, LOG_LANES, ROWS } = constants as Record<string, number>;
+  const rows = ROWS * (WORKGROUP >> LOG_LANES);
+  return {
+    ...constants,
+    // A workgroup rounds whole blocks.
+    ...(leaves
+      ? { LOOPS: Math.max(1, ROUNDED_BLOCK * halves / rows), LEAVES: leaves }
+      : {}),
+    ROUNDED: shape.rounded ? 1 : 0,
+  };
+}
+
 function chooseIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
+  const leaves = roundsFor(shape, device), two = takesBoth(shape, device);
+  if (leaves || shape.rounded) {
+    const { n, other } = shape;
+    return {
+      kernel: "gemvInt8",
+      constants: {
+        ...aheadConstants(
+          two ? { ...shape, n: n + other!.n } : shape,
+          leaves,
+          device,
+        ),
+        TWO: two ? 1 : 0,
+        EPILOGUE: epilogueOf(shape),
+        NORM: shape.norm ? 1 : 0,
+      },
+      fusedNorm: shape.norm,
+      leaves,
+      two,
+      splits: 1,
+      reason: `1 row: the matrix is read once${
+        two ? ` with the next part, in ${other!.format.name}` : ""
+      }, and its quants multiply as integers, by a row rounded to 15 bits${
+        shape.rounded ? " by the kernel before" : ""
+      }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
+        origin(undefined, defaultsFor(device))
+      }`,
+    };
+  }
   const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
   return {
     kernel: "gemvInt8",

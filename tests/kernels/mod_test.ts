@@ -61,13 +61,16 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   FETCHERS: [0, 32],
   HEAD_DIM: [6, 64, 128],
   HISTOGRAM: [0, 1],
+  LEAVES: [0, 32],
   LOG_PAGE: [0, 5],
   MASS: [0, 1],
   NORM: [0, 1],
   PLACED: [0, 1],
+  ROUNDED: [0, 1],
   SCALED: [0, 1],
   SPLITS: [1, 2],
   SPREAD: ["k", "rows"],
+  TWO: [0], // dispatch sees to it that both parts fit
   VEC: [1, 4],
   W_IN: ["buffer"], // a texture is not a storage buffer
   X_IN: ["buffer"],
