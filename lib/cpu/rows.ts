@@ -4,6 +4,7 @@
  * @module
  */
 import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
+import { bytesOf } from "../formats/tensor.ts";
 import type { CachePass } from "../model/kv_cache.ts";
 import type { Rows, RowsSize, RowText } from "../model/rows.ts";
 import {
@@ -32,25 +33,48 @@ export type Forward = (
 /** Texts that decode together on the CPU. */
 export class CpuRows implements Rows {
   readonly page = PAGE;
-  readonly pages: number;
+  pages: number;
+  readonly mostPages: number;
   readonly context: number;
   readonly firstSteps = 1;
-  readonly #cache: CpuKvCache;
+  #cache: CpuKvCache;
   readonly #slots: number;
   #taken: SampledTokens[] = [];
 
   constructor(
-    ops: CpuOps,
+    readonly ops: CpuOps,
     readonly vocab: number,
     readonly forward: Forward,
-    dtype: CpuCacheDtype,
-    { slots, context, positions }: Required<RowsSize>,
+    readonly dtype: CpuCacheDtype,
+    { slots, context, positions, firstPositions }: Required<RowsSize>,
+    /** @throws {MemoryError} if there is no room for so many positions. */
+    readonly requireRoom: (positions: number) => void,
   ) {
     this.#slots = slots;
     this.context = context;
-    this.pages = Math.ceil(positions / PAGE);
-    const paging = { page: PAGE, pages: this.pages };
-    this.#cache = ops.createCache(slots + 1, context, dtype, { paging });
+    this.mostPages = Math.ceil(positions / PAGE);
+    this.pages = Math.ceil(firstPositions / PAGE);
+    this.#cache = this.#created(this.pages);
+  }
+
+  #created(pages: number): CpuKvCache {
+    const paging = { page: PAGE, pages };
+    const { ops, context, dtype } = this;
+    return ops.createCache(this.#slots + 1, context, dtype, { paging });
+  }
+
+  grow(pages: number): Promise<void> {
+    this.requireRoom(pages * PAGE);
+    const before = this.#cache, after = this.#created(pages);
+    for (const [i, { k, v }] of before.layers.entries()) {
+      const to = after.layers[i];
+      bytesOf(to.k).set(bytesOf(k));
+      bytesOf(to.v).set(bytesOf(v));
+    }
+    before[Symbol.dispose]();
+    this.#cache = after;
+    this.pages = pages;
+    return Promise.resolve();
   }
 
   nextSteps(): number {

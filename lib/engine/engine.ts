@@ -4,6 +4,7 @@
  * @module
  */
 import { turn } from "../dispatch/rests.ts";
+import { MemoryError } from "../errors.ts";
 import { type GenerateOptions, Run, type RunParts } from "../generate.ts";
 import type { Rows, RowText } from "../model/rows.ts";
 import {
@@ -41,6 +42,8 @@ export interface EngineStats {
 /** A request as the model checked it. */
 export interface Asked {
   readonly tokens: readonly number[];
+  /** How many of them are the prompt's; by default all. */
+  readonly promptTokens?: number;
   readonly maxTokens: number;
   readonly sampling: Sampling;
   readonly mask?: TokenMask;
@@ -139,7 +142,7 @@ class Request implements RowText {
   }
 
   get promptTokens(): number {
-    return this.asked.tokens.length;
+    return this.entry!.promptTokens;
   }
 
   get sampling(): Sampling {
@@ -207,18 +210,35 @@ export class Engine implements Disposable {
   #taken: Taken[] = [];
   /** Wakes the loop while everybody is paused. */
   #wake?: () => void;
+  /** Up to how many pages the cache may grow. */
+  #mostPages: number;
+  /** Why it grows no further. */
+  #full?: MemoryError;
 
   /** @ignore Made by {@linkcode Qwen3.engine}. */
   constructor(parts: EngineParts) {
     const { rows, slots } = this.#parts = parts;
+    this.#mostPages = rows.mostPages;
     this.#pages = new Pages(rows.pages, rows.page);
     this.#scheduler = new Scheduler({
       pages: this.#pages,
       slots,
       context: rows.context,
+      mostPages: rows.mostPages,
       rowsFor: (count) => rows.rowsFor(count),
     });
     this.#steps = rows.firstSteps;
+  }
+
+  /** Whether there is something to compute. */
+  get isBusy(): boolean {
+    const { running, waiting } = this.#scheduler.counts;
+    return running + waiting > 0;
+  }
+
+  /** How many tokens of a prompt a request would find in the cache. */
+  cachedTokens(tokens: readonly number[]): number {
+    return this.#pages.known(tokens, tokens.length - 1);
   }
 
   /** What it does now, and sums over all requests. */
@@ -245,7 +265,7 @@ export class Engine implements Disposable {
    */
   submit(prompt: Prompt, options: GenerateOptions = {}): Run {
     if (this.#disposed) throw this.#disposed;
-    return new Run(this.#parts.prepare(prompt, options, this.#start));
+    return new Run(this.#parts.prepare(prompt, options, this.start));
   }
 
   /**
@@ -259,11 +279,11 @@ export class Engine implements Disposable {
    */
   chat(settings: ChatSettings = {}): Chat {
     if (this.#disposed) throw this.#disposed;
-    return this.#parts.chat(settings, this.#start);
+    return this.#parts.chat(settings, this.start);
   }
 
-  /** How a request runs. */
-  readonly #start = (asked: Asked): Started => {
+  /** @ignore How a request runs. */
+  readonly start = (asked: Asked): Started => {
     const request = new Request(asked);
     return {
       start: () => ({
@@ -308,8 +328,7 @@ export class Engine implements Disposable {
     try {
       while (this.#requests.size > 0) {
         await this.#parts.exclusive(() => this.#step());
-        const { running, waiting } = this.#scheduler.counts;
-        if (running + waiting > 0) continue;
+        if (this.isBusy) continue;
         this.#give();
         if (this.#requests.size === 0) return;
         await new Promise<void>((resolve) => this.#wake = resolve); // all are paused
@@ -346,6 +365,7 @@ export class Engine implements Disposable {
       : running + waiting <= 1
       ? this.#steps
       : Math.min(this.#steps, STEPS_TOGETHER);
+    await this.#makeRoom(steps);
     const step = this.#scheduler.next({
       steps,
       first: rows.firstSteps,
@@ -372,6 +392,27 @@ export class Engine implements Disposable {
       this.#steps = rows.nextSteps(this.#steps, ms);
     }
     texts.forEach((request, row) => request && this.#accept(request, ids[row]));
+  }
+
+  /** Lets the cache grow if requests need more pages than there are. */
+  async #makeRoom(steps: number): Promise<void> {
+    const { rows } = this.#parts, missing = this.#scheduler.missing(steps);
+    if (missing > 0 && rows.pages < this.#mostPages) {
+      const wanted = Math.max(2 * rows.pages, rows.pages + missing);
+      try {
+        await rows.grow(Math.min(this.#mostPages, wanted));
+        this.#pages.grow(rows.pages);
+      } catch (error) {
+        if (!(error instanceof MemoryError)) throw error;
+        this.#mostPages = rows.pages;
+        this.#full = error;
+      }
+    }
+    if (!this.#full) return;
+    for (const entry of this.#scheduler.tooLong) {
+      this.#requests.get(entry)!.fail(this.#full);
+      this.#leave(entry);
+    }
   }
 
   /** Chooses how much to read next, so that those who decode do not wait long. */
@@ -430,9 +471,14 @@ export class Engine implements Disposable {
 
   /** Ends all requests, and frees the cache once nothing uses it. */
   [Symbol.dispose](): void {
+    this.end(new Error("Cannot generate: the engine was disposed"));
+  }
+
+  /** @ignore Disposes it; its requests end with an error of the device. */
+  end(reason: Error): void {
     if (this.#disposed) return;
-    this.#disposed = new Error("Cannot generate: the engine was disposed");
-    this.#fail(this.#disposed);
+    this.#disposed = reason;
+    this.#fail(reason);
     this.#wake?.();
     const { rows, exclusive } = this.#parts;
     const free = () => Promise.resolve(rows[Symbol.dispose]());

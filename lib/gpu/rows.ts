@@ -97,7 +97,8 @@ interface Placed {
 /** Texts that decode together on a GPU. */
 export class GpuRows implements Rows {
   readonly page = PAGE;
-  readonly pages: number;
+  pages: number;
+  readonly mostPages: number;
   readonly context: number;
   readonly #ops: GpuOps;
   readonly #slots: number;
@@ -112,8 +113,10 @@ export class GpuRows implements Rows {
   #placed: (Placed | undefined)[] = [];
   #ahead?: Piece;
   #started?: Started;
-  /** Called when the cache was replaced. */
+  /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
+  /** Throws a MemoryError if there is no room for so many positions. */
+  requireRoom: (positions: number, dtype: CacheDtype) => void = () => {};
   /** The longest text that was started, in cached positions after the last step. */
   #length = 0;
 
@@ -123,12 +126,13 @@ export class GpuRows implements Rows {
     readonly paces: Paces,
     readonly readRows: number,
     cache: GpuKvCache,
-    pages: number,
+    { pages, mostPages }: { pages: number; mostPages: number },
   ) {
     const { gpu, config } = ops;
     this.#ops = ops;
     this.#cache = cache;
     this.pages = pages;
+    this.mostPages = mostPages;
     this.context = cache.context;
     this.#slots = cache.sequences - 1;
     const size = {
@@ -151,7 +155,7 @@ export class GpuRows implements Rows {
   static async create(
     ops: GpuOps,
     weights: Weights<Matrix<Tensor>>,
-    { slots, context, positions, dtype, paces, readRows }:
+    { slots, context, positions, firstPositions, dtype, paces, readRows }:
       & Required<RowsSize>
       & {
         dtype: CacheDtype;
@@ -159,11 +163,15 @@ export class GpuRows implements Rows {
         readRows: number;
       },
   ): Promise<GpuRows> {
-    const pages = Math.ceil(positions / PAGE);
+    const pages = Math.ceil(firstPositions / PAGE);
+    const mostPages = Math.ceil(positions / PAGE);
     const most = 2 ** Math.ceil(Math.log2(slots)); // rows of the largest pass
     const size = { slots: most, context, pages, dtype };
     const cache = await createCache(ops, size);
-    const made = new GpuRows(ops, weights, paces, readRows, cache, pages);
+    const made = new GpuRows(ops, weights, paces, readRows, cache, {
+      pages,
+      mostPages,
+    });
     await made.#reader.prepare(READBACKS);
     return made;
   }
@@ -277,9 +285,33 @@ export class GpuRows implements Rows {
     this.#forget();
     this.#cache[Symbol.dispose]();
     const size = { slots: this.#slots, context, pages: this.pages };
-    this.#cache = await createCache(this.#ops, { ...size, dtype: "f32" });
-    this.#state.lengths = this.#cache.lengthsOnDevice;
+    this.#use(await createCache(this.#ops, { ...size, dtype: "f32" }));
     this.onWidened?.();
+  }
+
+  async grow(pages: number): Promise<void> {
+    const { dtype, context, layers, flags } = this.#cache;
+    this.requireRoom(pages * PAGE, dtype);
+    const size = { slots: this.#slots, context, pages, dtype };
+    const cache = await createCache(this.#ops, size);
+    const { device } = this.#ops.gpu, encoder = device.createCommandEncoder();
+    const copy = (from: Tensor, to: Tensor) =>
+      encoder.copyBufferToBuffer(from.buffer, 0, to.buffer, 0, from.bytes);
+    layers.forEach(({ k, v }, i) => {
+      copy(k, cache.layers[i].k);
+      copy(v, cache.layers[i].v);
+    });
+    copy(flags, cache.flags);
+    device.queue.submit([encoder.finish()]);
+    this.#forget();
+    this.#cache[Symbol.dispose]();
+    this.#use(cache);
+    this.pages = pages;
+  }
+
+  #use(cache: GpuKvCache): void {
+    this.#cache = cache;
+    this.#state.lengths = cache.lengthsOnDevice;
   }
 
   /** Tells the device what is in each row, if that is news. */

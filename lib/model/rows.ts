@@ -29,16 +29,27 @@ export interface RowsSize {
   context: number;
   /** Positions that all texts share; by default as many as {@linkcode positionsFor}. */
   positions?: number;
+  /** How many of them to begin with; all by default. */
+  firstPositions?: number;
 }
 
 /** Texts that decode together. Allows one call at a time. */
 export interface Rows extends Paging, Disposable {
   /** The most positions of a text. */
   readonly context: number;
+  /** How many pages there may be. */
+  readonly mostPages: number;
   /** The steps to begin with, of which tokens are taken together. */
   readonly firstSteps: number;
   /** The steps to go on with after `steps` took `ms` milliseconds. */
   nextSteps(steps: number, ms: number): number;
+  /**
+   * Adds pages, so that there are `pages`, at most {@linkcode mostPages}; the others keep
+   * what they hold.
+   *
+   * @throws {MemoryError} if the device has too little memory; the pages then stay.
+   */
+  grow(pages: number): Promise<void>;
   /** The rows of a pass for `count` texts. */
   rowsFor(count: number): number;
   /** Caches the keys and values of tokens `begin` to `end` of a text. */
