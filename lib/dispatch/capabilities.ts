@@ -15,12 +15,20 @@ export type AdapterClass =
   | "software"
   | "other";
 
+/**
+ * Compilers of WGSL, by how they differ. `naga` refuses `enable subgroups;` and does not
+ * check uniformity; `tint` stands for those that follow the specification in both.
+ */
+export type Compiler = "naga" | "tint";
+
 /** The device properties that choices depend on; a {@linkcode Gpu} has them. */
 export interface Capabilities {
   /** Lanes per subgroup, which exchange values directly; 0 without subgroups. */
   subgroupSize: number;
   /** Selects the defaults; `other` if absent. */
   adapterClass?: AdapterClass;
+  /** Decides which directives shaders begin with; `naga` if absent. */
+  compiler?: Compiler;
   /**
    * Whether shaders are known to be compiled by Deno's naga for Vulkan; false if
    * absent.

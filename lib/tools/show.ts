@@ -330,7 +330,12 @@ function describe(recording: Recording, name: string, i: number): Shown {
       : reason,
     operands: chosenOperands({ kernel, operands, options }, all),
     constants: all,
-    wgsl: showWgsl(kernel, operands, { ...options, constants: all }),
+    wgsl: showWgsl(
+      kernel,
+      operands,
+      { ...options, constants: all },
+      device.compiler,
+    ),
   };
 }
 
@@ -377,13 +382,14 @@ class CallPlan extends Plan {
 /** A device without memory: its tensors have only shapes. */
 function sketch(device: Sketched): Gpu {
   const { name, f16, software, subgroupSize, adapterClass, vulkan } = device;
-  const { limits, tuned = new Map() } = device;
+  const { compiler = "naga", limits, tuned = new Map() } = device;
   return {
     name,
     f16,
     software,
     subgroupSize,
     adapterClass,
+    compiler,
     vulkan,
     tuned,
     limits: {

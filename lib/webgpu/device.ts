@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { AdapterClass } from "../dispatch/capabilities.ts";
+import type { AdapterClass, Compiler } from "../dispatch/capabilities.ts";
 import type { Choice } from "../dispatch/choice.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import { DeviceError, errorText, NoAdapterError } from "../errors.ts";
@@ -56,6 +56,8 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
   const { name, version, os } = host.runtime;
   const own = options.gpu === undefined && name === "Deno";
   const readsAtOnce = own && version === READS_AT_ONCE;
+  const compiler = await findCompiler(device, subgroupSize > 0);
+  choices.push(compiler);
   choices.push({
     what: "readback",
     value: readsAtOnce ? "at once" : "when mapAsync settles",
@@ -70,6 +72,7 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
   return new Gpu(adapter, device, {
     descriptor,
     subgroupSize,
+    compiler: compiler.value,
     vulkan,
     timestamps: adapter.features.has("timestamp-query"),
     readsAtOnce,
@@ -171,6 +174,23 @@ async function requestDevice(options: DeviceOptions) {
   return { adapter, device, descriptor, subgroupSize, choices };
 }
 
+/** Finds out how shaders are compiled: not by name, since runtimes and versions differ. */
+async function findCompiler(
+  device: GPUDevice,
+  subgroups: boolean,
+): Promise<Choice & { value: Compiler }> {
+  const what = "WGSL compiler";
+  if (!subgroups) {
+    return { what, value: "naga", reason: "without subgroups all are alike" };
+  }
+  device.pushErrorScope("validation");
+  device.createShaderModule({ code: "enable subgroups;", label: "probe" });
+  const refusal = await device.popErrorScope();
+  return refusal
+    ? { what, value: "naga", reason: "it refuses `enable subgroups;`" }
+    : { what, value: "tint", reason: "it accepts `enable subgroups;`" };
+}
+
 /** An open device. Made by {@linkcode openDevice}. */
 export class Gpu implements Disposable {
   /** The adapter's name. */
@@ -189,6 +209,8 @@ export class Gpu implements Disposable {
    * promise settles (in Deno 10 ms later).
    */
   readonly readsAtOnce: boolean;
+  /** Compiles shaders; decides which directives they begin with. */
+  readonly compiler: Compiler;
   /** Whether this is Deno's own WebGPU on Vulkan, as far as can be determined. */
   readonly vulkan: boolean;
   /** Selects the defaults for the kernels' constants. */
@@ -215,6 +237,7 @@ export class Gpu implements Disposable {
     found: {
       descriptor: Gpu["descriptor"];
       subgroupSize: number;
+      compiler: Compiler;
       vulkan: boolean;
       timestamps: boolean;
       readsAtOnce: boolean;
@@ -228,6 +251,7 @@ export class Gpu implements Disposable {
     this.adapterClass = adapterClass(info, this.software);
     this.descriptor = found.descriptor;
     this.subgroupSize = found.subgroupSize;
+    this.compiler = found.compiler;
     this.vulkan = found.vulkan;
     this.timestamps = found.timestamps;
     this.readsAtOnce = found.readsAtOnce;

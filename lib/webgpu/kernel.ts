@@ -10,12 +10,20 @@ import { DeviceError } from "../errors.ts";
 import type { Format } from "../formats/format.ts";
 import { type Matrix, type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import { formatNamed } from "../formats/mod.ts";
+import type { Compiler } from "../dispatch/capabilities.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import type { Gpu } from "./device.ts";
 import type { Shader } from "./pipeline.ts";
 import type { Tensor } from "./tensor.ts";
 import { unroll } from "./unroll.ts";
-import { accessors, settleView, unitSize, used, type View } from "./wgsl.ts";
+import {
+  accessors,
+  directives,
+  settleView,
+  unitSize,
+  used,
+  type View,
+} from "./wgsl.ts";
 
 /** Sizes by name, as inferred from the tensors of a call. */
 export type Dims = Readonly<Record<string, number>>;
@@ -109,7 +117,12 @@ export function prepare(
   operands: Operands,
   options: CallOptions = {},
 ): Prepared {
-  const { bound, dims, constants, code } = resolve(kernel, operands, options);
+  const { bound, dims, constants, code } = resolve(
+    kernel,
+    operands,
+    options,
+    gpu.compiler,
+  );
   const all = bound.flatMap(({ buffers, access, view }) =>
     buffers.map((tensor) => ({ tensor, access, view }))
   );
@@ -155,11 +168,17 @@ export function showWgsl(
   kernel: Kernel,
   operands: Operands,
   options: CallOptions = {},
+  compiler: Compiler = "naga",
 ): string {
-  return resolve(kernel, operands, options).code;
+  return resolve(kernel, operands, options, compiler).code;
 }
 
-function resolve(kernel: Kernel, operands: Operands, options: CallOptions) {
+function resolve(
+  kernel: Kernel,
+  operands: Operands,
+  options: CallOptions,
+  compiler: Compiler,
+) {
   refuseUnknown(kernel, "constant", options.constants, kernel.constants);
   refuseUnknown(kernel, "uniform", options.uniforms, kernel.uniforms);
   const given: Record<string, number | string> = {
@@ -179,7 +198,7 @@ function resolve(kernel: Kernel, operands: Operands, options: CallOptions) {
     given[`${x}_UNIT`] = unitSize(format, view);
   }
   const constants = { ...given, ...kernel.derive?.(given, dims) };
-  const code = source(kernel, bound, dims, constants);
+  const code = source(kernel, bound, dims, constants, compiler);
   return { bound, dims, constants, code };
 }
 
@@ -289,14 +308,15 @@ function source(
   bound: Bound[],
   dims: Dims,
   constants: Constants,
+  compiler: Compiler,
 ): string {
   let known = sources.get(kernel);
   if (!known) sources.set(kernel, known = new Map());
   // The constants include the format and view of each buffer.
-  const key = JSON.stringify(constants);
+  const key = JSON.stringify([compiler, constants]);
   let code = known.get(key);
   if (code === undefined) {
-    known.set(key, code = write(kernel, bound, dims, constants));
+    known.set(key, code = write(kernel, bound, dims, constants, compiler));
   }
   return code;
 }
@@ -306,9 +326,9 @@ function write(
   bound: Bound[],
   dims: Dims,
   constants: Constants,
+  compiler: Compiler,
 ): string {
-  const lines = [`// ${kernel.name}`];
-  if (constants.F16 === 1) lines.push("enable f16;");
+  const lines: string[] = [];
   // Constants that only the grid uses are left out, so that pipelines can be shared.
   const mentioned = new Set(kernel.body.match(/\b[A-Z]\w*\b/g));
   for (const [name, value] of Object.entries(constants)) {
@@ -354,7 +374,9 @@ function write(
     unroll(kernel.body, constants, fours),
     ...declarations,
   ]);
-  return [...lines, ...used(functions, body)].join("\n") + body;
+  const code = [...lines, ...used(functions, body)].join("\n") + body;
+  return [`// ${kernel.name}`, ...directives(code, constants, compiler), code]
+    .join("\n");
 }
 
 function uniformData(

@@ -3,6 +3,8 @@
  *
  * @module
  */
+import type { Compiler } from "../dispatch/capabilities.ts";
+import type { Constants } from "../dispatch/shapes.ts";
 import { f16 } from "../formats/f16.ts";
 import { f32 } from "../formats/f32.ts";
 import {
@@ -174,6 +176,19 @@ const vec4Writes = (format: Format) => [
   }; }`,
   "fn $_store(begin: u32, left: u32, value: vec4f) { if (left > 0u) { $_put(begin >> 2u, value); } }",
 ];
+
+/** The directives that WGSL must begin with. naga has subgroups without, and refuses it. */
+export function directives(
+  code: string,
+  { F16 }: Constants,
+  compiler: Compiler,
+): string[] {
+  const subgroups = compiler === "tint" && /\bsubgroup[A-Z]/.test(code);
+  return [
+    ...F16 === 1 ? ["enable f16;"] : [],
+    ...subgroups ? ["enable subgroups;"] : [],
+  ];
+}
 
 /**
  * The declarations that `body` uses, directly or indirectly. The rest would only clutter

@@ -330,6 +330,7 @@ gpuTest(
     const plain = new Gpu(gpu.adapter, gpu.device, {
       descriptor: gpu.descriptor,
       subgroupSize: 0,
+      compiler: gpu.compiler,
       vulkan: false,
       timestamps: false,
       readsAtOnce: false,

@@ -83,7 +83,13 @@ function withMemory(device: GPUDevice, left: number) {
       buffer.destroy = () => (left += descriptor.size, destroy());
       return buffer;
     },
-    pushErrorScope: () => void scopes.unshift(null),
-    popErrorScope: () => Promise.resolve(scopes.shift() ?? null),
+    pushErrorScope(filter: GPUErrorFilter) {
+      scopes.unshift(null);
+      device.pushErrorScope(filter);
+    },
+    async popErrorScope() {
+      const error = await device.popErrorScope();
+      return scopes.shift() ?? error;
+    },
   };
 }

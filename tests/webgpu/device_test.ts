@@ -13,8 +13,9 @@ import {
   openDevice,
   Tensor,
 } from "../../mod.ts";
-import { openGpu } from "../../lib/webgpu/device.ts";
+import { type Gpu, openGpu } from "../../lib/webgpu/device.ts";
 import { gpuTest } from "../support/gpu.ts";
+import { tamperedGpu } from "../support/tampered_gpu.ts";
 import { type Pretence, wrapGpu } from "../support/wrapped_gpu.ts";
 
 gpuTest(
@@ -53,6 +54,20 @@ gpuTest(
     assertMatch(reasonOf("subgroups"), /no subgroups here/);
   },
 );
+
+gpuTest("the compiler is known by what it accepts", async (own) => {
+  const accepting = tamperedGpu("probe", () => "");
+  using other = await openGpu({ gpu: accepting });
+  const found = (gpu: Gpu) => {
+    const choice = gpu.choices.find(({ what }) => what === "WGSL compiler")!;
+    assertEquals(choice.value, gpu.compiler);
+    return [gpu.compiler, choice.reason];
+  };
+  assertEquals(found(own), ["naga", "it refuses `enable subgroups;`"]);
+  assertEquals(found(other), ["tint", "it accepts `enable subgroups;`"]);
+  using without = await openGpu(wrapGpu({ without: ["subgroups"] }));
+  assertEquals(without.compiler, "naga");
+});
 
 gpuTest("after dispose a device and its tensors say so", async () => {
   const gpu = await openDevice();

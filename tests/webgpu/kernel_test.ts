@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import type { Compiler } from "../../lib/dispatch/capabilities.ts";
 import { type Dtype, elements } from "../../lib/dtype.ts";
 import { DeviceError } from "../../lib/errors.ts";
 import { type Gpu, openGpu } from "../../lib/webgpu/device.ts";
@@ -162,6 +163,24 @@ Deno.test("the WGSL has constants, bindings in order, and sizes before uniforms"
     ]
   ) assertMatch(wgsl, part);
   assert(!wgsl.includes("enable f16"));
+});
+
+Deno.test("directives come first, and naga is spared the one that it refuses", () => {
+  const summed: Kernel = {
+    ...scaled,
+    constants: { ...scaled.constants, F16: 1 },
+    body: scaled.body.replace("v * ", "subgroupAdd(v) * "),
+  };
+  const first = (kernel: Kernel, compiler?: Compiler) =>
+    showWgsl(kernel, operands(), {}, compiler).split("\n").filter((line) =>
+      /^(enable|const WORKGROUP)/.test(line)
+    );
+  const [f16, subgroups] = ["enable f16;", "enable subgroups;"];
+  const size = "const WORKGROUP: u32 = 64u;";
+  assertEquals(first(summed), [f16, size]);
+  assertEquals(first(summed, "naga"), [f16, size]);
+  assertEquals(first(summed, "tint"), [f16, subgroups, size]);
+  assertEquals(first(scaled, "tint"), [size]);
 });
 
 Deno.test("splitGrid covers any number of workgroups, with less than a row to spare", () => {
