@@ -182,11 +182,10 @@ const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
  * A loaded Qwen3 model, created by {@linkcode loadQwen3}. Dispose it to free the
  * device.
  *
- * It does one thing at a time. Starting a run, or computing logits, is an error while
- * another run is awaited or computing its next piece. A run that is iterated over and idle
- * between two pieces gives way, so an abandoned iterator blocks nothing; it throws if it is
- * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}, or an
- * {@linkcode Qwen3.engine} for requests that come and go.
+ * A run has the device to itself until others start. Several go on together, each as if it
+ * ran alone, in a cache that grows with them; at most 16 texts compute at a time, and others
+ * wait. Logits and vectors are computed in between. To generate several texts together, use
+ * {@linkcode Qwen3.generateBatch}; an {@linkcode Qwen3.engine} has its own slots and cache.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices`, `loadMs`,
  * `memoryBytes`, `generates` and `hasTokenizer` still answer; everything else throws, and so does a run
@@ -333,8 +332,8 @@ export class Qwen3 implements Disposable {
    * Computes the logits after the last of `tokenIds`, `[vocab]`, or with `all` after
    * each of them, `[tokens, vocab]`. Always starts from an empty cache.
    *
-   * @throws {Error} if there are no tokens or too many, an id is not in the vocabulary,
-   * another run is waiting for its next piece, or the model is disposed.
+   * @throws {Error} if there are no tokens or too many, an id is not in the vocabulary, or
+   * the model is disposed.
    * @throws the reason of `signal` once that is aborted.
    */
   async logits(
@@ -382,8 +381,8 @@ export class Qwen3 implements Disposable {
    * @returns one vector per text, of `dimensions` elements, by default `config.hiddenSize`
    * @throws {OptionError} if an option is unknown or has a wrong value.
    * @throws {Error} if a text is empty or too long, an id is not in the vocabulary, text is
-   * given to a checkpoint without a tokenizer, another run is waiting for its next piece, or
-   * the model is disposed; the message names the text.
+   * given to a checkpoint without a tokenizer, or the model is disposed; the message names
+   * the text.
    * @throws the reason of `signal` once that is aborted.
    */
   async embed(
@@ -444,8 +443,7 @@ export class Qwen3 implements Disposable {
    * @returns in the order of the documents; an empty list for no documents
    * @throws {OptionError} if an option is unknown or has a wrong value.
    * @throws {Error} if the checkpoint is an embedding model or has no tokenizer, a text is
-   * too long with the query, another run is waiting for its next piece, or the model is
-   * disposed; the message names the document.
+   * too long with the query, or the model is disposed; the message names the document.
    * @throws the reason of `signal` once that is aborted.
    */
   async rerank(

@@ -108,7 +108,7 @@ export class CpuRows implements Rows {
   async decode(
     texts: readonly (RowText | undefined)[],
     steps: number,
-  ): Promise<void> {
+  ): Promise<number> {
     const all = texts.filter((text) => text !== undefined), { vocab } = this;
     if (all.length < texts.length || steps !== 1) {
       throw new Error("Cannot decode: on the CPU, every row has one step");
@@ -120,6 +120,7 @@ export class CpuRows implements Rows {
     this.#taken = all.map((text, s) =>
       this.#sample(text, logits.subarray(s * vocab, (s + 1) * vocab))
     );
+    return 1;
   }
 
   /** Samples the next token of a text. */

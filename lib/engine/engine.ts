@@ -200,6 +200,8 @@ export class Engine implements Disposable {
   /** Requests that ended for their consumer. */
   readonly #gone = new Set<Request>();
   #running = false;
+  /** Whether a request came since the last step began. */
+  #hasNews = false;
   #disposed?: Error;
   #steps: number;
   #reading = READING.most;
@@ -303,6 +305,7 @@ export class Engine implements Disposable {
       signal?.throwIfAborted();
       const entry = request.entry = this.#scheduler.add(request.asked);
       this.#requests.set(entry, request);
+      this.#hasNews = true;
       this.#wake?.();
       this.#run();
       for (;;) {
@@ -359,13 +362,11 @@ export class Engine implements Disposable {
     this.#gone.clear();
     const { rows } = this.#parts, began = performance.now();
     const { running, waiting } = this.#scheduler.counts;
-    const masked = this.#requests.values().some(({ mask }) => mask);
-    const steps = masked
-      ? 1
-      : running + waiting <= 1
+    const steps = running + waiting <= 1
       ? this.#steps
       : Math.min(this.#steps, STEPS_TOGETHER);
     await this.#makeRoom(steps);
+    this.#hasNews = false;
     const step = this.#scheduler.next({
       steps,
       first: rows.firstSteps,
@@ -379,7 +380,7 @@ export class Engine implements Disposable {
       return await turn();
     }
     const texts = step.rows.map((entry) => entry && this.#requests.get(entry));
-    await rows.decode(texts, step.steps);
+    const taken = await rows.decode(texts, step.steps, this.#goesOn);
     this.#give(); // while the device works
     const ids = await rows.take();
     if (!ids) {
@@ -388,10 +389,22 @@ export class Engine implements Disposable {
     }
     const ms = performance.now() - began;
     if (step.readings.length > 0) this.#adaptReading(ms);
-    else if (step.steps === this.#steps) {
+    else if (taken === this.#steps) {
       this.#steps = rows.nextSteps(this.#steps, ms);
     }
     texts.forEach((request, row) => request && this.#accept(request, ids[row]));
+  }
+
+  /** Whether nobody has left since the step began, and nobody could join. */
+  readonly #goesOn = (): boolean => {
+    const { running } = this.#scheduler.counts;
+    if (this.#hasNews && running < this.#parts.slots) return false;
+    return !this.#requests.values().some((request) => this.#hasLeft(request));
+  };
+
+  /** Whether a request has a slot that it does not need. */
+  #hasLeft(request: Request): boolean {
+    return request.failed || this.#gone.has(request);
   }
 
   /** Lets the cache grow if requests need more pages than there are. */
@@ -426,7 +439,7 @@ export class Engine implements Disposable {
   #accept(request: Request, ids: SampledTokens): void {
     const entry = request.entry!, { eosTokenIds } = request.asked;
     if (entry.state !== "decoding") return; // paused meanwhile
-    if (request.failed) return this.#leave(entry);
+    if (this.#hasLeft(request)) return this.#leave(entry);
     const isFirst = entry.tokens.length === entry.promptTokens;
     const last = ids.findIndex((id) =>
       eosTokenIds.includes(id) || faultText(id) !== undefined

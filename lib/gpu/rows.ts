@@ -11,7 +11,7 @@
 import { LOGPROB_WORDS } from "../../kernels/sample_logprobs.ts";
 import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
 import { chooseReadPass, dispatchWork } from "../dispatch/pass_rows.ts";
-import { LONGEST_WAIT_MS, Rests } from "../dispatch/rests.ts";
+import { LONGEST_WAIT_MS, Rests, turns } from "../dispatch/rests.ts";
 import { chooseSampling } from "../dispatch/sampling.ts";
 import { DeviceError } from "../errors.ts";
 import type { CacheDtype } from "../formats/cached.ts";
@@ -51,6 +51,15 @@ const READBACKS = 32;
 /** Steps encoded and submitted together; see decode_loop.ts. */
 const PIECE = 3;
 
+/** Steps that take longer are submitted one by one. Not measured. */
+const LONG_STEP_MS = 3;
+
+/**
+ * How much work the device has before it gets more, so that little is left to do once
+ * somebody leaves. Not measured: a timer may be late by a few milliseconds.
+ */
+const AHEAD_MS = 10;
+
 /** A recorded pass. */
 interface Pass {
   readonly plan: Plan;
@@ -82,9 +91,13 @@ interface Piece {
 /** Steps that were submitted. */
 interface Started {
   readonly step: Step;
-  readonly steps: number;
+  /** When the first was. */
+  readonly began: number;
   /** The number of tokens each row had sampled before. */
   readonly begins: readonly number[];
+  /** Rows that take the first step only. */
+  readonly masked: ReadonlySet<number>;
+  steps: number;
 }
 
 /** What a row was last told. */
@@ -111,6 +124,10 @@ export class GpuRows implements Rows {
   /** Reads log probabilities, once there are any. */
   #logprobs?: RingReader;
   #placed: (Placed | undefined)[] = [];
+  /** Rows that were left out after a step. */
+  #left: Iterable<number> = [];
+  /** The shortest time that a step took, by its pass. */
+  readonly #stepMs = new WeakMap<Pass, number>();
   #ahead?: Piece;
   #started?: Started;
   /** Called when the cache was replaced by one of f32. */
@@ -224,8 +241,11 @@ export class GpuRows implements Rows {
   async decode(
     texts: readonly (RowText | undefined)[],
     steps: number,
-  ): Promise<void> {
+    goesOn: () => boolean = () => true,
+  ): Promise<number> {
     const step = await this.#step(texts);
+    for (const row of this.#left) this.#state.goOn(row);
+    this.#left = [];
     this.#place(texts);
     this.#restrict(texts);
     const begins = texts.map((text) =>
@@ -235,44 +255,85 @@ export class GpuRows implements Rows {
       (most, text) => Math.max(most, text ? text.tokens.length - 1 : 0),
       0,
     );
-    this.#started = { step, steps, begins };
-    const ahead = this.#ahead;
+    const masked = new Set(texts.flatMap((text, row) => text?.mask ? row : []));
+    const most = texts.every((text) => !text || text.mask) ? 1 : steps;
+    const began = performance.now();
+    const started = this.#started = { step, began, begins, masked, steps: 0 };
+    if (this.#isSliced(step)) await this.#runSlices(started, most, goesOn);
+    else await this.#runPieces(started, most, goesOn);
+    return started.steps;
+  }
+
+  /** Submits steps in pieces, as far ahead of the device as necessary. */
+  async #runPieces(
+    started: Started,
+    most: number,
+    goesOn: () => boolean,
+  ): Promise<void> {
+    const { step } = started, ahead = this.#ahead;
     this.#ahead = undefined;
-    if (this.#isSliced(step)) return await this.#runSlices(step, steps);
-    let at = 0;
-    if (ahead?.step === step && ahead.steps <= steps) {
+    let copied = false;
+    const fits = ahead?.step === step && ahead.steps <= this.#first(started) &&
+      ahead.steps <= most;
+    if (fits) {
       this.#submit(ahead.commands);
-      at = this.#advance(ahead.steps);
-      if (at === steps) this.#submit(this.#copies(step));
+      this.#advance(started, ahead.steps);
     }
-    for (; at < steps; at += PIECE) {
-      const count = Math.min(PIECE, steps - at);
-      this.#submit(this.#encode(step, count, at + count === steps));
-      this.#advance(count);
+    while (started.steps < most && !(await this.#isOver(started, goesOn))) {
+      const left = most - started.steps;
+      const count = Math.min(this.#first(started), left);
+      copied = count === left;
+      this.#submit(this.#encode(step, count, copied));
+      this.#advance(started, count);
     }
+    if (!copied) this.#submit(this.#copies(step));
+  }
+
+  /** Whether to submit no more steps; waits while the device has enough to do. */
+  async #isOver(
+    { step: { pass }, began, steps }: Started,
+    goesOn: () => boolean,
+  ): Promise<boolean> {
+    if (steps === 0) return false;
+    const each = this.#stepMs.get(pass) ?? 0;
+    const left = steps * each - (performance.now() - began);
+    if (left > AHEAD_MS) {
+      await new Promise((resolve) => setTimeout(resolve, left - AHEAD_MS));
+    } else await turns(1);
+    return !goesOn();
+  }
+
+  /** How many steps to submit together next. */
+  #first({ step: { pass }, masked, steps }: Started): number {
+    const isLong = (this.#stepMs.get(pass) ?? 0) > LONG_STEP_MS;
+    return isLong || steps === 0 && masked.size > 0 ? 1 : PIECE;
   }
 
   async take(): Promise<readonly SampledTokens[] | undefined> {
-    const { step, steps, begins } = this.#started!, { gpu } = this.#ops;
+    const started = this.#started!, { step, steps, begins, masked } = started;
+    const { gpu } = this.#ops;
     this.#started = undefined;
     await this.#reader.rest();
     // The device would wait for it otherwise: the call below returns when it is idle.
     if (!this.#isSliced(step)) {
-      const commands = this.#encode(step, PIECE, false);
-      this.#ahead = { step, steps: PIECE, commands };
+      const count = this.#first({ ...started, steps: 0 });
+      const commands = this.#encode(step, count, false);
+      this.#ahead = { step, steps: count, commands };
     }
     const called = performance.now();
     const arriving = this.#reader.readEach(begins, steps);
-    this.#waited(step, steps, performance.now() - called);
+    this.#waited(started, called);
     const more = step.sampler.logprobs
       ? await this.#logprobs!.readEach(begins, steps, LOGPROB_WORDS)
       : undefined;
     const ids = await arriving;
     gpu.check();
-    return more &&
-        ids?.map((row, i) =>
-          Object.assign(row, { logprobs: readLogprobs(more[i]) })
-        ) || ids;
+    return ids?.map((row, i) => {
+      const taken = masked.has(i) ? row.slice(0, 1) : row;
+      const logprobs = more &&
+        readLogprobs(more[i].slice(0, LOGPROB_WORDS * taken.length));
+      return Object.assign(taken, logprobs && { logprobs });
+    });
   }
 
   async widen(): Promise<void> {
@@ -483,22 +544,32 @@ export class GpuRows implements Rows {
       pace.msOf(this.#stepWork(step)) > LONGEST_WAIT_MS;
   }
 
-  async #runSlices(step: Step, steps: number): Promise<void> {
-    for (let i = 0; i < steps; i++) {
+  async #runSlices(
+    started: Started,
+    most: number,
+    goesOn: () => boolean,
+  ): Promise<void> {
+    const { step } = started;
+    while (started.steps < most && (started.steps === 0 || goesOn())) {
       const state = { length: this.#length };
       await this.paces.step.run(step.pass.plan, state, this.#workOf);
       step.sampler.plan.run();
-      this.#advance(1);
+      this.#advance(started, 1);
     }
     this.#submit(this.#copies(step));
   }
 
-  /** Updates the rate of steps after a wait that was too long. */
-  #waited(step: Step, steps: number, ms: number): void {
-    const { prompt, step: pace } = this.paces;
+  /** Notes how long steps took, of which the last wait began when it was `called`. */
+  #waited({ step, steps, began }: Started, called: number): void {
+    const { prompt, step: pace } = this.paces, now = performance.now();
     prompt.waited();
     pace.waited();
+    const ms = now - called;
     if (ms > LONGEST_WAIT_MS) pace.measured(steps * this.#stepWork(step), ms);
+    // A step alone would take in how long it takes to read its token.
+    if (steps === 1) return;
+    const before = this.#stepMs.get(step.pass) ?? Infinity;
+    this.#stepMs.set(step.pass, Math.min(before, (now - began) / steps));
   }
 
   #encode(step: Step, steps: number, last: boolean): GPUCommandBuffer[] {
@@ -527,9 +598,14 @@ export class GpuRows implements Rows {
     return commands;
   }
 
-  #advance(steps: number): number {
+  /** Notes that steps were submitted. */
+  #advance(started: Started, steps: number): void {
     this.#length = Math.min(this.#length + steps, this.#cache.context - 1);
-    return steps;
+    if (started.steps === 0) {
+      for (const row of started.masked) this.#state.idle(row);
+      this.#left = started.masked;
+    }
+    started.steps += steps;
   }
 
   #submit(commands: GPUCommandBuffer[]): void {
@@ -541,6 +617,7 @@ export class GpuRows implements Rows {
     this.#ahead = undefined;
     this.#started = undefined;
     this.#placed = [];
+    this.#left = [];
     this.#reader.drop();
     this.#logprobs?.drop();
     for (const { plan } of this.#passes.values()) plan[Symbol.dispose]();

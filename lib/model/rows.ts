@@ -17,7 +17,7 @@ export interface RowText {
   readonly pages: readonly number[];
   /** How its next tokens are sampled. */
   readonly sampling: Sampling;
-  /** Restricts its next token; steps are then taken one at a time. */
+  /** Restricts its next token; of several steps it takes the first. */
   readonly mask?: TokenMask;
 }
 
@@ -54,10 +54,19 @@ export interface Rows extends Paging, Disposable {
   rowsFor(count: number): number;
   /** Caches the keys and values of tokens `begin` to `end` of a text. */
   read(text: RowText, begin: number, end: number): Promise<void>;
-  /** Starts `steps` steps of the texts by row; there are {@linkcode rowsFor} rows. */
-  decode(texts: readonly (RowText | undefined)[], steps: number): Promise<void>;
   /**
-   * Waits for the steps that were started. Returns each row's tokens, with a `FAULT`
+   * Starts up to `steps` steps of the texts by row; there are {@linkcode rowsFor} rows. Stops
+   * early when `goesOn` says so, and when all texts have a mask. Returns the steps that
+   * were started.
+   */
+  decode(
+    texts: readonly (RowText | undefined)[],
+    steps: number,
+    goesOn?: () => boolean,
+  ): Promise<number>;
+  /**
+   * Waits for the steps that were started. Returns each row's tokens, a single one of a row
+   * with a mask, and with a `FAULT`
    * (lib/dispatch/sampling.ts) where logits cannot be sampled from; undefined if a key or
    * value did not fit the cache's type, so that nothing in the cache can be relied on.
    */
