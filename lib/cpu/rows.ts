@@ -4,7 +4,9 @@
  * @module
  */
 import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
-import { bytesOf } from "../formats/tensor.ts";
+import type { Qwen3Config } from "../checkpoint/config.ts";
+import { cachedParts } from "../formats/cached.ts";
+import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { CachePass } from "../model/kv_cache.ts";
 import type { Rows, RowsSize, RowText } from "../model/rows.ts";
 import {
@@ -43,7 +45,7 @@ export class CpuRows implements Rows {
 
   constructor(
     readonly ops: CpuOps,
-    readonly vocab: number,
+    readonly config: Qwen3Config,
     readonly forward: Forward,
     readonly dtype: CpuCacheDtype,
     { slots, context, positions, firstPositions }: Required<RowsSize>,
@@ -66,11 +68,18 @@ export class CpuRows implements Rows {
   grow(pages: number): Promise<void> {
     this.requireRoom(pages * PAGE);
     const before = this.#cache, after = this.#created(pages);
-    for (const [i, { k, v }] of before.layers.entries()) {
-      const to = after.layers[i];
-      bytesOf(to.k).set(bytesOf(k));
-      bytesOf(to.v).set(bytesOf(v));
-    }
+    const { numKeyValueHeads, headDim } = this.config;
+    const partsOf = (pages: number) =>
+      cachedParts(this.dtype, headDim, pages * numKeyValueHeads * PAGE);
+    const from = partsOf(this.pages), to = partsOf(pages);
+    const copy = (old: CpuTensor, grown: CpuTensor) =>
+      from.forEach(({ at, bytes }, i) =>
+        bytesOf(grown).set(bytesOf(old).subarray(at, at + bytes), to[i].at)
+      );
+    before.layers.forEach(({ k, v }, i) => {
+      copy(k, after.layers[i].k);
+      copy(v, after.layers[i].v);
+    });
     before[Symbol.dispose]();
     this.#cache = after;
     this.pages = pages;
@@ -109,7 +118,8 @@ export class CpuRows implements Rows {
     texts: readonly (RowText | undefined)[],
     steps: number,
   ): Promise<number> {
-    const all = texts.filter((text) => text !== undefined), { vocab } = this;
+    const all = texts.filter((text) => text !== undefined);
+    const { vocabSize: vocab } = this.config;
     if (all.length < texts.length || steps !== 1) {
       throw new Error("Cannot decode: on the CPU, every row has one step");
     }
@@ -128,7 +138,7 @@ export class CpuRows implements Rows {
     { tokens, promptTokens, sampling, mask }: RowText,
     logits: Float32Array,
   ): SampledTokens {
-    const { vocab } = this;
+    const { vocabSize: vocab } = this.config;
     const prompt = tokens.slice(0, promptTokens);
     const generated = tokens.slice(promptTokens);
     const history = adjustsLogits(sampling)

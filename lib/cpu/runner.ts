@@ -165,9 +165,8 @@ export class CpuRunner implements Runner {
     require(firstPositions);
     const forward: Forward = (...call) => this.#forward(...call);
     const all = { slots, context, positions, firstPositions };
-    const { vocabSize } = config;
     return Promise.resolve(
-      new CpuRows(ops, vocabSize, forward, dtype, all, require),
+      new CpuRows(ops, config, forward, dtype, all, require),
     );
   }
 

@@ -14,7 +14,7 @@ import { chooseReadPass, dispatchWork } from "../dispatch/pass_rows.ts";
 import { LONGEST_WAIT_MS, Rests, turns } from "../dispatch/rests.ts";
 import { chooseSampling } from "../dispatch/sampling.ts";
 import { DeviceError } from "../errors.ts";
-import type { CacheDtype } from "../formats/cached.ts";
+import { cachedParts, type CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
@@ -355,14 +355,29 @@ export class GpuRows implements Rows {
     this.requireRoom(pages * PAGE, dtype);
     const size = { slots: this.#slots, context, pages, dtype };
     const cache = await createCache(this.#ops, size);
-    const { device } = this.#ops.gpu, encoder = device.createCommandEncoder();
+    const { gpu: { device }, config } = this.#ops;
+    const encoder = device.createCommandEncoder();
+    const partsOf = (pages: number) => {
+      const rows = (pages + 1) * config.numKeyValueHeads * PAGE;
+      return cachedParts(dtype, config.headDim, rows);
+    };
+    const before = partsOf(this.pages), after = partsOf(pages);
     const copy = (from: Tensor, to: Tensor) =>
-      encoder.copyBufferToBuffer(from.buffer, 0, to.buffer, 0, from.bytes);
+      before.forEach(({ at, bytes }, i) =>
+        encoder.copyBufferToBuffer(
+          from.buffer,
+          at,
+          to.buffer,
+          after[i].at,
+          bytes,
+        )
+      );
     layers.forEach(({ k, v }, i) => {
       copy(k, cache.layers[i].k);
       copy(v, cache.layers[i].v);
     });
-    copy(flags, cache.flags);
+    const { bytes } = flags;
+    encoder.copyBufferToBuffer(flags.buffer, 0, cache.flags.buffer, 0, bytes);
     device.queue.submit([encoder.finish()]);
     this.#forget();
     this.#cache[Symbol.dispose]();

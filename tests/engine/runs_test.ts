@@ -185,9 +185,12 @@ eachDevice("the cache grows as runs need it", async (device) => {
   for (const from of [0, 1, 2]) {
     alone.push(await idsOf(qwen.generate(long(from), options)));
   }
-  const short = ["A dog", "Tom"].map((prompt) =>
-    idsOf(qwen.generate(prompt, { ...GREEDY, maxTokens: 60 }))
-  );
+  const some = { ...GREEDY, maxTokens: 60 }, prompts = ["A dog", "Tom"];
+  const expected: number[][] = [];
+  for (const prompt of prompts) {
+    expected.push(await idsOf(qwen.generate(prompt, some)));
+  }
+  const short = prompts.map((prompt) => idsOf(qwen.generate(prompt, some)));
   await short[0];
   const [size] = made.sizes, [rows] = made.rows, first = made.pages;
   assert(size.firstPositions! <= 1024); // a short prompt takes no whole context
@@ -196,7 +199,7 @@ eachDevice("the cache grows as runs need it", async (device) => {
     [0, 1, 2].map((from) => idsOf(qwen.generate(long(from), options))),
   );
   assertEquals(together, alone);
-  await Promise.all(short);
+  assertEquals(await Promise.all(short), expected);
   assert(rows.pages > first && rows.pages <= rows.mostPages, `${rows.pages}`);
 });
 
