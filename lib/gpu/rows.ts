@@ -25,7 +25,7 @@ import {
   historyOf,
   type SampledTokens,
 } from "../model/sampling.ts";
-import { compileAll } from "../webgpu/pipeline.ts";
+import { compileAll, type Shader } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 import { GpuKvCache } from "./kv_cache.ts";
@@ -132,6 +132,9 @@ export class GpuRows implements Rows {
   #started?: Started;
   /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
+  /** Compiles shaders before their first use. */
+  compile: (shaders: readonly Shader[]) => Promise<void> = (shaders) =>
+    compileAll(this.#ops.gpu, shaders);
   /** Throws a MemoryError if there is no room for so many positions. */
   requireRoom: (positions: number, dtype: CacheDtype) => void = () => {};
   /** The longest text that was started, in cached positions after the last step. */
@@ -392,10 +395,12 @@ export class GpuRows implements Rows {
 
   /** Tells the device what is in each row, if that is news. */
   #place(texts: readonly (RowText | undefined)[]): void {
-    let changed = texts.length !== this.#placed.length;
+    const known = this.#placed.length;
+    let changed = texts.length !== known;
     this.#placed = texts.map((text, row): Placed | undefined => {
       const before = this.#placed[row];
-      const same = text === before?.text && text?.pages === before?.pages;
+      const same = row < known && text === before?.text &&
+        text?.pages === before?.pages;
       if (same && text?.pages.length === before?.count) return before;
       changed = true;
       if (!text) {
@@ -485,7 +490,7 @@ export class GpuRows implements Rows {
   }
 
   async #sealed(plan: Plan): Promise<void> {
-    await compileAll(this.#ops.gpu, plan.shaders);
+    await this.compile(plan.shaders);
     plan.seal();
   }
 
@@ -502,6 +507,7 @@ export class GpuRows implements Rows {
     const rests = new Rests();
     let verb = recording.next();
     for (; !verb.done; verb = recording.next()) await rests.rest();
+    await this.compile(verb.value.plan.shaders);
     this.#passes.set(key, verb.value);
     return verb.value;
   }

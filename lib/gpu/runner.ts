@@ -44,7 +44,7 @@ import {
   type Sampling,
   validToken,
 } from "../model/sampling.ts";
-import type { Shader } from "../webgpu/pipeline.ts";
+import { compileAll, type Shader } from "../webgpu/pipeline.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
@@ -201,6 +201,10 @@ export class GpuRunner implements Runner {
     const rows = await GpuRows.create(this.#ops, this.weights, all);
     rows.onWidened = () => this.choices.push(WIDENED);
     rows.requireRoom = require;
+    rows.compile = async (shaders) => {
+      await this.#compileAhead(() => shaders);
+      await compileAll(this.gpu, shaders);
+    };
     return rows;
   }
 
