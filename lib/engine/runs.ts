@@ -135,6 +135,7 @@ export class Runs {
   /** Computes the tokens of a run, or the rest of them, beside others. */
   async *#inEngine(run: Running): AsyncGenerator<RunTokens, void> {
     const { asked, texts, consumer, turn } = run;
+    this.parts.turns.oust(); // before it reads a prompt that will be read again
     const engine = await this.#shared();
     const ender = new AbortController();
     const signal = AbortSignal.any([turn.signal, ender.signal]);

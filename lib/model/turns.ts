@@ -128,7 +128,7 @@ export class Turns {
     steady: boolean,
   ): AsyncGenerator<T, boolean> {
     const values = work(signal), close = () => values.return();
-    this.#oust();
+    this.oust();
     const lone = this.#lone = { active: true, ousted: false, close } as Lone;
     try {
       for (;;) {
@@ -189,7 +189,8 @@ export class Turns {
     });
   }
 
-  #oust(): void {
+  /** Says that a run that is alone must not go on so. */
+  oust(): void {
     if (!this.#lone) return;
     this.#lone.ousted = true;
     this.#ousted.push(this.#lone);
@@ -204,7 +205,7 @@ export class Turns {
   }
 
   async #clear(): Promise<void> {
-    this.#oust();
+    this.oust();
     await this.#closeOusted();
   }
 

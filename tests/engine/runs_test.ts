@@ -12,6 +12,7 @@ import type { Rows, RowsSize } from "../../lib/model/rows.ts";
 import { eachDevice, gpuTest } from "../support/gpu.ts";
 import { type Random, withSeeds } from "../support/random.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
+import { prompted } from "../support/prompted.ts";
 import { withLargeValues } from "../support/temp_checkpoint.ts";
 import { HARDWARE, wrapGpu } from "../support/wrapped_gpu.ts";
 
@@ -105,6 +106,21 @@ eachDevice("what runs at the same time changes no text", async (device) => {
     );
   });
   assertEquals(made.rows.length, 1);
+});
+
+Deno.test("runs that start together read each prompt once", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const options = { ...GREEDY, maxTokens: 5 };
+  using counted = prompted();
+  const runs = await Promise.all(
+    PROMPTS.map(async (prompt) => await qwen.generate(prompt, options)),
+  );
+  // The last token of a prompt runs in the first of 5 steps.
+  const expected = runs.reduce(
+    (sum, { stats }) => sum + stats.promptTokens - 1 + 5,
+    0,
+  );
+  assertEquals(counted.tokens, expected);
 });
 
 eachDevice("a run that others join samples as before", async (device) => {
