@@ -85,10 +85,10 @@ const MOST_UNREAD = 512;
 const STEPS_TOGETHER = 8;
 
 /**
- * Prompt tokens between two chunks of decode steps: at most, at least, and how long they
- * may take while a request is decoding. Not measured.
+ * Prompt tokens between two chunks of decode steps: at first, at most, at least, and how
+ * long they may take beside other requests, and without. Not measured.
  */
-const READING = { most: 2048, least: 64, ms: 150 };
+const READING = { first: 512, most: 2048, least: 64, ms: 150, aloneMs: 1000 };
 
 /** A signal that is not aborted. */
 const NEVER = new AbortController().signal;
@@ -204,7 +204,7 @@ export class Engine implements Disposable {
   #hasNews = false;
   #disposed?: Error;
   #steps: number;
-  #reading = READING.most;
+  #reading = READING.first;
   #promptTokens = 0;
   #cachedTokens = 0;
   #tokens = 0;
@@ -377,7 +377,10 @@ export class Engine implements Disposable {
     }
     if (step.steps === 0) {
       this.#give();
-      return await turn();
+      await turn();
+      const ms = performance.now() - began;
+      if (step.readings.length > 0) this.#adaptReading(ms);
+      return;
     }
     const texts = step.rows.map((entry) => entry && this.#requests.get(entry));
     const taken = await rows.decode(texts, step.steps, this.#goesOn);
@@ -428,9 +431,10 @@ export class Engine implements Disposable {
     }
   }
 
-  /** Chooses how much to read next, so that those who decode do not wait long. */
+  /** Chooses how much to read next, so that nobody waits long, and no leaver is read on. */
   #adaptReading(ms: number): void {
-    const { most, least, ms: limit } = READING;
+    const { most, least } = READING;
+    const limit = this.#requests.size > 1 ? READING.ms : READING.aloneMs;
     if (ms > limit) this.#reading = Math.max(least, this.#reading / 2);
     else if (ms < limit / 2) this.#reading = Math.min(most, 2 * this.#reading);
   }

@@ -8,6 +8,7 @@ import {
   type TokenMask,
 } from "../../lib/model/sampling.ts";
 import { turns } from "../../lib/dispatch/rests.ts";
+import { fastClock } from "../support/fast_clock.ts";
 import { type Random, randomTest } from "../support/random.ts";
 
 const VOCAB = 32;
@@ -47,8 +48,9 @@ function turningMask(): TokenMask {
 /** Rows whose pages hold tokens in place of keys and values. */
 class TextRows implements Rows {
   readonly page = 4;
-  readonly context = 64;
   readonly mostPages: number;
+  /** Tokens that were read together. */
+  readonly readings: number[] = [];
   /** Chunks so far, with the steps that each row took. */
   readonly chunks: { steps: number; texts: (RowText | undefined)[] }[] = [];
   readonly #held: number[][] = [];
@@ -59,6 +61,7 @@ class TextRows implements Rows {
     /** Steps of a chunk, if nobody comes or goes. */
     readonly firstSteps: number,
     mostPages = pages,
+    readonly context = 64,
   ) {
     this.mostPages = mostPages;
     this.grow(pages);
@@ -90,6 +93,7 @@ class TextRows implements Rows {
 
   async read(text: RowText, begin: number, end: number): Promise<void> {
     await turns(1);
+    this.readings.push(end - begin);
     this.#check(text, begin);
     for (let i = begin; i < end; i++) this.#put(text, i, text.tokens[i]);
   }
@@ -227,6 +231,26 @@ Deno.test("a mask costs the others no steps", async () => {
     rows.chunks.slice(6).map(({ steps }) => steps),
     Array(6).fill(1),
   );
+});
+
+Deno.test("prompts are read in parts that take no longer than others may wait", async () => {
+  const prompt = Array.from({ length: 4000 }, (_, i) => i % VOCAB);
+  const parts = async (ms: number, leaves = false) => {
+    const rows = new TextRows(1024, 8, 1024, 4096), engine = engineOf(rows, 1);
+    const ender = new AbortController(), { signal } = ender;
+    using _clock = fastClock(ms);
+    const reading = read(engine, asking(prompt, 1, { signal })).catch(() => []);
+    while (leaves && rows.readings.length === 0) await turns(1);
+    if (leaves) ender.abort();
+    const ids = await reading;
+    assertEquals(ids.length, leaves ? 0 : 1);
+    assertEquals(await read(engine, asking([1], 2)), expected(asking([1], 2)));
+    return rows.readings;
+  };
+  assertEquals(await parts(0), [512, 1024, 2048, 415]);
+  const slow = await parts(2000);
+  assertEquals(slow.slice(0, 6), [512, 256, 128, 64, 64, 64]);
+  assertEquals(await parts(0, true), [512]);
 });
 
 async function client(engine: Engine, random: Random): Promise<void> {
