@@ -56,9 +56,10 @@ const LONG_STEP_MS = 3;
 
 /**
  * How much work the device has before it gets more, so that little is left to do once
- * somebody leaves. Not measured: a timer may be late by a few milliseconds.
+ * somebody leaves. Not measured: a timer may be late by a few milliseconds, and the time of
+ * a step has a share of a readback, which takes up to 11.
  */
-const AHEAD_MS = 10;
+const AHEAD_MS = 16;
 
 /** A recorded pass. */
 interface Pass {
