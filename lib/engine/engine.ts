@@ -414,21 +414,32 @@ export class Engine implements Disposable {
   async #makeRoom(steps: number): Promise<void> {
     const { rows } = this.#parts, missing = this.#scheduler.missing(steps);
     if (missing > 0 && rows.pages < this.#mostPages) {
-      const wanted = Math.max(2 * rows.pages, rows.pages + missing);
-      try {
-        await rows.grow(Math.min(this.#mostPages, wanted));
-        this.#pages.grow(rows.pages);
-      } catch (error) {
-        if (!(error instanceof MemoryError)) throw error;
-        this.#mostPages = rows.pages;
-        this.#full = error;
+      const wanted = rows.pages + missing, { pages } = rows;
+      const sizes = [2 * pages, Math.ceil(1.25 * pages), wanted];
+      for (const size of sizes) {
+        if (size >= wanted && await this.#grow(size)) break;
       }
+      if (this.#full) this.#mostPages = rows.pages;
     }
     if (!this.#full) return;
     for (const entry of this.#scheduler.tooLong) {
       this.#requests.get(entry)!.fail(this.#full);
       this.#leave(entry);
     }
+  }
+
+  /** Adds pages, so that there are `pages`; returns whether the device has memory for them. */
+  async #grow(pages: number): Promise<boolean> {
+    const { rows } = this.#parts;
+    try {
+      await rows.grow(Math.min(this.#mostPages, pages));
+    } catch (error) {
+      if (!(error instanceof MemoryError)) throw error;
+      this.#full = error;
+      return false;
+    }
+    this.#pages.grow(rows.pages);
+    return true;
   }
 
   /** Chooses how much to read next, so that nobody waits long, and no leaver is read on. */

@@ -1,5 +1,6 @@
 /** What an engine asks of a device, on one whose pages hold tokens. */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { MemoryError } from "../../lib/errors.ts";
 import { type Asked, Engine } from "../../lib/engine/engine.ts";
 import type { Rows, RowText } from "../../lib/model/rows.ts";
 import {
@@ -231,6 +232,26 @@ Deno.test("a mask costs the others no steps", async () => {
     rows.chunks.slice(6).map(({ steps }) => steps),
     Array(6).fill(1),
   );
+});
+
+Deno.test("a cache grows as far as there is memory", async () => {
+  const rows = new TextRows(8, 8, 1024, 400), engine = engineOf(rows, 2);
+  const { grow } = rows, tried: number[] = [];
+  rows.grow = (pages) => {
+    tried.push(pages);
+    if (pages > 13) throw new MemoryError("there is no more");
+    return grow.call(rows, pages);
+  };
+  const fits = asking(Array(40).fill(3), 9);
+  const long = asking(Array(60).fill(4), 9);
+  const [ids] = await Promise.all([
+    read(engine, fits),
+    assertRejects(() => read(engine, long), MemoryError, "there is no more"),
+  ]);
+  assertEquals(ids, expected(fits));
+  assertEquals(await read(engine, fits), ids);
+  assert(rows.pages >= 12 && rows.pages <= 13, `${rows.pages}`);
+  assert(tried.length < 8, `${tried}`);
 });
 
 Deno.test("prompts are read in parts that take no longer than others may wait", async () => {
