@@ -5,11 +5,11 @@
  */
 import type { AdapterClass } from "../dispatch/capabilities.ts";
 
-/** The name of an adapter. */
+/** The name of an adapter. Browsers tell no more than its vendor and architecture. */
 export function adapterName(
-  { description, device, vendor }: GPUAdapterInfo,
+  { description, device, vendor, architecture }: GPUAdapterInfo,
 ): string {
-  return description || device || vendor || "GPU";
+  return description || device || `${vendor} ${architecture}`.trim() || "GPU";
 }
 
 /**

@@ -84,7 +84,9 @@ async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
   const implementation = gpu ?? navigator.gpu;
   if (!implementation) {
     throw new NoAdapterError(
-      "Cannot open a GPU: this runtime has no navigator.gpu; use Deno 2.9 or later or pass `gpu`",
+      host.base === undefined
+        ? "Cannot open a GPU: this runtime has no navigator.gpu; use Deno 2.9 or later or pass `gpu`"
+        : "Cannot open a GPU: this page has no WebGPU; use a browser that has it, https:// or localhost, or the CPU",
     );
   }
   let adapter: GPUAdapter | null;
