@@ -8,6 +8,7 @@ import {
 } from "@std/assert";
 import type { Page } from "npm:playwright-core@1.56.1";
 import { loadQwen3, type Qwen3Options } from "../mod.ts";
+import { readFolder } from "./support/serve_folder.ts";
 import {
   browserTest,
   isTooWide,
@@ -318,5 +319,69 @@ browserTest(
     );
     const path = await generate(page, "C:\\models", { device: "cpu" });
     assertMatch(path.error ?? "", /^Cannot open "C:.*a page opens URLs/);
+  },
+);
+
+const EXAMPLE = new URL("../examples/browser/", import.meta.url);
+
+/** Serves the example page with what its first lines say. */
+async function example(): Promise<Site> {
+  const own = await site();
+  for (const [name, bytes] of await readFolder(EXAMPLE)) {
+    own.files.set(name === "/index.html" ? "/" : name, bytes);
+  }
+  return own;
+}
+
+browserTest(
+  "the example page loads with progress and streams; it names the device and errors",
+  async () => {
+    const source = await Deno.readTextFile(new URL("index.html", EXAMPLE));
+    assert(source.split("\n").length <= 100);
+    await using own = await example();
+    await using opened = await openPage({
+      viewport: { width: 360, height: 740 },
+    });
+    const { page } = opened;
+    const complaints: string[] = [];
+    page.on("pageerror", ({ message }) => complaints.push(message));
+    // Half of the weights arrive, the rest when the test has seen the progress.
+    const weights = own.files.get(WEIGHTS)!, half = weights.length >> 1;
+    const seen = Promise.withResolvers<void>();
+    own.intercept = ({ headers }, path) => {
+      if (path !== WEIGHTS || headers.has("range")) return undefined;
+      const body = new ReadableStream<Uint8Array>({
+        async start(controller) {
+          controller.enqueue(weights.slice(0, half));
+          await seen.promise;
+          controller.enqueue(weights.slice(half));
+          controller.close();
+        },
+      });
+      const length = `${weights.length}`;
+      return new Response(body, { headers: { "content-length": length } });
+    };
+    await page.goto(own.url);
+    const go = page.getByRole("button", { name: "Generate" });
+    await go.click();
+    const status = page.getByRole("status");
+    await status.getByText("Downloading: 3.3 of 6.7 MB").waitFor();
+    const bar = page.getByRole("progressbar", { name: "Loading" });
+    assertMatch(await bar.getAttribute("value") ?? "", /^0\.(49|5)/);
+    seen.resolve();
+    await status.getByText(/tokens at/).waitFor();
+    assert(await bar.isHidden());
+    const reply = await page.locator("#reply").innerText();
+    assert(reply.length > 100, reply);
+    const notice = await page.locator("#notice").innerText();
+    assertStringIncludes(notice, "Running on cpu: no WebGPU adapter here.\n");
+    assertEquals(await isTooWide(page), false);
+
+    await page.getByLabel("Model").fill("./nowhere/");
+    await go.click();
+    await status.getByText(`there is no ${own.url}/nowhere/config.json`)
+      .waitFor();
+    await go.click({ trial: true }); // another try is possible
+    assertEquals(complaints, []);
   },
 );

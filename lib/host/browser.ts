@@ -261,39 +261,49 @@ interface Answer {
   error?: string;
 }
 
-/** The closing of files whose writers were disposed. */
+/** The closing of files that were disposed. */
 let closing: Promise<unknown> = Promise.resolve();
+
+/** The page's worker that writes; it has a port for each open file. */
+let writer: Promise<Worker> | undefined;
+
+/** Starts a worker whose script is the text of {@linkcode write}. */
+function startWriter(): Promise<Worker> {
+  const script = new Blob([`(${write})()`], { type: "text/javascript" });
+  const url = URL.createObjectURL(script);
+  return new Promise<Worker>((resolve, reject) => {
+    const worker = new Worker(url);
+    worker.onmessage = () => resolve(worker);
+    worker.onerror = (event) => {
+      event.preventDefault();
+      // A page's security policy may forbid such workers.
+      reject(new Error(event.message || "a worker made of a blob fails"));
+    };
+  }).finally(() => URL.revokeObjectURL(url));
+}
 
 /**
  * Opens a file for appending. Only a worker can write a file of OPFS in place, so that a
- * page that is closed in the middle of a download keeps what it has; the worker's script
- * is the text of {@linkcode write}.
+ * page that is closed in the middle of a download keeps what it has.
  */
 async function openToAppend(path: string) {
   const names = split(path);
   await folderAt(names.slice(0, -1), false);
-  const script = new Blob([`(${write})()`], { type: "text/javascript" });
-  const url = URL.createObjectURL(script);
-  const worker = new Worker(url);
+  const worker = await (writer ??= startWriter());
+  const { port1: port, port2 } = new MessageChannel();
+  worker.postMessage(0, [port2]);
   let size = 0;
   const ask = (request: Request) =>
     new Promise<void>((resolve, reject) => {
-      worker.onerror = (event) => {
-        event.preventDefault();
-        // A page's security policy may forbid such workers.
-        reject(new Error(event.message || "a worker made of a blob fails"));
-      };
-      worker.onmessage = ({ data }: MessageEvent<Answer>) => {
+      port.onmessage = ({ data }: MessageEvent<Answer>) => {
         size = data.size;
         if (data.error === undefined) resolve();
         else reject(new Error(data.error));
       };
-      worker.postMessage(request);
+      port.postMessage(request);
     });
   const close = () => {
-    const closed = ask({ close: true }).catch(() => {}).finally(() => {
-      worker.terminate();
-    });
+    const closed = ask({ close: true }).finally(() => port.close());
     closing = Promise.all([closing, closed]);
   };
   try {
@@ -301,8 +311,6 @@ async function openToAppend(path: string) {
   } catch (error) {
     close();
     throw error;
-  } finally {
-    URL.revokeObjectURL(url);
   }
   return {
     get size(): number {
@@ -326,51 +334,53 @@ interface AccessHandle {
 
 /** The part of a worker's scope that is used here. */
 interface WorkerScope {
-  onmessage: (event: MessageEvent<Request>) => void;
-  postMessage(answer: Answer): void;
+  onmessage: (event: MessageEvent) => void;
+  postMessage(ready: 0): void;
 }
 
 /** What the worker runs: nothing from outside this function exists there. */
 function write(): void {
   const scope = globalThis as unknown as WorkerScope;
-  let file: AccessHandle | undefined;
-  scope.onmessage = async ({ data }: MessageEvent<Request>) => {
-    let error: string | undefined;
-    try {
-      if (data.open !== undefined) {
-        // deno-lint-ignore no-explicit-any
-        let folder = await (navigator as any).storage.getDirectory();
-        for (const name of data.open.slice(0, -1)) {
-          folder = await folder.getDirectoryHandle(name);
+  scope.onmessage = ({ ports: [port] }) => {
+    let file: AccessHandle | undefined;
+    port.onmessage = async ({ data }: MessageEvent<Request>) => {
+      let error: string | undefined;
+      try {
+        if (data.open !== undefined) {
+          // deno-lint-ignore no-explicit-any
+          let folder = await (navigator as any).storage.getDirectory();
+          for (const name of data.open.slice(0, -1)) {
+            folder = await folder.getDirectoryHandle(name);
+          }
+          const name = data.open.at(-1), create = true;
+          const handle = await folder.getFileHandle(name, { create });
+          file = await handle.createSyncAccessHandle();
         }
-        const handle = await folder.getFileHandle(data.open.at(-1), {
-          create: true,
-        });
-        file = await handle.createSyncAccessHandle();
+        const bytes = data.append ?? new Uint8Array();
+        for (let done = 0; done < bytes.length;) {
+          const at = file!.getSize();
+          file!.write(bytes.subarray(done), { at });
+          // Where the quota ends, Chromium returns an error's code as a count of bytes.
+          const count = file!.getSize() - at;
+          if (count <= 0) throw new DOMException("", "QuotaExceededError");
+          done += count;
+        }
+        if (data.clear) file!.truncate(0);
+        if (data.flush) file!.flush();
+      } catch (cause) {
+        const { name, message } = cause as Error;
+        error = name === "QuotaExceededError"
+          ? "the browser's storage for this site is full (QuotaExceededError)"
+          : name === "NoModificationAllowedError"
+          ? "another page or worker writes it"
+          : message;
       }
-      const bytes = data.append ?? new Uint8Array();
-      for (let done = 0; done < bytes.length;) {
-        const at = file!.getSize();
-        file!.write(bytes.subarray(done), { at });
-        // Where the quota ends, Chromium returns an error's code as a count of bytes.
-        const count = file!.getSize() - at;
-        if (count <= 0) throw new DOMException("", "QuotaExceededError");
-        done += count;
-      }
-      if (data.clear) file!.truncate(0);
-      if (data.flush) file!.flush();
-    } catch (cause) {
-      const { name, message } = cause as Error;
-      error = name === "QuotaExceededError"
-        ? "the browser's storage for this site is full (QuotaExceededError)"
-        : name === "NoModificationAllowedError"
-        ? "another page or worker writes it"
-        : message;
-    }
-    const size = data.close ? 0 : file?.getSize() ?? 0;
-    if (data.close) file?.close();
-    scope.postMessage({ size, error });
+      const size = data.close ? 0 : file?.getSize() ?? 0;
+      if (data.close) file?.close();
+      port.postMessage({ size, error });
+    };
   };
+  scope.postMessage(0);
 }
 
 /** Bytes of a temporary file that are kept in this thread. */
