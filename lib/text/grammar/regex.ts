@@ -219,6 +219,9 @@ class Pattern implements Automaton<readonly number[]> {
   }
 }
 
+/** Groups in each other; the parser and what follows it are recursive. */
+const MOST_DEPTH = 100;
+
 /**
  * The automaton of the texts in which a pattern (ECMA-262, with flag u) matches somewhere.
  *
@@ -226,6 +229,12 @@ class Pattern implements Automaton<readonly number[]> {
  * except lookaheads right after a leading ^, word boundaries, back references.
  */
 export function readRegex(pattern: string): Automaton<unknown> {
+  const depth = depthOf(pattern);
+  if (depth > MOST_DEPTH) {
+    throw new PatternError(
+      `has ${depth} groups in each other, must have ${MOST_DEPTH} at most`,
+    );
+  }
   let ast: AST.Pattern;
   try {
     ast = new RegExpParser({ ecmaVersion: 2024 })
@@ -247,6 +256,17 @@ export function readRegex(pattern: string): Automaton<unknown> {
       return negate ? not(ahead) : ahead;
     }),
   ]);
+}
+
+/** How deep groups are nested; an unclosed one counts. */
+function depthOf(pattern: string): number {
+  const open = pattern.replace(/\\.|\[(?:\\.|[^\]\\])*\]/gsu, "");
+  let depth = 0, most = 0;
+  for (const character of open) {
+    if (character === "(") most = Math.max(most, ++depth);
+    else if (character === ")") depth--;
+  }
+  return most;
 }
 
 function isStart(element: AST.Element | undefined): boolean {

@@ -314,6 +314,17 @@ randomTest("patterns match what JavaScript's engine matches", (random) => {
   }
 });
 
+Deno.test("groups of a pattern nest only so deep", () => {
+  const nested = (depth: number) => "(".repeat(depth) + "a" + ")".repeat(depth);
+  assert(matches(nested(100), "a"));
+  for (const pattern of [nested(101), nested(100_000), "(".repeat(100_000)]) {
+    assertThrows(() => matches(pattern, "a"), PatternError, "must have 100");
+  }
+  for (const flat of ["[(]", "\\(", "[\\](]", "()"]) {
+    matches(flat.repeat(500), "a");
+  }
+});
+
 Deno.test("branches that stay alike are followed only so far", () => {
   const node = {
     anyOf: ["a", "b", "c"].map((name) => ({
