@@ -15,7 +15,6 @@ import {
   LACKS_BROWSER,
   type Look,
   openPage,
-  WITH_GPU,
 } from "./support/browser.ts";
 import {
   type Asked,
