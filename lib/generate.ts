@@ -124,11 +124,16 @@ const KINDS: Readonly<
  * Checks options except for sampling, which `resolveSampling` checks, and returns those
  * that are given.
  *
+ * @param cannot how errors begin
+ * @param more further options that there are
  * @throws {OptionError} if one is wrong or unknown.
  */
-export function checkGenerating(options: GenerateOptions): GenerateOptions {
-  const cannot = "Cannot generate";
-  const given = givenOptions(cannot, options, KINDS);
+export function checkGenerating(
+  options: GenerateOptions,
+  cannot = "Cannot generate",
+  more: Readonly<Record<string, OptionKind | undefined>> = {},
+): GenerateOptions {
+  const given = givenOptions(cannot, options, { ...KINDS, ...more });
   const { maxTokens, stop = [], mask } = given;
   checkSchema(cannot, given);
   if (mask) {

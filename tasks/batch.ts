@@ -10,34 +10,12 @@ import { newId } from "../lib/server/service.ts";
 import { Server } from "../lib/server/server.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import { onInterrupt } from "./interrupts.ts";
-import {
-  MODEL_FLAGS,
-  nameModel,
-  openModel,
-  placementOf,
-  say,
-  sayPlacement,
-} from "./model.ts";
+import { nameModel, say } from "./model.ts";
 import { LOADING_FLAGS, Progress, THREADS_FLAG } from "./progress.ts";
-import {
-  ENGINE_FLAGS,
-  engineOptions,
-  nameOf,
-  readTemplateFile,
-  startEngine,
-  TEMPLATE_FLAG,
-} from "./served.ts";
+import { readServed, SERVED_FLAGS, startServing } from "./served.ts";
 
 const FLAGS: FlagTable = {
-  ...MODEL_FLAGS,
-  "context": [
-    "number",
-    "maximum tokens of prompt and reply together",
-    "4096, or what the model allows",
-  ],
-  "alias": ["texts", "further name of the model in requests; may be repeated"],
-  ...ENGINE_FLAGS,
-  ...TEMPLATE_FLAG,
+  ...SERVED_FLAGS,
   "verbose": ["switch", "say every choice about the device, with its reason"],
   ...LOADING_FLAGS,
   ...THREADS_FLAG,
@@ -76,29 +54,22 @@ await runTask({
     "deno task batch in.jsonl out.jsonl --model Qwen/Qwen3-0.6B",
   ],
 }, async (flags) => {
-  const where = placementOf(flags);
-  const chatTemplate = await readTemplateFile(flags);
-  const options = engineOptions(flags);
+  const served = await readServed(flags);
   const [from, to] = await filesOf(flags.words);
   const total = await countLines(from), done = await resume(from, to);
   if (done === total) {
     say(`${to} has all ${total} replies already.`);
     return 0;
   }
-  const model = flags.text("model");
+  // Rather than an error after the model is loaded.
+  using file = await open(to, { append: true, create: true });
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
   try {
-    const opened = await openModel(model, { ...where, signal }, progress);
-    using qwen = opened.qwen;
     const server = new Server({ seconds: 7 * 86_400, bodyBytes: 1 << 28 });
-    const names = [nameOf(model), ...flags.texts("alias") ?? []];
-    using engine = await startEngine(qwen, options);
-    server.serve({ qwen, engine, names, chatTemplate });
-    opened.tell();
-    if (!opened.moved()) sayPlacement(qwen, flags.on("verbose") ?? false);
-    const slots = engine?.stats.slots ?? 1;
-    await run({ from, to, done, total }, server, slots, progress, signal);
+    using serving = await startServing(server, served, signal, progress);
+    const job = { from, file, done, total, slots: serving.slots };
+    await run(job, server, progress, signal);
   } catch (error) {
     if (interrupt.code === undefined) throw nameModel(error);
     progress.clear();
@@ -236,21 +207,22 @@ function idOf(line: Uint8Array | void): unknown {
 /** What is to be done. */
 interface Job {
   from: string;
-  to: string;
+  /** Replies are appended to it. */
+  file: Deno.FsFile;
   /** Requests that have been answered, and all of them. */
   done: number;
   total: number;
+  /** Requests that are answered at once. */
+  slots: number;
 }
 
 /** Answers the requests that have no reply yet, some at once, and writes in their order. */
 async function run(
-  { from, to, done: skipped, total }: Job,
+  { from, file, done: skipped, total, slots }: Job,
   server: Server,
-  slots: number,
   progress: Progress,
   signal: AbortSignal,
 ): Promise<void> {
-  using file = await open(to, { append: true, create: true });
   const ready = new Map<number, string>(), running = new Set<Promise<void>>();
   const seen = new Map<unknown, number>(), began = performance.now();
   let written = skipped, failed = 0, tokens = 0, index = 0;

@@ -32,6 +32,8 @@ export type FlagTable = Record<
 export interface Flags {
   text(name: string): string | undefined;
   texts(name: string): string[] | undefined;
+  /** All values of a flag, none of them empty. */
+  filled(name: string): string[];
   number(name: string): number | undefined;
   /** A whole number from `least` to `most`. */
   whole(name: string, least: number, most?: number): number | undefined;
@@ -146,6 +148,11 @@ function flagsOf(
   return {
     text,
     texts: (name) => given.get(name),
+    filled(name) {
+      const values = given.get(name) ?? [];
+      if (!values.includes("")) return values;
+      return refuse(`--${name} is empty, must be a text`);
+    },
     number,
     whole(name, least, most) {
       const value = number(name);

@@ -32,6 +32,15 @@ export const MODEL_FLAGS: FlagTable = {
   ...KV_FLAG,
 };
 
+/** The flag of tasks that generate; {@linkcode placementOf} reads it. */
+export const CONTEXT_FLAG: FlagTable = {
+  "context": [
+    "number",
+    "maximum tokens of prompt and reply together",
+    "4096, or what the model allows",
+  ],
+};
+
 /** The most bytes of stdin; the longest contexts take far fewer. */
 const MOST_STDIN = 16 << 20;
 /** How long the other end of a pipe may be silent before that is said. */

@@ -10,14 +10,11 @@ import { resolveSampling } from "../lib/model/sampling.ts";
 import { readTools } from "../lib/text/conversation.ts";
 import type { GenerateOptions, Tool } from "../mod.ts";
 import type { Flags, FlagTable } from "./flags.ts";
+import { CONTEXT_FLAG } from "./model.ts";
 
 /** Flags that say how a reply is generated. */
 export const REPLY_FLAGS: FlagTable = {
-  "context": [
-    "number",
-    "maximum tokens of prompt and reply together",
-    "4096, or what the model allows",
-  ],
+  ...CONTEXT_FLAG,
   "max-tokens": [
     "number",
     "maximum tokens to generate",

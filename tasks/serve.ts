@@ -8,31 +8,12 @@ import { errorText } from "../lib/errors.ts";
 import { Server } from "../lib/server/server.ts";
 import { type Flags, type FlagTable, runTask } from "./flags.ts";
 import { onInterrupt } from "./interrupts.ts";
-import {
-  MODEL_FLAGS,
-  nameModel,
-  openModel,
-  placementOf,
-  say,
-  sayPlacement,
-} from "./model.ts";
+import { nameModel, say } from "./model.ts";
 import { LOADING_FLAGS, Progress, THREADS_FLAG } from "./progress.ts";
-import {
-  ENGINE_FLAGS,
-  engineOptions,
-  nameOf,
-  readTemplateFile,
-  startEngine,
-  TEMPLATE_FLAG,
-} from "./served.ts";
+import { readServed, SERVED_FLAGS, startServing } from "./served.ts";
 
 const FLAGS: FlagTable = {
-  ...MODEL_FLAGS,
-  "context": [
-    "number",
-    "maximum tokens of prompt and reply together",
-    "4096, or what the model allows",
-  ],
+  ...SERVED_FLAGS,
   "host": ["text", "address to listen on; 0.0.0.0 is every one", "127.0.0.1"],
   "port": ["number", "port to listen on; 0 takes a free one", 8000],
   "api-key": [
@@ -40,9 +21,6 @@ const FLAGS: FlagTable = {
     "key that clients must send; better in QWEN3_API_KEY, where ps does not show it",
     "none",
   ],
-  "alias": ["texts", "further name that clients may use; may be repeated"],
-  ...ENGINE_FLAGS,
-  ...TEMPLATE_FLAG,
   "queue": [
     "number",
     "texts that may wait; further requests get status 429",
@@ -83,28 +61,16 @@ await runTask({
   ],
   flagsOnly: "serve",
 }, async (flags) => {
-  const where = placementOf(flags),
-    hostname = flags.text("host") ?? "127.0.0.1";
+  const served = await readServed(flags);
+  const [hostname = "127.0.0.1"] = flags.filled("host");
   const port = flags.whole("port", 0, 65_535) ?? 8000;
-  const chatTemplate = await readTemplateFile(flags);
-  const server = serverOf(flags, hostname), options = engineOptions(flags);
-  const model = flags.text("model");
+  const server = serverOf(flags, hostname);
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
   silenceWarning();
   const http = listen(server, hostname, port);
   try {
-    const opened = await openModel(model, { ...where, signal }, progress);
-    using qwen = opened.qwen;
-    using engine = await startEngine(qwen, options);
-    server.serve({
-      qwen,
-      engine,
-      names: [nameOf(model), ...flags.texts("alias") ?? []],
-      chatTemplate,
-    });
-    opened.tell();
-    if (!opened.moved()) sayPlacement(qwen, flags.on("verbose") ?? false);
+    using _ = await startServing(server, served, signal, progress);
     await aborted(signal);
     server.stop();
     say("Stopping: texts in progress end; Ctrl-C again does not wait.");
@@ -119,12 +85,7 @@ await runTask({
 
 /** Reads the options of the server. */
 function serverOf(flags: Flags, hostname: string): Server {
-  const apiKey = flags.text("api-key") ?? (Deno.env.get(KEY) || undefined);
-  if (apiKey === "") {
-    throw new Error(
-      "Cannot read the flags: --api-key is empty, must be a text",
-    );
-  }
+  const [apiKey = Deno.env.get(KEY) || undefined] = flags.filled("api-key");
   const isLocal = LOOPBACK.includes(hostname) || hostname === "::1";
   if (!isLocal && apiKey === undefined) {
     say(

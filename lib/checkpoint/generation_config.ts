@@ -50,7 +50,8 @@ export const SAMPLING_RANGES: Readonly<
   topK: [(k) => k >= 0 && Number.isInteger(k), "an integer of at least 0"],
   topP: [(p) => p > 0 && p <= 1, "above 0 and at most 1"],
   minP: [(p) => p >= 0 && p <= 1, "from 0 to 1"],
-  repetitionPenalty: [(p) => p > 0, "a number above 0"],
+  // Beyond, logits would leave the range of f32, and several would be its end.
+  repetitionPenalty: [(p) => p >= 1e-3 && p <= 1e3, "from 0.001 to 1000"],
 };
 
 /**

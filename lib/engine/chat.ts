@@ -46,6 +46,13 @@ export interface ChatSettings extends Omit<GenerateOptions, "raw" | "signal"> {
   onNotice?: (notice: string) => void;
 }
 
+/** The kinds of a chat's own options. */
+const OWN = {
+  messages: "list",
+  onFull: "text",
+  onNotice: "function",
+} as const;
+
 /** Options of one reply, which replace those of the chat. */
 export type SendOptions = Omit<
   GenerateOptions,
@@ -119,28 +126,20 @@ export class Chat {
 
   /** @ignore Made by {@linkcode Qwen3.chat}. */
   constructor(model: ChatModel, template: string, settings: ChatSettings) {
-    const { messages, system, tools, onFull, onNotice, ...generating } =
-      settings;
-    const given = { ...generating, system, tools: tools && [...tools] };
-    resolveSampling(checkGenerating(given));
-    for (const name of ["raw", "signal"]) {
-      if (((generating as Record<string, unknown>)[name] ?? null) === null) {
-        continue;
-      }
+    const cannot = "Cannot chat";
+    const given = checkGenerating(settings, cannot, OWN);
+    resolveSampling(settings);
+    for (const name of ["raw", "signal"] as const) {
+      if (given[name] === undefined) continue;
       const where = name === "raw" ? "left out" : "an option of send";
       throw new OptionError(
         name,
-        `Cannot chat: ${name} is given, must be ${where}`,
+        `${cannot}: ${name} is given, must be ${where}`,
       );
     }
-    if (onFull !== undefined && onFull !== "refuse" && onFull !== "drop") {
-      throw wrongOption("Cannot chat", "onFull", onFull, "refuse or drop");
-    }
-    if (onNotice !== undefined && typeof onNotice !== "function") {
-      throw wrongOption("Cannot chat", "onNotice", onNotice, "a function");
-    }
-    if (messages !== undefined && !Array.isArray(messages)) {
-      throw wrongOption("Cannot chat", "messages", messages, "a list");
+    const { messages, system, tools, onFull } = settings;
+    if (!["refuse", "drop"].includes(onFull ?? "refuse")) {
+      throw wrongOption(cannot, "onFull", onFull, "refuse or drop");
     }
     this.#model = model;
     this.#template = template;
@@ -213,6 +212,11 @@ export class Chat {
         `Cannot undo: the number of turns is ${
           described(turns)
         }, must be at least 1`,
+      );
+    }
+    if (turns > this.turns) {
+      throw new RangeError(
+        `Cannot undo: the number of turns is ${turns}, the conversation has ${this.turns}`,
       );
     }
     const start = this.#startOf("undo", -turns);

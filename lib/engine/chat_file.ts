@@ -17,7 +17,7 @@
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { errorText, quoted } from "../errors.ts";
 import type { CacheDtype } from "../formats/cached.ts";
-import { host, type StreamingHash } from "../host.ts";
+import { host, type ReadableFile, type StreamingHash } from "../host.ts";
 import { exactJson, isObject, parseExactJson } from "../json.ts";
 import { cacheBytes, type KeptCache } from "../model/kv_cache.ts";
 import {
@@ -334,7 +334,13 @@ function streamSink(stream: WritableStream<Uint8Array>): Sink {
 const EARLY = "it is damaged, it ends too early";
 
 async function fileSource(path: string): Promise<Source> {
-  const file = await host.files.open(path);
+  let file: ReadableFile | undefined;
+  try {
+    file = await host.files.open(path);
+  } catch (error) {
+    // What is read is said by whoever asked.
+    throw new Error(errorText(error).replace(`Cannot read ${path}: `, ""));
+  }
   if (file === undefined) throw new Error("there is no such file");
   let at = 0;
   return {

@@ -20,6 +20,8 @@ export interface EngineOptions {
   cacheTokens?: number;
 }
 
+/** A token to read and one to write. */
+const LEAST_CONTEXT = 2;
 /** The most slots: passes of more rows were not measured. */
 const MOST_SLOTS = 64;
 
@@ -48,7 +50,10 @@ export function checkEngine(options: EngineOptions, most: number): RowsSize {
     throw wrongOption(cannot, name, value, `an integer ${range}`);
   };
   require("slots", slots, 1, MOST_SLOTS);
-  require("context", context, 2, most);
+  if (most < LEAST_CONTEXT) {
+    throw wrongOption(cannot, "context", most, `at least ${LEAST_CONTEXT}`);
+  }
+  require("context", context, LEAST_CONTEXT, most);
   if (cacheTokens !== undefined) {
     require("cacheTokens", cacheTokens, context, Infinity);
   }

@@ -28,7 +28,7 @@ export interface SamplingOptions {
   /** Keeps tokens at least this fraction as likely as the most likely one, 0 ≤ minP ≤ 1. */
   minP?: number;
   /**
-   * Above 1, makes tokens in the prompt and the output less likely (CTRL,
+   * From 0.001 to 1000; above 1, makes tokens in the prompt and the output less likely (CTRL,
    * https://arxiv.org/abs/1909.05858).
    */
   repetitionPenalty?: number;

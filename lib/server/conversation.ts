@@ -12,6 +12,7 @@ import {
   type Tool,
   type ToolCall,
 } from "../text/conversation.ts";
+import { OWN_VARIABLES } from "../text/chat_template.ts";
 import {
   ApiError,
   CANNOT,
@@ -62,10 +63,17 @@ export function readTemplate(
   }
   const { enable_thinking: _, ...variables } = given?.json ?? {};
   for (const variable of Object.keys(variables)) {
-    if (chatTemplate.includes(variable)) continue;
+    const own = Object.hasOwn(OWN_VARIABLES, variable)
+      ? OWN_VARIABLES[variable]
+      : variable === "tools"
+      ? "the parameter tools"
+      : undefined;
+    if (own === undefined && chatTemplate.includes(variable)) continue;
     throw wrongParameter(
       `chat_template_kwargs.${variable}`,
-      "is given, but the chat template does not read it",
+      own === undefined
+        ? "is given, but the chat template does not read it"
+        : `is given, must be left out: it is ${own}`,
     );
   }
   refusing(

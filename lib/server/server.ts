@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { errorText, OptionError } from "../errors.ts";
+import { errorText, OptionError, wrongOption } from "../errors.ts";
 import type { Qwen3 } from "../load.ts";
 import { chat } from "./chat_completions.ts";
 import { complete } from "./completions.ts";
@@ -107,8 +107,13 @@ export class Server {
   #service?: Service;
   #stopping = false;
 
-  /** Until it serves a model, requests are answered with status 503. */
+  /**
+   * Until it serves a model, requests are answered with status 503.
+   *
+   * @throws {OptionError} if `cors` has what no page's origin can be.
+   */
   constructor(options: ServerOptions = {}) {
+    for (const origin of options.cors ?? []) requireOriginText(origin);
     this.#options = options;
     const { apiKey } = options;
     this.#key = apiKey === undefined ? undefined : digest(apiKey);
@@ -279,6 +284,17 @@ export class Server {
       { code: "invalid_api_key" },
     );
   }
+}
+
+/** @throws {OptionError} if a browser would never send the text as a page's origin. */
+function requireOriginText(text: string): void {
+  if (text === "*" || /^[a-z][a-z\d+.-]*:\/\/[^/?#\s@]+$/.test(text)) return;
+  throw wrongOption(
+    "Cannot serve",
+    "cors",
+    text,
+    "* or an origin, such as https://example.com",
+  );
 }
 
 /** The path of a request; undefined if its Host header is none. */

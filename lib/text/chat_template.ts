@@ -43,6 +43,12 @@ const KINDS: Readonly<Record<keyof ChatOptions, OptionKind | undefined>> = {
   variables: "object",
 };
 
+/** Variables that always have a value of their own, and whose. */
+export const OWN_VARIABLES: Readonly<Record<string, string>> = {
+  messages: "the conversation",
+  add_generation_prompt: "true, since a reply follows",
+};
+
 /** Variables that transformers always defines. */
 const NONE_GIVEN = { tools: null, documents: null };
 
@@ -78,6 +84,13 @@ export function renderChat(
   requireKind(CANNOT, "the template", template, "text");
   const { addGenerationPrompt = true, thinking, variables, ...rest } =
     givenOptions(CANNOT, options, KINDS);
+  for (const [name, value] of Object.entries(OWN_VARIABLES)) {
+    if (!Object.hasOwn(variables ?? {}, name)) continue;
+    throw new OptionError(
+      "variables",
+      `${CANNOT}: variables has ${name}, which must be left out: it is ${value}`,
+    );
+  }
   const tools = rest.tools === undefined
     ? undefined
     : readTools(rest.tools, CANNOT);

@@ -77,7 +77,7 @@ Deno.test("wrong types and values out of range are refused by file and field", (
     [{ do_sample: 1 }, "do_sample is 1, must be true or false"],
     [
       { repetition_penalty: 0 },
-      "repetition_penalty is 0, must be a number above 0",
+      "repetition_penalty is 0, must be from 0.001 to 1000",
     ],
     [
       { max_new_tokens: 0 },

@@ -375,7 +375,19 @@ Deno.test("a chat says what is wrong", async () => {
     ],
     [
       () => chat.undo(),
-      "Cannot undo: there is no turn -1, the conversation has 0",
+      "Cannot undo: the number of turns is 1, the conversation has 0",
+    ],
+    [
+      () => qwen.chat({ sytem: "s" } as ChatSettings),
+      "Cannot chat: the option sytem is unknown, did you mean system?",
+    ],
+    [
+      () => qwen.chat({ onful: "drop" } as ChatSettings),
+      "Cannot chat: the option onful is unknown, did you mean onFull?",
+    ],
+    [
+      () => qwen.chat({ maxTokens: 0 }),
+      "Cannot chat: maxTokens is 0, must be an integer of at least 1",
     ],
     [
       () => chat.undo(0),

@@ -394,6 +394,12 @@ Deno.test("options and prompts that do not fit are refused", async () => {
     { context: 64, cacheTokens: 63 },
     "cacheTokens is 63, must be an integer of at least 64",
   );
+  using tiny = await loadQwen3(undefined, { device: "cpu", context: 1 });
+  await assertRejects(
+    () => tiny.engine(),
+    RangeError,
+    "Cannot start an engine: context is 1, must be at least 2",
+  );
   using engine = await qwen.engine({ slots: 1, context: 8 });
   const ids = [1, 2, 3, 4, 5, 6, 7, 8];
   assertThrows(

@@ -486,7 +486,12 @@ Deno.test("sampling options out of range are refused", () => {
   refuse({ topP: 0 }, "topP is 0, must be above 0 and at most 1");
   refuse({ topP: 1.01 }, "topP is 1.01");
   refuse({ minP: 2 }, "minP is 2, must be from 0 to 1");
-  refuse({ repetitionPenalty: 0 }, "repetitionPenalty is 0");
+  refuse(
+    { repetitionPenalty: 0 },
+    "repetitionPenalty is 0, must be from 0.001 to 1000",
+  );
+  refuse({ repetitionPenalty: 1e-300 }, "repetitionPenalty is 1e-300");
+  refuse({ repetitionPenalty: 1001 }, "repetitionPenalty is 1001");
   refuse({ seed: 2 ** 32 }, "seed is 4294967296, must be an integer from 0");
   refuse({ seed: NaN }, "seed is NaN");
   refuse({ presencePenalty: 3 }, "presencePenalty is 3, must be from -2 to 2");

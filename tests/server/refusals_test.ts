@@ -33,6 +33,11 @@ const WRONG: Record<
     [{ prompt: "a", temperature: "hot" }, "temperature", "must be a number"],
     [{ prompt: "a", temperature: -1 }, "temperature", "is -1, must be"],
     [{ prompt: "a", top_p: 2 }, "top_p", "top_p is 2, must be"],
+    [
+      { prompt: "a", repetition_penalty: 1e-300 },
+      "repetition_penalty",
+      "repetition_penalty is 1e-300, must be from 0.001 to 1000",
+    ],
     [{ prompt: "a", top_k: 0.5 }, "top_k", "must be an integer"],
     [{ prompt: "a", seed: 1.5 }, "seed", "seed is 1.5, must be an integer"],
     [{ prompt: "a", stop: [1] }, "stop", "must be a string or a list"],
@@ -104,6 +109,24 @@ const WRONG: Record<
       { messages: MESSAGES, chat_template_kwargs: { enable_thinking: true } },
       "enable_thinking",
       "enable_thinking is true, but the chat template does not read",
+    ],
+    [
+      { messages: MESSAGES, chat_template_kwargs: { messages: [] } },
+      "chat_template_kwargs.messages",
+      "is given, must be left out: it is the conversation",
+    ],
+    [
+      { messages: MESSAGES, chat_template_kwargs: { tools: [TOOL] } },
+      "chat_template_kwargs.tools",
+      "is given, must be left out: it is the parameter tools",
+    ],
+    [
+      {
+        messages: MESSAGES,
+        chat_template_kwargs: { add_generation_prompt: false },
+      },
+      "chat_template_kwargs.add_generation_prompt",
+      "is given, must be left out: it is true, since a reply follows",
     ],
     [
       { messages: MESSAGES, reasoning_effort: "huge" },

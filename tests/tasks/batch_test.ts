@@ -173,6 +173,17 @@ Deno.test("a batch that cannot run is refused in one line", async () => {
   }
 });
 
+Deno.test("replies that cannot be written are noticed before a model is loaded", async () => {
+  await using folder = await folderOf([request("a")]);
+  const { code, stderr } = await runTask("batch", [
+    `${folder.path}/in.jsonl`,
+    `${folder.path}/none/out.jsonl`,
+    ...["--device", "cpu", "--model", `${folder.path}/no-model`],
+  ]);
+  assertEquals(code, 1);
+  assertMatch(stderr, /^error: Cannot run the batch: .*out\.jsonl cannot be/);
+});
+
 Deno.test("many lines that are wrong end as soon as a few", async () => {
   const lines = Array.from({ length: 1100 }, (_, i) => `broken ${i}`);
   await using folder = await folderOf(lines);

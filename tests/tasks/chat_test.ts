@@ -128,7 +128,11 @@ Deno.test("what is wrong ends a script with one line", async () => {
       "Cannot run /sav: there is no such command, try /save or /help (// begins a message with /)",
     ],
     ["/edit\n", [], "Cannot edit: there is no message yet"],
-    ["/undo\n", [], "Cannot undo: there is no turn -1, the conversation has 0"],
+    [
+      "/undo\n",
+      [],
+      "Cannot undo: the number of turns is 1, the conversation has 0",
+    ],
     [
       "/undo x\n",
       [],
@@ -140,6 +144,7 @@ Deno.test("what is wrong ends a script with one line", async () => {
       [],
       "Cannot load the chat in /none/x: there is no such file",
     ],
+    ["/load /\n", [], "Cannot load the chat in /: it is not a regular file"],
     [
       "/thoughts x\n",
       [],

@@ -150,7 +150,15 @@ Deno.test("what cannot be served is refused in one line", async () => {
       ["--port", "70000"],
       "--port is 70000, must be an integer from 0 to 65535",
     ],
-    [["--api-key="], "--api-key is empty"],
+    [["--api-key="], "--api-key is empty, must be a text"],
+    [["--host="], "--host is empty, must be a text"],
+    [["--alias="], "--alias is empty, must be a text"],
+    [["--context", "1"], "--context is 1, must be an integer of at least 2"],
+    [
+      ["--cors", "example.com"],
+      'Cannot serve: --cors is "example.com", must be * or an origin, such as https://',
+    ],
+    [["--cors", "https://example.com/"], 'is "https://example.com/", must be'],
     [["--chat-template", "none.jinja"], "Cannot read the chat template none"],
     [
       ["--chat-template", `${folder.path}/chat.jinja`],
