@@ -114,8 +114,10 @@ export class GpuRows implements Rows {
   #started?: Started;
   /** Called when the cache was replaced. */
   onWidened?: () => void;
-  /** Called when a pass was recorded, to compile its shaders in several threads. */
+  /** Compiles shaders in several threads where that pays off; others are not asked for. */
   compileAhead?: (shaders: () => readonly Shader[]) => Promise<void>;
+  /** Whether the shaders of steps of several texts were compiled ahead. */
+  #prepared = false;
   /** The longest text that was started, in cached positions after the last step. */
   #length = 0;
 
@@ -200,6 +202,7 @@ export class GpuRows implements Rows {
         gpu.software,
       );
       const { plan, input } = await this.#recorded(slot, 1, padded);
+      if (plan.shaders.length) await this.compileAhead?.(() => plan.shaders);
       const ids = new Uint32Array(padded);
       ids.set(text.tokens.slice(at, at + tokens));
       input.write(0, ids);
@@ -343,6 +346,7 @@ export class GpuRows implements Rows {
 
   /** The recorded step of some rows. */
   async #step(texts: readonly (RowText | undefined)[]): Promise<Step> {
+    if (texts.length > 1 && !this.#prepared) await this.#prepare();
     const pass = await this.#recorded(0, texts.length, 1);
     await this.#sealed(pass.plan);
     const sampler = await this.#sampler(texts, pass.result);
@@ -389,17 +393,42 @@ export class GpuRows implements Rows {
     sequences: number,
     tokens: number,
   ): Promise<Pass> {
-    const key = `${first} ${sequences} ${tokens}`;
+    const key = keyOf({ first, sequences, tokens });
     const known = this.#passes.get(key);
     if (known) return known;
     using recording = this.#record({ first, sequences, tokens });
     const rests = new Rests();
     let verb = recording.next();
     for (; !verb.done; verb = recording.next()) await rests.rest();
-    const pass = verb.value;
-    this.#passes.set(key, pass);
-    await this.compileAhead?.(() => pass.plan.shaders);
-    return pass;
+    this.#passes.set(key, verb.value);
+    return verb.value;
+  }
+
+  /**
+   * Compiles what steps of any number of texts need: a batch grows through all sizes within
+   * a moment, and this thread would compile one after another.
+   */
+  async #prepare(): Promise<void> {
+    this.#prepared = true;
+    await this.compileAhead?.(() => {
+      const shaders: Shader[] = [];
+      for (let sequences = 2; sequences <= this.#slots; sequences *= 2) {
+        const pass = this.#recordedNow({ first: 0, sequences, tokens: 1 });
+        shaders.push(...pass.plan.shaders);
+      }
+      return shaders;
+    });
+  }
+
+  /** As {@linkcode #recorded}, without turns of the event loop. */
+  #recordedNow(shape: CachePass): Pass {
+    const key = keyOf(shape), known = this.#passes.get(key);
+    if (known) return known;
+    const recording = this.#record(shape);
+    let verb = recording.next();
+    while (!verb.done) verb = recording.next();
+    this.#passes.set(key, verb.value);
+    return verb.value;
   }
 
   /** Records a decode step, or a pass that reads, which needs no logits. */
@@ -527,6 +556,9 @@ export class GpuRows implements Rows {
     this.#cache[Symbol.dispose]();
   }
 }
+
+const keyOf = ({ first, sequences, tokens }: CachePass): string =>
+  `${first} ${sequences} ${tokens}`;
 
 /** Page 0 of the cache is that of rows without a text, and of padding. */
 const inCache = (page: number): number => page + 1;
