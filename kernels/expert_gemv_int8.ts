@@ -36,6 +36,8 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
     EPILOGUE: "store",
     CHUNK: 12288,
     ROLLED: 0,
+    ROUNDED: 0,
+    LEAVES: 0,
   },
   derive: (c, { held, k, used, parts }) => {
     const terms = c.EPILOGUE === "add" ? used : 1;

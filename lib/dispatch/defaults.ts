@@ -69,6 +69,11 @@ export interface Defaults {
     "wide" | "wideLarge" | "narrow" | "other" | "otherLarge",
     GemvConstants
   >;
+  /**
+   * Blocks as integers where kernels round their results for the next one: those that only
+   * read such a row, and those that leave one. Not used unless `on`.
+   */
+  ahead: Record<"reads" | "adds" | "gates", GemvConstants> & { on: boolean };
   gemvRows: {
     /** Few rows of w, which make few workgroups. */
     narrow: GemvRowsConstants;
@@ -118,6 +123,13 @@ const NVIDIA: Defaults = {
     narrow: { WORKGROUP: 256, ROWS: 1, STEPS: 2 },
     other: { WORKGROUP: 256, ROWS: 2, STEPS: 4 },
     otherLarge: { WORKGROUP: 1024, ROWS: 1, STEPS: 1 },
+  },
+  // Not measured. As many threads as fit an H200 at once, for an 8B.
+  ahead: {
+    on: false,
+    reads: { WORKGROUP: 128, ROWS: 2, STEPS: 1 },
+    adds: { WORKGROUP: 1024, ROWS: 1, STEPS: 1 },
+    gates: { WORKGROUP: 512, ROWS: 2, STEPS: 1 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
@@ -225,6 +237,12 @@ const SOFTWARE: Defaults = {
     narrow: { WORKGROUP: 32, ROWS: 2, STEPS: 1 },
     other: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
     otherLarge: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+  },
+  ahead: {
+    on: false,
+    reads: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+    adds: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+    gates: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },

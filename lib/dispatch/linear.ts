@@ -30,6 +30,8 @@ export interface LinearChoice {
   fusedNorm: boolean;
   /** In f16, the approximate size of each row's largest value after scaling. */
   headroom?: number;
+  /** In which units the results are rounded for the next kernel, if they are. */
+  leaves?: number;
   /**
    * The number of splits of k, which run in different workgroups and are summed
    * afterwards.
@@ -322,10 +324,71 @@ export function integerConstants(
   };
 }
 
+/**
+ * Whether a kernel rounds its results for the next one, so that the workgroups of that do
+ * not: in which units, or 0. Both must multiply one row as integers, and the kernel has no
+ * buffers left for a norm of its own.
+ */
+function roundsFor(
+  { n, k, swiglu, norm, rounded, next }: LinearShape,
+  device: Capabilities,
+): number {
+  if (!next || !(device.roundsAhead ?? defaultsFor(device).ahead.on)) return 0;
+  const { formats, largest } = next, width = swiglu ? n / 2 : n;
+  const [unit] = formats[0].loads;
+  const together = formats.every((format) =>
+    format.loads[0] === unit &&
+    multipliesIntegers({ k: width, format, largest }, device)
+  );
+  const whole = rounded || !norm && roundedChunk(k, device).phases === 1;
+  return together && whole ? unit : 0;
+}
+
+/** Constants where the row comes rounded, or its results leave so. */
+function aheadConstants(
+  shape: LinearShape,
+  leaves: number,
+  device: Capabilities,
+): Constants {
+  const { ahead } = defaultsFor(device), halves = shape.swiglu ? 2 : 1;
+  const row = !leaves ? ahead.reads : shape.swiglu ? ahead.gates : ahead.adds;
+  const constants = integerConstants(shape, device, row);
+  const { WORKGROUP, LOG_LANES, ROWS } = constants as Record<string, number>;
+  const rows = ROWS * (WORKGROUP >> LOG_LANES);
+  return {
+    ...constants,
+    // A workgroup rounds whole blocks.
+    ...(leaves
+      ? { LOOPS: Math.max(1, ROUNDED_BLOCK * halves / rows), LEAVES: leaves }
+      : {}),
+    ROUNDED: shape.rounded ? 1 : 0,
+  };
+}
+
 function chooseIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
+  const leaves = roundsFor(shape, device);
+  if (leaves || shape.rounded) {
+    return {
+      kernel: "gemvInt8",
+      constants: {
+        ...aheadConstants(shape, leaves, device),
+        EPILOGUE: epilogueOf(shape),
+        NORM: shape.norm ? 1 : 0,
+      },
+      fusedNorm: shape.norm,
+      leaves,
+      splits: 1,
+      reason:
+        `1 row: the matrix is read once, and its quants multiply as integers, by a row rounded to 15 bits${
+          shape.rounded ? " by the kernel before" : ""
+        }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
+          origin(undefined, defaultsFor(device))
+        }`,
+    };
+  }
   const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
   return {
     kernel: "gemvInt8",

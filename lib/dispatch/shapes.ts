@@ -28,6 +28,17 @@ export interface LinearShape {
   exact?: boolean;
   /** Whether the weights never change, so that a copy may be read instead. */
   fixed?: boolean;
+  /** Whether the kernel before has rounded the row, for lanes of this format. */
+  rounded?: boolean;
+  /** What multiplies the results next, if one kernel has all of them. */
+  next?: NextShape;
+}
+
+/** The Linear layer that follows another one. */
+export interface NextShape {
+  /** How its parts are stored. */
+  formats: readonly Format[];
+  largest?: number;
 }
 
 /**

@@ -22,6 +22,7 @@ import { int8Sizes } from "../../kernels/int8_case.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../../kernels/rms_norm.ts";
+import { roundedSizes } from "../../kernels/rounded_row.ts";
 import { sortExperts } from "../../kernels/sort_experts.ts";
 import { sumExperts } from "../../kernels/sum_experts.ts";
 import { sumSplits } from "../../kernels/sum_splits.ts";
@@ -89,6 +90,22 @@ interface LinearCall {
   y: Tensor;
   epilogue: Epilogue;
   choice: LinearChoice;
+  next?: Next;
+}
+
+/** The norm, if there is one, and the matrix that results go through next. */
+interface Next {
+  norm?: Matrix<Tensor>;
+  w: Matrix<Tensor>;
+}
+
+/** A row that the kernel that made it has rounded for the next one. */
+interface Rounded {
+  row: Tensor;
+  /** Elements that a lane takes at a time. */
+  unit: number;
+  /** By which it was normed, but for the factor. */
+  norm: Matrix<Tensor> | undefined;
 }
 
 /** How pairs of a row and an expert are grouped by expert; see kernels/sort_experts.ts. */
@@ -126,6 +143,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   #buffers = new Map<string, Tensor>();
   /** Partial sums of squares of a tensor's rows, by its buffer. */
   #squares = new Map<GPUBuffer, Tensor>();
+  /** Rows that were rounded for the next kernel, by the buffer of the unrounded ones. */
+  #ahead = new Map<GPUBuffer, Rounded>();
   /** How rows are grouped by expert, if they are, by the buffer of what was chosen. */
   #groups = new Map<GPUBuffer, Groups>();
 
@@ -156,19 +175,28 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return this.#linear(x, w, y, { norm, epilogue: "store" });
   }
 
-  matmulAdd(x: Tensor, w: Matrix<Tensor>, residual: Tensor): Tensor {
-    return this.#linear(x, w, residual, { epilogue: "add" });
+  matmulAdd(
+    x: Tensor,
+    w: Matrix<Tensor>,
+    residual: Tensor,
+    after?: readonly [norm: Matrix<Tensor>, w: Matrix<Tensor>],
+  ): Tensor {
+    const next = after && { norm: after[0], w: after[1] };
+    return this.#linear(x, w, residual, { epilogue: "add", next });
   }
 
   normSwiglu(
     x: Tensor,
     norm: Matrix<Tensor>,
     gateUp: Matrix<Tensor>,
+    down?: Matrix<Tensor>,
   ): Tensor {
     const rows = x.shape[0], y = this.#rows("gated", rows, gateUp.n / 2);
     if (gateUp.parts.every(({ twin }) => twin !== undefined)) {
-      return this.#linear(x, gateUp, y, { norm, epilogue: "swiglu" });
+      const next = down && { w: down };
+      return this.#linear(x, gateUp, y, { norm, epilogue: "swiglu", next });
     }
+    this.#ahead.delete(y.buffer);
     const both = this.#rows("gate and up", rows, gateUp.n);
     this.#linear(x, gateUp, both, { norm, epilogue: "store" });
     this.#swiglu(gateUp, both, y);
@@ -230,6 +258,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const n = this.config.experts!.intermediateSize;
     const pairs = x.shape[0] * chosen.shape[1];
     const groups = this.#groups.get(chosen.buffer);
+    this.#ahead.delete(this.#rows("gated", pairs, n).buffer);
     if (groups) {
       const both = this.#grouped(x, w, { n, groups, norm });
       const { places } = groups, gated = this.#rows("gated", pairs, n);
@@ -264,7 +293,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       return residual;
     }
     const partial = this.#grouped(x, w, { n, groups }), { places } = groups;
-    this.#squares.delete(residual.buffer);
+    this.#forget(residual);
     this.plan.add(sumExperts, { partial, places, chosen, y: residual }, {
       label: w.label,
       reason: "sums the experts of a row, in order",
@@ -539,9 +568,14 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     x: Tensor,
     w: Matrix<Tensor>,
     y: Tensor,
-    { norm, epilogue }: { norm?: Matrix<Tensor>; epilogue: Epilogue },
+    { norm, epilogue, next }: {
+      norm?: Matrix<Tensor>;
+      epilogue: Epilogue;
+      next?: Next;
+    },
   ): Tensor {
-    const [m, k] = x.shape;
+    const [m, k] = x.shape, before = this.#ahead.get(x.buffer);
+    this.#ahead.delete(y.buffer);
     let normed: Tensor | undefined;
     const input = () => norm ? normed ??= this.#normed(x, norm) : x;
     const integers = new Map<number, [Tensor, Tensor]>();
@@ -561,8 +595,27 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         largest: w.largest,
         exact: w.exact,
         fixed: true,
+        rounded: before !== undefined && before.norm === norm &&
+          before.unit === part.format.loads[0],
+        next: next && w.parts.length === 1
+          ? {
+            formats: next.w.parts.map(({ format }) => format),
+            largest: next.w.largest,
+          }
+          : undefined,
       }, this.gpu);
-      const call = { x, norm, input, rounded, w, part, y, epilogue, choice };
+      const call = {
+        x,
+        norm,
+        input,
+        rounded,
+        w,
+        part,
+        y,
+        epilogue,
+        choice,
+        next,
+      };
       if (choice.kernel === "gemm") this.#gemm(call);
       else if (choice.kernel === "gemvRowsInt8") this.#gemvRowsInt8(call);
       else this.#gemv(call, choice.kernel);
@@ -572,24 +625,30 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   /** Records a matmul of one or a few rows. */
   #gemv(
-    { x, norm, input, w, part, y, epilogue, choice }: LinearCall,
+    { x, norm, input, w, part, y, epilogue, choice, next }: LinearCall,
     by: keyof typeof BY_ROWS,
   ): void {
     const { constants, reason } = choice, [kernel, sums] = BY_ROWS[by];
     const fours = by !== "gemvRows" && constants.SPREAD !== "rows";
+    const before = constants.ROUNDED ? this.#ahead.get(x.buffer) : undefined;
     const squares = this.#squares.get(x.buffer);
     const fused = norm && choice.fusedNorm && squares &&
       // One row's are read four at a time, except where each lane has its own rows.
       !(fours && squares.shape[1] % 4);
-    const leaves = epilogue === "add"
+    const left = choice.leaves
+      ? this.#leaveRounded(y, choice.leaves, epilogue, next?.norm)
+      : undefined;
+    const leaves = epilogue === "add" && !left
       ? this.#leaveSquares(y, sums(part.rows, constants))
       : undefined;
     this.plan.add(kernel, {
       w: { matrix: w, part },
-      x: fused ? x : input(),
+      x: before?.row ?? (fused ? x : input()),
       y,
       ...(fused ? { norm, squares } : {}),
       ...(leaves ? { squares: leaves } : {}),
+      ...(left ? { left } : {}),
+      ...(next?.norm ? { nextNorm: next.norm } : {}),
     }, {
       label: w.label,
       reason,
@@ -667,8 +726,36 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   /** Allocates partial sums of squares of `x`'s rows, to be looked up by its buffer. */
   #leaveSquares(x: Tensor, parts: number): Tensor {
     const squares = this.#rows(`squares of ${parts}`, x.shape[0], parts);
+    this.#forget(x);
     this.#squares.set(x.buffer, squares);
     return squares;
+  }
+
+  /** Allocates the row that the kernel which makes `y` rounds for the next one. */
+  #leaveRounded(
+    y: Tensor,
+    unit: number,
+    epilogue: Epilogue,
+    norm: Matrix<Tensor> | undefined,
+  ): Tensor {
+    const { squares, words } = roundedSizes(y.shape[1]);
+    // A kernel may read such a row and leave another one of the same size.
+    const row = this.#scratch(`rounded by ${epilogue}`, "u32", 1, words);
+    if (epilogue === "add") {
+      const { gpu, buffer } = row, shape = [1, 4 * squares];
+      this.#squares.set(
+        y.buffer,
+        new Tensor(gpu, "f32", shape, buffer, "squares"),
+      );
+    }
+    this.#ahead.set(y.buffer, { row, unit, norm });
+    return row;
+  }
+
+  /** Forgets what kernels have left about the rows of `x`, which change. */
+  #forget(x: Tensor): void {
+    this.#squares.delete(x.buffer);
+    this.#ahead.delete(x.buffer);
   }
 
   #normed(x: Tensor, norm: Matrix<Tensor>): Tensor {

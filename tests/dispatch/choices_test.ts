@@ -254,6 +254,44 @@ Deno.test("batches of 16 rows and more share pipelines", () => {
   }
 });
 
+Deno.test("a kernel rounds its results if the next one multiplies them as integers", () => {
+  const off = { ...DEVICES[4], adapterClass: "NVIDIA" } as const;
+  const on = { ...off, roundsAhead: true };
+  const [q4_k, q6_k, q8_0] = ["q4_k", "q6_k", "q8_0"].map(formatNamed);
+  const one = { m: 1, format: q4_k, largest: 1, norm: false, swiglu: false };
+  const oProj = { ...one, n: 4096, k: 4096 };
+  const gateUp = { ...one, n: 24576, k: 4096, norm: true, swiglu: true };
+  const chosen = (
+    shape: LinearShape,
+    formats?: readonly Format[],
+    device: Capabilities = on,
+  ) => {
+    const next = formats && { formats, largest: 1 };
+    const { leaves = 0, constants: c, reason } = chooseLinear(
+      { ...shape, next },
+      device,
+    );
+    assertEquals(leaves, c.LEAVES ?? 0);
+    assertEquals(/it rounds its results/.test(reason), leaves > 0, reason);
+    return [leaves, c.ROUNDED ?? 0, c.WORKGROUP, c.ROWS, c.LOOPS];
+  };
+  const plain = chosen(oProj, undefined, off);
+  assertEquals(chosen(oProj, [q4_k], off), plain); // not measured
+  assertEquals(chosen(oProj, [q4_k, q6_k]), [32, 0, 1024, 1, 1]);
+  assertEquals(chosen(oProj, [q8_0]), [16, 0, 1024, 1, 1]);
+  for (const formats of [[q4_k, q8_0], [q4_k, bf16], [f32]]) {
+    assertEquals(chosen(oProj, formats), plain);
+  }
+  // It would need a norm of its own, and then more buffers than a kernel may bind.
+  assertEquals(chosen(gateUp, [q6_k])[0], 0);
+  const rounded = { ...gateUp, rounded: true };
+  assertEquals(chosen(rounded, [q6_k]), [32, 1, 512, 2, 2]);
+  assertEquals(chosen(rounded), [0, 1, 128, 2, 4]);
+  // Without the largest weight, results must be exact.
+  const exact = { ...oProj, largest: undefined };
+  assertEquals(chooseLinear({ ...exact, rounded: true }, on).kernel, "gemv");
+});
+
 Deno.test("a few rows may go to gemvRowsInt8 if quants are integers and many", () => {
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const given of DEVICES) {
