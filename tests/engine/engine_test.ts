@@ -349,16 +349,13 @@ eachDevice("a disposed engine ends its requests", async (device) => {
   const options = { ...GREEDY, maxTokens: 40 };
   const run = engine.submit("A dog", options);
   const waits = engine.submit("Tom", options);
-  const both = Promise.all([run, waits].map((run) =>
-    assertRejects(
-      async () => void await run,
-      Error,
-      "Cannot generate: the engine was disposed",
-    )
-  ));
-  await new Promise((resolve) => setTimeout(resolve, 10));
-  engine[Symbol.dispose]();
-  await both;
+  const message = "Cannot generate: the engine was disposed";
+  const waiting = assertRejects(async () => void await waits, Error, message);
+  const read = async () => {
+    for await (const _ of run) engine[Symbol.dispose]();
+  };
+  await assertRejects(read, Error, message);
+  await waiting;
   assertThrows(() => engine.submit("A"), Error, "the engine was disposed");
   assertEquals((await qwen.generate("A", options)).tokenIds.length, 40);
 });
