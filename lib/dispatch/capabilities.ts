@@ -30,8 +30,11 @@ export interface SubgroupMatrix {
   readonly componentType: string;
   /** The type of the sums. */
   readonly resultComponentType: string;
+  /** Rows of the left factor and of the product. */
   readonly M: number;
+  /** Columns of the right factor and of the product. */
   readonly N: number;
+  /** Columns of the left factor, rows of the right one. */
   readonly K: number;
 }
 
