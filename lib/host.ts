@@ -5,6 +5,7 @@
  *
  * @module
  */
+import "./host/disposal.ts";
 import { browserHost, isBrowser } from "./host/browser.ts";
 import { denoHost } from "./host/deno.ts";
 
@@ -138,9 +139,20 @@ export interface FileLock extends Disposable {
 const NO_FILES =
   "Cannot use files: this runtime has none, models must be synthetic or served with HTTP ranges";
 
-/** For unknown runtimes, where models are read over HTTP(S) or synthetic. */
+/** Bun, Node or another runtime, and its version. */
+function ownName(): { name: string; version: string } {
+  const { process } = globalThis as {
+    process?: { versions?: Record<string, string> };
+  };
+  const { bun, node } = process?.versions ?? {};
+  if (bun !== undefined) return { name: "Bun", version: bun };
+  if (node !== undefined) return { name: "Node", version: node };
+  return { name: "this runtime", version: "" };
+}
+
+/** For Node, Bun and unknown runtimes, where models are read over HTTP(S) or synthetic. */
 const bareHost: Host = {
-  runtime: { name: "an unknown runtime", version: "", os: "" },
+  runtime: { ...ownName(), os: "" },
   env: () => undefined,
   setEnv: () => {},
   isGranted: () => false,
