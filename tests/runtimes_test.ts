@@ -1,4 +1,4 @@
-/** mod.ts, bundled, in Node and Bun. */
+/** mod.ts, bundled, in Node and Bun: the CPU path, and Dawn through npm's webgpu. */
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { type Choice, loadQwen3 } from "../mod.ts";
 import { QUICK } from "./support/quick.ts";
@@ -17,7 +17,7 @@ const CAN_RUN = Deno.build.target === "x86_64-unknown-linux-gnu" &&
   (Deno.env.get("QWEN3_REQUIRE_GPU") === "1" ||
     await Deno.stat(DRIVER).catch(() => undefined) !== undefined);
 
-const DEVICES = ["cpu"];
+const DEVICES = ["cpu", "gpu"];
 const TOKENS = 24;
 const SCRIPT = `
 const [bundle, model, device] = process.argv.slice(2);
