@@ -14,6 +14,7 @@ import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
 import { NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/device/open_device.ts";
+import type { DeviceOptions } from "../lib/webgpu/implementation.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
 import {
   kernelToShow,
@@ -32,6 +33,8 @@ import {
 } from "./flags.ts";
 import {
   cacheRequest,
+  DEVICE_FLAGS,
+  deviceOptions,
   KV_FLAG,
   LOADING_FLAGS,
   loadingOptions,
@@ -49,6 +52,7 @@ const FLAGS: FlagTable = {
   ],
   "dtype": DTYPE_FLAG,
   ...KV_FLAG,
+  ...DEVICE_FLAGS,
   "set": [
     "texts",
     "NAME=NUMBER, replaces a chosen constant; may be repeated",
@@ -79,7 +83,7 @@ await runTask({
     ...loadingOptions(flags),
     ...progress.options,
   });
-  const device = await findDevice();
+  const device = await findDevice(deviceOptions(flags));
   const { config } = checkpoint;
   const kv = cacheRequest(flags), cases = { tokens, format, constants };
   const shown = showKernel(name, device, { config, kv, ...cases });
@@ -123,9 +127,9 @@ function textOf(
   ].join("\n");
 }
 
-async function findDevice(): Promise<Sketched> {
+async function findDevice(options: DeviceOptions): Promise<Sketched> {
   try {
-    return await openDevice();
+    return await openDevice(options);
   } catch (error) {
     if (error instanceof NoAdapterError) return STATED_DEVICE;
     throw error;

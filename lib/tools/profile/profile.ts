@@ -35,6 +35,7 @@ import { ratesOf } from "./rates.ts";
 import { verdictsOf } from "./verdict.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 import { GpuRunner } from "../../gpu/runner.ts";
+import { deviceOptions } from "../../webgpu/implementation.ts";
 
 export type { ProfileOptions, ProfileReport };
 
@@ -202,12 +203,12 @@ async function compareWithCpu(
 }
 
 async function load(checkpoint: Checkpoint, setting: Setting): Promise<Qwen3> {
-  const { device, gpu, kv, promptTokens, maxTokens, signal } = setting;
+  const { device, kv, promptTokens, maxTokens, signal } = setting;
   try {
     return await Qwen3.load(checkpoint, {
       ...setting.opening,
+      ...deviceOptions(setting),
       device,
-      gpu,
       kv,
       context: promptTokens + maxTokens,
       signal,

@@ -10,6 +10,10 @@ import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../device/open_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
+import {
+  type DeviceOptions,
+  deviceOptions,
+} from "../../webgpu/implementation.ts";
 import type { Plan } from "../../webgpu/plan.ts";
 import { Bench } from "./bench.ts";
 import { TUNED_KERNELS } from "../../../kernels/list.ts";
@@ -21,7 +25,7 @@ import type { TunedEntry } from "../../dispatch/tuned.ts";
 import { saveTuning } from "../../device/tuning_file.ts";
 
 /** Options of {@linkcode tune}. */
-export interface TuneOptions {
+export interface TuneOptions extends DeviceOptions {
   /** Names of kernels; by default all that can be tuned. */
   kernels?: readonly string[];
   /** How keys and values are cached; as on loading by default. */
@@ -30,8 +34,6 @@ export interface TuneOptions {
   budgetSeconds?: number;
   /** Stores nothing. */
   dryRun?: boolean;
-  /** Any WebGPU implementation instead of `navigator.gpu`. */
-  gpu?: GPU;
   /** How the checkpoint is opened, and where progress goes. */
   opening?: OpenOptions;
   /** Called before a case is timed, with its shape. */
@@ -133,7 +135,7 @@ export async function tune(
       must,
     );
   }
-  const gpu = await openDevice({ gpu: options.gpu });
+  const gpu = await openDevice(deviceOptions(options));
   using closing = new DisposableStack();
   closing.use(gpu);
   if (!gpu.timestamps) {
