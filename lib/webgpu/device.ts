@@ -305,8 +305,8 @@ export class Gpu implements Disposable {
   readonly adapterClass: AdapterClass;
   /** Whether shaders may use f16. */
   readonly f16: boolean;
-  /** Whether passes can be timed by timestamp queries. */
-  readonly timestamps: boolean;
+  /** Whether passes can be timed by timestamp queries; see lib/webgpu/clock.ts. */
+  timestamps: boolean;
   /** The device's limits, equal to the adapter's. */
   readonly limits: GPUSupportedLimits;
   /** Constants that measured fastest on this adapter (see lib/dispatch/keys.ts). */
