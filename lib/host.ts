@@ -139,20 +139,14 @@ export interface FileLock extends Disposable {
 const NO_FILES =
   "Cannot use files: this runtime has none, models must be synthetic or served with HTTP ranges";
 
-/** Bun, Node or another runtime, and its version. */
-function ownName(): { name: string; version: string } {
-  const { process } = globalThis as {
-    process?: { versions?: Record<string, string> };
-  };
-  const { bun, node } = process?.versions ?? {};
-  if (bun !== undefined) return { name: "Bun", version: bun };
-  if (node !== undefined) return { name: "Node", version: node };
-  return { name: "this runtime", version: "" };
-}
-
 /** For Node, Bun and unknown runtimes, where models are read over HTTP(S) or synthetic. */
 const bareHost: Host = {
-  runtime: { ...ownName(), os: "" },
+  get runtime(): Runtime {
+    const agent = globalThis.navigator?.userAgent ?? "";
+    const [, name = "this runtime", version = ""] =
+      /^(Bun|Node\.js)\/(\S+)/.exec(agent) ?? [];
+    return { name, version, os: "" };
+  },
   env: () => undefined,
   setEnv: () => {},
   isGranted: () => false,

@@ -97,7 +97,7 @@ Deno.test({
           if (device === "gpu") assertMatch(said.adapter, /swiftshader/i);
           else {
             const one = said.choices.some(({ reason }: Choice) =>
-              reason.endsWith("workers failed: Node has no Worker")
+              reason.endsWith("workers failed: Node.js has no Worker")
             );
             assertEquals(one, name === "Node");
           }
