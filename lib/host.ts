@@ -5,6 +5,7 @@
  *
  * @module
  */
+import "./host/disposal.ts";
 import { browserHost, isBrowser } from "./host/browser.ts";
 import { denoHost } from "./host/deno.ts";
 
@@ -138,9 +139,14 @@ export interface FileLock extends Disposable {
 const NO_FILES =
   "Cannot use files: this runtime has none, models must be synthetic or served with HTTP ranges";
 
-/** For unknown runtimes, where models are read over HTTP(S) or synthetic. */
+/** For Node, Bun and unknown runtimes, where models are read over HTTP(S) or synthetic. */
 const bareHost: Host = {
-  runtime: { name: "an unknown runtime", version: "", os: "" },
+  get runtime(): Runtime {
+    const agent = globalThis.navigator?.userAgent ?? "";
+    const [, name = "this runtime", version = ""] =
+      /^(Bun|Node\.js)\/(\S+)/.exec(agent) ?? [];
+    return { name, version, os: "" };
+  },
   env: () => undefined,
   setEnv: () => {},
   isGranted: () => false,

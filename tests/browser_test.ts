@@ -15,6 +15,7 @@ import {
   LACKS_BROWSER,
   type Look,
   openPage,
+  WITH_GPU,
 } from "./support/browser.ts";
 import {
   type Asked,
@@ -154,6 +155,27 @@ browserTest("an isolated page computes in threads", async () => {
   assertEquals(told.adapter, "CPU (2 threads)");
   assert(own.asked.some(({ path }) => path === "/lib/cpu/worker.js"));
 });
+
+browserTest(
+  "a page generates on its GPU what Deno does on the CPU",
+  async () => {
+    await using own = await site();
+    await using opened = await openPage(LOOK, WITH_GPU);
+    const { page } = opened;
+    const complaints: string[] = [];
+    page.on("console", (message) => {
+      if (/WGSL|Invalid|GPU/.test(message.text())) {
+        complaints.push(message.text());
+      }
+    });
+    await page.goto(own.url);
+    const told = await generate(page, undefined, { device: "gpu" });
+    assertEquals(told.error, undefined);
+    assertEquals(told.ids, await expected());
+    assertEquals(told.adapter, "google swiftshader");
+    assertEquals(complaints, []);
+  },
+);
 
 browserTest("a download that a page left is resumed", async () => {
   await using own = await site();

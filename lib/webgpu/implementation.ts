@@ -123,7 +123,9 @@ export async function findImplementation(
   const own = navigator.gpu;
   if (!own) {
     throw new NoAdapterError(
-      'Cannot open a GPU: this runtime has no navigator.gpu; use Deno 2.9 or later, webgpu: "dawn" or `gpu`',
+      host.base === undefined
+        ? 'Cannot open a GPU: this runtime has no navigator.gpu; use Deno 2.9 or later, webgpu: "dawn" or `gpu`'
+        : "Cannot open a GPU: this page has no WebGPU; use a browser that has it, https:// or localhost, or the CPU",
     );
   }
   const value = name === "Deno" ? `deno ${version}` : "navigator.gpu";
