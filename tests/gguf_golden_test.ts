@@ -11,7 +11,7 @@ import { openDevice } from "../lib/device/open_device.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
-import { gpuTest } from "./support/gpu.ts";
+import { gpuTest, testedOn } from "./support/gpu.ts";
 
 const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
 const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
@@ -52,7 +52,8 @@ async function check(
   precision: "f32" | "auto",
 ): Promise<void> {
   const bound = precision === "f32" ? F32_ERROR : F16_ERROR;
-  using qwen = await loadQwen3(file, { device, precision, context: 80 });
+  const options = { device, precision, context: 80, ...testedOn(device) };
+  using qwen = await loadQwen3(file, options);
   if (/embedding/.test(golden)) return await checkVectors(qwen, golden, bound);
   const cases = await ggufCases(golden);
   assert(cases.length > 0);
