@@ -36,6 +36,8 @@ export type { Dtype } from "./lib/dtype.ts";
 export type {
   AdapterClass,
   Capabilities,
+  Compiler,
+  SubgroupMatrix,
 } from "./lib/dispatch/capabilities.ts";
 export type { Constants } from "./lib/dispatch/shapes.ts";
 export type { Device, Qwen3Options } from "./lib/place.ts";
@@ -106,7 +108,12 @@ export { SchemaError } from "./lib/text/grammar/mod.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export type { Choice } from "./lib/dispatch/choice.ts";
 export { openDevice } from "./lib/device/open_device.ts";
-export { type DeviceOptions, Gpu } from "./lib/webgpu/device.ts";
+export { Gpu } from "./lib/webgpu/device.ts";
+export type {
+  AdapterName,
+  DeviceOptions,
+  WebGpuName,
+} from "./lib/webgpu/implementation.ts";
 export { Tensor } from "./lib/webgpu/tensor.ts";
 export {
   batchedGemm,

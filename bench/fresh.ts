@@ -2,8 +2,10 @@
  * Measures a first use, as a script to run in its own process. Prints one line of JSON,
  * a {@linkcode Fresh}.
  *
- *   deno run -A bench/fresh.ts               # only opens a device
- *   deno run -A bench/fresh.ts MODEL PROMPT  # loads and generates after PROMPT tokens
+ *   deno run -A bench/fresh.ts DEVICE               # only opens a device
+ *   deno run -A bench/fresh.ts DEVICE MODEL PROMPT  # loads, generates after PROMPT tokens
+ *
+ * DEVICE is the JSON of what `openDevice` takes, such as {}.
  *
  * @module
  */
@@ -38,12 +40,12 @@ function peakBytes(): number {
 
 if (import.meta.main) {
   prepareEnvironment();
-  const [model, prompt] = Deno.args;
+  const [options, model, prompt] = Deno.args, device = JSON.parse(options);
   let loaded: Fresh["loaded"];
-  if (model === undefined) (await openDevice())[Symbol.dispose]();
+  if (model === undefined) (await openDevice(device))[Symbol.dispose]();
   else {
     const began = performance.now();
-    using qwen = await loadQwen3(model, { device: "gpu" });
+    using qwen = await loadQwen3(model, { ...device, device: "gpu" });
     const loadMs = performance.now() - began;
     const loadPeakBytes = peakBytes();
     const before = performance.now();

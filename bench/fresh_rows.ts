@@ -4,6 +4,7 @@
  * @module
  */
 import type { Fresh } from "./fresh.ts";
+import type { DeviceOptions } from "../lib/webgpu/implementation.ts";
 import { cleanOnSignal } from "../tasks/interrupts.ts";
 import { CheckpointFolder } from "./checkpoint_folder.ts";
 import { measure, type Measured, Unmeasurable } from "./report.ts";
@@ -82,23 +83,30 @@ async function see(setting: BenchSetting) {
       "peak memory of a process can be read on Linux only",
     );
   }
-  const { model, runs } = setting.options;
+  const { model, runs, device = {} } = setting.options;
   setting.freeModel();
   await using folder = await CheckpointFolder.of(model);
-  const runtime = await fresh();
+  const runtime = await fresh(device);
   // The first run, which is discarded, reads the files into the page cache.
   const loaded = await setting.repeat(
-    () => fresh(folder.path, String(PROMPT)) as Promise<Required<Fresh>>,
+    () =>
+      fresh(device, folder.path, String(PROMPT)) as Promise<Required<Fresh>>,
     Math.min(runs, FEW_RUNS),
   );
   return { runtime, loaded };
 }
 
-async function fresh(...args: string[]): Promise<Fresh> {
+async function fresh(
+  device: DeviceOptions,
+  ...args: string[]
+): Promise<Fresh> {
   const script = new URL("fresh.ts", import.meta.url);
   const empty = await Deno.makeTempDir();
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-lock", "--no-check", script.href, ...args],
+    args: [
+      ...["run", "-A", "--no-lock", "--no-check", script.href],
+      ...[JSON.stringify(device), ...args],
+    ],
     env: Object.fromEntries(SHADER_CACHES.map((name) => [name, empty])),
     stdout: "piped",
     stderr: "piped",

@@ -10,6 +10,7 @@ import type { OpenOptions } from "../lib/checkpoint/sources.ts";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { openDevice } from "../lib/device/open_device.ts";
 import type { Gpu } from "../lib/webgpu/device.ts";
+import type { DeviceOptions } from "../lib/webgpu/implementation.ts";
 import { loadQwen3, type Qwen3 } from "../lib/load.ts";
 import { measurePeaks, timeByWall } from "../lib/tools/peaks.ts";
 import type { Plan, StepState } from "../lib/webgpu/plan.ts";
@@ -36,6 +37,8 @@ export interface BenchOptions {
   maxTokens: number;
   /** How the checkpoint is opened, and where progress goes. */
   opening?: OpenOptions & { threads?: number };
+  /** The GPU of the rows that need one. */
+  device?: DeviceOptions;
 }
 
 /** A model on the GPU and its runner. */
@@ -86,7 +89,7 @@ export class BenchSetting implements Disposable {
   }
 
   async #open(): Promise<OnGpu> {
-    const gpu = this.#gpu = await openDevice();
+    const gpu = this.#gpu = await openDevice(this.options.device);
     return { gpu, peaks: await measurePeaks(gpu) };
   }
 
@@ -104,9 +107,9 @@ export class BenchSetting implements Disposable {
       : Infinity;
     if (context > known) refuseContext(context, known);
     this.freeModel();
-    const { model, opening, kv } = this.options;
+    const { model, opening, kv, device } = this.options;
     const { threads: _, ...rest } = opening ?? {}; // the CPU path's
-    const options = { ...rest, device: "gpu", kv } as const;
+    const options = { ...rest, ...device, device: "gpu", kv } as const;
     const qwen = await loadQwen3(model, options);
     const most = contextLimit(qwen.config).tokens;
     if (qwen.context >= context) return this.#keep(qwen);

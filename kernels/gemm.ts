@@ -455,7 +455,8 @@ ${TILE}`,
     const swiglu = epilogue === "swiglu", width = swiglu ? n / 2 : n;
     const format = formatNamed(dtype);
     const shape = { m, n, k, format, norm: false, swiglu, largest };
-    const { constants, headroom, splits } = chooseLinear(shape, device);
+    const plain = { ...device, subgroupMatrices: undefined };
+    const { constants, headroom, splits } = chooseLinear(shape, plain);
     const a = random.tensor(headroom ? "f16" : "f32", [m, k], headroom ?? 2);
     const b = random.matrix(dtype, [n, k], largest);
     const scales = random.tensor("f32", [m], 0.5, 1);

@@ -7,7 +7,7 @@ import type { Constants } from "../lib/dispatch/shapes.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { BLOCKS, INTEGER_SUM } from "./case.ts";
-import { linearCost } from "./cost.ts";
+import { type Cost, type CostCall, linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { FACTOR, SQUARED, W_ROW, WRITE } from "./gemv.ts";
 import { BLOCK } from "./int8_case.ts";
@@ -145,6 +145,33 @@ export function int8Tuning(
   };
 }
 
+/** Code as for the second part of a matrix, in another format. */
+const ofSecond = (code: string): string =>
+  code
+    .replaceAll(/\bw_(?=words|Words|row|factors|scale|min|bytes)/g, "v_")
+    .replaceAll(
+      /\b(GROUP_FOURS|GROUPS|BLOCK_GROUPS|SUMS|OFFSET|MIN)\b/g,
+      "V_$1",
+    )
+    .replaceAll(/\bu\.n\b/g, "u.nv");
+
+/** What kernels know about the quants of a format, whose units are of `quads` vec4u of x. */
+function deriveQuants(format: string, unit: number, prefix = ""): Constants {
+  const { group = unit, offset = 0, min = false } =
+    formatNamed(format).integers ?? {};
+  const groups = unit / group, quads = unit / OWN;
+  return Object.fromEntries(
+    Object.entries({
+      GROUP_FOURS: group / 4,
+      GROUPS: groups,
+      BLOCK_GROUPS: groups / Math.ceil(quads / 2),
+      SUMS: Math.max(1, group / OWN),
+      OFFSET: offset,
+      MIN: min ? 1 : 0,
+    }).map(([name, value]) => [prefix + name, value]),
+  );
+}
+
 /** Rows of w per workgroup. */
 export const int8Rows = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
   (Number(WORKGROUP) >> Number(LOG_LANES)) * Number(ROWS) * Number(LOOPS);
@@ -156,11 +183,11 @@ export const int8Rows = ({ WORKGROUP, LOG_LANES, ROWS, LOOPS }: Constants) =>
 export const int8Parts = (n: number, constants: Constants): number =>
   4 * Math.ceil(n / int8Rows(constants) / 4);
 
-/** Constants for results of `n` rows of w that are rounded for the next kernel. */
-function deriveLeft(c: Constants, n: number): Constants {
-  const unit = Number(c.LEAVES), halves = c.EPILOGUE === "swiglu" ? 2 : 1;
+/** Constants for `rows` of `width` results that are rounded for the next kernel as one row. */
+function deriveLeft(c: Constants, width: number, rows: number): Constants {
+  const unit = Number(c.LEAVES);
   if (!unit) return { LEFT: 0 };
-  const width = n / halves, left = int8Rows(c) / halves;
+  const left = int8Rows(c) / (c.EPILOGUE === "swiglu" ? 2 : 1);
   if (left % BLOCK || width % Math.max(BLOCK, unit)) {
     throw new Error(
       `Cannot round ${width} results, ${left} per workgroup, in units of ${unit}: both must be whole blocks of ${BLOCK}, and the first whole units`,
@@ -168,10 +195,11 @@ function deriveLeft(c: Constants, n: number): Constants {
   }
   return {
     LEFT: left,
-    LEFT_BEGIN: roundedSizes(width).squares,
-    LEFT_OWNERS: width / OWN,
+    LEFT_BEGIN: roundedSizes(rows * width).squares,
+    LEFT_FOURS: width / 4,
+    LEFT_OWNERS: rows * width / OWN,
     LEFT_QUADS: unit / OWN,
-    LEFT_UNITS: width / unit,
+    LEFT_UNITS: rows * width / unit,
   };
 }
 
@@ -181,12 +209,13 @@ function deriveLeft(c: Constants, n: number): Constants {
  */
 export function deriveInt8(
   c: Constants,
-  { m = 1, n = 0, k, terms, parts = 0 }: {
+  { m = 1, k, terms, parts = 0, width = 0, rows = 1 }: {
     m?: number;
-    n?: number;
     k: number;
     terms: number;
     parts?: number;
+    width?: number;
+    rows?: number;
   },
 ) {
   const { integers } = formatNamed(String(c.W_DTYPE));
@@ -206,7 +235,12 @@ export function deriveInt8(
     Math.min(Number(c.STEPS), Math.ceil(taken / lanes)),
   );
   const { squares } = roundedSizes(k), sums = c.ROUNDED ? 4 * squares : parts;
-  const quads = unit / OWN, groups = unit / integers.group;
+  const quads = unit / OWN;
+  if (c.TWO && (c.V_UNIT !== unit || c.V_VIEW !== "unit" || !c.ROUNDED)) {
+    throw new Error(
+      `Cannot multiply by ${c.W_DTYPE} and ${c.V_DTYPE} in one dispatch: their units are ${unit} and ${c.V_UNIT}, must be equal, and rows must be rounded before`,
+    );
+  }
   return {
     UNITS: units,
     ROW_UNITS: units / terms,
@@ -223,16 +257,12 @@ export function deriveInt8(
     ROUNDS: Math.ceil(chunk / 4 / Number(c.WORKGROUP)),
     QUADS: quads, // vec4u of a plane in a unit
     BLOCK_QUADS: Math.min(2, quads),
-    GROUP_FOURS: integers.group / 4,
-    GROUPS: groups,
-    BLOCK_GROUPS: groups / Math.ceil(quads / 2),
-    SUMS: Math.max(1, integers.group / OWN),
-    OFFSET: integers.offset,
-    MIN: integers.min ? 1 : 0,
+    ...deriveQuants(String(c.W_DTYPE), unit),
+    ...(c.TWO ? deriveQuants(String(c.V_DTYPE), unit, "V_") : {}),
     PARTS: sums,
     PART_STEPS: Math.ceil(sums / 4 / lanes),
     X_BEGIN: squares,
-    ...deriveLeft(c, n),
+    ...deriveLeft(c, width, rows),
   };
 }
 
@@ -347,18 +377,25 @@ ${FACTOR}        }
       }
     }`;
 
+/** All of a row that comes rounded. */
+const FIRST = /* wgsl */ `
+    { let g = own_group; ${load("raw", "phase", "0u")} }
+${MULTIPLY}`;
+
 // Rounds the results of a workgroup for the next kernel, normed but for the factor.
 const LEAVE = /* wgsl */ `
     workgroupBarrier();
     let own = min(tid, LEFT / 4u - 1u);
-    let four = index * (LEFT / 4u) + own;
-    let value = vec4f(results[4u * own], results[4u * own + 1u], results[4u * own + 2u], results[4u * own + 3u]);
+    let inside = tid < LEFT / 4u && index * (LEFT / 4u) + own < LEFT_FOURS;
+    @if EXPERTS > 0 { let four = wg.y * LEFT_FOURS + index * (LEFT / 4u) + own; }
+    @else { let four = index * (LEFT / 4u) + own; }
+    let value = left_weight(wg.y) * vec4f(results[4u * own], results[4u * own + 1u], results[4u * own + 2u], results[4u * own + 3u]);
     @if EPILOGUE == "add" {
       var squared = dot(value, value);
       @unroll for (var b = 0; b < 3; b++) { squared += subgroupShuffleXor(squared, 1u << b); }
       let made = round_four(value * nextNorm_at(min(four, LEFT_OWNERS * 4u - 1u)));
     } @else { let made = round_four(value); }
-    if (tid < LEFT / 4u && four < LEFT_OWNERS * 4u) {
+    if (inside) {
       let quad = four / 4u;
       let at = LEFT_BEGIN + quad % LEFT_QUADS * LEFT_UNITS + quad / LEFT_QUADS;
       @unroll for (var p = 0; p < 4; p++) { left[at + p * LEFT_OWNERS][four % 4u] = made.planes[p]; }
@@ -376,7 +413,8 @@ const LEAVE = /* wgsl */ `
 /**
  * The kernel, without the functions that say where it reads and writes, for workgroup `y`
  * of the grid's second dimension: `w_row(g, i)` as in gemv.ts, `place_of(y, unit)` of a unit
- * in its rows of w, `x_four(y, at)`, `y_begin(y)`, and for experts `skips(y)`.
+ * in its rows of w, `x_four(y, at)`, `y_begin(y)`, `left_weight(y)` of results before they
+ * are rounded, and for experts `skips(y)`.
  * expert_gemv_int8.ts uses it too.
  */
 export const BODY = /* wgsl */ `
@@ -411,7 +449,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   } @else { let index = wg.y * groups.x + wg.x; }
   y_first = y_begin(wg.y);
   let count = (u.n + ROWS * LOOPS * PER_WORKGROUP - 1u) / (ROWS * LOOPS * PER_WORKGROUP);
-  if (index >= count) { return; }
+  @if TWO {
+    let others = (u.nv + ROWS * LOOPS * PER_WORKGROUP - 1u) / (ROWS * LOOPS * PER_WORKGROUP);
+    if (index >= count + others) { return; }
+  } @else { if (index >= count) { return; } }
   // Where a workgroup rounds its results, they follow one another.
   @if LEAVES {
     let own_group = index * LOOPS * PER_WORKGROUP + tid / LANES;
@@ -421,7 +462,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     let apart = count * PER_WORKGROUP;
   }
   @split var acc: array<f32, ROWS>;
-  @split var raw: array<w_Words, ROWS * STEPS>;
+  @if !TWO { @split var raw: array<w_Words, ROWS * STEPS>; }
   @if EPILOGUE == "add" {
     @split var residual: array<f32, ROWS>;
     @if !LEAVES { var squared_sum = 0.0; }
@@ -434,8 +475,19 @@ ${FACTOR}  }
   } @else { let once = 1u; }
   @if ROUNDED {
     let phase = 0u;
-    { let g = own_group; ${load("raw", "phase", "0u")} }
-${MULTIPLY}
+    @if TWO {
+      // The first workgroups take the first part, the others the second one.
+      if (index < count) {
+        @split var raw: array<w_Words, ROWS * STEPS>;
+        ${FIRST}
+      } else {
+        let own_group = (index - count) * PER_WORKGROUP + tid / LANES;
+        let apart = others * PER_WORKGROUP;
+        y_first += u.n;
+        @split var raw: array<v_Words, ROWS * STEPS>;
+        ${ofSecond(FIRST)}
+      }
+    } @else { ${FIRST} }
   } @else {
   for (var phase = 0u; phase < PHASES * once; phase++) {
     { let g = own_group; ${load("raw", "phase", "0u")} }
@@ -456,6 +508,27 @@ ${MULTIPLY}
     }
   } }
 }`;
+
+/** What a dispatch computes and moves, with both parts of a matrix. */
+function costOf(call: CostCall): Cost[] {
+  const { constants, k, dispatch: { dims: { nv = 0 } } } = call;
+  return linearCost(call, "x", "w").map((cost) => {
+    if (!constants.ROUNDED) return cost;
+    const second = constants.TWO ? nv * k : 0,
+      { w, v } = {
+        w: call.dtype("w"),
+        v: call.dtype("v"),
+      };
+    return {
+      ...cost,
+      shape: `[1, ${k}] × [${k}, ${call.n + nv}]`,
+      dtypes: `2 × i8 × ${second ? `${w}, ${v}` : w} → f32`,
+      flops: cost.flops + 2 * second,
+      bytes: cost.bytes - k * (4 - 2.5) +
+        (second ? second * call.size("v") + 4 * nv : 0),
+    };
+  });
+}
 
 /**
  * One row times a matrix of quantised blocks, `y = x · wᵀ`, multiplied as integers: four
@@ -482,12 +555,13 @@ ${MULTIPLY}
  * With LEAVES, the kernel also rounds its results for the next one, whose lanes take as many
  * elements at a time: results that are added, normed by `nextNorm` but for the factor. That
  * needs all sums of squares, which are in `left` too. With ROUNDED, `x` is what the kernel
- * before left. rounded_row.ts says how a rounded row lies in memory.
+ * before left; TWO then takes a second part of the matrix, in another format, along. rounded_row.ts says how a rounded row lies in memory.
  */
 export const gemvInt8 = defineKernel<LinearCase>({
   name: "gemvInt8",
-  buffers: ({ NORM, EPILOGUE, ROUNDED, LEAVES }) => ({
+  buffers: ({ NORM, EPILOGUE, ROUNDED, LEAVES, TWO }) => ({
     w: "n k as unit",
+    ...(TWO ? { v: "nv k as unit" } : {}),
     x: ROUNDED ? "m words as quad" : "m k as span",
     y: "inout any as scalar",
     ...(NORM && !ROUNDED && !LEAVES
@@ -516,28 +590,27 @@ export const gemvInt8 = defineKernel<LinearCase>({
     ROLLED: 0,
     ROUNDED: 0,
     LEAVES: 0,
+    TWO: 0,
     EXPERTS: 0,
   },
-  derive: (c, { m, n, k, parts }) =>
-    deriveInt8(c, { m, n, k, terms: 1, parts }),
+  derive: (c, { m, n, k, parts }) => {
+    const width = n / (c.EPILOGUE === "swiglu" ? 2 : 1);
+    return deriveInt8(c, { m, k, terms: 1, parts, width });
+  },
   tuning: int8Tuning(({ k }) => k),
-  grid: ({ n }, constants) => splitGrid(n / int8Rows(constants)),
-  cost: (call) =>
-    linearCost(call, "x", "w").map((cost) =>
-      call.constants.ROUNDED
-        ? {
-          ...cost,
-          dtypes: `2 × i8 × ${call.dtype("w")} → f32`,
-          bytes: cost.bytes - call.k * (4 - 2.5),
-        }
-        : cost
-    ),
+  grid: ({ n, nv = 0 }, constants) => {
+    const rows = int8Rows(constants);
+    return splitGrid(Math.ceil(n / rows) + Math.ceil(nv / rows));
+  },
+  cost: costOf,
   body: /* wgsl */ `
 ${W_ROW}
+@if TWO { ${ofSecond(W_ROW)} }
 fn place_of(y: u32, unit: u32) -> u32 { return unit; }
 @if ROUNDED { @if NORM { fn squares_at(at: u32) -> vec4f { return bitcast<vec4f>(x[at]); } } }
 @else { fn x_four(y: u32, at: u32) -> vec4f { @if NORM { return x_at(at) * norm_at(at); } @else { return x_at(at); } } }
 fn y_begin(y: u32) -> u32 { return u.column; }
+fn left_weight(y: u32) -> f32 { return 1.0; }
 ${BODY}`,
   cases: [
     ...INTEGERS.map((w) => ({ m: 1, n: 37, k: 1280, w })),

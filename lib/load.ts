@@ -38,6 +38,7 @@ import {
 } from "./errors.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
 import { newTokenLimit } from "./checkpoint/generation_config.ts";
+import { projectUrl } from "./host.ts";
 import { fingerprintOf } from "./checkpoint/fingerprint.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { Chat, type ChatModel, type ChatSettings } from "./engine/chat.ts";
@@ -79,11 +80,11 @@ import {
 } from "./text/tokenizer.ts";
 
 /**
- * URL of the embedded story model, relative to this module (a local file or a remote
- * URL).
+ * URL of the embedded story model: `models/stories-3m/` beside mod.ts or, if it was
+ * bundled, beside the bundle (a local file or a remote URL).
  */
 export const DEFAULT_MODEL: string =
-  new URL("../models/stories-3m/", import.meta.url).href;
+  projectUrl(import.meta.url, "lib/load", "models/stories-3m/").href;
 
 /**
  * Loads a Qwen3 model.

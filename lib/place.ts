@@ -41,9 +41,13 @@ import type { DeviceKind } from "./dispatch/device.ts";
 import { WIDTH } from "./text/messages.ts";
 import { givenOptions } from "./text/options.ts";
 import { selectDevice } from "./device/select_device.ts";
+import {
+  checkImplementation,
+  type DeviceOptions,
+} from "./webgpu/implementation.ts";
 
 /** Options of {@linkcode loadQwen3}. */
-export interface Qwen3Options {
+export interface Qwen3Options extends DeviceOptions {
   /** The device to run on; `auto` by default. */
   device?: DeviceKind;
   /**
@@ -92,8 +96,6 @@ export interface Qwen3Options {
   onNotice?: ((notice: string) => void) | null;
   /** Aborts loading. */
   signal?: AbortSignal;
-  /** A WebGPU implementation to use instead of `navigator.gpu`. */
-  gpu?: GPU;
   /**
    * Checks every operation and every sampled token against the CPU as the model runs,
    * and throws at the first difference, naming the layer, operation and values. Slow;
@@ -113,6 +115,8 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   onNotice: "function",
   readTimeout: "number",
   signal: "signal",
+  webgpu: "text",
+  adapter: "text",
   gpu: "gpu",
   debug: "flag",
 };
@@ -143,6 +147,12 @@ export function checkLoading(
   }
   if (!["auto", "f32"].includes(precision)) {
     refuse("precision", precision, "auto or f32");
+  }
+  checkImplementation(cannot, given);
+  for (const name of ["webgpu", "adapter"] as const) {
+    if (given[name] !== undefined && device === "cpu") {
+      refuse(name, given[name], "left out when device is cpu");
+    }
   }
   if (!CACHE_TYPES.includes(kv)) refuse("kv", kv, "auto, f16, f32 or q8_0");
   if (quantize !== undefined && quantizationNamed(quantize) === undefined) {

@@ -31,6 +31,8 @@ import { errorText, NoAdapterError } from "../lib/errors.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import {
   cacheRequest,
+  DEVICE_FLAGS,
+  deviceOptions,
   KV_FLAG,
   LOADING_FLAGS,
   loadingOptions,
@@ -48,6 +50,7 @@ const FLAGS: FlagTable = {
   ],
   "only": ["text", "comma-separated list of rows", "all"],
   ...KV_FLAG,
+  ...DEVICE_FLAGS,
   "runs": ["number", "timed runs per measurement", DEFAULTS.runs],
   "max-tokens": ["number", "tokens per generation", DEFAULTS.maxTokens],
   "peers": [
@@ -91,6 +94,7 @@ await runTask({
   using progress = await Progress.start();
   const options = {
     opening: { ...loadingOptions(flags), ...progress.options },
+    device: deviceOptions(flags),
     kv: cacheRequest(flags),
     model: flags.text("model") ?? DEFAULTS.model,
     runs: flags.whole("runs", 1, 100) ?? DEFAULTS.runs,

@@ -23,6 +23,8 @@ import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import {
   cacheRequest,
+  DEVICE_FLAGS,
+  deviceOptions,
   KV_FLAG,
   LOADING_FLAGS,
   loadingOptions,
@@ -42,6 +44,7 @@ const FLAGS: FlagTable = {
     "4096, or less if the model ends before",
   ],
   ...KV_FLAG,
+  ...DEVICE_FLAGS,
   "all": [
     "switch",
     "test every case of the GPU kernels, even if models run on the CPU",
@@ -86,6 +89,7 @@ await runTask({
     model: flags.text("model"),
     context: flags.whole("context", 1),
     kv: cacheRequest(flags),
+    ...deviceOptions(flags),
     all: flags.on("all"),
     threads,
     opening: { quantize, readTimeout, ...progress.options },

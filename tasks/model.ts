@@ -15,6 +15,8 @@ import { asTyped } from "./command.ts";
 import type { Flags, FlagTable } from "./flags.ts";
 import {
   cacheRequest,
+  DEVICE_FLAGS,
+  deviceOptions,
   KV_FLAG,
   loadingOptions,
   type Progress,
@@ -30,6 +32,7 @@ export const MODEL_FLAGS: FlagTable = {
   "device": ["text", "auto, gpu or cpu", "auto"],
   "precision": ["text", "auto, or f32 throughout", "auto"],
   ...KV_FLAG,
+  ...DEVICE_FLAGS,
 };
 
 /** The flag of tasks that generate; {@linkcode placementOf} reads it. */
@@ -60,6 +63,7 @@ export function placementOf(flags: Flags): Qwen3Options {
     precision: flags.oneOf("precision", ["auto", "f32"]),
     kv: cacheRequest(flags),
     context: flags.whole("context", 1),
+    ...deviceOptions(flags),
     ...loadingOptions(flags),
   };
 }

@@ -46,6 +46,8 @@ import { asTyped } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import {
   cacheRequest,
+  DEVICE_FLAGS,
+  deviceOptions,
   KV_FLAG,
   LOADING_FLAGS,
   loadingOptions,
@@ -61,6 +63,7 @@ const FLAGS: FlagTable = {
   ],
   "device": ["text", "auto, gpu or cpu", "auto"],
   ...KV_FLAG,
+  ...DEVICE_FLAGS,
   "prompt-tokens": ["number", "length of the prompt", 512],
   "max-tokens": ["number", "tokens to generate", 64],
   "batch": ["number", "sequences decoded together", 1],
@@ -112,6 +115,7 @@ await runTask({
   const report = await profile(flags.text("model"), {
     device: flags.oneOf("device", ["auto", "gpu", "cpu"]),
     kv: cacheRequest(flags),
+    ...deviceOptions(flags),
     promptTokens: flags.number("prompt-tokens"),
     maxTokens: flags.number("max-tokens"),
     batch: flags.number("batch"),

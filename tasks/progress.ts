@@ -18,6 +18,7 @@ import {
 } from "../lib/checkpoint/sources.ts";
 import { CACHE_TYPES, type CacheRequest } from "../lib/dispatch/precision.ts";
 import { errorText, printable } from "../lib/errors.ts";
+import { ADAPTER_NAMES, WEBGPU_NAMES } from "../lib/webgpu/implementation.ts";
 import { shortened, WIDTH, wrap } from "../lib/text/messages.ts";
 import type { LoadProgress, Qwen3Options } from "../mod.ts";
 import { asTyped } from "./command.ts";
@@ -61,6 +62,28 @@ export const LOADING_FLAGS: FlagTable = {
     30,
   ],
 };
+
+/** Flags of tasks that open a GPU. */
+export const DEVICE_FLAGS: FlagTable = {
+  "webgpu": [
+    "text",
+    "deno (built in) or dawn (Chrome's, npm's webgpu, downloaded at its first use)",
+    "deno",
+  ],
+  "adapter": [
+    "text",
+    "of several GPUs, the one of high performance or of low power: high or low",
+    "high",
+  ],
+};
+
+/** Reads {@linkcode DEVICE_FLAGS}. */
+export const deviceOptions = (
+  flags: Flags,
+): Pick<Qwen3Options, "webgpu" | "adapter"> => ({
+  webgpu: flags.oneOf("webgpu", WEBGPU_NAMES),
+  adapter: flags.oneOf("adapter", ADAPTER_NAMES),
+});
 
 /** The flag of tasks that run a model on the CPU path. */
 export const THREADS_FLAG: FlagTable = {

@@ -30,6 +30,8 @@ import { didYouMean, type FlagTable, runTask } from "./flags.ts";
 import { onInterrupt } from "./interrupts.ts";
 import {
   cacheRequest,
+  DEVICE_FLAGS,
+  deviceOptions,
   KV_FLAG,
   LOADING_FLAGS,
   loadingOptions,
@@ -50,6 +52,7 @@ const FLAGS: FlagTable = {
     "all",
   ],
   ...KV_FLAG,
+  ...DEVICE_FLAGS,
   "budget-seconds": ["number", "time limit", BUDGET_SECONDS],
   "dry-run": ["switch", "store nothing"],
   "json": [
@@ -83,6 +86,7 @@ await runTask({
     report = await tune(flags.text("model") ?? DEFAULT_MODEL, {
       kernels: list === undefined ? undefined : parseKernels(list),
       kv: cacheRequest(flags),
+      ...deviceOptions(flags),
       budgetSeconds: flags.number("budget-seconds"),
       dryRun,
       opening: { ...loadingOptions(flags), ...progress.options },

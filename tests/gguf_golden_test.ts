@@ -6,12 +6,14 @@ import { assert, assertEquals } from "@std/assert";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { chooseCacheDtype } from "../lib/dispatch/precision.ts";
 import { FEW_ROWS } from "../lib/dispatch/shapes.ts";
+import { GpuOps } from "../lib/gpu/ops.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
+import { GpuSequences } from "../lib/gpu/sequences.ts";
 import { openDevice } from "../lib/device/open_device.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
-import { gpuTest } from "./support/gpu.ts";
+import { gpuTest, testedOn } from "./support/gpu.ts";
 
 const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
 const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
@@ -52,7 +54,8 @@ async function check(
   precision: "f32" | "auto",
 ): Promise<void> {
   const bound = precision === "f32" ? F32_ERROR : F16_ERROR;
-  using qwen = await loadQwen3(file, { device, precision, context: 80 });
+  const options = { device, precision, context: 80, ...testedOn(device) };
+  using qwen = await loadQwen3(file, options);
   if (/embedding/.test(golden)) return await checkVectors(qwen, golden, bound);
   const cases = await ggufCases(golden);
   assert(cases.length > 0);
@@ -91,6 +94,41 @@ async function checkHalf(
     // Rounding is visible, so f16 was used.
     if (runner.gpu.f16 && ids.length > FEW_ROWS) assert(error > 1e-5, name);
   }
+}
+
+/** Checks one token at a time, where kernels round their results for the next one. */
+async function checkAhead(file: string, golden: string): Promise<void> {
+  await using checkpoint = await openCheckpoint(file);
+  const { config } = checkpoint, { dtype } = chooseCacheDtype(config.headDim);
+  const gpu = await openDevice();
+  gpu.roundsAhead = true;
+  using runner = await GpuRunner.load(gpu, checkpoint, {
+    ...{ context: 80, cacheDtype: dtype, f16Matmuls: true },
+  });
+  using ops = new GpuOps(gpu, config);
+  using sequences = await GpuSequences.create(ops, runner.weights, {
+    ...{ sequences: 1, context: 80, dtype },
+  });
+  for (const { name, input_ids: ids, exact } of await ggufCases(golden)) {
+    if (exact.length < ids.length * config.vocabSize) continue;
+    const actual = new Float32Array(exact.length);
+    const options = { sequence: 0, rows: 1, all: true };
+    sequences.cache.reset();
+    let at = 0;
+    for await (const logits of sequences.prefill(ids, options)) {
+      actual.set(await logits.read(), at);
+      at += config.vocabSize;
+    }
+    const error = relativeError(actual, exact);
+    assert(error > 1e-5 && error <= F16_ERROR, `${name}: ${error}`);
+  }
+}
+
+for (const name of ["tiny-moe-bf16-Q4_K_M", "tiny-outlier-bf16-Q4_K_M"]) {
+  gpuTest(
+    `${name} with rows rounded ahead`,
+    () => checkAhead(`${FILES}${name}.gguf`, FILES + name),
+  );
 }
 
 function testHalf(file: string, golden: string, quantize?: string): void {

@@ -20,7 +20,7 @@ import {
   readSyntheticGolden,
   relativeError,
 } from "./support/golden.ts";
-import { gpuTest } from "./support/gpu.ts";
+import { gpuTest, testedOn } from "./support/gpu.ts";
 import { slowTest } from "./support/quick.ts";
 
 type Device = "gpu" | "cpu";
@@ -65,7 +65,8 @@ for (const device of ["gpu", "cpu"] as const) {
   const test = device === "gpu" ? gpuTest : Deno.test;
 
   test(`the story model's perplexity equals transformers' on the ${device}`, async () => {
-    using qwen = await loadQwen3(DEFAULT_MODEL, { device });
+    const options = { device, ...testedOn(device) };
+    using qwen = await loadQwen3(DEFAULT_MODEL, options);
     const { texts, max_tokens, perplexity: expected } = (await readStories())
       .json.perplexity;
     const prompts = texts.map((text: string) =>
@@ -132,7 +133,8 @@ async function check(
   const affordable = AFFORDABLE[device];
   const lengths = cases.map((one) => one.tokenIds.length + one.greedy.length);
   const context = Math.max(...lengths);
-  using qwen = await loadQwen3(model, { device, precision, context });
+  const options = { device, precision, context, ...testedOn(device) };
+  using qwen = await loadQwen3(model, options);
   const weights = weightCount(qwen);
   const checked: GoldenCase[] = [], found: Logits = new Map();
   let off = 0;

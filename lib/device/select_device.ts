@@ -19,6 +19,7 @@ import {
 import { Rests } from "../dispatch/rests.ts";
 import { openDevice } from "./open_device.ts";
 import type { Gpu } from "../webgpu/device.ts";
+import { type DeviceOptions, deviceOptions } from "../webgpu/implementation.ts";
 import { CpuOps } from "../cpu/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
 
@@ -29,9 +30,7 @@ export interface Selection {
 }
 
 /** Options of {@linkcode selectDevice}. */
-export interface SelectOptions {
-  /** A WebGPU implementation to use instead of `navigator.gpu`. */
-  gpu?: GPU;
+export interface SelectOptions extends DeviceOptions {
   /** Threads of the CPU path, which a software adapter is compared with. */
   threads?: number;
   signal?: AbortSignal;
@@ -48,7 +47,7 @@ export interface SelectOptions {
 export async function selectDevice(
   kind: DeviceKind,
   config: Qwen3Config,
-  { gpu: implementation, threads, signal }: SelectOptions = {},
+  options: SelectOptions = {},
 ): Promise<Selection> {
   const cpu = (reason: string): Selection => ({
     choice: { what: "device", value: "cpu", reason },
@@ -56,13 +55,14 @@ export async function selectDevice(
   if (kind === "cpu") return cpu("it was asked for");
   let gpu: Gpu;
   try {
-    gpu = await openDevice({ gpu: implementation });
+    gpu = await openDevice(deviceOptions(options));
   } catch (error) {
     if (kind === "gpu" || !(error instanceof NoAdapterError)) throw error;
     // What is; what to do about it is for those who asked for a GPU.
     const [what] = error.message.replace("Cannot open a GPU: ", "").split("; ");
     return cpu(what);
   }
+  const { threads, signal } = options;
   using unused = new DisposableStack();
   unused.use(gpu);
   signal?.throwIfAborted();
@@ -75,8 +75,8 @@ export async function selectDevice(
 
 /** Matmuls per measurement. */
 const ROUNDS = 8;
-/** How late Deno settles a readback. */
-const READBACK_MS = 10;
+/** How late a readback settles in Deno. */
+const LATE_MS = 10;
 
 /**
  * Bytes of weights that are enough to measure: more than a cache holds, and few enough
@@ -144,7 +144,8 @@ async function gpuRate(
     plan.run();
     await y.read(); // lets the event loop turn
     signal?.throwIfAborted();
-    const took = performance.now() - began - READBACK_MS;
+    const late = gpu.implementation === "dawn" ? 0 : LATE_MS;
+    const took = performance.now() - began - late;
     ms = Math.min(ms, Math.max(0.1, took));
   }
   gpu.check();

@@ -20,6 +20,7 @@ import {
 } from "./shapes.ts";
 import { type Defaults, defaultsFor, tileFor } from "./defaults.ts";
 import { type LinearKernel, linearKey } from "./keys.ts";
+import { chooseMatrices } from "./matrices.ts";
 
 /** A kernel, its constants, and the reason. */
 export interface LinearChoice {
@@ -31,6 +32,8 @@ export interface LinearChoice {
   headroom?: number;
   /** In which units the results are rounded for the next kernel, if they are. */
   leaves?: number;
+  /** Whether the kernel also multiplies by the matrix's next part. */
+  two?: boolean;
   /**
    * The number of splits of k, which run in different workgroups and are summed
    * afterwards.
@@ -48,6 +51,10 @@ export function chooseLinear(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
+  if (shape.m > FEW_ROWS) {
+    const choice = chooseTensorCores(shape, device);
+    if (choice) return choice;
+  }
   return shape.m === 1
     ? chooseOneRow(shape, device)
     : shape.m <= mostFew(shape, device)
@@ -331,7 +338,7 @@ export function integerConstants(
  * not: in which units, or 0. Both must multiply one row as integers, and the kernel has no
  * buffers left for a norm of its own.
  */
-function roundsFor(
+export function roundsFor(
   { n, k, swiglu, norm, rounded, next }: LinearShape,
   device: Capabilities,
 ): number {
@@ -346,8 +353,26 @@ function roundsFor(
   return together && whole ? unit : 0;
 }
 
+/** Storage buffers that a kernel may bind everywhere. */
+const MOST_BUFFERS = 8;
+
+/**
+ * Whether one kernel takes two parts of a matrix, which are in different formats: those that
+ * read a rounded row have buffers left for both.
+ */
+function takesBoth(
+  { k, format, other, rounded, largest, next, swiglu }: LinearShape,
+  device: Capabilities,
+): boolean {
+  if (!other || !rounded || next || swiglu) return false;
+  const planes = [format, other.format].flatMap((one) => one.planes(k));
+  return other.format.loads[0] === format.loads[0] &&
+    multipliesIntegers({ k, format: other.format, largest }, device) &&
+    planes.length + 2 <= MOST_BUFFERS;
+}
+
 /** Constants where the row comes rounded, or its results leave so. */
-function aheadConstants(
+export function aheadConstants(
   shape: LinearShape,
   leaves: number,
   device: Capabilities,
@@ -371,24 +396,32 @@ function chooseIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
-  const leaves = roundsFor(shape, device);
+  const leaves = roundsFor(shape, device), two = takesBoth(shape, device);
   if (leaves || shape.rounded) {
+    const { n, other } = shape;
     return {
       kernel: "gemvInt8",
       constants: {
-        ...aheadConstants(shape, leaves, device),
+        ...aheadConstants(
+          two ? { ...shape, n: n + other!.n } : shape,
+          leaves,
+          device,
+        ),
+        TWO: two ? 1 : 0,
         EPILOGUE: epilogueOf(shape),
         NORM: shape.norm ? 1 : 0,
       },
       fusedNorm: shape.norm,
       leaves,
+      two,
       splits: 1,
-      reason:
-        `1 row: the matrix is read once, and its quants multiply as integers, by a row rounded to 15 bits${
-          shape.rounded ? " by the kernel before" : ""
-        }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
-          origin(undefined, defaultsFor(device))
-        }`,
+      reason: `1 row: the matrix is read once${
+        two ? ` with the next part, in ${other!.format.name}` : ""
+      }, and its quants multiply as integers, by a row rounded to 15 bits${
+        shape.rounded ? " by the kernel before" : ""
+      }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
+        origin(undefined, defaultsFor(device))
+      }`,
     };
   }
   const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
@@ -481,6 +514,29 @@ function gemvConstants(
   return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
 }
 
+function chooseTensorCores(
+  shape: LinearShape,
+  device: Capabilities,
+): LinearChoice | undefined {
+  const choice = chooseMatrices(shape, device);
+  if (typeof choice !== "object") return undefined;
+  const { constants, headroom, splits, tuned } = choice;
+  const reasons = [
+    `${shape.m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`,
+    "tensor cores multiply f16, rows scaled into range, and sum in f32",
+  ];
+  if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
+  reasons.push(tuned ? "tuned for this adapter" : "tiles not measured");
+  return {
+    kernel: "gemmMatrix",
+    constants,
+    fusedNorm: false,
+    headroom,
+    splits,
+    reason: reasons.join("; "),
+  };
+}
+
 function chooseManyRows(
   shape: LinearShape,
   device: Capabilities,
@@ -501,6 +557,10 @@ function chooseManyRows(
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");
   else if (room) reasons.push("multiplies in f32: attention magnifies errors");
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
+  const refused = chooseMatrices(shape, device);
+  if (typeof refused === "string") {
+    reasons.push(`not by tensor cores: ${refused}`);
+  }
   reasons.push(origin(tuned, defaults));
   return {
     kernel: "gemm",

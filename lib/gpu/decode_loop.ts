@@ -161,6 +161,7 @@ export class DecodeLoop implements Disposable {
     const { batch: { reader, ops: { gpu } }, options } = this;
     const { step, signal } = options;
     this.#encodeNextChunk();
+    if (gpu.readsApart) return yield* this.#tokensApart();
     let began = performance.now(), from = step;
     for (let steps = 1; steps > 0;) {
       // The call blocks until the submitted work is done; its promise may take 10 ms more.
@@ -183,6 +184,33 @@ export class DecodeLoop implements Disposable {
       if (first) this.#continue();
       await reader.rest();
       signal?.throwIfAborted();
+      steps = running || await this.#slowStep();
+    }
+  }
+
+  /**
+   * {@linkcode tokens} where a readback does not wait for later work: the next chunk is
+   * submitted before the last one is read, so the device never waits for the host.
+   */
+  async *#tokensApart(): AsyncGenerator<SampledTokens, void> {
+    const { batch: { ops: { gpu }, paces }, options } = this;
+    let began = performance.now(), from = options.step;
+    for (let steps = 1; steps > 0;) {
+      const running = this.#chunk;
+      if (this.#piece) {
+        this.#submit(this.#piece);
+        this.#continue();
+      }
+      const ids = await this.#read(from, from + steps);
+      gpu.check();
+      paces.prompt.waited();
+      paces.step.waited();
+      const now = performance.now();
+      this.#grow(now - began);
+      began = now;
+      from += steps;
+      yield ids;
+      options.signal?.throwIfAborted();
       steps = running || await this.#slowStep();
     }
   }

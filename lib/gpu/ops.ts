@@ -7,6 +7,7 @@
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
+import { attendPrefillMatrix } from "../../kernels/attend_prefill_matrix.ts";
 import { chooseExperts } from "../../kernels/choose_experts.ts";
 import { embed } from "../../kernels/embed.ts";
 import { expertGemm } from "../../kernels/expert_gemm.ts";
@@ -14,6 +15,7 @@ import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
 import { expertGemvInt8 } from "../../kernels/expert_gemv_int8.ts";
 import { gatherRows } from "../../kernels/gather_rows.ts";
 import { gemm } from "../../kernels/gemm.ts";
+import { gemmMatrix } from "../../kernels/gemm_matrix.ts";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
 import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
@@ -52,10 +54,11 @@ import {
   groupTile,
   groupTiles,
 } from "../dispatch/experts.ts";
+import { chooseMatrixAttention } from "../dispatch/matrices.ts";
 import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
-import { splitGrid } from "../webgpu/kernel.ts";
+import { type Kernel, splitGrid } from "../webgpu/kernel.ts";
 import type { GpuKvCache } from "./kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
@@ -91,6 +94,8 @@ interface LinearCall {
   epilogue: Epilogue;
   choice: LinearChoice;
   next?: Next;
+  /** The next part of the matrix, if the kernel takes both. */
+  other?: MatrixPart<Tensor>;
 }
 
 /** The norm, if there is one, and the matrix that results go through next. */
@@ -119,12 +124,16 @@ interface Groups {
 /** A call of a Linear layer of experts. */
 interface ExpertCall {
   x: Tensor;
+  /** By which `x` is normed first. */
+  norm?: Matrix<Tensor>;
   w: Matrix<Tensor>;
   chosen: Tensor;
   y: Tensor;
   epilogue: Epilogue;
   /** Rows of an expert, gates and ups counted once. */
   n: number;
+  /** What multiplies the results next. */
+  next?: Matrix<Tensor>;
 }
 
 /** The arguments of attention in one layer. */
@@ -254,6 +263,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     norm: Matrix<Tensor>,
     w: Matrix<Tensor>,
     chosen: Tensor,
+    next?: Matrix<Tensor>,
   ): Tensor {
     const n = this.config.experts!.intermediateSize;
     const pairs = x.shape[0] * chosen.shape[1];
@@ -269,10 +279,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       });
       return gated;
     }
-    const call = { x: this.#normed(x, norm), w, chosen, n };
+    const call = { x, norm, w, chosen, n };
     const y = this.#rows("gated", pairs, n);
     if (w.parts.every(({ twin }) => twin !== undefined)) {
-      this.#experts({ ...call, y, epilogue: "swiglu" });
+      this.#experts({ ...call, y, epilogue: "swiglu", next });
       return y;
     }
     const both = this.#rows("gate and up", pairs, 2 * n);
@@ -369,25 +379,42 @@ export class GpuOps implements Ops<Tensor>, Disposable {
    * Records a Linear layer of experts, for each part of their matrix. If each part adds to
    * the rows of y, the last leaves the sums of squares of the result.
    */
-  #experts({ x, w, chosen, y, epilogue, n }: ExpertCall): void {
+  #experts({ x, norm, w, chosen, y, epilogue, n, next }: ExpertCall): void {
     const { count } = this.config.experts!, used = chosen.shape[1];
     const swiglu = epilogue === "swiglu";
     const all = count * n; // rows of all gates, or of all ups
+    const before = this.#ahead.get(x.buffer);
+    // Weights of experts in another part would not be theirs.
+    const apart = [w, next].some((one) => one && one.parts.length > 1);
+    let normed: Tensor | undefined;
+    const input = () => norm ? normed ??= this.#normed(x, norm) : x;
     for (const part of w.parts) {
-      const { kernel, constants, reason } = chooseExpertGemv({
+      const { kernel, constants, reason, leaves } = chooseExpertGemv({
         ...{ m: chosen.shape[0] / 2, used, n, k: w.k, epilogue },
         ...{ format: part.format, largest: w.largest },
+        rounded: before !== undefined && before.norm === norm &&
+          before.unit === part.format.loads[0],
+        next: next && !apart
+          ? {
+            formats: next.parts.map(({ format }) => format),
+            largest: next.largest,
+          }
+          : undefined,
       }, this.gpu);
       const [run, parts] = BY_EXPERTS[kernel];
-      const leaves = epilogue === "add"
+      const left = leaves
+        ? this.#leaveRounded(y.view(1, used * n), leaves, epilogue)
+        : undefined;
+      const sums = epilogue === "add"
         ? this.#leaveSquares(y, parts(n, constants))
         : undefined;
       this.plan.add(run, {
         w: { matrix: w, part },
-        x,
+        x: constants.ROUNDED ? before!.row : input(),
         chosen,
         y,
-        ...(leaves ? { squares: leaves } : {}),
+        ...(sums ? { squares: sums } : {}),
+        ...(left ? { left } : {}),
       }, {
         label: w.label,
         reason,
@@ -401,6 +428,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           first: part.begin % all / n,
           stride: y.shape[1],
           column: swiglu || part.begin < all ? 0 : n,
+          ...(kernel === "expertGemvInt8"
+            ? { eps: this.config.rmsNormEps }
+            : {}),
         },
       });
     }
@@ -514,14 +544,32 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const half = matmuls.dtype === "f16";
     const { k, v } = cache.layers[layer];
     const operands = { q, lengths: cache.placesOnDevice, k, v, y };
-    this.plan.add(half ? attendPrefillF16 : attendPrefill, operands, {
+    const rows = tokens * group;
+    const matrices = half
+      ? chooseMatrixAttention({ rows, headDim }, this.gpu)
+      : undefined;
+    const byMatrices = typeof matrices === "object";
+    const kernel = byMatrices
+      ? attendPrefillMatrix
+      : half
+      ? attendPrefillF16
+      : attendPrefill;
+    this.plan.add(kernel, operands, {
       label: `layers.${layer}.attention`,
       reason:
-        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}`,
+        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}${
+          byMatrices
+            ? ", tensor cores multiply f16 and sum in f32"
+            : matrices === undefined
+            ? ""
+            : `; not by tensor cores: ${matrices}`
+        }`,
       constants: {
         HEAD_DIM: headDim,
-        ...exactLanes(this.gpu, 16),
-        ...choosePrefillRows(tokens * group, this.gpu, half),
+        ...byMatrices ? matrices.constants : {
+          ...exactLanes(this.gpu, 16),
+          ...choosePrefillRows(rows, this.gpu, half),
+        },
         ...cacheConstant(cache.dtype),
         ...cache.constants,
       },
@@ -584,7 +632,14 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       if (!made) integers.set(unit, made = this.#rounded(x, norm, input, unit));
       return made;
     };
-    for (const part of w.parts) {
+    let taken = 0;
+    for (const [i, part] of w.parts.entries()) {
+      if (i < taken) continue;
+      const following = w.parts[i + 1];
+      const other = epilogue === "store" &&
+          following?.begin === part.begin + rowsHeld(part)
+        ? following
+        : undefined;
       const choice = chooseLinear({
         m,
         n: rowsHeld(part),
@@ -597,6 +652,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         fixed: true,
         rounded: before !== undefined && before.norm === norm &&
           before.unit === part.format.loads[0],
+        other: other && { n: rowsHeld(other), format: other.format },
         next: next && w.parts.length === 1
           ? {
             formats: next.w.parts.map(({ format }) => format),
@@ -604,19 +660,13 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           }
           : undefined,
       }, this.gpu);
+      taken = i + (choice.two ? 2 : 1);
       const call = {
-        x,
-        norm,
-        input,
-        rounded,
-        w,
-        part,
-        y,
-        epilogue,
-        choice,
-        next,
+        ...{ x, norm, input, rounded, w, part, y, epilogue, choice, next },
+        other: choice.two ? other : undefined,
       };
-      if (choice.kernel === "gemm") this.#gemm(call);
+      if (choice.kernel === "gemm") this.#gemm(call, gemm);
+      else if (choice.kernel === "gemmMatrix") this.#gemm(call, gemmMatrix);
       else if (choice.kernel === "gemvRowsInt8") this.#gemvRowsInt8(call);
       else this.#gemv(call, choice.kernel);
     }
@@ -625,7 +675,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   /** Records a matmul of one or a few rows. */
   #gemv(
-    { x, norm, input, w, part, y, epilogue, choice, next }: LinearCall,
+    { x, norm, input, w, part, other, y, epilogue, choice, next }: LinearCall,
     by: keyof typeof BY_ROWS,
   ): void {
     const { constants, reason } = choice, [kernel, sums] = BY_ROWS[by];
@@ -643,6 +693,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       : undefined;
     this.plan.add(kernel, {
       w: { matrix: w, part },
+      ...(other ? { v: { matrix: w, part: other } } : {}),
       x: before?.row ?? (fused ? x : input()),
       y,
       ...(fused ? { norm, squares } : {}),
@@ -687,7 +738,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   }
 
   /** Records a matmul of many rows. */
-  #gemm({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
+  #gemm(
+    { x, norm, input, w, part, y, epilogue, choice }: LinearCall,
+    kernel: Kernel,
+  ): void {
     const { constants, reason, splits, headroom } = choice, { label } = w;
     if (epilogue === "add") this.#squares.delete(y.buffer);
     const [a, scales] = headroom ? this.#half(x, norm, headroom) : [input(), x];
@@ -696,7 +750,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     // Parts of different formats can end at any row.
     const whole = column % 4 === 0 && n % 4 === 0 ? 1 : 0;
     if (splits === 1) {
-      this.plan.add(gemm, { a, b, scales, c: y }, {
+      this.plan.add(kernel, { a, b, scales, c: y }, {
         label,
         reason,
         constants: { ...constants, EPILOGUE: epilogue, C_FOURS: whole },
@@ -705,7 +759,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       return;
     }
     const m = x.shape[0], partial = this.#rows("splits", splits * m, n);
-    this.plan.add(gemm, { a, b, scales, c: partial }, {
+    this.plan.add(kernel, { a, b, scales, c: partial }, {
       label,
       reason,
       constants,
@@ -736,7 +790,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     y: Tensor,
     unit: number,
     epilogue: Epilogue,
-    norm: Matrix<Tensor> | undefined,
+    norm?: Matrix<Tensor>,
   ): Tensor {
     const { squares, words } = roundedSizes(y.shape[1]);
     // A kernel may read such a row and leave another one of the same size.

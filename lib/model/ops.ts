@@ -76,9 +76,16 @@ export interface Ops<T> {
   /**
    * `silu(g) · u` of each row of `RMSNorm(x, norm)` by each of its experts, which
    * {@linkcode chooseExperts} chose: `[rows, k]` → `[rows · used, n]`. `gateUp` is
-   * `[2 · experts · n, k]`, gate_proj of all experts first.
+   * `[2 · experts · n, k]`, gate_proj of all experts first. `next` are the matrices that
+   * multiply the result.
    */
-  expertsSwiglu(x: T, norm: Matrix<T>, gateUp: Matrix<T>, chosen: T): T;
+  expertsSwiglu(
+    x: T,
+    norm: Matrix<T>,
+    gateUp: Matrix<T>,
+    chosen: T,
+    next?: Matrix<T>,
+  ): T;
 
   /**
    * Adds the weighted results of each row's experts to `residual`, in place:

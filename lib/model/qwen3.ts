@@ -89,7 +89,7 @@ export function* forward<T>(
     // Which experts are read next is not known yet.
     const next = router ? undefined : [gateUpProj, downProj] as const;
     const attended = yield ops.attend(qkv, qNorm, kNorm, cache, i, next);
-    const mlp = router ? undefined : [postNorm, gateUpProj] as const;
+    const mlp = [postNorm, gateUpProj] as const;
     x = yield ops.matmulAdd(attended, layer.oProj, x, mlp);
     if (router === undefined) {
       const gated = yield ops.normSwiglu(x, postNorm, gateUpProj, downProj);
@@ -99,7 +99,8 @@ export function* forward<T>(
     } else {
       const scores = yield ops.normMatmul(x, postNorm, router);
       const chosen = yield ops.chooseExperts(scores);
-      const gated = yield ops.expertsSwiglu(x, postNorm, gateUpProj, chosen);
+      const [w, next] = [gateUpProj, downProj];
+      const gated = yield ops.expertsSwiglu(x, postNorm, w, chosen, next);
       x = yield ops.expertsAdd(gated, downProj, chosen, x);
     }
   }

@@ -5,11 +5,22 @@
  */
 import type { AdapterClass } from "../dispatch/capabilities.ts";
 
-/** The name of an adapter. */
+/** What an adapter is called. */
+type AdapterNames =
+  & Pick<GPUAdapterInfo, "vendor" | "description">
+  & Partial<Pick<GPUAdapterInfo, "device" | "architecture">>;
+
+/**
+ * The name of an adapter. Dawn describes the driver and names the device in lower case,
+ * with dashes; Deno describes the device and gives its PCI id. Browsers tell no more than the
+ * vendor and the architecture.
+ */
 export function adapterName(
-  { description, device, vendor }: GPUAdapterInfo,
+  { description, device = "", vendor, architecture = "" }: AdapterNames,
 ): string {
-  return description || device || vendor || "GPU";
+  const named = Number.isNaN(Number(device));
+  return (named && device.replaceAll("-", " ").trim()) || description ||
+    device || `${vendor} ${architecture}`.trim() || "GPU";
 }
 
 /**
@@ -17,7 +28,7 @@ export function adapterName(
  * "Reading ahead").
  */
 const LARGE_L2 =
-  /\b(A100|A800|[HB][128]00|H20|GH200|L40S?|RTX (40[89]|50[89])0)\b/;
+  /\b(A100|A800|[HB][128]00|H20|GH200|L40S?|RTX (40[89]|50[89])0)\b/i;
 
 // PCI vendor ids, and the ids of Mesa's software renderers and of Metal.
 const VENDORS: Readonly<Record<number, AdapterClass>> = {
@@ -40,12 +51,13 @@ const NAMES: [RegExp, AdapterClass][] = [
  * that by its name.
  */
 export function adapterClass(
-  { vendor, description }: Pick<GPUAdapterInfo, "vendor" | "description">,
+  info: AdapterNames,
   software: boolean,
 ): AdapterClass {
   if (software) return "software";
-  const named = NAMES.find(([name]) => name.test(`${vendor} ${description}`));
+  const { vendor } = info, name = adapterName(info);
+  const named = NAMES.find(([known]) => known.test(`${vendor} ${name}`));
   const known = VENDORS[Number(vendor)] ?? named?.[1] ?? "other";
-  const large = known === "NVIDIA" && LARGE_L2.test(description);
+  const large = known === "NVIDIA" && LARGE_L2.test(name);
   return large ? "NVIDIA, large cache" : known;
 }

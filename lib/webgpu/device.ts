@@ -4,18 +4,24 @@
  *
  * @module
  */
-import type { AdapterClass, Compiler } from "../dispatch/capabilities.ts";
+import type {
+  AdapterClass,
+  Compiler,
+  SubgroupMatrix,
+} from "../dispatch/capabilities.ts";
 import type { Choice } from "../dispatch/choice.ts";
+import { MATRIX_LANES } from "../dispatch/matrices.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import { DeviceError, errorText, NoAdapterError } from "../errors.ts";
 import { host } from "../host.ts";
 import { adapterClass, adapterName } from "./adapter.ts";
-
-/** Options of {@linkcode openDevice}. */
-export interface DeviceOptions {
-  /** Any WebGPU implementation; `navigator.gpu` by default. */
-  gpu?: GPU;
-}
+import {
+  type DeviceOptions,
+  findImplementation,
+  type Implementation,
+  powerPreference,
+  type WebGpuName,
+} from "./implementation.ts";
 
 /**
  * Limits that are requested from the adapter, and the least that the kernels run on:
@@ -41,6 +47,8 @@ const FEATURES: readonly [GPUFeatureName, without: string][] = [
   ["timestamp-query", "passes are timed by wall clock"],
 ];
 const SUBGROUPS = "subgroups" as GPUFeatureName;
+const SUBGROUP_MATRICES =
+  "chromium-experimental-subgroup-matrix" as GPUFeatureName;
 
 /**
  * Opens a GPU with the adapter's own limits (WebGPU's defaults allow bindings of
@@ -50,19 +58,26 @@ const SUBGROUPS = "subgroups" as GPUFeatureName;
  * too low.
  */
 export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
-  const { adapter, device, descriptor, subgroupSize, choices } =
-    await requestDevice(options);
+  const implementation = await findImplementation(options);
+  const found = await requestDevice(implementation, options);
+  const { adapter, device, descriptor, subgroupSize, choices } = found;
   // Other versions may panic where this one returns the bytes.
-  const { name, version, os } = host.runtime;
-  const own = options.gpu === undefined && name === "Deno";
+  const { version, os } = host.runtime, own = implementation.name === "deno";
   const readsAtOnce = own && version === READS_AT_ONCE;
   const compiler = await findCompiler(device, subgroupSize > 0);
   choices.push(compiler);
+  const readsApart = implementation.name === "dawn";
   choices.push({
     what: "readback",
-    value: readsAtOnce ? "at once" : "when mapAsync settles",
+    value: readsAtOnce
+      ? "at once"
+      : readsApart
+      ? "while later work runs"
+      : "when mapAsync settles",
     reason: readsAtOnce
       ? `Deno ${READS_AT_ONCE} maps a buffer before mapAsync returns, its promise settles 10 ms later`
+      : readsApart
+      ? "Dawn's mapAsync waits for the work before it only, and blocks nothing"
       : own
       ? `early reads were tested in Deno ${READS_AT_ONCE} only, this is ${version}`
       : "not Deno's own WebGPU",
@@ -70,27 +85,27 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
   // Deno does not name its backend. On Linux it is Vulkan or GL, and GL has no subgroups.
   const vulkan = own && os === "linux" && subgroupSize > 0;
   return new Gpu(adapter, device, {
+    implementation: implementation.name,
     descriptor,
     subgroupSize,
+    subgroupMatrices: found.subgroupMatrices,
     compiler: compiler.value,
     vulkan,
     timestamps: adapter.features.has("timestamp-query"),
     readsAtOnce,
+    readsApart,
     choices,
   });
 }
 
-async function findAdapter({ gpu }: DeviceOptions): Promise<GPUAdapter> {
-  const implementation = gpu ?? navigator.gpu;
-  if (!implementation) {
-    throw new NoAdapterError(
-      "Cannot open a GPU: this runtime has no navigator.gpu; use Deno 2.9 or later or pass `gpu`",
-    );
-  }
+async function findAdapter(
+  { gpu }: Implementation,
+  { adapter: wanted }: DeviceOptions,
+): Promise<GPUAdapter> {
   let adapter: GPUAdapter | null;
   try {
-    adapter = await implementation.requestAdapter({
-      powerPreference: "high-performance",
+    adapter = await gpu.requestAdapter({
+      powerPreference: powerPreference(wanted),
     });
   } catch (error) {
     throw new NoAdapterError(
@@ -129,16 +144,22 @@ function descriptorFor(adapter: GPUAdapter, more: readonly GPUFeatureName[]) {
 }
 
 /** Requests subgroups first: Deno grants them although it does not list them. */
-async function requestDevice(options: DeviceOptions) {
-  let adapter = await findAdapter(options);
-  let descriptor = descriptorFor(adapter, [SUBGROUPS]);
+async function requestDevice(
+  implementation: Implementation,
+  options: DeviceOptions,
+) {
+  let adapter = await findAdapter(implementation, options);
+  const matrices = [SUBGROUP_MATRICES].filter((name) =>
+    adapter.features.has(name)
+  );
+  let descriptor = descriptorFor(adapter, [SUBGROUPS, ...matrices]);
   let device: GPUDevice, refusal = "";
   try {
     device = await adapter.requestDevice(descriptor);
   } catch (error) {
     refusal = errorText(error);
     // A failed requestDevice() consumes the adapter; ask for another.
-    adapter = await findAdapter(options);
+    adapter = await findAdapter(implementation, options);
     descriptor = descriptorFor(adapter, []);
     try {
       device = await adapter.requestDevice(descriptor);
@@ -150,14 +171,19 @@ async function requestDevice(options: DeviceOptions) {
       );
     }
   }
-  const choices = FEATURES.map(([what, without]): Choice => {
+  const choices: Choice[] = [...implementation.choices, {
+    what: "adapter request",
+    value: powerPreference(options.adapter),
+    reason: options.adapter ? "it was asked for" : "the default",
+  }];
+  for (const [what, without] of FEATURES) {
     const there = adapter.features.has(what);
-    return {
+    choices.push({
       what,
       value: there ? "on" : "off",
       reason: there ? "the adapter has it" : `the adapter lacks it: ${without}`,
-    };
-  });
+    });
+  }
   // Only the range of subgroup sizes is reported, so kernels assume the smallest.
   const { subgroupMinSize = 0, subgroupMaxSize } = adapter.info;
   const smallest = refusal ? 0 : subgroupMinSize;
@@ -171,7 +197,60 @@ async function requestDevice(options: DeviceOptions) {
         refusal || "the adapter reports no subgroup size"
       }`,
   });
-  return { adapter, device, descriptor, subgroupSize, choices };
+  const found = device.features.has(SUBGROUP_MATRICES)
+    ? matricesOf(adapter)
+    : [];
+  const lanes = [subgroupMinSize, subgroupMaxSize];
+  const suits = lanes.every((size) => size === MATRIX_LANES);
+  const subgroupMatrices = suits ? found : [];
+  if (implementation.name === "dawn") {
+    choices.push(matricesChoice(found, lanes, suits));
+  }
+  return {
+    adapter,
+    device,
+    descriptor,
+    subgroupSize,
+    subgroupMatrices,
+    choices,
+  };
+}
+
+function matricesOf({ info }: GPUAdapter): SubgroupMatrix[] {
+  const { subgroupMatrixConfigs = [] } = info as GPUAdapterInfo & {
+    subgroupMatrixConfigs?: Iterable<SubgroupMatrix>;
+  };
+  return [...subgroupMatrixConfigs].map(
+    ({ componentType, resultComponentType, M, N, K }) => ({
+      componentType,
+      resultComponentType,
+      M,
+      N,
+      K,
+    }),
+  );
+}
+
+function matricesChoice(
+  matrices: readonly SubgroupMatrix[],
+  [least, most]: readonly (number | undefined)[],
+  suits: boolean,
+): Choice {
+  const what = "subgroup matrices";
+  if (matrices.length === 0 || !suits) {
+    const reason = matrices.length === 0
+      ? "the adapter lacks them"
+      : `kernels take subgroups of ${MATRIX_LANES} lanes, the adapter's have ${least} to ${most}`;
+    return {
+      what,
+      value: matrices.length === 0 ? "none" : "off",
+      reason: `${reason}: matmuls run on vector units`,
+    };
+  }
+  const texts = matrices.map((
+    { componentType, resultComponentType, M, N, K },
+  ) => `${componentType} to ${resultComponentType} ${M}×${N}×${K}`);
+  return { what, value: texts.join(", "), reason: "the adapter has them" };
 }
 
 /** Finds out how shaders are compiled: not by name, since runtimes and versions differ. */
@@ -202,8 +281,12 @@ export class Gpu implements Disposable {
     requiredFeatures: GPUFeatureName[];
     requiredLimits: Record<string, number>;
   };
+  /** The WebGPU implementation; `other` is not known to the library. */
+  readonly implementation: WebGpuName | "other";
   /** How many lanes can exchange values directly; 0 without subgroups. */
   readonly subgroupSize: number;
+  /** The products of small matrices that a subgroup computes at once; often none. */
+  readonly subgroupMatrices: readonly SubgroupMatrix[];
   /**
    * Whether a buffer is mapped as soon as `mapAsync` returns, rather than when its
    * promise settles (in Deno 10 ms later).
@@ -211,14 +294,19 @@ export class Gpu implements Disposable {
   readonly readsAtOnce: boolean;
   /** Compiles shaders; decides which directives they begin with. */
   readonly compiler: Compiler;
+  /**
+   * Whether a readback waits for the work before it only and settles at once, so that the
+   * next work is submitted first. In Deno it waits for all that was submitted.
+   */
+  readonly readsApart: boolean;
   /** Whether this is Deno's own WebGPU on Vulkan, as far as can be determined. */
   readonly vulkan: boolean;
   /** Selects the defaults for the kernels' constants. */
   readonly adapterClass: AdapterClass;
   /** Whether shaders may use f16. */
   readonly f16: boolean;
-  /** Whether passes can be timed by timestamp queries. */
-  readonly timestamps: boolean;
+  /** Whether passes can be timed by timestamp queries; see lib/webgpu/clock.ts. */
+  timestamps: boolean;
   /** The device's limits, equal to the adapter's. */
   readonly limits: GPUSupportedLimits;
   /** @ignore To compare kernels that round their results with those that do not. */
@@ -237,12 +325,15 @@ export class Gpu implements Disposable {
     readonly adapter: GPUAdapter,
     readonly device: GPUDevice,
     found: {
+      implementation: Implementation["name"];
       descriptor: Gpu["descriptor"];
       subgroupSize: number;
+      subgroupMatrices: readonly SubgroupMatrix[];
       compiler: Compiler;
       vulkan: boolean;
       timestamps: boolean;
       readsAtOnce: boolean;
+      readsApart: boolean;
       choices: readonly Choice[];
     },
   ) {
@@ -251,12 +342,15 @@ export class Gpu implements Disposable {
     this.software = info.isFallbackAdapter ||
       /llvmpipe|swiftshader|software/i.test(this.name);
     this.adapterClass = adapterClass(info, this.software);
+    this.implementation = found.implementation;
     this.descriptor = found.descriptor;
     this.subgroupSize = found.subgroupSize;
+    this.subgroupMatrices = found.subgroupMatrices;
     this.compiler = found.compiler;
     this.vulkan = found.vulkan;
     this.timestamps = found.timestamps;
     this.readsAtOnce = found.readsAtOnce;
+    this.readsApart = found.readsApart;
     this.#choices = [...found.choices];
     this.f16 = device.features.has("shader-f16");
     this.limits = device.limits;

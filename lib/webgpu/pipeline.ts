@@ -4,6 +4,7 @@
  * @module
  */
 import { Rests } from "../dispatch/rests.ts";
+import { DeviceError, errorText } from "../errors.ts";
 import type { Gpu } from "./device.ts";
 
 /** WGSL, and the binding types for its pipeline layout. */
@@ -40,12 +41,20 @@ export function compile(gpu: Gpu, shader: Shader): Compiled {
   return found;
 }
 
-/** Compiles shaders, with turns of the event loop in between. */
+/**
+ * Compiles shaders, with turns of the event loop in between. Dawn does so in threads of its
+ * own, all at once; in Deno the caller's thread would compile them either way.
+ *
+ * @throws {DeviceError} if Dawn refuses one; Deno reports that to the device.
+ */
 export async function compileAll(
   gpu: Gpu,
   shaders: readonly Shader[],
   signal?: AbortSignal,
 ): Promise<void> {
+  if (gpu.implementation === "dawn") {
+    return await compileTogether(gpu, shaders, signal);
+  }
   const rests = new Rests();
   for (const shader of shaders) {
     if (isCompiled(gpu, shader)) continue;
@@ -54,11 +63,48 @@ export async function compileAll(
   }
 }
 
+async function compileTogether(
+  gpu: Gpu,
+  shaders: readonly Shader[],
+  signal?: AbortSignal,
+): Promise<void> {
+  signal?.throwIfAborted();
+  const known = compiled.get(gpu) ?? new Map<string, Compiled>();
+  compiled.set(gpu, known);
+  const missing = new Map(
+    shaders.filter(({ code }) => !known.has(code)).map((one) =>
+      [one.code, one] as const
+    ),
+  );
+  await Promise.all([...missing.values()].map(async (shader) => {
+    const { layout, descriptor } = describe(gpu.device, shader);
+    const began = performance.now();
+    try {
+      const pipeline = await gpu.device.createComputePipelineAsync(descriptor);
+      const driverMs = performance.now() - began;
+      known.set(shader.code, { pipeline, layout, driverMs });
+    } catch (error) {
+      gpu.check(); // it may know why
+      throw new DeviceError(
+        `Cannot compile ${shader.label}: ${errorText(error)}`,
+      );
+    }
+  }));
+  signal?.throwIfAborted();
+}
+
 /** Compiles a shader on a device, without caching the result. */
-export function createPipeline(
+export function createPipeline(device: GPUDevice, shader: Shader): Compiled {
+  const { layout, descriptor } = describe(device, shader);
+  const began = performance.now();
+  const pipeline = device.createComputePipeline(descriptor);
+  return { pipeline, layout, driverMs: performance.now() - began };
+}
+
+function describe(
   device: GPUDevice,
   { label, code, types }: Shader,
-): Compiled {
+): { layout: GPUBindGroupLayout; descriptor: GPUComputePipelineDescriptor } {
   const layout = device.createBindGroupLayout({
     entries: types.map((type, binding) => ({
       binding,
@@ -69,11 +115,12 @@ export function createPipeline(
     })),
   });
   const module = device.createShaderModule({ code, label });
-  const began = performance.now();
-  const pipeline = device.createComputePipeline({
-    label,
-    layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
-    compute: { module, entryPoint: "main" },
-  });
-  return { pipeline, layout, driverMs: performance.now() - began };
+  return {
+    layout,
+    descriptor: {
+      label,
+      layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+      compute: { module, entryPoint: "main" },
+    },
+  };
 }

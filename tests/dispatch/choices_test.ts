@@ -287,6 +287,23 @@ Deno.test("a kernel rounds its results if the next one multiplies them as intege
   const rounded = { ...gateUp, rounded: true };
   assertEquals(chosen(rounded, [q6_k]), [32, 1, 512, 2, 2]);
   assertEquals(chosen(rounded), [0, 1, 128, 2, 4]);
+  // Two parts of a matrix go together where their planes, x and y are at most 8 buffers.
+  const qkv = { ...one, n: 5120, k: 4096, norm: true };
+  for (const format of FORMATS) {
+    for (const other of FORMATS) {
+      const { two = false, constants, reason } = chooseLinear({
+        ...{ ...qkv, format, rounded: format.integers !== undefined },
+        other: { n: 1024, format: other },
+      }, on);
+      const planes = [format, other].flatMap((one) => one.planes(4096));
+      const wanted = format.integers !== undefined &&
+        other.integers !== undefined && planes.length <= 6 &&
+        format.loads[0] === other.loads[0];
+      assertEquals(two, wanted, `${format.name}, ${other.name}`);
+      assertEquals(constants.TWO ?? 0, Number(two));
+      assertEquals(reason.includes(`part, in ${other.name}`), two, reason);
+    }
+  }
   // Without the largest weight, results must be exact.
   const exact = { ...oProj, largest: undefined };
   assertEquals(chooseLinear({ ...exact, rounded: true }, on).kernel, "gemv");

@@ -141,6 +141,10 @@ Deno.test("chunks of steps double up to a maximum, unless one took long", () => 
   assertEquals(after(2, 50, true), 2);
   assertEquals([after(16, 20, true), after(32, 20, true)], [32, 32]);
   assertEquals([after(32, 20, false), after(64, 20, false)], [64, 64]);
+  const apart = (steps: number, ms: number) =>
+    nextChunk(steps, ms, { readsAtOnce: false, readsApart: true });
+  assertEquals([apart(2, 1), apart(4, 3.9), apart(4, 4)], [4, 8, 4]);
+  assertEquals(apart(32, 1), 32);
 });
 
 Deno.test("a context is what was asked for, or the most that fits up to 4,096", () => {

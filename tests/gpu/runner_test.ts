@@ -72,6 +72,35 @@ gpuTest(
   },
 );
 
+gpuTest(
+  "where readbacks are apart, work is submitted before them and tokens are the same",
+  async () => {
+    using qwen = await loadQwen3(TINY, { device: "gpu" });
+    const runner = runnerOf(qwen);
+    const ids = async () => {
+      const all: number[][] = [];
+      for (const maxTokens of [1, 2, 3, 40]) {
+        const run = qwen.generate([1, 2, 3], { seed: 5, maxTokens });
+        for await (const _ of run);
+        all.push(run.tokenIds);
+      }
+      const options = { seed: 5, maxTokens: 20, ignoreEos: true };
+      const batch = qwen.generateBatch([[1, 2], [3, 4, 5]], options);
+      for await (const _ of batch);
+      return [...all, ...batch.sequences.map(({ tokenIds }) => tokenIds)];
+    };
+    const expected = await ids();
+    Object.defineProperty(runner.gpu, "readsApart", { value: true });
+    assertEquals(await ids(), expected);
+    const { order, chunks } = await watch(runner, 40);
+    assertEquals(chunks.reduce((a, b) => a + b), 40);
+    const shown = order.filter((what) => what !== "readback");
+    const first = shown.indexOf("wait");
+    assert(shown.slice(0, first).includes("submit"), shown.join());
+    assertEquals(shown[first + 1], 1);
+  },
+);
+
 gpuTest("runs that are left early return their buffers", async () => {
   using qwen = await loadQwen3(TINY, { device: "gpu" });
   const { device, readsAtOnce } = runnerOf(qwen).gpu;

@@ -328,12 +328,15 @@ gpuTest(
   "GPU and CPU sample the same tokens without subgroups",
   async (gpu, { random }) => {
     const plain = new Gpu(gpu.adapter, gpu.device, {
+      implementation: gpu.implementation,
       descriptor: gpu.descriptor,
+      subgroupMatrices: [],
       subgroupSize: 0,
       compiler: gpu.compiler,
       vulkan: false,
       timestamps: false,
       readsAtOnce: false,
+      readsApart: false,
       choices: [],
     });
     let excused = 0;

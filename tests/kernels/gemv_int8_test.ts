@@ -1,4 +1,4 @@
-import { assert } from "@std/assert";
+import { assert, assertThrows } from "@std/assert";
 import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { INTEGER_SUM } from "../../kernels/case.ts";
 import { LARGEST } from "../../kernels/int8_case.ts";
@@ -208,6 +208,64 @@ gpuTest(
       assert(made.sumsOff.every((off) => off === 0), what);
       if (epilogue === "add") {
         assert(made.squares.subarray(width / 32).every((v) => v === 0), what);
+      }
+    }
+  },
+);
+
+gpuTest(
+  "gemvInt8 multiplies by two parts in different formats",
+  async (_, trial) => {
+    const { gpu, random } = trial, k = 768;
+    const pairs = [["q4_k", "q6_k"], ["q6_k", "q4_1"], ["q5_0", "q5_0"]];
+    pairs.push(["q8_0", "q4_0"]);
+    for (const [first, second] of pairs) {
+      for (const [n, nv] of [[74, 37], [5, 130]]) {
+        const x = withOutliers(trial, k),
+          what = `${first} ${n}, ${second} ${nv}`;
+        const parts = [
+          random.matrix(first, [n, k]),
+          random.matrix(second, [nv, k]),
+        ];
+        const [w, v] = parts.map((part) => trial.uploadMatrix(part));
+        const y = trial.filled([1, n + nv + 3]);
+        const run = () =>
+          trial.run(gemvInt8, {
+            w,
+            v,
+            x: trial.upload(roundRow(x, k, unitOf(first))),
+            y,
+          }, {
+            constants: {
+              ...lanes(gpu, true),
+              ...random.pick<Constants>([
+                { WORKGROUP: 32, ROWS: 2, STEPS: 1, ROLLED: 1 },
+                { WORKGROUP: 64, ROWS: 1, STEPS: 2, LOOPS: 3 },
+              ]),
+              ROUNDED: 1,
+              TWO: 1,
+            },
+            uniforms: { stride: n + nv, column: 2, eps: 0 },
+          });
+        if (second === "q4_0") {
+          assertThrows(
+            run,
+            Error,
+            "in one dispatch: their units are 16 and 32",
+          );
+          continue;
+        }
+        run();
+        const all = await y.read();
+        const ends = [all[0], all[1], all.at(-1)!];
+        assert(ends.every(Number.isNaN), what);
+        for (const [i, part] of parts.entries()) {
+          const rows = i ? nv : n, begin = 2 + (i ? n : 0);
+          const weights = matrixToF32(part);
+          const product = linear(toF32(x), weights, { m: 1, n: rows, k });
+          const own = all.subarray(begin, begin + rows);
+          assertSums(own, product, what, INTEGER_SUM);
+        }
       }
     }
   },

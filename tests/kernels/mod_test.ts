@@ -70,6 +70,7 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   SCALED: [0, 1],
   SPLITS: [1, 2],
   SPREAD: ["k", "rows"],
+  TWO: [0], // dispatch sees to it that both parts fit
   VEC: [1, 4],
   W_IN: ["buffer"], // a texture is not a storage buffer
   X_IN: ["buffer"],
@@ -124,6 +125,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       attendDecode: 8,
       attendPrefill: 5,
       attendPrefillF16: 5,
+      attendPrefillMatrix: 5,
       batchedGemm: 6,
       chooseExperts: 2,
       embed: 7,
@@ -132,6 +134,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       expertGemvInt8: 8,
       gatherRows: 3,
       gemm: 7,
+      gemmMatrix: 7,
       gemv: 8,
       gemvColumns: 6,
       gemvInt8: 8,

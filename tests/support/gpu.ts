@@ -14,12 +14,17 @@ import { Random, withSeeds } from "./random.ts";
 const REQUIRE = "QWEN3_REQUIRE_GPU";
 
 const required = Deno.env.get(REQUIRE) === "1";
-const available = await navigator.gpu?.requestAdapter() != null;
+/** The WebGPU implementation that GPU tests run on. */
+const webgpu = Deno.env.get("QWEN3_TEST_WEBGPU") === "dawn"
+  ? "dawn"
+  : undefined;
+const available = webgpu !== undefined ||
+  await navigator.gpu?.requestAdapter() != null;
 let opened: Promise<Gpu> | undefined;
 
 /**
  * Registers a test that runs on the GPU. Without an adapter it is ignored, or fails if
- * QWEN3_REQUIRE_GPU=1. An error that the device reports fails the test. Random inputs
+ * QWEN3_REQUIRE_GPU=1. QWEN3_TEST_WEBGPU=dawn runs it through Dawn. An error that the device reports fails the test. Random inputs
  * are seeded as random.ts says.
  */
 export function gpuTest(name: string, fn: GpuTest, quick = false): void {
@@ -41,11 +46,15 @@ export function eachDevice(
   gpuTest(`${name} (gpu)`, () => fn("gpu"));
 }
 
+/** The option of a model on `device` that chooses the implementation under test. */
+export const testedOn = (device: "cpu" | "gpu"): { webgpu?: "dawn" } =>
+  device === "gpu" ? { webgpu } : {};
+
 type GpuTest = (gpu: Gpu, trial: Trial) => void | Promise<void>;
 
 async function run(fn: GpuTest) {
   await withSeeds(async (draw) => {
-    const gpu = await (opened ??= openDevice());
+    const gpu = await (opened ??= openDevice({ webgpu }));
     try {
       using trial = new Trial(gpu, draw);
       await fn(gpu, trial);

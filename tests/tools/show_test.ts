@@ -11,6 +11,7 @@ import { KERNEL_NAMES, TUNED_KERNELS } from "../../kernels/list.ts";
 import { showKernel, STATED_DEVICE } from "../../lib/tools/show.ts";
 import { LEAST_LIMITS } from "../../lib/webgpu/device.ts";
 import { gpuTest } from "../support/gpu.ts";
+import { plainWgsl } from "../support/subgroup_matrices.ts";
 import { runTask } from "../support/run_task.ts";
 
 const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
@@ -25,7 +26,7 @@ gpuTest("shown WGSL compiles on this adapter", async (gpu) => {
       assertStringIncludes(wgsl, "fn main(");
       if (wgsl.includes("enable f16;") && !gpu.f16) continue;
       device.pushErrorScope("validation");
-      device.createShaderModule({ code: wgsl });
+      device.createShaderModule({ code: plainWgsl(wgsl) });
       const error = await device.popErrorScope();
       assert(!error, `${name}: ${error?.message}`);
     }
@@ -134,7 +135,7 @@ gpuTest(
           }
           if (wgsl.includes("enable f16;") && !gpu.f16) continue;
           device.pushErrorScope("validation");
-          device.createShaderModule({ code: wgsl });
+          device.createShaderModule({ code: plainWgsl(wgsl) });
           const error = await device.popErrorScope();
           assert(!error, `${kernel.name} ${name}=${value}: ${error?.message}`);
         }

@@ -4,11 +4,17 @@
  *
  * @module
  */
+import type { DeviceOptions } from "../../webgpu/implementation.ts";
 import type { Examination } from "./device.ts";
 import type { Finding, Reporter } from "./report.ts";
 
 /** A line of JSON from the process: what runs next, or a finding. */
 export type News = { starts: string } | Finding;
+
+/** What is examined on which adapter, as JSON. */
+export type ApartExamination =
+  & Examination
+  & Pick<DeviceOptions, "webgpu" | "adapter">;
 
 /** Kernels take milliseconds to run and at most seconds to compile. */
 const DEADLINE_MS = 60_000;
@@ -17,11 +23,11 @@ const DEADLINE_MS = 60_000;
 const SCRIPT = new URL("process.ts", import.meta.url);
 
 /**
- * `examineDevice` on the default adapter. A kernel that misses its deadline or crashes
+ * `examineDevice` on an adapter. A kernel that misses its deadline or crashes
  * the process is a finding.
  */
 export async function examineApart(
-  examination: Examination,
+  examination: ApartExamination,
   reporter: Reporter,
   { script = SCRIPT, deadlineMs = DEADLINE_MS } = {},
 ): Promise<void> {

@@ -119,7 +119,9 @@ async function measure(
     text: `${ms.toFixed(1)} ms for one word, ${
       slow
         ? "which is slow: it delays the first token and short replies"
-        : "10 ms of it a sleep in Deno"
+        : gpu.implementation === "deno"
+        ? "10 ms of it a sleep in Deno"
+        : "which does not stop the device"
     }`,
     data: { ms },
   });

@@ -12,18 +12,26 @@ import { errorText, NoAdapterError } from "../../errors.ts";
 import { DEFAULT_MODEL } from "../../load.ts";
 import { openDevice } from "../../device/open_device.ts";
 import type { Gpu } from "../../webgpu/device.ts";
+import { adapterName } from "../../webgpu/adapter.ts";
+import {
+  type AdapterName,
+  type DeviceOptions,
+  deviceOptions,
+  findImplementation,
+} from "../../webgpu/implementation.ts";
 import { examineApart } from "./apart.ts";
 import { parseSynthetic } from "../../checkpoint/synthetic.ts";
 import type { Choice } from "../../dispatch/choice.ts";
 import type { CacheRequest } from "../../dispatch/precision.ts";
 import { examineDevice } from "./device.ts";
+import { askDawn, compareOffers, offerOf } from "./implementations.ts";
 import { bytesPerToken, modelNeeds } from "./needs.ts";
 import { bytes } from "../format.ts";
 import { examineCpu } from "./cpu.ts";
 import type { DoctorReport, Finding, Reporter, Severity } from "./report.ts";
 
 /** Options of {@linkcode doctor}. */
-export interface DoctorOptions {
+export interface DoctorOptions extends DeviceOptions {
   /** Any model that `loadQwen3` takes; only headers are read. The story model by default. */
   model?: string;
   /** Context length of one sequence, in tokens. */
@@ -62,8 +70,9 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
     starting: options.onStart,
   };
   describeRuntime(reporter);
-  await listAdapters(options.gpu ?? navigator.gpu, reporter);
-  using gpu = await open(options.gpu, reporter);
+  await listAdapters(await implementationOf(options), reporter);
+  using gpu = await open(deviceOptions(options), reporter);
+  if (!options.gpu) await compare(gpu, options, reporter);
   const { model = DEFAULT_MODEL } = options;
 
   let checkpoint: Checkpoint | undefined;
@@ -90,7 +99,10 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
       all: options.all ?? false,
     };
     if (options.gpu) await examineDevice(gpu, examination, reporter);
-    else await examineApart(examination, reporter);
+    else {
+      const { webgpu, adapter } = options;
+      await examineApart({ ...examination, webgpu, adapter }, reporter);
+    }
   }
   return {
     ok: findings.every(({ severity }) => severity !== "red"),
@@ -141,6 +153,7 @@ async function listAdapters(
     if (known) known.by.push(by);
     else seen.set(key, { info, by: [by] });
   }
+  const several = seen.size > 1;
   for (const { info, by } of seen.values()) {
     const { vendor, device, architecture, description } = info;
     const software = info.isFallbackAdapter ||
@@ -151,7 +164,7 @@ async function listAdapters(
     reporter.found({
       severity: software ? "yellow" : "green",
       topic: "adapter",
-      text: `${description || "unnamed"}: ${kind}`,
+      text: `${adapterName(info)}: ${kind}${several ? flagText(by) : ""}`,
       data: { vendor, device, architecture, description, software, by },
     });
     const ids = Object.entries({ vendor, device, architecture })
@@ -165,14 +178,63 @@ async function listAdapters(
   }
 }
 
+/** The flags that choose an adapter which these requests return. */
+function flagText(by: readonly string[]): string {
+  const flags = by.flatMap((request) =>
+    request === "high-performance"
+      ? ["--adapter high"]
+      : request === "low-power"
+      ? ["--adapter low"]
+      : []
+  );
+  return flags.length ? ` (${flags.join(" and ")})` : "";
+}
+
+/** The implementation that is examined, if it is there; {@linkcode open} says why not. */
+async function implementationOf(
+  options: DeviceOptions,
+): Promise<GPU | undefined> {
+  try {
+    return (await findImplementation(options)).gpu;
+  } catch (error) {
+    if (error instanceof NoAdapterError) return undefined;
+    throw error;
+  }
+}
+
+/** Compares the open device with that of the other implementation. */
+async function compare(
+  gpu: Gpu | undefined,
+  { webgpu, adapter }: DeviceOptions,
+  reporter: Reporter,
+) {
+  const asked = webgpu === "dawn";
+  reporter.starting?.("WebGPU");
+  const own = gpu && await offerOf(gpu);
+  const offers = asked
+    ? { deno: await offerOfDeno(adapter), dawn: own }
+    : { deno: own, dawn: await askDawn(false, adapter) };
+  compareOffers(offers, asked, reporter);
+}
+
+async function offerOfDeno(adapter?: AdapterName) {
+  try {
+    using gpu = await openDevice({ adapter });
+    return await offerOf(gpu);
+  } catch (error) {
+    if (!(error instanceof NoAdapterError)) throw error;
+    return { error: errorText(error).replace("Cannot open a GPU: ", "") };
+  }
+}
+
 /** Opens the device as the library does, and reports every choice. */
 async function open(
-  implementation: GPU | undefined,
+  options: DeviceOptions,
   reporter: Reporter,
 ): Promise<Gpu | undefined> {
   let gpu: Gpu;
   try {
-    gpu = await openDevice({ gpu: implementation });
+    gpu = await openDevice(options);
   } catch (error) {
     reportNone(error, reporter);
     return undefined;

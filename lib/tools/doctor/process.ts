@@ -1,14 +1,14 @@
 /**
- * The process that lib/tools/doctor/apart.ts starts: examines the default adapter.
+ * The process that lib/tools/doctor/apart.ts starts: examines an adapter.
  *
  *   deno run -A lib/tools/doctor/process.ts EXAMINATION
  *
- * EXAMINATION is the JSON of what `examineDevice` takes.
+ * EXAMINATION is the JSON of an `ApartExamination`.
  *
  * @module
  */
 import { openDevice } from "../../device/open_device.ts";
-import type { News } from "./apart.ts";
+import type { ApartExamination, News } from "./apart.ts";
 import { examineDevice } from "./device.ts";
 import type { Reporter } from "./report.ts";
 
@@ -21,6 +21,9 @@ export const printer: Reporter = {
 };
 
 if (import.meta.main) {
-  using gpu = await openDevice();
-  await examineDevice(gpu, JSON.parse(Deno.args[0]), printer);
+  const { webgpu, adapter, ...examination }: ApartExamination = JSON.parse(
+    Deno.args[0],
+  );
+  using gpu = await openDevice({ webgpu, adapter });
+  await examineDevice(gpu, examination, printer);
 }

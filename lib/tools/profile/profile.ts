@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { untimed } from "../../webgpu/clock.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import { weightsText } from "../weights.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
@@ -35,6 +36,7 @@ import { ratesOf } from "./rates.ts";
 import { verdictsOf } from "./verdict.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 import { GpuRunner } from "../../gpu/runner.ts";
+import { deviceOptions } from "../../webgpu/implementation.ts";
 
 export type { ProfileOptions, ProfileReport };
 
@@ -155,7 +157,7 @@ async function profileOnGpu(
   const notes = [
     ...setting.notes,
     weightsText(runner.weights),
-    ...gpuNotes(setting, phases, gpu.timestamps),
+    ...gpuNotes(setting, phases, gpu.timestamps ? "" : await untimed(gpu)),
     ...loopNotes(watched),
   ];
   const compared = setting.compare
@@ -202,12 +204,12 @@ async function compareWithCpu(
 }
 
 async function load(checkpoint: Checkpoint, setting: Setting): Promise<Qwen3> {
-  const { device, gpu, kv, promptTokens, maxTokens, signal } = setting;
+  const { device, kv, promptTokens, maxTokens, signal } = setting;
   try {
     return await Qwen3.load(checkpoint, {
       ...setting.opening,
+      ...deviceOptions(setting),
       device,
-      gpu,
       kv,
       context: promptTokens + maxTokens,
       signal,
@@ -242,7 +244,7 @@ function coverageOf(
 function gpuNotes(
   setting: Setting,
   phases: readonly Phase[],
-  timestamps: boolean,
+  untimed: string,
 ): string[] {
   const { promptTokens, maxTokens } = setting;
   const lengths = decodeLengths(promptTokens, maxTokens);
@@ -252,9 +254,9 @@ function gpuNotes(
       lengths.join(", ")
     } tokens in the KV cache`,
   ];
-  if (!timestamps) {
+  if (untimed) {
     notes.push(
-      "the adapter has no timestamp-query: only whole passes were timed, by wall clock",
+      `${untimed}: only whole passes were timed, by wall clock`,
     );
   }
   for (const { name, factor, ms, profiledMs } of phases) {

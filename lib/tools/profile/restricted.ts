@@ -14,6 +14,7 @@ import { wallPhase } from "./operations.ts";
 import type { TimelineEvent } from "./report.ts";
 import { type Profiled, promptIds, type Setting, subject } from "./setting.ts";
 import { UnpackedModel } from "./unpacked.ts";
+import { deviceOptions } from "../../webgpu/implementation.ts";
 import { CpuRunner } from "../../cpu/runner.ts";
 
 /** Profiles a model whose matmuls are offered only to `kernels`. */
@@ -31,7 +32,7 @@ export async function profileRestricted(
       } only: its layers are mixtures of experts, must be dense`,
     );
   }
-  using gpu = await openDevice({ gpu: setting.gpu });
+  using gpu = await openDevice(deviceOptions(setting));
   progress("loading the weights");
   using runner = await CpuRunner.load(checkpoint, {
     ...setting.opening,

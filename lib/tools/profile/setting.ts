@@ -13,9 +13,10 @@ import type { ProfileReport, TimelineEvent } from "./report.ts";
 import type { Findings } from "./verdict.ts";
 import { resolveSampling, type Sampling } from "../../model/sampling.ts";
 import type { DeviceKind } from "../../dispatch/device.ts";
+import type { DeviceOptions } from "../../webgpu/implementation.ts";
 
 /** Options of {@linkcode profile}. */
-export interface ProfileOptions {
+export interface ProfileOptions extends DeviceOptions {
   device?: DeviceKind;
   /** How keys and values are cached; as on loading by default. */
   kv?: CacheRequest;
@@ -31,8 +32,6 @@ export interface ProfileOptions {
   kernels?: readonly AllowedKernel[];
   /** Whether to run the CPU path too. */
   compare?: boolean;
-  /** Any WebGPU implementation instead of `navigator.gpu`. */
-  gpu?: GPU;
   /** How the checkpoint is opened, where progress goes, and the threads of the CPU path. */
   opening?: OpenOptions & { threads?: number };
   /** Called with each stage of the profile. */

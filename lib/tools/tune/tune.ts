@@ -9,7 +9,12 @@ import { errorText, OptionError, wrongOption } from "../../errors.ts";
 import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../device/open_device.ts";
+import { calibrated, untimed } from "../../webgpu/clock.ts";
 import type { Gpu } from "../../webgpu/device.ts";
+import {
+  type DeviceOptions,
+  deviceOptions,
+} from "../../webgpu/implementation.ts";
 import type { Plan } from "../../webgpu/plan.ts";
 import { Bench } from "./bench.ts";
 import { TUNED_KERNELS } from "../../../kernels/list.ts";
@@ -21,7 +26,7 @@ import type { TunedEntry } from "../../dispatch/tuned.ts";
 import { saveTuning } from "../../device/tuning_file.ts";
 
 /** Options of {@linkcode tune}. */
-export interface TuneOptions {
+export interface TuneOptions extends DeviceOptions {
   /** Names of kernels; by default all that can be tuned. */
   kernels?: readonly string[];
   /** How keys and values are cached; as on loading by default. */
@@ -30,8 +35,6 @@ export interface TuneOptions {
   budgetSeconds?: number;
   /** Stores nothing. */
   dryRun?: boolean;
-  /** Any WebGPU implementation instead of `navigator.gpu`. */
-  gpu?: GPU;
   /** How the checkpoint is opened, and where progress goes. */
   opening?: OpenOptions;
   /** Called before a case is timed, with its shape. */
@@ -133,12 +136,15 @@ export async function tune(
       must,
     );
   }
-  const gpu = await openDevice({ gpu: options.gpu });
+  const gpu = await openDevice(deviceOptions(options));
   using closing = new DisposableStack();
   closing.use(gpu);
+  await calibrated(gpu);
   if (!gpu.timestamps) {
     throw new Error(
-      `Cannot tune ${gpu.name}: it has no timestamp-query, without which kernels cannot be compared`,
+      `Cannot tune ${gpu.name}: ${await untimed(
+        gpu,
+      )}, kernels cannot be compared`,
     );
   }
   gpu.tuned.clear(); // candidates have to beat the defaults
