@@ -15,6 +15,7 @@ import { wideLoad } from "../formats/format.ts";
 import {
   type Constants,
   type Epilogue,
+  FEW_ROWS,
   type LinearShape,
   LONG_K,
 } from "./shapes.ts";
