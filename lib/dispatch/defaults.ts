@@ -8,7 +8,7 @@
 
 import type { AdapterClass, Capabilities } from "./capabilities.ts";
 import { type Format, hasStrips } from "../formats/format.ts";
-import type { ContextClass } from "./shapes.ts";
+import { type ContextClass, FEW_ROWS } from "./shapes.ts";
 
 /**
  * Threads per workgroup, rows of w per lane group, and maximum loads in flight per row.
@@ -82,8 +82,9 @@ export interface Defaults {
     sums: number;
     /** Maximum rows of x in a workgroup; others take the next ones. */
     together: number;
-    /** Maximum rows of x, of fewer than LONG_K elements each. */
+    /** Maximum rows of x, and those of LONG_K elements and more. */
     most: number;
+    mostLong: number;
   };
   /** Quantised blocks as integers. */
   gemvRowsInt8: {
@@ -140,6 +141,7 @@ const NVIDIA: Defaults = {
     // add up splits of k.
     together: 16,
     most: 64,
+    mostLong: FEW_ROWS,
   },
   // "16 rows by blocks: f32, f16 and integers", "16 rows as integers".
   gemvRowsInt8: {
@@ -250,6 +252,7 @@ const SOFTWARE: Defaults = {
     sums: 256,
     together: 32,
     most: 64, // gemm takes twice as long
+    mostLong: FEW_ROWS,
   },
   // Not used by default: rounding costs more than it saves there.
   gemvRowsInt8: {

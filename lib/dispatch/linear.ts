@@ -67,7 +67,10 @@ export function chooseLinear(
 export const mostFew = (
   { k }: Pick<LinearShape, "k">,
   device: Capabilities,
-): number => k < LONG_K ? defaultsFor(device).gemvRows.most : FEW_ROWS;
+): number => {
+  const { most, mostLong } = defaultsFor(device).gemvRows;
+  return k < LONG_K ? most : mostLong;
+};
 
 /**
  * SwiGLU is a property of the layer; the caller replaces "store" with "add" where it
