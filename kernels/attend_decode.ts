@@ -83,11 +83,15 @@ const take = (x: string, load: (at: string) => string) => /* wgsl */ `
     ${x}[2 * p + 1] = ${load("at + HALF")};
   }`;
 
+// Adds the squares of the head in `x` that starts at n.
+const addSquares = (x: string, n: string) => /* wgsl */ `
+  @unroll for (var e = 0; e < ELEMENTS; e++) { squared += squares(${x}[${n} + e]); }`;
+
+// What norms a head whose squares were added.
+const FACTOR = "inverseSqrt(key_sum(squared, tid) / f32(HEAD_DIM) + u.eps)";
+
 // Norms and rotates the head in `x` that starts at n.
 const turn = (x: string, n: string, gain: string) => /* wgsl */ `
-  var squared = 0.0;
-  @unroll for (var e = 0; e < ELEMENTS; e++) { squared += squares(${x}[${n} + e]); }
-  let factor = inverseSqrt(key_sum(squared, tid) / f32(HEAD_DIM) + u.eps);
   @unroll for (var p = 0; p < PAIRS; p++) {
     ${
   turnPair(
@@ -433,7 +437,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let end = min(begin + split_keys, position);
   let last = max(end, 1u) - 1u; // loads past the end read this key
 
-  var newest = wg.x + 1u == groups.x;
+  let last_split = wg.x + 1u == groups.x;
+  var newest = last_split;
   @if SUBGROUPS { newest = newest && lane_group == LANE_GROUPS - 1u; }
 
   // All loads are issued before the first use. A conditional block waits at its end for
@@ -459,26 +464,39 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @split var top: array<f32, GROUP>;
   @split var total: array<f32, GROUP>;
   @unroll for (var g = 0; g < GROUP; g++) {
+    var squared = 0.0;
+    ${addSquares("q", "g * ELEMENTS")}
+    let factor = ${FACTOR};
     ${turn("q", "g * ELEMENTS", "gain")}
     @unroll for (var e = 0; e < ELEMENTS; e++) { q[g * ELEMENTS + e] *= u.scale; }
     top[g] = LOW;
   }
 
-  // The new key and value are used before they are rounded to the cache's type.
-  if (newest) {
+  // The new key and value are used before they are rounded to the cache's type. Only the
+  // last lane group does so, but shuffles must be in uniform control flow.
+  if (last_split) {
     @split var fresh: array<E, ELEMENTS>;
     @split var value: array<E, ELEMENTS>;
     @split var key_gain: array<E, ELEMENTS>;
-    ${takeHead("fresh", "0", "heads + kv_head")}
-    ${takeHead("value", "0", "heads + u.kvHeads + kv_head")}
-    ${take("key_gain", (at) => `kNorm_at(${at})`)}
-    ${turn("fresh", "0", "key_gain")}
+    @split var score: array<f32, GROUP>;
+    var squared = 0.0;
+    if (newest) {
+      ${takeHead("fresh", "0", "heads + kv_head")}
+      ${takeHead("value", "0", "heads + u.kvHeads + kv_head")}
+      ${take("key_gain", (at) => `kNorm_at(${at})`)}
+      ${addSquares("fresh", "0")}
+    }
+    let factor = ${FACTOR};
+    if (newest) {
+      ${turn("fresh", "0", "key_gain")}
+      @unroll for (var g = 0; g < GROUP; g++) {
+        @unroll for (var e = 0; e < ELEMENTS; e++) { score[g] += dot_of(q[g * ELEMENTS + e], fresh[e]); }
+      }
+    }
     @unroll for (var g = 0; g < GROUP; g++) {
-      var sum = 0.0;
-      @unroll for (var e = 0; e < ELEMENTS; e++) { sum += dot_of(q[g * ELEMENTS + e], fresh[e]); }
-      sum = key_sum(sum, tid);
+      score[g] = key_sum(score[g], tid);
       if (tid >= WORKGROUP - KEY_LANES) {
-        top[g] = sum;
+        top[g] = score[g];
         total[g] = 1.0;
         @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] = value[e]; }
       }

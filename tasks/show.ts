@@ -4,15 +4,18 @@
  *   deno task show gemm
  *   deno task show attend_decode --model Qwen/Qwen3-4B
  *   deno task show gemv --dtype f16 --set WORKGROUP=64 --set ROWS=4
+ *   deno task show --all texts --compiler tint
  *
  * `--json` prints one line of JSON instead: `kernel`, `name` (of the call), `also` (other
  * calls of the kernel), `model`, `device`, `constants`, `operands`, `reason` and `wgsl`.
  * `--set` takes values that a file of tuned constants may hold, or that some device would
- * bring about.
+ * bring about. `--all` writes every text that any device of lib/tools/texts.ts brings about
+ * into a folder, one file each.
  */
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
-import { NoAdapterError } from "../lib/errors.ts";
+import type { Compiler } from "../lib/dispatch/capabilities.ts";
+import { described, NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/device/open_device.ts";
 import type { DeviceOptions } from "../lib/webgpu/implementation.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
@@ -24,8 +27,10 @@ import {
   type Sketched,
   STATED_DEVICE,
 } from "../lib/tools/show.ts";
+import { everyText } from "../lib/tools/texts.ts";
 import {
   DTYPE_FLAG,
+  type Flags,
   type FlagTable,
   readConstants,
   readFormat,
@@ -43,6 +48,8 @@ import {
 
 const MODEL = "synthetic:qwen3-0.6b";
 
+const COMPILERS: readonly Compiler[] = ["naga", "tint"];
+
 const FLAGS: FlagTable = {
   "model": ["text", "the model whose sizes are used", MODEL],
   "tokens": [
@@ -53,6 +60,12 @@ const FLAGS: FlagTable = {
   "dtype": DTYPE_FLAG,
   ...KV_FLAG,
   ...DEVICE_FLAGS,
+  "compiler": [
+    "text",
+    "naga or tint, which take different directives",
+    "the adapter's, naga with --all",
+  ],
+  "all": ["text", "a folder to write every text to, for devices of every kind"],
   "set": [
     "texts",
     "NAME=NUMBER, replaces a chosen constant; may be repeated",
@@ -62,10 +75,13 @@ const FLAGS: FlagTable = {
 };
 
 await runTask({
-  usage: "deno task show KERNEL [flags]",
+  usage: "deno task show KERNEL [flags]\ndeno task show --all FOLDER [flags]",
   notes: `Kernels: ${KERNEL_NAMES.join(", ")}`,
   flags: FLAGS,
 }, async (flags) => {
+  const compiler = flags.oneOf("compiler", COMPILERS);
+  const folder = flags.text("all");
+  if (folder !== undefined) return await writeAll(folder, compiler, flags);
   const [name, ...more] = flags.words;
   if (name === undefined || more.length) {
     throw new Error(
@@ -83,7 +99,8 @@ await runTask({
     ...loadingOptions(flags),
     ...progress.options,
   });
-  const device = await findDevice(deviceOptions(flags));
+  const found = await findDevice(deviceOptions(flags));
+  const device = compiler ? sketchOf(found, compiler) : found;
   const { config } = checkpoint;
   const kv = cacheRequest(flags), cases = { tokens, format, constants };
   const shown = showKernel(name, device, { config, kv, ...cases });
@@ -125,6 +142,46 @@ function textOf(
     ...comments.flatMap((line) => wrap(line, WIDTH, "// ", "//   ")),
     wgsl,
   ].join("\n");
+}
+
+/** Writes every text to a file of its own. */
+async function writeAll(
+  folder: string,
+  compiler: Compiler = "naga",
+  flags: Flags,
+): Promise<number> {
+  const [word] = flags.words;
+  const given = word ?? Object.keys(FLAGS)
+    .filter((name) => !["all", "compiler"].includes(name))
+    .map((name) => flags.on(name) || flags.texts(name) ? `--${name}` : "")
+    .find((flag) => flag !== "");
+  if (given !== undefined) {
+    throw new Error(
+      `Cannot show all texts: ${
+        described(given)
+      } was given, --all takes only --compiler`,
+    );
+  }
+  await Deno.mkdir(folder, { recursive: true });
+  let count = 0;
+  for (const { kernel, device, label, wgsl } of everyText(compiler)) {
+    count++;
+    const file = `${kernel}-${`${count}`.padStart(4, "0")}.wgsl`;
+    const head = `// ${kernel} on ${device}\n// ${label}\n`;
+    await Deno.writeTextFile(`${folder}/${file}`, head + wgsl);
+  }
+  console.log(`Wrote ${count} texts for ${compiler} to ${folder}`);
+  return 0;
+}
+
+/** What choices depend on, of a device with another compiler. */
+function sketchOf(device: Sketched, compiler: Compiler): Sketched {
+  const { name, f16, software, subgroupSize, adapterClass, vulkan } = device;
+  const { limits, tuned } = device;
+  return {
+    ...{ name, f16, software, subgroupSize, adapterClass, vulkan },
+    ...{ limits, tuned, compiler },
+  };
 }
 
 async function findDevice(options: DeviceOptions): Promise<Sketched> {

@@ -6,38 +6,20 @@
  * @module
  */
 import { inPasses, type LibraryKernel } from "../../kernels/define.ts";
-import { findKernel, KERNEL_NAMES, KERNELS } from "../../kernels/list.ts";
-import { reference } from "../check/kernel_case.ts";
-import { Random } from "../check/reference.ts";
-import { described, wrongOption } from "../errors.ts";
+import { findKernel, KERNEL_NAMES } from "../../kernels/list.ts";
+import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Capabilities } from "../dispatch/capabilities.ts";
-import { bf16 } from "../formats/bf16.ts";
-import type { Format } from "../formats/format.ts";
-import { f32 } from "../formats/f32.ts";
-import { allocateMatrix, withPlanes } from "../formats/matrix.ts";
-import type { CpuTensor } from "../formats/tensor.ts";
 import {
-  cacheRefusal,
   type CacheRequest,
-  chooseCacheDtype,
-  chooseMatmulDtype,
   HALF_PREFILL_BYTES,
 } from "../dispatch/precision.ts";
 import type { Constants } from "../dispatch/shapes.ts";
-import type { Qwen3Config } from "../checkpoint/config.ts";
-import { type Gpu, LEAST_LIMITS } from "../webgpu/device.ts";
-import { type Kernel, type Operands, showWgsl } from "../webgpu/kernel.ts";
-import { GpuKvCache } from "../gpu/kv_cache.ts";
-import { GpuOps } from "../gpu/ops.ts";
-import { gpuStore } from "../gpu/store.ts";
-import { type AddOptions, Plan } from "../webgpu/plan.ts";
-import { familyOf } from "../model/families.ts";
-import { finish, mapWeights, stackedShape } from "../model/family.ts";
+import { described } from "../errors.ts";
+import { bf16 } from "../formats/bf16.ts";
+import type { Format } from "../formats/format.ts";
 import { shortened, tryInstead } from "../text/messages.ts";
-import { chooseSampling } from "../dispatch/sampling.ts";
-import { addSampling, sampledRow, SamplerState } from "../gpu/sample.ts";
-import { resolveSampling, type SamplingOptions } from "../model/sampling.ts";
-import { Tensor } from "../webgpu/tensor.ts";
+import { LEAST_LIMITS } from "../webgpu/device.ts";
+import { type Kernel, showWgsl } from "../webgpu/kernel.ts";
 import {
   type ChosenCall,
   impossible,
@@ -45,9 +27,14 @@ import {
   type ShownOperand,
   untried,
 } from "./constants.ts";
+import {
+  type Call,
+  recordCases,
+  recordPass,
+  type Sketched,
+} from "./recording.ts";
 
-/** The properties of a device that choices depend on; a `Gpu` has them. */
-export type Sketched = Capabilities & Pick<Gpu, "name" | "f16" | "software">;
+export type { Sketched } from "./recording.ts";
 
 /**
  * Stands in for a missing adapter: the least that kernels run on, with f16, subgroups and
@@ -73,6 +60,8 @@ export interface ShowOptions {
   format?: Format;
   /** How keys and values are cached; as a GPU would by default. */
   kv?: CacheRequest;
+  /** Positions that the cache has, at least; 4096 by default. */
+  context?: number;
   /** Constants that replace the chosen ones. */
   constants?: Constants;
   /** Called by `showVariants` for each call that these constants do not suit. */
@@ -222,14 +211,8 @@ export function showVariants(
   return [...variants.values()];
 }
 
-interface Call {
-  kernel: LibraryKernel;
-  operands: Operands;
-  options: AddOptions;
-}
-
 /** No choice could give a call these constants. */
-class ImpossibleError extends Error {}
+export class ImpossibleError extends Error {}
 
 /** The calls of each kernel in a pass, or in its test cases, as they are asked for. */
 class Recording {
@@ -250,9 +233,9 @@ class Recording {
     if (known) return known;
     const { device, tokens, options } = this, kernel = findKernel(name)!;
     const calls = inPasses(kernel) && this.inPass
-      ? (this.#pass ??= recordPasses(device, tokens, options))
+      ? (this.#pass ??= recordPass(device, { ...options, tokens }))
         .filter(({ kernel }) => kernel.name === name)
-      : recordCases(device, options.format, [kernel]);
+      : casesOfType(recordCases(device, kernel), options.format);
     this.#calls.set(name, calls);
     return calls;
   }
@@ -291,6 +274,14 @@ class Recording {
       }
     }
   }
+}
+
+/** Those that have operands in a format, if any have. */
+function casesOfType(calls: Call[], { name }: Format = bf16): Call[] {
+  const ofType = calls.filter((call) =>
+    chosenOperands(call).some(({ dtype }) => dtype === name)
+  );
+  return ofType.length ? ofType : calls;
 }
 
 const chosenConstants = ({ kernel, options }: Call): Constants => ({
@@ -366,140 +357,5 @@ function chosenOperands(
     const { format } = "matrix" in operand ? operand.part : operand.parts[0];
     const shape = matrix.n === 1 ? [matrix.k] : [matrix.n, matrix.k];
     return { name, dtype: format.name, shape };
-  });
-}
-
-/** Keeps the calls of a plan instead of compiling them. */
-class CallPlan extends Plan {
-  readonly calls: Call[] = [];
-
-  override add(kernel: Kernel, operands: Operands, options: AddOptions = {}) {
-    const known = findKernel(kernel.name)!; // passes run kernels of the list only
-    this.calls.push({ kernel: known, operands, options });
-  }
-}
-
-/** A device without memory: its tensors have only shapes. */
-function sketch(device: Sketched): Gpu {
-  const { name, f16, software, subgroupSize, adapterClass, vulkan } = device;
-  const { compiler = "naga", limits, tuned = new Map() } = device;
-  return {
-    name,
-    f16,
-    software,
-    subgroupSize,
-    adapterClass,
-    compiler,
-    vulkan,
-    tuned,
-    limits: {
-      maxComputeWorkgroupStorageSize: limits.maxComputeWorkgroupStorageSize,
-      maxComputeInvocationsPerWorkgroup:
-        limits.maxComputeInvocationsPerWorkgroup,
-      maxComputeWorkgroupSizeX: limits.maxComputeWorkgroupSizeX,
-      maxStorageBuffersPerShaderStage: limits.maxStorageBuffersPerShaderStage,
-      maxStorageBufferBindingSize: Infinity,
-    },
-    requireLive() {},
-    buffer: () => ({ destroy() {} }),
-    device: { queue: { writeBuffer() {} } },
-  } as unknown as Gpu;
-}
-
-/** The calls of one layer's forward pass and of every way to sample. */
-function recordPasses(
-  device: Sketched,
-  tokens: number,
-  { config: whole, format = bf16, kv }: ShowOptions,
-): Call[] {
-  const config = { ...whole, numHiddenLayers: 1 };
-  const gpu = sketch(device), plan = new CallPlan(gpu);
-  const halfMatmuls = chooseMatmulDtype(device).dtype === "f16";
-  const family = familyOf(config), store = gpuStore(gpu);
-  const weights = mapWeights(family.weights(config), (spec) => {
-    const { label, kind, measured, split, exact } = spec;
-    const shape = stackedShape(spec);
-    const [rows, k] = shape.length > 1 ? shape : [1, ...shape];
-    // Files of quantised weights have norms and routers in f32.
-    const plain = format.elements > 1 &&
-      (kind === "norm" || kind === "router");
-    const stack = [{ rows, format: plain ? f32 : format }];
-    const options = { pairs: split === "pairs", exact };
-    const matrix = allocateMatrix(label, stack, k, options, store.allocate);
-    // A typical magnitude, since measuring it takes a device.
-    if (halfMatmuls && (measured || format.integers)) {
-      matrix.largest = kind === "norm" ? 2 : 0.25;
-    }
-    return matrix;
-  });
-  const { headDim, vocabSize } = config;
-  const u32 = (label: string, ...shape: number[]) =>
-    Tensor.create(gpu, "u32", shape, undefined, label);
-  const must = cacheRefusal(headDim, kv);
-  if (must !== undefined) throw wrongOption("Cannot show", "kv", kv, must);
-  const { dtype: cacheDtype } = chooseCacheDtype(headDim, { kv });
-  const cache = new GpuKvCache(
-    gpu,
-    config,
-    1,
-    Math.max(tokens, 4096),
-    cacheDtype,
-  );
-  cache.record({ first: 0, sequences: 1, tokens });
-  const ops = new GpuOps(gpu, config, plan);
-  const logits = finish(
-    family.forward(ops, weights, u32("tokens", tokens), cache),
-  );
-  const size = { sequences: 1, vocab: vocabSize, steps: 256 };
-  const state = new SamplerState(gpu, size, cache.lengthsOnDevice);
-  const ways: SamplingOptions[] = [
-    { temperature: 0 },
-    { temperature: 1, topK: 20, topP: 0.95 },
-    { temperature: 1, topK: 0, topP: 0.95 },
-    { temperature: 0, presencePenalty: 1, logprobs: 20 },
-  ];
-  for (const way of ways) {
-    const row = sampledRow(resolveSampling({ ...way, seed: 1 }));
-    addSampling(plan, logits, chooseSampling([row], vocabSize), state);
-  }
-  return plan.calls;
-}
-
-/** Calls of kernels that no pass runs, from their test cases; a model's sizes come first. */
-function recordCases(
-  device: Sketched,
-  { name }: Format = bf16,
-  kernels = KERNELS.filter((kernel) => !inPasses(kernel)),
-): Call[] {
-  const gpu = sketch(device);
-  const tools = { device, random: new Random(), reference };
-  return kernels.flatMap((kernel) => {
-    const cases = kernel.cases.toReversed().flatMap((given) =>
-      kernel.makeCase(given, tools) ?? []
-    );
-    const ofType = cases.filter(({ operands }) =>
-      Object.values(operands).some((operand) =>
-        ("parts" in operand ? operand.parts[0].format.name : operand.dtype) ===
-          name
-      )
-    );
-    const on = ({ dtype, shape }: CpuTensor, name: string) =>
-      Tensor.create(gpu, dtype, shape, undefined, name);
-    return (ofType.length ? ofType : cases).map((one): Call => ({
-      kernel,
-      operands: Object.fromEntries(
-        Object.entries(one.operands).map(([name, operand]) => [
-          name,
-          "parts" in operand
-            ? withPlanes(operand, (plane) => on(plane, name))
-            : on(operand, name),
-        ]),
-      ),
-      options: {
-        label: `test case ${one.what}`,
-        reason: "no pass of a model runs this kernel",
-        constants: one.constants,
-      },
-    }));
   });
 }

@@ -1,0 +1,78 @@
+/** Finished texts are valid WGSL for compilers that follow the specification. */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { attendDecode } from "../../kernels/attend_decode.ts";
+import { KERNEL_NAMES } from "../../kernels/list.ts";
+import { showKernel, STATED_DEVICE } from "../../lib/tools/show.ts";
+import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
+import { slowTest } from "../support/quick.ts";
+import { runTask } from "../support/run_task.ts";
+import { openTint } from "../support/tint.ts";
+
+slowTest("Tint accepts every text that any device brings about", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const args = ["--all", folder, "--compiler", "tint"];
+    const { code, stdout, stderr } = await runTask("show", args);
+    assertEquals(code, 0, stderr);
+    const files = [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
+    assertEquals(stdout, `Wrote ${files.length} texts for tint to ${folder}\n`);
+    assert(files.length > 3000, `${files.length} texts`);
+    const kernels = new Set(files.map((name) => name.split("-")[0]));
+    assertEquals([...kernels].sort(), [...KERNEL_NAMES].sort());
+    const check = await openTint(), refused: string[] = [];
+    for (const file of files) {
+      const wgsl = await Deno.readTextFile(`${folder}/${file}`);
+      const refusal = await check(wgsl);
+      if (!refusal) continue;
+      const lines = wgsl.split("\n"), { line, message } = refusal;
+      refused.push(
+        `${lines[0]}\n${lines[1]}\n${message}, line ${line}: ${
+          lines[line - 1]
+        }`,
+      );
+    }
+    const some = refused.slice(0, 10).join("\n");
+    assertEquals(refused.length, 0, `${refused.length} refused:\n${some}`);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+slowTest(
+  "Tint refuses a shuffle in control flow that is not uniform",
+  async () => {
+    const { config } = parseSynthetic("synthetic:qwen3-0.6b");
+    const device = { ...STATED_DEVICE, compiler: "tint" } as const;
+    const { wgsl } = showKernel(attendDecode.name, device, { config });
+    const check = await openTint();
+    assertEquals(await check(wgsl), undefined);
+    const without = wgsl.replace("enable subgroups;\n", "");
+    assertMatch((await check(without))!.message, /extension 'subgroups'/);
+    const wrong = wgsl.replace("if (last_split) {", "if (newest) {");
+    const { line, message } = (await check(wrong))!;
+    assertMatch(message, /subgroup uniform control flow/);
+    assertMatch(wrong.split("\n")[line - 1], /subgroupShuffleXor/);
+  },
+);
+
+Deno.test("deno task show --all takes no kernel and no other flags", async () => {
+  for (const more of ["gemm", "--json", "--tokens=4"]) {
+    const { code, stderr } = await runTask("show", ["--all", "none", more]);
+    assertEquals(code, 1);
+    const given = more.split("=")[0];
+    assertEquals(
+      stderr,
+      `error: Cannot show all texts: "${given}" was given, --all takes only --compiler\n`,
+    );
+  }
+  const { stderr } = await runTask("show", ["gemm", "--compiler", "fxc"]);
+  assertMatch(stderr, /--compiler is "fxc", must be naga or tint/);
+});
+
+Deno.test("deno task show says what another compiler would be given", async () => {
+  const shown = async (...args: string[]) =>
+    (await runTask("show", ["rms-norm", ...args])).stdout;
+  const line = /^enable subgroups;$/m;
+  assertMatch(await shown("--compiler", "tint"), line);
+  assert(!line.test(await shown("--compiler", "naga")));
+});
