@@ -250,7 +250,7 @@ function matricesChoice(matrices: readonly SubgroupMatrix[]): Choice {
   const what = "subgroup matrices";
   if (matrices.length === 0) {
     const reason = "the adapter lacks them: matmuls run on vector units";
-    return { what, value: "none", reason };
+    return { what, value: "off", reason };
   }
   const texts = matrices.map((
     { componentType, resultComponentType, M, N, K },
