@@ -37,6 +37,7 @@ export type {
   AdapterClass,
   Capabilities,
   Compiler,
+  SubgroupMatrix,
 } from "./lib/dispatch/capabilities.ts";
 export type { Constants } from "./lib/dispatch/shapes.ts";
 export type { Device, Qwen3Options } from "./lib/place.ts";
@@ -107,7 +108,7 @@ export { SchemaError } from "./lib/text/grammar/mod.ts";
 export type { Tokenizer } from "./lib/text/tokenizer.ts";
 export type { Choice } from "./lib/dispatch/choice.ts";
 export { openDevice } from "./lib/device/open_device.ts";
-export { Gpu, type SubgroupMatrix } from "./lib/webgpu/device.ts";
+export { Gpu } from "./lib/webgpu/device.ts";
 export type {
   AdapterName,
   DeviceOptions,

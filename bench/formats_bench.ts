@@ -5,6 +5,7 @@
  *   deno bench -A bench/formats_bench.ts
  */
 import { gemm } from "../kernels/gemm.ts";
+import { gemmMatrix } from "../kernels/gemm_matrix.ts";
 import { gemv } from "../kernels/gemv.ts";
 import { gemvInt8 } from "../kernels/gemv_int8.ts";
 import { gemvRows } from "../kernels/gemv_rows.ts";
@@ -85,9 +86,12 @@ function recordLinear(
   const scales = own(x ? upload(x.scales) : randomMatrix(gpu, "f32", [m]));
   for (let i = 0; i < DISPATCHES; i++) {
     const w = ws[i % copies];
-    if (kernel === "gemm") {
+    if (kernel === "gemm" || kernel === "gemmMatrix") {
       const operands = { a: rows, b: w, scales, c: y };
-      plan.add(gemm, operands, { constants, uniforms });
+      plan.add(kernel === "gemm" ? gemm : gemmMatrix, operands, {
+        constants,
+        uniforms,
+      });
     } else if (kernel === "gemvRowsInt8") {
       const operands = { w, x: rows, scales, y };
       plan.add(gemvRowsInt8, operands, { constants, uniforms });

@@ -5,6 +5,7 @@
  */
 import { formatNamed } from "../lib/formats/mod.ts";
 import { gemm } from "../kernels/gemm.ts";
+import { gemmMatrix } from "../kernels/gemm_matrix.ts";
 import { sumSplits } from "../kernels/sum_splits.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { chooseMatmul } from "../lib/dispatch/matmul.ts";
@@ -69,20 +70,22 @@ export function recordMatmul(
     swiglu: false,
     largest: 1,
   };
-  const { constants, headroom, splits, reason } = chooseLinear(linear, gpu);
+  const choice = chooseLinear(linear, gpu);
+  const { constants, headroom, splits, reason } = choice;
   if (!headroom) throw new Error(`Cannot multiply in f16: ${reason}`);
+  const kernel = choice.kernel === "gemmMatrix" ? gemmMatrix : gemm;
   const b = own(randomMatrix(gpu, dtype, [n, k]));
   const scales = own(
     Tensor.create(gpu, "f32", [m], new Float32Array(m).fill(1), "scales"),
   );
   if (splits === 1) {
-    plan.add(gemm, { a, b, scales, c }, { constants, uniforms });
+    plan.add(kernel, { a, b, scales, c }, { constants, uniforms });
     return reason;
   }
   const partial = own(
     Tensor.create(gpu, "f32", [splits * m, n], undefined, "splits"),
   );
-  plan.add(gemm, { a, b, scales, c: partial }, { constants, uniforms });
+  plan.add(kernel, { a, b, scales, c: partial }, { constants, uniforms });
   plan.add(sumSplits, { partial, y: c }, {
     constants: { SPLITS: splits, ADD: 0 },
     uniforms,

@@ -1,5 +1,5 @@
 import { chooseExpertGemv } from "../lib/dispatch/experts.ts";
-import { INTEGER_SUM } from "./case.ts";
+import { EPS, INTEGER_SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
 import { type ExpertCase, expertCase, expertContract } from "./expert_case.ts";
 import { EXPERT_ROW, expertRows } from "./expert_gemv.ts";
@@ -18,11 +18,21 @@ import {
  *
  * With EPILOGUE "add", a row of `x` is multiplied by the weight of its expert before it is
  * rounded, so that the sum over all experts is one sum. `n` is the number of rows of an
- * expert, gates and ups counted separately.
+ * expert, gates and ups counted separately. With ROUNDED, there is one row of `x`, which the
+ * kernel before has rounded; with LEAVES, the results of a row's experts are weighted and
+ * rounded as one row, which "add" sums next.
  */
 export const expertGemvInt8 = defineKernel<ExpertCase>({
   name: "expertGemvInt8",
   ...expertContract,
+  buffers: (constants) => ({
+    ...expertContract.buffers(constants),
+    ...(constants.ROUNDED ? { x: "any words as quad" } : {}),
+    ...(constants.LEAVES && constants.EPILOGUE === "swiglu"
+      ? { left: "out any as quad" }
+      : {}),
+  }),
+  uniforms: { ...expertContract.uniforms, eps: "f32" },
   constants: {
     EXPERTS: 1,
     WHOLE: 1,
@@ -36,11 +46,17 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
     EPILOGUE: "store",
     CHUNK: 12288,
     ROLLED: 0,
+    ROUNDED: 0,
+    LEAVES: 0,
+    TWO: 0,
   },
   derive: (c, { held, k, used, parts }) => {
     const terms = c.EPILOGUE === "add" ? used : 1;
     return {
-      ...deriveInt8(c, { m: 1, k: terms * k, terms, parts }),
+      ...deriveInt8(c, {
+        ...{ m: 1, k: terms * k, terms, parts },
+        ...{ width: expertRows(held, c), rows: used },
+      }),
       EXPERT_ROWS: expertRows(held, c),
       USED: used,
       TERMS: terms,
@@ -62,6 +78,8 @@ fn place_of(y: u32, unit: u32) -> u32 {
   return min(expert, EXPERTS - 1u) * EXPERT_ROWS * ROW_UNITS + unit % ROW_UNITS;
 }
 
+@if ROUNDED { @if NORM { fn squares_at(at: u32) -> vec4f { return bitcast<vec4f>(x[at]); } } }
+@else {
 fn x_four(y: u32, at: u32) -> vec4f {
   @if EPILOGUE == "add" {
     let s = at / (X_FOURS / USED);
@@ -72,8 +90,12 @@ fn x_four(y: u32, at: u32) -> vec4f {
     return x_at(y / USED * X_FOURS + at);
   }
 }
+}
 
 fn y_begin(y: u32) -> u32 { return y * u.stride + u.column; }
+
+/** What the results of a pair are weighted by, which are summed next. */
+fn left_weight(y: u32) -> f32 { return chosen_at((2u * (y / USED) + 1u) * USED + y % USED); }
 
 /** Whether the expert of a pair is elsewhere. */
 fn skips(y: u32) -> bool {
@@ -107,11 +129,14 @@ ${BODY}`,
     ].map((given) => ({ ...given, w: "q4_k" })),
   ],
   // With fewer lanes, expertGemv runs.
-  makeCase: (given, tools) =>
-    tools.device.subgroupSize < 8 ? undefined : expertCase(given, tools, {
+  makeCase: (given, tools) => {
+    if (tools.device.subgroupSize < 8) return undefined;
+    const one = expertCase(given, tools, {
       choose: (shape, device) =>
         chooseExpertGemv({ ...shape, largest: 1 }, device),
       parts: int8Parts,
       tolerance: INTEGER_SUM,
-    }),
+    });
+    return { ...one, uniforms: { ...one.uniforms, eps: EPS } };
+  },
 });

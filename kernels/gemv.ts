@@ -37,14 +37,19 @@ fn w_row(g: u32, i: u32) -> u32 {
   }
 }`;
 
-/** The factor of the norm, from partial sums of squares that are read four at a time. */
-export const FACTOR = /* wgsl */ `  @if NORM {
+/** A lane's part of a row's sum of squares, from partial sums that are read four at a time. */
+export const SQUARED = /* wgsl */ `  @if NORM {
     var squared = 0.0;
     @unroll for (var i = 0; i < PART_STEPS; i++) {
       let part = i * LANES + lane;
       let four = squares_at(min(part, PARTS / 4u - 1u));
       squared += select(0.0, dot(four, vec4f(1.0)), part < PARTS / 4u);
     }
+  }
+`;
+
+/** The factor of the norm, from `squared`. */
+export const FACTOR = /* wgsl */ `  @if NORM {
     let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
 `;
@@ -228,7 +233,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let lane = tid % LANES;
   let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
   @split var acc: array<f32, ROWS>;
-${FACTOR}  @if EPILOGUE == "add" {
+${SQUARED}${FACTOR}  @if EPILOGUE == "add" {
     // The residual is loaded early, so that nothing waits for it at the end.
     @split var residual: array<f32, ROWS>;
     if (lane == 0u) {

@@ -11,7 +11,7 @@ import {
   type Needs,
 } from "../lib/dispatch/limits.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
-import { splitGrid } from "../lib/webgpu/kernel.ts";
+import { type Dims, type Grid, splitGrid } from "../lib/webgpu/kernel.ts";
 import { BLOCKS, FLOATS } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
@@ -37,6 +37,12 @@ export const ENDING_MEMORY = /* wgsl */ `
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
 @if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }`;
 
+/** Row m of those from row `first` of x on; past the last one, that one again. */
+export const X_ROW = /* wgsl */ `
+fn x_row(first: u32, m: u32) -> u32 {
+  @if WHOLE { return first + m; } @else { return min(first + m, u.m - 1u); }
+}`;
+
 /**
  * Begins `main`: the place of a thread, and its sums. Workgroups of the same rows of w follow
  * each other, so that they find them in a cache.
@@ -46,9 +52,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         @builtin(local_invocation_index) tid: u32) {
   let lane = tid % LANES;
   let group = tid / LANES;
-  let index = wg.y * groups.x + wg.x;
-  let part = index / SHARES;
-  let first = index % SHARES * M;
+  let first = wg.x * M;
+  let part = wg.z * groups.y + wg.y;
   let slice = group % SLICES;
   let g = part * (GROUPS / SLICES) + group / SLICES;
   @split var acc: array<f32, SUMS>;`;
@@ -138,6 +143,18 @@ export const ENDING = /* wgsl */ `  @if SUBGROUPS {
     }
   }`;
 
+/**
+ * The grid of {@linkcode BEGINNING}: workgroups that take M of the `m` rows of x, for each
+ * rows of w. It alone depends on m, so that batches of all sizes share a pipeline.
+ */
+export function rowsGrid(
+  { m, n }: Dims,
+  { M, GROUPS, SLICES, ROWS }: Record<string, number>,
+): Grid {
+  const [y, z] = splitGrid(n / (ROWS * (GROUPS / SLICES)));
+  return [Math.ceil(m / M), y, z];
+}
+
 /** Partial sums of squares per row of x that EPILOGUE "add" leaves: one per workgroup. */
 export function rowParts(
   n: number,
@@ -176,17 +193,20 @@ export function deriveEnding(
  */
 const MOST_SUMS = 256;
 
+/** Rows of x that tuning tries in a workgroup. */
+export const ROWS_OF_X: readonly number[] = [4, 8, 16, 32];
+
 /** What a workgroup needs whose `lanes` share ROWS rows of w, and SLICES of k. */
 export function fewRowsNeeds(
-  { m, swiglu }: LinearTarget,
-  { WORKGROUP, ROWS, SLICES }: Candidate,
+  { swiglu }: LinearTarget,
+  { M, WORKGROUP, ROWS, SLICES }: Candidate,
   lanes: number,
   device: Capabilities,
 ): Needs {
-  const groups = WORKGROUP / lanes, sums = 2 ** Math.ceil(Math.log2(m * ROWS));
+  const groups = WORKGROUP / lanes, sums = 2 ** Math.ceil(Math.log2(M * ROWS));
   return {
     threads: WORKGROUP,
-    bytes: fewRowsBytes(m, { WORKGROUP, ROWS }, lanes, device),
+    bytes: fewRowsBytes(M, { WORKGROUP, ROWS }, lanes, device),
     problem: WORKGROUP % lanes || !isPowerOf2(WORKGROUP)
       ? `WORKGROUP is ${WORKGROUP}, must be a power of 2 and whole groups of ${lanes} lanes`
       : groups % SLICES || !isPowerOf2(SLICES)
@@ -203,17 +223,26 @@ export function fewRowsNeeds(
 const lanesOf = ({ k }: LinearTarget, device: Capabilities) =>
   2 ** laneConstants(device, Math.max(4, Math.ceil(k / 4))).LOG_LANES;
 
+/** `acc` plus the dot product of a row's four elements with four of x. */
+const multiply = (acc: string, wv: string) => /* wgsl */ `
+  @if CHAIN {
+    ${acc} = fma(${wv}.w, xv.w, fma(${wv}.z, xv.z, fma(${wv}.y, xv.y, fma(${wv}.x, xv.x, ${acc}))));
+  } @else { ${acc} += dot(${wv}, xv); }`;
+
 /**
  * A few rows times a matrix stored by output row, `y = x · wᵀ`: the Linear layers of
  * sequences that decode together, and of short prompts.
  *
  * Like gemv.ts, but M rows of `x` share each value of `w`, so arithmetic and cached
- * reads of `x` are the limit. A lane group of LANES neighboring threads shares ROWS rows
+ * reads of `x` are the limit. If there are more, other workgroups take the next M. A lane group of LANES neighboring threads shares ROWS rows
  * of `w`, four elements at a time, so that neighbors also read neighbors in `x`. Each
  * thread ends with M · ROWS sums. In every exchange a lane adds up half of them and
  * leaves the other half to its partner, so after log₂ LANES exchanges each lane has a few
  * finished results and all lanes write. If `w` has too few rows to fill a GPU, SLICES
  * lane groups of a workgroup share them, each with a part of k.
+ *
+ * CHAIN 1: adds each product to the sum, 4 instructions for 4 elements. 0: adds their dot
+ * product, which takes 5.
  *
  * NORM and EPILOGUE are as in gemv.ts; each workgroup leaves one sum of squares per row
  * for the next norm.
@@ -237,10 +266,11 @@ export const gemvRows = defineKernel<LinearCase>({
     SUBGROUPS: 1,
     STEPS: 2,
     SLICES: 1,
+    CHAIN: 1,
     NORM: 0,
     EPILOGUE: "store",
   },
-  derive: (c, { k, parts }) => {
+  derive: (c, { m: rows, k, parts }) => {
     const m = Number(c.M);
     const fours = Math.ceil(k / 4), lanes = 1 << Number(c.LOG_LANES);
     const steps = Math.max(
@@ -259,7 +289,7 @@ export const gemvRows = defineKernel<LinearCase>({
         ? 1
         : 0,
       ...deriveEnding(c),
-      SHARES: 1,
+      WHOLE: rows % m ? 0 : 1, // no workgroup has rows of x to spare
       PARTS: parts ?? 0,
       SHARE: share,
       ROUNDS: Math.ceil(m * share / Number(c.WORKGROUP)),
@@ -269,6 +299,7 @@ export const gemvRows = defineKernel<LinearCase>({
   tuning: {
     of: "linear",
     grid: {
+      M: ROWS_OF_X,
       WORKGROUP: [32, 64, 128, 256],
       ROWS: [1, 2, 4, 8],
       STEPS: [1, 2, 4],
@@ -276,7 +307,11 @@ export const gemvRows = defineKernel<LinearCase>({
     },
     settle(target: LinearTarget, given, device) {
       const most = Math.ceil(target.k / 4 / lanesOf(target, device));
-      return { ...given, STEPS: Math.min(given.STEPS, most) };
+      return {
+        ...given,
+        M: Math.min(given.M, target.m),
+        STEPS: Math.min(given.STEPS, most),
+      };
     },
     needs(target: LinearTarget, given, device) {
       const lanes = lanesOf(target, device), loads = given.ROWS * given.STEPS;
@@ -288,8 +323,7 @@ export const gemvRows = defineKernel<LinearCase>({
       };
     },
   },
-  grid: ({ n }, { GROUPS, SLICES, ROWS }) =>
-    splitGrid(n / (ROWS * (GROUPS / SLICES))),
+  grid: rowsGrid,
   cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `
 @if NORM {
@@ -299,6 +333,8 @@ export const gemvRows = defineKernel<LinearCase>({
 ${ENDING_MEMORY}
 
 ${W_ROW}
+
+${X_ROW}
 
 ${BEGINNING}
   @if W_VIEW == "vec4" {
@@ -314,8 +350,8 @@ ${BEGINNING}
       var sum = 0.0;
       @unroll for (var i = 0; i < PART_STEPS; i++) {
         let at = (i * SHARE + tid % SHARE) * 4u;
-        @if PARTS % (4 * SHARE) == 0 { sum += dot(squares_span(m * PARTS + at, 4u), vec4f(1.0)); }
-        @else { if (at < PARTS) { sum += dot(squares_span(m * PARTS + at, PARTS - at), vec4f(1.0)); } }
+        @if PARTS % (4 * SHARE) == 0 { sum += dot(squares_span(x_row(first, m) * PARTS + at, 4u), vec4f(1.0)); }
+        @else { if (at < PARTS) { sum += dot(squares_span(x_row(first, m) * PARTS + at, PARTS - at), vec4f(1.0)); } }
       }
       squared_parts[r * WORKGROUP + tid] = sum;
     }
@@ -342,8 +378,11 @@ ${BEGINNING}
         @if NORM { wv[i] = w_four[0](raw[i * STEPS + s]) * scale; } @else { wv[i] = w_four[0](raw[i * STEPS + s]); }
       }
       @unroll for (var m = 0; m < M; m++) {
-        let xv = x_at(m * FOURS + four);
-        @unroll for (var i = 0; i < ROWS; i++) { acc[m * ROWS + i] += dot(wv[i], xv); }
+        @if WHOLE { let xv = x_at(m * FOURS + (first * FOURS + four)); }
+        @else { let xv = x_at(x_row(first, m) * FOURS + four); }
+        @unroll for (var i = 0; i < ROWS; i++) { ${
+    multiply("acc[m * ROWS + i]", "wv[i]")
+  } }
       }
     }
     @if CHUNKS > SLICES {
@@ -354,7 +393,7 @@ ${BEGINNING}
   for (var e = (slice * LANES + lane) * 4u; e < u.k; e += SLICES * LANES * 4u) {
     @if NORM { let scale = norm_span(e, u.k - e); } @else { let scale = vec4f(1.0); }
     @unroll for (var m = 0; m < M; m++) {
-      let xv = x_span(m * u.k + e, u.k - e) * scale;
+      let xv = x_span(x_row(first, m) * u.k + e, u.k - e) * scale;
       @unroll for (var i = 0; i < ROWS; i++) {
         acc[m * ROWS + i] += dot(w_span(w_row(g, i) * u.k + e, u.k - e), xv);
       }
@@ -373,6 +412,7 @@ ${BEGINNING}
     { m: 3, n: 74, k: 88, w: "bf16", epilogue: "swiglu" },
     { m: 17, n: 74, k: 76, w: "f32", norm: "bf16" },
     { m: 17, n: 74, k: 76, w: "f32", norm: "bf16", epilogue: "swiglu" },
+    { m: 64, n: 74, k: 76, w: "bf16", epilogue: "add" },
   ],
   makeCase: (given, tools) => linearCase(given, tools, rowParts),
 });

@@ -1,9 +1,8 @@
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
-import { ROWS_TOGETHER } from "../lib/dispatch/linear.ts";
+import { defaultsFor } from "../lib/dispatch/defaults.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
-import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { BLOCKS, room, rowSums, SUM } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
@@ -14,6 +13,9 @@ import {
   ENDING_MEMORY,
   fewRowsNeeds,
   rowParts,
+  ROWS_OF_X,
+  rowsGrid,
+  X_ROW,
 } from "./gemv_rows.ts";
 import { W_ROW } from "./gemv.ts";
 import { BLOCK, int8Values, PLANES, roundRows } from "./int8_case.ts";
@@ -103,7 +105,7 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
       CHUNKS: Math.ceil(units / lanes),
       EXACT: units % lanes === 0 ? 1 : 0,
       PLANES,
-      SHARES: Math.ceil(m / Number(c.M)),
+      WHOLE: m % Number(c.M) ? 0 : 1, // no workgroup has rows of x to spare
       QUADS: unit / 16, // vec4u of a plane in a unit
       FOURS: unit / 4,
       GROUPS_OF_UNIT: unit / integers.group,
@@ -119,19 +121,22 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
   tuning: {
     of: "linear",
     grid: {
+      M: ROWS_OF_X,
       WORKGROUP: [32, 64, 128, 256],
       ROWS: [1, 2, 4, 8],
       SLICES: [1, 2, 4, 8],
     },
-    needs(given: LinearTarget, { WORKGROUP, ROWS, SLICES }, device) {
-      const target = { ...given, m: Math.min(given.m, ROWS_TOGETHER) };
+    settle: ({ m }: LinearTarget, given) => ({
+      ...given,
+      M: Math.min(given.M, m),
+    }),
+    needs(target: LinearTarget, given, device) {
       const units = target.k / target.format.loads[0];
       const lanes = 2 ** laneConstants(device, units).LOG_LANES;
-      return fewRowsNeeds(target, { WORKGROUP, ROWS, SLICES }, lanes, device);
+      return fewRowsNeeds(target, given, lanes, device);
     },
   },
-  grid: ({ n }, { GROUPS, SLICES, ROWS, SHARES }) =>
-    splitGrid(Math.ceil(n / (ROWS * (GROUPS / SLICES))) * SHARES),
+  grid: rowsGrid,
   cost: (call) =>
     linearCost(call, "scales", "w").map((cost) => ({
       ...cost,
@@ -143,8 +148,7 @@ ${ENDING_MEMORY}
 
 ${W_ROW}
 
-// Row m of those from first on; past the last one again that one.
-fn x_row(first: u32, m: u32) -> u32 { return min(first + m, u.m - 1u); }
+${X_ROW}
 
 ${BEGINNING}
   @split var base: array<u32, ROWS>;
@@ -224,7 +228,7 @@ ${BEGINNING}
     const { planes, scales } = roundRows(x, k, unit);
     const w = random.matrix(dtype, [n, k]);
     const constants = {
-      M: Math.min(m, ROWS_TOGETHER),
+      M: Math.min(m, defaultsFor(device).gemvRowsInt8.together),
       WORKGROUP: 64,
       SLICES: 1,
       ROWS: 4,

@@ -17,7 +17,7 @@ export const PLANES = 3;
  * needs the third plane. In a mean of the sizes themselves, two outliers would hide each
  * other; here each of six beside small values is 28.4 times as large.
  */
-const OUTLIER = 28;
+export const OUTLIER = 28;
 
 /** WGSL: whether a block has an outlier, from its largest size and the sum of the roots. */
 export const hasOutlier = (size: string, roots: string): string =>

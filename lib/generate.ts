@@ -9,7 +9,6 @@ import type { Chunks } from "./model/turns.ts";
 import {
   faultText,
   type Logprobs,
-  type MaskSource,
   type SampledTokens,
   type Sampling,
   type SamplingOptions,
@@ -228,30 +227,34 @@ export interface RunStats {
  */
 export type FinishReason = "stop" | "tool_calls" | "length" | "aborted";
 
+/**
+ * Tokens of one `sequence`, or without it of all: a token of each, then the next of each.
+ */
+export type RunTokens = SampledTokens & { readonly sequence?: number };
+
+/** Who reads the tokens of a run. */
+export interface Consumer {
+  /** Whether it never pauses between two chunks. */
+  readonly steady: boolean;
+  /** Whether it needs no more tokens of a sequence. */
+  ended(sequence: number): boolean;
+}
+
 /** What a run needs from the model. */
 export interface RunParts {
   /**
-   * Starts the model. Yields chunks of one or more steps, each with one token id per
-   * sequence. Its signal is aborted with {@linkcode signal}, and when something else ends
-   * the run.
-   *
-   * @param steady whether the consumer never pauses between two chunks
-   * @param masks by sequence, undefined for those without
+   * Starts the model, which tells masks what was sampled. The signal of the chunks is
+   * aborted with {@linkcode signal}, and when something else ends the run.
    */
-  start: (
-    steady: boolean,
-    masks?: readonly (MaskSource | undefined)[],
-  ) => Chunks<SampledTokens>;
+  start: (consumer: Consumer) => Chunks<RunTokens>;
   /**
    * For each sequence, the length of its prompt, the maximum number of tokens to generate,
-   * what its prompt implies for the reply (undefined if the reply is plain text), and which
-   * tokens may come next.
+   * and what its prompt implies for the reply (undefined if the reply is plain text).
    */
   sizes: readonly {
     promptTokens: number;
     maxTokens: number;
     reply?: ReplyFormat;
-    mask?: TokenMask;
   }[];
   /** Prompt tokens that were cached before the run; 0 until it starts. */
   cachedTokens: () => number;
@@ -320,15 +323,13 @@ class Growing implements Sequence {
   readonly #maxTokens: number;
   readonly #stream?: TextStream;
   readonly #reply?: ReplyStream;
-  readonly #mask?: TokenMask;
 
   constructor(
-    { promptTokens, maxTokens, reply, mask }: RunParts["sizes"][number],
+    { promptTokens, maxTokens, reply }: RunParts["sizes"][number],
     { tokenizer, stop }: RunParts,
   ) {
     this.promptTokens = promptTokens;
     this.#maxTokens = maxTokens;
-    this.#mask = mask;
     if (tokenizer) {
       const hidden = reply ? withoutTags(tokenizer) : tokenizer.specialIds;
       const bytes = (id: number) => tokenizer.bytes(id);
@@ -346,7 +347,6 @@ class Growing implements Sequence {
   ): Piece[] {
     this.tokenIds.push(tokenId);
     if (logprobs) (this.logprobs ??= []).push(logprobs);
-    this.#mask?.accept(tokenId);
     const stream = this.#stream, eos = ends.has(tokenId);
     const kind = this.#reply?.kind ?? "text";
     let text = stream?.push(tokenId, eos).text ?? "";
@@ -367,14 +367,6 @@ class Growing implements Sequence {
       { ...first, tokenId, ...logprobs && { logprobs } },
       ...more.map((piece) => ({ ...piece, tokenId: null })),
     ];
-  }
-
-  /** Its mask; once it has ended, anything may come next. */
-  get mask(): MaskSource | undefined {
-    const mask = this.#mask;
-    return mask && {
-      fill: (bits) => this.finishReason === undefined && mask.fill(bits),
-    };
   }
 
   /** Ends the sequence early; returns the text that was held back. */
@@ -529,13 +521,14 @@ export class BatchRun
     using _begun = this.#parts.begin?.();
     try {
       signal?.throwIfAborted();
-      const masks = growing.map(({ mask }) => mask);
-      const chunks = this.#parts.start(steady, masks);
+      const ended = (at: number) => growing[at].finishReason !== undefined;
+      const chunks = this.#parts.start({ steady, ended });
       for await (const ids of chunks) {
         this.#last = performance.now();
         if (this.#first === 0) this.#first = this.#last;
         for (const [at, tokenId] of ids.entries()) {
-          const sequence = at % growing.length, one = growing[sequence];
+          const sequence = ids.sequence ?? at % growing.length;
+          const one = growing[sequence];
           if (one.finishReason) continue;
           chunks.signal.throwIfAborted();
           const fault = faultText(tokenId);

@@ -1,11 +1,12 @@
 /**
  * What the library needs from its runtime apart from JavaScript and WebGPU: environment
  * variables, files and free memory. All Deno-specific code sits behind this interface,
- * so supporting another runtime takes one more file like host_deno.ts.
+ * so supporting another runtime takes one more file in host/.
  *
  * @module
  */
-import { denoHost } from "./host_deno.ts";
+import { browserHost, isBrowser } from "./host/browser.ts";
+import { denoHost } from "./host/deno.ts";
 
 /** The runtime, as the rest of the library sees it. */
 export interface Host {
@@ -21,6 +22,10 @@ export interface Host {
   createHash(algorithm: "sha1" | "sha256"): Promise<StreamingHash>;
   /** @throws {Error} if the runtime has no file system. */
   readonly files: HostFiles;
+  /** The URL that relative URLs refer to, in a page; elsewhere such names are paths. */
+  readonly base?: string;
+  /** The folder for what this library caches, unless the environment says it. */
+  readonly cacheFolder?: string;
 }
 
 /** A permission that a runtime may withhold. */
@@ -37,7 +42,7 @@ export interface Runtime {
 export interface StreamingHash {
   update(bytes: Uint8Array): void;
   /** Ends the hash; returns it in hexadecimal. */
-  hex(): string;
+  hex(): string | Promise<string>;
 }
 
 /**
@@ -101,10 +106,10 @@ export interface ReadableFile extends Disposable {
   readonly size: number;
   /**
    * Reads bytes starting at `begin`; returns how many, which is fewer than requested
-   * only at the end of the file. Synchronous, because that is as fast as asynchronous
-   * reads and two reads cannot interleave.
+   * only at the end of the file. Synchronous where possible, because that is as fast as
+   * asynchronous reads and two reads cannot interleave; a page can only wait.
    */
-  read(begin: number, into: Uint8Array): number;
+  read(begin: number, into: Uint8Array): number | Promise<number>;
 }
 
 /** A file open for appending. */
@@ -131,11 +136,11 @@ export interface FileLock extends Disposable {
 }
 
 const NO_FILES =
-  "Cannot use files: this runtime is not Deno, models must be synthetic or served with HTTP ranges";
+  "Cannot use files: this runtime has none, models must be synthetic or served with HTTP ranges";
 
-/** For runtimes other than Deno, where models are read over HTTP(S) or synthetic. */
+/** For unknown runtimes, where models are read over HTTP(S) or synthetic. */
 const bareHost: Host = {
-  runtime: { name: "not Deno", version: "", os: "" },
+  runtime: { name: "an unknown runtime", version: "", os: "" },
   env: () => undefined,
   setEnv: () => {},
   isGranted: () => false,
@@ -149,7 +154,11 @@ const bareHost: Host = {
 };
 
 /** The host of the current runtime. */
-export let host: Host = "Deno" in globalThis ? denoHost : bareHost;
+export let host: Host = "Deno" in globalThis
+  ? denoHost
+  : isBrowser
+  ? browserHost
+  : bareHost;
 
 /** Replaces the host until disposed, by another runtime or a fake of another system. */
 export function useHost(other: Host): Disposable {
@@ -163,10 +172,35 @@ export function useHost(other: Host): Disposable {
 }
 
 /**
+ * The URL of a file of this project, by its path. A bundle has its own files where mod.ts
+ * has them: `deno bundle --outdir` lays them out like that.
+ *
+ * @param module the `import.meta.url` of `own`
+ * @param own where that is in the project, unless it was bundled
+ * @param path of a file or folder, without the extension of a script
+ */
+export function projectUrl(module: string, own: string, path: string): URL {
+  const { pathname } = new URL(module);
+  const isSource = pathname.endsWith(`/${own}.ts`);
+  const up = isSource ? "../".repeat(own.split("/").length - 1) : "./";
+  const extension = path.endsWith("/") ? "" : isSource ? ".ts" : ".js";
+  return new URL(up + path + extension, module);
+}
+
+/**
  * Why a worker cannot start without a permission prompt or a printed error; undefined if
  * it can.
  */
 export function workerRefusal(url: URL): string | undefined {
+  if (typeof Worker === "undefined") {
+    return `${host.runtime.name} has no Worker`;
+  }
+  if (
+    (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated ===
+      false
+  ) {
+    return "the page is not cross-origin isolated (COOP and COEP headers), so threads share no memory";
+  }
   if (host.runtime.name !== "Deno") return undefined;
   const isLocal = url.protocol === "file:";
   const granted = isLocal
@@ -198,7 +232,7 @@ export const CACHE_DIR = "QWEN3_CACHE_DIR";
  */
 export function ownCacheFolder(): string {
   const { env, runtime: { os } } = host;
-  const given = env(CACHE_DIR);
+  const given = env(CACHE_DIR) ?? host.cacheFolder;
   if (given) return given;
   const home = homeFolder();
   const below = (path: string) => home && `${home}/${path}`;
@@ -217,6 +251,9 @@ export function ownCacheFolder(): string {
 /** The first hexadecimal digits of a text's SHA-256, for names of files. */
 export async function textHash(text: string, digits = 16): Promise<string> {
   const data = new TextEncoder().encode(text);
+  if (crypto.subtle === undefined) {
+    throw new Error("the page is not secure, it must be https:// or localhost");
+  }
   const digest = await crypto.subtle.digest("SHA-256", data);
   return [...new Uint8Array(digest)]
     .map((byte) => byte.toString(16).padStart(2, "0")).join("").slice(

@@ -38,6 +38,7 @@ import {
 } from "./errors.ts";
 import { shownUrl } from "./checkpoint/fetch.ts";
 import { newTokenLimit } from "./checkpoint/generation_config.ts";
+import { projectUrl } from "./host.ts";
 import { fingerprintOf } from "./checkpoint/fingerprint.ts";
 import { openCheckpoint } from "./checkpoint/open.ts";
 import { Chat, type ChatModel, type ChatSettings } from "./engine/chat.ts";
@@ -52,6 +53,7 @@ import {
 } from "./generate.ts";
 import { type Asked, Engine, type Started } from "./engine/engine.ts";
 import { checkEngine, type EngineOptions } from "./engine/options.ts";
+import { Runs, type RunsParts } from "./engine/runs.ts";
 import {
   checkContext,
   checkLoading,
@@ -65,12 +67,7 @@ import {
 } from "./place.ts";
 import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
-import {
-  type MaskSource,
-  resolveSampling,
-  type Sampling,
-  type TokenMask,
-} from "./model/sampling.ts";
+import { resolveSampling, type TokenMask } from "./model/sampling.ts";
 import { grammarOf } from "./text/grammar/mod.ts";
 import { givenOptions } from "./text/options.ts";
 import type { ReplyFormat } from "./text/reply.ts";
@@ -83,11 +80,11 @@ import {
 } from "./text/tokenizer.ts";
 
 /**
- * URL of the embedded story model, relative to this module (a local file or a remote
- * URL).
+ * URL of the embedded story model: `models/stories-3m/` beside mod.ts or, if it was
+ * bundled, beside the bundle (a local file or a remote URL).
  */
 export const DEFAULT_MODEL: string =
-  new URL("../models/stories-3m/", import.meta.url).href;
+  projectUrl(import.meta.url, "lib/load", "models/stories-3m/").href;
 
 /**
  * Loads a Qwen3 model.
@@ -165,17 +162,31 @@ type HowRun = [
   start?: (asked: readonly Asked[]) => Started,
 ];
 
+/** Runs that share the device at a time; others wait. Not measured. */
+const SHARED_SLOTS = 16;
+
+/** Positions to begin with in the cache of runs that share the device. Not measured. */
+const SHARED_POSITIONS = 1024;
+
+/** The tokens of prompts, and the most new ones of any. */
+function sizeOf(asked: readonly Asked[]): [readonly number[][], number] {
+  const most = asked.map(({ maxTokens }) => maxTokens);
+  return [
+    asked.map(({ tokens }) => [...tokens]),
+    most.reduce((a, b) => Math.max(a, b)),
+  ];
+}
+
 const LOGITS_OPTIONS = { all: "flag", signal: "signal" } as const;
 
 /**
  * A loaded Qwen3 model, created by {@linkcode loadQwen3}. Dispose it to free the
  * device.
  *
- * It does one thing at a time. Starting a run, or computing logits, is an error while
- * another run is awaited or computing its next piece. A run that is iterated over and idle
- * between two pieces gives way, so an abandoned iterator blocks nothing; it throws if it is
- * continued. To generate several texts together, use {@linkcode Qwen3.generateBatch}, or an
- * {@linkcode Qwen3.engine} for requests that come and go.
+ * A run has the device to itself until others start. Several go on together, each as if it
+ * ran alone, in a cache that grows with them; at most 16 texts compute at a time, and others
+ * wait. Logits and vectors are computed in between. To generate several texts together, use
+ * {@linkcode Qwen3.generateBatch}; an {@linkcode Qwen3.engine} has its own slots and cache.
  *
  * Once disposed, `config`, `device`, `context`, `fallbacks`, `notices`, `loadMs`,
  * `memoryBytes`, `generates` and `hasTokenizer` still answer; everything else throws, and so does a run
@@ -197,6 +208,7 @@ export class Qwen3 implements Disposable {
   #moving?: Choice;
   #fingerprint?: Promise<string>;
   readonly #turns = new Turns();
+  readonly #runs: Runs;
 
   private constructor(
     checkpoint: Checkpoint,
@@ -211,6 +223,14 @@ export class Qwen3 implements Disposable {
     this.#tokenizer = tokenizer;
     this.#placed = placed;
     this.#options = options;
+    this.#runs = new Runs({
+      turns: this.#turns,
+      canShare: () => this.#placed.runner.hasRows,
+      alone: (...call) => this.#alone(...call),
+      cachedTokens: (tokens) => this.#placed.runner.cachedTokens(tokens),
+      engine: () => this.#shared(),
+      recover: (error) => this.#recovers(error, 1),
+    });
   }
 
   /** @ignore Use {@linkcode loadQwen3}. */
@@ -313,8 +333,8 @@ export class Qwen3 implements Disposable {
    * Computes the logits after the last of `tokenIds`, `[vocab]`, or with `all` after
    * each of them, `[tokens, vocab]`. Always starts from an empty cache.
    *
-   * @throws {Error} if there are no tokens or too many, an id is not in the vocabulary,
-   * another run is waiting for its next piece, or the model is disposed.
+   * @throws {Error} if there are no tokens or too many, an id is not in the vocabulary, or
+   * the model is disposed.
    * @throws the reason of `signal` once that is aborted.
    */
   async logits(
@@ -362,8 +382,8 @@ export class Qwen3 implements Disposable {
    * @returns one vector per text, of `dimensions` elements, by default `config.hiddenSize`
    * @throws {OptionError} if an option is unknown or has a wrong value.
    * @throws {Error} if a text is empty or too long, an id is not in the vocabulary, text is
-   * given to a checkpoint without a tokenizer, another run is waiting for its next piece, or
-   * the model is disposed; the message names the text.
+   * given to a checkpoint without a tokenizer, or the model is disposed; the message names
+   * the text.
    * @throws the reason of `signal` once that is aborted.
    */
   async embed(
@@ -424,8 +444,7 @@ export class Qwen3 implements Disposable {
    * @returns in the order of the documents; an empty list for no documents
    * @throws {OptionError} if an option is unknown or has a wrong value.
    * @throws {Error} if the checkpoint is an embedding model or has no tokenizer, a text is
-   * too long with the query, another run is waiting for its next piece, or the model is
-   * disposed; the message names the document.
+   * too long with the query, or the model is disposed; the message names the document.
    * @throws the reason of `signal` once that is aborted.
    */
   async rerank(
@@ -478,25 +497,16 @@ export class Qwen3 implements Disposable {
     }
     if (texts.length === 0) return [];
     const states: Float32Array[] = [];
-    const run = this.#turns.run(
-      action,
-      signal,
-      (signal) => this.#shares(texts, signal),
-      true,
-    );
-    for await (const share of run) {
-      for (const [text, state] of share) states[text] = state;
+    // In shares, between which the steps of others run.
+    for (const share of stateShares(texts.map(({ length }) => length))) {
+      const some = share.map((text) => texts[text]);
+      const found = await this.#turns.once(action, signal, async (signal) => {
+        const runner = await this.#ready(signal);
+        return await runner.states(some, signal);
+      });
+      share.forEach((text, i) => states[text] = found[i]);
     }
     return states;
-  }
-
-  /** The states after texts in shares, between which the steps of an engine run. */
-  async *#shares(texts: readonly number[][], signal: AbortSignal) {
-    const runner = await this.#ready(signal);
-    for (const share of stateShares(texts.map(({ length }) => length))) {
-      const states = await runner.states(share.map((i) => texts[i]), signal);
-      yield share.map((text, i) => [text, states[i]] as const);
-    }
   }
 
   /** Where texts get their tokenizer from. */
@@ -605,27 +615,35 @@ export class Qwen3 implements Disposable {
 
   /** How prompts run that start together. */
   #together(asked: readonly Asked[]): Started {
-    const ids = asked.map(({ tokens }) => tokens);
-    const most = asked.reduce(
-      (most, { maxTokens }) => Math.max(most, maxTokens),
-      0,
-    );
-    if (ids.length > 1) {
+    const { length } = asked, [ids, most] = sizeOf(asked);
+    if (length > 1) {
       const positions = positionsOf(ids, most, this.context);
-      this.#placed.runner.requireRoom(ids.length, positions);
+      this.#placed.runner.requireRoom(length, positions);
     }
-    const [{ sampling, reuse, signal }] = asked;
-    const how = { sampling, maxTokens: most, reuse, cached: 0 };
-    return {
-      start: (steady, masks) =>
-        this.#turns.run(
-          "generate",
-          signal,
-          (signal) => this.#start(ids, how, masks, signal),
-          steady,
-        ),
-      cachedTokens: () => how.cached,
-    };
+    return this.#runs.start(asked);
+  }
+
+  /** Starts the engine that runs share once there are several. */
+  async #shared(): Promise<Engine> {
+    using turn = this.#turns.begin("generate");
+    const { context } = this, slots = SHARED_SLOTS;
+    const firstPositions = Math.min(context, SHARED_POSITIONS);
+    const rows = await this.#turns.together(
+      "generate",
+      async () => {
+        const runner = await this.#ready(turn.signal);
+        return await runner.rows({ slots, context, firstPositions });
+      },
+    );
+    return new Engine({
+      rows,
+      slots,
+      exclusive: (work) => this.#turns.together("generate", work),
+      prepare: (prompt, options, start) =>
+        this.#parts([prompt], options, context, ([asked]) => start(asked)),
+      chat: (settings, start) =>
+        this.#chat(settings, context, ([asked]) => start(asked)),
+    });
   }
 
   /**
@@ -747,22 +765,18 @@ export class Qwen3 implements Disposable {
         promptTokens: length,
         maxTokens: Math.min(limit ?? room, room),
         reply: reply && { ...reply, json: schema !== undefined },
-        mask: maskOf(reply),
       };
     });
     const eosTokenIds = options.ignoreEos ? [] : this.#ends;
     const { reuse = options.seed === undefined } = options;
-    const asked = encoded.map(({ tokenIds: tokens }, i): Asked => {
-      const { maxTokens, mask } = sizes[i];
+    const asked = encoded.map(({ tokenIds: tokens, reply }, i): Asked => {
+      const { maxTokens } = sizes[i], mask = maskOf(reply);
       const how = { sampling, mask, reuse, eosTokenIds, signal };
       return { tokens, maxTokens, ...how };
     });
     return {
       ...start?.(asked) ?? this.#together(asked),
-      // An engine tells masks itself what was sampled.
-      sizes: start
-        ? sizes.map((size) => ({ ...size, mask: undefined }))
-        : sizes,
+      sizes,
       sampling,
       eosTokenIds,
       stop: stops,
@@ -804,51 +818,44 @@ export class Qwen3 implements Disposable {
   }
 
   /**
-   * Runs the model. With device `auto`, starts over on the CPU if the GPU fails before
-   * the first token. Sets how many tokens of a single prompt were `cached`.
+   * Runs prompts in lockstep. With device `auto`, starts over on the CPU if the GPU fails
+   * before the first token. Says how many tokens of a single prompt it `found` cached.
    */
-  async *#start(
-    prompts: readonly (readonly number[])[],
-    how: {
-      readonly sampling: Sampling;
-      readonly maxTokens: number;
-      readonly reuse: boolean;
-      cached: number;
-    },
-    masks: readonly (MaskSource | undefined)[] | undefined,
-    signal: AbortSignal,
+  async *#alone(
+    ...[asked, masks, found, signal]: Parameters<RunsParts["alone"]>
   ): ReturnType<Runner["generate"]> {
+    const [prompts, most] = sizeOf(asked), [{ sampling, reuse }] = asked;
+    const run = async function* (runner: Runner) {
+      const cached = reuse && prompts.length === 1
+        ? runner.cachedTokens(prompts[0])
+        : 0;
+      found(cached);
+      yield* runner.generate(prompts, sampling, most, signal, cached, masks);
+    };
     let begun = false;
-    const { sampling, maxTokens, reuse } = how;
-    const runner = await this.#ready(signal);
-    if (reuse && prompts.length === 1) {
-      how.cached = runner.cachedTokens(prompts[0]);
-    }
     try {
-      const run = runner.generate(
-        prompts,
-        sampling,
-        maxTokens,
-        signal,
-        how.cached,
-        masks,
-      );
-      for await (const ids of run) {
+      for await (const ids of run(await this.#ready(signal))) {
         begun = true;
         yield ids;
       }
     } catch (error) {
-      const retry = error instanceof DeviceError && !begun &&
-        !(error instanceof MemoryError && prompts.length > 1) && // fewer sequences may fit
-        (this.#options.device ?? "auto") === "auto" &&
-        this.device.kind === "gpu";
-      if (!retry) throw error;
+      if (begun || !this.#recovers(error, prompts.length)) throw error;
       signal.throwIfAborted();
-      how.cached = 0;
-      this.#moving = gone(error, this.#options);
-      const moved = await this.#ready(signal);
-      yield* moved.generate(prompts, sampling, maxTokens, signal, 0, masks);
+      yield* run(await this.#ready(signal));
     }
+  }
+
+  /** Whether the model moves to the CPU after an error; it does when it is used next. */
+  #recovers(error: unknown, prompts: number): boolean {
+    if (this.#moving) return true;
+    const moves = error instanceof DeviceError &&
+      !(error instanceof MemoryError && prompts > 1) && // fewer sequences may fit
+      (this.#options.device ?? "auto") === "auto" &&
+      this.device.kind === "gpu";
+    if (!moves) return false;
+    this.#moving = gone(error, this.#options);
+    this.#runs.lose(error);
+    return true;
   }
 
   /** The runner, on the CPU if the GPU has failed. */

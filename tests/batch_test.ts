@@ -19,7 +19,7 @@ import { HARDWARE, wrapGpu } from "./support/wrapped_gpu.ts";
 
 const TINY = new URL("fixtures/tiny-tied-bf16/", import.meta.url).href;
 const MOE = new URL("fixtures/tiny-moe-bf16/", import.meta.url).href;
-/** One sequence, a few, past a power of 2, and one more than gemvRows takes. */
+/** One sequence, a few, past a power of 2, and one more than a workgroup takes. */
 const SIZES = [1, 2, 3, 8, 17, FEW_ROWS + 1];
 
 /** Registers a test for the CPU and for the GPU, both in f32. */

@@ -67,7 +67,7 @@ test("the story model through Dawn computes and writes what transformers does", 
         "Dawn's vulkan_enable_f16_on_nvidia: enabled",
         "Dawn's timestamp_quantization: disabled",
         "adapter request: high-performance",
-        "subgroup matrices: off",
+        "subgroup matrices: none",
         "WGSL compiler: tint",
         "readback: while later work runs",
       ]

@@ -6,7 +6,9 @@ import { assert, assertEquals } from "@std/assert";
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { chooseCacheDtype } from "../lib/dispatch/precision.ts";
 import { FEW_ROWS } from "../lib/dispatch/shapes.ts";
+import { GpuOps } from "../lib/gpu/ops.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
+import { GpuSequences } from "../lib/gpu/sequences.ts";
 import { openDevice } from "../lib/device/open_device.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import { ggufCases } from "./support/gguf_golden.ts";
@@ -92,6 +94,41 @@ async function checkHalf(
     // Rounding is visible, so f16 was used.
     if (runner.gpu.f16 && ids.length > FEW_ROWS) assert(error > 1e-5, name);
   }
+}
+
+/** Checks one token at a time, where kernels round their results for the next one. */
+async function checkAhead(file: string, golden: string): Promise<void> {
+  await using checkpoint = await openCheckpoint(file);
+  const { config } = checkpoint, { dtype } = chooseCacheDtype(config.headDim);
+  const gpu = await openDevice();
+  gpu.roundsAhead = true;
+  using runner = await GpuRunner.load(gpu, checkpoint, {
+    ...{ context: 80, cacheDtype: dtype, f16Matmuls: true },
+  });
+  using ops = new GpuOps(gpu, config);
+  using sequences = await GpuSequences.create(ops, runner.weights, {
+    ...{ sequences: 1, context: 80, dtype },
+  });
+  for (const { name, input_ids: ids, exact } of await ggufCases(golden)) {
+    if (exact.length < ids.length * config.vocabSize) continue;
+    const actual = new Float32Array(exact.length);
+    const options = { sequence: 0, rows: 1, all: true };
+    sequences.cache.reset();
+    let at = 0;
+    for await (const logits of sequences.prefill(ids, options)) {
+      actual.set(await logits.read(), at);
+      at += config.vocabSize;
+    }
+    const error = relativeError(actual, exact);
+    assert(error > 1e-5 && error <= F16_ERROR, `${name}: ${error}`);
+  }
+}
+
+for (const name of ["tiny-moe-bf16-Q4_K_M", "tiny-outlier-bf16-Q4_K_M"]) {
+  gpuTest(
+    `${name} with rows rounded ahead`,
+    () => checkAhead(`${FILES}${name}.gguf`, FILES + name),
+  );
 }
 
 function testHalf(file: string, golden: string, quantize?: string): void {

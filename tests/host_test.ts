@@ -1,19 +1,19 @@
 /** The product reaches its runtime through lib/host.ts only. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { denoHost } from "../lib/host_deno.ts";
+import { denoHost } from "../lib/host/deno.ts";
 import { host } from "../lib/host.ts";
 import { productFiles } from "./support/product_files.ts";
 
 const ROOT = new URL("../", import.meta.url);
 /** The one file that may name the Deno namespace. */
-const HOST_DENO = "lib/host_deno.ts";
+const HOST_DENO = "lib/host/deno.ts";
 
 /** Lines that use the namespace, comments included; a sentence may end with its name. */
 function usesOf(text: string): string[] {
   return text.split("\n").filter((line) => /\bDeno\.\w/.test(line));
 }
 
-Deno.test("only host_deno.ts uses the Deno namespace", async () => {
+Deno.test("only host/deno.ts uses the Deno namespace", async () => {
   const files = (await productFiles()).filter((file) => file !== HOST_DENO);
   for (const file of ["mod.ts", "lib/load.ts", "kernels/gemv.ts"]) {
     assert(files.includes(file), `${file} is not among the product's files`);
@@ -234,7 +234,7 @@ Deno.test("without Deno a model runs, and files are refused when one is needed",
   assertEquals(found, {
     ids: 4,
     refusal:
-      "Cannot use files: this runtime is not Deno, models must be synthetic or served with HTTP ranges",
+      "Cannot use files: this runtime has none, models must be synthetic or served with HTTP ranges",
   });
 });
 

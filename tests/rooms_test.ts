@@ -72,11 +72,12 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
 /** Rooms that may import anything: nothing of the product imports them. */
 const INSTRUMENTS = ["lib/check", "lib/debug", "lib/tools", "tasks", "bench"];
 
-const LEAF_FILES = ["dtype", "errors", "fmix32", "host", "host_deno", "json"];
+const LEAF_FILES = ["dtype", "errors", "fmix32", "host", "json"];
 
 function roomOf(file: string): string {
   const [top, name, ...rest] = file.split("/");
   if (top !== "lib") return name === undefined ? DOORS : top;
+  if (name === "host") return LEAVES; // its folder has one file for each runtime
   if (rest.length > 0) return `lib/${name}`;
   return LEAF_FILES.includes(name.replace(/\.ts$/, "")) ? LEAVES : DOORS;
 }

@@ -7,7 +7,7 @@ import { errorText } from "../errors.ts";
 import type { Format } from "../formats/format.ts";
 import { formatNamed } from "../formats/mod.ts";
 import { quantizerOf } from "../formats/quantize.ts";
-import { workerRefusal } from "../host.ts";
+import { host, projectUrl, workerRefusal } from "../host.ts";
 
 /** Sent to a worker: stored values of one element a block, and the formats' names. */
 export interface EncodeJob {
@@ -30,7 +30,11 @@ const AT_A_TIME = 1 << 14;
 const WORTH = 1 << 18;
 const MOST_WORKERS = 32;
 
-const WORKER = new URL("./encode_worker.ts", import.meta.url);
+const WORKER = projectUrl(
+  import.meta.url,
+  "lib/checkpoint/encode",
+  "lib/checkpoint/encode_worker",
+);
 
 /**
  * Encodes stored values in another format, whole blocks of it.
@@ -117,7 +121,9 @@ export class Encoder implements Disposable {
     const most = Math.min(this.threads, MOST_WORKERS);
     const useful = Math.min(most, Math.floor(values / WORTH));
     if (useful < 2 || this.refusal !== undefined) return [];
-    this.refusal = workerRefusal(WORKER);
+    this.refusal = host.base === undefined
+      ? workerRefusal(WORKER)
+      : "a page encodes in its own thread";
     if (this.refusal !== undefined) return [];
     while (this.#workers.length < useful) {
       const worker = new Worker(WORKER, { type: "module" });

@@ -223,7 +223,9 @@ export async function fetchOnce(
       retryAfterMs(response.headers),
     );
   }
-  return response.body === null ? response : watched(response, watch);
+  // Browsers give a 304 an empty body, which a copy of it may not have.
+  const hasBody = response.body !== null && status !== 304;
+  return hasBody ? watched(response, watch) : response;
 }
 
 /** How long to wait for a server, and what to do afterwards. */
@@ -308,6 +310,11 @@ function failure(error: unknown, where: string): unknown {
 /** Failures of connections in plain words, and whether there was no connection. */
 const IN_WORDS: readonly [RegExp, string, noConnection?: boolean][] = [
   [/^error reading a body from connection$/, "the connection broke"],
+  [
+    /^(Failed to fetch|Load failed|NetworkError\b.*)$/,
+    "the server cannot be reached, or does not let this page read it (CORS)",
+    true,
+  ],
   [/^dns error/, "the name cannot be resolved (no network?)", true],
   [
     /connection refused|\(os error (111|61|10061)\)/i,

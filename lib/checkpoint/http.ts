@@ -423,12 +423,14 @@ export async function reading<T>(
  */
 async function get(
   url: string,
-  headers: Record<string, string>,
+  conditional: Record<string, string>,
   options: OpenOptions,
   method: "GET" | "HEAD" = "GET",
 ): Promise<Response | undefined> {
+  const headers = allowed(url, conditional);
   const response = await fetchOnce(url, {
     method,
+    cache: "no-store", // the versions that are kept are kept elsewhere
     // Compression would change sizes and ranges.
     headers: { ...headers, "Accept-Encoding": "identity" },
   }, options);
@@ -439,6 +441,22 @@ async function get(
   await response.body?.cancel();
   if (status === 404 || status === 410) return undefined;
   throw new Error(`the server returned ${statusOf(response)}`);
+}
+
+/**
+ * The headers that a page may send to a URL. Of other origins only a range, for which no
+ * server has to be asked first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header);
+ * without conditions it sends what is there, and answers are compared anyway.
+ */
+function allowed(
+  url: string,
+  headers: Record<string, string>,
+): Record<string, string> {
+  const { base } = host;
+  const isOther = base !== undefined &&
+    new URL(url).origin !== new URL(base).origin;
+  if (!isOther) return headers;
+  return "Range" in headers ? { Range: headers.Range } : {};
 }
 
 /**

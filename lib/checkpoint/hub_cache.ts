@@ -405,13 +405,13 @@ export async function hashOf(
 ): Promise<string> {
   const bytes = new Uint8Array(Math.min(HASH_BYTES, file.size));
   for (let begin = 0; begin < file.size; begin += bytes.length) {
-    const count = file.read(begin, bytes);
+    const count = await file.read(begin, bytes);
     hash.update(bytes.subarray(0, count));
     if (count < bytes.length) break;
     await new Promise((resolve) => setTimeout(resolve)); // lets an abort arrive
     signal?.throwIfAborted();
   }
-  return hash.hex();
+  return await hash.hex();
 }
 
 export async function exists(path: string): Promise<boolean> {

@@ -90,6 +90,7 @@ async function openStored(
 ): Promise<Checkpoint> {
   options.signal?.throwIfAborted();
   checkReadTimeout(`Cannot open ${shownUrl(spec)}`, options.readTimeout);
+  if (host.base !== undefined) spec = urlInPage(spec, host.base);
   if (/^synthetic:/i.test(spec)) return parseSynthetic(spec);
   if (/^https?:/i.test(spec)) {
     const gguf = ggufUrl(spec);
@@ -119,6 +120,30 @@ async function openStored(
     if (found) throw cannotOpen(spec, `it is a file, leave :${pick} out`);
   }
   return await openRepository(spec, options);
+}
+
+/**
+ * The URL of what a page calls a model: a URL, also one relative to the page's, or a
+ * repository of the Hub, whose files are those of a web folder.
+ */
+function urlInPage(spec: string, base: string): string {
+  if (/^(synthetic|https?):/i.test(spec)) return spec;
+  if (/^\.{0,2}\//.test(spec)) return new URL(spec, base).href;
+  const repository = nameHint(spec) ? undefined : parseRepositoryId(spec);
+  if (repository === undefined) {
+    throw cannotOpen(
+      spec,
+      "a page opens URLs, paths such as ./model/ and repositories owner/name",
+    );
+  }
+  const { name, revision, pick = "" } = repository;
+  if (pick !== "" && !/\.gguf$/i.test(pick)) {
+    throw cannotOpen(
+      spec,
+      `a page needs the whole name, such as :${pick}.gguf`,
+    );
+  }
+  return `https://huggingface.co/${name}/resolve/${revision}/${pick}`;
 }
 
 /** Opens a directory: its safetensors, or its only or chosen GGUF file. */

@@ -63,9 +63,8 @@ export function fileSource(
   return {
     name,
     size: file.size,
-    // deno-lint-ignore require-await
     async read(begin, into) {
-      const count = file.read(begin, into);
+      const count = await file.read(begin, into);
       if (count === into.length) return;
       throw new Error(
         `Cannot read ${shown}: it ends at byte ${begin + count}, must have ${

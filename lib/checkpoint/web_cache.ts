@@ -95,7 +95,7 @@ export class WebCache {
    */
   static async open(base: URL): Promise<WebCache> {
     const { origin, pathname, host: server, search } = base;
-    if (host.runtime.name !== "Deno") throw new Error("this is not Deno");
+    const { files: _ } = host; // throws where there are none
     const others = host.runtime.os === "windows" ? ON_WINDOWS : [];
     for (const name of [...VARIABLES, ...others]) require("env", name);
     const hash = await textHash(origin + pathname);

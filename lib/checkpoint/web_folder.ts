@@ -220,10 +220,13 @@ export class WebFolder implements Folder {
 
   #sayWhere(): void {
     if (this.#done === 0) return; // another program has downloaded it
+    const bytes = bytesText(this.#total);
     this.#say(
-      `kept in ${this.#cache!.folder} for the next run (${
-        bytesText(this.#total)
-      }; deno task cache clears it).`,
+      host.base === undefined
+        ? `kept in ${
+          this.#cache!.folder
+        } for the next run (${bytes}; deno task cache clears it).`
+        : `kept by the browser for the next time (${bytes}; deleting the site's data clears it).`,
     );
   }
 

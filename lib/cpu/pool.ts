@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { workerRefusal } from "../host.ts";
+import { projectUrl, workerRefusal } from "../host.ts";
 import { decodeJob, type Job, JOB_SIZE, runChunk } from "./jobs.ts";
 import type { WasmKernels } from "./wasm_kernels.ts";
 
@@ -17,7 +17,7 @@ export interface BoundMemory {
 
 /** A message to a worker, with all memories so far. A later message replaces it. */
 export interface Message {
-  control: Int32Array<SharedArrayBuffer>;
+  control: Int32Array;
   module: WebAssembly.Module;
   memories: WebAssembly.Memory[];
   thread: number;
@@ -58,7 +58,11 @@ const IDLE_MS = 1000;
  */
 const SPINS = 2000;
 
-const WORKER = new URL("./worker.ts", import.meta.url);
+const WORKER = projectUrl(
+  import.meta.url,
+  "lib/cpu/pool",
+  "lib/cpu/worker",
+);
 
 /** Binds the kernels to a memory. */
 export function bind(
@@ -74,14 +78,17 @@ export class CpuPool implements Disposable {
   readonly memories: BoundMemory[] = [];
   /** Why workers cannot run, if one failed to start. */
   failure: string | undefined = workerRefusal(WORKER);
-  readonly #control: Int32Array<SharedArrayBuffer>;
+  readonly #control: Int32Array;
   readonly #workers = new Map<number, Worker>();
   #job = 0;
 
   /** `threads` includes the caller's. */
   constructor(readonly threads: number, readonly module: WebAssembly.Module) {
+    const bytes = 4 * (ALIVE + threads);
     this.#control = new Int32Array(
-      new SharedArrayBuffer(4 * (ALIVE + threads)),
+      this.failure === undefined
+        ? new SharedArrayBuffer(bytes)
+        : new ArrayBuffer(bytes),
     );
     this.#control[CLAIM] = CLOSED;
   }
@@ -150,7 +157,8 @@ export class CpuPool implements Disposable {
       const worker = new Worker(WORKER, { type: "module" });
       worker.addEventListener("error", (event) => {
         event.preventDefault();
-        this.failure = event.message;
+        // Where a script cannot be loaded, browsers say nothing.
+        this.failure = event.message || `${WORKER} cannot be loaded`;
       });
       this.#workers.set(thread, worker);
       this.#post(worker, thread);
@@ -191,7 +199,7 @@ export function serve(
 
 /** Claims and runs chunks until none are left; then throws the first error, if any. */
 function work(
-  control: Int32Array<SharedArrayBuffer>,
+  control: Int32Array,
   memories: readonly BoundMemory[],
   thread: number,
 ): void {
@@ -225,7 +233,7 @@ function work(
 
 /** Waits while a word has a value: polls, then sleeps. False after `sleepMs` of sleep. */
 function waitWhile(
-  control: Int32Array<SharedArrayBuffer>,
+  control: Int32Array,
   word: number,
   value: number,
   sleepMs?: number,
@@ -233,5 +241,12 @@ function waitWhile(
   for (let spin = 0; spin < SPINS; spin++) {
     if (Atomics.load(control, word) !== value) return true;
   }
+  if (!MAY_SLEEP) {
+    while (Atomics.load(control, word) === value);
+    return true;
+  }
   return Atomics.wait(control, word, value, sleepMs) !== "timed-out";
 }
+
+/** False in a page, whose own thread must not sleep; it has work until a job's end. */
+const MAY_SLEEP = !("document" in globalThis);

@@ -4,6 +4,9 @@
  * @module
  */
 import { CPU_PASS_ROWS } from "../dispatch/pass_rows.ts";
+import type { Qwen3Config } from "../checkpoint/config.ts";
+import { cachedParts } from "../formats/cached.ts";
+import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { CachePass } from "../model/kv_cache.ts";
 import type { Rows, RowsSize, RowText } from "../model/rows.ts";
 import {
@@ -32,25 +35,55 @@ export type Forward = (
 /** Texts that decode together on the CPU. */
 export class CpuRows implements Rows {
   readonly page = PAGE;
-  readonly pages: number;
+  pages: number;
+  readonly mostPages: number;
   readonly context: number;
   readonly firstSteps = 1;
-  readonly #cache: CpuKvCache;
+  #cache: CpuKvCache;
   readonly #slots: number;
   #taken: SampledTokens[] = [];
 
   constructor(
-    ops: CpuOps,
-    readonly vocab: number,
+    readonly ops: CpuOps,
+    readonly config: Qwen3Config,
     readonly forward: Forward,
-    dtype: CpuCacheDtype,
-    { slots, context, positions }: Required<RowsSize>,
+    readonly dtype: CpuCacheDtype,
+    { slots, context, positions, firstPositions }: Required<RowsSize>,
+    /** @throws {MemoryError} if there is no room for so many positions. */
+    readonly requireRoom: (positions: number) => void,
   ) {
     this.#slots = slots;
     this.context = context;
-    this.pages = Math.ceil(positions / PAGE);
-    const paging = { page: PAGE, pages: this.pages };
-    this.#cache = ops.createCache(slots + 1, context, dtype, { paging });
+    this.mostPages = Math.ceil(positions / PAGE);
+    this.pages = Math.ceil(firstPositions / PAGE);
+    this.#cache = this.#created(this.pages);
+  }
+
+  #created(pages: number): CpuKvCache {
+    const paging = { page: PAGE, pages };
+    const { ops, context, dtype } = this;
+    return ops.createCache(this.#slots + 1, context, dtype, { paging });
+  }
+
+  grow(pages: number): Promise<void> {
+    this.requireRoom(pages * PAGE);
+    const before = this.#cache, after = this.#created(pages);
+    const { numKeyValueHeads, headDim } = this.config;
+    const partsOf = (pages: number) =>
+      cachedParts(this.dtype, headDim, pages * numKeyValueHeads * PAGE);
+    const from = partsOf(this.pages), to = partsOf(pages);
+    const copy = (old: CpuTensor, grown: CpuTensor) =>
+      from.forEach(({ at, bytes }, i) =>
+        bytesOf(grown).set(bytesOf(old).subarray(at, at + bytes), to[i].at)
+      );
+    before.layers.forEach(({ k, v }, i) => {
+      copy(k, after.layers[i].k);
+      copy(v, after.layers[i].v);
+    });
+    before[Symbol.dispose]();
+    this.#cache = after;
+    this.pages = pages;
+    return Promise.resolve();
   }
 
   nextSteps(): number {
@@ -84,8 +117,9 @@ export class CpuRows implements Rows {
   async decode(
     texts: readonly (RowText | undefined)[],
     steps: number,
-  ): Promise<void> {
-    const all = texts.filter((text) => text !== undefined), { vocab } = this;
+  ): Promise<number> {
+    const all = texts.filter((text) => text !== undefined);
+    const { vocabSize: vocab } = this.config;
     if (all.length < texts.length || steps !== 1) {
       throw new Error("Cannot decode: on the CPU, every row has one step");
     }
@@ -96,6 +130,7 @@ export class CpuRows implements Rows {
     this.#taken = all.map((text, s) =>
       this.#sample(text, logits.subarray(s * vocab, (s + 1) * vocab))
     );
+    return 1;
   }
 
   /** Samples the next token of a text. */
@@ -103,7 +138,7 @@ export class CpuRows implements Rows {
     { tokens, promptTokens, sampling, mask }: RowText,
     logits: Float32Array,
   ): SampledTokens {
-    const { vocab } = this;
+    const { vocabSize: vocab } = this.config;
     const prompt = tokens.slice(0, promptTokens);
     const generated = tokens.slice(promptTokens);
     const history = adjustsLogits(sampling)

@@ -43,6 +43,7 @@ import { type LoadOptions, loadWeights } from "../model/weights.ts";
 /** {@linkcode Runner} on the CPU. */
 export class CpuRunner implements Runner {
   readonly fallbacks = [];
+  readonly hasRows = true;
   readonly #cache: CpuKvCache;
   readonly #rests = new Rests();
   #disposed = false;
@@ -159,11 +160,14 @@ export class CpuRunner implements Runner {
     const free = host.freeMemory();
     const positions = size.positions ??
       positionsFor(config, { slots, context, dtype }, { free });
-    this.requireRoom(1, positions);
+    const require = (positions: number) => this.requireRoom(1, positions);
+    const { firstPositions = positions } = size;
+    require(firstPositions);
     const forward: Forward = (...call) => this.#forward(...call);
-    const all = { slots, context, positions };
-    const rows = new CpuRows(ops, config.vocabSize, forward, dtype, all);
-    return Promise.resolve(rows);
+    const all = { slots, context, positions, firstPositions };
+    return Promise.resolve(
+      new CpuRows(ops, config, forward, dtype, all, require),
+    );
   }
 
   get kept(): KeptCache {

@@ -4,6 +4,7 @@
  * @module
  */
 import { type Dtype, elements } from "../dtype.ts";
+import { errorText } from "../errors.ts";
 import { f32 } from "../formats/f32.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import {
@@ -75,11 +76,11 @@ export interface WasmChoice {
 
 /** The best module that this engine accepts, or why there is none. */
 export function chooseWasm(): WasmChoice | { refusal: string } {
-  if (
-    typeof WebAssembly === "undefined" ||
-    typeof SharedArrayBuffer === "undefined"
-  ) {
-    return { refusal: "WebAssembly or SharedArrayBuffer is missing" };
+  try {
+    // A page that is not cross-origin isolated has such memory, but no SharedArrayBuffer.
+    new WebAssembly.Memory({ initial: 0, maximum: 0, shared: true });
+  } catch (error) {
+    return { refusal: `WebAssembly has no shared memory: ${errorText(error)}` };
   }
   const relaxed = wasmKernels(true);
   if (WebAssembly.validate(relaxed)) {

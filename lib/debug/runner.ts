@@ -179,6 +179,8 @@ export class DebugRunner implements Runner {
     return out;
   }
 
+  readonly hasRows = false;
+
   rows(): Promise<never> {
     throw new Error(
       "Cannot start an engine: debug checks one run at a time, must be off",

@@ -21,12 +21,31 @@ export type AdapterClass =
  */
 export type Compiler = "naga" | "tint";
 
+/**
+ * A product of matrices that a subgroup computes at once, `[M, K] × [K, N]`, with the names
+ * of Chromium's draft. Types are those of WGSL: `f16`, `f32`, `u8`, …
+ */
+export interface SubgroupMatrix {
+  /** The factors' type. */
+  readonly componentType: string;
+  /** The type of the sums. */
+  readonly resultComponentType: string;
+  readonly M: number;
+  readonly N: number;
+  readonly K: number;
+}
+
 /** The device properties that choices depend on; a {@linkcode Gpu} has them. */
 export interface Capabilities {
   /** Lanes per subgroup, which exchange values directly; 0 without subgroups. */
   subgroupSize: number;
   /** Selects the defaults; `other` if absent. */
   adapterClass?: AdapterClass;
+  /**
+   * The matrices that tensor cores multiply; none if absent, or if subgroups do not always
+   * have 32 lanes.
+   */
+  subgroupMatrices?: readonly SubgroupMatrix[];
   /** Decides which directives shaders begin with; `naga` if absent. */
   compiler?: Compiler;
   /**
@@ -41,6 +60,11 @@ export interface Capabilities {
     maxComputeWorkgroupSizeX?: number;
     maxStorageBuffersPerShaderStage?: number;
   };
+  /**
+   * Whether kernels round their results for the next one, where they can; the adapter's
+   * class decides if absent.
+   */
+  roundsAhead?: boolean;
   /** Constants measured to be best on this adapter, by key (see keys.ts). */
   tuned?: Pick<ReadonlyMap<string, Constants>, "get">;
 }

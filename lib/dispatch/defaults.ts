@@ -69,18 +69,28 @@ export interface Defaults {
     "wide" | "wideLarge" | "narrow" | "other" | "otherLarge",
     GemvConstants
   >;
+  /**
+   * Blocks as integers where kernels round their results for the next one: those that only
+   * read such a row, and those that leave one. Not used unless `on`.
+   */
+  ahead: Record<"reads" | "adds" | "gates", GemvConstants> & { on: boolean };
   gemvRows: {
     /** Few rows of w, which make few workgroups. */
     narrow: GemvRowsConstants;
     other: GemvRowsConstants;
     /** Maximum sums per thread: more would leave no registers for loads in flight. */
     sums: number;
+    /** Maximum rows of x in a workgroup; others take the next ones. */
+    together: number;
+    /** Maximum rows of x, of fewer than LONG_K elements each. */
+    most: number;
   };
   /** Quantised blocks as integers. */
   gemvRowsInt8: {
     narrow: Int8RowsConstants;
     other: Int8RowsConstants;
     sums: number;
+    together: number;
   };
   gemm: {
     /** Up to 32 rows. */
@@ -114,16 +124,29 @@ const NVIDIA: Defaults = {
     other: { WORKGROUP: 256, ROWS: 2, STEPS: 4 },
     otherLarge: { WORKGROUP: 1024, ROWS: 1, STEPS: 1 },
   },
+  // Not measured. As many threads as fit an H200 at once, for an 8B.
+  ahead: {
+    on: false,
+    reads: { WORKGROUP: 128, ROWS: 2, STEPS: 1 },
+    adds: { WORKGROUP: 1024, ROWS: 1, STEPS: 1 },
+    gates: { WORKGROUP: 512, ROWS: 2, STEPS: 1 },
+  },
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
     other: { WORKGROUP: 128, ROWS: 4, STEPS: 1, SLICES: 1 },
     sums: 64,
+    // Not measured for more than 16 rows. Then 16 of x stay in a core's cache while the
+    // matrix is read up to four times, and no dispatch has to norm or convert rows, or to
+    // add up splits of k.
+    together: 16,
+    most: 64,
   },
-  // "16 rows by blocks: f32, f16 and integers".
+  // "16 rows by blocks: f32, f16 and integers", "16 rows as integers".
   gemvRowsInt8: {
     narrow: { WORKGROUP: 128, ROWS: 2, SLICES: 2 },
     other: { WORKGROUP: 128, ROWS: 4, SLICES: 1 },
     sums: 64,
+    together: 8,
   },
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
@@ -215,16 +238,25 @@ const SOFTWARE: Defaults = {
     other: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
     otherLarge: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
   },
+  ahead: {
+    on: false,
+    reads: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+    adds: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+    gates: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
+  },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     other: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     sums: 256,
+    together: 32,
+    most: 64, // gemm takes twice as long
   },
   // Not used by default: rounding costs more than it saves there.
   gemvRowsInt8: {
     narrow: { WORKGROUP: 32, ROWS: 4, SLICES: 1 },
     other: { WORKGROUP: 32, ROWS: 4, SLICES: 1 },
     sums: 64,
+    together: 8,
   },
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 8, TN: 8 },

@@ -8,12 +8,19 @@ import { type Capabilities, laneConstants } from "./capabilities.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
 import { expertKey } from "./keys.ts";
 import {
+  aheadConstants,
   headroomOf,
   integerConstants,
   multipliesIntegers,
   origin,
+  roundsFor,
 } from "./linear.ts";
-import { type Constants, type Epilogue, FEW_ROWS } from "./shapes.ts";
+import {
+  type Constants,
+  type Epilogue,
+  FEW_ROWS,
+  type NextShape,
+} from "./shapes.ts";
 
 /** A Linear layer of experts, of which each row uses some. */
 export interface ExpertShape {
@@ -24,6 +31,10 @@ export interface ExpertShape {
   n: number;
   k: number;
   format: Format;
+  /** Whether the kernel before has rounded the row, for lanes of this format. */
+  rounded?: boolean;
+  /** What multiplies the results next, if one kernel has all experts. */
+  next?: NextShape;
   /** "add" sums the experts of a row; the others keep them apart. */
   epilogue: Epilogue;
   /** The largest absolute weight, if it was measured. */
@@ -33,6 +44,8 @@ export interface ExpertShape {
 /** Constants and why they were chosen. */
 export interface ExpertChoice {
   constants: Constants;
+  /** In which units the results are rounded for the next kernel, if they are. */
+  leaves?: number;
   reason: string;
 }
 
@@ -154,6 +167,38 @@ function tunedFor(
   return tuned?.get(expertKey(kernel, { m: used, n, k, format, swiglu }));
 }
 
+/** Chooses for a row that comes rounded; its results may leave so. */
+function chooseRounded(
+  { used, n, k, format, largest, epilogue, next }: ExpertShape,
+  device: Capabilities,
+): ExpertChoice & { kernel: "expertGemvInt8"; leaves: number } {
+  const swiglu = epilogue === "swiglu", sums = epilogue === "add";
+  // Results are rounded in blocks of an expert's.
+  const shape = {
+    ...{ m: 1, n: n * (swiglu ? 2 : 1), k, format, largest, next },
+    ...{ norm: !sums, swiglu, rounded: true },
+  };
+  const leaves = swiglu ? roundsFor(shape, device) : 0;
+  const all = leaves || sums ? shape : { ...shape, n: used * shape.n };
+  return {
+    kernel: "expertGemvInt8",
+    constants: {
+      ...aheadConstants(
+        sums ? { ...all, k: used * k } : all,
+        leaves,
+        device,
+      ),
+      NORM: sums ? 0 : 1,
+      EPILOGUE: epilogue,
+    },
+    leaves,
+    reason:
+      `only the experts that are used are read, and their quants multiply as integers, by a row that the kernel before rounded to 15 bits${
+        leaves ? "; it rounds its results for the next kernel" : ""
+      }; ${origin(undefined, defaultsFor(device))}`,
+  };
+}
+
 function chooseIntegers(
   shape: ExpertShape,
   device: Capabilities,
@@ -161,6 +206,7 @@ function chooseIntegers(
   const { m, used, n, k, format, epilogue } = shape;
   const defaults = defaultsFor(device), { int8 } = defaults;
   const swiglu = epilogue === "swiglu";
+  if (shape.rounded && m === 1) return chooseRounded(shape, device);
   const tuned = tunedFor("expertGemvInt8", shape, device);
   const constants = epilogue === "add"
     // One long row: few workgroups, because each rounds all of it.

@@ -23,7 +23,8 @@ export type LinearKernel =
   | "gemvInt8"
   | "gemvRows"
   | "gemvRowsInt8"
-  | "gemm";
+  | "gemm"
+  | "gemmMatrix";
 
 /** The kernels that multiply rows by the matrices of their experts. */
 export type ExpertKernel = "expertGemv" | "expertGemvInt8" | "expertGemm";
@@ -55,7 +56,7 @@ export function linearKey(
 ): string {
   const rows = kernel === "gemv" || kernel === "gemvInt8"
     ? m
-    : classOf(m, kernel === "gemm" ? ROW_CLASSES : FEW_ROW_CLASSES);
+    : classOf(m, /^gemm/.test(kernel) ? ROW_CLASSES : FEW_ROW_CLASSES);
   return keyOf(kernel, { m: rows, n, k, format, swiglu }, half);
 }
 

@@ -17,9 +17,11 @@ import {
   type Epilogue,
   FEW_ROWS,
   type LinearShape,
+  LONG_K,
 } from "./shapes.ts";
 import { type Defaults, defaultsFor, tileFor } from "./defaults.ts";
 import { type LinearKernel, linearKey } from "./keys.ts";
+import { chooseMatrices } from "./matrices.ts";
 
 /** A kernel, its constants, and the reason. */
 export interface LinearChoice {
@@ -29,6 +31,10 @@ export interface LinearChoice {
   fusedNorm: boolean;
   /** In f16, the approximate size of each row's largest value after scaling. */
   headroom?: number;
+  /** In which units the results are rounded for the next kernel, if they are. */
+  leaves?: number;
+  /** Whether the kernel also multiplies by the matrix's next part. */
+  two?: boolean;
   /**
    * The number of splits of k, which run in different workgroups and are summed
    * afterwards.
@@ -46,12 +52,22 @@ export function chooseLinear(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
+  if (shape.m > FEW_ROWS) {
+    const choice = chooseTensorCores(shape, device);
+    if (choice) return choice;
+  }
   return shape.m === 1
     ? chooseOneRow(shape, device)
-    : shape.m <= FEW_ROWS
+    : shape.m <= mostFew(shape, device)
     ? chooseFewRows(shape, device)
     : chooseManyRows(shape, device);
 }
+
+/** The most rows that a matrix is read for at once; tiles reuse it for more. */
+export const mostFew = (
+  { k }: Pick<LinearShape, "k">,
+  device: Capabilities,
+): number => k < LONG_K ? defaultsFor(device).gemvRows.most : FEW_ROWS;
 
 /**
  * SwiGLU is a property of the layer; the caller replaces "store" with "add" where it
@@ -133,23 +149,26 @@ function fitFewRows<
  */
 const MOST_KEPT = 128;
 
-/** Maximum rows of x in a workgroup of gemvRowsInt8 ("16 rows as integers"). */
-export const ROWS_TOGETHER = 8;
 /**
- * Minimum elements of w for gemvRowsInt8: a smaller matrix takes less time than the dispatch
- * that rounds x for it ("16 rows as integers").
+ * Minimum elements of w for gemvRowsInt8, or of products of those and rows: fewer take less
+ * time than the dispatch that rounds x for them ("16 rows as integers"; products were not
+ * measured but computed from its numbers).
  */
-const LEAST_ROUNDED = 1e7;
+const LEAST_ROUNDED = 1e7, LEAST_PRODUCTS = 1.2e8;
+
+/** Whether rounding x for gemvRowsInt8 pays off. */
+const isRounded = ({ m, n, k }: LinearShape) =>
+  n * k >= LEAST_ROUNDED || m * n * k >= LEAST_PRODUCTS;
 
 function chooseFewIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
   const { m, n, k, format } = shape, units = k / format.loads[0];
-  const M = Math.min(m, ROWS_TOGETHER);
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRowsInt8", shape));
-  const { narrow, other, sums } = defaults.gemvRowsInt8;
+  const { narrow, other, sums, together } = defaults.gemvRowsInt8;
+  const M = Math.min(m, Number(tuned?.M ?? together));
   const row = n <= NARROW_ROWS ? narrow : other;
   const lanes = laneConstants(device, units), LANES = 2 ** lanes.LOG_LANES;
   const chunks = Math.ceil(units / LANES);
@@ -176,38 +195,50 @@ function chooseFewIntegers(
     },
     fusedNorm: false,
     splits: 1,
-    reason:
-      `${m} rows: ${M} share a read of the matrix, whose quants multiply as integers, by rows rounded to 15 bits; ${
-        origin(tuned, defaults)
-      }`,
+    reason: `${
+      rowsText(m, M)
+    }, whose quants multiply as integers, by rows rounded to 15 bits; ${
+      origin(tuned, defaults)
+    }`,
   };
 }
 
+/** How often the matrix is read for `m` rows, M of them at a time. */
+const rowsText = (m: number, M: number) =>
+  `${m} rows: the matrix is read ${
+    m > M ? `once for every ${M}` : "once for all of them"
+  }`;
+
 function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
-  const large = shape.n * shape.k >= LEAST_ROUNDED;
-  if (large && multipliesIntegers(shape, device)) {
+  if (isRounded(shape) && multipliesIntegers(shape, device)) {
     return chooseFewIntegers(shape, device);
   }
   const { m, n, k, norm } = shape;
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRows", shape));
-  const { narrow, other, sums } = defaults.gemvRows;
+  const { narrow, other, sums, together } = defaults.gemvRows;
   const row = n <= NARROW_ROWS ? narrow : other;
   const lanes = laneConstants(device, Math.max(4, Math.ceil(k / 4)));
-  const ROWS = Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / m)));
+  const M = Math.min(m, Number(tuned?.M ?? together));
+  const ROWS = Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / M)));
   return {
     kernel: "gemvRows",
     constants: {
-      ...fitFewRows({ ...row, ROWS }, shape, 2 ** lanes.LOG_LANES, device),
+      ...fitFewRows(
+        { ...row, ROWS },
+        { ...shape, m: M },
+        2 ** lanes.LOG_LANES,
+        device,
+      ),
       ...lanes,
       ...tuned,
-      M: m,
+      M,
       EPILOGUE: epilogueOf(shape),
       NORM: norm ? 1 : 0,
     },
     fusedNorm: norm,
     splits: 1,
-    reason: `${m} rows: the matrix is read once for all of them${
+    reason: `${rowsText(m, M)}${
       k % 4
         ? `, element by element, because k = ${k} is not a multiple of 4`
         : ""
@@ -225,7 +256,7 @@ const WIDE_ROWS = 6144, MOST_LOOPS = 4;
  * Minimum elements of w, or of a row, of models whose weights displace instructions from
  * caches: gemvInt8 then has less code ("Less code").
  */
-const LARGE = 8e6, LONG_K = 4096;
+const LARGE = 8e6;
 /** Elements of x that share a scale where rows are rounded to integers. */
 const ROUNDED_BLOCK = 32;
 /** Elements of x that gemvInt8 takes at a time are a multiple of this. */
@@ -300,10 +331,97 @@ export function integerConstants(
   };
 }
 
+/**
+ * Whether a kernel rounds its results for the next one, so that the workgroups of that do
+ * not: in which units, or 0. Both must multiply one row as integers, and the kernel has no
+ * buffers left for a norm of its own.
+ */
+export function roundsFor(
+  { n, k, swiglu, norm, rounded, next }: LinearShape,
+  device: Capabilities,
+): number {
+  if (!next || !(device.roundsAhead ?? defaultsFor(device).ahead.on)) return 0;
+  const { formats, largest } = next, width = swiglu ? n / 2 : n;
+  const [unit] = formats[0].loads;
+  const together = formats.every((format) =>
+    format.loads[0] === unit &&
+    multipliesIntegers({ k: width, format, largest }, device)
+  );
+  const whole = rounded || !norm && roundedChunk(k, device).phases === 1;
+  return together && whole ? unit : 0;
+}
+
+/** Storage buffers that a kernel may bind everywhere. */
+const MOST_BUFFERS = 8;
+
+/**
+ * Whether one kernel takes two parts of a matrix, which are in different formats: those that
+ * read a rounded row have buffers left for both.
+ */
+function takesBoth(
+  { k, format, other, rounded, largest, next, swiglu }: LinearShape,
+  device: Capabilities,
+): boolean {
+  if (!other || !rounded || next || swiglu) return false;
+  const planes = [format, other.format].flatMap((one) => one.planes(k));
+  return other.format.loads[0] === format.loads[0] &&
+    multipliesIntegers({ k, format: other.format, largest }, device) &&
+    planes.length + 2 <= MOST_BUFFERS;
+}
+
+/** Constants where the row comes rounded, or its results leave so. */
+export function aheadConstants(
+  shape: LinearShape,
+  leaves: number,
+  device: Capabilities,
+): Constants {
+  const { ahead } = defaultsFor(device), halves = shape.swiglu ? 2 : 1;
+  const row = !leaves ? ahead.reads : shape.swiglu ? ahead.gates : ahead.adds;
+  const constants = integerConstants(shape, device, row);
+  const { WORKGROUP, LOG_LANES, ROWS } = constants as Record<string, number>;
+  const rows = ROWS * (WORKGROUP >> LOG_LANES);
+  return {
+    ...constants,
+    // A workgroup rounds whole blocks.
+    ...(leaves
+      ? { LOOPS: Math.max(1, ROUNDED_BLOCK * halves / rows), LEAVES: leaves }
+      : {}),
+    ROUNDED: shape.rounded ? 1 : 0,
+  };
+}
+
 function chooseIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
+  const leaves = roundsFor(shape, device), two = takesBoth(shape, device);
+  if (leaves || shape.rounded) {
+    const { n, other } = shape;
+    return {
+      kernel: "gemvInt8",
+      constants: {
+        ...aheadConstants(
+          two ? { ...shape, n: n + other!.n } : shape,
+          leaves,
+          device,
+        ),
+        TWO: two ? 1 : 0,
+        EPILOGUE: epilogueOf(shape),
+        NORM: shape.norm ? 1 : 0,
+      },
+      fusedNorm: shape.norm,
+      leaves,
+      two,
+      splits: 1,
+      reason: `1 row: the matrix is read once${
+        two ? ` with the next part, in ${other!.format.name}` : ""
+      }, and its quants multiply as integers, by a row rounded to 15 bits${
+        shape.rounded ? " by the kernel before" : ""
+      }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
+        origin(undefined, defaultsFor(device))
+      }`,
+    };
+  }
   const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
   return {
     kernel: "gemvInt8",
@@ -394,6 +512,29 @@ function gemvConstants(
   return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
 }
 
+function chooseTensorCores(
+  shape: LinearShape,
+  device: Capabilities,
+): LinearChoice | undefined {
+  const choice = chooseMatrices(shape, device);
+  if (typeof choice !== "object") return undefined;
+  const { constants, headroom, splits, tuned } = choice;
+  const reasons = [
+    `${shape.m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`,
+    "tensor cores multiply f16, rows scaled into range, and sum in f32",
+  ];
+  if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
+  reasons.push(tuned ? "tuned for this adapter" : "tiles not measured");
+  return {
+    kernel: "gemmMatrix",
+    constants,
+    fusedNorm: false,
+    headroom,
+    splits,
+    reason: reasons.join("; "),
+  };
+}
+
 function chooseManyRows(
   shape: LinearShape,
   device: Capabilities,
@@ -409,10 +550,15 @@ function chooseManyRows(
     : device.tuned?.get(linearKey("gemm", shape));
   const tile = headroom ? half : { ...tileFor(m, n, format, device), ...tuned };
   const splits = swiglu ? 1 : splitsOfK(m, n, k, tile);
-  const reasons = [`${m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`];
+  const few = mostFew(shape, device);
+  const reasons = [`${m} rows: more than ${few}, tiles reuse the matrix`];
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");
   else if (room) reasons.push("multiplies in f32: attention magnifies errors");
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
+  const refused = chooseMatrices(shape, device);
+  if (typeof refused === "string") {
+    reasons.push(`not by tensor cores: ${refused}`);
+  }
   reasons.push(origin(tuned, defaults));
   return {
     kernel: "gemm",

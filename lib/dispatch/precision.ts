@@ -4,6 +4,8 @@
  * @module
  */
 
+import type { Capabilities } from "./capabilities.ts";
+import { hasMatrices } from "./matrices.ts";
 import { CACHE_BLOCK, type CacheDtype } from "../formats/cached.ts";
 
 /** The type chosen for values, and the reason. */
@@ -90,7 +92,12 @@ const requestedCache = <T extends CacheDtype>(dtype: T): Precision<T> => ({
  * Chooses the type in which matmuls of many rows multiply; either way, they sum in f32.
  */
 export function chooseMatmulDtype(
-  { f16, software }: { f16: boolean; software: boolean },
+  { f16, software, ...device }:
+    & { f16: boolean; software: boolean }
+    & Pick<
+      Capabilities,
+      "subgroupMatrices"
+    >,
   exact = false,
 ): Precision {
   if (exact) return { dtype: "f32", reason: "precision f32 was asked for" };
@@ -101,7 +108,12 @@ export function chooseMatmulDtype(
     };
   }
   return f16
-    ? { dtype: "f16", reason: "faster; attention's projections stay in f32" }
+    ? {
+      dtype: "f16",
+      reason: hasMatrices(device)
+        ? "tensor cores multiply f16 and sum in f32"
+        : "faster; attention's projections stay in f32",
+    }
     : { dtype: "f32", reason: "the adapter lacks shader-f16" };
 }
 

@@ -33,6 +33,22 @@ export class Rests {
   }
 }
 
+/**
+ * Lets the event loop turn `count` times without its timers (microseconds each), which runs
+ * most pending callbacks (bench/log.md, "Yielding to the event loop").
+ */
+export async function turns(count: number): Promise<void> {
+  const { port1, port2 } = new MessageChannel();
+  for (let i = 0; i < count; i++) {
+    await new Promise((resolve) => {
+      port1.onmessage = resolve;
+      port2.postMessage(null);
+    });
+  }
+  port1.close();
+  port2.close();
+}
+
 /** Lets the event loop turn once, timers included. */
 export function turn(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 0));

@@ -28,6 +28,19 @@ export interface LinearShape {
   exact?: boolean;
   /** Whether the weights never change, so that a copy may be read instead. */
   fixed?: boolean;
+  /** Whether the kernel before has rounded the row, for lanes of this format. */
+  rounded?: boolean;
+  /** The next part of the same matrix, whose rows follow. */
+  other?: { n: number; format: Format };
+  /** What multiplies the results next, if one kernel has all of them. */
+  next?: NextShape;
+}
+
+/** The Linear layer that follows another one. */
+export interface NextShape {
+  /** How its parts are stored. */
+  formats: readonly Format[];
+  largest?: number;
 }
 
 /**
@@ -41,6 +54,8 @@ export type Epilogue = "store" | "add" | "swiglu";
  * 2 to 32 rows in a kernel of its own").
  */
 export const FEW_ROWS = 32;
+/** Rows of this many elements are long: a GPU's core caches few of them. */
+export const LONG_K = 4096;
 
 /**
  * Classes of prompt lengths, in rows: constants tuned for one length also serve nearby
@@ -53,9 +68,9 @@ export const ROW_CLASSES: readonly number[] = [64, 256, 512];
 /**
  * Classes of row counts for gemvRows: batches and short prompts. 4, 16 and 32 are the
  * counts that were timed ("gemvRows: 2 to 32 rows in a kernel of its own"); 8 halves the
- * widest gap and was not measured.
+ * widest gap, 64 is what short rows allow, and neither was measured.
  */
-export const FEW_ROW_CLASSES: readonly number[] = [4, 8, 16, 32];
+export const FEW_ROW_CLASSES: readonly number[] = [4, 8, 16, 32, 64];
 
 /** Classes of context lengths that share an attention layout; see attention.ts. */
 export const CONTEXT_CLASSES = ["short", "middle", "long"] as const;

@@ -15,9 +15,10 @@ import { resolveSampling } from "../model/sampling.ts";
 import type { ContentPart, Message, Tool } from "../text/conversation.ts";
 import {
   type EncodedPrompt,
-  encodeText,
+  encodeTextInParts,
   renderPrompt,
 } from "../text/prompt.ts";
+import { atOnce } from "../text/parts.ts";
 import type { Tokenizer } from "../text/tokenizer.ts";
 import {
   type LoadChatOptions,
@@ -61,7 +62,10 @@ export type SendOptions = Omit<
 
 /** What a chat needs from its model. */
 export interface ChatModel extends SavingModel {
-  readonly tokenizer: Pick<Tokenizer, "encode" | "decode" | "specialTokens">;
+  readonly tokenizer: Pick<
+    Tokenizer,
+    "encodeInParts" | "decode" | "specialTokens"
+  >;
   /** Starts a run; `begin` is called when it starts, and disposed when it has ended. */
   run(
     prompt: EncodedPrompt,
@@ -442,7 +446,9 @@ export class Chat {
     const rest = text.slice(known.text.length);
     const tokenIds = [
       ...known.tokenIds,
-      ...rest === "" ? [] : encodeText(rest, false, tokenizer, context),
+      ...rest === ""
+        ? []
+        : atOnce(encodeTextInParts(rest, false, tokenizer, context)),
     ];
     return { prompt: { tokenIds, reply }, text };
   }

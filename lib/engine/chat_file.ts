@@ -141,7 +141,7 @@ export async function writeChat(
       if (header.cache) {
         for await (const part of kept!.save(tokens)) await write(part);
       }
-      await sink.write(digest(hash));
+      await sink.write(await digest(hash));
       await sink.close();
       return { bytes: bytes + HASH_BYTES, cachedTokens: tokens };
     } catch (error) {
@@ -185,7 +185,7 @@ export async function readChat(
           cachedTokens = cache.tokens;
           await kept.restore(chat.tokenIds.slice(0, cachedTokens), next);
         } else if (cache) await skip(cache, model.config, next);
-        const sum = digest(hash), stored = await source.read(HASH_BYTES);
+        const sum = await digest(hash), stored = await source.read(HASH_BYTES);
         if (sum.some((byte, i) => byte !== stored[i])) {
           throw new Error("it is damaged, its checksum is another");
         }
@@ -295,9 +295,9 @@ function requireModel(
   }
 }
 
-function digest(hash: StreamingHash): Bytes {
+async function digest(hash: StreamingHash): Promise<Bytes> {
   return Uint8Array.from(
-    hash.hex().match(/../g)!,
+    (await hash.hex()).match(/../g)!,
     (byte) => parseInt(byte, 16),
   );
 }
@@ -344,11 +344,10 @@ async function fileSource(path: string): Promise<Source> {
   if (file === undefined) throw new Error("there is no such file");
   let at = 0;
   return {
-    // deno-lint-ignore require-await
     async read(bytes) {
       if (at + bytes > file.size) throw new Error(EARLY);
       const part = new Uint8Array(bytes);
-      if (file.read(at, part) < bytes) throw new Error(EARLY);
+      if (await file.read(at, part) < bytes) throw new Error(EARLY);
       at += bytes;
       return part;
     },

@@ -4,6 +4,7 @@
  * @module
  */
 import { turn } from "../dispatch/rests.ts";
+import { MemoryError } from "../errors.ts";
 import { type GenerateOptions, Run, type RunParts } from "../generate.ts";
 import type { Rows, RowText } from "../model/rows.ts";
 import {
@@ -41,6 +42,8 @@ export interface EngineStats {
 /** A request as the model checked it. */
 export interface Asked {
   readonly tokens: readonly number[];
+  /** How many of them are the prompt's; by default all. */
+  readonly promptTokens?: number;
   readonly maxTokens: number;
   readonly sampling: Sampling;
   readonly mask?: TokenMask;
@@ -82,10 +85,10 @@ const MOST_UNREAD = 512;
 const STEPS_TOGETHER = 8;
 
 /**
- * Prompt tokens between two chunks of decode steps: at most, at least, and how long they
- * may take while a request is decoding. Not measured.
+ * Prompt tokens between two chunks of decode steps: at first, at most, at least, and how
+ * long they may take beside other requests, and without. Not measured.
  */
-const READING = { most: 2048, least: 64, ms: 150 };
+const READING = { first: 512, most: 2048, least: 64, ms: 150, aloneMs: 1000 };
 
 /** A signal that is not aborted. */
 const NEVER = new AbortController().signal;
@@ -139,7 +142,7 @@ class Request implements RowText {
   }
 
   get promptTokens(): number {
-    return this.asked.tokens.length;
+    return this.entry!.promptTokens;
   }
 
   get sampling(): Sampling {
@@ -197,9 +200,11 @@ export class Engine implements Disposable {
   /** Requests that ended for their consumer. */
   readonly #gone = new Set<Request>();
   #running = false;
+  /** Whether a request came since the last step began. */
+  #hasNews = false;
   #disposed?: Error;
   #steps: number;
-  #reading = READING.most;
+  #reading = READING.first;
   #promptTokens = 0;
   #cachedTokens = 0;
   #tokens = 0;
@@ -207,18 +212,35 @@ export class Engine implements Disposable {
   #taken: Taken[] = [];
   /** Wakes the loop while everybody is paused. */
   #wake?: () => void;
+  /** Up to how many pages the cache may grow. */
+  #mostPages: number;
+  /** Why it grows no further. */
+  #full?: MemoryError;
 
   /** @ignore Made by {@linkcode Qwen3.engine}. */
   constructor(parts: EngineParts) {
     const { rows, slots } = this.#parts = parts;
+    this.#mostPages = rows.mostPages;
     this.#pages = new Pages(rows.pages, rows.page);
     this.#scheduler = new Scheduler({
       pages: this.#pages,
       slots,
       context: rows.context,
+      mostPages: rows.mostPages,
       rowsFor: (count) => rows.rowsFor(count),
     });
     this.#steps = rows.firstSteps;
+  }
+
+  /** Whether there is something to compute. */
+  get isBusy(): boolean {
+    const { running, waiting } = this.#scheduler.counts;
+    return running + waiting > 0;
+  }
+
+  /** How many tokens of a prompt a request would find in the cache. */
+  cachedTokens(tokens: readonly number[]): number {
+    return this.#pages.known(tokens, tokens.length - 1);
   }
 
   /** What it does now, and sums over all requests. */
@@ -245,7 +267,7 @@ export class Engine implements Disposable {
    */
   submit(prompt: Prompt, options: GenerateOptions = {}): Run {
     if (this.#disposed) throw this.#disposed;
-    return new Run(this.#parts.prepare(prompt, options, this.#start));
+    return new Run(this.#parts.prepare(prompt, options, this.start));
   }
 
   /**
@@ -259,11 +281,11 @@ export class Engine implements Disposable {
    */
   chat(settings: ChatSettings = {}): Chat {
     if (this.#disposed) throw this.#disposed;
-    return this.#parts.chat(settings, this.#start);
+    return this.#parts.chat(settings, this.start);
   }
 
-  /** How a request runs. */
-  readonly #start = (asked: Asked): Started => {
+  /** @ignore How a request runs. */
+  readonly start = (asked: Asked): Started => {
     const request = new Request(asked);
     return {
       start: () => ({
@@ -283,6 +305,7 @@ export class Engine implements Disposable {
       signal?.throwIfAborted();
       const entry = request.entry = this.#scheduler.add(request.asked);
       this.#requests.set(entry, request);
+      this.#hasNews = true;
       this.#wake?.();
       this.#run();
       for (;;) {
@@ -308,8 +331,7 @@ export class Engine implements Disposable {
     try {
       while (this.#requests.size > 0) {
         await this.#parts.exclusive(() => this.#step());
-        const { running, waiting } = this.#scheduler.counts;
-        if (running + waiting > 0) continue;
+        if (this.isBusy) continue;
         this.#give();
         if (this.#requests.size === 0) return;
         await new Promise<void>((resolve) => this.#wake = resolve); // all are paused
@@ -340,12 +362,11 @@ export class Engine implements Disposable {
     this.#gone.clear();
     const { rows } = this.#parts, began = performance.now();
     const { running, waiting } = this.#scheduler.counts;
-    const masked = this.#requests.values().some(({ mask }) => mask);
-    const steps = masked
-      ? 1
-      : running + waiting <= 1
+    const steps = running + waiting <= 1
       ? this.#steps
       : Math.min(this.#steps, STEPS_TOGETHER);
+    await this.#makeRoom(steps);
+    this.#hasNews = false;
     const step = this.#scheduler.next({
       steps,
       first: rows.firstSteps,
@@ -356,10 +377,13 @@ export class Engine implements Disposable {
     }
     if (step.steps === 0) {
       this.#give();
-      return await turn();
+      await turn();
+      const ms = performance.now() - began;
+      if (step.readings.length > 0) this.#adaptReading(ms);
+      return;
     }
     const texts = step.rows.map((entry) => entry && this.#requests.get(entry));
-    await rows.decode(texts, step.steps);
+    const taken = await rows.decode(texts, step.steps, this.#goesOn);
     this.#give(); // while the device works
     const ids = await rows.take();
     if (!ids) {
@@ -368,15 +392,60 @@ export class Engine implements Disposable {
     }
     const ms = performance.now() - began;
     if (step.readings.length > 0) this.#adaptReading(ms);
-    else if (step.steps === this.#steps) {
+    else if (taken === this.#steps) {
       this.#steps = rows.nextSteps(this.#steps, ms);
     }
     texts.forEach((request, row) => request && this.#accept(request, ids[row]));
   }
 
-  /** Chooses how much to read next, so that those who decode do not wait long. */
+  /** Whether nobody has left since the step began, and nobody could join. */
+  readonly #goesOn = (): boolean => {
+    const { running } = this.#scheduler.counts;
+    if (this.#hasNews && running < this.#parts.slots) return false;
+    return !this.#requests.values().some((request) => this.#hasLeft(request));
+  };
+
+  /** Whether a request has a slot that it does not need. */
+  #hasLeft(request: Request): boolean {
+    return request.failed || this.#gone.has(request);
+  }
+
+  /** Lets the cache grow if requests need more pages than there are. */
+  async #makeRoom(steps: number): Promise<void> {
+    const { rows } = this.#parts, missing = this.#scheduler.missing(steps);
+    if (missing > 0 && rows.pages < this.#mostPages) {
+      const wanted = rows.pages + missing, { pages } = rows;
+      const sizes = [2 * pages, Math.ceil(1.25 * pages), wanted];
+      for (const size of sizes) {
+        if (size >= wanted && await this.#grow(size)) break;
+      }
+      if (this.#full) this.#mostPages = rows.pages;
+    }
+    if (!this.#full) return;
+    for (const entry of this.#scheduler.tooLong) {
+      this.#requests.get(entry)!.fail(this.#full);
+      this.#leave(entry);
+    }
+  }
+
+  /** Adds pages, so that there are `pages`; returns whether the device has memory for them. */
+  async #grow(pages: number): Promise<boolean> {
+    const { rows } = this.#parts;
+    try {
+      await rows.grow(Math.min(this.#mostPages, pages));
+    } catch (error) {
+      if (!(error instanceof MemoryError)) throw error;
+      this.#full = error;
+      return false;
+    }
+    this.#pages.grow(rows.pages);
+    return true;
+  }
+
+  /** Chooses how much to read next, so that nobody waits long, and no leaver is read on. */
   #adaptReading(ms: number): void {
-    const { most, least, ms: limit } = READING;
+    const { most, least } = READING;
+    const limit = this.#requests.size > 1 ? READING.ms : READING.aloneMs;
     if (ms > limit) this.#reading = Math.max(least, this.#reading / 2);
     else if (ms < limit / 2) this.#reading = Math.min(most, 2 * this.#reading);
   }
@@ -385,7 +454,7 @@ export class Engine implements Disposable {
   #accept(request: Request, ids: SampledTokens): void {
     const entry = request.entry!, { eosTokenIds } = request.asked;
     if (entry.state !== "decoding") return; // paused meanwhile
-    if (request.failed) return this.#leave(entry);
+    if (this.#hasLeft(request)) return this.#leave(entry);
     const isFirst = entry.tokens.length === entry.promptTokens;
     const last = ids.findIndex((id) =>
       eosTokenIds.includes(id) || faultText(id) !== undefined
@@ -430,9 +499,14 @@ export class Engine implements Disposable {
 
   /** Ends all requests, and frees the cache once nothing uses it. */
   [Symbol.dispose](): void {
+    this.end(new Error("Cannot generate: the engine was disposed"));
+  }
+
+  /** @ignore Disposes it; its requests end with an error of the device. */
+  end(reason: Error): void {
     if (this.#disposed) return;
-    this.#disposed = new Error("Cannot generate: the engine was disposed");
-    this.#fail(this.#disposed);
+    this.#disposed = reason;
+    this.#fail(reason);
     this.#wake?.();
     const { rows, exclusive } = this.#parts;
     const free = () => Promise.resolve(rows[Symbol.dispose]());

@@ -35,7 +35,7 @@ export interface PageStats {
 /** Hands out the pages of a KV cache. */
 export class Pages {
   /** How many sequences hold each page. */
-  readonly #holders: Uint32Array;
+  readonly #holders: number[];
   readonly #free: number[];
   /** Findable pages without holders, the least recently used first. */
   readonly #idle = new Map<number, Block>();
@@ -47,9 +47,37 @@ export class Pages {
    * @param count how many pages there are
    * @param size tokens per page
    */
-  constructor(readonly count: number, readonly size: number) {
-    this.#holders = new Uint32Array(count);
-    this.#free = Array.from({ length: count }, (_, i) => count - 1 - i);
+  constructor(count: number, readonly size: number) {
+    this.#holders = [];
+    this.#free = [];
+    this.grow(count);
+  }
+
+  /** How many pages there are. */
+  get count(): number {
+    return this.#holders.length;
+  }
+
+  /** Adds empty pages, so that there are `count`. */
+  grow(count: number): void {
+    const before = this.count;
+    for (let page = before; page < count; page++) this.#holders.push(0);
+    // Those that are free already go first.
+    const more = Array.from(
+      { length: count - before },
+      (_, i) => count - 1 - i,
+    );
+    this.#free.unshift(...more);
+  }
+
+  /** How many tokens at the beginning of `tokens` are in pages that can be found. */
+  known(tokens: ArrayLike<number>, limit = tokens.length): number {
+    let before: Block | undefined, end = 0;
+    for (; end + this.size <= limit; end += this.size) {
+      before = this.#known(tokens, end + this.size, before);
+      if (!before) break;
+    }
+    return end;
   }
 
   /** Pages that can be allocated. */

@@ -55,6 +55,8 @@ export interface SchedulerOptions {
   slots: number;
   /** The most positions of a sequence. */
   context: number;
+  /** The most pages that there will be; by default as many as there are. */
+  mostPages?: number;
   /** The rows of the smallest pass for `count` sequences, at least one. */
   rowsFor: (count: number) => number;
 }
@@ -78,10 +80,10 @@ export class Scheduler {
   #arrived = 0;
 
   constructor(readonly options: SchedulerOptions) {
-    const { pages, context } = options;
-    if (pages.count < pages.pagesFor(context)) {
+    const { pages, context, mostPages = pages.count } = options;
+    if (mostPages < pages.pagesFor(context)) {
       throw new Error(
-        `Cannot schedule: ${pages.count} pages of ${pages.size} tokens, one sequence may have ${context} tokens`,
+        `Cannot schedule: ${mostPages} pages of ${pages.size} tokens, one sequence may have ${context} tokens`,
       );
     }
   }
@@ -92,12 +94,41 @@ export class Scheduler {
   }
 
   /**
-   * Adds a sequence with the tokens of its prompt and of up to `maxTokens` more. Without
-   * `reuse` it looks for no pages that hold its beginning.
+   * How many pages are missing for all that run, and for those that wait for a slot that is
+   * free, to take `steps` steps.
+   */
+  missing(steps: number): number {
+    const { pages, slots } = this.options;
+    const endOf = ({ tokens, most }: Entry) =>
+      pages.pagesFor(Math.min(tokens.length - 1 + steps, most));
+    let wanted = 0;
+    for (const entry of this.#running) {
+      wanted += Math.max(0, endOf(entry) - entry.pages.length);
+    }
+    const free = Math.max(0, slots - this.#running.length);
+    for (const entry of this.#waiting.slice(0, free)) {
+      wanted += endOf(entry) + 1; // one is kept for each of the others
+    }
+    return Math.max(0, wanted - pages.available);
+  }
+
+  /** Sequences whose tokens are more than all pages hold. */
+  get tooLong(): Entry[] {
+    const { pages } = this.options;
+    return [...this.#running, ...this.#waiting].filter(({ tokens, most }) =>
+      pages.pagesFor(Math.min(tokens.length + 1, most)) > pages.count
+    );
+  }
+
+  /**
+   * Adds a sequence with its tokens so far, of which the first `promptTokens` are its
+   * prompt, and of up to `maxTokens` more. Without `reuse` it looks for no pages that hold
+   * its beginning.
    */
   add(
-    { tokens, maxTokens, reuse = true }: {
+    { tokens, promptTokens = tokens.length, maxTokens, reuse = true }: {
       tokens: readonly number[];
+      promptTokens?: number;
       maxTokens: number;
       reuse?: boolean;
     },
@@ -105,7 +136,7 @@ export class Scheduler {
     const { context } = this.options;
     const entry: Entry = {
       tokens: [...tokens],
-      promptTokens: tokens.length,
+      promptTokens,
       most: Math.min(context, tokens.length + maxTokens),
       reuse,
       order: this.#arrived++,

@@ -59,19 +59,28 @@ export function cachedRanges(
   },
   tokens: number,
 ): ByteRange[] {
-  const quants = kvHeads * context * headDim;
-  const parts = dtype === "q8_0"
-    ? [{ at: 0, bytes: headDim }, {
-      at: quants,
-      bytes: cachedBytes(dtype, headDim) - headDim,
-    }]
-    : [{ at: 0, bytes: cachedBytes(dtype, headDim) }];
-  return parts.flatMap(({ at, bytes }) =>
+  const rows = kvHeads * context;
+  return cachedParts(dtype, headDim, rows).flatMap(({ at, bytes }) =>
     Array.from({ length: kvHeads }, (_, head) => ({
-      at: at + head * context * bytes,
-      bytes: tokens * bytes,
+      at: at + head * context * bytes / rows,
+      bytes: tokens * bytes / rows,
     }))
   );
+}
+
+/**
+ * The parts of `rows` cached heads: of each, a row has as many bytes as another. Those of
+ * more rows begin elsewhere.
+ */
+export function cachedParts(
+  dtype: CacheDtype,
+  headDim: number,
+  rows: number,
+): ByteRange[] {
+  const all = rows * cachedBytes(dtype, headDim), quants = rows * headDim;
+  return dtype === "q8_0"
+    ? [{ at: 0, bytes: quants }, { at: quants, bytes: all - quants }]
+    : [{ at: 0, bytes: all }];
 }
 
 /** Heads in `q8_0`. */

@@ -7,6 +7,7 @@
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
+import { attendPrefillMatrix } from "../../kernels/attend_prefill_matrix.ts";
 import { chooseExperts } from "../../kernels/choose_experts.ts";
 import { embed } from "../../kernels/embed.ts";
 import { expertGemm } from "../../kernels/expert_gemm.ts";
@@ -14,6 +15,7 @@ import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
 import { expertGemvInt8 } from "../../kernels/expert_gemv_int8.ts";
 import { gatherRows } from "../../kernels/gather_rows.ts";
 import { gemm } from "../../kernels/gemm.ts";
+import { gemmMatrix } from "../../kernels/gemm_matrix.ts";
 import { gemv, squareParts } from "../../kernels/gemv.ts";
 import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
@@ -22,6 +24,7 @@ import { int8Sizes } from "../../kernels/int8_case.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../../kernels/rms_norm.ts";
+import { roundedSizes } from "../../kernels/rounded_row.ts";
 import { sortExperts } from "../../kernels/sort_experts.ts";
 import { sumExperts } from "../../kernels/sum_experts.ts";
 import { sumSplits } from "../../kernels/sum_splits.ts";
@@ -51,10 +54,11 @@ import {
   groupTile,
   groupTiles,
 } from "../dispatch/experts.ts";
+import { chooseMatrixAttention } from "../dispatch/matrices.ts";
 import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
-import { splitGrid } from "../webgpu/kernel.ts";
+import { type Kernel, splitGrid } from "../webgpu/kernel.ts";
 import type { GpuKvCache } from "./kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
@@ -89,6 +93,24 @@ interface LinearCall {
   y: Tensor;
   epilogue: Epilogue;
   choice: LinearChoice;
+  next?: Next;
+  /** The next part of the matrix, if the kernel takes both. */
+  other?: MatrixPart<Tensor>;
+}
+
+/** The norm, if there is one, and the matrix that results go through next. */
+interface Next {
+  norm?: Matrix<Tensor>;
+  w: Matrix<Tensor>;
+}
+
+/** A row that the kernel that made it has rounded for the next one. */
+interface Rounded {
+  row: Tensor;
+  /** Elements that a lane takes at a time. */
+  unit: number;
+  /** By which it was normed, but for the factor. */
+  norm: Matrix<Tensor> | undefined;
 }
 
 /** How pairs of a row and an expert are grouped by expert; see kernels/sort_experts.ts. */
@@ -102,12 +124,16 @@ interface Groups {
 /** A call of a Linear layer of experts. */
 interface ExpertCall {
   x: Tensor;
+  /** By which `x` is normed first. */
+  norm?: Matrix<Tensor>;
   w: Matrix<Tensor>;
   chosen: Tensor;
   y: Tensor;
   epilogue: Epilogue;
   /** Rows of an expert, gates and ups counted once. */
   n: number;
+  /** What multiplies the results next. */
+  next?: Matrix<Tensor>;
 }
 
 /** The arguments of attention in one layer. */
@@ -126,6 +152,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   #buffers = new Map<string, Tensor>();
   /** Partial sums of squares of a tensor's rows, by its buffer. */
   #squares = new Map<GPUBuffer, Tensor>();
+  /** Rows that were rounded for the next kernel, by the buffer of the unrounded ones. */
+  #ahead = new Map<GPUBuffer, Rounded>();
   /** How rows are grouped by expert, if they are, by the buffer of what was chosen. */
   #groups = new Map<GPUBuffer, Groups>();
 
@@ -156,19 +184,28 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return this.#linear(x, w, y, { norm, epilogue: "store" });
   }
 
-  matmulAdd(x: Tensor, w: Matrix<Tensor>, residual: Tensor): Tensor {
-    return this.#linear(x, w, residual, { epilogue: "add" });
+  matmulAdd(
+    x: Tensor,
+    w: Matrix<Tensor>,
+    residual: Tensor,
+    after?: readonly [norm: Matrix<Tensor>, w: Matrix<Tensor>],
+  ): Tensor {
+    const next = after && { norm: after[0], w: after[1] };
+    return this.#linear(x, w, residual, { epilogue: "add", next });
   }
 
   normSwiglu(
     x: Tensor,
     norm: Matrix<Tensor>,
     gateUp: Matrix<Tensor>,
+    down?: Matrix<Tensor>,
   ): Tensor {
     const rows = x.shape[0], y = this.#rows("gated", rows, gateUp.n / 2);
     if (gateUp.parts.every(({ twin }) => twin !== undefined)) {
-      return this.#linear(x, gateUp, y, { norm, epilogue: "swiglu" });
+      const next = down && { w: down };
+      return this.#linear(x, gateUp, y, { norm, epilogue: "swiglu", next });
     }
+    this.#ahead.delete(y.buffer);
     const both = this.#rows("gate and up", rows, gateUp.n);
     this.#linear(x, gateUp, both, { norm, epilogue: "store" });
     this.#swiglu(gateUp, both, y);
@@ -226,10 +263,12 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     norm: Matrix<Tensor>,
     w: Matrix<Tensor>,
     chosen: Tensor,
+    next?: Matrix<Tensor>,
   ): Tensor {
     const n = this.config.experts!.intermediateSize;
     const pairs = x.shape[0] * chosen.shape[1];
     const groups = this.#groups.get(chosen.buffer);
+    this.#ahead.delete(this.#rows("gated", pairs, n).buffer);
     if (groups) {
       const both = this.#grouped(x, w, { n, groups, norm });
       const { places } = groups, gated = this.#rows("gated", pairs, n);
@@ -240,10 +279,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       });
       return gated;
     }
-    const call = { x: this.#normed(x, norm), w, chosen, n };
+    const call = { x, norm, w, chosen, n };
     const y = this.#rows("gated", pairs, n);
     if (w.parts.every(({ twin }) => twin !== undefined)) {
-      this.#experts({ ...call, y, epilogue: "swiglu" });
+      this.#experts({ ...call, y, epilogue: "swiglu", next });
       return y;
     }
     const both = this.#rows("gate and up", pairs, 2 * n);
@@ -264,7 +303,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       return residual;
     }
     const partial = this.#grouped(x, w, { n, groups }), { places } = groups;
-    this.#squares.delete(residual.buffer);
+    this.#forget(residual);
     this.plan.add(sumExperts, { partial, places, chosen, y: residual }, {
       label: w.label,
       reason: "sums the experts of a row, in order",
@@ -340,25 +379,42 @@ export class GpuOps implements Ops<Tensor>, Disposable {
    * Records a Linear layer of experts, for each part of their matrix. If each part adds to
    * the rows of y, the last leaves the sums of squares of the result.
    */
-  #experts({ x, w, chosen, y, epilogue, n }: ExpertCall): void {
+  #experts({ x, norm, w, chosen, y, epilogue, n, next }: ExpertCall): void {
     const { count } = this.config.experts!, used = chosen.shape[1];
     const swiglu = epilogue === "swiglu";
     const all = count * n; // rows of all gates, or of all ups
+    const before = this.#ahead.get(x.buffer);
+    // Weights of experts in another part would not be theirs.
+    const apart = [w, next].some((one) => one && one.parts.length > 1);
+    let normed: Tensor | undefined;
+    const input = () => norm ? normed ??= this.#normed(x, norm) : x;
     for (const part of w.parts) {
-      const { kernel, constants, reason } = chooseExpertGemv({
+      const { kernel, constants, reason, leaves } = chooseExpertGemv({
         ...{ m: chosen.shape[0] / 2, used, n, k: w.k, epilogue },
         ...{ format: part.format, largest: w.largest },
+        rounded: before !== undefined && before.norm === norm &&
+          before.unit === part.format.loads[0],
+        next: next && !apart
+          ? {
+            formats: next.parts.map(({ format }) => format),
+            largest: next.largest,
+          }
+          : undefined,
       }, this.gpu);
       const [run, parts] = BY_EXPERTS[kernel];
-      const leaves = epilogue === "add"
+      const left = leaves
+        ? this.#leaveRounded(y.view(1, used * n), leaves, epilogue)
+        : undefined;
+      const sums = epilogue === "add"
         ? this.#leaveSquares(y, parts(n, constants))
         : undefined;
       this.plan.add(run, {
         w: { matrix: w, part },
-        x,
+        x: constants.ROUNDED ? before!.row : input(),
         chosen,
         y,
-        ...(leaves ? { squares: leaves } : {}),
+        ...(sums ? { squares: sums } : {}),
+        ...(left ? { left } : {}),
       }, {
         label: w.label,
         reason,
@@ -372,6 +428,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           first: part.begin % all / n,
           stride: y.shape[1],
           column: swiglu || part.begin < all ? 0 : n,
+          ...(kernel === "expertGemvInt8"
+            ? { eps: this.config.rmsNormEps }
+            : {}),
         },
       });
     }
@@ -485,14 +544,32 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const half = matmuls.dtype === "f16";
     const { k, v } = cache.layers[layer];
     const operands = { q, lengths: cache.placesOnDevice, k, v, y };
-    this.plan.add(half ? attendPrefillF16 : attendPrefill, operands, {
+    const rows = tokens * group;
+    const matrices = half
+      ? chooseMatrixAttention({ rows, headDim }, this.gpu)
+      : undefined;
+    const byMatrices = typeof matrices === "object";
+    const kernel = byMatrices
+      ? attendPrefillMatrix
+      : half
+      ? attendPrefillF16
+      : attendPrefill;
+    this.plan.add(kernel, operands, {
       label: `layers.${layer}.attention`,
       reason:
-        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}`,
+        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}${
+          byMatrices
+            ? ", tensor cores multiply f16 and sum in f32"
+            : matrices === undefined
+            ? ""
+            : `; not by tensor cores: ${matrices}`
+        }`,
       constants: {
         HEAD_DIM: headDim,
-        ...exactLanes(this.gpu, 16),
-        ...choosePrefillRows(tokens * group, this.gpu, half),
+        ...byMatrices ? matrices.constants : {
+          ...exactLanes(this.gpu, 16),
+          ...choosePrefillRows(rows, this.gpu, half),
+        },
         ...cacheConstant(cache.dtype),
         ...cache.constants,
       },
@@ -539,9 +616,14 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     x: Tensor,
     w: Matrix<Tensor>,
     y: Tensor,
-    { norm, epilogue }: { norm?: Matrix<Tensor>; epilogue: Epilogue },
+    { norm, epilogue, next }: {
+      norm?: Matrix<Tensor>;
+      epilogue: Epilogue;
+      next?: Next;
+    },
   ): Tensor {
-    const [m, k] = x.shape;
+    const [m, k] = x.shape, before = this.#ahead.get(x.buffer);
+    this.#ahead.delete(y.buffer);
     let normed: Tensor | undefined;
     const input = () => norm ? normed ??= this.#normed(x, norm) : x;
     const integers = new Map<number, [Tensor, Tensor]>();
@@ -550,7 +632,14 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       if (!made) integers.set(unit, made = this.#rounded(x, norm, input, unit));
       return made;
     };
-    for (const part of w.parts) {
+    let taken = 0;
+    for (const [i, part] of w.parts.entries()) {
+      if (i < taken) continue;
+      const following = w.parts[i + 1];
+      const other = epilogue === "store" &&
+          following?.begin === part.begin + rowsHeld(part)
+        ? following
+        : undefined;
       const choice = chooseLinear({
         m,
         n: rowsHeld(part),
@@ -561,9 +650,23 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         largest: w.largest,
         exact: w.exact,
         fixed: true,
+        rounded: before !== undefined && before.norm === norm &&
+          before.unit === part.format.loads[0],
+        other: other && { n: rowsHeld(other), format: other.format },
+        next: next && w.parts.length === 1
+          ? {
+            formats: next.w.parts.map(({ format }) => format),
+            largest: next.w.largest,
+          }
+          : undefined,
       }, this.gpu);
-      const call = { x, norm, input, rounded, w, part, y, epilogue, choice };
-      if (choice.kernel === "gemm") this.#gemm(call);
+      taken = i + (choice.two ? 2 : 1);
+      const call = {
+        ...{ x, norm, input, rounded, w, part, y, epilogue, choice, next },
+        other: choice.two ? other : undefined,
+      };
+      if (choice.kernel === "gemm") this.#gemm(call, gemm);
+      else if (choice.kernel === "gemmMatrix") this.#gemm(call, gemmMatrix);
       else if (choice.kernel === "gemvRowsInt8") this.#gemvRowsInt8(call);
       else this.#gemv(call, choice.kernel);
     }
@@ -572,24 +675,31 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   /** Records a matmul of one or a few rows. */
   #gemv(
-    { x, norm, input, w, part, y, epilogue, choice }: LinearCall,
+    { x, norm, input, w, part, other, y, epilogue, choice, next }: LinearCall,
     by: keyof typeof BY_ROWS,
   ): void {
     const { constants, reason } = choice, [kernel, sums] = BY_ROWS[by];
     const fours = by !== "gemvRows" && constants.SPREAD !== "rows";
+    const before = constants.ROUNDED ? this.#ahead.get(x.buffer) : undefined;
     const squares = this.#squares.get(x.buffer);
     const fused = norm && choice.fusedNorm && squares &&
       // One row's are read four at a time, except where each lane has its own rows.
       !(fours && squares.shape[1] % 4);
-    const leaves = epilogue === "add"
+    const left = choice.leaves
+      ? this.#leaveRounded(y, choice.leaves, epilogue, next?.norm)
+      : undefined;
+    const leaves = epilogue === "add" && !left
       ? this.#leaveSquares(y, sums(part.rows, constants))
       : undefined;
     this.plan.add(kernel, {
       w: { matrix: w, part },
-      x: fused ? x : input(),
+      ...(other ? { v: { matrix: w, part: other } } : {}),
+      x: before?.row ?? (fused ? x : input()),
       y,
       ...(fused ? { norm, squares } : {}),
       ...(leaves ? { squares: leaves } : {}),
+      ...(left ? { left } : {}),
+      ...(next?.norm ? { nextNorm: next.norm } : {}),
     }, {
       label: w.label,
       reason,
@@ -628,7 +738,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   }
 
   /** Records a matmul of many rows. */
-  #gemm({ x, norm, input, w, part, y, epilogue, choice }: LinearCall): void {
+  #gemm(
+    { x, norm, input, w, part, y, epilogue, choice }: LinearCall,
+    kernel: Kernel,
+  ): void {
     const { constants, reason, splits, headroom } = choice, { label } = w;
     if (epilogue === "add") this.#squares.delete(y.buffer);
     const [a, scales] = headroom ? this.#half(x, norm, headroom) : [input(), x];
@@ -637,7 +750,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     // Parts of different formats can end at any row.
     const whole = column % 4 === 0 && n % 4 === 0 ? 1 : 0;
     if (splits === 1) {
-      this.plan.add(gemm, { a, b, scales, c: y }, {
+      this.plan.add(kernel, { a, b, scales, c: y }, {
         label,
         reason,
         constants: { ...constants, EPILOGUE: epilogue, C_FOURS: whole },
@@ -646,7 +759,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       return;
     }
     const m = x.shape[0], partial = this.#rows("splits", splits * m, n);
-    this.plan.add(gemm, { a, b, scales, c: partial }, {
+    this.plan.add(kernel, { a, b, scales, c: partial }, {
       label,
       reason,
       constants,
@@ -667,8 +780,36 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   /** Allocates partial sums of squares of `x`'s rows, to be looked up by its buffer. */
   #leaveSquares(x: Tensor, parts: number): Tensor {
     const squares = this.#rows(`squares of ${parts}`, x.shape[0], parts);
+    this.#forget(x);
     this.#squares.set(x.buffer, squares);
     return squares;
+  }
+
+  /** Allocates the row that the kernel which makes `y` rounds for the next one. */
+  #leaveRounded(
+    y: Tensor,
+    unit: number,
+    epilogue: Epilogue,
+    norm?: Matrix<Tensor>,
+  ): Tensor {
+    const { squares, words } = roundedSizes(y.shape[1]);
+    // A kernel may read such a row and leave another one of the same size.
+    const row = this.#scratch(`rounded by ${epilogue}`, "u32", 1, words);
+    if (epilogue === "add") {
+      const { gpu, buffer } = row, shape = [1, 4 * squares];
+      this.#squares.set(
+        y.buffer,
+        new Tensor(gpu, "f32", shape, buffer, "squares"),
+      );
+    }
+    this.#ahead.set(y.buffer, { row, unit, norm });
+    return row;
+  }
+
+  /** Forgets what kernels have left about the rows of `x`, which change. */
+  #forget(x: Tensor): void {
+    this.#squares.delete(x.buffer);
+    this.#ahead.delete(x.buffer);
   }
 
   #normed(x: Tensor, norm: Matrix<Tensor>): Tensor {

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { turns } from "../dispatch/rests.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 
@@ -189,20 +190,4 @@ const FEW = 4;
 /** Yields for one or two milliseconds, which runs all pending callbacks. */
 function pause(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 0));
-}
-
-/**
- * Yields to the event loop `count` times (microseconds each), which runs most pending
- * callbacks (bench/log.md, "Yielding to the event loop").
- */
-async function turns(count: number): Promise<void> {
-  const { port1, port2 } = new MessageChannel();
-  for (let i = 0; i < count; i++) {
-    await new Promise((resolve) => {
-      port1.onmessage = resolve;
-      port2.postMessage(null);
-    });
-  }
-  port1.close();
-  port2.close();
 }

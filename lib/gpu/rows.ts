@@ -11,10 +11,10 @@
 import { LOGPROB_WORDS } from "../../kernels/sample_logprobs.ts";
 import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
 import { chooseReadPass, dispatchWork } from "../dispatch/pass_rows.ts";
-import { LONGEST_WAIT_MS, Rests } from "../dispatch/rests.ts";
+import { LONGEST_WAIT_MS, Rests, turns } from "../dispatch/rests.ts";
 import { chooseSampling } from "../dispatch/sampling.ts";
 import { DeviceError } from "../errors.ts";
-import type { CacheDtype } from "../formats/cached.ts";
+import { cachedParts, type CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
@@ -25,7 +25,7 @@ import {
   historyOf,
   type SampledTokens,
 } from "../model/sampling.ts";
-import { compileAll } from "../webgpu/pipeline.ts";
+import { compileAll, type Shader } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 import { GpuKvCache } from "./kv_cache.ts";
@@ -50,6 +50,16 @@ const READBACKS = 32;
 
 /** Steps encoded and submitted together; see decode_loop.ts. */
 const PIECE = 3;
+
+/** Steps that take longer are submitted one by one. Not measured. */
+const LONG_STEP_MS = 3;
+
+/**
+ * How much work the device has before it gets more, so that little is left to do once
+ * somebody leaves. Not measured: a timer may be late by a few milliseconds, and the time of
+ * a step has a share of a readback, which takes up to 11.
+ */
+const AHEAD_MS = 16;
 
 /** A recorded pass. */
 interface Pass {
@@ -82,9 +92,13 @@ interface Piece {
 /** Steps that were submitted. */
 interface Started {
   readonly step: Step;
-  readonly steps: number;
+  /** When the first was. */
+  readonly began: number;
   /** The number of tokens each row had sampled before. */
   readonly begins: readonly number[];
+  /** Rows that take the first step only. */
+  readonly masked: ReadonlySet<number>;
+  steps: number;
 }
 
 /** What a row was last told. */
@@ -97,7 +111,8 @@ interface Placed {
 /** Texts that decode together on a GPU. */
 export class GpuRows implements Rows {
   readonly page = PAGE;
-  readonly pages: number;
+  pages: number;
+  readonly mostPages: number;
   readonly context: number;
   readonly #ops: GpuOps;
   readonly #slots: number;
@@ -110,10 +125,19 @@ export class GpuRows implements Rows {
   /** Reads log probabilities, once there are any. */
   #logprobs?: RingReader;
   #placed: (Placed | undefined)[] = [];
+  /** Rows that were left out after a step. */
+  #left: Iterable<number> = [];
+  /** The shortest time that a step took, by its pass. */
+  readonly #stepMs = new WeakMap<Pass, number>();
   #ahead?: Piece;
   #started?: Started;
-  /** Called when the cache was replaced. */
+  /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
+  /** Compiles shaders before their first use. */
+  compile: (shaders: readonly Shader[]) => Promise<void> = (shaders) =>
+    compileAll(this.#ops.gpu, shaders);
+  /** Throws a MemoryError if there is no room for so many positions. */
+  requireRoom: (positions: number, dtype: CacheDtype) => void = () => {};
   /** The longest text that was started, in cached positions after the last step. */
   #length = 0;
 
@@ -123,12 +147,13 @@ export class GpuRows implements Rows {
     readonly paces: Paces,
     readonly readRows: number,
     cache: GpuKvCache,
-    pages: number,
+    { pages, mostPages }: { pages: number; mostPages: number },
   ) {
     const { gpu, config } = ops;
     this.#ops = ops;
     this.#cache = cache;
     this.pages = pages;
+    this.mostPages = mostPages;
     this.context = cache.context;
     this.#slots = cache.sequences - 1;
     const size = {
@@ -151,7 +176,7 @@ export class GpuRows implements Rows {
   static async create(
     ops: GpuOps,
     weights: Weights<Matrix<Tensor>>,
-    { slots, context, positions, dtype, paces, readRows }:
+    { slots, context, positions, firstPositions, dtype, paces, readRows }:
       & Required<RowsSize>
       & {
         dtype: CacheDtype;
@@ -159,11 +184,15 @@ export class GpuRows implements Rows {
         readRows: number;
       },
   ): Promise<GpuRows> {
-    const pages = Math.ceil(positions / PAGE);
+    const pages = Math.ceil(firstPositions / PAGE);
+    const mostPages = Math.ceil(positions / PAGE);
     const most = 2 ** Math.ceil(Math.log2(slots)); // rows of the largest pass
     const size = { slots: most, context, pages, dtype };
     const cache = await createCache(ops, size);
-    const made = new GpuRows(ops, weights, paces, readRows, cache, pages);
+    const made = new GpuRows(ops, weights, paces, readRows, cache, {
+      pages,
+      mostPages,
+    });
     await made.#reader.prepare(READBACKS);
     return made;
   }
@@ -216,8 +245,11 @@ export class GpuRows implements Rows {
   async decode(
     texts: readonly (RowText | undefined)[],
     steps: number,
-  ): Promise<void> {
+    goesOn: () => boolean = () => true,
+  ): Promise<number> {
     const step = await this.#step(texts);
+    for (const row of this.#left) this.#state.goOn(row);
+    this.#left = [];
     this.#place(texts);
     this.#restrict(texts);
     const begins = texts.map((text) =>
@@ -227,44 +259,85 @@ export class GpuRows implements Rows {
       (most, text) => Math.max(most, text ? text.tokens.length - 1 : 0),
       0,
     );
-    this.#started = { step, steps, begins };
-    const ahead = this.#ahead;
+    const masked = new Set(texts.flatMap((text, row) => text?.mask ? row : []));
+    const most = texts.every((text) => !text || text.mask) ? 1 : steps;
+    const began = performance.now();
+    const started = this.#started = { step, began, begins, masked, steps: 0 };
+    if (this.#isSliced(step)) await this.#runSlices(started, most, goesOn);
+    else await this.#runPieces(started, most, goesOn);
+    return started.steps;
+  }
+
+  /** Submits steps in pieces, as far ahead of the device as necessary. */
+  async #runPieces(
+    started: Started,
+    most: number,
+    goesOn: () => boolean,
+  ): Promise<void> {
+    const { step } = started, ahead = this.#ahead;
     this.#ahead = undefined;
-    if (this.#isSliced(step)) return await this.#runSlices(step, steps);
-    let at = 0;
-    if (ahead?.step === step && ahead.steps <= steps) {
+    let copied = false;
+    const fits = ahead?.step === step && ahead.steps <= this.#first(started) &&
+      ahead.steps <= most;
+    if (fits) {
       this.#submit(ahead.commands);
-      at = this.#advance(ahead.steps);
-      if (at === steps) this.#submit(this.#copies(step));
+      this.#advance(started, ahead.steps);
     }
-    for (; at < steps; at += PIECE) {
-      const count = Math.min(PIECE, steps - at);
-      this.#submit(this.#encode(step, count, at + count === steps));
-      this.#advance(count);
+    while (started.steps < most && !(await this.#isOver(started, goesOn))) {
+      const left = most - started.steps;
+      const count = Math.min(this.#first(started), left);
+      copied = count === left;
+      this.#submit(this.#encode(step, count, copied));
+      this.#advance(started, count);
     }
+    if (!copied) this.#submit(this.#copies(step));
+  }
+
+  /** Whether to submit no more steps; waits while the device has enough to do. */
+  async #isOver(
+    { step: { pass }, began, steps }: Started,
+    goesOn: () => boolean,
+  ): Promise<boolean> {
+    if (steps === 0) return false;
+    const each = this.#stepMs.get(pass) ?? 0;
+    const left = steps * each - (performance.now() - began);
+    if (left > AHEAD_MS) {
+      await new Promise((resolve) => setTimeout(resolve, left - AHEAD_MS));
+    } else await turns(1);
+    return !goesOn();
+  }
+
+  /** How many steps to submit together next. */
+  #first({ step: { pass }, masked, steps }: Started): number {
+    const isLong = (this.#stepMs.get(pass) ?? 0) > LONG_STEP_MS;
+    return isLong || steps === 0 && masked.size > 0 ? 1 : PIECE;
   }
 
   async take(): Promise<readonly SampledTokens[] | undefined> {
-    const { step, steps, begins } = this.#started!, { gpu } = this.#ops;
+    const started = this.#started!, { step, steps, begins, masked } = started;
+    const { gpu } = this.#ops;
     this.#started = undefined;
     await this.#reader.rest();
     // The device would wait for it otherwise: the call below returns when it is idle.
     if (!this.#isSliced(step)) {
-      const commands = this.#encode(step, PIECE, false);
-      this.#ahead = { step, steps: PIECE, commands };
+      const count = this.#first({ ...started, steps: 0 });
+      const commands = this.#encode(step, count, false);
+      this.#ahead = { step, steps: count, commands };
     }
     const called = performance.now();
     const arriving = this.#reader.readEach(begins, steps);
-    this.#waited(step, steps, performance.now() - called);
+    this.#waited(started, called);
     const more = step.sampler.logprobs
       ? await this.#logprobs!.readEach(begins, steps, LOGPROB_WORDS)
       : undefined;
     const ids = await arriving;
     gpu.check();
-    return more &&
-        ids?.map((row, i) =>
-          Object.assign(row, { logprobs: readLogprobs(more[i]) })
-        ) || ids;
+    return ids?.map((row, i) => {
+      const taken = masked.has(i) ? row.slice(0, 1) : row;
+      const logprobs = more &&
+        readLogprobs(more[i].slice(0, LOGPROB_WORDS * taken.length));
+      return Object.assign(taken, logprobs && { logprobs });
+    });
   }
 
   async widen(): Promise<void> {
@@ -277,17 +350,58 @@ export class GpuRows implements Rows {
     this.#forget();
     this.#cache[Symbol.dispose]();
     const size = { slots: this.#slots, context, pages: this.pages };
-    this.#cache = await createCache(this.#ops, { ...size, dtype: "f32" });
-    this.#state.lengths = this.#cache.lengthsOnDevice;
+    this.#use(await createCache(this.#ops, { ...size, dtype: "f32" }));
     this.onWidened?.();
+  }
+
+  async grow(pages: number): Promise<void> {
+    const { dtype, context, layers, flags } = this.#cache;
+    this.requireRoom(pages * PAGE, dtype);
+    const size = { slots: this.#slots, context, pages, dtype };
+    const cache = await createCache(this.#ops, size);
+    const { gpu: { device }, config } = this.#ops;
+    const encoder = device.createCommandEncoder();
+    const partsOf = (pages: number) => {
+      const rows = (pages + 1) * config.numKeyValueHeads * PAGE;
+      return cachedParts(dtype, config.headDim, rows);
+    };
+    const before = partsOf(this.pages), after = partsOf(pages);
+    const copy = (from: Tensor, to: Tensor) =>
+      before.forEach(({ at, bytes }, i) =>
+        encoder.copyBufferToBuffer(
+          from.buffer,
+          at,
+          to.buffer,
+          after[i].at,
+          bytes,
+        )
+      );
+    layers.forEach(({ k, v }, i) => {
+      copy(k, cache.layers[i].k);
+      copy(v, cache.layers[i].v);
+    });
+    const { bytes } = flags;
+    encoder.copyBufferToBuffer(flags.buffer, 0, cache.flags.buffer, 0, bytes);
+    device.queue.submit([encoder.finish()]);
+    this.#forget();
+    this.#cache[Symbol.dispose]();
+    this.#use(cache);
+    this.pages = pages;
+  }
+
+  #use(cache: GpuKvCache): void {
+    this.#cache = cache;
+    this.#state.lengths = cache.lengthsOnDevice;
   }
 
   /** Tells the device what is in each row, if that is news. */
   #place(texts: readonly (RowText | undefined)[]): void {
-    let changed = texts.length !== this.#placed.length;
+    const known = this.#placed.length;
+    let changed = texts.length !== known;
     this.#placed = texts.map((text, row): Placed | undefined => {
       const before = this.#placed[row];
-      const same = text === before?.text && text?.pages === before?.pages;
+      const same = row < known && text === before?.text &&
+        text?.pages === before?.pages;
       if (same && text?.pages.length === before?.count) return before;
       changed = true;
       if (!text) {
@@ -377,7 +491,7 @@ export class GpuRows implements Rows {
   }
 
   async #sealed(plan: Plan): Promise<void> {
-    await compileAll(this.#ops.gpu, plan.shaders);
+    await this.compile(plan.shaders);
     plan.seal();
   }
 
@@ -394,6 +508,7 @@ export class GpuRows implements Rows {
     const rests = new Rests();
     let verb = recording.next();
     for (; !verb.done; verb = recording.next()) await rests.rest();
+    await this.compile(verb.value.plan.shaders);
     this.#passes.set(key, verb.value);
     return verb.value;
   }
@@ -451,22 +566,32 @@ export class GpuRows implements Rows {
       pace.msOf(this.#stepWork(step)) > LONGEST_WAIT_MS;
   }
 
-  async #runSlices(step: Step, steps: number): Promise<void> {
-    for (let i = 0; i < steps; i++) {
+  async #runSlices(
+    started: Started,
+    most: number,
+    goesOn: () => boolean,
+  ): Promise<void> {
+    const { step } = started;
+    while (started.steps < most && (started.steps === 0 || goesOn())) {
       const state = { length: this.#length };
       await this.paces.step.run(step.pass.plan, state, this.#workOf);
       step.sampler.plan.run();
-      this.#advance(1);
+      this.#advance(started, 1);
     }
     this.#submit(this.#copies(step));
   }
 
-  /** Updates the rate of steps after a wait that was too long. */
-  #waited(step: Step, steps: number, ms: number): void {
-    const { prompt, step: pace } = this.paces;
+  /** Notes how long steps took, of which the last wait began when it was `called`. */
+  #waited({ step, steps, began }: Started, called: number): void {
+    const { prompt, step: pace } = this.paces, now = performance.now();
     prompt.waited();
     pace.waited();
+    const ms = now - called;
     if (ms > LONGEST_WAIT_MS) pace.measured(steps * this.#stepWork(step), ms);
+    // A step alone would take in how long it takes to read its token.
+    if (steps === 1) return;
+    const before = this.#stepMs.get(step.pass) ?? Infinity;
+    this.#stepMs.set(step.pass, Math.min(before, (now - began) / steps));
   }
 
   #encode(step: Step, steps: number, last: boolean): GPUCommandBuffer[] {
@@ -495,9 +620,14 @@ export class GpuRows implements Rows {
     return commands;
   }
 
-  #advance(steps: number): number {
+  /** Notes that steps were submitted. */
+  #advance(started: Started, steps: number): void {
     this.#length = Math.min(this.#length + steps, this.#cache.context - 1);
-    return steps;
+    if (started.steps === 0) {
+      for (const row of started.masked) this.#state.idle(row);
+      this.#left = started.masked;
+    }
+    started.steps += steps;
   }
 
   #submit(commands: GPUCommandBuffer[]): void {
@@ -509,6 +639,7 @@ export class GpuRows implements Rows {
     this.#ahead = undefined;
     this.#started = undefined;
     this.#placed = [];
+    this.#left = [];
     this.#reader.drop();
     this.#logprobs?.drop();
     for (const { plan } of this.#passes.values()) plan[Symbol.dispose]();

@@ -44,7 +44,7 @@ import {
   type Sampling,
   validToken,
 } from "../model/sampling.ts";
-import type { Shader } from "../webgpu/pipeline.ts";
+import { compileAll, type Shader } from "../webgpu/pipeline.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { type LoadOptions, loadWeights } from "../model/weights.ts";
 
@@ -69,6 +69,7 @@ const WIDENED: Choice = {
 /** {@linkcode Runner} on a GPU. */
 export class GpuRunner implements Runner {
   readonly fallbacks = [];
+  readonly hasRows = true;
   readonly context: number;
   /** Choices made since loading. */
   readonly choices: Choice[] = [];
@@ -189,10 +190,21 @@ export class GpuRunner implements Runner {
     const { slots, context } = size, room = this.#room;
     const positions = size.positions ??
       positionsFor(config, { slots, context, dtype }, room);
-    requireRoom(config, { sequences: 1, context: positions, dtype }, room);
-    const all = { slots, context, positions, dtype, paces, readRows };
+    const require = (context: number, dtype: CacheDtype) =>
+      requireRoom(config, { sequences: 1, context, dtype }, this.#room);
+    const { firstPositions = positions } = size;
+    require(firstPositions, dtype);
+    const all = {
+      ...{ slots, context, positions, firstPositions },
+      ...{ dtype, paces, readRows },
+    };
     const rows = await GpuRows.create(this.#ops, this.weights, all);
     rows.onWidened = () => this.choices.push(WIDENED);
+    rows.requireRoom = require;
+    rows.compile = async (shaders) => {
+      await this.#compileAhead(() => shaders);
+      await compileAll(this.gpu, shaders);
+    };
     return rows;
   }
 

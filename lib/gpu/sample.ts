@@ -84,6 +84,8 @@ export class SamplerState implements Disposable {
   #adjustments?: Adjustments;
   #logprobs?: Tensor;
   readonly #scratch = new Map<string, Tensor>();
+  /** The settings of each sequence when it was set last. */
+  readonly #rows = new Map<number, Uint32Array<ArrayBuffer>>();
   readonly #own = new DisposableStack();
 
   /** Creates zeroed buffers; `lengths` are those of a KV cache, if there is one. */
@@ -172,6 +174,7 @@ export class SamplerState implements Disposable {
       alternatives: sampling.logprobs,
     });
     this.settings.write(sequence * row.byteLength, row);
+    this.#rows.set(sequence, row);
     this.step.write(4 * sequence, Uint32Array.of(step));
     if (!adjusts) return;
     this.adjustments.history.write(4 * vocab * sequence, history());
@@ -194,9 +197,17 @@ export class SamplerState implements Disposable {
     this.adjustments.allowed.write(4 * words * sequence, bits);
   }
 
-  /** Leaves out a sequence until it is set again: plans do not change its state. */
+  /**
+   * Leaves out a sequence until it is set again or goes on: plans do not change its state.
+   */
   idle(sequence: number): void {
     const row = settingsRow({ idle: 1 });
+    this.settings.write(sequence * row.byteLength, row);
+  }
+
+  /** Lets a sequence go on as it was set. */
+  goOn(sequence: number): void {
+    const row = this.#rows.get(sequence)!;
     this.settings.write(sequence * row.byteLength, row);
   }
 

@@ -44,15 +44,27 @@ export interface Ops<T> {
 
   /**
    * `residual + x · wᵀ`, computed in place in `residual`: `[rows, k]`, `[n, k]` →
-   * `[rows, n]`.
+   * `[rows, n]`. `next` holds the norm and the matrix that the result goes through next: a
+   * device may prepare it for them.
    */
-  matmulAdd(x: T, w: Matrix<T>, residual: T): T;
+  matmulAdd(
+    x: T,
+    w: Matrix<T>,
+    residual: T,
+    next?: readonly [norm: Matrix<T>, w: Matrix<T>],
+  ): T;
 
   /**
    * `silu(g) · u` where `[g, u] = RMSNorm(x, norm) · gateUpᵀ`; `gateUp` is
-   * `[2 n, k]`, the rows of gate_proj first → `[rows, n]`.
+   * `[2 n, k]`, the rows of gate_proj first → `[rows, n]`. `next` is the matrix that
+   * multiplies the result.
    */
-  normSwiglu(x: T, norm: Matrix<T>, gateUp: Matrix<T>): T;
+  normSwiglu(
+    x: T,
+    norm: Matrix<T>,
+    gateUp: Matrix<T>,
+    next?: Matrix<T>,
+  ): T;
 
   /**
    * Chooses experts by their scores: `[rows, experts]` → `[2 · rows, used]`, for each row
@@ -64,9 +76,16 @@ export interface Ops<T> {
   /**
    * `silu(g) · u` of each row of `RMSNorm(x, norm)` by each of its experts, which
    * {@linkcode chooseExperts} chose: `[rows, k]` → `[rows · used, n]`. `gateUp` is
-   * `[2 · experts · n, k]`, gate_proj of all experts first.
+   * `[2 · experts · n, k]`, gate_proj of all experts first. `next` are the matrices that
+   * multiply the result.
    */
-  expertsSwiglu(x: T, norm: Matrix<T>, gateUp: Matrix<T>, chosen: T): T;
+  expertsSwiglu(
+    x: T,
+    norm: Matrix<T>,
+    gateUp: Matrix<T>,
+    chosen: T,
+    next?: Matrix<T>,
+  ): T;
 
   /**
    * Adds the weighted results of each row's experts to `residual`, in place:

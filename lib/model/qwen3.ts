@@ -89,14 +89,18 @@ export function* forward<T>(
     // Which experts are read next is not known yet.
     const next = router ? undefined : [gateUpProj, downProj] as const;
     const attended = yield ops.attend(qkv, qNorm, kNorm, cache, i, next);
-    x = yield ops.matmulAdd(attended, layer.oProj, x);
+    const mlp = [postNorm, gateUpProj] as const;
+    x = yield ops.matmulAdd(attended, layer.oProj, x, mlp);
     if (router === undefined) {
-      const gated = yield ops.normSwiglu(x, postNorm, gateUpProj);
-      x = yield ops.matmulAdd(gated, downProj, x);
+      const gated = yield ops.normSwiglu(x, postNorm, gateUpProj, downProj);
+      const { inputNorm: norm, qkvProj: w } = weights.layers[i + 1] ??
+        { inputNorm: weights.norm, qkvProj: weights.lmHead };
+      x = yield ops.matmulAdd(gated, downProj, x, [norm, w]);
     } else {
       const scores = yield ops.normMatmul(x, postNorm, router);
       const chosen = yield ops.chooseExperts(scores);
-      const gated = yield ops.expertsSwiglu(x, postNorm, gateUpProj, chosen);
+      const [w, next] = [gateUpProj, downProj];
+      const gated = yield ops.expertsSwiglu(x, postNorm, w, chosen, next);
       x = yield ops.expertsAdd(gated, downProj, chosen, x);
     }
   }

@@ -53,6 +53,8 @@ export interface Runner extends Disposable {
   requireRoom(sequences: number, context: number): void;
   /** The cache of a single prompt; undefined if every run begins with an empty one. */
   readonly kept: KeptCache | undefined;
+  /** Whether texts can decode together while they come and go. */
+  readonly hasRows: boolean;
   /**
    * Allocates memory for texts that decode together, coming and going.
    *

@@ -1,40 +1,37 @@
 /**
- * Who may use a model: one turn at a time. A turn is a run or one computation of logits.
+ * Who uses a model, and when. Work on the device is done in the order in which it was asked
+ * for, one piece of it at a time.
  *
- * A turn is active while its consumer waits for a value, and idle while its consumer has
- * one, unless that is known to ask for the next at once. A new turn is refused while another
- * is active, and takes over from an idle one, because that may never be resumed: iterators
- * get abandoned. If it is resumed after all, it throws. An engine's steps are no turns: they
- * run between the values of a turn.
+ * A run that is alone keeps the model's own cache from one of its values to the next. Whatever
+ * else uses that cache ousts the run, which then has to go on without it. So an iterator
+ * that is never resumed blocks nothing.
  *
  * @module
  */
 
-/** The use of a model by one run or computation. */
-class Turn {
-  active = true;
-  /** Aborted with the caller's reason, or with the error that ended the turn. */
+/** Work for a caller; disposed when it is over. */
+export class Turn implements Disposable {
+  /** Aborted with the caller's reason, or with an error once the model is disposed. */
   readonly signal: AbortSignal;
   readonly #ender = new AbortController();
-  readonly #over = Promise.withResolvers<void>();
-  /** Ends the work of an idle turn. */
-  close = (): Promise<unknown> => Promise.resolve();
 
-  /** `action` is what errors say could not be done. */
-  constructor(readonly action: string, signal?: AbortSignal) {
+  /** @ignore Made by {@linkcode Turns.begin}. */
+  constructor(
+    readonly action: string,
+    readonly over: (turn: Turn) => void,
+    signal?: AbortSignal,
+  ) {
     const own = this.#ender.signal;
     this.signal = signal ? AbortSignal.any([signal, own]) : own;
   }
 
-  /** Ends the turn with an error for its consumer; resolves when its work has stopped. */
-  async end(problem: string): Promise<void> {
+  end(problem: string): void {
     this.#ender.abort(new Error(`Cannot ${this.action}: ${problem}`));
-    if (!this.active) await this.close().catch(() => {}).then(this.over);
-    await this.#over.promise;
   }
 
-  /** Called when its work has stopped. */
-  readonly over = (): void => this.#over.resolve();
+  [Symbol.dispose](): void {
+    this.over(this);
+  }
 }
 
 /** Uses something one after another, in the order in which they asked. */
@@ -65,10 +62,22 @@ export interface Chunks<T> extends AsyncIterable<T> {
   readonly signal: AbortSignal;
 }
 
+/** A run that is alone. */
+interface Lone {
+  /** Whether its consumer waits for a value. */
+  active: boolean;
+  ousted: boolean;
+  /** Ends its work while no value is computed. */
+  readonly close: () => Promise<unknown>;
+}
+
 /** The turns of one model. */
 export class Turns {
-  #current?: Turn;
+  readonly #turns = new Set<Turn>();
   readonly #device = new Queue();
+  #lone?: Lone;
+  /** Those that were ousted, until their work has ended. */
+  #ousted: Lone[] = [];
   #disposed = false;
 
   /** @throws {Error} if the model was disposed. */
@@ -76,67 +85,95 @@ export class Turns {
     if (this.#disposed) throw new Error(`Cannot ${action}: ${DISPOSED}`);
   }
 
-  /** Computes something in a turn of its own. */
+  /**
+   * Begins some work; `action` is what errors say could not be done.
+   *
+   * @throws {Error} if the model was disposed.
+   */
+  begin(action: string, signal?: AbortSignal): Turn {
+    this.requireModel(action);
+    const turn = new Turn(action, (turn) => this.#turns.delete(turn), signal);
+    this.#turns.add(turn);
+    return turn;
+  }
+
+  /** Computes something with the model's own cache. */
   async once<R>(
     action: string,
     signal: AbortSignal | undefined,
     work: (signal: AbortSignal) => Promise<R>,
   ): Promise<R> {
-    const { turn, before } = this.#enter(action, signal);
-    try {
-      await before;
+    using turn = this.begin(action, signal);
+    return await this.#device.use(async () => {
       turn.signal.throwIfAborted();
-      return await this.#device.use(() => work(turn.signal));
-    } finally {
-      this.#leave(turn);
-    }
+      await this.#clear();
+      return await work(turn.signal);
+    });
+  }
+
+  /** Whether nobody waits for a run that is alone. */
+  get isFree(): boolean {
+    return !this.#lone?.active;
   }
 
   /**
-   * Yields what `work` yields, in a turn of its own. If `steady`, its consumer never pauses,
-   * and the turn stays active to its end.
+   * Yields what `work` yields, alone. A `steady` consumer never pauses, so that somebody
+   * waits for the run to its end.
+   *
+   * @returns false if it was ousted
    */
-  run<T>(
-    action: string,
-    signal: AbortSignal | undefined,
-    work: (signal: AbortSignal) => AsyncGenerator<T, void>,
-    steady = false,
-  ): Chunks<T> {
-    const { turn, before } = this.#enter(action, signal);
-    return {
-      signal: turn.signal,
-      [Symbol.asyncIterator]: () => this.#iterate(turn, before, work, steady),
-    };
-  }
-
-  async *#iterate<T>(
-    turn: Turn,
-    before: Promise<void> | undefined,
+  async *alone<T>(
+    { signal }: Turn,
     work: (signal: AbortSignal) => AsyncGenerator<T, void>,
     steady: boolean,
-  ): AsyncGenerator<T, void> {
-    const { signal } = turn, values = work(signal);
-    turn.close = () => values.return();
+  ): AsyncGenerator<T, boolean> {
+    const values = work(signal), close = () => values.return();
+    this.oust();
+    const lone = this.#lone = { active: true, ousted: false, close } as Lone;
     try {
-      await before;
       for (;;) {
-        signal.throwIfAborted();
-        turn.active = true;
-        const { done, value } = await this.#device.use(() => values.next());
-        if (done) return;
-        turn.active = steady;
-        yield value;
+        lone.active = true;
+        const next = await this.#device.use(async () => {
+          await this.#closeOusted();
+          if (lone.ousted) return undefined;
+          signal.throwIfAborted();
+          return await values.next();
+        });
+        if (!next) return false;
+        if (next.done) return true;
+        lone.active = steady;
+        yield next.value;
+      }
+    } finally {
+      if (lone.ousted) await this.#device.use(() => this.#closeOusted());
+      else {
+        await values.return();
+        this.#lone = undefined;
+      }
+    }
+  }
+
+  /** Yields what `work` yields, beside other runs: it has nothing that they use. */
+  async *beside<T>(
+    { signal }: Turn,
+    work: (signal: AbortSignal) => AsyncGenerator<T, void>,
+  ): AsyncGenerator<T, void> {
+    const values = work(signal);
+    try {
+      for (;;) {
+        const next = await this.#device.use(() => {
+          signal.throwIfAborted();
+          return values.next();
+        });
+        if (next.done) return;
+        yield next.value;
       }
     } finally {
       await values.return();
-      this.#leave(turn);
     }
   }
 
-  /**
-   * Does something that is no turn while nothing computes: between two values of a run, and
-   * after what was asked for earlier.
-   */
+  /** Does something while nothing else computes, between two values of a run. */
   async exclusive<R>(action: string, work: () => Promise<R>): Promise<R> {
     return await this.#device.use(() => {
       this.requireModel(action);
@@ -144,34 +181,43 @@ export class Turns {
     });
   }
 
-  #enter(action: string, signal?: AbortSignal) {
-    this.requireModel(action);
-    const last = this.#current;
-    if (last?.active) {
-      throw new Error(
-        "Cannot start a run: another run of this model has not ended, must be one at a time; generateBatch runs several together",
-      );
+  /** As {@linkcode exclusive}, after which no run is alone. */
+  async together<R>(action: string, work: () => Promise<R>): Promise<R> {
+    return await this.exclusive(action, async () => {
+      await this.#clear();
+      return await work();
+    });
+  }
+
+  /** Says that a run that is alone must not go on so. */
+  oust(): void {
+    if (!this.#lone) return;
+    this.#lone.ousted = true;
+    this.#ousted.push(this.#lone);
+    this.#lone = undefined;
+  }
+
+  /** Ends the work of runs that were ousted; only while nothing computes. */
+  async #closeOusted(): Promise<void> {
+    for (const { close } of this.#ousted.splice(0)) {
+      await close().catch(() => {});
     }
-    const turn = this.#current = new Turn(action, signal);
-    return { turn, before: last?.end(TAKEN) };
   }
 
-  #leave(turn: Turn): void {
-    turn.over();
-    if (this.#current === turn) this.#current = undefined;
+  async #clear(): Promise<void> {
+    this.oust();
+    await this.#closeOusted();
   }
 
-  /** Ends the turn and refuses others; calls `free` once no work is running. */
+  /** Ends all work and refuses more; calls `free` once nothing computes. */
   dispose(free: () => void): void {
     if (this.#disposed) return;
     this.#disposed = true;
-    const last = () => this.#device.use(() => Promise.resolve(free()));
-    if (this.#current) this.#current.end(DISPOSED).then(last);
-    else if (this.#device.isFree) free();
-    else last();
+    for (const turn of this.#turns) turn.end(DISPOSED);
+    const isIdle = !this.#lone && this.#ousted.length === 0;
+    if (isIdle && this.#device.isFree) return free();
+    this.#device.use(() => this.#clear().then(free));
   }
 }
 
 const DISPOSED = "the model was disposed";
-const TAKEN =
-  "another run of this model has started since, must be one at a time";

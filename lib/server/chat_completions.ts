@@ -4,7 +4,6 @@
  * @module
  */
 import type { GenerateOptions, Piece } from "../generate.ts";
-import { encodePrompt } from "../text/prompt.ts";
 import {
   callOf,
   readMessages,
@@ -24,7 +23,7 @@ import {
   readSampling,
   readTexts,
 } from "./parameters.ts";
-import { type Call, newId, seconds, sourceOf } from "./service.ts";
+import { type Call, newId, seconds } from "./service.ts";
 import { type ChoiceFields, streamed } from "./streamed.ts";
 import { readFormat, type Reading } from "./structured.ts";
 import { usageOf } from "./usage.ts";
@@ -60,20 +59,15 @@ export async function chat(call: Call): Promise<Response> {
   const oneCall = fields.flag("parallel_tool_calls") === false;
   refuseOthers(fields);
   const manner = { param: "messages", signal, n, oneCall };
-  const generation = new Generation(service, asked, manner);
+  const generation = await Generation.begin(service, asked, manner);
   const head = {
     id: newId("chatcmpl-"),
     object: `chat.completion${delivery.stream ? ".chunk" : ""}`,
     created: seconds(),
     model: service.names[0],
   };
-  const ids = delivery.tokenIds && {
-    prompt_token_ids: encodePrompt(
-      asked[0].prompt,
-      options,
-      sourceOf(service),
-    ).tokenIds,
-  };
+  const ids = delivery.tokenIds &&
+    { prompt_token_ids: generation.prompts[0] };
   if (delivery.stream) {
     const deltas = generation.runs.map((run) => new Deltas(run));
     return await streamed(call, generation, {

@@ -17,14 +17,8 @@ import {
   readSampling,
   readTexts,
 } from "./parameters.ts";
-import {
-  type Call,
-  newId,
-  seconds,
-  type Service,
-  sourceOf,
-} from "./service.ts";
-import { encodePrompt, type Prompt } from "../text/prompt.ts";
+import { type Call, newId, seconds, type Service } from "./service.ts";
+import type { Prompt } from "../text/prompt.ts";
 import { streamed } from "./streamed.ts";
 import { usageOf } from "./usage.ts";
 import { answerWhole } from "./whole.ts";
@@ -62,7 +56,7 @@ export async function complete(call: Call): Promise<Response> {
   }
   fields.ignore(FOR_OPENAI);
   fields.end();
-  const generation = new Generation(service, asked, {
+  const generation = await Generation.begin(service, asked, {
     param: "prompt",
     signal,
     n,
@@ -77,7 +71,7 @@ export async function complete(call: Call): Promise<Response> {
     echo ? textOf(asked[index].prompt, service) : "";
   const scores = asked.map(() => new TextLogprobs(service.qwen));
   const ids = (index: number) =>
-    delivery.tokenIds ? { prompt_token_ids: idsOf(asked[index], service) } : {};
+    delivery.tokenIds ? { prompt_token_ids: generation.prompts[index] } : {};
   if (delivery.stream) {
     return await streamed(call, generation, {
       head,
@@ -132,8 +126,4 @@ function readPrompts(fields: Fields): Prompt[] {
 function textOf(prompt: Prompt, { qwen }: Service): string {
   if (typeof prompt === "string") return prompt;
   return qwen.tokenizer.decode(prompt as readonly number[]);
-}
-
-function idsOf({ prompt, options }: Asked, service: Service): number[] {
-  return encodePrompt(prompt, options, sourceOf(service)).tokenIds;
 }

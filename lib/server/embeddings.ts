@@ -3,10 +3,11 @@
  *
  * @module
  */
-import { encodeToEmbed, type Text } from "../text/embedding.ts";
+import { encodeToEmbedInParts, type Text } from "../text/embedding.ts";
 import { refused, required } from "./errors.ts";
 import { Fields } from "./fields.ts";
 import { asTokenIds, checkModel } from "./parameters.ts";
+import { inTurns } from "./rests.ts";
 import { type Call, sourceOf } from "./service.ts";
 
 /** The most texts of a request, as in OpenAI's API. */
@@ -30,11 +31,14 @@ export async function embed(
   using _alone = alone;
   let tokens = 0, vectors: Float32Array[];
   try {
-    const ids = texts.map((text, i) => {
-      const one = encodeToEmbed(text, `text ${i}`, undefined, source);
+    const ids: number[][] = [];
+    for (const [i, text] of texts.entries()) {
+      const which = `text ${i}`;
+      const parts = encodeToEmbedInParts(text, which, undefined, source);
+      const one = await inTurns("input", parts, signal);
       tokens += one.length;
-      return one;
-    });
+      ids.push(one);
+    }
     await place.turn(signal);
     await alone.turn(signal);
     vectors = await service.qwen.embed(ids, { dimensions, signal });

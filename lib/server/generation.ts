@@ -4,10 +4,15 @@
  * @module
  */
 import type { GenerateOptions, Piece } from "../generate.ts";
-import type { Prompt } from "../text/prompt.ts";
+import {
+  encodePromptInParts,
+  type Prompt,
+  ReadyPrompt,
+} from "../text/prompt.ts";
 import { ApiError, refusing } from "./errors.ts";
 import type { Place } from "./queue.ts";
-import type { Service } from "./service.ts";
+import { inTurns } from "./rests.ts";
+import { type Service, sourceOf } from "./service.ts";
 import { DemandedCall, type Reading } from "./structured.ts";
 
 /** A text to generate. */
@@ -51,6 +56,8 @@ export interface Manner {
  * generated; the model does not wait for whoever iterates.
  */
 export class Generation implements AsyncIterable<Step> {
+  /** The token ids of each text's prompt. */
+  readonly prompts: readonly number[][];
   /** One per text. */
   readonly runs: readonly Reading[];
   /** Why each text ended; undefined until it has. */
@@ -71,11 +78,32 @@ export class Generation implements AsyncIterable<Step> {
    *
    * @throws {ApiError} if the request is wrong, or too many wait.
    */
-  constructor(
+  static async begin(
     service: Service,
     asked: readonly Asked[],
+    manner: Manner,
+  ): Promise<Generation> {
+    const { param, signal } = manner, source = sourceOf(service);
+    const encoded = new Map<Prompt, ReadyPrompt>();
+    for (const { prompt, options } of asked) {
+      if (encoded.has(prompt)) continue;
+      const parts = encodePromptInParts(prompt, options, source);
+      const one = await inTurns(param, parts, signal);
+      encoded.set(prompt, new ReadyPrompt(prompt, one));
+    }
+    const ready = asked.map((one) => ({
+      ...one,
+      prompt: encoded.get(one.prompt)!,
+    }));
+    return new Generation(service, ready, manner);
+  }
+
+  private constructor(
+    service: Service,
+    asked: readonly (Omit<Asked, "prompt"> & { prompt: ReadyPrompt })[],
     { param, signal, n = 1, oneCall = false }: Manner,
   ) {
+    this.prompts = asked.map(({ prompt }) => prompt.tokenIds);
     this.#service = service;
     this.#n = n;
     this.#left = asked.length;

@@ -56,7 +56,7 @@ export async function respond(call: Call): Promise<Response> {
   const oneCall = fields.flag("parallel_tool_calls") === false;
   const stream = fields.flag("stream") ?? false;
   refuseOthers(fields, stream);
-  const generation = new Generation(
+  const generation = await Generation.begin(
     service,
     [{ prompt: messages, options, demanded }],
     { param: "input", signal, oneCall },

@@ -6,6 +6,7 @@
  */
 import { errorText, OptionError, wrongOption } from "../errors.ts";
 import type { Qwen3 } from "../load.ts";
+import type { Prompt } from "../text/prompt.ts";
 import { chat } from "./chat_completions.ts";
 import { complete } from "./completions.ts";
 import { readJsonBody } from "./body.ts";
@@ -126,7 +127,8 @@ export class Server {
     this.#service = {
       qwen,
       engine: engine ??
-        { submit: (prompt, options) => qwen.generate(prompt, options) },
+        // Prompts that are ready are taken too, but not for everybody to use.
+        { submit: (prompt, how) => qwen.generate(prompt as Prompt, how) },
       names,
       chatTemplate: chatTemplate ?? qwen.chatTemplate,
       queue: new Queue(slots, queue),

@@ -5,14 +5,14 @@
  */
 import type { GenerateOptions, Run } from "../generate.ts";
 import type { Qwen3 } from "../load.ts";
-import type { Prompt, TokenizerSource } from "../text/prompt.ts";
+import type { Prompt, ReadyPrompt, TokenizerSource } from "../text/prompt.ts";
 import type { Metrics } from "./metrics.ts";
 import type { Queue } from "./queue.ts";
 
 /** What generates: an engine, or a model on its own. */
 export interface Submitting {
   /** Generates a text, beside others if the model can. */
-  submit(prompt: Prompt, options?: GenerateOptions): Run;
+  submit(prompt: Prompt | ReadyPrompt, options?: GenerateOptions): Run;
 }
 
 /** A model that is served. */

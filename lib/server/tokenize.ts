@@ -3,15 +3,18 @@
  *
  * @module
  */
-import { encodePrompt } from "../text/prompt.ts";
+import { encodePromptInParts } from "../text/prompt.ts";
 import { readMessages, readTemplate, readTools } from "./conversation.ts";
 import { refusing, required } from "./errors.ts";
 import { Fields } from "./fields.ts";
 import { checkModel } from "./parameters.ts";
+import { inTurns } from "./rests.ts";
 import { type Call, sourceOf } from "./service.ts";
 
 /** Answers a request. */
-export function tokenize({ service, body }: Call): Response {
+export async function tokenize(
+  { service, body, signal }: Call,
+): Promise<Response> {
   const fields = new Fields(body);
   checkModel(fields, service);
   const prompt = fields.text("prompt");
@@ -19,11 +22,11 @@ export function tokenize({ service, body }: Call): Response {
   let tokens: number[];
   if (prompt !== undefined) {
     fields.end();
-    tokens = refusing(
-      "prompt",
-      () =>
-        service.qwen.tokenizer.encode(prompt, { addSpecialTokens: special }),
-    );
+    const tokenizer = refusing("prompt", () => service.qwen.tokenizer);
+    const parts = tokenizer.encodeInParts(prompt, {
+      addSpecialTokens: special,
+    });
+    tokens = await inTurns("prompt", parts, signal);
   } else if (fields.get("messages") !== undefined) {
     const messages = readMessages(fields);
     const options = readTemplate(fields, service);
@@ -32,19 +35,15 @@ export function tokenize({ service, body }: Call): Response {
       fields.list("tools") ?? [],
     );
     fields.end();
-    tokens = refusing("messages", () =>
-      encodePrompt(
-        messages,
-        {
-          ...options,
-          tools,
-          templateVariables: {
-            ...options.templateVariables,
-            ...templateVariables,
-          },
-        },
-        sourceOf(service),
-      ).tokenIds);
+    const parts = encodePromptInParts(messages, {
+      ...options,
+      tools,
+      templateVariables: {
+        ...options.templateVariables,
+        ...templateVariables,
+      },
+    }, sourceOf(service));
+    ({ tokenIds: tokens } = await inTurns("messages", parts, signal));
   } else throw required("prompt");
   return Response.json({
     count: tokens.length,

@@ -235,10 +235,16 @@ export function createSplitter(
     return found;
   }
 
+  // Nearly all characters begin none.
+  const begins = new Uint8Array(0x10000);
+  for (const unit of root.next.keys()) begins[unit] = 1;
+
   return function* (text) {
     let done = 0;
     for (let at = 0; at < text.length;) {
-      const found = longest(text, at);
+      const found = begins[text.charCodeAt(at)] === 1
+        ? longest(text, at)
+        : undefined;
       if (!found) {
         at++;
         continue;

@@ -7,6 +7,7 @@
 import TinyQueue from "npm:tinyqueue@3.0.0";
 import { jsonText } from "../errors.ts";
 import { isObject } from "../json.ts";
+import { atOnce, type Parts } from "./parts.ts";
 
 /** Token ids, and ranks of merges, are below this. */
 const MOST_TOKENS = 2 ** 26;
@@ -14,6 +15,11 @@ const MOST_TOKENS = 2 ** 26;
 const MOST_BYTES = 2 ** 24;
 /** The number of pieces whose tokens are remembered, and the longest such piece. */
 const CACHED_PIECES = 10_000, CACHED_LENGTH = 256;
+
+/** Merges in a part of the work, and tokens of which there is nothing but a copy. */
+const MERGES_TOGETHER = 4096, TOKENS_TOGETHER = 65_536;
+/** The rest of work that is done. */
+const NOTHING_LEFT: readonly undefined[] = [];
 
 const utf8 = new TextEncoder();
 
@@ -74,12 +80,13 @@ export interface Bpe {
   /** The token of each id. */
   tokens: ReadonlyMap<number, string>;
   /**
-   * Appends the tokens of a piece of text to `into`.
+   * Appends the tokens of a piece of text to `into`: at once if it is short, else in the parts
+   * that it returns.
    *
    * @throws {TooManyTokens} if it then has more than `most`; a long piece is not encoded
    * to find that out.
    */
-  encode(piece: string, into: number[], most?: number): void;
+  encode(piece: string, into: number[], most?: number): Iterable<undefined>;
 }
 
 /**
@@ -125,6 +132,20 @@ export function createBpe(model: unknown): Bpe {
     return into.subarray(0, length);
   }
 
+  function append(found: Int32Array, into: number[], most: number): void {
+    if (found.length > most - into.length) throw new TooManyTokens(most);
+    for (const id of found) into.push(id);
+  }
+
+  function* inParts(piece: string, into: number[], most: number): Parts<void> {
+    const found = yield* mergeAll(symbols(piece), merges);
+    if (found.length > most - into.length) throw new TooManyTokens(most);
+    for (let at = 0; at < found.length; at += TOKENS_TOGETHER) {
+      append(found.subarray(at, at + TOKENS_TOGETHER), into, most);
+      yield;
+    }
+  }
+
   const whole = model.ignore_merges === true;
   const cache = new Map<string, Int32Array>();
   let longest = 1;
@@ -133,23 +154,23 @@ export function createBpe(model: unknown): Bpe {
     ids,
     tokens,
     encode(piece, into, most = Infinity) {
-      const room = most - into.length;
       let found = cache.get(piece);
       if (found === undefined) {
         const id = whole ? ids.get(asToken(piece)) : undefined;
         if (id === undefined) {
           // A token merges at most as many bytes as its text has.
-          const tooLong = piece.length > room * longest && !unknown.fuse;
-          if (tooLong) throw new TooManyTokens(most);
-          found = mergeAll(symbols(piece), merges);
+          const tooLong = piece.length > (most - into.length) * longest;
+          if (tooLong && !unknown.fuse) throw new TooManyTokens(most);
+          if (piece.length > CACHED_LENGTH) return inParts(piece, into, most);
+          found = atOnce(mergeAll(symbols(piece), merges));
         } else found = Int32Array.of(id);
         if (piece.length <= CACHED_LENGTH) {
           if (cache.size >= CACHED_PIECES) cache.clear();
           cache.set(piece, found);
         }
       }
-      if (found.length > room) throw new TooManyTokens(most);
-      for (const id of found) into.push(id);
+      append(found, into, most);
+      return NOTHING_LEFT;
     },
   };
 }
@@ -267,26 +288,33 @@ function requireBytes(idOfByte: Int32Array, unknown: { id: number }): void {
  * Merges `ids` in place until no pair of neighbors has a rank: always the pair with the
  * lowest rank, of equal ones the leftmost. Takes n·log(n) time.
  */
-function mergeAll(ids: Int32Array, { rankOf, made }: Merges): Int32Array {
+function* mergeAll(
+  ids: Int32Array,
+  { rankOf, made }: Merges,
+): Parts<Int32Array> {
   const length = ids.length;
   if (length < 2) return ids;
-  const next = Int32Array.from(ids, (_, at) => at + 1);
-  const previous = Int32Array.from(ids, (_, at) => at - 1);
+  const next = new Int32Array(length), previous = new Int32Array(length);
+  for (let at = 0; at < length; at++) {
+    next[at] = at + 1;
+    previous[at] = at - 1;
+  }
   /** A pair in the queue: rank and place in one number. */
   const entry = (left: number, right: number) => {
     const rank = rankOf.get(ids[left] * MOST_TOKENS + ids[right]);
     return rank === undefined ? -1 : rank * MOST_BYTES + left;
   };
-  const pairs: number[] = [];
-  for (let at = 0; at + 1 < length; at++) {
-    const pair = entry(at, at + 1);
-    if (pair >= 0) pairs.push(pair);
-  }
-  const queue = new TinyQueue(pairs, (a, b) => a - b);
+  const queue = new TinyQueue<number>([], (a, b) => a - b);
   const push = (pair: number) => pair >= 0 && queue.push(pair);
+  for (let at = 0; at + 1 < length; at++) {
+    push(entry(at, at + 1));
+    if (at % MERGES_TOGETHER === MERGES_TOGETHER - 1) yield;
+  }
 
   const GONE = -1;
+  let count = 0;
   for (let top = queue.pop(); top !== undefined; top = queue.pop()) {
+    if (++count % MERGES_TOGETHER === 0) yield;
     const rank = Math.floor(top / MOST_BYTES), at = top % MOST_BYTES;
     const right = next[at];
     if (ids[at] === GONE || right >= length) continue;
@@ -302,7 +330,12 @@ function mergeAll(ids: Int32Array, { rankOf, made }: Merges): Int32Array {
     }
     if (previous[at] >= 0) push(entry(previous[at], at));
   }
-  return ids.filter((id) => id !== GONE);
+  let left = 0;
+  for (let at = 0; at < length; at = next[at]) {
+    ids[left++] = ids[at];
+    if (left % TOKENS_TOGETHER === 0) yield;
+  }
+  return ids.slice(0, left);
 }
 
 /** Whether `id` can be a token's id. */

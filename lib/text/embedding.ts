@@ -7,6 +7,7 @@
 import { described, requireKind, wrongOption } from "../errors.ts";
 import { TooManyTokens } from "./bpe.ts";
 import { givenOptions } from "./options.ts";
+import { atOnce, type Parts } from "./parts.ts";
 import type { TokenizerSource } from "./prompt.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
@@ -133,6 +134,16 @@ export function encodeToEmbed(
   instruction: string | undefined,
   source: TokenizerSource,
 ): number[] {
+  return atOnce(encodeToEmbedInParts(text, which, instruction, source));
+}
+
+/** Does as {@linkcode encodeToEmbed}, in parts if the text is long. */
+export function* encodeToEmbedInParts(
+  text: Text,
+  which: string,
+  instruction: string | undefined,
+  source: TokenizerSource,
+): Parts<number[]> {
   if (typeof text !== "string") {
     if (instruction === undefined) return [...text];
     throw new Error(
@@ -147,7 +158,7 @@ export function encodeToEmbed(
   const whole = instruction === undefined
     ? text
     : `Instruct: ${instruction}\nQuery:${text}`;
-  const ids = encodeOne("Cannot embed", whole, which, true, source);
+  const ids = yield* encodeOne("Cannot embed", whole, which, true, source);
   const tokenizer = source.tokenizer(), end = tokenizer.tokenId(END);
   return end === undefined || addsEnd(tokenizer) ? ids : [...ids, end];
 }
@@ -164,7 +175,7 @@ export function encodeToRank(
   which: string,
   source: TokenizerSource,
 ): number[] {
-  return encodeOne("Cannot rerank", prompt, which, false, source);
+  return atOnce(encodeOne("Cannot rerank", prompt, which, false, source));
 }
 
 /**
@@ -173,21 +184,22 @@ export function encodeToRank(
  */
 const COUNTED = 65_536;
 
-function encodeOne(
+function* encodeOne(
   cannot: string,
   text: string,
   which: string,
   addSpecialTokens: boolean,
   source: TokenizerSource,
-): number[] {
+): Parts<number[]> {
   if (!text.isWellFormed()) {
     throw new Error(
       `${cannot}: ${which} has half of a surrogate pair, must have whole characters`,
     );
   }
   const { context } = source, most = Math.max(COUNTED, 2 * context);
+  const how = { addSpecialTokens, most };
   try {
-    return source.tokenizer().encode(text, { addSpecialTokens, most });
+    return yield* source.tokenizer().encodeInParts(text, how);
   } catch (error) {
     if (!(error instanceof TooManyTokens)) throw error;
     throw new RangeError(

@@ -9,6 +9,7 @@ import { described, OptionError } from "../errors.ts";
 import { isObject } from "../json.ts";
 import type { ReplyFormat } from "./reply.ts";
 import { TooManyTokens } from "./bpe.ts";
+import { atOnce, type Parts } from "./parts.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** A prompt: text, a conversation, or token ids. */
@@ -37,6 +38,18 @@ export interface EncodedPrompt {
   reply?: ReplyFormat;
 }
 
+/** A prompt that was encoded before it is asked for. */
+export class ReadyPrompt implements EncodedPrompt {
+  readonly tokenIds: number[];
+  readonly reply?: ReplyFormat;
+
+  /** @param from what was encoded */
+  constructor(readonly from: Prompt, { tokenIds, reply }: EncodedPrompt) {
+    this.tokenIds = tokenIds;
+    this.reply = reply;
+  }
+}
+
 /** Where the tokenizer comes from. */
 export interface TokenizerSource {
   /** The checkpoint's name, for errors. */
@@ -60,11 +73,21 @@ const COUNTED = 65_536;
  * checkpoint lacks, or a conversation cannot be rendered.
  */
 export function encodePrompt(
-  prompt: Prompt,
+  prompt: Prompt | ReadyPrompt,
   options: PromptOptions,
   source: TokenizerSource,
 ): EncodedPrompt {
+  return atOnce(encodePromptInParts(prompt, options, source));
+}
+
+/** Does as {@linkcode encodePrompt}, in parts if the prompt is long. */
+export function* encodePromptInParts(
+  prompt: Prompt | ReadyPrompt,
+  options: PromptOptions,
+  source: TokenizerSource,
+): Parts<EncodedPrompt> {
   const { raw, thinking } = options;
+  if (prompt instanceof ReadyPrompt) return prompt;
   if (typeof prompt !== "string") {
     if (!Array.isArray(prompt)) {
       throw new TypeError(
@@ -94,7 +117,7 @@ export function encodePrompt(
   }
   const tokenizer = source.tokenizer();
   const encode = (text: string, addSpecialTokens: boolean) =>
-    encodeText(text, addSpecialTokens, tokenizer, source.context);
+    encodeTextInParts(text, addSpecialTokens, tokenizer, source.context);
   const template = raw
     ? undefined
     : options.chatTemplate ?? tokenizer.chatTemplate;
@@ -108,13 +131,13 @@ export function encodePrompt(
     // Without a template, nothing makes the model think.
     const asked = !raw && thinking === false ? undefined : thinking;
     refuseChatOptions({ ...options, thinking: asked }, why);
-    return { tokenIds: encode(prompt, true) };
+    return { tokenIds: yield* encode(prompt, true) };
   }
   const messages: readonly Message[] = typeof prompt === "string"
     ? [{ role: "user", content: prompt }]
     : prompt as readonly Message[];
   const { text, reply } = renderPrompt(template, messages, options, tokenizer);
-  return { tokenIds: encode(text, false), reply };
+  return { tokenIds: yield* encode(text, false), reply };
 }
 
 /**
@@ -160,15 +183,15 @@ function requireItems(prompt: readonly unknown[]): void {
 }
 
 /** Encodes a text, but stops early if it is far too long. */
-export function encodeText(
+export function* encodeTextInParts(
   text: string,
   addSpecialTokens: boolean,
-  tokenizer: Pick<Tokenizer, "encode">,
+  tokenizer: Pick<Tokenizer, "encodeInParts">,
   context: number,
-): number[] {
+): Parts<number[]> {
   const most = Math.max(COUNTED, 2 * context);
   try {
-    return tokenizer.encode(text, { addSpecialTokens, most });
+    return yield* tokenizer.encodeInParts(text, { addSpecialTokens, most });
   } catch (error) {
     if (!(error instanceof TooManyTokens)) throw error;
     throw new RangeError(

@@ -10,12 +10,8 @@ import { type Budget, type Matcher, readPattern } from "./pattern.ts";
 
 /** The budget bounds the work of a tokenizer's regular expressions. */
 export type Normalize = (text: string, budget: Budget) => string;
-/** Calls `emit` with each word. */
-export type Cut = (
-  text: string,
-  budget: Budget,
-  emit: (word: string) => void,
-) => void;
+/** The words of a text, in order. */
+export type Cut = (text: string, budget: Budget) => Iterable<string>;
 
 type Json = Record<string, unknown>;
 
@@ -124,8 +120,10 @@ export function readPreTokenizer(json: unknown): Cut {
     )
   );
   if (cuts.length === 0) throw wrong(where, json, "ByteLevel at its end");
-  return cuts.reduceRight((rest, cut) => (text, budget, emit) =>
-    cut(text, budget, (word) => rest(word, budget, emit))
+  return cuts.reduceRight((rest, cut): Cut =>
+    function* (text, budget) {
+      for (const word of cut(text, budget)) yield* rest(word, budget);
+    }
   );
 }
 
@@ -144,14 +142,10 @@ function readStep(json: unknown, where: string, last: boolean): Cut {
     case "ByteLevel": {
       const prefix = fields.add_prefix_space !== false;
       const split: Cut = fields.use_regex === false
-        ? (text, _, emit) => emit(text)
+        ? (text) => [text]
         : cutAt(readPattern({ Regex: GPT2 }, where), "Isolated", false);
-      return (text, budget, emit) =>
-        split(
-          prefix && !text.startsWith(" ") ? ` ${text}` : text,
-          budget,
-          emit,
-        );
+      return (text, budget) =>
+        split(prefix && !text.startsWith(" ") ? ` ${text}` : text, budget);
     }
     case "Split": {
       const { behavior, invert = false } = fields;
@@ -228,14 +222,14 @@ function* segments(
 }
 
 function cutAt(pattern: Matcher, behavior: Behavior, invert: boolean): Cut {
-  return (text, budget, emit) => {
+  return function* (text, budget) {
     const all = segments(text, pattern(text, budget), invert);
     const kept = behavior === "Isolated" || behavior === "Removed"
       ? all
       : merged([...all], behavior);
     for (const { begin, end, matched } of kept) {
       if (begin === end || (matched && behavior === "Removed")) continue;
-      emit(text.slice(begin, end));
+      yield text.slice(begin, end);
     }
   };
 }

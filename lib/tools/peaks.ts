@@ -6,6 +6,7 @@
 import { Tensor } from "../webgpu/tensor.ts";
 import { FMA_ROUND, peakFma } from "../../kernels/peak_fma.ts";
 import { peakRead } from "../../kernels/peak_read.ts";
+import { calibrated } from "../webgpu/clock.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { Plan } from "../webgpu/plan.ts";
 import type { Peaks } from "./profile/report.ts";
@@ -20,6 +21,7 @@ const MANY_WORKGROUPS = 4096;
 
 /** Measures read bandwidth and arithmetic rates in about a second. */
 export async function measurePeaks(gpu: Gpu): Promise<Peaks> {
+  await calibrated(gpu);
   const many = gpu.software ? 64 : MANY_WORKGROUPS;
   const f32 = await fmaRate(gpu, many, 0);
   const f16 = gpu.f16 ? await fmaRate(gpu, many, 1) : undefined;

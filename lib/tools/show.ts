@@ -13,6 +13,7 @@ import {
   type CacheRequest,
   HALF_PREFILL_BYTES,
 } from "../dispatch/precision.ts";
+import { HALF_MATRICES } from "../dispatch/matrices.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import { described } from "../errors.ts";
 import { bf16 } from "../formats/bf16.ts";
@@ -149,9 +150,14 @@ export function showKernel(
   };
   const none = { ...device, f16: false };
   const unknown = { ...device, adapterClass: "other" as const };
+  const matrices = {
+    ...other,
+    compiler: "tint" as const,
+    subgroupMatrices: [HALF_MATRICES],
+  };
   const usual = wanted === "gemv" ? 1 : /^gemvRows/.test(wanted) ? 16 : 512;
   const order = [options.tokens ?? usual, 1, 16, 64];
-  for (const chosen of [device, other, none, unknown]) {
+  for (const chosen of [device, other, none, unknown, matrices]) {
     for (const tokens of order) {
       const recording = new Recording(chosen, tokens, options);
       const calls = recording.of(wanted);
@@ -163,6 +169,8 @@ export function showKernel(
         : `not chosen on this device, shown as ${
           chosen === unknown
             ? "on a device of unknown kind"
+            : chosen === matrices
+            ? "on a device with tensor cores"
             : `${chosen.f16 ? "with" : "without"} f16 matmuls`
         }`;
       return {

@@ -11,6 +11,7 @@ import type { AdapterClass, Compiler } from "../dispatch/capabilities.ts";
 import { bf16 } from "../formats/bf16.ts";
 import { q4_k } from "../formats/k_quants.ts";
 import { FORMATS } from "../formats/mod.ts";
+import { HALF_MATRICES } from "../dispatch/matrices.ts";
 import { LEAST_LIMITS } from "../webgpu/device.ts";
 import { showWgsl } from "../webgpu/kernel.ts";
 import {
@@ -42,7 +43,7 @@ const like = (
     threads: number,
     buffers: number,
   ],
-  more: { vulkan?: boolean; f16?: boolean } = {},
+  more: Pick<Sketched, "vulkan" | "subgroupMatrices"> & { f16?: boolean } = {},
 ): Sketched => ({
   name,
   adapterClass,
@@ -63,6 +64,9 @@ export const SKETCHES: readonly Sketched[] = [
   STATED_DEVICE,
   like("NVIDIA H200", "NVIDIA, large cache", [32, 48, 1024, 16], {
     vulkan: true,
+  }),
+  like("NVIDIA H200, tensor cores", "NVIDIA, large cache", [32, 48, 1024, 16], {
+    subgroupMatrices: [HALF_MATRICES],
   }),
   like("NVIDIA RTX 3060, f16 off", "NVIDIA", [32, 48, 1024, 10], {
     f16: false,
@@ -138,7 +142,9 @@ export function* everyText(compiler: Compiler): Generator<Text, void> {
   const seen = new Set<string>();
   const unseen = (wgsl: string) => !seen.has(wgsl) && seen.add(wgsl);
   for (const sketch of SKETCHES) {
-    const device = { ...sketch, compiler };
+    // naga has no subgroup matrices.
+    const subgroupMatrices = compiler === "tint" ? sketch.subgroupMatrices : [];
+    const device = { ...sketch, compiler, subgroupMatrices };
     for (const call of calls(device)) {
       const { kernel, operands, options } = call;
       const wgsl = showWgsl(kernel, operands, options, compiler);

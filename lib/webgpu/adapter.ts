@@ -8,18 +8,19 @@ import type { AdapterClass } from "../dispatch/capabilities.ts";
 /** What an adapter is called. */
 type AdapterNames =
   & Pick<GPUAdapterInfo, "vendor" | "description">
-  & Partial<Pick<GPUAdapterInfo, "device">>;
+  & Partial<Pick<GPUAdapterInfo, "device" | "architecture">>;
 
 /**
  * The name of an adapter. Dawn describes the driver and names the device in lower case,
- * with dashes; Deno describes the device and gives its PCI id.
+ * with dashes; Deno describes the device and gives its PCI id. Browsers tell no more than the
+ * vendor and the architecture.
  */
 export function adapterName(
-  { description, device = "", vendor }: AdapterNames,
+  { description, device = "", vendor, architecture = "" }: AdapterNames,
 ): string {
   const named = Number.isNaN(Number(device));
   return (named && device.replaceAll("-", " ").trim()) || description ||
-    device || vendor || "GPU";
+    device || `${vendor} ${architecture}`.trim() || "GPU";
 }
 
 /**

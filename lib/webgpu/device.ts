@@ -4,8 +4,13 @@
  *
  * @module
  */
-import type { AdapterClass, Compiler } from "../dispatch/capabilities.ts";
+import type {
+  AdapterClass,
+  Compiler,
+  SubgroupMatrix,
+} from "../dispatch/capabilities.ts";
 import type { Choice } from "../dispatch/choice.ts";
+import { MATRIX_LANES } from "../dispatch/matrices.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import { DeviceError, errorText, NoAdapterError } from "../errors.ts";
 import { host } from "../host.ts";
@@ -44,24 +49,6 @@ const FEATURES: readonly [GPUFeatureName, without: string][] = [
 const SUBGROUPS = "subgroups" as GPUFeatureName;
 const SUBGROUP_MATRICES =
   "chromium-experimental-subgroup-matrix" as GPUFeatureName;
-
-/**
- * A product of matrices that a subgroup computes at once, `[M, K] × [K, N]`, as
- * Chromium's draft of `adapter.info.subgroupMatrixConfigs` has it. Types are those of
- * WGSL: `f16`, `f32`, `u8`, …
- */
-export interface SubgroupMatrix {
-  /** The factors' type. */
-  readonly componentType: string;
-  /** The type of the sums. */
-  readonly resultComponentType: string;
-  /** Rows of the left factor. */
-  readonly M: number;
-  /** Columns of the right factor. */
-  readonly N: number;
-  /** What is summed over. */
-  readonly K: number;
-}
 
 /**
  * Opens a GPU with the adapter's own limits (WebGPU's defaults allow bindings of
@@ -215,11 +202,14 @@ async function requestDevice(
         refusal || "the adapter reports no subgroup size"
       }`,
   });
-  const subgroupMatrices = device.features.has(SUBGROUP_MATRICES)
+  const found = device.features.has(SUBGROUP_MATRICES)
     ? matricesOf(adapter)
     : [];
+  const lanes = [subgroupMinSize, subgroupMaxSize];
+  const suits = lanes.every((size) => size === MATRIX_LANES);
+  const subgroupMatrices = suits ? found : [];
   if (implementation.name === "dawn") {
-    choices.push(matricesChoice(subgroupMatrices));
+    choices.push(matricesChoice(found, lanes, suits));
   }
   return {
     adapter,
@@ -246,11 +236,21 @@ function matricesOf({ info }: GPUAdapter): SubgroupMatrix[] {
   );
 }
 
-function matricesChoice(matrices: readonly SubgroupMatrix[]): Choice {
+function matricesChoice(
+  matrices: readonly SubgroupMatrix[],
+  [least, most]: readonly (number | undefined)[],
+  suits: boolean,
+): Choice {
   const what = "subgroup matrices";
-  if (matrices.length === 0) {
-    const reason = "the adapter lacks them: matmuls run on vector units";
-    return { what, value: "off", reason };
+  if (matrices.length === 0 || !suits) {
+    const reason = matrices.length === 0
+      ? "the adapter lacks them"
+      : `kernels take subgroups of ${MATRIX_LANES} lanes, the adapter's have ${least} to ${most}`;
+    return {
+      what,
+      value: matrices.length === 0 ? "none" : "off",
+      reason: `${reason}: matmuls run on vector units`,
+    };
   }
   const texts = matrices.map((
     { componentType, resultComponentType, M, N, K },
@@ -310,10 +310,12 @@ export class Gpu implements Disposable {
   readonly adapterClass: AdapterClass;
   /** Whether shaders may use f16. */
   readonly f16: boolean;
-  /** Whether passes can be timed by timestamp queries. */
-  readonly timestamps: boolean;
+  /** Whether passes can be timed by timestamp queries; see lib/webgpu/clock.ts. */
+  timestamps: boolean;
   /** The device's limits, equal to the adapter's. */
   readonly limits: GPUSupportedLimits;
+  /** @ignore To compare kernels that round their results with those that do not. */
+  roundsAhead?: boolean;
   /** Constants that measured fastest on this adapter (see lib/dispatch/keys.ts). */
   readonly tuned: Map<string, Constants> = new Map();
   /** Bytes allocated on the device and not freed yet. */

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { calibrated, type GpuClock, untimed } from "./clock.ts";
 import type { Gpu } from "./device.ts";
 import type { Plan, StepState } from "./plan.ts";
 
@@ -11,7 +12,7 @@ import type { Plan, StepState } from "./plan.ts";
  * run is one pass; all are submitted together so that the GPU stays busy (an idle one
  * lowers its clocks).
  *
- * @throws {Error} if the adapter has no timestamps.
+ * @throws {Error} if the adapter has no timestamps, or its clock is coarse.
  */
 export async function timePlan(
   gpu: Gpu,
@@ -40,18 +41,20 @@ export interface Span {
  * Runs passes and returns when each one ran, by the GPU's clock. Passes are submitted
  * together, as many as a query set has room for.
  *
- * @throws {Error} if the adapter has no timestamps.
+ * @throws {Error} if the adapter has no timestamps, or its clock is coarse.
  */
 export async function timePasses(
   gpu: Gpu,
   passes: ((pass: GPUComputePassEncoder) => void)[],
 ): Promise<Span[]> {
+  const clock = await calibrated(gpu), out: Span[] = [];
   if (!gpu.timestamps) {
     throw new Error(
-      `Cannot time on the GPU: ${gpu.name} has no timestamp-query, time whole runs by wall clock`,
+      `Cannot time on the GPU: ${await untimed(
+        gpu,
+      )}, time whole runs by wall clock`,
     );
   }
-  const out: Span[] = [];
   for (let at = 0; at < passes.length; at += MOST_QUERIES / 2) {
     const some = passes.slice(at, at + MOST_QUERIES / 2);
     const count = 2 * some.length;
@@ -79,17 +82,18 @@ export async function timePasses(
     const bytes = await gpu.readBuffer(resolved, 0, 8 * count);
     resolved.destroy();
     querySet.destroy();
-    const ticks = new BigUint64Array(bytes); // nanoseconds
+    const ticks = new BigUint64Array(bytes);
     for (let i = 0; i < count; i += 2) {
-      out.push(span(ticks[i], ticks[i + 1]));
+      out.push(span(clock, ticks[i], ticks[i + 1]));
     }
   }
   return out;
 }
 
-/** The span between two timestamps in nanoseconds. */
-export function span(begin: bigint, end: bigint): Span {
-  return { begin: Number(begin) / 1e6, end: Number(end) / 1e6 };
+/** The span between two timestamps. */
+export function span({ period }: GpuClock, begin: bigint, end: bigint): Span {
+  const ms = (ticks: bigint) => Number(ticks) * period / 1e6;
+  return { begin: ms(begin), end: ms(end) };
 }
 
 /** The median, and the 12.5th and 87.5th percentiles. */

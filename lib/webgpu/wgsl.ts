@@ -184,9 +184,11 @@ export function directives(
   compiler: Compiler,
 ): string[] {
   const subgroups = compiler === "tint" && /\bsubgroup[A-Z]/.test(code);
+  const matrices = compiler === "tint" && /\bsubgroupMatrix/.test(code);
   return [
     ...F16 === 1 ? ["enable f16;"] : [],
     ...subgroups ? ["enable subgroups;"] : [],
+    ...matrices ? ["enable chromium_experimental_subgroup_matrix;"] : [],
   ];
 }
 

@@ -16,14 +16,14 @@ import {
   laneConstants,
   mostThreads,
 } from "../../lib/dispatch/capabilities.ts";
-import {
-  type Constants,
-  FEW_ROWS,
-  type LinearShape,
-} from "../../lib/dispatch/shapes.ts";
+import type { Constants, LinearShape } from "../../lib/dispatch/shapes.ts";
 import type { Dtype } from "../../lib/dtype.ts";
 import { OptionError } from "../../lib/errors.ts";
-import { chooseLinear, type LinearChoice } from "../../lib/dispatch/linear.ts";
+import {
+  chooseLinear,
+  type LinearChoice,
+  mostFew,
+} from "../../lib/dispatch/linear.ts";
 import {
   chooseDecodeAttention,
   MOST_SPLITS,
@@ -82,7 +82,7 @@ const DEVICES: Capabilities[] = [
 const INT8 = TUNED_KERNELS.find(({ name }) => name === "gemvRowsInt8")!;
 
 function* linearShapes(): Generator<LinearShape> {
-  for (const m of [1, 2, 8, 9, 64, 65, 512, 4096]) {
+  for (const m of [1, 2, 8, 9, 33, 64, 65, 512, 4096]) {
     for (const [n, k] of [[2, 1], [74, 100], [6144, 1024], [151936, 5120]]) {
       for (const format of [f32, bf16]) {
         for (const norm of [false, true]) {
@@ -193,7 +193,11 @@ Deno.test("one row goes to gemv, few to gemvRows, many to gemm, with a reason", 
       const message = JSON.stringify({ shape, choice });
       assertEquals(
         choice.kernel,
-        shape.m > FEW_ROWS ? "gemm" : shape.m > 1 ? "gemvRows" : "gemv",
+        shape.m > mostFew(shape, device)
+          ? "gemm"
+          : shape.m > 1
+          ? "gemvRows"
+          : "gemv",
         message,
       );
       assert(choice.reason.includes(`${shape.m} row`), message);
@@ -208,21 +212,118 @@ Deno.test("one row goes to gemv, few to gemvRows, many to gemm, with a reason", 
   }
 });
 
+Deno.test("up to 64 short rows are few, up to 32 long ones", () => {
+  const kernels = (k: number, format: Format = bf16) =>
+    [2, 32, 33, 64, 65].map((m) => {
+      const of = { m, n: 4096, k, format, norm: true, swiglu: false };
+      const { kernel, reason } = chooseLinear({ ...of, largest: 1 }, {
+        ...DEVICES[4],
+        adapterClass: "NVIDIA",
+      });
+      const more = /more than (\d+)/.exec(reason)?.[1];
+      return more ? `${kernel}, ${more}` : kernel;
+    });
+  const few = Array(4).fill("gemvRows");
+  for (const k of [1, 1024, 4095]) {
+    assertEquals(kernels(k), [...few, "gemm, 64"], `${k}`);
+  }
+  for (const k of [4096, 12288]) {
+    const [a, b] = few, gemms = Array(3).fill("gemm, 32");
+    assertEquals(kernels(k), [a, b, ...gemms], `${k}`);
+  }
+  // Rounding 32 rows and more pays off.
+  const [, ...ints] = few.map(() => "gemvRowsInt8");
+  const mixed = ["gemvRows", ...ints, "gemm, 64"];
+  assertEquals(kernels(1024, formatNamed("q4_k")), mixed);
+});
+
+Deno.test("batches of 16 rows and more share pipelines", () => {
+  for (const name of ["bf16", "q8_0"]) {
+    for (const device of DEVICES.slice(2, 6)) {
+      const texts = [16, 32, 64].map((m) => {
+        const shape = {
+          ...{ m, n: 6144, k: 1024, format: formatNamed(name) },
+          ...{ norm: true, swiglu: true },
+        };
+        const choice = chooseLinear(shape, device);
+        assertEquals(choice.constants.M, 16);
+        return linearWgsl(shape, choice);
+      });
+      assertEquals(new Set(texts).size, 1);
+    }
+  }
+});
+
+Deno.test("a kernel rounds its results if the next one multiplies them as integers", () => {
+  const off = { ...DEVICES[4], adapterClass: "NVIDIA" } as const;
+  const on = { ...off, roundsAhead: true };
+  const [q4_k, q6_k, q8_0] = ["q4_k", "q6_k", "q8_0"].map(formatNamed);
+  const one = { m: 1, format: q4_k, largest: 1, norm: false, swiglu: false };
+  const oProj = { ...one, n: 4096, k: 4096 };
+  const gateUp = { ...one, n: 24576, k: 4096, norm: true, swiglu: true };
+  const chosen = (
+    shape: LinearShape,
+    formats?: readonly Format[],
+    device: Capabilities = on,
+  ) => {
+    const next = formats && { formats, largest: 1 };
+    const { leaves = 0, constants: c, reason } = chooseLinear(
+      { ...shape, next },
+      device,
+    );
+    assertEquals(leaves, c.LEAVES ?? 0);
+    assertEquals(/it rounds its results/.test(reason), leaves > 0, reason);
+    return [leaves, c.ROUNDED ?? 0, c.WORKGROUP, c.ROWS, c.LOOPS];
+  };
+  const plain = chosen(oProj, undefined, off);
+  assertEquals(chosen(oProj, [q4_k], off), plain); // not measured
+  assertEquals(chosen(oProj, [q4_k, q6_k]), [32, 0, 1024, 1, 1]);
+  assertEquals(chosen(oProj, [q8_0]), [16, 0, 1024, 1, 1]);
+  for (const formats of [[q4_k, q8_0], [q4_k, bf16], [f32]]) {
+    assertEquals(chosen(oProj, formats), plain);
+  }
+  // It would need a norm of its own, and then more buffers than a kernel may bind.
+  assertEquals(chosen(gateUp, [q6_k])[0], 0);
+  const rounded = { ...gateUp, rounded: true };
+  assertEquals(chosen(rounded, [q6_k]), [32, 1, 512, 2, 2]);
+  assertEquals(chosen(rounded), [0, 1, 128, 2, 4]);
+  // Two parts of a matrix go together where their planes, x and y are at most 8 buffers.
+  const qkv = { ...one, n: 5120, k: 4096, norm: true };
+  for (const format of FORMATS) {
+    for (const other of FORMATS) {
+      const { two = false, constants, reason } = chooseLinear({
+        ...{ ...qkv, format, rounded: format.integers !== undefined },
+        other: { n: 1024, format: other },
+      }, on);
+      const planes = [format, other].flatMap((one) => one.planes(4096));
+      const wanted = format.integers !== undefined &&
+        other.integers !== undefined && planes.length <= 6 &&
+        format.loads[0] === other.loads[0];
+      assertEquals(two, wanted, `${format.name}, ${other.name}`);
+      assertEquals(constants.TWO ?? 0, Number(two));
+      assertEquals(reason.includes(`part, in ${other.name}`), two, reason);
+    }
+  }
+  // Without the largest weight, results must be exact.
+  const exact = { ...oProj, largest: undefined };
+  assertEquals(chooseLinear({ ...exact, rounded: true }, on).kernel, "gemv");
+});
+
 Deno.test("a few rows may go to gemvRowsInt8 if quants are integers and many", () => {
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const given of DEVICES) {
       const device = { ...given, adapterClass };
       for (const format of FORMATS) {
         for (const [n, k] of [[38, 256], [6144, 4096], [1024, 12288]]) {
-          for (const m of [1, 2, 5, 16, 32, 33]) {
+          for (const m of [1, 2, 5, 16, 32, 33, 64, 65]) {
             const shape = { m, n, k, format, norm: true, swiglu: true };
-            const few = m > 1 && m <= FEW_ROWS;
+            const few = m > 1 && m <= mostFew(shape, device);
             const exact = chooseLinear(shape, device);
             if (!few) continue;
             const choice = chooseLinear({ ...shape, largest: 1 }, device);
             const message = JSON.stringify({ device, shape, choice });
             assertEquals(exact.kernel, "gemvRows", message);
-            const small = n * k < 1e7;
+            const small = n * k < 1e7 && m * n * k < 1.2e8;
             if (!format.integers || device.subgroupSize < 8 || small) {
               assertEquals(choice, exact, message);
               continue;
@@ -328,7 +429,7 @@ Deno.test("many rows by an exact matrix multiply in f32, and the choice says why
 
 Deno.test("f16 sums of a matmul cannot overflow", () => {
   for (const largest of [1e-6, 0.01, 0.5, 3, 100, 5000]) {
-    for (const m of [33, 100, 4096]) {
+    for (const m of [65, 100, 4096]) {
       const shape = {
         m,
         n: 4096,
@@ -510,6 +611,7 @@ Deno.test("tuned constants replace chosen ones, for their class of shapes only",
   const tuned = new Map<string, Constants>([
     [linearKey("gemv", shape), { ROWS: 4 }],
     [linearKey("gemvRows", { ...shape, m: 3 }), { SLICES: 2 }],
+    [linearKey("gemvRows", { ...shape, m: 64 }), { M: 32, ROWS: 2 }],
     [linearKey("gemm", { ...shape, m: 100 }), { BK: 8 }],
     [linearKey("gemm", half, true), { BK: 64 }],
     [attendKey("long", 128, 2), { STEPS: 4 }],
@@ -527,12 +629,13 @@ Deno.test("tuned constants replace chosen ones, for their class of shapes only",
   };
   changes({ m: 1 }, { ROWS: 4 });
   for (const m of [2, 3, 4]) changes({ m }, { SLICES: 2 });
-  for (const m of [5, 16]) changes({ m }, {});
+  for (const m of [5, 16, 32]) changes({ m }, {});
+  for (const m of [33, 64]) changes({ m }, { M: 32, ROWS: 2 });
   changes({ m: 1, swiglu: true }, {});
   changes({ m: 1, format: f32 }, {});
   changes({ m: 1, k: 256 }, {});
   for (const m of [65, 100, 256]) changes({ m }, { BK: 8 });
-  for (const m of [64, 257]) changes({ m }, {});
+  changes({ m: 257 }, {});
   changes(half, { BK: 64 });
   const heads = { headDim: 128, group: 2 };
   const [short, , long] = chooseDecodeAttention(heads, { ...device, tuned });

@@ -6,6 +6,11 @@ import { CpuRunner } from "../../lib/cpu/runner.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import { openDevice } from "../../lib/device/open_device.ts";
 import { relativeError } from "../support/golden.ts";
+import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
+import { syntheticCheckpoint } from "../../lib/checkpoint/synthetic.ts";
+import { f32 } from "../../lib/formats/f32.ts";
+import { formatNamed } from "../../lib/formats/mod.ts";
+import { retyped } from "../support/retyped.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { faultText, resolveSampling } from "../../lib/model/sampling.ts";
 
@@ -39,6 +44,158 @@ gpuTest(
   },
 );
 
+gpuTest(
+  "rows that the kernel before rounds are as exact as those that each rounds",
+  async () => {
+    // Rows of q8_0 are taken in other units than those of q4_0.
+    for (const quantize of ["q8_0", "q4_0", "q5_1"]) {
+      await using checkpoint = await openCheckpoint(DEFAULT_MODEL, {
+        quantize,
+      });
+      using exact = await CpuRunner.load(checkpoint, { context: 32 });
+      const gpu = await openDevice();
+      gpu.roundsAhead = true;
+      using runner = await GpuRunner.load(gpu, checkpoint, {
+        context: 32,
+        cacheDtype: "f32",
+        f16Matmuls: true,
+      });
+      if (!gpu.f16 || gpu.subgroupSize < 8) return;
+      const made = runner.pass(1, false).plan.dispatches
+        .filter(({ kernel }) => kernel === "gemvInt8")
+        .map(({ label, constants: { ROUNDED, LEAVES } }) =>
+          `${label.replace(/layers\.\d+\./, "")} ${ROUNDED} ${LEAVES}`
+        );
+      const unit = formatNamed(quantize).loads[0];
+      const layer = (next: number) => [
+        `o_proj 0 ${unit}`,
+        `gate_up_proj 1 ${unit}`,
+        `down_proj 1 ${next}`,
+      ];
+      assertEquals(made, [
+        "qkv_proj 0 0",
+        ...Array(runner.config.numHiddenLayers - 1)
+          .fill([...layer(unit), "qkv_proj 1 0"]).flat(),
+        ...layer(16), // the head is q8_0
+        "embed_tokens 1 0",
+      ]);
+      for (const id of IDS) {
+        const expected = await exact.logits([id]);
+        const error = relativeError(await runner.logits([id]), expected);
+        assert(error > 1e-7 && error <= 1e-3, `${quantize}, ${id}: ${error}`);
+      }
+    }
+  },
+);
+
+const WIDE: Qwen3Config = {
+  modelType: "qwen3",
+  vocabSize: 200,
+  hiddenSize: 256,
+  intermediateSize: 512,
+  numHiddenLayers: 3,
+  numAttentionHeads: 2,
+  numKeyValueHeads: 1,
+  headDim: 128,
+  maxPositionEmbeddings: 64,
+  rmsNormEps: 1e-6,
+  ropeTheta: 1e4,
+  ropeScaling: null,
+  tieWordEmbeddings: true,
+  bosTokenId: null,
+  eosTokenIds: [],
+};
+
+/** Formats of a file named Q4_K_M, and others that cannot go together. */
+const MIXES: [RegExp, string][][] = [
+  [[/embed|v_proj|layers.0.mlp.down/, "q6_k"], [/./, "q4_k"]],
+  [
+    [/layers.1.*q_proj/, "q8_0"], // another unit
+    [/layers.1.*gate_proj/, "q4_k"], // with up_proj, but SwiGLU is apart
+    [/layers.2.*k_proj/, "mxfp4"], // no integers
+    [/layers.2.*down_proj/, "iq4_nl"],
+    [/./, "q5_k"],
+  ],
+];
+
+gpuTest(
+  "rows are rounded ahead for parts in different formats, where all take them",
+  async () => {
+    const shared: number[] = [];
+    for (const patterns of MIXES) {
+      const { stored, wide } = await retyped(
+        syntheticCheckpoint("mixed", WIDE, 3),
+        (name) =>
+          /norm/.test(name)
+            ? f32
+            : formatNamed(patterns.find(([one]) => one.test(name))![1]),
+      );
+      using exact = await CpuRunner.load(wide, { context: 32 });
+      const gpu = await openDevice();
+      gpu.roundsAhead = true;
+      using runner = await GpuRunner.load(gpu, stored, {
+        context: 32,
+        cacheDtype: "f32",
+        f16Matmuls: true,
+      });
+      const { dispatches } = runner.pass(1, false).plan;
+      shared.push(dispatches.filter(({ constants: { TWO } }) => TWO).length);
+      for (const id of IDS) {
+        const expected = await exact.logits([id % 200]);
+        const error = relativeError(await runner.logits([id % 200]), expected);
+        assert(error > 1e-7 && error <= 1e-3, `${patterns}, ${id}: ${error}`);
+      }
+    }
+    // qkv_proj of all layers but the first, whose row nothing has rounded; and gate_up_proj.
+    assertEquals(shared, [2, 1]);
+  },
+);
+
+gpuTest("rows are rounded ahead for experts, and by them", async () => {
+  const experts = {
+    count: 5,
+    used: 3,
+    intermediateSize: 256,
+    normalized: true,
+    denseLayers: [1],
+  };
+  const { stored, wide } = await retyped(
+    syntheticCheckpoint(
+      "mixture",
+      { ...WIDE, modelType: "qwen3_moe", experts },
+      4,
+    ),
+    (name) =>
+      /norm|mlp.gate.weight/.test(name)
+        ? f32
+        : formatNamed(/down|embed/.test(name) ? "q6_k" : "q4_k"),
+  );
+  using exact = await CpuRunner.load(wide, { context: 32 });
+  for (const ahead of [false, true]) {
+    const gpu = await openDevice();
+    gpu.roundsAhead = ahead;
+    using runner = await GpuRunner.load(gpu, stored, {
+      context: 32,
+      cacheDtype: "f32",
+      f16Matmuls: true,
+    });
+    const { dispatches } = runner.pass(1, false).plan;
+    const made = (wanted: RegExp) =>
+      dispatches.filter(({ kernel, constants: { ROUNDED, LEAVES } }) =>
+        wanted.test(`${kernel} ${ROUNDED ?? 0} ${LEAVES ?? 0}`)
+      ).length;
+    // In two of three layers: the norm, gate_up_proj and down_proj.
+    assertEquals(made(/^rmsNorm/), ahead ? 0 : 2);
+    assertEquals(made(/^expertGemvInt8 1 32/), ahead ? 2 : 0);
+    assertEquals(made(/^expertGemvInt8 1 0/), ahead ? 2 : 0);
+    for (const id of IDS) {
+      const expected = await exact.logits([id % 200]);
+      const error = relativeError(await runner.logits([id % 200]), expected);
+      assert(error > 1e-7 && error <= 1e-3, `${ahead}, ${id}: ${error}`);
+    }
+  }
+});
+
 // Another kernel than that of one token multiplies four.
 gpuTest("integers do not hide what is no number", async () => {
   await using checkpoint = await openCheckpoint(DEFAULT_MODEL, {
@@ -62,18 +219,22 @@ gpuTest("integers do not hide what is no number", async () => {
         into.set(type === "f32" ? bits : bits.subarray(2), 4 * bits.length);
       },
     };
-    using runner = await GpuRunner.load(await openDevice(), faulty, {
-      context: 32,
-      cacheDtype: "f32",
-      f16Matmuls: true,
-    });
-    for (const ids of [IDS.slice(0, 1), IDS]) {
-      const logits = await runner.logits(ids);
-      const what = `${value} in ${tensor}, ${ids.length} tokens`;
-      assert(logits.every((logit) => !Number.isFinite(logit)), what);
-    }
-    for await (const [id] of runner.generate([IDS], GREEDY, 1)) {
-      assert(faultText(id), `token ${id}, ${value} in ${tensor}`);
+    for (const ahead of [false, true]) {
+      const gpu = await openDevice();
+      gpu.roundsAhead = ahead;
+      using runner = await GpuRunner.load(gpu, faulty, {
+        context: 32,
+        cacheDtype: "f32",
+        f16Matmuls: true,
+      });
+      for (const ids of ahead ? [IDS.slice(0, 1)] : [IDS.slice(0, 1), IDS]) {
+        const logits = await runner.logits(ids);
+        const what = `${value} in ${tensor}, ${ids.length} tokens, ${ahead}`;
+        assert(logits.every((logit) => !Number.isFinite(logit)), what);
+      }
+      for await (const [id] of runner.generate([IDS], GREEDY, 1)) {
+        assert(faultText(id), `token ${id}, ${value} in ${tensor}`);
+      }
     }
   }
 });
@@ -83,8 +244,12 @@ gpuTest("replies are the same with integers as without", async () => {
     quantize: "q8_0",
   });
   const replies = [];
-  for (const f16Matmuls of [false, true]) {
-    using runner = await GpuRunner.load(await openDevice(), checkpoint, {
+  for (
+    const [f16Matmuls, ahead] of [[false, false], [true, false], [true, true]]
+  ) {
+    const gpu = await openDevice();
+    gpu.roundsAhead = ahead;
+    using runner = await GpuRunner.load(gpu, checkpoint, {
       context: 64,
       cacheDtype: "f32",
       f16Matmuls,
@@ -97,5 +262,5 @@ gpuTest("replies are the same with integers as without", async () => {
     replies.push(ids);
   }
   assertEquals(replies[0].length, 24);
-  assertEquals(replies[1], replies[0]);
+  assertEquals(replies.slice(1), [replies[0], replies[0]]);
 });

@@ -61,7 +61,7 @@ class Pair implements Disposable {
     readonly trial: Trial,
     readonly config: Qwen3Config,
     sequences: number,
-    context = 2 * (FEW_ROWS + 1),
+    context = 2 * (2 * FEW_ROWS + 1),
   ) {
     this.cpu = new CpuOps(config, { simd: false });
     this.gpu = new GpuOps(trial.gpu, config);
@@ -144,8 +144,8 @@ for (
     const { cpu } = pair;
     const host = weightsOf(trial, config, dtype), [layer] = host.layers;
     const device = uploaded(trial, host), [onDevice] = device.layers;
-    // gemv, gemvRows and gemm.
-    for (const rows of [1, 3, FEW_ROWS + 1]) {
+    // gemv, gemvRows once and twice, and gemm.
+    for (const rows of [1, 3, FEW_ROWS + 1, 2 * FEW_ROWS + 1]) {
       const same: Pair["agree"] = (verb, record, expected) =>
         pair.agree(`${verb}, ${rows} rows`, record, expected);
       const ids = Array.from(

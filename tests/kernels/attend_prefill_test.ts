@@ -8,7 +8,7 @@ import { assertSums, attended, type Attention } from "../support/reference.ts";
 async function check(trial: Trial, sizes: Attention, cache: CacheDtype) {
   const { q, k, v } = prefillInputs(trial, sizes, cache);
   const ROWS = trial.random.pick([32, 64]);
-  const y = runPrefill(trial, { q, k, v }, sizes, false, ROWS);
+  const y = runPrefill(trial, { q, k, v }, sizes, "f32", ROWS);
   const [keys, values] = [k, v].map((one) => cachedToF32(one, sizes.headDim));
   const all = { q: toF32(q), k: keys, v: values };
   const message = JSON.stringify({ ...sizes, cache, ROWS });

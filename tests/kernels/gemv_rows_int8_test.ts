@@ -145,6 +145,22 @@ gpuTest("gemvRowsInt8 takes two to 32 rows of x", async (_, trial) => {
 });
 
 gpuTest(
+  "gemvRowsInt8 takes rows of x a few at a time, whether they divide them or not",
+  async (_, trial) => {
+    for (
+      const [m, M, epilogue] of [
+        [64, 8, "add"],
+        [33, 8, "swiglu"],
+        [6, 4, "store"],
+      ] as const
+    ) {
+      const w = trial.random.pick(INTEGERS), constants = { M };
+      await check(trial, { m, n: 38, k: 256, w, epilogue, constants });
+    }
+  },
+);
+
+gpuTest(
   "gemvRowsInt8 writes its columns of a wider y and nothing else",
   async (_, trial) => {
     for (const epilogue of ["store", "add", "swiglu"] as const) {

@@ -48,6 +48,26 @@ gpuTest("gemvRows takes one to 32 rows of x", async (_, trial) => {
 });
 
 gpuTest(
+  "gemvRows takes rows of x a few at a time, whether they divide them or not",
+  async (_, trial) => {
+    const w = () => trial.random.pick(WEIGHTS);
+    for (const [m, M] of [[32, 16], [64, 16], [64, 8], [17, 16], [63, 16]]) {
+      const rows = { m, n: 38, w: w(), constants: { M } };
+      await check(trial, { ...rows, k: 80 });
+      await check(trial, { ...rows, k: 20, norm: w() });
+      await check(trial, { ...rows, k: 20, epilogue: "add" });
+      await check(trial, { ...rows, k: 7, norm: w(), epilogue: "swiglu" });
+    }
+    const sliced = { M: 4, SLICES: 2, WORKGROUP: 128, LOG_LANES: 3, CHAIN: 0 };
+    for (const m of [8, 9]) {
+      const rows = { m, n: 38, k: 264, constants: sliced };
+      await check(trial, { ...rows, norm: "f32" });
+      await check(trial, { ...rows, epilogue: "add", column: 3, padding: 5 });
+    }
+  },
+);
+
+gpuTest(
   "gemvRows makes any number of outputs, more than one dimension of a grid holds",
   async (_, trial) => {
     for (const n of [1, 2, 3, 37, 1024]) {
@@ -56,6 +76,8 @@ gpuTest(
     }
     const one = { WORKGROUP: 8, LOG_LANES: 3, ROWS: 1 }; // 151,936 workgroups
     await check(trial, { m: 2, n: 151936, k: 8, constants: one });
+    const two = { ...one, M: 2 };
+    await check(trial, { m: 3, n: 151936, k: 8, constants: two });
   },
 );
 
@@ -108,6 +130,8 @@ gpuTest(
       ...[32, 64, 128].map((WORKGROUP) => ({ WORKGROUP })),
       ...[1, 2, 4, 8].map((ROWS) => ({ ROWS })),
       ...[1, 2, 3].map((STEPS) => ({ STEPS })),
+      ...[1, 3, 4].map((M) => ({ M })),
+      { CHAIN: 0 },
       ...[2, 4].map((SLICES) => ({ SLICES, WORKGROUP: 128 })),
       ...[2, 4].map((SLICES) => ({ SLICES, ROWS: 2, WORKGROUP: 256 })),
       { ...lanes(gpu, true), LOG_LANES: 2, SLICES: 8 },

@@ -15,7 +15,14 @@ import {
 } from "npm:ai@7.0.173";
 import { createOpenAICompatible } from "npm:@ai-sdk/openai-compatible@3.0.92";
 import { z } from "npm:zod@4.6.7";
-import { loadQwen3, Server, type Submitting } from "../../mod.ts";
+import type { ReadyPrompt } from "../../lib/text/prompt.ts";
+import {
+  loadQwen3,
+  type Message,
+  type Prompt,
+  Server,
+  type Submitting,
+} from "../../mod.ts";
 import { qwen3Script } from "../support/qwen3_script.ts";
 import { listening, serving, until } from "../support/serving.ts";
 
@@ -47,9 +54,11 @@ async function agent() {
   const prompts: string[] = [];
   const engine: Submitting & { stats: { slots: number } } = {
     stats: { slots: 1 },
-    submit(prompt, options) {
-      prompts.push(JSON.stringify(prompt));
-      const [last] = prompt.slice(-1);
+    submit(ready, options) {
+      const prompt = ready as Prompt;
+      const { from } = ready as ReadyPrompt;
+      prompts.push(JSON.stringify(from));
+      const [last] = (from as Message[]).slice(-1);
       const isResult = typeof last === "object" && last.role === "tool";
       return (isResult ? answers : asks).generate(prompt, options);
     },

@@ -9,7 +9,6 @@ import {
 const CHROMIUM = "/usr/bin/chromium";
 const ARGS = [
   "--no-sandbox",
-  "--disable-gpu",
   "--disable-quic",
   "--no-first-run",
   "--disable-background-networking",
@@ -30,16 +29,24 @@ export function browserTest(name: string, fn: () => Promise<void>) {
   Deno.test({ name, ignore: LACKS_BROWSER, fn });
 }
 
+/** Arguments of a browser without WebGPU, the default. */
+const WITHOUT_GPU = ["--disable-gpu"];
+/** Of one whose WebGPU is SwiftShader, a software renderer. */
+export const WITH_GPU = ["--enable-unsafe-webgpu"];
+
 /** How a page looked. */
 export type Look = BrowserContextOptions;
 
 /** Opens an empty page, which has `PATIENCE_MS` for everything. */
-export async function openPage(look: Look): Promise<
+export async function openPage(
+  look: Look,
+  more: readonly string[] = WITHOUT_GPU,
+): Promise<
   { page: Page; browser: Browser } & AsyncDisposable
 > {
   const browser = await chromium.launch({
     executablePath: CHROMIUM,
-    args: ARGS,
+    args: [...ARGS, ...more],
   });
   const page = await (await browser.newContext(look)).newPage();
   page.setDefaultTimeout(PATIENCE_MS);

@@ -1,5 +1,7 @@
 /** WebGPU with timestamps from a made-up clock, for tests of times that measure none. */
 
+import { CALIBRATION } from "../../lib/webgpu/clock.ts";
+
 /** How long things take on the made-up clock, in milliseconds. */
 export interface Clock {
   /** How long a dispatch takes. */
@@ -8,23 +10,30 @@ export interface Clock {
   betweenPassesMs?: number;
   /** The time after each submit. */
   betweenSubmitsMs?: number;
+  /** Nanoseconds per tick, and of the steps in which it moves; 1 by default. */
+  period?: number;
+  stepNs?: number;
 }
 
 /** This machine's adapter, with the timestamps of `clock`. */
 export function clockedGpu(clock: Clock): GPU {
   const { dispatchMs, betweenPassesMs = 0, betweenSubmitsMs = 0 } = clock;
+  const { period = 1, stepNs = 1 } = clock;
   const ticks = new WeakMap<GPUQuerySet, Map<number, bigint>>();
   let ms = 0;
 
   const clockPass = (
     pass: GPUComputePassEncoder,
-    writes?: GPUComputePassTimestampWrites,
+    { label, timestampWrites: writes }: GPUComputePassDescriptor = {},
   ) => {
     const note = (index?: number) => {
       if (!writes || index === undefined) return;
       const { querySet } = writes;
       if (!ticks.has(querySet)) ticks.set(querySet, new Map());
-      ticks.get(querySet)!.set(index, BigInt(Math.round(1e6 * ms)));
+      // What calibrates compares with the wall clock.
+      const ns = 1e6 * (label === CALIBRATION ? performance.now() : ms);
+      const tick = Math.round(ns / stepNs) * stepNs / period;
+      ticks.get(querySet)!.set(index, BigInt(Math.round(tick)));
     };
     const dispatch = pass.dispatchWorkgroups.bind(pass),
       end = pass.end.bind(pass);
@@ -47,7 +56,7 @@ export function clockedGpu(clock: Clock): GPU {
       const encoder = createEncoder(descriptor);
       const begin = encoder.beginComputePass.bind(encoder);
       encoder.beginComputePass = (descriptor) =>
-        clockPass(begin(descriptor), descriptor?.timestampWrites);
+        clockPass(begin(descriptor), descriptor);
       encoder.resolveQuerySet = (querySet, first, count, buffer, offset) => {
         const known = ticks.get(querySet);
         const values = Array.from(

@@ -1,9 +1,10 @@
 /**
- * Shared by the tests of attendPrefill and attendPrefillF16.
+ * Shared by the tests of attendPrefill, attendPrefillF16 and attendPrefillMatrix.
  *
  * @module
  */
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
+import { attendPrefillMatrix } from "../../kernels/attend_prefill_matrix.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { cacheConstant } from "../../lib/dispatch/attention.ts";
 import type { CacheDtype } from "../../lib/formats/cached.ts";
@@ -11,18 +12,25 @@ import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import type { Trial } from "./gpu.ts";
 import { type Attention, attentionInputs } from "./reference.ts";
 
+/** The kernels of prefill attention, by what multiplies. */
+const KERNELS = {
+  f32: attendPrefill,
+  f16: attendPrefillF16,
+  matrices: attendPrefillMatrix,
+} as const;
+
 /** One call, with sums over 16 lanes: by subgroups if they have that many. */
 export function runPrefill(
   trial: Trial,
   { q, k, v }: Record<"q" | "k" | "v", CpuTensor>,
   { heads, kvHeads, headDim, lengths, first, tokens, rows }: Attention,
-  half = false,
+  by: keyof typeof KERNELS = "f32",
   ROWS = trial.gpu.software ? 32 : 64,
 ) {
   const cache = k.dtype === "u32" ? "q8_0" : "f32"; // or f16, which is read likewise
   const SUBGROUPS = trial.gpu.subgroupSize >= 16 ? 1 : 0;
   const y = trial.filled([rows, heads * headDim]);
-  trial.run(half ? attendPrefillF16 : attendPrefill, {
+  trial.run(KERNELS[by], {
     q: trial.upload(q),
     k: trial.upload(k),
     v: trial.upload(v),
@@ -32,8 +40,7 @@ export function runPrefill(
     constants: {
       HEAD_DIM: headDim,
       ROWS,
-      SUBGROUPS,
-      LOG_LANES: 4,
+      ...by === "matrices" ? {} : { SUBGROUPS, LOG_LANES: 4 },
       ...cacheConstant(cache),
     },
     uniforms: { first, tokens, group: heads / kvHeads, scale: headDim ** -0.5 },

@@ -74,7 +74,7 @@ export async function checkRows(
   }, {
     constants: {
       ...all,
-      ...("M" in all ? { M: m } : {}),
+      ...("M" in all ? { M: m, ...constants } : {}),
       NORM: norm ? 1 : 0,
       EPILOGUE: kind,
     },

@@ -20,9 +20,16 @@ export async function openTint(): Promise<
   (wgsl: string) => Promise<Refusal | undefined>
 > {
   const { create }: { create(settings: string[]): GPU } = await import(PACKAGE);
-  keep ??= create(["backend=null"]);
+  keep ??= create([
+    "backend=null",
+    "enable-dawn-features=allow_unsafe_apis", // subgroup matrices are experimental
+  ]);
   const adapter = (await keep.requestAdapter())!;
-  const requiredFeatures = ["subgroups", "shader-f16"] as GPUFeatureName[];
+  const requiredFeatures = [
+    "subgroups",
+    "shader-f16",
+    "chromium-experimental-subgroup-matrix",
+  ] as GPUFeatureName[];
   const device = await adapter.requestDevice({ requiredFeatures });
   v8.setFlagsFromString("--expose-gc");
   const collect: () => void = vm.runInNewContext("gc");

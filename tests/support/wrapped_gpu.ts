@@ -8,6 +8,9 @@ export interface Pretence {
   limits?: Record<string, number>;
   /** Features to leave out. */
   without?: string[];
+  /** Features that the device does not have, and how its shaders do without. */
+  more?: string[];
+  shader?: (code: string) => string;
   /** Bytes of memory; larger allocations fail. */
   memory?: number;
 }
@@ -21,12 +24,13 @@ export interface WrappedGpu {
 /** Wraps `navigator.gpu`. */
 export function wrapGpu(pretence: Pretence): WrappedGpu {
   const { info = {}, limits = {}, without = [], memory } = pretence;
+  const { more = [], shader = (code: string) => code } = pretence;
   const devices: GPUDevice[] = [];
   const restrict = <T extends GPUAdapter | GPUDevice>(target: T, own: object) =>
     override(target, {
       limits: override(target.limits, limits),
       features: new Set(
-        [...target.features].filter((name) => !without.includes(name)),
+        [...target.features, ...more].filter((name) => !without.includes(name)),
       ),
       ...own,
     });
@@ -39,9 +43,20 @@ export function wrapGpu(pretence: Pretence): WrappedGpu {
           const refused = [...options.requiredFeatures ?? []]
             .filter((name) => without.includes(name));
           if (refused.length) throw new TypeError(`no ${refused.join()} here`);
-          const device = await adapter.requestDevice(options);
+          const device = await adapter.requestDevice({
+            ...options,
+            requiredFeatures: [...options.requiredFeatures ?? []]
+              .filter((name) => !more.includes(name)),
+          });
           devices.push(device);
-          return restrict(device, memory ? withMemory(device, memory) : {});
+          return restrict(device, {
+            createShaderModule: (module: GPUShaderModuleDescriptor) =>
+              device.createShaderModule({
+                ...module,
+                code: shader(module.code),
+              }),
+            ...memory ? withMemory(device, memory) : {},
+          });
         },
       });
     },

@@ -12,13 +12,7 @@ const words = (steps: Json[] | Json, text: string) => {
       pretokenizers: [...steps, BYTES],
     }
     : steps;
-  const found: string[] = [];
-  readPreTokenizer(json)(
-    text,
-    new Budget(text.length),
-    (word) => found.push(word),
-  );
-  return found;
+  return [...readPreTokenizer(json)(text, new Budget(text.length))];
 };
 const BYTES = { type: "ByteLevel", add_prefix_space: false, use_regex: false };
 const split = (pattern: Json, behavior: string, invert = false) => [

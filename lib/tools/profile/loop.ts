@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { calibrated } from "../../webgpu/clock.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import type { Loop, TimelineEvent } from "./report.ts";
 import {
@@ -138,9 +139,10 @@ class LoopRecorder implements LoopWatcher, Disposable {
       await gpu.readBuffer(resolved, 0, 8 * count),
     );
     resolved.destroy();
+    const clock = await calibrated(gpu);
     return Array.from(
       { length: count / 2 },
-      (_, i) => span(ticks[2 * i], ticks[2 * i + 1]),
+      (_, i) => span(clock, ticks[2 * i], ticks[2 * i + 1]),
     );
   }
 

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { untimed } from "../../webgpu/clock.ts";
 import type { Checkpoint } from "../../checkpoint/checkpoint.ts";
 import { weightsText } from "../weights.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
@@ -156,7 +157,7 @@ async function profileOnGpu(
   const notes = [
     ...setting.notes,
     weightsText(runner.weights),
-    ...gpuNotes(setting, phases, gpu.timestamps),
+    ...gpuNotes(setting, phases, gpu.timestamps ? "" : await untimed(gpu)),
     ...loopNotes(watched),
   ];
   const compared = setting.compare
@@ -243,7 +244,7 @@ function coverageOf(
 function gpuNotes(
   setting: Setting,
   phases: readonly Phase[],
-  timestamps: boolean,
+  untimed: string,
 ): string[] {
   const { promptTokens, maxTokens } = setting;
   const lengths = decodeLengths(promptTokens, maxTokens);
@@ -253,9 +254,9 @@ function gpuNotes(
       lengths.join(", ")
     } tokens in the KV cache`,
   ];
-  if (!timestamps) {
+  if (untimed) {
     notes.push(
-      "the adapter has no timestamp-query: only whole passes were timed, by wall clock",
+      `${untimed}: only whole passes were timed, by wall clock`,
     );
   }
   for (const { name, factor, ms, profiledMs } of phases) {

@@ -60,7 +60,7 @@ export function verdictsOf(report: Findings): Verdict[] {
       rule: "untimed",
       severity: "yellow",
       text:
-        `${device.adapter} has no timestamp-query: only whole passes are timed, by wall clock; use an adapter that has it to see where the time goes`,
+        `${device.adapter} has no timestamp-query, or a coarse one: only whole passes are timed, by wall clock; use an adapter that has it to see where the time goes`,
     });
   }
   if (report.compare) found.push(compared(report.compare));

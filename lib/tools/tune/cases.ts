@@ -163,6 +163,7 @@ export function casesOf(
     ["gemvRows", FEW_ROW_CLASSES, 1],
     ["gemvRowsInt8", FEW_ROW_CLASSES, 1],
     ["gemm", ROW_CLASSES, FEW_ROWS],
+    ["gemmMatrix", ROW_CLASSES, FEW_ROWS],
   ] as const;
   for (const [name, classes, below] of byRows) {
     const kernel = asked(name);

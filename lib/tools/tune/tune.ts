@@ -9,6 +9,7 @@ import { errorText, OptionError, wrongOption } from "../../errors.ts";
 import type { OpenOptions } from "../../checkpoint/sources.ts";
 import { openCheckpoint } from "../../checkpoint/open.ts";
 import { openDevice } from "../../device/open_device.ts";
+import { calibrated, untimed } from "../../webgpu/clock.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import {
   type DeviceOptions,
@@ -138,9 +139,12 @@ export async function tune(
   const gpu = await openDevice(deviceOptions(options));
   using closing = new DisposableStack();
   closing.use(gpu);
+  await calibrated(gpu);
   if (!gpu.timestamps) {
     throw new Error(
-      `Cannot tune ${gpu.name}: it has no timestamp-query, without which kernels cannot be compared`,
+      `Cannot tune ${gpu.name}: ${await untimed(
+        gpu,
+      )}, kernels cannot be compared`,
     );
   }
   gpu.tuned.clear(); // candidates have to beat the defaults

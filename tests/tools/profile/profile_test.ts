@@ -43,7 +43,7 @@ let known: Promise<ProfileReport> | undefined;
 const tiny = () =>
   known ??= profile(TINY, {
     device: "gpu",
-    promptTokens: 36,
+    promptTokens: 68,
     maxTokens: 24,
     compare: true,
   });
@@ -122,13 +122,13 @@ gpuTest("a profile names every operation of prefill and decode", async () => {
   assert(names(prefill).includes("q_norm, k_norm, rope"));
   const of = (phase: Phase, name: string) =>
     phase.operations.find((operation) => operation.name === name)!;
-  assertEquals(of(prefill, "qkv_proj").shape, "[36, 64] × [64, 256]");
+  assertEquals(of(prefill, "qkv_proj").shape, "[68, 64] × [64, 256]");
   assertEquals(of(decode, "qkv_proj").shape, "[1, 64] × [64, 256]");
   assertEquals(of(decode, "qkv_proj").calls, 2);
   assertEquals(of(decode, "qkv_proj").dtypes, "f32 × bf16 → f32");
   assertEquals(
     of(prefill, "attention scores").shape,
-    "[1, 4, 36, 32] × [1, 2, 32, 36]",
+    "[1, 4, 68, 32] × [1, 2, 32, 68]",
   );
   assertMatch(of(decode, "qkv_proj").reason, /1 row/);
 });
@@ -442,7 +442,7 @@ gpuTest("CPU and GPU profiles count the same FLOPs", async () => {
   const [onGpu] = (await tiny()).phases;
   const onCpu = (await profile(TINY, {
     device: "cpu",
-    promptTokens: 36,
+    promptTokens: 68,
     maxTokens: 6,
   })).phases[0];
   const flops = ({ operations }: Phase) =>

@@ -1,0 +1,176 @@
+/**
+ * Whether matrices are multiplied by tensor cores, through WGSL's subgroup matrices, and in
+ * which tiles: pure functions of shapes and capabilities.
+ *
+ * @module
+ */
+import type { Capabilities, SubgroupMatrix } from "./capabilities.ts";
+import { linearKey } from "./keys.ts";
+import type { Constants, LinearShape } from "./shapes.ts";
+
+/** Rows, columns and depth of the matrices that kernels multiply. */
+export const MATRIX = 16;
+
+/**
+ * Lanes per subgroup in kernels that use matrices. `subgroupMatrices` is empty on devices
+ * whose subgroups may have another size.
+ */
+export const MATRIX_LANES = 32;
+
+/** The largest f16. */
+const LARGEST_HALF = 65504;
+
+/** What the rows of a are scaled to: twice as much is still in f16's range, sums are f32. */
+const HEADROOM = 2 ** 14;
+
+/** Workgroups that keep a large GPU busy, two on each of an H200's multiprocessors. */
+const ENOUGH_WORKGROUPS = 256;
+
+/** Maximum splits of k, and minimum k per split: summing them costs a dispatch. */
+const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
+
+/** A tile: sums of a workgroup, their depth, and the subgroups that share them. */
+export type MatrixTile = Readonly<
+  {
+    BM: number;
+    BN: number;
+    BK: number;
+    SM: number;
+    SN: number;
+    STAGES: number;
+  }
+>;
+
+/** Bytes of workgroup memory that a tile takes. */
+export const matrixTileBytes = (
+  { BM, BN, BK, STAGES }: Pick<MatrixTile, "BM" | "BN" | "BK" | "STAGES">,
+): number => STAGES * (BM + BN) * (BK / 8 + 1) * 16;
+
+/** Tiles by how many outputs there are. Not measured. */
+export const MATRIX_TILES = {
+  /** Enough for 128 × 128 tiles on each multiprocessor. */
+  large: { BM: 128, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 2 },
+  /** Fewer, or up to 64 rows. */
+  small: { BM: 64, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 2 },
+} as const satisfies Record<string, MatrixTile>;
+
+/** What kernels multiply: f16, with sums in f32. */
+export const HALF_MATRICES: SubgroupMatrix = {
+  componentType: "f16",
+  resultComponentType: "f32",
+  M: MATRIX,
+  N: MATRIX,
+  K: MATRIX,
+};
+
+/** Whether a device multiplies {@linkcode HALF_MATRICES}. */
+export const hasMatrices = (
+  { subgroupMatrices = [] }: Pick<Capabilities, "subgroupMatrices">,
+): boolean =>
+  subgroupMatrices.some((one) =>
+    one.componentType === HALF_MATRICES.componentType &&
+    one.resultComponentType === HALF_MATRICES.resultComponentType &&
+    [one.M, one.N, one.K].every((size) => size === MATRIX)
+  );
+
+/** How tensor cores run a Linear layer. */
+export interface MatrixChoice {
+  constants: Constants;
+  /** The approximate size of each row's largest value after scaling. */
+  headroom: number;
+  splits: number;
+  /** Whether the constants were tuned for this adapter. */
+  tuned: boolean;
+}
+
+/** Why tensor cores cannot run a Linear layer; undefined if they can. */
+function refusal(
+  { k, largest }: { k: number; largest: number },
+): string | undefined {
+  if (k % 8) return `rows of ${k} are not whole 16-byte units of f16`;
+  // A NaN, too, is beyond the range.
+  return largest <= LARGEST_HALF
+    ? undefined
+    : `the largest weight is ${largest}, beyond f16's ${LARGEST_HALF}`;
+}
+
+/**
+ * Chooses a tile for a Linear layer of many rows. Returns undefined if the device has no
+ * tensor cores that sum in f32 or f16 is not allowed (the largest weight is unknown), and why
+ * if they cannot run this layer.
+ */
+export function chooseMatrices(
+  shape: LinearShape,
+  device: Capabilities,
+): MatrixChoice | string | undefined {
+  const { m, n, k, format, swiglu, largest } = shape;
+  if (!hasMatrices(device) || largest === undefined) return undefined;
+  const refused = refusal({ k, largest });
+  if (refused !== undefined) return refused;
+  const tuned = device.tuned?.get(linearKey("gemmMatrix", shape, true));
+  const few = m <= 64 || tiles(m, n, MATRIX_TILES.large) < ENOUGH_WORKGROUPS;
+  const { large, small } = MATRIX_TILES;
+  const { maxComputeWorkgroupStorageSize: room } = device.limits;
+  const fits = (tile: MatrixTile) => matrixTileBytes(tile) <= room;
+  const suitable = (few ? [small] : [large, small]).map((given) => {
+    const deep = { ...given, BK: Math.max(given.BK, format.loads[0]) };
+    return fits(deep) ? deep : { ...deep, STAGES: 1 };
+  });
+  const tile = { ...suitable.find(fits) ?? suitable.at(-1)!, ...tuned };
+  if (!fits(tile)) {
+    return `a tile takes ${
+      matrixTileBytes(tile)
+    } bytes of workgroup memory, the device has ${room}`;
+  }
+  const wanted = Math.floor(ENOUGH_WORKGROUPS / tiles(m, n, tile));
+  const most = Math.min(MOST_SPLITS_OF_K, wanted, Math.floor(k / LEAST_K));
+  const splits = swiglu ? 1 : Math.max(1, most);
+  return {
+    constants: {
+      ...tile,
+      EPILOGUE: swiglu ? "swiglu" : "store",
+      SCALED: 1,
+      SPLITS: splits,
+    },
+    headroom: HEADROOM,
+    splits,
+    tuned: tuned !== undefined,
+  };
+}
+
+const tiles = (
+  m: number,
+  n: number,
+  { BM, BN }: Pick<MatrixTile, "BM" | "BN">,
+): number => Math.ceil(m / BM) * Math.ceil(n / BN);
+
+/** Keys of a tile in prefill attention. */
+const KEYS = 64;
+
+/** Bytes of workgroup memory that prefill attention takes for `ROWS` rows. */
+export const attentionTileBytes = (
+  headDim: number,
+  { ROWS, KEYS }: { ROWS: number; KEYS: number },
+): number =>
+  16 * (Math.max(ROWS, KEYS) * (headDim / 8 + 1) + ROWS * (KEYS / 16) * 5);
+
+/**
+ * Chooses the rows of a workgroup in prefill attention, of which there are `rows` per kv head.
+ * Returns undefined without tensor cores, and why if they cannot run it. That it may multiply
+ * in f16 was decided before (precision.ts).
+ */
+export function chooseMatrixAttention(
+  { rows, headDim }: { rows: number; headDim: number },
+  device: Pick<Capabilities, "subgroupMatrices" | "limits">,
+): { constants: { ROWS: number; KEYS: number } } | string | undefined {
+  if (!hasMatrices(device)) return undefined;
+  const room = device.limits.maxComputeWorkgroupStorageSize;
+  const sizes = (rows > 32 ? [64, 32] : [32]).map((ROWS) => ({ ROWS, KEYS }));
+  const constants = sizes.find((one) =>
+    attentionTileBytes(headDim, one) <= room
+  );
+  if (constants) return { constants };
+  return `a tile takes ${
+    attentionTileBytes(headDim, sizes.at(-1)!)
+  } bytes of workgroup memory, the device has ${room}`;
+}

@@ -1,0 +1,184 @@
+import { assert, assertEquals } from "@std/assert";
+import { gemmMatrix } from "../../kernels/gemm_matrix.ts";
+import type { Capabilities } from "../../lib/dispatch/capabilities.ts";
+import { linearKey } from "../../lib/dispatch/keys.ts";
+import { misfit } from "../../lib/dispatch/limits.ts";
+import { chooseLinear } from "../../lib/dispatch/linear.ts";
+import {
+  attentionTileBytes,
+  chooseMatrices,
+  chooseMatrixAttention,
+  HALF_MATRICES,
+  hasMatrices,
+  MATRIX_TILES,
+  matrixTileBytes,
+} from "../../lib/dispatch/matrices.ts";
+import type { Constants, LinearShape } from "../../lib/dispatch/shapes.ts";
+import { bf16 } from "../../lib/formats/bf16.ts";
+import { FORMATS } from "../../lib/formats/mod.ts";
+
+const device: Capabilities = {
+  subgroupSize: 32,
+  subgroupMatrices: [
+    { ...HALF_MATRICES, resultComponentType: "f16" },
+    HALF_MATRICES,
+  ],
+  limits: {
+    maxComputeWorkgroupStorageSize: 49152,
+    maxComputeInvocationsPerWorkgroup: 1024,
+  },
+};
+const layer: LinearShape = {
+  ...{ m: 512, n: 6144, k: 4096, format: bf16, norm: true, swiglu: false },
+  largest: 0.5,
+};
+
+Deno.test("tensor cores that multiply f16 with sums in f32 run many rows", () => {
+  const choice = chooseLinear(layer, device);
+  assertEquals([choice.kernel, choice.headroom, choice.splits], [
+    "gemmMatrix",
+    16384,
+    1,
+  ]);
+  assertEquals(
+    choice.reason,
+    "512 rows: more than 32, tiles reuse the matrix; tensor cores multiply f16, rows scaled into range, and sum in f32; tiles not measured",
+  );
+  const { BM, BN, BK } = choice.constants;
+  assertEquals({ ...MATRIX_TILES.small, BM, BN, BK }, MATRIX_TILES.small);
+  const many = chooseLinear({ ...layer, m: 4096 }, device).constants;
+  assertEquals(many.BM, MATRIX_TILES.large.BM);
+  // Sums in f32 are exact enough for attention's projections.
+  const exact = chooseLinear({ ...layer, exact: true }, device);
+  assertEquals(exact.kernel, "gemmMatrix");
+  // Few rows read the matrix once in other kernels.
+  assertEquals(chooseLinear({ ...layer, m: 32 }, device).kernel, "gemvRows");
+});
+
+Deno.test("without such tensor cores, or f16, nothing changes", () => {
+  const none = { ...device, subgroupMatrices: undefined };
+  const others = [
+    { ...HALF_MATRICES, resultComponentType: "f16" },
+    { ...HALF_MATRICES, componentType: "u8" },
+    { ...HALF_MATRICES, M: 8 },
+    { ...HALF_MATRICES, N: 8 },
+    { ...HALF_MATRICES, K: 8 },
+  ];
+  for (const subgroupMatrices of [[], ...others.map((one) => [one])]) {
+    const given = { ...device, subgroupMatrices };
+    assert(!hasMatrices(given));
+    assertEquals(chooseLinear(layer, given), chooseLinear(layer, none));
+  }
+  const f32 = { ...layer, largest: undefined };
+  assertEquals(chooseLinear(f32, device), chooseLinear(f32, none));
+});
+
+Deno.test("what tensor cores cannot multiply says why", () => {
+  const small = {
+    ...device,
+    limits: { ...device.limits, maxComputeWorkgroupStorageSize: 12288 },
+  };
+  const refusals: [Partial<LinearShape>, Capabilities, string][] = [
+    [{ k: 1020 }, device, "rows of 1020 are not whole 16-byte units of f16"],
+    [
+      { largest: 7e4 },
+      device,
+      "the largest weight is 70000, beyond f16's 65504",
+    ],
+    [{ largest: NaN }, device, "the largest weight is NaN, beyond f16's 65504"],
+    [
+      {},
+      small,
+      "a tile takes 15360 bytes of workgroup memory, the device has 12288",
+    ],
+  ];
+  for (const [given, on, reason] of refusals) {
+    const choice = chooseLinear({ ...layer, ...given }, on);
+    assertEquals(choice.kernel, "gemm");
+    assert(
+      choice.reason.includes(`; not by tensor cores: ${reason}`),
+      choice.reason,
+    );
+  }
+});
+
+Deno.test("tiles suit every format and size", () => {
+  for (const room of [16384, 32768, 49152]) {
+    const limits = { ...device.limits, maxComputeWorkgroupStorageSize: room };
+    for (const format of FORMATS) {
+      for (const m of [33, 64, 65, 300, 512, 2048, 8192]) {
+        for (const n of [8, 1024, 6144, 151936]) {
+          for (const swiglu of [false, true]) {
+            const shape = { ...layer, m, n, format, swiglu, k: 1024 };
+            const choice = chooseMatrices(shape, { ...device, limits });
+            if (typeof choice === "string") {
+              assertEquals(room, 16384, choice); // two-plane formats go deeper
+              continue;
+            }
+            assert(choice);
+            const { constants, splits } = choice;
+            const [BM, BN, BK, SM, SN, STAGES] = [
+              "BM",
+              "BN",
+              "BK",
+              "SM",
+              "SN",
+              "STAGES",
+            ].map((name) => Number(constants[name]));
+            const tile = { BM, BN, BK, SM, SN, STAGES };
+            assert(matrixTileBytes(tile) <= room);
+            const target = { ...shape, kernel: "gemmMatrix", half: true };
+            assertEquals(
+              misfit(
+                { name: gemmMatrix.name, tuning: gemmMatrix.tuning! },
+                target,
+                tile,
+                { ...device, limits },
+              ),
+              undefined,
+            );
+            assert(splits >= 1 && (!swiglu || splits === 1));
+            assert(splits === 1 || shape.k / splits >= 256);
+          }
+        }
+      }
+    }
+  }
+});
+
+Deno.test("tuned tiles replace chosen ones", () => {
+  const tile = { BM: 256, BN: 128, BK: 32, SM: 4, SN: 2, STAGES: 1 };
+  const tuned = new Map<string, Constants>([
+    [linearKey("gemmMatrix", layer, true), tile],
+  ]);
+  const choice = chooseLinear({ ...layer, m: 400 }, { ...device, tuned });
+  assertEquals({ ...choice.constants, ...tile }, choice.constants);
+  assert(choice.reason.endsWith("; tuned for this adapter"), choice.reason);
+  const other = chooseLinear({ ...layer, m: 200 }, { ...device, tuned });
+  assert(other.reason.endsWith("; tiles not measured"));
+});
+
+Deno.test("prefill attention takes tensor cores where a tile fits", () => {
+  const choose = (rows: number, headDim: number, room: number) => {
+    const limits = { ...device.limits, maxComputeWorkgroupStorageSize: room };
+    return chooseMatrixAttention({ rows, headDim }, { ...device, limits });
+  };
+  const rowsOf = (...given: Parameters<typeof choose>) => {
+    const choice = choose(...given);
+    return typeof choice === "object" ? choice.constants.ROWS : choice;
+  };
+  assertEquals(rowsOf(2048, 128, 49152), 64);
+  assertEquals(rowsOf(32, 128, 49152), 32);
+  assertEquals(rowsOf(2048, 128, 32768), 32);
+  assertEquals(rowsOf(2048, 64, 32768), 64);
+  assertEquals(
+    rowsOf(2048, 128, 16384),
+    "a tile takes 27648 bytes of workgroup memory, the device has 16384",
+  );
+  assertEquals(attentionTileBytes(128, { ROWS: 64, KEYS: 64 }), 37888);
+  const none = { ...device, subgroupMatrices: [] };
+  assertEquals(
+    chooseMatrixAttention({ rows: 64, headDim: 128 }, none),
+    undefined,
+  );
+});

@@ -1,0 +1,155 @@
+/** Rows of texts, used as an engine does. */
+import { assert, assertEquals } from "@std/assert";
+import { type GenerateOptions, loadQwen3, type Qwen3 } from "../../mod.ts";
+import type { Rows, RowText } from "../../lib/model/rows.ts";
+import {
+  type SampledTokens,
+  type Sampling,
+  type TokenMask,
+  validToken,
+} from "../../lib/model/sampling.ts";
+import { eachDevice, gpuTest } from "../support/gpu.ts";
+
+/** A text with all the pages that it will need. */
+class Text implements RowText {
+  readonly tokens: number[];
+  readonly promptTokens: number;
+
+  constructor(
+    prompt: readonly number[],
+    readonly pages: readonly number[],
+    readonly sampling: Sampling,
+    readonly mask?: TokenMask,
+  ) {
+    this.tokens = [...prompt];
+    this.promptTokens = prompt.length;
+  }
+
+  get generated(): number[] {
+    return this.tokens.slice(this.promptTokens);
+  }
+
+  take(ids: SampledTokens): void {
+    this.tokens.push(...ids.map(validToken));
+    for (const id of ids) this.mask?.accept(id);
+  }
+}
+
+/** Allows one token in `every`, and another one after each. */
+function turning(every: number): TokenMask {
+  let count = 0;
+  return {
+    fill(bits) {
+      for (let id = count % every; id < 2048; id += every) {
+        bits[id >>> 5] |= 1 << (id & 31);
+      }
+      return true;
+    },
+    accept: () => void count++,
+  };
+}
+
+const PROMPTS = [[400, 20], [300, 21, 22], [100, 5, 6, 7]];
+const WAYS: GenerateOptions[] = [
+  { temperature: 0, logprobs: 1 },
+  { temperature: 1, seed: 3, repetitionPenalty: 1.2, frequencyPenalty: 0.5 },
+];
+
+async function alone(qwen: Qwen3, prompt: number[], options: GenerateOptions) {
+  const run = await qwen.generate(prompt, { ...options, ignoreEos: true });
+  return { ids: [...run.tokenIds], sampling: run.stats.sampling };
+}
+
+/** Decodes up to `steps` steps of each text; returns the tokens by row. */
+async function decoded(
+  rows: Rows,
+  texts: readonly (Text | undefined)[],
+  steps: number,
+  goesOn?: () => boolean,
+) {
+  const count = await rows.decode(texts, steps, goesOn);
+  const ids = await rows.take();
+  assert(ids);
+  texts.forEach((text, row) => text?.take(ids[row]));
+  return { count, ids };
+}
+
+gpuTest("a text with a mask takes the first of several steps", async () => {
+  using qwen = await loadQwen3(undefined, { device: "gpu", precision: "f32" });
+  for (const way of WAYS) {
+    const options = { ...way, maxTokens: 24 };
+    const { ids: free, sampling } = await alone(qwen, PROMPTS[0], options);
+    const { ids: masked } = await alone(qwen, PROMPTS[1], {
+      ...options,
+      mask: turning(7),
+    });
+    using rows = await qwen.runner.rows({ slots: 2, context: 64 });
+    const texts = [
+      new Text(PROMPTS[0], [0, 1], sampling),
+      new Text(PROMPTS[1], [2, 3], sampling, turning(7)),
+    ];
+    for (const text of texts) await rows.read(text, 0, text.tokens.length - 1);
+    for (const steps of [8, 1, 5, 3]) {
+      const { count, ids } = await decoded(rows, texts, steps);
+      assertEquals([count, ids.map(({ length }) => length)], [steps, [
+        steps,
+        1,
+      ]]);
+      if (way.logprobs === undefined) continue;
+      assertEquals(ids.map(({ logprobs }) => logprobs!.length), [steps, 1]);
+    }
+    assertEquals(texts[0].generated, free.slice(0, 17));
+    // Alone, it takes one at a time.
+    const { count } = await decoded(rows, [texts[1]], 8);
+    assertEquals(count, 1);
+    await decoded(rows, [texts[1], texts[0]], 6);
+    assertEquals(texts[1].generated, masked.slice(0, 6));
+    assertEquals(texts[0].generated, free.slice(0, 23));
+  }
+});
+
+gpuTest("steps end when they are told to", async () => {
+  using qwen = await loadQwen3(undefined, { device: "gpu", precision: "f32" });
+  const options = { temperature: 0, maxTokens: 40 };
+  const { ids: expected, sampling } = await alone(qwen, PROMPTS[2], options);
+  using rows = await qwen.runner.rows({ slots: 2, context: 64 });
+  const text = new Text(PROMPTS[2], [0, 1], sampling);
+  await rows.read(text, 0, text.tokens.length - 1);
+  for (const pieces of [0, 1, 2]) {
+    let left = pieces;
+    const { count, ids } = await decoded(rows, [text], 12, () => left-- > 0);
+    assert(count >= 1 + pieces && count <= 3 * (1 + pieces), `${count}`);
+    assertEquals(ids[0].length, count);
+  }
+  const { generated } = text;
+  assertEquals(generated, expected.slice(0, generated.length));
+});
+
+eachDevice("pages are added, and the others stay", async (device) => {
+  const all = ["f32", "q8_0", "f16"] as const;
+  for (const kv of device === "cpu" ? all.slice(0, 2) : all) {
+    using qwen = await loadQwen3(undefined, { device, precision: "f32", kv });
+    const options = { temperature: 0, maxTokens: 30 };
+    const prompt = Array.from({ length: 50 }, (_, i) => 300 + i);
+    const { ids, sampling } = await alone(qwen, prompt, options);
+    const size = { slots: 2, context: 192, firstPositions: 96 };
+    using rows = await qwen.runner.rows(size);
+    const { page } = rows;
+    assertEquals([rows.pages, rows.mostPages], [96 / page, 384 / page]);
+    const pages = [1, 0, ...page < 48 ? [2] : []];
+    const text = new Text(prompt, pages, sampling);
+    await rows.read(text, 0, 49);
+    const decode = async (tokens: number) => {
+      const steps = device === "cpu" ? 1 : tokens;
+      for (let i = 0; i < tokens; i += steps) {
+        await decoded(rows, [text], steps);
+      }
+    };
+    await decode(4);
+    await rows.grow(7);
+    assertEquals(rows.pages, 7);
+    pages.push(6);
+    await decode(20);
+    assertEquals(text.generated, ids.slice(0, 24), kv);
+  }
+});
