@@ -133,6 +133,10 @@ export class GpuRows implements Rows {
   #started?: Started;
   /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
+  /** Compiles in several threads where that pays off; elsewhere asks for no shaders. */
+  compileAhead?: (shaders: () => readonly Shader[]) => Promise<void>;
+  /** Whether the shaders of steps of several texts were compiled ahead. */
+  #prepared = false;
   /** Compiles shaders before their first use. */
   compile: (shaders: readonly Shader[]) => Promise<void> = (shaders) =>
     compileAll(this.#ops.gpu, shaders);
@@ -455,6 +459,7 @@ export class GpuRows implements Rows {
 
   /** The recorded step of some rows. */
   async #step(texts: readonly (RowText | undefined)[]): Promise<Step> {
+    if (texts.length > 1 && !this.#prepared) await this.#prepare();
     const pass = await this.#recorded(0, texts.length, 1);
     await this.#sealed(pass.plan);
     const sampler = await this.#sampler(texts, pass.result);
@@ -501,7 +506,7 @@ export class GpuRows implements Rows {
     sequences: number,
     tokens: number,
   ): Promise<Pass> {
-    const key = `${first} ${sequences} ${tokens}`;
+    const key = keyOf({ first, sequences, tokens });
     const known = this.#passes.get(key);
     if (known) return known;
     using recording = this.#record({ first, sequences, tokens });
@@ -509,6 +514,33 @@ export class GpuRows implements Rows {
     let verb = recording.next();
     for (; !verb.done; verb = recording.next()) await rests.rest();
     await this.compile(verb.value.plan.shaders);
+    this.#passes.set(key, verb.value);
+    return verb.value;
+  }
+
+  /**
+   * Compiles what steps of any number of texts need: a batch grows through all sizes within
+   * a moment, and this thread would compile one after another.
+   */
+  async #prepare(): Promise<void> {
+    this.#prepared = true;
+    await this.compileAhead?.(() => {
+      const shaders: Shader[] = [];
+      for (let sequences = 2; sequences <= this.#slots; sequences *= 2) {
+        const pass = this.#recordedNow({ first: 0, sequences, tokens: 1 });
+        shaders.push(...pass.plan.shaders);
+      }
+      return shaders;
+    });
+  }
+
+  /** As {@linkcode #recorded}, without turns of the event loop. */
+  #recordedNow(shape: CachePass): Pass {
+    const key = keyOf(shape), known = this.#passes.get(key);
+    if (known) return known;
+    const recording = this.#record(shape);
+    let verb = recording.next();
+    while (!verb.done) verb = recording.next();
     this.#passes.set(key, verb.value);
     return verb.value;
   }
@@ -654,6 +686,9 @@ export class GpuRows implements Rows {
     this.#cache[Symbol.dispose]();
   }
 }
+
+const keyOf = ({ first, sequences, tokens }: CachePass): string =>
+  `${first} ${sequences} ${tokens}`;
 
 /** Page 0 of the cache is that of rows without a text, and of padding. */
 const inCache = (page: number): number => page + 1;

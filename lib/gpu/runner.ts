@@ -200,6 +200,7 @@ export class GpuRunner implements Runner {
     };
     const rows = await GpuRows.create(this.#ops, this.weights, all);
     rows.onWidened = () => this.choices.push(WIDENED);
+    rows.compileAhead = (shaders) => this.#compileAhead(shaders);
     rows.requireRoom = require;
     rows.compile = async (shaders) => {
       await this.#compileAhead(() => shaders);

@@ -109,6 +109,7 @@ const OPTIONS: SamplingOptions[] = [
   { topP: 1e-50 },
   { temperature: 1e9, topP: 0.5 },
   { temperature: 1e-300, topK: 5 },
+  { temperature: 2, topK: 2 }, // the fewest for which there is a search
 ];
 
 /**
@@ -140,6 +141,9 @@ function errorThatGives(
     .sort((a, b) => scaled[b] - scaled[a] || a - b);
   const cut = topK > 0 && topK < order.length;
   const last = cut ? scaled[order[topK - 1]] : -Infinity;
+  // A token that top-k keeps is as safe as it is above the best that is dropped.
+  const next = order.map((id) => scaled[id]).find((one) => one < last) ??
+    -Infinity;
   const mass = order.reduce(
     (sum, id) => sum + (scaled[id] < last ? 0 : Math.exp(scaled[id])),
     0,
@@ -150,7 +154,7 @@ function errorThatGives(
     excess.set(
       id,
       Math.max(
-        cut ? last - scaled[id] : -Infinity,
+        cut ? (scaled[id] < last ? last : next) - scaled[id] : -Infinity,
         topP < 1 && ahead > 0 ? ahead / mass - topP : -Infinity,
         minP > 0 ? Math.log(minP) - scaled[id] : -Infinity,
       ),

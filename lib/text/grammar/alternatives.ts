@@ -257,7 +257,8 @@ export class Alternatives {
     }
     values = values?.filter((value) =>
       [...types].some((type) => isOfType(value, type)) &&
-      sites.every((site) => isValid(this.#schema, value, site))
+      // A thousand branches would each be compared with every other.
+      sites.every((site) => isValid(this.#schema, value, site, true))
     );
     if (types.size === 0 || values?.length === 0) return undefined;
     return { types, values, sites };

@@ -35,8 +35,17 @@ function isAmong(value: unknown, values: readonly unknown[]): boolean {
   return texts.has(canonical(value));
 }
 
-/** Whether `value` is valid under a site, whose keywords are checked first. */
-export function isValid(schema: Schema, value: unknown, site: Site): boolean {
+/**
+ * Whether `value` is valid under a site, whose keywords are checked first.
+ *
+ * @param chosen whether a branch of its `anyOf` is looked at apart
+ */
+export function isValid(
+  schema: Schema,
+  value: unknown,
+  site: Site,
+  chosen = false,
+): boolean {
   schema.check(site);
   if (isNever(site.schema)) return false;
   if (typeof site.schema === "boolean") return true;
@@ -55,13 +64,15 @@ export function isValid(schema: Schema, value: unknown, site: Site): boolean {
   if ($ref !== undefined && !isValid(schema, value, schema.resolve(site))) {
     return false;
   }
-  const among = (keyword: string, list: unknown) =>
-    (list as unknown[]).filter((_, i) => valid(value, keyword, i)).length;
-  if (allOf && among("allOf", allOf) < (allOf as unknown[]).length) {
+  const under = (keyword: string) => (_: unknown, i: number) =>
+    valid(value, keyword, i);
+  if (allOf && !(allOf as unknown[]).every(under("allOf"))) return false;
+  if (anyOf && !chosen && !(anyOf as unknown[]).some(under("anyOf"))) {
     return false;
   }
-  if (anyOf && among("anyOf", anyOf) === 0) return false;
-  if (oneOf && among("oneOf", oneOf) !== 1) return false;
+  if (oneOf && (oneOf as unknown[]).filter(under("oneOf")).length !== 1) {
+    return false;
+  }
   if (typeof value === "number") return isNumber(value, keywords);
   if (typeof value === "string") return isText(value, keywords);
   if (Array.isArray(value)) return isList(value, keywords, valid);

@@ -361,3 +361,34 @@ Deno.test("choices that are too many are refused before any is read", () => {
   // Reading them compares each with all others; checking that they are JSON reads each once.
   assert(counts.every((count) => count <= 3), `${counts}`);
 });
+
+Deno.test("a branch of a choice is not compared with all others", () => {
+  let reads = 0;
+  const readsOf = (count: number) => {
+    const anyOf = Array.from({ length: count }, (_, i) => ({
+      get const() {
+        reads++;
+        return `name ${i}`;
+      },
+    }));
+    reads = 0;
+    const part = buildGrammar({ anyOf });
+    assert(accepts(part, `"name ${count - 1}"`));
+    assert(!accepts(part, `"name ${count}"`));
+    return reads / count;
+  };
+  const few = readsOf(10), many = readsOf(300);
+  assert(many <= few, `${few} reads of each, then ${many}`);
+});
+
+Deno.test("values are under a branch and what is beside it", () => {
+  const part = buildGrammar({
+    enum: [1, 2, 3, "a", "b"],
+    anyOf: [{ type: "string" }, { minimum: 2, type: "integer" }],
+    allOf: [{ anyOf: [{ const: "a" }, { maximum: 2, type: "number" }] }],
+  });
+  const valid = ["1", "2", "3", '"a"', '"b"'].filter((one) =>
+    accepts(part, one)
+  );
+  assertEquals(valid, ["2", '"a"']);
+});
