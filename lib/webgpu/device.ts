@@ -99,7 +99,7 @@ export async function openGpu(options: DeviceOptions = {}): Promise<Gpu> {
 }
 
 async function findAdapter(
-  { gpu }: Implementation,
+  { gpu, name }: Implementation,
   { adapter: wanted }: DeviceOptions,
 ): Promise<GPUAdapter> {
   let adapter: GPUAdapter | null;
@@ -110,6 +110,11 @@ async function findAdapter(
   } catch (error) {
     throw new NoAdapterError(
       `Cannot open a GPU: requestAdapter failed with ${errorText(error)}`,
+    );
+  }
+  if (!adapter && name === "dawn") {
+    throw new NoAdapterError(
+      "Cannot open a GPU: Dawn supports no adapter here; update its driver or leave webgpu out",
     );
   }
   if (!adapter) {

@@ -59,6 +59,17 @@ for (
       ["hi", "--model", "synthetic:qwen3-9b"],
       'Cannot open "synthetic:qwen3-9b": try synthetic:qwen3-0.6b (1.7b, ',
     ],
+    [
+      "generate",
+      ["hi", "--webgpu", "wgpu"],
+      '--webgpu is "wgpu", must be deno or dawn',
+    ],
+    [
+      "generate",
+      ["hi", "--device", "cpu", "--webgpu", "dawn"],
+      '--webgpu is "dawn", must be left out when device is cpu',
+    ],
+    ["doctor", ["--adapter", "fast"], '--adapter is "fast", must be high or'],
     ["profile", ["--context", "9"], "--context is unknown, try --help"],
     ["profile", ["--kernels", "gem"], "gem is unknown, must be some of gemv, "],
     ["profile", ["--model", "/none"], 'Cannot open "/none": there is no such'],
