@@ -116,7 +116,9 @@ export class Generation implements AsyncIterable<Step> {
         () =>
           asked.map(({ prompt, options, demanded }) => {
             const how = { ...options, signal: this.#signal };
-            const run = service.engine.submit(prompt, how);
+            // Not a prompt of the public API, but runs take it.
+            const ready = prompt as unknown as Prompt;
+            const run = service.engine.submit(ready, how);
             return demanded ? new DemandedCall(run) : run;
           }),
       );

@@ -5,14 +5,17 @@
  */
 import type { GenerateOptions, Run } from "../generate.ts";
 import type { Qwen3 } from "../load.ts";
-import type { Prompt, ReadyPrompt, TokenizerSource } from "../text/prompt.ts";
+import type { Prompt, TokenizerSource } from "../text/prompt.ts";
 import type { Metrics } from "./metrics.ts";
 import type { Queue } from "./queue.ts";
 
 /** What generates: an engine, or a model on its own. */
 export interface Submitting {
-  /** Generates a text, beside others if the model can. */
-  submit(prompt: Prompt | ReadyPrompt, options?: GenerateOptions): Run;
+  /**
+   * Generates a text, beside others if the model can. It must hand the prompt on to an
+   * engine or a model as it is: the server may have encoded it.
+   */
+  submit(prompt: Prompt, options?: GenerateOptions): Run;
 }
 
 /** A model that is served. */
