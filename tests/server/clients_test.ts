@@ -56,7 +56,7 @@ async function agent() {
     stats: { slots: 1 },
     submit(ready, options) {
       const prompt = ready as Prompt;
-      const { from } = ready as ReadyPrompt;
+      const { from } = ready as unknown as ReadyPrompt;
       prompts.push(JSON.stringify(from));
       const [last] = (from as Message[]).slice(-1);
       const isResult = typeof last === "object" && last.role === "tool";
