@@ -87,7 +87,7 @@ gpuTest(
       gpu: prefill,
     });
     await assertRejects(
-      () => wrong.logits(Array.from({ length: 36 }, (_, i) => i)),
+      () => wrong.logits(Array.from({ length: 70 }, (_, i) => i)),
       Error,
       "layers.0.qkv_proj (normMatmul) differs from the CPU at [0, ",
     );
