@@ -250,7 +250,7 @@ const SOFTWARE: Defaults = {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     other: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     sums: 256,
-    together: 32,
+    together: 8,
     most: 64, // gemm takes twice as long
     mostLong: FEW_ROWS,
   },

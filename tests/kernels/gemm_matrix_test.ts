@@ -76,7 +76,7 @@ async function check(trial: Trial, given: Case): Promise<void> {
 
 matrixTest("gemmMatrix multiplies matrices of any size", async (trial) => {
   const { random } = trial;
-  for (let i = 0; i < 30; i++) {
+  for (let i = 0; i < 15; i++) {
     const [m, n, k] = [0, 0, 0].map(() => random.pick(SIZES));
     const STAGES = random.pick([1, 2]), BK = random.pick([32, 64]);
     await check(trial, { m, n, k, constants: { STAGES, BK } });
@@ -117,7 +117,7 @@ matrixTest("gemmMatrix multiplies by blocks of every format", async (trial) => {
 
 matrixTest("gemmMatrix scales rows, adds and applies SwiGLU", async (trial) => {
   const { random } = trial;
-  for (let i = 0; i < 8; i++) {
+  for (let i = 0; i < 3; i++) {
     const [m, n, k] = [0, 0, 0].map(() => random.pick(SIZES));
     const scaled = random.pick([true, false]);
     const constants = { BN: 64, STAGES: random.pick([1, 2]) };
@@ -176,7 +176,8 @@ const OTHERS: Constants[] = [
 // Compiling one takes llvmpipe up to 15 s.
 matrixTest("gemmMatrix gives the same result with any tile", async (trial) => {
   const { random } = trial;
-  for (const tile of [...Object.values(MATRIX_TILES), random.pick(OTHERS)]) {
+  const tiles = [...Object.values(MATRIX_TILES), ...OTHERS];
+  for (const tile of [random.pick(tiles), random.pick(tiles)]) {
     const k = 8 * random.pick([9, 12, 25]);
     const kind = random.pick(["store", "add", "swiglu"] as const);
     const shape = { m: 131, n: 140, k, scaled: true, constants: { ...tile } };

@@ -108,7 +108,9 @@ gpuTest(
   async (_, trial) => {
     for (const w of INTEGERS) {
       const whole = formatNamed(w).elements === 256;
-      for (const k of whole ? [256, 768] : [32, 96, 1056]) {
+      for (
+        const k of [trial.random.pick(whole ? [256, 768] : [32, 96, 1056])]
+      ) {
         const m = trial.random.pick([2, 3, 5]);
         await check(trial, { m, n: trial.random.pick([1, 37]), k, w });
       }
