@@ -148,7 +148,7 @@ export class Turns {
       if (lone.ousted) await this.#device.use(() => this.#closeOusted());
       else {
         await values.return();
-        this.#lone = undefined;
+        if (this.#lone === lone) this.#lone = undefined; // not one that began meanwhile
       }
     }
   }

@@ -307,6 +307,29 @@ Deno.test("a turn that fails makes room for the next", async () => {
   );
 });
 
+Deno.test("a run that begins while another ends is known to be alone", async () => {
+  const turns = new Turns(), order: string[] = [];
+  const ended = Promise.withResolvers<void>();
+  const ending = turns.alone(turns.begin("test"), async function* () {
+    try {
+      yield await Promise.resolve(1);
+    } finally {
+      await ended.promise;
+    }
+  }, false);
+  await ending.next();
+  const over = ending.return(true);
+  await new Promise((resolve) => setTimeout(resolve, 0)); // it is at its end
+  const next = lone(turns, "next", order, true), first = next.next();
+  ended.resolve();
+  await over;
+  assertEquals(await first, { done: false, value: 0 });
+  assert(!turns.isFree);
+  turns.oust();
+  assertEquals<unknown>(await next.next(), { done: true, value: false });
+  assertEquals(order, ["next0", "next ended"]);
+});
+
 Deno.test("what uses the cache ousts a run before it begins", async () => {
   const turns = new Turns(), order: string[] = [];
   const ousted = { done: true, value: false };
