@@ -109,6 +109,31 @@ function broken(edit: (device: GPUDevice) => object, limits = {}): GPU {
 }
 
 gpuTest(
+  "of a readback that does not come late, nothing is left out of a rate",
+  async () => {
+    const MS = 8, later = () => new Promise((done) => setTimeout(done, MS + 1));
+    // Buffers as a browser has them: mapped when the work is done, not 10 ms later.
+    const prompt = broken((device) => ({
+      createBuffer(descriptor: GPUBufferDescriptor) {
+        const buffer = device.createBuffer(descriptor);
+        const map = buffer.mapAsync.bind(buffer);
+        buffer.mapAsync = async (...range) => {
+          void map(...range);
+          await later();
+        };
+        return buffer;
+      },
+    }));
+    using gpu = await openDevice({ gpu: prompt });
+    const small = { ...config, hiddenSize: 128, intermediateSize: 128 };
+    const rates = await measureRates(gpu, small);
+    assert(!("failure" in rates), JSON.stringify(rates));
+    const megabytes = 8 * 2 * 128 * 128 / 1e6;
+    assert(rates.gpu <= megabytes / MS, `${rates.gpu} GB/s`);
+  },
+);
+
+gpuTest(
   "auto takes the CPU if a software adapter cannot be measured",
   async () => {
     const failures: [GPU, string][] = [
