@@ -144,7 +144,7 @@ async function gpuRate(
     plan.run();
     await y.read(); // lets the event loop turn
     signal?.throwIfAborted();
-    const late = gpu.implementation === "dawn" ? 0 : LATE_MS;
+    const late = gpu.implementation === "deno" ? LATE_MS : 0;
     const took = performance.now() - began - late;
     ms = Math.min(ms, Math.max(0.1, took));
   }
