@@ -24,8 +24,7 @@ const [bundle, model, device] = process.argv.slice(2);
 const { loadQwen3 } = await import(bundle);
 let gpu;
 if (device === "gpu") {
-  const { create, globals } = await import("webgpu");
-  Object.assign(globalThis, globals);
+  const { create } = await import("webgpu");
   gpu = create([]);
 }
 const notices = [], onNotice = (notice) => notices.push(notice);

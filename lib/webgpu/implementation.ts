@@ -6,6 +6,7 @@
 import type { Choice } from "../dispatch/choice.ts";
 import { errorText, NoAdapterError, wrongOption } from "../errors.ts";
 import { host } from "../host.ts";
+import { defineConstants } from "./constants.ts";
 
 /** Which GPU to open, through which WebGPU implementation. */
 export interface DeviceOptions {
@@ -98,6 +99,7 @@ export async function findImplementation(
 ): Promise<Implementation> {
   const what = "WebGPU", { name, version } = host.runtime;
   const asked = webgpu === undefined ? "the default" : "it was asked for";
+  if (gpu || webgpu === "dawn") defineConstants();
   if (gpu) {
     const choice = { what, value: "gpu", reason: "it was passed" };
     return { gpu, name: "other", choices: [choice] };

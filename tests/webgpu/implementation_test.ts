@@ -43,6 +43,25 @@ Deno.test("wrong names of an implementation or adapter are refused", async () =>
   }
 });
 
+Deno.test("a passed implementation needs no constants of the runtime", async () => {
+  const scope = globalThis as unknown as Record<string, object>;
+  const names = ["BufferUsage", "MapMode", "ShaderStage", "TextureUsage"]
+    .map((name) => `GPU${name}`);
+  for (const name of names) {
+    const before = Object.getOwnPropertyDescriptor(scope, name)!;
+    const own = scope[name] as unknown as Record<string, number>;
+    delete scope[name];
+    try {
+      await openDevice({ gpu: NO_ADAPTER }).catch(() => {});
+      const values = Object.entries(scope[name] ?? {});
+      assert(values.length > 1, name);
+      for (const [value, bits] of values) assertEquals(bits, own[value]);
+    } finally {
+      Object.defineProperty(scope, name, before);
+    }
+  }
+});
+
 gpuTest("the adapter is the one that was asked for", async () => {
   for (const adapter of [undefined, "high", "low"] as const) {
     const asked: (string | undefined)[] = [];

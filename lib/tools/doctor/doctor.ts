@@ -11,7 +11,7 @@ import { openCheckpoint } from "../../checkpoint/open.ts";
 import { errorText, NoAdapterError } from "../../errors.ts";
 import { DEFAULT_MODEL } from "../../load.ts";
 import { openDevice } from "../../device/open_device.ts";
-import type { Gpu } from "../../webgpu/device.ts";
+import { Gpu } from "../../webgpu/device.ts";
 import { adapterName } from "../../webgpu/adapter.ts";
 import {
   type AdapterName,
@@ -71,8 +71,9 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
   };
   describeRuntime(reporter);
   await listAdapters(await implementationOf(options), reporter);
-  using gpu = await open(deviceOptions(options), reporter);
-  if (!options.gpu) await compare(gpu, options, reporter);
+  const opened = await open(deviceOptions(options), reporter);
+  using gpu = opened instanceof Gpu ? opened : undefined;
+  if (!options.gpu) await compare(opened, options, reporter);
   const { model = DEFAULT_MODEL } = options;
 
   let checkpoint: Checkpoint | undefined;
@@ -202,18 +203,19 @@ async function implementationOf(
   }
 }
 
-/** Compares the open device with that of the other implementation. */
+/** Compares the open device, or why there is none, with the other implementation. */
 async function compare(
-  gpu: Gpu | undefined,
+  opened: Gpu | { error: string },
   { webgpu, adapter }: DeviceOptions,
   reporter: Reporter,
 ) {
   const asked = webgpu === "dawn";
   reporter.starting?.("WebGPU");
-  const own = gpu && await offerOf(gpu);
-  const offers = asked
-    ? { deno: await offerOfDeno(adapter), dawn: own }
-    : { deno: own, dawn: await askDawn(false, adapter) };
+  const own = opened instanceof Gpu ? await offerOf(opened) : opened;
+  const offers = asked ? { deno: await offerOfDeno(adapter), dawn: own } : {
+    deno: "error" in own ? undefined : own, // which was said already
+    dawn: await askDawn(false, adapter),
+  };
   compareOffers(offers, asked, reporter);
 }
 
@@ -227,17 +229,16 @@ async function offerOfDeno(adapter?: AdapterName) {
   }
 }
 
-/** Opens the device as the library does, and reports every choice. */
+/** Opens the device as the library does, and reports every choice, or why there is none. */
 async function open(
   options: DeviceOptions,
   reporter: Reporter,
-): Promise<Gpu | undefined> {
+): Promise<Gpu | { error: string }> {
   let gpu: Gpu;
   try {
     gpu = await openDevice(options);
   } catch (error) {
-    reportNone(error, reporter);
-    return undefined;
+    return { error: reportNone(error, reporter) };
   }
   gpu.choices.forEach((choice) => reportChoice(choice, reporter));
   const { limits } = gpu;
@@ -253,11 +254,15 @@ async function open(
   return gpu;
 }
 
-/** Without an adapter models run on the CPU path, which is slower but no problem. */
-function reportNone(error: unknown, reporter: Reporter) {
+/**
+ * Without an adapter models run on the CPU path, which is slower but no problem. Returns
+ * the reason.
+ */
+function reportNone(error: unknown, reporter: Reporter): string {
   const text = errorText(error).replace("Cannot open a GPU: ", "");
   if (!(error instanceof NoAdapterError)) {
-    return reporter.found({ severity: "red", topic: "adapter", text });
+    reporter.found({ severity: "red", topic: "adapter", text });
+    return text;
   }
   const [reason] = text.split("; ");
   reporter.found({ severity: "yellow", topic: "adapter", text });
@@ -267,6 +272,7 @@ function reportNone(error: unknown, reporter: Reporter) {
     text: `auto takes the CPU path: ${reason}`,
     data: { device: "cpu", reason },
   });
+  return reason;
 }
 
 /** Features of every usual device are details; what is missing is not. */

@@ -94,10 +94,10 @@ export function compareOffers(
   const topic = "WebGPU", { deno, dawn } = offers;
   for (const [name, offer] of Object.entries({ deno, dawn })) {
     if (offer === undefined) continue;
-    const missing = "error" in offer;
-    const advised = name === "dawn" && !missing && !asked;
+    const missing = "error" in offer, isDawn = name === "dawn";
+    const advised = isDawn && !missing && !asked;
     reporter.found({
-      severity: missing && asked ? "red" : "green",
+      severity: isDawn && missing && asked ? "red" : "green",
       topic,
       text: `${name}: ${offerText(offer)}${
         advised ? "; --webgpu dawn uses it" : ""

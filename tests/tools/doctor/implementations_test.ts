@@ -7,6 +7,7 @@ import {
 } from "../../../lib/tools/doctor/implementations.ts";
 import { type Finding, findingText } from "../../../lib/tools/doctor/report.ts";
 import { gpuTest } from "../../support/gpu.ts";
+import { runTask } from "../../support/run_task.ts";
 
 const DENO: Offer = {
   adapter: "NVIDIA H200",
@@ -68,6 +69,26 @@ Deno.test("Dawn that is not there is a problem only if it was asked for", () => 
     assertEquals(found[1].text, "dawn: no WebGPU adapter here");
   }
   assertEquals(compared({ deno: undefined, dawn }, false).length, 1);
+  const [deno] = compared({ deno: dawn, dawn: DAWN }, true);
+  assertEquals(deno.severity, "green"); // it was not asked for
+});
+
+Deno.test({
+  name: "deno task doctor --webgpu dawn fails without Dawn, and says why",
+  ignore: Deno.build.os !== "linux", // no variable hides drivers elsewhere
+  async fn() {
+    const args = ["--webgpu", "dawn", "--json"];
+    const { code, stdout } = await runTask("doctor", args, {
+      VK_DRIVER_FILES: "/none",
+    });
+    const { findings } = JSON.parse(stdout) as { findings: Finding[] };
+    const problems = findings.filter(({ severity }) => severity === "red");
+    assertEquals(code, 1);
+    assertEquals(
+      problems.map(({ topic, text }) => `${topic}: ${text}`),
+      ["WebGPU: dawn: Dawn supports no adapter here"],
+    );
+  },
 });
 
 Deno.test("Dawn is not downloaded unless it was asked for", async () => {
