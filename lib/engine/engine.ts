@@ -463,7 +463,9 @@ export class Engine implements Disposable {
     const count = Math.min(last < 0 ? ids.length : last + 1, left);
     const taken = ids.slice(0, count), ends = last >= 0 || count === left;
     this.#scheduler.accept(entry, taken.map(validToken));
-    for (const id of taken) request.mask?.accept(validToken(id));
+    for (const id of taken) {
+      if (faultText(id) === undefined) request.mask?.accept(id);
+    }
     this.#tokens += count;
     const logprobs = request.sampling.logprobs === undefined
       ? undefined

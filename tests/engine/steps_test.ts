@@ -1,5 +1,6 @@
 /** What an engine asks of a device, on one whose pages hold tokens. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
+import { FAULT } from "../../lib/dispatch/sampling.ts";
 import { MemoryError } from "../../lib/errors.ts";
 import { type Asked, Engine } from "../../lib/engine/engine.ts";
 import type { Rows, RowText } from "../../lib/model/rows.ts";
@@ -174,6 +175,18 @@ async function read(
   }
   return ids;
 }
+
+Deno.test("a mask is not told of logits that yield no token", async () => {
+  const rows = new TextRows(16, 1), told: number[] = [];
+  rows.take = () => Promise.resolve([[FAULT.masked]]);
+  const mask = {
+    fill: () => false,
+    accept: (id: number) => void told.push(id),
+  };
+  const asked = asking([1, 2], 3, { mask });
+  assertEquals(await read(engineOf(rows, 1), asked), [FAULT.masked]);
+  assertEquals(told, []);
+});
 
 Deno.test("whoever leaves has no steps after those that are under way", async () => {
   for (const how of ["break", "abort"]) {
