@@ -298,7 +298,12 @@ export class Engine implements Disposable {
 
   async *#iterate(request: Request): AsyncGenerator<SampledTokens, void> {
     const { signal } = request.asked;
-    const abort = () => request.fail(signal!.reason);
+    const abort = () => {
+      request.fail(signal!.reason);
+      // Its consumer may never ask again.
+      if (this.#requests.has(request.entry!)) this.#gone.add(request);
+      this.#wake?.();
+    };
     signal?.addEventListener("abort", abort);
     try {
       if (this.#disposed) throw this.#disposed;

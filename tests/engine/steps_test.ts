@@ -188,6 +188,20 @@ Deno.test("a mask is not told of logits that yield no token", async () => {
   assertEquals(told, []);
 });
 
+Deno.test("a paused request that is aborted shortens no chunks of others", async () => {
+  const rows = new TextRows(600, 30, 600, 2000), engine = engineOf(rows, 1);
+  const ender = new AbortController(), { signal } = ender;
+  const consumer = { steady: false, ended: () => false };
+  const forgotten = engine.start(asking([1, 2], 1900, { signal }));
+  await forgotten.start(consumer)[Symbol.asyncIterator]().next();
+  while (engine.isBusy) await turns(1);
+  ender.abort();
+  rows.chunks.length = 0;
+  const asked = asking([4, 5], 60);
+  assertEquals(await read(engine, asked), expected(asked));
+  assertEquals(rows.chunks.map(({ steps }) => steps), [30, 30]);
+});
+
 Deno.test("whoever leaves has no steps after those that are under way", async () => {
   for (const how of ["break", "abort"]) {
     const rows = new TextRows(40, 30), engine = engineOf(rows, 1);
