@@ -298,7 +298,12 @@ export class Engine implements Disposable {
 
   async *#iterate(request: Request): AsyncGenerator<SampledTokens, void> {
     const { signal } = request.asked;
-    const abort = () => request.fail(signal!.reason);
+    const abort = () => {
+      request.fail(signal!.reason);
+      // Its consumer may never ask again.
+      if (this.#requests.has(request.entry!)) this.#gone.add(request);
+      this.#wake?.();
+    };
     signal?.addEventListener("abort", abort);
     try {
       if (this.#disposed) throw this.#disposed;
@@ -463,7 +468,9 @@ export class Engine implements Disposable {
     const count = Math.min(last < 0 ? ids.length : last + 1, left);
     const taken = ids.slice(0, count), ends = last >= 0 || count === left;
     this.#scheduler.accept(entry, taken.map(validToken));
-    for (const id of taken) request.mask?.accept(validToken(id));
+    for (const id of taken) {
+      if (faultText(id) === undefined) request.mask?.accept(id);
+    }
     this.#tokens += count;
     const logprobs = request.sampling.logprobs === undefined
       ? undefined

@@ -202,26 +202,40 @@ async function* merged(
   streams: readonly (AsyncIterator<SampledTokens> | undefined)[],
   consumer: Consumer,
 ): AsyncGenerator<SampledTokens & { readonly sequence: number }, void> {
-  const next = async (sequence: number) => ({
-    sequence,
-    result: await streams[sequence]!.next(),
-  });
-  const waiting = new Map<number, ReturnType<typeof next>>();
-  streams.forEach((stream, s) => stream && waiting.set(s, next(s)));
+  // No race of promises: each would note every one that it was in.
+  const there: { sequence: number; next: Promise<Next> }[] = [];
+  const waiting = new Set<number>();
+  let wake = () => {};
+  const ask = (sequence: number) => {
+    const next = streams[sequence]!.next();
+    const arrived = () => {
+      there.push({ sequence, next });
+      wake();
+    };
+    waiting.add(sequence);
+    next.then(arrived, arrived);
+  };
+  streams.forEach((stream, s) => stream && ask(s));
   try {
     while (waiting.size > 0) {
-      const { sequence, result } = await Promise.race(waiting.values());
+      if (there.length === 0) {
+        await new Promise<void>((resolve) => wake = resolve);
+      }
+      const { sequence, next } = there.shift()!;
       waiting.delete(sequence);
+      const result = await next;
       if (result.done) continue;
       yield Object.assign(result.value, { sequence });
       if (consumer.ended(sequence)) await streams[sequence]!.return?.();
-      else waiting.set(sequence, next(sequence));
+      else ask(sequence);
     }
   } finally {
-    // Whoever made the streams ends them.
-    for (const one of waiting.values()) one.catch(() => {});
+    // Whoever made the streams ends those that compute.
+    for (const { sequence } of there) waiting.delete(sequence);
     for (const [s, stream] of streams.entries()) {
       if (!waiting.has(s)) stream?.return?.().catch(() => {});
     }
   }
 }
+
+type Next = IteratorResult<SampledTokens, void>;

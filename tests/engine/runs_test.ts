@@ -7,6 +7,10 @@ import {
   type Qwen3,
   type Run,
 } from "../../mod.ts";
+import type { Asked, Engine } from "../../lib/engine/engine.ts";
+import { Runs } from "../../lib/engine/runs.ts";
+import { Turns } from "../../lib/model/turns.ts";
+import { resolveSampling } from "../../lib/model/sampling.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import type { Rows, RowsSize } from "../../lib/model/rows.ts";
 import { eachDevice, gpuTest } from "../support/gpu.ts";
@@ -121,6 +125,50 @@ Deno.test("runs that start together read each prompt once", async () => {
     0,
   );
   assertEquals(counted.tokens, expected);
+});
+
+Deno.test("texts of a batch that wait note nothing of the others' tokens", async () => {
+  const turns = new Turns(), many = 20_000, waiting = 150;
+  Object.defineProperty(turns, "isFree", { value: false });
+  const ended = Promise.withResolvers<void>();
+  const start = ({ tokens: [first] }: Asked) => ({
+    cachedTokens: () => 0,
+    start: () => ({
+      signal: new AbortController().signal,
+      async *[Symbol.asyncIterator](): AsyncGenerator<number[], void> {
+        if (first > 0) await ended.promise;
+        for (let i = 0; i < (first > 0 ? 1 : many); i++) yield [i];
+      },
+    }),
+  });
+  const never = () => {
+    throw new Error("never");
+  };
+  const runs = new Runs({
+    turns,
+    canShare: () => true,
+    alone: never,
+    cachedTokens: () => 0,
+    engine: () => Promise.resolve({ start } as unknown as Engine),
+    recover: () => false,
+  });
+  const how = { sampling: resolveSampling({}), reuse: true, eosTokenIds: [] };
+  const asked = Array.from(
+    { length: 1 + waiting },
+    (_, i): Asked => ({ tokens: [i], maxTokens: many, ...how }),
+  );
+  const consumer = { steady: true, ended: () => false };
+  const before = Deno.memoryUsage().heapUsed;
+  let count = 0, most = 0;
+  for await (const { length } of runs.start(asked).start(consumer)) {
+    count += length;
+    if (count < many) continue;
+    most = Math.max(most, Deno.memoryUsage().heapUsed);
+    ended.resolve();
+  }
+  assertEquals(count, many + waiting);
+  const megabytes = (most - before) / 2 ** 20;
+  assert(megabytes < 80, `${megabytes} MB`);
 });
 
 eachDevice("a run that others join samples as before", async (device) => {

@@ -1,5 +1,6 @@
 /** What an engine asks of a device, on one whose pages hold tokens. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
+import { FAULT } from "../../lib/dispatch/sampling.ts";
 import { MemoryError } from "../../lib/errors.ts";
 import { type Asked, Engine } from "../../lib/engine/engine.ts";
 import type { Rows, RowText } from "../../lib/model/rows.ts";
@@ -174,6 +175,32 @@ async function read(
   }
   return ids;
 }
+
+Deno.test("a mask is not told of logits that yield no token", async () => {
+  const rows = new TextRows(16, 1), told: number[] = [];
+  rows.take = () => Promise.resolve([[FAULT.masked]]);
+  const mask = {
+    fill: () => false,
+    accept: (id: number) => void told.push(id),
+  };
+  const asked = asking([1, 2], 3, { mask });
+  assertEquals(await read(engineOf(rows, 1), asked), [FAULT.masked]);
+  assertEquals(told, []);
+});
+
+Deno.test("a paused request that is aborted shortens no chunks of others", async () => {
+  const rows = new TextRows(600, 30, 600, 2000), engine = engineOf(rows, 1);
+  const ender = new AbortController(), { signal } = ender;
+  const consumer = { steady: false, ended: () => false };
+  const forgotten = engine.start(asking([1, 2], 1900, { signal }));
+  await forgotten.start(consumer)[Symbol.asyncIterator]().next();
+  while (engine.isBusy) await turns(1);
+  ender.abort();
+  rows.chunks.length = 0;
+  const asked = asking([4, 5], 60);
+  assertEquals(await read(engine, asked), expected(asked));
+  assertEquals(rows.chunks.map(({ steps }) => steps), [30, 30]);
+});
 
 Deno.test("whoever leaves has no steps after those that are under way", async () => {
   for (const how of ["break", "abort"]) {
