@@ -15,7 +15,7 @@
 import { openCheckpoint } from "../lib/checkpoint/open.ts";
 import { KERNEL_NAMES } from "../kernels/list.ts";
 import type { Compiler } from "../lib/dispatch/capabilities.ts";
-import { described, NoAdapterError } from "../lib/errors.ts";
+import { described, errorText, NoAdapterError } from "../lib/errors.ts";
 import { openDevice } from "../lib/device/open_device.ts";
 import type { DeviceOptions } from "../lib/webgpu/implementation.ts";
 import { WIDTH, wrap } from "../lib/text/messages.ts";
@@ -162,7 +162,7 @@ async function writeAll(
       } was given, --all takes only --compiler`,
     );
   }
-  await Deno.mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   let count = 0;
   for (const { kernel, device, label, wgsl } of everyText(compiler)) {
     count++;
@@ -172,6 +172,24 @@ async function writeAll(
   }
   console.log(`Wrote ${count} texts for ${compiler} to ${folder}`);
   return 0;
+}
+
+/** Makes the folder of all texts, among which those of another run would be taken for new. */
+async function makeFolder(folder: string): Promise<void> {
+  const refuse = (is: string): never => {
+    throw new Error(
+      `Cannot show all texts: --all is ${described(folder)}, ${is}`,
+    );
+  };
+  if (folder === "") refuse("must be a folder");
+  try {
+    await Deno.mkdir(folder, { recursive: true });
+  } catch (error) {
+    refuse(`which cannot be made: ${errorText(error)}`);
+  }
+  for await (const { name } of Deno.readDir(folder)) {
+    if (name.endsWith(".wgsl")) refuse("which has texts, must be one without");
+  }
 }
 
 /** What choices depend on, of a device with another compiler. */

@@ -76,7 +76,7 @@ async function compileTogether(
       [one.code, one] as const
     ),
   );
-  await Promise.all([...missing.values()].map(async (shader) => {
+  const all = Promise.all([...missing.values()].map(async (shader) => {
     const { layout, descriptor } = describe(gpu.device, shader);
     const began = performance.now();
     try {
@@ -90,7 +90,15 @@ async function compileTogether(
       );
     }
   }));
-  signal?.throwIfAborted();
+  if (signal === undefined) return void await all;
+  const stopped = Promise.withResolvers<never>();
+  const stop = () => stopped.reject(signal.reason);
+  signal.addEventListener("abort", stop);
+  try {
+    await Promise.race([all, stopped.promise]); // Dawn finishes what it has begun
+  } finally {
+    signal.removeEventListener("abort", stop);
+  }
 }
 
 /** Compiles a shader on a device, without caching the result. */

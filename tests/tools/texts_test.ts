@@ -65,6 +65,25 @@ Deno.test("deno task show --all takes no kernel and no other flags", async () =>
       `error: Cannot show all texts: "${given}" was given, --all takes only --compiler\n`,
     );
   }
+  const used = await Deno.makeTempDir();
+  await Deno.writeTextFile(`${used}/gemm-0001.wgsl`, "");
+  const refusals: [folder: string, message: RegExp][] = [
+    ["", /^error: Cannot show all texts: --all is "", must be a folder\n$/],
+    [
+      used,
+      /^error: Cannot show all texts: --all is ".*", which has texts, must be one without\n$/,
+    ],
+    [
+      `${used}/gemm-0001.wgsl`,
+      /^error: Cannot show all texts: .* which cannot be made: .*\n$/,
+    ],
+  ];
+  for (const [folder, message] of refusals) {
+    const { code, stderr } = await runTask("show", ["--all", folder]);
+    assertEquals(code, 1);
+    assertMatch(stderr, message);
+  }
+  await Deno.remove(used, { recursive: true });
   const { stderr } = await runTask("show", ["gemm", "--compiler", "fxc"]);
   assertMatch(stderr, /--compiler is "fxc", must be naga or tint/);
 });

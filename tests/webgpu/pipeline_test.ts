@@ -55,6 +55,23 @@ gpuTest("Dawn compiles shaders together, each once", async () => {
   assertEquals(together.length, 3);
 });
 
+gpuTest("an interrupt does not wait for Dawn to compile", async () => {
+  const { gpu } = await likeDawn();
+  using _ = gpu;
+  const compiling = Promise.withResolvers<GPUComputePipeline>();
+  gpu.device.createComputePipelineAsync = () => compiling.promise;
+  const interrupt = new AbortController(), stop = new Error("stop");
+  const waiting = compileAll(gpu, [shader("slow")], interrupt.signal);
+  interrupt.abort(stop);
+  const first = await Promise.race([
+    waiting.catch((error) => error),
+    new Promise((done) => setTimeout(done, 1000, "still waits")),
+  ]);
+  compiling.reject(new Error("late")); // which nobody waits for any more
+  await waiting.catch(() => {});
+  assertEquals(first, stop);
+});
+
 gpuTest("a shader that Dawn refuses is an error that names it", async () => {
   const { gpu } = await likeDawn();
   using _ = gpu;
