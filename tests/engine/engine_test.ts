@@ -364,14 +364,10 @@ Deno.test("a disposed model ends the requests of its engine", async () => {
   const qwen = await loadQwen3(undefined, { device: "cpu" });
   const engine = await qwen.engine({ slots: 1, context: 64 });
   const run = engine.submit("A dog", { ...GREEDY, maxTokens: 40 });
-  const ended = assertRejects(
-    async () => void await run,
-    Error,
-    "Cannot generate: the model was disposed",
-  );
-  await new Promise((resolve) => setTimeout(resolve, 5));
-  qwen[Symbol.dispose]();
-  await ended;
+  const read = async () => {
+    for await (const _ of run) qwen[Symbol.dispose]();
+  };
+  await assertRejects(read, Error, "Cannot generate: the model was disposed");
   assertThrows(() => engine.submit("A"), Error, "the model was disposed");
 });
 
