@@ -117,11 +117,12 @@ Deno.test("a constant that no choice could bring about is refused, in one line t
 });
 
 gpuTest(
-  "shown WGSL with every constant that tuning tries compiles",
-  async ({ device, ...gpu }) => {
+  "shown WGSL with constants that tuning tries compiles",
+  async ({ device, ...gpu }, { random }) => {
     for (const kernel of TUNED_KERNELS) {
       for (const [name, values] of Object.entries(kernel.tuning.grid)) {
-        for (const value of values) {
+        // Some at a time; tuning checks each before it times it.
+        for (const value of new Set([values.at(-1)!, random.pick(values)])) {
           let wgsl: string;
           try {
             const constants = { [name]: value };
