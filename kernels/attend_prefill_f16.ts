@@ -9,7 +9,13 @@ import {
 import { HALF_ATTENTION } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { cacheBase, cacheRow, NOT_PAGED, QUANTS } from "./heads.ts";
+import {
+  cacheBase,
+  cacheRow,
+  NOT_PAGED,
+  prefillBuffers,
+  QUANTS,
+} from "./heads.ts";
 
 const cachedRow = (position: string) =>
   cacheRow("row", {
@@ -54,16 +60,7 @@ const fetchKeys = (k0: string) => /* wgsl */ `
  */
 export const attendPrefillF16 = defineKernel<AttentionCase>({
   name: "attendPrefillF16",
-  buffers: ({ CACHE, LOG_PAGE }) => {
-    const cache = CACHE === "q8_0" ? "any as raw" : "headDim as half";
-    return {
-      q: "m any as vec4",
-      lengths: LOG_PAGE ? "any" : "sequences",
-      k: `sequences kvHeads context ${cache}`,
-      v: `sequences kvHeads context ${cache}`,
-      y: "inout m any as vec4",
-    };
-  },
+  buffers: prefillBuffers("half"),
   uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
   constants: {
     HEAD_DIM: 128,

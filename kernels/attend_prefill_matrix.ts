@@ -11,7 +11,13 @@ import {
 import { HALF_ATTENTION } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
-import { cacheBase, cacheRow, NOT_PAGED, QUANTS } from "./heads.ts";
+import {
+  cacheBase,
+  cacheRow,
+  NOT_PAGED,
+  prefillBuffers,
+  QUANTS,
+} from "./heads.ts";
 
 // Eight values each of a tile's keys, or of their values. Quants are not multiplied yet, which
 // would wait for them.
@@ -84,16 +90,7 @@ const perScores = (code: string) => /* wgsl */ `
  */
 export const attendPrefillMatrix = defineKernel<AttentionCase>({
   name: "attendPrefillMatrix",
-  buffers: ({ CACHE, LOG_PAGE }) => {
-    const cache = CACHE === "q8_0" ? "any as raw" : "headDim as unit";
-    return {
-      q: "m any as vec4",
-      lengths: LOG_PAGE ? "any" : "sequences",
-      k: `sequences kvHeads context ${cache}`,
-      v: `sequences kvHeads context ${cache}`,
-      y: "inout m any as vec4",
-    };
-  },
+  buffers: prefillBuffers("unit"),
   uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
   constants: {
     HEAD_DIM: 128,

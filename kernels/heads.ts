@@ -17,6 +17,7 @@
  *
  * @module
  */
+import type { Constants } from "../lib/dispatch/shapes.ts";
 import { MOST_SPLITS } from "../lib/dispatch/attention.ts";
 
 /** Words of `state` before the splits, so that the splits begin at a cache line. */
@@ -169,3 +170,16 @@ export const turnPair = (
     let nb = ${b} * factor * ${gainB};
     ${a} = na * ${cos} - nb * ${sin};
     ${b} = nb * ${cos} + na * ${sin};`;
+
+/** Buffers of prefill attention in f16, which reads a cache that is not q8_0 by `unit`. */
+export const prefillBuffers =
+  (unit: string) => ({ CACHE, LOG_PAGE }: Constants) => {
+    const cache = CACHE === "q8_0" ? "any as raw" : `headDim as ${unit}`;
+    return {
+      q: "m any as vec4",
+      lengths: LOG_PAGE ? "any" : "sequences",
+      k: `sequences kvHeads context ${cache}`,
+      v: `sequences kvHeads context ${cache}`,
+      y: "inout m any as vec4",
+    };
+  };

@@ -338,7 +338,7 @@ async function fileSource(path: string): Promise<Source> {
   try {
     file = await host.files.open(path);
   } catch (error) {
-    // What is read is said by whoever asked.
+    // The caller's message names the file.
     throw new Error(errorText(error).replace(`Cannot read ${path}: `, ""));
   }
   if (file === undefined) throw new Error("there is no such file");

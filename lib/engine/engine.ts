@@ -403,7 +403,7 @@ export class Engine implements Disposable {
     texts.forEach((request, row) => request && this.#accept(request, ids[row]));
   }
 
-  /** Whether nobody has left since the step began, and nobody could join. */
+  /** Whether to go on with the chunk: no request has left, and none could join. */
   readonly #goesOn = (): boolean => {
     const { running } = this.#scheduler.counts;
     if (this.#hasNews && running < this.#parts.slots) return false;
@@ -447,7 +447,7 @@ export class Engine implements Disposable {
     return true;
   }
 
-  /** Chooses how much to read next, so that nobody waits long, and no leaver is read on. */
+  /** Adapts the size of the next read: others wait for it, and so does a cancelled request. */
   #adaptReading(ms: number): void {
     const { most, least } = READING;
     const limit = this.#requests.size > 1 ? READING.ms : READING.aloneMs;

@@ -99,7 +99,7 @@ export class Runs {
     signal.throwIfAborted();
   }
 
-  /** Whether nobody else runs, and an engine knows no more of the prompt. */
+  /** Whether no other run is active and the engine has no more of the prompt cached. */
   #mayBeAlone({ asked, texts }: Running): boolean {
     const { parts } = this, engine = this.#started, [one, ...more] = asked;
     if (this.#waiting > 0 || engine?.isBusy || !parts.turns.isFree) {

@@ -111,7 +111,7 @@ export class Turns {
     });
   }
 
-  /** Whether nobody waits for a run that is alone. */
+  /** Whether no lone run is computing a value. */
   get isFree(): boolean {
     return !this.#lone?.active;
   }
