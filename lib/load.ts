@@ -228,7 +228,7 @@ export class Qwen3 implements Disposable {
       canShare: () => this.#placed.runner.hasRows,
       alone: (...call) => this.#alone(...call),
       cachedTokens: (tokens) => this.#placed.runner.cachedTokens(tokens),
-      engine: () => this.#shared(),
+      engine: (positions) => this.#shared(positions),
       recover: (error) => this.#recovers(error, 1),
     });
   }
@@ -623,12 +623,13 @@ export class Qwen3 implements Disposable {
     return this.#runs.start(asked);
   }
 
-  /** Starts the engine that runs share once there are several. */
-  async #shared(): Promise<Engine> {
+  /** Starts the engine that runs share; there is room for a text of `positions`. */
+  async #shared(positions: number): Promise<Engine> {
     using turn = this.#turns.begin("generate");
     const { context } = this, slots = SHARED_SLOTS;
-    const firstPositions = Math.min(context, SHARED_POSITIONS);
-    const rows = await this.#turns.together(
+    const first = Math.max(positions, SHARED_POSITIONS);
+    const firstPositions = Math.min(context, first);
+    const rows = await this.#turns.admit(
       "generate",
       async () => {
         const runner = await this.#ready(turn.signal);
@@ -824,22 +825,25 @@ export class Qwen3 implements Disposable {
   async *#alone(
     ...[asked, masks, found, signal]: Parameters<RunsParts["alone"]>
   ): ReturnType<Runner["generate"]> {
-    const [prompts, most] = sizeOf(asked), [{ sampling, reuse }] = asked;
+    const [prompts, most] = sizeOf(asked), [one] = asked;
+    const { sampling, reuse, tokens: { length }, promptTokens = length } = one;
+    const begun = length - promptTokens;
     const run = async function* (runner: Runner) {
       const cached = reuse && prompts.length === 1
         ? runner.cachedTokens(prompts[0])
         : 0;
       found(cached);
-      yield* runner.generate(prompts, sampling, most, signal, cached, masks);
+      const how = [signal, cached, masks, begun] as const;
+      yield* runner.generate(prompts, sampling, most, ...how);
     };
-    let begun = false;
+    let hasTokens = begun > 0;
     try {
       for await (const ids of run(await this.#ready(signal))) {
-        begun = true;
+        hasTokens = true;
         yield ids;
       }
     } catch (error) {
-      if (begun || !this.#recovers(error, prompts.length)) throw error;
+      if (hasTokens || !this.#recovers(error, prompts.length)) throw error;
       signal.throwIfAborted();
       yield* run(await this.#ready(signal));
     }

@@ -5,6 +5,7 @@
  */
 import type { Dtype } from "../dtype.ts";
 import { BYTES, elements } from "../dtype.ts";
+import { MemoryError } from "../errors.ts";
 import type { CpuTensor } from "../formats/tensor.ts";
 
 const PAGE = 65536;
@@ -46,7 +47,7 @@ export class CpuMemory {
   /**
    * Allocates a tensor of zeros within one memory.
    *
-   * @throws {Error} if it needs more than 4 GiB, or memory runs out
+   * @throws {MemoryError} if it needs more than 4 GiB, or memory runs out
    */
   allocate(dtype: Dtype, shape: readonly number[]): CpuTensor {
     const size = elements(shape);
@@ -108,7 +109,7 @@ export class CpuMemory {
   #extend(bytes: number): { memory: number; address: number } {
     const most = MEMORY_BYTES - aligned(this.reserved) - SLACK;
     if (bytes > most) {
-      throw new Error(
+      throw new MemoryError(
         `Cannot allocate a tensor of ${bytes} bytes: must be at most ${most}`,
       );
     }
@@ -122,7 +123,7 @@ export class CpuMemory {
       this.#top += bytes;
       return { memory, address };
     } catch (cause) {
-      throw new Error(
+      throw new MemoryError(
         `Cannot allocate a tensor of ${bytes} bytes: no memory is left`,
         { cause },
       );

@@ -102,6 +102,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
    * layers are `shared` holds a layer at a time, so each text must fit one pass.
    *
    * @throws {Error} if pages are not whole chunks of the kernels, {@linkcode CHUNK_ROWS}.
+   * @throws {MemoryError} if there is too little memory.
    */
   createCache(
     sequences: number,
@@ -123,10 +124,16 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       width,
     ];
     const half = elements(shape);
-    const stored = Array.from(
-      { length: shared ? 1 : numHiddenLayers },
-      () => this.tensor(dtype, [2, ...shape]),
-    );
+    const stored: CpuTensor[] = [];
+    const free = () => {
+      for (const both of stored.splice(0)) this.#kernels.release(both);
+    };
+    using unfinished = new DisposableStack();
+    unfinished.defer(free);
+    while (stored.length < (shared ? 1 : numHiddenLayers)) {
+      stored.push(this.tensor(dtype, [2, ...shape]));
+    }
+    unfinished.move();
     const layers = Array.from({ length: numHiddenLayers }, (_, i) => {
       const both = stored[i % stored.length];
       const [k, v] = [0, half].map((begin): CpuTensor => ({
@@ -139,7 +146,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     const size = { sequences, context, dtype: kept };
     const release = () => {
       layers.length = 0;
-      for (const both of stored.splice(0)) this.#kernels.release(both);
+      free();
     };
     return new CpuKvCache(layers, size, this.#config, release, paging);
   }

@@ -185,11 +185,13 @@ export class CpuRunner implements Runner {
     signal?: AbortSignal,
     cached = 0,
     masks: readonly (MaskSource | undefined)[] = [],
+    begun = 0,
   ): AsyncGenerator<SampledTokens, void> {
     this.#requireMemory("generate");
     const sequences = prompts.length;
+    const left = maxTokens - begun;
     using several = sequences > 1
-      ? this.#several(sequences, positionsOf(prompts, maxTokens, this.context))
+      ? this.#several(sequences, positionsOf(prompts, left, this.context))
       : undefined;
     const cache = several ?? this.#cache;
     if (cached > 0) cache.resume(cached);
@@ -197,7 +199,7 @@ export class CpuRunner implements Runner {
     const texts = prompts.map((prompt) => [...prompt]);
     try {
       yield* this.#run(cache, texts, sampling, {
-        ...{ maxTokens, cached, masks, signal },
+        ...{ maxTokens, begun, cached, masks, signal },
       });
     } finally {
       cache.hold(texts[0].slice(0, cache.lengths[0]));
@@ -205,15 +207,16 @@ export class CpuRunner implements Runner {
   }
 
   /**
-   * Samples tokens after `texts`, which grow with them. The first `cached` tokens of the
-   * first are in the cache.
+   * Samples tokens after `texts`, which grow with them and end with `begun` tokens of their
+   * replies. The first `cached` tokens of the first are in the cache.
    */
   async *#run(
     cache: CpuKvCache,
     texts: readonly number[][],
     sampling: Sampling,
-    { maxTokens, cached, masks, signal }: {
+    { maxTokens, begun, cached, masks, signal }: {
       maxTokens: number;
+      begun: number;
       cached: number;
       masks: readonly (MaskSource | undefined)[];
       signal?: AbortSignal;
@@ -227,8 +230,11 @@ export class CpuRunner implements Runner {
       for await (last of this.#prefill(cache, s, rest, { signal }));
       rows.push(last!.slice()); // the next prompt overwrites them
     }
-    const histories = texts.map((text) => historyOf(vocabSize, text));
-    for (let step = 0; step < maxTokens; step++) {
+    const histories = texts.map((text) => {
+      const end = text.length - begun;
+      return historyOf(vocabSize, text.slice(0, end), text.slice(end));
+    });
+    for (let step = begun; step < maxTokens; step++) {
       const allowed = allowedNext(masks, vocabSize);
       const ids = sampleEach(rows, sampling, histories, step, allowed);
       yield ids;

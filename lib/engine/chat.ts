@@ -260,7 +260,8 @@ export class Chat {
    * Writes the conversation to a file or a stream: the messages, the system message, the
    * tools and the tokens, and, unless `cache` is false, the keys and values, with which
    * {@linkcode load} need not run them again. They take `2 · layers · kvHeads · headDim`
-   * values a token: 112 KiB in f16 for Qwen3-0.6B.
+   * values a token: 112 KiB in f16 for Qwen3-0.6B. Other work of the model waits until the
+   * stream has taken them.
    *
    * @returns the bytes written, and for how many tokens there are keys and values
    * @throws {Error} if the last reply has not ended, or the file cannot be written.
@@ -282,7 +283,8 @@ export class Chat {
 
   /**
    * Replaces the conversation by one that {@linkcode save} wrote. Settings of the chat stay,
-   * except for the system message and the tools.
+   * except for the system message and the tools. What comes from a stream is kept in memory
+   * until it is complete, so that the model waits for no stream.
    *
    * @returns for how many tokens there were keys and values
    * @throws {Error} if the file is damaged or of another model, or its keys and values are of

@@ -157,64 +157,77 @@ export async function readChat(
   model: SavingModel,
   options: LoadChatOptions,
 ): Promise<{ chat: SavedChat; cachedTokens: number }> {
-  const file = typeof from === "string" ? ` in ${quoted(from)}` : "";
-  const cannot = `Cannot load the chat${file}`;
+  const isFile = typeof from === "string";
+  const cannot = `Cannot load the chat${isFile ? ` in ${quoted(from)}` : ""}`;
   const { cache: wanted = true } = givenOptions(cannot, options, OPTIONS);
   const fingerprint = await model.fingerprint();
-  return await model.withCache("load a chat", async (kept) => {
-    let source: Source | undefined;
-    try {
-      source = typeof from === "string"
-        ? await fileSource(from)
-        : streamSource(from);
-      const hash = await host.createHash("sha256");
-      const next = async (bytes: number) => {
-        const part = await source!.read(bytes);
-        hash.update(part);
-        return part;
-      };
-      const header = await readHeader(next);
-      requireModel(header, model, fingerprint);
-      const { cache, model: _, ...chat } = header;
-      let cachedTokens = 0;
+  let source: Source | undefined;
+  try {
+    source = isFile ? await fileSource(from) : streamSource(from);
+    const hash = await host.createHash("sha256");
+    const next = async (bytes: number) => {
+      const part = await source!.read(bytes);
+      hash.update(part);
+      return part;
+    };
+    const header = await readHeader(next);
+    requireModel(header, model, fingerprint);
+    const { cache, model: _, ...chat } = header;
+    const sizes = cache ? partsOf(cache, model.config) : [];
+    // Whoever writes to a stream may wait for the model, so nothing waits for a stream while
+    // the model waits for this.
+    const parts: Bytes[] = [];
+    if (!isFile) {
+      for (const bytes of sizes) parts.push(await next(bytes));
+      await requireEnd(source, hash);
+    }
+    const cachedTokens = await model.withCache("load a chat", async (kept) => {
+      const take = isFile ? next : () => Promise.resolve(parts.shift()!);
+      const tokens = cache && wanted && kept ? cache.tokens : 0;
       try {
-        if (cache && wanted && kept) {
-          if (cache.dtype !== kept.dtype) {
-            throw new OtherCacheError(cache.dtype, kept.dtype);
-          }
-          cachedTokens = cache.tokens;
-          await kept.restore(chat.tokenIds.slice(0, cachedTokens), next);
-        } else if (cache) await skip(cache, model.config, next);
-        const sum = await digest(hash), stored = await source.read(HASH_BYTES);
-        if (sum.some((byte, i) => byte !== stored[i])) {
-          throw new Error("it is damaged, its checksum is another");
-        }
-        if (!await source.ended()) {
-          throw new Error("it is damaged, there are bytes after its end");
-        }
+        if (tokens > 0) {
+          requireType(cache!.dtype, kept!.dtype);
+          await kept!.restore(chat.tokenIds.slice(0, tokens), take);
+        } else for (const bytes of sizes) await take(bytes); // for the checksum
+        if (isFile) await requireEnd(source!, hash);
       } catch (error) {
-        if (cachedTokens > 0) kept!.reset();
+        if (tokens > 0) kept!.reset();
         throw error;
       }
-      return { chat, cachedTokens };
-    } catch (error) {
-      const why = errorText(error).replace(/^Cannot render a chat: /, "");
-      throw new Error(`${cannot}: ${why}`, { cause: error });
-    } finally {
-      await source?.close();
-    }
-  });
+      return tokens;
+    });
+    return { chat, cachedTokens };
+  } catch (error) {
+    const why = errorText(error).replace(/^Cannot render a chat: /, "");
+    throw new Error(`${cannot}: ${why}`, { cause: error });
+  } finally {
+    await source?.close();
+  }
 }
 
-/** Reads keys and values only for the checksum. */
-async function skip(
+/** The bytes of each layer's keys, and of its values. */
+function partsOf(
   { dtype, tokens }: NonNullable<Header["cache"]>,
   config: Qwen3Config,
-  next: (bytes: number) => Promise<Bytes>,
-): Promise<void> {
+): number[] {
   const parts = 2 * config.numHiddenLayers;
   const bytes = cacheBytes(config, 1, tokens, dtype) / parts;
-  for (let i = 0; i < parts; i++) await next(bytes);
+  return new Array(parts).fill(bytes);
+}
+
+function requireType(saved: CacheDtype, own: CacheDtype): void {
+  if (saved !== own) throw new OtherCacheError(saved, own);
+}
+
+/** @throws {Error} if the checksum is not that of what was read, or more follows. */
+async function requireEnd(source: Source, hash: StreamingHash): Promise<void> {
+  const sum = await digest(hash), stored = await source.read(HASH_BYTES);
+  if (sum.some((byte, i) => byte !== stored[i])) {
+    throw new Error("it is damaged, its checksum is another");
+  }
+  if (!await source.ended()) {
+    throw new Error("it is damaged, there are bytes after its end");
+  }
 }
 
 async function readHeader(

@@ -243,6 +243,19 @@ export class Engine implements Disposable {
     return this.#pages.known(tokens, tokens.length - 1);
   }
 
+  /**
+   * @ignore Lets the cache grow until it has room for a text of so many positions; only while
+   * nothing computes.
+   *
+   * @throws {MemoryError} if the device has too little memory.
+   */
+  async reserve(positions: number): Promise<void> {
+    const { rows } = this.#parts, wanted = this.#pages.pagesFor(positions);
+    if (wanted <= rows.pages) return;
+    await rows.grow(wanted);
+    this.#pages.grow(rows.pages);
+  }
+
   /** What it does now, and sums over all requests. */
   get stats(): EngineStats {
     return {

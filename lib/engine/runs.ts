@@ -1,7 +1,8 @@
 /**
  * The runs of a model. One that is alone has the device to itself and continues from the
  * cache that the last one left. As soon as there are several, they are requests of one engine,
- * and a run that was alone goes on there after the tokens that it has.
+ * and a run that was alone goes on there after the tokens that it has. If there is no memory
+ * for several, newcomers are refused, and the run goes on alone.
  *
  * @module
  */
@@ -22,8 +23,8 @@ export interface RunsParts {
   /** Whether several runs can share an engine; otherwise they take turns. */
   canShare(): boolean;
   /**
-   * Runs prompts alone, all of them in lockstep. Calls `found` with the number of tokens of
-   * a single prompt that were cached.
+   * Runs prompts alone, all of them in lockstep, after as many tokens of their replies. Calls
+   * `found` with the number of tokens of a single prompt that were cached.
    */
   alone(
     asked: readonly Asked[],
@@ -33,11 +34,19 @@ export interface RunsParts {
   ): AsyncGenerator<SampledTokens, void>;
   /** How many tokens of a prompt are cached for a run that is alone. */
   cachedTokens(tokens: readonly number[]): number;
-  /** Starts the engine that runs share. */
-  engine(): Promise<Engine>;
+  /**
+   * Starts the engine that runs share, with room for a text of so many positions; then no
+   * run is alone.
+   *
+   * @throws {MemoryError} if the device has too little memory.
+   */
+  engine(positions: number): Promise<Engine>;
   /** Whether a run that has no tokens yet can start over elsewhere after this error. */
   recover(error: unknown): boolean;
 }
+
+/** How often a run looks whether others still compute, if it has to go on alone. */
+const CALM_MS = 10;
 
 /** A run from its start to its end. */
 interface Running {
@@ -47,6 +56,8 @@ interface Running {
   readonly consumer: Consumer;
   readonly turn: Turn;
   found: () => number;
+  /** Whether it was among others. */
+  shared: boolean;
 }
 
 /** Decides where each run of a model computes. */
@@ -54,8 +65,10 @@ export class Runs {
   #engine?: Promise<Engine>;
   /** That engine, once it has started. */
   #started?: Engine;
-  /** Runs that wait for it to start. */
+  /** Runs that wait for it to start, or to have room. */
   #waiting = 0;
+  /** The texts of the run that was the last to be alone. */
+  #lone: readonly number[][] = [];
 
   constructor(readonly parts: RunsParts) {}
 
@@ -67,7 +80,8 @@ export class Runs {
         const [{ signal }] = asked;
         const turn = this.parts.turns.begin("generate", signal);
         const texts = asked.map(({ tokens }) => [...tokens]);
-        run = { asked, texts, consumer, turn, found: () => 0 };
+        const found = () => 0, shared = false;
+        run = { asked, texts, consumer, turn, found, shared };
         const iterate = () => this.#iterate(run!);
         return { signal: turn.signal, [Symbol.asyncIterator]: iterate };
       },
@@ -78,49 +92,73 @@ export class Runs {
   async *#iterate(run: Running): AsyncGenerator<RunTokens, void> {
     using turn = run.turn;
     const { parts } = this, { signal } = turn;
+    let wasAlone = false, waits = false;
     while (!signal.aborted) {
       if (!parts.canShare()) {
         const work = this.#lockstep(run);
         return yield* parts.turns.beside(turn, work);
       }
-      if (this.#mayBeAlone(run)) {
+      if (waits) await this.#calm(signal);
+      if (waits || this.#mayBeAlone(run)) {
         const { steady } = run.consumer, work = this.#lockstep(run);
+        this.#lone = run.texts;
         if (yield* parts.turns.alone(turn, work, steady)) return;
+        [wasAlone, waits] = [true, false];
       }
       try {
         return yield* this.#inEngine(run);
       } catch (error) {
-        const begun = run.texts.some(({ length }, s) =>
-          length > run.asked[s].tokens.length
-        );
-        if (begun || !parts.recover(error)) throw error;
+        // Too little memory for several does not move the model: one alone may fit.
+        const isFull = error instanceof MemoryError;
+        waits = isFull && wasAlone && !run.shared;
+        const startsOver = !isFull && !hasBegun(run) && parts.recover(error);
+        if (!waits && !startsOver) throw error;
       }
     }
     signal.throwIfAborted();
   }
 
+  /** Waits until no other run computes, or the signal is aborted. */
+  async #calm(signal: AbortSignal): Promise<void> {
+    const isBusy = () => this.#started?.isBusy || !this.parts.turns.isFree;
+    while (isBusy() && !signal.aborted) {
+      await new Promise((resolve) => setTimeout(resolve, CALM_MS));
+    }
+  }
+
   /** Whether no other run is active and the engine has no more of the prompt cached. */
-  #mayBeAlone({ asked, texts }: Running): boolean {
-    const { parts } = this, engine = this.#started, [one, ...more] = asked;
+  #mayBeAlone(run: Running): boolean {
+    const { parts } = this, engine = this.#started;
+    const [one, ...more] = run.asked;
     if (this.#waiting > 0 || engine?.isBusy || !parts.turns.isFree) {
       return false;
     }
-    const hasBegun = texts[0].length > one.tokens.length;
-    if (hasBegun || !engine || !one.reuse || more.length > 0) return !hasBegun;
+    const begun = hasBegun(run);
+    if (begun || !engine || !one.reuse || more.length > 0) return !begun;
     return engine.cachedTokens(one.tokens) <= parts.cachedTokens(one.tokens);
   }
 
-  /** Computes the tokens of a run by itself. */
+  /** Computes the tokens of a run by itself, or the rest of them. */
   #lockstep(
     run: Running,
   ): (signal: AbortSignal) => AsyncGenerator<SampledTokens, void> {
     const { parts } = this, { asked, texts, consumer } = run;
+    const begun = lengthsOf(run).find((_, s) => !consumer.ended(s)) ?? 0;
+    const after = asked.map((one, s): Asked => {
+      const promptTokens = one.tokens.length, text = texts[s];
+      const length = promptTokens + begun;
+      // What follows the end of a text is not used.
+      const tokens = Array.from({ length }, (_, i) => text[i] ?? text[0]);
+      return { ...one, tokens, promptTokens };
+    });
     const masks = asked.map(({ mask }, s): MaskSource | undefined =>
       mask && { fill: (bits) => !consumer.ended(s) && mask.fill(bits) }
     );
-    const found = (tokens: number) => run.found = () => tokens;
+    const found = (tokens: number) => {
+      if (begun === 0) run.found = () => tokens;
+    };
     return async function* (signal) {
-      for await (const ids of parts.alone(asked, masks, found, signal)) {
+      for await (const ids of parts.alone(after, masks, found, signal)) {
         ids.forEach((id, at) => {
           const s = at % texts.length;
           if (consumer.ended(s)) return;
@@ -135,8 +173,8 @@ export class Runs {
   /** Computes the tokens of a run, or the rest of them, beside others. */
   async *#inEngine(run: Running): AsyncGenerator<RunTokens, void> {
     const { asked, texts, consumer, turn } = run;
-    this.parts.turns.oust(); // before it reads a prompt that will be read again
     const engine = await this.#shared();
+    run.shared = true;
     const ender = new AbortController();
     const signal = AbortSignal.any([turn.signal, ender.signal]);
     const requests = texts.map((tokens, s): Started | undefined => {
@@ -152,7 +190,7 @@ export class Runs {
         signal,
       });
     });
-    if (texts.every(({ length }, s) => length === asked[s].tokens.length)) {
+    if (!hasBegun(run)) {
       run.found = () =>
         requests.reduce((sum, one) => sum + (one?.cachedTokens() ?? 0), 0);
     }
@@ -174,18 +212,35 @@ export class Runs {
     }
   }
 
+  /**
+   * The engine, once it has room for a run that was alone and is no longer.
+   *
+   * @throws {MemoryError} if it has none; that run then goes on alone.
+   */
   async #shared(): Promise<Engine> {
+    const { turns } = this.parts;
+    turns.oustUnbegun(); // before it reads a prompt that will be read again
+    const lone = turns.isAlone ? this.#lone : [];
+    const positions = lone.reduce((n, { length }) => Math.max(n, length), 0);
     this.#waiting++;
     try {
-      this.#engine ??= this.parts.engine().then((engine) =>
-        this.#started = engine
-      );
-      return await this.#engine;
+      this.#engine ??= this.#begin(positions);
+      const engine = await this.#engine;
+      if (positions > 0) { // another run may have begun the engine
+        await turns.admit("generate", () => engine.reserve(positions));
+      }
+      return engine;
+    } finally {
+      this.#waiting--;
+    }
+  }
+
+  async #begin(positions: number): Promise<Engine> {
+    try {
+      return this.#started = await this.parts.engine(positions);
     } catch (error) {
       this.#engine = undefined;
       throw error;
-    } finally {
-      this.#waiting--;
     }
   }
 
@@ -196,6 +251,12 @@ export class Runs {
     engine?.end(error);
   }
 }
+
+/** The number of tokens of each text so far. */
+const lengthsOf = ({ asked, texts }: Running): number[] =>
+  texts.map(({ length }, s) => length - asked[s].tokens.length);
+
+const hasBegun = (run: Running): boolean => lengthsOf(run).some((n) => n > 0);
 
 /** Yields what several streams yield, as soon as it is there. */
 async function* merged(

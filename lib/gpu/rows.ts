@@ -351,10 +351,10 @@ export class GpuRows implements Rows {
         "Cannot continue: a key or value is not a finite f32, so the weights or the device are faulty",
       );
     }
-    this.#forget();
-    this.#cache[Symbol.dispose]();
-    const size = { slots: this.#slots, context, pages: this.pages };
-    this.#use(await createCache(this.#ops, { ...size, dtype: "f32" }));
+    const { pages } = this;
+    this.requireRoom(pages * PAGE, "f32");
+    const size = { slots: this.#slots, context, pages, dtype: "f32" } as const;
+    this.#use(await createCache(this.#ops, size));
     this.onWidened?.();
   }
 
@@ -387,13 +387,14 @@ export class GpuRows implements Rows {
     const { bytes } = flags;
     encoder.copyBufferToBuffer(flags.buffer, 0, cache.flags.buffer, 0, bytes);
     device.queue.submit([encoder.finish()]);
-    this.#forget();
-    this.#cache[Symbol.dispose]();
     this.#use(cache);
     this.pages = pages;
   }
 
+  /** Goes on with another cache. */
   #use(cache: GpuKvCache): void {
+    this.#forget();
+    this.#cache[Symbol.dispose]();
     this.#cache = cache;
     this.#state.lengths = cache.lengthsOnDevice;
   }

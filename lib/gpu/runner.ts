@@ -224,18 +224,19 @@ export class GpuRunner implements Runner {
     signal?: AbortSignal,
     cached = 0,
     masks: readonly (MaskSource | undefined)[] = [],
+    begun = 0,
   ): AsyncGenerator<SampledTokens, void> {
     this.#requireDevice("generate");
     const sequences = prompts.length;
     using several = sequences > 1
       ? await this.#several(
         sequences,
-        positionsOf(prompts, maxTokens, this.context),
+        positionsOf(prompts, maxTokens - begun, this.context),
       )
       : undefined;
     const texts = prompts.map((prompt) => [...prompt]);
     const batch = several ?? this.#one;
-    for (let step = 0; step < maxTokens;) {
+    for (let step = begun; step < maxTokens;) {
       const shaders = () => batch.shaders(texts, this.prefillRows, cached);
       await this.#compileAhead(shaders, signal);
       let overflow = false;

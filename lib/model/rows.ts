@@ -71,6 +71,10 @@ export interface Rows extends Paging, Disposable {
    * value did not fit the cache's type, so that nothing in the cache can be relied on.
    */
   take(): Promise<readonly SampledTokens[] | undefined>;
-  /** Replaces the cache with an empty f32 one, after {@linkcode take} gave undefined. */
+  /**
+   * Replaces the cache with an empty f32 one, after {@linkcode take} gave undefined.
+   *
+   * @throws {MemoryError} if the device has too little memory; the cache then stays.
+   */
   widen(): Promise<void>;
 }

@@ -81,6 +81,9 @@ export interface Runner extends Disposable {
    * With `masks`, by sequence, every chunk holds a single token of each. They are asked for
    * the next when the consumer is.
    *
+   * The last `begun` tokens of each prompt are those of its reply so far; they count for
+   * `maxTokens`, seeds and penalties.
+   *
    * @throws {MemoryError} if several sequences do not fit (see `requireRoom`).
    */
   generate(
@@ -90,5 +93,6 @@ export interface Runner extends Disposable {
     signal?: AbortSignal,
     cached?: number,
     masks?: readonly (MaskSource | undefined)[],
+    begun?: number,
   ): AsyncGenerator<SampledTokens, void>;
 }

@@ -66,6 +66,8 @@ export interface Chunks<T> extends AsyncIterable<T> {
 interface Lone {
   /** Whether its consumer waits for a value. */
   active: boolean;
+  /** Whether it has computed anything. */
+  begun: boolean;
   ousted: boolean;
   /** Ends its work while no value is computed. */
   readonly close: () => Promise<unknown>;
@@ -116,6 +118,11 @@ export class Turns {
     return !this.#lone?.active;
   }
 
+  /** Whether there is a run that is alone and has begun. */
+  get isAlone(): boolean {
+    return this.#lone?.begun ?? false;
+  }
+
   /**
    * Yields what `work` yields, alone. A `steady` consumer never pauses, so that somebody
    * waits for the run to its end.
@@ -129,7 +136,8 @@ export class Turns {
   ): AsyncGenerator<T, boolean> {
     const values = work(signal), close = () => values.return();
     this.oust();
-    const lone = this.#lone = { active: true, ousted: false, close } as Lone;
+    const lone: Lone = { active: true, begun: false, ousted: false, close };
+    this.#lone = lone;
     try {
       for (;;) {
         lone.active = true;
@@ -137,6 +145,7 @@ export class Turns {
           await this.#closeOusted();
           if (lone.ousted) return undefined;
           signal.throwIfAborted();
+          lone.begun = true;
           return await values.next();
         });
         if (!next) return false;
@@ -187,6 +196,20 @@ export class Turns {
       await this.#clear();
       return await work();
     });
+  }
+
+  /** As {@linkcode exclusive}. If it succeeds, no run is alone afterwards. */
+  async admit<R>(action: string, work: () => Promise<R>): Promise<R> {
+    return await this.exclusive(action, async () => {
+      const result = await work();
+      await this.#clear();
+      return result;
+    });
+  }
+
+  /** Says that a run that is alone and has computed nothing yet must not begin so. */
+  oustUnbegun(): void {
+    if (!this.#lone?.begun) this.oust();
   }
 
   /** Says that a run that is alone must not go on so. */

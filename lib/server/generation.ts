@@ -84,6 +84,7 @@ export class Generation implements AsyncIterable<Step> {
     manner: Manner,
   ): Promise<Generation> {
     const { param, signal } = manner, source = sourceOf(service);
+    service.queue.requireRoom(asked.length); // before the prompts are encoded
     const encoded = new Map<Prompt, ReadyPrompt>();
     for (const { prompt, options } of asked) {
       if (encoded.has(prompt)) continue;

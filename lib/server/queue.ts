@@ -84,12 +84,12 @@ export class Queue {
   }
 
   /**
-   * Takes places for the runs of a request.
+   * Checks that there are places for the runs of a request.
    *
    * @throws {ApiError} 429 if too many wait; 400 if there will never be so many places;
    * 503 if the server is stopping.
    */
-  take(count: number): Place[] {
+  requireRoom(count: number): void {
     if (this.#ended) throw stopping();
     const room = this.slots + this.most;
     if (count > room) {
@@ -106,6 +106,15 @@ export class Queue {
         { code: "rate_limit_exceeded", retryAfter: this.#patience() },
       );
     }
+  }
+
+  /**
+   * Takes places for the runs of a request.
+   *
+   * @throws {ApiError} as {@linkcode requireRoom} does.
+   */
+  take(count: number): Place[] {
+    this.requireRoom(count);
     const request = { begun: false };
     const places = Array.from(
       { length: count },

@@ -116,6 +116,22 @@ Deno.test("a chat is saved to a stream and loaded from one, with or without a ca
   ]);
 });
 
+Deno.test("a chat is piped into another of the same model", async () => {
+  for (const loadsFirst of [false, true]) {
+    using qwen = await story();
+    const chat = await begun(qwen), other = qwen.chat(GREEDY);
+    const { readable, writable } = new TransformStream<Uint8Array>();
+    const both = [() => chat.save(writable), () => other.load(readable)];
+    if (loadsFirst) both.reverse();
+    const counts = await Promise.all(both.map((one) => one()));
+    const expected = chat.tokens - 1;
+    for (const one of counts) assertEquals(one.cachedTokens, expected);
+    assertEquals(other.messages, chat.messages);
+    const reply = await other.send("It was raining");
+    assertEquals(reply.stats.cachedTokens, expected);
+  }
+});
+
 Deno.test("a damaged file changes nothing", async () => {
   using qwen = await story();
   const chat = await begun(qwen);

@@ -295,6 +295,118 @@ Deno.test("a cache that can't grow ends only the runs that it can't hold", async
   assertEquals([await first, ...await Promise.all(others)], expected);
 });
 
+/** Generates alone; calls `then` while the second chunk of tokens is computed. */
+async function joined(
+  { runner }: Qwen3,
+  run: Run,
+  then: () => void,
+): Promise<number[]> {
+  const { generate } = runner;
+  runner.generate = async function* (...call) {
+    runner.generate = generate;
+    let chunks = 0;
+    for await (const ids of generate.apply(runner, call)) {
+      yield ids;
+      if (++chunks === 1) then();
+    }
+  };
+  return await idsOf(run);
+}
+
+eachDevice("a run goes on if there is no memory for others", async (device) => {
+  const options = { ...GREEDY, maxTokens: 12 };
+  using qwen = await loadQwen3(undefined, { device, precision: "f32" });
+  const alone = await idsOf(qwen.generate("A dog", options));
+  const { runner } = qwen, { rows } = runner;
+  let caches = 0;
+  runner.rows = () => {
+    caches++;
+    return Promise.reject(new MemoryError("no memory for a cache"));
+  };
+  const refused = (run: PromiseLike<unknown>) =>
+    assertRejects(async () => await run, MemoryError, "no memory for a cache");
+  // Before it has begun.
+  const first = idsOf(qwen.generate("A dog", { ...options, reuse: false }));
+  await Promise.all(["Tom", "The"].map((p) => refused(qwen.generate(p))));
+  assertEquals(await first, alone);
+  assert(caches > 0);
+  caches = 0;
+  // After some tokens.
+  const run = qwen.generate("A dog", options);
+  let other: Promise<unknown> | undefined;
+  await joined(qwen, run, () => other = refused(qwen.generate("Tom", options)));
+  await other;
+  assertEquals([run.tokenIds, caches], [alone, 1]);
+  // Once there is memory, they run together.
+  runner.rows = rows;
+  const runs = [1, 2].map(() => idsOf(qwen.generate("A dog", options)));
+  assertEquals(await Promise.all(runs), [alone, alone]);
+});
+
+eachDevice("runs that paused go on if there is no memory", async (device) => {
+  using qwen = await loadQwen3(undefined, { device, precision: "f32" });
+  const all: GenerateOptions[] = [
+    { temperature: 0 },
+    { temperature: 1, seed: 5, repetitionPenalty: 1.3 },
+    { temperature: 1, seed: 5, frequencyPenalty: 1.5, logprobs: 1 },
+  ];
+  qwen.runner.rows = () => Promise.reject(new MemoryError("no memory"));
+  for (const way of all) {
+    const options = { ...way, maxTokens: 12, ignoreEos: true };
+    const alone = await idsOf(qwen.generate("A dog", options));
+    const prompts = ["A dog", "Tom"];
+    const { sequences } = await qwen.generateBatch(prompts, options);
+    const run = qwen.generate("A dog", options);
+    const batch = qwen.generateBatch(prompts, options);
+    let first: Promise<number[]> | undefined;
+    for await (const _ of run) {
+      first ??= idsOf(qwen.generate("A dog", options));
+      await pause(1);
+    }
+    assertEquals([run.tokenIds, await first], [alone, alone]);
+    for await (const { sequence } of batch) {
+      if (sequence === 0 || batch.stats.tokens > 14) continue;
+      await qwen.generate("A dog", { ...options, maxTokens: 2 });
+    }
+    assertEquals(
+      batch.sequences.map(({ tokenIds }) => tokenIds),
+      sequences.map(({ tokenIds }) => tokenIds),
+    );
+  }
+});
+
+eachDevice("a run goes on if a cache can't grow for it", async (device) => {
+  using qwen = await loadQwen3(undefined, { device, precision: "f32" });
+  const made = sharedBy(qwen, { firstPositions: 192 });
+  const options = { ...GREEDY, maxTokens: 12 };
+  const long = Array.from({ length: 200 }, (_, i) => 300 + i);
+  const alone = await idsOf(qwen.generate(long, options));
+  const few = { ...GREEDY, maxTokens: 8 };
+  const short = await idsOf(qwen.generate("Tom", few));
+  const pair = () =>
+    Promise.all([1, 2].map(() => idsOf(qwen.generate("Tom", few))));
+  assertEquals(await pair(), [short, short]);
+  const [rows] = made.rows, { grow } = rows;
+  rows.grow = () => Promise.reject(new MemoryError("no memory for pages"));
+  const run = qwen.generate(long, options);
+  let other: Promise<unknown> | undefined;
+  await joined(qwen, run, () =>
+    other = assertRejects(
+      async () => await qwen.generate("Tom", few),
+      MemoryError,
+      "no memory for pages",
+    ));
+  await other;
+  assertEquals(run.tokenIds, alone);
+  assertEquals(await pair(), [short, short]);
+  rows.grow = grow;
+  const last = qwen.generate(long, options);
+  let newcomer: Promise<number[]> | undefined;
+  await joined(qwen, last, () => newcomer = idsOf(qwen.generate("Tom", few)));
+  assertEquals([last.tokenIds, await newcomer], [alone, short]);
+  assertEquals(made.rows.length, 1);
+});
+
 eachDevice("a run goes where its prompt is cached", async (device) => {
   using qwen = await loadQwen3(undefined, { device, precision: "f32" });
   const ids = (from: number) =>

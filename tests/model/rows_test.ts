@@ -1,6 +1,13 @@
 /** Rows of texts, used as an engine does. */
-import { assert, assertEquals } from "@std/assert";
-import { type GenerateOptions, loadQwen3, type Qwen3 } from "../../mod.ts";
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  type GenerateOptions,
+  loadQwen3,
+  MemoryError,
+  type Qwen3,
+} from "../../mod.ts";
+import { CpuRows } from "../../lib/cpu/rows.ts";
+import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
 import type { Rows, RowText } from "../../lib/model/rows.ts";
 import {
   type SampledTokens,
@@ -152,4 +159,53 @@ eachDevice("pages are added, and the others stay", async (device) => {
     await decode(20);
     assertEquals(text.generated, ids.slice(0, 24), kv);
   }
+});
+
+gpuTest("a cache that can't be widened stays", async () => {
+  using qwen = await loadQwen3(undefined, { device: "gpu" });
+  const options = { temperature: 0, maxTokens: 20 }, [prompt] = PROMPTS;
+  const { ids, sampling } = await alone(qwen, prompt, options);
+  using rows = await qwen.runner.rows({ slots: 2, context: 64 });
+  const text = new Text(prompt, [0, 1], sampling);
+  await rows.read(text, 0, prompt.length - 1);
+  await decoded(rows, [text], 8);
+  const { create } = GpuKvCache;
+  GpuKvCache.create = () => Promise.reject(new MemoryError("no memory"));
+  try {
+    await assertRejects(() => rows.widen(), MemoryError, "no memory");
+  } finally {
+    GpuKvCache.create = create;
+  }
+  await decoded(rows, [text], 8);
+  assertEquals(text.generated, ids.slice(0, 16));
+});
+
+Deno.test("on the CPU, pages that do not fit are a MemoryError and leave nothing", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const options = { temperature: 0, maxTokens: 20 }, [prompt] = PROMPTS;
+  const { ids, sampling } = await alone(qwen, prompt, options);
+  using rows = await qwen.runner.rows({ slots: 2, context: 96 });
+  assert(rows instanceof CpuRows);
+  const text = new Text(prompt, [0], sampling);
+  await rows.read(text, 0, prompt.length - 1);
+  await decoded(rows, [text], 1);
+  // As if memory ran out between two layers.
+  Object.assign(rows, { requireRoom: () => {} });
+  const { ops } = rows, { tensor } = ops, { memoryBytes } = qwen;
+  let made = 0;
+  ops.tensor = (dtype, shape) =>
+    tensor.call(ops, dtype, ++made === 3 ? [2 ** 31] : shape);
+  const grow = async () => await rows.grow(4);
+  await assertRejects(grow, MemoryError, "Cannot allocate a tensor of ");
+  const once = qwen.memoryBytes;
+  for (let i = 0; i < 10; i++) {
+    made = 0;
+    await assertRejects(grow, MemoryError);
+  }
+  assertEquals([made, qwen.memoryBytes], [3, once]);
+  assert(once >= memoryBytes);
+  ops.tensor = tensor;
+  await rows.grow(4);
+  await decoded(rows, [text], 1);
+  assertEquals(text.generated, ids.slice(0, 2));
 });

@@ -352,6 +352,29 @@ Deno.test("texts wait for their turn, and too many get status 429", async () => 
   assertEquals(await server.metric("waiting"), 0);
 });
 
+Deno.test("a request that finds no place is refused before its prompt is encoded", async () => {
+  await using server = await serving({ options: { queue: 0 }, slots: 1 });
+  const { tokenizer } = server.qwen, { encodeInParts } = tokenizer;
+  let encoded = 0;
+  tokenizer.encodeInParts = (...given) => {
+    encoded++;
+    return encodeInParts.apply(tokenizer, given);
+  };
+  const long = await fetch(server.url + "/v1/completions", {
+    method: "POST",
+    body: JSON.stringify({
+      ...STORY,
+      max_tokens: 900,
+      ignore_eos: true,
+      stream: true,
+    }),
+  });
+  assertEquals(encoded, 1);
+  const { status } = await server.post("/v1/completions", STORY);
+  assertEquals([status, encoded], [429, 1]);
+  await long.body?.cancel();
+});
+
 Deno.test("a request that takes too long is ended", async () => {
   await using server = await serving({ options: { seconds: 0.05 } });
   const long = { ...STORY, max_tokens: 900, ignore_eos: true };
