@@ -251,9 +251,7 @@ export class Engine implements Disposable {
    */
   async reserve(positions: number): Promise<void> {
     const { rows } = this.#parts, wanted = this.#pages.pagesFor(positions);
-    if (wanted <= rows.pages) return;
-    await rows.grow(wanted);
-    this.#pages.grow(rows.pages);
+    if (wanted > rows.pages) await this.#addPages(wanted);
   }
 
   /** What it does now, and sums over all requests. */
@@ -446,18 +444,23 @@ export class Engine implements Disposable {
     }
   }
 
-  /** Adds pages, so that there are `pages`; returns whether the device has memory for them. */
+  /** As {@linkcode #addPages}; returns whether the device has memory for them. */
   async #grow(pages: number): Promise<boolean> {
-    const { rows } = this.#parts;
     try {
-      await rows.grow(Math.min(this.#mostPages, pages));
+      await this.#addPages(Math.min(this.#mostPages, pages));
+      return true;
     } catch (error) {
       if (!(error instanceof MemoryError)) throw error;
       this.#full = error;
       return false;
     }
+  }
+
+  /** Adds pages to the cache, so that there are `pages`. */
+  async #addPages(pages: number): Promise<void> {
+    const { rows } = this.#parts;
+    await rows.grow(pages);
     this.#pages.grow(rows.pages);
-    return true;
   }
 
   /** Adapts the size of the next read: others wait for it, and so does a cancelled request. */
