@@ -1,11 +1,10 @@
 /** Completions of texts and of chats with the story model, over HTTP. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { eventsOf, type Json, serving, until } from "../support/serving.ts";
+import { LONG, STORY, TEXT } from "../support/story_request.ts";
 
-const STORY = { prompt: "Once upon a time", temperature: 0, max_tokens: 8 };
 const MESSAGES = [{ role: "user", content: "Once upon a time" }];
 const CHAT = { messages: MESSAGES, temperature: 0, max_tokens: 8 };
-const TEXT = ", there was a little girl named Lily";
 
 Deno.test("a text is continued as generate continues it", async () => {
   await using server = await serving();
@@ -277,7 +276,6 @@ Deno.test("vectors of texts and of token ids come as numbers or base64", async (
 
 Deno.test("a client that goes away frees its slot", async () => {
   await using server = await serving();
-  const long = { ...STORY, max_tokens: 900, ignore_eos: true };
   const ways = [[true, 0], [false, 0], [true, 20_000], [
     false,
     20_000,
@@ -287,7 +285,7 @@ Deno.test("a client that goes away frees its slot", async () => {
     const asked = fetch(`${server.url}/v1/completions`, {
       method: "POST",
       // Of a large body, Deno notices later that its sender has gone.
-      body: JSON.stringify({ ...long, stream }) + " ".repeat(more),
+      body: JSON.stringify({ ...LONG, stream }) + " ".repeat(more),
       signal: gone.signal,
     });
     if (stream) {
@@ -314,12 +312,7 @@ Deno.test("a reader that leaves a stream frees its slot without HTTP too", async
   const response = await server.server.fetch(
     new Request("http://localhost/v1/completions", {
       method: "POST",
-      body: JSON.stringify({
-        ...STORY,
-        max_tokens: 900,
-        ignore_eos: true,
-        stream: true,
-      }),
+      body: JSON.stringify({ ...LONG, stream: true }),
     }),
   );
   const reader = response.body!.getReader();
@@ -362,12 +355,7 @@ Deno.test("a request that finds no place is refused before its prompt is encoded
   };
   const long = await fetch(server.url + "/v1/completions", {
     method: "POST",
-    body: JSON.stringify({
-      ...STORY,
-      max_tokens: 900,
-      ignore_eos: true,
-      stream: true,
-    }),
+    body: JSON.stringify({ ...LONG, stream: true }),
   });
   assertEquals(encoded, 1);
   const { status } = await server.post("/v1/completions", STORY);
@@ -377,11 +365,10 @@ Deno.test("a request that finds no place is refused before its prompt is encoded
 
 Deno.test("a request that takes too long is ended", async () => {
   await using server = await serving({ options: { seconds: 0.05 } });
-  const long = { ...STORY, max_tokens: 900, ignore_eos: true };
-  const { status, json } = await server.post("/v1/completions", long);
+  const { status, json } = await server.post("/v1/completions", LONG);
   assertEquals([status, json.error.code], [504, "timeout"]);
   const events = await server.stream("/v1/completions", {
-    ...long,
+    ...LONG,
     stream: true,
   });
   const last = JSON.parse(events.at(-1) ?? "{}");
@@ -393,12 +380,7 @@ Deno.test("a server that stops lets texts in progress end", async () => {
   await using server = await serving({ slots: 1 });
   const response = await fetch(`${server.url}/v1/completions`, {
     method: "POST",
-    body: JSON.stringify({
-      ...STORY,
-      max_tokens: 900,
-      ignore_eos: true,
-      stream: true,
-    }),
+    body: JSON.stringify({ ...LONG, stream: true }),
   });
   const waiting = server.post("/v1/completions", STORY);
   await until(async () => await server.metric("waiting") === 1);

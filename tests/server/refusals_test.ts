@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { Server } from "../../mod.ts";
 import { type Json, listening, serving, until } from "../support/serving.ts";
+import { LONG } from "../support/story_request.ts";
 
 const STORY = { prompt: "Once upon a time", temperature: 0, max_tokens: 4 };
 const MESSAGES = [{ role: "user", content: "Hi" }];
@@ -420,7 +421,7 @@ async function rawRequest(url: string, body: string, length = body.length) {
 
 Deno.test("a client that reads nothing does not keep others from their turn", async () => {
   await using server = await serving({ slots: 1 });
-  const body = { ...STORY, max_tokens: 900, ignore_eos: true, stream: true };
+  const body = { ...LONG, stream: true };
   using _socket = await rawRequest(server.url, JSON.stringify(body));
   await until(async () => await server.metric("running") === 1);
   const { status } = await server.post("/v1/completions", STORY);

@@ -1,9 +1,8 @@
 /** Penalties, biases and log probabilities in requests. */
 import { assert, assertEquals } from "@std/assert";
 import { type Json, serving } from "../support/serving.ts";
+import { STORY, TEXT } from "../support/story_request.ts";
 
-const STORY = { prompt: "Once upon a time", temperature: 0, max_tokens: 8 };
-const TEXT = ", there was a little girl named Lily";
 const CHAT = {
   messages: [{ role: "user", content: STORY.prompt }],
   temperature: 0,

@@ -7,9 +7,7 @@ import {
 } from "@std/assert";
 import { copyCheckpoint, tempFolder } from "../support/temp_checkpoint.ts";
 import { RUN, runTask } from "../support/run_task.ts";
-
-const STORY = { prompt: "Once upon a time", temperature: 0, max_tokens: 8 };
-const TEXT = ", there was a little girl named Lily";
+import { LONG, STORY, TEXT } from "../support/story_request.ts";
 
 /** Starts the task on a free port, as if installed; resolves when it can answer. */
 async function start(args: string[], env: Record<string, string> = {}) {
@@ -78,12 +76,7 @@ Deno.test("the story model is served, and Ctrl-C lets texts in progress end", as
   assertEquals([json.model, json.choices[0].text], ["stories-3m", TEXT]);
   const response = await fetch(`${task.url}/v1/completions`, {
     method: "POST",
-    body: JSON.stringify({
-      ...STORY,
-      max_tokens: 900,
-      ignore_eos: true,
-      stream: true,
-    }),
+    body: JSON.stringify({ ...LONG, stream: true }),
   });
   const ending = task.stop();
   const events = await response.text();
