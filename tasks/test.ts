@@ -1,5 +1,5 @@
 /**
- * Run every test and every example in the documentation.
+ * Check all types, then run every test and every example in the documentation.
  *
  *   deno task test
  *   deno task test --quick            host tests and one test per kernel
@@ -7,9 +7,10 @@
  *   deno task test --seeds 500        try random inputs from 500 seeds
  *   deno task test --inputs 10000 tests/fuzz_test.ts    fuzz with 10,000 inputs
  *   deno task test tests/kernels      run some of the tests
+ *   deno task test --parallel tests/kernels    several files at once
  *
  * Tests for which this machine lacks something (a GPU adapter, a browser, nginx) are skipped,
- * and the summary says what to install. --quick takes less than a minute; the summary
+ * and the summary says what to install. --quick takes one to three minutes; the summary
  * says how many tests it left out. A test on random inputs prints its seed when it
  * fails; QWEN3_TEST_SEED=n repeats it. The last line is `N passed, N failed`, with the
  * number of skipped tests, if any.
@@ -23,8 +24,20 @@ const QUICK = "QWEN3_TEST_QUICK"; // read by tests/support/quick.ts
 const SEEDS = "QWEN3_TEST_SEEDS"; // read by tests/support/random.ts
 const INPUTS = "QWEN3_TEST_INPUTS"; // read by tests/fuzz_test.ts
 
-/** Listed, because the runner's default pattern would match this file too. */
-const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];
+/**
+ * The files that take longest come first, so that none of them is left to run alone at the
+ * end. The rest is listed, because the runner's default pattern would match this file too.
+ */
+const WHERE = [
+  "tests/golden_test.ts",
+  "tests/gguf_golden_test.ts",
+  "tests/browser_test.ts",
+  "tests/runtimes_test.ts",
+  "tests/quantized_cache_test.ts",
+  "tests/kernels/attend_decode_test.ts",
+  "tests/quantize_test.ts",
+  ...["tests", "lib", "kernels", "mod.ts", "README.md"],
+];
 /**
  * Test files that run at once: the software adapter and the CPU path use all cores, but many
  * tests wait for processes, browsers and servers.
@@ -32,7 +45,10 @@ const WHERE = ["tests", "lib", "kernels", "mod.ts", "README.md"];
 const JOBS = 3;
 
 /** Our flags, and those of deno test that look like one of them. */
-const FLAGS = ["--quick", "--require-gpu", "--seeds", "--inputs", "--version"];
+const FLAGS = [
+  ...["--quick", "--require-gpu", "--seeds", "--inputs", "--parallel"],
+  "--version",
+];
 const DENO_FLAGS = ["--quiet", "--seed"];
 
 const HELP = `deno task test [flags] [files or folders]
@@ -41,6 +57,7 @@ const HELP = `deno task test [flags] [files or folders]
   --require-gpu  fail where this machine lacks a GPU adapter, a browser or nginx
   --seeds N      repeat tests on random inputs with N seeds
   --inputs N     give the fuzzer N inputs instead of 500
+  --parallel     run several files at once, as without files or folders
   --help, -h     print this text
   --version      print the version
 
@@ -62,17 +79,13 @@ const quick = takes("--quick") !== undefined;
 if (quick) Deno.env.set(QUICK, "1");
 takesNumber("--seeds", SEEDS);
 takesNumber("--inputs", INPUTS);
+const parallel = takes("--parallel") !== undefined || args.length === 0;
 refuseMistyped();
 const adapter = await navigator.gpu?.requestAdapter() != null;
 
 let passed = 0, failed = 0, skipped = 0;
-if (args.length) {
-  await run(...args);
-} else {
-  const alone = await changeEnvironment("tests");
-  await run("--parallel", `--ignore=${alone}`, ...WHERE);
-  await run(...alone);
-}
+if (parallel) await runParallel();
+else await run(args);
 if (skipped) console.log(`${skipped} tests were not run: ${why()}.`);
 console.log(
   `${passed} passed, ${failed} failed${skipped ? `, ${skipped} skipped` : ""}`,
@@ -115,42 +128,60 @@ function refuseMistyped(): void {
   }
 }
 
-/** Test files that set environment variables, which files run in parallel would share. */
-async function changeEnvironment(folder: string): Promise<string[]> {
-  const found: string[] = [];
-  for await (const { name, isDirectory } of Deno.readDir(folder)) {
-    const path = `${folder}/${name}`;
-    if (isDirectory) found.push(...await changeEnvironment(path));
-    else if (/_test\.ts$/.test(name)) {
-      const text = await Deno.readTextFile(path);
-      if (/\bDeno\.env\.(set|delete)\(/.test(text)) found.push(path);
-    }
+/**
+ * Runs several files at once. Those that set environment variables, which the others would
+ * see, run one after another in a process of their own, beside the rest.
+ */
+async function runParallel(): Promise<void> {
+  const flags = args.filter((arg) => arg.startsWith("-"));
+  const named = args.filter((arg) => !arg.startsWith("-"));
+  if (named.length === 0) {
+    // Types are checked once for both processes, and for what no test imports.
+    const { success } = await deno(["check", "--doc", ".", "README.md"]).status;
+    if (!success) return void failed++;
+    flags.push("--no-check");
   }
-  return found.sort();
+  const where = named.length ? named : WHERE;
+  const alone = await changeEnvironment(where);
+  if (alone.length === 0) return await run(["--parallel", ...flags, ...where]);
+  const others = ["--parallel", "--permit-no-files", `--ignore=${alone}`];
+  const rest = run([...others, ...flags, ...where]);
+  await run([...flags, ...alone], rest);
 }
 
-/** Runs Deno's test runner, shows what it prints, and adds up its summary. */
-async function run(...args: string[]): Promise<void> {
-  const runner = new Deno.Command(Deno.execPath(), {
-    args: ["test", "-A", "--doc", ...args],
-    env: {
-      NO_COLOR: "1",
-      DENO_JOBS: `${JOBS}`,
-      // Constants tuned on this machine must not affect the tests.
-      QWEN3_TUNING_DIR: Deno.makeTempDirSync(),
-      QWEN3_CACHE_DIR: Deno.makeTempDirSync(),
-    },
-    stdout: "piped",
-    stderr: "inherit",
-  }).spawn();
+/** Test files in `paths` that set environment variables. */
+async function changeEnvironment(paths: readonly string[]): Promise<string[]> {
+  const files = new Set<string>();
+  for (const path of paths) {
+    const found = await Deno.stat(path).catch(() => undefined);
+    if (found === undefined) continue; // Deno says so
+    if (found.isDirectory) {
+      const inside = Array.from(Deno.readDirSync(path), ({ name }) => name);
+      const under = inside.map((name) => `${path}/${name}`);
+      for (const one of await changeEnvironment(under)) files.add(one);
+    } else if (/_test\.ts$/.test(path)) {
+      const text = await Deno.readTextFile(path);
+      if (/\bDeno\.env\.(set|delete)\(/.test(text)) files.add(path);
+    }
+  }
+  return [...files].sort();
+}
+
+/**
+ * Runs Deno's test runner and adds up its summary. What it prints is shown at once, or when
+ * `before` has ended.
+ */
+async function run(args: string[], before?: Promise<void>): Promise<void> {
+  const runner = deno(["test", "-A", "--doc", ...args], "piped");
   let last = "";
   const [shown, read] = runner.stdout.tee();
-  const showing = shown.pipeTo(Deno.stdout.writable, { preventClose: true });
+  const show = () => shown.pipeTo(Deno.stdout.writable, { preventClose: true });
+  const showing = before ? before.then(show) : show();
   for await (const text of read.pipeThrough(new TextDecoderStream())) {
     last = (last + text).slice(-20_000);
   }
-  await showing;
   const { code } = await runner.status;
+  await showing;
   const summary = [...last.matchAll(
     /\| (\d+) passed(?: \([^)]*\))? \| (\d+) failed(?: \([^)]*\))?(?: \| (\d+) ignored)?/g,
   )].at(-1);
@@ -161,6 +192,25 @@ async function run(...args: string[]): Promise<void> {
   skipped += ignored;
   // A file that fails to load counts no failed test.
   failed += wrong || (code === 0 && summary ? 0 : 1);
+}
+
+/** Starts Deno. */
+function deno(
+  args: string[],
+  stdout: "inherit" | "piped" = "inherit",
+): Deno.ChildProcess {
+  return new Deno.Command(Deno.execPath(), {
+    args,
+    env: {
+      NO_COLOR: "1",
+      DENO_JOBS: `${JOBS}`,
+      // Constants tuned on this machine must not affect the tests.
+      QWEN3_TUNING_DIR: Deno.makeTempDirSync(),
+      QWEN3_CACHE_DIR: Deno.makeTempDirSync(),
+    },
+    stdout,
+    stderr: "inherit",
+  }).spawn();
 }
 
 /** Why tests were skipped. */

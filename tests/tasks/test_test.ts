@@ -26,6 +26,49 @@ Deno.test("tests do not see where deno task was started, and are counted", async
   }
 });
 
+Deno.test("files run in parallel, and those that set variables beside them", async () => {
+  const folder = await Deno.makeTempDir();
+  const write = (name: string, variable: string, text: string) =>
+    Deno.writeTextFile(
+      `${folder}/${name}_test.ts`,
+      `Deno.test("${name}", () => { ${variable}; ${text} });`,
+    );
+  const has = 'if (Deno.env.has("SEEN")) throw new Error("it is set")';
+  const set = 'Deno.env.set("SEEN", "1")';
+  const flags = ["--parallel", "--no-lock", "--no-check", folder];
+  try {
+    await Deno.mkdir(`${folder}/inner`);
+    await write("inner/sets", set, "console.log('shown');");
+    await write("reads", has, "");
+    const { code, stdout } = await runTask("test", flags);
+    // What the second process printed follows the summary of the first.
+    assertMatch(
+      stdout,
+      /reads \.{3} ok.*1 passed \| 0 failed.*shown.*inner\/sets \.{3} ok/s,
+    );
+    assertEquals([code, /\n2 passed, 0 failed\n$/.test(stdout)], [0, true]);
+    for (const [name, variable] of [["inner/sets", set], ["reads", has]]) {
+      await write("inner/sets", set, "");
+      await write("reads", has, "");
+      await write(name, variable, "throw new Error('always');");
+      const { code, stdout } = await runTask("test", flags);
+      assertMatch(stdout, new RegExp(`\\b${name} \\.{3} FAILED`));
+      assertEquals([code, /\n1 passed, 1 failed\n$/.test(stdout)], [1, true]);
+    }
+    // A file that cannot be loaded, in either.
+    for (const name of ["inner/sets", "reads"]) {
+      await write("inner/sets", set, "");
+      await write("reads", has, "");
+      const text = await Deno.readTextFile(`${folder}/${name}_test.ts`);
+      await Deno.writeTextFile(`${folder}/${name}_test.ts`, `${text} no`);
+      const { code, stdout } = await runTask("test", flags);
+      assertEquals([code, /\n1 passed, 1 failed\n$/.test(stdout)], [1, true]);
+    }
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
 Deno.test("a flag that is nearly one of the task's is refused with that", async () => {
   for (
     const [flag, close] of [
