@@ -14,19 +14,19 @@ import {
   type SamplingOptions,
   type TokenMask,
 } from "./model/sampling.ts";
-import { grammarOf } from "./text/grammar/mod.ts";
+import { callGrammarOf, grammarOf } from "./text/grammar/mod.ts";
 import { givenOptions } from "./text/options.ts";
 import type { PromptOptions } from "./text/prompt.ts";
 import {
+  hiddenIds,
   type PieceKind,
-  REPLY_TAGS,
   type ReplyFormat,
   type ReplyPiece,
   ReplyStream,
 } from "./text/reply.ts";
 import { requireStopString, TextStream } from "./text/text_stream.ts";
 import type { Tokenizer } from "./text/tokenizer.ts";
-import type { ToolCall } from "./text/conversation.ts";
+import { anyStrict, type ToolCall } from "./text/conversation.ts";
 
 /** Options of `generate` and `generateBatch`. */
 export interface GenerateOptions extends SamplingOptions, PromptOptions {
@@ -135,6 +135,7 @@ export function checkGenerating(
   const given = givenOptions(cannot, options, { ...KINDS, ...more });
   const { maxTokens, stop = [], mask } = given;
   checkSchema(cannot, given);
+  checkStrict(cannot, given);
   if (mask) {
     requireKind(cannot, "mask.fill", mask.fill, "function");
     requireKind(cannot, "mask.accept", mask.accept, "function");
@@ -169,6 +170,25 @@ function checkSchema(cannot: string, given: GenerateOptions): void {
     other,
     given[other],
     "left out with a schema, whose JSON it could cut off",
+  );
+}
+
+/** Refuses strict functions whose schema cannot be guaranteed, and a mask beside them. */
+function checkStrict(cannot: string, { tools, mask }: GenerateOptions): void {
+  // What is wrong with other tools says the chat template's renderer.
+  const isStrict = Array.isArray(tools) &&
+    tools.every((tool) =>
+      isObject(tool) && isObject(tool.function) &&
+      typeof tool.function.name === "string"
+    ) && anyStrict(tools);
+  if (!isStrict) return;
+  callGrammarOf(tools);
+  if (!mask) return;
+  throw wrongOption(
+    cannot,
+    "mask",
+    mask,
+    "left out with a strict function, whose calls it could change",
   );
 }
 
@@ -331,7 +351,7 @@ class Growing implements Sequence {
     this.promptTokens = promptTokens;
     this.#maxTokens = maxTokens;
     if (tokenizer) {
-      const hidden = reply ? withoutTags(tokenizer) : tokenizer.specialIds;
+      const hidden = reply ? hiddenIds(tokenizer) : tokenizer.specialIds;
       const bytes = (id: number) => tokenizer.bytes(id);
       this.#stream = new TextStream({ bytes, specialIds: hidden }, { stop });
     }
@@ -388,12 +408,6 @@ class Growing implements Sequence {
     }
     return pieces;
   }
-}
-
-/** Special tokens, except those that separate a reply. */
-function withoutTags(tokenizer: Tokenizer): ReadonlySet<number> {
-  const tags = new Set(REPLY_TAGS.map((tag) => tokenizer.tokenId(tag)));
-  return new Set([...tokenizer.specialIds].filter((id) => !tags.has(id)));
 }
 
 /**

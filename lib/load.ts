@@ -68,8 +68,13 @@ import {
 import type { Fallback, Runner } from "./model/runner.ts";
 import { Turns } from "./model/turns.ts";
 import { resolveSampling, type TokenMask } from "./model/sampling.ts";
-import { grammarOf } from "./text/grammar/mod.ts";
+import {
+  callGrammarOf,
+  grammarOf,
+  requireJsonCalls,
+} from "./text/grammar/mod.ts";
 import { givenOptions } from "./text/options.ts";
+import { anyStrict } from "./text/conversation.ts";
 import type { ReplyFormat } from "./text/reply.ts";
 import { STORY_TEMPLATE } from "./text/story_template.ts";
 import {
@@ -796,7 +801,9 @@ export class Qwen3 implements Disposable {
   #masks(
     { mask, schema, thinking, chatTemplate }: GenerateOptions,
   ): (reply?: ReplyFormat) => TokenMask | undefined {
-    if (schema === undefined) return () => mask;
+    if (schema === undefined) {
+      return (reply) => this.#callMask(reply, chatTemplate) ?? mask;
+    }
     if (!this.hasTokenizer) {
       throw new Error(
         `Cannot generate: a schema needs a tokenizer, ${
@@ -814,8 +821,21 @@ export class Qwen3 implements Disposable {
           : reply && mayThink
           ? "allowed"
           : "none",
-        calls: reply?.tools && reply.tools.length > 0,
+        tools: reply?.tools,
       });
+  }
+
+  /** The mask of a reply whose calls must be valid, if one of the functions is strict. */
+  #callMask(
+    { tools = [], thinking }: ReplyFormat = {},
+    chatTemplate: string | undefined,
+  ): TokenMask | undefined {
+    if (!anyStrict(tools)) return undefined;
+    const { tokenizer } = this;
+    requireJsonCalls(tools, chatTemplate ?? tokenizer.chatTemplate ?? "");
+    const begins = thinking ? "reasoning" : "text";
+    const { vocabSize } = this.config;
+    return callGrammarOf(tools).mask(tokenizer, vocabSize, begins);
   }
 
   /**

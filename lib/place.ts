@@ -148,12 +148,7 @@ export function checkLoading(
   if (!["auto", "f32"].includes(precision)) {
     refuse("precision", precision, "auto or f32");
   }
-  checkImplementation(cannot, given);
-  for (const name of ["webgpu", "adapter"] as const) {
-    if (given[name] !== undefined && device === "cpu") {
-      refuse(name, given[name], "left out when device is cpu");
-    }
-  }
+  checkImplementation(cannot, given, device);
   if (!CACHE_TYPES.includes(kv)) refuse("kv", kv, "auto, f16, f32 or q8_0");
   if (quantize !== undefined && quantizationNamed(quantize) === undefined) {
     refuse("quantize", quantize, likely(quantize));

@@ -39,7 +39,7 @@ const FLAGS: FlagTable = {
 
 const NOTES =
   `Endpoints: / (a page to chat), /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /tokenize, /health, /metrics.
-A function's "strict": true holds if tool_choice demands a call; under "auto", arguments are as the model writes them.
+A function's "strict": true makes the arguments of its calls valid under its schema, also under tool_choice "auto".
 /health answers 503 until the model can answer, and while the server stops. Ctrl-C lets texts in progress end; a second one does not.`;
 
 /** How errors begin. */

@@ -202,11 +202,13 @@ function sketchOf(device: Sketched, compiler: Compiler): Sketched {
   };
 }
 
+/** The device that the options choose; without any, one need not be there. */
 async function findDevice(options: DeviceOptions): Promise<Sketched> {
   try {
     return await openDevice(options);
   } catch (error) {
-    if (error instanceof NoAdapterError) return STATED_DEVICE;
+    const isAsked = Object.values(options).some((value) => value !== undefined);
+    if (error instanceof NoAdapterError && !isAsked) return STATED_DEVICE;
     throw error;
   }
 }

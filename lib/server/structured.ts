@@ -6,7 +6,7 @@
 import type { GenerateOptions, Piece, Run } from "../generate.ts";
 import { isObject } from "../json.ts";
 import type { Tool, ToolCall } from "../text/conversation.ts";
-import { grammarOf } from "../text/grammar/mod.ts";
+import { argumentsSchema, grammarOf } from "../text/grammar/mod.ts";
 import { refusingAt, required, wrongParameter } from "./errors.ts";
 import type { Fields } from "./fields.ts";
 
@@ -58,15 +58,13 @@ export function demandCall(
 
 /** The schema of a call's JSON, which lies at `path`. */
 function callSchema({ function: { name, parameters } }: Tool, path: string) {
-  const given = parameters === undefined
-    ? { properties: {}, additionalProperties: false }
-    : rebased(parameters, `${path}/properties/arguments`);
-  const { $id: _, $schema: __, ...rest } = given as Record<string, unknown>;
+  const given = parameters &&
+    rebased(parameters, `${path}/properties/arguments`);
   return {
     type: "object",
     properties: {
       name: { const: name },
-      arguments: { type: "object", ...rest },
+      arguments: argumentsSchema(given as Record<string, unknown> | undefined),
     },
     required: ["name", "arguments"],
     additionalProperties: false,

@@ -113,9 +113,18 @@ export interface Tool {
     description?: string;
     /** A JSON Schema of its arguments. */
     parameters?: Record<string, unknown>;
-    /** Sent by OpenAI's clients; the assistant sees it if the chat template prints it. */
+    /**
+     * Whether the arguments of a call must be valid under `parameters`. Calls of all the
+     * functions are then compact JSON, and the run waits for every token, as with a
+     * `schema`. Refused where the chat template has calls written as XML. Default: false.
+     */
     strict?: boolean | null;
   };
+}
+
+/** Whether the arguments of one of some functions must be valid under its schema. */
+export function anyStrict(tools: readonly Tool[] = []): boolean {
+  return tools.some(({ function: { strict } }) => strict === true);
 }
 
 /** A message in the form that chat templates read, and the index of its {@linkcode Message}. */

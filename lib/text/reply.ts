@@ -4,7 +4,8 @@
  * @module
  */
 import { readBlock, readBroken, XML_CALL } from "./tool_calls.ts";
-import type { Tool, ToolCall } from "./conversation.ts";
+import { anyStrict, type Tool, type ToolCall } from "./conversation.ts";
+import type { Tokenizer } from "./tokenizer.ts";
 
 /** What a piece of a reply is: text for the user, reasoning, or a function call. */
 export type PieceKind = "text" | "reasoning" | "tool";
@@ -25,17 +26,25 @@ export interface ReplyFormat {
   json?: boolean;
 }
 
-const THINK = "<think>", THINK_END = "</think>";
-const CALL = "<tool_call>", CALL_END = "</tool_call>";
+/** The tags that separate a reply. */
+export const TAGS = {
+  think: "<think>",
+  thinkEnd: "</think>",
+  call: "<tool_call>",
+  callEnd: "</tool_call>",
+} as const;
+
+const { think: THINK, thinkEnd: THINK_END } = TAGS;
+const { call: CALL, callEnd: CALL_END } = TAGS;
 const XML_END = "</function>";
 
-/** The tags that separate a reply. */
-export const REPLY_TAGS: readonly string[] = [
-  THINK,
-  THINK_END,
-  CALL,
-  CALL_END,
-];
+/** Special tokens that a reply is read without: all but its tags. */
+export function hiddenIds(tokenizer: Tokenizer): ReadonlySet<number> {
+  const tags = new Set(
+    Object.values(TAGS).map((tag) => tokenizer.tokenId(tag)),
+  );
+  return new Set([...tokenizer.specialIds].filter((id) => !tags.has(id)));
+}
 
 /**
  * Separates a reply that arrives in pieces; how it is cut makes no difference.
@@ -61,6 +70,8 @@ export class ReplyStream {
   readonly toolCalls: ToolCall[] = [];
   readonly #tools: readonly Tool[];
   readonly #json: boolean;
+  /** Calls are whole, or cut off. */
+  readonly #strict: boolean;
   /** What opens the call of a tool without a tag. */
   readonly #bareTags: readonly string[];
   readonly #pieces = new Pieces();
@@ -81,6 +92,7 @@ export class ReplyStream {
     { thinking = false, tools = [], json = false }: ReplyFormat = {},
   ) {
     this.#json = json;
+    this.#strict = anyStrict(tools);
     this.#kind = thinking ? "reasoning" : "text";
     this.#repeats = thinking;
     this.#tools = tools;
@@ -220,8 +232,9 @@ export class ReplyStream {
   #endCall(stopped: boolean): void {
     const block = readBlock(this.#held, this.#tools);
     if (Array.isArray(block)) this.#endBlock(this.#held.length, block);
-    else if (this.#passed >= 0) this.#endBlock(this.#passed, "broken");
-    else if (stopped && !this.#held.includes(CALL)) {
+    else if (this.#passed >= 0 && !this.#strict) {
+      this.#endBlock(this.#passed, "broken");
+    } else if (stopped && (this.#strict || !this.#held.includes(CALL))) {
       this.#held = "";
       this.#close();
     } else this.#endBlock(this.#held.length, "text");

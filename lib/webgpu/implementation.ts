@@ -4,6 +4,7 @@
  * @module
  */
 import type { Choice } from "../dispatch/choice.ts";
+import type { DeviceKind } from "../dispatch/device.ts";
 import { errorText, NoAdapterError, wrongOption } from "../errors.ts";
 import { host } from "../host.ts";
 import { defineConstants } from "./constants.ts";
@@ -67,11 +68,14 @@ export const deviceOptions = (
 /**
  * Checks {@linkcode DeviceOptions}; `cannot` is how the error begins.
  *
- * @throws {OptionError} if one has a wrong value, or both `webgpu` and `gpu` are given.
+ * @param device where it will be used, if that is known
+ * @throws {OptionError} if one has a wrong value, both `webgpu` and `gpu` are given, or one
+ * chooses a GPU for the CPU.
  */
 export function checkImplementation(
   cannot: string,
   { gpu, webgpu, adapter }: DeviceOptions,
+  device?: DeviceKind,
 ): void {
   if (webgpu !== undefined && !WEBGPU_NAMES.includes(webgpu)) {
     throw wrongOption(cannot, "webgpu", webgpu, WEBGPU_NAMES.join(" or "));
@@ -81,6 +85,11 @@ export function checkImplementation(
   }
   if (adapter !== undefined && !ADAPTER_NAMES.includes(adapter)) {
     throw wrongOption(cannot, "adapter", adapter, ADAPTER_NAMES.join(" or "));
+  }
+  if (device !== "cpu") return;
+  for (const [name, value] of Object.entries({ webgpu, adapter })) {
+    if (value === undefined) continue;
+    throw wrongOption(cannot, name, value, "left out when device is cpu");
   }
 }
 

@@ -30,15 +30,38 @@ export class Pace {
   /** Resolves shortly after the work that was last waited for. */
   #settling?: Promise<unknown>;
 
-  /** `rate` is a first guess, in units per millisecond. */
-  constructor(readonly gpu: Gpu, public rate: number) {}
+  #rate: number;
+
+  /**
+   * `rate` is a first guess, in units per millisecond.
+   *
+   * @throws {RangeError} if it is not a finite number above 0.
+   */
+  constructor(readonly gpu: Gpu, rate: number) {
+    if (!(rate > 0 && rate < Infinity)) {
+      throw new RangeError(
+        `Cannot pace work: the rate is ${rate} units per millisecond, must be finite and above 0`,
+      );
+    }
+    this.#rate = rate;
+  }
+
+  /** Units per millisecond, as far as is known. */
+  get rate(): number {
+    return this.#rate;
+  }
 
   /** How long the device needs for `units`, in milliseconds, by the current rate. */
   msOf(units: number): number {
     return units / this.rate;
   }
 
-  /** Runs a plan in slices; `unitsOf` gives the units of a dispatch. */
+  /**
+   * Runs a plan in slices; `unitsOf` gives the units of a dispatch.
+   *
+   * @throws {RangeError} if those are not a number of at least 0.
+   * @throws the reason of `signal` if it is aborted.
+   */
   async run(
     plan: Plan,
     state: StepState,
@@ -55,7 +78,7 @@ export class Pace {
       let units = 0, at = begin, first = false;
       while (at < end && units < left && !first) {
         first = this.#isFirst(dispatches[at].pipeline);
-        units += unitsOf(dispatches[at++]);
+        units += requireUnits(unitsOf(dispatches[at++]));
       }
       plan.submit(state, begin, at);
       begin = at;
@@ -91,9 +114,11 @@ export class Pace {
    * Notes that `units` were submitted, and waits if the queue is long. Returns whether it
    * did.
    *
+   * @throws {RangeError} if `units` is not a number of at least 0.
    * @throws the reason of `signal` if it is aborted.
    */
   async submitted(units: number, signal?: AbortSignal): Promise<boolean> {
+    requireUnits(units);
     signal?.throwIfAborted();
     if (this.#queued === 0) this.#since = performance.now();
     this.#queued += units;
@@ -121,9 +146,26 @@ export class Pace {
     this.#queued = 0;
   }
 
-  /** Updates the rate, which falls at once, because too long a wait is worse than a short one. */
+  /**
+   * Updates the rate, which falls at once, because too long a wait is worse than a short one.
+   *
+   * @throws {RangeError} if the rate would not be a finite number above 0.
+   */
   measured(units: number, ms: number): void {
     const rate = units / Math.max(ms, 0.1);
-    this.rate = Math.min(rate, (this.rate + rate) / 2);
+    if (!(rate > 0 && rate < Infinity)) {
+      throw new RangeError(
+        `Cannot pace work: ${units} units took ${ms} ms, both must be finite and there must be some`,
+      );
+    }
+    this.#rate = Math.min(rate, (this.#rate + rate) / 2);
   }
+}
+
+/** @throws {RangeError} if a slice with so many units would never be full. */
+function requireUnits(units: number): number {
+  if (units >= 0 && units < Infinity) return units;
+  throw new RangeError(
+    `Cannot pace work: a slice has ${units} units, must be a finite number of at least 0`,
+  );
 }

@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import OpenAI from "npm:openai@7.59.0";
 import {
+  zodFunction,
   zodResponseFormat,
   zodTextFormat,
 } from "npm:openai@7.59.0/helpers/zod";
@@ -254,5 +255,71 @@ Deno.test("a choice of functions that cannot be is refused", async () => {
     const body = { ...CHAT, ...more };
     const { status, json } = await server.post("/v1/chat/completions", body);
     assertEquals([status, json.error.param], [400, param]);
+  }
+});
+
+/** A function as openai's zod helpers send it, strict. */
+const WEATHER = zodFunction({
+  name: "get_weather",
+  parameters: z.object({
+    city: z.enum(["Oslo", "Rome"]),
+    days: z.number().int().min(1).max(9),
+  }),
+});
+const CALLS =
+  '<think>Rain?</think>Well:<tool_call>{"name":"get_weather","arguments":{"city":"Paris","days":30}}';
+
+Deno.test("a strict function is called with what its schema allows, if the model calls it", async () => {
+  await using checkpoint = await qwen3Script(CALLS);
+  await using server = await serving({ model: checkpoint.path });
+  const client = new OpenAI({
+    baseURL: `${server.url}/v1`,
+    apiKey: "none",
+    maxRetries: 0,
+  });
+  const request = {
+    model: MODEL,
+    messages: USER,
+    max_tokens: 90,
+    parallel_tool_calls: false,
+    tools: [WEATHER],
+  };
+  const callIn = (message: { tool_calls?: readonly Json[] }): Json =>
+    message.tool_calls![0].function;
+  const { choices: [{ message }] } = await client.chat.completions.parse(
+    request,
+  );
+  assertEquals(message.content, "Well:");
+  const called = callIn(message), args = called.parsed_arguments;
+  assertEquals([called.name, args.city.length], ["get_weather", 4]);
+  assert(args.days >= 1 && args.days <= 9, called.arguments);
+  const stream = client.chat.completions.stream(request);
+  const last = await stream.finalChatCompletion();
+  assertEquals(callIn(last.choices[0].message).arguments, called.arguments);
+});
+
+Deno.test("a strict function is refused where its arguments cannot be guaranteed", async () => {
+  const tool = (parameters: Json) => ({
+    type: "function",
+    function: { name: "f", strict: true, parameters },
+  });
+  await using server = await serving({ chatTemplate: CHAT_TEMPLATE });
+  const xml = `${CHAT_TEMPLATE}{# <function=NAME> #}`;
+  await using coder = await serving({ chatTemplate: xml });
+  for (
+    const [one, parameters, problem] of [
+      [server, { not: { type: "null" } }, 'strict function "f": not at #'],
+      [coder, { type: "object" }, "calls written as XML"],
+    ] as const
+  ) {
+    for (const path of ["chat/completions", "responses"]) {
+      const { type, function: called } = tool(parameters);
+      const ask = path === "responses"
+        ? { input: USER, tools: [{ type, ...called }] }
+        : { messages: USER, tools: [tool(parameters)] };
+      const { status, json } = await one.post(`/v1/${path}`, ask);
+      assertEquals([status, json.error.param], [400, "tools"]);
+      assert(json.error.message.includes(problem), json.error.message);
+    }
   }
 });

@@ -71,6 +71,16 @@ for (
     ],
     ["doctor", ["--adapter", "fast"], '--adapter is "fast", must be high or'],
     ["profile", ["--context", "9"], "--context is unknown, try --help"],
+    [
+      "profile",
+      ["--device", "cpu", "--adapter", "low"],
+      '--adapter is "low", must be left out when device is cpu',
+    ],
+    [
+      "profile",
+      ["--device", "cpu", "--webgpu", "dawn"],
+      '--webgpu is "dawn", must be left out when device is cpu',
+    ],
     ["profile", ["--kernels", "gem"], "gem is unknown, must be some of gemv, "],
     ["profile", ["--model", "/none"], 'Cannot open "/none": there is no such'],
     ["radv", ["--nosuch", "1"], "--nosuch is unknown, try --help"],

@@ -228,3 +228,17 @@ Deno.test("deno task show --json prints one line, without it comments fit 100 co
   assert(comments.every((line) => line.length <= 100), comments.join("\n"));
   assertStringIncludes(text.stdout, shown.wgsl);
 });
+
+Deno.test("deno task show needs no GPU, unless flags choose one", async () => {
+  const none = { VK_DRIVER_FILES: "/none", DENO_WEBGPU_BACKEND: "vulkan" };
+  const show = (...flags: string[]) =>
+    runTask("show", ["gemv", ...flags], none);
+  const stated = await show();
+  assertEquals(stated.code, 0, stated.stderr);
+  assertStringIncludes(stated.stdout, "// gemv on no adapter: ");
+  for (const flags of [["--adapter", "low"], ["--webgpu", "deno"]]) {
+    const { code, stdout, stderr } = await show(...flags);
+    assertEquals([code, stdout], [1, ""]);
+    assertMatch(stderr, /^error: Cannot open a GPU: no WebGPU adapter here; /);
+  }
+});

@@ -1,5 +1,5 @@
 /** Work in slices, on a device whose time is made up. */
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { LONGEST_WAIT_MS } from "../../lib/dispatch/rests.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import { Pace } from "../../lib/webgpu/pace.ts";
@@ -165,4 +165,31 @@ Deno.test("a software renderer compiles one shader in a slice", async () => {
   setTimeout(() => aborter.abort(), 0);
   await assertRejects(() => running);
   assert(device.submitted.length < 4, `${device.submitted}`);
+});
+
+Deno.test("rates and units that are no numbers are refused, which no slice would fit", async () => {
+  using device = new ScriptedDevice(1000);
+  for (const rate of [NaN, 0, -1, Infinity]) {
+    assertThrows(
+      () => new Pace(device.gpu, rate),
+      RangeError,
+      `the rate is ${rate} units per millisecond, must be finite and above 0`,
+    );
+  }
+  const pace = new Pace(device.gpu, 1000);
+  for (const units of [NaN, -1, Infinity]) {
+    const message = `a slice has ${units} units, must be a finite number`;
+    const running = () => device.run(pace, [10, units]);
+    await assertRejects(running, RangeError, message);
+    await assertRejects(() => pace.submitted(units), RangeError, message);
+  }
+  for (const [units, ms] of [[NaN, 1], [1, NaN], [0, 1], [1, Infinity]]) {
+    assertThrows(
+      () => pace.measured(units, ms),
+      RangeError,
+      `${units} units took ${ms} ms, both must be finite`,
+    );
+  }
+  assertEquals(pace.rate, 1000);
+  assertEquals(device.submitted, []);
 });

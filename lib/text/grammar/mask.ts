@@ -6,6 +6,9 @@
 import { described } from "../../errors.ts";
 import { literal, type Part, start, type Threads } from "./automaton.ts";
 import { buildGrammar } from "./build.ts";
+import { callGrammarOf, type CallMask } from "./calls.ts";
+import { Recent } from "./recent.ts";
+import { anyStrict, type Tool } from "../conversation.ts";
 import type { Tokenizer } from "../tokenizer.ts";
 import { type Vocabulary, vocabularyOf } from "./vocabulary.ts";
 
@@ -16,8 +19,8 @@ export interface Lead {
    * "none" by default.
    */
   readonly thinking?: "open" | "allowed" | "none";
-  /** Whether the reply may call functions instead. */
-  readonly calls?: boolean;
+  /** The functions that the reply may call instead. */
+  readonly tools?: readonly Tool[];
 }
 
 const LINES = "\n\n";
@@ -68,9 +71,8 @@ export class SchemaGrammar {
   }
 }
 
-/** Grammars of the last schemas, by their JSON; a server is sent the same ones often. */
-const known = new Map<string, SchemaGrammar>();
-const MOST_KNOWN = 32;
+/** A server is sent the same schemas often. */
+const known = new Recent<SchemaGrammar>();
 
 /**
  * The grammar of a schema, which is kept for the next time.
@@ -84,13 +86,7 @@ export function grammarOf(schema: object | true): SchemaGrammar {
   } catch {
     return new SchemaGrammar(schema); // which says what is wrong
   }
-  const grammar = known.get(key) ?? new SchemaGrammar(schema);
-  known.delete(key); // the last one goes last
-  known.set(key, grammar);
-  for (const oldest of known.keys()) {
-    if (known.size > MOST_KNOWN) known.delete(oldest);
-  }
-  return grammar;
+  return known.of(key, () => new SchemaGrammar(schema));
 }
 
 /** Where a reply is. */
@@ -108,6 +104,9 @@ export class SchemaMask {
   #think: number | undefined;
   readonly #thinkEnd: number | undefined;
   readonly #call: number | undefined;
+  readonly #tools: readonly Tool[];
+  /** What follows the tag of a call, if one of the functions is strict. */
+  #calls?: CallMask;
   #stage: Stage;
   /** White space in the lead. */
   #blank = "";
@@ -119,7 +118,7 @@ export class SchemaMask {
     tokenizer: Tokenizer,
     vocab: number,
     ends: readonly number[],
-    { thinking = "none", calls = false }: Lead,
+    { thinking = "none", tools = [] }: Lead,
   ) {
     const added = (text: string) => {
       const id = tokenizer.tokenId(text);
@@ -139,7 +138,8 @@ export class SchemaMask {
     this.#think = thinking === "allowed" && this.#thinkEnd !== undefined
       ? added("<think>")
       : undefined;
-    this.#call = calls ? added("<tool_call>") : undefined;
+    this.#tools = tools;
+    this.#call = tools.length > 0 ? added("<tool_call>") : undefined;
     this.#stage = thinking === "open" ? "thinking" : "lead";
     if (thinking === "open" && this.#thinkEnd === undefined) {
       throw new Error(
@@ -161,7 +161,8 @@ export class SchemaMask {
    * @throws {Error} if the vocabulary has none of them.
    */
   fill(bits: Uint32Array): boolean {
-    if (this.#stage === "call" || this.#stage === "ended") return false;
+    if (this.#stage === "ended") return false;
+    if (this.#stage === "call") return this.#calls?.fill(bits) ?? false;
     const allow = (id: number | undefined) => {
       if (id !== undefined) bits[id >>> 5] |= 1 << (id & 31);
     };
@@ -196,7 +197,8 @@ export class SchemaMask {
       this.#threads = start(this.#grammar.afterThinking);
       return;
     }
-    if (this.#stage === "call" || this.#stage === "ended") return;
+    if (this.#stage === "ended") return;
+    if (this.#stage === "call") return this.#calls?.accept(tokenId);
     if (this.#stage === "lead") {
       const leads = tokenId === this.#think && this.#blank === "";
       if (leads) {
@@ -206,6 +208,9 @@ export class SchemaMask {
       }
       if (tokenId === this.#call) {
         this.#stage = "call";
+        if (!anyStrict(this.#tools)) return;
+        const grammar = callGrammarOf(this.#tools);
+        this.#calls = grammar.mask(this.#tokenizer, this.#vocab, "call");
         return;
       }
     }

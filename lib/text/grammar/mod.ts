@@ -3,5 +3,6 @@
  *
  * @module
  */
+export { argumentsSchema, callGrammarOf, requireJsonCalls } from "./calls.ts";
 export { SchemaError } from "./error.ts";
 export { grammarOf, type Lead, SchemaGrammar, SchemaMask } from "./mask.ts";

@@ -13,7 +13,10 @@ import type { ProfileReport, TimelineEvent } from "./report.ts";
 import type { Findings } from "./verdict.ts";
 import { resolveSampling, type Sampling } from "../../model/sampling.ts";
 import type { DeviceKind } from "../../dispatch/device.ts";
-import type { DeviceOptions } from "../../webgpu/implementation.ts";
+import {
+  checkImplementation,
+  type DeviceOptions,
+} from "../../webgpu/implementation.ts";
 
 /** Options of {@linkcode profile}. */
 export interface ProfileOptions extends DeviceOptions {
@@ -86,6 +89,7 @@ function requireWhole(
  */
 export function checkProfiling(options: ProfileOptions): void {
   const { kernels, compare, device, chunk, kv } = options;
+  checkImplementation("Cannot profile", options, device);
   requireWhole("maxTokens", options.maxTokens, 2);
   requireWhole("promptTokens", options.promptTokens, 1);
   requireWhole("batch", options.batch, 1, MOST_BATCH);

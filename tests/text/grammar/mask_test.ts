@@ -231,12 +231,13 @@ Deno.test("reasoning comes before the JSON, and may not end the reply", () => {
 });
 
 Deno.test("a reply may call functions instead, where it is allowed to", () => {
+  const tools = [{ type: "function" as const, function: { name: "f" } }];
   const one = byte("1"), line = byte("\n");
-  assertEquals(after({ calls: true }, []), [one, CALL]);
-  assertEquals(after({ calls: true }, [one]), [byte("2")]);
-  assertEquals(after({ calls: true }, [CALL]), undefined);
-  assertEquals(after({ calls: true }, [CALL, byte("x"), END]), undefined);
-  const lead = { thinking: "open", calls: true } as const;
+  assertEquals(after({ tools }, []), [one, CALL]);
+  assertEquals(after({ tools }, [one]), [byte("2")]);
+  assertEquals(after({ tools }, [CALL]), undefined);
+  assertEquals(after({ tools }, [CALL, byte("x"), END]), undefined);
+  const lead = { thinking: "open", tools } as const;
   assertEquals(after(lead, [THINK_END]), [line, one, CALL]);
   assertEquals(after(lead, [THINK_END, line, line]), [one, CALL]);
 });
