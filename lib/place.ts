@@ -117,6 +117,7 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   signal: "signal",
   webgpu: "text",
   adapter: "text",
+  boundsChecks: "flag",
   gpu: "gpu",
   debug: "flag",
 };
@@ -149,7 +150,7 @@ export function checkLoading(
     refuse("precision", precision, "auto or f32");
   }
   checkImplementation(cannot, given);
-  for (const name of ["webgpu", "adapter"] as const) {
+  for (const name of ["webgpu", "adapter", "boundsChecks"] as const) {
     if (given[name] !== undefined && device === "cpu") {
       refuse(name, given[name], "left out when device is cpu");
     }
@@ -177,6 +178,7 @@ export function checkLoading(
   // Here null is not absent.
   return {
     ...given,
+    boundsChecks: given.boundsChecks ?? (debug || undefined),
     onNotice: options.onNotice === undefined ? warn : given.onNotice,
   };
 }
