@@ -1,0 +1,87 @@
+/**
+ * No kernel's index is outside its arrays, whoever compiles it: Dawn runs kernels without
+ * checks of its own.
+ */
+import { assert, AssertionError, assertRejects } from "@std/assert";
+import { defineKernel } from "../../kernels/define.ts";
+import { KERNELS } from "../../kernels/list.ts";
+import { reference, runCase } from "../../lib/check/kernel_case.ts";
+import type { Capabilities } from "../../lib/dispatch/capabilities.ts";
+import { HALF_MATRICES } from "../../lib/dispatch/matrices.ts";
+import { checkingBounds } from "../support/bounds.ts";
+import { gpuTest } from "../support/gpu.ts";
+import { withMatrices } from "../support/subgroup_matrices.ts";
+
+/** Reads and writes beside its arrays if told so. */
+const straying = defineKernel({
+  name: "straying",
+  buffers: { x: "n", y: "out n" },
+  uniforms: { read: "u32", write: "u32", shared: "u32" },
+  constants: { ROOM: 4 },
+  grid: () => [1, 1, 1],
+  body: /* wgsl */ `
+var<workgroup> rows: array<array<f32, ROOM>, 2>;
+@compute @workgroup_size(1)
+fn main() {
+  rows[1][u.shared] = x_at(u.read);
+  y_put(u.write, rows[1u][u.shared]);
+}`,
+  cases: [],
+  makeCase: () => undefined,
+});
+
+gpuTest("an index outside is found, and its kernel named", async (gpu) => {
+  const checked = checkingBounds(gpu);
+  const x = { dtype: "f32", shape: [4], data: Float32Array.of(1, 2, 3, 4) };
+  const run = (uniforms: Record<string, number>) =>
+    runCase(
+      checked.gpu,
+      straying,
+      {
+        ...{ what: "", operands: { x, y: x }, uniforms, expected: () => [] },
+      } as Parameters<typeof runCase>[2],
+    );
+  await run({ read: 3, write: 3, shared: 3 });
+  await checked.assertInside("inside");
+  for (
+    const [wrong, message] of [
+      [{ read: 4 }, "x[u.read] is at 4 of 4"],
+      [{ write: 2 ** 32 - 1 }, "y[at] is at 4294967295 of 4"],
+      [{ shared: 7 }, "rows[u.shared] is at 7 of 4"],
+    ] as const
+  ) {
+    await run({ read: 0, write: 0, shared: 0, ...wrong });
+    await assertRejects(
+      () => checked.assertInside("a test"),
+      AssertionError,
+      `a test: straying: ${message}`,
+    );
+    await checked.assertInside("forgotten");
+  }
+});
+
+for (const kernel of KERNELS) {
+  gpuTest(`${kernel.name} stays inside in its cases`, async (gpu, trial) => {
+    const checked = checkingBounds(gpu), plain = withMatrices(checked.gpu);
+    const hardware: Capabilities & { f16: boolean } = {
+      limits: gpu.limits,
+      f16: gpu.f16,
+      compiler: gpu.compiler,
+      adapterClass: "NVIDIA, large cache",
+      subgroupSize: 0,
+      subgroupMatrices: [HALF_MATRICES],
+    };
+    let cases = 0;
+    for (const device of [plain, hardware]) {
+      for (const given of kernel.cases) {
+        const { random } = trial;
+        const one = kernel.makeCase(given, { device, random, reference });
+        if (!one) continue;
+        await runCase(plain, kernel, one);
+        await checked.assertInside(one.what);
+        cases++;
+      }
+    }
+    assert(cases > 0);
+  });
+}
