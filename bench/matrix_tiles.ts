@@ -2,10 +2,10 @@
  * Matmuls and prefill attention by tensor cores, through Dawn: checks the kernels' cases on
  * this GPU, then times Linear layers of Qwen3-0.6B and 8B in every tile, and attention.
  *
- *   deno run -A bench/matrix_tiles.ts [SECONDS [TOGGLE…]]
+ *   deno run -A bench/matrix_tiles.ts [SECONDS [checked]]
  *
- * After so many seconds no further row begins. Toggles are Dawn's, e.g. disable_robustness;
- * with them, cases are not checked. Prints TFLOP/s.
+ * After so many seconds no further row begins. `checked` keeps Dawn's checks of indices.
+ * Prints TFLOP/s.
  */
 import { attendPrefillF16 } from "../kernels/attend_prefill_f16.ts";
 import { attendPrefillMatrix } from "../kernels/attend_prefill_matrix.ts";
@@ -94,18 +94,10 @@ function* shapes(): Generator<LinearShape> {
   yield shape(64, LARGE[2]);
 }
 
-// No literal, which Deno would download for everyone who checks this file.
-const specifier = "npm:webgpu@0.6.2";
-const [seconds = "600", ...toggles] = Deno.args;
+const [seconds = "600", checks] = Deno.args;
 const late = () => performance.now() > 1000 * Number(seconds);
-const { create }: { create(settings: string[]): GPU } = await import(specifier);
-const dawn = create([
-  `enable-dawn-features=${
-    ["allow_unsafe_apis", "vulkan_enable_f16_on_nvidia", ...toggles].join(",")
-  }`,
-  "disable-dawn-features=timestamp_quantization",
-]);
-const gpu = await openDevice({ gpu: dawn });
+const boundsChecks = checks === "checked";
+const gpu = await openDevice({ webgpu: "dawn", boundsChecks });
 /** The choices for one tile, whatever was measured before. */
 const as = (tile?: MatrixTile) => ({
   ...gpu,
@@ -115,14 +107,14 @@ const as = (tile?: MatrixTile) => ({
 });
 
 console.log(
-  `${gpu.name}; Dawn with ${
-    toggles.join(", ") || "its own toggles"
-  }; ${gpu.limits.maxComputeWorkgroupStorageSize} bytes of workgroup memory`,
+  `${gpu.name}; Dawn with${
+    boundsChecks ? "" : "out"
+  } bounds checks; ${gpu.limits.maxComputeWorkgroupStorageSize} bytes of workgroup memory`,
 );
-if (!toggles.length && !await checkAll(gpu)) Deno.exit(1);
+if (!await checkAll(gpu)) Deno.exit(1);
 for (const [heads, kvHeads] of [[16, 8], [32, 8]]) {
   for (const tokens of [512, 2048]) {
-    if (!toggles.length) await timeAttention(heads, kvHeads, tokens);
+    await timeAttention(heads, kvHeads, tokens);
   }
 }
 console.log(`${(performance.now() / 1000).toFixed(0)} s so far`);

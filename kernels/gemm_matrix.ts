@@ -73,6 +73,7 @@ const storeB = /* wgsl */ `
     }
   }`;
 
+const load = `${perItem("A", loadA)}\n${perItem("B", loadB)}`;
 const store = `${perItem("A", storeA)}\n${perItem("B", storeB)}`;
 
 // The index of a block depends on the subgroup, offsets within it are constants: so the
@@ -165,6 +166,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let k_split = (u.k + SPLITS * BK - 1u) / (SPLITS * BK) * BK;
   let k_begin = split * k_split;
   let k_end = min(u.k, k_begin + k_split);
+  let k_last = (k_end - 1u) / BK * BK;
   @split var acc: array<Sum, FM * FN>;
   @split var next_a: array<vec4u, A_LOADS>;
   @split var next_b: array<NextB, B_LOADS * B_PARTS>;
@@ -173,26 +175,18 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   ${perItem("A", beginA)}
   ${perItem("B", beginB)}
   var stage = 0u;
-  for (var k0 = k_begin; k0 < k_end + BK; k0 += BK) {
-    @if STAGES == 1 {
-      if (k0 > k_begin) {
-        workgroupBarrier();
-        ${store}
-        workgroupBarrier();
-      }
-    }
-    if (k0 < k_end) {
-      ${perItem("A", loadA)}
-      ${perItem("B", loadB)}
-    }
-    if (k0 > k_begin) {
-      ${multiply}
-    }
-    @if STAGES == 2 {
-      stage = BLOCKS - stage;
-      if (k0 < k_end) { ${store} }
-      workgroupBarrier();
-    }
+  var k0 = min(k_begin, k_last); // a split may have no tile
+  ${load}
+  ${store}
+  workgroupBarrier();
+  // Without branches, which cost more than fetching the last tile again.
+  for (var at = k_begin; at < k_end; at += BK) {
+    k0 = min(at + BK, k_last);
+    ${load}
+    ${multiply}
+    @if STAGES == 2 { stage = BLOCKS - stage; } @else { workgroupBarrier(); }
+    ${store}
+    workgroupBarrier();
   }
   ${finish}
 }`;

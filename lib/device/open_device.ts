@@ -27,6 +27,7 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
   const given = givenOptions(cannot, options, {
     webgpu: "text",
     adapter: "text",
+    boundsChecks: "flag",
     gpu: "gpu",
   });
   checkImplementation(cannot, given);

@@ -21,9 +21,8 @@ export const printer: Reporter = {
 };
 
 if (import.meta.main) {
-  const { webgpu, adapter, ...examination }: ApartExamination = JSON.parse(
-    Deno.args[0],
-  );
-  using gpu = await openDevice({ webgpu, adapter });
+  const asked: ApartExamination = JSON.parse(Deno.args[0]);
+  const { webgpu, adapter, boundsChecks, ...examination } = asked;
+  using gpu = await openDevice({ webgpu, adapter, boundsChecks });
   await examineDevice(gpu, examination, printer);
 }
