@@ -59,7 +59,7 @@ const HOLD = /* wgsl */ `
     @split var sum: array<f32, HELD * QUADS>;
     var outliers = 0u;
     @unroll for (var h = 0; h < HELD; h++) {
-      let inside = (h * SETS + share) * LANES + lane < UNITS;
+      let within = (h * SETS + share) * LANES + lane < UNITS;
       @unroll for (var q = 0; q < QUADS; q++) {
         let at = unit[h] * QUADS + q;
         @if ROUNDED {
@@ -76,9 +76,9 @@ const HOLD = /* wgsl */ `
           below[h * QUADS + q] = made.planes[3];
           let block = made.block;
         }
-        scale[h * QUADS + q] = select(0.0, abs(block.x), inside);
+        scale[h * QUADS + q] = select(0.0, abs(block.x), within);
         sum[h * QUADS + q] = block.y;
-        outliers |= select(0u, 1u << (h * QUADS + q), inside && block.x < 0.0);
+        outliers |= select(0u, 1u << (h * QUADS + q), within && block.x < 0.0);
       }
     }`;
 
@@ -187,7 +187,7 @@ const FINISH = /* wgsl */ `
 ${FACTOR}
   @unroll for (var e = 0; e < EACH; e++) {
     let own = e * WORKGROUP + tid;
-    let inside = own < RESULTS && first + own < width;
+    let within = own < RESULTS && first + own < width;
     @split var all: array<f32, HALVES>;
     @unroll for (var i = 0; i < HALVES; i++) {
       all[i] = 0.0;
@@ -198,10 +198,10 @@ ${FACTOR}
     }
     @if EPILOGUE == "swiglu" { let value = all[0] / (1.0 + exp(-all[0])) * all[1]; }
     @else { @if EPILOGUE == "add" { let value = all[0] + residual[e]; } @else { let value = all[0]; } }
-    if (inside) { y[y_first + first + own] = value; }
+    if (within) { y[y_first + first + own] = value; }
     @if LEAVES { if (own < RESULTS) { results[own] = value; } }
     @else { @if EPILOGUE == "add" {
-      let squared = lanes_sum(select(0.0, value * value, inside), tid);
+      let squared = lanes_sum(select(0.0, value * value, within), tid);
       if (lane == 0u && own < RESULTS) { squares[squares_first + index * RESULT_GROUPS + own / LANES] = squared; }
     } }
   }
