@@ -11,6 +11,7 @@ import { gemvInt8 } from "../kernels/gemv_int8.ts";
 import { gemvRows } from "../kernels/gemv_rows.ts";
 import { gemvRowsInt8 } from "../kernels/gemv_rows_int8.ts";
 import { roundRows } from "../kernels/int8_case.ts";
+import { roundRow } from "../kernels/rounded_row.ts";
 import { Random } from "../lib/check/reference.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import { type Format, storedRowBytes } from "../lib/formats/format.ts";
@@ -68,15 +69,18 @@ function recordLinear(
     return tensor;
   };
   const { constants, kernel, splits, headroom } = chooseLinear({
-    ...{ m, n, k, format, norm: false, swiglu: false },
+    ...{ m, n, k, format, norm: false, swiglu: false, rounded: true },
     largest: gpu.software ? undefined : 1,
   }, gpu);
   const y = own(Tensor.create(gpu, "f32", [splits * m, n], undefined, "y"));
   const uniforms = { stride: n, column: 0 };
   const copies = copiesOf(gpu, n * storedRowBytes(format, k));
   const ws = Array.from({ length: copies }, () => blocks(plan, format, n, k));
+  const values = new Random().tensor("f32", [m, k]);
   const x = kernel === "gemvRowsInt8"
-    ? roundRows(toF32(new Random().tensor("f32", [m, k])), k, format.loads[0])
+    ? roundRows(toF32(values), k, format.loads[0])
+    : kernel === "gemvInt8"
+    ? { planes: roundRow(values, k), scales: values }
     : undefined;
   const upload = ({ dtype, shape, data }: CpuTensor) =>
     Tensor.create(gpu, dtype, shape, data as Float32Array<ArrayBuffer>);

@@ -52,8 +52,13 @@ export function expertSquareParts(n: number, constants: Constants): number {
   return Math.ceil(n / rowsOfWorkgroup(constants)) * groups;
 }
 
-/** WGSL: the row of an expert that an accumulator sums, and the experts of a row. */
-export const EXPERT_ROW = /* wgsl */ `
+/** WGSL: the experts of a row. */
+export const EXPERT_AT = /* wgsl */ `
+/** Number s of a row's experts, among those in w. */
+fn expert_at(row: u32, s: u32) -> u32 { return u32(chosen_at(2u * row * USED + s)) - u.first; }`;
+
+/** WGSL: the row of an expert that an accumulator sums. */
+const EXPERT_ROW = /* wgsl */ `
 /** The row of an expert that accumulator i of lane group g sums. */
 fn w_row(g: u32, i: u32) -> u32 {
   @if EPILOGUE == "swiglu" {
@@ -61,10 +66,7 @@ fn w_row(g: u32, i: u32) -> u32 {
   } @else {
     return min(g * ROWS + i, EXPERT_ROWS - 1u);
   }
-}
-
-/** Number s of a row's experts, among those in w. */
-fn expert_at(row: u32, s: u32) -> u32 { return u32(chosen_at(2u * row * USED + s)) - u.first; }`;
+}`;
 
 /**
  * Rows of each expert's matrix, gates and ups counted once.
@@ -144,6 +146,7 @@ ${LANES}
 const PER_WORKGROUP = WORKGROUP / LANES;
 
 ${EXPERT_ROW}
+${EXPERT_AT}
 
 fn write(at: u32, column: u32, value: f32) {
   if (column >= EXPERT_ROWS) { return; }

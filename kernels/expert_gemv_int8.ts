@@ -2,14 +2,15 @@ import { chooseExpertGemv } from "../lib/dispatch/experts.ts";
 import { EPS, INTEGER_SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
 import { type ExpertCase, expertCase, expertContract } from "./expert_case.ts";
-import { EXPERT_ROW, expertRows } from "./expert_gemv.ts";
+import { EXPERT_AT, expertRows } from "./expert_gemv.ts";
 import {
   BODY,
   deriveInt8,
   int8Parts,
-  int8Rows,
   int8Tuning,
+  int8Workgroups,
   INTEGERS,
+  leftBuffers,
 } from "./gemv_int8.ts";
 
 /**
@@ -25,27 +26,26 @@ import {
 export const expertGemvInt8 = defineKernel<ExpertCase>({
   name: "expertGemvInt8",
   ...expertContract,
-  buffers: (constants) => ({
-    ...expertContract.buffers(constants),
-    ...(constants.ROUNDED ? { x: "any words as quad" } : {}),
-    ...(constants.LEAVES && constants.EPILOGUE === "swiglu"
-      ? { left: "out any as quad" }
-      : {}),
-  }),
+  buffers: (constants) => {
+    const { squares, ...contract } = expertContract.buffers(constants);
+    return {
+      ...contract,
+      ...(constants.ROUNDED ? { x: "any words as quad" } : {}),
+      ...leftBuffers(constants, squares ? { squares } : {}),
+    };
+  },
   uniforms: { ...expertContract.uniforms, eps: "f32" },
   constants: {
     EXPERTS: 1,
     WHOLE: 1,
-    WORKGROUP: 256,
-    ROWS: 2,
+    WORKGROUP: 128,
+    SETS: 4,
+    ROWS: 4,
+    RESULTS: 16,
     LOG_LANES: 5,
     SUBGROUPS: 1,
-    STEPS: 4,
-    LOOPS: 1,
     NORM: 0,
     EPILOGUE: "store",
-    CHUNK: 12288,
-    ROLLED: 0,
     ROUNDED: 0,
     LEAVES: 0,
     TWO: 0,
@@ -55,7 +55,7 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
     return {
       ...deriveInt8(c, {
         ...{ m: 1, k: terms * k, terms, parts },
-        ...{ width: expertRows(held, c), rows: used },
+        ...{ width: expertRows(held, c), rows: used / terms },
       }),
       EXPERT_ROWS: expertRows(held, c),
       USED: used,
@@ -64,12 +64,18 @@ export const expertGemvInt8 = defineKernel<ExpertCase>({
   },
   tuning: int8Tuning(({ swiglu, m, k }) => swiglu ? k : m * k),
   grid: ({ n, choices, used }, c) => [
-    Math.ceil(n / int8Rows(c)),
+    int8Workgroups(n, c),
     choices / 2 * used / c.TERMS,
     1,
   ],
   body: /* wgsl */ `
-${EXPERT_ROW}
+${EXPERT_AT}
+
+/** The row of an expert for sum i of the workgroup whose first result is first. */
+fn w_row(first: u32, i: u32) -> u32 {
+  @if EPILOGUE == "swiglu" { return (i & 1u) * (EXPERTS * EXPERT_ROWS) + min(first + (i >> 1u), EXPERT_ROWS - 1u); }
+  @else { return min(first + i, EXPERT_ROWS - 1u); }
+}
 
 /** The part of w that a unit of all experts of a row is in; y is a row, or a pair. */
 fn place_of(y: u32, unit: u32) -> u32 {
@@ -94,8 +100,15 @@ fn x_four(y: u32, at: u32) -> vec4f {
 
 fn y_begin(y: u32) -> u32 { return y * u.stride + u.column; }
 
+@if LEAVES {
+/** Where four results of a pair are in the row of all. */
+fn left_four(y: u32, at: u32) -> u32 { return y * LEFT_FOURS + at; }
+
 /** What the results of a pair are weighted by, which are summed next. */
-fn left_weight(y: u32) -> f32 { return chosen_at((2u * (y / USED) + 1u) * USED + y % USED); }
+fn left_weight(y: u32) -> f32 {
+  @if EPILOGUE == "add" { return 1.0; } @else { return chosen_at((2u * (y / USED) + 1u) * USED + y % USED); }
+}
+}
 
 /** Whether the expert of a pair is elsewhere. */
 fn skips(y: u32) -> bool {

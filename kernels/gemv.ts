@@ -55,7 +55,7 @@ export const FACTOR = /* wgsl */ `  @if NORM {
 `;
 
 // Writes a lane group's sums; `sum` becomes the sum of their squares.
-export const WRITE = /* wgsl */ `
+const WRITE = /* wgsl */ `
   @if EPILOGUE == "swiglu" {
     @unroll for (var i = 0; i < ROWS; i += 2) {
       write(g * (ROWS / 2u) + i / 2u, u.n / 2u, acc[i] / (1.0 + exp(-acc[i])) * acc[i + 1]);

@@ -101,7 +101,6 @@ async function checkAhead(file: string, golden: string): Promise<void> {
   await using checkpoint = await openCheckpoint(file);
   const { config } = checkpoint, { dtype } = chooseCacheDtype(config.headDim);
   const gpu = await openDevice();
-  gpu.roundsAhead = true;
   using runner = await GpuRunner.load(gpu, checkpoint, {
     ...{ context: 80, cacheDtype: dtype, f16Matmuls: true },
   });

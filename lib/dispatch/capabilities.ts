@@ -63,11 +63,6 @@ export interface Capabilities {
     maxComputeWorkgroupSizeX?: number;
     maxStorageBuffersPerShaderStage?: number;
   };
-  /**
-   * Whether kernels round their results for the next one, where they can; the adapter's
-   * class decides if absent.
-   */
-  roundsAhead?: boolean;
   /** Constants measured to be best on this adapter, by key (see keys.ts). */
   tuned?: Pick<ReadonlyMap<string, Constants>, "get">;
 }

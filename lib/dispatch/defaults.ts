@@ -24,6 +24,13 @@ type GemvConstants = Readonly<
 type GemvRowsConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; SLICES: number }
 >;
+/**
+ * For one row of x as integers: the fewest threads of a workgroup, the most elements of x that
+ * a lane holds, results whose rows are in flight, and the threads of all workgroups, about.
+ */
+type Int8Constants = Readonly<
+  { WORKGROUP: number; HELD: number; ROWS: number; THREADS: number }
+>;
 /** For a few rows of x, rounded to integers; all loads are in flight. */
 type Int8RowsConstants = Omit<GemvRowsConstants, "STEPS">;
 /** Tiles per workgroup and per thread; see kernels/gemm.ts. */
@@ -61,19 +68,12 @@ export interface Defaults {
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
-  /**
-   * Quantised blocks as integers, by rows of w and whether its model displaces instructions
-   * from caches. STEPS are loads of 32 elements.
-   */
-  int8: Record<
-    "wide" | "wideLarge" | "narrow" | "other" | "otherLarge",
-    GemvConstants
-  >;
-  /**
-   * Blocks as integers where kernels round their results for the next one: those that only
-   * read such a row, and those that leave one. Not used unless `on`.
-   */
-  ahead: Record<"reads" | "adds" | "gates", GemvConstants> & { on: boolean };
+  /** Quantised blocks as integers. */
+  int8: {
+    /** The LM head. */
+    tall: Int8Constants;
+    other: Int8Constants;
+  };
   gemvRows: {
     /** Few rows of w, which make few workgroups. */
     narrow: GemvRowsConstants;
@@ -117,20 +117,10 @@ const NVIDIA: Defaults = {
     // "Blocks in gemv: rows per lane decide".
     blocks: { WORKGROUP: 128, ROWS: 4, STEPS: 1 },
   },
-  // "Blocks as integers", "Less code".
+  // "Blocks as integers: x in registers". 768 threads for each of an H200's multiprocessors.
   int8: {
-    wide: { WORKGROUP: 128, ROWS: 4, STEPS: 2 },
-    wideLarge: { WORKGROUP: 256, ROWS: 2, STEPS: 1 },
-    narrow: { WORKGROUP: 256, ROWS: 1, STEPS: 2 },
-    other: { WORKGROUP: 256, ROWS: 2, STEPS: 4 },
-    otherLarge: { WORKGROUP: 1024, ROWS: 1, STEPS: 1 },
-  },
-  // Not measured. As many threads as fit an H200 at once, for an 8B.
-  ahead: {
-    on: false,
-    reads: { WORKGROUP: 128, ROWS: 2, STEPS: 1 },
-    adds: { WORKGROUP: 1024, ROWS: 1, STEPS: 1 },
-    gates: { WORKGROUP: 512, ROWS: 2, STEPS: 1 },
+    tall: { WORKGROUP: 128, HELD: 32, ROWS: 4, THREADS: 132 * 768 },
+    other: { WORKGROUP: 128, HELD: 32, ROWS: 2, THREADS: 132 * 768 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
@@ -221,6 +211,11 @@ const APPLE: Defaults = {
   source: "Apple's defaults: the same as NVIDIA's, not measured",
 };
 
+/** Few threads, since a CPU emulates them, and little code. */
+const EMULATED_INT8: Int8Constants = {
+  ...{ WORKGROUP: 32, HELD: 128, ROWS: 1, THREADS: 1024 },
+};
+
 // With emulated threads, barriers cost more than wide tiles and rows do ("llvmpipe:
 // gemv constants", "llvmpipe: rows per lane").
 const SOFTWARE: Defaults = {
@@ -233,19 +228,8 @@ const SOFTWARE: Defaults = {
     // Large models leave no memory for a second copy ("llvmpipe: weights in textures").
     copied: 1 << 20,
   },
-  int8: {
-    wide: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
-    wideLarge: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
-    narrow: { WORKGROUP: 32, ROWS: 2, STEPS: 1 },
-    other: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
-    otherLarge: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
-  },
-  ahead: {
-    on: false,
-    reads: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
-    adds: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
-    gates: { WORKGROUP: 32, ROWS: 4, STEPS: 1 },
-  },
+  // Not used by default either.
+  int8: { tall: EMULATED_INT8, other: EMULATED_INT8 },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     other: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },

@@ -8,7 +8,7 @@ import { type Capabilities, laneConstants } from "./capabilities.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
 import { expertKey } from "./keys.ts";
 import {
-  aheadConstants,
+  canBind,
   headroomOf,
   integerConstants,
   multipliesIntegers,
@@ -31,7 +31,7 @@ export interface ExpertShape {
   n: number;
   k: number;
   format: Format;
-  /** Whether the kernel before has rounded the row, for lanes of this format. */
+  /** Whether the kernel before has rounded the row. */
   rounded?: boolean;
   /** What multiplies the results next, if one kernel has all experts. */
   next?: NextShape;
@@ -44,8 +44,8 @@ export interface ExpertShape {
 /** Constants and why they were chosen. */
 export interface ExpertChoice {
   constants: Constants;
-  /** In which units the results are rounded for the next kernel, if they are. */
-  leaves?: number;
+  /** Whether the results are rounded for the next kernel. */
+  leaves?: boolean;
   reason: string;
 }
 
@@ -167,64 +167,42 @@ function tunedFor(
   return tuned?.get(expertKey(kernel, { m: used, n, k, format, swiglu }));
 }
 
-/** Chooses for a row that comes rounded; its results may leave so. */
-function chooseRounded(
-  { used, n, k, format, largest, epilogue, next }: ExpertShape,
-  device: Capabilities,
-): ExpertChoice & { kernel: "expertGemvInt8"; leaves: number } {
-  const swiglu = epilogue === "swiglu", sums = epilogue === "add";
-  // Results are rounded in blocks of an expert's.
-  const shape = {
-    ...{ m: 1, n: n * (swiglu ? 2 : 1), k, format, largest, next },
-    ...{ norm: !sums, swiglu, rounded: true },
-  };
-  const leaves = swiglu ? roundsFor(shape, device) : 0;
-  const all = leaves || sums ? shape : { ...shape, n: used * shape.n };
-  return {
-    kernel: "expertGemvInt8",
-    constants: {
-      ...aheadConstants(
-        sums ? { ...all, k: used * k } : all,
-        leaves,
-        device,
-      ),
-      NORM: sums ? 0 : 1,
-      EPILOGUE: epilogue,
-    },
-    leaves,
-    reason:
-      `only the experts that are used are read, and their quants multiply as integers, by a row that the kernel before rounded to 15 bits${
-        leaves ? "; it rounds its results for the next kernel" : ""
-      }; ${origin(undefined, defaultsFor(device))}`,
-  };
-}
+/** Buffers beside those of w: x, chosen, y, the next norm, and the rounded row. */
+const ADD_BUFFERS = 5;
 
 function chooseIntegers(
   shape: ExpertShape,
   device: Capabilities,
 ): ExpertChoice & { kernel: "expertGemvInt8" } {
-  const { m, used, n, k, format, epilogue } = shape;
-  const defaults = defaultsFor(device), { int8 } = defaults;
-  const swiglu = epilogue === "swiglu";
-  if (shape.rounded && m === 1) return chooseRounded(shape, device);
+  const { m, used, n, k, format, largest, epilogue, next } = shape;
+  const swiglu = epilogue === "swiglu", sums = epilogue === "add";
   const tuned = tunedFor("expertGemvInt8", shape, device);
-  const constants = epilogue === "add"
-    // One long row: few workgroups, because each rounds all of it.
-    ? integerConstants(
-      { n, k: used * k, format, swiglu },
-      device,
-      int8.other,
-    )
-    : integerConstants(
-      { n: m * used * n * (swiglu ? 2 : 1), k, format, swiglu },
-      device,
-    );
+  const rounded = m === 1 && shape.rounded === true;
+  // Results are rounded in blocks of an expert's.
+  const one = {
+    ...{ m: 1, n: n * (swiglu ? 2 : 1), k, format, largest, next },
+    ...{ norm: false, swiglu, rounded },
+  };
+  const leaves = m === 1 && roundsFor(one, device) &&
+    (swiglu || canBind(format.planes(k).length + ADD_BUFFERS, device));
+  // The experts of a row make one long row.
+  const all = sums
+    ? { ...one, n: m * n, k: used * k }
+    : { ...one, n: m * used * one.n };
   return {
     kernel: "expertGemvInt8",
-    constants: { ...constants, ...tuned, EPILOGUE: epilogue },
+    constants: {
+      ...integerConstants(all, leaves, device),
+      NORM: rounded && !sums ? 1 : 0,
+      EPILOGUE: epilogue,
+      ...tuned,
+    },
+    leaves,
     reason:
-      `only the experts that are used are read, and their quants multiply as integers, by rows rounded to 15 bits; ${
-        origin(tuned, defaults)
+      `only the experts that are used are read, and their quants multiply as integers, by rows rounded to 15 bits${
+        rounded ? " by the kernel before" : ""
+      }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
+        origin(tuned, defaultsFor(device))
       }`,
   };
 }

@@ -31,8 +31,8 @@ export interface LinearChoice {
   fusedNorm: boolean;
   /** In f16, the approximate size of each row's largest value after scaling. */
   headroom?: number;
-  /** In which units the results are rounded for the next kernel, if they are. */
-  leaves?: number;
+  /** Whether the results are rounded for the next kernel. */
+  leaves?: boolean;
   /** Whether the kernel also multiplies by the matrix's next part. */
   two?: boolean;
   /**
@@ -249,41 +249,15 @@ function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
   };
 }
 
-/** Bytes of workgroup memory that gemvInt8 takes for `elements` of x. */
-export const roundedBytes = (elements: number): number =>
-  2 * elements + elements / 2;
-
-/** Minimum rows of w for gemvInt8's wide constants, and its most loops ("Blocks as integers"). */
-const WIDE_ROWS = 6144, MOST_LOOPS = 4;
-/**
- * Minimum elements of w, or of a row, of models whose weights displace instructions from
- * caches: gemvInt8 then has less code ("Less code").
- */
-const LARGE = 8e6;
-/** Elements of x that share a scale where rows are rounded to integers. */
+/** Elements of x that are a multiple of this can be rounded for every kernel. */
 const ROUNDED_BLOCK = 32;
-/** Elements of x that gemvInt8 takes at a time are a multiple of this. */
-const ROUNDED_STEP = 256;
-/** Workgroup memory that leaves room for several workgroups, even on large GPUs. */
-const ROUNDED_ROOM = 32768;
-
+/** Results of a workgroup of gemvInt8 are a multiple of this, so that it can round them. */
+const LEAST_RESULTS = 16;
 /**
- * The elements of x that gemvInt8 rounds at a time, and how often it does, so that they fit
- * workgroup memory.
+ * Maximum results of a workgroup. Not measured: their sums take 8 KiB of workgroup memory if
+ * four lane groups share a row.
  */
-export function roundedChunk(
-  k: number,
-  { limits }: Pick<Capabilities, "limits">,
-): { chunk: number; phases: number } {
-  const room = Math.min(ROUNDED_ROOM, limits.maxComputeWorkgroupStorageSize);
-  const most = Math.floor(room / roundedBytes(ROUNDED_STEP)) * ROUNDED_STEP;
-  const phases = Math.ceil(k / most);
-  return {
-    chunk: Math.ceil(k / phases / ROUNDED_STEP) * ROUNDED_STEP,
-    phases,
-  };
-}
-
+const MOST_RESULTS = 256;
 /** Whether quants multiply as integers, by rows that are rounded to integers. */
 export function multipliesIntegers(
   { k, format, largest }: Pick<LinearShape, "k" | "format" | "largest">,
@@ -294,68 +268,68 @@ export function multipliesIntegers(
     subgroupSize >= 8 && k % ROUNDED_BLOCK === 0 && k % format.loads[0] === 0;
 }
 
-/** Whether a matrix is of a model that displaces instructions from caches. */
-const isLarge = (n: number, k: number) => n * k >= LARGE || k >= LONG_K;
-
-/** The row of defaults for gemvInt8, by the shape of w. */
-function int8Row(n: number, k: number, { int8 }: Defaults) {
-  if (n <= NARROW_ROWS) return int8.narrow;
-  if (!isLarge(n, k)) return n >= WIDE_ROWS ? int8.wide : int8.other;
-  return n >= WIDE_ROWS ? int8.wideLarge : int8.otherLarge;
-}
-
-/** Constants of a kernel that rounds `k` elements of x, for `n` rows of w in all. */
+/** Constants of gemvInt8 for `n` rows of w in all, of which the results may be rounded. */
 export function integerConstants(
-  { n, k, format, swiglu }: Pick<LinearShape, "n" | "k" | "format" | "swiglu">,
+  { n, k, format, swiglu, rounded }: Pick<
+    LinearShape,
+    "n" | "k" | "format" | "swiglu" | "rounded"
+  >,
+  leaves: boolean,
   device: Capabilities,
-  row = int8Row(n, k, defaultsFor(device)),
 ): Constants {
-  const lanes = laneConstants(device);
-  const laneCount = 2 ** lanes.LOG_LANES, [unit] = format.loads;
-  const WORKGROUP = Math.min(row.WORKGROUP, mostThreads(device));
-  // As many rows share a rounded x with fewer threads.
-  const share = row.ROWS * row.WORKGROUP / WORKGROUP;
-  const ROWS = swiglu ? Math.max(2, share) : share;
-  const { chunk, phases } = roundedChunk(k, device);
-  const steps = Math.ceil(Math.min(k, chunk) / unit / laneCount);
-  const together = Math.ceil(row.STEPS * ROUNDED_BLOCK / unit);
-  const groups = n / (ROWS * WORKGROUP / laneCount);
+  const { int8 } = defaultsFor(device);
+  const row = n >= TALL_ROWS ? int8.tall : int8.other;
+  const { WORKGROUP, HELD, THREADS } = row, halves = swiglu ? 2 : 1;
+  const lanes = laneConstants(device), own = 2 ** lanes.LOG_LANES;
+  const units = k / format.loads[0], results = n / halves;
+  const held = Math.max(1, Math.floor(HELD / format.loads[0]));
+  const most = Math.floor(mostThreads(device) / own);
+  const SETS = Math.min(most, Math.ceil(units / held / own));
+  // With few results, more teams share those of a workgroup, each a few at a time.
+  const threads = Math.max(WORKGROUP, THREADS * LEAST_RESULTS / results);
+  const share = Math.min(
+    Math.round(threads / own / SETS),
+    Math.floor(most / SETS),
+    LEAST_RESULTS / row.ROWS,
+  );
+  const teams = 2 ** Math.floor(Math.log2(Math.max(1, share)));
+  const workgroup = teams * SETS * own;
+  const needed = results * workgroup / THREADS / LEAST_RESULTS;
   return {
-    WORKGROUP,
-    ROWS,
-    STEPS: Math.ceil(steps / Math.ceil(steps / together)),
-    LOOPS: phases > 1 ? 1 : Math.max(
-      1,
-      Math.min(MOST_LOOPS, Math.floor(groups / ENOUGH_WORKGROUPS / 2)),
+    WORKGROUP: workgroup,
+    SETS,
+    ROWS: row.ROWS * halves,
+    RESULTS: Math.min(
+      MOST_RESULTS,
+      LEAST_RESULTS * Math.max(1, Math.ceil(needed)),
     ),
-    CHUNK: chunk,
-    ROLLED: isLarge(n, k) ? 1 : 0,
+    ROUNDED: rounded ? 1 : 0,
+    LEAVES: leaves ? 1 : 0,
     ...lanes,
   };
 }
 
 /**
  * Whether a kernel rounds its results for the next one, so that the workgroups of that do
- * not: in which units, or 0. Both must multiply one row as integers, and the kernel has no
- * buffers left for a norm of its own.
+ * not. Both must multiply one row as integers, and a kernel that norms a row that it rounds
+ * itself has no buffers left.
  */
 export function roundsFor(
-  { n, k, swiglu, norm, rounded, next }: LinearShape,
+  { n, swiglu, norm, rounded, next }: LinearShape,
   device: Capabilities,
-): number {
-  if (!next || !(device.roundsAhead ?? defaultsFor(device).ahead.on)) return 0;
-  const { formats, largest } = next, width = swiglu ? n / 2 : n;
-  const [unit] = formats[0].loads;
-  const together = formats.every((format) =>
-    format.loads[0] === unit &&
-    multipliesIntegers({ k: width, format, largest }, device)
+): boolean {
+  if (!next || norm && !rounded) return false;
+  const { formats, largest } = next, k = swiglu ? n / 2 : n;
+  return formats.every((format) =>
+    multipliesIntegers({ k, format, largest }, device)
   );
-  const whole = rounded || !norm && roundedChunk(k, device).phases === 1;
-  return together && whole ? unit : 0;
 }
 
-/** Storage buffers that a kernel may bind everywhere. */
-const MOST_BUFFERS = 8;
+/** Whether a kernel can bind so many storage buffers; 8 if the device does not say. */
+export const canBind = (
+  buffers: number,
+  { limits: { maxStorageBuffersPerShaderStage: most = 8 } }: Capabilities,
+): boolean => buffers <= most;
 
 /**
  * Whether one kernel takes two parts of a matrix, which are in different formats: those that
@@ -369,28 +343,7 @@ function takesBoth(
   const planes = [format, other.format].flatMap((one) => one.planes(k));
   return other.format.loads[0] === format.loads[0] &&
     multipliesIntegers({ k, format: other.format, largest }, device) &&
-    planes.length + 2 <= MOST_BUFFERS;
-}
-
-/** Constants where the row comes rounded, or its results leave so. */
-export function aheadConstants(
-  shape: LinearShape,
-  leaves: number,
-  device: Capabilities,
-): Constants {
-  const { ahead } = defaultsFor(device), halves = shape.swiglu ? 2 : 1;
-  const row = !leaves ? ahead.reads : shape.swiglu ? ahead.gates : ahead.adds;
-  const constants = integerConstants(shape, device, row);
-  const { WORKGROUP, LOG_LANES, ROWS } = constants as Record<string, number>;
-  const rows = ROWS * (WORKGROUP >> LOG_LANES);
-  return {
-    ...constants,
-    // A workgroup rounds whole blocks.
-    ...(leaves
-      ? { LOOPS: Math.max(1, ROUNDED_BLOCK * halves / rows), LEAVES: leaves }
-      : {}),
-    ROUNDED: shape.rounded ? 1 : 0,
-  };
+    canBind(planes.length + 2, device);
 }
 
 function chooseIntegers(
@@ -398,48 +351,29 @@ function chooseIntegers(
   device: Capabilities,
 ): LinearChoice {
   const leaves = roundsFor(shape, device), two = takesBoth(shape, device);
-  if (leaves || shape.rounded) {
-    const { n, other } = shape;
-    return {
-      kernel: "gemvInt8",
-      constants: {
-        ...aheadConstants(
-          two ? { ...shape, n: n + other!.n } : shape,
-          leaves,
-          device,
-        ),
-        TWO: two ? 1 : 0,
-        EPILOGUE: epilogueOf(shape),
-        NORM: shape.norm ? 1 : 0,
-      },
-      fusedNorm: shape.norm,
-      leaves,
-      two,
-      splits: 1,
-      reason: `1 row: the matrix is read once${
-        two ? ` with the next part, in ${other!.format.name}` : ""
-      }, and its quants multiply as integers, by a row rounded to 15 bits${
-        shape.rounded ? " by the kernel before" : ""
-      }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
-        origin(undefined, defaultsFor(device))
-      }`,
-    };
-  }
+  const { n, other, norm, rounded } = shape;
   const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
+  const all = two ? { ...shape, n: n + other!.n } : shape;
   return {
     kernel: "gemvInt8",
     constants: {
-      ...integerConstants(shape, device),
+      ...integerConstants(all, leaves, device),
+      TWO: two ? 1 : 0,
       EPILOGUE: epilogueOf(shape),
-      NORM: shape.norm ? 1 : 0,
+      NORM: norm ? 1 : 0,
       ...tuned,
     },
-    fusedNorm: shape.norm,
+    fusedNorm: norm,
+    leaves,
+    two,
     splits: 1,
-    reason:
-      `1 row: the matrix is read once, and its quants multiply as integers, by a row rounded to 15 bits; ${
-        origin(tuned, defaultsFor(device))
-      }`,
+    reason: `1 row: the matrix is read once${
+      two ? ` with the next part, in ${other!.format.name}` : ""
+    }, and its quants multiply as integers, by a row rounded to 15 bits${
+      rounded ? " by the kernel before" : ""
+    }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
+      origin(tuned, defaultsFor(device))
+    }`,
   };
 }
 

@@ -28,7 +28,7 @@ export interface LinearShape {
   exact?: boolean;
   /** Whether the weights never change, so that a copy may be read instead. */
   fixed?: boolean;
-  /** Whether the kernel before has rounded the row, for lanes of this format. */
+  /** Whether the kernel before has rounded the row. */
   rounded?: boolean;
   /** The next part of the same matrix, whose rows follow. */
   other?: { n: number; format: Format };

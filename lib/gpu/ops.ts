@@ -107,8 +107,6 @@ interface Next {
 /** A row that the kernel that made it has rounded for the next one. */
 interface Rounded {
   row: Tensor;
-  /** Elements that a lane takes at a time. */
-  unit: number;
   /** By which it was normed, but for the factor. */
   norm: Matrix<Tensor> | undefined;
 }
@@ -132,8 +130,7 @@ interface ExpertCall {
   epilogue: Epilogue;
   /** Rows of an expert, gates and ups counted once. */
   n: number;
-  /** What multiplies the results next. */
-  next?: Matrix<Tensor>;
+  next?: Next;
 }
 
 /** The arguments of attention in one layer. */
@@ -282,7 +279,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const call = { x, norm, w, chosen, n };
     const y = this.#rows("gated", pairs, n);
     if (w.parts.every(({ twin }) => twin !== undefined)) {
-      this.#experts({ ...call, y, epilogue: "swiglu", next });
+      this.#experts({
+        ...{ ...call, y, epilogue: "swiglu" },
+        next: next && { w: next },
+      });
       return y;
     }
     const both = this.#rows("gate and up", pairs, 2 * n);
@@ -296,10 +296,12 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     w: Matrix<Tensor>,
     chosen: Tensor,
     residual: Tensor,
+    after?: readonly [norm: Matrix<Tensor>, w: Matrix<Tensor>],
   ): Tensor {
     const n = residual.shape[1], groups = this.#groups.get(chosen.buffer);
     if (!groups) {
-      this.#experts({ x, w, chosen, y: residual, n, epilogue: "add" });
+      const next = after && { norm: after[0], w: after[1] };
+      this.#experts({ x, w, chosen, y: residual, n, epilogue: "add", next });
       return residual;
     }
     const partial = this.#grouped(x, w, { n, groups }), { places } = groups;
@@ -385,27 +387,29 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const all = count * n; // rows of all gates, or of all ups
     const before = this.#ahead.get(x.buffer);
     // Weights of experts in another part would not be theirs.
-    const apart = [w, next].some((one) => one && one.parts.length > 1);
+    const apart = w.parts.length > 1 ||
+      epilogue === "swiglu" && next !== undefined && next.w.parts.length > 1;
     let normed: Tensor | undefined;
     const input = () => norm ? normed ??= this.#normed(x, norm) : x;
     for (const part of w.parts) {
       const { kernel, constants, reason, leaves } = chooseExpertGemv({
         ...{ m: chosen.shape[0] / 2, used, n, k: w.k, epilogue },
         ...{ format: part.format, largest: w.largest },
-        rounded: before !== undefined && before.norm === norm &&
-          before.unit === part.format.loads[0],
+        rounded: before !== undefined && before.norm === norm,
         next: next && !apart
           ? {
-            formats: next.parts.map(({ format }) => format),
-            largest: next.largest,
+            formats: next.w.parts.map(({ format }) => format),
+            largest: next.w.largest,
           }
           : undefined,
       }, this.gpu);
       const [run, parts] = BY_EXPERTS[kernel];
       const left = leaves
-        ? this.#leaveRounded(y.view(1, used * n), leaves, epilogue)
+        ? swiglu
+          ? this.#leaveRounded(y.view(1, used * n), epilogue)
+          : this.#leaveRounded(y, epilogue, next?.norm)
         : undefined;
-      const sums = epilogue === "add"
+      const sums = epilogue === "add" && !left
         ? this.#leaveSquares(y, parts(n, constants))
         : undefined;
       this.plan.add(run, {
@@ -415,6 +419,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         y,
         ...(sums ? { squares: sums } : {}),
         ...(left ? { left } : {}),
+        ...(next?.norm ? { nextNorm: next.norm } : {}),
       }, {
         label: w.label,
         reason,
@@ -650,8 +655,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         largest: w.largest,
         exact: w.exact,
         fixed: true,
-        rounded: before !== undefined && before.norm === norm &&
-          before.unit === part.format.loads[0],
+        rounded: before !== undefined && before.norm === norm,
         other: other && { n: rowsHeld(other), format: other.format },
         next: next && w.parts.length === 1
           ? {
@@ -686,7 +690,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       // One row's are read four at a time, except where each lane has its own rows.
       !(fours && squares.shape[1] % 4);
     const left = choice.leaves
-      ? this.#leaveRounded(y, choice.leaves, epilogue, next?.norm)
+      ? this.#leaveRounded(y, epilogue, next?.norm)
       : undefined;
     const leaves = epilogue === "add" && !left
       ? this.#leaveSquares(y, sums(part.rows, constants))
@@ -788,7 +792,6 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   /** Allocates the row that the kernel which makes `y` rounds for the next one. */
   #leaveRounded(
     y: Tensor,
-    unit: number,
     epilogue: Epilogue,
     norm?: Matrix<Tensor>,
   ): Tensor {
@@ -802,7 +805,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         new Tensor(gpu, "f32", shape, buffer, "squares"),
       );
     }
-    this.#ahead.set(y.buffer, { row, unit, norm });
+    this.#ahead.set(y.buffer, { row, norm });
     return row;
   }
 

@@ -89,9 +89,16 @@ export interface Ops<T> {
 
   /**
    * Adds the weighted results of each row's experts to `residual`, in place:
-   * `[rows · used, k]`, `[experts · n, k]` → `[rows, n]`.
+   * `[rows · used, k]`, `[experts · n, k]` → `[rows, n]`. `next` is as in
+   * {@linkcode matmulAdd}.
    */
-  expertsAdd(gated: T, down: Matrix<T>, chosen: T, residual: T): T;
+  expertsAdd(
+    gated: T,
+    down: Matrix<T>,
+    chosen: T,
+    residual: T,
+    next?: readonly [norm: Matrix<T>, w: Matrix<T>],
+  ): T;
 
   /** The last row of each sequence of the pass: `[rows, n]` → `[sequences, n]`. */
   lastRow(x: T, cache: KvCache<T>): T;

@@ -91,17 +91,18 @@ export function* forward<T>(
     const attended = yield ops.attend(qkv, qNorm, kNorm, cache, i, next);
     const mlp = [postNorm, gateUpProj] as const;
     x = yield ops.matmulAdd(attended, layer.oProj, x, mlp);
+    const { inputNorm, qkvProj } = weights.layers[i + 1] ??
+      { inputNorm: weights.norm, qkvProj: weights.lmHead };
+    const after = [inputNorm, qkvProj] as const;
     if (router === undefined) {
       const gated = yield ops.normSwiglu(x, postNorm, gateUpProj, downProj);
-      const { inputNorm: norm, qkvProj: w } = weights.layers[i + 1] ??
-        { inputNorm: weights.norm, qkvProj: weights.lmHead };
-      x = yield ops.matmulAdd(gated, downProj, x, [norm, w]);
+      x = yield ops.matmulAdd(gated, downProj, x, after);
     } else {
       const scores = yield ops.normMatmul(x, postNorm, router);
       const chosen = yield ops.chooseExperts(scores);
       const [w, next] = [gateUpProj, downProj];
       const gated = yield ops.expertsSwiglu(x, postNorm, w, chosen, next);
-      x = yield ops.expertsAdd(gated, downProj, chosen, x);
+      x = yield ops.expertsAdd(gated, downProj, chosen, x, after);
     }
   }
   if (ends !== undefined) return ops.normRows(x, ends, weights.norm);

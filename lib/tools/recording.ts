@@ -64,14 +64,13 @@ class CallPlan extends Plan {
 function sketch(device: Sketched): Gpu {
   const { name, f16, software, subgroupSize, adapterClass, vulkan } = device;
   const { compiler = "naga", limits, tuned = new Map() } = device;
-  const { subgroupMatrices, roundsAhead } = device;
+  const { subgroupMatrices } = device;
   return {
     name,
     f16,
     software,
     subgroupSize,
     subgroupMatrices,
-    roundsAhead,
     adapterClass,
     compiler,
     vulkan,

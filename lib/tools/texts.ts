@@ -43,7 +43,7 @@ const like = (
     threads: number,
     buffers: number,
   ],
-  more: Pick<Sketched, "vulkan" | "subgroupMatrices" | "roundsAhead"> & {
+  more: Pick<Sketched, "vulkan" | "subgroupMatrices"> & {
     f16?: boolean;
   } = {},
 ): Sketched => ({
@@ -69,9 +69,6 @@ export const SKETCHES: readonly Sketched[] = [
   }),
   like("NVIDIA H200, tensor cores", "NVIDIA, large cache", [32, 48, 1024, 16], {
     subgroupMatrices: [HALF_MATRICES],
-  }),
-  like("NVIDIA H200, rows rounded ahead", "NVIDIA", [32, 48, 1024, 16], {
-    roundsAhead: true,
   }),
   like("NVIDIA RTX 3060, f16 off", "NVIDIA", [32, 48, 1024, 10], {
     f16: false,

@@ -314,8 +314,6 @@ export class Gpu implements Disposable {
   timestamps: boolean;
   /** The device's limits, equal to the adapter's. */
   readonly limits: GPUSupportedLimits;
-  /** @ignore To compare kernels that round their results with those that do not. */
-  roundsAhead?: boolean;
   /** Constants that measured fastest on this adapter (see lib/dispatch/keys.ts). */
   readonly tuned: Map<string, Constants> = new Map();
   /** Bytes allocated on the device and not freed yet. */

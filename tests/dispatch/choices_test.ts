@@ -255,58 +255,86 @@ Deno.test("batches of 16 rows and more share pipelines", () => {
 });
 
 Deno.test("a kernel rounds its results if the next one multiplies them as integers", () => {
-  const off = { ...DEVICES[4], adapterClass: "NVIDIA" } as const;
-  const on = { ...off, roundsAhead: true };
+  const device = { ...DEVICES[4], adapterClass: "NVIDIA" } as const;
   const [q4_k, q6_k, q8_0] = ["q4_k", "q6_k", "q8_0"].map(formatNamed);
   const one = { m: 1, format: q4_k, largest: 1, norm: false, swiglu: false };
   const oProj = { ...one, n: 4096, k: 4096 };
   const gateUp = { ...one, n: 24576, k: 4096, norm: true, swiglu: true };
-  const chosen = (
-    shape: LinearShape,
-    formats?: readonly Format[],
-    device: Capabilities = on,
-  ) => {
+  const chosen = (shape: LinearShape, formats?: readonly Format[]) => {
     const next = formats && { formats, largest: 1 };
-    const { leaves = 0, constants: c, reason } = chooseLinear(
+    const { leaves, constants: c, reason } = chooseLinear(
       { ...shape, next },
       device,
     );
-    assertEquals(leaves, c.LEAVES ?? 0);
-    assertEquals(/it rounds its results/.test(reason), leaves > 0, reason);
-    return [leaves, c.ROUNDED ?? 0, c.WORKGROUP, c.ROWS, c.LOOPS];
+    assertEquals(Number(leaves), c.LEAVES);
+    assertEquals(/it rounds its results/.test(reason), leaves, reason);
+    return [c.ROUNDED, c.LEAVES];
   };
-  const plain = chosen(oProj, undefined, off);
-  assertEquals(chosen(oProj, [q4_k], off), plain); // not measured
-  assertEquals(chosen(oProj, [q4_k, q6_k]), [32, 0, 1024, 1, 1]);
-  assertEquals(chosen(oProj, [q8_0]), [16, 0, 1024, 1, 1]);
-  for (const formats of [[q4_k, q8_0], [q4_k, bf16], [f32]]) {
-    assertEquals(chosen(oProj, formats), plain);
+  assertEquals(chosen(oProj), [0, 0]);
+  for (const formats of [[q4_k, q6_k], [q8_0], [q4_k, q8_0]]) {
+    assertEquals(chosen(oProj, formats), [0, 1]);
+  }
+  for (const formats of [[q4_k, bf16], [f32]]) {
+    assertEquals(chosen(oProj, formats), [0, 0]);
   }
   // It would need a norm of its own, and then more buffers than a kernel may bind.
-  assertEquals(chosen(gateUp, [q6_k])[0], 0);
+  assertEquals(chosen(gateUp, [q6_k]), [0, 0]);
   const rounded = { ...gateUp, rounded: true };
-  assertEquals(chosen(rounded, [q6_k]), [32, 1, 512, 2, 2]);
-  assertEquals(chosen(rounded), [0, 1, 128, 2, 4]);
-  // Two parts of a matrix go together where their planes, x and y are at most 8 buffers.
-  const qkv = { ...one, n: 5120, k: 4096, norm: true };
-  for (const format of FORMATS) {
-    for (const other of FORMATS) {
-      const { two = false, constants, reason } = chooseLinear({
-        ...{ ...qkv, format, rounded: format.integers !== undefined },
-        other: { n: 1024, format: other },
-      }, on);
-      const planes = [format, other].flatMap((one) => one.planes(4096));
-      const wanted = format.integers !== undefined &&
-        other.integers !== undefined && planes.length <= 6 &&
-        format.loads[0] === other.loads[0];
-      assertEquals(two, wanted, `${format.name}, ${other.name}`);
-      assertEquals(constants.TWO ?? 0, Number(two));
-      assertEquals(reason.includes(`part, in ${other.name}`), two, reason);
-    }
-  }
+  assertEquals(chosen(rounded, [q6_k]), [1, 1]);
+  assertEquals(chosen(rounded), [1, 0]);
   // Without the largest weight, results must be exact.
   const exact = { ...oProj, largest: undefined };
-  assertEquals(chooseLinear({ ...exact, rounded: true }, on).kernel, "gemv");
+  assertEquals(
+    chooseLinear({ ...exact, rounded: true }, device).kernel,
+    "gemv",
+  );
+});
+
+Deno.test("two parts of a matrix go together where their planes, x and y can be bound", () => {
+  const shape = { m: 1, n: 5120, k: 4096, largest: 1, norm: true };
+  for (const buffers of [undefined, 8, 10]) {
+    const { limits, ...device } = DEVICES[4];
+    const most = { maxStorageBuffersPerShaderStage: buffers };
+    for (const format of FORMATS) {
+      for (const other of FORMATS) {
+        const { two = false, constants, reason } = chooseLinear({
+          ...{ ...shape, format, swiglu: false },
+          rounded: format.integers !== undefined,
+          other: { n: 1024, format: other },
+        }, { ...device, limits: { ...limits, ...most } });
+        const planes = [format, other].flatMap((one) => one.planes(4096));
+        const wanted = format.integers !== undefined &&
+          other.integers !== undefined &&
+          planes.length + 2 <= (buffers ?? 8) &&
+          format.loads[0] === other.loads[0];
+        assertEquals(two, wanted, `${format.name}, ${other.name}`);
+        assertEquals(constants.TWO ?? 0, Number(two));
+        assertEquals(reason.includes(`part, in ${other.name}`), two, reason);
+      }
+    }
+  }
+});
+
+Deno.test("lane groups of gemvInt8 share rows, so that each lane holds few elements", () => {
+  for (const k of [64, 1024, 4096, 25600]) {
+    for (const device of DEVICES.filter((one) => one.subgroupSize >= 8)) {
+      for (const adapterClass of ADAPTER_CLASSES) {
+        const { constants: c } = chooseLinear({
+          ...{ m: 1, n: 4096, k, format: formatNamed("q4_k") },
+          ...{ largest: 1, norm: false, swiglu: false },
+        }, { ...device, adapterClass }) as {
+          constants: Record<string, number>;
+        };
+        const lanes = 2 ** c.LOG_LANES, what = JSON.stringify({ k, c });
+        const most = device.limits.maxComputeInvocationsPerWorkgroup;
+        assert(c.WORKGROUP <= most, what);
+        assertEquals(c.WORKGROUP % (lanes * c.SETS), 0, what);
+        assertEquals(c.RESULTS % 16, 0, what);
+        // A bit of a word says of each block of 16 whether it has an outlier.
+        assert(k / 16 / (c.SETS * lanes) <= 32, what);
+      }
+    }
+  }
 });
 
 Deno.test("a few rows may go to gemvRowsInt8 if quants are integers and many", () => {
@@ -650,7 +678,7 @@ Deno.test("tuned constants of experts are those of one row, or of a tile", () =>
   const of = { ...sizes, m: 8, swiglu: true }, tile = { ...of, swiglu: false };
   const tuned = new Map<string, Constants>([
     [expertKey("expertGemv", of), { ROWS: 4 }],
-    [expertKey("expertGemvInt8", of), { LOOPS: 4 }],
+    [expertKey("expertGemvInt8", of), { SETS: 1 }],
     [expertKey("expertGemm", { ...tile, m: 32 }), { TM: 4 }],
     [expertKey("expertGemm", { ...tile, m: 32 }, true), { BK: 16 }],
   ]);
@@ -671,7 +699,7 @@ Deno.test("tuned constants of experts are those of one row, or of a tile", () =>
   const row = (given: Partial<ExpertShape>, own: Constants) =>
     changes((device) => chooseExpertGemv({ ...one, ...given }, device), own);
   row({}, { ROWS: 4 });
-  row({ largest: 0.5 }, { LOOPS: 4 });
+  row({ largest: 0.5 }, { SETS: 1 });
   for (const largest of [undefined, 0.5]) {
     row({ m: 2, largest }, {});
     row({ used: 4, largest }, {});

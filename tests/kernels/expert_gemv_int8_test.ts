@@ -15,6 +15,14 @@ import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { checkCase, makeCase } from "../support/kernel_case.ts";
 
+/** Lane groups that share a row, or do not; more results than threads, and fewer. */
+const CHOICES: Constants[] = [
+  { WORKGROUP: 64, SETS: 4, ROWS: 1, RESULTS: 16 },
+  { WORKGROUP: 128, SETS: 16, ROWS: 3, RESULTS: 32 },
+  { WORKGROUP: 96, SETS: 6, ROWS: 4, RESULTS: 48 },
+  { WORKGROUP: 64, SETS: 8, ROWS: 2, RESULTS: 144 },
+];
+
 const EPILOGUES = ["store", "swiglu", "add"] as const;
 
 gpuTest(
@@ -31,18 +39,15 @@ gpuTest(
 );
 
 gpuTest(
-  "expertGemvInt8 gives the same for every choice of threads, rows, steps, loops and chunks",
+  "expertGemvInt8 gives the same for every choice of threads, sets, rows and results",
   async (gpu, trial) => {
     const lanes = { LOG_LANES: Math.log2(gpu.subgroupSize), SUBGROUPS: 1 };
-    const choices = [[32, 2, 1, 1], [64, 4, 3, 1], [64, 2, 2, 3]];
-    for (const [WORKGROUP, ROWS, STEPS, LOOPS] of choices) {
+    for (const one of CHOICES) {
       for (const epilogue of EPILOGUES) {
-        for (const CHUNK of LOOPS === 1 ? [256, 12288] : [12288]) {
-          const constants = { ...lanes, WORKGROUP, ROWS, STEPS, LOOPS, CHUNK };
-          const shape = { m: 2, experts: 4, used: 3, n: 37, k: 512 };
-          const given = { ...shape, w: "q4_k", epilogue, constants };
-          await checkCase(expertGemvInt8, trial, given);
-        }
+        const shape = { m: 2, experts: 4, used: 3, n: 37, k: 512 };
+        const constants = { ...lanes, ...one };
+        const given = { ...shape, w: "q4_k", epilogue, constants };
+        await checkCase(expertGemvInt8, trial, given);
       }
     }
   },
@@ -79,7 +84,7 @@ gpuTest(
         const given = { ...sizes, w, epilogue, held };
         const one = makeCase(expertGemvInt8, trial, given);
         if (!one) return;
-        const [unit] = formatNamed(w).loads, { used, k } = sizes;
+        const { used, k } = sizes;
         const x = one.operands.x as CpuTensor;
         const weights = weightsOf(one.operands.chosen as CpuTensor, used);
         const row: CpuTensor = {
@@ -92,7 +97,7 @@ gpuTest(
           ...one,
           operands: {
             ...one.operands,
-            x: roundRow(row, row.data.length, unit),
+            x: roundRow(row, row.data.length),
           },
           constants: { ...one.constants, ROUNDED: 1 },
         });
@@ -106,42 +111,46 @@ gpuTest(
 );
 
 gpuTest(
-  "expertGemvInt8 weights and rounds the results of a row's experts as one row",
+  "expertGemvInt8 rounds its results as one row: those of a row's experts, weighted, or their sums",
   async (gpu, trial) => {
     const sizes = { m: 1, experts: 5, used: 3, n: 192, k: 512 };
-    const width = sizes.used * sizes.n;
-    for (const unit of [16, 32, 64]) {
-      for (const w of ["q4_k", "q6_k", "q8_0"]) {
-        const given = { ...sizes, w, epilogue: "swiglu" as const };
-        const one = makeCase(expertGemvInt8, trial, given);
+    for (const shape of CHOICES) {
+      for (const epilogue of ["swiglu", "add"] as const) {
+        const w = trial.random.pick(["q4_k", "q6_k", "q8_0"]);
+        const one = makeCase(expertGemvInt8, trial, { ...sizes, w, epilogue });
         if (!one) return;
+        const sums = epilogue === "add";
+        const width = sizes.n * (sums ? 1 : sizes.used);
         const { words } = roundedSizes(width);
-        const shape = trial.random.pick<Constants>([
-          { WORKGROUP: 32, ROWS: 4, LOOPS: 4, ROLLED: 1 },
-          { WORKGROUP: 128, ROWS: 2, LOOPS: 2 },
-        ]);
         const data = new Uint32Array(words).fill(0x7f7f7f7f);
+        const nextNorm = trial.random.tensor("bf16", [sizes.n], 0.5, 1);
         const { y, left } = await runCase(gpu, expertGemvInt8, {
           ...one,
           operands: {
             ...one.operands,
+            nextNorm,
             left: { dtype: "u32", shape: [1, words], data },
           },
-          constants: { ...one.constants, ...shape, LEAVES: unit },
+          constants: { ...one.constants, ...shape, LEAVES: 1 },
         });
         const found = compare(one.expected()[0], { y });
         assert(passes(found), `${one.what}: ${JSON.stringify(found)}`);
         const weights = weightsOf(one.operands.chosen as CpuTensor, sizes.used);
-        const made = roundedValues(Uint32Array.from(left), width, unit);
+        const made = roundedValues(Uint32Array.from(left), width);
+        const norms = toF32(nextNorm);
         const wanted = Array.from(
           y,
-          (v, i) => v * weights[Math.floor(i / sizes.n)],
+          (v, i) => v * (sums ? norms[i] : weights[Math.floor(i / sizes.n)]),
         );
-        for (let b = 0; b < width; b += 32) {
-          const own = wanted.slice(b, b + 32);
-          const largest = Math.max(...own.map(Math.abs));
+        for (let b = 0; b < width / 16; b++) {
+          const of = (list: ArrayLike<number>) =>
+            Array.from(list).slice(16 * b, 16 * b + 16);
+          const largest = Math.max(...of(wanted).map(Math.abs));
           const absolute = 0.52 / LARGEST * largest;
-          assertAllClose(made.values.slice(b, b + 32), own, { absolute }, w);
+          assertAllClose(of(made.values), of(wanted), { absolute }, w);
+          if (!sums) continue;
+          const squared = of(y).reduce((sum, v) => sum + v * v, 0);
+          assertAllClose([made.squares[b]], [squared], { relative: 1e-5 }, w);
         }
         assert(made.sumsOff.every((off) => off === 0), w);
       }

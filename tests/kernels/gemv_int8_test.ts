@@ -1,4 +1,4 @@
-import { assert, assertThrows } from "@std/assert";
+import { assert, assertRejects, assertThrows } from "@std/assert";
 import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { INTEGER_SUM } from "../../kernels/case.ts";
 import { LARGEST } from "../../kernels/int8_case.ts";
@@ -8,7 +8,7 @@ import {
   roundRow,
 } from "../../kernels/rounded_row.ts";
 import type { Constants } from "../../lib/dispatch/shapes.ts";
-import { formatNamed, FORMATS } from "../../lib/formats/mod.ts";
+import { FORMATS } from "../../lib/formats/mod.ts";
 import { matrixToF32, toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes, type Trial } from "../support/gpu.ts";
@@ -20,6 +20,16 @@ import {
 import { checkRows, type RowsCase } from "../support/rows_case.ts";
 
 const INTEGERS = FORMATS.filter(({ integers }) => integers);
+
+/** Lane groups that share a row, or do not; more results than threads, and fewer. */
+const CHOICES: Constants[] = [
+  { WORKGROUP: 64, SETS: 8, ROWS: 1, RESULTS: 16 },
+  { WORKGROUP: 128, SETS: 4, ROWS: 4, RESULTS: 16 },
+  { WORKGROUP: 64, SETS: 5, ROWS: 3, RESULTS: 48 },
+  { WORKGROUP: 96, SETS: 6, ROWS: 2, RESULTS: 32 },
+  { WORKGROUP: 128, SETS: 16, ROWS: 2, RESULTS: 144 },
+  { WORKGROUP: 128, SETS: 16, ROWS: 5, RESULTS: 16 },
+];
 
 const check = (trial: Trial, given: RowsCase) =>
   checkRows(trial, gemvInt8, int8Parts, { ...given, tolerance: INTEGER_SUM });
@@ -36,30 +46,36 @@ gpuTest(
 );
 
 gpuTest(
-  "gemvInt8 gives the same for every choice of threads, rows, steps and loops",
+  "gemvInt8 gives the same for every choice of threads, sets, rows and results",
   async (_, trial) => {
-    const choices: Constants[] = [
-      { WORKGROUP: 32, ROWS: 1, STEPS: 1 },
-      { WORKGROUP: 128, ROWS: 4, STEPS: 4, CHUNK: 256 },
-      { WORKGROUP: 64, ROWS: 2, STEPS: 2, CHUNK: 1024, ROLLED: 1 },
-      { WORKGROUP: 64, ROWS: 2, STEPS: 1, LOOPS: 2, ROLLED: 1 },
-      { WORKGROUP: 32, ROWS: 1, STEPS: 8, LOOPS: 5 },
-    ];
-    for (const w of ["q4_k", "q6_k", "q8_0", "q2_k"]) {
-      for (const constants of choices) {
-        const epilogue = constants.LOOPS ? "add" : "store";
-        await check(trial, { n: 338, k: 2304, w, constants, epilogue });
+    for (const constants of CHOICES) {
+      for (const epilogue of ["store", "add", "swiglu"] as const) {
+        const w = trial.random.pick(["q4_k", "q6_k", "q8_0", "q2_k"]);
+        await check(trial, { n: 338, k: 1280, w, constants, epilogue });
       }
     }
   },
 );
+
+gpuTest("gemvInt8 holds rows as long as lanes allow", async (gpu, trial) => {
+  for (const w of ["q4_k", "q8_0"]) {
+    const constants = { WORKGROUP: 128, SETS: 16, ROWS: 2 };
+    await check(trial, { n: 9, k: 12288, w, constants });
+  }
+  const WORKGROUP = gpu.subgroupSize, k = 1024 * WORKGROUP;
+  await assertRejects(
+    () => check(trial, { n: 1, k, w: "q8_0", constants: { WORKGROUP } }),
+    Error,
+    `Cannot hold rows of ${k} elements in 1 × ${WORKGROUP} lanes: each has 1024, must be at most 512`,
+  );
+});
 
 gpuTest(
   "gemvInt8 norms rows, adds to y and applies SwiGLU",
   async (_, trial) => {
     for (const w of ["q4_k", "q6_k", "q8_0", "q5_1"]) {
       for (const epilogue of ["store", "add", "swiglu"] as const) {
-        const constants = { WORKGROUP: 64, LOOPS: 2 };
+        const constants = trial.random.pick(CHOICES.slice(1));
         const given = { n: 174, k: 768, w, epilogue, constants };
         await check(trial, { ...given, column: 3, padding: 5 });
         if (epilogue !== "add") await check(trial, { ...given, norm: "bf16" });
@@ -75,8 +91,6 @@ function withOutliers({ random }: Trial, k: number) {
   return x;
 }
 
-const unitOf = (name: string) => formatNamed(name).loads[0];
-
 gpuTest(
   "gemvInt8 multiplies rows that were rounded before, beside outliers too",
   async (_, trial) => {
@@ -87,23 +101,19 @@ gpuTest(
           const n = 37, x = withOutliers(trial, k), x32 = toF32(x);
           const weights = random.matrix(w, [n, k]);
           const squares = Array.from(
-            { length: k / 32 },
+            { length: k / 16 },
             (_, b) =>
-              x32.subarray(32 * b, 32 * b + 32).reduce((s, v) => s + v * v, 0),
+              x32.subarray(16 * b, 16 * b + 16).reduce((s, v) => s + v * v, 0),
           );
           const y = trial.filled([1, n + 4]);
           trial.run(gemvInt8, {
             w: trial.uploadMatrix(weights),
-            x: trial.upload(roundRow(x, k, unitOf(w), squares)),
+            x: trial.upload(roundRow(x, k, squares)),
             y,
           }, {
             constants: {
               ...lanes(gpu, true),
-              ...random.pick<Constants>([
-                { WORKGROUP: 32, ROWS: 1, STEPS: 1, ROLLED: 1 },
-                { WORKGROUP: 64, ROWS: 2, STEPS: 2, LOOPS: 3 },
-                { WORKGROUP: 128, ROWS: 4, STEPS: 1, ROLLED: 1 },
-              ]),
+              ...random.pick(CHOICES.slice(1)),
               NORM: norm,
               ROUNDED: 1,
             },
@@ -132,28 +142,22 @@ gpuTest(
   "gemvInt8 rounds its results for the next kernel",
   async (_, trial) => {
     const { gpu, random } = trial;
-    for (const unit of [16, 32, 64]) {
-      for (const w of ["q4_k", "q6_k", "q8_0"]) {
-        for (const epilogue of ["add", "swiglu"] as const) {
-          const constants = random.pick<Constants>([
-            { WORKGROUP: 32, ROWS: 4, LOOPS: 4, ROLLED: 1 },
-            { WORKGROUP: 128, ROWS: 2, LOOPS: 2 },
-            { WORKGROUP: 256, ROWS: 2, LOOPS: 2, STEPS: 2 },
-          ]);
-          const rounded = random.pick([0, 1]);
-          await checkLeft({ unit, w, epilogue, constants, rounded });
-        }
+    for (const constants of CHOICES) {
+      for (const epilogue of ["add", "swiglu"] as const) {
+        const w = random.pick(["q4_k", "q6_k", "q8_0"]);
+        const rounded = random.pick([0, 1]);
+        await checkLeft({ w, epilogue, constants, rounded });
       }
     }
 
-    async function checkLeft({ unit, w, epilogue, constants, rounded }: {
-      unit: number;
+    async function checkLeft({ w, epilogue, constants, rounded }: {
       w: string;
       epilogue: "add" | "swiglu";
       constants: Constants;
       rounded: number;
     }) {
-      const k = 768, width = 832, what = JSON.stringify({ unit, w, constants });
+      const k = 768, width = random.pick([832, 816]);
+      const what = JSON.stringify({ width, w, constants });
       const n = epilogue === "swiglu" ? 2 * width : width;
       const x = withOutliers(trial, k);
       const residual = withOutliers(trial, width);
@@ -166,7 +170,7 @@ gpuTest(
       const left = trial.filled([1, words], 0x7f7f7f7f, "u32");
       trial.run(gemvInt8, {
         w: trial.uploadMatrix(weights),
-        x: trial.upload(rounded ? roundRow(x, k, unitOf(w)) : x),
+        x: trial.upload(rounded ? roundRow(x, k) : x),
         nextNorm: trial.upload(nextNorm),
         left,
         y,
@@ -176,7 +180,7 @@ gpuTest(
           ...constants,
           EPILOGUE: epilogue,
           ROUNDED: rounded,
-          LEAVES: unit,
+          LEAVES: 1,
         },
         uniforms: { stride: width, column: 0, eps: 0 },
       });
@@ -190,14 +194,14 @@ gpuTest(
         assertSums(results, expected, what, INTEGER_SUM);
       }
       const bytes = await gpu.readBuffer(left.buffer, 0, 4 * words);
-      const made = roundedValues(new Uint32Array(bytes), width, unit);
+      const made = roundedValues(new Uint32Array(bytes), width);
       const norms = toF32(nextNorm);
       const normed = epilogue === "add"
         ? results.map((v, i) => v * norms[i])
         : results;
-      for (let b = 0; b < width / 32; b++) {
+      for (let b = 0; b < width / 16; b++) {
         const of = (list: ArrayLike<number>) =>
-          Array.from(list).slice(32 * b, 32 * b + 32);
+          Array.from(list).slice(16 * b, 16 * b + 16);
         const largest = Math.max(...of(normed).map(Math.abs));
         const absolute = 0.52 / LARGEST * largest;
         assertAllClose(of(made.values), of(normed), { absolute }, what);
@@ -207,7 +211,7 @@ gpuTest(
       }
       assert(made.sumsOff.every((off) => off === 0), what);
       if (epilogue === "add") {
-        assert(made.squares.subarray(width / 32).every((v) => v === 0), what);
+        assert(made.squares.subarray(width / 16).every((v) => v === 0), what);
       }
     }
   },
@@ -233,15 +237,12 @@ gpuTest(
           trial.run(gemvInt8, {
             w,
             v,
-            x: trial.upload(roundRow(x, k, unitOf(first))),
+            x: trial.upload(roundRow(x, k)),
             y,
           }, {
             constants: {
               ...lanes(gpu, true),
-              ...random.pick<Constants>([
-                { WORKGROUP: 32, ROWS: 2, STEPS: 1, ROLLED: 1 },
-                { WORKGROUP: 64, ROWS: 1, STEPS: 2, LOOPS: 3 },
-              ]),
+              ...random.pick(CHOICES.slice(1)),
               ROUNDED: 1,
               TWO: 1,
             },

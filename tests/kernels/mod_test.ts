@@ -61,7 +61,7 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   FETCHERS: [0, 32],
   HEAD_DIM: [6, 64, 128],
   HISTOGRAM: [0, 1],
-  LEAVES: [0, 32],
+  LEAVES: [0, 1],
   LOG_PAGE: [0, 5],
   MASS: [0, 1],
   NORM: [0, 1],
@@ -111,11 +111,15 @@ const count = (contract: Contract) =>
     0,
   );
 
+/** Whether experts' sums are rounded for the next kernel, which dispatch does where all fit. */
+const addsAhead = ({ EXPERTS, LEAVES, EPILOGUE }: Constants) =>
+  EXPERTS && LEAVES && EPILOGUE === "add";
+
 Deno.test("every kernel binds at most eight storage buffers, unless it reads ahead", () => {
   const most = (kernel: Kernel, ahead: boolean) =>
     Math.max(
       ...storageBuffers(kernel).filter(({ constants }) =>
-        ahead || !constants.FETCHERS
+        ahead || !constants.FETCHERS && !addsAhead(constants)
       ).map(({ n }) => n),
     );
   assertEquals(
@@ -165,7 +169,8 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
   );
   assertEquals(LEAST_LIMITS.maxStorageBuffersPerShaderStage, 8);
   for (const kernel of KERNELS) {
-    const reading = kernel.name === "attendDecode" ? AHEAD_BUFFERS : 8;
+    const reading =
+      { attendDecode: AHEAD_BUFFERS, expertGemvInt8: 9 }[kernel.name] ?? 8;
     assert(most(kernel, true) <= reading, kernel.name);
   }
 });

@@ -52,10 +52,10 @@ for (
       STEPS: 2,
     }],
     ["expertGemvInt8 q4_k 8 2048 768", {
-      WORKGROUP: 128,
-      ROWS: 2,
-      STEPS: 2,
-      LOOPS: 1,
+      WORKGROUP: 384,
+      SETS: 6,
+      ROWS: 4,
+      RESULTS: 16,
     }],
     ["expertGemm q4_k half 64 768 2048", { BN: 64, BK: 32, TM: 8, TN: 8 }],
     ["attendDecode q8_0 long 128 8", {
@@ -136,15 +136,20 @@ Deno.test("constants that cannot run are refused with the reason", () => {
       [gemm, { BM: 32, BN: 32, BK: 16, TM: 8, TN: 8 }, /16 threads share/],
       [gemm, { BM: 30, BN: 32, BK: 16, TM: 2, TN: 8 }, /multiples of 4/],
       [
-        "expertGemvInt8 q8_0 swiglu 8 768 2048",
-        { WORKGROUP: 64, ROWS: 1, STEPS: 1, LOOPS: 1 },
-        /ROWS is 1, must be even/,
+        "gemvInt8 q8_0 1 1024 2048",
+        { WORKGROUP: 64, SETS: 1, ROWS: 1, RESULTS: 24 },
+        /RESULTS is 24, must be a multiple of 16/,
+      ],
+      [
+        "gemvInt8 q8_0 1 1024 2048",
+        { WORKGROUP: 48, SETS: 1, ROWS: 1, RESULTS: 16 },
+        /WORKGROUP is 48, must be whole groups of 32 lanes/,
       ],
       [
         // All experts of a row are one long row of 98,304 elements.
         "expertGemvInt8 q8_0 64 2048 1536",
-        { WORKGROUP: 64, ROWS: 2, STEPS: 1, LOOPS: 2 },
-        /LOOPS is 2, must be 1: 98304 elements of x are rounded in \d+ parts/,
+        { WORKGROUP: 64, SETS: 2, ROWS: 2, RESULTS: 16 },
+        /192 loads of 16 elements in flight, at most 32 fit registers/,
       ],
       [
         "expertGemm f32 32 64 64",
