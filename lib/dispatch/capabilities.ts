@@ -62,6 +62,7 @@ export interface Capabilities {
     maxComputeInvocationsPerWorkgroup: number;
     maxComputeWorkgroupSizeX?: number;
     maxStorageBuffersPerShaderStage?: number;
+    maxStorageBufferBindingSize?: number;
   };
   /**
    * Whether kernels round their results for the next one, where they can; the adapter's

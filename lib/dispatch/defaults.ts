@@ -7,6 +7,7 @@
  */
 
 import type { AdapterClass, Capabilities } from "./capabilities.ts";
+import { f16 } from "../formats/f16.ts";
 import { type Format, hasStrips } from "../formats/format.ts";
 import { type ContextClass, FEW_ROWS } from "./shapes.ts";
 
@@ -98,6 +99,8 @@ export interface Defaults {
     few: TileConstants;
     /** In f16, more than 64 rows. */
     half: TileConstants;
+    /** In f16 by weights that are f16 or were unpacked to it, where tiles fill the GPU. */
+    halfLarge: TileConstants;
     /** In f32, many tiles. */
     large: TileConstants;
     other: TileConstants;
@@ -153,6 +156,7 @@ const NVIDIA: Defaults = {
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
     half: { BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 },
+    halfLarge: { BM: 128, BN: 128, BK: 32, TM: 8, TN: 8 },
     large: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
     other: { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 },
   },
@@ -200,6 +204,7 @@ const AMD: Defaults = {
   gemm: {
     ...NVIDIA.gemm,
     half: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
+    halfLarge: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
   },
   attendDecode: {
     short: { WORKGROUP: 512, SHARES: 2, STEPS: 2 },
@@ -264,6 +269,7 @@ const SOFTWARE: Defaults = {
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 8, TN: 8 },
     half: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
+    halfLarge: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
     large: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
     other: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
   },
@@ -296,11 +302,40 @@ export function defaultsFor(
 }
 
 /**
- * Minimum rows and outputs for 128 × 128 tiles to fill a large GPU. Not measured: these
+ * Minimum rows for large tiles, and minimum outputs in f32. Not measured: these
  * outputs are 128 tiles, for the 132 multiprocessors of an H100, and 256 rows fill two
  * rows of tiles.
  */
 const LARGE_ROWS = 256, LARGE_OUTPUT = 1 << 21;
+
+/**
+ * Multiprocessors of a large GPU: those of an H100 and an H200. Each takes a large tile at a
+ * time, so what counts is how full the last round of tiles is.
+ */
+export const PROCESSORS = 132;
+/** How full rounds of large tiles must be: they are a third faster ("f16 sums in pairs"). */
+const LEAST_FULL = 0.75;
+
+/** Tiles of a product. */
+export const tilesOf = (
+  m: number,
+  n: number,
+  { BM, BN }: Pick<TileConstants, "BM" | "BN">,
+): number => Math.ceil(m / BM) * Math.ceil(n / BN);
+
+/** Whether large tiles in f16 keep most multiprocessors busy in every round. */
+export function fillsLarge(
+  m: number,
+  n: number,
+  device: Pick<Capabilities, "adapterClass" | "limits">,
+): boolean {
+  const { halfLarge } = defaultsFor(device).gemm;
+  const room = device.limits.maxComputeWorkgroupStorageSize;
+  const tiles = tilesOf(m, n, halfLarge);
+  const places = Math.ceil(tiles / PROCESSORS) * PROCESSORS;
+  return m >= LARGE_ROWS && tiles >= LEAST_FULL * places &&
+    tileBytes(halfLarge, true, f16) <= room;
+}
 
 /** Maximum bytes of the factors of a column's 32 elements: two for each of four groups. */
 const FACTOR_BYTES = 32;
@@ -335,7 +370,11 @@ export function tileFor(
     BK: Math.max(tile.BK, tileDepth(format)),
   });
   if (m <= 32) return deep(gemm.few);
-  if (half && m > 64) return deep(gemm.half);
+  if (half && m > 64) {
+    return format === f16 && fillsLarge(m, n, device)
+      ? gemm.halfLarge
+      : deep(gemm.half);
+  }
   const large = m >= LARGE_ROWS && m * n >= LARGE_OUTPUT &&
     tileBytes(deep(gemm.large), half, format) <= room;
   return deep(large ? gemm.large : gemm.other);
