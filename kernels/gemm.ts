@@ -196,7 +196,7 @@ const multiply = (q: string) => /* wgsl */ `
     }
   }`;
 
-/** The same in f16, two steps at a time: no value is spread over a vector first. */
+/** UNROLL steps of k in f16, two at a time: no value is spread over a vector first. */
 const multiplyPairs = (q: string) => /* wgsl */ `
   @unroll for (var kk = 0; kk < UNROLL / 2; kk++) {
     @unroll for (var i = 0; i < TM / 2; i++) { av[i] = a_tile[${q}][kk][i * HIGH + tm]; }

@@ -8,6 +8,7 @@
 
 import type { AdapterClass, Capabilities } from "./capabilities.ts";
 import { f16 } from "../formats/f16.ts";
+import { f32 } from "../formats/f32.ts";
 import { type Format, hasStrips } from "../formats/format.ts";
 import { type ContextClass, FEW_ROWS } from "./shapes.ts";
 
@@ -18,6 +19,8 @@ import { type ContextClass, FEW_ROWS } from "./shapes.ts";
 type GemvConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; own?: number }
 >;
+/** Threads in all, and rows of w at a time; see kernels/gemv_walk.ts. */
+type WalkConstants = Readonly<{ threads: number; ROWS: number }>;
 /**
  * For a few rows of x: threads per workgroup, maximum rows of w per lane group, loads
  * in flight per row, and lane groups that share rows of w.
@@ -59,6 +62,8 @@ export interface Defaults {
     other: GemvConstants;
     /** Quantised blocks, unless the rows are few and short; like the others if absent. */
     blocks?: GemvConstants;
+    /** Large matrices of floats; like the others if absent. */
+    walks?: WalkConstants;
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
@@ -103,6 +108,8 @@ export interface Defaults {
     halfLarge: TileConstants;
     /** In f32, many tiles. */
     large: TileConstants;
+    /** Many tiles by weights in f32, if such a tile fits; like the others if absent. */
+    largeF32?: TileConstants;
     other: TileConstants;
   };
   attendDecode: Readonly<Record<ContextClass, AttendConstants>>;
@@ -119,6 +126,8 @@ const NVIDIA: Defaults = {
     other: { WORKGROUP: 128, ROWS: 2, STEPS: 12 },
     // "Blocks in gemv: rows per lane decide".
     blocks: { WORKGROUP: 128, ROWS: 4, STEPS: 1 },
+    // "Workgroups that walk": 1,024 threads for each of an H200's multiprocessors.
+    walks: { threads: 1024 * 132, ROWS: 2 },
   },
   // "Blocks as integers", "Less code".
   int8: {
@@ -158,6 +167,7 @@ const NVIDIA: Defaults = {
     half: { BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 },
     halfLarge: { BM: 128, BN: 128, BK: 32, TM: 8, TN: 8 },
     large: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
+    largeF32: { BM: 128, BN: 128, BK: 32, TM: 8, TN: 8 },
     other: { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 },
   },
   attendDecode: {
@@ -375,7 +385,14 @@ export function tileFor(
       ? gemm.halfLarge
       : deep(gemm.half);
   }
-  const large = m >= LARGE_ROWS && m * n >= LARGE_OUTPUT &&
-    tileBytes(deep(gemm.large), half, format) <= room;
-  return deep(large ? gemm.large : gemm.other);
+  const { large, largeF32 = large, other } = gemm;
+  const suitable = m < LARGE_ROWS || m * n < LARGE_OUTPUT
+    ? []
+    : format === f32
+    ? [largeF32, large]
+    : [large];
+  return deep(
+    suitable.find((tile) => tileBytes(deep(tile), half, format) <= room) ??
+      other,
+  );
 }

@@ -12,7 +12,7 @@ import {
   mostThreads,
 } from "./capabilities.ts";
 import { f16 } from "../formats/f16.ts";
-import { wideLoad } from "../formats/format.ts";
+import { storedRowBytes, wideLoad } from "../formats/format.ts";
 import {
   type Constants,
   type Epilogue,
@@ -467,12 +467,9 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
   const fusedNorm = norm && whole;
   const lanes = laneConstants(device, Math.max(4, units));
   const laneCount = 2 ** lanes.LOG_LANES;
-  const layout = gemvConstants(
-    shape,
-    Math.ceil(units / laneCount),
-    whole && lanes.SUBGROUPS ? laneCount : 0,
-    defaults,
-  );
+  const exchanging = whole && lanes.SUBGROUPS ? laneCount : 0;
+  const layout = (exchanging ? walkConstants(shape, device) : undefined) ??
+    gemvConstants(shape, Math.ceil(units / laneCount), exchanging, defaults);
   const { copied = 0 } = defaults.gemv;
   // A texture holds the one plane of a format whose loads take 16 bytes.
   const [{ rowBytes }, ...others] = format.planes(k);
@@ -494,9 +491,40 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
       whole
         ? ""
         : `, element by element, because k = ${k} is not a multiple of ${unit}`
-    }${copies ? ", from a texture, which loads faster here" : ""}; ${
-      origin(tuned, defaults)
-    }`,
+    }${copies ? ", from a texture, which loads faster here" : ""}${
+      Number(layout.WALKERS) > 1
+        ? ", by workgroups that walk over its rows"
+        : ""
+    }; ${origin(tuned, defaults)}`,
+  };
+}
+
+/** Minimum bytes of a matrix over whose rows workgroups walk ("Workgroups that walk"). */
+const WALKED_BYTES = 1 << 24;
+/** Threads of such a workgroup, and loads of a row for each ("Workgroups that walk"). */
+const WALKING_THREADS = [128, 512], LOADS_OF_ROW = 2;
+
+/** Constants for workgroups that walk over the rows of w; undefined if they should not. */
+function walkConstants(
+  { n, k, format }: LinearShape,
+  device: Capabilities,
+): Constants | undefined {
+  const { walks } = defaultsFor(device).gemv, loads = k / format.loads[0];
+  const [least, most] = WALKING_THREADS;
+  if (
+    !walks || format.elements > 1 || n >= TALL_ROWS ||
+    n * storedRowBytes(format, k) < WALKED_BYTES || loads < LOADS_OF_ROW * least
+  ) return undefined;
+  const WORKGROUP = Math.min(
+    most,
+    mostThreads(device),
+    2 ** Math.floor(Math.log2(loads / LOADS_OF_ROW)),
+  );
+  return {
+    WORKGROUP,
+    ROWS: walks.ROWS,
+    STEPS: 1,
+    WALKERS: walks.threads / WORKGROUP,
   };
 }
 
@@ -524,9 +552,13 @@ function gemvConstants(
     ? gemv.narrow
     : gemv.other;
   if (own && broadcasting) {
-    return { SPREAD: "rows", WORKGROUP: broadcasting, ROWS: own, STEPS: 1 };
+    return {
+      ...{ SPREAD: "rows", WORKGROUP: broadcasting, ROWS: own, STEPS: 1 },
+      WALKERS: 1,
+    };
   }
-  return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
+  const STEPS = Math.ceil(steps / Math.ceil(steps / row.STEPS));
+  return { ...row, STEPS, WALKERS: 1 };
 }
 
 function chooseTensorCores(
