@@ -35,8 +35,8 @@ interface GroupedCase {
  */
 export const expertGemm = defineKernel<GroupedCase>({
   name: "expertGemm",
-  buffers: ({ SCALED, C_FOURS }) => ({
-    a: "padded k as span",
+  buffers: ({ F16, SCALED, C_FOURS }) => ({
+    a: `padded k as ${F16 ? "half" : "span"}`,
     b: "held k as strip",
     ...(SCALED ? { scales: "padded" } : {}),
     groups: "tiles",

@@ -32,6 +32,45 @@ const perStrip = (code: string) => /* wgsl */ `
     @if (s + 1) * THREADS <= STRIPS { ${code} } @else { if (strip < STRIPS) { ${code} } }
   }`;
 
+/**
+ * Which four steps of k, and which four rows or columns, a thread's block of a tile has:
+ * those that are stored together lie in different banks of workgroup memory.
+ */
+const depthOf = (block: string) =>
+  `(${block} % K_TOGETHER + ${block} / (K_TOGETHER * TOGETHER) % (BK / 4u / K_TOGETHER) * K_TOGETHER)`;
+const placeOf = (block: string) =>
+  `(${block} / K_TOGETHER % TOGETHER + ${block} / (BK / 4u * TOGETHER) * TOGETHER)`;
+
+/**
+ * Stores a 4 × 4 block from step `at` of k on, k outermost; `of(i)` has four steps of row
+ * or column i. In f16, pairs of steps lie next to each other.
+ */
+const storeBlock = (
+  tile: string,
+  four: string,
+  side: string,
+  of: (i: number) => string,
+) => {
+  const transposed = ["x", "y", "z", "w"].map((c, i) =>
+    `${tile}[at / UNROLL][at % UNROLL + ${i}u][${four}] = T(vec4(${
+      [0, 1, 2, 3].map((i) => `${of(i)}.${c}`).join(", ")
+    }));`
+  );
+  const pairs = ["xy", "zw"].map((c, k) =>
+    [0, 1].map((h) =>
+      `${tile}[at / UNROLL][at % UNROLL / 2u + ${k}u][place + ${h}u * ${side}] = T(vec4(${
+        of(2 * h)
+      }.${c}, ${of(2 * h + 1)}.${c}));`
+    ).join("\n")
+  );
+  return /* wgsl */ `
+    @if F16 {
+      let four = ${four};
+      let place = four / ${side} * 2u * ${side} + four % ${side};
+      ${pairs.join("\n")}
+    } @else { ${transposed.join("\n")} }`;
+};
+
 // A strip is a word of quants of each of four columns. Their factors are computed once for
 // all strips of a unit, each by the thread that loaded its scales.
 const beginStrip = /* wgsl */ `
@@ -54,13 +93,11 @@ const storeStrip = /* wgsl */ `
   @unroll for (var i = 0; i < 4; i++) {
     raw[i] = b_raw(words[s * 4 + i], factor_tile[own + i], (k0 - BK + first) / 8u + strip % 4u);
   }
-  let at = first + strip % 4u * 4u;
   @unroll for (var f = 0; f < 2; f++) {
     @split var four: array<vec4f, 4>;
     @unroll for (var i = 0; i < 4; i++) { four[i] = b_four[f](raw[i]); }
-    @unroll for (var e = 0; e < 4; e++) {
-      b_tile[(at + f * 16) / UNROLL][(at + f * 16) % UNROLL + e][strip / (BK / 8u)] = T(vec4f(four[0][e], four[1][e], four[2][e], four[3][e]));
-    }
+    let at = first + strip % 4u * 4u + f * 16u;
+    ${storeBlock("b_tile", "strip / (BK / 8u)", "WIDE", (i) => `four[${i}]`)}
   }`;
 
 /** Repeats code for each of the units whose factors a thread computes. */
@@ -78,21 +115,17 @@ const loadScales = /* wgsl */ `
 const storeFactors =
   "factor_tile[own] = b_factors(scales_of[s], scale_unit[s]);";
 
-/** Stores a 4 × 4 block transposed, k outermost. */
-const transpose = (tile: string, block: string) =>
-  ["x", "y", "z", "w"].map((c, i) =>
-    `${tile}[at / UNROLL][at % UNROLL + ${i}u][${block}] = T(next[l * 4].${c}, next[l * 4 + 1].${c}, next[l * 4 + 2].${c}, next[l * 4 + 3].${c});`
-  ).join("\n");
-
 const storeA = /* wgsl */ `
-  let at = block % (BK / 4u) * 4u;
-  ${transpose("a_tile", "block / (BK / 4u)")}`;
+  let at = ${depthOf("block")} * 4u;
+  ${
+  storeBlock("a_tile", placeOf("block"), "HIGH", (i) => `next[l * 4 + ${i}]`)
+}`;
 
 const storeB = /* wgsl */ `
   let j = block - A_BLOCKS;
   @if B_BY_COLUMN {
-    let at = j % (BK / 4u) * 4u;
-    ${transpose("b_tile", "j / (BK / 4u)")}
+    let at = ${depthOf("j")} * 4u;
+    ${storeBlock("b_tile", placeOf("j"), "WIDE", (i) => `next[l * 4 + ${i}]`)}
   } @else {
     let at = j / (BN / 4u) * 4u;
     @unroll for (var i = 0; i < 4; i++) { b_tile[at / UNROLL][at % UNROLL + i][j % (BN / 4u)] = next[l * 4 + i]; }
@@ -101,17 +134,21 @@ const storeB = /* wgsl */ `
 // WHOLE: no row of a or b ends within a tile of k, so loads need no check. Threads past
 // the last row read that row again, and their results are not stored.
 const beginA = /* wgsl */ `
-  let row = first_row + block / (BK / 4u) * 4u;
+  let row = first_row + ${placeOf("block")} * 4u;
   @unroll for (var i = 0; i < 4; i++) {
-    begin[l * 4 + i] = offset.x + min(row + i, u.m - 1u) * u.k + block % (BK / 4u) * 4u;
+    begin[l * 4 + i] = offset.x + min(row + i, u.m - 1u) * u.k + ${
+  depthOf("block")
+} * 4u;
   }`;
 
 const beginB = /* wgsl */ `
   let j = block - A_BLOCKS;
   @unroll for (var i = 0; i < 4; i++) {
     @if B_BY_COLUMN {
-      let column = source_column(first_column, j / (BK / 4u) * 4u + i);
-      begin[l * 4 + i] = offset.y + min(column, u.n - 1u) * u.k + j % (BK / 4u) * 4u;
+      let column = source_column(first_column, ${placeOf("j")} * 4u + i);
+      begin[l * 4 + i] = offset.y + min(column, u.n - 1u) * u.k + ${
+  depthOf("j")
+} * 4u;
     } @else {
       let column = min(first_column + j % (BN / 4u) * 4u, u.n - 4u);
       begin[l * 4 + i] = offset.y + (j / (BN / 4u) * 4u + i) * u.n + column;
@@ -121,8 +158,8 @@ const beginB = /* wgsl */ `
 const loadA = /* wgsl */ `
   @unroll for (var i = 0; i < 4; i++) {
     @if WHOLE { next[l * 4 + i] = T(a_at((begin[l * 4 + i] + k0) >> 2u)); } @else {
-      let k = k0 + block % (BK / 4u) * 4u;
-      let row = first_row + block / (BK / 4u) * 4u + i;
+      let k = k0 + ${depthOf("block")} * 4u;
+      let row = first_row + ${placeOf("block")} * 4u + i;
       next[l * 4 + i] = T(a_span(offset.x + row * u.k + k, remaining(k, k_end, row < u.m)));
     }
   }`;
@@ -132,8 +169,8 @@ const loadB = /* wgsl */ `
   @unroll for (var i = 0; i < 4; i++) {
     @if B_BY_COLUMN {
       @if WHOLE { next[l * 4 + i] = T(b_at((begin[l * 4 + i] + k0) >> 2u)); } @else {
-        let k = k0 + j % (BK / 4u) * 4u;
-        let column = source_column(first_column, j / (BK / 4u) * 4u + i);
+        let k = k0 + ${depthOf("j")} * 4u;
+        let column = source_column(first_column, ${placeOf("j")} * 4u + i);
         next[l * 4 + i] = T(b_span(offset.y + column * u.k + k, remaining(k, k_end, column < u.n)));
       }
     } @else {
@@ -148,14 +185,28 @@ const loadB = /* wgsl */ `
 /** UNROLL steps of k, from part `q` of the tile. */
 const multiply = (q: string) => /* wgsl */ `
   @unroll for (var kk = 0; kk < UNROLL; kk++) {
-    @unroll for (var i = 0; i < TM4; i++) { av[i] = a_tile[${q}][kk][i * (BM / 4u / TM4) + tm]; }
-    @unroll for (var j = 0; j < TN4; j++) { bv[j] = b_tile[${q}][kk][j * (BN / 4u / TN4) + tn]; }
+    @unroll for (var i = 0; i < TM4; i++) { av[i] = a_tile[${q}][kk][i * HIGH + tm]; }
+    @unroll for (var j = 0; j < TN4; j++) { bv[j] = b_tile[${q}][kk][j * WIDE + tn]; }
     @unroll for (var i = 0; i < TM4; i++) {
       @unroll for (var j = 0; j < TN4; j++) {
         @unroll for (var r = 0; r < 4; r++) {
-          @if F16 { sum[(i * 4 + r) * TN4 + j] = fma(T(av[i][r]), bv[j], sum[(i * 4 + r) * TN4 + j]); }
-          @else { acc[(i * 4 + r) * TN4 + j] = fma(T(av[i][r]), bv[j], acc[(i * 4 + r) * TN4 + j]); }
+          acc[(i * 4 + r) * TN4 + j] = fma(vec4f(av[i][r]), bv[j], acc[(i * 4 + r) * TN4 + j]);
         }
+      }
+    }
+  }`;
+
+/** UNROLL steps of k in f16, two at a time: no value is spread over a vector first. */
+const multiplyPairs = (q: string) => /* wgsl */ `
+  @unroll for (var kk = 0; kk < UNROLL / 2; kk++) {
+    @unroll for (var i = 0; i < TM / 2; i++) { av[i] = a_tile[${q}][kk][i * HIGH + tm]; }
+    @unroll for (var j = 0; j < TN / 2; j++) { bv[j] = b_tile[${q}][kk][j * WIDE + tn]; }
+    @unroll for (var i = 0; i < TM / 2; i++) {
+      @unroll for (var j = 0; j < TN / 2; j++) {
+        sums[i * 2 * TN + j * 2] = fma(av[i].xy, bv[j].xy, sums[i * 2 * TN + j * 2]);
+        sums[i * 2 * TN + j * 2 + 1] = fma(av[i].xy, bv[j].zw, sums[i * 2 * TN + j * 2 + 1]);
+        sums[(i * 2 + 1) * TN + j * 2] = fma(av[i].zw, bv[j].xy, sums[(i * 2 + 1) * TN + j * 2]);
+        sums[(i * 2 + 1) * TN + j * 2 + 1] = fma(av[i].zw, bv[j].zw, sums[(i * 2 + 1) * TN + j * 2 + 1]);
       }
     }
   }`;
@@ -173,13 +224,19 @@ const multiply = (q: string) => /* wgsl */ `
  * offsets per expert.
  */
 export const TILE = /* wgsl */ `
+@if F16 {
+const A_STRIDE = BM / 2u + 1u;
+const B_STRIDE = BN / 2u + 1u;
+} @else {
 const A_STRIDE = BM / 4u + 1u;
 const B_STRIDE = BN / 4u + 1u;
+}
+// In f16, two steps of k of two rows or columns; in f32, four rows or columns.
 @if F16 { alias T = vec4<f16>; } @else { alias T = vec4f; }
 // Nested arrays, because naga checks every index: this way the checks of indices that
 // depend on the thread are the same for every k.
-var<workgroup> a_tile: array<array<array<T, A_STRIDE>, UNROLL>, BK / UNROLL>;
-var<workgroup> b_tile: array<array<array<T, B_STRIDE>, UNROLL>, BK / UNROLL>;
+var<workgroup> a_tile: array<array<array<T, A_STRIDE>, STEPS>, BK / UNROLL>;
+var<workgroup> b_tile: array<array<array<T, B_STRIDE>, STEPS>, BK / UNROLL>;
 @if STRIPS > 0 { var<workgroup> factor_tile: array<b_Factors, FACTORS>; }
 
 fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
@@ -199,8 +256,15 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let first_column = wg.x * (BN / COLUMNS_PER_OUTPUT);
   let offset = offsets(wg.z); // of a, b and c, in elements
   @if EXPERTS > 0 { if (skips(wg.z)) { return; } }
-  let tn = tid % (BN / TN);
-  let tm = tid / (BN / TN);
+  @if QUADS {
+    // Of four neighboring threads, two share rows and two share columns: workgroup memory
+    // then serves a subgroup's reads at once.
+    let tn = (tid >> 1u) % 2u + tid / 8u % (WIDE / 2u) * 2u;
+    let tm = tid % 2u + (tid >> 2u) % 2u * 2u + tid / (4u * WIDE) * 4u;
+  } @else {
+    let tn = tid % WIDE;
+    let tm = tid / WIDE;
+  }
   @split var acc: array<vec4f, TM * TN4>;
   @split var next: array<T, LOADS * 4>;
   @if STRIPS > 0 {
@@ -242,14 +306,25 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       }
     }
     if (k0 > k_begin) {
-      @split var av: array<T, TM4>;
-      @split var bv: array<T, TN4>;
-      // f16 sums cover one tile of k.
-      @if F16 { @split var sum: array<T, TM * TN4>; }
-      @if F16 { @unroll for (var i = 0; i < TM * TN4; i++) { sum[i] = T(); } }
-      @if UNROLL == BK { ${multiply("0")} }
-      @else { for (var q = 0u; q < BK / UNROLL; q++) { ${multiply("q")} } }
-      @if F16 { @unroll for (var i = 0; i < TM * TN4; i++) { acc[i] += vec4f(sum[i]); } }
+      @if F16 {
+        @split var av: array<T, TM / 2>;
+        @split var bv: array<T, TN / 2>;
+        // Sums of the even and of the odd steps of one tile of k.
+        @split var sums: array<vec2<f16>, TM * TN>;
+        @unroll for (var i = 0; i < TM * TN; i++) { sums[i] = vec2<f16>(); }
+        @if UNROLL == BK { ${multiplyPairs("0")} }
+        @else { for (var q = 0u; q < BK / UNROLL; q++) { ${
+  multiplyPairs("q")
+} } }
+        @unroll for (var i = 0; i < TM * TN4; i++) {
+          acc[i] += vec4f(T(sums[i * 4].x + sums[i * 4].y, sums[i * 4 + 1].x + sums[i * 4 + 1].y, sums[i * 4 + 2].x + sums[i * 4 + 2].y, sums[i * 4 + 3].x + sums[i * 4 + 3].y));
+        }
+      } @else {
+        @split var av: array<T, TM4>;
+        @split var bv: array<T, TN4>;
+        @if UNROLL == BK { ${multiply("0")} }
+        @else { for (var q = 0u; q < BK / UNROLL; q++) { ${multiply("q")} } }
+      }
     }
     // Read after the next barrier; what it replaces was read before the last one.
     @if STRIPS > 0 { if (k0 < k_end) { ${perFactors(storeFactors)} } }
@@ -321,6 +396,11 @@ export function deriveTile(
       `Cannot gate (EPILOGUE "swiglu") with TN ${TN} and B_BY_COLUMN ${c.B_BY_COLUMN}: TN must be at least 8, B_BY_COLUMN 1`,
     );
   }
+  if (c.F16 && !c.B_BY_COLUMN) {
+    throw new Error(
+      `Cannot multiply in f16 with B_BY_COLUMN ${c.B_BY_COLUMN}: it must be 1`,
+    );
+  }
   const byStrip = c.B_VIEW === "strip";
   const unit = byStrip ? formatNamed(String(c.B_DTYPE)).loads[0] : 0;
   if (byStrip && (BK % 32 || BK > 32 && BK % unit)) {
@@ -335,9 +415,18 @@ export function deriveTile(
   const strips = byStrip ? bBlocks / 2 : 0;
   const factors = byStrip ? BN * Math.ceil(BK / unit) : 0;
   const blocks = aBlocks + (byStrip ? 0 : bBlocks);
+  const steps = commonDivisor(BK, Number(c.UNROLL)); // must divide BK
+  // In f32, eight lanes store at once; in f16, pairs of steps are apart enough.
+  const apart = !c.F16 && BK % 8 === 0 && BM % 16 === 0 && BN % 16 === 0;
   return {
     THREADS,
-    UNROLL: commonDivisor(BK, Number(c.UNROLL)), // must divide BK
+    WIDE: BN / TN,
+    HIGH: BM / TM,
+    QUADS: BM / TM % 4 === 0 && BN / TN % 2 === 0 ? 1 : 0,
+    K_TOGETHER: apart ? 2 : BK / 4,
+    TOGETHER: apart ? 4 : 1,
+    UNROLL: steps,
+    STEPS: c.F16 ? steps / 2 : steps,
     TM4: TM / 4,
     TN4: TN / 4,
     A_BLOCKS: aBlocks,
@@ -348,7 +437,10 @@ export function deriveTile(
     UNIT: unit,
     FACTORS: factors,
     FACTOR_LOADS: Math.ceil(factors / THREADS),
-    WHOLE: k % BK === 0 && c.A_VIEW === "vec4" && c.B_VIEW !== "scalar" ? 1 : 0,
+    WHOLE: k % BK === 0 && (c.A_VIEW === "vec4" || c.A_VIEW === "half") &&
+        c.B_VIEW !== "scalar"
+      ? 1
+      : 0,
     COLUMNS_PER_OUTPUT: c.EPILOGUE === "swiglu" ? 2 : 1,
   };
 }
@@ -392,8 +484,8 @@ export function tileNeeds(
  * B_BY_COLUMN 1: `b` is `[n, k]`, as checkpoints store weights; 0: `[k, n]`.
  * EPILOGUE "store": `c = …`, "add": `c += …` (residual), "swiglu": see gemv.ts.
  *
- * F16 1: multiplies in f16, and sums in f16 over BK terms and in f32 beyond. `a` is then
- * f16 with a factor per row in `scales` (SCALED 1, see to_f16.ts), so that every
+ * F16 1: multiplies in f16, and sums in f16 over the even and the odd ones of BK terms, in
+ * f32 beyond. `a` is then f16 with a factor per row in `scales` (SCALED 1, see to_f16.ts), so that every
  * activation is in f16's range.
  *
  * SPLITS > 1 splits k if m × n alone is too small to fill a GPU. Each split writes m rows
@@ -401,9 +493,9 @@ export function tileNeeds(
  */
 export const gemm = defineKernel<GemmCase>({
   name: "gemm",
-  buffers: ({ B_BY_COLUMN, SCALED, SPLITS, C_FOURS }) => ({
-    a: "m k as span",
-    b: B_BY_COLUMN ? "n k as strip" : "k n as span",
+  buffers: ({ B_BY_COLUMN, SCALED, SPLITS, C_FOURS, F16, B_HALF }) => ({
+    a: `m k as ${F16 ? "half" : "span"}`,
+    b: B_BY_COLUMN ? `n k as ${B_HALF ? "half" : "strip"}` : "k n as span",
     ...(SCALED ? { scales: "m" } : {}),
     c: `inout ${SPLITS === 1 ? "m" : "any"} any as ${
       C_FOURS ? "span" : "scalar"
@@ -412,7 +504,7 @@ export const gemm = defineKernel<GemmCase>({
   // Rows of c are `stride` elements apart; the first result goes to column `column`.
   // C_FOURS 0: stride is a multiple of 4, but column or the number of columns is not.
   uniforms: { stride: "u32", column: "u32" },
-  constants: { ...tileConstants, C_FOURS: 1 },
+  constants: { ...tileConstants, C_FOURS: 1, B_HALF: 0 },
   derive: deriveTile,
   tuning: {
     of: "linear",

@@ -15,6 +15,7 @@ import { BLOCKS, FLOATS } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { emulated } from "./gemv_emulated.ts";
+import { deriveWalk, WALK, walkParts, walkTuning } from "./gemv_walk.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
 
 // Units past the end of the row are zero and add nothing.
@@ -117,8 +118,12 @@ const rowsOfWorkgroup = (
     ? Number(WORKGROUP)
     : Number(WORKGROUP) >> Number(LOG_LANES)) * Number(ROWS);
 
-/** Partial sums of squares that EPILOGUE "add" leaves: one per lane group. */
+/**
+ * Partial sums of squares that EPILOGUE "add" leaves: one per lane group or, where
+ * workgroups walk, per workgroup.
+ */
 export function squareParts(n: number, constants: Constants): number {
+  if (Number(constants.WALKERS) > 1) return walkParts(constants);
   const groups = Number(constants.WORKGROUP) >> Number(constants.LOG_LANES);
   return Math.ceil(n / rowsOfWorkgroup(constants)) * groups;
 }
@@ -140,7 +145,8 @@ export function squareParts(n: number, constants: Constants): number {
  *
  * If a row of `w` is not a whole number of units, the plain loop at the end handles it.
  *
- * SPREAD "rows" is for threads that a CPU emulates; see gemv_emulated.ts.
+ * With more than one of WALKERS, as many workgroups walk over the rows of w; see
+ * gemv_walk.ts. SPREAD "rows" is for threads that a CPU emulates; see gemv_emulated.ts.
  */
 export const gemv = defineKernel<LinearCase>({
   name: "gemv",
@@ -164,11 +170,12 @@ export const gemv = defineKernel<LinearCase>({
     SUBGROUPS: 1,
     STEPS: 4,
     SPREAD: "k",
+    WALKERS: 1,
     W_IN: "buffer",
     NORM: 0,
     EPILOGUE: "store",
   },
-  derive: (c, { m, k, parts }) => {
+  derive: (c, { m, n, k, parts }) => {
     if (m > 1) {
       throw new Error(`Cannot multiply ${m} rows in gemv: there must be one`);
     }
@@ -187,6 +194,16 @@ export const gemv = defineKernel<LinearCase>({
     if (own && !(c.SUBGROUPS && whole)) {
       throw new Error(
         `Cannot give each lane rows of ${k} in gemv: they must be whole units of ${c.W_UNIT}, and lanes must exchange values`,
+      );
+    }
+    const walks = Number(c.WALKERS) > 1;
+    const rows = Number(c.ROWS), share = 1 << Number(c.LOG_LANES);
+    if (
+      walks &&
+      !(c.SUBGROUPS && whole && !own && isPowerOf2(rows) && rows <= share)
+    ) {
+      throw new Error(
+        `Cannot walk over rows of ${k}, ${rows} at a time, in gemv: they must be whole units of ${c.W_UNIT}, and ${share} lanes must exchange values of a power of 2 of them`,
       );
     }
     if (c.NORM && !own && parts % 4) {
@@ -210,10 +227,14 @@ export const gemv = defineKernel<LinearCase>({
       PARTS: parts ?? 0,
       PART_STEPS: Math.ceil((parts ?? 0) / (own ? 1 : 4) / lanes),
       ...(own ? { TAKEN: Math.min(lanes, Number(c.W_UNIT)) } : {}),
+      ...(walks ? { SPREAD: "walk", ...deriveWalk(c, n, units) } : {}),
     };
   },
-  tuning: rowTuning(unitsOf),
-  grid: ({ n }, constants) => splitGrid(n / rowsOfWorkgroup(constants)),
+  tuning: walkTuning(rowTuning(unitsOf), unitsOf),
+  grid: ({ n }, constants) =>
+    constants.WALKERS > 1
+      ? [constants.WALKERS, 1, 1]
+      : splitGrid(n / rowsOfWorkgroup(constants)),
   cost: (call) => linearCost(call, "x", "w"),
   body: /* wgsl */ `
 ${LANES}
@@ -226,7 +247,9 @@ fn write(row: u32, rows: u32, value: f32) {
   y[u.column + row] = value;
 }
 
-@if SPREAD == "rows" { ${emulated(WRITE)} } @else {
+@if SPREAD == "walk" { ${WALK} } @else { @if SPREAD == "rows" { ${
+    emulated(WRITE)
+  } } @else {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
@@ -270,7 +293,7 @@ ${SQUARED}${FACTOR}  @if EPILOGUE == "add" {
     @if EPILOGUE == "add" { if (g < PARTS) { squares[g] = sum; } }
   }
 }
-}`,
+} }`,
   cases: [
     ...FLOATS.flatMap((w) => [
       { m: 1, n: 37, k: 19, w },

@@ -44,3 +44,4 @@ export { swiglu } from "./swiglu.ts";
 export { synthesize } from "./synthesize.ts";
 export { toF16 } from "./to_f16.ts";
 export { toInt8 } from "./to_int8.ts";
+export { unpack } from "./unpack.ts";

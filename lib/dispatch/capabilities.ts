@@ -62,6 +62,7 @@ export interface Capabilities {
     maxComputeInvocationsPerWorkgroup: number;
     maxComputeWorkgroupSizeX?: number;
     maxStorageBuffersPerShaderStage?: number;
+    maxStorageBufferBindingSize?: number;
   };
   /** Constants measured to be best on this adapter, by key (see keys.ts). */
   tuned?: Pick<ReadonlyMap<string, Constants>, "get">;

@@ -7,6 +7,8 @@
  */
 
 import type { AdapterClass, Capabilities } from "./capabilities.ts";
+import { f16 } from "../formats/f16.ts";
+import { f32 } from "../formats/f32.ts";
 import { type Format, hasStrips } from "../formats/format.ts";
 import { type ContextClass, FEW_ROWS } from "./shapes.ts";
 
@@ -17,6 +19,8 @@ import { type ContextClass, FEW_ROWS } from "./shapes.ts";
 type GemvConstants = Readonly<
   { WORKGROUP: number; ROWS: number; STEPS: number; own?: number }
 >;
+/** Threads in all, and rows of w at a time; see kernels/gemv_walk.ts. */
+type WalkConstants = Readonly<{ threads: number; ROWS: number }>;
 /**
  * For a few rows of x: threads per workgroup, maximum rows of w per lane group, loads
  * in flight per row, and lane groups that share rows of w.
@@ -65,6 +69,8 @@ export interface Defaults {
     other: GemvConstants;
     /** Quantised blocks, unless the rows are few and short; like the others if absent. */
     blocks?: GemvConstants;
+    /** Large matrices of floats; like the others if absent. */
+    walks?: WalkConstants;
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
@@ -98,8 +104,12 @@ export interface Defaults {
     few: TileConstants;
     /** In f16, more than 64 rows. */
     half: TileConstants;
+    /** In f16 by weights that are f16 or were unpacked to it, where tiles fill the GPU. */
+    halfLarge: TileConstants;
     /** In f32, many tiles. */
     large: TileConstants;
+    /** Many tiles by weights in f32, if such a tile fits; like the others if absent. */
+    largeF32?: TileConstants;
     other: TileConstants;
   };
   attendDecode: Readonly<Record<ContextClass, AttendConstants>>;
@@ -116,6 +126,8 @@ const NVIDIA: Defaults = {
     other: { WORKGROUP: 128, ROWS: 2, STEPS: 12 },
     // "Blocks in gemv: rows per lane decide".
     blocks: { WORKGROUP: 128, ROWS: 4, STEPS: 1 },
+    // "Workgroups that walk": 1,024 threads for each of an H200's multiprocessors.
+    walks: { threads: 1024 * 132, ROWS: 2 },
   },
   // "Blocks as integers: x in registers". 768 threads for each of an H200's multiprocessors.
   int8: {
@@ -143,7 +155,9 @@ const NVIDIA: Defaults = {
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
     half: { BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 },
+    halfLarge: { BM: 128, BN: 128, BK: 32, TM: 8, TN: 8 },
     large: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
+    largeF32: { BM: 128, BN: 128, BK: 32, TM: 8, TN: 8 },
     other: { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 },
   },
   attendDecode: {
@@ -190,6 +204,7 @@ const AMD: Defaults = {
   gemm: {
     ...NVIDIA.gemm,
     half: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
+    halfLarge: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
   },
   attendDecode: {
     short: { WORKGROUP: 512, SHARES: 2, STEPS: 2 },
@@ -248,6 +263,7 @@ const SOFTWARE: Defaults = {
   gemm: {
     few: { BM: 32, BN: 64, BK: 16, TM: 8, TN: 8 },
     half: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
+    halfLarge: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
     large: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
     other: { BM: 64, BN: 64, BK: 16, TM: 8, TN: 8 },
   },
@@ -280,11 +296,40 @@ export function defaultsFor(
 }
 
 /**
- * Minimum rows and outputs for 128 × 128 tiles to fill a large GPU. Not measured: these
+ * Minimum rows for large tiles, and minimum outputs in f32. Not measured: these
  * outputs are 128 tiles, for the 132 multiprocessors of an H100, and 256 rows fill two
  * rows of tiles.
  */
 const LARGE_ROWS = 256, LARGE_OUTPUT = 1 << 21;
+
+/**
+ * Multiprocessors of a large GPU: those of an H100 and an H200. Each takes a large tile at a
+ * time, so what counts is how full the last round of tiles is.
+ */
+export const PROCESSORS = 132;
+/** How full rounds of large tiles must be: they are a third faster ("f16 sums in pairs"). */
+const LEAST_FULL = 0.75;
+
+/** Tiles of a product. */
+export const tilesOf = (
+  m: number,
+  n: number,
+  { BM, BN }: Pick<TileConstants, "BM" | "BN">,
+): number => Math.ceil(m / BM) * Math.ceil(n / BN);
+
+/** Whether large tiles in f16 keep most multiprocessors busy in every round. */
+export function fillsLarge(
+  m: number,
+  n: number,
+  device: Pick<Capabilities, "adapterClass" | "limits">,
+): boolean {
+  const { halfLarge } = defaultsFor(device).gemm;
+  const room = device.limits.maxComputeWorkgroupStorageSize;
+  const tiles = tilesOf(m, n, halfLarge);
+  const places = Math.ceil(tiles / PROCESSORS) * PROCESSORS;
+  return m >= LARGE_ROWS && tiles >= LEAST_FULL * places &&
+    tileBytes(halfLarge, true, f16) <= room;
+}
 
 /** Maximum bytes of the factors of a column's 32 elements: two for each of four groups. */
 const FACTOR_BYTES = 32;
@@ -319,8 +364,19 @@ export function tileFor(
     BK: Math.max(tile.BK, tileDepth(format)),
   });
   if (m <= 32) return deep(gemm.few);
-  if (half && m > 64) return deep(gemm.half);
-  const large = m >= LARGE_ROWS && m * n >= LARGE_OUTPUT &&
-    tileBytes(deep(gemm.large), half, format) <= room;
-  return deep(large ? gemm.large : gemm.other);
+  if (half && m > 64) {
+    return format === f16 && fillsLarge(m, n, device)
+      ? gemm.halfLarge
+      : deep(gemm.half);
+  }
+  const { large, largeF32 = large, other } = gemm;
+  const suitable = m < LARGE_ROWS || m * n < LARGE_OUTPUT
+    ? []
+    : format === f32
+    ? [largeF32, large]
+    : [large];
+  return deep(
+    suitable.find((tile) => tileBytes(deep(tile), half, format) <= room) ??
+      other,
+  );
 }

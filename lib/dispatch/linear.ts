@@ -11,7 +11,8 @@ import {
   laneConstants,
   mostThreads,
 } from "./capabilities.ts";
-import { wideLoad } from "../formats/format.ts";
+import { f16 } from "../formats/f16.ts";
+import { storedRowBytes, wideLoad } from "../formats/format.ts";
 import {
   type Constants,
   type Epilogue,
@@ -19,7 +20,14 @@ import {
   type LinearShape,
   LONG_K,
 } from "./shapes.ts";
-import { type Defaults, defaultsFor, tileFor } from "./defaults.ts";
+import {
+  type Defaults,
+  defaultsFor,
+  fillsLarge,
+  PROCESSORS,
+  tileFor,
+  tilesOf,
+} from "./defaults.ts";
 import { type LinearKernel, linearKey } from "./keys.ts";
 import { chooseMatrices } from "./matrices.ts";
 
@@ -31,6 +39,8 @@ export interface LinearChoice {
   fusedNorm: boolean;
   /** In f16, the approximate size of each row's largest value after scaling. */
   headroom?: number;
+  /** Whether the matrix is unpacked to f16 before it is multiplied. */
+  unpacks?: boolean;
   /** Whether the results are rounded for the next kernel. */
   leaves?: boolean;
   /** Whether the kernel also multiplies by the matrix's next part. */
@@ -93,6 +103,10 @@ const TALL_ROWS = 32768;
 const SHORT_STEPS = 8;
 /** Workgroups that keep a large GPU busy ("Split k"). */
 const ENOUGH_WORKGROUPS = 256;
+/** Threads that keep it busy: those workgroups had 128. */
+const ENOUGH_THREADS = ENOUGH_WORKGROUPS * 128;
+/** What one more split of k must leave of the time: it costs another sum. */
+const LEAST_GAIN = 0.9;
 /**
  * Maximum splits of k, and minimum k per split: summing them costs a dispatch ("Split
  * k").
@@ -387,12 +401,9 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
   const fusedNorm = norm && whole;
   const lanes = laneConstants(device, Math.max(4, units));
   const laneCount = 2 ** lanes.LOG_LANES;
-  const layout = gemvConstants(
-    shape,
-    Math.ceil(units / laneCount),
-    whole && lanes.SUBGROUPS ? laneCount : 0,
-    defaults,
-  );
+  const exchanging = whole && lanes.SUBGROUPS ? laneCount : 0;
+  const layout = (exchanging ? walkConstants(shape, device) : undefined) ??
+    gemvConstants(shape, Math.ceil(units / laneCount), exchanging, defaults);
   const { copied = 0 } = defaults.gemv;
   // A texture holds the one plane of a format whose loads take 16 bytes.
   const [{ rowBytes }, ...others] = format.planes(k);
@@ -414,9 +425,40 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
       whole
         ? ""
         : `, element by element, because k = ${k} is not a multiple of ${unit}`
-    }${copies ? ", from a texture, which loads faster here" : ""}; ${
-      origin(tuned, defaults)
-    }`,
+    }${copies ? ", from a texture, which loads faster here" : ""}${
+      Number(layout.WALKERS) > 1
+        ? ", by workgroups that walk over its rows"
+        : ""
+    }; ${origin(tuned, defaults)}`,
+  };
+}
+
+/** Minimum bytes of a matrix over whose rows workgroups walk ("Workgroups that walk"). */
+const WALKED_BYTES = 1 << 24;
+/** Threads of such a workgroup, and loads of a row for each ("Workgroups that walk"). */
+const WALKING_THREADS = [128, 512], LOADS_OF_ROW = 2;
+
+/** Constants for workgroups that walk over the rows of w; undefined if they should not. */
+function walkConstants(
+  { n, k, format }: LinearShape,
+  device: Capabilities,
+): Constants | undefined {
+  const { walks } = defaultsFor(device).gemv, loads = k / format.loads[0];
+  const [least, most] = WALKING_THREADS;
+  if (
+    !walks || format.elements > 1 || n >= TALL_ROWS ||
+    n * storedRowBytes(format, k) < WALKED_BYTES || loads < LOADS_OF_ROW * least
+  ) return undefined;
+  const WORKGROUP = Math.min(
+    most,
+    mostThreads(device),
+    2 ** Math.floor(Math.log2(loads / LOADS_OF_ROW)),
+  );
+  return {
+    WORKGROUP,
+    ROWS: walks.ROWS,
+    STEPS: 1,
+    WALKERS: walks.threads / WORKGROUP,
   };
 }
 
@@ -444,9 +486,13 @@ function gemvConstants(
     ? gemv.narrow
     : gemv.other;
   if (own && broadcasting) {
-    return { SPREAD: "rows", WORKGROUP: broadcasting, ROWS: own, STEPS: 1 };
+    return {
+      ...{ SPREAD: "rows", WORKGROUP: broadcasting, ROWS: own, STEPS: 1 },
+      WALKERS: 1,
+    };
   }
-  return { ...row, STEPS: Math.ceil(steps / Math.ceil(steps / row.STEPS)) };
+  const STEPS = Math.ceil(steps / Math.ceil(steps / row.STEPS));
+  return { ...row, STEPS, WALKERS: 1 };
 }
 
 function chooseTensorCores(
@@ -479,7 +525,9 @@ function chooseManyRows(
   const { m, n, k, format, swiglu } = shape;
   const defaults = defaultsFor(device);
   const tunedHalf = device.tuned?.get(linearKey("gemm", shape, true));
-  const half = { ...tileFor(m, n, format, device, true), ...tunedHalf };
+  const unpacks = unpacksFirst(shape, device);
+  const stored = unpacks ? f16 : format;
+  const half = { ...tileFor(m, n, stored, device, true), ...tunedHalf };
   const room = headroomOf(shape, Number(half.BK));
   const headroom = shape.exact ? undefined : room;
   const tuned = headroom
@@ -491,6 +539,9 @@ function chooseManyRows(
   const reasons = [`${m} rows: more than ${few}, tiles reuse the matrix`];
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");
   else if (room) reasons.push("multiplies in f32: attention magnifies errors");
+  if (headroom && unpacks) {
+    reasons.push(`${format.name} is unpacked to f16 once for all rows`);
+  }
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
   const refused = chooseMatrices(shape, device);
   if (typeof refused === "string") {
@@ -504,13 +555,28 @@ function chooseManyRows(
       EPILOGUE: epilogueOf(shape),
       F16: headroom ? 1 : 0,
       SCALED: headroom ? 1 : 0,
+      B_HALF: headroom && stored === f16 ? 1 : 0,
       SPLITS: splits,
     },
     fusedNorm: false,
     headroom,
+    unpacks: headroom !== undefined && unpacks,
     splits,
     reason: reasons.join("; "),
   };
+}
+
+/**
+ * Whether a matrix is unpacked to f16 once, rather than by every tile that reads it, which
+ * makes room for large tiles ("f16 sums in pairs"). Not if a binding cannot hold that.
+ */
+function unpacksFirst(
+  { m, n, k, format, exact, largest }: LinearShape,
+  device: Capabilities,
+): boolean {
+  const { maxStorageBufferBindingSize: most = 0 } = device.limits;
+  return !exact && largest !== undefined && format !== f16 &&
+    k % 4 === 0 && 2 * n * k <= most && fillsLarge(m, n, device);
 }
 
 /** Half of f16's largest value, rounded to a power of 2: sums must stay below this. */
@@ -532,10 +598,21 @@ export function headroomOf(
     : undefined;
 }
 
-/** Splits k if the tiles of m × n alone are too few to fill a GPU. */
+/**
+ * Splits k if the tiles of m × n alone are too few to fill a GPU, or if their last round
+ * would leave too much of it idle.
+ */
 function splitsOfK(m: number, n: number, k: number, tile: Constants): number {
-  const tiles = Math.ceil(m / Number(tile.BM)) * Math.ceil(n / Number(tile.BN));
-  const wanted = Math.floor(ENOUGH_WORKGROUPS / tiles);
-  const most = Math.min(MOST_SPLITS_OF_K, wanted, Math.floor(k / LEAST_K));
-  return Math.max(1, most);
+  const [BM, BN, TM, TN] = ["BM", "BN", "TM", "TN"].map((x) => Number(tile[x]));
+  const tiles = tilesOf(m, n, { BM, BN });
+  const threads = (BM / TM) * (BN / TN);
+  const wanted = Math.floor(ENOUGH_THREADS / threads / tiles);
+  const most = Math.min(MOST_SPLITS_OF_K, Math.floor(k / LEAST_K));
+  const least = Math.max(1, Math.min(wanted, most));
+  // Rounds of tiles, as many times shorter as there are splits.
+  const rounds = (splits: number) =>
+    Math.ceil(tiles * splits / PROCESSORS) / splits;
+  return least < most && rounds(least + 1) < LEAST_GAIN * rounds(least)
+    ? least + 1
+    : least;
 }

@@ -31,6 +31,7 @@ import { sumSplits } from "../../kernels/sum_splits.ts";
 import { swiglu } from "../../kernels/swiglu.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
 import { toInt8 } from "../../kernels/to_int8.ts";
+import { unpack } from "../../kernels/unpack.ts";
 import { type Matrix, type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import {
   exactLanes,
@@ -58,7 +59,11 @@ import { chooseMatrixAttention } from "../dispatch/matrices.ts";
 import { chooseAttentionDtype } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
-import { type Kernel, splitGrid } from "../webgpu/kernel.ts";
+import {
+  type Kernel,
+  splitGrid,
+  type WeightOperand,
+} from "../webgpu/kernel.ts";
 import type { GpuKvCache } from "./kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
 import { Plan } from "../webgpu/plan.ts";
@@ -749,7 +754,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const { constants, reason, splits, headroom } = choice, { label } = w;
     if (epilogue === "add") this.#squares.delete(y.buffer);
     const [a, scales] = headroom ? this.#half(x, norm, headroom) : [input(), x];
-    const b = { matrix: w, part }, column = part.begin, n = rowsHeld(part);
+    const column = part.begin, n = rowsHeld(part);
+    const stored = { matrix: w, part };
+    const b = choice.unpacks ? this.#unpacked(stored, n) : stored;
     const stride = y.shape[1];
     // Parts of different formats can end at any row.
     const whole = column % 4 === 0 && n % 4 === 0 ? 1 : 0;
@@ -843,6 +850,24 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       uniforms: { eps: this.config.rmsNormEps, headroom },
     });
     return [y, scales];
+  }
+
+  /** Unpacks `n` rows of weights to f16; only the next matmul may read them. */
+  #unpacked(w: WeightOperand, n: number): Tensor {
+    const { k, label } = w.matrix, use = "unpacked";
+    let held = this.#buffers.get(use);
+    if (!held || held.bytes < 2 * n * k) {
+      // Passes that were recorded before go on using the smaller one.
+      if (held) this.#buffers.set(`${use} ${held.bytes}`, held);
+      held = Tensor.create(this.gpu, "f16", [n, k], undefined, use);
+      this.#buffers.set(use, held);
+    }
+    const y = new Tensor(this.gpu, "f16", [n, k], held.buffer, use);
+    this.plan.add(unpack, { w, y }, {
+      label,
+      reason: "f16 matmul of many rows: tiles read unpacked weights",
+    });
+    return y;
   }
 
   /** Rounds the rows of `x`, normed if `norm` is given, to integers with scales. */

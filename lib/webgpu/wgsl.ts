@@ -32,7 +32,7 @@ import {
  *   (lib/formats/format.ts), also in steps: `x_words` and `x_raw`; `span` for the others;
  * - `texels`: like `unit`, but from a texture that holds a copy of a buffer that no
  *   longer changes; u32 buffers: `x_unit(i)` is 16 bytes;
- * - `half`: `x_at(i)` are elements 4i … 4i+3 as vec4<f16> (f16 only, F16 1);
+ * - `half`: like `vec4`, as vec4<f16> (f16 only, F16 1, read only);
  * - `raw`: the array itself, of u32;
  * - `quad`: the array itself, of vec4u, whatever the sizes (u32 buffers only);
  * - `atomic`: the array itself, of atomic u32.
@@ -115,8 +115,11 @@ export function accessors(
     );
   }
   if (view === "half") {
-    const code = `fn ${x}_at(at: u32) -> vec4<f16> { return ${x}[at]; }`;
-    return { types: ["vec4<f16>"], code: [code] };
+    const code = [
+      `fn ${x}_at(at: u32) -> vec4<f16> { return ${x}[at]; }`,
+      `fn ${x}_span(begin: u32, left: u32) -> vec4<f16> { if (left == 0u) { return vec4<f16>(); } return ${x}_at(begin >> 2u); }`,
+    ];
+    return { types: ["vec4<f16>"], code };
   }
   const load = view === "scalar"
     ? 1

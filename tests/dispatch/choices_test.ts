@@ -758,3 +758,87 @@ Deno.test("chooseMatmul picks a kernel by shape, or says why none does", () => {
     "Cannot choose a kernel: the option transposed is unknown, must be transposeB, dtype, kernels",
   );
 });
+
+/** An H200's limits, as far as choices depend on them. */
+const H200: Capabilities = {
+  subgroupSize: 32,
+  adapterClass: "NVIDIA, large cache",
+  limits: {
+    maxComputeWorkgroupStorageSize: 49152,
+    maxComputeInvocationsPerWorkgroup: 1024,
+    maxStorageBufferBindingSize: 2 ** 31 - 4,
+  },
+};
+
+Deno.test("weights are unpacked once where large tiles in f16 fill a GPU", () => {
+  const large = { m: 512, n: 24576, k: 4096, largest: 0.5 };
+  const small = {
+    ...H200,
+    limits: { ...H200.limits, maxStorageBufferBindingSize: 2 ** 27 },
+  };
+  const few = { ...H200.limits, maxComputeWorkgroupStorageSize: 16384 };
+  // Whether they are unpacked, read as f16, and by tiles of how many rows.
+  const cases: [
+    Partial<LinearShape>,
+    Capabilities,
+    [boolean, number, number],
+  ][] = [
+    [{ format: formatNamed("q4_k") }, H200, [true, 1, 128]],
+    [{ format: bf16 }, H200, [true, 1, 128]],
+    [{ format: formatNamed("f16") }, H200, [false, 1, 128]],
+    [{ format: bf16 }, small, [false, 0, 64]],
+    [{ format: bf16 }, { ...H200, limits: few }, [false, 0, 64]],
+    [{ format: bf16, m: 255 }, H200, [false, 0, 64]],
+    [{ format: bf16, n: 6144 }, H200, [false, 0, 64]], // 192 tiles
+    [{ format: bf16, n: 4096 }, H200, [true, 1, 128]], // 128 tiles
+    [{ format: bf16, k: 4094 }, H200, [false, 0, 128]], // in f32
+    [{ format: bf16, exact: true }, H200, [false, 0, 128]],
+    [{ format: bf16, largest: undefined }, H200, [false, 0, 128]],
+  ];
+  for (const [own, device, expected] of cases) {
+    const shape = { ...large, format: bf16, norm: true, swiglu: false, ...own };
+    const { unpacks, constants, reason } = chooseLinear(shape, device);
+    const { B_HALF, BM } = constants,
+      message = `${JSON.stringify(own)}: ${reason}`;
+    assertEquals([unpacks, B_HALF, BM], expected, message);
+    assertEquals(reason.includes("unpacked to f16 once"), unpacks, message);
+  }
+});
+
+Deno.test("k is split where the last round of tiles would leave a GPU idle", () => {
+  // qkv_proj and o_proj of an 8B: 192 and 128 tiles; and few tiles.
+  for (
+    const [n, k, splits] of [[6144, 4096, 2], [4096, 4096, 1], [1024, 2048, 2]]
+  ) {
+    const shape = { m: 512, n, k, format: bf16, norm: true, swiglu: false };
+    assertEquals(chooseLinear(shape, H200).splits, splits, `${n}, ${k}`);
+  }
+});
+
+Deno.test("workgroups walk over the rows of large matrices of floats", () => {
+  // Threads and workgroups.
+  const cases: [Partial<LinearShape>, Capabilities, [number, number]][] = [
+    [{}, H200, [256, 528]],
+    [{ n: 24576, swiglu: true }, H200, [256, 528]],
+    [{ k: 12288 }, H200, [512, 264]],
+    [{ format: formatNamed("f32") }, H200, [512, 264]],
+    [{ n: 12288, k: 2048 }, H200, [128, 1056]],
+    [{ k: 1024 }, H200, [128, 1]], // 8 MiB
+    [{ n: 20000, k: 1024 }, H200, [128, 1]], // rows of 128 loads
+    [{ n: 151936 }, H200, [256, 1]],
+    [{ format: formatNamed("q8_0") }, H200, [128, 1]],
+    [{ k: 4100 }, H200, [128, 1]],
+    [{}, { ...H200, subgroupSize: 0 }, [128, 1]],
+    [{}, { ...H200, adapterClass: "software" }, [32, 1]],
+  ];
+  for (const [own, device, expected] of cases) {
+    const shape = { m: 1, n: 4096, k: 4096, format: bf16, norm: false };
+    const { kernel, constants: { WORKGROUP, WALKERS }, reason } = chooseLinear(
+      { ...shape, swiglu: false, ...own },
+      device,
+    );
+    const message = `${JSON.stringify(own)}: ${reason}`;
+    assertEquals([kernel, WORKGROUP, WALKERS], ["gemv", ...expected], message);
+    assertEquals(reason.includes("walk over"), expected[1] > 1, message);
+  }
+});

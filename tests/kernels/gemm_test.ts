@@ -1,7 +1,7 @@
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { formatNamed } from "../../lib/formats/mod.ts";
 import { assertThrows } from "@std/assert";
-import { BLOCKS } from "../../kernels/case.ts";
+import { BLOCKS, HALF_SUM } from "../../kernels/case.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
 import type { Dtype } from "../../lib/dtype.ts";
@@ -33,13 +33,18 @@ interface Case {
   column?: number;
   padding?: number;
   constants?: Constants;
+  /** Relative to the norm of the products. */
+  tolerance?: number;
 }
+
+/** Of sums of up to 32 terms in f16. */
 
 /** Runs a case and compares all of c, including what is around the result. */
 async function check(trial: Trial, given: Case): Promise<void> {
   const { m, n, k, a = "f32", b = "bf16", byColumn = true } = given;
   const { epilogue: kind = "store", column = 0, padding = 0 } = given;
   const { random } = trial, before = 3, message = JSON.stringify(given);
+  const { tolerance } = given;
   const left = random.tensor(a, [m, k], 2);
   const right = random.matrix(b, byColumn ? [n, k] : [k, n]);
   const width = kind === "swiglu" ? n / 2 : n,
@@ -70,7 +75,7 @@ async function check(trial: Trial, given: Case): Promise<void> {
   const around = all.filter((_, at) => !inside(at));
   assertAllClose(around, around.map(() => poison), {}, `around ${message}`);
   const actual = all.filter((_, at) => inside(at));
-  assertSums(actual, epilogue(kind, product, n, before), message);
+  assertSums(actual, epilogue(kind, product, n, before), message, tolerance);
 }
 
 gpuTest(
@@ -227,6 +232,7 @@ gpuTest("gemm gives the same result with any tile", async (gpu, trial) => {
     { BM: 32, BN: 64, BK: 16, TM: 4, TN: 8 },
     { BM: 64, BN: 32, BK: 32, TM: 4, TN: 4 },
     { BM: 128, BN: 32, BK: 8, TM: 8, TN: 4 },
+    { BM: 16, BN: 64, BK: 12, TM: 8, TN: 4 }, // too few threads to share fours
     // Tiles that are partly unrolled.
     { BM: 32, BN: 32, BK: 48, TM: 4, TN: 4 },
     { BM: 32, BN: 32, BK: 32, TM: 4, TN: 4, UNROLL: 8 },
@@ -245,4 +251,59 @@ gpuTest("gemm gives the same result with any tile", async (gpu, trial) => {
   const other = trial.random.pick(others);
   const shape = { m: 35, n: 131, k: 33, byColumn: false };
   await check(trial, { ...shape, constants: other });
+});
+
+gpuTest("gemm multiplies in f16 in any tile", async (gpu, trial) => {
+  if (!gpu.f16) return;
+  const { random } = trial;
+  const tiles: Constants[] = [
+    { BM: 32, BN: 32, BK: 8, TM: 4, TN: 4 },
+    { BM: 32, BN: 64, BK: 16, TM: 8, TN: 8 },
+    { BM: 16, BN: 64, BK: 32, TM: 8, TN: 8 }, // too few threads to share fours
+    { BM: 128, BN: 64, BK: 16, TM: 8, TN: 4 },
+    { BM: 64, BN: 32, BK: 32, TM: 4, TN: 8, UNROLL: 8 },
+    { BM: 32, BN: 32, BK: 64, TM: 4, TN: 4 },
+  ];
+  for (const tile of tiles) {
+    const constants = { ...tile, F16: 1 };
+    const tolerance = HALF_SUM * Math.max(1, Number(tile.BK) / 32);
+    const base = { a: "f16", tolerance, constants } as const;
+    const [m, n] = [random.pick(SIZES), random.pick(SIZES)];
+    const k = 4 * random.pick(SIZES);
+    const b = random.pick(["f32", "f16", "bf16"] as const);
+    await check(trial, { ...base, m, n, k, b });
+    // Whole tiles of k, and rows that end within one, read as they are.
+    const whole = { ...base, b: "f16", constants: { ...constants, B_HALF: 1 } };
+    await check(trial, { ...whole, m: 35, n: 131, k: 128 });
+    await check(trial, { ...whole, m: 33, n: 68, k: 68 });
+    if (tile.TN === 8) {
+      await check(trial, { ...base, m: 35, n: 70, k, b, epilogue: "swiglu" });
+    }
+    if (Number(tile.BK) % 32 === 0) {
+      await check(trial, {
+        ...base,
+        m: 9,
+        n: 132,
+        k: 256,
+        b: random.pick(BLOCKS),
+      });
+    }
+  }
+});
+
+gpuTest("gemm refuses rows of k in f16", (_, trial) => {
+  const operands = {
+    a: trial.filled([9, 8], 0, "f16"),
+    b: trial.filled([8, 8], 0),
+    c: trial.filled([9, 8], 0),
+  };
+  assertThrows(
+    () =>
+      trial.run(gemm, operands, {
+        constants: { ...SMALL, F16: 1, B_BY_COLUMN: 0 },
+        uniforms: { stride: 8, column: 0 },
+      }),
+    Error,
+    "Cannot multiply in f16 with B_BY_COLUMN 0: it must be 1",
+  );
 });

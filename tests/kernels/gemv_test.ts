@@ -182,3 +182,33 @@ gpuTest("gemv refuses more than one row", async (_, trial) => {
     "Cannot multiply 2 rows in gemv: there must be one",
   );
 });
+
+gpuTest("gemv walks over rows of any number and length", async (gpu, trial) => {
+  if (!gpu.subgroupSize) return;
+  const { random } = trial;
+  const base: Constants = lanes(gpu, true);
+  for (const ROWS of [1, 2, 4, 8]) {
+    const walk = { ...base, ROWS, WORKGROUP: random.pick([32, 64]) };
+    for (const w of WEIGHTS) {
+      const constants = { ...walk, WALKERS: random.pick([2, 3, 8, 40]) };
+      const n = random.pick([1, 5, 38, 77]);
+      const k = random.pick([8, 80, 512, 1024, 1032]);
+      await check(trial, {
+        n,
+        k,
+        w,
+        constants,
+        norm: random.pick([w, undefined]),
+      });
+      await check(trial, { n, k, w, constants, epilogue: "add" });
+      if (ROWS === 1) continue;
+      const gated = { constants, epilogue: "swiglu" } as const;
+      await check(trial, { n: 2 * n, k, w, norm: "bf16", ...gated });
+    }
+    const constants = { ...walk, WALKERS: 3 };
+    await check(trial, { n: 37, k: 1280, w: random.pick(BLOCKS), constants });
+    await check(trial, { n: 9, k: 80, x: "bf16", norm: "bf16", constants });
+    const place = { column: 3, padding: 2, epilogue: "add" } as const;
+    await check(trial, { n: 38, k: 80, constants, ...place });
+  }
+});

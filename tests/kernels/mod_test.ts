@@ -53,11 +53,13 @@ Deno.test("every kernel has a test file", async () => {
 /** Constants that contracts depend on, with all values that dispatch gives them. */
 const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   B_BY_COLUMN: [0, 1],
+  B_HALF: [0, 1],
   C_FOURS: [0, 1],
   CACHE: ["float", "q8_0"],
   CANDIDATES: [0, 1],
   COUNTS: [0, 1],
   EPILOGUE: ["store", "add", "swiglu"],
+  F16: [0, 1],
   FETCHERS: [0, 32],
   HEAD_DIM: [6, 64, 128],
   HISTOGRAM: [0, 1],
@@ -165,6 +167,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads ahe
       synthesize: 4,
       toF16: 4,
       toInt8: 5,
+      unpack: 5,
     },
   );
   assertEquals(LEAST_LIMITS.maxStorageBuffersPerShaderStage, 8);
