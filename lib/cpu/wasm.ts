@@ -36,7 +36,7 @@ import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { dotScratch } from "./wasm_blocks.ts";
 import { MOST_OUTLYING, roundedBytes, roundRowName } from "./wasm_round.ts";
-import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
+import { SIMD_FORMATS, unsignedBytes, wasmKernels } from "./wasm_kernels.ts";
 
 /**
  * Jobs with fewer multiplications run on one thread. Not measured: by estimate, they take
@@ -82,7 +82,7 @@ export function chooseWasm(): WasmChoice | { refusal: string } {
   } catch (error) {
     return { refusal: `WebAssembly has no shared memory: ${errorText(error)}` };
   }
-  const relaxed = wasmKernels(true);
+  const relaxed = wasmKernels(true, unsignedBytes() ? 8 : 7);
   if (WebAssembly.validate(relaxed)) {
     const reason = "WebAssembly has relaxed SIMD";
     return { kernel: "wasm-relaxed-simd", reason, bytes: relaxed };

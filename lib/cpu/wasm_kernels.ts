@@ -26,6 +26,7 @@ import {
   f32x4,
   FunctionBuilder,
   i32,
+  i32x4,
   i8x16,
   increase,
   type Local,
@@ -34,7 +35,13 @@ import {
   v128,
 } from "./assembler.ts";
 import { DOT_ROWS, FarRows, SimdWriter, sumLanes } from "./simd_code.ts";
-import { dotBlocks, isBlocks, unpackBlocks } from "./wasm_blocks.ts";
+import {
+  dotBlocks,
+  isBlocks,
+  type Relaxed,
+  roundingOf,
+  unpackBlocks,
+} from "./wasm_blocks.ts";
 import { roundRow } from "./wasm_round.ts";
 
 /** A format that the kernels can read. */
@@ -98,10 +105,9 @@ export type WasmKernels =
   & {
     /**
      * Rounds groups of x in which no element exceeds `most` times the mean size; writes
-     * `roundedBytes` bytes after x. The name ends with the elements of a group and of a
-     * span.
+     * `roundedBytes` bytes after x. For the name see {@linkcode roundRowName}.
      */
-    [sizes: `roundRow_${number}_${number}`]: (
+    [sizes: `roundRow_${number}_${number}_${number}`]: (
       x: number,
       k: number,
       most: number,
@@ -174,12 +180,25 @@ export type WasmKernels =
  */
 export const TILE = 3;
 
-/** The module, with or without relaxed SIMD. */
-export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
-  const mulAdd: MulAdd = relaxed
-    ? f32x4.relaxedMulAdd
-    : (a, b, c) => f32x4.add(f32x4.mul(a, b), c);
-  const swizzle = relaxed ? i8x16.relaxedSwizzle : i8x16.swizzle;
+/**
+ * The module, with or without relaxed SIMD. With it, `bits` of quants are multiplied as
+ * bytes: 7, or 8 if this engine takes them as unsigned, see {@linkcode unsignedBytes}.
+ */
+export function wasmKernels(
+  relaxed: boolean,
+  bits: 7 | 8 = 7,
+): Uint8Array<ArrayBuffer> {
+  const instructions: Relaxed = relaxed
+    ? {
+      mulAdd: f32x4.relaxedMulAdd,
+      swizzle: i8x16.relaxedSwizzle,
+      bits,
+    }
+    : {
+      mulAdd: (a, b, c) => f32x4.add(f32x4.mul(a, b), c),
+      swizzle: i8x16.swizzle,
+    };
+  const { mulAdd } = instructions;
   const blocks = SIMD_FORMATS.filter(isBlocks);
   const floats = SIMD_FORMATS.filter((format): format is FloatFormat =>
     !isBlocks(format)
@@ -187,11 +206,12 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
   return assemble([
     ...floats.flatMap((format) => [dot(format, mulAdd), unpack(format)]),
     ...blocks.flatMap((format) => [
-      dotBlocks(format, { mulAdd, swizzle }),
-      unpackBlocks(format, { mulAdd, swizzle }),
+      dotBlocks(format, instructions),
+      unpackBlocks(format, instructions),
     ]),
     ...new Map(
-      blocks.map(({ simd }) => roundRow(simd)).map((made) => [made.name, made]),
+      blocks.map(({ simd }) => roundRow(simd, roundingOf(simd, instructions)))
+        .map((made) => [made.name, made]),
     ).values(),
     tiles(mulAdd),
     softmax(mulAdd),
@@ -199,6 +219,32 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
     unpackHeads(),
     swiglu(mulAdd),
   ]);
+}
+
+/**
+ * Whether this engine multiplies unsigned bytes right although relaxed SIMD only promises
+ * it below 128: x86's VNNI does, others take them as signed or let sums saturate. An
+ * engine must do the same each time.
+ */
+export function unsignedBytes(): boolean {
+  const f = new FunctionBuilder("multiply", { at: "i32" }),
+    { at } = f.parameters;
+  const bytes = (value: number) => v128.const(Array(16).fill(value));
+  const product = i32x4.relaxedDotAdd(bytes(128), bytes(255), f.ints(1));
+  const module = assemble([f.finish([v128.store()(at.get, product)])]);
+  if (!WebAssembly.validate(module)) return false;
+  const memory = new WebAssembly.Memory({
+    initial: 1,
+    maximum: 65536,
+    shared: true,
+  });
+  const { exports } = new WebAssembly.Instance(new WebAssembly.Module(module), {
+    work: { memory },
+  });
+  (exports.multiply as (at: number) => void)(0);
+  return new Int32Array(memory.buffer, 0, 4).every((sum) =>
+    sum === 1 - 4 * 128 * 255
+  );
 }
 
 /** Unpacks eight stored elements into two f32x4, in the order of their format. */
