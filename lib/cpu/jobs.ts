@@ -107,7 +107,12 @@ export function encodeAttention(job: AttentionJob): number[] {
 
 /** A job as a thread works on it. */
 export type Job =
-  | { kind: "matmul"; matmul: MatmulJob }
+  | {
+    kind: "matmul";
+    matmul: MatmulJob;
+    /** What reads w, once a chunk has needed it. */
+    reader?: MatrixReader;
+  }
   | { kind: "attention"; attention: AttentionJob };
 
 /** The job that {@link encodeMatmul} or {@link encodeAttention} encoded. */
@@ -249,19 +254,20 @@ export function runChunk(
   }
   const { matmul } = job, begin = index * matmul.chunk;
   const count = Math.min(matmul.n - begin, matmul.chunk);
-  multiply(kernels, matmul, begin, count, thread);
+  const w = job.reader ??= readerOf(kernels, matmul, thread);
+  multiply(kernels, matmul, w, begin, count, thread);
 }
 
 /** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
 function multiply(
   kernels: WasmKernels,
   job: Omit<MatmulJob, "n" | "chunk">,
+  w: MatrixReader,
   begin: number,
   count: number,
   thread: number,
 ): void {
   const { x, xBytes, rows, k, yBytes } = job, y = job.y + begin * 4;
-  const w = readerOf(kernels, job, thread);
   if (isDirect(SIMD_FORMATS[job.format], rows)) {
     const step = rows === 1 ? count : 4 * DOT_ROWS; // so that w is still in the cache for the next row of x
     for (let j = 0; j < count; j += step) {
@@ -297,6 +303,8 @@ function multiply(
     }
   }
 }
+
+const NO_COLUMNS: readonly number[] = [0];
 
 /** How cached heads of a sequence are read as f32. */
 interface HeadReader {
@@ -378,14 +386,18 @@ function readerOf(
   }
   const dot = kernels[`dotBlocks_${name}`];
   const unpack = kernels[`unpackBlocks_${name}`];
-  const planes = own.planes(k);
-  const at = (row: number, column: number) => {
-    const skipped = own.planes(column);
-    return [w, w1, w2, w3].map((address, p) =>
-      p < planes.length
-        ? address + row * planes[p].rowBytes + skipped[p].rowBytes
-        : 0
-    ) as Planes;
+  const [p0, p1 = 0, p2 = 0, p3 = 0] = own.planes(k)
+    .map(({ rowBytes }) => rowBytes);
+  const at = (row: number, column: number): Planes => {
+    const [c0, c1 = 0, c2 = 0, c3 = 0] = column === 0
+      ? NO_COLUMNS
+      : own.planes(column).map(({ rowBytes }) => rowBytes);
+    return [
+      w + row * p0 + c0,
+      w1 + row * p1 + c1,
+      w2 + row * p2 + c2,
+      w3 + row * p3 + c3,
+    ];
   };
   const mask = (k: number) => tailMask(k / own.simd.group % 4, "straight");
   const scratch = threadSpace(thread) + TILE * PANEL_BYTES;
@@ -443,23 +455,19 @@ function attention(
     const count = Math.min(step, rows * group - r);
     for (let p = 0; p < seen; p += keyBlock) {
       const n = Math.min(keyBlock, seen - p);
-      multiply(
-        kernels,
-        {
-          format: CACHED,
-          x: job.q + first + r * headBytes,
-          xBytes: headBytes,
-          rows: count,
-          w: read.heads(job.k, job.kScales, p, n),
-          ...{ w1: 0, w2: 0, w3: 0 },
-          k: headDim,
-          y: scores + 4 * p,
-          yBytes: scoreBytes,
-        },
-        0,
-        n,
-        thread,
-      );
+      const keys = {
+        format: CACHED,
+        x: job.q + first + r * headBytes,
+        xBytes: headBytes,
+        rows: count,
+        w: read.heads(job.k, job.kScales, p, n),
+        ...{ w1: 0, w2: 0, w3: 0 },
+        k: headDim,
+        y: scores + 4 * p,
+        yBytes: scoreBytes,
+      };
+      const w = readerOf(kernels, keys, thread);
+      multiply(kernels, keys, w, 0, n, thread);
     }
     for (let i = 0; i < count; i++) {
       const visible = position + Math.floor((r + i) / group) + 1;
