@@ -141,6 +141,8 @@ const DIRECT_ROWS = { floats: 16, blocks: 8 };
 /** Whether w is unpacked while it is multiplied by `rows` rows of x. */
 export const isDirect = (format: SimdFormat, rows: number): boolean =>
   rows < DIRECT_ROWS[isBlocks(format) ? "blocks" : "floats"];
+/** Bytes of w for several rows of x. Not measured: they fit an L1 cache of 32 KiB. */
+const WARM_BYTES = 1 << 15;
 /**
  * Columns unpacked at a time: TILE rows of w and of x fit in the L1 cache. Not measured:
  * six rows of 2 KiB take 12 KiB of 32.
@@ -258,6 +260,14 @@ export function runChunk(
   multiply(kernels, matmul, w, begin, count, thread);
 }
 
+/**
+ * Rows of w that are still in the cache when the next rows of x need them, of `rowBytes`
+ * each. Short ones are more, because the kernels read rows that are far apart.
+ */
+const warmRows = (rowBytes: number): number =>
+  4 * DOT_ROWS *
+  Math.max(1, Math.floor(WARM_BYTES / rowBytes / (4 * DOT_ROWS)));
+
 /** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
 function multiply(
   kernels: WasmKernels,
@@ -269,15 +279,14 @@ function multiply(
 ): void {
   const { x, xBytes, rows, k, yBytes } = job, y = job.y + begin * 4;
   if (isDirect(SIMD_FORMATS[job.format], rows)) {
-    const step = rows === 1 ? count : 4 * DOT_ROWS; // so that w is still in the cache for the next row of x
+    const height = w.dotPair ? 2 : 1;
+    const step = rows <= height ? count : warmRows(w.rowBytes);
     for (let j = 0; j < count; j += step) {
-      for (let r = 0; r < rows; r++) {
-        w.dot(
-          x + r * xBytes,
-          begin + j,
-          Math.min(step, count - j),
-          y + r * yBytes + 4 * j,
-        );
+      const n = Math.min(step, count - j);
+      for (let r = 0; r < rows; r += height) {
+        const from = x + r * xBytes, to = y + r * yBytes + 4 * j;
+        if (r + height > rows || !w.dotPair) w.dot(from, begin + j, n, to);
+        else w.dotPair(from, xBytes, begin + j, n, to, yBytes);
       }
     }
     return;
@@ -346,8 +355,19 @@ function headReader(
 
 /** The kernels that read a matrix. */
 interface MatrixReader {
+  /** Bytes of a row of w. */
+  readonly rowBytes: number;
   /** `y[j] = x · w[row + j]` for `n` rows of w. */
   dot(x: number, row: number, n: number, y: number): void;
+  /** The same for two rows of x, `xBytes` apart; absent if that takes as long as one by one. */
+  dotPair?(
+    x: number,
+    xBytes: number,
+    row: number,
+    n: number,
+    y: number,
+    yBytes: number,
+  ): void;
   /** Unpacks `width` columns of `n` rows, from column `column` on, to a panel. */
   unpack(
     row: number,
@@ -368,10 +388,14 @@ function readerOf(
     const { simd } = own as Format & { simd: SimdReader };
     const [{ rowBytes }] = own.planes(k), { bytes, order } = simd;
     const dot = kernels[`dot_${name}`], mask = tailMask(k % 8, order);
+    const pair = kernels[`dotPair_${name}`];
     const unpack = kernels[`unpack_${name}`];
     return {
+      rowBytes,
       dot: (x, row, n, y) =>
-        dot(x, w + row * rowBytes, rowBytes, n, k, mask, y),
+        dot(x, w + row * rowBytes, rowBytes, n, k, mask, y, 0, 0),
+      dotPair: (x, xBytes, row, n, y, yBytes) =>
+        pair(x, w + row * rowBytes, rowBytes, n, k, mask, y, xBytes, yBytes),
       unpack: (row, n, column, width, panel) =>
         unpack(
           w + row * rowBytes + column / 8 * bytes,
@@ -402,6 +426,7 @@ function readerOf(
   const mask = (k: number) => tailMask(k / own.simd.group % 4, "straight");
   const scratch = threadSpace(thread) + TILE * PANEL_BYTES;
   return {
+    rowBytes: p0 + p1 + p2 + p3,
     dot: (x, row, n, y) => dot(...at(row, 0), x, n, k, mask(k), y, scratch),
     unpack: (row, n, column, width, panel) =>
       unpack(

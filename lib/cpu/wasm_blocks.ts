@@ -315,7 +315,7 @@ export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
         row: (r) => far.row(i32.const(r)),
         factors: (r) => i32.add(factorsAt, i32.mul(bytes.get, i32.const(r))),
       }),
-      ...far.store(y, totals.map((total) => total.get)),
+      ...far.store(y.get, totals.map((total) => total.get)),
     ]),
   ]);
 }

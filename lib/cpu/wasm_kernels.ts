@@ -60,8 +60,11 @@ export type Planes = [number, number, number, number];
 /** What the module exports. */
 export type WasmKernels =
   & {
-    /** `y[j] = x · w[j]` for one row of x and `n` rows of w; used for few rows of x. */
-    [format: `dot_${string}`]: (
+    /**
+     * `y[j] = x · w[j]` for one row of x, or a pair, `xBytes` apart, and `n` rows of w; used
+     * for few rows of x. Results of a pair are `yBytes` apart.
+     */
+    [format: `dot_${string}` | `dotPair_${string}`]: (
       x: number,
       w: number,
       rowBytes: number,
@@ -69,6 +72,8 @@ export type WasmKernels =
       k: number,
       tailMask: number,
       y: number,
+      xBytes: number,
+      yBytes: number,
     ) => void;
   }
   & {
@@ -204,7 +209,11 @@ export function wasmKernels(
     !isBlocks(format)
   );
   return assemble([
-    ...floats.flatMap((format) => [dot(format, mulAdd), unpack(format)]),
+    ...floats.flatMap((format) => [
+      dot(format, mulAdd, 1),
+      dot(format, mulAdd, 2),
+      unpack(format),
+    ]),
     ...blocks.flatMap((format) => [
       dotBlocks(format, instructions),
       unpackBlocks(format, instructions),
@@ -273,33 +282,50 @@ class Unpacker {
   }
 }
 
-function dot(format: FloatFormat, mulAdd: MulAdd) {
-  const f = new FunctionBuilder(`dot_${format.name}`, {
-    x: "i32",
-    w: "i32",
-    rowBytes: "i32",
-    n: "i32",
-    k: "i32",
-    tailMask: "i32",
-    y: "i32",
-  });
-  const { x, w, rowBytes, n, k, tailMask, y } = f.parameters;
-  const [at, end] = times(2, () => f.local("i32")), far = new FarRows(f, n);
+/** Builds `WasmKernels.dot_…` for one row of x, `dotPair_…` for two. */
+function dot(format: FloatFormat, mulAdd: MulAdd, height: 1 | 2) {
+  const f = new FunctionBuilder(
+    `${height === 1 ? "dot" : "dotPair"}_${format.name}`,
+    {
+      x: "i32",
+      w: "i32",
+      rowBytes: "i32",
+      n: "i32",
+      k: "i32",
+      tailMask: "i32",
+      y: "i32",
+      xBytes: "i32",
+      yBytes: "i32",
+    },
+  );
+  const { x, w, rowBytes, n, k, tailMask, y, xBytes, yBytes } = f.parameters;
+  const end = f.local("i32"), far = new FarRows(f, n);
+  const at = times(height, () => f.local("i32"));
   const rows = times(DOT_ROWS, () => f.local("i32"));
-  const xs = times(2, () => f.local("v128"));
+  const xs = times(height, () => times(2, () => f.local("v128")));
   const unpacker = new Unpacker(format.simd, f);
-  const sums = times(DOT_ROWS, () => times(2, () => f.local("v128")));
+  // One row of x alone has a sum for each half, as it takes as many to hide their latency.
+  const halves = 2 / height;
+  const sums = times(
+    DOT_ROWS,
+    () => times(height, () => times(halves, () => f.local("v128"))),
+  );
 
   const step = (mask?: Code): Code[] => [
-    ...xs.map((half, h) => half.set(v128.load(16 * h)(at.get))),
+    ...xs.flatMap((own, i) =>
+      own.map((half, h) => half.set(v128.load(16 * h)(at[i].get)))
+    ),
     ...rows.flatMap((row, r) => [
       ...unpacker.load(row.get, mask),
-      ...unpacker.halves.map((half, h) =>
-        sums[r][h].set(mulAdd(half.get, xs[h].get, sums[r][h].get))
+      ...xs.flatMap((own, i) =>
+        unpacker.halves.map((half, h) => {
+          const sum = sums[r][i][h % halves];
+          return sum.set(mulAdd(half.get, own[h].get, sum.get));
+        })
       ),
       increase(row, format.simd.bytes),
     ]),
-    increase(at, 32),
+    ...at.map((at) => increase(at, 32)),
   ];
   return f.finish([
     end.set(groupsEnd(x, k)),
@@ -309,11 +335,18 @@ function dot(format: FloatFormat, mulAdd: MulAdd) {
           i32.add(w.get, i32.mul(rowBytes.get, far.row(i32.const(r)))),
         )
       ),
-      ...sums.flat().map((sum) => sum.set(f.floats(0))),
-      at.set(x.get),
-      loop(i32.lessUnsigned(at.get, end.get), step()),
+      ...sums.flat(2).map((sum) => sum.set(f.floats(0))),
+      ...at.map((at, i) => at.set(i ? i32.add(x.get, xBytes.get) : x.get)),
+      loop(i32.lessUnsigned(at[0].get, end.get), step()),
       branch(tailMask.get, step(tailMask.get)),
-      ...far.store(y, sums.map(([a, b]) => f32x4.add(a.get, b.get))),
+      ...at.flatMap((_, i) =>
+        far.store(
+          i ? i32.add(y.get, yBytes.get) : y.get,
+          sums.map((row) =>
+            row[i].map(({ get }) => get).reduce((a, b) => f32x4.add(a, b))
+          ),
+        )
+      ),
     ]),
   ]);
 }
