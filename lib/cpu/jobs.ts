@@ -359,7 +359,7 @@ interface MatrixReader {
   readonly rowBytes: number;
   /** `y[j] = x · w[row + j]` for `n` rows of w. */
   dot(x: number, row: number, n: number, y: number): void;
-  /** The same for two rows of x, `xBytes` apart; absent if that takes as long as one by one. */
+  /** `dot` for two rows of x, `xBytes` apart; absent if one by one they take as long. */
   dotPair?(
     x: number,
     xBytes: number,

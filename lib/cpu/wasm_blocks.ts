@@ -439,7 +439,7 @@ function wordsOfGroup(
   ];
 }
 
-/** The same with quants as unsigned bytes, and x as bytes. */
+/** Multiplies group `g` of a span by quants as unsigned bytes, x being in bytes too. */
 function bytesOfGroup(
   reader: Reader<string>,
   g: number,
